@@ -1,0 +1,52 @@
+"""Gradience: flight recorder and mechanic for LoRA fine-tuning."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from gradience.audit import audit_adapter
+    from gradience.check import check_config
+    from gradience.errors import AdapterError, ConfigError, GradienceError, RecorderError, SchemaError
+    from gradience.monitor import monitor_run
+    from gradience.telemetry.reader import TelemetryReader
+    from gradience.telemetry.writer import TelemetryWriter
+
+_HOMES = {
+    "AdapterError": "gradience.errors",
+    "ConfigError": "gradience.errors",
+    "GradienceError": "gradience.errors",
+    "RecorderError": "gradience.errors",
+    "SchemaError": "gradience.errors",
+    "TelemetryReader": "gradience.telemetry.reader",
+    "TelemetryWriter": "gradience.telemetry.writer",
+    "audit_adapter": "gradience.audit",
+    "check_config": "gradience.check",
+    "monitor_run": "gradience.monitor",
+}
+
+__all__ = [
+    "AdapterError",
+    "ConfigError",
+    "GradienceError",
+    "RecorderError",
+    "SchemaError",
+    "TelemetryReader",
+    "TelemetryWriter",
+    "audit_adapter",
+    "check_config",
+    "monitor_run",
+]
+
+
+def __getattr__(name: str) -> object:
+    """Import a public name on first use, so that `import gradience` costs nothing (PEP 562)."""
+    if name not in _HOMES:
+        message = f"module {__name__!r} has no attribute {name!r}"
+        raise AttributeError(message)
+    return getattr(import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,0 +1,9 @@
+"""``python -m gradience``."""
+
+from __future__ import annotations
+
+import sys
+
+from gradience.cli.main import main
+
+sys.exit(main())

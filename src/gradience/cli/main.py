@@ -1,0 +1,70 @@
+"""The ``gradience`` command: a table of lazily imported commands, and the exit codes.
+
+Exit codes: 0 done, 1 findings at or above ``--fail-on``, 2 unusable input or usage.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from importlib.metadata import version
+
+from cyclopts import App
+from cyclopts.exceptions import CycloptsError
+
+from gradience.errors import GradienceError
+
+__all__ = ["COMMANDS", "UNUSABLE", "build_app", "main"]
+
+UNUSABLE = 2
+
+COMMANDS = {
+    "check": "gradience.cli.check:check",
+    "monitor": "gradience.cli.monitor:monitor",
+    "audit": "gradience.cli.audit:audit",
+    "validate": "gradience.cli.validate:validate",
+    "schema": "gradience.cli.schema:schema",
+}
+
+_HELP = {
+    "check": "Validate a PEFT and training configuration before burning compute.",
+    "monitor": "Summarise a run from its telemetry (run.jsonl).",
+    "audit": "Analyse a trained adapter for waste, and for what is wrong with it.",
+    "validate": "Check every line of a run.jsonl against the telemetry schema.",
+    "schema": "Print a JSON Schema: telemetry, audit, check, monitor or validate.",
+}
+
+
+def build_app() -> App:
+    """Return the command table; a command's module is imported when it runs."""
+    app = App(
+        name="gradience",
+        help="Flight recorder and mechanic for LoRA fine-tuning. It instruments; you decide.",
+        version=lambda: version("gradience"),
+        help_format="plaintext",
+        result_action="return_value",
+    )
+    for name, target in COMMANDS.items():
+        app.command(target, name=name, help=_HELP[name])
+    return app
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code; errors meant for the user become one line and a 2."""
+    tokens = list(sys.argv[1:] if argv is None else argv)
+    try:
+        result = build_app()(tokens, exit_on_error=False, print_error=False)
+    except CycloptsError as error:
+        return _fail(str(error), "see 'gradience --help', or --help after a command")
+    except GradienceError as error:
+        return _fail(str(error), error.advice)
+    except BrokenPipeError:
+        sys.stderr.close()  # the reader went away (`| head`): not an error worth a message
+        return 0
+    return result if isinstance(result, int) else 0
+
+
+def _fail(message: str, advice: str) -> int:
+    tail = f" ({advice})" if advice else ""
+    sys.stderr.write(f"gradience: {' '.join(message.split())}{tail}\n")
+    return UNUSABLE

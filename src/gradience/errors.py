@@ -1,0 +1,29 @@
+"""Errors a caller can act on: each says what is wrong and carries one line of advice."""
+
+from __future__ import annotations
+
+__all__ = ["AdapterError", "ConfigError", "GradienceError", "RecorderError", "SchemaError"]
+
+
+class GradienceError(Exception):
+    """Base of every error raised on purpose; ``advice`` is one line saying what to do, or empty."""
+
+    def __init__(self, message: str, *, advice: str = "") -> None:
+        super().__init__(message)
+        self.advice = advice
+
+
+class SchemaError(GradienceError):
+    """A document does not follow its schema."""
+
+
+class AdapterError(GradienceError):
+    """An adapter folder or weights file cannot be read."""
+
+
+class RecorderError(GradienceError):
+    """A telemetry log cannot be written or read."""
+
+
+class ConfigError(GradienceError):
+    """A configuration file cannot be read or understood."""

@@ -1,0 +1,1 @@
+"""Judgement: pure functions from schema Structs to findings. Every threshold carries its source."""

@@ -1,0 +1,1 @@
+"""Structs to words. Nothing here prints, reads a file or judges."""

@@ -1,0 +1,202 @@
+"""The audit of one adapter: what is in the file, and what its update looks like."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import msgspec
+from msgspec import Meta
+
+from gradience.schema.findings import Finding
+from gradience.schema.scalars import Fraction, NonNegativeInt, Real
+
+__all__ = [
+    "AUDIT_SCHEMA_ID",
+    "AuditReport",
+    "AuditSummary",
+    "GroupSummary",
+    "Health",
+    "LayerSummary",
+    "LedgerEntry",
+    "ModuleAudit",
+    "NotAnalysed",
+    "RankRules",
+    "SuggestedRank",
+]
+
+AUDIT_SCHEMA_ID = "gradience.audit/v1"
+
+ModuleType = Annotated[str, Meta(description="`attn`, `mlp`, `embedding`, `conv` or `other`.")]
+Rank = Annotated[int, Meta(ge=0)]
+StableRank = Annotated[float, Meta(ge=0.0, description="sum(sigma^2) / sigma_1^2; null for a zero update.")]
+
+Role = Literal[
+    "lora_pair",
+    "magnitude",
+    "bias",
+    "full_module",
+    "token_rows",
+    "base_copy",
+    "scale",
+    "not_analysed",
+    "unknown",
+]
+
+
+class ModuleAudit(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True):
+    """The update dW = s B A of one module. Ratios are null for a zero or non-finite update."""
+
+    name: Annotated[str, Meta(description="Module path without `base_model.model.`.")]
+    module_type: ModuleType
+    layer: NonNegativeInt | None = None
+    kind: Annotated[str, Meta(description="How the update is stored: `linear`, `embedding`, `conv`, ...")] = "linear"
+    shape: Annotated[list[int], Meta(description="Rows and columns of dW.")]
+    r: Annotated[Rank, Meta(description="Rank on disk.")]
+    alpha: Real | None = None
+    scaling: Annotated[Real, Meta(description="s in dW = s B A.")]
+    params: Annotated[NonNegativeInt, Meta(description="Parameters of the factors.")]
+    stable_rank: StableRank | None = None
+    effective_rank: (
+        Annotated[float, Meta(description="exp(entropy of sigma / sum sigma).")] | None
+    ) = None
+    participation_ratio: (
+        Annotated[float, Meta(description="(sum sigma^2)^2 / sum sigma^4.")] | None
+    ) = None
+    utilization: Annotated[float, Meta(description="stable_rank / r.")] | None = None
+    energy_rank_90: Annotated[Rank, Meta(description="Least k holding 90 % of sum sigma^2.")] | None = None
+    energy_rank_95: Rank | None = None
+    energy_rank_99: Rank | None = None
+    spectral_norm: Annotated[Real, Meta(description="sigma_1 of dW, scaled.")]
+    frobenius_norm: Annotated[Real, Meta(description="Frobenius norm of dW, scaled.")]
+    relative_errors: Annotated[
+        dict[str, float],
+        Meta(description="Relative Frobenius error of the best rank-k update, by bucket k < r."),
+    ] = {}
+    null_stable_rank: (
+        Annotated[float, Meta(description="Stable rank expected of random factors of this shape.")] | None
+    ) = None
+    energy_share: (
+        Annotated[Fraction, Meta(description="Share of the adapter's sum of squared Frobenius norms.")] | None
+    ) = None
+    top_singular_values: Annotated[list[float], Meta(description="Largest first, scaled.")] = []
+    udr: Annotated[Real, Meta(description="norm2(dW) / norm2(W); null without base.")] | None = None
+    sdi: Annotated[Real, Meta(description="log10(udr).")] | None = None
+    relative_frobenius: Real | None = None
+    state: Annotated[
+        Literal["ok", "zero", "non_finite"], Meta(description="`zero`: the module was never trained.")
+    ] = "ok"
+
+
+class GroupSummary(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True):
+    """Means over the modules of one type. Only finite, non-zero updates enter a mean."""
+
+    n: NonNegativeInt
+    params: NonNegativeInt
+    stable_rank_mean: float | None = None
+    effective_rank_mean: float | None = None
+    utilization_mean: float | None = None
+    energy_rank_90_p50: float | None = None
+    energy_share: Fraction | None = None
+
+
+class LayerSummary(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True):
+    """One layer of the network: its share of the update."""
+
+    layer: NonNegativeInt
+    n: NonNegativeInt
+    stable_rank_mean: float | None = None
+    energy_share: Fraction | None = None
+
+
+class RankRules(msgspec.Struct, kw_only=True, frozen=True):
+    """What each rule in use would keep, as a median over modules, unrounded."""
+
+    energy_90: float
+    effective_rank: float
+    stable_rank_ceiling: float
+    knee: float
+
+
+class SuggestedRank(msgspec.Struct, kw_only=True, frozen=True):
+    """A rank to compress to after training, and what it would cost and save. Verify with an evaluation."""
+
+    rank: Rank
+    energy_kept: Annotated[Fraction, Meta(description="Share of the adapter's squared Frobenius norm kept.")]
+    relative_error: Annotated[Fraction, Meta(description="sqrt(1 - energy_kept).")]
+    relative_error_worst: Annotated[Fraction, Meta(description="The same for the worst module.")]
+    params_saved: NonNegativeInt
+
+
+class AuditSummary(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True):
+    """The adapter in a few numbers. Only finite, non-zero updates enter a mean."""
+
+    total_lora_params: NonNegativeInt
+    n_layers: Annotated[NonNegativeInt, Meta(description="Adapted modules, as logs in the wild count.")]
+    stable_rank_mean: float | None = None
+    stable_rank_median: float | None = None
+    stable_rank_weighted_mean: (
+        Annotated[float, Meta(description="Weighted by the parameters of each module.")] | None
+    ) = None
+    effective_rank_mean: float | None = None
+    utilization_mean: float | None = None
+    energy_rank_90_p50: float | None = None
+    energy_rank_90_p90: float | None = None
+    by_type: dict[str, GroupSummary] = {}
+    suggested_r_global_median: (
+        Annotated[Rank, Meta(description="Bucket of the median of energy_rank_90.")] | None
+    ) = None
+    suggested_r_global_90: (
+        Annotated[Rank, Meta(description="Bucket of the 90th percentile of energy_rank_90.")] | None
+    ) = None
+    energy_concentration: (
+        Annotated[Fraction, Meta(description="Herfindahl index of the energy shares of modules.")] | None
+    ) = None
+
+
+class Health(msgspec.Struct, kw_only=True, frozen=True):
+    """Whether the adapter is in order, before any number about it."""
+
+    verdict: Literal["trained", "near_untrained", "untrained", "partial", "random_like", "broken", "not_analysed"]
+    reason: str
+
+
+class LedgerEntry(msgspec.Struct, kw_only=True, frozen=True):
+    """All tensors of one role."""
+
+    role: Role
+    tensors: NonNegativeInt
+    params: NonNegativeInt
+    bytes: NonNegativeInt
+    share: Annotated[Fraction, Meta(description="Share of the file's tensor bytes.")]
+
+
+class NotAnalysed(msgspec.Struct, kw_only=True, frozen=True):
+    """A tensor or group of tensors that no number here speaks of, and why."""
+
+    name: str
+    reason: str
+
+
+class AuditReport(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True):
+    """The audit of one adapter, as `gradience audit --json` prints it."""
+
+    schema: Literal[AUDIT_SCHEMA_ID]
+    peft_dir: str
+    config_path: str | None = None
+    weights_path: Annotated[str, Meta(description="As given; further files are in `weights_paths`.")]
+    weights_paths: list[str] = []
+    format: Annotated[str, Meta(description="`peft`, `mlx`, `kohya`, `diffusers`.")]
+    peft_type: str | None = None
+    base_model: str | None = None
+    health: Health
+    summary: AuditSummary
+    suggested: Annotated[
+        dict[str, SuggestedRank], Meta(description="`median` (most modules) and `p90` (worst-case tail).")
+    ] = {}
+    rank_rules: RankRules | None = None
+    modules: list[ModuleAudit] = []
+    layers: list[LayerSummary] = []
+    ledger: list[LedgerEntry] = []
+    not_analysed: list[NotAnalysed] = []
+    findings: list[Finding] = []
+    notes: list[str] = []

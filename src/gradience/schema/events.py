@@ -1,0 +1,167 @@
+"""The lines of a ``run.jsonl``: one typed event each.
+
+On the wire ``extras`` of a train step and of evaluation metrics are not nested: their keys stand
+beside the known ones. The codec in ``telemetry`` folds and unfolds them.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, TypeAlias
+
+import msgspec
+from msgspec import Meta
+
+from gradience.schema.config import ConfigSnapshot
+from gradience.schema.scalars import (
+    SCHEMA_ID,
+    Fraction,
+    Json,
+    NonNegativeInt,
+    Real,
+    Severity,
+    Status,
+)
+
+__all__ = [
+    "EVENT_TYPES",
+    "Alert",
+    "Eval",
+    "EvalMetrics",
+    "Event",
+    "EventBase",
+    "Metrics",
+    "Recommendation",
+    "RecommendationItem",
+    "RunEnd",
+    "RunStart",
+    "TrainStep",
+    "UnknownEvent",
+]
+
+FlatExtras = Annotated[
+    dict[str, Json], Meta(description="Further values; on the wire they stand beside the known keys.")
+]
+
+
+class EventBase(
+    msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True, tag_field="event", gc=False
+):
+    """The envelope of every line."""
+
+    schema: Annotated[Literal[SCHEMA_ID], Meta(description="Names the format and its major version.")]
+    ts: Annotated[
+        Real | None,
+        Meta(description="Unix seconds, UTC. Null where the source had no clock; never invented."),
+    ]
+    run_id: Annotated[str, Meta(description="One per run; kept across resume.", min_length=1)]
+    step: Annotated[NonNegativeInt | None, Meta(description="Optimizer step; null outside of training.")]
+    seq: (
+        Annotated[
+            NonNegativeInt,
+            Meta(description="Counts the lines of a session from 0: tells loss, duplicates, interleaving."),
+        ]
+        | None
+    ) = None
+    session: Annotated[str, Meta(description="One per process start of the writer.")] | None = None
+
+
+class RunStart(EventBase, tag="run_start"):
+    """A run begins, or goes on after an interruption."""
+
+    config: ConfigSnapshot
+    meta: Annotated[dict[str, Json], Meta(description="Framework, versions, provenance.")] = {}
+    resumed_from_step: (
+        Annotated[
+            NonNegativeInt,
+            Meta(description="Set on resume: rows of this run with a later step, written before, are superseded."),
+        ]
+        | None
+    ) = None
+
+
+class TrainStep(EventBase, tag="train_step"):
+    """One logged row of training."""
+
+    loss: Annotated[Real, Meta(description="Training loss as the trainer reports it.")] | None = None
+    lr: Annotated[Real | list[Real], Meta(description="Learning rate used; a list is one per group.")] | None = (
+        None
+    )
+    grad_norm: Annotated[Real, Meta(description="Norm of the gradient before clipping.")] | None = None
+    epoch: Annotated[Real, Meta(description="Passes over the data so far.")] | None = None
+    extras: FlatExtras = {}
+
+
+class EvalMetrics(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True, gc=False):
+    """What one evaluation measured."""
+
+    loss: Annotated[Real, Meta(description="Mean loss, nats.")] | None = None
+    ppl: Annotated[Real, Meta(description="exp(loss).")] | None = None
+    accuracy: Annotated[Real, Meta(description="Fraction correct, 0 to 1.")] | None = None
+    n: Annotated[NonNegativeInt, Meta(description="Examples evaluated.")] | None = None
+    extras: FlatExtras = {}
+
+
+class Eval(EventBase, tag="eval"):
+    """One evaluation of one split."""
+
+    split: Annotated[str, Meta(description="`train`, `test`, `eval`, or the name of a data set.")]
+    metrics: EvalMetrics
+
+
+class Metrics(EventBase, tag="metrics"):
+    """A block of numbers of a named kind: `lora_audit`, `spectral`, `guard`, `train_summary`, ..."""
+
+    kind: str
+    metrics: dict[str, Json]
+
+
+class Alert(EventBase, tag="alert"):
+    """Something the writer wants a person to see."""
+
+    severity: Severity
+    code: Annotated[str, Meta(description="Stable id of the condition.")]
+    message: str
+    context: dict[str, Json] = {}
+
+
+class RecommendationItem(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True):
+    """One thing to consider, with its grounds."""
+
+    severity: Severity
+    action: Annotated[str, Meta(description="Stable id of what is suggested.")]
+    message: str
+    rationale: str | None = None
+    confidence: Fraction | None = None
+    scope: str | None = None
+    evidence: dict[str, Json] = {}
+
+
+class Recommendation(EventBase, tag="recommendation"):
+    """Suggestions made at one point of the run."""
+
+    recommendations: list[RecommendationItem]
+
+
+class RunEnd(EventBase, tag="run_end"):
+    """The run is over, in order or not."""
+
+    status: Status
+    reason: str | None = None
+
+
+class UnknownEvent(msgspec.Struct, kw_only=True, frozen=True):
+    """A line of this major version whose event name this reader does not know: kept, counted."""
+
+    event: str
+    ts: Real | None
+    run_id: str
+    step: NonNegativeInt | None
+    payload: dict[str, Json]
+
+
+Event: TypeAlias = RunStart | TrainStep | Eval | Metrics | Alert | Recommendation | RunEnd
+
+EVENT_TYPES: dict[str, type[EventBase]] = {
+    str(cls.__struct_config__.tag): cls
+    for cls in (RunStart, TrainStep, Eval, Metrics, Alert, Recommendation, RunEnd)
+}

@@ -1,0 +1,41 @@
+"""What a judgement says: one finding, its grounds, and the checks that could not run."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import msgspec
+from msgspec import Meta
+
+from gradience.schema.scalars import Fraction, Json, Severity
+
+__all__ = ["Evidence", "Finding", "NotRun"]
+
+
+class Evidence(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True):
+    """One ground of a finding: a source in the literature, or a value seen in the input."""
+
+    source: Annotated[str, Meta(description="Paper, document, experiment; or the place in the input.")]
+    says: Annotated[str, Meta(description="What the source says, with its numbers.")]
+
+
+class Finding(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True):
+    """One thing to look at. A hypothesis with its evidence: the user decides."""
+
+    id: Annotated[str, Meta(description="Stable id of the rule, such as `LR001`.")]
+    severity: Severity
+    message: Annotated[str, Meta(description="One sentence: what was seen.")]
+    action: Annotated[str, Meta(description="What to consider doing.")] | None = None
+    rationale: Annotated[str, Meta(description="Why it matters.")] | None = None
+    confidence: Fraction | None = None
+    scope: Annotated[str, Meta(description="Where the rule applies.")] | None = None
+    verify: Annotated[str, Meta(description="What would confirm or refute it.")] | None = None
+    evidence: list[Evidence] = []
+    values: Annotated[dict[str, Json], Meta(description="The numbers the rule looked at.")] = {}
+
+
+class NotRun(msgspec.Struct, kw_only=True, frozen=True):
+    """A check that could not run, and why: silence is not a pass."""
+
+    id: str
+    reason: str

@@ -1,0 +1,138 @@
+"""What ``check``, ``monitor`` and ``validate`` print as JSON."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import msgspec
+from msgspec import Meta
+
+from gradience.schema.config import ConfigSnapshot
+from gradience.schema.events import Alert, EvalMetrics
+from gradience.schema.findings import Finding, NotRun
+from gradience.schema.scalars import Json, NonNegativeInt, Real
+
+__all__ = [
+    "CHECK_SCHEMA_ID",
+    "MONITOR_SCHEMA_ID",
+    "VALIDATE_SCHEMA_ID",
+    "BadLine",
+    "CheckReport",
+    "EvalPoint",
+    "GapReading",
+    "MonitorReport",
+    "SourceFile",
+    "TrainSummary",
+    "ValidateReport",
+]
+
+CHECK_SCHEMA_ID = "gradience.check/v1"
+MONITOR_SCHEMA_ID = "gradience.monitor/v1"
+VALIDATE_SCHEMA_ID = "gradience.validate/v1"
+
+
+class SourceFile(msgspec.Struct, kw_only=True, frozen=True):
+    """A file that was read, and what for."""
+
+    role: str
+    path: str
+
+
+class CheckReport(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True):
+    """A configuration as understood, and what the rules say of it."""
+
+    schema: Literal[CHECK_SCHEMA_ID]
+    sources: list[SourceFile] = []
+    config: ConfigSnapshot
+    derived: Annotated[
+        dict[str, Real], Meta(description="Quantities computed from the config: scaling, effective batch, ...")
+    ] = {}
+    findings: list[Finding] = []
+    not_run: list[NotRun] = []
+    unknown_keys: Annotated[list[str], Meta(description="Keys of the input that no rule reads.")] = []
+
+
+class BadLine(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True):
+    """A line that is not an event."""
+
+    line: Annotated[int, Meta(ge=1)]
+    offset: Annotated[NonNegativeInt, Meta(description="Byte offset of the line's start.")]
+    reason: str
+    path: Annotated[str, Meta(description="Where in the document, as `$.a.b`.")] | None = None
+    torn: Annotated[bool, Meta(description="The last line, cut off before its newline.")] = False
+    expected: str | None = None
+    got: str | None = None
+
+
+class EvalPoint(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True):
+    """The newest evaluation of one split."""
+
+    split: str
+    step: NonNegativeInt | None
+    metrics: EvalMetrics
+
+
+class GapReading(msgspec.Struct, kw_only=True, frozen=True):
+    """Train against held-out, at the newest step both were measured, else their newest."""
+
+    train_split: str
+    test_split: str
+    ratio: Annotated[Real, Meta(description="Held-out perplexity over train perplexity.")]
+    nats: Annotated[Real, Meta(description="Held-out loss minus train loss.")]
+    same_step: bool
+
+
+class TrainSummary(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True):
+    """The training rows of a run."""
+
+    rows: NonNegativeInt
+    superseded_rows: NonNegativeInt = 0
+    non_finite_rows: NonNegativeInt = 0
+    first_step: NonNegativeInt | None = None
+    last_step: NonNegativeInt | None = None
+    first_loss: Real | None = None
+    last_loss: Real | None = None
+    min_loss: Real | None = None
+    min_loss_step: NonNegativeInt | None = None
+    max_lr: Real | None = None
+    duration_s: Annotated[float, Meta(description="Newest minus oldest clock reading.")] | None = None
+
+
+class MonitorReport(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True):
+    """The high-level story of one run, as `gradience monitor --json` prints it."""
+
+    schema: Literal[MONITOR_SCHEMA_ID]
+    file: str
+    run_id: str | None = None
+    other_runs: Annotated[list[str], Meta(description="Other runs in the same log.")] = []
+    sessions: Annotated[NonNegativeInt, Meta(description="Process starts seen; 0 where not recorded.")] = 0
+    config: ConfigSnapshot
+    status: Annotated[str, Meta(description="Status of run_end, or `no_run_end`.")]
+    status_reason: str | None = None
+    events: Annotated[dict[str, int], Meta(description="Events of the file by name.")] = {}
+    train: TrainSummary
+    evals: list[EvalPoint] = []
+    gap: GapReading | None = None
+    lora_audit: dict[str, Json] | None = None
+    lora_audit_step: NonNegativeInt | None = None
+    alerts: list[Alert] = []
+    recommendations: list[Json] = []
+    findings: list[Finding] = []
+    not_run: list[NotRun] = []
+    issues: list[BadLine] = []
+    issues_total: NonNegativeInt = 0
+    notes: list[str] = []
+
+
+class ValidateReport(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True):
+    """Whether a log follows the schema, and where not."""
+
+    schema: Literal[VALIDATE_SCHEMA_ID]
+    file: str
+    valid: bool
+    lines: NonNegativeInt
+    events: dict[str, int] = {}
+    unknown_events: dict[str, int] = {}
+    issues: list[BadLine] = []
+    issues_total: NonNegativeInt = 0
+    notes: list[str] = []

@@ -1,0 +1,67 @@
+"""Numbers and identifiers every Struct shares."""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated, Any, Final, Literal, TypeAlias
+
+from msgspec import Meta
+
+__all__ = [
+    "SCHEMA_ID",
+    "SCHEMA_PREFIX",
+    "Fraction",
+    "Json",
+    "NonFinite",
+    "NonNegativeInt",
+    "Real",
+    "Severity",
+    "Status",
+    "TaskProfile",
+    "as_float",
+    "real",
+]
+
+SCHEMA_ID: Final = "gradience.vnext.telemetry/v1"
+SCHEMA_PREFIX: Final = "gradience.vnext.telemetry/"
+
+Json: TypeAlias = Any  # any JSON value: msgspec cannot express the recursive alias
+
+NonFinite: TypeAlias = Literal["NaN", "Infinity", "-Infinity"]
+
+Real: TypeAlias = Annotated[
+    float | NonFinite,
+    Meta(description='A number, or "NaN", "Infinity", "-Infinity": JSON has no non-finite numbers.'),
+]
+
+NonNegativeInt: TypeAlias = Annotated[int, Meta(ge=0)]
+
+Fraction: TypeAlias = Annotated[float, Meta(ge=0.0, le=1.0)]
+
+Severity: TypeAlias = Literal["info", "warning", "error", "critical"]
+
+Status: TypeAlias = Literal["ok", "aborted", "error", "interrupted", "unknown"]
+
+TaskProfile: TypeAlias = Literal["easy_classification", "hard_reasoning", "generation", "unknown"]
+
+
+def real(value: float) -> float | NonFinite:
+    """Return the value as it goes on the wire: itself if finite, else its name.
+
+    >>> real(0.5), real(float("-inf"))
+    (0.5, '-Infinity')
+    """
+    if math.isfinite(value):
+        return value
+    if math.isnan(value):
+        return "NaN"
+    return "Infinity" if value > 0 else "-Infinity"
+
+
+def as_float(value: float | NonFinite) -> float:
+    """Return the Python float that a value on the wire stands for.
+
+    >>> as_float("Infinity")
+    inf
+    """
+    return float(value)
