@@ -12,7 +12,6 @@ from gradience.schema.audit import (
     LedgerEntry,
     ModuleAudit,
     NotAnalysed,
-    RankRules,
     SuggestedRank,
 )
 from gradience.schema.config import ConfigSnapshot, LoraSnapshot, OptimizerSnapshot, TrainingSnapshot
@@ -80,7 +79,6 @@ __all__ = [
     "NotAnalysed",
     "NotRun",
     "OptimizerSnapshot",
-    "RankRules",
     "Real",
     "Recommendation",
     "RecommendationItem",

@@ -20,7 +20,6 @@ __all__ = [
     "LedgerEntry",
     "ModuleAudit",
     "NotAnalysed",
-    "RankRules",
     "SuggestedRank",
 ]
 
@@ -108,15 +107,6 @@ class LayerSummary(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True
     energy_share: Fraction | None = None
 
 
-class RankRules(msgspec.Struct, kw_only=True, frozen=True):
-    """What each rule in use would keep, as a median over modules, unrounded."""
-
-    energy_90: float
-    effective_rank: float
-    stable_rank_ceiling: float
-    knee: float
-
-
 class SuggestedRank(msgspec.Struct, kw_only=True, frozen=True):
     """A rank to compress to after training, and what it would cost and save. Verify with an evaluation."""
 
@@ -193,7 +183,6 @@ class AuditReport(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True)
     suggested: Annotated[
         dict[str, SuggestedRank], Meta(description="`median` (most modules) and `p90` (worst-case tail).")
     ] = {}
-    rank_rules: RankRules | None = None
     modules: list[ModuleAudit] = []
     layers: list[LayerSummary] = []
     ledger: list[LedgerEntry] = []

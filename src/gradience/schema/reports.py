@@ -8,7 +8,7 @@ import msgspec
 from msgspec import Meta
 
 from gradience.schema.config import ConfigSnapshot
-from gradience.schema.events import Alert, EvalMetrics
+from gradience.schema.events import Alert, EvalMetrics, RecommendationItem
 from gradience.schema.findings import Finding, NotRun
 from gradience.schema.scalars import Json, NonNegativeInt, Real
 
@@ -116,7 +116,7 @@ class MonitorReport(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=Tru
     lora_audit: dict[str, Json] | None = None
     lora_audit_step: NonNegativeInt | None = None
     alerts: list[Alert] = []
-    recommendations: list[Json] = []
+    recommendations: list[RecommendationItem] = []
     findings: list[Finding] = []
     not_run: list[NotRun] = []
     issues: list[BadLine] = []

@@ -1,0 +1,1 @@
+"""Files to arrays: what an adapter folder holds, and which update each tensor belongs to."""

@@ -1,0 +1,200 @@
+"""Tensors of one weights file: names, shapes and dtypes from the header, data read one at a time.
+
+Data are read, not mapped: a mapped file counts as resident memory, and an adapter may be larger than
+the memory at hand. The header is checked against the file's real size before anything is believed.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import struct
+from pathlib import Path
+from typing import Any, Final, Protocol, TypeAlias
+
+import ml_dtypes
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+from gradience.errors import AdapterError
+
+__all__ = ["SafetensorsFile", "TensorInfo", "TensorSource"]
+
+Array: TypeAlias = npt.NDArray[Any]
+
+_MAX_HEADER: Final = 100_000_000  # bytes, the format's own limit
+_DTYPES: Final[dict[str, np.dtype[Any]]] = {
+    name: np.dtype(kind)
+    for name, kind in {
+        "F64": np.float64,
+        "F32": np.float32,
+        "F16": np.float16,
+        "BF16": ml_dtypes.bfloat16,
+        "F8_E4M3": ml_dtypes.float8_e4m3fn,
+        "F8_E5M2": ml_dtypes.float8_e5m2,
+        "I64": np.int64,
+        "I32": np.int32,
+        "I16": np.int16,
+        "I8": np.int8,
+        "U64": np.uint64,
+        "U32": np.uint32,
+        "U16": np.uint16,
+        "U8": np.uint8,
+        "BOOL": np.bool_,
+    }.items()
+}
+_NOT_WEIGHTS: Final = (
+    (b"version https://git-lfs", "a git-lfs pointer, not the weights", "fetch them with 'git lfs pull'"),
+    (b"PK\x03\x04", "a zip archive (a pickled torch file)", "save the adapter again with safe_serialization=True"),
+    (b"\x80", "a pickle", "save the adapter again with safe_serialization=True"),
+    (b"<", "an HTML or XML page, not the weights", "download the file again"),
+)
+
+
+class TensorInfo(msgspec.Struct, frozen=True):
+    """One tensor as the file declares it. `dtype` is safetensors' name, such as `BF16`."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    offset: int
+    nbytes: int
+
+    @property
+    def size(self) -> int:
+        """The number of elements."""
+        return math.prod(self.shape)
+
+
+class TensorSource(Protocol):
+    """Anything that lists tensors and reads one by name."""
+
+    path: Path
+    tensors: dict[str, TensorInfo]
+    metadata: dict[str, str]
+
+    def read(self, name: str) -> Array:
+        """Return the tensor's data."""
+        ...
+
+
+class _Declared(msgspec.Struct):
+    dtype: str
+    shape: list[int]
+    data_offsets: tuple[int, int]
+
+
+class SafetensorsFile:
+    """A safetensors file, opened by its header only.
+
+    Raises:
+        AdapterError: the file is missing, is something else, is cut short, or its header lies.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        header, size = _read_header(path)
+        self.metadata = _metadata(path, header.pop("__metadata__", None))
+        self._start = size
+        self.tensors = _checked(path, header, _data_bytes(path, size))
+
+    def read(self, name: str) -> Array:
+        """Return the tensor as an array of its own dtype; bf16 and fp8 through `ml_dtypes`.
+
+        Raises:
+            AdapterError: the dtype has no array type, or the file was cut short since it was opened.
+        """
+        info = self.tensors[name]
+        if info.dtype not in _DTYPES:
+            raise AdapterError(f"{self.path}: tensor {name!r} is of dtype {info.dtype}, which cannot be read")
+        data = np.fromfile(self.path, np.uint8, info.nbytes, offset=self._start + info.offset)
+        if len(data) != info.nbytes:
+            raise _cut_short(self.path, self._start + info.offset + info.nbytes, os.path.getsize(self.path))
+        return data.view(_DTYPES[info.dtype]).reshape(info.shape)
+
+
+def _read_header(path: Path) -> tuple[dict[str, Any], int]:
+    """Return the header's entries and the offset where data begin."""
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            head = file.read(8)
+            _refuse_other_formats(path, head + file.read(56))
+            length = struct.unpack("<Q", head)[0] if len(head) == 8 else 0  # noqa: PLR2004
+            if not 2 <= length <= min(_MAX_HEADER, max(size - 8, 0)):
+                raise _cut_short(path, 8 + length, size) if length <= _MAX_HEADER else _no_safetensors(path)
+            file.seek(8)
+            raw = file.read(length)
+    except OSError as error:
+        raise AdapterError(f"cannot read {path}: {error.strerror}", advice="check the path") from error
+    try:
+        return msgspec.json.decode(raw, type=dict[str, Any]), 8 + length
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise _no_safetensors(path) from error
+
+
+def _refuse_other_formats(path: Path, head: bytes) -> None:
+    for magic, what, advice in _NOT_WEIGHTS:
+        if head.startswith(magic) and not head[8:].startswith(b"{"):
+            raise AdapterError(f"{path} is {what}", advice=advice)
+
+
+def _no_safetensors(path: Path) -> AdapterError:
+    return AdapterError(
+        f"{path} is not a safetensors file: its header cannot be read",
+        advice="the file may be damaged or of another format; copy or save it again",
+    )
+
+
+def _cut_short(path: Path, expected: int, got: int) -> AdapterError:
+    return AdapterError(
+        f"{path} is truncated: {expected} bytes expected by its header, {got} found",
+        advice="the copy or the save was interrupted; copy it again",
+    )
+
+
+def _data_bytes(path: Path, start: int) -> int:
+    return path.stat().st_size - start
+
+
+def _metadata(path: Path, declared: object) -> dict[str, str]:
+    if declared is None:
+        return {}
+    try:
+        return msgspec.convert(declared, dict[str, str])
+    except msgspec.ValidationError as error:
+        raise AdapterError(f"{path}: __metadata__ must map strings to strings: {error}") from error
+
+
+def _checked(path: Path, header: dict[str, Any], available: int) -> dict[str, TensorInfo]:
+    """Return the declared tensors, or refuse a header that contradicts itself or the file."""
+    try:
+        declared = msgspec.convert(header, dict[str, _Declared])
+    except msgspec.ValidationError as error:
+        raise AdapterError(f"{path}: the safetensors header is malformed: {error}") from error
+    tensors: dict[str, TensorInfo] = {}
+    position = 0
+    for name, entry in sorted(declared.items(), key=lambda item: item[1].data_offsets):
+        begin, end = entry.data_offsets
+        if begin != position or end < begin or any(n < 0 for n in entry.shape):
+            raise AdapterError(
+                f"{path}: tensor {name!r} claims bytes {begin} to {end}, expected to begin at {position}",
+                advice="the header is damaged: save the adapter again",
+            )
+        _check_size(path, name, entry, end - begin)
+        tensors[name] = TensorInfo(entry.dtype, tuple(entry.shape), begin, end - begin)
+        position = end
+    if position > available:
+        raise _cut_short(path, position, available)
+    return tensors
+
+
+def _check_size(path: Path, name: str, entry: _Declared, nbytes: int) -> None:
+    if entry.dtype not in _DTYPES:
+        return
+    expected = math.prod(entry.shape) * _DTYPES[entry.dtype].itemsize
+    if nbytes != expected:
+        raise AdapterError(
+            f"{path}: tensor {name!r} of {entry.dtype} {entry.shape} needs {expected} bytes, has {nbytes}",
+            advice="the header is damaged: save the adapter again",
+        )

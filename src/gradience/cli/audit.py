@@ -1,0 +1,115 @@
+"""``gradience audit``."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated, Literal
+
+from cyclopts import Parameter
+from cyclopts.types import NonNegativeInt
+
+from gradience.cli.output import exit_code, print_document, print_text
+from gradience.errors import AdapterError, GradienceError
+from gradience.schema.scalars import Severity
+
+__all__ = ["audit"]
+
+
+def audit(
+    path: Path | None = None,
+    /,
+    *,
+    peft_dir: Path | None = None,
+    adapter_config: Path | None = None,
+    weights: Path | None = None,
+    top_wasteful: NonNegativeInt = 5,
+    layers: bool = False,
+    top_singular_values: NonNegativeInt = 0,
+    append: Path | None = None,
+    device: Literal["auto", "cpu", "gpu", "tpu"] = "auto",
+    fail_on: Severity | None = None,
+    verbose: Annotated[bool, Parameter(alias="-v")] = False,
+    json: bool = False,
+) -> int:
+    """Analyse a trained adapter for waste, and for what is wrong with it.
+
+    Parameters
+    ----------
+    path:
+        The adapter's folder, or its weights file.
+    peft_dir:
+        The same, as an option.
+    adapter_config:
+        An adapter_config.json elsewhere than beside the weights.
+    weights:
+        A weights file of another name.
+    top_wasteful:
+        How many of the least utilised modules to list.
+    layers:
+        List every module.
+    top_singular_values:
+        How many singular values per module the JSON holds.
+    append:
+        A run.jsonl to add the audit to, as a metrics event under the run's own run_id.
+    device:
+        Where the spectral core runs.
+    fail_on:
+        Exit with 1 if a finding is at least this severe.
+    verbose:
+        Show the grounds of each finding, and all that was not analysed.
+    json:
+        Print one JSON document (schemas/audit-report-v1.schema.json).
+    """
+    folder = _one_of(path, peft_dir)
+    _prepare_jax(device)
+    from gradience.audit import audit_adapter  # noqa: PLC0415  # imports jax, after its environment is set
+
+    report = audit_adapter(
+        folder, adapter_config=adapter_config, weights=weights, top_singular_values=top_singular_values
+    )
+    if append is not None:
+        from gradience.append import append_audit  # noqa: PLC0415
+
+        append_audit(append, report)
+    if json:
+        print_document(report)
+    else:
+        from gradience.render.audit import audit_text  # noqa: PLC0415
+
+        print_text(audit_text(report, top_wasteful=top_wasteful, layers=layers, verbose=verbose))
+    return exit_code(report.findings, fail_on)
+
+
+def _one_of(path: Path | None, peft_dir: Path | None) -> Path:
+    if (path is None) == (peft_dir is None):
+        message = "give the adapter's folder once: 'gradience audit DIR' or '--peft-dir DIR'"
+        raise AdapterError(message)
+    return path or peft_dir or Path()
+
+
+def _prepare_jax(device: str) -> None:
+    """Set this process's JAX up: no preallocation, compiled kernels kept between runs."""
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+    import jax  # noqa: PLC0415  # only an audit pays for it
+
+    if (cache := _cache_dir()) is not None:
+        jax.config.update("jax_compilation_cache_dir", str(cache))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+        jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+    from gradience.spectral.batch import use_device  # noqa: PLC0415
+
+    try:
+        use_device(device)
+    except ValueError as error:
+        raise GradienceError(str(error), advice="use --device auto") from error
+
+
+def _cache_dir() -> Path | None:
+    """Return the user's cache folder for compiled kernels, or None where there is none to write to."""
+    root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "gradience" / "jax"
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return None  # a read-only home: compile again next time
+    return root if os.access(root, os.W_OK) else None
