@@ -1,0 +1,112 @@
+"""A configuration in one file of the user's own: canonical, flat, or anything in between.
+
+Canonical is the shape of ``ConfigSnapshot``, as a log's ``run_start`` holds it, also wrapped as ``config``.
+Flat is one level of keys under the names people use. Both may be mixed: a section is a scope, no more.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from gradience.configs.fields import Fields
+from gradience.configs.files import read_mapping
+from gradience.configs.known import knows_lora, knows_training
+from gradience.configs.layer import Layer
+from gradience.configs.mlx import is_mlx, read_mlx_fields
+from gradience.configs.peft import note_adapter
+from gradience.configs.settings import LORA, OPTIMIZER, RUN, TRAINING, Draft, Level, Setting
+from gradience.configs.training import note_training
+from gradience.errors import ConfigError
+from gradience.schema.reports import SourceFile
+
+__all__ = ["read_document"]
+
+_SECTIONS: tuple[tuple[str, Level, tuple[Setting, ...]], ...] = (
+    ("optimizer", "optimizer", OPTIMIZER),
+    ("lora", "lora", LORA),
+    ("peft", "lora", LORA),
+    ("lora_config", "lora", LORA),
+    ("training", "training", TRAINING),
+    ("training_args", "training", TRAINING),
+)
+_BARE_NAME = "name"  # the optimizer's, inside its section only: at the top it names something else
+_COMPUTED = {"alpha_over_r", "extras"}
+_ENVELOPE = {"schema", "ts", "run_id", "event", "step", "seq", "session", "meta", "resumed_from_step"}
+
+
+def read_document(path: Path) -> Layer:
+    """Read a configuration of any shape; ConfigError where no key of it is a setting."""
+    if path.suffix == ".bin":
+        message = f"{path}: a binary file; pickles are never opened"
+        raise ConfigError(message, advice="give the configuration as JSON or YAML")
+    mapping = read_mapping(path)
+    at = "$"
+    if isinstance(mapping.get("config"), dict) and not is_mlx(mapping):
+        mapping, at = mapping["config"], "$.config"
+    fields, draft = Fields(mapping, str(path), at), Draft()
+    sections = [] if is_mlx(mapping) else list(_sections(fields, draft))
+    unknown = read_mlx_fields(fields, draft) if is_mlx(mapping) else _read_flat(fields, draft)
+    everything = [fields, *sections]
+    if not any(item.n_read for item in everything):
+        message = f"{path}: no setting this program knows in it"
+        raise ConfigError(message, advice="give keys such as lr, r, lora_alpha, target_modules, max_steps")
+    return Layer(
+        config=draft.snapshot(),
+        sources=(SourceFile(role="config", path=str(path)),),
+        unknown_keys=tuple(unknown + [key for item in sections for key in item.left_over(_known)]),
+        secret_keys=tuple(key for item in everything for key in item.secrets()),
+        masked_keys=tuple(key for item in everything for key in item.masked()),
+    )
+
+
+def _sections(fields: Fields, draft: Draft) -> Iterator[Fields]:
+    for key, level, settings in _SECTIONS:
+        section = fields.section(key)
+        if section is not None:
+            yield section
+            yield from _read_section(section, draft, level, settings)
+    yield from _read_extras(fields, draft, "run")
+
+
+def _read_section(
+    section: Fields, draft: Draft, level: Level, settings: tuple[Setting, ...]
+) -> Iterator[Fields]:
+    draft.read(level, settings, section, loose=True)
+    if level == "lora":
+        note_adapter(section, draft)
+    if level == "training":
+        draft.read("optimizer", _without_bare_name(), section, loose=True)
+        note_training(section, draft)
+    yield from _read_extras(section, draft, level)
+
+
+def _read_extras(fields: Fields, draft: Draft, level: Level) -> Iterator[Fields]:
+    extras = fields.section("extras")
+    if extras is not None:
+        draft.keep(level, extras.scalars())
+        yield extras
+
+
+def _read_flat(fields: Fields, draft: Draft) -> list[str]:
+    draft.read("run", RUN, fields, loose=True)
+    draft.read("optimizer", _without_bare_name(fields), fields, loose=True)
+    draft.read("lora", LORA, fields, loose=True)
+    draft.read("training", TRAINING, fields, loose=True)
+    note_adapter(fields, draft)
+    note_training(fields, draft)
+    if draft.get("lora", "peft_type") not in {None, "LORA"}:
+        return []  # another method's keys: none of PEFT's LoRA settings, and not unknown to PEFT
+    return list(fields.left_over(_known))
+
+
+def _without_bare_name(fields: Fields | None = None) -> tuple[Setting, ...]:
+    sectioned = fields is not None and fields.section("optimizer") is not None
+    dropped = {_BARE_NAME, "optimizer"} if sectioned else {_BARE_NAME}
+    return tuple(
+        item._replace(loose=tuple(name for name in item.loose if name not in dropped)) for item in OPTIMIZER
+    )
+
+
+def _known(key: str) -> bool:
+    return key in _COMPUTED or key in _ENVELOPE or knows_lora(key) or knows_training(key)

@@ -1,0 +1,82 @@
+"""MLX-LM's configuration: the same file name as PEFT's, another format, told apart by its keys.
+
+MLX computes ``y + scale * (x A) B``: its scale is PEFT's alpha / r, so alpha is read as scale * rank. An
+``alpha`` beside it is not read by MLX. MLX counts iterations, which are optimizer steps without accumulation.
+"""
+
+from __future__ import annotations
+
+from gradience.configs.fields import Fields
+from gradience.configs.settings import Draft, Setting
+from gradience.configs.values import keyword, name_list, real, short_name, whole
+from gradience.schema.scalars import Json, as_float
+from gradience.schema.scalars import real as on_the_wire
+
+__all__ = ["is_mlx", "read_mlx_fields"]
+
+_RUN = (Setting("model_name", short_name, ("model",)),)
+_OPTIMIZER = (
+    Setting("lr", real, ("learning_rate",)),
+    Setting("name", keyword, ("optimizer",)),
+)
+_TRAINING = (
+    Setting("seed", whole, ("seed",)),
+    Setting("batch_size", whole, ("batch_size",)),
+    Setting("gradient_accumulation", whole, ("grad_accumulation_steps",)),
+    Setting("iterations", whole, ("iters",), extra=True),
+    Setting("max_length", whole, ("max_seq_length",)),
+    Setting("logging_steps", real, ("steps_per_report",)),
+    Setting("save_steps", real, ("save_every",)),
+)
+_LORA = (
+    Setting("r", whole, ("rank",)),
+    Setting("dropout", real, ("dropout",)),
+    Setting("target_modules", name_list, ("keys",)),
+)
+_KNOWN = frozenset(
+    """
+    adapter_path clear_cache_threshold config data data_path fine_tune_type grad_checkpoint hf_dataset
+    lora_layers lora_parameters lr_schedule mask_prompt num_layers optimizer_config project_name report_to
+    resume_adapter_file steps_per_eval test test_batches train val_batches wandb
+    """.split()
+)
+
+
+def is_mlx(mapping: dict[str, Json]) -> bool:
+    """Whether the keys are MLX-LM's."""
+    return "peft_type" not in mapping and ("lora_parameters" in mapping or "fine_tune_type" in mapping)
+
+
+def read_mlx_fields(fields: Fields, draft: Draft) -> list[str]:
+    """Read an MLX-LM configuration into the draft; return the keys nobody knows."""
+    draft.read("run", _RUN, fields, loose=False)
+    draft.read("optimizer", _OPTIMIZER, fields, loose=False)
+    draft.read("training", _TRAINING, fields, loose=False)
+    draft.say("run", "format", "mlx-lm", extra=True)
+    if fields.take(["steps_per_eval"], real) is not None:
+        draft.say("training", "eval_strategy", "steps")
+    _steps(draft)
+    unknown = list(fields.left_over(_KNOWN.__contains__))
+    kind = fields.take(["fine_tune_type"], keyword) or "lora"
+    draft.say("lora", "peft_type", "LORA" if kind in {"lora", "dora"} else kind.upper())
+    draft.say("lora", "use_dora", kind == "dora")
+    section = fields.section("lora_parameters")
+    if section is None or kind not in {"lora", "dora"}:
+        return unknown
+    return unknown + _lora(section, draft)
+
+
+def _lora(section: Fields, draft: Draft) -> list[str]:
+    draft.read("lora", _LORA, section, loose=False)
+    draft.say("lora", "task_type", "CAUSAL_LM")
+    scale, rank = section.take(["scale"], real), draft.get("lora", "r")
+    if scale is not None and rank is not None:
+        draft.say("lora", "alpha", on_the_wire(as_float(scale) * rank))
+    return list(section.left_over(frozenset[str]().__contains__))
+
+
+def _steps(draft: Draft) -> None:
+    iterations = draft.get("training", "iterations")
+    accumulation = draft.get("training", "gradient_accumulation") or 1
+    if iterations is not None and accumulation > 0:
+        draft.say("training", "max_steps", iterations // accumulation)

@@ -1,0 +1,95 @@
+"""YAML to plain values, without YAML's traps: no tags, no bombs, no keys turned into booleans.
+
+Imported only where a YAML file is read: PyYAML takes 15 ms to import.
+"""
+
+from __future__ import annotations
+
+from yaml import MappingNode, Node, SafeLoader, ScalarNode, SequenceNode
+from yaml.error import MarkedYAMLError, YAMLError
+
+from gradience.configs.values import MAX_DEPTH, Malformed
+from gradience.schema.scalars import Json
+
+__all__ = ["MAX_VALUES", "parse_yaml"]
+
+MAX_VALUES = 50_000  # values after aliases are written out: what stops a billion laughs
+
+_PREFIX = "tag:yaml.org,2002:"
+_AS_TEXT = {"str", "timestamp", "value"}
+_CONVERTED = {"int", "float", "bool", "null"}
+
+
+def parse_yaml(text: str) -> Json:
+    """Return the plain value of one YAML document; raise Malformed with the line where it is not one."""
+    try:
+        loader = SafeLoader(text)
+        node = loader.get_single_node()
+    except MarkedYAMLError as error:  # never its text: that quotes the file, secrets and all
+        place = f" (line {error.problem_mark.line + 1})" if error.problem_mark else ""
+        message = f"not YAML: {error.problem}{place}"
+        raise Malformed(message) from None
+    except YAMLError:
+        message = "not YAML: it holds characters that YAML does not allow"
+        raise Malformed(message) from None
+    return None if node is None else _Plain(loader).value(node, 0)
+
+
+class _Plain:
+    """Converts nodes, counting each value as often as it is written out."""
+
+    def __init__(self, loader: SafeLoader) -> None:
+        self._loader = loader
+        self._left = MAX_VALUES
+
+    def value(self, node: Node, depth: int) -> Json:
+        self._left -= 1
+        if self._left < 0:
+            message = f"more than {MAX_VALUES} values once its aliases are written out"
+            raise Malformed(message)
+        if depth > MAX_DEPTH:
+            raise RecursionError
+        if isinstance(node, MappingNode):
+            return self._mapping(node, depth)
+        if isinstance(node, SequenceNode):
+            return [self.value(item, depth + 1) for item in node.value]
+        return self._scalar(node)
+
+    def _mapping(self, node: MappingNode, depth: int) -> dict[str, Json]:
+        own: dict[str, Json] = {}
+        merged: dict[str, Json] = {}
+        for key, item in node.value:
+            if not isinstance(key, ScalarNode):
+                raise Malformed(_at(key, "a key that is not text"))
+            if key.tag == f"{_PREFIX}merge":
+                merged |= self._merged(item, depth)
+                continue
+            if key.value in own:
+                raise Malformed(_at(key, f"the key {key.value!r} appears twice in one mapping"))
+            own[key.value] = self.value(item, depth + 1)
+        return {**merged, **own}
+
+    def _merged(self, node: Node, depth: int) -> dict[str, Json]:
+        sources = node.value if isinstance(node, SequenceNode) else [node]
+        merged: dict[str, Json] = {}
+        for source in reversed(sources):
+            value = self.value(source, depth + 1)
+            if not isinstance(value, dict):
+                raise Malformed(_at(node, "`<<` wants a mapping"))
+            merged |= value
+        return merged
+
+    def _scalar(self, node: Node) -> Json:
+        kind = node.tag.removeprefix(_PREFIX)
+        if kind in _AS_TEXT:
+            return node.value
+        if kind not in _CONVERTED:
+            raise Malformed(_at(node, f"the tag {node.tag!r} is not plain data"))
+        try:
+            return self._loader.construct_object(node)
+        except (ValueError, OverflowError, KeyError):
+            return node.value  # for example `!!int x`: the field that reads it says what it wanted
+
+
+def _at(node: Node, text: str) -> str:
+    return f"{text} (line {node.start_mark.line + 1})"

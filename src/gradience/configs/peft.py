@@ -1,0 +1,87 @@
+"""``adapter_config.json`` of any PEFT version, and MLX-LM's file of the same name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from gradience.configs.fields import Fields
+from gradience.configs.files import read_mapping
+from gradience.configs.known import knows_lora
+from gradience.configs.layer import Layer
+from gradience.configs.mlx import is_mlx, read_mlx_fields
+from gradience.configs.settings import LORA, RUN, Draft
+from gradience.configs.values import Malformed, text
+from gradience.errors import ConfigError
+from gradience.schema.reports import SourceFile
+from gradience.schema.scalars import Json
+
+__all__ = ["CONFIG_NAME", "note_adapter", "read_peft", "read_peft_dir"]
+
+CONFIG_NAME = "adapter_config.json"
+
+_SHARED = {"peft_type", "task_type", "modules_to_save"}  # mean the same for every peft_type
+
+
+def read_peft_dir(folder: Path) -> Layer:
+    """Read the adapter config of a folder that PEFT (or MLX-LM) saved."""
+    if folder.is_file():
+        message = f"{folder}: a file, where a folder was expected"
+        raise ConfigError(message, advice="use --peft for a file")
+    path = folder / CONFIG_NAME
+    if not folder.is_dir() or not path.exists():
+        raise ConfigError(_missing(folder), advice=_where_else(folder))
+    return read_peft(path)
+
+
+def read_peft(path: Path) -> Layer:
+    """Read one adapter config; ConfigError where it is none."""
+    mapping = read_mapping(path)
+    fields, draft = Fields(mapping, str(path)), Draft()
+    unknown = read_mlx_fields(fields, draft) if is_mlx(mapping) else _read_native(fields, draft)
+    if not fields.n_read:
+        message = f"{path}: no setting of an adapter in it"
+        raise ConfigError(message, advice=f"give PEFT's {CONFIG_NAME}; training arguments go to --training")
+    return Layer(
+        config=draft.snapshot(),
+        sources=(SourceFile(role="adapter", path=str(path)),),
+        unknown_keys=tuple(unknown),
+        secret_keys=tuple(fields.secrets()),
+        masked_keys=tuple(fields.masked()),
+    )
+
+
+def _read_native(fields: Fields, draft: Draft) -> list[str]:
+    draft.read("run", RUN, fields, loose=False)
+    draft.read("lora", (item for item in LORA if item.field in _SHARED), fields, loose=False)
+    if draft.get("lora", "peft_type") not in {None, "LORA"}:
+        return []  # another method: its settings are not LoRA's, even where they share a name
+    draft.read("lora", LORA, fields, loose=False)
+    note_adapter(fields, draft)
+    return list(fields.left_over(knows_lora))
+
+
+def note_adapter(fields: Fields, draft: Draft) -> None:
+    """Add what the snapshot has no field for: null targets, and the class of the base model."""
+    if fields.is_null("target_modules"):
+        draft.say("lora", "target_modules_null", value=True, extra=True)
+    found = fields.take(["auto_mapping"], _base_class)
+    if found:
+        draft.say("lora", "base_model_class", found, extra=True)
+
+
+def _base_class(value: Json) -> str:
+    if not isinstance(value, dict):
+        raise Malformed("a mapping")
+    name = value.get("base_model_class")
+    return "" if name is None else text(name)
+
+
+def _missing(folder: Path) -> str:
+    return f"{folder}: no {CONFIG_NAME} in it" if folder.is_dir() else f"{folder}: no such folder"
+
+
+def _where_else(folder: Path) -> str:
+    found = sorted(folder.glob(f"*/{CONFIG_NAME}")) if folder.is_dir() else []
+    if found:
+        return f"there is one in {found[-1].parent}: give that folder"
+    return "give the folder where PEFT's save_pretrained wrote"

@@ -1,0 +1,162 @@
+"""The one table of settings: where each goes in the snapshot, how it is read, and what people call it.
+
+``native`` are the names of PEFT and of transformers' TrainingArguments; ``loose`` are further names that
+people use in files of their own. A PEFT or training file is read by its native names only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Literal, NamedTuple
+
+from gradience.configs.fields import Fields
+from gradience.configs.values import (
+    as_text,
+    flag,
+    keyword,
+    name_list,
+    names,
+    pattern,
+    profile,
+    real,
+    reals,
+    short_name,
+    strategy,
+    text,
+    upper,
+    whole,
+)
+from gradience.schema.config import ConfigSnapshot, LoraSnapshot, OptimizerSnapshot, TrainingSnapshot
+from gradience.schema.scalars import Json
+
+__all__ = ["LORA", "OPTIMIZER", "RUN", "TRAINING", "Draft", "Level", "Setting"]
+
+Level = Literal["run", "optimizer", "lora", "training"]
+
+
+class Setting(NamedTuple):
+    """One setting: its field in the snapshot and its names in files."""
+
+    field: str
+    read: Callable[[Json], object]
+    native: tuple[str, ...]
+    loose: tuple[str, ...] = ()
+    extra: bool = False  # kept in the level's `extras`: the snapshot has no field for it
+
+    def names(self, fields: Fields) -> tuple[str, ...]:
+        """Return every name of the setting, save loose ones that hold a section of a foreign format."""
+        return self.native + tuple(name for name in self.loose if not fields.is_mapping(name))
+
+
+RUN = (
+    Setting(
+        "model_name",
+        short_name,
+        ("base_model_name_or_path",),
+        ("model_name", "model", "base_model", "model_name_or_path", "model_id"),
+    ),
+    Setting("dataset_name", short_name, (), ("dataset_name", "dataset")),
+    Setting("task_profile", profile, (), ("task_profile",)),
+    Setting("notes", text, (), ("notes",)),
+    Setting("num_labels", whole, (), ("num_labels",)),
+    Setting("task", text, (), ("task", "objective"), extra=True),
+)
+
+OPTIMIZER = (
+    Setting("name", keyword, ("optim",), ("name", "optimizer", "optimizer_name")),
+    Setting("lr", real, ("learning_rate",), ("lr",)),
+    Setting("weight_decay", real, ("weight_decay",), ("wd",)),
+    Setting("betas", reals, (), ("betas",)),
+    Setting("eps", real, ("adam_epsilon",), ("eps",)),
+)
+
+LORA = (
+    Setting("r", whole, ("r",), ("lora_r", "rank", "lora_rank")),
+    Setting("alpha", real, ("lora_alpha",), ("alpha",)),
+    Setting("target_modules", names, ("target_modules",), ("targets", "lora_target_modules", "lora_target")),
+    Setting("dropout", real, ("lora_dropout",), ("dropout",)),
+    Setting("bias", keyword, ("bias",), ("lora_bias_mode",)),
+    Setting("use_rslora", flag, ("use_rslora",), ("rslora",)),
+    Setting("use_dora", flag, ("use_dora",), ("dora",)),
+    Setting("rank_pattern", pattern(whole), ("rank_pattern",)),
+    Setting("alpha_pattern", pattern(real), ("alpha_pattern",)),
+    Setting("peft_type", upper, ("peft_type",)),
+    Setting("task_type", upper, ("task_type",)),
+    Setting("init", as_text, ("init_lora_weights",), ("init",)),
+    Setting("modules_to_save", name_list, ("modules_to_save",)),
+    Setting("target_parameters", name_list, ("target_parameters",), extra=True),
+    Setting("autocast_adapter_dtype", flag, (), ("autocast_adapter_dtype",), extra=True),
+)
+
+TRAINING = (
+    Setting("seed", whole, ("seed",)),
+    Setting(
+        "batch_size",
+        whole,
+        ("per_device_train_batch_size",),
+        ("batch_size", "micro_batch_size", "train_batch_size"),
+    ),
+    Setting(
+        "gradient_accumulation",
+        whole,
+        ("gradient_accumulation_steps",),
+        ("gradient_accumulation", "grad_accum"),
+    ),
+    Setting("world_size", whole, ("world_size",)),
+    Setting("max_steps", whole, ("max_steps",), ("steps",)),
+    Setting("epochs", real, ("num_train_epochs",), ("epochs", "num_epochs")),
+    Setting("dtype", keyword, (), ("dtype", "torch_dtype")),
+    Setting("lr_scheduler", keyword, ("lr_scheduler_type",), ("lr_scheduler", "scheduler")),
+    Setting("warmup_steps", real, ("warmup_steps",)),
+    Setting("warmup_ratio", real, ("warmup_ratio",)),
+    Setting("max_grad_norm", real, ("max_grad_norm",)),
+    Setting("logging_steps", real, ("logging_steps",)),
+    Setting("logging_nan_inf_filter", flag, ("logging_nan_inf_filter",)),
+    Setting("eval_strategy", strategy, ("eval_strategy", "evaluation_strategy")),
+    Setting("save_strategy", strategy, ("save_strategy",)),
+    Setting("save_steps", real, ("save_steps",)),
+    Setting("max_length", whole, ("max_length", "max_seq_length"), ("sequence_len", "cutoff_len")),
+    Setting("logging_strategy", strategy, ("logging_strategy",), extra=True),
+    Setting("train_examples", whole, (), ("train_examples", "n_train", "train_samples"), extra=True),
+)
+
+
+class Draft:
+    """A snapshot being collected, level by level."""
+
+    def __init__(self) -> None:
+        self._said: dict[Level, dict[str, Json]] = {"run": {}, "optimizer": {}, "lora": {}, "training": {}}
+        self._extras: dict[Level, dict[str, Json]] = {"run": {}, "optimizer": {}, "lora": {}, "training": {}}
+
+    def read(self, level: Level, settings: Iterable[Setting], fields: Fields, *, loose: bool) -> None:
+        """Take the settings out of the fields, by all their names or by the native ones."""
+        for setting in settings:
+            value = fields.take(setting.names(fields) if loose else setting.native, setting.read)
+            if value is not None:
+                self.say(level, setting.field, value, extra=setting.extra)
+
+    def say(self, level: Level, field: str, value: Json, *, extra: bool = False) -> None:
+        """Set one value."""
+        (self._extras if extra else self._said)[level][field] = value
+
+    def get(self, level: Level, field: str) -> Json:
+        """Return a value said so far, or None."""
+        return self._said[level].get(field, self._extras[level].get(field))
+
+    def unsay(self, level: Level, field: str) -> None:
+        """Forget a value that turned out to mean "not set"."""
+        self._said[level].pop(field, None)
+
+    def keep(self, level: Level, extras: dict[str, Json]) -> None:
+        """Add plain values that have no field of their own."""
+        self._extras[level] = {**extras, **self._extras[level]}
+
+    def snapshot(self) -> ConfigSnapshot:
+        """Return the snapshot as far as it was said."""
+        return ConfigSnapshot(
+            **self._said["run"],
+            extras=self._extras["run"],
+            optimizer=OptimizerSnapshot(**self._said["optimizer"], extras=self._extras["optimizer"]),
+            lora=LoraSnapshot(**self._said["lora"], extras=self._extras["lora"]),
+            training=TrainingSnapshot(**self._said["training"], extras=self._extras["training"]),
+        )

@@ -1,0 +1,132 @@
+"""TrainingArguments as JSON, old and new names. The pickle beside it is never opened."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from gradience.configs.fields import Fields
+from gradience.configs.files import read_mapping
+from gradience.configs.known import knows_training
+from gradience.configs.layer import Layer, stack
+from gradience.configs.settings import OPTIMIZER, TRAINING, Draft
+from gradience.configs.values import flag, real, whole
+from gradience.errors import ConfigError
+from gradience.schema.reports import SourceFile
+
+__all__ = ["ARGS_NAMES", "PICKLE_NAME", "note_training", "read_training", "read_training_dir"]
+
+ARGS_NAMES = (
+    "training_args.json",
+    "training_arguments.json",
+    "train_args.json",
+    "args.json",
+    "training_args.yaml",
+    "training_args.yml",
+)
+PICKLE_NAME = "training_args.bin"
+STATE_NAME = "trainer_state.json"
+
+_TRAINERS = {  # a key that only one family of TRL's configs has, and what that family trains
+    "num_generations": "rl",
+    "num_ppo_epochs": "rl",
+    "kl_coef": "rl",
+    "reference_free": "preference",
+    "precompute_ref_log_probs": "preference",
+    "desirable_weight": "preference",
+    "cpo_alpha": "preference",
+    "simpo_gamma": "preference",
+    "center_rewards_coefficient": "reward",
+    "dataset_text_field": "sft",
+    "completion_only_loss": "sft",
+    "assistant_only_loss": "sft",
+}
+_STATE_FIELDS = {"max_steps", "logging_steps", "save_steps"}
+
+
+def read_training_dir(folder: Path) -> Layer:
+    """Read the training arguments of a folder, and what a trainer_state.json beside them adds."""
+    if folder.is_file():
+        message = f"{folder}: a file, where a folder was expected"
+        raise ConfigError(message, advice="use --training for a file")
+    path = next((folder / name for name in ARGS_NAMES if (folder / name).is_file()), None)
+    if path is None:
+        raise _nothing_readable(folder)
+    state = folder / STATE_NAME
+    return stack([*([_read_state(state)] if state.is_file() else []), read_training(path)])
+
+
+def read_training(path: Path) -> Layer:
+    """Read one file of training arguments; ConfigError where it is none."""
+    if path.suffix == ".bin":
+        raise _pickle(path)
+    mapping = read_mapping(path)
+    fields, draft = Fields(mapping, str(path)), Draft()
+    draft.read("optimizer", OPTIMIZER, fields, loose=False)
+    draft.read("training", TRAINING, fields, loose=False)
+    note_training(fields, draft)
+    if not fields.n_read:
+        message = f"{path}: no training argument in it"
+        raise ConfigError(message, advice="give TrainingArguments as JSON; an adapter config goes to --peft")
+    return Layer(
+        config=draft.snapshot(),
+        sources=(SourceFile(role="training", path=str(path)),),
+        unknown_keys=tuple(fields.left_over(knows_training)),
+        secret_keys=tuple(fields.secrets()),
+        masked_keys=tuple(fields.masked()),
+    )
+
+
+def note_training(fields: Fields, draft: Draft) -> None:
+    """Add what TrainingArguments spread over several keys, or say by a sentinel."""
+    _note_optimizer(fields, draft)
+    _note_dtype(fields, draft)
+    legacy = fields.take(["per_gpu_train_batch_size"], whole)
+    if legacy is not None:  # where set, old versions of the Trainer prefer it
+        draft.say("training", "batch_size", legacy)
+    max_steps = draft.get("training", "max_steps")
+    if max_steps is not None and max_steps <= 0:  # -1: not set, epochs decide
+        draft.unsay("training", "max_steps")
+    elif max_steps is not None and draft.get("training", "epochs") is not None:
+        draft.say("training", "epochs_overridden", value=True, extra=True)
+    trainer = next((kind for key, kind in _TRAINERS.items() if key in fields), None)
+    if trainer is not None:
+        draft.say("training", "trainer", trainer, extra=True)
+
+
+def _note_optimizer(fields: Fields, draft: Draft) -> None:
+    beta1, beta2 = fields.take(["adam_beta1"], real), fields.take(["adam_beta2"], real)
+    if beta1 is not None and beta2 is not None:
+        draft.say("optimizer", "betas", [beta1, beta2])
+    if fields.take(["adafactor"], flag):
+        draft.say("optimizer", "name", "adafactor")
+
+
+def _note_dtype(fields: Fields, draft: Draft) -> None:
+    bf16, fp16 = fields.take(["bf16"], flag), fields.take(["fp16"], flag)
+    if bf16 or fp16:
+        draft.say("training", "dtype", "bfloat16" if bf16 else "float16")
+    elif bf16 is not None and fp16 is not None and draft.get("training", "dtype") is None:
+        draft.say("training", "dtype", "float32")
+
+
+def _read_state(path: Path) -> Layer:
+    fields, draft = Fields(read_mapping(path), str(path)), Draft()
+    wanted = (item for item in TRAINING if item.field in _STATE_FIELDS)
+    draft.read("training", wanted, fields, loose=False)
+    return Layer(config=draft.snapshot(), sources=(SourceFile(role="trainer state", path=str(path)),))
+
+
+def _nothing_readable(folder: Path) -> ConfigError:
+    if not folder.is_dir():
+        message = f"{folder}: no such folder"
+        return ConfigError(message, advice="give the folder that holds training_args.json")
+    if (folder / PICKLE_NAME).exists():
+        return _pickle(folder / PICKLE_NAME)
+    message = f"{folder}: none of {', '.join(ARGS_NAMES)} in it"
+    return ConfigError(message, advice="write args.to_json_string() into training_args.json")
+
+
+def _pickle(path: Path) -> ConfigError:
+    reason = "reading one runs code, and it may hold the hub token in clear"
+    message = f"{path}: a pickle, which is not opened: {reason}"
+    return ConfigError(message, advice="write args.to_json_string() into training_args.json beside it")

@@ -1,0 +1,185 @@
+"""The quantities the rules ask for. One that the configuration does not give raises Unknown: never a guess.
+
+Read from ``extras``, where the snapshot has no field: of the run ``task``; of lora ``target_modules_null``,
+``target_parameters``, ``base_model_class``, ``autocast_adapter_dtype``; of training ``logging_strategy``,
+``trainer``, ``epochs_overridden``, ``train_examples``, ``secret_keys``, ``masked_keys``.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TypeVar
+
+from gradience.policy.objective import Objective, objective_of
+from gradience.schema.config import ConfigSnapshot
+from gradience.schema.scalars import NonFinite, as_float
+
+__all__ = ["Facts", "Unknown", "given"]
+
+T = TypeVar("T")
+
+
+class Unknown(Exception):  # noqa: N818 - a result of looking, not an error
+    """The configuration does not say what a rule needs; the text is the reason, for the report."""
+
+
+class Facts:
+    """A configuration, and what follows from it. Every property raises Unknown where it cannot tell."""
+
+    def __init__(self, config: ConfigSnapshot, *, transformers: str | None = None) -> None:
+        self.config = config
+        self.transformers = transformers
+        self.objective: Objective = objective_of(config)
+
+    @property
+    def not_lora(self) -> str | None:
+        """The reason why no rule about LoRA applies, or None."""
+        kind = self.config.lora.peft_type
+        return None if kind in {None, "LORA"} else f"peft_type {kind} is not LoRA: the rule does not apply"
+
+    @property
+    def lr(self) -> float:
+        """Peak learning rate, above zero."""
+        return _positive(self.config.optimizer.lr, "lr")
+
+    @property
+    def adam_lr(self) -> float:
+        """Peak learning rate, where its published bands apply: for the Adam family, which is every default."""
+        if self.is_adam is False:
+            reason = f"optimizer {self.config.optimizer.name} is not of the Adam family: no published band"
+            raise Unknown(reason)
+        return self.lr
+
+    @property
+    def is_adam(self) -> bool | None:
+        """Whether the optimizer is of the Adam family; None where it is not named."""
+        name = self.config.optimizer.name
+        return None if name is None else "adam" in name.lower() or name.lower().startswith("ademamix")
+
+    @property
+    def r(self) -> int:
+        """Rank, above zero."""
+        r = given(self.config.lora.r, "r")
+        if r < 1:
+            reason = "r is below 1 (see VAL001)"
+            raise Unknown(reason)
+        return r
+
+    @property
+    def alpha(self) -> float:
+        """PEFT's lora_alpha, above zero."""
+        return _positive(self.config.lora.alpha, "lora_alpha")
+
+    @property
+    def scaling(self) -> float:
+        """Factor on B A: alpha / r, or alpha / sqrt(r) with rsLoRA."""
+        return self.alpha / (math.sqrt(self.r) if self.config.lora.use_rslora else self.r)
+
+    @property
+    def early_step(self) -> float:
+        """Scaling x r x lr: how far early Adam steps move the update, up to a constant. A heuristic."""
+        return self.scaling * self.r * self.lr
+
+    @property
+    def batch_per_process(self) -> int:
+        """Sequences per optimizer step on one process."""
+        batch = given(self.config.training.batch_size, "batch size")
+        accumulation = self.config.training.gradient_accumulation
+        return _at_least_one(batch, "batch size") * _at_least_one(
+            1 if accumulation is None else accumulation, "gradient accumulation"
+        )
+
+    @property
+    def effective_batch(self) -> int:
+        """Sequences per optimizer step on all processes."""
+        world = given(self.config.training.world_size, "number of processes")
+        return self.batch_per_process * _at_least_one(world, "number of processes")
+
+    @property
+    def steps(self) -> int:
+        """Planned optimizer steps."""
+        training = self.config.training
+        if training.max_steps is not None:
+            return _at_least_one(training.max_steps, "max_steps")
+        examples = training.extras.get("train_examples")
+        if not isinstance(examples, int) or examples < 1:
+            reason = "the number of optimizer steps is not known: neither max_steps nor the size of the data"
+            raise Unknown(reason)
+        epochs = _positive(training.epochs, "epochs")
+        return max(1, math.floor(math.ceil(examples / self.effective_batch) * epochs))
+
+    @property
+    def logged_every(self) -> float:
+        """Steps between logged rows; infinite where logging is off."""
+        strategy = self.config.training.extras.get("logging_strategy")
+        if strategy == "no":
+            return math.inf
+        if strategy == "epoch":
+            reason = "logging_strategy is 'epoch': rows come per epoch, not per step"
+            raise Unknown(reason)
+        return self._in_steps(self.config.training.logging_steps, "logging_steps")
+
+    @property
+    def saved_every(self) -> float:
+        """Steps between checkpoints; infinite where saving is off."""
+        strategy = given(self.config.training.save_strategy, "save_strategy")
+        if strategy == "no":
+            return math.inf
+        if strategy != "steps":
+            reason = f"save_strategy is '{strategy}': checkpoints do not come per step"
+            raise Unknown(reason)
+        return self._in_steps(self.config.training.save_steps, "save_steps")
+
+    @property
+    def warmup_share(self) -> float:
+        """Share of all steps that is warmup. warmup_steps goes before warmup_ratio, as in transformers."""
+        training = self.config.training
+        asked = None if training.warmup_steps is None else as_float(training.warmup_steps)
+        if asked is not None and asked >= 1:
+            return asked / self.steps
+        if asked is not None and asked > 0:
+            return asked
+        return 0.0 if asked == 0 and training.warmup_ratio is None else self._warmup_ratio
+
+    @property
+    def has_warmup(self) -> bool:
+        """Whether any warmup is asked for."""
+        training = self.config.training
+        if training.warmup_steps is None and training.warmup_ratio is None:
+            reason = "warmup is not given"
+            raise Unknown(reason)
+        return any(
+            value is not None and as_float(value) > 0
+            for value in (training.warmup_steps, training.warmup_ratio)
+        )
+
+    @property
+    def _warmup_ratio(self) -> float:
+        return as_float(given(self.config.training.warmup_ratio, "warmup"))
+
+    def _in_steps(self, value: float | NonFinite | None, name: str) -> float:
+        every = _positive(value, name)
+        return every if every >= 1 else every * self.steps  # below 1, transformers reads a ratio
+
+
+def given(value: T | None, name: str) -> T:
+    """Return the value, or raise Unknown with its name."""
+    if value is None:
+        reason = f"{name} is not given"
+        raise Unknown(reason)
+    return value
+
+
+def _positive(value: float | NonFinite | None, name: str) -> float:
+    number = as_float(given(value, name))
+    if not (number > 0 and math.isfinite(number)):
+        reason = f"{name} is not a positive number (see VAL001)"
+        raise Unknown(reason)
+    return number
+
+
+def _at_least_one(value: int, name: str) -> int:
+    if value < 1:
+        reason = f"{name} is below 1 (see VAL001)"
+        raise Unknown(reason)
+    return value

@@ -1,0 +1,115 @@
+"""Every number a rule compares with: its unit, and where it comes from."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+__all__ = [
+    "BAND_TOP",
+    "BATCH_LARGE",
+    "BEST_STEP",
+    "DATA_LARGE",
+    "DIVERGENT_LR",
+    "EPOCHS_MANY",
+    "LOW_LR",
+    "PREFERENCE_LR",
+    "RANK_HIGH",
+    "RANK_MODERATE",
+    "RSLORA_SCALING",
+    "SHORT_RUN",
+    "SMALL_ALPHA_LR",
+    "SMALL_ALPHA_RATIO",
+    "SPIKE_ALPHA_RATIO",
+    "SPIKE_LR",
+    "USUAL_STEP",
+    "VARIANT_LR",
+    "WARMUP_LONG",
+    "WARMUP_RATIO_REMOVED",
+    "Threshold",
+]
+
+
+class Threshold(NamedTuple):
+    """A number with its name, unit and source."""
+
+    name: str
+    value: float
+    unit: str
+    source: str
+
+
+LOW_LR = Threshold(
+    "low_lr",
+    5e-5,
+    "peak learning rate",
+    "default of transformers' TrainingArguments; just above the sweep's 4e-5",
+)
+BAND_TOP = Threshold(
+    "band_top",
+    1e-3,
+    "peak learning rate",
+    "tinker-cookbook sft_sweep: the highest rate that is still best somewhere",
+)
+DIVERGENT_LR = Threshold(
+    "divergent_lr",
+    3e-3,
+    "peak learning rate",
+    "tinker-cookbook sft_sweep: 72 of all 80 divergences are at 3e-3",
+)
+PREFERENCE_LR = Threshold(
+    "preference_lr",
+    5e-5,
+    "peak learning rate",
+    "just above the highest published one: GRPO 4e-5 (tinker-cookbook)",
+)
+SPIKE_LR = Threshold("spike_lr", 2e-4, "peak learning rate", "Biderman et al. 2024, r = 256, alpha = 512")
+VARIANT_LR = Threshold(
+    "variant_lr", 1e-4, "peak learning rate", "proposal; arXiv 2602.04998 gives the direction only"
+)
+SMALL_ALPHA_LR = Threshold(
+    "small_alpha_lr", 1e-4, "peak learning rate", "proposal: the low end of shipped recipes"
+)
+USUAL_STEP = Threshold(
+    "usual_step",
+    3.2e-3,
+    "scaling x r x lr",
+    "16 x 2e-4: QLoRA's and Unsloth's recipe, the smallest widely shipped",
+)
+BEST_STEP = Threshold(
+    "best_step",
+    9.6e-3,
+    "scaling x r x lr",
+    "32 x 3e-4: the best rate of the median model in tinker-cookbook sft_sweep",
+)
+RANK_HIGH = Threshold(
+    "rank_high", 128, "rank", "proposal: half the rank of Biderman et al. 2024's unstable runs"
+)
+RANK_MODERATE = Threshold(
+    "rank_moderate", 32, "rank", "proposal: from where alpha / r gets small by itself (rsLoRA)"
+)
+SPIKE_ALPHA_RATIO = Threshold(
+    "spike_alpha_ratio", 2.0, "alpha / r", "Biderman et al. 2024, r = 256, alpha = 512"
+)
+SMALL_ALPHA_RATIO = Threshold(
+    "small_alpha_ratio", 0.25, "alpha / r", "QLoRA ships r = 64, alpha = 16: the lowest seen"
+)
+RSLORA_SCALING = Threshold(
+    "rslora_scaling",
+    8.0,
+    "alpha / sqrt(r)",
+    "PEFT MetaMathQA: r = 64, alpha = 64, scaling 8 was still its best run",
+)
+BATCH_LARGE = Threshold(
+    "batch_large", 256, "sequences per optimizer step", "proposal: twice tinker-cookbook's 128"
+)
+SHORT_RUN = Threshold("short_run", 100, "optimizer steps", "tinker-cookbook hyperparams: at least 100 steps")
+EPOCHS_MANY = Threshold("epochs_many", 3, "epochs", "Unsloth's guide: 1 to 3 epochs")
+DATA_LARGE = Threshold(
+    "data_large", 50_000, "training examples", "proposal: where an adapter may run out of capacity"
+)
+WARMUP_LONG = Threshold(
+    "warmup_long", 0.5, "share of all steps", "mechanical: the peak comes after half the run"
+)
+WARMUP_RATIO_REMOVED = Threshold(
+    "warmup_ratio_removed", 5.2, "transformers version", "huggingface/peft#2949; absent in 5.24"
+)

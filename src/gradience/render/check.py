@@ -1,0 +1,171 @@
+"""The check report as text."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from gradience.render.text import banner, clean, finding_lines, not_run_lines, number
+from gradience.schema.config import ConfigSnapshot, LoraSnapshot, TrainingSnapshot
+from gradience.schema.findings import Finding
+from gradience.schema.reports import CheckReport
+from gradience.schema.scalars import Real, as_float
+
+__all__ = ["check_text"]
+
+_MOST_NAMES = 10  # targets and unknown keys on one line
+_MOST_TEXT = 60  # characters of one value
+_SEVERITIES = ("critical", "error", "warning", "info")
+
+
+def check_text(report: CheckReport, *, verbose: bool = False) -> str:
+    """Return the report for a terminal: what was read, how it was understood, findings, what did not run."""
+    return "\n".join(_lines(report, verbose=verbose))
+
+
+def _lines(report: CheckReport, *, verbose: bool) -> Iterator[str]:
+    yield from banner("GRADIENCE CHECK")
+    for source in report.sources:
+        yield f"{source.role.capitalize() + ':':<14}{clean(source.path)}"
+    if report.sources:
+        yield ""
+    yield "Config as understood:"
+    for label, value in _config(report):
+        yield f"  {label + ':':<12}{value}"
+    yield ""
+    yield from _findings(report.findings, verbose=verbose)
+    yield from _rest(report, verbose=verbose)
+    yield "Findings are hypotheses with their grounds, not verdicts: verify on held-out data."
+
+
+def _config(report: CheckReport) -> Iterator[tuple[str, str]]:
+    config, derived = report.config, report.derived
+    yield "Model", _text(config.model_name)
+    if config.dataset_name:
+        yield "Dataset", _text(config.dataset_name)
+    if task := _task(config):
+        yield "Task", task
+    if config.lora != LoraSnapshot():
+        yield "Adapter", _adapter(config, derived.get("scaling"))
+        yield "Targets", _targets(config.lora)
+    yield "Optimizer", _optimizer(config)
+    if config.training.batch_size is not None:
+        yield "Batch", _batch(config.training, derived)
+    yield "Length", _length(config.training, derived)
+    if "scaling_r_lr" in derived:
+        yield "Early step", _early_step(config, derived["scaling_r_lr"])
+
+
+def _task(config: ConfigSnapshot) -> str:
+    task, profile = config.extras.get("task"), config.task_profile
+    named = " ".join(_text(str(part)) for part in (task, profile) if part and part != "unknown")
+    objective = config.extras.get("objective")
+    if not objective:
+        return named
+    understood = f"{objective}, by {_text(str(config.extras.get('objective_because')))}"
+    return f"{named} ({understood})" if named else understood
+
+
+def _adapter(config: ConfigSnapshot, scaling: Real | None) -> str:
+    lora = config.lora
+    kind = lora.peft_type or "LoRA"
+    if lora.peft_type not in {None, "LORA"}:
+        return f"{_text(kind)}: recognised; the rules about LoRA do not apply"
+    flags = [name for name, on in (("rsLoRA", lora.use_rslora), ("DoRA", lora.use_dora)) if on]
+    parts = [f"r={_plain(lora.r)}", f"alpha={_g(lora.alpha)}", f"scaling={_g(scaling)}"]
+    parts += [f"dropout={_g(lora.dropout)}"] if lora.dropout is not None else []
+    parts += [f"bias={_text(lora.bias)}"] if lora.bias not in {None, "none"} else []
+    parts += [f"init={_text(lora.init)}"] if lora.init not in {None, "true"} else []
+    origin = " (MLX-LM: alpha = scale x rank)" if config.extras.get("format") == "mlx-lm" else ""
+    return f"{'+'.join(flags) or 'LoRA'}  {' '.join(parts)}{origin}"
+
+
+def _targets(lora: LoraSnapshot) -> str:
+    if lora.target_modules is None:
+        null = lora.extras.get("target_modules_null")
+        return "PEFT's default (target_modules is null)" if null else "not given"
+    if isinstance(lora.target_modules, str):
+        return _text(lora.target_modules)
+    return _names(lora.target_modules)
+
+
+def _optimizer(config: ConfigSnapshot) -> str:
+    optimizer, training = config.optimizer, config.training
+    parts = [_text(optimizer.name), f"lr={_g(optimizer.lr)}"]
+    if training.lr_scheduler:
+        parts.append(_text(training.lr_scheduler))
+    if optimizer.weight_decay is not None:
+        parts.append(f"weight_decay={_g(optimizer.weight_decay)}")
+    return " ".join(parts)
+
+
+def _batch(training: TrainingSnapshot, derived: dict[str, Real]) -> str:
+    accumulation = training.gradient_accumulation or 1
+    line = f"{training.batch_size} x {accumulation} accumulation"
+    if "effective_batch" in derived:
+        return (
+            f"{line} x {training.world_size} processes = {_g(derived['effective_batch'])} sequences per step"
+        )
+    if "batch_per_process" in derived:
+        return f"{line} = {_g(derived['batch_per_process'])} sequences per step and process"
+    return line
+
+
+def _length(training: TrainingSnapshot, derived: dict[str, Real]) -> str:
+    parts = [f"{_g(derived['planned_steps'])} steps"] if "planned_steps" in derived else []
+    if training.epochs is not None and not training.extras.get("epochs_overridden"):
+        parts.append(f"{_g(training.epochs)} epochs")
+    if (derived.get("warmup_share") or 0) != 0:
+        parts.append(f"warmup {number(derived['warmup_share'], '.1%')}")
+    return ", ".join(parts) or "not given"
+
+
+def _findings(findings: Sequence[Finding], *, verbose: bool) -> Iterator[str]:
+    if not findings:
+        yield "No findings."
+        yield ""
+        return
+    counts = [(severity, sum(f.severity == severity for f in findings)) for severity in _SEVERITIES]
+    yield f"Findings ({', '.join(f'{n} {severity}' for severity, n in counts if n)}):"
+    yield from finding_lines(findings, verbose=verbose)
+    yield ""
+
+
+def _rest(report: CheckReport, *, verbose: bool) -> Iterator[str]:
+    if report.unknown_keys:
+        yield f"Keys that no rule and no library known here reads: {_names(report.unknown_keys)}"
+        yield ""
+    if not report.not_run:
+        return
+    n = len(report.not_run)
+    if verbose:
+        yield f"Not judged ({n}):"
+        yield from not_run_lines(report.not_run)
+    else:
+        ids = " ".join(dict.fromkeys(item.id for item in report.not_run))
+        yield f"Not judged, for want of input or because they do not fit ({n}; --verbose says why):"
+        yield f"  {clean(ids)}"
+    yield ""
+
+
+def _early_step(config: ConfigSnapshot, value: Real) -> str:
+    supervised = config.extras.get("objective") in {"sft", "classification"}
+    beside = "; shipped recipes for supervised training 3e-3 to 1e-2" if supervised else ""
+    return f"{number(value, '.1e')} (scaling x r x lr{beside})"
+
+
+def _names(names: Sequence[str]) -> str:
+    more = f" and {len(names) - _MOST_NAMES} more" if len(names) > _MOST_NAMES else ""
+    return ", ".join(_text(name) for name in names[:_MOST_NAMES]) + more
+
+
+def _text(value: str | None) -> str:
+    shown = clean(value) if value else "not given"
+    return shown if len(shown) <= _MOST_TEXT else f"{shown[: _MOST_TEXT - 3]}..."
+
+
+def _plain(value: int | None) -> str:
+    return "?" if value is None else str(value)
+
+
+def _g(value: Real | None) -> str:
+    return "?" if value is None else f"{as_float(value):.4g}"
