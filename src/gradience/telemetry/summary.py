@@ -56,6 +56,7 @@ class RunSeries:
     first_ts: float | None = None
     last_ts: float | None = None
     last_step: int | None = None
+    last_epoch: float | None = None
 
     def latest_eval(self, split: str) -> Eval | None:
         """Return the newest evaluation of the split, or None."""
@@ -175,6 +176,7 @@ def _take_rows(summary: RunSummary, events: list[Event]) -> bool:
     run.grad_norms += norms
     run.sessions.update({row.session for row in rows if row.session})
     run.last_step = max(steps[-1], run.last_step or 0)
+    _epoch(run, rows[-1])
     _clock(run, rows[0])
     _clock(run, rows[-1])
     summary.counts["train_step"] += len(rows)
@@ -206,7 +208,13 @@ def _take_event(summary: RunSummary, event: Event) -> None:
             run.end = event
 
 
+def _epoch(run: RunSeries, row: TrainStep) -> None:
+    if isinstance(row.epoch, (int, float)):
+        run.last_epoch = row.epoch
+
+
 def _take_row(run: RunSeries, row: TrainStep) -> None:
+    _epoch(run, row)
     if row.loss is None or row.step is None:
         return
     run.steps.append(row.step)
