@@ -81,11 +81,12 @@ def check_config(  # noqa: PLR0913 - one keyword per kind of source, and all may
 
 def _report(whole: Layer, config: ConfigSnapshot, ignored: frozenset[str]) -> CheckReport:
     verdict = judge_config(config, transformers=_transformers(), ignore=ignored)
+    n_judged = len(RULES) - len({item.id for item in verdict.not_run})
     return CheckReport(
         schema=CHECK_SCHEMA_ID,
         sources=list(whole.sources),
         config=config,
-        derived=dict(_derived(config)),
+        derived={**dict(_derived(config)), "rules_judged": n_judged},
         findings=verdict.findings,
         not_run=verdict.not_run,
         unknown_keys=list(dict.fromkeys(whole.unknown_keys)),

@@ -53,6 +53,8 @@ def read_mlx_fields(fields: Fields, draft: Draft) -> list[str]:
     draft.read("optimizer", _OPTIMIZER, fields, loose=False)
     draft.read("training", _TRAINING, fields, loose=False)
     draft.say("run", "format", "mlx-lm", extra=True)
+    if draft.get("training", "save_steps") is not None:
+        draft.say("training", "save_strategy", "steps")
     if fields.take(["steps_per_eval"], real) is not None:
         draft.say("training", "eval_strategy", "steps")
     _steps(draft)

@@ -17,6 +17,7 @@ MAX_VALUES = 50_000  # values after aliases are written out: what stops a billio
 
 _PREFIX = "tag:yaml.org,2002:"
 _AS_TEXT = {"str", "timestamp", "value"}
+_CONTAINERS = {"map", "seq"}
 _CONVERTED = {"int", "float", "bool", "null"}
 
 
@@ -49,6 +50,8 @@ class _Plain:
             raise Malformed(message)
         if depth > MAX_DEPTH:
             raise RecursionError
+        if not isinstance(node, ScalarNode) and node.tag.removeprefix(_PREFIX) not in _CONTAINERS:
+            raise Malformed(_at(node, f"the tag {node.tag!r} is not plain data"))
         if isinstance(node, MappingNode):
             return self._mapping(node, depth)
         if isinstance(node, SequenceNode):

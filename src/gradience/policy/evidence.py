@@ -102,7 +102,7 @@ BIDERMAN = Evidence(
 )
 VARIANTS = Evidence(
     source="Learning Rate Matters: Vanilla LoRA May Suffice, arXiv 2602.04998 (abstract)",
-    says="each variant has its own range of rates, PiSSA's is lower; once tuned, nine variants are within 1 to 2 %",
+    says="each variant has its own range of rates, PiSSA's lower; tuned, nine variants are within 1 to 2 %",
 )
 METAMATH_MLP = Evidence(
     source=_METAMATH,
@@ -124,11 +124,11 @@ NEMOTRON = Evidence(
 )
 DEFAULT_TARGETS = Evidence(
     source="peft/utils/constants.py (0.21)",
-    says="llama, mistral, qwen2, qwen3, gemma: q_proj and v_proj; bert, roberta: query and value; unknown: ValueError",
+    says="llama, mistral, qwen, gemma: q_proj, v_proj; bert, roberta: query, value; unknown type: ValueError",
 )
 CLASSIFIER_DOCS = Evidence(
     source="PEFT docs, troubleshooting",
-    says="a new head is trained and saved only if task_type or modules_to_save names it; else it reloads random",
+    says="a new head is trained and saved only if task_type or modules_to_save says so; else it is random",
 )
 NO_TRAIN_LOSS = Evidence(
     source="experiment, transformers 5.24",

@@ -44,7 +44,7 @@ class Facts:
 
     @property
     def adam_lr(self) -> float:
-        """Peak learning rate, where its published bands apply: for the Adam family, which is every default."""
+        """Peak learning rate, where published bands apply: the Adam family, every library's default."""
         if self.is_adam is False:
             reason = f"optimizer {self.config.optimizer.name} is not of the Adam family: no published band"
             raise Unknown(reason)

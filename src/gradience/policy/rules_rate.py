@@ -38,23 +38,30 @@ __all__ = ["RULES"]
 
 _DEFAULTS = {5e-5: "transformers' TrainingArguments", 2e-5: "TRL's SFTConfig", 1e-5: "MLX-LM"}
 _HINTED_CONFIDENCE = 0.6  # the objective is a guess from the model, or the evidence is from another objective
+_BLIND_CONFIDENCE = 0.4  # nothing says what is trained: preference training would want such a rate
 _PRINCIPAL_INITS = ("pissa", "olora", "corda")
 _PISSA_CONFIDENCE = 0.5  # the abstract names PiSSA; for the others it is an analogy
 _OTHER_INIT_CONFIDENCE = 0.3
 
 
 def _full_fine_tuning_rate(facts: Facts) -> Iterator[Hit]:
-    _supervised(facts)
+    kind = facts.objective.kind
+    if kind in {"preference", "rl"}:
+        reason = f"the objective is {kind}: this rule is about supervised training"
+        raise Unknown(reason)
     lr = facts.adam_lr
     if lr > LOW_LR.value or _step(facts, default=0.0) >= USUAL_STEP.value:
         return
     default = next((name for value, name in _DEFAULTS.items() if math.isclose(lr, value)), None)
     named = f", the default of {default}" if default else ""
-    sure = facts.objective.kind == "sft" and facts.objective.stated
+    sure = kind == "sft" and facts.objective.stated
+    blind = kind == "unknown"
+    proviso = " in supervised training (the objective is not known: say --task)" if blind else ""
     yield Hit(
-        f"lr {lr:g} looks like a full fine-tuning rate{named}; LoRA usually wants about 10 x that",
+        f"lr {lr:g} looks like a full fine-tuning rate{named}; LoRA usually wants about 10 x that{proviso}",
         {"lr": lr, **_step_value(facts)},
-        confidence=None if sure else _HINTED_CONFIDENCE,
+        severity="info" if blind else None,
+        confidence=None if sure else _BLIND_CONFIDENCE if blind else _HINTED_CONFIDENCE,
     )
 
 
@@ -116,13 +123,6 @@ def _variant_rate(facts: Facts) -> Iterator[Hit]:
             {"lr": facts.lr, "init": init},
             confidence=_PISSA_CONFIDENCE if pissa else _OTHER_INIT_CONFIDENCE,
         )
-
-
-def _supervised(facts: Facts) -> None:
-    if facts.objective.kind not in {"sft", "classification"}:
-        known = facts.objective.kind != "unknown"
-        reason = f"the objective is {facts.objective.kind}: this rule is about supervised training"
-        raise Unknown(reason if known else _objective_unknown(facts))
 
 
 def _not_preference(facts: Facts) -> None:

@@ -6,7 +6,6 @@ from collections.abc import Iterator, Sequence
 
 from gradience.render.text import banner, clean, finding_lines, not_run_lines, number
 from gradience.schema.config import ConfigSnapshot, LoraSnapshot, TrainingSnapshot
-from gradience.schema.findings import Finding
 from gradience.schema.reports import CheckReport
 from gradience.schema.scalars import Real, as_float
 
@@ -32,7 +31,7 @@ def _lines(report: CheckReport, *, verbose: bool) -> Iterator[str]:
     for label, value in _config(report):
         yield f"  {label + ':':<12}{value}"
     yield ""
-    yield from _findings(report.findings, verbose=verbose)
+    yield from _findings(report, verbose=verbose)
     yield from _rest(report, verbose=verbose)
     yield "Findings are hypotheses with their grounds, not verdicts: verify on held-out data."
 
@@ -46,7 +45,8 @@ def _config(report: CheckReport) -> Iterator[tuple[str, str]]:
         yield "Task", task
     if config.lora != LoraSnapshot():
         yield "Adapter", _adapter(config, derived.get("scaling"))
-        yield "Targets", _targets(config.lora)
+        if config.lora.peft_type in {None, "LORA"}:
+            yield "Targets", _targets(config.lora)
     yield "Optimizer", _optimizer(config)
     if config.training.batch_size is not None:
         yield "Batch", _batch(config.training, derived)
@@ -62,6 +62,8 @@ def _task(config: ConfigSnapshot) -> str:
     if not objective:
         return named
     understood = f"{objective}, by {_text(str(config.extras.get('objective_because')))}"
+    if named == objective:
+        return named
     return f"{named} ({understood})" if named else understood
 
 
@@ -90,6 +92,8 @@ def _targets(lora: LoraSnapshot) -> str:
 
 def _optimizer(config: ConfigSnapshot) -> str:
     optimizer, training = config.optimizer, config.training
+    if optimizer.name is None and optimizer.lr is None:
+        return "not given"
     parts = [_text(optimizer.name), f"lr={_g(optimizer.lr)}"]
     if training.lr_scheduler:
         parts.append(_text(training.lr_scheduler))
@@ -102,11 +106,9 @@ def _batch(training: TrainingSnapshot, derived: dict[str, Real]) -> str:
     accumulation = training.gradient_accumulation or 1
     line = f"{training.batch_size} x {accumulation} accumulation"
     if "effective_batch" in derived:
-        return (
-            f"{line} x {training.world_size} processes = {_g(derived['effective_batch'])} sequences per step"
-        )
+        return f"{line} x {training.world_size} processes = {_g(derived['effective_batch'])} per step"
     if "batch_per_process" in derived:
-        return f"{line} = {_g(derived['batch_per_process'])} sequences per step and process"
+        return f"{line} = {_g(derived['batch_per_process'])} per step and process"
     return line
 
 
@@ -119,20 +121,25 @@ def _length(training: TrainingSnapshot, derived: dict[str, Real]) -> str:
     return ", ".join(parts) or "not given"
 
 
-def _findings(findings: Sequence[Finding], *, verbose: bool) -> Iterator[str]:
+def _findings(report: CheckReport, *, verbose: bool) -> Iterator[str]:
+    findings = report.findings
     if not findings:
-        yield "No findings."
+        yield f"No findings, of {_g(report.derived.get('rules_judged'))} rules that could be judged."
         yield ""
         return
     counts = [(severity, sum(f.severity == severity for f in findings)) for severity in _SEVERITIES]
-    yield f"Findings ({', '.join(f'{n} {severity}' for severity, n in counts if n)}):"
+    yield f"Findings ({', '.join(_counted(n, severity) for severity, n in counts if n)}):"
     yield from finding_lines(findings, verbose=verbose)
     yield ""
 
 
+def _counted(n: int, severity: str) -> str:
+    return f"{n} {severity}" if n == 1 or severity == "info" else f"{n} {severity}s"
+
+
 def _rest(report: CheckReport, *, verbose: bool) -> Iterator[str]:
     if report.unknown_keys:
-        yield f"Keys that no rule and no library known here reads: {_names(report.unknown_keys)}"
+        yield f"Unknown keys (no setting of PEFT, transformers or TRL): {_names(report.unknown_keys)}"
         yield ""
     if not report.not_run:
         return
