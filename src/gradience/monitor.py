@@ -151,7 +151,11 @@ def _reading(train_split: str, train: float, test_split: str, test: float, *, sa
     except OverflowError:
         ratio = math.inf
     return GapReading(
-        train_split=train_split, test_split=test_split, ratio=real(ratio), nats=real(nats), same_step=same_step
+        train_split=train_split,
+        test_split=test_split,
+        ratio=real(ratio),
+        nats=real(nats),
+        same_step=same_step,
     )
 
 
@@ -213,5 +217,5 @@ def _notes(summary: RunSummary, run: RunSeries) -> list[str]:
         known = ", ".join(f"{name} ({n})" for name, n in summary.unknown.items())
         notes.append(f"events of a name unknown here were kept and not used: {known}")
     if summary.bare_tokens:
-        notes.append(f"{summary.bare_tokens} lines hold bare NaN or Infinity, which is not JSON; they were read all the same")
+        notes.append(f"{summary.bare_tokens} lines hold bare NaN or Infinity, which is not JSON; they were read anyway")
     return notes

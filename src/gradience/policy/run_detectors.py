@@ -110,11 +110,13 @@ def _masked_nan(facts: RunFacts) -> Outcome:
         severity="error",
         message=f"The training loss is exactly 0.0 from step {first} in {len(zero)} rows: NaN is probably masked.",
         action="Set logging_nan_inf_filter=False to see it, and audit the adapter for non-finite weights.",
-        rationale="The Hugging Face Trainer averages non-finite losses away by default; a broken run looks healthy.",
+        rationale="The Hugging Face Trainer averages non-finite losses away by default: a broken run looks healthy.",
         confidence=0.9,
         scope="losses that cannot be zero; not policy-gradient objectives",
         verify="Look at grad_norm in the same rows, and at the adapter's weights.",
-        evidence=[Evidence(source="transformers 5.24, observed", says="a NaN step is logged as loss 0.0, grad_norm nan")],
+        evidence=[
+            Evidence(source="transformers 5.24, observed", says="a NaN step is logged as loss 0.0, grad_norm nan")
+        ],
         values={"rows": len(zero), "first_step": first},
     )
 
@@ -140,7 +142,10 @@ def _gap(facts: RunFacts) -> Outcome:
         verify="Compare the task metric of the best checkpoint with that of the last.",
         evidence=[
             Evidence(source="project convention", says="gap over 1.5x, that is 0.41 nats; no source for the number"),
-            Evidence(source="InstructGPT (2203.02155)", says="validation loss can overfit while task quality still rises"),
+            Evidence(
+                source="InstructGPT (2203.02155)",
+                says="validation loss can overfit while task quality still rises",
+            ),
         ],
         values={"ratio": gap.ratio, "nats": gap.nats, "threshold": facts.gap_threshold},
     )
@@ -166,7 +171,7 @@ def _chance(facts: RunFacts) -> Outcome:
         rationale="At chance level no other number about this run means much.",
         confidence=0.85 if n else 0.6,
         scope="classification with balanced classes",
-        verify="Train on 32 examples until the training accuracy is 100 %: if it cannot, the set-up is broken.",
+        verify="Overfit 32 examples on purpose: if training accuracy cannot reach 100 %, the set-up is broken.",
         evidence=[
             Evidence(
                 source="binomial test, one-sided 95 %",
@@ -251,7 +256,9 @@ def _sparse(facts: RunFacts) -> Outcome:
         action="Log at least every steps/50 steps, and evaluate on held-out data a few times a run.",
         confidence=0.95,
         scope="any log",
-        evidence=[Evidence(source="transformers 5.24", says="the default logging_steps=500 logs nothing in a short run")],
+        evidence=[
+            Evidence(source="transformers 5.24", says="the default logging_steps=500 logs nothing in a short run")
+        ],
         values={"rows": rows, "evals": len(facts.evals)},
     )
 

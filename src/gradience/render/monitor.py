@@ -8,7 +8,7 @@ from typing import Any
 
 from gradience.render.text import banner, clean, finding_lines, not_run_lines, number, percent
 from gradience.schema.events import EvalMetrics
-from gradience.schema.reports import EvalPoint, MonitorReport
+from gradience.schema.reports import EvalPoint, GapReading, MonitorReport
 from gradience.schema.scalars import NonFinite, as_float
 
 __all__ = ["monitor_text"]
@@ -84,15 +84,18 @@ def _evals(report: MonitorReport) -> Iterator[str]:
     for point in report.evals:
         yield f"  {_label(point)} PPL: {number(_ppl(point.metrics))}"
     if report.gap is not None:
-        yield f"  Gap:       {number(report.gap.ratio)}x" + ("" if report.gap.train_split == "train" else _basis(report))
+        yield f"  Gap:       {number(report.gap.ratio)}x" + (
+            "" if report.gap.train_split == "train" else _basis(report)
+        )
     for point in report.evals:
         if point.metrics.accuracy is not None:
             yield f"  {_label(point)} Acc: {percent(point.metrics.accuracy)}"
     yield ""
 
 
-def _basis(report: MonitorReport) -> str:
-    return f"  ({report.gap.test_split} over {report.gap.train_split})" if report.gap else ""
+def _basis(gap: GapReading) -> str:
+    """Return what the gap compares, where that is not simply train and test."""
+    return "" if gap.train_split == "train" else f"  ({clean(gap.test_split)} over {gap.train_split})"
 
 
 def _diagnostics(report: MonitorReport) -> Iterator[str]:
@@ -113,7 +116,8 @@ def _diagnostics(report: MonitorReport) -> Iterator[str]:
     modules = audit.get("modules")
     for module in modules[:_SHOWN_MODULES] if isinstance(modules, list) else []:
         if isinstance(module, dict):
-            yield f"  least used: util={percent(_number(module, 'utilization'))}  {clean(str(module.get('name', '-')))}"
+            name = clean(str(module.get("name", "-")))
+            yield f"  least used: util={percent(_number(module, 'utilization'))}  {name}"
     yield ""
 
 

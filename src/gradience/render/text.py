@@ -18,9 +18,9 @@ _UNSAFE = {"Cc", "Cf", "Cs", "Co", "Zl", "Zp"}  # controls, bidi overrides, surr
 
 
 def clean(text: str) -> str:
-    """Return the text on one line, without escape sequences, controls or bidi overrides (CWE-150).
+    r"""Return the text on one line, without escape sequences, controls or bidi overrides (CWE-150).
 
-    >>> clean("a\\x1b[31mb\\u202ec\\nd")
+    >>> clean("a\x1b[31mb\u202ec\nd")
     'abc d'
     """
     flat = _ESCAPES.sub("", text).replace("\n", " ").replace("\t", " ")

@@ -27,7 +27,7 @@ SHARES: Final = (0.90, 0.95, 0.99)
 
 _TILE: Final = 1024  # columns (of A) or rows (of B) in a tile
 _BATCH_ELEMENTS: Final = 1 << 19  # a call's tiles as float64 (4 MiB) stay in the last-level cache
-_MODULES: Final = 32  # modules per spectrum call
+_MODULES: Final = 64  # modules per call for the quantities
 _IN_FLIGHT: Final = 3
 _LEAST_RANK: Final = 8
 
@@ -54,46 +54,29 @@ class Spectrum(NamedTuple):
     frobenius_norm: float
 
 
-class _Numbers(NamedTuple):
-    sigma: jax.Array
-    finite: jax.Array
-    trusted: jax.Array
+class _Quantities(NamedTuple):
     stable_rank: jax.Array
     effective_rank: jax.Array
     participation_ratio: jax.Array
     energy_ranks: jax.Array
     relative_errors: jax.Array
-    spectral_norm: jax.Array
     frobenius_norm: jax.Array
 
 
-def _of_sigma(sigma: jax.Array, finite: jax.Array, trusted: jax.Array) -> _Numbers:
-    return _Numbers(
-        sigma=sigma,
-        finite=finite,
-        trusted=trusted,
+def _quantities(sigma: jax.Array) -> _Quantities:
+    return _Quantities(
         stable_rank=metrics.stable_rank(sigma),
         effective_rank=metrics.effective_rank(sigma),
         participation_ratio=metrics.participation_ratio(sigma),
         energy_ranks=jnp.stack([metrics.energy_rank(sigma, share) for share in SHARES]),
         relative_errors=metrics.relative_errors(sigma),
-        spectral_norm=metrics.spectral_norm(sigma),
         frobenius_norm=metrics.frobenius_norm(sigma),
     )
 
 
-def _of_grams(gram_a: jax.Array, gram_b: jax.Array) -> _Numbers:
-    finite = jnp.all(jnp.isfinite(gram_a)) & jnp.all(jnp.isfinite(gram_b))
-    zero = jnp.zeros_like(gram_a)
-    found = update.gram_singular_values(jnp.where(finite, gram_a, zero), jnp.where(finite, gram_b, zero))
-    return _of_sigma(found.sigma, finite, found.trusted)
-
-
 _gram_rows = jax.jit(jax.vmap(update.gram_rows))
 _gram_columns = jax.jit(jax.vmap(update.gram_columns))
-_numbers_of_grams = jax.jit(jax.vmap(_of_grams))
-_numbers_of_sigma = jax.jit(_of_sigma)
-_core = jax.jit(update.core_singular_values)
+_all_quantities = jax.jit(jax.vmap(_quantities))
 
 
 def use_device(device: str) -> None:
@@ -117,7 +100,7 @@ def spectra(loads: Sequence[Callable[[], Factors]]) -> list[Spectrum]:
     Each load is called once (twice for the rare update whose factors all but cancel), from another
     thread, one ahead of the arithmetic; at most two modules are in memory.
     """
-    with jax.enable_x64(True):
+    with jax.enable_x64(True):  # noqa: FBT003  # JAX's own signature
         grams = _Grams(len(loads))
         for index, factors in enumerate(_prefetch(loads)):
             grams.add(index, factors)
@@ -220,38 +203,47 @@ def _finish(
     for bucket, indices in by_bucket.items():
         for start in range(0, len(indices), _MODULES):
             some = indices[start : start + _MODULES]
-            numbers = _numbers_of(grams, some, bucket)
+            sigma, finite = _sigma(loads, grams, some, bucket)
+            numbers = jax.tree.map(np.asarray, _all_quantities(sigma))
             for row, index in enumerate(some):
-                one = _Numbers(*(field[row] for field in numbers))
-                if bool(one.finite) and not bool(one.trusted):
-                    one = _by_qr(loads[index]())
-                found[index] = _spectrum(one, grams[index][2], scales[index])
+                one = _Quantities(*(field[row] for field in numbers))
+                found[index] = _spectrum(sigma[row], one, grams[index][2], scales[index], finite=bool(finite[row]))
     return [spectrum for spectrum in found if spectrum is not None]
 
 
-def _numbers_of(grams: list[tuple[Matrix, Matrix, int]], some: list[int], bucket: int) -> _Numbers:
+def _sigma(
+    loads: Sequence[Callable[[], Factors]],
+    grams: list[tuple[Matrix, Matrix, int]],
+    some: list[int],
+    bucket: int,
+) -> tuple[Matrix, Matrix]:
+    """Return singular values (a fixed number of rows, zero beyond those asked for), and which are finite."""
     sides = np.zeros((2, _MODULES, bucket, bucket))
     for row, index in enumerate(some):
         sides[0, row], sides[1, row] = grams[index][0], grams[index][1]
-    return _Numbers(*(np.asarray(field) for field in _numbers_of_grams(sides[0], sides[1])))
+    finite = np.isfinite(sides).all(axis=(0, 2, 3))
+    sides[:, ~finite] = 0.0
+    spectrum = update.gram_singular_values(sides[0], sides[1])
+    sigma = spectrum.sigma
+    for row, index in enumerate(some):
+        if finite[row] and not spectrum.trusted[row]:
+            factors = loads[index]()
+            exact = update.core_singular_values(factors.b, factors.a)
+            sigma[row] = 0.0
+            sigma[row, : len(exact)] = exact
+    return sigma, finite
 
 
-def _by_qr(factors: Factors) -> _Numbers:
-    sigma = _core(jnp.asarray(factors.b, jnp.float64), jnp.asarray(factors.a, jnp.float64))
-    true = jnp.asarray(True)  # noqa: FBT003  # an array, not a flag
-    return _Numbers(*(np.asarray(field) for field in _numbers_of_sigma(sigma, true, true)))
-
-
-def _spectrum(numbers: _Numbers, r: int, scale: float) -> Spectrum:
+def _spectrum(sigma: Matrix, numbers: _Quantities, r: int, scale: float, *, finite: bool) -> Spectrum:
     size = abs(scale)
     return Spectrum(
-        sigma=np.asarray(numbers.sigma)[:r] * size,
-        finite=bool(numbers.finite),
+        sigma=sigma[:r] * size,
+        finite=finite,
         stable_rank=float(numbers.stable_rank),
         effective_rank=float(numbers.effective_rank),
         participation_ratio=float(numbers.participation_ratio),
-        energy_ranks=tuple(int(k) for k in numbers.energy_ranks),  # type: ignore[arg-type]
+        energy_ranks=tuple(int(k) for k in numbers.energy_ranks),  # type: ignore[arg-type]  # three shares
         relative_errors=np.asarray(numbers.relative_errors)[: r + 1],
-        spectral_norm=float(numbers.spectral_norm) * size,
+        spectral_norm=float(sigma[0]) * size,
         frobenius_norm=float(numbers.frobenius_norm) * size,
     )

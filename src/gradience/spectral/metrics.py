@@ -7,6 +7,7 @@ divides by zero.
 from __future__ import annotations
 
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
 __all__ = [
@@ -24,12 +25,12 @@ def _relative(sigma: Array) -> Array:
     """Return sigma / sigma_1, with values under the floor of r * eps set to zero."""
     largest = sigma[0]
     ratio = sigma / jnp.where(largest > 0.0, largest, 1.0)
-    floor = sigma.shape[0] * jnp.finfo(sigma.dtype).eps
+    floor = sigma.shape[0] * np.finfo(sigma.dtype).eps
     return jnp.where(ratio > floor, ratio, 0.0)
 
 
 def stable_rank(sigma: Array) -> Array:
-    """sum sigma^2 / sigma_1^2, in [1, r]. Rudelson & Vershynin, J. ACM 54(4), 2007."""
+    """Sum sigma^2 / sigma_1^2, in [1, r]. Rudelson & Vershynin, J. ACM 54(4), 2007."""
     return jnp.sum(_relative(sigma) ** 2)
 
 
@@ -54,7 +55,7 @@ def energy_rank(sigma: Array, share: float) -> Array:
     energy = _relative(sigma) ** 2
     total = jnp.sum(energy)
     # The sum's own rounding must not ask for one more rank where the first k reach the share exactly.
-    slack = 1.0 - sigma.shape[0] * jnp.finfo(sigma.dtype).eps
+    slack = 1.0 - sigma.shape[0] * np.finfo(sigma.dtype).eps
     reached = jnp.cumsum(energy) >= share * total * slack
     return jnp.where(total > 0.0, jnp.argmax(reached) + 1, 0)
 

@@ -1,29 +1,35 @@
 """The singular values of one low-rank update B A, without ever forming it.
 
-Both routes work on float64 arrays. The Gram route needs only the two r x r Gram matrices, which a
-stream of tiles can add up; its error is about sqrt(eps) * |A| * |B|, so it is trusted only where
-sigma_1 is not much smaller than that product. `core_singular_values` (QR of both factors) is backward
-stable and covers the rest.
+The long axes are summed away on the device, in float64: `gram_rows` and `gram_columns` are JAX, and see
+every byte of the adapter. What is left is r x r, and LAPACK on the host does that faster than any
+accelerator and as exactly on every backend; those functions take numpy arrays with any leading axes.
+
+The Gram route loses about sqrt(eps) * |A| * |B|, so it is trusted only where sigma_1 is not much smaller
+than that product. `core_singular_values` (QR of both factors) is backward stable and covers the rest.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, Final, NamedTuple, TypeAlias
 
 import jax.numpy as jnp
+import numpy as np
+import numpy.typing as npt
 from jax import Array
 
 __all__ = ["GramSpectrum", "core_singular_values", "gram_columns", "gram_rows", "gram_singular_values"]
 
-# sigma_1^2 below this share of |A|^2 |B|^2: the Gram route may miss 1e-6 sigma_1 (see tests/spectral).
-TRUSTED_SHARE = 1e-2
+Floats: TypeAlias = npt.NDArray[np.float64]
+
+# sigma_1^2 below this share of |A|^2 |B|^2: the Gram route may miss 1e-6 sigma_1 (tests/spectral shows it).
+TRUSTED_SHARE: Final = 1e-2
 
 
 class GramSpectrum(NamedTuple):
     """Singular values, largest first, and whether the Gram route can vouch for them."""
 
-    sigma: Array
-    trusted: Array
+    sigma: Floats
+    trusted: npt.NDArray[np.bool_]
 
 
 def gram_rows(x: Array) -> Array:
@@ -38,37 +44,59 @@ def gram_columns(x: Array) -> Array:
     return wide.T @ wide
 
 
-def gram_singular_values(gram_a: Array, gram_b: Array) -> GramSpectrum:
-    """Return the singular values of B A from A A^T and B^T B, both (r, r) float64.
+def gram_singular_values(gram_a: Floats, gram_b: Floats) -> GramSpectrum:
+    """Return the singular values of B A from A A^T and B^T B, both (..., r, r) and finite.
 
     Rows of A and columns of B are balanced first (A -> D A, B -> B D^-1 leaves B A as it is), and both
     are scaled to trace one: neither a row's scale nor the adapter's costs accuracy.
     """
-    balance = _balance(jnp.diagonal(gram_a), jnp.diagonal(gram_b))
-    unit_a, size_a = _unit_trace(gram_a * jnp.outer(balance, balance))
-    unit_b, size_b = _unit_trace(gram_b / jnp.outer(balance, balance))
-    values, vectors = jnp.linalg.eigh(unit_a)
-    root = vectors * jnp.sqrt(jnp.maximum(values, 0.0))
-    squares = jnp.maximum(jnp.linalg.eigvalsh(root.T @ unit_b @ root)[::-1], 0.0)
-    largest = jnp.max(values) * jnp.linalg.norm(unit_b)
-    trusted = (squares[0] >= TRUSTED_SHARE * largest) | (size_a == 0.0) | (size_b == 0.0)
-    return GramSpectrum(jnp.sqrt(squares) * jnp.sqrt(size_a) * jnp.sqrt(size_b), trusted)
+    balance = _balance(_diagonal(gram_a), _diagonal(gram_b))
+    outer = balance[..., :, None] * balance[..., None, :]
+    unit_a, size_a = _unit_trace(gram_a * outer)
+    unit_b, size_b = _unit_trace(gram_b / outer)
+    values, vectors = np.linalg.eigh(unit_a)
+    root = vectors * np.sqrt(np.maximum(values, 0.0))[..., None, :]
+    squares = np.maximum(np.linalg.eigvalsh(_transpose(root) @ unit_b @ root)[..., ::-1], 0.0)
+    largest = values[..., -1] * np.linalg.norm(unit_b, axis=(-2, -1))
+    trusted = (squares[..., 0] >= TRUSTED_SHARE * largest) | (size_a == 0.0) | (size_b == 0.0)
+    scale = np.sqrt(size_a) * np.sqrt(size_b)
+    return GramSpectrum(np.sqrt(squares) * scale[..., None], trusted)
 
 
-def core_singular_values(b: Array, a: Array) -> Array:
-    """Return the singular values of B A by QR of both factors: b (d_out, r), a (r, d_in), float64."""
-    r_b = jnp.linalg.qr(b, mode="r")
-    r_a = jnp.linalg.qr(a.T, mode="r")
-    return jnp.linalg.svd(r_b @ r_a.T, compute_uv=False)
+def core_singular_values(b: npt.NDArray[Any], a: npt.NDArray[Any]) -> Floats:
+    """Return the singular values of B A by QR of both factors: b (d_out, r), a (r, d_in), in float64.
+
+    Each factor is scaled to a largest entry of one, so that squares neither overflow nor vanish.
+    """
+    unit_b, size_b = _unit_peak(b.astype(np.float64))
+    unit_a, size_a = _unit_peak(a.astype(np.float64))
+    r_b = np.linalg.qr(unit_b, mode="r")
+    r_a = np.linalg.qr(unit_a.T, mode="r")
+    sigma: Floats = np.linalg.svd(r_b @ r_a.T, compute_uv=False) * size_b * size_a
+    return sigma
 
 
-def _balance(diagonal_a: Array, diagonal_b: Array) -> Array:
+def _diagonal(gram: Floats) -> Floats:
+    return np.diagonal(gram, axis1=-2, axis2=-1)
+
+
+def _transpose(x: Floats) -> Floats:
+    return np.swapaxes(x, -1, -2)
+
+
+def _balance(diagonal_a: Floats, diagonal_b: Floats) -> Floats:
     """Return D that makes row i of A and column i of B equally long; 1 where either is zero."""
     both = (diagonal_a > 0.0) & (diagonal_b > 0.0)
-    ratio = jnp.where(both, diagonal_b, 1.0) / jnp.where(both, diagonal_a, 1.0)
-    return jnp.where(both, jnp.sqrt(jnp.sqrt(ratio)), 1.0)
+    ratio = np.where(both, diagonal_b, 1.0) / np.where(both, diagonal_a, 1.0)
+    balance: Floats = np.where(both, np.sqrt(np.sqrt(ratio)), 1.0)
+    return balance
 
 
-def _unit_trace(gram: Array) -> tuple[Array, Array]:
-    size = jnp.trace(gram)
-    return gram / jnp.where(size > 0.0, size, 1.0), size
+def _unit_trace(gram: Floats) -> tuple[Floats, Floats]:
+    size = np.trace(gram, axis1=-2, axis2=-1)
+    return gram / np.where(size > 0.0, size, 1.0)[..., None, None], size
+
+
+def _unit_peak(x: Floats) -> tuple[Floats, float]:
+    peak = float(np.max(np.abs(x), initial=0.0))
+    return (x / peak, peak) if peak > 0.0 else (x, 1.0)

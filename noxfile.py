@@ -1,0 +1,86 @@
+"""Everything that sets the project up and checks it: one session each, made with plain pip."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import nox
+
+nox.options.default_venv_backend = "venv"
+nox.options.sessions = ["tests"]
+
+PYPROJECT = nox.project.load_toml("pyproject.toml")
+TEST_PACKAGES = nox.project.dependency_groups(PYPROJECT, "test")
+HUB_PACKAGES = ["torch", "transformers", "peft", "safetensors", "datasets"]
+
+
+@nox.session
+def golden_path(session: nox.Session) -> None:
+    """Record, check, monitor and audit one real LoRA fine-tune, offline, from nothing."""
+    session.install("-e", ".")
+    session.install(*HUB_PACKAGES)
+    out = _free_folder(Path("runs/toy"))
+    session.run("python", "examples/vnext/toy_lora_run.py", "--out", out, "--device", "cpu")
+    session.run(
+        "gradience",
+        "check",
+        "--task",
+        "sst2",
+        "--peft-dir",
+        f"{out}/peft",
+        "--training-dir",
+        f"{out}/training",
+    )
+    session.run("gradience", "monitor", f"{out}/run.jsonl", "--verbose")
+    session.run("gradience", "audit", "--peft-dir", f"{out}/peft", "--top-wasteful", "10")
+
+
+def _free_folder(wanted: Path) -> str:
+    """Return the folder, or the first numbered sibling: an earlier run stays as it is."""
+    folder, number = wanted, 1
+    while folder.exists():
+        number += 1
+        folder = wanted.with_name(f"{wanted.name}-{number}")
+    return folder.as_posix()
+
+
+def _install(session: nox.Session) -> None:
+    session.install(".[hf]", *TEST_PACKAGES)
+
+
+@nox.session
+def tests(session: nox.Session) -> None:
+    """Lint, types, layers, schemas, and every test with branch coverage, on the built wheel."""
+    _install(session)
+    session.run("ruff", "check", ".")
+    session.run("ruff", "format", "--check", ".")
+    session.run("mypy")
+    session.run("lint-imports")
+    session.run("coverage", "erase")
+    session.run("coverage", "run", "-m", "pytest", *session.posargs)
+    session.run("coverage", "combine", silent=True)
+    session.run("coverage", "report", "--format=total", silent=False)
+
+
+@nox.session
+def properties(session: nox.Session) -> None:
+    """The laws, with many more examples than the tests take, and the slow tests."""
+    _install(session)
+    env = {"HYPOTHESIS_PROFILE": "properties", "GRADIENCE_SLOW": "1"}
+    session.run("pytest", "tests", *session.posargs, env=env)
+
+
+@nox.session
+def schemas(session: nox.Session) -> None:
+    """Generate schemas/ again from the Structs."""
+    session.install("-e", ".")
+    session.run("python", "-m", "gradience.schema.export", "schemas")
+
+
+@nox.session
+def dist(session: nox.Session) -> None:
+    """Build the wheel and the source distribution into dist/."""
+    shutil.rmtree("dist", ignore_errors=True)
+    session.install("build")
+    session.run("python", "-m", "build")

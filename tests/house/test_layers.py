@@ -1,0 +1,86 @@
+"""The house: start-up costs, public names, and what may be committed."""
+
+from __future__ import annotations
+
+import importlib
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import gradience
+
+HEAVY = ("numpy", "jax", "torch", "transformers", "peft", "datasets")
+
+
+def modules_after(code: str) -> set[str]:
+    script = f"import sys\n{code}\nprint('\\n'.join(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    return {line.split(".")[0] for line in done.stdout.splitlines()}
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["--help"], ["check", "--help"], ["monitor", "--help"], ["audit", "--help"], ["validate", "--help"]],
+    ids=" ".join,
+)
+def test_help_imports_neither_numpy_nor_jax_nor_torch(arguments: list[str]) -> None:
+    loaded = modules_after(f"from gradience.cli.main import main\nmain({arguments!r})")
+    assert loaded.isdisjoint(HEAVY)
+
+
+def test_a_mistyped_command_imports_nothing_heavy_either() -> None:
+    loaded = modules_after("from gradience.cli.main import main\nmain(['adit'])")
+    assert loaded.isdisjoint(HEAVY)
+
+
+def test_importing_the_package_costs_nothing_but_the_standard_library() -> None:
+    loaded = modules_after("import gradience")
+    assert loaded.isdisjoint((*HEAVY, "msgspec", "cyclopts"))
+
+
+def test_dir_lists_exactly_the_public_names() -> None:
+    assert dir(gradience) == sorted(gradience.__all__)
+
+
+@pytest.mark.parametrize("name", [n for n in gradience.__all__ if n != "GradienceCallback"])
+def test_every_public_name_resolves_and_is_documented(name: str) -> None:
+    assert getattr(gradience, name).__doc__
+
+
+def test_a_name_that_is_not_public_is_an_attribute_error() -> None:
+    with pytest.raises(AttributeError, match="nothing"):
+        _ = gradience.nothing  # type: ignore[attr-defined]
+
+
+def test_every_module_says_what_it_exports(root: Path) -> None:
+    silent = []
+    for path in sorted((root / "src" / "gradience").rglob("*.py")):
+        if path.name in {"__init__.py", "__main__.py"} or "hf" in path.parts:
+            continue
+        name = ".".join(path.relative_to(root / "src").with_suffix("").parts)
+        if not hasattr(importlib.import_module(name), "__all__"):
+            silent.append(name)
+    assert silent == []
+
+
+def committed(root: Path) -> list[Path]:
+    done = subprocess.run(["git", "ls-files", "-z"], cwd=root, capture_output=True, text=True, check=False)
+    if done.returncode:
+        pytest.skip("not a git checkout")
+    return [root / name for name in done.stdout.split("\0") if name]
+
+
+def test_nothing_committed_names_a_machine_path(root: Path) -> None:
+    pattern = re.compile(rb"/(?:home|Users|root)/[a-z]|/work/(?:main|shared)")
+    own = Path(__file__).name
+    found = [p.name for p in committed(root) if p.is_file() and p.name != own and pattern.search(p.read_bytes())]
+    assert found == []
+
+
+def test_the_readme_and_ci_run_the_same_test_command(root: Path) -> None:
+    last = (root / ".ci" / "run").read_text(encoding="utf-8").strip().splitlines()[-1]
+    assert last in (root / "README.md").read_text(encoding="utf-8")
+    assert last in (root / "CONTRIBUTING.md").read_text(encoding="utf-8")
