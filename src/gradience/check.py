@@ -42,7 +42,7 @@ _OF_LORA = {"scaling", "scaling_r_lr"}
 _MAX_TASK = 256  # characters
 
 
-def check_config(  # noqa: PLR0913 - one keyword per kind of source, and all may be left out
+def check_config(
     config: ConfigSnapshot | None = None,
     *,
     document: Place | None = None,
@@ -73,9 +73,7 @@ def check_config(  # noqa: PLR0913 - one keyword per kind of source, and all may
     whole = stack([*given, *layers, *on_top])
     if whole.config == ConfigSnapshot():
         message = "nothing to check"
-        raise ConfigError(
-            message, advice="give a config file, --peft-dir, --training-dir, or settings such as --lr"
-        )
+        raise ConfigError(message, advice="give a config file, --peft-dir, --training-dir, or settings such as --lr")
     return _report(whole, _complete(whole, task), ignored)
 
 

@@ -19,7 +19,7 @@ __all__ = ["check"]
 _Repeat = Parameter(negative=())
 
 
-def check(  # noqa: PLR0913 - the command's options
+def check(
     config: Path | None = None,
     /,
     *,
@@ -90,7 +90,7 @@ def check(  # noqa: PLR0913 - the command's options
     json:
         Print one JSON document (schemas/check-report-v1.schema.json).
 
-    """
+    """  # noqa: D405, D411  # `notes` is an option here, not a section
     overrides = ConfigSnapshot(
         model_name=short_name(model) if model else None,
         dataset_name=short_name(dataset) if dataset else None,
@@ -100,9 +100,7 @@ def check(  # noqa: PLR0913 - the command's options
             lr=None if lr is None else real(lr),
             weight_decay=None if weight_decay is None else real(weight_decay),
         ),
-        lora=LoraSnapshot(
-            r=r, alpha=None if alpha is None else real(alpha), target_modules=_targets(targets)
-        ),
+        lora=LoraSnapshot(r=r, alpha=None if alpha is None else real(alpha), target_modules=_targets(targets)),
         notes=notes,
     )
     report = check_config(
@@ -118,7 +116,7 @@ def check(  # noqa: PLR0913 - the command's options
     if json:
         print_document(report)
     else:
-        from gradience.render.check import check_text  # noqa: PLC0415 - only for people
+        from gradience.render.check import check_text  # noqa: PLC0415  # only for people
 
         print_text(check_text(report, verbose=verbose))
     return exit_code(report.findings, fail_on)

@@ -69,9 +69,7 @@ def _sections(fields: Fields, draft: Draft) -> Iterator[Fields]:
     yield from _read_extras(fields, draft, "run")
 
 
-def _read_section(
-    section: Fields, draft: Draft, level: Level, settings: tuple[Setting, ...]
-) -> Iterator[Fields]:
+def _read_section(section: Fields, draft: Draft, level: Level, settings: tuple[Setting, ...]) -> Iterator[Fields]:
     draft.read(level, settings, section, loose=True)
     if level == "lora":
         note_adapter(section, draft)
@@ -103,9 +101,7 @@ def _read_flat(fields: Fields, draft: Draft) -> list[str]:
 def _without_bare_name(fields: Fields | None = None) -> tuple[Setting, ...]:
     sectioned = fields is not None and fields.section("optimizer") is not None
     dropped = {_BARE_NAME, "optimizer"} if sectioned else {_BARE_NAME}
-    return tuple(
-        item._replace(loose=tuple(name for name in item.loose if name not in dropped)) for item in OPTIMIZER
-    )
+    return tuple(item._replace(loose=tuple(name for name in item.loose if name not in dropped)) for item in OPTIMIZER)
 
 
 def _known(key: str) -> bool:

@@ -33,6 +33,7 @@ class Fields:
         self._read: set[str] = set()
 
     def __contains__(self, name: str) -> bool:
+        """Whether the document has the key."""
         return name in self._mapping
 
     @property
@@ -92,10 +93,11 @@ class Fields:
 
     def scalars(self) -> dict[str, Json]:
         """Return the short plain values that are no credential: what may be kept of an `extras`."""
+        kept = {key: value for key, value in self._mapping.items() if _is_short(value) and not _is_secret(key)}
+        self._read |= set(kept)
         return {
             printable(key)[:MAX_TEXT]: on_the_wire(value) if isinstance(value, float) else value
-            for key, value in self._mapping.items()
-            if not _is_secret(key) and _is_short(value)
+            for key, value in kept.items()
         }
 
     def _value(self, key: str, read: Callable[[Json], T]) -> T:

@@ -33,6 +33,7 @@ __all__ = [
 MAX_DEPTH = 64  # levels of nesting: a configuration has two or three
 MAX_TEXT = 256  # characters: longer strings are redacted in a log, and refused here
 MAX_REGEX = 8192  # characters: a generated `target_modules` expression can be long
+MAX_SHOWN = 40  # characters of a value quoted in an error
 MAX_INT = 2**63  # what JSON readers of our reports can hold
 
 T = TypeVar("T")
@@ -42,7 +43,7 @@ _NO = {"false", "no", "off", "0"}
 _YES = {"true", "yes", "on", "1"}
 
 
-class Malformed(ValueError):  # noqa: N818 - what the text is, not what went wrong here
+class Malformed(ValueError):  # noqa: N818  # says what the text is
     """A text is not a usable document, or a value is not what its key wants: the message says which."""
 
 
@@ -61,7 +62,7 @@ def plain(value: Json) -> str:
     if isinstance(value, list):
         return "a list"
     shown = ascii(value) if isinstance(value, str) else _digits(value)
-    shown = shown if len(shown) <= 40 else f"{shown[:37]}..."  # noqa: PLR2004 - width of one line
+    shown = shown if len(shown) <= MAX_SHOWN else f"{shown[: MAX_SHOWN - 3]}..."
     return f"the text {shown}" if isinstance(value, str) else f"the number {shown}"
 
 

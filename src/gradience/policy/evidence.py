@@ -41,13 +41,9 @@ __all__ = [
     "WARMUP_RATIO",
 ]
 
-_SWEEP = (
-    "tinker-cookbook, recipes/chat_sl/results/sft_sweep.md (35 models, one chat data set, Adam, batch 128)"
-)
+_SWEEP = "tinker-cookbook, recipes/chat_sl/results/sft_sweep.md (35 models, one chat data set, Adam, batch 128)"
 _LWR = "LoRA Without Regret, Schulman et al. 2025 (through tinker-docs and TRL's lora_without_regret.md)"
-_METAMATH = (
-    "PEFT method_comparison/MetaMathQA (Llama-3.2-3B, one seed, GSM8K n = 1319: standard error 1.4 pp)"
-)
+_METAMATH = "PEFT method_comparison/MetaMathQA (Llama-3.2-3B, one seed, GSM8K n = 1319: standard error 1.4 pp)"
 
 MECHANICAL = Evidence(source="definition", says="outside the range in which the quantity has a meaning")
 SWEEP_LOW = Evidence(
@@ -62,9 +58,7 @@ LWR_LR = Evidence(source=_LWR, says="the best LoRA rate is about 10 x that of fu
 LWR_TARGETS = Evidence(
     source=_LWR, says="all layers, the MLP above all; attention only is worse even at equal parameters"
 )
-LWR_BATCH = Evidence(
-    source=_LWR, says="large batches hurt LoRA more than full fine-tuning; rank does not fix it"
-)
+LWR_BATCH = Evidence(source=_LWR, says="large batches hurt LoRA more than full fine-tuning; rank does not fix it")
 TRL_LR = Evidence(
     source="TRL docs, peft_integration.md",
     says="LoRA SFT 2e-4 (10 x 2e-5); the same page's command line has 2e-5: it disagrees with itself",
@@ -74,16 +68,12 @@ TRL_BATCH = Evidence(
     source="TRL docs, lora_without_regret.md",
     says="effective batch under 32; tinker-cookbook starts at 128",
 )
-TINKER_RL = Evidence(
-    source="tinker-cookbook, skills/research/references/hyperparams.md", says="DPO 1e-5, GRPO 4e-5"
-)
+TINKER_RL = Evidence(source="tinker-cookbook, skills/research/references/hyperparams.md", says="DPO 1e-5, GRPO 4e-5")
 TINKER_STEPS = Evidence(
     source="tinker-cookbook, skills/research/references/hyperparams.md",
     says="at least 100 steps; the best results come with 1000 and more",
 )
-UNSLOTH_RL = Evidence(
-    source="Unsloth LoRA hyperparameters guide", says="2e-4 for SFT, 5e-6 for reinforcement learning"
-)
+UNSLOTH_RL = Evidence(source="Unsloth LoRA hyperparameters guide", says="2e-4 for SFT, 5e-6 for reinforcement learning")
 UNSLOTH_EPOCHS = Evidence(source="Unsloth LoRA hyperparameters guide", says="1 to 3 epochs")
 RECIPES = Evidence(
     source="shipped recipes, counted",
@@ -115,9 +105,7 @@ QLORA_TARGETS = Evidence(
     source="QLoRA scripts; PEFT docs",
     says="adapters on all linear layers are needed to equal full fine-tuning",
 )
-RSLORA = Evidence(
-    source="rsLoRA, arXiv 2312.03732 (abstract)", says="alpha / r makes high ranks learn slowly"
-)
+RSLORA = Evidence(source="rsLoRA, arXiv 2312.03732 (abstract)", says="alpha / r makes high ranks learn slowly")
 NEMOTRON = Evidence(
     source="huggingface/peft#3554",
     says="default targets hit 4 of 56 layers; loss stayed at ln 2 for all of DPO",
@@ -134,9 +122,7 @@ NO_TRAIN_LOSS = Evidence(
     source="experiment, transformers 5.24",
     says="with logging_steps above the number of steps no loss row is written",
 )
-EVAL_DEFAULT = Evidence(
-    source="transformers TrainingArguments", says="eval_strategy is 'no' unless it is set"
-)
+EVAL_DEFAULT = Evidence(source="transformers TrainingArguments", says="eval_strategy is 'no' unless it is set")
 NAN_FILTER = Evidence(
     source="huggingface/trl#6702; experiment, transformers 5.24",
     says="a non-finite loss is replaced by the running mean in the log: the log shows a healthy number",

@@ -19,7 +19,7 @@ __all__ = ["Facts", "Unknown", "given"]
 T = TypeVar("T")
 
 
-class Unknown(Exception):  # noqa: N818 - a result of looking, not an error
+class Unknown(Exception):  # noqa: N818  # a result of looking, not an error
     """The configuration does not say what a rule needs; the text is the reason, for the report."""
 
 
@@ -54,7 +54,7 @@ class Facts:
     def is_adam(self) -> bool | None:
         """Whether the optimizer is of the Adam family; None where it is not named."""
         name = self.config.optimizer.name
-        return None if name is None else "adam" in name.lower() or name.lower().startswith("ademamix")
+        return None if name is None else any(kin in name.lower() for kin in ("adam", "ademamix"))
 
     @property
     def r(self) -> int:
@@ -149,8 +149,7 @@ class Facts:
             reason = "warmup is not given"
             raise Unknown(reason)
         return any(
-            value is not None and as_float(value) > 0
-            for value in (training.warmup_steps, training.warmup_ratio)
+            value is not None and as_float(value) > 0 for value in (training.warmup_steps, training.warmup_ratio)
         )
 
     @property

@@ -21,12 +21,26 @@ class Objective(NamedTuple):
 
 _TASKS: dict[str, Kind] = {
     **dict.fromkeys(
-        "cola sst2 sst-2 mrpc qqp mnli qnli rte wnli stsb imdb ag_news classification".split(),
+        [
+            "cola",
+            "sst2",
+            "sst-2",
+            "mrpc",
+            "qqp",
+            "mnli",
+            "qnli",
+            "rte",
+            "wnli",
+            "stsb",
+            "imdb",
+            "ag_news",
+            "classification",
+        ],
         "classification",
     ),
-    **dict.fromkeys("sft clm causal_lm lm instruct instruction chat generation".split(), "sft"),
-    **dict.fromkeys("dpo orpo kto ipo simpo cpo preference".split(), "preference"),
-    **dict.fromkeys("grpo ppo rloo rl rlvr online_dpo reinforce".split(), "rl"),
+    **dict.fromkeys(["sft", "clm", "causal_lm", "lm", "instruct", "instruction", "chat", "generation"], "sft"),
+    **dict.fromkeys(["dpo", "orpo", "kto", "ipo", "simpo", "cpo", "preference"], "preference"),
+    **dict.fromkeys(["grpo", "ppo", "rloo", "rl", "rlvr", "online_dpo", "reinforce"], "rl"),
 }
 _TASK_TYPES: dict[str, Kind] = {
     "CAUSAL_LM": "sft",

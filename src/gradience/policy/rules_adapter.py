@@ -34,9 +34,7 @@ __all__ = ["RULES"]
 def _attention_only(facts: Facts) -> Iterator[Hit]:
     lora = facts.config.lora
     if facts.objective.kind != "sft" or lora.task_type not in {None, "CAUSAL_LM"}:
-        reason = (
-            f"objective {facts.objective.kind} ({facts.objective.because}): the evidence is for causal SFT"
-        )
+        reason = f"objective {facts.objective.kind} ({facts.objective.because}): the evidence is for causal SFT"
         raise Unknown(reason)
     if lora.extras.get("target_parameters"):
         return
@@ -109,9 +107,7 @@ def _fp16_weights(facts: Facts) -> Iterator[Hit]:
         return
     autocast = given(facts.config.lora.extras.get("autocast_adapter_dtype"), "autocast_adapter_dtype")
     if autocast is False:
-        yield Hit(
-            "fp16 training with autocast_adapter_dtype off keeps the adapter in fp16", {"dtype": "float16"}
-        )
+        yield Hit("fp16 training with autocast_adapter_dtype off keeps the adapter in fp16", {"dtype": "float16"})
 
 
 def _trained_bias(facts: Facts) -> Iterator[Hit]:

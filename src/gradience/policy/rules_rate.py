@@ -76,9 +76,7 @@ def _divergent(facts: Facts) -> Iterator[Hit]:
     _not_preference(facts)
     lr = facts.adam_lr
     if lr >= DIVERGENT_LR.value and _step(facts, default=math.inf) > BEST_STEP.value:
-        yield Hit(
-            f"at lr {lr:g} most LoRA runs of a 35-model sweep diverged", {"lr": lr, **_step_value(facts)}
-        )
+        yield Hit(f"at lr {lr:g} most LoRA runs of a 35-model sweep diverged", {"lr": lr, **_step_value(facts)})
 
 
 def _preference_rate(facts: Facts) -> Iterator[Hit]:
@@ -87,9 +85,7 @@ def _preference_rate(facts: Facts) -> Iterator[Hit]:
         raise Unknown(_objective_unknown(facts))
     if kind in {"preference", "rl"} and facts.adam_lr > PREFERENCE_LR.value:
         what = "preference optimisation" if kind == "preference" else "reinforcement learning"
-        yield Hit(
-            f"lr {facts.lr:g} is high for {what}: DPO uses about 5e-6, GRPO 1e-5 to 4e-5", {"lr": facts.lr}
-        )
+        yield Hit(f"lr {facts.lr:g} is high for {what}: DPO uses about 5e-6, GRPO 1e-5 to 4e-5", {"lr": facts.lr})
 
 
 def _spiking_corner(facts: Facts) -> Iterator[Hit]:
@@ -98,9 +94,7 @@ def _spiking_corner(facts: Facts) -> Iterator[Hit]:
     r, alpha, lr = facts.r, facts.alpha, facts.lr
     if r >= RANK_HIGH.value and alpha >= SPIKE_ALPHA_RATIO.value * r and lr >= SPIKE_LR.value:
         seen = f"r {r}, alpha {alpha:g} and lr {lr:g} together"
-        yield Hit(
-            f"{seen} are the corner where loss spikes were published", {"r": r, "alpha": alpha, "lr": lr}
-        )
+        yield Hit(f"{seen} are the corner where loss spikes were published", {"r": r, "alpha": alpha, "lr": lr})
 
 
 def _other_optimizer(facts: Facts) -> Iterator[Hit]:
@@ -132,9 +126,7 @@ def _not_preference(facts: Facts) -> None:
 
 
 def _objective_unknown(facts: Facts) -> str:
-    return (
-        f"the objective is not known ({facts.objective.because}): say --task sft, dpo, grpo or a task's name"
-    )
+    return f"the objective is not known ({facts.objective.because}): say --task sft, dpo, grpo or a task's name"
 
 
 def _step(facts: Facts, *, default: float) -> float:

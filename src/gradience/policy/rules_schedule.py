@@ -72,9 +72,7 @@ def _long_warmup(facts: Facts) -> Iterator[Hit]:
         return
     share = facts.warmup_share
     if share >= WARMUP_LONG.value:
-        yield Hit(
-            f"warmup takes {share:.0%} of the run: the peak rate is hardly used", {"warmup_share": share}
-        )
+        yield Hit(f"warmup takes {share:.0%} of the run: the peak rate is hardly used", {"warmup_share": share})
 
 
 def _removed_ratio(facts: Facts) -> Iterator[Hit]:

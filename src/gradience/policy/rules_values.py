@@ -81,9 +81,7 @@ def _judged(name: str, value: float, holds: Callable[[float], bool], wanted: str
         return
     must = wanted if math.isfinite(value) else f"a finite number, {wanted}"
     shown = f"{value:g}" if math.isfinite(value) else real(value)
-    yield Hit(
-        f"{name} is {shown}; it must be {must}", {name: value}, action=f"set {name} to a value {wanted}"
-    )
+    yield Hit(f"{name} is {shown}; it must be {must}", {name: value}, action=f"set {name} to a value {wanted}")
 
 
 def _patterns(facts: Facts) -> Iterator[Hit]:

@@ -63,12 +63,8 @@ PREFERENCE_LR = Threshold(
     "just above the highest published one: GRPO 4e-5 (tinker-cookbook)",
 )
 SPIKE_LR = Threshold("spike_lr", 2e-4, "peak learning rate", "Biderman et al. 2024, r = 256, alpha = 512")
-VARIANT_LR = Threshold(
-    "variant_lr", 1e-4, "peak learning rate", "proposal; arXiv 2602.04998 gives the direction only"
-)
-SMALL_ALPHA_LR = Threshold(
-    "small_alpha_lr", 1e-4, "peak learning rate", "proposal: the low end of shipped recipes"
-)
+VARIANT_LR = Threshold("variant_lr", 1e-4, "peak learning rate", "proposal; arXiv 2602.04998 gives the direction only")
+SMALL_ALPHA_LR = Threshold("small_alpha_lr", 1e-4, "peak learning rate", "proposal: the low end of shipped recipes")
 USUAL_STEP = Threshold(
     "usual_step",
     3.2e-3,
@@ -81,35 +77,21 @@ BEST_STEP = Threshold(
     "scaling x r x lr",
     "32 x 3e-4: the best rate of the median model in tinker-cookbook sft_sweep",
 )
-RANK_HIGH = Threshold(
-    "rank_high", 128, "rank", "proposal: half the rank of Biderman et al. 2024's unstable runs"
-)
-RANK_MODERATE = Threshold(
-    "rank_moderate", 32, "rank", "proposal: from where alpha / r gets small by itself (rsLoRA)"
-)
-SPIKE_ALPHA_RATIO = Threshold(
-    "spike_alpha_ratio", 2.0, "alpha / r", "Biderman et al. 2024, r = 256, alpha = 512"
-)
-SMALL_ALPHA_RATIO = Threshold(
-    "small_alpha_ratio", 0.25, "alpha / r", "QLoRA ships r = 64, alpha = 16: the lowest seen"
-)
+RANK_HIGH = Threshold("rank_high", 128, "rank", "proposal: half the rank of Biderman et al. 2024's unstable runs")
+RANK_MODERATE = Threshold("rank_moderate", 32, "rank", "proposal: from where alpha / r gets small by itself (rsLoRA)")
+SPIKE_ALPHA_RATIO = Threshold("spike_alpha_ratio", 2.0, "alpha / r", "Biderman et al. 2024, r = 256, alpha = 512")
+SMALL_ALPHA_RATIO = Threshold("small_alpha_ratio", 0.25, "alpha / r", "QLoRA ships r = 64, alpha = 16: the lowest seen")
 RSLORA_SCALING = Threshold(
     "rslora_scaling",
     8.0,
     "alpha / sqrt(r)",
     "PEFT MetaMathQA: r = 64, alpha = 64, scaling 8 was still its best run",
 )
-BATCH_LARGE = Threshold(
-    "batch_large", 256, "sequences per optimizer step", "proposal: twice tinker-cookbook's 128"
-)
+BATCH_LARGE = Threshold("batch_large", 256, "sequences per optimizer step", "proposal: twice tinker-cookbook's 128")
 SHORT_RUN = Threshold("short_run", 100, "optimizer steps", "tinker-cookbook hyperparams: at least 100 steps")
 EPOCHS_MANY = Threshold("epochs_many", 3, "epochs", "Unsloth's guide: 1 to 3 epochs")
-DATA_LARGE = Threshold(
-    "data_large", 50_000, "training examples", "proposal: where an adapter may run out of capacity"
-)
-WARMUP_LONG = Threshold(
-    "warmup_long", 0.5, "share of all steps", "mechanical: the peak comes after half the run"
-)
+DATA_LARGE = Threshold("data_large", 50_000, "training examples", "proposal: where an adapter may run out of capacity")
+WARMUP_LONG = Threshold("warmup_long", 0.5, "share of all steps", "mechanical: the peak comes after half the run")
 WARMUP_RATIO_REMOVED = Threshold(
     "warmup_ratio_removed", 5.2, "transformers version", "huggingface/peft#2949; absent in 5.24"
 )

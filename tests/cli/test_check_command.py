@@ -1,0 +1,144 @@
+"""The command: exit codes, one JSON document, one line of error, and nothing heavy imported."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import jsonschema
+import msgspec
+import pytest
+
+from gradience.cli.main import main
+from gradience.schema.reports import CheckReport
+
+GOLDEN = Path(__file__).parents[1] / "golden" / "configs"
+FLAT = str(GOLDEN / "good" / "flat.yaml")
+
+
+def test_report_names_sources_config_findings_and_what_was_not_judged(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """The default report of a person."""
+    assert main(["check", FLAT, "--task", "sft", "--lr", "1e-5"]) == 0
+    out = capsys.readouterr().out
+    for piece in (
+        "GRADIENCE CHECK",
+        FLAT,
+        "r=16 alpha=32 scaling=2",
+        "[WARNING] LR001",
+        "Not judged",
+        "hypotheses",
+    ):
+        assert piece in out
+    assert "evidence:" not in out
+
+
+def test_verbose_shows_the_grounds_and_the_reasons(capsys: pytest.CaptureFixture[str]) -> None:
+    """Everything needed to disagree."""
+    main(["check", FLAT, "--task", "sft", "--lr", "1e-5", "-v"])
+    out = capsys.readouterr().out
+    for piece in ("why:", "confidence:", "scope:", "evidence:", "verify:", "BAT001: the number of processes"):
+        assert piece in out
+
+
+def test_json_is_one_valid_document_and_nothing_else(capsys: pytest.CaptureFixture[str]) -> None:
+    """A program reads it."""
+    assert main(["check", FLAT, "--json"]) == 0
+    captured = capsys.readouterr()
+    jsonschema.validate(json.loads(captured.out), msgspec.json.schema(CheckReport))
+    assert captured.err == ""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code"),
+    [
+        (["--lr", "1e-5", "--task", "sft"], 0),
+        (["--lr", "1e-5", "--task", "sft", "--fail-on", "warning"], 1),
+        (["--lr", "1e-5", "--task", "sft", "--fail-on", "error"], 0),
+        (["--lr", "-1", "--fail-on", "error"], 1),
+        (["--lr", "nan", "--fail-on", "error"], 1),
+        (["--r", "-1", "--fail-on", "error"], 1),
+        (["--lr", "1e-5", "--task", "sft", "--fail-on", "warning", "--ignore", "LR001"], 0),
+        (["--lr", "1e-5", "--task", "sft", "--fail-on", "info", "--ignore", "LR001", "--ignore", "LR006"], 0),
+        (["--lr", "abc"], 2),
+        (["--ignore", "NOPE1", "--lr", "1"], 2),
+        (["--fail-on", "sometimes", "--lr", "1"], 2),
+        (["--targets", ",", "--lr", "1"], 2),
+        (["--peft-dir", "/nowhere"], 2),
+        (["--peft", "/nowhere/adapter_config.json"], 2),
+        (["/nowhere.yaml"], 2),
+        ([], 2),
+    ],
+)
+def test_exit_code_is_0_1_or_2(arguments: list[str], code: int, capsys: pytest.CaptureFixture[str]) -> None:
+    """0 done, 1 findings at or above the bar, 2 unusable; an error is one line on stderr."""
+    assert main(["check", *arguments]) == code
+    captured = capsys.readouterr()
+    assert (captured.out == "") is (code == 2)
+    assert captured.err.count("\n") == (1 if code == 2 else 0)
+
+
+@pytest.mark.parametrize(
+    ("given", "understood"),
+    [
+        (["--targets", "q_proj,v_proj"], ["q_proj", "v_proj"]),
+        (["--targets", "q_proj", "--targets", "v_proj"], ["q_proj", "v_proj"]),
+        (["--targets", "all-linear"], "all-linear"),
+        (["--targets", r".*\.(q|v)_proj"], r".*\.(q|v)_proj"),
+        (["--targets", "q_proj"], ["q_proj"]),
+    ],
+)
+def test_targets_are_names_or_one_expression(
+    given: list[str], understood: object, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As PEFT takes them."""
+    main(["check", *given, "--json"])
+    assert json.loads(capsys.readouterr().out)["config"]["lora"]["target_modules"] == understood
+
+
+def test_overrides_reach_the_report(capsys: pytest.CaptureFixture[str]) -> None:
+    """Every option of the command."""
+    main(
+        [
+            "check",
+            "--lr",
+            "1e-4",
+            "--weight-decay",
+            "0.1",
+            "--optimizer",
+            "AdamW",
+            "--r",
+            "8",
+            "--alpha",
+            "16",
+            "--model",
+            "/home/me/m",
+            "--dataset",
+            "glue/sst2",
+            "--task-profile",
+            "generation",
+            "--notes",
+            "hello",
+            "--json",
+        ]
+    )
+    config = json.loads(capsys.readouterr().out)["config"]
+    assert config["optimizer"] == {"name": "adamw", "lr": 1e-4, "weight_decay": 0.1}
+    assert (config["lora"]["r"], config["lora"]["alpha"]) == (8, 16.0)
+    assert (config["model_name"], config["dataset_name"], config["notes"]) == ("m", "glue/sst2", "hello")
+    assert config["task_profile"] == "generation"
+
+
+def test_check_imports_nothing_heavy() -> None:
+    """Start-up is what makes a check cheap enough to run every time."""
+    code = (
+        "import sys; from gradience.cli.main import main;"
+        f"rc = main(['check', {str(GOLDEN / 'good' / 'canonical.json')!r}]);"
+        "bad = {'numpy', 'jax', 'torch', 'transformers', 'peft', 'yaml'} & set(sys.modules);"
+        "sys.exit(rc or ','.join(bad) or 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

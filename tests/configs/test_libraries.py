@@ -1,0 +1,60 @@
+"""What the real libraries write is read as they meant it. The only test module that imports them here."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gradience import check_config
+
+peft = pytest.importorskip("peft")
+transformers = pytest.importorskip("transformers")
+
+
+@pytest.fixture
+def arguments(tmp_path: Path) -> Any:
+    """Return a writer of training_args.json."""
+
+    def write(**settings: Any) -> Path:
+        args = transformers.TrainingArguments(output_dir=str(tmp_path / "out"), use_cpu=True, **settings)
+        (tmp_path / "training_args.json").write_text(args.to_json_string())
+        return tmp_path
+
+    return write
+
+
+def test_peft_and_transformers_files_give_what_was_set(tmp_path: Path, arguments: Any) -> None:
+    """Every key of both is known, and the values are those of the objects."""
+    config = peft.LoraConfig(
+        r=16, lora_alpha=32, lora_dropout=0.05, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM",
+        use_rslora=True, init_lora_weights="pissa", base_model_name_or_path="org/m",
+    )  # fmt: skip
+    config.save_pretrained(tmp_path)
+    folder = arguments(learning_rate=2e-4, max_steps=300, logging_steps=10, warmup_steps=0.1, hub_token="hf_x")  # noqa: S106  # not one
+    report = check_config(peft_dir=tmp_path, training_dir=folder)
+    assert report.unknown_keys == []
+    found = report.config
+    assert (found.lora.r, found.lora.alpha, found.lora.init, found.model_name) == (16, 32.0, "pissa", "org/m")
+    assert sorted(found.lora.target_modules or []) == ["q_proj", "v_proj"]
+    assert (found.optimizer.lr, found.training.max_steps, found.training.logging_steps) == (2e-4, 300, 10.0)
+    assert report.derived["scaling"] == 8.0
+    assert report.derived["warmup_share"] == pytest.approx(0.1)
+    assert {"LR007", "REC002", "REC003", "TGT001"} <= {item.id for item in report.findings}
+
+
+def test_masked_token_is_said_to_be_undecidable(arguments: Any) -> None:
+    """to_dict() writes <HUB_TOKEN> whether or not one is set: neither a finding nor a pass."""
+    report = check_config(training_dir=arguments())
+    assert "SEC001" not in {item.id for item in report.findings}
+    assert "hub_token" in next(item.reason for item in report.not_run if item.id == "SEC001")
+
+
+def test_defaults_of_both_libraries_are_flagged_together(tmp_path: Path, arguments: Any) -> None:
+    """Everything left at its default, on a short run: the mistakes of a first evening."""
+    peft.LoraConfig(task_type="CAUSAL_LM").save_pretrained(tmp_path)
+    report = check_config(peft_dir=tmp_path, training_dir=arguments(max_steps=60))
+    assert {item.id for item in report.findings} == {
+        "LR001", "TGT003", "REC001", "REC002", "REC003", "REC004", "STP001",
+    }  # fmt: skip

@@ -1,0 +1,266 @@
+"""Files of every shape become one snapshot, or one ConfigError."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from gradience.configs import (
+    Layer,
+    overlay,
+    read_document,
+    read_peft,
+    read_peft_dir,
+    read_training,
+    read_training_dir,
+)
+from gradience.configs.files import MAX_JSON_BYTES, MAX_YAML_BYTES
+from gradience.configs.values import MAX_TEXT, short_name
+from gradience.errors import ConfigError
+from gradience.schema.config import ConfigSnapshot, LoraSnapshot, OptimizerSnapshot
+
+GOLDEN = Path(__file__).parents[1] / "golden" / "configs"
+SECRET = "hf_doNotPrintMe"  # noqa: S105  # what no output may hold
+
+
+def written(folder: Path, text: str, name: str = "c.yaml") -> Path:
+    """Write a file and return its path."""
+    path = folder / name
+    path.write_text(text)
+    return path
+
+
+@pytest.mark.parametrize("path", sorted((GOLDEN / "bad").iterdir()), ids=lambda path: path.name)
+def test_bad_file_is_one_config_error_with_advice(path: Path) -> None:
+    """Never a traceback, never a hang, and the message names the file."""
+    with pytest.raises(ConfigError) as caught:
+        read_document(path)
+    assert path.name in str(caught.value)
+    assert caught.value.advice
+
+
+@pytest.mark.parametrize("path", sorted((GOLDEN / "good").iterdir()), ids=lambda path: path.name)
+def test_good_file_is_read(path: Path) -> None:
+    """Each fixture gives at least a learning rate or a rank."""
+    config = read_document(path).config
+    assert config.optimizer.lr or config.lora.r
+
+
+def test_old_peft_config_is_read_without_unknown_keys() -> None:
+    """Keys that PEFT had once are known."""
+    layer = read_peft(GOLDEN / "good" / "adapter_old_peft.json")
+    assert (layer.config.lora.r, layer.config.lora.alpha, layer.config.model_name) == (8, 32.0, "gpt2")
+    assert layer.unknown_keys == ()
+
+
+def test_mlx_config_is_told_apart_by_its_keys() -> None:
+    """scale x rank is alpha; the alpha beside it is not read, and that is said."""
+    layer = read_peft(GOLDEN / "good" / "adapter_mlx.json")
+    assert (layer.config.lora.alpha, layer.config.lora.r, layer.config.optimizer.lr) == (160.0, 8, 1e-5)
+    assert (layer.config.model_name, layer.config.training.max_steps) == ("tiny", 600)
+    assert layer.config.extras["format"] == "mlx-lm"
+    assert layer.unknown_keys == ("lora_parameters.alpha",)
+
+
+def test_old_names_of_training_arguments_are_understood() -> None:
+    """Enums as text, the legacy batch size, and -1 for not set."""
+    layer = read_training(GOLDEN / "good" / "training_old_names.json")
+    config = layer.config
+    assert (config.optimizer.name, config.training.lr_scheduler) == ("adamw_torch", "linear")
+    assert (config.training.eval_strategy, config.training.batch_size) == ("epoch", 16)
+    assert (config.training.max_steps, config.training.dtype) == (None, "float16")
+    assert layer.masked_keys == ("hub_token",)
+    assert layer.secret_keys == ()
+
+
+def test_yaml_traps_are_read_as_meant() -> None:
+    """`2e-4` is a number and `no` is a word, whatever YAML 1.1 says."""
+    config = read_document(GOLDEN / "good" / "flat.yaml").config
+    assert (config.optimizer.lr, config.optimizer.name) == (2e-4, "adamw")
+    assert config.training.eval_strategy == "no"
+
+
+def test_canonical_config_of_a_log_is_read_whole() -> None:
+    """A run_start line is a configuration too."""
+    layer = read_document(GOLDEN / "good" / "canonical.json")
+    assert layer.config.task_profile == "easy_classification"
+    assert layer.config.training.extras == {"world": "one"}
+    assert layer.unknown_keys == ()
+
+
+def test_first_line_of_a_log_is_a_document(tmp_path: Path) -> None:
+    """`gradience check run.jsonl` needs no copying."""
+    line = json.dumps(json.loads((GOLDEN / "good" / "canonical.json").read_text()))
+    path = written(tmp_path, f"{line}\n{{cut", "run.jsonl")
+    assert read_document(path).config.lora.r == 8
+
+
+@pytest.mark.parametrize("key", ["hub_token", "push_to_hub_token", "HF_TOKEN", "wandb_api_key", "aws_secret"])
+@pytest.mark.parametrize("read", [read_document, read_training])
+def test_secret_is_named_and_its_value_is_kept_nowhere(tmp_path: Path, key: str, read: Callable[[Path], Layer]) -> None:
+    """Only the key leaves the reader."""
+    layer = read(written(tmp_path, json.dumps({"learning_rate": 1e-4, key: SECRET}), "c.json"))
+    assert layer.secret_keys == (key,)
+    assert SECRET not in repr(layer)
+    assert layer.unknown_keys == ()
+
+
+@pytest.mark.parametrize("key", ["eos_token", "pad_token", "decoder_start_token", "use_auth_token"])
+def test_token_of_a_tokenizer_is_no_secret(tmp_path: Path, key: str) -> None:
+    """TRL's SFTConfig has an eos_token; a flag is no credential."""
+    value = True if key == "use_auth_token" else "<|im_end|>"
+    path = written(tmp_path, json.dumps({"learning_rate": 1e-4, key: value}), "c.json")
+    assert read_document(path).secret_keys == ()
+
+
+def test_secret_in_extras_or_in_broken_yaml_is_not_shown(tmp_path: Path) -> None:
+    """A parser's own message would quote the file."""
+    canonical = {"optimizer": {"lr": 1e-4, "extras": {"api_key": SECRET, "beta3": 0.5}}}
+    layer = read_document(written(tmp_path, json.dumps(canonical), "c.json"))
+    assert layer.secret_keys == ("api_key",)
+    assert layer.config.optimizer.extras == {"beta3": 0.5}
+    with pytest.raises(ConfigError) as caught:
+        read_document(written(tmp_path, f"hub_token: {SECRET}: [\n"))
+    assert SECRET not in str(caught.value)
+
+
+def test_pickle_is_never_opened(tmp_path: Path) -> None:
+    """Neither by name nor as the only file of a folder."""
+    (tmp_path / "training_args.bin").write_bytes(b"\x80\x04")
+    for read, place in ((read_training, tmp_path / "training_args.bin"), (read_training_dir, tmp_path)):
+        with pytest.raises(ConfigError, match="pickle") as caught:
+            read(place)
+        assert "to_json_string" in caught.value.advice
+
+
+def test_trainer_state_beside_the_arguments_adds_the_steps(tmp_path: Path) -> None:
+    """The arguments win where both speak."""
+    written(
+        tmp_path,
+        json.dumps({"max_steps": -1, "num_train_epochs": 3, "logging_steps": 10}),
+        "training_args.json",
+    )
+    written(
+        tmp_path,
+        json.dumps({"max_steps": 1200, "logging_steps": 500, "log_history": []}),
+        "trainer_state.json",
+    )
+    training = read_training_dir(tmp_path).config.training
+    assert (training.max_steps, training.logging_steps, training.epochs) == (1200, 10.0, 3.0)
+    assert "epochs_overridden" not in training.extras
+
+
+def test_folder_without_a_config_names_where_one_is(tmp_path: Path) -> None:
+    """A Trainer's output folder holds it one level down."""
+    (tmp_path / "checkpoint-100").mkdir()
+    written(tmp_path / "checkpoint-100", "{}", "adapter_config.json")
+    with pytest.raises(ConfigError) as caught:
+        read_peft_dir(tmp_path)
+    assert "checkpoint-100" in caught.value.advice
+
+
+@pytest.mark.parametrize(("read", "hint"), [(read_peft_dir, "--peft"), (read_training_dir, "--training")])
+def test_file_for_a_folder_is_said(tmp_path: Path, read: Callable[[Path], Layer], hint: str) -> None:
+    """And the option that takes it."""
+    with pytest.raises(ConfigError) as caught:
+        read(written(tmp_path, "{}"))
+    assert hint in caught.value.advice
+
+
+@pytest.mark.parametrize("read", [read_peft, read_training, read_document])
+def test_missing_folder_and_empty_path_are_config_errors(tmp_path: Path, read: Callable[[Path], Layer]) -> None:
+    """A wrong path is a line, whatever is there instead."""
+    for place in (tmp_path, tmp_path / "nothing.json", Path("/dev/null"), Path("a\0b")):
+        with pytest.raises(ConfigError):
+            read(place)
+
+
+def test_large_files_are_refused_before_they_are_parsed(tmp_path: Path) -> None:
+    """A configuration is small."""
+    for name, limit in (("c.json", MAX_JSON_BYTES), ("c.yaml", MAX_YAML_BYTES)):
+        with pytest.raises(ConfigError, match="larger"):
+            read_document(written(tmp_path, "lr: " + "1" * limit, name))
+
+
+def test_type_error_says_where_what_and_what_instead(tmp_path: Path) -> None:
+    """File, path, expected, got."""
+    path = written(tmp_path, "optimizer: {lr: fast}\n")
+    with pytest.raises(ConfigError) as caught:
+        read_document(path)
+    assert str(caught.value) == f"{path}: $.optimizer.lr: expected a number, got the text 'fast'"
+
+
+@pytest.mark.parametrize(
+    ("text", "rank"),
+    [("r: 8", 8), ("r: 8.0", 8), ('r: "8"', 8), ("r: -1", -1), ("r: 1e1", 10)],
+)
+def test_whole_numbers_are_read_in_every_spelling(tmp_path: Path, text: str, rank: int) -> None:
+    """And a negative one is for the rules to judge."""
+    assert read_document(written(tmp_path, text)).config.lora.r == rank
+
+
+def test_overflow_and_nan_reach_the_rules_by_name(tmp_path: Path) -> None:
+    """JSON spells them; the snapshot names them."""
+    path = written(tmp_path, '{"lr": 1e400, "alpha": NaN, "weight_decay": -1e400}', "c.json")
+    config = read_document(path).config
+    assert (config.optimizer.lr, config.lora.alpha, config.optimizer.weight_decay) == (
+        "Infinity",
+        "NaN",
+        "-Infinity",
+    )
+
+
+def test_foreign_sections_are_unknown_keys_not_errors(tmp_path: Path) -> None:
+    """torchtune nests its model; that is no mistake in ours."""
+    layer = read_document(written(tmp_path, "model: {_component_: x}\nlr: 1e-4\nepochs: 1\n"))
+    assert layer.unknown_keys == ("model",)
+
+
+def test_other_peft_methods_are_recognised_without_their_settings(tmp_path: Path) -> None:
+    """IA3's own keys are not unknown keys of LoRA."""
+    text = json.dumps({"peft_type": "IA3", "feedforward_modules": ["w0"], "task_type": "SEQ_CLS"})
+    layer = read_peft(written(tmp_path, text, "adapter_config.json"))
+    assert (layer.config.lora.peft_type, layer.unknown_keys) == ("IA3", ())
+
+
+def test_null_targets_are_told_from_absent_ones(tmp_path: Path) -> None:
+    """Null means PEFT's default."""
+    null = read_peft(written(tmp_path, '{"peft_type": "LORA", "target_modules": null}', "a.json"))
+    absent = read_peft(written(tmp_path, '{"peft_type": "LORA"}', "b.json"))
+    assert null.config.lora.extras == {"target_modules_null": True}
+    assert absent.config.lora.extras == {}
+
+
+def test_later_layer_wins_and_extras_are_joined() -> None:
+    """What a layer does not say it does not change."""
+    lower = ConfigSnapshot(optimizer=OptimizerSnapshot(lr=1e-4, name="sgd"), extras={"a": 1})
+    upper = ConfigSnapshot(optimizer=OptimizerSnapshot(lr=2e-4), lora=LoraSnapshot(r=8), extras={"b": 2})
+    both = overlay(lower, upper)
+    assert (both.optimizer.lr, both.optimizer.name, both.lora.r) == (2e-4, "sgd", 8)
+    assert both.extras == {"a": 1, "b": 2}
+
+
+@pytest.mark.parametrize(
+    ("given", "kept"),
+    [
+        ("org/model", "org/model"),
+        ("/home/me/m", "m"),
+        ("./m/", "m"),
+        ("~/x/y", "y"),
+        ("a/b/c", "c"),
+        ("", ""),
+    ],
+)
+def test_model_is_a_hub_id_or_a_folder_name(given: str, kept: str) -> None:
+    """A path tells whose machine it was."""
+    assert short_name(given) == kept
+
+
+def test_overlong_text_is_refused_without_being_quoted(tmp_path: Path) -> None:
+    """A prompt pasted into a field is not repeated in an error."""
+    with pytest.raises(ConfigError) as caught:
+        read_document(written(tmp_path, json.dumps({"notes": "x" * (MAX_TEXT + 1)}), "c.json"))
+    assert "x" * 50 not in str(caught.value)
