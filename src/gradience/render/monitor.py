@@ -84,9 +84,7 @@ def _evals(report: MonitorReport) -> Iterator[str]:
     for point in report.evals:
         yield f"  {_label(point)} PPL: {number(_ppl(point.metrics))}"
     if report.gap is not None:
-        yield f"  Gap:       {number(report.gap.ratio)}x" + (
-            "" if report.gap.train_split == "train" else _basis(report)
-        )
+        yield f"  Gap:       {number(report.gap.ratio)}x{_basis(report.gap)}"
     for point in report.evals:
         if point.metrics.accuracy is not None:
             yield f"  {_label(point)} Acc: {percent(point.metrics.accuracy)}"

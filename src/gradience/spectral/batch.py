@@ -221,7 +221,7 @@ def _sigma(
     sides = np.zeros((2, _MODULES, bucket, bucket))
     for row, index in enumerate(some):
         sides[0, row], sides[1, row] = grams[index][0], grams[index][1]
-    finite = np.isfinite(sides).all(axis=(0, 2, 3))
+    finite = np.asarray(np.isfinite(sides).all(axis=(0, 2, 3)))
     sides[:, ~finite] = 0.0
     spectrum = update.gram_singular_values(sides[0], sides[1])
     sigma = spectrum.sigma

@@ -33,4 +33,5 @@ def _bartlett(rng: np.random.Generator, r: int, d: int) -> npt.NDArray[np.float6
     """Return a lower factor L with L L^T distributed as the Gram matrix of a Gaussian (d, r) array."""
     lower = np.tril(rng.standard_normal((r, r)), -1)
     freedom = np.maximum(d - np.arange(r), 0)
-    return lower + np.diag(np.sqrt(rng.chisquare(np.maximum(freedom, 1)) * (freedom > 0)))
+    diagonal = np.diag(np.sqrt(rng.chisquare(np.maximum(freedom, 1)) * (freedom > 0)))
+    return np.asarray(lower + diagonal)

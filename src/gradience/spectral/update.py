@@ -70,9 +70,8 @@ def core_singular_values(b: npt.NDArray[Any], a: npt.NDArray[Any]) -> Floats:
     """
     unit_b, size_b = _unit_peak(b.astype(np.float64))
     unit_a, size_a = _unit_peak(a.astype(np.float64))
-    r_b = np.linalg.qr(unit_b, mode="r")
-    r_a = np.linalg.qr(unit_a.T, mode="r")
-    sigma: Floats = np.linalg.svd(r_b @ r_a.T, compute_uv=False) * size_b * size_a
+    core = np.asarray(np.linalg.qr(unit_b, mode="r")) @ np.asarray(np.linalg.qr(unit_a.T, mode="r")).T
+    sigma: Floats = np.linalg.svd(core, compute_uv=False) * size_b * size_a
     return sigma
 
 
