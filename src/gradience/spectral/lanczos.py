@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 from jax import lax
 
-__all__ = ["Matrix", "Operator", "Triplets", "leading"]
+__all__ = ["Matrix", "Operator", "Triplets", "leading", "orthogonal", "unit"]
 
 Matrix: TypeAlias = npt.NDArray[Any]
 
@@ -130,26 +130,27 @@ def _grown(state: _State, size: int) -> _State:
 @partial(jax.jit, static_argnames="steps", donate_argnums=1)
 def _extend(matrix: Operator, state: _State, start: int, steps: int) -> _State:
     def step(j: jax.Array, s: _State) -> _State:
-        u = _orthogonal(matrix.times(s.right[j]), s.left)
-        u, alpha = _unit(u, jnp.max(s.alpha))
-        v = _orthogonal(matrix.turned(u), s.right)
-        v, beta = _unit(v, jnp.maximum(alpha, jnp.max(s.alpha)))
+        u = orthogonal(matrix.times(s.right[j]), s.left)
+        u, alpha = unit(u, jnp.max(s.alpha))
+        v = orthogonal(matrix.turned(u), s.right)
+        v, beta = unit(v, jnp.maximum(alpha, jnp.max(s.alpha)))
         return _State(s.left.at[j].set(u), s.right.at[j + 1].set(v), s.alpha.at[j].set(alpha), s.beta.at[j].set(beta))
 
-    return lax.fori_loop(start, start + steps, step, state)
+    after: _State = lax.fori_loop(start, start + steps, step, state)
+    return after
 
 
-def _orthogonal(x: jax.Array, basis: jax.Array) -> jax.Array:
+def orthogonal(x: jax.Array, basis: jax.Array) -> jax.Array:
     """Return x less its part in the span of the rows; twice is enough (Parlett)."""
     for _ in range(2):
         x = x - jnp.matmul(jnp.matmul(basis, x, precision=_HIGHEST), basis, precision=_HIGHEST)
     return x
 
 
-def _unit(x: jax.Array, scale: jax.Array) -> tuple[jax.Array, jax.Array]:
+def unit(x: jax.Array, scale: jax.Array, tiny: float = _TINY) -> tuple[jax.Array, jax.Array]:
     """Return (x / |x|, |x|), both zero where only rounding is left."""
     size = jnp.linalg.norm(x)
-    left_over = size > _TINY * scale
+    left_over = size > tiny * scale
     return jnp.where(left_over, x / jnp.where(size > 0.0, size, 1.0), 0.0), jnp.where(left_over, size, 0.0)
 
 
