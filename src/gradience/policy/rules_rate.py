@@ -36,7 +36,8 @@ from gradience.policy.thresholds import (
 
 __all__ = ["RULES"]
 
-_DEFAULTS = {5e-5: "transformers' TrainingArguments", 2e-5: "TRL's SFTConfig", 1e-5: "MLX-LM"}
+_DEFAULTS = {5e-5: "transformers' TrainingArguments", 2e-5: "TRL's SFTConfig"}
+_MLX_DEFAULTS = {1e-5: "MLX-LM"}
 _HINTED_CONFIDENCE = 0.6  # the objective is a guess from the model, or the evidence is from another objective
 _BLIND_CONFIDENCE = 0.4  # nothing says what is trained: preference training would want such a rate
 _PRINCIPAL_INITS = ("pissa", "olora", "corda")
@@ -52,7 +53,8 @@ def _full_fine_tuning_rate(facts: Facts) -> Iterator[Hit]:
     lr = facts.adam_lr
     if lr > LOW_LR.value or _step(facts, default=0.0) >= USUAL_STEP.value:
         return
-    default = next((name for value, name in _DEFAULTS.items() if math.isclose(lr, value)), None)
+    defaults = _MLX_DEFAULTS if facts.config.extras.get("format") == "mlx-lm" else _DEFAULTS
+    default = next((name for value, name in defaults.items() if math.isclose(lr, value)), None)
     named = f", the default of {default}" if default else ""
     sure = kind == "sft" and facts.objective.stated
     blind = kind == "unknown"

@@ -156,7 +156,8 @@ def _rest(report: CheckReport, *, verbose: bool) -> Iterator[str]:
 
 def _early_step(config: ConfigSnapshot, value: Real) -> str:
     supervised = config.extras.get("objective") in {"sft", "classification"}
-    beside = "; shipped recipes for supervised training 3e-3 to 1e-2" if supervised else ""
+    plain = supervised and not config.lora.use_rslora  # rsLoRA ran well at 5e-2: no recipes to compare with
+    beside = "; shipped recipes for supervised training 3e-3 to 1e-2" if plain else ""
     return f"{number(value, '.1e')} (scaling x r x lr{beside})"
 
 

@@ -1,0 +1,58 @@
+"""``gradience rules``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from gradience.cli.output import DONE, print_text
+from gradience.errors import ConfigError
+from gradience.policy.config_rules import RULES, rule_by_id
+from gradience.policy.rules import Rule
+from gradience.render.text import banner
+
+__all__ = ["rules"]
+
+
+def rules(rule_id: str | None = None, /) -> int:
+    """List the rules of check, or explain one with its evidence.
+
+    Parameters
+    ----------
+    rule_id:
+        For example LR001.
+    """
+    if rule_id is None:
+        print_text("\n".join(_table()))
+        return DONE
+    rule = rule_by_id(rule_id)
+    if rule is None:
+        message = f"no rule is called {rule_id!r}"
+        raise ConfigError(message, advice="'gradience rules' lists them")
+    print_text("\n".join(_card(rule)))
+    return DONE
+
+
+def _table() -> Iterator[str]:
+    yield from banner("GRADIENCE RULES")
+    for rule in RULES:
+        yield f"{rule.id:<8}{rule.severity:<9}{rule.confidence:.2f}  {rule.title}"
+    yield ""
+    yield "Severity is the usual one; confidence is a judgement in 0..1. 'gradience rules LR001' explains one."
+
+
+def _card(rule: Rule) -> Iterator[str]:
+    yield from banner(f"{rule.id}: {rule.title}")
+    yield f"Severity:   {rule.severity}"
+    yield f"Confidence: {rule.confidence:.2f} (a judgement)"
+    yield f"Scope:      {rule.scope}"
+    yield f"Why:        {rule.rationale}"
+    yield f"Action:     {rule.action}"
+    yield f"Verify:     {rule.verify}"
+    if rule.thresholds:
+        yield "Thresholds:"
+        for item in rule.thresholds:
+            yield f"  {item.name} = {item.value:g} ({item.unit}): {item.source}"
+    yield "Evidence:"
+    for ground in rule.evidence:
+        yield f"  {ground.source}:"
+        yield f"      {ground.says}"
