@@ -218,13 +218,14 @@ def _sigma(
     bucket: int,
 ) -> tuple[Matrix, Matrix]:
     """Return singular values (a fixed number of rows, zero beyond those asked for), and which are finite."""
-    sides = np.zeros((2, _MODULES, bucket, bucket))
+    sides = np.zeros((2, len(some), bucket, bucket))
     for row, index in enumerate(some):
         sides[0, row], sides[1, row] = grams[index][0], grams[index][1]
     finite = np.asarray(np.isfinite(sides).all(axis=(0, 2, 3)))
     sides[:, ~finite] = 0.0
     spectrum = update.gram_singular_values(sides[0], sides[1])
-    sigma = spectrum.sigma
+    sigma = np.zeros((_MODULES, bucket))
+    sigma[: len(some)] = spectrum.sigma
     for row, index in enumerate(some):
         if finite[row] and not spectrum.trusted[row]:
             factors = loads[index]()
