@@ -264,3 +264,36 @@ def test_overlong_text_is_refused_without_being_quoted(tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as caught:
         read_document(written(tmp_path, json.dumps({"notes": "x" * (MAX_TEXT + 1)}), "c.json"))
     assert "x" * 50 not in str(caught.value)
+
+
+def test_keys_beside_a_wrapped_config_are_not_lost(tmp_path: Path) -> None:
+    """A secret there is found, a stray key named."""
+    text = json.dumps({"config": {"lr": 1e-4}, "hub_token": SECRET, "stray": 1, "run_id": "a"})
+    layer = read_document(written(tmp_path, text, "c.json"))
+    assert (layer.unknown_keys, layer.secret_keys) == (("stray",), ("hub_token",))
+
+
+@pytest.mark.parametrize(("read", "name"), [(read_peft, "adapter"), (read_training, "training")])
+def test_file_of_the_other_kind_is_refused_with_the_right_option(
+    tmp_path: Path, read: Callable[[Path], Layer], name: str
+) -> None:
+    """An adapter config is no training file, nor the reverse."""
+    mine = {"adapter": {"learning_rate": 1e-4}, "training": {"r": 8, "lora_alpha": 16}}[name]
+    with pytest.raises(ConfigError, match=r"no (setting|training argument)") as caught:
+        read(written(tmp_path, json.dumps(mine), "c.json"))
+    assert {"adapter": "--training", "training": "--peft"}[name] in caught.value.advice
+
+
+def test_adafactor_flag_of_old_arguments_names_the_optimizer(tmp_path: Path) -> None:
+    """It went before `optim`."""
+    layer = read_training(written(tmp_path, json.dumps({"adafactor": True, "optim": "adamw_hf"}), "t.json"))
+    assert layer.config.optimizer.name == "adafactor"
+
+
+@pytest.mark.parametrize("read", [read_peft_dir, read_training_dir])
+def test_folder_that_is_empty_or_missing_is_a_config_error(tmp_path: Path, read: Callable[[Path], Layer]) -> None:
+    """And says what was looked for."""
+    for folder in (tmp_path, tmp_path / "nowhere"):
+        with pytest.raises(ConfigError) as caught:
+            read(folder)
+        assert caught.value.advice

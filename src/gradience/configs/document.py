@@ -40,24 +40,32 @@ def read_document(path: Path) -> Layer:
     if path.suffix == ".bin":
         message = f"{path}: a binary file; pickles are never opened"
         raise ConfigError(message, advice="give the configuration as JSON or YAML")
-    mapping = read_mapping(path)
-    at = "$"
-    if isinstance(mapping.get("config"), dict) and not is_mlx(mapping):
-        mapping, at = mapping["config"], "$.config"
-    fields, draft = Fields(mapping, str(path), at), Draft()
-    sections = [] if is_mlx(mapping) else list(_sections(fields, draft))
-    unknown = read_mlx_fields(fields, draft) if is_mlx(mapping) else _read_flat(fields, draft)
-    everything = [fields, *sections]
-    if not any(item.n_read for item in everything):
+    outer = Fields(read_mapping(path), str(path))
+    wrapped = outer.section("config")
+    draft = Draft()
+    levels, unknown = _read_levels(wrapped or outer, draft)
+    if wrapped is not None:
+        unknown += outer.left_over(_ENVELOPE.__contains__)
+        levels.append(outer)
+    if draft.is_empty:
         message = f"{path}: no setting this program knows in it"
         raise ConfigError(message, advice="give keys such as lr, r, lora_alpha, target_modules, max_steps")
     return Layer(
         config=draft.snapshot(),
         sources=(SourceFile(role="config", path=str(path)),),
-        unknown_keys=tuple(unknown + [key for item in sections for key in item.left_over(_known)]),
-        secret_keys=tuple(key for item in everything for key in item.secrets()),
-        masked_keys=tuple(key for item in everything for key in item.masked()),
+        unknown_keys=tuple(unknown),
+        secret_keys=tuple(key for item in levels for key in item.secrets()),
+        masked_keys=tuple(key for item in levels for key in item.masked()),
     )
+
+
+def _read_levels(fields: Fields, draft: Draft) -> tuple[list[Fields], list[str]]:
+    """Read every level into the draft; return the levels, and the keys nobody knows."""
+    if is_mlx(fields):
+        return [fields], read_mlx_fields(fields, draft)
+    sections = list(_sections(fields, draft))
+    unknown = _read_flat(fields, draft)
+    return [fields, *sections], unknown + [key for item in sections for key in item.left_over(_known)]
 
 
 def _sections(fields: Fields, draft: Draft) -> Iterator[Fields]:

@@ -32,7 +32,7 @@ class Fields:
         self._at = at
         self._read: set[str] = set()
 
-    def __contains__(self, name: str) -> bool:
+    def __contains__(self, name: object) -> bool:
         """Whether the document has the key."""
         return name in self._mapping
 
@@ -72,6 +72,11 @@ class Fields:
             return None
         self._read.add(key)
         return Fields(value, self._where, f"{self._at}.{printable(key)}")
+
+    def contradiction(self, setting: str) -> ConfigError:
+        """Return the error for a setting that another level of the document has with another value."""
+        message = f"{self._where}: {self._at}: {setting} is given twice, with different values"
+        return ConfigError(message, advice="a section and the top level speak of one setting: keep one")
 
     def left_over(self, known: Callable[[str], bool]) -> Iterator[str]:
         """Yield the keys that were neither read nor known, with their place; never a value."""

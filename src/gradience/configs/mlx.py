@@ -6,10 +6,12 @@ MLX computes ``y + scale * (x A) B``: its scale is PEFT's alpha / r, so alpha is
 
 from __future__ import annotations
 
+from collections.abc import Container
+
 from gradience.configs.fields import Fields
 from gradience.configs.settings import Draft, Setting
 from gradience.configs.values import keyword, name_list, real, short_name, whole
-from gradience.schema.scalars import Json, as_float
+from gradience.schema.scalars import as_float
 from gradience.schema.scalars import real as on_the_wire
 
 __all__ = ["is_mlx", "read_mlx_fields"]
@@ -42,7 +44,7 @@ _KNOWN = frozenset(
 )
 
 
-def is_mlx(mapping: dict[str, Json]) -> bool:
+def is_mlx(mapping: Container[object]) -> bool:
     """Whether the keys are MLX-LM's."""
     return "peft_type" not in mapping and ("lora_parameters" in mapping or "fine_tune_type" in mapping)
 

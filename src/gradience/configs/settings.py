@@ -132,8 +132,12 @@ class Draft:
         """Take the settings out of the fields, by all their names or by the native ones."""
         for setting in settings:
             value = fields.take(setting.names(fields) if loose else setting.native, setting.read)
-            if value is not None:
-                self.say(level, setting.field, value, extra=setting.extra)
+            if value is None:
+                continue
+            before = self.get(level, setting.field)
+            if before is not None and before != value:
+                raise fields.contradiction(setting.field)
+            self.say(level, setting.field, value, extra=setting.extra)
 
     def say(self, level: Level, field: str, value: Json, *, extra: bool = False) -> None:
         """Set one value."""
@@ -142,6 +146,11 @@ class Draft:
     def get(self, level: Level, field: str) -> Json:
         """Return a value said so far, or None."""
         return self._said[level].get(field, self._extras[level].get(field))
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether no setting was said at all."""
+        return not any(self._said.values()) and not any(self._extras.values())
 
     def unsay(self, level: Level, field: str) -> None:
         """Forget a value that turned out to mean "not set"."""
