@@ -1,0 +1,93 @@
+"""The door: exit codes, one-line errors, one document on stdout."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import jsonschema
+import pytest
+
+from gradience.cli.main import main
+from gradience.telemetry.writer import TelemetryWriter
+
+
+@pytest.fixture
+def log(tmp_path):
+    path = tmp_path / "run.jsonl"
+    with TelemetryWriter(path) as writer:
+        writer.run_start()
+        writer.train_step(1, loss=1.0)
+    return path
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-m", "gradience", *arguments], capture_output=True, text=True, check=False)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["nope"],
+        ["monitor"],
+        ["monitor", "missing.jsonl"],
+        ["monitor", "missing.jsonl", "--gap-threshold", "x"],
+        ["monitor", "missing.jsonl", "--fail-on", "sometimes"],
+        ["audit"],
+        ["audit", "missing"],
+        ["audit", "a", "--peft-dir", "b"],
+        ["validate", "missing.jsonl"],
+        ["check", "--peft", "missing.json"],
+        ["check", "--no-such-flag"],
+        ["schema", "nothing"],
+    ],
+    ids=" ".join,
+)
+def test_bad_usage_is_one_line_on_stderr_and_a_two(arguments, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(arguments) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.count("\n") == 1
+    assert err.startswith("gradience: ")
+
+
+def test_an_error_says_what_to_do(tmp_path, capsys):
+    assert main(["monitor", str(tmp_path)]) == 2
+    assert "run.jsonl" in capsys.readouterr().err
+
+
+def test_json_is_one_document_that_validates_against_its_committed_schema(log, capsys, root):
+    assert main(["monitor", str(log), "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    schema = json.loads((root / "schemas" / "monitor-report-v1.schema.json").read_text())
+    jsonschema.Draft202012Validator(schema).validate(document)
+
+
+def test_fail_on_turns_findings_into_a_one(log):
+    assert main(["monitor", str(log)]) == 0
+    assert main(["monitor", str(log), "--fail-on", "info"]) == 1
+    assert main(["monitor", str(log), "--fail-on", "critical"]) == 0
+
+
+def test_a_reader_that_goes_away_is_no_traceback(log):
+    shell = f"{sys.executable} -m gradience monitor {log} --verbose | head -n 1"
+    done = subprocess.run(["bash", "-c", shell], capture_output=True, text=True, check=False)
+    assert done.stderr == ""
+
+
+def test_help_of_every_command_exits_with_zero():
+    for command in ("check", "monitor", "audit", "validate", "schema"):
+        done = run(command, "--help")
+        assert done.returncode == 0
+        assert command in done.stdout
+
+
+def test_our_own_bugs_keep_their_traceback(monkeypatch, log):
+    def broken(*_: object, **__: object) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr("gradience.cli.monitor.monitor_run", broken)
+    with pytest.raises(ZeroDivisionError):
+        main(["monitor", str(log)])

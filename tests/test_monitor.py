@@ -1,0 +1,226 @@
+"""The monitor on logs made by the real writer, and on other people's."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import msgspec
+import pytest
+
+from gradience.errors import RecorderError, SchemaError
+from gradience.monitor import monitor_run
+from gradience.render.monitor import monitor_text
+from gradience.schema import (
+    SCHEMA_ID,
+    ConfigSnapshot,
+    MonitorReport,
+    OptimizerSnapshot,
+    RecommendationItem,
+    TrainingSnapshot,
+)
+from gradience.telemetry.writer import TelemetryWriter
+
+CONFIG = ConfigSnapshot(
+    model_name="toy",
+    dataset_name="glue/sst2",
+    task_profile="easy_classification",
+    optimizer=OptimizerSnapshot(name="adamw", lr=1e-3),
+    training=TrainingSnapshot(max_steps=40),
+    num_labels=2,
+)
+
+
+def record(path, *, losses=None, train=(0.5, 0.8), test=(0.6, 0.75), n=1000, epoch=2.0, config=CONFIG, end=True):
+    losses = [1.0 - 0.01 * i for i in range(30)] if losses is None else losses
+    log = TelemetryWriter(path)
+    log.run_start(config)
+    for step, loss in enumerate(losses, 1):
+        log.train_step(step, loss=loss, lr=1e-3, grad_norm=1.0, epoch=epoch)
+    for split, pair in (("train", train), ("test", test)):
+        if pair is not None:
+            log.eval(
+                len(losses),
+                split=split,
+                metrics={"loss": pair[0], "ppl": math.exp(pair[0]), "accuracy": pair[1], "n": n},
+            )
+    if end:
+        log.run_end()
+    log.close()
+    return path
+
+
+def ids(report: MonitorReport) -> set[str]:
+    return {f.id for f in report.findings}
+
+
+def test_a_healthy_run_has_no_findings(tmp_path):
+    report = monitor_run(record(tmp_path / "run.jsonl"))
+    assert report.findings == []
+    assert report.status == "ok"
+    assert report.train.last_loss == pytest.approx(0.71)
+
+
+def test_the_gap_is_the_ratio_of_perplexities(tmp_path):
+    report = monitor_run(record(tmp_path / "run.jsonl", train=(0.5, 0.8), test=(1.1, 0.7)))
+    assert report.gap is not None
+    assert report.gap.ratio == pytest.approx(math.exp(0.6))
+    assert "GAP111" in ids(report)
+
+
+@pytest.mark.parametrize(("threshold", "found"), [(1.81, True), (1.83, False)])
+def test_the_gap_threshold_decides(tmp_path, threshold, found):
+    path = record(tmp_path / "run.jsonl", train=(0.5, 0.8), test=(1.1, 0.7))
+    assert ("GAP111" in ids(monitor_run(path, gap_threshold=threshold))) is found
+
+
+def test_a_gap_before_the_data_repeats_is_no_memorization(tmp_path):
+    report = monitor_run(record(tmp_path / "run.jsonl", test=(1.2, 0.7), epoch=0.5))
+    finding = next(f for f in report.findings if f.id == "GAP111")
+    assert finding.severity == "info"
+    assert "not memorization" in finding.message
+
+
+@pytest.mark.parametrize(("accuracy", "n", "found"), [(0.50, 1000, True), (0.52, 1000, True), (0.53, 1000, False)])
+def test_accuracy_within_chance_of_its_sample_size_is_a_finding(tmp_path, accuracy, n, found):
+    report = monitor_run(record(tmp_path / "run.jsonl", test=(0.6, accuracy), n=n))
+    assert ("CHN112" in ids(report)) is found
+
+
+def test_without_the_number_of_classes_chance_is_not_judged_and_says_so(tmp_path):
+    config = ConfigSnapshot(model_name="m")
+    report = monitor_run(record(tmp_path / "run.jsonl", test=(0.6, 0.5), config=config))
+    assert "CHN112" not in ids(report)
+    assert "classes" in next(item.reason for item in report.not_run if item.id == "CHN112")
+
+
+@pytest.mark.parametrize(("utilization", "found"), [(0.18, True), (0.25, False)])
+def test_utilization_under_a_quarter_is_a_finding(tmp_path, utilization, found):
+    path = record(tmp_path / "run.jsonl", end=False)
+    with TelemetryWriter(path, run_id=monitor_run(path).run_id) as log:
+        log.metrics(30, kind="lora_audit", metrics={"utilization_mean": utilization, "stable_rank_mean": 1.5})
+    report = monitor_run(path)
+    assert ("UTL204" in ids(report)) is found
+    assert f"Utilization (mean): {utilization:.1%}" in monitor_text(report)
+
+
+def test_a_few_held_out_examples_are_called_few(tmp_path):
+    assert "SML113" in ids(monitor_run(record(tmp_path / "run.jsonl", n=100)))
+
+
+def test_a_log_without_run_end_is_said_with_its_step(tmp_path):
+    report = monitor_run(record(tmp_path / "run.jsonl", end=False))
+    assert report.status == "no_run_end"
+    assert "step 30 of 40" in next(f.message for f in report.findings if f.id == "END114")
+
+
+def test_non_finite_losses_are_counted_and_never_enter_the_lowest(tmp_path):
+    losses = [1.0] * 20 + [math.nan] * 5
+    report = monitor_run(record(tmp_path / "run.jsonl", losses=losses))
+    assert "NUM101" in ids(report)
+    assert report.train.non_finite_rows == 5
+    assert report.train.min_loss == 1.0
+    assert report.train.last_loss == "NaN"
+
+
+def test_a_loss_of_exactly_zero_is_a_masked_nan(tmp_path):
+    assert "NUM102" in ids(monitor_run(record(tmp_path / "run.jsonl", losses=[1.0] * 20 + [0.0] * 5)))
+
+
+def test_without_an_evaluation_on_train_the_gap_uses_the_last_training_rows(tmp_path):
+    report = monitor_run(record(tmp_path / "run.jsonl", train=None))
+    assert report.gap is not None
+    assert report.gap.train_split == "train rows (mean of 10)"
+    assert report.gap.nats == pytest.approx(0.6 - sum(1.0 - 0.01 * i for i in range(20, 30)) / 10)
+
+
+def test_a_split_called_eval_is_the_held_out_one(tmp_path):
+    path = tmp_path / "run.jsonl"
+    with TelemetryWriter(path) as log:
+        log.run_start(CONFIG)
+        log.train_step(1, loss=1.0)
+        log.eval(1, split="eval", metrics={"loss": 1.0})
+    report = monitor_run(path)
+    assert report.gap is not None
+    assert report.gap.test_split == "eval"
+
+
+def test_the_last_run_is_shown_and_the_others_named(tmp_path):
+    path = record(tmp_path / "run.jsonl")
+    first = monitor_run(path).run_id
+    record(path, test=(0.61, 0.74))
+    report = monitor_run(path)
+    assert report.other_runs == [first]
+    assert report.train.rows == 30
+
+
+def test_rows_superseded_by_a_resume_are_kept_but_not_counted(tmp_path):
+    path = record(tmp_path / "run.jsonl", losses=[1.0] * 10, end=False)
+    run_id = monitor_run(path).run_id
+    with TelemetryWriter(path, run_id=run_id) as log:
+        log.run_start(CONFIG, resumed_from_step=5)
+        for step in range(6, 13):
+            log.train_step(step, loss=0.5)
+    report = monitor_run(path)
+    assert report.train.rows == 12
+    assert report.train.superseded_rows == 7  # five training rows and two evaluations beyond step 5
+    assert report.sessions == 2
+
+
+def test_recorded_alerts_and_recommendations_are_shown(tmp_path):
+    path = tmp_path / "run.jsonl"
+    with TelemetryWriter(path) as log:
+        log.run_start(CONFIG)
+        log.alert(severity="critical", code="X1", message="boom", step=3)
+        log.recommendation([RecommendationItem(severity="info", action="do_it", message="consider it")])
+    text = monitor_text(monitor_run(path))
+    assert "[CRITICAL] X1 at step 3: boom" in text
+    assert "do_it: consider it (recorded in the log)" in text
+
+
+def test_an_overflowing_loss_is_a_report_not_a_crash(tmp_path):
+    report = monitor_run(record(tmp_path / "run.jsonl", test=(0.6, 0.8), train=(0.1, 0.8)))
+    path = tmp_path / "run2.jsonl"
+    with TelemetryWriter(path) as log:
+        log.run_start(CONFIG)
+        log.eval(1, split="train", metrics={"loss": 0.0})
+        log.eval(1, split="test", metrics={"loss": 1e6})
+    report = monitor_run(path)
+    assert report.gap is not None
+    assert report.gap.ratio == "Infinity"
+    assert "Infinity" in monitor_text(report)
+
+
+def test_escape_sequences_in_a_log_do_not_reach_the_terminal(tmp_path):
+    config = ConfigSnapshot(model_name="evil\x1b[31m\u202e", dataset_name="a\x9bb")
+    text = monitor_text(monitor_run(record(tmp_path / "run.jsonl", config=config)), verbose=True)
+    assert not {ch for ch in text if ord(ch) < 32 and ch != "\n"}
+    assert "\u202e" not in text
+    assert "\x9b" not in text
+
+
+def test_a_log_that_holds_no_event_is_refused(tmp_path):
+    path = tmp_path / "run.jsonl"
+    path.write_text("hello\n")
+    with pytest.raises(RecorderError, match="no event"):
+        monitor_run(path)
+
+
+def test_a_log_of_another_major_version_is_refused_naming_both(tmp_path):
+    path = tmp_path / "run.jsonl"
+    path.write_text('{"schema":"gradience.vnext.telemetry/v2","event":"run_start"}\n')
+    with pytest.raises(SchemaError, match=r"v2.*v1"):
+        monitor_run(path)
+    assert SCHEMA_ID.endswith("v1")
+
+
+def test_every_real_log_of_another_writer_gives_a_report_that_round_trips(shared_data):
+    logs = sorted((shared_data / "runs").glob("*.jsonl"))
+    assert logs
+    for path in logs:
+        report = monitor_run(path)
+        assert report.issues_total == 0
+        again = msgspec.json.decode(msgspec.json.encode(report), type=MonitorReport)
+        assert again == report
+        rows = [json.loads(line) for line in path.read_text().splitlines() if line]
+        assert report.train.rows == sum("loss" in row for row in rows if row["event"] == "train_step")
