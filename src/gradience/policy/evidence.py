@@ -14,6 +14,7 @@ __all__ = [
     "EVAL_DEFAULT",
     "FP16_DOCS",
     "INSTRUCT_GPT",
+    "LATE_PEAK",
     "LORA_BIAS",
     "LWR_BATCH",
     "LWR_LR",
@@ -27,6 +28,7 @@ __all__ = [
     "QLORA_TARGETS",
     "RECIPES",
     "RSLORA",
+    "SAVE_FLOW",
     "SWEEP_HIGH",
     "SWEEP_LOW",
     "TINKER_RL",
@@ -117,6 +119,11 @@ DEFAULT_TARGETS = Evidence(
 CLASSIFIER_DOCS = Evidence(
     source="PEFT docs, troubleshooting",
     says="a new head is trained and saved only if task_type or modules_to_save says so; else it is random",
+)
+LATE_PEAK = Evidence(source="definition", says="the peak rate is reached when warmup ends: after half the run or more")
+SAVE_FLOW = Evidence(
+    source="transformers, DefaultFlowCallback (5.24)",
+    says="by steps: a checkpoint every save_steps and one at the end; with 'no' none",
 )
 NO_TRAIN_LOSS = Evidence(
     source="experiment, transformers 5.24",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
-from gradience.policy.evidence import EVAL_DEFAULT, MECHANICAL, NAN_FILTER, NO_TRAIN_LOSS
+from gradience.policy.evidence import EVAL_DEFAULT, NAN_FILTER, NO_TRAIN_LOSS, SAVE_FLOW
 from gradience.policy.facts import Facts, given
 from gradience.policy.rules import Hit, Rule
 
@@ -96,7 +96,7 @@ RULES = (
         title="no checkpoint before the end",
         condition=_no_checkpoint,
         confidence=0.9,
-        evidence=(MECHANICAL,),
+        evidence=(SAVE_FLOW,),
         rationale="Long runs die of things that have nothing to do with training.",
         action="save a few times per run",
         scope="trainers that save by step",
