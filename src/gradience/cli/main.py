@@ -22,6 +22,7 @@ COMMANDS = {
     "check": "gradience.cli.check:check",
     "monitor": "gradience.cli.monitor:monitor",
     "audit": "gradience.cli.audit:audit",
+    "rules": "gradience.cli.rules:rules",
     "validate": "gradience.cli.validate:validate",
     "schema": "gradience.cli.schema:schema",
 }
@@ -30,6 +31,7 @@ _HELP = {
     "check": "Validate a PEFT and training configuration before burning compute.",
     "monitor": "Summarise a run from its telemetry (run.jsonl).",
     "audit": "Analyse a trained adapter for waste, and for what is wrong with it.",
+    "rules": "List the rules of check, or explain one with its evidence.",
     "validate": "Check every line of a run.jsonl against the telemetry schema.",
     "schema": "Print a JSON Schema: telemetry, audit, check, monitor or validate.",
 }
@@ -65,6 +67,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _fail(message: str, advice: str) -> int:
+    from gradience.render.text import clean  # noqa: PLC0415  # only a failure pays for it
+
     tail = f" ({advice})" if advice else ""
-    sys.stderr.write(f"gradience: {' '.join(message.split())}{tail}\n")
+    sys.stderr.write(f"gradience: {clean(' '.join(message.split()))}{clean(tail)}\n")
     return UNUSABLE

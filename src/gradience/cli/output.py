@@ -8,14 +8,13 @@ from typing import Final
 
 import msgspec
 
-from gradience.schema.findings import Finding
+from gradience.schema.findings import SEVERITIES, Finding
 from gradience.schema.scalars import Severity
 
 __all__ = ["DONE", "FOUND", "exit_code", "print_document", "print_text"]
 
 DONE: Final = 0
 FOUND: Final = 1
-_ORDER: Final = ("info", "warning", "error", "critical")
 
 
 def print_text(text: str) -> None:
@@ -34,5 +33,5 @@ def exit_code(findings: Iterable[Finding], fail_on: Severity | None) -> int:
     """Return 1 if a finding is at or above the severity, else 0."""
     if fail_on is None:
         return DONE
-    bar = _ORDER.index(fail_on)
-    return FOUND if any(_ORDER.index(f.severity) >= bar for f in findings) else DONE
+    bar = SEVERITIES.index(fail_on)
+    return FOUND if any(SEVERITIES.index(f.severity) >= bar for f in findings) else DONE

@@ -6,16 +6,13 @@ from gradience.policy import rules_adapter, rules_rate, rules_recording, rules_s
 from gradience.policy.facts import Facts
 from gradience.policy.rules import Rule, Verdict, apply_rules
 from gradience.schema.config import ConfigSnapshot
-from gradience.schema.findings import NotRun
-from gradience.schema.scalars import Severity
+from gradience.schema.findings import NotRun, gravest_first
 
-__all__ = ["RULES", "SEVERITIES", "judge_config", "rule_by_id"]
+__all__ = ["RULES", "judge_config", "rule_by_id"]
 
 RULES: tuple[Rule, ...] = (
     rules_values.RULES + rules_rate.RULES + rules_adapter.RULES + rules_recording.RULES + rules_schedule.RULES
 )
-
-SEVERITIES: tuple[Severity, ...] = ("info", "warning", "error", "critical")  # mildest first
 
 
 def rule_by_id(rule_id: str) -> Rule | None:
@@ -30,5 +27,4 @@ def judge_config(
     active = [rule for rule in RULES if rule.id not in ignore]
     verdict = apply_rules(active, Facts(config, transformers=transformers))
     skipped = [NotRun(id=rule.id, reason="ignored on request") for rule in RULES if rule.id in ignore]
-    gravest_first = sorted(verdict.findings, key=lambda finding: -SEVERITIES.index(finding.severity))
-    return Verdict(gravest_first, verdict.not_run + skipped)
+    return Verdict(gravest_first(verdict.findings), verdict.not_run + skipped)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Final, TypeAlias
 
 from gradience.policy.adapter_rules import low_utilization
-from gradience.schema.findings import Evidence, Finding, NotRun
+from gradience.schema.findings import Evidence, Finding, NotRun, gravest_first
 from gradience.schema.reports import BadLine, EvalPoint, GapReading
 from gradience.schema.scalars import as_float
 
@@ -59,8 +59,7 @@ def detect(facts: RunFacts) -> tuple[list[Finding], list[NotRun]]:
     """Return the findings, most severe first, and the detectors that could not run with their reasons."""
     outcomes = [detector(facts) for detector in _DETECTORS]
     findings = [o for o in outcomes if isinstance(o, Finding)]
-    order = {"critical": 0, "error": 1, "warning": 2, "info": 3}
-    return sorted(findings, key=lambda f: order[f.severity]), [o for o in outcomes if isinstance(o, NotRun)]
+    return gravest_first(findings), [o for o in outcomes if isinstance(o, NotRun)]
 
 
 def _non_finite(facts: RunFacts) -> Outcome:

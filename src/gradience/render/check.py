@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 
 from gradience.render.text import banner, clean, finding_lines, not_run_lines, number
 from gradience.schema.config import ConfigSnapshot, LoraSnapshot, TrainingSnapshot
+from gradience.schema.findings import SEVERITIES
 from gradience.schema.reports import CheckReport
 from gradience.schema.scalars import Real, as_float
 
@@ -13,7 +14,6 @@ __all__ = ["check_text"]
 
 _MOST_NAMES = 10  # targets and unknown keys on one line
 _MOST_TEXT = 60  # characters of one value
-_SEVERITIES = ("critical", "error", "warning", "info")
 
 
 def check_text(report: CheckReport, *, verbose: bool = False) -> str:
@@ -127,7 +127,7 @@ def _findings(report: CheckReport, *, verbose: bool) -> Iterator[str]:
         yield f"No findings, of {_g(report.derived.get('rules_judged'))} rules that could be judged."
         yield ""
         return
-    counts = [(severity, sum(f.severity == severity for f in findings)) for severity in _SEVERITIES]
+    counts = [(severity, sum(f.severity == severity for f in findings)) for severity in reversed(SEVERITIES)]
     yield f"Findings ({', '.join(_counted(n, severity) for severity, n in counts if n)}):"
     yield from finding_lines(findings, verbose=verbose)
     yield ""

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Iterable
+from typing import Annotated, Final, get_args
 
 import msgspec
 from msgspec import Meta
 
 from gradience.schema.scalars import Fraction, Json, Severity
 
-__all__ = ["Evidence", "Finding", "NotRun"]
+__all__ = ["SEVERITIES", "Evidence", "Finding", "NotRun", "gravest_first"]
+
+SEVERITIES: Final[tuple[Severity, ...]] = get_args(Severity)  # mildest first
 
 
 class Evidence(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True):
@@ -39,3 +42,8 @@ class NotRun(msgspec.Struct, kw_only=True, frozen=True):
 
     id: str
     reason: str
+
+
+def gravest_first(findings: Iterable[Finding]) -> list[Finding]:
+    """Return the findings by severity, the gravest first, otherwise in the order given."""
+    return sorted(findings, key=lambda finding: -SEVERITIES.index(finding.severity))
