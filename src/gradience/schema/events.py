@@ -1,7 +1,8 @@
 """The lines of a ``run.jsonl``: one typed event each.
 
-On the wire ``extras`` of a train step and of evaluation metrics are not nested: their keys stand
-beside the known ones. The codec in ``telemetry`` folds and unfolds them.
+On the wire the ``extras`` of an event, of evaluation metrics and of a recommendation are not nested:
+their keys stand beside the known ones. The codec in ``telemetry`` folds and unfolds them. Only the
+levels of a config nest their ``extras``.
 """
 
 from __future__ import annotations
@@ -13,7 +14,6 @@ from msgspec import Meta
 
 from gradience.schema.config import ConfigSnapshot
 from gradience.schema.scalars import (
-    SCHEMA_ID,
     Fraction,
     Json,
     NonNegativeInt,
@@ -43,12 +43,12 @@ FlatExtras = Annotated[
 ]
 
 
-class EventBase(
-    msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True, tag_field="event", gc=False
-):
+class EventBase(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True, tag_field="event", gc=False):
     """The envelope of every line."""
 
-    schema: Annotated[Literal[SCHEMA_ID], Meta(description="Names the format and its major version.")]
+    schema: Annotated[
+        Literal["gradience.vnext.telemetry/v1"], Meta(description="Names the format and its major version.")
+    ]
     ts: Annotated[
         Real | None,
         Meta(description="Unix seconds, UTC. Null where the source had no clock; never invented."),
@@ -63,9 +63,10 @@ class EventBase(
         | None
     ) = None
     session: Annotated[str, Meta(description="One per process start of the writer.")] | None = None
+    extras: FlatExtras = {}
 
 
-class RunStart(EventBase, tag="run_start"):
+class RunStart(EventBase, frozen=True, tag="run_start"):
     """A run begins, or goes on after an interruption."""
 
     config: ConfigSnapshot
@@ -79,16 +80,13 @@ class RunStart(EventBase, tag="run_start"):
     ) = None
 
 
-class TrainStep(EventBase, tag="train_step"):
+class TrainStep(EventBase, frozen=True, tag="train_step"):
     """One logged row of training."""
 
     loss: Annotated[Real, Meta(description="Training loss as the trainer reports it.")] | None = None
-    lr: Annotated[Real | list[Real], Meta(description="Learning rate used; a list is one per group.")] | None = (
-        None
-    )
+    lr: Annotated[Real | list[Real], Meta(description="Learning rate used; a list is one per group.")] | None = None
     grad_norm: Annotated[Real, Meta(description="Norm of the gradient before clipping.")] | None = None
     epoch: Annotated[Real, Meta(description="Passes over the data so far.")] | None = None
-    extras: FlatExtras = {}
 
 
 class EvalMetrics(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True, gc=False):
@@ -101,21 +99,21 @@ class EvalMetrics(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True,
     extras: FlatExtras = {}
 
 
-class Eval(EventBase, tag="eval"):
+class Eval(EventBase, frozen=True, tag="eval"):
     """One evaluation of one split."""
 
     split: Annotated[str, Meta(description="`train`, `test`, `eval`, or the name of a data set.")]
     metrics: EvalMetrics
 
 
-class Metrics(EventBase, tag="metrics"):
+class Metrics(EventBase, frozen=True, tag="metrics"):
     """A block of numbers of a named kind: `lora_audit`, `spectral`, `guard`, `train_summary`, ..."""
 
     kind: str
     metrics: dict[str, Json]
 
 
-class Alert(EventBase, tag="alert"):
+class Alert(EventBase, frozen=True, tag="alert"):
     """Something the writer wants a person to see."""
 
     severity: Severity
@@ -134,15 +132,16 @@ class RecommendationItem(msgspec.Struct, kw_only=True, frozen=True, omit_default
     confidence: Fraction | None = None
     scope: str | None = None
     evidence: dict[str, Json] = {}
+    extras: FlatExtras = {}
 
 
-class Recommendation(EventBase, tag="recommendation"):
+class Recommendation(EventBase, frozen=True, tag="recommendation"):
     """Suggestions made at one point of the run."""
 
     recommendations: list[RecommendationItem]
 
 
-class RunEnd(EventBase, tag="run_end"):
+class RunEnd(EventBase, frozen=True, tag="run_end"):
     """The run is over, in order or not."""
 
     status: Status
@@ -162,6 +161,5 @@ class UnknownEvent(msgspec.Struct, kw_only=True, frozen=True):
 Event: TypeAlias = RunStart | TrainStep | Eval | Metrics | Alert | Recommendation | RunEnd
 
 EVENT_TYPES: dict[str, type[EventBase]] = {
-    str(cls.__struct_config__.tag): cls
-    for cls in (RunStart, TrainStep, Eval, Metrics, Alert, Recommendation, RunEnd)
+    str(cls.__struct_config__.tag): cls for cls in (RunStart, TrainStep, Eval, Metrics, Alert, Recommendation, RunEnd)
 }

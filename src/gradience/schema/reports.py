@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Final, Literal
 
 import msgspec
 from msgspec import Meta
@@ -26,9 +26,9 @@ __all__ = [
     "ValidateReport",
 ]
 
-CHECK_SCHEMA_ID = "gradience.check/v1"
-MONITOR_SCHEMA_ID = "gradience.monitor/v1"
-VALIDATE_SCHEMA_ID = "gradience.validate/v1"
+CHECK_SCHEMA_ID: Final = "gradience.check/v1"
+MONITOR_SCHEMA_ID: Final = "gradience.monitor/v1"
+VALIDATE_SCHEMA_ID: Final = "gradience.validate/v1"
 
 
 class SourceFile(msgspec.Struct, kw_only=True, frozen=True):
@@ -41,7 +41,7 @@ class SourceFile(msgspec.Struct, kw_only=True, frozen=True):
 class CheckReport(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True):
     """A configuration as understood, and what the rules say of it."""
 
-    schema: Literal[CHECK_SCHEMA_ID]
+    schema: Literal["gradience.check/v1"]
     sources: list[SourceFile] = []
     config: ConfigSnapshot
     derived: Annotated[
@@ -59,7 +59,9 @@ class BadLine(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True):
     offset: Annotated[NonNegativeInt, Meta(description="Byte offset of the line's start.")]
     reason: str
     path: Annotated[str, Meta(description="Where in the document, as `$.a.b`.")] | None = None
-    torn: Annotated[bool, Meta(description="The last line, cut off before its newline.")] = False
+    torn: Annotated[
+        bool, Meta(description="Cut off while being written: the last line, or the last of an earlier session.")
+    ] = False
     expected: str | None = None
     got: str | None = None
 
@@ -101,7 +103,7 @@ class TrainSummary(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True
 class MonitorReport(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True):
     """The high-level story of one run, as `gradience monitor --json` prints it."""
 
-    schema: Literal[MONITOR_SCHEMA_ID]
+    schema: Literal["gradience.monitor/v1"]
     file: str
     run_id: str | None = None
     other_runs: Annotated[list[str], Meta(description="Other runs in the same log.")] = []
@@ -127,7 +129,7 @@ class MonitorReport(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=Tru
 class ValidateReport(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True):
     """Whether a log follows the schema, and where not."""
 
-    schema: Literal[VALIDATE_SCHEMA_ID]
+    schema: Literal["gradience.validate/v1"]
     file: str
     valid: bool
     lines: NonNegativeInt

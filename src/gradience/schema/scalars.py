@@ -8,6 +8,7 @@ from typing import Annotated, Any, Final, Literal, TypeAlias
 from msgspec import Meta
 
 __all__ = [
+    "MAX_INT",
     "SCHEMA_ID",
     "SCHEMA_PREFIX",
     "Fraction",
@@ -34,7 +35,9 @@ Real: TypeAlias = Annotated[
     Meta(description='A number, or "NaN", "Infinity", "-Infinity": JSON has no non-finite numbers.'),
 ]
 
-NonNegativeInt: TypeAlias = Annotated[int, Meta(ge=0)]
+MAX_INT: Final = 2**53 - 1  # what every JSON reader keeps exactly
+
+NonNegativeInt: TypeAlias = Annotated[int, Meta(ge=0, le=MAX_INT)]
 
 Fraction: TypeAlias = Annotated[float, Meta(ge=0.0, le=1.0)]
 

@@ -1,4 +1,4 @@
-"""The writer: one event, one write, nothing lost.
+"""The writer: one event, one write, nothing lost, nothing leaked.
 
 The file is append-only and never truncated. A torn tail left by a crash is closed with a newline
 before anything is added. One writer per file, held by an advisory lock.
@@ -6,7 +6,6 @@ before anything is added. One writer per file, held by an advisory lock.
 
 from __future__ import annotations
 
-import itertools
 import os
 import threading
 import time
@@ -15,18 +14,18 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Final, Literal, Self, TypeAlias
+from typing import Any, Final, Self
 
 import msgspec
-from filelock import FileLock, Timeout
 
-from gradience.errors import RecorderError
+from gradience.errors import RecorderError, SchemaError
 from gradience.schema.config import ConfigSnapshot
 from gradience.schema.events import (
     Alert,
     Eval,
     EvalMetrics,
     Event,
+    EventBase,
     Metrics,
     Recommendation,
     RecommendationItem,
@@ -34,21 +33,22 @@ from gradience.schema.events import (
     RunStart,
     TrainStep,
 )
-from gradience.schema.scalars import SCHEMA_ID, Severity, Status, real
-from gradience.telemetry.codec import MAX_LINE_BYTES, decode_known, encode
-from gradience.telemetry.redact import DEFAULT_MAX_STR_LEN, redact_event
+from gradience.schema.scalars import SCHEMA_ID, Severity, Status
+from gradience.telemetry.codec import MAX_LINE_BYTES, decode, decode_known, encode, encode_document, to_document
+from gradience.telemetry.logfile import FSYNC_INTERVAL_S, Fsync, LogFile
+from gradience.telemetry.redact import DEFAULT_MAX_STR_LEN, Redaction, redact_document, redact_id
+from gradience.telemetry.values import number, plain, rates
 
 __all__ = ["FSYNC_INTERVAL_S", "Fsync", "TelemetryWriter"]
 
-Fsync: TypeAlias = Literal["always", "auto", "never"]
-
-FSYNC_INTERVAL_S: Final = 5.0  # power loss costs at most this much of a run; a killed process costs nothing
-_DURABLE = (RunStart, Eval, Alert, RunEnd)
-_PRIVATE_MODE: Final = 0o600
+_DURABLE: Final = (RunStart, Eval, Alert, RunEnd)
+_ADVICE: Final = "see the event's fields in gradience.schema"
 
 
 class TelemetryWriter:
     """Writes one run to a `run.jsonl`; a context manager that records how the run ended.
+
+    Threads may share one; a forked child may not write through its parent's.
 
     Args:
         path: the log; created with mode 0600, appended to if it exists.
@@ -75,32 +75,41 @@ class TelemetryWriter:
         clock: Callable[[], float] = time.time,
     ) -> None:
         if fsync not in {"always", "auto", "never"}:
-            message = f"fsync must be 'always', 'auto' or 'never', not {fsync!r}"
-            raise ValueError(message)
-        self.run_id = run_id or uuid.uuid4().hex
+            raise ValueError(f"fsync must be 'always', 'auto' or 'never', not {fsync!r}")
+        self.run_id: str = redact_id(run_id) if run_id else uuid.uuid4().hex
         self.session = uuid.uuid4().hex[:12]
-        self._allow_text = allow_text
-        self._max_str_len = max_str_len
-        self._fsync = fsync
+        self.lost = 0  # events that were refused or could not be written
+        self._rule = Redaction(allow_text, max_str_len)
         self._clock = clock
-        self._seq = itertools.count()
-        self._synced_at = 0.0
+        self._seq = 0
         self._ended = False
-        self._guard = threading.Lock()
-        self.path, self._lock = _lock(Path(path), self.session, siblings=siblings)
-        self._fd: int | None = _open(self.path)
+        self._guard = threading.RLock()
+        log = Path(path)
+        self._file = LogFile(log, sibling=f"{log.stem}.{self.session}{log.suffix}" if siblings else None, fsync=fsync)
+
+    @property
+    def path(self) -> Path:
+        """The file written: the one asked for, or its sibling if that was taken."""
+        return self._file.path
 
     def __enter__(self) -> Self:
+        """Return the writer itself."""
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        """Record how the run ended, and close; a failure to do so never takes the place of the run's own error."""
         try:
-            if not self._ended and self._fd is not None:
-                self.run_end(status=_status(kind), reason=self._reason(error))
-        finally:
-            self.close()
+            try:
+                if not self._ended and self._file.is_open:
+                    self.run_end(status=_status(error), reason=self._reason(error))
+            finally:
+                self.close()
+        except RecorderError as failure:
+            if error is None:
+                raise
+            warnings.warn(f"the end of the run was not recorded: {failure}", RuntimeWarning, stacklevel=2)
 
     def run_start(
         self,
@@ -110,13 +119,12 @@ class TelemetryWriter:
         resumed_from_step: int | None = None,
     ) -> None:
         """Open the run, or its continuation from a step."""
-        self.write(
-            RunStart(
-                **self._envelope(resumed_from_step),
-                config=config or ConfigSnapshot(),
-                meta=_finite(meta or {}),
-                resumed_from_step=resumed_from_step,
-            )
+        self._record(
+            RunStart,
+            resumed_from_step,
+            config=config or ConfigSnapshot(),
+            meta=plain(meta or {}, "meta"),
+            resumed_from_step=resumed_from_step,
         )
 
     def train_step(
@@ -127,27 +135,26 @@ class TelemetryWriter:
         lr: float | Sequence[float] | None = None,
         grad_norm: float | None = None,
         epoch: float | None = None,
-        **extras: Any,  # noqa: ANN401  # any JSON value
+        **extras: Any,
     ) -> None:
         """Record one row of training; further keywords stand beside the known ones."""
-        self.write(
-            TrainStep(
-                **self._envelope(step),
-                loss=None if loss is None else real(loss),
-                lr=_rates(lr),
-                grad_norm=None if grad_norm is None else real(grad_norm),
-                epoch=None if epoch is None else real(epoch),
-                extras=_finite(extras) if extras else {},
-            )
+        self._record(
+            TrainStep,
+            step,
+            loss=None if loss is None else number(loss, "loss"),
+            lr=None if lr is None else rates(lr),
+            grad_norm=None if grad_norm is None else number(grad_norm, "grad_norm"),
+            epoch=None if epoch is None else number(epoch, "epoch"),
+            extras=plain(extras, "") if extras else {},
         )
 
     def eval(self, step: int | None, *, split: str, metrics: Mapping[str, Any] | EvalMetrics) -> None:
         """Record one evaluation of one split: `loss`, `ppl`, `accuracy`, `n`, and whatever else was measured."""
-        self.write(Eval(**self._envelope(step), split=split, metrics=_eval_metrics(metrics)))
+        self._record(Eval, step, split=split, metrics=_eval_metrics(metrics))
 
     def metrics(self, step: int | None, *, kind: str, metrics: Mapping[str, Any]) -> None:
         """Record a block of numbers of a named kind."""
-        self.write(Metrics(**self._envelope(step), kind=kind, metrics=_finite(metrics)))
+        self._record(Metrics, step, kind=kind, metrics=plain(metrics, "metrics"))
 
     def alert(
         self,
@@ -159,169 +166,120 @@ class TelemetryWriter:
         context: Mapping[str, Any] | None = None,
     ) -> None:
         """Record something a person should see."""
-        self.write(
-            Alert(
-                **self._envelope(step),
-                severity=severity,
-                code=code,
-                message=message,
-                context=_finite(context or {}),
-            )
+        self._record(
+            Alert, step, severity=severity, code=code, message=message, context=plain(context or {}, "context")
         )
 
     def recommendation(self, items: Sequence[RecommendationItem], *, step: int | None = None) -> None:
         """Record suggestions."""
-        self.write(Recommendation(**self._envelope(step), recommendations=list(items)))
+        self._record(Recommendation, step, recommendations=list(items))
 
     def run_end(self, *, status: Status = "ok", reason: str | None = None) -> None:
         """Close the run. The file stays open for late evaluations until `close`."""
-        self.write(RunEnd(**self._envelope(None), status=status, reason=reason))
+        if self.lost and reason is None:
+            reason = f"{self.lost} events could not be recorded"
+        self._record(RunEnd, None, status=status, reason=reason)
         self._ended = True
 
     def write(self, event: Event) -> None:
-        """Append one typed event, after redaction. Returns when the bytes are with the operating system.
+        """Append one typed event, after redaction; numbered in this session if it has no session of its own.
 
         Raises:
             RecorderError: the event is not valid, the line is too long, or the file cannot be written.
         """
-        line = self._line(event)
+        self._file.require_own()
         with self._guard:
-            self._append(line)
-            self._sync(event)
+            seq = self._take_seq()
+            if event.session is None and event.seq is None:
+                event = msgspec.structs.replace(event, session=self.session, seq=seq)
+            self._append(event)
 
     def close(self) -> None:
         """Release the file and its lock; closing twice is harmless."""
-        with self._guard:
-            if self._fd is not None:
-                os.close(self._fd)
-                self._fd = None
-        self._lock.release()
+        if self._file.is_open:
+            with self._guard:
+                self._file.close()
 
-    def _envelope(self, step: int | None) -> dict[str, Any]:
-        return {
-            "schema": SCHEMA_ID,
-            "ts": self._clock(),
-            "run_id": self.run_id,
-            "step": step,
-            "seq": next(self._seq),
-            "session": self.session,
-        }
+    def _record(self, cls: type[EventBase], step: int | None, /, **fields: Any) -> None:
+        self._file.require_own()
+        if step is not None and type(step) is not int:
+            step = _step(step)
+        with self._guard:  # seq follows the order of the file
+            event = cls(
+                schema=SCHEMA_ID,
+                ts=self._clock(),
+                run_id=self.run_id,
+                step=step,
+                seq=self._take_seq(),
+                session=self.session,
+                **fields,
+            )
+            self._append(event)  # type: ignore[arg-type]  # every kind of ours is an Event
+
+    def _take_seq(self) -> int:
+        seq = self._seq
+        self._seq = seq + 1  # even if the write fails: the gap tells
+        return seq
+
+    def _append(self, event: Event) -> None:
+        try:
+            self._file.append(self._line(event), durable=isinstance(event, _DURABLE))
+        except RecorderError:
+            self.lost += 1
+            raise
 
     def _line(self, event: Event) -> bytes:
         """Return the event's bytes, read back first: no line leaves that our reader cannot read."""
         try:
-            safe = redact_event(event, allow_text=self._allow_text, max_str_len=self._max_str_len)
-            line = encode(safe)
-            decode_known(line)
-        except (msgspec.MsgspecError, TypeError, RecursionError) as error:
-            message = f"not a valid {type(event).__name__} event: {error}"
-            raise RecorderError(message, advice="see the event's fields in gradience.schema") from error
-        if len(line) >= MAX_LINE_BYTES:
-            message = f"a {type(event).__name__} event of {len(line)} bytes: a line holds {MAX_LINE_BYTES}"
+            if self._is_numbers(event):
+                line = encode(event)
+            else:
+                line = encode_document(redact_document(to_document(event), self._rule))
+            _read_back(line)
+        except (msgspec.MsgspecError, SchemaError, TypeError, ValueError, RecursionError) as error:
+            raise RecorderError(f"not a valid {type(event).__name__} event: {error}", advice=_ADVICE) from error
+        if len(line) > MAX_LINE_BYTES:
+            message = f"a {type(event).__name__} event of {len(line)} bytes; a line may have {MAX_LINE_BYTES}"
             raise RecorderError(message, advice="record a summary, or split it into several events")
-        return line + b"\n"
+        return line
 
-    def _append(self, line: bytes) -> None:
-        if self._fd is None:
-            raise RecorderError("the telemetry writer is closed", advice="open a new TelemetryWriter")
-        try:
-            written = os.write(self._fd, line)
-            while written < len(line):  # a full disk or a signal can cut a write short
-                written += os.write(self._fd, line[written:])
-        except OSError as error:
-            message = f"cannot write {self.path}: {error.strerror}"
-            raise RecorderError(message, advice="free space or choose another path") from error
-
-    def _sync(self, event: Event) -> None:
-        if self._fd is None or self._fsync == "never":
-            return
-        now = time.monotonic()
-        due = self._fsync == "always" or isinstance(event, _DURABLE) or now - self._synced_at > FSYNC_INTERVAL_S
-        if due:
-            os.fsync(self._fd)
-            self._synced_at = now
+    def _is_numbers(self, event: Event) -> bool:
+        """Return whether the event holds no text but our own: the hot path, with nothing to redact."""
+        own = event.run_id == self.run_id and event.session == self.session
+        return own and type(event) is TrainStep and not event.extras
 
     def _reason(self, error: BaseException | None) -> str | None:
         """Return the exception's type; its text may hold prompts or paths and needs the opt-in."""
         if error is None:
             return None
         name = type(error).__name__
-        return f"{name}: {error}" if self._allow_text else name
+        return f"{name}: {error}" if self._rule.allow_text else name
 
 
-def _status(kind: type[BaseException] | None) -> Status:
-    if kind is None:
+def _read_back(line: bytes) -> None:
+    try:
+        decode_known(line)
+    except msgspec.ValidationError:
+        decode(line)  # an extra of the name `extras` is a value like any other
+
+
+def _status(error: BaseException | None) -> Status:
+    if error is None or (isinstance(error, SystemExit) and error.code in {None, 0}):
         return "ok"
-    return "interrupted" if issubclass(kind, KeyboardInterrupt) else "error"
+    return "interrupted" if isinstance(error, KeyboardInterrupt) else "error"
 
 
-def _lock(path: Path, session: str, *, siblings: bool) -> tuple[Path, FileLock]:
-    """Return the path that this writer may use, and the lock it holds: a sibling if the log is in use."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(_lock_path(path), timeout=0)
-        try:
-            lock.acquire()
-        except Timeout:
-            if not siblings:
-                message = f"{path} is being written by another process"
-                raise RecorderError(message, advice="wait until that run has ended") from None
-            sibling = path.with_name(f"{path.stem}.{session}{path.suffix}")
-            text = f"{path} is being written by another process; this run is recorded in {sibling}"
-            warnings.warn(text, RuntimeWarning, stacklevel=4)
-            lock = FileLock(_lock_path(sibling), timeout=0)
-            lock.acquire()
-            return sibling, lock
-    except (OSError, NotImplementedError) as error:
-        message = f"cannot open {path} for writing: {error}"
-        raise RecorderError(message, advice="choose a path in a folder you can write to") from error
-    return path, lock
-
-
-def _lock_path(path: Path) -> Path:
-    return path.with_name(f".{path.name}.lock")
-
-
-def _open(path: Path) -> int:
-    """Return an append-only descriptor, with a torn tail closed by a newline."""
-    flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
-    try:
-        fd = os.open(path, flags, _PRIVATE_MODE)
-        size = os.fstat(fd).st_size
-        if size:
-            os.lseek(fd, size - 1, os.SEEK_SET)
-            if os.read(fd, 1) != b"\n":
-                os.write(fd, b"\n")
-    except OSError as error:
-        message = f"cannot open {path} for writing: {error.strerror}"
-        raise RecorderError(message, advice="choose a path in a folder you can write to") from error
-    return fd
-
-
-def _rates(lr: float | Sequence[float] | None) -> Any:  # noqa: ANN401  # a Real or a list of them
-    if lr is None:
-        return None
-    return real(lr) if isinstance(lr, (int, float)) else [real(rate) for rate in lr]
+def _step(step: Any) -> int:
+    """Return a step as an integer: numpy, torch and whole floats have one, too."""
+    value = number(step, "step")
+    if isinstance(value, str) or value != int(value):
+        raise RecorderError(f"`step`: expected a whole number, got {value!r}", advice=_ADVICE)
+    return int(value)
 
 
 def _eval_metrics(metrics: Mapping[str, Any] | EvalMetrics) -> EvalMetrics:
     if isinstance(metrics, EvalMetrics):
         return metrics
-    plain = _finite(metrics)
-    known = {k: plain.pop(k) for k in ("loss", "ppl", "accuracy", "n") if k in plain}
-    nested = plain.pop("extras", {})
-    return EvalMetrics(**known, extras={**nested, **plain})
-
-
-def _finite(value: Any) -> Any:  # noqa: ANN401  # any JSON value
-    """Return the value with non-finite floats named, and numpy or torch scalars as Python numbers."""
-    if isinstance(value, Mapping):
-        return {str(k): _finite(v) for k, v in value.items()}
-    if isinstance(value, (list, tuple, set, frozenset)):
-        return [_finite(v) for v in value]
-    if isinstance(value, (str, int, bool)) or value is None:
-        return value
-    if isinstance(value, float):
-        return real(value)
-    item = getattr(value, "item", None)
-    return _finite(item()) if callable(item) else value
+    given = plain(metrics, "metrics")
+    known = {k: given.pop(k) for k in ("loss", "ppl", "accuracy", "n") if k in given}
+    return EvalMetrics(**known, extras=given)

@@ -1,0 +1,151 @@
+"""The nouns as JSON Schema, draft 2020-12: the contract for programs that are not ours.
+
+``python -m gradience.schema.export FOLDER`` writes the files of ``schemas/``; never edit those by hand.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Final, Literal, TypeAlias
+
+import msgspec
+
+from gradience.schema.audit import AuditReport
+from gradience.schema.events import EVENT_TYPES, EvalMetrics, Event, RecommendationItem
+from gradience.schema.reports import CheckReport, MonitorReport, ValidateReport
+
+__all__ = ["SCHEMAS", "SchemaName", "json_schema", "schema_text", "write_schemas"]
+
+Json: TypeAlias = Any
+SchemaName: TypeAlias = Literal["telemetry", "audit", "check", "monitor", "validate"]
+
+_DIALECT: Final = "https://json-schema.org/draft/2020-12/schema"
+_REF: Final = "#/$defs/{name}"
+_ENVELOPE: Final = ("schema", "ts", "run_id", "event", "step")
+_FLAT: Final[tuple[type[msgspec.Struct], ...]] = (
+    *EVENT_TYPES.values(),
+    EvalMetrics,
+    RecommendationItem,
+)  # no `extras` of theirs on the wire
+
+SCHEMAS: Final[dict[SchemaName, str]] = {
+    "telemetry": "telemetry-v1",
+    "audit": "audit-report-v1",
+    "check": "check-report-v1",
+    "monitor": "monitor-report-v1",
+    "validate": "validate-report-v1",
+}
+_REPORTS: Final[dict[SchemaName, type[msgspec.Struct]]] = {
+    "audit": AuditReport,
+    "check": CheckReport,
+    "monitor": MonitorReport,
+    "validate": ValidateReport,
+}
+
+
+def json_schema(name: SchemaName) -> dict[str, Json]:
+    """Return the JSON Schema of one line of a log (`telemetry`), or of a report."""
+    return _telemetry() if name == "telemetry" else _report(name)
+
+
+def schema_text(name: SchemaName) -> str:
+    """Return the JSON Schema as the text of its file."""
+    return json.dumps(json_schema(name), indent=2, ensure_ascii=True) + "\n"
+
+
+def write_schemas(folder: Path) -> list[Path]:
+    """Write every schema to its file in the folder, and return the paths."""
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = []
+    for name, stem in SCHEMAS.items():
+        path = folder / f"{stem}.schema.json"
+        path.write_text(schema_text(name), encoding="utf-8", newline="\n")
+        paths.append(path)
+    return paths
+
+
+def _head(name: SchemaName, title: str, description: str) -> dict[str, Json]:
+    return {
+        "$schema": _DIALECT,
+        "$id": f"urn:gradience:schema:{SCHEMAS[name]}",
+        "title": title,
+        "description": description,
+    }
+
+
+def _telemetry() -> dict[str, Json]:
+    _, components = msgspec.json.schema_components((Event,), ref_template=_REF)
+    defs = {title: _tidy(schema) for title, schema in components.items()}
+    for cls in _FLAT:
+        del defs[cls.__name__]["properties"]["extras"]
+    for cls in EVENT_TYPES.values():
+        defs[cls.__name__] = _envelope_first(defs[cls.__name__])
+    defs["UnknownEvent"] = _unknown(defs["RunEnd"])
+    head = _head(
+        "telemetry",
+        "Gradience telemetry, version 1: one line of a run.jsonl",
+        "One event. Keys that no property names are allowed everywhere, and kept by readers; so are event names "
+        "that are not known here, as long as they carry the envelope.",
+    )
+    kinds = [*(cls.__name__ for cls in EVENT_TYPES.values()), "UnknownEvent"]
+    return {**head, "type": "object", "oneOf": [{"$ref": _REF.format(name=kind)} for kind in kinds], "$defs": defs}
+
+
+def _report(name: SchemaName) -> dict[str, Json]:
+    cls = _REPORTS[name]
+    _, components = msgspec.json.schema_components((cls,), ref_template=_REF)
+    defs = {title: _tidy(schema) for title, schema in components.items()}
+    body = defs.pop(cls.__name__)
+    head = _head(name, f"Gradience {name} report, version 1", body.pop("description"))
+    body.pop("title")
+    return {**head, **body, "$defs": defs}
+
+
+def _unknown(known: dict[str, Json]) -> dict[str, Json]:
+    """Return what an event of a name not known here must have all the same."""
+    properties = {key: known["properties"][key] for key in _ENVELOPE}
+    properties["event"] = {
+        "description": "A name that is none of the known ones, which have rules of their own.",
+        "type": "string",
+        "not": {"enum": list(EVENT_TYPES)},
+    }
+    return {
+        "title": "UnknownEvent",
+        "description": "An event of a later release or of another program: legal, kept, counted.",
+        "type": "object",
+        "properties": properties,
+        "required": list(_ENVELOPE),
+    }
+
+
+def _envelope_first(schema: dict[str, Json]) -> dict[str, Json]:
+    properties = schema["properties"]
+    order = [*_ENVELOPE, *(key for key in properties if key not in _ENVELOPE)]
+    required = [*_ENVELOPE, *(key for key in schema["required"] if key not in _ENVELOPE)]
+    return {**schema, "properties": {key: properties[key] for key in order}, "required": required}
+
+
+def _tidy(node: Json) -> Json:
+    """Return the schema with `const` for an enum of one, and without OpenAPI's discriminator or empty lists."""
+    if isinstance(node, list):
+        return [_tidy(item) for item in node]
+    if not isinstance(node, dict):
+        return node
+    tidy = {k: v if k == "default" else _tidy(v) for k, v in node.items() if k != "discriminator"}
+    match tidy:
+        case {"enum": [only]}:
+            tidy = {("const" if k == "enum" else k): (only if k == "enum" else v) for k, v in tidy.items()}
+    return {k: v for k, v in tidy.items() if not (k == "required" and v == [])}
+
+
+def main(argv: Sequence[str]) -> int:
+    """Write the schemas to a folder: the one argument, else `schemas`."""
+    write_schemas(Path(argv[0] if argv else "schemas"))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,187 @@
+"""What one run logged, row by row, and what of it a resume set aside."""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import compress, islice
+from operator import lt
+
+from gradience.schema.config import ConfigSnapshot
+from gradience.schema.events import (
+    Alert,
+    Eval,
+    Event,
+    Metrics,
+    Recommendation,
+    RecommendationItem,
+    RunEnd,
+    RunStart,
+    TrainStep,
+)
+from gradience.schema.scalars import as_float
+
+__all__ = ["RunSeries"]
+
+_ABSENT = float("nan")
+
+
+@dataclass(slots=True)
+class RunSeries:
+    """What one run logged. The four arrays are parallel: one entry per row that has a loss and a step."""
+
+    run_id: str
+    config: ConfigSnapshot | None = None
+    meta: dict[str, object] = field(default_factory=dict)
+    steps: array[int] = field(default_factory=lambda: array("q"))
+    losses: array[float] = field(default_factory=lambda: array("d"))
+    rates: array[float] = field(default_factory=lambda: array("d"))
+    grad_norms: array[float] = field(default_factory=lambda: array("d"))
+    evals: list[Eval] = field(default_factory=list)
+    latest_metrics: dict[str, Metrics] = field(default_factory=dict)
+    alerts: list[Alert] = field(default_factory=list)
+    recommendations: list[RecommendationItem] = field(default_factory=list)
+    end: RunEnd | None = None
+    resumed_from: list[int] = field(default_factory=list)
+    sessions: set[str] = field(default_factory=set)
+    superseded: int = 0
+    duplicates: int = 0  # rows of the step before, or lines whose seq came before
+    out_of_order: int = 0  # rows of a step already passed
+    missing: int = 0  # lines lost, by the gaps in seq
+    interleaved: int = 0  # returns to a session after another had written: two processes, one log
+    first_ts: float | None = None
+    last_ts: float | None = None
+    last_step: int | None = None
+    last_epoch: float | None = None
+    _next_seq: dict[str, int] = field(default_factory=dict, repr=False)
+    _session: str | None = field(default=None, repr=False)
+
+    def latest_eval(self, split: str) -> Eval | None:
+        """Return the newest evaluation of the split, or None."""
+        return next((e for e in reversed(self.evals) if e.split == split), None)
+
+    def take(self, event: Event) -> None:
+        """Add one event."""
+        self._take_clock(event)
+        self._take_seq(event.session, event.seq)
+        if event.step is not None and not isinstance(event, RunStart):
+            self.last_step = max(event.step, self.last_step or 0)
+        match event:
+            case TrainStep():
+                self._take_row(event)
+            case Eval():
+                self.evals.append(event)
+            case RunStart():
+                self._take_start(event)
+            case Metrics():
+                self.latest_metrics[event.kind] = event
+            case Alert():
+                self.alerts.append(event)
+            case Recommendation():
+                self.recommendations.extend(event.recommendations)
+            case RunEnd():
+                self.end = event
+
+    def take_rows(self, rows: Sequence[TrainStep]) -> bool:
+        """Add plain rows column by column; False, and nothing added, if any is not plain or out of order."""
+        steps: list[int] = [row.step for row in rows]  # type: ignore[misc]  # None is refused below
+        try:
+            losses: array[float] = array("d", [row.loss for row in rows])  # type: ignore[misc]  # the same
+            rates: array[float] = array("d", [row.lr for row in rows])  # type: ignore[misc]
+            norms: array[float] = array("d", [row.grad_norm for row in rows])  # type: ignore[misc]
+            rising = _rise(steps) and (not self.steps or self.steps[-1] < steps[0])
+        except TypeError:
+            return False
+        if not (rising and self._take_seqs(rows)):
+            return False
+        self.steps.extend(steps)
+        self.losses += losses
+        self.rates += rates
+        self.grad_norms += norms
+        self.last_step = max(steps[-1], self.last_step or 0)
+        self._take_epoch(rows[-1])
+        self._take_clock(rows[0])
+        self._take_clock(rows[-1])
+        return True
+
+    def _take_seqs(self, rows: Sequence[TrainStep]) -> bool:
+        session, seq = rows[0].session, rows[0].seq
+        if [row.session for row in rows].count(session) != len(rows):
+            return False
+        if session is None:
+            return self._session is None
+        expected = self._next_seq.get(session)
+        if seq is None or seq != expected or session != self._session:
+            return False
+        if [row.seq for row in rows] != list(range(expected, expected + len(rows))):
+            return False
+        self._next_seq[session] = expected + len(rows)
+        return True
+
+    def _take_seq(self, session: str | None, seq: int | None) -> None:
+        if session is None:
+            return
+        if session != self._session:
+            self.interleaved += session in self.sessions
+            self.sessions.add(session)
+            self._session = session
+        if seq is None:
+            return
+        expected = self._next_seq.get(session, seq)
+        self.missing += max(seq - expected, 0)
+        self.duplicates += seq < expected
+        self._next_seq[session] = max(seq + 1, expected)
+
+    def _take_row(self, row: TrainStep) -> None:
+        self._take_epoch(row)
+        if row.loss is None or row.step is None:
+            return
+        if self.steps:
+            self.duplicates += row.step == self.steps[-1]
+            self.out_of_order += row.step < self.steps[-1]
+        self.steps.append(row.step)
+        self.losses.append(as_float(row.loss))
+        rate = row.lr[0] if isinstance(row.lr, list) and row.lr else row.lr
+        self.rates.append(_ABSENT if rate is None or isinstance(rate, list) else as_float(rate))
+        self.grad_norms.append(_ABSENT if row.grad_norm is None else as_float(row.grad_norm))
+
+    def _take_start(self, start: RunStart) -> None:
+        self.config = start.config
+        self.meta = start.meta
+        self.end = None
+        if start.resumed_from_step is not None:
+            self.resumed_from.append(start.resumed_from_step)
+            self._supersede(start.resumed_from_step)
+
+    def _supersede(self, step: int) -> None:
+        """Set aside what was recorded beyond the step the run went back to: counted, no longer shown."""
+        keep = [s <= step for s in self.steps]
+        evals = [e for e in self.evals if e.step is None or e.step <= step]
+        self.superseded += keep.count(False) + len(self.evals) - len(evals)
+        self.evals = evals
+        self.latest_metrics = {k: m for k, m in self.latest_metrics.items() if m.step is None or m.step <= step}
+        self.losses = array("d", compress(self.losses, keep))
+        self.rates = array("d", compress(self.rates, keep))
+        self.grad_norms = array("d", compress(self.grad_norms, keep))
+        self.steps = array("q", compress(self.steps, keep))
+        self.last_step = max(self.steps, default=step)
+
+    def _take_epoch(self, row: TrainStep) -> None:
+        if isinstance(row.epoch, (int, float)):
+            self.last_epoch = row.epoch
+
+    def _take_clock(self, event: Event) -> None:
+        ts = event.ts
+        if not isinstance(ts, (int, float)):
+            return
+        self.first_ts = ts if self.first_ts is None else min(self.first_ts, ts)
+        self.last_ts = ts if self.last_ts is None else max(self.last_ts, ts)
+
+
+def _rise(steps: list[int]) -> bool:
+    """Return whether each step is later than the one before."""
+    if len(steps) > 1 and (stride := steps[1] - steps[0]) > 0:
+        even = range(steps[0], steps[0] + stride * len(steps), stride)
+        return steps == list(even) or all(map(lt, steps, islice(steps, 1, None)))
+    return len(steps) == 1 and steps[0] >= 0
