@@ -1,1 +1,30 @@
 """Everything that needs torch or transformers; imported by name, never by the base install."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from gradience.hf.callback import GradienceCallback
+    from gradience.hf.guard import Guard
+
+__all__ = ["GradienceCallback", "Guard"]
+
+_HOMES = {"GradienceCallback": "gradience.hf.callback", "Guard": "gradience.hf.guard"}
+
+
+def __getattr__(name: str) -> object:
+    """Import a public name on first use: `gradience.hf.weights` needs torch only."""
+    if name not in _HOMES:
+        message = f"module {__name__!r} has no attribute {name!r}"
+        raise AttributeError(message)
+    try:
+        return getattr(import_module(_HOMES[name]), name)
+    except ModuleNotFoundError as error:
+        message = f"{name} needs {error.name}: pip install 'gradience[hf]'"
+        raise ModuleNotFoundError(message, name=error.name) from error
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,0 +1,235 @@
+"""The flight recorder in the Hugging Face Trainer: `Trainer(..., callbacks=[GradienceCallback()])`."""
+
+from __future__ import annotations
+
+import math
+import os
+import weakref
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Self, get_args
+
+import msgspec
+from transformers import TrainerCallback
+
+from gradience.hf.flight import Flight
+from gradience.hf.rows import Row, eval_metrics, eval_prefix, kind_of, plain, split_of, train_columns
+from gradience.hf.snapshot import batch_size, config_snapshot, dataset_size, run_meta
+from gradience.schema.config import ConfigSnapshot
+from gradience.schema.scalars import TaskProfile
+from gradience.telemetry import TelemetryWriter
+
+__all__ = ["GradienceCallback"]
+
+
+class GradienceCallback(TrainerCallback):
+    """Records a Trainer's run in `<output_dir>/run.jsonl`. It changes nothing and never ends a training.
+
+    Also a context manager: `with GradienceCallback() as recorder:` around `trainer.train()` records at once
+    how training was left; without it an exception is recorded when the program ends, when the next training
+    begins, or when the Trainer is freed.
+
+    Args:
+        path: the log, if not `<output_dir>/run.jsonl`; appended to, never truncated.
+        dataset_name: what the run is trained on.
+        task_profile: `easy_classification`, `hard_reasoning`, `generation` or `unknown`.
+        notes: a sentence for the log.
+        spectral_every: audit the adapter in training every so many steps, on the CPU. Off by default.
+        guard: EXPERIMENTAL, acts on the weights: see `gradience.hf.guard`. Off by default.
+        allow_text: write strings over 256 characters, and exceptions' texts, in clear.
+        meta: further facts for the log's first line.
+
+    Raises:
+        ValueError: an argument is out of its range.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str] | None = None,
+        *,
+        dataset_name: str | None = None,
+        task_profile: TaskProfile = "unknown",
+        notes: str | None = None,
+        spectral_every: int | None = None,
+        guard: Any = None,
+        allow_text: bool = False,
+        meta: Mapping[str, Any] | None = None,
+    ) -> None:
+        if task_profile not in get_args(TaskProfile):
+            message = f"task_profile must be one of {', '.join(get_args(TaskProfile))}, not {task_profile!r}"
+            raise ValueError(message)
+        if spectral_every is not None and spectral_every < 1:
+            message = f"spectral_every must be at least 1 step, not {spectral_every}"
+            raise ValueError(message)
+        self._path = None if path is None else Path(path)
+        self._said = ConfigSnapshot(dataset_name=dataset_name, task_profile=task_profile, notes=notes)
+        self._spectral_every = spectral_every
+        self._guard = guard
+        self._watch: Any = None
+        self._meta = dict(meta or {})
+        self._flight = Flight(allow_text=allow_text)
+        self._landing: weakref.finalize[[], GradienceCallback] | None = None
+        self._batch_size: int | None = None
+        self._early: list[tuple[int, str, Row]] = []
+        self._last_eval: tuple[Any, ...] | None = None
+        self._alerted: set[str] = set()
+
+    def __enter__(self) -> Self:
+        """Begin a block in which training runs."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Record how training was left, if it did not come to its end."""
+        self._flight.leave()
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ARG002  # theirs
+        """Open the log, or go on with it; on every process, put the guard on duty if there is one."""
+        if state.is_world_process_zero:
+            with self._flight:
+                self._begin(args, state, kwargs)
+        self._watch = None
+        if self._guard:
+            with self._flight:
+                self._arm(args, state, kwargs["model"])
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:  # noqa: ARG002  # theirs
+        """Record the row that the Trainer logs, by what its keys say it is."""
+        if not state.is_world_process_zero:
+            return
+        with self._flight:
+            self._take_row(state.global_step, _whole(dict(logs or {}), state.log_history), kwargs)
+
+    def on_evaluate(self, args: Any, state: Any, control: Any, metrics: Any = None, **kwargs: Any) -> None:  # noqa: ARG002  # theirs
+        """Record the evaluation, unless its row came through `on_log` already."""
+        if not state.is_world_process_zero:
+            return
+        with self._flight:
+            self._take_eval(state.global_step, dict(metrics or {}), kwargs.get("eval_dataloader"))
+
+    def on_predict(self, args: Any, state: Any, control: Any, metrics: Any, **kwargs: Any) -> None:
+        """Record a prediction's metrics as an evaluation of its split."""
+        self.on_evaluate(args, state, control, metrics, **kwargs)
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ARG002  # theirs
+        """Let the guard look at the gradients, on every process."""
+        if (watch := self._watch) is not None:
+            self._watch = None  # off, should it fail
+            with self._flight:
+                watch.before_step(state.global_step + 1)
+                self._watch = watch
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ARG002  # theirs
+        """Let the guard copy the weights, and audit the adapter when it is time to."""
+        step = state.global_step
+        if (watch := self._watch) is not None:
+            self._watch = None
+            with self._flight:
+                watch.after_step(step)
+                self._watch = watch
+        if self._spectral_every and state.is_world_process_zero and step % self._spectral_every == 0:
+            with self._flight:
+                self._probe(step, kwargs["model"])
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ARG002  # theirs
+        """Close the run; evaluations that come later are still recorded."""
+        early = 0 < state.global_step < state.max_steps
+        self._flight.end("ok", f"stopped at step {state.global_step} of {state.max_steps}" if early else None)
+
+    def _begin(self, args: Any, state: Any, shown: Mapping[str, Any]) -> None:
+        size = batch_size(args, state)
+        restart = self._flight.in_run and bool(args.auto_find_batch_size) and size != self._batch_size
+        self._batch_size = size
+        if not restart:
+            self._alerted, self._last_eval = set(), None
+        if self._landing is None:
+            self._landing = weakref.finalize(self, self._flight.leave)  # freed, or the program ends
+        path = self._path or Path(args.output_dir) / "run.jsonl"
+        meta = {**run_meta(args), **({"restarted_by": "auto_find_batch_size"} if restart else {}), **self._meta}
+        self._flight.start(path, self._config(args, state, shown), meta, step=state.global_step, restart=restart)
+        early, self._early = self._early, []
+        for evaluation in early:
+            self._write_eval(*evaluation)
+
+    def _config(self, args: Any, state: Any, shown: Mapping[str, Any]) -> ConfigSnapshot:
+        """Return the run's configuration, or what the user said of it where the rest cannot be read."""
+        parts = {name: shown.get(name) for name in ("model", "optimizer", "train_dataloader")}
+        try:
+            return config_snapshot(args, state, self._said, **parts)
+        except Exception as error:  # noqa: BLE001  # foreign objects: a run without its config is still a run
+            return msgspec.structs.replace(self._said, extras={"snapshot_failed": type(error).__name__})
+
+    def _take_row(self, step: int, row: Row, shown: Mapping[str, Any]) -> None:
+        match kind_of(row):
+            case "eval":
+                self._take_eval(step, row, shown.get("eval_dataloader"))
+            case "summary":
+                self._flight.record(lambda writer: writer.metrics(step, kind="train_summary", metrics=plain(row)))
+            case kind if kind == "train" or row.keys() - {"epoch"}:
+                columns = train_columns(row)
+                self._flight.record(lambda writer: writer.train_step(step, **columns))
+                self._look(step, columns)
+
+    def _take_eval(self, step: int, row: Row, dataloader: Any) -> None:
+        """Record an evaluation once: its row comes through `on_log`, its metrics through `on_evaluate`."""
+        prefix = eval_prefix(row)
+        mark = (step, prefix, row.get(f"{prefix}_runtime"))
+        if prefix is None or mark == self._last_eval:
+            return
+        self._last_eval = mark
+        metrics = eval_metrics(row, prefix)
+        if (n := dataset_size(dataloader)) is not None:
+            metrics.setdefault("n", n)
+        if self._flight.began:
+            self._write_eval(step, split_of(prefix), metrics)
+        else:
+            self._early.append((step, split_of(prefix), metrics))  # a baseline: its run is still to begin
+
+    def _write_eval(self, step: int, split: str, metrics: Row) -> None:
+        self._flight.record(lambda writer: writer.eval(step, split=split, metrics=metrics))
+
+    def _look(self, step: int, columns: Row) -> None:
+        """Say once what a diverged run's rows hide: the Trainer averages non-finite losses away."""
+        loss, norm = columns.get("loss"), columns.get("grad_norm")
+        if isinstance(loss, float) and not math.isfinite(loss):
+            self._alert(step, "NUM101", "the training loss is not finite", columns)
+        elif loss == 0.0 and isinstance(norm, float) and not math.isfinite(norm):
+            self._alert(step, "NUM102", "a loss of exactly 0 with a gradient norm that is not finite", columns)
+
+    def _alert(self, step: int, code: str, message: str, columns: Row) -> None:
+        if code in self._alerted:
+            return
+        self._alerted.add(code)
+        context = {name: columns.get(name) for name in ("loss", "grad_norm", "lr")}
+
+        def write(writer: TelemetryWriter) -> None:
+            writer.alert(severity="error", code=code, message=message, step=step, context=context)
+
+        self._flight.record(write)
+
+    def _probe(self, step: int, model: Any) -> None:
+        from gradience.hf.probe import spectral_metrics  # noqa: PLC0415  # only where asked for
+
+        payload = spectral_metrics(model)
+        self._flight.record(lambda writer: writer.metrics(step, kind="spectral", metrics=payload))
+
+    def _arm(self, args: Any, state: Any, model: Any) -> None:
+        from gradience.hf.guard import Guard, Watch  # noqa: PLC0415  # only where asked for
+
+        guard = self._guard if isinstance(self._guard, Guard) else Guard()
+        say = self._say_guard if state.is_world_process_zero else _say_nothing
+        self._watch = Watch.over(guard, model, args, state.global_step, say)
+
+    def _say_guard(self, step: int, action: Row) -> None:
+        with self._flight:
+            self._flight.record(lambda writer: writer.metrics(step, kind="guard", metrics=action))
+
+
+def _say_nothing(_step: int, _action: Row) -> None:
+    """Another process records what the guard does: all of them do the same."""
+
+
+def _whole(row: Row, history: list[Row]) -> Row:
+    """Return the row with what a callback before this one took out of it: `PrinterCallback` pops `total_flos`."""
+    if "train_runtime" in row and "loss" not in row and history and "total_flos" in history[-1]:
+        row.setdefault("total_flos", history[-1]["total_flos"])
+    return row

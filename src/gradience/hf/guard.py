@@ -1,0 +1,126 @@
+"""EXPERIMENTAL, off by default: on a non-finite gradient, drop the step and go back to weights that were good.
+
+What it does: every `every` steps it copies the trainable weights into a ring, if they are finite. When a
+gradient is NaN or infinite it drops that step's gradients, so that neither weights nor optimizer state see
+them, and puts the newest copy back; a rollback that comes again before a new copy was made takes an older one.
+
+What it cannot undo: the optimizer's moments and step counts, the learning rate schedule, the position in
+the data, random states, buffers (batch norm), and the loss already averaged into the log. Weight decay of
+the dropped step does not happen. It looks at gradients after they were averaged over processes, so that
+all ranks decide alike; it stands down under fp16 loss scaling, which skips such steps itself, and where
+weights are sharded.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
+
+import torch
+
+__all__ = ["Guard", "Watch"]
+
+Report: TypeAlias = Callable[[int, dict[str, Any]], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Guard:
+    """How to guard a run. All counts are in optimizer steps.
+
+    Attributes:
+        every: steps between copies of the weights.
+        ring: copies kept.
+        cooldown: steps after a rollback in which no copy is made, and a bad gradient is only dropped.
+        max_rollbacks: after so many the guard stands down and touches nothing any more.
+    """
+
+    every: int = 50
+    ring: int = 3
+    cooldown: int = 20
+    max_rollbacks: int = 3
+
+    def __post_init__(self) -> None:
+        """Refuse counts that make no sense."""
+        for name, least in (("every", 1), ("ring", 1), ("cooldown", 0), ("max_rollbacks", 1)):
+            if getattr(self, name) < least:
+                message = f"{name} must be at least {least}, not {getattr(self, name)}"
+                raise ValueError(message)
+
+
+@dataclass(slots=True)
+class Watch:
+    """One run under guard: the weights it watches, its copies, and what it did so far."""
+
+    guard: Guard
+    weights: dict[str, torch.nn.Parameter]
+    report: Report
+    copies: deque[tuple[int, list[torch.Tensor]]] = field(default_factory=deque)
+    rollbacks: int = 0
+    quiet_until: int = -1
+    on: bool = True
+    _last: int | None = None
+
+    @classmethod
+    def over(cls, guard: Guard, model: torch.nn.Module, args: Any, step: int, report: Report) -> Watch:
+        """Return the watch of a run that begins, standing down where it must not act."""
+        weights = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        watch = cls(guard, weights, report, deque(maxlen=guard.ring))
+        reason = _unfit(args, weights.values())
+        watch.on = reason is None
+        report(
+            step, {"action": "stand_down", "reason": reason} if reason else {"action": "arm", "weights": len(weights)}
+        )
+        return watch
+
+    def after_step(self, step: int) -> None:
+        """Copy the weights if it is time to and they are finite."""
+        if not self.on or step < self.quiet_until or step % self.guard.every:
+            return
+        if _finite(self.weights.values()):
+            self.copies.append((step, [p.detach().clone() for p in self.weights.values()]))
+            self._last = None
+            self.report(step, {"action": "snapshot", "copies": len(self.copies)})
+
+    def before_step(self, step: int) -> None:
+        """Look at the gradients; drop a bad step, and go back to a good copy unless cooling down."""
+        if not self.on or _finite(p.grad for p in self.weights.values() if p.grad is not None):
+            return
+        for p in self.weights.values():
+            p.grad = None
+        if step < self.quiet_until:
+            self.report(step, {"action": "drop", "reason": "non-finite gradient, cooling down"})
+        elif self.rollbacks >= self.guard.max_rollbacks:
+            self.on = False
+            self.report(step, {"action": "stand_down", "reason": f"{self.rollbacks} rollbacks, the limit"})
+        else:
+            self._roll_back(step)
+
+    def _roll_back(self, step: int) -> None:
+        if self._last is not None and self.copies and self.copies[-1][0] == self._last:
+            self.copies.pop()  # tried before, and it went wrong again
+        if not self.copies:
+            self.report(step, {"action": "drop", "reason": "non-finite gradient, no copy to go back to"})
+            return
+        self._last, copy = self.copies[-1]
+        with torch.no_grad():
+            for p, kept in zip(self.weights.values(), copy, strict=True):
+                p.copy_(kept)
+        self.rollbacks += 1
+        self.quiet_until = step + self.guard.cooldown
+        self.report(step, {"action": "rollback", "to_step": self._last, "rollbacks": self.rollbacks})
+
+
+def _finite(tensors: Iterable[torch.Tensor]) -> bool:
+    """Whether every number is finite; one transfer from the device however many tensors there are."""
+    flags = [torch.isfinite(tensor.detach()).all() for tensor in tensors]
+    return bool(torch.stack([flag.to(flags[0].device) for flag in flags]).all()) if flags else True
+
+
+def _unfit(args: Any, weights: Iterable[torch.nn.Parameter]) -> str | None:
+    if args.fp16:
+        return "fp16 loss scaling skips non-finite steps itself"
+    if args.deepspeed or args.fsdp:
+        return "weights may be sharded over processes"
+    return None if any(True for _ in weights) else "no trainable weight"

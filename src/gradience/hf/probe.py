@@ -1,0 +1,154 @@
+"""The spectral probe: a live audit of the adapter in training, on the CPU, touching nothing.
+
+It copies each factor out of the model and hands it to the numeric core. No gradient, weight or random
+state is changed; what it costs is in the event it returns.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from statistics import fmean
+from typing import Any, Final, NamedTuple
+
+import ml_dtypes
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from gradience.adapters.names import layer_index, module_type
+from gradience.policy.ranks import percentile
+from gradience.schema.scalars import real
+
+__all__ = ["LiveModule", "live_modules", "spectral_metrics"]
+
+MAX_MODULES: Final = 250  # rows that a log line of 64 KiB has room for
+
+
+class LiveModule(NamedTuple):
+    """One adapted module of a model in training: dW = scale * B @ A."""
+
+    name: str
+    a: torch.Tensor
+    b: torch.Tensor
+    scale: float
+
+
+def live_modules(model: torch.nn.Module) -> list[LiveModule]:
+    """Return the modules that PEFT's LoRA adapts, with the active adapter's factors as they are now."""
+    return [found for name, module in model.named_modules() for found in _factors(name, module)]
+
+
+def spectral_metrics(model: torch.nn.Module, *, modules: bool = True) -> dict[str, Any]:
+    """Return the payload of a `metrics` event of kind `spectral`; `elapsed_s` is what it cost.
+
+    Without a whole LoRA factor to see (none adapted, or sharded over processes) it says so in `not_analysed`.
+    """
+    began = time.perf_counter()
+    live = [module for module in live_modules(model) if _is_whole(module)]
+    if not live:
+        return {"n_layers": 0, "not_analysed": "no whole LoRA factors here", "elapsed_s": _since(began)}
+    cpu = _cpu_only()
+    from gradience.spectral.batch import Factors, spectra  # noqa: PLC0415  # JAX, only where asked for
+
+    def loader(module: LiveModule) -> Callable[[], Factors]:
+        return lambda: Factors(b=_array(module.b), a=_array(module.a), scale=module.scale)
+
+    with cpu():
+        found = spectra([loader(module) for module in live])
+    rows = [_row(module, spectrum) for module, spectrum in zip(live, found, strict=True)]
+    payload = _summary(live, rows)
+    if modules:
+        payload["modules"] = rows[:MAX_MODULES]
+        if len(rows) > MAX_MODULES:
+            payload["modules_omitted"] = len(rows) - MAX_MODULES
+    return {**payload, "elapsed_s": _since(began)}
+
+
+def _factors(name: str, module: torch.nn.Module) -> Iterator[LiveModule]:
+    for side_a, side_b in (("lora_A", "lora_B"), ("lora_embedding_A", "lora_embedding_B")):
+        a, b, scaling = (getattr(module, key, None) for key in (side_a, side_b, "scaling"))
+        if a is None or b is None or not scaling:
+            continue
+        for adapter in getattr(module, "active_adapters", ()):
+            if adapter in a and adapter in b:
+                yield LiveModule(
+                    name.removeprefix("base_model.model."), _weight(a[adapter]), _weight(b[adapter]), scaling[adapter]
+                )
+
+
+def _weight(factor: Any) -> torch.Tensor:
+    tensor: torch.Tensor = getattr(factor, "weight", factor)
+    return tensor.detach()
+
+
+def _is_whole(module: LiveModule) -> bool:
+    """Whether both factors are here in full: a sharded one is flat or empty."""
+    a, b = module.a, module.b
+    return min(a.ndim, b.ndim) >= 2 and a.numel() > 0 and b.numel() > 0 and a.shape[0] == b.shape[1]  # noqa: PLR2004
+
+
+def _array(tensor: torch.Tensor) -> npt.NDArray[Any]:
+    """Return a matrix of the tensor's own dtype; convolutions flattened as an audit does."""
+    turned = tensor.reshape(tensor.shape[0], -1).to("cpu").contiguous()
+    if turned.dtype == torch.bfloat16:
+        return turned.view(torch.int16).numpy().view(ml_dtypes.bfloat16)
+    return np.asarray(turned.numpy())
+
+
+def _cpu_only() -> Callable[[], AbstractContextManager[Any]]:
+    """Import JAX so that it takes no accelerator memory, and return a context in which it runs on the CPU."""
+    fresh = "jax" not in sys.modules and "JAX_PLATFORMS" not in os.environ
+    import jax  # noqa: PLC0415  # only where asked for
+
+    if fresh:
+        jax.config.update("jax_platforms", "cpu")
+    return lambda: jax.default_device(jax.devices("cpu")[0])
+
+
+def _row(module: LiveModule, spectrum: Any) -> dict[str, Any]:
+    r = int(module.a.shape[0])
+    row: dict[str, Any] = {"name": module.name, "module_type": module_type(module.name), "r": r}
+    if (layer := layer_index(module.name)) is not None:
+        row["layer"] = layer
+    row["state"] = "non_finite" if not spectrum.finite else "zero" if spectrum.spectral_norm == 0.0 else "ok"
+    if row["state"] != "ok":
+        return row
+    return row | {
+        "stable_rank": spectrum.stable_rank,
+        "effective_rank": spectrum.effective_rank,
+        "utilization": spectrum.stable_rank / r,
+        "energy_rank_90": spectrum.energy_ranks[0],
+        "spectral_norm": real(spectrum.spectral_norm),
+        "frobenius_norm": real(spectrum.frobenius_norm),
+    }
+
+
+def _summary(live: list[LiveModule], rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return the adapter in a few numbers, named as an audit's summary names them."""
+    healthy = [row for row in rows if row["state"] == "ok"]
+    summary: dict[str, Any] = {
+        "n_layers": len(rows),
+        "total_lora_params": sum(module.a.numel() + module.b.numel() for module in live),
+        "n_zero": sum(row["state"] == "zero" for row in rows),
+        "n_non_finite": sum(row["state"] == "non_finite" for row in rows),
+    }
+    if not healthy:
+        return summary
+    k90 = [float(row["energy_rank_90"]) for row in healthy]
+    return summary | {
+        "stable_rank_mean": fmean(row["stable_rank"] for row in healthy),
+        "effective_rank_mean": fmean(row["effective_rank"] for row in healthy),
+        "utilization_mean": fmean(row["utilization"] for row in healthy),
+        "energy_rank_90_p50": percentile(k90, 0.5),
+        "energy_rank_90_p90": percentile(k90, 0.9),
+        "frobenius_norm": sum(float(row["frobenius_norm"]) ** 2 for row in healthy) ** 0.5,
+        "spectral_norm_max": max(float(row["spectral_norm"]) for row in healthy),
+    }
+
+
+def _since(began: float) -> float:
+    return round(time.perf_counter() - began, 6)

@@ -1,0 +1,217 @@
+"""A Trainer's configuration as a snapshot: by an allow-list, in the words `gradience check` uses.
+
+Nothing is read of the command line, the environment, the user or the machine, and no path.
+"""
+
+from __future__ import annotations
+
+import platform
+import sys
+from collections.abc import Iterable
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any, Final
+
+from gradience.configs.fields import Fields
+from gradience.configs.known import TRL_KEYS
+from gradience.configs.layer import overlay
+from gradience.configs.settings import LORA, OPTIMIZER, RUN, TRAINING, Draft, Setting
+from gradience.configs.training import note_training
+from gradience.configs.values import short_name
+from gradience.hf.rows import plain
+from gradience.schema.config import ConfigSnapshot
+
+__all__ = ["batch_size", "config_snapshot", "dataset_size", "run_meta"]
+
+MAX_NAMES: Final = 200  # of a list or pattern that a log line of 64 KiB has room for
+
+_SPREAD: Final = ("adam_beta1", "adam_beta2", "bf16", "fp16")  # one setting of ours in several of theirs
+_ANY_METHOD: Final = frozenset({"peft_type", "task_type", "modules_to_save"})  # mean the same for every peft_type
+_WRAPPERS: Final = ("_orig_mod", "module")
+_FILE_BUILDERS: Final = frozenset(
+    {"arrow", "audiofolder", "csv", "generator", "imagefolder", "json", "pandas", "parquet", "text", "webdataset"}
+)
+_PACKAGES: Final = ("transformers", "peft", "trl", "accelerate", "torch", "gradience")
+
+
+def config_snapshot(
+    args: Any,
+    state: Any,
+    said: ConfigSnapshot,
+    *,
+    model: Any = None,
+    optimizer: Any = None,
+    train_dataloader: Any = None,
+) -> ConfigSnapshot:
+    """Return what the run is configured to do, as the Trainer's callbacks see it; what the user said wins.
+
+    Raises:
+        ConfigError: a setting is not of the kind its name promises.
+    """
+    draft = Draft()
+    _read_model(draft, _unwrapped(model))
+    _read_arguments(draft, args)
+    _read_plan(draft, args, state, train_dataloader)
+    _read_optimizer(draft, optimizer)
+    if (name := _dataset_name(train_dataloader)) is not None:
+        draft.say("run", "dataset_name", name)
+    return overlay(draft.snapshot(), said)
+
+
+def run_meta(args: Any) -> dict[str, Any]:
+    """Return what ran: the libraries' versions and the kind of device."""
+    return {
+        "framework": "transformers",
+        "versions": {"python": platform.python_version(), **_versions()},
+        "device": str(args.device.type),
+        "platform": sys.platform,
+    }
+
+
+def batch_size(args: Any, state: Any) -> int:
+    """Return sequences per device: `auto_find_batch_size` may have lowered what the arguments still say."""
+    used = state.train_batch_size
+    return int(used) // max(1, int(args.n_gpu)) if used else int(args.per_device_train_batch_size)
+
+
+def _read_arguments(draft: Draft, args: Any) -> None:
+    known = {name for setting in (*OPTIMIZER, *TRAINING) for name in setting.native} | set(_SPREAD)
+    said = {name: plain(getattr(args, name)) for name in known if hasattr(args, name)}
+    trainer = dict.fromkeys(name for name in TRL_KEYS - known if hasattr(args, name))  # their presence only
+    fields = Fields({**trainer, **said}, "TrainingArguments")
+    draft.read("optimizer", OPTIMIZER, fields, loose=False)
+    draft.read("training", TRAINING, fields, loose=False)
+    own_dtype = draft.get("training", "model_dtype")
+    if own_dtype is not None and not (said.get("bf16") or said.get("fp16")):
+        draft.say("training", "dtype", own_dtype)  # no mixed precision: the weights decide
+    note_training(fields, draft)
+
+
+def _read_plan(draft: Draft, args: Any, state: Any, train_dataloader: Any) -> None:
+    draft.say("training", "batch_size", batch_size(args, state))
+    if state.max_steps > 0:
+        draft.say("training", "max_steps", int(state.max_steps))
+    examples = dataset_size(train_dataloader)
+    if examples is not None:
+        draft.say("training", "train_examples", examples, extra=True)
+
+
+def dataset_size(dataloader: Any) -> int | None:
+    """Return how many examples the loader's data set has, or None for a stream."""
+    try:
+        return len(dataloader.dataset)
+    except (AttributeError, TypeError, NotImplementedError):
+        return None
+
+
+def _read_optimizer(draft: Draft, optimizer: Any) -> None:
+    """Take the settings in force where the optimizer shows them: a script may bring its own."""
+    optimizer = getattr(optimizer, "optimizer", optimizer)  # accelerate's wrapper
+    groups = getattr(optimizer, "param_groups", None)
+    if not groups:
+        return
+    draft.say("optimizer", "class", type(optimizer).__name__, extra=True)
+    rates = [float(group["initial_lr"]) for group in groups if "initial_lr" in group]
+    if rates:
+        draft.say("optimizer", "lr", max(rates))
+    if len(set(rates)) > 1:
+        draft.say("optimizer", "lr_groups", sorted(set(rates)), extra=True)
+    decays = [float(group["weight_decay"]) for group in groups if "weight_decay" in group]
+    if decays:
+        draft.say("optimizer", "weight_decay", max(decays))
+
+
+def _read_model(draft: Draft, model: Any) -> None:
+    config = getattr(model, "config", None)
+    name = getattr(config, "_name_or_path", None)
+    if isinstance(name, str) and name:
+        draft.say("run", "model_name", short_name(name))
+    adapters = getattr(model, "peft_config", None)
+    if adapters:
+        _read_adapter(draft, adapters[_active(model, adapters)])
+    base = model.get_base_model() if adapters and hasattr(model, "get_base_model") else model
+    if base is not None:
+        draft.say("lora", "base_model_class", type(base).__name__, extra=True)
+    _read_weights(draft, model, config, type(base).__name__)
+
+
+def _read_weights(draft: Draft, model: Any, config: Any, kind: str) -> None:
+    labels = getattr(config, "num_labels", None)
+    if kind.endswith(("SequenceClassification", "TokenClassification")) and isinstance(labels, int):
+        draft.say("run", "num_labels", labels)
+    dtype = getattr(model, "dtype", None)
+    if dtype is not None:
+        draft.say("training", "model_dtype", str(dtype).removeprefix("torch."), extra=True)
+    quantized = getattr(config, "quantization_config", None)
+    if quantized is not None:
+        draft.say("run", "quantization", _quantization(quantized), extra=True)
+
+
+def _quantization(config: Any) -> dict[str, Any]:
+    said = config if isinstance(config, dict) else vars(config)
+    bits = 4 if said.get("load_in_4bit") else 8 if said.get("load_in_8bit") else said.get("bits")
+    found = {"method": said.get("quant_method"), "bits": bits, "type": said.get("bnb_4bit_quant_type")}
+    return {key: plain(value) for key, value in found.items() if value is not None}
+
+
+def _read_adapter(draft: Draft, config: Any) -> None:
+    """Take the adapter's settings; of a method other than LoRA only what means the same there."""
+    names = [name for setting in (*RUN, *LORA) for name in setting.native]
+    fields = Fields({name: _short(getattr(config, name)) for name in names if hasattr(config, name)}, "PEFT")
+    draft.read("run", RUN, fields, loose=False)
+    draft.read("lora", _shared(LORA), fields, loose=False)
+    if draft.get("lora", "peft_type") not in {None, "LORA"}:
+        return
+    draft.read("lora", LORA, fields, loose=False)
+    if fields.is_null("target_modules"):
+        draft.say("lora", "target_modules_null", value=True, extra=True)
+    r, alpha = draft.get("lora", "r"), draft.get("lora", "alpha")
+    if r and isinstance(alpha, (int, float)):
+        draft.say("lora", "alpha_over_r", alpha / r)
+
+
+def _shared(settings: Iterable[Setting]) -> list[Setting]:
+    return [setting for setting in settings if setting.field in _ANY_METHOD]
+
+
+def _short(value: Any) -> Any:
+    """Return a JSON value; long lists of full module names by their last parts, long patterns not at all."""
+    if isinstance(value, (set, frozenset, list, tuple)):
+        names = sorted(str(plain(item)) for item in value)
+        return names if len(names) <= MAX_NAMES else sorted({name.rsplit(".", 1)[-1] for name in names})
+    if isinstance(value, dict) and len(value) > MAX_NAMES:
+        return None
+    return plain(value)
+
+
+def _active(model: Any, adapters: dict[str, Any]) -> str:
+    active = getattr(model, "active_adapter", None)
+    active = active[0] if isinstance(active, list) and active else active
+    return active if isinstance(active, str) and active in adapters else next(iter(adapters))
+
+
+def _unwrapped(model: Any) -> Any:
+    """Return the model inside torch.compile's and data-parallel wrappers, whose only child it is."""
+    while True:
+        children = getattr(model, "_modules", {})
+        if len(children) != 1 or next(iter(children)) not in _WRAPPERS:
+            return model
+        model = next(iter(children.values()))
+
+
+def _dataset_name(dataloader: Any) -> str | None:
+    """Return the hub name of a `datasets.Dataset`; local files have the name of their format only."""
+    info = getattr(getattr(dataloader, "dataset", None), "info", None)
+    name = getattr(info, "dataset_name", None)
+    return name if isinstance(name, str) and name not in _FILE_BUILDERS else None
+
+
+def _versions() -> dict[str, str]:
+    found: dict[str, str] = {}
+    for package in _PACKAGES:
+        if package not in sys.modules:
+            continue
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
