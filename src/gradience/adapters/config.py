@@ -3,28 +3,29 @@
 from __future__ import annotations
 
 import math
-import re
-from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any, Final, NamedTuple
 
 import msgspec
-from msgspec import Meta
 
+from gradience.adapters.patterns import PatternTable
 from gradience.errors import AdapterError
 
-__all__ = ["AdapterConfig", "matching_pattern", "read_config", "scaling"]
+__all__ = ["AdapterConfig", "Scaling", "ScalingRules", "parse_config", "read_config"]
 
-Positive = Annotated[int, Meta(ge=1)]
+_LARGEST: Final = 64 << 20  # bytes: an EVA config with a pattern for each of 10 000 modules has 1 MiB
 
 
 class AdapterConfig(msgspec.Struct, kw_only=True, frozen=True):
-    """The fields of PEFT's LoraConfig that decide what the tensors mean. Other keys are ignored."""
+    """The fields of PEFT's and MLX-LM's configs that decide what the tensors mean. Other keys are ignored.
+
+    The defaults are PEFT's.
+    """
 
     peft_type: str | None = None
     task_type: str | None = None
     base_model_name_or_path: str | None = None
-    r: Positive = 8
+    r: int = 8
     lora_alpha: float = 8.0
     use_rslora: bool = False
     use_dora: bool = False
@@ -39,6 +40,20 @@ class AdapterConfig(msgspec.Struct, kw_only=True, frozen=True):
     trainable_token_indices: list[int] | dict[str, list[int]] | None = None
     alora_invocation_tokens: list[int] | None = None
     peft_version: str | None = None
+    layer_replication: list[tuple[int, int]] | None = None
+    use_qalora: bool = False
+    qalora_group_size: int = 16
+    use_bdlora: bool | dict[str, Any] | None = None
+    kasa_config: dict[str, Any] | None = None
+    arrow_config: dict[str, Any] | None = None
+    alpha: float | None = None  # LoHa and LoKr
+    init_r: int = 12  # AdaLoRA
+    init_weights: bool | str | None = True  # MiSS
+    mini_r: int = 1  # MiSS
+    save_projection: bool = True  # VeRA
+    fine_tune_type: str | None = None  # MLX-LM, this and the next two
+    lora_parameters: dict[str, Any] | None = None
+    model: str | None = None
 
 
 def read_config(path: Path) -> AdapterConfig:
@@ -48,39 +63,73 @@ def read_config(path: Path) -> AdapterConfig:
         AdapterError: the file is missing, not JSON, or a field has the wrong type.
     """
     try:
+        if path.stat().st_size > _LARGEST:
+            raise AdapterError(f"{path} is no adapter config: larger than 64 MiB", advice="give the right file")
         raw = path.read_bytes()
     except OSError as error:
         raise AdapterError(
             f"cannot read {path}: {error.strerror}",
             advice="scaling needs it: give it with --adapter-config, or save the adapter again",
         ) from error
+    return parse_config(raw, str(path))
+
+
+def parse_config(raw: bytes | str, where: str) -> AdapterConfig:
+    """Return the configuration that a JSON document holds; `where` names it in errors."""
     try:
-        return msgspec.json.decode(raw, type=AdapterConfig)
+        config = msgspec.json.decode(raw, type=AdapterConfig)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-        raise AdapterError(f"{path} is no PEFT adapter config: {error}", advice="give the right file") from error
+        raise AdapterError(f"{where} is no adapter config: {error}", advice="give the right file") from error
+    if config.peft_type in {None, "LORA", "LOHA", "LOKR"} and config.r < 1:
+        raise AdapterError(
+            f"{where} is no adapter config: r is {config.r}, expected at least 1", advice="give the right file"
+        )
+    return config
 
 
-def matching_pattern(patterns: Iterable[str], name: str) -> str | None:
-    """Return the first pattern that PEFT would apply to the module, or None.
+class Scaling(NamedTuple):
+    """What a module's config says of its size: s = alpha / r, or alpha / sqrt(r) with rsLoRA."""
 
-    PEFT anchors each key at the end of the module path, beginning at a dot or at the start, and reads it
-    as a regular expression; the first key in the dict's order wins (`peft/utils/other.py`).
-    """
-    for key in patterns:
-        try:
-            if re.match(rf"(.*\.)?({key})$", name):
-                return key
-        except re.error as error:
-            raise AdapterError(
-                f"the pattern {key!r} in the adapter config is no regular expression: {error}",
-                advice="PEFT would refuse it too: correct rank_pattern or alpha_pattern",
-            ) from error
-    return None
+    alpha: float
+    scale: float
+    config_r: int
+    alpha_pattern: str | None
+    rank_pattern: str | None
 
 
-def scaling(config: AdapterConfig, name: str, r: int) -> tuple[float, float]:
-    """Return (alpha, s) of a module: s = alpha / r, or alpha / sqrt(r) with rsLoRA."""
-    patterns = config.alpha_pattern or {}
-    key = matching_pattern(patterns, name)
-    alpha = config.lora_alpha if key is None else patterns[key]
-    return alpha, alpha / (math.sqrt(r) if config.use_rslora else r)
+class ScalingRules:
+    """Rank and alpha by module, as PEFT reads them from a config; remembers which patterns applied."""
+
+    def __init__(self, config: AdapterConfig) -> None:
+        self._config = config
+        self._ranks = {k: v for k, v in (config.rank_pattern or {}).items() if type(v) is int}
+        self._alphas = config.alpha_pattern or {}
+        self._rank_table = PatternTable(self._ranks)
+        self._alpha_table = PatternTable(self._alphas)
+        self._used_ranks: set[str] = set()
+        self._used_alphas: set[str] = set()
+
+    def of(self, name: str, r: int | None = None, *, default_alpha: float | None = None) -> Scaling:
+        """Return the scaling of the module of that name.
+
+        Args:
+            name: the module's path as PEFT matches it, without `base_model.model.`.
+            r: the rank on disk; it is the truth, and the config's is only reported beside it.
+            default_alpha: alpha where no pattern matches, for types that keep it in another field.
+        """
+        rank_key, alpha_key = self._rank_table.first(name), self._alpha_table.first(name)
+        if rank_key is not None:
+            self._used_ranks.add(rank_key)
+        if alpha_key is not None:
+            self._used_alphas.add(alpha_key)
+        config_r = self._config.r if rank_key is None else self._ranks[rank_key]
+        default = self._config.lora_alpha if default_alpha is None else default_alpha
+        alpha = default if alpha_key is None else self._alphas[alpha_key]
+        rank = config_r if r is None else r
+        size = math.sqrt(max(rank, 1)) if self._config.use_rslora else max(rank, 1)
+        return Scaling(alpha, alpha / size, config_r, alpha_key, rank_key)
+
+    def unmatched(self) -> tuple[list[str], list[str]]:
+        """Return the keys of rank_pattern and of alpha_pattern that have applied to no module so far."""
+        ranks = [key for key in self._ranks if key not in self._used_ranks]
+        return ranks, [key for key in self._alphas if key not in self._used_alphas]

@@ -2,38 +2,59 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Final, NamedTuple
+from pathlib import Path, PurePosixPath
+from typing import Any, Final, NamedTuple
+
+import msgspec
 
 from gradience.errors import AdapterError
 
 __all__ = ["AdapterFiles", "find_files"]
 
 CONFIG_NAME: Final = "adapter_config.json"
-_WEIGHT_NAMES: Final = ("adapter_model.safetensors", "adapters.safetensors", "adapter_model.bin")
+_WEIGHT_NAMES: Final = ("adapter_model.safetensors", "adapters.safetensors", "adapter_model.bin", "adapter_model.pt")
+_INDEX: Final = (
+    "adapter_model.safetensors.index.json",
+    "model.safetensors.index.json",
+    "adapters.safetensors.index.json",
+    "adapter_model.bin.index.json",
+)
+_MOST_SHARDS: Final = 10_000
+_LARGEST_INDEX: Final = 256 << 20  # bytes
 
 
 class AdapterFiles(NamedTuple):
-    """The two files an audit reads."""
+    """The files an audit reads. `config` may not exist: some formats have none.
+
+    `shards` is empty where one file holds all weights; else `weights` is their index, or the first of them.
+    `others` are adapters in sub-folders, which PEFT saves beside the one named `default`.
+    """
 
     folder: Path
     config: Path
     weights: Path
+    shards: tuple[Path, ...] = ()
+    others: tuple[Path, ...] = ()
 
 
 def find_files(path: Path, *, config: Path | None = None, weights: Path | None = None) -> AdapterFiles:
     """Return the adapter's files; explicit ones win over what the folder holds.
 
     Raises:
-        AdapterError: the folder or a file is missing.
+        AdapterError: the folder or a file is missing, or several adapters could be meant.
     """
     if not path.exists():
         raise AdapterError(f"no such file or folder: {path}", advice="give the folder that PEFT saved")
     folder = path if path.is_dir() else path.parent
     found = weights or (path if path.is_file() else _weights_in(folder))
+    others: tuple[Path, ...] = ()
+    if found is None:
+        folder, found = _only_nested(folder)
+    elif weights is None and path.is_dir():
+        others = tuple(_nested(folder))
     if not found.is_file():
         raise AdapterError(f"no weights file at {found}", advice="give it with --weights FILE")
-    return AdapterFiles(folder, config or _config_beside(found, folder), found)
+    return AdapterFiles(folder, config or _config_beside(found, folder), found, _shards(found), others)
 
 
 def _config_beside(weights: Path, folder: Path) -> Path:
@@ -41,16 +62,91 @@ def _config_beside(weights: Path, folder: Path) -> Path:
     return beside if beside.is_file() else folder / CONFIG_NAME
 
 
-def _weights_in(folder: Path) -> Path:
-    for name in _WEIGHT_NAMES:
+def _weights_in(folder: Path) -> Path | None:
+    """Return the folder's weights file or index, or None where it holds none."""
+    for name in (*_WEIGHT_NAMES, *_INDEX):
         if (folder / name).is_file():
             return folder / name
     others = sorted(p for p in folder.glob("*.safetensors") if p.is_file())
-    if len(others) == 1:
+    if len(others) == 1 or (others and _is_shard(others[0])):
         return others[0]
-    held = ", ".join(sorted(p.name for p in folder.iterdir())[:8]) or "nothing"
-    what = "no adapter weights" if not others else f"{len(others)} weights files, none named as PEFT does,"
+    if others:
+        raise AdapterError(
+            f"{len(others)} weights files, none named as PEFT does, in {folder} ({_listed(others)})",
+            advice=f"expected {_WEIGHT_NAMES[0]}; give another with --weights FILE",
+        )
+    return None
+
+
+def _nested(folder: Path) -> list[Path]:
+    return sorted(
+        p for p in folder.iterdir() if p.is_dir() and any((p / n).is_file() for n in (*_WEIGHT_NAMES, *_INDEX))
+    )
+
+
+def _only_nested(folder: Path) -> tuple[Path, Path]:
+    """Return the one sub-folder that holds an adapter, and its weights."""
+    nested = _nested(folder)
+    if len(nested) == 1:
+        found = _weights_in(nested[0])
+        if found is not None:
+            return nested[0], found
+    if nested:
+        raise AdapterError(
+            f"{folder} holds {len(nested)} adapters in sub-folders ({_listed(nested)})",
+            advice=f"give one of them, for example {nested[-1]}",
+        )
     raise AdapterError(
-        f"{what} in {folder} (it holds {held})",
+        f"no adapter weights in {folder} (it holds {_listed(sorted(folder.iterdir())) or 'nothing'})",
         advice=f"expected {_WEIGHT_NAMES[0]}; give another with --weights FILE",
     )
+
+
+def _listed(paths: list[Path]) -> str:
+    most = 8
+    return ", ".join(p.name for p in paths[:most]) + (", ..." if len(paths) > most else "")
+
+
+def _is_shard(path: Path) -> bool:
+    return "-of-" in path.name
+
+
+def _shards(weights: Path) -> tuple[Path, ...]:
+    """Return the files that together hold the weights, or none where the one file does."""
+    if weights.name.endswith(".index.json"):
+        return _indexed(weights)
+    if not _is_shard(weights):
+        return ()
+    # adapter_model-00001-of-00002.safetensors
+    stem, total = weights.stem.rpartition("-of-")[::2]
+    prefix = stem.rstrip("0123456789")
+    shards = sorted(weights.parent.glob(f"*-of-{total}{weights.suffix}"))
+    shards = [p for p in shards if p.name.startswith(prefix)]
+    if not total.isdecimal() or len(shards) != int(total):
+        raise AdapterError(f"{len(shards)} shards beside {weights}, expected {total}", advice="copy the missing ones")
+    return tuple(shards)
+
+
+def _indexed(index: Path) -> tuple[Path, ...]:
+    """Return the files that an index names, all of which must lie beside it."""
+    try:
+        if index.stat().st_size > _LARGEST_INDEX:
+            raise AdapterError(f"{index} is no index of weights: larger than 256 MiB")
+        names = sorted(set(msgspec.json.decode(index.read_bytes(), type=_Index).weight_map.values()))
+    except OSError as error:
+        raise AdapterError(f"cannot read {index}: {error.strerror}", advice="check the path") from error
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise AdapterError(f"{index} is no index of weights: {error}", advice="give the weights file itself") from error
+    if not names or len(names) > _MOST_SHARDS:
+        raise AdapterError(f"{index} names {len(names)} files", advice="give the weights file itself")
+    for name in names:
+        if PurePosixPath(name).name != name or "\\" in name or "\0" in name or name in {"", ".", ".."}:
+            raise AdapterError(f"{index} names a file outside its folder: {name!r}", advice="do not trust this adapter")
+        if not (index.parent / name).is_file():
+            raise AdapterError(f"{index} names {name!r}, which is missing", advice="copy the missing file")
+    return tuple(index.parent / name for name in names)
+
+
+class _Index(msgspec.Struct):
+    weight_map: dict[str, str]
+    metadata: Any = None

@@ -1,205 +1,244 @@
-"""PEFT's own layout: which tensors form a pair, and what the other ones are."""
+"""PEFT's own layout: which tensors make up a module, and what the other ones are."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import Final
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Final, TypeAlias
 
-from gradience.adapters.config import AdapterConfig, matching_pattern, scaling
-from gradience.adapters.modules import Adapter, Array, LoadFactors, Module, Role, Skipped
+from gradience.adapters.config import AdapterConfig, ScalingRules
+from gradience.adapters.experts import expert_modules, parameter_nests
+from gradience.adapters.groups import Context, Group
+from gradience.adapters.keys import PREFIX, parse_key
+from gradience.adapters.lora import adalora_module, base_changing, lora_module
+from gradience.adapters.modules import Adapter, Module, NeedsBase, Role, Skipped
 from gradience.adapters.names import natural_key
-from gradience.adapters.tensors import TensorInfo, TensorSource
+from gradience.adapters.products import hira_module, loha_module, lokr_module, miss_module, vera_modules
+from gradience.adapters.roles import explained, other_role
+from gradience.adapters.tensors import TensorSource
+from gradience.errors import AdapterError
 
-__all__ = ["PREFIX", "read_peft"]
+__all__ = ["PREFIX", "is_peft", "read_peft"]
 
-PREFIX: Final = "base_model.model."
+Found: TypeAlias = Module | NeedsBase | Skipped
+Builder: TypeAlias = Callable[[Context, Group], Found]
 
-_FACTOR = re.compile(r"^(?P<module>.+)\.lora_(?P<embedding>embedding_)?(?P<side>[AB])(?:\.(?P<rest>.+))?$")
-_LORA = re.compile(r"(?:^|\.)lora_\w+")
-_BASE_CHANGING: Final = ("pissa", "olora", "corda", "loftq", "lora_ga", "kasa")
-_ANALYSED: Final = frozenset({"LORA", None})
+_FAMILIES: Final = (
+    ("hada_", "LOHA"),
+    ("lokr_", "LOKR"),
+    ("vera_", "VERA"),
+    ("hira_", "HIRA"),
+    ("miss_", "MISS"),
+    ("lora_", "LORA"),
+)
+_BUILDERS: Final[dict[str, Builder]] = {
+    "LORA": lora_module,
+    "ADALORA": adalora_module,
+    "LOHA": loha_module,
+    "LOKR": lokr_module,
+    "HIRA": hira_module,
+    "MISS": miss_module,
+}
+_ANALYSED: Final = frozenset({*_BUILDERS, "VERA"})
+_ALIASES: Final = {"BONE": "MISS"}
 
 
-@dataclass(slots=True)
-class _Pair:
-    """The tensor names of one module's factors, as they are found."""
-
-    a: str | None = None
-    b: str | None = None
-    embedding: bool = False
+def is_peft(keys: Iterable[str]) -> bool:
+    """Return whether any tensor's name is one that PEFT gives to a part of an update."""
+    return any(key.startswith("base_model.") or parse_key(key) is not None for key in keys)
 
 
 def read_peft(source: TensorSource, config: AdapterConfig) -> Adapter:
     """Return the adapter's modules, with a role for every tensor of the file.
 
     Raises:
-        AdapterError: a pattern of the config is no regular expression.
+        AdapterError: the config belongs to another type of adapter, or a pattern of it cannot be matched.
     """
-    peft_type = config.peft_type.upper() if config.peft_type else None
-    if peft_type not in _ANALYSED:
-        return _recognised_only(source, config)
-    pairs, roles = _sort(source.tensors, config)
-    modules: list[Module] = []
-    skipped: list[Skipped] = []
-    for name in sorted(pairs, key=natural_key):
-        found = _module(source, config, name, pairs[name])
-        if isinstance(found, Module):
-            modules.append(found)
-            continue
-        skipped.append(found)
-        for key in (pairs[name].a, pairs[name].b):
-            if key is not None:
-                roles[key] = "not_analysed"
-    skipped += [Skipped(k, _WHY[role]) for k, role in roles.items() if role in _WHY and k not in _keys(pairs.values())]
-    notes = _notes(config, modules, roles)
-    return Adapter("peft", config, modules, roles, source.tensors, skipped, notes, [source.path])
+    declared = config.peft_type.upper() if config.peft_type else None
+    declared = _ALIASES.get(declared or "", declared)
+    groups, roles = _gather(source, config)
+    if declared is not None and declared not in _ANALYSED:
+        return _recognised_only(source, config, roles)
+    kind = _kind(declared, groups)
+    ctx = _context(source, config, groups)
+    found = _found(ctx, kind, groups)
+    return _assembled(ctx, kind, groups, roles, found)
 
 
-_WHY: Final[dict[Role, str]] = {
-    "not_analysed": "a LoRA tensor of a kind that is not analysed yet",
-    "unknown": "not part of any adapter layout known here",
-}
-
-
-def _keys(pairs: Iterable[_Pair]) -> set[str | None]:
-    return {key for pair in pairs for key in (pair.a, pair.b)}
-
-
-def _recognised_only(source: TensorSource, config: AdapterConfig) -> Adapter:
-    reason = f"peft_type {config.peft_type}: recognised, not analysed"
-    roles: dict[str, Role] = dict.fromkeys(source.tensors, "not_analysed")
-    return Adapter("peft", config, [], roles, source.tensors, [Skipped("*", reason)], [], [source.path])
-
-
-def _sort(tensors: dict[str, TensorInfo], config: AdapterConfig) -> tuple[dict[str, _Pair], dict[str, Role]]:
-    pairs: dict[str, _Pair] = {}
+def _gather(source: TensorSource, config: AdapterConfig) -> tuple[list[Group], dict[str, Role]]:
+    """Return the tensors of updates by module, and a role for every tensor."""
+    groups: dict[tuple[str, str], Group] = {}
     roles: dict[str, Role] = {}
-    for key in tensors:
-        hit = _FACTOR.match(key.removeprefix(PREFIX))
-        if hit is None or not _is_weight(hit):
-            roles[key] = _other_role(key, config)
+    for name in source.tensors:
+        key = parse_key(name)
+        if key is None:
+            roles[name] = other_role(name, config)
             continue
-        pair = pairs.setdefault(hit["module"], _Pair(embedding=bool(hit["embedding"])))
-        if hit["side"] == "A":
-            pair.a = key
-        else:
-            pair.b = key
-        roles[key] = "lora_pair"
-    return pairs, roles
+        roles[name] = "magnitude" if key.field == "lora_magnitude_vector" else "lora_pair"
+        if key.leaf == "bias":
+            roles[name] = "bias"
+        group = groups.setdefault((key.module, key.adapter), Group(key.module, key.adapter))
+        group.keys[f"{key.field}.bias" if key.leaf == "bias" else key.field] = name
+    return list(groups.values()), roles
 
 
-def _is_weight(hit: re.Match[str]) -> bool:
-    """Return whether the key names a factor itself, with or without the adapter's name in it."""
-    rest = hit["rest"]
-    if hit["embedding"]:
-        return rest is None or not rest.endswith(".bias")
-    return rest is not None and (rest == "weight" or rest.endswith(".weight"))
+def _recognised_only(source: TensorSource, config: AdapterConfig, roles: dict[str, Role]) -> Adapter:
+    whole = ("full_module", "bias", "base_copy", "token_rows")
+    kept: dict[str, Role] = {key: role if role in whole else "not_analysed" for key, role in roles.items()}
+    reason = f"peft_type {config.peft_type}: recognised, not analysed"
+    return Adapter("peft", config, [], kept, source.tensors, [Skipped("*", reason)], [], [source.path])
 
 
-def _other_role(key: str, config: AdapterConfig) -> Role:  # noqa: PLR0911  # one return a role reads best
-    name = key.removeprefix(PREFIX)
-    if "lora_magnitude_vector" in name:
-        return "magnitude"
-    if "trainable_tokens_" in name:
-        return "token_rows"
-    if name.endswith(".lora_B.bias"):
-        return "bias"
-    if _LORA.search(name):
-        return "not_analysed"
-    if ".original_module." in name or name.endswith(".base_layer.weight"):
-        return "base_copy"
-    if ".modules_to_save." in name or _saved_whole(name, config.modules_to_save or []):
-        return "full_module"
-    if name.endswith(".bias") and (config.bias != "none" or ".base_layer." in name):
-        return "bias"
-    return "unknown"
+def _kind(declared: str | None, groups: Sequence[Group]) -> str:
+    """Return the type that the tensors are of; the config may not say another."""
+    present = {
+        kind for group in groups for prefix, kind in _FAMILIES for field in group.keys if field.startswith(prefix)
+    }
+    if any("lora_E" in group.keys for group in groups):
+        present = (present - {"LORA"}) | {"ADALORA"}
+    if declared is None:
+        return min(present, default="LORA")
+    if present and declared not in present:
+        raise AdapterError(
+            f"the config says peft_type {declared}, but the file holds tensors of {' and '.join(sorted(present))}",
+            advice="config and weights belong to different adapters: give the right config with --adapter-config",
+        )
+    return declared
 
 
-def _saved_whole(name: str, saved: list[str]) -> bool:
-    parts = name.split(".")
-    return any(f".{module}." in f".{name}" or module in parts for module in saved)
-
-
-def _module(source: TensorSource, config: AdapterConfig, name: str, pair: _Pair) -> Module | Skipped:
-    if pair.a is None or pair.b is None:
-        return Skipped(name, f"lora_{'A' if pair.b else 'B'} without its partner")
-    a, b = source.tensors[pair.a], source.tensors[pair.b]
-    if not a.dtype.startswith(("F", "BF")) or not b.dtype.startswith(("F", "BF")):
-        return Skipped(name, f"factors of dtype {a.dtype} and {b.dtype}, not floating point")
-    if (reason := _misfit(a.shape, b.shape)) is not None:
-        return Skipped(name, reason)
-    r = a.shape[0]
-    alpha, scale = scaling(config, name, r)
-    out, inner = b.shape[0], a.size // r
-    turned = pair.embedding or config.fan_in_fan_out
-    return Module(
-        name=name,
-        kind=_kind(source, name, pair, a),
-        shape=(inner, out) if turned else (out, inner),
-        r=r,
-        alpha=alpha,
-        scale=scale,
-        params=a.size + b.size,
-        load=_loader(source, pair.a, pair.b, r),
-        config_r=_config_rank(config, name),
+def _context(source: TensorSource, config: AdapterConfig, groups: Sequence[Group]) -> Context:
+    modules = {group.module for group in groups}
+    return Context(
+        source,
+        config,
+        ScalingRules(config),
+        several=len({group.adapter for group in groups}) > 1,
+        attention=frozenset(m for m in modules if f"{m}.base_layer.out_proj" in modules),
+        layers=_unrolled(config),
     )
 
 
-def _misfit(a: tuple[int, ...], b: tuple[int, ...]) -> str | None:
-    """Return why two shapes are no pair, or None. A is (r, in, ...), B is (out, r, 1, ...)."""
-    if len(a) < 2 or len(b) < 2 or 0 in a or 0 in b:  # noqa: PLR2004  # matrices at least
-        return f"factors of shape {list(a)} and {list(b)}: expected (r, in) and (out, r)"
-    if any(n != 1 for n in b[2:]) or len(a) != len(b):
-        return f"factors of shape {list(a)} and {list(b)}: expected a 1 x 1 kernel in B"
-    if a[0] != b[1]:
-        return f"ranks disagree: A is {list(a)}, B is {list(b)}"
-    return None
+_MOST_LAYERS: Final = 100_000
 
 
-def _kind(source: TensorSource, name: str, pair: _Pair, a: TensorInfo) -> str:
-    if any(f"{name}.lora_magnitude_vector" in key for key in _siblings(source, pair)):
-        return "dora"
-    if pair.embedding:
-        return "embedding"
-    return "conv" if len(a.shape) > 2 else "linear"  # noqa: PLR2004
+def _unrolled(config: AdapterConfig) -> tuple[int, ...]:
+    ranges = config.layer_replication or []
+    if any(not 0 <= start <= end <= _MOST_LAYERS for start, end in ranges) or len(ranges) > _MOST_LAYERS:
+        raise AdapterError(f"layer_replication in the adapter config is no list of [start, end): {ranges[:4]}")
+    layers: list[int] = []
+    for start, end in ranges:
+        layers += range(start, end)
+        if len(layers) > _MOST_LAYERS:
+            raise AdapterError("layer_replication in the adapter config makes more than 100 000 layers")
+    return tuple(layers)
 
 
-def _siblings(source: TensorSource, pair: _Pair) -> tuple[str, ...]:
-    stem = (pair.a or "").split(".lora_")[0]
-    candidates = (f"{stem}.lora_magnitude_vector", f"{stem}.lora_magnitude_vector.weight")
-    return tuple(key for key in candidates if key in source.tensors)
+def _found(ctx: Context, kind: str, groups: Sequence[Group]) -> list[tuple[Sequence[Group], Found]]:
+    """Return each module with the groups it is made of, in natural order of names."""
+    if kind == "VERA":
+        return [([g], found) for g, found in zip(groups, vera_modules(ctx, list(groups)), strict=True)]
+    nests = parameter_nests(ctx, (group.module for group in groups)) if kind == "LORA" else {}
+    nested = {module for modules in nests.values() for module in modules}
+    by_module: dict[str, list[Group]] = {}
+    for group in groups:
+        by_module.setdefault(group.module, []).append(group)
+    builder = _BUILDERS[kind]
+    found: list[tuple[Sequence[Group], Found]] = [
+        ([group], builder(ctx, group)) for group in groups if group.module not in nested
+    ]
+    for path, modules in nests.items():
+        for same in _by_adapter(by_module, modules):
+            found += [(same, one) for one in expert_modules(ctx, path, same)]
+    return found
 
 
-def _config_rank(config: AdapterConfig, name: str) -> int:
-    patterns = config.rank_pattern or {}
-    key = matching_pattern(patterns, name)
-    rank = config.r if key is None else patterns[key]
-    return rank if isinstance(rank, int) else config.r
+def _by_adapter(by_module: Mapping[str, list[Group]], modules: Sequence[str]) -> list[list[Group]]:
+    """Return the nested groups of each adapter, innermost first."""
+    adapters: dict[str, list[Group]] = {}
+    for module in modules:
+        for group in by_module[module]:
+            adapters.setdefault(group.adapter, []).append(group)
+    return list(adapters.values())
 
 
-def _loader(source: TensorSource, a: str, b: str, r: int) -> LoadFactors:
-    def load() -> tuple[Array, Array]:
-        return source.read(b).reshape(-1, r), source.read(a).reshape(r, -1)
+def _assembled(
+    ctx: Context,
+    kind: str,
+    groups: Sequence[Group],
+    roles: dict[str, Role],
+    found: list[tuple[Sequence[Group], Found]],
+) -> Adapter:
+    modules = sorted((one for _, one in found if isinstance(one, Module)), key=lambda m: natural_key(m.name))
+    waiting = [one for _, one in found if isinstance(one, NeedsBase)]
+    skipped = list({one: None for _, one in found if isinstance(one, Skipped)})
+    used = {id(group) for made_of, one in found if not isinstance(one, Skipped) for group in made_of}
+    for group in groups:
+        if id(group) not in used:
+            roles.update(dict.fromkeys(group.keys.values(), "not_analysed"))
+    placed = {key for group in groups for key in group.keys.values()}
+    rest = {key: role for key, role in roles.items() if key not in placed}
+    unmatched = ctx.rules.unmatched() if kind not in {"ADALORA", "VERA", "MISS", "HIRA"} else ([], [])
+    return Adapter(
+        format="peft",
+        config=ctx.config,
+        modules=modules,
+        roles=roles,
+        tensors=ctx.source.tensors,
+        skipped=[*skipped, *(Skipped(one.module.name, one.reason) for one in waiting), *explained(rest)],
+        notes=_notes(ctx, modules, roles, unmatched),
+        weights=[ctx.source.path],
+        needs_base=[one.module for one in waiting],
+        unmatched_rank_patterns=unmatched[0],
+        unmatched_alpha_patterns=unmatched[1],
+    )
 
-    return load
+
+def _notes(
+    ctx: Context, modules: Sequence[Module], roles: Mapping[str, Role], unmatched: tuple[list[str], list[str]]
+) -> list[str]:
+    notes = [*_notes_on_the_base(ctx.config), *_notes_on_layers(ctx, roles), *_notes_on_ranks(modules)]
+    for name, keys in zip(("rank_pattern", "alpha_pattern"), unmatched, strict=True):
+        if keys:
+            notes.append(f"{len(keys)} keys of {name} match no module of the file (first: {keys[0]!r})")
+    if ctx.several:
+        names = sorted({m.adapter or "" for m in modules})
+        notes.append(f"the file holds several adapters ({', '.join(names)}); the config was applied to each")
+    return notes
 
 
-def _notes(config: AdapterConfig, modules: list[Module], roles: dict[str, Role]) -> list[str]:
+def _notes_on_the_base(config: AdapterConfig) -> list[str]:
     notes = []
-    init = config.init_lora_weights
-    if isinstance(init, str) and init.lower().startswith(_BASE_CHANGING):
+    if base_changing(config.init_lora_weights) is not None:
         notes.append(
-            f"init_lora_weights={init!r} changed the base model's weights at the start: "
+            f"init_lora_weights={config.init_lora_weights!r} changed the base model's weights at the start: "
             "the numbers below describe s B A, which is not the whole change to the original base"
         )
-    if config.use_dora or "magnitude" in roles.values():
-        notes.append("DoRA: the numbers below describe s B A, before the rescaling by magnitude, which needs the base")
-    wrong = [m.name for m in modules if m.config_r != m.r]
-    if wrong:
+    if config.kasa_config is not None:
         notes.append(
-            f"{len(wrong)} of {len(modules)} modules have another rank in the file than in the config "
-            f"(first: {wrong[0]}); the file's is used"
+            "KaSA removed the r smallest singular values from the base: the numbers below describe s B A alone"
+        )
+    if config.alora_invocation_tokens:
+        notes.append("aLoRA: the update applies only after its invocation tokens, and cannot be merged")
+    if config.arrow_config is not None:
+        notes.append("Arrow: this adapter routes among others; what it does depends on the input")
+    return notes
+
+
+def _notes_on_layers(ctx: Context, roles: Mapping[str, Role]) -> list[str]:
+    notes = []
+    if "magnitude" in roles.values():
+        notes.append("DoRA: the numbers below describe s B A, before the rescaling by magnitude, which needs the base")
+    if ctx.attention:
+        notes.append(
+            "MultiheadAttention: PEFT up to 0.21.2 applies out_proj's update twice (PR #3774); it is given here once"
         )
     return notes
+
+
+def _notes_on_ranks(modules: Sequence[Module]) -> list[str]:
+    wrong = [m.name for m in modules if m.config_r is not None and m.config_r != m.r]
+    if not wrong:
+        return []
+    return [
+        f"{len(wrong)} of {len(modules)} modules have another rank in the file than in the config "
+        f"(first: {wrong[0]}); the file's is used"
+    ]

@@ -6,9 +6,11 @@ the memory at hand. The header is checked against the file's real size before an
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import struct
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final, Protocol, TypeAlias
 
@@ -19,11 +21,12 @@ import numpy.typing as npt
 
 from gradience.errors import AdapterError
 
-__all__ = ["SafetensorsFile", "TensorInfo", "TensorSource"]
+__all__ = ["SafetensorsFile", "ShardedFiles", "TensorInfo", "TensorSource", "is_float"]
 
 Array: TypeAlias = npt.NDArray[Any]
 
 _MAX_HEADER: Final = 100_000_000  # bytes, the format's own limit
+_MOST_AXES: Final = 32
 _DTYPES: Final[dict[str, np.dtype[Any]]] = {
     name: np.dtype(kind)
     for name, kind in {
@@ -48,11 +51,13 @@ _NOT_WEIGHTS: Final = (
     (b"version https://git-lfs", "a git-lfs pointer, not the weights", "fetch them with 'git lfs pull'"),
     (b"PK\x03\x04", "a zip archive (a pickled torch file)", "save the adapter again with safe_serialization=True"),
     (b"\x80", "a pickle", "save the adapter again with safe_serialization=True"),
+    (b"GGUF", "a GGUF file", "audit the adapter that it was converted from"),
+    (b"\x93NUMPY", "a NumPy file", "save the adapter as safetensors"),
     (b"<", "an HTML or XML page, not the weights", "download the file again"),
 )
 
 
-class TensorInfo(msgspec.Struct, frozen=True):
+class TensorInfo(msgspec.Struct, frozen=True, gc=False):
     """One tensor as the file declares it. `dtype` is safetensors' name, such as `BF16`."""
 
     dtype: str
@@ -78,10 +83,19 @@ class TensorSource(Protocol):
         ...
 
 
-class _Declared(msgspec.Struct):
-    dtype: str
-    shape: list[int]
-    data_offsets: tuple[int, int]
+def is_float(dtype: str) -> bool:
+    """Return whether a dtype, by safetensors' name, is floating point and can be read."""
+    return dtype.startswith(("F", "BF")) and dtype in _DTYPES
+
+
+class _Declared(msgspec.Struct, gc=False, frozen=True):
+    dtype: str = ""
+    shape: tuple[int, ...] | None = None
+    data_offsets: tuple[int, int] | None = None
+
+
+class _Head(msgspec.Struct, rename={"metadata": "__metadata__"}):
+    metadata: dict[str, str] | None = None
 
 
 class SafetensorsFile:
@@ -93,10 +107,10 @@ class SafetensorsFile:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        header, size = _read_header(path)
-        self.metadata = _metadata(path, header.pop("__metadata__", None))
+        raw, size = _read_header(path)
+        self.metadata = _metadata(path, raw)
         self._start = size
-        self.tensors = _checked(path, header, _data_bytes(path, size))
+        self.tensors = _checked(path, _declared(path, raw), _data_bytes(path, size))
 
     def read(self, name: str) -> Array:
         """Return the tensor as an array of its own dtype; bf16 and fp8 through `ml_dtypes`.
@@ -107,14 +121,41 @@ class SafetensorsFile:
         info = self.tensors[name]
         if info.dtype not in _DTYPES:
             raise AdapterError(f"{self.path}: tensor {name!r} is of dtype {info.dtype}, which cannot be read")
-        data = np.fromfile(self.path, np.uint8, info.nbytes, offset=self._start + info.offset)
+        try:
+            data = np.fromfile(self.path, np.uint8, info.nbytes, offset=self._start + info.offset)
+        except OSError as error:
+            raise AdapterError(f"cannot read {self.path}: {error.strerror}", advice="check the path") from error
         if len(data) != info.nbytes:
             raise _cut_short(self.path, self._start + info.offset + info.nbytes, os.path.getsize(self.path))
         return data.view(_DTYPES[info.dtype]).reshape(info.shape)
 
 
-def _read_header(path: Path) -> tuple[dict[str, Any], int]:
-    """Return the header's entries and the offset where data begin."""
+class ShardedFiles:
+    """Several weights files that together hold one adapter.
+
+    Raises:
+        AdapterError: two of them hold a tensor of the same name.
+    """
+
+    def __init__(self, path: Path, shards: Sequence[TensorSource]) -> None:
+        self.path = path
+        self.tensors: dict[str, TensorInfo] = {}
+        self.metadata: dict[str, str] = {}
+        self._holder: dict[str, TensorSource] = {}
+        for shard in shards:
+            if twice := self.tensors.keys() & shard.tensors.keys():
+                raise AdapterError(f"{shard.path} and another file beside it both hold a tensor {min(twice)!r}")
+            self.tensors |= shard.tensors
+            self.metadata |= shard.metadata
+            self._holder |= dict.fromkeys(shard.tensors, shard)
+
+    def read(self, name: str) -> Array:
+        """Return the tensor from whichever file holds it."""
+        return self._holder[name].read(name)
+
+
+def _read_header(path: Path) -> tuple[bytes, int]:
+    """Return the header's JSON and the offset where data begin."""
     try:
         size = path.stat().st_size
         with path.open("rb") as file:
@@ -127,9 +168,34 @@ def _read_header(path: Path) -> tuple[dict[str, Any], int]:
             raw = file.read(length)
     except OSError as error:
         raise AdapterError(f"cannot read {path}: {error.strerror}", advice="check the path") from error
+    return raw, 8 + length
+
+
+def _declared(path: Path, raw: bytes) -> dict[str, _Declared]:
+    """Return the header's entries, decoded once and as they are meant: a header may hold a million."""
     try:
-        return msgspec.json.decode(raw, type=dict[str, Any]), 8 + length
+        entries = msgspec.json.decode(raw, type=dict[str, _Declared])
+    except msgspec.ValidationError as error:
+        raise AdapterError(
+            f"{path}: the safetensors header is malformed: {error}", advice="save the adapter again"
+        ) from error
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise _no_safetensors(path) from error
+    entries.pop("__metadata__", None)
+    # A name given twice leaves one entry. An escaped quote keeps a name from looking like the field.
+    if raw.count(b'"data_offsets"') > len(entries) + ("data_offsets" in entries):
+        _refuse_twice(path, raw)
+    return entries
+
+
+def _refuse_twice(path: Path, raw: bytes) -> None:
+    def unique(pairs: list[tuple[str, Any]]) -> None:
+        if len({name for name, _ in pairs}) < len(pairs):
+            raise AdapterError(f"{path}: the safetensors header names a tensor twice", advice="save the adapter again")
+
+    try:
+        json.loads(raw, object_pairs_hook=unique)
+    except (ValueError, RecursionError) as error:
         raise _no_safetensors(path) from error
 
 
@@ -157,24 +223,24 @@ def _data_bytes(path: Path, start: int) -> int:
     return path.stat().st_size - start
 
 
-def _metadata(path: Path, declared: object) -> dict[str, str]:
-    if declared is None:
-        return {}
+def _metadata(path: Path, raw: bytes) -> dict[str, str]:
     try:
-        return msgspec.convert(declared, dict[str, str])
+        return msgspec.json.decode(raw, type=_Head).metadata or {}
     except msgspec.ValidationError as error:
         raise AdapterError(f"{path}: __metadata__ must map strings to strings: {error}") from error
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise _no_safetensors(path) from error
 
 
-def _checked(path: Path, header: dict[str, Any], available: int) -> dict[str, TensorInfo]:
+def _checked(path: Path, declared: dict[str, _Declared], available: int) -> dict[str, TensorInfo]:
     """Return the declared tensors, or refuse a header that contradicts itself or the file."""
-    try:
-        declared = msgspec.convert(header, dict[str, _Declared])
-    except msgspec.ValidationError as error:
-        raise AdapterError(f"{path}: the safetensors header is malformed: {error}") from error
     tensors: dict[str, TensorInfo] = {}
     position = 0
-    for name, entry in sorted(declared.items(), key=lambda item: item[1].data_offsets):
+    for name, entry in sorted(declared.items(), key=_position):
+        if entry.data_offsets is None or entry.shape is None:
+            raise AdapterError(f"{path}: the header's entry {name!r} is no tensor", advice="save the adapter again")
+        if len(entry.shape) > _MOST_AXES:
+            raise AdapterError(f"{path}: tensor {name!r} claims {len(entry.shape)} axes")
         begin, end = entry.data_offsets
         if begin != position or end < begin or any(n < 0 for n in entry.shape):
             raise AdapterError(
@@ -182,19 +248,28 @@ def _checked(path: Path, header: dict[str, Any], available: int) -> dict[str, Te
                 advice="the header is damaged: save the adapter again",
             )
         _check_size(path, name, entry, end - begin)
-        tensors[name] = TensorInfo(entry.dtype, tuple(entry.shape), begin, end - begin)
+        tensors[name] = TensorInfo(entry.dtype, entry.shape, begin, end - begin)
         position = end
     if position > available:
         raise _cut_short(path, position, available)
+    if position < available:
+        raise AdapterError(
+            f"{path} holds {available - position} bytes that its header does not name",
+            advice="the file is damaged, or something was appended to it: copy or save it again",
+        )
     return tensors
 
 
+def _position(item: tuple[str, _Declared]) -> tuple[int, int]:
+    return item[1].data_offsets or (0, 0)
+
+
 def _check_size(path: Path, name: str, entry: _Declared, nbytes: int) -> None:
-    if entry.dtype not in _DTYPES:
+    if entry.dtype not in _DTYPES or entry.shape is None:
         return
     expected = math.prod(entry.shape) * _DTYPES[entry.dtype].itemsize
     if nbytes != expected:
         raise AdapterError(
-            f"{path}: tensor {name!r} of {entry.dtype} {entry.shape} needs {expected} bytes, has {nbytes}",
+            f"{path}: tensor {name!r} of {entry.dtype} {list(entry.shape)} needs {expected} bytes, has {nbytes}",
             advice="the header is damaged: save the adapter again",
         )

@@ -1,0 +1,187 @@
+"""PEFT's own merge is the truth: what we read off the files is merged minus base, for every kind."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from peft import (
+    AdaLoraConfig,
+    HiraConfig,
+    LoHaConfig,
+    LoKrConfig,
+    LoraConfig,
+    MissConfig,
+    VeraConfig,
+)
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+TOLERANCE = 1e-5
+
+
+class Net(nn.Module):
+    """Two of each layer that an adapter may wrap, with names as real models have them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.embed_tokens = nn.Embedding(50, 12)
+        self.layers = nn.ModuleList(
+            nn.ModuleDict({"q_proj": nn.Linear(12, 20), "up_proj": nn.Linear(12, 24)}) for _ in range(2)
+        )
+        self.c_attn = Conv1D(36, 12)
+        self.conv1d = nn.Conv1d(6, 8, 3)
+        self.conv2d = nn.Conv2d(6, 8, 3)
+        self.pointwise = nn.Conv2d(6, 10, 1)
+        self.conv3d = nn.Conv3d(6, 8, 3)
+        self.mha = nn.MultiheadAttention(12, 2)
+
+    def forward(self, x):
+        return x
+
+
+LINEAR = ["q_proj", "up_proj"]
+CONV = ["conv1d", "conv2d", "pointwise", "conv3d"]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"target_modules": LINEAR},
+        {"target_modules": ["c_attn"], "fan_in_fan_out": True},
+        {"target_modules": ["c_attn"]},  # PEFT sets fan_in_fan_out itself, and saves it
+        {"target_modules": ["embed_tokens"]},
+        {"target_modules": CONV},
+        {"target_modules": LINEAR, "use_rslora": True},
+        {"target_modules": LINEAR, "rank_pattern": {"1.q_proj": 3, "q_proj": 2}, "alpha_pattern": {"0.up_proj": 32}},
+        {"target_modules": LINEAR, "rank_pattern": {r"layers\.1\..*": 3, "q_proj": 2}, "use_rslora": True},
+        {"target_modules": LINEAR, "alpha_pattern": {"^layers.0.q_proj": 5, ".*proj": 7}},
+        {"target_modules": LINEAR, "use_dora": True},
+        {"target_modules": ["c_attn"], "use_dora": True, "fan_in_fan_out": True},
+        {"target_modules": ["embed_tokens"], "use_dora": True},
+        {"target_modules": CONV, "use_dora": True},
+        {"target_modules": LINEAR, "lora_bias": True},
+        {"target_modules": LINEAR, "layers_to_transform": [1], "layers_pattern": "layers"},
+        {"target_modules": LINEAR, "init_lora_weights": "pissa"},
+        {"target_modules": ["c_attn"], "init_lora_weights": "pissa", "fan_in_fan_out": True},
+        {"target_modules": LINEAR, "init_lora_weights": "pissa", "use_rslora": True},
+        {"target_modules": LINEAR, "init_lora_weights": "olora"},
+        {"target_modules": LINEAR, "init_lora_weights": "gaussian"},
+        {"target_modules": LINEAR, "init_lora_weights": "orthogonal"},
+        {"target_parameters": ["q_proj.weight"], "target_modules": []},
+    ],
+    ids=str,
+)
+def test_lora_is_what_peft_merges(make, worst_error, options):
+    assert worst_error(make(Net(), LoraConfig(r=4, lora_alpha=6, **options))) < TOLERANCE
+
+
+def test_kasa_is_what_peft_merges(make, worst_error):
+    from peft.tuners.lora.config import KasaConfig
+
+    config = LoraConfig(r=4, target_modules=LINEAR, kasa_config=KasaConfig())
+    assert worst_error(make(Net(), config)) < TOLERANCE
+
+
+def test_bdlora_is_what_peft_merges(make, worst_error):
+    from peft.tuners.lora.config import BdLoraConfig
+
+    blocks = BdLoraConfig(target_modules_bd_a=["q_proj"], target_modules_bd_b=["up_proj"], nblocks=2)
+    case = make(Net(), LoraConfig(r=4, lora_alpha=6, target_modules=LINEAR, use_bdlora=blocks))
+    assert worst_error(case) < TOLERANCE
+
+
+def test_mica_is_what_peft_merges(make, worst_error):
+    case = make(Net(), LoraConfig(r=4, target_modules=LINEAR, init_lora_weights="mica"))
+    assert worst_error(case) < TOLERANCE
+
+
+def test_multihead_attention_is_half_of_what_peft_merges_into_out_proj(make):
+    """PEFT 0.21.2 adds out_proj's update twice (PR #3774); in_proj's once."""
+    case = make(Net(), LoraConfig(r=4, target_modules=["mha"]))
+    adapter = case.read()
+    modules = {m.base_name: m for m in adapter.modules}
+    for name, times in {"mha.in_proj_weight": 1.0, "mha.out_proj.weight": 2.0}.items():
+        b, a = modules[name].load()
+        truth = case.merged[name] - case.base[name]
+        np.testing.assert_allclose(times * modules[name].scale * b @ a, truth, atol=1e-5 * np.abs(truth).max())
+    assert any("out_proj" in note for note in adapter.notes)
+
+
+def test_adalora_is_what_peft_merges(make, worst_error):
+    config = AdaLoraConfig(init_r=6, target_r=4, lora_alpha=9, target_modules=LINEAR, total_step=10)
+    assert worst_error(make(Net(), config)) < TOLERANCE
+
+
+def test_adalora_of_conv_and_conv1d_is_what_peft_merges(make, worst_error):
+    for target in ("c_attn", "conv2d"):
+        config = AdaLoraConfig(init_r=6, lora_alpha=9, target_modules=[target], total_step=10)
+        assert worst_error(make(Net(), config)) < TOLERANCE
+
+
+@pytest.mark.parametrize("alpha_pattern", [{}, {"q_proj": 3}])
+@pytest.mark.parametrize(
+    ("targets", "effective"), [(LINEAR, False), (["conv2d", "pointwise", "conv1d"], False), (["conv2d", "conv1d"], True)]
+)
+def test_loha_is_what_peft_merges(make, worst_error, targets, effective, alpha_pattern):
+    config = LoHaConfig(
+        r=3, alpha=5, target_modules=targets, use_effective_conv2d=effective, alpha_pattern=alpha_pattern
+    )
+    assert worst_error(make(Net(), config)) < TOLERANCE
+
+
+@pytest.mark.parametrize(
+    ("targets", "more"),
+    [
+        (LINEAR, {"r": 2}),
+        (LINEAR, {"r": 8}),
+        (LINEAR, {"r": 1, "decompose_both": True}),
+        (LINEAR, {"r": 2, "rank_pattern": {"q_proj": 9}}),
+        (["conv2d", "pointwise", "conv1d"], {"r": 1}),
+        (["conv2d", "conv1d"], {"r": 1, "use_effective_conv2d": True, "decompose_both": True}),
+    ],
+    ids=str,
+)
+def test_lokr_is_what_peft_merges(make, worst_error, targets, more):
+    assert worst_error(make(Net(), LoKrConfig(alpha=5, target_modules=targets, **more))) < TOLERANCE
+
+
+def test_vera_of_equal_widths_is_what_peft_merges_without_a_base(make, worst_error):
+    case = make(Net(), VeraConfig(r=4, target_modules=LINEAR))
+    assert not case.read().needs_base
+    assert worst_error(case) < TOLERANCE
+
+
+def test_vera_of_several_widths_needs_the_base_and_is_then_what_peft_merges(make, worst_error):
+    net = Net()
+    net.layers[0]["down_proj"] = nn.Linear(30, 12)
+    case = make(net, VeraConfig(r=4, target_modules=[*LINEAR, "down_proj"]))
+    adapter = case.read()
+    assert not adapter.modules
+    assert len(adapter.needs_base) == 5
+    assert all("several widths" in item.reason for item in adapter.skipped)
+    assert worst_error(case) < TOLERANCE
+
+
+def test_vera_without_its_projections_is_said(make):
+    adapter = make(Net(), VeraConfig(r=4, target_modules=LINEAR, save_projection=False)).read()
+    assert not adapter.modules
+    assert not adapter.needs_base
+    assert "save_projection" in adapter.skipped[0].reason
+
+
+@pytest.mark.parametrize("targets", [LINEAR, ["embed_tokens"], ["conv1d", "conv2d", "pointwise", "conv3d"], ["c_attn"]])
+def test_hira_needs_the_base_and_is_then_what_peft_merges(make, worst_error, targets):
+    case = make(Net(), HiraConfig(r=4, target_modules=targets, fan_in_fan_out=targets == ["c_attn"]))
+    assert not case.read().modules
+    assert worst_error(case) < TOLERANCE
+
+
+@pytest.mark.parametrize("more", [{}, {"r": 5}, {"init_weights": "mini", "mini_r": 4}, {"init_weights": "bat", "r": 2}])
+def test_miss_needs_the_base_and_is_then_what_peft_merges(make, worst_error, more):
+    case = make(Net(), MissConfig(**({"r": 4, "target_modules": LINEAR} | more)))
+    assert not case.read().modules
+    assert worst_error(case) < TOLERANCE
