@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 from typing import Annotated, Literal
 
 from cyclopts import Parameter
-from cyclopts.types import NonNegativeInt
+from cyclopts.types import NonNegativeInt, PositiveInt
+from cyclopts.validators import Number
 
 from gradience.cli.output import exit_code, print_document, print_text
+from gradience.cli.progress import on_terminal
 from gradience.errors import AdapterError, GradienceError
+from gradience.render.audit import View, audit_text
+from gradience.render.heatmap import Quantity
 from gradience.schema.scalars import Severity
 
 __all__ = ["audit"]
@@ -25,7 +30,18 @@ def audit(
     weights: Path | None = None,
     top_wasteful: NonNegativeInt = 5,
     layers: bool = False,
+    scales: bool = False,
+    rank_rules: bool = False,
+    suggest_per_layer: bool = False,
+    heatmap: bool = False,
+    heatmap_of: Quantity = "norm",
     top_singular_values: NonNegativeInt = 0,
+    base: Path | None = None,
+    intruders: bool = False,
+    intruder_k: PositiveInt = 10,
+    intruder_eps: Annotated[float, Parameter(validator=Number(gt=0.0, lte=1.0))] = 0.5,
+    cache: bool = True,
+    seed: NonNegativeInt = 0,
     append: Path | None = None,
     device: Literal["auto", "cpu", "gpu", "tpu"] = "auto",
     fail_on: Severity | None = None,
@@ -47,9 +63,32 @@ def audit(
     top_wasteful:
         How many of the least utilised modules to list.
     layers:
-        List every module.
+        List every layer and every module, with the random null and the scale beside each.
+    scales:
+        Show how each module's scaling comes about: alpha, rank, the patterns that matched.
+    rank_rules:
+        Show what other rules for a rank say, and on which modules they disagree, and why.
+    suggest_per_layer:
+        Suggest a rank for each module, as rank_pattern and alpha_pattern of peft.LoraConfig.
+    heatmap:
+        Draw a map of the update, layer x module.
+    heatmap_of:
+        What the map shows.
     top_singular_values:
         How many singular values per module the JSON holds.
+    base:
+        The base model: a folder with safetensors, or organisation/name in the hub's local cache. Adds UDR, SDI,
+        relative norms and what a 16-bit merge keeps. Streamed; nothing is downloaded.
+    intruders:
+        With --base, count intruder dimensions (arXiv 2410.21228). Slower.
+    intruder_k:
+        How many leading singular vectors of W + dW to look at.
+    intruder_eps:
+        A vector with less overlap than this with each of W's is an intruder.
+    cache:
+        Keep norms of base weights, by the base's identity, in the user's cache folder.
+    seed:
+        Of the iterative methods.
     append:
         A run.jsonl to add the audit to, as a metrics event under the run's own run_id.
     device:
@@ -62,23 +101,44 @@ def audit(
         Print one JSON document (schemas/audit-report-v1.schema.json).
     """
     folder = _one_of(path, peft_dir)
+    if base is None and (intruders or (heatmap and heatmap_of == "udr")):
+        raise AdapterError("this needs the base model's weights", advice="give them with --base PATH")
     _prepare_jax(device)
     from gradience.audit import audit_adapter  # noqa: PLC0415  # imports jax, after its environment is set
 
     report = audit_adapter(
-        folder, adapter_config=adapter_config, weights=weights, top_singular_values=top_singular_values
+        folder,
+        adapter_config=adapter_config,
+        weights=weights,
+        top_singular_values=top_singular_values,
+        suggest_per_layer=suggest_per_layer,
+        base=base,
+        intruders=intruders,
+        intruder_k=intruder_k,
+        intruder_eps=intruder_eps,
+        norms_cache=cache,
+        seed=seed,
+        progress=on_terminal("base"),
     )
     if append is not None:
-        from gradience.append import append_audit  # noqa: PLC0415
+        from gradience.append import append_audit  # noqa: PLC0415  # the recorder, only where a log is written
 
         append_audit(append, report)
     if json:
         print_document(report)
     else:
-        from gradience.render.audit import audit_text  # noqa: PLC0415
-
-        print_text(audit_text(report, top_wasteful=top_wasteful, layers=layers, verbose=verbose))
+        chosen = heatmap_of if heatmap else None
+        print_text(audit_text(report, View(top_wasteful, layers, scales, rank_rules, chosen, _blocks(), verbose)))
     return exit_code(report.findings, fail_on)
+
+
+def _blocks() -> bool:
+    """Return whether stdout can write block characters."""
+    try:
+        "█▁".encode(sys.stdout.encoding or "ascii")
+    except (UnicodeEncodeError, LookupError):
+        return False
+    return True
 
 
 def _one_of(path: Path | None, peft_dir: Path | None) -> Path:

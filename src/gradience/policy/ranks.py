@@ -7,12 +7,12 @@ train with less rank: utilization falls with r by itself.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Final
 
 from gradience.schema.audit import ModuleAudit, SuggestedRank
 
-__all__ = ["BUCKETS", "bucket", "percentile", "suggest"]
+__all__ = ["BUCKETS", "bucket", "candidates", "cut", "error_at", "measured", "percentile", "suggest"]
 
 BUCKETS: Final = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 
@@ -39,21 +39,40 @@ def percentile(values: Sequence[float], share: float) -> float:
     return ordered[low] + (ordered[high] - ordered[low]) * (place - low)
 
 
-def suggest(modules: Sequence[ModuleAudit], rank: int) -> SuggestedRank:
+def measured(modules: Sequence[ModuleAudit]) -> list[ModuleAudit]:
+    """Return the modules whose spectrum is known: finite, not zero, given by its factors."""
+    return [m for m in modules if m.state == "ok" and m.energy_rank_90 is not None]
+
+
+def suggest(modules: Sequence[ModuleAudit], rank: int, *, bytes_per_param: float = 0.0) -> SuggestedRank:
     """Return what cutting every module to at most the rank would cost and save."""
-    energies = [(module, float(module.frobenius_norm) ** 2) for module in modules]
-    total = sum(energy for _, energy in energies)
-    lost = sum(energy * _error(module, rank) ** 2 for module, energy in energies)
-    kept = 1.0 - (lost / total if total else 0.0)
+    kept, error, saved = cut(modules, lambda _: rank)
     return SuggestedRank(
         rank=rank,
         energy_kept=kept,
-        relative_error=math.sqrt(1.0 - kept),
-        relative_error_worst=max((_error(module, rank) for module in modules), default=0.0),
-        params_saved=sum(max(m.r - rank, 0) * m.params // m.r for m in modules),
+        relative_error=error,
+        relative_error_worst=max((error_at(module, rank) for module in modules), default=0.0),
+        params_saved=saved,
+        bytes_saved=round(saved * bytes_per_param),
     )
 
 
-def _error(module: ModuleAudit, rank: int) -> float:
-    """Return the module's relative error at the rank; 0 where it is not above the rank."""
+def candidates(modules: Sequence[ModuleAudit], *, bytes_per_param: float = 0.0) -> list[SuggestedRank]:
+    """Return cost and saving of every bucket below the largest present rank."""
+    cap = max((m.r for m in modules), default=0)
+    return [suggest(modules, rank, bytes_per_param=bytes_per_param) for rank in BUCKETS if rank < cap]
+
+
+def cut(modules: Sequence[ModuleAudit], rank_of: Callable[[ModuleAudit], int]) -> tuple[float, float, int]:
+    """Return (energy kept, relative error, parameters saved) of cutting each module to its own rank."""
+    ranks = [(module, rank_of(module)) for module in modules]
+    energies = [float(module.frobenius_norm) ** 2 for module in modules]
+    total = sum(energies)
+    lost = sum(e * error_at(m, rank) ** 2 for e, (m, rank) in zip(energies, ranks, strict=True))
+    share = min(lost / total, 1.0) if total else 0.0
+    return 1.0 - share, math.sqrt(share), sum(max(m.r - rank, 0) * m.params // m.r for m, rank in ranks)
+
+
+def error_at(module: ModuleAudit, rank: int) -> float:
+    """Return the module's relative error at the rank, a bucket; 0 where it is not above the rank."""
     return 0.0 if rank >= module.r else module.relative_errors[str(rank)]

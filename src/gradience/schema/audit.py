@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Final, Literal
 
 import msgspec
 from msgspec import Meta
 
+from gradience.schema.base import BaseComparison, BaseReport
 from gradience.schema.findings import Finding
+from gradience.schema.ranks import RankDisagreement, RankPattern, RankRule, SuggestedRank
 from gradience.schema.scalars import Fraction, NonNegativeInt, Real
 
 __all__ = [
@@ -23,7 +25,7 @@ __all__ = [
     "SuggestedRank",
 ]
 
-AUDIT_SCHEMA_ID = "gradience.audit/v1"
+AUDIT_SCHEMA_ID: Final = "gradience.audit/v1"
 
 ModuleType = Annotated[str, Meta(description="`attn`, `mlp`, `embedding`, `conv` or `other`.")]
 Rank = Annotated[int, Meta(ge=0)]
@@ -51,7 +53,12 @@ class ModuleAudit(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True)
     kind: Annotated[str, Meta(description="How the update is stored: `linear`, `embedding`, `conv`, ...")] = "linear"
     shape: Annotated[list[int], Meta(description="Rows and columns of dW.")]
     r: Annotated[Rank, Meta(description="Rank on disk.")]
+    config_r: Annotated[Rank, Meta(description="Rank by the config, where it differs from the file's.")] | None = None
     alpha: Real | None = None
+    rslora: Annotated[bool, Meta(description="s = alpha / sqrt(r) instead of alpha / r.")] = False
+    rank_pattern: Annotated[str, Meta(description="The key of rank_pattern that applied.")] | None = None
+    alpha_pattern: Annotated[str, Meta(description="The key of alpha_pattern that applied.")] | None = None
+    expert: Annotated[NonNegativeInt, Meta(description="Which slice of a 3-D parameter.")] | None = None
     scaling: Annotated[Real, Meta(description="s in dW = s B A.")]
     params: Annotated[NonNegativeInt, Meta(description="Parameters of the factors.")]
     stable_rank: StableRank | None = None
@@ -65,6 +72,9 @@ class ModuleAudit(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True)
     energy_rank_90: Annotated[Rank, Meta(description="Least k holding 90 % of sum sigma^2.")] | None = None
     energy_rank_95: Rank | None = None
     energy_rank_99: Rank | None = None
+    knee_rank: (
+        Annotated[Rank, Meta(description="k farthest above the chord of the cumulative energy curve.")] | None
+    ) = None
     spectral_norm: Annotated[Real, Meta(description="sigma_1 of dW, scaled.")]
     frobenius_norm: Annotated[Real, Meta(description="Frobenius norm of dW, scaled.")]
     relative_errors: Annotated[
@@ -80,7 +90,9 @@ class ModuleAudit(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True)
     top_singular_values: Annotated[list[float], Meta(description="Largest first, scaled.")] = []
     udr: Annotated[Real, Meta(description="norm2(dW) / norm2(W); null without base.")] | None = None
     sdi: Annotated[Real, Meta(description="log10(udr).")] | None = None
-    relative_frobenius: Real | None = None
+    relative_frobenius: Annotated[Real, Meta(description="Frobenius norm of dW over that of W.")] | None = None
+    base: BaseComparison | None = None
+    note: Annotated[str, Meta(description="What the numbers do not say of this kind of update.")] | None = None
     state: Annotated[
         Literal["ok", "zero", "non_finite"], Meta(description="`zero`: the module was never trained.")
     ] = "ok"
@@ -107,16 +119,6 @@ class LayerSummary(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True
     energy_share: Fraction | None = None
 
 
-class SuggestedRank(msgspec.Struct, kw_only=True, frozen=True):
-    """A rank to compress to after training, and what it would cost and save. Verify with an evaluation."""
-
-    rank: Rank
-    energy_kept: Annotated[Fraction, Meta(description="Share of the adapter's squared Frobenius norm kept.")]
-    relative_error: Annotated[Fraction, Meta(description="sqrt(1 - energy_kept).")]
-    relative_error_worst: Annotated[Fraction, Meta(description="The same for the worst module.")]
-    params_saved: NonNegativeInt
-
-
 class AuditSummary(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True):
     """The adapter in a few numbers. Only finite, non-zero updates enter a mean."""
 
@@ -140,6 +142,9 @@ class AuditSummary(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True
     ) = None
     energy_concentration: (
         Annotated[Fraction, Meta(description="Herfindahl index of the energy shares of modules.")] | None
+    ) = None
+    null_stable_rank_mean: (
+        Annotated[float, Meta(description="Stable rank expected of random factors, mean over modules.")] | None
     ) = None
 
 
@@ -170,7 +175,7 @@ class NotAnalysed(msgspec.Struct, kw_only=True, frozen=True):
 class AuditReport(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True):
     """The audit of one adapter, as `gradience audit --json` prints it."""
 
-    schema: Literal[AUDIT_SCHEMA_ID]
+    schema: Literal["gradience.audit/v1"]
     peft_dir: str
     config_path: str | None = None
     weights_path: Annotated[str, Meta(description="As given; further files are in `weights_paths`.")]
@@ -183,6 +188,16 @@ class AuditReport(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True)
     suggested: Annotated[
         dict[str, SuggestedRank], Meta(description="`median` (most modules) and `p90` (worst-case tail).")
     ] = {}
+    candidates: Annotated[
+        list[SuggestedRank], Meta(description="Cost and saving of each bucket below the present rank.")
+    ] = []
+    rank_rules: Annotated[list[RankRule], Meta(description="Other rules of thumb, beside k@90.")] = []
+    rank_disagreements: list[RankDisagreement] = []
+    per_layer: RankPattern | None = None
+    unmatched_patterns: Annotated[
+        list[str], Meta(description="Keys of rank_pattern and alpha_pattern that match no module.")
+    ] = []
+    base: BaseReport | None = None
     modules: list[ModuleAudit] = []
     layers: list[LayerSummary] = []
     ledger: list[LedgerEntry] = []

@@ -1,0 +1,80 @@
+"""Norms of base weights, kept between audits; a cache that belongs to another base is refused."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+__all__ = ["Norms", "NormsCache", "default_folder"]
+
+_VERSION: Final = 1
+
+
+class Norms(msgspec.Struct, frozen=True):
+    """Spectral and Frobenius norm of one weight."""
+
+    spectral: float
+    frobenius: float
+
+
+class _Document(msgspec.Struct):
+    version: int
+    identity: str
+    norms: dict[str, Norms]
+
+
+class NormsCache:
+    """The norms of one base by tensor name; `save` keeps what was added.
+
+    `refused` says why an existing file was not believed: damaged, or written for another base.
+    """
+
+    def __init__(self, folder: Path | None, identity: str) -> None:
+        self._file = None if folder is None else folder / f"{identity[:32]}.json"
+        self.identity = identity
+        self._added = False
+        self.refused: str | None = None
+        self._norms = self._load()
+
+    def get(self, name: str) -> Norms | None:
+        """Return the weight's norms, or None where they are not known."""
+        return self._norms.get(name)
+
+    def put(self, name: str, norms: Norms) -> None:
+        """Add a weight's norms."""
+        self._norms[name] = norms
+        self._added = True
+
+    def save(self) -> None:
+        """Write the cache if something was added; whole or not at all, and never a reason to fail."""
+        if self._file is None or not self._added:
+            return
+        document = _Document(version=_VERSION, identity=self.identity, norms=self._norms)
+        draft = self._file.with_suffix(f".{os.getpid()}.tmp")
+        try:
+            self._file.parent.mkdir(parents=True, exist_ok=True)
+            draft.write_bytes(msgspec.json.encode(document))
+            draft.replace(self._file)
+        except OSError:
+            return  # a read-only home: compute again next time
+
+    def _load(self) -> dict[str, Norms]:
+        if self._file is None or not self._file.is_file():
+            return {}
+        try:
+            document = msgspec.json.decode(self._file.read_bytes(), type=_Document)
+        except (OSError, msgspec.MsgspecError, UnicodeDecodeError):
+            self.refused = f"the norms cache {self._file} is damaged: not used"
+            return {}
+        if document.identity != self.identity or document.version != _VERSION:
+            self.refused = f"the norms cache {self._file} belongs to another base: not used"
+            return {}
+        return document.norms
+
+
+def default_folder() -> Path:
+    """Return the user's cache folder for norms."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "gradience" / "norms"

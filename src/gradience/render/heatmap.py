@@ -1,0 +1,109 @@
+"""A map of an adapter in plain text: layers to the right, kinds of module downwards, one character each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Final, Literal, TypeAlias
+
+from gradience.render.text import clean, number
+from gradience.schema.audit import ModuleAudit
+
+__all__ = ["Quantity", "heatmap"]
+
+Quantity: TypeAlias = Literal["norm", "utilization", "k90", "udr"]
+
+_UNICODE: Final = "▁▂▃▄▅▆▇█"
+_ASCII: Final = ".:-=+*#@"
+_ABSENT: Final = " "
+_WIDTH: Final = 100
+_LABEL: Final = 24
+_TICK: Final = 10  # a mark above every tenth layer
+
+_Read: TypeAlias = Callable[[ModuleAudit], float | None]
+_READ: Final[dict[str, tuple[str, _Read]]] = {
+    "norm": ("Frobenius norm of dW", lambda m: float(m.frobenius_norm)),
+    "utilization": ("utilization", lambda m: m.utilization),
+    "k90": ("energy rank k@90%", lambda m: m.energy_rank_90),
+    "udr": ("UDR", lambda m: m.udr if isinstance(m.udr, float) else None),
+}
+_Cell: TypeAlias = float | str
+
+
+def heatmap(modules: Sequence[ModuleAudit], of: Quantity = "norm", *, unicode: bool = True) -> list[str]:
+    """Return the lines of the map; a module that is zero shows as 0, one that is not finite as !.
+
+    Modules outside any layer are left out. Experts of one parameter are averaged.
+    """
+    title, read = _READ[of]
+    rows = _rows(modules, read)
+    values = [cell for row in rows.values() for cell in row.values() if isinstance(cell, float)]
+    if not values:
+        return [f"Heat map of {title}: no module lies in a layer, or none has a value"]
+    ramp = _UNICODE if unicode else _ASCII
+    top = max(values)
+    last = max(layer for row in rows.values() for layer in row)
+    legend = f"Heat map of {title}, layer x module, from 0 ({ramp[0]}) to {number(top, '.3g')} ({ramp[-1]}):"
+    return [legend, *_blocks(rows, ramp, top, last)]
+
+
+def _rows(modules: Sequence[ModuleAudit], read: _Read) -> dict[str, dict[int, _Cell]]:
+    """Return the cells by label and layer, in the order of the modules."""
+    prefixes = {_parts(m)[0] for m in modules if m.layer is not None}
+    found: dict[str, dict[int, list[_Cell]]] = {}
+    for module in modules:
+        if module.layer is None:
+            continue
+        prefix, suffix = _parts(module)
+        label = suffix if len(prefixes) == 1 else f"{prefix} {suffix}"
+        found.setdefault(label, {}).setdefault(module.layer, []).append(_cell(module, read))
+    return {label: {layer: _mean(cells) for layer, cells in row.items()} for label, row in found.items()}
+
+
+def _parts(module: ModuleAudit) -> tuple[str, str]:
+    """Return what stands before and after the layer's number in the name."""
+    before, _, after = module.name.partition(f".{module.layer}.")
+    if not after:
+        before, _, after = module.name.partition(f"{module.layer}.")
+    return before.rpartition(".")[0] or before, clean(after.partition("[")[0] or module.name)
+
+
+def _cell(module: ModuleAudit, read: _Read) -> _Cell:
+    if module.state == "zero":
+        return "0"
+    if module.state == "non_finite":
+        return "!"
+    value = read(module)
+    return _ABSENT if value is None else float(value)
+
+
+def _mean(cells: Sequence[_Cell]) -> _Cell:
+    values = [cell for cell in cells if isinstance(cell, float)]
+    return sum(values) / len(values) if values else cells[0]
+
+
+def _blocks(rows: dict[str, dict[int, _Cell]], ramp: str, top: float, last: int) -> Iterator[str]:
+    """Yield the map, broken into blocks of as many layers as fit the width."""
+    label = min(max(map(len, rows)), _LABEL)
+    room = _WIDTH - label - 4
+    for start in range(0, last + 1, room):
+        layers = range(start, min(start + room, last + 1))
+        yield f"  {'':<{label}}  {_ruler(layers)}".rstrip()
+        for name, row in rows.items():
+            cells = "".join(_glyph(row.get(layer, _ABSENT), ramp, top) for layer in layers)
+            yield f"  {name[-label:]:<{label}}  {cells}".rstrip()
+
+
+def _ruler(layers: range) -> str:
+    """Return the numbers of every tenth layer, each above its column."""
+    line = ""
+    for place, layer in enumerate(layers):
+        if layer % _TICK == 0:
+            line = line.ljust(place) + str(layer)
+    return line
+
+
+def _glyph(cell: _Cell, ramp: str, top: float) -> str:
+    if isinstance(cell, str):
+        return cell
+    share = cell / top if top > 0.0 else 0.0
+    return ramp[min(int(share * len(ramp)), len(ramp) - 1)]
