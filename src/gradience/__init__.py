@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from gradience.audit import audit_adapter
     from gradience.check import check_config
     from gradience.errors import AdapterError, ConfigError, GradienceError, RecorderError, SchemaError
+    from gradience.hf.callback import GradienceCallback
     from gradience.monitor import monitor_run
     from gradience.telemetry.reader import TelemetryReader
     from gradience.telemetry.writer import TelemetryWriter
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "AdapterError": "gradience.errors",
     "ConfigError": "gradience.errors",
+    "GradienceCallback": "gradience.hf",
     "GradienceError": "gradience.errors",
     "RecorderError": "gradience.errors",
     "SchemaError": "gradience.errors",
@@ -29,6 +31,7 @@ _HOMES = {
 __all__ = [
     "AdapterError",
     "ConfigError",
+    "GradienceCallback",
     "GradienceError",
     "RecorderError",
     "SchemaError",

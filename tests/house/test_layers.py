@@ -73,8 +73,8 @@ def committed(root: Path) -> list[Path]:
     return [root / name for name in done.stdout.split("\0") if name]
 
 
-def test_nothing_committed_names_a_machine_path(root: Path) -> None:
-    pattern = re.compile(rb"/(?:home|Users|root)/[a-z]|/work/(?:main|shared)")
+def test_nothing_committed_names_a_machine_path_or_a_registry_host(root: Path) -> None:
+    pattern = re.compile(rb"/(?:work|root)/[a-z]|/tmp/[a-z]+/bin|registry\\.npmjs|pypi\\.org")
     own = Path(__file__).name
     found = [p.name for p in committed(root) if p.is_file() and p.name != own and pattern.search(p.read_bytes())]
     assert found == []
