@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -11,7 +12,10 @@ import msgspec
 from gradience.adapters.patterns import PatternTable
 from gradience.errors import AdapterError
 
-__all__ = ["AdapterConfig", "Scaling", "ScalingRules", "parse_config", "read_config"]
+__all__ = ["ANALYSED", "AdapterConfig", "Scaling", "ScalingRules", "parse_config", "read_config"]
+
+ANALYSED: Final = frozenset({"LORA", "ADALORA", "LOHA", "LOKR", "VERA", "HIRA", "MISS", "BONE"})
+"""The values of peft_type whose tensors are read as updates; Bone is MiSS's old name."""
 
 _LARGEST: Final = 64 << 20  # bytes: an EVA config with a pattern for each of 10 000 modules has 1 MiB
 
@@ -79,12 +83,31 @@ def parse_config(raw: bytes | str, where: str) -> AdapterConfig:
     try:
         config = msgspec.json.decode(raw, type=AdapterConfig)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-        raise AdapterError(f"{where} is no adapter config: {error}", advice="give the right file") from error
+        other = _of_another_type(raw)
+        if other is None:
+            raise AdapterError(f"{where} is no adapter config: {error}", advice="give the right file") from error
+        return other
     if config.peft_type in {None, "LORA", "LOHA", "LOKR"} and config.r < 1:
         raise AdapterError(
             f"{where} is no adapter config: r is {config.r}, expected at least 1", advice="give the right file"
         )
     return config
+
+
+class _Types(msgspec.Struct):
+    peft_type: str
+    task_type: str | None = None
+    base_model_name_or_path: str | None = None
+    modules_to_save: list[str] | None = None
+
+
+def _of_another_type(raw: bytes | str) -> AdapterConfig | None:
+    """Return what can be read of a config whose type is not analysed, and may use our fields otherwise."""
+    try:
+        types = msgspec.json.decode(raw, type=_Types)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return None
+    return None if types.peft_type.upper() in ANALYSED else AdapterConfig(**msgspec.structs.asdict(types))
 
 
 class Scaling(NamedTuple):
@@ -106,8 +129,10 @@ class ScalingRules:
         self._alphas = config.alpha_pattern or {}
         self._rank_table = PatternTable(self._ranks)
         self._alpha_table = PatternTable(self._alphas)
-        self._used_ranks: set[str] = set()
-        self._used_alphas: set[str] = set()
+        self._used: set[tuple[int, str]] = set()
+        self.contested: list[str] = []
+        """Modules that keys of different values match. PEFT sorts the keys when it saves a config, so the
+        order that held in training is lost; what is returned here is what PEFT applies on loading."""
 
     def of(self, name: str, r: int | None = None, *, default_alpha: float | None = None) -> Scaling:
         """Return the scaling of the module of that name.
@@ -117,11 +142,8 @@ class ScalingRules:
             r: the rank on disk; it is the truth, and the config's is only reported beside it.
             default_alpha: alpha where no pattern matches, for types that keep it in another field.
         """
-        rank_key, alpha_key = self._rank_table.first(name), self._alpha_table.first(name)
-        if rank_key is not None:
-            self._used_ranks.add(rank_key)
-        if alpha_key is not None:
-            self._used_alphas.add(alpha_key)
+        rank_key = self._first(self._rank_table, self._ranks, name)
+        alpha_key = self._first(self._alpha_table, self._alphas, name)
         config_r = self._config.r if rank_key is None else self._ranks[rank_key]
         default = self._config.lora_alpha if default_alpha is None else default_alpha
         alpha = default if alpha_key is None else self._alphas[alpha_key]
@@ -129,7 +151,17 @@ class ScalingRules:
         size = math.sqrt(max(rank, 1)) if self._config.use_rslora else max(rank, 1)
         return Scaling(alpha, alpha / size, config_r, alpha_key, rank_key)
 
+    def _first(self, table: PatternTable, values: Mapping[str, float], name: str) -> str | None:
+        keys = table.matching(name)
+        if not keys:
+            return None
+        self._used.update((id(table), key) for key in keys)
+        if any(values[key] != values[keys[0]] for key in keys):
+            self.contested.append(name)
+        return keys[0]
+
     def unmatched(self) -> tuple[list[str], list[str]]:
-        """Return the keys of rank_pattern and of alpha_pattern that have applied to no module so far."""
-        ranks = [key for key in self._ranks if key not in self._used_ranks]
-        return ranks, [key for key in self._alphas if key not in self._used_alphas]
+        """Return the keys of rank_pattern and of alpha_pattern that have matched no module so far."""
+        tables = (self._rank_table, self._alpha_table)
+        ranks, alphas = ([key for key in table.keys if (id(table), key) not in self._used] for table in tables)
+        return ranks, alphas

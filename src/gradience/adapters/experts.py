@@ -24,13 +24,12 @@ _ORDER: Final = ("gate_up_proj", "gate_proj", "w1", "up_proj", "w3", "w13", "dow
 
 def parameter_nests(ctx: Context, modules: Iterable[str]) -> dict[str, list[str]]:
     """Return the modules whose pairs are of parameters: path to its groups' names, innermost first."""
-    targets = ctx.config.target_parameters or []
-    if not targets:
+    if not ctx.config.target_parameters:
         return {}
     nests: dict[str, list[str]] = {}
     for module in modules:
         path = _unnested(module)
-        if any(_holds(path, target, ctx) for target in targets):
+        if _targets(ctx, path):
             nests.setdefault(path, []).append(module)
     return {path: sorted(held, key=len, reverse=True) for path, held in nests.items()}
 
@@ -41,15 +40,23 @@ def _unnested(module: str) -> str:
     return module
 
 
-def _holds(path: str, target: str, ctx: Context) -> bool:
-    """Return whether a target parameter may be one of the module's."""
-    owner = target.rpartition(".")[0]
-    if owner:
-        return path == owner or path.endswith(f".{owner}")
+def _targets(ctx: Context, path: str) -> list[str]:
+    """Return the target parameters that may be the module's: those that name it, else those that name none."""
+    targets = ctx.config.target_parameters or []
+    owners = {target: target.rpartition(".")[0] for target in targets}
+    named = [target for target, owner in owners.items() if owner and _ends(path, owner)]
+    if named:
+        return named
     listed = ctx.config.target_modules
-    if not isinstance(listed, list):
-        return path.endswith("experts")
-    return not any(path == name or path.endswith(f".{name}") for name in listed)
+    if isinstance(listed, list):
+        other = any(_ends(path, name) for name in listed)
+    else:
+        other = not path.endswith("experts")  # a pattern or all-linear: go by the name
+    return [] if other else [target for target, owner in owners.items() if not owner]
+
+
+def _ends(path: str, name: str) -> bool:
+    return path == name or path.endswith(f".{name}")
 
 
 def expert_modules(ctx: Context, path: str, groups: Sequence[Group]) -> list[Module | Skipped]:
@@ -67,13 +74,10 @@ def expert_modules(ctx: Context, path: str, groups: Sequence[Group]) -> list[Mod
 
 def _parameters(ctx: Context, path: str, groups: Sequence[Group]) -> list[str] | str:
     """Return the parameters' names, innermost first, or why they cannot be told apart."""
-    targets = [target for target in ctx.config.target_parameters or [] if _holds(path, target, ctx)]
-    candidates = sorted({target.rpartition(".")[2] for target in targets})
+    candidates = sorted({target.rpartition(".")[2] for target in _targets(ctx, path)})
     if len(candidates) == len(groups) == 1:
         return candidates
-    known = [name for name in _ORDER if name in candidates]
-    if len(candidates) > len(groups):
-        known = [name for name in known if name != "weight"]
+    known: list[str] = [name for name in _ORDER if name in candidates]
     if len(known) == len(groups) and _fits(ctx, groups, known):
         return known
     if len({(s.config_r, s.alpha) for s in (ctx.rules.of(f"{path}.{name}") for name in candidates)}) == 1:

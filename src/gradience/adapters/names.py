@@ -7,22 +7,33 @@ from typing import Final
 
 __all__ = ["is_embedding", "layer_index", "module_type", "natural_key"]
 
-_ATTENTION: Final = frozenset(
-    ["self_attn", "self_attention", "attn", "attention", "attentions", "cross_attn", "cross_attention", "crossattention", "selfattention", "encdecattention", "encoder_attn", "decoder_attn", "linear_attn", "mha", "attn1", "attn2", "multihead_attn", "qkv", "qkv_proj", "query_key_value", "q_proj", "k_proj", "v_proj", "o_proj", "q_lin", "k_lin", "v_lin", "out_lin", "query", "key", "value", "c_attn", "wq", "wk", "wv", "wqkv", "in_proj_qkv", "to_q", "to_k", "to_v", "to_out", "to_qkv", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out", "q_a_proj", "q_b_proj", "kv_a_proj_with_mqa", "kv_b_proj", "kv_proj", "attn_output", "attn_qkv"]
+
+def _words(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
+_ATTENTION: Final = _words(
+    "self_attn self_attention attn attention attentions cross_attn cross_attention crossattention "
+    "selfattention encdecattention encoder_attn decoder_attn linear_attn mha attn1 attn2 multihead_attn "
+    "qkv qkv_proj query_key_value q_proj k_proj v_proj o_proj q_lin k_lin v_lin out_lin query key value "
+    "c_attn wq wk wv wqkv in_proj_qkv to_q to_k to_v to_out to_qkv add_q_proj add_k_proj add_v_proj "
+    "to_add_out q_a_proj q_b_proj kv_a_proj_with_mqa kv_b_proj kv_proj attn_output attn_qkv"
 )
-_MLP: Final = frozenset(
-    ["mlp", "ffn", "ff", "ff_context", "feed_forward", "feedforward", "densereludense", "intermediate", "block_sparse_moe", "moe", "expert", "experts", "shared_expert", "shared_experts", "gate_proj", "up_proj", "down_proj", "gate_up_proj", "fc1", "fc2", "fc_in", "fc_out", "c_fc", "lin1", "lin2", "w1", "w2", "w3", "wi", "wi_0", "wi_1", "dense_h_to_4h", "dense_4h_to_h", "pwconv1", "pwconv2", "linear1", "linear2", "channel_mixer", "proj_mlp"]
+_MLP: Final = _words(
+    "mlp ffn ff ff_context feed_forward feedforward densereludense intermediate block_sparse_moe moe "
+    "expert experts shared_expert shared_experts gate_proj up_proj down_proj gate_up_proj fc1 fc2 fc_in "
+    "fc_out c_fc lin1 lin2 w1 w2 w3 wi wi_0 wi_1 dense_h_to_4h dense_4h_to_h pwconv1 pwconv2 linear1 "
+    "linear2 channel_mixer proj_mlp"
 )
-_SSM: Final = frozenset(
-    ["mixer", "mamba", "mamba_block", "ssm", "x_proj", "dt_proj", "time_mixer", "time_mix"]  # Mamba, Mamba 2, Jamba, RWKV
-)
-_CONVOLUTION: Final = frozenset(
-    ["conv", "conv1", "conv2", "conv3", "conv_in", "conv_out", "conv1d", "dwconv", "conv_shortcut", "downsample"]
-)
+# State-space and recurrent mixers: Mamba, Mamba 2, Jamba, RWKV.
+_SSM: Final = _words("mixer mamba mamba_block ssm x_proj dt_proj time_mixer time_mix")
+_CONVOLUTION: Final = _words("conv conv1 conv2 conv3 conv_in conv_out conv1d dwconv conv_shortcut downsample")
 # Words that decide only where nothing else in the path does: BERT's output.dense, T5's wo.
 _WEAK: Final = {"output": "mlp", "wo": "mlp", "out_proj": "attn", "q": "attn", "k": "attn", "v": "attn", "o": "attn"}
-_EMBEDDINGS: Final = frozenset(
-    ["embed_tokens", "word_embeddings", "wte", "wpe", "embedding", "embeddings", "tok_embeddings", "embed_in", "shared", "lm_head", "embed_out", "position_embeddings", "token_type_embeddings", "embed_positions", "token_embedding", "position_embedding"]
+_EMBEDDINGS: Final = _words(
+    "embed_tokens word_embeddings wte wpe embedding embeddings tok_embeddings embed_in shared lm_head "
+    "embed_out position_embeddings token_type_embeddings embed_positions token_embedding "
+    "position_embedding"
 )
 _TYPES: Final[dict[str, str]] = {
     **dict.fromkeys(_CONVOLUTION, "conv"),
@@ -38,16 +49,16 @@ _DIGITS: Final = re.compile(r"(\d+)")
 
 _SEP: Final = "[._]"
 _PAIRS: Final = re.compile(
-    rf"(?:^|{_SEP})(?:stages{_SEP}(\d+){_SEP}(?:blocks|layers)|layers{_SEP}(\d+){_SEP}blocks|layer(\d)){_SEP}(\d+)(?=$|{_SEP})"
+    rf"(?:^|{_SEP})(?:stages{_SEP}(\d{{1,9}}){_SEP}(?:blocks|layers)|layers{_SEP}(\d{{1,9}}){_SEP}blocks|layer(\d)){_SEP}(\d{{1,9}})(?=$|{_SEP})"
 )
 _SECTIONS: Final = re.compile(
     rf"(?:^|{_SEP})(down_blocks|mid_block|up_blocks|single_transformer_blocks|single_blocks|decoder{_SEP}block)"
-    rf"(?:{_SEP}(\d+))?(?=$|{_SEP})"
+    rf"(?:{_SEP}(\d{{1,9}}))?(?=$|{_SEP})"
 )
 _SECTION_START: Final = {"down_blocks": 0, "mid_block": 100, "up_blocks": 200}
 _SECTION_SIZE: Final = 100
 _LAYER: Final = re.compile(
-    rf"(?:^|{_SEP})(?:layers?|h|blocks?|layer_module|transformer_blocks|double_blocks|resblocks){_SEP}(\d+)(?=$|{_SEP})",
+    rf"(?:^|{_SEP})(?:layers?|h|blocks?|layer_module|transformer_blocks|double_blocks|resblocks){_SEP}(\d{{1,9}})(?=$|{_SEP})",
     re.IGNORECASE,
 )
 
@@ -110,7 +121,7 @@ def layer_index(name: str) -> int | None:
         start = _SECTION_START.get(hit[1], _SECTION_SIZE)
         return start + int(hit[2] or 0)
     hit = _LAYER.search(name)
-    return int(hit[1]) if hit and len(hit[1]) <= _MOST_DIGITS else None
+    return int(hit[1]) if hit else None
 
 
 _MOST_DIGITS: Final = 9
@@ -119,6 +130,6 @@ _MOST_DIGITS: Final = 9
 def natural_key(name: str) -> list[tuple[int, str]]:
     """Return a sort key that puts layer 2 before layer 10."""
     return [
-        (int(part), "") if part.isdecimal() and len(part) <= _MOST_DIGITS else (-1, part)
-        for part in _DIGITS.split(name)
+        (-1, part) if i % 2 == 0 else (int(part), "") if len(part) <= _MOST_DIGITS else (10**_MOST_DIGITS, part)
+        for i, part in enumerate(_DIGITS.split(name))
     ]

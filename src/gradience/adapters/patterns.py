@@ -52,16 +52,12 @@ class PatternTable:
             text, anys = holes
             self._plain.setdefault((len(text), anys), {}).setdefault(_mask(text, anys), index)
 
-    def first(self, name: str) -> str | None:
-        """Return the first key that PEFT would apply to the module of that name, or None."""
+    def matching(self, name: str) -> list[str]:
+        """Return the keys that match the module of that name, in order: PEFT applies the first."""
         spellings = (name, name[:-1]) if name.endswith("\n") else (name,)  # `$` also stands before a last newline
-        best = min((hit for text in spellings for hit in self._plain_hits(text)), default=len(self.keys))
-        for index, matches in self._others:
-            if index >= best:
-                break
-            if matches(name):
-                best = index
-        return self.keys[best] if best < len(self.keys) else None
+        hits = {hit for text in spellings for hit in self._plain_hits(text)}
+        hits.update(index for index, matches in self._others if matches(name))
+        return [self.keys[index] for index in sorted(hits)]
 
     def _plain_hits(self, name: str) -> Iterable[int]:
         for (length, anys), keys in self._plain.items():

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Final, TypeAlias
 
-from gradience.adapters.config import AdapterConfig, ScalingRules
+from gradience.adapters.config import ANALYSED, AdapterConfig, ScalingRules
 from gradience.adapters.experts import expert_modules, parameter_nests
 from gradience.adapters.groups import Context, Group
 from gradience.adapters.keys import PREFIX, parse_key
@@ -38,7 +38,6 @@ _BUILDERS: Final[dict[str, Builder]] = {
     "HIRA": hira_module,
     "MISS": miss_module,
 }
-_ANALYSED: Final = frozenset({*_BUILDERS, "VERA"})
 _ALIASES: Final = {"BONE": "MISS"}
 
 
@@ -56,7 +55,7 @@ def read_peft(source: TensorSource, config: AdapterConfig) -> Adapter:
     declared = config.peft_type.upper() if config.peft_type else None
     declared = _ALIASES.get(declared or "", declared)
     groups, roles = _gather(source, config)
-    if declared is not None and declared not in _ANALYSED:
+    if declared is not None and declared not in ANALYSED:
         return _recognised_only(source, config, roles)
     kind = _kind(declared, groups)
     ctx = _context(source, config, groups)
@@ -199,6 +198,12 @@ def _notes(
     for name, keys in zip(("rank_pattern", "alpha_pattern"), unmatched, strict=True):
         if keys:
             notes.append(f"{len(keys)} keys of {name} match no module of the file (first: {keys[0]!r})")
+    if ctx.rules.contested:
+        notes.append(
+            f"{len(ctx.rules.contested)} modules match several keys of a pattern, with different values (first: "
+            f"{ctx.rules.contested[0]}): PEFT sorts the keys when it saves, so the one that held in training may "
+            "be another than the first, which PEFT applies on loading and is used here"
+        )
     if ctx.several:
         names = sorted({m.adapter or "" for m in modules})
         notes.append(f"the file holds several adapters ({', '.join(names)}); the config was applied to each")

@@ -174,14 +174,15 @@ def _read_header(path: Path) -> tuple[bytes, int]:
 def _declared(path: Path, raw: bytes) -> dict[str, _Declared]:
     """Return the header's entries, decoded once and as they are meant: a header may hold a million."""
     try:
-        entries = msgspec.json.decode(raw, type=dict[str, _Declared])
+        found = msgspec.json.decode(raw, type=dict[str, _Declared | None])
     except msgspec.ValidationError as error:
         raise AdapterError(
             f"{path}: the safetensors header is malformed: {error}", advice="save the adapter again"
         ) from error
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise _no_safetensors(path) from error
-    entries.pop("__metadata__", None)
+    found.pop("__metadata__", None)  # null in what MLX-LM writes
+    entries = {name: entry or _Declared() for name, entry in found.items()}
     # A name given twice leaves one entry. An escaped quote keeps a name from looking like the field.
     if raw.count(b'"data_offsets"') > len(entries) + ("data_offsets" in entries):
         _refuse_twice(path, raw)

@@ -1,0 +1,117 @@
+"""What a module's name says, for the models people fine-tune."""
+
+from __future__ import annotations
+
+import pytest
+
+from gradience.adapters.names import layer_index, module_type, natural_key
+
+TABLE = [
+    # Llama, Mistral, Qwen, Gemma
+    ("model.layers.0.self_attn.q_proj", "attn", 0),
+    ("model.layers.31.self_attn.o_proj", "attn", 31),
+    ("model.layers.7.mlp.gate_proj", "mlp", 7),
+    ("model.layers.7.mlp.down_proj", "mlp", 7),
+    ("model.embed_tokens", "embedding", None),
+    ("lm_head", "embedding", None),
+    ("model.language_model.layers.4.mlp.up_proj", "mlp", 4),
+    # Phi, Phi-3
+    ("model.layers.2.self_attn.dense", "attn", 2),
+    ("model.layers.2.mlp.fc1", "mlp", 2),
+    ("model.layers.2.self_attn.qkv_proj", "attn", 2),
+    ("model.layers.2.mlp.gate_up_proj", "mlp", 2),
+    # GPT-2, GPT-J, GPT-NeoX, Falcon, OPT, MPT
+    ("transformer.h.5.attn.c_attn", "attn", 5),
+    ("transformer.h.5.attn.c_proj", "attn", 5),
+    ("transformer.h.5.mlp.c_proj", "mlp", 5),
+    ("transformer.h.5.mlp.c_fc", "mlp", 5),
+    ("transformer.wte", "embedding", None),
+    ("transformer.h.1.mlp.fc_in", "mlp", 1),
+    ("gpt_neox.layers.3.attention.query_key_value", "attn", 3),
+    ("gpt_neox.layers.3.attention.dense", "attn", 3),
+    ("gpt_neox.layers.3.mlp.dense_4h_to_h", "mlp", 3),
+    ("gpt_neox.embed_in", "embedding", None),
+    ("transformer.h.9.self_attention.dense", "attn", 9),
+    ("model.decoder.layers.4.self_attn.out_proj", "attn", 4),
+    ("model.decoder.layers.4.fc2", "mlp", 4),
+    ("transformer.blocks.8.attn.Wqkv", "attn", 8),
+    ("transformer.blocks.8.ffn.up_proj", "mlp", 8),
+    # DeepSeek, InternLM
+    ("model.layers.6.self_attn.kv_a_proj_with_mqa", "attn", 6),
+    ("model.layers.6.attention.wo", "attn", 6),
+    ("model.layers.6.feed_forward.w1", "mlp", 6),
+    # BERT, RoBERTa, DistilBERT
+    ("bert.encoder.layer.1.attention.self.query", "attn", 1),
+    ("bert.encoder.layer.1.attention.output.dense", "attn", 1),
+    ("bert.encoder.layer.1.intermediate.dense", "mlp", 1),
+    ("bert.encoder.layer.1.output.dense", "mlp", 1),
+    ("bert.pooler.dense", "other", None),
+    ("roberta.encoder.layer.11.attention.self.value", "attn", 11),
+    ("roberta.embeddings.word_embeddings", "embedding", None),
+    ("classifier.dense", "other", None),
+    ("score", "other", None),
+    ("distilbert.transformer.layer.2.attention.q_lin", "attn", 2),
+    ("distilbert.transformer.layer.2.attention.out_lin", "attn", 2),
+    ("distilbert.transformer.layer.2.ffn.lin1", "mlp", 2),
+    ("pre_classifier", "other", None),
+    # T5, BART, Whisper
+    ("encoder.block.3.layer.0.SelfAttention.q", "attn", 3),
+    ("encoder.block.3.layer.1.DenseReluDense.wi_0", "mlp", 3),
+    ("decoder.block.3.layer.1.EncDecAttention.k", "attn", 103),
+    ("decoder.block.3.layer.2.DenseReluDense.wo", "mlp", 103),
+    ("shared", "embedding", None),
+    ("model.encoder.layers.3.fc1", "mlp", 3),
+    ("model.decoder.layers.3.encoder_attn.v_proj", "attn", 3),
+    # ViT, ConvNeXt (timm and transformers), Swin, ResNet
+    ("vit.encoder.layer.0.attention.attention.query", "attn", 0),
+    ("blocks.10.attn.qkv", "attn", 10),
+    ("stages.0.blocks.2.mlp.fc1", "mlp", 2),
+    ("stages.1.blocks.2.mlp.fc1", "mlp", 102),
+    ("convnext.encoder.stages.2.layers.8.pwconv1", "mlp", 208),
+    ("convnext.encoder.stages.2.layers.8.dwconv", "conv", 208),
+    ("layers.2.blocks.17.attn.proj", "attn", 217),
+    ("layer3.5.conv2", "conv", 305),
+    # Experts
+    ("model.layers.4.block_sparse_moe.experts.6.w1", "mlp", 4),
+    ("model.layers.4.block_sparse_moe.gate", "mlp", 4),
+    ("model.layers.4.mlp.experts.gate_up_proj[6]", "mlp", 4),
+    ("model.layers.4.mlp.experts.down_proj:default[6]", "mlp", 4),
+    ("model.layers.4.mlp.shared_expert.up_proj", "mlp", 4),
+    ("model.layers.4.mlp.switch_mlp.gate_proj[2]", "mlp", 4),
+    # Mamba, Jamba, linear attention
+    ("backbone.layers.12.mixer.in_proj", "ssm", 12),
+    ("backbone.layers.12.mixer.x_proj", "ssm", 12),
+    ("backbone.layers.12.mixer.out_proj", "ssm", 12),
+    ("model.layers.3.mamba.dt_proj", "ssm", 3),
+    ("model.layers.3.linear_attn.in_proj_qkvz", "attn", 3),
+    # kohya and diffusers
+    ("lora_te_text_model_encoder_layers_3_self_attn_q_proj", "attn", 3),
+    ("lora_te_text_model_encoder_layers_3_mlp_fc1", "mlp", 3),
+    ("lora_unet_down_blocks_1_attentions_0_transformer_blocks_0_attn1_to_out_0", "attn", 1),
+    ("lora_unet_mid_block_attentions_0_transformer_blocks_0_ff_net_0_proj", "mlp", 100),
+    ("lora_unet_up_blocks_1_attentions_0_transformer_blocks_0_attn2_to_k", "attn", 201),
+    ("lora_unet_down_blocks_1_resnets_0_conv1", "conv", 1),
+    ("unet.up_blocks.1.attentions.0.transformer_blocks.0.attn2.processor.to_k", "attn", 201),
+    ("transformer.transformer_blocks.5.attn.to_q", "attn", 5),
+    ("transformer.single_transformer_blocks.5.attn.to_q", "attn", 105),
+    # Other
+    ("mha", "attn", None),
+    ("classifier", "other", None),
+    ("", "other", None),
+    ("layers.99999999999999999999.q_proj", "attn", None),
+]
+
+
+@pytest.mark.parametrize(("name", "kind", "layer"), TABLE)
+def test_a_name_says_its_type_and_layer(name, kind, layer):
+    assert (module_type(name), layer_index(name)) == (kind, layer)
+
+
+def test_no_two_layers_of_a_convnext_share_an_index():
+    names = [f"stages.{stage}.blocks.{block}.mlp.fc1" for stage in range(4) for block in range(27)]
+    assert len({layer_index(name) for name in names}) == len(names)
+
+
+def test_natural_order_puts_layer_2_before_layer_10():
+    names = ["layers.10.q", "layers.2.q", "layers.2.k", "layers.²", "layers." + "9" * 5000]
+    assert sorted(names, key=natural_key)[:2] == ["layers.2.k", "layers.2.q"]

@@ -1,0 +1,313 @@
+"""Whole models of transformers: experts, replicated layers, saved heads, tokens, embeddings, names."""
+
+from __future__ import annotations
+
+import copy
+import json
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from peft import LoraConfig, PeftModel, TaskType, get_peft_model
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from gradience.adapters.folder import find_files
+from gradience.adapters.read import read_adapter
+from gradience.adapters.tensors import SafetensorsFile
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+TOLERANCE = 1e-5
+SIZES = {"vocab_size": 40, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2}
+HEADS = {"num_attention_heads": 2, "num_key_value_heads": 2}
+
+
+def llama(**more):
+    config = transformers.LlamaConfig(**SIZES, **HEADS, **more)
+    return transformers.LlamaForCausalLM(config)
+
+
+def mixtral():
+    config = transformers.MixtralConfig(**SIZES, **HEADS, num_local_experts=3, num_experts_per_tok=2)
+    return transformers.MixtralForCausalLM(config)
+
+
+def read(folder):
+    return read_adapter(find_files(folder), SafetensorsFile)
+
+
+def roles(adapter):
+    """Return how many tensors have each role."""
+    counts: dict[str, int] = {}
+    for role in adapter.roles.values():
+        counts[role] = counts.get(role, 0) + 1
+    return counts
+
+
+class Experts(nn.Module):
+    """Stacked experts as models register them, in an order of their own."""
+
+    def __init__(self, *, is_transposed=False, square=False):
+        super().__init__()
+        self.is_transposed = is_transposed
+        inner = 16 if square else 10
+        shape = (4, 16, 2 * inner) if is_transposed else (4, 2 * inner, 16)
+        self.gate_up_proj = nn.Parameter(torch.randn(shape))
+        self.down_proj = nn.Parameter(torch.randn((4, inner, 16) if is_transposed else (4, 16, inner)))
+
+    def forward(self, x):
+        return x
+
+
+class MoE(nn.Module):
+    def __init__(self, **options):
+        super().__init__()
+        torch.manual_seed(1)
+        self.layers = nn.ModuleList(nn.ModuleDict({"experts": Experts(**options)}) for _ in range(2))
+
+    def forward(self, x):
+        return x
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"target_parameters": ["experts.gate_up_proj", "experts.down_proj"]},
+        {"target_parameters": ["experts.down_proj"]},
+        {"target_parameters": ["gate_up_proj", "down_proj"], "target_modules": []},
+        {
+            "target_parameters": ["experts.down_proj", "experts.gate_up_proj"],
+            "rank_pattern": {"experts.gate_up_proj": 6},
+            "alpha_pattern": {"experts.down_proj": 7},
+            "use_rslora": True,
+        },
+    ],
+    ids=str,
+)
+def test_stacked_experts_are_what_peft_merges(make, worst_error, more, transposed):
+    case = make(MoE(is_transposed=transposed), LoraConfig(r=3, lora_alpha=5, **more))
+    assert worst_error(case) < TOLERANCE
+    names = [m.name for m in case.read().modules]
+    assert "layers.1.experts.down_proj[3]" in names
+    assert len(names) == 2 * 4 * len(more["target_parameters"])
+
+
+def test_a_dead_expert_is_a_module_of_zeros(make):
+    def kill(model):
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                parameter.data.reshape(len(parameter), -1, 4)[:, :, 2] = 0.0
+
+    adapter = make(MoE(), LoraConfig(r=3, target_parameters=["experts.down_proj"]), edit=kill).read()
+    dead = {m.expert for m in adapter.modules if not m.load()[0].any()}
+    assert dead == {2}
+
+
+def test_ranks_that_give_a_module_two_numbers_of_experts_are_refused(make):
+    case = make(MoE(), LoraConfig(r=4, target_parameters=["experts.gate_up_proj", "experts.down_proj"]))
+    path = case.folder / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"rank_pattern": {"experts.down_proj": 2}}))
+    adapter = case.read()
+    assert not adapter.modules
+    assert "experts by the config's ranks" in adapter.skipped[0].reason
+
+
+@pytest.mark.parametrize(
+    "targets",
+    [["q_proj", "v_proj", "w1", "w2", "w3"], ["q_proj", "gate", "w1", "w2", "w3"], "all-linear"],
+    ids=str,
+)
+def test_mixtral_with_its_old_names_is_what_peft_merges(make, worst_error, targets):
+    case = make(mixtral(), LoraConfig(r=2, lora_alpha=3, target_modules=targets))
+    assert worst_error(case) < TOLERANCE
+    experts = [m for m in case.read().modules if m.expert is not None]
+    assert {m.base_name.rpartition(".")[2] for m in experts} == {"gate_up_proj", "down_proj"}
+    assert {m.r for m in experts if "gate_up" in m.name} == {4}
+    assert len(experts) == 2 * 3 * 2
+
+
+def test_gpt_oss_is_what_peft_merges(make, worst_error):
+    config = transformers.GptOssConfig(
+        **SIZES, **HEADS, head_dim=8, num_local_experts=3, num_experts_per_tok=2, layer_types=["full_attention"] * 2
+    )
+    model = transformers.GptOssForCausalLM(config)
+    targets = ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]
+    case = make(model, LoraConfig(r=2, target_modules=["q_proj"], target_parameters=targets))
+    assert worst_error(case) < TOLERANCE
+
+
+def test_adapters_of_replicated_layers_name_the_layer_of_the_base(make):
+    case = make(llama(), LoraConfig(r=4, target_modules=["q_proj"], layer_replication=[[0, 2], [1, 2], [0, 1]]))
+    names = {m.name: m.base_name for m in case.read().modules}
+    assert names == {
+        f"model.layers.{i}.self_attn.q_proj": f"model.layers.{base}.self_attn.q_proj.weight"
+        for i, base in enumerate([0, 1, 1, 0])
+    }
+
+
+def test_gpt2_is_what_peft_merges_with_its_turned_weights(make, worst_error):
+    config = transformers.GPT2Config(vocab_size=40, n_embd=16, n_layer=2, n_head=2, n_positions=8)
+    targets = ["c_attn", "c_proj", "c_fc", "wte"]
+    case = make(transformers.GPT2LMHeadModel(config), LoraConfig(r=4, target_modules=targets))
+    assert worst_error(case) < TOLERANCE
+    assert {m.shape for m in case.read().modules if m.name.endswith("c_fc")} == {(16, 64)}
+
+
+def test_embedding_and_head_are_what_peft_merges_and_their_copies_are_known(make, worst_error):
+    case = make(llama(), LoraConfig(r=4, target_modules=["q_proj", "embed_tokens", "lm_head"]))
+    assert worst_error(case) < TOLERANCE
+    adapter = case.read()
+    assert roles(adapter) == {"lora_pair": 8, "base_copy": 2}
+    assert not adapter.skipped
+
+
+def test_bf16_factors_read_exactly(make):
+    case = make(llama(), LoraConfig(r=4, target_modules=["q_proj"]), edit=lambda model: model.bfloat16())
+    truth = load_file(case.folder / "adapter_model.safetensors")
+    for module in case.read().modules:
+        b, _ = module.load()
+        assert b.dtype.name == "bfloat16"
+        key = f"base_model.model.{module.name}.lora_B.weight"
+        np.testing.assert_array_equal(b.astype(np.float32), truth[key].float().numpy())
+
+
+@pytest.mark.parametrize("bias", ["all", "lora_only"])
+def test_every_tensor_of_a_classifier_with_biases_has_a_role(make, worst_error, bias):
+    config = transformers.BertConfig(**SIZES, num_attention_heads=2, num_labels=3)
+    model = transformers.BertForSequenceClassification(config)
+    lora = LoraConfig(r=4, target_modules=["query", "value"], bias=bias, task_type=TaskType.SEQ_CLS)
+    case = make(model, lora)
+    assert worst_error(case) < TOLERANCE
+    found = roles(case.read())
+    assert found.keys() <= {"lora_pair", "bias", "full_module", "base_copy"}
+    assert found["lora_pair"] == 8
+    assert found["full_module"] == (3 if bias == "all" else 2)  # the classifier; "all" saves its bias twice
+    assert found["bias"] >= 4
+
+
+def test_saved_token_rows_have_a_role(make):
+    lora = LoraConfig(r=4, target_modules=["q_proj"], trainable_token_indices={"embed_tokens": [1, 5]})
+    assert roles(make(llama(tie_word_embeddings=False), lora).read()) == {"lora_pair": 4, "token_rows": 1}
+
+
+def test_an_embedding_saved_with_a_new_vocabulary_is_a_full_module(make):
+    model = llama(tie_word_embeddings=True)
+    wrapped = get_peft_model(copy.deepcopy(model), LoraConfig(r=4, target_modules=["q_proj"]))
+    case = make(model, LoraConfig(r=4, target_modules=["q_proj"]))
+    wrapped.save_pretrained(case.folder, save_embedding_layers=True)
+    adapter = case.read()
+    assert roles(adapter)["full_module"] >= 1
+    assert not adapter.skipped
+
+
+def test_a_converted_pissa_adapter_is_the_whole_update(tmp_path):
+    model = llama()
+    base = {k: v.clone() for k, v in model.state_dict().items()}
+    wrapped = get_peft_model(copy.deepcopy(model), LoraConfig(r=4, target_modules=["q_proj"], init_lora_weights="pissa"))
+    wrapped.peft_config["default"].init_lora_weights = True
+    wrapped.save_pretrained(tmp_path / "initial")
+    wrapped.peft_config["default"].init_lora_weights = "pissa"
+    for name, parameter in wrapped.named_parameters():
+        if "lora_" in name:
+            parameter.data += 0.1 * torch.randn_like(parameter)
+    wrapped.save_pretrained(tmp_path / "done", path_initial_model_for_weight_conversion=str(tmp_path / "initial"))
+    merged = PeftModel.from_pretrained(copy.deepcopy(model), tmp_path / "done").merge_and_unload().state_dict()
+    adapter = read(tmp_path / "done")
+    assert {m.r for m in adapter.modules} == {8}
+    assert not adapter.notes
+    for module in adapter.modules:
+        b, a = module.load()
+        truth = (merged[module.base_name] - base[module.base_name]).numpy()
+        np.testing.assert_allclose(module.scale * b @ a, truth, atol=1e-4 * np.abs(truth).max())
+        assert module.dense is None
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        ({"init_lora_weights": "pissa_niter_4"}, "pissa_niter_4"),
+        ({"alora_invocation_tokens": [1, 2]}, "aLoRA"),
+    ],
+)
+def test_what_the_factors_do_not_say_is_noted(make, more, words):
+    from peft import get_peft_model
+
+    model = llama()
+    wrapped = get_peft_model(copy.deepcopy(model), LoraConfig(r=4, target_modules=["q_proj"], task_type="CAUSAL_LM", **more))
+    wrapped.save_pretrained(make.__closure__[0].cell_contents)
+    adapter = read(make.__closure__[0].cell_contents)
+    assert any(words in note for note in adapter.notes)
+    assert all(m.dense is None for m in adapter.modules)
+
+
+def test_extras_used_in_training_only_are_named_and_change_nothing(make, worst_error):
+    from peft.tuners.lora.config import MontecloraConfig
+
+    config = LoraConfig(r=4, target_modules=["q_proj"], monteclora_config=MontecloraConfig())
+    case = make(llama(), config)
+    assert worst_error(case) < TOLERANCE
+    assert {s.reason for s in case.read().skipped} == {"used in training only"}
+
+
+def test_several_adapters_in_sub_folders_are_told_apart(tmp_path):
+    wrapped = get_peft_model(llama(), LoraConfig(r=4, target_modules=["q_proj"]))
+    wrapped.add_adapter("other", LoraConfig(r=2, target_modules=["v_proj"]))
+    wrapped.save_pretrained(tmp_path)
+    adapter = read(tmp_path)
+    assert {m.r for m in adapter.modules} == {4}
+    assert any("other" in note for note in adapter.notes)
+    assert {m.r for m in read(tmp_path / "other").modules} == {2}
+
+
+def test_a_live_state_dict_with_two_adapters_gives_modules_of_each(tmp_path):
+    wrapped = get_peft_model(llama(), LoraConfig(r=4, target_modules=["q_proj"]))
+    wrapped.add_adapter("other", LoraConfig(r=2, target_modules=["q_proj"]))
+    wrapped.peft_config["default"].save_pretrained(tmp_path)
+    raw = {k: v.contiguous() for k, v in wrapped.state_dict().items() if "lora_" in k}
+    save_file(raw, tmp_path / "adapter_model.safetensors")
+    adapter = read(tmp_path)
+    assert {(m.adapter, m.r) for m in adapter.modules} == {("default", 4), ("other", 2)}
+    assert "model.layers.0.self_attn.q_proj:other" in {m.name for m in adapter.modules}
+    assert any("several adapters" in note for note in adapter.notes)
+
+
+def test_a_live_state_dict_of_one_adapter_reads_like_a_saved_one(tmp_path):
+    wrapped = get_peft_model(llama(), LoraConfig(r=4, target_modules=["q_proj"], use_dora=True))
+    wrapped.save_pretrained(tmp_path / "saved")
+    (tmp_path / "raw").mkdir()
+    wrapped.peft_config["default"].save_pretrained(tmp_path / "raw")
+    raw = {f"_orig_mod.{k}".replace("_orig_mod.base_model.model.", "base_model.model._orig_mod."): v.contiguous()
+           for k, v in wrapped.state_dict().items() if "lora_" in k}
+    save_file(raw, tmp_path / "raw" / "adapter_model.safetensors")
+    saved, live = read(tmp_path / "saved"), read(tmp_path / "raw")
+    assert [(m.name, m.kind, m.shape, m.scale) for m in live.modules] == [
+        (m.name, m.kind, m.shape, m.scale) for m in saved.modules
+    ]
+
+
+def test_keys_of_patterns_that_match_nothing_are_listed(make):
+    config = LoraConfig(r=4, target_modules=["q_proj"])
+    case = make(llama(), config)
+    path = case.folder / "adapter_config.json"
+    text = json.loads(path.read_text())
+    text |= {"rank_pattern": {"layers.1": 8, "q_proj": 4}, "alpha_pattern": {"base_model.model.q_proj": 3}}
+    path.write_text(json.dumps(text))
+    adapter = case.read()
+    assert adapter.unmatched_rank_patterns == ["layers.1"]
+    assert adapter.unmatched_alpha_patterns == ["base_model.model.q_proj"]
+    assert {m.rank_pattern for m in adapter.modules} == {"q_proj"}
+    assert sum("match no module" in note for note in adapter.notes) == 2
+
+
+def test_a_type_that_is_no_low_rank_update_is_recognised_and_its_head_kept_apart(make):
+    from peft import IA3Config
+
+    model = transformers.BertForSequenceClassification(transformers.BertConfig(**SIZES, num_attention_heads=2))
+    config = IA3Config(target_modules=["query"], feedforward_modules=[], task_type="SEQ_CLS")
+    adapter = make(model, config).read()
+    assert not adapter.modules
+    assert adapter.skipped[0].reason == "peft_type IA3: recognised, not analysed"
+    assert roles(adapter) == {"not_analysed": 2, "full_module": 2}
