@@ -11,21 +11,21 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
+from itertools import accumulate
 from statistics import fmean
 from typing import Any, Final, NamedTuple
 
 import ml_dtypes
+import msgspec
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from gradience.adapters.names import layer_index, module_type
 from gradience.policy.ranks import percentile
-from gradience.schema.scalars import real
 
 __all__ = ["LiveModule", "live_modules", "spectral_metrics"]
 
-MAX_MODULES: Final = 250  # rows that a log line of 64 KiB has room for
+_MODULE_BYTES: Final = 48 * 1024  # of the 64 KiB a log line may have
 
 
 class LiveModule(NamedTuple):
@@ -42,7 +42,7 @@ def live_modules(model: torch.nn.Module) -> list[LiveModule]:
     return [found for name, module in model.named_modules() for found in _factors(name, module)]
 
 
-def spectral_metrics(model: torch.nn.Module, *, modules: bool = True) -> dict[str, Any]:
+def spectral_metrics(model: torch.nn.Module) -> dict[str, Any]:
     """Return the payload of a `metrics` event of kind `spectral`; `elapsed_s` is what it cost.
 
     Without a whole LoRA factor to see (none adapted, or sharded over processes) it says so in `not_analysed`.
@@ -60,12 +60,7 @@ def spectral_metrics(model: torch.nn.Module, *, modules: bool = True) -> dict[st
     with cpu():
         found = spectra([loader(module) for module in live])
     rows = [_row(module, spectrum) for module, spectrum in zip(live, found, strict=True)]
-    payload = _summary(live, rows)
-    if modules:
-        payload["modules"] = rows[:MAX_MODULES]
-        if len(rows) > MAX_MODULES:
-            payload["modules_omitted"] = len(rows) - MAX_MODULES
-    return {**payload, "elapsed_s": _since(began)}
+    return {**_summary(live, rows), **_fitting(rows), "elapsed_s": _since(began)}
 
 
 def _factors(name: str, module: torch.nn.Module) -> Iterator[LiveModule]:
@@ -111,20 +106,26 @@ def _cpu_only() -> Callable[[], AbstractContextManager[Any]]:
 
 def _row(module: LiveModule, spectrum: Any) -> dict[str, Any]:
     r = int(module.a.shape[0])
-    row: dict[str, Any] = {"name": module.name, "module_type": module_type(module.name), "r": r}
-    if (layer := layer_index(module.name)) is not None:
-        row["layer"] = layer
-    row["state"] = "non_finite" if not spectrum.finite else "zero" if spectrum.spectral_norm == 0.0 else "ok"
-    if row["state"] != "ok":
-        return row
-    return row | {
-        "stable_rank": spectrum.stable_rank,
-        "effective_rank": spectrum.effective_rank,
-        "utilization": spectrum.stable_rank / r,
-        "energy_rank_90": spectrum.energy_ranks[0],
-        "spectral_norm": real(spectrum.spectral_norm),
-        "frobenius_norm": real(spectrum.frobenius_norm),
+    if not spectrum.finite or spectrum.spectral_norm == 0.0:
+        return {"name": module.name, "r": r, "state": "zero" if spectrum.finite else "non_finite"}
+    return {
+        "name": module.name,
+        "r": r,
+        "state": "ok",
+        "stable_rank": _rounded(spectrum.stable_rank),
+        "effective_rank": _rounded(spectrum.effective_rank),
+        "utilization": _rounded(spectrum.stable_rank / r),
+        "energy_rank_90": int(spectrum.energy_ranks[0]),
+        "spectral_norm": _rounded(spectrum.spectral_norm),
+        "frobenius_norm": _rounded(spectrum.frobenius_norm),
     }
+
+
+def _fitting(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return the modules, the first ones where a log line has no room for all."""
+    ends = accumulate(len(msgspec.json.encode(row)) + 1 for row in rows)
+    kept = sum(end <= _MODULE_BYTES for end in ends)
+    return {"modules": rows[:kept], **({"modules_omitted": len(rows) - kept} if kept < len(rows) else {})}
 
 
 def _summary(live: list[LiveModule], rows: list[dict[str, Any]]) -> dict[str, Any]:
@@ -148,6 +149,10 @@ def _summary(live: list[LiveModule], rows: list[dict[str, Any]]) -> dict[str, An
         "frobenius_norm": sum(float(row["frobenius_norm"]) ** 2 for row in healthy) ** 0.5,
         "spectral_norm_max": max(float(row["spectral_norm"]) for row in healthy),
     }
+
+
+def _rounded(value: float) -> float:
+    return float(f"{value:.6g}")
 
 
 def _since(began: float) -> float:

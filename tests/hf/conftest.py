@@ -1,0 +1,69 @@
+"""The tiny Trainer as a fixture, and a reader of what a run left."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from pathlib import Path
+
+import pytest
+
+from gradience.telemetry import TelemetryReader
+
+HERE = Path(__file__).parent
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if item.path.is_relative_to(HERE):  # other people's deprecations are not ours; our own warnings stay errors
+            item.add_marker(pytest.mark.filterwarnings("default", "error:gradience. .*:RuntimeWarning"))
+
+
+@pytest.fixture(scope="session")
+def training():
+    """The module `training.py`."""
+    pytest.importorskip("peft", reason="needs the hf extra: pip install 'gradience[hf]'")
+    pytest.importorskip("transformers", reason="needs the hf extra: pip install 'gradience[hf]'")
+    spec = importlib.util.spec_from_file_location("hf_training", HERE / "training.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["hf_training"] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="session")
+def callback(training):
+    """The class GradienceCallback."""
+    return training.GradienceCallback
+
+
+@pytest.fixture(scope="session")
+def log():
+    """A function that returns a folder's events, all of them valid, as (all, those of one name)."""
+
+    def read(path):
+        path = Path(path)
+        reader = TelemetryReader(path if path.is_file() else path / "run.jsonl")
+        events = list(reader)
+        assert reader.issues == []
+        return Log(events)
+
+    return read
+
+
+class Log(list):
+    """Events, and ways to ask for some of them."""
+
+    def of(self, name):
+        return [event for event in self if event.__struct_config__.tag == name]
+
+    @property
+    def names(self):
+        return [event.__struct_config__.tag for event in self]
+
+    def kind(self, kind):
+        return [event for event in self.of("metrics") if event.kind == kind]
+
+    @property
+    def steps(self):
+        return [event.step for event in self.of("train_step")]
