@@ -1,0 +1,158 @@
+"""Audit: whole-process time and peak memory, side by side with other tools, in one run.
+
+    python benchmarks/audit.py FOLDER [FOLDER ...] [--runs 5] [--peer NAME=COMMAND ...]
+
+Each FOLDER is an adapter. COMMAND is another tool's command line, in an environment of its own; `{dir}` and
+`{weights}` stand for the adapter. The tools take turns (A B C, A B C, ...), after one uncounted turn, so that a
+machine that slows down slows all of them. Printed: median, least and largest wall seconds, peak resident memory,
+and each tool's median as a multiple of ours. `--floor` adds what numpy needs for the same float64 Gram products and
+nothing else. `--growth` times adapters of 1 to 10 000 equal modules made on the spot.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shlex
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+OURS = f"{shlex.quote(sys.executable)} -m gradience audit --json {{dir}}"
+
+FLOOR = """
+import json, struct, sys
+import ml_dtypes, numpy as np
+kinds = {"F32": np.float32, "BF16": ml_dtypes.bfloat16, "F16": np.float16}
+path = sys.argv[1]
+with open(path, "rb") as file:
+    size = struct.unpack("<Q", file.read(8))[0]
+    header = json.loads(file.read(size))
+import time
+spent = 0.0
+for entry in header.values():
+    if "dtype" not in entry:
+        continue
+    begin, end = entry["data_offsets"]
+    kind = np.dtype(kinds[entry["dtype"]])
+    x = np.fromfile(path, kind, (end - begin) // kind.itemsize, offset=8 + size + begin).reshape(entry["shape"])
+    x = x.astype(np.float64)
+    start = time.perf_counter()
+    x @ x.T if x.shape[0] < x.shape[1] else x.T @ x
+    spent += time.perf_counter() - start
+print(spent)
+"""
+
+
+class Cost(NamedTuple):
+    """What one process took: wall seconds, and peak resident megabytes."""
+
+    seconds: float
+    megabytes: float
+
+
+def run(command: str) -> Cost:
+    """Run one process to its end and return what it cost, by the operating system's own account."""
+    start = time.perf_counter()
+    process = subprocess.Popen(shlex.split(command), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    error = process.stderr.read() if process.stderr else b""
+    _, status, usage = os.wait4(process.pid, 0)
+    seconds = time.perf_counter() - start
+    if os.waitstatus_to_exitcode(status) not in {0, 1}:
+        raise SystemExit(f"{command} failed: {error.decode(errors='replace')[-400:]}")
+    return Cost(seconds, usage.ru_maxrss / 1024)
+
+
+def weights_of(folder: Path) -> Path:
+    return next(iter(sorted(folder.glob("*.safetensors"))))
+
+
+def compare(folder: Path, tools: dict[str, str], runs: int) -> None:
+    """Print one table: every tool on one adapter."""
+    weights = weights_of(folder)
+    filled = {
+        name: cmd.format(dir=shlex.quote(str(folder)), weights=shlex.quote(str(weights))) for name, cmd in tools.items()
+    }
+    costs: dict[str, list[Cost]] = {name: [] for name in tools}
+    for turn in range(runs + 1):
+        for name, command in filled.items():
+            cost = run(command)
+            if turn:
+                costs[name].append(cost)
+    ours = statistics.median(c.seconds for c in costs["gradience (this)"])
+    print(f"{folder.name} ({weights.stat().st_size / 1e6:.1f} MB), {runs} runs each")
+    for name, found in costs.items():
+        seconds = [c.seconds for c in found]
+        median = statistics.median(seconds)
+        print(
+            f"  {name:<24} {median:8.2f} s  ({min(seconds):.2f} to {max(seconds):.2f})"
+            f"  {max(c.megabytes for c in found):7.0f} MB  {median / ours:6.2f} x ours"
+        )
+
+
+def first_run(folder: Path) -> None:
+    """Print the time of a run whose compilation cache is empty."""
+    with tempfile.TemporaryDirectory() as cache:
+        os.environ["XDG_CACHE_HOME"] = cache
+        print(f"  first run, empty cache:  {run(OURS.format(dir=shlex.quote(str(folder)))).seconds:8.2f} s")
+        del os.environ["XDG_CACHE_HOME"]
+
+
+def floor(folder: Path, runs: int) -> None:
+    """Print what the float64 Gram products alone take in numpy's BLAS, without the reading."""
+    times = []
+    for _ in range(runs):
+        command = [sys.executable, "-c", FLOOR, str(weights_of(folder))]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        times.append(float(done.stdout))
+    print(f"  float64 Gram products alone, BLAS: {statistics.median(times):.2f} s")
+
+
+def growth() -> None:
+    """Print seconds for 1 to 10 000 equal modules."""
+    import numpy as np
+    from safetensors.numpy import save_file
+
+    rng = np.random.default_rng(0)
+    print("growth: modules of 512 x 512, r=8")
+    for n in (1, 10, 100, 1000, 10_000):
+        with tempfile.TemporaryDirectory() as folder:
+            tensors = {}
+            for i in range(n):
+                name = f"base_model.model.layers.{i}.q_proj"
+                tensors[f"{name}.lora_A.weight"] = rng.standard_normal((8, 512), dtype=np.float32)
+                tensors[f"{name}.lora_B.weight"] = rng.standard_normal((512, 8), dtype=np.float32)
+            save_file(tensors, Path(folder) / "adapter_model.safetensors")
+            (Path(folder) / "adapter_config.json").write_text(
+                json.dumps({"peft_type": "LORA", "r": 8, "lora_alpha": 16})
+            )
+            seconds = min(run(OURS.format(dir=folder)).seconds for _ in range(3))
+            print(f"  {n:>6} modules {seconds:8.2f} s")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folders", nargs="*", type=Path)
+    parser.add_argument("--runs", type=int, default=5)
+    parser.add_argument("--peer", action="append", default=[], metavar="NAME=COMMAND")
+    parser.add_argument("--floor", action="store_true")
+    parser.add_argument("--growth", action="store_true")
+    options = parser.parse_args()
+    tools = {"gradience (this)": OURS} | dict(peer.split("=", 1) for peer in options.peer)
+    print(f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.2f}")
+    for folder in options.folders:
+        compare(folder, tools, options.runs)
+        first_run(folder)
+        if options.floor:
+            floor(folder, options.runs)
+    if options.growth:
+        growth()
+
+
+if __name__ == "__main__":
+    main()

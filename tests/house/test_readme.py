@@ -1,0 +1,96 @@
+"""Every command that the README shows is run here, from a folder that looks like a fresh clone."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+MARKED = re.compile(r"<!-- run: (?P<name>[\w-]+) -->\n```(?:bash|python)\n(?P<code>.*?)```", re.DOTALL)
+FENCED = re.compile(r"```bash\n(.*?)```", re.DOTALL)
+
+
+def readme(root: Path) -> str:
+    return (root / "README.md").read_text(encoding="utf-8")
+
+
+def commands(root: Path) -> dict[str, str]:
+    return {hit["name"]: hit["code"].strip() for hit in MARKED.finditer(readme(root))}
+
+
+@pytest.fixture(scope="module")
+def clone(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the clone's examples, where runs/ can be written."""
+    folder = tmp_path_factory.mktemp("clone")
+    shutil.copytree(root / "examples", folder / "examples")
+    return folder
+
+
+def shell(command: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    env = {**os.environ, "PATH": path, "HF_HUB_OFFLINE": "1"}
+    return subprocess.run(["bash", "-c", command], cwd=cwd, env=env, capture_output=True, text=True, check=False)
+
+
+@pytest.fixture(scope="module")
+def golden(root: Path, clone: Path) -> dict[str, subprocess.CompletedProcess[str]]:
+    """The four steps and what may follow them, run in the README's order."""
+    return {name: shell(code, clone) for name, code in commands(root).items()}
+
+
+def test_the_four_steps_are_there_and_every_marked_command_succeeds(golden):
+    assert list(golden)[:4] == ["toy", "check", "monitor", "audit"]
+    assert {name: done.stderr for name, done in golden.items() if done.returncode} == {}
+
+
+@pytest.mark.parametrize(
+    ("step", "lines"),
+    [
+        ("check", ["GRADIENCE CHECK", "Config as understood:"]),
+        (
+            "monitor",
+            ["Latest eval signals:", "  Train PPL: ", "  Test  PPL: ", "  Gap: ", "Diagnostics:", "Recommendations ("],
+        ),
+        ("audit", ["Verdict: TRAINED", "  LoRA params: ", "  Stable rank (mean): ", "Most wasteful layers"]),
+    ],
+)
+def test_each_step_prints_the_block_that_the_readme_shows(root, golden, step, lines):
+    for line in lines:
+        assert line in golden[step].stdout
+        assert line in readme(root)
+
+
+def test_every_shell_line_of_the_readme_is_run_by_a_test_or_by_ci(root, golden):
+    lines = {line.strip() for block in FENCED.findall(readme(root)) for line in block.splitlines() if line.strip()}
+    marked = {line.strip() for code in commands(root).values() for line in code.splitlines()}
+    ci = (root / ".ci" / "run").read_text(encoding="utf-8")
+    nox = (root / "noxfile.py").read_text(encoding="utf-8")
+    rest = {line for line in lines - marked if line not in ci}
+    golden_line = next(line for line in rest if "golden_path" in line)
+    installs = {"pip install -e .", "pip install torch transformers peft safetensors datasets"}
+    assert rest == {golden_line} | installs
+    assert 'session.install("-e", ".")' in nox  # what the two install lines say, the golden_path session does
+    assert 'HUB_PACKAGES = ["torch", "transformers", "peft", "safetensors", "datasets"]' in nox
+
+
+def test_the_golden_path_session_runs_the_readmes_four_commands(root):
+    nox = (root / "noxfile.py").read_text(encoding="utf-8")
+    for step in ("toy", "check", "monitor", "audit"):
+        for word in commands(root)[step].replace("runs/toy", "{out}").split():
+            assert word.strip('"') in nox or word == "python"
+
+
+@pytest.mark.slow
+def test_the_golden_path_line_works_from_a_bare_clone(root, tmp_path):
+    if not os.environ.get("GRADIENCE_SLOW"):
+        pytest.skip("installs everything anew; run by 'nox -s properties'")
+    line = next(line for block in FENCED.findall(readme(root)) for line in block.splitlines() if "golden_path" in line)
+    subprocess.run(["git", "clone", "-q", str(root), str(tmp_path / "clone")], check=True)
+    done = shell(line, tmp_path / "clone")
+    assert done.returncode == 0, done.stderr
+    assert "GRADIENCE LoRA AUDIT" in done.stdout
