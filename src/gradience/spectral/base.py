@@ -1,7 +1,7 @@
 """An update beside the weight it changes: what a merge into 16 bits keeps of it, and how large both are.
 
-Rows come in chunks of one size, so that one compilation serves a whole matrix and nothing but a chunk is
-ever held twice. Products in float32 as a merge computes them, sums in float64.
+Rows come in chunks of one size (the last is padded), so that one compilation serves a whole matrix and
+nothing but a chunk is ever held twice. Products in float32 as a merge computes them, sums in float64.
 """
 
 from __future__ import annotations
@@ -76,11 +76,12 @@ def merge_sums(chunks: Iterable[Chunk], *, scale: float, target: str, delta_dtyp
     stored weight; so does this.
     """
     total = np.zeros(5)
-    entries = 0
+    entries = rows = 0
     with jax.enable_x64(True):  # noqa: FBT003  # JAX takes it by position only
         for chunk in chunks:
             entries += chunk.w.size
-            total += np.asarray(_sums_of(_padded(chunk), scale, target, delta_dtype))
+            rows = rows or len(chunk.w)
+            total += np.asarray(_sums_of(_padded(chunk, rows), scale, target, delta_dtype))
     return MergeSums(entries, int(total[0]), *(float(x) for x in total[1:]))
 
 
@@ -94,13 +95,11 @@ def _sums_of(chunk: Chunk, scale: float, target: str, delta_dtype: str) -> jax.A
     return sums
 
 
-def _padded(chunk: Chunk) -> Chunk:
-    """Return the chunk with rows of zeros up to the common number, so that kernels see one shape."""
-    rows, columns = chunk.w.shape
-    short = max(1, CHUNK_ELEMENTS // columns) - rows
-    if short <= 0:
+def _padded(chunk: Chunk, rows: int) -> Chunk:
+    """Return the chunk with rows of zeros up to the number, so that kernels see one shape."""
+    if len(chunk.w) == rows:
         return chunk
-    more = ((0, short), (0, 0))
+    more = ((0, rows - len(chunk.w)), (0, 0))
     dense = None if chunk.dense is None else np.pad(chunk.dense, more)
     return Chunk(np.pad(chunk.w, more), np.pad(chunk.left, more), chunk.right, dense)
 

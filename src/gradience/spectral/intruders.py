@@ -3,11 +3,12 @@
 Small matrices: dense float64 SVD of both. Large ones: Lanczos for the leading vectors of W + dW, then, for
 each vector u, Golub-Kahan on W started at u. That yields the spectral measure of u, whose atoms are the
 squared overlaps with the left singular vectors of W, all of them. The Christoffel function bounds every atom
-from above, so "an intruder" is proved without the full SVD of W; a converged Ritz vector shows the contrary.
+from above, so "an intruder" is shown without the full SVD of W; a converged Ritz vector shows the contrary.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from functools import partial
 from typing import Final, NamedTuple, TypeAlias
@@ -25,6 +26,8 @@ __all__ = ["Overlaps", "count_below", "overlaps"]
 EXACT_UP_TO: Final = 768  # of the smaller side: about 0.6 s of dense SVDs
 _STAGES: Final = (32, 96)  # Lanczos steps per vector; the second only for what the first leaves open
 _SETTLED: Final = 1e-4  # residual of a Ritz value, of the value itself: it belongs to one singular vector
+_RESOLVED: Final = 1e-2  # of sigma_1: under it, polynomials of some dozens of degrees cannot tell values apart
+_LEAST: Final = 1e-4  # of sigma_1: where the grid of the upper bound begins
 _TINY: Final = 1e-6  # of the largest coefficient: only rounding is left
 _GRID: Final = 4096
 
@@ -101,28 +104,53 @@ def _measure(base: Operator, u: jax.Array, steps: int) -> tuple[jax.Array, jax.A
 
 
 def _atoms(alpha: Matrix, beta: Matrix) -> tuple[float, float]:
-    """Return bounds on the square root of the measure's largest atom.
+    """Return bounds on the square root of the largest atom, of u's measure mu outside W's null space.
 
-    Lower: the largest weight of a Ritz value that has settled. Upper: the largest Christoffel number
-    1 / sum_i p_i(x)^2 over the spectrum of W W^T, which no atom exceeds.
+    Works on nu = x mu, the measure of W^T u, which the null space has no part in: each atom of mu is one of
+    nu divided by x. Lower: the largest Ritz weight that has settled. Upper: the largest of the Christoffel
+    numbers of mu, and of nu over x, which no atom exceeds; under the resolution of the polynomials at zero
+    (sigma below 1 % of sigma_1), the mass that quadrature finds there.
     """
-    ended = (alpha == 0.0) | (beta == 0.0)
-    used = int(np.argmax(ended)) + 1 if ended.any() else len(beta)
-    alpha, beta = alpha[:used], beta[:used]
-    vectors, sigma, _ = np.linalg.svd(np.diag(alpha) + np.diag(beta[:-1], -1))
-    weights = vectors[0] ** 2
-    settled = beta[-1] * np.abs(vectors[-1]) <= _SETTLED * sigma
-    lower = float(np.sqrt(np.max(weights[settled], initial=0.0)))
-    if ended.any():
-        return lower, lower
-    points = np.append(sigma, np.linspace(0.0, sigma[0], _GRID)) ** 2
-    upper = float(np.sqrt(np.max(_christoffel(*_jacobi(alpha, beta), points))))
-    return lower, max(lower, min(upper, 1.0))
+    if alpha[0] == 0.0:
+        return 0.0, 0.0
+    used = _steps_used(alpha, beta)
+    left, sigma, right = np.linalg.svd(_bidiagonal(alpha[:used], beta[:used]), full_matrices=False)
+    atoms = (alpha[0] * right[:, 0] / np.where(sigma > 0.0, sigma, np.inf)) ** 2
+    residuals = alpha[used] * np.abs(left[-1])
+    lower = float(np.max(atoms[residuals <= _SETTLED * sigma], initial=0.0))
+    if alpha[used] == 0.0 or beta[used - 1] == 0.0:
+        return math.sqrt(lower), math.sqrt(lower)
+    points = np.append(sigma, np.geomspace(_LEAST * sigma[0], sigma[0], _GRID))
+    of_mu = _christoffel(*_jacobi_mu(alpha[:used], beta[:used]), points**2)
+    of_nu = _christoffel(*_jacobi_nu(alpha[:used], beta[:used]), points**2) * (alpha[0] / points) ** 2
+    under = np.where(points <= _RESOLVED * sigma[0], np.sum(atoms[sigma <= _RESOLVED * sigma[0]]), 1.0)
+    upper = float(np.max(np.minimum(np.minimum(of_mu, of_nu), under)))
+    return math.sqrt(min(lower, 1.0)), math.sqrt(min(max(lower, upper), 1.0))
 
 
-def _jacobi(alpha: Matrix, beta: Matrix) -> tuple[Matrix, Matrix]:
-    """Return diagonal and off-diagonal of L L^T for the lower bidiagonal L."""
+def _steps_used(alpha: Matrix, beta: Matrix) -> int:
+    """Return the steps before the last, or before the Krylov space ended."""
+    ended = np.flatnonzero((alpha[1:] == 0.0) | (beta[:-1] == 0.0))
+    return int(ended[0]) + 1 if len(ended) else len(alpha) - 1
+
+
+def _bidiagonal(alpha: Matrix, beta: Matrix) -> Matrix:
+    """Return the (k + 1, k) lower bidiagonal matrix."""
+    k = len(alpha)
+    full = np.zeros((k + 1, k))
+    full[np.arange(k), np.arange(k)] = alpha
+    full[np.arange(1, k + 1), np.arange(k)] = beta
+    return full
+
+
+def _jacobi_mu(alpha: Matrix, beta: Matrix) -> tuple[Matrix, Matrix]:
+    """Return diagonal and off-diagonal of the Jacobi matrix of u on W W^T."""
     return alpha**2 + np.append(0.0, beta[:-1]) ** 2, alpha[:-1] * beta[:-1]
+
+
+def _jacobi_nu(alpha: Matrix, beta: Matrix) -> tuple[Matrix, Matrix]:
+    """Return the same of W^T u on W^T W."""
+    return alpha**2 + beta**2, alpha[1:] * beta[:-1]
 
 
 def _christoffel(alpha: Matrix, beta: Matrix, x: Matrix) -> Matrix:

@@ -23,6 +23,7 @@ STEPS: Final = (32, 128, 384)  # the basis grows in these stages; each is one co
 _CHUNK: Final = 16  # steps between two looks at the residuals
 _EXACT_UNDER: Final = 96  # smaller matrices: dense float64 SVD
 _TINY: Final = 1e-6  # of the largest coefficient: the Krylov space is exhausted
+_ANGLE: Final = 1e-2
 _HIGHEST: Final = lax.Precision.HIGHEST
 
 
@@ -75,8 +76,9 @@ class _State(NamedTuple):
 def leading(matrix: Operator, k: int = 1, *, tolerance: float = 2e-6, vectors: bool = False, seed: int = 0) -> Triplets:
     """Return the k largest singular values of W + B A, with left vectors.
 
-    A value counts as converged when its error bound min(rho, rho^2 / gap) is within tolerance * sigma_1,
-    rho being the residual; with `vectors`, when rho itself is within 100 * tolerance * sigma_1.
+    A value counts as converged when its error bound min(rho, rho^2 / gap) is within tolerance * sigma_1, rho
+    being the residual and gap the distance to the next value; with `vectors`, when also the angle rho / gap is
+    within 1e-2, or rho within tolerance * sigma_1 (equal values have no vectors of their own).
     """
     m, n = matrix.w.shape
     k = min(k, m, n)
@@ -160,9 +162,19 @@ def _ritz(state: _State, done: int, k: int, tolerance: float, *, vectors: bool) 
     beta = np.asarray(state.beta, np.float64)[:done]
     p, sigma, _ = np.linalg.svd(np.diag(alpha) + np.diag(beta[:-1], 1))
     residuals = beta[-1] * np.abs(p[-1])
-    gaps = np.abs(np.diff(sigma, append=0.0))
-    bounds = np.minimum(residuals, residuals**2 / np.maximum(gaps, np.finfo(np.float64).tiny))
+    gaps = _gaps(sigma)
+    bounds = np.minimum(residuals, residuals**2 / gaps)
     bar = tolerance * sigma[0]
-    held = residuals[:k] <= 100.0 * bar if vectors else bounds[:k] <= bar
+    held = bounds[:k] <= bar
+    if vectors:
+        held &= (residuals[:k] <= _ANGLE * gaps[:k]) | (residuals[:k] <= bar)
     left = (p[:, :k].T.astype(np.float32) @ np.asarray(state.left)[:done]).T
     return Triplets(sigma[:k], left, residuals[:k], done, converged=bool(held.all()), exact=False)
+
+
+def _gaps(sigma: Matrix) -> Matrix:
+    """Return the distance of each value to its nearest neighbour, never 0."""
+    steps = np.abs(np.diff(sigma))
+    nearest = np.minimum(np.append(np.inf, steps), np.append(steps, np.inf))
+    gaps: Matrix = np.maximum(nearest, np.finfo(np.float64).tiny)
+    return gaps

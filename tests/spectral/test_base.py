@@ -1,0 +1,137 @@
+"""Norms of a base weight, and what a 16-bit merge keeps, against dense float64 and ml_dtypes."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+import pytest
+
+from gradience.spectral.base import Chunk, merge_sums, rounded
+from gradience.spectral.lanczos import Operator, leading
+
+M, N, R = 260, 200, 4  # one shape for all, so that kernels compile once
+
+
+def matrix(kind: str) -> np.ndarray:
+    rng = np.random.default_rng(3)
+    flat = rng.standard_normal((M, N))
+    u, s, vt = np.linalg.svd(flat, full_matrices=False)
+    spectra = {
+        "flat": s,
+        "decaying": 1.0 / np.arange(1, N + 1),
+        "one spike": np.r_[100.0, s[1:] / s[1]],
+        "rank 3": np.r_[3.0, 2.0, 1.0, np.zeros(N - 3)],
+        "two equal on top": np.r_[2.0, 2.0, s[2:] / s[2]],
+        "ill-conditioned": np.logspace(0, -12, N),
+        "zero": np.zeros(N),
+    }
+    return ((u * spectra[kind]) @ vt).astype(np.float32)
+
+
+KINDS = ("flat", "decaying", "one spike", "rank 3", "two equal on top", "ill-conditioned", "zero")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("scale", [1e-6, 1.0, 1e6])
+def test_spectral_norm_is_within_1e_5_of_dense_float64(kind, scale):
+    w = matrix(kind) * np.float32(scale)
+    found = leading(Operator.of(w))
+    true = np.linalg.norm(w.astype(np.float64), 2)
+    assert found.converged
+    assert found.sigma[0] == pytest.approx(true, rel=1e-6, abs=1e-30)
+
+
+@pytest.mark.parametrize("shape", [(5, 7), (300, 40), (40, 300), (97, 97), (1, 8)])
+def test_small_thin_and_flat_matrices_are_right_too(shape):
+    w = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
+    assert leading(Operator.of(w)).sigma[0] == pytest.approx(np.linalg.norm(w, 2), rel=1e-6)
+
+
+def test_leading_values_and_left_vectors_match_the_dense_svd():
+    w = matrix("decaying")
+    found = leading(Operator.of(w), 6, vectors=True)
+    u, s, _ = np.linalg.svd(w.astype(np.float64))
+    assert found.converged
+    assert np.allclose(found.sigma, s[:6], rtol=1e-6)
+    assert np.allclose(np.abs(np.sum(found.left * u[:, :6], axis=0)), 1.0, atol=1e-5)
+
+
+def test_the_implicit_sum_has_the_norm_of_the_explicit_one():
+    rng = np.random.default_rng(1)
+    w, b, a = matrix("flat"), rng.standard_normal((M, R)), rng.standard_normal((R, N))
+    found = leading(Operator.of(w, b.astype(np.float32), a.astype(np.float32)))
+    assert found.sigma[0] == pytest.approx(np.linalg.norm(w + b @ a, 2), rel=1e-6)
+
+
+def test_one_seed_gives_one_answer():
+    w = matrix("flat")
+    assert leading(Operator.of(w), seed=7).sigma == leading(Operator.of(w), seed=7).sigma
+
+
+@pytest.mark.parametrize("name", ["bfloat16", "float16"])
+def test_rounding_is_that_of_ml_dtypes_bit_for_bit(name):
+    rng = np.random.default_rng(0)
+    bits = rng.integers(0, 2**32, 200_000, dtype=np.uint32).view(np.float32)
+    values = np.r_[bits[np.isfinite(bits)], rng.standard_normal(50_000), rng.standard_normal(50_000) * 1e-6]
+    x = values.astype(np.float32)
+    dtype = np.dtype(getattr(ml_dtypes, name, None) or name)
+    largest = float(ml_dtypes.finfo(dtype).max)
+    x = x[(np.abs(x) < largest * 0.99) & ((np.abs(x) > 1e-37) | (x == 0))]
+    got = np.asarray(jax.jit(rounded, static_argnums=1)(jnp.asarray(x), name))
+    assert np.array_equal(got, x.astype(dtype).astype(np.float32))
+
+
+@pytest.mark.parametrize("stored", ["bfloat16", "float16", "float32"])
+@pytest.mark.parametrize("dense", [False, True])
+def test_merge_sums_are_those_of_an_elementwise_merge(stored, dense):
+    rng = np.random.default_rng(0)
+    w = (rng.standard_normal((M, N)) * 0.02).astype(np.dtype(getattr(ml_dtypes, stored, None) or stored))
+    b, a = (rng.standard_normal(s).astype(np.float32) for s in ((M, R), (R, N)))
+    delta = (b @ a) * np.float32(1e-5)
+    target = ml_dtypes.bfloat16 if stored == "float32" else w.dtype
+    chunks = [
+        Chunk(w[i : i + 100], b[i : i + 100], a, delta[i : i + 100] if dense else None) for i in range(0, M, 100)
+    ]
+    name = "bfloat16" if stored == "float32" else stored
+    found = merge_sums(chunks, scale=1e-5, target=name, delta_dtype="float32")
+    before = w.astype(target).astype(np.float32)
+    realised = (before + delta).astype(target).astype(np.float64) - before
+    assert found.entries == M * N
+    assert abs(found.changed - np.count_nonzero(realised)) <= 2  # a product may round the other way
+    assert found.intended == pytest.approx(np.sum(delta.astype(np.float64) ** 2), rel=1e-5)
+    assert found.weight == pytest.approx(np.sum(w.astype(np.float64) ** 2), rel=1e-12)
+    cosine = np.sum(realised * delta) / np.linalg.norm(realised) / np.linalg.norm(delta.astype(np.float64))
+    assert found.cosine == pytest.approx(cosine, abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("ratio", "changed", "cosine"), [(1e-1, 0.98, 1.0), (1e-2, 0.83, 0.987), (3e-3, 0.53, 0.887), (1e-3, 0.23, 0.630)]
+)
+def test_survival_in_bf16_is_as_measured_on_gaussian_weights(ratio, changed, cosine):
+    rng = np.random.default_rng(0)
+    w = (rng.standard_normal((1000, 1000)) * 0.02).astype(ml_dtypes.bfloat16)
+    delta = (rng.standard_normal((1000, 1000)) * 0.02 * ratio).astype(np.float32)
+    chunk = Chunk(w, np.zeros((1000, 0), np.float32), np.zeros((0, 1000), np.float32), delta)
+    found = merge_sums([chunk], scale=1.0, target="bfloat16", delta_dtype="float32")
+    assert found.changed / found.entries == pytest.approx(changed, abs=0.01)
+    assert found.cosine == pytest.approx(cosine, abs=0.005)
+
+
+def test_a_zero_update_changes_nothing_and_has_no_cosine():
+    w = matrix("flat")
+    zero = Chunk(w, np.zeros((M, R), np.float32), np.ones((R, N), np.float32))
+    found = merge_sums([zero], scale=1.0, target="bfloat16", delta_dtype="float32")
+    assert found.changed == 0
+    assert found.cosine is None
+
+
+def test_chunks_of_any_number_of_rows_give_the_same_sums():
+    rng = np.random.default_rng(0)
+    w, b, a = matrix("flat"), rng.standard_normal((M, R)).astype(np.float32), np.ones((R, N), np.float32)
+    whole = merge_sums([Chunk(w, b, a)], scale=1e-3, target="bfloat16", delta_dtype="float32")
+    parts = [Chunk(w[i : i + 70], b[i : i + 70], a) for i in range(0, M, 70)]
+    cut = merge_sums(parts, scale=1e-3, target="bfloat16", delta_dtype="float32")
+    assert cut.changed == whole.changed
+    assert cut.realised == pytest.approx(whole.realised, rel=1e-12)

@@ -1,0 +1,70 @@
+"""Intruder dimensions against the dense definition: max_i |<u_j(W + dW), u_i(W)>| < eps."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from gradience.spectral import intruders
+from gradience.spectral.intruders import count_below, overlaps
+from gradience.spectral.lanczos import Operator
+
+M, N, R, K = 300, 260, 6, 8
+EPS = (0.3, 0.5, 0.7)
+
+
+def dense_overlaps(base: np.ndarray, tuned: np.ndarray, k: int) -> np.ndarray:
+    u_base = np.linalg.svd(base.astype(np.float64), full_matrices=False)[0]
+    u_tuned = np.linalg.svd(tuned.astype(np.float64), full_matrices=False)[0]
+    return np.max(np.abs(u_base.T @ u_tuned[:, :k]), axis=0)
+
+
+def case(decay: float, strength: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(5)
+    u, s, vt = np.linalg.svd(rng.standard_normal((M, N)), full_matrices=False)
+    s = s if decay == 0.0 else s[0] * np.arange(1, N + 1.0) ** -decay
+    w = ((u * s) @ vt).astype(np.float32)
+    b, a = rng.standard_normal((M, R)), rng.standard_normal((R, N))
+    b *= strength * s[0] / np.linalg.norm(b @ a, 2)
+    return w, b.astype(np.float32), a.astype(np.float32)
+
+
+CASES = [(0.0, 0.9), (0.3, 0.9), (0.3, 0.3), (1.0, 0.9), (1.0, 0.05)]  # decay of W, strength of dW
+
+
+@pytest.mark.parametrize(("decay", "strength"), CASES)
+def test_exact_overlaps_are_the_dense_definition(decay, strength):
+    w, b, a = case(decay, strength)
+    found = overlaps(Operator.of(w), Operator.of(w, b, a), K, EPS)
+    assert found.exact
+    assert np.allclose(found.lower, dense_overlaps(w, w + b @ a, K), atol=1e-5)
+
+
+@pytest.mark.parametrize(("decay", "strength"), CASES)
+def test_lanczos_bounds_hold_the_dense_overlaps_and_give_its_counts(monkeypatch, decay, strength):
+    monkeypatch.setattr(intruders, "EXACT_UP_TO", 0)
+    w, b, a = case(decay, strength)
+    found = overlaps(Operator.of(w), Operator.of(w, b, a), K, EPS)
+    true = dense_overlaps(w, w + b @ a, K)
+    assert not found.exact
+    assert found.converged
+    assert np.all(found.lower <= true + 2e-3)
+    assert np.all(found.upper >= true - 2e-3)
+    for eps in EPS:
+        count, undecided = count_below(found, eps)
+        assert count - undecided <= int(np.sum(true < eps)) <= count
+
+
+@pytest.mark.parametrize("exact_up_to", [0, 768])
+def test_a_strong_new_direction_is_one_intruder_and_no_update_is_none(monkeypatch, exact_up_to):
+    monkeypatch.setattr(intruders, "EXACT_UP_TO", exact_up_to)
+    w, b, a = case(1.0, 3.0)
+    strong = overlaps(Operator.of(w), Operator.of(w, b[:, :1] * 10, a[:1]), K, EPS)
+    assert count_below(strong, 0.5)[0] == 1
+    none = overlaps(Operator.of(w), Operator.of(w), K, EPS)
+    assert count_below(none, 0.7) == (0, 0)
+
+
+def test_k_beyond_the_matrix_is_cut_to_it():
+    w = np.diag(np.arange(1.0, 6.0)).astype(np.float32)
+    assert len(overlaps(Operator.of(w), Operator.of(w), 10, EPS).lower) == 5
