@@ -41,7 +41,7 @@ def dora(load: LoadFactors, scale: float, magnitude: Callable[[], Array], *, axi
         with np.errstate(divide="ignore", invalid="ignore"):  # PEFT's merge is not finite there either
             factor = m / norm
         factor = factor[:, None] if along == 1 else factor[None, :]
-        return (factor - 1.0).astype(d.dtype) * w + factor.astype(d.dtype) * d
+        return np.asarray((factor - 1.0).astype(d.dtype) * w + factor.astype(d.dtype) * d)
 
     return _oriented(update)
 
@@ -107,7 +107,7 @@ def vera(factors: Callable[[tuple[int, int]], tuple[Array, Array]]) -> DenseUpda
     def dense(w: Array) -> Array:
         stored = w.reshape(w.shape[0], -1)
         b, a = factors((stored.shape[0], stored.shape[1]))
-        return _wide(b) @ _wide(a)
+        return np.asarray(_wide(b) @ _wide(a))
 
     return dense
 

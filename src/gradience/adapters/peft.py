@@ -52,6 +52,11 @@ def read_peft(source: TensorSource, config: AdapterConfig) -> Adapter:
     Raises:
         AdapterError: the config belongs to another type of adapter, or a pattern of it cannot be matched.
     """
+    if config.peft_type is None and config.lora_parameters is not None:
+        raise AdapterError(
+            f"the config is MLX-LM's, but the tensors of {source.path} are PEFT's",
+            advice="give the config that was saved with them, with --adapter-config",
+        )
     declared = config.peft_type.upper() if config.peft_type else None
     declared = _ALIASES.get(declared or "", declared)
     groups, roles = _gather(source, config)
@@ -195,6 +200,8 @@ def _notes(
     ctx: Context, modules: Sequence[Module], roles: Mapping[str, Role], unmatched: tuple[list[str], list[str]]
 ) -> list[str]:
     notes = [*_notes_on_the_base(ctx.config), *_notes_on_layers(ctx, roles), *_notes_on_ranks(modules)]
+    if (other := _not_targeted(ctx.config, modules)) is not None:
+        notes.append(other)
     for name, keys in zip(("rank_pattern", "alpha_pattern"), unmatched, strict=True):
         if keys:
             notes.append(f"{len(keys)} keys of {name} match no module of the file (first: {keys[0]!r})")
@@ -208,6 +215,17 @@ def _notes(
         names = sorted({m.adapter or "" for m in modules})
         notes.append(f"the file holds several adapters ({', '.join(names)}); the config was applied to each")
     return notes
+
+
+def _not_targeted(config: AdapterConfig, modules: Sequence[Module]) -> str | None:
+    """Return a remark where the config's list of targets names no module of the file."""
+    targets = config.target_modules
+    if not isinstance(targets, list) or not targets or not modules:
+        return None
+    suffixes = tuple(f".{target}" for target in targets)
+    if any(f".{m.name.partition(':')[0]}".endswith(suffixes) or m.expert is not None for m in modules):
+        return None
+    return f"no target module of the config ({', '.join(targets[:4])}) is in the file: is it another adapter's?"
 
 
 def _notes_on_the_base(config: AdapterConfig) -> list[str]:

@@ -1,0 +1,495 @@
+"""Files that lie: each gives a clear AdapterError or a finding; never a traceback, a hang or a wrong number."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import struct
+import time
+import tracemalloc
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.numpy import save_file
+
+from gradience.adapters.folder import find_files
+from gradience.adapters.modules import Adapter
+from gradience.adapters.read import read_adapter
+from gradience.adapters.tensors import SafetensorsFile
+from gradience.errors import AdapterError
+from gradience.hf.weights import TorchFile
+
+CONFIG = {"peft_type": "LORA", "r": 4, "lora_alpha": 8, "target_modules": ["q_proj"]}
+STEM = "base_model.model.model.layers.0.self_attn.q_proj"
+GOOD = {f"{STEM}.lora_A.weight": (4, 12), f"{STEM}.lora_B.weight": (20, 4)}
+
+
+def opened(path: Path):
+    return TorchFile(path) if path.suffix == ".bin" else SafetensorsFile(path)
+
+
+def read(folder: Path) -> Adapter:
+    """Read everything there is to read, as an audit would."""
+    adapter = read_adapter(find_files(folder), opened)
+    assert set(adapter.roles) == set(adapter.tensors)
+    for module in adapter.modules:
+        b, a = module.load()
+        assert (len(b), a.shape[1]) == module.shape
+        assert b.shape[1] == a.shape[0] == module.r
+    return adapter
+
+
+def container(header: bytes, data: bytes = b"", length: int | None = None) -> bytes:
+    return struct.pack("<Q", len(header) if length is None else length) + header + data
+
+
+def entry(shape, begin, end, dtype="F32"):
+    return {"dtype": dtype, "shape": shape, "data_offsets": [begin, end]}
+
+
+def folder(tmp_path: Path, weights: bytes | None = None, config=None, name="adapter_model.safetensors") -> Path:
+    """Write an adapter; a config given as text is written as it is."""
+    if weights is None:
+        save_file({k: np.ones(s, np.float32) for k, s in GOOD.items()}, tmp_path / name)
+    else:
+        (tmp_path / name).write_bytes(weights)
+    text = config if isinstance(config, str) else json.dumps(CONFIG if config is None else config)
+    (tmp_path / "adapter_config.json").write_text(text)
+    return tmp_path
+
+
+def arrays(tmp_path: Path, tensors: dict[str, np.ndarray], config=None) -> Path:
+    folder(tmp_path, config=config)
+    save_file(tensors, tmp_path / "adapter_model.safetensors")
+    return tmp_path
+
+
+A_HEADER = json.dumps({"a": entry([2], 0, 8)}).encode()
+DEEP = b"[" * 100_000 + b"]" * 100_000
+LYING = {
+    "empty": b"",
+    "seven bytes": b"\0" * 7,
+    "length 0": container(b"", length=0),
+    "length beyond the file": container(A_HEADER, b"\0" * 8, length=2**40),
+    "length of 2^64 - 1": container(A_HEADER, b"\0" * 8, length=2**64 - 1),
+    "length a little too long": container(A_HEADER, b"\0" * 8, length=len(A_HEADER) + 4),
+    "data cut short": container(A_HEADER, b"\0" * 7),
+    "data too long": container(A_HEADER, b"\0" * 9),
+    "not JSON": container(b"{nonsense}"),
+    "not UTF-8": container(b'{"\xff\xfe": 1}'),
+    "an array": container(b"[]"),
+    "deep": container(DEEP),
+    "deep in an entry": container(b'{"a": ' + DEEP + b"}"),
+    "an entry that is a string": container(b'{"a": "b"}'),
+    "an entry that is null": container(b'{"a": null}'),
+    "an entry with no shape": container(b'{"a": {"dtype": "F32", "data_offsets": [0, 0]}}'),
+    "overlapping": container(json.dumps({"a": entry([2], 0, 8), "b": entry([2], 4, 12)}).encode(), b"\0" * 12),
+    "a hole": container(json.dumps({"a": entry([2], 0, 8), "b": entry([2], 12, 20)}).encode(), b"\0" * 20),
+    "offsets backwards": container(json.dumps({"a": entry([2], 8, 0)}).encode(), b"\0" * 8),
+    "offsets negative": container(json.dumps({"a": entry([2], -8, 0)}).encode(), b"\0" * 8),
+    "offsets of 10^30": container(json.dumps({"a": entry([2], 0, 10**30)}).encode(), b"\0" * 8),
+    "shape and bytes disagree": container(json.dumps({"a": entry([3], 0, 8)}).encode(), b"\0" * 8),
+    "shape negative": container(json.dumps({"a": entry([-2, -1], 0, 8)}).encode(), b"\0" * 8),
+    "shape of floats": container(json.dumps({"a": entry([2.5], 0, 8)}).encode(), b"\0" * 8),
+    "a hundred axes": container(json.dumps({"a": entry([1] * 100, 0, 4)}).encode(), b"\0" * 4),
+    "a name twice": container(
+        b'{"a": {"dtype":"F32","shape":[2],"data_offsets":[0,8]}, "a": {"dtype":"F16","shape":[4],"data_offsets":[0,8]}}',
+        b"\0" * 8,
+    ),
+    "metadata of numbers": container(b'{"__metadata__": {"r": 4}}'),
+    "a git-lfs pointer": b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 10\n",
+    "a web page": b"<!DOCTYPE html><html></html>",
+    "a GGUF file": b"GGUF" + b"\0" * 60,
+    "a zip": b"PK\x03\x04" + b"\0" * 60,
+}
+
+
+@pytest.mark.parametrize("weights", LYING.values(), ids=LYING)
+def test_a_weights_file_that_lies_is_refused(tmp_path, weights):
+    with pytest.raises(AdapterError) as error:
+        read(folder(tmp_path, weights))
+    assert "adapter_model.safetensors" in str(error.value)
+
+
+CONFIGS = {
+    "empty": "",
+    "not JSON": "{",
+    "an array": "[]",
+    "a number": "3",
+    "null": "null",
+    "deep": DEEP.decode(),
+    "deep in a field": '{"rank_pattern": ' + '{"a":' * 50_000 + "1" + "}" * 50_001,
+    "r a string": {"peft_type": "LORA", "r": "8"},
+    "r negative": {"peft_type": "LORA", "r": -8},
+    "r zero": {"peft_type": "LORA", "r": 0},
+    "r a float": {"peft_type": "LORA", "r": 4.5},
+    "alpha null": {"peft_type": "LORA", "r": 4, "lora_alpha": None},
+    "alpha a string": {"peft_type": "LORA", "r": 4, "lora_alpha": "16"},
+    "alpha beyond floats": '{"peft_type": "LORA", "r": 4, "lora_alpha": 1e999}',
+    "alpha NaN": '{"peft_type": "LORA", "r": 4, "lora_alpha": NaN}',
+    "a pattern that is no expression": CONFIG | {"alpha_pattern": {"(": 4}},
+    "a pattern with a string": CONFIG | {"alpha_pattern": {"q_proj": "big"}},
+    "a pattern too large": CONFIG | {"rank_pattern": {"(a{1000}){1000}": 4}},
+    "a back-reference under repeats": CONFIG | {"rank_pattern": {r"((a)\2+)+b": 4}},
+    "layers replicated beyond measure": CONFIG | {"layer_replication": [[0, 10**12]]},
+    "layers replicated backwards": CONFIG | {"layer_replication": [[4, 0]]},
+    "another type": CONFIG | {"peft_type": "LOHA"},
+    "another type still": CONFIG | {"peft_type": "VERA"},
+}
+
+
+@pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
+def test_a_config_that_cannot_be_meant_is_refused(tmp_path, config):
+    with pytest.raises(AdapterError) as error:
+        read(folder(tmp_path, config=config))
+    assert str(error.value)
+
+
+HARMLESS = {
+    "r huge": CONFIG | {"r": 10**30},
+    "r of another adapter": CONFIG | {"r": 16},
+    "targets of another adapter": CONFIG | {"target_modules": ["c_attn"]},
+    "a pattern that runs for ever": CONFIG | {"rank_pattern": {"(a+)+b": 4, "(.*.*.*.*.*.*.*x)*y": 8, "((a*)*)*z": 2}},
+    "a look-ahead": CONFIG | {"alpha_pattern": {"(?!.*vision).*q_proj": 4}},
+    "an unknown type": CONFIG | {"peft_type": "NEXT_YEARS"},
+    "a prompt": CONFIG | {"peft_type": "PROMPT_TUNING", "r": None},
+}
+
+
+@pytest.mark.parametrize("config", HARMLESS.values(), ids=HARMLESS)
+def test_a_config_at_odds_with_the_file_is_said(tmp_path, config):
+    start = time.perf_counter()
+    adapter = read(folder(tmp_path, config=config))
+    assert time.perf_counter() - start < 2
+    assert adapter.notes or adapter.skipped or any(m.alpha_pattern for m in adapter.modules)
+
+
+def test_patterns_cost_no_more_on_a_name_of_a_hundred_thousand_letters(tmp_path):
+    stem = "base_model.model." + "a" * 100_000
+    tensors = {f"{stem}.lora_A.weight": np.ones((4, 6), np.float32), f"{stem}.lora_B.weight": np.ones((8, 4), np.float32)}
+    start = time.perf_counter()
+    read(arrays(tmp_path, tensors, CONFIG | {"rank_pattern": {"(a+)+b": 4, "(.*.*.*x)*y": 8}}))
+    assert time.perf_counter() - start < 5
+
+
+def skipped_reasons(tmp_path, tensors):
+    adapter = read(arrays(tmp_path, tensors))
+    assert not adapter.modules
+    assert set(adapter.roles.values()) == {"not_analysed"}
+    return [item.reason for item in adapter.skipped]
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "words"),
+    [
+        ((4, 12), None, "lora_B is missing"),
+        (None, (20, 4), "lora_A is missing"),
+        ((4, 12), (20, 5), "ranks disagree"),
+        ((0, 12), (20, 0), "no elements"),
+        ((4, 0), (20, 4), "no elements"),
+        ((4,), (20, 4), "expected (r, in)"),
+        ((), (), "expected (r, in)"),
+        ((4, 12, 3), (20, 4), "expected (r, in)"),
+        ((4, 12, 3), (20, 4, 2), "1 x 1"),
+    ],
+)
+def test_factors_that_do_not_fit_are_skipped_with_their_reason(tmp_path, a, b, words):
+    shapes = {"A": a, "B": b}
+    tensors = {f"{STEM}.lora_{k}.weight": np.ones(s, np.float32) for k, s in shapes.items() if s is not None}
+    (reason,) = skipped_reasons(tmp_path, tensors)
+    assert words in reason
+
+
+def test_factors_of_integers_are_skipped(tmp_path):
+    (reason,) = skipped_reasons(tmp_path, {k: np.ones(s, np.int8) for k, s in GOOD.items()})
+    assert "not floating point" in reason
+
+
+def test_an_unknown_dtype_is_skipped(tmp_path):
+    header, at = {}, 0
+    for key, shape in GOOD.items():
+        n = shape[0] * shape[1]
+        header[key] = entry(list(shape), at, at + n, dtype="F8_E9M9")
+        at += n
+    adapter = read(folder(tmp_path, container(json.dumps(header).encode(), b"\0" * at)))
+    assert "not floating point" in adapter.skipped[0].reason
+
+
+def test_non_finite_factors_stay_visible(tmp_path):
+    adapter = read(arrays(tmp_path, {k: np.full(s, np.nan, np.float32) for k, s in GOOD.items()}))
+    assert np.isnan(adapter.modules[0].load()[0]).all()
+
+
+def test_a_file_without_modules_says_what_is_in_it(tmp_path):
+    adapter = read(arrays(tmp_path, {f"x{i}": np.ones(3, np.float32) for i in range(100)}))
+    assert set(adapter.roles.values()) == {"unknown"}
+    assert [s.name for s in adapter.skipped] == ["x0 and 99 more"]
+
+
+def test_half_a_million_tensors_take_seconds_and_no_more_memory_than_ten_headers(tmp_path):
+    names = (f"{STEM}{i}.lora_{side}.weight" for i in range(250_000) for side in "AB")
+    header = ("{" + ",".join(f'"{n}":{{"dtype":"F32","shape":[0,4],"data_offsets":[0,0]}}' for n in names) + "}").encode()
+    path = folder(tmp_path, container(header))
+    start = time.perf_counter()
+    adapter = read(path)
+    assert len(adapter.tensors) == 500_000
+    assert time.perf_counter() - start < 30
+
+
+def test_reading_a_module_needs_no_more_memory_than_its_tensors(tmp_path):
+    shapes = {f"{STEM}.lora_A.weight": (8, 200_000), f"{STEM}.lora_B.weight": (200_000, 8)}
+    path = arrays(tmp_path, {k: np.ones(s, np.float32) for k, s in shapes.items()})
+    size = (path / "adapter_model.safetensors").stat().st_size
+    tracemalloc.start()
+    read(path)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 1.2 * size
+
+
+@pytest.mark.parametrize("kind", ["hada", "lokr"])
+def test_products_that_would_unfold_beyond_reason_are_skipped(tmp_path, kind):
+    if kind == "hada":
+        shapes = {"hada_w1_a": (64, 60), "hada_w1_b": (60, 64), "hada_w2_a": (64, 60), "hada_w2_b": (60, 64)}
+        config = {"peft_type": "LOHA", "r": 60, "alpha": 8}
+    else:
+        shapes = {"lokr_w1": (4000, 1), "lokr_w2": (4000, 1200)}
+        config = {"peft_type": "LOKR", "r": 60, "alpha": 8}
+    adapter = read(arrays(tmp_path, {f"{STEM}.{k}": np.ones(s, np.float16) for k, s in shapes.items()}, config))
+    assert not adapter.modules
+    assert "too large" in adapter.skipped[0].reason
+
+
+def test_shards_are_read_together_and_only_from_their_folder(tmp_path):
+    keys = list(GOOD)
+    index = {"weight_map": {keys[0]: "m-00001-of-00002.safetensors", keys[1]: "m-00002-of-00002.safetensors"}}
+    for key, name in index["weight_map"].items():
+        save_file({key: np.ones(GOOD[key], np.float32)}, tmp_path / name)
+    (tmp_path / "adapter_config.json").write_text(json.dumps(CONFIG))
+    assert len(read(tmp_path).modules) == 1  # by their names
+    path = tmp_path / "adapter_model.safetensors.index.json"
+    path.write_text(json.dumps(index))
+    assert len(read(tmp_path).modules) == 1
+    for name in ("../../etc/passwd", "/etc/passwd", "..", "missing.safetensors", "a\0b", "a\\b"):
+        path.write_text(json.dumps({"weight_map": {keys[0]: name}}))
+        with pytest.raises(AdapterError):
+            read(tmp_path)
+    for text in ("[]", "{}", '{"weight_map": {"a": 1}}', DEEP.decode()):
+        path.write_text(text)
+        with pytest.raises(AdapterError):
+            read(tmp_path)
+
+
+def test_a_tensor_in_two_shards_is_refused(tmp_path):
+    for name in ("m-00001-of-00002.safetensors", "m-00002-of-00002.safetensors"):
+        save_file({"x": np.ones(3, np.float32)}, tmp_path / name)
+    (tmp_path / "adapter_config.json").write_text(json.dumps(CONFIG))
+    with pytest.raises(AdapterError, match="both hold"):
+        read(tmp_path)
+
+
+def test_a_missing_shard_is_refused(tmp_path):
+    save_file({"x": np.ones(3, np.float32)}, tmp_path / "m-00001-of-00003.safetensors")
+    with pytest.raises(AdapterError, match="expected 00003"):
+        read(tmp_path)
+
+
+def test_a_link_out_of_the_folder_is_said_but_not_a_hub_cache(tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    folder(tmp_path / "elsewhere")
+    linked = tmp_path / "linked"
+    linked.mkdir()
+    for name in ("adapter_config.json", "adapter_model.safetensors"):
+        (linked / name).symlink_to(tmp_path / "elsewhere" / name)
+    notes = read(linked).notes
+    assert len([note for note in notes if "is a link to another place" in note]) == 2
+    snapshot = tmp_path / "models--a--b" / "snapshots" / "abc"
+    blobs = tmp_path / "models--a--b" / "blobs"
+    snapshot.mkdir(parents=True)
+    blobs.mkdir()
+    for name in ("adapter_config.json", "adapter_model.safetensors"):
+        (tmp_path / "elsewhere" / name).rename(blobs / name)
+        (snapshot / name).symlink_to(Path("../../blobs") / name)
+    assert read(snapshot).notes == []
+
+
+@pytest.mark.parametrize("target", ["/dev/zero", "/nowhere", "."])
+def test_a_link_to_what_is_no_file_is_refused(tmp_path, target):
+    folder(tmp_path)
+    (tmp_path / "adapter_model.safetensors").unlink()
+    (tmp_path / "adapter_model.safetensors").symlink_to(target)
+    with pytest.raises(AdapterError):
+        read(tmp_path)
+
+
+def test_a_pipe_is_not_waited_for(tmp_path):
+    folder(tmp_path)
+    (tmp_path / "adapter_model.safetensors").unlink()
+    os.mkfifo(tmp_path / "adapter_model.safetensors")
+    with pytest.raises(AdapterError):
+        read(tmp_path)
+
+
+class Evil:
+    def __reduce__(self):
+        return os.system, ("touch /tmp/gradience_was_here",)
+
+
+def test_code_in_a_pickle_never_runs(tmp_path):
+    Path("/tmp/gradience_was_here").unlink(missing_ok=True)  # noqa: S108  # the payload's own path
+    for payload in (Evil(), {"a": Evil()}, [1, 2], {"a": 3}, {1: 2}):
+        with pytest.raises(AdapterError):
+            read(folder(tmp_path, pickle.dumps(payload), name="adapter_model.bin"))
+    assert not Path("/tmp/gradience_was_here").exists()  # noqa: S108
+
+
+@pytest.mark.parametrize("data", [b"", b"\x80", b"PK\x03\x04", b"\0" * 100, b"version https://git-lfs"])
+def test_a_bin_that_is_none_is_refused(tmp_path, data):
+    with pytest.raises(AdapterError):
+        read(folder(tmp_path, data, name="adapter_model.bin"))
+
+
+def test_a_bin_reads_like_safetensors_whatever_its_dtype(tmp_path):
+    import torch
+
+    for dtype in (torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2):
+        tensors = {k: torch.arange(float(s[0] * s[1])).reshape(s).to(dtype) for k, s in GOOD.items()}
+        torch.save(tensors, tmp_path / "adapter_model.bin")
+        (tmp_path / "adapter_config.json").write_text(json.dumps(CONFIG))
+        b, _ = read(tmp_path).modules[0].load()
+        np.testing.assert_array_equal(b.astype(np.float32), tensors[f"{STEM}.lora_B.weight"].float().numpy())
+
+
+def test_strides_and_compression_cannot_claim_more_than_the_file(tmp_path):
+    import torch
+
+    (tmp_path / "adapter_config.json").write_text(json.dumps(CONFIG))
+    path = tmp_path / "adapter_model.bin"
+    torch.save({"a": torch.zeros(1).expand(10**9)}, path)
+    with pytest.raises(AdapterError, match="more than the file has"):
+        read(tmp_path)
+    torch.save({k: torch.zeros(s) for k, s in GOOD.items()}, tmp_path / "plain")
+    with zipfile.ZipFile(tmp_path / "plain") as plain, zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as packed:
+        for name in plain.namelist():
+            packed.writestr(name, plain.read(name))
+    with pytest.raises(AdapterError, match="compressed"):
+        read(tmp_path)
+
+
+def test_a_sparse_tensor_in_a_bin_is_refused(tmp_path):
+    import torch
+
+    (tmp_path / "adapter_config.json").write_text(json.dumps(CONFIG))
+    torch.save({"a": torch.eye(3).to_sparse()}, tmp_path / "adapter_model.bin")
+    with pytest.raises(AdapterError):
+        read(tmp_path)
+
+
+def test_folders_without_an_adapter_say_what_they_hold(tmp_path):
+    with pytest.raises(AdapterError, match="no such file"):
+        find_files(tmp_path / "nowhere")
+    with pytest.raises(AdapterError, match="nothing"):
+        find_files(tmp_path)
+    for name in ("checkpoint-10", "checkpoint-20"):
+        (tmp_path / name).mkdir()
+        folder(tmp_path / name)
+    with pytest.raises(AdapterError, match="2 adapters in sub-folders") as error:
+        find_files(tmp_path)
+    assert "checkpoint-20" in error.value.advice
+
+
+def test_one_nested_adapter_is_found(tmp_path):
+    (tmp_path / "inner").mkdir()
+    folder(tmp_path / "inner")
+    assert len(read(tmp_path).modules) == 1
+
+
+FIELDS = [
+    "lora_A.weight", "lora_B.weight", "lora_A", "lora_B", "lora_E", "lora_embedding_A", "lora_embedding_B", "lora_diag",
+    "lora_magnitude_vector", "lora_B.bias", "hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b", "hada_t1", "hada_t2",
+    "lokr_w1", "lokr_w1_a", "lokr_w1_b", "lokr_w2", "lokr_w2_a", "lokr_w2_b", "lokr_t2", "vera_lambda_b",
+    "vera_lambda_d", "hira_A", "hira_B", "miss_block", "lora_a", "lora_b", "m", "lora_a.weight", "lora_b.weight",
+    "magnitude", "lora_down.weight", "lora_up.weight", "lora_mid.weight", "alpha", "weight", "bias", "base_layer.weight",
+]  # fmt: skip
+STEMS = [STEM, f"{STEM}.base_layer", "transformer.x", "lora_unet_a", "base_model", "", "base_model.model.mlp.experts"]
+TYPES = [None, "LORA", "ADALORA", "LOHA", "LOKR", "VERA", "HIRA", "MISS", "IA3", "XLORA"]
+shapes = st.lists(st.sampled_from([0, 1, 2, 3, 4, 6]), max_size=4)
+tensor_sets = st.dictionaries(
+    st.tuples(st.sampled_from(STEMS), st.sampled_from(FIELDS)).map(".".join),
+    st.tuples(shapes, st.sampled_from([np.float32, np.float16, np.int32, np.float64])),
+    max_size=8,
+)
+configs = st.fixed_dictionaries(
+    {"peft_type": st.sampled_from(TYPES), "r": st.integers(1, 6)},
+    optional={
+        "use_rslora": st.booleans(),
+        "use_dora": st.booleans(),
+        "use_qalora": st.booleans(),
+        "qalora_group_size": st.integers(-1, 3),
+        "fan_in_fan_out": st.booleans(),
+        "init_lora_weights": st.sampled_from([True, False, "pissa", "olora", "loftq"]),
+        "init_weights": st.sampled_from([True, "bat", "mini"]),
+        "init_r": st.integers(-1, 4),
+        "alpha": st.floats(-2, 2),
+        "lora_alpha": st.floats(-2, 2),
+        "target_parameters": st.lists(st.sampled_from(["experts.down_proj", "gate_up_proj", "q_proj.weight"]), max_size=3),
+        "target_modules": st.one_of(st.lists(st.sampled_from(["q_proj", "x"]), max_size=2), st.just("all-linear")),
+        "rank_pattern": st.dictionaries(st.sampled_from(["q_proj", ".*", "(x|y)+", "(?=q)"]), st.integers(-1, 5)),
+        "alpha_pattern": st.dictionaries(st.text(max_size=6), st.floats(-2, 2), max_size=2),
+        "lora_parameters": st.dictionaries(st.sampled_from(["scale", "rank"]), st.one_of(st.none(), st.floats(-2, 2))),
+        "use_bdlora": st.fixed_dictionaries(
+            {"target_modules_bd_a": st.just(["q_proj"]), "nblocks": st.integers(-1, 4)}
+        ),
+        "layer_replication": st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3)), max_size=3),
+    },
+)
+
+
+@settings(max_examples=400)
+@given(tensors=tensor_sets, config=configs)
+def test_any_tensors_under_any_config_are_read_or_refused_in_words(tmp_path_factory, tensors, config):
+    path = tmp_path_factory.mktemp("any")
+    save_file({k: np.ones(s, d) for k, (s, d) in tensors.items()}, path / "adapter_model.safetensors")
+    (path / "adapter_config.json").write_text(json.dumps(config))
+    try:
+        adapter = read(path)
+    except AdapterError as error:
+        assert len(str(error)) > 10
+        return
+    for module in [*adapter.modules, *adapter.needs_base]:
+        for weight in (np.ones((4, 6), np.float32), np.ones((2, 3, 2), np.float32)):
+            if module.dense is None:
+                continue
+            try:
+                assert module.dense(weight).shape == (len(weight), 6)
+            except AdapterError as error:
+                assert len(str(error)) > 10
+
+
+@settings(max_examples=300)
+@given(data=st.binary(max_size=200), name=st.sampled_from(["adapter_model.safetensors", "adapter_model.bin"]))
+def test_any_bytes_are_refused_in_words(tmp_path_factory, data, name):
+    path = folder(tmp_path_factory.mktemp("bytes"), data, name=name)
+    try:
+        read(path)
+    except AdapterError as error:
+        assert len(str(error)) > 10
+
+
+@settings(max_examples=300)
+@given(at=st.integers(0, 2000), value=st.integers(0, 255))
+def test_a_good_file_with_one_byte_changed_is_read_or_refused_in_words(tmp_path_factory, at, value):
+    path = folder(tmp_path_factory.mktemp("flip"))
+    weights = path / "adapter_model.safetensors"
+    data = bytearray(weights.read_bytes())
+    data[at % len(data)] = value
+    weights.write_bytes(data)
+    try:
+        read(path)
+    except AdapterError as error:
+        assert len(str(error)) > 10

@@ -1,0 +1,211 @@
+"""MLX-LM, torchtune, kohya and diffusers: rebuilt by each one's own formula, from tensors made here."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from gradience.adapters.folder import find_files
+from gradience.adapters.read import read_adapter
+from gradience.adapters.tensors import SafetensorsFile
+from gradience.errors import AdapterError
+
+RNG = np.random.default_rng(0)
+MLX = {"fine_tune_type": "lora", "num_layers": 2, "model": "base", "lora_parameters": {"rank": 4, "scale": 10.0}}
+
+
+def normal(*shape):
+    return RNG.standard_normal(shape).astype(np.float32)
+
+
+def write(folder, tensors, config=None, metadata=None, name="adapters.safetensors"):
+    folder.mkdir(exist_ok=True)
+    save_file(tensors, folder / name, metadata)
+    if config is not None:
+        (folder / "adapter_config.json").write_text(json.dumps(config))
+    return read_adapter(find_files(folder), SafetensorsFile)
+
+
+def product(module):
+    b, a = module.load()
+    assert (len(b), a.shape[1]) == module.shape
+    return module.scale * b.astype(np.float64) @ a.astype(np.float64)
+
+
+def close(got, truth):
+    np.testing.assert_allclose(got, truth, atol=1e-5 * np.abs(truth).max())
+
+
+def test_mlx_is_scale_b_a_transposed_and_never_divided_by_the_rank(tmp_path):
+    a, b = normal(12, 4), normal(4, 20)
+    adapter = write(tmp_path, {"model.layers.0.self_attn.q_proj.lora_a": a, "model.layers.0.self_attn.q_proj.lora_b": b}, MLX)
+    (module,) = adapter.modules
+    assert (adapter.format, module.base_name) == ("mlx", "model.layers.0.self_attn.q_proj.weight")
+    assert adapter.config.base_model_name_or_path == "base"
+    close(product(module), (10.0 * b.T) @ a.T)  # mlx_lm/tuner/lora.py, LoRALinear.fuse
+    assert module.config_r == 4
+
+
+def test_mlx_embeddings_and_experts_have_their_own_orientation(tmp_path):
+    a, b, ea, eb = normal(50, 4), normal(4, 12), normal(3, 4, 12), normal(3, 20, 4)
+    tensors = {
+        "model.embed_tokens.lora_a": a,
+        "model.embed_tokens.lora_b": b,
+        "model.layers.0.mlp.switch_mlp.up_proj.lora_a": ea,
+        "model.layers.0.mlp.switch_mlp.up_proj.lora_b": eb,
+    }
+    modules = {m.name: m for m in write(tmp_path, tensors, MLX).modules}
+    close(product(modules["model.embed_tokens"]), 10.0 * a @ b)  # LoRAEmbedding.fuse
+    for e in range(3):
+        close(product(modules[f"model.layers.0.mlp.switch_mlp.up_proj[{e}]"]), 10.0 * eb[e] @ ea[e])
+
+
+def test_mlx_dora_is_what_its_fuse_makes(tmp_path):
+    a, b, m, w = normal(12, 4), normal(4, 20), np.abs(normal(20)), normal(20, 12)
+    tensors = {f"model.layers.0.q_proj.{name}": x for name, x in (("lora_a", a), ("lora_b", b), ("m", m))}
+    (module,) = write(tmp_path, tensors, MLX | {"fine_tune_type": "dora"}).modules
+    v = w + (10.0 * b.T) @ a.T
+    close(module.dense(w), (m / np.linalg.norm(v, axis=1))[:, None] * v - w)  # mlx_lm/tuner/dora.py, fuse
+    np.testing.assert_array_equal(module.magnitude(), m)
+
+
+def test_mlx_without_a_scale_is_refused(tmp_path):
+    tensors = {"q.lora_a": normal(12, 4), "q.lora_b": normal(4, 20)}
+    for config in ({"peft_type": "LORA", "r": 4}, MLX | {"lora_parameters": {"rank": 4, "alpha": 16}}):
+        with pytest.raises(AdapterError, match="scale"):
+            write(tmp_path, tensors, config)
+
+
+def test_peft_weights_with_an_mlx_config_are_refused(tmp_path):
+    key = "base_model.model.model.layers.0.q_proj.lora_"
+    with pytest.raises(AdapterError, match="MLX"):
+        write(tmp_path, {f"{key}A.weight": normal(4, 12), f"{key}B.weight": normal(20, 4)}, MLX)
+
+
+def test_torchtune_names_are_read_with_alpha_over_r(tmp_path):
+    a, b = normal(4, 12), normal(20, 4)
+    tensors = {"layers.0.attn.q_proj.lora_a.weight": a, "layers.0.attn.q_proj.lora_b.weight": b}
+    (module,) = write(tmp_path, tensors, {"r": 4, "lora_alpha": 12}).modules
+    close(product(module), 3.0 * b @ a)
+
+
+def test_kohya_scale_is_alpha_over_rank_and_one_without_alpha(tmp_path):
+    down, up = normal(4, 12), normal(20, 4)
+    tensors = {}
+    for name, alpha in (("a", 2.0), ("b", 0.0), ("c", None)):
+        tensors |= {f"lora_unet_{name}.lora_down.weight": down, f"lora_unet_{name}.lora_up.weight": up}
+        if alpha is not None:
+            tensors[f"lora_unet_{name}.alpha"] = np.array(alpha, np.float32)
+    adapter = write(tmp_path, tensors)
+    assert adapter.format == "kohya"
+    assert [m.scale for m in adapter.modules] == [0.5, 1.0, 1.0]
+    assert [role for role in adapter.roles.values()].count("scale") == 2
+    close(product(adapter.modules[0]), 0.5 * up @ down)
+
+
+def test_kohya_convolutions_with_and_without_a_core_are_rebuilt(tmp_path):
+    down, up = normal(4, 6, 3, 3), normal(8, 4, 1, 1)
+    cp_down, cp_up, mid = normal(4, 6, 1, 1), normal(8, 5, 1, 1), normal(5, 4, 3, 3)
+    tensors = {
+        "lora_unet_a.lora_down.weight": down,
+        "lora_unet_a.lora_up.weight": up,
+        "lora_unet_b.lora_down.weight": cp_down,
+        "lora_unet_b.lora_up.weight": cp_up,
+        "lora_unet_b.lora_mid.weight": mid,
+    }
+    plain, core = write(tmp_path, tensors).modules
+    close(product(plain), up.reshape(8, 4) @ down.reshape(4, -1))
+    # LyCORIS, functional/general.py, rebuild_tucker
+    truth = np.einsum("ijkl,pi,jr->prkl", mid, cp_up[:, :, 0, 0], cp_down[:, :, 0, 0])
+    close(product(core), truth.reshape(8, -1))
+
+
+def test_lycoris_tensors_under_kohya_names_are_recognised_only(tmp_path):
+    tensors = {
+        "lora_unet_a.hada_w1_a": normal(8, 2),
+        "lora_unet_a.hada_w1_b": normal(2, 8),
+        "lora_unet_a.alpha": np.array(1.0, np.float32),
+    }
+    adapter = write(tmp_path, tensors)
+    assert not adapter.modules
+    assert set(adapter.roles.values()) == {"not_analysed"}
+
+
+def test_kohya_alpha_that_is_no_number_skips_the_module(tmp_path):
+    tensors = {
+        "lora_unet_a.lora_down.weight": normal(4, 12),
+        "lora_unet_a.lora_up.weight": normal(20, 4),
+        "lora_unet_a.alpha": np.array(np.nan, np.float32),
+    }
+    adapter = write(tmp_path, tensors)
+    assert [s.reason for s in adapter.skipped] == ["alpha is not finite"]
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("unet.down_blocks.0.attn1.to_q.lora_A.weight", "unet.down_blocks.0.attn1.to_q.lora_B.weight"),
+        ("unet.down_blocks.0.attn1.to_q.lora.down.weight", "unet.down_blocks.0.attn1.to_q.lora.up.weight"),
+        ("unet.attn1.processor.to_q_lora.down.weight", "unet.attn1.processor.to_q_lora.up.weight"),
+        ("text_encoder.q_proj.lora_linear_layer.down.weight", "text_encoder.q_proj.lora_linear_layer.up.weight"),
+    ],
+)
+def test_diffusers_without_an_alpha_takes_the_rank_for_it(tmp_path, names):
+    a, b = normal(4, 12), normal(20, 4)
+    (module,) = write(tmp_path, dict(zip(names, (a, b), strict=True)), name="pytorch_lora_weights.safetensors").modules
+    assert module.scale == 1.0
+    close(product(module), b @ a)
+
+
+def test_diffusers_metadata_gives_alpha_by_component(tmp_path):
+    tensors = {}
+    for path in ("transformer.blocks.0.to_q", "transformer.blocks.1.to_q", "text_encoder.layers.0.q_proj"):
+        tensors |= {f"{path}.lora_A.weight": normal(4, 12), f"{path}.lora_B.weight": normal(20, 4)}
+    declared = {
+        "transformer.r": 4,
+        "transformer.lora_alpha": 8,
+        "transformer.alpha_pattern": {"^blocks.1.to_q": 2},
+        "text_encoder.r": 4,
+        "text_encoder.lora_alpha": 4,
+        "text_encoder.use_rslora": True,
+    }
+    metadata = {"format": "pt", "lora_adapter_metadata": json.dumps(declared)}
+    adapter = write(tmp_path, tensors, metadata=metadata)
+    assert adapter.format == "diffusers"
+    assert {m.name: m.scale for m in adapter.modules} == {
+        "text_encoder.layers.0.q_proj": 2.0,
+        "transformer.blocks.0.to_q": 2.0,
+        "transformer.blocks.1.to_q": 0.5,
+    }
+
+
+def test_an_alpha_tensor_beside_diffusers_names_is_its_scale(tmp_path):
+    tensors = {
+        "diffusion_model.blocks.0.to_q.lora_A.weight": normal(4, 12),
+        "diffusion_model.blocks.0.to_q.lora_B.weight": normal(20, 4),
+        "diffusion_model.blocks.0.to_q.alpha": np.array(2.0, np.float32),
+    }
+    (module,) = write(tmp_path, tensors).modules
+    assert module.scale == 0.5
+
+
+def test_real_adapters_of_others_are_read_whole(shared_data):
+    """Files of the hub, in ../shared/data/adapters: every tensor has a role, and none is unknown."""
+    expected = {
+        "convnext-fc-r8": ("peft", 36),
+        "dialogpt-random-r8": ("peft", 12),
+        "mlx-qwen-r8": ("mlx", 8),
+        "roberta-agnews-r4-bias-all": ("peft", 36),
+        "roberta-portuguese-r8": ("peft", 24),
+    }
+    for name, (kind, modules) in expected.items():
+        adapter = read_adapter(find_files(shared_data / "adapters" / name), SafetensorsFile)
+        assert (adapter.format, len(adapter.modules)) == (kind, modules), name
+        assert set(adapter.roles) == set(adapter.tensors)
+        assert not {"unknown", "not_analysed"} & set(adapter.roles.values()), name
+        for module in adapter.modules:
+            b, a = module.load()
+            assert (len(b), a.shape[1]) == module.shape
