@@ -7,10 +7,11 @@ state is changed; what it costs is in the event it returns.
 from __future__ import annotations
 
 import os
+import random
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager
 from itertools import accumulate
 from statistics import fmean
 from typing import Any, Final, NamedTuple
@@ -51,15 +52,8 @@ def spectral_metrics(model: torch.nn.Module) -> dict[str, Any]:
     live = [module for module in live_modules(model) if _is_whole(module)]
     if not live:
         return {"n_layers": 0, "not_analysed": "no whole LoRA factors here", "elapsed_s": _since(began)}
-    cpu = _cpu_only()
-    from gradience.spectral.batch import Factors, spectra  # noqa: PLC0415  # JAX, only where asked for
-
-    def loader(module: LiveModule) -> Callable[[], Factors]:
-        return lambda: Factors(b=_array(module.b), a=_array(module.a), scale=module.scale)
-
-    with cpu():
-        found = spectra([loader(module) for module in live])
-    rows = [_row(module, spectrum) for module, spectrum in zip(live, found, strict=True)]
+    with _random_states_kept():
+        rows = _rows(live)
     return {**_summary(live, rows), **_fitting(rows), "elapsed_s": _since(began)}
 
 
@@ -92,6 +86,29 @@ def _array(tensor: torch.Tensor) -> npt.NDArray[Any]:
     if turned.dtype == torch.bfloat16:
         return turned.view(torch.int16).numpy().view(ml_dtypes.bfloat16)
     return np.asarray(turned.numpy())
+
+
+@contextmanager
+def _random_states_kept() -> Iterator[None]:
+    """Put Python's and NumPy's global random states back: importing JAX draws from NumPy's."""
+    python, numpy = random.getstate(), np.random.get_state(legacy=False)  # noqa: NPY002  # the user's state
+    try:
+        yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy)  # noqa: NPY002
+
+
+def _rows(live: list[LiveModule]) -> list[dict[str, Any]]:
+    cpu = _cpu_only()
+    from gradience.spectral.batch import Factors, spectra  # noqa: PLC0415  # JAX, only where asked for
+
+    def loader(module: LiveModule) -> Callable[[], Factors]:
+        return lambda: Factors(b=_array(module.b), a=_array(module.a), scale=module.scale)
+
+    with cpu():
+        found = spectra([loader(module) for module in live])
+    return [_row(module, spectrum) for module, spectrum in zip(live, found, strict=True)]
 
 
 def _cpu_only() -> Callable[[], AbstractContextManager[Any]]:

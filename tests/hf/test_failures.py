@@ -1,0 +1,166 @@
+"""A recorder that fails never ends a training, and a training that fails still has its log."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import os
+import warnings
+from pathlib import Path
+
+import pytest
+
+LOST = "could not be recorded"
+
+
+def _descriptor(path):
+    """The descriptor under which this process holds the file open."""
+    for name in Path("/proc/self/fd").iterdir():
+        if name.exists() and os.path.realpath(name) == str(path):
+            return int(name.name)
+    raise AssertionError(f"{path} is not open")
+
+
+def _fill_disk(path):
+    """From here on the kernel answers every write to the open log with ENOSPC."""
+
+    def act(_model):
+        full = os.open("/dev/full", os.O_WRONLY)
+        os.dup2(full, _descriptor(path))
+        os.close(full)
+
+    return act
+
+
+needs_full = pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs Linux's /dev/full and /proc")
+
+
+@needs_full
+def test_a_disk_that_fills_up_costs_events_and_not_the_training(training, callback, log, tmp_path):
+    fill = training.At(3, _fill_disk(tmp_path / "run.jsonl"))
+    run = training.trainer(tmp_path, fill, callback())
+    with pytest.warns(RuntimeWarning, match=LOST) as said:
+        assert run.train().global_step == 6
+    ours = [str(w.message) for w in said if "gradience" in str(w.message)]
+    assert len(ours) == 2
+    assert "No space left" in ours[0]
+    assert "5 events" in ours[1]
+    events = log(tmp_path)
+    assert events.steps == [1, 2]
+    (end,) = events.of("run_end")
+    assert (end.status, end.reason) == ("ok", "5 events could not be recorded")
+
+
+@needs_full
+def test_a_disk_that_stays_full_is_said_at_the_end(training, callback, tmp_path):
+    (tmp_path / "run.jsonl").symlink_to("/dev/full")
+    run = training.trainer(tmp_path, callback())
+    with pytest.warns(RuntimeWarning, match=LOST) as said:
+        assert run.train().global_step == 6
+    ours = [str(w.message) for w in said if "gradience" in str(w.message)]
+    assert len(ours) == 2
+    assert "9 events" in ours[1]
+
+
+def test_a_folder_that_cannot_be_written_costs_the_log_and_not_the_training(training, callback, tmp_path):
+    (tmp_path / "file").write_text("not a folder")
+    run = training.trainer(tmp_path, callback(tmp_path / "file" / "run.jsonl"))
+    with pytest.warns(RuntimeWarning, match=LOST) as said:
+        assert run.train().global_step == 6
+    assert len([w for w in said if "gradience" in str(w.message)]) == 2
+
+
+def test_warnings_that_are_errors_do_not_end_the_training(training, callback, tmp_path):
+    (tmp_path / "file").write_text("not a folder")
+    run = training.trainer(tmp_path, callback(tmp_path / "file" / "run.jsonl"))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", RuntimeWarning)
+        assert run.train().global_step == 6
+
+
+def test_a_row_too_long_for_a_line_costs_that_row_only(training, callback, log, tmp_path):
+    class Verbose(training.Trainer):
+        def log(self, logs, start_time=None):
+            if self.state.global_step == 2:
+                logs |= {f"key_{i}": float(i) for i in range(9000)}
+            super().log(logs, start_time)
+
+    with pytest.warns(RuntimeWarning, match=LOST):
+        training.trainer(tmp_path, callback(), cls=Verbose, max_steps=4).train()
+    events = log(tmp_path)
+    assert events.steps == [1, 3, 4]
+    assert events.of("run_end")[0].reason == "1 events could not be recorded"
+
+
+def test_a_model_that_shows_nothing_is_recorded_without_its_config(training, callback, log, tmp_path):
+    class Odd(training.torch.nn.Module):
+        peft_config = "broken"
+
+        def __init__(self):
+            super().__init__()
+            self.layer = training.torch.nn.Embedding(training.WORDS, 1)
+
+        def forward(self, input_ids, labels):
+            return {"loss": self.layer(input_ids).sum()}
+
+    training.trainer(tmp_path, callback(notes="odd"), model=Odd(), max_steps=2).train()
+    events = log(tmp_path)
+    assert events[0].config.extras == {"snapshot_failed": "TypeError"}
+    assert events[0].config.notes == "odd"
+    assert events.steps == [1, 2]
+
+
+@pytest.mark.parametrize(
+    ("act", "status", "name"), [("break", "error", "ValueError"), ("interrupt", "interrupted", "KeyboardInterrupt")]
+)
+def test_with_the_callback_as_a_context_the_end_is_recorded_at_once(
+    training, callback, log, tmp_path, act, status, name
+):
+    recorder = callback()
+    run = training.trainer(tmp_path, training.At(3, training.ACTS[act]), recorder)
+    with pytest.raises((ValueError, KeyboardInterrupt)) as caught, recorder:
+        run.train()
+    assert caught.typename == name
+    (end,) = log(tmp_path).of("run_end")
+    assert (end.status, end.reason) == (status, name)
+
+
+def test_the_text_of_an_exception_needs_the_opt_in(training, callback, log, tmp_path):
+    recorder = callback(allow_text=True)
+    run = training.trainer(tmp_path, training.At(3, training.ACTS["break"]), recorder)
+    with pytest.raises(ValueError, match="prompt"), recorder:
+        run.train()
+    assert log(tmp_path).of("run_end")[0].reason == "ValueError: the text of an exception may hold a prompt"
+
+
+def test_a_loop_left_by_a_caught_exception_is_closed_when_the_next_one_begins(training, callback, log, tmp_path):
+    left = training.trainer(tmp_path, training.At(3, training.ACTS["break"]), callback())
+    with pytest.raises(ValueError, match="prompt"):
+        left.train()
+    training.trainer(tmp_path, callback(), max_steps=2).train()  # another Trainer, the same folder, as in a notebook
+    events = log(tmp_path)
+    assert [(e.status, e.run_id == events[0].run_id) for e in events.of("run_end")] == [
+        ("aborted", True),
+        ("ok", False),
+    ]
+    assert [p.name for p in tmp_path.glob("*.jsonl")] == ["run.jsonl"]
+
+
+def test_a_retry_from_within_the_handler_knows_the_exception(training, callback, log, tmp_path):
+    run = training.trainer(tmp_path, training.At(3, training.ACTS["break"]), callback())
+    try:
+        run.train()
+    except ValueError:
+        run.train()
+    ends = log(tmp_path).of("run_end")
+    assert [(e.status, e.reason) for e in ends] == [("error", "ValueError"), ("ok", None)]
+
+
+def test_a_freed_trainer_closes_its_run(training, callback, log, tmp_path):
+    run = training.trainer(tmp_path, training.At(3, training.ACTS["break"]), callback())
+    with contextlib.suppress(ValueError):
+        run.train()
+    del run
+    gc.collect()
+    (end,) = log(tmp_path).of("run_end")
+    assert (end.status, end.reason) == ("aborted", "training was left before its end")

@@ -1,0 +1,91 @@
+"""Runs that are killed, broken, interrupted or shared: real processes, real signals."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PROGRAM = Path(__file__).with_name("training.py")
+
+
+def _run(*command, timeout=300):
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
+    return subprocess.run(
+        [sys.executable, *map(str, command)], check=False, env=env, capture_output=True, text=True, timeout=timeout
+    )
+
+
+@pytest.fixture(scope="module")
+def killed(training, tmp_path_factory):
+    """A folder left by a run that SIGKILL ended at step 8, three steps after its checkpoint."""
+    out = tmp_path_factory.mktemp("killed")
+    done = _run(PROGRAM, out, "--act", "kill")
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    return out
+
+
+def test_a_killed_run_keeps_every_row_and_has_no_end(killed, log):
+    events = log(killed)
+    assert events.steps == [1, 2, 3, 4, 5, 6, 7]
+    assert events.of("run_end") == []
+
+
+def test_a_resumed_run_goes_on_under_its_id_and_nothing_is_deleted(killed, training, callback, log):
+    before = (killed / "run.jsonl").read_bytes()
+    log_before = log(killed)
+    given = {"save_strategy": "steps", "save_steps": 5, "max_steps": 12}
+    training.trainer(killed, callback(), **given).train(resume_from_checkpoint=True)
+    after = (killed / "run.jsonl").read_bytes()
+    events = log(killed)
+    assert after.startswith(before)
+    assert {e.run_id for e in events} == {log_before[0].run_id}
+    assert len({e.session for e in events}) == 2
+    assert [e.resumed_from_step for e in events.of("run_start")] == [None, 5]
+    assert events.steps == [1, 2, 3, 4, 5, 6, 7, 6, 7, 8, 9, 10, 11, 12]
+    assert events[-1].status == "ok"
+
+
+def test_a_resumed_run_is_shown_as_one_with_its_replayed_steps_superseded(killed, training, callback):
+    from gradience.telemetry import TelemetryReader
+
+    run = TelemetryReader(killed / "run.jsonl").summarize().last
+    assert list(run.steps) == list(range(1, 13))
+    assert run.superseded == 2
+
+
+def test_an_exception_that_ends_the_program_is_recorded(training, log, tmp_path):
+    done = _run(PROGRAM, tmp_path, "--act", "break")
+    assert done.returncode == 1
+    assert done.stderr.rstrip().endswith("ValueError: the text of an exception may hold a prompt")
+    (end,) = log(tmp_path).of("run_end")
+    assert (end.status, end.reason) == ("error", "ValueError")
+
+
+def test_ctrl_c_is_recorded(training, log, tmp_path):
+    done = _run(PROGRAM, tmp_path, "--act", "interrupt")
+    assert done.returncode == -signal.SIGINT
+    (end,) = log(tmp_path).of("run_end")
+    assert (end.status, end.reason) == ("interrupted", "KeyboardInterrupt")
+
+
+def test_of_two_processes_one_writes(training, log, tmp_path):
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    done = _run(*launch, PROGRAM, tmp_path, "--steps", 6)
+    assert done.returncode == 0, done.stderr
+    events = log(tmp_path)
+    assert events.names.count("run_start") == 1
+    assert events[0].config.training.world_size == 2
+    assert events.steps == [1, 2, 3, 4, 5, 6]
+    assert [(e.split, e.step, e.metrics.n) for e in events.of("eval")] == [("eval", 4, 8), ("eval", 6, 8)]
+    assert len({e.session for e in events}) == 1
+    assert [p.name for p in tmp_path.glob("*.jsonl")] == ["run.jsonl"]
+
+
+def test_the_package_imports_without_torch():
+    done = _run("-c", "import gradience.hf, sys; print({'torch', 'transformers', 'jax'} & set(sys.modules))")
+    assert done.stdout.strip() == "set()"
