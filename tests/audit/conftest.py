@@ -1,0 +1,58 @@
+"""Small adapters written by hand, and a small base beside them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+LAYERS, OUT, INNER, R = 4, 48, 32, 8
+
+
+@pytest.fixture
+def write_adapter(tmp_path: Path) -> Callable[..., Path]:
+    """Return a function that writes a PEFT folder; `factors` gives (b, a) of a module by its number."""
+
+    def write(factors=None, *, name: str = "peft", layers: int = LAYERS, **config) -> Path:
+        rng = np.random.default_rng(0)
+        folder = tmp_path / name
+        folder.mkdir()
+        tensors = {}
+        for i in range(layers):
+            b, a = factors(i) if factors else low_dimensional(rng)
+            stem = f"base_model.model.model.layers.{i}.self_attn.q_proj"
+            tensors[f"{stem}.lora_A.weight"] = np.asarray(a, np.float32)
+            tensors[f"{stem}.lora_B.weight"] = np.asarray(b, np.float32)
+        save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+        fields = {"peft_type": "LORA", "r": R, "lora_alpha": 16, "target_modules": ["q_proj"], **config}
+        (folder / "adapter_config.json").write_text(json.dumps(fields))
+        return folder
+
+    return write
+
+
+def low_dimensional(rng: np.random.Generator, r: int = R) -> tuple[np.ndarray, np.ndarray]:
+    decay = 0.5 ** np.arange(r)
+    return rng.standard_normal((OUT, r)) * decay, rng.standard_normal((r, INNER))
+
+
+@pytest.fixture
+def write_base(tmp_path: Path) -> Callable[..., Path]:
+    """Return a function that writes a base of the adapter's shapes."""
+
+    def write(name: str = "base", *, seed: int = 1, prefix: str = "", shape=(OUT, INNER)) -> Path:
+        rng = np.random.default_rng(seed)
+        folder = tmp_path / name
+        folder.mkdir()
+        tensors = {
+            f"{prefix}model.layers.{i}.self_attn.q_proj.weight": rng.standard_normal(shape).astype(np.float32)
+            for i in range(LAYERS)
+        }
+        save_file(tensors, folder / "model.safetensors")
+        return folder
+
+    return write

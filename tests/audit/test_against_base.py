@@ -1,0 +1,199 @@
+"""An adapter beside its base: PEFT's own merge is the truth, dense float64 the oracle."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from gradience.audit import audit_adapter
+from gradience.errors import AdapterError
+
+LAYERS, OUT, INNER, R = 4, 48, 32, 8  # of write_adapter and write_base
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+def dense_of(folder, i):
+    tensors = load_file(folder / "adapter_model.safetensors")
+    stem = f"base_model.model.model.layers.{i}.self_attn.q_proj"
+    b, a = (tensors[f"{stem}.lora_{x}.weight"].astype(np.float64) for x in "BA")
+    return 2.0 * b @ a
+
+
+def test_ratios_are_those_of_dense_float64(write_adapter, write_base):
+    folder, base = write_adapter(), write_base()
+    weights = load_file(base / "model.safetensors")
+    report = audit_adapter(folder, base=base, intruders=True)
+    for i, module in enumerate(report.modules):
+        w = weights[f"model.layers.{i}.self_attn.q_proj.weight"].astype(np.float64)
+        dw = dense_of(folder, i)
+        assert module.udr == pytest.approx(np.linalg.norm(dw, 2) / np.linalg.norm(w, 2), rel=1e-5)
+        assert module.sdi == pytest.approx(np.log10(module.udr))
+        assert module.relative_frobenius == pytest.approx(np.linalg.norm(dw) / np.linalg.norm(w), rel=1e-5)
+        u_w, u_t = (np.linalg.svd(x)[0] for x in (w, w + dw))
+        overlap = np.max(np.abs(u_w[:, :INNER].T @ u_t[:, :10]), axis=0)
+        assert module.base.intruders.count == np.sum(overlap < 0.5)
+        assert list(module.base.intruders.counts) == ["0.3", "0.5", "0.7"]
+    assert report.base.compared == LAYERS
+
+
+def test_an_update_far_below_the_weights_is_near_untrained_and_lost_in_bf16(write_adapter, write_base):
+    rng = np.random.default_rng(0)
+    tiny = write_adapter(lambda i: (rng.standard_normal((OUT, R)) * 1e-6, rng.standard_normal((R, INNER))))
+    report = audit_adapter(tiny, base=write_base())
+    assert report.health.verdict == "near_untrained"
+    assert report.base.relative_frobenius < 1e-4
+    assert "MRG210" in {f.id for f in report.findings}
+    assert audit_adapter(tiny).health.verdict == "random_like"
+
+
+def test_a_zero_update_has_udr_zero_and_no_sdi(write_adapter, write_base):
+    folder = write_adapter(lambda i: (np.zeros((OUT, R)), np.ones((R, INNER))))
+    report = audit_adapter(folder, base=write_base(), intruders=True)
+    assert report.health.verdict == "untrained"
+    assert {m.udr for m in report.modules} == {0.0}
+    assert {m.sdi for m in report.modules} == {None}
+
+
+def test_another_base_is_a_finding_that_names_what_is_missing(write_adapter, write_base):
+    report = audit_adapter(write_adapter(), base=write_base(shape=(OUT, INNER + 1)))
+    finding = next(f for f in report.findings if f.id == "BAS211")
+    assert finding.severity == "error"
+    assert "layers.0.self_attn.q_proj" in finding.message
+    assert report.base.compared == 0
+    assert all(m.udr is None for m in report.modules)
+    assert report.health.verdict == "trained"
+
+
+def test_a_base_saved_without_the_model_classs_prefix_is_found(write_adapter, write_base):
+    folder = write_adapter()
+    plain = audit_adapter(folder, base=write_base())
+    longer = audit_adapter(folder, base=write_base("longer", prefix="language."))
+    assert [m.udr for m in longer.modules] == pytest.approx([m.udr for m in plain.modules])
+    weights = load_file(write_base("full") / "model.safetensors")
+    short = folder.parent / "short"
+    short.mkdir()
+    save_file({k.removeprefix("model."): v for k, v in weights.items()}, short / "model.safetensors")
+    assert audit_adapter(folder, base=short).base.compared == LAYERS
+
+
+def test_norms_are_kept_for_the_same_base_and_refused_for_another(write_adapter, write_base, tmp_path):
+    folder, base, other = write_adapter(), write_base(), write_base("other", seed=2)
+    first = audit_adapter(folder, base=base)
+    again = audit_adapter(folder, base=base)
+    assert (first.base.norms_cached, again.base.norms_cached) == (0, LAYERS)
+    assert [m.udr for m in again.modules] == [m.udr for m in first.modules]
+    changed = audit_adapter(folder, base=other)
+    assert changed.base.norms_cached == 0
+    assert changed.base.identity != first.base.identity
+    cache = tmp_path / "cache" / "gradience" / "norms"
+    shutil.copy(cache / f"{first.base.identity[:32]}.json", cache / f"{changed.base.identity[:32]}.json")
+    refused = audit_adapter(folder, base=other)
+    assert refused.base.norms_cached == 0
+    assert "another base" in refused.base.notes[0]
+    assert [m.udr for m in refused.modules] == [m.udr for m in changed.modules]
+
+
+def test_a_cached_norm_of_another_weight_is_computed_again(write_adapter, write_base, tmp_path):
+    folder, base = write_adapter(), write_base()
+    first = audit_adapter(folder, base=base)
+    cache = tmp_path / "cache" / "gradience" / "norms" / f"{first.base.identity[:32]}.json"
+    document = json.loads(cache.read_text())
+    for norms in document["norms"].values():
+        norms["spectral"], norms["frobenius"] = 1.0, 2.0
+    cache.write_text(json.dumps(document))
+    again = audit_adapter(folder, base=base)
+    assert again.base.norms_cached == 0
+    assert [m.udr for m in again.modules] == [m.udr for m in first.modules]
+
+
+def test_without_a_cache_nothing_is_written(write_adapter, write_base, tmp_path):
+    audit_adapter(write_adapter(), base=write_base(), norms_cache=False)
+    assert not (tmp_path / "cache").exists()
+
+
+def test_a_quantised_base_weight_gets_no_number(write_adapter, write_base):
+    base = write_base()
+    weights = load_file(base / "model.safetensors")
+    name = "model.layers.1.self_attn.q_proj.weight"
+    weights[name] = np.zeros((OUT, INNER), np.int8)
+    save_file(weights, base / "model.safetensors")
+    report = audit_adapter(write_adapter(), base=base)
+    assert report.modules[1].udr is None
+    assert "quantised" in report.base.not_compared[0].reason
+    assert report.base.compared == LAYERS - 1
+
+
+def test_a_base_that_is_not_there_is_an_error_with_advice(write_adapter, tmp_path):
+    with pytest.raises(AdapterError, match="no such base") as caught:
+        audit_adapter(write_adapter(), base=tmp_path / "nowhere")
+    assert "model.safetensors" in caught.value.advice
+
+
+def test_progress_counts_to_the_end(write_adapter, write_base):
+    seen = []
+    audit_adapter(write_adapter(), base=write_base(), progress=lambda *x: seen.append(x))
+    assert seen[-1][:2] == (LAYERS, LAYERS)
+    assert [done for done, total, _ in seen if total] == sorted(done for done, total, _ in seen if total)
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning", "ignore::DeprecationWarning")  # theirs
+class TestPeft:
+    """Real PEFT models, saved, audited against their saved base, compared with merge_and_unload."""
+
+    @staticmethod
+    def build(tmp_path, kind: str, dtype):
+        torch = pytest.importorskip("torch")
+        peft, transformers = pytest.importorskip("peft"), pytest.importorskip("transformers")
+        torch.manual_seed(0)
+        if kind == "conv1d":
+            sizes = transformers.GPT2Config(n_embd=48, n_layer=1, n_head=2, vocab_size=64, n_positions=16)
+            model, targets = transformers.GPT2LMHeadModel(sizes), ["c_attn", "c_proj"]
+        else:
+            sizes = transformers.LlamaConfig(
+                hidden_size=48, intermediate_size=80, num_hidden_layers=2, num_attention_heads=2, vocab_size=64
+            )
+            model, targets = transformers.LlamaForCausalLM(sizes), ["q_proj", "down_proj"]
+        model = model.to(dtype)
+        model.save_pretrained(tmp_path / "hf", max_shard_size="40KB")
+        config = peft.LoraConfig(
+            r=4, lora_alpha=8, target_modules=targets, fan_in_fan_out=kind == "conv1d", use_dora=kind == "dora"
+        )
+        tuned = peft.get_peft_model(model, config)
+        for name, parameter in tuned.named_parameters():
+            if "lora_B" in name:
+                torch.nn.init.normal_(parameter, std=0.002)
+            if "magnitude" in name:
+                parameter.data *= 1.01
+        tuned.save_pretrained(tmp_path / "peft")
+        stored = {k: v.detach().float().numpy().copy() for k, v in tuned.get_base_model().state_dict().items()}
+        before = {k.replace(".base_layer", ""): v for k, v in stored.items() if "lora_" not in k}
+        after = {k: v.detach().float().numpy() for k, v in tuned.merge_and_unload().state_dict().items()}
+        return before, after
+
+    @pytest.mark.parametrize("kind", ["linear", "conv1d", "dora"])
+    @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+    def test_udr_and_survival_are_those_of_pefts_merge(self, tmp_path, kind, precision):
+        torch = pytest.importorskip("torch")
+        before, after = self.build(tmp_path, kind, getattr(torch, precision))
+        report = audit_adapter(tmp_path / "peft", base=tmp_path / "hf")
+        assert report.base.files > 1
+        assert report.base.compared == len(report.modules)
+        for module in report.modules:
+            w = before[f"{module.name}.weight"].astype(np.float64)
+            realised = after[f"{module.name}.weight"] - w
+            assert (module.base.update == "dense") == (kind == "dora")
+            if precision == "float32":
+                assert module.udr == pytest.approx(np.linalg.norm(realised, 2) / np.linalg.norm(w, 2), rel=2e-3)
+                assert module.relative_frobenius == pytest.approx(
+                    np.linalg.norm(realised) / np.linalg.norm(w), rel=2e-3
+                )
+            elif kind != "dora":  # DoRA's merge rounds in between
+                assert module.base.survival.changed == pytest.approx(np.mean(realised != 0), abs=2e-3)

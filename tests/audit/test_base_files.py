@@ -1,0 +1,106 @@
+"""The base's files: where they are, which base they are."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from gradience.base.folder import find_shards
+from gradience.base.identity import file_digest, identity
+from gradience.base.weights import BaseWeights
+from gradience.errors import AdapterError
+
+
+def shard(path, **tensors):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_file(tensors or {"x.y.weight": np.ones((2, 2), np.float32)}, path)
+    return path
+
+
+def hub_entry(root, revisions=("abc",), main="abc"):
+    entry = root / "models--org--name"
+    for revision in revisions:
+        blob = shard(entry / "blobs" / ("a" * 64))
+        link = entry / "snapshots" / revision / "model.safetensors"
+        link.parent.mkdir(parents=True)
+        link.symlink_to(blob)
+    if main:
+        (entry / "refs").mkdir()
+        (entry / "refs" / "main").write_text(main)
+    return entry
+
+
+def test_a_folder_with_one_file_and_the_file_itself(tmp_path):
+    file = shard(tmp_path / "model.safetensors")
+    assert find_shards(tmp_path) == find_shards(file) == [file]
+
+
+def test_an_index_names_its_shards(tmp_path):
+    files = [shard(tmp_path / f"model-0000{i}-of-00002.safetensors") for i in (1, 2)]
+    index = tmp_path / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": {"a": files[0].name, "b": files[1].name, "c": files[1].name}}))
+    assert find_shards(tmp_path) == find_shards(index) == files
+    files[1].unlink()
+    with pytest.raises(AdapterError, match="1 of 2 shards"):
+        find_shards(tmp_path)
+    index.write_text(json.dumps({"weight_map": {"a": "../other.safetensors"}}))
+    with pytest.raises(AdapterError, match="outside"):
+        find_shards(tmp_path)
+
+
+def test_a_hub_cache_entry_leads_to_its_main_revision(tmp_path, monkeypatch):
+    entry = hub_entry(tmp_path, ("abc", "def"))
+    expected = [entry / "snapshots" / "abc" / "model.safetensors"]
+    assert find_shards(entry) == find_shards(expected[0].parent) == expected
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    from pathlib import Path
+
+    assert find_shards(Path("org/name")) == expected
+
+
+def test_revisions_without_a_main_are_not_guessed(tmp_path):
+    with pytest.raises(AdapterError, match="2 revisions"):
+        find_shards(hub_entry(tmp_path, ("abc", "def"), main=None))
+
+
+def test_a_folder_with_pickles_only_says_what_to_do(tmp_path):
+    (tmp_path / "pytorch_model.bin").write_bytes(b"x")
+    with pytest.raises(AdapterError) as caught:
+        find_shards(tmp_path)
+    assert "safe_serialization" in caught.value.advice
+
+
+def test_the_identity_follows_content_and_not_place(tmp_path):
+    one, two = (shard(tmp_path / d / "model.safetensors") for d in ("one", "two"))
+    assert identity([one]) == identity([two])
+    shard(two, **{"x.y.weight": np.full((2, 2), 2.0, np.float32)})
+    assert identity([one]) != identity([two])
+
+
+def test_in_the_hubs_cache_the_etag_is_the_identity_and_nothing_is_read(tmp_path):
+    entry = hub_entry(tmp_path)
+    file = entry / "snapshots" / "abc" / "model.safetensors"
+    assert file_digest(file) == "etag:" + "a" * 64
+    plain = shard(tmp_path / "model.safetensors")
+    assert file_digest(plain).startswith("sha256:")
+
+
+def test_a_tail_that_two_tensors_share_is_not_guessed(tmp_path):
+    pair = {f"{side}.layers.0.q.weight": np.ones((2, 2), np.float32) for side in ("encoder", "decoder")}
+    weights = BaseWeights([shard(tmp_path / "model.safetensors", **pair)])
+    assert weights.find("layers.0.q.weight") is None
+    assert weights.find("model.decoder.layers.0.q.weight").name == "decoder.layers.0.q.weight"
+    assert weights.find("layers.0.k.weight") is None
+
+
+def test_one_expert_is_read_without_the_others(tmp_path):
+    stack = np.arange(24, dtype=np.float32).reshape(3, 2, 4)
+    weights = BaseWeights([shard(tmp_path / "model.safetensors", **{"mlp.experts.w": stack})])
+    found = weights.find("mlp.experts.w")
+    assert np.array_equal(weights.read(found, 1), stack[1])
+    with pytest.raises(AdapterError, match="no expert 3"):
+        weights.read(found, 3)

@@ -1,0 +1,187 @@
+"""The report: verdicts, scales, suggestions, and the payload of a log line."""
+
+from __future__ import annotations
+
+import json
+
+import msgspec
+import numpy as np
+import pytest
+
+from gradience.append import append_audit
+from gradience.audit import audit_adapter, lora_audit_metrics
+from gradience.schema.audit import AuditReport, ModuleAudit
+from gradience.telemetry.reader import TelemetryReader
+from gradience.telemetry.writer import TelemetryWriter
+
+OUT, INNER, R = 48, 32, 8  # of write_adapter's modules
+
+
+def low_dimensional(rng: np.random.Generator, r: int = R) -> tuple[np.ndarray, np.ndarray]:
+    return rng.standard_normal((OUT, r)) * 0.5 ** np.arange(r), rng.standard_normal((r, INNER))
+
+
+def test_a_trained_adapter_is_trained_with_no_warning(write_adapter):
+    report = audit_adapter(write_adapter())
+    assert report.health.verdict == "trained"
+    assert {finding.severity for finding in report.findings} <= {"info"}
+
+
+@pytest.mark.parametrize(
+    ("verdict", "factor"),
+    [
+        ("untrained", lambda i: np.zeros((OUT, R))),
+        ("partial", lambda i: np.full((OUT, R), float(i % 2))),
+        ("broken", lambda i: np.full((OUT, R), np.nan if i == 2 else 1.0)),
+        ("random_like", lambda i: np.random.default_rng(i).standard_normal((OUT, R))),
+    ],
+)
+def test_verdicts_come_first_with_a_reason_and_a_finding(write_adapter, verdict, factor):
+    rng = np.random.default_rng(9)
+    folder = write_adapter(lambda i: (factor(i), rng.uniform(-1, 1, (R, INNER))))
+    report = audit_adapter(folder)
+    assert report.health.verdict == verdict
+    assert report.health.reason
+    assert report.findings[0].severity in {"error", "warning"}
+
+
+def test_a_flat_spectrum_is_no_finding_where_the_null_leaves_no_room(write_adapter):
+    rng = np.random.default_rng(9)
+    flat = lambda r: lambda i: (rng.standard_normal((OUT, r)), rng.standard_normal((r, INNER)))  # noqa: E731
+    assert audit_adapter(write_adapter(flat(2), name="rank2", r=2)).health.verdict == "trained"
+    assert audit_adapter(write_adapter(flat(R), name="few", layers=2)).health.verdict == "trained"
+
+
+def test_non_finite_modules_enter_no_mean(write_adapter):
+    rng = np.random.default_rng(0)
+    clean = audit_adapter(write_adapter(lambda i: low_dimensional(np.random.default_rng(i)), name="clean", layers=3))
+    spoiled = write_adapter(
+        lambda i: (np.full((OUT, R), np.inf), rng.standard_normal((R, INNER)))
+        if i == 3
+        else low_dimensional(np.random.default_rng(i)),
+        name="spoiled",
+    )
+    report = audit_adapter(spoiled)
+    assert report.summary.stable_rank_mean == pytest.approx(clean.summary.stable_rank_mean)
+    assert report.modules[3].state == "non_finite"
+    assert report.modules[3].stable_rank is None
+
+
+def test_scales_say_which_pattern_applied_and_which_matches_nothing(write_adapter):
+    folder = write_adapter(alpha_pattern={r"layers\.1\.self_attn\.q_proj": 4, "layers.2": 5}, rank_pattern={"k": 2})
+    report = audit_adapter(folder)
+    assert [m.scaling for m in report.modules] == [2.0, 0.5, 2.0, 2.0]
+    assert [m.alpha_pattern for m in report.modules] == [None, r"layers\.1\.self_attn\.q_proj", None, None]
+    assert set(report.unmatched_patterns) == {"layers.2", "k"}
+    assert "SCL207" in {f.id for f in report.findings}
+
+
+def test_a_rank_that_the_config_contradicts_is_a_warning(write_adapter):
+    report = audit_adapter(write_adapter(r=16))
+    assert {m.config_r for m in report.modules} == {16}
+    assert {m.scaling for m in report.modules} == {2.0}
+    assert "SCL206" in {f.id for f in report.findings}
+
+
+def test_default_alpha_is_told_only_where_it_weakens_the_update(write_adapter):
+    rng = np.random.default_rng(0)
+    wide = write_adapter(lambda i: low_dimensional(rng, 16), name="wide", r=16, lora_alpha=8)
+    assert "SCL208" in {f.id for f in audit_adapter(wide).findings}
+    assert "SCL208" not in {f.id for f in audit_adapter(write_adapter(lora_alpha=8)).findings}
+
+
+def test_suggestions_carry_their_price(write_adapter):
+    report = audit_adapter(write_adapter())
+    assert [c.rank for c in report.candidates] == [1, 2, 4]
+    errors = [c.relative_error for c in report.candidates]
+    assert errors == sorted(errors, reverse=True)
+    for c in report.candidates:
+        assert c.relative_error == pytest.approx(np.sqrt(1 - c.energy_kept))
+        assert c.params_saved == 4 * (R - c.rank) * (OUT + INNER)
+        assert c.bytes_saved == 4 * c.params_saved
+    assert {r.rule for r in report.rank_rules} == {"energy_90", "effective_rank", "stable_rank", "knee"}
+
+
+def test_the_report_survives_its_own_json(write_adapter):
+    report = audit_adapter(write_adapter(), suggest_per_layer=True, top_singular_values=2)
+    assert msgspec.json.decode(msgspec.json.encode(report), type=AuditReport) == report
+    assert len(report.modules[0].top_singular_values) == 2
+
+
+@pytest.mark.parametrize("option", [{"intruder_k": 0}, {"intruder_eps": 0.0}, {"intruder_eps": 1.5}])
+def test_options_out_of_range_are_value_errors(write_adapter, option):
+    with pytest.raises(ValueError, match="intruder"):
+        audit_adapter(write_adapter(), **option)
+
+
+def many(n: int) -> list[ModuleAudit]:
+    return [
+        ModuleAudit(
+            name=f"model.layers.{i // 7}.mlp.gate_proj.{i}", module_type="mlp", layer=i // 7, shape=[8192, 28672],
+            r=64, scaling=0.25, params=2359296, spectral_norm=1.2345678901234, frobenius_norm=2.3456789012345,
+            stable_rank=1.5 + i / n, effective_rank=31.4159265358979, participation_ratio=2.718281828459,
+            utilization=(1.5 + i / n) / 64, energy_rank_90=4, energy_rank_95=8, energy_rank_99=16,
+            relative_errors={"1": 0.5}, note="x" * 200,
+        )
+        for i in range(n)
+    ]  # fmt: skip
+
+
+def test_560_modules_fit_a_log_line_by_leaving_out_the_best_used(write_adapter):
+    report = msgspec.structs.replace(audit_adapter(write_adapter()), modules=many(560))
+    payload = lora_audit_metrics(report)
+    assert len(msgspec.json.encode(payload)) <= 56 * 1024
+    assert len(payload["modules"]) + payload["modules_omitted"] == 560
+    used = [row["utilization"] for row in payload["modules"]]
+    assert used == sorted(used)
+    assert used[-1] < report.modules[-1].utilization
+
+
+def test_the_payload_has_the_names_that_logs_in_the_wild_carry(write_adapter):
+    payload = lora_audit_metrics(audit_adapter(write_adapter()))
+    assert {
+        "total_lora_params", "n_layers", "stable_rank_mean", "stable_rank_median", "stable_rank_weighted_mean",
+        "effective_rank_mean", "utilization_mean", "energy_rank_90_p50", "energy_rank_90_p90", "by_type",
+        "suggested_r_global_median", "suggested_r_global_90", "modules",
+    } <= set(payload)  # fmt: skip
+    assert {
+        "name", "module_type", "layer", "r", "alpha", "scaling", "params", "stable_rank", "effective_rank",
+        "participation_ratio", "utilization", "energy_rank_90", "energy_rank_95", "energy_rank_99",
+        "spectral_norm", "frobenius_norm",
+    } <= set(payload["modules"][0])  # fmt: skip
+
+
+def test_an_appended_audit_is_an_event_of_the_runs_own(write_adapter, tmp_path):
+    log = tmp_path / "run.jsonl"
+    with TelemetryWriter(log) as writer:
+        writer.run_start()
+        writer.train_step(1, loss=1.0)
+        writer.run_end()
+    before = TelemetryReader(log).summarize().last
+    report = msgspec.structs.replace(audit_adapter(write_adapter()), modules=many(560))
+    append_audit(log, report)
+    lines = [json.loads(line) for line in log.read_text().splitlines()]
+    assert lines[-1]["event"] == "metrics"
+    assert lines[-1]["kind"] == "lora_audit"
+    assert lines[-1]["run_id"] == before.run_id
+    assert lines[-1]["metrics"]["stable_rank_mean"] == pytest.approx(report.summary.stable_rank_mean)
+    assert max(len(line) for line in log.read_bytes().splitlines()) < 64 * 1024
+    assert TelemetryReader(log).summarize().last.run_id == before.run_id
+
+
+@pytest.mark.parametrize(
+    ("name", "verdict", "modules"),
+    [
+        ("roberta-portuguese-r8", "trained", 24),
+        ("roberta-agnews-r4-bias-all", "trained", 36),
+        ("dialogpt-random-r8", "random_like", 12),
+        ("convnext-fc-r8", "trained", 36),
+        ("mlx-qwen-r8", None, 8),
+    ],
+)
+def test_real_adapters_are_judged_without_false_alarm(shared_data, name, verdict, modules):
+    report = audit_adapter(shared_data / "adapters" / name)
+    assert verdict in {None, report.health.verdict}
+    assert len(report.modules) == modules
+    assert not [f for f in report.findings if f.severity == "error"]
+    assert sum(entry.share for entry in report.ledger) == pytest.approx(1.0)
