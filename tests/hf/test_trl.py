@@ -1,0 +1,91 @@
+"""Unchanged in TRL's trainers: supervised fine-tuning and preference optimisation."""
+
+from __future__ import annotations
+
+import pytest
+
+pytest.importorskip("trl", reason="TRL is not installed: pip install trl")
+
+PROMPTS = [{"text": "w1 w2 w3 w4 w5 w6"}, {"text": "w7 w8 w9 w10 w11"}] * 8
+PAIRS = [{"prompt": "w1 w2 w3", "chosen": " w4 w5 w6", "rejected": " w7 w8 w9"}] * 16
+
+
+@pytest.fixture(scope="module")
+def tokenizer(training):
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    words = {"<pad>": 0, "</s>": 1, "<unk>": 2} | {f"w{i}": i + 3 for i in range(training.WORDS - 3)}
+    made = Tokenizer(models.WordLevel(words, unk_token="<unk>"))  # noqa: S106  # no password
+    made.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    special = {"pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"}
+    return PreTrainedTokenizerFast(tokenizer_object=made, **special)
+
+
+def _given(out):
+    return {
+        "output_dir": str(out),
+        "max_steps": 4,
+        "logging_steps": 1,
+        "eval_strategy": "steps",
+        "eval_steps": 2,
+        "per_device_train_batch_size": 2,
+        "report_to": [],
+        "use_cpu": True,
+        "bf16": False,
+        "save_strategy": "no",
+        "learning_rate": 1e-2,
+    }
+
+
+def test_sft_is_recorded_with_trls_own_measurements(training, callback, log, tokenizer, tmp_path):
+    from datasets import Dataset
+    from trl import SFTConfig, SFTTrainer
+
+    data = Dataset.from_list(PROMPTS)
+    run = SFTTrainer(
+        model=training.llama(),
+        args=SFTConfig(max_length=16, **_given(tmp_path)),
+        train_dataset=data,
+        eval_dataset={"one": data.select(range(4)), "two": data.select(range(6))},
+        processing_class=tokenizer,
+        callbacks=[callback(spectral_every=4)],
+    )
+    run.train()
+    events = log(tmp_path)
+    assert events.steps == [1, 2, 3, 4]
+    assert all("mean_token_accuracy" in row.extras for row in events.of("train_step"))
+    assert [(e.split, e.step, e.metrics.n) for e in events.of("eval")] == [
+        ("one", 2, 4),
+        ("two", 2, 6),
+        ("one", 4, 4),
+        ("two", 4, 6),
+    ]
+    assert all("mean_token_accuracy" in e.metrics.extras for e in events.of("eval"))
+    assert len(events.kind("spectral")) == len(events.kind("train_summary")) == 1
+    config = events[0].config
+    assert (config.training.extras["trainer"], config.training.max_length) == ("sft", 16)
+    assert events[0].meta["versions"]["trl"]
+
+
+def test_dpo_is_recorded_with_its_rewards(training, callback, log, tokenizer, tmp_path):
+    from datasets import Dataset
+    from trl import DPOConfig, DPOTrainer
+
+    data = Dataset.from_list(PAIRS)
+    run = DPOTrainer(
+        model=training.llama(),
+        args=DPOConfig(max_length=16, **_given(tmp_path)),
+        train_dataset=data,
+        eval_dataset=data.select(range(4)),
+        processing_class=tokenizer,
+        callbacks=[callback()],
+    )
+    run.train()
+    events = log(tmp_path)
+    assert events.steps == [1, 2, 3, 4]
+    assert all("rewards/margins" in row.extras for row in events.of("train_step"))
+    assert [(e.split, e.step, e.metrics.n) for e in events.of("eval")] == [("eval", 2, 4), ("eval", 4, 4)]
+    assert all("rewards/margins" in e.metrics.extras for e in events.of("eval"))
+    assert events[0].config.training.extras["trainer"] == "preference"
+    assert events.of("run_end")[0].status == "ok"
