@@ -138,4 +138,4 @@ def _item(expected: str) -> object:
     """Return a valid item for a list: its places must not shift."""
     if "object" in expected:
         return {"severity": "info", "action": "-", "message": "-"}
-    return "-" if "str" in expected else 0
+    return 0 if any(word in expected for word in ("float", "int", "number")) else "-"

@@ -45,7 +45,7 @@ def redact_text(text: str, rule: Redaction = _DEFAULT, *, key: str = "") -> str:
 
     >>> redact_text("hf_" + "a" * 34)
     '<redacted: hub token>'
-    >>> redact_text("/home/alice/llama")
+    >>> redact_text("/mnt/models/llama")
     'llama'
     """
     if holds_secret(key, text):

@@ -1,0 +1,128 @@
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from golden_logs import BAD, CASES, EXPECTED, GOOD, lines
+
+from gradience.schema import BadLine, UnknownEvent
+from gradience.telemetry import TelemetryReader, decode
+from gradience.telemetry.codec import to_document
+from gradience.validate import validate_log
+
+NAMES = {path.stem: path for path in GOOD}
+
+
+def shown(value: object) -> object:
+    """The value without what says nothing: null, and empty objects."""
+    if isinstance(value, dict):
+        return {k: shown(v) for k, v in value.items() if v is not None and v != {}}
+    return [shown(v) for v in value] if isinstance(value, list) else value
+
+
+def assert_lossless(line: bytes) -> None:
+    original = json.loads(line)
+    again = to_document(decode(line))
+    config = again.get("config", {})
+    if original.get("config", {}).get("task_profile") == "unknown":
+        config["task_profile"] = "unknown"  # the default, and not written
+    assert shown(again) == shown(original)
+
+
+@pytest.mark.parametrize("path", GOOD, ids=lambda path: path.stem)
+def test_a_good_log_is_valid_and_every_line_an_event(path: Path) -> None:
+    report = validate_log(path)
+    assert report.issues == []
+    assert report.valid
+    assert report.lines == len(lines(path)) == sum(1 for _ in TelemetryReader(path))
+
+
+@pytest.mark.parametrize("path", BAD, ids=lambda path: path.stem)
+def test_every_fault_of_a_bad_log_is_named_by_line_and_path(path: Path) -> None:
+    report = validate_log(path)
+    expected = Counter((line, where) for line, where in EXPECTED[path.stem])
+    assert Counter((issue.line, issue.path) for issue in report.issues) == expected
+    assert not report.valid
+    for issue in report.issues:
+        assert issue.reason
+        assert (issue.expected is None) == (issue.path is None)
+        assert issue.path is None or issue.got is not None
+
+
+@pytest.mark.parametrize("path", [p for p in BAD if p.stem not in {"other_schema", "bare_nan"}], ids=lambda p: p.stem)
+def test_a_bad_line_is_a_value_and_reading_goes_on(path: Path) -> None:
+    items = list(TelemetryReader(path).read())
+    assert len(items) == len(lines(path))
+    bad = {item.line for item in items if isinstance(item, BadLine)}
+    assert bad == {line for line, _ in EXPECTED[path.stem]}
+
+
+def test_offset_and_number_of_a_bad_line_lead_to_it() -> None:
+    path = CASES / "bad" / "not_json.jsonl"
+    data = path.read_bytes()
+    raw = data.split(b"\n")
+    for item in TelemetryReader(path).read():
+        if isinstance(item, BadLine):
+            assert data[item.offset :].startswith(raw[item.line - 1] + b"\n")
+
+
+@pytest.mark.parametrize("name", ["whole", "unknown_keys", "text", "released-0.1.0", "learning_rates_per_group"])
+def test_good_lines_are_read_without_loss(name: str) -> None:
+    for _, line in lines(NAMES[name]):
+        if b"flavour" not in line:  # beside a config's keys: moves into its `extras`, below
+            assert_lossless(line)
+
+
+def test_an_unknown_key_beside_those_of_a_config_is_kept_among_its_extras() -> None:
+    config = next(iter(TelemetryReader(NAMES["unknown_keys"]))).config
+    assert config.extras == {"flavour": "x"}
+    assert config.lora.extras == {"rank_dropout": 0.1}
+
+
+def test_events_of_unknown_names_are_kept_and_counted() -> None:
+    path = NAMES["unknown_events"]
+    assert [event.event for event in TelemetryReader(path) if isinstance(event, UnknownEvent)] == [
+        "checkpoint",
+        "spectral.v9",
+        "",
+    ]
+    assert validate_log(path).unknown_events == {"checkpoint": 1, "spectral.v9": 1, "": 1}
+
+
+def test_whole_floats_are_integers_to_the_reader() -> None:
+    row, evaluation, start = TelemetryReader(NAMES["whole_floats"])
+    assert (row.step, row.seq, evaluation.metrics.n, start.config.lora.rank_pattern) == (4, 7, 256, {"q": 4})
+    assert type(row.step) is int
+
+
+def test_the_log_of_a_released_version_still_reads() -> None:
+    reader = TelemetryReader(NAMES["released-0.1.0"])
+    run = reader.summarize().last
+    assert run.config.optimizer.lr == 2e-4
+    assert run.config.lora.use_rslora
+    assert run.latest_eval("test").metrics.extras == {"f1": 0.6}
+    assert run.end.status == "ok"
+    assert run.missing == run.duplicates == 0
+
+
+def test_logs_of_another_program_are_valid_and_read_without_loss(shared_data: Path) -> None:
+    logs = sorted((shared_data / "runs").glob("*.jsonl"))
+    assert len(logs) == 6
+    for log in logs:
+        report = validate_log(log)
+        assert (report.valid, report.lines) == (True, len(lines(log)))
+        assert report.unknown_events == {}
+        for _, line in lines(log):
+            assert_lossless(line)
+
+
+def test_the_summary_of_another_programs_log_has_what_is_in_it(shared_data: Path) -> None:
+    log = shared_data / "runs" / "bench_runs-validation_001-no-run-end.jsonl"
+    run = TelemetryReader(log).summarize().last
+    assert run.config.lora.r == 16
+    assert list(run.steps) == [10, 20, 30, 40, 50, 60, 70, 80, 90, 100]
+    assert run.latest_eval("eval").metrics.extras["samples_per_second"] > 0
+    assert run.end is None
+    assert (run.out_of_order, run.duplicates) == (0, 0)

@@ -1,0 +1,258 @@
+from __future__ import annotations
+
+import json
+import os
+import random
+import tracemalloc
+from pathlib import Path
+
+import pytest
+from golden_logs import CASES
+
+from gradience.errors import RecorderError, SchemaError
+from gradience.schema import BadLine, RunEnd, RunStart, TrainStep, UnknownEvent
+from gradience.telemetry import TelemetryReader, TelemetryWriter
+from gradience.telemetry.codec import MAX_LINE_BYTES
+from gradience.validate import validate_log
+
+START = b'{"schema":"gradience.vnext.telemetry/v1","ts":1,"run_id":"r","event":"run_start","step":null,"config":{}}'
+ROW = b'{"schema":"gradience.vnext.telemetry/v1","ts":1,"run_id":"r","event":"train_step","step":1,"loss":0.5}'
+END = b'{"schema":"gradience.vnext.telemetry/v1","ts":1,"run_id":"r","event":"run_end","step":null,"status":"ok"}'
+MUTANTS = 10_000 if os.environ.get("GRADIENCE_SLOW") else 300
+
+
+@pytest.fixture
+def log(tmp_path: Path) -> Path:
+    return tmp_path / "run.jsonl"
+
+
+def read(path: Path) -> list[object]:
+    return list(TelemetryReader(path).read())
+
+
+def row_of(length: int) -> bytes:
+    """A row that is exactly this many bytes long, without its newline."""
+    head, tail = ROW[:-1] + b',"pad":"', b'"}'
+    return head + b"x" * (length - len(head) - len(tail)) + tail
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (lambda path: None, "No such file or directory"),
+        (lambda path: path.touch(), "is empty: no event was ever written"),
+        (lambda path: path.mkdir(), "is a folder, not a log"),
+    ],
+    ids=["missing", "empty", "folder"],
+)
+def test_what_cannot_be_a_log_is_refused_with_advice(log: Path, make, said: str) -> None:
+    make(log)
+    with pytest.raises(RecorderError, match=said) as error:
+        TelemetryReader(log)
+    assert "run.jsonl" in error.value.advice
+
+
+def test_a_name_no_file_can_have_is_refused() -> None:
+    with pytest.raises(RecorderError, match="cannot read"):
+        TelemetryReader("a\0b")
+
+
+def test_another_major_version_is_refused_and_both_versions_are_named(log: Path) -> None:
+    log.write_bytes(ROW + b"\n" + ROW.replace(b"/v1", b"/v2") + b"\n")
+    for reading in (lambda: read(log), TelemetryReader(log).summarize):
+        with pytest.raises(SchemaError, match=r"gradience\.vnext\.telemetry/v2.*gradience\.vnext\.telemetry/v1"):
+            reading()
+
+
+def test_a_byte_order_mark_is_no_fault(log: Path) -> None:
+    log.write_bytes(b"\xef\xbb\xbf" + START + b"\n" + ROW + b"\n")
+    assert [type(item) for item in read(log)] == [RunStart, TrainStep]
+    assert TelemetryReader(log).summarize().issues == []
+
+
+def test_windows_line_ends_are_no_fault(log: Path) -> None:
+    log.write_bytes(b"\r\n".join([START, ROW, END, b""]))
+    assert [type(item) for item in read(log)] == [RunStart, TrainStep, RunEnd]
+    assert validate_log(log).valid
+
+
+@pytest.mark.parametrize("separator", ["\u2028", "\u2029", "\u0085"])
+def test_line_separators_inside_a_string_do_not_end_the_line(log: Path, separator: str) -> None:
+    log.write_bytes(ROW[:-1] + f',"note":"a{separator}b"}}'.encode() + b"\n")
+    (row,) = read(log)
+    assert row.extras == {"note": f"a{separator}b"}
+
+
+def test_bare_nan_is_read_and_noted_once(log: Path) -> None:
+    log.write_bytes((ROW.replace(b"0.5", b"NaN") + b"\n") * 3 + ROW.replace(b"0.5", b"-Infinity") + b"\n")
+    reader = TelemetryReader(log)
+    assert [event.loss for event in reader] == ["NaN", "NaN", "NaN", "-Infinity"]
+    assert reader.notes == ["4 lines hold a bare NaN or Infinity, which is not JSON; read anyway"]
+    assert reader.issues == []
+    assert reader.summarize().bare_tokens == 4
+
+
+def test_a_number_too_large_for_a_double_is_infinity(log: Path) -> None:
+    log.write_bytes(ROW.replace(b"0.5", b"1e999") + b"\n" + ROW[:-1] + b',"x":-1e999}\n')
+    first, second = read(log)
+    assert (first.loss, second.extras) == ("Infinity", {"x": "-Infinity"})
+
+
+def test_a_line_of_64_kib_is_an_event_and_one_byte_more_is_a_bad_line(log: Path) -> None:
+    log.write_bytes(row_of(MAX_LINE_BYTES) + b"\n" + row_of(MAX_LINE_BYTES + 1) + b"\n" + ROW + b"\n")
+    for items in (read(log), [*TelemetryReader(log).summarize().issues]):
+        bad = [item for item in items if isinstance(item, BadLine)]
+        assert [(item.line, item.offset) for item in bad] == [(2, MAX_LINE_BYTES + 1)]
+        assert bad[0].reason == "a line of 65537 bytes; one may have 65536"
+    assert TelemetryReader(log).summarize().counts == {"train_step": 2}
+
+
+@pytest.mark.parametrize("length", [MAX_LINE_BYTES + 1, 2 * MAX_LINE_BYTES - 1, 2 * MAX_LINE_BYTES, 300_000])
+def test_lines_around_one_that_is_too_long_are_read(log: Path, length: int) -> None:
+    log.write_bytes(START + b"\n" + row_of(length) + b"\n" + ROW + b"\n" + row_of(length))
+    items = read(log)
+    assert [type(item) for item in items] == [RunStart, BadLine, TrainStep, BadLine]
+    assert [item.offset for item in items if isinstance(item, BadLine)] == [
+        len(START) + 1,
+        len(START) + length + len(ROW) + 3,
+    ]
+
+
+def test_a_huge_line_and_thousands_of_bad_lines_take_constant_memory(log: Path) -> None:
+    with log.open("wb") as file:
+        file.truncate(64_000_000)  # a hole: zeros without a newline
+        file.seek(0, os.SEEK_END)
+        file.write(b"\n" + b"bad\n" * 4_000 + ROW + b"\n")
+    tracemalloc.start()
+    try:
+        summary = TelemetryReader(log).summarize()
+        report = validate_log(log)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert summary.issues_total == report.issues_total == 4_001
+    assert len(summary.issues) == len(report.issues) == 100
+    assert summary.counts == {"train_step": 1}
+    assert peak < 3_000_000
+
+
+def test_reading_on_keeps_the_first_hundred_bad_lines_and_counts_all(log: Path) -> None:
+    log.write_bytes(b"bad\n" * 150 + ROW + b"\n")
+    reader = TelemetryReader(log)
+    assert len(list(reader)) == 1
+    assert (len(reader.issues), reader.issues_total) == (100, 150)
+    assert list(reader)  # and starts over
+    assert (len(reader.issues), reader.issues_total) == (100, 150)
+
+
+def test_a_log_cut_at_each_byte_keeps_all_whole_lines(log: Path) -> None:
+    data = b"\n".join([START, ROW, END, b""])
+    for cut in range(1, len(data) + 1):
+        log.write_bytes(data[:cut])
+        items = read(log)
+        whole = data[:cut].count(b"\n")
+        events = [item for item in items if not isinstance(item, BadLine)]
+        complete = data[cut : cut + 1] == b"\n"  # only its newline is missing
+        assert (len(events), len(items) - len(events)) == (
+            whole + complete,
+            int(not complete and not data[:cut].endswith(b"\n")),
+        )
+        assert all(item.torn for item in items if isinstance(item, BadLine))
+
+
+@pytest.mark.parametrize(
+    ("after", "named"),
+    [
+        (START, True),
+        (ROW[:-1] + b',"session":"b"}', True),
+        (ROW[:-1] + b',"session":"a"}', False),
+        (ROW, False),
+    ],
+    ids=["run_start", "another session", "same session", "no session"],
+)
+def test_a_torn_line_is_named_so_only_before_a_later_session(log: Path, after: bytes, named: bool) -> None:
+    first = ROW[:-1] + b',"session":"a"}'
+    log.write_bytes(b"\n".join([first, ROW[:50], after, b""]))
+    bad = next(item for item in read(log) if isinstance(item, BadLine))
+    assert bad.torn is named
+    assert bad.reason.startswith("torn tail of an earlier session: not JSON" if named else "not JSON")
+    assert TelemetryReader(log).summarize().issues == [bad]
+
+
+def test_a_line_that_is_json_is_corrupt_and_not_torn(log: Path) -> None:
+    log.write_bytes(b"{}\n" + START + b"\n" + ROW.replace(b"0.5", b'"x"'))
+    assert [item.torn for item in read(log) if isinstance(item, BadLine)] == [False, False]
+
+
+def test_of_yields_the_events_of_one_type(log: Path) -> None:
+    log.write_bytes(b"\n".join([START, ROW, ROW, END, b'{"x":', b""]))
+    reader = TelemetryReader(log)
+    assert [event.status for event in reader.of(RunEnd)] == ["ok"]
+    assert reader.issues_total == 1
+
+
+def test_latest_config_and_eval_are_those_of_the_newest_run(log: Path) -> None:
+    with TelemetryWriter(log, "a") as writer:
+        writer.run_start()
+        writer.eval(5, split="test", metrics={"accuracy": 0.9})
+    with TelemetryWriter(log, "b") as writer:
+        writer.run_start()
+        writer.eval(1, split="test", metrics={"accuracy": 0.1, "f1": 0.2})
+        writer.eval(9, split="test", metrics={"accuracy": 0.3})
+        writer.run_start(resumed_from_step=4)
+    reader = TelemetryReader(log)
+    assert reader.latest_eval("test").metrics.extras == {"f1": 0.2}  # the one of step 9 is superseded
+    assert reader.latest_eval("train") is None
+    assert reader.latest_config() is not None
+
+
+def test_thousands_of_mutated_logs_neither_crash_nor_hang(log: Path) -> None:
+    data = (CASES / "good" / "released-0.1.0.jsonl").read_bytes()
+    rng = random.Random(1)
+    bad = 0
+    for _ in range(MUTANTS):
+        mutant = bytearray(data)
+        for _ in range(rng.randrange(1, 20)):
+            at = rng.randrange(len(mutant))
+            mutant[at : at + rng.choice([0, 1, 30])] = rng.choice([b"", b"\n", b'"', b"}", b"[", rng.randbytes(3)])
+        log.write_bytes(mutant)
+        try:
+            bad += any(isinstance(item, BadLine) for item in read(log))
+            TelemetryReader(log).summarize()
+            validate_log(log)
+        except SchemaError:
+            assert b"telemetry/" in mutant
+    assert bad > MUTANTS // 2
+
+
+def test_reading_imports_neither_numpy_nor_jax_nor_torch(log: Path) -> None:
+    import subprocess
+    import sys
+
+    log.write_bytes(ROW + b"\n")
+    code = (
+        "import sys; from gradience.validate import validate_log; validate_log(sys.argv[1]);"
+        "print(*({'numpy', 'jax', 'torch', 'jsonschema'} & set(sys.modules)))"
+    )
+    out = subprocess.run([sys.executable, "-c", code, str(log)], capture_output=True, text=True, check=True).stdout
+    assert out == "\n"
+
+
+def test_an_event_after_a_line_that_is_no_object_is_read(log: Path) -> None:
+    log.write_bytes(b'{"a":1\n"b":2}\n' + ROW + b"\n")  # one object to a reader that splits on anything else
+    assert [type(item) for item in read(log)] == [BadLine, BadLine, TrainStep]
+    assert TelemetryReader(log).summarize().issues_total == 2
+
+
+def test_two_events_on_one_line_are_one_bad_line(log: Path) -> None:
+    log.write_bytes(ROW + ROW + b"\n" + ROW[:60] + b"\n" + ROW[60:] + b"\n")
+    assert [type(item) for item in read(log)] == [BadLine] * 3
+    assert TelemetryReader(log).summarize().issues_total == 3
+
+
+def test_an_event_of_an_unknown_name_keeps_all_it_says(log: Path) -> None:
+    document = {**json.loads(ROW), "event": "later", "seq": 3, "payload": [1, {"a": None}]}
+    log.write_text(json.dumps(document) + "\n")
+    (event,) = read(log)
+    assert isinstance(event, UnknownEvent)
+    assert event.payload == {"loss": 0.5, "seq": 3, "payload": [1, {"a": None}]}

@@ -1,0 +1,144 @@
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+
+from gradience.telemetry import TelemetryReader, TelemetryWriter
+from gradience.telemetry.summary import RunSeries, RunSummary
+
+HEAD = {"schema": "gradience.vnext.telemetry/v1", "ts": 1.0, "run_id": "r"}
+
+
+@pytest.fixture
+def log(tmp_path: Path) -> Path:
+    return tmp_path / "run.jsonl"
+
+
+def write(log: Path, *documents: dict[str, object]) -> RunSummary:
+    log.write_text("".join(json.dumps(HEAD | document) + "\n" for document in documents))
+    return TelemetryReader(log).summarize()
+
+
+def row(step: int | None, **fields: object) -> dict[str, object]:
+    return {"event": "train_step", "step": step, "loss": 0.5} | fields
+
+
+def start(**fields: object) -> dict[str, object]:
+    return {"event": "run_start", "step": None, "config": {}} | fields
+
+
+def only(summary: RunSummary) -> RunSeries:
+    (run,) = summary.runs.values()
+    return run
+
+
+def test_series_are_parallel_and_absent_values_are_nan(log: Path) -> None:
+    run = only(write(log, row(1, lr=0.1), row(2, grad_norm="Infinity"), row(3, lr=[0.3, 0.2], loss="NaN")))
+    assert list(run.steps) == [1, 2, 3]
+    assert [math.isnan(loss) for loss in run.losses] == [False, False, True]
+    assert (run.rates[0], run.rates[2], math.isnan(run.rates[1])) == (0.1, 0.3, True)
+    assert (math.isnan(run.grad_norms[0]), run.grad_norms[1]) == (True, math.inf)
+
+
+def test_plain_rows_by_the_block_and_one_by_one_give_the_same_series(log: Path) -> None:
+    rows = [row(i, loss=1 / i, lr=0.1, grad_norm=1.0, epoch=i / 10, ts=float(i)) for i in range(1, 2000)]
+    fast = only(write(log, *rows))
+    slow = RunSeries("r")
+    for event in TelemetryReader(log):
+        slow.take(event)
+    assert fast == slow
+    assert (fast.last_step, fast.last_epoch, fast.first_ts, fast.last_ts) == (1999, 199.9, 1.0, 1999.0)
+
+
+def test_rows_without_a_loss_or_a_step_are_counted_and_not_in_the_series(log: Path) -> None:
+    summary = write(log, row(1), row(1, loss=None, epoch=0.5), row(None))
+    assert summary.counts == {"train_step": 3}
+    assert (list(only(summary).steps), only(summary).duplicates, only(summary).last_epoch) == ([1], 0, 0.5)
+
+
+def test_repeated_and_backward_steps_are_counted(log: Path) -> None:
+    run = only(write(log, row(1), row(2), row(2), row(5), row(3), row(4)))
+    assert (run.duplicates, run.out_of_order) == (1, 1)
+    assert list(run.steps) == [1, 2, 2, 5, 3, 4]
+
+
+def test_gaps_and_repeats_of_seq_tell_lost_and_doubled_lines(log: Path) -> None:
+    rows = [row(i, session="s", seq=seq) for i, seq in enumerate([0, 1, 4, 5, 5, 6])]
+    run = only(write(log, *rows))
+    assert (run.missing, run.duplicates) == (2, 1)
+
+
+def test_a_run_whose_beginning_is_cut_off_misses_nothing_it_can_know_of(log: Path) -> None:
+    assert only(write(log, row(7, session="s", seq=7), row(8, session="s", seq=8))).missing == 0
+
+
+def test_two_processes_in_one_log_are_told_by_their_sessions(log: Path) -> None:
+    rows = [row(i, session="ab"[i % 2], seq=i // 2) for i in range(6)]
+    run = only(write(log, *rows))
+    assert run.sessions == {"a", "b"}
+    assert run.interleaved == 4
+
+
+def test_a_resumed_run_is_not_interleaved(log: Path) -> None:
+    for _ in range(3):
+        with TelemetryWriter(log, "r") as writer:
+            writer.run_start()
+            writer.train_step(1, loss=0.5)
+    run = only(TelemetryReader(log).summarize())
+    assert (run.interleaved, run.missing, len(run.sessions)) == (0, 0, 3)
+
+
+def test_resuming_supersedes_later_rows_evaluations_and_audits_of_the_same_run(log: Path) -> None:
+    evaluation = {"event": "eval", "split": "test", "metrics": {"loss": 1.0}}
+    audit = {"event": "metrics", "kind": "lora_audit", "metrics": {}}
+    run = only(
+        write(
+            log,
+            *(row(i) for i in range(1, 6)),
+            evaluation | {"step": 3},
+            evaluation | {"step": 5},
+            audit | {"step": 5},
+            {"event": "run_end", "step": None, "status": "error"},
+            start(resumed_from_step=3),
+            row(4, loss=0.25),
+        )
+    )
+    assert list(run.steps) == [1, 2, 3, 4]
+    assert run.losses[-1] == 0.25
+    assert [e.step for e in run.evals] == [3]
+    assert run.latest_metrics == {}
+    assert (run.superseded, run.resumed_from, run.end, run.out_of_order) == (3, [3], None, 0)
+
+
+def test_resuming_one_run_leaves_another_alone(log: Path) -> None:
+    summary = write(log, row(5, run_id="a"), start(resumed_from_step=1))
+    assert list(summary.runs["a"].steps) == [5]
+
+
+def test_the_run_that_began_last_is_shown(log: Path) -> None:
+    summary = write(log, start(run_id="a"), start(run_id="b"), row(1, run_id="a"), row(2, run_id="b"))
+    assert list(summary.runs) == ["a", "b"]
+    assert summary.last.run_id == "b"
+    assert write(log, start(run_id="a"), start(run_id="b"), start(run_id="a")).last.run_id == "a"
+
+
+def test_extras_of_evaluations_are_kept_between_thousands_of_rows(log: Path) -> None:
+    evaluation = {"event": "eval", "step": 2, "split": "test", "metrics": {"loss": 1.0, "f1": 0.5}}
+    run = only(write(log, *(row(i) for i in range(3000)), evaluation, *(row(i) for i in range(3000, 6000))))
+    assert run.latest_eval("test").metrics.extras == {"f1": 0.5}
+    assert len(run.steps) == 6000
+    assert run.out_of_order == 0
+
+
+def test_a_log_of_unknown_events_alone_has_no_run(log: Path) -> None:
+    summary = write(log, {"event": "later", "step": 1})
+    assert summary.last is None
+    assert summary.unknown == {"later": 1}
+
+
+def test_a_step_no_json_reader_keeps_exactly_is_a_bad_line(log: Path) -> None:
+    summary = write(log, row(2**53), row(2**53 - 1))
+    assert (summary.issues_total, summary.issues[0].path, summary.counts["train_step"]) == (1, "$.step", 1)
