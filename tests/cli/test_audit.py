@@ -1,0 +1,218 @@
+"""`gradience audit` as a user meets it: output, exit codes, one-line errors, what is imported."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import msgspec
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from gradience.cli.main import main
+from gradience.schema.audit import AuditReport
+
+STEM = "base_model.model.model.layers.{}.self_attn.q_proj.lora_{}.weight"
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+@pytest.fixture
+def folder(tmp_path):
+    rng = np.random.default_rng(0)
+    path = tmp_path / "peft"
+    path.mkdir()
+    tensors = {}
+    for i in range(4):
+        tensors[STEM.format(i, "A")] = rng.standard_normal((8, 32)).astype(np.float32)
+        tensors[STEM.format(i, "B")] = (rng.standard_normal((48, 8)) * 0.5 ** np.arange(8)).astype(np.float32)
+    save_file(tensors, path / "adapter_model.safetensors")
+    (path / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "r": 8, "lora_alpha": 16}))
+    return path
+
+
+@pytest.fixture
+def base(tmp_path):
+    rng = np.random.default_rng(1)
+    path = tmp_path / "base"
+    path.mkdir()
+    name = "model.layers.{}.self_attn.q_proj.weight"
+    weights = {name.format(i): rng.standard_normal((48, 32)).astype(np.float32) for i in range(4)}
+    save_file(weights, path / "model.safetensors")
+    return path
+
+
+def failure(capsys, *tokens) -> str:
+    assert main(["audit", *map(str, tokens)]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.count("\n") == 1
+    assert err.startswith("gradience: ")
+    return err
+
+
+def test_the_folder_can_be_given_either_way_and_prints_the_same(folder, capsys):
+    assert main(["audit", str(folder)]) == 0
+    positional = capsys.readouterr().out
+    assert main(["audit", "--peft-dir", str(folder), "--top-wasteful", "5"]) == 0
+    assert capsys.readouterr().out == positional
+    assert "Most wasteful layers (lowest utilization, top 4):" in positional
+
+
+def test_json_is_one_document_that_reads_back_as_a_report(folder, base, capsys):
+    options = ["--base", str(base), "--intruders", "--suggest-per-layer", "--top-singular-values", "3", "--json"]
+    assert main(["audit", str(folder), *options]) == 0
+    out, err = capsys.readouterr()
+    report = msgspec.json.decode(out, type=AuditReport)
+    assert report.base.compared == 4
+    assert report.per_layer is not None
+    assert report.modules[0].base.intruders.k == 10
+    assert err == ""
+
+
+def test_json_validates_against_the_exported_schema(folder, base, capsys):
+    jsonschema = pytest.importorskip("jsonschema")
+    assert main(["audit", str(folder), "--base", str(base), "--intruders", "--suggest-per-layer", "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    schema = msgspec.json.schema(AuditReport)
+    jsonschema.Draft202012Validator(schema).validate(document)
+
+
+@pytest.mark.parametrize(
+    ("option", "shows"),
+    [
+        ("--scales", "Scales (dW = s B A):"),
+        ("--layers", "All modules"),
+        ("--heatmap", "Heat map of Frobenius norm"),
+        ("--rank-rules", "Rules for a rank"),
+        ("--suggest-per-layer", '"rank_pattern": {'),
+    ],
+)
+def test_each_extra_is_behind_its_option(folder, capsys, option, shows):
+    main(["audit", str(folder)])
+    assert shows not in capsys.readouterr().out
+    assert main(["audit", str(folder), option]) == 0
+    assert shows in capsys.readouterr().out
+
+
+def test_fail_on_turns_a_verdict_into_an_exit_code(folder, capsys):
+    assert main(["audit", str(folder), "--fail-on", "warning"]) == 0
+    zeros = {STEM.format(0, "A"): np.ones((8, 32), np.float32), STEM.format(0, "B"): np.zeros((48, 8), np.float32)}
+    save_file(zeros, folder / "adapter_model.safetensors")
+    assert main(["audit", str(folder)]) == 0
+    assert main(["audit", str(folder), "--fail-on", "error"]) == 1
+    assert "UNTRAINED" in capsys.readouterr().out
+
+
+def test_a_base_option_without_a_base_is_refused(folder, capsys):
+    assert "--base" in failure(capsys, folder, "--intruders")
+    assert "--base" in failure(capsys, folder, "--heatmap", "--heatmap-of", "udr")
+    assert failure(capsys, folder, "--intruder-eps", "2")
+    assert failure(capsys, folder, "--intruder-k", "0")
+
+
+def test_no_folder_and_two_folders_are_usage_errors(folder, capsys):
+    assert "once" in failure(capsys)
+    assert "once" in failure(capsys, folder, "--peft-dir", folder)
+
+
+def test_a_wrong_path_says_so(capsys, tmp_path):
+    assert "no such file or folder" in failure(capsys, tmp_path / "nowhere")
+
+
+def test_a_folder_without_weights_says_what_it_holds(capsys, tmp_path):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "empty" / "README.md").write_text("x")
+    assert "README.md" in failure(capsys, tmp_path / "empty")
+
+
+def test_a_git_lfs_pointer_is_told_from_weights(folder, capsys):
+    pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:abc\nsize 123\n"
+    (folder / "adapter_model.safetensors").write_text(pointer)
+    assert "git lfs pull" in failure(capsys, folder)
+
+
+def test_a_truncated_file_says_by_how_much(folder, capsys):
+    file = folder / "adapter_model.safetensors"
+    file.write_bytes(file.read_bytes()[:-100])
+    assert "truncated" in failure(capsys, folder)
+
+
+@pytest.mark.parametrize("text", [None, "{", '{"r": "eight"}', "[]"])
+def test_a_missing_or_invalid_config_is_named(folder, capsys, text):
+    config = folder / "adapter_config.json"
+    config.unlink()
+    if text is not None:
+        config.write_text(text)
+    assert "adapter_config.json" in failure(capsys, folder)
+
+
+def test_a_base_that_cannot_be_read_is_one_line(folder, capsys, tmp_path):
+    assert "no such base" in failure(capsys, folder, "--base", tmp_path / "nowhere")
+    (tmp_path / "bad").mkdir()
+    (tmp_path / "bad" / "model.safetensors").write_bytes(b"\x08\0\0\0\0\0\0\0nonsense")
+    assert "model.safetensors" in failure(capsys, folder, "--base", tmp_path / "bad")
+
+
+def test_appending_to_a_log_that_is_not_there_is_one_line(folder, capsys, tmp_path):
+    assert main(["audit", str(folder), "--append", str(tmp_path / "run.jsonl")]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_monitor_shows_an_audit_that_was_appended(folder, capsys, tmp_path):
+    from gradience.telemetry.writer import TelemetryWriter
+
+    log = tmp_path / "run.jsonl"
+    with TelemetryWriter(log) as writer:
+        writer.run_start()
+        writer.train_step(1, loss=1.0)
+        writer.run_end()
+    assert main(["audit", str(folder), "--append", str(log)]) == 0
+    capsys.readouterr()
+    assert main(["monitor", str(log), "--verbose"]) == 0
+    assert "Stable rank (mean):" in capsys.readouterr().out
+
+
+BLOCK = """
+import sys
+class Block:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in {blocked}:
+            raise ModuleNotFoundError(name + " is blocked", name=name)
+sys.meta_path.insert(0, Block())
+from gradience.cli.main import main
+code = main(sys.argv[1:])
+print("modules:", *sorted({{m.partition(".")[0] for m in sys.modules}} & {{"torch", "jax", "transformers", "peft"}}))
+sys.exit(code)
+"""
+
+
+def run_blocked(blocked: set[str], *tokens) -> subprocess.CompletedProcess[str]:
+    code = BLOCK.format(blocked=blocked or "()")
+    return subprocess.run([sys.executable, "-c", code, *map(str, tokens)], capture_output=True, text=True, check=False)
+
+
+def test_an_audit_of_safetensors_never_imports_torch(folder, base):
+    done = run_blocked(set(), "audit", folder, "--base", base, "--json")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "modules: jax"
+
+
+def test_a_pickle_without_torch_says_what_to_install(folder):
+    (folder / "adapter_model.safetensors").unlink()
+    (folder / "adapter_model.bin").write_bytes(b"PK\x03\x04")
+    done = run_blocked({"torch"}, "audit", folder)
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    assert "torch" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_progress_is_for_terminals_only(folder, base):
+    done = run_blocked(set(), "audit", folder, "--base", base)
+    assert done.stderr == ""

@@ -1,0 +1,231 @@
+"""The text: the seed's lines as they are, findings and verdict on top, the rest on request."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from gradience.policy.adapter_rules import adapter_findings, health
+from gradience.policy.rank_pattern import rank_pattern
+from gradience.policy.rank_rules import disagreements, rank_rules
+from gradience.policy.ranks import candidates, suggest
+from gradience.render.audit import View, audit_text
+from gradience.render.heatmap import heatmap
+from gradience.schema.audit import (
+    AUDIT_SCHEMA_ID,
+    AuditReport,
+    AuditSummary,
+    GroupSummary,
+    LayerSummary,
+    LedgerEntry,
+    ModuleAudit,
+    NotAnalysed,
+)
+from gradience.schema.base import BaseComparison, BaseReport, Intruders, MergeSurvival, NotCompared
+
+
+def module(layer: int, kind: str = "self_attn.q_proj", **fields) -> ModuleAudit:
+    given = {
+        "module_type": "attn", "layer": layer, "shape": [768, 768], "r": 8, "alpha": 16.0, "scaling": 2.0,
+        "params": 12288, "stable_rank": 1.0 + layer / 10, "utilization": (1.0 + layer / 10) / 8,
+        "effective_rank": 6.0, "energy_rank_90": 2, "knee_rank": 1, "null_stable_rank": 7.3, "spectral_norm": 1.0,
+        "frobenius_norm": 1.0 + layer, "energy_share": 0.1, "relative_errors": {"1": 0.5, "2": 0.3, "4": 0.1},
+        **fields,
+    }  # fmt: skip
+    return ModuleAudit(name=f"model.layers.{layer}.{kind}", **given)
+
+
+def report(modules=None, **fields) -> AuditReport:
+    rows = [module(i) for i in range(12)] if modules is None else modules
+    ok = [m for m in rows if m.state == "ok"]
+    given = {
+        "peft_dir": "runs/toy/peft",
+        "config_path": "runs/toy/peft/adapter_config.json",
+        "weights_path": "runs/toy/peft/adapter_model.safetensors",
+        "format": "peft",
+        "health": health(rows),
+        "summary": AuditSummary(
+            total_lora_params=294912, n_layers=24, stable_rank_mean=1.47, utilization_mean=0.184,
+            effective_rank_mean=6.0, energy_rank_90_p50=2.5, energy_rank_90_p90=6.0, energy_concentration=0.1,
+            null_stable_rank_mean=7.3, by_type={"attn": GroupSummary(n=24, params=294912, energy_share=1.0)},
+        ),
+        "modules": rows,
+        "suggested": {"median": suggest(ok, 2), "p90": suggest(ok, 4)},
+        "candidates": candidates(ok),
+        "rank_rules": rank_rules(ok),
+        "rank_disagreements": disagreements(ok),
+        "layers": [LayerSummary(layer=i, n=1, energy_share=1 / 12) for i in range(12)],
+        "ledger": [LedgerEntry(role="lora_pair", tensors=48, params=294912, bytes=1179648, share=1.0)],
+        **fields,
+    }  # fmt: skip
+    return AuditReport(schema=AUDIT_SCHEMA_ID, **given)
+
+
+SEED = """\
+========================================================================
+GRADIENCE LoRA AUDIT
+========================================================================
+PEFT dir: runs/toy/peft
+Config:   runs/toy/peft/adapter_config.json
+Weights:  runs/toy/peft/adapter_model.safetensors
+Summary:
+  LoRA params: 294.9K
+  Layers:      24
+  Stable rank (mean):    1.47
+  Utilization (mean):    18.4%
+  Energy rank k@90% (p50/p90): 2.5/6
+Most wasteful layers (lowest utilization, top 3):
+  01. attn r=8   util=12.5%  sr=1.00  k@90%=2  model.layers.0.self_attn.q_proj"""
+
+
+def test_the_seeds_lines_stand_verbatim_and_in_order():
+    lines = audit_text(report(), View(top_wasteful=3)).splitlines()
+    places = [lines.index(line) for line in SEED.splitlines()[3:]]
+    assert lines[:3] == SEED.splitlines()[:3]
+    assert places == sorted(places)
+
+
+def test_verdict_and_findings_come_before_any_number():
+    full = report()
+    told = adapter_findings(full)
+    text = audit_text(report(findings=told))
+    assert text.index("Verdict: TRAINED") < text.index("Findings:") < text.index("Summary:")
+
+
+def test_the_default_report_fits_a_screen():
+    lines = audit_text(report()).splitlines()
+    assert len(lines) <= 45
+    assert max(map(len, lines)) <= 120
+
+
+def test_each_candidate_rank_has_its_error_and_the_suggested_are_marked():
+    text = audit_text(report())
+    assert re.search(r"^ +1 +75\.0% +50\.0% +50\.0% +129\.0K params, 0\.00 MB$", text, re.MULTILINE)
+    assert re.search(r"^ +2 .*<- most modules \(median\)$", text, re.MULTILINE)
+    assert re.search(r"^ +4 .*<- worst-case tail \(p90\)$", text, re.MULTILINE)
+
+
+def test_equal_scales_share_a_line_and_exceptions_are_named():
+    odd = module(3, alpha=4.0, scaling=0.5, alpha_pattern="x.*", rank_pattern="y", config_r=4)
+    text = audit_text(report([module(1), module(2), odd], unmatched_patterns=["z"]), View(scales=True))
+    scales = text[text.index("Scales") :].split("\n\n")[0].splitlines()
+    assert scales[2].split() == ["2", "8", "16", "2", "alpha", "/", "r"]
+    assert "alpha by pattern 'x.*'; rank by pattern 'y'; the config says r=4" in scales[4]
+    assert scales[-1] == "  matches nothing: 'z'"
+
+
+def test_rules_that_disagree_are_grouped_with_one_reason():
+    rows = [module(i, effective_rank=7.9, stable_rank=1.5) for i in range(9)]
+    text = audit_text(report(rows), View(rank_rules=True))
+    assert "More than a bucket apart on 9 of 9 modules:" in text
+    assert "9 x  k@90% 2, effective rank 8, stable rank 2, knee 1" in text
+    assert "and 8 more like it" in text
+    assert text.count("the first direction holds") == 1
+
+
+def test_the_per_layer_pattern_is_json_for_loraconfig():
+    rows = [module(i, energy_rank_90=2 if i else 8) for i in range(4)]
+    text = audit_text(report(rows, per_layer=rank_pattern(rows, bytes_per_param=4.0)))
+    assert '"model\\\\.layers\\\\.0\\\\.self_attn\\\\.q_proj": 8' in text
+    assert "modules by rank: r=2: 3, r=8: 1" in text
+
+
+def against(**fields) -> tuple[list[ModuleAudit], BaseReport]:
+    comparison = BaseComparison(
+        weight="w", dtype="BF16", update="factors", spectral_norm=10.0, frobenius_norm=20.0,
+        update_spectral_norm=1.0, update_frobenius_norm=1.0,
+        survival=MergeSurvival(dtype="bfloat16", changed=0.5, cosine=0.887, gain=0.9),
+        intruders=Intruders(
+            k=10, eps=0.5, count=2, counts={"0.3": 1, "0.5": 2, "0.7": 3}, undecided=0, method="exact", converged=True
+        ),
+    )  # fmt: skip
+    rows = [module(i, udr=0.1, sdi=-1.0, relative_frobenius=0.05, base=comparison) for i in range(2)]
+    base = BaseReport(
+        path="/models/b", files=1, compared=2, relative_frobenius=0.05, udr_median=0.1, udr_max=0.1, sdi_median=-1.0,
+        survival_dtype="bfloat16", survival_cosine_median=0.887, survival_changed_median=0.5, intruder_total=4,
+        intruder_modules=2, method="norms by ...", **fields,
+    )  # fmt: skip
+    return rows, base
+
+
+def test_the_base_block_says_what_was_compared_and_how():
+    rows, base = against(norms_cached=2)
+    text = audit_text(report(rows, base=base), View(layers=True))
+    for part in (
+        "Against the base (/models/b):",
+        "Compared: 2 of 2 modules, 2 norms from the cache",
+        "UDR norm2(dW)/norm2(W): median 0.1, largest 0.1",
+        "50.0% of entries change, cosine with the update 0.887",
+        "4 in 2 of 2 modules (k=10, eps=0.5; 2 at 0.3, 4 at 0.5, 6 at 0.7)",
+        "udr=0.1  rel=0.05  merge-cos=0.887  intruders=2",
+    ):
+        assert part in text
+
+
+def test_a_base_that_fits_nothing_prints_no_ratio():
+    base = BaseReport(path="/b", files=1, compared=0, not_compared=[NotCompared(name="m", reason="x")])
+    text = audit_text(report(base=base))
+    assert "Compared: 0 of 12 modules" in text
+    assert "UDR" not in text
+
+
+@pytest.mark.parametrize("unicode", [True, False])
+def test_the_heat_map_fits_100_columns_and_grows_with_the_norm(unicode):
+    rows = [module(i, kind) for i in range(120) for kind in ("self_attn.q_proj", "mlp.down_proj")]
+    lines = heatmap(rows, unicode=unicode)
+    assert max(map(len, lines)) <= 100
+    assert all(ord(ch) < 128 for ch in "".join(lines)) != unicode
+    first = next(line for line in lines if line.startswith("  self_attn.q_proj"))
+    ramp = "▁▂▃▄▅▆▇█" if unicode else ".:-=+*#@"
+    cells = [ramp.index(ch) for ch in first.removeprefix("  self_attn.q_proj").strip()]
+    assert cells == sorted(cells)
+    assert sum("self_attn.q_proj" in line for line in lines) == 2
+
+
+def test_the_heat_map_shows_zero_missing_and_broken_modules_as_such():
+    rows = [
+        module(0),
+        module(1, state="zero", frobenius_norm=0.0),
+        module(2, state="non_finite", frobenius_norm="NaN"),
+        module(4),
+    ]
+    assert heatmap(rows)[-1].split(maxsplit=1)[1] == "▂0! █"
+
+
+@pytest.mark.parametrize("of", ["norm", "utilization", "k90", "udr"])
+def test_every_quantity_can_be_mapped(of):
+    lines = heatmap([module(0, udr=0.5), module(1, udr=1.0)], of)
+    assert lines[-1].endswith("█")
+
+
+def test_a_map_of_nothing_says_so():
+    outside = ModuleAudit(
+        name="lm_head", module_type="other", shape=[2, 2], r=1, scaling=1.0, params=4, spectral_norm=1.0,
+        frobenius_norm=1.0,
+    )  # fmt: skip
+    assert "no module lies in a layer" in heatmap([outside])[0]
+
+
+def test_what_was_not_analysed_is_listed_and_cut_short():
+    many = [NotAnalysed(name=f"t{i}", reason="unknown") for i in range(9)]
+    short, long = (audit_text(report(not_analysed=many), View(verbose=v)) for v in (False, True))
+    assert "Not analysed (9):" in short
+    assert "and 4 more" in short
+    assert "t8: unknown" in long
+
+
+def test_names_from_the_file_cannot_steer_the_terminal():
+    evil = "\x1b[31mred\u202e\n"
+    rows = [module(0, evil)]
+    for view in (View(layers=True, scales=True, heatmap="norm", rank_rules=True, verbose=True),):
+        text = audit_text(report(rows, base_model=evil, notes=[evil], peft_dir=evil), view)
+        assert "\x1b" not in text
+        assert "\u202e" not in text
+
+
+def test_a_report_without_modules_is_short_and_says_why():
+    empty = report([], health=health([], peft_type="IA3"), suggested={}, candidates=[], rank_rules=[])
+    text = audit_text(empty)
+    assert "Verdict: NOT ANALYSED (peft_type IA3 is recognised, not analysed)" in text
+    assert "Summary:" not in text
