@@ -69,6 +69,16 @@ def arrays(tmp_path: Path, tensors: dict[str, np.ndarray], config=None) -> Path:
     return tmp_path
 
 
+def in_words(work):
+    """Return what the work makes, or None where it refuses with a sentence."""
+    try:
+        return work()
+    except AdapterError as error:
+        if len(str(error)) < 10:
+            raise
+        return None
+
+
 A_HEADER = json.dumps({"a": entry([2], 0, 8)}).encode()
 DEEP = b"[" * 100_000 + b"]" * 100_000
 LYING = {
@@ -98,7 +108,8 @@ LYING = {
     "shape of floats": container(json.dumps({"a": entry([2.5], 0, 8)}).encode(), b"\0" * 8),
     "a hundred axes": container(json.dumps({"a": entry([1] * 100, 0, 4)}).encode(), b"\0" * 4),
     "a name twice": container(
-        b'{"a": {"dtype":"F32","shape":[2],"data_offsets":[0,8]}, "a": {"dtype":"F16","shape":[4],"data_offsets":[0,8]}}',
+        b'{"a": {"dtype":"F32","shape":[2],"data_offsets":[0,8]},'
+        b' "a": {"dtype":"F16","shape":[4],"data_offsets":[0,8]}}',
         b"\0" * 8,
     ),
     "metadata of numbers": container(b'{"__metadata__": {"r": 4}}'),
@@ -171,7 +182,10 @@ def test_a_config_at_odds_with_the_file_is_said(tmp_path, config):
 
 def test_patterns_cost_no_more_on_a_name_of_a_hundred_thousand_letters(tmp_path):
     stem = "base_model.model." + "a" * 100_000
-    tensors = {f"{stem}.lora_A.weight": np.ones((4, 6), np.float32), f"{stem}.lora_B.weight": np.ones((8, 4), np.float32)}
+    tensors = {
+        f"{stem}.lora_A.weight": np.ones((4, 6), np.float32),
+        f"{stem}.lora_B.weight": np.ones((8, 4), np.float32),
+    }
     start = time.perf_counter()
     read(arrays(tmp_path, tensors, CONFIG | {"rank_pattern": {"(a+)+b": 4, "(.*.*.*x)*y": 8}}))
     assert time.perf_counter() - start < 5
@@ -231,14 +245,16 @@ def test_a_file_without_modules_says_what_is_in_it(tmp_path):
     assert [s.name for s in adapter.skipped] == ["x0 and 99 more"]
 
 
-def test_half_a_million_tensors_take_seconds_and_no_more_memory_than_ten_headers(tmp_path):
-    names = (f"{STEM}{i}.lora_{side}.weight" for i in range(250_000) for side in "AB")
-    header = ("{" + ",".join(f'"{n}":{{"dtype":"F32","shape":[0,4],"data_offsets":[0,0]}}' for n in names) + "}").encode()
+def test_two_hundred_thousand_tensors_take_seconds(tmp_path):
+    names = (f"{STEM}{i}.lora_{side}.weight" for i in range(100_000) for side in "AB")
+    header = (
+        "{" + ",".join(f'"{n}":{{"dtype":"F32","shape":[0,4],"data_offsets":[0,0]}}' for n in names) + "}"
+    ).encode()
     path = folder(tmp_path, container(header))
     start = time.perf_counter()
     adapter = read(path)
-    assert len(adapter.tensors) == 500_000
-    assert time.perf_counter() - start < 30
+    assert len(adapter.tensors) == 200_000
+    assert time.perf_counter() - start < 15
 
 
 def test_reading_a_module_needs_no_more_memory_than_its_tensors(tmp_path):
@@ -437,7 +453,7 @@ configs = st.fixed_dictionaries(
         "init_r": st.integers(-1, 4),
         "alpha": st.floats(-2, 2),
         "lora_alpha": st.floats(-2, 2),
-        "target_parameters": st.lists(st.sampled_from(["experts.down_proj", "gate_up_proj", "q_proj.weight"]), max_size=3),
+        "target_parameters": st.lists(st.sampled_from(["experts.down_proj", "gate_up_proj", "q_proj.weight"])),
         "target_modules": st.one_of(st.lists(st.sampled_from(["q_proj", "x"]), max_size=2), st.just("all-linear")),
         "rank_pattern": st.dictionaries(st.sampled_from(["q_proj", ".*", "(x|y)+", "(?=q)"]), st.integers(-1, 5)),
         "alpha_pattern": st.dictionaries(st.text(max_size=6), st.floats(-2, 2), max_size=2),
@@ -456,29 +472,22 @@ def test_any_tensors_under_any_config_are_read_or_refused_in_words(tmp_path_fact
     path = tmp_path_factory.mktemp("any")
     save_file({k: np.ones(s, d) for k, (s, d) in tensors.items()}, path / "adapter_model.safetensors")
     (path / "adapter_config.json").write_text(json.dumps(config))
-    try:
-        adapter = read(path)
-    except AdapterError as error:
-        assert len(str(error)) > 10
+    adapter = in_words(lambda: read(path))
+    if adapter is None:
         return
     for module in [*adapter.modules, *adapter.needs_base]:
         for weight in (np.ones((4, 6), np.float32), np.ones((2, 3, 2), np.float32)):
             if module.dense is None:
                 continue
-            try:
-                assert module.dense(weight).shape == (len(weight), 6)
-            except AdapterError as error:
-                assert len(str(error)) > 10
+            dw = in_words(lambda: module.dense(weight))  # noqa: B023  # called at once
+            assert dw is None or dw.shape == (len(weight), 6)
 
 
 @settings(max_examples=300)
 @given(data=st.binary(max_size=200), name=st.sampled_from(["adapter_model.safetensors", "adapter_model.bin"]))
 def test_any_bytes_are_refused_in_words(tmp_path_factory, data, name):
     path = folder(tmp_path_factory.mktemp("bytes"), data, name=name)
-    try:
-        read(path)
-    except AdapterError as error:
-        assert len(str(error)) > 10
+    in_words(lambda: read(path))
 
 
 @settings(max_examples=300)
@@ -489,7 +498,4 @@ def test_a_good_file_with_one_byte_changed_is_read_or_refused_in_words(tmp_path_
     data = bytearray(weights.read_bytes())
     data[at % len(data)] = value
     weights.write_bytes(data)
-    try:
-        read(path)
-    except AdapterError as error:
-        assert len(str(error)) > 10
+    in_words(lambda: read(path))

@@ -62,7 +62,7 @@ TABLE = [
     ("shared", "embedding", None),
     ("model.encoder.layers.3.fc1", "mlp", 3),
     ("model.decoder.layers.3.encoder_attn.v_proj", "attn", 3),
-    # ViT, ConvNeXt (timm and transformers), Swin, ResNet
+    # vision: ViT, ConvNeXt of timm and of transformers, Swin, ResNet
     ("vit.encoder.layer.0.attention.attention.query", "attn", 0),
     ("blocks.10.attn.qkv", "attn", 10),
     ("stages.0.blocks.2.mlp.fc1", "mlp", 2),
@@ -71,7 +71,7 @@ TABLE = [
     ("convnext.encoder.stages.2.layers.8.dwconv", "conv", 208),
     ("layers.2.blocks.17.attn.proj", "attn", 217),
     ("layer3.5.conv2", "conv", 305),
-    # Experts
+    # experts
     ("model.layers.4.block_sparse_moe.experts.6.w1", "mlp", 4),
     ("model.layers.4.block_sparse_moe.gate", "mlp", 4),
     ("model.layers.4.mlp.experts.gate_up_proj[6]", "mlp", 4),

@@ -41,7 +41,9 @@ def close(got, truth):
 
 def test_mlx_is_scale_b_a_transposed_and_never_divided_by_the_rank(tmp_path):
     a, b = normal(12, 4), normal(4, 20)
-    adapter = write(tmp_path, {"model.layers.0.self_attn.q_proj.lora_a": a, "model.layers.0.self_attn.q_proj.lora_b": b}, MLX)
+    adapter = write(
+        tmp_path, {"model.layers.0.self_attn.q_proj.lora_a": a, "model.layers.0.self_attn.q_proj.lora_b": b}, MLX
+    )
     (module,) = adapter.modules
     assert (adapter.format, module.base_name) == ("mlx", "model.layers.0.self_attn.q_proj.weight")
     assert adapter.config.base_model_name_or_path == "base"
@@ -102,7 +104,7 @@ def test_kohya_scale_is_alpha_over_rank_and_one_without_alpha(tmp_path):
     adapter = write(tmp_path, tensors)
     assert adapter.format == "kohya"
     assert [m.scale for m in adapter.modules] == [0.5, 1.0, 1.0]
-    assert [role for role in adapter.roles.values()].count("scale") == 2
+    assert list(adapter.roles.values()).count("scale") == 2
     close(product(adapter.modules[0]), 0.5 * up @ down)
 
 

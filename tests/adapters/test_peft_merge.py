@@ -124,7 +124,8 @@ def test_adalora_of_conv_and_conv1d_is_what_peft_merges(make, worst_error):
 
 @pytest.mark.parametrize("alpha_pattern", [{}, {"q_proj": 3}])
 @pytest.mark.parametrize(
-    ("targets", "effective"), [(LINEAR, False), (["conv2d", "pointwise", "conv1d"], False), (["conv2d", "conv1d"], True)]
+    ("targets", "effective"),
+    [(LINEAR, False), (["conv2d", "pointwise", "conv1d"], False), (["conv2d", "conv1d"], True)],
 )
 def test_loha_is_what_peft_merges(make, worst_error, targets, effective, alpha_pattern):
     config = LoHaConfig(

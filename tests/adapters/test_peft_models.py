@@ -206,7 +206,9 @@ def test_an_embedding_saved_with_a_new_vocabulary_is_a_full_module(make):
 def test_a_converted_pissa_adapter_is_the_whole_update(tmp_path):
     model = llama()
     base = {k: v.clone() for k, v in model.state_dict().items()}
-    wrapped = get_peft_model(copy.deepcopy(model), LoraConfig(r=4, target_modules=["q_proj"], init_lora_weights="pissa"))
+    wrapped = get_peft_model(
+        copy.deepcopy(model), LoraConfig(r=4, target_modules=["q_proj"], init_lora_weights="pissa")
+    )
     wrapped.peft_config["default"].init_lora_weights = True
     wrapped.save_pretrained(tmp_path / "initial")
     wrapped.peft_config["default"].init_lora_weights = "pissa"
@@ -236,7 +238,9 @@ def test_what_the_factors_do_not_say_is_noted(make, more, words):
     from peft import get_peft_model
 
     model = llama()
-    wrapped = get_peft_model(copy.deepcopy(model), LoraConfig(r=4, target_modules=["q_proj"], task_type="CAUSAL_LM", **more))
+    wrapped = get_peft_model(
+        copy.deepcopy(model), LoraConfig(r=4, target_modules=["q_proj"], task_type="CAUSAL_LM", **more)
+    )
     wrapped.save_pretrained(make.__closure__[0].cell_contents)
     adapter = read(make.__closure__[0].cell_contents)
     assert any(words in note for note in adapter.notes)
@@ -279,8 +283,11 @@ def test_a_live_state_dict_of_one_adapter_reads_like_a_saved_one(tmp_path):
     wrapped.save_pretrained(tmp_path / "saved")
     (tmp_path / "raw").mkdir()
     wrapped.peft_config["default"].save_pretrained(tmp_path / "raw")
-    raw = {f"_orig_mod.{k}".replace("_orig_mod.base_model.model.", "base_model.model._orig_mod."): v.contiguous()
-           for k, v in wrapped.state_dict().items() if "lora_" in k}
+    raw = {
+        f"_orig_mod.{k}".replace("_orig_mod.base_model.model.", "base_model.model._orig_mod."): v.contiguous()
+        for k, v in wrapped.state_dict().items()
+        if "lora_" in k
+    }
     save_file(raw, tmp_path / "raw" / "adapter_model.safetensors")
     saved, live = read(tmp_path / "saved"), read(tmp_path / "raw")
     assert [(m.name, m.kind, m.shape, m.scale) for m in live.modules] == [

@@ -20,12 +20,12 @@ _BLOCK: Final = 1 << 20  # elements worked on in float64 at a time
 
 
 def plain(load: LoadFactors, scale: float) -> DenseUpdate:
-    """DW = s B A."""
+    """Return dW = s B A."""
     return _oriented(lambda w: _product(load, scale, w))
 
 
 def dora(load: LoadFactors, scale: float, magnitude: Callable[[], Array], *, axis: int) -> DenseUpdate:
-    """DW = (m / norm(V) - 1) W + (m / norm(V)) s B A with V = W + s B A.
+    """Return dW = (m / norm(V) - 1) W + (m / norm(V)) s B A with V = W + s B A.
 
     Norms run over `axis` of the matrix: 1 for a weight stored (out, in), 0 for one stored turned and for
     embeddings (`peft/tuners/lora/dora.py`, get_weight_norm; `variants.py`, merge_safe).
@@ -60,7 +60,7 @@ def _norms(w: Array, d: Array, axis: int) -> Array:
 
 
 def pissa(load: LoadFactors, scale: float, r: int) -> DenseUpdate:
-    """DW = s B A - W_r, W_r the best rank-r part of W, which PiSSA took out of the base (layer.py, pissa_init)."""
+    """Return dW = s B A - W_r, W_r the best rank-r part of W, PiSSA's share of it (layer.py, pissa_init)."""
 
     def update(w: Array) -> Array:
         wide = w.astype(np.float64)
@@ -74,7 +74,7 @@ def pissa(load: LoadFactors, scale: float, r: int) -> DenseUpdate:
 
 
 def olora(load: LoadFactors, scale: float, r: int) -> DenseUpdate:
-    """DW = s B A - s Q_r Q_r^T W, Q_r from the QR of W's first r columns (layer.py, olora_init)."""
+    """Return dW = s B A - s Q_r Q_r^T W, Q_r from the QR of W's first r columns (layer.py, olora_init)."""
 
     def update(w: Array) -> Array:
         wide = w.astype(np.float64)
@@ -85,24 +85,24 @@ def olora(load: LoadFactors, scale: float, r: int) -> DenseUpdate:
 
 
 def kasa(load: LoadFactors, scale: float, r: int) -> DenseUpdate:
-    """DW = s (B diag) A - the part of W on its r smallest singular values (variants.py, KasaLinearVariant)."""
+    """Return dW = s (B diag) A - the part of W on its r smallest singular values (variants.py, KasaLinearVariant)."""
 
     def update(w: Array) -> Array:
         u, s, vh = np.linalg.svd(w.astype(np.float64), full_matrices=False)
         if r >= len(s):
             raise AdapterError(f"KaSA of rank {r} leaves nothing of a base weight of shape {w.shape}")
-        return _product(load, scale, w) - (u[:, -r:] * s[-r:]) @ vh[-r:]
+        return np.asarray(_product(load, scale, w) - (u[:, -r:] * s[-r:]) @ vh[-r:])
 
     return _oriented(update)
 
 
 def hira(factors: LoadFactors) -> DenseUpdate:
-    """DW = W o (B A), elementwise (hira/layer.py, _merge)."""
+    """Return dW = W o (B A), elementwise (hira/layer.py, _merge)."""
     return _oriented(lambda w: w * _product(factors, 1.0, w))
 
 
 def vera(factors: Callable[[tuple[int, int]], tuple[Array, Array]]) -> DenseUpdate:
-    """DW = (b o B) (d o A), with A cut to the width of W (vera/layer.py, get_delta_weight)."""
+    """Return dW = (b o B) (d o A), with A cut to the width of W (vera/layer.py, get_delta_weight)."""
 
     def dense(w: Array) -> Array:
         stored = w.reshape(w.shape[0], -1)
@@ -113,7 +113,7 @@ def vera(factors: Callable[[tuple[int, int]], tuple[Array, Array]]) -> DenseUpda
 
 
 def miss(block: Callable[[], Array], kind: object) -> DenseUpdate:
-    """MiSS (miss/layer.py): each run of r columns of W gains the same block; `bat` multiplies W by it too."""
+    """Return MiSS's update (miss/layer.py): each r columns of W gain the same block; `bat` multiplies W too."""
 
     def dense(w: Array) -> Array:
         matrix = _wide(w.reshape(w.shape[0], -1))

@@ -48,10 +48,8 @@ def _targets(ctx: Context, path: str) -> list[str]:
     if named:
         return named
     listed = ctx.config.target_modules
-    if isinstance(listed, list):
-        other = any(_ends(path, name) for name in listed)
-    else:
-        other = not path.endswith("experts")  # a pattern or all-linear: go by the name
+    is_list = isinstance(listed, list)  # else a pattern or all-linear: go by the name
+    other = any(_ends(path, name) for name in listed or ()) if is_list else not path.endswith("experts")
     return [] if other else [target for target, owner in owners.items() if not owner]
 
 

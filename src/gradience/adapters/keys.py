@@ -56,12 +56,16 @@ def parse_key(key: str) -> Key | None:
         return None
     rest = parts[at + 1 :]
     leaf = rest.pop() if rest and rest[-1] in {"weight", "bias"} else ""
-    module = ".".join(part for part in parts[:at] if part not in _WRAPPERS)
-    return Key(module, parts[at], ".".join(rest), leaf)
+    path = parts[:at]
+    if not _WRAPPERS.isdisjoint(path):
+        path = [part for part in path if part not in _WRAPPERS]
+    return Key(".".join(path), parts[at], ".".join(rest), leaf)
 
 
 def module_path(module: str) -> str:
     """Return the module's path in the base model: PEFT's nested `base_layer` left out."""
+    if "base_layer" not in module:
+        return module
     return ".".join(part for part in module.split(".") if part != "base_layer")
 
 

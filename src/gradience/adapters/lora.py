@@ -93,20 +93,18 @@ def pair_of(ctx: Context, group: Group, a_name: str, b_name: str) -> Pair | str:
     blocks = _blocks(ctx, group) if len(a) == _MATRIX else None
     if blocks is not None:
         return _block_diagonal(blocks, a, b, read_a, read_b)
-    if ctx.config.use_qalora and a[0] == b[1]:
+    if a[0] != b[1] or any(n != 1 for n in b[2:]):
+        wrong = "ranks disagree" if a[0] != b[1] else "expected a 1 x 1 kernel in B"
+        return f"factors of shape {list(a)} and {list(b)}: {wrong}"
+    if ctx.config.use_qalora:
         return _pooled(ctx.config.qalora_group_size, a, b, read_a, read_b)
-    if any(n != 1 for n in b[2:]):
-        return f"factors of shape {list(a)} and {list(b)}: expected a 1 x 1 kernel in B"
-    if a[0] != b[1]:
-        return f"ranks disagree: A is {list(a)}, B is {list(b)}"
     out, r = b[0], a[0]
 
     def load() -> tuple[Array, Array]:
         return read_b().reshape(out, r), read_a().reshape(r, -1)
 
-    if "lora_diag" in group.keys:
-        return _with_diagonal(ctx, group, Pair(out, math.prod(a[1:]), r, len(a), load))
-    return Pair(out, math.prod(a[1:]), r, len(a), load)
+    pair = Pair(out, math.prod(a[1:]), r, len(a), load)
+    return _with_diagonal(ctx, group, pair) if "lora_diag" in group.keys else pair
 
 
 def _with_diagonal(ctx: Context, group: Group, pair: Pair) -> Pair | str:
@@ -194,7 +192,7 @@ def wide(x: Array) -> Array:
     return x if x.dtype == np.float64 else x.astype(np.float32, copy=False)
 
 
-def _true_update(  # the one place where a variant's meaning is decided
+def _true_update(
     ctx: Context, group: Group, pair: Pair, load: LoadFactors, s: Scaling, *, turned: bool, embedding: bool
 ) -> tuple[DenseUpdate | None, str | None]:
     """Return the update as a function of the base weight, where s B A is not the whole of it, and a remark."""
@@ -210,11 +208,16 @@ def _true_update(  # the one place where a variant's meaning is decided
         return None, "QALoRA: read from PEFT's forward pass, which has no merge to compare with"
     if init is None or embedding or pair.axes > _MATRIX:
         return None, None
-    if init == "pissa" and str(ctx.config.init_lora_weights).lower() == "pissa":
-        return dense.pissa(load, s.scale, pair.r), "PiSSA took the best rank-r part out of the base"
-    if init == "olora":
-        return dense.olora(load, s.scale, pair.r), "OLoRA took a rank-r part out of the base"
-    return None, f"{ctx.config.init_lora_weights} changed the base, by an amount that cannot be recomputed"
+    return _on_changed_base(str(ctx.config.init_lora_weights), load, s.scale, pair.r)
+
+
+def _on_changed_base(init: str, load: LoadFactors, scale: float, r: int) -> tuple[DenseUpdate | None, str]:
+    """Return the update of an adapter whose initialisation took a part out of the base."""
+    if init.lower() == "pissa":
+        return dense.pissa(load, scale, r), "PiSSA took the best rank-r part out of the base"
+    if init.lower() == "olora":
+        return dense.olora(load, scale, r), "OLoRA took a rank-r part out of the base"
+    return None, f"{init} changed the base, by an amount that cannot be recomputed"
 
 
 def adalora_module(ctx: Context, group: Group) -> Module | Skipped:

@@ -1,6 +1,6 @@
-"""PEFT's rank_pattern and alpha_pattern, matched in time linear in the name, whatever the pattern.
+r"""PEFT's rank_pattern and alpha_pattern, matched in time linear in the name, whatever the pattern.
 
-PEFT applies the first key of the dict for which `re.match(rf"(.*\\.)?({key})$", name)` holds
+PEFT applies the first key of the dict for which `re.match(rf"(.*\.)?({key})$", name)` holds
 (`peft/utils/other.py`, get_pattern_key): a regular expression anchored at the end, beginning at a dot or at
 the start. Two things keep that from being called as it stands. A config comes from a stranger, and `(a+)+`
 makes a backtracking matcher run for years; and a rank search (EVA) writes one key per module, so that n
@@ -188,7 +188,7 @@ class _Automaton:
         self._steps: dict[tuple[frozenset[int], str], frozenset[int]] = {}
 
     def matches(self, name: str) -> bool:
-        """Return whether `re.match(rf"(.*\\.)?({key})$", name)` would match."""
+        r"""Return whether `re.match(rf"(.*\.)?({key})$", name)` would match."""
         last = len(name) - 1
         states = self._closure({self._start}, at_start=True, at_end=not name or name == "\n")
         for position, character in enumerate(name):
@@ -280,10 +280,9 @@ _ANCHORS: Final = {op.AT_BEGINNING: "start", op.AT_BEGINNING_STRING: "start", op
 def _character_test(code: Any, argument: Any) -> Test:
     if code is op.ANY:
         return lambda c: c != "\n"
-    if code is op.LITERAL:
-        return lambda c, want=chr(argument): c == want  # type: ignore[misc]
-    if code is op.NOT_LITERAL:
-        return lambda c, refused=chr(argument): c != refused  # type: ignore[misc]
+    if code is not op.IN:
+        letter, wanted = chr(argument), code is op.LITERAL
+        return lambda c: (c == letter) is wanted
     negate = argument[0][0] is op.NEGATE
     tests = [_set_member(kind, value) for kind, value in argument[negate:]]
     return lambda c: any(test(c) for test in tests) is not negate

@@ -261,7 +261,5 @@ def _notes_on_ranks(modules: Sequence[Module]) -> list[str]:
     wrong = [m.name for m in modules if m.config_r is not None and m.config_r != m.r]
     if not wrong:
         return []
-    return [
-        f"{len(wrong)} of {len(modules)} modules have another rank in the file than in the config "
-        f"(first: {wrong[0]}); the file's is used"
-    ]
+    where = f"{len(wrong)} of {len(modules)} modules (first: {wrong[0]})"
+    return [f"{where} have another rank in the file than in the config; the file's is used"]

@@ -6,7 +6,7 @@ Every formula is PEFT's `get_delta_weight` of the type; the pairs are exact, not
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Final, NamedTuple, NoReturn
 
 import numpy as np
@@ -117,22 +117,16 @@ def _half(ctx: Context, group: Group, a_name: str, b_name: str, t_name: str) -> 
     shapes = [ctx.info(group, name).shape for name in names]
     readers = [ctx.reader(group, name) for name in names]
     if core:
-        return _tucker(shapes[2], shapes[0], shapes[1], readers[2], readers[0], readers[1])
+        return _tucker(shapes, readers)
     a, b = shapes
     if len(a) != _MATRIX or len(b) != _MATRIX or a[1] != b[0]:
         return f"factors of shape {list(a)} and {list(b)}: expected (out, r) and (r, in)"
     return _Factor(_Shape(a[0], a[1], b[1]), lambda: (wide(readers[0]()), wide(readers[1]())))
 
 
-def _tucker(  # a core and its two factors, shapes and readers
-    t: tuple[int, ...],
-    p: tuple[int, ...],
-    q: tuple[int, ...],
-    read_t: Callable[[], Array],
-    read_p: Callable[[], Array],
-    read_q: Callable[[], Array],
-) -> _Factor | str:
-    """W[p, r, k, l] = sum_ij t[i, j, k, l] P[i, p] Q[j, r]: P^T times a matrix (i, r k l)."""
+def _tucker(shapes: Sequence[tuple[int, ...]], readers: Sequence[Callable[[], Array]]) -> _Factor | str:
+    """W[p, r, k, l] = sum_ij t[i, j, k, l] P[i, p] Q[j, r]: P^T times a matrix (i, r k l). Given P, Q, t."""
+    (p, q, t), (read_p, read_q, read_t) = shapes, readers
     if len(t) != _CORE or len(p) != _MATRIX or len(q) != _MATRIX or t[0] != p[0] or t[1] != q[0]:
         return (
             f"a core of shape {list(t)} with factors {list(p)} and {list(q)}: expected (r, r, k, k), (r, out), (r, in)"
@@ -218,11 +212,11 @@ def _vera(ctx: Context, group: Group, shared: Group, *, known_width: bool) -> Mo
         return (right.T, left.T) if turned else (left, right)
 
     shape = (a[1], out) if turned else (out, a[1])
-    module = _module(ctx, group, "vera", shape, r, lambda: factors(shape), None)
+    module = _module(ctx, group, "vera", shape=shape, r=r, load=lambda: factors(shape))
     if known_width:
         return module
     why = "VeRA: modules of several widths share one projection, and the file does not say how wide this one is"
-    return _only_with_base(ctx, group, "vera", r, why, dense.vera(factors), shape=(0, 0))
+    return _only_with_base(ctx, group, "vera", why, r=r, update=dense.vera(factors), shape=(0, 0))
 
 
 def _projections(ctx: Context, shared: Group) -> tuple[Array, Array]:
@@ -251,7 +245,7 @@ def hira_module(ctx: Context, group: Group) -> NeedsBase | Skipped:
     inner = math.prod(a[1:])
     why = "HiRA multiplies the base weight, entry by entry: its update needs the base"
     shape = (inner, b[0]) if turned else (b[0], inner)
-    return _only_with_base(ctx, group, "hira", a[0], why, dense.hira(factors), shape=shape)
+    return _only_with_base(ctx, group, "hira", why, r=a[0], update=dense.hira(factors), shape=shape)
 
 
 def miss_module(ctx: Context, group: Group) -> NeedsBase | Skipped:
@@ -269,28 +263,29 @@ def miss_module(ctx: Context, group: Group) -> NeedsBase | Skipped:
     )
     r = shape[-1] if kind == "bat" else shape[0]
     update = dense.miss(ctx.reader(group, "miss_block"), kind)
-    return _only_with_base(ctx, group, "miss", r, why, update, shape=(0, 0))
+    return _only_with_base(ctx, group, "miss", why, r=r, update=update, shape=(0, 0))
 
 
-def _only_with_base(  # what a Module says
-    ctx: Context, group: Group, kind: str, r: int, why: str, update: DenseUpdate, *, shape: tuple[int, int]
+def _only_with_base(
+    ctx: Context, group: Group, kind: str, why: str, *, r: int, update: DenseUpdate, shape: tuple[int, int]
 ) -> NeedsBase:
     def refuse() -> NoReturn:
         raise AdapterError(f"{ctx.name(group)}: {why}", advice="give the base model with --base")
 
-    return NeedsBase(_module(ctx, group, kind, shape, r, refuse, update, note=why), why)
+    return NeedsBase(_module(ctx, group, kind, shape=shape, r=r, load=refuse, dense=update, note=why), why)
 
 
-def _module(  # what a Module says
+def _module(
     ctx: Context,
     group: Group,
     kind: str,
+    *,
     shape: tuple[int, int],
     r: int,
     load: LoadFactors,
-    update: DenseUpdate | None,
     **more: Any,  # fields of Module
 ) -> Module:
+    """Return a module of a kind that has no alpha."""
     return Module(
         name=ctx.name(group),
         kind=kind,
@@ -301,7 +296,6 @@ def _module(  # what a Module says
         params=sum(ctx.info(group, name).size for name in group.keys),
         load=load,
         base_name=f"{ctx.base_path(group.module)}.weight",
-        dense=update,
         adapter=ctx.adapter(group),
         **more,
     )

@@ -62,10 +62,10 @@ def _notes(files: AdapterFiles) -> list[str]:
     if files.others:
         names = ", ".join(path.name for path in files.others)
         notes.append(f"the folder also holds adapters in sub-folders, which were not read: {names}")
-    for path in (files.config, *(files.shards or (files.weights,))):
-        if (target := _elsewhere(path)) is not None:
-            notes.append(f"{path.name} is a link to another place, which was read: {target}")
-    return notes
+    links = [(path, _elsewhere(path)) for path in (files.config, *(files.shards or (files.weights,)))]
+    return notes + [
+        f"{path.name} is a link to another place, which was read: {target}" for path, target in links if target
+    ]
 
 
 def _elsewhere(path: Path) -> Path | None:

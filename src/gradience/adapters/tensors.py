@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import struct
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,6 +24,7 @@ __all__ = ["SafetensorsFile", "ShardedFiles", "TensorInfo", "TensorSource", "is_
 
 Array: TypeAlias = npt.NDArray[Any]
 
+_LEAST_HEADER: Final = 2  # bytes: {}
 _MAX_HEADER: Final = 100_000_000  # bytes, the format's own limit
 _MOST_AXES: Final = 32
 _DTYPES: Final[dict[str, np.dtype[Any]]] = {
@@ -126,7 +126,7 @@ class SafetensorsFile:
         except OSError as error:
             raise AdapterError(f"cannot read {self.path}: {error.strerror}", advice="check the path") from error
         if len(data) != info.nbytes:
-            raise _cut_short(self.path, self._start + info.offset + info.nbytes, os.path.getsize(self.path))
+            raise _cut_short(self.path, self._start + info.offset + info.nbytes, self.path.stat().st_size)
         return data.view(_DTYPES[info.dtype]).reshape(info.shape)
 
 
@@ -162,7 +162,7 @@ def _read_header(path: Path) -> tuple[bytes, int]:
             head = file.read(8)
             _refuse_other_formats(path, head + file.read(56))
             length = struct.unpack("<Q", head)[0] if len(head) == 8 else 0  # noqa: PLR2004
-            if not 2 <= length <= min(_MAX_HEADER, max(size - 8, 0)):
+            if not _LEAST_HEADER <= length <= min(_MAX_HEADER, max(size - 8, 0)):
                 raise _cut_short(path, 8 + length, size) if length <= _MAX_HEADER else _no_safetensors(path)
             file.seek(8)
             raw = file.read(length)

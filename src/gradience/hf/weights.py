@@ -104,7 +104,7 @@ def _load(path: Path) -> dict[str, Any]:
 
 
 def _refuse_compressed(path: Path) -> None:
-    """torch stores its arrays as they are; a compressed one could grow to any size."""
+    """Torch stores its arrays as they are; a compressed one could grow to any size."""
     if not zipfile.is_zipfile(path):
         return
     try:
