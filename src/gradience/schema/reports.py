@@ -14,19 +14,24 @@ from gradience.schema.scalars import Json, NonNegativeInt, Real
 
 __all__ = [
     "CHECK_SCHEMA_ID",
+    "IMPORT_SCHEMA_ID",
     "MONITOR_SCHEMA_ID",
     "VALIDATE_SCHEMA_ID",
     "BadLine",
     "CheckReport",
     "EvalPoint",
     "GapReading",
+    "ImportReport",
+    "ImportedRunReport",
     "MonitorReport",
+    "SkippedRow",
     "SourceFile",
     "TrainSummary",
     "ValidateReport",
 ]
 
 CHECK_SCHEMA_ID: Final = "gradience.check/v1"
+IMPORT_SCHEMA_ID: Final = "gradience.import/v1"
 MONITOR_SCHEMA_ID: Final = "gradience.monitor/v1"
 VALIDATE_SCHEMA_ID: Final = "gradience.validate/v1"
 
@@ -138,3 +143,38 @@ class ValidateReport(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=Tr
     issues: list[BadLine] = []
     issues_total: NonNegativeInt = 0
     notes: list[str] = []
+
+
+class SkippedRow(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True):
+    """A row of another program's log that could not become an event."""
+
+    file: Annotated[str, Meta(description="Base name of the file.")]
+    line: Annotated[NonNegativeInt, Meta(description="Line, or number of the row where a format has no lines; from 1.")]
+    reason: str
+
+
+class ImportedRunReport(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True):
+    """One run that an import found."""
+
+    run_id: str
+    name: Annotated[str, Meta(description="What the source calls it.")] = ""
+    status: Annotated[str, Meta(description="Status of the run_end that was written.")] = "unknown"
+    status_reason: str | None = None
+    first_step: NonNegativeInt | None = None
+    last_step: NonNegativeInt | None = None
+    sessions: Annotated[NonNegativeInt, Meta(description="Starts of the program, as far as the steps show.")] = 1
+    events: Annotated[dict[str, int], Meta(description="Events by name.")] = {}
+
+
+class ImportReport(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True):
+    """What `gradience import` read and wrote."""
+
+    schema: Literal["gradience.import/v1"]
+    source: str
+    format: str
+    out: Annotated[str, Meta(description="The run.jsonl that was written.")] = ""
+    runs: Annotated[list[ImportedRunReport], Meta(description="In the order written; the last is the one shown.")] = []
+    files: Annotated[list[str], Meta(description="Files that were read.")] = []
+    skipped: Annotated[list[SkippedRow], Meta(description="The first rows that were not imported.")] = []
+    skipped_total: NonNegativeInt = 0
+    notes: Annotated[list[str], Meta(description="Choices made, and what was found besides.")] = []

@@ -1,0 +1,169 @@
+"""A run as its source has it, told as events: original steps, no clock but the source's own."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+import msgspec
+
+from gradience.configs.layer import overlay
+from gradience.importers.order import Segment
+from gradience.importers.raw import Raw, Row
+from gradience.importers.rows import split_row
+from gradience.importers.values import json_value, number_of, step_of
+from gradience.schema.config import ConfigSnapshot, LoraSnapshot, OptimizerSnapshot, TrainingSnapshot
+from gradience.schema.events import Eval, EvalMetrics, Event, Metrics, RunEnd, RunStart, TrainStep
+from gradience.schema.scalars import SCHEMA_ID, Json, Real, Status, as_float, real
+
+__all__ = ["tell_run"]
+
+_TRAIN: Final = {"loss": "loss", "learning_rate": "lr", "lr": "lr", "grad_norm": "grad_norm", "epoch": "epoch"}
+_EVAL: Final = {"loss": "loss", "ppl": "ppl", "perplexity": "ppl", "accuracy": "accuracy"}
+_TAKEN: Final = frozenset(
+    {*TrainStep.__struct_fields__, *EvalMetrics.__struct_fields__, "event"}
+)  # names an extra may not have
+
+
+@dataclass(slots=True)
+class _Teller:
+    """Makes the events of one run, numbered by session."""
+
+    run_id: str
+    session: str = ""
+    seq: int = 0
+
+    def begin(self, session: str) -> None:
+        self.session, self.seq = session, 0
+
+    def head(self, step: int | None, ts: float | None) -> dict[str, Any]:
+        self.seq += 1
+        return {
+            "schema": SCHEMA_ID,
+            "ts": ts,
+            "run_id": self.run_id,
+            "step": step,
+            "seq": self.seq - 1,
+            "session": self.session,
+        }
+
+    def row(self, row: Row) -> Iterator[Event]:
+        """Yield what one row says: a row of training, evaluations, the summary."""
+        parts = split_row(row.values)
+        if parts.train:
+            known, extras = _known(parts.train, _TRAIN)
+            if "lr" not in known and (rates := _rates(parts.train)) is not None:
+                known["lr"] = rates
+                extras = {k: v for k, v in extras.items() if k not in {"learning_rate", "lr", "lr_"}}
+            yield TrainStep(**self.head(row.step, row.ts), **known, extras=extras)
+        for split, measured in parts.evals.items():
+            yield self.evaluation(row.step, row.ts, split, measured)
+        if parts.summary:
+            yield self.summary(row.step, row.ts, parts.summary)
+
+    def evaluation(self, step: int | None, ts: float | None, split: str, measured: Mapping[str, Json]) -> Eval:
+        known, extras = _known(measured, _EVAL)
+        n = step_of(extras.pop("n_", None))
+        metrics = EvalMetrics(**known, n=n, extras=extras)
+        return Eval(**self.head(step, ts), split=str(json_value(split)), metrics=metrics)
+
+    def summary(self, step: int | None, ts: float | None, values: Mapping[str, Json]) -> Metrics:
+        plain = {str(json_value(k)): json_value(v) for k, v in values.items()}
+        return Metrics(**self.head(step, ts), kind="train_summary", metrics=plain)
+
+
+def tell_run(raw: Raw, segments: list[Segment], *, run_id: str, session: str, meta: Mapping[str, Json]) -> list[Event]:
+    """Return the run's events, from its run_start to its run_end.
+
+    Args:
+        raw: where the rows come from.
+        segments: the rows, by starts of the program.
+        run_id: of the run.
+        session: what the sessions' ids begin with.
+        meta: provenance, for run_start.
+    """
+    teller = _Teller(run_id)
+    config = _config(raw, segments)
+    events: list[Event] = []
+    for number, segment in enumerate(segments):
+        teller.begin(f"{session}-{number}" if number else session)
+        ts = next((row.ts for row in segment.rows if row.ts is not None), None)
+        resumed = segment.resumed_from
+        events.append(
+            RunStart(**teller.head(resumed, ts), config=config, meta=dict(meta), resumed_from_step=resumed)
+        )
+        for row in segment.rows:
+            events.extend(teller.row(row))
+    if segments:
+        events.append(_end(teller, raw, events))
+    return events
+
+
+def _end(teller: _Teller, raw: Raw, events: list[Event]) -> RunEnd:
+    steps = [e.step for e in events if e.step is not None and not isinstance(e, RunStart)]
+    reached = max([*steps, *([raw.reached] if raw.reached is not None else [])], default=None)
+    ts = next((e.ts for e in reversed(events) if e.ts is not None), None)
+    status, reason = _status(raw, events, reached)
+    head = {**teller.head(reached, None), "ts": ts}
+    return RunEnd(**head, status=status, reason=reason)
+
+
+def _status(raw: Raw, events: list[Event], reached: int | None) -> tuple[Status, str]:
+    trained = max((e.step for e in events if isinstance(e, TrainStep) and e.step is not None), default=0)
+    summaries = [e for e in events if isinstance(e, Metrics)]
+    if raw.finished or any(e.step is None or e.step >= trained for e in summaries):
+        return "ok", "the source has the summary of a finished run"
+    if raw.planned is None:
+        return "unknown", "the source does not say how training ended"
+    at = f"step {reached} of {raw.planned}" if reached is not None else f"no step of {raw.planned}"
+    return ("ok" if reached is not None and reached >= raw.planned else "unknown"), at
+
+
+def _known(values: Mapping[str, Json], names: Mapping[str, str]) -> tuple[dict[str, Any], dict[str, Json]]:
+    """Return the numbers of known columns by the recorder's names, and all else as extras."""
+    known: dict[str, Any] = {}
+    extras: dict[str, Json] = {}
+    for key, value in values.items():
+        name = names.get(key)
+        number = None if name is None or name in known else number_of(value)
+        if name is not None and number is not None:
+            known[name] = number
+        else:
+            safe = str(json_value(key))
+            extras[f"{safe}_" if safe in _TAKEN else safe] = json_value(value)
+    return known, extras
+
+
+def _rates(values: Mapping[str, Json]) -> list[Real] | None:
+    """Return learning rates logged one per parameter group."""
+    given = values.get("learning_rate", values.get("lr"))
+    if not isinstance(given, list) or not given:
+        return None
+    rates = [number_of(rate) for rate in given]
+    return None if None in rates else [rate for rate in rates if rate is not None]
+
+
+def _config(raw: Raw, segments: list[Segment]) -> ConfigSnapshot:
+    """Return the config as far as the source's files say it, completed by what the rows show."""
+    config = raw.layer.config
+    plan = TrainingSnapshot(max_steps=raw.planned)
+    shown = ConfigSnapshot(training=plan, optimizer=_peak(row for s in segments for row in s.rows))
+    if config.optimizer.lr is not None:
+        shown = msgspec.structs.replace(shown, optimizer=OptimizerSnapshot())
+    return overlay(overlay(shown, config), ConfigSnapshot(lora=_ratio(config.lora)))
+
+
+def _peak(rows: Iterable[Row]) -> OptimizerSnapshot:
+    rates = (number_of(row.values.get("learning_rate", row.values.get("lr"))) for row in rows)
+    highest = max((as_float(rate) for rate in rates if rate is not None and math.isfinite(as_float(rate))), default=0.0)
+    if highest <= 0.0:
+        return OptimizerSnapshot()
+    return OptimizerSnapshot(lr=highest, extras={"lr_from": "the largest learning rate logged"})
+
+
+def _ratio(lora: LoraSnapshot) -> LoraSnapshot:
+    if not lora.r or lora.r < 0 or lora.alpha is None:
+        return LoraSnapshot()
+    return LoraSnapshot(alpha_over_r=real(as_float(lora.alpha) / lora.r))

@@ -1,0 +1,96 @@
+"""Bytes of a source: bounded, hashed, split on the newline byte only."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+from gradience.errors import RecorderError, SchemaError
+from gradience.schema.scalars import Json
+from gradience.telemetry.codec import parse
+
+__all__ = ["MAX_BYTES", "json_lines", "require_file", "sha256_of", "whole_json"]
+
+MAX_BYTES: Final = 512 * 1024**2  # the largest trainer_state.json seen in the wild is under 50 MB
+MAX_LINE: Final = 32 * 1024**2  # ms-swift's closing record repeats the whole history on one line
+
+_BOM: Final = b"\xef\xbb\xbf"
+_LFS: Final = b"version https://git-lfs"
+_CHUNK: Final = 1 << 20
+
+
+def require_file(path: Path) -> None:
+    """Refuse what cannot be a log, by name.
+
+    Raises:
+        RecorderError: the path is missing, empty, too large, a git-lfs pointer, or no regular file.
+    """
+    try:
+        if not path.is_file():
+            kind = "is not a regular file" if path.exists() else "does not exist"
+            raise RecorderError(f"{path} {kind}", advice="give a log, or the folder of a run")
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            head = file.read(len(_LFS))
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        raise RecorderError(f"cannot read {path}: {reason}", advice="check the path") from error
+    if not size:
+        raise RecorderError(f"{path} is empty", advice="give a log, or the folder of a run")
+    if head == _LFS:
+        raise RecorderError(f"{path} is a git-lfs pointer, not the file itself", advice="fetch it with `git lfs pull`")
+    if size > MAX_BYTES:
+        raise RecorderError(f"{path} is larger than {MAX_BYTES // 1024**2} MiB", advice="split it, or export less of it")
+
+
+def sha256_of(path: Path) -> str:
+    """Return the file's SHA-256, in hexadecimal."""
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise RecorderError(f"cannot read {path}: {error.strerror}", advice="check the path") from error
+
+
+def whole_json(path: Path) -> Json:
+    """Return the file's one JSON document; bare NaN and Infinity by their names.
+
+    Raises:
+        RecorderError: it is none.
+    """
+    require_file(path)
+    data = path.read_bytes().removeprefix(_BOM).strip()
+    array = data.startswith(b"[")
+    try:
+        document, _ = parse(b'{"rows":%b}' % data if array else data)
+    except SchemaError as error:
+        raise RecorderError(f"{path}: {error}", advice="is the file whole? it should hold one JSON document") from error
+    return document["rows"] if array else document
+
+
+def json_lines(path: Path) -> Iterator[tuple[int, dict[str, Json] | str]]:
+    """Yield every line that is not blank: its number, and its object or what is wrong with it.
+
+    Raises:
+        RecorderError: the file cannot be read.
+    """
+    require_file(path)
+    with path.open("rb") as file:
+        number = 0
+        while line := file.readline(MAX_LINE):
+            number += 1
+            if len(line) == MAX_LINE and not line.endswith(b"\n"):
+                while (more := file.readline(_CHUNK)) and not more.endswith(b"\n"):
+                    pass
+                yield number, f"a line of more than {MAX_LINE // 1024**2} MiB"
+            elif line.strip():
+                yield number, _object(line.removeprefix(_BOM) if number == 1 else line)
+
+
+def _object(line: bytes) -> dict[str, Json] | str:
+    try:
+        return parse(line)[0]
+    except SchemaError as error:
+        return str(error) if line.endswith(b"\n") else f"cut off while being written: {error}"

@@ -1,0 +1,186 @@
+"""A source, whatever it is, to runs of events."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from gradience.configs.layer import Layer
+from gradience.errors import RecorderError
+from gradience.importers.detect import Format, format_of
+from gradience.importers.events import tell_run
+from gradience.importers.files import require_file, sha256_of
+from gradience.importers.folder import find_log, read_file, read_run_folder, run_folders
+from gradience.importers.order import arrange
+from gradience.importers.raw import Raw
+from gradience.importers.settings import add_settings
+from gradience.schema.events import Event
+from gradience.schema.reports import SkippedRow
+from gradience.schema.scalars import Json
+
+__all__ = ["Imported", "ImportedRun", "is_foreign", "read_folder_config", "read_source"]
+
+_ADVICE: Final = "give a run's output folder, a trainer_state.json, or a log; or say --format and --map"
+_SHOWN: Final = 10
+
+
+@dataclass(slots=True)
+class ImportedRun:
+    """One run as events: from its run_start to its run_end."""
+
+    run_id: str
+    name: str
+    events: list[Event]
+
+    @property
+    def counts(self) -> Counter[str]:
+        """Events by name."""
+        return Counter(str(event.__struct_config__.tag) for event in self.events)
+
+
+@dataclass(slots=True)
+class Imported:
+    """What a source held: its runs, the one to show last, and everything worth saying about it."""
+
+    source: Path
+    format: Format
+    runs: list[ImportedRun]
+    layer: Layer  # the configuration of the run to show, and where it comes from
+    files: list[Path] = field(default_factory=list)
+    skipped: list[SkippedRow] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+
+def is_foreign(path: Path) -> bool:
+    """Whether this is a folder without a log of ours, or a file of a format that can be imported."""
+    if path.is_dir():
+        return find_log(path) is None
+    return path.is_file() and format_of(path) not in {None, "gradience"}
+
+
+def read_source(
+    source: Path, *, kind: Format | None = None, columns: Mapping[str, str] | None = None, run: str | None = None
+) -> Imported:
+    """Return the runs of a source.
+
+    Args:
+        source: an output folder, a folder of such folders, or a file.
+        kind: its format; told by its content if None.
+        columns: of a table: column of the source to name here (see `columns.parse_map`).
+        run: only the run of this name, where the source holds several.
+
+    Raises:
+        RecorderError: the source is missing, of no known format, or holds no run.
+    """
+    chosen, raws = _read(source, kind, columns)
+    raws = _only(source, raws, run)
+    runs = [told for raw in raws for told in _tell(source, chosen, raw)]
+    if not any(e for told in runs for e in told.events if e.step is not None or told.counts["eval"]):
+        raise RecorderError(f"{source} holds no row of a run", advice=_ADVICE)
+    if repeated := [run_id for run_id, n in Counter(told.run_id for told in runs).items() if n > 1]:
+        raise RecorderError(f"{source}: two runs of one id, {repeated[0]}", advice="choose one with --run")
+    several = len(raws) > 1
+    return Imported(
+        source=source,
+        format=chosen,
+        runs=runs,
+        layer=raws[-1].layer,
+        files=list(dict.fromkeys(path for raw in raws for path in raw.files)),
+        skipped=[skipped for raw in raws for skipped in raw.skipped],
+        notes=[*_several(raws), *(f"{raw.name}: {n}" if several and raw.name else n for raw in raws for n in raw.notes)],
+    )
+
+
+def read_folder_config(folder: Path) -> Layer:
+    """Return what is known of the configuration of the run in a folder, its peak learning rate included.
+
+    Raises:
+        RecorderError: there is no run in it.
+    """
+    imported = read_source(folder)
+    start = imported.runs[-1].events[0]
+    return msgspec.structs.replace(imported.layer, config=start.config)  # type: ignore[union-attr]  # a run_start
+
+
+def _read(source: Path, kind: Format | None, columns: Mapping[str, str] | None) -> tuple[Format, list[Raw]]:
+    if source.is_dir():
+        return _read_folder(source, kind, columns)
+    require_file(source)
+    found = kind or ("table" if columns else format_of(source))
+    if found == "gradience":
+        raise RecorderError(f"{source} is a log of gradience already", advice="gradience monitor reads it as it is")
+    if found is None:
+        raise RecorderError(f"{source}: no format known here", advice=_ADVICE)
+    raws = read_file(source, found, columns)
+    if found in {"trainer-state", "llama-factory", "ms-swift"}:
+        add_settings(raws[-1], source.parent)
+    return found, raws
+
+
+def _read_folder(folder: Path, kind: Format | None, columns: Mapping[str, str] | None) -> tuple[Format, list[Raw]]:
+    folders = run_folders(folder)
+    if not folders:
+        raise RecorderError(f"{folder}: no run in it: no trainer_state.json, no log, no event file", advice=_ADVICE)
+    raws: list[Raw] = []
+    for each in folders:
+        runs = read_run_folder(each, kind, columns)
+        for raw in runs:
+            raw.name = raw.name or (each.relative_to(folder).as_posix() if each != folder else None)
+        raws += runs
+    found = kind or format_of(raws[-1].path) or "trainer-state"
+    return ("trainer-state" if found == "gradience" else found), raws
+
+
+def _only(source: Path, raws: list[Raw], run: str | None) -> list[Raw]:
+    if run is None:
+        return raws
+    chosen = [raw for raw in raws if run in {raw.name, raw.run_id}]
+    if not chosen:
+        names = ", ".join(str(raw.name or raw.path.name) for raw in raws[:_SHOWN])
+        raise RecorderError(f"{source}: no run is called {run[:60]!r}", advice=f"there are {names}")
+    return chosen
+
+
+def _several(raws: list[Raw]) -> list[str]:
+    if len(raws) == 1:
+        return []
+    names = [str(raw.name or raw.path.name) for raw in raws]
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return [f"{len(raws)} runs: {', '.join(names[:_SHOWN])}{more}; {names[-1]} is shown; --run NAME chooses"]
+
+
+def _tell(source: Path, kind: Format, raw: Raw) -> list[ImportedRun]:
+    """Return the runs of one log, each with its provenance."""
+    digest = sha256_of(raw.files[0])
+    base = raw.run_id or f"import-{digest[:16]}"
+    meta = _meta(source, kind, raw, digest)
+    parts = arrange(raw)
+    told = []
+    for number, segments in enumerate(parts, 1):
+        run_id = base if len(parts) == 1 else f"{base}-{number}"
+        session = f"import-{digest[:8]}" + (f"-r{number}" if len(parts) > 1 else "")
+        events = tell_run(raw, segments, run_id=run_id, session=session, meta=meta)
+        told.append(ImportedRun(run_id, raw.name or raw.path.name, events))
+    return told
+
+
+def _meta(source: Path, kind: Format, raw: Raw, digest: str) -> dict[str, Json]:
+    """Return where the run comes from: base names and hashes, no path."""
+    others = {path.name: sha256_of(path) for path in raw.files[1:]}
+    named = {"source_run": raw.name} if raw.name else {}
+    return {
+        "imported_from": source.resolve().name,
+        "source_file": raw.path.name,
+        "source_sha256": digest,
+        "source_format": kind,
+        **({"other_files_sha256": others} if others else {}),
+        **named,
+        "importer": f"gradience {version('gradience')}",
+    }
+

@@ -1,0 +1,93 @@
+"""Settings that a source holds beside its rows, as a layer of configuration; what cannot be read is a note."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Final
+
+from gradience.configs.fields import Fields
+from gradience.configs.layer import Layer, stack
+from gradience.configs.peft import CONFIG_NAME, read_peft
+from gradience.configs.settings import LORA, OPTIMIZER, RUN, TRAINING, Draft, Level
+from gradience.configs.training import ARGS_NAMES, PICKLE_NAME, note_training, read_training
+from gradience.errors import ConfigError
+from gradience.importers.raw import Raw
+from gradience.importers.values import count_of
+from gradience.schema.config import ConfigSnapshot, TrainingSnapshot
+from gradience.schema.reports import SourceFile
+from gradience.schema.scalars import Json
+
+__all__ = ["add_settings", "mapping_layer", "state_layer"]
+
+_LEVELS: Final[tuple[Level, ...]] = ("run", "optimizer", "lora", "training")
+
+
+def add_settings(raw: Raw, *folders: Path) -> None:
+    """Add what an adapter config and training arguments in the folders say; the first folder that has one counts."""
+    for names, read in (((CONFIG_NAME,), read_peft), (ARGS_NAMES, read_training)):
+        path = next((f / name for f in folders for name in names if (f / name).is_file()), None)
+        if path is not None:
+            _add(raw, path, read)
+    pickle = next((f / PICKLE_NAME for f in folders if (f / PICKLE_NAME).is_file()), None)
+    if pickle is not None:
+        raw.notes.append(f"{PICKLE_NAME} is a pickle and was not opened: it runs code, and may hold the hub token")
+    if raw.layer.secret_keys:
+        raw.notes.append(f"not copied, for they hold a secret: {', '.join(dict.fromkeys(raw.layer.secret_keys))}")
+
+
+def _add(raw: Raw, path: Path, read: Callable[[Path], Layer]) -> None:
+    try:
+        layer = read(path)
+    except ConfigError as error:
+        raw.notes.append(f"{path.name} was not used: {str(error).removeprefix(f'{path}: ')}")
+        return
+    raw.layer = stack([raw.layer, layer])
+    raw.files.append(path)
+
+
+def mapping_layer(mapping: Mapping[str, Json], raw: Raw) -> Layer:
+    """Return the settings of a mapping of a logger's own: of the Trainer's and PEFT's names, those of the right kind."""
+    flat = {**mapping, **_adapter(mapping)}
+    draft = Draft()
+    for level, settings in zip(_LEVELS, (RUN, OPTIMIZER, LORA, TRAINING), strict=True):
+        for setting in settings:
+            try:
+                draft.read(level, (setting,), Fields(dict(flat), raw.path.name), loose=level != "lora")
+            except ConfigError as error:
+                raw.notes.append(f"a setting was not used: {error}")
+    try:
+        note_training(Fields(dict(flat), raw.path.name), draft)
+    except ConfigError as error:
+        raw.notes.append(f"a setting was not used: {error}")
+    return Layer(config=draft.snapshot())
+
+
+def _adapter(mapping: Mapping[str, Json]) -> dict[str, Json]:
+    """Return PEFT's settings out of `peft_config`, as the Trainer's callbacks of other loggers nest them."""
+    nested = mapping.get("peft_config")
+    if not isinstance(nested, dict):
+        return {}
+    only = next(iter(nested.values())) if len(nested) == 1 else nested
+    return only if isinstance(only, dict) else nested
+
+
+def state_layer(state: Mapping[str, Json], path: Path) -> Layer:
+    """Return what a trainer_state.json knows of the settings: length and intervals, nothing else."""
+    batch, epochs = count_of(state.get("train_batch_size")), count_of(state.get("num_train_epochs"))
+    training = TrainingSnapshot(
+        max_steps=count_of(state.get("max_steps")),
+        epochs=None if epochs is None else float(epochs),
+        batch_size=batch,
+        logging_steps=_interval(state.get("logging_steps")),
+        save_steps=_interval(state.get("save_steps")),
+    )
+    source = SourceFile(role="trainer state", path=str(path))
+    return Layer(config=ConfigSnapshot(training=training), sources=(source,))
+
+
+def _interval(value: Json) -> float | None:
+    """Return steps, or a share of all steps."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    return float(value) if 0 < value < float("inf") else None

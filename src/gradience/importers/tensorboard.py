@@ -1,0 +1,117 @@
+"""TensorBoard event files, through the tensorboard package's own reader."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from importlib import import_module
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+from gradience.configs.layer import stack
+from gradience.errors import RecorderError, SchemaError
+from gradience.importers.files import require_file
+from gradience.importers.raw import Raw
+from gradience.importers.settings import mapping_layer
+from gradience.importers.table import Numbered, rows_to_raw
+from gradience.telemetry.codec import parse
+
+__all__ = ["is_event_file", "read_tensorboard"]
+
+_MARK: Final = b"brain.Event:"  # the first record of every event file
+_ARGUMENTS: Final = "args/text_summary"  # where the Trainer puts its arguments
+_ADVICE: Final = "pip install tensorboard"
+_ALL: Final = {"scalars": 0, "tensors": 0, "images": 1, "audio": 1, "histograms": 1, "compressedHistograms": 1}
+
+
+class _Scalar(NamedTuple):
+    ts: float
+    step: int
+    tag: str
+    value: float
+
+
+def is_event_file(head: bytes) -> bool:
+    """Whether a file that begins so is an event file."""
+    return _MARK in head[:64]
+
+
+def read_tensorboard(paths: list[Path], columns: Mapping[str, str] | None = None) -> Raw:
+    """Return one run: the event files of one folder, in the order of their names, which begin with a clock reading.
+
+    Raises:
+        RecorderError: the tensorboard package is missing, or the files hold no scalar.
+    """
+    raw = Raw(paths[0], unit="scalar group", files=list(paths))
+    scalars: list[_Scalar] = []
+    for path in sorted(paths):
+        scalars += _read(raw, path)
+    if not scalars:
+        raise RecorderError(f"{paths[0]} holds no scalar", advice="give the event file that training wrote")
+    return rows_to_raw(raw, _rows(scalars), columns)
+
+
+def _read(raw: Raw, path: Path) -> list[_Scalar]:
+    require_file(path)
+    accumulator, decode_error = _package()
+    reader = accumulator(str(path), size_guidance=_ALL, purge_orphaned_data=False)
+    try:
+        reader.Reload()
+    except (decode_error, ValueError, OSError) as error:
+        raise RecorderError(f"{path}: not an event file: {error}", advice="is the file whole?") from error
+    _take_arguments(raw, reader)
+    return sorted(_scalars(reader), key=lambda scalar: scalar.ts)
+
+
+def _package() -> tuple[Any, type[Exception]]:
+    try:
+        accumulator = import_module("tensorboard.backend.event_processing.event_accumulator")
+        message = import_module("google.protobuf.message")
+    except ModuleNotFoundError as error:
+        raise RecorderError(f"reading event files needs {error.name}", advice=_ADVICE) from error
+    error_class: type[Exception] = message.DecodeError
+    return accumulator.EventAccumulator, error_class
+
+
+def _scalars(reader: Any) -> Iterator[_Scalar]:
+    tags = reader.Tags()
+    for tag in tags["scalars"]:
+        for event in reader.Scalars(tag):
+            yield _Scalar(float(event.wall_time), int(event.step), str(tag), float(event.value))
+    for tag in tags["tensors"]:
+        if reader.SummaryMetadata(tag).plugin_data.plugin_name == "scalars":
+            for event in reader.Tensors(tag):
+                yield from _of_tensor(str(tag), event)
+
+
+def _of_tensor(tag: str, event: Any) -> Iterator[_Scalar]:
+    array = import_module("tensorboard.util.tensor_util").make_ndarray(event.tensor_proto)
+    if array.size == 1:
+        yield _Scalar(float(event.wall_time), int(event.step), tag, float(array.item()))
+
+
+def _take_arguments(raw: Raw, reader: Any) -> None:
+    """Take the settings from the Trainer's arguments, which its callback writes as text."""
+    if _ARGUMENTS not in reader.Tags()["tensors"]:
+        return
+    texts = reader.Tensors(_ARGUMENTS)[-1].tensor_proto.string_val
+    try:
+        document, _ = parse(texts[0])
+    except (SchemaError, IndexError):
+        return
+    raw.layer = stack([raw.layer, mapping_layer(document, raw)])
+
+
+def _rows(scalars: Iterable[_Scalar]) -> Iterator[Numbered]:
+    """Yield what was logged together: scalars of one step, until a tag comes again."""
+    place = 0
+    row: dict[str, Any] = {}
+    for scalar in scalars:
+        if row and (scalar.step != row["step"] or scalar.tag in row):
+            place += 1
+            yield place, row
+            row = {}
+        row.setdefault("step", scalar.step)
+        row.setdefault("ts", scalar.ts)
+        row[scalar.tag] = scalar.value
+    if row:
+        yield place + 1, row

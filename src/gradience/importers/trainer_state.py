@@ -1,0 +1,165 @@
+"""The Trainer's `trainer_state.json`: read one, or make one history of those that a run left behind."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Final, NamedTuple
+
+import msgspec
+
+from gradience.configs.training import STATE_NAME
+from gradience.errors import RecorderError
+from gradience.importers.files import whole_json
+from gradience.importers.raw import Raw, Row
+from gradience.importers.settings import state_layer
+from gradience.importers.values import count_of, step_of
+from gradience.schema.scalars import Json
+
+__all__ = ["STATE_NAME", "find_states", "history", "join_states", "read_state"]
+
+MAX_STATES: Final = 500
+
+_CHECKPOINT: Final = "checkpoint-"
+
+
+class State(NamedTuple):
+    """One file's rows, and how far it had come."""
+
+    raw: Raw
+    reached: int
+
+
+def read_state(path: Path) -> State:
+    """Return what a trainer_state.json says.
+
+    Raises:
+        RecorderError: it is none.
+    """
+    document = whole_json(path)
+    if not isinstance(document, dict) or not isinstance(document.get("log_history"), list):
+        raise RecorderError(f"{path} has no list `log_history`", advice="give the trainer_state.json of a run")
+    raw = history(path, document["log_history"])
+    reached = step_of(document.get("global_step"))
+    raw.planned, raw.reached = count_of(document.get("max_steps")), reached
+    raw.layer = state_layer(document, path)
+    last = max((row.step for row in raw.rows if row.step is not None), default=0)
+    return State(raw, last if reached is None else reached)
+
+
+def history(path: Path, listed: Iterable[Json]) -> Raw:
+    """Return a `log_history` as rows."""
+    raw = Raw(path, unit="row", files=[path])
+    for place, row in enumerate(listed, 1):
+        if isinstance(row, dict):
+            _take(raw, place, row)
+        else:
+            raw.skip(place, "not a mapping")
+    return raw
+
+
+def _take(raw: Raw, place: int, row: Mapping[str, Json]) -> None:
+    values = {key: value for key, value in row.items() if key != "step" and value is not None}
+    given = row.get("step")
+    step = step_of(given)
+    if step is None and given is not None:
+        raw.skip(place, f"`step` is no step: {str(given)[:40]!r}")
+    elif values.keys() <= {"epoch"}:
+        raw.skip(place, "nothing was measured")
+    else:
+        raw.rows.append(Row(place, step, values))
+
+
+def find_states(folder: Path) -> list[Path]:
+    """Return the folder's own trainer_state.json and those of its checkpoints, by number."""
+    numbered = sorted(
+        (step, child / STATE_NAME)
+        for child in folder.glob(f"{_CHECKPOINT}*")
+        if (step := step_of(child.name.removeprefix(_CHECKPOINT))) is not None and (child / STATE_NAME).is_file()
+    )
+    own = [folder / STATE_NAME] if (folder / STATE_NAME).is_file() else []
+    return own + [path for _, path in numbered[-MAX_STATES:]]
+
+
+def join_states(folder: Path, paths: list[Path]) -> list[Raw]:
+    """Return one run for each history that the files hold: files that agree on common steps are one run.
+
+    The run of the root's file, else of the checkpoint that came furthest, is last.
+
+    Raises:
+        RecorderError: not one of the files can be read.
+    """
+    states, faults = _readable(paths)
+    if not states:
+        raise faults[0]
+    states.sort(key=lambda state: (state.raw.path.parent == folder, state.reached), reverse=True)
+    runs: list[list[State]] = []
+    for state in states:
+        home = next((run for run in runs if all(_agree(other.raw, state.raw) for other in run)), None)
+        if home is None:
+            runs.append([state])
+        else:
+            home.append(state)
+    joined = [_union(folder, run) for run in reversed(runs)]
+    joined[-1].notes += [f"not used: {fault}" for fault in faults]
+    if len(runs) > 1:
+        joined[-1].notes.append(_said(folder, runs))
+    return joined
+
+
+def _readable(paths: Iterable[Path]) -> tuple[list[State], list[RecorderError]]:
+    states, faults = [], []
+    for path in paths:
+        try:
+            states.append(read_state(path))
+        except RecorderError as fault:
+            faults.append(fault)
+    return states, faults
+
+
+def _agree(one: Raw, other: Raw) -> bool:
+    """Whether two files can be of one run: no step at which they logged different training rows, and a common one."""
+    first, second = _trained(one), _trained(other)
+    common = first.keys() & second.keys()
+    return all(first[step] == second[step] for step in common) and (bool(common) or not first or not second)
+
+
+def _trained(raw: Raw) -> dict[int, bytes]:
+    rows = (row for row in raw.rows if row.step is not None and "loss" in row.values)
+    return {row.step: msgspec.json.encode(row.values, order="sorted") for row in rows if row.step is not None}
+
+
+def _union(folder: Path, states: list[State]) -> Raw:
+    """Return the first file's rows, with those that only the others have in their places."""
+    best = states[0].raw
+    marks = {_mark(row) for row in best.rows}
+    for other in states[1:]:
+        added = [row for row in other.raw.rows if _mark(row) not in marks]
+        marks |= {_mark(row) for row in added}
+        if not added:
+            continue
+        best.rows += added
+        best.files.append(other.raw.path)
+        best.notes.append(f"{len(added)} rows come from {_short(folder, other.raw.path)}: {best.path.name} lacks them")
+    best.rows.sort(key=lambda row: -1 if row.step is None else row.step)
+    furthest = max(states, key=lambda state: state.reached)
+    best.planned, best.reached = furthest.raw.planned or best.planned, furthest.reached
+    if furthest.raw is not best:
+        best.layer = furthest.raw.layer
+    best.skipped += [skip for state in states[1:] for skip in state.raw.skipped if state.raw.path in best.files]
+    if best.path.parent != folder:
+        best.notes.append(f"no {STATE_NAME} beside the checkpoints: read {_short(folder, best.path)}, the furthest one")
+    return best
+
+
+def _mark(row: Row) -> bytes:
+    return msgspec.json.encode((row.step, row.values), order="sorted")
+
+
+def _short(folder: Path, path: Path) -> str:
+    return path.relative_to(folder).as_posix()
+
+
+def _said(folder: Path, runs: list[list[State]]) -> str:
+    names = "; ".join(" + ".join(_short(folder, state.raw.path) for state in run[:3]) for run in runs)
+    return f"{len(runs)} runs in one folder, which logged different losses at the same steps; the first is shown: {names}"
