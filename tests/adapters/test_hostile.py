@@ -430,16 +430,59 @@ FIELDS = [
     "lora_magnitude_vector", "lora_B.bias", "hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b", "hada_t1", "hada_t2",
     "lokr_w1", "lokr_w1_a", "lokr_w1_b", "lokr_w2", "lokr_w2_a", "lokr_w2_b", "lokr_t2", "vera_lambda_b",
     "vera_lambda_d", "hira_A", "hira_B", "miss_block", "lora_a", "lora_b", "m", "lora_a.weight", "lora_b.weight",
-    "magnitude", "lora_down.weight", "lora_up.weight", "lora_mid.weight", "alpha", "weight", "bias", "base_layer.weight",
+    "magnitude", "lora_down.weight", "lora_up.weight", "lora_mid.weight", "alpha", "weight", "bias",
+    "base_layer.weight",
 ]  # fmt: skip
 STEMS = [STEM, f"{STEM}.base_layer", "transformer.x", "lora_unet_a", "base_model", "", "base_model.model.mlp.experts"]
-TYPES = [None, "LORA", "ADALORA", "LOHA", "LOKR", "VERA", "HIRA", "MISS", "IA3", "XLORA"]
+TYPES = [*[None] * 9, "LORA", "ADALORA", "LOHA", "LOKR", "VERA", "HIRA", "MISS", "IA3", "XLORA"]
+FAMILIES = [
+    {"lora_A.weight": "ri", "lora_B.weight": "or"},
+    {"lora_A.weight": "ri", "lora_B.weight": "or", "lora_magnitude_vector": "o", "lora_B.bias": "o"},
+    {"lora_A.weight": "ri", "lora_B.weight": "or", "lora_diag": "r"},
+    {"lora_A.weight": "rik", "lora_B.weight": "or1", "lora_magnitude_vector": "1o1"},
+    {"lora_embedding_A": "ri", "lora_embedding_B": "or", "lora_magnitude_vector": "o"},
+    {"lora_A": "ri", "lora_B": "or", "lora_E": "r1"},
+    {"hada_w1_a": "or", "hada_w1_b": "ri", "hada_w2_a": "or", "hada_w2_b": "ri"},
+    {"hada_w1_a": "ro", "hada_w1_b": "ri", "hada_w2_a": "ro", "hada_w2_b": "ri", "hada_t1": "rrkk", "hada_t2": "rrkk"},
+    {"lokr_w1": "oi", "lokr_w2": "or"},
+    {"lokr_w1_a": "or", "lokr_w1_b": "ri", "lokr_w2_a": "ro", "lokr_w2_b": "ri", "lokr_t2": "rrkk"},
+    {"vera_lambda_b": "o", "vera_lambda_d": "r"},
+    {"hira_A": "ri", "hira_B": "or"},
+    {"miss_block": "ro"},
+    {"lora_a": "ir", "lora_b": "ro", "m": "o"},
+    {"lora_a": "kri", "lora_b": "kor"},
+    {"lora_a.weight": "ri", "lora_b.weight": "or", "magnitude": "o"},
+    {"lora_down.weight": "ri", "lora_up.weight": "or", "alpha": "1", "dora_scale": "1i"},
+    {"lora_down.weight": "ri11", "lora_up.weight": "or11", "lora_mid.weight": "rrkk"},
+]
 shapes = st.lists(st.sampled_from([0, 1, 2, 3, 4, 6]), max_size=4)
-tensor_sets = st.dictionaries(
-    st.tuples(st.sampled_from(STEMS), st.sampled_from(FIELDS)).map(".".join),
-    st.tuples(shapes, st.sampled_from([np.float32, np.float16, np.int32, np.float64])),
-    max_size=8,
-)
+
+
+@st.composite
+def tensor_sets(draw):
+    """Return tensors that fit each other, but for a change that may break any of that."""
+    sizes = {letter: draw(st.integers(1, 6)) for letter in "riok"} | {"1": 1}
+    tensors = {}
+    for family in draw(st.lists(st.sampled_from(FAMILIES), min_size=1, max_size=2)):
+        stem = draw(st.sampled_from(STEMS))
+        dtype = draw(st.sampled_from([np.float32, np.float32, np.float16, np.int32, np.float64]))
+        tensors |= {f"{stem}.{field}": ([sizes[x] for x in axes], dtype) for field, axes in family.items()}
+    if draw(st.booleans()):
+        tensors |= {
+            "base_model.vera_A": ([sizes["r"], 9], np.float32),
+            "base_model.vera_B": ([9, sizes["r"]], np.float32),
+        }
+    broken = draw(st.sampled_from([*[None] * len(tensors), *tensors]))
+    if broken is not None:
+        tensors[broken] = (draw(shapes), np.float32)
+    dropped = draw(st.sampled_from([*[None] * 2 * len(tensors), *tensors]))
+    tensors.pop(dropped, None)
+    stray = draw(st.sampled_from([None, *FIELDS]))
+    return (
+        tensors if stray is None else tensors | {f"{draw(st.sampled_from(STEMS))}.{stray}": (draw(shapes), np.float32)}
+    )
+
+
 configs = st.fixed_dictionaries(
     {"peft_type": st.sampled_from(TYPES), "r": st.integers(1, 6)},
     optional={
@@ -467,7 +510,7 @@ configs = st.fixed_dictionaries(
 
 
 @settings(max_examples=400)
-@given(tensors=tensor_sets, config=configs)
+@given(tensors=tensor_sets(), config=configs)
 def test_any_tensors_under_any_config_are_read_or_refused_in_words(tmp_path_factory, tensors, config):
     path = tmp_path_factory.mktemp("any")
     save_file({k: np.ones(s, d) for k, (s, d) in tensors.items()}, path / "adapter_model.safetensors")

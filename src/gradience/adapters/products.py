@@ -92,18 +92,20 @@ def _product_module(ctx: Context, group: Group, kind: str, pair: _Factor, nomina
     if r > _MOST_RANK or r * max(out, inner) > MOST_ELEMENTS:
         return Skipped(ctx.name(group), f"an update of rank up to {r}: too large to be analysed as a pair of factors")
     s = ctx.rules.of(group.module, nominal, default_alpha=8.0 if ctx.config.alpha is None else ctx.config.alpha)
-    scale = s.alpha / (s.config_r if nominal is None else nominal)
+    rank = s.config_r if nominal is None else nominal
+    if rank < 1:
+        return Skipped(ctx.name(group), f"the config gives it rank {rank}, expected at least 1")
     return Module(
         name=ctx.name(group),
         kind=kind,
         shape=(out, inner),
         r=r,
         alpha=s.alpha,
-        scale=scale,
+        scale=s.alpha / rank,
         params=sum(ctx.info(group, name).size for name in group.keys),
         load=pair.load,
         base_name=f"{ctx.base_path(group.module)}.weight",
-        note=f"{kind} of rank {nominal or s.config_r}: its update has rank up to {r}",
+        note=f"{kind} of rank {rank}: its update has rank up to {r}",
         **(common(ctx, group, s) | {"config_r": None, "rslora": False}),
     )
 
