@@ -8,7 +8,7 @@ from __future__ import annotations
 import platform
 import sys
 from collections.abc import Iterable
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import version
 from typing import Any, Final
 
 from gradience.configs.fields import Fields
@@ -30,7 +30,7 @@ _WRAPPERS: Final = ("_orig_mod", "module")
 _FILE_BUILDERS: Final = frozenset(
     {"arrow", "audiofolder", "csv", "generator", "imagefolder", "json", "pandas", "parquet", "text", "webdataset"}
 )
-_PACKAGES: Final = ("transformers", "peft", "trl", "accelerate", "torch", "gradience")
+_PACKAGES: Final = ("transformers", "peft", "trl", "accelerate", "torch")
 
 
 def config_snapshot(
@@ -206,12 +206,6 @@ def _dataset_name(dataloader: Any) -> str | None:
 
 
 def _versions() -> dict[str, str]:
-    found: dict[str, str] = {}
-    for package in _PACKAGES:
-        if package not in sys.modules:
-            continue
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return found
+    """Return the versions of what is loaded; the modules say them without a search of the disk."""
+    loaded = {name: getattr(sys.modules.get(name), "__version__", None) for name in _PACKAGES}
+    return {"gradience": version("gradience"), **{name: str(said) for name, said in loaded.items() if said}}
