@@ -87,6 +87,12 @@ def test_peft_weights_with_an_mlx_config_are_refused(tmp_path):
         write(tmp_path, {f"{key}A.weight": normal(4, 12), f"{key}B.weight": normal(20, 4)}, MLX)
 
 
+def test_mlx_whole_weights_are_no_adapter(tmp_path):
+    adapter = write(tmp_path, {"model.layers.0.q_proj.weight": normal(4, 4)}, MLX | {"fine_tune_type": "full"})
+    assert (adapter.format, set(adapter.roles.values())) == ("mlx", {"full_module"})
+    assert "full" in adapter.skipped[0].reason
+
+
 def test_torchtune_names_are_read_with_alpha_over_r(tmp_path):
     a, b = normal(4, 12), normal(20, 4)
     tensors = {"layers.0.attn.q_proj.lora_a.weight": a, "layers.0.attn.q_proj.lora_b.weight": b}

@@ -167,6 +167,14 @@ def test_vera_of_several_widths_needs_the_base_and_is_then_what_peft_merges(make
     assert worst_error(case) < TOLERANCE
 
 
+def test_vera_of_two_towers_under_one_name_needs_the_base(make, worst_error):
+    net = Net()
+    net.layers[0]["q_proj"] = nn.Linear(30, 40)
+    case = make(net, VeraConfig(r=4, target_modules=["q_proj"]))
+    assert len(case.read().needs_base) == 2
+    assert worst_error(case) < TOLERANCE
+
+
 def test_vera_without_its_projections_is_said(make):
     adapter = make(Net(), VeraConfig(r=4, target_modules=LINEAR, save_projection=False)).read()
     assert not adapter.modules
@@ -186,3 +194,54 @@ def test_miss_needs_the_base_and_is_then_what_peft_merges(make, worst_error, mor
     case = make(Net(), MissConfig(**({"r": 4, "target_modules": LINEAR} | more)))
     assert not case.read().modules
     assert worst_error(case) < TOLERANCE
+
+
+def test_adalora_pruned_by_its_budget_is_what_peft_merges(make, worst_error):
+    def prune(model):
+        kept = {
+            f"layers.{i}.{name}.lora_E": [True, False, True, i == 0, False, True] for i in range(2) for name in LINEAR
+        }
+        model.peft_config["default"].rank_pattern = kept
+
+    config = AdaLoraConfig(init_r=6, target_r=4, lora_alpha=9, target_modules=LINEAR, total_step=10)
+    case = make(Net(), config, edit=prune)
+    modules = case.read().modules
+    assert {m.r for m in modules} == {3, 4}
+    assert all(m.config_r == m.r for m in modules)
+    assert worst_error(case) < TOLERANCE
+
+
+def test_qalora_is_what_peft_adds_to_each_input():
+    """PEFT has no merge for it: its forward pass of unit inputs gives the columns of the update."""
+    from types import SimpleNamespace
+
+    from peft.tuners.lora.variants import QALoraLinearVariant
+
+    from gradience.adapters.lora import _pooled
+
+    lora_a, lora_b = nn.Linear(3, 4, bias=False), nn.Linear(4, 10, bias=False)
+    stub = SimpleNamespace(
+        lora_A={"x": lora_a},
+        lora_B={"x": lora_b},
+        lora_dropout={"x": nn.Identity()},
+        scaling={"x": 1.5},
+        qalora_group_size={"x": 4},
+        training=False,
+        in_features=12,
+    )
+    truth = QALoraLinearVariant.forward(stub, "x", torch.eye(12), torch.zeros(12, 10)).T.detach().numpy()
+    a, b = lora_a.weight.detach().numpy(), lora_b.weight.detach().numpy()
+    left, right = _pooled(4, a.shape, b.shape, lambda: a, lambda: b).load()
+    np.testing.assert_allclose(1.5 * left @ right, truth, rtol=1e-5, atol=1e-6)
+
+
+def test_loftq_and_its_kin_are_said_to_have_changed_the_base(make):
+    import json
+
+    case = make(Net(), LoraConfig(r=4, target_modules=LINEAR))
+    path = case.folder / "adapter_config.json"
+    for init in ("loftq", "corda", "lora_ga", "pissa_niter_16"):
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"init_lora_weights": init}))
+        adapter = case.read()
+        assert any(init in note for note in adapter.notes)
+        assert all(m.dense is None and m.note for m in adapter.modules)

@@ -234,15 +234,10 @@ def test_a_converted_pissa_adapter_is_the_whole_update(tmp_path):
         ({"alora_invocation_tokens": [1, 2]}, "aLoRA"),
     ],
 )
-def test_what_the_factors_do_not_say_is_noted(make, more, words):
-    from peft import get_peft_model
-
-    model = llama()
-    wrapped = get_peft_model(
-        copy.deepcopy(model), LoraConfig(r=4, target_modules=["q_proj"], task_type="CAUSAL_LM", **more)
-    )
-    wrapped.save_pretrained(make.__closure__[0].cell_contents)
-    adapter = read(make.__closure__[0].cell_contents)
+def test_what_the_factors_do_not_say_is_noted(tmp_path, more, words):
+    config = LoraConfig(r=4, target_modules=["q_proj"], task_type="CAUSAL_LM", **more)
+    get_peft_model(llama(), config).save_pretrained(tmp_path)
+    adapter = read(tmp_path)
     assert any(words in note for note in adapter.notes)
     assert all(m.dense is None for m in adapter.modules)
 

@@ -118,6 +118,7 @@ def _experts(ctx: Context, path: str, group: Group, parameter: str) -> list[Modu
     n = a[0] // r
     pair = _Stack(ctx, group, n, r)
     base = ctx.base_path(path)
+    square = n > 1 and b[0] == a[1]
     return [
         Module(
             name=f"{shown}[{e}]" if n > 1 else (path if parameter == "weight" else shown),
@@ -130,6 +131,7 @@ def _experts(ctx: Context, path: str, group: Group, parameter: str) -> list[Modu
             load=pair.load(e),
             base_name=f"{base}.{parameter}" if not parameter.startswith("parameter") else None,
             expert=e if n > 1 else None,
+            note="a square weight: the file does not say whether the base stores it turned" if square else None,
             **common(ctx, group, s),
         )
         for e in range(n)

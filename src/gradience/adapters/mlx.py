@@ -20,7 +20,7 @@ from gradience.adapters.roles import explained
 from gradience.adapters.tensors import TensorSource
 from gradience.errors import AdapterError
 
-__all__ = ["is_mlx", "is_torchtune", "read_mlx", "read_torchtune"]
+__all__ = ["is_mlx", "is_torchtune", "read_full", "read_mlx", "read_torchtune"]
 
 _STACKED: Final = 3
 # In MLX-LM lm_head is linear; these are the layers that become LoRAEmbedding.
@@ -55,6 +55,13 @@ def read_mlx(source: TensorSource, config: AdapterConfig) -> Adapter:
     groups, roles = _gather(source, {"lora_a": "lora_a", "lora_b": "lora_b", "m": "m"})
     ctx = Context(source, named, ScalingRules(named))
     return _adapter(ctx, "mlx", groups, roles, lambda group: _mlx_modules(ctx, group, float(scale), config_r))
+
+
+def read_full(source: TensorSource, config: AdapterConfig) -> Adapter:
+    """Return what MLX-LM saves of a fine-tune of whole weights (`fine_tune_type: full`): no modules."""
+    roles: dict[str, Role] = dict.fromkeys(source.tensors, "full_module")
+    why = "fine_tune_type is full: whole weights, no adapter"
+    return Adapter("mlx", config, [], roles, source.tensors, [Skipped("*", why)], [], [source.path])
 
 
 def _gather(source: TensorSource, endings: dict[str, str]) -> tuple[list[Group], dict[str, Role]]:

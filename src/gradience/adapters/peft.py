@@ -12,9 +12,10 @@ from gradience.adapters.keys import PREFIX, parse_key
 from gradience.adapters.lora import adalora_module, base_changing, lora_module
 from gradience.adapters.modules import Adapter, Module, NeedsBase, Role, Skipped
 from gradience.adapters.names import natural_key
-from gradience.adapters.products import hira_module, loha_module, lokr_module, miss_module, vera_modules
+from gradience.adapters.products import loha_module, lokr_module
 from gradience.adapters.roles import explained, other_role
 from gradience.adapters.tensors import TensorSource
+from gradience.adapters.unfactored import hira_module, miss_module, vera_modules
 from gradience.errors import AdapterError
 
 __all__ = ["PREFIX", "is_peft", "read_peft"]
@@ -52,16 +53,16 @@ def read_peft(source: TensorSource, config: AdapterConfig) -> Adapter:
     Raises:
         AdapterError: the config belongs to another type of adapter, or a pattern of it cannot be matched.
     """
-    if config.peft_type is None and config.lora_parameters is not None:
-        raise AdapterError(
-            f"the config is MLX-LM's, but the tensors of {source.path} are PEFT's",
-            advice="give the config that was saved with them, with --adapter-config",
-        )
     declared = config.peft_type.upper() if config.peft_type else None
     declared = _ALIASES.get(declared or "", declared)
     groups, roles = _gather(source, config)
     if declared is not None and declared not in ANALYSED:
         return _recognised_only(source, config, roles)
+    if declared is None and config.lora_parameters is not None and groups:
+        raise AdapterError(
+            f"the config is MLX-LM's, but the tensors of {source.path} are PEFT's",
+            advice="give the config that was saved with them, with --adapter-config",
+        )
     kind = _kind(declared, groups)
     ctx = _context(source, config, groups)
     found = _found(ctx, kind, groups)

@@ -13,7 +13,7 @@ from pathlib import Path
 from gradience.adapters.config import AdapterConfig, read_config
 from gradience.adapters.folder import AdapterFiles
 from gradience.adapters.kohya import is_diffusers, is_kohya, read_diffusers, read_kohya
-from gradience.adapters.mlx import is_mlx, is_torchtune, read_mlx, read_torchtune
+from gradience.adapters.mlx import is_mlx, is_torchtune, read_full, read_mlx, read_torchtune
 from gradience.adapters.modules import Adapter
 from gradience.adapters.peft import is_peft, read_peft
 from gradience.adapters.tensors import ShardedFiles, TensorSource
@@ -38,7 +38,7 @@ def read_adapter(files: AdapterFiles, open_weights: Callable[[Path], TensorSourc
     return replace(adapter, notes=notes, weights=list(files.shards) or [files.weights])
 
 
-def _read(source: TensorSource, files: AdapterFiles) -> Adapter:
+def _read(source: TensorSource, files: AdapterFiles) -> Adapter:  # noqa: PLR0911  # one return a format reads best
     keys = source.tensors
     if is_mlx(keys):
         return read_mlx(source, read_config(files.config))
@@ -50,7 +50,10 @@ def _read(source: TensorSource, files: AdapterFiles) -> Adapter:
         return read_peft(source, read_config(files.config))
     if is_diffusers(keys, source.metadata):
         return read_diffusers(source)
-    return read_peft(source, _optional(files))
+    config = _optional(files)
+    if config.peft_type is None and config.fine_tune_type == "full":
+        return read_full(source, config)
+    return read_peft(source, config)
 
 
 def _optional(files: AdapterFiles) -> AdapterConfig:
