@@ -55,7 +55,7 @@ def test_bad_usage_is_one_line_on_stderr_and_a_two(arguments, capsys, tmp_path, 
 
 def test_an_error_says_what_to_do(tmp_path, capsys):
     assert main(["monitor", str(tmp_path)]) == 2
-    assert "run.jsonl" in capsys.readouterr().err
+    assert "trainer_state.json, or a log" in capsys.readouterr().err
 
 
 def test_json_is_one_document_that_validates_against_its_committed_schema(log, capsys, root):
