@@ -18,11 +18,13 @@ from gradience.configs import (
     read_training_dir,
     stack,
 )
-from gradience.errors import ConfigError
+from gradience.configs.peft import CONFIG_NAME
+from gradience.configs.training import ARGS_NAMES, STATE_NAME
+from gradience.errors import ConfigError, RecorderError
 from gradience.policy.config_rules import RULES, judge_config, rule_by_id
 from gradience.policy.facts import Facts, Unknown
 from gradience.policy.objective import objective_of
-from gradience.schema.config import ConfigSnapshot
+from gradience.schema.config import ConfigSnapshot, LoraSnapshot
 from gradience.schema.reports import CHECK_SCHEMA_ID, CheckReport
 from gradience.schema.scalars import Real, as_float, real
 
@@ -56,8 +58,8 @@ def check_config(
 ) -> CheckReport:
     """Return what the rules say of a configuration. A later source wins over an earlier one.
 
-    Sources, in this order: `config` (a Struct), `document` (one file of any shape), `peft_dir` and
-    `training_dir` (folders), `peft` and `training` (files), `overrides` (a Struct). `task` names what is
+    Sources, in this order: `config` (a Struct), `document` (one file of any shape, or the folder a run left),
+    `peft_dir` and `training_dir` (folders), `peft` and `training` (files), `overrides` (a Struct). `task` names what is
     trained (`sst2`, `sft`, `dpo`, ...); `ignore` holds ids of rules to leave out.
 
     Raises:
@@ -65,7 +67,7 @@ def check_config(
 
     """
     ignored = _known_rules(ignore)
-    places = ((document, read_document), (peft_dir, read_peft_dir), (training_dir, read_training_dir))
+    places = ((document, _read_any), (peft_dir, _read_adapter_of), (training_dir, _read_training_of))
     files = ((peft, read_peft), (training, read_training))
     layers = [read(Path(place)) for place, read in places + files if place is not None]
     given = [Layer(config=config)] if config is not None else []
@@ -75,6 +77,51 @@ def check_config(
         message = "nothing to check"
         raise ConfigError(message, advice="give a config file, --peft-dir, --training-dir, or settings such as --lr")
     return _report(whole, _complete(whole, task), ignored)
+
+
+def _read_any(place: Path) -> Layer:
+    """Read one file, or a folder that a run left: its adapter config, its arguments, and what its log shows."""
+    if not place.is_dir() and place.name != STATE_NAME:
+        return read_document(place)
+    found = _read_run(place)
+    if isinstance(found, Layer):
+        return found
+    if not (place / CONFIG_NAME).is_file():
+        raise ConfigError(str(found), advice=f"give a folder with {STATE_NAME} or {CONFIG_NAME}") from found
+    return read_peft_dir(place)  # an adapter without a log
+
+
+def _read_adapter_of(folder: Path) -> Layer:
+    """Read the adapter config of a folder, else that of the checkpoint which its run came furthest with."""
+    if not folder.is_dir() or (folder / CONFIG_NAME).is_file():
+        return read_peft_dir(folder)
+    found = _read_run(folder)
+    if not isinstance(found, Layer) or not any(source.role == "adapter" for source in found.sources):
+        return read_peft_dir(folder)
+    adapter = ConfigSnapshot(model_name=found.config.model_name, lora=found.config.lora)
+    return Layer(config=adapter, sources=tuple(source for source in found.sources if source.role == "adapter"))
+
+
+def _read_training_of(folder: Path) -> Layer:
+    """Read the training arguments of a folder, else what the log of its run shows of them."""
+    if not folder.is_dir() or any((folder / name).is_file() for name in ARGS_NAMES):
+        return read_training_dir(folder)
+    found = _read_run(folder)
+    if not isinstance(found, Layer):
+        return read_training_dir(folder)
+    sources = tuple(source for source in found.sources if source.role != "adapter")
+    config = msgspec.structs.replace(found.config, model_name=None, lora=LoraSnapshot())
+    return msgspec.structs.replace(found, config=config, sources=sources)
+
+
+def _read_run(place: Path) -> Layer | RecorderError:
+    """Return the configuration of the run that a folder or file is of, or why there is none."""
+    from gradience.importers import read_folder_config  # noqa: PLC0415  # a config file need not pay for it
+
+    try:
+        return read_folder_config(place)
+    except RecorderError as error:
+        return error
 
 
 def _report(whole: Layer, config: ConfigSnapshot, ignored: frozenset[str]) -> CheckReport:

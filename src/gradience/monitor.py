@@ -9,12 +9,14 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Final
 
+import msgspec
+
 from gradience.errors import RecorderError
 from gradience.policy.run_detectors import DEFAULT_GAP, RunFacts, Series, detect
 from gradience.schema.config import ConfigSnapshot
 from gradience.schema.events import EvalMetrics
 from gradience.schema.reports import MONITOR_SCHEMA_ID, EvalPoint, GapReading, MonitorReport, TrainSummary
-from gradience.schema.scalars import NonFinite, as_float, real
+from gradience.schema.scalars import MAX_INT, SCHEMA_PREFIX, NonFinite, as_float, real
 from gradience.telemetry.reader import TelemetryReader
 from gradience.telemetry.summary import RunSeries, RunSummary
 
@@ -22,6 +24,9 @@ __all__ = ["monitor_run"]
 
 _HELD_OUT: Final = ("test", "eval", "validation", "valid", "val", "dev")
 _WINDOW: Final = 10  # training rows averaged where the train split was never evaluated
+_HEAD: Final = 4096  # bytes
+_DERIVED: Final = "n_derived_from"
+_DERIVATION: Final = "runtime * samples_per_second"
 _CLASSES: Final = {  # of data sets whose logs do not say
     "sst2": 2,
     "cola": 2,
@@ -39,25 +44,71 @@ _CLASSES: Final = {  # of data sets whose logs do not say
 def monitor_run(path: str | os.PathLike[str], *, gap_threshold: float = DEFAULT_GAP) -> MonitorReport:
     """Return the story of the last run in a log.
 
+    What other programs leave (an output folder, a trainer_state.json, a table, ...) is imported in memory:
+    nothing is written, and the notes say so.
+
     Args:
-        path: a run.jsonl.
+        path: a run.jsonl, a folder that holds one, or anything that `gradience import` reads.
         gap_threshold: held-out over train perplexity from which the gap is a finding.
 
     Raises:
         RecorderError: the log is missing, empty, or holds no event at all.
         SchemaError: the log is of another major version.
     """
-    summary = TelemetryReader(path).summarize()
+    place = Path(path)
+    if place.is_dir() and _is_log(place / "run.jsonl"):
+        place /= "run.jsonl"
+    summary, notes = _read(place)
     run = summary.last
     if run is None:
         first = summary.issues[0].reason if summary.issues else "it holds none of the known events"
         raise RecorderError(f"{path} holds no event of a run: {first}", advice="give the run.jsonl that a run wrote")
-    return _report(Path(path), summary, run, gap_threshold)
+    report = _report(place, summary, run, gap_threshold)
+    return msgspec.structs.replace(report, notes=[*notes, *report.notes])
+
+
+def _is_log(path: Path) -> bool:
+    """Whether a file begins as a log of ours does: then nothing else need be asked, or imported."""
+    try:
+        with path.open("rb") as file:
+            return SCHEMA_PREFIX.encode() in file.read(_HEAD)
+    except (OSError, ValueError):
+        return False
+
+
+def _read(path: Path) -> tuple[RunSummary, list[str]]:
+    """Return what the log holds, and what is to be said of where it comes from."""
+    if not _is_log(path):
+        from gradience.importers import is_foreign  # noqa: PLC0415  # a log of ours need not pay for it
+
+        if is_foreign(path):
+            return _import(path)
+    return TelemetryReader(path).summarize(), []
+
+
+def _import(path: Path) -> tuple[RunSummary, list[str]]:
+    """Return what a source of another program holds, in memory."""
+    from gradience.importers import read_source  # noqa: PLC0415  # the same
+
+    imported = read_source(path)
+    summary = RunSummary(path)
+    for told in imported.runs:
+        run = summary.runs[told.run_id] = RunSeries(told.run_id)
+        for event in told.events:
+            run.take(event)
+        summary.counts.update(told.counts)
+    files = ", ".join(file.name for file in imported.files)
+    notes = [f"imported in memory from {files} ({imported.format}); no file was written", *imported.notes]
+    if imported.skipped:
+        first = imported.skipped[0]
+        rows = "1 row was" if len(imported.skipped) == 1 else f"{len(imported.skipped)} rows were"
+        notes.append(f"{rows} not imported; the first: {first.file} {first.line}: {first.reason}")
+    return summary, notes
 
 
 def _report(path: Path, summary: RunSummary, run: RunSeries, gap_threshold: float) -> MonitorReport:
     config = run.config or ConfigSnapshot()
-    evals = _latest(run)
+    evals = [_with_count(point) for point in _latest(run)]
     gap = _gap(run, evals)
     audit = run.latest_metrics.get("lora_audit")
     status = run.end.status if run.end else "no_run_end"
@@ -98,7 +149,7 @@ def _report(path: Path, summary: RunSummary, run: RunSeries, gap_threshold: floa
         not_run=not_run,
         issues=summary.issues,
         issues_total=summary.issues_total,
-        notes=_notes(summary, run),
+        notes=_notes(summary, run) + _derived(evals),
     )
 
 
@@ -108,6 +159,18 @@ def _latest(run: RunSeries) -> list[EvalPoint]:
     order = {split: place for place, split in enumerate(("train", *_HELD_OUT))}
     splits = sorted(newest, key=lambda split: (order.get(split, len(order)), split))
     return [EvalPoint(split=s, step=newest[s].step, metrics=newest[s].metrics) for s in splits]
+
+
+def _with_count(point: EvalPoint) -> EvalPoint:
+    """Return the evaluation with its number of examples, worked out where a log has only its speed."""
+    metrics = point.metrics
+    rate, runtime = (_number(metrics.extras, key) for key in ("samples_per_second", "runtime"))
+    if metrics.n is not None or rate is None or runtime is None or not 0.5 <= rate * runtime < MAX_INT:  # noqa: PLR2004
+        return point
+    extras = {**metrics.extras, _DERIVED: _DERIVATION}
+    return msgspec.structs.replace(
+        point, metrics=msgspec.structs.replace(metrics, n=round(rate * runtime), extras=extras)
+    )
 
 
 def _held_out(evals: Sequence[EvalPoint]) -> EvalPoint | None:
@@ -219,3 +282,8 @@ def _notes(summary: RunSummary, run: RunSeries) -> list[str]:
     if summary.bare_tokens:
         notes.append(f"{summary.bare_tokens} lines hold bare NaN or Infinity, which is not JSON; they were read anyway")
     return notes
+
+
+def _derived(evals: Sequence[EvalPoint]) -> list[str]:
+    counts = [f"{point.split} {point.metrics.n}" for point in evals if _DERIVED in point.metrics.extras]
+    return [f"examples per evaluation, derived as {_DERIVATION}: {', '.join(counts)}"] if counts else []

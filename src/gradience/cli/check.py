@@ -50,7 +50,8 @@ def check(
     Parameters
     ----------
     config:
-        One JSON or YAML file of any shape: canonical, flat, PEFT's, TrainingArguments', or a run.jsonl.
+        One JSON or YAML file of any shape: canonical, flat, PEFT's, TrainingArguments', or a run.jsonl; or the
+        output folder of a run.
     task:
         What is trained: a data set's name (sst2, glue/mnli) or sft, dpo, grpo, ...
     peft_dir:

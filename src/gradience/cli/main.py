@@ -21,6 +21,7 @@ UNUSABLE = 2
 COMMANDS = {
     "check": "gradience.cli.check:check",
     "monitor": "gradience.cli.monitor:monitor",
+    "import": "gradience.cli.import_run:import_run",
     "audit": "gradience.cli.audit:audit",
     "rules": "gradience.cli.rules:rules",
     "validate": "gradience.cli.validate:validate",
@@ -30,6 +31,7 @@ COMMANDS = {
 _HELP = {
     "check": "Validate a PEFT and training configuration before burning compute.",
     "monitor": "Summarise a run from its telemetry (run.jsonl).",
+    "import": "Turn a finished run of another program into a run.jsonl.",
     "audit": "Analyse a trained adapter for waste, and for what is wrong with it.",
     "rules": "List the rules of check, or explain one with its evidence.",
     "validate": "Check every line of a run.jsonl against the telemetry schema.",

@@ -26,12 +26,12 @@ def monitor(
     verbose: Annotated[bool, Parameter(alias="-v")] = False,
     json: bool = False,
 ) -> int:
-    """Summarise a run from its telemetry.
+    """Summarise a run from its telemetry, or from what another program left of it.
 
     Parameters
     ----------
     log:
-        The run.jsonl.
+        The run.jsonl, the folder of a run, or anything that gradience import reads.
     gap_threshold:
         Held-out over train perplexity from which the gap is a finding.
     fail_on:

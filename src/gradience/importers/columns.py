@@ -91,7 +91,7 @@ def _measures(name: str) -> bool:
 
 
 def _by_name(names: list[str], taken: set[str]) -> Columns:
-    plain = {}
+    plain: dict[str, str] = {}
     for name in names:
         plain.setdefault(_SEPARATOR.sub("_", name).lower(), name)
     found: Columns = {}

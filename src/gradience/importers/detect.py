@@ -9,7 +9,7 @@ from typing import Final, Literal, TypeAlias
 
 from gradience.errors import RecorderError, SchemaError
 from gradience.importers.columns import find_columns
-from gradience.importers.files import json_lines
+from gradience.importers.files import MAX_BYTES, json_lines
 from gradience.importers.json_lines import dialect_of
 from gradience.importers.table import csv_header, flatten
 from gradience.importers.tensorboard import is_event_file
@@ -76,11 +76,20 @@ def _is_document(head: bytes) -> bool:
 
 
 def _has_history(path: Path) -> bool:
+    data = _whole(path)
     try:
-        document, _ = parse(path.read_bytes().removeprefix(b"\xef\xbb\xbf"))
-    except (SchemaError, OSError):
-        return b'"log_history"' in path.read_bytes()  # cut off: said when it is read
+        document, _ = parse(data)
+    except SchemaError:
+        return b'"log_history"' in data  # cut off: said when it is read
     return "log_history" in document
+
+
+def _whole(path: Path) -> bytes:
+    """Return the file's bytes; nothing of one that is too large to be a log."""
+    try:
+        return path.read_bytes().removeprefix(b"\xef\xbb\xbf") if path.stat().st_size <= MAX_BYTES else b""
+    except OSError:
+        return b""
 
 
 def _is_ours(row: Mapping[str, Json]) -> bool:
@@ -100,10 +109,11 @@ def _is_list(path: Path, head: bytes) -> bool:
     if not head.startswith(b"["):
         return False
     try:
-        document, _ = parse(b'{"rows":%b}' % path.read_bytes().removeprefix(b"\xef\xbb\xbf"))
-    except (SchemaError, OSError):
+        document, _ = parse(b'{"rows":%b}' % _whole(path))
+    except SchemaError:
         return False
-    return _has_columns([row for row in document["rows"][:_ROWS] if isinstance(row, dict)])
+    rows = document.get("rows")
+    return isinstance(rows, list) and _has_columns([row for row in rows[:_ROWS] if isinstance(row, dict)])
 
 
 def _is_csv(head: bytes) -> bool:

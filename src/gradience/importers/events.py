@@ -22,9 +22,8 @@ __all__ = ["tell_run"]
 
 _TRAIN: Final = {"loss": "loss", "learning_rate": "lr", "lr": "lr", "grad_norm": "grad_norm", "epoch": "epoch"}
 _EVAL: Final = {"loss": "loss", "ppl": "ppl", "perplexity": "ppl", "accuracy": "accuracy"}
-_TAKEN: Final = frozenset(
-    {*TrainStep.__struct_fields__, *EvalMetrics.__struct_fields__, "event"}
-)  # names an extra may not have
+_TRAIN_TAKEN: Final = frozenset({*TrainStep.__struct_fields__, "event"})  # names an extra may not have
+_EVAL_TAKEN: Final = frozenset(EvalMetrics.__struct_fields__)
 
 
 @dataclass(slots=True)
@@ -53,7 +52,7 @@ class _Teller:
         """Yield what one row says: a row of training, evaluations, the summary."""
         parts = split_row(row.values)
         if parts.train:
-            known, extras = _known(parts.train, _TRAIN)
+            known, extras = _known(parts.train, _TRAIN, _TRAIN_TAKEN)
             if "lr" not in known and (rates := _rates(parts.train)) is not None:
                 known["lr"] = rates
                 extras = {k: v for k, v in extras.items() if k not in {"learning_rate", "lr", "lr_"}}
@@ -64,8 +63,10 @@ class _Teller:
             yield self.summary(row.step, row.ts, parts.summary)
 
     def evaluation(self, step: int | None, ts: float | None, split: str, measured: Mapping[str, Json]) -> Eval:
-        known, extras = _known(measured, _EVAL)
-        n = step_of(extras.pop("n_", None))
+        known, extras = _known(measured, _EVAL, _EVAL_TAKEN)
+        n = step_of(measured.get("n"))
+        if n is not None:
+            extras.pop("n_")
         metrics = EvalMetrics(**known, n=n, extras=extras)
         return Eval(**self.head(step, ts), split=str(json_value(split)), metrics=metrics)
 
@@ -91,9 +92,7 @@ def tell_run(raw: Raw, segments: list[Segment], *, run_id: str, session: str, me
         teller.begin(f"{session}-{number}" if number else session)
         ts = next((row.ts for row in segment.rows if row.ts is not None), None)
         resumed = segment.resumed_from
-        events.append(
-            RunStart(**teller.head(resumed, ts), config=config, meta=dict(meta), resumed_from_step=resumed)
-        )
+        events.append(RunStart(**teller.head(resumed, ts), config=config, meta=dict(meta), resumed_from_step=resumed))
         for row in segment.rows:
             events.extend(teller.row(row))
     if segments:
@@ -117,11 +116,14 @@ def _status(raw: Raw, events: list[Event], reached: int | None) -> tuple[Status,
         return "ok", "the source has the summary of a finished run"
     if raw.planned is None:
         return "unknown", "the source does not say how training ended"
-    at = f"step {reached} of {raw.planned}" if reached is not None else f"no step of {raw.planned}"
-    return ("ok" if reached is not None and reached >= raw.planned else "unknown"), at
+    if reached is not None and reached >= raw.planned:
+        return "ok", "the planned steps were made"
+    return "unknown", f"the source ends before its {raw.planned} planned steps"
 
 
-def _known(values: Mapping[str, Json], names: Mapping[str, str]) -> tuple[dict[str, Any], dict[str, Json]]:
+def _known(
+    values: Mapping[str, Json], names: Mapping[str, str], taken: frozenset[str]
+) -> tuple[dict[str, Any], dict[str, Json]]:
     """Return the numbers of known columns by the recorder's names, and all else as extras."""
     known: dict[str, Any] = {}
     extras: dict[str, Json] = {}
@@ -132,7 +134,7 @@ def _known(values: Mapping[str, Json], names: Mapping[str, str]) -> tuple[dict[s
             known[name] = number
         else:
             safe = str(json_value(key))
-            extras[f"{safe}_" if safe in _TAKEN else safe] = json_value(value)
+            extras[f"{safe}_" if safe in taken else safe] = json_value(value)
     return known, extras
 
 

@@ -42,7 +42,9 @@ def require_file(path: Path) -> None:
     if head == _LFS:
         raise RecorderError(f"{path} is a git-lfs pointer, not the file itself", advice="fetch it with `git lfs pull`")
     if size > MAX_BYTES:
-        raise RecorderError(f"{path} is larger than {MAX_BYTES // 1024**2} MiB", advice="split it, or export less of it")
+        raise RecorderError(
+            f"{path} is larger than {MAX_BYTES // 1024**2} MiB", advice="split it, or export less of it"
+        )
 
 
 def sha256_of(path: Path) -> str:
@@ -67,7 +69,7 @@ def whole_json(path: Path) -> Json:
         document, _ = parse(b'{"rows":%b}' % data if array else data)
     except SchemaError as error:
         raise RecorderError(f"{path}: {error}", advice="is the file whole? it should hold one JSON document") from error
-    return document["rows"] if array else document
+    return document.get("rows") if array else document
 
 
 def json_lines(path: Path) -> Iterator[tuple[int, dict[str, Json] | str]]:

@@ -18,14 +18,21 @@ from gradience.importers.tensorboard import read_tensorboard
 from gradience.importers.trackio import read_trackio
 from gradience.importers.trainer_state import STATE_NAME, find_states, join_states, read_state
 
-__all__ = ["find_log", "read_file", "read_run_folder", "run_folders"]
+__all__ = ["find_log", "inner_runs", "read_file", "read_run_folder", "run_folders"]
 
 MAX_ENTRIES: Final = 2000  # of a folder that are looked at
 MAX_RUNS: Final = 100
 MAX_DEPTH: Final = 3  # ms-swift: output/MODEL/v0-DATE/checkpoint-N
 
 _LOGS: Final = {".jsonl", ".json", ".csv", ".tsv", ".db"}
-_BEST_FIRST: Final[tuple[Format, ...]] = ("trainer-state", "ms-swift", "llama-factory", "table", "trackio", "tensorboard")
+_BEST_FIRST: Final[tuple[Format, ...]] = (
+    "trainer-state",
+    "ms-swift",
+    "llama-factory",
+    "table",
+    "trackio",
+    "tensorboard",
+)
 _CONFIGS: Final = re.compile(r"(?:.*config|tokenizer.*|.*index|vocab|special_tokens.*|.*_results|.*args)\.json")
 _CLOSE: Final = 1e-3  # relative: LLaMA-Factory and ms-swift round what they log
 
@@ -60,6 +67,12 @@ def run_folders(folder: Path) -> list[Path]:
         found += [child for child in children if _is_run(child)]
         level = [child for child in children if child not in found][:MAX_ENTRIES]
     return sorted(found, key=_natural)[:MAX_RUNS]
+
+
+def inner_runs(folder: Path) -> list[Path]:
+    """Return the subfolders, checkpoints aside, that are runs of their own."""
+    children = sorted(child for child in _subfolders(folder) if not child.name.startswith("checkpoint-"))
+    return [child for child in children if _is_run(child)]
 
 
 def _is_run(folder: Path) -> bool:
@@ -123,7 +136,9 @@ def read_run_folder(folder: Path, kind: Format | None = None, columns: Mapping[s
     chosen = next((name for name in order if name in logs), None)
     if chosen is None:
         wanted = f"a log of the format {kind}" if kind else f"{STATE_NAME}, a log or event files"
-        raise RecorderError(f"{folder}: found no {wanted.removeprefix('a ')}", advice="give the folder that training wrote into")
+        raise RecorderError(
+            f"{folder}: found no {wanted.removeprefix('a ')}", advice="give the folder that training wrote into"
+        )
     runs = _read(folder, chosen, logs[chosen], columns)
     shown = runs[-1]
     if chosen == "trainer-state":
@@ -148,7 +163,7 @@ def _read(folder: Path, kind: Format, paths: list[Path], columns: Mapping[str, s
 
 def _add_later_rows(raw: Raw, logs: Mapping[Format, list[Path]]) -> None:
     """Add what a log of single lines has beyond the last checkpoint: it survives a crash between two of them."""
-    path = next((logs[kind][-1] for kind in ("llama-factory", "ms-swift") if kind in logs), None)  # type: ignore[index]
+    path = next((logs[kind][-1] for kind in ("llama-factory", "ms-swift") if kind in logs), None)
     if path is None:
         return
     log = read_json_lines(path)

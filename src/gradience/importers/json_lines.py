@@ -19,6 +19,7 @@ _PLACE: Final = "global_step/max_steps"  # ms-swift: "12/100"
 _PROGRESS: Final = frozenset({"percentage", "remaining_time"})  # follow from the step; not copied
 _COUNTERS: Final = frozenset({"current_steps", "total_steps", "step", "global_step", _PLACE})
 _IDLE: Final = frozenset({"epoch", "elapsed_time", "total_tokens", "throughput", "memory(GiB)", "train_speed(s/it)"})
+_SHOWN: Final = 5
 _CLOSING: Final = "log_history"  # ms-swift's last line repeats all rows
 
 
@@ -49,6 +50,11 @@ def read_json_lines(path: Path) -> Raw:
             raw.notes.append(f"line {place} repeats the whole history and was not read")
         else:
             _take(raw, place, row)
+    idle = [row.place for row in raw.rows if row.values.keys() <= _IDLE]
+    raw.rows = [row for row in raw.rows if not row.values.keys() <= _IDLE]
+    if idle:
+        lines = ", ".join(map(str, idle[:_SHOWN])) + (" ..." if len(idle) > _SHOWN else "")
+        raw.notes.append(f"measured nothing, marks of progress only: line {lines}")
     raw.notes.append(f"not copied, for they follow from the step: {', '.join(sorted(_PROGRESS))}")
     return raw
 
@@ -61,10 +67,7 @@ def _take(raw: Raw, place: int, row: dict[str, Json]) -> None:
         return
     raw.planned = planned or raw.planned
     raw.reached = max(step, raw.reached or 0)
-    if values.keys() <= _IDLE:
-        raw.notes.append(f"line {place} (step {step}) measured nothing: a mark of progress")
-    else:
-        raw.rows.append(Row(place, step, values))
+    raw.rows.append(Row(place, step, values))
 
 
 def _counters(row: dict[str, Json]) -> tuple[int | None, int | None]:

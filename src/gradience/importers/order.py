@@ -109,13 +109,13 @@ def _say(raw: Raw, walk: _Walk) -> None:
         raw.notes.append(f"{n} out of order, put in the order of steps ({_places(raw.unit, walk.swapped)})")
     for place, last, kept in walk.resumes[:_SHOWN]:
         raw.notes.append(
-            f"steps go back from {last} to {kept} at {raw.unit} {place}: taken for a resume; rows it replays are superseded"
+            f"steps go back from {last} to {kept} at {raw.unit} {place}: taken for a resume, replayed rows are superseded"
         )
     if len(walk.resumes) > _SHOWN:
         raw.notes.append(f"... and {len(walk.resumes) - _SHOWN} more such resumes")
     if walk.restarts:
         raw.notes.append(
-            f"steps start over ({_places(raw.unit, walk.restarts)}): {len(walk.runs)} runs in one log, the last is shown"
+            f"steps start over ({_places(raw.unit, walk.restarts)}): {len(walk.runs)} runs in one log, the last shown"
         )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -16,7 +17,7 @@ from gradience.errors import RecorderError
 from gradience.importers.detect import Format, format_of
 from gradience.importers.events import tell_run
 from gradience.importers.files import require_file, sha256_of
-from gradience.importers.folder import find_log, read_file, read_run_folder, run_folders
+from gradience.importers.folder import find_log, inner_runs, read_file, read_run_folder, run_folders
 from gradience.importers.order import arrange
 from gradience.importers.raw import Raw
 from gradience.importers.settings import add_settings
@@ -28,6 +29,7 @@ __all__ = ["Imported", "ImportedRun", "is_foreign", "read_folder_config", "read_
 
 _ADVICE: Final = "give a run's output folder, a trainer_state.json, or a log; or say --format and --map"
 _SHOWN: Final = 10
+_HOSTED: Final = re.compile(r"^(events\.out\.tfevents\.\d+|[A-Z][a-z]{2}\d{2}_\d{2}-\d{2}-\d{2})[._].*$")
 
 
 @dataclass(slots=True)
@@ -93,7 +95,10 @@ def read_source(
         layer=raws[-1].layer,
         files=list(dict.fromkeys(path for raw in raws for path in raw.files)),
         skipped=[skipped for raw in raws for skipped in raw.skipped],
-        notes=[*_several(raws), *(f"{raw.name}: {n}" if several and raw.name else n for raw in raws for n in raw.notes)],
+        notes=[
+            *_several(raws),
+            *(f"{raw.name}: {n}" if several and raw.name else n for raw in raws for n in raw.notes),
+        ],
     )
 
 
@@ -126,13 +131,15 @@ def _read(source: Path, kind: Format | None, columns: Mapping[str, str] | None) 
 def _read_folder(folder: Path, kind: Format | None, columns: Mapping[str, str] | None) -> tuple[Format, list[Raw]]:
     folders = run_folders(folder)
     if not folders:
-        raise RecorderError(f"{folder}: no run in it: no trainer_state.json, no log, no event file", advice=_ADVICE)
+        raise RecorderError(f"{folder}: no run.jsonl, trainer_state.json, log or event file in it", advice=_ADVICE)
     raws: list[Raw] = []
     for each in folders:
         runs = read_run_folder(each, kind, columns)
         for raw in runs:
             raw.name = raw.name or (each.relative_to(folder).as_posix() if each != folder else None)
         raws += runs
+    if folders == [folder] and (inner := [child.name for child in inner_runs(folder)]):
+        raws[-1].notes.append(f"runs in subfolders, not read: {', '.join(inner[:_SHOWN])}")
     found = kind or format_of(raws[-1].path) or "trainer-state"
     return ("trainer-state" if found == "gradience" else found), raws
 
@@ -172,11 +179,11 @@ def _tell(source: Path, kind: Format, raw: Raw) -> list[ImportedRun]:
 
 def _meta(source: Path, kind: Format, raw: Raw, digest: str) -> dict[str, Json]:
     """Return where the run comes from: base names and hashes, no path."""
-    others = {path.name: sha256_of(path) for path in raw.files[1:]}
-    named = {"source_run": raw.name} if raw.name else {}
+    others = {_public(path.name): sha256_of(path) for path in raw.files[1:]}
+    named = {"source_run": _public(raw.name)} if raw.name else {}
     return {
-        "imported_from": source.resolve().name,
-        "source_file": raw.path.name,
+        "imported_from": _public(source.resolve().name),
+        "source_file": _public(raw.path.name),
         "source_sha256": digest,
         "source_format": kind,
         **({"other_files_sha256": others} if others else {}),
@@ -184,3 +191,7 @@ def _meta(source: Path, kind: Format, raw: Raw, digest: str) -> dict[str, Json]:
         "importer": f"gradience {version('gradience')}",
     }
 
+
+def _public(name: str) -> str:
+    """Return a name without the host's, which TensorBoard puts into those of its files and folders."""
+    return "/".join(_HOSTED.sub(r"\1", part) for part in name.split("/"))

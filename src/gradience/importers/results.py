@@ -48,7 +48,9 @@ def _parts(results: dict[str, Json]) -> list[dict[str, Json]]:
     summary = {k: v for k, v in results.items() if k.startswith("train_") or k == "total_flos"}
     rest = {k: v for k, v in results.items() if k not in summary and k not in {*_COUNTS, "epoch"}}
     parts = [{"total_flos": None, **summary}] if "train_runtime" in summary else []
-    return parts + [{f"eval_{k}" if s == "eval" else f"{s}_{k}": v for k, v in m.items()} for s, m in split_row(rest).evals.items()]
+    return parts + [
+        {f"eval_{k}" if s == "eval" else f"{s}_{k}": v for k, v in m.items()} for s, m in split_row(rest).evals.items()
+    ]
 
 
 def _named(part: dict[str, Json]) -> str:

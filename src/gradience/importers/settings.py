@@ -47,7 +47,7 @@ def _add(raw: Raw, path: Path, read: Callable[[Path], Layer]) -> None:
 
 
 def mapping_layer(mapping: Mapping[str, Json], raw: Raw) -> Layer:
-    """Return the settings of a mapping of a logger's own: of the Trainer's and PEFT's names, those of the right kind."""
+    """Return the settings of a mapping of a logger's own, by the Trainer's and PEFT's names; wrong ones are notes."""
     flat = {**mapping, **_adapter(mapping)}
     draft = Draft()
     for level, settings in zip(_LEVELS, (RUN, OPTIMIZER, LORA, TRAINING), strict=True):

@@ -63,7 +63,7 @@ def rows_to_raw(raw: Raw, numbered: Iterable[Numbered], given: Mapping[str, str]
     columns = _found(raw.path, chain.from_iterable(row for _, row in rows), given)
     for place, row in rows:
         _take(raw, place, row, columns)
-    own = ", ".join(f"{name}={column}" for column, name in columns.items() if name != column and name != "ts")
+    own = ", ".join(f"{name}={column}" for column, name in columns.items() if name not in {column, "ts"})
     if own:
         raw.notes.append(f"columns by their names: {own}" if not given else f"columns: {own}")
     return raw

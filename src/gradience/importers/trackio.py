@@ -23,7 +23,9 @@ from gradience.telemetry.codec import parse
 
 __all__ = ["read_trackio"]
 
-_RUNS: Final = "SELECT {key}, max(run_name), max(timestamp) AS newest FROM metrics GROUP BY {key} ORDER BY newest, {key}"
+_RUNS: Final = (
+    "SELECT {key}, max(run_name), max(timestamp) AS newest FROM metrics GROUP BY {key} ORDER BY newest, {key}"
+)
 _ROWS: Final = "SELECT id, step, timestamp, metrics FROM metrics WHERE {key} = ? ORDER BY id"
 _CONFIG: Final = "SELECT config FROM configs WHERE {key} = ? ORDER BY id DESC LIMIT 1"
 _NEEDED: Final = {"step", "timestamp", "run_name", "metrics"}

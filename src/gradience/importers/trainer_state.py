@@ -162,4 +162,4 @@ def _short(folder: Path, path: Path) -> str:
 
 def _said(folder: Path, runs: list[list[State]]) -> str:
     names = "; ".join(" + ".join(_short(folder, state.raw.path) for state in run[:3]) for run in runs)
-    return f"{len(runs)} runs in one folder, which logged different losses at the same steps; the first is shown: {names}"
+    return f"{len(runs)} runs in one folder, of different losses at the same steps; the first is shown: {names}"

@@ -15,9 +15,10 @@ __all__ = ["clock_of", "count_of", "json_value", "number_of", "step_of"]
 MAX_DEPTH: Final = 8  # levels of a logged value: rows are flat
 MAX_VALUES: Final = 64  # of a list that a row may carry in full
 
-_NUMBER: Final = re.compile(r"\s*[+-]?(?:\d+\.?\d*(?:e[+-]?\d+)?|\.\d+(?:e[+-]?\d+)?|nan|inf(?:inity)?)\s*", re.IGNORECASE)
+_NUMBER: Final = re.compile(r"\s*[+-]?(?:(?:\d+\.?\d*|\.\d+)(?:e[+-]?\d+)?|nan|inf(?:inity)?)\s*", re.IGNORECASE)
 _STEP: Final = re.compile(r"\s*(\d{1,16})(?:\.0+)?\s*")
 _SECONDS: Final = (1e9, 1e10)  # Unix time of 2001 to 2286: what else a column called `timestamp` holds is no clock
+_MAX_BITS: Final = 200
 _MAX_TEXT: Final = 64  # characters of a number
 
 
@@ -30,7 +31,7 @@ def number_of(value: Json) -> Real | None:
     if isinstance(value, bool) or not isinstance(value, int | float | str):
         return None
     if isinstance(value, str) and (len(value) > _MAX_TEXT or not _NUMBER.fullmatch(value)):
-        return "-Infinity" if value == "-Infinity" else None
+        return None
     try:
         return real(float(value))
     except OverflowError:
@@ -81,18 +82,20 @@ def clock_of(value: Json) -> float | None:
 
 def json_value(value: Json, depth: int = 0) -> Json:
     """Return a value as an event may carry it: non-finite numbers by name, large or deep things by their size."""
-    if value is None or isinstance(value, bool):
-        return value
-    if isinstance(value, int):
-        return value if abs(value) <= MAX_INT else str(value) if abs(value) < 10**60 else "<a huge number>"
+    if isinstance(value, dict | list):
+        return _nested(value, depth)
     if isinstance(value, float):
         return value if math.isfinite(value) else real(value)
     if isinstance(value, str):
         return printable(value)
-    if not isinstance(value, dict | list):
-        return f"<{type(value).__name__}>"
+    if isinstance(value, int) and abs(value) > MAX_INT:
+        return str(value) if value.bit_length() < _MAX_BITS else "<a huge number>"
+    return value
+
+
+def _nested(value: dict[str, Json] | list[Json], depth: int) -> Json:
     if depth >= MAX_DEPTH or len(value) > MAX_VALUES:
         return f"<{len(value)} values>"
     if isinstance(value, dict):
-        return {printable(str(key)): json_value(item, depth + 1) for key, item in value.items()}
+        return {printable(key): json_value(item, depth + 1) for key, item in value.items()}
     return [json_value(item, depth + 1) for item in value]

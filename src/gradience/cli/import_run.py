@@ -1,0 +1,58 @@
+"""``gradience import``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Parameter
+
+from gradience.cli.output import DONE, print_document, print_text
+from gradience.importers.columns import parse_map
+from gradience.importers.detect import Format
+from gradience.imports import import_run as write_log
+
+__all__ = ["import_run"]
+
+
+def import_run(
+    source: Path,
+    /,
+    *,
+    out: Path | None = None,
+    columns: Annotated[list[str] | None, Parameter(name="--map", negative=())] = None,
+    kind: Annotated[Format | None, Parameter(name="--format")] = None,
+    run: str | None = None,
+    force: Annotated[bool, Parameter(negative=())] = False,
+    json: bool = False,
+) -> int:
+    """Turn a finished run of another program into a run.jsonl.
+
+    Reads an output folder of the Hugging Face Trainer, TRL, Axolotl, Unsloth, LLaMA-Factory or ms-swift, any CSV
+    or JSON-lines table, TensorBoard event files and trackio's database. The source is never changed.
+
+    Parameters
+    ----------
+    source:
+        The output folder, a folder of such folders, a trainer_state.json, or a log.
+    out:
+        The run.jsonl to write; without it, run.jsonl in the source folder.
+    columns:
+        Columns of a table, such as loss=train/loss,step=_step,eval.loss=val_loss; may be repeated.
+    kind:
+        The source's format, where its content does not tell it.
+    run:
+        Only the run of this name, where the source holds several.
+    force:
+        Overwrite the log if it is there.
+    json:
+        Print one JSON document (schemas/import-report-v1.schema.json).
+    """
+    report = write_log(source, out, kind=kind, columns=parse_map(columns) if columns else None, run=run, force=force)
+    if json:
+        print_document(report)
+    else:
+        from gradience.render.imports import import_text  # noqa: PLC0415  # only for people
+
+        print_text(import_text(report))
+    return DONE
