@@ -5,8 +5,10 @@ A log without sessions leaves only its steps to go by. What is decided here is a
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from operator import sub
 from typing import Final, NamedTuple
 
 import msgspec
@@ -16,6 +18,8 @@ from gradience.importers.raw import Raw, Row
 __all__ = ["Segment", "arrange"]
 
 _FEW: Final = 3  # rows between two jumps back: fewer, often, is two writers in one log
+_LOST: Final = 3  # strides that a writer may skip, its rows between being lost
+_MOST: Final = 8  # writers told apart
 _SHOWN: Final = 5  # places named in a note
 
 
@@ -109,7 +113,7 @@ def _say(raw: Raw, walk: _Walk) -> None:
         raw.notes.append(f"{n} out of order, put in the order of steps ({_places(raw.unit, walk.swapped)})")
     for place, last, kept in walk.resumes[:_SHOWN]:
         raw.notes.append(
-            f"steps go back from {last} to {kept} at {raw.unit} {place}: taken for a resume, replayed rows are superseded"
+            f"steps go back from {last} to {kept} at {raw.unit} {place}: taken for a resume; replayed rows superseded"
         )
     if len(walk.resumes) > _SHOWN:
         raw.notes.append(f"... and {len(walk.resumes) - _SHOWN} more such resumes")
@@ -140,43 +144,49 @@ def _sorted(segment: Segment) -> Segment:
 class _Stream:
     """The rows of one of several writers."""
 
-    rows: list[Row]
-    last: int
-    stride: int | None = None
+    rows: list[Row] = field(default_factory=list)
+    last: int = -1
     turn: int = 0
 
-    def takes(self, row: Row, turn: int) -> None:
+    def take(self, row: Row, turn: int) -> None:
         if row.step is not None and _is_train(row):
-            self.stride, self.last = row.step - self.last, row.step
+            self.last = row.step
         self.rows.append(row)
         self.turn = turn
 
 
 def _disentangle(raw: Raw, rows: list[Row]) -> list[list[Segment]]:
     """Return a run for each writer: a row goes to the one whose next step it is."""
+    stride = _stride(rows)
     streams: list[_Stream] = []
     for turn, row in enumerate(rows):
-        stream = _stream_of(row, streams)
+        stream = _stream_of(row, streams, stride)
         if stream is None:
-            streams.append(_Stream([row], row.step or 0, turn=turn))
-        else:
-            stream.takes(row, turn)
+            stream = _Stream()
+            streams.append(stream)
+        stream.take(row, turn)
     raw.notes.append(
         f"{len(streams)} writers at once in this log, told apart by their steps (a guess): "
         "each is a run of its own, the one with most rows is shown"
     )
-    streams.sort(key=lambda stream: len(stream.rows))
-    longest = next(s for s in streams if len(s.rows) == len(streams[-1].rows))
-    others = [s for s in streams if s is not longest]
-    return [[_sorted(Segment(s.rows))] for s in (*others, longest)]
+    longest = max(streams, key=lambda stream: len(stream.rows))
+    others = [stream for stream in streams if stream is not longest]
+    return [[_sorted(Segment(stream.rows))] for stream in (*others, longest)]
 
 
-def _stream_of(row: Row, streams: list[_Stream]) -> _Stream | None:
+def _stride(rows: list[Row]) -> int:
+    """Return how far apart the steps of one writer mostly are."""
+    steps = sorted({row.step for row in rows if row.step is not None and _is_train(row)})
+    gaps = Counter(map(sub, steps[1:], steps))
+    return gaps.most_common(1)[0][0] if gaps else 1
+
+
+def _stream_of(row: Row, streams: list[_Stream], stride: int) -> _Stream | None:
     step = row.step
     if step is None or not _is_train(row):
         same = [s for s in streams if s.last == step] or streams
         return max(same, key=lambda s: s.turn, default=None)
-    due = [s for s in streams if s.stride and s.last + s.stride == step]
-    if due:
-        return min(due, key=lambda s: s.turn)
-    return max((s for s in streams if s.last < step), key=lambda s: s.last, default=None)
+    near = [s for s in streams if 0 < step - s.last <= _LOST * stride]
+    if not near and len(streams) >= _MOST:
+        near = [s for s in streams if s.last < step]
+    return min(near, key=lambda s: (abs(step - s.last - stride), s.turn), default=None)
