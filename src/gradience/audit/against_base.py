@@ -33,7 +33,7 @@ __all__ = ["BaseOptions", "Compared", "Progress", "compare"]
 Progress = Callable[[int, int, str], None]
 
 SHOWN_EPS: Final = (0.3, 0.5, 0.7)
-_SAME_NORM: Final = 1e-6  # relative: the cached Frobenius norm must be this weight's
+_SAME_NORM: Final = 1e-5  # relative: the cached Frobenius norm must be this weight's
 
 
 class BaseOptions(NamedTuple):
@@ -119,7 +119,6 @@ class _Run:
         sums = update.merged(w, found.info.dtype)
         if not math.isfinite(sums.weight):
             raise AdapterError(f"{found.name} holds NaN or infinite weights")
-        w = w.astype(np.float32, copy=False)
         norms, converged = self._norms_of(found, module.expert, w, math.sqrt(sums.weight))
         size, frobenius, settled = self._size(update, row, sums)
         comparison = BaseComparison(
@@ -154,7 +153,7 @@ class _Run:
             return known, True
         if known is not None:
             self._notes.append(f"the cached norms of {key} are of another weight: computed again")
-        top = leading(Operator.of(w), seed=self._options.seed)
+        top = leading(Operator.of(w.astype(np.float32, copy=False)), seed=self._options.seed)
         norms = Norms(spectral=float(top.sigma[0]), frobenius=frobenius)
         if top.converged:
             self.norms.put(key, norms)
@@ -162,7 +161,7 @@ class _Run:
 
     def _intruders(self, module: Module, w: Array, update: Update) -> Intruders:
         o = self._options
-        base, tuned = update.operators(w)
+        base, tuned = update.operators(w.astype(np.float32, copy=False))
         if self._adapter.config.fan_in_fan_out and module.kind != "embedding":
             base, tuned = (Operator(x.w.T, x.a.T, x.b.T) for x in (base, tuned))
         found = overlaps(base, tuned, o.k, sorted({o.eps, *SHOWN_EPS}), seed=o.seed)

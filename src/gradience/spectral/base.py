@@ -1,7 +1,7 @@
 """An update beside the weight it changes: what a merge into 16 bits keeps of it, and how large both are.
 
 Rows come in chunks of one size (the last is padded), so that one compilation serves a whole matrix and
-nothing but a chunk is ever held twice. Products in float32 as a merge computes them, sums in float64.
+nothing but a chunk is ever held twice. Products in float32 as a merge computes them, rows added up in float64.
 """
 
 from __future__ import annotations
@@ -77,11 +77,10 @@ def merge_sums(chunks: Iterable[Chunk], *, scale: float, target: str, delta_dtyp
     """
     total = np.zeros(5)
     entries = rows = 0
-    with jax.enable_x64(True):  # noqa: FBT003  # JAX takes it by position only
-        for chunk in chunks:
-            entries += chunk.w.size
-            rows = rows or len(chunk.w)
-            total += np.asarray(_sums_of(_padded(chunk, rows), scale, target, delta_dtype))
+    for chunk in chunks:
+        entries += chunk.w.size
+        rows = rows or len(chunk.w)
+        total += np.asarray(_sums_of(_padded(chunk, rows), scale, target, delta_dtype)).sum(axis=1, dtype=np.float64)
     return MergeSums(entries, int(total[0]), *(float(x) for x in total[1:]))
 
 
@@ -118,15 +117,10 @@ def _sums_dense(w: jax.Array, delta: jax.Array, *, target: str) -> jax.Array:
 
 
 def _sums(w: jax.Array, delta: jax.Array, target: str) -> jax.Array:
-    before = rounded(w.astype(jnp.float32), target)
+    """Return sums over each row, in float32; the caller adds rows up in float64."""
+    weight = w.astype(jnp.float32)
+    before = rounded(weight, target)
     realised = rounded(before + delta, target) - before
-    wide, meant, weight = (x.astype(jnp.float64) for x in (realised, delta, w.astype(jnp.float32)))
-    return jnp.stack(
-        [
-            jnp.sum(realised != 0.0).astype(jnp.float64),
-            jnp.sum(wide * meant),
-            jnp.sum(wide * wide),
-            jnp.sum(meant * meant),
-            jnp.sum(weight * weight),
-        ]
-    )
+    changed = (realised != 0.0).astype(jnp.float32)
+    products = (changed, realised * delta, realised * realised, delta * delta, weight * weight)
+    return jnp.stack([jnp.sum(x, axis=1) for x in products])

@@ -24,12 +24,14 @@ from gradience.spectral.lanczos import Matrix, Operator, leading, orthogonal, un
 __all__ = ["Overlaps", "count_below", "overlaps"]
 
 EXACT_UP_TO: Final = 768  # of the smaller side: about 0.6 s of dense SVDs
-_STAGES: Final = (32, 96)  # Lanczos steps per vector; the second only for what the first leaves open
+_STEPS: Final = 96  # at most, for each vector
+_CHUNK: Final = 8  # steps between two looks at the bounds
 _SETTLED: Final = 1e-4  # residual of a Ritz value, of the value itself: it belongs to one singular vector
 _RESOLVED: Final = 1e-2  # of sigma_1: under it, polynomials of some dozens of degrees cannot tell values apart
 _LEAST: Final = 1e-4  # of sigma_1: where the grid of the upper bound begins
 _TINY: Final = 1e-6  # of the largest coefficient: only rounding is left
-_GRID: Final = 4096
+_GRID: Final = 1024
+_NEAR: Final = 24  # points to each side of a Ritz value
 
 _State: TypeAlias = tuple[jax.Array, jax.Array, jax.Array, jax.Array]
 
@@ -74,22 +76,32 @@ def _left_vectors(matrix: Operator) -> Matrix:
 
 
 def _bounds(base: Operator, u: jax.Array, eps: Sequence[float]) -> tuple[float, float]:
+    """Return bounds on u's largest overlap, from as few steps as separate the thresholds."""
+    size = min(_STEPS, *base.w.shape)
+    state = _started(u, size, base.w.shape[1])
     lower, upper = 0.0, 1.0
-    for steps in _STAGES:
-        alpha, beta = (np.asarray(x, np.float64) for x in _measure(base, u, min(steps, len(u))))
+    for done in range(0, size, _CHUNK):
+        state = _advance(base, state, done, min(_CHUNK, size - done))
+        alpha, beta = (np.asarray(x, np.float64)[: done + _CHUNK] for x in state[2:])
         lower, upper = _atoms(alpha, beta)
         if all(lower >= e or upper < e for e in eps):
             break
     return lower, upper
 
 
-@partial(jax.jit, static_argnames="steps")
-def _measure(base: Operator, u: jax.Array, steps: int) -> tuple[jax.Array, jax.Array]:
-    """Return the lower bidiagonal matrix (diagonal, subdiagonal) of Golub-Kahan started at u on the left.
+def _started(u: jax.Array, size: int, n: int) -> _State:
+    left = jnp.zeros((size + 1, len(u)), jnp.float32).at[0].set(u / jnp.linalg.norm(u))
+    zeros = jnp.zeros(size, jnp.float32)
+    return left, jnp.zeros((size, n), jnp.float32), zeros, zeros
 
-    Working on W, not on W W^T, keeps the small singular values apart that squaring would merge.
+
+@partial(jax.jit, static_argnames="steps")
+def _advance(base: Operator, state: _State, start: int, steps: int) -> _State:
+    """Return the state after more steps of Golub-Kahan, started at u on the left.
+
+    Working on W, not on W W^T, keeps the small singular values apart that squaring would merge. alpha and
+    beta are diagonal and subdiagonal of the lower bidiagonal matrix.
     """
-    m, n = base.w.shape
 
     def step(j: jax.Array, state: _State) -> _State:
         left, right, alpha, beta = state
@@ -97,10 +109,8 @@ def _measure(base: Operator, u: jax.Array, steps: int) -> tuple[jax.Array, jax.A
         x, b = unit(orthogonal(base.times(v), left), jnp.maximum(a, jnp.max(alpha)), _TINY)
         return left.at[j + 1].set(x), right.at[j].set(v), alpha.at[j].set(a), beta.at[j].set(b)
 
-    left = jnp.zeros((steps + 1, m), jnp.float32).at[0].set(u / jnp.linalg.norm(u))
-    zeros = jnp.zeros(steps, jnp.float32)
-    _, _, alpha, beta = lax.fori_loop(0, steps, step, (left, jnp.zeros((steps, n), jnp.float32), zeros, zeros))
-    return alpha, beta
+    after: _State = lax.fori_loop(start, start + steps, step, state)
+    return after
 
 
 def _atoms(alpha: Matrix, beta: Matrix) -> tuple[float, float]:
@@ -120,12 +130,27 @@ def _atoms(alpha: Matrix, beta: Matrix) -> tuple[float, float]:
     lower = float(np.max(atoms[residuals <= _SETTLED * sigma], initial=0.0))
     if alpha[used] == 0.0 or beta[used - 1] == 0.0:
         return math.sqrt(lower), math.sqrt(lower)
-    points = np.append(sigma, np.geomspace(_LEAST * sigma[0], sigma[0], _GRID))
+    points = _points(sigma)
     of_mu = _christoffel(*_jacobi_mu(alpha[:used], beta[:used]), points**2)
     of_nu = _christoffel(*_jacobi_nu(alpha[:used], beta[:used]), points**2) * (alpha[0] / points) ** 2
     under = np.where(points <= _RESOLVED * sigma[0], np.sum(atoms[sigma <= _RESOLVED * sigma[0]]), 1.0)
     upper = float(np.max(np.minimum(np.minimum(of_mu, of_nu), under)))
     return math.sqrt(min(lower, 1.0)), math.sqrt(min(max(lower, upper), 1.0))
+
+
+def _points(sigma: Matrix) -> Matrix:
+    """Return where to look for the largest bound: a grid, and ever closer to each Ritz value.
+
+    Near a value that is about to settle the bound is a peak as narrow as the residual, beside the value.
+    """
+    gaps = np.abs(np.diff(sigma, append=0.0))
+    near = np.geomspace(1e-7, 0.5, _NEAR)
+    above = sigma[1:, None] + gaps[:-1, None] * near
+    below = sigma[:, None] - gaps[:, None] * near
+    grid = np.geomspace(_LEAST * sigma[0], sigma[0], _GRID)
+    points = np.concatenate([sigma, above.ravel(), below.ravel(), grid])
+    inside: Matrix = points[(points >= _LEAST * sigma[0]) & (points <= sigma[0])]
+    return inside
 
 
 def _steps_used(alpha: Matrix, beta: Matrix) -> int:

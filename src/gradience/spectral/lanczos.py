@@ -23,7 +23,7 @@ STEPS: Final = (32, 128, 384)  # the basis grows in these stages; each is one co
 _CHUNK: Final = 16  # steps between two looks at the residuals
 _EXACT_UNDER: Final = 96  # smaller matrices: dense float64 SVD
 _TINY: Final = 1e-6  # of the largest coefficient: the Krylov space is exhausted
-_ANGLE: Final = 1e-2
+_ANGLE: Final = 2e-3
 _HIGHEST: Final = lax.Precision.HIGHEST
 
 
@@ -78,7 +78,7 @@ def leading(matrix: Operator, k: int = 1, *, tolerance: float = 2e-6, vectors: b
 
     A value counts as converged when its error bound min(rho, rho^2 / gap) is within tolerance * sigma_1, rho
     being the residual and gap the distance to the next value; with `vectors`, when also the angle rho / gap is
-    within 1e-2, or rho within tolerance * sigma_1 (equal values have no vectors of their own).
+    within 2e-3, or rho within tolerance * sigma_1 (equal values have no vectors of their own).
     """
     m, n = matrix.w.shape
     k = min(k, m, n)
@@ -92,9 +92,11 @@ def leading(matrix: Operator, k: int = 1, *, tolerance: float = 2e-6, vectors: b
         steps = min(_CHUNK, size - done)
         state = _extend(matrix, state, done, steps)
         done += steps
-        found = _ritz(state, done, k, tolerance, vectors=vectors)
-        if found.converged or done >= min(STEPS[-1], m, n):
-            return found
+        ritz = _ritz(state, done)
+        converged = _converged(ritz, k, tolerance, vectors=vectors)
+        if converged or done >= min(STEPS[-1], m, n):
+            left = (ritz.left[:, :k].T.astype(np.float32) @ np.asarray(state.left)[:done]).T
+            return Triplets(ritz.sigma[:k], left, ritz.residuals[:k], done, converged=converged, exact=False)
 
 
 def _dense(matrix: Operator, k: int) -> Triplets:
@@ -156,20 +158,28 @@ def unit(x: jax.Array, scale: jax.Array, tiny: float = _TINY) -> tuple[jax.Array
     return jnp.where(left_over, x / jnp.where(size > 0.0, size, 1.0), 0.0), jnp.where(left_over, size, 0.0)
 
 
-def _ritz(state: _State, done: int, k: int, tolerance: float, *, vectors: bool) -> Triplets:
-    """Return the leading triplets of the basis so far, from the SVD of the bidiagonal matrix."""
+class _Ritz(NamedTuple):
+    """SVD of the bidiagonal matrix: values, left vectors in the basis, residuals."""
+
+    sigma: Matrix
+    left: Matrix
+    residuals: Matrix
+
+
+def _ritz(state: _State, done: int) -> _Ritz:
     alpha = np.asarray(state.alpha, np.float64)[:done]
     beta = np.asarray(state.beta, np.float64)[:done]
-    p, sigma, _ = np.linalg.svd(np.diag(alpha) + np.diag(beta[:-1], 1))
-    residuals = beta[-1] * np.abs(p[-1])
-    gaps = _gaps(sigma)
-    bounds = np.minimum(residuals, residuals**2 / gaps)
-    bar = tolerance * sigma[0]
-    held = bounds[:k] <= bar
+    left, sigma, _ = np.linalg.svd(np.diag(alpha) + np.diag(beta[:-1], 1))
+    return _Ritz(sigma, left, beta[-1] * np.abs(left[-1]))
+
+
+def _converged(ritz: _Ritz, k: int, tolerance: float, *, vectors: bool) -> bool:
+    gaps, bar = _gaps(ritz.sigma)[:k], tolerance * ritz.sigma[0]
+    residuals = ritz.residuals[:k]
+    held = np.minimum(residuals, residuals**2 / gaps) <= bar
     if vectors:
-        held &= (residuals[:k] <= _ANGLE * gaps[:k]) | (residuals[:k] <= bar)
-    left = (p[:, :k].T.astype(np.float32) @ np.asarray(state.left)[:done]).T
-    return Triplets(sigma[:k], left, residuals[:k], done, converged=bool(held.all()), exact=False)
+        held &= (residuals <= _ANGLE * gaps) | (residuals <= bar)
+    return bool(held.all())
 
 
 def _gaps(sigma: Matrix) -> Matrix:
