@@ -218,8 +218,8 @@ def use_hub_if_reachable(options: Options) -> None:
     from huggingface_hub import constants
 
     named = any(name and not Path(name).exists() for name in (options.model, options.dataset))
-    if not named or not answers(constants.ENDPOINT):
-        constants.HF_HUB_OFFLINE = True  # what the environment's HF_HUB_OFFLINE=1 sets
+    if not constants.HF_HUB_OFFLINE and not (named and answers(constants.ENDPOINT)):
+        constants.HF_HUB_OFFLINE = True  # what HF_HUB_OFFLINE=1 in the environment does
 
 
 def answers(url: str, timeout_s: float = 5.0) -> bool:
@@ -327,12 +327,13 @@ def attach_lora(base: Base, options: Options) -> PeftModel:
     model.name_or_path = base.name  # PEFT writes it into adapter_config.json: no machine's path
     own = {model.base_model_prefix, "classifier", "score"}  # the encoder, and what PEFT saves of itself
     head = [name for name, child in model.named_children() if name not in own and [*child.parameters()]]
+    targets = target_modules(model, options.targets)
     config = peft.LoraConfig(
         task_type=peft.TaskType.SEQ_CLS,
         r=options.r,
         lora_alpha=options.alpha,
         lora_dropout=options.dropout,
-        target_modules=target_modules(model, options.targets),
+        target_modules=targets,
         modules_to_save=head,
     )
     with warnings.catch_warnings():  # peft 0.21 asks transformers 5 for an attribute by its old name
@@ -340,7 +341,7 @@ def attach_lora(base: Base, options: Options) -> PeftModel:
         try:
             return peft.get_peft_model(model, config)
         except ValueError as error:
-            message = f"LoRA cannot adapt all of these: {' '.join(config.target_modules)}"
+            message = f"LoRA cannot adapt all of these: {targets if isinstance(targets, str) else ', '.join(targets)}"
             raise ConfigError(message, advice="name linear layers with --targets") from error
 
 
