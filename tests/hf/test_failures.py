@@ -164,3 +164,30 @@ def test_a_freed_trainer_closes_its_run(training, callback, log, tmp_path):
     gc.collect()
     (end,) = log(tmp_path).of("run_end")
     assert (end.status, end.reason) == ("aborted", "training was left before its end")
+
+
+@pytest.mark.parametrize("tail", [b"", b'{"event":"train_step","run_id":"torn', b"\x00\xff\n", b"{}\n"])
+def test_the_run_to_resume_is_found_behind_a_damaged_tail(tail, tmp_path):
+    from gradience.hf.flight import last_run_id
+    from gradience.telemetry import TelemetryWriter
+
+    path = tmp_path / "run.jsonl"
+    assert last_run_id(path) is None
+    for name in ("first", "second"):
+        with TelemetryWriter(path, name) as writer:
+            writer.run_start()
+    with path.open("ab") as file:
+        file.write(tail)
+    assert last_run_id(path) == "second"
+
+
+def test_without_transformers_the_error_says_what_to_install(monkeypatch):
+    import sys
+
+    import gradience.hf
+
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    monkeypatch.delitem(sys.modules, "gradience.hf.callback", raising=False)
+    with pytest.raises(ModuleNotFoundError, match=r"pip install 'gradience\[hf\]'"):
+        _ = gradience.hf.GradienceCallback
+    assert dir(gradience.hf) == gradience.hf.__all__

@@ -104,6 +104,49 @@ def test_a_hub_data_set_names_itself_and_a_local_file_does_not(training, callbac
         assert log(tmp_path / name)[0].config.dataset_name == expected
 
 
+def test_a_quantised_base_says_how(training):
+    from types import SimpleNamespace
+
+    from gradience.configs.settings import Draft
+    from gradience.hf.snapshot import _read_weights
+
+    draft = Draft()
+    method = {"quant_method": "bitsandbytes", "load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}
+    _read_weights(draft, None, SimpleNamespace(quantization_config=method), "LlamaForCausalLM")
+    assert draft.snapshot().extras["quantization"] == {"method": "bitsandbytes", "bits": 4, "type": "nf4"}
+
+
+def test_a_model_is_found_within_its_wrappers(training):
+    from gradience.hf.snapshot import _unwrapped
+
+    model = training.llama()
+    assert _unwrapped(model) is model
+    assert _unwrapped(training.torch.nn.DataParallel(training.torch.compile(model))) is model
+
+
+def test_a_stream_of_unknown_length_is_recorded_without_one(training, callback, log, tmp_path):
+    class Stream(training.torch.utils.data.IterableDataset):
+        def __iter__(self):
+            return iter(training.sequences())
+
+    args = training.arguments(tmp_path, max_steps=2)
+    training.Trainer(model=training.llama(), args=args, train_dataset=Stream(), callbacks=[callback()]).train()
+    assert "train_examples" not in log(tmp_path)[0].config.training.extras
+    assert log(tmp_path).steps == [1, 2]
+
+
+def test_groups_of_different_rates_are_all_named(training, callback, log, tmp_path):
+    model = training.llama()
+    sides = [[p for n, p in model.named_parameters() if f"lora_{side}" in n] for side in "AB"]
+    groups = [{"params": sides[0], "lr": 1e-4}, {"params": sides[1], "lr": 1.6e-3}]  # as LoRA+ does
+    args = training.arguments(tmp_path, max_steps=1)
+    optimizers = (training.torch.optim.AdamW(groups), None)
+    rows = training.sequences()
+    training.Trainer(model=model, args=args, train_dataset=rows, optimizers=optimizers, callbacks=[callback()]).train()
+    optimizer = log(tmp_path)[0].config.optimizer
+    assert (optimizer.lr, optimizer.extras["lr_groups"]) == (1.6e-3, [1e-4, 1.6e-3])
+
+
 def test_a_target_list_of_a_large_model_fits_a_line():
     from gradience.hf.snapshot import _short
 
