@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 
+import msgspec
 import pytest
 
 from gradience.policy.adapter_rules import adapter_findings, health
@@ -183,6 +184,20 @@ def test_the_heat_map_fits_100_columns_and_grows_with_the_norm(unicode):
     assert sum("self_attn.q_proj" in line for line in lines) == 2
 
 
+def test_the_heat_map_puts_only_layers_that_are_there_and_numbers_them():
+    lines = heatmap([module(i) for i in (20, 21, 23)])
+    assert lines[1].strip() == "20"
+    assert lines[-1].startswith("  self_attn.q_proj  ")
+    assert len(lines[-1].removeprefix("  self_attn.q_proj  ")) == 3
+
+
+def test_layers_numbered_by_stage_and_block_share_their_rows():
+    rows = [module(i, udr=1.0) for i in range(4)]
+    names = [f"stages.{i // 2}.blocks.{i % 2}.mlp.fc1" for i in range(4)]
+    lines = heatmap([msgspec.structs.replace(m, name=n) for m, n in zip(rows, names, strict=True)])
+    assert [line.split()[0] for line in lines[2:]] == ["mlp.fc1"]
+
+
 def test_the_heat_map_shows_zero_missing_and_broken_modules_as_such():
     rows = [
         module(0),
@@ -190,7 +205,8 @@ def test_the_heat_map_shows_zero_missing_and_broken_modules_as_such():
         module(2, state="non_finite", frobenius_norm="NaN"),
         module(4),
     ]
-    assert heatmap(rows)[-1].split(maxsplit=1)[1] == "▂0! █"
+    mixed = [*rows, module(3, "mlp.up_proj")]
+    assert heatmap(mixed)[-2].split(maxsplit=1)[1] == "▂0! █"
 
 
 @pytest.mark.parametrize("of", ["norm", "utilization", "k90", "udr"])

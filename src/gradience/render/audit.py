@@ -98,9 +98,8 @@ def _half(report: AuditReport) -> str:
         chosen.append(layer.layer)
     if len(ranked) < 2 or held < 0.5:  # noqa: PLR2004  # one layer says nothing
         return ""
-    if len(chosen) > _NAMED_LAYERS:
-        return f"{len(chosen)} of {len(ranked)} layers"
-    return f"layer{'s' if len(chosen) > 1 else ''} {', '.join(map(str, sorted(chosen)))} of {len(ranked)}"
+    named = f" ({', '.join(map(str, sorted(chosen)))})" if len(chosen) <= _NAMED_LAYERS else ""
+    return f"{len(chosen)} of {len(ranked)} layers{named}"
 
 
 def _wasteful(report: AuditReport, top: int) -> Iterator[str]:

@@ -41,30 +41,30 @@ def heatmap(modules: Sequence[ModuleAudit], of: Quantity = "norm", *, unicode: b
         return [f"Heat map of {title}: no module lies in a layer, or none has a value"]
     ramp = _UNICODE if unicode else _ASCII
     top = max(values)
-    last = max(layer for row in rows.values() for layer in row)
     legend = f"Heat map of {title}, layer x module, from 0 ({ramp[0]}) to {number(top, '.3g')} ({ramp[-1]}):"
-    return [legend, *_blocks(rows, ramp, top, last)]
+    return [legend, *_blocks(rows, ramp, top)]
 
 
 def _rows(modules: Sequence[ModuleAudit], read: _Read) -> dict[str, dict[int, _Cell]]:
     """Return the cells by label and layer, in the order of the modules."""
-    prefixes = {_parts(m)[0] for m in modules if m.layer is not None}
+    inside = [(m, m.layer) for m in modules if m.layer is not None]
+    shared = _shared([_kind(m) for m, _ in inside])
     found: dict[str, dict[int, list[_Cell]]] = {}
-    for module in modules:
-        if module.layer is None:
-            continue
-        prefix, suffix = _parts(module)
-        label = suffix if len(prefixes) == 1 else f"{prefix} {suffix}"
-        found.setdefault(label, {}).setdefault(module.layer, []).append(_cell(module, read))
+    for module, layer in inside:
+        label = clean(".".join(_kind(module)[shared:]))
+        found.setdefault(label, {}).setdefault(layer, []).append(_cell(module, read))
     return {label: {layer: _mean(cells) for layer, cells in row.items()} for label, row in found.items()}
 
 
-def _parts(module: ModuleAudit) -> tuple[str, str]:
-    """Return what stands before and after the layer's number in the name."""
-    before, _, after = module.name.partition(f".{module.layer}.")
-    if not after:
-        before, _, after = module.name.partition(f"{module.layer}.")
-    return before.rpartition(".")[0] or before, clean(after.partition("[")[0] or module.name)
+def _kind(module: ModuleAudit) -> list[str]:
+    """Return the parts of the module's path without numbers: equal in every layer."""
+    return [part for part in module.name.partition("[")[0].split(".") if not part.isdigit()]
+
+
+def _shared(kinds: Sequence[list[str]]) -> int:
+    """Return how many leading parts all paths share, leaving two to read."""
+    least = min(map(len, kinds), default=0) - 2
+    return next((i for i in range(max(least, 0)) if len({kind[i] for kind in kinds}) > 1), max(least, 0))
 
 
 def _cell(module: ModuleAudit, read: _Read) -> _Cell:
@@ -81,23 +81,25 @@ def _mean(cells: Sequence[_Cell]) -> _Cell:
     return sum(values) / len(values) if values else cells[0]
 
 
-def _blocks(rows: dict[str, dict[int, _Cell]], ramp: str, top: float, last: int) -> Iterator[str]:
+def _blocks(rows: dict[str, dict[int, _Cell]], ramp: str, top: float) -> Iterator[str]:
     """Yield the map, broken into blocks of as many layers as fit the width."""
     label = min(max(map(len, rows)), _LABEL)
     room = _WIDTH - label - 4
-    for start in range(0, last + 1, room):
-        layers = range(start, min(start + room, last + 1))
+    present = sorted({layer for row in rows.values() for layer in row})
+    for start in range(0, len(present), room):
+        layers = present[start : start + room]
         yield f"  {'':<{label}}  {_ruler(layers)}".rstrip()
         for name, row in rows.items():
             cells = "".join(_glyph(row.get(layer, _ABSENT), ramp, top) for layer in layers)
             yield f"  {name[-label:]:<{label}}  {cells}".rstrip()
 
 
-def _ruler(layers: range) -> str:
-    """Return the numbers of every tenth layer, each above its column."""
+def _ruler(layers: Sequence[int]) -> str:
+    """Return the number of the first and of every tenth layer, and of each after a gap, above its column."""
     line = ""
     for place, layer in enumerate(layers):
-        if layer % _TICK == 0:
+        marked = place == 0 or layer % _TICK == 0 or layers[place - 1] != layer - 1
+        if marked and (not line or len(line) < place):
             line = line.ljust(place) + str(layer)
     return line
 

@@ -26,7 +26,7 @@ def scale_lines(report: AuditReport) -> Iterator[str]:
         first = members[0]
         yield (
             f"  {len(members):>7}  {first.r:>4}  {number(first.alpha, 'g'):>7}  {number(first.scaling, '.4g'):>7}"
-            f"  {_how(first)}"
+            f"  {_how(first, report.format)}"
         )
         if len(groups) > 1:
             more = f" and {len(members) - 1} more" if len(members) > 1 else ""
@@ -36,7 +36,9 @@ def scale_lines(report: AuditReport) -> Iterator[str]:
     yield ""
 
 
-def _how(m: ModuleAudit) -> str:
+def _how(m: ModuleAudit, form: str) -> str:
+    if form == "mlx":
+        return "the config's scale, which MLX-LM does not divide by r"
     parts = ["alpha / sqrt(r), rsLoRA" if m.rslora else "alpha / r"]
     if m.alpha_pattern is not None:
         parts.append(f"alpha by pattern {clean(m.alpha_pattern)!r}")
