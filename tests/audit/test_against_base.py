@@ -166,19 +166,21 @@ class TestPeft:
         config = peft.LoraConfig(
             r=4, lora_alpha=8, target_modules=targets, fan_in_fan_out=kind == "conv1d", use_dora=kind == "dora"
         )
+        if kind == "hira":
+            config = peft.HiraConfig(r=4, target_modules=targets)
         tuned = peft.get_peft_model(model, config)
         for name, parameter in tuned.named_parameters():
-            if "lora_B" in name:
+            if "lora_B" in name or "hira_B" in name:
                 torch.nn.init.normal_(parameter, std=0.002)
             if "magnitude" in name:
                 parameter.data *= 1.01
         tuned.save_pretrained(tmp_path / "peft")
         stored = {k: v.detach().float().numpy().copy() for k, v in tuned.get_base_model().state_dict().items()}
-        before = {k.replace(".base_layer", ""): v for k, v in stored.items() if "lora_" not in k}
+        before = {k.replace(".base_layer", ""): v for k, v in stored.items() if "lora_" not in k and "hira_" not in k}
         after = {k: v.detach().float().numpy() for k, v in tuned.merge_and_unload().state_dict().items()}
         return before, after
 
-    @pytest.mark.parametrize("kind", ["linear", "conv1d", "dora"])
+    @pytest.mark.parametrize("kind", ["linear", "conv1d", "dora", "hira"])
     @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
     def test_udr_and_survival_are_those_of_pefts_merge(self, tmp_path, kind, precision):
         torch = pytest.importorskip("torch")
@@ -189,11 +191,24 @@ class TestPeft:
         for module in report.modules:
             w = before[f"{module.name}.weight"].astype(np.float64)
             realised = after[f"{module.name}.weight"] - w
-            assert (module.base.update == "dense") == (kind == "dora")
+            assert (module.base.update == "dense") == (kind in {"dora", "hira"})
             if precision == "float32":
                 assert module.udr == pytest.approx(np.linalg.norm(realised, 2) / np.linalg.norm(w, 2), rel=2e-3)
                 assert module.relative_frobenius == pytest.approx(
                     np.linalg.norm(realised) / np.linalg.norm(w), rel=2e-3
                 )
-            elif kind != "dora":  # DoRA's merge rounds in between
+            elif kind not in {"dora", "hira"}:  # whose merges round in between
                 assert module.base.survival.changed == pytest.approx(np.mean(realised != 0), abs=2e-3)
+
+    def test_an_update_that_only_the_base_can_give_has_numbers_with_it_and_none_without(self, tmp_path):
+        torch = pytest.importorskip("torch")
+        self.build(tmp_path, "hira", torch.float32)
+        alone = audit_adapter(tmp_path / "peft")
+        assert alone.health.verdict == "not_analysed"
+        assert alone.modules == []
+        assert alone.not_analysed
+        report = audit_adapter(tmp_path / "peft", base=tmp_path / "hf", suggest_per_layer=True)
+        assert report.health.verdict == "trained"
+        assert report.not_analysed == []
+        assert all(m.udr > 0 and m.energy_rank_90 is None for m in report.modules)
+        assert report.per_layer is None
