@@ -42,7 +42,7 @@ def validate_log(path: str | os.PathLike[str], *, max_issues: int = DEFAULT_MAX_
     total = 0
     for found in scan:
         if isinstance(found, Rows):
-            events["train_step"] += len(found.events)
+            events["train_step"] += len(found.rows)
         elif isinstance(found, BadLines):
             total += len(found.faults)
             issues += found.faults[: max(max_issues - len(issues), 0)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import tempfile
 from pathlib import Path
 
@@ -11,8 +12,9 @@ from hypothesis import strategies as st
 from strategies import logs, mutated_logs
 
 from gradience.errors import GradienceError, SchemaError
-from gradience.schema import BadLine, UnknownEvent
+from gradience.schema import SCHEMA_ID, BadLine, RunStart, UnknownEvent
 from gradience.telemetry import TelemetryReader, decode
+from gradience.telemetry.series import RunSeries
 from gradience.validate import validate_log
 
 
@@ -98,3 +100,63 @@ def outcome(log: Path) -> object:
         return repr((read(log), TelemetryReader(log).summarize()))  # as text: NaN is not itself
     except SchemaError as error:
         return str(error)
+
+
+@st.composite
+def long_logs(draw: st.DrawFn) -> bytes:
+    """Rows of one run, as a long log holds them, with something odd in some."""
+    own = draw(st.sampled_from([{}, {"session": "s"}]))
+    odd = st.sampled_from(
+        [
+            {"loss": "NaN"},
+            {"loss": None},
+            {"lr": [0.1]},
+            {"lr": None, "grad_norm": None},
+            {"step": 3},
+            {"step": None},
+            {"step": 4.0},
+            {"seq": 3},
+            {"session": "t"},
+            {"run_id": "other"},
+            {"ts": None},
+            {"epoch": "NaN"},
+            {"extras": {"a": 1}},
+            {"extras": 5},
+            {"event": "run_end", "status": "ok"},
+            {"event": "eval", "split": "t", "metrics": {"f1": 1}},
+            {"event": "run_start", "config": {}, "resumed_from_step": 5},
+            {"event": "later"},
+            {"step": -1},
+            {"loss": True},
+            {"note": "\u2028"},
+        ]
+    )
+    places = draw(st.dictionaries(st.integers(0, 39), odd, max_size=4))
+    head = {"schema": SCHEMA_ID, "run_id": "r", "event": "train_step", "loss": 0.5, "lr": 0.1, "grad_norm": 1.0}
+    rows = [
+        {**head, "ts": float(i), "step": i, **own, **({"seq": i} if own else {}), **places.get(i, {})}
+        for i in range(40)
+    ]
+    return b"".join(json.dumps(row, ensure_ascii=False).encode() + b"\n" for row in rows)
+
+
+@given(data=long_logs(), size=st.sampled_from([400, 1000, 3000, 65536]))
+def test_decoding_rows_by_the_block_gives_what_reading_event_by_event_gives(log: Path, data: bytes, size: int) -> None:
+    log.write_bytes(data)
+    runs: dict[str, RunSeries] = {}
+    bad = []
+    for item in TelemetryReader(log).read():
+        if isinstance(item, BadLine):
+            bad.append(item)
+        elif not isinstance(item, UnknownEvent):
+            runs.setdefault(item.run_id, RunSeries(item.run_id)).take(item)
+            if isinstance(item, RunStart):
+                runs[item.run_id] = runs.pop(item.run_id)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("gradience.telemetry.lines._CHUNK", size)
+        summary = TelemetryReader(log).summarize()
+        report = validate_log(log)
+    assert repr(summary.runs) == repr(runs)
+    assert summary.issues == bad
+    assert report.valid == (not bad)
+    assert report.events == dict(summary.counts)

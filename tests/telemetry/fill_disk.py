@@ -7,7 +7,6 @@ system is small. Prints one JSON object.
 from __future__ import annotations
 
 import json
-
 import signal
 import sys
 from pathlib import Path

@@ -170,7 +170,7 @@ def test_a_log_cut_at_each_byte_keeps_all_whole_lines(log: Path) -> None:
     ],
     ids=["run_start", "another session", "same session", "no session"],
 )
-def test_a_torn_line_is_named_so_only_before_a_later_session(log: Path, after: bytes, named: bool) -> None:
+def test_a_torn_line_is_named_so_only_before_a_later_session(log: Path, after: bytes, *, named: bool) -> None:
     first = ROW[:-1] + b',"session":"a"}'
     log.write_bytes(b"\n".join([first, ROW[:50], after, b""]))
     bad = next(item for item in read(log) if isinstance(item, BadLine))
@@ -208,7 +208,7 @@ def test_latest_config_and_eval_are_those_of_the_newest_run(log: Path) -> None:
 
 def test_thousands_of_mutated_logs_neither_crash_nor_hang(log: Path) -> None:
     data = (CASES / "good" / "released-0.1.0.jsonl").read_bytes()
-    rng = random.Random(1)
+    rng = random.Random(1)  # noqa: S311  # a test repeats itself
     bad = 0
     for _ in range(MUTANTS):
         mutant = bytearray(data)

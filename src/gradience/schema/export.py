@@ -24,6 +24,12 @@ SchemaName: TypeAlias = Literal["telemetry", "audit", "check", "monitor", "valid
 
 _DIALECT: Final = "https://json-schema.org/draft/2020-12/schema"
 _REF: Final = "#/$defs/{name}"
+_REAL_REF: Final = {"$ref": _REF.format(name="Real")}
+_REAL: Final[dict[str, Json]] = {
+    "title": "Real",
+    "description": 'A number, or "NaN", "Infinity", "-Infinity": JSON has no non-finite numbers.',
+    "anyOf": [{"type": "number"}, {"enum": ["-Infinity", "Infinity", "NaN"]}],
+}
 _ENVELOPE: Final = ("schema", "ts", "run_id", "event", "step")
 _FLAT: Final[tuple[type[msgspec.Struct], ...]] = (
     *EVENT_TYPES.values(),
@@ -84,11 +90,12 @@ def _telemetry() -> dict[str, Json]:
     for cls in EVENT_TYPES.values():
         defs[cls.__name__] = _envelope_first(defs[cls.__name__])
     defs["UnknownEvent"] = _unknown(defs["RunEnd"])
+    defs["Real"] = _REAL
     head = _head(
         "telemetry",
-        "Gradience telemetry, version 1: one line of a run.jsonl",
-        "One event. Keys that no property names are allowed everywhere, and kept by readers; so are event names "
-        "that are not known here, as long as they carry the envelope.",
+        "Telemetry v1",
+        "One line of a run.jsonl: one event. Keys that no property names are allowed everywhere, and kept by "
+        "readers; so are event names that are not known here, as long as they carry the envelope.",
     )
     kinds = [*(cls.__name__ for cls in EVENT_TYPES.values()), "UnknownEvent"]
     return {**head, "type": "object", "oneOf": [{"$ref": _REF.format(name=kind)} for kind in kinds], "$defs": defs}
@@ -99,7 +106,9 @@ def _report(name: SchemaName) -> dict[str, Json]:
     _, components = msgspec.json.schema_components((cls,), ref_template=_REF)
     defs = {title: _tidy(schema) for title, schema in components.items()}
     body = defs.pop(cls.__name__)
-    head = _head(name, f"Gradience {name} report, version 1", body.pop("description"))
+    if _REAL_REF["$ref"] in json.dumps([body, defs]):
+        defs["Real"] = _REAL
+    head = _head(name, f"{name.title()} report v1", body.pop("description"))
     body.pop("title")
     return {**head, **body, "$defs": defs}
 
@@ -129,7 +138,7 @@ def _envelope_first(schema: dict[str, Json]) -> dict[str, Json]:
 
 
 def _tidy(node: Json) -> Json:
-    """Return the schema with `const` for an enum of one, and without OpenAPI's discriminator or empty lists."""
+    """Return the schema with one definition of a real number, `const` for an enum of one, and nothing of OpenAPI's."""
     if isinstance(node, list):
         return [_tidy(item) for item in node]
     if not isinstance(node, dict):
@@ -138,6 +147,9 @@ def _tidy(node: Json) -> Json:
     match tidy:
         case {"enum": [only]}:
             tidy = {("const" if k == "enum" else k): (only if k == "enum" else v) for k, v in tidy.items()}
+        case {"anyOf": options} if options == _REAL["anyOf"]:
+            own = {k: v for k, v in tidy.items() if k != "anyOf" and v != _REAL["description"]}
+            tidy = {**own, **_REAL_REF}
     return {k: v for k, v in tidy.items() if not (k == "required" and v == [])}
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import msgspec
 
@@ -16,11 +16,12 @@ from gradience.telemetry.folding import JsonObject, fold, unfold
 from gradience.telemetry.places import find, path_of
 
 __all__ = [
+    "KNOWN_ARRAY",
     "MAX_LINE_BYTES",
     "convert",
     "decode",
+    "decode_array",
     "decode_known",
-    "decode_known_lines",
     "encode",
     "encode_document",
     "parse",
@@ -29,9 +30,11 @@ __all__ = [
 
 MAX_LINE_BYTES: Final = 64 * 1024  # of one line, its newline not counted
 
+T_ = TypeVar("T_")
+
 _encoder = msgspec.json.Encoder()
 _known = msgspec.json.Decoder(Event)
-_known_array = msgspec.json.Decoder(list[Event])
+KNOWN_ARRAY: Final[msgspec.json.Decoder[list[Event]]] = msgspec.json.Decoder(list[Event])
 _object = msgspec.json.Decoder(dict[str, Any])
 
 # Legal in JSON strings as they are, yet line ends or terminal controls to other programs.
@@ -107,19 +110,19 @@ def decode_known(line: bytes) -> Event:
     return event
 
 
-def decode_known_lines(block: bytes, count: int) -> list[Event] | None:
-    """Return the events of whole lines, dropping unknown keys; None if any line needs a closer look.
+def decode_array(block: bytes, count: int, decoder: msgspec.json.Decoder[list[T_]]) -> list[T_] | None:
+    """Return what whole lines hold, dropping unknown keys; None if any line needs a closer look.
 
-    The lines are decoded as one array, each newline a comma: as many events as lines can only come out of
-    it if every newline stood between two events.
+    The lines are decoded as one array, each newline a comma: as many items as lines can only come out of
+    it if every newline stood between two of them.
     """
     try:
         if not block.isascii():
             block.decode()  # the decoder does not look into strings it skips
-        events = _known_array.decode(b"[%b]" % block.removesuffix(b"\n").replace(b"\n", b","))
+        items = decoder.decode(b"[%b]" % block.removesuffix(b"\n").replace(b"\n", b","))
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         return None
-    return events if len(events) == count else None
+    return items if len(items) == count else None
 
 
 def parse(line: bytes) -> tuple[JsonObject, bool]:

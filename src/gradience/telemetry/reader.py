@@ -65,7 +65,7 @@ class TelemetryReader:
             elif isinstance(found, UnknownEvent):
                 yield found
             else:
-                yield from found.events if isinstance(found, Rows) else found
+                yield from (row.event() for row in found.rows) if isinstance(found, Rows) else found
         if scan.unnamed:
             self.notes = [unnamed_note(scan.unnamed)]
 

@@ -21,7 +21,9 @@ MAX_KEY_LEN: Final = 128
 _CONSTANT: Final = frozenset({"schema", "ts", "event", "step", "seq"})  # of the envelope: never text of a user
 _IDS: Final = frozenset({"run_id", "session"})
 
-_WHOLE_PATH: Final = re.compile(r"/(?=\S)|~(?:[A-Za-z_][\w.-]*)?(?:/|$)|\.{1,2}/|[A-Za-z]:[/\\]|\\\\[\w.-]+\\|file://")
+_WHOLE_PATH: Final = re.compile(
+    r"/(?=\S|$)|~(?:[A-Za-z_][\w.-]*)?(?:/|$)|\.{1,2}/|[A-Za-z]:[/\\]|\\\\[\w.-]+\\|file://"
+)
 _HOME_IN_TEXT: Final = re.compile(
     r"(?<![\w.:/\\-])(?:/(?:home|Users|root|mnt|scratch|gpfs|lustre|data|tmp|var|workspace|content)(?:/[\w.@+=-]+)+"
     r"|~(?:[A-Za-z_][\w.-]*)?(?:/[\w.@+=-]+)+|[A-Za-z]:[\\/](?:[\w.@+=-]+[\\/])+[\w.@+=-]+)/?"

@@ -11,17 +11,20 @@ import msgspec
 from gradience.errors import SchemaError
 from gradience.schema.events import Event, RunStart, TrainStep, UnknownEvent
 from gradience.schema.reports import BadLine
-from gradience.telemetry.codec import MAX_LINE_BYTES, convert, decode, decode_known, decode_known_lines, parse
+from gradience.telemetry.codec import KNOWN_ARRAY, MAX_LINE_BYTES, convert, decode, decode_array, decode_known, parse
 from gradience.telemetry.faults import MOST_FAULTS, Fault, find_faults, find_unnamed
 from gradience.telemetry.lines import Block, Line, read_blocks
+from gradience.telemetry.rows import PlainRow, row_decoder
 
 __all__ = ["BadLines", "Found", "LogScan", "Rows"]
 
 
 class Rows(msgspec.Struct, frozen=True, gc=False):
-    """Whole lines that are all rows of training: what a log mostly holds."""
+    """Whole lines that are all plain rows of one run and session."""
 
-    events: list[TrainStep]
+    run_id: str
+    session: str | None
+    rows: list[PlainRow]
 
 
 class BadLines(msgspec.Struct, frozen=True):
@@ -54,6 +57,7 @@ class LogScan:
         self.lines = 0
         self.unnamed = 0  # lines with NaN or Infinity that were not named, as JSON requires
         self._strict = strict
+        self._before: tuple[str, str | None] | None = None  # whose rows the last block was made of
         self._keep = keep
 
     def __iter__(self) -> Iterator[Found]:
@@ -74,13 +78,18 @@ class LogScan:
                     yield self._slow(line)
 
     def _fast(self, block: Block) -> Rows | list[Event] | None:
-        """Return the block's events by way of the decoder alone, or None if that will not do."""
-        events = None if self._keep == "all" else decode_known_lines(block.data, block.count)
-        if events is None:
+        """Return what the block holds by way of a decoder alone, or None if that will not do."""
+        if self._keep == "all":
             return None
-        if set(map(type, events)) == {TrainStep}:
-            return Rows(events)  # type: ignore[arg-type]  # narrowed on the line above
-        return events if self._keep == "none" else _with_extras(events, block.data)
+        if self._before is not None:
+            rows = decode_array(block.data, block.count, row_decoder(*self._before))
+            if rows is not None:
+                return Rows(*self._before, rows)
+        events = decode_array(block.data, block.count, KNOWN_ARRAY)
+        self._before = None if events is None else _plain_source(events)
+        if events is None or self._keep == "none":
+            return events
+        return _with_extras(events, block.data)
 
     def _slow(self, line: Line) -> Found:
         if self._keep != "all" and line.data.isascii():
@@ -111,6 +120,12 @@ class LogScan:
                 raise
             return _all_bad(line, find_faults(document))
         return event if isinstance(event, UnknownEvent) else [event]
+
+
+def _plain_source(events: list[Event]) -> tuple[str, str | None] | None:
+    """Return whose plain rows may follow, or None where other events come so often that asking does not pay."""
+    last = events[-1]
+    return (last.run_id, last.session) if set(map(type, events)) == {TrainStep} else None
 
 
 def _with_extras(events: list[Event], data: bytes) -> list[Event] | None:
@@ -172,11 +187,12 @@ def _begins_session(item: Rows | list[Event] | UnknownEvent, before: str | None)
 
 
 def _session(item: Rows | list[Event] | UnknownEvent, *, last: bool) -> str | None:
+    if isinstance(item, Rows):
+        return item.session
     if isinstance(item, UnknownEvent):
         session = item.payload.get("session")
         return session if isinstance(session, str) else None
-    events = item.events if isinstance(item, Rows) else item
-    return events[-1 if last else 0].session
+    return item[-1 if last else 0].session
 
 
 def _torn(bad: BadLines) -> BadLines:

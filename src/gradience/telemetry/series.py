@@ -20,7 +20,8 @@ from gradience.schema.events import (
     RunStart,
     TrainStep,
 )
-from gradience.schema.scalars import as_float
+from gradience.schema.scalars import Real, as_float
+from gradience.telemetry.rows import PlainRow
 
 __all__ = ["RunSeries"]
 
@@ -38,6 +39,9 @@ class RunSeries:
     losses: array[float] = field(default_factory=lambda: array("d"))
     rates: array[float] = field(default_factory=lambda: array("d"))
     grad_norms: array[float] = field(default_factory=lambda: array("d"))
+    lost_norms: set[int] = field(default_factory=set)  # steps whose gradient norm was recorded as NaN, not missing
+    replaced: list[tuple[int, float]] = field(default_factory=list)  # step and loss of rows a resume superseded
+    logged: set[str] = field(default_factory=set)  # names of further values in the rows, where they were kept
     evals: list[Eval] = field(default_factory=list)
     latest_metrics: dict[str, Metrics] = field(default_factory=dict)
     alerts: list[Alert] = field(default_factory=list)
@@ -63,7 +67,7 @@ class RunSeries:
 
     def take(self, event: Event) -> None:
         """Add one event."""
-        self._take_clock(event)
+        self._take_clock(event.ts)
         self._take_seq(event.session, event.seq)
         if event.step is not None and not isinstance(event, RunStart):
             self.last_step = max(event.step, self.last_step or 0)
@@ -83,38 +87,27 @@ class RunSeries:
             case RunEnd():
                 self.end = event
 
-    def take_rows(self, rows: Sequence[TrainStep]) -> bool:
-        """Add plain rows column by column; False, and nothing added, if any is not plain or out of order."""
-        steps: list[int] = [row.step for row in rows]  # type: ignore[misc]  # None is refused below
-        try:
-            losses: array[float] = array("d", [row.loss for row in rows])  # type: ignore[misc]  # the same
-            rates: array[float] = array("d", [row.lr for row in rows])  # type: ignore[misc]
-            norms: array[float] = array("d", [row.grad_norm for row in rows])  # type: ignore[misc]
-            rising = _rise(steps) and (not self.steps or self.steps[-1] < steps[0])
-        except TypeError:
-            return False
-        if not (rising and self._take_seqs(rows)):
+    def take_rows(self, rows: Sequence[PlainRow]) -> bool:
+        """Add plain rows of one session column by column; False, and nothing added, if they are out of order."""
+        steps = [row.step for row in rows]
+        if not (_rise(steps) and (not self.steps or self.steps[-1] < steps[0]) and self._take_seqs(rows)):
             return False
         self.steps.extend(steps)
-        self.losses += losses
-        self.rates += rates
-        self.grad_norms += norms
+        self.losses.extend(array("d", [row.loss for row in rows]))
+        self.rates.extend(_column([row.lr for row in rows]))
+        self.grad_norms.extend(_column([row.grad_norm for row in rows]))
         self.last_step = max(steps[-1], self.last_step or 0)
-        self._take_epoch(rows[-1])
-        self._take_clock(rows[0])
-        self._take_clock(rows[-1])
+        for row in (rows[0], rows[-1]):
+            self._take_clock(row.ts)
+            self._take_epoch(row.epoch)
         return True
 
-    def _take_seqs(self, rows: Sequence[TrainStep]) -> bool:
-        session, seq = rows[0].session, rows[0].seq
-        if [row.session for row in rows].count(session) != len(rows):
-            return False
-        if session is None:
-            return self._session is None
+    def _take_seqs(self, rows: Sequence[PlainRow]) -> bool:
+        session = rows[0].session
+        if session is None or session != self._session:
+            return session is self._session
         expected = self._next_seq.get(session)
-        if seq is None or seq != expected or session != self._session:
-            return False
-        if [row.seq for row in rows] != list(range(expected, expected + len(rows))):
+        if expected is None or [row.seq for row in rows] != list(range(expected, expected + len(rows))):
             return False
         self._next_seq[session] = expected + len(rows)
         return True
@@ -134,7 +127,7 @@ class RunSeries:
         self._next_seq[session] = max(seq + 1, expected)
 
     def _take_row(self, row: TrainStep) -> None:
-        self._take_epoch(row)
+        self._take_epoch(row.epoch)
         if row.loss is None or row.step is None:
             return
         if self.steps:
@@ -144,7 +137,11 @@ class RunSeries:
         self.losses.append(as_float(row.loss))
         rate = row.lr[0] if isinstance(row.lr, list) and row.lr else row.lr
         self.rates.append(_ABSENT if rate is None or isinstance(rate, list) else as_float(rate))
-        self.grad_norms.append(_ABSENT if row.grad_norm is None else as_float(row.grad_norm))
+        norm = _ABSENT if row.grad_norm is None else as_float(row.grad_norm)
+        self.grad_norms.append(norm)
+        if row.grad_norm is not None and norm != norm:  # noqa: PLR0124  # NaN alone differs from itself
+            self.lost_norms.add(row.step)
+        self.logged.update(row.extras)
 
     def _take_start(self, start: RunStart) -> None:
         self.config = start.config
@@ -161,22 +158,31 @@ class RunSeries:
         self.superseded += keep.count(False) + len(self.evals) - len(evals)
         self.evals = evals
         self.latest_metrics = {k: m for k, m in self.latest_metrics.items() if m.step is None or m.step <= step}
+        self.replaced += [(s, loss) for s, loss in zip(self.steps, self.losses, strict=True) if s > step]
+        self.lost_norms = {s for s in self.lost_norms if s <= step}
         self.losses = array("d", compress(self.losses, keep))
         self.rates = array("d", compress(self.rates, keep))
         self.grad_norms = array("d", compress(self.grad_norms, keep))
         self.steps = array("q", compress(self.steps, keep))
         self.last_step = max(self.steps, default=step)
 
-    def _take_epoch(self, row: TrainStep) -> None:
-        if isinstance(row.epoch, (int, float)):
-            self.last_epoch = row.epoch
+    def _take_epoch(self, epoch: Real | None) -> None:
+        if isinstance(epoch, (int, float)):
+            self.last_epoch = epoch
 
-    def _take_clock(self, event: Event) -> None:
-        ts = event.ts
+    def _take_clock(self, ts: Real | None) -> None:
         if not isinstance(ts, (int, float)):
             return
         self.first_ts = ts if self.first_ts is None else min(self.first_ts, ts)
         self.last_ts = ts if self.last_ts is None else max(self.last_ts, ts)
+
+
+def _column(values: list[float | None]) -> array[float]:
+    """Return the values as doubles, NaN where there is none."""
+    try:
+        return array("d", values)  # type: ignore[arg-type]  # None raises, and is seen to below
+    except TypeError:
+        return array("d", [_ABSENT if value is None else value for value in values])
 
 
 def _rise(steps: list[int]) -> bool:

@@ -6,7 +6,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from gradience.schema.events import Event, RunStart, TrainStep, UnknownEvent
+from gradience.schema.events import Event, RunStart, UnknownEvent
 from gradience.schema.reports import BadLine
 from gradience.telemetry.reader import MAX_ISSUES
 from gradience.telemetry.scan import BadLines, LogScan, Rows
@@ -50,20 +50,23 @@ def summarize(path: Path) -> RunSummary:
                 summary.issues.append(found.faults[0])
         elif isinstance(found, UnknownEvent):
             summary.unknown[found.event] += 1
-        elif isinstance(found, Rows) and _take_rows(summary, found.events):
-            summary.counts["train_step"] += len(found.events)
+        elif isinstance(found, Rows):
+            _take_rows(summary, found)
         else:
-            for event in found.events if isinstance(found, Rows) else found:
+            for event in found:
                 _take_event(summary, event)
     summary.lines = scan.lines
     summary.bare_tokens = scan.unnamed
     return summary
 
 
-def _take_rows(summary: RunSummary, rows: list[TrainStep]) -> bool:
-    """Take plain rows of one run at once; False if they are not."""
-    run_id = rows[0].run_id
-    return [row.run_id for row in rows].count(run_id) == len(rows) and _run(summary, run_id).take_rows(rows)
+def _take_rows(summary: RunSummary, found: Rows) -> None:
+    """Take plain rows at once, or one by one where something about their order is to be counted."""
+    if _run(summary, found.run_id).take_rows(found.rows):
+        summary.counts["train_step"] += len(found.rows)
+        return
+    for row in found.rows:
+        _take_event(summary, row.event())
 
 
 def _take_event(summary: RunSummary, event: Event) -> None:

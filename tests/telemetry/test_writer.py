@@ -1,0 +1,576 @@
+from __future__ import annotations
+
+import enum
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import threading
+import warnings
+from decimal import Decimal
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import pytest
+
+from gradience.errors import RecorderError
+from gradience.schema import (
+    SCHEMA_ID,
+    ConfigSnapshot,
+    Eval,
+    EvalMetrics,
+    OptimizerSnapshot,
+    RecommendationItem,
+    RunEnd,
+    RunStart,
+    TrainStep,
+)
+from gradience.telemetry import TelemetryReader, TelemetryWriter
+from gradience.telemetry.codec import MAX_LINE_BYTES
+
+
+@pytest.fixture
+def log(tmp_path: Path) -> Path:
+    return tmp_path / "run.jsonl"
+
+
+@pytest.fixture
+def writer(log: Path):
+    with TelemetryWriter(log, clock=lambda: 1.5) as writer:
+        yield writer
+        writer.close()
+
+
+def lines(log: Path) -> list[dict[str, object]]:
+    return [json.loads(line) for line in log.read_bytes().split(b"\n")[:-1]]
+
+
+# What a line says
+
+
+def test_every_method_writes_the_event_it_names(log: Path, writer: TelemetryWriter) -> None:
+    writer.run_start(ConfigSnapshot(optimizer=OptimizerSnapshot(lr=0.1)), meta={"framework": "none"})
+    writer.train_step(1, loss=0.5, lr=[0.1, 0.2], grad_norm=2, epoch=0.5, kl=0.1)
+    writer.eval(1, split="test", metrics={"loss": 0.5, "f1": 0.25})
+    writer.eval(2, split="test", metrics=EvalMetrics(accuracy=1.0))
+    writer.metrics(2, kind="guard", metrics={"a": 1})
+    writer.alert(severity="info", code="c", message="m", step=2, context={"x": None})
+    writer.recommendation([RecommendationItem(severity="info", action="a", message="m")], step=2)
+    writer.run_end(status="aborted", reason="because")
+    head = {"schema": SCHEMA_ID, "ts": 1.5, "run_id": writer.run_id, "session": writer.session}
+    bodies = [
+        {"event": "run_start", "step": None, "config": {"optimizer": {"lr": 0.1}}, "meta": {"framework": "none"}},
+        {"event": "train_step", "step": 1, "loss": 0.5, "lr": [0.1, 0.2], "grad_norm": 2, "epoch": 0.5, "kl": 0.1},
+        {"event": "eval", "step": 1, "split": "test", "metrics": {"loss": 0.5, "f1": 0.25}},
+        {"event": "eval", "step": 2, "split": "test", "metrics": {"accuracy": 1.0}},
+        {"event": "metrics", "step": 2, "kind": "guard", "metrics": {"a": 1}},
+        {"event": "alert", "step": 2, "severity": "info", "code": "c", "message": "m", "context": {"x": None}},
+        {
+            "event": "recommendation",
+            "step": 2,
+            "recommendations": [{"severity": "info", "action": "a", "message": "m"}],
+        },
+        {"event": "run_end", "step": None, "status": "aborted", "reason": "because"},
+    ]
+    assert lines(log) == [head | {"seq": seq} | body for seq, body in enumerate(bodies)]
+
+
+@pytest.mark.parametrize(
+    ("value", "wire"), [(float("nan"), "NaN"), (float("inf"), "Infinity"), (-np.inf, "-Infinity"), ("NaN", "NaN")]
+)
+def test_non_finite_numbers_are_written_by_name_wherever_they_stand(log, writer, value, wire) -> None:
+    writer.train_step(1, loss=value, lr=[value], x={"y": [value]})
+    writer.eval(1, split="t", metrics={"loss": value, "f1": value})
+    row, evaluation = lines(log)
+    assert (row["loss"], row["lr"], row["x"]) == (wire, [wire], {"y": [wire]})
+    assert evaluation["metrics"] == {"loss": wire, "f1": wire}
+
+
+def test_a_typed_event_with_nan_is_written_by_name_and_not_as_null(log, writer) -> None:
+    nan = float("nan")
+    writer.write(TrainStep(schema=SCHEMA_ID, ts=None, run_id="r", step=1, loss=nan))
+    writer.write(Eval(schema=SCHEMA_ID, ts=1.0, run_id="r", step=1, split="t", metrics=EvalMetrics(ppl=nan)))
+    assert [lines(log)[0]["loss"], lines(log)[1]["metrics"]] == ["NaN", {"ppl": "NaN"}]
+
+
+def scalars() -> list[object]:
+    import torch
+
+    return [
+        np.float32(0.5),
+        np.float64(0.5),
+        np.array(0.5),
+        np.array([0.5]),
+        torch.tensor(0.5),
+        torch.tensor([0.5], dtype=torch.bfloat16),
+        torch.tensor(0.5, requires_grad=True),
+        Decimal("0.5"),
+    ]
+
+
+def test_scalars_of_numpy_and_torch_are_numbers(log, writer) -> None:
+    for value in scalars():
+        writer.train_step(1, loss=value, lr=value, extra=value)
+        assert [lines(log)[-1][key] for key in ("loss", "lr", "extra")] in (
+            [0.5] * 3,
+            [0.5, [0.5], 0.5],
+            [0.5, [0.5], [0.5]],
+        )
+
+
+def test_arrays_integers_flags_enums_sets_and_paths_become_json(log, writer) -> None:
+    class Kind(enum.Enum):
+        A = "a"
+
+    writer.train_step(
+        np.int64(7),
+        a=np.arange(3),
+        b=np.int32(2),
+        c=np.bool_(True),  # noqa: FBT003  # a value
+        d=Kind.A,
+        e={"y", "x"},
+        f={1: (2,)},
+        g=Path("x"),
+    )
+    row = lines(log)[0]
+    assert row["step"] == 7
+    assert [row[key] for key in "abcdefg"] == [[0, 1, 2], 2, True, "a", ["x", "y"], {"1": [2]}, "x"]
+
+
+def test_integers_beyond_doubles_are_written_whole(log, writer) -> None:
+    writer.train_step(1, tokens=2**53 + 1, more=2**80)
+    assert (lines(log)[0]["tokens"], lines(log)[0]["more"]) == (2**53 + 1, 2**80)
+
+
+@pytest.mark.parametrize(
+    ("call", "named"),
+    [
+        (lambda w: w.train_step(1, loss="low"), r"`loss`: expected a number, got str"),
+        (lambda w: w.train_step(1, loss=True), r"`loss`: expected a number, got bool"),
+        (lambda w: w.train_step(1, loss=[1.0, 2.0]), r"`loss`: expected a number, got list"),
+        (lambda w: w.train_step(1, grad_norm=np.ones(2)), r"`grad_norm`: expected a number, got numpy.ndarray"),
+        (lambda w: w.train_step(1, lr=[0.1, None]), r"`lr\[1\]`: expected a number, got NoneType"),
+        (lambda w: w.train_step(1, loss=10**400), r"loss"),
+        (lambda w: w.train_step(1.5), r"`step`: expected a whole number"),
+        (lambda w: w.train_step("1"), r"`step`: expected a number, got str"),
+        (lambda w: w.train_step(-1), r"\$\.step"),
+        (lambda w: w.train_step(1, note=object()), r"`note`: expected a JSON value, got object"),
+        (lambda w: w.train_step(1, note=b"x"), r"`note`: expected a JSON value, got bytes"),
+        (lambda w: w.train_step(1, a={"b": [0, 1j]}), r"`a\.b\[1\]`: expected a JSON value, got complex"),
+        (lambda w: w.train_step(1, session="mine"), r"extras of TrainStep .* known key: session"),
+        (lambda w: w.eval(1, split="t", metrics={"accuracy": "high"}), r"\$\.metrics\.accuracy"),
+        (lambda w: w.eval(1, split=None, metrics={}), r"\$\.split"),
+        (lambda w: w.metrics(1, kind="k", metrics={"x": {"y": object}}), r"`metrics\.x\.y`: expected a JSON value"),
+        (lambda w: w.alert(severity="fatal", code="c", message="m"), r"\$\.severity"),
+        (lambda w: w.run_end(status="done"), r"\$\.status"),
+        (lambda w: w.run_start(meta={"when": warnings}), r"`meta\.when`: expected a JSON value, got module"),
+    ],
+)
+def test_what_is_no_json_is_refused_by_the_name_of_its_field_and_nothing_is_written(log, writer, call, named) -> None:
+    with pytest.raises(RecorderError, match=named) as error:
+        call(writer)
+    assert error.value.advice
+    assert log.read_bytes() == b""
+
+
+def test_a_value_that_holds_itself_is_refused(log, writer) -> None:
+    loop: list[object] = []
+    loop.append(loop)
+    with pytest.raises(RecorderError, match="nested more than 64 levels deep"):
+        writer.train_step(1, loop=loop)
+
+
+def test_half_a_surrogate_pair_becomes_a_question_mark(log, writer) -> None:
+    writer.train_step(1, name="a\ud800b")
+    assert lines(log)[0]["name"] == "a?b"
+
+
+def test_an_extra_named_extras_is_a_key_like_any_other(log, writer) -> None:
+    writer.train_step(1, extras=5)
+    writer.eval(1, split="t", metrics={"extras": [1]})
+    assert (lines(log)[0]["extras"], lines(log)[1]["metrics"]) == (5, {"extras": [1]})
+    row, evaluation = TelemetryReader(log)
+    assert (row.extras, evaluation.metrics.extras) == ({"extras": 5}, {"extras": [1]})
+
+
+def test_a_line_holds_64_kib_and_not_a_byte_more(log: Path) -> None:
+    with TelemetryWriter(log, allow_text=True, max_str_len=10**6, clock=lambda: 1.5) as writer:
+        writer.train_step(0, pad="")
+        room = MAX_LINE_BYTES - (len(log.read_bytes()) - 1)
+        writer.train_step(1, pad="x" * room)
+        with pytest.raises(RecorderError, match=r"event of 65537 bytes; a line may have 65536"):
+            writer.train_step(2, pad="x" * (room + 1))
+    reader = TelemetryReader(log)
+    assert [event.step for event in reader] == [0, 1, None]
+    assert reader.issues == []
+
+
+def test_typed_events_are_numbered_in_the_session_unless_they_have_one(log, writer) -> None:
+    mine = TrainStep(schema=SCHEMA_ID, ts=None, run_id="r", step=1)
+    writer.write(mine)
+    writer.write(msgspec.structs.replace(mine, session="theirs", seq=9))
+    first, second = lines(log)
+    assert (first["session"], first["seq"]) == (writer.session, 0)
+    assert (second["session"], second["seq"]) == ("theirs", 9)
+
+
+# The file
+
+
+def test_a_new_log_is_private_and_its_folder_is_made(tmp_path: Path) -> None:
+    log = tmp_path / "a" / "b" / "run.jsonl"
+    TelemetryWriter(log).close()
+    assert log.stat().st_mode & 0o777 == 0o600
+
+
+def test_an_existing_log_is_appended_to(log: Path) -> None:
+    for _ in range(2):
+        with TelemetryWriter(log, "r"):
+            pass
+    assert [line["event"] for line in lines(log)] == ["run_end", "run_end"]
+    assert len({line["session"] for line in lines(log)}) == 2
+
+
+def test_a_torn_tail_is_closed_before_anything_is_added(log: Path) -> None:
+    log.write_bytes(b'{"schema": "grad')
+    with TelemetryWriter(log):
+        pass
+    first, second, _ = log.read_bytes().split(b"\n")
+    assert first == b'{"schema": "grad'
+    assert json.loads(second)["event"] == "run_end"
+
+
+def test_each_event_is_visible_at_once(log, writer) -> None:
+    for n in range(1, 4):
+        writer.train_step(n)
+        assert log.read_bytes().count(b"\n") == n
+
+
+def test_a_line_is_on_the_disk_when_the_mode_says_so(log: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced: list[int] = []
+    monkeypatch.setattr(os, "fsync", synced.append)
+
+    def syncs(mode: str) -> list[int]:
+        counts = []
+        with TelemetryWriter(log, fsync=mode) as writer:
+            writer.run_start()
+            for call in (
+                lambda: writer.train_step(1),
+                lambda: writer.eval(1, split="t", metrics={}),
+                lambda: writer.metrics(1, kind="k", metrics={}),
+                lambda: writer.alert(severity="info", code="c", message="m"),
+                writer.run_end,
+            ):
+                synced.clear()
+                call()
+                counts.append(len(synced))
+        return counts
+
+    assert syncs("always") == [1, 1, 1, 1, 1]
+    assert syncs("auto") == [0, 1, 0, 1, 1]
+    assert syncs("never") == [0, 0, 0, 0, 0]
+
+
+def test_auto_syncs_rows_every_few_seconds_and_on_closing(log: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced: list[int] = []
+    now = [100.0]
+    monkeypatch.setattr(os, "fsync", synced.append)
+    monkeypatch.setattr("gradience.telemetry.logfile.time.monotonic", lambda: now[0])
+    writer = TelemetryWriter(log)
+    for seconds, expected in ((0, 1), (1, 1), (6, 2), (7, 2)):
+        now[0] = 100.0 + seconds
+        writer.train_step(1)
+        assert len(synced) == expected
+    writer.close()
+    assert len(synced) == 3
+
+
+def test_a_wrong_fsync_mode_is_a_value_error(log: Path) -> None:
+    with pytest.raises(ValueError, match="'always', 'auto' or 'never'"):
+        TelemetryWriter(log, fsync="sometimes")
+    assert not log.exists()
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_a_device_that_is_full_is_a_recorder_error_with_advice(tmp_path: Path) -> None:
+    writer = TelemetryWriter(tmp_path / "run.jsonl")
+    full = os.open("/dev/full", os.O_WRONLY)
+    os.dup2(full, writer._file._fd)
+    os.close(full)
+    with pytest.raises(RecorderError, match="No space left on device") as error:
+        writer.train_step(1)
+    assert error.value.advice == "free space, or choose another path"
+    assert writer.lost == 1
+    writer.close()
+
+
+def test_a_descriptor_closed_behind_the_writer_is_a_recorder_error(log: Path) -> None:
+    writer = TelemetryWriter(log)
+    os.close(writer._file._fd)
+    with pytest.raises(RecorderError, match="Bad file descriptor"):
+        writer.train_step(1)
+    with pytest.raises(RecorderError, match="cannot close"):
+        writer.close()
+    writer.close()
+
+
+def test_a_line_written_in_part_is_ended_before_the_next(log: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real, calls = os.write, []
+
+    def short(fd: int, data: bytes) -> int:
+        calls.append(data)
+        if len(calls) == 2:
+            raise OSError(28, "No space left on device")
+        return real(fd, data[:10]) if len(calls) == 1 else real(fd, data)
+
+    writer = TelemetryWriter(log)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "write", short)
+        with pytest.raises(RecorderError):
+            writer.train_step(1)
+        writer.train_step(2)
+    writer.close()
+    assert [line[:9] for line in log.read_bytes().split(b"\n")] == [b'{"event":', b'{"event":', b""]
+    assert [event.step for event in TelemetryReader(log)] == [2]
+
+
+def test_a_short_write_is_completed(log: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = os.write
+    with TelemetryWriter(log) as writer, monkeypatch.context() as patch:
+        patch.setattr(os, "write", lambda fd, data: real(fd, data[:7]))
+        writer.train_step(1)
+    assert [event.step for event in TelemetryReader(log)] == [1, None]
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [(lambda log: log.mkdir(), "Is a directory"), (lambda log: log.parent.joinpath("f").touch(), "Not a directory")],
+)
+def test_a_path_that_cannot_be_a_log_is_a_recorder_error(log: Path, make, said: str) -> None:
+    make(log)
+    path = log if said.startswith("Is") else log.parent / "f" / "run.jsonl"
+    with pytest.raises(RecorderError, match=f"{path}|{path.parent}") as error:
+        TelemetryWriter(path)
+    assert error.value.advice
+    TelemetryWriter(log.with_name("other.jsonl")).close()  # and no lock is left behind
+
+
+# One writer
+
+
+def test_a_second_writer_of_a_log_writes_beside_it_and_warns(log: Path) -> None:
+    with TelemetryWriter(log) as first:
+        with pytest.warns(RuntimeWarning, match="is being written by another process") as caught:
+            second = TelemetryWriter(log)
+        assert caught[0].filename == __file__
+        with second:
+            second.train_step(1)
+        first.train_step(2)
+    assert second.path == log.with_name(f"run.{second.session}.jsonl")
+    assert [line["step"] for line in lines(second.path)] == [1, None]
+    assert [line["step"] for line in lines(log)] == [2, None]
+
+
+def test_a_second_writer_that_wants_no_sibling_is_refused(log, writer) -> None:
+    with pytest.raises(RecorderError, match="is being written by another process"):
+        TelemetryWriter(log, siblings=False)
+    writer.close()
+    TelemetryWriter(log, siblings=False).close()
+
+
+def test_closing_releases_the_log_and_leaves_one_hidden_lock_file(log: Path) -> None:
+    with TelemetryWriter(log):
+        pass
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with TelemetryWriter(log):
+            pass
+    assert sorted(path.name for path in log.parent.iterdir()) == [".run.jsonl.lock", "run.jsonl"]
+
+
+def test_where_there_are_no_locks_the_log_is_written_all_the_same(log, monkeypatch) -> None:
+    log.touch()
+
+    class Lockless:
+        def __init__(self, *_: object, **__: object) -> None: ...
+
+        def acquire(self) -> None:
+            raise OSError(37, "No locks available")
+
+    monkeypatch.setattr("gradience.telemetry.logfile.FileLock", Lockless)
+    with (
+        pytest.warns(RuntimeWarning, match="written without a lock: .*No locks available"),
+        TelemetryWriter(log) as writer,
+    ):
+        writer.train_step(1)
+    assert len(lines(log)) == 2
+
+
+@pytest.mark.skipif(not hasattr(os, "fork") or os.geteuid() != 0, reason="only root can become nobody")
+def test_a_log_in_a_folder_that_is_not_ours_is_written_without_a_lock() -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder).chmod(0o755)
+        log = Path(folder) / "run.jsonl"
+        log.touch()
+        log.chmod(0o666)
+        assert_written_without_a_lock_by_nobody(log)
+
+
+def assert_written_without_a_lock_by_nobody(log: Path) -> None:
+    code = (
+        "import os, sys, warnings; from gradience.telemetry import TelemetryWriter; os.setuid(65534)\n"
+        "with warnings.catch_warnings(record=True) as caught:\n"
+        "    warnings.simplefilter('always')\n"
+        "    with TelemetryWriter(sys.argv[1]): pass\n"
+        "print(*(str(w.message) for w in caught))"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(log)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "is written without a lock" in done.stdout
+    assert len(lines(log)) == 1
+
+
+def test_threads_share_a_writer_and_seq_follows_the_file(log: Path) -> None:
+    with TelemetryWriter(log, fsync="never") as writer:
+        threads = [
+            threading.Thread(target=lambda k=k: [writer.train_step(i, thread=k) for i in range(200)]) for k in range(6)
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    written = lines(log)
+    assert [line["seq"] for line in written] == list(range(1201))
+    assert all([line["step"] for line in written if line.get("thread") == k] == list(range(200)) for k in range(6))
+
+
+FORK = """
+import os, sys
+from gradience.errors import RecorderError
+from gradience.telemetry import TelemetryWriter
+log = sys.argv[1]
+with TelemetryWriter(log, "r") as writer:
+    writer.run_start()
+    writer._guard.acquire()  # as if another thread were writing at the moment of the fork
+    pid = os.fork()
+    if pid == 0:
+        try:
+            writer.train_step(1)
+        except RecorderError as error:
+            print(error, "|", error.advice, flush=True)
+        sys.exit(3)  # unwinds through the with statement of the copy
+    writer._guard.release()
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 3
+    try:
+        TelemetryWriter(log, siblings=False)
+    except RecorderError as error:
+        print(error, flush=True)
+    writer.train_step(2)
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_forked_child_neither_writes_into_nor_closes_nor_unlocks_its_parents_run(log: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", FORK, str(log)], capture_output=True, text=True, timeout=30, check=False
+    )
+    assert done.stderr == ""
+    refused, locked = done.stdout.splitlines()
+    assert "of which this is a fork | open a TelemetryWriter with a path of its own" in refused
+    assert locked.endswith("is being written by another process")
+    assert [(line["event"], line["step"]) for line in lines(log)] == [
+        ("run_start", None),
+        ("train_step", 2),
+        ("run_end", None),
+    ]
+
+
+# How a run ends
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "reason"),
+    [
+        (ValueError("the prompt was: secret"), "error", "ValueError"),
+        (KeyboardInterrupt(), "interrupted", "KeyboardInterrupt"),
+        (SystemExit(1), "error", "SystemExit"),
+        (SystemExit(0), "ok", "SystemExit"),
+    ],
+)
+def test_an_exception_ends_the_run_with_its_type_alone(log, error, status, reason) -> None:
+    with pytest.raises(type(error)), TelemetryWriter(log):
+        raise error
+    assert (lines(log)[-1]["status"], lines(log)[-1]["reason"]) == (status, reason)
+
+
+def test_the_text_of_an_exception_is_written_if_asked_for(log: Path) -> None:
+    with pytest.raises(ValueError, match="x"), TelemetryWriter(log, allow_text=True):
+        raise ValueError("x is 3")
+    assert lines(log)[-1]["reason"] == "ValueError: x is 3"
+
+
+def test_leaving_in_order_ends_the_run_once(log: Path) -> None:
+    with TelemetryWriter(log) as writer:
+        writer.run_end(status="aborted")
+        writer.eval(9, split="late", metrics={})
+    assert [line["event"] for line in lines(log)] == ["run_end", "eval"]
+
+
+def test_a_writer_that_was_closed_ends_no_run(log: Path) -> None:
+    with TelemetryWriter(log) as writer:
+        writer.close()
+    assert log.read_bytes() == b""
+    with pytest.raises(RecorderError, match="is closed"):
+        writer.train_step(1)
+
+
+def fail(*_: object) -> int:
+    raise OSError(28, "No space left on device")
+
+
+def test_an_error_of_the_run_is_not_replaced_by_one_of_the_recorder(log, monkeypatch) -> None:
+    writer = TelemetryWriter(log)
+
+    def crash() -> None:
+        with writer:
+            raise ZeroDivisionError
+
+    with monkeypatch.context() as patch, pytest.warns(RuntimeWarning, match="end of the run was not recorded: cannot"):  # noqa: PT031
+        patch.setattr(os, "write", fail)
+        with pytest.raises(ZeroDivisionError):
+            crash()
+    TelemetryWriter(log, siblings=False).close()  # released all the same
+
+
+def test_a_run_that_cannot_be_ended_raises_and_releases_the_log(log, monkeypatch) -> None:
+    writer = TelemetryWriter(log)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "write", fail)
+        with pytest.raises(RecorderError, match="No space left"), writer:
+            pass
+    TelemetryWriter(log, siblings=False).close()
+
+
+def test_run_end_says_how_many_events_are_missing(log: Path) -> None:
+    with TelemetryWriter(log) as writer:
+        for bad in range(2):
+            with pytest.raises(RecorderError):
+                writer.train_step(bad, loss=10**400)
+        writer.train_step(3)
+    assert lines(log)[-1]["reason"] == "2 events could not be recorded"
+    assert [line["seq"] for line in lines(log)] == [2, 3]
+
+
+def test_events_of_a_log_can_be_copied_to_another(log: Path, tmp_path: Path) -> None:
+    with TelemetryWriter(log, "r") as writer:
+        writer.run_start(ConfigSnapshot(model_name="m"))
+        writer.train_step(1, loss=0.5, kl=0.1)
+    copy = tmp_path / "copy.jsonl"
+    with TelemetryWriter(copy) as writer:
+        for event in TelemetryReader(log):
+            writer.write(event)
+        writer.close()
+    assert list(TelemetryReader(copy)) == list(TelemetryReader(log))
+    assert [type(event) for event in TelemetryReader(copy)] == [RunStart, TrainStep, RunEnd]
