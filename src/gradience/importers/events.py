@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 import msgspec
@@ -23,6 +23,8 @@ __all__ = ["tell_run"]
 _TRAIN: Final = {"loss": "loss", "learning_rate": "lr", "lr": "lr", "grad_norm": "grad_norm", "epoch": "epoch"}
 _EVAL: Final = {"loss": "loss", "ppl": "ppl", "perplexity": "ppl", "accuracy": "accuracy"}
 _TRAIN_TAKEN: Final = frozenset({*TrainStep.__struct_fields__, "event"})  # names an extra may not have
+_COLUMNS: Final = ("loss", "grad_norm", "epoch")
+_SHOWN: Final = 5
 _EVAL_TAKEN: Final = frozenset(EvalMetrics.__struct_fields__)
 
 
@@ -33,6 +35,7 @@ class _Teller:
     run_id: str
     session: str = ""
     seq: int = 0
+    odd: list[tuple[str, int]] = field(default_factory=list)  # known columns that held no number, and where
 
     def begin(self, session: str) -> None:
         self.session, self.seq = session, 0
@@ -56,6 +59,7 @@ class _Teller:
             if "lr" not in known and (rates := _rates(parts.train)) is not None:
                 known["lr"] = rates
                 extras = {k: v for k, v in extras.items() if k not in {"learning_rate", "lr", "lr_"}}
+            self.odd += [(name, row.place) for name in _COLUMNS if f"{name}_" in extras]
             yield TrainStep(**self.head(row.step, row.ts), **known, extras=extras)
         for split, measured in parts.evals.items():
             yield self.evaluation(row.step, row.ts, split, measured)
@@ -95,6 +99,10 @@ def tell_run(raw: Raw, segments: list[Segment], *, run_id: str, session: str, me
         events.append(RunStart(**teller.head(resumed, ts), config=config, meta=dict(meta), resumed_from_step=resumed))
         for row in segment.rows:
             events.extend(teller.row(row))
+    if teller.odd:
+        places = ", ".join(f"{name} ({raw.unit} {place})" for name, place in teller.odd[:_SHOWN])
+        more = f" and {len(teller.odd) - _SHOWN} more" if len(teller.odd) > _SHOWN else ""
+        raw.notes.append(f"no numbers, kept as they are: {places}{more}")
     if segments:
         events.append(_end(teller, raw, events))
     return events
@@ -114,11 +122,12 @@ def _status(raw: Raw, events: list[Event], reached: int | None) -> tuple[Status,
     summaries = [e for e in events if isinstance(e, Metrics)]
     if raw.finished or any(e.step is None or e.step >= trained for e in summaries):
         return "ok", "the source has the summary of a finished run"
-    if raw.planned is None:
+    planned = raw.planned or raw.layer.config.training.max_steps
+    if planned is None or planned <= 0:
         return "unknown", "the source does not say how training ended"
-    if reached is not None and reached >= raw.planned:
+    if reached is not None and reached >= planned:
         return "ok", "the planned steps were made"
-    return "unknown", f"the source ends before its {raw.planned} planned steps"
+    return "unknown", f"the source ends before its {planned} planned steps"
 
 
 def _known(

@@ -82,11 +82,10 @@ def read_source(
     """
     chosen, raws = _read(source, kind, columns)
     raws = _only(source, raws, run)
+    _name_apart(raws)
     runs = [told for raw in raws for told in _tell(source, chosen, raw)]
     if not any(e for told in runs for e in told.events if e.step is not None or told.counts["eval"]):
         raise RecorderError(f"{source} holds no row of a run", advice=_ADVICE)
-    if repeated := [run_id for run_id, n in Counter(told.run_id for told in runs).items() if n > 1]:
-        raise RecorderError(f"{source}: two runs of one id, {repeated[0]}", advice="choose one with --run")
     several = len(raws) > 1
     return Imported(
         source=source,
@@ -154,6 +153,15 @@ def _only(source: Path, raws: list[Raw], run: str | None) -> list[Raw]:
     return chosen
 
 
+def _name_apart(raws: list[Raw]) -> None:
+    """Give every run an id of its own: the source's, else one made of the hash of its file."""
+    taken: Counter[str] = Counter()
+    for raw in raws:
+        base = raw.run_id or f"import-{sha256_of(raw.files[0])[:16]}"
+        taken[base] += 1
+        raw.run_id = base if taken[base] == 1 else f"{base}.{taken[base]}"
+
+
 def _several(raws: list[Raw]) -> list[str]:
     if len(raws) == 1:
         return []
@@ -165,7 +173,7 @@ def _several(raws: list[Raw]) -> list[str]:
 def _tell(source: Path, kind: Format, raw: Raw) -> list[ImportedRun]:
     """Return the runs of one log, each with its provenance."""
     digest = sha256_of(raw.files[0])
-    base = raw.run_id or f"import-{digest[:16]}"
+    base = str(raw.run_id)
     meta = _meta(source, kind, raw, digest)
     parts = arrange(raw)
     told = []

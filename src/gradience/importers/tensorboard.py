@@ -36,15 +36,14 @@ def is_event_file(head: bytes) -> bool:
 
 
 def read_tensorboard(paths: list[Path], columns: Mapping[str, str] | None = None) -> Raw:
-    """Return one run: the event files of one folder, in the order of their names, which begin with a clock reading.
+    """Return one run: the event files of one folder, in the order of their first clock readings.
 
     Raises:
         RecorderError: the tensorboard package is missing, or the files hold no scalar.
     """
     raw = Raw(paths[0], unit="scalar group", files=list(paths))
-    scalars: list[_Scalar] = []
-    for path in sorted(paths):
-        scalars += _read(raw, path)
+    files = sorted((read for path in sorted(paths) if (read := _read(raw, path))), key=lambda read: read[0].ts)
+    scalars = [scalar for read in files for scalar in read]
     if not scalars:
         raise RecorderError(f"{paths[0]} holds no scalar", advice="give the event file that training wrote")
     return rows_to_raw(raw, _rows(scalars), columns)

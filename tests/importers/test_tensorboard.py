@@ -1,0 +1,88 @@
+"""TensorBoard's event files, with the real package where it is installed."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import json
+
+import pytest
+
+from gradience.errors import RecorderError
+from gradience.importers.tensorboard import is_event_file
+
+HEAD = b'\x18\0\0\0\0\0\0\0\xa3\x7fK"\t\0\0\xc0\x1fL\xd5\xd8A\x1a\rbrain.Event:2\xec\xa0'
+
+
+def write(folder, groups, *, arguments=None):
+    """Write scalars as the Trainer does: (step, clock, tags) each."""
+    event_pb2 = pytest.importorskip("tensorboard.compat.proto.event_pb2", reason="pip install tensorboard")
+    from tensorboard.compat.proto.summary_pb2 import Summary
+    from tensorboard.plugins.text.summary_v2 import text_pb
+    from tensorboard.summary.writer.event_file_writer import EventFileWriter
+
+    writer = EventFileWriter(str(folder))
+    if arguments is not None:
+        text = text_pb("args/text_summary", json.dumps(arguments))
+        writer.add_event(event_pb2.Event(wall_time=1.7e9, step=0, summary=text))
+    for step, clock, tags in groups:
+        for tag, value in tags.items():
+            summary = Summary(value=[Summary.Value(tag=tag, simple_value=value)])
+            writer.add_event(event_pb2.Event(wall_time=clock, step=step, summary=summary))
+    writer.close()
+    return folder
+
+
+def losses(steps, at=1.7e9, scale=1.0):
+    return [(s, at + s, {"train/loss": scale / s, "train/learning_rate": 2.0**-10}) for s in steps]
+
+
+def test_scalars_become_rows_with_their_clock(tmp_path, told):
+    groups = [
+        *losses([1, 2, 4]),
+        (4, 1.7e9 + 5, {"eval/loss": 0.5, "eval/runtime": 2.0}),
+        (4, 1.7e9 + 6, {"train/total_flos": 8.0, "train/train_loss": 0.5}),
+    ]
+    arguments = {"optim": "adamw_torch", "max_steps": 4, "hub_token": "<HUB_TOKEN>"}
+    events, imported = told(write(tmp_path / "runs" / "Jan01_10-00-00_myhost", groups, arguments=arguments))
+    assert imported.format == "tensorboard"
+    assert (events.steps, events.losses) == ([1, 2, 4], [1.0, 0.5, 0.25])
+    assert [e.ts for e in events.of("train_step")] == [1.7e9 + 1, 1.7e9 + 2, 1.7e9 + 4]
+    assert events.of("eval")[0].metrics.loss == 0.5
+    assert (events.start.config.optimizer.name, events.start.config.training.max_steps) == ("adamw_torch", 4)
+    assert events.end.status == "ok"
+    assert "host" not in str(events.start.meta)
+
+
+def test_a_restart_in_a_second_file_is_a_resume(tmp_path, told):
+    write(tmp_path, losses(range(1, 6)))
+    write(tmp_path, losses(range(4, 9), at=1.7e9 + 100, scale=1.1))
+    events, imported = told(tmp_path)
+    assert [start.resumed_from_step for start in events.of("run_start")] == [None, 3]
+    assert any("taken for a resume" in note for note in imported.notes)
+
+
+def test_a_cut_or_garbled_file_is_an_error_or_rows_never_a_traceback(tmp_path, told):
+    folder = write(tmp_path / "a", losses(range(1, 20)))
+    data = next(folder.iterdir()).read_bytes()
+    broken = [data[:cut] for cut in range(60, len(data), 97)]
+    broken += [data[:at] + bytes([data[at] ^ 0x55]) + data[at + 1 :] for at in range(0, len(data), 41)]
+    for content in broken:
+        path = tmp_path / "broken"
+        path.write_bytes(content)
+        with contextlib.suppress(RecorderError):
+            told(path, kind="tensorboard")
+
+
+def test_an_event_file_is_known_by_its_content():
+    assert is_event_file(HEAD)
+    assert not is_event_file(b'{"event": "brain"}')
+
+
+@pytest.mark.skipif(importlib.util.find_spec("tensorboard") is not None, reason="tensorboard is installed")
+def test_without_the_package_the_error_says_how_to_get_it(tmp_path, told):
+    path = tmp_path / "events.out.tfevents.1.host.1.0"
+    path.write_bytes(HEAD)
+    with pytest.raises(RecorderError, match="needs tensorboard") as caught:
+        told(path)
+    assert caught.value.advice == "pip install tensorboard"
