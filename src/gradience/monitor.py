@@ -14,7 +14,7 @@ import msgspec
 from gradience.errors import RecorderError
 from gradience.policy.run_detectors import DEFAULT_GAP, RunFacts, Series, detect
 from gradience.schema.config import ConfigSnapshot
-from gradience.schema.events import EvalMetrics
+from gradience.schema.events import EvalMetrics, TrainStep
 from gradience.schema.reports import MONITOR_SCHEMA_ID, EvalPoint, GapReading, MonitorReport, TrainSummary
 from gradience.schema.scalars import MAX_INT, SCHEMA_PREFIX, NonFinite, as_float, real
 from gradience.telemetry.reader import TelemetryReader
@@ -25,6 +25,7 @@ __all__ = ["monitor_run"]
 _HELD_OUT: Final = ("test", "eval", "validation", "valid", "val", "dev")
 _WINDOW: Final = 10  # training rows averaged where the train split was never evaluated
 _HEAD: Final = 4096  # bytes
+_FIRST_ROWS: Final = 50
 _DERIVED: Final = "n_derived_from"
 _DERIVATION: Final = "runtime * samples_per_second"
 _CLASSES: Final = {  # of data sets whose logs do not say
@@ -113,7 +114,7 @@ def _report(path: Path, summary: RunSummary, run: RunSeries, gap_threshold: floa
     audit = run.latest_metrics.get("lora_audit")
     status = run.end.status if run.end else "no_run_end"
     facts = RunFacts(
-        series=Series(run.steps, run.losses, run.grad_norms),
+        series=Series(run.steps, run.losses, run.grad_norms, run.rates, frozenset(run.lost_norms)),
         evals=evals,
         gap=gap,
         held_out=_held_out(evals),
@@ -126,6 +127,16 @@ def _report(path: Path, summary: RunSummary, run: RunSeries, gap_threshold: floa
         issues=summary.issues,
         issues_total=summary.issues_total,
         gap_threshold=gap_threshold,
+        config=config,
+        logged=frozenset(run.logged) or _logged(path, run.run_id),
+        history=run.evals,
+        sessions=len(run.sessions),
+        resumed_from=run.resumed_from,
+        replaced=run.replaced,
+        duplicates=run.duplicates,
+        out_of_order=run.out_of_order,
+        interleaved=run.interleaved,
+        missing=run.missing,
     )
     findings, not_run = detect(facts)
     return MonitorReport(
@@ -151,6 +162,14 @@ def _report(path: Path, summary: RunSummary, run: RunSeries, gap_threshold: floa
         issues_total=summary.issues_total,
         notes=_notes(summary, run) + _derived(evals),
     )
+
+
+def _logged(path: Path, run_id: str) -> frozenset[str]:
+    """Return the names of further values in the first training rows: a summary does not keep them."""
+    if not _is_log(path):
+        return frozenset()
+    rows = islice(TelemetryReader(path).of(TrainStep), _FIRST_ROWS)
+    return frozenset(name for row in rows if row.run_id == run_id for name in row.extras)
 
 
 def _latest(run: RunSeries) -> list[EvalPoint]:

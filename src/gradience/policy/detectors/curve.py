@@ -1,0 +1,148 @@
+"""A series of numbers made small enough to look at, and the robust statistics of it. Nothing but the standard library.
+
+A whole-series loop in Python costs some 100 ms per million rows, so a long series is looked at through
+blocks: the median of each, and its highest value, which keeps a spike of one row visible.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from itertools import compress, islice
+from operator import sub
+from typing import Final, NamedTuple
+
+__all__ = [
+    "MOST_POINTS",
+    "Curve",
+    "all_finite",
+    "curve_of",
+    "excesses",
+    "median",
+    "noise",
+    "runs_of",
+    "spread",
+    "theil_sen",
+    "thin",
+]
+
+MOST_POINTS: Final = 4096  # points a detector loops over
+_SAMPLE: Final = 33  # rows of a block whose differences give its noise
+_NORMAL: Final = 1.0483  # standard deviation over the median |first difference|, for normal noise
+
+
+class Curve(NamedTuple):
+    """The finite values of a series, their rows in it, and one median per block of rows."""
+
+    values: Sequence[float]
+    rows: Sequence[int]
+    block: int
+    points: Sequence[float]
+
+    def row(self, point: int) -> int:
+        """Return the row in the series with which a point begins."""
+        return self.rows[point * self.block]
+
+
+def all_finite(values: Sequence[float]) -> bool:
+    """Whether no value is NaN or infinite; a sum that overflows is looked at twice.
+
+    >>> all_finite([1.0, 2.0]), all_finite([1.0, float("nan")]), all_finite([1e308, 1e308])
+    (True, False, True)
+    """
+    return math.isfinite(sum(values)) or all(map(math.isfinite, values))
+
+
+def curve_of(values: Sequence[float]) -> Curve:
+    """Return the curve of a series; not finite, or NaN for missing, is left out."""
+    if all_finite(values):
+        kept: Sequence[float] = values
+        rows: Sequence[int] = range(len(values))
+    else:
+        finite = list(map(math.isfinite, values))
+        kept, rows = list(compress(values, finite)), list(compress(range(len(values)), finite))
+    block = math.ceil(len(kept) / MOST_POINTS) or 1
+    points = kept if block == 1 else [median(kept[i : i + block]) for i in range(0, len(kept), block)]
+    return Curve(kept, rows, block, points)
+
+
+def median(values: Iterable[float]) -> float:
+    """Return the median; NaN of nothing."""
+    ordered = sorted(values)
+    n = len(ordered)
+    if not n:
+        return math.nan
+    return ordered[n // 2] if n % 2 else ordered[n // 2 - 1] / 2 + ordered[n // 2] / 2
+
+
+def noise(values: Sequence[float]) -> float:
+    """Return the standard deviation of the noise on a slow curve, from its first differences."""
+    return _NORMAL * spread(values)
+
+
+def spread(values: Sequence[float]) -> float:
+    """Return the median |first difference|; 0 of fewer than two values."""
+    return median(map(abs, map(sub, islice(values, 1, None), values))) if len(values) > 1 else 0.0
+
+
+def thin(values: Sequence[float], most: int) -> list[float]:
+    """Return at most that many block medians of a curve."""
+    block = math.ceil(len(values) / most) or 1
+    return list(values) if block == 1 else [median(values[i : i + block]) for i in range(0, len(values), block)]
+
+
+def theil_sen(values: Sequence[float]) -> float:
+    """Return the median slope per point, over all pairs of points; 0 of fewer than two."""
+    pairs = ((values[j] - values[i]) / (j - i) for i in range(len(values)) for j in range(i + 1, len(values)))
+    return median(pairs) if len(values) > 1 else 0.0
+
+
+def excesses(curve: Curve, k: float, floor: float, *, logarithmic: bool) -> list[tuple[int, float]]:
+    """Return the rows that rise by more than k times the spread above the rows before, and by how many times.
+
+    The level is the median of the 8 values before, the spread the median |first difference| of the 32 before,
+    at least `floor` (a fraction of the level, or of a logarithm). The first 8 values are not judged.
+    """
+    values = curve.values
+    found = []
+    for i in _candidates(curve, k, floor, logarithmic=logarithmic):
+        before = values[max(0, i - _SAMPLE) : i]
+        recent, value = before[-8:], values[i]
+        if logarithmic:
+            before, recent, value = [*map(math.log, before)], [*map(math.log, recent)], math.log(value)
+        level = median(recent)
+        scale = max(spread(before), floor if logarithmic else floor * abs(level))
+        if scale > 0.0 and value - level > k * scale:
+            found.append((i, (value - level) / scale))
+    return found
+
+
+def _candidates(curve: Curve, k: float, floor: float, *, logarithmic: bool) -> Sequence[int]:
+    """Return the values worth a closer look: all of a short curve, those far above their block of a long one."""
+    values, block = curve.values, curve.block
+    if block == 1:
+        return range(8, len(values))
+    found: list[int] = []
+    for point in range(1, len(curve.points)):
+        start = point * block
+        level = min(curve.points[point], curve.points[point - 1])
+        scale = max(spread(values[start : start + _SAMPLE]) / 2, floor * abs(level) / 2)
+        bar = level * (1.0 + k * floor / 2) if logarithmic else level + k * scale
+        if max(values[start : start + block]) > bar:
+            found += [i for i in range(start, min(start + block, len(values))) if values[i] > bar]
+    return found if len(found) <= MOST_POINTS else sorted(sorted(found, key=lambda i: -values[i])[:MOST_POINTS])
+
+
+def runs_of(rows: Sequence[int]) -> list[list[int]]:
+    """Return the rows in stretches without a gap.
+
+    >>> runs_of([1, 2, 5, 6, 7])
+    [[1, 2], [5, 6, 7]]
+    """
+    runs: list[list[int]] = []
+    for row in rows:
+        if runs and row == runs[-1][-1] + 1:
+            runs[-1].append(row)
+        else:
+            runs.append([row])
+    return runs

@@ -1,0 +1,81 @@
+"""What the detectors' sources say. A detector cites from here and nowhere else, besides the log itself."""
+
+from __future__ import annotations
+
+from gradience.schema.findings import Evidence
+
+__all__ = [
+    "BINOMIAL",
+    "CHANCE",
+    "CLIP",
+    "DIVERGENCE",
+    "GAP_CONVENTION",
+    "INSTRUCT_GPT",
+    "KARPATHY",
+    "LOGGING_DEFAULT",
+    "MASKED",
+    "MEGATRON",
+    "NAN_MONITORS",
+    "NAN_TRL",
+    "NEMOTRON",
+    "PLATEAU",
+    "PRECHELT",
+    "REPLAY",
+    "SCHEDULE",
+    "SEQUENCE",
+    "SPIKE_PEERS",
+    "SPIKE_TRIAL",
+    "TORN",
+    "TRIAL",
+]
+
+TRIAL = Evidence(
+    source="benchmarks/detectors.py", says="recall and false findings on synthetic curves: docs/detectors.md"
+)
+NAN_MONITORS = Evidence(
+    source="Composer NaNMonitor; Keras TerminateOnNaN; Lightning check_finite", says="a loss that is not finite: stop"
+)
+MASKED = Evidence(source="transformers 5.24, observed", says="a NaN step is logged as loss 0.0, grad_norm nan")
+NAN_TRL = Evidence(source="huggingface/trl#6702", says="a corrupted run reports a clean loss curve")
+SPIKE_TRIAL = Evidence(
+    source="spike trial, 200 clean and 200 spiked curves",
+    says="k = 6: 161 found, 4 false alarms; mean + 6 sigma of 128 rows: 135 and 0, and 0 of 200 in logs of 60 rows",
+)
+SPIKE_PEERS = Evidence(
+    source="OLMo-core SkipStepOptimizer; llm-foundry KillLossSpike; Lightning SpikeDetection",
+    says="mean + 6 sigma of 128 rows; 2 x the mean of 100 rows, more than 4 in a row; 2 x the mean of 10",
+)
+DIVERGENCE = Evidence(
+    source="llm-foundry KillLossSpike; Axolotl LossWatchDogCallback",
+    says="half a window above the first one; above twice the initial loss three times",
+)
+PLATEAU = Evidence(source="torch ReduceLROnPlateau", says="no relative improvement over 1e-4 in 10 checks")
+NEMOTRON = Evidence(
+    source="huggingface/peft#3554", says="4 of 56 layers were hit; the loss stayed at ln 2 for all of DPO, unwarned"
+)
+KARPATHY = Evidence(source="Karpathy, A Recipe for Training Neural Networks", says="check the loss against -ln(1/K)")
+MEGATRON = Evidence(source="Megatron-LM is_unexpectedly_large; ZClip", says="10 x the largest of 100; z-score over 2.5")
+CLIP = Evidence(source="definition", says="above max_grad_norm only the direction of the gradient is used")
+SCHEDULE = Evidence(
+    source="transformers/optimization.py (5.24)",
+    says="schedules warm up once and decay; only *_with_restarts rise again",
+)
+PRECHELT = Evidence(
+    source="Prechelt, Early Stopping - But When?",
+    says="GL = 100 (E / E_opt - 1) over 2; UP: worse in s successive strips",
+)
+INSTRUCT_GPT = Evidence(
+    source="InstructGPT (2203.02155)", says="validation loss can overfit while task quality still rises"
+)
+GAP_CONVENTION = Evidence(
+    source="project convention", says="gap over 1.5x, that is 0.41 nats; no source for the number"
+)
+CHANCE = Evidence(source="binomial test, one-sided 95 %", says="chance plus 1.64 sqrt(p (1 - p) / n)")
+BINOMIAL = Evidence(source="binomial 95 % interval", says="1.96 sqrt(p (1 - p) / n)")
+TORN = Evidence(source="the recorder", says="one event is one write: only a kill, a full disk or a second writer tears")
+REPLAY = Evidence(
+    source="transformers, ignore_data_skip; TensorBoard's purge of restarted steps",
+    says="a resumed run sees the same data at the same step, so the same loss, unless told otherwise",
+)
+SEQUENCE = Evidence(source="the recorder", says="seq counts the lines of one session; one writer holds the log's lock")
+LOGGING_DEFAULT = Evidence(source="transformers 5.24", says="the default logging_steps=500 logs nothing in a short run")
