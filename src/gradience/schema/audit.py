@@ -27,7 +27,7 @@ __all__ = [
 
 AUDIT_SCHEMA_ID: Final = "gradience.audit/v1"
 
-ModuleType = Annotated[str, Meta(description="`attn`, `mlp`, `embedding`, `conv` or `other`.")]
+ModuleType = Annotated[str, Meta(description="`attn`, `mlp`, `ssm`, `embedding` or `other`.")]
 Rank = Annotated[int, Meta(ge=0)]
 StableRank = Annotated[float, Meta(ge=0.0, description="sum(sigma^2) / sigma_1^2; null for a zero update.")]
 
