@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from gradience.policy.adapter_rules import adapter_findings, health, low_utilization
-from gradience.policy.base_rules import at_risk
+from gradience.policy.base_rules import at_risk, base_findings
 from gradience.schema.audit import AUDIT_SCHEMA_ID, AuditReport, AuditSummary, LedgerEntry, ModuleAudit, NotAnalysed
-from gradience.schema.base import BaseComparison, MergeSurvival
+from gradience.schema.base import BaseComparison, BaseReport, MergeSurvival
 
 
 def module(name: str = "m", r: int = 8, **fields) -> ModuleAudit:
@@ -103,6 +103,19 @@ def test_a_merge_is_at_risk_by_size_or_by_what_it_realises(dtype, relative, cosi
         update_frobenius_norm=1.0, survival=MergeSurvival(dtype=dtype, changed=0.5, cosine=cosine, gain=1.0),
     )  # fmt: skip
     assert at_risk(module(base=comparison, relative_frobenius=relative)) == risky
+
+
+@pytest.mark.parametrize(("stored", "severity"), [("BF16", "warning"), ("F32", "info")])
+def test_a_lossy_merge_is_a_warning_where_the_base_is_stored_in_16_bits(stored, severity):
+    comparison = BaseComparison(
+        weight="w", dtype=stored, update="factors", spectral_norm=1.0, frobenius_norm=1.0, update_spectral_norm=1.0,
+        update_frobenius_norm=1.0, survival=MergeSurvival(dtype="bfloat16", changed=0.1, cosine=0.4, gain=1.0),
+    )  # fmt: skip
+    rows = [module(base=comparison, relative_frobenius=1e-3)]
+    base = BaseReport(path="b", files=1, compared=1)
+    found = base_findings(report(modules=rows, base=base))
+    assert [(f.id, f.severity) for f in found] == [("MRG210", severity)]
+    assert base_findings(report(modules=rows)) == []
 
 
 def test_every_finding_carries_evidence():

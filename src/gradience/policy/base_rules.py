@@ -17,6 +17,7 @@ SURVIVAL_RELATIVE: Final = {  # norm(dW) / norm(W) under which a 16-bit merge di
 }
 SURVIVAL_COSINE: Final = 0.9  # realised against intended; about what the relative threshold gives
 _NAMED: Final = 5
+_HALF: Final = frozenset({"BF16", "F16"})
 
 
 def at_risk(module: ModuleAudit) -> bool:
@@ -67,9 +68,10 @@ def _merge_loss(modules: Sequence[ModuleAudit]) -> Finding | None:
     survival = worst.base.survival if worst.base is not None else None
     if survival is None:
         return None
+    served = any(m.base is not None and m.base.dtype in _HALF for m in risky)
     return Finding(
         id="MRG210",
-        severity="warning",
+        severity="warning" if served else "info",  # a float32 base may be merged, and kept, in float32
         message=f"Merging into {survival.dtype} would lose part of the update in {len(risky)} of {len(modules)} "
         f"modules: in {worst.name} it changes {survival.changed:.0%} of the entries, and what it adds has cosine "
         f"{_cosine(worst):.2f} with the update.",
