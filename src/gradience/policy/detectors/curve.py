@@ -26,8 +26,10 @@ __all__ = [
     "thin",
 ]
 
-MOST_POINTS: Final = 4096  # points a detector loops over
-_SAMPLE: Final = 33  # rows of a block whose differences give its noise
+MOST_POINTS: Final = 2048  # points a detector loops over
+_SAMPLE: Final = 33  # values of a block that give its median; rows of it whose differences give its noise
+_MANY: Final = 1000  # rows from which a spike must be the higher the more rows there are to choose from
+_NEAR: Final = 0.6  # of the bar, judged on the block: what passes is judged on its own rows
 _NORMAL: Final = 1.0483  # standard deviation over the median |first difference|, for normal noise
 
 
@@ -55,15 +57,19 @@ def all_finite(values: Sequence[float]) -> bool:
 
 def curve_of(values: Sequence[float]) -> Curve:
     """Return the curve of a series; not finite, or NaN for missing, is left out."""
-    if all_finite(values):
-        kept: Sequence[float] = values
-        rows: Sequence[int] = range(len(values))
-    else:
+    kept: Sequence[float] = values
+    rows: Sequence[int] = range(len(values))
+    if not all_finite(values):
         finite = list(map(math.isfinite, values))
-        kept, rows = list(compress(values, finite)), list(compress(range(len(values)), finite))
+        kept, rows = list(compress(values, finite)), list(compress(rows, finite))
     block = math.ceil(len(kept) / MOST_POINTS) or 1
-    points = kept if block == 1 else [median(kept[i : i + block]) for i in range(0, len(kept), block)]
-    return Curve(kept, rows, block, points)
+    return Curve(kept, rows, block, kept if block == 1 else _block_medians(kept, block))
+
+
+def _block_medians(values: Sequence[float], block: int) -> list[float]:
+    """Return the median of each block; of a long one, that of some 32 values spread evenly over it."""
+    stride = max(1, block // _SAMPLE)
+    return [median(values[i : i + block : stride]) for i in range(0, len(values), block)]
 
 
 def median(values: Iterable[float]) -> float:
@@ -88,7 +94,7 @@ def spread(values: Sequence[float]) -> float:
 def thin(values: Sequence[float], most: int) -> list[float]:
     """Return at most that many block medians of a curve."""
     block = math.ceil(len(values) / most) or 1
-    return list(values) if block == 1 else [median(values[i : i + block]) for i in range(0, len(values), block)]
+    return list(values) if block == 1 else _block_medians(values, block)
 
 
 def theil_sen(values: Sequence[float]) -> float:
@@ -101,16 +107,17 @@ def excesses(curve: Curve, k: float, floor: float, *, logarithmic: bool) -> list
     """Return the rows that rise by more than k times the spread above the rows before, and by how many times.
 
     The level is the median of the 8 values before, the spread the median |first difference| of the 32 before,
-    at least `floor` (a fraction of the level, or of a logarithm). The first 8 values are not judged.
+    at least `floor` (a fraction of the level, or of a logarithm). The first 8 values are not judged. From
+    1000 rows on k grows by a quarter with each factor of 10: chance has more rows to choose from.
     """
     values = curve.values
+    k *= 1.0 + 0.25 * max(0.0, math.log10(max(len(values), 1) / _MANY))
     found = []
     for i in _candidates(curve, k, floor, logarithmic=logarithmic):
-        before = values[max(0, i - _SAMPLE) : i]
-        recent, value = before[-8:], values[i]
+        before, value = values[max(0, i - _SAMPLE) : i], values[i]
         if logarithmic:
-            before, recent, value = [*map(math.log, before)], [*map(math.log, recent)], math.log(value)
-        level = median(recent)
+            before, value = [*map(math.log, before)], math.log(value)
+        level = median(before[-8:])
         scale = max(spread(before), floor if logarithmic else floor * abs(level))
         if scale > 0.0 and value - level > k * scale:
             found.append((i, (value - level) / scale))
@@ -125,9 +132,12 @@ def _candidates(curve: Curve, k: float, floor: float, *, logarithmic: bool) -> S
     found: list[int] = []
     for point in range(1, len(curve.points)):
         start = point * block
+        rows: Sequence[float] = values[start : start + _SAMPLE]
         level = min(curve.points[point], curve.points[point - 1])
-        scale = max(spread(values[start : start + _SAMPLE]) / 2, floor * abs(level) / 2)
-        bar = level * (1.0 + k * floor / 2) if logarithmic else level + k * scale
+        if logarithmic:
+            bar = level * math.exp(_NEAR * k * max(spread([*map(math.log, rows)]), floor))
+        else:
+            bar = level + _NEAR * k * max(spread(rows), floor * abs(level))
         if max(values[start : start + block]) > bar:
             found += [i for i in range(start, min(start + block, len(values))) if values[i] > bar]
     return found if len(found) <= MOST_POINTS else sorted(sorted(found, key=lambda i: -values[i])[:MOST_POINTS])

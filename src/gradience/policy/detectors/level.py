@@ -104,11 +104,16 @@ def _plateau(facts: RunFacts) -> Sighting | None:
     if level <= 0.0:
         return None
     drop = -theil_sen(span) * (len(span) - 1) / level
-    error = _relative(noise(span), level) * math.sqrt(12.0 / len(span))
+    # of the slope; the noise of the second half, for the span of a short log has too few differences
+    error = _MEDIAN_ERROR * _relative(noise(curve.points[n // 2 :]), level) * math.sqrt(12.0 / (n - start))
     if error > t.PLATEAU_ERROR.value:
         reason = f"too noisy: a fall of {2 * error:.1%} over the last {t.PLATEAU_SPAN.value:.0%} could not be seen"
         raise Unknown(reason)
-    if abs(drop) > t.PLATEAU_DROP.value + error or _idle(facts, curve.row(start)):
+    flat = (
+        -t.RISING.value * error <= drop + t.PLATEAU_DROP.value
+        and drop <= t.PLATEAU_DROP.value + t.FALLING.value * error
+    )
+    if not flat or _idle(facts, curve.row(start)):
         return None
     step = facts.step(curve.row(start))
     return Sighting(
@@ -219,7 +224,7 @@ DETECTORS = (
         action="Stop here, or decay the learning rate; held-out loss decides.",
         scope="positive losses, learning rate above 10 % of its peak",
         verify="Held-out loss over the same steps.",
-        thresholds=(t.PLATEAU_SPAN, t.PLATEAU_DROP, t.PLATEAU_ERROR, t.PLATEAU_LR),
+        thresholds=(t.PLATEAU_SPAN, t.PLATEAU_DROP, t.FALLING, t.RISING, t.PLATEAU_ERROR, t.PLATEAU_LR),
         not_for=("rl",),
         least_rows=t.FEW_ROWS,
     ),

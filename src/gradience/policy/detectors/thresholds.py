@@ -39,7 +39,9 @@ PLATEAU_SPAN = Threshold("plateau_span", 0.3, "fraction of the rows, the last on
 PLATEAU_DROP = Threshold(
     "plateau_drop", 0.005, "fraction of the level over the span", "proposal; ReduceLROnPlateau 1e-4"
 )
-PLATEAU_ERROR = Threshold("plateau_error", 0.015, "standard error of that fraction", "trial: above it, cannot tell")
+FALLING = Threshold("falling", 1.5, "standard errors of the fall, added to plateau_drop", "trial")
+RISING = Threshold("rising", 3.0, "standard errors of the rise, added to plateau_drop", "trial")
+PLATEAU_ERROR = Threshold("plateau_error", 0.03, "standard error of that fraction", "trial: above it, cannot tell")
 PLATEAU_LR = Threshold("plateau_lr", 0.1, "fraction of the peak learning rate", "proposal of the project's design")
 NO_LEARNING_DROP = Threshold(
     "no_learning_drop", 0.02, "fraction of the first level", "proposal of the project's design"
