@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator
 from importlib.metadata import PackageNotFoundError, version
 from os import PathLike
@@ -81,7 +82,7 @@ def check_config(
 
 def _read_any(place: Path) -> Layer:
     """Read one file, or a folder that a run left: its adapter config, its arguments, and what its log shows."""
-    if not place.is_dir() and place.name != STATE_NAME:
+    if not os.path.isdir(place) and place.name != STATE_NAME:  # noqa: PTH112  # never raises
         return read_document(place)
     found = _read_run(place)
     if isinstance(found, Layer):

@@ -15,6 +15,7 @@ from gradience.errors import RecorderError
 from gradience.importers import Imported, ImportedRun, read_source
 from gradience.importers.columns import parse_map
 from gradience.importers.detect import Format
+from gradience.importers.files import is_folder, require_file
 from gradience.schema.events import RunEnd, RunStart
 from gradience.schema.reports import IMPORT_SCHEMA_ID, ImportedRunReport, ImportReport, SkippedRow
 from gradience.telemetry.writer import TelemetryWriter
@@ -71,12 +72,11 @@ def import_run(
 
 def _target(source: Path, out: Path | None, *, force: bool) -> Path:
     if out is None:
-        if not source.is_dir():
-            if not source.exists():
-                raise RecorderError(f"{source} does not exist", advice="give a run's output folder, or a log")
+        if not is_folder(source):
+            require_file(source)
             raise RecorderError("where should the log be written?", advice=f"say --out {LOG_NAME}")
         out = source / LOG_NAME
-    if out.is_dir():
+    if is_folder(out):
         raise RecorderError(f"{out} is a folder", advice=f"name the file, such as {out / LOG_NAME}")
     if os.path.lexists(out) and not force:
         raise RecorderError(f"{out} is there already", advice=_ADVICE)

@@ -57,7 +57,7 @@ def monitor_run(path: str | os.PathLike[str], *, gap_threshold: float = DEFAULT_
         SchemaError: the log is of another major version.
     """
     place = Path(path)
-    if place.is_dir() and _is_log(place / "run.jsonl"):
+    if _is_log(place / "run.jsonl"):
         place /= "run.jsonl"
     summary, notes = _read(place)
     run = summary.last
@@ -71,6 +71,8 @@ def monitor_run(path: str | os.PathLike[str], *, gap_threshold: float = DEFAULT_
 def _is_log(path: Path) -> bool:
     """Whether a file begins as a log of ours does: then nothing else need be asked, or imported."""
     try:
+        if not path.is_file():  # a pipe can be read once only
+            return False
         with path.open("rb") as file:
             return SCHEMA_PREFIX.encode() in file.read(_HEAD)
     except (OSError, ValueError):

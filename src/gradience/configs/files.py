@@ -7,6 +7,7 @@ large files, binary files, deep nesting, duplicate keys, and anything whose top 
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 from gradience.configs.values import MAX_DEPTH, Malformed, plain
@@ -114,7 +115,7 @@ def _read_text(path: Path) -> str:
 
 
 def _read_bytes(path: Path) -> bytes:
-    if path.is_dir():
+    if os.path.isdir(path):  # noqa: PTH112  # Path.is_dir raises on a name that is too long
         message = f"{path}: a folder, where a file was expected"
         raise ConfigError(message, advice="name a file, or use --peft-dir and --training-dir for folders")
     try:

@@ -29,11 +29,7 @@ _EVENT: Final = {"event", "run_id"}  # keys that only an event of ours has, thou
 
 def format_of(path: Path) -> Format | Literal["gradience"] | None:
     """Return the format of a file, `gradience` for a log of ours, None for anything else."""
-    try:
-        with path.open("rb") as file:
-            head = file.read(_HEAD)
-    except (OSError, ValueError):
-        return None
+    head = _head(path)
     if head.startswith(_SQLITE):
         return "trackio"
     if is_event_file(head):
@@ -44,6 +40,17 @@ def format_of(path: Path) -> Format | Literal["gradience"] | None:
     if text.startswith(b"{"):
         return _of_objects(path, text)
     return "table" if _is_list(path, text) or _is_csv(text) else None
+
+
+def _head(path: Path) -> bytes:
+    """Return the file's first bytes; none of what is no file, for a pipe can be read once only."""
+    try:
+        if not path.is_file():
+            return b""
+        with path.open("rb") as file:
+            return file.read(_HEAD)
+    except (OSError, ValueError):
+        return b""
 
 
 def _of_objects(path: Path, head: bytes) -> Format | Literal["gradience"] | None:

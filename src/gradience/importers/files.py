@@ -11,7 +11,7 @@ from gradience.errors import RecorderError, SchemaError
 from gradience.schema.scalars import Json
 from gradience.telemetry.codec import parse
 
-__all__ = ["MAX_BYTES", "json_lines", "require_file", "sha256_of", "whole_json"]
+__all__ = ["MAX_BYTES", "is_folder", "json_lines", "require_file", "sha256_of", "whole_json"]
 
 MAX_BYTES: Final = 512 * 1024**2  # the largest trainer_state.json seen in the wild is under 50 MB
 MAX_LINE: Final = 32 * 1024**2  # ms-swift's closing record repeats the whole history on one line
@@ -45,6 +45,14 @@ def require_file(path: Path) -> None:
         raise RecorderError(
             f"{path} is larger than {MAX_BYTES // 1024**2} MiB", advice="split it, or export less of it"
         )
+
+
+def is_folder(path: Path) -> bool:
+    """Whether this is a folder; False for what no disk can hold, such as a name of 300 characters."""
+    try:
+        return path.is_dir()
+    except (OSError, ValueError):
+        return False
 
 
 def sha256_of(path: Path) -> str:

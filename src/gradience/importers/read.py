@@ -16,7 +16,7 @@ from gradience.configs.layer import Layer
 from gradience.errors import RecorderError
 from gradience.importers.detect import Format, format_of
 from gradience.importers.events import tell_run
-from gradience.importers.files import require_file, sha256_of
+from gradience.importers.files import is_folder, require_file, sha256_of
 from gradience.importers.folder import find_log, inner_runs, read_file, read_run_folder, run_folders
 from gradience.importers.order import arrange
 from gradience.importers.raw import Raw
@@ -61,9 +61,9 @@ class Imported:
 
 def is_foreign(path: Path) -> bool:
     """Whether this is a folder without a log of ours, or a file of a format that can be imported."""
-    if path.is_dir():
+    if is_folder(path):
         return find_log(path) is None
-    return path.is_file() and format_of(path) not in {None, "gradience"}
+    return format_of(path) not in {None, "gradience"}
 
 
 def read_source(
@@ -113,7 +113,7 @@ def read_folder_config(folder: Path) -> Layer:
 
 
 def _read(source: Path, kind: Format | None, columns: Mapping[str, str] | None) -> tuple[Format, list[Raw]]:
-    if source.is_dir():
+    if is_folder(source):
         return _read_folder(source, kind, columns)
     require_file(source)
     found = kind or ("table" if columns else format_of(source))
