@@ -307,4 +307,4 @@ def _notes(summary: RunSummary, run: RunSeries) -> list[str]:
 
 def _derived(evals: Sequence[EvalPoint]) -> list[str]:
     counts = [f"{point.split} {point.metrics.n}" for point in evals if _DERIVED in point.metrics.extras]
-    return [f"examples per evaluation, derived as {_DERIVATION}: {', '.join(counts)}"] if counts else []
+    return [f"examples per evaluation, derived as {_DERIVATION} (about): {', '.join(counts)}"] if counts else []
