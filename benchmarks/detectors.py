@@ -89,9 +89,8 @@ class Score:
 
     def show(self, title: str) -> None:
         """Print the tables."""
-        print(
-            f"\n## {title}\n\n| clean runs | n | false, warning or worse | per 100 | info besides |\n|---|--:|---|--:|---|"
-        )
+        print(f"\n## {title}\n\n| clean runs | n | false, warning or worse | per 100 | info besides |")
+        print("|---|--:|---|--:|---|")
         for kind in KINDS:
             n, false = self.runs[kind], self.false[kind]
             print(

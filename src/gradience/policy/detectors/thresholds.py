@@ -7,6 +7,56 @@ from __future__ import annotations
 
 from gradience.policy.thresholds import Threshold
 
+__all__ = [
+    "AT_CHANCE",
+    "CHANCE_LOSS",
+    "CHANCE_MARGIN",
+    "CHANCE_Z",
+    "CLIPPED_SHARE",
+    "DECAYED",
+    "DIVERGED_NOISE",
+    "DIVERGED_RATIO",
+    "FALLING",
+    "FEW_ROWS",
+    "GRADIENT_FLOOR",
+    "GRADIENT_K",
+    "GRADIENT_RATIO",
+    "GRADIENT_ROWS",
+    "LEAST_EVALS",
+    "LOSS_GAP",
+    "LOST_SHARE",
+    "MASKED_FALL",
+    "MEMORIZED",
+    "NOISY",
+    "NO_LEARNING_DROP",
+    "NO_LEARNING_ERROR",
+    "NO_LEARNING_ROWS",
+    "OVERFIT_EVALS",
+    "OVERFIT_MUCH",
+    "OVERFIT_NOISE",
+    "OVERFIT_RISE",
+    "PEAK_SHARE",
+    "PLATEAU_DROP",
+    "PLATEAU_ERROR",
+    "PLATEAU_LR",
+    "PLATEAU_SPAN",
+    "RATE_ROWS",
+    "REPLAY_DIFFERENCE",
+    "REPLAY_ROWS",
+    "RISEN",
+    "RISING",
+    "ROUNDS_TO_ZERO",
+    "SMALL_EVAL",
+    "SPIKE_FLOOR",
+    "SPIKE_K",
+    "SPIKE_ROWS",
+    "VANISHED_RATIO",
+    "VANISHED_ROWS",
+    "WINDOW_SHARE",
+    "ZERO_RATE_ROWS",
+    "ZERO_TAIL_SHARE",
+]
+
 _JUDGEMENT = "a judgement"
 
 # rows
@@ -30,7 +80,12 @@ NOISY = Threshold(
 
 # level
 DIVERGED_RATIO = Threshold("diverged_ratio", 1.5, "end over the lowest window", "proposal of the project's design")
-DIVERGED_NOISE = Threshold("diverged_noise", 4.0, "standard errors of the difference", "trial")
+DIVERGED_NOISE = Threshold(
+    "diverged_noise",
+    6.0,
+    "standard errors of the difference",
+    "trial: 4 called 4 % of flat, very noisy losses diverged",
+)
 LOST_SHARE = Threshold("lost_share", 0.5, "fraction of the whole fall that was lost again", _JUDGEMENT)
 WINDOW_SHARE = Threshold(
     "window_share", 0.05, "fraction of the rows, at least 5 rows", "proposal of the project's design"
