@@ -116,7 +116,9 @@ def _report(path: Path, summary: RunSummary, run: RunSeries, gap_threshold: floa
     audit = run.latest_metrics.get("lora_audit")
     status = run.end.status if run.end else "no_run_end"
     facts = RunFacts(
-        series=Series(run.steps, run.losses, run.grad_norms, run.rates, frozenset(run.lost_norms)),
+        series=Series(
+            run.steps, run.losses, run.grad_norms, run.rates, frozenset(run.lost_norms), not run.out_of_order
+        ),
         evals=evals,
         gap=gap,
         held_out=_held_out(evals),

@@ -24,13 +24,17 @@ DEFAULT_GAP: Final = LOSS_GAP.value
 
 @dataclass(frozen=True, slots=True)
 class Series:
-    """Parallel columns of the training rows; a missing value is NaN. `lost_norms`: steps whose norm was a NaN."""
+    """Parallel columns of the training rows; a missing value is NaN. `lost_norms`: steps whose norm was a NaN.
+
+    `in_order` spares looking whether the steps rise, where the reader knows they do.
+    """
 
     steps: Sequence[int]
     losses: Sequence[float]
     grad_norms: Sequence[float]
     rates: Sequence[float] = ()
     lost_norms: frozenset[int] = frozenset()
+    in_order: bool = False
 
 
 @dataclass(frozen=True)
@@ -105,7 +109,7 @@ def _by_names(names: frozenset[str]) -> Objective | None:
 def sorted_by_step(series: Series) -> Series:
     """Return the series in the order of its steps; rows of the same step stay in the order written."""
     steps = series.steps
-    if all(map(le, steps, islice(steps, 1, None))):
+    if series.in_order or all(map(le, steps, islice(steps, 1, None))):
         return series
     order = sorted(range(len(steps)), key=steps.__getitem__)
     take = itemgetter(*order)

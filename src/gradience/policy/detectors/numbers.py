@@ -6,10 +6,10 @@ import math
 from collections.abc import Sequence
 from itertools import pairwise
 
-from gradience.policy.detectors.curve import all_finite, median
+from gradience.policy.detectors.curve import median
 from gradience.policy.detectors.detector import Detector, Sighting
 from gradience.policy.detectors.evidence import MASKED, NAN_MONITORS, NAN_TRL
-from gradience.policy.detectors.facts import RunFacts, Series
+from gradience.policy.detectors.facts import RunFacts
 from gradience.policy.detectors.thresholds import MASKED_FALL, ROUNDS_TO_ZERO
 from gradience.policy.facts import Unknown
 from gradience.schema.scalars import Severity, as_float
@@ -22,8 +22,9 @@ def _non_finite(facts: RunFacts) -> Sighting | None:
     if not series.steps and not facts.history and not facts.evals:
         reason = "no loss was recorded"
         raise Unknown(reason)
-    losses = [] if all_finite(series.losses) else [i for i, x in enumerate(series.losses) if not math.isfinite(x)]
-    norms = _bad_norms(series)
+    whole = len(facts.loss.values) == len(series.losses)
+    losses = [] if whole else [i for i, x in enumerate(series.losses) if not math.isfinite(x)]
+    norms = _bad_norms(facts)
     evals = [
         e
         for e in facts.history or facts.evals
@@ -42,9 +43,11 @@ def _non_finite(facts: RunFacts) -> Sighting | None:
     )
 
 
-def _bad_norms(series: Series) -> list[int]:
+def _bad_norms(facts: RunFacts) -> list[int]:
     """Return the rows whose gradient norm was recorded and is not finite; a fine million takes no loop of ours."""
-    if not series.lost_norms and (math.isfinite(sum(series.grad_norms)) or math.inf not in series.grad_norms):
+    series = facts.series
+    whole = len(facts.norm.values) == len(series.grad_norms)
+    if not series.lost_norms and (whole or not any(map(math.isinf, series.grad_norms))):
         return []
     both = enumerate(zip(series.steps, series.grad_norms, strict=True))
     return [i for i, (step, norm) in both if math.isinf(norm) or step in series.lost_norms]
@@ -63,7 +66,7 @@ def _masked_nan(facts: RunFacts) -> Sighting | None:
     if not losses:
         reason = "no training loss was recorded"
         raise Unknown(reason)
-    bad = _bad_norms(facts.series)
+    bad = _bad_norms(facts)
     zero = [i for i, loss in enumerate(losses) if loss == 0.0] if 0.0 in losses else []
     with_bad = [i for i in zero if i in set(bad)]
     if facts.objective.kind == "rl":
