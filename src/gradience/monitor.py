@@ -267,21 +267,25 @@ def _number(metrics: dict[str, Any], key: str) -> float | None:
 
 def _train(run: RunSeries) -> TrainSummary:
     losses, steps = run.losses, run.steps
-    finite = sum(map(math.isfinite, losses))
-    lowest = min(filter(math.isfinite, losses), default=None)
+    finite = _finite(losses)
+    lowest = min(finite, default=None)
     return TrainSummary(
         rows=len(losses),
         superseded_rows=run.superseded,
-        non_finite_rows=len(losses) - finite,
+        non_finite_rows=len(losses) - len(finite),
         first_step=steps[0] if steps else None,
         last_step=run.last_step,
         first_loss=_real(losses, 0),
         last_loss=_real(losses, -1),
         min_loss=lowest,
         min_loss_step=None if lowest is None else steps[losses.index(lowest)],
-        max_lr=max(filter(math.isfinite, run.rates), default=None),
+        max_lr=max(_finite(run.rates), default=None),
         duration_s=None if run.first_ts is None or run.last_ts is None else run.last_ts - run.first_ts,
     )
+
+
+def _finite(values: Sequence[float]) -> Sequence[float]:
+    return values if math.isfinite(sum(values)) else list(filter(math.isfinite, values))
 
 
 def _real(values: Sequence[float], index: int) -> float | NonFinite | None:
