@@ -14,7 +14,7 @@ import msgspec
 from msgspec import Meta
 
 from gradience.schema.events import TrainStep
-from gradience.schema.scalars import SCHEMA_ID, NonNegativeInt, Real
+from gradience.schema.scalars import SCHEMA_ID, NonNegativeInt
 
 __all__ = ["PlainRow", "row_decoder"]
 
@@ -23,13 +23,13 @@ class PlainRow(msgspec.Struct, frozen=True, kw_only=True, gc=False, tag_field="e
     """A row of training without its extras."""
 
     schema: Literal["gradience.vnext.telemetry/v1"]
-    ts: Real | None
+    ts: float | None
     run_id: Annotated[str, Meta(min_length=1)]
     step: NonNegativeInt
     loss: float
     lr: float | None = None
     grad_norm: float | None = None
-    epoch: Real | None = None
+    epoch: float | None = None
     seq: NonNegativeInt | None = None
     session: str | None = None
 

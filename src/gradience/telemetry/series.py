@@ -97,9 +97,10 @@ class RunSeries:
         self.rates.extend(_column([row.lr for row in rows]))
         self.grad_norms.extend(_column([row.grad_norm for row in rows]))
         self.last_step = max(steps[-1], self.last_step or 0)
-        for row in (rows[0], rows[-1]):
-            self._take_clock(row.ts)
-            self._take_epoch(row.epoch)
+        for ts in _ends([row.ts for row in rows]):
+            self._take_clock(ts)
+        for epoch in _last([row.epoch for row in rows]):
+            self._take_epoch(epoch)
         return True
 
     def _take_seqs(self, rows: Sequence[PlainRow]) -> bool:
@@ -175,6 +176,19 @@ class RunSeries:
             return
         self.first_ts = ts if self.first_ts is None else min(self.first_ts, ts)
         self.last_ts = ts if self.last_ts is None else max(self.last_ts, ts)
+
+
+def _ends(values: list[float | None]) -> list[float]:
+    """Return the least and the greatest value, nothing if there is none."""
+    known = [value for value in values if value is not None] if None in values else values
+    return [min(known), max(known)] if known else []  # type: ignore[type-var,list-item]  # no None is left
+
+
+def _last(values: list[float | None]) -> list[float]:
+    """Return the last value that there is, nothing if there is none."""
+    if values[-1] is None and values.count(None) == len(values):
+        return []
+    return [next(value for value in reversed(values) if value is not None)]
 
 
 def _column(values: list[float | None]) -> array[float]:

@@ -6,7 +6,9 @@ from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from gradience.schema.events import Event, RunStart, UnknownEvent
+import msgspec
+
+from gradience.schema.events import Event, RunStart, TrainStep, UnknownEvent
 from gradience.schema.reports import BadLine
 from gradience.telemetry.reader import MAX_ISSUES
 from gradience.telemetry.scan import BadLines, LogScan, Rows
@@ -54,7 +56,7 @@ def summarize(path: Path) -> RunSummary:
             _take_rows(summary, found)
         else:
             for event in found:
-                _take_event(summary, event)
+                _take_event(summary, _without_extras(event) if type(event) is TrainStep else event)
     summary.lines = scan.lines
     summary.bare_tokens = scan.unnamed
     return summary
@@ -67,6 +69,11 @@ def _take_rows(summary: RunSummary, found: Rows) -> None:
         return
     for row in found.rows:
         _take_event(summary, row.event())
+
+
+def _without_extras(row: TrainStep) -> TrainStep:
+    """Return the row as the fast way through a log leaves it: a summary must not depend on the way taken."""
+    return msgspec.structs.replace(row, extras={}) if row.extras else row
 
 
 def _take_event(summary: RunSummary, event: Event) -> None:
