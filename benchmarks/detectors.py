@@ -29,7 +29,7 @@ from curves import FAULTS, KINDS, Log, broken, clean, write_native, write_traine
 from gradience.errors import GradienceError
 from gradience.monitor import monitor_run
 
-TUNED, HELD_OUT = 1, 1001
+TUNED, HELD_OUT = 1, 7001
 PEERS = {
     "trainproof": ("doctor", "--json"),
     "losslint": ("check", "--format", "json"),
