@@ -100,7 +100,7 @@ def _import(path: Path) -> tuple[RunSummary, list[str]]:
         for event in told.events:
             run.take(event)
         summary.counts.update(told.counts)
-    files = ", ".join(file.name for file in imported.files)
+    files = ", ".join(os.path.relpath(file, path) if path.is_dir() else file.name for file in imported.files)
     notes = [f"imported in memory from {files} ({imported.format}); no file was written", *imported.notes]
     if imported.skipped:
         first = imported.skipped[0]

@@ -162,3 +162,33 @@ def test_a_symlink_out_of_the_folder_is_not_followed(tmp_path, told, write_state
     with pytest.raises(RecorderError, match=r"no run\.jsonl"):
         told(tmp_path / "near")
     shutil.rmtree(tmp_path / "near")
+
+
+def test_three_logs_in_one_folder_are_three_runs(tmp_path, told, write_lines):
+    for n in (1, 2, 10):
+        lines = [{"current_steps": s, "total_steps": 20, "loss": n / s} for s in (10, 20)]
+        write_lines(tmp_path / f"run-{n}.jsonl", lines)
+    events, imported = told(tmp_path)
+    assert [run.name for run in imported.runs] == ["run-1.jsonl", "run-2.jsonl", "run-10.jsonl"]
+    assert events.losses == [1.0, 0.5]
+    assert any(note.startswith("3 runs: ") for note in imported.notes)
+
+
+def test_states_under_other_names_are_runs_too_and_beside_a_real_one_they_are_named(tmp_path, told, write_state, rows):
+    path = write_state(tmp_path, rows([10, 20]))
+    path.rename(tmp_path / "old-state.json")
+    assert told(tmp_path)[0].steps == [10, 20]
+    write_state(tmp_path, rows([10, 20, 30]))
+    _, imported = told(tmp_path)
+    assert any(note.endswith("also there and not read: old-state.json") for note in imported.notes)
+
+
+def test_a_log_with_a_crashed_try_in_it_is_still_the_run_of_its_checkpoints(
+    tmp_path, told, write_state, write_lines, rows
+):
+    write_state(tmp_path / "checkpoint-40", rows([10, 20, 30, 40]))
+    tries = [(10, 0.1), (20, 0.05), (30, 0.9), (20, 0.05), (30, 1 / 30), (40, 0.025), (50, 0.02)]
+    lines = [{"current_steps": s, "total_steps": 100, "loss": loss} for s, loss in tries]
+    write_lines(tmp_path / "trainer_log.jsonl", lines)
+    events, _ = told(tmp_path)
+    assert events.steps == [10, 20, 30, 40, 50]

@@ -130,34 +130,39 @@ def read_run_folder(folder: Path, kind: Format | None = None, columns: Mapping[s
         RecorderError: there is no log of that format, or it cannot be read.
     """
     states, logs = find_states(folder), _logs(folder)
-    if states:
-        logs["trainer-state"] = states
-    order = [kind] if kind is not None else list(_BEST_FIRST)
-    chosen = next((name for name in order if name in logs), None)
-    if chosen is None:
-        wanted = f"a log of the format {kind}" if kind else f"{STATE_NAME}, a log or event files"
-        raise RecorderError(
-            f"{folder}: found no {wanted.removeprefix('a ')}", advice="give the folder that training wrote into"
-        )
-    runs = _read(folder, chosen, logs[chosen], columns)
-    shown = runs[-1]
-    if chosen == "trainer-state":
-        _add_later_rows(shown, logs)
-        add_results(shown, folder)
-    _say_unread(shown, chosen, logs)
-    add_settings(shown, folder, *dict.fromkeys(path.parent for path in reversed(states)))
+    if states and kind in {None, "trainer-state"}:
+        runs = join_states(folder, states)
+        _add_later_rows(runs[-1], logs)
+        add_results(runs[-1], folder)
+    else:
+        chosen = next((name for name in ([kind] if kind else _BEST_FIRST) if name in logs), None)
+        if chosen is None:
+            what = f"log of the format {kind}" if kind else f"{STATE_NAME}, log or event file"
+            raise RecorderError(f"{folder}: found no {what}", advice="give the folder that training wrote into")
+        runs = _read(logs[chosen], chosen, columns)
+    _say_unread(runs, logs, why=" (it has grad_norm)" if states else "")
+    add_settings(runs[-1], folder, *dict.fromkeys(path.parent for path in reversed(states)))
     return runs
 
 
-def _read(folder: Path, kind: Format, paths: list[Path], columns: Mapping[str, str] | None) -> list[Raw]:
-    if kind == "trainer-state":
-        named = [path for path in paths if path.name == STATE_NAME]
-        return join_states(folder, named) if named else read_file(paths[-1], kind)
+def _read(paths: list[Path], kind: Format, columns: Mapping[str, str] | None) -> list[Raw]:
+    """Return the runs of a folder's logs of one format: each file is one, save event files, which follow each other."""
     if kind == "tensorboard":
         return [read_tensorboard(paths, columns)]
-    runs = read_file(paths[-1], kind, columns)
-    if len(paths) > 1:
-        runs[-1].notes.append(f"{len(paths)} such logs in the folder; read: {paths[-1].name}")
+    runs: list[Raw] = []
+    faults: list[RecorderError] = []
+    for path in sorted(paths, key=_natural):
+        try:
+            read = read_file(path, kind, columns)
+        except RecorderError as fault:
+            faults.append(fault)
+            continue
+        for raw in read:
+            raw.name = raw.name or (path.name if len(paths) > 1 else None)
+        runs += read
+    if not runs:
+        raise faults[0]
+    runs[-1].notes += [f"not used: {fault}" for fault in faults]
     return runs
 
 
@@ -176,20 +181,31 @@ def _add_later_rows(raw: Raw, logs: Mapping[Format, list[Path]]) -> None:
         return
     raw.rows += later
     raw.files.append(path)
+    raw.skipped += log.skipped
     raw.planned, raw.reached = raw.planned or log.planned, max(raw.reached or 0, log.reached or 0)
     raw.notes.append(f"{len(later)} rows beyond step {last} come from {path.name}: no checkpoint was made after them")
 
 
 def _same_run(raw: Raw, log: Raw) -> bool:
-    """Whether both logged the same losses, as far as rounding lets them."""
-    losses = {row.step: row.values["loss"] for row in raw.rows if isinstance(row.values.get("loss"), int | float)}
-    pairs = [(losses[row.step], row.values.get("loss")) for row in log.rows if row.step in losses]
-    close = (isinstance(b, int | float) and abs(a - b) <= _CLOSE * max(abs(a), 1.0) for a, b in pairs)
-    return not losses or (bool(pairs) and all(close))
+    """Whether both logged the same losses, as far as rounding lets them; a log may hold more than one try at a step."""
+    ours, theirs = _losses(raw), _losses(log)
+    common = ours.keys() & theirs.keys()
+    close = (any(abs(a - b) <= _CLOSE * max(abs(a), 1.0) for a in ours[s] for b in theirs[s]) for s in common)
+    return not ours or (bool(common) and all(close))
 
 
-def _say_unread(raw: Raw, chosen: Format, logs: Mapping[Format, Iterable[Path]]) -> None:
-    names = [path.name for kind, paths in logs.items() if kind != chosen for path in paths if path not in raw.files]
+def _losses(raw: Raw) -> dict[int, list[float]]:
+    found: dict[int, list[float]] = {}
+    for row in raw.rows:
+        loss = row.values.get("loss")
+        if row.step is not None and isinstance(loss, int | float):
+            found.setdefault(row.step, []).append(loss)
+    return found
+
+
+def _say_unread(runs: list[Raw], logs: Mapping[Format, Iterable[Path]], why: str) -> None:
+    raw = runs[-1]
+    read = {path for run in runs for path in run.files}
+    names = [path.name for paths in logs.values() for path in paths if path not in read]
     if names:
-        why = " (it has grad_norm)" if chosen == "trainer-state" else ""
         raw.notes.append(f"read {raw.path.name}{why}; also there and not read: {', '.join(names[:5])}")

@@ -135,7 +135,8 @@ def _read_folder(folder: Path, kind: Format | None, columns: Mapping[str, str] |
     for each in folders:
         runs = read_run_folder(each, kind, columns)
         for raw in runs:
-            raw.name = raw.name or (each.relative_to(folder).as_posix() if each != folder else None)
+            parts = [each.relative_to(folder).as_posix() if each != folder else "", raw.name or ""]
+            raw.name = "/".join(filter(None, parts)) or None
         raws += runs
     if folders == [folder] and (inner := [child.name for child in inner_runs(folder)]):
         raws[-1].notes.append(f"runs in subfolders, not read: {', '.join(inner[:_SHOWN])}")
