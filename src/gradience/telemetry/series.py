@@ -180,8 +180,9 @@ class RunSeries:
 
 def _ends(values: list[float | None]) -> list[float]:
     """Return the least and the greatest value, nothing if there is none."""
-    known = [value for value in values if value is not None] if None in values else values
-    return [min(known), max(known)] if known else []  # type: ignore[type-var,list-item]  # no None is left
+    whole = [value for value in values if value is not None] if None in values else values
+    known: list[float] = sorted(whole)  # type: ignore[arg-type]  # no None is left
+    return [known[0], known[-1]] if known else []
 
 
 def _last(values: list[float | None]) -> list[float]:
