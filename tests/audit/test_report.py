@@ -56,9 +56,11 @@ def test_non_finite_modules_enter_no_mean(write_adapter):
     rng = np.random.default_rng(0)
     clean = audit_adapter(write_adapter(lambda i: low_dimensional(np.random.default_rng(i)), name="clean", layers=3))
     spoiled = write_adapter(
-        lambda i: (np.full((OUT, R), np.inf), rng.standard_normal((R, INNER)))
-        if i == 3
-        else low_dimensional(np.random.default_rng(i)),
+        lambda i: (
+            (np.full((OUT, R), np.inf), rng.standard_normal((R, INNER)))
+            if i == 3
+            else low_dimensional(np.random.default_rng(i))
+        ),
         name="spoiled",
     )
     report = audit_adapter(spoiled)

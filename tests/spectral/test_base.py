@@ -91,9 +91,7 @@ def test_merge_sums_are_those_of_an_elementwise_merge(stored, dense):
     b, a = (rng.standard_normal(s).astype(np.float32) for s in ((M, R), (R, N)))
     delta = (b @ a) * np.float32(1e-5)
     target = ml_dtypes.bfloat16 if stored == "float32" else w.dtype
-    chunks = [
-        Chunk(w[i : i + 100], b[i : i + 100], a, delta[i : i + 100] if dense else None) for i in range(0, M, 100)
-    ]
+    chunks = [Chunk(w[i : i + 100], b[i : i + 100], a, delta[i : i + 100] if dense else None) for i in range(0, M, 100)]
     name = "bfloat16" if stored == "float32" else stored
     found = merge_sums(chunks, scale=1e-5, target=name, delta_dtype="float32")
     before = w.astype(target).astype(np.float32)

@@ -62,12 +62,8 @@ class ModuleAudit(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True)
     scaling: Annotated[Real, Meta(description="s in dW = s B A.")]
     params: Annotated[NonNegativeInt, Meta(description="Parameters of the factors.")]
     stable_rank: StableRank | None = None
-    effective_rank: (
-        Annotated[float, Meta(description="exp(entropy of sigma / sum sigma).")] | None
-    ) = None
-    participation_ratio: (
-        Annotated[float, Meta(description="(sum sigma^2)^2 / sum sigma^4.")] | None
-    ) = None
+    effective_rank: Annotated[float, Meta(description="exp(entropy of sigma / sum sigma).")] | None = None
+    participation_ratio: Annotated[float, Meta(description="(sum sigma^2)^2 / sum sigma^4.")] | None = None
     utilization: Annotated[float, Meta(description="stable_rank / r.")] | None = None
     energy_rank_90: Annotated[Rank, Meta(description="Least k holding 90 % of sum sigma^2.")] | None = None
     energy_rank_95: Rank | None = None
@@ -93,9 +89,9 @@ class ModuleAudit(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True)
     relative_frobenius: Annotated[Real, Meta(description="Frobenius norm of dW over that of W.")] | None = None
     base: BaseComparison | None = None
     note: Annotated[str, Meta(description="What the numbers do not say of this kind of update.")] | None = None
-    state: Annotated[
-        Literal["ok", "zero", "non_finite"], Meta(description="`zero`: the module was never trained.")
-    ] = "ok"
+    state: Annotated[Literal["ok", "zero", "non_finite"], Meta(description="`zero`: the module was never trained.")] = (
+        "ok"
+    )
 
 
 class GroupSummary(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True):
@@ -134,9 +130,9 @@ class AuditSummary(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True
     energy_rank_90_p50: float | None = None
     energy_rank_90_p90: float | None = None
     by_type: dict[str, GroupSummary] = {}
-    suggested_r_global_median: (
-        Annotated[Rank, Meta(description="Bucket of the median of energy_rank_90.")] | None
-    ) = None
+    suggested_r_global_median: Annotated[Rank, Meta(description="Bucket of the median of energy_rank_90.")] | None = (
+        None
+    )
     suggested_r_global_90: (
         Annotated[Rank, Meta(description="Bucket of the 90th percentile of energy_rank_90.")] | None
     ) = None

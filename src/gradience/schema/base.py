@@ -43,9 +43,7 @@ class BaseComparison(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=Tr
 
     weight: Annotated[str, Meta(description="The tensor's name in the base.")]
     dtype: Annotated[str, Meta(description="As stored, such as `BF16`.")]
-    update: Annotated[
-        Literal["factors", "dense"], Meta(description="dW = s B A, or the true W' - W computed from W.")
-    ]
+    update: Annotated[Literal["factors", "dense"], Meta(description="dW = s B A, or the true W' - W computed from W.")]
     spectral_norm: Annotated[Real, Meta(description="norm2(W).")]
     frobenius_norm: Annotated[Real, Meta(description="Frobenius norm of W.")]
     update_spectral_norm: Annotated[Real, Meta(description="norm2 of the update compared.")]

@@ -45,17 +45,15 @@ class LoraSnapshot(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True
     bias: Annotated[str, Meta(description="`none`, `all` or `lora_only`.")] | None = None
     use_rslora: Annotated[bool, Meta(description="Scale by alpha / sqrt(r).")] | None = None
     use_dora: bool | None = None
-    rank_pattern: (
-        Annotated[dict[str, int], Meta(description="Rank by module: PEFT's patterns, in order.")] | None
-    ) = None
+    rank_pattern: Annotated[dict[str, int], Meta(description="Rank by module: PEFT's patterns, in order.")] | None = (
+        None
+    )
     alpha_pattern: (
         Annotated[dict[str, Real], Meta(description="Alpha by module: PEFT's patterns, in order.")] | None
     ) = None
     peft_type: str | None = None
     task_type: str | None = None
-    init: (
-        Annotated[str, Meta(description="How A and B start: PEFT's `init_lora_weights`, as text.")] | None
-    ) = None
+    init: Annotated[str, Meta(description="How A and B start: PEFT's `init_lora_weights`, as text.")] | None = None
     modules_to_save: list[str] | None = None
     extras: Extras = {}
 
@@ -74,9 +72,7 @@ class TrainingSnapshot(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=
     warmup_steps: Annotated[Real, Meta(description="Steps; below 1, a ratio of all steps.")] | None = None
     warmup_ratio: Real | None = None
     max_grad_norm: Real | None = None
-    logging_steps: (
-        Annotated[Real, Meta(description="Steps between rows; below 1, a ratio of all steps.")] | None
-    ) = None
+    logging_steps: Annotated[Real, Meta(description="Steps between rows; below 1, a ratio of all steps.")] | None = None
     logging_nan_inf_filter: (
         Annotated[bool, Meta(description="Non-finite losses are averaged away in the log.")] | None
     ) = None
@@ -97,7 +93,5 @@ class ConfigSnapshot(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=Tr
     lora: LoraSnapshot = LoraSnapshot()
     training: TrainingSnapshot = TrainingSnapshot()
     notes: str | None = None
-    num_labels: (
-        Annotated[NonNegativeInt, Meta(description="Classes of a classification task.")] | None
-    ) = None
+    num_labels: Annotated[NonNegativeInt, Meta(description="Classes of a classification task.")] | None = None
     extras: Extras = {}

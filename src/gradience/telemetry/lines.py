@@ -15,7 +15,9 @@ import msgspec
 from gradience.errors import RecorderError
 from gradience.telemetry.codec import MAX_LINE_BYTES
 
-__all__ = ["Block", "Line", "read_blocks", "require_log"]
+__all__ = ["MAX_ISSUES", "Block", "Line", "read_blocks", "require_log"]
+
+MAX_ISSUES: Final = 100  # bad lines kept; all are counted
 
 _CHUNK: Final = MAX_LINE_BYTES  # so that only the first line of a block can be longer than a line may be
 _BOM: Final = b"\xef\xbb\xbf"

@@ -5,20 +5,19 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from gradience.schema.config import ConfigSnapshot
 from gradience.schema.events import Eval, Event, RunStart, UnknownEvent
 from gradience.schema.reports import BadLine
-from gradience.telemetry.lines import require_log
+from gradience.telemetry.lines import MAX_ISSUES, require_log
 from gradience.telemetry.scan import BadLines, LogScan, Rows
 
 if TYPE_CHECKING:
     from gradience.telemetry.summary import RunSummary
 
-__all__ = ["MAX_ISSUES", "TelemetryReader", "unnamed_note"]
+__all__ = ["TelemetryReader", "unnamed_note"]
 
-MAX_ISSUES: Final = 100  # bad lines kept; all are counted
 
 E_ = TypeVar("E_")
 

@@ -10,7 +10,7 @@ import msgspec
 
 from gradience.schema.events import Event, RunStart, TrainStep, UnknownEvent
 from gradience.schema.reports import BadLine
-from gradience.telemetry.reader import MAX_ISSUES
+from gradience.telemetry.lines import MAX_ISSUES
 from gradience.telemetry.scan import BadLines, LogScan, Rows
 from gradience.telemetry.series import RunSeries
 
