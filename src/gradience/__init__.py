@@ -10,9 +10,11 @@ if TYPE_CHECKING:
     from gradience.check import check_config
     from gradience.errors import AdapterError, ConfigError, GradienceError, RecorderError, SchemaError
     from gradience.hf.callback import GradienceCallback
+    from gradience.imports import import_run
     from gradience.monitor import monitor_run
     from gradience.telemetry.reader import TelemetryReader
     from gradience.telemetry.writer import TelemetryWriter
+    from gradience.validate import validate_log
 
 _HOMES = {
     "AdapterError": "gradience.errors",
@@ -25,7 +27,9 @@ _HOMES = {
     "TelemetryWriter": "gradience.telemetry.writer",
     "audit_adapter": "gradience.audit",
     "check_config": "gradience.check",
+    "import_run": "gradience.imports",
     "monitor_run": "gradience.monitor",
+    "validate_log": "gradience.validate",
 }
 
 __all__ = [
@@ -39,7 +43,9 @@ __all__ = [
     "TelemetryWriter",
     "audit_adapter",
     "check_config",
+    "import_run",
     "monitor_run",
+    "validate_log",
 ]
 
 

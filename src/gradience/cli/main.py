@@ -35,7 +35,7 @@ _HELP = {
     "audit": "Analyse a trained adapter for waste, and for what is wrong with it.",
     "rules": "List the rules of check, or explain one with its evidence.",
     "validate": "Check every line of a run.jsonl against the telemetry schema.",
-    "schema": "Print a JSON Schema: telemetry, audit, check, monitor or validate.",
+    "schema": "Print a JSON Schema: telemetry, audit, check, monitor, import or validate.",
 }
 
 

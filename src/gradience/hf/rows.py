@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from enum import Enum
 from typing import Any, Final, Literal, TypeAlias
 
+from gradience.importers.rows import split_of
+
 __all__ = ["Kind", "Row", "eval_metrics", "eval_prefix", "kind_of", "plain", "split_of", "train_columns"]
 
 Row: TypeAlias = dict[str, Any]
@@ -42,15 +44,6 @@ def eval_prefix(row: Mapping[str, Any]) -> str | None:
     if timed:
         return min(timed, key=len)
     return "eval" if any(key.startswith("eval_") for key in row) else None
-
-
-def split_of(prefix: str) -> str:
-    """Return the split's name: a dict of data sets is evaluated under `eval_<name>`.
-
-    >>> split_of("eval"), split_of("eval_hard"), split_of("test")
-    ('eval', 'hard', 'test')
-    """
-    return prefix.removeprefix("eval_") or prefix
 
 
 def train_columns(row: Mapping[str, Any]) -> Row:

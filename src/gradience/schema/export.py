@@ -15,12 +15,12 @@ import msgspec
 
 from gradience.schema.audit import AuditReport
 from gradience.schema.events import EVENT_TYPES, EvalMetrics, Event, RecommendationItem
-from gradience.schema.reports import CheckReport, MonitorReport, ValidateReport
+from gradience.schema.reports import CheckReport, ImportReport, MonitorReport, ValidateReport
 
 __all__ = ["SCHEMAS", "SchemaName", "json_schema", "schema_text", "write_schemas"]
 
 Json: TypeAlias = Any
-SchemaName: TypeAlias = Literal["telemetry", "audit", "check", "monitor", "validate"]
+SchemaName: TypeAlias = Literal["telemetry", "audit", "check", "monitor", "import", "validate"]
 
 _DIALECT: Final = "https://json-schema.org/draft/2020-12/schema"
 _REF: Final = "#/$defs/{name}"
@@ -42,12 +42,14 @@ SCHEMAS: Final[dict[SchemaName, str]] = {
     "audit": "audit-report-v1",
     "check": "check-report-v1",
     "monitor": "monitor-report-v1",
+    "import": "import-report-v1",
     "validate": "validate-report-v1",
 }
 _REPORTS: Final[dict[SchemaName, type[msgspec.Struct]]] = {
     "audit": AuditReport,
     "check": CheckReport,
     "monitor": MonitorReport,
+    "import": ImportReport,
     "validate": ValidateReport,
 }
 
