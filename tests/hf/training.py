@@ -94,6 +94,7 @@ def _kill(_model):
 
 
 def _interrupt(_model):
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job begins with it ignored
     os.kill(os.getpid(), signal.SIGINT)
 
 
