@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from gradience.audit import audit_adapter
     from gradience.check import check_config
-    from gradience.errors import AdapterError, ConfigError, GradienceError, RecorderError, SchemaError
+    from gradience.errors import AdapterError, ConfigError, GradienceError, OutputError, RecorderError, SchemaError
     from gradience.hf.callback import GradienceCallback
     from gradience.imports import import_run
     from gradience.monitor import monitor_run
@@ -21,6 +21,7 @@ _HOMES = {
     "ConfigError": "gradience.errors",
     "GradienceCallback": "gradience.hf",
     "GradienceError": "gradience.errors",
+    "OutputError": "gradience.errors",
     "RecorderError": "gradience.errors",
     "SchemaError": "gradience.errors",
     "TelemetryReader": "gradience.telemetry.reader",
@@ -37,6 +38,7 @@ __all__ = [
     "ConfigError",
     "GradienceCallback",
     "GradienceError",
+    "OutputError",
     "RecorderError",
     "SchemaError",
     "TelemetryReader",

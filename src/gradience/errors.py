@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["AdapterError", "ConfigError", "GradienceError", "RecorderError", "SchemaError"]
+__all__ = ["AdapterError", "ConfigError", "GradienceError", "OutputError", "RecorderError", "SchemaError"]
 
 
 class GradienceError(Exception):
@@ -27,3 +27,7 @@ class RecorderError(GradienceError):
 
 class ConfigError(GradienceError):
     """A configuration file cannot be read or understood."""
+
+
+class OutputError(GradienceError):
+    """A file or folder cannot be written, or something of its name exists already."""

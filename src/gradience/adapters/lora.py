@@ -66,6 +66,7 @@ def common(ctx: Context, group: Group, s: Scaling) -> dict[str, Any]:
         "rank_pattern": s.rank_pattern,
         "rslora": ctx.config.use_rslora,
         "adapter": ctx.adapter(group),
+        "keys": group.keys,
     }
 
 
@@ -250,6 +251,7 @@ def adalora_module(ctx: Context, group: Group) -> Module | Skipped:
         base_name=_base_name(ctx, group),
         config_r=_kept_ranks(ctx, group),
         adapter=ctx.adapter(group),
+        keys=group.keys,
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeAlias
@@ -10,7 +10,7 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 import numpy.typing as npt
 
 from gradience.adapters.config import AdapterConfig
-from gradience.adapters.tensors import TensorInfo
+from gradience.adapters.tensors import TensorInfo, TensorSource
 
 __all__ = ["Adapter", "Array", "DenseUpdate", "LoadFactors", "Module", "NeedsBase", "Role", "Skipped"]
 
@@ -57,6 +57,8 @@ class Module:
     note: str | None = None
     adapter: str | None = None
     """The adapter's name where the file holds several."""
+    keys: Mapping[str, str] = field(default_factory=dict)
+    """The tensors it is made of: `lora_A`, `lora_B.bias`, ... to the name in the file. Experts share theirs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,3 +96,5 @@ class Adapter:
     needs_base: list[Module] = field(default_factory=list)
     unmatched_rank_patterns: list[str] = field(default_factory=list)
     unmatched_alpha_patterns: list[str] = field(default_factory=list)
+    source: TensorSource | None = None
+    """The file or files that hold the tensors."""

@@ -35,7 +35,7 @@ def read_adapter(files: AdapterFiles, open_weights: Callable[[Path], TensorSourc
     source = ShardedFiles(files.weights, shards) if shards else open_weights(files.weights)
     adapter = _read(source, files)
     notes = [*adapter.notes, *_notes(files)]
-    return replace(adapter, notes=notes, weights=list(files.shards) or [files.weights])
+    return replace(adapter, notes=notes, weights=list(files.shards) or [files.weights], source=source)
 
 
 def _read(source: TensorSource, files: AdapterFiles) -> Adapter:  # noqa: PLR0911  # one return a format reads best

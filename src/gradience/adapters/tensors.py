@@ -20,14 +20,14 @@ import numpy.typing as npt
 
 from gradience.errors import AdapterError
 
-__all__ = ["SafetensorsFile", "ShardedFiles", "TensorInfo", "TensorSource", "is_float"]
+__all__ = ["DTYPES", "SafetensorsFile", "ShardedFiles", "TensorInfo", "TensorSource", "is_float"]
 
 Array: TypeAlias = npt.NDArray[Any]
 
 _LEAST_HEADER: Final = 2  # bytes: {}
 _MAX_HEADER: Final = 100_000_000  # bytes, the format's own limit
 _MOST_AXES: Final = 32
-_DTYPES: Final[dict[str, np.dtype[Any]]] = {
+DTYPES: Final[dict[str, np.dtype[Any]]] = {
     name: np.dtype(kind)
     for name, kind in {
         "F64": np.float64,
@@ -82,10 +82,14 @@ class TensorSource(Protocol):
         """Return the tensor's data."""
         ...
 
+    def raw(self, name: str) -> npt.NDArray[np.uint8]:
+        """Return the tensor's bytes."""
+        ...
+
 
 def is_float(dtype: str) -> bool:
     """Return whether a dtype, by safetensors' name, is floating point and can be read."""
-    return dtype.startswith(("F", "BF")) and dtype in _DTYPES
+    return dtype.startswith(("F", "BF")) and dtype in DTYPES
 
 
 class _Declared(msgspec.Struct, gc=False, frozen=True):
@@ -119,15 +123,24 @@ class SafetensorsFile:
             AdapterError: the dtype has no array type, or the file was cut short since it was opened.
         """
         info = self.tensors[name]
-        if info.dtype not in _DTYPES:
+        if info.dtype not in DTYPES:
             raise AdapterError(f"{self.path}: tensor {name!r} is of dtype {info.dtype}, which cannot be read")
+        return self.raw(name).view(DTYPES[info.dtype]).reshape(info.shape)
+
+    def raw(self, name: str) -> npt.NDArray[np.uint8]:
+        """Return the tensor's bytes, whatever their dtype.
+
+        Raises:
+            AdapterError: the file was cut short since it was opened.
+        """
+        info = self.tensors[name]
         try:
             data = np.fromfile(self.path, np.uint8, info.nbytes, offset=self._start + info.offset)
         except OSError as error:
             raise AdapterError(f"cannot read {self.path}: {error.strerror}", advice="check the path") from error
         if len(data) != info.nbytes:
             raise _cut_short(self.path, self._start + info.offset + info.nbytes, self.path.stat().st_size)
-        return data.view(_DTYPES[info.dtype]).reshape(info.shape)
+        return data
 
 
 class ShardedFiles:
@@ -152,6 +165,10 @@ class ShardedFiles:
     def read(self, name: str) -> Array:
         """Return the tensor from whichever file holds it."""
         return self._holder[name].read(name)
+
+    def raw(self, name: str) -> npt.NDArray[np.uint8]:
+        """Return the tensor's bytes from whichever file holds it."""
+        return self._holder[name].raw(name)
 
 
 def _read_header(path: Path) -> tuple[bytes, int]:
@@ -266,9 +283,9 @@ def _position(item: tuple[str, _Declared]) -> tuple[int, int]:
 
 
 def _check_size(path: Path, name: str, entry: _Declared, nbytes: int) -> None:
-    if entry.dtype not in _DTYPES or entry.shape is None:
+    if entry.dtype not in DTYPES or entry.shape is None:
         return
-    expected = math.prod(entry.shape) * _DTYPES[entry.dtype].itemsize
+    expected = math.prod(entry.shape) * DTYPES[entry.dtype].itemsize
     if nbytes != expected:
         raise AdapterError(
             f"{path}: tensor {name!r} of {entry.dtype} {list(entry.shape)} needs {expected} bytes, has {nbytes}",

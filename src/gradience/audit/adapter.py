@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import TypeAlias
 
 import msgspec
 
-from gradience.adapters.folder import AdapterFiles, find_files
+from gradience.adapters.folder import AdapterFiles
 from gradience.adapters.modules import Adapter, Module
-from gradience.adapters.read import read_adapter
-from gradience.adapters.tensors import SafetensorsFile, TensorSource
 from gradience.audit.rows import module_row, with_shares
 from gradience.audit.summary import bytes_per_param, layer_summaries, ledger_of, summary_of
+from gradience.opened import PathLike, open_adapter
 from gradience.policy.adapter_rules import adapter_findings, health
 from gradience.policy.base_rules import base_findings
 from gradience.policy.rank_pattern import rank_pattern
@@ -27,7 +25,6 @@ from gradience.spectral.batch import Factors, spectra
 
 __all__ = ["audit_adapter"]
 
-PathLike: TypeAlias = str | os.PathLike[str]
 Progress: TypeAlias = Callable[[int, int, str], None]
 _SEVERITIES = ("critical", "error", "warning", "info")
 
@@ -73,8 +70,7 @@ def audit_adapter(
     """
     if intruder_k < 1 or not 0.0 < intruder_eps <= 1.0:
         raise ValueError(f"expected intruder_k >= 1 and 0 < intruder_eps <= 1, got {intruder_k} and {intruder_eps}")
-    files = find_files(Path(path), config=_path(adapter_config), weights=_path(weights))
-    adapter = read_adapter(files, _open)
+    files, adapter = open_adapter(path, adapter_config=adapter_config, weights=weights)
     rows = _rows(adapter, top_singular_values)
     against = None
     if base is not None:
@@ -84,18 +80,6 @@ def audit_adapter(
         rows, against = compare(adapter, rows, options)
     facts = _facts(Path(path), files, adapter)
     return _judged(facts, adapter, with_shares(rows), against, per_layer=suggest_per_layer)
-
-
-def _path(path: PathLike | None) -> Path | None:
-    return None if path is None else Path(path)
-
-
-def _open(weights: Path) -> TensorSource:
-    if weights.suffix in {".bin", ".pt", ".pth"}:
-        from gradience.hf.weights import TorchFile  # noqa: PLC0415  # torch only where it is needed
-
-        return TorchFile(weights)
-    return SafetensorsFile(weights)
 
 
 def _rows(adapter: Adapter, top: int) -> list[ModuleAudit]:

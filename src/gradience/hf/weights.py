@@ -64,6 +64,10 @@ class TorchFile:
             raise AdapterError(f"{self.path}: tensor {name!r} is of dtype {tensor.dtype}, which cannot be read")
         return np.asarray(tensor.numpy())
 
+    def raw(self, name: str) -> npt.NDArray[np.uint8]:
+        """Return the tensor's bytes."""
+        return self.read(name).reshape(-1).view(np.uint8)
+
 
 def _described(path: Path, name: str, tensor: Any) -> TensorInfo:
     """Return a tensor's entry, or refuse one that is larger than the file: strides can claim any size."""

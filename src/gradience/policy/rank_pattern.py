@@ -1,25 +1,16 @@
-r"""A rank for each module, as arguments that PEFT's LoraConfig accepts and really applies.
-
-PEFT matches a key as `re.match(rf"(.*\.)?({key})$", path)` and takes the first that hits, so keys are whole
-module paths without `base_model.model.`, escaped; one that also ends another module's path is anchored.
-"""
+"""A rank for each module, as arguments that PEFT's LoraConfig accepts and really applies."""
 
 from __future__ import annotations
 
 import math
-import re
-from collections import Counter
 from collections.abc import Iterable, Sequence
-from typing import TypeAlias, TypeVar
 
+from gradience.policy.pattern_keys import Number, alpha_for, patterns_of
 from gradience.policy.ranks import bucket, cut, error_at
 from gradience.schema.audit import ModuleAudit
 from gradience.schema.ranks import ModuleRank, RankPattern
 
 __all__ = ["rank_pattern"]
-
-Number: TypeAlias = int | float
-_T = TypeVar("_T", int, float)
 
 
 def rank_pattern(modules: Sequence[ModuleAudit], *, bytes_per_param: float) -> RankPattern | None:
@@ -32,16 +23,15 @@ def rank_pattern(modules: Sequence[ModuleAudit], *, bytes_per_param: float) -> R
         return None
     ranks = {path: max(_suggested(m) for m in members) for path, members in groups.items()}
     alphas = {path: _alpha(members[0], ranks[path]) for path, members in groups.items()}
-    r, alpha = _commonest(ranks.values()), _commonest(alphas.values())
+    found = patterns_of(ranks, alphas)
     healthy = [m for m in modules if m.energy_rank_90 is not None]
-    tails = {tail for path in groups for tail in _tails(path)}
     kept, error, saved = cut(healthy, lambda m: ranks[_parameter(m)])
     return RankPattern(
-        r=r,
-        lora_alpha=alpha,
+        r=found.r,
+        lora_alpha=found.lora_alpha,
         use_rslora=modules[0].rslora,
-        rank_pattern={_key(path, tails): rank for path, rank in ranks.items() if rank != r},
-        alpha_pattern={_key(path, tails): value for path, value in alphas.items() if value != alpha},
+        rank_pattern=found.rank_pattern,
+        alpha_pattern=found.alpha_pattern,
         energy_kept=kept,
         relative_error=error,
         params_saved=saved,
@@ -67,23 +57,7 @@ def _suggested(module: ModuleAudit) -> int:
 
 
 def _alpha(module: ModuleAudit, rank: int) -> Number:
-    """Return the alpha that keeps s at the new rank: alpha' = s r', or s sqrt(r') with rsLoRA."""
-    alpha = float(module.scaling) * (math.sqrt(rank) if module.rslora else rank)
-    near = round(alpha)
-    return near if math.isclose(alpha, near, rel_tol=1e-12) else alpha
-
-
-def _commonest(values: Iterable[_T]) -> _T:
-    return Counter(values).most_common(1)[0][0]
-
-
-def _tails(path: str) -> Iterable[str]:
-    """Yield what a path ends with, from each of its dots on."""
-    return (path[hit.end() :] for hit in re.finditer(r"\.", path))
-
-
-def _key(path: str, tails: set[str]) -> str:
-    return ("^" if path in tails else "") + re.escape(path)
+    return alpha_for(float(module.scaling), rank, rslora=module.rslora)
 
 
 def _row(module: ModuleAudit, rank: int) -> ModuleRank:

@@ -15,12 +15,13 @@ import msgspec
 
 from gradience.schema.audit import AuditReport
 from gradience.schema.events import EVENT_TYPES, EvalMetrics, Event, RecommendationItem
+from gradience.schema.provenance import Provenance
 from gradience.schema.reports import CheckReport, ImportReport, MonitorReport, ValidateReport
 
 __all__ = ["SCHEMAS", "SchemaName", "json_schema", "schema_text", "write_schemas"]
 
 Json: TypeAlias = Any
-SchemaName: TypeAlias = Literal["telemetry", "audit", "check", "monitor", "import", "validate"]
+SchemaName: TypeAlias = Literal["telemetry", "audit", "check", "monitor", "import", "validate", "provenance"]
 
 _DIALECT: Final = "https://json-schema.org/draft/2020-12/schema"
 _REF: Final = "#/$defs/{name}"
@@ -44,6 +45,7 @@ SCHEMAS: Final[dict[SchemaName, str]] = {
     "monitor": "monitor-report-v1",
     "import": "import-report-v1",
     "validate": "validate-report-v1",
+    "provenance": "provenance-v1",
 }
 _REPORTS: Final[dict[SchemaName, type[msgspec.Struct]]] = {
     "audit": AuditReport,
@@ -51,6 +53,7 @@ _REPORTS: Final[dict[SchemaName, type[msgspec.Struct]]] = {
     "monitor": MonitorReport,
     "import": ImportReport,
     "validate": ValidateReport,
+    "provenance": Provenance,
 }
 
 
