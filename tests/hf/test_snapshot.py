@@ -8,7 +8,7 @@ import msgspec
 import pytest
 
 from gradience.configs import read_peft_dir
-from gradience.hf.rows import eval_prefix, kind_of, split_of
+from gradience.hf.rows import eval_metrics, train_columns
 
 
 @pytest.fixture(scope="module")
@@ -166,19 +166,18 @@ def test_the_recorded_config_is_what_check_reads(training, start, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("row", "kind", "split"),
+    ("row", "columns"),
     [
-        ({"loss": 1.0, "train_runtime": 2.0}, "train", None),
-        ({"train_loss": 1.0, "total_flos": 1.0, "train_runtime": 2.0}, "summary", None),
-        ({"eval_loss": 1.0, "eval_runtime": 2.0}, "eval", "eval"),
-        ({"eval_hard_loss": 1.0, "eval_hard_runtime": 2.0, "eval_entropy": 0.5}, "eval", "hard"),
-        ({"test_loss": 1.0, "test_runtime": 2.0}, "eval", "test"),
-        ({"eval_accuracy": 1.0}, "eval", "eval"),
-        ({"reward": 1.0}, "other", None),
-        ({}, "other", None),
+        ({"loss": "1.5", "learning_rate": 2e-4}, {"loss": 1.5, "lr": 2e-4}),
+        ({"lr": [1e-3, 1e-4], "learning_rate": 1e-3}, {"lr": [1e-3, 1e-4], "learning_rate": 1e-3}),
+        ({"loss": {"a": 1.0}, "grad_norm": True, "epoch": "first"}, {"loss_": {"a": 1.0}, "grad_norm_": True}),
+        ({"step": 3, "self": 1, "reward": 0.5}, {"step_": 3, "self_": 1, "reward": 0.5}),
     ],
 )
-def test_a_row_is_known_by_its_keys(row, kind, split):
-    assert kind_of(row) == kind
-    if split is not None:
-        assert split_of(eval_prefix(row)) == split
+def test_what_is_no_number_does_not_cost_the_row(row, columns):
+    assert columns.items() <= train_columns(row).items()
+    assert len(train_columns(row)) == len(row)
+
+
+def test_what_is_called_accuracy_and_is_no_number_keeps_its_value():
+    assert eval_metrics({"accuracy": {"a": 1}, "loss": 0.5}) == {"accuracy_": {"a": 1}, "loss": 0.5}

@@ -13,11 +13,12 @@ import msgspec
 from transformers import TrainerCallback
 
 from gradience.hf.flight import Flight
-from gradience.hf.rows import Row, eval_metrics, eval_prefix, kind_of, plain, split_of, train_columns
+from gradience.hf.rows import Row, eval_metrics, plain, train_columns
 from gradience.hf.snapshot import batch_size, config_snapshot, dataset_size, run_meta
 from gradience.schema.config import ConfigSnapshot
 from gradience.schema.scalars import TaskProfile
 from gradience.telemetry import TelemetryWriter
+from gradience.telemetry.logged import split_row
 
 __all__ = ["GradienceCallback"]
 
@@ -71,7 +72,7 @@ class GradienceCallback(TrainerCallback):
         self._landing: weakref.finalize[[], GradienceCallback] | None = None
         self._batch_size: int | None = None
         self._early: list[tuple[int, str, Row]] = []
-        self._last_eval: tuple[Any, ...] | None = None
+        self._last_eval: tuple[int, Row] | None = None
         self._alerted: set[str] = set()
 
     def __enter__(self) -> Self:
@@ -104,7 +105,8 @@ class GradienceCallback(TrainerCallback):
         if not state.is_world_process_zero:
             return
         with self._flight:
-            self._take_eval(state.global_step, dict(metrics or {}), kwargs.get("eval_dataloader"))
+            evals = split_row(dict(metrics or {})).evals
+            self._take_evals(state.global_step, evals, kwargs.get("eval_dataloader"))
 
     def on_predict(self, args: Any, state: Any, control: Any, metrics: Any, **kwargs: Any) -> None:
         """Record a prediction's metrics as an evaluation of its split."""
@@ -159,30 +161,33 @@ class GradienceCallback(TrainerCallback):
             return msgspec.structs.replace(self._said, extras={"snapshot_failed": type(error).__name__})
 
     def _take_row(self, step: int, row: Row, shown: Mapping[str, Any]) -> None:
-        match kind_of(row):
-            case "eval":
-                self._take_eval(step, row, shown.get("eval_dataloader"))
-            case "summary":
-                self._flight.record(lambda writer: writer.metrics(step, kind="train_summary", metrics=plain(row)))
-            case kind if kind == "train" or row.keys() - {"epoch"}:
-                columns = train_columns(row)
-                self._flight.record(lambda writer: writer.train_step(step, **columns))
-                self._look(step, columns)
+        parts = split_row(row)
+        if parts.train.keys() - {"epoch"}:
+            columns = train_columns(parts.train)
+            self._flight.record(lambda writer: writer.train_step(step, **columns))
+            self._look(step, columns)
+        if parts.evals:
+            alone = len(parts.evals) == 1 and not parts.train  # else the loader is not that of this row's every split
+            self._take_evals(step, parts.evals, shown.get("eval_dataloader") if alone else None)
+        if parts.summary:
+            summary = plain(parts.summary)
+            self._flight.record(lambda writer: writer.metrics(step, kind="train_summary", metrics=summary))
 
-    def _take_eval(self, step: int, row: Row, dataloader: Any) -> None:
+    def _take_evals(self, step: int, evals: Mapping[str, Row], dataloader: Any) -> None:
         """Record an evaluation once: its row comes through `on_log`, its metrics through `on_evaluate`."""
-        prefix = eval_prefix(row)
-        mark = (step, prefix, row.get(f"{prefix}_runtime"))
-        if prefix is None or mark == self._last_eval:
+        mark = (step, {split: measured.get("runtime") for split, measured in evals.items()})
+        if not evals or mark == self._last_eval:
             return
         self._last_eval = mark
-        metrics = eval_metrics(row, prefix)
-        if (n := dataset_size(dataloader)) is not None:
-            metrics.setdefault("n", n)
-        if self._flight.began:
-            self._write_eval(step, split_of(prefix), metrics)
-        else:
-            self._early.append((step, split_of(prefix), metrics))  # a baseline: its run is still to begin
+        n = dataset_size(dataloader)
+        for split, measured in evals.items():
+            metrics = eval_metrics(measured)
+            if n is not None:
+                metrics.setdefault("n", n)
+            if self._flight.began:
+                self._write_eval(step, split, metrics)
+            else:
+                self._early.append((step, split, metrics))  # a baseline: its run is still to begin
 
     def _write_eval(self, step: int, split: str, metrics: Row) -> None:
         self._flight.record(lambda writer: writer.eval(step, split=split, metrics=metrics))

@@ -1,49 +1,22 @@
-"""What the Trainer logs, row by row: a train row, one split's evaluation, the summary, or something else."""
+"""What the Trainer logs, by the recorder's names and in JSON values."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from enum import Enum
-from typing import Any, Final, Literal, TypeAlias
+from typing import Any, Final, TypeAlias
 
-from gradience.importers.rows import split_of
-
-__all__ = ["Kind", "Row", "eval_metrics", "eval_prefix", "kind_of", "plain", "split_of", "train_columns"]
+__all__ = ["Row", "eval_metrics", "plain", "train_columns"]
 
 Row: TypeAlias = dict[str, Any]
-Kind: TypeAlias = Literal["train", "eval", "summary", "other"]
 
 MAX_VALUES: Final = 64  # of an array or list that a row may carry in full
 
-_COLUMNS: Final = {"loss": "loss", "learning_rate": "lr", "grad_norm": "grad_norm", "epoch": "epoch"}
+_COLUMNS: Final = {"loss": "loss", "learning_rate": "lr", "lr": "lr", "grad_norm": "grad_norm", "epoch": "epoch"}
 _FRACTIONS: Final = ("loss", "ppl", "accuracy")
-_RESERVED: Final = frozenset({"self", "step", "lr", "event", "schema", "ts", "run_id", "seq", "session"})
-
-
-def kind_of(row: Mapping[str, Any]) -> Kind:
-    """Return what a logged row is, by its keys: its position in the run says nothing.
-
-    >>> kind_of({"loss": 1.2, "epoch": 0.1}), kind_of({"train_loss": 1.2, "total_flos": 0.0})
-    ('train', 'summary')
-    >>> kind_of({"eval_loss": 1.2}), kind_of({"train_loss": 1.2, "train_runtime": 1.0})
-    ('eval', 'eval')
-    """
-    if "total_flos" in row:
-        return "summary"
-    if "loss" in row:
-        return "train"
-    return "other" if eval_prefix(row) is None else "eval"
-
-
-def eval_prefix(row: Mapping[str, Any]) -> str | None:
-    """Return the `metric_key_prefix` an evaluation was made under, or None for a row of another kind.
-
-    The Trainer adds `<prefix>_runtime` to every evaluation. A name that merely ends so is longer.
-    """
-    timed = [key.removesuffix("_runtime") for key in row if key.endswith("_runtime")]
-    if timed:
-        return min(timed, key=len)
-    return "eval" if any(key.startswith("eval_") for key in row) else None
+_RESERVED: Final = frozenset(
+    {"self", "step", "loss", "lr", "grad_norm", "epoch", "event", "schema", "ts", "run_id", "seq", "session"}
+)
 
 
 def train_columns(row: Mapping[str, Any]) -> Row:
@@ -51,24 +24,19 @@ def train_columns(row: Mapping[str, Any]) -> Row:
     columns: Row = {}
     for key, value in row.items():
         name = _COLUMNS.get(key)
-        if name is not None:
-            columns[name] = _number(value)
+        if name is not None and name not in columns and (number := _number(value)) is not None:
+            columns[name] = number
         else:
             columns[f"{key}_" if key in _RESERVED else key] = plain(value)
     return columns
 
 
-def eval_metrics(row: Mapping[str, Any], prefix: str) -> Row:
-    """Return an evaluation's measurements without their prefix."""
-    metrics: Row = {}
-    for key, value in row.items():
-        name = key.removeprefix(f"{prefix}_")
-        if name == key:
-            name = key.removeprefix("eval_")  # TRL's own metrics of a named data set lack its name
-        metrics[name] = plain(value)
+def eval_metrics(measured: Mapping[str, Any]) -> Row:
+    """Return one split's measurements as JSON values; what is called a loss and is no number keeps its value."""
+    metrics = {key: plain(value) for key, value in measured.items()}
     for name in _FRACTIONS:
         if name in metrics and not isinstance(metrics[name], (int, float)):
-            metrics[f"{name}_"] = metrics.pop(name)  # a metric of this name that is no number
+            metrics[f"{name}_"] = metrics.pop(name)
     return metrics
 
 
@@ -101,6 +69,18 @@ def _of_array(value: Any) -> Any:
 
 
 def _number(value: Any) -> Any:
-    """Return a number of a known column; some trainers log their numbers as text."""
+    """Return a number of a known column, or one a group; some trainers log their numbers as text. None for the rest."""
+    if type(value) is float:
+        return value
     value = plain(value)
-    return float(value) if isinstance(value, str) else value
+    if isinstance(value, str):
+        try:
+            return float(value)
+        except ValueError:
+            return None
+    listed = isinstance(value, list) and bool(value) and all(map(_is_number, value))
+    return value if listed or _is_number(value) else None
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from typing import Final
 
 from gradience.errors import RecorderError
-from gradience.importers.rows import HELD_OUT
+from gradience.telemetry.logged import HELD_OUT
 
 __all__ = ["Columns", "find_columns", "parse_map"]
 

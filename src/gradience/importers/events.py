@@ -12,11 +12,11 @@ import msgspec
 from gradience.configs.layer import overlay
 from gradience.importers.order import Segment
 from gradience.importers.raw import Raw, Row
-from gradience.importers.rows import split_row
 from gradience.importers.values import json_value, number_of, step_of
 from gradience.schema.config import ConfigSnapshot, LoraSnapshot, OptimizerSnapshot, TrainingSnapshot
 from gradience.schema.events import Eval, EvalMetrics, Event, Metrics, RunEnd, RunStart, TrainStep
 from gradience.schema.scalars import SCHEMA_ID, Json, Real, Status, as_float, real
+from gradience.telemetry.logged import split_row
 
 __all__ = ["tell_run"]
 

@@ -8,8 +8,8 @@ from typing import Final
 from gradience.errors import RecorderError
 from gradience.importers.files import whole_json
 from gradience.importers.raw import Raw, Row
-from gradience.importers.rows import split_row
 from gradience.schema.scalars import Json
+from gradience.telemetry.logged import split_row
 
 __all__ = ["add_results"]
 

@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gradience.importers.rows import split_of, split_row
+from gradience.telemetry.logged import split_of, split_row
 
-WORDS = "loss grad_norm epoch eval_loss eval_runtime eval_g0_loss eval_g0_runtime test_loss test_runtime val_loss "
+WORDS = "loss grad_norm epoch eval_loss eval_runtime eval_g0_loss eval_g0_runtime g0_runtime test_loss val_loss "
 KEYS = st.sampled_from([*WORDS.split(), "train_loss", "train_runtime", "total_flos", "reward", "eval_", "_"])
 
 
@@ -32,6 +32,15 @@ KEYS = st.sampled_from([*WORDS.split(), "train_loss", "train_runtime", "total_fl
         ({"loss": 1, "val_loss": 2, "val_accuracy": 3}, {"loss"}, {"val": {"loss", "accuracy"}}, set()),
         ({"loss": 1, "valid_tokens": 2}, {"loss", "valid_tokens"}, {}, set()),
         ({"loss": 1, "step_runtime": 2}, {"loss", "step_runtime"}, {}, set()),
+        ({"loss": 1, "train_runtime": 2}, {"loss", "train_runtime"}, {}, set()),
+        (
+            {"eval_a_runtime": 1, "a_runtime": 2, "a_f1": 3},
+            set(),
+            {"a": {"runtime", "f1"}, "eval_a": {"runtime"}},
+            set(),
+        ),
+        ({"reward": 1}, {"reward"}, {}, set()),
+        ({}, set(), {}, set()),
     ],
 )
 def test_a_row_is_what_its_keys_say(row, train, evals, summary):

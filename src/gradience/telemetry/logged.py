@@ -1,7 +1,8 @@
-"""What a row is, by its keys: its position in the log says nothing.
+"""What a logged row is, by its keys: its position in the run says nothing.
 
-The names are those of the Hugging Face Trainer. A row may be several things at once where a logger joins
-all that belongs to one step: a row of training, evaluations of several splits, the summary of the run.
+The one classifier, for rows as they come and for rows read later. The names are those of the Hugging Face
+Trainer. A row may be several things at once where a logger joins all that belongs to one step: a row of
+training, evaluations of several splits, the summary of the run.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ HELD_OUT: Final = ("eval", "val", "valid", "validation", "test", "dev", "predict
 _SUMMARY: Final = "total_flos"  # only the summary at the end of training has it
 _SPOKEN: Final = ("loss", "accuracy", "acc", "ppl", "perplexity", "runtime")  # what makes `test_` a split's prefix
 _TRAINING: Final = frozenset({"loss", "learning_rate", "lr", "grad_norm"})
+_BEGINNINGS: Final = tuple(f"{word}_" for word in HELD_OUT)
 
 Values = dict[str, Json]
 
@@ -30,7 +32,7 @@ class Parts(NamedTuple):
 
 
 def split_of(prefix: str) -> str:
-    """Return the split's name: a dict of data sets is evaluated under `eval_<name>`.
+    """Return the split's name: the Trainer evaluates a dict of data sets under `eval_<name>`.
 
     >>> split_of("eval"), split_of("eval_hard"), split_of("test")
     ('eval', 'hard', 'test')
@@ -46,6 +48,8 @@ def split_row(values: Values) -> Parts:
     >>> split_row({"eval_g0_loss": 1.2, "eval_g0_runtime": 3.0, "epoch": 1.0}).evals
     {'g0': {'loss': 1.2, 'runtime': 3.0, 'epoch': 1.0}}
     """
+    if _is_plain(values):
+        return Parts(values, {}, {})
     summary, rest = _take_summary(values)
     prefixes = _prefixes(rest)
     owned: dict[str, Values] = {prefix: {} for prefix in prefixes}
@@ -56,7 +60,15 @@ def split_row(values: Values) -> Parts:
             free[key] = value
         else:
             owned[owner][_without(key, owner)] = value
-    return Parts(_share(free, owned), {split_of(p): held for p, held in owned.items() if held}, summary)
+    return Parts(_share(free, owned), _by_split(owned), summary)
+
+
+def _is_plain(values: Values) -> bool:
+    """Whether no key is of an evaluation or a summary: what nearly all rows are, and all that they are asked."""
+    for key in values:  # a generator would take twice the time of this loop
+        if key.startswith(_BEGINNINGS) or key.endswith("_runtime"):
+            return False
+    return _SUMMARY not in values
 
 
 def _take_summary(values: Values) -> tuple[Values, Values]:
@@ -97,6 +109,15 @@ def _owner(key: str, prefixes: list[str]) -> str | None:
     if not key.startswith("eval_"):
         return None
     return next((p for p in prefixes if p.startswith("eval")), None)  # TRL's own metrics lack the data set's name
+
+
+def _by_split(owned: dict[str, Values]) -> dict[str, Values]:
+    """Return the evaluations by split; a prefix keeps its whole name where the short one is another's."""
+    evals: dict[str, Values] = {}
+    for prefix in sorted(owned, key=len):
+        if owned[prefix]:
+            evals[prefix if split_of(prefix) in evals else split_of(prefix)] = owned[prefix]
+    return evals
 
 
 def _without(key: str, prefix: str) -> str:
