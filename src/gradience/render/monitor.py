@@ -23,6 +23,7 @@ def monitor_text(report: MonitorReport, *, verbose: bool = False) -> str:
 
 def _lines(report: MonitorReport, *, verbose: bool) -> Iterator[str]:
     yield from banner("GRADIENCE MONITOR")
+    yield f"Story: {clean(report.story)}"
     yield f"File: {clean(report.file)}"
     yield f"Model:   {clean(report.config.model_name or '-')}"
     yield f"Dataset: {clean(report.config.dataset_name or '-')}"

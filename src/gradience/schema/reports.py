@@ -26,6 +26,7 @@ __all__ = [
     "MonitorReport",
     "SkippedRow",
     "SourceFile",
+    "StoryPart",
     "TrainSummary",
     "ValidateReport",
 ]
@@ -105,10 +106,20 @@ class TrainSummary(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True
     duration_s: Annotated[float, Meta(description="Newest minus oldest clock reading.")] | None = None
 
 
+class StoryPart(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True):
+    """One clause of the story, and the finding it rests on; without one it says what was logged."""
+
+    says: str
+    finding: Annotated[str, Meta(description="Id of a finding of the same report.")] | None = None
+    values: Annotated[dict[str, Json], Meta(description="The numbers in the clause.")] = {}
+
+
 class MonitorReport(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True):
     """The high-level story of one run, as `gradience monitor --json` prints it."""
 
     schema: Literal["gradience.monitor/v1"]
+    story: Annotated[str, Meta(description="The run in one line: the parts below, joined.")] = ""
+    story_parts: list[StoryPart] = []
     file: str
     run_id: str | None = None
     other_runs: Annotated[list[str], Meta(description="Other runs in the same log.")] = []

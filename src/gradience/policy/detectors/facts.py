@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import islice
@@ -11,11 +11,13 @@ from operator import itemgetter, le
 from typing import Final
 
 from gradience.policy.detectors.curve import Curve, curve_of
+from gradience.policy.detectors.signals import Signals
 from gradience.policy.detectors.thresholds import LOSS_GAP
 from gradience.policy.objective import Kind, Objective, objective_of
 from gradience.schema.config import ConfigSnapshot
 from gradience.schema.events import Eval
 from gradience.schema.reports import BadLine, EvalPoint, GapReading
+from gradience.schema.scalars import Json
 
 __all__ = ["DEFAULT_GAP", "RunFacts", "Series", "sorted_by_step"]
 
@@ -48,6 +50,7 @@ class RunFacts:
     num_labels: int | None = None
     epoch: float | None = None
     utilization_mean: float | None = None
+    audit: Mapping[str, Json] | None = None  # payload of the newest lora_audit
     status: str = "unknown"
     last_step: int | None = None
     max_steps: int | None = None
@@ -56,6 +59,7 @@ class RunFacts:
     gap_threshold: float = DEFAULT_GAP
     config: ConfigSnapshot = field(default_factory=ConfigSnapshot)
     logged: frozenset[str] = frozenset()  # names of further values in the training rows
+    signals: Signals = field(default_factory=dict)  # of those, the columns of rewards and the like
     history: Sequence[Eval] = ()  # all evaluations, in the order written
     sessions: int = 0
     resumed_from: Sequence[int] = ()

@@ -37,7 +37,13 @@ def _non_finite(facts: RunFacts) -> Sighting | None:
     where += [f"gradient norm at step {facts.step(norms[0])}"] if norms else []
     return Sighting(
         f"Not finite: {', '.join(where)} ({len(losses)} of {len(series.steps)} training rows).",
-        {"rows": len(losses), "gradient_rows": len(norms), "eval_rows": len(evals)},
+        {
+            "rows": len(losses),
+            "gradient_rows": len(norms),
+            "eval_rows": len(evals),
+            "first": where[0],
+            "first_step": facts.step(losses[0]) if losses else None,
+        },
         severity="error" if losses or evals else _of_norms(norms, facts.config.training.dtype),
         seen=(f"first non-finite value: {where[0]}",),
     )

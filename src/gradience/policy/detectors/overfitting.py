@@ -16,13 +16,13 @@ from gradience.policy.facts import Unknown
 from gradience.schema.events import Eval
 from gradience.schema.scalars import as_float
 
-__all__ = ["DETECTORS"]
+__all__ = ["DETECTORS", "HeldOutCurve", "held_out_curve"]
 
 _SECOND: Final = 0.6053  # standard deviation over the median |second difference|: 1 / (0.6745 sqrt 6)
 _TASK: Final = ("accuracy", "f1", "exact_match", "rewards/accuracies", "rouge1", "rougeL", "bleu")
 
 
-class _Curve(NamedTuple):
+class HeldOutCurve(NamedTuple):
     """The evaluations of one split by step; of two at one step, the later."""
 
     split: str
@@ -32,7 +32,7 @@ class _Curve(NamedTuple):
 
 
 class _Onset(NamedTuple):
-    curve: _Curve
+    curve: HeldOutCurve
     best: int  # place of the lowest loss
     rise: float  # E / E_opt - 1 at the end
     noise: float  # of one evaluation, as a fraction of E_opt
@@ -53,7 +53,13 @@ def _overfitting(facts: RunFacts) -> Sighting | None:
     return _sighting(facts, first, [onset.curve.split for onset in onsets[1:]])
 
 
-def _curves(facts: RunFacts) -> list[_Curve]:
+def held_out_curve(facts: RunFacts) -> HeldOutCurve | None:
+    """Return the losses of the held-out split that the report shows, None where it has none."""
+    shown = facts.held_out.split if facts.held_out else None
+    return next((curve for curve in _curves(facts) if curve.split == shown and curve.losses), None)
+
+
+def _curves(facts: RunFacts) -> list[HeldOutCurve]:
     """Return the losses of every held-out split, the one that the report shows first."""
     named = dict.fromkeys(e.split for e in facts.history if e.split != "train")
     shown = facts.held_out.split if facts.held_out else None
@@ -62,7 +68,7 @@ def _curves(facts: RunFacts) -> list[_Curve]:
         events = {e.step: e for e in facts.history if e.split == split and e.step is not None and _loss(e) > 0.0}
         steps = sorted(events)
         evals = [events[step] for step in steps]
-        curves.append(_Curve(split, evals, steps, [_loss(e) for e in evals]))
+        curves.append(HeldOutCurve(split, evals, steps, [_loss(e) for e in evals]))
     return curves
 
 
@@ -72,7 +78,7 @@ def _loss(event: Eval) -> float:
     return value if math.isfinite(value) else 0.0
 
 
-def _onset(curve: _Curve) -> _Onset | None:
+def _onset(curve: HeldOutCurve) -> _Onset | None:
     losses = curve.losses
     best = min(range(len(losses)), key=losses.__getitem__)
     lowest = losses[best]

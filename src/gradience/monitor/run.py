@@ -1,0 +1,181 @@
+"""One run of a source as a report: its facts gathered, then judged."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Sequence
+from typing import Final
+
+from gradience.monitor.evals import derived_notes, gap_of, held_out_of, latest_evals, number_in
+from gradience.monitor.source import Source, logged_in, open_source, signals_in
+from gradience.policy.run_detectors import DEFAULT_GAP, RunFacts, Series, detect
+from gradience.policy.story import line_of, tell
+from gradience.schema.config import ConfigSnapshot
+from gradience.schema.reports import MONITOR_SCHEMA_ID, MonitorReport, TrainSummary
+from gradience.schema.scalars import NonFinite, real
+from gradience.telemetry.summary import RunSeries, RunSummary
+
+__all__ = ["monitor_run", "report_of"]
+
+_CLASSES: Final = {  # of data sets whose logs do not say
+    "sst2": 2,
+    "cola": 2,
+    "mrpc": 2,
+    "qqp": 2,
+    "qnli": 2,
+    "rte": 2,
+    "wnli": 2,
+    "mnli": 3,
+    "imdb": 2,
+    "ag_news": 4,
+}
+
+
+def monitor_run(
+    path: str | os.PathLike[str], *, gap_threshold: float = DEFAULT_GAP, run: str | None = None
+) -> MonitorReport:
+    """Return the story of the last run in a log, or of one run by its id.
+
+    What other programs leave (an output folder, a trainer_state.json, a table, ...) is imported in memory:
+    nothing is written, and the notes say so.
+
+    Args:
+        path: a run.jsonl, a folder that holds one, or anything that `gradience import` reads.
+        gap_threshold: held-out over train perplexity from which the gap is a finding.
+        run: id, or name in an import, of the run to show; the last if None.
+
+    Raises:
+        RecorderError: the log is missing, empty, or holds no event at all, or no such run.
+        SchemaError: the log is of another major version.
+    """
+    source = open_source(path, run)
+    shown = source.summary.last
+    assert shown is not None  # noqa: S101  # open_source refuses a source without a run
+    return report_of(source, shown, gap_threshold=gap_threshold)
+
+
+def report_of(source: Source, run: RunSeries, *, gap_threshold: float = DEFAULT_GAP) -> MonitorReport:
+    """Return the report of one run of a source."""
+    summary, config = source.summary, run.config or ConfigSnapshot()
+    facts = _facts(source, run, config, gap_threshold)
+    train = _train(run)
+    findings, not_run = detect(facts)
+    parts = tell(facts, findings, not_run, train)
+    audit = run.latest_metrics.get("lora_audit")
+    return MonitorReport(
+        schema=MONITOR_SCHEMA_ID,
+        story=line_of(parts),
+        story_parts=parts,
+        file=str(source.path),
+        run_id=run.run_id,
+        other_runs=[run_id for run_id in summary.runs if run_id != run.run_id],
+        sessions=len(run.sessions),
+        config=config,
+        status=facts.status,
+        status_reason=run.end.reason if run.end else None,
+        events=dict(summary.counts),
+        train=train,
+        evals=list(facts.evals),
+        gap=facts.gap,
+        lora_audit=audit.metrics if audit else None,
+        lora_audit_step=audit.step if audit else None,
+        alerts=run.alerts,
+        recommendations=run.recommendations,
+        findings=findings,
+        not_run=not_run,
+        issues=summary.issues,
+        issues_total=summary.issues_total,
+        notes=[*source.notes, *_notes(summary, run), *derived_notes(facts.evals)],
+    )
+
+
+def _facts(source: Source, run: RunSeries, config: ConfigSnapshot, gap_threshold: float) -> RunFacts:
+    evals = latest_evals(run)
+    audit = run.latest_metrics.get("lora_audit")
+    logged = logged_in(source, run)
+    return RunFacts(
+        series=Series(
+            run.steps, run.losses, run.grad_norms, run.rates, frozenset(run.lost_norms), not run.out_of_order
+        ),
+        evals=evals,
+        gap=gap_of(run, evals),
+        held_out=held_out_of(evals),
+        num_labels=_num_labels(config),
+        epoch=run.last_epoch,
+        utilization_mean=number_in(audit.metrics, "utilization_mean") if audit else None,
+        audit=audit.metrics if audit else None,
+        status=run.end.status if run.end else "no_run_end",
+        last_step=run.last_step,
+        max_steps=config.training.max_steps,
+        issues=source.summary.issues,
+        issues_total=source.summary.issues_total,
+        gap_threshold=gap_threshold,
+        config=config,
+        logged=logged,
+        signals=signals_in(source, run, logged),
+        history=run.evals,
+        sessions=len(run.sessions),
+        resumed_from=run.resumed_from,
+        replaced=run.replaced,
+        duplicates=run.duplicates,
+        out_of_order=run.out_of_order,
+        interleaved=run.interleaved,
+        missing=run.missing,
+    )
+
+
+def _num_labels(config: ConfigSnapshot) -> int | None:
+    if config.num_labels:
+        return config.num_labels
+    recorded = config.extras.get("num_labels")
+    if isinstance(recorded, int):
+        return recorded
+    name = (config.dataset_name or "").lower().replace("-", "_").rsplit("/", 1)[-1]
+    return _CLASSES.get(name)
+
+
+def _train(run: RunSeries) -> TrainSummary:
+    losses, steps = run.losses, run.steps
+    finite = _finite(losses)
+    lowest = min(finite, default=None)
+    return TrainSummary(
+        rows=len(losses),
+        superseded_rows=run.superseded,
+        non_finite_rows=len(losses) - len(finite),
+        first_step=steps[0] if steps else None,
+        last_step=run.last_step,
+        first_loss=_real(losses, 0),
+        last_loss=_real(losses, -1),
+        min_loss=lowest,
+        min_loss_step=None if lowest is None else steps[losses.index(lowest)],
+        max_lr=max(_finite(run.rates), default=None),
+        duration_s=None if run.first_ts is None or run.last_ts is None else run.last_ts - run.first_ts,
+    )
+
+
+def _finite(values: Sequence[float]) -> Sequence[float]:
+    return values if math.isfinite(sum(values)) else list(filter(math.isfinite, values))
+
+
+def _real(values: Sequence[float], index: int) -> float | NonFinite | None:
+    return real(values[index]) if values else None
+
+
+def _notes(summary: RunSummary, run: RunSeries) -> list[str]:
+    notes = []
+    if run.config is None:
+        notes.append("no run_start in the log: the configuration is unknown")
+    if len(summary.runs) > 1:
+        others = ", ".join(run_id for run_id in summary.runs if run_id != run.run_id)
+        notes.append(f"{len(summary.runs)} runs in this log; the last is shown, the others are {others}")
+    if run.resumed_from:
+        notes.append(
+            f"resumed from step {', '.join(map(str, run.resumed_from))}; {run.superseded} superseded rows are not shown"
+        )
+    if summary.unknown:
+        known = ", ".join(f"{name} ({n})" for name, n in summary.unknown.items())
+        notes.append(f"events of a name unknown here were kept and not used: {known}")
+    if summary.bare_tokens:
+        notes.append(f"{summary.bare_tokens} lines hold bare NaN or Infinity, which is not JSON; they were read anyway")
+    return notes

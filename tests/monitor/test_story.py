@@ -1,0 +1,100 @@
+"""The story says what the findings say, no less and no more."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from logs import config, falling, record
+
+from gradience.monitor import monitor_run
+from gradience.policy.run_detectors import RunFacts, Series, detect
+from gradience.policy.story import line_of, tell
+from gradience.render.monitor import monitor_text
+from gradience.schema import TrainSummary
+
+OVERFIT = [(4, 1.6), (8, 1.5), (12, 1.7), (16, 1.9), (20, 2.2), (24, 2.4)]
+
+
+def story(path, **more):
+    return monitor_run(record(path / "run.jsonl", **more)).story
+
+
+def test_a_healthy_run_learns_and_its_numbers_are_those_of_the_report(tmp_path):
+    report = monitor_run(record(tmp_path / "run.jsonl"))
+    assert report.story == "learns; loss 2 -> 1.02; no held-out signal"
+    assert report.train.last_loss == pytest.approx(1.02, abs=0.005)
+
+
+def test_the_story_is_the_first_line_under_the_title_and_its_parts_joined(tmp_path):
+    report = monitor_run(record(tmp_path / "run.jsonl"))
+    assert monitor_text(report).splitlines()[3] == f"Story: {report.story}"
+    assert "; ".join(part.says for part in report.story_parts) == report.story
+
+
+def test_overfitting_is_told_with_its_onset_and_the_checkpoint_to_keep(tmp_path):
+    told = story(tmp_path, evals=OVERFIT, setup=config(save=4))
+    assert told.startswith("overfits from step 8 (eval loss +60.0% since); best checkpoint 8; loss 2 -> 1.02")
+
+
+def test_without_saved_checkpoints_none_is_named(tmp_path):
+    assert "checkpoint" not in story(tmp_path, evals=OVERFIT)
+
+
+def test_a_masked_nan_is_the_first_thing_told_and_nothing_learns(tmp_path):
+    losses = [*falling(30), *[0.0] * 10]
+    told = story(tmp_path, losses=losses, norms=[1.0] * 30 + [math.nan] * 10)
+    assert told.startswith("loss is probably NaN-masked from step 31")
+    assert "learns" not in told
+
+
+def test_a_flat_loss_does_not_learn(tmp_path):
+    told = story(tmp_path, losses=[2.0 + 0.001 * (i % 3) for i in range(60)])
+    assert told.startswith("the loss does not fall")
+    assert "learns" not in told
+
+
+def test_too_few_rows_to_judge_are_not_called_learning(tmp_path):
+    assert story(tmp_path, losses=falling(10)).startswith("whether it learns could not be judged; loss 2 -> ")
+
+
+def test_an_audit_tells_how_many_ranks_hold_the_energy(tmp_path):
+    audit = {"energy_rank_90_p50": 3.0, "modules": [{"name": "q", "r": 16}]}
+    assert "90 % of the update's energy lies in 3 of 16 ranks" in story(tmp_path, audit=audit)
+
+
+def test_modules_of_several_ranks_have_no_one_rank_to_name(tmp_path):
+    audit = {"energy_rank_90_p50": 3.0, "modules": [{"name": "q", "r": 16}, {"name": "v", "r": 8}]}
+    assert "ranks" not in story(tmp_path, audit=audit)
+
+
+def test_a_run_without_an_end_says_where_its_log_stops(tmp_path):
+    assert story(tmp_path, end=None).endswith("the log stops at step 40 of 40 without run_end")
+
+
+@pytest.mark.parametrize("status", ["error", "aborted", "interrupted"])
+def test_a_bad_end_is_told(tmp_path, status):
+    assert story(tmp_path, end=status).endswith(f"{status} at step 40 of 40")
+
+
+def test_every_part_names_a_finding_of_the_report_or_none(tmp_path):
+    report = monitor_run(record(tmp_path / "run.jsonl", evals=OVERFIT, end=None))
+    ids = {finding.id for finding in report.findings}
+    assert {"OVF110", "END114"} <= {part.finding for part in report.story_parts if part.finding} <= ids
+
+
+losses = st.floats(-10, 10) | st.sampled_from([0.0, math.nan, math.inf, 0.6931])
+status = st.sampled_from(["ok", "no_run_end", "error", "unknown"])
+
+
+@given(st.lists(losses, max_size=60), st.floats(0, 50), status)
+def test_every_grave_finding_is_in_the_story_of_any_series(values, norm, status):
+    n = len(values)
+    run = RunFacts(series=Series(range(n), values, [norm] * n, [1e-4] * n), status=status, last_step=n or None)
+    findings, not_run = detect(run)
+    parts = tell(run, findings, not_run, TrainSummary(rows=n, first_loss=0.0, last_loss=0.0))
+    grave = {finding.id for finding in findings if finding.severity != "info"}
+    assert grave <= {part.finding for part in parts}
+    assert "\n" not in line_of(parts)
