@@ -160,6 +160,9 @@ def _tidy(node: Json) -> Json:
 
 def main(argv: Sequence[str]) -> int:
     """Write the schemas to a folder: the one argument, else `schemas`."""
+    if len(argv) > 1 or (argv and argv[0].startswith("-")):
+        sys.stderr.write("usage: python -m gradience.schema.export [FOLDER]\n")
+        return 2
     write_schemas(Path(argv[0] if argv else "schemas"))
     return 0
 
