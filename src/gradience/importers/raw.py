@@ -9,6 +9,7 @@ from typing import NamedTuple
 from gradience.configs.layer import Layer
 from gradience.schema.reports import SkippedRow
 from gradience.schema.scalars import Json
+from gradience.telemetry.secrets import hide_secrets
 
 __all__ = ["Raw", "Row"]
 
@@ -40,5 +41,5 @@ class Raw:
     files: list[Path] = field(default_factory=list)  # read, the first of them for the rows
 
     def skip(self, place: int, reason: str) -> None:
-        """Count a row that is none."""
-        self.skipped.append(SkippedRow(file=self.path.name, line=place, reason=reason))
+        """Count a row that is none; the reason may quote it, but no secret of it."""
+        self.skipped.append(SkippedRow(file=self.path.name, line=place, reason=hide_secrets(reason)))

@@ -24,6 +24,7 @@ from gradience.importers.settings import add_settings
 from gradience.schema.events import Event
 from gradience.schema.reports import SkippedRow
 from gradience.schema.scalars import Json
+from gradience.telemetry.redact import redact_event, redact_id
 
 __all__ = ["Imported", "ImportedRun", "is_foreign", "read_folder_config", "read_source"]
 
@@ -34,7 +35,7 @@ _HOSTED: Final = re.compile(r"^(events\.out\.tfevents\.\d+|[A-Z][a-z]{2}\d{2}_\d
 
 @dataclass(slots=True)
 class ImportedRun:
-    """One run as events: from its run_start to its run_end."""
+    """One run as events, from its run_start to its run_end: redacted as a log of ours is."""
 
     run_id: str
     name: str
@@ -158,7 +159,7 @@ def _name_apart(raws: list[Raw]) -> None:
     """Give every run an id of its own: the source's, else one made of the hash of its file."""
     taken: Counter[str] = Counter()
     for raw in raws:
-        base = raw.run_id or f"import-{sha256_of(raw.files[0])[:16]}"
+        base = redact_id(raw.run_id) or f"import-{sha256_of(raw.files[0])[:16]}"
         taken[base] += 1
         raw.run_id = base if taken[base] == 1 else f"{base}.{taken[base]}"
 
@@ -182,7 +183,7 @@ def _tell(source: Path, kind: Format, raw: Raw) -> list[ImportedRun]:
         run_id = base if len(parts) == 1 else f"{base}-{number}"
         session = f"import-{digest[:8]}" + (f"-r{number}" if len(parts) > 1 else "")
         events = tell_run(raw, segments, run_id=run_id, session=session, meta=meta)
-        told.append(ImportedRun(run_id, raw.name or raw.path.name, events))
+        told.append(ImportedRun(run_id, raw.name or raw.path.name, [redact_event(event) for event in events]))
     return told
 
 

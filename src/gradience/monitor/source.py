@@ -91,10 +91,8 @@ def _import(path: Path, run: str | None) -> Source:
     imported = read_source(path, run=run)
     summary = RunSummary(path)
     for told in imported.runs:
-        series = summary.runs[told.run_id] = RunSeries(told.run_id)
         for event in told.events:
-            series.take(event)
-        summary.counts.update(told.counts)
+            summary.take(event)
     files = ", ".join(os.path.relpath(file, path) if path.is_dir() else file.name for file in imported.files)
     notes = [f"imported in memory from {files} ({imported.format}); no file was written", *imported.notes]
     if imported.skipped:

@@ -10,10 +10,22 @@ import zlib
 from functools import lru_cache
 from typing import Any, Final, NamedTuple
 
+import msgspec
+
+from gradience.schema.events import Event, TrainStep
+from gradience.telemetry.codec import convert, to_document
 from gradience.telemetry.folding import JsonObject
 from gradience.telemetry.secrets import hide_secrets, holds_secret
 
-__all__ = ["DEFAULT_MAX_STR_LEN", "MAX_KEY_LEN", "Redaction", "redact_document", "redact_id", "redact_text"]
+__all__ = [
+    "DEFAULT_MAX_STR_LEN",
+    "MAX_KEY_LEN",
+    "Redaction",
+    "redact_document",
+    "redact_event",
+    "redact_id",
+    "redact_text",
+]
 
 DEFAULT_MAX_STR_LEN: Final = 256
 MAX_KEY_LEN: Final = 128
@@ -66,6 +78,16 @@ def redact_document(document: JsonObject, rule: Redaction) -> JsonObject:
         _key(k): v if k in _CONSTANT else redact_id(v) if k in _IDS else _redact(v, rule, k)
         for k, v in document.items()
     }
+
+
+def redact_event(event: Event, rule: Redaction = _DEFAULT) -> Event:
+    """Return the event as a log would hold it, for those that no log holds; itself where nothing is to hide."""
+    if type(event) is TrainStep and event.run_id == redact_id(event.run_id):  # text only in its extras
+        extras = {_key(k): _redact(v, rule, k) for k, v in event.extras.items()}
+        return event if extras == event.extras else msgspec.structs.replace(event, extras=extras)
+    document = to_document(event)
+    safe = redact_document(document, rule)
+    return event if safe == document else convert(safe)  # type: ignore[return-value]  # of a known name
 
 
 @lru_cache(maxsize=256)

@@ -35,6 +35,29 @@ class RunSummary:
         """The run that began last in the file, or None for a log without one event."""
         return next(reversed(self.runs.values()), None)
 
+    def take(self, event: Event) -> None:
+        """Add one event to its run; the run that begins is the last from then on."""
+        self.counts[str(event.__struct_config__.tag)] += 1
+        run = self.of(event.run_id)
+        run.take(event)
+        if isinstance(event, RunStart):
+            self.runs[run.run_id] = self.runs.pop(run.run_id)
+
+    def take_rows(self, rows: Rows) -> None:
+        """Add plain rows at once, or one by one where something about their order is to be counted."""
+        if self.of(rows.run_id).take_rows(rows.rows):
+            self.counts["train_step"] += len(rows.rows)
+            return
+        for row in rows.rows:
+            self.take(row.event())
+
+    def of(self, run_id: str) -> RunSeries:
+        """Return the run of this id, a new one if it is the first of its events."""
+        run = self.runs.get(run_id)
+        if run is None:
+            run = self.runs[run_id] = RunSeries(run_id)
+        return run
+
 
 def summarize(path: Path) -> RunSummary:
     """Return what the log holds, reading it once; 32 bytes a training row are kept, evaluations and alerts whole.
@@ -53,39 +76,15 @@ def summarize(path: Path) -> RunSummary:
         elif isinstance(found, UnknownEvent):
             summary.unknown[found.event] += 1
         elif isinstance(found, Rows):
-            _take_rows(summary, found)
+            summary.take_rows(found)
         else:
             for event in found:
-                _take_event(summary, _without_extras(event) if type(event) is TrainStep else event)
+                summary.take(_without_extras(event) if type(event) is TrainStep else event)
     summary.lines = scan.lines
     summary.bare_tokens = scan.unnamed
     return summary
 
 
-def _take_rows(summary: RunSummary, found: Rows) -> None:
-    """Take plain rows at once, or one by one where something about their order is to be counted."""
-    if _run(summary, found.run_id).take_rows(found.rows):
-        summary.counts["train_step"] += len(found.rows)
-        return
-    for row in found.rows:
-        _take_event(summary, row.event())
-
-
 def _without_extras(row: TrainStep) -> TrainStep:
     """Return the row as the fast way through a log leaves it: a summary must not depend on the way taken."""
     return msgspec.structs.replace(row, extras={}) if row.extras else row
-
-
-def _take_event(summary: RunSummary, event: Event) -> None:
-    summary.counts[str(event.__struct_config__.tag)] += 1
-    run = _run(summary, event.run_id)
-    run.take(event)
-    if isinstance(event, RunStart):
-        summary.runs[run.run_id] = summary.runs.pop(run.run_id)  # begun last, shown first
-
-
-def _run(summary: RunSummary, run_id: str) -> RunSeries:
-    run = summary.runs.get(run_id)
-    if run is None:
-        run = summary.runs[run_id] = RunSeries(run_id)
-    return run

@@ -1,0 +1,43 @@
+"""What is read in memory is as private as what is written."""
+
+from __future__ import annotations
+
+import json
+
+import msgspec
+
+from gradience.importers import read_source
+from gradience.imports import import_run
+from gradience.monitor import monitor_run
+from gradience.telemetry import TelemetryReader
+
+TOKEN = "hf_" + "aB3" * 12
+LONG = "prompt " * 60
+
+
+def _leaky(tmp_path, rows, write_state):
+    more = {"sample": LONG, "api_key": "Zx9" * 9, f"score of {TOKEN}": 1.0, "nested": {"path": "/home/me/data/x.json"}}
+    held_out = {"step": 4, "eval_loss": 0.5, "eval_runtime": 1.0, "eval_note": f"login {TOKEN}"}
+    path = write_state(tmp_path / "out", [*rows([1, 2, 3]), *rows([4], **more), held_out])
+    (path.parent / "adapter_config.json").write_text(
+        json.dumps({"peft_type": "LORA", "r": 8, "lora_alpha": 16, "base_model_name_or_path": f"org/{TOKEN}"})
+    )
+    return path.parent
+
+
+def test_a_report_of_an_import_in_memory_holds_no_secret_no_path_and_no_long_text(tmp_path, rows, write_state):
+    report = monitor_run(_leaky(tmp_path, rows, write_state))
+    text = msgspec.json.encode(report).decode()
+    assert report.config.lora.r == 8
+    assert "login <redacted: hub token>" in text
+    assert [hidden for hidden in (TOKEN, "Zx9Zx9", LONG[:300], "/home/me") if hidden in text] == []
+
+
+def test_the_events_in_memory_are_those_of_the_log_that_an_import_writes(tmp_path, rows, write_state):
+    folder = _leaky(tmp_path, rows, write_state)
+    (told,) = read_source(folder).runs
+    import_run(folder, tmp_path / "run.jsonl")
+    assert list(TelemetryReader(tmp_path / "run.jsonl")) == told.events
+    (row,) = [event for event in told.events if event.step == 4 and "api_key" in event.extras]
+    assert row.extras["api_key"] == "<redacted: secret key>"
+    assert row.extras["nested"] == {"path": "x.json"}
