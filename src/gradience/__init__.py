@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from gradience.hf.callback import GradienceCallback
     from gradience.imports import import_run
     from gradience.monitor import monitor_run
+    from gradience.report.write import write_report
     from gradience.telemetry.reader import TelemetryReader
     from gradience.telemetry.writer import TelemetryWriter
     from gradience.validate import validate_log
@@ -31,6 +32,7 @@ _HOMES = {
     "import_run": "gradience.imports",
     "monitor_run": "gradience.monitor",
     "validate_log": "gradience.validate",
+    "write_report": "gradience.report.write",
 }
 
 __all__ = [
@@ -48,6 +50,7 @@ __all__ = [
     "import_run",
     "monitor_run",
     "validate_log",
+    "write_report",
 ]
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from pathlib import Path
 from typing import Annotated, Literal
@@ -11,9 +10,10 @@ from cyclopts import Parameter
 from cyclopts.types import NonNegativeInt, PositiveInt
 from cyclopts.validators import Number
 
+from gradience.cli.device import prepare_jax
 from gradience.cli.output import exit_code, print_document, print_text
 from gradience.cli.progress import on_terminal
-from gradience.errors import AdapterError, GradienceError
+from gradience.errors import AdapterError
 from gradience.render.audit import View, audit_text
 from gradience.render.heatmap import Quantity
 from gradience.schema.scalars import Severity
@@ -103,7 +103,7 @@ def audit(
     folder = _one_of(path, peft_dir)
     if base is None and (intruders or (heatmap and heatmap_of == "udr")):
         raise AdapterError("this needs the base model's weights", advice="give them with --base PATH")
-    _prepare_jax(device)
+    prepare_jax(device)
     from gradience.audit import audit_adapter  # noqa: PLC0415  # imports jax, after its environment is set
 
     report = audit_adapter(
@@ -146,30 +146,3 @@ def _one_of(path: Path | None, peft_dir: Path | None) -> Path:
         message = "give the adapter's folder once: 'gradience audit DIR' or '--peft-dir DIR'"
         raise AdapterError(message)
     return path or peft_dir or Path()
-
-
-def _prepare_jax(device: str) -> None:
-    """Set this process's JAX up: no preallocation, compiled kernels kept between runs."""
-    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
-    import jax  # noqa: PLC0415  # only an audit pays for it
-
-    if (cache := _cache_dir()) is not None:
-        jax.config.update("jax_compilation_cache_dir", str(cache))
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
-        jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
-    from gradience.spectral.batch import use_device  # noqa: PLC0415
-
-    try:
-        use_device(device)
-    except ValueError as error:
-        raise GradienceError(str(error), advice="use --device auto") from error
-
-
-def _cache_dir() -> Path | None:
-    """Return the user's cache folder for compiled kernels, or None where there is none to write to."""
-    root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "gradience" / "jax"
-    try:
-        root.mkdir(parents=True, exist_ok=True)
-    except OSError:
-        return None  # a read-only home: compile again next time
-    return root if os.access(root, os.W_OK) else None

@@ -5,6 +5,7 @@ Exit codes: 0 done, 1 findings at or above ``--fail-on``, 2 unusable input or us
 
 from __future__ import annotations
 
+import gc
 import sys
 from collections.abc import Sequence
 from importlib.metadata import version
@@ -18,11 +19,14 @@ __all__ = ["COMMANDS", "UNUSABLE", "build_app", "main"]
 
 UNUSABLE = 2
 
+_GC_THRESHOLDS = (100_000, 50, 100)  # importing jax alone runs the defaults (700, 10, 10) a hundred times, in vain
+
 COMMANDS = {
     "check": "gradience.cli.check:check",
     "monitor": "gradience.cli.monitor:monitor",
     "import": "gradience.cli.import_run:import_run",
     "audit": "gradience.cli.audit:audit",
+    "report": "gradience.cli.report:report",
     "rules": "gradience.cli.rules:rules",
     "validate": "gradience.cli.validate:validate",
     "schema": "gradience.cli.schema:schema",
@@ -33,6 +37,7 @@ _HELP = {
     "monitor": "Summarise a run from its telemetry (run.jsonl).",
     "import": "Turn a finished run of another program into a run.jsonl.",
     "audit": "Analyse a trained adapter for waste, and for what is wrong with it.",
+    "report": "Write one file about a run: a page to look at, or Markdown for a pull request.",
     "rules": "List the rules of check, or explain one with its evidence.",
     "validate": "Check every line of a run.jsonl against the telemetry schema.",
     "schema": "Print a JSON Schema: telemetry, audit, check, monitor, import or validate.",
@@ -55,6 +60,14 @@ def build_app() -> App:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code; errors meant for the user become one line and a 2."""
+    gc.set_threshold(*_GC_THRESHOLDS)
+    try:
+        return _run(argv)
+    finally:
+        gc.freeze()  # the process ends here: nothing is gained by searching it for garbage once more
+
+
+def _run(argv: Sequence[str] | None) -> int:
     tokens = list(sys.argv[1:] if argv is None else argv)
     try:
         result = build_app()(tokens, exit_on_error=False, print_error=False)

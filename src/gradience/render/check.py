@@ -10,7 +10,7 @@ from gradience.schema.findings import SEVERITIES
 from gradience.schema.reports import CheckReport
 from gradience.schema.scalars import Real, as_float
 
-__all__ = ["check_text"]
+__all__ = ["check_text", "config_rows"]
 
 _MOST_NAMES = 10  # targets and unknown keys on one line
 _MOST_TEXT = 60  # characters of one value
@@ -28,7 +28,7 @@ def _lines(report: CheckReport, *, verbose: bool) -> Iterator[str]:
     if report.sources:
         yield ""
     yield "Config as understood:"
-    for label, value in _config(report):
+    for label, value in config_rows(report):
         yield f"  {label + ':':<12}{value}"
     yield ""
     yield from _findings(report, verbose=verbose)
@@ -36,7 +36,8 @@ def _lines(report: CheckReport, *, verbose: bool) -> Iterator[str]:
     yield "Findings are hypotheses with their grounds, not verdicts: verify on held-out data."
 
 
-def _config(report: CheckReport) -> Iterator[tuple[str, str]]:
+def config_rows(report: CheckReport) -> Iterator[tuple[str, str]]:
+    """Yield the configuration as understood: what it speaks of, and its value in words."""
     config, derived = report.config, report.derived
     yield "Model", _text(config.model_name)
     if config.dataset_name:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Final, Literal, TypeAlias
+from typing import Final, Literal, NamedTuple, TypeAlias
 
 from gradience.render.text import clean, number
 from gradience.schema.audit import ModuleAudit
 
-__all__ = ["Quantity", "heatmap"]
+__all__ = ["Cell", "Grid", "Quantity", "grid_of", "heatmap"]
 
 Quantity: TypeAlias = Literal["norm", "utilization", "k90", "udr"]
 
@@ -26,7 +26,29 @@ _READ: Final[dict[str, tuple[str, _Read]]] = {
     "k90": ("energy rank k@90%", lambda m: m.energy_rank_90),
     "udr": ("UDR", lambda m: m.udr if isinstance(m.udr, float) else None),
 }
-_Cell: TypeAlias = float | str
+Cell: TypeAlias = float | str  # a value; or 0, ! or a space for what has none
+
+
+class Grid(NamedTuple):
+    """A quantity of the modules by kind and layer."""
+
+    title: str
+    rows: dict[str, dict[int, Cell]]  # by the kind's name, then by layer
+    layers: list[int]
+    top: float  # the highest value
+
+
+def grid_of(modules: Sequence[ModuleAudit], of: Quantity = "norm") -> Grid | None:
+    """Return the quantity by kind of module and layer, or None where no module in a layer has a value.
+
+    A module that is zero is `0`, one that is not finite `!`. Experts of one parameter are averaged.
+    """
+    title, read = _READ[of]
+    rows = _rows(modules, read)
+    values = [cell for row in rows.values() for cell in row.values() if isinstance(cell, float)]
+    if not values:
+        return None
+    return Grid(title, rows, sorted({layer for row in rows.values() for layer in row}), max(values))
 
 
 def heatmap(modules: Sequence[ModuleAudit], of: Quantity = "norm", *, unicode: bool = True) -> list[str]:
@@ -34,22 +56,19 @@ def heatmap(modules: Sequence[ModuleAudit], of: Quantity = "norm", *, unicode: b
 
     Modules outside any layer are left out. Experts of one parameter are averaged.
     """
-    title, read = _READ[of]
-    rows = _rows(modules, read)
-    values = [cell for row in rows.values() for cell in row.values() if isinstance(cell, float)]
-    if not values:
-        return [f"Heat map of {title}: no module lies in a layer, or none has a value"]
+    grid = grid_of(modules, of)
+    if grid is None:
+        return [f"Heat map of {_READ[of][0]}: no module lies in a layer, or none has a value"]
     ramp = _UNICODE if unicode else _ASCII
-    top = max(values)
-    legend = f"Heat map of {title}, layer x module, from 0 ({ramp[0]}) to {number(top, '.3g')} ({ramp[-1]}):"
-    return [legend, *_blocks(rows, ramp, top)]
+    span = f"from 0 ({ramp[0]}) to {number(grid.top, '.3g')} ({ramp[-1]})"
+    return [f"Heat map of {grid.title}, layer x module, {span}:", *_blocks(grid, ramp)]
 
 
-def _rows(modules: Sequence[ModuleAudit], read: _Read) -> dict[str, dict[int, _Cell]]:
+def _rows(modules: Sequence[ModuleAudit], read: _Read) -> dict[str, dict[int, Cell]]:
     """Return the cells by label and layer, in the order of the modules."""
     inside = [(m, m.layer) for m in modules if m.layer is not None]
     shared = _shared([_kind(m) for m, _ in inside])
-    found: dict[str, dict[int, list[_Cell]]] = {}
+    found: dict[str, dict[int, list[Cell]]] = {}
     for module, layer in inside:
         label = clean(".".join(_kind(module)[shared:]))
         found.setdefault(label, {}).setdefault(layer, []).append(_cell(module, read))
@@ -67,7 +86,7 @@ def _shared(kinds: Sequence[list[str]]) -> int:
     return next((i for i in range(max(least, 0)) if len({kind[i] for kind in kinds}) > 1), max(least, 0))
 
 
-def _cell(module: ModuleAudit, read: _Read) -> _Cell:
+def _cell(module: ModuleAudit, read: _Read) -> Cell:
     if module.state == "zero":
         return "0"
     if module.state == "non_finite":
@@ -76,21 +95,20 @@ def _cell(module: ModuleAudit, read: _Read) -> _Cell:
     return _ABSENT if value is None else float(value)
 
 
-def _mean(cells: Sequence[_Cell]) -> _Cell:
+def _mean(cells: Sequence[Cell]) -> Cell:
     values = [cell for cell in cells if isinstance(cell, float)]
     return sum(values) / len(values) if values else cells[0]
 
 
-def _blocks(rows: dict[str, dict[int, _Cell]], ramp: str, top: float) -> Iterator[str]:
+def _blocks(grid: Grid, ramp: str) -> Iterator[str]:
     """Yield the map, broken into blocks of as many layers as fit the width."""
-    label = min(max(map(len, rows)), _LABEL)
+    label = min(max(map(len, grid.rows)), _LABEL)
     room = _WIDTH - label - 4
-    present = sorted({layer for row in rows.values() for layer in row})
-    for start in range(0, len(present), room):
-        layers = present[start : start + room]
+    for start in range(0, len(grid.layers), room):
+        layers = grid.layers[start : start + room]
         yield f"  {'':<{label}}  {_ruler(layers)}".rstrip()
-        for name, row in rows.items():
-            cells = "".join(_glyph(row.get(layer, _ABSENT), ramp, top) for layer in layers)
+        for name, row in grid.rows.items():
+            cells = "".join(_glyph(row.get(layer, _ABSENT), ramp, grid.top) for layer in layers)
             yield f"  {name[-label:]:<{label}}  {cells}".rstrip()
 
 
@@ -104,7 +122,7 @@ def _ruler(layers: Sequence[int]) -> str:
     return line
 
 
-def _glyph(cell: _Cell, ramp: str, top: float) -> str:
+def _glyph(cell: Cell, ramp: str, top: float) -> str:
     if isinstance(cell, str):
         return cell
     share = cell / top if top > 0.0 else 0.0
