@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from gradience.hf.callback import GradienceCallback
     from gradience.imports import import_run
     from gradience.monitor import monitor_run
+    from gradience.monitor.compare import compare_runs
     from gradience.report.write import write_report
     from gradience.telemetry.reader import TelemetryReader
     from gradience.telemetry.writer import TelemetryWriter
@@ -29,6 +30,7 @@ _HOMES = {
     "TelemetryWriter": "gradience.telemetry.writer",
     "audit_adapter": "gradience.audit",
     "check_config": "gradience.check",
+    "compare_runs": "gradience.monitor.compare",
     "import_run": "gradience.imports",
     "monitor_run": "gradience.monitor",
     "validate_log": "gradience.validate",
@@ -47,6 +49,7 @@ __all__ = [
     "TelemetryWriter",
     "audit_adapter",
     "check_config",
+    "compare_runs",
     "import_run",
     "monitor_run",
     "validate_log",

@@ -8,7 +8,7 @@ from typing import Final
 
 import msgspec
 
-from gradience.schema.findings import SEVERITIES, Finding
+from gradience.schema.findings import SEVERITIES, Finding, FindingRef
 from gradience.schema.scalars import Severity
 
 __all__ = ["DONE", "FOUND", "exit_code", "print_document", "print_text"]
@@ -29,7 +29,7 @@ def print_document(document: msgspec.Struct) -> None:
     sys.stdout.flush()
 
 
-def exit_code(findings: Iterable[Finding], fail_on: Severity | None) -> int:
+def exit_code(findings: Iterable[Finding | FindingRef], fail_on: Severity | None) -> int:
     """Return 1 if a finding is at or above the severity, else 0."""
     if fail_on is None:
         return DONE

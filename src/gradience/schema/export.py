@@ -14,6 +14,7 @@ from typing import Any, Final, Literal, TypeAlias
 import msgspec
 
 from gradience.schema.audit import AuditReport
+from gradience.schema.compare import CompareReport
 from gradience.schema.events import EVENT_TYPES, EvalMetrics, Event, RecommendationItem
 from gradience.schema.provenance import Provenance
 from gradience.schema.reports import CheckReport, ImportReport, MonitorReport, ValidateReport
@@ -21,7 +22,7 @@ from gradience.schema.reports import CheckReport, ImportReport, MonitorReport, V
 __all__ = ["SCHEMAS", "SchemaName", "json_schema", "schema_text", "write_schemas"]
 
 Json: TypeAlias = Any
-SchemaName: TypeAlias = Literal["telemetry", "audit", "check", "monitor", "import", "validate", "provenance"]
+SchemaName: TypeAlias = Literal["telemetry", "audit", "check", "monitor", "compare", "import", "validate", "provenance"]
 
 _DIALECT: Final = "https://json-schema.org/draft/2020-12/schema"
 _REF: Final = "#/$defs/{name}"
@@ -43,6 +44,7 @@ SCHEMAS: Final[dict[SchemaName, str]] = {
     "audit": "audit-report-v1",
     "check": "check-report-v1",
     "monitor": "monitor-report-v1",
+    "compare": "compare-report-v1",
     "import": "import-report-v1",
     "validate": "validate-report-v1",
     "provenance": "provenance-v1",
@@ -51,6 +53,7 @@ _REPORTS: Final[dict[SchemaName, type[msgspec.Struct]]] = {
     "audit": AuditReport,
     "check": CheckReport,
     "monitor": MonitorReport,
+    "compare": CompareReport,
     "import": ImportReport,
     "validate": ValidateReport,
     "provenance": Provenance,

@@ -10,7 +10,7 @@ from msgspec import Meta
 
 from gradience.schema.scalars import Fraction, Json, Severity
 
-__all__ = ["SEVERITIES", "Evidence", "Finding", "NotRun", "gravest_first"]
+__all__ = ["SEVERITIES", "Evidence", "Finding", "FindingRef", "NotRun", "gravest_first"]
 
 SEVERITIES: Final[tuple[Severity, ...]] = get_args(Severity)  # mildest first
 
@@ -35,6 +35,14 @@ class Finding(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True):
     verify: Annotated[str, Meta(description="What would confirm or refute it.")] | None = None
     evidence: list[Evidence] = []
     values: Annotated[dict[str, Json], Meta(description="The numbers the rule looked at.")] = {}
+
+
+class FindingRef(msgspec.Struct, kw_only=True, frozen=True):
+    """A finding of one run in brief; that run's own report has its grounds."""
+
+    id: str
+    severity: Severity
+    message: str
 
 
 class NotRun(msgspec.Struct, kw_only=True, frozen=True):

@@ -1,0 +1,208 @@
+"""Several runs side by side: their numbers, what differs in their configuration, and their losses step by step."""
+
+from __future__ import annotations
+
+import math
+import os
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Final, NamedTuple
+
+import msgspec
+
+from gradience.errors import GradienceError, RecorderError
+from gradience.monitor.collection import names_of, runs_in
+from gradience.monitor.evals import number_in
+from gradience.monitor.run import report_of
+from gradience.monitor.source import open_source
+from gradience.policy.detectors.curve import median
+from gradience.policy.objective import objective_of
+from gradience.policy.run_detectors import DEFAULT_GAP
+from gradience.schema.compare import (
+    COMPARE_SCHEMA_ID,
+    AlignedRow,
+    ComparedRun,
+    CompareReport,
+    ConfigDifference,
+    UnreadRun,
+)
+from gradience.schema.events import Eval
+from gradience.schema.findings import FindingRef
+from gradience.schema.reports import MonitorReport
+from gradience.schema.scalars import Json, NonFinite, as_float, real
+from gradience.telemetry.summary import RunSeries
+
+__all__ = ["compare_runs"]
+
+_ROWS: Final = 12  # of the table by step
+_SETS: Final = {"target_modules", "modules_to_save"}  # lists whose order means nothing
+_SHORT: Final = 8  # characters of a run id that tell it from others of its log
+
+
+class _Run(NamedTuple):
+    path: Path
+    report: MonitorReport
+    losses: Sequence[tuple[int, float]]  # by rising step, finite
+    evals: Sequence[tuple[int, float]]  # of the held-out split that the report shows
+
+
+def compare_runs(
+    paths: Sequence[str | os.PathLike[str]], *, gap_threshold: float = DEFAULT_GAP, all_runs: bool = False
+) -> CompareReport:
+    """Return several runs side by side.
+
+    Args:
+        paths: logs, folders of a run, folders of runs, or anything that `gradience import` reads.
+        gap_threshold: held-out over train perplexity from which the gap is a finding.
+        all_runs: every run of a log that holds several, not the last alone.
+
+    Raises:
+        RecorderError: a path is missing or holds no run; within a folder of runs such a log is listed as unread.
+        SchemaError: a log is of another major version.
+    """
+    runs: list[_Run] = []
+    unread: list[UnreadRun] = []
+    for given in paths:
+        members = runs_in(given)
+        for path in members:
+            try:
+                runs += _read(path, gap_threshold, all_runs=all_runs)
+            except GradienceError as error:
+                if len(members) == 1:
+                    raise
+                unread.append(UnreadRun(file=str(path), reason=str(error)))
+    if not runs:
+        raise RecorderError(f"no run could be read: {unread[0].file}: {unread[0].reason}")
+    return CompareReport(
+        schema=COMPARE_SCHEMA_ID,
+        runs=[_column(name, run) for name, run in zip(_names(runs), runs, strict=True)],
+        differences=_differences([run.report for run in runs]),
+        aligned=list(_aligned(runs)),
+        unread=unread,
+        notes=list(_notes([run.report for run in runs])),
+    )
+
+
+def _read(path: Path, gap_threshold: float, *, all_runs: bool) -> Iterator[_Run]:
+    source = open_source(path)
+    chosen = list(source.summary.runs.values())
+    for series in chosen if all_runs else chosen[-1:]:
+        report = report_of(source, series, gap_threshold=gap_threshold)
+        yield _Run(source.path, report, _losses(series), _evals(series.evals, _split(report)))
+
+
+def _losses(series: RunSeries) -> list[tuple[int, float]]:
+    pairs = zip(series.steps, series.losses, strict=True)
+    return sorted((step, loss) for step, loss in pairs if math.isfinite(loss))
+
+
+def _split(report: MonitorReport) -> str | None:
+    return next((point.split for point in report.evals if point.split != "train"), None)
+
+
+def _evals(events: Sequence[Eval], split: str | None) -> list[tuple[int, float]]:
+    mine = (e for e in events if e.split == split and e.step is not None and e.metrics.loss is not None)
+    by_step = {e.step or 0: as_float(e.metrics.loss or 0.0) for e in mine}
+    return sorted((step, loss) for step, loss in by_step.items() if math.isfinite(loss))
+
+
+def _names(runs: Sequence[_Run]) -> list[str]:
+    paths = list(dict.fromkeys(run.path for run in runs))
+    short = dict(zip(paths, names_of(paths), strict=True))
+    several = {path for path in paths if sum(run.path == path for run in runs) > 1}
+    names = [
+        f"{short[run.path]}#{str(run.report.run_id)[:_SHORT]}" if run.path in several else short[run.path]
+        for run in runs
+    ]
+    if len(set(names)) < len(names):  # ids that begin alike, or one log given twice
+        names = [f"{number}:{name}" for number, name in enumerate(names, 1)]
+    return names
+
+
+def _column(name: str, run: _Run) -> ComparedRun:
+    report, train = run.report, run.report.train
+    point = next((point for point in report.evals if point.split != "train"), None)
+    best = min(run.evals, key=lambda pair: pair[1], default=None)
+    lora = report.config.lora
+    return ComparedRun(
+        name=name,
+        file=report.file,
+        run_id=report.run_id,
+        story=report.story,
+        status=report.status,
+        rows=train.rows,
+        last_step=train.last_step,
+        max_steps=report.config.training.max_steps,
+        first_loss=train.first_loss,
+        last_loss=train.last_loss,
+        min_loss=train.min_loss,
+        min_loss_step=train.min_loss_step,
+        split=point.split if point else None,
+        eval_loss=point.metrics.loss if point else None,
+        best_eval_loss=best[1] if best else None,
+        best_eval_step=best[0] if best else None,
+        accuracy=point.metrics.accuracy if point else None,
+        gap=report.gap.ratio if report.gap else None,
+        lr=report.config.optimizer.lr if train.max_lr is None else train.max_lr,
+        r=lora.r,
+        alpha=lora.alpha,
+        utilization_mean=number_in(report.lora_audit or {}, "utilization_mean"),
+        duration_s=train.duration_s,
+        findings=[FindingRef(id=f.id, severity=f.severity, message=f.message) for f in report.findings],
+    )
+
+
+def _differences(reports: Sequence[MonitorReport]) -> list[ConfigDifference]:
+    flat = [dict(_flat(msgspec.to_builtins(report.config))) for report in reports]
+    keys = sorted({key for each in flat for key in each})
+    columns = ((key, [each.get(key) for each in flat]) for key in keys)
+    return [ConfigDifference(key=k, values=v) for k, v in columns if any(other != v[0] for other in v)]
+
+
+def _flat(node: dict[str, Json], above: str = "") -> Iterator[tuple[str, Json]]:
+    for key, value in node.items():
+        if isinstance(value, dict) and value:
+            yield from _flat(value, f"{above}{key}.")
+        else:
+            unordered = key in _SETS and isinstance(value, list)
+            yield f"{above}{key}", sorted(map(str, value)) if unordered else value
+
+
+def _aligned(runs: Sequence[_Run]) -> Iterator[AlignedRow]:
+    last = max((run.losses[-1][0] for run in runs if run.losses), default=0)
+    steps = sorted({math.ceil(last * part / _ROWS) for part in range(1, _ROWS + 1)} - {0})
+    before = -1
+    for step in steps:
+        train = [_median([loss for _, loss in _between(run.losses, before, step)]) for run in runs]
+        held_out = [_last([loss for _, loss in _between(run.evals, before, step)]) for run in runs]
+        yield AlignedRow(step=step, train=train, held_out=held_out)
+        before = step
+
+
+def _between(rows: Sequence[tuple[int, float]], after: int, upto: int) -> Sequence[tuple[int, float]]:
+    return rows[bisect_right(rows, (after, math.inf)) : bisect_right(rows, (upto, math.inf))]
+
+
+def _median(values: Sequence[float]) -> float | NonFinite | None:
+    return real(median(values)) if values else None
+
+
+def _last(values: Sequence[float]) -> float | NonFinite | None:
+    return real(values[-1]) if values else None
+
+
+def _notes(reports: Sequence[MonitorReport]) -> Iterator[str]:
+    """Yield why the losses may not be comparable."""
+    asked: dict[str, set[str | None]] = {
+        "models": {report.config.model_name for report in reports},
+        "data sets": {report.config.dataset_name for report in reports},
+        "objectives": {objective_of(report.config).kind for report in reports},
+        "held-out splits": {_split(report) for report in reports} - {None},
+    }
+    apart = [name for name, values in asked.items() if len(values) > 1]
+    if apart:
+        yield f"the runs differ in {' and '.join(apart)}: their losses may not be comparable"
+    known = {report.config.dataset_name for report in reports} - {None}
+    if not known:
+        yield "no log names its data set: whether the losses are comparable is for you to say"

@@ -1,0 +1,154 @@
+"""A run while it is being written: what of it a person looks at, in constant memory."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Final
+
+import msgspec
+
+from gradience.errors import SchemaError
+from gradience.schema.config import ConfigSnapshot
+from gradience.schema.events import Alert, Eval, Event, RunEnd, RunStart, TrainStep, UnknownEvent
+from gradience.schema.scalars import as_float
+from gradience.telemetry.codec import convert, decode_known, parse
+
+__all__ = ["Points", "Watch"]
+
+_MOST: Final = 512  # points of a curve
+_EVALS: Final = 1000
+
+
+class Points:
+    """A curve of at most 512 points: as it grows each comes to stand for twice as many rows, by their mean."""
+
+    def __init__(self) -> None:
+        self.rows = 0  # rows per point
+        self._steps: list[int] = []
+        self._sums: list[float] = []
+        self._counts: list[int] = []
+        self.clear()
+
+    def __len__(self) -> int:
+        """Return the number of points."""
+        return len(self._steps)
+
+    def clear(self) -> None:
+        """Forget all points."""
+        self.rows, self._steps, self._sums, self._counts = 1, [], [], []
+
+    def add(self, step: int, value: float) -> None:
+        """Add one row; not finite is left out."""
+        if not math.isfinite(value):
+            return
+        if self._counts and self._counts[-1] < self.rows:
+            self._steps[-1], self._sums[-1], self._counts[-1] = step, self._sums[-1] + value, self._counts[-1] + 1
+            return
+        if len(self._steps) == _MOST:
+            self._halve()
+        self._steps.append(step)
+        self._sums.append(value)
+        self._counts.append(1)
+
+    def cut(self, step: int) -> None:
+        """Forget what lies beyond a step."""
+        keep = sum(s <= step for s in self._steps)
+        del self._steps[keep:], self._sums[keep:], self._counts[keep:]
+
+    def _halve(self) -> None:
+        self.rows *= 2
+        self._steps = self._steps[1::2]
+        self._sums = [a + b for a, b in zip(self._sums[::2], self._sums[1::2], strict=True)]
+        self._counts = [a + b for a, b in zip(self._counts[::2], self._counts[1::2], strict=True)]
+
+    def pairs(self) -> Sequence[tuple[int, float]]:
+        """Return (step, mean) of every point, by rising step."""
+        means = (total / count for total, count in zip(self._sums, self._counts, strict=True))
+        return sorted(zip(self._steps, means, strict=True))
+
+
+class Watch:
+    """The run that began last, from its lines one by one."""
+
+    def __init__(self) -> None:
+        self.bad_lines = 0
+        self.begin(None)
+
+    def begin(self, run_id: str | None) -> None:
+        """Forget the run before, for another one."""
+        self.run_id = run_id
+        self.config = ConfigSnapshot()
+        self.step: int | None = None
+        self.loss: float | None = None
+        self.rate: float | None = None
+        self.not_finite = 0
+        self.points = Points()
+        self.evals: list[tuple[str, int, float]] = []
+        self.alerts: list[Alert] = []
+        self.end: RunEnd | None = None
+
+    def take(self, line: bytes) -> Event | UnknownEvent | None:
+        """Add one line and return its event; None for a line that is none.
+
+        Raises:
+            SchemaError: the line is of another major version: so is the whole log.
+        """
+        try:
+            event: Event | UnknownEvent = decode_known(line)
+        except (msgspec.MsgspecError, RecursionError):
+            found = self._look_closely(line)
+            if found is None:
+                self.bad_lines += 1
+                return None
+            event = found
+        if not isinstance(event, UnknownEvent):
+            self._take_event(event)
+        return event
+
+    def _look_closely(self, line: bytes) -> Event | UnknownEvent | None:
+        try:
+            document, _ = parse(line)
+        except SchemaError:
+            return None
+        try:
+            return convert(document)
+        except msgspec.ValidationError:
+            return None
+
+    def _take_event(self, event: Event) -> None:
+        if event.run_id != self.run_id and (isinstance(event, RunStart) or self.run_id is None):
+            self.begin(event.run_id)
+        if event.run_id != self.run_id:
+            return
+        if event.step is not None:
+            self.step = event.step
+        match event:
+            case RunStart():
+                self._start(event)
+            case TrainStep():
+                self._row(event)
+            case Eval() if event.step is not None and event.metrics.loss is not None:
+                self.evals = [*self.evals, (event.split, event.step, as_float(event.metrics.loss))][-_EVALS:]
+            case Alert():
+                self.alerts.append(event)
+            case RunEnd():
+                self.end = event
+
+    def _start(self, start: RunStart) -> None:
+        self.config, self.end = start.config, None
+        if (back := start.resumed_from_step) is not None:
+            self.step = back
+            self.points.cut(back)
+            self.evals = [point for point in self.evals if point[1] <= back]
+
+    def _row(self, row: TrainStep) -> None:
+        if isinstance(row.lr, list):
+            self.rate = as_float(row.lr[0]) if row.lr else None
+        elif row.lr is not None:
+            self.rate = as_float(row.lr)
+        if row.loss is None or row.step is None:
+            return
+        self.loss = as_float(row.loss)
+        self.not_finite += not math.isfinite(self.loss)
+        self.points.add(row.step, self.loss)

@@ -1,0 +1,274 @@
+"""A log is followed whatever happens to it: late, torn, cut, replaced; until its run ends."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from logs import falling, record
+
+from gradience.cli.follow import follow_log, log_to_follow
+from gradience.cli.main import main
+from gradience.errors import RecorderError, SchemaError
+from gradience.monitor.tail import Tail
+from gradience.monitor.watch import Points, Watch
+from gradience.telemetry.codec import MAX_LINE_BYTES
+
+COMMAND = [sys.executable, "-m", "gradience", "monitor"]
+
+
+@pytest.fixture
+def lines(tmp_path):
+    """The lines of a finished run."""
+    return record(tmp_path / "whole.jsonl", evals=[(20, 1.5), (40, 1.2)]).read_bytes().splitlines(keepends=True)
+
+
+class Steps:
+    """Stands for the wait between two looks: each look finds what the next step did to the log."""
+
+    def __init__(self, *steps):
+        self.steps = list(steps)
+
+    def __call__(self, seconds):
+        assert seconds > 0
+        if not self.steps:
+            raise KeyboardInterrupt
+        self.steps.pop(0)()
+
+
+def append(path, data):
+    def step():
+        with path.open("ab") as file:
+            file.write(data)
+
+    return step
+
+
+# --- the tail ----------------------------------------------------------------------------------------------------
+
+
+@given(st.lists(st.binary(max_size=30), max_size=12), st.data())
+def test_a_file_that_grows_byte_by_byte_gives_its_whole_lines_once(tmp_path_factory, pieces, data):
+    whole = b"".join(pieces)
+    path = tmp_path_factory.mktemp("tail") / "log"
+    seen: list[bytes] = []
+    with Tail(path) as tail:
+        while whole:
+            cut = data.draw(st.integers(1, len(whole)))
+            append(path, whole[:cut])()
+            whole = whole[cut:]
+            seen += tail.poll()
+    assert tail.restarts == 0
+    assert seen == [line for line in b"".join(pieces).split(b"\n")[:-1] if line.strip()]
+
+
+def test_a_torn_line_waits_for_its_end(tmp_path):
+    path = tmp_path / "log"
+    with Tail(path) as tail:
+        append(path, b"one\ntw")()
+        assert list(tail.poll()) == [b"one"]
+        append(path, b"o\n")()
+        assert list(tail.poll()) == [b"two"]
+
+
+def test_a_cut_file_is_read_from_its_beginning(tmp_path):
+    path = tmp_path / "log"
+    path.write_bytes(b"one\ntwo\n")
+    with Tail(path) as tail:
+        list(tail.poll())
+        path.write_bytes(b"new\n")
+        assert list(tail.poll()) == [b"new"]
+        assert tail.restarts == 1
+
+
+def test_a_file_written_over_and_longer_than_before_is_noticed_by_its_head(tmp_path):
+    path = tmp_path / "log"
+    path.write_bytes(b"one\n")
+    with Tail(path) as tail:
+        list(tail.poll())
+        list(tail.poll())
+        path.write_bytes(b"other\nand more\n")
+        assert list(tail.poll()) == [b"other", b"and more"]
+
+
+def test_what_was_written_before_a_rotation_is_not_lost(tmp_path):
+    path, old = tmp_path / "log", tmp_path / "log.1"
+    path.write_bytes(b"one\n")
+    with Tail(path) as tail:
+        assert list(tail.poll()) == [b"one"]
+        append(path, b"two\n")()
+        path.rename(old)
+        path.write_bytes(b"three\n")
+        assert list(tail.poll()) == [b"two", b"three"]
+
+
+def test_a_line_longer_than_one_may_be_is_skipped_to_its_end(tmp_path):
+    path = tmp_path / "log"
+    with Tail(path) as tail:
+        append(path, b"x" * (2 * MAX_LINE_BYTES))()
+        assert list(tail.poll()) == []
+        append(path, b"yyy\nnext\n")()
+        assert list(tail.poll()) == [b"next"]
+
+
+# --- what is watched ---------------------------------------------------------------------------------------------
+
+
+@given(st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=3000))
+def test_a_curve_of_any_length_keeps_the_mean_of_its_rows_in_constant_room(values):
+    points = Points()
+    for step, value in enumerate(values):
+        points.add(step, value)
+    pairs = points.pairs()
+    assert len(pairs) <= 512
+    assert pairs[-1][0] == len(values) - 1
+    assert min(values) - 1e-6 <= min(v for _, v in pairs) <= max(v for _, v in pairs) <= max(values) + 1e-6
+
+
+def test_a_resume_takes_back_what_lay_beyond_it(lines):
+    watch = Watch()
+    for line in lines[:-1]:
+        watch.take(line)
+    start = json.loads(lines[0]) | {"resumed_from_step": 25}
+    watch.take(json.dumps(start).encode())
+    assert watch.step == 25
+    assert max(step for step, _ in watch.points.pairs()) == 25
+    assert [step for _, step, _ in watch.evals] == [20]
+
+
+def test_damaged_lines_are_counted_and_watching_goes_on(lines):
+    watch = Watch()
+    for line in (lines[0], b"{torn", b'{"event": 1}', lines[1]):
+        watch.take(line)
+    assert (watch.bad_lines, watch.step) == (2, 1)
+
+
+def test_a_log_of_another_major_version_is_refused_instead_of_waiting_for_ever(tmp_path):
+    path = tmp_path / "run.jsonl"
+    path.write_text('{"schema":"gradience.vnext.telemetry/v2","event":"run_start"}\n')
+    with pytest.raises(SchemaError, match="v2"):
+        follow_log(path, quiet=True, sleep=Steps())
+
+
+# --- following ---------------------------------------------------------------------------------------------------
+
+
+def test_following_ends_with_the_run_and_prints_each_evaluation(tmp_path, lines, capsys):
+    path = tmp_path / "run.jsonl"
+    steps = Steps(append(path, b"".join(lines[:15])), append(path, lines[15][:9]), append(path, lines[15][9:]))
+    steps.steps += [append(path, b"".join(lines[16:]))]
+    assert follow_log(path, sleep=steps) is True
+    out = capsys.readouterr().out
+    assert out.startswith(f"waiting for {path}\n")
+    assert "eval eval at step 20  loss 1.5" in out
+    assert "step 15 of 40  loss " in out
+    assert "lines are no events" not in out
+    assert "\x1b" not in out
+
+
+def test_a_log_written_anew_is_followed_from_its_beginning(tmp_path, lines, capsys):
+    path = tmp_path / "run.jsonl"
+    path.write_bytes(b"".join(lines[:30]))
+    other = record(tmp_path / "other.jsonl", falling(12), run_id="other").read_bytes()
+    assert follow_log(path, sleep=Steps(lambda: path.write_bytes(other))) is True
+    assert "step 12 of 12" in capsys.readouterr().out.splitlines()[-1]
+
+
+def test_the_end_of_an_earlier_run_in_the_log_is_not_the_end(tmp_path, lines):
+    path = record(tmp_path / "run.jsonl", run_id="first")
+    record(path, run_id="second", end=None)
+    assert follow_log(path, quiet=True, sleep=Steps()) is False
+
+
+def test_a_folder_is_followed_by_its_log_even_before_either_exists(tmp_path):
+    assert log_to_follow(tmp_path) == tmp_path / "run.jsonl"
+    assert log_to_follow(tmp_path / "new") == tmp_path / "new" / "run.jsonl"
+    assert log_to_follow(tmp_path / "new.jsonl") == tmp_path / "new.jsonl"
+
+
+def test_what_is_no_log_of_ours_is_not_followed(shared_data):
+    with pytest.raises(RecorderError, match=r"no run\.jsonl"):
+        log_to_follow(shared_data / "trainer_logs" / "llama-factory-2024.jsonl")
+
+
+def test_the_report_follows_the_last_line_and_fail_on_counts(tmp_path, capsys):
+    path = record(tmp_path / "run.jsonl")
+    assert main(["monitor", str(path), "--follow", "--fail-on", "info"]) == 1
+    out = capsys.readouterr().out
+    assert out.index("step 40 of 40") < out.index("GRADIENCE MONITOR")
+
+
+def test_json_prints_one_document_when_the_run_has_ended(tmp_path, capsys):
+    path = record(tmp_path / "run.jsonl")
+    assert main(["monitor", str(path), "--follow", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["status"] == "ok"
+
+
+def wait_for(condition, seconds=30.0):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+def test_ctrl_c_ends_a_follower_without_a_traceback(tmp_path):
+    path = record(tmp_path / "run.jsonl", end=None)
+    out = tmp_path / "out"
+    with out.open("wb") as file:
+        watcher = subprocess.Popen([*COMMAND, str(path), "--follow"], stdout=file, stderr=subprocess.PIPE)
+        wait_for(lambda: b"step 40" in out.read_bytes())
+        watcher.send_signal(signal.SIGINT)
+        _, err = watcher.communicate(timeout=20)
+    assert watcher.returncode == 0
+    assert err == b"gradience: stopped watching; the run itself goes on\n"
+
+
+def test_a_terminal_gets_a_curve_that_is_redrawn_in_place(tmp_path, lines):
+    path = tmp_path / "run.jsonl"
+    path.write_bytes(b"".join(lines[:30]))
+    ours, theirs = pty.openpty()
+    watcher = subprocess.Popen([*COMMAND, str(path), "--follow"], stdout=theirs, stderr=subprocess.PIPE)
+    os.close(theirs)
+    seen = read_until(ours, b"training loss")
+    append(path, b"".join(lines[30:]))()
+    seen += read_until(ours, b"verify on held-out data")
+    assert watcher.wait(timeout=20) == 0
+    assert b"\x1b[" in seen
+    assert b"training loss, o held-out loss" in seen
+    os.close(ours)
+    watcher.stderr.close()
+
+
+def read_until(fd, wanted):
+    seen = b""
+    while wanted not in seen:
+        seen += os.read(fd, 65536)
+    return seen
+
+
+def test_a_process_that_writes_is_followed_by_another_to_its_end(tmp_path):
+    path = tmp_path / "runs" / "run.jsonl"
+    script = (
+        "import sys, time, pathlib\n"
+        "from gradience import TelemetryWriter\n"
+        "path = pathlib.Path(sys.argv[1]); time.sleep(1.0); path.parent.mkdir()\n"
+        "with TelemetryWriter(path) as log:\n"
+        "    log.run_start()\n"
+        "    for step in range(1, 31):\n"
+        "        log.train_step(step, loss=1 / step); time.sleep(0.05)\n"
+    )
+    writer = subprocess.Popen([sys.executable, "-c", script, str(path)])
+    done = subprocess.run([*COMMAND, str(path.parent), "-f"], capture_output=True, text=True, timeout=60, check=False)
+    assert writer.wait(timeout=20) == 0
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "waiting for" in done.stdout
+    assert "ends: ok" in done.stdout
+    assert "Training (30 rows)" in done.stdout
