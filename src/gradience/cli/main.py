@@ -8,7 +8,6 @@ from __future__ import annotations
 import gc
 import sys
 from collections.abc import Sequence
-from importlib.metadata import version
 
 from cyclopts import App
 from cyclopts.exceptions import CycloptsError
@@ -49,13 +48,19 @@ def build_app() -> App:
     app = App(
         name="gradience",
         help="Flight recorder and mechanic for LoRA fine-tuning. It instruments; you decide.",
-        version=lambda: version("gradience"),
+        version=_version,
         help_format="plaintext",
         result_action="return_value",
     )
     for name, target in COMMANDS.items():
         app.command(target, name=name, help=_HELP[name])
     return app
+
+
+def _version() -> str:
+    from importlib.metadata import version  # noqa: PLC0415  # 15 ms that only --version pays for
+
+    return version("gradience")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
