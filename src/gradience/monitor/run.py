@@ -59,7 +59,7 @@ def report_of(source: Source, run: RunSeries, *, gap_threshold: float = DEFAULT_
     """Return the report of one run of a source."""
     summary, config = source.summary, run.config or ConfigSnapshot()
     facts = _facts(source, run, config, gap_threshold)
-    train = _train(run)
+    train = _train(run, facts)
     findings, not_run = detect(facts)
     parts = tell(facts, findings, not_run, train)
     audit = run.latest_metrics.get("lora_audit")
@@ -135,27 +135,26 @@ def _num_labels(config: ConfigSnapshot) -> int | None:
     return _CLASSES.get(name)
 
 
-def _train(run: RunSeries) -> TrainSummary:
+def _train(run: RunSeries, facts: RunFacts) -> TrainSummary:
     losses, steps = run.losses, run.steps
-    finite = _finite(losses)
-    lowest = min(finite, default=None)
+    lowest = _known(facts.loss.lowest)
     return TrainSummary(
         rows=len(losses),
         superseded_rows=run.superseded,
-        non_finite_rows=len(losses) - len(finite),
+        non_finite_rows=len(losses) - len(facts.loss.values),
         first_step=steps[0] if steps else None,
         last_step=run.last_step,
         first_loss=_real(losses, 0),
         last_loss=_real(losses, -1),
         min_loss=lowest,
         min_loss_step=None if lowest is None else steps[losses.index(lowest)],
-        max_lr=max(_finite(run.rates), default=None),
+        max_lr=_known(facts.peak_rate),
         duration_s=None if run.first_ts is None or run.last_ts is None else run.last_ts - run.first_ts,
     )
 
 
-def _finite(values: Sequence[float]) -> Sequence[float]:
-    return values if math.isfinite(sum(values)) else list(filter(math.isfinite, values))
+def _known(value: float) -> float | None:
+    return None if math.isnan(value) else value
 
 
 def _real(values: Sequence[float], index: int) -> float | NonFinite | None:

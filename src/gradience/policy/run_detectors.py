@@ -88,7 +88,9 @@ def detector_by_id(detector_id: str) -> Detector | None:
 
 def detect(facts: RunFacts) -> tuple[list[Finding], list[NotRun]]:
     """Return the findings, most severe first, and the detectors that could not run with their reasons."""
-    facts = dataclasses.replace(facts, series=sorted_by_step(facts.series))
+    series = sorted_by_step(facts.series)
+    if series is not facts.series:  # else what the facts worked out already is kept
+        facts = dataclasses.replace(facts, series=series)
     outcomes = [judge(detector, facts) for detector in DETECTORS]
     not_run = [outcome for outcome in outcomes if isinstance(outcome, NotRun)]
     findings = [outcome for outcome in outcomes if isinstance(outcome, Finding)]

@@ -92,15 +92,14 @@ class RunSeries:
         steps = [row.step for row in rows]
         if not (_rise(steps) and (not self.steps or self.steps[-1] < steps[0]) and self._take_seqs(rows)):
             return False
-        self.steps.extend(steps)
-        self.losses.extend(array("d", [row.loss for row in rows]))
-        self.rates.extend(_column([row.lr for row in rows]))
-        self.grad_norms.extend(_column([row.grad_norm for row in rows]))
+        self.steps.fromlist(steps)
+        self.losses.fromlist([row.loss for row in rows])
+        _extend(self.rates, [row.lr for row in rows])
+        _extend(self.grad_norms, [row.grad_norm for row in rows])
         self.last_step = max(steps[-1], self.last_step or 0)
         for ts in _ends([row.ts for row in rows]):
             self._take_clock(ts)
-        for epoch in _last([row.epoch for row in rows]):
-            self._take_epoch(epoch)
+        self._take_epoch(_last_epoch(rows))
         return True
 
     def _take_seqs(self, rows: Sequence[PlainRow]) -> bool:
@@ -180,24 +179,27 @@ class RunSeries:
 
 def _ends(values: list[float | None]) -> list[float]:
     """Return the least and the greatest value, nothing if there is none."""
-    whole = [value for value in values if value is not None] if None in values else values
-    known: list[float] = sorted(whole)  # type: ignore[arg-type]  # no None is left
-    return [known[0], known[-1]] if known else []
-
-
-def _last(values: list[float | None]) -> list[float]:
-    """Return the last value that there is, nothing if there is none."""
-    if values[-1] is None and values.count(None) == len(values):
-        return []
-    return [next(value for value in reversed(values) if value is not None)]
-
-
-def _column(values: list[float | None]) -> array[float]:
-    """Return the values as doubles, NaN where there is none."""
+    known: list[float]
     try:
-        return array("d", values)  # type: ignore[arg-type]  # None raises, and is seen to below
+        known = sorted(values)  # type: ignore[arg-type]  # None raises, and is seen to below
     except TypeError:
-        return array("d", [_ABSENT if value is None else value for value in values])
+        known = sorted(value for value in values if value is not None)
+    return [known[0], known[-1]] if known and known[0] is not None else []
+
+
+def _last_epoch(rows: Sequence[PlainRow]) -> float | None:
+    """Return the last epoch that a row names, or None."""
+    if rows[-1].epoch is not None:
+        return rows[-1].epoch
+    return next((epoch for epoch in reversed([row.epoch for row in rows]) if epoch is not None), None)
+
+
+def _extend(column: array[float], values: list[float | None]) -> None:
+    """Add the values, NaN where there is none."""
+    try:
+        column.fromlist(values)  # type: ignore[arg-type]  # None raises, and is seen to below
+    except TypeError:
+        column.fromlist([_ABSENT if value is None else value for value in values])
 
 
 def _rise(steps: list[int]) -> bool:

@@ -34,12 +34,13 @@ _NORMAL: Final = 1.0483  # standard deviation over the median |first difference|
 
 
 class Curve(NamedTuple):
-    """The finite values of a series, their rows in it, and one median per block of rows."""
+    """The finite values of a series, their rows in it, one median per block of rows, and the least value."""
 
     values: Sequence[float]
     rows: Sequence[int]
     block: int
     points: Sequence[float]
+    lowest: float  # NaN of nothing; asked by several, for each look at a million rows costs 10 ms
 
     def row(self, point: int) -> int:
         """Return the row in the series with which a point begins."""
@@ -63,7 +64,8 @@ def curve_of(values: Sequence[float]) -> Curve:
         finite = list(map(math.isfinite, values))
         kept, rows = list(compress(values, finite)), list(compress(rows, finite))
     block = math.ceil(len(kept) / MOST_POINTS) or 1
-    return Curve(kept, rows, block, kept if block == 1 else _block_medians(kept, block))
+    points = kept if block == 1 else _block_medians(kept, block)
+    return Curve(kept, rows, block, points, min(kept, default=math.nan))
 
 
 def _block_medians(values: Sequence[float], block: int) -> list[float]:

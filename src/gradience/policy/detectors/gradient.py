@@ -62,7 +62,7 @@ def _grown(points: Sequence[float], rows: int) -> int | None:
 
 
 def _burst(facts: RunFacts, curve: Curve) -> Sighting | None:
-    if min(curve.values) <= 0.0:
+    if curve.lowest <= 0.0:
         return None  # GRD108 speaks of zeros; a logarithm has none
     found = excesses(curve, t.GRADIENT_K.value, t.GRADIENT_FLOOR.value, logarithmic=True)
     if not found:
@@ -105,7 +105,7 @@ def _vanishing(facts: RunFacts) -> Sighting | None:
     rows = int(t.VANISHED_ROWS.value)
     early = median([x for x in islice(curve.points, max(5, len(curve.points) // 10)) if x > 0.0])
     bar = t.VANISHED_RATIO.value * early if early > 0.0 else 0.0
-    exact = 0.0 in curve.values
+    exact = curve.lowest <= 0.0 and 0.0 in curve.values
     values, block = (curve.values, 1) if exact else (curve.points, curve.block)
     low = runs_of([i for i, norm in enumerate(values) if norm == 0.0 or norm < bar])
     low = [run for run in (_with_rate(facts, curve, run, block) for run in low) if len(run) * block >= rows]

@@ -32,7 +32,7 @@ def _positive(curve: Curve) -> None:
 def _spike(facts: RunFacts) -> Sighting | None:
     curve = facts.loss
     _positive(curve)
-    logarithmic = spread(curve.points) > t.NOISY.value * median(curve.points) and min(curve.values) > 0.0
+    logarithmic = spread(curve.points) > t.NOISY.value * median(curve.points) and curve.lowest > 0.0
     found = excesses(curve, t.SPIKE_K.value, t.SPIKE_FLOOR.value, logarithmic=logarithmic)
     if not found:
         return None

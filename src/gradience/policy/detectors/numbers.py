@@ -73,7 +73,7 @@ def _masked_nan(facts: RunFacts) -> Sighting | None:
         reason = "no training loss was recorded"
         raise Unknown(reason)
     bad = _bad_norms(facts)
-    zero = [i for i, loss in enumerate(losses) if loss == 0.0] if 0.0 in losses else []
+    zero = [i for i, loss in enumerate(losses) if loss == 0.0] if facts.loss.lowest <= 0.0 and 0.0 in losses else []
     with_bad = [i for i in zero if i in set(bad)]
     if facts.objective.kind == "rl":
         return _zeros(facts, with_bad, bad) if with_bad else None

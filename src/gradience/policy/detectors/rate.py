@@ -31,7 +31,7 @@ class _Stretch(NamedTuple):
 def _stuck(facts: RunFacts) -> Sighting | None:
     curve = facts.rate
     rates = curve.values
-    if 0.0 not in rates:
+    if curve.lowest > 0.0 or 0.0 not in rates:
         return None
     stretches, at = [], 0
     for zero, group in groupby(rates, key=(0.0).__eq__):
