@@ -8,8 +8,10 @@ import msgspec
 import pytest
 
 from gradience.policy.config_rules import RULES, judge_config
+from gradience.policy.facts import Around
 from gradience.policy.rules import Verdict
 from gradience.schema.config import ConfigSnapshot
+from gradience.schema.coverage import Coverage
 
 SFT = {"lora": {"task_type": "CAUSAL_LM", "peft_type": "LORA"}, "extras": {"task": "sft"}}
 DPO = {"extras": {"task": "dpo"}}
@@ -41,6 +43,10 @@ def rate(lr: float, task: str | None = "sft", **lora_fields: Any) -> ConfigSnaps
 def sft(**lora_fields: Any) -> ConfigSnapshot:
     return config(lora={"task_type": "CAUSAL_LM", **lora_fields}, extras={"task": "sft"})
 
+
+SMALL = config(  # 12 001 tokens at most
+    training={"max_length": 1, "extras": {"train_examples": 12_001}}, extras={"task": "sft"}
+)
 
 FIRES = [
     ("VAL001", config(optimizer={"lr": 0.0})),
@@ -236,9 +242,93 @@ def test_rule_without_its_input_is_named_with_a_reason(rule: str, snapshot: Conf
 def test_every_rule_has_a_case_of_each_kind() -> None:
     """A rule added without tests is noticed."""
     ids = {rule.id for rule in RULES}
-    assert {rule for rule, _ in FIRES} == ids
-    assert {rule for rule, _ in SILENT} == ids
-    assert {rule for rule, _ in CANNOT_TELL} == ids - {"SCH003"}  # its own test: depends on what is installed
+    around = set(AROUND)
+    assert {rule for rule, _ in FIRES} | around == ids
+    assert {rule for rule, _ in SILENT} | around == ids
+    assert {rule for rule, _ in CANNOT_TELL} | around == ids - {"SCH003"}  # its own test: depends on what is installed
+
+
+def coverage(**fields: Any) -> Around:
+    said = {
+        "base": "m",
+        "model_type": "llama",
+        "layout": "transformers 5",
+        "modules": 8,
+        "layers": 4,
+        "layers_total": 4,
+    }
+    return Around(coverage=msgspec.convert({**said, **fields}, Coverage))
+
+
+AROUND = {  # rule: (fires, silent, cannot tell), each with what the configuration says besides
+    "TGT002": (
+        [
+            (lora(), coverage(modules=0, layers=0)),
+            (lora(), coverage(layers=4, layers_total=17)),
+            (lora(), coverage(unmatched_targets=["q"])),
+            (lora(), coverage(modules=0, refused=[{"name": "mlp", "reason": "a block"}])),
+        ],
+        [
+            (lora(), coverage(layers=4, layers_total=16)),
+            (lora(extras={"layers_to_transform": [1]}), coverage(layers=1, layers_total=32)),
+            (lora(), coverage(layers=0, layers_total=0)),
+        ],
+        [(lora(), Around()), (lora(peft_type="IA3"), coverage())],
+    ),
+    "TGT005": (
+        [(lora(), coverage(added_tokens=["<x>"]))],
+        [(lora(), coverage(added_tokens=["<x>"], embedding_trained=True)), (lora(), coverage())],
+        [(lora(), Around()), (lora(), coverage()._replace(no_tokenizers="none"))],
+    ),
+    "RNK001": (
+        [(SMALL, coverage(lora_params=2_000))],
+        [(SMALL, coverage(lora_params=2_001)), (SMALL, coverage(lora_params=10**9))],
+        [
+            (SMALL, Around()),
+            (SMALL, coverage()),
+            (config(extras={"task": "dpo"}), coverage(lora_params=1)),
+            (config(extras={"task": "sft"}, training={"max_steps": 9}), coverage(lora_params=1)),
+        ],
+    ),
+    "REC005": (
+        [(training(), Around(output=("checkpoint-10",)))],
+        [
+            (training(), Around(output=())),
+            (training(extras={"resumes": True}), Around(output=("checkpoint-10",))),
+            (training(extras={"overwrites_output": True}), Around(output=("checkpoint-10",))),
+        ],
+        [(training(), Around())],
+    ),
+}
+AROUND_CASES = [
+    pytest.param(rule, *case, outcome, id=f"{rule}-{outcome}-{number}")
+    for rule, kinds in AROUND.items()
+    for outcome, cases in zip(("fires", "silent", "cannot tell"), kinds, strict=True)
+    for number, case in enumerate(cases)
+]
+
+
+@pytest.mark.parametrize(("rule", "snapshot", "around", "outcome"), AROUND_CASES)
+def test_rule_on_what_lies_around_fires_is_silent_or_says_why(
+    rule: str, snapshot: ConfigSnapshot, around: Around, outcome: str
+) -> None:
+    verdict = judge_config(snapshot, around=around)
+    found = rule in {item.id for item in verdict.findings}
+    reasons = [item.reason for item in verdict.not_run if item.id == rule]
+    assert (found, bool(reasons)) == (outcome == "fires", outcome == "cannot tell")
+    assert all(reasons)
+
+
+def test_no_reached_module_is_an_error_and_few_layers_a_warning() -> None:
+    severities = [
+        next(item.severity for item in judge_config(lora(), around=around).findings if item.id == "TGT002")
+        for around in (
+            coverage(modules=0, layers=0),
+            coverage(layers=1, layers_total=5),
+            coverage(unmatched_targets=["q"]),
+        )
+    ]
+    assert severities == ["error", "warning", "info"]
 
 
 @pytest.mark.parametrize(
@@ -312,6 +402,6 @@ def test_attention_only_is_graver_with_much_data() -> None:
 def test_findings_come_gravest_first_and_ignored_rules_are_named() -> None:
     """What matters is on top, and leaving out is no pass."""
     snapshot = config(optimizer={"lr": 1e-5}, lora={"r": 0}, training={"eval_strategy": "no"}, extras={"task": "sft"})
-    verdict = judge_config(snapshot, ignore=frozenset({"LR001"}))
+    verdict = judge_config(snapshot, left_out={"LR001": "ignored on request"})
     assert [item.id for item in verdict.findings] == ["VAL001", "REC002"]
     assert ("LR001", "ignored on request") in [(item.id, item.reason) for item in verdict.not_run]

@@ -34,10 +34,12 @@ def check(
     r: int | None = None,
     alpha: float | None = None,
     targets: Annotated[list[str] | None, _Repeat] = None,
+    base: Path | None = None,
     model: str | None = None,
     dataset: str | None = None,
     task_profile: TaskProfile | None = None,
     notes: str | None = None,
+    select: Annotated[list[str] | None, _Repeat] = None,
     ignore: Annotated[list[str] | None, _Repeat] = None,
     fail_on: Severity | None = None,
     verbose: Annotated[bool, Parameter(alias="-v")] = False,
@@ -74,16 +76,21 @@ def check(
         lora_alpha.
     targets:
         Target modules: names with commas between, or repeated; one expression; or all-linear.
+    base:
+        The base model: a folder, or organisation/name in the hub's local cache. Counts what the targets reach, from
+        config.json and safetensors headers; nothing is loaded or downloaded.
     model:
-        Base model.
+        The base model's name.
     dataset:
         Data set.
     task_profile:
         Coarse kind of task.
     notes:
         Kept in the report.
+    select:
+        Apply only these rules: an id, or the beginning of ids such as LR; may be repeated.
     ignore:
-        The id of a rule to leave out; may be repeated.
+        Leave these rules out, likewise.
     fail_on:
         Exit with 1 if a finding is at least this severe.
     verbose:
@@ -111,7 +118,9 @@ def check(
         peft=peft,
         training=training,
         overrides=overrides,
+        base=base,
         task=task,
+        select=select or (),
         ignore=ignore or (),
     )
     if json:

@@ -16,7 +16,7 @@ from gradience.configs.layer import Layer
 from gradience.configs.mlx import is_mlx, read_mlx_fields
 from gradience.configs.peft import note_adapter
 from gradience.configs.settings import LORA, OPTIMIZER, RUN, TRAINING, Draft, Level, Setting
-from gradience.configs.training import note_training
+from gradience.configs.training import note_training, output_dir
 from gradience.errors import ConfigError
 from gradience.schema.reports import SourceFile
 
@@ -56,6 +56,7 @@ def read_document(path: Path) -> Layer:
         unknown_keys=tuple(unknown),
         secret_keys=tuple(key for item in levels for key in item.secrets()),
         masked_keys=tuple(key for item in levels for key in item.masked()),
+        output_dir=next((found for item in levels if (found := output_dir(item))), None),
     )
 
 

@@ -23,6 +23,8 @@ class Layer(msgspec.Struct, kw_only=True, frozen=True):
     unknown_keys: tuple[str, ...] = ()
     secret_keys: tuple[str, ...] = ()
     masked_keys: tuple[str, ...] = ()
+    output_dir: str | None = None
+    """Where the run will write: a place of the user's, looked at and never reported."""
 
 
 def stack(layers: Iterable[Layer]) -> Layer:
@@ -35,6 +37,7 @@ def stack(layers: Iterable[Layer]) -> Layer:
             unknown_keys=whole.unknown_keys + layer.unknown_keys,
             secret_keys=whole.secret_keys + layer.secret_keys,
             masked_keys=whole.masked_keys + layer.masked_keys,
+            output_dir=layer.output_dir or whole.output_dir,
         )
     return whole
 

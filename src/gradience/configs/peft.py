@@ -9,16 +9,18 @@ from gradience.configs.files import read_mapping
 from gradience.configs.known import knows_lora
 from gradience.configs.layer import Layer
 from gradience.configs.mlx import is_mlx, read_mlx_fields
+from gradience.configs.objects import HasToDict, plain_mapping
 from gradience.configs.settings import LORA, RUN, Draft
-from gradience.configs.values import Malformed, text
+from gradience.configs.values import Malformed, flag, text
 from gradience.errors import ConfigError
 from gradience.schema.reports import SourceFile
 from gradience.schema.scalars import Json
 
-__all__ = ["CONFIG_NAME", "note_adapter", "read_peft", "read_peft_dir"]
+__all__ = ["CONFIG_NAME", "note_adapter", "read_peft", "read_peft_dir", "read_peft_object"]
 
 CONFIG_NAME = "adapter_config.json"
 
+_VARIANTS = ("use_bdlora", "use_qalora", "kasa_config", "monteclora_config", "velora_config", "arrow_config")
 _SHARED = {"peft_type", "task_type", "modules_to_save"}  # mean the same for every peft_type
 
 
@@ -35,15 +37,23 @@ def read_peft_dir(folder: Path) -> Layer:
 
 def read_peft(path: Path) -> Layer:
     """Read one adapter config; ConfigError where it is none."""
-    mapping = read_mapping(path)
-    fields, draft = Fields(mapping, str(path)), Draft()
+    return _read_mapping(read_mapping(path), str(path))
+
+
+def read_peft_object(config: HasToDict) -> Layer:
+    """Read a `peft.LoraConfig`; ConfigError where the object is none."""
+    return _read_mapping(plain_mapping(config), type(config).__name__)
+
+
+def _read_mapping(mapping: dict[str, Json], where: str) -> Layer:
+    fields, draft = Fields(mapping, where), Draft()
     unknown = read_mlx_fields(fields, draft) if is_mlx(mapping) else _read_native(fields, draft)
     if not fields.n_read:
-        message = f"{path}: no setting of an adapter in it"
+        message = f"{where}: no setting of an adapter in it"
         raise ConfigError(message, advice=f"give PEFT's {CONFIG_NAME}; training arguments go to --training")
     return Layer(
         config=draft.snapshot(),
-        sources=(SourceFile(role="adapter", path=str(path)),),
+        sources=(SourceFile(role="adapter", path=where),),
         unknown_keys=tuple(unknown),
         secret_keys=tuple(fields.secrets()),
         masked_keys=tuple(fields.masked()),
@@ -64,6 +74,11 @@ def note_adapter(fields: Fields, draft: Draft) -> None:
     """Add what the snapshot has no field for: null targets, and the class of the base model."""
     if fields.is_null("target_modules"):
         draft.say("lora", "target_modules_null", value=True, extra=True)
+    variants = [key for key in _VARIANTS if fields.take([key], bool)]
+    if variants:
+        draft.say("lora", "variants", variants, extra=True)
+    if fields.take(["lora_bias"], flag):
+        draft.say("lora", "lora_bias", value=True, extra=True)
     found = fields.take(["auto_mapping"], _base_class)
     if found:
         draft.say("lora", "base_model_class", found, extra=True)

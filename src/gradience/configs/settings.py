@@ -14,6 +14,8 @@ from gradience.configs.values import (
     as_text,
     flag,
     keyword,
+    layer_numbers,
+    layer_ranges,
     name_list,
     names,
     pattern,
@@ -23,6 +25,7 @@ from gradience.configs.values import (
     short_name,
     strategy,
     text,
+    token_indices,
     upper,
     whole,
 )
@@ -86,6 +89,11 @@ LORA = (
     Setting("modules_to_save", name_list, ("modules_to_save",)),
     Setting("target_parameters", name_list, ("target_parameters",), extra=True),
     Setting("autocast_adapter_dtype", flag, (), ("autocast_adapter_dtype",), extra=True),
+    Setting("layers_to_transform", layer_numbers, ("layers_to_transform",), extra=True),
+    Setting("layers_pattern", name_list, ("layers_pattern",), extra=True),
+    Setting("exclude_modules", names, ("exclude_modules",), extra=True),
+    Setting("trainable_token_indices", token_indices, ("trainable_token_indices",), extra=True),
+    Setting("layer_replication", layer_ranges, ("layer_replication",), extra=True),
 )
 
 TRAINING = (

@@ -8,12 +8,23 @@ from gradience.configs.fields import Fields
 from gradience.configs.files import read_mapping
 from gradience.configs.known import knows_training
 from gradience.configs.layer import Layer, stack
+from gradience.configs.objects import HasToDict, plain_mapping
 from gradience.configs.settings import OPTIMIZER, TRAINING, Draft
 from gradience.configs.values import flag, real, whole
 from gradience.errors import ConfigError
 from gradience.schema.reports import SourceFile
+from gradience.schema.scalars import Json
 
-__all__ = ["ARGS_NAMES", "PICKLE_NAME", "note_training", "read_training", "read_training_dir"]
+__all__ = [
+    "ARGS_NAMES",
+    "PICKLE_NAME",
+    "STATE_NAME",
+    "note_training",
+    "output_dir",
+    "read_training",
+    "read_training_dir",
+    "read_training_object",
+]
 
 ARGS_NAMES = (
     "training_args.json",
@@ -40,6 +51,7 @@ _TRAINERS = {  # a key that only one family of TRL's configs has, and what that 
     "completion_only_loss": "sft",
     "assistant_only_loss": "sft",
 }
+_RESUMES = ["resume_from_checkpoint", "auto_resume_from_checkpoints"]
 _STATE_FIELDS = {"max_steps", "logging_steps", "save_steps"}
 
 
@@ -59,21 +71,39 @@ def read_training(path: Path) -> Layer:
     """Read one file of training arguments; ConfigError where it is none."""
     if path.suffix == ".bin":
         raise _pickle(path)
-    mapping = read_mapping(path)
-    fields, draft = Fields(mapping, str(path)), Draft()
+    return _read_mapping(read_mapping(path), str(path))
+
+
+def read_training_object(arguments: HasToDict) -> Layer:
+    """Read a `transformers.TrainingArguments`, or a subclass; ConfigError where the object is none."""
+    return _read_mapping(plain_mapping(arguments), type(arguments).__name__)
+
+
+def _read_mapping(mapping: dict[str, Json], where: str) -> Layer:
+    fields, draft = Fields(mapping, where), Draft()
     draft.read("optimizer", OPTIMIZER, fields, loose=False)
     draft.read("training", TRAINING, fields, loose=False)
     note_training(fields, draft)
     if not fields.n_read:
-        message = f"{path}: no training argument in it"
+        message = f"{where}: no training argument in it"
         raise ConfigError(message, advice="give TrainingArguments as JSON; an adapter config goes to --peft")
     return Layer(
         config=draft.snapshot(),
-        sources=(SourceFile(role="training", path=str(path)),),
+        sources=(SourceFile(role="training", path=where),),
         unknown_keys=tuple(fields.left_over(knows_training)),
         secret_keys=tuple(fields.secrets()),
         masked_keys=tuple(fields.masked()),
+        output_dir=output_dir(fields),
     )
+
+
+def output_dir(fields: Fields) -> str | None:
+    """Return where the run writes, for looking there only."""
+    return fields.take(["output_dir"], _place)
+
+
+def _place(value: Json) -> str | None:
+    return value if isinstance(value, str) and value and "\0" not in value else None
 
 
 def note_training(fields: Fields, draft: Draft) -> None:
@@ -88,6 +118,10 @@ def note_training(fields: Fields, draft: Draft) -> None:
         draft.unsay("training", "max_steps")
     elif max_steps is not None and draft.get("training", "epochs") is not None:
         draft.say("training", "epochs_overridden", value=True, extra=True)
+    if fields.take(_RESUMES, bool):
+        draft.say("training", "resumes", value=True, extra=True)
+    if fields.take(["overwrite_output_dir"], flag):
+        draft.say("training", "overwrites_output", value=True, extra=True)
     trainer = next((kind for key, kind in _TRAINERS.items() if key in fields), None)
     if trainer is not None:
         draft.say("training", "trainer", trainer, extra=True)

@@ -17,6 +17,9 @@ __all__ = [
     "as_text",
     "flag",
     "keyword",
+    "layer_numbers",
+    "layer_ranges",
+    "name_list",
     "names",
     "pattern",
     "plain",
@@ -26,6 +29,7 @@ __all__ = [
     "short_name",
     "strategy",
     "text",
+    "token_indices",
     "upper",
     "whole",
 ]
@@ -171,6 +175,32 @@ def reals(value: Json) -> list[float | NonFinite]:
     if not isinstance(value, list):
         raise Malformed("a list of numbers")
     return [real(item) for item in value]
+
+
+def wholes(value: Json) -> list[int]:
+    """Return a list of whole numbers."""
+    if not isinstance(value, list):
+        raise Malformed("a list of whole numbers")
+    return [whole(item) for item in value]
+
+
+def layer_numbers(value: Json) -> list[int]:
+    """Return PEFT's `layers_to_transform` as a list; one number is a list of one."""
+    return wholes(value) if isinstance(value, list) else [whole(value)]
+
+
+def token_indices(value: Json) -> list[int] | dict[str, list[int]]:
+    """Return PEFT's `trainable_token_indices`: token ids, of the input embedding or by layer."""
+    if isinstance(value, dict):
+        return {printable(key): wholes(item) for key, item in value.items()}
+    return wholes(value)
+
+
+def layer_ranges(value: Json) -> list[list[int]]:
+    """Return PEFT's `layer_replication`: ranges of layers."""
+    if not isinstance(value, list):
+        raise Malformed("a list of pairs of whole numbers")
+    return [wholes(item) for item in value]
 
 
 def pattern(read: Callable[[Json], T]) -> Callable[[Json], dict[str, T]]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from gradience.policy import rules_adapter, rules_rate, rules_recording, rules_schedule, rules_values
-from gradience.policy.facts import Facts
+from collections.abc import Mapping
+
+from gradience.policy import rules_adapter, rules_coverage, rules_rate, rules_recording, rules_schedule, rules_values
+from gradience.policy.facts import Around, Facts
 from gradience.policy.rules import Rule, Verdict, apply_rules
 from gradience.schema.config import ConfigSnapshot
 from gradience.schema.findings import NotRun, gravest_first
@@ -11,7 +13,12 @@ from gradience.schema.findings import NotRun, gravest_first
 __all__ = ["RULES", "judge_config", "rule_by_id"]
 
 RULES: tuple[Rule, ...] = (
-    rules_values.RULES + rules_rate.RULES + rules_adapter.RULES + rules_recording.RULES + rules_schedule.RULES
+    rules_values.RULES
+    + rules_rate.RULES
+    + rules_adapter.RULES
+    + rules_coverage.RULES
+    + rules_recording.RULES
+    + rules_schedule.RULES
 )
 
 
@@ -21,10 +28,15 @@ def rule_by_id(rule_id: str) -> Rule | None:
 
 
 def judge_config(
-    config: ConfigSnapshot, *, transformers: str | None = None, ignore: frozenset[str] = frozenset()
+    config: ConfigSnapshot,
+    *,
+    transformers: str | None = None,
+    around: Around | None = None,
+    left_out: Mapping[str, str] | None = None,
 ) -> Verdict:
-    """Return what the rules say of a configuration, gravest first; ignored rules are named as not run."""
-    active = [rule for rule in RULES if rule.id not in ignore]
-    verdict = apply_rules(active, Facts(config, transformers=transformers))
-    skipped = [NotRun(id=rule.id, reason="ignored on request") for rule in RULES if rule.id in ignore]
+    """Return what the rules say of a configuration, gravest first; a rule left out is named with its reason."""
+    reasons = left_out or {}
+    active = [rule for rule in RULES if rule.id not in reasons]
+    verdict = apply_rules(active, Facts(config, transformers=transformers, around=around))
+    skipped = [NotRun(id=rule_id, reason=reason) for rule_id, reason in reasons.items()]
     return Verdict(gravest_first(verdict.findings), verdict.not_run + skipped)

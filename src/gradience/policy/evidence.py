@@ -5,6 +5,7 @@ from __future__ import annotations
 from gradience.schema.findings import Evidence
 
 __all__ = [
+    "ADDED_TOKENS",
     "ALPACA_DIVERGED",
     "BIDERMAN",
     "CLASSIFIER_DOCS",
@@ -17,6 +18,7 @@ __all__ = [
     "LATE_PEAK",
     "LORA_BIAS",
     "LWR_BATCH",
+    "LWR_CAPACITY",
     "LWR_LR",
     "LWR_TARGETS",
     "MECHANICAL",
@@ -25,6 +27,8 @@ __all__ = [
     "NAN_FILTER",
     "NEMOTRON",
     "NO_TRAIN_LOSS",
+    "OUTPUT_REUSED",
+    "PEFT_MATCHING",
     "QLORA_TARGETS",
     "RECIPES",
     "RSLORA",
@@ -157,4 +161,20 @@ LORA_BIAS = Evidence(
 INSTRUCT_GPT = Evidence(
     source="InstructGPT, arXiv 2203.02155 (quoted)",
     says="loss overfits after 1 epoch, yet more epochs raised human preference: counter-evidence",
+)
+LWR_CAPACITY = Evidence(
+    source=_LWR,
+    says="an adapter holds about 2 bits a parameter and a data set about 1 bit a token; past that LoRA falls behind",
+)
+PEFT_MATCHING = Evidence(
+    source="PEFT 0.21.2, tuners/tuners_utils.py: check_target_module_exists, inject_adapter",
+    says="a name matches whole or after a dot, a text as a full expression; what PEFT has no LoRA for raises",
+)
+ADDED_TOKENS = Evidence(
+    source="PEFT docs, developer_guides/troubleshooting.md",
+    says="with an extended vocabulary the embedding must be trained and saved, else outputs are wrong after loading",
+)
+OUTPUT_REUSED = Evidence(
+    source="huggingface/transformers#19446; roboflow/rf-detr#1325",
+    says="a second run into the same folder mixes checkpoints and logs with the first, or overwrites them",
 )

@@ -8,13 +8,14 @@ Read from ``extras``, where the snapshot has no field: of the run ``task``; of l
 from __future__ import annotations
 
 import math
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 from gradience.policy.objective import Objective, objective_of
 from gradience.schema.config import ConfigSnapshot
+from gradience.schema.coverage import Coverage
 from gradience.schema.scalars import NonFinite, as_float
 
-__all__ = ["Facts", "Unknown", "given"]
+__all__ = ["Around", "Facts", "Unknown", "given"]
 
 T = TypeVar("T")
 
@@ -23,11 +24,25 @@ class Unknown(Exception):  # noqa: N818  # a result of looking, not an error
     """The configuration does not say what a rule needs; the text is the reason, for the report."""
 
 
+class Around(NamedTuple):
+    """What lies around a configuration, as far as it was looked at; each absence has its reason."""
+
+    coverage: Coverage | None = None
+    no_coverage: str = "the base model is not given (--base)"
+    no_tokenizers: str = ""
+    output: tuple[str, ...] | None = None
+    """What of a run the output folder holds, by name."""
+    no_output: str = "output_dir is not given"
+
+
 class Facts:
     """A configuration, and what follows from it. Every property raises Unknown where it cannot tell."""
 
-    def __init__(self, config: ConfigSnapshot, *, transformers: str | None = None) -> None:
+    def __init__(
+        self, config: ConfigSnapshot, *, transformers: str | None = None, around: Around | None = None
+    ) -> None:
         self.config = config
+        self.around = around or Around()
         self.transformers = transformers
         self.objective: Objective = objective_of(config)
 
@@ -107,6 +122,22 @@ class Facts:
             raise Unknown(reason)
         epochs = _positive(training.epochs, "epochs")
         return max(1, math.floor(math.ceil(examples / self.effective_batch) * epochs))
+
+    @property
+    def coverage(self) -> Coverage:
+        """What the targets reach in the base."""
+        if self.around.coverage is None:
+            raise Unknown(self.around.no_coverage)
+        return self.around.coverage
+
+    @property
+    def tokens(self) -> int:
+        """Tokens trained on, at most: full sequences, every step's data counted as new."""
+        length = _at_least_one(given(self.config.training.max_length, "max_length"), "max_length")
+        examples = self.config.training.extras.get("train_examples")
+        if isinstance(examples, int) and examples > 0:
+            return examples * length
+        return self.steps * self.effective_batch * length
 
     @property
     def logged_every(self) -> float:

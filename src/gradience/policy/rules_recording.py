@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
-from gradience.policy.evidence import EVAL_DEFAULT, NAN_FILTER, NO_TRAIN_LOSS, SAVE_FLOW
-from gradience.policy.facts import Facts, given
+from gradience.policy.evidence import EVAL_DEFAULT, NAN_FILTER, NO_TRAIN_LOSS, OUTPUT_REUSED, SAVE_FLOW
+from gradience.policy.facts import Facts, Unknown, given
 from gradience.policy.rules import Hit, Rule
 
 __all__ = ["RULES"]
@@ -48,6 +48,15 @@ def _no_checkpoint(facts: Facts) -> Iterator[Hit]:
             f"save_steps {every:g} against {steps} steps: a crash before the end leaves nothing on disk",
             {"save_steps": every, "steps": steps},
         )
+
+
+def _output_in_use(facts: Facts) -> Iterator[Hit]:
+    if facts.around.output is None:
+        raise Unknown(facts.around.no_output)
+    extras = facts.config.training.extras
+    if facts.around.output and not extras.get("resumes") and not extras.get("overwrites_output"):
+        held = ", ".join(facts.around.output)
+        yield Hit(f"the output folder already holds a run: {held}", {"holds": list(facts.around.output)})
 
 
 RULES = (
@@ -101,6 +110,19 @@ RULES = (
         action="save a few times per run",
         scope="trainers that save by step",
         verify="a checkpoint folder appears during the run",
+        about_lora=False,
+    ),
+    Rule(
+        id="REC005",
+        severity="warning",
+        title="output folder in use",
+        condition=_output_in_use,
+        confidence=0.8,
+        evidence=(OUTPUT_REUSED,),
+        rationale="Two runs in one folder cannot be told apart afterwards, and one may overwrite the other.",
+        action="give a new output_dir, or resume_from_checkpoint if this goes on with that run",
+        scope="trainers with an output_dir; looked up from the folder in which check is run",
+        verify="the folder's checkpoints and logs after the start",
         about_lora=False,
     ),
 )

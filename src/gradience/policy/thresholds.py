@@ -8,9 +8,13 @@ __all__ = [
     "BAND_TOP",
     "BATCH_LARGE",
     "BEST_STEP",
+    "BITS_PER_PARAMETER",
+    "BITS_PER_TOKEN",
+    "CAPACITY_EXCESS",
     "DATA_LARGE",
     "DIVERGENT_LR",
     "EPOCHS_MANY",
+    "FEW_LAYERS",
     "LOW_LR",
     "PREFERENCE_LR",
     "RANK_HIGH",
@@ -94,4 +98,12 @@ DATA_LARGE = Threshold("data_large", 50_000, "training examples", "proposal: whe
 WARMUP_LONG = Threshold("warmup_long", 0.5, "share of all steps", "mechanical: the peak comes after half the run")
 WARMUP_RATIO_REMOVED = Threshold(
     "warmup_ratio_removed", 5.2, "transformers version", "huggingface/peft#2949; absent in 5.24"
+)
+FEW_LAYERS = Threshold("few_layers", 0.25, "share of the base's layers", "proposal; huggingface/peft#3554 had 4 of 56")
+BITS_PER_PARAMETER = Threshold(
+    "bits_per_parameter", 2.0, "bits per adapter parameter", "LoRA Without Regret, as quoted; not re-measured"
+)
+BITS_PER_TOKEN = Threshold("bits_per_token", 1.0, "bits per token", "LoRA Without Regret, as quoted; not re-measured")
+CAPACITY_EXCESS = Threshold(
+    "capacity_excess", 3.0, "bits of data over bits of adapter", "proposal: slack for padding and repeated data"
 )

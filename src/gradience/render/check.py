@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+from gradience.render.coverage import coverage_rows
 from gradience.render.text import banner, clean, finding_lines, not_run_lines, number
 from gradience.schema.config import ConfigSnapshot, LoraSnapshot, TrainingSnapshot
 from gradience.schema.findings import SEVERITIES
@@ -31,6 +32,11 @@ def _lines(report: CheckReport, *, verbose: bool) -> Iterator[str]:
     for label, value in config_rows(report):
         yield f"  {label + ':':<12}{value}"
     yield ""
+    if report.coverage is not None:
+        yield f"In the base ({_text(report.coverage.base)}, {_text(report.coverage.layout)}):"
+        for label, value in coverage_rows(report.coverage):
+            yield f"  {label + ':':<12}{value}"
+        yield ""
     yield from _findings(report, verbose=verbose)
     yield from _rest(report, verbose=verbose)
     yield "Findings are hypotheses with their grounds, not verdicts: verify on held-out data."

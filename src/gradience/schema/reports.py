@@ -8,6 +8,7 @@ import msgspec
 from msgspec import Meta
 
 from gradience.schema.config import ConfigSnapshot
+from gradience.schema.coverage import Coverage
 from gradience.schema.events import Alert, EvalMetrics, RecommendationItem
 from gradience.schema.findings import Finding, NotRun
 from gradience.schema.scalars import Json, NonNegativeInt, Real
@@ -53,6 +54,7 @@ class CheckReport(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True)
     derived: Annotated[
         dict[str, Real], Meta(description="Quantities computed from the config: scaling, effective batch, ...")
     ] = {}
+    coverage: Coverage | None = None
     findings: list[Finding] = []
     not_run: list[NotRun] = []
     unknown_keys: Annotated[list[str], Meta(description="Keys of the input that no rule reads.")] = []

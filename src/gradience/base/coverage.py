@@ -1,0 +1,259 @@
+"""A configuration's targets in a base model, counted: modules, layers, parameters, bytes."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from typing import Final, NamedTuple
+
+from gradience.adapters.names import module_type
+from gradience.adapters.patterns import PatternTable
+from gradience.base.layout import Layout
+from gradience.base.sites import Site, site_layer
+from gradience.base.targets import Hits, NotFollowedError, Wanted, resolve, saved_names
+from gradience.errors import AdapterError
+from gradience.schema.config import ConfigSnapshot, LoraSnapshot
+from gradience.schema.coverage import Coverage, Refused
+from gradience.schema.scalars import Json
+
+__all__ = ["NotFollowedError", "cover"]
+
+_BYTES: Final = {"float32": 4, "bfloat16": 2, "float16": 2}
+_SHORT: Final = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
+_MOST_NAMES: Final = 20  # in a list of a report
+_STACK: Final = 3
+
+
+class _State(NamedTuple):
+    """What an optimizer keeps for one trained number."""
+
+    bytes: int
+    says: str
+
+
+_ADAM: Final = _State(8, "Adam family: two float32 moments")
+_STATES: Final = (  # what is in the optimizer's name, the first that fits
+    (("adam", "8bit"), _State(2, "8-bit Adam: two 1-byte moments, block constants not counted")),
+    (("adam",), _ADAM),
+    (("lion", "8bit"), _State(1, "8-bit Lion: one 1-byte moment, block constants not counted")),
+    (("lion",), _State(4, "Lion: one float32 moment")),
+)
+
+
+def cover(config: ConfigSnapshot, layout: Layout, *, base: str) -> Coverage:
+    """Return what the configuration reaches in a base of this layout. `base` is the name to report.
+
+    Raises:
+        NotFollowedError: the targets are of a kind that is not followed here.
+    """
+    lora = config.lora
+    if layout.is_renamed:
+        kind = layout.architecture.model_type
+        raise NotFollowedError(f"transformers {layout.transformers} renames modules of {kind} as it loads the files")
+    wanted = _wanted(lora)
+    hits = _without_bare_parameters(lora, resolve(wanted, layout), layout)
+    sizes = _lora_sizes(lora, hits, layout)
+    besides = _besides(lora, hits, layout, wanted)
+    layers = {layer for name in hits.adapted if (layer := site_layer(name)) is not None}
+    lora_params = None if None in sizes else sum(size for size in sizes if size is not None)
+    trainable = None if lora_params is None else lora_params + sum(besides.values())
+    dtype = _dtype(lora, layout)
+    state = _state(config.optimizer.name)
+    return Coverage(
+        base=base,
+        model_type=layout.architecture.model_type,
+        layout=f"transformers {layout.transformers}",
+        modules=len(hits.adapted),
+        by_type=dict(Counter(module_type(name) for name in hits.adapted).most_common()),
+        layers=len(layers),
+        layers_total=len(layout.layers),
+        lora_params=lora_params,
+        trainable_params=trainable,
+        trained_besides=besides,
+        base_params=sum(site.entries for site in layout.sites.values() if not site.tied),
+        adapter_dtype=dtype,
+        adapter_bytes=None if trainable is None else trainable * _BYTES[dtype],
+        optimizer_bytes=None if trainable is None or state is None else trainable * (state.bytes + _BYTES[dtype]),
+        optimizer_assumption="" if state is None else f"{state.says}, and a {dtype} gradient, for each trained entry",
+        unmatched_targets=hits.unmatched[:_MOST_NAMES],
+        unmatched_excludes=hits.unmatched_excludes[:_MOST_NAMES],
+        refused=[Refused(name=name, reason=reason) for name, reason in hits.refused[:_MOST_NAMES]],
+        vocabulary=layout.sites[layout.embedding].shape[0] if layout.embedding else None,
+        embedding_trained=_trains_embedding(lora, hits, layout),
+        notes=[*layout.notes, *_notes(lora, hits, layout)],
+    )
+
+
+def _without_bare_parameters(lora: LoraSnapshot, hits: Hits, layout: Layout) -> Hits:
+    """Move to the refused what PEFT cannot wrap as a parameter: with dropout, DoRA or biases."""
+    options = {
+        "lora_dropout": lora.dropout not in {None, 0.0},
+        "use_dora": bool(lora.use_dora),
+        "lora_bias": bool(lora.extras.get("lora_bias")),
+    }
+    used = [name for name, on in options.items() if on]
+    bare = [name for name in hits.adapted if layout.sites[name].kind in {"parameter", "router"}] if used else []
+    reason = f"a parameter (target_parameters): PEFT refuses {' and '.join(used)} there"
+    adapted = [name for name in hits.adapted if name not in bare]
+    return hits._replace(adapted=adapted, refused=hits.refused + [(name, reason) for name in bare])
+
+
+def _wanted(lora: LoraSnapshot) -> Wanted:
+    extras = lora.extras
+    if extras.get("layer_replication"):
+        raise NotFollowedError("layer_replication repeats layers: the module tree is not followed through it")
+    return Wanted(
+        modules=lora.target_modules,
+        parameters=_texts(extras.get("target_parameters")),
+        exclude=_names(extras.get("exclude_modules")),
+        save=tuple(lora.modules_to_save or ()),
+        layers=_numbers(extras.get("layers_to_transform")),
+        layers_pattern=_texts(extras.get("layers_pattern")),
+        task_type=lora.task_type,
+    )
+
+
+def _lora_sizes(lora: LoraSnapshot, hits: Hits, layout: Layout) -> list[int | None]:
+    """Return the LoRA entries of each adapted site, None where they cannot be known."""
+    try:
+        ranks = PatternTable(lora.rank_pattern or {})
+        return [_size(lora, name, layout.sites[name], ranks, hits) for name in hits.adapted]
+    except AdapterError as error:
+        raise NotFollowedError(f"rank_pattern: {error}") from error
+
+
+def _size(lora: LoraSnapshot, name: str, site: Site, ranks: PatternTable, hits: Hits) -> int | None:
+    rank = _rank(lora, name, site, ranks, hits)
+    if rank is None or rank < 1 or site.kind == "packed":
+        return None
+    if site.kind == "conv":
+        if site.shape[1] == 1 < site.shape[0]:
+            return None  # depthwise, as far as a header tells: its groups decide
+        out, width, *kernel = site.shape
+        return rank * (width * math.prod(kernel) + out) + _per_output(lora, out)
+    if len(site.shape) == _STACK:
+        return rank * site.shape[0] * (site.shape[1] + site.shape[2])
+    rows, width = site.shape
+    outputs = width if site.kind == "embedding" else rows
+    extra = 0 if site.kind in {"parameter", "router"} else _per_output(lora, outputs)
+    return rank * (rows + width) + extra
+
+
+def _per_output(lora: LoraSnapshot, outputs: int) -> int:
+    """Return what DoRA's magnitude and a bias on B add for each output."""
+    return outputs * (bool(lora.use_dora) + bool(lora.extras.get("lora_bias")))
+
+
+def _rank(lora: LoraSnapshot, name: str, site: Site, ranks: PatternTable, hits: Hits) -> int | None:
+    """Return the rank at a site: the first pattern that hits, as PEFT, else r; twice r where PEFT doubles it."""
+    path = f"{name}.weight" if site.kind == "router" else name
+    keys = ranks.matching(path)
+    if keys:
+        return (lora.rank_pattern or {})[keys[0]]
+    doubled = name.rpartition(".")[2] in hits.doubled
+    return None if lora.r is None else lora.r * (2 if doubled else 1)
+
+
+def _besides(lora: LoraSnapshot, hits: Hits, layout: Layout, wanted: Wanted) -> dict[str, int]:
+    """Return what is trained besides LoRA's factors, in entries by kind."""
+    saved = _saved(wanted, layout)
+    found = {
+        "modules_to_save": sum(layout.sites[name].entries for name in saved),
+        "bias": _biases(lora.bias, hits, layout, saved),
+        "token_rows": _token_rows(lora, layout),
+    }
+    return {kind: entries for kind, entries in found.items() if entries}
+
+
+def _saved(wanted: Wanted, layout: Layout) -> set[str]:
+    """Return the sites that modules_to_save trains whole: PEFT takes every module whose name ends so."""
+    endings = saved_names(wanted)
+    if not endings:
+        return set()
+    holders = {name for name in (*layout.sites, *layout.containers) if name.endswith(endings)}
+    return {name for name in layout.sites if any(path in holders for path in _upwards(name))}
+
+
+def _upwards(name: str) -> Sequence[str]:
+    parts = name.split(".")
+    return [".".join(parts[:n]) for n in range(1, len(parts) + 1)]
+
+
+def _biases(bias: str | None, hits: Hits, layout: Layout, saved: set[str]) -> int:
+    if bias == "all":
+        return sum(site.bias for name, site in layout.sites.items() if name not in saved)
+    if bias == "lora_only":
+        return sum(layout.sites[name].bias for name in hits.adapted)
+    return 0
+
+
+def _token_rows(lora: LoraSnapshot, layout: Layout) -> int:
+    asked = lora.extras.get("trainable_token_indices")
+    if not asked or layout.embedding is None:
+        return 0
+    width = layout.sites[layout.embedding].shape[1]
+    if isinstance(asked, list):
+        return len(set(asked)) * width
+    untied = {name: rows for name, rows in asked.items() if not _is_tied(name, layout)} or asked
+    return sum(len(set(rows)) for rows in untied.values()) * width
+
+
+def _is_tied(name: str, layout: Layout) -> bool:
+    return layout.output is not None and layout.output.endswith(name) and layout.sites[layout.output].tied
+
+
+def _trains_embedding(lora: LoraSnapshot, hits: Hits, layout: Layout) -> bool:
+    if lora.extras.get("trainable_token_indices"):
+        return True
+    name = layout.embedding
+    return name is not None and (name in hits.adapted or name in _saved(_wanted(lora), layout))
+
+
+def _dtype(lora: LoraSnapshot, layout: Layout) -> str:
+    """Return what trainable weights are kept in: PEFT casts 16 bits to float32 unless told not to."""
+    if lora.extras.get("autocast_adapter_dtype", True):
+        return "float32"
+    stored = Counter(_SHORT.get(site.dtype, "float32") for site in layout.sites.values())
+    return stored.most_common(1)[0][0] if stored else "float32"
+
+
+def _state(optimizer: str | None) -> _State | None:
+    """Return what the optimizer keeps; Adam's, every library's default, where it is not named."""
+    if optimizer is None:
+        return _ADAM
+    return next((state for words, state in _STATES if all(word in optimizer for word in words)), None)
+
+
+def _notes(lora: LoraSnapshot, hits: Hits, layout: Layout) -> list[str]:
+    notes = []
+    experts = [name for name, site in layout.sites.items() if site.kind == "parameter" and len(site.shape) == _STACK]
+    missed = [name for name in experts if name not in hits.adapted]
+    if missed:
+        notes.append(
+            f"{len(missed)} stacks of experts are 3-D parameters that no target reaches: target_parameters would"
+        )
+    if hits.doubled:
+        notes.append("PEFT doubles rank and alpha where it fuses two targets (gate_up_proj)")
+    if any(layout.sites[name].kind == "conv" for name in hits.adapted):
+        notes.append("convolutions are counted as ungrouped: the headers do not tell groups")
+    variants = _texts(lora.extras.get("variants"))
+    if variants:
+        notes.append(f"what {', '.join(variants)} adds is not counted")
+    return notes
+
+
+def _texts(value: Json) -> tuple[str, ...]:
+    if isinstance(value, str):
+        return (value,)
+    return tuple(item for item in value if isinstance(item, str)) if isinstance(value, list) else ()
+
+
+def _names(value: Json) -> tuple[str, ...] | str:
+    return value if isinstance(value, str) else _texts(value)
+
+
+def _numbers(value: Json) -> list[int] | None:
+    if isinstance(value, int):
+        return [value]
+    return [item for item in value if isinstance(item, int)] or None if isinstance(value, list) else None

@@ -1,0 +1,156 @@
+"""The verb ``check``: a configuration from files, objects and overrides to a report."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from importlib.metadata import PackageNotFoundError, version
+from os import PathLike
+from pathlib import Path
+
+import msgspec
+
+from gradience.check.around import look_around
+from gradience.check.sources import read_adapter_of, read_any, read_training_of
+from gradience.configs import HasToDict, Layer, read_peft, read_peft_object, read_training, read_training_object, stack
+from gradience.errors import ConfigError
+from gradience.policy.config_rules import RULES, judge_config
+from gradience.policy.facts import Facts, Unknown
+from gradience.policy.objective import objective_of
+from gradience.policy.rules import Verdict
+from gradience.policy.selection import left_out
+from gradience.schema.config import ConfigSnapshot
+from gradience.schema.coverage import Coverage
+from gradience.schema.reports import CHECK_SCHEMA_ID, CheckReport, SourceFile
+from gradience.schema.scalars import Real, as_float, real
+
+__all__ = ["check_config"]
+
+Place = str | PathLike[str]
+
+_QUANTITIES = {  # name in the report -> property of Facts
+    "scaling": "scaling",
+    "scaling_r_lr": "early_step",
+    "batch_per_process": "batch_per_process",
+    "effective_batch": "effective_batch",
+    "planned_steps": "steps",
+    "warmup_share": "warmup_share",
+}
+_OF_LORA = {"scaling", "scaling_r_lr"}
+_MAX_TASK = 256  # characters
+
+
+def check_config(
+    config: ConfigSnapshot | None = None,
+    *,
+    document: Place | None = None,
+    peft_dir: Place | None = None,
+    training_dir: Place | None = None,
+    peft: Place | HasToDict | None = None,
+    training: Place | HasToDict | None = None,
+    overrides: ConfigSnapshot | None = None,
+    base: Place | None = None,
+    task: str | None = None,
+    select: Iterable[str] = (),
+    ignore: Iterable[str] = (),
+) -> CheckReport:
+    """Return what the rules say of a configuration. A later source wins over an earlier one.
+
+    Args:
+        config: a Struct.
+        document: one file of any shape, or the folder a run left.
+        peft_dir: a folder with an adapter config.
+        training_dir: a folder with training arguments.
+        peft: an adapter config: a file, or a `peft.LoraConfig`.
+        training: training arguments: a file, or a `transformers.TrainingArguments` of any trainer.
+        overrides: a Struct that wins over all of these.
+        base: the base model, a folder or organisation/name in the hub's local cache. Its config.json and safetensors
+            headers tell what the targets reach; no weight is read.
+        task: what is trained: `sst2`, `sft`, `dpo`, ...
+        select: ids of rules, or beginnings of ids, to apply; all by default.
+        ignore: ids of rules, or beginnings of ids, to leave out.
+
+    Raises:
+        ConfigError: a source cannot be read, nothing was given, or a rule id is not known.
+        AdapterError: the base cannot be read.
+
+    """
+    unwanted = left_out([rule.id for rule in RULES], select, ignore)
+    folders = [Path(place) for place in (document, peft_dir, training_dir) if place is not None]
+    read = [_read(document, read_any), _read(peft_dir, read_adapter_of), _read(training_dir, read_training_of)]
+    objects = [_adapter(peft), _training(training)]
+    given = [Layer(config=item) if item is not None else None for item in (config, overrides)]
+    whole = stack(layer for layer in (given[0], *read, *objects, given[1]) if layer is not None)
+    if whole.config == ConfigSnapshot():
+        message = "nothing to check"
+        raise ConfigError(message, advice="give a config file, --peft-dir, --training-dir, or settings such as --lr")
+    config, versions = _complete(whole, task), _transformers()
+    where = None if base is None else Path(base)
+    around = look_around(whole, config, base=where, folders=folders, transformers=versions)
+    sources = [*whole.sources, *([] if where is None else [SourceFile(role="base", path=str(where))])]
+    verdict = judge_config(config, transformers=versions, around=around, left_out=unwanted)
+    return _report(whole, config, sources, around.coverage, verdict)
+
+
+def _report(
+    whole: Layer, config: ConfigSnapshot, sources: list[SourceFile], coverage: Coverage | None, verdict: Verdict
+) -> CheckReport:
+    n_judged = len(RULES) - len({item.id for item in verdict.not_run})
+    return CheckReport(
+        schema=CHECK_SCHEMA_ID,
+        sources=sources,
+        config=config,
+        derived={**dict(_derived(config)), "rules_judged": n_judged},
+        coverage=coverage,
+        findings=verdict.findings,
+        not_run=verdict.not_run,
+        unknown_keys=list(dict.fromkeys(whole.unknown_keys)),
+    )
+
+
+def _complete(whole: Layer, task: str | None) -> ConfigSnapshot:
+    """Add what no single source says: task and objective, the keys of secrets, and alpha / r."""
+    config = whole.config
+    stated = {"task": task[:_MAX_TASK]} if task else {}
+    lora = config.lora
+    if lora.r is not None and lora.r > 0 and lora.alpha is not None:
+        lora = msgspec.structs.replace(lora, alpha_over_r=real(as_float(lora.alpha) / lora.r))
+    secrets = {"secret_keys": whole.secret_keys, "masked_keys": whole.masked_keys}
+    extras = {key: list(dict.fromkeys(names)) for key, names in secrets.items() if names}
+    training = msgspec.structs.replace(config.training, extras={**config.training.extras, **extras})
+    named = msgspec.structs.replace(config, lora=lora, training=training, extras={**config.extras, **stated})
+    objective = objective_of(named)
+    if objective.kind == "unknown":
+        return named
+    understood = {"objective": objective.kind, "objective_because": objective.because}
+    return msgspec.structs.replace(named, extras={**named.extras, **understood})
+
+
+def _derived(config: ConfigSnapshot) -> Iterator[tuple[str, Real]]:
+    facts = Facts(config)
+    for name, quantity in _QUANTITIES.items():
+        if name in _OF_LORA and facts.not_lora:
+            continue
+        try:
+            yield name, real(float(getattr(facts, quantity)))
+        except Unknown:
+            continue  # the rules that need it say why
+
+
+def _read(place: Place | None, read: Callable[[Path], Layer]) -> Layer | None:
+    return None if place is None else read(Path(place))
+
+
+def _adapter(given: Place | HasToDict | None) -> Layer | None:
+    return read_peft_object(given) if isinstance(given, HasToDict) else _read(given, read_peft)
+
+
+def _training(given: Place | HasToDict | None) -> Layer | None:
+    return read_training_object(given) if isinstance(given, HasToDict) else _read(given, read_training)
+
+
+def _transformers() -> str | None:
+    """Return the version of transformers installed here, without importing it."""
+    try:
+        return version("transformers")
+    except PackageNotFoundError:
+        return None

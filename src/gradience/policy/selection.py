@@ -1,0 +1,44 @@
+"""Which rules a run applies: those selected, less those ignored; by id or by the beginning of one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from gradience.errors import ConfigError
+
+__all__ = ["left_out", "matching"]
+
+
+def left_out(known: Sequence[str], select: Iterable[str], ignore: Iterable[str]) -> dict[str, str]:
+    """Return the ids that are not to be applied, each with the reason for the report.
+
+    >>> left_out(["LR001", "LR002", "TGT001"], ["LR"], ["lr002"])
+    {'LR002': 'ignored on request', 'TGT001': 'not selected'}
+
+    Raises:
+        ConfigError: an entry is the beginning of no id.
+    """
+    wanted, unwanted = matching(known, select, "select"), matching(known, ignore, "ignore")
+    reasons = dict.fromkeys(unwanted, "ignored on request")
+    skipped = (rule_id for rule_id in known if wanted and rule_id not in wanted)
+    return {**reasons, **{rule_id: "not selected" for rule_id in skipped if rule_id not in reasons}}
+
+
+def matching(known: Sequence[str], entries: Iterable[str], option: str) -> list[str]:
+    """Return the ids that begin with one of the entries, in any case; `ALL` is every id.
+
+    Raises:
+        ConfigError: an entry is the beginning of no id.
+    """
+    asked = [entry.strip().upper() for given in entries for entry in given.split(",")]
+    strange = [entry for entry in asked if not _hits(known, entry)]
+    if strange:
+        names = ", ".join(entry or "an empty text" for entry in strange)
+        raise ConfigError(f"--{option}: no rule is called {names}", advice=f"rules: {' '.join(known)}")
+    return [rule_id for rule_id in known if any(rule_id in _hits(known, entry) for entry in asked)]
+
+
+def _hits(known: Sequence[str], entry: str) -> list[str]:
+    if entry == "ALL":
+        return list(known)
+    return [rule_id for rule_id in known if entry and rule_id.startswith(entry)]

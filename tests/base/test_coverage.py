@@ -1,0 +1,158 @@
+"""What is counted from headers is what PEFT adapts: the same modules and trainable parameters, to the last one."""
+
+from __future__ import annotations
+
+import copy
+import importlib.util
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gradience.base.coverage import NotFollowedError, cover
+from gradience.base.layout import read_layout
+from gradience.configs import read_peft_dir
+from gradience.schema.coverage import Coverage
+
+peft = pytest.importorskip("peft")
+transformers = pytest.importorskip("transformers")
+
+_SPEC = importlib.util.spec_from_file_location("base_models", Path(__file__).with_name("models.py"))
+assert _SPEC is not None
+assert _SPEC.loader is not None
+models = importlib.util.module_from_spec(_SPEC)
+sys.modules["base_models"] = models
+_SPEC.loader.exec_module(models)
+
+
+@pytest.fixture(scope="module", params=list(models.MODELS))
+def base(request: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[str | None, Any, Path]:
+    """A model, its task type, and the folder it was saved to."""
+    task_type, make = models.MODELS[request.param]
+    model = make(transformers)
+    folder = tmp_path_factory.mktemp(request.param)
+    model.save_pretrained(folder)
+    return task_type, model, folder
+
+
+def by_peft(model: Any, config: Any) -> tuple[int, int] | None:
+    """Return how many modules PEFT adapts and how many entries it trains, or None where it refuses."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # advice on tied weights and fan_in_fan_out
+        try:
+            adapted = peft.get_peft_model(copy.deepcopy(model), config)
+        except (ValueError, TypeError, AttributeError):
+            return None
+    tuner = adapted.base_model
+    n_modules = len(tuner.targeted_module_names) + len(tuner.targeted_parameter_names)
+    return n_modules, sum(p.numel() for p in adapted.parameters() if p.requires_grad)
+
+
+def by_headers(folder: Path, config: Any, tmp_path: Path) -> Coverage | None:
+    """Return what we count, or None where we say that PEFT refuses or that nothing is reached."""
+    config.save_pretrained(tmp_path)
+    layout = read_layout(folder, transformers=transformers.__version__, task_type=config.task_type)
+    try:
+        found = cover(read_peft_dir(tmp_path).config, layout, base="base")
+    except NotFollowedError:
+        return None
+    return None if found.refused or not found.modules else found
+
+
+@pytest.mark.parametrize("name", models.SETTINGS)
+def test_modules_and_trainable_parameters_are_those_of_get_peft_model(base: Any, name: str, tmp_path: Path) -> None:
+    task_type, model, folder = base
+    config = peft.LoraConfig(r=4, task_type=task_type, **models.SETTINGS[name])
+    mine = by_headers(folder, copy.deepcopy(config), tmp_path)
+    theirs = by_peft(model, config)
+    assert (mine and (mine.modules, mine.trainable_params)) == theirs
+
+
+@pytest.mark.parametrize(
+    ("name", "prefix", "targets"),
+    [
+        ("gpt2", "transformer.", ["transformer.h.1.attn.c_attn"]),
+        ("gpt2", "transformer.", r"transformer\.h\.\d\.mlp\.c_fc"),
+        ("llama", "model.", r"model\.layers\.0\..*_proj"),
+    ],
+)
+def test_a_file_of_the_bare_model_gets_the_prefix_that_the_head_adds(
+    name: str, prefix: str, targets: Any, tmp_path: Path
+) -> None:
+    """As the hub's gpt2 is: `h.0` in the file, `transformer.h.0` in the model."""
+    from safetensors.torch import load_file, save_file
+
+    task_type, make = models.MODELS[name]
+    model = make(transformers)
+    model.save_pretrained(tmp_path / "base")
+    file = tmp_path / "base" / "model.safetensors"
+    save_file({key.removeprefix(prefix): value for key, value in load_file(file).items()}, file)
+    config = peft.LoraConfig(r=4, task_type=task_type, target_modules=targets)
+    mine = by_headers(tmp_path / "base", copy.deepcopy(config), tmp_path / "peft")
+    assert mine is not None
+    assert (mine.modules, mine.trainable_params) == by_peft(model, config)
+
+
+def test_bytes_are_those_of_the_trained_weights_gradients_and_adam_states(tmp_path: Path) -> None:
+    """Measured on one real step of AdamW: two moments and a gradient for each entry, all float32."""
+    import torch
+
+    task_type, make = models.MODELS["llama"]
+    model = make(transformers).to(torch.bfloat16)
+    model.save_pretrained(tmp_path / "base")
+    config = peft.LoraConfig(r=4, task_type=task_type, target_modules="all-linear")
+    mine = by_headers(tmp_path / "base", copy.deepcopy(config), tmp_path / "peft")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # transformers on itself, where the model is in 16 bits
+        adapted = peft.get_peft_model(model, config)
+    trained = [p for p in adapted.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(trained)
+    adapted(input_ids=torch.tensor([[1, 2, 3]]), labels=torch.tensor([[1, 2, 3]])).loss.backward()
+    optimizer.step()
+    moments = [t for state in optimizer.state.values() for key, t in state.items() if key != "step"]
+    assert mine is not None
+    assert mine.adapter_bytes == sum(p.nbytes for p in trained)
+    assert mine.optimizer_bytes == sum(t.nbytes for t in moments) + sum(p.grad.nbytes for p in trained)
+    assert mine.base_params == sum(p.numel() for p in make(transformers).parameters())
+
+
+def test_layers_of_encoder_and_decoder_count_apart(tmp_path: Path) -> None:
+    task_type, make = models.MODELS["t5"]
+    make(transformers).save_pretrained(tmp_path / "base")
+    config = peft.LoraConfig(r=2, task_type=task_type, target_modules=r"decoder\..*\.q")
+    found = by_headers(tmp_path / "base", config, tmp_path / "peft")
+    assert found is not None
+    assert (found.layers, found.layers_total, found.modules) == (3, 5, 6)
+
+
+def test_a_hostile_expression_is_not_followed_rather_than_run_for_years(tmp_path: Path) -> None:
+    _, make = models.MODELS["llama"]
+    make(transformers).save_pretrained(tmp_path / "base")
+    (tmp_path / "adapter_config.json").write_text('{"peft_type": "LORA", "r": 4, "target_modules": "(?=(a+)+b)(a+)+$"}')
+    layout = read_layout(tmp_path / "base", transformers="5", task_type=None)
+    with pytest.raises(NotFollowedError, match="target_modules"):
+        cover(read_peft_dir(tmp_path).config, layout, base="base")
+
+
+def test_modules_that_transformers_renames_are_said_to_be_not_followed(tmp_path: Path) -> None:
+    """ViT's `query` in the file is `q_proj` in memory: no count rather than a wrong one."""
+    config = transformers.ViTConfig(
+        hidden_size=16, intermediate_size=24, num_hidden_layers=1, num_attention_heads=2, image_size=8, patch_size=4
+    )
+    transformers.ViTModel(config).save_pretrained(tmp_path / "base")
+    peft.LoraConfig(target_modules=["query"]).save_pretrained(tmp_path)
+    layout = read_layout(tmp_path / "base", transformers="5.24.0", task_type=None)
+    with pytest.raises(NotFollowedError, match="vit"):
+        cover(read_peft_dir(tmp_path).config, layout, base="base")
+
+
+def test_experts_that_no_target_reaches_are_named(tmp_path: Path) -> None:
+    """all-linear means linear layers: stacked experts are parameters."""
+    task_type, make = models.MODELS["qwen2-moe"]
+    make(transformers).save_pretrained(tmp_path / "base")
+    config = peft.LoraConfig(r=2, task_type=task_type, target_modules="all-linear")
+    found = by_headers(tmp_path / "base", config, tmp_path / "peft")
+    assert found is not None
+    assert any("target_parameters" in note for note in found.notes)

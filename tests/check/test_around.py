@@ -1,0 +1,249 @@
+"""What lies around a configuration: the base, tokenizers, the folder to be written to, and live objects."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from gradience import check_config
+from gradience.errors import AdapterError, ConfigError
+from gradience.render.check import check_text
+from gradience.schema.config import ConfigSnapshot, OptimizerSnapshot
+from gradience.schema.reports import CheckReport
+
+WIDTH, ROWS, LAYERS = 8, 20, 4
+
+
+def write_base(folder: Path, *, dtype: Any = np.float32, packed: bool = False) -> Path:
+    folder.mkdir()
+    tensors = {"model.embed_tokens.weight": np.zeros((ROWS, WIDTH), dtype)}
+    for i in range(LAYERS):
+        stem = f"model.layers.{i}.self_attn.q_proj"
+        tensors[f"{stem}.weight"] = np.zeros((WIDTH * WIDTH // 2, 1) if packed else (WIDTH, WIDTH), dtype)
+        if packed:
+            tensors[f"{stem}.weight.absmax"] = np.zeros(4, np.uint8)
+    save_file(tensors, folder / "model.safetensors")
+    (folder / "config.json").write_text('{"model_type": "llama", "architectures": ["LlamaForCausalLM"]}')
+    return folder
+
+
+def write_adapter(folder: Path, **fields: Any) -> Path:
+    folder.mkdir()
+    said = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "r": 2, "lora_alpha": 4, "target_modules": ["q_proj"]}
+    (folder / "adapter_config.json").write_text(json.dumps({**said, **fields}))
+    return folder
+
+
+def write_tokenizer(folder: Path, **added: int) -> None:
+    tokens = [{"id": number, "content": token} for token, number in added.items()]
+    vocabulary = {"type": "BPE", "vocab": {"a": 0, "b": 1}, "merges": []}
+    (folder / "tokenizer.json").write_text(json.dumps({"added_tokens": tokens, "model": vocabulary}))
+
+
+def found(report: CheckReport) -> dict[str, str]:
+    return {item.id: item.message for item in report.findings}
+
+
+def reasons(report: CheckReport) -> dict[str, str]:
+    return {item.id: item.reason for item in report.not_run}
+
+
+def test_the_report_names_the_base_and_what_is_reached(tmp_path: Path) -> None:
+    base = write_base(tmp_path / "base")
+    report = check_config(peft_dir=write_adapter(tmp_path / "peft"), base=base)
+    assert report.coverage is not None
+    assert (report.coverage.modules, report.coverage.layers) == (LAYERS, LAYERS)
+    assert report.coverage.trainable_params == LAYERS * 2 * 2 * WIDTH
+    assert ("base", str(base)) in [(source.role, source.path) for source in report.sources]
+    text = check_text(report)
+    assert "Reaches:    4 modules (attn 4) in 4 of 4 layers" in text
+    assert "TGT002" not in found(report) | reasons(report)
+
+
+def test_a_target_that_is_not_there_is_an_error(tmp_path: Path) -> None:
+    report = check_config(
+        peft_dir=write_adapter(tmp_path / "peft", target_modules=["qproj"]), base=write_base(tmp_path / "base")
+    )
+    assert [(item.id, item.severity) for item in report.findings if item.id == "TGT002"] == [("TGT002", "error")]
+
+
+def test_a_base_in_the_hubs_cache_is_found_by_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    snapshots = tmp_path / "models--org--tiny" / "snapshots"
+    snapshots.mkdir(parents=True)
+    write_base(snapshots / "0123abc")
+    report = check_config(peft_dir=write_adapter(tmp_path / "peft"), base="org/tiny")
+    assert report.coverage is not None
+    assert report.coverage.modules == LAYERS
+
+
+def test_a_quantised_base_gives_modules_and_no_invented_size(tmp_path: Path) -> None:
+    """Packed weights do not tell their shape."""
+    report = check_config(
+        peft_dir=write_adapter(tmp_path / "peft"), base=write_base(tmp_path / "base", dtype=np.uint8, packed=True)
+    )
+    assert report.coverage is not None
+    assert report.coverage.modules == LAYERS
+    assert (report.coverage.lora_params, report.coverage.adapter_bytes, report.coverage.optimizer_bytes) == (None,) * 3
+    assert any("quantised" in note for note in report.coverage.notes)
+
+
+def test_an_optimizer_whose_states_are_not_known_gets_no_number(tmp_path: Path) -> None:
+    sgd = ConfigSnapshot(optimizer=OptimizerSnapshot(name="sgd"))
+    report = check_config(peft_dir=write_adapter(tmp_path / "peft"), overrides=sgd, base=write_base(tmp_path / "base"))
+    assert report.coverage is not None
+    assert report.coverage.optimizer_bytes is None
+    assert report.coverage.adapter_bytes is not None
+
+
+def test_another_method_than_lora_is_not_counted(tmp_path: Path) -> None:
+    report = check_config(
+        peft_dir=write_adapter(tmp_path / "peft", peft_type="IA3"), base=write_base(tmp_path / "base")
+    )
+    assert report.coverage is None
+    assert "IA3" in reasons(report)["TGT002"]
+
+
+@pytest.mark.parametrize("damage", ["no config", "no weights", "cut", "not json"])
+def test_a_damaged_base_is_one_clear_error(damage: str, tmp_path: Path) -> None:
+    base = write_base(tmp_path / "base")
+    weights, config = base / "model.safetensors", base / "config.json"
+    if damage == "cut":
+        weights.write_bytes(weights.read_bytes()[:-9])
+    elif damage == "not json":
+        config.write_text("{")
+    else:
+        (config if damage == "no config" else weights).unlink()
+    with pytest.raises(AdapterError, match="base"):
+        check_config(peft_dir=write_adapter(tmp_path / "peft"), base=base)
+
+
+def test_tokens_added_without_a_trained_embedding_are_found(tmp_path: Path) -> None:
+    base, adapter = write_base(tmp_path / "base"), write_adapter(tmp_path / "peft")
+    write_tokenizer(base, **{"<pad>": 2})
+    write_tokenizer(adapter, **{"<pad>": 2, "<tool>": 20, "a": 0})
+    report = check_config(peft_dir=adapter, base=base)
+    assert "<tool>" in found(report)["TGT005"]
+    assert report.coverage is not None
+    assert report.coverage.added_tokens == ["<tool>"]
+
+
+@pytest.mark.parametrize(
+    "trained",
+    [
+        {"trainable_token_indices": [20]},
+        {"modules_to_save": ["embed_tokens"]},
+        {"target_modules": ["q_proj", "embed_tokens"]},
+    ],
+)
+def test_tokens_added_with_a_trained_embedding_are_fine(trained: dict[str, Any], tmp_path: Path) -> None:
+    base, adapter = write_base(tmp_path / "base"), write_adapter(tmp_path / "peft", **trained)
+    write_tokenizer(base)
+    write_tokenizer(adapter, **{"<tool>": 20})
+    assert "TGT005" not in found(check_config(peft_dir=adapter, base=base))
+
+
+def test_tokens_cannot_be_compared_without_both_tokenizers(tmp_path: Path) -> None:
+    base, adapter = write_base(tmp_path / "base"), write_adapter(tmp_path / "peft")
+    assert "beside the configuration" in reasons(check_config(peft_dir=adapter, base=base))["TGT005"]
+    write_tokenizer(adapter)
+    assert "beside the base" in reasons(check_config(peft_dir=adapter, base=base))["TGT005"]
+
+
+def test_a_real_tokenizers_added_token_is_seen(tmp_path: Path) -> None:
+    """Saved by transformers, read without it."""
+    tokenizers = pytest.importorskip("tokenizers")
+    transformers = pytest.importorskip("transformers")
+    model = tokenizers.models.WordLevel({"a": 0, "b": 1, "[UNK]": 2}, unk_token="[UNK]")  # noqa: S106  # a word
+    tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizers.Tokenizer(model))
+    base, adapter = write_base(tmp_path / "base"), write_adapter(tmp_path / "peft")
+    tokenizer.save_pretrained(base)
+    tokenizer.add_tokens(["<tool>"])
+    tokenizer.save_pretrained(adapter)
+    report = check_config(peft_dir=adapter, base=base)
+    assert report.coverage is not None
+    assert report.coverage.added_tokens == ["<tool>"]
+
+
+def arguments(folder: Path, **fields: Any) -> Path:
+    path = folder / "training_args.json"
+    path.write_text(json.dumps({"learning_rate": 1e-4, **fields}))
+    return path
+
+
+def test_an_output_folder_with_a_run_in_it_is_found_and_never_named(tmp_path: Path) -> None:
+    out = tmp_path / "private-place"
+    (out / "checkpoint-10").mkdir(parents=True)
+    report = check_config(training=arguments(tmp_path, output_dir=str(out)))
+    assert "checkpoint-10" in found(report)["REC005"]
+    assert "private-place" not in msgspec.json.encode(report).decode()
+
+
+@pytest.mark.parametrize("fields", [{"resume_from_checkpoint": True}, {"overwrite_output_dir": True}])
+def test_a_resumed_or_overwritten_run_is_meant(fields: dict[str, Any], tmp_path: Path) -> None:
+    (tmp_path / "out" / "checkpoint-10").mkdir(parents=True)
+    report = check_config(training=arguments(tmp_path, output_dir=str(tmp_path / "out"), **fields))
+    assert "REC005" not in found(report) | reasons(report)
+
+
+@pytest.mark.parametrize("make", [lambda _: None, lambda out: out.mkdir(), lambda out: out.write_text("a file")])
+def test_an_output_folder_that_is_missing_or_empty_is_fine(make: Any, tmp_path: Path) -> None:
+    make(tmp_path / "out")
+    report = check_config(training=arguments(tmp_path, output_dir=str(tmp_path / "out")))
+    assert "REC005" not in found(report) | reasons(report)
+
+
+def test_arguments_read_from_the_output_folder_itself_say_nothing_of_another_run(tmp_path: Path) -> None:
+    (tmp_path / "checkpoint-10").mkdir()
+    report = check_config(training=arguments(tmp_path, output_dir=str(tmp_path)))
+    assert "itself" in reasons(report)["REC005"]
+
+
+@pytest.mark.parametrize("place", ["a\0b", "x" * 5000, ""])
+def test_a_strange_output_folder_is_no_crash(place: str, tmp_path: Path) -> None:
+    assert "REC005" not in found(check_config(training=arguments(tmp_path, output_dir=place)))
+
+
+def test_live_objects_say_what_their_files_say(tmp_path: Path) -> None:
+    """A notebook has objects, not files."""
+    peft, transformers = pytest.importorskip("peft"), pytest.importorskip("transformers")
+    lora = peft.LoraConfig(r=4, target_modules=["q_proj"], task_type="CAUSAL_LM", exclude_modules=["x"], use_dora=True)
+    args = transformers.TrainingArguments(str(tmp_path / "out"), learning_rate=3e-4, max_steps=7, use_cpu=True)
+    lora.save_pretrained(tmp_path)
+    (tmp_path / "training_args.json").write_text(args.to_json_string())
+    live, filed = check_config(peft=lora, training=args), check_config(peft_dir=tmp_path, training_dir=tmp_path)
+    assert live.config == filed.config
+    assert live.unknown_keys == []
+    assert [source.path for source in live.sources] == ["LoraConfig", "TrainingArguments"]
+
+
+def test_an_object_of_another_kind_is_a_config_error() -> None:
+    class Odd:
+        def to_dict(self) -> dict[str, object]:
+            return {"a": 1}
+
+    class Odder:
+        def to_dict(self) -> int:
+            return 3
+
+    for odd in (Odd(), Odder()):
+        with pytest.raises(ConfigError, match="Odd"):
+            check_config(peft=odd)  # type: ignore[arg-type]
+
+
+def test_rules_are_selected_and_ignored_by_the_beginning_of_their_ids() -> None:
+    config = ConfigSnapshot(optimizer=OptimizerSnapshot(lr=1e-5), extras={"task": "sft"})
+    assert set(found(check_config(config, select=["LR"]))) == {"LR001"}
+    assert "not selected" in reasons(check_config(config, select=["LR"]))["VAL001"]
+    assert set(found(check_config(config, select=["lr,val"], ignore=["LR001"]))) == set()
+    assert set(found(check_config(config, ignore=["LR"]))) == set()
+    with pytest.raises(ConfigError, match="--select: no rule is called LX"):
+        check_config(config, select=["LX"])
+    with pytest.raises(ConfigError, match="an empty text"):
+        check_config(config, ignore=["LR,"])
