@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from gradience.audit import audit_adapter
     from gradience.check import check_config
+    from gradience.diagnosis import diagnose
     from gradience.errors import AdapterError, ConfigError, GradienceError, OutputError, RecorderError, SchemaError
     from gradience.hf.callback import GradienceCallback
     from gradience.imports import import_run
@@ -31,6 +32,7 @@ _HOMES = {
     "audit_adapter": "gradience.audit",
     "check_config": "gradience.check",
     "compare_runs": "gradience.monitor.compare",
+    "diagnose": "gradience.diagnosis",
     "import_run": "gradience.imports",
     "monitor_run": "gradience.monitor",
     "validate_log": "gradience.validate",
@@ -50,6 +52,7 @@ __all__ = [
     "audit_adapter",
     "check_config",
     "compare_runs",
+    "diagnose",
     "import_run",
     "monitor_run",
     "validate_log",

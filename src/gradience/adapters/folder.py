@@ -9,10 +9,10 @@ import msgspec
 
 from gradience.errors import AdapterError
 
-__all__ = ["AdapterFiles", "find_files"]
+__all__ = ["CONFIG_NAME", "WEIGHT_NAMES", "AdapterFiles", "find_files"]
 
 CONFIG_NAME: Final = "adapter_config.json"
-_WEIGHT_NAMES: Final = ("adapter_model.safetensors", "adapters.safetensors", "adapter_model.bin", "adapter_model.pt")
+WEIGHT_NAMES: Final = ("adapter_model.safetensors", "adapters.safetensors", "adapter_model.bin", "adapter_model.pt")
 _INDEX: Final = (
     "adapter_model.safetensors.index.json",
     "model.safetensors.index.json",
@@ -64,7 +64,7 @@ def _config_beside(weights: Path, folder: Path) -> Path:
 
 def _weights_in(folder: Path) -> Path | None:
     """Return the folder's weights file or index, or None where it holds none."""
-    for name in (*_WEIGHT_NAMES, *_INDEX):
+    for name in (*WEIGHT_NAMES, *_INDEX):
         if (folder / name).is_file():
             return folder / name
     others = sorted(p for p in folder.glob("*.safetensors") if p.is_file())
@@ -73,14 +73,14 @@ def _weights_in(folder: Path) -> Path | None:
     if others:
         raise AdapterError(
             f"{len(others)} weights files, none named as PEFT does, in {folder} ({_listed(others)})",
-            advice=f"expected {_WEIGHT_NAMES[0]}; give another with --weights FILE",
+            advice=f"expected {WEIGHT_NAMES[0]}; give another with --weights FILE",
         )
     return None
 
 
 def _nested(folder: Path) -> list[Path]:
     return sorted(
-        p for p in folder.iterdir() if p.is_dir() and any((p / n).is_file() for n in (*_WEIGHT_NAMES, *_INDEX))
+        p for p in folder.iterdir() if p.is_dir() and any((p / n).is_file() for n in (*WEIGHT_NAMES, *_INDEX))
     )
 
 
@@ -98,7 +98,7 @@ def _only_nested(folder: Path) -> tuple[Path, Path]:
         )
     raise AdapterError(
         f"no adapter weights in {folder} (it holds {_listed(sorted(folder.iterdir())) or 'nothing'})",
-        advice=f"expected {_WEIGHT_NAMES[0]}; give another with --weights FILE",
+        advice=f"expected {WEIGHT_NAMES[0]}; give another with --weights FILE",
     )
 
 

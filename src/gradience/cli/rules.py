@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from gradience.cli.output import DONE, print_text
 from gradience.errors import ConfigError
 from gradience.policy.config_rules import RULES, rule_by_id
+from gradience.policy.joins import Join
+from gradience.policy.joins_table import JOINS, join_by_id
 from gradience.policy.rules import Rule
 from gradience.render.text import banner
 
@@ -14,7 +16,7 @@ __all__ = ["rules"]
 
 
 def rules(rule_id: str | None = None, /) -> int:
-    """List the rules of check, or explain one with its evidence.
+    """List the rules of check and the joins of diagnose, or explain one with its evidence.
 
     Parameters
     ----------
@@ -24,7 +26,7 @@ def rules(rule_id: str | None = None, /) -> int:
     if rule_id is None:
         print_text("\n".join(_table()))
         return DONE
-    rule = rule_by_id(rule_id)
+    rule = rule_by_id(rule_id) or join_by_id(rule_id)
     if rule is None:
         message = f"no rule is called {rule_id!r}"
         raise ConfigError(message, advice="'gradience rules' lists them")
@@ -34,13 +36,14 @@ def rules(rule_id: str | None = None, /) -> int:
 
 def _table() -> Iterator[str]:
     yield from banner("GRADIENCE RULES")
-    for rule in RULES:
+    table: tuple[Rule | Join, ...] = (*RULES, *JOINS)
+    for rule in table:
         yield f"{rule.id:<8}{rule.severity:<9}{rule.confidence:.2f}  {rule.title}"
     yield ""
     yield "Severity is the usual one; confidence is a judgement in 0..1. 'gradience rules LR001' explains one."
 
 
-def _card(rule: Rule) -> Iterator[str]:
+def _card(rule: Rule | Join) -> Iterator[str]:
     yield from banner(f"{rule.id}: {rule.title}")
     yield f"Severity:   {rule.severity}"
     yield f"Confidence: {rule.confidence:.2f} (a judgement)"

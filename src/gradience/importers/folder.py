@@ -18,7 +18,7 @@ from gradience.importers.tensorboard import read_tensorboard
 from gradience.importers.trackio import read_trackio
 from gradience.importers.trainer_state import STATE_NAME, find_states, join_states, read_state
 
-__all__ = ["find_log", "inner_runs", "read_file", "read_run_folder", "run_folders"]
+__all__ = ["find_log", "inner_runs", "is_run", "read_file", "read_run_folder", "run_folders"]
 
 MAX_ENTRIES: Final = 2000  # of a folder that are looked at
 MAX_RUNS: Final = 100
@@ -58,13 +58,13 @@ def read_file(path: Path, kind: Format, columns: Mapping[str, str] | None = None
 
 def run_folders(folder: Path) -> list[Path]:
     """Return the folder itself if a run wrote into it, else those of its subfolders in which one did."""
-    if _is_run(folder):
+    if is_run(folder):
         return [folder]
     found: list[Path] = []
     level = [folder]
     for _ in range(MAX_DEPTH):
         children = [child for parent in level for child in _subfolders(parent)]
-        found += [child for child in children if _is_run(child)]
+        found += [child for child in children if is_run(child)]
         level = [child for child in children if child not in found][:MAX_ENTRIES]
     return sorted(found, key=_natural)[:MAX_RUNS]
 
@@ -72,10 +72,11 @@ def run_folders(folder: Path) -> list[Path]:
 def inner_runs(folder: Path) -> list[Path]:
     """Return the subfolders, checkpoints aside, that are runs of their own."""
     children = sorted(child for child in _subfolders(folder) if not child.name.startswith("checkpoint-"))
-    return [child for child in children if _is_run(child)]
+    return [child for child in children if is_run(child)]
 
 
-def _is_run(folder: Path) -> bool:
+def is_run(folder: Path) -> bool:
+    """Whether another program's run wrote a log into the folder, or a state into one of its checkpoints."""
     return bool(find_states(folder)) or bool(_logs(folder))
 
 

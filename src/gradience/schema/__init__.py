@@ -15,6 +15,7 @@ from gradience.schema.audit import (
     SuggestedRank,
 )
 from gradience.schema.config import ConfigSnapshot, LoraSnapshot, OptimizerSnapshot, TrainingSnapshot
+from gradience.schema.diagnose import DIAGNOSE_SCHEMA_ID, DiagnoseReport
 from gradience.schema.events import (
     EVENT_TYPES,
     Alert,
@@ -51,6 +52,7 @@ from gradience.schema.scalars import SCHEMA_ID, NonFinite, Real, Severity, Statu
 __all__ = [
     "AUDIT_SCHEMA_ID",
     "CHECK_SCHEMA_ID",
+    "DIAGNOSE_SCHEMA_ID",
     "EVENT_TYPES",
     "IMPORT_SCHEMA_ID",
     "MONITOR_SCHEMA_ID",
@@ -62,6 +64,7 @@ __all__ = [
     "BadLine",
     "CheckReport",
     "ConfigSnapshot",
+    "DiagnoseReport",
     "Eval",
     "EvalMetrics",
     "EvalPoint",

@@ -15,6 +15,7 @@ import msgspec
 
 from gradience.schema.audit import AuditReport
 from gradience.schema.compare import CompareReport
+from gradience.schema.diagnose import DiagnoseReport
 from gradience.schema.events import EVENT_TYPES, EvalMetrics, Event, RecommendationItem
 from gradience.schema.provenance import Provenance
 from gradience.schema.reports import CheckReport, ImportReport, MonitorReport, ValidateReport
@@ -22,7 +23,9 @@ from gradience.schema.reports import CheckReport, ImportReport, MonitorReport, V
 __all__ = ["SCHEMAS", "SchemaName", "json_schema", "schema_text", "write_schemas"]
 
 Json: TypeAlias = Any
-SchemaName: TypeAlias = Literal["telemetry", "audit", "check", "monitor", "compare", "import", "validate", "provenance"]
+SchemaName: TypeAlias = Literal[
+    "telemetry", "audit", "check", "monitor", "diagnose", "compare", "import", "validate", "provenance"
+]
 
 _DIALECT: Final = "https://json-schema.org/draft/2020-12/schema"
 _REF: Final = "#/$defs/{name}"
@@ -45,6 +48,7 @@ SCHEMAS: Final[dict[SchemaName, str]] = {
     "check": "check-report-v1",
     "monitor": "monitor-report-v1",
     "compare": "compare-report-v1",
+    "diagnose": "diagnose-report-v1",
     "import": "import-report-v1",
     "validate": "validate-report-v1",
     "provenance": "provenance-v1",
@@ -54,6 +58,7 @@ _REPORTS: Final[dict[SchemaName, type[msgspec.Struct]]] = {
     "check": CheckReport,
     "monitor": MonitorReport,
     "compare": CompareReport,
+    "diagnose": DiagnoseReport,
     "import": ImportReport,
     "validate": ValidateReport,
     "provenance": Provenance,

@@ -1,0 +1,139 @@
+"""What became of a run: NaN, nothing learnt, nothing saved, divergence, overfitting. Log, weights, config and disk."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from gradience.policy.detectors.evidence import DIVERGENCE, MASKED, NAN_TRL, PRECHELT
+from gradience.policy.evidence import NEMOTRON, SWEEP_HIGH
+from gradience.policy.joins import Join, Leg, Wording
+from gradience.policy.joins_evidence import EXPLODED, EXPLODED_RMS, JITTER, NOISE_SPREAD, ONE_ERROR, TIED, ZERO_B
+
+__all__ = ["JOINS"]
+
+_NO_UPDATE: Final = frozenset({"untrained", "near_untrained"})
+_VALUES_THAT_STOP: Final = frozenset({"lr", "lora_alpha", "max_steps", "epochs"})
+_HIGH_RATE: Final = ("LR002", "LR003", "LR004", "LR005", "LR007")
+_LOW_RATE: Final = ("LR001", "ALP002")
+
+_NAN = Join(
+    id="NUM301",
+    severity="error",
+    title="NaN, from the log to the weights",
+    legs=(Leg("log", ("NUM102", "NUM101", "NUM201")), Leg("weights", ("NUM201",), frozenset({"broken"}))),
+    hints=(
+        Leg("log", ("GRD107",)),
+        Leg("config", (*_HIGH_RATE, "NUM001", "REC003")),
+        Leg("weights", quiet=("NUM201",), says="the weights in this file are all finite"),
+        Leg("disk", ("before_nan",)),
+    ),
+    wordings=(
+        Wording(("log", "weights"), "NaN, masked in the log from step {first_step} on, is in the weights: {lost}."),
+        Wording(("log", "weights"), "NaN in the log is in the weights too: {lost}."),
+        Wording(("log",), "NaN in the log, masked from step {first_step} on; the weights do not confirm it."),
+        Wording(("log",), "Numbers in the log are not finite; the weights do not confirm that it lasted."),
+    ),
+    confidence=0.97,
+    evidence=(MASKED, NAN_TRL),
+    rationale="The Hugging Face Trainer averages non-finite losses away by default, so that a broken run looks "
+    "healthy; once a NaN is in the weights, every later step is lost.",
+    action="Go back to a checkpoint before it; look at the learning rate, the precision and the data of that step.",
+    scope="any run; one non-finite gradient alone is skipped by fp16's loss scaling",
+    verify="Audit that checkpoint: its weights are finite or they are not.",
+)
+_UNTRAINED = Join(
+    id="TRN302",
+    severity="error",
+    title="an adapter that was not trained",
+    legs=(
+        Leg("config", ("VAL001",), _VALUES_THAT_STOP),
+        Leg("log", ("NOL106", "GRD108", "LRS109")),
+        Leg("weights", ("TRN202",), _NO_UPDATE),
+    ),
+    hints=(
+        Leg("log", ("TRN202", "PLT105", "CHN112")),
+        Leg("config", (*_LOW_RATE, "STP001", "SCH002", "TGT003")),
+        Leg("weights", ("SCL208",)),
+        Leg("config", ("idle_targets",)),
+    ),
+    wordings=(
+        Wording(("config", "weights"), "The adapter was not trained, and the configuration says why: {stops}."),
+        Wording(("log", "weights"), "The adapter was not trained: nothing was learnt in the log, and {zero}."),
+        Wording(("config", "log"), "Nothing was learnt in the log, and the configuration says why: {stops}."),
+        Wording(("log",), "Nothing was learnt, as far as the log shows."),
+    ),
+    confidence=0.95,
+    evidence=(ZERO_B, NEMOTRON),
+    rationale="B starts at zero: an update of exactly zero is what was there before the first step.",
+    action="Check that the adapter's parameters require gradients and reach the optimizer, what target_modules hit, "
+    "and the learning rate.",
+    scope="LoRA that starts at B = 0, which is PEFT's default",
+    verify="model.print_trainable_parameters(); then overfit 32 examples on purpose.",
+)
+_NOT_SAVED = Join(
+    id="SAV303",
+    severity="error",
+    title="the log learnt, the file did not",
+    legs=(
+        Leg("log", quiet=("NOL106", "GRD108"), says="the loss falls and gradients flow"),
+        Leg("weights", ("TRN202",), frozenset({"untrained"})),
+    ),
+    hints=(Leg("log", ("TRN202",)), Leg("weights", ("LED205",))),
+    wordings=(Wording(("log", "weights"), "The loss fell, yet {zero}: what was trained is not in this file."),),
+    confidence=0.85,
+    evidence=(ZERO_B,),
+    rationale="Either another part was trained (a classifier head), or a fresh adapter was saved in its place.",
+    action="Look at what was saved and when; see which parameters required gradients.",
+    scope="LoRA that starts at B = 0; logs of at least 30 rows",
+    verify="Load the adapter and evaluate it: the held-out loss of the log comes back or it does not.",
+)
+_DIVERGED = Join(
+    id="DIV305",
+    severity="error",
+    title="divergence, and what it did",
+    legs=(
+        Leg("log", ("DIV104", "GRD107")),
+        Leg("weights", ("exploded",)),
+        Leg("config", _HIGH_RATE),
+    ),
+    hints=(Leg("log", ("DIV103",)), Leg("config", ("SCH001", "ALP001")), Leg("disk", ("lowest",))),
+    wordings=(
+        Wording(("log", "weights"), "The run diverged, and the weights show it: {exploded}."),
+        Wording(("log", "config"), "The run diverged, and the configuration says why: the learning rate is high."),
+        Wording(("log", "disk"), "The run diverged; a checkpoint from before is on disk."),
+        Wording(("log",), "The run diverged."),
+    ),
+    confidence=0.9,
+    evidence=(DIVERGENCE, SWEEP_HIGH, EXPLODED),
+    rationale="Steps that are too long grow the update faster than the loss can correct it.",
+    action="Go back to the checkpoint nearest the lowest loss; lower the learning rate or lengthen warmup.",
+    scope="positive losses; the size of the update counts only where the log diverged too",
+    verify="The same run with a third of the learning rate: its loss stays down or it does not.",
+    thresholds=(EXPLODED_RMS,),
+)
+_OVERFIT = Join(
+    id="OVF304",
+    severity="warning",
+    title="overfitting, and the checkpoint to keep",
+    legs=(Leg("log", ("OVF110",)), Leg("disk", ("best_checkpoint",)), Leg("disk", ("no_checkpoint",))),
+    hints=(Leg("log", ("GAP111",)), Leg("config", ("EPO001", "REC004"))),
+    wordings=(
+        Wording(
+            ("log", "disk"),
+            "Overfits after step {best_step}; the weights here are those of {saved_as}, the best checkpoint on disk.",
+            action="Keep these weights; next time stop earlier.",
+            severity="info",
+        ),
+        Wording(("log", "disk"), "Overfits after step {best_step}; the best checkpoint on disk is {checkpoint}."),
+        Wording(("log", "disk"), "Overfits after step {best_step}, and no checkpoint from about there is on disk."),
+    ),
+    confidence=0.85,
+    evidence=(PRECHELT, ONE_ERROR, JITTER, NOISE_SPREAD),
+    rationale="From that step on the run fitted its training data at the cost of held-out data.",
+    action="Keep a checkpoint near the best held-out loss; fewer epochs or more data come before less rank.",
+    scope="held-out losses of one data set, checkpoints that were evaluated",
+    verify="Compare the task metric of that checkpoint with that of the last.",
+    thresholds=(TIED,),
+    least=1,
+)
+JOINS: Final[tuple[Join, ...]] = (_NAN, _UNTRAINED, _NOT_SAVED, _DIVERGED, _OVERFIT)

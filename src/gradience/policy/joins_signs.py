@@ -1,0 +1,79 @@
+"""What each source shows, as signs: its findings with their marks, and the facts that mean something in a join."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Final
+
+from gradience.policy.joins import Sign
+from gradience.policy.joins_evidence import EXPLODED_RMS
+from gradience.schema.audit import AuditReport, ModuleAudit
+from gradience.schema.diagnose import Source
+from gradience.schema.findings import Finding
+from gradience.schema.reports import CheckReport, MonitorReport
+from gradience.schema.scalars import Json
+
+__all__ = ["config_signs", "log_signs", "weights_signs"]
+
+_OF_HEALTH: Final = ("NUM201", "TRN202", "RND203")
+
+
+def config_signs(report: CheckReport) -> list[Sign]:
+    """Return the findings on the configuration; a value out of range is marked with its name."""
+    return [_config_sign(finding) for finding in report.findings]
+
+
+def _config_sign(finding: Finding) -> Sign:
+    if finding.id != "VAL001":
+        return _sign("config", finding)
+    return _sign("config", finding, marks=finding.values, values={"stops": finding.message})
+
+
+def log_signs(report: MonitorReport) -> list[Sign]:
+    """Return the findings on the log; a sparse one is marked with what it lacks."""
+    return [_sign("log", f, marks=_sparse(f) if f.id == "GAP118" else (), values=f.values) for f in report.findings]
+
+
+def _sparse(finding: Finding) -> Iterator[str]:
+    if finding.values.get("evals") == 0:
+        yield "no_evals"
+    if "training rows" in finding.message:
+        yield "few_rows"
+
+
+def weights_signs(report: AuditReport) -> list[Sign]:
+    """Return the findings on the weights, marked with the verdict on them, and plain facts about them."""
+    return [*(_weights_sign(report, finding) for finding in report.findings), *_facts(report)]
+
+
+def _weights_sign(report: AuditReport, finding: Finding) -> Sign:
+    if finding.id not in _OF_HEALTH:
+        return _sign("weights", finding, values=finding.values)
+    verdict = report.health.verdict
+    key = {"broken": "lost", "untrained": "zero", "near_untrained": "zero"}.get(verdict)
+    marks = () if verdict == "broken" and not report.modules else (verdict,)  # an empty file holds no NaN
+    return _sign("weights", finding, marks=marks, values={key: report.health.reason} if key else {})
+
+
+def _sign(
+    source: Source, finding: Finding, *, marks: Iterable[str] = (), values: Mapping[str, Json] | None = None
+) -> Sign:
+    return Sign(source, finding.id, finding.message, finding, frozenset(marks), values or {})
+
+
+def _facts(report: AuditReport) -> Iterator[Sign]:
+    exploded = [(size, module) for module in report.modules if (size := _rms(module)) > EXPLODED_RMS.value]
+    if exploded:
+        size, module = max(exploded, key=lambda item: item[0])
+        says = f"entries of the update are {size:.2g} in size in {module.name} (root mean square)"
+        yield Sign("weights", "exploded", says, values={"exploded": says, "rms": size})
+    if report.modules and not any(entry.role == "full_module" for entry in report.ledger):
+        yield Sign("weights", "no_head", "the file holds LoRA factors and no full module")
+
+
+def _rms(module: ModuleAudit) -> float:
+    """Return the root mean square of an update's entries; 0 where that is no number."""
+    entries = math.prod(module.shape)
+    norm = module.frobenius_norm
+    return norm / math.sqrt(entries) if isinstance(norm, float) and entries > 0 else 0.0
