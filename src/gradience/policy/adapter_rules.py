@@ -9,7 +9,7 @@ from gradience.policy.ranks import percentile
 from gradience.schema.audit import AuditReport, Health, LedgerEntry, ModuleAudit, NotAnalysed
 from gradience.schema.findings import Evidence, Finding
 
-__all__ = ["LOW_UTILIZATION", "NEAR_UNTRAINED", "adapter_findings", "health", "low_utilization"]
+__all__ = ["LOW_UTILIZATION", "NEAR_UNTRAINED", "adapter_findings", "finding_of_health", "health", "low_utilization"]
 
 LOW_UTILIZATION: Final = 0.25  # stable rank / r; a convention of the project's first document
 RANDOM_SHARE: Final = 0.9  # of the null's stable rank; a judgement, from random factors measured at d = 4096
@@ -93,7 +93,7 @@ def adapter_findings(report: AuditReport, *, alpha: float | None = None, r: int 
     `alpha` and `r` are the config's own, before any pattern.
     """
     candidates = (
-        _of_health(report.health),
+        finding_of_health(report.health.verdict, report.health.reason),
         _lonely(report.not_analysed),
         low_utilization(report.summary.utilization_mean),
         _rank_mismatch(report.modules),
@@ -113,18 +113,19 @@ _OF_HEALTH: Final = {
 }
 
 
-def _of_health(verdict: Health) -> Finding | None:
-    if verdict.verdict not in _OF_HEALTH:
+def finding_of_health(verdict: str, reason: str) -> Finding | None:
+    """Return the finding on a verdict of `health`, or None where it is no cause for one."""
+    if verdict not in _OF_HEALTH:
         return None
-    rule, severity, confidence, action = _OF_HEALTH[verdict.verdict]
+    rule, severity, confidence, action = _OF_HEALTH[verdict]
     return Finding(
         id=rule,
         severity=severity,  # type: ignore[arg-type]  # the table's strings are severities
-        message=f"{verdict.verdict.replace('_', '-').capitalize()}: {verdict.reason}.",
+        message=f"{verdict.replace('_', '-').capitalize()}: {reason}.",
         action=action,
         confidence=confidence,
         verify="Load the adapter and compare its outputs with the base model's.",
-        evidence=[Evidence(source="the weights file", says=verdict.reason)],
+        evidence=[Evidence(source="the weights file", says=reason)],
     )
 
 

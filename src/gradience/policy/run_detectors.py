@@ -11,24 +11,25 @@ from collections.abc import Iterable
 
 import msgspec
 
-from gradience.policy.adapter_rules import LOW_UTILIZATION, low_utilization
-from gradience.policy.detectors import evaluation, gradient, level, numbers, overfitting, rate, record
+from gradience.policy.detectors import (
+    adapter,
+    evaluation,
+    gradient,
+    level,
+    numbers,
+    overfitting,
+    preference,
+    rate,
+    record,
+    reward,
+)
 from gradience.policy.detectors.detector import Detector, Sighting, judge
 from gradience.policy.detectors.evidence import LOGGING_DEFAULT
 from gradience.policy.detectors.facts import DEFAULT_GAP, RunFacts, Series, sorted_by_step
 from gradience.policy.detectors.thresholds import FEW_ROWS
-from gradience.policy.facts import Unknown
-from gradience.policy.thresholds import Threshold
 from gradience.schema.findings import Finding, NotRun, gravest_first
 
 __all__ = ["DEFAULT_GAP", "DETECTORS", "RunFacts", "Series", "detect", "detector_by_id"]
-
-
-def _utilization(facts: RunFacts) -> Finding | None:
-    if facts.utilization_mean is None:
-        reason = "no lora_audit in the log ('gradience audit --append run.jsonl' adds one)"
-        raise Unknown(reason)
-    return low_utilization(facts.utilization_mean)
 
 
 def _sparse(facts: RunFacts) -> Sighting | None:
@@ -56,17 +57,6 @@ _SPARSE = Detector(
     scope="any log",
     thresholds=(FEW_ROWS,),
 )
-_UTILIZATION = Detector(
-    id="UTL204",
-    severity="info",
-    title="low utilization",
-    condition=_utilization,
-    confidence=0.4,
-    evidence=(),
-    action="Consider compressing the rank after training; see the suggested ranks and their error.",
-    scope="trained LoRA adapters; logs that hold an audit",
-    thresholds=(Threshold("low_utilization", LOW_UTILIZATION, "stable rank / r", "a convention of the project"),),
-)
 
 DETECTORS: tuple[Detector, ...] = (
     *numbers.DETECTORS,
@@ -77,7 +67,9 @@ DETECTORS: tuple[Detector, ...] = (
     *evaluation.DETECTORS,
     *record.DETECTORS,
     _SPARSE,
-    _UTILIZATION,
+    *preference.DETECTORS,
+    *reward.DETECTORS,
+    *adapter.DETECTORS,
 )
 
 

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import chain
 from typing import Final
 
+from gradience.policy.detectors.adapter import audited_rank
 from gradience.policy.detectors.curve import median
 from gradience.policy.detectors.facts import RunFacts
 from gradience.policy.detectors.level import window
@@ -23,12 +24,12 @@ __all__ = ["line_of", "tell"]
 
 _GRAVE: Final = SEVERITIES.index("warning")
 _BROKEN: Final = ("NUM102", "NUM101", "DIV104")  # the worst that a loss can say, worst first
-_SHAPES: Final = ("OVF110", "NOL106", "PLT105")
-_OBJECTIVE: Final = ("PRF119", "PRF120", "RWD121", "ZVR122", "KLD123")
+_SHAPES: Final = ("OVF110", "NOL106", "PLT105")  # the first that was seen is told
+_OBJECTIVE: Final = ("PRF119", "RWD122", "ZVR123", "KLD124")
 _LATER: Final = ("DIV103", "GRD107", "GRD108", "LRS109", "GAP111", "CHN112", "TRN202", "NUM201", "RND203")
 _LOG: Final = ("TRN115", "DUP117", "RES116")
 _TOLD: Final = {*_BROKEN, *_SHAPES, *_OBJECTIVE, *_LATER, *_LOG, "END114"}
-_ALSO_AS_INFO: Final = {"OVF110", "PLT105", "ZVR122"}  # a shape of the curve, at any severity
+_ALSO_AS_INFO: Final = {"OVF110", "PLT105", "ZVR123"}  # a shape of the curve, at any severity
 
 
 def line_of(parts: Iterable[StoryPart]) -> str:
@@ -44,7 +45,7 @@ def tell(
     abstained = {item.id for item in not_run}
     parts = chain(
         _spoken(found, _BROKEN),
-        _spoken(found, _SHAPES) or _learning(found, abstained, facts),
+        _spoken(found, _SHAPES)[:1] or _learning(found, abstained, facts),
         _loss(facts, train),
         _spoken(found, _OBJECTIVE),
         _reward(facts),
@@ -120,27 +121,17 @@ def _held_out(facts: RunFacts, found: Mapping[str, Finding]) -> Iterator[StoryPa
 
 
 def _update(facts: RunFacts) -> Iterator[StoryPart]:
-    used, rank = energy_rank(facts), rank_of(facts)
+    used, rank = _energy_rank(facts), audited_rank(facts)
     if used is None or rank is None or not 0 < used <= rank:
         return
     says = f"90 % of the update's energy lies in {used:g} of {rank} ranks"
     yield StoryPart(says=says, values={"energy_rank_90_p50": used, "rank": rank})
 
 
-def energy_rank(facts: RunFacts) -> float | None:
+def _energy_rank(facts: RunFacts) -> float | None:
     """Return the median over the modules of the ranks that hold 90 % of the energy, as the log's audit has it."""
     used = (facts.audit or {}).get("energy_rank_90_p50")
     return float(used) if isinstance(used, (int, float)) and math.isfinite(used) else None
-
-
-def rank_of(facts: RunFacts) -> int | None:
-    """Return the rank of the audited modules if they share one, else None; the config's where no module says."""
-    modules = (facts.audit or {}).get("modules")
-    rows = [m for m in modules if isinstance(m, dict)] if isinstance(modules, list) else []
-    ranks = {m["r"] for m in rows if isinstance(m.get("r"), int)}
-    if ranks:
-        return ranks.pop() if len(ranks) == 1 else None
-    return None if facts.config.lora.rank_pattern else facts.config.lora.r
 
 
 def _end(facts: RunFacts, found: Mapping[str, Finding]) -> Iterator[StoryPart]:
@@ -188,6 +179,10 @@ _PHRASES: Final[dict[str, Callable[[Mapping[str, Json]], str | None]]] = {
     "GRD108": lambda v: f"no gradient from step {v['step']}",
     "GAP111": lambda v: f"perplexity gap {_get(v, 'ratio', '.2f')}x",
     "CHN112": lambda v: "held-out accuracy at chance" if "accuracy" in v else "held-out loss at chance",
+    "PRF119": lambda v: f"chosen and rejected are {v['how']}",
+    "RWD122": lambda v: f"the reward fell from {_get(v, 'first')} to {_get(v, 'last')}",
+    "ZVR123": lambda v: f"{_get(v, 'share', '.0%')} of the groups have equal rewards late on",
+    "KLD124": lambda v: f"KL {_get(v, 'late', '.3g')} nats a token from the reference",
     "RES116": lambda _: "the steps run again after the resume had other losses",
     "TRN115": lambda v: f"{v.get('lines', v.get('missing'))} lines of the log are lost",
     "DUP117": lambda _: "rows repeat or go back",

@@ -44,11 +44,14 @@ class Detector(NamedTuple):
     verify: str | None = None
     thresholds: tuple[Threshold, ...] = ()
     not_for: tuple[Kind, ...] = ()  # objectives under which the condition means nothing
+    only_for: tuple[Kind, ...] = ()  # objectives it was made for; under others it is not even mentioned
     least_rows: Threshold | None = None  # training rows with a finite loss
 
 
 def judge(detector: Detector, facts: RunFacts) -> Outcome:
     """Return what the detector says of the run, or why it abstains."""
+    if detector.only_for and facts.objective.kind not in detector.only_for:
+        return None
     reason = _misfit(detector, facts)
     if reason is not None:
         return NotRun(id=detector.id, reason=reason)

@@ -8,10 +8,17 @@ __all__ = [
     "BINOMIAL",
     "CHANCE",
     "CLIP",
+    "DAPO_GROUPS",
+    "DAPO_LENGTH",
     "DIVERGENCE",
+    "DPO_START",
+    "ECKART_YOUNG",
+    "ENERGY",
     "GAP_CONVENTION",
+    "GRPO_KL",
     "INSTRUCT_GPT",
     "KARPATHY",
+    "LIKELIHOOD",
     "LOGGING_DEFAULT",
     "MASKED",
     "MEGATRON",
@@ -21,6 +28,7 @@ __all__ = [
     "PLATEAU",
     "PRECHELT",
     "REPLAY",
+    "REWARD",
     "SCHEDULE",
     "SEQUENCE",
     "SPIKE_PEERS",
@@ -79,3 +87,26 @@ REPLAY = Evidence(
 )
 SEQUENCE = Evidence(source="the recorder", says="seq counts the lines of one session; one writer holds the log's lock")
 LOGGING_DEFAULT = Evidence(source="transformers 5.24", says="the default logging_steps=500 logs nothing in a short run")
+ECKART_YOUNG = Evidence(
+    source="Eckart-Young", says="no rank-k matrix is closer: the squared error is the energy of what is cut off"
+)
+ENERGY = Evidence(source="definition", says="energy: sum of squared singular values of dW; no measure of usefulness")
+REWARD = Evidence(source="definition", says="the policy gradient's loss is 0 on average where advantages are centred")
+DAPO_GROUPS = Evidence(
+    source="DAPO, arXiv 2503.14476 (abstract; method through reviews)",
+    says="groups that are all right or all wrong have no gradient; dynamic sampling leaves them out",
+)
+DAPO_LENGTH = Evidence(
+    source="DAPO, arXiv 2503.14476 (through reviews)",
+    says="punishing answers that were cut off adds noise to the reward",
+)
+GRPO_KL = Evidence(
+    source="TRL 1.16, grpo_trainer.py (read)", says="kl: mean over the tokens against the reference; only with beta > 0"
+)
+LIKELIHOOD = Evidence(
+    source="Smaug/DPO-Positive, arXiv 2402.13228 (abstract)",
+    says="DPO can lower the likelihood of the chosen answer as long as the margin grows",
+)
+DPO_START = Evidence(
+    source="DPO, arXiv 2305.18290 (the loss)", says="-log sigmoid(0) = ln 2 where policy and reference are the same"
+)

@@ -12,7 +12,9 @@ __all__ = [
     "CHANCE_LOSS",
     "CHANCE_MARGIN",
     "CHANCE_Z",
+    "CHOSEN_FALL",
     "CLIPPED_SHARE",
+    "CUT_OFF",
     "DECAYED",
     "DIVERGED_NOISE",
     "DIVERGED_RATIO",
@@ -22,6 +24,10 @@ __all__ = [
     "GRADIENT_K",
     "GRADIENT_RATIO",
     "GRADIENT_ROWS",
+    "IDLE_ENERGY",
+    "IDLE_PARAMS",
+    "KL_LATE",
+    "KL_ROW",
     "LEAST_EVALS",
     "LOSS_GAP",
     "LOST_SHARE",
@@ -43,16 +49,26 @@ __all__ = [
     "RATE_ROWS",
     "REPLAY_DIFFERENCE",
     "REPLAY_ROWS",
+    "REWARD_ERRORS",
+    "REWARD_FALL",
+    "REWARD_FLAT",
+    "REWARD_ROWS",
     "RISEN",
     "RISING",
     "ROUNDS_TO_ZERO",
+    "SEPARATED",
+    "SEPARATION_ERROR",
     "SMALL_EVAL",
     "SPIKE_FLOOR",
     "SPIKE_K",
     "SPIKE_ROWS",
+    "START_MARGIN",
+    "START_STEP",
     "VANISHED_RATIO",
     "VANISHED_ROWS",
     "WINDOW_SHARE",
+    "ZERO_GROUPS",
+    "ZERO_GROUPS_MOST",
     "ZERO_RATE_ROWS",
     "ZERO_TAIL_SHARE",
 ]
@@ -140,3 +156,23 @@ REPLAY_DIFFERENCE = Threshold(
     "replay_difference", 0.2, "median relative difference", "proposal of the project's design"
 )
 REPLAY_ROWS = Threshold("replay_rows", 3, "steps logged before and after", _JUDGEMENT)
+
+# the audit in the log
+IDLE_ENERGY = Threshold("idle_energy", 0.01, "fraction of the update's energy", _JUDGEMENT)
+IDLE_PARAMS = Threshold("idle_params", 0.1, "fraction of the LoRA parameters", _JUDGEMENT)
+
+# rewards
+REWARD_ROWS = Threshold("reward_rows", 20, "rows that logged it", "as few_rows")
+REWARD_ERRORS = Threshold("reward_errors", 3.0, "standard errors of the difference", "trial")
+REWARD_FALL = Threshold("reward_fall", 0.1, "fraction of the first level", _JUDGEMENT)
+REWARD_FLAT = Threshold("reward_flat", 0.05, "standard error over the level: above it, cannot tell", _JUDGEMENT)
+ZERO_GROUPS = Threshold("zero_groups", 0.5, "fraction of the groups", _JUDGEMENT)
+ZERO_GROUPS_MOST = Threshold("zero_groups_most", 0.9, "fraction of the groups", _JUDGEMENT)
+KL_LATE = Threshold("kl_late", 1.0, "nats a token, median of the last third", _JUDGEMENT)
+KL_ROW = Threshold("kl_row", 10.0, "nats a token, one row", _JUDGEMENT)
+CUT_OFF = Threshold("cut_off", 0.5, "fraction of the completions", _JUDGEMENT)
+SEPARATED = Threshold("separated", 0.05, "reward accuracy over one half", _JUDGEMENT)
+SEPARATION_ERROR = Threshold("separation_error", 0.03, "standard error of the accuracy", "above it, cannot tell")
+CHOSEN_FALL = Threshold("chosen_fall", 1.0, "reward: beta x nats", "a judgement: 10 nats at beta = 0.1")
+START_MARGIN = Threshold("start_margin", 0.5, "reward: beta x nats", _JUDGEMENT)
+START_STEP = Threshold("start_step", 10, "steps", "a judgement: later a margin has been learnt")

@@ -1,0 +1,180 @@
+"""RWD122, ZVR123, KLD124 and CLP125: reinforcement learning, where the loss near 0 says nothing and these do."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from gradience.policy.detectors import thresholds as t
+from gradience.policy.detectors.curve import median, noise
+from gradience.policy.detectors.detector import Detector, Sighting
+from gradience.policy.detectors.evidence import DAPO_GROUPS, DAPO_LENGTH, GRPO_KL, REWARD, TRIAL
+from gradience.policy.detectors.facts import RunFacts
+from gradience.policy.detectors.signals import Signal
+from gradience.policy.facts import Unknown
+
+__all__ = ["DETECTORS", "column"]
+
+_MEDIAN_ERROR = 1.2533  # standard error of a median over that of a mean
+_FIFTH, _THIRD = 5, 3
+
+
+def column(facts: RunFacts, name: str, least: float) -> Signal:
+    """Return a column of the log.
+
+    Raises:
+        Unknown: it was not logged, or in fewer rows than asked for.
+    """
+    signal = facts.signals.get(name)
+    if signal is None:
+        reason = f"no {name} was logged"
+        raise Unknown(reason)
+    if len(signal.values) < least:
+        reason = f"{len(signal.values)} rows with {name}; it needs {least:g}"
+        raise Unknown(reason)
+    return signal
+
+
+def _last(values: Sequence[float], parts: int) -> Sequence[float]:
+    return values[-max(1, len(values) // parts) :]
+
+
+def _reward(facts: RunFacts) -> Sighting | None:
+    signal = column(facts, "reward", t.REWARD_ROWS.value)
+    values = signal.values
+    width = len(values) // _FIFTH
+    first, last = median(values[:width]), median(_last(values, _FIFTH))
+    error = _MEDIAN_ERROR * noise(values) * math.sqrt(2.0 / width)
+    change = last - first
+    if change < -max(t.REWARD_ERRORS.value * error, t.REWARD_FALL.value * abs(first)):
+        return Sighting(
+            f"The reward fell: {first:.4g} in the first fifth of the rows, {last:.4g} in the last (+/- {error:.2g}).",
+            {"first": first, "last": last, "error": error},
+            seen=(f"medians of {width} rows each",),
+        )
+    if abs(change) > 2.0 * error:
+        return None
+    if error > t.REWARD_FLAT.value * max(abs(first), abs(last)):
+        reason = f"too noisy: a change of the reward by {2 * error:.2g} could not be seen"
+        raise Unknown(reason)
+    return Sighting(
+        f"The reward does not rise: {first:.4g} in the first fifth of the rows, {last:.4g} in the last "
+        f"(+/- {error:.2g}).",
+        {"first": first, "last": last, "error": error},
+        severity="info",
+        confidence=0.5,
+        action="See whether the task is solved already, or never: then no group holds a difference to learn from.",
+        seen=(f"medians of {width} rows each",),
+    )
+
+
+def _zero_variance(facts: RunFacts) -> Sighting | None:
+    signal = column(facts, "frac_reward_zero_std", t.REWARD_ROWS.value)
+    late = _last(signal.values, _THIRD)
+    share = math.fsum(late) / len(late)
+    if share < t.ZERO_GROUPS.value:
+        return None
+    return Sighting(
+        f"In the last third of the rows {share:.0%} of the groups have equal rewards: they teach nothing.",
+        {"share": share, "first": signal.values[0], "from_step": signal.steps[-len(late)]},
+        severity="warning" if share >= t.ZERO_GROUPS_MOST.value else "info",
+        confidence=0.85 if share >= t.ZERO_GROUPS_MOST.value else 0.6,
+        seen=(f"frac_reward_zero_std {share:.3f} in {len(late)} rows",),
+    )
+
+
+def _kl(facts: RunFacts) -> Sighting | None:
+    signal = column(facts, "kl", t.REWARD_ROWS.value)
+    late = median(_last(signal.values, _THIRD))
+    if late > t.KL_LATE.value:
+        return Sighting(
+            f"The policy is far from its reference: KL {late:.3g} nats a token in the last third of the rows.",
+            {"late": late},
+            severity="warning",
+            confidence=0.6,
+            seen=(f"median kl {late:.4g}",),
+        )
+    highest = max(signal.values)
+    if highest <= t.KL_ROW.value:
+        return None
+    step = signal.steps[signal.values.index(highest)]
+    rows = sum(value > t.KL_ROW.value for value in signal.values)
+    return Sighting(
+        f"KL jumps to {highest:.3g} nats a token at step {step} ({rows} such rows), and comes back to {late:.3g}.",
+        {"highest": highest, "step": step, "rows": rows, "late": late},
+        action="Look at the completions of that step: one token the reference finds impossible is enough.",
+        seen=(f"kl {highest:.4g} at step {step}",),
+    )
+
+
+def _cut_off(facts: RunFacts) -> Sighting | None:
+    signal = column(facts, "completions/clipped_ratio", t.REWARD_ROWS.value)
+    late = _last(signal.values, _THIRD)
+    share = math.fsum(late) / len(late)
+    if share < t.CUT_OFF.value:
+        return None
+    return Sighting(
+        f"In the last third of the rows {share:.0%} of the completions are cut off at their maximal length.",
+        {"share": share},
+        seen=(f"completions/clipped_ratio {share:.3f} in {len(late)} rows",),
+    )
+
+
+DETECTORS = (
+    Detector(
+        id="RWD122",
+        severity="warning",
+        title="reward falls",
+        condition=_reward,
+        confidence=0.7,
+        evidence=(REWARD, TRIAL),
+        rationale="The reward is what is optimised: under RL a loss near 0 is normal and tells nothing.",
+        action="Go back to the checkpoint with the best reward; lower the learning rate, or raise beta.",
+        scope="RL that logs reward; info where it only fails to rise",
+        verify="Read completions of both ends; evaluate on held-out prompts.",
+        thresholds=(t.REWARD_ROWS, t.REWARD_ERRORS, t.REWARD_FALL, t.REWARD_FLAT),
+        only_for=("rl",),
+    ),
+    Detector(
+        id="ZVR123",
+        severity="warning",
+        title="groups without variance",
+        condition=_zero_variance,
+        confidence=0.85,
+        evidence=(DAPO_GROUPS, TRIAL),
+        rationale="The advantage is the reward less its group's mean: equal rewards give no gradient.",
+        action="Filter prompts that are always or never solved, sample more completions, or grade the reward finer.",
+        scope="GRPO and its kin, where frac_reward_zero_std is logged; under nine groups of ten it is info",
+        verify="See whether the reward of these groups is all right or all wrong.",
+        thresholds=(t.ZERO_GROUPS, t.ZERO_GROUPS_MOST, t.REWARD_ROWS),
+        only_for=("rl",),
+    ),
+    Detector(
+        id="KLD124",
+        severity="info",
+        title="far from the reference",
+        condition=_kl,
+        confidence=0.5,
+        evidence=(GRPO_KL, TRIAL),
+        rationale="Far from its reference a policy may have found rewards that mean nothing.",
+        action="Raise beta, lower the learning rate, or read what it writes now.",
+        scope="RL that logs kl per token; a single row is info",
+        verify="Read completions; evaluate on held-out prompts.",
+        thresholds=(t.KL_LATE, t.KL_ROW, t.REWARD_ROWS),
+        only_for=("rl",),
+    ),
+    Detector(
+        id="CLP125",
+        severity="info",
+        title="completions cut off",
+        condition=_cut_off,
+        confidence=0.7,
+        evidence=(DAPO_LENGTH, TRIAL),
+        rationale="An answer that was cut off is graded as wrong, right or not: noise in the reward.",
+        action="Raise the maximal completion length, or mask completions that were cut off.",
+        scope="RL that logs completions/clipped_ratio",
+        verify="Read completions that were cut off.",
+        thresholds=(t.CUT_OFF, t.REWARD_ROWS),
+        only_for=("rl",),
+    ),
+)
