@@ -12,7 +12,6 @@ from gradience.cli.output import exit_code, print_text
 from gradience.errors import OutputError
 from gradience.report.formats import ReportFormat, format_of
 from gradience.schema.scalars import Severity
-from gradience.whole import whole_file
 
 __all__ = ["report"]
 
@@ -58,15 +57,16 @@ def report(
     if adapter is not None:
         prepare_jax("auto")
     from gradience.report.gather import gather  # noqa: PLC0415  # numpy and the verbs: --help need not pay for them
-    from gradience.report.write import report_text  # noqa: PLC0415  # the same
+    from gradience.report.write import report_text, write_report  # noqa: PLC0415  # the same
 
     if out is None:
         story = gather(run, adapter=adapter, config=config, base=base)
         print_text(report_text(story, chosen).rstrip("\n"))
-        return exit_code(story.found, fail_on)
-    with whole_file(out, force=force) as draft:
-        story = gather(run, adapter=adapter, config=config, base=base)
-        draft.write_text(report_text(story, chosen), encoding="utf-8")
-        size = draft.stat().st_size
-    print_text(f"wrote {out} ({size / 1e3:.0f} KB)")
+    else:
+        story = write_report(run, out, adapter=adapter, config=config, base=base, kind=chosen, force=force)
+        print_text(f"wrote {out} ({out.stat().st_size / 1e3:.0f} KB, {_counted(len(story.found))})")
     return exit_code(story.found, fail_on)
+
+
+def _counted(findings: int) -> str:
+    return "1 finding" if findings == 1 else f"{findings} findings"

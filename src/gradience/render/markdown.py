@@ -15,7 +15,7 @@ __all__ = ["escape", "report_markdown"]
 
 _MOST_FINDINGS: Final = 20
 _MOST_TEXT: Final = 300  # characters of one cell
-_SPECIAL: Final = re.compile(r"[\\`*\[\]<|~$&#]|(?<!\w)_|_(?!\w)|(?<=https):(?=//)|(?<=http):(?=//)|(?<=www)\.")
+_SPECIAL: Final = re.compile(r"[\\`*\[\]<|~$&#]|(?<![^\W_])_|_(?![^\W_])|(?<=https):(?=//)|(?<=http):(?=//)|(?<=www)\.")
 _SUMMONS: Final = re.compile(r"([@#])(?=\w)")
 
 

@@ -46,12 +46,16 @@ class Plot(NamedTuple):
     marks: Sequence[Mark] = ()
     log: bool | None = None
     zero: bool = False
+    span: tuple[float, float] | None = (
+        None  # of the vertical axis, where not all that is drawn; the rest is at its ends
+    )
 
     @property
     def y(self) -> Scale:
         """The vertical axis."""
         ends = (end for line in self.lines for end in (line.data.low, line.data.high))
-        return scale_of([float(v) for column in ends for v in column], log=self.log, zero=self.zero)
+        values = [float(v) for column in ends for v in column] if self.span is None else list(self.span)
+        return scale_of(values, log=self.log, zero=self.zero, whole=True)
 
 
 class Size(NamedTuple):
@@ -87,16 +91,13 @@ class _Frame(NamedTuple):
 
 def draw(plot: Plot, size: Size, label: str) -> Element:
     """Return the chart; `label` is what it says to those who do not see it."""
-    places = [
-        float(x) for line in plot.lines for x in (*line.data.steps[[0, -1]], *line.data.lost) if len(line.data.steps)
-    ]
-    places += [float(x) for line in plot.lines if not len(line.data.steps) for x in line.data.lost]
+    places = [float(x) for line in plot.lines for column in (line.data.steps, line.data.lost) for x in column]
     y = plot.y
     margin = 30.0 + _CHARACTER * max((len(compact(tick)) for tick in y.ticks), default=1)
     x = scale_of(places, ticks=size.ticks, log=False)
-    rows = _rows(plot.marks, x, size.width - margin)
+    rows = _rows(plot.marks, x, size.width - margin - 20.0)
     top = 14.0 + 2 * (_BADGE + 1) * (max(rows, default=-1) + 1)
-    frame = _Frame(margin, top, size.width - 12.0, size.height - 40.0, x, y)
+    frame = _Frame(margin, top, size.width - 20.0, size.height - 40.0, x, y)
     return tag(
         "svg",
         _axes(plot, frame, size),

@@ -45,12 +45,12 @@ def envelope(steps: npt.ArrayLike, values: npt.ArrayLike, *, buckets: int = BUCK
     Args:
         steps: of each row, in any order.
         values: of each row; NaN and infinities are counted and placed, never averaged.
-        buckets: from more rows than this on, rows share buckets.
+        buckets: at most; rows share them from more than two rows a bucket on.
     """
     at, column = np.asarray(steps, np.float64), np.asarray(values, np.float64)
     order = np.argsort(at, kind="stable")
     at, column = at[order], column[order]
-    sampled = len(at) > buckets
+    sampled = len(at) > 2 * buckets
     bucket = _bucket(at, buckets) if sampled else np.arange(len(at))
     finite = np.isfinite(column)
     own, kept = bucket[finite], np.clip(column[finite], -_LARGEST, _LARGEST)

@@ -35,7 +35,7 @@ def _article(n: Numbered) -> Element:
         f" {f.id} ",
         tag("span", f"({where})", class_="where"),
     )
-    action = tag("p", tag("strong", "Consider: "), f.action) if f.action else None
+    action = tag("p", tag("strong", "Suggestion: "), f.action) if f.action else None
     return tag("article", head, tag("p", f.message), action, _grounds(f), id=n.anchor, class_=f.severity)
 
 

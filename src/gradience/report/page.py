@@ -64,14 +64,15 @@ def _head(name: str, css: str) -> Element:
 
 
 def _name(story: Story) -> str:
+    """Return the model's name, else that of the log or of the adapter's folder."""
     run, audit, check = story.run, story.audit, story.check
     names = (
         run.config.model_name if run is not None else None,
         audit.base_model if audit is not None else None,
         check.config.model_name if check is not None else None,
     )
-    known = next((name for name in names if name), None)
-    return short_path(known) if known else "unnamed model"
+    places = (run.file if run is not None else None, audit.peft_dir if audit is not None else None, "unnamed model")
+    return short_path(next(name for name in (*names, *places) if name))
 
 
 def _header(story: Story, found: list[Numbered], name: str) -> Element:

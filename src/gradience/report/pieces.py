@@ -37,7 +37,7 @@ def table(head: Sequence[str], rows: Iterable[Sequence[Node]], *, caption: str, 
         tag("tr", [tag("th", r[0], scope="row"), *(cell("td", i, value) for i, value in enumerate(r[1:], 1))])
         for r in rows
     ]
-    whole = tag("table", tag("caption", caption), top, tag("tbody", body))
+    whole = tag("table", tag("caption", tag("span", caption)), top, tag("tbody", body))
     return tag("div", whole, class_="scroll", tabindex="0", role="region", aria_label=caption)
 
 

@@ -11,6 +11,7 @@ __all__ = ["Scale", "compact", "scale_of"]
 _WIDE: Final = 100.0  # highest over lowest value from which an axis of positive values is logarithmic
 _STEPS: Final = (1.0, 2.0, 2.5, 5.0, 10.0)
 _THOUSAND, _MILLION = 1e3, 1e6
+_LEAST: Final = 1e-300  # what is smaller stands at 0: a tenth of it is no normal number any more
 
 
 class Scale(NamedTuple):
@@ -27,7 +28,9 @@ class Scale(NamedTuple):
         return min(max((at - low) / (high - low), 0.0), 1.0)
 
 
-def scale_of(values: Iterable[float], *, ticks: int = 5, log: bool | None = None, zero: bool = False) -> Scale:
+def scale_of(
+    values: Iterable[float], *, ticks: int = 5, log: bool | None = None, zero: bool = False, whole: bool = False
+) -> Scale:
     """Return the axis that holds all finite values.
 
     Args:
@@ -35,8 +38,9 @@ def scale_of(values: Iterable[float], *, ticks: int = 5, log: bool | None = None
         ticks: about how many ticks.
         log: whether logarithmic; None: where all are positive and the highest is over 100 times the lowest.
         zero: whether a linear axis begins at 0 if no value is negative.
+        whole: whether a linear axis begins and ends at a tick.
     """
-    known = [v for v in values if math.isfinite(v)] or [0.0, 1.0]
+    known = [v if abs(v) >= _LEAST else 0.0 for v in values if math.isfinite(v)] or [0.0, 1.0]
     low, high = min(known), max(known)
     if low > 0.0 and (log or (log is None and high / low > _WIDE)):
         return _logarithmic(low, high, ticks)
@@ -46,23 +50,27 @@ def scale_of(values: Iterable[float], *, ticks: int = 5, log: bool | None = None
         room = abs(high) / 10.0 or 1.0
         low, high = low - room, high + room
     step = _nice((high - low) / max(ticks - 1, 1))
-    first = math.ceil(low / step - 1e-9)
-    last = math.floor(high / step + 1e-9)
+    if whole:
+        low, high = math.floor(low / step + 1e-9) * step, math.ceil(high / step - 1e-9) * step
+    first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
     return Scale(low, high, log=False, ticks=tuple(i * step for i in range(first, last + 1)))
 
 
 def compact(value: float) -> str:
     """Return a number for a tick, in few characters.
 
-    >>> compact(0.25), compact(20_000.0), compact(1.5e6), compact(2e-05), compact(0.0)
-    ('0.25', '20k', '1.5M', '2e-5', '0')
+    >>> compact(0.25), compact(20_000.0), compact(1.5e6), compact(0.0002), compact(0.0)
+    ('0.25', '20k', '1.5M', '2e-4', '0')
     """
     size = abs(value)
     if _THOUSAND * 10 <= size < _MILLION:
         return f"{value / _THOUSAND:g}k"
     if _MILLION <= size < _MILLION * _THOUSAND:
         return f"{value / _MILLION:g}M"
-    return f"{value:.4g}".replace("e-0", "e-").replace("e+0", "e").replace("e+", "e")
+    if 0.0 < size < 1.0 / _THOUSAND or size >= _MILLION * _THOUSAND:
+        digits, power = f"{value:.3e}".split("e")
+        return f"{digits.rstrip('0').rstrip('.')}e{int(power)}"
+    return f"{value:.4g}"
 
 
 def _log(value: float) -> float:
@@ -71,7 +79,7 @@ def _log(value: float) -> float:
 
 def _nice(width: float) -> float:
     """Return the least of 1, 2, 2.5, 5 times a power of ten that is not under the width."""
-    unit = 10.0 ** math.floor(math.log10(max(width, 1e-300)))
+    unit = 10.0 ** math.floor(math.log10(max(width, _LEAST)))
     return next(unit * step for step in _STEPS if unit * step >= width * (1.0 - 1e-9))
 
 

@@ -3,32 +3,28 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from typing import Final, NamedTuple
+from collections.abc import Collection, Iterator, Sequence
+from typing import Final
 
 import numpy as np
 
 from gradience.render.text import number, percent
 from gradience.report.chart import STYLES, WIDE, Line, Plot
-from gradience.report.envelope import Envelope, Floats, envelope
+from gradience.report.envelope import Envelope, envelope
 from gradience.report.gather import Story
 from gradience.report.markup import Element, tag
 from gradience.report.numbered import Numbered, marks_of
 from gradience.report.pieces import caption_of, plot_figure, section, table
+from gradience.report.scale import Scale
 from gradience.schema.events import Eval
 from gradience.schema.scalars import Real, as_float
 from gradience.telemetry.series import RunSeries
 
 __all__ = ["training_section"]
 
-_TRAIN: Final = "training loss"
-
-
-class _Column(NamedTuple):
-    """One column of the rows, where it was recorded."""
-
-    data: Envelope
-    absent: int  # rows without a value
+_TRAIN: Final = "training rows"
+_CLOSE: Final = (0.5, 99.5)  # percentiles of the rows that a close-up shows
+_FAR: Final = 3.0  # whole range over that of the percentiles from which a close-up is drawn
 
 
 def training_section(story: Story, found: Sequence[Numbered]) -> Element | None:
@@ -36,42 +32,53 @@ def training_section(story: Story, found: Sequence[Numbered]) -> Element | None:
     run = story.series
     if run is None:
         return None
-    figures = [drawn for drawn in (_loss(run, found), *_others(run, found)) if drawn is not None]
+    figures = [*_loss(run, found), *_others(run, found)]
     empty = None if figures else tag("p", "The log holds no training row and no evaluation.")
     return section("training", "Training", empty, tag("div", figures, class_="figures"), _evaluations(run))
 
 
-def _loss(run: RunSeries, found: Sequence[Numbered]) -> Element | None:
+def _loss(run: RunSeries, found: Sequence[Numbered]) -> Iterator[Element]:
     train = envelope(run.steps, run.losses)
-    splits = {split: data for split, data in _by_split(run, "loss").items() if data.rows or data.lost_rows}
     lines = [Line(_TRAIN, train)] if len(run.steps) else []
-    lines += [Line(f"{split} loss", data, points=True) for split, data in splits.items()]
+    lines += [Line(f"{split}, evaluated", data, points=True) for split, data in _by_split(run, "loss").items()]
     if not lines:
-        return None
+        return
     left_out = len(lines) - STYLES
     captions = [caption_of("Training loss", train)] if len(run.steps) else []
     captions += [f"Superseded by a resume and not shown: {run.superseded:,} rows."] if run.superseded else []
     captions += [f"{left_out} further splits are in the table only."] if left_out > 0 else []
     plot = Plot(lines[:STYLES], "step", "loss", marks_of(found))
     says = " ".join(_says(line) for line in plot.lines)
-    return plot_figure("Loss", plot, wide=WIDE, says=says, caption=" ".join(captions))
+    yield plot_figure("Loss", plot, wide=WIDE, says=says, caption=" ".join(captions))
+    span = _close_up(run.losses)
+    if span is not None and not plot.y.log:
+        near = plot._replace(marks=(), span=span)
+        words = _beyond(run.losses, near.y)
+        yield plot_figure("Loss, close up", near, wide=WIDE, says=words, caption=words)
+
+
+def _close_up(losses: Sequence[float]) -> tuple[float, float] | None:
+    """Return what nearly all rows span, or None where the axis of all rows shows that well enough."""
+    column = np.asarray(losses, np.float64)
+    finite = column[np.isfinite(column)]
+    if not len(finite):
+        return None
+    low, high = (float(x) for x in np.percentile(finite, _CLOSE))
+    return (low, high) if 0.0 < (high - low) * _FAR < float(finite.max()) - float(finite.min()) else None
+
+
+def _beyond(losses: Sequence[float], axis: Scale) -> str:
+    column = np.asarray(losses, np.float64)
+    beyond = int((np.isfinite(column) & ((column < axis.low) | (column > axis.high))).sum())
+    rows = "1 training row lies" if beyond == 1 else f"{beyond:,} training rows lie"
+    return f"The same, from {axis.low:.4g} to {axis.high:.4g}: {rows} beyond, drawn at the edge."
 
 
 def _others(run: RunSeries, found: Sequence[Numbered]) -> Iterator[Element]:
-    rate = _column(run, run.rates, np.zeros(len(run.steps), np.bool_))
-    if rate is not None:
-        plot = Plot(
-            [Line("learning rate", rate.data)], "step", "learning rate", marks_of(found, "LRS"), log=False, zero=True
-        )
-        caption = caption_of("Learning rate", rate.data, absent=rate.absent)
-        yield plot_figure("Learning rate", plot, says=_says(plot.lines[0]), caption=caption)
-    norm = _column(run, run.grad_norms, np.isin(run.steps, list(run.lost_norms)))
-    if norm is not None:
-        plot = Plot(
-            [Line("gradient norm", norm.data)], "step", "norm before clipping", marks_of(found, "GRD"), zero=True
-        )
-        caption = caption_of("Gradient norm", norm.data, absent=norm.absent)
-        yield plot_figure("Gradient norm", plot, says=_says(plot.lines[0]), caption=caption)
+    rate = Plot((), "step", "learning rate", marks_of(found, "LRS"), log=False, zero=True)
+    norm = Plot((), "step", "norm before clipping", marks_of(found, "GRD"), zero=True)
+    yield from _recorded(run, run.rates, "Learning rate", rate)
+    yield from _recorded(run, run.grad_norms, "Gradient norm", norm, run.lost_norms)
     accuracy = [Line(split, data, points=True) for split, data in _by_split(run, "accuracy").items() if data.rows > 1]
     if accuracy:
         plot = Plot(accuracy[:STYLES], "step", "fraction correct", log=False)
@@ -79,16 +86,17 @@ def _others(run: RunSeries, found: Sequence[Numbered]) -> Iterator[Element]:
         yield plot_figure("Accuracy", plot, says=says, caption="Every evaluation is drawn.")
 
 
-def _column(
-    run: RunSeries, values: Sequence[float], lost: Floats | np.ndarray[tuple[int, ...], np.dtype[np.bool_]]
-) -> _Column | None:
-    """Return a column without the rows that have no value: NaN stands for those, unless it was recorded as such."""
+def _recorded(
+    run: RunSeries, values: Sequence[float], title: str, plot: Plot, lost: Collection[int] = ()
+) -> Iterator[Element]:
+    """Yield a column's figure: NaN stands for rows without a value, unless it was recorded as such."""
     column = np.asarray(values, np.float64)
-    recorded = ~np.isnan(column) | (lost != 0)
-    if not recorded.any():
-        return None
-    data = envelope(np.asarray(run.steps)[recorded], column[recorded])
-    return _Column(data, int(len(column) - recorded.sum()))
+    there = ~np.isnan(column) | np.isin(run.steps, list(lost))
+    if not there.any():
+        return
+    line = Line(title.lower(), envelope(np.asarray(run.steps)[there], column[there]))
+    caption = caption_of(title, line.data, absent=int(len(column) - there.sum()))
+    yield plot_figure(title, plot._replace(lines=[line]), says=_says(line), caption=caption)
 
 
 def _by_split(run: RunSeries, name: str) -> dict[str, Envelope]:

@@ -168,15 +168,14 @@ def _ledger(report: AuditReport) -> Node:
     rows: list[list[Node]] = [
         [
             e.role.replace("_", " "),
-            _bar(e.share),
-            percent(e.share),
+            [_bar(e.share), percent(e.share)],
             f"{e.tensors:,}",
             count(e.params),
             f"{e.bytes / 1e6:.2f} MB",
         ]
         for e in report.ledger
     ]
-    head = ("Role", "", "Share", "Tensors", "Parameters", "Bytes")
+    head = ("Role", "Share", "Tensors", "Parameters", "Bytes")
     return [tag("h3", "What is in the file"), table(head, rows, caption="Tensors by role", numbers=4)]
 
 

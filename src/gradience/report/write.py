@@ -22,8 +22,8 @@ def write_report(
     base: PathLike | None = None,
     kind: ReportFormat | None = None,
     force: bool = False,
-) -> Path:
-    """Write a report, whole or not at all, and return its path.
+) -> Story:
+    """Write a report, whole or not at all, and return what it says.
 
     Args:
         run: a run.jsonl, the folder of a run, or anything that `gradience import` reads.
@@ -39,10 +39,10 @@ def write_report(
     """
     place = Path(out)
     chosen = kind or format_of(place)
-    with whole_file(place, force=force) as draft:
+    with whole_file(place, force=force) as draft:  # a name that is taken is refused before the work
         story = gather(run, adapter=adapter, config=config, base=base)
         draft.write_text(report_text(story, chosen), encoding="utf-8")
-    return place
+    return story
 
 
 def report_text(story: Story, kind: ReportFormat) -> str:

@@ -1,0 +1,199 @@
+"""The page: what it holds, that nothing of a log becomes markup, that it is small, legible and the same twice."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import re
+import resource
+import subprocess
+import sys
+from importlib.resources import files
+from itertools import combinations, pairwise
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from pages import parse
+
+from gradience.report.gather import gather
+from gradience.report.page import report_html
+
+HOSTILE = '<script>alert("1")</script>"><img src=x onerror=alert(1)>'
+CSS = files("gradience.report").joinpath("style.css").read_text(encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def page(log, adapter):
+    return report_html(gather(log, adapter=adapter))
+
+
+def test_the_page_holds_every_part_of_the_story(page):
+    found = parse(page)
+    assert [s["id"] for s in found.all("section")] == [
+        "findings", "training", "weights", "config", "not-judged", "provenance",
+    ]  # fmt: skip
+    for words in ("acme/base-7b", "acme/sentences", "ok, step 120 of 120", "TRAINED", "Suggested ranks", "lora pair"):
+        assert words in found.text
+    for title in (
+        "Loss",
+        "Learning rate",
+        "Gradient norm",
+        "Singular values",
+        "Energy by rank",
+        "How large the update",
+    ):
+        assert any(a.get("aria-label", "").startswith(title) for a in found.all("svg"))
+
+
+def test_every_finding_is_there_with_its_evidence_and_is_marked_at_its_step(log, adapter):
+    story = gather(log, adapter=adapter)
+    found = parse(report_html(story))
+    articles = [a["id"] for a in found.all("article")]
+    assert len(articles) == len({(f.id, f.message) for f in story.found}) > 0
+    for finding in story.found:
+        assert finding.message in found.text
+        assert all(item.says in found.text for item in finding.evidence)
+    spike = next(f for f in story.found if f.id == "DIV103")
+    assert f"at step {spike.values['step']}" in next(a["aria-label"] for a in found.all("svg") if "Marked" in str(a))
+
+
+def test_what_was_not_judged_and_not_given_is_named(log):
+    story = gather(log)
+    text = parse(report_html(story)).text
+    assert "no adapter was given" in text
+    assert all(item.reason in text for _, item in story.not_run)
+
+
+def test_provenance_is_the_hash_of_each_file_and_no_folder_above_its_own(log, adapter, page, tmp_path_factory):
+    for path in (log, adapter / "adapter_model.safetensors", adapter / "adapter_config.json"):
+        assert hashlib.sha256(path.read_bytes()).hexdigest() in page
+    assert str(tmp_path_factory.getbasetemp()) not in page
+
+
+def test_the_same_sources_give_the_same_bytes(log, adapter, page):
+    assert report_html(gather(log, adapter=adapter)) == page
+
+
+def test_the_page_has_no_script_and_names_no_other_place(page):
+    found = parse(page)
+    assert {name for name, _ in found.elements}.isdisjoint({"script", "link", "iframe", "img", "object", "form"})
+    for _, attributes in found.elements:
+        assert not any(key.startswith("on") or key in {"src", "style"} for key in attributes)
+        assert attributes.get("href", "#").startswith("#")
+    assert "url(" not in CSS
+    assert "@import" not in CSS
+
+
+def test_the_policy_allows_our_style_sheet_and_nothing_else(page):
+    digest = base64.b64encode(hashlib.sha256(CSS.encode()).digest()).decode()
+    policy = next(a["content"] for a in parse(page).all("meta") if a.get("http-equiv"))
+    assert policy == f"default-src 'none'; style-src 'sha256-{digest}'; base-uri 'none'; form-action 'none'"
+    assert f"<style>{CSS}</style>" in page
+
+
+def test_every_link_leads_somewhere_and_every_picture_says_what_it_shows(page):
+    found = parse(page)
+    ids = [a["id"] for _, a in found.elements if "id" in a]
+    assert len(ids) == len(set(ids))
+    assert {a["href"].removeprefix("#") for a in found.all("a")} <= set(ids)
+    for svg in found.all("svg"):
+        assert svg.get("aria-hidden") == "true" or (svg["role"] == "img" and len(svg["aria-label"]) > 20)
+
+
+def test_headings_go_down_one_level_at_a_time(page):
+    levels = [int(name[1]) for name, _ in parse(page).elements if re.fullmatch("h[1-6]", name)]
+    assert levels[0] == 1
+    assert levels.count(1) == 1
+    assert all(b <= a + 1 for a, b in pairwise(levels))
+
+
+def test_names_in_a_log_and_in_an_adapter_never_become_elements(write_log, write_adapter, page):
+    hostile = report_html(
+        gather(write_log(model=HOSTILE, split=HOSTILE), adapter=write_adapter(f"attn.{HOSTILE.replace('.', '')}"))
+    )
+    found = parse(hostile)
+    assert {name for name, _ in found.elements} <= {name for name, _ in parse(page).elements}
+    assert HOSTILE in found.text
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=15)
+@given(name=st.text(min_size=1, max_size=60), split=st.text(min_size=1, max_size=30))
+def test_no_name_breaks_the_page(write_log, name, split):
+    found = parse(report_html(gather(write_log(12, model=name, split=split))))
+    assert {name for name, _ in found.elements}.isdisjoint({"script", "img"})
+
+
+def test_a_log_without_rows_and_one_of_nothing_but_nan_have_their_page(write_log, tmp_path):
+    lines = write_log(12).read_text().splitlines()
+    (tmp_path / "empty.jsonl").write_text(lines[0] + "\n")
+    assert "no training row" in parse(report_html(gather(tmp_path / "empty.jsonl"))).text
+    rows = [re.sub(r'"loss":[^,}]+', '"loss":"NaN"', line) for line in lines]
+    (tmp_path / "nan.jsonl").write_text("\n".join(rows) + "\n")
+    page = parse(report_html(gather(tmp_path / "nan.jsonl")))
+    assert "12 of them are not finite: crosses at the top" in page.text
+
+
+def test_a_long_log_fits_two_megabytes_and_three_seconds_of_cpu(write_log, adapter, tmp_path):
+    log, out = write_log(100_000), tmp_path / "report.html"
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    command = [sys.executable, "-m", "gradience", "report", str(log), "--adapter", str(adapter), "--out", str(out)]
+    subprocess.run(command, check=True, capture_output=True)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert out.stat().st_size < 2_000_000
+    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 3.0
+    text = parse(out.read_text(encoding="utf-8")).text
+    assert "100,000 rows in 480 buckets" in text
+    assert "1 of them is not finite" in text
+
+
+def colours(scheme: str) -> dict[str, np.ndarray]:
+    """The variables of the style sheet as linear RGB."""
+    found = re.findall(r"--(\w+): #(\w{6})", CSS.split("@media")[1 if scheme == "dark" else 0])
+    srgb = {name: np.array([int(code[i : i + 2], 16) / 255 for i in (0, 2, 4)]) for name, code in found}
+    return {name: np.where(c <= 0.04045, c / 12.92, ((c + 0.055) / 1.055) ** 2.4) for name, c in srgb.items()}
+
+
+def contrast(a: np.ndarray, b: np.ndarray) -> float:
+    """WCAG 2.2's contrast ratio."""
+    light = sorted(float(c @ [0.2126, 0.7152, 0.0722]) for c in (a, b))
+    return (light[1] + 0.05) / (light[0] + 0.05)
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_text_has_a_contrast_of_at_least_4_5_and_lines_of_at_least_3(scheme):
+    c = colours(scheme)
+    for name in ("ink", "soft", "link", "info", "warning", "error", "critical"):
+        assert contrast(c[name], c["page"]) >= 4.5, name
+        assert contrast(c[name], c["panel"]) >= 4.5 or name not in {"ink", "soft"}, name
+    for name in ("info", "warning", "error", "critical"):
+        assert contrast(c[name], c["on"]) >= 4.5, name
+    for name in ("c0", "c1", "c2", "c3", "heat"):
+        assert contrast(c[name], c["page"]) >= 3.0, name
+
+
+# Full dichromacy: Machado, Oliveira, Fernandes, A Physiologically-based Model for Simulation of Color Vision
+# Deficiency, IEEE TVCG 15 (2009), severity 1.0; the matrices act on linear RGB.
+DEFICIENT = {
+    "protanopia": [[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216], [-0.003882, -0.048116, 1.051998]],
+    "deuteranopia": [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.011820, 0.042940, 0.968881]],
+    "tritanopia": [[1.255528, -0.076749, -0.178779], [-0.078411, 0.930809, 0.147602], [0.004733, 0.691367, 0.303900]],
+}
+
+
+def lab(rgb: np.ndarray) -> np.ndarray:
+    """CIELAB of linear sRGB under D65."""
+    xyz = np.array([[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]]) @ rgb.clip(0, 1)
+    t = xyz / [0.9505, 1.0, 1.089]
+    f = np.where(t > (6 / 29) ** 3, np.cbrt(t), t / (3 * (6 / 29) ** 2) + 4 / 29)
+    return np.array([116 * f[1] - 16, 500 * (f[0] - f[1]), 200 * (f[1] - f[2])])
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("vision", DEFICIENT)
+def test_the_colours_of_two_lines_stay_apart_under_colour_blindness(scheme, vision):
+    c = colours(scheme)
+    seen = [lab(np.array(DEFICIENT[vision]) @ c[name]) for name in ("c0", "c1", "c2", "c3")]
+    apart = [float(np.linalg.norm(a - b)) for a, b in combinations(seen, 2)]
+    assert min(apart) > 10.0  # about four just noticeable differences of CIE76 (2.3)

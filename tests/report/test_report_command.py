@@ -1,0 +1,84 @@
+"""`gradience report` as a user meets it: what it writes, what it refuses, how it exits."""
+
+from __future__ import annotations
+
+import gradience
+from gradience.cli.main import main
+
+
+def failure(capsys, *tokens) -> str:
+    assert main(["report", *map(str, tokens)]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.count("\n") == 1
+    assert err.startswith("gradience: ")
+    return err
+
+
+def test_a_page_is_written_and_its_size_and_findings_are_told(log, tmp_path, capsys):
+    out = tmp_path / "report.html"
+    assert main(["report", str(log), "--out", str(out)]) == 0
+    assert capsys.readouterr().out.startswith(f"wrote {out} (")
+    assert out.read_text(encoding="utf-8").startswith("<!doctype html>")
+    assert [p.name for p in tmp_path.iterdir() if p.name != "cache"] == ["report.html"]
+
+
+def test_without_a_file_markdown_goes_to_the_terminal(log, capsys):
+    assert main(["report", str(log)]) == 0
+    assert capsys.readouterr().out.startswith("### Gradience report: acme/base-7b\n")
+
+
+def test_the_format_is_told_by_the_suffix_or_by_the_option(log, tmp_path, capsys):
+    assert main(["report", str(log), "--out", str(tmp_path / "a.md")]) == 0
+    assert main(["report", str(log), "--out", str(tmp_path / "a.txt"), "--format", "md"]) == 0
+    assert (tmp_path / "a.md").read_bytes() == (tmp_path / "a.txt").read_bytes()
+    assert "--format" in failure_after(capsys, log, "--out", tmp_path / "b.txt")
+    assert "--out report.html" in failure(capsys, log, "--format", "html")
+
+
+def failure_after(capsys, *tokens) -> str:
+    capsys.readouterr()
+    return failure(capsys, *tokens)
+
+
+def test_a_file_that_is_there_is_kept_unless_force_is_given(log, tmp_path, capsys):
+    out = tmp_path / "report.html"
+    out.write_text("mine")
+    assert "--force" in failure(capsys, log, "--out", out)
+    assert out.read_text() == "mine"
+    assert main(["report", str(log), "--out", str(out), "--force"]) == 0
+    assert out.read_text(encoding="utf-8") != "mine"
+
+
+def test_a_report_that_fails_leaves_nothing_and_keeps_what_was_there(log, tmp_path, capsys):
+    out = tmp_path / "report.html"
+    out.write_text("mine")
+    failure(capsys, log, "--adapter", tmp_path / "missing", "--out", out, "--force")
+    assert out.read_text() == "mine"
+    failure(capsys, tmp_path / "missing.jsonl", "--out", tmp_path / "other.html")
+    assert sorted(p.name for p in tmp_path.iterdir() if p.name != "cache") == ["report.html"]
+
+
+def test_nothing_to_report_on_and_a_base_without_an_adapter_are_errors_that_say_what_to_do(log, tmp_path, capsys):
+    assert "--adapter" in failure(capsys)
+    assert "--adapter" in failure(capsys, log, "--base", tmp_path)
+
+
+def test_fail_on_turns_findings_into_exit_code_one(log, tmp_path):
+    assert main(["report", str(log), "--out", str(tmp_path / "a.html"), "--fail-on", "info"]) == 1
+    assert (tmp_path / "a.html").exists()
+
+
+def test_the_library_writes_the_same_page_and_returns_what_it_says(log, tmp_path):
+    assert main(["report", str(log), "--out", str(tmp_path / "a.html")]) == 0
+    story = gradience.write_report(log, tmp_path / "b.html")
+    assert (tmp_path / "a.html").read_bytes() == (tmp_path / "b.html").read_bytes()
+    assert story.run is not None
+    assert story.run.run_id is not None
+
+
+def test_an_adapter_alone_and_a_config_alone_have_a_report(adapter, capsys):
+    assert main(["report", "--adapter", str(adapter)]) == 0
+    assert "Suggested ranks" in capsys.readouterr().out
+    assert main(["report", "--config", str(adapter / "adapter_config.json")]) == 0
+    assert "no log was given" in capsys.readouterr().out
