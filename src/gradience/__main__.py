@@ -4,6 +4,6 @@ from __future__ import annotations
 
 import sys
 
-from gradience.cli.main import main
+from gradience.cli.main import script
 
-sys.exit(main())
+sys.exit(script())

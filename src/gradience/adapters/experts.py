@@ -143,7 +143,7 @@ class _Stack:
 
     def __init__(self, ctx: Context, group: Group, n: int, r: int) -> None:
         self._read = (ctx.reader(group, "lora_A"), ctx.reader(group, "lora_B"))
-        self._n, self._r, self._kept = n, r, ctx.kept
+        self._n, self._r, self._ctx = n, r, ctx
 
     def load(self, expert: int) -> LoadFactors:
         """Return a loader of one expert's (b, a)."""
@@ -155,8 +155,9 @@ class _Stack:
         return load
 
     def _both(self) -> tuple[Array, Array]:
-        held = self._kept.get("stack")
+        kept = self._ctx.kept
+        held = kept.get("stack")
         if held is None or held[0] is not self:
-            self._kept.clear()  # no more than one pair of an adapter is ever kept
-            held = self._kept["stack"] = (self, self._read[0](), self._read[1]())
+            kept.clear()  # a thread keeps no more than one pair of an adapter
+            held = kept["stack"] = (self, self._read[0](), self._read[1]())
         return held[1], held[2]

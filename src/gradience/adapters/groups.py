@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -29,6 +30,13 @@ class Group:
     keys: dict[str, str] = field(default_factory=dict)
 
 
+class Memory(threading.local):
+    """What one thread keeps: modules are loaded from several."""
+
+    def __init__(self) -> None:
+        self.kept: dict[str, Any] = {}
+
+
 @dataclass(frozen=True, slots=True)
 class Context:
     """What the modules of one adapter share."""
@@ -40,10 +48,14 @@ class Context:
     """Whether the file holds more than one adapter."""
     attention: frozenset[str] = frozenset()
     """Modules that are a MultiheadAttention: their own pair is in_proj's."""
-    kept: dict[str, Any] = field(default_factory=dict)
-    """What was read last, where several modules share a tensor."""
+    memory: Memory = field(default_factory=Memory)
     layers: tuple[int, ...] = ()
     """layer_replication unrolled: the base's layer for each layer of the adapted model."""
+
+    @property
+    def kept(self) -> dict[str, Any]:
+        """What this thread read last, where several modules share a tensor."""
+        return self.memory.kept
 
     def info(self, group: Group, name: str) -> TensorInfo:
         """Return what the file declares of a field's tensor."""

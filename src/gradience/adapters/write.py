@@ -68,6 +68,6 @@ def write_safetensors(path: Path, tensors: Sequence[PlannedTensor], *, metadata:
                 data = np.ascontiguousarray(tensor.load())
                 if data.nbytes != tensor.nbytes:
                     raise ValueError(f"{tensor.name}: {data.nbytes} bytes, planned were {tensor.nbytes}")
-                file.write(memoryview(data.reshape(-1).view(np.uint8)))
+                file.write(data.reshape(-1).view(np.uint8).data)
     except OSError as error:
         raise OutputError(f"cannot write {path}: {error.strerror}", advice="check the space left") from error

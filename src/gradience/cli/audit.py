@@ -103,7 +103,7 @@ def audit(
     folder = _one_of(path, peft_dir)
     if base is None and (intruders or (heatmap and heatmap_of == "udr")):
         raise AdapterError("this needs the base model's weights", advice="give them with --base PATH")
-    prepare_jax(device)
+    prepare_jax(device, serial_kernels=base is None)
     from gradience.audit import audit_adapter  # noqa: PLC0415  # imports jax, after its environment is set
 
     report = audit_adapter(

@@ -14,7 +14,7 @@ from cyclopts.exceptions import CycloptsError
 
 from gradience.errors import GradienceError
 
-__all__ = ["COMMANDS", "UNUSABLE", "build_app", "main"]
+__all__ = ["COMMANDS", "UNUSABLE", "build_app", "main", "script"]
 
 UNUSABLE = 2
 
@@ -67,14 +67,6 @@ def _version() -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code; errors meant for the user become one line and a 2."""
-    gc.set_threshold(*_GC_THRESHOLDS)
-    try:
-        return _run(argv)
-    finally:
-        gc.freeze()  # the process ends here: nothing is gained by searching it for garbage once more
-
-
-def _run(argv: Sequence[str] | None) -> int:
     tokens = list(sys.argv[1:] if argv is None else argv)
     try:
         result = build_app()(tokens, exit_on_error=False, print_error=False)
@@ -86,6 +78,15 @@ def _run(argv: Sequence[str] | None) -> int:
         sys.stderr.close()  # the reader went away (`| head`): not an error worth a message
         return 0
     return result if isinstance(result, int) else 0
+
+
+def script() -> int:
+    """Run the command line as a process of its own."""
+    gc.set_threshold(*_GC_THRESHOLDS)
+    try:
+        return main()
+    finally:
+        gc.freeze()  # the process ends here: nothing is gained by searching it for garbage once more
 
 
 def _fail(message: str, advice: str) -> int:
