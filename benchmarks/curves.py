@@ -1,4 +1,4 @@
-"""Synthetic training logs for benchmarks/detectors.py: clean ones of seven kinds, and sixteen faults put into them.
+"""Synthetic training logs for benchmarks/detectors.py: healthy ones of seven kinds; faults.py breaks them.
 
 Nothing here is a real run. The noise is that of logs in ../shared/data: 1 to 10 % between rows where several
 steps are averaged, 20 % and skewed where every step is logged; gradient norms are log-normal, 0.2 to 0.4.
@@ -9,9 +9,7 @@ from __future__ import annotations
 import json
 import math
 import random
-from collections.abc import Callable
 from dataclasses import dataclass, field
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +34,12 @@ class Log:
     fault: str | None = None
     scheduler: str = "cosine"
     repeats: list[int] = field(default_factory=list)  # rows written twice
-    extras: dict[str, float] = field(default_factory=dict)
+    columns: dict[str, list[float]] = field(default_factory=dict)  # further values of each row
+    examples: int = 2000  # per evaluation
+    resumed: tuple[int, list[float]] | None = None  # row gone back to, and the losses first logged beyond it
+    audit: dict[str, Any] | None = None
+    ended: bool = True
+    torn: bool = False
 
     @property
     def rows(self) -> int:
@@ -69,10 +72,36 @@ def clean(rng: random.Random, kind: str, rows: int | None = None) -> Log:
     log = Log(kind, losses, norms(rng, n, kind), rates, [], rng.choice([1, 5, 10]), epochs, scheduler=scheduler)
     log.labels = 2 if kind == "classification" else None
     log.evals = evaluations(rng, kind, trend, n)
-    log.extras = {"dpo": {"rewards/margins": 0.1, "rewards/chosen": 0.0}, "grpo": {"reward": 1.0, "kl": 0.01}}.get(
-        kind, {}
-    )
+    log.columns = columns(random.Random(repr(losses[0])), kind, n)  # noqa: S311  # a stream of its own
     return log
+
+
+def columns(rng: random.Random, kind: str, n: int) -> dict[str, list[float]]:
+    """Return what TRL logs beside the loss: rewards that come to differ, or a reward that rises."""
+    if kind == "dpo":
+        margin, order, pairs = rng.uniform(0.2, 3.0), rng.uniform(0.6, 0.95), rng.choice([8, 32, 128])
+        chosen, sigma = rng.uniform(-0.8, 0.5), rng.uniform(0.05, 0.3)
+        grown = [1 - math.exp(-4 * i / n) for i in range(n)]
+        return {
+            "rewards/margins": [margin * g + rng.gauss(0, sigma * margin * max(g, 0.1)) for g in grown],
+            "rewards/accuracies": [share(rng, pairs, 0.5 + (order - 0.5) * g) for g in grown],
+            "rewards/chosen": [chosen * g + rng.gauss(0, 0.1) for g in grown],
+        }
+    if kind == "grpo":
+        start, rise, sigma = rng.uniform(0.1, 0.8), rng.uniform(0.05, 0.6), rng.uniform(0.02, 0.15)
+        equal, far, cut, groups = rng.uniform(0, 0.4), rng.uniform(0.001, 0.3), rng.uniform(0, 0.2), rng.choice([8, 32])
+        return {
+            "reward": [start + rise * i / n + rng.gauss(0, sigma) for i in range(n)],
+            "frac_reward_zero_std": [share(rng, groups, equal) for _ in range(n)],
+            "kl": [far * i / n * math.exp(rng.gauss(0, 0.3)) for i in range(n)],
+            "completions/clipped_ratio": [share(rng, 4 * groups, cut) for _ in range(n)],
+        }
+    return {}
+
+
+def share(rng: random.Random, n: int, p: float) -> float:
+    """Return which fraction of n draws came true."""
+    return sum(rng.random() < p for _ in range(n)) / n
 
 
 def shape(rng: random.Random, kind: str, n: int, epochs: float) -> list[float]:
@@ -133,180 +162,27 @@ def evaluations(rng: random.Random, kind: str, trend: list[float], n: int) -> li
     return found
 
 
-Fault = Callable[[random.Random, Log], str]  # changes the log, returns the detector that should speak
-
-
-def _at(rng: random.Random, log: Log, low: float = 0.3, high: float = 0.8) -> int:
-    return max(10, int(rng.uniform(low, high) * log.rows))
-
-
-def nan_loss(rng: random.Random, log: Log) -> str:
-    start = _at(rng, log)
-    log.losses[start:] = [math.nan] * (log.rows - start)
-    return "NUM101"
-
-
-def nan_gradient(rng: random.Random, log: Log) -> str:
-    start = _at(rng, log)
-    log.norms[start : start + 3] = [math.nan] * 3
-    return "NUM101"
-
-
-def masked_zero(rng: random.Random, log: Log) -> str:
-    start = _at(rng, log)
-    log.losses[start:] = [0.0] * (log.rows - start)
-    log.norms[start:] = [math.nan] * (log.rows - start)
-    return "NUM102"
-
-
-def masked_average(rng: random.Random, log: Log) -> str:
-    start = _at(rng, log)
-    before = sorted(log.losses[start - 5 : start])[2]
-    log.losses[start] = before * rng.uniform(0.4, 0.8)
-    log.norms[start] = math.nan
-    return "NUM102"
-
-
-def spike(rng: random.Random, log: Log) -> str:
-    start, high = _at(rng, log), rng.uniform(0.6, 3.0)
-    for i in range(start, min(log.rows, start + rng.randint(1, 5))):
-        log.losses[i] += high * (1.0 if log.losses[i] > LN2 else LN2)
-    return "DIV103"
-
-
-def tall_spike(rng: random.Random, log: Log) -> str:
-    """Put in a spike that anyone would call one: 1.5 to 3 nats, and at least 10 times the usual change."""
-    start, high = _at(rng, log), rng.uniform(1.5, 3.0)
-    changes = sorted(abs(b - a) for a, b in pairwise(log.losses))
-    high = max(high, 10 * changes[len(changes) // 2])
-    for i in range(start, min(log.rows, start + rng.randint(1, 5))):
-        log.losses[i] += high
-    return "DIV103"
-
-
-def divergence(rng: random.Random, log: Log) -> str:
-    start, top = _at(rng, log, 0.2, 0.75), rng.uniform(1.5, 4.0) * log.losses[0]
-    for i in range(start, log.rows):
-        done = min(1.0, (i - start) / max(1, 0.15 * log.rows))
-        log.losses[i] = log.losses[i] * (1 - done) + done * top * math.exp(rng.gauss(0, 0.05))
-    return "DIV104"
-
-
-def plateau(rng: random.Random, log: Log) -> str:
-    start = _at(rng, log, 0.35, 0.6)
-    level = sorted(log.losses[start - 5 : start + 5])[5]
-    sigma = rng.choice([0.005, 0.01, 0.02, 0.05])
-    log.losses[start:] = [level * (1 + rng.gauss(0, sigma)) for _ in range(start, log.rows)]
-    log.rates = schedule(log.rows, "constant", 0.05)
-    return "PLT105"
-
-
-def no_learning(rng: random.Random, log: Log) -> str:
-    level = LN2 if log.kind in {"dpo", "classification"} else rng.uniform(1.0, 3.0)
-    sigma = rng.choice([0.005, 0.01, 0.02, 0.05])
-    log.losses = [level * (1 + rng.gauss(0, sigma)) for _ in range(log.rows)]
-    return "NOL106"
-
-
-def explosion(rng: random.Random, log: Log) -> str:
-    start, top = _at(rng, log, 0.5, 0.8), rng.uniform(math.log(20), math.log(1000))
-    for i in range(start, log.rows):
-        log.norms[i] *= math.exp(top * min(1.0, (i - start + 1) / max(1, 0.1 * log.rows)))
-    return "GRD107"
-
-
-def burst(rng: random.Random, log: Log) -> str:
-    start, times = _at(rng, log), rng.uniform(20, 200)
-    for i in range(start, min(log.rows, start + rng.randint(1, 4))):
-        log.norms[i] *= times
-    return "GRD107"
-
-
-def vanishing(rng: random.Random, log: Log) -> str:
-    start, factor = _at(rng, log, 0.2, 0.7), rng.choice([0.0, 1e-4, 1e-5])
-    log.norms[start:] = [x * factor for x in log.norms[start:]]
-    log.rates = schedule(log.rows, "constant", 0.05)
-    return "GRD108"
-
-
-def rate_zero(rng: random.Random, log: Log) -> str:
-    start = rng.choice([0, _at(rng, log, 0.2, 0.6)])
-    log.rates[start:] = [0.0] * (log.rows - start)
-    return "LRS109"
-
-
-def rate_low(rng: random.Random, log: Log) -> str:
-    share = rng.uniform(0.01, 0.4)
-    log.rates = [x * share for x in log.rates]
-    return "LRS109"
-
-
-def rate_restart(rng: random.Random, log: Log) -> str:
-    start = _at(rng, log, 0.65, 0.85)
-    log.scheduler = "linear"
-    whole = schedule(log.rows, "linear", 0.05)
-    log.rates = whole[:start] + whole[1 : log.rows - start + 1]
-    return "LRS109"
-
-
-def overfit(rng: random.Random, log: Log) -> str:
-    count, rise, sigma = rng.randint(5, 12), rng.uniform(0.05, 0.6), rng.uniform(0.002, 0.01)
-    best = rng.randint(1, count - 3)
-    low = rng.uniform(0.6, 2.0)
-    log.evals = []
-    for k in range(count):
-        done = (k - best) / (count - 1 - best) if k > best else (best - k) / max(1, best)
-        loss = low * (1 + (rise if k > best else 0.2) * done) * (1 + rng.gauss(0, sigma))
-        log.evals.append((min(log.rows - 1, (k + 1) * log.rows // count), loss, 0.7))
-    log.losses = [x * (1 - 0.4 * i / log.rows) for i, x in enumerate(log.losses)]
-    log.epochs = 5.0
-    return "OVF110"
-
-
-def duplicates(rng: random.Random, log: Log) -> str:
-    log.repeats = sorted({_at(rng, log) for _ in range(rng.randint(1, 5))})
-    return "DUP117"
-
-
-FAULTS: tuple[Fault, ...] = (
-    nan_loss,
-    nan_gradient,
-    masked_zero,
-    masked_average,
-    spike,
-    tall_spike,
-    divergence,
-    plateau,
-    no_learning,
-    explosion,
-    burst,
-    vanishing,
-    rate_zero,
-    rate_low,
-    rate_restart,
-    overfit,
-    duplicates,
-)
-NOT_IN_RL = {spike, tall_spike, divergence, plateau, no_learning, vanishing, masked_average, overfit}
-
-
-def broken(rng: random.Random, fault: Fault) -> tuple[Log, str]:
-    """Return a run with the fault in it, and the id of the detector that should find it."""
-    kinds = KINDS[:-1] if fault in NOT_IN_RL else KINDS
-    least = 30 if fault is no_learning else 20
-    rows = rng.randint(least, 60) if rng.random() < HALF else rng.randint(80, 800)
-    log = clean(rng, rng.choice(kinds), rows)
-    log.fault = fault.__name__
-    return log, fault(rng, log)
-
-
 def _named(value: float) -> float | str:
     return value if math.isfinite(value) else "NaN" if math.isnan(value) else "Infinity"
 
 
 def write_native(log: Log, path: Path) -> None:
     """Write the log as the recorder would."""
+    lines = [_start(log), *_events(log)]
+    if log.audit is not None:
+        lines.append({"event": "metrics", "step": log.rows * log.every, "kind": "lora_audit", "metrics": log.audit})
+    if log.ended:
+        lines.append({"event": "run_end", "step": None, "status": "ok"})
+    if log.resumed is not None:
+        lines = _resume(log, lines)
     head = {"schema": "gradience.vnext.telemetry/v1", "run_id": "r", "session": "s"}
+    with path.open("w", encoding="utf-8") as file:
+        for seq, line in enumerate(lines):
+            text = json.dumps({**head, "ts": 1.7e9 + seq, "seq": seq, **line}) + "\n"
+            file.write(text[: len(text) // 2] if log.torn and seq == len(lines) - 1 else text)
+
+
+def _start(log: Log) -> dict[str, Any]:
     optimizer = {"name": "adamw_torch", "lr": PEAK}
     training = {"lr_scheduler": log.scheduler, "max_steps": log.rows * log.every}
     config: dict[str, Any] = {"model_name": "m", "optimizer": optimizer, "training": training}
@@ -314,20 +190,35 @@ def write_native(log: Log, path: Path) -> None:
         config |= {"num_labels": log.labels, "lora": {"task_type": "SEQ_CLS"}}
     elif log.kind not in {"dpo", "grpo"}:
         config["lora"] = {"task_type": "CAUSAL_LM"}
-    lines: list[dict[str, Any]] = [{"event": "run_start", "step": None, "config": config}]
+    return {"event": "run_start", "step": None, "config": config}
+
+
+def _events(log: Log) -> list[dict[str, Any]]:
+    lines = []
     for row in _rows(log):
         if "eval_loss" in row:
-            metrics = {"loss": row["eval_loss"], "accuracy": row["eval_accuracy"], "n": 2000}
+            metrics = {"loss": row["eval_loss"], "accuracy": row["eval_accuracy"], "n": log.examples}
             lines.append({"event": "eval", "step": row["step"], "split": "eval", "metrics": metrics})
         else:
             kept = {
                 "lr" if k == "learning_rate" else k: _named(v) if isinstance(v, float) else v for k, v in row.items()
             }
             lines.append({"event": "train_step", **kept})
-    lines.append({"event": "run_end", "step": None, "status": "ok"})
-    with path.open("w", encoding="utf-8") as file:
-        for seq, line in enumerate(lines):
-            file.write(json.dumps({**head, "ts": 1.7e9 + seq, "seq": seq, **line}) + "\n")
+    return lines
+
+
+def _resume(log: Log, lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the lines with a second start, before which some rows were logged that it went back over."""
+    row, losses = log.resumed or (0, [])
+    back = row * log.every
+    at = next(i for i, line in enumerate(lines) if i and (line["step"] is None or line["step"] > back))
+    lost = [
+        {"event": "train_step", "step": back + (i + 1) * log.every, "loss": loss, "lr": PEAK, "grad_norm": 1.0}
+        for i, loss in enumerate(losses)
+    ]
+    again = {**lines[0], "session": "s2", "seq": 0, "resumed_from_step": back}
+    later = [{**line, "session": "s2", "seq": i} for i, line in enumerate(lines[at:], 1)]
+    return [*lines[:at], *lost, again, *later]
 
 
 def write_trainer_state(log: Log, path: Path) -> None:
@@ -346,7 +237,8 @@ def _rows(log: Log) -> list[dict[str, Any]]:
     for i, loss in enumerate(log.losses):
         step, epoch = (i + 1) * log.every, (i + 1) * log.epochs / log.rows
         row = {"step": step, "loss": loss, "grad_norm": log.norms[i], "learning_rate": log.rates[i], "epoch": epoch}
-        rows += [row | log.extras] * (2 if i in log.repeats else 1)
+        row |= {name: values[i] for name, values in log.columns.items()}
+        rows += [row] * (2 if i in log.repeats else 1)
         if i in by_row:
             rows.append({"step": step, "epoch": epoch, "eval_loss": by_row[i][0], "eval_accuracy": by_row[i][1]})
     return rows

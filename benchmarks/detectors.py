@@ -1,7 +1,7 @@
 """The detectors of `gradience monitor` on curves whose truth is known: ``python benchmarks/detectors.py``.
 
 * Clean runs of seven kinds: false findings of severity warning or worse, info apart, per 100 runs.
-* Sixteen faults: how many are found by the detector meant for them, at which severity, and how often it abstains.
+* 36 faults: how many are found by the detector meant for them, at which severity, and how often it abstains.
 * Precision of a detector: its true findings over those and its false ones (warning or worse) on the clean runs.
 * Two seed sets: thresholds were set on the first, the second was looked at afterwards only.
 * ``--data DIR``: real logs, with what is said of each; no truth is claimed for them.
@@ -20,11 +20,12 @@ import random
 import subprocess
 import tempfile
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from curves import FAULTS, KINDS, Log, broken, clean, write_native, write_trainer_state
+from curves import KINDS, Log, clean, write_native, write_trainer_state
+from faults import FAULTS, LOG_FAULTS, Fault, broken
 
 from gradience.errors import GradienceError
 from gradience.monitor import monitor_run
@@ -47,13 +48,13 @@ class Case(NamedTuple):
     wanted: str | None
 
 
-def cases(seed: int, runs: int) -> Iterator[Case]:
+def cases(seed: int, runs: int, faults: Sequence[Fault] = (*FAULTS, *LOG_FAULTS)) -> Iterator[Case]:
     """Yield `runs` clean runs of every kind and `runs` runs with every fault."""
     for kind in KINDS:
         rng = random.Random(f"{seed} {kind}")  # noqa: S311  # seeded on purpose
         for _ in range(runs):
             yield Case(clean(rng, kind), kind, None)
-    for fault in FAULTS:
+    for fault in faults:
         rng = random.Random(f"{seed} {fault.__name__}")  # noqa: S311  # the same
         for _ in range(runs):
             log, wanted = broken(rng, fault)
@@ -143,7 +144,7 @@ def show_peer(name: str, program: str, seed: int, runs: int, folder: Path) -> No
     failed: Counter[str] = Counter()
     order: dict[str, bool] = {}
     verb, *flags = PEERS[name]
-    for case in cases(seed, runs):
+    for case in cases(seed, runs, FAULTS):
         path = folder / "trainer_state.json"
         write_trainer_state(case.log, path)
         done = subprocess.run(

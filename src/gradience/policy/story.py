@@ -180,7 +180,7 @@ _PHRASES: Final[dict[str, Callable[[Mapping[str, Json]], str | None]]] = {
     "GAP111": lambda v: f"perplexity gap {_get(v, 'ratio', '.2f')}x",
     "CHN112": lambda v: "held-out accuracy at chance" if "accuracy" in v else "held-out loss at chance",
     "PRF119": lambda v: f"chosen and rejected are {v['how']}",
-    "RWD122": lambda v: f"the reward fell from {_get(v, 'first')} to {_get(v, 'last')}",
+    "RWD122": lambda v: f"the reward fell from {_get(v, 'best')} around step {v['best_step']}" if "best" in v else None,
     "ZVR123": lambda v: f"{_get(v, 'share', '.0%')} of the groups have equal rewards late on",
     "KLD124": lambda v: f"KL {_get(v, 'late', '.3g')} nats a token from the reference",
     "RES116": lambda _: "the steps run again after the resume had other losses",

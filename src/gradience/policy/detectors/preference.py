@@ -31,13 +31,12 @@ def _separation(facts: RunFacts) -> Sighting | None:
     margins = column(facts, "rewards/margins", t.FEW_ROWS.value)
     accuracy, error = _mean(accuracies.values[len(accuracies.values) // 2 :])
     margin, margin_error = _mean(margins.values[len(margins.values) // 2 :])
-    if accuracy - 0.5 > max(t.SEPARATED.value, 2.0 * error):
+    surely = accuracy >= 0.5 and margin > t.SURELY.value * margin_error  # noqa: PLR2004  # one half
+    if surely or accuracy - 0.5 > max(t.SEPARATED.value, 2.0 * error):
         return None
     if error > t.SEPARATION_ERROR.value:
         reason = f"too noisy: an accuracy of the rewards {2 * error:.1%} over one half could not be seen"
         raise Unknown(reason)
-    if accuracy > 0.5 + 2.0 * error and margin > 2.0 * margin_error:
-        return None  # little, but surely
     swapped = 0.5 - accuracy > max(t.SEPARATED.value, 2.0 * error)
     how = "told apart the wrong way round" if swapped else "not told apart"
     return Sighting(
@@ -94,7 +93,7 @@ DETECTORS = (
         action="Check that chosen and rejected differ and are not swapped, what target_modules hit, and lr.",
         scope="preference training that logs rewards/accuracies and rewards/margins",
         verify="Reward accuracy on held-out pairs.",
-        thresholds=(t.SEPARATED, t.SEPARATION_ERROR, t.FEW_ROWS),
+        thresholds=(t.SEPARATED, t.SURELY, t.SEPARATION_ERROR, t.FEW_ROWS),
         only_for=("preference",),
     ),
     Detector(

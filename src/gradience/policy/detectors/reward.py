@@ -43,15 +43,21 @@ def _reward(facts: RunFacts) -> Sighting | None:
     signal = column(facts, "reward", t.REWARD_ROWS.value)
     values = signal.values
     width = len(values) // _FIFTH
-    first, last = median(values[:width]), median(_last(values, _FIFTH))
+    starts = range(0, len(values) - width + 1, max(1, width // 2))
+    levels = {start: median(values[start : start + width]) for start in starts}
+    first, last = levels[0], median(values[-width:])
+    at = max(levels, key=levels.__getitem__)
+    best, step = levels[at], signal.steps[at + width // 2]
     error = _MEDIAN_ERROR * noise(values) * math.sqrt(2.0 / width)
-    change = last - first
-    if change < -max(t.REWARD_ERRORS.value * error, t.REWARD_FALL.value * abs(first)):
+    fallen = best - last > max(t.REWARD_ERRORS.value * error, t.REWARD_FALL.value * abs(best))
+    if fallen and best - last > t.LOST_SHARE.value * (best - first):
         return Sighting(
-            f"The reward fell: {first:.4g} in the first fifth of the rows, {last:.4g} in the last (+/- {error:.2g}).",
-            {"first": first, "last": last, "error": error},
+            f"The reward fell: {best:.4g} around step {step}, {last:.4g} in the last fifth of the rows "
+            f"(+/- {error:.2g}).",
+            {"first": first, "best": best, "best_step": step, "last": last, "error": error},
             seen=(f"medians of {width} rows each",),
         )
+    change = last - first
     if abs(change) > 2.0 * error:
         return None
     if error > t.REWARD_FLAT.value * max(abs(first), abs(last)):
@@ -132,7 +138,7 @@ DETECTORS = (
         action="Go back to the checkpoint with the best reward; lower the learning rate, or raise beta.",
         scope="RL that logs reward; info where it only fails to rise",
         verify="Read completions of both ends; evaluate on held-out prompts.",
-        thresholds=(t.REWARD_ROWS, t.REWARD_ERRORS, t.REWARD_FALL, t.REWARD_FLAT),
+        thresholds=(t.REWARD_ROWS, t.REWARD_ERRORS, t.REWARD_FALL, t.LOST_SHARE, t.REWARD_FLAT),
         only_for=("rl",),
     ),
     Detector(

@@ -64,6 +64,7 @@ __all__ = [
     "SPIKE_ROWS",
     "START_MARGIN",
     "START_STEP",
+    "SURELY",
     "VANISHED_RATIO",
     "VANISHED_ROWS",
     "WINDOW_SHARE",
@@ -163,8 +164,8 @@ IDLE_PARAMS = Threshold("idle_params", 0.1, "fraction of the LoRA parameters", _
 
 # rewards
 REWARD_ROWS = Threshold("reward_rows", 20, "rows that logged it", "as few_rows")
-REWARD_ERRORS = Threshold("reward_errors", 3.0, "standard errors of the difference", "trial")
-REWARD_FALL = Threshold("reward_fall", 0.1, "fraction of the first level", _JUDGEMENT)
+REWARD_ERRORS = Threshold("reward_errors", 4.0, "standard errors of the difference", "trial: the best of ten levels")
+REWARD_FALL = Threshold("reward_fall", 0.1, "fraction of the best level", _JUDGEMENT)
 REWARD_FLAT = Threshold("reward_flat", 0.05, "standard error over the level: above it, cannot tell", _JUDGEMENT)
 ZERO_GROUPS = Threshold("zero_groups", 0.5, "fraction of the groups", _JUDGEMENT)
 ZERO_GROUPS_MOST = Threshold("zero_groups_most", 0.9, "fraction of the groups", _JUDGEMENT)
@@ -172,6 +173,7 @@ KL_LATE = Threshold("kl_late", 1.0, "nats a token, median of the last third", _J
 KL_ROW = Threshold("kl_row", 10.0, "nats a token, one row", _JUDGEMENT)
 CUT_OFF = Threshold("cut_off", 0.5, "fraction of the completions", _JUDGEMENT)
 SEPARATED = Threshold("separated", 0.05, "reward accuracy over one half", _JUDGEMENT)
+SURELY = Threshold("surely", 3.0, "standard errors of the margin over 0", "trial: one healthy run of 100 without it")
 SEPARATION_ERROR = Threshold("separation_error", 0.03, "standard error of the accuracy", "above it, cannot tell")
 CHOSEN_FALL = Threshold("chosen_fall", 1.0, "reward: beta x nats", "a judgement: 10 nats at beta = 0.1")
 START_MARGIN = Threshold("start_margin", 0.5, "reward: beta x nats", _JUDGEMENT)
