@@ -245,6 +245,17 @@ def test_a_file_without_modules_says_what_is_in_it(tmp_path):
     assert [s.name for s in adapter.skipped] == ["x0 and 99 more"]
 
 
+def test_a_header_over_the_formats_limit_is_named_and_not_read(tmp_path):
+    length = 100_000_008
+    path = folder(tmp_path, container(b"{}", length=length)) / "adapter_model.safetensors"
+    os.truncate(path, length + 16)
+    tracemalloc.start()
+    with pytest.raises(AdapterError, match="over the format's limit"):
+        SafetensorsFile(path)
+    assert tracemalloc.get_traced_memory()[1] < 1_000_000
+    tracemalloc.stop()
+
+
 def test_two_hundred_thousand_tensors_take_seconds(tmp_path):
     names = (f"{STEM}{i}.lora_{side}.weight" for i in range(100_000) for side in "AB")
     header = (

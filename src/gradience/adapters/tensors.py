@@ -180,12 +180,23 @@ def _read_header(path: Path) -> tuple[bytes, int]:
             _refuse_other_formats(path, head + file.read(56))
             length = struct.unpack("<Q", head)[0] if len(head) == 8 else 0  # noqa: PLR2004
             if not _LEAST_HEADER <= length <= min(_MAX_HEADER, max(size - 8, 0)):
-                raise _cut_short(path, 8 + length, size) if length <= _MAX_HEADER else _no_safetensors(path)
+                raise _wrong_length(path, length, size)
             file.seek(8)
             raw = file.read(length)
     except OSError as error:
         raise AdapterError(f"cannot read {path}: {error.strerror}", advice="check the path") from error
     return raw, 8 + length
+
+
+def _wrong_length(path: Path, length: int, size: int) -> AdapterError:
+    if length <= _MAX_HEADER:
+        return _cut_short(path, 8 + length, size)
+    if length > size:
+        return _no_safetensors(path)
+    return AdapterError(
+        f"{path}: a header of {length} bytes, over the format's limit of {_MAX_HEADER}",
+        advice="split the file, as the safetensors library would have to",
+    )
 
 
 def _declared(path: Path, raw: bytes) -> dict[str, _Declared]:
