@@ -12,12 +12,14 @@ import msgspec
 from gradience.check.around import look_around
 from gradience.check.sources import read_adapter_of, read_any, read_training_of
 from gradience.configs import HasToDict, Layer, read_peft, read_peft_object, read_training, read_training_object, stack
+from gradience.configs.preferences import Preferences, read_preferences
 from gradience.errors import ConfigError
+from gradience.policy.all_ids import all_ids
 from gradience.policy.config_rules import RULES, judge_config
 from gradience.policy.facts import Facts, Unknown
 from gradience.policy.objective import objective_of
 from gradience.policy.rules import Verdict
-from gradience.policy.selection import left_out
+from gradience.policy.selection import left_out, matching
 from gradience.schema.config import ConfigSnapshot
 from gradience.schema.coverage import Coverage
 from gradience.schema.reports import CHECK_SCHEMA_ID, CheckReport, SourceFile
@@ -52,6 +54,7 @@ def check_config(
     task: str | None = None,
     select: Iterable[str] = (),
     ignore: Iterable[str] = (),
+    settings: Place | None = None,
 ) -> CheckReport:
     """Return what the rules say of a configuration. A later source wins over an earlier one.
 
@@ -68,13 +71,15 @@ def check_config(
         task: what is trained: `sst2`, `sft`, `dpo`, ...
         select: ids of rules, or beginnings of ids, to apply; all by default.
         ignore: ids of rules, or beginnings of ids, to leave out.
+        settings: a gradience.toml, or a pyproject.toml with `[tool.gradience]`, whose `select` and `ignore` apply where
+            the arguments of that name are empty. None is looked for.
 
     Raises:
         ConfigError: a source cannot be read, nothing was given, or a rule id is not known.
         AdapterError: the base cannot be read.
 
     """
-    unwanted = left_out([rule.id for rule in RULES], select, ignore)
+    unwanted = _left_out(list(select), list(ignore), settings)
     folders = [Path(place) for place in (document, peft_dir, training_dir) if place is not None]
     read = [_read(document, read_any), _read(peft_dir, read_adapter_of), _read(training_dir, read_training_of)]
     objects = [_adapter(peft), _training(training)]
@@ -86,7 +91,8 @@ def check_config(
     config, versions = _complete(whole, task), _transformers()
     where = None if base is None else Path(base)
     around = look_around(whole, config, base=where, folders=folders, transformers=versions)
-    sources = [*whole.sources, *([] if where is None else [SourceFile(role="base", path=str(where))])]
+    named = (("base", base), ("settings", settings))
+    sources = [*whole.sources, *(SourceFile(role=role, path=str(path)) for role, path in named if path is not None)]
     verdict = judge_config(config, transformers=versions, around=around, left_out=unwanted)
     return _report(whole, config, sources, around.coverage, verdict)
 
@@ -105,6 +111,18 @@ def _report(
         not_run=verdict.not_run,
         unknown_keys=list(dict.fromkeys(whole.unknown_keys)),
     )
+
+
+def _left_out(select: list[str], ignore: list[str], settings: Place | None) -> dict[str, str]:
+    """Return the rules not to apply, by id, with the reason; a settings file may name those of other commands too."""
+    ids = [rule.id for rule in RULES]
+    filed = Preferences() if settings is None else read_preferences(Path(settings))
+    wanted = _chosen(ids, select, filed.select, "select") if select or filed.select else ids
+    return left_out(ids, wanted, _chosen(ids, ignore, filed.ignore, "ignore"))
+
+
+def _chosen(ids: list[str], given: list[str], filed: list[str], option: str) -> list[str]:
+    return matching(ids, given, option) if given or not filed else matching(all_ids(), filed, option)
 
 
 def _complete(whole: Layer, task: str | None) -> ConfigSnapshot:

@@ -2,26 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 from gradience.errors import ConfigError
 
 __all__ = ["left_out", "matching"]
 
 
-def left_out(known: Sequence[str], select: Iterable[str], ignore: Iterable[str]) -> dict[str, str]:
-    """Return the ids that are not to be applied, each with the reason for the report.
+def left_out(known: Sequence[str], wanted: Collection[str], unwanted: Collection[str]) -> dict[str, str]:
+    """Return the known ids that are not to be applied, each with the reason for the report.
 
-    >>> left_out(["LR001", "LR002", "TGT001"], ["LR"], ["lr002"])
+    >>> left_out(["LR001", "LR002", "TGT001"], ["LR001", "LR002"], ["LR002"])
     {'LR002': 'ignored on request', 'TGT001': 'not selected'}
-
-    Raises:
-        ConfigError: an entry is the beginning of no id.
     """
-    wanted, unwanted = matching(known, select, "select"), matching(known, ignore, "ignore")
-    reasons = dict.fromkeys(unwanted, "ignored on request")
-    skipped = (rule_id for rule_id in known if wanted and rule_id not in wanted)
-    return {**reasons, **{rule_id: "not selected" for rule_id in skipped if rule_id not in reasons}}
+    reasons = {rule_id: "not selected" for rule_id in known if rule_id not in wanted}
+    return {
+        rule_id: reasons.get(rule_id, "ignored on request") for rule_id in known if rule_id in {*reasons, *unwanted}
+    }
 
 
 def matching(known: Sequence[str], entries: Iterable[str], option: str) -> list[str]:

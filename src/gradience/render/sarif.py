@@ -1,0 +1,132 @@
+"""Findings as a SARIF 2.1.0 log, for code scanning and editors."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path, PurePath
+from typing import Final
+from urllib.parse import quote
+
+from msgspec import UNSET
+
+from gradience.render.cards import Card, Place, cards
+from gradience.render.text import clean
+from gradience.schema.findings import Finding, NotRun
+from gradience.schema.sarif import (
+    ArtifactLocation,
+    Configuration,
+    Descriptor,
+    Driver,
+    Invocation,
+    Level,
+    Location,
+    Log,
+    Message,
+    Notification,
+    PhysicalLocation,
+    Reference,
+    Region,
+    Result,
+    Run,
+    Text,
+    Tool,
+)
+from gradience.schema.scalars import Severity
+
+__all__ = ["sarif_log"]
+
+_LEVELS: Final[dict[Severity, Level]] = {"info": "note", "warning": "warning", "error": "error", "critical": "error"}
+_HOME: Final = "https://github.com/johntnanney/gradience"
+
+
+def sarif_log(
+    findings: Sequence[Finding],
+    *,
+    places: Sequence[Place | None],
+    known: Iterable[Card] = (),
+    not_run: Iterable[NotRun] = (),
+    version: str,
+    root: Path,
+) -> Log:
+    """Return the findings as SARIF.
+
+    Args:
+        findings: what was found.
+        places: where each of them points, in their order; None where nowhere.
+        known: the rules that were applied; a finding of another rule describes its own.
+        not_run: rules that could not be judged, as notifications: silence is not a pass.
+        version: of this program.
+        root: the folder that paths are made relative to.
+    """
+    rules = cards(known, findings)
+    index = {card.id: number for number, card in enumerate(rules)}
+    results = [_result(item, place, index, root) for item, place in zip(findings, places, strict=True)]
+    notes = [_notification(item, index) for item in not_run]
+    driver = Driver(
+        name="gradience", version=version, information_uri=_HOME, rules=[_descriptor(card) for card in rules]
+    )
+    invocation = Invocation(execution_successful=True, tool_execution_notifications=notes)
+    return Log(runs=[Run(tool=Tool(driver=driver), invocations=[invocation], results=results)])
+
+
+def _result(finding: Finding, place: Place | None, index: dict[str, int], root: Path) -> Result:
+    action = f" ({clean(finding.action)})" if finding.action else ""
+    confidence = {} if finding.confidence is None else {"confidence": finding.confidence}
+    return Result(
+        rule_id=finding.id,
+        rule_index=index[finding.id],
+        level=_LEVELS[finding.severity],
+        message=Message(text=f"{clean(finding.message)}{action}"),
+        locations=[] if place is None else [_location(place, root)],
+        properties={"severity": finding.severity, **confidence, "values": finding.values},
+    )
+
+
+def _location(place: Place, root: Path) -> Location:
+    region = UNSET if place.line is None else Region(start_line=place.line)
+    return Location(
+        physical_location=PhysicalLocation(
+            artifact_location=ArtifactLocation(uri=_uri(place.path, root)), region=region
+        )
+    )
+
+
+def _uri(path: str, root: Path) -> str:
+    """Return the path relative to the root where it lies inside, else as a file: URI."""
+    whole = root / path
+    try:
+        return quote(PurePath(whole.resolve().relative_to(root.resolve())).as_posix())
+    except ValueError:
+        return whole.resolve().as_uri()
+
+
+def _descriptor(card: Card) -> Descriptor:
+    confidence = {} if card.confidence is None else {"confidence": card.confidence}
+    return Descriptor(
+        id=card.id,
+        short_description=Text(text=_sentence(card.title)),
+        full_description=Text(text=card.why or _sentence(card.title)),
+        help=Text(text="\n".join(_help(card, "", ": ")), markdown="\n\n".join(_help(card, "**", ":** "))),
+        default_configuration=Configuration(level=_LEVELS[card.severity]),
+        properties={"tags": ["lora"], **confidence},
+    )
+
+
+def _help(card: Card, before: str, after: str) -> Iterator[str]:
+    words = {"Why": card.why, "Action": card.action, "Scope": card.scope, "Verify": card.verify}
+    yield from (f"{before}{label}{after}{text}" for label, text in words.items() if text)
+    for ground in card.evidence:
+        yield f"{before}Evidence{after}{ground.source}: {ground.says}"
+    if not any(words.values()) and not card.evidence:
+        yield card.title
+
+
+def _sentence(text: str) -> str:
+    return f"{text[:1].upper()}{text[1:]}" + ("" if text.endswith((".", "!", "?")) else ".")
+
+
+def _notification(item: NotRun, index: dict[str, int]) -> Notification:
+    rule = Reference(id=item.id, index=index[item.id]) if item.id in index else UNSET
+    return Notification(
+        level="note", message=Message(text=f"{item.id} was not judged: {clean(item.reason)}"), associated_rule=rule
+    )

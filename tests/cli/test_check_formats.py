@@ -1,0 +1,181 @@
+"""The formats of check as a workflow or an editor gets them, and a project's settings file."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from gradience import check_config
+from gradience.check.places import places
+from gradience.cli.main import main
+from gradience.configs.lines import keys_of, line_of
+from gradience.errors import ConfigError
+from gradience.policy.config_rules import RULES
+from gradience.policy.rule_settings import SETTINGS_OF
+
+JSON = """{
+  "learning_rate": 1e-5,
+  "lora_dropout": 2.0,
+  "eval_strategy": "no",
+  "r": 8
+}
+"""
+YAML = "learning_rate: 1e-5\n# eval_strategy: steps\neval_strategy: 'no'\nr: 8\n"
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "c.json").write_text(JSON)
+    (tmp_path / "c.yaml").write_text(YAML)
+    return tmp_path
+
+
+def test_every_rule_says_which_settings_it_is_about() -> None:
+    assert SETTINGS_OF.keys() == {rule.id for rule in RULES}
+    assert all(keys_of(field) for fields in SETTINGS_OF.values() for field in fields)
+
+
+@pytest.mark.parametrize(
+    ("name", "lines"),
+    [("c.json", {"VAL001": 3, "LR001": 2, "REC002": 4}), ("c.yaml", {"LR001": 1, "REC002": 3})],
+)
+def test_findings_point_at_the_line_of_their_key(project: Path, name: str, lines: dict[str, int]) -> None:
+    report = check_config(document=name, task="sft")
+    found = {finding.id: place for finding, place in zip(report.findings, places(report), strict=True)}
+    assert {key: place and (place.path, place.line) for key, place in found.items()} == {
+        key: (name, line) for key, line in lines.items()
+    }
+
+
+def test_the_file_that_wins_is_the_one_pointed_at(project: Path) -> None:
+    (project / "t.json").write_text('{"seed": 1,\n"learning_rate": 2e-5}')
+    report = check_config(document="c.json", training="t.json", task="sft", select=["LR001"])
+    assert [(place.path, place.line) for place in places(report) if place] == [("t.json", 2)]
+
+
+@pytest.mark.parametrize("text", ["", "\0\xff", "learning_rate"])
+def test_a_key_that_is_not_there_has_no_line(text: str, tmp_path: Path) -> None:
+    path = tmp_path / "x.json"
+    path.write_text(text, encoding="latin-1")
+    assert line_of(path, ["learning_rate"]) is None
+    assert line_of(tmp_path / "none.json", ["learning_rate"]) is None
+
+
+def test_sarif_is_one_document_and_fail_on_still_decides(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["check", "c.json", "--task", "sft", "--format", "sarif", "--fail-on", "error"]) == 1
+    captured = capsys.readouterr()
+    run = json.loads(captured.out)["runs"][0]
+    assert {result["ruleId"] for result in run["results"]} == {"VAL001", "LR001", "REC002"}
+    assert [rule["id"] for rule in run["tool"]["driver"]["rules"]] == [rule.id for rule in RULES]
+    assert captured.err == ""
+
+
+def test_github_prints_annotations_and_nothing_else(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["check", "c.yaml", "--task", "sft", "--format", "github"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 2
+    assert lines[0].startswith("::warning file=c.yaml,line=1,title=gradience LR001::lr 1e-05")
+    assert lines[1].startswith("::notice file=c.yaml,line=3,title=gradience REC002::")
+
+
+@pytest.mark.parametrize("arguments", [["--json"], ["--format", "json"], ["--json", "--format", "json"]])
+def test_json_is_the_same_by_either_name(
+    arguments: list[str], project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["check", "c.yaml", *arguments]) == 0
+    assert json.loads(capsys.readouterr().out)["schema"] == "gradience.check/v1"
+
+
+def test_two_formats_at_once_are_refused(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["check", "c.yaml", "--json", "--format", "text"]) == 2
+    assert "--format text" in capsys.readouterr().err
+
+
+def ids(capsys: pytest.CaptureFixture[str]) -> set[str]:
+    return {item["id"] for item in json.loads(capsys.readouterr().out).get("findings", [])}
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("pyproject.toml", "[tool.gradience]\nignore = ['LR']\nfail-on = 'info'\n"),
+        ("gradience.toml", "ignore = ['LR']\nfail-on = 'info'\n"),
+    ],
+)
+def test_the_nearest_settings_file_applies_and_is_named(
+    name: str, text: str, project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (project / name).write_text(text)
+    (project / "deep" / "er").mkdir(parents=True)
+    (project / "deep" / "pyproject.toml").write_text("[tool.other]\nx = 1\n")
+    monkeypatch.chdir(project / "deep" / "er")
+    assert main(["check", "../../c.yaml", "--task", "sft", "--json"]) == 1
+    report = json.loads(capsys.readouterr().out)
+    assert {item["id"] for item in report["findings"]} == {"REC002"}
+    assert {"role": "settings", "path": str(project / name)} in report["sources"]
+
+
+def test_the_command_line_goes_before_the_settings(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (project / "gradience.toml").write_text("ignore = ['LR', 'REC']\nfail-on = 'info'\n")
+    assert main(["check", "c.yaml", "--task", "sft", "--json", "--ignore", "REC", "--fail-on", "never"]) == 0
+    assert ids(capsys) == {"LR001"}
+    assert main(["check", "c.yaml", "--task", "sft", "--json", "--isolated"]) == 0
+    assert ids(capsys) == {"LR001", "REC002"}
+
+
+def test_a_settings_file_may_be_named(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (project / "mine.toml").write_text("select = ['LR']\n")
+    assert main(["check", "c.yaml", "--task", "sft", "--json", "--settings", "mine.toml"]) == 0
+    assert ids(capsys) == {"LR001"}
+    assert main(["check", "c.yaml", "--settings", "mine.toml", "--isolated"]) == 2
+
+
+def test_settings_may_name_the_checks_of_other_commands(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """One file for check, monitor and audit."""
+    (project / "gradience.toml").write_text("ignore = ['UTL204', 'DIV', 'LR001']\n")
+    assert main(["check", "c.yaml", "--task", "sft", "--json"]) == 0
+    assert ids(capsys) == {"REC002"}
+    (project / "gradience.toml").write_text("select = ['UTL204']\n")
+    assert main(["check", "c.yaml", "--task", "sft", "--json"]) == 0
+    assert ids(capsys) == set()
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("ignroe = []", "ignroe"),
+        ("ignore = 'LR'", "Expected `array`"),
+        ("ignore = ['NOPE']", "NOPE"),
+        ("fail-on = 'sometimes'", "sometimes"),
+        ("gap-threshold = -1.0", "gap-threshold"),
+        ("ignore = [", "not TOML"),
+        ("\xff", "not TOML"),
+    ],
+)
+def test_a_wrong_settings_file_is_one_line_that_says_what_to_do(
+    text: str, said: str, project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (project / "gradience.toml").write_text(text, encoding="latin-1")
+    assert main(["check", "c.yaml"]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert said in captured.err
+    assert captured.err.count("\n") == 1
+
+
+def test_a_strange_key_is_answered_with_the_keys_there_are(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (project / "pyproject.toml").write_text("[tool.gradience]\nfail_on = 'info'\n")
+    assert main(["check", "c.yaml"]) == 2
+    assert "settings: select, ignore, fail-on, gap-threshold" in capsys.readouterr().err
+
+
+def test_python_callers_get_no_settings_unasked(project: Path) -> None:
+    (project / "gradience.toml").write_text("ignore = ['LR']\n")
+    assert "LR001" in {item.id for item in check_config(document="c.yaml", task="sft").findings}
+    asked = check_config(document="c.yaml", task="sft", settings="gradience.toml")
+    assert "LR001" not in {item.id for item in asked.findings}
+    with pytest.raises(ConfigError, match="cannot read"):
+        check_config(document="c.yaml", settings="none.toml")

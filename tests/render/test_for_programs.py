@@ -1,0 +1,142 @@
+"""Findings for other programs: SARIF against models made from its official schema, GitHub's commands read back."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gradience.render.cards import Card, Place
+from gradience.render.github import github_lines
+from gradience.render.sarif import sarif_log
+from gradience.schema.findings import Evidence, Finding, NotRun
+from gradience.schema.sarif import Log
+
+TEXT = st.text(max_size=40)
+FINDINGS = st.lists(
+    st.builds(
+        Finding,
+        id=st.sampled_from(["LR001", "TGT002", "OWN9"]),
+        severity=st.sampled_from(["info", "warning", "error", "critical"]),
+        message=TEXT,
+        action=st.none() | TEXT,
+        rationale=st.none() | TEXT,
+        confidence=st.none() | st.floats(0, 1),
+        evidence=st.lists(st.builds(Evidence, source=TEXT, says=TEXT), max_size=2),
+        values=st.dictionaries(TEXT, st.none() | st.integers(-9, 9) | TEXT, max_size=2),
+    ),
+    max_size=4,
+)
+PATHS = st.sampled_from(["a.json", "b c/é%.yaml", "/etc/x.json", "../up.json", "a,b:c.json"])
+PLACES = st.none() | st.builds(Place, PATHS, st.none() | st.integers(1, 9))
+KNOWN = [Card("LR001", "low rate", "warning", why="because", action="do", evidence=(Evidence(source="s", says="t"),))]
+COMMAND = re.compile(r"::(?P<command>notice|warning|error) (?P<parameters>[^\n]*?)::(?P<data>[^\r\n]*)")
+
+
+def log(findings: list[Finding], places: list[Place | None], root: Path = Path("/srv")) -> dict[str, Any]:
+    not_run = [NotRun(id="LR001", reason="no lr"), NotRun(id="NEW1", reason="why\nnot")]
+    made = sarif_log(findings, places=places, known=KNOWN, not_run=not_run, version="1.2.3", root=root)
+    return json.loads(msgspec.json.encode(made))
+
+
+@given(st.data())
+def test_any_findings_are_valid_sarif(data: st.DataObject) -> None:
+    """pydantic-sarif is generated from OASIS's sarif-schema-2.1.0.json, and refuses what the schema does."""
+    model = pytest.importorskip("pydantic_sarif.model")
+    findings = data.draw(FINDINGS)
+    places = [data.draw(PLACES) for _ in findings]
+    document = log(findings, places)
+    model.StaticAnalysisResultsFormatSarifVersion210JsonSchema.model_validate(document)
+    assert msgspec.convert(document, Log).version == "2.1.0"
+    run = document["runs"][0]
+    rules = run["tool"]["driver"]["rules"]
+    for result in run["results"]:
+        assert rules[result["ruleIndex"]]["id"] == result["ruleId"]
+    assert len({rule["id"] for rule in rules}) == len(rules)
+
+
+def test_the_models_refuse_what_the_schema_refuses() -> None:
+    """The oracle is one: a wrong level and an unknown key do not pass."""
+    model = pytest.importorskip("pydantic_sarif.model")
+    pydantic = pytest.importorskip("pydantic")
+    document = log([Finding(id="LR001", severity="info", message="m")], [None])
+    for key, value in (("level", "fatal"), ("colour", "red")):
+        wrong = json.loads(json.dumps(document))
+        wrong["runs"][0]["results"][0][key] = value
+        with pytest.raises(pydantic.ValidationError):
+            model.StaticAnalysisResultsFormatSarifVersion210JsonSchema.model_validate(wrong)
+
+
+def test_a_rule_carries_its_help_and_default_level_and_a_result_its_place(tmp_path: Path) -> None:
+    finding = Finding(id="LR001", severity="info", message="low", action="raise", confidence=0.5, values={"lr": 1e-5})
+    document = log([finding], [Place("c.json", 7)], tmp_path)
+    rule = document["runs"][0]["tool"]["driver"]["rules"][0]
+    assert rule["shortDescription"]["text"] == "Low rate."
+    assert rule["defaultConfiguration"] == {"level": "warning"}
+    assert "Evidence: s: t" in rule["help"]["text"]
+    result = document["runs"][0]["results"][0]
+    assert (result["level"], result["message"]["text"]) == ("note", "low (raise)")
+    assert result["locations"][0]["physicalLocation"] == {
+        "artifactLocation": {"uri": "c.json"},
+        "region": {"startLine": 7},
+    }
+    assert result["properties"] == {"severity": "info", "confidence": 0.5, "values": {"lr": 1e-5}}
+
+
+def test_what_was_not_judged_is_a_notification() -> None:
+    notes = log([], [])["runs"][0]["invocations"][0]["toolExecutionNotifications"]
+    assert [note["level"] for note in notes] == ["note", "note"]
+    assert notes[0]["associatedRule"] == {"id": "LR001", "index": 0}
+    assert "no lr" in notes[0]["message"]["text"]
+
+
+@pytest.mark.parametrize(
+    ("path", "uri"),
+    [
+        ("a b.json", "a%20b.json"),
+        ("{root}/deep/c.json", "deep/c.json"),
+        ("{root}/../other.json", "{parent}/other.json"),
+    ],
+)
+def test_paths_are_relative_to_the_working_folder_where_they_can_be(path: str, uri: str, tmp_path: Path) -> None:
+    finding = Finding(id="LR001", severity="info", message="m")
+    document = log([finding], [Place(path.format(root=tmp_path))], tmp_path)
+    found = document["runs"][0]["results"][0]["locations"][0]["physicalLocation"]["artifactLocation"]["uri"]
+    assert found == uri.format(parent=tmp_path.parent.as_uri())
+
+
+def unescaped(text: str) -> str:
+    """Return what the runner makes of it (actions/runner, ActionCommand)."""
+    for mark, character in (("%0D", "\r"), ("%0A", "\n"), ("%3A", ":"), ("%2C", ","), ("%25", "%")):
+        text = text.replace(mark, character)
+    return text
+
+
+@given(st.data())
+def test_any_finding_is_one_command_that_reads_back(data: st.DataObject) -> None:
+    """No text of the input can end the command, start another, or add a parameter."""
+    findings = data.draw(FINDINGS)
+    places = [data.draw(PLACES) for _ in findings]
+    lines = list(github_lines(findings, places=places))
+    assert len(lines) == len(findings)
+    for finding, place, line in zip(findings, places, lines, strict=True):
+        hit = COMMAND.fullmatch(line)
+        assert hit is not None
+        parameters = dict(item.split("=", 1) for item in hit["parameters"].split(","))
+        assert unescaped(parameters["title"]) == f"gradience {finding.id}"
+        assert ("file" in parameters) is (place is not None)
+        if place is not None:
+            assert unescaped(parameters["file"]) == place.path
+            assert parameters.get("line") == (None if place.line is None else str(place.line))
+
+
+def test_an_annotation_names_severity_file_line_and_message() -> None:
+    finding = Finding(id="LR001", severity="warning", message="50 % too low", action="raise it")
+    (line,) = github_lines([finding], places=[Place("conf/a,b.yaml", 3)])
+    assert line == "::warning file=conf/a%2Cb.yaml,line=3,title=gradience LR001::50 %25 too low (raise it)"
