@@ -1,4 +1,4 @@
-"""Five small fine-tunes: one healthy, four broken in a way that is known because it was done on purpose."""
+"""Seven small fine-tunes: one healthy, six broken in a way that is known because it was done on purpose."""
 
 from __future__ import annotations
 
@@ -35,6 +35,27 @@ def untrained(t, out):
     for name, parameter in model.named_parameters():
         parameter.requires_grad_("lora_A" in name)
     _finish(t.trainer(out, model=model, max_steps=40, save_strategy="steps", save_steps=20, learning_rate=1e-3))
+
+
+def zero_rate(t, out):
+    """A learning rate of 0: every step is taken, and none moves anything."""
+    _finish(t.trainer(out, max_steps=40, learning_rate=0.0))
+
+
+def diverged(t, out):
+    """Counting is learnt at a good rate until step 60; then the rate is a thousand times as high."""
+    data = counting(t)
+    model = t.llama(r=8, lora_alpha=16, lora_dropout=0.0, target_modules=["v_proj", "o_proj", "lm_head"])
+    often = {"save_strategy": "steps", "save_steps": 20, "lr_scheduler_type": "constant", "max_grad_norm": 0.0}
+    arguments = t.arguments(out, max_steps=120, learning_rate=1e-3, per_device_train_batch_size=16, **often)
+    _finish(t.Trainer(model=model, args=arguments, train_dataset=data, callbacks=[_Faster()]))
+
+
+class _Faster(TrainerCallback):
+    def on_step_end(self, args, state, control, optimizer=None, **kwargs):
+        if state.global_step == 60:
+            for group in optimizer.param_groups:
+                group["lr"] *= 1000.0
 
 
 def head_only(t, out):
@@ -77,10 +98,15 @@ def overfit(t, out):
     )
 
 
+def counting(t):
+    """Sequences that count upwards, beginning again at 0: easy to learn."""
+    first = torch.randint(0, t.WORDS, (256, 1), generator=torch.Generator().manual_seed(3))
+    return [{"input_ids": row, "labels": row} for row in (first + torch.arange(12)) % t.WORDS]
+
+
 def healthy(t, out):
     """Counting upwards is learnt, and held-out loss falls with it."""
-    first = torch.randint(0, t.WORDS, (256, 1), generator=torch.Generator().manual_seed(3))
-    data = [{"input_ids": row, "labels": row} for row in (first + torch.arange(12)) % t.WORDS]
+    data = counting(t)
     model = t.llama(r=8, lora_alpha=16, lora_dropout=0.0, target_modules="all-linear")
     often = {"eval_strategy": "steps", "eval_steps": 20, "save_strategy": "steps", "save_steps": 50}
     arguments = t.arguments(out, max_steps=100, learning_rate=1e-3, per_device_train_batch_size=16, **often)

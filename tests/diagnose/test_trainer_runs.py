@@ -54,6 +54,21 @@ def test_an_untrained_adapter_is_one_error_from_the_flat_loss_and_the_zero_updat
     assert {("log", "NOL106"), ("log", "GRD108"), ("weights", "TRN202")} <= pieces(cause)
 
 
+def test_a_rate_of_zero_is_the_cause_of_an_update_of_zero(seen, cause_of):
+    cause = cause_of(seen("zero_rate"), "TRN302")
+    assert cause.severity == "error"
+    assert "the learning rate was 0 in 40 rows" in cause.message
+    assert {("log", "LRS109"), ("weights", "TRN202")} <= pieces(cause)
+
+
+def test_divergence_and_exploded_weights_are_one_error_with_a_checkpoint_from_before(seen, cause_of):
+    report = seen("diverged")
+    cause = cause_of(report, "DIV305")
+    assert (report.verdict, cause.severity) == ("broken", "error")
+    assert {("log", "DIV104"), ("log", "GRD107"), ("weights", "exploded"), ("disk", "lowest")} <= pieces(cause)
+    assert "checkpoint-40" in str(cause.action)  # the rate rose after step 60
+
+
 def test_a_log_that_learns_beside_a_zero_update_says_that_something_else_was_trained(seen, cause_of):
     report = seen("head_only")
     cause = cause_of(report, "SAV303")
@@ -130,7 +145,7 @@ def test_the_config_of_another_run_is_found_out_by_rank_alpha_and_targets(traine
 
 def test_the_log_of_another_run_is_found_out_by_its_run_start(trained, cause_of):
     report = diagnose(adapter=trained("overfit"), run=trained("healthy") / "run.jsonl")
-    assert "the log's run_start" in cause_of(report, "CFG306").pieces[0].says
+    assert "the log's settings" in cause_of(report, "CFG306").pieces[0].says
 
 
 def test_the_run_s_own_config_is_not_taken_for_another_one(trained):

@@ -11,7 +11,7 @@ from statistics import median
 from typing import Final, NamedTuple
 
 from gradience.adapters.folder import WEIGHT_NAMES
-from gradience.diagnosis.sources import CheckpointFolder
+from gradience.diagnosis.listing import CheckpointFolder
 from gradience.policy.joins_evidence import TIED
 from gradience.schema.diagnose import BestCheckpoint, Checkpoint
 from gradience.schema.events import Eval

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from gradience.diagnosis.checkpoints import Choice
-from gradience.diagnosis.sources import CheckpointFolder, Sources
+from gradience.diagnosis.listing import CheckpointFolder
+from gradience.diagnosis.sources import Sources
 from gradience.errors import GradienceError
 from gradience.policy.joins import Sign
 from gradience.schema.diagnose import BestCheckpoint

@@ -8,15 +8,22 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
-from itertools import islice
 from pathlib import Path
 from typing import Final, NamedTuple, TypeAlias
 
-from gradience.adapters.folder import CONFIG_NAME, WEIGHT_NAMES
+from gradience.adapters.folder import CONFIG_NAME
 from gradience.configs.training import ARGS_NAMES
 from gradience.configs.training import STATE_NAME as _STATE
+from gradience.diagnosis.listing import (
+    CHECKPOINT,
+    SHOWN,
+    CheckpointFolder,
+    Listing,
+    checkpoints_in,
+    holds_adapter,
+    list_folder,
+)
 from gradience.errors import GradienceError
 from gradience.importers.folder import is_run, run_folders
 from gradience.schema.diagnose import Source
@@ -25,10 +32,8 @@ __all__ = ["CheckpointFolder", "Found", "PathLike", "Sources", "find_sources"]
 
 PathLike: TypeAlias = str | os.PathLike[str]
 
-MAX_ENTRIES: Final = 10_000  # of one folder
-_SHOWN: Final = 5
 _LOG: Final = "run.jsonl"
-_CHECKPOINT: Final = re.compile(r"checkpoint-(\d{1,15})")
+_NAMED: Final = "named"
 _WHOLE_MODEL: Final = re.compile(r"(model|pytorch_model|consolidated|optimizer|diffusion_).*")
 _PLURAL: Final[dict[Source, str]] = {"config": "configuration", "log": "log", "weights": "adapter weights"}
 
@@ -39,13 +44,6 @@ class Found(NamedTuple):
     path: Path | None = None
     reason: str = ""
     chosen: str = ""
-
-
-class CheckpointFolder(NamedTuple):
-    """A folder `checkpoint-N` that holds an adapter."""
-
-    step: int
-    path: Path
 
 
 @dataclass(frozen=True)
@@ -62,12 +60,6 @@ class Sources:
     """The folder that was looked through; None where every source was named."""
     checkpoints: list[CheckpointFolder] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
-
-
-class _Listing(NamedTuple):
-    files: list[str]
-    folders: list[Path]
-    notes: list[str]
 
 
 def find_sources(
@@ -92,7 +84,7 @@ def find_sources(
     given: tuple[tuple[Source, PathLike | None], ...] = (("log", run), ("weights", adapter), ("config", config))
     for source, each in given:
         if each is not None:
-            named[source] = Found(_existing(Path(each)), chosen="named")
+            named[source] = Found(_existing(Path(each)), chosen=_NAMED)
     if path is None:
         if not named:
             raise GradienceError("nothing to diagnose", advice="give a run's folder, or --run, --adapter, --config")
@@ -100,7 +92,7 @@ def find_sources(
     place = _existing(Path(path))
     if not place.is_dir():
         kind: Source = "weights" if place.suffix in {".safetensors", ".bin", ".pt"} else "log"
-        return _of_names(place, {kind: Found(place, chosen="named"), **named})
+        return _of_names(place, {kind: Found(place, chosen=_NAMED), **named})
     return _of_folder(place, named)
 
 
@@ -121,13 +113,12 @@ def _of_names(place: Path, named: dict[Source, Found]) -> Sources:
 
 
 def _of_folder(folder: Path, named: dict[Source, Found]) -> Sources:
-    listing = _list(folder)
-    checkpoints = _checkpoints(listing.folders)
-    own = _LOG in listing.files or is_run(folder) or _holds_adapter(folder)
-    inner = [] if own or checkpoints or named else _inner_runs(folder, listing)
-    if inner and any(_holds_weights(child) for child in inner):
+    listing = list_folder(folder)
+    checkpoints = checkpoints_in(listing.folders)
+    inner = [] if named or _LOG in listing.files or is_run(folder) else _inner_runs(folder, listing)
+    if inner and not checkpoints and not holds_adapter(folder) and any(_holds_weights(child) for child in inner):
         return _of_inner(folder, inner)
-    log = named.get("log") or _log(folder, listing, inner)
+    log = named.get("log") or _log(folder, listing, [child for child in inner if not _holds_weights(child)])
     weights = named.get("weights") or _weights(folder, listing, checkpoints)
     beside = [folder, folder / "training", *([weights.path] if weights.path and weights.path.is_dir() else [])]
     return Sources(
@@ -138,17 +129,26 @@ def _of_folder(folder: Path, named: dict[Source, Found]) -> Sources:
         training=next((at / name for at in beside for name in ARGS_NAMES if (at / name).is_file()), None),
         folder=folder,
         checkpoints=checkpoints,
-        notes=listing.notes,
+        notes=[*listing.notes, *_apart(folder, log, weights)],
     )
 
 
-def _inner_runs(folder: Path, listing: _Listing) -> list[Path]:
+def _apart(folder: Path, log: Found, weights: Found) -> list[str]:
+    """Say where log and adapter lie in two subfolders: that they are of one run is then a guess."""
+    both = [found.path for found in (log, weights) if found.path is not None and found.chosen != _NAMED]
+    apart = [path.name for path in both if path.is_dir() and path != folder and not CHECKPOINT.fullmatch(path.name)]
+    if len(set(apart)) < 2:  # noqa: PLR2004  # two places
+        return []
+    return [f"log and adapter are in different subfolders ({', '.join(apart)}) and taken as one run's"]
+
+
+def _inner_runs(folder: Path, listing: Listing) -> list[Path]:
     ours = [child for child in listing.folders if (child / _LOG).is_file()]
     return list(dict.fromkeys([*ours, *run_folders(folder)]))
 
 
 def _holds_weights(folder: Path) -> bool:
-    return _holds_adapter(folder) or any(_holds_adapter(child) for child in _list(folder).folders)
+    return holds_adapter(folder) or any(holds_adapter(child) for child in list_folder(folder).folders)
 
 
 def _of_inner(folder: Path, inner: list[Path]) -> Sources:
@@ -163,53 +163,13 @@ def _of_inner(folder: Path, inner: list[Path]) -> Sources:
     return replace(only, notes=[note, *only.notes])
 
 
-def _list(folder: Path) -> _Listing:
-    """Return the folder's files by name and its subfolders, sorted; links to folders are left out and said."""
-    try:
-        with os.scandir(folder) as entries:
-            seen = sorted(islice(entries, MAX_ENTRIES + 1), key=lambda entry: entry.name)
-    except OSError as error:
-        raise GradienceError(f"cannot read {folder}: {error.strerror}", advice="check the path") from error
-    notes = [f"more than {MAX_ENTRIES} entries in {folder.name}: the rest was not looked at"]
-    folders = [Path(entry.path) for entry in seen if _is_folder(entry)]
-    links = [entry.name for entry in seen if entry.is_symlink() and _leads_to_folder(entry)]
-    told = notes if len(seen) > MAX_ENTRIES else []
-    if links:
-        told = [*told, f"links to folders, not followed: {', '.join(links[:_SHOWN])}"]
-    visible = [child for child in folders if not child.name.startswith(".")]
-    return _Listing([entry.name for entry in seen if not _is_folder(entry)], visible, told)
-
-
-def _is_folder(entry: os.DirEntry[str]) -> bool:
-    try:
-        return entry.is_dir(follow_symlinks=False)
-    except OSError:
-        return False
-
-
-def _leads_to_folder(entry: os.DirEntry[str]) -> bool:
-    try:
-        return entry.is_dir()
-    except OSError:
-        return False
-
-
-def _checkpoints(folders: Iterable[Path]) -> list[CheckpointFolder]:
-    numbered = [(int(hit[1]), child) for child in folders if (hit := _CHECKPOINT.fullmatch(child.name))]
-    return [CheckpointFolder(step, child) for step, child in sorted(numbered) if _holds_adapter(child)]
-
-
-def _holds_adapter(folder: Path) -> bool:
-    return any((folder / name).is_file() for name in WEIGHT_NAMES)
-
-
-def _weights(folder: Path, listing: _Listing, checkpoints: list[CheckpointFolder]) -> Found:
+def _weights(folder: Path, listing: Listing, checkpoints: list[CheckpointFolder]) -> Found:
     """Return the folder's own adapter, else the one in a subfolder, else that of the last checkpoint."""
-    others = [c for c in listing.folders if not _CHECKPOINT.fullmatch(c.name) and _holds_adapter(c)]
+    others = [c for c in listing.folders if not CHECKPOINT.fullmatch(c.name) and holds_adapter(c)]
     last = f"{checkpoints[-1].path.name} is the last checkpoint" if checkpoints else ""
-    if _holds_adapter(folder):
+    if holds_adapter(folder):
         many = [*(child.name for child in others), *(c.path.name for c in checkpoints[-1:])]
-        return Found(folder, chosen=f"the folder's own; also there: {', '.join(many[:_SHOWN])}" if many else "")
+        return Found(folder, chosen=f"the folder's own; also there: {', '.join(many[:SHOWN])}" if many else "")
     if len(others) == 1:
         return Found(others[0], chosen=f"in {others[0].name}" + (f"; {last}" if last else ""))
     if checkpoints:
@@ -227,12 +187,12 @@ def _single_file(folder: Path, files: list[str]) -> Found:
     if len(alone) == 1 and len(tensors) == 1:
         return Found(folder / alone[0], chosen="the only weights file")
     if tensors:
-        return Found(reason=f"{', '.join(tensors[:_SHOWN])}: not named as an adapter is (--adapter says otherwise)")
+        return Found(reason=f"{', '.join(tensors[:SHOWN])}: not named as an adapter is (--adapter says otherwise)")
     lost = f": {CONFIG_NAME} is there, its weights are not" if CONFIG_NAME in files else ""
     return Found(reason=f"no adapter in the folder{lost}")
 
 
-def _log(folder: Path, listing: _Listing, inner: list[Path]) -> Found:
+def _log(folder: Path, listing: Listing, inner: list[Path]) -> Found:
     if _LOG in listing.files:
         return Found(folder / _LOG, chosen=f"{_LOG}; {_STATE} is there too" if _STATE in listing.files else "")
     if is_run(folder):
@@ -245,5 +205,5 @@ def _log(folder: Path, listing: _Listing, inner: list[Path]) -> Found:
 
 
 def _names(folders: list[Path]) -> str:
-    more = f" and {len(folders) - _SHOWN} more" if len(folders) > _SHOWN else ""
-    return ", ".join(folder.name for folder in folders[:_SHOWN]) + more
+    more = f" and {len(folders) - SHOWN} more" if len(folders) > SHOWN else ""
+    return ", ".join(folder.name for folder in folders[:SHOWN]) + more

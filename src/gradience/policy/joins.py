@@ -16,7 +16,7 @@ __all__ = ["Join", "Joined", "Leg", "Sign", "Wording", "join_signs", "unread_leg
 class Sign(NamedTuple):
     """One thing that a source shows: a finding of its own, or a plain fact that means something in a join only.
 
-    `marks` tell findings of one id apart: the value that is out of range, the verdict on the weights.
+    `marks` tell findings of one id apart: the severity, the names of the values, the verdict on the weights.
     """
 
     source: PieceSource

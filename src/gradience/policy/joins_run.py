@@ -47,7 +47,10 @@ _UNTRAINED = Join(
     title="an adapter that was not trained",
     legs=(
         Leg("config", ("VAL001",), _VALUES_THAT_STOP),
-        Leg("log", ("NOL106", "GRD108", "LRS109")),
+        Leg("config", ("TGT002",)),
+        Leg("log", ("NOL106",)),
+        Leg("log", ("GRD108",), frozenset({"warning"})),  # info: there is nothing left to learn
+        Leg("log", ("LRS109",), frozenset({"rows"})),
         Leg("weights", ("TRN202",), _NO_UPDATE),
     ),
     hints=(
@@ -58,6 +61,7 @@ _UNTRAINED = Join(
     ),
     wordings=(
         Wording(("config", "weights"), "The adapter was not trained, and the configuration says why: {stops}."),
+        Wording(("log", "weights"), "The adapter was not trained: {rate_zero}, and {zero}."),
         Wording(("log", "weights"), "The adapter was not trained: nothing was learnt in the log, and {zero}."),
         Wording(("config", "log"), "Nothing was learnt in the log, and the configuration says why: {stops}."),
         Wording(("log",), "Nothing was learnt, as far as the log shows."),
@@ -90,18 +94,24 @@ _NOT_SAVED = Join(
 _DIVERGED = Join(
     id="DIV305",
     severity="error",
-    title="divergence, and what it did",
+    title="divergence, and what else shows it",
     legs=(
-        Leg("log", ("DIV104", "GRD107")),
+        Leg("log", ("DIV104",)),
+        Leg("log", ("GRD107",), frozenset({"warning"})),  # info: one burst, or clipping
         Leg("weights", ("exploded",)),
         Leg("config", _HIGH_RATE),
+        Leg("disk", ("lowest",)),
     ),
-    hints=(Leg("log", ("DIV103",)), Leg("config", ("SCH001", "ALP001")), Leg("disk", ("lowest",))),
+    hints=(Leg("log", ("DIV103", "NOL106")), Leg("config", ("SCH001", "ALP001"))),
     wordings=(
-        Wording(("log", "weights"), "The run diverged, and the weights show it: {exploded}."),
-        Wording(("log", "config"), "The run diverged, and the configuration says why: the learning rate is high."),
-        Wording(("log", "disk"), "The run diverged; a checkpoint from before is on disk."),
-        Wording(("log",), "The run diverged."),
+        Wording(("log", "weights"), "The run diverged around step {lowest_step}, and the weights show it: {exploded}."),
+        Wording(("log", "weights"), "Gradients explode, and the weights show it: {exploded}."),
+        Wording(
+            ("log", "config"), "The run diverged around step {lowest_step}; by its configuration the rate is high."
+        ),
+        Wording(("log", "config"), "Gradients explode; by the configuration the learning rate is high."),
+        Wording(("log", "disk"), "The run diverged around step {lowest_step}; a checkpoint from there is on disk."),
+        Wording(("log",), "The run diverged around step {lowest_step}."),
     ),
     confidence=0.9,
     evidence=(DIVERGENCE, SWEEP_HIGH, EXPLODED),
@@ -136,4 +146,4 @@ _OVERFIT = Join(
     thresholds=(TIED,),
     least=1,
 )
-JOINS: Final[tuple[Join, ...]] = (_NAN, _UNTRAINED, _NOT_SAVED, _DIVERGED, _OVERFIT)
+JOINS: Final[tuple[Join, ...]] = (_NAN, _DIVERGED, _UNTRAINED, _NOT_SAVED, _OVERFIT)

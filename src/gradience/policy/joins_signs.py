@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from typing import Final
 
 from gradience.policy.joins import Sign
@@ -16,23 +16,26 @@ from gradience.schema.scalars import Json
 
 __all__ = ["config_signs", "log_signs", "weights_signs"]
 
+_STOPS: Final = ("VAL001", "TGT002")
 _OF_HEALTH: Final = ("NUM201", "TRN202", "RND203")
 
 
 def config_signs(report: CheckReport) -> list[Sign]:
-    """Return the findings on the configuration; a value out of range is marked with its name."""
-    return [_config_sign(finding) for finding in report.findings]
-
-
-def _config_sign(finding: Finding) -> Sign:
-    if finding.id != "VAL001":
-        return _sign("config", finding)
-    return _sign("config", finding, marks=finding.values, values={"stops": finding.message})
+    """Return the findings on the configuration. What can stop a run from learning by itself is the value `stops`."""
+    return [_sign("config", f, **({"stops": f.message.rstrip(".")} if f.id in _STOPS else {})) for f in report.findings]
 
 
 def log_signs(report: MonitorReport) -> list[Sign]:
     """Return the findings on the log; a sparse one is marked with what it lacks."""
-    return [_sign("log", f, marks=_sparse(f) if f.id == "GAP118" else (), values=f.values) for f in report.findings]
+    return [_log_sign(finding) for finding in report.findings]
+
+
+def _log_sign(finding: Finding) -> Sign:
+    if finding.id == "GAP118":
+        return _sign("log", finding, marks=_sparse(finding))
+    if finding.id == "LRS109" and "rows" in finding.values:
+        return _sign("log", finding, rate_zero=f"the learning rate was 0 in {finding.values['rows']} rows")
+    return _sign("log", finding)
 
 
 def _sparse(finding: Finding) -> Iterator[str]:
@@ -49,17 +52,17 @@ def weights_signs(report: AuditReport) -> list[Sign]:
 
 def _weights_sign(report: AuditReport, finding: Finding) -> Sign:
     if finding.id not in _OF_HEALTH:
-        return _sign("weights", finding, values=finding.values)
+        return _sign("weights", finding)
     verdict = report.health.verdict
     key = {"broken": "lost", "untrained": "zero", "near_untrained": "zero"}.get(verdict)
     marks = () if verdict == "broken" and not report.modules else (verdict,)  # an empty file holds no NaN
-    return _sign("weights", finding, marks=marks, values={key: report.health.reason} if key else {})
+    return _sign("weights", finding, marks=marks, **({key: report.health.reason} if key else {}))
 
 
-def _sign(
-    source: Source, finding: Finding, *, marks: Iterable[str] = (), values: Mapping[str, Json] | None = None
-) -> Sign:
-    return Sign(source, finding.id, finding.message, finding, frozenset(marks), values or {})
+def _sign(source: Source, finding: Finding, *, marks: Iterable[str] = (), **more: Json) -> Sign:
+    """Return the finding as a sign, marked with its severity and the names of its values."""
+    marked = frozenset([*marks, *finding.values, finding.severity])
+    return Sign(source, finding.id, finding.message, finding, marked, {**finding.values, **more})
 
 
 def _facts(report: AuditReport) -> Iterator[Sign]:

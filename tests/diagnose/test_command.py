@@ -1,0 +1,167 @@
+"""The command: what is not seen is said, exit code 2 where it could not judge, one valid document with --json."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+
+import pytest
+from jsonschema import Draft202012Validator
+
+from gradience import diagnose
+from gradience.cli.main import main
+from gradience.diagnosis.verdict import IDS
+from gradience.policy.joins_table import JOINS
+from gradience.schema.export import json_schema
+
+KINDS = ["masked_nan", "untrained", "overfit", "head_only", "healthy"]
+
+
+def listed(report):
+    """Every id of each kind that ran or that is named with a reason, from the report alone."""
+    gone = {(item.source, item.id) for item in report.not_run}
+    return {c.source: (c.judged + sum(source == c.source for source, _ in gone), c.total) for c in report.coverage}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_check_ran_or_is_listed_with_its_reason(trained, kind):
+    report = diagnose(trained(kind))
+    totals = {**{source: len(ids) for source, ids in IDS.items()}, "join": len(JOINS)}
+    assert listed(report) == {source: (total, total) for source, total in totals.items()}
+    assert all(item.reason for item in report.not_run)
+    known = {*IDS["config"], *IDS["log"], *IDS["weights"], *(join.id for join in JOINS)}
+    assert {item.id for item in report.not_run} <= known
+    assert {cause.id for cause in report.causes} <= known
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_json_is_one_document_that_validates(trained, kind, capsys):
+    assert main(["diagnose", str(trained(kind)), "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    Draft202012Validator(json_schema("diagnose")).validate(document)
+    assert document["schema"] == "gradience.diagnose/v1"
+    assert document["verdict"] in document["headline"].replace(" ", "_")
+
+
+def test_the_first_lines_are_the_verdict_and_verbose_shows_the_grounds(trained, capsys):
+    folder = str(trained("masked_nan"))
+    assert main(["diagnose", folder]) == 0
+    brief = capsys.readouterr().out
+    assert brief.splitlines()[4].startswith("Verdict: BROKEN (1 error")
+    assert "evidence:" not in brief
+    assert main(["diagnose", folder, "--verbose"]) == 0
+    told = capsys.readouterr().out
+    for word in ("evidence:", "confidence:", "verify:", "why:", "scope:"):
+        assert word in told
+    assert set(brief.splitlines()) <= set(told.splitlines())
+
+
+@pytest.mark.parametrize(("kind", "bar", "code"), [("masked_nan", "error", 1), ("healthy", "warning", 0)])
+def test_fail_on_turns_a_cause_into_exit_code_1(trained, kind, bar, code, capsys):
+    assert main(["diagnose", str(trained(kind)), "--fail-on", bar]) == code
+
+
+def test_an_empty_folder_could_not_be_judged_and_every_check_is_listed(tmp_path, capsys):
+    assert main(["diagnose", str(tmp_path)]) == 2
+    out = capsys.readouterr().out
+    assert "Verdict: COULD NOT JUDGE; seen: nothing; not there: config, log, weights" in out
+    for rule in (rule for ids in IDS.values() for rule in ids):
+        assert rule in out
+
+
+def test_weights_that_cannot_be_read_are_never_fine(trained, tmp_path, capsys):
+    copy = tmp_path / "out"
+    shutil.copytree(trained("healthy"), copy)
+    (copy / "adapter_model.safetensors").write_bytes(b"\0" * 100)
+    assert main(["diagnose", str(copy), "--json"]) == 2
+    document = json.loads(capsys.readouterr().out)
+    states = {source["source"]: source["state"] for source in document["sources"]}
+    assert states == {"config": "read", "log": "read", "weights": "unreadable"}
+    assert document["verdict"] == "could_not_judge"
+    lost = [item for item in document["not_run"] if item["source"] == "weights"]
+    assert {item["id"] for item in lost} == set(IDS["weights"])
+    assert all("adapter_model.safetensors" in item["reason"] for item in lost)
+
+
+def test_a_broken_log_beside_good_weights_is_exit_code_2_and_keeps_what_the_weights_say(trained, tmp_path, capsys):
+    copy = tmp_path / "out"
+    shutil.copytree(trained("untrained"), copy, ignore=shutil.ignore_patterns("checkpoint-*"))
+    (copy / "trainer_state.json").write_text('{"log_history": [')
+    assert main(["diagnose", str(copy)]) == 2
+    out = capsys.readouterr().out
+    assert "log     NOT READABLE" in out
+    assert "TRN202 (weights)" in out
+    assert "BROKEN" in out
+
+
+def test_the_weights_alone_can_be_judged_and_the_rest_is_said_to_be_absent(trained, tmp_path):
+    only = tmp_path / "out"
+    only.mkdir()
+    shutil.copy(trained("untrained") / "adapter_model.safetensors", only)
+    shutil.copy(trained("untrained") / "adapter_config.json", only)
+    report = diagnose(only)
+    assert [(s.source, s.state) for s in report.sources] == [("config", "read"), ("log", "absent"), ("weights", "read")]
+    assert report.verdict == "broken"
+    assert [c.id for c in report.causes if c.severity == "error"] == ["TRN202"]
+    assert "not there: log" in report.headline
+
+
+def test_sources_named_one_by_one_give_the_same_causes_as_the_folder(trained):
+    folder = trained("untrained")
+    whole = diagnose(folder)
+    named = diagnose(run=folder, adapter=folder)
+    assert {(c.id, c.severity) for c in named.causes} == {(c.id, c.severity) for c in whole.causes}
+
+
+@pytest.mark.parametrize("arguments", [["missing"], [], [".", "--base", "no/such-base"]])
+def test_bad_input_is_one_line_and_exit_code_2(arguments, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["diagnose", *arguments]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("gradience: ")
+    assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize("target", ["--help", "log"])
+def test_neither_help_nor_a_log_alone_imports_jax_or_torch(target, trained):
+    given = target if target == "--help" else str(trained("healthy") / "run.jsonl")
+    script = f"from gradience.cli.main import main\nmain(['diagnose', {given!r}])\nimport sys\nprint(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert {"jax", "torch", "transformers"}.isdisjoint(done.stdout.splitlines()[-1].split())
+    assert "gradience" in done.stdout
+
+
+def test_names_in_the_folder_cannot_write_to_the_terminal(trained, tmp_path, capsys):
+    copy = tmp_path / "out\x1b[31m\u202e"
+    shutil.copytree(trained("untrained"), copy)
+    assert main(["diagnose", str(copy), "-v"]) == 0
+    assert not set(capsys.readouterr().out) & {"\x1b", "\u202e"}
+
+
+def test_the_public_name_is_a_function_after_its_package_was_imported():
+    import gradience
+    import gradience.diagnosis
+
+    assert callable(gradience.diagnose)
+
+
+def test_real_folders_of_others_are_judged_without_an_error(shared_data):
+    for folder in sorted((shared_data / "adapters").iterdir()):
+        report = diagnose(folder)
+        assert report.complete
+        assert {source.source for source in report.sources if source.state == "read"} >= {"config", "weights"}
+        assert report.verdict != "broken"  # by hand: all five are whole, one is random
+    random_like = diagnose(shared_data / "adapters" / "dialogpt-random-r8")
+    assert [cause.id for cause in random_like.causes] == ["RND203"]
+
+
+def test_real_logs_of_others_are_judged_without_an_error(shared_data):
+    for folder in ("runs", "trainer_states", "trainer_logs"):
+        for path in sorted((shared_data / folder).iterdir()):
+            report = diagnose(path)
+            assert report.complete
+            assert report.monitor is not None
+            assert "weights" in report.headline.partition("not there")[2]

@@ -1,0 +1,186 @@
+"""What is found in a folder: by name, one level deep, bounded, and never by opening a pickle or following a link."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+
+import pytest
+
+from gradience import GradienceError, TelemetryWriter, diagnose
+from gradience.diagnosis import listing as module
+from gradience.diagnosis.sources import find_sources
+
+WEIGHTS = "adapter_model.safetensors"
+
+
+@pytest.fixture
+def adapter():
+    """A function that makes a folder that looks like an adapter's: nothing is opened to find it."""
+
+    def make(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / WEIGHTS).write_bytes(b"not opened")
+        (folder / "adapter_config.json").write_text("{}")
+        return folder
+
+    return make
+
+
+def record(path):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with TelemetryWriter(path) as log:
+        log.run_start()
+        for step in range(1, 31):
+            log.train_step(step, loss=1.0 / step)
+        log.run_end()
+    return path
+
+
+def test_the_folder_s_own_adapter_goes_before_subfolders_and_checkpoints(tmp_path, adapter):
+    for name in ("", "peft", "checkpoint-9", "checkpoint-10"):
+        adapter(tmp_path / name)
+    found = find_sources(tmp_path)
+    assert found.weights.path == tmp_path
+    assert "checkpoint-10" in found.weights.chosen
+    assert [c.step for c in found.checkpoints] == [9, 10]
+
+
+def test_the_only_subfolder_with_an_adapter_goes_before_checkpoints(tmp_path, adapter):
+    adapter(tmp_path / "checkpoint-10")
+    adapter(tmp_path / "peft")
+    assert find_sources(tmp_path).weights.path == tmp_path / "peft"
+
+
+def test_else_the_last_checkpoint_by_number_is_taken_and_said(tmp_path, adapter):
+    adapter(tmp_path / "checkpoint-9")
+    adapter(tmp_path / "checkpoint-100")
+    (tmp_path / "checkpoint-200").mkdir()  # killed before its weights were written
+    found = find_sources(tmp_path)
+    assert found.weights.path == tmp_path / "checkpoint-100"
+    assert "last checkpoint" in found.weights.chosen
+
+
+def test_of_several_adapters_in_subfolders_none_is_guessed(tmp_path, adapter):
+    record(tmp_path / "run.jsonl")
+    adapter(tmp_path / "one")
+    adapter(tmp_path / "two")
+    found = find_sources(tmp_path)
+    assert found.weights.path is None
+    assert "one, two" in found.weights.reason
+    assert "--adapter" in found.weights.reason
+    assert find_sources(tmp_path, adapter=tmp_path / "two").weights.path == tmp_path / "two"
+
+
+def test_a_config_without_its_weights_is_said(tmp_path):
+    (tmp_path / "adapter_config.json").write_text("{}")
+    assert "its weights are not" in find_sources(tmp_path).weights.reason
+
+
+def test_a_whole_model_is_not_taken_for_an_adapter(tmp_path):
+    (tmp_path / "model.safetensors").write_bytes(b"")
+    assert find_sources(tmp_path).weights.path is None
+    (tmp_path / "model.safetensors").rename(tmp_path / "style.safetensors")
+    assert find_sources(tmp_path).weights.path == tmp_path / "style.safetensors"
+
+
+def test_links_to_folders_are_not_followed_and_are_said(tmp_path, adapter):
+    adapter(tmp_path / "elsewhere")
+    run = tmp_path / "run"
+    record(run / "run.jsonl")
+    (run / "checkpoint-5").symlink_to(tmp_path / "elsewhere")
+    (run / "around").symlink_to(run)
+    (run / "nowhere").symlink_to(tmp_path / "missing")
+    found = find_sources(run)
+    assert (found.weights.path, found.checkpoints) == (None, [])
+    assert found.notes == ["links to folders, not followed: around, checkpoint-5"]
+
+
+def test_a_folder_of_very_many_files_is_looked_at_up_to_a_bound_and_that_is_said(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "MAX_ENTRIES", 10)
+    for number in range(30):
+        (tmp_path / f"{number}.txt").touch()
+    assert any("more than 10 entries" in note for note in find_sources(tmp_path).notes)
+
+
+def test_a_folder_of_one_run_is_that_run_and_of_two_the_user_s_choice(tmp_path, adapter):
+    record(tmp_path / "a" / "run.jsonl")
+    adapter(tmp_path / "a" / "peft")
+    found = find_sources(tmp_path)
+    assert (found.log.path, found.weights.path) == (tmp_path / "a" / "run.jsonl", tmp_path / "a" / "peft")
+    assert "in a" in found.notes[0]
+    record(tmp_path / "b" / "run.jsonl")
+    with pytest.raises(GradienceError, match="2 folders in it do") as caught:
+        find_sources(tmp_path)
+    assert str(tmp_path / "b") in caught.value.advice
+
+
+def test_log_and_adapter_in_two_subfolders_are_joined_and_that_is_said(tmp_path, adapter):
+    record(tmp_path / "logs" / "run.jsonl")
+    adapter(tmp_path / "peft")
+    found = find_sources(tmp_path)
+    assert (found.log.path, found.weights.path) == (tmp_path / "logs", tmp_path / "peft")
+    assert found.notes == ["log and adapter are in different subfolders (logs, peft) and taken as one run's"]
+
+
+def test_a_log_in_a_subfolder_beside_the_adapter_is_found(tmp_path, adapter):
+    adapter(tmp_path)
+    record(tmp_path / "logs" / "run.jsonl")
+    found = find_sources(tmp_path)
+    assert (found.weights.path, found.log.path, found.notes) == (tmp_path, tmp_path / "logs", [])
+
+
+def test_a_whole_run_in_a_subfolder_is_not_the_log_of_the_adapter_above_it(tmp_path, adapter):
+    adapter(tmp_path)
+    record(tmp_path / "earlier" / "run.jsonl")
+    adapter(tmp_path / "earlier")
+    found = find_sources(tmp_path)
+    assert (found.weights.path, found.log.path) == (tmp_path, None)
+
+
+@pytest.mark.parametrize("name", ["missing", "n" * 300, "nul\0"])
+def test_a_path_that_does_not_exist_is_an_error_that_names_it(tmp_path, name):
+    with pytest.raises(GradienceError, match="no such file or folder"):
+        diagnose(tmp_path / name)
+
+
+def test_nothing_given_is_an_error():
+    with pytest.raises(GradienceError, match="nothing to diagnose"):
+        diagnose()
+
+
+def test_a_file_is_the_one_source_that_its_name_says(tmp_path):
+    log = record(tmp_path / "run.jsonl")
+    found = find_sources(log)
+    assert (found.log.path, found.weights.path, found.folder) == (log, None, None)
+
+
+_OPENED: list[str] = []
+
+
+@pytest.fixture
+def opened():
+    """The names of files opened from here on; the hook itself stays, for Python cannot remove one."""
+    if not _OPENED:
+        _OPENED.append("")
+        sys.addaudithook(lambda event, given: _OPENED.append(str(given[0])) if event == "open" else None)
+    _OPENED[:] = [""]
+    return _OPENED
+
+
+def test_the_pickle_of_training_arguments_is_never_opened(trained, opened):
+    folder = trained("masked_nan")
+    pickles = list(folder.rglob("training_args.bin"))
+    assert len(pickles) == 5
+    diagnose(folder)
+    assert any(name.endswith("adapter_config.json") for name in opened)
+    assert [name for name in opened if os.path.basename(name) in {"training_args.bin", "optimizer.pt"}] == []  # noqa: PTH119
+
+
+def test_nothing_is_written_into_the_folder(trained, tmp_path):
+    copy = tmp_path / "out"
+    shutil.copytree(trained("overfit"), copy)
+    before = {path: path.stat().st_mtime_ns for path in copy.rglob("*")}
+    diagnose(copy)
+    assert {path: path.stat().st_mtime_ns for path in copy.rglob("*")} == before
