@@ -98,7 +98,10 @@ class GradienceCallback(TrainerCallback):
         if not state.is_world_process_zero:
             return
         with self._flight:
-            self._take_row(state.global_step, _whole(dict(logs or {}), state.log_history), kwargs)
+            row = dict(logs or {})
+            if "train_runtime" in row:
+                _make_whole(row, state.log_history)
+            self._take_row(state.global_step, row, kwargs)
 
     def on_evaluate(self, args: Any, state: Any, control: Any, metrics: Any = None, **kwargs: Any) -> None:  # noqa: ARG002  # theirs
         """Record the evaluation, unless its row came through `on_log` already."""
@@ -164,14 +167,14 @@ class GradienceCallback(TrainerCallback):
         parts = split_row(row)
         if parts.train.keys() - {"epoch"}:
             columns = train_columns(parts.train)
-            self._flight.record(lambda writer: writer.train_step(step, **columns))
+            self._flight.record(TelemetryWriter.train_step, step, **columns)  # type: ignore[arg-type]  # none is "self"
             self._look(step, columns)
         if parts.evals:
             alone = len(parts.evals) == 1 and not parts.train  # else the loader is not that of this row's every split
             self._take_evals(step, parts.evals, shown.get("eval_dataloader") if alone else None)
         if parts.summary:
             summary = plain(parts.summary)
-            self._flight.record(lambda writer: writer.metrics(step, kind="train_summary", metrics=summary))
+            self._flight.record(TelemetryWriter.metrics, step, kind="train_summary", metrics=summary)
 
     def _take_evals(self, step: int, evals: Mapping[str, Row], dataloader: Any) -> None:
         """Record an evaluation once: its row comes through `on_log`, its metrics through `on_evaluate`."""
@@ -190,7 +193,7 @@ class GradienceCallback(TrainerCallback):
                 self._early.append((step, split, metrics))  # a baseline: its run is still to begin
 
     def _write_eval(self, step: int, split: str, metrics: Row) -> None:
-        self._flight.record(lambda writer: writer.eval(step, split=split, metrics=metrics))
+        self._flight.record(TelemetryWriter.eval, step, split=split, metrics=metrics)
 
     def _look(self, step: int, columns: Row) -> None:
         """Say once what a diverged run's rows hide: the Trainer averages non-finite losses away."""
@@ -205,17 +208,15 @@ class GradienceCallback(TrainerCallback):
             return
         self._alerted.add(code)
         context = {name: columns.get(name) for name in ("loss", "grad_norm", "lr")}
-
-        def write(writer: TelemetryWriter) -> None:
-            writer.alert(severity="error", code=code, message=message, step=step, context=context)
-
-        self._flight.record(write)
+        self._flight.record(
+            TelemetryWriter.alert, severity="error", code=code, message=message, step=step, context=context
+        )
 
     def _probe(self, step: int, model: Any) -> None:
         from gradience.hf.probe import spectral_metrics  # noqa: PLC0415  # only where asked for
 
         payload = spectral_metrics(model)
-        self._flight.record(lambda writer: writer.metrics(step, kind="spectral", metrics=payload))
+        self._flight.record(TelemetryWriter.metrics, step, kind="spectral", metrics=payload)
 
     def _arm(self, args: Any, state: Any, model: Any) -> None:
         from gradience.hf.guard import Guard, Watch  # noqa: PLC0415  # only where asked for
@@ -226,15 +227,14 @@ class GradienceCallback(TrainerCallback):
 
     def _say_guard(self, step: int, action: Row) -> None:
         with self._flight:
-            self._flight.record(lambda writer: writer.metrics(step, kind="guard", metrics=action))
+            self._flight.record(TelemetryWriter.metrics, step, kind="guard", metrics=action)
 
 
 def _say_nothing(_step: int, _action: Row) -> None:
     """Another process records what the guard does: all of them do the same."""
 
 
-def _whole(row: Row, history: list[Row]) -> Row:
-    """Return the row with what a callback before this one took out of it: `PrinterCallback` pops `total_flos`."""
-    if "train_runtime" in row and "loss" not in row and history and "total_flos" in history[-1]:
+def _make_whole(row: Row, history: list[Row]) -> None:
+    """Put back what a callback before this one took out of the summary: `PrinterCallback` pops `total_flos`."""
+    if "loss" not in row and history and "total_flos" in history[-1]:
         row.setdefault("total_flos", history[-1]["total_flos"])
-    return row

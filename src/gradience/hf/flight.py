@@ -11,7 +11,7 @@ import sys
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Final, Self
+from typing import Any, Concatenate, Final, ParamSpec, Self
 from weakref import WeakValueDictionary
 
 from gradience.errors import RecorderError, SchemaError
@@ -20,6 +20,8 @@ from gradience.schema.scalars import Status
 from gradience.telemetry import TelemetryWriter, decode
 
 __all__ = ["Flight", "last_run_id"]
+
+P_ = ParamSpec("P_")
 
 _TAIL_BYTES: Final = 1 << 18  # four lines of the greatest length
 _logger = logging.getLogger("gradience")
@@ -73,18 +75,20 @@ class Flight:
         _open[path] = self
         self._writer.run_start(config, meta=meta, resumed_from_step=step or None)
 
-    def record(self, write: Callable[[TelemetryWriter], None]) -> None:
-        """Write one event; after the run's end the log is opened for it and closed again."""
+    def record(
+        self, write: Callable[Concatenate[TelemetryWriter, P_], None], *given: P_.args, **named: P_.kwargs
+    ) -> None:
+        """Write one event by a method of the writer; after the run's end the log is opened for it and closed again."""
         if os.getpid() != self._pid:
             return  # a forked worker: the log is its parent's
         if not self._armed or self._path is None:
             self.dropped += 1
         elif self._writer is not None:
-            write(self._writer)
+            write(self._writer, *given, **named)
         else:
             writer = TelemetryWriter(self._path, self.run_id, allow_text=self._allow_text)
             try:
-                write(writer)
+                write(writer, *given, **named)
             finally:
                 writer.close()
 

@@ -24,7 +24,8 @@ def train_columns(row: Mapping[str, Any]) -> Row:
     columns: Row = {}
     for key, value in row.items():
         name = _COLUMNS.get(key)
-        if name is not None and name not in columns and (number := _number(value)) is not None:
+        number = None if name is None or name in columns else value if type(value) is float else _number(value)
+        if name is not None and number is not None:
             columns[name] = number
         else:
             columns[f"{key}_" if key in _RESERVED else key] = plain(value)
@@ -70,8 +71,6 @@ def _of_array(value: Any) -> Any:
 
 def _number(value: Any) -> Any:
     """Return a number of a known column, or one a group; some trainers log their numbers as text. None for the rest."""
-    if type(value) is float:
-        return value
     value = plain(value)
     if isinstance(value, str):
         try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from enum import Enum
+from math import isfinite
 from typing import Any, Final, get_args
 
 from gradience.errors import RecorderError
@@ -24,7 +25,7 @@ def number(value: Any, name: str) -> Real:
         RecorderError: it is no number.
     """
     if type(value) is float:
-        return real(value)
+        return value if isfinite(value) else real(value)
     if type(value) is int or (isinstance(value, str) and value in _NAMES):
         return value  # type: ignore[return-value]  # an int is a Real, and so is a name
     item = _listed(value)
@@ -45,7 +46,7 @@ def rates(value: Any) -> Real | list[Real]:
         RecorderError: it is neither a number nor numbers.
     """
     if type(value) is float:
-        return real(value)
+        return value if isfinite(value) else real(value)
     listed = _listed(value)
     if isinstance(listed, Sequence) and not isinstance(listed, str):
         return [number(rate, f"lr[{i}]") for i, rate in enumerate(listed)]
@@ -60,7 +61,7 @@ def plain(value: Any, name: str, depth: int = 0) -> Any:
     """
     kind = type(value)
     if kind is float:
-        return real(value)
+        return value if isfinite(value) else real(value)
     if kind is int or kind is bool or value is None:
         return value
     if kind is str:
