@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import base64
+import dataclasses
 import hashlib
 import re
 import resource
+import shutil
 import subprocess
 import sys
 from importlib.resources import files
 from itertools import combinations, pairwise
 
+import msgspec
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -19,6 +22,8 @@ from pages import parse
 
 from gradience.report.gather import gather
 from gradience.report.page import report_html
+from gradience.schema.events import Alert
+from gradience.schema.scalars import SCHEMA_ID
 
 HOSTILE = '<script>alert("1")</script>"><img src=x onerror=alert(1)>'
 CSS = files("gradience.report").joinpath("style.css").read_text(encoding="utf-8")
@@ -47,23 +52,43 @@ def test_the_page_holds_every_part_of_the_story(page):
         assert any(a.get("aria-label", "").startswith(title) for a in found.all("svg"))
 
 
-def test_every_finding_is_there_with_its_evidence_and_is_marked_at_its_step(log, adapter):
+def test_every_cause_is_there_with_its_evidence_and_is_marked_at_its_step(log, adapter):
     story = gather(log, adapter=adapter)
+    causes = story.diagnosis.causes
     found = parse(report_html(story))
-    articles = [a["id"] for a in found.all("article")]
-    assert len(articles) == len({(f.id, f.message) for f in story.found}) > 0
-    for finding in story.found:
-        assert finding.message in found.text
-        assert all(item.says in found.text for item in finding.evidence)
-    spike = next(f for f in story.found if f.id == "DIV103")
-    assert f"at step {spike.values['step']}" in next(a["aria-label"] for a in found.all("svg") if "Marked" in str(a))
+    assert [a["id"] for a in found.all("article")] == [f"finding-{n}" for n in range(1, len(causes) + 1)]
+    for cause in causes:
+        assert cause.message in found.text
+        assert all(item.says in found.text for item in cause.evidence)
+        assert all(piece.says in found.text for piece in cause.pieces)
+    spike = next(n for n, cause in enumerate(causes, 1) if cause.id == "DIV103")
+    step = causes[spike - 1].values["step"]
+    loss = next(a["aria-label"] for a in found.all("svg") if a.get("aria-label", "").startswith("Loss."))
+    assert f"{spike} at step {step}" in loss.partition("Marked: ")[2]
 
 
-def test_what_was_not_judged_and_not_given_is_named(log):
+def test_what_was_not_judged_and_not_there_is_named(log):
     story = gather(log)
     text = parse(report_html(story)).text
-    assert "no adapter was given" in text
-    assert all(item.reason in text for _, item in story.not_run)
+    assert "no adapter weights was named" in text
+    assert all(item.reason in text and item.id in text for item in story.diagnosis.not_run)
+
+
+def test_a_folder_is_looked_through_for_its_log_and_its_adapter(log, adapter, tmp_path):
+    shutil.copy(log, tmp_path / "run.jsonl")
+    shutil.copytree(adapter, tmp_path / "peft")
+    story = gather(tmp_path)
+    assert [file.role for file in story.files] == ["log", "weights", "adapter config"]
+    assert story.diagnosis.audit is not None
+
+
+def test_a_damaged_source_is_said_and_the_rest_is_reported(log, adapter, tmp_path):
+    shutil.copytree(adapter, tmp_path / "peft")
+    (tmp_path / "peft" / "adapter_model.safetensors").write_bytes(b"not tensors")
+    page = report_html(gather(log, adapter=tmp_path / "peft"))
+    assert "unreadable" in parse(page).text
+    assert 'id="training"' in page
+    assert str(tmp_path) not in page
 
 
 def test_provenance_is_the_hash_of_each_file_and_no_folder_above_its_own(log, adapter, page, tmp_path_factory):
@@ -197,3 +222,28 @@ def test_the_colours_of_two_lines_stay_apart_under_colour_blindness(scheme, visi
     seen = [lab(np.array(DEFICIENT[vision]) @ c[name]) for name in ("c0", "c1", "c2", "c3")]
     apart = [float(np.linalg.norm(a - b)) for a, b in combinations(seen, 2)]
     assert min(apart) > 10.0  # about four just noticeable differences of CIE76 (2.3)
+
+
+def test_a_page_stays_small_whatever_the_number_of_modules_splits_and_alerts(log, adapter):
+    story = gather(log, adapter=adapter)
+    audit, monitor, series = story.diagnosis.audit, story.diagnosis.monitor, story.series
+    assert audit is not None
+    assert monitor is not None
+    assert series is not None
+    many = [
+        msgspec.structs.replace(audit.modules[0], name=f"layers.{layer}.block{kind}.proj", layer=layer)
+        for layer in range(128)
+        for kind in range(60)
+    ]
+    alert = Alert(schema=SCHEMA_ID, ts=None, run_id="r", step=1, severity="info", code="c", message="m" * 200)
+    evals = [msgspec.structs.replace(e, split=f"split {n}") for n in range(2_000) for e in series.evals]
+    diagnosis = msgspec.structs.replace(
+        story.diagnosis,
+        audit=msgspec.structs.replace(audit, modules=many),
+        monitor=msgspec.structs.replace(monitor, alerts=[alert] * 50_000),
+    )
+    page = report_html(dataclasses.replace(story, diagnosis=diagnosis, series=dataclasses.replace(series, evals=evals)))
+    assert len(page) < 2_000_000
+    text = parse(page).text
+    for words in ("the first 100 of 7,680", "the first 100 of 50,000", "the first 100 of 2,000", "further kinds"):
+        assert words in text

@@ -23,11 +23,11 @@ def test_the_spectra_and_the_map_are_of_the_modules_that_peft_saved(log, tmp_pat
             torch.nn.init.normal_(parameter, std=0.1)
     model.save_pretrained(tmp_path / "peft")
     story = gather(log, adapter=tmp_path / "peft")
-    assert story.audit is not None
-    assert [len(m.top_singular_values) for m in story.audit.modules if m.state == "ok"] == [4, 4, 4]
+    assert story.diagnosis.audit is not None
+    assert [len(m.top_singular_values) for m in story.diagnosis.audit.modules if m.state == "ok"] == [4, 4, 4]
     found = parse(report_html(story))
     assert "3 of 4 modules have a spectrum" in found.text
     tips = [a["aria-label"] for a in found.all("svg") if a.get("aria-label", "").startswith("How large")]
     assert "1 kinds of module in 4 layers" in tips[0]
-    for module in story.audit.modules[:3]:
+    for module in story.diagnosis.audit.modules[:3]:
         assert f": {module.frobenius_norm:.4g}" in found.text

@@ -59,9 +59,19 @@ def test_a_report_that_fails_leaves_nothing_and_keeps_what_was_there(log, tmp_pa
     assert sorted(p.name for p in tmp_path.iterdir() if p.name != "cache") == ["report.html"]
 
 
-def test_nothing_to_report_on_and_a_base_without_an_adapter_are_errors_that_say_what_to_do(log, tmp_path, capsys):
+def test_nothing_to_report_on_and_a_base_without_weights_are_errors_that_say_what_to_do(log, tmp_path, capsys):
     assert "--adapter" in failure(capsys)
-    assert "--adapter" in failure(capsys, log, "--base", tmp_path)
+    assert "safetensors" in failure(capsys, log, "--base", tmp_path)
+
+
+def test_a_source_that_cannot_be_read_is_exit_code_two_and_the_rest_is_written(log, adapter, tmp_path, capsys):
+    damaged = tmp_path / "adapter_model.safetensors"
+    damaged.write_bytes(b"not tensors")
+    out = tmp_path / "a.html"
+    assert main(["report", str(log), "--adapter", str(damaged), "--out", str(out), "--fail-on", "info"]) == 2
+    assert "unreadable" in out.read_text(encoding="utf-8")
+    assert str(damaged) in failure_after(capsys, damaged, "--out", tmp_path / "b.html")
+    assert not (tmp_path / "b.html").exists()
 
 
 def test_fail_on_turns_findings_into_exit_code_one(log, tmp_path):
@@ -73,12 +83,13 @@ def test_the_library_writes_the_same_page_and_returns_what_it_says(log, tmp_path
     assert main(["report", str(log), "--out", str(tmp_path / "a.html")]) == 0
     story = gradience.write_report(log, tmp_path / "b.html")
     assert (tmp_path / "a.html").read_bytes() == (tmp_path / "b.html").read_bytes()
-    assert story.run is not None
-    assert story.run.run_id is not None
+    assert story.diagnosis.monitor is not None
+    assert story.series is not None
+    assert list(story.series.steps) == list(range(1, 121))
 
 
 def test_an_adapter_alone_and_a_config_alone_have_a_report(adapter, capsys):
     assert main(["report", "--adapter", str(adapter)]) == 0
     assert "Suggested ranks" in capsys.readouterr().out
     assert main(["report", "--config", str(adapter / "adapter_config.json")]) == 0
-    assert "no log was given" in capsys.readouterr().out
+    assert "no log was named" in capsys.readouterr().out

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Final
 
 from cyclopts import Parameter
 
-from gradience.cli.device import prepare_jax
 from gradience.cli.output import exit_code, print_text
 from gradience.errors import OutputError
 from gradience.report.formats import ReportFormat, format_of
@@ -15,14 +14,17 @@ from gradience.schema.scalars import Severity
 
 __all__ = ["report"]
 
+_NOT_READ: Final = 2
+
 
 def report(
-    run: Path | None = None,
+    path: Path | None = None,
     /,
     *,
     adapter: Path | None = None,
     config: Path | None = None,
     base: Path | None = None,
+    task: str | None = None,
     out: Path | None = None,
     kind: Annotated[ReportFormat | None, Parameter(name="--format")] = None,
     force: Annotated[bool, Parameter(negative=())] = False,
@@ -30,18 +32,21 @@ def report(
 ) -> int:
     """Write one file about a run: a page to look at, or Markdown for a pull request.
 
-    The page needs no script, no server and no network, and says what it could not judge.
+    The page needs no script, no server and no network, and says what it could not judge. Exit code 2 means that a
+    source could not be read; if another could, the report on that is there.
 
     Parameters
     ----------
-    run:
-        The run.jsonl, the folder of a run, or anything that gradience import reads.
+    path:
+        The folder that a run left, in which log, adapter and configuration are looked for; or a log.
     adapter:
-        The trained adapter: its folder or its weights file.
+        The adapter, where it is elsewhere: its folder or its weights file.
     config:
-        A configuration to judge instead of the one in the log.
+        The configuration, where it is elsewhere: anything that gradience check reads.
     base:
         The adapter's base model: a folder with safetensors, or organisation/name in the hub's local cache.
+    task:
+        What was trained: a data set's name (sst2, glue/mnli) or sft, dpo, grpo, ...
     out:
         The file to write: .html or .md. Without it, Markdown goes to the terminal.
     kind:
@@ -54,18 +59,23 @@ def report(
     chosen = kind or (format_of(out) if out is not None else "md")
     if out is None and chosen == "html":
         raise OutputError("where should the page be written?", advice="say --out report.html")
-    if adapter is not None:
+    from gradience.diagnosis.sources import find_sources  # noqa: PLC0415  # --help pays for nothing of this
+
+    sources = find_sources(path, adapter=adapter, config=config)
+    if sources.weights.path is not None:
+        from gradience.cli.device import prepare_jax  # noqa: PLC0415  # only where there are weights
+
         prepare_jax("auto")
-    from gradience.report.gather import gather  # noqa: PLC0415  # numpy and the verbs: --help need not pay for them
-    from gradience.report.write import report_text, write_report  # noqa: PLC0415  # the same
+    from gradience.report.gather import tell  # noqa: PLC0415  # may import jax, after its environment is set
+    from gradience.report.write import report_text, write_sources  # noqa: PLC0415  # the same
 
     if out is None:
-        story = gather(run, adapter=adapter, config=config, base=base)
+        story = tell(sources, base=base, task=task)
         print_text(report_text(story, chosen).rstrip("\n"))
     else:
-        story = write_report(run, out, adapter=adapter, config=config, base=base, kind=chosen, force=force)
-        print_text(f"wrote {out} ({out.stat().st_size / 1e3:.0f} KB, {_counted(len(story.found))})")
-    return exit_code(story.found, fail_on)
+        story = write_sources(sources, out, base=base, task=task, kind=chosen, force=force)
+        print_text(f"wrote {out} ({out.stat().st_size / 1e3:.0f} KB, {_counted(len(story.diagnosis.causes))})")
+    return exit_code(story.diagnosis.causes, fail_on) if story.diagnosis.complete else _NOT_READ
 
 
 def _counted(findings: int) -> str:

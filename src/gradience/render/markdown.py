@@ -6,10 +6,10 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Final
 
-from gradience.render.text import clean, count, number, percent
+from gradience.render.text import clean, count, number, percent, short_path
 from gradience.schema.audit import AuditReport
-from gradience.schema.findings import Finding, NotRun, gravest_first
-from gradience.schema.reports import CheckReport, MonitorReport
+from gradience.schema.diagnose import Cause, DiagnoseReport, Unjudged
+from gradience.schema.reports import MonitorReport
 
 __all__ = ["escape", "report_markdown"]
 
@@ -19,15 +19,9 @@ _SPECIAL: Final = re.compile(r"[\\`*\[\]<|~$&#]|(?<![^\W_])_|_(?![^\W_])|(?<=htt
 _SUMMONS: Final = re.compile(r"([@#])(?=\w)")
 
 
-def report_markdown(
-    run: MonitorReport | None,
-    audit: AuditReport | None = None,
-    check: CheckReport | None = None,
-    *,
-    missing: Sequence[NotRun] = (),
-) -> str:
-    """Return the report: the story, a table of facts, the findings, the suggested ranks, what was not judged."""
-    return "\n".join(_lines(run, audit, check, missing)) + "\n"
+def report_markdown(report: DiagnoseReport) -> str:
+    """Return the report: verdict, story, facts, findings, suggested ranks, what was not judged."""
+    return "\n".join(_lines(report)) + "\n"
 
 
 def escape(text: str) -> str:
@@ -41,30 +35,31 @@ def escape(text: str) -> str:
     return _SUMMONS.sub(r"\1<!-- -->", _SPECIAL.sub(r"\\\g<0>", cut))
 
 
-def _lines(
-    run: MonitorReport | None, audit: AuditReport | None, check: CheckReport | None, missing: Sequence[NotRun]
-) -> Iterator[str]:
-    yield f"### Gradience report: {escape(_model(run, audit, check))}"
+def _lines(report: DiagnoseReport) -> Iterator[str]:
+    run, audit = report.monitor, report.audit
+    verdict, _, seen = report.headline.partition("; ")
+    yield f"### Gradience report: {escape(_model(report))}"
+    yield ""
+    yield f"**{escape(verdict[:1].upper() + verdict[1:])}**; {escape(seen)}"
     yield ""
     if run is not None and run.story:
         yield f"{escape(run.story[:1].upper() + run.story[1:])}."
         yield ""
-    yield from _table(("", ""), [*_run_facts(run), *_weight_facts(audit)])
-    findings = [("log", run), ("weights", audit), ("config", check)]
-    yield from _findings([(name, f) for name, report in findings if report is not None for f in report.findings])
+    yield from _table(("Fact", "Value"), [*_run_facts(run), *_weight_facts(audit)])
+    yield from _findings(report.causes)
     yield from _ranks(audit)
-    yield from _not_judged([*missing, *(run.not_run if run else ()), *(check.not_run if check else ())])
+    yield from _not_judged(report.not_run)
     yield "<sub>Hypotheses: verify on held-out data. It instruments, you decide.</sub>"
 
 
-def _model(run: MonitorReport | None, audit: AuditReport | None, check: CheckReport | None) -> str:
+def _model(report: DiagnoseReport) -> str:
     names = (
-        run.config.model_name if run else None,
-        audit.base_model if audit else None,
-        check.config.model_name if check else None,
+        report.monitor.config.model_name if report.monitor else None,
+        report.audit.base_model if report.audit else None,
+        report.check.config.model_name if report.check else None,
+        report.path,
     )
-    known = next((name for name in names if name), "unnamed model")
-    return "/".join(known.rstrip("/").split("/")[-2:])
+    return short_path(next(name for name in names if name))
 
 
 def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> Iterator[str]:
@@ -105,30 +100,20 @@ def _weight_facts(audit: AuditReport | None) -> Iterator[tuple[str, str]]:
     yield "Update, means", used
 
 
-def _findings(found: Sequence[tuple[str, Finding]]) -> Iterator[str]:
-    sources: dict[tuple[str, str], list[str]] = {}
-    for source, finding in found:
-        sources.setdefault((finding.id, finding.message), []).append(source)
-    unique = {(f.id, f.message): f for _, f in reversed(found)}
-    ranked = gravest_first([unique[key] for key in sources])
-    yield f"**Findings: {len(ranked) or 'none, of what could be judged'}**"
+def _findings(causes: Sequence[Cause]) -> Iterator[str]:
+    yield f"**Findings: {len(causes) or 'none, of what could be judged'}**"
     yield ""
-    yield from _table(
-        ("Severity", "Id", "What was seen", "Consider", "Source"),
-        [
-            (
-                f"**{f.severity}**" if f.severity != "info" else "info",
-                f.id,
-                escape(f.message),
-                escape(f.action or "-"),
-                ", ".join(sources[f.id, f.message]),
-            )
-            for f in ranked[:_MOST_FINDINGS]
-        ],
-    )
-    if len(ranked) > _MOST_FINDINGS:
-        yield f"{len(ranked) - _MOST_FINDINGS} more are not shown."
+    head = ("Severity", "Id", "What was seen", "Suggestion", "Source")
+    yield from _table(head, [_finding(cause) for cause in causes[:_MOST_FINDINGS]])
+    if len(causes) > _MOST_FINDINGS:
+        yield f"{len(causes) - _MOST_FINDINGS} more are not shown."
         yield ""
+
+
+def _finding(cause: Cause) -> tuple[str, ...]:
+    severity = cause.severity if cause.severity == "info" else f"**{cause.severity}**"
+    sources = ", ".join(dict.fromkeys(piece.source for piece in cause.pieces))
+    return severity, cause.id, escape(cause.message), escape(cause.action or "-"), sources
 
 
 def _ranks(audit: AuditReport | None) -> Iterator[str]:
@@ -153,12 +138,17 @@ def _ranks(audit: AuditReport | None) -> Iterator[str]:
     )
 
 
-def _not_judged(items: Sequence[NotRun]) -> Iterator[str]:
-    if not items:
+def _not_judged(items: Sequence[Unjudged]) -> Iterator[str]:
+    """Yield what did not run, that of one reason together, folded."""
+    groups: dict[tuple[str, str], list[str]] = {}
+    for item in items:
+        groups.setdefault((item.source, item.reason), []).append(item.id)
+    if not groups:
         return
     yield f"<details><summary>Not judged: {len(items)}</summary>"
     yield ""
-    yield from (f"- {escape(item.id)}: {escape(item.reason)}" for item in items)
+    for (source, reason), ids in groups.items():
+        yield f"- {source}: {escape(reason)} ({escape(' '.join(dict.fromkeys(ids)))})"
     yield ""
     yield "</details>"
     yield ""

@@ -5,11 +5,12 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Iterable, Iterator
+from pathlib import PurePath
 
 from gradience.schema.findings import Finding, NotRun
 from gradience.schema.scalars import NonFinite
 
-__all__ = ["WIDTH", "banner", "clean", "count", "finding_lines", "not_run_lines", "number", "percent"]
+__all__ = ["WIDTH", "banner", "clean", "count", "finding_lines", "not_run_lines", "number", "percent", "short_path"]
 
 WIDTH = 72
 
@@ -55,6 +56,15 @@ def count(value: int) -> str:
         if value >= size:
             return f"{value / size:.1f}{unit}"
     return str(value)
+
+
+def short_path(path: str | PurePath) -> str:
+    """Return the last two parts of a path: a report is passed on, and need not say where on a disk it was made.
+
+    >>> short_path("/home/me/runs/toy/run.jsonl")
+    'toy/run.jsonl'
+    """
+    return "/".join(part for part in PurePath(path).parts[-2:] if part != "/")
 
 
 def finding_lines(findings: Iterable[Finding], *, verbose: bool) -> Iterator[str]:

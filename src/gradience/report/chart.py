@@ -19,6 +19,7 @@ STYLES: Final = 8  # line styles in the style sheet: four colours, each solid an
 _CHARACTER: Final = 6.6  # width of a tick label's character, in units of the drawing
 _BADGE: Final = 9.0  # radius of a numbered mark
 _BADGE_ROWS: Final = 3
+_MOST_POINTS: Final = 120  # with a dot each
 
 
 class Line(NamedTuple):
@@ -161,7 +162,7 @@ def _line(line: Line, style: int, frame: _Frame) -> Iterator[Element]:
         bands = "".join(_around(xs[p], low[p], high[p]) for p in parts)
         yield tag("path", d=bands, class_=f"band s{style}")
     yield tag("path", d="".join(_along(xs[p], middle[p]) for p in parts), class_=f"line s{style}")
-    if line.points:
+    if line.points and len(xs) <= _MOST_POINTS:
         for x, y in zip(xs, middle, strict=True):
             yield tag("circle", cx=round(x, 1), cy=round(y, 1), r=3, class_=f"dot s{style}")
 

@@ -8,39 +8,51 @@ from gradience.report.gather import Story
 from gradience.report.markup import Element, Node, tag
 from gradience.report.numbered import Numbered
 from gradience.report.pieces import fold, section, table
+from gradience.schema.diagnose import Cause, Piece
 from gradience.schema.findings import Evidence, Finding
+from gradience.schema.reports import MonitorReport
 
 __all__ = ["findings_section", "not_judged_section"]
 
 
 def findings_section(story: Story, found: Sequence[Numbered]) -> Element:
-    """Return every finding with its evidence, then alerts and recommendations that the log holds."""
-    title = f"Findings ({len(found)})"
-    note = "Hypotheses with their grounds, not verdicts: verify on held-out data. You decide."
+    """Return every cause with its evidence, then alerts and recommendations that the log holds."""
+    note = "Hypotheses with their grounds: verify on held-out data. You decide."
     if not found:
         note = "No check that could run has found anything. What could not run is listed under Not judged."
-    return section(
-        "findings", title, tag("p", note, class_="note"), [_article(n) for n in found], list(_recorded(story))
-    )
+    recorded = [] if story.diagnosis.monitor is None else list(_recorded(story.diagnosis.monitor))
+    lead = tag("p", note, class_="note")
+    return section("findings", f"Findings ({len(found)})", lead, [_article(n) for n in found], recorded)
 
 
 def _article(n: Numbered) -> Element:
-    f = n.finding
+    cause = n.cause
     where = f"{' and '.join(n.sources)}{'' if n.step is None else f', step {n.step:,}'}"
     head = tag(
         "h3",
-        tag("span", str(n.number), class_=f"disc {f.severity}"),
+        tag("span", str(n.number), class_=f"disc {cause.severity}"),
         " ",
-        tag("span", f.severity, class_=f"severity {f.severity}"),
-        f" {f.id} ",
+        tag("span", cause.severity, class_=f"severity {cause.severity}"),
+        f" {cause.id} ",
         tag("span", f"({where})", class_="where"),
     )
-    action = tag("p", tag("strong", "Suggestion: "), f.action) if f.action else None
-    return tag("article", head, tag("p", f.message), action, _grounds(f), id=n.anchor, class_=f.severity)
+    action = tag("p", tag("strong", "Suggestion: "), cause.action) if cause.action else None
+    body = [tag("p", cause.message), _pieces(cause), action, _grounds(cause)]
+    return tag("article", head, body, id=n.anchor, class_=cause.severity)
+
+
+def _pieces(cause: Cause) -> Element | None:
+    """Return what each source says, where several say something."""
+    return tag("ul", [_piece(piece) for piece in cause.pieces], class_="pieces") if cause.joined else None
+
+
+def _piece(piece: Piece) -> Element:
+    finding = f" {piece.id}" if piece.severity else ""
+    return tag("li", tag("strong", f"{piece.source}{finding}: "), piece.says)
 
 
 def _grounds(f: Finding) -> Element:
-    parts = (
+    parts: tuple[tuple[str, Node], ...] = (
         ("Why", f.rationale),
         ("Confidence", None if f.confidence is None else f"{f.confidence:.2f} of 1, a judgement"),
         ("Scope", f.scope),
@@ -55,32 +67,27 @@ def _evidence(item: Evidence) -> Element:
     return tag("li", tag("cite", item.source), f": {item.says}")
 
 
-def _recorded(story: Story) -> Iterator[Element]:
+def _recorded(report: MonitorReport) -> Iterator[Element]:
     """Yield what the log itself holds of alerts and recommendations."""
-    report = story.run
-    if report is None or not (report.alerts or report.recommendations):
-        return
     alerts = [(a.code, a.severity, a.message, "-" if a.step is None else f"{a.step:,}") for a in report.alerts]
     items = [(i.action, i.severity, i.message, "-") for i in report.recommendations]
-    yield table(
-        ("Code", "Severity", "Message", "Step"),
-        [*alerts, *items],
-        caption="Recorded in the log by its writer",
-        numbers=1,
-    )
+    if alerts or items:
+        head, caption = ("Code", "Severity", "Message", "Step"), "Recorded in the log by its writer"
+        yield table(head, [*alerts, *items], caption=caption, numbers=1)
 
 
 def not_judged_section(story: Story) -> Element:
-    """Return every check that did not run, and why; and tensors that no number speaks of."""
-    rows = [(item.id, source, item.reason) for source, item in story.not_run]
-    if story.audit is not None:
-        rows += [(item.name, "weights", item.reason) for item in story.audit.not_analysed]
-    if not rows:
-        return section("not-judged", "Not judged", tag("p", "Every check could run."))
-    note = tag("p", "Silence here is no pass: these did not run, for want of input or because they do not fit.")
-    return section(
-        "not-judged",
-        f"Not judged ({len(rows)})",
-        note,
-        table(("Check", "Source", "Reason"), rows, caption="Checks that did not run"),
-    )
+    """Return every check that did not run, those of one reason together; and tensors that no number speaks of."""
+    report = story.diagnosis
+    groups: dict[tuple[str, str], list[str]] = {}
+    for item in report.not_run:
+        groups.setdefault((item.source, item.reason), []).append(item.id)
+    rows: list[list[Node]] = [
+        [source, reason, " ".join(dict.fromkeys(ids))] for (source, reason), ids in groups.items()
+    ]
+    if report.audit is not None:
+        rows += [["weights", item.reason, item.name] for item in report.audit.not_analysed]
+    judged = ", ".join(f"{c.source} {c.judged} of {c.total}" for c in report.coverage)
+    lead = tag("p", f"Checks that ran: {judged}. Silence of the others is no pass; this is why they did not run.")
+    named = table(("Source", "Reason", "Checks"), rows, caption="Checks that did not run, by reason") if rows else None
+    return section("not-judged", f"Not judged ({sum(map(len, groups.values()))})", lead, named)

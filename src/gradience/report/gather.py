@@ -1,31 +1,33 @@
-"""What a report is made of: the log, the config and the adapter, each read and judged by its own verb."""
+"""What a report is made of: one diagnosis of a run, the rows behind it, and the files that were read."""
 
 from __future__ import annotations
 
 import os
 import platform
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from importlib.metadata import version
-from itertools import chain
 from pathlib import Path
-from typing import TypeAlias
+from typing import Final, TypeAlias
 
-from gradience.check import check_config
-from gradience.errors import ConfigError, GradienceError
-from gradience.importers.files import is_folder, sha256_of
-from gradience.monitor.run import report_of
-from gradience.monitor.source import open_source
-from gradience.schema.audit import AuditReport
-from gradience.schema.config import ConfigSnapshot, LoraSnapshot
-from gradience.schema.findings import Finding, NotRun
-from gradience.schema.reports import CheckReport, MonitorReport
+import msgspec
+
+from gradience.base.folder import find_shards
+from gradience.diagnosis.read import Read, read_sources
+from gradience.diagnosis.run import judge_sources
+from gradience.diagnosis.sources import Sources, find_sources
+from gradience.errors import GradienceError
+from gradience.importers.files import sha256_of
+from gradience.policy.run_detectors import DEFAULT_GAP
+from gradience.render.text import short_path
+from gradience.schema.diagnose import DiagnoseReport
 from gradience.telemetry.series import RunSeries
 
-__all__ = ["FileRead", "PathLike", "Story", "gather"]
+__all__ = ["FileRead", "PathLike", "Story", "gather", "tell"]
 
 PathLike: TypeAlias = str | os.PathLike[str]
 
-_ALL_VALUES = 4096  # singular values kept per module: more than any adapter's rank
+_ALL_VALUES: Final = 4096  # singular values kept per module: more than any adapter's rank
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,116 +42,89 @@ class FileRead:
 
 @dataclass(frozen=True, slots=True)
 class Story:
-    """What is known of a run, by source; a source that was not given is None and named in `missing`."""
+    """One run: its diagnosis, with the reports of check, monitor and audit in it; the rows of its log; the files."""
 
-    run: MonitorReport | None = None
+    diagnosis: DiagnoseReport
     series: RunSeries | None = None
-    check: CheckReport | None = None
-    audit: AuditReport | None = None
     files: list[FileRead] = field(default_factory=list)
     versions: dict[str, str] = field(default_factory=dict)
-    missing: list[NotRun] = field(default_factory=list)
-
-    @property
-    def findings(self) -> list[tuple[str, Finding]]:
-        """All findings with the source that showed them: the log's, the weights', then the config's."""
-        reports = (("log", self.run), ("weights", self.audit), ("config", self.check))
-        return [(source, found) for source, report in reports if report is not None for found in report.findings]
-
-    @property
-    def found(self) -> list[Finding]:
-        """All findings."""
-        return [finding for _, finding in self.findings]
-
-    @property
-    def not_run(self) -> list[tuple[str, NotRun]]:
-        """What was not judged, with the source that would have shown it."""
-        reports = (("log", self.run), ("config", self.check))
-        return [
-            *(("all", item) for item in self.missing),
-            *((source, item) for source, report in reports if report is not None for item in report.not_run),
-        ]
 
 
 def gather(
-    run: PathLike | None,
+    path: PathLike | None = None,
     *,
     adapter: PathLike | None = None,
     config: PathLike | None = None,
     base: PathLike | None = None,
+    task: str | None = None,
 ) -> Story:
-    """Return what the sources say. Without a config, the one in the log is judged.
+    """Return what log, config and adapter say. What is named wins over what the run's folder holds.
 
     Raises:
-        GradienceError: a source that was given cannot be read, or none was given.
+        GradienceError: nothing was given, a path does not exist, or nothing that is there can be read.
     """
-    if run is None and adapter is None and config is None:
-        raise GradienceError("nothing to report on", advice="give a run.jsonl, --adapter or --config")
-    if base is not None and adapter is None:
-        raise GradienceError("a base without an adapter says nothing", advice="give the adapter with --adapter")
-    source = None if run is None else open_source(run)
-    series = None if source is None else source.summary.last
-    report = report_of(source, series) if source is not None and series is not None else None
-    audit = None if adapter is None else _audit(adapter, base)
-    check = _check(config, report, adapter)
+    return tell(find_sources(path, adapter=adapter, config=config), base=base, task=task)
+
+
+def tell(sources: Sources, *, base: PathLike | None = None, task: str | None = None) -> Story:
+    """Return what sources that were found say.
+
+    Raises:
+        GradienceError: none of them can be read.
+    """
+    if base is not None:
+        find_shards(Path(base))  # what was named and cannot be read is said at once
+    read = read_sources(sources, base, task, DEFAULT_GAP, top_singular_values=_ALL_VALUES)
+    if read.check is None and read.log is None and read.audit is None:
+        reasons = [state.reason for state in read.states.values() if state.state == "unreadable"]
+        reason = "; ".join(reasons) or "neither log, adapter nor configuration"
+        raise GradienceError(f"{sources.path}: {reason}", advice="give a run, --adapter or --config")
     return Story(
-        run=report,
-        series=series,
-        check=check,
-        audit=audit,
-        files=list(_files(source.path if source is not None else None, check, audit)),
-        versions=_versions(with_jax=audit is not None),
-        missing=list(_missing(report, check, audit)),
+        diagnosis=_without_folders(judge_sources(sources, read)),
+        series=read.log.run if read.log else None,
+        files=_files(sources, read),
+        versions=_versions(with_jax=read.audit is not None),
     )
 
 
-def _audit(adapter: PathLike, base: PathLike | None) -> AuditReport:
-    from gradience.audit import audit_adapter  # noqa: PLC0415  # imports jax: only a report on weights pays for it
+def _without_folders(report: DiagnoseReport) -> DiagnoseReport:
+    """Return the diagnosis with reasons that name a source by its last two parts: a report is passed on."""
+    paths = [source.path for source in report.sources if source.path is not None]
 
-    return audit_adapter(adapter, base=base, top_singular_values=_ALL_VALUES)
+    def short(reason: str) -> str:
+        for path in paths:
+            reason = reason.replace(path, short_path(path))
+        return reason
 
-
-def _check(config: PathLike | None, report: MonitorReport | None, adapter: PathLike | None) -> CheckReport | None:
-    """Judge the file that was given; else the log's config, completed by the adapter's where the log has none."""
-    if config is not None:
-        return check_config(document=config)
-    logged = None if report is None or report.config == ConfigSnapshot() else report.config
-    of_adapter = adapter if logged is None or logged.lora == LoraSnapshot() else None
-    folder = Path(of_adapter) if of_adapter is not None else None
-    if folder is not None and not is_folder(folder):
-        folder = folder.parent
-    try:
-        return check_config(logged, peft_dir=folder) if logged is not None or folder is not None else None
-    except ConfigError:
-        return check_config(logged) if logged is not None else None  # an adapter of a format without a config
-
-
-def _files(log: Path | None, check: CheckReport | None, audit: AuditReport | None) -> list[FileRead]:
-    named = chain(
-        [("log", str(log))] if log is not None else [],
-        [("adapter config", audit.config_path)] if audit is not None and audit.config_path else [],
-        [("weights", path) for path in audit.weights_paths or [audit.weights_path]] if audit is not None else [],
-        [(source.role, source.path) for source in check.sources] if check is not None else [],
+    return msgspec.structs.replace(
+        report,
+        sources=[msgspec.structs.replace(s, reason=short(s.reason)) for s in report.sources],
+        not_run=[msgspec.structs.replace(item, reason=short(item.reason)) for item in report.not_run],
     )
-    places = {os.path.realpath(path): (role, Path(path)) for role, path in reversed([*named])}
-    found = [(role, path) for role, path in reversed(places.values()) if path.is_file()]
-    return [FileRead(role, path, path.stat().st_size, sha256_of(path)) for role, path in found]
+
+
+def _files(sources: Sources, read: Read) -> list[FileRead]:
+    """Return the files, each once, by the first role it was read in."""
+    places: dict[str, tuple[str, Path]] = {}
+    for role, path in _named(sources, read):
+        if path.is_file():
+            places.setdefault(os.path.realpath(path), (role, path))
+    return [FileRead(role, path, path.stat().st_size, sha256_of(path)) for role, path in places.values()]
+
+
+def _named(sources: Sources, read: Read) -> Iterator[tuple[str, Path]]:
+    if read.log and sources.log.path:
+        yield "log", sources.log.path
+        yield "log", Path(read.log.report.file)
+    if read.audit is not None:
+        for weights in read.audit.weights_paths or [read.audit.weights_path]:
+            yield "weights", Path(weights)
+        if read.audit.config_path:
+            yield "adapter config", Path(read.audit.config_path)
+    for source in read.check.sources if read.check is not None else ():
+        yield source.role, Path(source.path)
 
 
 def _versions(*, with_jax: bool) -> dict[str, str]:
     names = ("gradience", "numpy", *(("jax",) if with_jax else ()))
     return {**{name: version(name) for name in names}, "python": platform.python_version()}
-
-
-def _missing(report: MonitorReport | None, check: CheckReport | None, audit: AuditReport | None) -> list[NotRun]:
-    told = (
-        ("log", report, "no log was given: curves and detectors are not in this report"),
-        ("weights", audit, "no adapter was given (--adapter DIR): the weights were not looked at"),
-        ("config", check, "no config was given (--config FILE), and the log holds none: no rule was applied"),
-    )
-    missing = [NotRun(id=name, reason=reason) for name, source, reason in told if source is None]
-    if audit is not None and audit.base is None:
-        missing.append(
-            NotRun(id="base", reason="no base model was given (--base DIR): no size relative to its weights")
-        )
-    return missing

@@ -1,4 +1,4 @@
-"""The findings of all sources in one numbered list, gravest first, each at its step."""
+"""The causes of a diagnosis in one numbered list, gravest first, each at its step."""
 
 from __future__ import annotations
 
@@ -6,8 +6,7 @@ from collections.abc import Sequence
 from typing import Final, NamedTuple
 
 from gradience.report.chart import Mark
-from gradience.report.gather import Story
-from gradience.schema.findings import SEVERITIES, Finding
+from gradience.schema.diagnose import Cause, DiagnoseReport
 
 __all__ = ["Numbered", "marks_of", "numbered"]
 
@@ -15,16 +14,25 @@ _STEPS: Final = ("step", "first_step", "best_step", "from_step", "lowest_step") 
 
 
 class Numbered(NamedTuple):
-    """A finding, its number in the report, and which sources show it."""
+    """A cause and its number in the report."""
 
     number: int
-    sources: Sequence[str]
-    finding: Finding
+    cause: Cause
+
+    @property
+    def sources(self) -> list[str]:
+        """Which sources show it."""
+        return list(dict.fromkeys(piece.source for piece in self.cause.pieces))
+
+    @property
+    def ids(self) -> list[str]:
+        """Its id, and those of the findings that it joins."""
+        return list(dict.fromkeys([self.cause.id, *(piece.id for piece in self.cause.pieces if piece.id)]))
 
     @property
     def step(self) -> int | None:
         """The step it speaks of, or None where it speaks of no single one."""
-        values = (self.finding.values.get(name) for name in _STEPS)
+        values = (self.cause.values.get(name) for name in _STEPS)
         return next((v for v in values if isinstance(v, int) and not isinstance(v, bool)), None)
 
     @property
@@ -33,20 +41,13 @@ class Numbered(NamedTuple):
         return f"finding-{self.number}"
 
 
-def numbered(story: Story) -> list[Numbered]:
-    """Return the findings, gravest first; one that two sources show in the same words is one."""
-    sources: dict[tuple[str, str], list[str]] = {}
-    first: dict[tuple[str, str], Finding] = {}
-    for source, finding in story.findings:
-        key = finding.id, finding.message
-        sources.setdefault(key, []).append(source)
-        first.setdefault(key, finding)
-    ranked = sorted(first, key=lambda key: -SEVERITIES.index(first[key].severity))
-    return [Numbered(place, sources[key], first[key]) for place, key in enumerate(ranked, 1)]
+def numbered(report: DiagnoseReport) -> list[Numbered]:
+    """Return the causes with their numbers, from 1."""
+    return [Numbered(place, cause) for place, cause in enumerate(report.causes, 1)]
 
 
 def marks_of(found: Sequence[Numbered], prefix: str = "") -> list[Mark]:
-    """Return the marks of the log's findings whose id begins so, in the order of their steps."""
-    at = [(n, n.step) for n in found if "log" in n.sources and n.finding.id.startswith(prefix)]
-    marks = [Mark(n.number, step, n.finding.severity) for n, step in at if step is not None]
+    """Return the marks of what the log shows and whose id begins so, in the order of their steps."""
+    at = [(n, n.step) for n in found if "log" in n.sources and any(finding.startswith(prefix) for finding in n.ids)]
+    marks = [Mark(n.number, step, n.cause.severity) for n, step in at if step is not None]
     return sorted(marks, key=lambda mark: mark.step)

@@ -7,25 +7,29 @@ import hashlib
 from collections.abc import Iterator
 from importlib.resources import files
 from itertools import chain
+from typing import Final
 
 from gradience.render.check import config_rows
-from gradience.render.text import number, percent
+from gradience.render.text import number, percent, short_path
 from gradience.report.findings import findings_section, not_judged_section
 from gradience.report.gather import Story
 from gradience.report.markup import Element, Node, document, style_sheet, tag
-from gradience.report.numbered import Numbered, numbered
-from gradience.report.pieces import section, short_path, table
+from gradience.report.numbered import numbered
+from gradience.report.pieces import section, table
 from gradience.report.training import training_section
 from gradience.report.weights import weights_section
-from gradience.schema.findings import SEVERITIES
+from gradience.schema.audit import AuditReport
 from gradience.schema.reports import MonitorReport
 
 __all__ = ["report_html"]
 
+_MOST_NOTES: Final = 50
+_MOST_TEXT: Final = 600  # characters of a note
+
 
 def report_html(story: Story) -> str:
     """Return the page. The same sources give the same bytes."""
-    found = numbered(story)
+    found = numbered(story.diagnosis)
     css = files("gradience.report").joinpath("style.css").read_text(encoding="utf-8")
     sections = [
         findings_section(story, found),
@@ -40,7 +44,7 @@ def report_html(story: Story) -> str:
     body = tag(
         "body",
         tag("a", "Skip to the findings", href="#findings", class_="skip"),
-        _header(story, found, name),
+        _header(story, name),
         _contents(shown),
         tag("main", shown),
         tag("footer", tag("p", "Made by gradience: it instruments, you decide. No script, no network.")),
@@ -65,30 +69,29 @@ def _head(name: str, css: str) -> Element:
 
 def _name(story: Story) -> str:
     """Return the model's name, else that of the log or of the adapter's folder."""
-    run, audit, check = story.run, story.audit, story.check
+    run, audit, check = story.diagnosis.monitor, story.diagnosis.audit, story.diagnosis.check
     names = (
         run.config.model_name if run is not None else None,
         audit.base_model if audit is not None else None,
         check.config.model_name if check is not None else None,
+        story.diagnosis.path,
     )
-    places = (run.file if run is not None else None, audit.peft_dir if audit is not None else None, "unnamed model")
-    return short_path(next(name for name in (*names, *places) if name))
+    return short_path(next(name for name in names if name))
 
 
-def _header(story: Story, found: list[Numbered], name: str) -> Element:
-    facts = chain(_run_facts(story.run) if story.run is not None else (), _weight_facts(story))
-    counts = ", ".join(f"{n} {s}" for s in reversed(SEVERITIES) if (n := sum(f.finding.severity == s for f in found)))
-    told = story.run.story if story.run is not None else ""
+def _header(story: Story, name: str) -> Element:
+    report = story.diagnosis
+    run, audit = report.monitor, report.audit
+    facts = chain(_run_facts(run) if run is not None else (), _weight_facts(audit) if audit is not None else ())
+    verdict, _, seen = report.headline.partition("; ")
+    told = run.story if run is not None else ""
     return tag(
         "header",
         tag("p", "Gradience report", class_="kicker"),
         tag("h1", name),
-        tag("p", told[:1].upper() + told[1:] + ".", class_="story") if told else None,
-        tag(
-            "dl",
-            [tag("div", tag("dt", k), tag("dd", v)) for k, v in [*facts, ("Findings", counts or "none")]],
-            class_="facts",
-        ),
+        tag("p", tag("strong", verdict[:1].upper() + verdict[1:]), f"; {seen}", class_=f"verdict {report.verdict}"),
+        tag("p", f"{told[:1].upper()}{told[1:]}.", class_="story") if told else None,
+        tag("dl", [tag("div", tag("dt", k), tag("dd", v)) for k, v in facts], class_="facts"),
     )
 
 
@@ -108,10 +111,9 @@ def _run_facts(report: MonitorReport) -> Iterator[tuple[str, str]]:
         yield "Time in the log", _duration(t.duration_s)
 
 
-def _weight_facts(story: Story) -> Iterator[tuple[str, str]]:
-    if story.audit is not None:
-        yield "Adapter", story.audit.health.verdict.replace("_", " ")
-        yield "Utilization, mean", percent(story.audit.summary.utilization_mean)
+def _weight_facts(report: AuditReport) -> Iterator[tuple[str, str]]:
+    yield "Adapter", report.health.verdict.replace("_", " ")
+    yield "Utilization, mean", percent(report.summary.utilization_mean)
 
 
 def _duration(seconds: float) -> str:
@@ -132,7 +134,7 @@ def _contents(sections: list[Element]) -> Element:
 
 
 def _config_section(story: Story) -> Element | None:
-    check = story.check
+    check = story.diagnosis.check
     if check is None:
         return None
     rows: list[list[Node]] = [[label, value] for label, value in config_rows(check)]
@@ -146,21 +148,33 @@ def _config_section(story: Story) -> Element | None:
 
 
 def _provenance_section(story: Story) -> Element:
+    report = story.diagnosis
+    head, caption = ("Read as", "File", "SHA-256", "Bytes"), "Files that were read"
     rows: list[list[Node]] = [[f.role, short_path(f.path), tag("code", f.sha256), f"{f.bytes:,}"] for f in story.files]
-    made = ", ".join(f"{name} {number}" for name, number in story.versions.items())
-    lines = [f"Made with {made}."]
-    if story.run is not None and story.run.run_id:
-        lines.append(f"Run {story.run.run_id}; sessions recorded: {story.run.sessions}.")
-    if story.audit is not None and story.audit.base is not None and story.audit.base.identity:
-        lines.append(f"Base model: {short_path(story.audit.base.path)}, identity {story.audit.base.identity}.")
-    reports = (story.run, story.audit)
-    notes = [note for report in reports if report is not None for note in report.notes]
+    notes = tag("ul", [tag("li", note[:_MOST_TEXT]) for note in report.notes[:_MOST_NOTES]]) if report.notes else None
     return section(
         "provenance",
         "Provenance",
-        table(("Read as", "File", "SHA-256", "Bytes"), rows, caption="Files that were read", numbers=1)
-        if rows
-        else None,
-        [tag("p", line) for line in lines],
-        tag("ul", [tag("li", note) for note in notes]) if notes else None,
+        _sources(story),
+        table(head, rows, caption=caption, numbers=1) if rows else None,
+        [tag("p", line) for line in _origin(story)],
+        notes,
     )
+
+
+def _sources(story: Story) -> Element:
+    rows: list[list[Node]] = [
+        [s.source, s.state, "-" if s.path is None else short_path(s.path), s.reason or s.holds, s.chosen or "-"]
+        for s in story.diagnosis.sources
+    ]
+    head = ("Source", "State", "Place", "What it holds, or why it was not read", "Why this one")
+    return table(head, rows, caption="Sources of this report")
+
+
+def _origin(story: Story) -> Iterator[str]:
+    run, audit = story.diagnosis.monitor, story.diagnosis.audit
+    yield f"Made with {', '.join(f'{name} {number}' for name, number in story.versions.items())}."
+    if run is not None and run.run_id:
+        yield f"Run {run.run_id}; sessions recorded: {run.sessions}."
+    if audit is not None and audit.base is not None and audit.base.identity:
+        yield f"Base model: {short_path(audit.base.path)}, identity {audit.base.identity}."

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Final
 
 from gradience.report.chart import HALF, NARROW, WIDE, Mark, Plot, Size, draw, swatch
 from gradience.report.envelope import Envelope
 from gradience.report.markup import Element, Node, tag
 
-__all__ = ["caption_of", "figure", "fold", "plot_figure", "section", "short_path", "table"]
+__all__ = ["caption_of", "figure", "fold", "plot_figure", "section", "table"]
 
 _MOST_MARKS: Final = 40  # named under a plot
+_MOST_ROWS: Final = 100  # of a table
 
 
 def section(name: str, title: str, *content: Node) -> Element:
@@ -25,9 +25,14 @@ def fold(summary: str, *content: Node) -> Element:
     return tag("details", tag("summary", summary), *content)
 
 
-def table(head: Sequence[str], rows: Iterable[Sequence[Node]], *, caption: str, numbers: int = 0) -> Element:
-    """Return a table that scrolls within itself; its last `numbers` columns are numbers."""
+def table(head: Sequence[str], rows: Sequence[Sequence[Node]], *, caption: str, numbers: int = 0) -> Element:
+    """Return a table that scrolls within itself; its last `numbers` columns are numbers.
+
+    A log can hold any number of anything: what is over a hundred rows is counted in the caption and not shown.
+    """
     first = len(head) - numbers
+    if len(rows) > _MOST_ROWS:
+        caption = f"{caption} (the first {_MOST_ROWS} of {len(rows):,})"
 
     def cell(kind: str, i: int, content: Node, **attributes: str) -> Element:
         return tag(kind, content, class_="number" if i >= first else None, **attributes)
@@ -35,7 +40,7 @@ def table(head: Sequence[str], rows: Iterable[Sequence[Node]], *, caption: str, 
     top = tag("thead", tag("tr", [cell("th", i, name, scope="col") for i, name in enumerate(head)]))
     body = [
         tag("tr", [tag("th", r[0], scope="row"), *(cell("td", i, value) for i, value in enumerate(r[1:], 1))])
-        for r in rows
+        for r in rows[:_MOST_ROWS]
     ]
     whole = tag("table", tag("caption", tag("span", caption)), top, tag("tbody", body))
     return tag("div", whole, class_="scroll", tabindex="0", role="region", aria_label=caption)
@@ -88,12 +93,3 @@ def caption_of(what: str, data: Envelope, *, absent: int = 0) -> str:
     if absent:
         drawn += f" {absent:,} further rows have no value."
     return drawn
-
-
-def short_path(path: str | Path) -> str:
-    """Return the last two parts of a path: a report is passed on, and need not say where on a disk it was made.
-
-    >>> short_path("/home/me/runs/toy/run.jsonl")
-    'toy/run.jsonl'
-    """
-    return "/".join(part for part in Path(path).parts[-2:] if part != "/")

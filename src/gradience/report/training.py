@@ -16,6 +16,7 @@ from gradience.report.markup import Element, tag
 from gradience.report.numbered import Numbered, marks_of
 from gradience.report.pieces import caption_of, plot_figure, section, table
 from gradience.report.scale import Scale
+from gradience.schema.diagnose import BestCheckpoint, Checkpoint, DiagnoseReport
 from gradience.schema.events import Eval
 from gradience.schema.scalars import Real, as_float
 from gradience.telemetry.series import RunSeries
@@ -34,7 +35,14 @@ def training_section(story: Story, found: Sequence[Numbered]) -> Element | None:
         return None
     figures = [*_loss(run, found), *_others(run, found)]
     empty = None if figures else tag("p", "The log holds no training row and no evaluation.")
-    return section("training", "Training", empty, tag("div", figures, class_="figures"), _evaluations(run))
+    return section(
+        "training",
+        "Training",
+        empty,
+        tag("div", figures, class_="figures"),
+        _evaluations(run),
+        _checkpoints(story.diagnosis),
+    )
 
 
 def _loss(run: RunSeries, found: Sequence[Numbered]) -> Iterator[Element]:
@@ -130,10 +138,10 @@ def _says(line: Line) -> str:
 def _evaluations(run: RunSeries) -> Element | None:
     if not run.evals:
         return None
-    rows = [
-        _split_row(split, [e for e in run.evals if e.split == split])
-        for split in dict.fromkeys(e.split for e in run.evals)
-    ]
+    splits: dict[str, list[Eval]] = {}
+    for event in run.evals:
+        splits.setdefault(event.split, []).append(event)
+    rows = [_split_row(split, events) for split, events in splits.items()]
     head = ("Split", "Times", "Best loss", "at step", "Last loss", "Perplexity", "Accuracy", "Examples", "at step")
     return table(head, rows, caption="Evaluations by split: the lowest loss, and the newest evaluation", numbers=8)
 
@@ -156,3 +164,19 @@ def _split_row(split: str, events: Sequence[Eval]) -> list[str]:
         percent(m.accuracy),
         *counts[1:],
     ]
+
+
+def _checkpoints(report: DiagnoseReport) -> Element | None:
+    best = report.best_checkpoint
+    if not report.checkpoints:
+        return None
+    rows = [[c.name, f"{c.step:,}", number(c.loss, ".4g"), _standing(c, best)] for c in report.checkpoints]
+    noise = "unknown" if best is None or best.noise is None else f"{best.noise:.2g} ({best.noise_from})"
+    caption = f"Checkpoints with an adapter on disk; noise of one evaluation: {noise}"
+    return table(("Checkpoint", "Step", "Held-out loss", "Standing"), rows, caption=caption)
+
+
+def _standing(checkpoint: Checkpoint, best: BestCheckpoint | None) -> str:
+    if best is not None and checkpoint.name == best.name:
+        return "best"
+    return "as good, within the noise" if checkpoint.tied else "-"

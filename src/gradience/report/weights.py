@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import islice
 from typing import Final
 
 from gradience.render.heatmap import Quantity, grid_of
@@ -17,8 +18,8 @@ from gradience.schema.audit import AuditReport, ModuleAudit
 
 __all__ = ["weights_section"]
 
-_MOST_MODULES: Final = 200  # rows of the table
-_MOST_KINDS: Final = 40  # rows of the map
+_MOST_CELLS: Final = 2_000  # of the map
+_MOST_LAYERS: Final = 400
 _MAPS: Final[tuple[tuple[Quantity, str], ...]] = (
     ("norm", "How large the update is"),
     ("utilization", "How much of the rank it uses"),
@@ -27,7 +28,7 @@ _MAPS: Final[tuple[tuple[Quantity, str], ...]] = (
 
 def weights_section(story: Story) -> Element | None:
     """Return what the audit says, or None where no adapter was given."""
-    report = story.audit
+    report = story.diagnosis.audit
     if report is None:
         return None
     verdict = tag("p", tag("strong", report.health.verdict.replace("_", " ").upper()), f": {report.health.reason}.")
@@ -88,12 +89,15 @@ def _map(report: AuditReport, of: Quantity, title: str) -> Iterator[Element]:
     grid = grid_of(report.modules, of)
     if grid is None:
         return
-    cut = grid._replace(rows=dict(list(grid.rows.items())[:_MOST_KINDS]))
+    layers = grid.layers[:_MOST_LAYERS]
+    kinds = max(_MOST_CELLS // len(layers), 1)
+    cut = grid._replace(rows=dict(islice(grid.rows.items(), kinds)), layers=layers)
     outside = sum(m.layer is None for m in report.modules)
     said = f"{grid.title[:1].upper()}{grid.title[1:]} by layer and kind of module; 0: never trained, !: not finite."
     said += f" {outside} modules in no layer are not shown." if outside else ""
-    said += f" {len(grid.rows) - _MOST_KINDS} further kinds are not shown." if len(grid.rows) > _MOST_KINDS else ""
-    shape = f"{len(cut.rows)} kinds of module in {len(grid.layers)} layers"
+    more = ((len(grid.rows) - len(cut.rows), "kinds"), (len(grid.layers) - len(layers), "layers"))
+    said += "".join(f" {n:,} further {what} are not shown." for n, what in more if n)
+    shape = f"{len(cut.rows)} kinds of module in {len(layers)} layers"
     label = f"{title}: {grid.title} of {shape}, highest {grid.top:.4g}."
     drawn = [draw_grid(cut, size, label) for size in (WIDE, NARROW)]
     yield figure(title, drawn, ramp(cut), caption=said, wide=True)
@@ -140,13 +144,9 @@ def _modules(report: AuditReport) -> Node:
         report.modules, key=lambda m: (m.state == "ok", m.utilization if m.utilization is not None else 2.0)
     )
     head = ("Module", "State", "r", "Stable rank", "Utilization", "k at 90 %", "Norm of dW", "s")
-    more = len(ranked) - _MOST_MODULES
-    title = f"Modules: least used first ({min(len(ranked), _MOST_MODULES):,} of {len(ranked):,})"
-    rest = (
-        tag("p", f"{more:,} more with a higher utilization: 'gradience audit --json' lists all.") if more > 0 else None
-    )
-    rows = [_module(m) for m in ranked[:_MOST_MODULES]]
-    return fold(title, table(head, rows, caption="Modules, least used first", numbers=6), rest)
+    title = f"Modules, least used first ({len(ranked):,})"
+    rows = [_module(m) for m in ranked]
+    return fold(title, table(head, rows, caption="Modules, least used first", numbers=6))
 
 
 def _module(m: ModuleAudit) -> list[str]:

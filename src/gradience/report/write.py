@@ -4,43 +4,59 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from gradience.diagnosis.sources import Sources, find_sources
 from gradience.render.markdown import report_markdown
 from gradience.report.formats import ReportFormat, format_of
-from gradience.report.gather import PathLike, Story, gather
+from gradience.report.gather import PathLike, Story, tell
 from gradience.report.page import report_html
 from gradience.whole import whole_file
 
-__all__ = ["report_text", "write_report"]
+__all__ = ["report_text", "write_report", "write_sources"]
 
 
 def write_report(
-    run: PathLike | None,
+    path: PathLike | None,
     out: PathLike,
     *,
     adapter: PathLike | None = None,
     config: PathLike | None = None,
     base: PathLike | None = None,
+    task: str | None = None,
     kind: ReportFormat | None = None,
     force: bool = False,
 ) -> Story:
     """Write a report, whole or not at all, and return what it says.
 
     Args:
-        run: a run.jsonl, the folder of a run, or anything that `gradience import` reads.
+        path: the folder that a run left, in which log, adapter and configuration are looked for; or a log.
         out: the file to write.
-        adapter: the trained adapter's folder or weights file; needs JAX, as an audit does.
-        config: a configuration to judge instead of the one in the log.
+        adapter: the adapter, where it is elsewhere: its folder or its weights file.
+        config: the configuration, where it is elsewhere: anything that `check_config` reads.
         base: the base model of the adapter, as `audit_adapter` takes it.
+        task: what was trained (`sst2`, `sft`, `dpo`, ...), for the rules about the configuration.
         kind: `html` (one page without script or network) or `md` (short, for a pull request); by the suffix if None.
         force: replace the file if it is there.
 
     Raises:
         GradienceError: a source cannot be read, or the file cannot be written or is there already.
     """
-    place = Path(out)
-    chosen = kind or format_of(place)
-    with whole_file(place, force=force) as draft:  # a name that is taken is refused before the work
-        story = gather(run, adapter=adapter, config=config, base=base)
+    sources = find_sources(path, adapter=adapter, config=config)
+    return write_sources(sources, Path(out), base=base, task=task, kind=kind, force=force)
+
+
+def write_sources(
+    sources: Sources,
+    out: Path,
+    *,
+    base: PathLike | None = None,
+    task: str | None = None,
+    kind: ReportFormat | None = None,
+    force: bool = False,
+) -> Story:
+    """Write a report on sources that were found, as `write_report` does."""
+    chosen = kind or format_of(out)
+    with whole_file(out, force=force) as draft:  # a name that is taken is refused before the work
+        story = tell(sources, base=base, task=task)
         draft.write_text(report_text(story, chosen), encoding="utf-8")
     return story
 
@@ -49,4 +65,4 @@ def report_text(story: Story, kind: ReportFormat) -> str:
     """Return the report in a format."""
     if kind == "html":
         return report_html(story)
-    return report_markdown(story.run, story.audit, story.check, missing=story.missing)
+    return report_markdown(story.diagnosis)
