@@ -187,6 +187,23 @@ def memorized(rng: random.Random, log: Log) -> str:
     return "GAP111"
 
 
+def unfinished(rng: random.Random, log: Log) -> str:
+    """Let the held-out loss fall by 4 to 20 % to the end, evaluated four times or more."""
+    count, fall, high = rng.randint(4, 12), rng.uniform(0.04, 0.2), rng.uniform(0.8, 2.0)
+    for k in range(1, count + 1):
+        loss = high * (1 - fall * 4 * k / count) * (1 + rng.gauss(0, 0.001))
+        log.evals = [*log.evals[: k - 1], (k * log.rows // count - 1, loss, 0.7)]
+    return "UND126"
+
+
+def epoch_steps(rng: random.Random, log: Log) -> str:
+    """Let the training loss step down by 8 to 35 % at the ends of two to four epochs."""
+    epochs, drop = rng.randint(2, 4), rng.uniform(0.08, 0.35)
+    log.losses = [x * (1 - drop) ** int(i * epochs / log.rows) for i, x in enumerate(log.losses)]
+    log.epochs = float(epochs)
+    return "MEM127"
+
+
 def chance(rng: random.Random, log: Log) -> str:
     rows = [log.rows * k // 4 - 1 for k in range(1, 5)]
     log.evals = [(row, LN2 * math.exp(rng.gauss(0, 0.02)), share(rng, log.examples, 0.5)) for row in rows]
@@ -324,6 +341,8 @@ _TEXT = ("gaussian", "heavy-tailed", "epoch-steps", "every-step")
 _LM = (*_TEXT, "classification")
 LOG_FAULTS: tuple[Fault, ...] = (
     memorized,
+    unfinished,
+    epoch_steps,
     chance,
     few_examples,
     no_end,
@@ -345,6 +364,8 @@ LOG_FAULTS: tuple[Fault, ...] = (
 )
 ONLY_IN: dict[Fault, tuple[str, ...]] = {
     memorized: _LM,
+    unfinished: _LM,
+    epoch_steps: _TEXT,
     chance: ("classification",),
     few_examples: ("classification",),
     resumed_same: _LM,

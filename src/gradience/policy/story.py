@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import chain
 from typing import Final
 
+import msgspec
+
 from gradience.policy.detectors.adapter import audited_rank
 from gradience.policy.detectors.curve import median
 from gradience.policy.detectors.facts import RunFacts
@@ -26,10 +28,22 @@ _GRAVE: Final = SEVERITIES.index("warning")
 _BROKEN: Final = ("NUM102", "NUM101", "DIV104")  # the worst that a loss can say, worst first
 _SHAPES: Final = ("OVF110", "NOL106", "PLT105")  # the first that was seen is told
 _OBJECTIVE: Final = ("PRF119", "RWD122", "ZVR123", "KLD124")
-_LATER: Final = ("DIV103", "GRD107", "GRD108", "LRS109", "GAP111", "CHN112", "TRN202", "NUM201", "RND203")
+_LATER: Final = (
+    "MEM127",
+    "UND126",
+    "DIV103",
+    "GRD107",
+    "GRD108",
+    "LRS109",
+    "GAP111",
+    "CHN112",
+    "TRN202",
+    "NUM201",
+    "RND203",
+)
 _LOG: Final = ("TRN115", "DUP117", "RES116")
 _TOLD: Final = {*_BROKEN, *_SHAPES, *_OBJECTIVE, *_LATER, *_LOG, "END114"}
-_ALSO_AS_INFO: Final = {"OVF110", "PLT105", "ZVR123"}  # a shape of the curve, at any severity
+_ALSO_AS_INFO: Final = {"OVF110", "PLT105", "ZVR123", "UND126", "MEM127"}  # a shape of the curve, at any severity
 
 
 def line_of(parts: Iterable[StoryPart]) -> str:
@@ -45,7 +59,7 @@ def tell(
     abstained = {item.id for item in not_run}
     parts = chain(
         _spoken(found, _BROKEN),
-        _spoken(found, _SHAPES)[:1] or _learning(found, abstained, facts),
+        _shape(found, abstained) or _learning(found, abstained, facts),
         _loss(facts, train),
         _spoken(found, _OBJECTIVE),
         _reward(facts),
@@ -61,6 +75,14 @@ def tell(
 
 def _spoken(found: Mapping[str, Finding], ids: Sequence[str]) -> list[StoryPart]:
     return [StoryPart(says=_phrase(found[i]), finding=i, values=_brief(found[i].values)) for i in ids if i in found]
+
+
+def _shape(found: Mapping[str, Finding], abstained: set[str]) -> list[StoryPart]:
+    """Return what the curve looks like, by the first finding on it."""
+    shape = _spoken(found, _SHAPES)[:1]
+    if shape and shape[0].finding == "PLT105" and "NOL106" not in abstained and not found.keys() & set(_BROKEN):
+        return [msgspec.structs.replace(shape[0], says=f"learns, then is {shape[0].says}")]
+    return shape
 
 
 def _phrase(finding: Finding) -> str:
@@ -79,9 +101,9 @@ def _learning(found: Mapping[str, Finding], abstained: set[str], facts: RunFacts
         return
     if not facts.series.steps:
         yield StoryPart(says="no training loss was logged")
-    elif "NOL106" in abstained:
+    elif "NOL106" in abstained and "UND126" not in found:
         yield StoryPart(says="whether it learns could not be judged")
-    else:
+    elif "NOL106" not in abstained:
         yield StoryPart(says="learns")
 
 
@@ -112,7 +134,8 @@ def _held_out(facts: RunFacts, found: Mapping[str, Finding]) -> Iterator[StoryPa
         step = curve.steps[curve.losses.index(best)]
         says = f"{curve.split} loss {_n(last)}"
         if len(curve.losses) > 1:
-            says += ", its best" if step == curve.steps[-1] else f" (best {_n(best)} at step {step})"
+            best_now = "" if "UND126" in found else ", its best"
+            says += best_now if step == curve.steps[-1] else f" (best {_n(best)} at step {step})"
         yield StoryPart(says=says, values={"last": last, "best": best, "best_step": step})
     accuracy = facts.held_out.metrics.accuracy
     if accuracy is not None and "CHN112" not in found:
@@ -174,6 +197,8 @@ _PHRASES: Final[dict[str, Callable[[Mapping[str, Json]], str | None]]] = {
     "OVF110": _overfits,
     "NOL106": lambda _: "the loss does not fall",
     "PLT105": lambda v: f"flat from step {v['from_step']}",
+    "MEM127": lambda _: "steps down with each epoch",
+    "UND126": lambda v: f"{v['split']} loss still falls at the end",
     "DIV103": lambda v: f"loss spike at step {v['step']}",
     "GRD107": lambda v: f"gradient norm jumps at step {v['step']}" if "step" in v else None,
     "GRD108": lambda v: f"no gradient from step {v['step']}",

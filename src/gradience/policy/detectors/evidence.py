@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from gradience.policy.evidence import TINKER_STEPS
 from gradience.schema.findings import Evidence
 
 __all__ = [
@@ -14,6 +15,7 @@ __all__ = [
     "DPO_START",
     "ECKART_YOUNG",
     "ENERGY",
+    "EPOCH_STEPS",
     "GAP_CONVENTION",
     "GRPO_KL",
     "INSTRUCT_GPT",
@@ -33,6 +35,7 @@ __all__ = [
     "SEQUENCE",
     "SPIKE_PEERS",
     "SPIKE_TRIAL",
+    "TINKER_STEPS",
     "TORN",
     "TRIAL",
 ]
@@ -106,6 +109,10 @@ GRPO_KL = Evidence(
 LIKELIHOOD = Evidence(
     source="Smaug/DPO-Positive, arXiv 2402.13228 (abstract)",
     says="DPO can lower the likelihood of the chosen answer as long as the margin grows",
+)
+EPOCH_STEPS = Evidence(
+    source="fast.ai, Can LLMs learn from a single example? (2023)",
+    says="the training loss falls in steps at the ends of epochs: examples are memorized after one sight",
 )
 DPO_START = Evidence(
     source="DPO, arXiv 2305.18290 (the loss)", says="-log sigmoid(0) = ln 2 where policy and reference are the same"

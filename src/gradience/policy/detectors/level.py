@@ -95,30 +95,36 @@ def _divergence(facts: RunFacts) -> Sighting | None:
 
 
 def _plateau(facts: RunFacts) -> Sighting | None:
+    _positive(facts.loss)
+    n = len(facts.loss.points)
+    for share in (t.PLATEAU_SPAN.value, t.PLATEAU_LONG.value):
+        start = n - math.ceil(share * n)
+        if not _idle(facts, facts.loss.row(start)):
+            return _flat_from(facts, start, share)
+    return None
+
+
+def _flat_from(facts: RunFacts, start: int, share: float) -> Sighting | None:
     curve = facts.loss
-    _positive(curve)
     n = len(curve.points)
-    start = n - math.ceil(t.PLATEAU_SPAN.value * n)
     span = thin(curve.points[start:], 60)
     level = median(span)
     if level <= 0.0:
         return None
     drop = -theil_sen(span) * (len(span) - 1) / level
+    least = t.PLATEAU_DROP.value * share / t.PLATEAU_SPAN.value
     # of the slope; the noise of the second half, for the span of a short log has too few differences
     error = _MEDIAN_ERROR * _relative(noise(curve.points[n // 2 :]), level) * math.sqrt(12.0 / (n - start))
     if error > t.PLATEAU_ERROR.value:
-        reason = f"too noisy: a fall of {2 * error:.1%} over the last {t.PLATEAU_SPAN.value:.0%} could not be seen"
+        reason = f"too noisy: a fall of {2 * error:.1%} over the last {share:.0%} could not be seen"
         raise Unknown(reason)
-    flat = (
-        -t.RISING.value * error <= drop + t.PLATEAU_DROP.value
-        and drop <= t.PLATEAU_DROP.value + t.FALLING.value * error
-    )
-    if not flat or _idle(facts, curve.row(start)):
+    doubt = t.FALLING.value * error if share == t.PLATEAU_SPAN.value else 0.0  # a longer look has to be sure
+    if not -t.RISING.value * error <= drop + least or drop > least + doubt:
         return None
     step = facts.step(curve.row(start))
     return Sighting(
-        f"The loss is flat from step {step} on: it fell {drop:.2%} (+/- {error:.2%}) over the last "
-        f"{t.PLATEAU_SPAN.value:.0%} of the rows, at a learning rate that still counts.",
+        f"The loss is flat from step {step} on: it fell {drop:.2%} (+/- {error:.2%}) over the last {share:.0%} of "
+        "the rows, at a learning rate that still counts.",
         {"drop": drop, "error": error, "level": level, "from_step": step},
         seen=(f"Theil-Sen slope over {len(span)} points from step {step}",),
     )
@@ -224,7 +230,7 @@ DETECTORS = (
         action="Stop here, or decay the learning rate; held-out loss decides.",
         scope="positive losses, learning rate above 10 % of its peak",
         verify="Held-out loss over the same steps.",
-        thresholds=(t.PLATEAU_SPAN, t.PLATEAU_DROP, t.FALLING, t.RISING, t.PLATEAU_ERROR, t.PLATEAU_LR),
+        thresholds=(t.PLATEAU_SPAN, t.PLATEAU_LONG, t.PLATEAU_DROP, t.FALLING, t.RISING, t.PLATEAU_ERROR, t.PLATEAU_LR),
         not_for=("rl",),
         least_rows=t.FEW_ROWS,
     ),

@@ -16,7 +16,7 @@ from gradience.policy.facts import Unknown
 from gradience.schema.events import Eval
 from gradience.schema.scalars import as_float
 
-__all__ = ["DETECTORS", "HeldOutCurve", "held_out_curve"]
+__all__ = ["DETECTORS", "HeldOutCurve", "evaluation_noise", "held_out_curve"]
 
 _SECOND: Final = 0.6053  # standard deviation over the median |second difference|: 1 / (0.6745 sqrt 6)
 _TASK: Final = ("accuracy", "f1", "exact_match", "rewards/accuracies", "rouge1", "rougeL", "bleu")
@@ -83,14 +83,14 @@ def _onset(curve: HeldOutCurve) -> _Onset | None:
     best = min(range(len(losses)), key=losses.__getitem__)
     lowest = losses[best]
     last = losses[max(best + 1, len(losses) - int(t.OVERFIT_EVALS.value)) :]
-    noise = _noise(losses) / lowest
+    noise = evaluation_noise(losses) / lowest
     bar = max(t.OVERFIT_RISE.value, t.OVERFIT_NOISE.value * noise)
     if len(last) < t.OVERFIT_EVALS.value or min(last) / lowest - 1.0 <= bar:
         return None
     return _Onset(curve, best, losses[-1] / lowest - 1.0, noise)
 
 
-def _noise(losses: Sequence[float]) -> float:
+def evaluation_noise(losses: Sequence[float]) -> float:
     """Return the noise between evaluations: second differences, which a steady rise leaves at 0."""
     if len(losses) < 5:  # noqa: PLR2004  # three second differences at least
         return 0.0

@@ -18,6 +18,11 @@ __all__ = [
     "DECAYED",
     "DIVERGED_NOISE",
     "DIVERGED_RATIO",
+    "EPOCH_DROP",
+    "EPOCH_ERRORS",
+    "EPOCH_REST",
+    "EPOCH_ROWS",
+    "EPOCH_SHARE",
     "FALLING",
     "FEW_ROWS",
     "GRADIENT_FLOOR",
@@ -44,6 +49,7 @@ __all__ = [
     "PEAK_SHARE",
     "PLATEAU_DROP",
     "PLATEAU_ERROR",
+    "PLATEAU_LONG",
     "PLATEAU_LR",
     "PLATEAU_SPAN",
     "RATE_ROWS",
@@ -65,6 +71,8 @@ __all__ = [
     "START_MARGIN",
     "START_STEP",
     "SURELY",
+    "UNFINISHED_EVALS",
+    "UNFINISHED_FALL",
     "VANISHED_RATIO",
     "VANISHED_ROWS",
     "WINDOW_SHARE",
@@ -108,6 +116,7 @@ WINDOW_SHARE = Threshold(
     "window_share", 0.05, "fraction of the rows, at least 5 rows", "proposal of the project's design"
 )
 PLATEAU_SPAN = Threshold("plateau_span", 0.3, "fraction of the rows, the last ones", "proposal of the project's design")
+PLATEAU_LONG = Threshold("plateau_long", 0.5, "the same, where the learning rate has decayed by then", "a real plateau")
 PLATEAU_DROP = Threshold(
     "plateau_drop", 0.005, "fraction of the level over the span", "proposal; ReduceLROnPlateau 1e-4"
 )
@@ -151,6 +160,13 @@ CHANCE_Z = Threshold("chance_z", 1.64, "standard deviations", "one-sided 95 %")
 CHANCE_MARGIN = Threshold("chance_margin", 0.03, "accuracy, where n is unknown", _JUDGEMENT)
 CHANCE_LOSS = Threshold("chance_loss", 0.98, "of ln K", "proposal of the project's design")
 SMALL_EVAL = Threshold("small_eval", 0.03, "half-width of a 95 % interval", _JUDGEMENT)
+UNFINISHED_EVALS = Threshold("unfinished_evals", 4, "evaluations of one split", _JUDGEMENT)
+UNFINISHED_FALL = Threshold("unfinished_fall", 0.01, "fraction of the loss, over the last quarter", _JUDGEMENT)
+EPOCH_DROP = Threshold("epoch_drop", 0.05, "fraction of the level before the end of an epoch", _JUDGEMENT)
+EPOCH_ERRORS = Threshold("epoch_errors", 3.0, "standard errors of that fraction", "trial")
+EPOCH_SHARE = Threshold("epoch_share", 0.25, "of an epoch, before and after its end", _JUDGEMENT)
+EPOCH_ROWS = Threshold("epoch_rows", 3, "points before and after", _JUDGEMENT)
+EPOCH_REST = Threshold("epoch_rest", 0.2, "of an epoch that must follow its end", "as epoch_share")
 
 # the log
 REPLAY_DIFFERENCE = Threshold(
