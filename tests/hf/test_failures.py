@@ -62,6 +62,24 @@ def test_a_disk_that_stays_full_is_said_at_the_end(training, callback, tmp_path)
     assert "9 events" in ours[1]
 
 
+def test_a_disk_that_fails_when_the_log_is_closed_is_said_and_does_not_reach_the_training(
+    training, callback, log, tmp_path, monkeypatch
+):
+    def fail(_fd):
+        raise OSError(5, "Input/output error")
+
+    def break_disk(_model):
+        monkeypatch.setattr("gradience.telemetry.logfile.os.fsync", fail)
+
+    run = training.trainer(tmp_path, training.At(6, break_disk), callback())
+    with pytest.warns(RuntimeWarning, match="gradience") as said:
+        assert run.train().global_step == 6
+    monkeypatch.undo()
+    ours = [str(w.message) for w in said if "gradience" in str(w.message)]
+    assert any("the log could not be closed" in message for message in ours)
+    assert log(tmp_path).steps == [1, 2, 3, 4, 5, 6]
+
+
 def test_a_folder_that_cannot_be_written_costs_the_log_and_not_the_training(training, callback, tmp_path):
     (tmp_path / "file").write_text("not a folder")
     run = training.trainer(tmp_path, callback(tmp_path / "file" / "run.jsonl"))
@@ -103,7 +121,9 @@ def test_a_model_that_shows_nothing_is_recorded_without_its_config(training, cal
         def forward(self, input_ids, labels):
             return {"loss": self.layer(input_ids).sum()}
 
-    training.trainer(tmp_path, callback(notes="odd"), model=Odd(), max_steps=2).train()
+    with pytest.warns(RuntimeWarning, match="the configuration could not be read.*: TypeError") as said:
+        training.trainer(tmp_path, callback(notes="odd"), model=Odd(), max_steps=2).train()
+    assert len([w for w in said if "gradience" in str(w.message)]) == 1
     events = log(tmp_path)
     assert events[0].config.extras == {"snapshot_failed": "TypeError"}
     assert events[0].config.notes == "odd"

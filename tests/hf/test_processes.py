@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -71,6 +72,40 @@ def test_ctrl_c_is_recorded(training, log, tmp_path):
     assert done.returncode == -signal.SIGINT
     (end,) = log(tmp_path).of("run_end")
     assert (end.status, end.reason) == ("interrupted", "KeyboardInterrupt")
+
+
+def test_sigterm_ends_the_process_as_ever_and_leaves_every_row_but_no_end(training, log, tmp_path):
+    done = _run(PROGRAM, tmp_path, "--act", "terminate")
+    assert done.returncode == -signal.SIGTERM
+    events = log(tmp_path)
+    assert events.steps == [1, 2, 3, 4, 5, 6, 7]
+    assert events.of("run_end") == []
+
+
+def test_a_program_that_leaves_on_sigterm_by_sys_exit_has_its_end_recorded(training, log, tmp_path):
+    done = _run(PROGRAM, tmp_path, "--act", "terminate-in-order")
+    assert done.returncode == 143, done.stderr
+    (end,) = log(tmp_path).of("run_end")
+    assert (end.status, end.reason) == ("aborted", "training was left before its end")
+
+
+def test_a_trainer_that_stops_on_sigterm_by_itself_has_its_end_and_step_recorded(training, log, tmp_path):
+    done = _run(PROGRAM, tmp_path, "--act", "terminate", "--jit", "--steps", 100_000)
+    assert done.returncode == 0, done.stderr
+    events = log(tmp_path)
+    (end,) = events.of("run_end")
+    assert (end.status, end.reason) == ("ok", f"stopped at step {events.steps[-1]} of 100000")
+
+
+def test_no_signal_handler_and_no_hook_is_installed(training, callback, tmp_path):
+    def held():
+        handlers = {name: signal.getsignal(name) for name in signal.valid_signals()}
+        return handlers, sys.excepthook, sys.unraisablehook, threading.excepthook
+
+    before, seen = held(), []
+    training.trainer(tmp_path, callback(), training.At(3, lambda _model: seen.append(held())), max_steps=4).train()
+    assert seen == [before]
+    assert held() == before
 
 
 def test_of_two_processes_one_writes(training, log, tmp_path):

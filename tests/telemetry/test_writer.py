@@ -390,8 +390,10 @@ def test_closing_releases_the_log_and_leaves_one_hidden_lock_file(log: Path) -> 
     assert sorted(path.name for path in log.parent.iterdir()) == [".run.jsonl.lock", "run.jsonl"]
 
 
-def test_where_there_are_no_locks_the_log_is_written_all_the_same(log, monkeypatch) -> None:
-    log.touch()
+@pytest.mark.parametrize("new", [True, False])
+def test_where_there_are_no_locks_the_log_is_written_all_the_same(log, monkeypatch, new) -> None:
+    if not new:
+        log.touch()
 
     class Lockless:
         def __init__(self, *_: object, **__: object) -> None: ...

@@ -138,7 +138,8 @@ class GradienceCallback(TrainerCallback):
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ARG002  # theirs
         """Close the run; evaluations that come later are still recorded."""
         early = 0 < state.global_step < state.max_steps
-        self._flight.end("ok", f"stopped at step {state.global_step} of {state.max_steps}" if early else None)
+        with self._flight:
+            self._flight.end("ok", f"stopped at step {state.global_step} of {state.max_steps}" if early else None)
 
     def _begin(self, args: Any, state: Any, shown: Mapping[str, Any]) -> None:
         size = batch_size(args, state)
@@ -161,6 +162,7 @@ class GradienceCallback(TrainerCallback):
         try:
             return config_snapshot(args, state, self._said, **parts)
         except Exception as error:  # noqa: BLE001  # foreign objects: a run without its config is still a run
+            self._flight.warn(f"the configuration could not be read, and is not recorded: {type(error).__name__}")
             return msgspec.structs.replace(self._said, extras={"snapshot_failed": type(error).__name__})
 
     def _take_row(self, step: int, row: Row, shown: Mapping[str, Any]) -> None:

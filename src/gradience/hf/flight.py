@@ -96,7 +96,7 @@ class Flight:
         """Take note of an event that could not be written; give up if the log is at fault."""
         self.dropped += 1
         if self.dropped == 1:
-            self._warn(f"an event of this run could not be recorded, training goes on: {_shown(error)}")
+            self.warn(f"an event of this run could not be recorded, training goes on: {_shown(error)}")
         if _is_the_log(error):
             self._armed = False
 
@@ -114,7 +114,7 @@ class Flight:
             self._close()
             self._armed = True  # for late evaluations
         if lost:
-            self._warn(lost)
+            self.warn(lost)
 
     def leave(self) -> None:
         """Close a run whose training was left without its end: by an exception, Ctrl-C or an exit."""
@@ -135,8 +135,8 @@ class Flight:
         if writer is not None:
             try:
                 writer.close()
-            except OSError as error:
-                _logger.debug("closing the log: %s", error)
+            except (RecorderError, OSError) as error:
+                self.warn(f"the log could not be closed: {_shown(error)}")
 
     def _how_it_was_left(self) -> tuple[Status, str]:
         """Return the status by the exception in flight, or by the one that ended the program."""
@@ -146,10 +146,11 @@ class Flight:
         reason = f"{type(error).__name__}: {error}" if self._allow_text else type(error).__name__
         return ("interrupted" if isinstance(error, KeyboardInterrupt) else "error"), reason
 
-    def _warn(self, message: str) -> None:
+    def warn(self, message: str) -> None:
+        """Say what went wrong; training goes on, also where warnings are errors."""
         try:
             warnings.warn(f"gradience: {message}", RuntimeWarning, stacklevel=3)
-        except RuntimeWarning:  # warnings are errors here: training goes on all the same
+        except RuntimeWarning:
             _logger.warning("gradience: %s", message)
 
 

@@ -41,10 +41,13 @@ class LogFile:
         self._synced_at = 0.0
         self._unsynced = False
         self._torn = False
-        self.path, self._lock = _locked(path, sibling)
+        self.path, held = _locked(path, sibling)
+        self._lock = held if isinstance(held, FileLock) else None
         try:
             self._fd: int | None = _opened(self.path)
             self._close_torn_tail(self._fd)
+            if not isinstance(held, FileLock):
+                warnings.warn(f"{self.path} is written without a lock: {held}", RuntimeWarning, stacklevel=3)
         except BaseException:
             self.close()
             raise
@@ -140,36 +143,32 @@ def _fsync(fd: int) -> None:
             raise
 
 
-def _locked(path: Path, sibling: str | None) -> tuple[Path, FileLock | None]:
-    """Return the path this process may write, and its lock: the sibling's if the log is taken."""
+def _locked(path: Path, sibling: str | None) -> tuple[Path, FileLock | str]:
+    """Return the path this process may write, the sibling if the log is taken, and its lock or why there is none."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise RecorderError(f"cannot make the folder {path.parent}: {error.strerror}", advice=_ADVICE) from error
-    free, lock = _try_lock(path)
-    if free:
-        return path, lock
+    if (held := _try_lock(path)) is not None:
+        return path, held
     if sibling is None:
         raise RecorderError(f"{path} is being written by another process", advice="wait until that run has ended")
     beside = path.with_name(sibling)
     warnings.warn(
         f"{path} is being written by another process; this run is recorded in {beside}", RuntimeWarning, stacklevel=4
     )
-    free, lock = _try_lock(beside)
-    if not free:
+    if (held := _try_lock(beside)) is None:
         raise RecorderError(f"{beside} is being written by another process", advice="choose another path")
-    return beside, lock
+    return beside, held
 
 
-def _try_lock(path: Path) -> tuple[bool, FileLock | None]:
-    """Return whether the path is free, and the lock now held: None where the file system has no locks to give."""
+def _try_lock(path: Path) -> FileLock | str | None:
+    """Return the lock now held, or why the file system gives none; None if another process holds it."""
     lock = FileLock(path.with_name(f".{path.name}.lock"), timeout=0)
     try:
         lock.acquire()
     except Timeout:
-        return False, None
+        return None
     except (OSError, NotImplementedError) as error:
-        if path.exists():  # else opening it says what is wrong
-            warnings.warn(f"{path} is written without a lock: {error}", RuntimeWarning, stacklevel=5)
-        return True, None
-    return True, lock
+        return str(error)
+    return lock
