@@ -290,6 +290,55 @@ AROUND = {  # rule: (fires, silent, cannot tell), each with what the configurati
             (config(extras={"task": "sft"}, training={"max_steps": 9}), coverage(lora_params=1)),
         ],
     ),
+    "SRV001": (
+        [
+            (lora(use_dora=True), Around(engines=("vllm",))),
+            (lora(modules_to_save=["lm_head"]), Around(engines=("llamacpp",))),
+            (lora(bias="all"), Around(engines=("vllm",))),
+            (lora(r=8), Around(engines=("mlx",))),
+        ],
+        [
+            (lora(use_rslora=True, rank_pattern={"q": 4}), Around(engines=("vllm",))),
+            (config(lora={"use_dora": True}, extras={"format": "mlx-lm"}), Around(engines=("mlx",))),
+        ],
+        [(lora(use_dora=True), Around())],
+    ),
+    "SRV002": (
+        [
+            (lora(use_rslora=True), Around(engines=("llamacpp",))),
+            (lora(rank_pattern={"q": 4}), Around(engines=("vllm",))),
+            (lora(alpha_pattern={"q": 4.0}), Around(engines=("lorax",))),
+        ],
+        [
+            (lora(use_rslora=True), Around(engines=("vllm", "lorax"))),
+            (lora(rank_pattern={"q": 4}), Around(engines=("llamacpp",))),
+        ],
+        [(lora(use_rslora=True), Around())],
+    ),
+    "SRV003": (
+        [
+            (lora(extras={"layers_to_transform": [1]}), Around(engines=("lorax",))),
+            (lora(target_modules=["q_proj", "up_proj"]), Around(engines=("slora",))),
+            (lora(target_modules="all-linear"), Around(engines=("slora",))),
+        ],
+        [(lora(target_modules=["q_proj", "model.layers.0.self_attn.v_proj"]), Around(engines=("slora", "vllm")))],
+        [(lora(), Around())],
+    ),
+    "SRV004": (
+        [
+            (lora(r=12), Around(engines=("vllm",))),
+            (lora(r=64), Around(engines=("vllm",))),
+            (lora(r=513), Around(engines=("vllm",))),
+            (lora(r=8, rank_pattern={"q": 24}), Around(engines=("vllm",))),
+            (lora(r=4), Around(engines=("lorax",))),
+        ],
+        [
+            (lora(r=16), Around(engines=("vllm", "lorax"))),
+            (lora(r=48), Around(engines=("lorax",))),
+            (lora(r=7), Around(engines=("llamacpp",))),
+        ],
+        [(lora(r=12), Around()), (lora(), Around(engines=("vllm",)))],
+    ),
     "REC005": (
         [(training(), Around(output=("checkpoint-10",)))],
         [

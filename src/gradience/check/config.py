@@ -20,6 +20,7 @@ from gradience.policy.facts import Facts, Unknown
 from gradience.policy.objective import objective_of
 from gradience.policy.rules import Verdict
 from gradience.policy.selection import left_out, matching
+from gradience.policy.serve_facts import ENGINES
 from gradience.schema.config import ConfigSnapshot
 from gradience.schema.coverage import Coverage
 from gradience.schema.reports import CHECK_SCHEMA_ID, CheckReport, SourceFile
@@ -52,6 +53,7 @@ def check_config(
     overrides: ConfigSnapshot | None = None,
     base: Place | None = None,
     task: str | None = None,
+    serve: Iterable[str] = (),
     select: Iterable[str] = (),
     ignore: Iterable[str] = (),
     settings: Place | None = None,
@@ -69,6 +71,7 @@ def check_config(
         base: the base model, a folder or organisation/name in the hub's local cache. Its config.json and safetensors
             headers tell what the targets reach; no weight is read.
         task: what is trained: `sst2`, `sft`, `dpo`, ...
+        serve: engines the adapter is meant for: vllm, lorax, slora, llamacpp, mlx.
         select: ids of rules, or beginnings of ids, to apply; all by default.
         ignore: ids of rules, or beginnings of ids, to leave out.
         settings: a gradience.toml, or a pyproject.toml with `[tool.gradience]`, whose `select` and `ignore` apply where
@@ -91,6 +94,7 @@ def check_config(
     config, versions = _complete(whole, task), _transformers()
     where = None if base is None else Path(base)
     around = look_around(whole, config, base=where, folders=folders, transformers=versions)
+    around = around._replace(engines=_engines(serve, settings))
     named = (("base", base), ("settings", settings))
     sources = [*whole.sources, *(SourceFile(role=role, path=str(path)) for role, path in named if path is not None)]
     verdict = judge_config(config, transformers=versions, around=around, left_out=unwanted)
@@ -111,6 +115,17 @@ def _report(
         not_run=verdict.not_run,
         unknown_keys=list(dict.fromkeys(whole.unknown_keys)),
     )
+
+
+def _engines(given: Iterable[str], settings: Place | None) -> tuple[str, ...]:
+    """Return the engines named, else those of the settings file."""
+    asked = [name.strip().lower() for item in given for name in item.split(",")]
+    if not asked and settings is not None:
+        asked = [name.lower() for name in read_preferences(Path(settings)).serve]
+    strange = sorted(name or "an empty text" for name in asked if name not in ENGINES)
+    if strange:
+        raise ConfigError(f"no engine is called {', '.join(strange)}", advice=f"engines: {', '.join(ENGINES)}")
+    return tuple(dict.fromkeys(asked))
 
 
 def _left_out(select: list[str], ignore: list[str], settings: Place | None) -> dict[str, str]:

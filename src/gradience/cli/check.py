@@ -33,6 +33,7 @@ def check(
     training: Path | None = None,
     base: Path | None = None,
     overrides: Annotated[Overrides, Parameter(name="*")] = _NONE_GIVEN,
+    serve: Annotated[list[str] | None, _Repeat] = None,
     select: Annotated[list[str] | None, _Repeat] = None,
     ignore: Annotated[list[str] | None, _Repeat] = None,
     fail_on: FailOn | None = None,
@@ -64,6 +65,9 @@ def check(
     base:
         The base model: a folder, or organisation/name in the hub's local cache. Counts what the targets reach, from
         config.json and safetensors headers; nothing is loaded or downloaded.
+    serve:
+        Engines the adapter is meant for, with commas between: vllm, lorax, slora, llamacpp, mlx. Says what each will
+        make of it.
     select:
         Apply only these rules: an id, or the beginning of ids such as LR; may be repeated.
     ignore:
@@ -92,6 +96,7 @@ def check(
         overrides=overrides.snapshot(),
         base=base,
         task=task,
+        serve=serve or (),
         select=select or (),
         ignore=ignore or (),
         settings=project.path,

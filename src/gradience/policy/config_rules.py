@@ -4,7 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from gradience.policy import rules_adapter, rules_coverage, rules_rate, rules_recording, rules_schedule, rules_values
+from gradience.policy import (
+    rules_adapter,
+    rules_coverage,
+    rules_rate,
+    rules_recording,
+    rules_schedule,
+    rules_serving,
+    rules_values,
+)
 from gradience.policy.facts import Around, Facts
 from gradience.policy.rules import Rule, Verdict, apply_rules
 from gradience.schema.config import ConfigSnapshot
@@ -19,6 +27,7 @@ RULES: tuple[Rule, ...] = (
     + rules_coverage.RULES
     + rules_recording.RULES
     + rules_schedule.RULES
+    + rules_serving.RULES
 )
 
 

@@ -33,6 +33,7 @@ __all__ = [
     "RECIPES",
     "RSLORA",
     "SAVE_FLOW",
+    "SERVE_TABLE",
     "SWEEP_HIGH",
     "SWEEP_LOW",
     "TINKER_RL",
@@ -177,4 +178,8 @@ ADDED_TOKENS = Evidence(
 OUTPUT_REUSED = Evidence(
     source="huggingface/transformers#19446; roboflow/rf-detr#1325",
     says="a second run into the same folder mixes checkpoints and logs with the first, or overwrites them",
+)
+SERVE_TABLE = Evidence(
+    source="policy/serve_facts.py, a table read from the engines' sources",
+    says="each row names its repository, commit and file; each finding cites its own row",
 )

@@ -33,6 +33,8 @@ class Around(NamedTuple):
     output: tuple[str, ...] | None = None
     """What of a run the output folder holds, by name."""
     no_output: str = "output_dir is not given"
+    engines: tuple[str, ...] = ()
+    """Engines that the adapter is meant for."""
 
 
 class Facts:

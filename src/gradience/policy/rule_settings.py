@@ -39,6 +39,18 @@ SETTINGS_OF: Final[dict[str, tuple[str, ...]]] = {
     "SCH001": ("lr_scheduler",),
     "SCH002": ("warmup_steps", "warmup_ratio"),
     "SCH003": ("warmup_ratio",),
+    "SRV001": (),  # the feature it found names it
+    "SRV002": (),
+    "SRV003": (),
+    "SRV004": ("r", "rank_pattern"),
+}
+_FEATURES: Final = {
+    "dora": "use_dora",
+    "rslora": "use_rslora",
+    "token_rows": "trainable_token_indices",
+    "some_layers": "layers_to_transform",
+    "beyond_attention": "target_modules",
+    "peft_format": "peft_type",
 }
 _SAID: Final = {  # what VAL001 calls a value, where that is no field
     "adam eps": "eps",
@@ -54,6 +66,9 @@ def settings_of(finding: Finding) -> list[str]:
     """Return the fields, or keys of the file, that a finding is about, the nearest first."""
     if finding.id == "SEC001":
         return [str(finding.values.get("key", ""))]
+    if "feature" in finding.values:
+        feature = str(finding.values["feature"])
+        return [_FEATURES.get(feature, feature)]
     if finding.id == "VAL001":
         names = (name.partition("[")[0] for name in finding.values)
         return ["betas" if name.startswith("adam beta") else _SAID.get(name, name) for name in names]

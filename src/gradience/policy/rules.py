@@ -21,6 +21,7 @@ class Hit(NamedTuple):
     severity: Severity | None = None
     confidence: float | None = None
     action: str | None = None
+    evidence: tuple[Evidence, ...] = ()
 
 
 class Rule(NamedTuple):
@@ -72,6 +73,6 @@ def _finding(rule: Rule, hit: Hit) -> Finding:
         confidence=rule.confidence if hit.confidence is None else hit.confidence,
         scope=rule.scope,
         verify=rule.verify,
-        evidence=list(rule.evidence),
+        evidence=list(hit.evidence or rule.evidence),
         values={key: real(value) if isinstance(value, float) else value for key, value in hit.values.items()},
     )

@@ -10,7 +10,9 @@ import re
 from collections.abc import Sequence
 from typing import Literal
 
-__all__ = ["Part", "part_of", "reaches_mlp"]
+__all__ = ["ATTENTION_OUTPUTS", "Part", "part_of", "reaches_mlp"]
+
+ATTENTION_OUTPUTS = frozenset(["q_proj", "k_proj", "v_proj", "o_proj"])
 
 Part = Literal["attn", "mlp", "either", "unknown"]
 

@@ -14,6 +14,7 @@ from gradience.schema.scalars import Real, as_float
 __all__ = ["check_text", "config_rows"]
 
 _MOST_NAMES = 10  # targets and unknown keys on one line
+_ASKED_FOR = {"not selected", "no engine is named (--serve)"}  # reasons that are no want of input
 _MOST_TEXT = 60  # characters of one value
 
 
@@ -148,14 +149,15 @@ def _rest(report: CheckReport, *, verbose: bool) -> Iterator[str]:
     if report.unknown_keys:
         yield f"Unknown keys (no setting of PEFT, transformers or TRL): {_names(report.unknown_keys)}"
         yield ""
-    if not report.not_run:
+    not_run = [item for item in report.not_run if verbose or item.reason not in _ASKED_FOR]
+    if not not_run:
         return
-    n = len(report.not_run)
+    n = len(not_run)
     if verbose:
         yield f"Not judged ({n}):"
-        yield from not_run_lines(report.not_run)
+        yield from not_run_lines(not_run)
     else:
-        ids = " ".join(dict.fromkeys(item.id for item in report.not_run))
+        ids = " ".join(dict.fromkeys(item.id for item in not_run))
         yield f"Not judged, for want of input or because they do not fit ({n}; --verbose says why):"
         yield f"  {clean(ids)}"
     yield ""
