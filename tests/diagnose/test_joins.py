@@ -19,7 +19,7 @@ FACTS = {
     "config": {"idle_targets", "other_config"},
     "log": {"other_log", "NUM201", "RND203"},  # the log's own audit says TRN202's kin under their ids
     "weights": {"exploded", "no_head", "adapted", "other_adapter"},
-    "disk": {"best_checkpoint", "no_checkpoint", "before_nan", "lowest", "short_of_the_end"},
+    "disk": {"best_checkpoint", "no_checkpoint", "before_nan", "lowest", "best_reward", "short_of_the_end"},
 }
 MARKS = ["untrained", "near_untrained", "broken", "random_like", "lr", "max_steps", "few_rows", "no_evals"]
 VALUES = {
@@ -145,6 +145,9 @@ def test_the_ids_of_joins_are_nobody_else_s():
         ([("log", "END114"), ("weights", "NUM209")], "END312", "warning"),
         ([("log", "UTL204"), ("weights", "UTL204")], "UTL313", "warning"),
         ([("config", "ALP002"), ("weights", "SCL208")], "SCL314", "warning"),
+        ([("log", "RWD122"), ("config", "LR004")], "RWD315", "warning"),
+        ([("log", "RWD122"), ("disk", "best_reward"), ("log", "KLD124")], "RWD315", "warning"),
+        ([("log", "END114"), ("log", "TRN115")], "END312", "warning"),
         ([("config", "other_config"), ("weights", "other_adapter")], "CFG306", "warning"),
     ],
 )
@@ -163,6 +166,7 @@ def test_findings_of_one_cause_are_one_cause(found, expected, severity):
         [("log", "NOL106"), ("weights", "TRN202", "partial")],
         [("weights", "exploded"), ("config", "LR003")],  # large updates alone are no divergence
         [("weights", "no_head")],
+        [("log", "TRN115"), ("config", "REC004")],  # damaged lines, and the run came to its end
         [("log", "OVF110")],  # no folder was looked through
     ],
 )

@@ -94,7 +94,19 @@ def test_links_to_folders_are_not_followed_and_are_said(tmp_path, adapter):
     (run / "nowhere").symlink_to(tmp_path / "missing")
     found = find_sources(run)
     assert (found.weights.path, found.checkpoints) == (None, [])
-    assert found.notes == ["links to folders, not followed: around, checkpoint-5"]
+    assert found.notes == [
+        "links to folders, not followed: around, checkpoint-5",
+        "neither files nor folders, not read: nowhere",
+    ]
+
+
+def test_a_pipe_is_not_waited_for_and_is_said(tmp_path, adapter):
+    adapter(tmp_path)
+    os.mkfifo(tmp_path / "run.jsonl")
+    (tmp_path / "trainer_state.json").symlink_to("nowhere")
+    found = find_sources(tmp_path)
+    assert found.log.path is None
+    assert found.notes == ["neither files nor folders, not read: run.jsonl, trainer_state.json"]
 
 
 def test_a_folder_of_very_many_files_is_looked_at_up_to_a_bound_and_that_is_said(tmp_path, monkeypatch):

@@ -20,6 +20,8 @@ from gradience.telemetry.summary import RunSeries
 __all__ = ["disk_signs"]
 
 _TRIED: Final = 3  # checkpoints whose weights are looked at for one that is finite
+_AFTER_LOWEST: Final = ("lowest", "where the loss was lowest", "lower the learning rate or lengthen warmup.")
+_AFTER_BEST: Final = ("best_reward", "where the reward was best", "lower the learning rate or raise beta.")
 _NEXT_TIME: Final = "and stop earlier; fewer epochs or more data come before less rank."
 
 
@@ -33,7 +35,9 @@ def disk_signs(sources: Sources, choice: Choice, report: MonitorReport, run: Run
     if "NUM101" in values or "NUM102" in values:
         yield from _before_nan(sources.checkpoints, _first_bad(run, values.get("NUM102", {})))
     if "DIV104" in values:
-        yield from _lowest(sources.checkpoints, values["DIV104"].get("lowest_step"))
+        yield from _nearest(sources.checkpoints, values["DIV104"].get("lowest_step"), *_AFTER_LOWEST)
+    if "RWD122" in values:
+        yield from _nearest(sources.checkpoints, values["RWD122"].get("best_step"), *_AFTER_BEST)
     if "END114" in values:
         yield from _short(sources, report.train.last_step)
 
@@ -111,12 +115,12 @@ def _is_finite(folder: Path) -> bool:
         return False
 
 
-def _lowest(folders: Sequence[CheckpointFolder], step: int | None) -> Iterator[Sign]:
+def _nearest(folders: Sequence[CheckpointFolder], step: int | None, fact: str, what: str, then: str) -> Iterator[Sign]:
+    """Yield the checkpoint nearest a step, one before it rather than after."""
     if not folders or step is None:
         return
     near = min(folders, key=lambda folder: (folder.step > step, abs(folder.step - step))).path.name
-    action = f"Go back to {near}; lower the learning rate or lengthen warmup."
-    yield Sign("disk", "lowest", f"{near} is the nearest to step {step}, where the loss was lowest", action=action)
+    yield Sign("disk", fact, f"{near} is the nearest to step {step}, {what}", action=f"Go back to {near}; {then}")
 
 
 def _short(sources: Sources, last: int | None) -> Iterator[Sign]:

@@ -35,7 +35,10 @@ class CheckpointFolder(NamedTuple):
 
 
 def list_folder(folder: Path) -> Listing:
-    """Return the folder's files by name and its subfolders, sorted; links to folders are left out and said."""
+    """Return the folder's regular files by name and its subfolders, sorted; what is left out is said.
+
+    Links to folders may lead anywhere, and a pipe would be waited for.
+    """
     try:
         with os.scandir(folder) as entries:
             seen = sorted(islice(entries, MAX_ENTRIES + 1), key=lambda entry: entry.name)
@@ -47,13 +50,25 @@ def list_folder(folder: Path) -> Listing:
     told = notes if len(seen) > MAX_ENTRIES else []
     if links:
         told = [*told, f"links to folders, not followed: {', '.join(links[:SHOWN])}"]
+    strange = [
+        entry.name for entry in seen if not _is_folder(entry) and entry.name not in links and not _is_file(entry)
+    ]
+    if strange:
+        told = [*told, f"neither files nor folders, not read: {', '.join(strange[:SHOWN])}"]
     visible = [child for child in folders if not child.name.startswith(".")]
-    return Listing([entry.name for entry in seen if not _is_folder(entry)], visible, told)
+    return Listing([entry.name for entry in seen if _is_file(entry)], visible, told)
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:
     try:
         return entry.is_dir(follow_symlinks=False)
+    except OSError:
+        return False
+
+
+def _is_file(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_file()
     except OSError:
         return False
 

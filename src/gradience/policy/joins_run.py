@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 from gradience.policy.detectors.evidence import DIVERGENCE, MASKED, NAN_TRL, PRECHELT
-from gradience.policy.evidence import NEMOTRON, SWEEP_HIGH
+from gradience.policy.evidence import NEMOTRON, SWEEP_HIGH, TRL_RL
 from gradience.policy.joins import Join, Leg, Wording
 from gradience.policy.joins_evidence import EXPLODED, EXPLODED_RMS, JITTER, NOISE_SPREAD, ONE_ERROR, TIED, ZERO_B
 
@@ -126,7 +126,7 @@ _OVERFIT = Join(
     severity="warning",
     title="overfitting, and the checkpoint to keep",
     legs=(Leg("log", ("OVF110",)), Leg("disk", ("best_checkpoint",)), Leg("disk", ("no_checkpoint",))),
-    hints=(Leg("log", ("GAP111",)), Leg("config", ("EPO001", "REC004"))),
+    hints=(Leg("log", ("GAP111", "MEM127")), Leg("config", ("EPO001", "REC004"))),
     wordings=(
         Wording(
             ("log", "disk"),
@@ -146,4 +146,23 @@ _OVERFIT = Join(
     thresholds=(TIED,),
     least=1,
 )
-JOINS: Final[tuple[Join, ...]] = (_NAN, _DIVERGED, _UNTRAINED, _NOT_SAVED, _OVERFIT)
+_REWARD = Join(
+    id="RWD315",
+    severity="warning",
+    title="a reward that falls, and what else shows it",
+    legs=(Leg("log", ("RWD122",)), Leg("config", ("LR004",)), Leg("disk", ("best_reward",))),
+    hints=(Leg("log", ("KLD124", "ZVR123", "CLP125")),),
+    wordings=(
+        Wording(("log", "config"), "The reward fell; by the configuration the rate is high for this objective."),
+        Wording(("log", "disk"), "The reward fell; a checkpoint from around its best is on disk."),
+        Wording(("log",), "The reward fell, and the log shows more of it."),
+    ),
+    confidence=0.65,
+    evidence=(TRL_RL,),
+    rationale="A policy that moves too fast leaves what its reward was good for.",
+    action="Go back to the checkpoint nearest the best reward; lower the learning rate or raise beta.",
+    scope="reinforcement learning that logs its reward",
+    verify="Judge completions of both checkpoints by hand: a reward can also be gamed while it rises.",
+)
+
+JOINS: Final[tuple[Join, ...]] = (_NAN, _DIVERGED, _UNTRAINED, _NOT_SAVED, _OVERFIT, _REWARD)
