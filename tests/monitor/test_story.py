@@ -19,6 +19,7 @@ OVERFIT = [(4, 1.6), (8, 1.5), (12, 1.7), (16, 1.9), (20, 2.2), (24, 2.4)]
 
 
 def story(path, **more):
+    path.mkdir(exist_ok=True)
     return monitor_run(record(path / "run.jsonl", **more)).story
 
 
@@ -58,6 +59,13 @@ def test_a_flat_loss_does_not_learn(tmp_path):
 
 def test_too_few_rows_to_judge_are_not_called_learning(tmp_path):
     assert story(tmp_path, losses=falling(10)).startswith("whether it learns could not be judged; loss 2 -> ")
+
+
+def test_a_held_out_loss_that_fell_is_learning_however_few_the_training_rows(tmp_path):
+    told = story(tmp_path, losses=falling(10), evals=[(3, 1.9), (6, 1.5), (9, 1.4)])
+    assert told.startswith("learns; loss 2 -> ")
+    told = story(tmp_path / "flat", losses=falling(10), evals=[(3, 1.9), (6, 1.92), (9, 1.89)])
+    assert told.startswith("whether it learns could not be judged")
 
 
 def test_an_audit_tells_how_many_ranks_hold_the_energy(tmp_path):

@@ -1,7 +1,8 @@
 """The story of a run in one line: what it did, in the words of its findings and of what was logged.
 
 Each part rests on a finding or on recorded numbers and names it. Nothing is said that a finding does not
-support: "learns" is said only where the detector of no learning looked and stayed silent.
+support: "learns" is said only where the detector of no learning looked and stayed silent, or where the held-out
+loss fell.
 """
 
 from __future__ import annotations
@@ -16,14 +17,15 @@ import msgspec
 from gradience.policy.detectors.adapter import audited_rank
 from gradience.policy.detectors.curve import median
 from gradience.policy.detectors.facts import RunFacts
-from gradience.policy.detectors.level import window
-from gradience.policy.detectors.overfitting import held_out_curve
+from gradience.policy.detectors.overfitting import evaluation_noise, held_out_curve
+from gradience.policy.detectors.thresholds import LEAST_EVALS, NO_LEARNING_DROP, OVERFIT_NOISE
 from gradience.schema.findings import SEVERITIES, Finding, NotRun
 from gradience.schema.reports import StoryPart, TrainSummary
 from gradience.schema.scalars import Json, NonFinite, as_float, real
 
 __all__ = ["line_of", "tell"]
 
+_PARTS: Final = 5  # of a column of rewards: its first and its last are compared, as RWD122 does
 _GRAVE: Final = SEVERITIES.index("warning")
 _BROKEN: Final = ("NUM102", "NUM101", "DIV104")  # the worst that a loss can say, worst first
 _SHAPES: Final = ("OVF110", "NOL106", "PLT105")  # the first that was seen is told
@@ -101,10 +103,19 @@ def _learning(found: Mapping[str, Finding], abstained: set[str], facts: RunFacts
         return
     if not facts.series.steps:
         yield StoryPart(says="no training loss was logged")
-    elif "NOL106" in abstained and "UND126" not in found:
-        yield StoryPart(says="whether it learns could not be judged")
-    elif "NOL106" not in abstained:
+    elif "NOL106" not in abstained or _held_out_fell(facts):
         yield StoryPart(says="learns")
+    else:
+        yield StoryPart(says="whether it learns could not be judged")
+
+
+def _held_out_fell(facts: RunFacts) -> bool:
+    """Whether held-out loss ended well under its first value: learning that no training loss is needed to see."""
+    curve = held_out_curve(facts)
+    if curve is None or len(curve.losses) < LEAST_EVALS.value:
+        return False
+    fall = curve.losses[0] - curve.losses[-1]
+    return fall > max(NO_LEARNING_DROP.value * curve.losses[0], OVERFIT_NOISE.value * evaluation_noise(curve.losses))
 
 
 def _loss(facts: RunFacts, train: TrainSummary) -> Iterator[StoryPart]:
@@ -118,7 +129,7 @@ def _reward(facts: RunFacts) -> Iterator[StoryPart]:
     for name, word in (("reward", "reward"), ("rewards/margins", "reward margin")):
         column = facts.signals.get(name)
         if column is not None and column.values:
-            width = min(window(len(column.values)), len(column.values))
+            width = max(1, len(column.values) // _PARTS)
             first, last = median(column.values[:width]), median(column.values[-width:])
             says = f"{word} {_n(first)} -> {_n(last)} (medians of {width} rows)"
             yield StoryPart(says=says, values={"first": first, "last": last, "rows": width})
