@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import math
 import shutil
+import statistics
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import jsonschema
 import pytest
@@ -16,9 +18,10 @@ from logs import config, falling, record
 from gradience.cli.main import main
 from gradience.errors import RecorderError
 from gradience.monitor import monitor_run
-from gradience.monitor.collection import names_of, runs_in
+from gradience.monitor.collection import MAX_RUNS, names_of, runs_in
 from gradience.monitor.compare import compare_runs
 from gradience.render.compare_runs import compare_text
+from gradience.telemetry.writer import TelemetryWriter
 
 EVALS = [(10, 1.6), (20, 1.4), (30, 1.3), (40, 1.25)]
 
@@ -170,6 +173,32 @@ def test_escape_sequences_in_names_do_not_reach_the_terminal(tmp_path):
     for path in paths:
         record(path, setup=config(dataset_name=f"evil\x1b[31m{path.stem}"))
     assert "\x1b" not in compare_text(compare_runs(paths))
+
+
+def test_more_runs_than_are_read_are_said(tmp_path):
+    for number in range(MAX_RUNS + 1):
+        record(tmp_path / f"seed{number:03}.jsonl", [1.0, 0.9])
+    report = compare_runs([tmp_path])
+    assert len(report.runs) == MAX_RUNS
+    assert "there may be more" in report.notes[0]
+
+
+rows = st.lists(st.tuples(st.integers(1, 60), st.floats(0.1, 9.0)), min_size=1, max_size=40)
+
+
+@given(rows)
+def test_the_aligned_loss_is_the_median_of_its_steps_in_whatever_order_they_were_logged(logged):
+    with TemporaryDirectory() as name:
+        path = Path(name) / "run.jsonl"
+        log = TelemetryWriter(path, fsync="never")
+        for step, loss in logged:
+            log.train_step(step, loss=loss)
+        log.close()
+        before = -1
+        for row in compare_runs([path]).aligned:
+            here = [loss for step, loss in logged if before < step <= row.step]
+            assert row.train == [pytest.approx(statistics.median(here)) if here else None]
+            before = row.step
 
 
 parts = st.text("ab-._/", min_size=1, max_size=8).map(lambda text: Path("runs") / f"x{text}")

@@ -11,7 +11,7 @@ from typing import Final
 from gradience.importers.folder import MAX_DEPTH, MAX_RUNS, run_folders
 from gradience.monitor.source import is_log
 
-__all__ = ["holds_runs", "names_of", "runs_in"]
+__all__ = ["MAX_RUNS", "holds_runs", "names_of", "runs_in"]
 
 _LOG: Final = "run.jsonl"
 _MAX_ENTRIES: Final = 2000  # of a folder that are looked at

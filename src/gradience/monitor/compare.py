@@ -12,13 +12,14 @@ from typing import Final, NamedTuple
 import msgspec
 
 from gradience.errors import GradienceError, RecorderError
-from gradience.monitor.collection import names_of, runs_in
+from gradience.monitor.collection import MAX_RUNS, names_of, runs_in
 from gradience.monitor.evals import number_in
 from gradience.monitor.run import report_of
 from gradience.monitor.source import open_source
 from gradience.policy.detectors.curve import median
+from gradience.policy.detectors.facts import sorted_by_step
 from gradience.policy.objective import objective_of
-from gradience.policy.run_detectors import DEFAULT_GAP
+from gradience.policy.run_detectors import DEFAULT_GAP, Series
 from gradience.schema.compare import (
     COMPARE_SCHEMA_ID,
     AlignedRow,
@@ -31,7 +32,6 @@ from gradience.schema.events import Eval
 from gradience.schema.findings import FindingRef
 from gradience.schema.reports import MonitorReport
 from gradience.schema.scalars import Json, NonFinite, as_float, real
-from gradience.telemetry.summary import RunSeries
 
 __all__ = ["compare_runs"]
 
@@ -40,11 +40,21 @@ _SETS: Final = {"target_modules", "modules_to_save"}  # lists whose order means 
 _SHORT: Final = 8  # characters of a run id that tell it from others of its log
 
 
+class _Column(NamedTuple):
+    steps: Sequence[int]  # rising
+    losses: Sequence[float]
+
+    def between(self, after: int, upto: int) -> list[float]:
+        """Return the finite losses logged after one step and up to another."""
+        part = self.losses[bisect_right(self.steps, after) : bisect_right(self.steps, upto)]
+        return list(filter(math.isfinite, part))
+
+
 class _Run(NamedTuple):
     path: Path
     report: MonitorReport
-    losses: Sequence[tuple[int, float]]  # by rising step, finite
-    evals: Sequence[tuple[int, float]]  # of the held-out split that the report shows
+    train: _Column
+    held_out: _Column  # of the split that the report shows
 
 
 def compare_runs(
@@ -63,8 +73,8 @@ def compare_runs(
     """
     runs: list[_Run] = []
     unread: list[UnreadRun] = []
-    for given in paths:
-        members = runs_in(given)
+    folders = [runs_in(given) for given in paths]
+    for members in folders:
         for path in members:
             try:
                 runs += _read(path, gap_threshold, all_runs=all_runs)
@@ -80,7 +90,7 @@ def compare_runs(
         differences=_differences([run.report for run in runs]),
         aligned=list(_aligned(runs)),
         unread=unread,
-        notes=list(_notes([run.report for run in runs])),
+        notes=[*_cut_short(folders), *_notes([run.report for run in runs])],
     )
 
 
@@ -89,22 +99,19 @@ def _read(path: Path, gap_threshold: float, *, all_runs: bool) -> Iterator[_Run]
     chosen = list(source.summary.runs.values())
     for series in chosen if all_runs else chosen[-1:]:
         report = report_of(source, series, gap_threshold=gap_threshold)
-        yield _Run(source.path, report, _losses(series), _evals(series.evals, _split(report)))
-
-
-def _losses(series: RunSeries) -> list[tuple[int, float]]:
-    pairs = zip(series.steps, series.losses, strict=True)
-    return sorted((step, loss) for step, loss in pairs if math.isfinite(loss))
+        rows = sorted_by_step(Series(series.steps, series.losses, (), in_order=not series.out_of_order))
+        yield _Run(source.path, report, _Column(rows.steps, rows.losses), _evals(series.evals, _split(report)))
 
 
 def _split(report: MonitorReport) -> str | None:
     return next((point.split for point in report.evals if point.split != "train"), None)
 
 
-def _evals(events: Sequence[Eval], split: str | None) -> list[tuple[int, float]]:
+def _evals(events: Sequence[Eval], split: str | None) -> _Column:
     mine = (e for e in events if e.split == split and e.step is not None and e.metrics.loss is not None)
     by_step = {e.step or 0: as_float(e.metrics.loss or 0.0) for e in mine}
-    return sorted((step, loss) for step, loss in by_step.items() if math.isfinite(loss))
+    steps = sorted(step for step, loss in by_step.items() if math.isfinite(loss))
+    return _Column(steps, [by_step[step] for step in steps])
 
 
 def _names(runs: Sequence[_Run]) -> list[str]:
@@ -123,7 +130,7 @@ def _names(runs: Sequence[_Run]) -> list[str]:
 def _column(name: str, run: _Run) -> ComparedRun:
     report, train = run.report, run.report.train
     point = next((point for point in report.evals if point.split != "train"), None)
-    best = min(run.evals, key=lambda pair: pair[1], default=None)
+    best = min(zip(run.held_out.losses, run.held_out.steps, strict=True), default=None)
     lora = report.config.lora
     return ComparedRun(
         name=name,
@@ -140,8 +147,8 @@ def _column(name: str, run: _Run) -> ComparedRun:
         min_loss_step=train.min_loss_step,
         split=point.split if point else None,
         eval_loss=point.metrics.loss if point else None,
-        best_eval_loss=best[1] if best else None,
-        best_eval_step=best[0] if best else None,
+        best_eval_loss=best[0] if best else None,
+        best_eval_step=best[1] if best else None,
         accuracy=point.metrics.accuracy if point else None,
         gap=report.gap.ratio if report.gap else None,
         lr=report.config.optimizer.lr if train.max_lr is None else train.max_lr,
@@ -170,18 +177,13 @@ def _flat(node: dict[str, Json], above: str = "") -> Iterator[tuple[str, Json]]:
 
 
 def _aligned(runs: Sequence[_Run]) -> Iterator[AlignedRow]:
-    last = max((run.losses[-1][0] for run in runs if run.losses), default=0)
-    steps = sorted({math.ceil(last * part / _ROWS) for part in range(1, _ROWS + 1)} - {0})
+    last = max((run.train.steps[-1] for run in runs if run.train.steps), default=0)
     before = -1
-    for step in steps:
-        train = [_median([loss for _, loss in _between(run.losses, before, step)]) for run in runs]
-        held_out = [_last([loss for _, loss in _between(run.evals, before, step)]) for run in runs]
+    for step in sorted({math.ceil(last * part / _ROWS) for part in range(1, _ROWS + 1)} - {0}):
+        train = [_median(run.train.between(before, step)) for run in runs]
+        held_out = [_last(run.held_out.between(before, step)) for run in runs]
         yield AlignedRow(step=step, train=train, held_out=held_out)
         before = step
-
-
-def _between(rows: Sequence[tuple[int, float]], after: int, upto: int) -> Sequence[tuple[int, float]]:
-    return rows[bisect_right(rows, (after, math.inf)) : bisect_right(rows, (upto, math.inf))]
 
 
 def _median(values: Sequence[float]) -> float | NonFinite | None:
@@ -190,6 +192,11 @@ def _median(values: Sequence[float]) -> float | NonFinite | None:
 
 def _last(values: Sequence[float]) -> float | NonFinite | None:
     return real(values[-1]) if values else None
+
+
+def _cut_short(folders: Sequence[Sequence[Path]]) -> Iterator[str]:
+    if any(len(members) == MAX_RUNS for members in folders):
+        yield f"of a folder the first {MAX_RUNS} runs are read; there may be more"
 
 
 def _notes(reports: Sequence[MonitorReport]) -> Iterator[str]:
