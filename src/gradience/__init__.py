@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from gradience.audit import audit_adapter
     from gradience.check import check_config
+    from gradience.convert import convert_adapter
     from gradience.diagnosis import diagnose
     from gradience.errors import AdapterError, ConfigError, GradienceError, OutputError, RecorderError, SchemaError
     from gradience.hf.callback import GradienceCallback
@@ -32,6 +33,7 @@ _HOMES = {
     "audit_adapter": "gradience.audit",
     "check_config": "gradience.check",
     "compare_runs": "gradience.monitor.compare",
+    "convert_adapter": "gradience.convert",
     "diagnose": "gradience.diagnosis",
     "import_run": "gradience.imports",
     "monitor_run": "gradience.monitor",
@@ -52,6 +54,7 @@ __all__ = [
     "audit_adapter",
     "check_config",
     "compare_runs",
+    "convert_adapter",
     "diagnose",
     "import_run",
     "monitor_run",

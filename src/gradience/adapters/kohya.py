@@ -125,6 +125,7 @@ def _kohya_module(ctx: Context, group: Group) -> Module | Skipped:
         base_name=f"{group.module}.weight" if "." in group.module else None,
         magnitude=magnitude,
         note="dora_scale: norms run over another axis than PEFT's" if magnitude else None,
+        keys=group.keys,
     )
 
 

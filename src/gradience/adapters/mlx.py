@@ -20,7 +20,7 @@ from gradience.adapters.roles import explained
 from gradience.adapters.tensors import TensorSource
 from gradience.errors import AdapterError
 
-__all__ = ["is_mlx", "is_torchtune", "read_full", "read_mlx", "read_torchtune"]
+__all__ = ["is_embedding_layer", "is_mlx", "is_torchtune", "read_full", "read_mlx", "read_torchtune"]
 
 _STACKED: Final = 3
 # In MLX-LM lm_head is linear; these are the layers that become LoRAEmbedding.
@@ -30,6 +30,11 @@ _EMBEDDINGS: Final = frozenset({"embed_tokens", "wte", "word_embeddings", "tok_e
 def is_mlx(keys: Iterable[str]) -> bool:
     """Return whether the tensors are named as MLX-LM names them."""
     return any(key.endswith((".lora_a", ".lora_b")) for key in keys)
+
+
+def is_embedding_layer(module: str) -> bool:
+    """Return whether MLX-LM makes a LoRAEmbedding of the module of that path, rather than a LoRALinear."""
+    return module.rpartition(".")[2] in _EMBEDDINGS
 
 
 def is_torchtune(keys: Iterable[str]) -> bool:
@@ -118,7 +123,7 @@ def _mlx_modules(ctx: Context, group: Group, scale: float, config_r: int | None)
     pair = pair_of(ctx, group, "lora_b", "lora_a")  # (in, r) (r, out): the transposed update
     if isinstance(pair, str) or pair.axes != 2:  # noqa: PLR2004  # a matrix
         return [Skipped(ctx.name(group), pair if isinstance(pair, str) else "factors with more than two axes")]
-    embedding = group.module.rpartition(".")[2] in _EMBEDDINGS
+    embedding = is_embedding_layer(group.module)
     load = pair.load if embedding else transposed(pair.load)
     magnitude = ctx.reader(group, "m") if "m" in group.keys else None
     return [
@@ -135,6 +140,7 @@ def _mlx_modules(ctx: Context, group: Group, scale: float, config_r: int | None)
             base_name=f"{group.module}.weight",
             dense=dense.dora(load, scale, magnitude, axis=1) if magnitude else None,
             magnitude=magnitude,
+            keys=group.keys,
         )
     ]
 
@@ -157,6 +163,7 @@ def _mlx_experts(ctx: Context, group: Group, scale: float, config_r: int | None)
             config_r=config_r,
             base_name=f"{group.module}.weight",
             expert=e,
+            keys=group.keys,
         )
         for e in range(a[0])
     ]

@@ -15,10 +15,10 @@ from gradience.adapters.groups import MOST_ELEMENTS, Context, Group
 from gradience.adapters.lora import common, wide
 from gradience.adapters.modules import Array, LoadFactors, Module, Skipped
 
-__all__ = ["loha_module", "lokr_module"]
+__all__ = ["MOST_RANK", "loha_module", "lokr_module"]
 
-_MOST_RANK: Final = 1024
-"""Above that a pair is no shorter than the update itself, and its Gram matrices no smaller."""
+MOST_RANK: Final = 1024
+"""Of a pair that is analysed: above that it is no shorter than the update itself, and its Gram matrices no smaller."""
 
 _MATRIX: Final = 2
 _CORE: Final = 4
@@ -37,7 +37,7 @@ class _Factor(NamedTuple):
     load: LoadFactors
 
 
-def loha_module(ctx: Context, group: Group) -> Module | Skipped:
+def loha_module(ctx: Context, group: Group, *, most_rank: int = MOST_RANK) -> Module | Skipped:
     """Return LoHa's dW = (w1a w1b) o (w2a w2b) alpha / r as a pair of rank r^2 (loha/layer.py, 183).
 
     (B1 A1) o (B2 A2) = (B1 * B2)(A1 * A2), where row i of B1 * B2 is the Kronecker product of the rows i, and
@@ -56,10 +56,11 @@ def loha_module(ctx: Context, group: Group) -> Module | Skipped:
         a = a1[:, None, :] * a2[None, :, :]
         return b.reshape(out, r1 * r2), a.reshape(r1 * r2, inner)
 
-    return _product_module(ctx, group, "loha", _Factor(_Shape(out, r1 * r2, inner), load), r1)
+    pair = _Factor(_Shape(out, r1 * r2, inner), load)
+    return _product_module(ctx, group, "loha", pair, nominal=r1, most_rank=most_rank)
 
 
-def lokr_module(ctx: Context, group: Group) -> Module | Skipped:
+def lokr_module(ctx: Context, group: Group, *, most_rank: int = MOST_RANK) -> Module | Skipped:
     """Return LoKr's dW = kron(w1, w2) alpha / r (lokr/layer.py, 256).
 
     kron(B1 A1, B2 A2) = kron(B1, B2) kron(A1, A2); a factor that is stored whole is itself times an identity.
@@ -76,7 +77,7 @@ def lokr_module(ctx: Context, group: Group) -> Module | Skipped:
     shape = _Shape(out1 * out2, r1 * r2, in1 * in2)
     whole = "lokr_w1" in group.keys and "lokr_w2" in group.keys
     nominal = None if whole else _nominal_rank(ctx, group)
-    return _product_module(ctx, group, "lokr", _Factor(shape, load), nominal)
+    return _product_module(ctx, group, "lokr", _Factor(shape, load), nominal=nominal, most_rank=most_rank)
 
 
 def _nominal_rank(ctx: Context, group: Group) -> int:
@@ -85,9 +86,11 @@ def _nominal_rank(ctx: Context, group: Group) -> int:
     return ctx.info(group, name).shape[0]
 
 
-def _product_module(ctx: Context, group: Group, kind: str, pair: _Factor, nominal: int | None) -> Module | Skipped:
+def _product_module(
+    ctx: Context, group: Group, kind: str, pair: _Factor, *, nominal: int | None, most_rank: int
+) -> Module | Skipped:
     out, r, inner = pair.shape
-    if r > _MOST_RANK or r * max(out, inner) > MOST_ELEMENTS:
+    if r > most_rank or r * max(out, inner) > MOST_ELEMENTS:
         return Skipped(ctx.name(group), f"an update of rank up to {r}: too large to be analysed as a pair of factors")
     s = ctx.rules.of(group.module, nominal, default_alpha=8.0 if ctx.config.alpha is None else ctx.config.alpha)
     rank = s.config_r if nominal is None else nominal
@@ -152,7 +155,7 @@ def _kronecker_factor(ctx: Context, group: Group, stem: str, core: str) -> _Fact
     if len(shape) < _MATRIX:
         return f"{stem} has shape {list(shape)}: expected a matrix"
     rows, columns = shape[0], math.prod(shape[1:])
-    if min(rows, columns) > _MOST_RANK:
+    if min(rows, columns) > MOST_RANK:
         return f"{stem} of shape {list(shape)}: too large to be analysed as a pair of factors"
     read = ctx.reader(group, stem)
 

@@ -164,5 +164,6 @@ def _module(
         load=load,
         base_name=f"{ctx.base_path(group.module)}.weight",
         adapter=ctx.adapter(group),
+        keys=group.keys,
         **more,
     )

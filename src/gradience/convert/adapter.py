@@ -1,0 +1,214 @@
+"""The verb: an adapter's files in, another format's files out, and a report on what that cost."""
+
+from __future__ import annotations
+
+import math
+import tempfile
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import msgspec
+
+from gradience.adapters.write import PlannedTensor
+from gradience.convert.beside import Beside, beside
+from gradience.convert.factored import Choice
+from gradience.convert.naming import components_of, parsed_renames, paths_of
+from gradience.convert.pieces import Piece, Progress, pieces_of
+from gradience.convert.source import Source, open_source
+from gradience.convert.spool import Spool
+from gradience.convert.to_mlx import MLX_WEIGHTS, mlx_config, mlx_notes, mlx_tensors
+from gradience.convert.to_peft import peft_config, peft_tensors
+from gradience.errors import AdapterError, OutputError
+from gradience.opened import PathLike
+from gradience.rewrite.folder import WEIGHTS_NAME, provenance_of, write_adapter
+from gradience.schema.convert import CONVERT_SCHEMA_ID, ConvertedModule, ConvertReport, Target
+from gradience.schema.provenance import ModuleChange
+
+__all__ = ["convert_adapter"]
+
+
+def convert_adapter(
+    path: PathLike,
+    out: PathLike | None = None,
+    *,
+    to: Target = "peft",
+    rank: int | None = None,
+    energy: float | None = None,
+    base: PathLike | None = None,
+    component: str | None = None,
+    renames: Iterable[str] = (),
+    drop: bool = False,
+    force: bool = False,
+    adapter_config: PathLike | None = None,
+    weights: PathLike | None = None,
+    progress: Progress | None = None,
+) -> ConvertReport:
+    """Write an adapter in another format, and return what became of each module.
+
+    Args:
+        path: the adapter's folder, or its weights file.
+        out: the folder to write; None only computes the report.
+        to: `peft`, a plain LoRA; `mlx`, MLX-LM's LoRA or DoRA.
+        rank: the largest rank of a module. Without it and `energy`, only exact conversions are made.
+        energy: the share of a module's squared Frobenius norm to keep, over 0 and at most 1.
+        base: the base model's folder, where the update is a function of its weights or its names are needed.
+        component: which of a pipeline's models to convert, where the file adapts several.
+        renames: prefixes of module paths to replace, as `OLD=NEW`.
+        drop: leave out tensors that the target has no place for.
+        force: replace `out` if it exists.
+        adapter_config: a config elsewhere than beside the weights.
+        weights: a weights file of another name.
+        progress: called with (done, total, name) as modules are worked on.
+
+    Raises:
+        AdapterError: it cannot be read, or not be converted as asked; the message says why.
+        OutputError: `out` exists already, or cannot be written.
+        ValueError: rank and energy contradict each other, or are out of range.
+    """
+    choice = _choice(rank, energy)
+    source = open_source(path, adapter_config=adapter_config, weights=weights, base=base)
+    _refuse_vain(source, to, choice)
+    _refuse_itself(source, out)
+    paths = paths_of(source, component=component, renames=parsed_renames(renames))
+    rest = beside(source, to, drop=drop, other_components=_elsewhere(source, paths))
+    options: dict[str, str | int | float | bool] = {
+        name: value
+        for name, value in (("to", to), ("rank", rank), ("energy", energy), ("component", component), ("drop", drop))
+        if value
+    }
+    with tempfile.TemporaryDirectory(prefix="gradience-") as folder:
+        pieces = list(pieces_of(source, choice, Spool(Path(folder)), target=to, paths=paths, progress=progress))
+        written = _written(source, pieces, rest, to)
+        report = _report(source, pieces, rest, written, options)
+        if out is not None:
+            _write(Path(out), source, written, report, force=force)
+            report = msgspec.structs.replace(report, out=str(out))
+    return report
+
+
+def _choice(rank: int | None, energy: float | None) -> Choice:
+    if rank is not None and energy is not None:
+        raise ValueError("give a rank or an energy, not both")
+    if rank is not None and rank < 1:
+        raise ValueError(f"rank is {rank}, expected at least 1")
+    if energy is not None and not 0.0 < energy <= 1.0:
+        raise ValueError(f"energy is {energy}, expected over 0 and at most 1")
+    return Choice(rank, energy)
+
+
+def _refuse_vain(source: Source, to: Target, choice: Choice) -> None:
+    if to == "peft" and source.is_plain:
+        done = "gradience resize changes its rank" if not choice.everything else "use it as it is"
+        raise AdapterError(f"{source.files.weights} is a plain PEFT LoRA already", advice=done)
+    if to == "mlx" and source.adapter.format == "mlx":
+        raise AdapterError(f"{source.files.weights} is MLX-LM's already", advice="use it as it is")
+
+
+def _refuse_itself(source: Source, out: PathLike | None) -> None:
+    if out is not None and Path(out).resolve() == source.files.weights.parent.resolve():
+        raise OutputError(f"{out} is where the adapter itself lies", advice="give --out another folder")
+
+
+def _elsewhere(source: Source, paths: dict[str, str]) -> set[str]:
+    """Return the tensors of other components."""
+    return {name for module in source.modules if module.name not in paths for name in module.keys.values()}
+
+
+class _Written(NamedTuple):
+    """What the target's files will hold."""
+
+    tensors: list[PlannedTensor]
+    config: dict[str, Any]
+    weights_name: str
+    metadata: dict[str, str]
+    notes: list[str]
+
+
+def _written(source: Source, pieces: Sequence[Piece], rest: Beside, to: Target) -> _Written:
+    if to == "mlx":
+        tensors = mlx_tensors(pieces)
+        return _Written(tensors, mlx_config(source, pieces), MLX_WEIGHTS, {"format": "mlx"}, mlx_notes(pieces))
+    tensors = sorted([*peft_tensors(pieces), *rest.carried], key=lambda tensor: tensor.name)
+    return _Written(tensors, peft_config(source, pieces), WEIGHTS_NAME, {"format": "pt"}, [])
+
+
+def _report(
+    source: Source,
+    pieces: Sequence[Piece],
+    rest: Beside,
+    written: _Written,
+    options: dict[str, str | int | float | bool],
+) -> ConvertReport:
+    total = math.sqrt(sum(piece.part.norm**2 for piece in pieces))
+    left = math.sqrt(sum(piece.part.rest**2 for piece in pieces))
+    return ConvertReport(
+        schema=CONVERT_SCHEMA_ID,
+        source=str(source.files.weights),
+        source_format=source.adapter.format,
+        source_type=source.label,
+        target_format="mlx" if written.weights_name == MLX_WEIGHTS else "peft",
+        options=options,
+        modules=[_row(piece) for piece in pieces],
+        relative_error=left / total if total > 0.0 else None,
+        params_before=sum(info.size for info in source.adapter.tensors.values()),
+        params_after=sum(math.prod(tensor.shape) for tensor in written.tensors),
+        carried=[tensor.name for tensor in rest.carried],
+        dropped=rest.dropped,
+        notes=[*_notes(source, pieces), *written.notes],
+    )
+
+
+def _row(piece: Piece) -> ConvertedModule:
+    return ConvertedModule(
+        name=piece.module.name,
+        kind=piece.module.kind,
+        target=piece.path,
+        rank_before=piece.module.r,
+        rank_after=piece.part.rank,
+        method=piece.part.method,
+        relative_error=piece.part.relative_error,
+    )
+
+
+def _notes(source: Source, pieces: Sequence[Piece]) -> list[str]:
+    notes = []
+    others = {name: len(found) for name, found in components_of(source).items()}
+    converted = {piece.module.name for piece in pieces}
+    left = {name: n for name, n in others.items() if not converted & {m.name for m in components_of(source)[name]}}
+    if left:
+        named = ", ".join(f"{name} ({n} modules)" for name, n in left.items())
+        notes.append(f"other components of the file were not asked for: {named}")
+    if any(piece.embedding for piece in pieces) and source.adapter.format == "mlx":
+        notes.append(
+            "MLX-LM applies an embedding's update to a tied output head too; PEFT does so only with ensure_weight_tying"
+        )
+    return notes
+
+
+def _write(out: Path, source: Source, written: _Written, report: ConvertReport, *, force: bool) -> None:
+    provenance = provenance_of(
+        "convert",
+        [*source.adapter.weights, source.files.config],
+        options=report.options,
+        modules=[
+            ModuleChange(
+                name=row.name,
+                rank_before=row.rank_before,
+                rank_after=row.rank_after,
+                relative_error=None if row.relative_error is None else min(row.relative_error, 1.0),
+            )
+            for row in report.modules
+        ],
+        relative_error=None if report.relative_error is None else min(report.relative_error, 1.0),
+        notes=report.notes,
+    )
+    write_adapter(
+        out,
+        tensors=written.tensors,
+        config=written.config,
+        provenance=provenance,
+        force=force,
+        weights_name=written.weights_name,
+        metadata=written.metadata,
+    )
