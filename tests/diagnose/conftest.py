@@ -28,12 +28,17 @@ def load(name, path):
 
 
 @pytest.fixture(scope="session")
-def trained(tmp_path_factory):
-    """A function that returns the output folder of a run of this kind (see `runs.py`); do not write into it."""
+def training():
+    """The module with the tiny models and their Trainer."""
     pytest.importorskip("peft", reason="needs the hf extra: pip install 'gradience[hf]'")
     pytest.importorskip("transformers", reason="needs the hf extra: pip install 'gradience[hf]'")
-    training, made = load("hf_training", TRAINING), {}
-    runs = load("diagnosed_runs", SOURCES)
+    return load("hf_training", TRAINING)
+
+
+@pytest.fixture(scope="session")
+def trained(training, tmp_path_factory):
+    """A function that returns the output folder of a run of this kind (see `runs.py`); do not write into it."""
+    runs, made = load("diagnosed_runs", SOURCES), {}
 
     def run(kind):
         if kind not in made:

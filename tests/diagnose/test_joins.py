@@ -124,6 +124,11 @@ def test_a_join_is_documented_like_a_rule_and_listed_by_the_rules_command(join, 
     assert all(threshold.source in card for threshold in join.thresholds)
 
 
+def test_the_table_in_the_docs_is_the_table_of_joins(root):
+    rows = [line for line in (root / "docs" / "diagnose.md").read_text(encoding="utf-8").splitlines() if "| " in line]
+    assert {f"| {join.id} | {join.severity} | {join.title} |" for join in JOINS} <= set(rows)
+
+
 def test_the_ids_of_joins_are_nobody_else_s():
     ids = [join.id for join in JOINS]
     assert len(set(ids)) == len(ids)

@@ -109,14 +109,16 @@ _RECORDED: Final = (("n_layers", "adapted modules"), ("total_lora_params", "LoRA
 
 
 def recorded_disagreements(monitor: MonitorReport, report: AuditReport) -> list[Sign]:
-    """Return signs of an audit in the log that counted other modules or parameters than the file holds."""
+    """Return signs of an audit in the log that counted otherwise than the file in everything that both count.
+
+    Programs differ in what they count as a LoRA parameter: one count alone says too little.
+    """
     recorded = monitor.lora_audit or {}
-    signs: list[Sign] = []
-    for key, name in _RECORDED:
-        told, found = recorded.get(key), getattr(report.summary, key)
-        if report.modules and isinstance(told, int) and not isinstance(told, bool) and told != found:
-            signs += _recorded_pair(name, told, found)
-    return signs
+    counts = [(recorded.get(key), getattr(report.summary, key), name) for key, name in _RECORDED]
+    differ = [(told, found, name) for told, found, name in counts if type(told) is int and told != found]
+    if not report.modules or len(differ) < len(_RECORDED):
+        return []
+    return [sign for told, found, name in differ for sign in _recorded_pair(name, told, found)]
 
 
 def _recorded_pair(name: str, told: int, found: int) -> list[Sign]:

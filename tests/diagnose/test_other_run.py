@@ -1,0 +1,101 @@
+"""An adapter that PEFT saved never disagrees with the config it was trained by, and does with another one."""
+
+from __future__ import annotations
+
+import msgspec
+import pytest
+
+from gradience import audit_adapter, check_config
+from gradience.policy.joins_config import Stated, disagreements, recorded_disagreements
+from gradience.schema.config import ConfigSnapshot, LoraSnapshot
+from gradience.schema.reports import MONITOR_SCHEMA_ID, MonitorReport, TrainSummary
+
+KINDS = {
+    "plain": {"target_modules": ["q_proj", "v_proj"]},
+    "all linear": {"target_modules": "all-linear"},
+    "an expression": {"target_modules": r".*\.layers\.0\..*_proj"},
+    "a full path": {"target_modules": ["model.layers.1.mlp.up_proj"]},
+    "rank pattern": {"target_modules": ["q_proj", "v_proj"], "rank_pattern": {"q_proj": 2, r"layers\.1\.v_proj": 6}},
+    "alpha pattern": {"target_modules": ["q_proj", "v_proj"], "alpha_pattern": {"v_proj": 3}},
+    "rsLoRA and DoRA": {"target_modules": ["o_proj"], "use_rslora": True, "use_dora": True},
+    "embedding and head": {"target_modules": ["embed_tokens", "lm_head"]},
+    "some layers": {"target_modules": ["q_proj"], "layers_to_transform": [1]},
+    "saved modules": {"target_modules": ["q_proj"], "modules_to_save": ["lm_head"]},
+    "PiSSA": {"target_modules": ["q_proj"], "init_lora_weights": "pissa"},
+    "orthogonal": {"target_modules": ["q_proj"], "init_lora_weights": "orthogonal"},
+}
+
+
+@pytest.fixture(scope="module")
+def saved(training, tmp_path_factory):
+    """A function that returns (what PEFT was told, the audit of what it saved)."""
+
+    def save(kind):
+        folder = tmp_path_factory.mktemp("peft")
+        model = training.llama(**KINDS[kind])
+        told = check_config(peft=model.peft_config["default"]).config.lora
+        model.save_pretrained(folder / "adapter")
+        return told, audit_adapter(folder / "adapter")
+
+    return save
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_config_that_peft_was_given_is_that_of_what_it_saves(saved, kind):
+    told, audit = saved(kind)
+    assert told.r == 4
+    assert disagreements([Stated("the config", told)], audit) == []
+
+
+def test_a_conversion_that_doubles_rank_and_alpha_is_no_other_run(training, tmp_path):
+    model = training.llama(target_modules=["q_proj"], init_lora_weights="pissa")
+    told = check_config(peft=model.peft_config["default"]).config.lora
+    model.peft_config["default"].init_lora_weights = True
+    model.save_pretrained(tmp_path / "start")
+    model.peft_config["default"].init_lora_weights = "pissa"
+    model.save_pretrained(tmp_path / "out", path_initial_model_for_weight_conversion=str(tmp_path / "start"))
+    audit = audit_adapter(tmp_path / "out")
+    assert {module.r for module in audit.modules} == {8}
+    assert disagreements([Stated("the config", told)], audit) == []
+    plain = msgspec.structs.replace(told, init="true")
+    assert disagreements([Stated("the config", plain)], audit)
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"r": 5}, "r=5"),
+        ({"alpha": 9.0}, "lora_alpha=9"),
+        ({"target_modules": ["q_proj", "up_proj"]}, "target_modules q_proj, up_proj"),
+        ({"peft_type": "LOHA"}, "peft_type LOHA"),
+        ({"r": 5, "rank_pattern": {"x": 6}}, "r=5"),
+    ],
+)
+def test_one_value_of_another_run_is_enough(saved, change, says):
+    told, audit = saved("plain")
+    signs = disagreements([Stated("the config", msgspec.structs.replace(told, **change))], audit)
+    assert {sign.id for sign in signs} == {"other_config", "other_adapter"}
+    assert says in " ".join(sign.says for sign in signs)
+
+
+def test_what_is_not_stated_is_not_held_against_anyone(saved):
+    assert disagreements([Stated("nothing", LoraSnapshot())], saved("plain")[1]) == []
+
+
+@pytest.mark.parametrize(
+    ("counts", "other"),
+    [((4, 1024), False), ((4, 2048), False), ((8, 1024), False), ((8, 2048), True), ((None, None), False)],
+)
+def test_a_recorded_audit_is_another_adapter_s_where_all_counts_differ(saved, counts, other):
+    audit = saved("plain")[1]
+    assert (audit.summary.n_layers, audit.summary.total_lora_params) == (4, 1024)
+    recorded = {key: n for key, n in zip(("n_layers", "total_lora_params"), counts, strict=True) if n is not None}
+    report = MonitorReport(
+        schema=MONITOR_SCHEMA_ID,
+        file="run.jsonl",
+        config=ConfigSnapshot(),
+        status="ok",
+        train=TrainSummary(rows=0),
+        lora_audit=recorded,
+    )
+    assert bool(recorded_disagreements(report, audit)) is other
