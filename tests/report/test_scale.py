@@ -38,5 +38,10 @@ def test_a_whole_axis_begins_and_ends_at_a_tick():
     assert (axis.ticks[0], axis.ticks[-1]) == (axis.low, axis.high) == (0.0, 3.0)
 
 
+@given(st.lists(st.integers(0, 10**9), min_size=1))
+def test_ticks_of_steps_and_ranks_are_integers(values):
+    assert all(tick == round(tick) for tick in scale_of(values, log=False, integers=True).ticks)
+
+
 def test_the_examples_in_the_module_hold():
     assert doctest.testmod(scale).failed == 0

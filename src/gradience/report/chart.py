@@ -20,6 +20,7 @@ _CHARACTER: Final = 6.6  # width of a tick label's character, in units of the dr
 _BADGE: Final = 9.0  # radius of a numbered mark
 _BADGE_ROWS: Final = 3
 _MOST_POINTS: Final = 120  # with a dot each
+_FEW_LINES: Final = 3  # whose bands can be told apart
 
 
 class Line(NamedTuple):
@@ -95,7 +96,7 @@ def draw(plot: Plot, size: Size, label: str) -> Element:
     places = [float(x) for line in plot.lines for column in (line.data.steps, line.data.lost) for x in column]
     y = plot.y
     margin = 30.0 + _CHARACTER * max((len(compact(tick)) for tick in y.ticks), default=1)
-    x = scale_of(places, ticks=size.ticks, log=False)
+    x = scale_of(places, ticks=size.ticks, log=False, integers=True)
     rows = _rows(plot.marks, x, size.width - margin - 20.0)
     top = 14.0 + 2 * (_BADGE + 1) * (max(rows, default=-1) + 1)
     frame = _Frame(margin, top, size.width - 20.0, size.height - 40.0, x, y)
@@ -106,7 +107,7 @@ def draw(plot: Plot, size: Size, label: str) -> Element:
         [_line(line, style % STYLES, frame) for style, line in enumerate(plot.lines)],
         _crosses(plot.lines, frame),
         viewBox=f"0 0 {size.width:g} {size.height:g}",
-        class_=f"chart {size.name}",
+        class_=f"chart {size.name}" + (" many" if len(plot.lines) > _FEW_LINES else ""),
         role="img",
         aria_label=label,
     )

@@ -17,7 +17,8 @@ from gradience.diagnosis.read import Read, read_sources
 from gradience.diagnosis.run import judge_sources
 from gradience.diagnosis.sources import Sources, find_sources
 from gradience.errors import GradienceError
-from gradience.importers.files import sha256_of
+from gradience.importers import is_foreign, read_source
+from gradience.importers.files import is_folder, sha256_of
 from gradience.policy.run_detectors import DEFAULT_GAP
 from gradience.render.text import short_path
 from gradience.schema.diagnose import DiagnoseReport
@@ -114,8 +115,7 @@ def _files(sources: Sources, read: Read) -> list[FileRead]:
 
 def _named(sources: Sources, read: Read) -> Iterator[tuple[str, Path]]:
     if read.log and sources.log.path:
-        yield "log", sources.log.path
-        yield "log", Path(read.log.report.file)
+        yield from (("log", path) for path in _log_files(sources.log.path, Path(read.log.report.file)))
     if read.audit is not None:
         for weights in read.audit.weights_paths or [read.audit.weights_path]:
             yield "weights", Path(weights)
@@ -123,6 +123,11 @@ def _named(sources: Sources, read: Read) -> Iterator[tuple[str, Path]]:
             yield "adapter config", Path(read.audit.config_path)
     for source in read.check.sources if read.check is not None else ():
         yield source.role, Path(source.path)
+
+
+def _log_files(place: Path, log: Path) -> list[Path]:
+    """Return the files that a log was read from; a folder of another program is asked again for its own."""
+    return read_source(place).files if is_folder(place) and is_foreign(place) else [log]
 
 
 def _versions(*, with_jax: bool) -> dict[str, str]:

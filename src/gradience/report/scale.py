@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Final, NamedTuple
 
 __all__ = ["Scale", "compact", "scale_of"]
 
 _WIDE: Final = 100.0  # highest over lowest value from which an axis of positive values is logarithmic
 _STEPS: Final = (1.0, 2.0, 2.5, 5.0, 10.0)
+_INTEGERS: Final = (1.0, 2.0, 5.0, 10.0)
 _THOUSAND, _MILLION = 1e3, 1e6
 _LEAST: Final = 1e-300  # what is smaller stands at 0: a tenth of it is no normal number any more
 
@@ -29,7 +30,13 @@ class Scale(NamedTuple):
 
 
 def scale_of(
-    values: Iterable[float], *, ticks: int = 5, log: bool | None = None, zero: bool = False, whole: bool = False
+    values: Iterable[float],
+    *,
+    ticks: int = 5,
+    log: bool | None = None,
+    zero: bool = False,
+    whole: bool = False,
+    integers: bool = False,
 ) -> Scale:
     """Return the axis that holds all finite values.
 
@@ -39,6 +46,7 @@ def scale_of(
         log: whether logarithmic; None: where all are positive and the highest is over 100 times the lowest.
         zero: whether a linear axis begins at 0 if no value is negative.
         whole: whether a linear axis begins and ends at a tick.
+        integers: whether the ticks of a linear axis are integers, as steps and ranks are.
     """
     known = [v if abs(v) >= _LEAST else 0.0 for v in values if math.isfinite(v)] or [0.0, 1.0]
     low, high = min(known), max(known)
@@ -49,7 +57,8 @@ def scale_of(
     if high - low <= 1e-9 * max(abs(low), abs(high)):
         room = abs(high) / 10.0 or 1.0
         low, high = low - room, high + room
-    step = _nice((high - low) / max(ticks - 1, 1))
+    width = (high - low) / max(ticks - 1, 1)
+    step = _nice(max(width, 1.0), _INTEGERS) if integers else _nice(width, _STEPS)
     if whole:
         low, high = math.floor(low / step + 1e-9) * step, math.ceil(high / step - 1e-9) * step
     first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
@@ -77,10 +86,10 @@ def _log(value: float) -> float:
     return math.log10(value) if value > 0.0 else -math.inf
 
 
-def _nice(width: float) -> float:
-    """Return the least of 1, 2, 2.5, 5 times a power of ten that is not under the width."""
+def _nice(width: float, steps: Sequence[float]) -> float:
+    """Return the least of the steps times a power of ten that is not under the width."""
     unit = 10.0 ** math.floor(math.log10(max(width, _LEAST)))
-    return next(unit * step for step in _STEPS if unit * step >= width * (1.0 - 1e-9))
+    return next(unit * step for step in steps if unit * step >= width * (1.0 - 1e-9))
 
 
 def _logarithmic(low: float, high: float, ticks: int) -> Scale:

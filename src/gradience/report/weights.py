@@ -50,7 +50,7 @@ def _summary(report: AuditReport) -> Element:
         ("LoRA parameters", count(s.total_lora_params)),
         ("Modules", f"{s.n_layers:,}"),
         ("Stable rank, mean", number(s.stable_rank_mean)),
-        ("of random factors", number(s.null_stable_rank_mean)),
+        ("Stable rank of random factors", number(s.null_stable_rank_mean)),
         ("Utilization, mean", percent(s.utilization_mean)),
         (
             "Energy rank at 90 %, median / 90th percentile",
