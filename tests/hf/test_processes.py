@@ -121,6 +121,20 @@ def test_of_two_processes_one_writes(training, log, tmp_path):
     assert [p.name for p in tmp_path.glob("*.jsonl")] == ["run.jsonl"]
 
 
+def test_a_sharded_model_is_recorded_and_neither_probed_nor_guarded_and_none_waits(training, log, tmp_path):
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    done = _run(*launch, PROGRAM.with_name("sharded.py"), tmp_path, timeout=120)
+    assert done.returncode == 0, done.stderr
+    events = log(tmp_path)
+    assert (events.names[0], events[-1].status, events[-1].reason) == ("run_start", "ok", None)
+    assert events[0].config.lora.r == 4
+    assert events.steps == [1, 2, 3]
+    (probed,) = events.kind("spectral")
+    assert probed.metrics["not_analysed"] == "no whole LoRA factors here"
+    (guarded,) = events.kind("guard")
+    assert (guarded.metrics["action"], guarded.metrics["reason"][:7]) == ("stand_down", "weights")
+
+
 def test_the_package_imports_without_torch():
     done = _run("-c", "import gradience.hf, sys; print({'torch', 'transformers', 'jax'} & set(sys.modules))")
     assert done.stdout.strip() == "set()"

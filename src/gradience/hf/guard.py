@@ -121,6 +121,7 @@ def _finite(tensors: Iterable[torch.Tensor]) -> bool:
 def _unfit(args: Any, weights: Iterable[torch.nn.Parameter]) -> str | None:
     if args.fp16:
         return "fp16 loss scaling skips non-finite steps itself"
-    if args.deepspeed or args.fsdp:
+    kinds = {type(p.data) for p in weights}
+    if args.deepspeed or args.fsdp or not kinds <= {torch.Tensor}:
         return "weights may be sharded over processes"
-    return None if any(True for _ in weights) else "no trainable weight"
+    return None if kinds else "no trainable weight"

@@ -75,8 +75,10 @@ def _weight(factor: Any) -> torch.Tensor:
 
 
 def _is_whole(module: LiveModule) -> bool:
-    """Whether both factors are here in full: a sharded one is flat or empty."""
+    """Whether both factors are here in full: a sharded one is flat, empty, or a tensor of another class (FSDP2)."""
     a, b = module.a, module.b
+    if type(a) is not torch.Tensor or type(b) is not torch.Tensor:
+        return False  # to look into it would wait for the other processes, which do not look
     return min(a.ndim, b.ndim) >= 2 and a.numel() > 0 and b.numel() > 0 and a.shape[0] == b.shape[1]  # noqa: PLR2004
 
 
