@@ -70,6 +70,7 @@ def test_a_source_that_cannot_be_read_is_exit_code_two_and_the_rest_is_written(l
     out = tmp_path / "a.html"
     assert main(["report", str(log), "--adapter", str(damaged), "--out", str(out), "--fail-on", "info"]) == 2
     assert "unreadable" in out.read_text(encoding="utf-8")
+    assert "not readable, so not judged: weights: " in capsys.readouterr().out
     assert str(damaged) in failure_after(capsys, damaged, "--out", tmp_path / "b.html")
     assert not (tmp_path / "b.html").exists()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Final
 
@@ -9,7 +10,9 @@ from cyclopts import Parameter
 
 from gradience.cli.output import exit_code, print_text
 from gradience.errors import OutputError
+from gradience.render.text import clean
 from gradience.report.formats import ReportFormat, format_of
+from gradience.schema.diagnose import DiagnoseReport
 from gradience.schema.scalars import Severity
 
 __all__ = ["report"]
@@ -74,8 +77,16 @@ def report(
         print_text(report_text(story, chosen).rstrip("\n"))
     else:
         story = write_sources(sources, out, base=base, task=task, kind=chosen, force=force)
-        print_text(f"wrote {out} ({out.stat().st_size / 1e3:.0f} KB, {_counted(len(story.diagnosis.causes))})")
+        print_text("\n".join(_done(out, story.diagnosis)))
     return exit_code(story.diagnosis.causes, fail_on) if story.diagnosis.complete else _NOT_READ
+
+
+def _done(out: Path, report: DiagnoseReport) -> Iterator[str]:
+    """Yield what was written, and which sources are in it only by name."""
+    yield f"wrote {out} ({out.stat().st_size / 1e3:.0f} KB, {_counted(len(report.causes))})"
+    for source in report.sources:
+        if source.state == "unreadable":
+            yield f"not readable, so not judged: {source.source}: {clean(source.reason)}"
 
 
 def _counted(findings: int) -> str:
