@@ -140,7 +140,7 @@ def test_the_ids_of_joins_are_nobody_else_s():
     [
         ([("log", "NUM101"), ("weights", "NUM201", "broken")], "NUM301", "warning"),
         ([("config", "VAL001", "lr"), ("weights", "TRN202", "untrained")], "TRN302", "warning"),
-        ([("config", "TGT002"), ("log", "NOL106")], "TRN302", "warning"),
+        ([("config", "TGT002"), ("log", "NOL106")], "TRN302", "error"),
         ([("log", "DIV104"), ("weights", "exploded")], "DIV305", "warning"),
         ([("log", "GRD107"), ("config", "LR003")], "DIV305", "warning"),
         ([("config", "TGT004"), ("weights", "no_head")], "HED308", "warning"),

@@ -47,7 +47,7 @@ def diagnose(
     config:
         The configuration, where it is elsewhere: anything that gradience check reads.
     base:
-        The base model, for the audit: a folder with safetensors, or organisation/name in the hub's local cache.
+        The base model, for audit and check: a folder with safetensors, or organisation/name in the hub's local cache.
     task:
         What was trained: a data set's name (sst2, glue/mnli) or sft, dpo, grpo, ...
     gap_threshold:

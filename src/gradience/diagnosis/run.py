@@ -50,7 +50,7 @@ def diagnose(
         run: the log, where it is elsewhere: anything that `gradience monitor` reads.
         adapter: the adapter, where it is elsewhere: anything that `gradience audit` reads.
         config: the configuration, where it is elsewhere: anything that `gradience check` reads.
-        base: the base model, for the audit.
+        base: the base model, for the audit and the check: a folder or `organisation/name` in the hub's local cache.
         task: what was trained (`sst2`, `sft`, `dpo`, ...), for the check.
         gap_threshold: held-out over train perplexity from which the gap is a finding.
 

@@ -47,7 +47,7 @@ _UNTRAINED = Join(
     title="an adapter that was not trained",
     legs=(
         Leg("config", ("VAL001",), _VALUES_THAT_STOP),
-        Leg("config", ("TGT002",)),
+        Leg("config", ("TGT002",), frozenset({"error"})),  # it reaches nothing
         Leg("log", ("NOL106",)),
         Leg("log", ("GRD108",), frozenset({"warning"})),  # info: there is nothing left to learn
         Leg("log", ("LRS109",), frozenset({"rows"})),
@@ -55,7 +55,7 @@ _UNTRAINED = Join(
     ),
     hints=(
         Leg("log", ("TRN202", "PLT105", "CHN112")),
-        Leg("config", (*_LOW_RATE, "STP001", "SCH002", "TGT003")),
+        Leg("config", (*_LOW_RATE, "STP001", "SCH002", "TGT002", "TGT003")),
         Leg("weights", ("SCL208",)),
         Leg("config", ("idle_targets",)),
     ),
