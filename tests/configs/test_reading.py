@@ -214,7 +214,7 @@ def test_overflow_and_nan_reach_the_rules_by_name(tmp_path: Path) -> None:
 
 
 def test_foreign_sections_are_unknown_keys_not_errors(tmp_path: Path) -> None:
-    """torchtune nests its model; that is no mistake in ours."""
+    """A model that is a section is another program's; that is no mistake in ours."""
     layer = read_document(written(tmp_path, "model: {_component_: x}\nlr: 1e-4\nepochs: 1\n"))
     assert layer.unknown_keys == ("model",)
 

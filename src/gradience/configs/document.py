@@ -2,20 +2,24 @@
 
 Canonical is the shape of ``ConfigSnapshot``, as a log's ``run_start`` holds it, also wrapped as ``config``.
 Flat is one level of keys under the names people use. Both may be mixed: a section is a scope, no more.
+Recipes of MLX-LM, torchtune, Axolotl and LLaMA-Factory are told apart by their keys, and read by their own names.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from gradience.configs.axolotl import is_axolotl, read_axolotl_fields
 from gradience.configs.fields import Fields
 from gradience.configs.files import read_mapping
 from gradience.configs.known import knows_lora, knows_training
 from gradience.configs.layer import Layer
+from gradience.configs.llama_factory import is_llama_factory, read_llama_factory_fields
 from gradience.configs.mlx import is_mlx, read_mlx_fields
 from gradience.configs.peft import note_adapter
 from gradience.configs.settings import LORA, OPTIMIZER, RUN, TRAINING, Draft, Level, Setting
+from gradience.configs.torchtune import is_torchtune, read_torchtune_fields
 from gradience.configs.training import note_training, output_dir
 from gradience.errors import ConfigError
 from gradience.schema.reports import SourceFile
@@ -29,6 +33,12 @@ _SECTIONS: tuple[tuple[str, Level, tuple[Setting, ...]], ...] = (
     ("lora_config", "lora", LORA),
     ("training", "training", TRAINING),
     ("training_args", "training", TRAINING),
+)
+_DIALECTS: tuple[tuple[Callable[[Fields], bool], Callable[[Fields, Draft], list[str]]], ...] = (
+    (is_mlx, read_mlx_fields),
+    (is_torchtune, read_torchtune_fields),
+    (is_axolotl, read_axolotl_fields),
+    (is_llama_factory, read_llama_factory_fields),
 )
 _BARE_NAME = "name"  # the optimizer's, inside its section only: at the top it names something else
 _COMPUTED = {"alpha_over_r", "extras"}
@@ -62,8 +72,9 @@ def read_document(path: Path) -> Layer:
 
 def _read_levels(fields: Fields, draft: Draft) -> tuple[list[Fields], list[str]]:
     """Read every level into the draft; return the levels, and the keys nobody knows."""
-    if is_mlx(fields):
-        return [fields], read_mlx_fields(fields, draft)
+    for fits, read in _DIALECTS:
+        if fits(fields):
+            return [fields], read(fields, draft)
     sections = list(_sections(fields, draft))
     unknown = _read_flat(fields, draft)
     return [fields, *sections], unknown + [key for item in sections for key in item.left_over(_known)]

@@ -50,6 +50,11 @@ class Fields:
         """Whether the key holds a mapping: a section, where a plain value could have stood."""
         return isinstance(self._mapping.get(key), dict)
 
+    def holds(self, key: str, inner: str) -> bool:
+        """Whether the key holds a mapping with that key in it; neither counts as read."""
+        value = self._mapping.get(key)
+        return isinstance(value, dict) and inner in value
+
     def take(self, keys: Sequence[str], read: Callable[[Json], T]) -> T | None:
         """Return the value under whichever of the keys is set; ConfigError where two of them disagree."""
         found: dict[str, T] = {}

@@ -22,9 +22,13 @@ MAX_YAML_BYTES = 256 * 1024  # PyYAML reads about 100 kB/s: keeps the worst case
 _LFS = "version https://git-lfs"
 
 
-def read_mapping(path: Path) -> dict[str, Json]:
-    """Return the mapping that a JSON, YAML or JSON-lines (first line) file holds; ConfigError otherwise."""
-    text = _read_text(path)
+def read_mapping(path: Path, *, most: int = MAX_JSON_BYTES) -> dict[str, Json]:
+    """Return the mapping that a JSON, YAML or JSON-lines (first line) file of at most so many bytes holds.
+
+    Raises:
+        ConfigError: it holds none.
+    """
+    text = _read_text(path, most)
     try:
         value = _parse(text, path.suffix.lower())
     except Malformed as error:
@@ -95,8 +99,8 @@ def _children(value: Json) -> list[Json]:
     return value if isinstance(value, list) else []
 
 
-def _read_text(path: Path) -> str:
-    data = _read_bytes(path)
+def _read_text(path: Path, most: int) -> str:
+    data = _read_bytes(path, most)
     if b"\0" in data:
         message = f"{path}: a binary file (or UTF-16), not JSON or YAML"
         raise ConfigError(message, advice="give the configuration as UTF-8 text")
@@ -114,7 +118,7 @@ def _read_text(path: Path) -> str:
     return text
 
 
-def _read_bytes(path: Path) -> bytes:
+def _read_bytes(path: Path, most: int) -> bytes:
     if os.path.isdir(path):  # noqa: PTH112  # Path.is_dir raises on a name that is too long
         message = f"{path}: a folder, where a file was expected"
         raise ConfigError(message, advice="name a file, or use --peft-dir and --training-dir for folders")
@@ -123,12 +127,12 @@ def _read_bytes(path: Path) -> bytes:
             message = f"{path}: not a regular file"
             raise ConfigError(message, advice="name a JSON or YAML file")
         with path.open("rb") as file:
-            data = file.read(MAX_JSON_BYTES + 1)
+            data = file.read(most + 1)
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         message = f"{path}: {reason}"
         raise ConfigError(message, advice="check the path") from None
-    if len(data) > MAX_JSON_BYTES:
-        message = f"{path}: larger than {MAX_JSON_BYTES // 1024**2} MiB: not a configuration"
+    if len(data) > most:
+        message = f"{path}: larger than {most // 1024**2} MiB: not a configuration"
         raise ConfigError(message, advice="give the adapter_config.json or training_args.json itself")
     return data

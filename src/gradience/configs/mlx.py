@@ -10,7 +10,7 @@ from collections.abc import Container
 
 from gradience.configs.fields import Fields
 from gradience.configs.settings import Draft, Setting
-from gradience.configs.values import keyword, name_list, real, short_name, whole
+from gradience.configs.values import keyword, name_list, real, reals, short_name, whole
 from gradience.schema.scalars import as_float
 from gradience.schema.scalars import real as on_the_wire
 
@@ -39,7 +39,7 @@ _KNOWN = frozenset(
     """
     adapter_path clear_cache_threshold config data data_path fine_tune_type grad_checkpoint hf_dataset
     lora_layers lora_parameters lr_schedule mask_prompt num_layers optimizer_config project_name report_to
-    resume_adapter_file steps_per_eval test test_batches train val_batches wandb
+    resume_adapter_file steps_per_eval test test_batches train training_mode val_batches wandb
     """.split()  # noqa: SIM905 - a word list reads better than 100 quoted lines
 )
 
@@ -60,6 +60,10 @@ def read_mlx_fields(fields: Fields, draft: Draft) -> list[str]:
     if fields.take(["steps_per_eval"], real) is not None:
         draft.say("training", "eval_strategy", "steps")
     _steps(draft)
+    _schedule(fields, draft)
+    _options(fields, draft)
+    mode = fields.take(["training_mode"], keyword)
+    draft.say("run", "task", "sft" if mode in {None, "normal"} else mode, extra=True)
     unknown = list(fields.left_over(_KNOWN.__contains__))
     kind = fields.take(["fine_tune_type"], keyword) or "lora"
     draft.say("lora", "peft_type", "LORA" if kind in {"lora", "dora"} else kind.upper())
@@ -77,6 +81,34 @@ def _lora(section: Fields, draft: Draft) -> list[str]:
     if scale is not None and rank is not None:
         draft.say("lora", "alpha", on_the_wire(as_float(scale) * rank))
     return list(section.left_over(frozenset[str]().__contains__))
+
+
+def _schedule(fields: Fields, draft: Draft) -> None:
+    """Read the schedule; its first argument is the peak rate, and goes before learning_rate."""
+    section = fields.section("lr_schedule")
+    if section is None:
+        return
+    name, warmup = section.take(["name"], keyword), section.take(["warmup"], real)
+    arguments = section.take(["arguments"], reals)
+    if name is not None:
+        draft.say("training", "lr_scheduler", name)
+    if warmup is not None:
+        draft.say("training", "warmup_steps", warmup)
+    if arguments:
+        draft.say("optimizer", "lr", arguments[0])
+
+
+def _options(fields: Fields, draft: Draft) -> None:
+    """Read what optimizer_config says of the optimizer that is used."""
+    chosen = draft.get("optimizer", "name") or "adam"
+    section = fields.section("optimizer_config")
+    own = None if section is None else section.section(chosen)
+    if own is None:
+        return
+    decay, betas, eps = own.take(["weight_decay"], real), own.take(["betas"], reals), own.take(["eps"], real)
+    for field, value in (("weight_decay", decay), ("betas", betas), ("eps", eps)):
+        if value is not None:
+            draft.say("optimizer", field, value)
 
 
 def _steps(draft: Draft) -> None:

@@ -36,6 +36,7 @@ ARGS_NAMES = (
 )
 PICKLE_NAME = "training_args.bin"
 STATE_NAME = "trainer_state.json"
+MAX_STATE_BYTES = 512 * 1024 * 1024  # as for the import of one: three million logged steps
 
 _TRAINERS = {  # a key that only one family of TRL's configs has, and what that family trains
     "num_generations": "rl",
@@ -53,6 +54,14 @@ _TRAINERS = {  # a key that only one family of TRL's configs has, and what that 
 }
 _RESUMES = ["resume_from_checkpoint", "auto_resume_from_checkpoints"]
 _STATE_FIELDS = {"max_steps", "logging_steps", "save_steps"}
+
+
+class _State(msgspec.Struct):
+    """What a trainer_state.json says of the plan: the names of `_STATE_FIELDS` in the Trainer."""
+
+    max_steps: Json = None
+    logging_steps: Json = None
+    save_steps: Json = None
 
 
 def read_training_dir(folder: Path) -> Layer:
@@ -144,10 +153,25 @@ def _note_dtype(fields: Fields, draft: Draft) -> None:
 
 
 def _read_state(path: Path) -> Layer:
-    fields, draft = Fields(read_mapping(path), str(path)), Draft()
+    fields, draft = Fields(_state_settings(path), str(path)), Draft()
     wanted = (item for item in TRAINING if item.field in _STATE_FIELDS)
     draft.read("training", wanted, fields, loose=False)
     return Layer(config=draft.snapshot(), sources=(SourceFile(role="trainer state", path=str(path)),))
+
+
+def _state_settings(path: Path) -> dict[str, Json]:
+    """Return the settings beside the history of a trainer_state.json, which grows by 150 bytes a logged step.
+
+    A long history is passed over by the decoder; one with a bare NaN in it, which is not JSON, has to be read.
+    """
+    try:
+        if path.stat().st_size <= MAX_JSON_BYTES:
+            return read_mapping(path)
+        if path.stat().st_size <= MAX_STATE_BYTES:
+            return msgspec.structs.asdict(msgspec.json.decode(path.read_bytes(), type=_State))
+    except (OSError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        pass  # said, or read more patiently, below
+    return read_mapping(path, most=MAX_STATE_BYTES)
 
 
 def _nothing_readable(folder: Path) -> ConfigError:

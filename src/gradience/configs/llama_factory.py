@@ -1,0 +1,91 @@
+"""LLaMA-Factory's YAML: TrainingArguments under their own names, and LoRA's under others.
+
+Read in hiyouga/LLaMA-Factory, examples/train_lora and src/llamafactory/hparams/finetuning_args.py: lora_alpha is
+twice lora_rank where it is not given, lora_rank 8, and lora_target every linear layer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Container
+
+from gradience.configs.fields import Fields
+from gradience.configs.known import knows_training
+from gradience.configs.recipe import comma_names, read_all, split_names
+from gradience.configs.settings import OPTIMIZER, TRAINING, Draft, Level, Setting
+from gradience.configs.training import note_training
+from gradience.configs.values import flag, keyword, real, short_name, whole
+from gradience.schema.scalars import as_float
+
+__all__ = ["is_llama_factory", "read_llama_factory_fields"]
+
+_TABLE: tuple[tuple[Level, tuple[Setting, ...]], ...] = (
+    (
+        "run",
+        (Setting("model_name", short_name, ("model_name_or_path",)), Setting("dataset_name", short_name, ("dataset",))),
+    ),
+    ("optimizer", OPTIMIZER),
+    (
+        "lora",
+        (
+            Setting("r", whole, ("lora_rank",)),
+            Setting("alpha", real, ("lora_alpha",)),
+            Setting("dropout", real, ("lora_dropout",)),
+            Setting("use_dora", flag, ("use_dora",)),
+            Setting("use_rslora", flag, ("use_rslora",)),
+            Setting("modules_to_save", comma_names, ("additional_target",)),
+        ),
+    ),
+    ("training", TRAINING),
+    ("training", (Setting("max_length", whole, ("cutoff_len",)),)),
+)
+_STAGES = {"pt": "clm", "sft": "sft", "rm": "reward", "ppo": "ppo", "dpo": "dpo", "kto": "kto"}
+_KNOWN = frozenset(
+    """
+    adapter_name_or_path booster cache_dir create_new_adapter dataset_dir ddp_timeout disable_gradient_checkpointing
+    double_quantization dpo_label_smoothing enable_liger_kernel enable_thinking eval_dataset eval_num_beams export_dir
+    finetuning_type flash_attn freeze_extra_modules freeze_trainable_layers freeze_trainable_modules
+    freeze_multi_modal_projector freeze_vision_tower image_max_pixels kto_chosen_weight kto_rejected_weight
+    loraplus_lr_embedding loraplus_lr_ratio lora_target mask_history max_samples mix_strategy neat_packing
+    overwrite_cache packing per_device_eval_batch_size pissa_convert pissa_init pissa_iter plot_loss ppo_buffer_size
+    ppo_epochs ppo_score_norm ppo_target ppo_whiten_rewards pref_bco_weight pref_beta pref_ftx pref_loss
+    preprocessing_num_workers pure_bf16 quantization_bit quantization_method ref_model ref_model_adapters
+    ref_model_quantization_bit resize_vocab reward_model reward_model_adapters reward_model_type rope_scaling stage
+    streaming template train_on_prompt trust_remote_code upcast_layernorm use_fast_tokenizer use_llama_pro
+    use_swanlab use_unsloth val_size video_max_pixels visual_inputs
+    """.split()  # noqa: SIM905 - a word list reads better than 100 quoted lines
+)
+
+
+def is_llama_factory(mapping: Container[object]) -> bool:
+    """Whether the keys are LLaMA-Factory's."""
+    own = ("stage", "finetuning_type", "lora_target", "cutoff_len", "template")
+    return "model_name_or_path" in mapping and sum(key in mapping for key in own) > 1
+
+
+def read_llama_factory_fields(fields: Fields, draft: Draft) -> list[str]:
+    """Read a LLaMA-Factory recipe into the draft; return the keys nobody knows."""
+    read_all(draft, fields, _TABLE)
+    note_training(fields, draft)
+    draft.say("run", "format", "llama-factory", extra=True)
+    stage = fields.take(["stage"], keyword) or "sft"
+    draft.say("run", "task", _STAGES.get(stage, stage), extra=True)
+    kind = fields.take(["finetuning_type"], keyword) or "lora"
+    draft.say("lora", "peft_type", kind.upper())
+    if kind == "lora":
+        _note_lora(fields, draft, stage)
+    if draft.get("training", "eval_strategy") is None and "val_size" not in fields and "eval_dataset" not in fields:
+        draft.say("training", "eval_strategy", "no")
+    return list(fields.left_over(lambda key: key in _KNOWN or knows_training(key)))
+
+
+def _note_lora(fields: Fields, draft: Draft, stage: str) -> None:
+    draft.say("lora", "task_type", "CAUSAL_LM" if stage != "rm" else "TOKEN_CLS")
+    target = fields.take(["lora_target"], lambda value: ",".join(comma_names(value)))
+    named = split_names(target or "all")
+    draft.say("lora", "target_modules", "all-linear" if named == ["all"] else named)
+    if fields.take(["pissa_init"], flag):
+        draft.say("lora", "init", "pissa")
+    if draft.get("lora", "r") is None:
+        draft.say("lora", "r", 8)
+    if draft.get("lora", "alpha") is None:
+        draft.say("lora", "alpha", as_float(2 * draft.get("lora", "r")))
