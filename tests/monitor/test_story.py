@@ -70,7 +70,7 @@ def test_a_held_out_loss_that_fell_is_learning_however_few_the_training_rows(tmp
 
 def test_an_audit_tells_how_many_ranks_hold_the_energy(tmp_path):
     audit = {"energy_rank_90_p50": 3.0, "modules": [{"name": "q", "r": 16}]}
-    assert "90 % of the update's energy lies in 3 of 16 ranks" in story(tmp_path, audit=audit)
+    assert "90 % of the update's energy in 3 of 16 ranks (median module)" in story(tmp_path, audit=audit)
 
 
 def test_modules_of_several_ranks_have_no_one_rank_to_name(tmp_path):

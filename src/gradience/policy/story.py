@@ -158,7 +158,7 @@ def _update(facts: RunFacts) -> Iterator[StoryPart]:
     used, rank = _energy_rank(facts), audited_rank(facts)
     if used is None or rank is None or not 0 < used <= rank:
         return
-    says = f"90 % of the update's energy lies in {used:g} of {rank} ranks"
+    says = f"90 % of the update's energy in {used:g} of {rank} ranks (median module)"
     yield StoryPart(says=says, values={"energy_rank_90_p50": used, "rank": rank})
 
 
