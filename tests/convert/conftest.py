@@ -59,6 +59,7 @@ def merged_update(model: Any, folder: Path) -> dict[str, Any]:
 
     with warnings.catch_warnings():
         warnings.simplefilter("error")
+        warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing")  # PEFT 0.21 with transformers 5
         loaded = PeftModel.from_pretrained(copy.deepcopy(model), folder)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of some merges (HiRA on embeddings), not of the load
@@ -123,3 +124,19 @@ def furthest() -> Callable[[Case, Path], float]:
 def merged() -> Callable[[Any, Path], dict[str, Any]]:
     """Return what an adapter adds to a model's weights when PEFT merges it, loaded without a warning."""
     return merged_update
+
+
+@pytest.fixture
+def outputs() -> Callable[[Any, Path, Any], Any]:
+    """Return a function that gives the logits of a model with an adapter that PEFT loads."""
+
+    def compute(model: Any, folder: Path, tokens: Any) -> Any:
+        from peft import PeftModel
+
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            loaded = PeftModel.from_pretrained(copy.deepcopy(model), folder).eval()
+        with torch.no_grad():
+            return loaded(input_ids=torch.tensor(tokens)).logits.numpy()
+
+    return compute

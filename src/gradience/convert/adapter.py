@@ -140,6 +140,7 @@ def _report(
     written: _Written,
     options: dict[str, str | int | float | bool],
 ) -> ConvertReport:
+    target: Target = "mlx" if written.weights_name == MLX_WEIGHTS else "peft"
     total = math.sqrt(sum(piece.part.norm**2 for piece in pieces))
     left = math.sqrt(sum(piece.part.rest**2 for piece in pieces))
     return ConvertReport(
@@ -147,7 +148,7 @@ def _report(
         source=str(source.files.weights),
         source_format=source.adapter.format,
         source_type=source.label,
-        target_format="mlx" if written.weights_name == MLX_WEIGHTS else "peft",
+        target_format=target,
         options=options,
         modules=[_row(piece) for piece in pieces],
         relative_error=left / total if total > 0.0 else None,
@@ -155,7 +156,7 @@ def _report(
         params_after=sum(math.prod(tensor.shape) for tensor in written.tensors),
         carried=[tensor.name for tensor in rest.carried],
         dropped=rest.dropped,
-        notes=[*_notes(source, pieces), *written.notes],
+        notes=[*_notes(source, pieces, target), *written.notes],
     )
 
 
@@ -171,17 +172,16 @@ def _row(piece: Piece) -> ConvertedModule:
     )
 
 
-def _notes(source: Source, pieces: Sequence[Piece]) -> list[str]:
+def _notes(source: Source, pieces: Sequence[Piece], target: Target) -> list[str]:
     notes = []
-    others = {name: len(found) for name, found in components_of(source).items()}
     converted = {piece.module.name for piece in pieces}
-    left = {name: n for name, n in others.items() if not converted & {m.name for m in components_of(source)[name]}}
+    left = {name: found for name, found in components_of(source).items() if not converted & {m.name for m in found}}
     if left:
-        named = ", ".join(f"{name} ({n} modules)" for name, n in left.items())
+        named = ", ".join(f"{name} ({len(found)} modules)" for name, found in left.items())
         notes.append(f"other components of the file were not asked for: {named}")
-    if any(piece.embedding for piece in pieces) and source.adapter.format == "mlx":
+    if any(piece.embedding for piece in pieces) and "mlx" in {source.adapter.format, target}:
         notes.append(
-            "MLX-LM applies an embedding's update to a tied output head too; PEFT does so only with ensure_weight_tying"
+            "MLX-LM applies an embedding's update to a tied output head too; PEFT does so with ensure_weight_tying only"
         )
     return notes
 

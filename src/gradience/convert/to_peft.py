@@ -94,7 +94,7 @@ def _carried(source: Source, pieces: Sequence[Piece]) -> dict[str, Any]:
             "inference_mode": True,
             "lora_dropout": _dropout(config.lora_parameters or {}),
             "target_modules": [piece.path for piece in pieces],
-            "task_type": config.task_type,
+            "task_type": "CAUSAL_LM" if source.adapter.format == "mlx" else config.task_type,  # MLX-LM trains no other
         }
     kept = {field: source.raw[field] for field in _KEPT if source.raw.get(field) is not None}
     dropout = next((source.raw[field] for field in _DROPOUTS if field in source.raw), None)
