@@ -153,6 +153,17 @@ def test_trainer_state_beside_the_arguments_adds_the_steps(tmp_path: Path) -> No
     assert "epochs_overridden" not in training.extras
 
 
+@pytest.mark.parametrize("grad_norm", [1.25, float("nan")])
+def test_the_trainer_state_of_a_long_run_is_read_for_its_plan(tmp_path: Path, grad_norm: float) -> None:
+    """Also one with bare NaN in it, as the Trainer writes them."""
+    rows = [{"step": step, "loss": 1.5, "grad_norm": grad_norm, "learning_rate": 1e-4} for step in range(90_000)]
+    written(tmp_path, json.dumps({"learning_rate": 1e-4}), "training_args.json")
+    state = {"log_history": rows, "max_steps": 90_000, "logging_steps": 1}
+    assert written(tmp_path, json.dumps(state), "trainer_state.json").stat().st_size > MAX_JSON_BYTES
+    plan = read_training_dir(tmp_path).config.training
+    assert (plan.max_steps, plan.logging_steps) == (90_000, 1)
+
+
 def test_folder_without_a_config_names_where_one_is(tmp_path: Path) -> None:
     """A Trainer's output folder holds it one level down."""
     (tmp_path / "checkpoint-100").mkdir()

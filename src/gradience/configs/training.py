@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import msgspec
+
 from gradience.configs.fields import Fields
-from gradience.configs.files import read_mapping
+from gradience.configs.files import MAX_JSON_BYTES, read_mapping
 from gradience.configs.known import knows_training
 from gradience.configs.layer import Layer, stack
 from gradience.configs.objects import HasToDict, plain_mapping
@@ -168,7 +170,8 @@ def _state_settings(path: Path) -> dict[str, Json]:
         if path.stat().st_size <= MAX_JSON_BYTES:
             return read_mapping(path)
         if path.stat().st_size <= MAX_STATE_BYTES:
-            return msgspec.structs.asdict(msgspec.json.decode(path.read_bytes(), type=_State))
+            state = msgspec.structs.asdict(msgspec.json.decode(path.read_bytes(), type=_State))
+            return {key: value for key, value in state.items() if value is not None}
     except (OSError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         pass  # said, or read more patiently, below
     return read_mapping(path, most=MAX_STATE_BYTES)
