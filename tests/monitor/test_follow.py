@@ -23,6 +23,10 @@ from gradience.monitor.watch import Points, Watch
 from gradience.telemetry.codec import MAX_LINE_BYTES
 
 COMMAND = [sys.executable, "-m", "gradience", "monitor"]
+INTERRUPTIBLE = (  # a shell's background job begins with SIGINT ignored, and so do its children
+    "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+    "from gradience.cli.main import main; sys.exit(main(sys.argv[1:]))"
+)
 
 
 @pytest.fixture
@@ -223,7 +227,8 @@ def test_ctrl_c_ends_a_follower_without_a_traceback(tmp_path):
     path = record(tmp_path / "run.jsonl", end=None)
     out = tmp_path / "out"
     with out.open("wb") as file:
-        watcher = subprocess.Popen([*COMMAND, str(path), "--follow"], stdout=file, stderr=subprocess.PIPE)
+        command = [sys.executable, "-c", INTERRUPTIBLE, "monitor", str(path), "--follow"]
+        watcher = subprocess.Popen(command, stdout=file, stderr=subprocess.PIPE)
         wait_for(lambda: b"step 40" in out.read_bytes())
         watcher.send_signal(signal.SIGINT)
         _, err = watcher.communicate(timeout=20)

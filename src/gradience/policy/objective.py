@@ -64,7 +64,7 @@ def objective_of(config: ConfigSnapshot) -> Objective:
         return Objective(_TASKS.get(name, "classification"), f"task {task}", stated=True)
     trainer = str(config.training.extras.get("trainer") or "")
     if trainer:
-        return Objective(_TRAINERS.get(trainer, "unknown"), f"keys of a {trainer} trainer", stated=True)
+        return Objective(_TRAINERS.get(trainer, "unknown"), f"keys of a trainer of kind {trainer}", stated=True)
     return _hinted(config)
 
 
