@@ -67,15 +67,16 @@ _TABLE: tuple[tuple[Level, tuple[Setting, ...]], ...] = (
 )
 _KNOWN = frozenset(
     """
-    adapter chat_template dataset_prepared_path datasets debug deepspeed early_stopping_patience eval_sample_packing
-    eval_table_size flash_attention fsdp fsdp_config gpu_memory_limit gradient_checkpointing hub_model_id
-    is_llama_derived_model load_in_4bit load_in_8bit local_rank lora_fan_in_fan_out lora_model_dir lora_target_linear lora_target_modules
-    model_type pad_to_sequence_len plugins reward_model rl sample_packing saves_per_epoch evals_per_epoch eval_steps
-    sdp_attention special_tokens strict test_datasets tokenizer_config tokenizer_type tokens train_on_inputs trl
-    trust_remote_code val_set_size wandb_entity wandb_log_model wandb_name wandb_project wandb_run_id wandb_watch
-    xformers_attention lora_mlp_kernel lora_qkv_kernel lora_o_kernel is_mistral_derived_model eager_attention
-    attn_implementation mlflow_tracking_uri mlflow_experiment_name eval_batch_size dataset_processes save_first_step
-    unfrozen_parameters bfloat16 float16 loraplus_lr_ratio loraplus_lr_embedding
+    adapter attn_implementation bfloat16 chat_template dataset_prepared_path dataset_processes datasets debug
+    deepspeed eager_attention early_stopping_patience eval_batch_size eval_sample_packing eval_steps
+    eval_table_size evals_per_epoch flash_attention float16 fsdp fsdp_config gpu_memory_limit
+    gradient_checkpointing hub_model_id is_llama_derived_model is_mistral_derived_model load_in_4bit
+    load_in_8bit local_rank lora_fan_in_fan_out lora_mlp_kernel lora_model_dir lora_o_kernel lora_qkv_kernel
+    lora_target_linear lora_target_modules loraplus_lr_embedding loraplus_lr_ratio mlflow_experiment_name
+    mlflow_tracking_uri model_type pad_to_sequence_len plugins reward_model rl sample_packing save_first_step
+    saves_per_epoch sdp_attention special_tokens strict test_datasets tokenizer_config tokenizer_type tokens
+    train_on_inputs trl trust_remote_code unfrozen_parameters val_set_size wandb_entity wandb_log_model
+    wandb_name wandb_project wandb_run_id wandb_watch xformers_attention
     """.split()  # noqa: SIM905 - a word list reads better than 100 quoted lines
 )
 _ADAPTERS = {"lora": "LORA", "qlora": "LORA"}

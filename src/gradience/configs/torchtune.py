@@ -54,12 +54,13 @@ _LOSSES = {"dpoloss": "dpo", "rsoloss": "dpo", "simpoloss": "simpo", "grposimple
 _SECTIONS = ("model", "optimizer", "lr_scheduler", "dataset", "tokenizer", "loss")
 _KNOWN = frozenset(
     """
-    _component_ checkpointer collate_fn compile custom_sharded_layers dataset_val device
-    enable_activation_checkpointing enable_activation_offloading fsdp_cpu_offload fsdp_reshard_after_forward log_level log_peak_memory_stats
-    lr_scheduler max_bsize metric_logger optimizer_in_bwd output_dir profiler quantizer resume_from_checkpoint run_val_every_n_steps
-    save_adapter_weights_only shuffle batch_size_val fused quantize_base path max_seq_len num_warmup_steps source split
-    packed column data_files train_on_input new_system_prompt prompt_template betas name data_dir beta label_smoothing
-    merges_file prompt ignore_index num_cycles conversation_column conversation_style merge_file
+    _component_ batch_size_val beta betas checkpointer collate_fn column compile conversation_column
+    conversation_style custom_sharded_layers data_dir data_files dataset_val device
+    enable_activation_checkpointing enable_activation_offloading fsdp_cpu_offload fsdp_reshard_after_forward
+    fused ignore_index label_smoothing log_level log_peak_memory_stats lr_scheduler max_bsize max_seq_len
+    merge_file merges_file metric_logger name new_system_prompt num_cycles num_warmup_steps optimizer_in_bwd
+    output_dir packed path profiler prompt prompt_template quantize_base quantizer resume_from_checkpoint
+    run_val_every_n_steps save_adapter_weights_only shuffle source split train_on_input
     """.split()  # noqa: SIM905 - a word list reads better than 100 quoted lines
 )
 
