@@ -7,6 +7,8 @@ import pytest
 from gradience.cli.rules import rules
 from gradience.errors import ConfigError
 from gradience.policy.config_rules import RULES
+from gradience.policy.detectors.detector import Detector
+from gradience.policy.run_detectors import DETECTORS
 
 
 def test_table_has_a_line_for_every_rule(capsys: pytest.CaptureFixture[str]) -> None:
@@ -29,3 +31,21 @@ def test_card_shows_thresholds_with_their_sources_and_all_evidence(
 def test_strange_id_is_a_config_error() -> None:
     with pytest.raises(ConfigError, match="LR999"):
         rules("LR999")
+
+
+def test_a_detector_of_monitor_is_explained_as_a_rule_is(capsys: pytest.CaptureFixture[str]) -> None:
+    assert rules("ovf110") == 0
+    out = capsys.readouterr().out
+    assert "OVF110: overfitting" in out
+    assert "overfit_rise = 0.02" in out
+    assert "None" not in out
+
+
+@pytest.mark.parametrize("detector", DETECTORS, ids=lambda detector: detector.id)
+def test_every_detector_is_listed_and_has_a_card_without_holes(
+    detector: Detector, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert rules() == 0
+    assert f"\n{detector.id}  " in capsys.readouterr().out
+    assert rules(detector.id) == 0
+    assert "None" not in capsys.readouterr().out
