@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import takewhile
 from pathlib import Path
 from typing import Any, Final
 
@@ -32,8 +33,9 @@ def disk_signs(sources: Sources, choice: Choice, report: MonitorReport, run: Run
     values = {finding.id: finding.values for finding in report.findings}
     if "OVF110" in values:
         yield _to_keep(sources.checkpoints, choice, values["OVF110"])
-    if "NUM101" in values or "NUM102" in values:
-        yield from _before_nan(sources.checkpoints, _first_bad(run, values.get("NUM102", {})))
+    bad = [values[rule] for rule in ("NUM101", "NUM102") if rule in values]
+    if bad and (step := _lasting(run, bad)) is not None:
+        yield _before_nan(sources.checkpoints, step)
     if "DIV104" in values:
         yield from _nearest(sources.checkpoints, values["DIV104"].get("lowest_step"), *_AFTER_LOWEST)
     if "RWD122" in values:
@@ -80,30 +82,32 @@ def _noise(best: BestCheckpoint) -> str:
     return f"{noise}; on other data +/- {best.standard_error:.2g} (n={best.n}; a heuristic)"
 
 
-def _first_bad(run: RunSeries, masked: dict[str, Any]) -> int | None:
-    """Return the first step whose loss or gradient is not finite, or whose loss is a masked NaN."""
-    losses = (step for step, loss in zip(run.steps, run.losses, strict=True) if not math.isfinite(loss))
-    norms = (step for step, norm in zip(run.steps, run.grad_norms, strict=True) if math.isinf(norm))
-    first = [next(losses, None), next(norms, None), min(run.lost_norms, default=None), masked.get("first_step")]
+def _lasting(run: RunSeries, found: Iterable[Mapping[str, Any]]) -> int | None:
+    """Return the step from which numbers are bad for good, or None.
+
+    That is where the loss is masked or not finite first, or where the rows begin that have no finite gradient up to
+    the end. A gradient in between was skipped by fp16's loss scaling.
+    """
+    rows = zip(reversed(run.steps), reversed(run.grad_norms), strict=True)
+    tail = takewhile(lambda row: math.isinf(row[1]) or row[0] in run.lost_norms, rows)
+    first = [*(values.get("first_step") for values in found), min((step for step, _ in tail), default=None)]
     return min((step for step in first if step is not None), default=None)
 
 
-def _before_nan(folders: Sequence[CheckpointFolder], step: int | None) -> Iterator[Sign]:
-    """Yield the last checkpoint before a step whose weights are finite: they are read, for a log lags behind."""
-    before = [folder.path for folder in folders if step is not None and folder.step < step]
+def _before_nan(folders: Sequence[CheckpointFolder], step: int) -> Sign:
+    """Return the last checkpoint before a step whose weights are finite: they are read, for a log lags behind."""
+    before = [folder.path for folder in folders if folder.step < step]
     broken: list[str] = []
     for path in reversed(before[-_TRIED:]):
         if _is_finite(path):
             after = f"; {', '.join(broken)} is not" if broken else ""
             says = f"{path.name}, saved before step {step}: its weights are finite{after}"
             action = f"Go back to {path.name}; look at the learning rate, the precision and the data after it."
-            yield Sign("disk", "before_nan", says, action=action)
-            return
+            return Sign("disk", "before_nan", says, action=action)
         broken.append(path.name)
     if broken:
-        yield Sign("disk", "before_nan", f"{', '.join(broken)}, saved before step {step}: not finite or not readable")
-    else:
-        yield Sign("disk", "before_nan", f"no checkpoint from before step {step} is on disk")
+        return Sign("disk", "before_nan", f"{', '.join(broken)}, saved before step {step}: not finite or not readable")
+    return Sign("disk", "before_nan", f"no checkpoint from before step {step} is on disk")
 
 
 def _is_finite(folder: Path) -> bool:

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterable, Iterator
 from typing import Final
 
+from gradience.policy.detectors.thresholds import FEW_ROWS
 from gradience.policy.joins import Sign
 from gradience.policy.joins_evidence import EXPLODED_RMS
 from gradience.schema.audit import AuditReport, ModuleAudit
@@ -41,7 +42,7 @@ def _log_sign(finding: Finding) -> Sign:
 def _sparse(finding: Finding) -> Iterator[str]:
     if finding.values.get("evals") == 0:
         yield "no_evals"
-    if "training rows" in finding.message:
+    if finding.values.get("rows", 0) < FEW_ROWS.value:
         yield "few_rows"
 
 
