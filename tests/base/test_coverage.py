@@ -95,17 +95,26 @@ def test_a_file_of_the_bare_model_gets_the_prefix_that_the_head_adds(
     assert (mine.modules, mine.trainable_params) == by_peft(model, config)
 
 
-def test_bytes_are_those_of_the_trained_weights_gradients_and_adam_states(tmp_path: Path) -> None:
-    """Measured on one real step of AdamW: two moments and a gradient for each entry, all float32."""
+@pytest.mark.parametrize(
+    "settings",
+    [{}, {"bias": "all"}, {"modules_to_save": ["lm_head"]}, {"trainable_token_indices": [1, 2]}, {"use_dora": True}],
+    ids=str,
+)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("name", ["qwen2", "llama"])
+def test_bytes_are_those_of_the_weights_gradients_and_moments_of_a_real_step(
+    name: str, dtype: str, settings: dict[str, Any], tmp_path: Path
+) -> None:
+    """AdamW of torch, after one step."""
     import torch
 
-    task_type, make = models.MODELS["llama"]
-    model = make(transformers).to(torch.bfloat16)
+    _, make = models.MODELS[name]
+    model = make(transformers).to(getattr(torch, dtype))
     model.save_pretrained(tmp_path / "base")
-    config = peft.LoraConfig(r=4, task_type=task_type, target_modules="all-linear")
+    config = peft.LoraConfig(r=4, task_type="CAUSAL_LM", target_modules=["q_proj", "v_proj"], **settings)
     mine = by_headers(tmp_path / "base", copy.deepcopy(config), tmp_path / "peft")
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # transformers on itself, where the model is in 16 bits
+        warnings.simplefilter("ignore")  # transformers on itself, and PEFT's advice
         adapted = peft.get_peft_model(model, config)
     trained = [p for p in adapted.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained)

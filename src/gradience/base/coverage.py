@@ -2,43 +2,24 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Sequence
-from typing import Final, NamedTuple
+from typing import Final
 
 from gradience.adapters.names import module_type
-from gradience.adapters.patterns import PatternTable
 from gradience.base.layout import Layout
-from gradience.base.sites import Site, site_layer
+from gradience.base.memory import memory, stored_dtype
+from gradience.base.sites import site_layer
+from gradience.base.sizes import lora_sizes
 from gradience.base.targets import Hits, NotFollowedError, Wanted, resolve, saved_names
-from gradience.errors import AdapterError
 from gradience.schema.config import ConfigSnapshot, LoraSnapshot
 from gradience.schema.coverage import Coverage, Refused
 from gradience.schema.scalars import Json
 
 __all__ = ["NotFollowedError", "cover"]
 
-_BYTES: Final = {"float32": 4, "bfloat16": 2, "float16": 2}
-_SHORT: Final = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 _MOST_NAMES: Final = 20  # in a list of a report
 _STACK: Final = 3
-
-
-class _State(NamedTuple):
-    """What an optimizer keeps for one trained number."""
-
-    bytes: int
-    says: str
-
-
-_ADAM: Final = _State(8, "Adam family: two float32 moments")
-_STATES: Final = (  # what is in the optimizer's name, the first that fits
-    (("adam", "8bit"), _State(2, "8-bit Adam: two 1-byte moments, block constants not counted")),
-    (("adam",), _ADAM),
-    (("lion", "8bit"), _State(1, "8-bit Lion: one 1-byte moment, block constants not counted")),
-    (("lion",), _State(4, "Lion: one float32 moment")),
-)
 
 
 def cover(config: ConfigSnapshot, layout: Layout, *, base: str) -> Coverage:
@@ -53,13 +34,15 @@ def cover(config: ConfigSnapshot, layout: Layout, *, base: str) -> Coverage:
         raise NotFollowedError(f"transformers {layout.transformers} renames modules of {kind} as it loads the files")
     wanted = _wanted(lora)
     hits = _without_bare_parameters(lora, resolve(wanted, layout), layout)
-    sizes = _lora_sizes(lora, hits, layout)
+    sizes = lora_sizes(lora, hits, layout)
     besides = _besides(lora, hits, layout, wanted)
     layers = {layer for name in hits.adapted if (layer := site_layer(name)) is not None}
     lora_params = None if None in sizes else sum(size for size in sizes if size is not None)
-    trainable = None if lora_params is None else lora_params + sum(besides.values())
-    dtype = _dtype(lora, layout)
-    state = _state(config.optimizer.name)
+    stored = stored_dtype(layout.sites.values())
+    dtype = "float32" if lora.extras.get("autocast_adapter_dtype", True) else stored
+    used = None
+    if lora_params is not None:
+        used = memory(lora_params, besides, optimizer=config.optimizer.name, adapter_dtype=dtype, stored=stored)
     return Coverage(
         base=base,
         model_type=layout.architecture.model_type,
@@ -69,13 +52,13 @@ def cover(config: ConfigSnapshot, layout: Layout, *, base: str) -> Coverage:
         layers=len(layers),
         layers_total=len(layout.layers),
         lora_params=lora_params,
-        trainable_params=trainable,
+        trainable_params=None if lora_params is None else lora_params + sum(besides.values()),
         trained_besides=besides,
         base_params=sum(site.entries for site in layout.sites.values() if not site.tied),
         adapter_dtype=dtype,
-        adapter_bytes=None if trainable is None else trainable * _BYTES[dtype],
-        optimizer_bytes=None if trainable is None or state is None else trainable * (state.bytes + _BYTES[dtype]),
-        optimizer_assumption="" if state is None else f"{state.says}, and a {dtype} gradient, for each trained entry",
+        adapter_bytes=None if used is None else used.trained,
+        optimizer_bytes=None if used is None else used.optimizer,
+        optimizer_assumption="" if used is None else used.assumption,
         unmatched_targets=hits.unmatched[:_MOST_NAMES],
         unmatched_excludes=hits.unmatched_excludes[:_MOST_NAMES],
         refused=[Refused(name=name, reason=reason) for name, reason in hits.refused[:_MOST_NAMES]],
@@ -112,47 +95,6 @@ def _wanted(lora: LoraSnapshot) -> Wanted:
         layers_pattern=_texts(extras.get("layers_pattern")),
         task_type=lora.task_type,
     )
-
-
-def _lora_sizes(lora: LoraSnapshot, hits: Hits, layout: Layout) -> list[int | None]:
-    """Return the LoRA entries of each adapted site, None where they cannot be known."""
-    try:
-        ranks = PatternTable(lora.rank_pattern or {})
-        return [_size(lora, name, layout.sites[name], ranks, hits) for name in hits.adapted]
-    except AdapterError as error:
-        raise NotFollowedError(f"rank_pattern: {error}") from error
-
-
-def _size(lora: LoraSnapshot, name: str, site: Site, ranks: PatternTable, hits: Hits) -> int | None:
-    rank = _rank(lora, name, site, ranks, hits)
-    if rank is None or rank < 1 or site.kind == "packed":
-        return None
-    if site.kind == "conv":
-        if site.shape[1] == 1 < site.shape[0]:
-            return None  # depthwise, as far as a header tells: its groups decide
-        out, width, *kernel = site.shape
-        return rank * (width * math.prod(kernel) + out) + _per_output(lora, out)
-    if len(site.shape) == _STACK:
-        return rank * site.shape[0] * (site.shape[1] + site.shape[2])
-    rows, width = site.shape
-    outputs = width if site.kind == "embedding" else rows
-    extra = 0 if site.kind in {"parameter", "router"} else _per_output(lora, outputs)
-    return rank * (rows + width) + extra
-
-
-def _per_output(lora: LoraSnapshot, outputs: int) -> int:
-    """Return what DoRA's magnitude and a bias on B add for each output."""
-    return outputs * (bool(lora.use_dora) + bool(lora.extras.get("lora_bias")))
-
-
-def _rank(lora: LoraSnapshot, name: str, site: Site, ranks: PatternTable, hits: Hits) -> int | None:
-    """Return the rank at a site: the first pattern that hits, as PEFT, else r; twice r where PEFT doubles it."""
-    path = f"{name}.weight" if site.kind == "router" else name
-    keys = ranks.matching(path)
-    if keys:
-        return (lora.rank_pattern or {})[keys[0]]
-    doubled = name.rpartition(".")[2] in hits.doubled
-    return None if lora.r is None else lora.r * (2 if doubled else 1)
 
 
 def _besides(lora: LoraSnapshot, hits: Hits, layout: Layout, wanted: Wanted) -> dict[str, int]:
@@ -208,21 +150,6 @@ def _trains_embedding(lora: LoraSnapshot, hits: Hits, layout: Layout) -> bool:
         return True
     name = layout.embedding
     return name is not None and (name in hits.adapted or name in _saved(_wanted(lora), layout))
-
-
-def _dtype(lora: LoraSnapshot, layout: Layout) -> str:
-    """Return what trainable weights are kept in: PEFT casts 16 bits to float32 unless told not to."""
-    if lora.extras.get("autocast_adapter_dtype", True):
-        return "float32"
-    stored = Counter(_SHORT.get(site.dtype, "float32") for site in layout.sites.values())
-    return stored.most_common(1)[0][0] if stored else "float32"
-
-
-def _state(optimizer: str | None) -> _State | None:
-    """Return what the optimizer keeps; Adam's, every library's default, where it is not named."""
-    if optimizer is None:
-        return _ADAM
-    return next((state for words, state in _STATES if all(word in optimizer for word in words)), None)
 
 
 def _notes(lora: LoraSnapshot, hits: Hits, layout: Layout) -> list[str]:

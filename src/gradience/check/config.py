@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from importlib.metadata import PackageNotFoundError, version
 from os import PathLike
 from pathlib import Path
@@ -16,29 +16,20 @@ from gradience.configs.preferences import Preferences, read_preferences
 from gradience.errors import ConfigError
 from gradience.policy.all_ids import all_ids
 from gradience.policy.config_rules import RULES, judge_config
-from gradience.policy.facts import Facts, Unknown
 from gradience.policy.objective import objective_of
+from gradience.policy.quantities import quantities
 from gradience.policy.rules import Verdict
 from gradience.policy.selection import left_out, matching
 from gradience.policy.serve_facts import ENGINES
 from gradience.schema.config import ConfigSnapshot
 from gradience.schema.coverage import Coverage
 from gradience.schema.reports import CHECK_SCHEMA_ID, CheckReport, SourceFile
-from gradience.schema.scalars import Real, as_float, real
+from gradience.schema.scalars import as_float, real
 
 __all__ = ["check_config"]
 
 Place = str | PathLike[str]
 
-_QUANTITIES = {  # name in the report -> property of Facts
-    "scaling": "scaling",
-    "scaling_r_lr": "early_step",
-    "batch_per_process": "batch_per_process",
-    "effective_batch": "effective_batch",
-    "planned_steps": "steps",
-    "warmup_share": "warmup_share",
-}
-_OF_LORA = {"scaling", "scaling_r_lr"}
 _MAX_TASK = 256  # characters
 
 
@@ -109,7 +100,7 @@ def _report(
         schema=CHECK_SCHEMA_ID,
         sources=sources,
         config=config,
-        derived={**dict(_derived(config)), "rules_judged": n_judged},
+        derived={**quantities(config), "rules_judged": n_judged},
         coverage=coverage,
         findings=verdict.findings,
         not_run=verdict.not_run,
@@ -156,17 +147,6 @@ def _complete(whole: Layer, task: str | None) -> ConfigSnapshot:
         return named
     understood = {"objective": objective.kind, "objective_because": objective.because}
     return msgspec.structs.replace(named, extras={**named.extras, **understood})
-
-
-def _derived(config: ConfigSnapshot) -> Iterator[tuple[str, Real]]:
-    facts = Facts(config)
-    for name, quantity in _QUANTITIES.items():
-        if name in _OF_LORA and facts.not_lora:
-            continue
-        try:
-            yield name, real(float(getattr(facts, quantity)))
-        except Unknown:
-            continue  # the rules that need it say why
 
 
 def _read(place: Place | None, read: Callable[[Path], Layer]) -> Layer | None:

@@ -39,8 +39,8 @@ class Coverage(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True):
         dict[str, int], Meta(description="Trainable entries that are no LoRA factor, by kind.")
     ] = {}
     base_params: Annotated[NonNegativeInt, Meta(description="Entries of the base, as its files declare them.")] = 0
-    adapter_dtype: Annotated[str, Meta(description="What the trainable weights are kept in.")] = "float32"
-    adapter_bytes: NonNegativeInt | None = None
+    adapter_dtype: Annotated[str, Meta(description="What LoRA's numbers are trained in.")] = "float32"
+    adapter_bytes: Annotated[NonNegativeInt, Meta(description="All that is trained, while training.")] | None = None
     optimizer_bytes: Annotated[NonNegativeInt, Meta(description="States and gradients, on one process.")] | None = None
     optimizer_assumption: Annotated[str, Meta(description="What optimizer_bytes takes for granted.")] = ""
     unmatched_targets: Annotated[list[str], Meta(description="Names in target_modules that hit nothing.")] = []
