@@ -49,7 +49,8 @@ def validate_log(path: str | os.PathLike[str], *, max_issues: int = DEFAULT_MAX_
         elif isinstance(found, UnknownEvent):
             unknown[found.event if found.event in unknown or len(unknown) < _MOST_NAMES else "..."] += 1
         else:
-            events.update(str(event.__struct_config__.tag) for event in found)
+            for kind, count in Counter(map(type, found)).items():
+                events[str(kind.__struct_config__.tag)] += count
     return ValidateReport(
         schema=VALIDATE_SCHEMA_ID,
         file=str(path),

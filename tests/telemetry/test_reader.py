@@ -250,6 +250,15 @@ def test_two_events_on_one_line_are_one_bad_line(log: Path) -> None:
     assert TelemetryReader(log).summarize().issues_total == 3
 
 
+def test_two_events_on_one_line_do_not_make_up_for_one_broken_at_a_comma(log: Path) -> None:
+    cut = ROW.index(b',"loss"')
+    log.write_bytes(b"\n".join([ROW, ROW + b"," + ROW, ROW[:cut], ROW[cut + 1 :], END]) + b"\n")
+    report = validate_log(log)
+    assert not report.valid
+    assert [issue.line for issue in report.issues] == [2, 3, 4]
+    assert report.events == {"train_step": 1, "run_end": 1}
+
+
 def test_an_event_of_an_unknown_name_keeps_all_it_says(log: Path) -> None:
     document = {**json.loads(ROW), "event": "later", "seq": 3, "payload": [1, {"a": None}]}
     log.write_text(json.dumps(document) + "\n")

@@ -11,7 +11,16 @@ import msgspec
 from gradience.errors import SchemaError
 from gradience.schema.events import Event, RunStart, TrainStep, UnknownEvent
 from gradience.schema.reports import BadLine
-from gradience.telemetry.codec import KNOWN_ARRAY, MAX_LINE_BYTES, convert, decode, decode_array, decode_known, parse
+from gradience.telemetry.codec import (
+    KNOWN_ARRAY,
+    MAX_LINE_BYTES,
+    convert,
+    decode,
+    decode_array,
+    decode_known,
+    decode_lines,
+    parse,
+)
 from gradience.telemetry.faults import MOST_FAULTS, Fault, find_faults, find_unnamed
 from gradience.telemetry.lines import Block, Line, read_blocks
 from gradience.telemetry.rows import PlainRow, row_decoder
@@ -81,6 +90,8 @@ class LogScan:
         """Return what the block holds by way of a decoder alone, or None if that will not do."""
         if self._keep == "all":
             return None
+        if self._strict:
+            return decode_lines(block.data)
         if self._before is not None:
             rows = decode_array(block.data, block.count, row_decoder(*self._before))
             if rows is not None:

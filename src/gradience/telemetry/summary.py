@@ -60,7 +60,10 @@ class RunSummary:
 
 
 def summarize(path: Path) -> RunSummary:
-    """Return what the log holds, reading it once; 32 bytes a training row are kept, evaluations and alerts whole.
+    """Return what the log holds, reading it once.
+
+    Kept are 32 bytes a training row, and evaluations and alerts whole: about 0.8 KB each, for the detectors compare
+    what they measured. A run evaluated every second of a day takes 70 MB.
 
     Raises:
         RecorderError: the file cannot be read.
