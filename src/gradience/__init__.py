@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from gradience.audit import audit_adapter
     from gradience.check import check_config
+    from gradience.compare import compare_adapters
     from gradience.convert import convert_adapter
     from gradience.diagnosis import diagnose
     from gradience.errors import AdapterError, ConfigError, GradienceError, OutputError, RecorderError, SchemaError
@@ -32,6 +33,7 @@ _HOMES = {
     "TelemetryWriter": "gradience.telemetry.writer",
     "audit_adapter": "gradience.audit",
     "check_config": "gradience.check",
+    "compare_adapters": "gradience.compare",
     "compare_runs": "gradience.monitor.compare",
     "convert_adapter": "gradience.convert",
     "diagnose": "gradience.diagnosis",
@@ -53,6 +55,7 @@ __all__ = [
     "TelemetryWriter",
     "audit_adapter",
     "check_config",
+    "compare_adapters",
     "compare_runs",
     "convert_adapter",
     "diagnose",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -11,7 +10,7 @@ from cyclopts.types import NonNegativeInt, PositiveInt
 from cyclopts.validators import Number
 
 from gradience.cli.device import prepare_jax
-from gradience.cli.output import exit_code, print_document, print_text
+from gradience.cli.output import draws_blocks, exit_code, print_document, print_text
 from gradience.cli.progress import on_terminal
 from gradience.errors import AdapterError
 from gradience.render.audit import View, audit_text
@@ -128,17 +127,8 @@ def audit(
         print_document(report)
     else:
         chosen = heatmap_of if heatmap else None
-        print_text(audit_text(report, View(top_wasteful, layers, scales, rank_rules, chosen, _blocks(), verbose)))
+        print_text(audit_text(report, View(top_wasteful, layers, scales, rank_rules, chosen, draws_blocks(), verbose)))
     return exit_code(report.findings, fail_on)
-
-
-def _blocks() -> bool:
-    """Return whether stdout can write block characters."""
-    try:
-        "█▁".encode(sys.stdout.encoding or "ascii")
-    except (UnicodeEncodeError, LookupError):
-        return False
-    return True
 
 
 def _one_of(path: Path | None, peft_dir: Path | None) -> Path:

@@ -11,10 +11,19 @@ import msgspec
 from gradience.schema.findings import SEVERITIES, Finding, FindingRef
 from gradience.schema.scalars import Severity
 
-__all__ = ["DONE", "FOUND", "exit_code", "print_document", "print_text"]
+__all__ = ["DONE", "FOUND", "draws_blocks", "exit_code", "print_document", "print_text"]
 
 DONE: Final = 0
 FOUND: Final = 1
+
+
+def draws_blocks() -> bool:
+    """Return whether stdout can write block characters."""
+    try:
+        "█▁".encode(sys.stdout.encoding or "ascii")
+    except (UnicodeEncodeError, LookupError):
+        return False
+    return True
 
 
 def print_text(text: str) -> None:

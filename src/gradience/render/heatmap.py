@@ -8,7 +8,7 @@ from typing import Final, Literal, NamedTuple, TypeAlias
 from gradience.render.text import clean, number
 from gradience.schema.audit import ModuleAudit
 
-__all__ = ["Cell", "Grid", "Quantity", "grid_of", "heatmap"]
+__all__ = ["Cell", "Grid", "Quantity", "grid_lines", "grid_of", "grid_of_cells", "heatmap"]
 
 Quantity: TypeAlias = Literal["norm", "utilization", "k90", "udr"]
 
@@ -44,7 +44,12 @@ def grid_of(modules: Sequence[ModuleAudit], of: Quantity = "norm") -> Grid | Non
     A module that is zero is `0`, one that is not finite `!`. Experts of one parameter are averaged.
     """
     title, read = _READ[of]
-    rows = _rows(modules, read)
+    return grid_of_cells(title, [(m.name, m.layer, _cell(m, read)) for m in modules if m.layer is not None])
+
+
+def grid_of_cells(title: str, cells: Sequence[tuple[str, int, Cell]]) -> Grid | None:
+    """Return a quantity given as (module's name, layer, cell) by kind and layer, or None where no cell has a value."""
+    rows = _rows(cells)
     values = [cell for row in rows.values() for cell in row.values() if isinstance(cell, float)]
     if not values:
         return None
@@ -59,25 +64,30 @@ def heatmap(modules: Sequence[ModuleAudit], of: Quantity = "norm", *, unicode: b
     grid = grid_of(modules, of)
     if grid is None:
         return [f"Heat map of {_READ[of][0]}: no module lies in a layer, or none has a value"]
+    return grid_lines(grid, unicode=unicode)
+
+
+def grid_lines(grid: Grid, *, unicode: bool = True) -> list[str]:
+    """Return the lines of the map of a quantity."""
     ramp = _UNICODE if unicode else _ASCII
     span = f"from 0 ({ramp[0]}) to {number(grid.top, '.3g')} ({ramp[-1]})"
     return [f"Heat map of {grid.title}, layer x module, {span}:", *_blocks(grid, ramp)]
 
 
-def _rows(modules: Sequence[ModuleAudit], read: _Read) -> dict[str, dict[int, Cell]]:
+def _rows(cells: Sequence[tuple[str, int, Cell]]) -> dict[str, dict[int, Cell]]:
     """Return the cells by label and layer, in the order of the modules."""
-    inside = [(m, m.layer) for m in modules if m.layer is not None]
-    shared = _shared([_kind(m) for m, _ in inside])
+    kinds = [_kind(name) for name, _, _ in cells]
+    shared = _shared(kinds)
     found: dict[str, dict[int, list[Cell]]] = {}
-    for module, layer in inside:
-        label = clean(".".join(_kind(module)[shared:]))
-        found.setdefault(label, {}).setdefault(layer, []).append(_cell(module, read))
-    return {label: {layer: _mean(cells) for layer, cells in row.items()} for label, row in found.items()}
+    for (_, layer, cell), kind in zip(cells, kinds, strict=True):
+        label = clean(".".join(kind[shared:]))
+        found.setdefault(label, {}).setdefault(layer, []).append(cell)
+    return {label: {layer: _mean(some) for layer, some in row.items()} for label, row in found.items()}
 
 
-def _kind(module: ModuleAudit) -> list[str]:
-    """Return the parts of the module's path without numbers: equal in every layer."""
-    return [part for part in module.name.partition("[")[0].split(".") if not part.isdigit()]
+def _kind(name: str) -> list[str]:
+    """Return the parts of a module's path without numbers: equal in every layer."""
+    return [part for part in name.partition("[")[0].split(".") if not part.isdigit()]
 
 
 def _shared(kinds: Sequence[list[str]]) -> int:

@@ -15,6 +15,7 @@ import msgspec
 
 from gradience.schema.audit import AuditReport
 from gradience.schema.compare import CompareReport
+from gradience.schema.compare_adapters import CompareAdaptersReport
 from gradience.schema.convert import ConvertReport
 from gradience.schema.diagnose import DiagnoseReport
 from gradience.schema.events import EVENT_TYPES, EvalMetrics, Event, RecommendationItem
@@ -25,7 +26,17 @@ __all__ = ["SCHEMAS", "SchemaName", "json_schema", "schema_text", "write_schemas
 
 Json: TypeAlias = Any
 SchemaName: TypeAlias = Literal[
-    "telemetry", "audit", "check", "monitor", "diagnose", "compare", "convert", "import", "validate", "provenance"
+    "telemetry",
+    "audit",
+    "check",
+    "monitor",
+    "diagnose",
+    "compare",
+    "compare-adapters",
+    "convert",
+    "import",
+    "validate",
+    "provenance",
 ]
 
 _DIALECT: Final = "https://json-schema.org/draft/2020-12/schema"
@@ -49,6 +60,7 @@ SCHEMAS: Final[dict[SchemaName, str]] = {
     "check": "check-report-v1",
     "monitor": "monitor-report-v1",
     "compare": "compare-report-v1",
+    "compare-adapters": "compare-adapters-report-v1",
     "convert": "convert-report-v1",
     "diagnose": "diagnose-report-v1",
     "import": "import-report-v1",
@@ -60,6 +72,7 @@ _REPORTS: Final[dict[SchemaName, type[msgspec.Struct]]] = {
     "check": CheckReport,
     "monitor": MonitorReport,
     "compare": CompareReport,
+    "compare-adapters": CompareAdaptersReport,
     "convert": ConvertReport,
     "diagnose": DiagnoseReport,
     "import": ImportReport,

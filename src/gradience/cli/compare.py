@@ -1,0 +1,60 @@
+"""``gradience compare``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from cyclopts import Parameter
+from cyclopts.types import NonNegativeInt
+
+from gradience.cli.device import prepare_jax
+from gradience.cli.output import DONE, draws_blocks, print_document, print_text
+from gradience.cli.progress import on_terminal
+from gradience.errors import AdapterError
+from gradience.render.compare import compare_adapters_text
+
+__all__ = ["compare"]
+
+
+def compare(
+    *adapters: Path,
+    top: NonNegativeInt = 5,
+    heatmap: Annotated[bool, Parameter(negative=())] = False,
+    device: Literal["auto", "cpu", "gpu", "tpu"] = "auto",
+    verbose: Annotated[bool, Parameter(alias="-v", negative=())] = False,
+    json: Annotated[bool, Parameter(negative=())] = False,
+) -> int:
+    """Compare trained adapters by their weights: two or more, or the checkpoints of one run.
+
+    dW = s B A is a module's update. The cosine is <dW1, dW2> / (norm(dW1) norm(dW2)), with Frobenius norms. Shared
+    directions: phi(i, j) = norm(U_i^T V_j)^2 / min(i, j) over the i and j leading singular vectors of either
+    (arXiv 2106.09685, equation 4), in [0, 1]; by chance max(i, j) / d. Energy moved: half the sum over layers of
+    the change in their share of norm(dW)^2. Ranks and scales may differ; no base model is needed.
+
+    Parameters
+    ----------
+    adapters:
+        The adapters' folders or weights files. Given one folder: a run's, whose checkpoint-N are compared as a series.
+    top:
+        How many modules to list of each pair, the least alike first.
+    heatmap:
+        Add a map of the cosine, layer by kind of module.
+    device:
+        Where JAX adds up the long axes.
+    verbose:
+        List every module; of a series every step from one checkpoint to the next.
+    json:
+        Print one JSON document (schemas/compare-adapters-report-v1.schema.json).
+    """
+    if not adapters:
+        raise AdapterError("compare needs adapters: none was given", advice="give two, or a run's folder")
+    prepare_jax(device, serial_kernels=True)
+    from gradience.compare import compare_adapters  # noqa: PLC0415  # after the flags that JAX reads once
+
+    report = compare_adapters(*adapters, progress=on_terminal("compare"))
+    if json:
+        print_document(report)
+    else:
+        print_text(compare_adapters_text(report, top=top, heatmap=heatmap, unicode=draws_blocks(), verbose=verbose))
+    return DONE
