@@ -151,6 +151,7 @@ def _column(name: str, run: _Run) -> ComparedRun:
         best_eval_step=best[1] if best else None,
         accuracy=point.metrics.accuracy if point else None,
         gap=report.gap.ratio if report.gap else None,
+        signals={name: signal.last for name, signal in report.signals.items()},
         lr=report.config.optimizer.lr if train.max_lr is None else train.max_lr,
         r=lora.r,
         alpha=lora.alpha,
@@ -171,7 +172,7 @@ def _flat(node: dict[str, Json], above: str = "") -> Iterator[tuple[str, Json]]:
     for key, value in node.items():
         if isinstance(value, dict) and value:
             yield from _flat(value, f"{above}{key}.")
-        else:
+        elif value not in ({}, []):  # nothing recorded
             unordered = key in _SETS and isinstance(value, list)
             yield f"{above}{key}", sorted(map(str, value)) if unordered else value
 

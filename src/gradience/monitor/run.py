@@ -9,10 +9,11 @@ from typing import Final
 
 from gradience.monitor.evals import derived_notes, gap_of, held_out_of, latest_evals, number_in
 from gradience.monitor.source import Source, logged_in, open_source, signals_in
+from gradience.policy.detectors.signals import Signal, ends
 from gradience.policy.run_detectors import DEFAULT_GAP, RunFacts, Series, detect
 from gradience.policy.story import line_of, tell
 from gradience.schema.config import ConfigSnapshot
-from gradience.schema.reports import MONITOR_SCHEMA_ID, MonitorReport, TrainSummary
+from gradience.schema.reports import MONITOR_SCHEMA_ID, MonitorReport, SignalSummary, TrainSummary
 from gradience.schema.scalars import NonFinite, real
 from gradience.telemetry.summary import RunSeries, RunSummary
 
@@ -76,6 +77,7 @@ def report_of(source: Source, run: RunSeries, *, gap_threshold: float = DEFAULT_
         status_reason=run.end.reason if run.end else None,
         events=dict(summary.counts),
         train=train,
+        signals={name: _signal(column) for name, column in facts.signals.items()},
         evals=list(facts.evals),
         gap=facts.gap,
         lora_audit=audit.metrics if audit else None,
@@ -151,6 +153,12 @@ def _train(run: RunSeries, facts: RunFacts) -> TrainSummary:
         max_lr=_known(facts.peak_rate),
         duration_s=None if run.first_ts is None or run.last_ts is None else run.last_ts - run.first_ts,
     )
+
+
+def _signal(column: Signal) -> SignalSummary:
+    first, last, _ = ends(column)
+    values = column.values
+    return SignalSummary(rows=len(values), first=first, last=last, lowest=min(values), highest=max(values))
 
 
 def _known(value: float) -> float | None:

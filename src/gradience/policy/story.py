@@ -15,9 +15,9 @@ from typing import Final
 import msgspec
 
 from gradience.policy.detectors.adapter import audited_rank
-from gradience.policy.detectors.curve import median
 from gradience.policy.detectors.facts import RunFacts
 from gradience.policy.detectors.overfitting import evaluation_noise, held_out_curve
+from gradience.policy.detectors.signals import ends
 from gradience.policy.detectors.thresholds import LEAST_EVALS, NO_LEARNING_DROP, OVERFIT_NOISE
 from gradience.schema.findings import SEVERITIES, Finding, NotRun
 from gradience.schema.reports import StoryPart, TrainSummary
@@ -25,7 +25,6 @@ from gradience.schema.scalars import Json, NonFinite, as_float, real
 
 __all__ = ["line_of", "tell"]
 
-_PARTS: Final = 5  # of a column of rewards: its first and its last are compared, as RWD122 does
 _GRAVE: Final = SEVERITIES.index("warning")
 _BROKEN: Final = ("NUM102", "NUM101", "DIV104")  # the worst that a loss can say, worst first
 _SHAPES: Final = ("OVF110", "NOL106", "PLT105")  # the first that was seen is told
@@ -129,8 +128,7 @@ def _reward(facts: RunFacts) -> Iterator[StoryPart]:
     for name, word in (("reward", "reward"), ("rewards/margins", "reward margin")):
         column = facts.signals.get(name)
         if column is not None and column.values:
-            width = max(1, len(column.values) // _PARTS)
-            first, last = median(column.values[:width]), median(column.values[-width:])
+            first, last, width = ends(column)
             says = f"{word} {_n(first)} -> {_n(last)} (medians of {width} rows)"
             yield StoryPart(says=says, values={"first": first, "last": last, "rows": width})
 

@@ -29,6 +29,7 @@ def _lines(report: CompareReport, *, verbose: bool) -> Iterator[str]:
     yield from banner(f"GRADIENCE MONITOR: {len(report.runs)} RUNS")
     if len(report.runs) <= _SIDE_BY_SIDE:
         yield from _columns(report.runs)
+        yield from _signals(report.runs)
     else:
         yield from _table(report.runs)
     yield ""
@@ -87,6 +88,12 @@ def _columns(runs: Sequence[ComparedRun]) -> Iterator[str]:
         cells = [clean(measure(run)) for run in runs]
         if any(cell != "-" for cell in cells):
             yield f"{label:<{_LABEL}}" + "".join(map(_cell, cells))
+
+
+def _signals(runs: Sequence[ComparedRun]) -> Iterator[str]:
+    for name in sorted({name for run in runs for name in run.signals}):
+        cells = "".join(_cell(number(run.signals.get(name), ".4g")) for run in runs)
+        yield f"{_cut(clean(name), _LABEL - 1):<{_LABEL}}{cells}"
 
 
 def _cell(text: str) -> str:

@@ -31,6 +31,7 @@ def _lines(report: MonitorReport, *, verbose: bool) -> Iterator[str]:
     yield f"Status:  {_status(report)}"
     yield ""
     yield from _training(report)
+    yield from _signals(report)
     yield from _evals(report)
     yield from _diagnostics(report)
     yield from _alerts(report)
@@ -62,6 +63,16 @@ def _training(report: MonitorReport) -> Iterator[str]:
     )
     if t.max_lr is not None:
         yield f"  Peak LR: {number(t.max_lr, '.3g')}"
+    yield ""
+
+
+def _signals(report: MonitorReport) -> Iterator[str]:
+    if not report.signals:
+        return
+    yield "Rewards and the like (medians of the first and of the last fifth of the rows):"
+    for name, s in report.signals.items():
+        span = f"{number(s.lowest, '.4g')} to {number(s.highest, '.4g')}"
+        yield f"  {clean(name)}: {number(s.first, '.4g')} -> {number(s.last, '.4g')}  ({span})"
     yield ""
 
 

@@ -43,6 +43,10 @@ class ComparedRun(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True)
     best_eval_step: NonNegativeInt | None = None
     accuracy: Annotated[Real, Meta(description="Newest held-out accuracy, 0 to 1.")] | None = None
     gap: Annotated[Real, Meta(description="Held-out over train perplexity.")] | None = None
+    signals: Annotated[
+        dict[str, float],
+        Meta(description="Rewards, margins, KL, ...: medians of the last fifth of their rows."),
+    ] = {}
     lr: Annotated[Real, Meta(description="Peak learning rate: the highest logged, else the configured one.")] | None = (
         None
     )

@@ -25,6 +25,7 @@ __all__ = [
     "ImportReport",
     "ImportedRunReport",
     "MonitorReport",
+    "SignalSummary",
     "SkippedRow",
     "SourceFile",
     "StoryPart",
@@ -108,6 +109,16 @@ class TrainSummary(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True
     duration_s: Annotated[float, Meta(description="Newest minus oldest clock reading.")] | None = None
 
 
+class SignalSummary(msgspec.Struct, kw_only=True, frozen=True):
+    """A column of rewards, margins, KL or the like over the run."""
+
+    rows: NonNegativeInt
+    first: Annotated[float, Meta(description="Median of the first fifth of its rows.")]
+    last: Annotated[float, Meta(description="Median of the last fifth of its rows.")]
+    lowest: float
+    highest: float
+
+
 class StoryPart(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True):
     """One clause of the story, and the finding it rests on; without one it says what was logged."""
 
@@ -131,6 +142,9 @@ class MonitorReport(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=Tru
     status_reason: str | None = None
     events: Annotated[dict[str, int], Meta(description="Events of the file by name.")] = {}
     train: TrainSummary
+    signals: Annotated[
+        dict[str, SignalSummary], Meta(description="What preference training and RL log beside the loss, by name.")
+    ] = {}
     evals: list[EvalPoint] = []
     gap: GapReading | None = None
     lora_audit: dict[str, Json] | None = None

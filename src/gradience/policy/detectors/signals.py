@@ -5,7 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Final, NamedTuple, TypeAlias
 
-__all__ = ["SIGNALS", "Signal", "Signals"]
+from gradience.policy.detectors.curve import median
+
+__all__ = ["SIGNALS", "Signal", "Signals", "ends"]
+
+_PARTS: Final = 5  # of a column: its first and its last are compared
 
 SIGNALS: Final[Mapping[str, str]] = {
     "rewards/margins": "margins",
@@ -31,3 +35,9 @@ class Signal(NamedTuple):
 
 
 Signals: TypeAlias = Mapping[str, Signal]
+
+
+def ends(signal: Signal) -> tuple[float, float, int]:
+    """Return the medians of the first and of the last fifth of a column, and the rows of a fifth."""
+    width = max(1, len(signal.values) // _PARTS)
+    return median(signal.values[:width]), median(signal.values[-width:]), width
