@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from gradience.monitor import monitor_run
     from gradience.monitor.compare import compare_runs
     from gradience.report.write import write_report
+    from gradience.resize import resize_adapter
     from gradience.telemetry.reader import TelemetryReader
     from gradience.telemetry.writer import TelemetryWriter
     from gradience.validate import validate_log
@@ -39,6 +40,7 @@ _HOMES = {
     "diagnose": "gradience.diagnosis",
     "import_run": "gradience.imports",
     "monitor_run": "gradience.monitor",
+    "resize_adapter": "gradience.resize",
     "validate_log": "gradience.validate",
     "write_report": "gradience.report.write",
 }
@@ -61,6 +63,7 @@ __all__ = [
     "diagnose",
     "import_run",
     "monitor_run",
+    "resize_adapter",
     "validate_log",
     "write_report",
 ]

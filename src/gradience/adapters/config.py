@@ -45,6 +45,7 @@ class AdapterConfig(msgspec.Struct, kw_only=True, frozen=True):
     alora_invocation_tokens: list[int] | None = None
     peft_version: str | None = None
     layer_replication: list[tuple[int, int]] | None = None
+    ensure_weight_tying: bool = False
     use_qalora: bool = False
     qalora_group_size: int = 16
     use_bdlora: bool | dict[str, Any] | None = None
@@ -118,6 +119,7 @@ class Scaling(NamedTuple):
     config_r: int
     alpha_pattern: str | None
     rank_pattern: str | None
+    path: str
 
 
 class ScalingRules:
@@ -149,7 +151,7 @@ class ScalingRules:
         alpha = default if alpha_key is None else self._alphas[alpha_key]
         rank = config_r if r is None else r
         size = math.sqrt(max(rank, 1)) if self._config.use_rslora else max(rank, 1)
-        return Scaling(alpha, alpha / size, config_r, alpha_key, rank_key)
+        return Scaling(alpha, alpha / size, config_r, alpha_key, rank_key, name)
 
     def _first(self, table: PatternTable, values: Mapping[str, float], name: str) -> str | None:
         keys = table.matching(name)

@@ -64,6 +64,7 @@ def common(ctx: Context, group: Group, s: Scaling) -> dict[str, Any]:
         "config_r": s.config_r,
         "alpha_pattern": s.alpha_pattern,
         "rank_pattern": s.rank_pattern,
+        "pattern_path": s.path,
         "rslora": ctx.config.use_rslora,
         "adapter": ctx.adapter(group),
         "keys": group.keys,

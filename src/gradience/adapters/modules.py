@@ -45,6 +45,8 @@ class Module:
     alpha_pattern: str | None = None
     """The key of alpha_pattern that applied, or None for the config's alpha."""
     rank_pattern: str | None = None
+    pattern_path: str | None = None
+    """The path that PEFT matches patterns against: modules that share it share rank and alpha. None outside PEFT."""
     rslora: bool = False
     base_name: str | None = None
     """The base's tensor, such as `model.layers.0.self_attn.q_proj.weight`, before any replication of layers."""

@@ -15,7 +15,7 @@ import numpy.typing as npt
 from gradience.adapters.tensors import DTYPES, TensorSource
 from gradience.errors import OutputError
 
-__all__ = ["PlannedTensor", "copied", "planned", "write_safetensors"]
+__all__ = ["PlannedTensor", "copied", "file_size", "planned", "write_safetensors"]
 
 _ALIGNMENT: Final = 8  # bytes, of the first tensor: the format's own
 
@@ -51,16 +51,7 @@ def write_safetensors(path: Path, tensors: Sequence[PlannedTensor], *, metadata:
         OutputError: the file cannot be written, or two tensors have the same name.
         ValueError: a tensor's data are not of the size that was planned.
     """
-    header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
-    position = 0
-    for tensor in tensors:
-        if tensor.name in header:
-            raise OutputError(f"two tensors would be named {tensor.name!r} in {path}", advice="report this as a bug")
-        end = position + tensor.nbytes
-        header[tensor.name] = {"dtype": tensor.dtype, "shape": list(tensor.shape), "data_offsets": [position, end]}
-        position = end
-    raw = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
-    raw += b" " * (-len(raw) % _ALIGNMENT)
+    raw = _header(path, tensors, metadata)
     try:
         with path.open("wb") as file:
             file.write(struct.pack("<Q", len(raw)) + raw)
@@ -71,3 +62,21 @@ def write_safetensors(path: Path, tensors: Sequence[PlannedTensor], *, metadata:
                 file.write(data.reshape(-1).view(np.uint8).data)
     except OSError as error:
         raise OutputError(f"cannot write {path}: {error.strerror}", advice="check the space left") from error
+
+
+def file_size(tensors: Sequence[PlannedTensor], *, metadata: Mapping[str, str]) -> int:
+    """Return how many bytes the file of these tensors will have."""
+    return 8 + len(_header(Path("the file"), tensors, metadata)) + sum(tensor.nbytes for tensor in tensors)
+
+
+def _header(path: Path, tensors: Sequence[PlannedTensor], metadata: Mapping[str, str]) -> bytes:
+    header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
+    position = 0
+    for tensor in tensors:
+        if tensor.name in header:
+            raise OutputError(f"two tensors would be named {tensor.name!r} in {path}", advice="report this as a bug")
+        end = position + tensor.nbytes
+        header[tensor.name] = {"dtype": tensor.dtype, "shape": list(tensor.shape), "data_offsets": [position, end]}
+        position = end
+    raw = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    return raw + b" " * (-len(raw) % _ALIGNMENT)

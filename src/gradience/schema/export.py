@@ -21,6 +21,7 @@ from gradience.schema.diagnose import DiagnoseReport
 from gradience.schema.events import EVENT_TYPES, EvalMetrics, Event, RecommendationItem
 from gradience.schema.provenance import Provenance
 from gradience.schema.reports import CheckReport, ImportReport, MonitorReport, ValidateReport
+from gradience.schema.resize import ResizeReport
 
 __all__ = ["SCHEMAS", "SchemaName", "json_schema", "schema_text", "write_schemas"]
 
@@ -33,6 +34,7 @@ SchemaName: TypeAlias = Literal[
     "diagnose",
     "compare",
     "compare-adapters",
+    "resize",
     "convert",
     "import",
     "validate",
@@ -61,6 +63,7 @@ SCHEMAS: Final[dict[SchemaName, str]] = {
     "monitor": "monitor-report-v1",
     "compare": "compare-report-v1",
     "compare-adapters": "compare-adapters-report-v1",
+    "resize": "resize-report-v1",
     "convert": "convert-report-v1",
     "diagnose": "diagnose-report-v1",
     "import": "import-report-v1",
@@ -73,6 +76,7 @@ _REPORTS: Final[dict[SchemaName, type[msgspec.Struct]]] = {
     "monitor": MonitorReport,
     "compare": CompareReport,
     "compare-adapters": CompareAdaptersReport,
+    "resize": ResizeReport,
     "convert": ConvertReport,
     "diagnose": DiagnoseReport,
     "import": ImportReport,

@@ -74,18 +74,18 @@ def use_device(device: str) -> None:
         raise ValueError(message) from error
 
 
-def spectra(loads: Sequence[Callable[[], Factors]]) -> list[Spectrum]:
-    """Return the spectrum of each update, in order.
+def spectra(loads: Sequence[Callable[[], Factors]], grams: Sequence[Grams] | None = None) -> list[Spectrum]:
+    """Return the spectrum of each update, in order; from its `grams_of` where the caller has them.
 
     Each load is called once (twice for the rare update whose factors all but cancel), and from several
     threads: consecutive loads mostly from the same one. Each thread holds one module at a time.
     """
-    grams = grams_of(loads)
+    held = grams_of(loads) if grams is None else grams
     with jax.enable_x64(True):  # noqa: FBT003  # JAX's own signature
-        return _finish(loads, grams)
+        return _finish(loads, held)
 
 
-def _finish(loads: Sequence[Callable[[], Factors]], grams: list[Grams]) -> list[Spectrum]:
+def _finish(loads: Sequence[Callable[[], Factors]], grams: Sequence[Grams]) -> list[Spectrum]:
     found: list[Spectrum | None] = [None] * len(grams)
     by_bucket: dict[int, list[int]] = {}
     for index, one in enumerate(grams):
@@ -103,7 +103,7 @@ def _finish(loads: Sequence[Callable[[], Factors]], grams: list[Grams]) -> list[
 
 def _sigma(
     loads: Sequence[Callable[[], Factors]],
-    grams: list[Grams],
+    grams: Sequence[Grams],
     some: list[int],
     bucket: int,
 ) -> tuple[Matrix, Matrix]:

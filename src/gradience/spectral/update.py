@@ -17,7 +17,16 @@ import numpy as np
 import numpy.typing as npt
 from jax import Array
 
-__all__ = ["GramSpectrum", "core_singular_values", "gram_columns", "gram_rows", "gram_singular_values"]
+__all__ = [
+    "TRUSTED_SHARE",
+    "GramCore",
+    "GramSpectrum",
+    "core_singular_values",
+    "gram_columns",
+    "gram_core",
+    "gram_rows",
+    "gram_singular_values",
+]
 
 Floats: TypeAlias = npt.NDArray[np.float64]
 
@@ -50,17 +59,39 @@ def gram_singular_values(gram_a: Floats, gram_b: Floats) -> GramSpectrum:
     Rows of A and columns of B are balanced first (A -> D A, B -> B D^-1 leaves B A as it is), and both
     are scaled to trace one: neither a row's scale nor the adapter's costs accuracy.
     """
+    core = gram_core(gram_a, gram_b)
+    squares = np.maximum(np.linalg.eigvalsh(core.squared)[..., ::-1], 0.0)
+    trusted = (squares[..., 0] >= TRUSTED_SHARE * core.largest) | (core.size_a == 0.0) | (core.size_b == 0.0)
+    scale = np.sqrt(core.size_a) * np.sqrt(core.size_b)
+    return GramSpectrum(np.sqrt(squares) * scale[..., None], trusted)
+
+
+class GramCore(NamedTuple):
+    """What two Gram matrices say of B A: `squared` = root^T B^T B root has its squared singular values.
+
+    They are in units of size_a * size_b: B^T B is balanced and divided by its trace size_b (`unit_b`), and so is
+    A A^T = root root^T by size_a. `balance` is the diagonal of D; `largest` bounds the squares.
+    """
+
+    squared: Floats
+    root: Floats
+    unit_b: Floats
+    size_a: Floats
+    size_b: Floats
+    balance: Floats
+    largest: Floats
+
+
+def gram_core(gram_a: Floats, gram_b: Floats) -> GramCore:
+    """Return the r x r problem whose eigenvalues are squared singular values of B A; Grams as above."""
     balance = _balance(_diagonal(gram_a), _diagonal(gram_b))
     outer = balance[..., :, None] * balance[..., None, :]
     unit_a, size_a = _unit_trace(gram_a * outer)
     unit_b, size_b = _unit_trace(gram_b / outer)
     values, vectors = np.linalg.eigh(unit_a)
     root = vectors * np.sqrt(np.maximum(values, 0.0))[..., None, :]
-    squares = np.maximum(np.linalg.eigvalsh(_transpose(root) @ unit_b @ root)[..., ::-1], 0.0)
     largest = values[..., -1] * np.linalg.norm(unit_b, axis=(-2, -1))
-    trusted = (squares[..., 0] >= TRUSTED_SHARE * largest) | (size_a == 0.0) | (size_b == 0.0)
-    scale = np.sqrt(size_a) * np.sqrt(size_b)
-    return GramSpectrum(np.sqrt(squares) * scale[..., None], trusted)
+    return GramCore(_transpose(root) @ unit_b @ root, root, unit_b, size_a, size_b, balance, largest)
 
 
 def core_singular_values(b: npt.NDArray[Any], a: npt.NDArray[Any]) -> Floats:

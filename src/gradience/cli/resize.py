@@ -1,0 +1,152 @@
+"""``gradience resize``."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated, Literal
+
+from cyclopts import Parameter
+from cyclopts.types import PositiveInt
+from cyclopts.validators import Number
+
+from gradience.cli.device import prepare_jax
+from gradience.cli.interrupt import cleaning_up
+from gradience.cli.output import DONE, print_document, print_text
+from gradience.cli.progress import on_terminal
+from gradience.errors import AdapterError
+from gradience.render.resize import resize_text
+
+__all__ = ["resize"]
+
+_Share = Annotated[float | None, Parameter(validator=Number(gt=0.0, lte=1.0))]
+_Flag = Parameter(negative=())
+
+
+def resize(
+    path: Path | None = None,
+    /,
+    *,
+    peft_dir: Path | None = None,
+    out: Path | None = None,
+    rank: PositiveInt | None = None,
+    energy: _Share = None,
+    rel_error: Annotated[float | None, Parameter(validator=Number(gte=0.0, lt=1.0))] = None,
+    max_mb: Annotated[float | None, Parameter(validator=Number(gt=0.0))] = None,
+    max_params: PositiveInt | None = None,
+    like_suggested: Annotated[bool, _Flag] = False,
+    sv_ratio: Annotated[float | None, Parameter(validator=Number(gte=1.0))] = None,
+    sv_fro: _Share = None,
+    sv_cumulative: _Share = None,
+    dtype: Literal["float32", "float16", "bfloat16"] | None = None,
+    base: Path | None = None,
+    adapter_config: Path | None = None,
+    weights: Path | None = None,
+    dry_run: Annotated[bool, _Flag] = False,
+    force: Annotated[bool, _Flag] = False,
+    verbose: Annotated[bool, Parameter(alias="-v", negative=())] = False,
+    json: Annotated[bool, _Flag] = False,
+) -> int:
+    """Write a copy of a PEFT LoRA adapter whose updates have lower ranks, each the best of its rank.
+
+    Give exactly one criterion. sigma_1 >= sigma_2 >= ... are the singular values of a module's update s B A, and k
+    is its new rank, at least 1 and at most the present one. s stays as it is; all other tensors are copied bit for
+    bit. The adapter that is read is never changed. Verify the result with an evaluation.
+
+    Parameters
+    ----------
+    path:
+        The adapter's folder, or its weights file.
+    peft_dir:
+        The same, as an option.
+    out:
+        The folder to write.
+    rank:
+        k = RANK in every module that has more.
+    energy:
+        Least k with sum_{i<=k} sigma_i^2 >= ENERGY * sum sigma_i^2.
+    rel_error:
+        Least k with sqrt(sum_{i>k} sigma_i^2 / sum sigma_i^2) <= REL_ERROR: the relative error of the module.
+    max_mb:
+        The weights file has at most MAX_MB * 10^6 bytes. Ranks go where they keep most sigma^2 per byte.
+    max_params:
+        The factors A and B have at most MAX_PARAMS parameters. Ranks go where they keep most sigma^2 per parameter.
+    like_suggested:
+        Each module at the rank that 'gradience audit --suggest-per-layer' suggests: k@90%, rounded up to 1, 2, 4, 8...
+    sv_ratio:
+        k = the number of sigma_i > sigma_1 / SV_RATIO. This and the next two as in sd-scripts' resize_lora.py.
+    sv_fro:
+        Least k with sqrt(sum_{i<=k} sigma_i^2 / sum sigma_i^2) >= SV_FRO.
+    sv_cumulative:
+        Least k with sum_{i<=k} sigma_i / sum sigma_i >= SV_CUMULATIVE.
+    dtype:
+        Of the new factors; without it they keep theirs.
+    base:
+        The base model, which DoRA needs for its magnitudes: a folder with safetensors, or organisation/name in the
+        hub's cache.
+    adapter_config:
+        An adapter_config.json elsewhere than beside the weights.
+    weights:
+        A weights file of another name.
+    dry_run:
+        Write nothing; print what would be written, and its error.
+    force:
+        Replace --out if it exists, once the new folder is complete.
+    verbose:
+        List every module.
+    json:
+        Print one JSON document (schemas/resize-report-v1.schema.json).
+    """
+    if (path is None) == (peft_dir is None):
+        raise AdapterError("give the adapter's folder once: 'gradience resize DIR' or '--peft-dir DIR'")
+    if out is None and not dry_run:
+        raise AdapterError("nowhere to write to", advice="give --out FOLDER, or look first with --dry-run")
+    _one_of(
+        rank=rank,
+        energy=energy,
+        rel_error=rel_error,
+        max_mb=max_mb,
+        max_params=max_params,
+        like_suggested=like_suggested,
+        sv_ratio=sv_ratio,
+        sv_fro=sv_fro,
+        sv_cumulative=sv_cumulative,
+    )
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # r x r problems only: more threads wait for each other
+    prepare_jax("auto")
+    from gradience.resize import resize_adapter  # noqa: PLC0415  # imports jax, after its environment is set
+
+    with cleaning_up():
+        report = resize_adapter(
+            path or peft_dir or Path(),
+            None if dry_run else out,
+            rank=rank,
+            energy=energy,
+            rel_error=rel_error,
+            max_mb=max_mb,
+            max_params=max_params,
+            like_suggested=like_suggested,
+            sv_ratio=sv_ratio,
+            sv_fro=sv_fro,
+            sv_cumulative=sv_cumulative,
+            dtype=dtype,
+            base=base,
+            adapter_config=adapter_config,
+            weights=weights,
+            force=force,
+            progress=on_terminal("resize"),
+        )
+    if json:
+        print_document(report)
+    else:
+        print_text(resize_text(report, verbose=verbose))
+    return DONE
+
+
+def _one_of(**given: float | None) -> None:
+    """Refuse none and several."""
+    found = [name for name, value in given.items() if value not in {None, False}]
+    if len(found) != 1:
+        named = " and ".join("--" + name.replace("_", "-") for name in found) or "none"
+        every = ", ".join("--" + name.replace("_", "-") for name in given)
+        raise AdapterError(f"expected exactly one criterion, got {named}", advice=f"give one of {every}")

@@ -1,0 +1,181 @@
+"""The verb: spectra, ranks, and a folder that PEFT loads."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final, Literal, TypeAlias
+
+from gradience.adapters.folder import AdapterFiles
+from gradience.adapters.modules import Array
+from gradience.adapters.write import PlannedTensor
+from gradience.base.folder import find_shards
+from gradience.base.weights import BaseWeights
+from gradience.errors import OutputError
+from gradience.opened import PathLike, open_adapter
+from gradience.resize.config import new_config
+from gradience.resize.criteria import target_of
+from gradience.resize.cut import SAFETENSORS_NAMES
+from gradience.resize.plan import Plan, plan_of
+from gradience.rewrite.folder import PROVENANCE_NAME, provenance_of, raw_config, write_adapter
+from gradience.schema.provenance import ModuleChange
+from gradience.schema.resize import ResizedModule, ResizeReport
+
+__all__ = ["Dtype", "Progress", "resize_adapter"]
+
+Progress: TypeAlias = Callable[[int, int, str], None]
+Dtype: TypeAlias = Literal["float32", "float16", "bfloat16"]
+
+_NAMED: Final = 8
+
+
+def resize_adapter(
+    path: PathLike,
+    out: PathLike | None = None,
+    *,
+    rank: int | None = None,
+    energy: float | None = None,
+    rel_error: float | None = None,
+    max_mb: float | None = None,
+    max_params: int | None = None,
+    like_suggested: bool = False,
+    sv_ratio: float | None = None,
+    sv_fro: float | None = None,
+    sv_cumulative: float | None = None,
+    dtype: Dtype | None = None,
+    base: PathLike | None = None,
+    adapter_config: PathLike | None = None,
+    weights: PathLike | None = None,
+    force: bool = False,
+    progress: Progress | None = None,
+) -> ResizeReport:
+    """Write a copy of a PEFT LoRA adapter whose updates have lower ranks, each the best of its rank.
+
+    Exactly one criterion is given. sigma are a module's singular values, largest first.
+
+    Args:
+        path: the folder that PEFT saved, or its weights file. It is not changed.
+        out: the folder to write; None computes the report and writes nothing.
+        rank: k = N for every module that has more.
+        energy: least k with sum_{i<=k} sigma_i^2 >= energy * sum sigma_i^2.
+        rel_error: least k with sqrt(sum_{i>k} sigma_i^2 / sum sigma_i^2) <= rel_error.
+        max_mb: the weights file has at most so many megabytes (10^6 bytes); ranks spread for most sigma^2 kept.
+        max_params: the factors have at most so many parameters; spread likewise.
+        like_suggested: each module at the rank that the audit suggests for it (`suggest_per_layer`).
+        sv_ratio: k = the number of sigma_i > sigma_1 / sv_ratio.
+        sv_fro: least k with sqrt(sum_{i<=k} sigma_i^2 / sum sigma_i^2) >= sv_fro.
+        sv_cumulative: least k with sum_{i<=k} sigma_i / sum sigma_i >= sv_cumulative.
+        dtype: of the new factors; without it they keep theirs.
+        base: the base model, which DoRA needs: a folder with safetensors, or organisation/name in the hub's cache.
+        adapter_config: a config elsewhere than beside the weights.
+        weights: a weights file of another name.
+        force: replace `out` if it is there, once the new folder is complete.
+        progress: called with (modules done, modules in all, the module's name) while the folder is written.
+
+    Raises:
+        AdapterError: the adapter cannot be read, or is of a kind that cannot be resized; the message says why.
+        OutputError: `out` exists, or cannot be written.
+        ValueError: not exactly one criterion is given, or its number is out of range.
+    """
+    given = {
+        "rank": rank,
+        "energy": energy,
+        "rel_error": rel_error,
+        "max_mb": max_mb,
+        "max_params": max_params,
+        "like_suggested": like_suggested,
+        "sv_ratio": sv_ratio,
+        "sv_fro": sv_fro,
+        "sv_cumulative": sv_cumulative,
+    }
+    target = target_of(given)
+    files, adapter = open_adapter(path, adapter_config=adapter_config, weights=weights)
+    if out is not None:
+        _refuse_place(Path(out), files, base, force=force)
+    held = BaseWeights(find_shards(Path(base))) if base is not None else None
+    plan = plan_of(adapter, target, dtype=dtype, base=held)
+    config = new_config(raw_config(files.config), plan.patterns)
+    notes = [*config.notes, *_notes(plan, dtype), *_left_behind(files)]
+    if out is not None:
+        write_adapter(
+            Path(out),
+            tensors=_followed(plan, progress),
+            config=config.fields,
+            metadata=plan.metadata,
+            force=force,
+            provenance=provenance_of(
+                "resize",
+                [files.config, *(files.shards or [files.weights])],
+                options={"criterion": target.criterion, "value": target.value, "dtype": dtype},
+                relative_error=plan.relative_error,
+                modules=[_change(row) for row in plan.rows],
+                notes=notes,
+            ),
+        )
+    return ResizeReport(
+        source=str(path),
+        out=None if out is None else str(out),
+        criterion=target.criterion,
+        value=target.value,
+        dtype=None if dtype is None else SAFETENSORS_NAMES[dtype],
+        use_rslora=adapter.config.use_rslora,
+        **plan.patterns._asdict(),
+        relative_error=plan.relative_error,
+        params_before=sum(row.params_before for row in plan.rows),
+        params_after=sum(row.params_after for row in plan.rows),
+        bytes_before=sum(file.stat().st_size for file in adapter.weights),
+        bytes_after=plan.nbytes,
+        modules=plan.rows,
+        notes=notes,
+    )
+
+
+def _change(row: ResizedModule) -> ModuleChange:
+    return ModuleChange(
+        name=row.name, rank_before=row.rank_before, rank_after=row.rank_after, relative_error=row.relative_error
+    )
+
+
+def _followed(plan: Plan, progress: Progress | None) -> list[PlannedTensor]:
+    """Return the tensors, each of which says so when its turn comes."""
+    if progress is None:
+        return plan.tensors
+    total = len(plan.tensors)
+
+    def follow(place: int, tensor: PlannedTensor) -> PlannedTensor:
+        def load() -> Array:
+            progress(place, total, tensor.name)
+            return tensor.load()
+
+        return tensor._replace(load=load)
+
+    return [follow(place, tensor) for place, tensor in enumerate(plan.tensors, 1)]
+
+
+def _refuse_place(out: Path, files: AdapterFiles, base: PathLike | None, *, force: bool) -> None:
+    """Refuse early what would be refused late, and a folder whose replacement would take the source with it."""
+    place = out.resolve()
+    sources = [files.folder.resolve(), *([Path(base).resolve()] if base is not None else [])]
+    if any(source.is_relative_to(place) for source in sources):
+        raise OutputError(f"{out} is, or holds, what is read", advice="write to a folder of its own")
+    if not force and out.exists() and not (out.is_dir() and not any(out.iterdir())):
+        raise OutputError(f"{out} exists already", advice="choose another name, or replace it with --force")
+
+
+def _left_behind(files: AdapterFiles) -> list[str]:
+    """Return a note on what else lies in the adapter's folder."""
+    read = {files.config.name, files.weights.name, *(shard.name for shard in files.shards), PROVENANCE_NAME}
+    names = sorted(p.name for p in files.folder.iterdir() if p.name not in read) if files.folder.is_dir() else []
+    if not names:
+        return []
+    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+    return [f"not copied from the adapter's folder: {', '.join(names[:_NAMED])}{more}"]
+
+
+def _notes(plan: Plan, dtype: str | None) -> list[str]:
+    notes = []
+    if any(row.kind == "dora" and row.rank_after < row.rank_before for row in plan.rows):
+        notes.append("DoRA: magnitudes fitted anew by least squares; errors are of the whole change to the weight")
+    if dtype in {"float16", "bfloat16"}:
+        notes.append(f"errors are those of the lower rank; rounding the factors to {dtype} comes on top")
+    return notes

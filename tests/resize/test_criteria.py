@@ -1,0 +1,107 @@
+"""Each criterion is its formula; a budget is spent as well as brute force can."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gradience.resize.budget import Priced, ranks_within
+from gradience.resize.criteria import Target, module_rank, target_of
+
+SPECTRA = st.lists(st.floats(1e-3, 1e3), min_size=1, max_size=20).map(lambda s: np.sort(np.asarray(s))[::-1])
+SHARES = st.floats(0.01, 0.99)
+
+
+def holds(name: str, sigma: np.ndarray, k: int, value: float) -> bool:
+    """Return whether rank k fulfils the criterion, by its formula as the help gives it."""
+    kept, lost, total = np.sum(sigma[:k] ** 2), np.sum(sigma[k:] ** 2), np.sum(sigma**2)
+    return {
+        "energy": kept >= value * total,
+        "rel_error": np.sqrt(lost / total) <= value,
+        "sv_fro": np.sqrt(kept / total) >= value,
+        "sv_cumulative": np.sum(sigma[:k]) >= value * np.sum(sigma),
+    }[name]
+
+
+@given(name=st.sampled_from(["energy", "rel_error", "sv_fro", "sv_cumulative"]), sigma=SPECTRA, value=SHARES)
+def test_the_rank_is_the_least_that_fulfils_the_formula(name, sigma, value):
+    k = module_rank(Target(name, value), sigma)
+    assert 1 <= k <= len(sigma)
+    assert holds(name, sigma, k, value * (1 + 1e-9) if name == "rel_error" else value * (1 - 1e-9))
+    assert k == 1 or not holds(name, sigma, k - 1, value * (1 - 1e-9) if name == "rel_error" else value * (1 + 1e-9))
+
+
+@given(sigma=SPECTRA, ratio=st.floats(1.0, 100.0))
+def test_sv_ratio_counts_what_is_above_its_share_of_the_largest(sigma, ratio):
+    k = module_rank(Target("sv_ratio", ratio), sigma)
+    assert (
+        k == max(1, sum(s > sigma[0] / ratio * (1 + 1e-12) for s in sigma)) or np.isclose(sigma, sigma[0] / ratio).any()
+    )
+
+
+@given(sigma=SPECTRA, low=SHARES, high=SHARES)
+def test_more_energy_never_takes_a_lower_rank(sigma, low, high):
+    low, high = sorted((low, high))
+    assert module_rank(Target("energy", low), sigma) <= module_rank(Target("energy", high), sigma)
+
+
+def test_a_zero_module_keeps_one_direction_and_no_rank_rises():
+    assert module_rank(Target("energy", 0.9), np.zeros(8)) == 1
+    assert module_rank(Target("rank", 16.0), np.ones(8)) == 8
+
+
+GROUPS = st.lists(
+    st.tuples(st.lists(st.floats(0.0, 10.0), min_size=1, max_size=4), st.integers(1, 6)), min_size=1, max_size=4
+)
+
+
+@given(groups=GROUPS, budget=st.integers(1, 60))
+def test_a_budget_is_kept_and_spent_to_within_one_step_of_the_best(groups, budget):
+    priced = {str(i): Priced(np.sort(gains)[::-1], cost) for i, (gains, cost) in enumerate(groups)}
+    ranks = ranks_within(priced, budget)
+    if ranks is None:
+        assert sum(p.cost for p in priced.values()) > budget
+        return
+    assert sum(priced[n].cost * k for n, k in ranks.items()) <= budget
+    kept = sum(priced[n].gains[:k].sum() for n, k in ranks.items())
+    best = max(
+        sum(p.gains[:k].sum() for p, k in zip(priced.values(), ks, strict=True))
+        for ks in itertools.product(*(range(1, len(p.gains) + 1) for p in priced.values()))
+        if sum(p.cost * k for p, k in zip(priced.values(), ks, strict=True)) <= budget
+    )
+    one_step = max((float(p.gains[1]) for p in priced.values() if len(p.gains) > 1), default=0.0)
+    assert best - one_step - 1e-9 <= kept <= best + 1e-9
+
+
+@given(groups=GROUPS, budget=st.integers(1, 60))
+def test_a_larger_budget_at_one_price_never_lowers_a_rank(groups, budget):
+    priced = {str(i): Priced(np.sort(gains)[::-1], 2) for i, (gains, _) in enumerate(groups)}
+    small, large = ranks_within(priced, budget), ranks_within(priced, budget + 2)
+    if small is not None and large is not None:
+        assert all(small[name] <= large[name] for name in priced)
+
+
+@pytest.mark.parametrize(
+    "given_",
+    [
+        {},
+        {"rank": 4, "energy": 0.9},
+        {"rank": 0},
+        {"rank": 2.5},
+        {"energy": 0.0},
+        {"energy": 1.5},
+        {"energy": float("nan")},
+        {"rel_error": 1.0},
+        {"max_mb": -1},
+        {"max_params": 0},
+        {"sv_ratio": 0.5},
+    ],
+    ids=str,
+)
+def test_anything_but_one_criterion_in_its_range_is_refused(given_):
+    with pytest.raises(ValueError, match="expected"):
+        target_of(given_)

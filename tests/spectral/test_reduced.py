@@ -1,0 +1,81 @@
+"""The Gram route to lower ranks, against the dense singular value decomposition."""
+
+from __future__ import annotations
+
+import ml_dtypes
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gradience.spectral.reduced import gram_maps, reduced
+
+
+def _factors(seed: int, out: int, r: int, inner: int, fall: float) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    return rng.standard_normal((out, r)), rng.standard_normal((r, inner)) * fall ** np.arange(r)[:, None]
+
+
+def _errors(b, a, scale, rank, **more) -> tuple[float, float]:
+    """Return (error of the reduced product, least possible error), both relative to the product's norm."""
+    dense = scale * b.astype(np.float64) @ a.astype(np.float64)
+    new_b, new_a = reduced(b, a, scale, rank, **more)
+    assert new_b.shape == (len(b), rank)
+    assert new_a.shape == (rank, a.shape[1])
+    got = scale * new_b.astype(np.float64) @ new_a.astype(np.float64)
+    sigma = np.linalg.svd(dense, compute_uv=False)
+    size = np.linalg.norm(dense) or 1.0
+    return float(np.linalg.norm(dense - got) / size), float(np.linalg.norm(sigma[rank:]) / size)
+
+
+@given(
+    seed=st.integers(0, 99),
+    out=st.integers(1, 40),
+    r=st.integers(1, 24),
+    inner=st.integers(1, 40),
+    rank=st.integers(1, 24),
+    scale=st.sampled_from([1.0, -2.5, 1e-9, 1e9]),
+    fall=st.sampled_from([1.0, 0.5, 0.1, 1e-3]),
+)
+def test_the_error_is_within_1e_6_of_the_dense_optimum(seed, out, r, inner, rank, scale, fall):
+    b, a = _factors(seed, out, r, inner, fall)
+    error, least = _errors(b, a, scale, min(rank, r))
+    assert error == pytest.approx(least, abs=1e-6)
+
+
+@given(seed=st.integers(0, 99), rank=st.integers(1, 12), size=st.sampled_from([1e-12, 1e-6, 1.0, 1e6]))
+def test_rows_of_very_different_size_cost_no_accuracy(seed, rank, size):
+    b, a = _factors(seed, 30, 12, 40, 0.8)
+    balance = size ** np.linspace(-1.0, 1.0, 12)
+    error, least = _errors(b * balance, a / balance[:, None], 1.0, rank)
+    assert error == pytest.approx(least, abs=1e-6)
+
+
+@given(seed=st.integers(0, 99), rank=st.integers(1, 8))
+def test_factors_that_all_but_cancel_go_through_qr(seed, rank):
+    rng = np.random.default_rng(seed)
+    b, a = rng.standard_normal((30, 4)), rng.standard_normal((4, 40))
+    b2, a2 = np.hstack([b, b + 1e-6 * rng.standard_normal(b.shape)]), np.vstack([a, -a])
+    assert gram_maps(a2 @ a2.T, b2.T @ b2, rank) is None
+    error, least = _errors(b2, a2, 1.0, rank)
+    assert error == pytest.approx(least, abs=1e-6)
+
+
+def test_half_precision_factors_need_no_more_than_float32_products():
+    b, a = _factors(0, 300, 16, 400, 0.7)
+    b, a = b.astype(ml_dtypes.bfloat16), a.astype(ml_dtypes.bfloat16)
+    error, least = _errors(b, a, 2.0, 4, half=True)
+    assert error == pytest.approx(least, abs=1e-6)
+    assert reduced(b, a, 2.0, 4, half=True)[0].dtype == np.float32
+
+
+def test_both_factors_get_the_same_share_of_the_size():
+    b, a = _factors(0, 30, 8, 40, 0.7)
+    new_b, new_a = reduced(1e4 * b, 1e-7 * a, 1.0, 3)
+    np.testing.assert_allclose(np.linalg.norm(new_b, axis=0), np.linalg.norm(new_a, axis=1), rtol=1e-9)
+
+
+def test_a_zero_product_is_zero():
+    for b, a in ((np.zeros((5, 3)), np.ones((3, 4))), (np.ones((5, 3)), np.zeros((3, 4)))):
+        new_b, new_a = reduced(b, a, 1.0, 2)
+        assert not (new_b @ new_a).any()
