@@ -216,6 +216,13 @@ def test_json_prints_one_document_when_the_run_has_ended(tmp_path, capsys):
     assert json.loads(capsys.readouterr().out)["status"] == "ok"
 
 
+def test_a_quiet_follower_says_on_stderr_that_it_waits(tmp_path, lines, capsys):
+    path = tmp_path / "run.jsonl"
+    assert follow_log(path, quiet=True, sleep=Steps(lambda: None, append(path, b"".join(lines)))) is True
+    said = capsys.readouterr()
+    assert (said.out, said.err) == ("", f"gradience: waiting for {path}\n")
+
+
 def wait_for(condition, seconds=30.0):
     end = time.monotonic() + seconds
     while not condition():

@@ -45,7 +45,7 @@ def follow_log(log: Path, *, quiet: bool = False, sleep: Callable[[float], None]
 
     Args:
         log: the run.jsonl; it may not exist yet.
-        quiet: print nothing.
+        quiet: print nothing, but on stderr that there is no log yet.
         sleep: waits between two looks, in seconds.
 
     Raises:
@@ -111,10 +111,16 @@ def _glance(watch: Watch) -> Glance:
 
 
 class _Nothing:
-    """Shows nothing: for a caller that wants the report at the end alone."""
+    """Shows nothing but that it waits, on stderr: for a caller that wants the report at the end alone."""
+
+    def __init__(self) -> None:
+        self._waiting = False
 
     def wait(self, path: Path) -> None:
-        """Do nothing."""
+        """Say once that there is no log yet."""
+        if not self._waiting:
+            self._waiting = True
+            sys.stderr.write(f"gradience: waiting for {clean(str(path))}\n")
 
     def event(self, event: Event | UnknownEvent) -> None:
         """Do nothing."""
@@ -128,9 +134,6 @@ class _Nothing:
 
 class _Lines(_Nothing):
     """Plain lines, for a file or a pipe."""
-
-    def __init__(self) -> None:
-        self._waiting = False
 
     def wait(self, path: Path) -> None:
         """Say once that there is no log yet."""
@@ -153,6 +156,7 @@ class _Terminal(_Nothing):
     """One frame, redrawn in place."""
 
     def __init__(self) -> None:
+        super().__init__()
         self._drawn = 0
 
     def wait(self, path: Path) -> None:

@@ -46,7 +46,7 @@ def _lines(report: CompareReport, *, verbose: bool) -> Iterator[str]:
         yield f"Not read: {clean(unread.file)}: {clean(unread.reason)}"
     for note in report.notes:
         yield f"Note: {clean(note)}."
-    yield "One run of each is no experiment: seeds differ as well. Verify on held-out data."
+    yield "One run of each is no experiment: a difference may be the seed's. Verify on held-out data."
 
 
 def _steps(run: ComparedRun) -> str:
