@@ -20,6 +20,7 @@ from gradience.cli.main import main
 from gradience.errors import RecorderError, SchemaError
 from gradience.monitor.tail import Tail
 from gradience.monitor.watch import Points, Watch
+from gradience.render.follow import Glance, frame_lines
 from gradience.telemetry.codec import MAX_LINE_BYTES
 
 COMMAND = [sys.executable, "-m", "gradience", "monitor"]
@@ -146,6 +147,19 @@ def test_a_resume_takes_back_what_lay_beyond_it(lines):
     assert watch.step == 25
     assert max(step for step, _ in watch.points.pairs()) == 25
     assert [step for _, step, _ in watch.evals] == [20]
+
+
+def test_under_rl_the_reward_is_drawn_and_not_the_loss(tmp_path):
+    rows = {step: {"reward": 0.5 + step / 100} for step in range(1, 41)}
+    watch = Watch()
+    for line in record(tmp_path / "rl.jsonl", [0.0001] * 40, rows=rows).read_bytes().splitlines():
+        watch.take(line)
+    assert watch.rewards.pairs()[-1] == (40, 0.9)
+    glance = Glance("m", 40, 40, 0.0001, 1e-5, watch.points.pairs(), [], watch.reward, watch.rewards.pairs())
+    frame = frame_lines(glance, dots=False)
+    assert frame[-1].strip() == "reward"
+    assert "reward 0.9" in frame[1]
+    assert frame[2].strip().startswith("0.9 |")
 
 
 def test_damaged_lines_are_counted_and_watching_goes_on(lines):

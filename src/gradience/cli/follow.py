@@ -104,6 +104,8 @@ def _glance(watch: Watch) -> Glance:
         rate=watch.rate,
         points=watch.points.pairs(),
         evals=watch.evals,
+        reward=watch.reward,
+        rewards=watch.rewards.pairs(),
         alerts=watch.alerts,
         not_finite=watch.not_finite,
         bad_lines=watch.bad_lines,

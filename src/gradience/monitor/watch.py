@@ -16,6 +16,16 @@ from gradience.telemetry.codec import convert, decode_known, parse
 
 __all__ = ["Points", "Watch"]
 
+
+class _Reward(msgspec.Struct, gc=False):
+    """The one further value that is watched: under RL the loss says little."""
+
+    reward: float | None = None
+
+
+_REWARD_KEY: Final = b'"reward":'
+_reward = msgspec.json.Decoder(_Reward)
+
 _MOST: Final = 512  # points of a curve
 _EVALS: Final = 1000
 
@@ -83,7 +93,9 @@ class Watch:
         self.loss: float | None = None
         self.rate: float | None = None
         self.not_finite = 0
+        self.reward: float | None = None
         self.points = Points()
+        self.rewards = Points()
         self.evals: list[tuple[str, int, float]] = []
         self.alerts: list[Alert] = []
         self.end: RunEnd | None = None
@@ -104,6 +116,8 @@ class Watch:
             event = found
         if not isinstance(event, UnknownEvent):
             self._take_event(event)
+        if isinstance(event, TrainStep) and _REWARD_KEY in line:
+            self._take_reward(event, line)
         return event
 
     def _look_closely(self, line: bytes) -> Event | UnknownEvent | None:
@@ -135,11 +149,21 @@ class Watch:
             case RunEnd():
                 self.end = event
 
+    def _take_reward(self, row: TrainStep, line: bytes) -> None:
+        try:
+            reward = _reward.decode(line).reward
+        except msgspec.MsgspecError:
+            return  # another program's key of that name
+        if reward is not None and row.step is not None and row.run_id == self.run_id:
+            self.reward = reward
+            self.rewards.add(row.step, reward)
+
     def _start(self, start: RunStart) -> None:
         self.config, self.end = start.config, None
         if (back := start.resumed_from_step) is not None:
             self.step = back
             self.points.cut(back)
+            self.rewards.cut(back)
             self.evals = [point for point in self.evals if point[1] <= back]
 
     def _row(self, row: TrainStep) -> None:

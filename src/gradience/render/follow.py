@@ -23,6 +23,8 @@ class Glance(NamedTuple):
     rate: float | None
     points: Sequence[tuple[int, float]]  # step and loss
     evals: Sequence[tuple[str, int, float]]  # split, step and loss
+    reward: float | None = None
+    rewards: Sequence[tuple[int, float]] = ()  # step and reward: drawn instead of the loss where there are any
     alerts: Sequence[Alert] = ()
     not_finite: int = 0
     bad_lines: int = 0
@@ -34,6 +36,8 @@ def progress_line(glance: Glance) -> str:
     parts = [f"step {'-' if glance.step is None else glance.step}{planned}"]
     if glance.loss is not None:
         parts.append(f"loss {glance.loss:.4g}")
+    if glance.reward is not None:
+        parts.append(f"reward {glance.reward:.4g}")
     if glance.rate is not None:
         parts.append(f"lr {glance.rate:.3g}")
     for split in dict.fromkeys(split for split, _, _ in glance.evals):
@@ -47,10 +51,12 @@ def progress_line(glance: Glance) -> str:
 
 
 def frame_lines(glance: Glance, *, width: int = 72, height: int = 10, dots: bool = True) -> list[str]:
-    """Return one frame: the model, where the run is, the newest alerts, and the loss over the steps."""
-    held_out = [(step, loss) for split, step, loss in glance.evals if split != "train"]
-    curve = curve_lines(glance.points, marks=held_out, width=width, height=height, dots=dots)
-    legend = ["          training loss" + (", o held-out loss" if held_out else "")] if curve else []
+    """Return one frame: the model, where the run is, the newest alerts, and over the steps the loss, or the reward under RL."""
+    held_out = [(step, loss) for split, step, loss in glance.evals if split != "train" and not glance.rewards]
+    points = glance.rewards or glance.points
+    curve = curve_lines(points, marks=held_out, width=width, height=height, dots=dots)
+    what = "reward" if glance.rewards else "training loss"
+    legend = [f"          {what}" + (", o held-out loss" if held_out else "")] if curve else []
     alerts = [f"[{a.severity.upper()}] {clean(a.code)}: {clean(a.message)}" for a in glance.alerts[-3:]]
     lines = [f"Model: {clean(glance.model or '-')}", progress_line(glance), *alerts, *curve, *legend]
     return [line[:width] for line in lines]
