@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from gradience.errors import AdapterError, ConfigError, GradienceError, OutputError, RecorderError, SchemaError
     from gradience.hf.callback import GradienceCallback
     from gradience.imports import import_run
+    from gradience.mitigate import mitigate_adapter
     from gradience.monitor import monitor_run
     from gradience.monitor.compare import compare_runs
     from gradience.report.write import write_report
@@ -39,6 +40,7 @@ _HOMES = {
     "convert_adapter": "gradience.convert",
     "diagnose": "gradience.diagnosis",
     "import_run": "gradience.imports",
+    "mitigate_adapter": "gradience.mitigate",
     "monitor_run": "gradience.monitor",
     "resize_adapter": "gradience.resize",
     "validate_log": "gradience.validate",
@@ -62,6 +64,7 @@ __all__ = [
     "convert_adapter",
     "diagnose",
     "import_run",
+    "mitigate_adapter",
     "monitor_run",
     "resize_adapter",
     "validate_log",

@@ -19,6 +19,7 @@ from gradience.schema.compare_adapters import CompareAdaptersReport
 from gradience.schema.convert import ConvertReport
 from gradience.schema.diagnose import DiagnoseReport
 from gradience.schema.events import EVENT_TYPES, EvalMetrics, Event, RecommendationItem
+from gradience.schema.mitigate import MitigateReport
 from gradience.schema.provenance import Provenance
 from gradience.schema.reports import CheckReport, ImportReport, MonitorReport, ValidateReport
 from gradience.schema.resize import ResizeReport
@@ -35,6 +36,7 @@ SchemaName: TypeAlias = Literal[
     "compare",
     "compare-adapters",
     "resize",
+    "mitigate",
     "convert",
     "import",
     "validate",
@@ -64,6 +66,7 @@ SCHEMAS: Final[dict[SchemaName, str]] = {
     "compare": "compare-report-v1",
     "compare-adapters": "compare-adapters-report-v1",
     "resize": "resize-report-v1",
+    "mitigate": "mitigate-report-v1",
     "convert": "convert-report-v1",
     "diagnose": "diagnose-report-v1",
     "import": "import-report-v1",
@@ -77,6 +80,7 @@ _REPORTS: Final[dict[SchemaName, type[msgspec.Struct]]] = {
     "compare": CompareReport,
     "compare-adapters": CompareAdaptersReport,
     "resize": ResizeReport,
+    "mitigate": MitigateReport,
     "convert": ConvertReport,
     "diagnose": DiagnoseReport,
     "import": ImportReport,

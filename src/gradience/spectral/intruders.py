@@ -37,12 +37,16 @@ _State: TypeAlias = tuple[jax.Array, jax.Array, jax.Array, jax.Array]
 
 
 class Overlaps(NamedTuple):
-    """For each leading left vector of W + dW, bounds on max_i |<u, u_i(W)>|; equal where exact."""
+    """For each leading left vector of W + dW, bounds on max_i |<u, u_i(W)>|; equal where exact.
+
+    `left` holds the vectors as columns.
+    """
 
     lower: npt.NDArray[np.float64]
     upper: npt.NDArray[np.float64]
     exact: bool
     converged: bool
+    left: Matrix
 
 
 def overlaps(base: Operator, tuned: Operator, k: int, eps: Sequence[float], *, seed: int = 0) -> Overlaps:
@@ -55,7 +59,7 @@ def overlaps(base: Operator, tuned: Operator, k: int, eps: Sequence[float], *, s
     found = leading(tuned, k, vectors=True, seed=seed)
     bounds = [_bounds(base, jnp.asarray(u), eps) for u in found.left.T]
     lower, upper = np.asarray(bounds).T
-    return Overlaps(lower, upper, exact=False, converged=found.converged)
+    return Overlaps(lower, upper, exact=False, converged=found.converged, left=found.left)
 
 
 def count_below(found: Overlaps, eps: float) -> tuple[int, int]:
@@ -67,7 +71,7 @@ def count_below(found: Overlaps, eps: float) -> tuple[int, int]:
 def _exact(base: Operator, tuned: Operator, k: int) -> Overlaps:
     u_base, u_tuned = (_left_vectors(matrix) for matrix in (base, tuned))
     best = np.max(np.abs(u_base.T @ u_tuned[:, :k]), axis=0)
-    return Overlaps(best, best, exact=True, converged=True)
+    return Overlaps(best, best, exact=True, converged=True, left=u_tuned[:, :k])
 
 
 def _left_vectors(matrix: Operator) -> Matrix:

@@ -1,0 +1,101 @@
+"""``gradience mitigate``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Parameter
+from cyclopts.types import NonNegativeInt, PositiveInt
+from cyclopts.validators import Number
+
+from gradience.cli.device import prepare_jax
+from gradience.cli.interrupt import cleaning_up
+from gradience.cli.output import DONE, print_document, print_text
+from gradience.cli.progress import on_terminal
+from gradience.errors import AdapterError
+from gradience.render.mitigate import mitigate_text
+
+__all__ = ["mitigate"]
+
+
+def mitigate(
+    path: Path | None = None,
+    /,
+    *,
+    base: Path,
+    peft_dir: Path | None = None,
+    out: Path | None = None,
+    scale: Annotated[float, Parameter(validator=Number(gte=0.0, lte=1.0))] = 0.5,
+    k: PositiveInt = 10,
+    eps: Annotated[float, Parameter(validator=Number(gt=0.0, lte=1.0))] = 0.5,
+    seed: NonNegativeInt = 0,
+    adapter_config: Path | None = None,
+    weights: Path | None = None,
+    dry_run: Annotated[bool, Parameter(negative=())] = False,
+    force: Annotated[bool, Parameter(negative=())] = False,
+    verbose: Annotated[bool, Parameter(alias="-v", negative=())] = False,
+    json: Annotated[bool, Parameter(negative=())] = False,
+) -> int:
+    """Write a copy of a PEFT LoRA adapter whose intruder dimensions are scaled down (arXiv 2410.21228).
+
+    In each module dW' = (I - (1 - SCALE) U U^T) dW, where the columns of U are its intruders. Only what the adapter
+    adds along them is scaled, never the base's own part; the rank stays. The adapter that is read is never changed.
+
+    Parameters
+    ----------
+    path:
+        The adapter's folder, or its weights file.
+    base:
+        The base model: a folder with safetensors, or organisation/name in the hub's local cache.
+    peft_dir:
+        The adapter, as an option.
+    out:
+        The folder to write.
+    scale:
+        What is left of dW along each intruder: u^T dW' = SCALE * u^T dW.
+    k:
+        How many leading left singular vectors of W + dW to look at.
+    eps:
+        u is an intruder where max_i |<u, u_i(W)>| < EPS.
+    seed:
+        Of the iterative method that large weights need.
+    adapter_config:
+        An adapter_config.json elsewhere than beside the weights.
+    weights:
+        A weights file of another name.
+    dry_run:
+        Write nothing; print the counts before and after.
+    force:
+        Replace --out if it exists, once the new folder is complete.
+    verbose:
+        List every module.
+    json:
+        Print one JSON document (schemas/mitigate-report-v1.schema.json).
+    """
+    if (path is None) == (peft_dir is None):
+        raise AdapterError("give the adapter's folder once: 'gradience mitigate DIR' or '--peft-dir DIR'")
+    if out is None and not dry_run:
+        raise AdapterError("nowhere to write to", advice="give --out FOLDER, or look first with --dry-run")
+    prepare_jax("auto")
+    from gradience.mitigate import mitigate_adapter  # noqa: PLC0415  # imports jax, after its environment is set
+
+    with cleaning_up():
+        report = mitigate_adapter(
+            path or peft_dir or Path(),
+            base,
+            None if dry_run else out,
+            scale=scale,
+            k=k,
+            eps=eps,
+            seed=seed,
+            adapter_config=adapter_config,
+            weights=weights,
+            force=force,
+            progress=on_terminal("mitigate"),
+        )
+    if json:
+        print_document(report)
+    else:
+        print_text(mitigate_text(report, verbose=verbose))
+    return DONE

@@ -1,0 +1,202 @@
+"""The verb: intruders of every module against its base, and a folder without so much of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final, NamedTuple, TypeAlias
+
+import numpy as np
+
+from gradience.adapters.modules import Adapter, Array, Module
+from gradience.adapters.tensors import DTYPES, TensorSource
+from gradience.adapters.write import PlannedTensor, copied, planned
+from gradience.base.folder import find_shards
+from gradience.base.weights import BaseWeights
+from gradience.errors import AdapterError, OutputError
+from gradience.mitigate.module import Found, Options, looked_at, reason_against, scaled
+from gradience.opened import PathLike, open_adapter
+from gradience.rewrite.folder import provenance_of, raw_config, write_adapter
+from gradience.schema.base import NotCompared
+from gradience.schema.mitigate import MitigatedModule, MitigateReport
+from gradience.schema.provenance import ModuleChange
+from gradience.spectral.lowrank import Floats
+
+__all__ = ["mitigate_adapter"]
+
+Progress: TypeAlias = Callable[[int, int, str], None]
+
+_MATRIX: Final = 2
+
+
+class _Change(NamedTuple):
+    """A tensor to rewrite: the vectors whose share in it is scaled."""
+
+    vectors: Floats
+    scale: float
+
+
+def mitigate_adapter(
+    path: PathLike,
+    base: PathLike,
+    out: PathLike | None = None,
+    *,
+    scale: float = 0.5,
+    k: int = 10,
+    eps: float = 0.5,
+    seed: int = 0,
+    adapter_config: PathLike | None = None,
+    weights: PathLike | None = None,
+    force: bool = False,
+    progress: Progress | None = None,
+) -> MitigateReport:
+    """Write a copy of a PEFT LoRA adapter with dW' = (I - (1 - scale) U U^T) dW in each module.
+
+    The columns of U are the module's intruder dimensions (arXiv 2410.21228): those of the k leading left singular
+    vectors of W + dW whose overlap with every left singular vector of W is under eps. The rank stays. Whether that
+    helps is a hypothesis: verify with an evaluation of what was learnt and of what should not be forgotten.
+
+    Args:
+        path: the folder that PEFT saved, or its weights file. It is not changed.
+        base: the base model: a folder with safetensors, or organisation/name in the hub's local cache.
+        out: the folder to write; None computes the report and writes nothing.
+        scale: what is left of dW along each intruder, from 0 to 1.
+        k: how many leading vectors to look at.
+        eps: the overlap under which a vector is an intruder.
+        seed: of the iterative method.
+        adapter_config: a config elsewhere than beside the weights.
+        weights: a weights file of another name.
+        force: replace `out` if it is there, once the new folder is complete.
+        progress: called with (modules done, modules in all, the module's name).
+
+    Raises:
+        AdapterError: the adapter or the base cannot be read, or no module can be looked at.
+        OutputError: `out` exists, or cannot be written.
+        ValueError: an option is out of its range.
+    """
+    if not (0.0 <= scale <= 1.0 and k >= 1 and 0.0 < eps <= 1.0):
+        message = f"expected 0 <= scale <= 1, k >= 1 and 0 < eps <= 1; got {scale}, {k} and {eps}"
+        raise ValueError(message)
+    files, adapter = open_adapter(path, adapter_config=adapter_config, weights=weights)
+    if adapter.format != "peft" or adapter.source is None:
+        raise AdapterError(f"the adapter is in {adapter.format}'s format, not PEFT's", advice="see 'gradience convert'")
+    if out is not None and files.folder.resolve().is_relative_to(Path(out).resolve()):
+        raise OutputError(f"{out} is, or holds, what is read", advice="write to a folder of its own")
+    run = _Run(adapter, adapter.source, BaseWeights(find_shards(Path(base))), Options(scale, k, eps, seed))
+    run.look(progress)
+    if out is not None:
+        write_adapter(
+            Path(out),
+            tensors=run.tensors(),
+            config=raw_config(files.config),
+            metadata=adapter.source.metadata or None,
+            force=force,
+            provenance=provenance_of(
+                "mitigate",
+                [files.config, *(files.shards or [files.weights])],
+                options={"scale": scale, "k": k, "eps": eps, "seed": seed},
+                modules=run.changes,
+            ),
+        )
+    return MitigateReport(
+        source=str(path),
+        base=str(base),
+        out=None if out is None else str(out),
+        scale=scale,
+        k=k,
+        eps=eps,
+        before=sum(row.before for row in run.rows),
+        after=sum(row.after for row in run.rows),
+        modules=run.rows,
+        not_looked_at=run.left,
+    )
+
+
+class _Run:
+    """One adapter beside one base, a weight at a time."""
+
+    def __init__(self, adapter: Adapter, source: TensorSource, base: BaseWeights, options: Options) -> None:
+        self.rows: list[MitigatedModule] = []
+        self.left: list[NotCompared] = []
+        self._adapter = adapter
+        self._source = source
+        self._base = base
+        self._options = options
+        self.changes: list[ModuleChange] = []
+        self._new: dict[str, _Change] = {}
+
+    def look(self, progress: Progress | None) -> None:
+        """Look at every module.
+
+        Raises:
+            AdapterError: there is none that can be looked at.
+        """
+        modules = [*self._adapter.modules, *self._adapter.needs_base]
+        for place, module in enumerate(modules):
+            if progress is not None:
+                progress(place, len(modules), module.name)
+            try:
+                self._look_at(module)
+            except AdapterError as error:
+                self.left.append(NotCompared(name=module.name, reason=str(error)))
+        if progress is not None:
+            progress(len(modules), len(modules), "")
+        if not self.rows:
+            first = f" (first: {self.left[0].name}: {self.left[0].reason})" if self.left else ""
+            raise AdapterError(f"no module can be looked at{first}", advice="give a PEFT LoRA and its own base")
+
+    def _look_at(self, module: Module) -> None:
+        name = module.keys.get("lora_B", "")
+        shape = self._source.tensors[name].shape if name else ()
+        turned = self._adapter.config.fan_in_fan_out and len(shape) == _MATRIX
+        if (reason := reason_against(module, shape, module.shape[1 if turned else 0])) is not None:
+            raise AdapterError(reason)
+        w = self._weight(module)
+        b = self._source.read(name).reshape(shape[0], module.r)
+        if not all(np.isfinite(x).all() for x in module.load()) or not np.isfinite(w).all():
+            raise AdapterError("it holds NaN or infinite numbers")
+        dtype = DTYPES[self._source.tensors[name].dtype]
+        found = looked_at(module, w, b, self._options, turned=turned, dtype=dtype)
+        if found.vectors.shape[1]:
+            self._new[name] = _Change(found.vectors, self._options.scale)
+        self.rows.append(_row(module, found))
+        change = found.relative_change
+        self.changes.append(
+            ModuleChange(name=module.name, rank_before=module.r, rank_after=module.r, relative_error=change)
+        )
+
+    def _weight(self, module: Module) -> Array:
+        name = module.base_name or f"{module.name}.weight"
+        held = self._base.find(name)
+        if held is None:
+            raise AdapterError(f"the base has no {name}")
+        return self._base.read(held)
+
+    def tensors(self) -> list[PlannedTensor]:
+        """Return the new file: every tensor bit for bit, but for lora_B where an intruder is scaled."""
+        return [self._tensor(name) for name in self._source.tensors]
+
+    def _tensor(self, name: str) -> PlannedTensor:
+        change = self._new.get(name)
+        if change is None:
+            return copied(self._source, name)
+        info = self._source.tensors[name]
+
+        def load() -> Array:
+            b = self._source.read(name)
+            return scaled(b.reshape(len(b), -1), change.vectors, change.scale).reshape(info.shape)
+
+        return planned(name, info.dtype, info.shape, load)
+
+
+def _row(module: Module, found: Found) -> MitigatedModule:
+    return MitigatedModule(
+        name=module.name,
+        before=found.before,
+        scaled=found.vectors.shape[1],
+        after=found.after,
+        undecided=found.undecided,
+        relative_change=found.relative_change,
+        method="exact" if found.overlaps.exact else "lanczos",
+        converged=found.overlaps.converged,
+    )
