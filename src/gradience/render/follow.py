@@ -51,7 +51,7 @@ def progress_line(glance: Glance) -> str:
 
 
 def frame_lines(glance: Glance, *, width: int = 72, height: int = 10, dots: bool = True) -> list[str]:
-    """Return one frame: the model, where the run is, the newest alerts, and the loss by step, or under RL the reward."""
+    """Return one frame: the model, where the run is, newest alerts, and the loss by step, or under RL the reward."""
     held_out = [(step, loss) for split, step, loss in glance.evals if split != "train" and not glance.rewards]
     points = glance.rewards or glance.points
     curve = curve_lines(points, marks=held_out, width=width, height=height, dots=dots)
