@@ -7,7 +7,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Final
 
-from gradience.schema.events import UnknownEvent
+from gradience.schema.events import EventBase, UnknownEvent
 from gradience.schema.reports import VALIDATE_SCHEMA_ID, BadLine, ValidateReport
 from gradience.schema.scalars import SCHEMA_ID
 from gradience.telemetry.lines import require_log
@@ -49,7 +49,8 @@ def validate_log(path: str | os.PathLike[str], *, max_issues: int = DEFAULT_MAX_
         elif isinstance(found, UnknownEvent):
             unknown[found.event if found.event in unknown or len(unknown) < _MOST_NAMES else "..."] += 1
         else:
-            for kind, count in Counter(map(type, found)).items():
+            kinds: Counter[type[EventBase]] = Counter(map(type, found))
+            for kind, count in kinds.items():
                 events[str(kind.__struct_config__.tag)] += count
     return ValidateReport(
         schema=VALIDATE_SCHEMA_ID,
