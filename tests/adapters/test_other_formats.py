@@ -131,7 +131,7 @@ def test_kohya_convolutions_with_and_without_a_core_are_rebuilt(tmp_path):
     close(product(core), truth.reshape(8, -1))
 
 
-def test_lycoris_tensors_under_kohya_names_are_recognised_only(tmp_path):
+def test_lycoris_factors_with_one_missing_are_skipped(tmp_path):
     tensors = {
         "lora_unet_a.hada_w1_a": normal(8, 2),
         "lora_unet_a.hada_w1_b": normal(2, 8),

@@ -1,6 +1,6 @@
 """Image adapters: kohya's (sd-scripts) and diffusers' names.
 
-kohya: `<name>.lora_down.weight` (r, in[, k, k]), `.lora_up.weight` (out, r[, 1, 1]), a scalar `.alpha`, and
+kohya, LyCORIS too: `<name>.lora_down.weight` (r, in[, k, k]), `.lora_up.weight` (out, r[, 1, 1]), a scalar `.alpha`, and
 for a CP-decomposed convolution `.lora_mid.weight` (r, r, k, k). diffusers: PEFT's lora_A and lora_B under the
 name of a pipeline's component, its config in the file's metadata; without one, alpha is the rank.
 """
@@ -19,6 +19,7 @@ from gradience.adapters.config import AdapterConfig, ScalingRules, parse_config
 from gradience.adapters.groups import MOST_ELEMENTS, Context, Group
 from gradience.adapters.keys import parse_key
 from gradience.adapters.lora import Pair, lora_module, pair_of, wide
+from gradience.adapters.lycoris import FIELDS, product_module, with_magnitude
 from gradience.adapters.modules import Adapter, Array, Module, Role, Skipped
 from gradience.adapters.names import natural_key
 from gradience.adapters.roles import explained, other_role
@@ -39,6 +40,7 @@ _ENDINGS: Final = (
     (".lora_linear_layer.up.weight", "lora_B"),
     (".dora_scale", "magnitude"),
     (".alpha", "alpha"),
+    *((f".{field}", field) for field in FIELDS),
 )
 _KOHYA_STEMS: Final = ("lora_unet_", "lora_te", "lora_transformer_", "lycoris_")
 _COMPONENTS: Final = (
@@ -105,17 +107,23 @@ def _adapter(name: str, ctx: Context, found: list[tuple[Group, Module | Skipped]
 
 
 def _kohya_module(ctx: Context, group: Group) -> Module | Skipped:
+    alpha = _alpha(ctx, group)
+    if isinstance(alpha, str):
+        return Skipped(group.module, alpha)
+    found = product_module(ctx, group, alpha) or _pair_module(ctx, group, alpha)
+    return found if isinstance(found, Skipped) else with_magnitude(ctx, group, found)
+
+
+def _pair_module(ctx: Context, group: Group, alpha: float | None) -> Module | Skipped:
     if (reason := ctx.misuse(group, "lora_A", "lora_B")) is not None:
         return reason
     pair = _cp_pair(ctx, group) if "lora_mid" in group.keys else pair_of(ctx, group, "lora_A", "lora_B")
-    alpha = _alpha(ctx, group)
-    if isinstance(pair, str) or isinstance(alpha, str):
-        return Skipped(group.module, pair if isinstance(pair, str) else str(alpha))
+    if isinstance(pair, str):
+        return Skipped(group.module, pair)
     alpha = alpha or float(pair.r)  # none or 0 means the rank (sd-scripts, networks/lora.py)
-    magnitude = ctx.reader(group, "magnitude") if "magnitude" in group.keys else None
     return Module(
         name=group.module,
-        kind="dora" if magnitude else "conv" if pair.axes > 2 else "linear",  # noqa: PLR2004  # a kernel
+        kind="conv" if pair.axes > 2 else "linear",  # noqa: PLR2004  # a kernel
         shape=(pair.out, pair.inner),
         r=pair.r,
         alpha=alpha,
@@ -123,8 +131,6 @@ def _kohya_module(ctx: Context, group: Group) -> Module | Skipped:
         params=sum(ctx.info(group, name).size for name in group.keys if name != "alpha"),
         load=pair.load,
         base_name=f"{group.module}.weight" if "." in group.module else None,
-        magnitude=magnitude,
-        note="dora_scale: norms run over another axis than PEFT's" if magnitude else None,
         keys=group.keys,
     )
 

@@ -97,14 +97,12 @@ def _piece(run: _Run, module: Module, path: str) -> Piece:
     source, target = run.source, run.target
     embedding = _is_embedding(source, module)
     found = _in_base(source.base, path, module)
+    kernel = _kernel(source, module, found)
     keeps_dora = module.magnitude is not None and run.choice.everything and _takes_dora(source, module, target)
     if module.dense is None or keeps_dora:
-        plain = source.adapter.format != "peft" or _is_lora(source)
-        copy = plain and not {"lora_mid", "lora_diag"} & set(module.keys) and not source.adapter.config.use_bdlora
-        part = from_factors(module, run.choice, run.spool, scale=_scale(source, module), copy=copy)
+        part = from_factors(module, run.choice, run.spool, scale=_scale(source, module), copy=_is_pair(source, module))
     else:
         part = _dense(run, module, found)
-    kernel = _kernel(source, module, found)
     fan = source.adapter.format == "peft" and source.adapter.config.fan_in_fan_out and not kernel
     swapped = found is not None and not kernel and found.info.shape != module.shape == found.info.shape[::-1]
     return Piece(
@@ -117,6 +115,14 @@ def _piece(run: _Run, module: Module, path: str) -> Piece:
         magnitude=_magnitude(source, module, target) if keeps_dora else None,
         stored_turned=fan or (swapped and source.adapter.format != "peft"),
     )
+
+
+def _is_pair(source: Source, module: Module) -> bool:
+    """Return whether the file's own numbers are the two factors, however they are turned."""
+    if source.adapter.format == "peft" and not _is_lora(source):
+        return False
+    computed = any(field.startswith(("hada_", "lokr_", "lora_mid", "lora_diag")) for field in module.keys)
+    return not computed and not source.adapter.config.use_bdlora
 
 
 def _is_lora(source: Source) -> bool:
@@ -196,7 +202,7 @@ def _takes_dora(source: Source, module: Module, target: Target) -> bool:
     """Return whether the target can hold the module's magnitudes as they are: norms over the same axis."""
     if source.adapter.format == "peft" and target == "peft":
         return False
-    if _is_embedding(source, module) or _kernel(source, module, None):
+    if _is_embedding(source, module):
         return False
     if source.adapter.format == "kohya":
         rows, *rest = source.adapter.tensors[module.keys["magnitude"]].shape

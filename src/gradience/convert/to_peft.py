@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, Final
 
@@ -52,17 +53,15 @@ def _tensors(piece: Piece) -> list[PlannedTensor]:
             planned(f"{stem}.lora_embedding_A", of_a, (rank, inner), piece.a),
             planned(f"{stem}.lora_embedding_B", of_b, (out, rank), piece.b),
         ]
-    window = 1
-    for size in piece.kernel:
-        window *= size
-    shape_a = (rank, inner // window, *piece.kernel)
+    shape_a = (rank, inner // math.prod(piece.kernel), *piece.kernel)
     found = [
         planned(f"{stem}.lora_A.weight", of_a, shape_a, piece.a),
         planned(f"{stem}.lora_B.weight", of_b, (out, rank, *(1 for _ in piece.kernel)), piece.b),
     ]
     if piece.magnitude is not None:
-        data = piece.magnitude()
-        found.append(planned(f"{stem}.lora_magnitude_vector", dtype_name(data.dtype), data.shape, piece.magnitude))
+        shape = (1, out, *(1 for _ in piece.kernel)) if piece.kernel else (out,)
+        kept = dtype_name(piece.magnitude().dtype)
+        found.append(planned(f"{stem}.lora_magnitude_vector", kept, shape, piece.magnitude))
     return found
 
 
