@@ -10,10 +10,12 @@ from cyclopts.types import NonNegativeInt, PositiveInt
 from cyclopts.validators import Number
 
 from gradience.cli.device import prepare_jax
+from gradience.cli.formats import Format, chosen_format, print_for_programs
 from gradience.cli.output import draws_blocks, exit_code, print_document, print_text
 from gradience.cli.progress import on_terminal
 from gradience.errors import AdapterError
 from gradience.render.audit import View, audit_text
+from gradience.render.cards import Place
 from gradience.render.heatmap import Quantity
 from gradience.schema.scalars import Severity
 
@@ -45,6 +47,7 @@ def audit(
     device: Literal["auto", "cpu", "gpu", "tpu"] = "auto",
     fail_on: Severity | None = None,
     verbose: Annotated[bool, Parameter(alias="-v")] = False,
+    format: Format | None = None,  # noqa: A002  # the option's name
     json: bool = False,
 ) -> int:
     """Analyse a trained adapter for waste, and for what is wrong with it.
@@ -96,9 +99,12 @@ def audit(
         Exit with 1 if a finding is at least this severe.
     verbose:
         Show the grounds of each finding, and all that was not analysed.
+    format:
+        text; json (schemas/audit-report-v1.schema.json); sarif (2.1.0); github (annotations of a workflow).
     json:
-        Print one JSON document (schemas/audit-report-v1.schema.json).
+        The same as --format json.
     """
+    kind = chosen_format(format, json=json)
     folder = _one_of(path, peft_dir)
     if base is None and (intruders or (heatmap and heatmap_of == "udr")):
         raise AdapterError("this needs the base model's weights", advice="give them with --base PATH")
@@ -123,8 +129,14 @@ def audit(
         from gradience.append import append_audit  # noqa: PLC0415  # the recorder, only where a log is written
 
         append_audit(append, report)
-    if json:
+    if kind == "json":
         print_document(report)
+    elif kind != "text":
+        from gradience.policy.adapter_checks import adapter_checks_not_run  # noqa: PLC0415  # only for programs
+
+        place = Place(report.weights_path)
+        not_run = list(adapter_checks_not_run(report))
+        print_for_programs(kind, report.findings, places=[place] * len(report.findings), not_run=not_run)
     else:
         chosen = heatmap_of if heatmap else None
         print_text(audit_text(report, View(top_wasteful, layers, scales, rank_rules, chosen, draws_blocks(), verbose)))

@@ -22,7 +22,10 @@ _LARGEST: Final = 1 << 20  # bytes
 
 
 class Preferences(msgspec.Struct, kw_only=True, frozen=True, rename="kebab", forbid_unknown_fields=True):
-    """What a project settles once for every command. A command-line option of the same name goes before it."""
+    """What a project settles once: check reads all but `gap_threshold`, which is monitor's.
+
+    A command-line option of the same name goes before it.
+    """
 
     select: list[str] = []
     ignore: list[str] = []
