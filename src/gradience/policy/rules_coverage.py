@@ -36,10 +36,10 @@ def _reach(facts: Facts) -> Iterator[Hit]:
     missed = coverage.unmatched_targets
     if missed and coverage.modules:
         yield Hit(
-            f"{len(missed)} of the target names match nothing in {coverage.base}: {_few(missed)}",
+            f"nothing in {coverage.base} matches {_few(missed)}",
             {"unmatched_targets": missed},
             severity="info",
-            action="take them out, or correct their spelling",
+            action="correct the spelling, or leave the name out",
         )
 
 
