@@ -147,6 +147,24 @@ def test_several_adapters_in_one_file_share_their_ranks(case, tmp_path):
     assert {m.r for m in audit_adapter(tmp_path / "out").modules} == {next(iter(some)) for some in ranks.values()}
 
 
+def test_torchs_own_file_becomes_a_safetensors_file(case, tmp_path):
+    resize_adapter(case.folder, tmp_path / "from_safetensors", rank=2)
+    path = case.folder / "adapter_model.safetensors"
+    torch.save(load_torch(path), case.folder / "adapter_model.bin")
+    path.unlink()
+    resize_adapter(case.folder, tmp_path / "from_bin", rank=2)
+    one, two = (load_torch(tmp_path / f / "adapter_model.safetensors") for f in ("from_safetensors", "from_bin"))
+    assert one.keys() == two.keys()
+    assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+def test_suggested_ranks_of_a_multihead_attention_are_one_rank(make, tmp_path):
+    case = make(Net(), LoraConfig(r=8, target_modules=["mha"]))
+    report = resize_adapter(case.folder, tmp_path / "out", like_suggested=True)
+    suggested = audit_adapter(case.folder, suggest_per_layer=True).per_layer
+    assert {row.rank_after for row in report.modules} == {max(row.rank for row in suggested.modules)}
+
+
 def test_a_module_that_is_not_finite_is_refused_by_name(make, tmp_path):
     def spoil(model):
         for name, parameter in model.named_parameters():
