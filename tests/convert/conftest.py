@@ -140,3 +140,9 @@ def outputs() -> Callable[[Any, Path, Any], Any]:
             return loaded(input_ids=torch.tensor(tokens)).logits.numpy()
 
     return compute
+
+
+@pytest.fixture
+def net() -> Net:
+    """Return a small model with names as real ones have them."""
+    return Net().eval()

@@ -1,7 +1,7 @@
 """Image adapters: kohya's (sd-scripts) and diffusers' names.
 
-kohya, LyCORIS too: `<name>.lora_down.weight` (r, in[, k, k]), `.lora_up.weight` (out, r[, 1, 1]), a scalar `.alpha`, and
-for a CP-decomposed convolution `.lora_mid.weight` (r, r, k, k). diffusers: PEFT's lora_A and lora_B under the
+kohya, LyCORIS too: `<name>.lora_down.weight` (r, in[, k, k]), `.lora_up.weight` (out, r[, 1, 1]), a scalar `.alpha`,
+and for a CP-decomposed convolution `.lora_mid.weight` (r, r, k, k). diffusers: PEFT's lora_A and lora_B under the
 name of a pipeline's component, its config in the file's metadata; without one, alpha is the rank.
 """
 
