@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from gradience.hf.callback import GradienceCallback
     from gradience.imports import import_run
     from gradience.mitigate import mitigate_adapter
+    from gradience.merge import merge_adapters, merge_check
     from gradience.monitor import monitor_run
     from gradience.monitor.compare import compare_runs
     from gradience.report.write import write_report
@@ -41,6 +42,8 @@ _HOMES = {
     "diagnose": "gradience.diagnosis",
     "import_run": "gradience.imports",
     "mitigate_adapter": "gradience.mitigate",
+    "merge_adapters": "gradience.merge",
+    "merge_check": "gradience.merge",
     "monitor_run": "gradience.monitor",
     "resize_adapter": "gradience.resize",
     "validate_log": "gradience.validate",
@@ -65,6 +68,8 @@ __all__ = [
     "diagnose",
     "import_run",
     "mitigate_adapter",
+    "merge_adapters",
+    "merge_check",
     "monitor_run",
     "resize_adapter",
     "validate_log",

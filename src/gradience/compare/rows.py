@@ -4,25 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from typing import Any, Final, NamedTuple
-
-import numpy as np
+from typing import Any, NamedTuple
 
 from gradience.adapters.modules import Module
 from gradience.adapters.names import layer_index, module_type
-from gradience.schema.compare_adapters import AdapterPair, LayerShare, ModulePair, Overlap, SideOverlap
-from gradience.spectral.subspace import (
-    Floats,
-    PairGeometry,
-    chance_overlap,
-    chance_overlap_sd,
-    overlap,
-    principal_cosines,
-)
+from gradience.rewrite.overlaps import mean_overlaps, side_overlap
+from gradience.schema.compare_adapters import AdapterPair, LayerShare, ModulePair
+from gradience.spectral.subspace import PairGeometry
 
 __all__ = ["Whole", "adapter_pair", "module_pair", "whole_of"]
-
-_ANGLES: Final = 16
 
 
 def module_pair(first: Module, second: Module, found: PairGeometry) -> ModulePair:
@@ -45,27 +35,8 @@ def module_pair(first: Module, second: Module, found: PairGeometry) -> ModulePai
         norm_ratio=two / one if one > 0.0 else None,
         cosine=found.cosine,
         relative_change=found.distance / one if one > 0.0 else None,
-        output_side=None if zero else _side(found.left, first.shape[0]),
-        input_side=None if zero else _side(found.right, first.shape[1]),
-    )
-
-
-def _side(cross: Floats, d: int) -> SideOverlap:
-    k, n = cross.shape
-    sizes = [(i, i) for i in _powers(min(k, n))]
-    if (k, n) not in sizes:
-        sizes.append((k, n))
-    angles = np.degrees(np.arccos(principal_cosines(cross)[:_ANGLES]))
-    return SideOverlap(overlaps=[_overlap(cross, i, j, d) for i, j in sizes], angles=[float(a) for a in angles])
-
-
-def _powers(top: int) -> list[int]:
-    return [1 << e for e in range(top.bit_length())]
-
-
-def _overlap(cross: Floats, i: int, j: int, d: int) -> Overlap:
-    return Overlap(
-        i=i, j=j, phi=overlap(cross, i, j), chance=chance_overlap(i, j, d), chance_sd=chance_overlap_sd(i, j, d)
+        output_side=None if zero else side_overlap(found.left, first.shape[0]),
+        input_side=None if zero else side_overlap(found.right, first.shape[1]),
     )
 
 
@@ -117,8 +88,8 @@ def adapter_pair(
         norm_ratio=math.sqrt(two / one) if one > 0.0 else None,
         relative_change=changed / math.sqrt(one) if one > 0.0 else None,
         energy_moved=min(1.0, sum(abs(s.first - s.second) for s in shares) / 2) if shares else None,
-        output_side=_mean([row.output_side for row in rows]),
-        input_side=_mean([row.input_side for row in rows]),
+        output_side=mean_overlaps(row.output_side for row in rows),
+        input_side=mean_overlaps(row.input_side for row in rows),
         layers=shares,
         modules=list(rows),
     )
@@ -135,22 +106,3 @@ def _shares(energies: tuple[dict[str, float], dict[str, float]]) -> list[LayerSh
             sums.setdefault(layer_index(name), [0.0, 0.0])[place] += energy / total
     order = sorted(sums, key=lambda layer: (layer is None, layer or 0))
     return [LayerShare(layer=layer, first=min(1.0, sums[layer][0]), second=min(1.0, sums[layer][1])) for layer in order]
-
-
-def _mean(sides: Sequence[SideOverlap | None]) -> list[Overlap]:
-    """Return the mean overlap at each i = j that any module has, over those that have it."""
-    by_size: dict[int, list[Overlap]] = {}
-    for side in sides:
-        for item in side.overlaps if side is not None else ():
-            if item.i == item.j and item.i.bit_count() == 1:
-                by_size.setdefault(item.i, []).append(item)
-    return [
-        Overlap(
-            i=size,
-            j=size,
-            phi=min(1.0, math.fsum(item.phi for item in some) / len(some)),
-            chance=math.fsum(item.chance for item in some) / len(some),
-            chance_sd=math.sqrt(math.fsum(item.chance_sd**2 for item in some)) / len(some),
-        )
-        for size, some in sorted(by_size.items())
-    ]

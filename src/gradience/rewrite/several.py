@@ -82,11 +82,11 @@ def _names(paths: Sequence[Path]) -> list[str]:
     return [f"{p[-1]}#{place}" for place, p in enumerate(parts, 1)]
 
 
-def matched(sides: Sequence[Side]) -> Matching:
+def matched(sides: Sequence[Side], *, overlapping: bool = True) -> Matching:
     """Return the adapters' modules by name.
 
     Raises:
-        AdapterError: they have no module of one name and shape in common.
+        AdapterError: no two have a module of one name and shape in common, and `overlapping` asks for one.
     """
     tables = [{module.name: module for module in side.adapter.modules} for side in sides]
     names = sorted({name for table in tables for name in table}, key=natural_key)
@@ -98,7 +98,7 @@ def matched(sides: Sequence[Side]) -> Matching:
         for name, row in rows.items()
         if None in row
     ]
-    if all(sum(m is not None for m in row) < _FEW for row in rows.values()):
+    if overlapping and all(sum(m is not None for m in row) < _FEW for row in rows.values()):
         first = [next(iter(table), "-") for table in tables]
         raise AdapterError(
             f"the adapters have no module in common ({sides[0].name} has {first[0]}, {sides[1].name} has {first[1]})",

@@ -19,6 +19,7 @@ from gradience.schema.compare_adapters import CompareAdaptersReport
 from gradience.schema.convert import ConvertReport
 from gradience.schema.diagnose import DiagnoseReport
 from gradience.schema.events import EVENT_TYPES, EvalMetrics, Event, RecommendationItem
+from gradience.schema.merge import MergeCheckReport, MergeReport
 from gradience.schema.mitigate import MitigateReport
 from gradience.schema.provenance import Provenance
 from gradience.schema.reports import CheckReport, ImportReport, MonitorReport, ValidateReport
@@ -38,6 +39,8 @@ SchemaName: TypeAlias = Literal[
     "resize",
     "mitigate",
     "convert",
+    "merge",
+    "merge-check",
     "import",
     "validate",
     "provenance",
@@ -68,6 +71,8 @@ SCHEMAS: Final[dict[SchemaName, str]] = {
     "resize": "resize-report-v1",
     "mitigate": "mitigate-report-v1",
     "convert": "convert-report-v1",
+    "merge": "merge-report-v1",
+    "merge-check": "merge-check-report-v1",
     "diagnose": "diagnose-report-v1",
     "import": "import-report-v1",
     "validate": "validate-report-v1",
@@ -82,6 +87,8 @@ _REPORTS: Final[dict[SchemaName, type[msgspec.Struct]]] = {
     "resize": ResizeReport,
     "mitigate": MitigateReport,
     "convert": ConvertReport,
+    "merge": MergeReport,
+    "merge-check": MergeCheckReport,
     "diagnose": DiagnoseReport,
     "import": ImportReport,
     "validate": ValidateReport,

@@ -1,0 +1,115 @@
+"""``gradience merge``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from cyclopts import Parameter
+from cyclopts.types import NonNegativeInt, PositiveInt
+from cyclopts.validators import Number
+
+from gradience.cli.interrupt import cleaning_up
+from gradience.cli.output import DONE, print_document, print_text
+from gradience.cli.progress import on_terminal
+from gradience.errors import AdapterError
+from gradience.render.merge import merge_text
+from gradience.schema.merge import MergeMethod
+
+__all__ = ["merge", "parsed_weights"]
+
+
+def merge(
+    *adapters: Path,
+    out: Path | None = None,
+    method: MergeMethod = "linear",
+    weights: str | None = None,
+    rank: PositiveInt | None = None,
+    density: Annotated[float | None, Parameter(validator=Number(gt=0.0, lte=1.0))] = None,
+    seed: NonNegativeInt = 0,
+    heads_from: str | None = None,
+    dtype: Literal["float32", "float16", "bfloat16"] | None = None,
+    dry_run: Annotated[bool, Parameter(negative=())] = False,
+    force: Annotated[bool, Parameter(negative=())] = False,
+    verbose: Annotated[bool, Parameter(alias="-v", negative=())] = False,
+    json: Annotated[bool, Parameter(negative=())] = False,
+) -> int:
+    """Merge plain PEFT LoRA adapters of one base model into one adapter, with its error in every module.
+
+    dW_i = s_i B_i A_i is adapter i's update (zero where it has no such module), w_i its weight, S = sum w_i dW_i.
+    Whatever the ranks, scales, rsLoRA or patterns of the adapters; no base model is needed.
+
+    Parameters
+    ----------
+    adapters:
+        Two adapters or more. They are not changed.
+    out:
+        The folder to write.
+    method:
+        linear: S, at the rank that it has. cat: S, factors side by side, rank sum r_i. svd: the best rank-RANK
+        approximation of S. ties: entries kept are the DENSITY * n largest of n in each dW_i; then, entry by entry,
+        the mean of w_i dW_i over the adapters that agree with the sign of their sum. dare_linear: each entry kept
+        with probability DENSITY and divided by it, then S. dare_ties: the same, then signs and means as for ties.
+        ties and dare are dense (one module in memory: about 24 bytes an entry), and cut to the best rank RANK.
+    weights:
+        One number per adapter, as 0.5,0.5. Without it 1/n each; 1 for ties and dare_ties, which are means already.
+    rank:
+        Of svd, ties and dare: without it the largest rank that an adapter has in the module.
+    density:
+        Share of entries that ties or dare keeps. ties: 0.2 without it, the paper's. dare: to be given.
+    seed:
+        Of dare's random masks.
+    heads_from:
+        Whose heads, biases and token rows to take where they differ: A, B, ... by place, or the adapter's name.
+    dtype:
+        Of the factors: float32, float16 or bfloat16. Without it the adapters' own, if they have one in common.
+    dry_run:
+        Write nothing; print what would be written, and its error.
+    force:
+        Replace --out if it exists, once the new folder is complete.
+    verbose:
+        List every module.
+    json:
+        Print one JSON document (schemas/merge-report-v1.schema.json).
+    """
+    if out is None and not dry_run:
+        raise AdapterError("nowhere to write to", advice="give --out FOLDER, or look first with --dry-run")
+    chosen = parsed_weights(weights)
+    from gradience.merge import merge_adapters  # noqa: PLC0415  # numpy, after the arguments are known to be right
+
+    with cleaning_up():
+        try:
+            report = merge_adapters(
+                adapters,
+                None if dry_run else out,
+                method=method,
+                weights=chosen,
+                rank=rank,
+                density=density,
+                seed=seed,
+                heads_from=heads_from,
+                dtype=dtype,
+                force=force,
+                progress=on_terminal("merge"),
+            )
+        except ValueError as error:
+            raise AdapterError(str(error), advice="see 'gradience merge --help'") from error
+    if json:
+        print_document(report)
+    else:
+        print_text(merge_text(report, verbose=verbose))
+    return DONE
+
+
+def parsed_weights(text: str | None) -> list[float] | None:
+    """Return the numbers of a list such as `0.5,0.5`, or None where none is given.
+
+    Raises:
+        AdapterError: one is no number.
+    """
+    if text is None:
+        return None
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError as error:
+        raise AdapterError(f"--weights {text!r} is no list of numbers", advice="write --weights 0.5,0.5") from error

@@ -1,0 +1,177 @@
+"""The verb: what a weighted sum of adapters would keep of each, and where they disagree. Nothing is written."""
+
+from __future__ import annotations
+
+import math
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from itertools import combinations
+from typing import Final, TypeAlias
+
+import msgspec
+
+from gradience.adapters.names import layer_index
+from gradience.merge.obstacles import obstacles_between, obstacles_of
+from gradience.merge.products import (
+    Floats,
+    Places,
+    Products,
+    cosine_of,
+    is_finite,
+    kept_of,
+    products_of,
+    total_of,
+)
+from gradience.merge.recipe import weights_of
+from gradience.opened import PathLike
+from gradience.policy.merge_rules import merge_findings
+from gradience.rewrite.overlaps import mean_overlaps
+from gradience.rewrite.several import Matching, Side, config_differences, described, matched, open_sides
+from gradience.schema.merge import (
+    MERGE_CHECK_SCHEMA_ID,
+    CheckedAdapter,
+    CheckedModule,
+    CheckedPair,
+    MergeCheckReport,
+    SignConflict,
+)
+from gradience.spectral.signs import Signs, pooled_signs, signs_of
+
+__all__ = ["merge_check"]
+
+Progress: TypeAlias = Callable[[int, int, str], None]
+
+_SAMPLE: Final = 1 << 19  # entries of each update that are read of a module, unless all are
+_TWO: Final = 2
+
+
+def merge_check(
+    *paths: PathLike,
+    weights: Sequence[float] | None = None,
+    exact: bool = False,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> MergeCheckReport:
+    """Return what would get in each other's way in M = sum w_i dW_i; no base model is needed.
+
+    Args:
+        paths: two adapters or more, of one base model.
+        weights: one per adapter; without it 1/n.
+        exact: read every entry for the signs' sake; else about half a million of each module, in random rows.
+        seed: of the rows.
+        progress: called with (modules done, in all, the module's name) while signs are counted.
+
+    Raises:
+        AdapterError: an adapter cannot be read.
+        ValueError: there is not one weight for each adapter.
+    """
+    chosen = weights_of(len(paths), weights)
+    sides = open_sides(paths)
+    found = matched(sides, overlapping=False)
+    products = products_of(sides, found)
+    signs = dict(_signs(found, products, chosen, most=None if exact else _SAMPLE, seed=seed, progress=progress))
+    total = total_of(products)
+    pairs = [_pair(sides, chosen, total, places, products) for places in combinations(range(len(sides)), _TWO)]
+    pooled = pooled_signs(list(signs.values()))
+    report = MergeCheckReport(
+        schema=MERGE_CHECK_SCHEMA_ID,
+        adapters=[
+            CheckedAdapter(
+                adapter=described(side, math.sqrt(total[place, place])),
+                weight=chosen[place],
+                weighted_norm=abs(chosen[place]) * math.sqrt(total[place, place]),
+                kept=kept_of(total, chosen, place),
+                obstacles=list(obstacles_of(side)),
+            )
+            for place, side in enumerate(sides)
+        ],
+        differences=config_differences(sides),
+        pairs=pairs,
+        signs=None if pooled is None else _conflict(pooled),
+        expected_conflict=_expected(pairs) if len(sides) == _TWO else None,
+        modules=[_module(name, products.by_module[name], chosen, signs.get(name)) for name in _shared(found)],
+        only_in=found.partial,
+        different_shapes=found.odd,
+        notes=_notes(sides, found, products),
+    )
+    return msgspec.structs.replace(report, findings=merge_findings(report))
+
+
+def _shared(found: Matching) -> list[str]:
+    """Return the names of the modules that two or more of the adapters have."""
+    return [name for name, row in found.rows.items() if sum(m is not None for m in row) >= _TWO]
+
+
+def _pair(
+    sides: Sequence[Side], weights: Sequence[float], total: Floats, places: Places, products: Products
+) -> CheckedPair:
+    i, j = places
+    norms = [abs(weights[place]) * math.sqrt(total[place, place]) for place in places]
+    overlaps = products.overlaps[places]
+    return CheckedPair(
+        first=sides[i].name,
+        second=sides[j].name,
+        cosine=cosine_of(total, weights, places),
+        scale_ratio=max(norms) / min(norms) if min(norms) > 0.0 else None,
+        output_side=mean_overlaps(overlaps.output),
+        input_side=mean_overlaps(overlaps.input),
+    )
+
+
+def _expected(pairs: Sequence[CheckedPair]) -> float | None:
+    cosine = pairs[0].cosine
+    return None if cosine is None else math.acos(cosine) / math.pi
+
+
+def _signs(
+    found: Matching,
+    products: Products,
+    weights: Sequence[float],
+    *,
+    most: int | None,
+    seed: int,
+    progress: Progress | None,
+) -> Iterator[tuple[str, Signs]]:
+    names = _shared(found)
+    for done, name in enumerate(names, 1):
+        if is_finite(products.by_module[name]):
+            held = [(m, w) for m, w in zip(found.rows[name], weights, strict=True) if m is not None]
+            parts = [(*m.load(), w * m.scale) for m, w in held]
+            yield name, signs_of(parts, most=most, seed=zlib.crc32(f"{seed} {name}".encode()))
+        if progress is not None:
+            progress(done, len(names), name)
+
+
+def _conflict(signs: Signs) -> SignConflict:
+    fields = signs._asdict()
+    del fields["weight"]
+    return SignConflict(**fields)
+
+
+def _module(name: str, table: Floats, weights: Sequence[float], signs: Signs | None) -> CheckedModule:
+    if not is_finite(table):
+        return CheckedModule(name=name, layer=layer_index(name), state="non_finite")
+    cosines = [cosine_of(table, weights, places) for places in combinations(range(len(weights)), _TWO)]
+    return CheckedModule(
+        name=name,
+        layer=layer_index(name),
+        norms=[abs(w) * math.sqrt(table[place, place]) for place, w in enumerate(weights)],
+        lowest_cosine=min((c for c in cosines if c is not None), default=None),
+        kept=[kept_of(table, weights, place) for place in range(len(weights))],
+        signs=None if signs is None else _conflict(signs),
+    )
+
+
+def _notes(sides: Sequence[Side], found: Matching, products: Products) -> list[str]:
+    notes = list(obstacles_between(sides))
+    broken = [name for name, table in products.by_module.items() if not is_finite(table)]
+    if broken:
+        notes.append(f"{len(broken)} modules hold NaN or infinite numbers and are left out (first: {broken[0]})")
+    if not _shared(found):
+        notes.append("the adapters have no module in common: their sum is each of them where it is")
+    notes += [
+        f"{side.name}: the numbers are of s B A, which is not the whole of its update"
+        for side in sides
+        if any(module.dense is not None or module.magnitude is not None for module in side.adapter.modules)
+    ]
+    return notes

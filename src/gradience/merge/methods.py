@@ -1,0 +1,154 @@
+"""One module merged: what the method defines, its factors, and what these leave out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Final, NamedTuple, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from gradience.adapters.modules import Array, Module
+from gradience.errors import AdapterError
+from gradience.schema.merge import MergeMethod
+from gradience.spectral.lowrank import LowRank, decomposed, stacked
+from gradience.spectral.merging import Singles, dropped, elected_mean, mask_generator, trimmed
+from gradience.spectral.truncated import leading_part
+
+__all__ = ["DENSE", "Losses", "Recipe", "Rounded", "merged_module"]
+
+DENSE: Final = frozenset({"ties", "dare_linear", "dare_ties"})
+_EXACT: Final = 1e-7  # of sigma_1: a direction below it is rounding of float32 factors
+_ROWS: Final = 1024  # of a dense matrix, compared at a time
+
+Part: TypeAlias = tuple[Array, Array, float]
+Row = Sequence[Module | None]
+
+
+class Recipe(NamedTuple):
+    """What was asked for: one weight per adapter; `density` and `seed` where entries are dropped."""
+
+    method: MergeMethod
+    weights: tuple[float, ...]
+    rank: int | None = None
+    density: float | None = None
+    seed: int = 0
+
+
+class Rounded(NamedTuple):
+    """The factors as they will be stored: b (d_out, k) and a (k, d_in), with scale 1, in the base's orientation."""
+
+    b: Array
+    a: Array
+
+
+class Losses(NamedTuple):
+    """Squared Frobenius norms: of the target and what is left out of it; of the plain sum and the distance to it."""
+
+    target: float
+    left_out: float
+    plain: float
+    from_plain: float
+
+
+def merged_module(row: Row, recipe: Recipe, dtype: np.dtype[Any]) -> tuple[Rounded, Losses]:
+    """Return the module's factors and what they cost. `row` holds each adapter's module, or None.
+
+    Raises:
+        AdapterError: an update is not finite, or the factors do not fit the dtype.
+    """
+    parts = list(_parts(row, recipe.weights))
+    name = next(module.name for module in row if module is not None)
+    plain = stacked(parts)
+    if not (np.isfinite(plain[0]).all() and np.isfinite(plain[1]).all()):
+        raise AdapterError(
+            f"{name} holds NaN or infinite numbers in one of the adapters", advice="'gradience audit' says which"
+        )
+    most = max(module.r for module in row if module is not None)
+    if recipe.method in DENSE:
+        target = _dense_target(name, row, parts, recipe)
+        low = leading_part(target, min(recipe.rank or most, *target.shape)).low
+        rounded = _rounded(*low.factors(len(low.sigma)), dtype, name)
+        error = _difference(target, rounded)
+        losses = (float(np.sum(target * target)), error)
+        del target
+    else:
+        rounded = _rounded(*_factors(plain, recipe, most), dtype, name)
+        losses = None
+    whole = decomposed(*plain)
+    away = _squared(decomposed(*stacked([(*plain, 1.0), (rounded.b, rounded.a, -1.0)])))
+    return rounded, Losses(*(losses or (_squared(whole), away)), _squared(whole), away)
+
+
+def _parts(row: Row, weights: Sequence[float]) -> Iterator[Part]:
+    """Yield (b, a, w s) of each adapter that has the module."""
+    for module, weight in zip(row, weights, strict=True):
+        if module is not None:
+            yield (*module.load(), weight * module.scale)
+
+
+def _factors(plain: tuple[Array, Array], recipe: Recipe, most: int) -> tuple[Array, Array]:
+    """Return the factors of the weighted sum: as they are, at the rank it has, or at the rank that was asked for."""
+    if recipe.method == "cat":
+        return _balanced(*plain)
+    low = decomposed(*plain)
+    if recipe.method == "linear":
+        largest = low.sigma[0] if len(low.sigma) else 0.0
+        return low.factors(max(1, int(np.count_nonzero(low.sigma > _EXACT * largest))))
+    return low.factors(min(recipe.rank or most, len(plain[1])))
+
+
+def _balanced(b: Array, a: Array) -> tuple[Array, Array]:
+    """Return the factors with column k of b as long as row k of a, up to a power of two: no digit is lost."""
+    columns, rows = np.linalg.norm(b, axis=0), np.linalg.norm(a, axis=1)
+    both = (columns > 0.0) & (rows > 0.0)
+    ratio = np.where(both, rows, 1.0) / np.where(both, columns, 1.0)
+    step = np.exp2(np.round(np.log2(ratio) / 2))
+    return b * step, a / step[:, None]
+
+
+def _rounded(b: Array, a: Array, dtype: np.dtype[Any], name: str) -> Rounded:
+    with np.errstate(over="ignore"):
+        rounded = Rounded(b.astype(dtype), a.astype(dtype))
+    if not (np.isfinite(rounded.b).all() and np.isfinite(rounded.a).all()):
+        raise AdapterError(f"{name}: the merged factors do not fit {dtype}", advice="name a wider --dtype")
+    return rounded
+
+
+def _squared(low: LowRank) -> float:
+    return float(np.sum(low.sigma**2))
+
+
+def _dense_target(name: str, row: Row, parts: Sequence[Part], recipe: Recipe) -> npt.NDArray[np.float64]:
+    """Return what TIES or DARE makes of the dense updates, in float64."""
+    places = [place for place, module in enumerate(row) if module is not None]
+    density = 1.0 if recipe.density is None else recipe.density
+
+    def updates() -> Iterator[Singles]:
+        for place, (b, a, scale) in zip(places, parts, strict=True):
+            dense = (b.astype(np.float32) * np.float32(scale)) @ a.astype(np.float32)
+            if recipe.method == "ties":
+                yield trimmed(dense, density)
+            else:
+                yield dropped(dense, density, mask_generator(recipe.seed, place, name))
+
+    merged = _summed(updates) if recipe.method == "dare_linear" else elected_mean(updates)
+    return merged.astype(np.float64)
+
+
+def _summed(updates: Callable[[], Iterator[Singles]]) -> Singles:
+    found = updates()
+    total = next(found).copy()
+    for update in found:
+        total += update
+    return total
+
+
+def _difference(target: npt.NDArray[np.float64], rounded: Rounded) -> float:
+    """Return the squared norm of target - b a, some rows at a time."""
+    a = rounded.a.astype(np.float64)
+    total = 0.0
+    for start in range(0, len(target), _ROWS):
+        span = slice(start, start + _ROWS)
+        total += float(np.sum((target[span] - rounded.b[span].astype(np.float64) @ a) ** 2))
+    return total

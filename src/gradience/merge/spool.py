@@ -1,0 +1,28 @@
+"""Arrays on disk until the file is written, so that no more than one module is in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from gradience.adapters.modules import Array
+
+__all__ = ["Spool"]
+
+
+class Spool:
+    """A folder of arrays of any dtype; whoever made the folder removes it."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._count = 0
+
+    def keep(self, array: Array) -> Callable[[], Array]:
+        """Return a function that gives the array back, bit for bit."""
+        path = self._folder / str(self._count)
+        self._count += 1
+        np.ascontiguousarray(array).tofile(path)
+        dtype, shape = array.dtype, array.shape
+        return lambda: np.fromfile(path, dtype).reshape(shape)

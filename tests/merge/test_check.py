@@ -1,0 +1,171 @@
+"""What a merge check says, against dense updates and against adapters made to collide."""
+
+from __future__ import annotations
+
+import json
+
+import jsonschema
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.numpy import load_file, save_file
+
+from gradience import merge_check
+from gradience.cli.main import main
+from gradience.policy.merge_rules import MERGE_RULES
+from gradience.schema.export import json_schema
+from gradience.spectral.signs import pooled_signs, signs_of
+
+
+def _vector(update: dict) -> np.ndarray:
+    return np.concatenate([value.ravel() for _, value in sorted(update.items())])
+
+
+def test_what_the_sum_keeps_is_its_projection_on_each_update(save):
+    sides = [save(name, seed=seed, r=3 + seed, lora_alpha=8) for seed, name in enumerate(("one", "two", "three"))]
+    weights = [0.5, -1.0, 2.0]
+    report = merge_check(*(s.folder for s in sides), weights=weights)
+    vectors = [_vector(s.update) for s in sides]
+    whole = sum(w * v for w, v in zip(weights, vectors, strict=True))
+    for item, vector, weight in zip(report.adapters, vectors, weights, strict=True):
+        own = vector @ vector
+        assert item.kept.coefficient == pytest.approx(whole @ vector / own, abs=1e-5)
+        rest = whole - (whole @ vector / own) * vector
+        assert item.kept.other == pytest.approx((rest @ rest) / (whole @ whole), abs=1e-5)
+        assert item.weighted_norm == pytest.approx(abs(weight) * np.linalg.norm(vector), rel=1e-5)
+    first = report.pairs[0]
+    size = np.linalg.norm(vectors[0]) * np.linalg.norm(vectors[1])
+    assert first.cosine == pytest.approx(-(vectors[0] @ vectors[1]) / size, abs=1e-5)
+
+
+def test_signs_are_counted_over_every_entry_of_small_modules(save):
+    one, two = save("one", seed=1), save("two", seed=2)
+    report = merge_check(one.folder, two.folder, weights=[0.5, 0.25])
+    names = {f"{row.name}.weight" for row in report.modules}
+    first, second = ({k: v for k, v in s.update.items() if k in names} for s in (one, two))
+    x, y = 0.5 * _vector(first), 0.25 * _vector(second)
+    assert report.signs is not None
+    assert report.signs.conflict == pytest.approx(np.mean(x * y < 0.0), abs=1e-3)
+    cancelled = 1.0 - np.abs(x + y).sum() / (np.abs(x) + np.abs(y)).sum()
+    assert report.signs.cancelled == pytest.approx(cancelled, abs=1e-5)
+    assert report.signs.conflict_error == 0.0
+    assert report.signs.entries == report.signs.of == x.size
+
+
+@given(seed=st.integers(0, 50))
+def test_a_sample_of_rows_is_within_its_error_of_the_truth(seed):
+    rng = np.random.default_rng(seed)
+    parts = [(rng.standard_normal((600, 3)), rng.standard_normal((3, 50)), scale) for scale in (1.0, 0.5)]
+    exact = signs_of(parts, most=None, seed=0)
+    sample = signs_of(parts, most=100 * 50, seed=seed)
+    assert sample.entries == 100 * 50
+    assert 0.0 < sample.conflict_error < 0.02
+    assert abs(sample.conflict - exact.conflict) < 5 * sample.conflict_error
+    assert abs(sample.cancelled - exact.cancelled) < 5 * sample.cancelled_error
+
+
+def test_the_stated_error_is_that_of_many_samples():
+    rng = np.random.default_rng(0)
+    parts = [(rng.standard_normal((400, 2)), rng.standard_normal((2, 40)), 1.0) for _ in range(2)]
+    found = [signs_of(parts, most=80 * 40, seed=seed) for seed in range(300)]
+    assert np.std([s.conflict for s in found]) == pytest.approx(np.mean([s.conflict_error for s in found]), rel=0.15)
+    assert np.std([s.cancelled for s in found]) == pytest.approx(np.mean([s.cancelled_error for s in found]), rel=0.15)
+
+
+def test_pooled_signs_are_those_of_all_entries():
+    rng = np.random.default_rng(0)
+    sets = [
+        [(rng.standard_normal((d, 2)), size * rng.standard_normal((2, 9)), 1.0) for _ in range(2)]
+        for d, size in ((7, 1.0), (40, 5.0))
+    ]
+    pooled = pooled_signs([signs_of(parts, most=None, seed=0) for parts in sets])
+    dense = [[b @ a for b, a, _ in parts] for parts in sets]
+    x, y = (np.concatenate([pair[place].ravel() for pair in dense]) for place in (0, 1))
+    assert pooled is not None
+    assert pooled.conflict == pytest.approx(np.mean(x * y < 0))
+    assert pooled.cancelled == pytest.approx(1 - np.abs(x + y).sum() / (np.abs(x) + np.abs(y)).sum(), abs=1e-6)
+
+
+def _scaled(folder, factor: float) -> None:
+    path = folder / "adapter_model.safetensors"
+    tensors = {n: t * np.float32(factor if "lora_B" in n else 1.0) for n, t in load_file(path).items()}
+    save_file(tensors, path, metadata={"format": "pt"})
+
+
+def _ids(report) -> set[str]:
+    return {finding.id for finding in report.findings}
+
+
+def test_independent_adapters_of_one_size_give_no_finding(save):
+    one, two = save("one", seed=1), save("two", seed=2)
+    assert _ids(merge_check(one.folder, two.folder)) <= {"MRG406"}  # 16 inputs: four directions of either overlap
+
+
+def test_an_adapter_and_its_negative_are_opposed_and_cancel(save):
+    one, two = save("one", seed=1), save("two", seed=1)
+    _scaled(two.folder, -0.9)
+    report = merge_check(one.folder, two.folder)
+    assert {"MRG401", "MRG403", "MRG404"} <= _ids(report)
+    assert report.pairs[0].cosine == pytest.approx(-1.0, abs=1e-6)
+
+
+def test_twins_and_a_dwarf_are_named(save):
+    one, two, small = save("one", seed=1), save("two", seed=1), save("small", seed=3)
+    _scaled(small.folder, 0.05)
+    found = merge_check(one.folder, two.folder, small.folder).findings
+    assert {f.values["second"] for f in found if f.id == "MRG405"} == {"two"}
+    assert {f.values["second"] for f in found if f.id == "MRG402"} == {"small"}
+
+
+def test_shared_directions_with_other_content_are_seen_where_the_cosine_is_not(save):
+    one, two = save("one", seed=1), save("two", seed=1)
+    path = two.folder / "adapter_model.safetensors"
+    tensors = load_file(path)
+    turn = np.roll(np.eye(4, dtype=np.float32), 1, axis=0)
+    turned = {n: (t @ turn if "lora_B" in n else t) for n, t in tensors.items()}
+    save_file({n: np.ascontiguousarray(t) for n, t in turned.items()}, path, metadata={"format": "pt"})
+    report = merge_check(one.folder, two.folder)
+    assert abs(report.pairs[0].cosine or 0.0) < 0.3
+    assert "MRG406" in _ids(report)
+
+
+def test_dora_and_other_bases_are_said_not_refused(save):
+    one, two = save("one", seed=1), save("two", seed=2, use_dora=True)
+    path = two.folder / "adapter_config.json"
+    path.write_text(json.dumps({**two.config, "base_model_name_or_path": "other"}))
+    first = one.folder / "adapter_config.json"
+    first.write_text(json.dumps({**one.config, "base_model_name_or_path": "this"}))
+    report = merge_check(one.folder, two.folder)
+    assert {"MRG407", "MRG408"} <= _ids(report)
+    assert "DoRA" in report.adapters[1].obstacles[0]
+
+
+def test_adapters_without_a_module_in_common_do_not_meet(save):
+    one, two = save("one", target_modules=["q_proj"]), save("two", target_modules=["up_proj"])
+    report = merge_check(one.folder, two.folder)
+    assert report.signs is None
+    assert [item.kept.coefficient for item in report.adapters] == pytest.approx([0.5, 0.5])
+    assert any("no module in common" in note for note in report.notes)
+
+
+def test_json_validates_fail_on_counts_and_text_shows_the_findings(save, capsys):
+    one, two = save("one", seed=1), save("two", seed=1)
+    _scaled(two.folder, -1.0)
+    paths = [str(one.folder), str(two.folder)]
+    assert main(["merge-check", *paths, "--json"]) == 0
+    jsonschema.validate(json.loads(capsys.readouterr().out), json_schema("merge-check"))
+    assert main(["merge-check", *paths, "--fail-on", "warning", "-v"]) == 1
+    text = capsys.readouterr().out
+    assert "[WARNING] MRG401" in text
+    assert "evidence: definition" in text
+
+
+@pytest.mark.parametrize("rule", MERGE_RULES, ids=lambda rule: rule.id)
+def test_every_rule_is_listed_and_explained_with_its_thresholds(rule, capsys):
+    assert main(["rules", rule.id]) == 0
+    card = capsys.readouterr().out
+    assert rule.title in card
+    assert all(item.source in card for item in rule.thresholds)
+    assert main(["rules"]) == 0
+    assert f"\n{rule.id}  " in capsys.readouterr().out

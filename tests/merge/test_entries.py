@@ -1,0 +1,95 @@
+"""TIES and DARE, against their papers' definitions written out with numpy on dense updates."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as of_numpy
+
+from gradience import merge_adapters
+from gradience.spectral.merging import dropped, elected_mean, mask_generator, trimmed
+
+FLOATS = st.floats(-4.0, 4.0, width=32)
+
+
+def _ties(updates: list[np.ndarray], weights: list[float], density: float) -> np.ndarray:
+    """Trim, elect, merge: one entry at a time."""
+    kept = []
+    for update, weight in zip(updates, weights, strict=True):
+        k = int(density * update.size)
+        least = np.sort(np.abs(update), axis=None)[::-1][k - 1] if k else np.inf
+        kept.append(weight * np.where(np.abs(update) >= least, update, 0.0))
+    out = np.zeros(updates[0].shape)
+    for place in np.ndindex(*out.shape):
+        values = [x[place] for x in kept]
+        sign = np.sign(sum(values))
+        agreeing = [v for v in values if sign and np.sign(v) == sign]
+        out[place] = sum(agreeing) / len(agreeing) if agreeing else 0.0
+    return out
+
+
+@given(
+    updates=st.lists(of_numpy.arrays(np.float32, (3, 4), elements=FLOATS), min_size=1, max_size=4),
+    density=st.sampled_from([0.1, 0.5, 1.0]),
+)
+def test_trim_elect_and_merge_are_the_papers(updates, density):
+    found = elected_mean(lambda: (trimmed(update, density) for update in updates))
+    truth = _ties(updates, [1.0] * len(updates), density)
+    near_zero = np.abs(sum(trimmed(u, density).astype(np.float64) for u in updates)) < 1e-5  # the sign is rounding
+    np.testing.assert_allclose(np.where(near_zero, 0.0, found), np.where(near_zero, 0.0, truth), atol=1e-5)
+
+
+@given(update=of_numpy.arrays(np.float32, (5, 6), elements=FLOATS, unique=True), density=st.floats(0.05, 1.0))
+def test_trimming_keeps_the_largest_entries_and_no_more_than_ties_ask_for(update, density):
+    kept = trimmed(update, density)
+    k = int(density * update.size)
+    assert np.count_nonzero(kept) <= k + 15  # x and -x are of one size
+    if 0 < k < update.size:
+        assert np.abs(update[kept == 0.0]).max(initial=0.0) <= np.abs(kept[kept != 0.0]).min(initial=np.inf)
+
+
+def test_dropped_entries_have_the_updates_mean_and_the_density():
+    update = np.ones((400, 400), np.float32)
+    found = dropped(update, 0.25, mask_generator(3, 0, "layers.0"))
+    assert set(np.unique(found)) == {0.0, 4.0}
+    assert np.mean(found) == pytest.approx(1.0, abs=0.02)
+
+
+def test_masks_depend_on_seed_adapter_and_module_alone():
+    first = mask_generator(0, 1, "a").random(4)
+    np.testing.assert_array_equal(first, mask_generator(0, 1, "a").random(4))
+    others = [mask_generator(1, 1, "a"), mask_generator(0, 0, "a"), mask_generator(0, 1, "b")]
+    assert all(np.all(other.random(4) != first) for other in others)
+
+
+def test_ties_is_written_with_its_error_and_its_distance_from_the_sum(save, merged, tmp_path):
+    sides = [save(name, seed=seed) for seed, name in enumerate(("one", "two", "three"))]
+    weights = [1.0, 0.5, 2.0]
+    report = merge_adapters([s.folder for s in sides], tmp_path / "out", method="ties", weights=weights, rank=5)
+    assert report.density == 0.2
+    update = merged(sides[0].model, tmp_path / "out")
+    for row in report.modules:
+        name = f"{row.name}.weight"
+        target = _ties([s.update[name].astype(np.float32) for s in sides], weights, 0.2)
+        plain = sum(w * s.update[name] for w, s in zip(weights, sides, strict=True))
+        sigma = np.linalg.svd(target, compute_uv=False)
+        assert row.relative_error == pytest.approx(np.linalg.norm(sigma[5:]) / np.linalg.norm(sigma), abs=1e-3)
+        away = np.linalg.norm(update[name] - plain) / np.linalg.norm(plain)
+        assert row.distance_from_sum == pytest.approx(away, abs=1e-4)
+    assert report.largest_dense_bytes == 24 * 16 * 8
+
+
+def test_dare_at_density_one_is_the_sum_and_its_masks_are_repeatable(save, merged, furthest, tmp_path):
+    one, two = save("one", seed=1), save("two", seed=2)
+    folders = [one.folder, two.folder]
+    merge_adapters(folders, tmp_path / "all", method="dare_linear", density=1.0, rank=8, weights=[0.5, 0.5])
+    assert furthest(merged(one.model, tmp_path / "all"), [(0.5, one.update), (0.5, two.update)]) < 1e-5
+    reports = [
+        merge_adapters(folders, tmp_path / name, method="dare_ties", density=0.5, seed=seed)
+        for name, seed in (("a", 7), ("b", 7), ("c", 8))
+    ]
+    files = [(tmp_path / name / "adapter_model.safetensors").read_bytes() for name in "abc"]
+    assert files[0] == files[1] != files[2]
+    assert reports[0].relative_error == reports[1].relative_error

@@ -1,0 +1,145 @@
+"""What a merge refuses, what it carries over, and what it leaves on disk."""
+
+from __future__ import annotations
+
+import json
+
+import jsonschema
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from gradience import AdapterError, OutputError, merge_adapters
+from gradience.cli.main import main
+from gradience.schema.export import json_schema
+
+
+@pytest.mark.parametrize(
+    ("config", "reason"),
+    [
+        ({"use_dora": True}, "DoRA"),
+        ({"lora_bias": True, "init_lora_weights": True}, "lora_bias"),
+        ({"init_lora_weights": "pissa"}, "pissa"),
+        ({"init_lora_weights": "olora"}, "olora"),
+    ],
+)
+def test_what_is_more_than_s_b_a_is_refused_by_name(config, reason, save, tmp_path):
+    one, two = save("one", seed=1), save("two", seed=2, **config)
+    with pytest.raises(AdapterError, match=reason):
+        merge_adapters([one.folder, two.folder], tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def _set_head(folder, value: float) -> None:
+    path = folder / "adapter_model.safetensors"
+    tensors = load_file(path)
+    for name in tensors:
+        if "classifier" in name:
+            tensors[name] = np.full_like(tensors[name], value)
+    save_file(tensors, path, metadata={"format": "pt"})
+
+
+def test_heads_that_differ_are_refused_unless_one_is_chosen(save, merged, tmp_path):
+    one, two = (save(name, seed=s, modules_to_save=["classifier"]) for s, name in enumerate(("one", "two")))
+    _set_head(one.folder, 1.0)
+    _set_head(two.folder, 2.0)
+    folders = [one.folder, two.folder]
+    with pytest.raises(AdapterError, match=r"different values of .*classifier.*have no sum"):
+        merge_adapters(folders, tmp_path / "out")
+    for choice, value in (("A", 1.0), ("two", 2.0)):
+        report = merge_adapters(folders, tmp_path / f"from-{choice}", heads_from=choice)
+        assert len(report.carried) == 2
+        update = merged(one.model, tmp_path / f"from-{choice}")
+        head = update["classifier.weight"] + one.model.classifier.weight.detach().numpy()
+        np.testing.assert_allclose(head, value, atol=1e-6)
+
+
+def test_heads_that_agree_or_are_one_adapters_alone_are_carried(save, merged, tmp_path):
+    one, two = save("one", seed=1, modules_to_save=["classifier"]), save("two", seed=2)
+    report = merge_adapters([one.folder, two.folder], tmp_path / "out")
+    assert len(report.carried) == 2
+    update = merged(one.model, tmp_path / "out")
+    np.testing.assert_allclose(update["classifier.weight"], one.update["classifier.weight"], atol=1e-6)
+    without = merge_adapters([one.folder, two.folder], tmp_path / "bare", heads_from="B")
+    assert len(without.dropped) == 2
+    assert "classifier" not in json.loads((tmp_path / "bare" / "adapter_config.json").read_text())["target_modules"]
+
+
+def test_biases_that_differ_are_refused(save, tmp_path):
+    one, two = (save(name, seed=seed, bias="all") for seed, name in enumerate(("one", "two")))
+    with pytest.raises(AdapterError, match="have no sum"):
+        merge_adapters([one.folder, two.folder], tmp_path / "out")
+
+
+def test_an_existing_folder_and_a_source_are_kept(save, tmp_path, capsys):
+    one, two = save("one", seed=1), save("two", seed=2)
+    held = tmp_path / "out"
+    held.mkdir()
+    (held / "mine.txt").write_text("mine")
+    with pytest.raises(OutputError, match="exists already"):
+        merge_adapters([one.folder, two.folder], held)
+    with pytest.raises(OutputError, match="one of the adapters"):
+        merge_adapters([one.folder, two.folder], one.folder, force=True)
+    assert (held / "mine.txt").read_text() == "mine"
+    assert main(["merge", str(one.folder), str(two.folder), "--out", str(held)]) == 2
+    assert "--force" in capsys.readouterr().err
+    assert main(["merge", str(one.folder), str(two.folder), "--out", str(held), "--force"]) == 0
+    assert sorted(p.name for p in held.iterdir()) == [
+        "adapter_config.json",
+        "adapter_model.safetensors",
+        "gradience_provenance.json",
+    ]
+
+
+def test_an_update_that_is_not_finite_stops_the_merge_and_leaves_nothing(save, tmp_path):
+    one, two = save("one", seed=1), save("two", seed=2)
+    path = two.folder / "adapter_model.safetensors"
+    tensors = load_file(path)
+    name = next(n for n in tensors if "lora_B" in n)
+    tensors[name][0, 0] = np.nan
+    save_file(tensors, path, metadata={"format": "pt"})
+    with pytest.raises(AdapterError, match="NaN"):
+        merge_adapters([one.folder, two.folder], tmp_path / "out")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["one", "two"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--weights", "1,2,3"], "3 weights for 2 adapters"),
+        (["--weights", "1;2"], "no list of numbers"),
+        (["--weights", "nan,1"], "finite"),
+        (["--method", "cat", "--rank", "4"], "takes no rank"),
+        (["--method", "dare_ties"], "needs a density"),
+        (["--method", "svd", "--density", "0.5"], "takes no density"),
+        (["--heads-from", "C"], "names none"),
+    ],
+)
+def test_options_that_make_no_sense_are_exit_code_2_with_one_line(arguments, says, save, capsys):
+    one, two = save("one", seed=1), save("two", seed=2)
+    assert main(["merge", str(one.folder), str(two.folder), "--dry-run", *arguments]) == 2
+    error = capsys.readouterr().err
+    assert says in error
+    assert error.count("\n") == 1
+
+
+def test_a_dry_run_prints_the_table_and_writes_nothing(save, tmp_path, capsys):
+    one, two = save("one", seed=1), save("two", seed=2)
+    before = sorted(tmp_path.rglob("*"))
+    assert main(["merge", str(one.folder), str(two.folder), "--dry-run", "--method", "svd", "--rank", "2"]) == 0
+    assert "4+4 > 2" in capsys.readouterr().out
+    assert main(["merge", str(one.folder), str(two.folder), "--dry-run", "--json"]) == 0
+    jsonschema.validate(json.loads(capsys.readouterr().out), json_schema("merge"))
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_the_record_names_method_sources_and_errors_but_no_path(save, tmp_path):
+    one, two = save("one", seed=1), save("two", seed=2)
+    merge_adapters([one.folder, two.folder], tmp_path / "out", method="svd", rank=2)
+    text = (tmp_path / "out" / "gradience_provenance.json").read_text()
+    record = json.loads(text)
+    assert record["operation"] == "merge"
+    assert record["options"]["method"] == "svd"
+    assert len(record["sources"]) == 4
+    assert len(record["modules"]) == 4
+    assert str(tmp_path) not in text
