@@ -124,6 +124,13 @@ def test_a_damaged_base_is_one_clear_error(damage: str, tmp_path: Path) -> None:
         check_config(peft_dir=write_adapter(tmp_path / "peft"), base=base)
 
 
+@pytest.mark.parametrize("place", ["/dev/null", "/nowhere/at/all", "nobody/nothing"])
+def test_a_base_that_is_no_folder_is_one_clear_error(place: str, tmp_path: Path) -> None:
+    with pytest.raises(AdapterError) as caught:
+        check_config(peft_dir=write_adapter(tmp_path / "peft"), base=place)
+    assert caught.value.advice
+
+
 def test_tokens_added_without_a_trained_embedding_are_found(tmp_path: Path) -> None:
     base, adapter = write_base(tmp_path / "base"), write_adapter(tmp_path / "peft")
     write_tokenizer(base, **{"<pad>": 2})

@@ -102,6 +102,7 @@ def ids(capsys: pytest.CaptureFixture[str]) -> set[str]:
     ("name", "text"),
     [
         ("pyproject.toml", "[tool.gradience]\nignore = ['LR']\nfail-on = 'info'\n"),
+        ("pyproject.toml", "[tool]\ngradience = {ignore = ['LR'], fail-on = 'info'}\n"),
         ("gradience.toml", "ignore = ['LR']\nfail-on = 'info'\n"),
     ],
 )
@@ -110,7 +111,7 @@ def test_the_nearest_settings_file_applies_and_is_named(
 ) -> None:
     (project / name).write_text(text)
     (project / "deep" / "er").mkdir(parents=True)
-    (project / "deep" / "pyproject.toml").write_text("[tool.other]\nx = 1\n")
+    (project / "deep" / "pyproject.toml").write_text("[project]\ndependencies = ['gradience']\n[tool.other]\nx = 1\n")
     monkeypatch.chdir(project / "deep" / "er")
     assert main(["check", "../../c.yaml", "--task", "sft", "--json"]) == 1
     report = json.loads(capsys.readouterr().out)
@@ -170,6 +171,12 @@ def test_a_strange_key_is_answered_with_the_keys_there_are(project: Path, capsys
     (project / "pyproject.toml").write_text("[tool.gradience]\nfail_on = 'info'\n")
     assert main(["check", "c.yaml"]) == 2
     assert "settings: select, ignore, fail-on, gap-threshold" in capsys.readouterr().err
+
+
+def test_a_setting_where_a_table_was_expected_is_said(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (project / "pyproject.toml").write_text("[tool]\ngradience = 3\n")
+    assert main(["check", "c.yaml"]) == 2
+    assert "expected a table of settings" in capsys.readouterr().err
 
 
 def test_python_callers_get_no_settings_unasked(project: Path) -> None:

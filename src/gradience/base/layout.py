@@ -16,6 +16,7 @@ from gradience.adapters.tensors import SafetensorsFile
 from gradience.base.architecture import Architecture, read_architecture
 from gradience.base.folder import find_shards
 from gradience.base.sites import OUTPUTS, Declared, Site, fused_experts, site_layer, sites_of, with_routers
+from gradience.errors import AdapterError
 
 __all__ = ["Layout", "build_layout", "read_layout"]
 
@@ -85,7 +86,11 @@ def read_layout(base: Path, *, transformers: str | None, task_type: str | None) 
     Raises:
         AdapterError: files are missing, damaged or of another format.
     """
-    shards = find_shards(base)
+    try:
+        shards = find_shards(base)
+    except OSError as error:
+        message = f"cannot look into {base}: {error.strerror or error}"
+        raise AdapterError(message, advice="give the base model's folder") from error
     architecture = read_architecture(shards[0].parent)
     tensors = {name: info for shard in shards for name, info in SafetensorsFile(shard).tensors.items()}
     declared = {name: (info.shape, info.dtype) for name, info in tensors.items()}

@@ -17,7 +17,7 @@ FailOn: TypeAlias = Severity | Literal["never"]
 
 _OWN: Final = "gradience.toml"
 _PROJECT: Final = "pyproject.toml"
-_TABLE: Final = b"tool.gradience"
+_WORD: Final = b"gradience"  # without it a pyproject.toml need not be parsed
 _LARGEST: Final = 1 << 20  # bytes
 
 
@@ -42,7 +42,7 @@ def find_preferences(start: Path) -> Path | None:
     for folder in (start, *start.parents):
         if (folder / _OWN).is_file():
             return folder / _OWN
-        if _has_table(folder / _PROJECT):
+        if _has_word(folder / _PROJECT) and "gradience" in _tools(_read_toml(folder / _PROJECT)):
             return folder / _PROJECT
     return None
 
@@ -53,10 +53,9 @@ def read_preferences(path: Path) -> Preferences:
     Raises:
         ConfigError: it cannot be read, is no TOML, or holds a key or value that is no setting.
     """
-    document = _read_toml(path)
-    if path.name == _PROJECT:
-        tool = document.get("tool")
-        document = tool.get("gradience", {}) if isinstance(tool, dict) else {}
+    document: object = _read_toml(path)
+    if path.name == _PROJECT and isinstance(document, dict):
+        document = _tools(document).get("gradience", {})
     if not isinstance(document, dict):
         raise ConfigError(f"{path}: $.tool.gradience: expected a table of settings", advice=_keys())
     names = {field.encode_name for field in msgspec.structs.fields(Preferences)}
@@ -73,11 +72,16 @@ def _keys() -> str:
     return f"settings: {', '.join(field.encode_name for field in msgspec.structs.fields(Preferences))}"
 
 
-def _has_table(path: Path) -> bool:
+def _has_word(path: Path) -> bool:
     try:
-        return path.is_file() and path.stat().st_size <= _LARGEST and _TABLE in path.read_bytes()
+        return path.is_file() and path.stat().st_size <= _LARGEST and _WORD in path.read_bytes()
     except OSError:
         return False
+
+
+def _tools(document: dict[str, object]) -> dict[str, object]:
+    tools = document.get("tool")
+    return tools if isinstance(tools, dict) else {}
 
 
 def _read_toml(path: Path) -> dict[str, object]:
@@ -90,4 +94,6 @@ def _read_toml(path: Path) -> dict[str, object]:
     except OSError as error:
         raise ConfigError(f"cannot read {path}: {error.strerror}", advice="check the path") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise ConfigError(f"{path}: not TOML: {error}", advice="correct the file") from None
+        raise ConfigError(
+            f"{path}: not TOML: {error}", advice="correct it, or leave it alone with --isolated"
+        ) from None
