@@ -130,6 +130,14 @@ def test_a_zero_module_keeps_rank_one_and_can_still_be_trained(make, tmp_path, s
     assert not case.update(tmp_path / "out")["layers.0.q_proj.weight"].any()
 
 
+def test_an_update_that_alpha_switches_off_keeps_its_factors(make, tmp_path):
+    folder = make(Net(), LoraConfig(r=8, lora_alpha=0, target_modules=["q_proj"])).folder
+    resize_adapter(folder, tmp_path / "out", rank=2)
+    tensors = load_torch(tmp_path / "out" / "adapter_model.safetensors")
+    assert all(tensor.any() for tensor in tensors.values())
+    assert json.loads((tmp_path / "out" / "adapter_config.json").read_text())["lora_alpha"] == 0
+
+
 def test_several_adapters_in_one_file_share_their_ranks(case, tmp_path):
     path = case.folder / "adapter_model.safetensors"
     tensors = load_file(path)

@@ -129,11 +129,11 @@ class _Cut:
 
     def _cut(self, b: Array, a: Array, grams: tuple[Floats, Floats]) -> tuple[Array, Array]:
         """Return (b', a'); of a zero update, a B of zeros and the first rows of A, the other way round if A is zero."""
-        rank, scale = self._job.rank, self._job.pair.modules[0].scale
-        if scale != 0.0:
-            new_b, new_a = reduced(b, a, scale, rank, grams=grams, half=self._half)
-            if new_b.any():
-                return new_b, new_a
+        rank = self._job.rank
+        scale = self._job.pair.modules[0].scale or 1.0  # at alpha 0 the product is cut all the same
+        new_b, new_a = reduced(b, a, scale, rank, grams=grams, half=self._half)
+        if new_b.any():
+            return new_b, new_a
         if a.any():
             return np.zeros((len(b), rank)), a[:rank]
         return b[:, :rank], np.zeros((rank, a.shape[1]))
