@@ -81,7 +81,9 @@ def test_kohya_without_the_bases_names_is_refused(tmp_path, base):
 
 def test_one_component_of_several_is_chosen_and_the_others_are_named(tmp_path, base):
     tensors = pair("lora_unet_layers_0_q_proj") | pair("lora_te_text_model_layers_0_q_proj")
-    save_file(tensors | {"lora_te_text_model_layers_0_q_proj.alpha": np.array(2.0, np.float32)}, tmp_path / "old.safetensors")
+    save_file(
+        tensors | {"lora_te_text_model_layers_0_q_proj.alpha": np.array(2.0, np.float32)}, tmp_path / "old.safetensors"
+    )
     with pytest.raises(AdapterError, match="adapts 2 models"):
         convert_adapter(tmp_path / "old.safetensors", base=base)
     report = convert_adapter(tmp_path / "old.safetensors", base=base, component="unet")

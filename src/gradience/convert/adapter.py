@@ -15,7 +15,7 @@ from gradience.convert.beside import Beside, beside
 from gradience.convert.factored import Choice
 from gradience.convert.naming import components_of, parsed_renames, paths_of
 from gradience.convert.pieces import Piece, Progress, pieces_of
-from gradience.convert.source import Source, open_source
+from gradience.convert.source import Source, open_source, refuse_modules
 from gradience.convert.spool import Spool
 from gradience.convert.to_mlx import MLX_WEIGHTS, mlx_config, mlx_notes, mlx_tensors
 from gradience.convert.to_peft import peft_config, peft_tensors
@@ -69,6 +69,7 @@ def convert_adapter(
     choice = _choice(rank, energy)
     source = open_source(path, adapter_config=adapter_config, weights=weights, base=base)
     _refuse_vain(source, to, choice)
+    refuse_modules(source)
     _refuse_itself(source, out)
     paths = paths_of(source, component=component, renames=parsed_renames(renames))
     rest = beside(source, to, drop=drop, other_components=_elsewhere(source, paths))

@@ -187,10 +187,11 @@ def _kernel(source: Source, module: Module, found: Found | None) -> tuple[int, .
     if found is not None and module.expert is None:
         return tuple(found.info.shape[_MATRIX:])
     held = source.adapter.tensors
-    for field in ("lora_mid", "lora_A", "hira_A"):
+    for field in ("lora_mid", "lora_A", "hira_A", "hada_t1", "lokr_t2", "lokr_w2"):
         if field in module.keys:
             return tuple(held[module.keys[field]].shape[_MATRIX:])
-    if module.kind in {"loha", "lokr"} and module_type(module.name) == "conv":
+    leaf = module.name.rpartition(".")[2].lower()
+    if module.kind in {"loha", "lokr"} and ("conv" in leaf or module_type(module.name) == "conv"):
         raise AdapterError(
             f"{module.name}: a convolution by its name, whose kernel the file does not say",
             advice="give the base model with --base PATH",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -21,7 +20,7 @@ from gradience.errors import AdapterError
 from gradience.opened import PathLike, open_adapter
 from gradience.rewrite.folder import raw_config
 
-__all__ = ["Source", "open_source"]
+__all__ = ["Source", "open_source", "refuse_modules"]
 
 _LARGEST_PRODUCT: Final = 1 << 14  # rank of the pair that a LoHa or LoKr product is unfolded to; bounds memory
 _SHOWN: Final = 3  # names in a message
@@ -82,7 +81,6 @@ def open_source(
     if not modules:
         why = "; ".join(f"{s.name}: {s.reason}" for s in adapter.skipped[:_SHOWN]) or "it holds no update"
         raise AdapterError(f"no module of {files.weights} can be converted ({why})")
-    _refuse_modules(modules, adapter)
     raw = raw_config(files.config) if files.config.is_file() else {}
     return Source(files, adapter, tensors, raw, found, modules)
 
@@ -108,12 +106,17 @@ def _refuse_kind(adapter: Adapter) -> None:
         raise AdapterError(f"this adapter cannot be converted: {why}", advice="see docs/convert.md for what can be")
 
 
-def _refuse_modules(modules: Sequence[Module], adapter: Adapter) -> None:
-    for module in modules:
+def refuse_modules(source: Source) -> None:
+    """Refuse a module whose pair has no place in another format.
+
+    Raises:
+        AdapterError: with the first of them.
+    """
+    for module in source.modules:
         why = None
         if module.adapter is not None:
             why = "the file holds several adapters: save each on its own first"
-        elif module.expert is not None or adapter.config.target_parameters:
+        elif module.expert is not None or source.adapter.config.target_parameters:
             why = "LoRA on stacked experts is laid out differently in every format, and is not converted yet"
         elif (module.base_name or "").endswith((".in_proj_weight", "in_proj_weight", ".out_proj.base_layer.weight")):
             why = "MultiheadAttention's nested pair has no place in another format"

@@ -1,0 +1,190 @@
+"""The command: what it prints and writes, what it refuses, and that nothing is left of a run that did not end well."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import jsonschema
+import numpy as np
+import pytest
+from peft import AdaLoraConfig, IA3Config, LoHaConfig, LoraConfig, MissConfig, VeraConfig
+from safetensors.numpy import load_file, save_file
+
+from gradience.cli.main import main
+from gradience.convert import convert_adapter
+from gradience.errors import AdapterError
+
+LINEAR = ["q_proj", "up_proj"]
+
+
+def loha(make):
+    return make(LoHaConfig(r=3, alpha=5, target_modules=LINEAR))
+
+
+def test_json_is_one_document_that_follows_its_schema(make, root, capsys):
+    case = loha(make)
+    out = case.folder.parent / "new"
+    assert main(["convert", str(case.folder), "--out", str(out), "--rank", "2", "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    jsonschema.validate(report, json.loads((root / "schemas" / "convert-report-v1.schema.json").read_text()))
+    assert report["options"] == {"to": "peft", "rank": 2}
+    assert {row["rank_after"] for row in report["modules"]} == {2}
+    provenance = json.loads((out / "gradience_provenance.json").read_text())
+    jsonschema.validate(provenance, json.loads((root / "schemas" / "provenance-v1.schema.json").read_text()))
+    assert provenance["relative_error"] == report["relative_error"] > 0.1
+    assert str(case.folder) not in json.dumps(provenance)
+
+
+def test_a_dry_run_prints_the_table_and_writes_nothing(make, capsys):
+    case = loha(make)
+    before = sorted(case.folder.parent.rglob("*"))
+    assert main(["convert", str(case.folder), "--dry-run"]) == 0
+    text = capsys.readouterr().out
+    assert "dry run: nothing is written" in text
+    assert "9>9" in text
+    assert "exact" in text
+    assert sorted(case.folder.parent.rglob("*")) == before
+
+
+def test_a_folder_that_exists_is_kept_without_force(make, capsys):
+    case = loha(make)
+    out = case.folder.parent / "mine"
+    out.mkdir()
+    (out / "notes.txt").write_text("mine")
+    assert main(["convert", str(case.folder), "--out", str(out)]) == 2
+    assert "exists already" in capsys.readouterr().err
+    assert (out / "notes.txt").read_text() == "mine"
+    assert main(["convert", str(case.folder), "--out", str(out), "--force"]) == 0
+    assert sorted(path.name for path in out.iterdir()) == [
+        "adapter_config.json",
+        "adapter_model.safetensors",
+        "gradience_provenance.json",
+    ]
+
+
+def test_the_adapter_itself_is_never_written_over(make, capsys):
+    case = loha(make)
+    before = (case.folder / "adapter_model.safetensors").read_bytes()
+    assert main(["convert", str(case.folder), "--out", str(case.folder), "--force"]) == 2
+    assert "where the adapter itself lies" in capsys.readouterr().err
+    assert (case.folder / "adapter_model.safetensors").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ([], "nowhere to write to"),
+        (["--dry-run", "--rank", "2", "--energy", "0.9"], "both given"),
+        (["--dry-run", "--rank", "0"], "rank"),
+        (["--dry-run", "--energy", "1.5"], "energy"),
+        (["--dry-run", "--rename", "x"], "no prefix"),
+        (["--dry-run", "--base", "nowhere"], "no such base"),
+    ],
+)
+def test_bad_arguments_are_one_line_and_exit_code_2(make, capsys, arguments, words):
+    case = loha(make)
+    assert main(["convert", str(case.folder), *arguments]) == 2
+    error = capsys.readouterr().err
+    assert words in error
+    assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [
+        (IA3Config(target_modules=["q_proj"], feedforward_modules=[]), "recognised, not analysed"),
+        (MissConfig(r=4, target_modules=LINEAR), "how wide the input is"),
+        (LoraConfig(r=4, target_modules=LINEAR, use_dora=True), "--base"),
+        (LoraConfig(r=4, target_modules=LINEAR, init_lora_weights="pissa_niter_4"), "cannot be recomputed"),
+        (LoraConfig(r=4, target_modules=LINEAR, init_lora_weights="olora"), "--base"),
+        (LoraConfig(r=4, target_parameters=["q_proj.weight"], target_modules=[]), "plain PEFT LoRA already"),
+    ],
+    ids=lambda value: str(value)[:30] if isinstance(value, str) else value.peft_type.value,
+)
+def test_what_cannot_be_converted_is_refused_with_the_reason(make, capsys, config, words):
+    case = make(config)
+    assert main(["convert", str(case.folder), "--dry-run"]) == 2
+    assert words in capsys.readouterr().err
+
+
+def test_vera_without_its_projections_is_refused(make):
+    case = make(VeraConfig(r=4, target_modules=LINEAR))
+    file = case.folder / "adapter_model.safetensors"
+    save_file({k: v for k, v in load_file(file).items() if "vera_lambda" in k}, file, {"format": "pt"})
+    with pytest.raises(AdapterError, match="save_projection"):
+        convert_adapter(case.folder, base=case.base)
+
+
+def test_a_convolution_by_name_needs_the_base_for_its_kernel(make):
+    case = make(LoHaConfig(r=2, target_modules=["conv2d"]))
+    with pytest.raises(AdapterError, match="kernel"):
+        convert_adapter(case.folder)
+
+
+def test_factors_that_are_not_finite_are_refused(make):
+    case = loha(make)
+    tensors = load_file(case.folder / "adapter_model.safetensors")
+    name = min(tensors)
+    tensors[name][0, 0] = np.nan
+    save_file(tensors, case.folder / "adapter_model.safetensors", {"format": "pt"})
+    with pytest.raises(AdapterError, match="NaN or infinite"):
+        convert_adapter(case.folder)
+
+
+def test_a_base_without_the_weight_is_refused(make, tmp_path):
+    case = make(MissConfig(r=4, target_modules=LINEAR))
+    (tmp_path / "base").mkdir()
+    save_file({"other.weight": np.zeros((4, 4), np.float32)}, tmp_path / "base" / "model.safetensors")
+    with pytest.raises(AdapterError, match="the base has no weight for"):
+        convert_adapter(case.folder, base=tmp_path / "base")
+
+
+def test_a_base_of_other_shapes_is_refused(make, tmp_path):
+    case = make(LoraConfig(r=4, target_modules=["q_proj"], init_lora_weights="pissa"))
+    (tmp_path / "base").mkdir()
+    wrong = {f"layers.{i}.q_proj.weight": np.ones((7, 5), np.float32) for i in range(2)}
+    save_file(wrong, tmp_path / "base" / "model.safetensors")
+    with pytest.raises(AdapterError, match="does not fit"):
+        convert_adapter(case.folder, base=tmp_path / "base")
+
+
+@pytest.mark.skipif(os.name == "nt", reason="signals of POSIX")
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_run_that_is_ended_leaves_nothing_behind(make, tmp_path, number):
+    case = make(AdaLoraConfig(init_r=4, target_modules=LINEAR, total_step=10))
+    spool = tmp_path / "spool"
+    spool.mkdir()
+    code = (
+        "import sys, time, signal\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        "import gradience.rewrite.folder as folder\n"
+        "write = folder.write_safetensors\n"
+        "def slow(*args, **more):\n"
+        "    write(*args, **more)\n"
+        "    print('writing', flush=True)\n"
+        "    time.sleep(60)\n"
+        "folder.write_safetensors = slow\n"
+        "from gradience.cli.main import main\n"
+        "sys.exit(main(sys.argv[1:]))\n"
+    )
+    out = tmp_path / "out" / "new"
+    run = subprocess.Popen(
+        [sys.executable, "-c", code, "convert", str(case.folder), "--out", str(out)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        env=os.environ | {"TMPDIR": str(spool)},
+    )
+    with run:
+        assert run.stdout.readline() == b"writing\n"
+        assert any(path.name.startswith(".new.partial") for path in out.parent.iterdir())
+        run.send_signal(number)
+        started = time.monotonic()
+        assert run.wait(30) != 0
+        assert time.monotonic() - started < 30
+    assert list(out.parent.iterdir()) == []
+    assert list(spool.iterdir()) == []
