@@ -20,6 +20,7 @@ __all__ = ["Choice", "Factored", "Method", "from_dense", "from_factors"]
 Method: TypeAlias = Literal["copied", "factors", "truncated", "dense"]
 Floats: TypeAlias = npt.NDArray[np.float64]
 
+_FULL_RANK: Final = {"dora": "DoRA", "hira": "HiRA", "miss": "MiSS (bat)"}
 _BLOCK: Final = 4096  # rows of a factor that are widened to float64 at a time
 
 
@@ -148,7 +149,8 @@ def from_dense(
     """
     if bound is None and choice.everything:
         raise AdapterError(
-            f"{module.name}: a {module.kind} update has full rank: no LoRA of low rank is exactly it",
+            f"{module.name}: {_FULL_RANK.get(module.kind, module.kind)} has updates of full rank, which no LoRA of "
+            "low rank is exactly",
             advice="give the rank to keep with --rank N, or the share of its squared norm with --energy E",
         )
     dense = matrix()
