@@ -313,3 +313,16 @@ def test_a_type_that_is_no_low_rank_update_is_recognised_and_its_head_kept_apart
     assert not adapter.modules
     assert adapter.skipped[0].reason == "peft_type IA3: recognised, not analysed"
     assert roles(adapter) == {"not_analysed": 2, "full_module": 2}
+
+
+def test_a_module_saved_whole_by_the_end_of_its_name_is_known_as_such(tmp_path):
+    """DistilBERT's `pre_classifier` ends with `classifier`, which PEFT saves for every classification."""
+    config = transformers.DistilBertConfig(vocab_size=30, dim=16, n_layers=1, n_heads=2, hidden_dim=24)
+    model = transformers.DistilBertForSequenceClassification(config)
+    get_peft_model(model, LoraConfig(task_type=TaskType.SEQ_CLS, target_modules=["q_lin"])).save_pretrained(tmp_path)
+    found = read(tmp_path)
+    whole = sorted(name for name, role in found.roles.items() if role == "full_module")
+    assert whole == [
+        f"base_model.model.{name}.{kind}" for name in ("classifier", "pre_classifier") for kind in ("bias", "weight")
+    ]
+    assert "unknown" not in found.roles.values()

@@ -156,3 +156,14 @@ def test_adapters_without_a_module_in_common_are_refused(save):
     one, two = save("one", target_modules=["q_proj"]), save("two", target_modules=["up_proj"])
     with pytest.raises(AdapterError, match="no module in common"):
         compare_adapters(one.folder, two.folder)
+
+
+def test_checkpoints_of_different_runs_are_two_adapters_and_no_series(save, tmp_path):
+    folders = []
+    for seed, run in enumerate(("first", "second")):
+        saved = save(f"of-{run}", seed=seed)
+        folders.append(tmp_path / run / "checkpoint-200")
+        shutil.move(saved.folder, folders[-1])
+    report = compare_adapters(*folders)
+    assert report.series is None
+    assert [item.name for item in report.adapters] == ["first/checkpoint-200", "second/checkpoint-200"]

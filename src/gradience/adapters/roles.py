@@ -45,8 +45,8 @@ def other_role(key: str, config: AdapterConfig) -> Role:  # noqa: PLR0911  # one
 
 
 def _saved_whole(name: str, saved: list[str]) -> bool:
-    around = f".{name}"
-    return any(f".{module}." in around for module in saved)
+    """Whether a path within the name ends with a name that is saved, not only at a dot: PEFT's `_set_trainable`."""
+    return any(f"{module}." in name for module in saved)
 
 
 def explained(roles: dict[str, Role]) -> list[Skipped]:

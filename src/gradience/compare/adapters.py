@@ -11,7 +11,7 @@ import numpy as np
 
 from gradience.adapters.modules import Module
 from gradience.compare.rows import adapter_pair, module_pair, whole_of
-from gradience.compare.series import checkpoints_of, means_of, series_of, step_of
+from gradience.compare.series import are_series, checkpoints_of, means_of, series_of, step_of
 from gradience.opened import PathLike
 from gradience.rewrite.several import Matching, Side, config_differences, described, matched, open_sides
 from gradience.schema.compare_adapters import (
@@ -50,7 +50,7 @@ def compare_adapters(*paths: PathLike, progress: Progress | None = None) -> Comp
 
     Args:
         paths: two adapters or more, of any ranks and scales; or one folder of a run with checkpoint-N folders,
-            which is compared as a series. Several folders that are all named checkpoint-N are a series too.
+            which is compared as a series. Several folders named checkpoint-N in one place are a series too.
         progress: called with (pairs of modules done, in all, the module's name).
 
     Raises:
@@ -60,8 +60,7 @@ def compare_adapters(*paths: PathLike, progress: Progress | None = None) -> Comp
     0.12
     """
     places = [Path(path) for path in paths] if len(paths) != 1 else list(checkpoints_of(Path(paths[0])))
-    steps = [step_of(place) for place in places]
-    is_series = None not in steps
+    is_series = are_series(places)
     if is_series:
         places = sorted(places, key=lambda place: step_of(place) or 0)
     sides = open_sides(places)

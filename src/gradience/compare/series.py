@@ -14,7 +14,7 @@ from gradience.errors import AdapterError
 from gradience.schema.compare_adapters import CheckpointPoint, CheckpointSeries
 from gradience.spectral.batch import Spectrum
 
-__all__ = ["SETTLED", "checkpoints_of", "means_of", "series_of", "step_of"]
+__all__ = ["SETTLED", "are_series", "checkpoints_of", "means_of", "series_of", "step_of"]
 
 SETTLED: Final = 0.99  # cosine to the final update: 8 degrees, or a seventh of its norm; a heuristic of the project
 _CHECKPOINT: Final = re.compile(r"checkpoint-(\d{1,15})")
@@ -25,6 +25,11 @@ def step_of(path: Path) -> int | None:
     """Return the step that a folder's name gives, or None."""
     hit = _CHECKPOINT.fullmatch(path.resolve().name)
     return int(hit[1]) if hit else None
+
+
+def are_series(paths: Sequence[Path]) -> bool:
+    """Return whether the folders are checkpoints of one run: named checkpoint-N, in one place."""
+    return all(step_of(path) is not None for path in paths) and len({path.resolve().parent for path in paths}) == 1
 
 
 def checkpoints_of(folder: Path) -> list[Path]:

@@ -37,7 +37,8 @@ def _head(report: MergeReport) -> Iterator[str]:
     yield f"Error:  {_error(report.relative_error)} of what {report.method} defines (Frobenius norm, all modules)"
     if report.distance_from_sum is not None and report.largest_dense_bytes:
         yield f"        {percent(report.distance_from_sum)} away from the plain weighted sum"
-        yield f"Memory: dense, {report.largest_dense_bytes / _MEGABYTE:.0f} MB for the largest module in float64"
+        size = max(1.0, report.largest_dense_bytes / _MEGABYTE)
+        yield f"Memory: dense updates, the largest of {size:.0f} MB in float64; about three times that at the peak"
 
 
 def _options(report: MergeReport) -> str:
