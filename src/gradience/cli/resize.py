@@ -47,7 +47,7 @@ def resize(
     verbose: Annotated[bool, Parameter(alias="-v", negative=())] = False,
     json: Annotated[bool, _Flag] = False,
 ) -> int:
-    """Write a copy of a PEFT LoRA adapter whose updates have lower ranks, each the best of its rank.
+    """Write a copy of a LoRA adapter whose updates have lower ranks, each the best of its rank.
 
     Give exactly one criterion. sigma_1 >= sigma_2 >= ... are the singular values of a module's update s B A, and k
     is its new rank, at least 1 and at most the present one. s stays as it is; all other tensors are copied bit for
@@ -56,11 +56,11 @@ def resize(
     Parameters
     ----------
     path:
-        The adapter's folder, or its weights file.
+        The folder that PEFT saved, or its weights file; or a LoRA file of kohya's (sd-scripts).
     peft_dir:
         The same, as an option.
     out:
-        The folder to write.
+        The folder to write; for a file of kohya's, the .safetensors file.
     rank:
         k = RANK in every module that has more.
     energy:
@@ -91,7 +91,7 @@ def resize(
     dry_run:
         Write nothing; print what would be written, and its error.
     force:
-        Replace --out if it exists, once the new folder is complete.
+        Replace --out if it exists, once the new one is complete.
     verbose:
         List every module.
     json:

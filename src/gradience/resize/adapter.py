@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Final, Literal, TypeAlias
+from typing import Any, Final, Literal, TypeAlias
 
 from gradience.adapters.folder import AdapterFiles
 from gradience.adapters.modules import Array
@@ -16,10 +16,11 @@ from gradience.opened import PathLike, open_adapter
 from gradience.resize.config import new_config
 from gradience.resize.criteria import target_of
 from gradience.resize.cut import SAFETENSORS_NAMES
+from gradience.resize.kohya import write_kohya
 from gradience.resize.plan import Plan, plan_of
 from gradience.rewrite.folder import PROVENANCE_NAME, provenance_of, raw_config, write_adapter
-from gradience.schema.provenance import ModuleChange
-from gradience.schema.resize import ResizedModule, ResizeReport
+from gradience.schema.provenance import ModuleChange, Provenance
+from gradience.schema.resize import ResizeReport
 
 __all__ = ["Dtype", "Progress", "resize_adapter"]
 
@@ -49,13 +50,13 @@ def resize_adapter(
     force: bool = False,
     progress: Progress | None = None,
 ) -> ResizeReport:
-    """Write a copy of a PEFT LoRA adapter whose updates have lower ranks, each the best of its rank.
+    """Write a copy of a LoRA adapter whose updates have lower ranks, each the best of its rank.
 
     Exactly one criterion is given. sigma are a module's singular values, largest first.
 
     Args:
-        path: the folder that PEFT saved, or its weights file. It is not changed.
-        out: the folder to write; None computes the report and writes nothing.
+        path: the folder that PEFT saved, or its weights file; or a LoRA file of kohya's. It is not changed.
+        out: the folder (of kohya's: the .safetensors file) to write; None computes the report and writes nothing.
         rank: k = N for every module that has more.
         energy: least k with sum_{i<=k} sigma_i^2 >= energy * sum sigma_i^2.
         rel_error: least k with sqrt(sum_{i>k} sigma_i^2 / sum sigma_i^2) <= rel_error.
@@ -94,24 +95,23 @@ def resize_adapter(
         _refuse_place(Path(out), files, base, force=force)
     held = BaseWeights(find_shards(Path(base))) if base is not None else None
     plan = plan_of(adapter, target, dtype=dtype, base=held)
-    config = new_config(raw_config(files.config), plan.patterns)
-    notes = [*config.notes, *_notes(plan, dtype), *_left_behind(files)]
+    config = None if adapter.format == "kohya" else new_config(raw_config(files.config), plan.patterns)
+    notes = [*(config.notes if config is not None else []), *_notes(plan, dtype), *_left_behind(files)]
     if out is not None:
-        write_adapter(
-            Path(out),
-            tensors=_followed(plan, progress),
-            config=config.fields,
-            metadata=plan.metadata,
-            force=force,
-            provenance=provenance_of(
-                "resize",
-                [files.config, *(files.shards or [files.weights])],
-                options={"criterion": target.criterion, "value": target.value, "dtype": dtype},
-                relative_error=plan.relative_error,
-                modules=[_change(row) for row in plan.rows],
-                notes=notes,
-            ),
-        )
+        options = {"criterion": target.criterion, "value": target.value, "dtype": dtype}
+        record = _record(files, plan, options, notes)
+        tensors = _followed(plan, progress)
+        if config is None:
+            write_kohya(Path(out), tensors, plan, record, force=force)
+        else:
+            write_adapter(
+                Path(out),
+                tensors=tensors,
+                config=config.fields,
+                metadata=plan.metadata,
+                force=force,
+                provenance=record,
+            )
     return ResizeReport(
         source=str(path),
         out=None if out is None else str(out),
@@ -119,20 +119,32 @@ def resize_adapter(
         value=target.value,
         dtype=None if dtype is None else SAFETENSORS_NAMES[dtype],
         use_rslora=adapter.config.use_rslora,
-        **plan.patterns._asdict(),
+        r=plan.patterns.r,
+        lora_alpha=plan.patterns.lora_alpha,
+        rank_pattern=plan.patterns.rank_pattern if config is not None else {},
+        alpha_pattern=plan.patterns.alpha_pattern if config is not None else {},
         relative_error=plan.relative_error,
         params_before=sum(row.params_before for row in plan.rows),
         params_after=sum(row.params_after for row in plan.rows),
         bytes_before=sum(file.stat().st_size for file in adapter.weights),
-        bytes_after=plan.nbytes,
+        bytes_after=Path(out).stat().st_size if out is not None and config is None else plan.nbytes,
         modules=plan.rows,
         notes=notes,
     )
 
 
-def _change(row: ResizedModule) -> ModuleChange:
-    return ModuleChange(
-        name=row.name, rank_before=row.rank_before, rank_after=row.rank_after, relative_error=row.relative_error
+def _record(files: AdapterFiles, plan: Plan, options: dict[str, Any], notes: list[str]) -> Provenance:
+    changes = [
+        ModuleChange(name=m.name, rank_before=m.rank_before, rank_after=m.rank_after, relative_error=m.relative_error)
+        for m in plan.rows
+    ]
+    return provenance_of(
+        "resize",
+        [files.config, *(files.shards or [files.weights])],
+        options=options,
+        relative_error=plan.relative_error,
+        modules=changes,
+        notes=notes,
     )
 
 
@@ -153,19 +165,21 @@ def _followed(plan: Plan, progress: Progress | None) -> list[PlannedTensor]:
 
 
 def _refuse_place(out: Path, files: AdapterFiles, base: PathLike | None, *, force: bool) -> None:
-    """Refuse early what would be refused late, and a folder whose replacement would take the source with it."""
+    """Refuse early what would be refused late, and a place whose replacement would take the source with it."""
     place = out.resolve()
-    sources = [files.folder.resolve(), *([Path(base).resolve()] if base is not None else [])]
-    if any(source.is_relative_to(place) for source in sources):
-        raise OutputError(f"{out} is, or holds, what is read", advice="write to a folder of its own")
+    read = [files.folder, files.weights, *files.shards, *([Path(base)] if base is not None else [])]
+    if any(source.resolve().is_relative_to(place) for source in read):
+        raise OutputError(f"{out} is, or holds, what is read", advice="write to a place of its own")
     if not force and out.exists() and not (out.is_dir() and not any(out.iterdir())):
         raise OutputError(f"{out} exists already", advice="choose another name, or replace it with --force")
 
 
 def _left_behind(files: AdapterFiles) -> list[str]:
-    """Return a note on what else lies in the adapter's folder."""
+    """Return a note on what else lies in the adapter's folder, where it is one as PEFT saves it."""
+    if not files.config.is_file():
+        return []
     read = {files.config.name, files.weights.name, *(shard.name for shard in files.shards), PROVENANCE_NAME}
-    names = sorted(p.name for p in files.folder.iterdir() if p.name not in read) if files.folder.is_dir() else []
+    names = sorted(p.name for p in files.folder.iterdir() if p.name not in read)
     if not names:
         return []
     more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""

@@ -66,6 +66,9 @@ def _planned(source: TensorSource, job: Job, dtype: str | None) -> Mapping[str, 
     half = all(kind in _HALF for kind in kinds)
     cut = _Cut(source, job, half=half)
     made = {n: _cast(n, k, s, cut.taking(n)) for n, k, s in zip(names, kinds, pair.shapes(job.rank), strict=True)}
+    if pair.alpha is not None:
+        alpha = np.asarray(pair.modules[0].scale * job.rank)
+        made[pair.alpha] = _cast(pair.alpha, "F32", source.tensors[pair.alpha].shape, lambda: alpha)
     if pair.magnitude is not None:
         info = source.tensors[pair.magnitude]
         made[pair.magnitude] = _cast(pair.magnitude, info.dtype, info.shape, cut.taking(pair.magnitude))

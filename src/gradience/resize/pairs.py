@@ -35,6 +35,8 @@ class Pair(NamedTuple):
     turned: bool
     magnitude: str | None = None
     """The tensor of DoRA's magnitudes."""
+    alpha: str | None = None
+    """The tensor of the module's own alpha, which kohya's files have."""
 
     @property
     def r(self) -> int:
@@ -95,13 +97,14 @@ def _pair(adapter: Adapter, modules: Sequence[Module]) -> Pair:
     embedding = "lora_embedding_A" in first.keys
     a_name, b_name = (first.keys[f"lora_{'embedding_' if embedding else ''}{side}"] for side in "AB")
     a, b = adapter.tensors[a_name], adapter.tensors[b_name]
-    if first.pattern_path is None or (first.expert is not None and first.base_name is None):
+    path = first.name if adapter.format == "kohya" else first.pattern_path
+    if path is None or (first.expert is not None and first.base_name is None):
         raise AdapterError(
             f"{first.name}: which parameter this pair belongs to cannot be told, so no pattern can give it a rank",
             advice="name the parameters in target_parameters as the model does",
         )
     return Pair(
-        first.pattern_path,
+        path,
         tuple(modules),
         a_name,
         b_name,
@@ -109,6 +112,7 @@ def _pair(adapter: Adapter, modules: Sequence[Module]) -> Pair:
         b,
         turned=embedding or (adapter.config.fan_in_fan_out and len(a.shape) == _MATRIX),
         magnitude=first.keys.get("lora_magnitude_vector"),
+        alpha=first.keys.get("alpha"),
     )
 
 
@@ -132,12 +136,21 @@ def _refuse(adapter: Adapter) -> None:
 def _reason(adapter: Adapter) -> str | None:
     """Return why the adapter as a whole is of the wrong kind, or None."""
     config = adapter.config
+    if adapter.format == "kohya":
+        return _not_plain(adapter)
     if adapter.format != "peft":
-        return f"it is in {adapter.format}'s format, not PEFT's"
+        return f"it is in {adapter.format}'s format, not PEFT's or kohya's"
     if config.peft_type not in {"LORA", None}:
         return f"peft_type {config.peft_type} has no B A of its own"
     other = next((m for m in [*adapter.modules, *adapter.needs_base] if m.kind not in _KINDS), None)
     return _variant(adapter) if other is None else f"{other.name} is of kind {other.kind}"
+
+
+def _not_plain(adapter: Adapter) -> str | None:
+    """Return why a file of kohya's is none of plain pairs, or None."""
+    plain = {"lora_A", "lora_B", "alpha"}
+    other = next((m for m in adapter.modules if m.kind not in {"linear", "conv"} or not m.keys.keys() <= plain), None)
+    return None if other is None else f"{other.name} is more than one pair of factors ({other.kind})"
 
 
 def _variant(adapter: Adapter) -> str | None:

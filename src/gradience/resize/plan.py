@@ -25,6 +25,7 @@ from gradience.spectral.grams import Grams, grams_of
 __all__ = ["Plan", "plan_of"]
 
 _METADATA: Final = {"format": "pt"}
+_RECORD: Final = 4096  # bytes of a header that a short record of the operation may take
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +58,7 @@ def plan_of(adapter: Adapter, target: Target, *, dtype: str | None = None, base:
     whole = planned_file(source, [Job(one.pair, one.pair.r) for one in measured], dtype=dtype)
     own = {name for one in measured for name in (one.pair.a_name, one.pair.b_name)}
     other = file_size(whole, metadata=metadata) - sum(tensor.nbytes for tensor in whole if tensor.name in own)
+    other += _RECORD if adapter.format == "kohya" else 0
     stored = None if dtype is None else SAFETENSORS_NAMES[dtype]
     ranks = ranks_of(target, measured, other_bytes=other, dtype=stored)
     jobs = [Job(one.pair, ranks[one.pair.path], one.grams, base) for one in measured]
