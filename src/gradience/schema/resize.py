@@ -42,13 +42,18 @@ class ResizeReport(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True
 
     schema: Literal["gradience.resize/v1"] = RESIZE_SCHEMA_ID
     source: Annotated[str, Meta(description="The adapter, as given.")]
-    out: Annotated[str, Meta(description="The folder written; null for a dry run.")] | None = None
+    out: Annotated[str, Meta(description="The folder or file written; null for a dry run.")] | None = None
     criterion: Criterion
     value: Annotated[float, Meta(description="The criterion's number; 0 where it has none.")]
     dtype: Annotated[str, Meta(description="Of the new factors, by safetensors' name; null: as they were.")] | None = (
         None
     )
-    r: Annotated[NonNegativeInt, Meta(description="`r` of the new config; exceptions are in `rank_pattern`.")]
+    r: Annotated[
+        NonNegativeInt,
+        Meta(
+            description="`r` of the new config, exceptions in `rank_pattern`; the commonest rank where a format has none."
+        ),
+    ]
     lora_alpha: int | float
     use_rslora: bool
     rank_pattern: dict[str, int] = {}
