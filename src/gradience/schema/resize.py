@@ -50,9 +50,7 @@ class ResizeReport(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True
     )
     r: Annotated[
         NonNegativeInt,
-        Meta(
-            description="`r` of the new config, exceptions in `rank_pattern`; the commonest rank where a format has none."
-        ),
+        Meta(description="`r` of the new config, exceptions in `rank_pattern`; else the commonest rank."),
     ]
     lora_alpha: int | float
     use_rslora: bool
