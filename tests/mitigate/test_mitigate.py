@@ -10,7 +10,7 @@ import pytest
 import torch
 from jsonschema import Draft202012Validator
 from peft import LoraConfig
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from gradience import AdapterError, OutputError, mitigate_adapter
 from gradience.cli.main import main
@@ -88,6 +88,16 @@ def test_an_adapter_of_nothing_but_dora_is_refused(make):
     case = make(LoraConfig(r=2, target_modules=["q_proj"], use_dora=True))
     with pytest.raises(AdapterError, match="no module can be looked at"):
         mitigate_adapter(case.folder, case.base)
+
+
+def test_a_base_of_another_shape_is_a_reason_and_no_traceback(make, tmp_path):
+    case = make(LoraConfig(r=1, target_modules=["q_proj", "conv"]))
+    path = case.base / "model.safetensors"
+    tensors = load_file(path)
+    tensors["layers.0.q_proj.weight"] = tensors["layers.0.q_proj.weight"].T.contiguous()
+    save_file(tensors, path)
+    report = mitigate_adapter(case.folder, case.base)
+    assert [item.name for item in report.not_looked_at] == ["layers.0.q_proj"]
 
 
 def test_the_source_is_never_replaced_and_an_output_only_by_force(make, tmp_path):

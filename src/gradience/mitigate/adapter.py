@@ -152,6 +152,8 @@ class _Run:
         if (reason := reason_against(module, shape, module.shape[1 if turned else 0])) is not None:
             raise AdapterError(reason)
         w = self._weight(module)
+        if w.shape != module.shape:
+            raise AdapterError(f"the base's weight is {list(w.shape)}, and the update {list(module.shape)}")
         b = self._source.read(name).reshape(shape[0], module.r)
         if not all(np.isfinite(x).all() for x in module.load()) or not np.isfinite(w).all():
             raise AdapterError("it holds NaN or infinite numbers")
