@@ -5,8 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from gradience import merge_adapters
+from gradience.spectral.sums import numerical_rank, squared_distance, squared_norm
 
 KINDS = {
     "linear": {},
@@ -101,4 +104,38 @@ def test_cat_of_powers_of_two_is_exact_in_sixteen_bits(save, tmp_path):
     sides = [save(name, seed=seed, dtype=torch.bfloat16, lora_alpha=8) for seed, name in enumerate(("one", "two"))]
     report = merge_adapters([s.folder for s in sides], method="cat", weights=[0.5, 0.25])
     assert report.relative_error is not None
-    assert report.relative_error < 1e-9
+    assert report.relative_error < 1e-7
+
+
+@pytest.mark.parametrize("method", ["linear", "svd", "cat"])
+def test_an_adapter_minus_itself_is_nothing_and_has_no_relative_error(method, save, merged, tmp_path):
+    one = save("one", seed=1)
+    report = merge_adapters([one.folder, one.folder], tmp_path / "out", method=method, weights=[1.0, -1.0])
+    assert max(np.abs(value).max() for value in merged(one.model, tmp_path / "out").values()) < 1e-6
+    assert report.relative_error is None
+    assert all(row.relative_error is None for row in report.modules)
+
+
+@given(
+    seed=st.integers(0, 99),
+    out=st.integers(1, 30),
+    inner=st.integers(1, 30),
+    r=st.integers(1, 8),
+    nearly=st.sampled_from([1.0, 1e-4, 1e-9]),
+)
+def test_norm_distance_and_rank_are_those_of_the_dense_sum(seed, out, inner, r, nearly):
+    rng = np.random.default_rng(seed)
+    b, a = rng.standard_normal((out, r)), rng.standard_normal((r, inner))
+    rest = nearly * rng.standard_normal((out, 1)), rng.standard_normal((1, inner))
+    stacked = np.hstack([b, -b, rest[0]]), np.vstack([a, a, rest[1]])
+    dense = rest[0] @ rest[1]
+    assert squared_norm(*stacked) == pytest.approx(np.sum(dense**2), rel=1e-4)
+    assert numerical_rank(*stacked) == 1
+    assert numerical_rank(b, a) == np.linalg.matrix_rank(b @ a, rtol=1e-6)
+    assert squared_distance((b, a), rest) == pytest.approx(np.sum((b @ a - dense) ** 2), rel=1e-9)
+
+
+def test_a_sum_that_is_rounding_alone_is_zero():
+    rng = np.random.default_rng(0)
+    b, a = rng.standard_normal((9, 3)), rng.standard_normal((3, 7))
+    assert squared_norm(np.hstack([b, -b]), np.vstack([a, a])) == 0.0

@@ -11,14 +11,15 @@ import numpy.typing as npt
 from gradience.adapters.modules import Array, Module
 from gradience.errors import AdapterError
 from gradience.schema.merge import MergeMethod
-from gradience.spectral.lowrank import LowRank, decomposed, stacked
+from gradience.spectral.lowrank import stacked
 from gradience.spectral.merging import Singles, dropped, elected_mean, mask_generator, trimmed
+from gradience.spectral.reduced import reduced
+from gradience.spectral.sums import numerical_rank, squared_distance, squared_norm
 from gradience.spectral.truncated import leading_part
 
 __all__ = ["DENSE", "Losses", "Recipe", "Rounded", "merged_module"]
 
 DENSE: Final = frozenset({"ties", "dare_linear", "dare_ties"})
-_EXACT: Final = 1e-7  # of sigma_1: a direction below it is rounding of float32 factors
 _ROWS: Final = 1024  # of a dense matrix, compared at a time
 
 Part: TypeAlias = tuple[Array, Array, float]
@@ -65,19 +66,17 @@ def merged_module(row: Row, recipe: Recipe, dtype: np.dtype[Any]) -> tuple[Round
             f"{name} holds NaN or infinite numbers in one of the adapters", advice="'gradience audit' says which"
         )
     most = max(module.r for module in row if module is not None)
+    energy = squared_norm(*plain)
     if recipe.method in DENSE:
         target = _dense_target(name, row, parts, recipe)
         low = leading_part(target, min(recipe.rank or most, *target.shape)).low
         rounded = _rounded(*low.factors(len(low.sigma)), dtype, name)
-        error = _difference(target, rounded)
-        losses = (float(np.sum(target * target)), error)
-        del target
-    else:
-        rounded = _rounded(*_factors(plain, recipe, most), dtype, name)
-        losses = None
-    whole = decomposed(*plain)
-    away = _squared(decomposed(*stacked([(*plain, 1.0), (rounded.b, rounded.a, -1.0)])))
-    return rounded, Losses(*(losses or (_squared(whole), away)), _squared(whole), away)
+        lost = Losses(float(np.sum(target * target)), _difference(target, rounded), energy, 0.0)
+        return rounded, lost._replace(from_plain=squared_distance(plain, rounded))
+    factors = _factors(plain, recipe, most) if energy > 0.0 or recipe.method == "cat" else _nothing(*plain)
+    rounded = _rounded(*factors, dtype, name)
+    away = squared_distance(plain, rounded) if energy > 0.0 else 0.0
+    return rounded, Losses(energy, away, energy, away)
 
 
 def _parts(row: Row, weights: Sequence[float]) -> Iterator[Part]:
@@ -89,13 +88,16 @@ def _parts(row: Row, weights: Sequence[float]) -> Iterator[Part]:
 
 def _factors(plain: tuple[Array, Array], recipe: Recipe, most: int) -> tuple[Array, Array]:
     """Return the factors of the weighted sum: as they are, at the rank it has, or at the rank that was asked for."""
+    held = len(plain[1])
     if recipe.method == "cat":
         return _balanced(*plain)
-    low = decomposed(*plain)
-    if recipe.method == "linear":
-        largest = low.sigma[0] if len(low.sigma) else 0.0
-        return low.factors(max(1, int(np.count_nonzero(low.sigma > _EXACT * largest))))
-    return low.factors(min(recipe.rank or most, len(plain[1])))
+    rank = numerical_rank(*plain) if recipe.method == "linear" else min(recipe.rank or most, held)
+    return _balanced(*plain) if rank >= held else reduced(*plain, 1.0, rank)
+
+
+def _nothing(b: Array, a: Array) -> tuple[Array, Array]:
+    """Return the factors of an update of zero."""
+    return np.zeros((len(b), 1)), np.zeros((1, a.shape[1]))
 
 
 def _balanced(b: Array, a: Array) -> tuple[Array, Array]:
@@ -113,10 +115,6 @@ def _rounded(b: Array, a: Array, dtype: np.dtype[Any], name: str) -> Rounded:
     if not (np.isfinite(rounded.b).all() and np.isfinite(rounded.a).all()):
         raise AdapterError(f"{name}: the merged factors do not fit {dtype}", advice="name a wider --dtype")
     return rounded
-
-
-def _squared(low: LowRank) -> float:
-    return float(np.sum(low.sigma**2))
 
 
 def _dense_target(name: str, row: Row, parts: Sequence[Part], recipe: Recipe) -> npt.NDArray[np.float64]:
