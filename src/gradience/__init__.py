@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from gradience.errors import AdapterError, ConfigError, GradienceError, OutputError, RecorderError, SchemaError
     from gradience.hf.callback import GradienceCallback
     from gradience.imports import import_run
-    from gradience.mitigate import mitigate_adapter
     from gradience.merge import merge_adapters, merge_check
+    from gradience.mitigate import mitigate_adapter
     from gradience.monitor import monitor_run
     from gradience.monitor.compare import compare_runs
     from gradience.report.write import write_report
@@ -67,9 +67,9 @@ __all__ = [
     "convert_adapter",
     "diagnose",
     "import_run",
-    "mitigate_adapter",
     "merge_adapters",
     "merge_check",
+    "mitigate_adapter",
     "monitor_run",
     "resize_adapter",
     "validate_log",

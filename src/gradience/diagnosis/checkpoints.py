@@ -12,7 +12,7 @@ from typing import Final, NamedTuple
 
 from gradience.adapters.folder import WEIGHT_NAMES
 from gradience.diagnosis.listing import CheckpointFolder
-from gradience.policy.joins_evidence import TIED
+from gradience.policy.thresholds import TIED
 from gradience.schema.diagnose import BestCheckpoint, Checkpoint
 from gradience.schema.events import Eval
 from gradience.schema.reports import MonitorReport

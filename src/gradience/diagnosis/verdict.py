@@ -6,7 +6,8 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Final
 
-from gradience.policy.adapter_checks import ADAPTER_CHECKS, adapter_checks_not_run
+from gradience.policy.adapter_checks import adapter_checks_not_run
+from gradience.policy.adapter_table import ADAPTER_CHECKS
 from gradience.policy.config_rules import RULES
 from gradience.policy.joins import unread_legs
 from gradience.policy.joins_table import JOINS

@@ -1,23 +1,16 @@
-"""The checks on an adapter's weights by id, and which of them an audit could not run."""
+"""Which of the checks on an adapter's weights an audit could not run, and why."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Final, NamedTuple
+from typing import Final
 
-from gradience.policy.adapter_rules import RANDOM_LEAST_MODULES, RANDOM_LEAST_RANK
+from gradience.policy.adapter_table import ADAPTER_CHECKS
+from gradience.policy.thresholds import RANDOM_MODULES, RANDOM_RANK
 from gradience.schema.audit import AuditReport
 from gradience.schema.findings import NotRun
 
-__all__ = ["ADAPTER_CHECKS", "AdapterCheck", "adapter_checks_not_run"]
-
-
-class AdapterCheck(NamedTuple):
-    """One check: what it looks for, and why an audit could not tell (None where it could)."""
-
-    id: str
-    title: str
-    lacks: Callable[[AuditReport], str | None]
+__all__ = ["adapter_checks_not_run"]
 
 
 def _modules(report: AuditReport) -> str | None:
@@ -35,10 +28,10 @@ def _measured(report: AuditReport) -> str | None:
 
 
 def _many(report: AuditReport) -> str | None:
-    able = sum(1 for m in report.modules if m.r >= RANDOM_LEAST_RANK and m.stable_rank is not None)
-    if able >= RANDOM_LEAST_MODULES:
+    able = sum(1 for m in report.modules if m.r >= RANDOM_RANK.value and m.stable_rank is not None)
+    if able >= RANDOM_MODULES.value:
         return None
-    return f"needs {RANDOM_LEAST_MODULES} measured modules of rank {RANDOM_LEAST_RANK} or more; there are {able}"
+    return f"needs {RANDOM_MODULES.value:g} measured modules of rank {RANDOM_RANK.value:g} or more; there are {able}"
 
 
 def _peft(report: AuditReport) -> str | None:
@@ -60,26 +53,26 @@ def _intruders(report: AuditReport) -> str | None:
     return "intruder dimensions were not counted ('gradience audit --base BASE --intruders')"
 
 
-ADAPTER_CHECKS: Final = (
-    AdapterCheck("NUM201", "weights that are not finite", _modules),
-    AdapterCheck("TRN202", "an update of zero", _modules),
-    AdapterCheck("RND203", "spectra like random factors'", _many),
-    AdapterCheck("UTL204", "low utilization", _measured),
-    AdapterCheck("LED205", "mostly other tensors than LoRA's", _tensors),
-    AdapterCheck("SCL206", "another rank on disk than in the config", _modules),
-    AdapterCheck("SCL207", "patterns that match no module", _peft),
-    AdapterCheck("SCL208", "lora_alpha at its default", _peft),
-    AdapterCheck("NUM209", "one factor without the other", _tensors),
-    AdapterCheck("MRG210", "a 16-bit merge that loses the update", _base),
-    AdapterCheck("BAS211", "a base that does not fit", _base),
-    AdapterCheck("INT212", "intruder dimensions", _intruders),
-)
+_LACKS: Final[dict[str, Callable[[AuditReport], str | None]]] = {
+    "NUM201": _modules,
+    "TRN202": _modules,
+    "RND203": _many,
+    "UTL204": _measured,
+    "LED205": _tensors,
+    "SCL206": _modules,
+    "SCL207": _peft,
+    "SCL208": _peft,
+    "NUM209": _tensors,
+    "MRG210": _base,
+    "BAS211": _base,
+    "INT212": _intruders,
+}
 
 
 def adapter_checks_not_run(report: AuditReport) -> Iterator[NotRun]:
     """Yield the checks that the audit could not run and did not report, each with its reason."""
     found = {finding.id for finding in report.findings}
     for check in ADAPTER_CHECKS:
-        reason = check.lacks(report)
+        reason = _LACKS[check.id](report)
         if reason is not None and check.id not in found:
             yield NotRun(id=check.id, reason=reason)

@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Final
+from typing import Final, NamedTuple
 
+from gradience.policy import adapter_table as table
+from gradience.policy.adapter_table import AdapterCheck
 from gradience.policy.ranks import percentile
+from gradience.policy.thresholds import (
+    ALPHA_DEFAULT,
+    LOW_UTILIZATION,
+    MOSTLY_OTHER,
+    NEAR_UNTRAINED,
+    RANDOM_MODULES,
+    RANDOM_RANK,
+    RANDOM_SHARE,
+)
 from gradience.schema.audit import AuditReport, Health, LedgerEntry, ModuleAudit, NotAnalysed
 from gradience.schema.findings import Evidence, Finding
+from gradience.schema.scalars import Severity
 
-__all__ = ["LOW_UTILIZATION", "NEAR_UNTRAINED", "adapter_findings", "finding_of_health", "health", "low_utilization"]
-
-LOW_UTILIZATION: Final = 0.25  # stable rank / r; a convention of the project's first document
-RANDOM_SHARE: Final = 0.9  # of the null's stable rank; a judgement, from random factors measured at d = 4096
-RANDOM_LEAST_RANK: Final = 4  # below it the null leaves no room to tell
-RANDOM_LEAST_MODULES: Final = 4  # one flat spectrum may be chance
-NEAR_UNTRAINED: Final = 1e-4  # Frobenius norm of all updates over that of all base weights; a judgement
-MOSTLY_OTHER: Final = 0.5  # of the file's bytes
-_ALPHA_DEFAULT: Final = 8.0  # PEFT's LoraConfig
+__all__ = ["adapter_findings", "finding_of_health", "health", "low_utilization"]
 
 
 def health(
@@ -36,10 +40,10 @@ def health(
         return _without_modules(peft_type, not_analysed)
     if (unwell := _of_states(modules)) is not None:
         return unwell
-    if relative_frobenius is not None and relative_frobenius < NEAR_UNTRAINED:
+    if relative_frobenius is not None and relative_frobenius < NEAR_UNTRAINED.value:
         return Health(
             verdict="near_untrained",
-            reason=f"the update is {relative_frobenius:.1e} of the base weights' norm, under {NEAR_UNTRAINED:g}",
+            reason=f"the update is {relative_frobenius:.1e} of the base weights' norm, under {NEAR_UNTRAINED.value:g}",
         )
     if _random_like(modules):
         return Health(
@@ -82,9 +86,9 @@ def _random_like(modules: Sequence[ModuleAudit]) -> bool:
     shares = [
         m.stable_rank / m.null_stable_rank
         for m in modules
-        if m.stable_rank is not None and m.null_stable_rank and m.r >= RANDOM_LEAST_RANK
+        if m.stable_rank is not None and m.null_stable_rank and m.r >= RANDOM_RANK.value
     ]
-    return len(shares) >= RANDOM_LEAST_MODULES and percentile(shares, 0.5) >= RANDOM_SHARE
+    return len(shares) >= RANDOM_MODULES.value and percentile(shares, 0.5) >= RANDOM_SHARE.value
 
 
 def adapter_findings(report: AuditReport, *, alpha: float | None = None, r: int | None = None) -> list[Finding]:
@@ -104,12 +108,23 @@ def adapter_findings(report: AuditReport, *, alpha: float | None = None, r: int 
     return [finding for finding in candidates if finding is not None]
 
 
+class _Verdict(NamedTuple):
+    check: AdapterCheck
+    severity: Severity | None = None
+    confidence: float | None = None
+    action: str | None = None
+
+
 _OF_HEALTH: Final = {
-    "broken": ("NUM201", "error", 1.0, "Do not use this adapter; go back to the last good checkpoint."),
-    "untrained": ("TRN202", "error", 0.95, "Check that the adapter's parameters were trained and saved."),
-    "near_untrained": ("TRN202", "warning", 0.7, "Check the learning rate, the number of steps and the scaling."),
-    "partial": ("TRN202", "warning", 0.9, "Check target_modules and which parameters require gradients."),
-    "random_like": ("RND203", "warning", 0.6, "Check that this is the trained adapter, not an initialisation."),
+    "broken": _Verdict(table.NON_FINITE),
+    "untrained": _Verdict(table.ZERO_UPDATE),
+    "near_untrained": _Verdict(
+        table.ZERO_UPDATE, "warning", 0.7, "Check the learning rate, the number of steps and the scaling."
+    ),
+    "partial": _Verdict(
+        table.ZERO_UPDATE, "warning", 0.9, "Check target_modules and which parameters require gradients."
+    ),
+    "random_like": _Verdict(table.RANDOM_LIKE),
 }
 
 
@@ -117,15 +132,13 @@ def finding_of_health(verdict: str, reason: str) -> Finding | None:
     """Return the finding on a verdict of `health`, or None where it is no cause for one."""
     if verdict not in _OF_HEALTH:
         return None
-    rule, severity, confidence, action = _OF_HEALTH[verdict]
-    return Finding(
-        id=rule,
-        severity=severity,  # type: ignore[arg-type]  # the table's strings are severities
-        message=f"{verdict.replace('_', '-').capitalize()}: {reason}.",
-        action=action,
+    check, severity, confidence, action = _OF_HEALTH[verdict]
+    return check.finding(
+        f"{verdict.replace('_', '-').capitalize()}: {reason}.",
+        seen=(Evidence(source="the weights file", says=reason),),
+        severity=severity,
         confidence=confidence,
-        verify="Load the adapter and compare its outputs with the base model's.",
-        evidence=[Evidence(source="the weights file", says=reason)],
+        action=action,
     )
 
 
@@ -133,35 +146,20 @@ def _lonely(not_analysed: Iterable[NotAnalysed]) -> Finding | None:
     lonely = [item for item in not_analysed if "without its partner" in item.reason]
     if not lonely:
         return None
-    return Finding(
-        id="NUM209",
-        severity="error",
-        message=f"{len(lonely)} modules have one factor only (first: {lonely[0].name}): the file is incomplete.",
-        action="Save or download the adapter again.",
-        confidence=0.95,
-        evidence=[Evidence(source=item.name, says=item.reason) for item in lonely[:3]],
+    return table.ONE_FACTOR.finding(
+        f"{len(lonely)} modules have one factor only (first: {lonely[0].name}): the file is incomplete.",
+        seen=tuple(Evidence(source=item.name, says=item.reason) for item in lonely[:3]),
     )
 
 
 def low_utilization(mean: float | None) -> Finding | None:
     """Return the finding on a mean utilization under the convention, or None."""
-    if mean is None or mean >= LOW_UTILIZATION:
+    bar = LOW_UTILIZATION.value
+    if mean is None or mean >= bar:
         return None
-    return Finding(
-        id="UTL204",
-        severity="info",
-        message=f"Mean utilization is {mean:.1%}, under {LOW_UTILIZATION:.0%}: the update is low-dimensional.",
-        action="Consider compressing the rank after training; see the suggested ranks and their error.",
-        rationale="Stable rank grows far slower than r, so a low value is normal at r >= 16; "
-        "it speaks of this update's weights, not of the rank to train with.",
-        confidence=0.4,
-        scope="trained LoRA adapters",
-        verify="Evaluate the compressed adapter on held-out data.",
-        evidence=[
-            Evidence(source="project convention", says="utilization under 25 %: likely over-provisioned"),
-            Evidence(source="SSRN 6580122 (abstract)", says="stable rank grows as about r^0.23 to r^0.30"),
-        ],
-        values={"utilization_mean": mean, "threshold": LOW_UTILIZATION},
+    return table.LOW_RANK.finding(
+        f"Mean utilization is {mean:.1%}, under {bar:.0%}: the update is low-dimensional.",
+        {"utilization_mean": mean, "threshold": bar},
     )
 
 
@@ -170,17 +168,11 @@ def _rank_mismatch(modules: Sequence[ModuleAudit]) -> Finding | None:
     if not wrong:
         return None
     first = wrong[0]
-    return Finding(
-        id="SCL206",
-        severity="warning",
-        message=f"{len(wrong)} of {len(modules)} modules have another rank in the file than in the config "
+    return table.OTHER_RANK.finding(
+        f"{len(wrong)} of {len(modules)} modules have another rank in the file than in the config "
         f"(first: {first.name}, r={first.r} on disk, {first.config_r} by the config).",
-        action="Loaders that believe the config will refuse the file or scale it wrongly: correct r or rank_pattern.",
-        rationale="The rank on disk is the truth, and s follows it here.",
-        confidence=0.9,
-        verify="Load it with PEFT: a shape mismatch says the same.",
-        evidence=[Evidence(source="the weights file", says=f"{first.name}: factors of rank {first.r}")],
-        values={"modules": len(wrong)},
+        {"modules": len(wrong)},
+        seen=(Evidence(source="the weights file", says=f"{first.name}: factors of rank {first.r}"),),
     )
 
 
@@ -188,52 +180,32 @@ def _unmatched(patterns: Sequence[str]) -> Finding | None:
     if not patterns:
         return None
     named = ", ".join(repr(p) for p in patterns[:3]) + (", ..." if len(patterns) > 3 else "")  # noqa: PLR2004
-    return Finding(
-        id="SCL207",
-        severity="warning",
-        message=f"{len(patterns)} keys of rank_pattern or alpha_pattern match no module: {named}.",
-        action="A key must match the end of a module's path, beginning at a dot, without base_model.model.",
-        rationale="PEFT ignores such a key in silence: its modules train at the global rank and alpha.",
-        confidence=0.9,
-        evidence=[Evidence(source="peft/utils/other.py, get_pattern_key", says=r're.match(rf"(.*\.)?({key})$", path)')],
-        values={"patterns": list(patterns[:20])},
+    return table.UNMATCHED.finding(
+        f"{len(patterns)} keys of rank_pattern or alpha_pattern match no module: {named}.",
+        {"patterns": list(patterns[:20])},
     )
 
 
 def _default_alpha(modules: Sequence[ModuleAudit], alpha: float | None, r: int | None) -> Finding | None:
-    at_default = [m for m in modules if m.alpha == _ALPHA_DEFAULT and m.alpha_pattern is None]
-    if alpha != _ALPHA_DEFAULT or r is None or r <= _ALPHA_DEFAULT or not at_default:
+    default = ALPHA_DEFAULT.value
+    at_default = [m for m in modules if m.alpha == default and m.alpha_pattern is None]
+    if alpha != default or r is None or r <= default or not at_default:
         return None
     size = at_default[0].scaling
-    return Finding(
-        id="SCL208",
-        severity="info",
-        message=f"lora_alpha is at PEFT's default of 8 with r={r}: the update is scaled by s={float(size):g}.",
-        action="If alpha was never set on purpose, this adapter is weaker than its rank suggests.",
-        confidence=0.5,
-        scope="LoRA with PEFT's defaults",
-        verify="See the training script; evaluate with lora_alpha set to what was meant.",
-        evidence=[
-            Evidence(
-                source="github.com/huggingface/lerobot/issues/3551",
-                says="r=64 with the default alpha gave s=0.125, and a policy that hardly moved until alpha was 64",
-            )
-        ],
-        values={"lora_alpha": 8, "r": r, "scaling": size},
+    return table.DEFAULT_ALPHA.finding(
+        f"lora_alpha is at PEFT's default of 8 with r={r}: the update is scaled by s={float(size):g}.",
+        {"lora_alpha": 8, "r": r, "scaling": size},
     )
 
 
 def _mostly_other(ledger: Sequence[LedgerEntry]) -> Finding | None:
     other = [entry for entry in ledger if entry.role not in {"lora_pair", "magnitude", "scale"}]
     share = sum(entry.share for entry in other)
-    if share < MOSTLY_OTHER:
+    if share < MOSTLY_OTHER.value:
         return None
     names = " and ".join(entry.role.replace("_", " ") for entry in sorted(other, key=lambda e: -e.bytes)[:2])
-    return Finding(
-        id="LED205",
-        severity="info",
-        message=f"{share:.0%} of this file is {names}, not LoRA.",
-        action="If that is not meant, look at bias, modules_to_save and save_embedding_layers.",
-        confidence=1.0,
-        evidence=[Evidence(source="the weights file", says=f"{sum(e.bytes for e in other)} bytes are no LoRA factor")],
+    size = sum(entry.bytes for entry in other)
+    return table.MOSTLY_OTHER.finding(
+        f"{share:.0%} of this file is {names}, not LoRA.",
+        seen=(Evidence(source="the weights file", says=f"{size} bytes are no LoRA factor"),),
     )

@@ -5,17 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final
 
+from gradience.policy.adapter_table import INTRUDER, MERGE_LOSS, NOT_COMPARED
+from gradience.policy.thresholds import SURVIVAL_BFLOAT16, SURVIVAL_COSINE, SURVIVAL_FLOAT16
 from gradience.schema.audit import AuditReport, ModuleAudit
 from gradience.schema.base import BaseReport
 from gradience.schema.findings import Evidence, Finding
 
-__all__ = ["SURVIVAL_COSINE", "SURVIVAL_RELATIVE", "at_risk", "base_findings"]
+__all__ = ["at_risk", "base_findings"]
 
-SURVIVAL_RELATIVE: Final = {  # norm(dW) / norm(W) under which a 16-bit merge distorts the update
-    "bfloat16": 3e-3,  # measured on gaussian W: 53 % of entries change, cosine .887
-    "float16": 3e-4,  # eight more mantissa steps: about ten times lower
-}
-SURVIVAL_COSINE: Final = 0.9  # realised against intended; about what the relative threshold gives
+_SURVIVAL: Final = {"bfloat16": SURVIVAL_BFLOAT16, "float16": SURVIVAL_FLOAT16}
 _NAMED: Final = 5
 _HALF: Final = frozenset({"BF16", "F16"})
 
@@ -25,8 +23,8 @@ def at_risk(module: ModuleAudit) -> bool:
     survival = module.base.survival if module.base is not None else None
     if survival is None or not isinstance(module.relative_frobenius, float):
         return False
-    small = 0.0 < module.relative_frobenius < SURVIVAL_RELATIVE[survival.dtype]
-    return small or (survival.cosine is not None and survival.cosine < SURVIVAL_COSINE)
+    small = 0.0 < module.relative_frobenius < _SURVIVAL[survival.dtype].value
+    return small or (survival.cosine is not None and survival.cosine < SURVIVAL_COSINE.value)
 
 
 def base_findings(report: AuditReport) -> list[Finding]:
@@ -47,16 +45,13 @@ def _not_compared(base: BaseReport, n: int) -> Finding | None:
     named = "; ".join(f"{item.name}: {item.reason}" for item in base.not_compared[:_NAMED])
     more = f"; and {len(base.not_compared) - _NAMED} more" if len(base.not_compared) > _NAMED else ""
     nothing = base.compared == 0
-    return Finding(
-        id="BAS211",
-        severity="error" if nothing else "warning",
-        message=f"{'None' if nothing else f'Only {base.compared}'} of {n} modules could be compared with the base: "
+    return NOT_COMPARED.finding(
+        f"{'None' if nothing else f'Only {base.compared}'} of {n} modules could be compared with the base: "
         f"{named}{more}.",
-        action="Give the base model this adapter was trained on; see base_model in the config." if nothing else None,
-        rationale="A module without its weight has no UDR; the others' numbers stand.",
-        confidence=0.95,
-        evidence=[Evidence(source=item.name, says=item.reason) for item in base.not_compared[:_NAMED]],
-        values={"compared": base.compared, "not_compared": len(base.not_compared)},
+        {"compared": base.compared, "not_compared": len(base.not_compared)},
+        seen=tuple(Evidence(source=item.name, says=item.reason) for item in base.not_compared[:_NAMED]),
+        severity=None if nothing else "warning",
+        action=None if nothing else "See why each of these has no weight in the base; the others' numbers stand.",
     )
 
 
@@ -69,25 +64,12 @@ def _merge_loss(modules: Sequence[ModuleAudit]) -> Finding | None:
     if survival is None:
         return None
     served = any(m.base is not None and m.base.dtype in _HALF for m in risky)
-    return Finding(
-        id="MRG210",
-        severity="warning" if served else "info",  # a float32 base may be merged, and kept, in float32
-        message=f"Merging into {survival.dtype} would lose part of the update in {len(risky)} of {len(modules)} "
+    return MERGE_LOSS.finding(
+        f"Merging into {survival.dtype} would lose part of the update in {len(risky)} of {len(modules)} "
         f"modules: in {worst.name} it changes {survival.changed:.0%} of the entries, and what it adds has cosine "
         f"{_cosine(worst):.2f} with the update.",
-        action="Serve the adapter unmerged, or merge in float32 and keep float32.",
-        rationale="An update smaller than half a unit in the last place of a weight is rounded away.",
-        confidence=0.9,
-        scope=f"weights stored in {survival.dtype}",
-        verify="Compare the outputs of the merged and the unmerged model.",
-        evidence=[
-            Evidence(
-                source="measured on gaussian weights",
-                says="in bfloat16 norm(dW)/norm(W) of 3e-3 keeps cosine .89, 1e-3 keeps .63, 1e-4 keeps .21",
-            ),
-            Evidence(source="this adapter and base", says="computed entry by entry, rounding as the merge does"),
-        ],
-        values={"modules": len(risky), "worst": worst.name},
+        {"modules": len(risky), "worst": worst.name},
+        severity=None if served else "info",  # a float32 base may be merged, and kept, in float32
     )
 
 
@@ -103,19 +85,10 @@ def _intruders(modules: Sequence[ModuleAudit], base: BaseReport) -> Finding | No
     found = first.base.intruders if first.base is not None else None
     if found is None:
         return None
-    return Finding(
-        id="INT212",
-        severity="info",
-        message=f"{base.intruder_total} intruder dimensions in {base.intruder_modules} modules "
+    return INTRUDER.finding(
+        f"{base.intruder_total} intruder dimensions in {base.intruder_modules} modules "
         f"(k={found.k}, eps={found.eps:g}); most in {first.name}: {found.count}.",
-        action="If forgetting matters, evaluate on tasks the base was good at.",
-        rationale="New leading directions were linked to forgetting, not to the accuracy on the new task.",
-        confidence=0.5,
-        verify="Compare with the base on a held-out general benchmark.",
-        evidence=[
-            Evidence(source="arXiv 2410.21228", says="LoRA has intruder dimensions where full fine-tuning has few")
-        ],
-        values={"total": base.intruder_total, "k": found.k, "eps": found.eps},
+        {"total": base.intruder_total, "k": found.k, "eps": found.eps},
     )
 
 

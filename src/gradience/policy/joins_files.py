@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Final
 
-from gradience.policy.detectors.evidence import LOGGING_DEFAULT
-from gradience.policy.evidence import CLASSIFIER_DOCS, EVAL_DEFAULT, NEMOTRON, NO_TRAIN_LOSS, SAVE_FLOW
+from gradience.policy.evidence.configs import CLASSIFIER_DOCS, EVAL_DEFAULT, NEMOTRON, NO_TRAIN_LOSS, SAVE_FLOW
+from gradience.policy.evidence.joins import FACTORS, PATTERNS
+from gradience.policy.evidence.runs import LOGGING_DEFAULT
+from gradience.policy.evidence.weights import UTILIZATION
 from gradience.policy.joins import Join, Leg, Wording
-from gradience.policy.joins_evidence import FACTORS, PATTERNS, UTILIZATION
 
 __all__ = ["JOINS"]
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Final
 
-from gradience.policy.detectors.evidence import DIVERGENCE, MASKED, NAN_TRL, PRECHELT
-from gradience.policy.evidence import NEMOTRON, SWEEP_HIGH, TRL_RL
+from gradience.policy.evidence.configs import NEMOTRON, SWEEP_HIGH, TRL_RL
+from gradience.policy.evidence.joins import EXPLODED, JITTER, NOISE_SPREAD, ONE_ERROR, ZERO_B
+from gradience.policy.evidence.runs import DIVERGENCE, MASKED, NAN_TRL, PRECHELT
 from gradience.policy.joins import Join, Leg, Wording
-from gradience.policy.joins_evidence import EXPLODED, EXPLODED_RMS, JITTER, NOISE_SPREAD, ONE_ERROR, TIED, ZERO_B
+from gradience.policy.thresholds import EXPLODED_RMS, TIED
 
 __all__ = ["JOINS"]
 

@@ -8,7 +8,7 @@ from typing import Final
 
 from gradience.policy.detectors.thresholds import FEW_ROWS
 from gradience.policy.joins import Sign
-from gradience.policy.joins_evidence import EXPLODED_RMS
+from gradience.policy.thresholds import EXPLODED_RMS
 from gradience.schema.audit import AuditReport, ModuleAudit
 from gradience.schema.diagnose import Source
 from gradience.schema.findings import Finding

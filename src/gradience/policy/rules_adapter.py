@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from gradience.policy.evidence import (
+from gradience.policy.evidence.configs import (
     CLASSIFIER_DOCS,
     DEFAULT_TARGETS,
     FP16_DOCS,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from gradience.policy.evidence import ADDED_TOKENS, LWR_CAPACITY, NEMOTRON, PEFT_MATCHING
+from gradience.policy.evidence.configs import ADDED_TOKENS, LWR_CAPACITY, NEMOTRON, PEFT_MATCHING
 from gradience.policy.facts import Facts, Unknown, given
 from gradience.policy.rules import Hit, Rule
 from gradience.policy.thresholds import BITS_PER_PARAMETER, BITS_PER_TOKEN, CAPACITY_EXCESS, FEW_LAYERS

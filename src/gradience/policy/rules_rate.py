@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
-from gradience.policy.evidence import (
+from gradience.policy.evidence.configs import (
     ALPACA_DIVERGED,
     BIDERMAN,
     DEFAULT_LRS,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
-from gradience.policy.evidence import EVAL_DEFAULT, NAN_FILTER, NO_TRAIN_LOSS, OUTPUT_REUSED, SAVE_FLOW
+from gradience.policy.evidence.configs import EVAL_DEFAULT, NAN_FILTER, NO_TRAIN_LOSS, OUTPUT_REUSED, SAVE_FLOW
 from gradience.policy.facts import Facts, Unknown, given
 from gradience.policy.rules import Hit, Rule
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from gradience.policy.evidence import (
+from gradience.policy.evidence.configs import (
     CONSTANT_SCHEDULE,
     INSTRUCT_GPT,
     LATE_PEAK,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Final
 
-from gradience.policy.evidence import SERVE_TABLE
+from gradience.policy.evidence.configs import SERVE_TABLE
 from gradience.policy.facts import Facts, Unknown
 from gradience.policy.rules import Hit, Rule
 from gradience.policy.serve_facts import ENGINES, FACTS, RANKS, Effect, Feature, RankSizes, ServeFact

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
-from gradience.policy.evidence import MECHANICAL, TOKEN_PICKLE
+from gradience.policy.evidence.configs import MECHANICAL, TOKEN_PICKLE
 from gradience.policy.facts import Facts, Unknown
 from gradience.policy.rules import Hit, Rule
 from gradience.schema.config import ConfigSnapshot

@@ -25,9 +25,9 @@ from gradience.policy.detectors import (
     reward,
 )
 from gradience.policy.detectors.detector import Detector, Sighting, judge
-from gradience.policy.detectors.evidence import LOGGING_DEFAULT
 from gradience.policy.detectors.facts import DEFAULT_GAP, RunFacts, Series, sorted_by_step
 from gradience.policy.detectors.thresholds import FEW_ROWS
+from gradience.policy.evidence.runs import LOGGING_DEFAULT
 from gradience.schema.findings import Finding, NotRun, gravest_first
 
 __all__ = ["DEFAULT_GAP", "DETECTORS", "RunFacts", "Series", "detect", "detector_by_id"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 __all__ = [
+    "ALPHA_DEFAULT",
     "BAND_TOP",
     "BATCH_LARGE",
     "BEST_STEP",
@@ -14,9 +15,16 @@ __all__ = [
     "DATA_LARGE",
     "DIVERGENT_LR",
     "EPOCHS_MANY",
+    "EXPLODED_RMS",
     "FEW_LAYERS",
     "LOW_LR",
+    "LOW_UTILIZATION",
+    "MOSTLY_OTHER",
+    "NEAR_UNTRAINED",
     "PREFERENCE_LR",
+    "RANDOM_MODULES",
+    "RANDOM_RANK",
+    "RANDOM_SHARE",
     "RANK_HIGH",
     "RANK_MODERATE",
     "RSLORA_SCALING",
@@ -25,6 +33,10 @@ __all__ = [
     "SMALL_ALPHA_RATIO",
     "SPIKE_ALPHA_RATIO",
     "SPIKE_LR",
+    "SURVIVAL_BFLOAT16",
+    "SURVIVAL_COSINE",
+    "SURVIVAL_FLOAT16",
+    "TIED",
     "USUAL_STEP",
     "VARIANT_LR",
     "WARMUP_LONG",
@@ -106,4 +118,33 @@ BITS_PER_PARAMETER = Threshold(
 BITS_PER_TOKEN = Threshold("bits_per_token", 1.0, "bits per token", "LoRA Without Regret, as quoted; not re-measured")
 CAPACITY_EXCESS = Threshold(
     "capacity_excess", 3.0, "bits of data over bits of adapter", "proposal: slack for padding and repeated data"
+)
+
+# the weights
+LOW_UTILIZATION = Threshold("low_utilization", 0.25, "stable rank / r", "a convention of the project's first document")
+RANDOM_SHARE = Threshold(
+    "random_share", 0.9, "stable rank over that of random factors, median", "a judgement: factors measured at d = 4096"
+)
+RANDOM_RANK = Threshold("random_rank", 4, "rank", "a judgement: below it the null leaves no room to tell")
+RANDOM_MODULES = Threshold("random_modules", 4, "modules of that rank", "a judgement: one flat spectrum may be chance")
+NEAR_UNTRAINED = Threshold("near_untrained", 1e-4, "norm of all updates over that of the base weights", "a judgement")
+MOSTLY_OTHER = Threshold("mostly_other", 0.5, "share of the file's bytes", "definition: more than half")
+ALPHA_DEFAULT = Threshold("alpha_default", 8, "lora_alpha", "PEFT's LoraConfig")
+SURVIVAL_BFLOAT16 = Threshold(
+    "survival_bfloat16", 3e-3, "norm(dW) / norm(W)", "measured on Gaussian W: 53 % of entries change, cosine .887"
+)
+SURVIVAL_FLOAT16 = Threshold(
+    "survival_float16", 3e-4, "norm(dW) / norm(W)", "eight times finer mantissa: about ten times lower"
+)
+SURVIVAL_COSINE = Threshold(
+    "survival_cosine", 0.9, "cosine of what a merge adds with dW", "about what survival_bfloat16 gives"
+)
+
+# several sources together
+TIED = Threshold("tied", 1.0, "noise of one evaluation", "one-standard-error rule, Breiman et al., CART, 1984")
+EXPLODED_RMS = Threshold(
+    "exploded_rms",
+    0.2,
+    "root mean square of an update's entries",
+    "a judgement: 10 x transformers' initializer_range of 0.02; real adapters at hand had at most 0.0026",
 )

@@ -10,13 +10,13 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 
-from gradience.policy.adapter_rules import LOW_UTILIZATION, finding_of_health, low_utilization
+from gradience.policy.adapter_rules import finding_of_health, low_utilization
 from gradience.policy.detectors import thresholds as t
 from gradience.policy.detectors.detector import Detector, Sighting
-from gradience.policy.detectors.evidence import ECKART_YOUNG, ENERGY
 from gradience.policy.detectors.facts import RunFacts
+from gradience.policy.evidence.runs import ECKART_YOUNG, ENERGY
 from gradience.policy.facts import Unknown
-from gradience.policy.thresholds import Threshold
+from gradience.policy.thresholds import LOW_UTILIZATION
 from gradience.schema.findings import Finding
 from gradience.schema.scalars import Json
 
@@ -168,7 +168,7 @@ DETECTORS = (
         evidence=(),
         action="Consider compressing the rank after training; see the suggested ranks and their error.",
         scope="trained LoRA adapters; logs that hold an audit",
-        thresholds=(Threshold("low_utilization", LOW_UTILIZATION, "stable rank / r", "a convention of the project"),),
+        thresholds=(LOW_UTILIZATION,),
     ),
     Detector(
         id="CMP213",

@@ -6,8 +6,9 @@ import math
 
 from gradience.policy.detectors import thresholds as t
 from gradience.policy.detectors.detector import Detector, Sighting
-from gradience.policy.detectors.evidence import BINOMIAL, CHANCE, GAP_CONVENTION, INSTRUCT_GPT, KARPATHY
 from gradience.policy.detectors.facts import RunFacts
+from gradience.policy.evidence.configs import INSTRUCT_GPT
+from gradience.policy.evidence.runs import BINOMIAL, CHANCE, GAP_CONVENTION, KARPATHY
 from gradience.policy.facts import Unknown
 from gradience.schema.reports import EvalPoint
 from gradience.schema.scalars import as_float

@@ -10,8 +10,8 @@ from itertools import islice
 from gradience.policy.detectors import thresholds as t
 from gradience.policy.detectors.curve import Curve, excesses, median, runs_of
 from gradience.policy.detectors.detector import Detector, Sighting
-from gradience.policy.detectors.evidence import CLIP, MEGATRON, SPIKE_TRIAL, TRIAL
 from gradience.policy.detectors.facts import RunFacts
+from gradience.policy.evidence.runs import CLIP, MEGATRON, SPIKE_TRIAL, TRIAL
 from gradience.policy.facts import Unknown
 from gradience.schema.scalars import as_float
 

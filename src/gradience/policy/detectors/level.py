@@ -8,8 +8,9 @@ from typing import NamedTuple
 from gradience.policy.detectors import thresholds as t
 from gradience.policy.detectors.curve import Curve, excesses, median, noise, runs_of, spread, theil_sen, thin
 from gradience.policy.detectors.detector import Detector, Sighting
-from gradience.policy.detectors.evidence import DIVERGENCE, KARPATHY, NEMOTRON, PLATEAU, SPIKE_PEERS, SPIKE_TRIAL, TRIAL
 from gradience.policy.detectors.facts import RunFacts
+from gradience.policy.evidence.configs import NEMOTRON
+from gradience.policy.evidence.runs import DIVERGENCE, KARPATHY, PLATEAU, SPIKE_PEERS, SPIKE_TRIAL, TRIAL
 from gradience.policy.facts import Unknown
 
 __all__ = ["DETECTORS", "window"]

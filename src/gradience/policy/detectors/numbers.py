@@ -8,9 +8,9 @@ from itertools import pairwise
 
 from gradience.policy.detectors.curve import median
 from gradience.policy.detectors.detector import Detector, Sighting
-from gradience.policy.detectors.evidence import MASKED, NAN_MONITORS, NAN_TRL
 from gradience.policy.detectors.facts import RunFacts
 from gradience.policy.detectors.thresholds import MASKED_FALL, ROUNDS_TO_ZERO
+from gradience.policy.evidence.runs import MASKED, NAN_MONITORS, NAN_TRL
 from gradience.policy.facts import Unknown
 from gradience.schema.scalars import Severity, as_float
 

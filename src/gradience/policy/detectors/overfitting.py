@@ -10,8 +10,9 @@ from typing import Final, NamedTuple
 from gradience.policy.detectors import thresholds as t
 from gradience.policy.detectors.curve import median
 from gradience.policy.detectors.detector import Detector, Sighting
-from gradience.policy.detectors.evidence import INSTRUCT_GPT, PRECHELT, TRIAL
 from gradience.policy.detectors.facts import RunFacts
+from gradience.policy.evidence.configs import INSTRUCT_GPT
+from gradience.policy.evidence.runs import PRECHELT, TRIAL
 from gradience.policy.facts import Unknown
 from gradience.schema.events import Eval
 from gradience.schema.scalars import as_float

@@ -8,10 +8,11 @@ from collections.abc import Sequence
 from gradience.policy.detectors import thresholds as t
 from gradience.policy.detectors.curve import median, noise
 from gradience.policy.detectors.detector import Detector, Sighting
-from gradience.policy.detectors.evidence import DPO_START, LIKELIHOOD, NEMOTRON, TRIAL
 from gradience.policy.detectors.facts import RunFacts
 from gradience.policy.detectors.level import window
 from gradience.policy.detectors.reward import column
+from gradience.policy.evidence.configs import NEMOTRON
+from gradience.policy.evidence.runs import DPO_START, LIKELIHOOD, TRIAL
 from gradience.policy.facts import Unknown
 
 __all__ = ["DETECTORS"]

@@ -10,9 +10,10 @@ from typing import NamedTuple
 from gradience.policy.detectors import thresholds as t
 from gradience.policy.detectors.curve import median, noise
 from gradience.policy.detectors.detector import Detector, Sighting
-from gradience.policy.detectors.evidence import EPOCH_STEPS, TINKER_STEPS, TRIAL
 from gradience.policy.detectors.facts import RunFacts
 from gradience.policy.detectors.overfitting import evaluation_noise, held_out_curve
+from gradience.policy.evidence.configs import TINKER_STEPS
+from gradience.policy.evidence.runs import EPOCH_STEPS, TRIAL
 from gradience.policy.facts import Unknown
 
 __all__ = ["DETECTORS"]

@@ -7,8 +7,8 @@ from typing import NamedTuple
 
 from gradience.policy.detectors import thresholds as t
 from gradience.policy.detectors.detector import Detector, Sighting
-from gradience.policy.detectors.evidence import SCHEDULE, TRIAL
 from gradience.policy.detectors.facts import RunFacts
+from gradience.policy.evidence.runs import SCHEDULE, TRIAL
 from gradience.policy.facts import Unknown
 from gradience.schema.scalars import as_float
 

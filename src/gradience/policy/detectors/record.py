@@ -7,8 +7,8 @@ from collections import Counter
 from gradience.policy.detectors import thresholds as t
 from gradience.policy.detectors.curve import median
 from gradience.policy.detectors.detector import Detector, Sighting
-from gradience.policy.detectors.evidence import REPLAY, SEQUENCE, TORN
 from gradience.policy.detectors.facts import RunFacts
+from gradience.policy.evidence.runs import REPLAY, SEQUENCE, TORN
 
 __all__ = ["DETECTORS"]
 

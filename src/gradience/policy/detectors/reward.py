@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from gradience.policy.detectors import thresholds as t
 from gradience.policy.detectors.curve import median, noise
 from gradience.policy.detectors.detector import Detector, Sighting
-from gradience.policy.detectors.evidence import DAPO_GROUPS, DAPO_LENGTH, GRPO_KL, REWARD, TRIAL
 from gradience.policy.detectors.facts import RunFacts
 from gradience.policy.detectors.signals import Signal
+from gradience.policy.evidence.runs import DAPO_GROUPS, DAPO_LENGTH, GRPO_KL, REWARD, TRIAL
 from gradience.policy.facts import Unknown
 
 __all__ = ["DETECTORS", "column"]
