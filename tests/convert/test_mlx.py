@@ -146,3 +146,29 @@ def test_whole_weights_of_mlx_are_refused(tmp_path):
     (tmp_path / "adapter_config.json").write_text(json.dumps({"fine_tune_type": "full", "num_layers": 1}))
     with pytest.raises(AdapterError, match="whole weights"):
         convert_adapter(tmp_path)
+
+
+def test_gpt2_is_what_peft_computes_under_its_other_names_and_turned_weights(make, tmp_path, outputs):
+    mx = pytest.importorskip("mlx.core", reason="MLX-LM is not installed: pip install 'mlx[cpu]' mlx-lm")
+    loaders = pytest.importorskip("mlx_lm.utils", reason="MLX-LM is not installed: pip install 'mlx[cpu]' mlx-lm")
+    torch.manual_seed(0)
+    special = {"bos_token_id": 0, "eos_token_id": 1}
+    config = transformers.GPT2Config(vocab_size=40, n_embd=16, n_layer=2, n_head=2, n_positions=16, **special)
+    model = transformers.GPT2LMHeadModel(config)
+    for parameter in model.parameters():
+        parameter.data += 0.1 * torch.randn(parameter.shape)
+    case = make(LoraConfig(r=4, lora_alpha=6, target_modules=["c_attn", "c_fc"], fan_in_fan_out=True), model)
+    weights = {k.removeprefix("transformer."): v.numpy() for k, v in model.transformer.state_dict().items()}
+    base = tmp_path / "base"
+    model.save_pretrained(base)
+    save_file({k: np.ascontiguousarray(v) for k, v in weights.items()}, base / "model.safetensors")
+    fields = json.loads((base / "config.json").read_text()) | {"n_ctx": 16}
+    (base / "config.json").write_text(json.dumps(fields))
+    convert_adapter(case.folder, tmp_path / "mlx", to="mlx", renames=["transformer=model"])
+    loaded = loaders.load_adapters(loaders.load_model(base)[0], str(tmp_path / "mlx"))
+    loaded.eval()
+    truth = outputs(model, case.folder, TOKENS)
+    np.testing.assert_allclose(np.array(loaded(mx.array(TOKENS)).astype(mx.float32)), truth, atol=1e-5)
+    convert_adapter(tmp_path / "mlx", tmp_path / "back", renames=["model=transformer"], base=base)
+    assert json.loads((tmp_path / "back" / "adapter_config.json").read_text())["fan_in_fan_out"] is True
+    np.testing.assert_array_equal(outputs(model, tmp_path / "back", TOKENS), truth)

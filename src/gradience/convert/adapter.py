@@ -12,13 +12,14 @@ import msgspec
 
 from gradience.adapters.write import PlannedTensor
 from gradience.convert.beside import Beside, beside
+from gradience.convert.experts import Experts, experts_of
 from gradience.convert.factored import Choice
-from gradience.convert.naming import components_of, parsed_renames, paths_of
+from gradience.convert.naming import components_of, parsed_renames, paths_of, renamed
 from gradience.convert.pieces import Piece, Progress, pieces_of
 from gradience.convert.source import Source, open_source, refuse_modules
 from gradience.convert.spool import Spool
 from gradience.convert.to_mlx import MLX_WEIGHTS, mlx_config, mlx_notes, mlx_tensors
-from gradience.convert.to_peft import peft_config, peft_tensors
+from gradience.convert.to_peft import peft_config, peft_notes, peft_tensors
 from gradience.errors import AdapterError, OutputError
 from gradience.opened import PathLike
 from gradience.rewrite.folder import WEIGHTS_NAME, provenance_of, write_adapter
@@ -71,7 +72,8 @@ def convert_adapter(
     _refuse_vain(source, to, choice)
     refuse_modules(source)
     _refuse_itself(source, out)
-    paths = paths_of(source, component=component, renames=parsed_renames(renames))
+    replaced = parsed_renames(renames)
+    paths = paths_of(source, component=component, renames=replaced)
     rest = beside(source, to, drop=drop, other_components=_elsewhere(source, paths))
     options: dict[str, str | int | float | bool] = {
         name: value
@@ -80,12 +82,29 @@ def convert_adapter(
     }
     with tempfile.TemporaryDirectory(prefix="gradience-") as folder:
         pieces = list(pieces_of(source, choice, Spool(Path(folder)), target=to, paths=paths, progress=progress))
-        written = _written(source, pieces, rest, to)
-        report = _report(source, pieces, rest, written, options)
+        experts = _experts(source, choice, to, replaced)
+        written = _written(source, _Updates(pieces, experts), rest, to)
+        report = _report(source, _Updates(pieces, experts), rest, written, options)
         if out is not None:
             _write(Path(out), source, written, report, force=force)
             report = msgspec.structs.replace(report, out=str(out))
     return report
+
+
+class _Updates(NamedTuple):
+    """The pairs to write."""
+
+    pieces: list[Piece]
+    experts: list[Experts]
+
+
+def _experts(source: Source, choice: Choice, to: Target, replaced: dict[str, str]) -> list[Experts]:
+    if source.experts and not choice.everything:
+        raise AdapterError(
+            f"{source.experts[0].name}: stacked experts are converted whole, not cut to a rank",
+            advice="leave out --rank and --energy",
+        )
+    return [stack._replace(path=renamed(stack.path, replaced)) for stack in experts_of(source.experts, to)]
 
 
 def _choice(rank: int | None, energy: float | None) -> Choice:
@@ -113,7 +132,7 @@ def _refuse_itself(source: Source, out: PathLike | None) -> None:
 
 def _elsewhere(source: Source, paths: dict[str, str]) -> set[str]:
     """Return the tensors of other components."""
-    return {name for module in source.modules if module.name not in paths for name in module.keys.values()}
+    return {name for module in source.layers if module.name not in paths for name in module.keys.values()}
 
 
 class _Written(NamedTuple):
@@ -126,24 +145,21 @@ class _Written(NamedTuple):
     notes: list[str]
 
 
-def _written(source: Source, pieces: Sequence[Piece], rest: Beside, to: Target) -> _Written:
+def _written(source: Source, updates: _Updates, rest: Beside, to: Target) -> _Written:
     if to == "mlx":
-        tensors = mlx_tensors(pieces)
-        return _Written(tensors, mlx_config(source, pieces), MLX_WEIGHTS, {"format": "mlx"}, mlx_notes(pieces))
-    tensors = sorted([*peft_tensors(pieces), *rest.carried], key=lambda tensor: tensor.name)
-    return _Written(tensors, peft_config(source, pieces), WEIGHTS_NAME, {"format": "pt"}, [])
+        tensors, config = mlx_tensors(*updates), mlx_config(source, *updates)
+        return _Written(tensors, config, MLX_WEIGHTS, {"format": "mlx"}, mlx_notes(*updates))
+    tensors = sorted([*peft_tensors(*updates), *rest.carried], key=lambda tensor: tensor.name)
+    return _Written(tensors, peft_config(source, *updates), WEIGHTS_NAME, {"format": "pt"}, peft_notes(*updates))
 
 
 def _report(
-    source: Source,
-    pieces: Sequence[Piece],
-    rest: Beside,
-    written: _Written,
-    options: dict[str, str | int | float | bool],
+    source: Source, updates: _Updates, rest: Beside, written: _Written, options: dict[str, str | int | float | bool]
 ) -> ConvertReport:
+    pieces, experts = updates
     target: Target = "mlx" if written.weights_name == MLX_WEIGHTS else "peft"
-    total = math.sqrt(sum(piece.part.norm**2 for piece in pieces))
-    left = math.sqrt(sum(piece.part.rest**2 for piece in pieces))
+    total = math.hypot(*(piece.part.norm for piece in pieces), *(stack.norm for stack in experts))
+    left = math.hypot(*(piece.part.rest for piece in pieces))
     return ConvertReport(
         schema=CONVERT_SCHEMA_ID,
         source=str(source.files.weights),
@@ -151,13 +167,25 @@ def _report(
         source_type=source.label,
         target_format=target,
         options=options,
-        modules=[_row(piece) for piece in pieces],
+        modules=[*(_row(piece) for piece in pieces), *(_expert_row(stack) for stack in experts)],
         relative_error=left / total if total > 0.0 else None,
         params_before=sum(info.size for info in source.adapter.tensors.values()),
         params_after=sum(math.prod(tensor.shape) for tensor in written.tensors),
         carried=[tensor.name for tensor in rest.carried],
         dropped=rest.dropped,
         notes=[*_notes(source, pieces, target), *written.notes],
+    )
+
+
+def _expert_row(stack: Experts) -> ConvertedModule:
+    return ConvertedModule(
+        name=" + ".join(stack.names),
+        kind="expert",
+        target=stack.target,
+        rank_before=stack.rank_before,
+        rank_after=stack.rank,
+        method="copied",
+        relative_error=0.0 if stack.norm > 0.0 else None,
     )
 
 

@@ -15,7 +15,7 @@ from gradience.errors import AdapterError
 from gradience.spectral.lowrank import LowRank, decomposed
 from gradience.spectral.truncated import Part, leading_part, part_with_energy, rank_for_energy
 
-__all__ = ["Choice", "Factored", "Method", "from_dense", "from_factors"]
+__all__ = ["Choice", "Factored", "Method", "from_dense", "from_factors", "product_norm", "refuse_non_finite"]
 
 Method: TypeAlias = Literal["copied", "factors", "truncated", "dense"]
 Floats: TypeAlias = npt.NDArray[np.float64]
@@ -79,8 +79,8 @@ def from_factors(module: Module, choice: Choice, spool: Spool, *, scale: float, 
         AdapterError: a factor holds NaN or infinite values.
     """
     b, a = module.load()
-    _refuse_non_finite(module, b, a)
-    norm, shape = abs(module.scale) * _norm(b, a), (len(b), a.shape[1])
+    refuse_non_finite(module, b, a)
+    norm, shape = abs(module.scale) * product_norm(b, a), (len(b), a.shape[1])
     if not copy:
         b, a = _without_zeros(b, a)
     if a.shape[0] > min(len(b), a.shape[1]) and not copy:
@@ -117,7 +117,7 @@ def _without_zeros(b: Array, a: Array) -> tuple[Array, Array]:
     return b[:, held], a[held]
 
 
-def _norm(b: Array, a: Array) -> float:
+def product_norm(b: Array, a: Array) -> float:
     """Return the Frobenius norm of b @ a from two r x r Gram matrices."""
     return math.sqrt(max(0.0, float(np.sum(_gram(b.T) * _gram(a)))))
 
@@ -131,7 +131,12 @@ def _gram(rows: Array) -> Floats:
     return gram
 
 
-def _refuse_non_finite(module: Module, *arrays: Array) -> None:
+def refuse_non_finite(module: Module, *arrays: Array) -> None:
+    """Refuse a module from which nothing can be computed.
+
+    Raises:
+        AdapterError: an array holds NaN or infinite values.
+    """
     if not all(np.isfinite(array).all() for array in arrays):
         raise AdapterError(
             f"{module.name} holds NaN or infinite values",
@@ -154,7 +159,7 @@ def from_dense(
             advice="give the rank to keep with --rank N, or the share of its squared norm with --energy E",
         )
     dense = matrix()
-    _refuse_non_finite(module, dense)
+    refuse_non_finite(module, dense)
     part = _part(dense, choice, min(dense.shape) if bound is None else min(bound, *dense.shape))
     kept = max(1, len(part.low.sigma))
     load = spool.keep(*part.low.factors(kept, scale))

@@ -11,7 +11,7 @@ from gradience.base.weights import BaseWeights
 from gradience.convert.source import Source
 from gradience.errors import AdapterError
 
-__all__ = ["components_of", "parsed_renames", "paths_of"]
+__all__ = ["components_of", "parsed_renames", "paths_of", "renamed"]
 
 _KOHYA: Final[dict[str, str]] = {
     "lora_unet_": "unet",
@@ -28,7 +28,7 @@ _SHOWN: Final = 3
 def components_of(source: Source) -> dict[str, list[Module]]:
     """Return the modules by the pipeline's component that they belong to; one nameless component elsewhere."""
     found: dict[str, list[Module]] = {}
-    for module in source.modules:
+    for module in source.layers:
         found.setdefault(_component(source, module), []).append(module)
     return found
 
@@ -54,14 +54,16 @@ def paths_of(source: Source, *, component: str | None, renames: Mapping[str, str
             f"the file adapts {len(found)} models ({', '.join(found)}), and a target is one model's",
             advice="choose one with --component NAME, with its own folder as --base",
         )
+    if not found and component is None:
+        return {}
     chosen = next(iter(found)) if component is None else component
     if chosen not in found:
         raise AdapterError(f"no component {chosen!r} in the file", advice=f"it has: {', '.join(found) or 'none'}")
     modules = found[chosen]
     paths = _kohya_paths(modules, source.base) if source.adapter.format == "kohya" else _paths(source, modules)
-    renamed = {name: _renamed(path, renames) for name, path in paths.items()}
-    _refuse_twice(renamed)
-    return renamed
+    found_paths = {name: renamed(path, renames) for name, path in paths.items()}
+    _refuse_twice(found_paths)
+    return found_paths
 
 
 def _paths(source: Source, modules: Iterable[Module]) -> dict[str, str]:
@@ -124,7 +126,8 @@ def parsed_renames(renames: Iterable[str]) -> dict[str, str]:
     return found
 
 
-def _renamed(path: str, renames: Mapping[str, str]) -> str:
+def renamed(path: str, renames: Mapping[str, str]) -> str:
+    """Return the path with the first prefix that fits replaced, on a dot."""
     for old, new in renames.items():
         if path == old or path.startswith(f"{old}."):
             return (new + path[len(old) :]).removeprefix(".")

@@ -77,7 +77,7 @@ def pieces_of(
         AdapterError: a module has no exact LoRA and nothing says how much to keep, or the base lacks its weight.
     """
     run = _Run(source, choice, spool, target)
-    jobs = [module for module in source.modules if module.name in paths]
+    jobs = [module for module in source.layers if module.name in paths]
     for place, module in enumerate(jobs):
         if progress is not None:
             progress(place, len(jobs), module.name)

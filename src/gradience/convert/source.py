@@ -38,6 +38,16 @@ class Source(NamedTuple):
     modules: list[Module]
 
     @property
+    def experts(self) -> list[Module]:
+        """The modules that are one of several stacked experts."""
+        return [module for module in self.modules if module.expert is not None]
+
+    @property
+    def layers(self) -> list[Module]:
+        """The modules that are a layer of their own."""
+        return [module for module in self.modules if module.expert is None]
+
+    @property
     def label(self) -> str:
         """The type of the adapter, with what makes it special."""
         config = self.adapter.config
@@ -116,8 +126,8 @@ def refuse_modules(source: Source) -> None:
         why = None
         if module.adapter is not None:
             why = "the file holds several adapters: save each on its own first"
-        elif module.expert is not None or source.adapter.config.target_parameters:
-            why = "LoRA on stacked experts is laid out differently in every format, and is not converted yet"
+        elif _on_parameter(source, module):
+            why = "a LoRA on a parameter of this name has no place in another format"
         elif (module.base_name or "").endswith((".in_proj_weight", "in_proj_weight", ".out_proj.base_layer.weight")):
             why = "MultiheadAttention's nested pair has no place in another format"
         if why is not None:
@@ -142,3 +152,9 @@ def _with_large_products(adapter: Adapter, source: TensorSource) -> Adapter:
         modules=[*adapter.modules, *more],
         roles={name: "lora_pair" if name in placed else role for name, role in adapter.roles.items()},
     )
+
+
+def _on_parameter(source: Source, module: Module) -> bool:
+    """Return whether the module is a single parameter that is no layer's weight."""
+    named = module.base_name is None or not module.base_name.endswith(".weight")
+    return bool(source.adapter.config.target_parameters) and module.expert is None and named

@@ -15,9 +15,10 @@ import numpy as np
 
 from gradience.adapters.modules import Array
 from gradience.adapters.write import PlannedTensor, planned
-from gradience.convert.dtypes import dtype_name
+from gradience.convert.experts import Experts
 from gradience.convert.pieces import Piece
 from gradience.convert.source import Source
+from gradience.convert.stored import dtype_name, padded
 from gradience.errors import AdapterError
 
 __all__ = ["MLX_WEIGHTS", "mlx_config", "mlx_notes", "mlx_tensors"]
@@ -26,18 +27,23 @@ MLX_WEIGHTS: Final = "adapters.safetensors"
 _ALL_LAYERS: Final = -1  # MLX-LM's own word for it; `keys` names the modules by their whole path
 
 
-def mlx_tensors(pieces: Sequence[Piece]) -> list[PlannedTensor]:
+def mlx_tensors(pieces: Sequence[Piece], experts: Sequence[Experts] = ()) -> list[PlannedTensor]:
     """Return the tensors of the modules.
 
     Raises:
         AdapterError: a module is a convolution, which MLX-LM has no LoRA layer for.
     """
-    _refuse(pieces)
-    rank, scale = _rank(pieces), _scale(pieces)
-    return [tensor for piece in pieces for tensor in _tensors(piece, rank, scale)]
+    _refuse(pieces, experts)
+    shared = _shared(pieces, experts)
+    return [
+        *(tensor for piece in pieces for tensor in _tensors(piece, *shared)),
+        *(tensor for stack in experts for tensor in _expert_tensors(stack, *shared)),
+    ]
 
 
-def _refuse(pieces: Sequence[Piece]) -> None:
+def _refuse(pieces: Sequence[Piece], experts: Sequence[Experts]) -> None:
+    if experts and any(piece.magnitude is not None for piece in pieces):
+        raise AdapterError(f"{experts[0].target}: MLX-LM has no DoRA for experts")
     for piece in pieces:
         if piece.kernel:
             raise AdapterError(f"{piece.module.name}: MLX-LM has no LoRA layer for a convolution")
@@ -55,16 +61,15 @@ def _tensors(piece: Piece, rank: int, scale: float) -> list[PlannedTensor]:
     ratio = own / scale if scale else 0.0
 
     def lora_a() -> Array:
-        return _padded(piece.a().T, (inner, rank))
+        return padded(piece.a().T, (inner, rank))
 
     def lora_b() -> Array:
         turned = piece.b().T
-        return _padded(turned.astype(np.float64) * ratio if folded else turned, (rank, out))
+        return padded(turned.astype(np.float64) * ratio if folded else turned, (rank, out))
 
-    wide = "F32" if folded and of_b.itemsize < np.dtype(np.float32).itemsize else dtype_name(of_b)
     found = [
         planned(f"{piece.path}.lora_a", dtype_name(of_a), (inner, rank), lora_a),
-        planned(f"{piece.path}.lora_b", wide, (rank, out), lora_b),
+        planned(f"{piece.path}.lora_b", _wide(of_b, folded=folded), (rank, out), lora_b),
     ]
     if piece.magnitude is not None:
         data = piece.magnitude()
@@ -72,43 +77,64 @@ def _tensors(piece: Piece, rank: int, scale: float) -> list[PlannedTensor]:
     return found
 
 
-def _padded(array: Array, shape: tuple[int, int]) -> Array:
-    if array.shape == shape:
-        return array
-    padded = np.zeros(shape, array.dtype)
-    padded[: array.shape[0], : array.shape[1]] = array
-    return padded
+def _expert_tensors(stack: Experts, rank: int, scale: float) -> list[PlannedTensor]:
+    """Return `lora_a` (E, r, in) and `lora_b` (E, out, r): for experts MLX-LM turns nothing."""
+    out, inner = stack.shape
+    folded = stack.scale != scale
+    ratio = stack.scale / scale if scale else 0.0
+    shape_a, shape_b = (stack.stacked, rank, inner), (stack.stacked, out, rank)
+
+    def lora_b() -> Array:
+        b = stack.load()[0]
+        return padded(b.astype(np.float64) * ratio if folded else b, shape_b)
+
+    return [
+        planned(f"{stack.target}.lora_a", dtype_name(stack.dtype), shape_a, lambda: padded(stack.load()[1], shape_a)),
+        planned(f"{stack.target}.lora_b", _wide(stack.dtype, folded=folded), shape_b, lora_b),
+    ]
 
 
-def _rank(pieces: Sequence[Piece]) -> int:
-    return max(piece.part.rank for piece in pieces)
+def _wide(dtype: np.dtype[Any], *, folded: bool) -> str:
+    """Return the type to store: at least float32 where the numbers are no longer the file's own."""
+    return "F32" if folded and dtype.itemsize < np.dtype(np.float32).itemsize else dtype_name(dtype)
 
 
-def _scale(pieces: Sequence[Piece]) -> float:
-    return Counter(piece.part.scale for piece in pieces).most_common(1)[0][0]
+def _shared(pieces: Sequence[Piece], experts: Sequence[Experts]) -> tuple[int, float]:
+    """Return the one rank and the one scale of the adapter: the largest, and the commonest."""
+    sizes = _sizes(pieces, experts)
+    return max(rank for rank, _ in sizes), Counter(scale for _, scale in sizes).most_common(1)[0][0]
 
 
-def mlx_config(source: Source, pieces: Sequence[Piece]) -> dict[str, Any]:
+def _sizes(pieces: Sequence[Piece], experts: Sequence[Experts]) -> list[tuple[int, float]]:
+    return [
+        *((piece.part.rank, piece.part.scale) for piece in pieces),
+        *((stack.rank, stack.scale) for stack in experts),
+    ]
+
+
+def mlx_config(source: Source, pieces: Sequence[Piece], experts: Sequence[Experts] = ()) -> dict[str, Any]:
     """Return MLX-LM's `adapter_config.json`: what `load_adapters` reads, and the base's name."""
     dropout = source.raw.get("lora_dropout", 0.0)
+    rank, scale = _shared(pieces, experts)
     return {
         "fine_tune_type": "dora" if any(piece.magnitude is not None for piece in pieces) else "lora",
         "model": source.adapter.config.base_model_name_or_path,
         "num_layers": _ALL_LAYERS,
         "lora_parameters": {
-            "rank": _rank(pieces),
-            "scale": _scale(pieces),
+            "rank": rank,
+            "scale": scale,
             "dropout": dropout if isinstance(dropout, int | float) else 0.0,
-            "keys": [piece.path for piece in pieces],
+            "keys": [*(piece.path for piece in pieces), *(stack.target for stack in experts)],
         },
     }
 
 
-def mlx_notes(pieces: Sequence[Piece]) -> list[str]:
+def mlx_notes(pieces: Sequence[Piece], experts: Sequence[Experts] = ()) -> list[str]:
     """Return what differs in how the factors are stored, though not in the update."""
-    rank, scale = _rank(pieces), _scale(pieces)
-    padded = sum(piece.part.rank < rank for piece in pieces)
-    folded = sum(piece.part.scale != scale for piece in pieces)
+    rank, scale = _shared(pieces, experts)
+    sizes = _sizes(pieces, experts)
+    padded = sum(own < rank for own, _ in sizes)
+    folded = sum(own != scale for _, own in sizes)
     notes = []
     if padded:
         notes.append(f"MLX-LM takes one rank: {padded} modules of a lower one are padded with zeros to {rank}")

@@ -27,9 +27,14 @@ class Patterns(NamedTuple):
     alpha_pattern: dict[str, Number]
 
 
-def patterns_of(ranks: Mapping[str, int], alphas: Mapping[str, Number]) -> Patterns:
-    """Return the fields for modules by path (as PEFT matches them); both mappings have the same keys, at least one."""
-    r, alpha = _commonest(ranks.values()), _commonest(alphas.values())
+def patterns_of(
+    ranks: Mapping[str, int], alphas: Mapping[str, Number], *, default: tuple[int, Number] | None = None
+) -> Patterns:
+    """Return the fields for modules by path (as PEFT matches them); both mappings have the same keys.
+
+    The default rank and alpha are the given ones, else the commonest of each; then there is at least one key.
+    """
+    r, alpha = default or (_commonest(ranks.values()), _commonest(alphas.values()))
     tails = {tail for path in ranks for tail in _tails(path)}
     return Patterns(
         r,
