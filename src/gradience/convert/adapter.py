@@ -126,8 +126,10 @@ def _refuse_vain(source: Source, to: Target, choice: Choice) -> None:
 
 
 def _refuse_itself(source: Source, out: PathLike | None) -> None:
-    if out is not None and Path(out).resolve() == source.files.weights.parent.resolve():
-        raise OutputError(f"{out} is where the adapter itself lies", advice="give --out another folder")
+    """Refuse a folder that holds what is read: with `force` it would be replaced as a whole."""
+    read = [source.files.weights, *(file.path for file in source.base.files)] if source.base else [source.files.weights]
+    if out is not None and any(Path(out).resolve() in path.resolve().parents for path in read):
+        raise OutputError(f"{out} holds the adapter or the base that is read", advice="give another folder to write to")
 
 
 def _elsewhere(source: Source, paths: dict[str, str]) -> set[str]:
