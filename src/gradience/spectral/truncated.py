@@ -18,7 +18,8 @@ __all__ = ["Part", "leading_part", "part_with_energy", "rank_for_energy"]
 _DENSE_UNDER: Final = 768  # rows or columns, whichever are fewer: a full SVD takes about a second
 _OVERSAMPLING: Final = 16  # columns beyond the rank
 _MOST_PASSES: Final = 40
-_SETTLED: Final = 1e-7  # of the squared Frobenius norm: what one more pass may add before it stops
+_SETTLED: Final = 1e-4  # of the squared norm that is left out: a pass that gains no more is the last
+_ROUNDING: Final = 1e-15  # of the squared norm of the matrix: the same where nothing is left out
 _FIRST_RANK: Final = 32
 _ROWS: Final = 1024  # subtracted at a time
 
@@ -49,7 +50,8 @@ def _iterated(matrix: Floats, columns: int, norm: float, seed: int) -> tuple[Flo
     for _ in range(_MOST_PASSES):
         core = basis.T @ matrix
         before, captured = captured, float(np.sum(core * core))
-        if captured - before <= _SETTLED * norm * norm:
+        left = max(0.0, norm * norm - captured)
+        if captured - before <= _SETTLED * left + _ROUNDING * norm * norm:
             break
         turned = np.linalg.qr(core.T)[0]
         basis = np.linalg.qr(matrix @ turned)[0]
