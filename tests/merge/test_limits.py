@@ -3,6 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import jsonschema
 import numpy as np
@@ -143,3 +149,51 @@ def test_the_record_names_method_sources_and_errors_but_no_path(save, tmp_path):
     assert len(record["sources"]) == 4
     assert len(record["modules"]) == 4
     assert str(tmp_path) not in text
+
+
+def _large(folder: Path, seed: int) -> None:
+    """Write an adapter that takes a while to merge by TIES."""
+    rng = np.random.default_rng(seed)
+    tensors = {}
+    for layer in range(30):
+        stem = f"base_model.model.layers.{layer}.q_proj"
+        tensors[f"{stem}.lora_A.weight"] = rng.standard_normal((8, 1500), np.float32)
+        tensors[f"{stem}.lora_B.weight"] = rng.standard_normal((1500, 8), np.float32)
+    folder.mkdir()
+    save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    config = {"peft_type": "LORA", "r": 8, "lora_alpha": 8, "target_modules": ["q_proj"]}
+    (folder / "adapter_config.json").write_text(json.dumps(config))
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_merge_that_is_ended_leaves_neither_an_adapter_nor_its_scratch(number, tmp_path):
+    for seed, name in enumerate(("one", "two")):
+        _large(tmp_path / name, seed)
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    command = [sys.executable, "-m", "gradience", "merge", "one", "two", "--out", "out", "--method", "ties"]
+    process = subprocess.Popen(
+        command,
+        cwd=tmp_path,
+        env={**os.environ, "TMPDIR": str(scratch)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    deadline = time.monotonic() + 60
+    while not any(scratch.rglob("[0-9]*")):  # the first module is done
+        assert time.monotonic() < deadline
+        assert process.poll() is None
+        time.sleep(0.02)
+    process.send_signal(number)
+    process.communicate(timeout=60)
+    assert process.returncode != 0
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["one", "scratch", "two"]
+    assert not any(scratch.iterdir())
+
+
+@pytest.mark.parametrize("command", ["compare", "merge", "merge-check"])
+def test_help_imports_neither_numpy_nor_jax_nor_torch(command):
+    code = f"import sys\nfrom gradience.cli.main import main\nmain([{command!r}, '--help'])\nprint(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    loaded = {name.split(".")[0] for name in done.stdout.split()}
+    assert loaded.isdisjoint({"numpy", "jax", "torch", "peft"})

@@ -88,7 +88,7 @@ def merge_adapters(
         decided = Decided(recipe, stored, ranks, merged_patterns(ranks), heads)
         report = report_of(sides, found, slots, merged, decided)
         if out is not None:
-            modules = [slot.first.name for slot in slots if slot.first.kind != "expert"]
+            modules = list(dict.fromkeys(slot.path for slot in slots if not slot.is_parameter))
             tensors = [*heads.carried, *tensors_of(slots, merged, ranks, stored)]
             write_adapter(
                 Path(out),

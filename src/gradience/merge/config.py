@@ -29,7 +29,7 @@ def merged_patterns(ranks: Mapping[str, int]) -> Patterns:
 def merged_config(sides: Sequence[Side], patterns: Patterns, heads: Heads, modules: Sequence[str]) -> dict[str, Any]:
     """Return `adapter_config.json`: the first adapter's, with what the merge decides.
 
-    `modules` are the paths of the modules that are no parameters; they are listed where names would reach others.
+    `modules` are the paths of what is no parameter; they are listed where names would reach others.
     """
     first = sides[0].raw
     return {
@@ -38,6 +38,7 @@ def merged_config(sides: Sequence[Side], patterns: Patterns, heads: Heads, modul
         **{field: value for field, value in _INITIAL.items() if first.get(field)},
         **heads.fields,
         **_targets(sides, modules),
+        "target_parameters": next((one for side in sides if (one := side.raw.get("target_parameters"))), None),
         "peft_type": "LORA",
         "use_rslora": False,
         "use_dora": False,

@@ -13,7 +13,7 @@ __all__ = ["obstacles_between", "obstacles_of", "refuse"]
 
 _KINDS: Final = ("linear", "embedding", "conv", "expert")
 _CONVERT: Final = "'gradience convert' makes a plain LoRA of most types"
-_SAME: Final = ("fan_in_fan_out", "layer_replication", "target_parameters", "ensure_weight_tying")
+_SAME: Final = ("fan_in_fan_out", "layer_replication", "ensure_weight_tying")
 
 
 def refuse(sides: Sequence[Side]) -> None:
@@ -81,3 +81,7 @@ def obstacles_between(sides: Sequence[Side]) -> Iterator[str]:
         if any(value != values[0] for value in values):
             told = " and ".join(f"{side.name} has {value!r}" for side, value in zip(sides, values, strict=True))
             yield f"{field} differs: {told}"
+    named = [sorted(side.raw["target_parameters"]) for side in sides if side.raw.get("target_parameters")]
+    other = next((value for value in named if value != named[0]), None)
+    if other is not None:
+        yield f"target_parameters differs ({named[0]} and {other}), and with it which tensors are of which parameter"

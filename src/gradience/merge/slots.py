@@ -40,6 +40,11 @@ class Slot(NamedTuple):
         """A module that holds the pair."""
         return next(module for module in self.rows[0] if module is not None)
 
+    @property
+    def is_parameter(self) -> bool:
+        """Whether PEFT finds it through target_parameters: the path then ends with the parameter's own name."""
+        return (self.first.base_name or "").rpartition(".")[2] == self.path.rpartition(".")[2]
+
     def shapes(self, rank: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """Return the shapes of A and B at a rank."""
         n = len(self.rows)

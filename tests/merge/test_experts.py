@@ -1,0 +1,80 @@
+"""A mixture of experts as transformers has it: PEFT turns its targets into parameters, and writes patterns for them."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from peft import LoraConfig, PeftModel, get_peft_model
+
+from gradience import AdapterError, compare_adapters, merge_adapters
+
+EXPERTS = {"target_modules": "all-linear"}
+ATTENTION = {"target_modules": ["q_proj", "k_proj"]}
+OLD_NAMES = {"target_modules": ["w1", "w2", "w3", "q_proj"]}
+
+
+def mixtral():
+    torch.manual_seed(0)
+    sizes = {"vocab_size": 40, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2}
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 2}
+    experts = {"num_local_experts": 3, "num_experts_per_tok": 2}
+    return transformers.MixtralForCausalLM(transformers.MixtralConfig(**sizes, **heads, **experts))
+
+
+def weights_of(model):
+    return {name: tensor.detach().double().numpy().copy() for name, tensor in model.state_dict().items()}
+
+
+def update(model, folder):
+    """Return what PEFT's merge adds; its remark that no pattern fits a parameter, which it applies, is passed over."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        merged = PeftModel.from_pretrained(copy.deepcopy(model), folder).merge_and_unload()
+    before, after = weights_of(model), weights_of(merged)
+    return {name: after[name] - before[name] for name in before}
+
+
+def saved(model, folder, seed, **config):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        wrapped = get_peft_model(copy.deepcopy(model), LoraConfig(r=4 - seed, lora_alpha=8, **config))
+        generator = torch.Generator().manual_seed(seed)
+        for parameter in wrapped.parameters():
+            if parameter.requires_grad:
+                parameter.data = 0.3 * torch.randn(parameter.shape, generator=generator)
+        wrapped.save_pretrained(folder)
+    return update(model, folder)
+
+
+@pytest.mark.parametrize("configs", [(EXPERTS, EXPERTS), (ATTENTION, EXPERTS), (OLD_NAMES, OLD_NAMES)], ids=str)
+def test_experts_of_a_real_model_are_summed_one_by_one(configs, tmp_path):
+    model = mixtral()
+    parts = [saved(model, tmp_path / str(seed), seed, **config) for seed, config in enumerate(configs)]
+    report = merge_adapters([tmp_path / "0", tmp_path / "1"], tmp_path / "out", weights=[0.7, 0.4])
+    found = update(model, tmp_path / "out")
+    for name, value in found.items():
+        truth = 0.7 * parts[0][name] + 0.4 * parts[1][name]
+        np.testing.assert_allclose(value, truth, atol=1e-5 * max(1.0, np.abs(truth).max()), err_msg=name)
+    assert sum(row.kind == "expert" for row in report.modules) == 2 * 2 * 3
+
+
+def test_experts_are_compared_one_by_one(tmp_path):
+    model = mixtral()
+    parts = [saved(model, tmp_path / str(seed), seed, **EXPERTS) for seed in (0, 1)]
+    rows = {row.name: row for row in compare_adapters(tmp_path / "0", tmp_path / "1").pairs[0].modules}
+    row = rows["model.layers.1.mlp.experts.down_proj[2]"]
+    x, y = (part["model.layers.1.mlp.experts.down_proj"][2] for part in parts)
+    assert row.cosine == pytest.approx(np.sum(x * y) / np.linalg.norm(x) / np.linalg.norm(y), abs=1e-5)
+
+
+def test_other_parameters_are_refused(tmp_path):
+    model = mixtral()
+    for seed, names in enumerate((["experts.down_proj"], ["experts.gate_up_proj", "experts.down_proj"])):
+        saved(model, tmp_path / str(seed), seed, target_modules=["q_proj"], target_parameters=names)
+    with pytest.raises(AdapterError, match="target_parameters differs"):
+        merge_adapters([tmp_path / "0", tmp_path / "1"])
