@@ -128,3 +128,4 @@ def test_the_command_prints_counts_writes_the_folder_and_refuses_bad_input(make,
     assert main(arguments) == 2
     assert main(["mitigate", str(case.folder), "--base", "nowhere", "--dry-run"]) == 2
     assert main([*arguments, "--scale", "2", "--dry-run"]) == 2
+    assert main([*arguments, "--scale", "nan", "--dry-run"]) == 2

@@ -46,6 +46,8 @@ def test_json_is_one_document_of_its_schema(folder, capsys):
         (["--rank", "0", "--dry-run"], "rank"),
         (["--energy", "2", "--dry-run"], "energy"),
         (["--max-mb", "1e-9", "--dry-run"], "budget"),
+        (["--max-mb", "inf", "--dry-run"], "finite"),
+        (["--energy", "nan", "--dry-run"], "nan"),
         (["--rank", "2", "--base", "nowhere", "--dry-run"], "nowhere"),
     ],
     ids=str,

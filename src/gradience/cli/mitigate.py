@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Annotated
 
@@ -77,6 +78,8 @@ def mitigate(
         raise AdapterError("give the adapter's folder once: 'gradience mitigate DIR' or '--peft-dir DIR'")
     if out is None and not dry_run:
         raise AdapterError("nowhere to write to", advice="give --out FOLDER, or look first with --dry-run")
+    if not (math.isfinite(scale) and math.isfinite(eps)):
+        raise AdapterError(f"--scale and --eps are {scale} and {eps}, expected finite numbers")
     prepare_jax("auto")
     from gradience.mitigate import mitigate_adapter  # noqa: PLC0415  # imports jax, after its environment is set
 

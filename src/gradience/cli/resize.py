@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -144,9 +146,18 @@ def resize(
 
 
 def _one_of(**given: float | None) -> None:
-    """Refuse none and several."""
+    """Refuse none and several, and what is no number."""
     found = [name for name, value in given.items() if value not in {None, False}]
     if len(found) != 1:
-        named = " and ".join("--" + name.replace("_", "-") for name in found) or "none"
-        every = ", ".join("--" + name.replace("_", "-") for name in given)
-        raise AdapterError(f"expected exactly one criterion, got {named}", advice=f"give one of {every}")
+        named = " and ".join(map(_option, found)) or "none"
+        raise AdapterError(f"expected exactly one criterion, got {named}", advice=f"give one of {_listed(given)}")
+    if not math.isfinite(given[found[0]] or 0.0):
+        raise AdapterError(f"{_option(found[0])} is {given[found[0]]}, expected a finite number")
+
+
+def _option(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def _listed(names: Iterable[str]) -> str:
+    return ", ".join(map(_option, names))
