@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
+
 import numpy as np
 import pytest
 import torch
-from peft import AdaLoraConfig, HiraConfig, LoHaConfig, LoKrConfig, LoraConfig, MissConfig, VeraConfig
+from peft import AdaLoraConfig, HiraConfig, LoHaConfig, LoKrConfig, LoraConfig, MissConfig, PeftModel, VeraConfig
 from peft.tuners.lora.config import BdLoraConfig, KasaConfig
 from safetensors.numpy import load_file
 
@@ -172,3 +174,17 @@ def test_what_is_beside_the_updates_is_carried_bit_for_bit(make, furthest, confi
     assert report.carried
     for name in report.carried:
         np.testing.assert_array_equal(after[name], before[name])
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_cut_is_as_near_as_the_one_that_peft_makes_of_the_model_in_memory(make, merged, tmp_path):
+    from peft.tuners.lora.conversion import save_as_lora
+
+    case = make(LoHaConfig(r=3, alpha=5, target_modules=LINEAR))
+    convert_adapter(case.folder, tmp_path / "ours", rank=4)
+    save_as_lora(tmp_path / "theirs", PeftModel.from_pretrained(copy.deepcopy(case.model), case.folder), rank=4)
+    left = {}
+    for name in ("ours", "theirs"):
+        after = merged(case.model, tmp_path / name)
+        left[name] = np.sqrt(sum(np.sum((after[key] - truth) ** 2) for key, truth in case.update.items()))
+    assert left["ours"] == pytest.approx(left["theirs"], rel=1e-5)
