@@ -169,3 +169,11 @@ def test_every_rule_is_listed_and_explained_with_its_thresholds(rule, capsys):
     assert all(item.source in card for item in rule.thresholds)
     assert main(["rules"]) == 0
     assert f"\n{rule.id}  " in capsys.readouterr().out
+
+
+def test_heads_that_differ_are_said_beforehand(save):
+    one, two = (save(name, seed=seed, modules_to_save=["classifier"]) for seed, name in enumerate(("one", "two")))
+    path = two.folder / "adapter_model.safetensors"
+    tensors = {n: (t + np.float32(1.0) if "classifier" in n else t) for n, t in load_file(path).items()}
+    save_file(tensors, path, metadata={"format": "pt"})
+    assert any("classifier" in note and "--heads-from" in note for note in merge_check(one.folder, two.folder).notes)

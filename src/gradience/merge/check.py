@@ -11,6 +11,8 @@ from typing import Final, TypeAlias
 import msgspec
 
 from gradience.adapters.names import layer_index
+from gradience.errors import AdapterError
+from gradience.merge.heads import heads_of
 from gradience.merge.obstacles import obstacles_between, obstacles_of
 from gradience.merge.products import (
     Floats,
@@ -163,7 +165,7 @@ def _module(name: str, table: Floats, weights: Sequence[float], signs: Signs | N
 
 
 def _notes(sides: Sequence[Side], found: Matching, products: Products) -> list[str]:
-    notes = list(obstacles_between(sides))
+    notes = [*obstacles_between(sides), *_heads(sides)]
     broken = [name for name, table in products.by_module.items() if not is_finite(table)]
     if broken:
         notes.append(f"{len(broken)} modules hold NaN or infinite numbers and are left out (first: {broken[0]})")
@@ -175,3 +177,12 @@ def _notes(sides: Sequence[Side], found: Matching, products: Products) -> list[s
         if any(module.dense is not None or module.magnitude is not None for module in side.adapter.modules)
     ]
     return notes
+
+
+def _heads(sides: Sequence[Side]) -> list[str]:
+    """Return why heads and other whole tensors would stop a merge, if they would."""
+    try:
+        heads_of(sides, None)
+    except AdapterError as error:
+        return [f"{error}; {error.advice}"]
+    return []

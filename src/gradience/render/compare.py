@@ -19,7 +19,7 @@ from gradience.schema.compare_adapters import (
     Overlap,
 )
 
-__all__ = ["compare_adapters_text", "cosine_grid"]
+__all__ = ["compare_adapters_text", "cosine_grid", "difference_text"]
 
 _LAYERS: Final = 6
 _NAMED: Final = 5
@@ -80,10 +80,15 @@ def _differences(differences: Sequence[ConfigDifference], *, verbose: bool) -> I
     else:
         yield f"Configs differ in {len(differences)} fields:"
     for item in differences:
-        values = [msgspec.json.encode(value).decode() for value in item.values]
-        shown = values if verbose else [v if len(v) <= _VALUE else f"{v[: _VALUE - 3]}..." for v in values]
-        yield clean(f"  {item.key}: {'  |  '.join(shown)}")
+        yield f"  {difference_text(item, whole=verbose)}"
     yield ""
+
+
+def difference_text(item: ConfigDifference, *, whole: bool = False) -> str:
+    """Return a field of the configs with its values side by side, long ones cut unless `whole`."""
+    values = [msgspec.json.encode(value).decode() for value in item.values]
+    shown = values if whole else [v if len(v) <= _VALUE else f"{v[: _VALUE - 3]}..." for v in values]
+    return clean(f"{item.key}: {'  |  '.join(shown)}")
 
 
 def _cosines(report: CompareAdaptersReport) -> Iterator[str]:

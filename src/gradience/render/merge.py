@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Final
 
+from gradience.render.compare import difference_text
 from gradience.render.text import banner, clean, count, finding_lines, number, percent
 from gradience.schema.merge import (
     CheckedModule,
@@ -171,7 +172,7 @@ def _modules(rows: Sequence[CheckedModule], *, top: int) -> Iterator[str]:
 def _remarks(report: MergeCheckReport) -> Iterator[str]:
     for item in report.differences:
         if item.key in {"r", "lora_alpha", "target_modules", "use_rslora"}:
-            yield clean(f"Config: {item.key} is {'  |  '.join(str(value) for value in item.values)}")
+            yield f"Config: {difference_text(item)}"
     if report.only_in:
         yield f"Not in all adapters ({len(report.only_in)}): {_listed([item.module for item in report.only_in])}"
     if report.different_shapes:
