@@ -10,11 +10,12 @@ from hypothesis import strategies as st
 
 from gradience.cli.rules import rules
 from gradience.diagnosis.verdict import IDS, unjudged, verdict_of
-from gradience.policy.joins import Join, Leg, Sign, Wording, join_signs, unread_legs
-from gradience.policy.joins_table import JOINS, join_by_id
+from gradience.policy.joins import Leg, Sign, Wording, join_signs, unread_legs
+from gradience.policy.joins_table import JOINS
 from gradience.schema.diagnose import SOURCES, DiagnosedSource
 from gradience.schema.findings import SEVERITIES, Finding
 
+JOIN = {join.id: join for join in JOINS}
 FACTS = {
     "config": {"idle_targets", "other_config"},
     "log": {"other_log", "NUM201", "RND203"},  # the log's own audit says TRN202's kin under their ids
@@ -75,7 +76,7 @@ def test_every_finding_is_in_exactly_one_cause_or_left_alone(found, quiet):
 def test_a_cause_is_as_severe_as_its_gravest_piece_unless_its_wording_says_otherwise(found, quiet):
     for cause in join_signs(JOINS, found, quiet).causes:
         gravest = max((SEVERITIES.index(p.severity) for p in cause.pieces if p.severity), default=None)
-        spoken = {w.severity for w in join_by_id(cause.id).wordings if w.severity}
+        spoken = {w.severity for w in JOIN[cause.id].wordings if w.severity}
         assert gravest is None or SEVERITIES.index(cause.severity) == gravest or cause.severity in spoken
 
 
@@ -85,7 +86,7 @@ def test_a_cause_has_pieces_enough_words_without_gaps_and_comes_once(found, quie
     assert len({cause.id for cause in causes}) == len(causes)
     for cause in causes:
         assert cause.joined
-        assert len(cause.pieces) >= join_by_id(cause.id).least
+        assert len(cause.pieces) >= JOIN[cause.id].least
         assert "{" not in cause.message
         assert "None" not in cause.message
 
@@ -195,6 +196,5 @@ def test_joins_without_their_sources_are_listed_with_what_they_lack():
     items = unjudged(nothing, None, None, None)
     assert {item.id for item in items if item.source == "join"} == {join.id for join in JOINS}
     assert all(item.reason for item in items)
-    assert unread_legs(join_by_id("NUM301"), frozenset({"log"})) is None  # a wording for the log alone
-    assert unread_legs(join_by_id("UTL313"), frozenset({"log"})) == "needs weights"
-    assert isinstance(join_by_id("utl313"), Join)
+    assert unread_legs(JOIN["NUM301"], frozenset({"log"})) is None  # a wording for the log alone
+    assert unread_legs(JOIN["UTL313"], frozenset({"log"})) == "needs weights"

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gradience.policy.detectors.curve import MOST_POINTS, curve_of, median, theil_sen
-from gradience.policy.run_detectors import DETECTORS, RunFacts, Series, detect, detector_by_id
+from gradience.policy.run_detectors import DETECTORS, RunFacts, Series, detect
 from gradience.schema import ConfigSnapshot, EvalMetrics, LoraSnapshot, OptimizerSnapshot, TrainingSnapshot
 from gradience.schema.events import Eval
 from gradience.schema.reports import BadLine, EvalPoint
@@ -92,11 +92,6 @@ def test_every_detector_of_the_design_is_in_the_table_once():
 
 def test_every_threshold_names_its_unit_and_source():
     assert all(t.unit and t.source for d in DETECTORS for t in d.thresholds)
-
-
-def test_a_detector_is_found_by_its_id_in_any_case():
-    assert detector_by_id("div103") is next(d for d in DETECTORS if d.id == "DIV103")
-    assert detector_by_id("XXX000") is None
 
 
 def test_a_healthy_run_gets_no_finding():

@@ -12,10 +12,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gradience.render.cards import Card, Place
+from gradience.render.cards import Place
 from gradience.render.github import github_lines
 from gradience.render.sarif import sarif_log
 from gradience.schema.findings import Evidence, Finding, NotRun
+from gradience.schema.rules import RuleCard
 from gradience.schema.sarif import Log
 
 TEXT = st.text(max_size=40)
@@ -35,7 +36,17 @@ FINDINGS = st.lists(
 )
 PATHS = st.sampled_from(["a.json", "b c/é%.yaml", "/etc/x.json", "../up.json", "a,b:c.json"])
 PLACES = st.none() | st.builds(Place, PATHS, st.none() | st.integers(1, 9))
-KNOWN = [Card("LR001", "low rate", "warning", why="because", action="do", evidence=(Evidence(source="s", says="t"),))]
+KNOWN = [
+    RuleCard(
+        id="LR001",
+        title="low rate",
+        severity="warning",
+        condition="lr is low",
+        rationale="because",
+        action="do",
+        evidence=[Evidence(source="s", says="t")],
+    )
+]
 COMMAND = re.compile(r"::(?P<command>notice|warning|error) (?P<parameters>[^\n]*?)::(?P<data>[^\r\n]*)")
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TypeAlias
 
@@ -13,14 +13,18 @@ from gradience.adapters.modules import Adapter, Module
 from gradience.audit.rows import module_row, with_shares
 from gradience.audit.summary import bytes_per_param, layer_summaries, ledger_of, summary_of
 from gradience.opened import PathLike, open_adapter
+from gradience.policy.adapter_checks import adapter_checks_not_run
 from gradience.policy.adapter_rules import adapter_findings, health
+from gradience.policy.adapter_table import ADAPTER_CHECKS
 from gradience.policy.base_rules import base_findings
 from gradience.policy.rank_pattern import rank_pattern
 from gradience.policy.rank_rules import disagreements, rank_rules
 from gradience.policy.ranks import candidates, measured, suggest
+from gradience.policy.selection import without
 from gradience.schema.audit import AUDIT_SCHEMA_ID, AuditReport, ModuleAudit, NotAnalysed
 from gradience.schema.base import BaseReport
 from gradience.schema.findings import Finding
+from gradience.selected import rules_left_out
 from gradience.spectral.batch import Factors, spectra
 
 __all__ = ["audit_adapter"]
@@ -43,6 +47,9 @@ def audit_adapter(
     norms_cache: bool = True,
     seed: int = 0,
     progress: Progress | None = None,
+    select: Iterable[str] = (),
+    ignore: Iterable[str] = (),
+    settings: PathLike | None = None,
 ) -> AuditReport:
     """Return the audit of one trained adapter.
 
@@ -60,8 +67,13 @@ def audit_adapter(
         norms_cache: keep norms of base weights in the user's cache folder, keyed by the base's identity.
         seed: of the iterative methods.
         progress: called with (modules done, modules in all, the module's name) while the base is read.
+        select: ids of checks, or beginnings of ids, to apply; all by default. The verdict stays whole.
+        ignore: ids of checks, or beginnings of ids, to leave out.
+        settings: a gradience.toml, or a pyproject.toml with `[tool.gradience]`, whose `select` and `ignore` apply where
+            the arguments of that name are empty. None is looked for.
 
     Raises:
+        ConfigError: an id is not known, or the settings cannot be read.
         AdapterError: files are missing, damaged or of another format.
         ValueError: an option is out of its range.
 
@@ -70,6 +82,8 @@ def audit_adapter(
     """
     if intruder_k < 1 or not 0.0 < intruder_eps <= 1.0:
         raise ValueError(f"expected intruder_k >= 1 and 0 < intruder_eps <= 1, got {intruder_k} and {intruder_eps}")
+    ids = [check.id for check in ADAPTER_CHECKS]
+    left_out = rules_left_out(ids, select=select, ignore=ignore, settings=settings)
     files, adapter = open_adapter(path, adapter_config=adapter_config, weights=weights)
     rows = _rows(adapter, top_singular_values)
     against = None
@@ -79,7 +93,9 @@ def audit_adapter(
         options = BaseOptions(Path(base), intruders, intruder_k, intruder_eps, seed, norms_cache, progress)
         rows, against = compare(adapter, rows, options)
     facts = _facts(Path(path), files, adapter)
-    return _judged(facts, adapter, with_shares(rows), against, per_layer=suggest_per_layer)
+    report = _judged(facts, adapter, with_shares(rows), against, per_layer=suggest_per_layer)
+    findings, not_run = without(report.findings, adapter_checks_not_run(report), left_out)
+    return msgspec.structs.replace(report, findings=findings, not_run=not_run)
 
 
 def _rows(adapter: Adapter, top: int) -> list[ModuleAudit]:

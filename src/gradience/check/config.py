@@ -12,19 +12,18 @@ import msgspec
 from gradience.check.around import look_around
 from gradience.check.sources import read_adapter_of, read_any, read_training_of
 from gradience.configs import HasToDict, Layer, read_peft, read_peft_object, read_training, read_training_object, stack
-from gradience.configs.preferences import Preferences, read_preferences
+from gradience.configs.preferences import read_preferences
 from gradience.errors import ConfigError
-from gradience.policy.all_ids import all_ids
 from gradience.policy.config_rules import RULES, judge_config
 from gradience.policy.objective import objective_of
 from gradience.policy.quantities import quantities
 from gradience.policy.rules import Verdict
-from gradience.policy.selection import left_out, matching
 from gradience.policy.serve_facts import ENGINES
 from gradience.schema.config import ConfigSnapshot
 from gradience.schema.coverage import Coverage
 from gradience.schema.reports import CHECK_SCHEMA_ID, CheckReport, SourceFile
 from gradience.schema.scalars import as_float, real
+from gradience.selected import rules_left_out
 
 __all__ = ["check_config"]
 
@@ -73,7 +72,8 @@ def check_config(
         AdapterError: the base cannot be read.
 
     """
-    unwanted = _left_out(list(select), list(ignore), settings)
+    ids = [rule.id for rule in RULES]
+    unwanted = rules_left_out(ids, select=select, ignore=ignore, settings=settings)
     folders = [Path(place) for place in (document, peft_dir, training_dir) if place is not None]
     read = [_read(document, read_any), _read(peft_dir, read_adapter_of), _read(training_dir, read_training_of)]
     objects = [_adapter(peft), _training(training)]
@@ -117,18 +117,6 @@ def _engines(given: Iterable[str], settings: Place | None) -> tuple[str, ...]:
     if strange:
         raise ConfigError(f"no engine is called {', '.join(strange)}", advice=f"engines: {', '.join(ENGINES)}")
     return tuple(dict.fromkeys(asked))
-
-
-def _left_out(select: list[str], ignore: list[str], settings: Place | None) -> dict[str, str]:
-    """Return the rules not to apply, by id, with the reason; a settings file may name those of other commands too."""
-    ids = [rule.id for rule in RULES]
-    filed = Preferences() if settings is None else read_preferences(Path(settings))
-    wanted = _chosen(ids, select, filed.select, "select") if select or filed.select else ids
-    return left_out(ids, wanted, _chosen(ids, ignore, filed.ignore, "ignore"))
-
-
-def _chosen(ids: list[str], given: list[str], filed: list[str], option: str) -> list[str]:
-    return matching(ids, given, option) if given or not filed else matching(all_ids(), filed, option)
 
 
 def _complete(whole: Layer, task: str | None) -> ConfigSnapshot:

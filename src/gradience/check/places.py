@@ -1,37 +1,18 @@
-"""What other programs' formats need of a check: its rules, and the file and line that each finding points at."""
+"""The file and line that each finding of a check points at, for other programs' formats."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 from gradience.configs.lines import keys_of, line_of
-from gradience.policy.config_rules import RULES
 from gradience.policy.rule_settings import settings_of
-from gradience.render.cards import Card, Place
+from gradience.render.cards import Place
 from gradience.schema.findings import Finding
 from gradience.schema.reports import CheckReport, SourceFile
 
-__all__ = ["places", "rule_cards"]
+__all__ = ["places"]
 
 _NOT_CONFIGURATION = {"base", "settings"}
-
-
-def rule_cards() -> list[Card]:
-    """Return a card for every rule of check."""
-    return [
-        Card(
-            id=rule.id,
-            title=rule.title,
-            severity=rule.severity,
-            why=rule.rationale,
-            action=rule.action,
-            scope=rule.scope,
-            verify=rule.verify,
-            evidence=rule.evidence,
-            confidence=rule.confidence,
-        )
-        for rule in RULES
-    ]
 
 
 def places(report: CheckReport) -> list[Place | None]:

@@ -10,14 +10,16 @@ from cyclopts.types import NonNegativeInt, PositiveInt
 from cyclopts.validators import Number
 
 from gradience.cli.device import prepare_jax
-from gradience.cli.formats import Format, chosen_format, print_for_programs
-from gradience.cli.output import draws_blocks, exit_code, print_document, print_text
+from gradience.cli.formats import Format, print_for_programs
+from gradience.cli.judging import NONE_GIVEN, Options
+from gradience.cli.output import draws_blocks, print_document, print_text
 from gradience.cli.progress import on_terminal
 from gradience.errors import AdapterError
 from gradience.render.audit import View, audit_text
 from gradience.render.cards import Place
 from gradience.render.heatmap import Quantity
-from gradience.schema.scalars import Severity
+from gradience.schema.audit import AuditReport
+from gradience.schema.rules import RuleGroup
 
 __all__ = ["audit"]
 
@@ -45,10 +47,8 @@ def audit(
     seed: NonNegativeInt = 0,
     append: Path | None = None,
     device: Literal["auto", "cpu", "gpu", "tpu"] = "auto",
-    fail_on: Severity | None = None,
-    verbose: Annotated[bool, Parameter(alias="-v")] = False,
-    format: Format | None = None,  # noqa: A002  # the option's name
-    json: bool = False,
+    judging: Options = NONE_GIVEN,
+    verbose: Annotated[bool, Parameter(alias="-v", negative=())] = False,
 ) -> int:
     """Analyse a trained adapter for waste, and for what is wrong with it.
 
@@ -95,17 +95,10 @@ def audit(
         A run.jsonl to add the audit to, as a metrics event under the run's own run_id.
     device:
         Where the spectral core runs.
-    fail_on:
-        Exit with 1 if a finding is at least this severe.
     verbose:
         Show the grounds of each finding, and all that was not analysed.
-    format:
-        text; json (schemas/audit-report-v1.schema.json); sarif (2.1.0); github (annotations of a workflow).
-    json:
-        The same as --format json.
     """
-    kind = chosen_format(format, json=json)
-    folder = _one_of(path, peft_dir)
+    settled, folder = judging.settled(), _one_of(path, peft_dir)
     if base is None and (intruders or (heatmap and heatmap_of == "udr")):
         raise AdapterError("this needs the base model's weights", advice="give them with --base PATH")
     prepare_jax(device, serial_kernels=base is None)
@@ -124,23 +117,28 @@ def audit(
         norms_cache=cache,
         seed=seed,
         progress=on_terminal("base"),
+        select=settled.select,
+        ignore=settled.ignore,
+        settings=settled.settings,
     )
     if append is not None:
         from gradience.append import append_audit  # noqa: PLC0415  # the recorder, only where a log is written
 
         append_audit(append, report)
+    drawn = heatmap_of if heatmap else None
+    _show(report, settled.format, View(top_wasteful, layers, scales, rank_rules, drawn, draws_blocks(), verbose))
+    return settled.exit_code(report.findings)
+
+
+def _show(report: AuditReport, kind: Format, view: View) -> None:
     if kind == "json":
         print_document(report)
-    elif kind != "text":
-        from gradience.policy.adapter_checks import adapter_checks_not_run  # noqa: PLC0415  # only for programs
-
-        place = Place(report.weights_path)
-        not_run = list(adapter_checks_not_run(report))
-        print_for_programs(kind, report.findings, places=[place] * len(report.findings), not_run=not_run)
+    elif kind == "text":
+        print_text(audit_text(report, view))
     else:
-        chosen = heatmap_of if heatmap else None
-        print_text(audit_text(report, View(top_wasteful, layers, scales, rank_rules, chosen, draws_blocks(), verbose)))
-    return exit_code(report.findings, fail_on)
+        places = [Place(report.weights_path)] * len(report.findings)
+        groups: tuple[RuleGroup, ...] = ("weights", "weights_and_base")
+        print_for_programs(kind, report.findings, places=places, groups=groups, not_run=report.not_run)
 
 
 def _one_of(path: Path | None, peft_dir: Path | None) -> Path:

@@ -8,18 +8,16 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from gradience.check import check_config
-from gradience.cli.formats import Format, chosen_format, print_for_programs
-from gradience.cli.output import exit_code, print_document, print_text
+from gradience.cli.formats import Format, print_for_programs
+from gradience.cli.judging import NONE_GIVEN, Options
+from gradience.cli.output import print_document, print_text
 from gradience.cli.overrides import Overrides
-from gradience.cli.preferences import project_settings, severity
-from gradience.configs.preferences import FailOn
 from gradience.schema.reports import CheckReport
+from gradience.schema.rules import RuleGroup
 
 __all__ = ["check"]
 
-_Repeat = Parameter(negative=())
-_Switch = Parameter(negative="")
-_NONE_GIVEN = Overrides()
+_NO_OVERRIDES = Overrides()
 
 
 def check(
@@ -32,16 +30,10 @@ def check(
     peft: Path | None = None,
     training: Path | None = None,
     base: Path | None = None,
-    overrides: Annotated[Overrides, Parameter(name="*")] = _NONE_GIVEN,
-    serve: Annotated[list[str] | None, _Repeat] = None,
-    select: Annotated[list[str] | None, _Repeat] = None,
-    ignore: Annotated[list[str] | None, _Repeat] = None,
-    fail_on: FailOn | None = None,
-    settings: Path | None = None,
-    isolated: Annotated[bool, _Switch] = False,
-    verbose: Annotated[bool, Parameter(alias="-v")] = False,
-    format: Format | None = None,  # noqa: A002  # the option's name
-    json: bool = False,
+    overrides: Annotated[Overrides, Parameter(name="*")] = _NO_OVERRIDES,
+    serve: Annotated[list[str] | None, Parameter(negative=())] = None,
+    judging: Options = NONE_GIVEN,
+    verbose: Annotated[bool, Parameter(alias="-v", negative=())] = False,
 ) -> int:
     """Validate a PEFT and training configuration before burning compute.
 
@@ -68,25 +60,10 @@ def check(
     serve:
         Engines the adapter is meant for, with commas between: vllm, lorax, slora, llamacpp, mlx. Says what each will
         make of it.
-    select:
-        Apply only these rules: an id, or the beginning of ids such as LR; may be repeated.
-    ignore:
-        Leave these rules out, likewise.
-    fail_on:
-        Exit with 1 if a finding is at least this severe.
-    settings:
-        A file with settings, instead of the nearest gradience.toml or pyproject.toml with [tool.gradience].
-    isolated:
-        Read no file with settings.
     verbose:
         Show the grounds of each finding, and what could not be judged.
-    format:
-        text; json (schemas/check-report-v1.schema.json); sarif (2.1.0); github (annotations of a workflow).
-    json:
-        The same as --format json.
-
     """
-    kind, project = chosen_format(format, json=json), project_settings(settings, isolated=isolated)
+    settled = judging.settled()
     report = check_config(
         document=config,
         peft_dir=peft_dir,
@@ -97,12 +74,12 @@ def check(
         base=base,
         task=task,
         serve=serve or (),
-        select=select or (),
-        ignore=ignore or (),
-        settings=project.path,
+        select=settled.select,
+        ignore=settled.ignore,
+        settings=settled.settings,
     )
-    _show(report, kind, verbose=verbose)
-    return exit_code(report.findings, severity(fail_on, project))
+    _show(report, settled.format, verbose=verbose)
+    return settled.exit_code(report.findings)
 
 
 def _show(report: CheckReport, kind: Format, *, verbose: bool) -> None:
@@ -113,7 +90,7 @@ def _show(report: CheckReport, kind: Format, *, verbose: bool) -> None:
 
         print_text(check_text(report, verbose=verbose))
     else:
-        from gradience.check.places import places, rule_cards  # noqa: PLC0415  # only for programs
+        from gradience.check.places import places  # noqa: PLC0415  # only for programs
 
-        where = places(report)
-        print_for_programs(kind, report.findings, places=where, known=rule_cards(), not_run=report.not_run)
+        groups: tuple[RuleGroup, ...] = ("config", "base", "serve")
+        print_for_programs(kind, report.findings, places=places(report), groups=groups, not_run=report.not_run)

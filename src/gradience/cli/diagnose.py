@@ -8,13 +8,16 @@ from typing import Annotated, Final
 from cyclopts import Parameter
 from cyclopts.types import PositiveFloat
 
-from gradience.cli.output import exit_code, print_document, print_text
-from gradience.policy.run_detectors import DEFAULT_GAP
-from gradience.schema.scalars import Severity
+from gradience.cli.formats import Format, print_for_programs
+from gradience.cli.judging import NONE_GIVEN, Options
+from gradience.cli.output import print_document, print_text
+from gradience.schema.diagnose import DiagnoseReport
+from gradience.schema.rules import RuleGroup
 
 __all__ = ["diagnose"]
 
 _COULD_NOT_JUDGE: Final = 2
+_GROUPS: Final[tuple[RuleGroup, ...]] = ("config", "base", "log", "weights", "weights_and_base", "joins")
 
 
 def diagnose(
@@ -26,10 +29,9 @@ def diagnose(
     config: Path | None = None,
     base: Path | None = None,
     task: str | None = None,
-    gap_threshold: PositiveFloat = DEFAULT_GAP,
-    fail_on: Severity | None = None,
-    verbose: Annotated[bool, Parameter(alias="-v")] = False,
-    json: bool = False,
+    gap_threshold: PositiveFloat | None = None,
+    judging: Options = NONE_GIVEN,
+    verbose: Annotated[bool, Parameter(alias="-v", negative=())] = False,
 ) -> int:
     """Join a run's config, log and weights into one verdict with its causes.
 
@@ -51,14 +53,11 @@ def diagnose(
     task:
         What was trained: a data set's name (sst2, glue/mnli) or sft, dpo, grpo, ...
     gap_threshold:
-        Held-out over train perplexity from which the gap is a finding.
-    fail_on:
-        Exit with 1 if a cause is at least this severe.
+        Held-out over train perplexity from which the gap is a finding; 1.5 without it.
     verbose:
         Show the grounds of each cause: why, confidence, scope, evidence, what would verify it.
-    json:
-        Print one JSON document (schemas/diagnose-report-v1.schema.json).
     """
+    settled = judging.settled()
     from gradience.diagnosis.sources import find_sources  # noqa: PLC0415  # --help pays for nothing of this
 
     sources = find_sources(path, run=run, adapter=adapter, config=config)
@@ -68,11 +67,27 @@ def diagnose(
         prepare_jax("auto")
     from gradience.diagnosis.run import diagnose_sources  # noqa: PLC0415  # imports jax, after its environment is set
 
-    report = diagnose_sources(sources, base=base, task=task, gap_threshold=gap_threshold)
-    if json:
+    report = diagnose_sources(
+        sources,
+        base=base,
+        task=task,
+        gap_threshold=settled.gap(gap_threshold),
+        select=settled.select,
+        ignore=settled.ignore,
+        settings=settled.settings,
+    )
+    _show(report, settled.format, verbose=verbose)
+    return settled.exit_code(report.causes) if report.complete else _COULD_NOT_JUDGE
+
+
+def _show(report: DiagnoseReport, kind: Format, *, verbose: bool) -> None:
+    if kind == "json":
         print_document(report)
-    else:
+    elif kind == "text":
         from gradience.render.diagnose import diagnose_text  # noqa: PLC0415  # only for people
 
         print_text(diagnose_text(report, verbose=verbose))
-    return exit_code(report.causes, fail_on) if report.complete else _COULD_NOT_JUDGE
+    else:
+        from gradience.diagnosis.places import places  # noqa: PLC0415  # only for programs
+
+        print_for_programs(kind, report.causes, places=places(report), groups=_GROUPS, not_run=report.not_run)

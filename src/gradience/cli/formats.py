@@ -10,8 +10,9 @@ from typing import Literal, TypeAlias
 
 from gradience.cli.output import print_document
 from gradience.errors import GradienceError
-from gradience.render.cards import Card, Place
+from gradience.render.cards import Place
 from gradience.schema.findings import Finding, NotRun
+from gradience.schema.rules import RuleGroup
 
 __all__ = ["Format", "chosen_format", "print_for_programs"]
 
@@ -34,7 +35,7 @@ def print_for_programs(
     findings: Sequence[Finding],
     *,
     places: Sequence[Place | None],
-    known: Iterable[Card] = (),
+    groups: Sequence[RuleGroup],
     not_run: Iterable[NotRun] = (),
 ) -> None:
     """Print findings as SARIF 2.1.0 (one JSON document) or as annotations of GitHub Actions (a line each).
@@ -43,7 +44,7 @@ def print_for_programs(
         kind: which.
         findings: what was found.
         places: where each of them points, in their order; None where nowhere.
-        known: the rules that were applied, for SARIF.
+        groups: of the rules that were applied, for SARIF.
         not_run: the rules that could not be judged, for SARIF.
     """
     if kind == "github":
@@ -52,7 +53,15 @@ def print_for_programs(
         sys.stdout.writelines(f"{line}\n" for line in github_lines(findings, places=places))
         sys.stdout.flush()
         return
+    from gradience.policy.registry import cards_of  # noqa: PLC0415  # the same
     from gradience.render.sarif import sarif_log  # noqa: PLC0415  # the same
 
-    release = version("gradience")
-    print_document(sarif_log(findings, places=places, known=known, not_run=not_run, version=release, root=Path.cwd()))
+    log = sarif_log(
+        findings,
+        places=places,
+        known=cards_of(*groups),
+        not_run=not_run,
+        version=version("gradience"),
+        root=Path.cwd(),
+    )
+    print_document(log)

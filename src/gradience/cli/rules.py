@@ -2,66 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from typing import Annotated
 
-from gradience.cli.output import DONE, print_text
+from cyclopts import Parameter
+
+from gradience.cli.output import DONE, print_document, print_text
 from gradience.errors import ConfigError
-from gradience.policy.config_rules import RULES, rule_by_id
-from gradience.policy.detectors.detector import Detector
-from gradience.policy.joins import Join
-from gradience.policy.joins_table import JOINS, join_by_id
-from gradience.policy.merge_rules import MERGE_RULES, MergeRule, merge_rule_by_id
-from gradience.policy.rules import Rule
-from gradience.policy.run_detectors import DETECTORS, detector_by_id
-from gradience.render.text import banner
+from gradience.policy.registry import rule_cards, rules_named
+from gradience.render.rules import rule_text, rules_text
+from gradience.schema.rules import RULES_SCHEMA_ID, RuleCard, RulesReport
 
 __all__ = ["rules"]
 
 
-def rules(rule_id: str | None = None, /) -> int:
-    """List the rules of check and merge-check, monitor's detectors and diagnose's joins, or explain one.
+def rules(rule_id: str | None = None, /, *, json: Annotated[bool, Parameter(negative=())] = False) -> int:
+    """List every rule of every command, those whose ids begin alike, or explain one.
 
     Parameters
     ----------
     rule_id:
-        For example LR001.
+        An id, as LR001, or the beginning of ids, as LR; in any case.
+    json:
+        Print one JSON document (schemas/rules-report-v1.schema.json).
     """
-    if rule_id is None:
-        print_text("\n".join(_table()))
-        return DONE
-    rule = rule_by_id(rule_id) or detector_by_id(rule_id) or join_by_id(rule_id) or merge_rule_by_id(rule_id)
-    if rule is None:
-        message = f"no rule is called {rule_id!r}"
-        raise ConfigError(message, advice="'gradience rules' lists them")
-    print_text("\n".join(_card(rule)))
+    cards = rule_cards() if rule_id is None else _named(rule_id)
+    if json:
+        print_document(RulesReport(schema=RULES_SCHEMA_ID, rules=list(cards)))
+    elif len(cards) == 1:
+        print_text(rule_text(cards[0]))
+    else:
+        print_text(rules_text(cards))
     return DONE
 
 
-def _table() -> Iterator[str]:
-    yield from banner("GRADIENCE RULES")
-    table: tuple[Rule | Detector | Join | MergeRule, ...] = (*RULES, *DETECTORS, *JOINS, *MERGE_RULES)
-    for rule in table:
-        yield f"{rule.id:<8}{rule.severity:<9}{rule.confidence:.2f}  {rule.title}"
-    yield ""
-    yield "Severity is the usual one; confidence is a judgement in 0..1. 'gradience rules LR001' explains one."
-
-
-def _card(rule: Rule | Detector | Join | MergeRule) -> Iterator[str]:
-    yield from banner(f"{rule.id}: {rule.title}")
-    yield f"Severity:   {rule.severity}"
-    yield f"Confidence: {rule.confidence:.2f} (a judgement)"
-    yield f"Scope:      {rule.scope}"
-    if rule.rationale:
-        yield f"Why:        {rule.rationale}"
-    yield f"Action:     {rule.action}"
-    if rule.verify:
-        yield f"Verify:     {rule.verify}"
-    if rule.thresholds:
-        yield "Thresholds:"
-        for item in rule.thresholds:
-            yield f"  {item.name} = {item.value:g} ({item.unit}): {item.source}"
-    if rule.evidence:
-        yield "Evidence:"
-    for ground in rule.evidence:
-        yield f"  {ground.source}:"
-        yield f"      {ground.says}"
+def _named(rule_id: str) -> list[RuleCard]:
+    found = rules_named(rule_id)
+    if not found:
+        raise ConfigError(f"no rule is called {rule_id!r}", advice="'gradience rules' lists them")
+    return found

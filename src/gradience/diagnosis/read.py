@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Final, NamedTuple
 
 import msgspec
@@ -12,6 +14,10 @@ from gradience.diagnosis.sources import Found, PathLike, Sources
 from gradience.errors import GradienceError
 from gradience.monitor.run import report_of
 from gradience.monitor.source import open_source
+from gradience.policy.adapter_table import ADAPTER_CHECKS
+from gradience.policy.config_rules import RULES
+from gradience.policy.run_detectors import DETECTED
+from gradience.policy.selection import without
 from gradience.schema.audit import AuditReport
 from gradience.schema.config import ConfigSnapshot
 from gradience.schema.diagnose import DiagnosedSource, Source
@@ -21,7 +27,9 @@ from gradience.telemetry.summary import RunSeries
 
 __all__ = ["Log", "Read", "read_sources"]
 
-_OF_RUNS_TO_COME: Final = ("REC005",)  # a finished run's output folder is in use, by itself
+_OF_RUNS_TO_COME: Final = {
+    "REC005": "about a run to come; this one was begun"
+}  # its output folder is in use, by itself
 
 
 class Log(NamedTuple):
@@ -41,13 +49,19 @@ class Read(NamedTuple):
 
 
 def read_sources(
-    sources: Sources, base: PathLike | None, task: str | None, gap_threshold: float, *, top_singular_values: int = 0
+    sources: Sources,
+    base: PathLike | None,
+    task: str | None,
+    gap_threshold: float,
+    *,
+    top_singular_values: int = 0,
+    left_out: Mapping[str, str] = MappingProxyType({}),
 ) -> Read:
-    """Return what check, monitor and audit say of the sources that are there."""
+    """Return what check, monitor and audit say of the sources that are there; rules left out with their reason."""
     states: dict[Source, DiagnosedSource] = {}
-    log, states["log"] = _read_log(sources.log, gap_threshold)
-    audit, states["weights"] = _read_weights(sources.weights, base, top_singular_values)
-    check, states["config"] = _read_config(sources, log.report.config if log else None, base, task)
+    log, states["log"] = _read_log(sources.log, gap_threshold, left_out)
+    audit, states["weights"] = _read_weights(sources.weights, base, top_singular_values, left_out)
+    check, states["config"] = _read_config(sources, log.report.config if log else None, base, task, left_out)
     return Read(states, check, log, audit)
 
 
@@ -60,14 +74,14 @@ def _state(source: Source, found: Found, *, holds: str = "", fault: GradienceErr
     return DiagnosedSource(source=source, state="read", path=path, chosen=found.chosen, holds=holds)
 
 
-def _read_log(found: Found, gap_threshold: float) -> tuple[Log | None, DiagnosedSource]:
+def _read_log(found: Found, gap_threshold: float, left_out: Mapping[str, str]) -> tuple[Log | None, DiagnosedSource]:
     if found.path is None:
         return None, _state("log", found)
     try:
         source = open_source(found.path)
         run = source.summary.last
         assert run is not None  # noqa: S101  # open_source refuses a source without a run
-        log = Log(report_of(source, run, gap_threshold=gap_threshold), run)
+        log = Log(report_of(source, run, gap_threshold=gap_threshold, left_out=_of(DETECTED, left_out)), run)
     except GradienceError as fault:
         return None, _state("log", found, fault=fault)
     rows, evals = log.report.train.rows, len(run.evals)
@@ -79,7 +93,9 @@ def _plural(n: int, what: str) -> str:
     return f"{n} {what}" if n == 1 else f"{n} {what}s"
 
 
-def _read_weights(found: Found, base: PathLike | None, top: int) -> tuple[AuditReport | None, DiagnosedSource]:
+def _read_weights(
+    found: Found, base: PathLike | None, top: int, left_out: Mapping[str, str]
+) -> tuple[AuditReport | None, DiagnosedSource]:
     if found.path is None:
         return None, _state("weights", found)
     from gradience.audit import audit_adapter  # noqa: PLC0415  # imports jax: only where there are weights
@@ -88,12 +104,18 @@ def _read_weights(found: Found, base: PathLike | None, top: int) -> tuple[AuditR
         audit = audit_adapter(found.path, base=base, top_singular_values=top)
     except GradienceError as fault:
         return None, _state("weights", found, fault=fault)
+    findings, not_run = without(audit.findings, audit.not_run, _of((c.id for c in ADAPTER_CHECKS), left_out))
+    audit = msgspec.structs.replace(audit, findings=findings, not_run=not_run)
     holds = f"{_plural(len(audit.modules), 'module')}, {audit.health.verdict.replace('_', ' ')}"
     return audit, _state("weights", found, holds=holds)
 
 
 def _read_config(
-    sources: Sources, logged: ConfigSnapshot | None, base: PathLike | None, task: str | None
+    sources: Sources,
+    logged: ConfigSnapshot | None,
+    base: PathLike | None,
+    task: str | None,
+    left_out: Mapping[str, str],
 ) -> tuple[CheckReport | None, DiagnosedSource]:
     """Return the check of what the log states, below the files: what was named, else arguments and adapter config."""
     logged = None if logged == ConfigSnapshot() else logged
@@ -102,6 +124,7 @@ def _read_config(
     if logged is None and named is None and training is None and beside is None:
         return None, _state("config", sources.config)
     found = Found(named or training or beside or sources.log.path, chosen=sources.config.chosen)
+    reasons = {**_of((rule.id for rule in RULES), left_out), **_OF_RUNS_TO_COME}
     try:
         check = check_config(
             logged,
@@ -110,19 +133,24 @@ def _read_config(
             training=None if named else training,
             base=base,
             task=task,
-            ignore=_OF_RUNS_TO_COME,
+            ignore=list(reasons),
         )
     except GradienceError as fault:
         return None, _state("config", found, fault=fault)
     files = [Path(file.path).name for file in check.sources if file.role != "base"]
     holds = ", ".join(dict.fromkeys([*(["settings in the log"] if logged else []), *files]))
-    return _told(check), _state("config", found, holds=holds)
+    return _told(check, reasons), _state("config", found, holds=holds)
 
 
-def _told(check: CheckReport) -> CheckReport:
-    """Return the check with the reason why rules about a run to come were left out."""
-    past = {rule: NotRun(id=rule, reason="about a run to come; this one was begun") for rule in _OF_RUNS_TO_COME}
-    return msgspec.structs.replace(check, not_run=[past.get(item.id, item) for item in check.not_run])
+def _told(check: CheckReport, reasons: Mapping[str, str]) -> CheckReport:
+    """Return the check with the reasons why rules were left out."""
+    told = {rule: NotRun(id=rule, reason=reason) for rule, reason in reasons.items()}
+    return msgspec.structs.replace(check, not_run=[told.get(item.id, item) for item in check.not_run])
+
+
+def _of(ids: Iterable[str], left_out: Mapping[str, str]) -> dict[str, str]:
+    """Return the reasons of those that one source has."""
+    return {rule: left_out[rule] for rule in ids if rule in left_out}
 
 
 def _config_beside(weights: Path | None) -> Path | None:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import Final
 
-from gradience.policy.adapter_checks import adapter_checks_not_run
 from gradience.policy.adapter_table import ADAPTER_CHECKS
 from gradience.policy.config_rules import RULES
 from gradience.policy.joins import unread_legs
@@ -38,12 +38,13 @@ def unjudged(
     check: CheckReport | None,
     monitor: MonitorReport | None,
     audit: AuditReport | None,
+    left_out: Mapping[str, str] = MappingProxyType({}),
 ) -> list[Unjudged]:
-    """Return every rule, detector, check and join that did not run, with its reason."""
+    """Return every rule, detector, check and join that did not run, with its reason; of joins also those left out."""
     told: dict[Source, list[NotRun] | None] = {
         "config": check.not_run if check else None,
         "log": monitor.not_run if monitor else None,
-        "weights": list(adapter_checks_not_run(audit)) if audit else None,
+        "weights": audit.not_run if audit else None,
     }
     read = frozenset(source.source for source in sources if source.state == "read")
     found: list[Unjudged] = []
@@ -52,7 +53,7 @@ def unjudged(
         if items is None:
             items = [NotRun(id=rule, reason=source.reason) for rule in IDS[source.source]]
         found += [Unjudged(source=source.source, id=item.id, reason=item.reason) for item in items]
-    lacking = ((join.id, unread_legs(join, read)) for join in JOINS)
+    lacking = ((join.id, left_out.get(join.id) or unread_legs(join, read)) for join in JOINS)
     return found + [Unjudged(source="join", id=rule, reason=why) for rule, why in lacking if why is not None]
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -14,7 +14,7 @@ import msgspec
 from gradience.errors import GradienceError, RecorderError
 from gradience.monitor.collection import MAX_RUNS, names_of, runs_in
 from gradience.monitor.evals import number_in
-from gradience.monitor.run import report_of
+from gradience.monitor.run import detectors_left_out, report_of
 from gradience.monitor.source import open_source
 from gradience.policy.detectors.curve import median
 from gradience.policy.detectors.facts import sorted_by_step
@@ -58,7 +58,13 @@ class _Run(NamedTuple):
 
 
 def compare_runs(
-    paths: Sequence[str | os.PathLike[str]], *, gap_threshold: float = DEFAULT_GAP, all_runs: bool = False
+    paths: Sequence[str | os.PathLike[str]],
+    *,
+    gap_threshold: float = DEFAULT_GAP,
+    all_runs: bool = False,
+    select: Iterable[str] = (),
+    ignore: Iterable[str] = (),
+    settings: str | os.PathLike[str] | None = None,
 ) -> CompareReport:
     """Return several runs side by side.
 
@@ -66,18 +72,23 @@ def compare_runs(
         paths: logs, folders of a run, folders of runs, or anything that `gradience import` reads.
         gap_threshold: held-out over train perplexity from which the gap is a finding.
         all_runs: every run of a log that holds several, not the last alone.
+        select: ids of detectors, or beginnings of ids, to apply; all by default.
+        ignore: ids of detectors, or beginnings of ids, to leave out.
+        settings: a file with settings, as for `monitor_run`.
 
     Raises:
+        ConfigError: an id is not known, or the settings cannot be read.
         RecorderError: a path is missing or holds no run; within a folder of runs such a log is listed as unread.
         SchemaError: a log is of another major version.
     """
+    left_out = detectors_left_out(select, ignore, settings)
     runs: list[_Run] = []
     unread: list[UnreadRun] = []
     folders = [runs_in(given) for given in paths]
     for members in folders:
         for path in members:
             try:
-                runs += _read(path, gap_threshold, all_runs=all_runs)
+                runs += _read(path, gap_threshold, left_out, all_runs=all_runs)
             except GradienceError as error:
                 if len(members) == 1:
                     raise
@@ -94,11 +105,11 @@ def compare_runs(
     )
 
 
-def _read(path: Path, gap_threshold: float, *, all_runs: bool) -> Iterator[_Run]:
+def _read(path: Path, gap_threshold: float, left_out: Mapping[str, str], *, all_runs: bool) -> Iterator[_Run]:
     source = open_source(path)
     chosen = list(source.summary.runs.values())
     for series in chosen if all_runs else chosen[-1:]:
-        report = report_of(source, series, gap_threshold=gap_threshold)
+        report = report_of(source, series, gap_threshold=gap_threshold, left_out=left_out)
         rows = sorted_by_step(Series(series.steps, series.losses, (), in_order=not series.out_of_order))
         yield _Run(source.path, report, _Column(rows.steps, rows.losses), _evals(series.evals, _split(report)))
 

@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Final
 
 from gradience.monitor.evals import derived_notes, gap_of, held_out_of, latest_evals, number_in
 from gradience.monitor.source import Source, logged_in, open_source, signals_in
 from gradience.policy.detectors.signals import Signal, ends
-from gradience.policy.run_detectors import DEFAULT_GAP, RunFacts, Series, detect
+from gradience.policy.run_detectors import DEFAULT_GAP, DETECTED, RunFacts, Series, detect
+from gradience.policy.selection import without
 from gradience.policy.story import line_of, tell
 from gradience.schema.config import ConfigSnapshot
 from gradience.schema.reports import MONITOR_SCHEMA_ID, MonitorReport, SignalSummary, TrainSummary
 from gradience.schema.scalars import NonFinite, real
+from gradience.selected import rules_left_out
 from gradience.telemetry.summary import RunSeries, RunSummary
 
-__all__ = ["monitor_run", "report_of"]
+__all__ = ["detectors_left_out", "monitor_run", "report_of"]
 
 _CLASSES: Final = {  # of data sets whose logs do not say
     "sst2": 2,
@@ -34,7 +37,13 @@ _CLASSES: Final = {  # of data sets whose logs do not say
 
 
 def monitor_run(
-    path: str | os.PathLike[str], *, gap_threshold: float = DEFAULT_GAP, run: str | None = None
+    path: str | os.PathLike[str],
+    *,
+    gap_threshold: float = DEFAULT_GAP,
+    run: str | None = None,
+    select: Iterable[str] = (),
+    ignore: Iterable[str] = (),
+    settings: str | os.PathLike[str] | None = None,
 ) -> MonitorReport:
     """Return the story of the last run in a log, or of one run by its id.
 
@@ -45,23 +54,46 @@ def monitor_run(
         path: a run.jsonl, a folder that holds one, or anything that `gradience import` reads.
         gap_threshold: held-out over train perplexity from which the gap is a finding.
         run: id, or name in an import, of the run to show; the last if None.
+        select: ids of detectors, or beginnings of ids, to apply; all by default.
+        ignore: ids of detectors, or beginnings of ids, to leave out.
+        settings: a gradience.toml, or a pyproject.toml with `[tool.gradience]`, whose `select` and `ignore` apply where
+            the arguments of that name are empty. None is looked for.
 
     Raises:
         RecorderError: the log is missing, empty, or holds no event at all, or no such run.
+        ConfigError: an id is not known, or the settings cannot be read.
         SchemaError: the log is of another major version.
     """
+    left_out = detectors_left_out(select, ignore, settings)
     source = open_source(path, run)
     shown = source.summary.last
     assert shown is not None  # noqa: S101  # open_source refuses a source without a run
-    return report_of(source, shown, gap_threshold=gap_threshold)
+    return report_of(source, shown, gap_threshold=gap_threshold, left_out=left_out)
 
 
-def report_of(source: Source, run: RunSeries, *, gap_threshold: float = DEFAULT_GAP) -> MonitorReport:
-    """Return the report of one run of a source."""
+def detectors_left_out(
+    select: Iterable[str] = (), ignore: Iterable[str] = (), settings: str | os.PathLike[str] | None = None
+) -> dict[str, str]:
+    """Return the detectors that are not to speak, each with the reason.
+
+    Raises:
+        ConfigError: an id is not known, or the settings cannot be read.
+    """
+    return rules_left_out(DETECTED, select=select, ignore=ignore, settings=settings)
+
+
+def report_of(
+    source: Source,
+    run: RunSeries,
+    *,
+    gap_threshold: float = DEFAULT_GAP,
+    left_out: Mapping[str, str] = MappingProxyType({}),
+) -> MonitorReport:
+    """Return the report of one run of a source; a detector left out is named with its reason."""
     summary, config = source.summary, run.config or ConfigSnapshot()
     facts = _facts(source, run, config, gap_threshold)
     train = _train(run, facts)
-    findings, not_run = detect(facts)
+    findings, not_run = without(*detect(facts), left_out)
     parts = tell(facts, findings, not_run, train)
     audit = run.latest_metrics.get("lora_audit")
     return MonitorReport(

@@ -18,7 +18,7 @@ from gradience.policy.rules import Rule, Verdict, apply_rules
 from gradience.schema.config import ConfigSnapshot
 from gradience.schema.findings import NotRun, gravest_first
 
-__all__ = ["RULES", "judge_config", "rule_by_id"]
+__all__ = ["RULES", "judge_config"]
 
 RULES: tuple[Rule, ...] = (
     rules_values.RULES
@@ -29,11 +29,6 @@ RULES: tuple[Rule, ...] = (
     + rules_schedule.RULES
     + rules_serving.RULES
 )
-
-
-def rule_by_id(rule_id: str) -> Rule | None:
-    """Return the rule of this id, in any case, or None."""
-    return next((rule for rule in RULES if rule.id == rule_id.upper()), None)
 
 
 def judge_config(

@@ -10,11 +10,6 @@ from typing import Final
 from gradience.policy import joins_files, joins_run
 from gradience.policy.joins import Join
 
-__all__ = ["JOINS", "join_by_id"]
+__all__ = ["JOINS"]
 
 JOINS: Final[tuple[Join, ...]] = joins_run.JOINS + joins_files.JOINS
-
-
-def join_by_id(join_id: str) -> Join | None:
-    """Return the join of this id, in any case, or None."""
-    return next((join for join in JOINS if join.id == join_id.upper()), None)

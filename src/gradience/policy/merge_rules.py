@@ -12,7 +12,7 @@ from gradience.schema.findings import Evidence, Finding, gravest_first
 from gradience.schema.merge import MergeCheckReport
 from gradience.schema.scalars import Severity
 
-__all__ = ["MERGE_RULES", "MergeRule", "merge_findings", "merge_rule_by_id"]
+__all__ = ["MERGE_RULES", "MergeRule", "merge_findings"]
 
 _TASK_VECTORS = Evidence(
     source="Ilharco et al. 2022, arXiv 2212.04089",
@@ -156,11 +156,6 @@ MERGE_RULES: Final = (
         "'gradience merge --dry-run' says what it refuses.",
     ),
 )
-
-
-def merge_rule_by_id(rule_id: str) -> MergeRule | None:
-    """Return the rule of this id, in any case, or None."""
-    return next((rule for rule in MERGE_RULES if rule.id == rule_id.upper()), None)
 
 
 def merge_findings(report: MergeCheckReport) -> list[Finding]:

@@ -30,7 +30,7 @@ from gradience.policy.detectors.thresholds import FEW_ROWS
 from gradience.policy.evidence.runs import LOGGING_DEFAULT
 from gradience.schema.findings import Finding, NotRun, gravest_first
 
-__all__ = ["DEFAULT_GAP", "DETECTORS", "RunFacts", "Series", "detect", "detector_by_id"]
+__all__ = ["DEFAULT_GAP", "DETECTED", "DETECTORS", "RunFacts", "Series", "detect"]
 
 
 def _sparse(facts: RunFacts) -> Sighting | None:
@@ -73,11 +73,7 @@ DETECTORS: tuple[Detector, ...] = (
     *reward.DETECTORS,
     *adapter.DETECTORS,
 )
-
-
-def detector_by_id(detector_id: str) -> Detector | None:
-    """Return the detector of this id, in any case, or None."""
-    return next((detector for detector in DETECTORS if detector.id == detector_id.upper()), None)
+DETECTED: tuple[str, ...] = (*(item.id for item in DETECTORS), *adapter.VERDICTS)  # what a finding on a log is called
 
 
 def detect(facts: RunFacts) -> tuple[list[Finding], list[NotRun]]:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from gradience.errors import ConfigError
+from gradience.schema.findings import Finding, NotRun
 
-__all__ = ["left_out", "matching"]
+__all__ = ["left_out", "matching", "without"]
 
 
 def left_out(known: Sequence[str], wanted: Collection[str], unwanted: Collection[str]) -> dict[str, str]:
@@ -39,3 +40,12 @@ def _hits(known: Sequence[str], entry: str) -> list[str]:
     if entry == "ALL":
         return list(known)
     return [rule_id for rule_id in known if entry and rule_id.startswith(entry)]
+
+
+def without(
+    findings: Iterable[Finding], not_run: Iterable[NotRun], reasons: Mapping[str, str]
+) -> tuple[list[Finding], list[NotRun]]:
+    """Return the findings and the rules not run, less those left out; these are among the latter with their reason."""
+    kept = [finding for finding in findings if finding.id not in reasons]
+    others = [item for item in not_run if item.id not in reasons]
+    return kept, others + [NotRun(id=rule_id, reason=reason) for rule_id, reason in reasons.items()]

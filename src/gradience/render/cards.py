@@ -1,14 +1,14 @@
-"""A rule as other programs' formats want it: its id, words and grounds; and where a finding points."""
+"""Where a finding points, and the cards of the rules behind findings."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-from gradience.schema.findings import Evidence, Finding
-from gradience.schema.scalars import Severity
+from gradience.schema.findings import Finding
+from gradience.schema.rules import RuleCard
 
-__all__ = ["Card", "Place", "cards"]
+__all__ = ["Place", "cards"]
 
 
 class Place(NamedTuple):
@@ -18,21 +18,7 @@ class Place(NamedTuple):
     line: int | None = None
 
 
-class Card(NamedTuple):
-    """What there is to say of a rule, whether it found something or not."""
-
-    id: str
-    title: str
-    severity: Severity
-    why: str = ""
-    action: str = ""
-    scope: str = ""
-    verify: str = ""
-    evidence: tuple[Evidence, ...] = ()
-    confidence: float | None = None
-
-
-def cards(known: Iterable[Card], findings: Sequence[Finding]) -> list[Card]:
+def cards(known: Iterable[RuleCard], findings: Sequence[Finding]) -> list[RuleCard]:
     """Return the known cards, and one made from the first finding of each rule that has none."""
     found = {card.id: card for card in known}
     for finding in findings:
@@ -40,15 +26,15 @@ def cards(known: Iterable[Card], findings: Sequence[Finding]) -> list[Card]:
     return list(found.values())
 
 
-def _card_of_finding(finding: Finding) -> Card:
-    return Card(
+def _card_of_finding(finding: Finding) -> RuleCard:
+    return RuleCard(
         id=finding.id,
         title=finding.id,
         severity=finding.severity,
-        why=finding.rationale or "",
-        action=finding.action or "",
-        scope=finding.scope or "",
-        verify=finding.verify or "",
-        evidence=tuple(finding.evidence),
         confidence=finding.confidence,
+        scope=finding.scope or "",
+        rationale=finding.rationale or "",
+        action=finding.action or "",
+        verify=finding.verify or "",
+        evidence=finding.evidence,
     )

@@ -9,9 +9,10 @@ from urllib.parse import quote
 
 from msgspec import UNSET
 
-from gradience.render.cards import Card, Place, cards
+from gradience.render.cards import Place, cards
 from gradience.render.text import clean
 from gradience.schema.findings import Finding, NotRun
+from gradience.schema.rules import RuleCard
 from gradience.schema.sarif import (
     ArtifactLocation,
     Configuration,
@@ -43,7 +44,7 @@ def sarif_log(
     findings: Sequence[Finding],
     *,
     places: Sequence[Place | None],
-    known: Iterable[Card] = (),
+    known: Iterable[RuleCard] = (),
     not_run: Iterable[NotRun] = (),
     version: str,
     root: Path,
@@ -100,20 +101,26 @@ def _uri(path: str, root: Path) -> str:
         return whole.resolve().as_uri()
 
 
-def _descriptor(card: Card) -> Descriptor:
+def _descriptor(card: RuleCard) -> Descriptor:
     confidence = {} if card.confidence is None else {"confidence": card.confidence}
     return Descriptor(
         id=card.id,
         short_description=Text(text=_sentence(card.title)),
-        full_description=Text(text=card.why or _sentence(card.title)),
+        full_description=Text(text=card.rationale or _sentence(card.title)),
         help=Text(text="\n".join(_help(card, "", ": ")), markdown="\n\n".join(_help(card, "**", ":** "))),
         default_configuration=Configuration(level=_LEVELS[card.severity]),
         properties={"tags": ["lora"], **confidence},
     )
 
 
-def _help(card: Card, before: str, after: str) -> Iterator[str]:
-    words = {"Why": card.why, "Action": card.action, "Scope": card.scope, "Verify": card.verify}
+def _help(card: RuleCard, before: str, after: str) -> Iterator[str]:
+    words = {
+        "When": card.condition,
+        "Why": card.rationale,
+        "Action": card.action,
+        "Scope": card.scope,
+        "Verify": card.verify,
+    }
     yield from (f"{before}{label}{after}{text}" for label, text in words.items() if text)
     for ground in card.evidence:
         yield f"{before}Evidence{after}{ground.source}: {ground.says}"

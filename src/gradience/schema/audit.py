@@ -8,7 +8,7 @@ import msgspec
 from msgspec import Meta
 
 from gradience.schema.base import BaseComparison, BaseReport
-from gradience.schema.findings import Finding
+from gradience.schema.findings import Finding, NotRun
 from gradience.schema.ranks import RankDisagreement, RankPattern, RankRule, SuggestedRank
 from gradience.schema.scalars import Fraction, NonNegativeInt, Real
 
@@ -199,4 +199,5 @@ class AuditReport(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True)
     ledger: list[LedgerEntry] = []
     not_analysed: list[NotAnalysed] = []
     findings: list[Finding] = []
+    not_run: Annotated[list[NotRun], Meta(description="Checks that did not run, each with the reason.")] = []
     notes: list[str] = []

@@ -24,6 +24,7 @@ from gradience.schema.mitigate import MitigateReport
 from gradience.schema.provenance import Provenance
 from gradience.schema.reports import CheckReport, ImportReport, MonitorReport, ValidateReport
 from gradience.schema.resize import ResizeReport
+from gradience.schema.rules import RulesReport
 
 __all__ = ["SCHEMAS", "SchemaName", "json_schema", "schema_text", "write_schemas"]
 
@@ -43,6 +44,7 @@ SchemaName: TypeAlias = Literal[
     "merge-check",
     "import",
     "validate",
+    "rules",
     "provenance",
 ]
 
@@ -76,6 +78,7 @@ SCHEMAS: Final[dict[SchemaName, str]] = {
     "diagnose": "diagnose-report-v1",
     "import": "import-report-v1",
     "validate": "validate-report-v1",
+    "rules": "rules-report-v1",
     "provenance": "provenance-v1",
 }
 _REPORTS: Final[dict[SchemaName, type[msgspec.Struct]]] = {
@@ -92,6 +95,7 @@ _REPORTS: Final[dict[SchemaName, type[msgspec.Struct]]] = {
     "diagnose": DiagnoseReport,
     "import": ImportReport,
     "validate": ValidateReport,
+    "rules": RulesReport,
     "provenance": Provenance,
 }
 

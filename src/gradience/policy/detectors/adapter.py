@@ -20,7 +20,9 @@ from gradience.policy.thresholds import LOW_UTILIZATION
 from gradience.schema.findings import Finding
 from gradience.schema.scalars import Json
 
-__all__ = ["DETECTORS", "audited_rank", "error_bound"]
+__all__ = ["DETECTORS", "VERDICTS", "audited_rank", "error_bound"]
+
+VERDICTS = ("NUM201", "RND203")  # of an audit in the log, said by TRN202
 
 _LOST = (("energy_rank_99", 0.01), ("energy_rank_95", 0.05), ("energy_rank_90", 0.10))  # energy lost from that rank on
 _UNFIT = {"untrained", "near_untrained", "broken", "random_like", "not_analysed"}  # no rank is to be suggested
