@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import subprocess
 import sys
@@ -9,6 +10,7 @@ import sys
 import jsonschema
 import pytest
 
+from gradience.cli import main as main_module
 from gradience.cli.main import main
 from gradience.telemetry.writer import TelemetryWriter
 
@@ -91,3 +93,15 @@ def test_our_own_bugs_keep_their_traceback(monkeypatch, log):
     monkeypatch.setattr("gradience.cli.monitor.monitor_run", broken)
     with pytest.raises(ZeroDivisionError):
         main(["monitor", str(log)])
+
+
+def test_ctrl_c_is_one_line_and_no_traceback(monkeypatch, capsys):
+    def interrupted() -> int:
+        raise KeyboardInterrupt
+
+    thresholds = gc.get_threshold()
+    monkeypatch.setattr(main_module, "main", interrupted)
+    assert main_module.script() == 130
+    assert capsys.readouterr().err == "gradience: interrupted\n"
+    gc.set_threshold(*thresholds)
+    gc.unfreeze()

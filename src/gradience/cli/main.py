@@ -17,6 +17,7 @@ from gradience.errors import GradienceError
 __all__ = ["COMMANDS", "UNUSABLE", "build_app", "main", "script"]
 
 UNUSABLE = 2
+_INTERRUPTED = 130  # 128 + SIGINT, as a shell counts
 
 _GC_THRESHOLDS = (100_000, 50, 100)  # importing jax alone runs the defaults (700, 10, 10) a hundred times, in vain
 
@@ -97,6 +98,9 @@ def script() -> int:
     gc.set_threshold(*_GC_THRESHOLDS)
     try:
         return main()
+    except KeyboardInterrupt:
+        sys.stderr.write("gradience: interrupted\n")
+        return _INTERRUPTED
     finally:
         gc.freeze()  # the process ends here: nothing is gained by searching it for garbage once more
 
