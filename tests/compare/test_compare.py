@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from gradience import AdapterError, compare_adapters
+from gradience import AdapterError, compare_adapters, convert_adapter
 from gradience.cli.main import main
 from gradience.schema.export import json_schema
 
@@ -167,3 +167,19 @@ def test_checkpoints_of_different_runs_are_two_adapters_and_no_series(save, tmp_
     report = compare_adapters(*folders)
     assert report.series is None
     assert [item.name for item in report.adapters] == ["first/checkpoint-200", "second/checkpoint-200"]
+
+
+def test_an_adapter_in_another_format_is_the_same_update(save, tmp_path):
+    saved = save("one", seed=1, target_modules=["q_proj"])
+    convert_adapter(saved.folder, tmp_path / "mlx", to="mlx")
+    pair = compare_adapters(saved.folder, tmp_path / "mlx").pairs[0]
+    assert pair.compared == 2
+    assert pair.cosine == pytest.approx(1.0, abs=1e-6)
+    assert pair.relative_change is not None
+    assert pair.relative_change < 1e-5
+
+
+def test_the_same_folder_twice_has_two_names(save):
+    folder = save("one", seed=1).folder
+    report = compare_adapters(folder, folder)
+    assert [item.name for item in report.adapters] == ["one#1", "one#2"]

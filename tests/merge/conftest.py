@@ -39,6 +39,7 @@ class Net(nn.Module):
             nn.ModuleDict({"q_proj": nn.Linear(16, 20), "up_proj": nn.Linear(16, 24)}) for _ in range(2)
         )
         self.conv2d = nn.Conv2d(6, 8, 3)
+        self.attention = nn.MultiheadAttention(16, 2)
         self.experts = Experts()
         self.classifier = nn.Linear(16, 3)
 

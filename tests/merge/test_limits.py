@@ -77,6 +77,27 @@ def test_biases_that_differ_are_refused(save, tmp_path):
         merge_adapters([one.folder, two.folder], tmp_path / "out")
 
 
+@pytest.mark.parametrize("kind", ["all", "lora_only"])
+def test_chosen_biases_are_carried_and_the_config_says_so(kind, save, merged, tmp_path):
+    one, two = (save(name, seed=seed, bias=kind) for seed, name in enumerate(("one", "two")))
+    merge_adapters([one.folder, two.folder], tmp_path / "out", heads_from="B", weights=[0.5, 0.5])
+    update = merged(one.model, tmp_path / "out")
+    for name, value in update.items():
+        truth = two.update[name] if name.endswith("bias") else (one.update[name] + two.update[name]) / 2
+        np.testing.assert_allclose(value, truth, atol=1e-5, err_msg=name)
+
+
+def test_token_rows_are_carried_from_the_adapter_that_is_chosen(save, merged, tmp_path):
+    rows = {"trainable_token_indices": {"embed_tokens": [3, 7]}}
+    one, two = save("one", seed=1, **rows), save("two", seed=2, **rows)
+    with pytest.raises(AdapterError, match="token rows"):
+        merge_adapters([one.folder, two.folder], tmp_path / "out")
+    for choice, side in (("A", one), ("B", two)):
+        merge_adapters([one.folder, two.folder], tmp_path / f"from-{choice}", heads_from=choice)
+        update = merged(one.model, tmp_path / f"from-{choice}")
+        np.testing.assert_allclose(update["embed_tokens.weight"], side.update["embed_tokens.weight"], atol=1e-6)
+
+
 def test_an_existing_folder_and_a_source_are_kept(save, tmp_path, capsys):
     one, two = save("one", seed=1), save("two", seed=2)
     held = tmp_path / "out"

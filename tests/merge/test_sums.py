@@ -18,6 +18,8 @@ KINDS = {
     "embedding": {"target_modules": ["embed_tokens", "q_proj"]},
     "conv": {"target_modules": ["conv2d"]},
     "experts": {"target_modules": [], "target_parameters": ["experts.gate_up_proj", "experts.down_proj"]},
+    "attention": {"target_modules": ["attention"]},
+    "layers": {"layers_to_transform": [1], "layers_pattern": "layers"},
     "regex": {"target_modules": r".*layers\.[01]\.q_proj"},
 }
 
