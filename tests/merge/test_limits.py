@@ -167,6 +167,7 @@ def test_the_record_names_method_sources_and_errors_but_no_path(save, tmp_path):
     record = json.loads(text)
     assert record["operation"] == "merge"
     assert record["options"]["method"] == "svd"
+    assert record["options"]["rank"] == 2
     assert len(record["sources"]) == 4
     assert len(record["modules"]) == 4
     assert str(tmp_path) not in text

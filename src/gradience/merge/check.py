@@ -75,6 +75,7 @@ def merge_check(
     total = total_of(products)
     pairs = [_pair(sides, chosen, total, places, products) for places in combinations(range(len(sides)), _TWO)]
     pooled = pooled_signs(list(signs.values()))
+    modules = [_module(name, products.by_module[name], chosen, signs.get(name)) for name in _shared(found)]
     report = MergeCheckReport(
         schema=MERGE_CHECK_SCHEMA_ID,
         adapters=[
@@ -90,8 +91,8 @@ def merge_check(
         differences=config_differences(sides),
         pairs=pairs,
         signs=None if pooled is None else _conflict(pooled),
-        expected_conflict=_expected(pairs) if len(sides) == _TWO else None,
-        modules=[_module(name, products.by_module[name], chosen, signs.get(name)) for name in _shared(found)],
+        expected_conflict=_expected(modules) if len(sides) == _TWO else None,
+        modules=modules,
         only_in=found.partial,
         different_shapes=found.odd,
         notes=_notes(sides, found, products),
@@ -120,9 +121,11 @@ def _pair(
     )
 
 
-def _expected(pairs: Sequence[CheckedPair]) -> float | None:
-    cosine = pairs[0].cosine
-    return None if cosine is None else math.acos(cosine) / math.pi
+def _expected(modules: Sequence[CheckedModule]) -> float | None:
+    """Return the conflict that Gaussian entries with each module's cosine would have, in the mean over entries."""
+    able = [(m.signs.of, m.lowest_cosine) for m in modules if m.signs is not None and m.lowest_cosine is not None]
+    entries = sum(of for of, _ in able)
+    return sum(of * math.acos(cosine) / math.pi for of, cosine in able) / entries if entries else None
 
 
 def _signs(

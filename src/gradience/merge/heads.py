@@ -22,11 +22,12 @@ _SHOWN: Final = 4
 
 
 class Heads(NamedTuple):
-    """Tensors to copy, the config's fields that speak of them, and the names of those left out."""
+    """Tensors to copy, the config's fields that speak of them, the names of those left out, and who was chosen."""
 
     carried: list[PlannedTensor]
     fields: dict[str, Any]
     dropped: list[str]
+    chosen: str | None = None
 
 
 def side_named(sides: Sequence[Side], name: str) -> Side:
@@ -53,7 +54,7 @@ def heads_of(sides: Sequence[Side], chosen: Side | None) -> Heads:
         left = sorted({name for side in sides if side is not chosen for name in _whole(side)} - set(names))
         source = _source(chosen)
         fields = {field: chosen.raw.get(field) or _NONE.get(field) for field in _FIELDS}
-        return Heads([copied(source, name) for name in names], fields, left)
+        return Heads([copied(source, name) for name in names], fields, left, chosen.name)
     held: dict[str, Side] = {}
     differing = []
     for side in sides:

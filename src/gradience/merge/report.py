@@ -47,6 +47,8 @@ def report_of(
         method=recipe.method,
         density=recipe.density,
         seed=recipe.seed if recipe.method.startswith("dare") else None,
+        rank=recipe.rank,
+        heads_from=heads.chosen,
         dtype=decided.stored,
         r=patterns.r,
         lora_alpha=float(patterns.lora_alpha),
@@ -101,6 +103,8 @@ def provenance(sides: Sequence[Side], report: MergeReport) -> Provenance:
         "weights": report.weights,
         "density": report.density,
         "seed": report.seed,
+        "rank": report.rank,
+        "heads_from": report.heads_from,
         "dtype": report.dtype,
     }
     return provenance_of(

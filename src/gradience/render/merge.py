@@ -137,7 +137,7 @@ def _signs(report: MergeCheckReport) -> Iterator[str]:
         return
     expected = ""
     if report.expected_conflict is not None:
-        expected = f", {report.expected_conflict:.1%} expected of Gaussian entries with this cosine"
+        expected = f", {report.expected_conflict:.1%} expected of Gaussian entries with these cosines"
     yield (
         f"Signs: {_with_error(signs.conflict, signs.conflict_error)} of entries in conflict{expected};"
         f" {_with_error(signs.cancelled, signs.cancelled_error)} of the magnitude cancels ({_read(signs)})"

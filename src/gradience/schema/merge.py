@@ -64,6 +64,10 @@ class MergeReport(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True)
     method: MergeMethod
     density: Annotated[Fraction | None, Meta(description="Share of entries that TIES or DARE keeps.")] = None
     seed: Annotated[NonNegativeInt | None, Meta(description="Of DARE's masks.")] = None
+    rank: Annotated[NonNegativeInt | None, Meta(description="As asked for; null where the method decides.")] = None
+    heads_from: Annotated[str | None, Meta(description="The adapter whose whole tensors were taken, if asked for.")] = (
+        None
+    )
     out: Annotated[str, Meta(description="The folder that was written; empty on a dry run.")] = ""
     dtype: Annotated[str, Meta(description="Of the factors, such as `F32`.")]
     r: NonNegativeInt
@@ -156,7 +160,10 @@ class MergeCheckReport(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=
     signs: Annotated[SignConflict | None, Meta(description="Over all modules that two or more adapters have.")] = None
     expected_conflict: Annotated[
         Fraction | None,
-        Meta(description="Two adapters: arccos(cosine) / pi, the conflict of jointly Gaussian entries of this cosine."),
+        Meta(
+            description="Two adapters: arccos(cosine) / pi, the conflict of jointly Gaussian entries of a module's "
+            "cosine, in the mean over entries."
+        ),
     ] = None
     modules: list[CheckedModule] = []
     only_in: list[OnlyIn] = []
