@@ -2,50 +2,59 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import pytest
+from jsonschema import Draft202012Validator
 
-from gradience.cli.rules import rules
-from gradience.errors import ConfigError
-from gradience.policy.config_rules import RULES
-from gradience.policy.detectors.detector import Detector
-from gradience.policy.run_detectors import DETECTORS
+from gradience.cli.main import main
+from gradience.policy.registry import all_ids, rule_cards
+from gradience.schema.rules import RuleCard
 
 
-def test_table_has_a_line_for_every_rule(capsys: pytest.CaptureFixture[str]) -> None:
-    assert rules() == 0
+def test_table_has_a_line_for_every_rule_below_where_it_applies(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["rules"]) == 0
     out = capsys.readouterr().out
-    assert all(any(line.startswith(rule.id) for line in out.splitlines()) for rule in RULES)
+    assert all(f"\n{rule}  " in out or f"\n{rule} " in out for rule in all_ids())
+    log, weights = out.index("(gradience monitor):"), out.index("(gradience audit):")
+    assert log < out.index("\nDIV103 ") < weights < out.index("\nSCL206 ")
+    assert out.count("\nUTL204 ") == 2  # of a log, and of weights
 
 
-@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.id)
-def test_card_shows_thresholds_with_their_sources_and_all_evidence(
-    rule: object, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("card", rule_cards(), ids=lambda card: card.id)
+def test_card_shows_the_condition_the_thresholds_with_their_sources_and_all_evidence(
+    card: RuleCard, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    chosen = next(item for item in RULES if item is rule)
-    assert rules(chosen.id.lower()) == 0
+    assert main(["rules", card.id.lower()]) == 0
     out = capsys.readouterr().out
-    assert all(item.source in out for item in chosen.thresholds)
-    assert all(item.says in out for item in chosen.evidence)
-
-
-def test_strange_id_is_a_config_error() -> None:
-    with pytest.raises(ConfigError, match="LR999"):
-        rules("LR999")
-
-
-def test_a_detector_of_monitor_is_explained_as_a_rule_is(capsys: pytest.CaptureFixture[str]) -> None:
-    assert rules("ovf110") == 0
-    out = capsys.readouterr().out
-    assert "OVF110: overfitting" in out
-    assert "overfit_rise = 0.02" in out
+    assert card.condition in out
+    assert all(f"{item.value:g} ({item.unit}): {item.source}" in out for item in card.thresholds)
+    assert all(item.says in out for item in card.evidence)
+    assert f"Severity:   {card.severity}" in out
+    assert f"Verify:     {card.verify}" in out
     assert "None" not in out
 
 
-@pytest.mark.parametrize("detector", DETECTORS, ids=lambda detector: detector.id)
-def test_every_detector_is_listed_and_has_a_card_without_holes(
-    detector: Detector, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert rules() == 0
-    assert f"\n{detector.id}  " in capsys.readouterr().out
-    assert rules(detector.id) == 0
-    assert "None" not in capsys.readouterr().out
+def test_the_beginning_of_ids_lists_those(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["rules", "LR"]) == 0
+    out = capsys.readouterr().out
+    assert all(f"\n{rule} " in out for rule in all_ids() if rule.startswith("LR"))
+    assert "VAL001" not in out
+
+
+@pytest.mark.parametrize("asked", [[], ["LR"], ["LR001"]])
+def test_json_is_one_document_of_its_schema(asked: list[str], root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["rules", *asked, "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    schema = json.loads((root / "schemas" / "rules-report-v1.schema.json").read_text())
+    Draft202012Validator(schema).validate(document)
+    wanted = [rule for rule in all_ids() if rule.startswith(asked[0] if asked else "")]
+    assert [rule["id"] for rule in document["rules"]] == wanted
+
+
+def test_strange_id_is_one_line_and_a_two(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["rules", "LR999"]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err == "gradience: no rule is called 'LR999' ('gradience rules' lists them)\n"

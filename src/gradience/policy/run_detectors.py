@@ -56,6 +56,8 @@ _SPARSE = Detector(
     evidence=(LOGGING_DEFAULT,),
     action="Log at least every steps/50 steps, and evaluate on held-out data a few times a run.",
     scope="any log",
+    rationale="A curve of few points, or of training loss alone, hides overfitting and noise alike.",
+    verify="The next log has 50 rows and some evaluations: the detectors named here then speak.",
     thresholds=(FEW_ROWS,),
 )
 

@@ -132,6 +132,8 @@ DETECTORS = (
         evidence=(BINOMIAL,),
         action="Differences smaller than that say nothing; evaluate on more examples before comparing runs.",
         scope="accuracies",
+        rationale="An accuracy of few examples moves by points from chance alone.",
+        verify="Evaluate the same checkpoint on other examples of the kind: the accuracy moves by as much.",
         thresholds=(t.SMALL_EVAL,),
     ),
 )

@@ -129,6 +129,8 @@ DETECTORS = (
         evidence=(TORN, SEQUENCE),
         action="Run 'gradience validate' on the log: corruption, or two writers in one file.",
         scope="any log",
+        rationale="What those lines said is in no number of this report.",
+        verify="'gradience validate' names each line, and what is wrong with it.",
     ),
     Detector(
         id="RES116",

@@ -1,0 +1,73 @@
+"""What holds of every command: bad input is one line and a 2, and the help has a text for every option."""
+
+from __future__ import annotations
+
+import pytest
+
+from gradience.cli.main import COMMANDS, build_app, main
+
+MORE = {  # what a command asks for beside a path
+    "resize": ["--rank", "2", "--dry-run"],
+    "mitigate": ["--base", "missing/base", "--dry-run"],
+    "convert": ["--dry-run"],
+    "merge": ["missing/other", "--dry-run"],
+    "merge-check": ["missing/other"],
+}
+EMPTY, NOISE = "emp\x1bty", "a file"
+REPORTED = {("validate", NOISE), ("diagnose", EMPTY), ("diagnose", NOISE)}  # to say what is wrong is their report
+JUDGING = {"--select", "--ignore", "--fail-on", "--settings", "--isolated", "--format", "--json"}
+
+
+@pytest.mark.parametrize("bad", ["missing/path", EMPTY, NOISE])
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_bad_path_is_one_line_on_stderr_and_a_two(command, bad, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / EMPTY).mkdir()
+    (tmp_path / NOISE).write_bytes(b"\x00\xffno format of anybody's\n")
+    assert main([command, bad, *MORE.get(command, ())]) == 2
+    out, err = capsys.readouterr()
+    assert "\x1b" not in err + out
+    if (command, bad) in REPORTED:
+        assert out
+        return
+    assert out == ""
+    assert err.startswith("gradience: ")
+    assert err.count("\n") == 1
+
+
+def options(command):
+    app = build_app()[command]
+    return [item for item in app.assemble_argument_collection(parse_docstring=True) if item.show]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_names_every_option_and_each_has_a_text(command, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    assert main([command, "--help"]) == 0
+    out, err = capsys.readouterr()
+    assert err == ""
+    assert out.startswith(f"Usage: gradience {command}")
+    found = options(command)
+    assert found
+    for item in found:
+        assert item.parameter.help, f"{item.names} has no text"
+        assert all(name in out for name in item.names)
+        assert item.parameter.help.split("\n")[0][:40] in out
+
+
+def test_commands_that_judge_have_the_same_options_in_the_same_words():
+    told = {
+        command: {item.names[0]: item.parameter.help for item in options(command) if JUDGING.intersection(item.names)}
+        for command in ("check", "monitor", "audit", "diagnose")
+    }
+    assert told["check"].keys() == JUDGING
+    assert all(words == told["check"] for words in told.values())
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_misspelt_option_is_one_line_and_a_two(command, capsys):
+    assert main([command, "--no-such-option-at-all"]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("gradience: ")
+    assert err.count("\n") == 1
