@@ -188,3 +188,27 @@ def test_heads_that_differ_are_said_beforehand(save):
     tensors = {n: (t + np.float32(1.0) if "classifier" in n else t) for n, t in load_file(path).items()}
     save_file(tensors, path, metadata={"format": "pt"})
     assert any("classifier" in note and "--heads-from" in note for note in merge_check(one.folder, two.folder).notes)
+
+
+def test_rules_are_selected_and_ignored_and_those_without_input_are_named(save, capsys):
+    one, two = save("one", seed=1), save("two", seed=1)
+    _scaled(two.folder, -1.0)
+    report = merge_check(one.folder, two.folder, select=["MRG4"], ignore=["MRG403"])
+    assert {"MRG401", "MRG404"} <= _ids(report)
+    assert "MRG403" not in _ids(report)
+    reasons = {item.id: item.reason for item in report.not_run}
+    assert reasons["MRG403"] == "ignored on request"
+    assert "name no base model" in reasons["MRG407"]
+    assert main(["merge-check", str(one.folder), str(two.folder), "--select", "XYZ1"]) == 2
+    assert "no rule is called" in capsys.readouterr().err
+
+
+def test_findings_are_printed_for_other_programs(save, capsys):
+    one, two = save("one", seed=1), save("two", seed=1)
+    _scaled(two.folder, -1.0)
+    paths = [str(one.folder), str(two.folder)]
+    assert main(["merge-check", *paths, "--format", "github"]) == 0
+    assert "MRG401" in capsys.readouterr().out
+    assert main(["merge-check", *paths, "--format", "sarif"]) == 0
+    run = json.loads(capsys.readouterr().out)["runs"][0]
+    assert "MRG401" in {result["ruleId"] for result in run["results"]}

@@ -9,12 +9,14 @@ from cyclopts import Parameter
 from cyclopts.types import NonNegativeInt
 
 from gradience.cli.device import prepare_jax
+from gradience.cli.formats import print_for_programs
+from gradience.cli.judging import NONE_GIVEN, Options
 from gradience.cli.merge import parsed_weights
-from gradience.cli.output import exit_code, print_document, print_text
+from gradience.cli.output import print_document, print_text
 from gradience.cli.progress import on_terminal
 from gradience.errors import AdapterError
+from gradience.render.cards import Place
 from gradience.render.merge import merge_check_text
-from gradience.schema.scalars import Severity
 
 __all__ = ["merge_check"]
 
@@ -26,9 +28,8 @@ def merge_check(
     seed: NonNegativeInt = 0,
     top: NonNegativeInt = 5,
     device: Literal["auto", "cpu", "gpu", "tpu"] = "auto",
-    fail_on: Severity | None = None,
+    judging: Options = NONE_GIVEN,
     verbose: Annotated[bool, Parameter(alias="-v", negative=())] = False,
-    json: Annotated[bool, Parameter(negative=())] = False,
 ) -> int:
     """Say what would get in each other's way if adapters were merged. Nothing is written.
 
@@ -50,23 +51,31 @@ def merge_check(
         How many modules to list, those that cancel most first.
     device:
         Where JAX adds up the long axes.
-    fail_on:
-        Exit with 1 if a finding is at least this severe.
     verbose:
-        Show the grounds of each finding.
-    json:
-        Print one JSON document (schemas/merge-check-report-v1.schema.json).
+        Show the grounds of each finding, and which rules had nothing to judge.
     """
-    chosen = parsed_weights(weights)
+    settled, chosen = judging.settled(), parsed_weights(weights)
     prepare_jax(device, serial_kernels=True)
     from gradience.merge import merge_check as check  # noqa: PLC0415  # after the flags that JAX reads once
 
     try:
-        report = check(*adapters, weights=chosen, exact=exact, seed=seed, progress=on_terminal("merge-check"))
+        report = check(
+            *adapters,
+            weights=chosen,
+            exact=exact,
+            seed=seed,
+            select=settled.select,
+            ignore=settled.ignore,
+            settings=settled.settings,
+            progress=on_terminal("merge-check"),
+        )
     except ValueError as error:
         raise AdapterError(str(error), advice="see 'gradience merge-check --help'") from error
-    if json:
+    if settled.format == "json":
         print_document(report)
-    else:
+    elif settled.format == "text":
         print_text(merge_check_text(report, top=top, verbose=verbose))
-    return exit_code(report.findings, fail_on)
+    else:
+        places = [Place(report.adapters[0].adapter.path)] * len(report.findings)
+        print_for_programs(settled.format, report.findings, places=places, groups=("merge",), not_run=report.not_run)
+    return settled.exit_code(report.findings)

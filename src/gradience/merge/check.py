@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import combinations
 from typing import Final, TypeAlias
 
@@ -26,7 +26,8 @@ from gradience.merge.products import (
 )
 from gradience.merge.recipe import weights_of
 from gradience.opened import PathLike
-from gradience.policy.merge_rules import merge_findings
+from gradience.policy.merge_rules import MERGE_RULES, merge_findings, merge_not_run
+from gradience.policy.selection import without
 from gradience.rewrite.overlaps import mean_overlaps
 from gradience.rewrite.several import Matching, Side, config_differences, described, matched, open_sides
 from gradience.schema.merge import (
@@ -37,6 +38,7 @@ from gradience.schema.merge import (
     MergeCheckReport,
     SignConflict,
 )
+from gradience.selected import rules_left_out
 from gradience.spectral.signs import Signs, pooled_signs, signs_of
 
 __all__ = ["merge_check"]
@@ -52,6 +54,9 @@ def merge_check(
     weights: Sequence[float] | None = None,
     exact: bool = False,
     seed: int = 0,
+    select: Iterable[str] = (),
+    ignore: Iterable[str] = (),
+    settings: PathLike | None = None,
     progress: Progress | None = None,
 ) -> MergeCheckReport:
     """Return what would get in each other's way in M = sum w_i dW_i; no base model is needed.
@@ -61,13 +66,20 @@ def merge_check(
         weights: one per adapter; without it 1/n.
         exact: read every entry for the signs' sake; else about half a million of each module, in random rows.
         seed: of the rows.
+        select: ids of rules, or beginnings of ids, to apply; all by default.
+        ignore: ids, or beginnings of ids, to leave out.
+        settings: a gradience.toml, or a pyproject.toml with `[tool.gradience]`, whose `select` and `ignore` apply where
+            the arguments of that name are empty.
         progress: called with (modules done, in all, the module's name) while signs are counted.
 
     Raises:
         AdapterError: an adapter cannot be read.
+        ConfigError: an id is not known, or the settings cannot be read.
         ValueError: there is not one weight for each adapter.
     """
     chosen = weights_of(len(paths), weights)
+    ids = [rule.id for rule in MERGE_RULES]
+    left_out = rules_left_out(ids, select=select, ignore=ignore, settings=settings)
     sides = open_sides(paths)
     found = matched(sides, overlapping=False)
     products = products_of(sides, found)
@@ -97,7 +109,8 @@ def merge_check(
         different_shapes=found.odd,
         notes=_notes(sides, found, products),
     )
-    return msgspec.structs.replace(report, findings=merge_findings(report))
+    findings, not_run = without(merge_findings(report), merge_not_run(report), left_out)
+    return msgspec.structs.replace(report, findings=findings, not_run=not_run)
 
 
 def _shared(found: Matching) -> list[str]:

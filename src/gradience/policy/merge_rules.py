@@ -8,11 +8,11 @@ from typing import Final, NamedTuple
 from gradience.policy import merge_conditions as conditions
 from gradience.policy.rules import Hit
 from gradience.policy.thresholds import Threshold
-from gradience.schema.findings import Evidence, Finding, gravest_first
+from gradience.schema.findings import Evidence, Finding, NotRun, gravest_first
 from gradience.schema.merge import MergeCheckReport
 from gradience.schema.scalars import Severity
 
-__all__ = ["MERGE_RULES", "MergeRule", "merge_findings"]
+__all__ = ["MERGE_RULES", "MergeRule", "merge_findings", "merge_not_run"]
 
 _TASK_VECTORS = Evidence(
     source="Ilharco et al. 2022, arXiv 2212.04089",
@@ -161,6 +161,20 @@ MERGE_RULES: Final = (
 def merge_findings(report: MergeCheckReport) -> list[Finding]:
     """Return what the rules say of a merge check's numbers, the gravest first."""
     return gravest_first(_finding(rule, hit) for rule in MERGE_RULES for hit in rule.condition(report))
+
+
+def merge_not_run(report: MergeCheckReport) -> Iterator[NotRun]:
+    """Yield the rules that had nothing to judge, each with its reason."""
+    apart = None if report.modules else "no module in two of the adapters"
+    without_base = sum(not item.adapter.base_model for item in report.adapters)
+    reasons = {
+        "MRG401": apart,
+        "MRG404": apart if report.signs is None else None,
+        "MRG405": apart,
+        "MRG406": apart,
+        "MRG407": f"{without_base} of the configs name no base model" if without_base else None,
+    }
+    return (NotRun(id=rule.id, reason=reason) for rule in MERGE_RULES if (reason := reasons.get(rule.id)))
 
 
 def _finding(rule: MergeRule, hit: Hit) -> Finding:

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import Final
 
 from gradience.render.compare import difference_text
-from gradience.render.text import banner, clean, count, finding_lines, number, percent
+from gradience.render.text import banner, clean, count, finding_lines, not_run_lines, number, percent
 from gradience.schema.merge import (
     CheckedModule,
     CheckedPair,
@@ -100,6 +100,9 @@ def _check(report: MergeCheckReport, *, top: int, verbose: bool) -> Iterator[str
     yield ""
     yield "Findings:" if report.findings else "Findings: none"
     yield from finding_lines(report.findings, verbose=verbose)
+    if verbose and report.not_run:
+        yield f"Not judged ({len(report.not_run)}):"
+        yield from not_run_lines(report.not_run)
     yield ""
     yield "What M keeps of each (coefficient along its own update; the weight is what was asked for):"
     width = max(len(clean(item.adapter.name)) for item in report.adapters)
