@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from gradience.telemetry.reader import TelemetryReader
     from gradience.telemetry.writer import TelemetryWriter
     from gradience.validate import validate_log
+    from gradience.verify_merge import verify_merged
 
 _HOMES = {
     "AdapterError": "gradience.errors",
@@ -47,6 +48,7 @@ _HOMES = {
     "monitor_run": "gradience.monitor",
     "resize_adapter": "gradience.resize",
     "validate_log": "gradience.validate",
+    "verify_merged": "gradience.verify_merge",
     "write_report": "gradience.report.write",
 }
 
@@ -73,6 +75,7 @@ __all__ = [
     "monitor_run",
     "resize_adapter",
     "validate_log",
+    "verify_merged",
     "write_report",
 ]
 

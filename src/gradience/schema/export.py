@@ -25,6 +25,7 @@ from gradience.schema.provenance import Provenance
 from gradience.schema.reports import CheckReport, ImportReport, MonitorReport, ValidateReport
 from gradience.schema.resize import ResizeReport
 from gradience.schema.rules import RulesReport
+from gradience.schema.verify_merge import VerifyMergeReport
 
 __all__ = ["SCHEMAS", "SchemaName", "json_schema", "schema_text", "write_schemas"]
 
@@ -42,6 +43,7 @@ SchemaName: TypeAlias = Literal[
     "convert",
     "merge",
     "merge-check",
+    "verify-merge",
     "import",
     "validate",
     "rules",
@@ -75,6 +77,7 @@ SCHEMAS: Final[dict[SchemaName, str]] = {
     "convert": "convert-report-v1",
     "merge": "merge-report-v1",
     "merge-check": "merge-check-report-v1",
+    "verify-merge": "verify-merge-report-v1",
     "diagnose": "diagnose-report-v1",
     "import": "import-report-v1",
     "validate": "validate-report-v1",
@@ -92,6 +95,7 @@ _REPORTS: Final[dict[SchemaName, type[msgspec.Struct]]] = {
     "convert": ConvertReport,
     "merge": MergeReport,
     "merge-check": MergeCheckReport,
+    "verify-merge": VerifyMergeReport,
     "diagnose": DiagnoseReport,
     "import": ImportReport,
     "validate": ValidateReport,

@@ -1,0 +1,83 @@
+"""``gradience verify-merge``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Final, Literal
+
+from cyclopts import Parameter
+
+from gradience.cli.output import DONE, FOUND, print_document, print_text
+from gradience.cli.progress import on_terminal
+from gradience.render.verify_merge import verify_merge_text
+from gradience.schema.verify_merge import VerifyMergeReport
+
+__all__ = ["verify_merge"]
+
+_INCONCLUSIVE: Final = 3
+
+FailOn = Literal["verdict", "changes", "never"]
+
+
+def verify_merge(
+    *,
+    base: Path,
+    adapter: Path,
+    merged: Path,
+    adapter_config: Path | None = None,
+    weights: Path | None = None,
+    fail_on: FailOn = "verdict",
+    verbose: Annotated[bool, Parameter(alias="-v", negative=())] = False,
+    json: Annotated[bool, Parameter(negative=())] = False,
+) -> int:
+    """Say whether a merged model contains an adapter. Only files are read; nothing is written.
+
+    W is the base's weight, M the merged one, dW = s B A the update (DoRA and kin: their true update). exact: M is bit
+    for bit T(T(W) + D(dW)) cast to M's dtype, for dtypes T and D that programs merge in. within rounding: every entry
+    of |M - (W + dW)| is within the bound of the dtypes. absent: M = W. c = <M - W, dW> / norm(dW)^2; residual =
+    norm(M - W - c dW) / norm(dW); expected = the c of a correct merge in these dtypes. Exit codes: 0 contained, 1 not,
+    3 inconclusive, 2 unusable input.
+
+    Parameters
+    ----------
+    base:
+        The base model: a folder with safetensors, or organisation/name in the hub's local cache.
+    adapter:
+        The adapter's folder, or its weights file.
+    merged:
+        The merged model, as the base.
+    adapter_config:
+        An adapter_config.json elsewhere than beside the weights.
+    weights:
+        A weights file of another name.
+    fail_on:
+        verdict: exit as said above. changes: also 1 where tensors that the adapter does not touch changed, are missing
+        or were added. never: always 0.
+    verbose:
+        List every module, and every other tensor that differs.
+    json:
+        Print one JSON document (schemas/verify-merge-report-v1.schema.json).
+    """
+    from gradience.verify_merge import verify_merged  # noqa: PLC0415  # imports numpy: --help pays for nothing of this
+
+    report = verify_merged(
+        base,
+        adapter,
+        merged,
+        adapter_config=adapter_config,
+        weights=weights,
+        progress=on_terminal("verify-merge"),
+    )
+    if json:
+        print_document(report)
+    else:
+        print_text(verify_merge_text(report, verbose=verbose))
+    return _code(report, fail_on)
+
+
+def _code(report: VerifyMergeReport, fail_on: FailOn) -> int:
+    if fail_on == "never":
+        return DONE
+    if report.verdict == "not_contained" or (fail_on == "changes" and report.others):
+        return FOUND
+    return DONE if report.verdict == "contained" else _INCONCLUSIVE

@@ -1,0 +1,342 @@
+"""A merged model is told from one that lacks the adapter, whatever dtypes it was merged in."""
+
+from __future__ import annotations
+
+import json
+
+import msgspec
+import numpy as np
+import pytest
+import torch
+from jsonschema import Draft202012Validator
+from peft import LoraConfig
+from safetensors.torch import load_file, save_file
+
+from gradience import AdapterError, verify_merged
+from gradience.cli.main import main
+from gradience.schema.export import json_schema
+
+TARGETS = ["q_proj", "up_proj"]
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def verdicts(report) -> dict[str, str]:
+    return {row.name: row.verdict for row in report.modules}
+
+
+def plain(**options) -> LoraConfig:
+    return LoraConfig(**({"r": 4, "lora_alpha": 6, "target_modules": TARGETS} | options))
+
+
+@pytest.mark.parametrize("safe", [False, True], ids=["merge", "safe_merge"])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_merge_by_peft_is_met_bit_for_bit(make, dtype, safe):
+    case = make(plain(), dtype=DTYPES[dtype])
+    report = case.verify(case.merge(safe_merge=safe))
+    assert report.verdict == "contained"
+    assert set(verdicts(report).values()) == {"exact"}
+    assert len(report.modules) == 4
+    assert report.coefficient == pytest.approx(1.0, abs=0.02)
+    assert report.others == []
+    Draft202012Validator(json_schema("verify-merge")).validate(msgspec.to_builtins(report))
+
+
+@pytest.mark.parametrize("save", DTYPES)
+@pytest.mark.parametrize("during", DTYPES)
+@pytest.mark.parametrize("base", DTYPES)
+def test_every_path_through_dtypes_is_met_bit_for_bit(make, base, during, save):
+    case = make(plain(), dtype=DTYPES[base])
+    report = case.verify(case.merge(dtype=DTYPES[during], save=DTYPES[save]))
+    assert report.verdict == "contained"
+    assert set(verdicts(report).values()) == {"exact"}
+    assert report.others == []
+
+
+@pytest.mark.parametrize("half", ["bfloat16", "float16"])
+@pytest.mark.parametrize("base", ["float32", "bfloat16"])
+def test_an_adapter_that_was_merged_in_16_bits_is_met_bit_for_bit(make, base, half):
+    case = make(plain(), dtype=DTYPES[base])
+    report = case.verify(case.merge(half_adapter=DTYPES[half]))
+    assert set(verdicts(report).values()) == {"exact"}
+    assert report.modules[0].replay.factors == {"bfloat16": "BF16", "float16": "F16"}[half]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"target_modules": ["c_attn"], "fan_in_fan_out": True},
+        {"target_modules": ["pointwise"]},
+        {"use_rslora": True},
+        {"rank_pattern": {"layers.0.q_proj": 2}, "alpha_pattern": {r"layers\.\d\.up_proj": 3}},
+        {"target_modules": ["embed_tokens"]},
+        {"target_modules": ["q_proj"], "lora_bias": True},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_every_kind_of_lora_is_met_bit_for_bit(make, dtype, options):
+    case = make(plain(**options), dtype=DTYPES[dtype])
+    report = case.verify(case.merge())
+    assert set(verdicts(report).values()) == {"exact"}
+    assert report.others == []
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"use_dora": True},
+        {"use_dora": True, "target_modules": ["c_attn"], "fan_in_fan_out": True},
+        {"target_modules": ["conv"]},
+        {"target_modules": ["conv"], "use_dora": True},
+        {"target_modules": ["embed_tokens"], "use_dora": True},
+        {"init_lora_weights": "pissa", "target_modules": ["q_proj"]},
+        {"init_lora_weights": "olora", "target_modules": ["q_proj"]},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_updates_that_depend_on_the_base_are_within_rounding(make, dtype, options):
+    case = make(plain(**options), dtype=DTYPES[dtype])
+    report = case.verify(case.merge())
+    assert report.verdict == "contained"
+    assert set(verdicts(report).values()) <= {"exact", "within_rounding"}
+    assert report.others == []
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_an_unmerged_model_is_absent_in_every_module(make, dtype):
+    case = make(plain(), dtype=DTYPES[dtype])
+    report = case.verify(case.base)
+    assert report.verdict == "not_contained"
+    assert set(verdicts(report).values()) == {"absent"}
+    assert report.coefficient == 0.0
+    assert [row.changed for row in report.modules] == [0.0] * 4
+
+
+def test_an_unmerged_model_that_was_only_cast_is_absent_too(make):
+    case = make(plain())
+    report = case.verify(case.write(case.stored(), save=torch.bfloat16))
+    assert set(verdicts(report).values()) == {"absent"}
+    assert report.others == []
+    assert report.dtypes == {"F32 -> BF16": 4}
+
+
+def changed(case, change):
+    """Return the merged tensors with the adapted weights replaced by change(W, dW), dW in float32."""
+    base, merged = case.stored(), case.merged()
+    exact = {key: x.float() for key, x in case.merged(dtype=torch.float32).items()}
+    new = {}
+    for key, w in base.items():
+        delta = exact[key] - w.float()
+        new[key] = change(w, delta).to(w.dtype) if delta.abs().max() > 0 else merged[key]
+    return new
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    ("factor", "words"), [(0.5, "half"), (2.0, "twice"), (-1.0, "subtracted"), (0.7, None), (1.1, None)]
+)
+def test_another_factor_is_named(make, dtype, factor, words):
+    case = make(plain(), dtype=DTYPES[dtype])
+    report = case.verify(case.write(changed(case, lambda w, d: w.float() + factor * d)))
+    assert report.verdict == "not_contained"
+    assert set(verdicts(report).values()) == {"scaled"}
+    assert [row.factor for row in report.modules] == pytest.approx([factor] * 4, rel=0.01)
+    assert [words is None or words in row.reason for row in report.modules] == [True] * 4
+
+
+def test_a_scaling_that_was_left_out_is_named(make):
+    case = make(plain(lora_alpha=12))
+    edit = json.loads((case.adapter / "adapter_config.json").read_text())
+    merged = case.merge()
+    (case.adapter / "adapter_config.json").write_text(json.dumps(edit | {"lora_alpha": 36}))
+    report = case.verify(merged)
+    assert {round(row.factor, 4) for row in report.modules} == {0.3333}
+    (case.adapter / "adapter_config.json").write_text(json.dumps(edit | {"lora_alpha": 4}))
+    assert {round(row.factor, 4) for row in case.verify(merged).modules} == {3.0}
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_merge_that_was_done_twice_is_of_factor_two(make, dtype):
+    case = make(plain(), dtype=DTYPES[dtype])
+    from peft import PeftModel
+
+    once = PeftModel.from_pretrained(case.model, case.adapter).merge_and_unload()
+    twice = PeftModel.from_pretrained(once, case.adapter).merge_and_unload()
+    report = case.verify(case.write(twice.state_dict()))
+    assert set(verdicts(report).values()) == {"scaled"}
+    assert {row.factor for row in report.modules} == {2.0}
+    assert {row.replay.times for row in report.modules} == {2}
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_another_adapter_is_other_with_a_cosine_near_zero(make, dtype):
+    case = make(plain(), dtype=DTYPES[dtype])
+    merged = case.merge()
+    other = make(plain(r=2, lora_alpha=1), dtype=DTYPES[dtype], strength=0.4, model=case.model, name="other")
+    report = other.verify(merged)
+    assert report.verdict == "not_contained"
+    assert set(verdicts(report).values()) == {"other"}
+    assert all("cosine" in row.reason for row in report.modules)
+
+
+def test_one_layer_that_is_missing_is_named(make):
+    case = make(plain(), dtype=torch.bfloat16)
+    merged = case.merged()
+    merged["layers.1.q_proj.weight"] = case.stored()["layers.1.q_proj.weight"]
+    report = case.verify(case.write(merged))
+    assert report.verdict == "not_contained"
+    assert report.counts == {"exact": 3, "absent": 1}
+    assert report.reasons == ["1 of 4 without the update (first: layers.1.q_proj)"]
+
+
+def test_arithmetic_in_another_order_is_within_rounding(make):
+    case = make(plain())
+    noise = torch.Generator().manual_seed(3)
+    new = changed(case, lambda w, d: (w + d) * (1 + 2**-24 * torch.randn(w.shape, generator=noise)))
+    report = case.verify(case.write(new))
+    assert report.verdict == "contained"
+    assert set(verdicts(report).values()) <= {"exact", "within_rounding"}
+    assert "within_rounding" in verdicts(report).values()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_one_wrong_entry_is_enough_for_other(make, dtype):
+    case = make(plain(), dtype=DTYPES[dtype])
+    merged = case.merged()
+    merged["layers.0.q_proj.weight"][3, 5] += 0.5
+    report = case.verify(case.write(merged))
+    assert verdicts(report)["layers.0.q_proj"] == "other"
+
+
+def test_an_update_below_the_resolution_is_inconclusive(make):
+    case = make(plain(), dtype=torch.bfloat16, strength=1e-4)
+    report = case.verify(case.merge())
+    assert report.verdict == "inconclusive"
+    assert set(verdicts(report).values()) == {"unresolved"}
+    assert report.modules[0].expected_coefficient < 0.1
+    assert "rounding" in report.reasons[0]
+
+
+def test_a_small_update_that_changes_few_entries_is_still_told_from_none(make):
+    case = make(plain(), dtype=torch.bfloat16, strength=8e-3)
+    merged = case.verify(case.merge())
+    assert merged.verdict == "contained"
+    assert max(row.changed for row in merged.modules) < 0.5
+    assert case.verify(case.base).verdict == "not_contained"
+
+
+def test_an_untrained_adapter_is_inconclusive(make):
+    case = make(plain(), strength=0.0)
+    report = case.verify(case.base)
+    assert report.verdict == "inconclusive"
+    assert report.reasons == ["no module can tell: the update is zero"]
+
+
+def test_dora_without_its_magnitude_is_named(make):
+    case = make(plain(use_dora=True))
+    weights = load_file(case.adapter / "adapter_model.safetensors")
+    merged = case.write(case.merged(), "right")
+    assert case.verify(merged).verdict == "contained"
+    config = json.loads((case.adapter / "adapter_config.json").read_text())
+    kept = {key: x for key, x in weights.items() if "magnitude" not in key}
+    lora = case.root / "without"
+    lora.mkdir()
+    save_file(kept, lora / "adapter_model.safetensors")
+    (lora / "adapter_config.json").write_text(json.dumps(config | {"use_dora": False}))
+    wrong = case.verify(case._replace(adapter=lora).merge("wrong"))
+    assert set(verdicts(wrong).values()) == {"other"}
+    assert all("magnitude was left out" in row.reason for row in wrong.modules)
+
+
+def test_heads_and_biases_that_the_adapter_holds_are_looked_for(make):
+    case = make(plain(modules_to_save=["classifier"], bias="lora_only"), dtype=torch.float32)
+    right = case.verify(case.merge())
+    assert right.verdict == "contained"
+    kinds = {row.name: (row.kind, row.verdict) for row in right.modules}
+    assert kinds["classifier.weight"] == kinds["classifier.bias"] == ("replacement", "exact")
+    assert kinds["layers.0.q_proj.bias"] == ("replacement", "exact")
+    lost = case.merged() | {"classifier.weight": case.stored()["classifier.weight"]}
+    wrong = case.verify(case.write(lost, "lost"))
+    assert verdicts(wrong)["classifier.weight"] == "absent"
+    assert wrong.verdict == "not_contained"
+
+
+def test_token_rows_are_looked_for(make):
+    case = make(plain(trainable_token_indices={"embed_tokens": [3, 7]}))
+    right = case.verify(case.merge())
+    assert verdicts(right)["embed_tokens.weight"] == "exact"
+    lost = case.merged() | {"embed_tokens.weight": case.stored()["embed_tokens.weight"]}
+    assert verdicts(case.verify(case.write(lost, "lost")))["embed_tokens.weight"] == "absent"
+
+
+def test_tensors_that_the_adapter_does_not_touch_are_listed_where_they_differ(make):
+    case = make(plain())
+    merged = case.merged()
+    merged["norm.weight"] = merged["norm.weight"] * 1.5
+    merged["extra.weight"] = torch.ones(2)
+    del merged["classifier.bias"]
+    report = case.verify(case.write(merged))
+    assert report.verdict == "contained"
+    assert {(item.name, item.what) for item in report.others} == {
+        ("norm.weight", "changed"),
+        ("extra.weight", "added"),
+        ("classifier.bias", "missing"),
+    }
+    assert next(item for item in report.others if item.what == "changed").relative_change == pytest.approx(0.5)
+
+
+def test_missing_tensors_other_shapes_and_packed_bases_are_inconclusive_with_their_reason(make):
+    case = make(plain(target_modules=["q_proj"]))
+    merged = case.merged()
+    lost = {key: x for key, x in merged.items() if key != "layers.0.q_proj.weight"}
+    report = case.verify(case.write(lost, "lost"))
+    assert report.verdict == "inconclusive"
+    assert "has no layers.0.q_proj.weight" in report.reasons[0]
+    grown = merged | {"layers.0.q_proj.weight": torch.zeros(41, 24)}
+    assert "of shape [41, 24]" in case.verify(case.write(grown, "grown")).reasons[0]
+    packed = {key: x.to(torch.uint8) if key == "layers.0.q_proj.weight" else x for key, x in merged.items()}
+    assert "quantised" in case.verify(case.write(packed, "packed")).reasons[0]
+
+
+def test_nan_in_the_merged_model_is_other(make):
+    case = make(plain())
+    merged = case.merged()
+    merged["layers.0.q_proj.weight"][0, 0] = np.nan
+    report = case.verify(case.write(merged))
+    assert next(row for row in report.modules if row.verdict == "other").reason.startswith(
+        "the merged tensor holds NaN"
+    )
+
+
+def test_the_command_prints_verdict_and_table_and_its_code_says_the_verdict(make, capsys):
+    case = make(plain(), dtype=torch.bfloat16)
+    merged = case.merge()
+    args = ["verify-merge", "--base", str(case.base), "--adapter", str(case.adapter), "--merged"]
+    assert main([*args, str(merged)]) == 0
+    out = capsys.readouterr().out
+    assert "Verdict: CONTAINED" in out
+    assert "Replay: W + dW in bfloat16 (4)" in out
+    assert main([*args, str(case.base)]) == 1
+    assert "Verdict: NOT CONTAINED" in capsys.readouterr().out
+    assert main([*args, str(case.base), "--fail-on", "never"]) == 0
+    state = case.merged()
+    del state["layers.0.q_proj.weight"]
+    assert main([*args, str(case.write(state, "lost"))]) == 3
+    state = case.merged() | {"norm.weight": torch.zeros(24)}
+    other = str(case.write(state, "norm"))
+    capsys.readouterr()
+    assert main([*args, other]) == 0
+    assert "changed by 100.0%  norm.weight" in capsys.readouterr().out
+    assert main([*args, other, "--fail-on", "changes"]) == 1
+    capsys.readouterr()
+    assert main([*args, str(merged), "--json"]) == 0
+    Draft202012Validator(json_schema("verify-merge")).validate(json.loads(capsys.readouterr().out))
+
+
+def test_unusable_input_is_one_line_and_code_two(make, capsys, tmp_path):
+    case = make(plain())
+    assert main(["verify-merge", "--base", str(case.base), "--adapter", str(case.adapter), "--merged", "no/such"]) == 2
+    assert "the merged model: no such base" in capsys.readouterr().err
+    with pytest.raises(AdapterError, match="no such file"):
+        verify_merged(case.base, tmp_path / "nowhere", case.base)
