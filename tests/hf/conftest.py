@@ -32,6 +32,19 @@ def training():
 
 
 @pytest.fixture(scope="session")
+def tokenizer(training):
+    """A tokenizer of the words w0, w1, ... of the tiny models."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    words = {"<pad>": 0, "</s>": 1, "<unk>": 2} | {f"w{i}": i + 3 for i in range(training.WORDS - 3)}
+    made = Tokenizer(models.WordLevel(words, unk_token="<unk>"))  # noqa: S106  # no password
+    made.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    special = {"pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"}
+    return PreTrainedTokenizerFast(tokenizer_object=made, **special)
+
+
+@pytest.fixture(scope="session")
 def callback(training):
     """The class GradienceCallback."""
     return training.GradienceCallback

@@ -10,18 +10,6 @@ PROMPTS = [{"text": "w1 w2 w3 w4 w5 w6"}, {"text": "w7 w8 w9 w10 w11"}] * 8
 PAIRS = [{"prompt": "w1 w2 w3", "chosen": " w4 w5 w6", "rejected": " w7 w8 w9"}] * 16
 
 
-@pytest.fixture(scope="module")
-def tokenizer(training):
-    from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
-
-    words = {"<pad>": 0, "</s>": 1, "<unk>": 2} | {f"w{i}": i + 3 for i in range(training.WORDS - 3)}
-    made = Tokenizer(models.WordLevel(words, unk_token="<unk>"))  # noqa: S106  # no password
-    made.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    special = {"pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"}
-    return PreTrainedTokenizerFast(tokenizer_object=made, **special)
-
-
 def _given(out):
     return {
         "output_dir": str(out),

@@ -13,18 +13,6 @@ pytest.importorskip("trl", reason="TRL is not installed: pip install trl")
 STEPS = 48
 
 
-@pytest.fixture(scope="module")
-def tokenizer(training):
-    from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
-
-    words = {"<pad>": 0, "</s>": 1, "<unk>": 2} | {f"w{i}": i + 3 for i in range(training.WORDS - 3)}
-    made = Tokenizer(models.WordLevel(words, unk_token="<unk>"))  # noqa: S106  # no password
-    made.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    special = {"pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"}
-    return PreTrainedTokenizerFast(tokenizer_object=made, **special)
-
-
 def given(out, **more):
     return {
         "output_dir": str(out),

@@ -1,7 +1,7 @@
 """Keys that PEFT, transformers and TRL know. One that is in none of these lists is named in the report.
 
 Collected from peft 0.21 (LoraConfig) and older files, transformers 4.3 to 5.24 (TrainingArguments), and the
-configs of TRL's trainers as saved by real runs.
+configs of TRL's trainers: of 1.16, and as saved by real runs.
 """
 
 from __future__ import annotations
@@ -59,22 +59,38 @@ TRAINING_KEYS = frozenset(  # transformers
 
 TRL_KEYS = frozenset(  # TRL
     """
-    activation_offloading assistant_only_loss beta cache_implementation center_rewards_coefficient
-    chat_template_path cliprange completion_only_loss cpo_alpha dataset_batch_size dataset_kwargs
-    dataset_num_proc dataset_text_field delta desirable_weight disable_dropout
-    ds3_gather_for_generation eos_token epsilon epsilon_high eval_packing f_divergence_type
-    force_use_ref_model gamma generate_during_eval generation_batch_size generation_kwargs
-    importance_sampling_level is_encoder_decoder kl_coef label_pad_token_id lam ld_alpha
-    log_completions loss_type loss_weights mask_truncated_completions max_completion_length
-    max_length max_prompt_length max_seq_length min_p model_adapter_name model_init_kwargs
-    num_completions_to_print num_generations num_iterations num_of_sequences num_ppo_epochs packing
+    activation_offloading alpha assistant_only_loss beta cache_implementation callbacks
+    cast_lm_head_to_fp32 center_rewards_coefficient chat_template_kwargs chat_template_path
+    cliprange completion_only_loss cpo_alpha dataset_batch_size dataset_kwargs dataset_num_proc
+    dataset_text_field delta desirable_weight disable_dropout discopop_tau distillation_add_tail
+    distillation_alpha distillation_is_clip distillation_mode distillation_topk
+    ds3_gather_for_generation entropy_coef entropy_coef_delta entropy_coef_max entropy_coef_min
+    entropy_target eos_token epsilon epsilon_high eval_packing f_alpha_divergence_coef
+    f_divergence_type force_use_ref_model gamma generate_during_eval generate_from_teacher
+    generation_batch_size generation_kwargs importance_sampling_level is_encoder_decoder kl_coef
+    label_pad_token_id label_smoothing lam ld_alpha lmbda log_completions
+    log_completions_hub_repo log_completions_steps log_multimodal log_unique_prompts loss_type
+    loss_weights mask_truncated_completions max_completion_length max_length max_new_tokens
+    max_prompt_length max_seq_length max_tool_calling_iterations min_p missing_eos_penalty
+    model_adapter_name model_init_kwargs multi_objective_aggregation normalize_advantages
+    num_completions_to_print num_generations num_generations_eval num_iterations
+    num_loss_tokens_to_skip num_of_sequences num_ppo_epochs off_policy_mask_threshold packing
     packing_strategy pad_to_multiple_of pad_token padding_free padding_value
     precompute_ref_batch_size precompute_ref_log_probs ref_adapter_name ref_model_init_kwargs
-    ref_model_mixup_alpha ref_model_sync_steps reference_free repetition_penalty reward_weights
-    rpo_alpha scale_rewards shuffle_dataset simpo_gamma steps_per_generation sync_ref_model
-    temperature tools top_entropy_quantile top_k top_p truncation_mode undesirable_weight
-    use_liger_loss use_logits_to_keep use_transformers_paged use_vllm use_weighting
-    wandb_log_unique_prompts
+    ref_model_mixup_alpha ref_model_sync_steps reference_free repetition_penalty
+    reward_clip_range reward_model_path reward_weights router_aux_loss_coef rpo_alpha
+    sapo_temperature_neg sapo_temperature_pos scale_rewards seq_kd shuffle_dataset simpo_gamma
+    steps_per_generation sync_ref_model teacher_model_init_kwargs teacher_model_kind
+    teacher_model_name_or_path teacher_model_revision teacher_prompt_template teacher_sync_steps
+    teacher_tokenizer_name_or_path teacher_update_rate temperature tools top_entropy_quantile
+    top_k top_p tpo_alpha tpo_l_gamma transformers_continuous_batching_config truncation_mode
+    trust_remote_code uld_crossentropy_weight uld_distillation_weight uld_hybrid_matched_weight
+    uld_hybrid_unmatched_weight uld_skip_student_eos uld_skip_teacher_eos
+    uld_student_temperature uld_teacher_temperature uld_token_merge_strategy uld_use_hybrid_loss
+    undesirable_weight use_adaptive_entropy use_bias_correction_kl use_extended_uld
+    use_liger_loss use_logits_to_keep use_teacher_server use_transformers_continuous_batching
+    use_transformers_paged use_uld_loss use_vllm use_weighting vespo_k_neg vespo_k_pos
+    vespo_lambda_neg vespo_lambda_pos wandb_log_unique_prompts
     """.split()  # noqa: SIM905 - a word list reads better than 100 quoted lines
 )
 

@@ -40,15 +40,20 @@ PICKLE_NAME = "training_args.bin"
 STATE_NAME = "trainer_state.json"
 MAX_STATE_BYTES = 512 * 1024 * 1024  # as for the import of one: three million logged steps
 
-_TRAINERS = {  # a key that only one family of TRL's configs has, and what that family trains
+_TRAINERS = {  # a key that only one family of TRL's configs has, and what that family trains; the first decides
+    "teacher_model_init_kwargs": "distillation",  # GKD and GOLD have the keys of SFT, or of RL, too
+    "teacher_model_kind": "distillation",
     "num_generations": "rl",
     "num_ppo_epochs": "rl",
+    "missing_eos_penalty": "rl",  # online DPO, old RLOO
     "kl_coef": "rl",
     "reference_free": "preference",
     "precompute_ref_log_probs": "preference",
     "desirable_weight": "preference",
     "cpo_alpha": "preference",
     "simpo_gamma": "preference",
+    "tpo_alpha": "preference",
+    "generate_during_eval": "preference",  # ORPO, which has no key of its own; CPO, and DPO and KTO of old
     "center_rewards_coefficient": "reward",
     "dataset_text_field": "sft",
     "completion_only_loss": "sft",
