@@ -27,14 +27,31 @@ class Rest:
         """Take the names that are accounted for: `touched` in the merged model, `used` in the base."""
         self._base, self._merged = base, merged
         self.names = [name for file in merged.files for name in file.tensors if name not in touched]
+        self._held = {name for file in base.files for name in file.tensors}
         self._left = {name: None for file in base.files for name in file.tensors if name not in used}
+        self._prefixes = {pair for name in (*touched, *self.names) if (pair := self._prefix(name)) is not None}
         self.compared = 0
+
+    def _prefix(self, name: str) -> tuple[str, str] | None:
+        """Return what the merged model puts before the base's name, and the base before its own; None for neither."""
+        found = self._base.find(name)
+        if found is None or found.name == name:
+            return None
+        if name.endswith(found.name):
+            return name.removesuffix(found.name), ""
+        return ("", found.name.removesuffix(name)) if found.name.endswith(name) else None
+
+    def _in_base(self, name: str) -> Found | None:
+        """Return the base's tensor: of that name, or of the one that the prefixes met elsewhere make of it."""
+        renamed = (f"{own}{name.removeprefix(dropped)}" for dropped, own in self._prefixes)
+        known = next((one for one in (name, *renamed) if one in self._held), None)
+        return self._base.find(known or name)
 
     def compare(self, progress: Callable[[str], None]) -> Iterator[OtherTensor]:
         """Return those that are not the same."""
         for name in self.names:
             progress(name)
-            m, w = self._merged.find(name), self._base.find(name)
+            m, w = self._merged.find(name), self._in_base(name)
             if m is None or w is None:
                 yield OtherTensor(name=name, what="added")
                 continue
