@@ -58,7 +58,7 @@ def test_help_names_every_option_and_each_has_a_text(command, capsys, monkeypatc
 def test_commands_that_judge_have_the_same_options_in_the_same_words():
     told = {
         command: {item.names[0]: item.parameter.help for item in options(command) if JUDGING.intersection(item.names)}
-        for command in ("check", "monitor", "audit", "diagnose")
+        for command in ("check", "monitor", "audit", "diagnose", "merge-check")
     }
     assert told["check"].keys() == JUDGING
     assert all(words == told["check"] for words in told.values())

@@ -54,7 +54,7 @@ _HELP = {
     "merge": "Merge adapters of one base model into one, with the error of every module.",
     "merge-check": "Say what would get in each other's way if adapters were merged.",
     "verify-merge": "Say whether a merged model contains an adapter, tensor by tensor.",
-    "rules": "List the rules of check, or explain one with its evidence.",
+    "rules": "List every rule by where it applies, or explain one with its grounds.",
     "validate": "Check every line of a run.jsonl against the telemetry schema.",
     "schema": "Print a JSON Schema: telemetry, audit, check, monitor, import or validate.",
 }

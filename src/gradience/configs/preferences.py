@@ -22,7 +22,10 @@ _LARGEST: Final = 1 << 20  # bytes
 
 
 class Preferences(msgspec.Struct, kw_only=True, frozen=True, rename="kebab", forbid_unknown_fields=True):
-    """What a project settles once: check reads all but `gap_threshold`, which is monitor's.
+    """What a project settles once.
+
+    Every command that judges reads `select`, `ignore` and `fail_on`; monitor and diagnose also `gap_threshold`, check
+    also `serve`.
 
     A command-line option of the same name goes before it.
     """
