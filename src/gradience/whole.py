@@ -13,7 +13,7 @@ from typing import TypeVar
 
 from gradience.errors import OutputError
 
-__all__ = ["whole_file", "whole_folder"]
+__all__ = ["refuse_file", "refuse_folder", "whole_file", "whole_folder"]
 
 _T = TypeVar("_T")
 
@@ -29,7 +29,8 @@ def whole_file(out: Path, *, force: bool = False) -> Iterator[Path]:
     Raises:
         OutputError: something of that name exists, or its parent cannot be written to.
     """
-    _refuse(out, force=force and not out.is_dir())
+    refuse_file(out, force=force)
+    _make_parent(out)
     partial = _sibling(out)
     _attempt(out, lambda: partial.touch(exist_ok=False))
     try:
@@ -53,8 +54,8 @@ def whole_folder(out: Path, *, force: bool = False) -> Iterator[Path]:
     Raises:
         OutputError: something of that name exists, or its parent cannot be written to.
     """
-    empty = out.is_dir() and not out.is_symlink() and not any(out.iterdir())
-    _refuse(out, force=empty or (force and out.is_dir() and not out.is_symlink()))
+    refuse_folder(out, force=force)
+    _make_parent(out)
     partial = _sibling(out)
     _attempt(out, partial.mkdir)
     try:
@@ -64,12 +65,44 @@ def whole_folder(out: Path, *, force: bool = False) -> Iterator[Path]:
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def _refuse(out: Path, *, force: bool) -> None:
-    if not out.name:
-        raise OutputError(f"{out} is no name for something new", advice="give a path that ends in a name")
+def refuse_file(out: Path, *, force: bool) -> None:
+    """Raise where `whole_file` would not write, before any work is done.
+
+    Raises:
+        OutputError: something of that name exists and is not to be replaced, or the path ends in no name.
+    """
+    _refuse_name(out)
+    if os.path.isdir(out):  # noqa: PTH112  # Path.is_dir raises where a name is too long, on some Pythons
+        raise OutputError(f"{out} is a folder: no file takes its place", advice="choose another name")
     if os.path.lexists(out) and not force:
         raise OutputError(f"{out} exists already", advice="choose another name, or replace it with --force")
-    if not out.parent.is_dir():
+
+
+def refuse_folder(out: Path, *, force: bool) -> None:
+    """Raise where `whole_folder` would not write, before any work is done.
+
+    Raises:
+        OutputError: something of that name exists and is not to be replaced, or the path ends in no name.
+    """
+    _refuse_name(out)
+    if not os.path.lexists(out):
+        return
+    if out.is_symlink() or not out.is_dir():
+        what = "a link" if out.is_symlink() else "no folder"
+        raise OutputError(f"{out} exists already, and is {what}: it is never replaced", advice="choose another name")
+    if not force and _attempt(out, lambda: any(out.iterdir())):
+        raise OutputError(f"{out} exists already", advice="choose another name, or replace it with --force")
+
+
+def _refuse_name(out: Path) -> None:
+    if out.name in {"", ".."}:
+        raise OutputError(f"{out} is no name for something new", advice="give a path that ends in a name")
+    if os.path.lexists(out.parent) and not out.parent.is_dir():
+        raise OutputError(f"cannot write {out}: {out.parent} is no folder", advice="choose another place")
+
+
+def _make_parent(out: Path) -> None:
+    if not os.path.isdir(out.parent):  # noqa: PTH112  # as above
         _attempt(out, lambda: out.parent.mkdir(parents=True, exist_ok=True))
 
 
@@ -82,9 +115,7 @@ def _attempt(out: Path, action: Callable[[], _T]) -> _T:
     try:
         return action()
     except OSError as error:
-        raise OutputError(
-            f"cannot write {out}: {error.strerror}", advice="check path and free space"
-        ) from error
+        raise OutputError(f"cannot write {out}: {error.strerror}", advice="check path and free space") from error
 
 
 def _name_unless_taken(partial: Path, out: Path) -> None:

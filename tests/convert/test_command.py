@@ -59,6 +59,7 @@ def test_a_folder_that_exists_is_kept_without_force(make, capsys):
     assert main(["convert", str(case.folder), "--out", str(out)]) == 2
     assert "exists already" in capsys.readouterr().err
     assert (out / "notes.txt").read_text() == "mine"
+    (out / "adapter_config.json").write_text("{}")
     assert main(["convert", str(case.folder), "--out", str(out), "--force"]) == 0
     assert sorted(path.name for path in out.iterdir()) == [
         "adapter_config.json",
@@ -72,7 +73,7 @@ def test_the_adapter_itself_is_never_written_over(make, capsys):
     before = (case.folder / "adapter_model.safetensors").read_bytes()
     for out in (case.folder, case.folder.parent):
         assert main(["convert", str(case.folder), "--out", str(out), "--force"]) == 2
-        assert "holds the adapter" in capsys.readouterr().err
+        assert "is, or holds, an adapter that is read" in capsys.readouterr().err
     assert (case.folder / "adapter_model.safetensors").read_bytes() == before
 
 

@@ -105,11 +105,12 @@ def test_an_existing_folder_and_a_source_are_kept(save, tmp_path, capsys):
     (held / "mine.txt").write_text("mine")
     with pytest.raises(OutputError, match="exists already"):
         merge_adapters([one.folder, two.folder], held)
-    with pytest.raises(OutputError, match="one of the adapters"):
+    with pytest.raises(OutputError, match="adapter that is read"):
         merge_adapters([one.folder, two.folder], one.folder, force=True)
     assert (held / "mine.txt").read_text() == "mine"
     assert main(["merge", str(one.folder), str(two.folder), "--out", str(held)]) == 2
     assert "--force" in capsys.readouterr().err
+    (held / "adapter_config.json").write_text("{}")
     assert main(["merge", str(one.folder), str(two.folder), "--out", str(held), "--force"]) == 0
     assert sorted(p.name for p in held.iterdir()) == [
         "adapter_config.json",
@@ -219,3 +220,12 @@ def test_help_imports_neither_numpy_nor_jax_nor_torch(command):
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     loaded = {name.split(".")[0] for name in done.stdout.split()}
     assert loaded.isdisjoint({"numpy", "jax", "torch", "peft"})
+
+
+def test_a_dense_update_over_the_range_of_float32_is_refused_in_words(save, tmp_path):
+    one, two = save("one", seed=1), save("two", seed=2)
+    path = one.folder / "adapter_model.safetensors"
+    save_file({name: np.full_like(tensor, 1e25) for name, tensor in load_file(path).items()}, path)
+    with pytest.raises(AdapterError, match="range of float32"):
+        merge_adapters([one.folder, two.folder], tmp_path / "out", method="ties")
+    assert not (tmp_path / "out").exists()

@@ -102,8 +102,10 @@ def test_a_base_of_another_shape_is_a_reason_and_no_traceback(make, tmp_path):
 
 def test_the_source_is_never_replaced_and_an_output_only_by_force(make, tmp_path):
     case = make(LoraConfig(r=1, target_modules=["q_proj"]))
-    with pytest.raises(OutputError, match="what is read"):
+    with pytest.raises(OutputError, match="adapter that is read"):
         mitigate_adapter(case.folder, case.base, case.folder, force=True)
+    with pytest.raises(OutputError, match="base model that is read"):
+        mitigate_adapter(case.folder, case.base, case.base, force=True)
     mitigate_adapter(case.folder, case.base, tmp_path / "out")
     with pytest.raises(OutputError, match="exists already"):
         mitigate_adapter(case.folder, case.base, tmp_path / "out")

@@ -215,7 +215,7 @@ def test_a_dry_run_writes_nothing_and_says_the_same(case, tmp_path):
 
 def test_the_source_and_what_holds_it_are_never_replaced(case, tmp_path):
     for place in (case.folder, tmp_path, case.folder / ".." / case.folder.name):
-        with pytest.raises(OutputError, match="what is read"):
+        with pytest.raises(OutputError, match="that is read"):
             resize_adapter(case.folder, place, rank=2, force=True)
     assert (case.folder / "adapter_model.safetensors").is_file()
 

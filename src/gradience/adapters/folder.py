@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path, PurePosixPath
 from typing import Any, Final, NamedTuple
 
@@ -43,7 +44,7 @@ def find_files(path: Path, *, config: Path | None = None, weights: Path | None =
     Raises:
         AdapterError: the folder or a file is missing, or several adapters could be meant.
     """
-    if not path.exists():
+    if not os.path.exists(path):  # noqa: PTH110  # Path.exists raises where a name is too long
         raise AdapterError(f"no such file or folder: {path}", advice="give the folder that PEFT saved")
     folder = path if path.is_dir() else path.parent
     found = weights or (path if path.is_file() else _weights_in(folder))

@@ -33,7 +33,7 @@ def find_shards(path: Path) -> list[Path]:
     Raises:
         AdapterError: nothing is there, or the checkpoint is incomplete or of another format.
     """
-    place = path if path.exists() else _cached(path)
+    place = path if os.path.exists(path) else _cached(path)  # noqa: PTH110  # Path.exists raises on long names
     if place.is_file():
         return _shards(place) if place.name.endswith(".index.json") else [place]
     folder = _snapshot(place)

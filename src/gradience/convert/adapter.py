@@ -17,12 +17,13 @@ from gradience.convert.factored import Choice
 from gradience.convert.naming import components_of, parsed_renames, paths_of, renamed
 from gradience.convert.pieces import Piece, Progress, pieces_of
 from gradience.convert.source import Source, open_source, refuse_modules
-from gradience.convert.spool import Spool
 from gradience.convert.to_mlx import MLX_WEIGHTS, mlx_config, mlx_notes, mlx_tensors
 from gradience.convert.to_peft import peft_config, peft_notes, peft_tensors
-from gradience.errors import AdapterError, OutputError
+from gradience.errors import AdapterError
 from gradience.opened import PathLike
 from gradience.rewrite.folder import WEIGHTS_NAME, provenance_of, write_adapter
+from gradience.rewrite.place import refuse_place
+from gradience.rewrite.spool import Spool
 from gradience.schema.convert import CONVERT_SCHEMA_ID, ConvertedModule, ConvertReport, Target
 from gradience.schema.provenance import ModuleChange
 
@@ -71,7 +72,9 @@ def convert_adapter(
     source = open_source(path, adapter_config=adapter_config, weights=weights, base=base)
     _refuse_vain(source, to, choice)
     refuse_modules(source)
-    _refuse_itself(source, out)
+    if out is not None:
+        held = [file.path for file in source.base.files] if source.base is not None else []
+        refuse_place(Path(out), [source.files], base=held, force=force)
     replaced = parsed_renames(renames)
     paths = paths_of(source, component=component, renames=replaced)
     rest = beside(source, to, drop=drop, other_components=_elsewhere(source, paths))
@@ -123,13 +126,6 @@ def _refuse_vain(source: Source, to: Target, choice: Choice) -> None:
         raise AdapterError(f"{source.files.weights} is a plain PEFT LoRA already", advice=done)
     if to == "mlx" and source.adapter.format == "mlx":
         raise AdapterError(f"{source.files.weights} is MLX-LM's already", advice="use it as it is")
-
-
-def _refuse_itself(source: Source, out: PathLike | None) -> None:
-    """Refuse a folder that holds what is read: with `force` it would be replaced as a whole."""
-    read = [source.files.weights, *(file.path for file in source.base.files)] if source.base else [source.files.weights]
-    if out is not None and any(Path(out).resolve() in path.resolve().parents for path in read):
-        raise OutputError(f"{out} holds the adapter or the base that is read", advice="give another folder to write to")
 
 
 def _elsewhere(source: Source, paths: dict[str, str]) -> set[str]:

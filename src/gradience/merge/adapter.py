@@ -9,7 +9,7 @@ from typing import Literal, TypeAlias
 
 import msgspec
 
-from gradience.errors import AdapterError, OutputError
+from gradience.errors import AdapterError
 from gradience.merge.config import merged_config, merged_patterns
 from gradience.merge.heads import heads_of, side_named
 from gradience.merge.obstacles import refuse
@@ -17,10 +17,11 @@ from gradience.merge.pieces import DTYPE_NAMES, Progress, common_dtype, merged_p
 from gradience.merge.recipe import recipe_of
 from gradience.merge.report import Decided, provenance, report_of
 from gradience.merge.slots import slots_of
-from gradience.merge.spool import Spool
 from gradience.opened import PathLike
 from gradience.rewrite.folder import write_adapter
-from gradience.rewrite.several import Side, matched, open_sides
+from gradience.rewrite.place import refuse_place
+from gradience.rewrite.several import matched, open_sides
+from gradience.rewrite.spool import Spool
 from gradience.schema.merge import MergeMethod, MergeReport
 
 __all__ = ["Dtype", "merge_adapters"]
@@ -72,7 +73,7 @@ def merge_adapters(
     recipe = recipe_of(len(paths), method, weights=weights, rank=rank, density=density, seed=seed)
     sides = open_sides(paths)
     if out is not None:
-        _refuse_place(Path(out), sides, force=force)
+        refuse_place(Path(out), [side.files for side in sides], force=force)
     refuse(sides)
     found = matched(sides, overlapping=False)
     if found.odd:
@@ -99,12 +100,3 @@ def merge_adapters(
             )
             report = msgspec.structs.replace(report, out=str(out))
     return report
-
-
-def _refuse_place(out: Path, sides: Sequence[Side], *, force: bool) -> None:
-    """Refuse early what would be refused late, and a folder whose replacement would take a source with it."""
-    place = out.resolve()
-    if any(side.files.folder.resolve().is_relative_to(place) for side in sides):
-        raise OutputError(f"{out} is, or holds, one of the adapters", advice="write to a folder of its own")
-    if not force and out.exists() and not (out.is_dir() and not any(out.iterdir())):
-        raise OutputError(f"{out} exists already", advice="choose another name, or replace it with --force")

@@ -130,7 +130,10 @@ def _dense_target(name: str, row: Row, parts: Sequence[Part], recipe: Recipe) ->
             else:
                 yield dropped(dense, density, mask_generator(recipe.seed, place, name))
 
-    merged = _summed(updates) if recipe.method == "dare_linear" else elected_mean(updates)
+    with np.errstate(over="ignore", invalid="ignore"):
+        merged = _summed(updates) if recipe.method == "dare_linear" else elected_mean(updates)
+    if not np.isfinite(merged).all():
+        raise AdapterError(f"{name}: an update is over the range of float32", advice="linear, cat and svd are float64")
     return merged.astype(np.float64)
 
 

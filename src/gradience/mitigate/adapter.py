@@ -13,10 +13,11 @@ from gradience.adapters.tensors import DTYPES, TensorSource
 from gradience.adapters.write import PlannedTensor, copied, planned
 from gradience.base.folder import find_shards
 from gradience.base.weights import BaseWeights
-from gradience.errors import AdapterError, OutputError
+from gradience.errors import AdapterError
 from gradience.mitigate.module import Found, Options, looked_at, reason_against, scaled
 from gradience.opened import PathLike, open_adapter
 from gradience.rewrite.folder import provenance_of, raw_config, write_adapter
+from gradience.rewrite.place import refuse_place
 from gradience.schema.base import NotCompared
 from gradience.schema.mitigate import MitigatedModule, MitigateReport
 from gradience.schema.provenance import ModuleChange
@@ -80,9 +81,10 @@ def mitigate_adapter(
     files, adapter = open_adapter(path, adapter_config=adapter_config, weights=weights)
     if adapter.format != "peft" or adapter.source is None:
         raise AdapterError(f"the adapter is in {adapter.format}'s format, not PEFT's", advice="see 'gradience convert'")
-    if out is not None and files.folder.resolve().is_relative_to(Path(out).resolve()):
-        raise OutputError(f"{out} is, or holds, what is read", advice="write to a folder of its own")
-    run = _Run(adapter, adapter.source, BaseWeights(find_shards(Path(base))), Options(scale, k, eps, seed))
+    shards = find_shards(Path(base))
+    if out is not None:
+        refuse_place(Path(out), [files], base=shards, force=force)
+    run = _Run(adapter, adapter.source, BaseWeights(shards), Options(scale, k, eps, seed))
     run.look(progress)
     if out is not None:
         write_adapter(

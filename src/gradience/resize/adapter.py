@@ -11,7 +11,6 @@ from gradience.adapters.modules import Array
 from gradience.adapters.write import PlannedTensor
 from gradience.base.folder import find_shards
 from gradience.base.weights import BaseWeights
-from gradience.errors import OutputError
 from gradience.opened import PathLike, open_adapter
 from gradience.resize.config import new_config
 from gradience.resize.criteria import target_of
@@ -19,6 +18,7 @@ from gradience.resize.cut import SAFETENSORS_NAMES
 from gradience.resize.kohya import write_kohya
 from gradience.resize.plan import Plan, plan_of
 from gradience.rewrite.folder import PROVENANCE_NAME, provenance_of, raw_config, write_adapter
+from gradience.rewrite.place import refuse_place
 from gradience.schema.provenance import ModuleChange, Provenance
 from gradience.schema.resize import ResizeReport
 
@@ -91,9 +91,10 @@ def resize_adapter(
     }
     target = target_of(given)
     files, adapter = open_adapter(path, adapter_config=adapter_config, weights=weights)
+    shards = find_shards(Path(base)) if base is not None else []
     if out is not None:
-        _refuse_place(Path(out), files, base, force=force)
-    held = BaseWeights(find_shards(Path(base))) if base is not None else None
+        refuse_place(Path(out), [files], base=shards, force=force, one_file=adapter.format == "kohya")
+    held = BaseWeights(shards) if base is not None else None
     plan = plan_of(adapter, target, dtype=dtype, base=held)
     config = None if adapter.format == "kohya" else new_config(raw_config(files.config), plan.patterns)
     notes = [*(config.notes if config is not None else []), *_notes(plan, dtype), *_left_behind(files)]
@@ -162,16 +163,6 @@ def _followed(plan: Plan, progress: Progress | None) -> list[PlannedTensor]:
         return tensor._replace(load=load)
 
     return [follow(place, tensor) for place, tensor in enumerate(plan.tensors, 1)]
-
-
-def _refuse_place(out: Path, files: AdapterFiles, base: PathLike | None, *, force: bool) -> None:
-    """Refuse early what would be refused late, and a place whose replacement would take the source with it."""
-    place = out.resolve()
-    read = [files.folder, files.weights, *files.shards, *([Path(base)] if base is not None else [])]
-    if any(source.resolve().is_relative_to(place) for source in read):
-        raise OutputError(f"{out} is, or holds, what is read", advice="write to a place of its own")
-    if not force and out.exists() and not (out.is_dir() and not any(out.iterdir())):
-        raise OutputError(f"{out} exists already", advice="choose another name, or replace it with --force")
 
 
 def _left_behind(files: AdapterFiles) -> list[str]:
