@@ -10,8 +10,8 @@ import numpy as np
 import numpy.typing as npt
 
 from gradience.adapters.modules import Array, LoadFactors, Module
-from gradience.convert.spool import Spool
 from gradience.errors import AdapterError
+from gradience.rewrite.spool import Spool
 from gradience.spectral.lowrank import LowRank, decomposed
 from gradience.spectral.truncated import Part, leading_part, part_with_energy, rank_for_energy
 
@@ -92,16 +92,22 @@ def from_factors(module: Module, choice: Choice, spool: Spool, *, scale: float, 
     if copy:
         return Factored(a.shape[0], module.scale, shape, (b.dtype, a.dtype), module.load, "copied", norm, 0.0)
     ratio = module.scale / scale if scale else 1.0
-    load = spool.keep(b, a.astype(np.float64) * ratio)
+    load = _kept(spool, b, a.astype(np.float64) * ratio)
     return Factored(a.shape[0], scale, shape, _FLOATS, load, "factors", norm, 0.0)
 
 
 _FLOATS: Final = (np.dtype(np.float32), np.dtype(np.float32))
 
 
+def _kept(spool: Spool, b: Array, a: Array) -> LoadFactors:
+    """Return a loader of factors that were expensive to compute, in float32, as they will be stored."""
+    left, right = spool.keep(b.astype(np.float32)), spool.keep(a.astype(np.float32))
+    return lambda: (left(), right())
+
+
 def _truncated(low: LowRank, first: Choice, second: Choice, spool: Spool, scale: float) -> Factored:
     kept = max(1, min(first.of(low.sigma), second.of(low.sigma)))
-    load = spool.keep(*low.factors(kept, scale))
+    load = _kept(spool, *low.factors(kept, scale))
     norm = float(np.linalg.norm(low.sigma))
     rest = low.error(kept)
     method: Method = "truncated" if rest > 0.0 else "factors"
@@ -162,7 +168,7 @@ def from_dense(
     refuse_non_finite(module, dense)
     part = _part(dense, choice, min(dense.shape) if bound is None else min(bound, *dense.shape))
     kept = max(1, len(part.low.sigma))
-    load = spool.keep(*part.low.factors(kept, scale))
+    load = _kept(spool, *part.low.factors(kept, scale))
     return Factored(kept, scale, (dense.shape[0], dense.shape[1]), _FLOATS, load, "dense", part.norm, part.rest)
 
 

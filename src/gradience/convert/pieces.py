@@ -14,8 +14,8 @@ from gradience.adapters.names import module_type
 from gradience.base.weights import BaseWeights, Found
 from gradience.convert.factored import Choice, Factored, from_dense, from_factors
 from gradience.convert.source import Source
-from gradience.convert.spool import Spool
 from gradience.errors import AdapterError
+from gradience.rewrite.spool import Spool
 from gradience.schema.convert import Target
 
 __all__ = ["Piece", "Progress", "pieces_of"]

@@ -11,8 +11,8 @@ from gradience.adapters.tensors import DTYPES
 from gradience.adapters.write import PlannedTensor, planned
 from gradience.merge.methods import DENSE, Losses, Recipe, merged_module
 from gradience.merge.slots import Slot
-from gradience.merge.spool import Spool
 from gradience.rewrite.several import Side
+from gradience.rewrite.spool import Spool
 
 __all__ = ["DTYPE_NAMES", "Piece", "Progress", "common_dtype", "merged_pieces", "ranks_of", "tensors_of"]
 
