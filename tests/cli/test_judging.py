@@ -236,3 +236,17 @@ def test_an_ignored_join_leaves_its_findings_alone(project: Path) -> None:
     assert not [cause for cause in apart.causes if cause.joined]
     assert {"END114"} <= {cause.id for cause in apart.causes}
     assert {(item.id, item.reason) for item in apart.not_run} >= {("END312", "ignored on request")}
+
+
+@pytest.mark.parametrize("command", GIVEN)
+@pytest.mark.parametrize("text", [None, "ignroe = []", "fail-on = 'sometimes'", "\0"])
+def test_settings_that_cannot_be_used_are_one_line_and_a_two(
+    command: str, text: str | None, project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if text is not None:
+        (project / "mine.toml").write_text(text)
+    assert main([command, GIVEN[command], "--settings", "mine.toml"]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.startswith("gradience: ")
+    assert captured.err.count("\n") == 1

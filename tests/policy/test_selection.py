@@ -1,0 +1,51 @@
+"""What is left out of a report is named with its reason, and nothing else is touched."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gradience.errors import ConfigError
+from gradience.policy.registry import cards_of
+from gradience.policy.selection import without
+from gradience.schema.findings import Finding, NotRun
+from gradience.selected import rules_left_out
+
+IDS = [card.id for card in cards_of("log")]
+SOME = st.lists(st.sampled_from(IDS), unique=True, max_size=6)
+FINDINGS = st.lists(st.builds(Finding, id=st.sampled_from(IDS), severity=st.just("info"), message=st.text(max_size=5)))
+
+
+@given(SOME, SOME)
+def test_a_rule_speaks_if_it_is_selected_and_not_ignored(select: list[str], ignore: list[str]) -> None:
+    gone = rules_left_out(IDS, select=select, ignore=ignore)
+    assert [rule for rule in IDS if rule not in gone] == [
+        rule for rule in IDS if (not select or rule in select) and rule not in ignore
+    ]
+    assert all(gone.values())
+
+
+@given(FINDINGS, SOME, SOME)
+def test_every_finding_is_kept_or_its_rule_is_named_as_left_out(
+    findings: list[Finding], abstained: list[str], ignore: list[str]
+) -> None:
+    not_run = [NotRun(id=rule, reason="too few rows") for rule in abstained]
+    kept, named = without(findings, not_run, rules_left_out(IDS, ignore=ignore))
+    assert kept == [finding for finding in findings if finding.id not in ignore]
+    reasons = {item.id: item.reason for item in named}
+    assert len(named) == len(reasons)  # each once
+    assert reasons == dict.fromkeys(abstained, "too few rows") | dict.fromkeys(ignore, "ignored on request")
+
+
+def test_without_a_choice_nothing_changes() -> None:
+    findings = [Finding(id="DIV103", severity="warning", message="m")]
+    assert without(findings, [], rules_left_out(IDS)) == (findings, [])
+    assert rules_left_out(IDS, select=["all"]) == {}
+
+
+@pytest.mark.parametrize("entry", ["NOPE", "", "LR001", "DIV103,"])
+def test_an_entry_that_is_no_beginning_of_an_id_is_refused_with_the_ids_there_are(entry: str) -> None:
+    with pytest.raises(ConfigError, match="no rule is called") as caught:
+        rules_left_out(IDS, ignore=[entry])
+    assert "DIV103" in caught.value.advice
