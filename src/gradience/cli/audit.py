@@ -9,19 +9,21 @@ from cyclopts import Parameter
 from cyclopts.types import NonNegativeInt, PositiveInt
 from cyclopts.validators import Number
 
+from gradience.cli.audit_view import Showing
 from gradience.cli.device import prepare_jax
 from gradience.cli.formats import Format, print_for_programs
 from gradience.cli.judging import NONE_GIVEN, Options
-from gradience.cli.output import draws_blocks, print_document, print_text
+from gradience.cli.output import print_document, print_text
 from gradience.cli.progress import on_terminal
 from gradience.errors import AdapterError
 from gradience.render.audit import View, audit_text
 from gradience.render.cards import Place
-from gradience.render.heatmap import Quantity
 from gradience.schema.audit import AuditReport
 from gradience.schema.rules import RuleGroup
 
 __all__ = ["audit"]
+
+_AS_USUAL = Showing()
 
 
 def audit(
@@ -31,16 +33,11 @@ def audit(
     peft_dir: Path | None = None,
     adapter_config: Path | None = None,
     weights: Path | None = None,
-    top_wasteful: NonNegativeInt = 5,
-    layers: bool = False,
-    scales: bool = False,
-    rank_rules: bool = False,
-    suggest_per_layer: bool = False,
-    heatmap: bool = False,
-    heatmap_of: Quantity = "norm",
+    showing: Annotated[Showing, Parameter(name="*")] = _AS_USUAL,
+    suggest_per_layer: Annotated[bool, Parameter(negative=())] = False,
     top_singular_values: NonNegativeInt = 0,
     base: Path | None = None,
-    intruders: bool = False,
+    intruders: Annotated[bool, Parameter(negative=())] = False,
     intruder_k: PositiveInt = 10,
     intruder_eps: Annotated[float, Parameter(validator=Number(gt=0.0, lte=1.0))] = 0.5,
     cache: bool = True,
@@ -48,7 +45,6 @@ def audit(
     append: Path | None = None,
     device: Literal["auto", "cpu", "gpu", "tpu"] = "auto",
     judging: Options = NONE_GIVEN,
-    verbose: Annotated[bool, Parameter(alias="-v", negative=())] = False,
 ) -> int:
     """Analyse a trained adapter for waste, and for what is wrong with it.
 
@@ -62,20 +58,8 @@ def audit(
         An adapter_config.json elsewhere than beside the weights.
     weights:
         A weights file of another name.
-    top_wasteful:
-        How many of the least utilised modules to list.
-    layers:
-        List every layer and every module, with the random null and the scale beside each.
-    scales:
-        Show how each module's scaling comes about: alpha, rank, the patterns that matched.
-    rank_rules:
-        Show what other rules for a rank say, and on which modules they disagree, and why.
     suggest_per_layer:
         Suggest a rank for each module, as rank_pattern and alpha_pattern of peft.LoraConfig.
-    heatmap:
-        Draw a map of the update, layer x module.
-    heatmap_of:
-        What the map shows.
     top_singular_values:
         How many singular values per module the JSON holds.
     base:
@@ -95,11 +79,9 @@ def audit(
         A run.jsonl to add the audit to, as a metrics event under the run's own run_id.
     device:
         Where the spectral core runs.
-    verbose:
-        Show the grounds of each finding, and all that was not analysed.
     """
     settled, folder = judging.settled(), _one_of(path, peft_dir)
-    if base is None and (intruders or (heatmap and heatmap_of == "udr")):
+    if base is None and (intruders or showing.view().heatmap == "udr"):
         raise AdapterError("this needs the base model's weights", advice="give them with --base PATH")
     prepare_jax(device, serial_kernels=base is None)
     from gradience.audit import audit_adapter  # noqa: PLC0415  # imports jax, after its environment is set
@@ -125,8 +107,7 @@ def audit(
         from gradience.append import append_audit  # noqa: PLC0415  # the recorder, only where a log is written
 
         append_audit(append, report)
-    drawn = heatmap_of if heatmap else None
-    _show(report, settled.format, View(top_wasteful, layers, scales, rank_rules, drawn, draws_blocks(), verbose))
+    _show(report, settled.format, showing.view())
     return settled.exit_code(report.findings)
 
 
