@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from pathlib import Path
 from typing import Final
 
@@ -12,6 +13,7 @@ __all__ = ["prepare_jax"]
 
 
 _SERIAL: Final = "--xla_cpu_multi_thread_eigen"
+_CACHE_FAILED: Final = "Error (reading|writing) persistent compilation cache entry"
 
 
 def prepare_jax(device: str, *, serial_kernels: bool = False) -> None:
@@ -35,6 +37,7 @@ def prepare_jax(device: str, *, serial_kernels: bool = False) -> None:
         jax.config.update("jax_cpu_enable_async_dispatch", False)  # noqa: FBT003  # JAX's own signature
 
     if (cache := _cache_dir()) is not None:
+        warnings.filterwarnings("ignore", message=_CACHE_FAILED)  # of a full disk, and for ever after: it compiles
         jax.config.update("jax_compilation_cache_dir", str(cache))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
         jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)

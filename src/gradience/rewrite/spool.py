@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from gradience.adapters.modules import Array
+from gradience.errors import OutputError
 
 __all__ = ["Spool"]
 
@@ -20,9 +21,18 @@ class Spool:
         self._count = 0
 
     def keep(self, array: Array) -> Callable[[], Array]:
-        """Return a function that gives the array back, bit for bit."""
+        """Return a function that gives the array back, bit for bit.
+
+        Raises:
+            OutputError: it cannot be written.
+        """
         path = self._folder / str(self._count)
         self._count += 1
-        np.ascontiguousarray(array).tofile(path)
+        data = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+        try:
+            path.write_bytes(data.data)
+        except OSError as error:
+            message = f"cannot keep what is computed in {self._folder}: {error.strerror}"
+            raise OutputError(message, advice="check the space left there, or set TMPDIR to another place") from error
         dtype, shape = array.dtype, array.shape
         return lambda: np.fromfile(path, dtype).reshape(shape)
