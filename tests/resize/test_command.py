@@ -45,6 +45,7 @@ def test_json_is_one_document_of_its_schema(folder, capsys):
         (["--rank", "2"], "nowhere to write"),
         (["--rank", "0", "--dry-run"], "rank"),
         (["--energy", "2", "--dry-run"], "energy"),
+        (["--dry-run", "--rel-error", "0", "--rank", "2"], "got --rank and --rel-error"),
         (["--max-mb", "1e-9", "--dry-run"], "budget"),
         (["--max-mb", "inf", "--dry-run"], "finite"),
         (["--energy", "nan", "--dry-run"], "nan"),

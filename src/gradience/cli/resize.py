@@ -147,7 +147,7 @@ def resize(
 
 def _one_of(**given: float | None) -> None:
     """Refuse none and several, and what is no number."""
-    found = [name for name, value in given.items() if value not in {None, False}]
+    found = [name for name, value in given.items() if value is not None and value is not False]
     if len(found) != 1:
         named = " and ".join(map(_option, found)) or "none"
         raise AdapterError(f"expected exactly one criterion, got {named}", advice=f"give one of {_listed(given)}")

@@ -45,7 +45,11 @@ def target_of(given: dict[str, Any]) -> Target:
     Raises:
         ValueError: none or several are given, or the number is out of its range.
     """
-    found = [(name, given[name]) for name in get_args(Criterion) if given.get(name) not in (None, False)]
+    found = [
+        (name, value)
+        for name in get_args(Criterion)
+        if (value := given.get(name)) is not None and value is not False  # a number 0.0 is given, and equals False
+    ]
     if len(found) != 1:
         named = ", ".join(name for name, _ in found) or "none"
         message = f"expected exactly one criterion of {', '.join(get_args(Criterion))}; got {named}"
