@@ -229,3 +229,20 @@ def test_a_dense_update_over_the_range_of_float32_is_refused_in_words(save, tmp_
     with pytest.raises(AdapterError, match="range of float32"):
         merge_adapters([one.folder, two.folder], tmp_path / "out", method="ties")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("verb", ["merge", "merge-check"])
+@pytest.mark.parametrize("weights", ["nan,1", "1,-inf", "1e300,1", "1", ""])
+def test_weights_that_no_sum_can_have_are_one_line(save, verb, weights, capsys):
+    paths = [str(save(name, seed=seed).folder) for seed, name in enumerate(("one", "two"))]
+    dry = ["--dry-run"] if verb == "merge" else []
+    assert main([verb, *paths, "--weights", weights, *dry]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_factors_whose_sum_leaves_float64_are_refused_in_words(save, tmp_path):
+    one, two = save("one", seed=1), save("two", seed=2)
+    path = one.folder / "adapter_model.safetensors"
+    save_file({name: np.full(tensor.shape, 1e200) for name, tensor in load_file(path).items()}, path)
+    with pytest.raises(AdapterError, match="range of float64"):
+        merge_adapters([one.folder, two.folder], tmp_path / "out")

@@ -96,3 +96,17 @@ def test_a_name_that_is_too_long_is_no_file(tmp_path):
     for find in (find_files, find_shards):
         with pytest.raises(AdapterError, match="no such"):
             find(tmp_path / ("x" * 300))
+
+
+@pytest.mark.parametrize("place", ["/dev/zero", ".", "nowhere", "x" * 300], ids=["device", "folder", "nothing", "long"])
+def test_files_that_are_named_must_be_files(files, tmp_path, monkeypatch, place):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(AdapterError, match="no config file"):
+        find_files(files.folder, config=Path(place))
+    with pytest.raises(AdapterError, match="no weights file"):
+        find_files(files.folder, weights=Path(place))
+
+
+def test_a_device_is_no_base():
+    with pytest.raises(AdapterError, match="neither a folder nor a file"):
+        find_shards(Path("/dev/null"))

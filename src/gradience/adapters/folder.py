@@ -53,8 +53,10 @@ def find_files(path: Path, *, config: Path | None = None, weights: Path | None =
         folder, found = _only_nested(folder)
     elif weights is None and path.is_dir():
         others = tuple(_nested(folder))
-    if not found.is_file():
+    if not os.path.isfile(found):  # noqa: PTH113  # as above
         raise AdapterError(f"no weights file at {found}", advice="give it with --weights FILE")
+    if config is not None and not os.path.isfile(config):  # noqa: PTH113  # as above
+        raise AdapterError(f"no config file at {config}", advice="give it with --adapter-config FILE")
     return AdapterFiles(folder, config or _config_beside(found, folder), found, _shards(found), others)
 
 

@@ -36,6 +36,8 @@ def find_shards(path: Path) -> list[Path]:
     place = path if os.path.exists(path) else _cached(path)  # noqa: PTH110  # Path.exists raises on long names
     if place.is_file():
         return _shards(place) if place.name.endswith(".index.json") else [place]
+    if not place.is_dir():
+        raise AdapterError(f"{place} is neither a folder nor a file of weights", advice=_ADVICE)
     folder = _snapshot(place)
     if (folder / _INDEX).is_file():
         return _shards(folder / _INDEX)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Final, NamedTuple, TypeAlias
 
@@ -66,7 +67,10 @@ def merged_module(row: Row, recipe: Recipe, dtype: np.dtype[Any]) -> tuple[Round
             f"{name} holds NaN or infinite numbers in one of the adapters", advice="'gradience audit' says which"
         )
     most = max(module.r for module in row if module is not None)
-    energy = squared_norm(*plain)
+    with np.errstate(over="ignore", invalid="ignore"):
+        energy = squared_norm(*plain)
+    if not math.isfinite(energy):
+        raise AdapterError(f"{name}: the weighted sum is over the range of float64", advice="give smaller --weights")
     if recipe.method in DENSE:
         target = _dense_target(name, row, parts, recipe)
         low = leading_part(target, min(recipe.rank or most, *target.shape)).low

@@ -12,6 +12,7 @@ from gradience.schema.merge import MergeMethod
 __all__ = ["TIES_DENSITY", "recipe_of", "weights_of"]
 
 TIES_DENSITY: Final = 0.2  # arXiv 2306.01708: the top 20 % of the entries, where nothing can be validated
+_LARGEST: Final = 1e6  # of a weight: no sum of updates is meant by more, and products of float32 stay in range
 _MEANS: Final = frozenset({"ties", "dare_ties"})
 
 
@@ -19,7 +20,7 @@ def weights_of(n: int, weights: Sequence[float] | None, method: MergeMethod = "l
     """Return a weight for each of n adapters: those given, or 1/n for a sum and 1 for a mean.
 
     Raises:
-        ValueError: there are not n, or one is not finite.
+        ValueError: there are not n, or one is not finite, or beyond reason.
     """
     if weights is None:
         return ((1.0 if method in _MEANS else 1.0 / n) if n else 0.0,) * n
@@ -27,6 +28,8 @@ def weights_of(n: int, weights: Sequence[float] | None, method: MergeMethod = "l
         raise ValueError(f"{len(weights)} weights for {n} adapters: expected one for each")
     if not all(math.isfinite(weight) for weight in weights):
         raise ValueError(f"weights are {list(weights)}: expected finite numbers")
+    if any(abs(weight) > _LARGEST for weight in weights):
+        raise ValueError(f"weights are {list(weights)}: expected at most {_LARGEST:g} in size")
     return tuple(float(weight) for weight in weights)
 
 

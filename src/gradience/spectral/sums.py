@@ -6,6 +6,7 @@ cancel, that is a difference of large numbers, and QR of both factors decides.
 
 from __future__ import annotations
 
+import math
 from typing import Final
 
 import numpy as np
@@ -21,10 +22,12 @@ _NOTHING: Final = 1e-24  # likewise: what is left of parts that cancel is their 
 
 
 def squared_norm(b: Matrix, a: Matrix) -> float:
-    """Return the squared Frobenius norm of b @ a, b (d_out, r), a (r, d_in): 0 where it is rounding alone."""
+    """Return the squared Frobenius norm of b @ a, b (d_out, r), a (r, d_in): 0 where it is rounding alone, inf out of range."""
     gram_b, gram_a = _grams(b, a)
     size = float(np.diagonal(gram_b) @ np.diagonal(gram_a))
     total = float(np.sum(gram_b * gram_a))
+    if not (math.isfinite(size) and math.isfinite(total)):
+        return math.inf
     if total > _CANCELLED * size or size == 0.0:
         return total
     exact = float(np.sum(core_singular_values(b, a) ** 2))
