@@ -10,8 +10,8 @@ from cyclopts.types import PositiveInt
 from cyclopts.validators import Number
 
 from gradience.cli.interrupt import cleaning_up
-from gradience.cli.output import DONE, print_document, print_text
 from gradience.cli.progress import on_terminal
+from gradience.cli.writing import DryRun, Force, Verbose, given_once, place_of, printed
 from gradience.errors import AdapterError
 from gradience.render.convert import convert_text
 from gradience.schema.convert import Target
@@ -20,9 +20,10 @@ __all__ = ["convert"]
 
 
 def convert(
-    path: Path,
+    path: Path | None = None,
     /,
     *,
+    peft_dir: Path | None = None,
     out: Path | None = None,
     to: Target = "peft",
     rank: PositiveInt | None = None,
@@ -33,9 +34,9 @@ def convert(
     adapter_config: Path | None = None,
     weights: Path | None = None,
     drop: Annotated[bool, Parameter(negative=())] = False,
-    dry_run: Annotated[bool, Parameter(negative=())] = False,
-    force: Annotated[bool, Parameter(negative=())] = False,
-    verbose: Annotated[bool, Parameter(alias="-v", negative=())] = False,
+    dry_run: DryRun = False,
+    force: Force = False,
+    verbose: Verbose = False,
     json: Annotated[bool, Parameter(negative=())] = False,
 ) -> int:
     """Write an adapter in another format: a plain PEFT LoRA, or MLX-LM's.
@@ -48,6 +49,8 @@ def convert(
     path:
         The adapter's folder, or its weights file: PEFT (LoRA of any kind, AdaLoRA, LoHa, LoKr, VeRA, HiRA, MiSS),
         MLX-LM, kohya, diffusers.
+    peft_dir:
+        The same, as an option.
     out:
         The folder to write.
     to:
@@ -69,25 +72,19 @@ def convert(
         A weights file of another name.
     drop:
         Leave out tensors that the target has no place for, such as a saved head; without it they are refused.
-    dry_run:
-        Write nothing; print what would be written, and its error.
-    force:
-        Replace --out if it exists, once the new folder is complete.
-    verbose:
-        List every module.
     json:
         Print one JSON document (schemas/convert-report-v1.schema.json).
     """
-    if out is None and not dry_run:
-        raise AdapterError("nowhere to write to", advice="give --out FOLDER, or look first with --dry-run")
+    adapter = given_once("convert", path, peft_dir)
+    place = place_of(out, dry_run=dry_run)
     if rank is not None and energy is not None:
         raise AdapterError("--rank and --energy were both given", advice="give one of them")
     from gradience.convert import convert_adapter  # noqa: PLC0415  # numpy, after the arguments are known to be right
 
     with cleaning_up():
         report = convert_adapter(
-            path,
-            None if dry_run else out,
+            adapter,
+            place,
             to=to,
             rank=rank,
             energy=energy,
@@ -100,8 +97,4 @@ def convert(
             weights=weights,
             progress=on_terminal("convert"),
         )
-    if json:
-        print_document(report)
-    else:
-        print_text(convert_text(report, verbose=verbose))
-    return DONE
+    return printed(report, convert_text, verbose=verbose, json=json)

@@ -10,8 +10,8 @@ from cyclopts.types import NonNegativeInt, PositiveInt
 from cyclopts.validators import Number
 
 from gradience.cli.interrupt import cleaning_up
-from gradience.cli.output import DONE, print_document, print_text
 from gradience.cli.progress import on_terminal
+from gradience.cli.writing import DryRun, Force, Verbose, place_of, printed
 from gradience.errors import AdapterError
 from gradience.render.merge import merge_text
 from gradience.schema.merge import MergeMethod
@@ -29,9 +29,9 @@ def merge(
     seed: NonNegativeInt = 0,
     heads_from: str | None = None,
     dtype: Literal["float32", "float16", "bfloat16"] | None = None,
-    dry_run: Annotated[bool, Parameter(negative=())] = False,
-    force: Annotated[bool, Parameter(negative=())] = False,
-    verbose: Annotated[bool, Parameter(alias="-v", negative=())] = False,
+    dry_run: DryRun = False,
+    force: Force = False,
+    verbose: Verbose = False,
     json: Annotated[bool, Parameter(negative=())] = False,
 ) -> int:
     """Merge plain PEFT LoRA adapters of one base model into one adapter, with its error in every module.
@@ -63,17 +63,10 @@ def merge(
         Whose heads, biases and token rows to take where they differ: A, B, ... by place, or the adapter's name.
     dtype:
         Of the factors: float32, float16 or bfloat16. Without it the adapters' own, if they have one in common.
-    dry_run:
-        Write nothing; print what would be written, and its error.
-    force:
-        Replace --out if it exists, once the new folder is complete.
-    verbose:
-        List every module.
     json:
         Print one JSON document (schemas/merge-report-v1.schema.json).
     """
-    if out is None and not dry_run:
-        raise AdapterError("nowhere to write to", advice="give --out FOLDER, or look first with --dry-run")
+    place = place_of(out, dry_run=dry_run)
     chosen = parsed_weights(weights)
     from gradience.merge import merge_adapters  # noqa: PLC0415  # numpy, after the arguments are known to be right
 
@@ -81,7 +74,7 @@ def merge(
         try:
             report = merge_adapters(
                 adapters,
-                None if dry_run else out,
+                place,
                 method=method,
                 weights=chosen,
                 rank=rank,
@@ -94,11 +87,7 @@ def merge(
             )
         except ValueError as error:
             raise AdapterError(str(error), advice="see 'gradience merge --help'") from error
-    if json:
-        print_document(report)
-    else:
-        print_text(merge_text(report, verbose=verbose))
-    return DONE
+    return printed(report, merge_text, verbose=verbose, json=json)
 
 
 def parsed_weights(text: str | None) -> list[float] | None:

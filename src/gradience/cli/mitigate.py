@@ -12,8 +12,8 @@ from cyclopts.validators import Number
 
 from gradience.cli.device import prepare_jax
 from gradience.cli.interrupt import cleaning_up
-from gradience.cli.output import DONE, print_document, print_text
 from gradience.cli.progress import on_terminal
+from gradience.cli.writing import DryRun, Force, Verbose, given_once, place_of, printed
 from gradience.errors import AdapterError
 from gradience.render.mitigate import mitigate_text
 
@@ -33,9 +33,9 @@ def mitigate(
     seed: NonNegativeInt = 0,
     adapter_config: Path | None = None,
     weights: Path | None = None,
-    dry_run: Annotated[bool, Parameter(negative=())] = False,
-    force: Annotated[bool, Parameter(negative=())] = False,
-    verbose: Annotated[bool, Parameter(alias="-v", negative=())] = False,
+    dry_run: DryRun = False,
+    force: Force = False,
+    verbose: Verbose = False,
     json: Annotated[bool, Parameter(negative=())] = False,
 ) -> int:
     """Write a copy of a PEFT LoRA adapter whose intruder dimensions are scaled down (arXiv 2410.21228).
@@ -48,9 +48,9 @@ def mitigate(
     path:
         The adapter's folder, or its weights file.
     base:
-        The base model: a folder with safetensors, or organisation/name in the hub's local cache.
+        The base model: a folder with safetensors, or organisation/name in the hub's cache.
     peft_dir:
-        The adapter, as an option.
+        The same, as an option.
     out:
         The folder to write.
     scale:
@@ -65,19 +65,11 @@ def mitigate(
         An adapter_config.json elsewhere than beside the weights.
     weights:
         A weights file of another name.
-    dry_run:
-        Write nothing; print the counts before and after.
-    force:
-        Replace --out if it exists, once the new folder is complete.
-    verbose:
-        List every module.
     json:
         Print one JSON document (schemas/mitigate-report-v1.schema.json).
     """
-    if (path is None) == (peft_dir is None):
-        raise AdapterError("give the adapter's folder once: 'gradience mitigate DIR' or '--peft-dir DIR'")
-    if out is None and not dry_run:
-        raise AdapterError("nowhere to write to", advice="give --out FOLDER, or look first with --dry-run")
+    adapter = given_once("mitigate", path, peft_dir)
+    place = place_of(out, dry_run=dry_run)
     if not (math.isfinite(scale) and math.isfinite(eps)):
         raise AdapterError(f"--scale and --eps are {scale} and {eps}, expected finite numbers")
     prepare_jax("auto")
@@ -85,9 +77,9 @@ def mitigate(
 
     with cleaning_up():
         report = mitigate_adapter(
-            path or peft_dir or Path(),
+            adapter,
             base,
-            None if dry_run else out,
+            place,
             scale=scale,
             k=k,
             eps=eps,
@@ -97,8 +89,4 @@ def mitigate(
             force=force,
             progress=on_terminal("mitigate"),
         )
-    if json:
-        print_document(report)
-    else:
-        print_text(mitigate_text(report, verbose=verbose))
-    return DONE
+    return printed(report, mitigate_text, verbose=verbose, json=json)

@@ -14,8 +14,8 @@ from cyclopts.validators import Number
 
 from gradience.cli.device import prepare_jax
 from gradience.cli.interrupt import cleaning_up
-from gradience.cli.output import DONE, print_document, print_text
 from gradience.cli.progress import on_terminal
+from gradience.cli.writing import DryRun, Force, Verbose, given_once, place_of, printed
 from gradience.errors import AdapterError
 from gradience.render.resize import resize_text
 
@@ -44,9 +44,9 @@ def resize(
     base: Path | None = None,
     adapter_config: Path | None = None,
     weights: Path | None = None,
-    dry_run: Annotated[bool, _Flag] = False,
-    force: Annotated[bool, _Flag] = False,
-    verbose: Annotated[bool, Parameter(alias="-v", negative=())] = False,
+    dry_run: DryRun = False,
+    force: Force = False,
+    verbose: Verbose = False,
     json: Annotated[bool, _Flag] = False,
 ) -> int:
     """Write a copy of a LoRA adapter whose updates have lower ranks, each the best of its rank.
@@ -90,19 +90,11 @@ def resize(
         An adapter_config.json elsewhere than beside the weights.
     weights:
         A weights file of another name.
-    dry_run:
-        Write nothing; print what would be written, and its error.
-    force:
-        Replace --out if it exists, once the new one is complete.
-    verbose:
-        List every module.
     json:
         Print one JSON document (schemas/resize-report-v1.schema.json).
     """
-    if (path is None) == (peft_dir is None):
-        raise AdapterError("give the adapter's folder once: 'gradience resize DIR' or '--peft-dir DIR'")
-    if out is None and not dry_run:
-        raise AdapterError("nowhere to write to", advice="give --out FOLDER, or look first with --dry-run")
+    adapter = given_once("resize", path, peft_dir)
+    place = place_of(out, dry_run=dry_run)
     _one_of(
         rank=rank,
         energy=energy,
@@ -120,8 +112,8 @@ def resize(
 
     with cleaning_up():
         report = resize_adapter(
-            path or peft_dir or Path(),
-            None if dry_run else out,
+            adapter,
+            place,
             rank=rank,
             energy=energy,
             rel_error=rel_error,
@@ -138,11 +130,7 @@ def resize(
             force=force,
             progress=on_terminal("resize"),
         )
-    if json:
-        print_document(report)
-    else:
-        print_text(resize_text(report, verbose=verbose))
-    return DONE
+    return printed(report, resize_text, verbose=verbose, json=json)
 
 
 def _one_of(**given: float | None) -> None:

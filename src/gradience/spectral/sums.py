@@ -22,7 +22,10 @@ _NOTHING: Final = 1e-24  # likewise: what is left of parts that cancel is their 
 
 
 def squared_norm(b: Matrix, a: Matrix) -> float:
-    """Return the squared Frobenius norm of b @ a, b (d_out, r), a (r, d_in): 0 where it is rounding alone, inf out of range."""
+    """Return the squared Frobenius norm of b @ a, b (d_out, r), a (r, d_in).
+
+    It is 0 where it is rounding alone, and inf where it is out of range.
+    """
     gram_b, gram_a = _grams(b, a)
     size = float(np.diagonal(gram_b) @ np.diagonal(gram_a))
     total = float(np.sum(gram_b * gram_a))
