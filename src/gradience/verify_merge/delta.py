@@ -32,6 +32,11 @@ class PlainDelta:
         """The number of products that each entry is a sum of."""
         return len(self._a)
 
+    def prepare(self, replay: MergeReplay) -> None:
+        """Read what the replay needs, before several threads ask for it."""
+        self._factors(replay.factors)
+        self._factors(None)
+
     def rows(self, at: slice | Array, replay: MergeReplay) -> Array:
         """Return those rows of dW, in float32, as the replay computes them."""
         b, a = self._factors(replay.factors)
@@ -67,6 +72,9 @@ class WholeDelta:
 
     def __init__(self, update: Array, rank: int) -> None:
         self._update, self.rank = update, rank
+
+    def prepare(self, replay: MergeReplay) -> None:
+        """Do nothing: all is at hand."""
 
     def rows(self, at: slice | Array, replay: MergeReplay) -> Array:
         """Return those rows; of a replay's precision only the rounding of dW itself applies."""

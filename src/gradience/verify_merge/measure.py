@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple, TypeAlias
 
 import numpy as np
 
@@ -14,7 +14,9 @@ from gradience.verify_merge.delta import Delta
 from gradience.verify_merge.dtypes import UNIT, narrower, working
 from gradience.verify_merge.replay import replayed
 
-__all__ = ["Case", "Sums", "distance", "exact", "excess", "is_weight", "measure"]
+__all__ = ["Case", "Sums", "Workers", "distance", "exact", "excess", "is_weight", "measure"]
+
+Workers: TypeAlias = Callable[..., Iterable[Any]]
 
 _SPAN: Final = 1 << 18  # entries at a time: what a processor's cache holds
 _PROBE: Final = 1 << 16  # entries of the rows on which replays are tried
@@ -30,10 +32,12 @@ class Case:
     base: str
     merged: str
     delta: Delta
+    workers: Workers = map
+    """How spans are gone through: `map`, or that of a pool of threads."""
 
     def with_delta(self, delta: Delta) -> Case:
         """Return the same weights with another update."""
-        return Case(self.w, self.m, self.base, self.merged, delta)
+        return Case(self.w, self.m, self.base, self.merged, delta, self.workers)
 
     def spans(self) -> Iterator[slice]:
         """Return slices of rows that cover the matrix."""
@@ -103,21 +107,27 @@ def exact(case: Case, replay: MergeReplay) -> Sums | None:
 
 
 def _measured(case: Case, replay: MergeReplay, *, stop: bool) -> Sums | None:
-    unit = MergeReplay(weight=replay.weight)
-    shared = (replay.factor, replay.delta, replay.factors, replay.scales_factor) == (1.0, "F32", None, False)
+    case.delta.prepare(replay)
     total, counts = np.zeros(5), np.zeros(3, np.int64)
-    for at in case.spans():
-        w, m = case.pair(at)
-        used = case.delta.rows(at, replay)
-        p = case.replayed(w, used, replay)
-        wrong = np.count_nonzero(m != p)
-        if stop and wrong:
+    for some, sums in case.workers(lambda at: _span(case, replay, at), case.spans()):
+        if stop and some[-1]:
             return None
-        d = used if shared else case.delta.rows(at, unit)
-        before = case.replayed(w, None, replay)
-        counts += [np.count_nonzero(m != before), np.count_nonzero(p != before), wrong]
-        total += _span_sums(m - w, d, None if wrong == 0 else (p - w, m - p))
+        counts += some
+        total += sums
     return Sums(case.w.size, *(int(n) for n in counts), *(float(x) for x in total))
+
+
+def _span(case: Case, replay: MergeReplay, at: slice) -> tuple[list[int], list[float]]:
+    """Return the counts and the sums over some rows, as `Sums` has them."""
+    w, m = case.pair(at)
+    used = case.delta.rows(at, replay)
+    p = case.replayed(w, used, replay)
+    wrong = int(np.count_nonzero(m != p))
+    shared = (replay.factor, replay.delta, replay.factors, replay.scales_factor) == (1.0, "F32", None, False)
+    d = used if shared else case.delta.rows(at, MergeReplay(weight=replay.weight))
+    before = case.replayed(w, None, replay)
+    counts = [int(np.count_nonzero(m != before)), int(np.count_nonzero(p != before)), wrong]
+    return counts, _span_sums(m - w, d, None if wrong == 0 else (p - w, m - p))
 
 
 def _span_sums(e: Array, d: Array, apart: tuple[Array, Array] | None) -> list[float]:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeAlias
 
@@ -32,6 +32,7 @@ def verify_merged(
     *,
     adapter_config: PathLike | None = None,
     weights: PathLike | None = None,
+    threads: int = 1,
     progress: Progress | None = None,
 ) -> VerifyMergeReport:
     """Say whether a merged model contains an adapter, from the three sets of files alone.
@@ -47,6 +48,7 @@ def verify_merged(
         merged: the merged model, as `base`.
         adapter_config: an adapter_config.json elsewhere than beside the weights.
         weights: a weights file of another name.
+        threads: how many to compute with; more than one pays only where BLAS itself has one (OPENBLAS_NUM_THREADS=1).
         progress: called with (tensors done, tensors in all, the tensor's name).
 
     Raises:
@@ -55,26 +57,13 @@ def verify_merged(
     held = open_adapter(adapter, adapter_config=adapter_config, weights=weights)[1]
     before = BaseWeights(find_shards(Path(base)))
     after = _merged_weights(Path(merged))
-    rows = Rows(held, before, after)
-    jobs = [*held.modules, *held.needs_base]
-    copies = list(copies_of(held))
-    _refuse_nothing(held, len(jobs) + len(copies))
-    total = len(jobs) + len(copies) + sum(len(file.tensors) for file in after.files)
     shown = progress or (lambda _done, _total, _name: None)
-    found: list[VerifiedModule] = []
-    for module in jobs:
-        shown(len(found), total, module.name)
-        found += rows.update(module)
-    for copy in copies:
-        shown(len(found), total, copy.name)
-        found.append(rows.copy(copy))
-    rest = Rest(before, after, touched=rows.touched, used=rows.used)
-    total, done = len(found) + len(rest.names), len(found)
-
-    def step(name: str) -> None:
-        shown(done + rest.compared, total, name)
-
-    others = list(rest.compare(step))
+    with ThreadPoolExecutor(max(1, threads)) as pool:
+        rows = Rows(held, before, after, workers=pool.map if threads > 1 else map)
+        found = _judged(held, rows, shown, extra=sum(len(file.tensors) for file in after.files))
+        rest = Rest(before, after, touched=rows.touched, used=rows.used)
+        done, total = len(found), len(found) + len(rest.names)
+        others = list(rest.compare(lambda name: shown(done + rest.compared, total, name)))
     shown(total, total, "")
     found += rows.skipped()
     verdict, reasons = concluded(found)
@@ -86,9 +75,9 @@ def verify_merged(
         verdict=verdict,
         reasons=reasons,
         counts=dict(Counter(row.verdict for row in found).most_common()),
-        coefficient=real(rows.ed / rows.dd) if rows.dd > 0.0 and math.isfinite(rows.dd) else None,
-        replays=rows.replays,
-        dtypes=rows.dtypes,
+        coefficient=real(rows.ed / rows.dd) if rows.dd > 0.0 else None,
+        replays=dict(rows.replays),
+        dtypes=dict(rows.dtypes),
         modules=found,
         untouched=rest.compared,
         others=others,
@@ -96,17 +85,31 @@ def verify_merged(
     )
 
 
+def _judged(adapter: Adapter, rows: Rows, shown: Progress, *, extra: int) -> list[VerifiedModule]:
+    """Return a row for each module and each tensor that is held whole; `extra` tensors are still to come.
+
+    Raises:
+        AdapterError: there is neither.
+    """
+    modules, copies = [*adapter.modules, *adapter.needs_base], list(copies_of(adapter))
+    if not modules and not copies:
+        why = adapter.skipped[0].reason if adapter.skipped else "it holds no tensor"
+        raise AdapterError(
+            f"the adapter holds nothing that a merge would add: {why}", advice="'gradience audit' says what it holds"
+        )
+    total = max(extra, len(modules) + len(copies))
+    found: list[VerifiedModule] = []
+    for module in modules:
+        shown(len(found), total, module.name)
+        found += rows.update(module)
+    for copy in copies:
+        shown(len(found), total, copy.name)
+        found.append(rows.copy(copy))
+    return found
+
+
 def _merged_weights(path: Path) -> BaseWeights:
     try:
         return BaseWeights(find_shards(path))
     except AdapterError as error:
         raise AdapterError(f"the merged model: {error}", advice=error.advice) from error
-
-
-def _refuse_nothing(adapter: Adapter, n: int) -> None:
-    if n:
-        return
-    why = adapter.skipped[0].reason if adapter.skipped else "it holds no tensor"
-    raise AdapterError(
-        f"the adapter holds nothing that a merge would add: {why}", advice="'gradience audit' says what it holds"
-    )

@@ -4,26 +4,25 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
-from typing import Final, NamedTuple
+from typing import Final
 
 import numpy as np
 
 from gradience.adapters.lora import base_changing
 from gradience.adapters.modules import Adapter, Array, Module
-from gradience.adapters.names import is_embedding
 from gradience.adapters.tensors import TensorSource
 from gradience.base.weights import BaseWeights
 from gradience.errors import AdapterError
 from gradience.schema.scalars import NonFinite, real
 from gradience.schema.verify_merge import VerifiedModule
 from gradience.verify_merge.copies import Copy, base_copies, compare_copy
-from gradience.verify_merge.delta import Delta, PlainDelta, WholeDelta, delta_of
+from gradience.verify_merge.delta import Delta, PlainDelta, WholeDelta
 from gradience.verify_merge.dtypes import FLOATS
 from gradience.verify_merge.judge import Judge, Judgement
-from gradience.verify_merge.measure import Case
+from gradience.verify_merge.measure import Case, Workers
 from gradience.verify_merge.places import Place, find_place, names_of, read_place, refusal
 from gradience.verify_merge.replay import in_words
+from gradience.verify_merge.shapes import Held, chosen, fitted, same_length
 
 __all__ = ["Rows"]
 
@@ -31,18 +30,10 @@ _TRAINING: Final = "used in training only"  # of tensors that no merge knows
 _FAILING: Final = {"absent", "scaled", "other"}
 
 
-class _Held(NamedTuple):
-    """A tensor of a model as a matrix."""
-
-    name: str
-    dtype: str
-    data: Array
-
-
 class Rows:
     """One adapter between two models. `touched` and `used` are the tensors that it accounts for in each."""
 
-    def __init__(self, adapter: Adapter, base: BaseWeights, merged: BaseWeights) -> None:
+    def __init__(self, adapter: Adapter, base: BaseWeights, merged: BaseWeights, *, workers: Workers = map) -> None:
         self.touched: set[str] = set()
         self.used: set[str] = set()
         self.ed = self.dd = 0.0
@@ -52,6 +43,7 @@ class Rows:
         self._base = base
         self._merged = merged
         self._judge = Judge()
+        self._workers = workers
         self._copies = base_copies(adapter)
         self._places: set[str] = set()
 
@@ -82,16 +74,16 @@ class Rows:
         if after.name in self._places:
             raise AdapterError(f"another update of the adapter goes to {after.name}, too")
         self._places.add(after.name)
-        m = _Held(after.name, after.dtype, read_place(self._merged, after))
-        w, m, delta, note = _fitted(module, w, m)
+        m = Held(after.name, after.dtype, read_place(self._merged, after))
+        w, m, delta, note = fitted(module, w, m)
         plain = self._plain(module, w.data) if isinstance(delta, WholeDelta) else None
-        case = Case(w.data, m.data, w.dtype, m.dtype, delta)
+        case = Case(w.data, m.data, w.dtype, m.dtype, delta, self._workers)
         judged = _unless_base_unknown(self._judge.verdict(case, module, plain=plain), module, self._adapter)
         if after.shared:
             note = f"{in_merged} shares the embedding's matrix"
         return self._row(module.name, judged, w, m, note)
 
-    def _before(self, module: Module, name: str) -> _Held:
+    def _before(self, module: Module, name: str) -> Held:
         """Return W: the base's, or the copy of it that the adapter's file holds (a vocabulary that was resized)."""
         key = self._copies.get(module.name)
         place = find_place(self._base, name, module.expert)
@@ -99,9 +91,9 @@ class Rows:
             self.used.update(found.name for found in place.tensors)
         if key is not None:
             data = self._source.read(key)
-            return _Held(f"{key} (in the adapter)", self._source.tensors[key].dtype, data.reshape(len(data), -1))
+            return Held(f"{key} (in the adapter)", self._source.tensors[key].dtype, data.reshape(len(data), -1))
         place = self._place(self._base, name, module.expert, "the base")
-        return _Held(place.name, place.dtype, read_place(self._base, place))
+        return Held(place.name, place.dtype, read_place(self._base, place))
 
     def _place(self, weights: BaseWeights, name: str, expert: int | None, whose: str) -> Place:
         place = find_place(weights, name, expert)
@@ -130,15 +122,15 @@ class Rows:
         case = Case(w.data, m.data, w.dtype, m.dtype, WholeDelta(update.reshape(1, -1), 1))
         return self._row(f"{module.name}.bias", self._judge.verdict(case, module), w, m, None)
 
-    def _vector(self, weights: BaseWeights, name: str, whose: str) -> _Held:
+    def _vector(self, weights: BaseWeights, name: str, whose: str) -> Held:
         found = weights.find(name)
         if found is None:
             raise AdapterError(f"{whose} has no {name}")
         if found.info.dtype not in FLOATS:
             raise AdapterError(f"{whose}: {found.name} is stored as {found.info.dtype}")
-        return _Held(found.name, found.info.dtype, found.file.read(found.name).reshape(1, -1))
+        return Held(found.name, found.info.dtype, found.file.read(found.name).reshape(1, -1))
 
-    def _row(self, name: str, judged: Judgement, w: _Held, m: _Held, note: str | None) -> VerifiedModule:
+    def _row(self, name: str, judged: Judgement, w: Held, m: Held, note: str | None) -> VerifiedModule:
         sums, resolved = judged.sums, judged.verdict != "not_compared"
         if resolved and math.isfinite(sums.ed) and math.isfinite(sums.dd):
             self.ed, self.dd = self.ed + sums.ed, self.dd + sums.dd
@@ -183,8 +175,8 @@ class Rows:
         held, m = self._source.read(copy.key), found.file.read(found.name)
         w = base.tensors[0].file.read(base.tensors[0].name) if base and base.dtype in FLOATS else None
         if copy.kind == "rows":
-            m, w = _chosen(m, copy.rows, len(held)), None if w is None else _chosen(w, copy.rows, len(held))
-        held, m, note = _same_length(held, m, copy.name)
+            m, w = chosen(m, copy.rows, len(held)), None if w is None else chosen(w, copy.rows, len(held))
+        held, m, note = same_length(held, m, copy.name)
         w = w if w is not None and w.shape == m.shape else None
         result = compare_copy(held, w, m, (own, None if base is None else base.dtype, found.info.dtype))
         self.dtypes[f"{own} -> {found.info.dtype}"] += 1
@@ -211,41 +203,6 @@ class Rows:
 
 def _real(value: float | None) -> float | NonFinite | None:
     return None if value is None else real(value)
-
-
-def _chosen(x: Array, rows: Sequence[int] | None, n: int) -> Array:
-    if rows is None or len(rows) != n or (rows and max(rows) >= len(x)):
-        raise AdapterError(f"{n} token rows do not fit trainable_token_indices and a tensor of {len(x)} rows")
-    return x[list(rows)]
-
-
-def _same_length(held: Array, m: Array, name: str) -> tuple[Array, Array, str | None]:
-    """Return both with as many rows, where one is of a vocabulary that was padded or extended."""
-    if held.shape == m.shape:
-        return held, m, None
-    n = min(len(held), len(m)) if held.ndim and m.ndim else 0
-    if held.shape[1:] != m.shape[1:] or not is_embedding(name.rpartition(".")[0]) or n == 0:
-        raise AdapterError(f"of shape {list(m.shape)}, in the adapter {list(held.shape)}")
-    return held[:n], m[:n], f"{max(len(held), len(m)) - n} rows are in one of them only"
-
-
-def _fitted(module: Module, w: _Held, m: _Held) -> tuple[_Held, _Held, Delta, str | None]:
-    """Return W, M and dW of one shape; the rows of an extended vocabulary that not all have are left out.
-
-    Raises:
-        AdapterError: they do not fit.
-    """
-    if w.data.shape == m.data.shape and w.data.shape in {module.shape, module.shape[::-1], (0, 0)}:
-        return w, m, delta_of(module, w.data), None
-    if module.dense is None and is_embedding(module.name) and w.data.shape[1] == m.data.shape[1] == module.shape[1]:
-        counts = (len(w.data), len(m.data), module.shape[0])
-        n = min(counts)
-        b, a = module.load()
-        note = f"rows of base, merged model and adapter: {', '.join(map(str, counts))}: the first {n} are compared"
-        return w._replace(data=w.data[:n]), m._replace(data=m.data[:n]), PlainDelta(b[:n], a, module.scale), note
-    if w.data.shape != m.data.shape:
-        raise AdapterError(f"{m.name} is of shape {list(m.data.shape)}, in the base {list(w.data.shape)}")
-    return w, m, delta_of(module, w.data), None
 
 
 def _unless_base_unknown(judged: Judgement, module: Module, adapter: Adapter) -> Judgement:
