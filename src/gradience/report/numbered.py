@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final, NamedTuple
 
-from gradience.report.chart import Mark
+from gradience.report.plot import Mark
 from gradience.schema.diagnose import Cause, DiagnoseReport
 
 __all__ = ["Numbered", "marks_of", "numbered"]

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final
 
-from gradience.report.chart import HALF, NARROW, WIDE, Mark, Plot, Size, draw, swatch
+from gradience.report.curves import draw
 from gradience.report.envelope import Envelope
 from gradience.report.markup import Element, Node, tag
+from gradience.report.plot import HALF, NARROW, STYLES, WIDE, Mark, Plot, Size
 
 __all__ = ["caption_of", "figure", "fold", "plot_figure", "section", "table"]
 
@@ -50,11 +51,16 @@ def plot_figure(title: str, plot: Plot, *, wide: Size = HALF, says: str, caption
     """Return a plot in a size for wide screens and one for narrow ones, with legend and caption."""
     legend = None
     if len(plot.lines) > 1:
-        entries = [tag("li", swatch(i, points=x.points), " ", x.label) for i, x in enumerate(plot.lines)]
+        entries = [tag("li", _swatch(i, points=x.points), " ", x.label) for i, x in enumerate(plot.lines)]
         legend = tag("ul", entries, class_="legend")
     label = f"{title}. {says}{_marked_words(plot.marks)}"
     drawn = [draw(plot, size, label) for size in (wide, NARROW)]
     return figure(title, legend, drawn, caption=[caption, _marked(plot.marks)], wide=wide is WIDE)
+
+
+def _swatch(style: int, *, points: bool) -> Element:
+    """Return a piece of a line, for the legend."""
+    return tag("span", class_=f"swatch s{style % STYLES}{' points' if points else ''}", aria_hidden="true")
 
 
 def figure(title: str, *content: Node, caption: Node, wide: bool = False) -> Element:

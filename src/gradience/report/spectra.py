@@ -7,8 +7,8 @@ from typing import Final
 
 import numpy as np
 
-from gradience.report.chart import STYLES, Line
 from gradience.report.envelope import Envelope, Floats
+from gradience.report.plot import STYLES, Line
 from gradience.schema.audit import ModuleAudit
 
 __all__ = ["energy_lines", "fall_lines", "kinds_of"]

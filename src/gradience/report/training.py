@@ -9,13 +9,13 @@ from typing import Final
 import numpy as np
 
 from gradience.render.text import number, percent
-from gradience.report.chart import STYLES, WIDE, Line, Plot
+from gradience.report.axis import Axis, y_axis
 from gradience.report.envelope import Envelope, envelope
 from gradience.report.gather import Story
 from gradience.report.markup import Element, tag
 from gradience.report.numbered import Numbered, marks_of
 from gradience.report.pieces import caption_of, plot_figure, section, table
-from gradience.report.scale import Scale
+from gradience.report.plot import STYLES, WIDE, Line, Plot
 from gradience.schema.diagnose import BestCheckpoint, Checkpoint, DiagnoseReport
 from gradience.schema.events import Eval
 from gradience.schema.scalars import Real, as_float
@@ -59,9 +59,9 @@ def _loss(run: RunSeries, found: Sequence[Numbered]) -> Iterator[Element]:
     says = " ".join(_says(line) for line in plot.lines)
     yield plot_figure("Loss", plot, wide=WIDE, says=says, caption=" ".join(captions))
     span = _close_up(run.losses)
-    if span is not None and not plot.y.log:
+    if span is not None and not y_axis(plot).log:
         near = plot._replace(marks=(), span=span)
-        words = _beyond(run.losses, near.y)
+        words = _beyond(run.losses, y_axis(near))
         yield plot_figure("Loss, close up", near, wide=WIDE, says=words, caption=words)
 
 
@@ -75,7 +75,7 @@ def _close_up(losses: Sequence[float]) -> tuple[float, float] | None:
     return (low, high) if 0.0 < (high - low) * _FAR < float(finite.max()) - float(finite.min()) else None
 
 
-def _beyond(losses: Sequence[float], axis: Scale) -> str:
+def _beyond(losses: Sequence[float], axis: Axis) -> str:
     column = np.asarray(losses, np.float64)
     beyond = int((np.isfinite(column) & ((column < axis.low) | (column > axis.high))).sum())
     rows = "1 training row lies" if beyond == 1 else f"{beyond:,} training rows lie"

@@ -8,11 +8,11 @@ from typing import Final
 
 from gradience.render.heatmap import Quantity, grid_of
 from gradience.render.text import count, number, percent
-from gradience.report.chart import NARROW, WIDE, Plot
 from gradience.report.gather import Story
 from gradience.report.heat import draw_grid, ramp
 from gradience.report.markup import Element, Node, tag
 from gradience.report.pieces import figure, fold, plot_figure, section, table
+from gradience.report.plot import NARROW, WIDE, Plot
 from gradience.report.spectra import energy_lines, fall_lines, kinds_of
 from gradience.schema.audit import AuditReport, ModuleAudit
 

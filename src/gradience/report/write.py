@@ -8,7 +8,6 @@ from gradience.diagnosis.sources import Sources, find_sources
 from gradience.render.markdown import report_markdown
 from gradience.report.formats import ReportFormat, format_of
 from gradience.report.gather import PathLike, Story, tell
-from gradience.report.page import report_html
 from gradience.whole import whole_file
 
 __all__ = ["report_text", "write_report", "write_sources"]
@@ -64,5 +63,7 @@ def write_sources(
 def report_text(story: Story, kind: ReportFormat) -> str:
     """Return the report in a format."""
     if kind == "html":
+        from gradience.report.page import report_html  # noqa: PLC0415  # matplotlib, which Markdown needs nothing of
+
         return report_html(story)
     return report_markdown(story.diagnosis)

@@ -1,0 +1,48 @@
+"""What must hold of an axis, whatever a log holds."""
+
+from __future__ import annotations
+
+import doctest
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gradience.report import axis
+from gradience.report.axis import axis_of, linear_ticks
+
+VALUES = st.lists(st.floats(-1e300, 1e300) | st.just(math.nan) | st.just(math.inf), max_size=20)
+
+
+@given(VALUES, st.booleans(), st.sampled_from([None, True, False]))
+def test_every_finite_value_lies_on_the_axis_and_its_ticks_are_few(values, zero, log):
+    found = axis_of(values, zero=zero, log=log)
+    assert found.low < found.high
+    least = 1e-290  # what is smaller stands at 0
+    known = [v if abs(v) >= least else 0.0 for v in values if math.isfinite(v)]
+    room = 1e-9 * max(abs(found.low), abs(found.high))
+    assert all(found.low - room <= v <= found.high + room for v in known)
+    with np.errstate(over="ignore"):
+        assert len(found.ticks.tick_values(found.low, found.high)) <= 40
+
+
+@pytest.mark.parametrize(("values", "log"), [([1, 200], True), ([1, 50], False), ([0, 1e9], False), ([-1, 1e9], False)])
+def test_an_axis_is_logarithmic_where_positive_values_spread_over_a_hundredfold(values, log):
+    assert axis_of(values).log is log
+
+
+def test_a_linear_axis_begins_and_ends_at_a_tick():
+    found = axis_of([0.07, 2.31])
+    ticks = found.ticks.tick_values(found.low, found.high)
+    assert (ticks[0], ticks[-1]) == (found.low, found.high) == (0.0, 2.5)
+
+
+@given(st.integers(0, 10**9), st.integers(1, 10**9))
+def test_ticks_of_steps_and_ranks_are_integers(low, width):
+    assert all(tick == round(tick) for tick in linear_ticks(6, integer=True).tick_values(low, low + width))
+
+
+def test_the_examples_in_the_module_hold():
+    assert doctest.testmod(axis).failed == 0
