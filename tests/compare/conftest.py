@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 import torch
+from peft_models import layers, loaded, merged_weights, weights_of
 from torch import nn
 
 
@@ -21,9 +21,7 @@ class Net(nn.Module):
         super().__init__()
         torch.manual_seed(0)
         self.embed_tokens = nn.Embedding(30, 12)
-        self.layers = nn.ModuleList(
-            nn.ModuleDict({"q_proj": nn.Linear(16, 20), "up_proj": nn.Linear(16, 24)}) for _ in range(2)
-        )
+        self.layers = layers(16)
 
     def forward(self, x):
         return x
@@ -41,7 +39,7 @@ def save(tmp_path: Path) -> Callable[..., Saved]:
     """Return a function that saves an adapter of a config, with values drawn from a seed or set by `edit`."""
 
     def build(name: str, *, seed: int = 0, edit: Callable[[Any], None] | None = None, **config: Any) -> Saved:
-        from peft import LoraConfig, PeftModel, get_peft_model
+        from peft import LoraConfig, get_peft_model
 
         config = {"r": 4, "target_modules": ["q_proj", "up_proj"], **config}
         folder = tmp_path / name
@@ -52,16 +50,10 @@ def save(tmp_path: Path) -> Callable[..., Saved]:
             if edit is not None:
                 edit(model)
             model.save_pretrained(folder)
-            base = Net()
-            merged = PeftModel.from_pretrained(copy.deepcopy(base), folder).merge_and_unload()
-        before, after = weights_of(base), weights_of(merged)
+        before, after = weights_of(Net()), merged_weights(loaded(Net(), folder))
         return Saved(folder, {k: after[k] - before[k] for k in before if np.any(after[k] != before[k])})
 
     return build
-
-
-def weights_of(model: Any) -> dict[str, Any]:
-    return {name: tensor.detach().double().numpy().copy() for name, tensor in model.state_dict().items()}
 
 
 def randomise(model: Any, seed: int) -> None:

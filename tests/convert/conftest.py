@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
+from peft_models import layers, loaded, merged_weights, save_base, weights_of
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
@@ -24,9 +24,7 @@ class Net(nn.Module):
         super().__init__()
         torch.manual_seed(0)
         self.embed_tokens = nn.Embedding(50, 12)
-        self.layers = nn.ModuleList(
-            nn.ModuleDict({"q_proj": nn.Linear(16, 20), "up_proj": nn.Linear(16, 24)}) for _ in range(2)
-        )
+        self.layers = layers(16)
         self.c_attn = Conv1D(36, 12)
         self.conv2d = nn.Conv2d(6, 8, 3)
         self.pointwise = nn.Conv2d(6, 10, 1)
@@ -49,22 +47,9 @@ class Case(NamedTuple):
         return json.loads((self.folder / "adapter_config.json").read_text())
 
 
-def weights_of(model: Any) -> dict[str, Any]:
-    return {name: tensor.detach().double().numpy().copy() for name, tensor in model.state_dict().items()}
-
-
 def merged_update(model: Any, folder: Path) -> dict[str, Any]:
     """Return merged minus base of an adapter that PEFT loads without a word of warning."""
-    from peft import PeftModel
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing")  # PEFT 0.21 with transformers 5
-        loaded = PeftModel.from_pretrained(copy.deepcopy(model), folder)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of some merges (HiRA on embeddings), not of the load
-        after = weights_of(loaded.merge_and_unload())
-    before = weights_of(model)
+    before, after = weights_of(model), merged_weights(loaded(model, folder))
     return {name: after[name] - before[name] for name in before if name in after}
 
 
@@ -97,8 +82,7 @@ def make(tmp_path: Path) -> Callable[..., Case]:
                 edit(wrapped)
             wrapped.save_pretrained(folder)
             update = merged_update(model, folder)
-        base.mkdir()
-        save_file({k: v.contiguous().clone() for k, v in model.state_dict().items()}, base / "model.safetensors")
+        save_base(model, base)
         return Case(folder, base, model, update)
 
     return build
@@ -135,9 +119,9 @@ def outputs() -> Callable[[Any, Path, Any], Any]:
 
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            loaded = PeftModel.from_pretrained(copy.deepcopy(model), folder).eval()
+            adapted = PeftModel.from_pretrained(copy.deepcopy(model), folder).eval()
         with torch.no_grad():
-            return loaded(input_ids=torch.tensor(tokens)).logits.numpy()
+            return adapted(input_ids=torch.tensor(tokens)).logits.numpy()
 
     return compute
 

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 import torch
+from peft_models import layers, loaded, merged_weights, weights_of
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
@@ -35,9 +36,7 @@ class Net(nn.Module):
         super().__init__()
         torch.manual_seed(0)
         self.embed_tokens = nn.Embedding(30, 12)
-        self.layers = nn.ModuleList(
-            nn.ModuleDict({"q_proj": nn.Linear(16, 20), "up_proj": nn.Linear(16, 24)}) for _ in range(2)
-        )
+        self.layers = layers(16)
         self.conv2d = nn.Conv2d(6, 8, 3)
         self.attention = nn.MultiheadAttention(16, 2)
         self.experts = Experts()
@@ -71,19 +70,9 @@ class Saved(NamedTuple):
         return json.loads((self.folder / "adapter_config.json").read_text())
 
 
-def weights_of(model: Any) -> dict[str, Any]:
-    return {name: tensor.detach().double().numpy().copy() for name, tensor in model.state_dict().items()}
-
-
 def merged_update(model: Any, folder: Path) -> dict[str, Any]:
     """Return merged minus base of an adapter that PEFT loads without a word of warning."""
-    from peft import PeftModel
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        loaded = PeftModel.from_pretrained(copy.deepcopy(model), folder)
-        after = weights_of(loaded.merge_and_unload())
-    before = weights_of(model)
+    before, after = weights_of(model), merged_weights(loaded(model, folder))
     return {name: after[name] - before[name] for name in before}
 
 

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
+from peft_models import loaded, merged_weights, save_base, weights_of
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
@@ -56,13 +56,8 @@ class Case(NamedTuple):
 
     def update(self, folder: Path) -> dict[str, np.ndarray]:
         """Return merged minus base by weight, in float64; loading must not warn."""
-        from peft import PeftModel
-
-        with warnings.catch_warnings():
-            warnings.simplefilter("error")
-            loaded = PeftModel.from_pretrained(copy.deepcopy(self.model), folder)
-        merged, before = loaded.double().merge_and_unload().state_dict(), self.model.state_dict()
-        return {name: (merged[name] - before[name].double()).numpy() for name in before}
+        before, after = weights_of(self.model), merged_weights(loaded(self.model, folder).double())
+        return {name: after[name] - before[name] for name in before}
 
 
 @pytest.fixture
@@ -73,9 +68,7 @@ def make(tmp_path: Path) -> Callable[..., Case]:
         from peft import get_peft_model
 
         model = Net()
-        (tmp_path / "base").mkdir()
-        state = {name: tensor.clone().contiguous() for name, tensor in model.state_dict().items()}
-        save_file(state, tmp_path / "base" / "model.safetensors")
+        save_base(model, tmp_path / "base")
         generator = torch.Generator().manual_seed(1)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from safetensors.torch import save_file
+from peft_models import save_base
 
 _HERE = str(Path(__file__).parent)
 if _HERE not in sys.path:  # tests are no package: this puts `resize_nets` within reach
@@ -27,9 +27,7 @@ def make(tmp_path: Path) -> Callable[..., Case]:
         from peft import get_peft_model
 
         base = tmp_path / "base"
-        base.mkdir(exist_ok=True)
-        state = {key: value.clone().contiguous() for key, value in model.state_dict().items()}
-        save_file(state, base / "model.safetensors")
+        save_base(model, base)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             wrapped = get_peft_model(copy.deepcopy(model), config)

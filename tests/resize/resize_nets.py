@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import copy
-import json
-import warnings
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from peft_models import layers, loaded, merged_weights, weights_of
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
@@ -21,9 +19,7 @@ class Net(nn.Module):
         super().__init__()
         torch.manual_seed(0)
         self.embed_tokens = nn.Embedding(50, 12)
-        self.layers = nn.ModuleList(
-            nn.ModuleDict({"q_proj": nn.Linear(12, 20), "up_proj": nn.Linear(12, 24)}) for _ in range(2)
-        )
+        self.layers = layers(12)
         self.c_attn = Conv1D(36, 12)
         self.conv1d = nn.Conv1d(6, 8, 3)
         self.conv2d = nn.Conv2d(6, 8, 3)
@@ -49,21 +45,8 @@ class Case(NamedTuple):
 
 def update_of(model: Any, folder: Path) -> dict[str, np.ndarray]:
     """Return what PEFT's merge adds to each weight; loading must not warn."""
-    from peft import PeftModel
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing")  # PEFT 0.21 with transformers 5
-        if json.loads((folder / "adapter_config.json").read_text()).get("target_parameters"):
-            warnings.filterwarnings(
-                "ignore", message=".*did not match any targeted module"
-            )  # PEFT looks at modules only
-        loaded = PeftModel.from_pretrained(copy.deepcopy(model), folder)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # what a merge says of attention or tied weights
-        merged = loaded.double().merge_and_unload().state_dict()
-    before = model.state_dict()
-    return {name: (merged[name] - before[name].double()).numpy() for name in before if before[name].is_floating_point()}
+    before, after = weights_of(model), merged_weights(loaded(model, folder).double())
+    return {name: after[name] - before[name] for name in before}
 
 
 def randomise(model: Any) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from peft import LoHaConfig, LoraConfig, PeftModel, get_peft_model
+from peft import LoHaConfig, LoraConfig, get_peft_model
+from peft_models import layers, loaded, merged_weights, save_base, weights_of
 from safetensors.numpy import load_file, save_file
 from torch import nn
 
@@ -25,9 +25,7 @@ class Net(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         torch.manual_seed(0)
-        self.layers = nn.ModuleList(
-            nn.ModuleDict({"q_proj": nn.Linear(16, 20), "up_proj": nn.Linear(16, 24)}) for _ in range(2)
-        )
+        self.layers = layers(16)
 
     def forward(self, x):
         return x
@@ -51,19 +49,14 @@ def save(tmp_path: Path) -> Callable[..., Path]:
 
 @pytest.fixture
 def base(tmp_path: Path) -> Path:
-    folder = tmp_path / "base"
-    folder.mkdir()
-    save_file({name: tensor.numpy() for name, tensor in Net().state_dict().items()}, folder / "model.safetensors")
-    return folder
+    save_base(Net(), tmp_path / "base")
+    return tmp_path / "base"
 
 
 def dense(folder: Path) -> dict[str, np.ndarray]:
     """Return what PEFT's own merge of the adapter adds to each weight, in float64; loading must not warn."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        loaded = PeftModel.from_pretrained(Net(), folder).double()
-    merged, before = loaded.merge_and_unload().state_dict(), Net().state_dict()
-    return {name: (merged[name] - before[name].double()).numpy() for name in before if name.endswith("weight")}
+    before, after = weights_of(Net()), merged_weights(loaded(Net(), folder).double())
+    return {name: after[name] - before[name] for name in before if name.endswith("weight")}
 
 
 def cosine(one: Path, two: Path) -> float:
