@@ -295,6 +295,10 @@ def test_missing_tensors_other_shapes_and_packed_bases_are_inconclusive_with_the
     assert "has no layers.0.q_proj.weight" in report.reasons[0]
     grown = merged | {"layers.0.q_proj.weight": torch.zeros(41, 24)}
     assert "of shape [41, 24]" in case.verify(case.write(grown, "grown")).reasons[0]
+    beside = {key.replace("0.q_proj.weight", "0.q_proj.base_layer.weight"): x for key, x in merged.items()}
+    assert "not merged" in case.verify(case.write(beside, "beside")).reasons[0]
+    gptq = {key.replace("0.q_proj.weight", "0.q_proj.qweight"): x for key, x in merged.items()}
+    assert "it is quantised" in case.verify(case.write(gptq, "gptq")).reasons[0]
     packed = {key: x.to(torch.uint8) if key == "layers.0.q_proj.weight" else x for key, x in merged.items()}
     assert "quantised" in case.verify(case.write(packed, "packed")).reasons[0]
 

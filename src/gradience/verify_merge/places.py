@@ -11,7 +11,7 @@ from gradience.adapters.modules import Adapter, Array, Module
 from gradience.adapters.names import is_embedding
 from gradience.base.weights import BaseWeights, Found
 
-__all__ = ["Place", "find_place", "names_of", "read_place", "refusal"]
+__all__ = ["Place", "find_place", "names_of", "read_place", "reason_missing", "refusal"]
 
 _PARTS: Final = {
     "gate_up_proj": (("gate_proj", "up_proj"), ("w1", "w3")),
@@ -20,6 +20,7 @@ _PARTS: Final = {
 }
 """The layers of one expert that transformers 5 stacks as a parameter, and writes apart again as it saves."""
 _OLD_PATHS: Final = ((".mlp.experts", ".block_sparse_moe.experts"),)
+_PACKED: Final = ("qweight", "weight_packed", "W_q", "codes")  # GPTQ and AWQ, compressed-tensors, HQQ, AQLM
 _OUTPUTS: Final = ("lm_head.weight", "embed_out.weight")
 
 
@@ -78,6 +79,17 @@ def _embedding(weights: BaseWeights) -> Found | None:
     names = [name for file in weights.files for name in file.tensors if name.endswith(".weight")]
     found = [weights.find(name) for name in names if is_embedding(name.removesuffix(".weight"))]
     return max((one for one in found if one is not None), key=lambda one: one.info.shape[0], default=None)
+
+
+def reason_missing(weights: BaseWeights, name: str) -> str:
+    """Return why a weight may be under no name that is looked for."""
+    stem, _, leaf = name.rpartition(".")
+    if (kept := weights.find(f"{stem}.base_layer.{leaf}")) is not None:
+        return f"has {kept.name} instead of {name}: it was saved with the adapter beside it, not merged"
+    packed = (weights.find(f"{stem}.{suffix}") for suffix in _PACKED)
+    if (found := next((one for one in packed if one is not None), None)) is not None:
+        return f"has {found.name} instead of {name}: it is quantised, and there is no number to compare"
+    return f"has no {name}"
 
 
 def refusal(weights: BaseWeights, place: Place) -> str | None:

@@ -20,7 +20,7 @@ from gradience.verify_merge.delta import Delta, PlainDelta, WholeDelta
 from gradience.verify_merge.dtypes import FLOATS
 from gradience.verify_merge.judge import Judge, Judgement
 from gradience.verify_merge.measure import Case, Workers
-from gradience.verify_merge.places import Place, find_place, names_of, read_place, refusal
+from gradience.verify_merge.places import Place, find_place, names_of, read_place, reason_missing, refusal
 from gradience.verify_merge.replay import in_words
 from gradience.verify_merge.shapes import Held, chosen, fitted, same_length
 
@@ -98,7 +98,7 @@ class Rows:
     def _place(self, weights: BaseWeights, name: str, expert: int | None, whose: str) -> Place:
         place = find_place(weights, name, expert)
         if place is None:
-            raise AdapterError(f"{whose} has no {name}")
+            raise AdapterError(f"{whose} {reason_missing(weights, name)}")
         if (why := refusal(weights, place)) is not None:
             raise AdapterError(f"{whose}: {place.name}: {why}")
         return place
