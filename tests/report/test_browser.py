@@ -38,11 +38,9 @@ def browser():
 def page_file(write_log, write_adapter, tmp_path_factory) -> Path:
     """A page with everything in it, and names that are as long as they may be."""
     path = tmp_path_factory.mktemp("page") / "report.html"
-    log, adapter = (
-        write_log(2_000, model=f"acme/{LONG}", split="held_out_" * 8),
-        write_adapter("self_attn.q_proj", LONG),
-    )
-    path.write_text(report_html(gather(log, adapter=adapter)), encoding="utf-8")
+    log = write_log(2_000, model=f"acme/{LONG}", split="held_out_" * 8)
+    adapter, other = (write_adapter("self_attn.q_proj", LONG) for _ in range(2))
+    path.write_text(report_html(gather(log, adapter=adapter, compare=[other])), encoding="utf-8")
     return path
 
 

@@ -28,6 +28,7 @@ def report(
     config: Path | None = None,
     base: Path | None = None,
     task: str | None = None,
+    compare: list[Path] | None = None,
     out: Path | None = None,
     kind: Annotated[ReportFormat | None, Parameter(name="--format")] = None,
     force: Annotated[bool, Parameter(negative=())] = False,
@@ -50,6 +51,9 @@ def report(
         The adapter's base model: a folder with safetensors, or organisation/name in the hub's local cache.
     task:
         What was trained: a data set's name (sst2, glue/mnli) or sft, dpo, grpo, ...
+    compare:
+        Another adapter, to be compared with this one by their weights (repeat it for several); or a run's folder, whose
+        checkpoint-N are compared as a series.
     out:
         The file to write: .html or .md. Without it, Markdown goes to the terminal.
     kind:
@@ -65,18 +69,19 @@ def report(
     from gradience.diagnosis.sources import find_sources  # noqa: PLC0415  # --help pays for nothing of this
 
     sources = find_sources(path, adapter=adapter, config=config)
-    if sources.weights.path is not None:
+    others = compare or []
+    if sources.weights.path is not None or others:
         from gradience.cli.device import prepare_jax  # noqa: PLC0415  # only where there are weights
 
-        prepare_jax("auto")
+        prepare_jax("auto", serial_kernels=bool(others))
     from gradience.report.gather import tell  # noqa: PLC0415  # may import jax, after its environment is set
     from gradience.report.write import report_text, write_sources  # noqa: PLC0415  # the same
 
     if out is None:
-        story = tell(sources, base=base, task=task)
+        story = tell(sources, base=base, task=task, compare=others)
         print_text(report_text(story, chosen).rstrip("\n"))
     else:
-        story = write_sources(sources, out, base=base, task=task, kind=chosen, force=force)
+        story = write_sources(sources, out, base=base, task=task, compare=others, kind=chosen, force=force)
         print_text("\n".join(_done(out, story.diagnosis)))
     return exit_code(story.diagnosis.causes, fail_on) if story.diagnosis.complete else _NOT_READ
 

@@ -8,6 +8,7 @@ from typing import Final
 
 from gradience.render.text import clean, count, number, percent, short_path
 from gradience.schema.audit import AuditReport
+from gradience.schema.compare_adapters import CompareAdaptersReport
 from gradience.schema.diagnose import Cause, DiagnoseReport, Unjudged
 from gradience.schema.reports import MonitorReport
 
@@ -19,9 +20,9 @@ _SPECIAL: Final = re.compile(r"[\\`*\[\]<|~$&#]|(?<![^\W_])_|_(?![^\W_])|(?<=htt
 _SUMMONS: Final = re.compile(r"([@#])(?=\w)")
 
 
-def report_markdown(report: DiagnoseReport) -> str:
-    """Return the report: verdict, story, facts, findings, suggested ranks, what was not judged."""
-    return "\n".join(_lines(report)) + "\n"
+def report_markdown(report: DiagnoseReport, comparison: CompareAdaptersReport | None = None) -> str:
+    """Return the report: verdict, story, facts, findings, suggested ranks, adapters compared, what was not judged."""
+    return "\n".join(_lines(report, comparison)) + "\n"
 
 
 def escape(text: str) -> str:
@@ -35,7 +36,7 @@ def escape(text: str) -> str:
     return _SUMMONS.sub(r"\1<!-- -->", _SPECIAL.sub(r"\\\g<0>", cut))
 
 
-def _lines(report: DiagnoseReport) -> Iterator[str]:
+def _lines(report: DiagnoseReport, comparison: CompareAdaptersReport | None) -> Iterator[str]:
     run, audit = report.monitor, report.audit
     verdict, _, seen = report.headline.partition("; ")
     yield f"### Gradience report: {escape(_model(report))}"
@@ -48,6 +49,7 @@ def _lines(report: DiagnoseReport) -> Iterator[str]:
     yield from _table(("Fact", "Value"), [*_run_facts(run), *_weight_facts(audit)])
     yield from _findings(report.causes)
     yield from _ranks(audit)
+    yield from _compared(comparison)
     yield from _not_judged(report.not_run)
     yield "<sub>Hypotheses: verify on held-out data. It instruments, you decide.</sub>"
 
@@ -136,6 +138,26 @@ def _ranks(audit: AuditReport | None) -> Iterator[str]:
             for key, s in audit.suggested.items()
         ],
     )
+
+
+def _compared(comparison: CompareAdaptersReport | None) -> Iterator[str]:
+    if comparison is None:
+        return
+    yield "**Compared by weights** (two runs differ by their seed alone as well)"
+    yield ""
+    rows = [
+        (
+            escape(f"{pair.first} and {pair.second}"),
+            number(pair.cosine, ".3f"),
+            number(pair.norm_ratio, ".3g"),
+            percent(pair.relative_change),
+        )
+        for pair in comparison.pairs[:_MOST_FINDINGS]
+    ]
+    yield from _table(("Adapters", "Cosine", "Norm ratio", "Change"), rows)
+    if len(comparison.pairs) > _MOST_FINDINGS:
+        yield f"{len(comparison.pairs) - _MOST_FINDINGS} more are not shown."
+        yield ""
 
 
 def _not_judged(items: Sequence[Unjudged]) -> Iterator[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -21,6 +21,7 @@ from gradience.importers import is_foreign, read_source
 from gradience.importers.files import is_folder, sha256_of
 from gradience.policy.run_detectors import DEFAULT_GAP
 from gradience.render.text import short_path
+from gradience.schema.compare_adapters import CompareAdaptersReport
 from gradience.schema.diagnose import DiagnoseReport
 from gradience.telemetry.series import RunSeries
 
@@ -43,10 +44,11 @@ class FileRead:
 
 @dataclass(frozen=True, slots=True)
 class Story:
-    """One run: its diagnosis, with the reports of check, monitor and audit in it; the rows of its log; the files."""
+    """One run: its diagnosis with the reports of check, monitor and audit; rows of its log; files; comparison."""
 
     diagnosis: DiagnoseReport
     series: RunSeries | None = None
+    comparison: CompareAdaptersReport | None = None
     files: list[FileRead] = field(default_factory=list)
     versions: dict[str, str] = field(default_factory=dict)
 
@@ -58,20 +60,23 @@ def gather(
     config: PathLike | None = None,
     base: PathLike | None = None,
     task: str | None = None,
+    compare: Sequence[PathLike] = (),
 ) -> Story:
     """Return what log, config and adapter say. What is named wins over what the run's folder holds.
 
     Raises:
         GradienceError: nothing was given, a path does not exist, or nothing that is there can be read.
     """
-    return tell(find_sources(path, adapter=adapter, config=config), base=base, task=task)
+    return tell(find_sources(path, adapter=adapter, config=config), base=base, task=task, compare=compare)
 
 
-def tell(sources: Sources, *, base: PathLike | None = None, task: str | None = None) -> Story:
-    """Return what sources that were found say.
+def tell(
+    sources: Sources, *, base: PathLike | None = None, task: str | None = None, compare: Sequence[PathLike] = ()
+) -> Story:
+    """Return what sources that were found say, and how the adapter compares with others.
 
     Raises:
-        GradienceError: none of them can be read.
+        GradienceError: none of the sources can be read, or one to be compared cannot.
     """
     if base is not None:
         find_shards(Path(base))  # what was named and cannot be read is said at once
@@ -80,11 +85,13 @@ def tell(sources: Sources, *, base: PathLike | None = None, task: str | None = N
         reasons = [state.reason for state in read.states.values() if state.state == "unreadable"]
         reason = "; ".join(reasons) or "neither log, adapter nor configuration"
         raise GradienceError(f"{sources.path}: {reason}", advice="give a run, --adapter or --config")
+    comparison = _comparison(sources.weights.path, compare)
     return Story(
         diagnosis=_without_folders(judge_sources(sources, read)),
         series=read.log.run if read.log else None,
-        files=_files(sources, read),
-        versions=_versions(with_jax=read.audit is not None),
+        comparison=comparison,
+        files=_files([*_named(sources, read), *_others(comparison)]),
+        versions=_versions(with_jax=read.audit is not None or comparison is not None),
     )
 
 
@@ -104,10 +111,25 @@ def _without_folders(report: DiagnoseReport) -> DiagnoseReport:
     )
 
 
-def _files(sources: Sources, read: Read) -> list[FileRead]:
+def _comparison(weights: Path | None, others: Sequence[PathLike]) -> CompareAdaptersReport | None:
+    if not others:
+        return None
+    from gradience.report.beside import compared  # noqa: PLC0415  # JAX, which a log alone does without
+
+    return compared(weights, others)
+
+
+def _others(comparison: CompareAdaptersReport | None) -> Iterator[tuple[str, Path]]:
+    if comparison is not None:
+        from gradience.report.beside import compared_files  # noqa: PLC0415  # the same
+
+        yield from (("compared weights", path) for path in compared_files(comparison))
+
+
+def _files(named: Iterable[tuple[str, Path]]) -> list[FileRead]:
     """Return the files, each once, by the first role it was read in."""
     places: dict[str, tuple[str, Path]] = {}
-    for role, path in _named(sources, read):
+    for role, path in named:
         if path.is_file():
             places.setdefault(os.path.realpath(path), (role, path))
     return [FileRead(role, path, path.stat().st_size, sha256_of(path)) for role, path in places.values()]

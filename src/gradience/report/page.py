@@ -11,6 +11,7 @@ from typing import Final
 
 from gradience.render.check import config_rows
 from gradience.render.text import number, percent, short_path
+from gradience.report.comparison import comparison_section
 from gradience.report.findings import findings_section, not_judged_section
 from gradience.report.gather import Story
 from gradience.report.markup import Element, Node, document, style_sheet, tag
@@ -35,6 +36,7 @@ def report_html(story: Story) -> str:
         findings_section(story, found),
         training_section(story, found),
         weights_section(story),
+        comparison_section(story.comparison),
         _config_section(story),
         not_judged_section(story),
         _provenance_section(story),

@@ -3,23 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from itertools import islice
 from typing import Final
 
 from gradience.render.heatmap import Quantity, grid_of
 from gradience.render.text import count, number, percent
 from gradience.report.gather import Story
-from gradience.report.heat import draw_grid, ramp
+from gradience.report.maps import map_figure
 from gradience.report.markup import Element, Node, tag
-from gradience.report.pieces import figure, fold, plot_figure, section, table
-from gradience.report.plot import NARROW, WIDE, Plot
+from gradience.report.pieces import fold, plot_figure, section, table
+from gradience.report.plot import Plot
 from gradience.report.spectra import energy_lines, fall_lines, kinds_of
 from gradience.schema.audit import AuditReport, ModuleAudit
 
 __all__ = ["weights_section"]
 
-_MOST_CELLS: Final = 2_000  # of the map
-_MOST_LAYERS: Final = 400
 _MAPS: Final[tuple[tuple[Quantity, str], ...]] = (
     ("norm", "How large the update is"),
     ("utilization", "How much of the rank it uses"),
@@ -89,18 +86,8 @@ def _map(report: AuditReport, of: Quantity, title: str) -> Iterator[Element]:
     grid = grid_of(report.modules, of)
     if grid is None:
         return
-    layers = grid.layers[:_MOST_LAYERS]
-    kinds = max(_MOST_CELLS // len(layers), 1)
-    cut = grid._replace(rows=dict(islice(grid.rows.items(), kinds)), layers=layers)
     outside = sum(m.layer is None for m in report.modules)
-    said = f"{grid.title[:1].upper()}{grid.title[1:]} by layer and kind of module; 0: never trained, !: not finite."
-    said += f" {outside} modules in no layer are not shown." if outside else ""
-    more = ((len(grid.rows) - len(cut.rows), "kinds"), (len(grid.layers) - len(layers), "layers"))
-    said += "".join(f" {n:,} further {what} are not shown." for n, what in more if n)
-    shape = f"{len(cut.rows)} kinds of module in {len(layers)} layers"
-    label = f"{title}: {grid.title} of {shape}, highest {grid.top:.4g}."
-    drawn = [draw_grid(cut, size, label) for size in (WIDE, NARROW)]
-    yield figure(title, drawn, ramp(cut), caption=said, wide=True)
+    yield map_figure(title, grid, legend="0: never trained, !: not finite", outside=outside)
 
 
 def _ranks(report: AuditReport) -> Node:

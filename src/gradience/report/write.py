@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from gradience.diagnosis.sources import Sources, find_sources
@@ -21,6 +22,7 @@ def write_report(
     config: PathLike | None = None,
     base: PathLike | None = None,
     task: str | None = None,
+    compare: Sequence[PathLike] = (),
     kind: ReportFormat | None = None,
     force: bool = False,
 ) -> Story:
@@ -33,6 +35,8 @@ def write_report(
         config: the configuration, where it is elsewhere: anything that `check_config` reads.
         base: the base model of the adapter, as `audit_adapter` takes it.
         task: what was trained (`sst2`, `sft`, `dpo`, ...), for the rules about the configuration.
+        compare: other adapters to compare this one with, by their weights; or a run's folder, whose checkpoints are
+            compared as a series.
         kind: `html` (one page without script or network) or `md` (short, for a pull request); by the suffix if None.
         force: replace the file if it is there.
 
@@ -40,7 +44,7 @@ def write_report(
         GradienceError: a source cannot be read, or the file cannot be written or is there already.
     """
     sources = find_sources(path, adapter=adapter, config=config)
-    return write_sources(sources, Path(out), base=base, task=task, kind=kind, force=force)
+    return write_sources(sources, Path(out), base=base, task=task, compare=compare, kind=kind, force=force)
 
 
 def write_sources(
@@ -49,13 +53,14 @@ def write_sources(
     *,
     base: PathLike | None = None,
     task: str | None = None,
+    compare: Sequence[PathLike] = (),
     kind: ReportFormat | None = None,
     force: bool = False,
 ) -> Story:
     """Write a report on sources that were found, as `write_report` does."""
     chosen = kind or format_of(out)
     with whole_file(out, force=force) as draft:  # a name that is taken is refused before the work
-        story = tell(sources, base=base, task=task)
+        story = tell(sources, base=base, task=task, compare=compare)
         draft.write_text(report_text(story, chosen), encoding="utf-8")
     return story
 
@@ -66,4 +71,4 @@ def report_text(story: Story, kind: ReportFormat) -> str:
         from gradience.report.page import report_html  # noqa: PLC0415  # matplotlib, which Markdown needs nothing of
 
         return report_html(story)
-    return report_markdown(story.diagnosis)
+    return report_markdown(story.diagnosis, story.comparison)
