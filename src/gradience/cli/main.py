@@ -1,6 +1,6 @@
 """The ``gradience`` command: a table of lazily imported commands, and the exit codes.
 
-Exit codes: 0 done, 1 findings at or above ``--fail-on``, 2 unusable input or usage.
+Exit codes: 0 done, 1 findings at or above ``--fail-on``, 2 unusable input or usage, 3 no verdict (verify-merge).
 """
 
 from __future__ import annotations

@@ -54,8 +54,7 @@ def verify_merge(
     weights:
         A weights file of another name.
     fail_on:
-        verdict: exit as said above. changes: also 1 where tensors that the adapter does not touch changed, are missing
-        or were added. never: always 0.
+        verdict: exit 0 contained, 1 not, 3 inconclusive. changes: 1 also if any other tensor differs. never: 0.
     verbose:
         List every module, and every other tensor that differs.
     json:

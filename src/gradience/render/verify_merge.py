@@ -57,20 +57,22 @@ def _table(report: VerifyMergeReport, *, verbose: bool) -> Iterator[str]:
     rows = sorted(report.modules, key=lambda row: _ORDER.index(row.verdict))
     some = rows if verbose else rows[:_SHOWN]
     yield f"  {'verdict':<15} {'c':>8} {'expected':>8} {'residual':>8} {'changed':>7}  module"
-    yield from map(_row, some)
+    for row in some:
+        yield from _row(row)
     if len(some) < len(rows):
         yield f"  ... and {len(rows) - len(some)} more (--verbose)"
 
 
-def _row(row: VerifiedModule) -> str:
+def _row(row: VerifiedModule) -> Iterator[str]:
     numbers = " ".join(
         f"{number(value, '.4f'):>8}" for value in (row.coefficient, row.expected_coefficient, row.residual)
     )
     told = [f"factor {row.factor:.4g}"] if row.factor is not None else []
     told += [f"roundings of {row.precision}"] if row.precision else []
     told += [row.reason] if row.reason else []
-    end = f"  ({clean('; '.join(told))})" if told else ""
-    return f"  {row.verdict:<15} {numbers} {percent(row.changed):>7}  {clean(row.name)}{end}"
+    yield f"  {row.verdict:<15} {numbers} {percent(row.changed):>7}  {clean(row.name)}"
+    if told:
+        yield f"      {clean('; '.join(told))}"
 
 
 def _others(report: VerifyMergeReport, *, verbose: bool) -> Iterator[str]:
