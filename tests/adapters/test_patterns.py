@@ -94,9 +94,9 @@ def test_keys_come_back_in_the_order_of_the_dict(keys, name):
 
 @pytest.mark.parametrize("key", ["(a+)+b", "((a*)*)*c", "(.*.*.*.*.*.*x)*y", "(a|a)*b", "(a|aa)+$b", "a{0,50}a{0,50}b"])
 def test_keys_that_would_run_for_ever_do_not(key):
-    start = time.perf_counter()
+    start = time.process_time()
     assert PatternTable([key]).matching("a" * 20_000) == []
-    assert time.perf_counter() - start < 2
+    assert time.process_time() - start < 2
 
 
 @pytest.mark.parametrize("key", ["(a{1000}){1000}", "(){100000000}", r"((a)\2+)+b", "(a+)+(?=b)", "(", "*", "a{4,2}"])
@@ -107,10 +107,10 @@ def test_keys_that_cannot_be_matched_in_bounded_time_are_refused(key):
 
 def test_one_key_for_each_of_ten_thousand_modules_takes_no_ten_thousand_times_as_long():
     names = [f"model.layers.{i}.self_attn.{x}_proj" for i in range(2500) for x in "qkvo"]
-    start = time.perf_counter()
+    start = time.process_time()
     table = PatternTable(names)
     assert all(table.matching(name) == [name] for name in names)
-    assert time.perf_counter() - start < 3
+    assert time.process_time() - start < 3
 
 
 def test_scaling_follows_the_first_key_and_the_rank_on_disk():
