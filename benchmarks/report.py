@@ -54,12 +54,12 @@ def main() -> None:
             write_log(log, rows)
             command = [sys.executable, "-m", "gradience", "report", str(log), "--out", str(page), "--force"]
             command += ["--adapter", str(options.adapter)] if options.adapter else []
-            wall, cpu, memory = (statistics.median(c) for c in zip(*(measured(command) for _ in range(options.runs))))
+            costs = [measured(command) for _ in range(options.runs)]
+            wall, cpu, memory = (statistics.median(column) for column in zip(*costs, strict=True))
             first = first or cpu
             size = page.stat().st_size / 1e6
-            print(
-                f"  {rows:>8} rows {wall:6.2f} s  {cpu:6.2f} s CPU ({cpu / first:.2f} x)  {memory:5.0f} MB  {size:.2f} MB page"
-            )
+            print(f"  {rows:>8} rows {wall:6.2f} s  {cpu:6.2f} s CPU ({cpu / first:.2f} x)  {memory:5.0f} MB", end="")
+            print(f"  {size:.2f} MB page")
 
 
 if __name__ == "__main__":
