@@ -80,6 +80,11 @@ class Case(NamedTuple):
         """Return the base's tensors."""
         return load_file(self.base / "model.safetensors")
 
+    def configure(self, **fields: Any) -> None:
+        """Change the adapter's config."""
+        path = self.adapter / "adapter_config.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | fields))
+
     def verify(self, merged: Path, **options: Any) -> VerifyMergeReport:
         """Return the report on a folder."""
         return verify_merged(self.base, self.adapter, merged, **options)
@@ -126,9 +131,3 @@ def make(tmp_path: Path) -> Callable[..., Case]:
         return case
 
     return build
-
-
-def edit_config(case: Case, **fields: Any) -> None:
-    """Change the adapter's config."""
-    path = case.adapter / "adapter_config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | fields))

@@ -145,15 +145,22 @@ def test_another_factor_is_named(make, dtype, factor, words):
     assert [words is None or words in row.reason for row in report.modules] == [True] * 4
 
 
-def test_a_scaling_that_was_left_out_is_named(make):
+def test_another_alpha_is_another_factor(make):
     case = make(plain(lora_alpha=12))
-    edit = json.loads((case.adapter / "adapter_config.json").read_text())
     merged = case.merge()
-    (case.adapter / "adapter_config.json").write_text(json.dumps(edit | {"lora_alpha": 36}))
+    case.configure(lora_alpha=36)
+    assert {round(row.factor, 4) for row in case.verify(merged).modules} == {0.3333}
+    case.configure(lora_alpha=2)  # alpha / r = 0.5, and the merge has six times that
+    assert {round(row.factor, 4) for row in case.verify(merged).modules} == {6.0}
+
+
+def test_a_scaling_that_was_left_out_is_named(make):
+    case = make(plain(lora_alpha=4))
+    merged = case.merge()
+    case.configure(lora_alpha=12)
     report = case.verify(merged)
-    assert {round(row.factor, 4) for row in report.modules} == {0.3333}
-    (case.adapter / "adapter_config.json").write_text(json.dumps(edit | {"lora_alpha": 4}))
-    assert {round(row.factor, 4) for row in case.verify(merged).modules} == {3.0}
+    assert {row.factor for row in report.modules} == {1 / 3}
+    assert {row.reason for row in report.modules} == {"as if alpha / r had been left out"}
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -344,3 +351,56 @@ def test_unusable_input_is_one_line_and_code_two(make, capsys, tmp_path):
     assert "the merged model: no such base" in capsys.readouterr().err
     with pytest.raises(AdapterError, match="no such file"):
         verify_merged(case.base, tmp_path / "nowhere", case.base)
+
+
+def test_pissa_on_the_residual_base_is_exact_with_a_remark(make):
+    case = make(plain(init_lora_weights="pissa", target_modules=["q_proj"]))
+    factors = load_file(case.adapter / "adapter_model.safetensors")
+    state = case.stored()
+    for layer in range(2):
+        stem = f"base_model.model.layers.{layer}.q_proj"
+        update = factors[f"{stem}.lora_B.weight"] @ factors[f"{stem}.lora_A.weight"] * (6 / 4)
+        state[f"layers.{layer}.q_proj.weight"] += update
+    report = case.verify(case.write(state))
+    assert report.verdict == "contained"
+    assert all(row.replay.without_base_change for row in report.modules)
+    assert "what the adapter was trained on" in report.modules[0].reason
+
+
+def test_a_start_that_changed_the_base_unknowably_is_inconclusive_not_wrong(make):
+    case = make(plain(target_modules=["q_proj"]))
+    merged = case.merge()
+    case.configure(init_lora_weights="corda")
+    assert case.verify(merged).verdict == "contained"
+    report = case.verify(case.base)
+    assert report.verdict == "inconclusive"
+    assert "cannot be recomputed" in report.reasons[0]
+
+
+@pytest.mark.parametrize("save", DTYPES)
+def test_a_head_that_was_cast_is_exact_and_one_of_another_run_is_other(make, save):
+    case = make(plain(modules_to_save=["classifier"]))
+    right = case.verify(case.merge(save=DTYPES[save]))
+    assert {row.verdict for row in right.modules} == {"exact"}
+    state = case.merged()
+    state["classifier.weight"] = state["classifier.weight"] * 1.5
+    wrong = case.verify(case.write(state, "wrong", save=DTYPES[save]))
+    row = next(row for row in wrong.modules if row.name == "classifier.weight")
+    assert row.verdict == "other"
+    assert row.reason == "norm(M - saved) / norm(saved): 0.5"
+
+
+def test_a_merge_is_the_same_with_several_threads(make):
+    case = make(plain(), dtype=torch.bfloat16)
+    merged = case.merge()
+    assert case.verify(merged, threads=3) == case.verify(merged)
+    assert case.verify(case.base, threads=3) == case.verify(case.base)
+
+
+def test_an_adapter_that_no_merge_knows_is_refused(make, capsys):
+    case = make(plain())
+    case.configure(peft_type="PREFIX_TUNING")
+    save_file({"prompt_embeddings": torch.ones(2, 3)}, case.adapter / "adapter_model.safetensors")
+    args = ["verify-merge", "--base", str(case.base), "--adapter", str(case.adapter), "--merged", str(case.base)]
+    assert main(args) == 2
+    assert "holds nothing that a merge would add" in capsys.readouterr().err

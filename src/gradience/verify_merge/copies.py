@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator, Mapping
 from typing import Final, Literal, NamedTuple
@@ -10,11 +11,13 @@ import numpy as np
 
 from gradience.adapters.keys import PREFIX
 from gradience.adapters.modules import Adapter, Array
-from gradience.schema.verify_merge import MergeReplay, ModuleVerdict
+from gradience.schema.verify_merge import ModuleVerdict
 from gradience.verify_merge.dtypes import FLOATS, HALVES, UNIT, narrower, rounded, working
 
 __all__ = ["Copied", "Copy", "base_copies", "compare_copy", "copies_of"]
 
+_SPAN: Final = 1 << 20  # entries that are cast at a time
+_LEAST: Final = 2.0**-25  # half of float16's least step
 _SAVED: Final = re.compile(r"\.modules_to_save(?:\.[^.]+)?(?=\.[^.]+$)")
 _ROWS: Final = re.compile(r"\.token_adapter\.trainable_tokens_delta(?:\.[^.]+)?$")
 
@@ -32,7 +35,6 @@ class Copied(NamedTuple):
     """What was found of one; fields as of `VerifiedModule`."""
 
     verdict: ModuleVerdict
-    replay: MergeReplay | None = None
     reason: str | None = None
 
 
@@ -78,34 +80,53 @@ def compare_copy(held: Array, w: Array | None, m: Array, dtypes: tuple[str, str 
         m: the merged model's.
         dtypes: safetensors' names of the three dtypes.
     """
-    own, base, merged = dtypes
-    kind = working(own, merged)
-    held, m = held.astype(kind, copy=False), m.astype(kind, copy=False)
-    if not np.isfinite(m).all():
-        return Copied("other", reason="the merged tensor holds NaN or infinite numbers")
-    through = next(
-        (t for t in dict.fromkeys((merged, own, *HALVES)) if np.array_equal(m, _cast(held, t, merged))), None
-    )
-    is_base = w is not None and base in FLOATS and _is_base(w.astype(kind, copy=False), m, merged)
-    if through is not None and is_base:
-        return Copied("unresolved", reason="the adapter's values are the base's")
-    if through is not None:
-        return Copied("exact", MergeReplay(weight=through))
-    if is_base:
-        return Copied("absent")
-    left = np.abs(m - held)
-    if np.all(left <= 2.0 * UNIT[merged] * np.abs(held) + 2.0**-25):
-        return Copied("within_rounding")
-    norm = float(np.linalg.norm(held))
-    return Copied(
-        "other", reason=f"norm(M - saved) / norm(saved): {float(np.linalg.norm(left)) / norm:.3g}" if norm else None
-    )
+    seen = _Seen(dtypes, None if w is None else w.reshape(-1))
+    held, m = held.reshape(-1), m.reshape(-1)
+    for start in range(0, len(held), _SPAN):
+        if not seen.look(held, m, slice(start, start + _SPAN)):
+            return Copied("other", reason="the merged tensor holds NaN or infinite numbers")
+    return seen.verdict()
+
+
+class _Seen:
+    """What still holds of a tensor that is gone through span by span."""
+
+    def __init__(self, dtypes: tuple[str, str | None, str], w: Array | None) -> None:
+        own, base, self._merged = dtypes
+        self._kind = working(own, self._merged)
+        self._w = w if base in FLOATS else None
+        self._through = list(dict.fromkeys((self._merged, own, *HALVES)))
+        self._from_base = list(dict.fromkeys((self._merged, *HALVES))) if self._w is not None else []
+        self._near = True
+        self._left = self._size = 0.0
+
+    def look(self, held: Array, m: Array, at: slice) -> bool:
+        """Return whether M is finite there, and drop what no longer holds."""
+        x, y = held[at].astype(self._kind), m[at].astype(self._kind)
+        if not np.isfinite(y).all():
+            return False
+        self._through = [t for t in self._through if np.array_equal(y, _cast(x, t, self._merged))]
+        if self._from_base and self._w is not None:
+            w = self._w[at].astype(self._kind)
+            self._from_base = [t for t in self._from_base if np.array_equal(y, _cast(w, t, self._merged))]
+        left = np.abs(y - x)
+        self._near = self._near and bool(np.all(left <= 2.0 * UNIT[self._merged] * np.abs(x) + _LEAST))
+        self._left, self._size = self._left + float(np.vdot(left, left)), self._size + float(np.vdot(x, x))
+        return True
+
+    def verdict(self) -> Copied:
+        if self._through and self._from_base:
+            return Copied("unresolved", reason="the adapter's values are the base's")
+        if self._through:
+            return Copied("exact")
+        if self._from_base:
+            return Copied("absent")
+        if self._near:
+            return Copied("within_rounding")
+        relative = math.sqrt(self._left / self._size) if self._size > 0.0 else math.inf
+        return Copied("other", reason=f"norm(M - saved) / norm(saved): {relative:.3g}")
 
 
 def _cast(x: Array, through: str, merged: str) -> Array:
     x = rounded(x, through)
     return rounded(x, merged) if narrower(merged, through) else x
-
-
-def _is_base(w: Array, m: Array, merged: str) -> bool:
-    return any(np.array_equal(m, _cast(w, t, merged)) for t in dict.fromkeys((merged, *HALVES)))

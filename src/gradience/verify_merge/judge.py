@@ -201,6 +201,8 @@ def _without_base_change(case: Case, module: Module, plain: Delta, sums: Sums) -
     told = msgspec.structs.replace(found.replay, without_base_change=True)
     if module.magnitude is not None:
         return Judgement("other", sums, told, reason="W + s B A: DoRA's magnitude was left out")
+    if "lora_diag" in module.keys:
+        return Judgement("other", sums, told, reason="W + s B A: KaSA's truncation of the base was left out")
     return Judgement(
         "exact", found.sums, told, reason="W + s B A: exact if this base is what the adapter was trained on"
     )
