@@ -108,6 +108,8 @@ class Options:
     """Record an audit of the adapter in the log."""
     telemetry_allow_text: Flag = False
     """Record three example sentences in the log; without it no text is recorded."""
+    save_base: Path | None = None
+    """New folder for the base model as it is before training: what --base takes in audit, mitigate and verify-merge."""
     overwrite: Flag = False
     """Replace the run that --out holds."""
 
@@ -498,6 +500,8 @@ def run(options: Options) -> None:
     """Fine-tune a small classifier with LoRA, record the run, save the adapter and audit it."""
     if held := [name for name in OUTPUTS if (options.out / name).exists() and not options.overwrite]:
         raise ConfigError(f"{options.out} already holds {', '.join(held)}", advice="use --overwrite or another --out")
+    if options.save_base is not None and options.save_base.exists():
+        raise ConfigError(f"{options.save_base} exists already", advice="give --save-base a new folder")
     device = pick_device(options.device)
     use_hub_if_reachable(options)
     import datasets
@@ -509,6 +513,9 @@ def run(options: Options) -> None:
     data = embedded_data(options) if options.dataset is None else named_data(options.dataset, options)
     print(f"Data  {data.name}: {len(data.train)} sentences to train on, {len(data.test)} held out", flush=True)
     base = toy_base(options, data) if options.model is None else named_base(options.model, data)
+    if options.save_base is not None:
+        base.model.save_pretrained(options.save_base)
+        base.tokenizer.save_pretrained(options.save_base)
     model = attach_lora(base, options).to(device)
     print(f"Base  {base.name}: {base.origin}")
     print(f"LoRA  r={options.r} alpha={options.alpha}: {options.steps} steps on {device} in {options.dtype}")

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from gradience import ConfigError, TelemetryReader
+from gradience import ConfigError, TelemetryReader, audit_adapter
 
 SCRIPT = Path(__file__).resolve().parents[2] / "examples" / "vnext" / "toy_lora_run.py"
 
@@ -104,7 +104,8 @@ def replaced(tmp_path_factory):
         (out / name).parent.mkdir(parents=True, exist_ok=True)
         (out / name).write_text("earlier", encoding="utf-8")
     few = ("--steps", "2", "--samples", "8", "--eval-samples", "8", "--device", "cpu")
-    result = toy_run(out, "--overwrite", "--no-audit", "--telemetry-allow-text", *few)
+    base = ("--save-base", str(out.parent / "base"))
+    result = toy_run(out, "--overwrite", "--no-audit", "--telemetry-allow-text", *base, *few)
     assert result.returncode == 0, result.stderr
     return out
 
@@ -216,6 +217,19 @@ def test_opting_in_records_example_sentences(replaced, script):
     examples = events(replaced)[0]["meta"]["examples"]
     assert len(examples) == 3
     assert all(set(sentence.split()) & {*script.BAD, *script.GOOD} for sentence in examples)
+
+
+def test_the_saved_base_is_the_one_that_the_adapter_was_trained_on(replaced):
+    report = audit_adapter(replaced / "peft", base=replaced.parent / "base", norms_cache=False)
+    assert report.base.compared == len(report.modules) == 8
+    assert report.base.not_compared == []
+
+
+def test_a_base_is_not_saved_over_something_else(replaced, tmp_path):
+    base = replaced.parent / "base"
+    before = hashes(base)
+    assert "--save-base" in refused(toy_run(tmp_path / "out", "--save-base", str(base)))
+    assert hashes(base) == before
 
 
 def test_no_audit_records_no_audit(replaced):
