@@ -6,12 +6,14 @@ import gc
 import json
 import subprocess
 import sys
+from importlib import import_module
 
 import jsonschema
 import pytest
 
 from gradience.cli import main as main_module
-from gradience.cli.main import main
+from gradience.cli.flowing import flowing
+from gradience.cli.main import COMMANDS, main
 from gradience.telemetry.writer import TelemetryWriter
 
 
@@ -105,3 +107,18 @@ def test_ctrl_c_is_one_line_and_no_traceback(monkeypatch, capsys):
     assert capsys.readouterr().err == "gradience: interrupted\n"
     gc.set_threshold(*thresholds)
     gc.unfreeze()
+
+
+def test_help_breaks_lines_where_the_terminal_does_and_keeps_its_paragraphs():
+    text = "One\nparagraph.\n\nAnother.\n\nParameters\n----------\nname:\n    What it\n    is.\nother:\n    It."
+    wanted = "One paragraph.\n\nAnother.\n\nParameters\n----------\nname:\n    What it is.\nother:\n    It."
+    assert flowing(text) == wanted
+
+
+@pytest.mark.parametrize("command", sorted(COMMANDS))
+def test_the_help_of_a_command_is_its_whole_docstring(command, capsys):
+    assert main([command, "--help"]) == 0
+    module, _, name = COMMANDS[command].partition(":")
+    described = getattr(import_module(module), name).__doc__.partition("Parameters")[0]
+    assert described.split()
+    assert " ".join(described.split()) in " ".join(capsys.readouterr().out.split())

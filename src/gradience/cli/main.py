@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from cyclopts import App
 from cyclopts.exceptions import CycloptsError
 
+from gradience.cli.flowing import with_flowing_help
 from gradience.errors import GradienceError
 
 __all__ = ["COMMANDS", "UNUSABLE", "build_app", "main", "script"]
@@ -56,12 +57,16 @@ _HELP = {
     "verify-merge": "Say whether a merged model contains an adapter, tensor by tensor.",
     "rules": "List every rule by where it applies, or explain one with its grounds.",
     "validate": "Check every line of a run.jsonl against the telemetry schema.",
-    "schema": "Print a JSON Schema: telemetry, audit, check, monitor, import or validate.",
+    "schema": "Print a JSON Schema: of a line of a log, or of a report.",
 }
 
 
-def build_app() -> App:
-    """Return the command table; a command's module is imported when it runs."""
+def build_app(asked: str | None = None) -> App:
+    """Return the command table; a command's module is imported when it runs.
+
+    Args:
+        asked: the command that will run: its help is its own docstring, and the one line here serves the others.
+    """
     app = App(
         name="gradience",
         help="Flight recorder and mechanic for LoRA fine-tuning. It instruments; you decide.",
@@ -70,7 +75,10 @@ def build_app() -> App:
         result_action="return_value",
     )
     for name, target in COMMANDS.items():
-        app.command(target, name=name, help=_HELP[name])
+        if name == asked:
+            app.command(with_flowing_help(target), name=name)
+        else:
+            app.command(target, name=name, help=_HELP[name])
     return app
 
 
@@ -84,7 +92,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code; errors meant for the user become one line and a 2."""
     tokens = list(sys.argv[1:] if argv is None else argv)
     try:
-        result = build_app()(tokens, exit_on_error=False, print_error=False)
+        result = build_app(tokens[0] if tokens else None)(tokens, exit_on_error=False, print_error=False)
     except CycloptsError as error:
         return _fail(str(error), "see 'gradience --help', or --help after a command")
     except GradienceError as error:
