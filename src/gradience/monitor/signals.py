@@ -96,7 +96,7 @@ def _rows(path: Path) -> Iterator[Any]:
             if line:
                 yield decode(line)
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-            continue
+            continue  # the reader has counted it among the bad lines
 
 
 def _is_real(value: object) -> bool:

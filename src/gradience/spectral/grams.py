@@ -97,8 +97,7 @@ class _Shares:
     """Indices 0 to n - 1 handed out to threads, a few consecutive ones at a time."""
 
     def __init__(self, n: int) -> None:
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        self.workers = max(1, min(cores, _MOST_WORKERS, n // _LEAST_SHARE))
+        self.workers = max(1, min(_cores(), _MOST_WORKERS, n // _LEAST_SHARE))
         size = max(1, n // (8 * self.workers))
         self._spans = iter([range(start, min(start + size, n)) for start in range(0, n, size)])
         self._lock = Lock()
@@ -205,3 +204,8 @@ class _Batch:
 def _bucket(r: int) -> int:
     """Return the least power of two that is >= r, from 8."""
     return max(_LEAST_RANK, 1 << (r - 1).bit_length()) if r else _LEAST_RANK
+
+
+def _cores() -> int:
+    """Return how many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
