@@ -23,14 +23,15 @@ def test_the_library_reads_what_we_write(tmp_path: Path) -> None:
         planned("scalar", "F64", (), lambda: np.float64(3.0) * np.ones(())),
         planned("empty", "F32", (0, 4), lambda: np.zeros((0, 4))),
     ]
-    write_safetensors(tmp_path / "t.safetensors", tensors, metadata={"format": "pt"})
+    write_safetensors(tmp_path / "t.safetensors", tensors, metadata={"format": "pt", "odd": "x"})
+    assert int.from_bytes((tmp_path / "t.safetensors").read_bytes()[:8], "little") % 8 == 0  # data begin aligned
     got = load_file(tmp_path / "t.safetensors")
     assert got["x"].tolist() == x.tolist()
     assert got["half"].dtype == np.float16
     assert got["scalar"].item() == 3.0
     assert got["empty"].shape == (0, 4)
     with safe_open(tmp_path / "t.safetensors", framework="numpy") as opened:
-        assert opened.metadata() == {"format": "pt"}
+        assert opened.metadata() == {"format": "pt", "odd": "x"}
 
 
 def test_a_copy_is_bit_for_bit_whatever_the_dtype(tmp_path: Path) -> None:

@@ -22,18 +22,19 @@ def _factors(seed: int, out: int, r: int, inner: int) -> tuple[np.ndarray, np.nd
     inner=st.integers(1, 20),
     rank=st.integers(1, 24),
     scale=st.sampled_from([1.0, -2.5, 1e-9, 0.0]),
+    target=st.sampled_from([2.0, -0.5]),
 )
 def test_the_error_is_that_of_the_dense_optimum(
-    seed: int, out: int, r: int, inner: int, rank: int, scale: float
+    seed: int, out: int, r: int, inner: int, rank: int, scale: float, target: float
 ) -> None:
     b, a = _factors(seed, out, r, inner)
     dense = scale * b @ a
     sigma = np.linalg.svd(dense, compute_uv=False)
     found = decomposed(b, a, scale)
-    new_b, new_a = found.factors(rank, scale=2.0)
+    new_b, new_a = found.factors(rank, scale=target)
     best = np.linalg.norm(sigma[rank:])
     size = np.linalg.norm(dense)
-    assert np.linalg.norm(dense - 2.0 * new_b @ new_a) == pytest.approx(best, rel=1e-9, abs=1e-12 * size)
+    assert np.linalg.norm(dense - target * new_b @ new_a) == pytest.approx(best, rel=1e-9, abs=1e-12 * size)
     assert found.error(rank) == pytest.approx(best, rel=1e-9, abs=1e-12 * size)
     assert new_b.shape == (out, rank)
     assert new_a.shape == (rank, inner)
