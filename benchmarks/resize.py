@@ -52,8 +52,8 @@ def run(command: list[str]) -> Cost:
 
 def errors(source: Path, resized: Path, rank: int) -> tuple[float, float]:
     """Return the largest (error - least possible error) and the largest error, over a sample of modules."""
-    from gradience.opened import open_adapter
-    from gradience.spectral.lowrank import stacked
+    from gradience.adapters.open import open_adapter
+    from gradience.spectral.reduced import stacked
     from gradience.spectral.update import core_singular_values
 
     before, after = open_adapter(source)[1].modules, open_adapter(resized)[1].modules

@@ -27,7 +27,7 @@ from gradience.schema.events import Event
 from gradience.telemetry import TelemetryWriter
 from gradience.telemetry.redact import redact_text
 from gradience.telemetry.summary import summarize
-from gradience.validate import validate_log
+from gradience.telemetry.validate import validate_log
 
 CORPUS = Path(__file__).parents[1] / "tests"
 

@@ -71,7 +71,7 @@ def modules(layers: int) -> Iterator[tuple[str, tuple[int, int]]]:
 
 def make(folder: Path, *, layers: int, rank: int) -> None:
     """Write base, adapter and merged model, one tensor in memory at a time."""
-    from gradience.adapters.write import planned, write_safetensors
+    from gradience.io.safetensors import planned, write_safetensors
 
     def numbers(seed: int, shape: tuple[int, int], scale: float) -> np.ndarray:
         return np.random.default_rng(seed).standard_normal(shape, np.float32) * np.float32(scale)

@@ -9,7 +9,6 @@ import msgspec
 import pytest
 
 from gradience.errors import RecorderError, SchemaError
-from gradience.monitor import monitor_run
 from gradience.render.monitor import monitor_text
 from gradience.schema import (
     SCHEMA_ID,
@@ -20,6 +19,7 @@ from gradience.schema import (
     TrainingSnapshot,
 )
 from gradience.telemetry.writer import TelemetryWriter
+from gradience.verbs.monitor import monitor_run
 
 CONFIG = ConfigSnapshot(
     model_name="toy",

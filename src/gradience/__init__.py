@@ -6,24 +6,24 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from gradience.audit import audit_adapter
-    from gradience.check import check_config
-    from gradience.compare import compare_adapters
-    from gradience.convert import convert_adapter
-    from gradience.diagnosis import diagnose
     from gradience.errors import AdapterError, ConfigError, GradienceError, OutputError, RecorderError, SchemaError
     from gradience.hf.callback import GradienceCallback
-    from gradience.imports import import_run
-    from gradience.merge import merge_adapters, merge_check
-    from gradience.mitigate import mitigate_adapter
-    from gradience.monitor import monitor_run
-    from gradience.monitor.compare import compare_runs
-    from gradience.report.write import write_report
-    from gradience.resize import resize_adapter
+    from gradience.importers.run import import_run
     from gradience.telemetry.reader import TelemetryReader
+    from gradience.telemetry.validate import validate_log
     from gradience.telemetry.writer import TelemetryWriter
-    from gradience.validate import validate_log
-    from gradience.verify_merge import verify_merged
+    from gradience.verbs.audit import audit_adapter
+    from gradience.verbs.check import check_config
+    from gradience.verbs.compare import compare_adapters
+    from gradience.verbs.convert import convert_adapter
+    from gradience.verbs.diagnose import diagnose
+    from gradience.verbs.merge import merge_adapters, merge_check
+    from gradience.verbs.mitigate import mitigate_adapter
+    from gradience.verbs.monitor import monitor_run
+    from gradience.verbs.monitor.compare import compare_runs
+    from gradience.verbs.report.write import write_report
+    from gradience.verbs.resize import resize_adapter
+    from gradience.verbs.verify_merge import verify_merged
 
 _HOMES = {
     "AdapterError": "gradience.errors",
@@ -35,21 +35,21 @@ _HOMES = {
     "SchemaError": "gradience.errors",
     "TelemetryReader": "gradience.telemetry.reader",
     "TelemetryWriter": "gradience.telemetry.writer",
-    "audit_adapter": "gradience.audit",
-    "check_config": "gradience.check",
-    "compare_adapters": "gradience.compare",
-    "compare_runs": "gradience.monitor.compare",
-    "convert_adapter": "gradience.convert",
-    "diagnose": "gradience.diagnosis",
-    "import_run": "gradience.imports",
-    "mitigate_adapter": "gradience.mitigate",
-    "merge_adapters": "gradience.merge",
-    "merge_check": "gradience.merge",
-    "monitor_run": "gradience.monitor",
-    "resize_adapter": "gradience.resize",
-    "validate_log": "gradience.validate",
-    "verify_merged": "gradience.verify_merge",
-    "write_report": "gradience.report.write",
+    "audit_adapter": "gradience.verbs.audit",
+    "check_config": "gradience.verbs.check",
+    "compare_adapters": "gradience.verbs.compare",
+    "compare_runs": "gradience.verbs.monitor.compare",
+    "convert_adapter": "gradience.verbs.convert",
+    "diagnose": "gradience.verbs.diagnose",
+    "import_run": "gradience.importers.run",
+    "mitigate_adapter": "gradience.verbs.mitigate",
+    "merge_adapters": "gradience.verbs.merge",
+    "merge_check": "gradience.verbs.merge",
+    "monitor_run": "gradience.verbs.monitor",
+    "resize_adapter": "gradience.verbs.resize",
+    "validate_log": "gradience.telemetry.validate",
+    "verify_merged": "gradience.verbs.verify_merge",
+    "write_report": "gradience.verbs.report.write",
 }
 
 __all__ = [

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-__all__ = ["AdapterError", "ConfigError", "GradienceError", "OutputError", "RecorderError", "SchemaError"]
-
 
 class GradienceError(Exception):
     """Base of every error raised on purpose; ``advice`` is one line saying what to do, or empty."""

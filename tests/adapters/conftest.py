@@ -11,10 +11,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 
-from gradience.adapters.folder import find_files
-from gradience.adapters.modules import Adapter, Module
-from gradience.adapters.read import read_adapter
-from gradience.adapters.tensors import SafetensorsFile
+from gradience.adapters.layout import Adapter, Module
+from gradience.adapters.open import find_files, read_adapter
+from gradience.io.safetensors import SafetensorsFile
 
 
 class Case(NamedTuple):

@@ -17,12 +17,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
-from gradience.adapters.folder import find_files
-from gradience.adapters.modules import Adapter
-from gradience.adapters.read import read_adapter
-from gradience.adapters.tensors import SafetensorsFile
+from gradience.adapters.formats.torch_bin import TorchFile
+from gradience.adapters.layout import Adapter
+from gradience.adapters.open import find_files, read_adapter
 from gradience.errors import AdapterError
-from gradience.hf.weights import TorchFile
+from gradience.io.safetensors import SafetensorsFile
 
 CONFIG = {"peft_type": "LORA", "r": 4, "lora_alpha": 8, "target_modules": ["q_proj"]}
 STEM = "base_model.model.model.layers.0.self_attn.q_proj"

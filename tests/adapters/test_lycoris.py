@@ -12,9 +12,8 @@ import pytest
 import torch
 from torch import nn
 
-from gradience.adapters.folder import find_files
-from gradience.adapters.read import read_adapter
-from gradience.adapters.tensors import SafetensorsFile
+from gradience.adapters.open import find_files, read_adapter
+from gradience.io.safetensors import SafetensorsFile
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 

@@ -8,10 +8,9 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from gradience.adapters.folder import find_files
-from gradience.adapters.read import read_adapter
-from gradience.adapters.tensors import SafetensorsFile
+from gradience.adapters.open import find_files, read_adapter
 from gradience.errors import AdapterError
+from gradience.io.safetensors import SafetensorsFile
 
 RNG = np.random.default_rng(0)
 MLX = {"fine_tune_type": "lora", "num_layers": 2, "model": "base", "lora_parameters": {"rank": 4, "scale": 10.0}}

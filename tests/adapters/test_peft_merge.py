@@ -217,7 +217,7 @@ def test_qalora_is_what_peft_adds_to_each_input():
 
     from peft.tuners.lora.variants import QALoraLinearVariant
 
-    from gradience.adapters.lora import _pooled
+    from gradience.adapters.kinds.lora import _pooled
 
     lora_a, lora_b = nn.Linear(3, 4, bias=False), nn.Linear(4, 10, bias=False)
     stub = SimpleNamespace(

@@ -13,9 +13,8 @@ from peft import LoraConfig, PeftModel, TaskType, get_peft_model
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from gradience.adapters.folder import find_files
-from gradience.adapters.read import read_adapter
-from gradience.adapters.tensors import SafetensorsFile
+from gradience.adapters.open import find_files, read_adapter
+from gradience.io.safetensors import SafetensorsFile
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 

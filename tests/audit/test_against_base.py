@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from gradience.audit import audit_adapter
 from gradience.errors import AdapterError
+from gradience.verbs.audit import audit_adapter
 
 LAYERS, OUT, INNER, R = 4, 48, 32, 8  # of write_adapter and write_base
 

@@ -8,9 +8,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from gradience.base.folder import find_shards
-from gradience.base.identity import file_digest, identity
-from gradience.base.weights import BaseWeights
+from gradience.base.weights import BaseWeights, file_digest, find_shards, identity
 from gradience.errors import AdapterError
 
 

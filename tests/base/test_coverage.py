@@ -11,12 +11,13 @@ from typing import Any
 
 import pytest
 
-from gradience.base.architecture import Architecture
-from gradience.base.coverage import NotFollowedError, cover
-from gradience.base.layout import build_layout, read_layout
+from gradience.base.coverage import cover
+from gradience.base.peft_emulation.architecture import Architecture
+from gradience.base.peft_emulation.layout import build_layout, read_layout
+from gradience.base.peft_emulation.targets import NotFollowedError
 from gradience.configs import read_peft_dir
 from gradience.schema.config import ConfigSnapshot, LoraSnapshot
-from gradience.schema.coverage import Coverage
+from gradience.schema.findings import Coverage
 
 peft = pytest.importorskip("peft")
 transformers = pytest.importorskip("transformers")

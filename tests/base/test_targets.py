@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
 from gradience import check_config
-from gradience.base.architecture import DEFAULT_TARGETS, Architecture
-from gradience.base.layout import build_layout
-from gradience.base.targets import NotFollowedError, Wanted, resolve
+from gradience.base.peft_emulation.architecture import DEFAULT_TARGETS, Architecture
+from gradience.base.peft_emulation.layout import build_layout
+from gradience.base.peft_emulation.targets import NotFollowedError, Wanted, resolve
 from gradience.errors import GradienceError
 
 LEAVES = ("q_proj", "v_proj", "up_proj", "norm", "embed_tokens", "lm_head", "score")

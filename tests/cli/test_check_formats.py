@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 
 from gradience import check_config
-from gradience.check.places import places
 from gradience.cli.main import main
-from gradience.configs.lines import keys_of, line_of
+from gradience.configs.yaml import keys_of, line_of
 from gradience.errors import ConfigError
-from gradience.policy.config_rules import RULES
-from gradience.policy.rule_settings import SETTINGS_OF
+from gradience.rules.config.judge import RULES
+from gradience.rules.config.values import SETTINGS_OF
+from gradience.verbs.check.context import places
 
 JSON = """{
   "learning_rate": 1e-5,
@@ -86,7 +86,7 @@ def test_json_is_the_same_by_either_name(
     arguments: list[str], project: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["check", "c.yaml", *arguments]) == 0
-    assert json.loads(capsys.readouterr().out)["schema"] == "gradience.check/v1"
+    assert json.loads(capsys.readouterr().out)["schema"] == "gradience.verbs.check/v1"
 
 
 def test_two_formats_at_once_are_refused(project: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -12,8 +12,8 @@ import jsonschema
 import pytest
 
 from gradience.cli import main as main_module
-from gradience.cli.flowing import flowing
 from gradience.cli.main import COMMANDS, main
+from gradience.cli.output import flowing
 from gradience.telemetry.writer import TelemetryWriter
 
 

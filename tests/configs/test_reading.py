@@ -8,15 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from gradience.configs import (
-    Layer,
-    overlay,
-    read_document,
-    read_peft,
-    read_peft_dir,
-    read_training,
-    read_training_dir,
-)
+from gradience.configs import Layer, overlay, read_document, read_peft, read_peft_dir, read_training, read_training_dir
 from gradience.configs.files import MAX_JSON_BYTES, MAX_YAML_BYTES
 from gradience.configs.values import MAX_TEXT, short_name
 from gradience.errors import ConfigError

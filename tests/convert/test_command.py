@@ -16,8 +16,8 @@ from peft import AdaLoraConfig, IA3Config, LoHaConfig, LoraConfig, MissConfig, V
 from safetensors.numpy import load_file, save_file
 
 from gradience.cli.main import main
-from gradience.convert import convert_adapter
 from gradience.errors import AdapterError
+from gradience.verbs.convert import convert_adapter
 
 LINEAR = ["q_proj", "up_proj"]
 
@@ -164,7 +164,7 @@ def test_a_run_that_is_ended_leaves_nothing_behind(make, tmp_path, number):
     code = (
         "import sys, time, signal\n"
         "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
-        "import gradience.rewrite.folder as folder\n"
+        "import gradience.verbs.writing as folder\n"
         "write = folder.write_safetensors\n"
         "def slow(*args, **more):\n"
         "    write(*args, **more)\n"

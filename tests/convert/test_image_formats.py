@@ -10,8 +10,8 @@ import pytest
 import torch
 from safetensors.numpy import load_file, save_file
 
-from gradience.convert import convert_adapter
 from gradience.errors import AdapterError
+from gradience.verbs.convert import convert_adapter
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 

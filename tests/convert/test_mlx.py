@@ -11,11 +11,10 @@ import transformers
 from peft import LoHaConfig, LoraConfig
 from safetensors.numpy import load_file, save_file
 
-from gradience.adapters.folder import find_files
-from gradience.adapters.read import read_adapter
-from gradience.adapters.tensors import SafetensorsFile
-from gradience.convert import convert_adapter
+from gradience.adapters.open import find_files, read_adapter
 from gradience.errors import AdapterError
+from gradience.io.safetensors import SafetensorsFile
+from gradience.verbs.convert import convert_adapter
 
 TARGETS = ["q_proj", "v_proj", "up_proj"]
 SOME = {"r": 4, "lora_alpha": 6, "target_modules": TARGETS}

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gradience.diagnosis.checkpoints import loss_noise, standard_error
+from gradience.verbs.diagnose.checkpoints import loss_noise, standard_error
 
 LOSS = st.floats(0.01, 10.0)
 N = st.integers(1, 100_000)

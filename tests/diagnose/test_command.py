@@ -12,9 +12,9 @@ from jsonschema import Draft202012Validator
 
 from gradience import diagnose
 from gradience.cli.main import main
-from gradience.diagnosis.verdict import IDS
-from gradience.policy.joins_table import JOINS
+from gradience.rules.joins.run import ALL_JOINS as JOINS
 from gradience.schema.export import json_schema
+from gradience.verbs.diagnose.run import IDS
 
 KINDS = ["masked_nan", "untrained", "overfit", "head_only", "healthy"]
 
@@ -143,7 +143,7 @@ def test_names_in_the_folder_cannot_write_to_the_terminal(trained, tmp_path, cap
 
 def test_the_public_name_is_a_function_after_its_package_was_imported():
     import gradience
-    import gradience.diagnosis
+    import gradience.verbs.diagnose
 
     assert callable(gradience.diagnose)
 

@@ -8,12 +8,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gradience.cli.rules import rules
-from gradience.diagnosis.verdict import IDS, unjudged, verdict_of
-from gradience.policy.joins import Leg, Sign, Wording, join_signs, unread_legs
-from gradience.policy.joins_table import JOINS
+from gradience.cli.schema import rules
+from gradience.rules.joins.joins import Leg, Sign, Wording, join_signs, unread_legs
+from gradience.rules.joins.run import ALL_JOINS as JOINS
 from gradience.schema.diagnose import SOURCES, DiagnosedSource
 from gradience.schema.findings import SEVERITIES, Finding
+from gradience.verbs.diagnose.run import IDS, unjudged, verdict_of
 
 JOIN = {join.id: join for join in JOINS}
 FACTS = {

@@ -6,7 +6,7 @@ import msgspec
 import pytest
 
 from gradience import audit_adapter, check_config
-from gradience.policy.joins_config import Stated, disagreements, recorded_disagreements
+from gradience.rules.joins.config import Stated, disagreements, recorded_disagreements
 from gradience.schema.config import ConfigSnapshot, LoraSnapshot
 from gradience.schema.reports import MONITOR_SCHEMA_ID, MonitorReport, TrainSummary
 

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gradience.importers.files import Raw, Row
 from gradience.importers.order import arrange
-from gradience.importers.raw import Raw, Row
 
 
 @pytest.fixture

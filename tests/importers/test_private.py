@@ -7,9 +7,9 @@ import json
 import msgspec
 
 from gradience.importers import read_source
-from gradience.imports import import_run
-from gradience.monitor import monitor_run
+from gradience.importers.run import import_run
 from gradience.telemetry import TelemetryReader
+from gradience.verbs.monitor import monitor_run
 
 TOKEN = "hf_" + "aB3" * 12
 LONG = "prompt " * 60

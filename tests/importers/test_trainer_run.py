@@ -8,10 +8,10 @@ import shutil
 import msgspec
 import pytest
 
-from gradience.check import check_config
-from gradience.imports import import_run
-from gradience.monitor import monitor_run
+from gradience.importers.run import import_run
 from gradience.telemetry import TelemetryReader
+from gradience.verbs.check import check_config
+from gradience.verbs.monitor import monitor_run
 
 pytest.importorskip("peft", reason="needs the hf extra: pip install 'gradience[hf]'")
 torch = pytest.importorskip("torch", reason="needs the hf extra: pip install 'gradience[hf]'")

@@ -17,11 +17,12 @@ from logs import config, falling, record
 
 from gradience.cli.main import main
 from gradience.errors import RecorderError
-from gradience.monitor import monitor_run
-from gradience.monitor.collection import MAX_RUNS, names_of, runs_in
-from gradience.monitor.compare import compare_runs
-from gradience.render.compare_runs import compare_text
+from gradience.importers.folder import MAX_RUNS
+from gradience.render.compare import compare_text
 from gradience.telemetry.writer import TelemetryWriter
+from gradience.verbs.monitor import monitor_run
+from gradience.verbs.monitor.compare import compare_runs
+from gradience.verbs.monitor.source import names_of, runs_in
 
 EVALS = [(10, 1.6), (20, 1.4), (30, 1.3), (40, 1.25)]
 

@@ -15,13 +15,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from logs import falling, record
 
-from gradience.cli.follow import follow_log, log_to_follow
 from gradience.cli.main import main
+from gradience.cli.monitor import follow_log, log_to_follow
 from gradience.errors import RecorderError, SchemaError
-from gradience.monitor.tail import Tail
-from gradience.monitor.watch import Points, Watch
-from gradience.render.follow import Glance, frame_lines
+from gradience.render.monitor import Glance, frame_lines
 from gradience.telemetry.codec import MAX_LINE_BYTES
+from gradience.verbs.monitor.watch import Points, Tail, Watch
 
 COMMAND = [sys.executable, "-m", "gradience", "monitor"]
 INTERRUPTIBLE = (  # a shell's background job begins with SIGINT ignored, and so do its children

@@ -11,14 +11,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from logs import record
 
-from gradience.monitor import monitor_run
-from gradience.monitor.compare import compare_runs
-from gradience.monitor.signals import read_signals, signals_of
-from gradience.policy.detectors.signals import SIGNALS, Signal
-from gradience.render.compare_runs import compare_text
+from gradience.render.compare import compare_text
 from gradience.render.monitor import monitor_text
+from gradience.rules.log.facts import SIGNALS, Signal
 from gradience.telemetry import TelemetryReader
 from gradience.telemetry.writer import TelemetryWriter
+from gradience.verbs.monitor import monitor_run
+from gradience.verbs.monitor.compare import compare_runs
+from gradience.verbs.monitor.signals import read_signals, signals_of
 
 
 def rewarded(path, n=40, **more):

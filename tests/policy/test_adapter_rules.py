@@ -4,10 +4,18 @@ from __future__ import annotations
 
 import pytest
 
-from gradience.policy.adapter_rules import adapter_findings, health, low_utilization
-from gradience.policy.base_rules import at_risk, base_findings
-from gradience.schema.audit import AUDIT_SCHEMA_ID, AuditReport, AuditSummary, LedgerEntry, ModuleAudit, NotAnalysed
-from gradience.schema.base import BaseComparison, BaseReport, MergeSurvival
+from gradience.rules.weights.rules import adapter_findings, at_risk, base_findings, health, low_utilization
+from gradience.schema.audit import (
+    AUDIT_SCHEMA_ID,
+    AuditReport,
+    AuditSummary,
+    BaseComparison,
+    BaseReport,
+    LedgerEntry,
+    MergeSurvival,
+    ModuleAudit,
+    NotAnalysed,
+)
 
 
 def module(name: str = "m", r: int = 8, **fields) -> ModuleAudit:

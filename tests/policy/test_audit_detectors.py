@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gradience.policy.detectors.adapter import error_bound
-from gradience.policy.run_detectors import RunFacts, Series, detect
+from gradience.rules.log.adapter import error_bound
+from gradience.rules.log.facts import RunFacts, Series
+from gradience.rules.log.judge import detect
 from gradience.schema import ConfigSnapshot, LoraSnapshot
 
 

@@ -7,11 +7,11 @@ from typing import Any
 import msgspec
 import pytest
 
-from gradience.policy.config_rules import RULES, judge_config
-from gradience.policy.facts import Around
-from gradience.policy.rules import Verdict
+from gradience.rules.config.facts import Around
+from gradience.rules.config.judge import RULES, judge_config
+from gradience.rules.rule import Verdict
 from gradience.schema.config import ConfigSnapshot
-from gradience.schema.coverage import Coverage
+from gradience.schema.findings import Coverage
 
 SFT = {"lora": {"task_type": "CAUSAL_LM", "peft_type": "LORA"}, "extras": {"task": "sft"}}
 DPO = {"extras": {"task": "dpo"}}

@@ -7,11 +7,12 @@ import random
 
 import pytest
 
-from gradience.monitor import monitor_run
-from gradience.policy.run_detectors import RunFacts, Series, detect
+from gradience.rules.log.facts import RunFacts, Series
+from gradience.rules.log.judge import detect
 from gradience.schema import EvalMetrics
 from gradience.schema.events import Eval
 from gradience.schema.reports import EvalPoint
+from gradience.verbs.monitor import monitor_run
 
 
 def evals(losses, *, every=10):

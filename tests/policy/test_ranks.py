@@ -9,9 +9,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gradience.policy.rank_pattern import rank_pattern
-from gradience.policy.rank_rules import disagreements, rank_rules
-from gradience.policy.ranks import BUCKETS, bucket, candidates, error_at, percentile, suggest
+from gradience.rules.weights.rank_pattern import rank_pattern
+from gradience.rules.weights.ranks import (
+    BUCKETS,
+    bucket,
+    candidates,
+    disagreements,
+    error_at,
+    percentile,
+    rank_rules,
+    suggest,
+)
 from gradience.schema.audit import ModuleAudit
 
 

@@ -12,13 +12,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import gradience
-from gradience.policy import merge_rules
-from gradience.policy.conditions import CONDITIONS
-from gradience.policy.evidence import configs, joins, runs, weights
-from gradience.policy.joins_table import JOINS
-from gradience.policy.registry import GROUPS, all_ids, cards_of, rule_cards, rules_named
-from gradience.schema.findings import Evidence
-from gradience.schema.rules import RuleCard
+from gradience.rules import evidence as configs
+from gradience.rules import evidence as joins
+from gradience.rules import evidence as runs
+from gradience.rules import evidence as weights
+from gradience.rules.conditions import CONDITIONS
+from gradience.rules.joins.run import ALL_JOINS as JOINS
+from gradience.rules.merge import rules as merge_rules
+from gradience.rules.registry import GROUPS, all_ids, cards_of, rule_cards, rules_named
+from gradience.schema.findings import Evidence, RuleCard
 
 SOURCE = Path(gradience.__file__).parent
 ID = re.compile(r"[A-Z]{2,3}\d{3}")

@@ -7,10 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gradience.errors import ConfigError
-from gradience.policy.registry import cards_of
-from gradience.policy.selection import without
+from gradience.rules.registry import cards_of
+from gradience.rules.select import rules_left_out, without
 from gradience.schema.findings import Finding, NotRun
-from gradience.selected import rules_left_out
 
 IDS = [card.id for card in cards_of("log")]
 SOME = st.lists(st.sampled_from(IDS), unique=True, max_size=6)

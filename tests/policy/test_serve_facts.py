@@ -10,8 +10,7 @@ from hypothesis import strategies as st
 
 from gradience import check_config
 from gradience.errors import ConfigError
-from gradience.policy.rules_serving import FEATURES
-from gradience.policy.serve_facts import ENGINES, FACTS, RANKS
+from gradience.rules.config.serving import ENGINES, FACTS, FEATURES, RANKS
 from gradience.schema.config import ConfigSnapshot, LoraSnapshot
 
 DORA = ConfigSnapshot(lora=LoraSnapshot(r=12, use_dora=True, use_rslora=True))

@@ -7,23 +7,26 @@ import re
 import msgspec
 import pytest
 
-from gradience.policy.adapter_rules import adapter_findings, health
-from gradience.policy.rank_pattern import rank_pattern
-from gradience.policy.rank_rules import disagreements, rank_rules
-from gradience.policy.ranks import candidates, suggest
 from gradience.render.audit import View, audit_text
 from gradience.render.heatmap import heatmap
+from gradience.rules.weights.rank_pattern import rank_pattern
+from gradience.rules.weights.ranks import candidates, disagreements, rank_rules, suggest
+from gradience.rules.weights.rules import adapter_findings, health
 from gradience.schema.audit import (
     AUDIT_SCHEMA_ID,
     AuditReport,
     AuditSummary,
+    BaseComparison,
+    BaseReport,
     GroupSummary,
+    Intruders,
     LayerSummary,
     LedgerEntry,
+    MergeSurvival,
     ModuleAudit,
     NotAnalysed,
+    NotCompared,
 )
-from gradience.schema.base import BaseComparison, BaseReport, Intruders, MergeSurvival, NotCompared
 
 
 def module(layer: int, kind: str = "self_attn.q_proj", **fields) -> ModuleAudit:

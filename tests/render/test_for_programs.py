@@ -12,11 +12,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gradience.render.cards import Place
-from gradience.render.github import github_lines
-from gradience.render.sarif import sarif_log
-from gradience.schema.findings import Evidence, Finding, NotRun
-from gradience.schema.rules import RuleCard
+from gradience.render.formats import github_lines, sarif_log
+from gradience.render.text import Place
+from gradience.schema.findings import Evidence, Finding, NotRun, RuleCard
 from gradience.schema.sarif import Log
 
 TEXT = st.text(max_size=40)

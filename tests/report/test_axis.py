@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gradience.report import axis
-from gradience.report.axis import axis_of, linear_ticks
+from gradience.render.html import drawing as axis
+from gradience.render.html.drawing import axis_of, linear_ticks
 
 VALUES = st.lists(st.floats(-1e300, 1e300) | st.just(math.nan) | st.just(math.inf), max_size=20)
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from gradience.report.gather import gather
-from gradience.report.page import report_html
+from gradience.render.html.page import report_html
+from gradience.verbs.report.gather import gather
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome")
 LONG = "a" * 300

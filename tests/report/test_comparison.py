@@ -10,9 +10,9 @@ import pytest
 from pages import parse
 
 from gradience.cli.main import main
-from gradience.compare import compare_adapters
-from gradience.report.gather import gather
-from gradience.report.page import report_html
+from gradience.render.html.page import report_html
+from gradience.verbs.compare import compare_adapters
+from gradience.verbs.report.gather import gather
 
 torch = pytest.importorskip("torch")
 peft = pytest.importorskip("peft")

@@ -15,12 +15,11 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from gradience.render.heatmap import Grid
-from gradience.report.curves import draw
-from gradience.report.envelope import envelope
-from gradience.report.heat import draw_grid
-from gradience.report.plot import NARROW, WIDE, Line, Mark, Plot
+from gradience.render.html.curves import draw
+from gradience.render.html.drawing import NARROW, WIDE, Line, Mark, Plot, envelope
+from gradience.render.html.heat import draw_grid
 
-CSS = files("gradience.report").joinpath("style.css").read_text(encoding="utf-8")
+CSS = files("gradience.verbs.report").joinpath("style.css").read_text(encoding="utf-8")
 SIZES = st.sampled_from([WIDE, NARROW])
 FLOATS = st.floats(allow_nan=True, allow_infinity=True)
 

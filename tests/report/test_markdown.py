@@ -13,8 +13,8 @@ from pages import parse
 from gradience.render import markdown
 from gradience.render.markdown import escape
 from gradience.render.text import clean
-from gradience.report.gather import gather
-from gradience.report.write import report_text
+from gradience.verbs.report.gather import gather
+from gradience.verbs.report.write import report_text
 
 GFM = MarkdownIt("gfm-like", {"html": True, "linkify": False})
 

@@ -7,8 +7,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from pages import parse
 
+from gradience.render.html.markup import document, style_sheet, tag
 from gradience.render.text import clean
-from gradience.report.markup import document, style_sheet, tag
 
 HOSTILE = st.text() | st.sampled_from(
     ["<script>alert(1)</script>", "</td></table><img src=x onerror=alert(1)>", '" onload="x', "]]><!--", "&lt;&amp;"]

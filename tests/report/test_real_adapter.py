@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 from pages import parse
 
-from gradience.report.gather import gather
-from gradience.report.page import report_html
+from gradience.render.html.page import report_html
+from gradience.verbs.report.gather import gather
 
 torch = pytest.importorskip("torch")
 peft = pytest.importorskip("peft")

@@ -87,7 +87,7 @@ def test_the_help_imports_neither_numpy_nor_jax():
 SLOW = """
 import signal, sys, time
 signal.signal(signal.SIGINT, signal.default_int_handler)
-import gradience.resize.cut as cut
+import gradience.verbs.resize.cut as cut
 fast = cut.reduced
 def slow(*arguments, **options):
     print("begun", flush=True)

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from gradience import resize_adapter
-from gradience.opened import open_adapter
-from gradience.spectral.lowrank import stacked
+from gradience.adapters.open import open_adapter
+from gradience.spectral.reduced import stacked
 from gradience.spectral.update import core_singular_values
 
 ADAPTERS = ["convnext-fc-r8", "dialogpt-random-r8", "roberta-agnews-r4-bias-all", "roberta-portuguese-r8"]

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from gradience.adapters.folder import AdapterFiles, find_files
-from gradience.base.folder import find_shards
+from gradience.adapters.open import AdapterFiles, find_files
+from gradience.base.weights import find_shards
 from gradience.errors import AdapterError, OutputError
-from gradience.rewrite.place import refuse_place
-from gradience.whole import whole_folder
+from gradience.io.atomic import whole_folder
+from gradience.verbs.writing import refuse_place
 
 
 @pytest.fixture

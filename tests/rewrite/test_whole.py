@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from gradience.errors import OutputError
-from gradience.whole import whole_file, whole_folder
+from gradience.io.atomic import whole_file, whole_folder
 
 
 def _fill(folder: Path, text: str) -> None:

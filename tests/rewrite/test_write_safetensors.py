@@ -10,9 +10,8 @@ import pytest
 from safetensors import safe_open
 from safetensors.numpy import load_file
 
-from gradience.adapters.tensors import SafetensorsFile
-from gradience.adapters.write import copied, planned, write_safetensors
 from gradience.errors import OutputError
+from gradience.io.safetensors import SafetensorsFile, copied, planned, write_safetensors
 
 
 def test_the_library_reads_what_we_write(tmp_path: Path) -> None:

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gradience.spectral import truncated
-from gradience.spectral.truncated import leading_part, part_with_energy, rank_for_energy
+from gradience.spectral import reduced as truncated
+from gradience.spectral.reduced import leading_part, part_with_energy, rank_for_energy
 
 
 def decaying(m, n, decay, seed=0):

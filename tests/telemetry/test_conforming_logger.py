@@ -14,7 +14,7 @@ import pytest
 
 from gradience.schema import RunEnd, TrainStep
 from gradience.telemetry import TelemetryReader
-from gradience.validate import validate_log
+from gradience.telemetry.validate import validate_log
 
 
 def blocks(root: Path, language: str) -> list[str]:
@@ -82,7 +82,7 @@ def test_the_javascript_logger_of_the_page_conforms_and_repairs_a_torn_tail(root
 
 
 def test_the_faults_the_page_shows_are_what_the_command_prints(root: Path, recorded: Path) -> None:
-    from gradience.render.validate import validate_text
+    from gradience.render.findings import validate_text
 
     (shown,) = blocks(root, "console")
     lines = [json.loads(line) for line in recorded.read_bytes().split(b"\n")[:5]]

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gradience.telemetry.logged import split_of, split_row
+from gradience.telemetry.rows import split_of, split_row
 
 WORDS = "loss grad_norm epoch eval_loss eval_runtime eval_g0_loss eval_g0_runtime g0_runtime test_loss val_loss "
 KEYS = st.sampled_from([*WORDS.split(), "train_loss", "train_runtime", "total_flos", "reward", "eval_", "_"])

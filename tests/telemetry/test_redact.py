@@ -10,8 +10,7 @@ from hypothesis import strategies as st
 
 from gradience.schema import SCHEMA_ID, ConfigSnapshot, OptimizerSnapshot, RunStart, TrainStep
 from gradience.telemetry import TelemetryWriter
-from gradience.telemetry.redact import Redaction, redact_text
-from gradience.telemetry.secrets import hide_secrets
+from gradience.telemetry.redact import Redaction, hide_secrets, redact_text
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from gradience import verify_merged
-from gradience.schema.verify_merge import VerifyMergeReport
+from gradience.schema.merge import VerifyMergeReport
 
 
 class Net(nn.Module):

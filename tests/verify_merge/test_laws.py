@@ -9,14 +9,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gradience.adapters.modules import Module
-from gradience.adapters.tensors import DTYPES
-from gradience.schema.verify_merge import MergeReplay
-from gradience.verify_merge.delta import PlainDelta
-from gradience.verify_merge.dtypes import UNIT, narrower, rounded
-from gradience.verify_merge.judge import Judge
-from gradience.verify_merge.measure import Case
-from gradience.verify_merge.replay import replayed, replays, with_factor
+from gradience.adapters.layout import Module
+from gradience.io.safetensors import DTYPES
+from gradience.schema.merge import MergeReplay
+from gradience.verbs.verify_merge.delta import UNIT, PlainDelta, narrower, rounded
+from gradience.verbs.verify_merge.judge import Judge
+from gradience.verbs.verify_merge.measure import Case, replayed, replays, with_factor
 
 FLOATS = st.sampled_from(["F32", "BF16", "F16"])
 SEEDS = st.integers(0, 2**32 - 1)

@@ -12,8 +12,6 @@ import msgspec
 from gradience.adapters.patterns import PatternTable
 from gradience.errors import AdapterError
 
-__all__ = ["ANALYSED", "AdapterConfig", "Scaling", "ScalingRules", "parse_config", "read_config"]
-
 ANALYSED: Final = frozenset({"LORA", "ADALORA", "LOHA", "LOKR", "VERA", "HIRA", "MISS", "BONE"})
 """The values of peft_type whose tensors are read as updates; Bone is MiSS's old name."""
 

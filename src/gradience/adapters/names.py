@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from typing import Final
 
-__all__ = ["is_embedding", "layer_index", "module_type", "natural_key"]
+from gradience.adapters.config import AdapterConfig
+from gradience.adapters.layout import PREFIX, Role, Skipped
 
 
 def _words(text: str) -> frozenset[str]:
@@ -133,3 +135,58 @@ def natural_key(name: str) -> list[tuple[int, str]]:
         (-1, part) if i % 2 == 0 else (int(part), "") if len(part) <= _MOST_DIGITS else (10**_MOST_DIGITS, part)
         for i, part in enumerate(_DIGITS.split(name))
     ]
+
+
+_TRAINING_ONLY: Final = re.compile(r"\.(?:lora_velora_embed|lora_monteclora_sampler|ranknum)(?:\.|$)")
+_FACTOR_OF_A_TYPE: Final = re.compile(
+    r"(?:^|\.)(?:adamss|beft|boft|c3a|deft|delora|fourierft|frod|glora|gralora|hada|hira|hra|ia3|lily|ln_tuning"
+    r"|lokr|lora|miss|oft|osf|peanut|poly_lora|poly|psoft|pvera|randlora|road|shira|supertuning|tinylora"
+    r"|unilora|vblora|vera|waveft|internal_xlora)_\w+"
+)
+_MANY: Final = 8
+
+
+def other_role(key: str, config: AdapterConfig) -> Role:  # noqa: PLR0911  # one return a role reads best
+    """Return the role of a tensor that `parse_key` does not place."""
+    name = key.removeprefix(PREFIX)
+    if ".trainable_tokens_" in name:
+        return "token_rows"
+    if key in {"base_model.vera_A", "base_model.vera_B"}:
+        return "lora_pair"
+    if name.endswith(".bias") and ".base_layer." in name:
+        return "bias" if config.bias != "none" else "base_copy"
+    if ".original_module." in name or name.endswith((".base_layer.weight", ".token_adapter.base_layer.weight")):
+        return "base_copy"
+    if ".modules_to_save." in name or _saved_whole(name, config.modules_to_save or []):
+        return "full_module"
+    if name.endswith(".bias") and config.bias != "none":
+        return "bias"
+    if _FACTOR_OF_A_TYPE.search(name) or name == "prompt_embeddings":
+        return "not_analysed"
+    if name.endswith(".weight") and is_embedding(name.removesuffix(".weight")):
+        return "full_module"  # save_embedding_layers, or a vocabulary that was resized
+    return "unknown"
+
+
+def _saved_whole(name: str, saved: list[str]) -> bool:
+    """Whether a path within the name ends with a name that is saved, not only at a dot: PEFT's `_set_trainable`."""
+    return any(f"{module}." in name for module in saved)
+
+
+def explained(roles: dict[str, Role]) -> list[Skipped]:
+    """Return why tensors are not analysed, one entry for many of a kind."""
+    by_reason: dict[str, list[str]] = {}
+    for key, role in roles.items():
+        if role == "unknown":
+            by_reason.setdefault("not part of any adapter layout known here", []).append(key)
+        elif role == "not_analysed":
+            training = _TRAINING_ONLY.search(key) is not None
+            why = "used in training only" if training else "a tensor of a kind that is not analysed"
+            by_reason.setdefault(why, []).append(key)
+    return [entry for reason, keys in by_reason.items() for entry in _entries(keys, reason)]
+
+
+def _entries(keys: list[str], reason: str) -> Iterable[Skipped]:
+    if len(keys) <= _MANY:
+        return [Skipped(key, reason) for key in keys]
+    return [Skipped(f"{keys[0]} and {len(keys) - 1} more", reason)]

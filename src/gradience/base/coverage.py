@@ -7,16 +7,14 @@ from collections.abc import Sequence
 from typing import Final
 
 from gradience.adapters.names import module_type
-from gradience.base.layout import Layout
-from gradience.base.memory import memory, stored_dtype
-from gradience.base.sites import site_layer
-from gradience.base.sizes import lora_sizes
-from gradience.base.targets import Hits, NotFollowedError, Wanted, resolve, saved_names
+from gradience.base.peft_emulation.layout import Layout
+from gradience.base.peft_emulation.sites import site_layer
+from gradience.base.peft_emulation.sizes import lora_sizes
+from gradience.base.peft_emulation.targets import Hits, NotFollowedError, Wanted, resolve, saved_names
+from gradience.base.weights import memory, stored_dtype
 from gradience.schema.config import ConfigSnapshot, LoraSnapshot
-from gradience.schema.coverage import Coverage, Refused
+from gradience.schema.findings import Coverage, Refused
 from gradience.schema.scalars import Json
-
-__all__ = ["NotFollowedError", "cover"]
 
 _MOST_NAMES: Final = 20  # in a list of a report
 _STACK: Final = 3

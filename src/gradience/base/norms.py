@@ -8,8 +8,6 @@ from typing import Final
 
 import msgspec
 
-__all__ = ["Norms", "NormsCache", "default_folder"]
-
 _VERSION: Final = 1
 
 

@@ -1,18 +1,137 @@
-"""The base's weights, found by a module's name and read one at a time."""
+"""Where a base model's weights are: a folder, one file, a sharded index, or the hub's cache."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import hashlib
+import os
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 import ml_dtypes
+import msgspec
 import numpy as np
 
-from gradience.adapters.tensors import Array, SafetensorsFile, TensorInfo
+from gradience.base.peft_emulation.sites import Site
 from gradience.errors import AdapterError
+from gradience.io.safetensors import Array, SafetensorsFile, TensorInfo
 
-__all__ = ["BaseWeights", "Found"]
+_ONE_FILE: Final = "model.safetensors"
+_INDEX: Final = "model.safetensors.index.json"
+_REPO_PARTS: Final = 2  # organisation and name
+_ADVICE: Final = "give a folder with model.safetensors or model.safetensors.index.json"
+
+
+class _Index(msgspec.Struct):
+    """What a sharded checkpoint's index says; other keys are ignored."""
+
+    weight_map: dict[str, str]
+
+
+def find_shards(path: Path) -> list[Path]:
+    """Return the base's safetensors files, in order of their names.
+
+    A path that does not exist but reads as `organisation/name` is looked up in the hub's local cache;
+    nothing is ever downloaded.
+
+    Raises:
+        AdapterError: nothing is there, or the checkpoint is incomplete or of another format.
+    """
+    place = path if os.path.exists(path) else _cached(path)  # noqa: PTH110  # Path.exists raises on long names
+    if place.is_file():
+        return _shards(place) if place.name.endswith(".index.json") else [place]
+    if not place.is_dir():
+        raise AdapterError(f"{place} is neither a folder nor a file of weights", advice=_ADVICE)
+    folder = _snapshot(place)
+    if (folder / _INDEX).is_file():
+        return _shards(folder / _INDEX)
+    if (folder / _ONE_FILE).is_file():
+        return [folder / _ONE_FILE]
+    found = sorted(p for p in folder.glob("*.safetensors") if p.is_file() and not p.name.startswith("adapter"))
+    if found:
+        return found
+    held = ", ".join(sorted(p.name for p in folder.iterdir())[:8]) or "nothing"
+    pickled = any(folder.glob("*.bin"))
+    advice = "only safetensors are read: save the model again with safe_serialization=True" if pickled else _ADVICE
+    raise AdapterError(f"no base weights in {folder} (it holds {held})", advice=advice)
+
+
+def _shards(index: Path) -> list[Path]:
+    try:
+        named = msgspec.json.decode(index.read_bytes(), type=_Index).weight_map.values()
+    except (OSError, msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise AdapterError(f"cannot read {index}: {error}", advice="download it again") from error
+    if any(Path(name).name != name for name in named):
+        raise AdapterError(f"{index} names files outside its folder", advice="download the model again")
+    files = sorted({index.parent / name for name in named})
+    missing = [file.name for file in files if not file.is_file()]
+    if missing or not files:
+        raise AdapterError(
+            f"{len(missing)} of {len(files)} shards of {index} are missing (first: {missing[0] if missing else '-'})",
+            advice="the download is incomplete: download the model again",
+        )
+    return files
+
+
+def _snapshot(folder: Path) -> Path:
+    """Return the revision's folder of a hub cache entry, or the folder itself."""
+    snapshots = folder / "snapshots"
+    if not snapshots.is_dir():
+        return folder
+    main = folder / "refs" / "main"
+    if main.is_file() and (chosen := snapshots / main.read_text().strip()).is_dir():
+        return chosen
+    revisions = sorted(p for p in snapshots.iterdir() if p.is_dir())
+    if len(revisions) == 1:
+        return revisions[0]
+    raise AdapterError(
+        f"{folder} holds {len(revisions)} revisions and no refs/main",
+        advice="give one of the folders in snapshots/",
+    )
+
+
+def _cached(path: Path) -> Path:
+    if len(path.parts) <= _REPO_PARTS and not path.is_absolute():
+        entry = _hub_cache() / "--".join(("models", *path.parts))
+        if entry.is_dir():
+            return entry
+        raise AdapterError(f"no such base: {path} is neither a path nor in {_hub_cache()}", advice=_ADVICE)
+    raise AdapterError(f"no such base: {path}", advice=_ADVICE)
+
+
+def _hub_cache() -> Path:
+    """Return the hub's cache as huggingface_hub finds it."""
+    if cache := os.environ.get("HF_HUB_CACHE"):
+        return Path(cache)
+    home = os.environ.get("HF_HOME")
+    return (Path(home) if home else Path.home() / ".cache" / "huggingface") / "hub"
+
+
+_ETAG: Final = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
+
+
+def identity(files: Iterable[Path]) -> str:
+    """Return a hash over names, sizes and content of the files; equal if and only if the base is the same.
+
+    In the hub's cache a file is a link to a blob named by its etag, which is a hash of its content (git's or
+    SHA-256): the link is enough, and nothing is read. Elsewhere the content is hashed.
+    """
+    whole = hashlib.sha256()
+    for file in files:
+        whole.update(f"{file.name}\0{file.stat().st_size}\0{file_digest(file)}\n".encode())
+    return whole.hexdigest()
+
+
+def file_digest(file: Path) -> str:
+    """Return `etag:...` of a file in the hub's cache, `sha256:...` of any other."""
+    target = file.resolve()
+    if file.is_symlink() and target.parent.name == "blobs" and _ETAG.fullmatch(target.name):
+        return f"etag:{target.name}"
+    with file.open("rb") as stream:
+        return f"sha256:{hashlib.file_digest(stream, 'sha256').hexdigest()}"
+
 
 _READABLE: Final[dict[str, np.dtype[Any]]] = {
     "F64": np.dtype(np.float64),
@@ -96,3 +215,65 @@ def _tails(name: str) -> Iterable[str]:
     """Return what a name ends with, from each of its dots on, longest first."""
     parts = name.split(".")
     return (".".join(parts[i:]) for i in range(1, len(parts)))
+
+
+_BYTES: Final = {"float32": 4, "bfloat16": 2, "float16": 2}
+_SHORT: Final = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
+_AS_STORED: Final = ("modules_to_save", "bias")  # kinds that PEFT does not cast
+
+
+class Memory(NamedTuple):
+    """Bytes of the trained numbers, of the optimizer's states with the gradients, and what was taken for granted."""
+
+    trained: int
+    optimizer: int | None
+    assumption: str
+
+
+class _State(NamedTuple):
+    """What an optimizer keeps for one number: moments of the number's own type, or of a byte each."""
+
+    moments: int
+    packed: bool
+    says: str
+
+
+_ADAM: Final = _State(2, packed=False, says="Adam family: two moments and a gradient for each trained number")
+_STATES: Final = (  # what is in the optimizer's name; the first that fits
+    (("adam", "8bit"), _State(2, packed=True, says="8-bit Adam: two 1-byte moments (block constants not counted)")),
+    (("adam",), _ADAM),
+    (("lion", "8bit"), _State(1, packed=True, says="8-bit Lion: one 1-byte moment (block constants not counted)")),
+    (("lion",), _State(1, packed=False, says="Lion: one moment and a gradient for each trained number")),
+)
+
+
+def stored_dtype(sites: Iterable[Site]) -> str:
+    """Return the type that most of the base is stored in: float32 where it is none that trains."""
+    found = Counter(_SHORT[site.dtype] for site in sites if site.dtype in _SHORT)
+    return found.most_common(1)[0][0] if found else "float32"
+
+
+def memory(lora: int, besides: Mapping[str, int], *, optimizer: str | None, adapter_dtype: str, stored: str) -> Memory:
+    """Return the bytes on one process, the base loaded as it is stored.
+
+    Args:
+        lora: trained numbers of LoRA itself.
+        besides: other trained numbers by kind.
+        optimizer: its name; None for the Adam family, every library's default.
+        adapter_dtype: the type of LoRA's numbers.
+        stored: the type of the base's.
+    """
+    groups = [(lora, adapter_dtype)]
+    groups += [(entries, stored if kind in _AS_STORED else adapter_dtype) for kind, entries in besides.items()]
+    trained = sum(entries * _BYTES[dtype] for entries, dtype in groups)
+    state = _state(optimizer)
+    if state is None:
+        return Memory(trained, None, "")
+    kept = sum(entries * (state.moments * (1 if state.packed else _BYTES[dtype])) for entries, dtype in groups)
+    return Memory(trained, kept + trained, f"{state.says}, in {adapter_dtype}; the base loaded in {stored}")
+
+
+def _state(optimizer: str | None) -> _State | None:
+    if optimizer is None:
+        return _ADAM
+    return next((state for words, state in _STATES if all(word in optimizer for word in words)), None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -9,19 +10,68 @@ from cyclopts import Parameter
 from cyclopts.types import NonNegativeInt, PositiveInt
 from cyclopts.validators import Number
 
-from gradience.cli.audit_view import Showing
-from gradience.cli.device import prepare_jax
-from gradience.cli.formats import Format, print_for_programs
-from gradience.cli.judging import NONE_GIVEN, Options
-from gradience.cli.output import print_document, print_text
-from gradience.cli.progress import on_terminal
+from gradience.cli.options import NONE_GIVEN, Options
+from gradience.cli.output import (
+    Format,
+    draws_blocks,
+    on_terminal,
+    prepare_jax,
+    print_document,
+    print_for_programs,
+    print_text,
+)
 from gradience.errors import AdapterError
 from gradience.render.audit import View, audit_text
-from gradience.render.cards import Place
+from gradience.render.heatmap import Quantity
+from gradience.render.text import Place
 from gradience.schema.audit import AuditReport
-from gradience.schema.rules import RuleGroup
+from gradience.schema.findings import RuleGroup
 
-__all__ = ["audit"]
+_Switch = Parameter(negative=())
+
+
+@dataclass(frozen=True, kw_only=True)
+class Showing:
+    """The options.
+
+    Parameters
+    ----------
+    top_wasteful:
+        How many of the least utilised modules to list.
+    layers:
+        List every layer and every module, with the random null and the scale beside each.
+    scales:
+        Show how each module's scaling comes about: alpha, rank, the patterns that matched.
+    rank_rules:
+        Show what other rules for a rank say, and on which modules they disagree, and why.
+    heatmap:
+        Draw a map of the update, layer x module.
+    heatmap_of:
+        What the map shows.
+    verbose:
+        Show the grounds of each finding, and all that was not analysed.
+    """
+
+    top_wasteful: NonNegativeInt = 5
+    layers: Annotated[bool, _Switch] = False
+    scales: Annotated[bool, _Switch] = False
+    rank_rules: Annotated[bool, _Switch] = False
+    heatmap: Annotated[bool, _Switch] = False
+    heatmap_of: Quantity = "norm"
+    verbose: Annotated[bool, Parameter(alias="-v", negative=())] = False
+
+    def view(self) -> View:
+        """Return what to show on this terminal."""
+        return View(
+            top_wasteful=self.top_wasteful,
+            layers=self.layers,
+            scales=self.scales,
+            rank_rules=self.rank_rules,
+            heatmap=self.heatmap_of if self.heatmap else None,
+            unicode=draws_blocks(),
+            verbose=self.verbose,
+        )
+
 
 _AS_USUAL = Showing()
 
@@ -84,7 +134,7 @@ def audit(
     if base is None and (intruders or showing.view().heatmap == "udr"):
         raise AdapterError("this needs the base model's weights", advice="give them with --base PATH")
     prepare_jax(device, serial_kernels=base is None)
-    from gradience.audit import audit_adapter  # noqa: PLC0415  # imports jax, after its environment is set
+    from gradience.verbs.audit import audit_adapter  # noqa: PLC0415  # imports jax, after its environment is set
 
     report = audit_adapter(
         folder,
@@ -104,7 +154,7 @@ def audit(
         settings=settled.settings,
     )
     if append is not None:
-        from gradience.append import append_audit  # noqa: PLC0415  # the recorder, only where a log is written
+        from gradience.verbs.audit.append import append_audit  # noqa: PLC0415  # the recorder, only where a log is written
 
         append_audit(append, report)
     _show(report, settled.format, showing.view())

@@ -8,13 +8,9 @@ from typing import Annotated, Literal
 from cyclopts import Parameter
 from cyclopts.types import NonNegativeInt
 
-from gradience.cli.device import prepare_jax
-from gradience.cli.output import DONE, draws_blocks, print_document, print_text
-from gradience.cli.progress import on_terminal
+from gradience.cli.output import DONE, draws_blocks, on_terminal, prepare_jax, print_document, print_text
 from gradience.errors import AdapterError
 from gradience.render.compare import compare_adapters_text
-
-__all__ = ["compare"]
 
 
 def compare(
@@ -50,7 +46,7 @@ def compare(
     if not adapters:
         raise AdapterError("compare needs adapters: none was given", advice="give two, or a run's folder")
     prepare_jax(device, serial_kernels=True)
-    from gradience.compare import compare_adapters  # noqa: PLC0415  # after the flags that JAX reads once
+    from gradience.verbs.compare import compare_adapters  # noqa: PLC0415  # after the flags that JAX reads once
 
     report = compare_adapters(*adapters, progress=on_terminal("compare"))
     if json:

@@ -9,14 +9,11 @@ from cyclopts import Parameter
 from cyclopts.types import PositiveInt
 from cyclopts.validators import Number
 
-from gradience.cli.interrupt import cleaning_up
-from gradience.cli.progress import on_terminal
-from gradience.cli.writing import DryRun, Force, Verbose, given_once, place_of, printed
+from gradience.cli.options import DryRun, Force, Verbose, given_once, place_of, printed
+from gradience.cli.output import cleaning_up, on_terminal
 from gradience.errors import AdapterError
-from gradience.render.convert import convert_text
-from gradience.schema.convert import Target
-
-__all__ = ["convert"]
+from gradience.render.writing import convert_text
+from gradience.schema.writing import Target
 
 
 def convert(
@@ -79,7 +76,7 @@ def convert(
     place = place_of(out, dry_run=dry_run)
     if rank is not None and energy is not None:
         raise AdapterError("--rank and --energy were both given", advice="give one of them")
-    from gradience.convert import convert_adapter  # noqa: PLC0415  # numpy, after the arguments are known to be right
+    from gradience.verbs.convert import convert_adapter  # noqa: PLC0415  # numpy, after the arguments are known to be right
 
     with cleaning_up():
         report = convert_adapter(

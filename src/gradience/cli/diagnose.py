@@ -8,13 +8,10 @@ from typing import Annotated, Final
 from cyclopts import Parameter
 from cyclopts.types import PositiveFloat
 
-from gradience.cli.formats import Format, print_for_programs
-from gradience.cli.judging import NONE_GIVEN, Options
-from gradience.cli.output import print_document, print_text
+from gradience.cli.options import NONE_GIVEN, Options
+from gradience.cli.output import Format, print_document, print_for_programs, print_text
 from gradience.schema.diagnose import DiagnoseReport
-from gradience.schema.rules import RuleGroup
-
-__all__ = ["diagnose"]
+from gradience.schema.findings import RuleGroup
 
 _COULD_NOT_JUDGE: Final = 2
 _GROUPS: Final[tuple[RuleGroup, ...]] = ("config", "base", "log", "weights", "weights_and_base", "joins")
@@ -58,14 +55,14 @@ def diagnose(
         Show the grounds of each cause: why, confidence, scope, evidence, what would verify it.
     """
     settled = judging.settled()
-    from gradience.diagnosis.sources import find_sources  # noqa: PLC0415  # --help pays for nothing of this
+    from gradience.verbs.diagnose.sources import find_sources  # noqa: PLC0415  # --help pays for nothing of this
 
     sources = find_sources(path, run=run, adapter=adapter, config=config)
     if sources.weights.path is not None:
-        from gradience.cli.device import prepare_jax  # noqa: PLC0415  # only where there are weights
+        from gradience.cli.output import prepare_jax  # noqa: PLC0415  # only where there are weights
 
         prepare_jax("auto")
-    from gradience.diagnosis.run import diagnose_sources  # noqa: PLC0415  # imports jax, after its environment is set
+    from gradience.verbs.diagnose.run import diagnose_sources  # noqa: PLC0415  # imports jax, after its environment is set
 
     report = diagnose_sources(
         sources,
@@ -84,10 +81,10 @@ def _show(report: DiagnoseReport, kind: Format, *, verbose: bool) -> None:
     if kind == "json":
         print_document(report)
     elif kind == "text":
-        from gradience.render.diagnose import diagnose_text  # noqa: PLC0415  # only for people
+        from gradience.render.check import diagnose_text  # noqa: PLC0415  # only for people
 
         print_text(diagnose_text(report, verbose=verbose))
     else:
-        from gradience.diagnosis.places import places  # noqa: PLC0415  # only for programs
+        from gradience.verbs.diagnose.run import places  # noqa: PLC0415  # only for programs
 
         print_for_programs(kind, report.causes, places=places(report), groups=_GROUPS, not_run=report.not_run)

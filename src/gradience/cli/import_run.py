@@ -8,11 +8,9 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from gradience.cli.output import DONE, print_document, print_text
-from gradience.importers.columns import parse_map
 from gradience.importers.detect import Format
-from gradience.imports import import_run as write_log
-
-__all__ = ["import_run"]
+from gradience.importers.events import parse_map
+from gradience.importers.run import import_run as write_log
 
 
 def import_run(
@@ -52,7 +50,7 @@ def import_run(
     if json:
         print_document(report)
     else:
-        from gradience.render.imports import import_text  # noqa: PLC0415  # only for people
+        from gradience.render.findings import import_text  # noqa: PLC0415  # only for people
 
         print_text(import_text(report))
     return DONE

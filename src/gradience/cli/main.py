@@ -12,10 +12,8 @@ from collections.abc import Sequence
 from cyclopts import App
 from cyclopts.exceptions import CycloptsError
 
-from gradience.cli.flowing import with_flowing_help
+from gradience.cli.output import with_flowing_help
 from gradience.errors import GradienceError
-
-__all__ = ["COMMANDS", "UNUSABLE", "build_app", "main", "script"]
 
 UNUSABLE = 2
 _INTERRUPTED = 130  # 128 + SIGINT, as a shell counts
@@ -34,10 +32,10 @@ COMMANDS = {
     "mitigate": "gradience.cli.mitigate:mitigate",
     "convert": "gradience.cli.convert:convert",
     "merge": "gradience.cli.merge:merge",
-    "merge-check": "gradience.cli.merge_check:merge_check",
+    "merge-check": "gradience.cli.merge:merge_check",
     "verify-merge": "gradience.cli.verify_merge:verify_merge",
-    "rules": "gradience.cli.rules:rules",
-    "validate": "gradience.cli.validate:validate",
+    "rules": "gradience.cli.schema:rules",
+    "validate": "gradience.cli.schema:validate",
     "schema": "gradience.cli.schema:schema",
 }
 

@@ -9,14 +9,12 @@ from cyclopts import Parameter
 from cyclopts.types import NonNegativeInt, PositiveInt
 from cyclopts.validators import Number
 
-from gradience.cli.interrupt import cleaning_up
-from gradience.cli.progress import on_terminal
-from gradience.cli.writing import DryRun, Force, Verbose, place_of, printed
+from gradience.cli.options import NONE_GIVEN, DryRun, Force, Options, Verbose, place_of, printed
+from gradience.cli.output import cleaning_up, on_terminal, prepare_jax, print_document, print_for_programs, print_text
 from gradience.errors import AdapterError
-from gradience.render.merge import merge_text
+from gradience.render.merge import merge_check_text, merge_text
+from gradience.render.text import Place
 from gradience.schema.merge import MergeMethod
-
-__all__ = ["merge", "parsed_weights"]
 
 
 def merge(
@@ -68,7 +66,7 @@ def merge(
     """
     place = place_of(out, dry_run=dry_run)
     chosen = parsed_weights(weights)
-    from gradience.merge import merge_adapters  # noqa: PLC0415  # numpy, after the arguments are known to be right
+    from gradience.verbs.merge import merge_adapters  # noqa: PLC0415  # numpy, after the arguments are known to be right
 
     with cleaning_up():
         try:
@@ -102,3 +100,63 @@ def parsed_weights(text: str | None) -> list[float] | None:
         return [float(part) for part in text.split(",")]
     except ValueError as error:
         raise AdapterError(f"--weights {text!r} is no list of numbers", advice="write --weights 0.5,0.5") from error
+
+
+def merge_check(
+    *adapters: Path,
+    weights: str | None = None,
+    exact: Annotated[bool, Parameter(negative=())] = False,
+    seed: NonNegativeInt = 0,
+    top: NonNegativeInt = 5,
+    device: Literal["auto", "cpu", "gpu", "tpu"] = "auto",
+    judging: Options = NONE_GIVEN,
+    verbose: Annotated[bool, Parameter(alias="-v", negative=())] = False,
+) -> int:
+    """Say what would get in each other's way if adapters were merged. Nothing is written.
+
+    dW_i = s_i B_i A_i, M = sum w_i dW_i. Keeps: <M, dW_i> / norm(dW_i)^2, the weight with which M applies adapter i's
+    own update. Conflict: the share of entries where two of the w_i dW_i have opposite signs. Cancelled:
+    1 - sum |M| / sum sum_i |w_i dW_i| over entries. Overlaps phi(k, k) as of 'gradience compare'.
+
+    Parameters
+    ----------
+    adapters:
+        Two adapters or more, of one base model.
+    weights:
+        One number per adapter, as 0.5,0.5. Without it 1/n each.
+    exact:
+        Read every entry for the signs; without it random rows of about half a million entries of each module.
+    seed:
+        Of the rows.
+    top:
+        How many modules to list, those that cancel most first.
+    device:
+        Where JAX adds up the long axes.
+    verbose:
+        Show the grounds of each finding, and which rules had nothing to judge.
+    """
+    settled, chosen = judging.settled(), parsed_weights(weights)
+    prepare_jax(device, serial_kernels=True)
+    from gradience.verbs.merge import merge_check as check  # noqa: PLC0415  # after the flags that JAX reads once
+
+    try:
+        report = check(
+            *adapters,
+            weights=chosen,
+            exact=exact,
+            seed=seed,
+            select=settled.select,
+            ignore=settled.ignore,
+            settings=settled.settings,
+            progress=on_terminal("merge-check"),
+        )
+    except ValueError as error:
+        raise AdapterError(str(error), advice="see 'gradience merge-check --help'") from error
+    if settled.format == "json":
+        print_document(report)
+    elif settled.format == "text":
+        print_text(merge_check_text(report, top=top, verbose=verbose))
+    else:
+        places = [Place(report.adapters[0].adapter.path)] * len(report.findings)
+        print_for_programs(settled.format, report.findings, places=places, groups=("merge",), not_run=report.not_run)
+    return settled.exit_code(report.findings)

@@ -10,14 +10,10 @@ from cyclopts import Parameter
 from cyclopts.types import NonNegativeInt, PositiveInt
 from cyclopts.validators import Number
 
-from gradience.cli.device import prepare_jax
-from gradience.cli.interrupt import cleaning_up
-from gradience.cli.progress import on_terminal
-from gradience.cli.writing import DryRun, Force, Verbose, given_once, place_of, printed
+from gradience.cli.options import DryRun, Force, Verbose, given_once, place_of, printed
+from gradience.cli.output import cleaning_up, on_terminal, prepare_jax
 from gradience.errors import AdapterError
-from gradience.render.mitigate import mitigate_text
-
-__all__ = ["mitigate"]
+from gradience.render.writing import mitigate_text
 
 
 def mitigate(
@@ -73,7 +69,7 @@ def mitigate(
     if not (math.isfinite(scale) and math.isfinite(eps)):
         raise AdapterError(f"--scale and --eps are {scale} and {eps}, expected finite numbers")
     prepare_jax("auto")
-    from gradience.mitigate import mitigate_adapter  # noqa: PLC0415  # imports jax, after its environment is set
+    from gradience.verbs.mitigate import mitigate_adapter  # noqa: PLC0415  # imports jax, after its environment is set
 
     with cleaning_up():
         report = mitigate_adapter(

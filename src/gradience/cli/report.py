@@ -11,11 +11,9 @@ from cyclopts import Parameter
 from gradience.cli.output import exit_code, print_text
 from gradience.errors import OutputError
 from gradience.render.text import clean
-from gradience.report.formats import ReportFormat, format_of
 from gradience.schema.diagnose import DiagnoseReport
 from gradience.schema.scalars import Severity
-
-__all__ = ["report"]
+from gradience.verbs.report.write import ReportFormat, format_of
 
 _NOT_READ: Final = 2
 
@@ -66,16 +64,16 @@ def report(
     chosen = kind or (format_of(out) if out is not None else "md")
     if out is None and chosen == "html":
         raise OutputError("where should the page be written?", advice="say --out report.html")
-    from gradience.diagnosis.sources import find_sources  # noqa: PLC0415  # --help pays for nothing of this
+    from gradience.verbs.diagnose.sources import find_sources  # noqa: PLC0415  # --help pays for nothing of this
 
     sources = find_sources(path, adapter=adapter, config=config)
     others = compare or []
     if sources.weights.path is not None or others:
-        from gradience.cli.device import prepare_jax  # noqa: PLC0415  # only where there are weights
+        from gradience.cli.output import prepare_jax  # noqa: PLC0415  # only where there are weights
 
         prepare_jax("auto", serial_kernels=bool(others))
-    from gradience.report.gather import tell  # noqa: PLC0415  # may import jax, after its environment is set
-    from gradience.report.write import report_text, write_sources  # noqa: PLC0415  # the same
+    from gradience.verbs.report.gather import tell  # noqa: PLC0415  # may import jax, after its environment is set
+    from gradience.verbs.report.write import report_text, write_sources  # noqa: PLC0415  # the same
 
     if out is None:
         story = tell(sources, base=base, task=task, compare=others)

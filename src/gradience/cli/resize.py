@@ -12,14 +12,10 @@ from cyclopts import Parameter
 from cyclopts.types import PositiveInt
 from cyclopts.validators import Number
 
-from gradience.cli.device import prepare_jax
-from gradience.cli.interrupt import cleaning_up
-from gradience.cli.progress import on_terminal
-from gradience.cli.writing import DryRun, Force, Verbose, given_once, place_of, printed
+from gradience.cli.options import DryRun, Force, Verbose, given_once, place_of, printed
+from gradience.cli.output import cleaning_up, on_terminal, prepare_jax
 from gradience.errors import AdapterError
-from gradience.render.resize import resize_text
-
-__all__ = ["resize"]
+from gradience.render.writing import resize_text
 
 _Share = Annotated[float | None, Parameter(validator=Number(gt=0.0, lte=1.0))]
 _Flag = Parameter(negative=())
@@ -108,7 +104,7 @@ def resize(
     )
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # r x r problems only: more threads wait for each other
     prepare_jax("auto")
-    from gradience.resize import resize_adapter  # noqa: PLC0415  # imports jax, after its environment is set
+    from gradience.verbs.resize import resize_adapter  # noqa: PLC0415  # imports jax, after its environment is set
 
     with cleaning_up():
         report = resize_adapter(

@@ -8,12 +8,9 @@ from typing import Annotated, Final, Literal
 
 from cyclopts import Parameter
 
-from gradience.cli.output import DONE, FOUND, print_document, print_text
-from gradience.cli.progress import on_terminal
-from gradience.render.verify_merge import verify_merge_text
-from gradience.schema.verify_merge import VerifyMergeReport
-
-__all__ = ["verify_merge"]
+from gradience.cli.output import DONE, FOUND, on_terminal, print_document, print_text
+from gradience.render.merge import verify_merge_text
+from gradience.schema.merge import VerifyMergeReport
 
 _INCONCLUSIVE: Final = 3
 _BLAS: Final = ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "VECLIB_MAXIMUM_THREADS")
@@ -61,7 +58,7 @@ def verify_merge(
         Print one JSON document (schemas/verify-merge-report-v1.schema.json).
     """
     threads = _threads()
-    from gradience.verify_merge import verify_merged  # noqa: PLC0415  # imports numpy, after its environment is set
+    from gradience.verbs.verify_merge import verify_merged  # noqa: PLC0415  # imports numpy, after its environment is set
 
     report = verify_merged(
         base,

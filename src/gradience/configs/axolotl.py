@@ -7,15 +7,22 @@ from __future__ import annotations
 
 from collections.abc import Container
 
-from gradience.configs.fields import Fields
-from gradience.configs.known import knows_training
-from gradience.configs.recipe import comma_names, maybe, read_all
-from gradience.configs.settings import Draft, Level, Setting
-from gradience.configs.values import as_text, flag, keyword, layer_numbers, pattern, real, short_name, strategy, whole
+from gradience.configs.settings import Draft, Level, Setting, comma_names, maybe, read_all
+from gradience.configs.values import (
+    Fields,
+    as_text,
+    flag,
+    keyword,
+    knows_training,
+    layer_numbers,
+    pattern,
+    real,
+    short_name,
+    strategy,
+    whole,
+)
 from gradience.schema.scalars import Json, as_float
 from gradience.schema.scalars import real as on_the_wire
-
-__all__ = ["is_axolotl", "read_axolotl_fields"]
 
 _TABLE: tuple[tuple[Level, tuple[Setting, ...]], ...] = (
     ("run", (Setting("model_name", short_name, ("base_model",)),)),

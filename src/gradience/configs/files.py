@@ -14,8 +14,6 @@ from gradience.configs.values import MAX_DEPTH, Malformed, plain
 from gradience.errors import ConfigError
 from gradience.schema.scalars import Json
 
-__all__ = ["MAX_JSON_BYTES", "MAX_YAML_BYTES", "read_mapping"]
-
 MAX_JSON_BYTES = 5 * 1024 * 1024  # the largest config seen in the wild is under 50 kB
 MAX_YAML_BYTES = 256 * 1024  # PyYAML reads about 100 kB/s: keeps the worst case within seconds
 
@@ -51,7 +49,7 @@ def _parse(text: str, suffix: str) -> Json:
     if len(text) > MAX_YAML_BYTES:
         message = f"larger than {MAX_YAML_BYTES // 1024} KiB, the limit for YAML"
         raise Malformed(message)
-    from gradience.configs.nodes import parse_yaml  # noqa: PLC0415  # 15 ms that a JSON config need not pay
+    from gradience.configs.yaml import parse_yaml  # noqa: PLC0415  # 15 ms that a JSON config need not pay
 
     return parse_yaml(text)
 

@@ -8,15 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Container
 
-from gradience.configs.fields import Fields
-from gradience.configs.known import knows_training
-from gradience.configs.recipe import comma_names, read_all, split_names
-from gradience.configs.settings import OPTIMIZER, TRAINING, Draft, Level, Setting
+from gradience.configs.settings import OPTIMIZER, TRAINING, Draft, Level, Setting, comma_names, read_all, split_names
 from gradience.configs.training import note_training
-from gradience.configs.values import flag, keyword, real, short_name, whole
+from gradience.configs.values import Fields, flag, keyword, knows_training, real, short_name, whole
 from gradience.schema.scalars import as_float
-
-__all__ = ["is_llama_factory", "read_llama_factory_fields"]
 
 _TABLE: tuple[tuple[Level, tuple[Setting, ...]], ...] = (
     (

@@ -8,13 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Container
 
-from gradience.configs.fields import Fields
 from gradience.configs.settings import Draft, Setting
-from gradience.configs.values import keyword, name_list, real, reals, short_name, whole
+from gradience.configs.values import Fields, keyword, name_list, real, reals, short_name, whole
 from gradience.schema.scalars import as_float
 from gradience.schema.scalars import real as on_the_wire
-
-__all__ = ["is_mlx", "read_mlx_fields"]
 
 _RUN = (Setting("model_name", short_name, ("model",)),)
 _OPTIMIZER = (

@@ -6,11 +6,14 @@ people use in files of their own. A PEFT or training file is read by its native 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from typing import Literal, NamedTuple
+from collections.abc import Callable, Iterable, Iterator
+from typing import Literal, NamedTuple, TypeVar
 
-from gradience.configs.fields import Fields
+import msgspec
+
 from gradience.configs.values import (
+    Fields,
+    Malformed,
     as_text,
     flag,
     keyword,
@@ -30,9 +33,93 @@ from gradience.configs.values import (
     whole,
 )
 from gradience.schema.config import ConfigSnapshot, LoraSnapshot, OptimizerSnapshot, TrainingSnapshot
+from gradience.schema.reports import SourceFile
 from gradience.schema.scalars import Json
 
-__all__ = ["LORA", "OPTIMIZER", "RUN", "TRAINING", "Draft", "Level", "Setting"]
+S = TypeVar("S", bound=msgspec.Struct)
+
+
+class Layer(msgspec.Struct, kw_only=True, frozen=True):
+    """The part of a configuration that one source gives, and what it held besides."""
+
+    config: ConfigSnapshot = ConfigSnapshot()
+    sources: tuple[SourceFile, ...] = ()
+    unknown_keys: tuple[str, ...] = ()
+    secret_keys: tuple[str, ...] = ()
+    masked_keys: tuple[str, ...] = ()
+    output_dir: str | None = None
+    """Where the run will write: a place of the user's, looked at and never reported."""
+
+
+def stack(layers: Iterable[Layer]) -> Layer:
+    """Return the layers as one: a later one wins where both say something."""
+    whole = Layer()
+    for layer in layers:
+        whole = Layer(
+            config=overlay(whole.config, layer.config),
+            sources=whole.sources + layer.sources,
+            unknown_keys=whole.unknown_keys + layer.unknown_keys,
+            secret_keys=whole.secret_keys + layer.secret_keys,
+            masked_keys=whole.masked_keys + layer.masked_keys,
+            output_dir=layer.output_dir or whole.output_dir,
+        )
+    return whole
+
+
+def overlay(lower: S, upper: S) -> S:
+    """Return `lower` with every field that `upper` says laid over it; `extras` are joined."""
+    said = {
+        field.name: _joined(field.name, getattr(lower, field.name), getattr(upper, field.name))
+        for field in msgspec.structs.fields(upper)
+        if getattr(upper, field.name) != _unsaid(field)
+    }
+    return msgspec.structs.replace(lower, **said)
+
+
+def _joined(name: str, lower: object, upper: object) -> object:
+    if isinstance(upper, msgspec.Struct) and isinstance(lower, msgspec.Struct):
+        return overlay(lower, upper)
+    if name == "extras" and isinstance(upper, dict) and isinstance(lower, dict):
+        return {**lower, **upper}
+    return upper
+
+
+def _unsaid(field: msgspec.structs.FieldInfo) -> object:
+    return field.default_factory() if field.default is msgspec.NODEFAULT else field.default
+
+
+def read_all(draft: Draft, fields: Fields, table: Iterable[tuple[Level, tuple[Setting, ...]]]) -> None:
+    """Read several levels by the native names of their settings."""
+    for level, settings in table:
+        draft.read(level, settings, fields, loose=False)
+
+
+def maybe(value: Json) -> bool | None:
+    """Return a yes or no, or None for a word such as `auto` that leaves it to the machine."""
+    try:
+        return flag(value)
+    except Malformed:
+        if isinstance(value, str):
+            return None
+        raise
+
+
+def split_names(value: str) -> list[str]:
+    """Return the names in a text with commas."""
+    return [name.strip() for name in value.split(",") if name.strip()]
+
+
+def comma_names(value: Json) -> list[str]:
+    """Return names from a list, or from one text with commas between."""
+    found = names(value)
+    return found if isinstance(found, list) else split_names(found)
+
+
+def left_over(levels: Iterable[Fields], known: frozenset[str]) -> Iterator[str]:
+    """Yield the keys of these levels that nobody read or knows."""
+    for fields in levels:
+        yield from fields.left_over(known.__contains__)
+
 
 Level = Literal["run", "optimizer", "lora", "training"]
 

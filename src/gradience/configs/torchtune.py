@@ -5,12 +5,8 @@ Read in pytorch/torchtune, recipes/configs/llama3_1: 8B_lora_single_device.yaml 
 
 from __future__ import annotations
 
-from gradience.configs.fields import Fields
-from gradience.configs.recipe import comma_names, left_over, read_all
-from gradience.configs.settings import Draft, Level, Setting
-from gradience.configs.values import flag, keyword, real, text, whole
-
-__all__ = ["is_torchtune", "read_torchtune_fields"]
+from gradience.configs.settings import Draft, Level, Setting, comma_names, left_over, read_all
+from gradience.configs.values import Fields, flag, keyword, real, text, whole
 
 _TRAINING: tuple[tuple[Level, tuple[Setting, ...]], ...] = (
     (

@@ -15,7 +15,7 @@ _HOMES = {"GradienceCallback": "gradience.hf.callback", "Guard": "gradience.hf.g
 
 
 def __getattr__(name: str) -> object:
-    """Import a public name on first use: `gradience.hf.weights` needs torch only."""
+    """Import a public name on first use: `gradience.adapters.formats.torch_bin` needs torch only."""
     if name not in _HOMES:
         message = f"module {__name__!r} has no attribute {name!r}"
         raise AttributeError(message)

@@ -12,15 +12,12 @@ from typing import Any, Self, get_args
 import msgspec
 from transformers import TrainerCallback
 
-from gradience.hf.flight import Flight
-from gradience.hf.rows import Row, eval_metrics, plain, train_columns
+from gradience.hf.recorder import Flight, Row, eval_metrics, plain, train_columns
 from gradience.hf.snapshot import batch_size, config_snapshot, dataset_size, run_meta
 from gradience.schema.config import ConfigSnapshot
 from gradience.schema.scalars import TaskProfile
 from gradience.telemetry import TelemetryWriter
-from gradience.telemetry.logged import split_row
-
-__all__ = ["GradienceCallback"]
+from gradience.telemetry.rows import split_row
 
 
 class GradienceCallback(TrainerCallback):

@@ -20,8 +20,6 @@ from typing import Any, TypeAlias
 
 import torch
 
-__all__ = ["Guard", "Watch"]
-
 Report: TypeAlias = Callable[[int, dict[str, Any]], None]
 
 

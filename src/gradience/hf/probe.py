@@ -22,9 +22,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from gradience.policy.ranks import percentile
-
-__all__ = ["LiveModule", "live_modules", "spectral_metrics"]
+from gradience.rules.weights.ranks import percentile
 
 _MODULE_BYTES: Final = 48 * 1024  # of the 64 KiB a log line may have
 
@@ -103,7 +101,8 @@ def _random_states_kept() -> Iterator[None]:
 
 def _rows(live: list[LiveModule]) -> list[dict[str, Any]]:
     cpu = _cpu_only()
-    from gradience.spectral.batch import Factors, spectra  # noqa: PLC0415  # JAX, only where asked for
+    from gradience.spectral.batch import spectra  # noqa: PLC0415  # JAX, only where asked for
+    from gradience.spectral.grams import Factors  # noqa: PLC0415  # JAX, only where asked for
 
     def loader(module: LiveModule) -> Callable[[], Factors]:
         return lambda: Factors(b=_array(module.b), a=_array(module.a), scale=module.scale)

@@ -11,16 +11,11 @@ from collections.abc import Iterable
 from importlib.metadata import version
 from typing import Any, Final
 
-from gradience.configs.fields import Fields
-from gradience.configs.known import TRL_KEYS
-from gradience.configs.layer import overlay
-from gradience.configs.settings import LORA, OPTIMIZER, RUN, TRAINING, Draft, Setting
+from gradience.configs.settings import LORA, OPTIMIZER, RUN, TRAINING, Draft, Setting, overlay
 from gradience.configs.training import note_training
-from gradience.configs.values import short_name
-from gradience.hf.rows import plain
+from gradience.configs.values import TRL_KEYS, Fields, short_name
+from gradience.hf.recorder import plain
 from gradience.schema.config import ConfigSnapshot
-
-__all__ = ["batch_size", "config_snapshot", "dataset_size", "run_meta"]
 
 MAX_NAMES: Final = 200  # of a list or pattern that a log line of 64 KiB has room for
 

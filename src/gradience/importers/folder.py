@@ -7,18 +7,16 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Final
 
+from gradience.configs.training import STATE_NAME
 from gradience.errors import RecorderError
 from gradience.importers.detect import Format, format_of
+from gradience.importers.files import Raw
 from gradience.importers.json_lines import read_json_lines
-from gradience.importers.raw import Raw
-from gradience.importers.results import add_results
 from gradience.importers.settings import add_settings
 from gradience.importers.table import read_table
 from gradience.importers.tensorboard import read_tensorboard
 from gradience.importers.trackio import read_trackio
-from gradience.importers.trainer_state import STATE_NAME, find_states, join_states, read_state
-
-__all__ = ["find_log", "inner_runs", "is_run", "read_file", "read_run_folder", "run_folders"]
+from gradience.importers.trainer_state import add_results, find_states, join_states, read_state
 
 MAX_ENTRIES: Final = 2000  # of a folder that are looked at
 MAX_RUNS: Final = 100

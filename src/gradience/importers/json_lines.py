@@ -6,12 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final, Literal, TypeAlias
 
-from gradience.importers.files import json_lines
-from gradience.importers.raw import Raw, Row
-from gradience.importers.values import count_of, step_of
+from gradience.importers.files import Raw, Row, count_of, json_lines, step_of
 from gradience.schema.scalars import Json
-
-__all__ = ["Dialect", "dialect_of", "read_json_lines"]
 
 Dialect: TypeAlias = Literal["llama-factory", "ms-swift"]
 

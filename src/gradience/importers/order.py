@@ -13,9 +13,7 @@ from typing import Final, NamedTuple
 
 import msgspec
 
-from gradience.importers.raw import Raw, Row
-
-__all__ = ["Segment", "arrange"]
+from gradience.importers.files import Raw, Row
 
 _FEW: Final = 3  # rows between two jumps back: fewer, often, is two writers in one log
 _LOST: Final = 3  # strides that a writer may skip, its rows between being lost

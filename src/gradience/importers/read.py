@@ -12,21 +12,18 @@ from typing import Final
 
 import msgspec
 
-from gradience.configs.layer import Layer
+from gradience.configs.settings import Layer
 from gradience.errors import RecorderError
 from gradience.importers.detect import Format, format_of
 from gradience.importers.events import tell_run
-from gradience.importers.files import is_folder, require_file, sha256_of
+from gradience.importers.files import Raw, is_folder, require_file, sha256_of
 from gradience.importers.folder import find_log, inner_runs, read_file, read_run_folder, run_folders
 from gradience.importers.order import arrange
-from gradience.importers.raw import Raw
 from gradience.importers.settings import add_settings
 from gradience.schema.events import Event
 from gradience.schema.reports import SkippedRow
 from gradience.schema.scalars import Json
 from gradience.telemetry.redact import redact_event, redact_id
-
-__all__ = ["Imported", "ImportedRun", "is_foreign", "read_folder_config", "read_source"]
 
 _ADVICE: Final = "give a run's output folder, a trainer_state.json, or a log; or say --format and --map"
 _SHOWN: Final = 10

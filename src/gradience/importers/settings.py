@@ -6,19 +6,15 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Final
 
-from gradience.configs.fields import Fields
-from gradience.configs.layer import Layer, stack
 from gradience.configs.peft import CONFIG_NAME, read_peft
-from gradience.configs.settings import LORA, OPTIMIZER, RUN, TRAINING, Draft, Level
+from gradience.configs.settings import LORA, OPTIMIZER, RUN, TRAINING, Draft, Layer, Level, stack
 from gradience.configs.training import ARGS_NAMES, PICKLE_NAME, note_training, read_training
+from gradience.configs.values import Fields
 from gradience.errors import ConfigError
-from gradience.importers.raw import Raw
-from gradience.importers.values import count_of
+from gradience.importers.files import Raw, count_of
 from gradience.schema.config import ConfigSnapshot, TrainingSnapshot
 from gradience.schema.reports import SourceFile
 from gradience.schema.scalars import Json
-
-__all__ = ["add_settings", "mapping_layer", "state_layer"]
 
 _LEVELS: Final[tuple[Level, ...]] = ("run", "optimizer", "lora", "training")
 

@@ -10,13 +10,9 @@ from pathlib import Path
 from typing import Final, TypeAlias
 
 from gradience.errors import RecorderError
-from gradience.importers.columns import Columns, find_columns
-from gradience.importers.files import json_lines, require_file, whole_json
-from gradience.importers.raw import Raw, Row
-from gradience.importers.values import clock_of, number_of, step_of
+from gradience.importers.events import Columns, find_columns
+from gradience.importers.files import Raw, Row, clock_of, json_lines, number_of, require_file, step_of, whole_json
 from gradience.schema.scalars import Json
-
-__all__ = ["csv_header", "flatten", "read_table", "rows_to_raw"]
 
 Numbered: TypeAlias = tuple[int, dict[str, Json] | str]  # place, and the row or what is wrong with it
 

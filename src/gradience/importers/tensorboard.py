@@ -7,15 +7,12 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-from gradience.configs.layer import stack
+from gradience.configs.settings import stack
 from gradience.errors import RecorderError, SchemaError
-from gradience.importers.files import require_file
-from gradience.importers.raw import Raw
+from gradience.importers.files import Raw, require_file
 from gradience.importers.settings import mapping_layer
 from gradience.importers.table import Numbered, rows_to_raw
 from gradience.telemetry.codec import parse
-
-__all__ = ["is_event_file", "read_tensorboard"]
 
 _MARK: Final = b"brain.Event:"  # the first record of every event file
 _ARGUMENTS: Final = "args/text_summary"  # where the Trainer puts its arguments

@@ -11,17 +11,13 @@ from urllib.parse import quote
 
 import msgspec
 
-from gradience.configs.layer import stack
+from gradience.configs.settings import stack
 from gradience.errors import RecorderError, SchemaError
-from gradience.importers.files import require_file
-from gradience.importers.raw import Raw
+from gradience.importers.files import Raw, clock_of, require_file
 from gradience.importers.settings import mapping_layer
 from gradience.importers.table import Numbered, flatten, rows_to_raw
-from gradience.importers.values import clock_of
 from gradience.schema.scalars import Json
 from gradience.telemetry.codec import parse
-
-__all__ = ["read_trackio"]
 
 _RUNS: Final = (
     "SELECT {key}, max(run_name), max(timestamp) AS newest FROM metrics GROUP BY {key} ORDER BY newest, {key}"

@@ -6,8 +6,6 @@ import math
 from collections.abc import Sequence
 from typing import Final
 
-__all__ = ["curve_lines"]
-
 _BRAILLE: Final = 0x2800
 _DOTS: Final = ((0x01, 0x08), (0x02, 0x10), (0x04, 0x20), (0x40, 0x80))  # by row and column of a cell
 _LABEL: Final = 8  # columns for the numbers at the left, at least

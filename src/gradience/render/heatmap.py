@@ -8,8 +8,6 @@ from typing import Final, Literal, NamedTuple, TypeAlias
 from gradience.render.text import clean, number
 from gradience.schema.audit import ModuleAudit
 
-__all__ = ["Cell", "Grid", "Quantity", "grid_lines", "grid_of", "grid_of_cells", "heatmap"]
-
 Quantity: TypeAlias = Literal["norm", "utilization", "k90", "udr"]
 
 _UNICODE: Final = "▁▂▃▄▅▆▇█"

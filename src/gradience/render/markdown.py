@@ -8,11 +8,9 @@ from typing import Final
 
 from gradience.render.text import clean, count, number, percent, short_path
 from gradience.schema.audit import AuditReport
-from gradience.schema.compare_adapters import CompareAdaptersReport
+from gradience.schema.compare import CompareAdaptersReport
 from gradience.schema.diagnose import Cause, DiagnoseReport, Unjudged
 from gradience.schema.reports import MonitorReport
-
-__all__ = ["escape", "report_markdown"]
 
 _MOST_FINDINGS: Final = 20
 _MOST_TEXT: Final = 300  # characters of one cell

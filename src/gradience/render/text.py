@@ -1,16 +1,45 @@
-"""Pieces of plain text that every report shares."""
+"""Where a finding points, and the cards of the rules behind findings."""
 
 from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import PurePath
+from typing import NamedTuple
 
-from gradience.schema.findings import Finding, NotRun
+from gradience.schema.findings import Coverage, Finding, NotRun, RuleCard
 from gradience.schema.scalars import NonFinite
 
-__all__ = ["WIDTH", "banner", "clean", "count", "finding_lines", "not_run_lines", "number", "percent", "short_path"]
+
+class Place(NamedTuple):
+    """Where a finding points: a file, and a line where it is known."""
+
+    path: str
+    line: int | None = None
+
+
+def cards(known: Iterable[RuleCard], findings: Sequence[Finding]) -> list[RuleCard]:
+    """Return the known cards, and one made from the first finding of each rule that has none."""
+    found = {card.id: card for card in known}
+    for finding in findings:
+        found.setdefault(finding.id, _card_of_finding(finding))
+    return list(found.values())
+
+
+def _card_of_finding(finding: Finding) -> RuleCard:
+    return RuleCard(
+        id=finding.id,
+        title=finding.id,
+        severity=finding.severity,
+        confidence=finding.confidence,
+        scope=finding.scope or "",
+        rationale=finding.rationale or "",
+        action=finding.action or "",
+        verify=finding.verify or "",
+        evidence=finding.evidence,
+    )
+
 
 WIDTH = 72
 
@@ -91,3 +120,40 @@ def not_run_lines(not_run: Iterable[NotRun]) -> Iterator[str]:
     """Yield a line per check that could not run, with its reason."""
     for item in not_run:
         yield f"  {item.id}: {clean(item.reason)}"
+
+
+_MOST_NAMES = 5
+
+
+def coverage_rows(coverage: Coverage) -> Iterator[tuple[str, str]]:
+    """Yield what the rows speak of, and their values in words."""
+    types = ", ".join(f"{clean(kind)} {number}" for kind, number in coverage.by_type.items())
+    reach = f"{coverage.layers} of {coverage.layers_total} layers"
+    yield "Reaches", f"{coverage.modules} modules{f' ({types})' if types else ''} in {reach}"
+    if coverage.trainable_params is not None:
+        yield "Trains", _trained(coverage)
+    if coverage.adapter_bytes is not None:
+        yield "Adapter", f"{megabytes(coverage.adapter_bytes)} MB in {coverage.adapter_dtype}"
+    if coverage.optimizer_bytes is not None:
+        yield "Optimizer", f"{megabytes(coverage.optimizer_bytes)} MB more ({clean(coverage.optimizer_assumption)})"
+    if coverage.unmatched_targets:
+        yield "No match", ", ".join(clean(name) for name in coverage.unmatched_targets[:_MOST_NAMES])
+    for note in coverage.notes:
+        yield "Note", clean(note)
+
+
+def _trained(coverage: Coverage) -> str:
+    total, base = coverage.trainable_params or 0, coverage.base_params
+    besides = "".join(f", of them {kind} {count(n)}" for kind, n in coverage.trained_besides.items())
+    share = f" = {total / base:.2%} of the base's {count(base)}" if base else ""
+    return f"{count(total)} parameters{share}{besides}"
+
+
+def megabytes(size: int) -> str:
+    """Return bytes as millions, with two digits that count.
+
+    >>> megabytes(167_772_160), megabytes(81_920)
+    ('168', '0.082')
+    """
+    value = size / 1e6
+    return f"{value:.0f}" if value >= 10 else f"{value:.2g}"  # noqa: PLR2004  # two digits

@@ -7,28 +7,148 @@ from typing import Annotated, Final, Literal
 import msgspec
 from msgspec import Meta
 
-from gradience.schema.base import BaseComparison, BaseReport
 from gradience.schema.findings import Finding, NotRun
-from gradience.schema.ranks import RankDisagreement, RankPattern, RankRule, SuggestedRank
 from gradience.schema.scalars import Fraction, NonNegativeInt, Real
 
-__all__ = [
-    "AUDIT_SCHEMA_ID",
-    "AuditReport",
-    "AuditSummary",
-    "GroupSummary",
-    "Health",
-    "LayerSummary",
-    "LedgerEntry",
-    "ModuleAudit",
-    "NotAnalysed",
-    "SuggestedRank",
-]
+Rank = Annotated[int, Meta(ge=0)]
 
-AUDIT_SCHEMA_ID: Final = "gradience.audit/v1"
+
+class SuggestedRank(msgspec.Struct, kw_only=True, frozen=True):
+    """A rank to compress to after training, and what it would cost and save. Verify with an evaluation."""
+
+    rank: Rank
+    energy_kept: Annotated[Fraction, Meta(description="Share of the adapter's squared Frobenius norm kept.")]
+    relative_error: Annotated[Fraction, Meta(description="sqrt(1 - energy_kept).")]
+    relative_error_worst: Annotated[Fraction, Meta(description="The same for the worst module.")]
+    params_saved: NonNegativeInt
+    bytes_saved: Annotated[NonNegativeInt, Meta(description="At the factors' present dtype.")] = 0
+
+
+class RankRule(msgspec.Struct, kw_only=True, frozen=True):
+    """What one rule of thumb says of all modules; `median` and `p90` in directions, then as buckets."""
+
+    rule: Annotated[str, Meta(description="`energy_90`, `effective_rank`, `stable_rank` or `knee`.")]
+    says: Annotated[str, Meta(description="The rule in words.")]
+    median: float
+    p90: float
+    median_bucket: Rank
+    p90_bucket: Rank
+
+
+class RankDisagreement(msgspec.Struct, kw_only=True, frozen=True):
+    """A module where the rules differ by more than one bucket, and why."""
+
+    name: str
+    buckets: Annotated[dict[str, int], Meta(description="Suggested rank by rule.")]
+    why: str
+
+
+class ModuleRank(msgspec.Struct, kw_only=True, frozen=True):
+    """One module's suggested rank and its price."""
+
+    name: str
+    r: Annotated[Rank, Meta(description="Present rank.")]
+    rank: Rank
+    relative_error: Fraction
+    params_saved: NonNegativeInt
+
+
+class RankPattern(msgspec.Struct, kw_only=True, frozen=True):
+    """Arguments of PEFT's LoraConfig that give each module its own rank at its present scaling s."""
+
+    r: Rank
+    lora_alpha: int | float
+    use_rslora: bool
+    rank_pattern: Annotated[
+        dict[str, int], Meta(description="Exceptions to `r`: escaped module paths, as PEFT matches them.")
+    ]
+    alpha_pattern: Annotated[dict[str, int | float], Meta(description="Exceptions to `lora_alpha`.")]
+    energy_kept: Fraction
+    relative_error: Fraction
+    params_saved: NonNegativeInt
+    bytes_saved: NonNegativeInt
+    modules: list[ModuleRank]
+
+
+class MergeSurvival(msgspec.Struct, kw_only=True, frozen=True):
+    """What merging the update into a 16-bit weight keeps of it, computed entry by entry."""
+
+    dtype: Annotated[Literal["bfloat16", "float16"], Meta(description="The merged weight's type.")]
+    changed: Annotated[Fraction, Meta(description="Share of the entries of W that a merge changes.")]
+    cosine: Annotated[float, Meta(description="Cosine between the realised and the intended change.")] | None
+    gain: Annotated[float, Meta(description="Norm of the realised over the intended change.")] | None
+
+
+class Intruders(msgspec.Struct, kw_only=True, frozen=True):
+    """Leading left singular vectors of W + dW that resemble none of W's (arXiv 2410.21228)."""
+
+    k: Annotated[NonNegativeInt, Meta(description="How many leading vectors were looked at.")]
+    eps: Annotated[Fraction, Meta(description="A vector under this overlap with each of W's is an intruder.")]
+    count: Annotated[NonNegativeInt, Meta(description="Intruders at eps.")]
+    counts: Annotated[dict[str, int], Meta(description="Intruders by threshold.")]
+    undecided: Annotated[
+        NonNegativeInt, Meta(description="Vectors counted at eps that the bounds leave open; 0 where exact.")
+    ]
+    method: Annotated[
+        Literal["exact", "lanczos"],
+        Meta(description="Dense SVD of both matrices, or Lanczos with bounds on every overlap."),
+    ]
+    converged: bool
+
+
+class BaseComparison(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True):
+    """One module's update beside its weight W. The true update, where it is a function of W (DoRA, PiSSA, ...)."""
+
+    weight: Annotated[str, Meta(description="The tensor's name in the base.")]
+    dtype: Annotated[str, Meta(description="As stored, such as `BF16`.")]
+    update: Annotated[Literal["factors", "dense"], Meta(description="dW = s B A, or the true W' - W computed from W.")]
+    spectral_norm: Annotated[Real, Meta(description="norm2(W).")]
+    frobenius_norm: Annotated[Real, Meta(description="Frobenius norm of W.")]
+    update_spectral_norm: Annotated[Real, Meta(description="norm2 of the update compared.")]
+    update_frobenius_norm: Real
+    converged: Annotated[bool, Meta(description="Whether both norms reached their tolerance.")] = True
+    survival: MergeSurvival | None = None
+    intruders: Intruders | None = None
+
+
+class NotCompared(msgspec.Struct, kw_only=True, frozen=True):
+    """A module without a number against the base, and why."""
+
+    name: str
+    reason: str
+
+
+class BaseReport(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True):
+    """The adapter as a whole beside its base. Sums run over the compared modules."""
+
+    path: Annotated[str, Meta(description="The folder the weights were read from.")]
+    identity: (
+        Annotated[str, Meta(description="Hash over the files' names, sizes, etags or contents; null without cache.")]
+        | None
+    ) = None
+    files: NonNegativeInt
+    compared: Annotated[NonNegativeInt, Meta(description="Modules with numbers against the base.")]
+    not_compared: list[NotCompared] = []
+    norms_cached: Annotated[NonNegativeInt, Meta(description="Weight norms taken from the cache.")] = 0
+    relative_frobenius: (
+        Annotated[float, Meta(description="sqrt(sum of squared norms of dW / sum of squared norms of W).")] | None
+    ) = None
+    udr_median: float | None = None
+    udr_max: float | None = None
+    sdi_median: float | None = None
+    survival_dtype: str | None = None
+    survival_cosine_median: float | None = None
+    survival_changed_median: Fraction | None = None
+    survival_at_risk: Annotated[NonNegativeInt, Meta(description="Modules under the survival threshold.")] = 0
+    intruder_total: Annotated[NonNegativeInt, Meta(description="Intruder dimensions over all modules.")] | None = None
+    intruder_modules: NonNegativeInt | None = None
+    method: Annotated[str, Meta(description="How norms and vectors were computed.")] = ""
+    notes: list[str] = []
+
+
+AUDIT_SCHEMA_ID: Final = "gradience.verbs.audit/v1"
 
 ModuleType = Annotated[str, Meta(description="`attn`, `mlp`, `ssm`, `embedding` or `other`.")]
-Rank = Annotated[int, Meta(ge=0)]
 StableRank = Annotated[float, Meta(ge=0.0, description="sum(sigma^2) / sigma_1^2; null for a zero update.")]
 
 Role = Literal[
@@ -171,7 +291,7 @@ class NotAnalysed(msgspec.Struct, kw_only=True, frozen=True):
 class AuditReport(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True):
     """The audit of one adapter, as `gradience audit --json` prints it."""
 
-    schema: Literal["gradience.audit/v1"]
+    schema: Literal["gradience.verbs.audit/v1"]
     peft_dir: str
     config_path: str | None = None
     weights_path: Annotated[str, Meta(description="As given; further files are in `weights_paths`.")]

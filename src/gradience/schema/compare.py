@@ -8,18 +8,9 @@ import msgspec
 from msgspec import Meta
 
 from gradience.schema.findings import FindingRef
-from gradience.schema.scalars import Json, NonNegativeInt, Real
+from gradience.schema.scalars import Fraction, Json, NonNegativeInt, Real
 
-__all__ = [
-    "COMPARE_SCHEMA_ID",
-    "AlignedRow",
-    "CompareReport",
-    "ComparedRun",
-    "ConfigDifference",
-    "UnreadRun",
-]
-
-COMPARE_SCHEMA_ID: Final = "gradience.compare/v1"
+COMPARE_SCHEMA_ID: Final = "gradience.verbs.compare/v1"
 
 
 class ComparedRun(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True):
@@ -86,9 +77,162 @@ class UnreadRun(msgspec.Struct, kw_only=True, frozen=True):
 class CompareReport(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True):
     """Several runs side by side, as `gradience monitor A B --json` prints them."""
 
-    schema: Literal["gradience.compare/v1"]
+    schema: Literal["gradience.verbs.compare/v1"]
     runs: list[ComparedRun]
     differences: list[ConfigDifference] = []
     aligned: list[AlignedRow] = []
     unread: list[UnreadRun] = []
+    notes: list[str] = []
+
+
+COMPARE_ADAPTERS_SCHEMA_ID: Final = "gradience.verbs.compare-adapters/v1"
+
+Cosine = Annotated[float, Meta(ge=-1.0, le=1.0)]
+
+
+class ComparedAdapter(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True):
+    """One of the adapters."""
+
+    name: Annotated[str, Meta(description="Short, and its own among the adapters of this report.")]
+    path: str
+    format: Annotated[str, Meta(description="`peft`, `mlx`, `kohya` or `diffusers`.")]
+    peft_type: str | None = None
+    base_model: str | None = None
+    step: Annotated[NonNegativeInt, Meta(description="Of a checkpoint, from its folder's name.")] | None = None
+    modules: NonNegativeInt
+    rank: Annotated[list[NonNegativeInt], Meta(description="[least, most] over its modules, as on disk.")]
+    scaling: Annotated[list[float], Meta(description="[least, most] factor of B A over its modules.")]
+    frobenius_norm: Annotated[
+        float | None, Meta(description="Of all its finite updates together: sqrt of the sum of squares.")
+    ] = None
+
+
+class OnlyIn(msgspec.Struct, kw_only=True, frozen=True):
+    """A module that not all of the adapters have."""
+
+    module: str
+    adapters: Annotated[list[str], Meta(description="Names of those that have it.")]
+
+
+class Overlap(msgspec.Struct, kw_only=True, frozen=True):
+    """phi(i, j) = norm(U_i^T V_j)_F^2 / min(i, j), of leading singular vectors (arXiv 2106.09685, equation 4)."""
+
+    i: Annotated[NonNegativeInt, Meta(description="Leading directions of the first adapter.")]
+    j: Annotated[NonNegativeInt, Meta(description="Leading directions of the second.")]
+    phi: Annotated[Fraction, Meta(description="1: one span holds the other. 0: orthogonal.")]
+    chance: Annotated[float, Meta(description="Mean for independent random subspaces: max(i, j) / d.")]
+    chance_sd: Annotated[float, Meta(description="Standard deviation for such subspaces.")]
+
+
+class SideOverlap(msgspec.Struct, kw_only=True, frozen=True):
+    """Subspaces on one side of a module: `phi` at i = j = 1, 2, 4, ... and at both ranks; angles of the whole spans."""
+
+    overlaps: list[Overlap]
+    angles: Annotated[
+        list[float],
+        Meta(description="Principal angles between the column (or row) spaces, degrees, smallest first; 16."),
+    ]
+
+
+class ModulePair(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True):
+    """One module in two adapters."""
+
+    name: str
+    module_type: str
+    layer: NonNegativeInt | None = None
+    state: Annotated[
+        Literal["ok", "zero", "non_finite"], Meta(description="`zero`: the update of one, or of both, is zero.")
+    ] = "ok"
+    shape: list[NonNegativeInt]
+    ranks: Annotated[list[NonNegativeInt], Meta(description="On disk, of the first and of the second.")]
+    frobenius_norms: Annotated[list[float] | None, Meta(description="Of s B A, first and second.")] = None
+    norm_ratio: Annotated[float | None, Meta(description="Second over first; null where the first is zero.")] = None
+    cosine: Annotated[
+        Cosine | None, Meta(description="<dW1, dW2>_F / (norm dW1 norm dW2); null where one is zero.")
+    ] = None
+    relative_change: Annotated[float | None, Meta(description="norm(dW2 - dW1) / norm(dW1), Frobenius.")] = None
+    output_side: Annotated[SideOverlap | None, Meta(description="Left singular vectors: the column spaces.")] = None
+    input_side: Annotated[SideOverlap | None, Meta(description="Right singular vectors: the row spaces.")] = None
+
+
+class LayerShare(msgspec.Struct, kw_only=True, frozen=True):
+    """How much of each adapter's squared Frobenius norm lies in a layer."""
+
+    layer: Annotated[NonNegativeInt | None, Meta(description="Null: modules outside any layer.")]
+    first: Fraction
+    second: Fraction
+
+
+class AdapterPair(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True):
+    """Two of the adapters, over the modules that both have."""
+
+    first: str
+    second: str
+    compared: Annotated[NonNegativeInt, Meta(description="Modules of one name and shape, finite in both.")]
+    cosine: Annotated[
+        Cosine | None, Meta(description="Of all updates as one vector; a module that one lacks counts as zero there.")
+    ] = None
+    norm_ratio: Annotated[float | None, Meta(description="Of all updates: second over first.")] = None
+    relative_change: Annotated[
+        float | None, Meta(description="norm(second - first) / norm(first), of all updates as one vector.")
+    ] = None
+    energy_moved: Annotated[
+        Fraction | None,
+        Meta(description="Half the sum over layers of the change in their share of the squared norm."),
+    ] = None
+    output_side: Annotated[list[Overlap], Meta(description="Mean over modules at i = j = 1, 2, 4, ...")] = []
+    input_side: Annotated[list[Overlap], Meta(description="The same for the right singular vectors.")] = []
+    layers: list[LayerShare] = []
+    modules: list[ModulePair] = []
+
+
+class CheckpointPoint(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True):
+    """One checkpoint of a series; means are over modules with a finite update that is not zero."""
+
+    name: str
+    step: NonNegativeInt | None = None
+    frobenius_norm: float | None = None
+    cosine_to_final: Cosine | None = None
+    cosine_to_previous: Cosine | None = None
+    relative_change: Annotated[float | None, Meta(description="From the previous: norm(change) / norm(previous).")] = (
+        None
+    )
+    stable_rank_mean: float | None = None
+    effective_rank_mean: float | None = None
+    energy_rank_90_mean: Annotated[float | None, Meta(description="Least k that holds 90 % of the energy.")] = None
+
+
+class CheckpointSeries(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True):
+    """The adapter as it was trained."""
+
+    points: list[CheckpointPoint]
+    settled: Annotated[
+        str | None,
+        Meta(
+            description="First checkpoint, before the last, from which every cosine to the final update is at least "
+            "the threshold; null where none is."
+        ),
+    ] = None
+    settled_step: NonNegativeInt | None = None
+    threshold: Annotated[Cosine, Meta(description="A heuristic: .99, an angle of 8 degrees.")]
+    rank_growth: Annotated[
+        float | None, Meta(description="Mean effective rank of the last checkpoint over that of the first.")
+    ] = None
+
+
+class CompareAdaptersReport(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True):
+    """Adapters side by side, as `gradience compare A B --json` prints them."""
+
+    schema: Literal["gradience.verbs.compare-adapters/v1"]
+    adapters: list[ComparedAdapter]
+    differences: Annotated[list[ConfigDifference], Meta(description="One value per adapter, in their order.")] = []
+    cosines: Annotated[
+        list[list[Cosine | None]], Meta(description="Of the updates as a whole, every adapter with every other.")
+    ] = []
+    pairs: Annotated[
+        list[AdapterPair], Meta(description="The first with each other one; of a series each with the one before it.")
+    ] = []
+    series: CheckpointSeries | None = None
+    only_in: Annotated[list[OnlyIn], Meta(description="Modules that not all adapters have.")] = []
+    different_shapes: Annotated[list[str], Meta(description="Modules whose shapes differ: not compared.")] = []
     notes: list[str] = []

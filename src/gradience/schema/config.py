@@ -9,8 +9,6 @@ from msgspec import Meta
 
 from gradience.schema.scalars import Json, NonNegativeInt, Real, TaskProfile
 
-__all__ = ["ConfigSnapshot", "LoraSnapshot", "OptimizerSnapshot", "TrainingSnapshot"]
-
 Extras = Annotated[
     dict[str, Json],
     Meta(description="Further values of this level that have no field of their own."),

@@ -12,22 +12,6 @@ from gradience.schema.findings import Finding, NotRun
 from gradience.schema.reports import CheckReport, MonitorReport
 from gradience.schema.scalars import NonNegativeInt, Real, Severity
 
-__all__ = [
-    "DIAGNOSE_SCHEMA_ID",
-    "SOURCES",
-    "BestCheckpoint",
-    "Cause",
-    "Checkpoint",
-    "DiagnoseReport",
-    "DiagnosedSource",
-    "Piece",
-    "PieceSource",
-    "Source",
-    "SourceCoverage",
-    "Unjudged",
-    "Verdict",
-]
-
 DIAGNOSE_SCHEMA_ID: Final = "gradience.diagnose/v1"
 
 Source: TypeAlias = Literal["config", "log", "weights"]

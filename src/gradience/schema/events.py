@@ -13,30 +13,7 @@ import msgspec
 from msgspec import Meta
 
 from gradience.schema.config import ConfigSnapshot
-from gradience.schema.scalars import (
-    Fraction,
-    Json,
-    NonNegativeInt,
-    Real,
-    Severity,
-    Status,
-)
-
-__all__ = [
-    "EVENT_TYPES",
-    "Alert",
-    "Eval",
-    "EvalMetrics",
-    "Event",
-    "EventBase",
-    "Metrics",
-    "Recommendation",
-    "RecommendationItem",
-    "RunEnd",
-    "RunStart",
-    "TrainStep",
-    "UnknownEvent",
-]
+from gradience.schema.scalars import Fraction, Json, NonNegativeInt, Real, Severity, Status
 
 FlatExtras = Annotated[
     dict[str, Json], Meta(description="Further values; on the wire they stand beside the known keys.")

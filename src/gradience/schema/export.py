@@ -14,20 +14,13 @@ from typing import Any, Final, Literal, TypeAlias
 import msgspec
 
 from gradience.schema.audit import AuditReport
-from gradience.schema.compare import CompareReport
-from gradience.schema.compare_adapters import CompareAdaptersReport
-from gradience.schema.convert import ConvertReport
+from gradience.schema.compare import CompareAdaptersReport, CompareReport
 from gradience.schema.diagnose import DiagnoseReport
 from gradience.schema.events import EVENT_TYPES, EvalMetrics, Event, RecommendationItem
-from gradience.schema.merge import MergeCheckReport, MergeReport
-from gradience.schema.mitigate import MitigateReport
-from gradience.schema.provenance import Provenance
+from gradience.schema.findings import RulesReport
+from gradience.schema.merge import MergeCheckReport, MergeReport, VerifyMergeReport
 from gradience.schema.reports import CheckReport, ImportReport, MonitorReport, ValidateReport
-from gradience.schema.resize import ResizeReport
-from gradience.schema.rules import RulesReport
-from gradience.schema.verify_merge import VerifyMergeReport
-
-__all__ = ["SCHEMAS", "SchemaName", "json_schema", "schema_text", "write_schemas"]
+from gradience.schema.writing import ConvertReport, MitigateReport, Provenance, ResizeReport
 
 Json: TypeAlias = Any
 SchemaName: TypeAlias = Literal[

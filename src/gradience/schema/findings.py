@@ -1,16 +1,59 @@
-"""What a judgement says: one finding, its grounds, and the checks that could not run."""
+"""What there is to say of a rule, whether it found something or not."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Annotated, Final, get_args
+from typing import Annotated, Final, Literal, TypeAlias, get_args
 
 import msgspec
 from msgspec import Meta
 
-from gradience.schema.scalars import Fraction, Json, Severity
+from gradience.schema.scalars import Fraction, Json, NonNegativeInt, Severity
 
-__all__ = ["SEVERITIES", "Evidence", "Finding", "FindingRef", "NotRun", "gravest_first"]
+RULES_SCHEMA_ID: Final = "gradience.rules/v1"
+
+RuleGroup: TypeAlias = Literal["config", "base", "serve", "log", "weights", "weights_and_base", "joins", "merge"]
+
+
+class RuleThreshold(msgspec.Struct, kw_only=True, frozen=True):
+    """A number that a rule compares with."""
+
+    name: str
+    value: float
+    unit: str
+    source: Annotated[str, Meta(description="Where the number comes from; a judgement or proposal is called one.")]
+
+
+class RuleCard(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True):
+    """One rule: when it speaks, how grave and how sure it is, its grounds, and what would verify it."""
+
+    id: Annotated[str, Meta(description="Stable id, such as `LR001`.")]
+    title: str
+    groups: Annotated[
+        list[RuleGroup],
+        Meta(
+            description="Where it applies. `config`: check; `base`: check --base; `serve`: check --serve; `log`: "
+            "monitor; `weights`: audit; `weights_and_base`: audit --base; `joins`: diagnose, over findings of "
+            "several of these; `merge`: merge-check."
+        ),
+    ] = []
+    severity: Annotated[Severity, Meta(description="The usual one: a finding may be milder or graver.")]
+    condition: Annotated[str, Meta(description="When it speaks.")] = ""
+    confidence: Annotated[Fraction, Meta(description="A judgement, in 0..1.")] | None = None
+    scope: Annotated[str, Meta(description="Where the rule applies, and where it does not.")] = ""
+    rationale: Annotated[str, Meta(description="Why it matters.")] = ""
+    action: Annotated[str, Meta(description="What to consider doing.")] = ""
+    verify: Annotated[str, Meta(description="What would confirm or refute it.")] = ""
+    thresholds: list[RuleThreshold] = []
+    evidence: list[Evidence] = []
+
+
+class RulesReport(msgspec.Struct, kw_only=True, frozen=True):
+    """Rules, as `gradience rules --json` prints them."""
+
+    schema: Literal["gradience.rules/v1"]
+    rules: list[RuleCard]
+
 
 SEVERITIES: Final[tuple[Severity, ...]] = get_args(Severity)  # mildest first
 
@@ -55,3 +98,45 @@ class NotRun(msgspec.Struct, kw_only=True, frozen=True):
 def gravest_first(findings: Iterable[Finding]) -> list[Finding]:
     """Return the findings by severity, the gravest first, otherwise in the order given."""
     return sorted(findings, key=lambda finding: -SEVERITIES.index(finding.severity))
+
+
+class Refused(msgspec.Struct, kw_only=True, frozen=True):
+    """A module that the targets name and PEFT will not adapt: get_peft_model raises."""
+
+    name: str
+    reason: str
+
+
+class Coverage(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True):
+    """Counted from the base's config.json and safetensors headers by PEFT's rules of matching; nothing is loaded."""
+
+    base: Annotated[str, Meta(description="Name of the folder or hub id.")]
+    model_type: str
+    layout: Annotated[str, Meta(description="Whose module tree was assumed, such as `transformers 5`.")]
+    modules: Annotated[NonNegativeInt, Meta(description="Modules and parameters that get an adapter.")]
+    by_type: Annotated[dict[str, int], Meta(description="The same by type: attn, mlp, embedding, ...")] = {}
+    layers: Annotated[NonNegativeInt, Meta(description="Layers with at least one adapted module.")]
+    layers_total: Annotated[NonNegativeInt, Meta(description="Layers of the base.")]
+    lora_params: (
+        Annotated[NonNegativeInt, Meta(description="Entries of all A and B, biases and magnitudes.")] | None
+    ) = None
+    trainable_params: (
+        Annotated[NonNegativeInt, Meta(description="The same, with whole modules, biases and token rows.")] | None
+    ) = None
+    trained_besides: Annotated[
+        dict[str, int], Meta(description="Trainable entries that are no LoRA factor, by kind.")
+    ] = {}
+    base_params: Annotated[NonNegativeInt, Meta(description="Entries of the base, as its files declare them.")] = 0
+    adapter_dtype: Annotated[str, Meta(description="What LoRA's numbers are trained in.")] = "float32"
+    adapter_bytes: Annotated[NonNegativeInt, Meta(description="All that is trained, while training.")] | None = None
+    optimizer_bytes: Annotated[NonNegativeInt, Meta(description="States and gradients, on one process.")] | None = None
+    optimizer_assumption: Annotated[str, Meta(description="What optimizer_bytes takes for granted.")] = ""
+    unmatched_targets: Annotated[list[str], Meta(description="Names in target_modules that hit nothing.")] = []
+    unmatched_excludes: Annotated[list[str], Meta(description="Names in exclude_modules that hit nothing.")] = []
+    refused: list[Refused] = []
+    vocabulary: Annotated[NonNegativeInt, Meta(description="Rows of the input embedding.")] | None = None
+    added_tokens: Annotated[
+        list[str], Meta(description="Tokens of the run's tokenizer that the base's does not have.")
+    ] = []
+    embedding_trained: Annotated[bool, Meta(description="Whether rows of the input embedding are trained.")] = False
+    notes: Annotated[list[str], Meta(description="What was assumed, and what could not be counted.")] = []

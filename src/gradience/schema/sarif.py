@@ -9,28 +9,6 @@ from msgspec import UNSET, Meta, UnsetType
 
 from gradience.schema.scalars import Json
 
-__all__ = [
-    "SARIF_SCHEMA",
-    "SARIF_VERSION",
-    "ArtifactLocation",
-    "Configuration",
-    "Descriptor",
-    "Driver",
-    "Invocation",
-    "Level",
-    "Location",
-    "Log",
-    "Message",
-    "Notification",
-    "PhysicalLocation",
-    "Reference",
-    "Region",
-    "Result",
-    "Run",
-    "Text",
-    "Tool",
-]
-
 SARIF_VERSION: Final = "2.1.0"
 SARIF_SCHEMA: Final = "https://docs.oasis-open.org/sarif/sarif/v2.1.0/errata01/os/schemas/sarif-schema-2.1.0.json"
 

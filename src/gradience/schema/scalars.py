@@ -7,22 +7,6 @@ from typing import Annotated, Any, Final, Literal, TypeAlias
 
 from msgspec import Meta
 
-__all__ = [
-    "MAX_INT",
-    "SCHEMA_ID",
-    "SCHEMA_PREFIX",
-    "Fraction",
-    "Json",
-    "NonFinite",
-    "NonNegativeInt",
-    "Real",
-    "Severity",
-    "Status",
-    "TaskProfile",
-    "as_float",
-    "real",
-]
-
 SCHEMA_ID: Final = "gradience.vnext.telemetry/v1"
 SCHEMA_PREFIX: Final = "gradience.vnext.telemetry/"
 

@@ -18,8 +18,6 @@ from jax import lax
 
 from gradience.spectral.lanczos import Matrix
 
-__all__ = ["CHUNK_ELEMENTS", "Chunk", "MergeSums", "merge_sums", "rounded"]
-
 CHUNK_ELEMENTS: Final = 1 << 22
 _BITS: Final = {"bfloat16": (8, 7), "float16": (5, 10)}
 _F16_NORMAL: Final = 2.0**-14  # below it float16 counts in steps of 2^-24

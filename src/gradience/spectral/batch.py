@@ -13,8 +13,6 @@ import numpy.typing as npt
 from gradience.spectral import metrics, update
 from gradience.spectral.grams import Factors, Grams, grams_of
 
-__all__ = ["Factors", "Spectrum", "spectra", "use_device"]
-
 Matrix: TypeAlias = npt.NDArray[Any]
 
 SHARES: Final = (0.90, 0.95, 0.99)

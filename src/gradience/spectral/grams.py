@@ -23,8 +23,6 @@ import numpy.typing as npt
 
 from gradience.spectral import update
 
-__all__ = ["Factors", "Grams", "grams_of"]
-
 Matrix: TypeAlias = npt.NDArray[Any]
 
 _SHORT: Final = 1024  # columns (of A) or rows (of B) in a tile

@@ -21,8 +21,6 @@ from jax import lax
 
 from gradience.spectral.lanczos import Matrix, Operator, leading, orthogonal, unit
 
-__all__ = ["Overlaps", "count_below", "overlaps"]
-
 EXACT_UP_TO: Final = 768  # of the smaller side: about 0.6 s of dense SVDs
 _STEPS: Final = 96  # at most, for each vector
 _CHUNK: Final = 8  # steps between two looks at the bounds

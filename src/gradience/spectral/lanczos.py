@@ -15,8 +15,6 @@ import numpy as np
 import numpy.typing as npt
 from jax import lax
 
-__all__ = ["Matrix", "Operator", "Triplets", "leading", "orthogonal", "unit"]
-
 Matrix: TypeAlias = npt.NDArray[Any]
 
 STEPS: Final = (32, 128, 384)  # the basis grows in these stages; each is one compilation per shape

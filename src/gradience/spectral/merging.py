@@ -1,21 +1,69 @@
-"""Merges that act on the entries of dense updates: TIES and DARE. One module at a time, in float32.
+"""A sum of low-rank updates as one pair of stacked factors: its norm and its rank, by Gram matrices in float64.
 
-TIES: Yadav et al. 2023, arXiv 2306.01708. DARE: Yu et al. 2023, arXiv 2311.03099.
+norm(B A)^2 is the sum over entries of B^T B times A A^T, which only multiplies the long axes. Where the parts all but
+cancel, that is a difference of large numbers, and QR of both factors decides.
 """
 
 from __future__ import annotations
 
+import math
 import zlib
-from collections.abc import Callable, Iterable
-from typing import Any, TypeAlias
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Final, NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["dropped", "elected_mean", "mask_generator", "trimmed"]
+from gradience.spectral.reduced import Floats, Matrix
+from gradience.spectral.update import TRUSTED_SHARE, core_singular_values, gram_core
+
+EXACT: Final = 1e-6  # of sigma_1: a direction below it is rounding, for factors stored in float32
+_CANCELLED: Final = 1e-10  # of the sum of the columns' squares: below it the Gram route has lost half its digits
+_NOTHING: Final = 1e-24  # likewise: what is left of parts that cancel is their own rounding
+
+
+def squared_norm(b: Matrix, a: Matrix) -> float:
+    """Return the squared Frobenius norm of b @ a, b (d_out, r), a (r, d_in).
+
+    It is 0 where it is rounding alone, and inf where it is out of range.
+    """
+    gram_b, gram_a = _grams(b, a)
+    size = float(np.diagonal(gram_b) @ np.diagonal(gram_a))
+    total = float(np.sum(gram_b * gram_a))
+    if not (math.isfinite(size) and math.isfinite(total)):
+        return math.inf
+    if total > _CANCELLED * size or size == 0.0:
+        return total
+    exact = float(np.sum(core_singular_values(b, a) ** 2))
+    return exact if exact > _NOTHING * size else 0.0
+
+
+def squared_distance(one: tuple[Matrix, Matrix], two: tuple[Matrix, Matrix]) -> float:
+    """Return the squared Frobenius norm of b_1 a_1 - b_2 a_2, good to 1e-15 of that of the first."""
+    b = np.concatenate([one[0].astype(np.float64), two[0].astype(np.float64)], axis=1)
+    a = np.concatenate([one[1].astype(np.float64), -two[1].astype(np.float64)], axis=0)
+    gram_b, gram_a = _grams(b, a)
+    return max(0.0, float(np.sum(gram_b * gram_a)))
+
+
+def numerical_rank(b: Matrix, a: Matrix) -> int:
+    """Return the number of singular values of b @ a above 1e-6 of the largest, and above the rounding of its parts."""
+    gram_b, gram_a = _grams(b, a)
+    core = gram_core(gram_a, gram_b)
+    squares = np.linalg.eigvalsh(core.squared)[::-1] * core.size_a * core.size_b
+    if squares[0] < TRUSTED_SHARE * core.largest * core.size_a * core.size_b:
+        squares = core_singular_values(b, a) ** 2
+    rounding = (len(gram_a) * np.finfo(np.float64).eps) ** 2 * float(np.diagonal(gram_b) @ np.diagonal(gram_a))
+    return int(np.count_nonzero(squares > max(EXACT**2 * squares[0], rounding)))
+
+
+def _grams(b: Matrix, a: Matrix) -> tuple[Floats, Floats]:
+    """Return B^T B and A A^T."""
+    left, right = b.astype(np.float64, copy=False), a.astype(np.float64, copy=False)
+    return left.T @ left, right @ right.T
+
 
 Singles: TypeAlias = npt.NDArray[np.float32]
-Matrix: TypeAlias = npt.NDArray[Any]
 
 
 def trimmed(update: Singles, density: float) -> Singles:
@@ -70,3 +118,92 @@ def _sum(updates: Iterable[Singles]) -> Singles:
     if total is None:
         raise ValueError("nothing to merge")
     return total
+
+
+Part: TypeAlias = tuple[Matrix, Matrix, float]
+
+_CHUNK: Final = 1 << 18  # entries of each update at a time: three of them stay in the cache
+
+
+class Signs(NamedTuple):
+    """Shares of entries in conflict and of magnitude that cancels, with standard errors; `weight` is sum |x_i|."""
+
+    conflict: float
+    cancelled: float
+    conflict_error: float
+    cancelled_error: float
+    entries: int
+    of: int
+    weight: float
+
+
+def signs_of(parts: Sequence[Part], *, most: int | None, seed: int) -> Signs:
+    """Return the disagreement of updates scale * b @ a of one shape, b (d_out, r), a (r, d_in), finite.
+
+    Args:
+        parts: the (b, a, scale) of two updates or more.
+        most: read about so many entries of each, at least eight rows; None reads all.
+        seed: of the sample of rows.
+    """
+    d_out, d_in = len(parts[0][0]), parts[0][1].shape[1]
+    wanted = d_out if most is None else min(d_out, max(8, most // max(1, d_in)))
+    rows = np.sort(np.random.default_rng(seed).choice(d_out, wanted, replace=False)) if wanted < d_out else None
+    sums = np.concatenate(list(_row_sums(parts, rows, d_in)))
+    conflict, net, gross = sums.T
+    left = 1.0 - len(sums) / d_out
+    share = float(np.mean(conflict)) / d_in if d_in else 0.0
+    total = float(np.sum(gross))
+    ratio = float(np.sum(net)) / total if total > 0.0 else 1.0
+    return Signs(
+        conflict=share,
+        cancelled=min(1.0, max(0.0, 1.0 - ratio)),
+        conflict_error=_error(conflict / max(1, d_in), left),
+        cancelled_error=_error(net - ratio * gross, left) * len(sums) / total if total > 0.0 else 0.0,
+        entries=len(sums) * d_in,
+        of=d_out * d_in,
+        weight=total * d_out / len(sums),
+    )
+
+
+def _row_sums(parts: Sequence[Part], rows: npt.NDArray[np.int64] | None, d_in: int) -> Iterator[Floats]:
+    """Yield for each row: entries in conflict, sum |sum_i x_i| and sum sum_i |x_i|."""
+    wide = [(b.astype(np.float32) * np.float32(scale), a.astype(np.float32)) for b, a, scale in parts]
+    if rows is not None:
+        wide = [(b[rows], a) for b, a in wide]
+    step = max(1, _CHUNK // max(1, d_in))
+    for start in range(0, len(wide[0][0]), step):
+        first, *rest = (b[start : start + step] @ a for b, a in wide)
+        positive, negative = first > 0.0, first < 0.0
+        net, gross = first.copy(), np.abs(first)
+        for other in rest:
+            positive |= other > 0.0
+            negative |= other < 0.0
+            net += other
+            gross += np.abs(other)
+        clash = np.count_nonzero(positive & negative, axis=1)
+        yield np.stack([clash, np.abs(net).sum(axis=1, dtype=np.float64), gross.sum(axis=1, dtype=np.float64)], axis=1)
+
+
+def _error(per_row: Floats, left: float) -> float:
+    """Return the standard error of the mean of rows sampled without replacement; `left` is the share not sampled."""
+    if left <= 0.0 or len(per_row) < 2:  # noqa: PLR2004  # no variance of one row
+        return 0.0
+    return math.sqrt(left * float(np.var(per_row, ddof=1)) / len(per_row))
+
+
+def pooled_signs(some: Sequence[Signs]) -> Signs | None:
+    """Return the disagreement over several modules as one; errors as of independent samples."""
+    of, weight = sum(s.of for s in some), math.fsum(s.weight for s in some)
+    if not of:
+        return None
+    return Signs(
+        conflict=math.fsum(s.conflict * s.of for s in some) / of,
+        cancelled=math.fsum(s.cancelled * s.weight for s in some) / weight if weight > 0.0 else 0.0,
+        conflict_error=math.sqrt(math.fsum((s.conflict_error * s.of) ** 2 for s in some)) / of,
+        cancelled_error=math.sqrt(math.fsum((s.cancelled_error * s.weight) ** 2 for s in some)) / weight
+        if weight > 0.0
+        else 0.0,
+        entries=sum(s.entries for s in some),
+        of=of,
+        weight=weight,
+    )

@@ -1,22 +1,63 @@
-"""The best factors of a lower rank by the Gram route: long axes are only multiplied, never orthogonalised.
+"""Best approximations of s B A of lower rank, and sums of such products, from the factors alone.
 
-With A A^T = R R^T, the update is B A = (B R)(R^-1 A), the second of orthonormal rows: the eigenvectors Y of
-R^T B^T B R are its right singular vectors there. So b' = B M and a' = N A, with M and N of r x k, both without an
-inverse of anything but the singular values that are kept. Where the Gram route cannot be trusted, QR of both
-factors (`lowrank.decomposed`) does the same.
+Backward stable (QR of both factors, then an SVD of the r x r core) and in float64 on the host, like
+`core_singular_values`: the dense matrix is never formed. Eckart and Young, Psychometrika 1(3), 1936.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Final, NamedTuple
+from collections.abc import Iterator, Sequence
+from typing import Any, Final, NamedTuple, TypeAlias
 
 import numpy as np
+import numpy.typing as npt
 
-from gradience.spectral.lowrank import Floats, Matrix, decomposed
 from gradience.spectral.update import TRUSTED_SHARE, gram_core
 
-__all__ = ["Maps", "gram_maps", "reduced"]
+Floats: TypeAlias = npt.NDArray[np.float64]
+Matrix: TypeAlias = npt.NDArray[Any]
+
+
+class LowRank(NamedTuple):
+    """u diag(sigma) v: u (d_out, n) with orthonormal columns, sigma (n,) largest first, v (n, d_in)."""
+
+    u: Floats
+    sigma: Floats
+    v: Floats
+
+    def factors(self, rank: int, scale: float = 1.0) -> tuple[Floats, Floats]:
+        """Return (b, a) with scale * b @ a the best approximation of that rank, its size shared evenly.
+
+        Above n the factors are padded with zeros: the product does not change.
+        """
+        kept = min(rank, len(self.sigma))
+        root = np.sqrt(self.sigma[:kept] / abs(scale)) if scale else np.zeros(kept)
+        b = np.zeros((len(self.u), rank))
+        a = np.zeros((rank, self.v.shape[1]))
+        b[:, :kept] = self.u[:, :kept] * (root if scale > 0.0 else -root)
+        a[:kept] = self.v[:kept] * root[:, None]
+        return b, a
+
+    def error(self, rank: int) -> float:
+        """Return the Frobenius norm of what the best approximation of that rank leaves out."""
+        return float(np.linalg.norm(self.sigma[rank:]))
+
+
+def decomposed(b: Matrix, a: Matrix, scale: float = 1.0) -> LowRank:
+    """Return the singular value decomposition of scale * b @ a; b (d_out, r), a (r, d_in), both finite."""
+    left, core_b = np.linalg.qr(b.astype(np.float64))
+    right, core_a = np.linalg.qr(a.T.astype(np.float64))
+    u, sigma, v = np.linalg.svd(core_b @ core_a.T, full_matrices=False)
+    sign = -1.0 if scale < 0.0 else 1.0
+    return LowRank(left @ u * sign, sigma * abs(scale), v @ right.T)
+
+
+def stacked(parts: Sequence[tuple[Matrix, Matrix, float]]) -> tuple[Floats, Floats]:
+    """Return (b, a) with b @ a = sum of scale * b_i @ a_i exactly, of the sum of the ranks. Parts are (b, a, scale)."""
+    b = np.concatenate([b.astype(np.float64) * scale for b, _, scale in parts], axis=1)
+    a = np.concatenate([a.astype(np.float64) for _, a, _ in parts], axis=0)
+    return b, a
+
 
 _TILE: Final = 1 << 20  # elements cast to float64 at a time (8 MiB)
 _FLOOR: Final = 1e-7  # of sigma_1: below it a squared singular value is rounding; left out, it costs no more than that
@@ -101,3 +142,77 @@ def _tiles(x: Matrix, kind: type[np.float32 | np.float64]) -> Iterator[tuple[sli
     for start in range(0, len(x), rows):
         span = slice(start, start + rows)
         yield span, x[span].astype(kind)
+
+
+_DENSE_UNDER: Final = 768  # rows or columns, whichever are fewer: a full SVD takes about a second
+_OVERSAMPLING: Final = 16  # columns beyond the rank
+_MOST_PASSES: Final = 40
+_SETTLED: Final = 1e-4  # of the squared norm that is left out: a pass that gains no more is the last
+_ROUNDING: Final = 1e-15  # of the squared norm of the matrix: the same where nothing is left out
+_FIRST_RANK: Final = 32
+_ROWS: Final = 1024  # subtracted at a time
+
+
+class Part(NamedTuple):
+    """`low`, and the Frobenius norms of the whole matrix and of what `low` leaves out of it."""
+
+    low: LowRank
+    norm: float
+    rest: float
+
+
+def leading_part(matrix: Floats, rank: int, *, seed: int = 0) -> Part:
+    """Return the best approximation of a finite float64 matrix of the rank (or of the matrix's, if that is less)."""
+    fewest = min(matrix.shape)
+    norm = float(np.linalg.norm(matrix))
+    if fewest <= _DENSE_UNDER or 4 * (rank + _OVERSAMPLING) >= fewest:
+        u, sigma, v = np.linalg.svd(matrix, full_matrices=False)
+    else:
+        u, sigma, v = _iterated(matrix, rank + _OVERSAMPLING, norm, seed)
+    low = LowRank(u[:, :rank], sigma[:rank], v[:rank])
+    return Part(low, norm, _rest(matrix, low))
+
+
+def _iterated(matrix: Floats, columns: int, norm: float, seed: int) -> tuple[Floats, Floats, Floats]:
+    basis = np.linalg.qr(matrix @ np.random.default_rng(seed).standard_normal((matrix.shape[1], columns)))[0]
+    captured = 0.0
+    for _ in range(_MOST_PASSES):
+        core = basis.T @ matrix
+        before, captured = captured, float(np.sum(core * core))
+        left = max(0.0, norm * norm - captured)
+        if captured - before <= _SETTLED * left + _ROUNDING * norm * norm:
+            break
+        turned = np.linalg.qr(core.T)[0]
+        basis = np.linalg.qr(matrix @ turned)[0]
+    else:
+        core = basis.T @ matrix
+    u, sigma, v = np.linalg.svd(core, full_matrices=False)
+    return basis @ u, sigma, v
+
+
+def _rest(matrix: Floats, low: LowRank) -> float:
+    """Return the Frobenius norm of matrix - u diag(sigma) v, some rows at a time."""
+    left = low.u * low.sigma
+    starts = range(0, len(matrix), _ROWS)
+    return float(np.sqrt(sum(np.sum((matrix[i : i + _ROWS] - left[i : i + _ROWS] @ low.v) ** 2) for i in starts)))
+
+
+def part_with_energy(matrix: Floats, energy: float, *, seed: int = 0) -> Part:
+    """Return the part of least rank that holds the given fraction of the squared Frobenius norm."""
+    total = float(np.sum(matrix * matrix))
+    rank, fewest = min(_FIRST_RANK, *matrix.shape), min(matrix.shape)
+    while True:
+        low, norm, _ = leading_part(matrix, rank, seed=seed)
+        enough = rank_for_energy(low.sigma, energy, total)
+        if enough is not None or rank == fewest:
+            kept = rank if enough is None else enough
+            cut = LowRank(low.u[:, :kept], low.sigma[:kept], low.v[:kept])
+            return Part(cut, norm, _rest(matrix, cut))
+        rank = min(2 * rank, fewest)
+
+
+def rank_for_energy(sigma: Floats, energy: float, total: float) -> int | None:
+    """Return the least k >= 1 with sigma_1^2 + ... + sigma_k^2 >= energy * total, or None where all are too few."""
+    held = np.cumsum(sigma * sigma)
+    enough = np.flatnonzero(held >= energy * total * (1.0 - 1e-12))  # rounding of the sum
+    return int(enough[0]) + 1 if len(enough) else None

@@ -16,17 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gradience.spectral.grams import Factors, Grams, grams_of
-from gradience.spectral.lowrank import LowRank, decomposed
-
-__all__ = [
-    "PairGeometry",
-    "Stacked",
-    "chance_overlap",
-    "chance_overlap_sd",
-    "overlap",
-    "pair_geometries",
-    "principal_cosines",
-]
+from gradience.spectral.reduced import LowRank, decomposed
 
 Floats: TypeAlias = npt.NDArray[np.float64]
 Matrix: TypeAlias = npt.NDArray[Any]

@@ -17,17 +17,6 @@ import numpy as np
 import numpy.typing as npt
 from jax import Array
 
-__all__ = [
-    "TRUSTED_SHARE",
-    "GramCore",
-    "GramSpectrum",
-    "core_singular_values",
-    "gram_columns",
-    "gram_core",
-    "gram_rows",
-    "gram_singular_values",
-]
-
 Floats: TypeAlias = npt.NDArray[np.float64]
 
 # sigma_1^2 below this share of |A|^2 |B|^2: the Gram route may miss 1e-6 sigma_1 (tests/spectral shows it).

@@ -13,8 +13,6 @@ from filelock import FileLock, Timeout
 
 from gradience.errors import RecorderError
 
-__all__ = ["FSYNC_INTERVAL_S", "Fsync", "LogFile"]
-
 Fsync: TypeAlias = Literal["always", "auto", "never"]
 
 FSYNC_INTERVAL_S: Final = 5.0  # power loss costs at most this much of a run; a killed process costs nothing

@@ -10,13 +10,10 @@ from typing import TYPE_CHECKING, TypeVar
 from gradience.schema.config import ConfigSnapshot
 from gradience.schema.events import Eval, Event, RunStart, UnknownEvent
 from gradience.schema.reports import BadLine
-from gradience.telemetry.lines import MAX_ISSUES, require_log
-from gradience.telemetry.scan import BadLines, LogScan, Rows
+from gradience.telemetry.scan import MAX_ISSUES, BadLines, LogScan, Rows, require_log
 
 if TYPE_CHECKING:
     from gradience.telemetry.summary import RunSummary
-
-__all__ = ["TelemetryReader", "unnamed_note"]
 
 
 E_ = TypeVar("E_")

@@ -23,8 +23,6 @@ from gradience.schema.events import (
 from gradience.schema.scalars import Real, as_float
 from gradience.telemetry.rows import PlainRow
 
-__all__ = ["RunSeries"]
-
 _ABSENT = float("nan")
 
 

@@ -10,11 +10,8 @@ import msgspec
 
 from gradience.schema.events import Event, RunStart, TrainStep, UnknownEvent
 from gradience.schema.reports import BadLine
-from gradience.telemetry.lines import MAX_ISSUES
-from gradience.telemetry.scan import BadLines, LogScan, Rows
+from gradience.telemetry.scan import MAX_ISSUES, BadLines, LogScan, Rows
 from gradience.telemetry.series import RunSeries
-
-__all__ = ["RunSeries", "RunSummary", "summarize"]
 
 
 @dataclass(slots=True)

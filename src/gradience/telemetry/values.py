@@ -11,8 +11,6 @@ from typing import Any, Final, get_args
 from gradience.errors import RecorderError
 from gradience.schema.scalars import NonFinite, Real, real
 
-__all__ = ["number", "plain", "rates"]
-
 _NAMES: Final = frozenset(get_args(NonFinite))
 _DEEPEST: Final = 64
 _ADVICE: Final = "record numbers, strings, booleans, and lists or mappings of them"

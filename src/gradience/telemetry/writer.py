@@ -35,11 +35,9 @@ from gradience.schema.events import (
 )
 from gradience.schema.scalars import SCHEMA_ID, Severity, Status
 from gradience.telemetry.codec import MAX_LINE_BYTES, decode, decode_known, encode, encode_document, to_document
-from gradience.telemetry.logfile import FSYNC_INTERVAL_S, Fsync, LogFile
+from gradience.telemetry.logfile import Fsync, LogFile
 from gradience.telemetry.redact import DEFAULT_MAX_STR_LEN, Redaction, redact_document, redact_id
 from gradience.telemetry.values import number, plain, rates
-
-__all__ = ["FSYNC_INTERVAL_S", "Fsync", "TelemetryWriter"]
 
 _DURABLE: Final = (RunStart, Eval, Alert, RunEnd)
 _ADVICE: Final = "see the event's fields in gradience.schema"

@@ -1,0 +1,1 @@
+"""Readers of adapter files: one module for each layout."""

@@ -1,0 +1,261 @@
+"""PEFT's own layout: which tensors make up a module, and what the other ones are."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Final, TypeAlias
+
+from gradience.adapters.config import ANALYSED, AdapterConfig, ScalingRules
+from gradience.adapters.kinds.experts import expert_modules, parameter_nests
+from gradience.adapters.kinds.lora import adalora_module, base_changing, lora_module
+from gradience.adapters.kinds.products import loha_module, lokr_module
+from gradience.adapters.kinds.unfactored import hira_module, miss_module, vera_modules
+from gradience.adapters.layout import Adapter, Context, Group, Module, NeedsBase, Role, Skipped, parse_key
+from gradience.adapters.names import explained, natural_key, other_role
+from gradience.errors import AdapterError
+from gradience.io.safetensors import TensorSource
+
+Found: TypeAlias = Module | NeedsBase | Skipped
+Builder: TypeAlias = Callable[[Context, Group], Found]
+
+_FAMILIES: Final = (
+    ("hada_", "LOHA"),
+    ("lokr_", "LOKR"),
+    ("vera_", "VERA"),
+    ("hira_", "HIRA"),
+    ("miss_", "MISS"),
+    ("lora_", "LORA"),
+)
+_BUILDERS: Final[dict[str, Builder]] = {
+    "LORA": lora_module,
+    "ADALORA": adalora_module,
+    "LOHA": loha_module,
+    "LOKR": lokr_module,
+    "HIRA": hira_module,
+    "MISS": miss_module,
+}
+_ALIASES: Final = {"BONE": "MISS"}
+
+
+def is_peft(keys: Iterable[str]) -> bool:
+    """Return whether any tensor's name is one that PEFT gives to a part of an update."""
+    return any(key.startswith("base_model.") or parse_key(key) is not None for key in keys)
+
+
+def read_peft(source: TensorSource, config: AdapterConfig) -> Adapter:
+    """Return the adapter's modules, with a role for every tensor of the file.
+
+    Raises:
+        AdapterError: the config belongs to another type of adapter, or a pattern of it cannot be matched.
+    """
+    declared = config.peft_type.upper() if config.peft_type else None
+    declared = _ALIASES.get(declared or "", declared)
+    groups, roles = _gather(source, config)
+    if declared is not None and declared not in ANALYSED:
+        return _recognised_only(source, config, roles)
+    if declared is None and config.lora_parameters is not None and groups:
+        raise AdapterError(
+            f"the config is MLX-LM's, but the tensors of {source.path} are PEFT's",
+            advice="give the config that was saved with them, with --adapter-config",
+        )
+    kind = _kind(declared, groups)
+    ctx = _context(source, config, groups)
+    found = _found(ctx, kind, groups)
+    return _assembled(ctx, kind, groups, roles, found)
+
+
+def _gather(source: TensorSource, config: AdapterConfig) -> tuple[list[Group], dict[str, Role]]:
+    """Return the tensors of updates by module, and a role for every tensor."""
+    groups: dict[tuple[str, str], Group] = {}
+    roles: dict[str, Role] = {}
+    for name in source.tensors:
+        key = parse_key(name)
+        if key is None:
+            roles[name] = other_role(name, config)
+            continue
+        roles[name] = "magnitude" if key.field == "lora_magnitude_vector" else "lora_pair"
+        if key.leaf == "bias":
+            roles[name] = "bias"
+        group = groups.setdefault((key.module, key.adapter), Group(key.module, key.adapter))
+        group.keys[f"{key.field}.bias" if key.leaf == "bias" else key.field] = name
+    return list(groups.values()), roles
+
+
+def _recognised_only(source: TensorSource, config: AdapterConfig, roles: dict[str, Role]) -> Adapter:
+    whole = ("full_module", "bias", "base_copy", "token_rows")
+    kept: dict[str, Role] = {key: role if role in whole else "not_analysed" for key, role in roles.items()}
+    reason = f"peft_type {config.peft_type}: recognised, not analysed"
+    return Adapter("peft", config, [], kept, source.tensors, [Skipped("*", reason)], [], [source.path])
+
+
+def _kind(declared: str | None, groups: Sequence[Group]) -> str:
+    """Return the type that the tensors are of; the config may not say another."""
+    present = {
+        kind for group in groups for prefix, kind in _FAMILIES for field in group.keys if field.startswith(prefix)
+    }
+    if any("lora_E" in group.keys for group in groups):
+        present = (present - {"LORA"}) | {"ADALORA"}
+    if declared is None:
+        return min(present, default="LORA")
+    if present and declared not in present:
+        raise AdapterError(
+            f"the config says peft_type {declared}, but the file holds tensors of {' and '.join(sorted(present))}",
+            advice="config and weights belong to different adapters: give the right config with --adapter-config",
+        )
+    return declared
+
+
+def _context(source: TensorSource, config: AdapterConfig, groups: Sequence[Group]) -> Context:
+    modules = {group.module for group in groups}
+    return Context(
+        source,
+        config,
+        ScalingRules(config),
+        several=len({group.adapter for group in groups}) > 1,
+        attention=frozenset(m for m in modules if f"{m}.base_layer.out_proj" in modules),
+        layers=_unrolled(config),
+    )
+
+
+_MOST_LAYERS: Final = 100_000
+
+
+def _unrolled(config: AdapterConfig) -> tuple[int, ...]:
+    ranges = config.layer_replication or []
+    if any(not 0 <= start <= end <= _MOST_LAYERS for start, end in ranges) or len(ranges) > _MOST_LAYERS:
+        raise AdapterError(f"layer_replication in the adapter config is no list of [start, end): {ranges[:4]}")
+    layers: list[int] = []
+    for start, end in ranges:
+        layers += range(start, end)
+        if len(layers) > _MOST_LAYERS:
+            raise AdapterError("layer_replication in the adapter config makes more than 100 000 layers")
+    return tuple(layers)
+
+
+def _found(ctx: Context, kind: str, groups: Sequence[Group]) -> list[tuple[Sequence[Group], Found]]:
+    """Return each module with the groups it is made of, in natural order of names."""
+    if kind == "VERA":
+        return [([g], found) for g, found in zip(groups, vera_modules(ctx, list(groups)), strict=True)]
+    nests = parameter_nests(ctx, (group.module for group in groups)) if kind == "LORA" else {}
+    nested = {module for modules in nests.values() for module in modules}
+    by_module: dict[str, list[Group]] = {}
+    for group in groups:
+        by_module.setdefault(group.module, []).append(group)
+    builder = _BUILDERS[kind]
+    found: list[tuple[Sequence[Group], Found]] = [
+        ([group], builder(ctx, group)) for group in groups if group.module not in nested
+    ]
+    for path, modules in nests.items():
+        for same in _by_adapter(by_module, modules):
+            found += [(same, one) for one in expert_modules(ctx, path, same)]
+    return found
+
+
+def _by_adapter(by_module: Mapping[str, list[Group]], modules: Sequence[str]) -> list[list[Group]]:
+    """Return the nested groups of each adapter, innermost first."""
+    adapters: dict[str, list[Group]] = {}
+    for module in modules:
+        for group in by_module[module]:
+            adapters.setdefault(group.adapter, []).append(group)
+    return list(adapters.values())
+
+
+def _assembled(
+    ctx: Context,
+    kind: str,
+    groups: Sequence[Group],
+    roles: dict[str, Role],
+    found: list[tuple[Sequence[Group], Found]],
+) -> Adapter:
+    modules = sorted((one for _, one in found if isinstance(one, Module)), key=lambda m: natural_key(m.name))
+    waiting = [one for _, one in found if isinstance(one, NeedsBase)]
+    skipped = list({one: None for _, one in found if isinstance(one, Skipped)})
+    used = {id(group) for made_of, one in found if not isinstance(one, Skipped) for group in made_of}
+    for group in groups:
+        if id(group) not in used:
+            roles.update(dict.fromkeys(group.keys.values(), "not_analysed"))
+    placed = {key for group in groups for key in group.keys.values()}
+    rest = {key: role for key, role in roles.items() if key not in placed}
+    unmatched = ctx.rules.unmatched() if kind not in {"ADALORA", "VERA", "MISS", "HIRA"} else ([], [])
+    return Adapter(
+        format="peft",
+        config=ctx.config,
+        modules=modules,
+        roles=roles,
+        tensors=ctx.source.tensors,
+        skipped=[*skipped, *(Skipped(one.module.name, one.reason) for one in waiting), *explained(rest)],
+        notes=_notes(ctx, modules, roles, unmatched),
+        weights=[ctx.source.path],
+        needs_base=[one.module for one in waiting],
+        unmatched_rank_patterns=unmatched[0],
+        unmatched_alpha_patterns=unmatched[1],
+    )
+
+
+def _notes(
+    ctx: Context, modules: Sequence[Module], roles: Mapping[str, Role], unmatched: tuple[list[str], list[str]]
+) -> list[str]:
+    notes = [*_notes_on_the_base(ctx.config), *_notes_on_layers(ctx, roles), *_notes_on_ranks(modules)]
+    if (other := _not_targeted(ctx.config, modules)) is not None:
+        notes.append(other)
+    for name, keys in zip(("rank_pattern", "alpha_pattern"), unmatched, strict=True):
+        if keys:
+            notes.append(f"{len(keys)} keys of {name} match no module of the file (first: {keys[0]!r})")
+    if ctx.rules.contested:
+        notes.append(
+            f"{len(ctx.rules.contested)} modules match several keys of a pattern, with different values (first: "
+            f"{ctx.rules.contested[0]}): PEFT sorts the keys when it saves, so the one that held in training may "
+            "be another than the first, which PEFT applies on loading and is used here"
+        )
+    if ctx.several:
+        names = sorted({m.adapter or "" for m in modules})
+        notes.append(f"the file holds several adapters ({', '.join(names)}); the config was applied to each")
+    return notes
+
+
+def _not_targeted(config: AdapterConfig, modules: Sequence[Module]) -> str | None:
+    """Return a remark where the config's list of targets names no module of the file."""
+    targets = config.target_modules
+    if not isinstance(targets, list) or not targets or not modules:
+        return None
+    suffixes = tuple(f".{target}" for target in targets)
+    if any(f".{m.name.partition(':')[0]}".endswith(suffixes) or m.expert is not None for m in modules):
+        return None
+    return f"no target module of the config ({', '.join(targets[:4])}) is in the file: is it another adapter's?"
+
+
+def _notes_on_the_base(config: AdapterConfig) -> list[str]:
+    notes = []
+    if base_changing(config.init_lora_weights) is not None:
+        notes.append(
+            f"init_lora_weights={config.init_lora_weights!r} changed the base model's weights at the start: "
+            "the numbers below describe s B A, which is not the whole change to the original base"
+        )
+    if config.kasa_config is not None:
+        notes.append(
+            "KaSA removed the r smallest singular values from the base: the numbers below describe s B A alone"
+        )
+    if config.alora_invocation_tokens:
+        notes.append("aLoRA: the update applies only after its invocation tokens, and cannot be merged")
+    if config.arrow_config is not None:
+        notes.append("Arrow: this adapter routes among others; what it does depends on the input")
+    return notes
+
+
+def _notes_on_layers(ctx: Context, roles: Mapping[str, Role]) -> list[str]:
+    notes = []
+    if "magnitude" in roles.values():
+        notes.append("DoRA: the numbers below describe s B A, before the rescaling by magnitude, which needs the base")
+    if ctx.attention:
+        notes.append(
+            "MultiheadAttention: PEFT up to 0.21.2 applies out_proj's update twice (PR #3774); it is given here once"
+        )
+    return notes
+
+
+def _notes_on_ranks(modules: Sequence[Module]) -> list[str]:
+    wrong = [m.name for m in modules if m.config_r is not None and m.config_r != m.r]
+    if not wrong:
+        return []
+    where = f"{len(wrong)} of {len(modules)} modules (first: {wrong[0]})"
+    return [f"{where} have another rank in the file than in the config; the file's is used"]

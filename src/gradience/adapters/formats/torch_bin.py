@@ -1,0 +1,118 @@
+"""Legacy `.bin` adapters: a pickle, opened only by torch's own restricted loader."""
+
+from __future__ import annotations
+
+import zipfile
+from pathlib import Path
+from typing import Any, Final
+
+import ml_dtypes
+import numpy as np
+import numpy.typing as npt
+
+from gradience.errors import AdapterError
+from gradience.io.safetensors import TensorInfo
+
+_SAVE_AGAIN: Final = "save the adapter again with safe_serialization=True"
+_LFS: Final = b"version https://git-lfs"
+_NAMES: Final = {
+    "torch.float64": "F64",
+    "torch.float32": "F32",
+    "torch.float16": "F16",
+    "torch.bfloat16": "BF16",
+    "torch.int64": "I64",
+    "torch.int32": "I32",
+    "torch.int16": "I16",
+    "torch.int8": "I8",
+    "torch.float8_e4m3fn": "F8_E4M3",
+    "torch.float8_e5m2": "F8_E5M2",
+    "torch.uint8": "U8",
+    "torch.bool": "BOOL",
+}
+
+
+class TorchFile:
+    """A file of torch tensors, loaded with `weights_only=True`: no code in it can run.
+
+    Raises:
+        AdapterError: torch is not installed, or the file is not a plain dict of tensors.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.metadata: dict[str, str] = {}
+        self._data = _load(path)
+        self.tensors = {name: _described(path, name, tensor) for name, tensor in self._data.items()}
+
+    def read(self, name: str) -> npt.NDArray[Any]:
+        """Return the tensor as an array of its own dtype.
+
+        Raises:
+            AdapterError: numpy has no such dtype.
+        """
+        import torch  # noqa: PLC0415  # an optional dependency
+
+        tensor = self._data[name].detach().contiguous()
+        stored = {torch.bfloat16: ml_dtypes.bfloat16, torch.float8_e4m3fn: ml_dtypes.float8_e4m3fn}
+        stored[torch.float8_e5m2] = ml_dtypes.float8_e5m2
+        if tensor.dtype in stored:
+            same_size = torch.int16 if tensor.element_size() == 2 else torch.uint8  # noqa: PLR2004  # bytes
+            return np.asarray(tensor.view(same_size).numpy()).view(stored[tensor.dtype])
+        if str(tensor.dtype) not in _NAMES:
+            raise AdapterError(f"{self.path}: tensor {name!r} is of dtype {tensor.dtype}, which cannot be read")
+        return np.asarray(tensor.numpy())
+
+    def raw(self, name: str) -> npt.NDArray[np.uint8]:
+        """Return the tensor's bytes."""
+        return self.read(name).reshape(-1).view(np.uint8)
+
+
+def _described(path: Path, name: str, tensor: Any) -> TensorInfo:
+    """Return a tensor's entry, or refuse one that is larger than the file: strides can claim any size."""
+    nbytes = tensor.numel() * tensor.element_size()
+    if str(tensor.layout) != "torch.strided" or tensor.is_quantized or tensor.device.type != "cpu":
+        raise AdapterError(f"{path}: tensor {name!r} is not a plain array", advice=_SAVE_AGAIN)
+    if nbytes > path.stat().st_size:
+        raise AdapterError(f"{path}: tensor {name!r} claims {nbytes} bytes, more than the file has", advice=_SAVE_AGAIN)
+    return TensorInfo(_NAMES.get(str(tensor.dtype), str(tensor.dtype)), tuple(tensor.shape), 0, nbytes)
+
+
+def _load(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise AdapterError(f"no weights file at {path}", advice="check the path")
+    with path.open("rb") as file:
+        if file.read(len(_LFS)) == _LFS:
+            raise AdapterError(f"{path} is a git-lfs pointer, not the weights", advice="fetch them with 'git lfs pull'")
+    _refuse_compressed(path)
+    try:
+        import torch  # noqa: PLC0415  # an optional dependency
+    except ImportError as error:
+        raise AdapterError(
+            f"{path} is a pickled torch file, and torch is not installed",
+            advice="pip install torch, or save the adapter again with safe_serialization=True",
+        ) from error
+    try:
+        data = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    except Exception as error:  # a hostile pickle makes the loader raise anything; none of it is our bug
+        first = str(error).strip().split("\n", 1)[0]
+        raise AdapterError(
+            f"{path} cannot be loaded as plain tensors: {type(error).__name__}: {first}", advice=_SAVE_AGAIN
+        ) from error
+    if not isinstance(data, dict) or not all(
+        isinstance(name, str) and isinstance(tensor, torch.Tensor) for name, tensor in data.items()
+    ):
+        raise AdapterError(f"{path} is not a dict of tensors", advice="give adapter_model.bin as PEFT saved it")
+    return data
+
+
+def _refuse_compressed(path: Path) -> None:
+    """Torch stores its arrays as they are; a compressed one could grow to any size."""
+    if not zipfile.is_zipfile(path):
+        return
+    try:
+        with zipfile.ZipFile(path) as archive:
+            packed = any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist())
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
+        raise AdapterError(f"{path} is a damaged archive: {error}", advice="copy it again") from error
+    if packed:
+        raise AdapterError(f"{path} is a compressed archive, which torch does not write", advice=_SAVE_AGAIN)

@@ -1,0 +1,1 @@
+"""Adapter kinds: how each one's tensors become an update."""

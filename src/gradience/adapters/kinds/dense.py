@@ -1,0 +1,172 @@
+"""Updates that are a function of the base weight: what the factors alone do not say.
+
+Each function returns the true update W' - W as a matrix, given the base weight as stored (a convolution's
+flattened to (out, in * kernel)). PEFT's own merge is the reference for each.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Final
+
+import numpy as np
+
+from gradience.adapters.layout import Array, DenseUpdate, LoadFactors
+from gradience.errors import AdapterError
+
+_BLOCK: Final = 1 << 20  # elements worked on in float64 at a time
+
+
+def plain(load: LoadFactors, scale: float) -> DenseUpdate:
+    """Return dW = s B A."""
+    return _oriented(lambda w: _product(load, scale, w))
+
+
+def dora(load: LoadFactors, scale: float, magnitude: Callable[[], Array], *, axis: int) -> DenseUpdate:
+    """Return dW = (m / norm(V) - 1) W + (m / norm(V)) s B A with V = W + s B A.
+
+    Norms run over `axis` of the matrix: 1 for a weight stored (out, in), 0 for one stored turned and for
+    embeddings (`peft/tuners/lora/dora.py`, get_weight_norm; `variants.py`, merge_safe).
+    """
+
+    def update(w: Array) -> Array:
+        d, turned = _product_and_turn(load, scale, w)
+        along = 1 - axis if turned else axis
+        m = magnitude().astype(np.float64).reshape(-1)
+        norm = _norms(w, d, along)
+        if m.shape != norm.shape:
+            raise AdapterError(f"a magnitude of {len(m)} entries does not fit a base weight of shape {w.shape}")
+        with np.errstate(divide="ignore", invalid="ignore"):  # PEFT's merge is not finite there either
+            factor = m / norm
+        factor = factor[:, None] if along == 1 else factor[None, :]
+        return np.asarray((factor - 1.0).astype(d.dtype) * w + factor.astype(d.dtype) * d)
+
+    return _oriented(update)
+
+
+def _norms(w: Array, d: Array, axis: int) -> Array:
+    """Return the norms of W + dW along an axis, added up in float64 without a float64 copy of either."""
+    squares = np.zeros(w.shape[1 - axis])
+    rows = max(1, _BLOCK // max(1, w.shape[1]))
+    for start in range(0, len(w), rows):
+        block = w[start : start + rows].astype(np.float64) + d[start : start + rows]
+        if axis == 1:
+            squares[start : start + rows] = np.einsum("ij,ij->i", block, block)
+        else:
+            squares += np.einsum("ij,ij->j", block, block)
+    return np.sqrt(squares)
+
+
+def pissa(load: LoadFactors, scale: float, r: int) -> DenseUpdate:
+    """Return dW = s B A - W_r, W_r the best rank-r part of W, PiSSA's share of it (layer.py, pissa_init)."""
+
+    def update(w: Array) -> Array:
+        wide = w.astype(np.float64)
+        tall = wide if w.shape[0] <= w.shape[1] else wide.T
+        _, vectors = np.linalg.eigh(tall @ tall.T)
+        top = vectors[:, -r:]
+        principal = top @ (top.T @ tall)
+        return _product(load, scale, w) - (principal if tall is wide else principal.T)
+
+    return _oriented(update)
+
+
+def olora(load: LoadFactors, scale: float, r: int) -> DenseUpdate:
+    """Return dW = s B A - s Q_r Q_r^T W, Q_r from the QR of W's first r columns (layer.py, olora_init)."""
+
+    def update(w: Array) -> Array:
+        wide = w.astype(np.float64)
+        q, _ = np.linalg.qr(wide[:, :r])
+        return _product(load, scale, w) - scale * (q @ (q.T @ wide))
+
+    return _oriented(update)
+
+
+def kasa(load: LoadFactors, scale: float, r: int) -> DenseUpdate:
+    """Return dW = s (B diag) A - the part of W on its r smallest singular values (variants.py, KasaLinearVariant)."""
+
+    def update(w: Array) -> Array:
+        u, s, vh = np.linalg.svd(w.astype(np.float64), full_matrices=False)
+        if r >= len(s):
+            raise AdapterError(f"KaSA of rank {r} leaves nothing of a base weight of shape {w.shape}")
+        return np.asarray(_product(load, scale, w) - (u[:, -r:] * s[-r:]) @ vh[-r:])
+
+    return _oriented(update)
+
+
+def hira(factors: LoadFactors) -> DenseUpdate:
+    """Return dW = W o (B A), elementwise (hira/layer.py, _merge)."""
+    return _oriented(lambda w: w * _product(factors, 1.0, w))
+
+
+def vera(factors: Callable[[tuple[int, int]], tuple[Array, Array]]) -> DenseUpdate:
+    """Return dW = (b o B) (d o A), with A cut to the width of W (vera/layer.py, get_delta_weight)."""
+
+    def dense(w: Array) -> Array:
+        stored = w.reshape(w.shape[0], -1)
+        b, a = factors((stored.shape[0], stored.shape[1]))
+        return np.asarray(_wide(b) @ _wide(a))
+
+    return dense
+
+
+def miss(block: Callable[[], Array], kind: object) -> DenseUpdate:
+    """Return MiSS's update (miss/layer.py): each r columns of W gain the same block; `bat` multiplies W too."""
+
+    def dense(w: Array) -> Array:
+        matrix = _wide(w.reshape(w.shape[0], -1))
+        piece = _wide(block())
+        if piece.ndim == 3:  # noqa: PLR2004  # only bat has three axes
+            return _bat(matrix, piece)
+        out, inner = matrix.shape
+        repeats = out // piece.shape[1]
+        if repeats * piece.shape[1] != out or (repeats != 1 and kind != "mini"):
+            raise AdapterError(f"a MiSS block of shape {piece.shape} does not fit a base weight of shape {w.shape}")
+        columns = np.tile(piece, (1, repeats)).T
+        return np.tile(columns, (1, -(-inner // piece.shape[0])))[:, :inner]
+
+    return dense
+
+
+def _bat(w: Array, block: Array) -> Array:
+    out, inner = w.shape
+    n, r, _ = block.shape
+    if n * r != out or inner % r:
+        raise AdapterError(f"a MiSS block of shape {block.shape} does not fit a base weight of shape {w.shape}")
+    grid = w.reshape(n, r, inner // r, r).transpose(2, 0, 1, 3)
+    return (grid @ block + block).transpose(1, 2, 0, 3).reshape(out, inner)
+
+
+def _oriented(update: DenseUpdate) -> DenseUpdate:
+    """Return the update for a base weight of any number of axes, floats of at least 32 bits."""
+
+    def dense(w: Array) -> Array:
+        return update(_wide(w.reshape(w.shape[0], -1)))
+
+    return dense
+
+
+def _wide(x: Array) -> Array:
+    kind: Any = np.float64 if x.dtype == np.float64 else np.float32
+    return x.astype(kind, copy=False)
+
+
+def _product(load: LoadFactors, scale: float, w: Array) -> Array:
+    return _product_and_turn(load, scale, w)[0]
+
+
+def _product_and_turn(load: LoadFactors, scale: float, w: Array) -> tuple[Array, bool]:
+    """Return s B A in W's orientation and whether it had to be turned, or refuse a W that it does not fit."""
+    b, a = load()
+    b, a = _wide(b), _wide(a)
+    if w.dtype == np.float64:
+        b, a = b.astype(np.float64), a.astype(np.float64)
+    turned = (len(b), a.shape[1]) != w.shape
+    if turned:
+        if (a.shape[1], len(b)) != w.shape:
+            raise AdapterError(
+                f"an update of shape ({len(b)}, {a.shape[1]}) does not fit a base weight of shape {w.shape}",
+                advice="give the base model that the adapter was trained on",
+            )
+        b, a = a.T, b.T
+    return np.asarray((scale * b) @ a), turned

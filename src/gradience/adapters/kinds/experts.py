@@ -1,0 +1,160 @@
+"""LoRA on a parameter (`target_parameters`): one pair of tensors for all experts of a 3-D weight.
+
+A is (E r, in) with experts outermost, B is (out, r E) with experts innermost; dW_e = s B_e A_e
+(`lora/layer.py`, ParamWrapper.get_delta_weight). Several parameters of one module are nested: PEFT wraps
+them in the order in which the module registers them, so the first is the innermost (`experts.base_layer...`)
+and the last has the module's own name. The file says neither their names nor how many experts there are:
+names come from the config, E from the rank.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Final
+
+from gradience.adapters.kinds.lora import common
+from gradience.adapters.layout import Array, Context, Group, LoadFactors, Module, Skipped
+
+# The order in which models register the weights of their experts.
+_ORDER: Final = ("gate_up_proj", "gate_proj", "w1", "up_proj", "w3", "w13", "down_proj", "w2")
+
+
+def parameter_nests(ctx: Context, modules: Iterable[str]) -> dict[str, list[str]]:
+    """Return the modules whose pairs are of parameters: path to its groups' names, innermost first."""
+    if not ctx.config.target_parameters:
+        return {}
+    nests: dict[str, list[str]] = {}
+    for module in modules:
+        path = _unnested(module)
+        if _targets(ctx, path):
+            nests.setdefault(path, []).append(module)
+    return {path: sorted(held, key=len, reverse=True) for path, held in nests.items()}
+
+
+def _unnested(module: str) -> str:
+    while module.endswith(".base_layer"):
+        module = module.removesuffix(".base_layer")
+    return module
+
+
+def _targets(ctx: Context, path: str) -> list[str]:
+    """Return the target parameters that may be the module's: those that name it, else those that name none."""
+    targets = ctx.config.target_parameters or []
+    owners = {target: target.rpartition(".")[0] for target in targets}
+    named = [target for target, owner in owners.items() if owner and _ends(path, owner)]
+    if named:
+        return named
+    listed = ctx.config.target_modules
+    is_list = isinstance(listed, list)  # else a pattern or all-linear: go by the name
+    other = any(_ends(path, name) for name in listed or ()) if is_list else not path.endswith("experts")
+    return [] if other else [target for target, owner in owners.items() if not owner]
+
+
+def _ends(path: str, name: str) -> bool:
+    return path == name or path.endswith(f".{name}")
+
+
+def expert_modules(ctx: Context, path: str, groups: Sequence[Group]) -> list[Module | Skipped]:
+    """Return the experts' modules of one wrapped module; `groups` innermost first."""
+    names = _parameters(ctx, path, groups)
+    if isinstance(names, str):
+        return [Skipped(ctx.name(group), names) for group in groups]
+    found = [_experts(ctx, path, group, name) for group, name in zip(groups, names, strict=True)]
+    counts = {len(some) for some in found if isinstance(some[0], Module)}
+    if len(counts) > 1:
+        why = f"its parameters would have {' and '.join(map(str, sorted(counts)))} experts by the config's ranks"
+        return [Skipped(ctx.name(group), why) for group in groups]
+    return [one for some in found for one in some]
+
+
+def _parameters(ctx: Context, path: str, groups: Sequence[Group]) -> list[str] | str:
+    """Return the parameters' names, innermost first, or why they cannot be told apart."""
+    candidates = sorted({target.rpartition(".")[2] for target in _targets(ctx, path)})
+    if len(candidates) == len(groups) == 1:
+        return candidates
+    known: list[str] = [name for name in _ORDER if name in candidates]
+    if len(known) == len(groups) and _fits(ctx, groups, known):
+        return known
+    if len({(s.config_r, s.alpha) for s in (ctx.rules.of(f"{path}.{name}") for name in candidates)}) == 1:
+        return [f"parameter{depth}" for depth in range(len(groups))]
+    return f"which of {', '.join(candidates)} each pair belongs to cannot be told, and their ranks differ"
+
+
+def _fits(ctx: Context, groups: Sequence[Group], names: Sequence[str]) -> bool:
+    """Return whether gate_up_proj really is the one that feeds down_proj."""
+    shapes = dict(zip(names, (_widths(ctx, group) for group in groups), strict=True))
+    first, last = shapes.get("gate_up_proj"), shapes.get("down_proj")
+    if first is None or last is None:
+        return True
+    return first[1] == last[0] or first[0] == last[1]
+
+
+def _widths(ctx: Context, group: Group) -> tuple[int, int] | None:
+    """Return (out, in) of a pair."""
+    if "lora_A" not in group.keys or "lora_B" not in group.keys:
+        return None
+    return ctx.info(group, "lora_B").shape[0], ctx.info(group, "lora_A").shape[-1]
+
+
+def _experts(ctx: Context, path: str, group: Group, parameter: str) -> list[Module | Skipped]:
+    name = f"{path}.{parameter}"
+    shown = f"{name}:{group.adapter or 'default'}" if ctx.several else name
+    if (reason := ctx.misuse(group, "lora_A", "lora_B")) is not None:
+        return [Skipped(shown, reason.reason)]
+    a, b = ctx.info(group, "lora_A").shape, ctx.info(group, "lora_B").shape
+    s = ctx.rules.of(name)
+    r = s.config_r
+    if len(a) != 2 or len(b) != 2 or a[0] != b[1] or r < 1 or a[0] % r:  # noqa: PLR2004  # matrices
+        return [
+            Skipped(
+                shown,
+                f"factors of shape {list(a)} and {list(b)} cannot be shared out among experts of rank {r}, "
+                "the rank that the config gives",
+            )
+        ]
+    n = a[0] // r
+    pair = _Stack(ctx, group, n, r)
+    base = ctx.base_path(path)
+    square = n > 1 and b[0] == a[1]
+    return [
+        Module(
+            name=f"{shown}[{e}]" if n > 1 else (path if parameter == "weight" else shown),
+            kind="expert" if n > 1 else "linear",
+            shape=(b[0], a[1]),
+            r=r,
+            alpha=s.alpha,
+            scale=s.scale,
+            params=r * (a[1] + b[0]),
+            load=pair.load(e),
+            base_name=f"{base}.{parameter}" if not parameter.startswith("parameter") else None,
+            expert=e if n > 1 else None,
+            note="a square weight: the file does not say whether the base stores it turned" if square else None,
+            **common(ctx, group, s),
+        )
+        for e in range(n)
+    ]
+
+
+class _Stack:
+    """One pair for all experts, read once as long as its experts are asked for one after the other."""
+
+    def __init__(self, ctx: Context, group: Group, n: int, r: int) -> None:
+        self._read = (ctx.reader(group, "lora_A"), ctx.reader(group, "lora_B"))
+        self._n, self._r, self._ctx = n, r, ctx
+
+    def load(self, expert: int) -> LoadFactors:
+        """Return a loader of one expert's (b, a)."""
+
+        def load() -> tuple[Array, Array]:
+            a, b = self._both()
+            return b.reshape(len(b), self._r, self._n)[:, :, expert], a.reshape(self._n, self._r, -1)[expert]
+
+        return load
+
+    def _both(self) -> tuple[Array, Array]:
+        kept = self._ctx.kept
+        held = kept.get("stack")
+        if held is None or held[0] is not self:
+            kept.clear()  # a thread keeps no more than one pair of an adapter
+            held = kept["stack"] = (self, self._read[0](), self._read[1]())
+        return held[1], held[2]

@@ -1,0 +1,261 @@
+"""PEFT's tensor names taken apart: module path, field, adapter name."""
+
+from __future__ import annotations
+
+import re
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final, Literal, NamedTuple, TypeAlias
+
+import numpy.typing as npt
+
+from gradience.adapters.config import AdapterConfig, ScalingRules
+from gradience.io.safetensors import TensorInfo, TensorSource, is_float
+
+PREFIX: Final = "base_model.model."
+
+LORA_FIELDS: Final = (
+    "lora_A",
+    "lora_B",
+    "lora_E",
+    "lora_embedding_A",
+    "lora_embedding_B",
+    "lora_magnitude_vector",
+    "lora_diag",
+)
+_FIELDS: Final = frozenset(
+    [
+        *LORA_FIELDS,
+        *(f"hada_{part}" for part in ("w1_a", "w1_b", "w2_a", "w2_b", "t1", "t2")),
+        *(f"lokr_{part}" for part in ("w1", "w1_a", "w1_b", "w2", "w2_a", "w2_b", "t2")),
+        "vera_lambda_b",
+        "vera_lambda_d",
+        "hira_A",
+        "hira_B",
+        "hira_embedding_A",
+        "hira_embedding_B",
+        "miss_block",
+    ]
+)
+# torch.compile and FSDP leave their own wrappers in the names of a raw state dict.
+_WRAPPERS: Final = frozenset({"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"})
+
+
+class Key(NamedTuple):
+    """A tensor that belongs to a module's update. `leaf` is `weight`, `bias` or empty."""
+
+    module: str
+    field: str
+    adapter: str
+    leaf: str
+
+
+def parse_key(key: str) -> Key | None:
+    """Return what a tensor's name says, or None where it names no part of an update.
+
+    >>> parse_key("base_model.model.h.0.attn.lora_A.default.weight")
+    Key(module='h.0.attn', field='lora_A', adapter='default', leaf='weight')
+    """
+    parts = key.removeprefix(PREFIX).split(".")
+    at = next((i for i in range(len(parts) - 1, 0, -1) if parts[i] in _FIELDS), 0)
+    if at == 0:
+        return None
+    rest = parts[at + 1 :]
+    leaf = rest.pop() if rest and rest[-1] in {"weight", "bias"} else ""
+    path = parts[:at]
+    if not _WRAPPERS.isdisjoint(path):
+        path = [part for part in path if part not in _WRAPPERS]
+    return Key(".".join(path), parts[at], ".".join(rest), leaf)
+
+
+def module_path(module: str) -> str:
+    """Return the module's path in the base model: PEFT's nested `base_layer` left out."""
+    if "base_layer" not in module:
+        return module
+    return ".".join(part for part in module.split(".") if part != "base_layer")
+
+
+def pattern_name(module: str) -> str:
+    """Return the path that PEFT matches patterns against.
+
+    MultiheadAttention wraps its own out_proj, with the rank and alpha of the whole.
+    """
+    return module.removesuffix(".base_layer.out_proj")
+
+
+Array: TypeAlias = npt.NDArray[Any]
+LoadFactors: TypeAlias = Callable[[], tuple[Array, Array]]
+DenseUpdate: TypeAlias = Callable[[Array], Array]
+Role: TypeAlias = Literal[
+    "lora_pair", "magnitude", "bias", "full_module", "token_rows", "base_copy", "scale", "not_analysed", "unknown"
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Module:
+    """The update dW = scale * b @ a of one module; `load` returns (b, a), b (d_out, r), a (r, d_in).
+
+    Both are oriented as the base stores its weight: for a Conv1D, fan_in_fan_out or embedding module `load`
+    has already turned them, and `shape` is b's rows by a's columns. A convolution's weight is flattened to
+    (out, in * kernel). Where the file cannot say whether the stored weight is turned (experts of some
+    models), the base's shape decides; singular values do not depend on it. `alpha` is r where a format has
+    none. `note` is a remark on this module alone.
+    """
+
+    name: str
+    kind: str
+    shape: tuple[int, int]
+    r: int
+    alpha: float
+    scale: float
+    params: int
+    load: LoadFactors
+    config_r: int | None = None
+    alpha_pattern: str | None = None
+    """The key of alpha_pattern that applied, or None for the config's alpha."""
+    rank_pattern: str | None = None
+    pattern_path: str | None = None
+    """The path that PEFT matches patterns against: modules that share it share rank and alpha. None outside PEFT."""
+    rslora: bool = False
+    base_name: str | None = None
+    """The base's tensor, such as `model.layers.0.self_attn.q_proj.weight`, before any replication of layers."""
+    dense: DenseUpdate | None = None
+    """Given the base weight as stored: the true update as a matrix, where s b a is not the whole of it."""
+    expert: int | None = None
+    """Which slice of the base's 3-D tensor this is; `dense` takes the slice."""
+    magnitude: Callable[[], Array] | None = None
+    """DoRA's magnitudes, one for each output (each column of an embedding)."""
+    note: str | None = None
+    adapter: str | None = None
+    """The adapter's name where the file holds several."""
+    keys: Mapping[str, str] = field(default_factory=dict)
+    """The tensors it is made of: `lora_A`, `lora_B.bias`, ... to the name in the file. Experts share theirs."""
+
+
+@dataclass(frozen=True, slots=True)
+class Skipped:
+    """A tensor or group that no number speaks of, and why."""
+
+    name: str
+    reason: str
+
+
+class NeedsBase(NamedTuple):
+    """A module whose update is a function of the base weight alone, and why."""
+
+    module: Module
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Adapter:
+    """An adapter as its files declare it: every tensor has a role, every pair is a module.
+
+    `needs_base` are modules whose update is a function of the base weight alone (`dense`): their `load`
+    raises AdapterError, a width of 0 in `shape` means that the file does not say it, and each is named in
+    `skipped` too, for an audit without a base.
+    """
+
+    format: str
+    config: AdapterConfig
+    modules: list[Module]
+    roles: dict[str, Role]
+    tensors: dict[str, TensorInfo]
+    skipped: list[Skipped] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    weights: list[Path] = field(default_factory=list)
+    needs_base: list[Module] = field(default_factory=list)
+    unmatched_rank_patterns: list[str] = field(default_factory=list)
+    unmatched_alpha_patterns: list[str] = field(default_factory=list)
+    source: TensorSource | None = None
+    """The file or files that hold the tensors."""
+
+
+MOST_ELEMENTS: Final = 1 << 27
+"""The largest array that a factor may be unfolded to; no real adapter comes near."""
+
+_LAYER: Final = re.compile(r"((?:^|\.)(?:layers|layer|h)\.)(\d+)(?=\.)")
+
+
+@dataclass(slots=True)
+class Group:
+    """One module's tensors: `keys` maps a field (`lora_A`, `lora_B.bias`, `alpha`, ...) to a tensor's name."""
+
+    module: str
+    adapter: str = ""
+    keys: dict[str, str] = field(default_factory=dict)
+
+
+class Memory(threading.local):
+    """What one thread keeps: modules are loaded from several."""
+
+    def __init__(self) -> None:
+        self.kept: dict[str, Any] = {}
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """What the modules of one adapter share."""
+
+    source: TensorSource
+    config: AdapterConfig
+    rules: ScalingRules
+    several: bool = False
+    """Whether the file holds more than one adapter."""
+    attention: frozenset[str] = frozenset()
+    """Modules that are a MultiheadAttention: their own pair is in_proj's."""
+    memory: Memory = field(default_factory=Memory)
+    layers: tuple[int, ...] = ()
+    """layer_replication unrolled: the base's layer for each layer of the adapted model."""
+
+    @property
+    def kept(self) -> dict[str, Any]:
+        """What this thread read last, where several modules share a tensor."""
+        return self.memory.kept
+
+    def info(self, group: Group, name: str) -> TensorInfo:
+        """Return what the file declares of a field's tensor."""
+        return self.source.tensors[group.keys[name]]
+
+    def reader(self, group: Group, name: str) -> Callable[[], Array]:
+        """Return a function that reads a field's tensor."""
+        key = group.keys[name]
+        return lambda: self.source.read(key)
+
+    def name(self, group: Group) -> str:
+        """Return the module's name as a report shows it."""
+        path = module_path(group.module)
+        return f"{path}:{group.adapter or 'default'}" if self.several else path
+
+    def adapter(self, group: Group) -> str | None:
+        """Return the adapter's name where the file holds several."""
+        return (group.adapter or "default") if self.several else None
+
+    def base_path(self, module: str) -> str:
+        """Return the module's path in the base's own checkpoint: a replicated layer's index mapped back."""
+        path = module_path(module)
+        if not self.layers:
+            return path
+        return _LAYER.sub(lambda hit: f"{hit[1]}{self._base_layer(int(hit[2]))}", path, count=1)
+
+    def _base_layer(self, index: int) -> int:
+        return self.layers[index] if index < len(self.layers) else index
+
+    def misuse(self, group: Group, *names: str) -> Skipped | None:
+        """Return why tensors cannot be used: missing, not floating point, or an axis of no elements."""
+        held = [self.source.tensors[group.keys[n]] for n in names if n in group.keys]
+        if len(held) < len(names):
+            missing = ", ".join(n for n in names if n not in group.keys)
+            present = ", ".join(n for n in names if n in group.keys) or "nothing else"
+            return Skipped(self.name(group), f"{missing} is missing beside {present}")
+        if not all(is_float(info.dtype) for info in held):
+            return Skipped(self.name(group), f"factors of dtype {_listed(i.dtype for i in held)}: not floating point")
+        if any(0 in info.shape for info in held):
+            return Skipped(self.name(group), f"factors of shape {_listed(list(i.shape) for i in held)}: no elements")
+        return None
+
+
+def _listed(items: object) -> str:
+    return " and ".join(str(item) for item in items)  # type: ignore[attr-defined]

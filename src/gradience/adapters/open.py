@@ -1,0 +1,252 @@
+"""An adapter opened for whatever reads or rewrites it: safetensors, or torch's own files where torch is installed."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path, PurePosixPath
+from typing import Any, Final, NamedTuple, TypeAlias
+
+import msgspec
+
+from gradience.adapters.config import AdapterConfig, read_config
+from gradience.adapters.formats.kohya import is_diffusers, is_kohya, read_diffusers, read_kohya
+from gradience.adapters.formats.mlx import is_mlx, is_torchtune, read_full, read_mlx, read_torchtune
+from gradience.adapters.formats.peft import is_peft, read_peft
+from gradience.adapters.layout import Adapter
+from gradience.errors import AdapterError
+from gradience.io.safetensors import SafetensorsFile, ShardedFiles, TensorSource
+
+PathLike: TypeAlias = str | os.PathLike[str]
+
+
+def open_adapter(
+    path: PathLike, *, adapter_config: PathLike | None = None, weights: PathLike | None = None
+) -> tuple[AdapterFiles, Adapter]:
+    """Return where an adapter's files are, and what they declare; no tensor's data are read yet.
+
+    Args:
+        path: the folder that PEFT (or MLX-LM, kohya, diffusers) saved, or its weights file.
+        adapter_config: a config elsewhere than beside the weights.
+        weights: a weights file of another name.
+
+    Raises:
+        AdapterError: files are missing, damaged or of another format.
+    """
+    files = find_files(Path(path), config=_path(adapter_config), weights=_path(weights))
+    return files, read_adapter(files, _open)
+
+
+def _path(path: PathLike | None) -> Path | None:
+    return None if path is None else Path(path)
+
+
+def _open(weights: Path) -> TensorSource:
+    if weights.suffix in {".bin", ".pt", ".pth"}:
+        from gradience.adapters.formats.torch_bin import TorchFile  # noqa: PLC0415  # torch only where it is needed
+
+        return TorchFile(weights)
+    return SafetensorsFile(weights)
+
+
+CONFIG_NAME: Final = "adapter_config.json"
+WEIGHT_NAMES: Final = ("adapter_model.safetensors", "adapters.safetensors", "adapter_model.bin", "adapter_model.pt")
+_INDEX: Final = (
+    "adapter_model.safetensors.index.json",
+    "model.safetensors.index.json",
+    "adapters.safetensors.index.json",
+    "adapter_model.bin.index.json",
+)
+_MOST_SHARDS: Final = 10_000
+_LARGEST_INDEX: Final = 256 << 20  # bytes
+
+
+class AdapterFiles(NamedTuple):
+    """The files an audit reads. `config` may not exist: some formats have none.
+
+    `shards` is empty where one file holds all weights; else `weights` is their index, or the first of them.
+    `others` are adapters in sub-folders, which PEFT saves beside the one named `default`.
+    """
+
+    folder: Path
+    config: Path
+    weights: Path
+    shards: tuple[Path, ...] = ()
+    others: tuple[Path, ...] = ()
+
+
+def find_files(path: Path, *, config: Path | None = None, weights: Path | None = None) -> AdapterFiles:
+    """Return the adapter's files; explicit ones win over what the folder holds.
+
+    Raises:
+        AdapterError: the folder or a file is missing, or several adapters could be meant.
+    """
+    if not os.path.exists(path):  # noqa: PTH110  # Path.exists raises where a name is too long
+        raise AdapterError(f"no such file or folder: {path}", advice="give the folder that PEFT saved")
+    folder = path if path.is_dir() else path.parent
+    found = weights or (path if path.is_file() else _weights_in(folder))
+    others: tuple[Path, ...] = ()
+    if found is None:
+        folder, found = _only_nested(folder)
+    elif weights is None and path.is_dir():
+        others = tuple(_nested(folder))
+    if not os.path.isfile(found):  # noqa: PTH113  # as above
+        raise AdapterError(f"no weights file at {found}", advice="give it with --weights FILE")
+    if config is not None and not os.path.isfile(config):  # noqa: PTH113  # as above
+        raise AdapterError(f"no config file at {config}", advice="give it with --adapter-config FILE")
+    return AdapterFiles(folder, config or _config_beside(found, folder), found, _shards(found), others)
+
+
+def _config_beside(weights: Path, folder: Path) -> Path:
+    beside = weights.parent / CONFIG_NAME
+    return beside if beside.is_file() else folder / CONFIG_NAME
+
+
+def _weights_in(folder: Path) -> Path | None:
+    """Return the folder's weights file or index, or None where it holds none."""
+    for name in (*WEIGHT_NAMES, *_INDEX):
+        if (folder / name).is_file():
+            return folder / name
+    others = sorted(p for p in folder.glob("*.safetensors") if p.is_file())
+    if len(others) == 1 or (others and _is_shard(others[0])):
+        return others[0]
+    if others:
+        raise AdapterError(
+            f"{len(others)} weights files, none named as PEFT does, in {folder} ({_listed(others)})",
+            advice=f"expected {WEIGHT_NAMES[0]}; give another with --weights FILE",
+        )
+    return None
+
+
+def _nested(folder: Path) -> list[Path]:
+    return sorted(
+        p for p in folder.iterdir() if p.is_dir() and any((p / n).is_file() for n in (*WEIGHT_NAMES, *_INDEX))
+    )
+
+
+def _only_nested(folder: Path) -> tuple[Path, Path]:
+    """Return the one sub-folder that holds an adapter, and its weights."""
+    nested = _nested(folder)
+    if len(nested) == 1:
+        found = _weights_in(nested[0])
+        if found is not None:
+            return nested[0], found
+    if nested:
+        raise AdapterError(
+            f"{folder} holds {len(nested)} adapters in sub-folders ({_listed(nested)})",
+            advice=f"give one of them, for example {nested[-1]}",
+        )
+    raise AdapterError(
+        f"no adapter weights in {folder} (it holds {_listed(sorted(folder.iterdir())) or 'nothing'})",
+        advice=f"expected {WEIGHT_NAMES[0]}; give another with --weights FILE",
+    )
+
+
+def _listed(paths: list[Path]) -> str:
+    most = 8
+    return ", ".join(p.name for p in paths[:most]) + (", ..." if len(paths) > most else "")
+
+
+def _is_shard(path: Path) -> bool:
+    return "-of-" in path.name
+
+
+def _shards(weights: Path) -> tuple[Path, ...]:
+    """Return the files that together hold the weights, or none where the one file does."""
+    if weights.name.endswith(".index.json"):
+        return _indexed(weights)
+    if not _is_shard(weights):
+        return ()
+    # adapter_model-00001-of-00002.safetensors
+    stem, total = weights.stem.rpartition("-of-")[::2]
+    prefix = stem.rstrip("0123456789")
+    shards = sorted(weights.parent.glob(f"*-of-{total}{weights.suffix}"))
+    shards = [p for p in shards if p.name.startswith(prefix)]
+    if not total.isdecimal() or len(shards) != int(total):
+        raise AdapterError(f"{len(shards)} shards beside {weights}, expected {total}", advice="copy the missing ones")
+    return tuple(shards)
+
+
+def _indexed(index: Path) -> tuple[Path, ...]:
+    """Return the files that an index names, all of which must lie beside it."""
+    try:
+        if index.stat().st_size > _LARGEST_INDEX:
+            raise AdapterError(f"{index} is no index of weights: larger than 256 MiB")
+        names = sorted(set(msgspec.json.decode(index.read_bytes(), type=_Index).weight_map.values()))
+    except OSError as error:
+        raise AdapterError(f"cannot read {index}: {error.strerror}", advice="check the path") from error
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise AdapterError(f"{index} is no index of weights: {error}", advice="give the weights file itself") from error
+    if not names or len(names) > _MOST_SHARDS:
+        raise AdapterError(f"{index} names {len(names)} files", advice="give the weights file itself")
+    for name in names:
+        if PurePosixPath(name).name != name or "\\" in name or "\0" in name or name in {"", ".", ".."}:
+            raise AdapterError(f"{index} names a file outside its folder: {name!r}", advice="do not trust this adapter")
+        if not (index.parent / name).is_file():
+            raise AdapterError(f"{index} names {name!r}, which is missing", advice="copy the missing file")
+    return tuple(index.parent / name for name in names)
+
+
+class _Index(msgspec.Struct):
+    weight_map: dict[str, str]
+    metadata: Any = None
+
+
+def read_adapter(files: AdapterFiles, open_weights: Callable[[Path], TensorSource]) -> Adapter:
+    """Return the adapter that the files hold.
+
+    Args:
+        files: from `find_files`.
+        open_weights: opens one weights file; the caller decides whether pickles are welcome.
+
+    Raises:
+        AdapterError: a file is missing, damaged, or of a type that the config contradicts.
+    """
+    shards = [open_weights(path) for path in files.shards]
+    source = ShardedFiles(files.weights, shards) if shards else open_weights(files.weights)
+    adapter = _read(source, files)
+    notes = [*adapter.notes, *_notes(files)]
+    return replace(adapter, notes=notes, weights=list(files.shards) or [files.weights], source=source)
+
+
+def _read(source: TensorSource, files: AdapterFiles) -> Adapter:  # noqa: PLR0911  # one return a format reads best
+    keys = source.tensors
+    if is_mlx(keys):
+        return read_mlx(source, read_config(files.config))
+    if is_torchtune(keys):
+        return read_torchtune(source, read_config(files.config))
+    if is_kohya(keys):
+        return read_kohya(source, _optional(files))
+    if is_peft(keys) and (files.config.is_file() or not is_diffusers(keys, source.metadata)):
+        return read_peft(source, read_config(files.config))
+    if is_diffusers(keys, source.metadata):
+        return read_diffusers(source)
+    config = _optional(files)
+    if config.peft_type is None and config.fine_tune_type == "full":
+        return read_full(source, config)
+    return read_peft(source, config)
+
+
+def _optional(files: AdapterFiles) -> AdapterConfig:
+    return read_config(files.config) if files.config.is_file() else AdapterConfig()
+
+
+def _notes(files: AdapterFiles) -> list[str]:
+    notes = []
+    if files.others:
+        names = ", ".join(path.name for path in files.others)
+        notes.append(f"the folder also holds adapters in sub-folders, which were not read: {names}")
+    links = [(path, _elsewhere(path)) for path in (files.config, *(files.shards or (files.weights,)))]
+    return notes + [
+        f"{path.name} is a link to another place, which was read: {target}" for path, target in links if target
+    ]
+
+
+def _elsewhere(path: Path) -> Path | None:
+    """Return where a link leads outside its folder, except into a hub cache's own blobs."""
+    if not path.is_symlink():
+        return None
+    target, home = path.resolve(), path.parent.resolve()
+    in_cache = target.parent.name == "blobs" and home.is_relative_to(target.parent.parent / "snapshots")
+    return None if target.is_relative_to(home) or in_cache else target

@@ -1,0 +1,1 @@
+"""What PEFT would adapt, without PEFT: targets, shapes and token rows as the library resolves them."""

@@ -1,0 +1,186 @@
+"""The modules of a base model as PEFT will meet them, from config.json and safetensors headers alone.
+
+A file is not the model. What is made good here: the prefix that a class with a head adds, the output layer that
+shares the embedding's matrix and is not stored, a head that another task had, and the experts that transformers 5
+fuses as it loads them.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Final, NamedTuple
+
+from gradience.base.peft_emulation.architecture import Architecture, read_architecture
+from gradience.base.peft_emulation.sites import (
+    OUTPUTS,
+    Declared,
+    Site,
+    fused_experts,
+    site_layer,
+    sites_of,
+    with_routers,
+)
+from gradience.base.weights import find_shards
+from gradience.errors import AdapterError
+from gradience.io.safetensors import SafetensorsFile
+
+_FUSED_FROM: Final = 5  # transformers' major version
+_HEAD: Final = re.compile(
+    r"(?:lm_head|embed_out|score|classifier|cls|qa_outputs|pre_classifier|vocab_\w+|generator_\w+|discriminator_\w+)"
+    r"(?:\.|$)"
+)
+_GENERATES: Final = ("LMHeadModel", "ForCausalLM", "ForConditionalGeneration")
+_INSIDE: Final = (
+    ("embed_out.", "lm_head."),
+    ("language_model.lm_head.", "lm_head."),
+    ("language_model.model.", "model.language_model."),
+    ("language_model.", "model.language_model."),
+    ("vision_tower.", "model.vision_tower."),
+    ("vision_model.", "model.vision_model."),
+    ("audio_tower.", "model.audio_tower."),
+    ("multi_modal_projector.", "model.multi_modal_projector."),
+)
+_HEADS: Final = {
+    "SEQ_CLS": "ForSequenceClassification",
+    "TOKEN_CLS": "ForTokenClassification",
+    "QUESTION_ANS": "ForQuestionAnswering",
+}
+
+
+class Layout(NamedTuple):
+    """The module tree of a base: sites by name, the names of all that holds one, and what was assumed."""
+
+    architecture: Architecture
+    sites: dict[str, Site]
+    containers: frozenset[str]
+    transformers: int
+    """Major version whose module tree this is."""
+    notes: tuple[str, ...]
+
+    @property
+    def is_renamed(self) -> bool:
+        """Whether the modules have other names in memory than in the files, in a way not followed here."""
+        return self.transformers >= _FUSED_FROM and self.architecture.is_renamed
+
+    @property
+    def layers(self) -> frozenset[str]:
+        """The layers that have a site which an adapter can go to."""
+        found = (site_layer(name) for name, site in self.sites.items() if site.kind != "other")
+        return frozenset(layer for layer in found if layer is not None)
+
+    @property
+    def embedding(self) -> str | None:
+        """The name of the input embedding: the one with most rows."""
+        return _embedding(self.sites)
+
+    @property
+    def output(self) -> str | None:
+        """The name of the output layer of a language model, or None."""
+        return next((name for name in OUTPUTS if name in self.sites), None)
+
+
+def read_layout(base: Path, *, transformers: str | None, task_type: str | None) -> Layout:
+    """Return the layout that a training run with this task_type would adapt.
+
+    Args:
+        base: a model's folder, or organisation/name in the hub's local cache.
+        transformers: the version that will load it; None for 5.
+        task_type: PEFT's; None for the class that the files were saved from.
+
+    Raises:
+        AdapterError: files are missing, damaged or of another format.
+    """
+    try:
+        shards = find_shards(base)
+    except OSError as error:
+        message = f"cannot look into {base}: {error.strerror or error}"
+        raise AdapterError(message, advice="give the base model's folder") from error
+    architecture = read_architecture(shards[0].parent)
+    tensors = {name: info for shard in shards for name, info in SafetensorsFile(shard).tensors.items()}
+    declared = {name: (info.shape, info.dtype) for name, info in tensors.items()}
+    return build_layout(architecture, declared, transformers=transformers, task_type=task_type)
+
+
+def build_layout(
+    architecture: Architecture, tensors: Declared, *, transformers: str | None = None, task_type: str | None = None
+) -> Layout:
+    """Return the layout of a base whose files hold these tensors."""
+    major = int((transformers or str(_FUSED_FROM)).partition(".")[0])
+    other_head = task_type in _HEADS and not architecture.head.endswith(_HEADS[task_type])
+    tensors = _with_prefix(architecture, tensors, task_type)
+    if other_head:
+        tensors = {name: value for name, value in tensors.items() if not _HEAD.match(name)}
+    if major >= _FUSED_FROM:
+        tensors = _with_new_names(tensors)
+    sites = sites_of(architecture, tensors)
+    if major >= _FUSED_FROM:
+        sites = with_routers(fused_experts(sites) if architecture.fuses_experts else sites)
+    sites |= _tied(architecture, sites, task_type)
+    return Layout(architecture, sites, _containers(sites), major, tuple(_notes(architecture, sites, task_type)))
+
+
+def _notes(architecture: Architecture, sites: dict[str, Site], task_type: str | None) -> Iterator[str]:
+    if task_type in _HEADS and not architecture.head.endswith(_HEADS[task_type]):
+        yield f"the new head of {task_type} is not in the files: its size is not counted"
+    if any(site.kind == "packed" for site in sites.values()):
+        yield "the base is stored quantised: its headers do not tell the size of packed weights"
+
+
+def _with_new_names(tensors: Declared) -> Declared:
+    """Return the names that transformers 5 gives to vision-language models of LLaVA's shape, and to GPT-NeoX's head."""
+    moves = _INSIDE if any(name.startswith("language_model.") for name in tensors) else _INSIDE[:1]
+    return {_moved(name, moves): value for name, value in tensors.items()}
+
+
+def _moved(name: str, moves: Iterable[tuple[str, str]]) -> str:
+    for old, new in moves:
+        if name.startswith(old):
+            return new + name.removeprefix(old)
+    return name
+
+
+def _with_prefix(architecture: Architecture, tensors: Declared, task_type: str | None) -> Declared:
+    """Put before the names what a class with a head has there, where the file comes from the bare model."""
+    prefix = f"{architecture.prefix}."
+    headless = task_type is None and (not architecture.head or architecture.head.endswith("Model"))
+    headless = headless and not architecture.head.endswith("LMHeadModel")
+    if headless or any(name.startswith(prefix) for name in tensors):
+        return tensors
+    if prefix == "model." and not any(name.startswith(("layers.", "embed_tokens.")) for name in tensors):
+        return tensors
+    return {name if _HEAD.match(name) else f"{prefix}{name}": value for name, value in tensors.items()}
+
+
+def _tied(architecture: Architecture, sites: dict[str, Site], task_type: str | None) -> dict[str, Site]:
+    """Return the modules that share the embedding's matrix, and so are in no file."""
+    embedding, head = _embedding(sites), architecture.head
+    if embedding is None:
+        return {}
+    twin = Site("linear", sites[embedding].shape, sites[embedding].entries, 0, sites[embedding].dtype, tied=True)
+    found = {}
+    generates = task_type in {"CAUSAL_LM", "SEQ_2_SEQ_LM"} or (task_type is None and head.endswith(_GENERATES))
+    if generates and not any(name in sites for name in OUTPUTS):
+        found["lm_head"] = twin
+    if embedding.rpartition(".")[2] == "shared":
+        stem = embedding.removesuffix("shared")
+        names = (f"{stem}{half}.embed_tokens" for half in ("encoder", "decoder"))
+        found |= {name: twin._replace(kind="embedding") for name in names if name not in sites}
+    return found
+
+
+def _embedding(sites: dict[str, Site]) -> str | None:
+    rows = {name: site.shape[0] for name, site in sites.items() if site.kind == "embedding"}
+    return max(rows, key=lambda name: rows[name], default=None)
+
+
+def _containers(sites: Iterable[str]) -> frozenset[str]:
+    """Return the names of all modules that hold a site."""
+    found: set[str] = set()
+    for name in sites:
+        path = name.rpartition(".")[0]
+        while path and path not in found:
+            found.add(path)
+            path = path.rpartition(".")[0]
+    return frozenset(found)

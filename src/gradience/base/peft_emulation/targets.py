@@ -1,0 +1,315 @@
+"""Which sites of a base an adapter's targets hit, by PEFT's own rules.
+
+Read in PEFT 0.21.2, `tuners/tuners_utils.py`: a list matches a name that is equal to an entry or ends with a dot
+and the entry, a text is a regular expression for the whole name, `all-linear` is every linear layer but the output,
+`exclude_modules` and `modules_to_save` go first, and `layers_to_transform` reads the first number of a name.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Final, NamedTuple, TypeVar
+
+import msgspec
+
+from gradience.adapters.patterns import PatternTable
+from gradience.base.peft_emulation.architecture import DEFAULT_TARGETS, MAMBA_TYPES
+from gradience.base.peft_emulation.layout import Layout
+from gradience.errors import AdapterError
+
+ALL_LINEAR: Final = "all-linear"
+
+_FIRST_NUMBER: Final = re.compile(r".*?\.[^.]*\.(\d+)\.")
+_IN_MAMBA: Final = ("out_proj", "conv1d")
+_ADAPTABLE: Final = ("linear", "embedding", "conv", "packed")
+
+Test = Callable[[str], bool]
+
+
+class NotFollowedError(Exception):
+    """The targets are of a kind that is not followed here; the text says which."""
+
+
+class Wanted(NamedTuple):
+    """What a configuration says of its targets, in PEFT's terms."""
+
+    modules: Sequence[str] | str | None = None
+    parameters: Sequence[str] = ()
+    exclude: Sequence[str] | str = ()
+    save: Sequence[str] = ()
+    layers: Sequence[int] | None = None
+    layers_pattern: Sequence[str] = ()
+    task_type: str | None = None
+
+
+class Hits(NamedTuple):
+    """What the targets reach: names of sites that PEFT adapts, those it refuses and why, and what hit nothing.
+
+    `doubled` holds parameters that two targets share since transformers 5: PEFT doubles rank and alpha there.
+    """
+
+    adapted: list[str]
+    refused: list[tuple[str, str]]
+    unmatched: list[str]
+    unmatched_excludes: list[str]
+    doubled: frozenset[str] = frozenset()
+
+
+def resolve(wanted: Wanted, layout: Layout) -> Hits:
+    """Return what the targets hit.
+
+    Raises:
+        NotFollowedError: target_modules is null and PEFT has no default, or an expression cannot be matched safely.
+    """
+    converts = layout.transformers >= _CONVERTING and bool(layout.architecture.expert_names)
+    if wanted.modules is None and not wanted.parameters:  # PEFT looks for its default after it converts null to nothing
+        wanted = wanted._replace(modules=() if converts else _default(layout))
+    guard = _guard(wanted)
+    asked = wanted.modules
+    if converts:
+        wanted, doubled = _as_parameters(wanted, layout, guard)
+    else:
+        doubled = frozenset()
+    if isinstance(wanted.modules, str) and wanted.modules.lower() == ALL_LINEAR:
+        wanted = wanted._replace(modules=_all_linear(layout))
+    targeted = _targeted(wanted)
+    names = [*layout.containers, *(name for name, site in layout.sites.items() if site.kind != "parameter")]
+    hit = sorted(name for name in names if not guard(name) and targeted(name))
+    reasons = {name: _refusal(name, layout) or _saved_too(name, wanted) for name in hit}
+    refused = [(name, reason) for name, reason in reasons.items() if reason is not None]
+    adapted = [name for name, reason in reasons.items() if reason is None]
+    parameters = _parameters(wanted.parameters, layout)
+    return Hits(
+        adapted=adapted + [name for name in parameters if name not in adapted],
+        refused=refused,
+        unmatched=_without_a_hit(asked, [*hit, *parameters], layout),
+        unmatched_excludes=_without_a_hit(wanted.exclude, names, layout),
+        doubled=doubled,
+    )
+
+
+_CONVERTING: Final = 5  # transformers' major version
+_SAVED_HEADS: Final = {  # PeftModelFor...: modules_to_save of their own
+    "SEQ_CLS": ("classifier", "score"),
+    "TOKEN_CLS": ("classifier", "score"),
+    "QUESTION_ANS": ("qa_outputs",),
+}
+
+
+def saved_names(wanted: Wanted) -> tuple[str, ...]:
+    """Return modules_to_save, and what PEFT adds to it for the task."""
+    return (*wanted.save, *_SAVED_HEADS.get(wanted.task_type or "", ()))
+
+
+def _saved_too(name: str, wanted: Wanted) -> str | None:
+    """Return why PEFT raises: it wraps every module whose name ends like a saved one, adapted or not."""
+    return (
+        "also saved whole (modules_to_save): exclude_modules keeps LoRA off it"
+        if (name.endswith(saved_names(wanted) or ("\0",)))
+        else None
+    )
+
+
+def _default(layout: Layout) -> Sequence[str] | str:
+    found = DEFAULT_TARGETS.get(layout.architecture.model_type)
+    if found is None:
+        raise NotFollowedError(
+            f"target_modules is null, and PEFT has no default for {layout.architecture.model_type!r}"
+        )
+    return found
+
+
+def _all_linear(layout: Layout) -> list[str]:
+    outputs = {layout.output}
+    return [name for name, site in layout.sites.items() if site.kind in {"linear", "packed"} and name not in outputs]
+
+
+def _ends_with(entries: Iterable[str]) -> Test:
+    """Return the test of a list: the whole name, or what follows one of its dots."""
+    known = set(entries)
+
+    def test(name: str) -> bool:
+        return any(tail in known for tail in _tails(name))
+
+    return test
+
+
+def _tails(name: str) -> Iterator[str]:
+    yield name
+    position = name.find(".")
+    while position >= 0:
+        yield name[position + 1 :]
+        position = name.find(".", position + 1)
+
+
+def _expression(pattern: str, what: str) -> Test:
+    try:
+        table = PatternTable([f"^(?:{pattern})$"])
+    except AdapterError as error:
+        raise NotFollowedError(f"{what}: {error}") from error
+    return lambda name: bool(table.matching(name))
+
+
+def _guard(wanted: Wanted) -> Test:
+    """Return the test for modules that PEFT leaves alone: excluded ones, and those that are saved whole."""
+    excluded = (
+        _expression(wanted.exclude, "exclude_modules")
+        if isinstance(wanted.exclude, str)
+        else _ends_with(wanted.exclude)
+    )
+    names = saved_names(wanted) if wanted.task_type == "SEQ_CLS" else wanted.save  # the others add theirs too late
+    saved = [re.compile(rf"(?:^|.*\.){re.escape(name)}(?:$|\.)") for name in names]
+    return lambda name: excluded(name) or any(pattern.match(name) for pattern in saved)
+
+
+def _targeted(wanted: Wanted) -> Test:
+    if wanted.modules is None:
+        return lambda _: False
+    if isinstance(wanted.modules, str):
+        return _expression(wanted.modules, "target_modules")
+    listed, whole = _ends_with(wanted.modules), set(wanted.modules)
+    if not wanted.layers:
+        return listed
+    layers = set(wanted.layers)
+    return lambda name: name in whole or (listed(name) and _layer_number(name, wanted.layers_pattern) in layers)
+
+
+def _layer_number(name: str, patterns: Sequence[str]) -> int | None:
+    expressions = [re.compile(rf"(?:^|.*?\.){re.escape(p)}\.(\d+)\.") for p in patterns] or [_FIRST_NUMBER]
+    hit = next((match for expression in expressions if (match := expression.match(name))), None)
+    return int(hit[1]) if hit else None
+
+
+def _refusal(name: str, layout: Layout) -> str | None:
+    """Return why PEFT raises when a target hits this module, or None."""
+    if layout.architecture.model_type in MAMBA_TYPES and name.rpartition(".")[2] in _IN_MAMBA:
+        return "PEFT refuses it in Mamba models"
+    site = layout.sites.get(name)
+    if site is None:
+        return "a block of modules, no layer with a weight"
+    if site.kind == "router":
+        return "a router: name its weight in target_parameters"
+    return None if site.kind in _ADAPTABLE else "a norm or another layer that PEFT has no LoRA for"
+
+
+def _parameters(targets: Sequence[str], layout: Layout) -> list[str]:
+    """Return the sites whose parameter a target names: a raw parameter, or a module's weight."""
+    test = _ends_with(targets)
+    if not targets:
+        return []
+    paths = {name: name if site.kind == "parameter" else f"{name}.weight" for name, site in layout.sites.items()}
+    return sorted(name for name, path in paths.items() if test(path))
+
+
+def _as_parameters(wanted: Wanted, layout: Layout, guard: Test) -> tuple[Wanted, frozenset[str]]:
+    """Return the targets after PEFT moved those of fused experts to target_parameters, and the doubled ones."""
+    renamed = layout.architecture.expert_names
+    modules = _leaves(wanted, layout, guard) if isinstance(wanted.modules, str) else set(wanted.modules or ())
+    if not modules:
+        return wanted, frozenset()
+    moved = {target: old for target in modules for old in renamed if target == old or target.endswith(f".{old}")}
+    halves = {old for old in moved.values() if renamed[old] == "gate_up_proj"}
+    both = {old for old, new in renamed.items() if new == "gate_up_proj"}
+    if halves and halves != both:
+        missing = ", ".join(sorted(both - halves))
+        raise NotFollowedError(f"PEFT refuses {', '.join(sorted(halves))} without {missing}: transformers 5 fuses them")
+    parameters = {*wanted.parameters, *(renamed[old] for old in moved.values())}
+    kept = wanted._replace(modules=sorted(modules - moved.keys()), parameters=sorted(parameters))
+    return kept, frozenset({"gate_up_proj"} if halves else ())
+
+
+def _leaves(wanted: Wanted, layout: Layout, guard: Test) -> set[str]:
+    """Return the leaf names that a text stands for, as PEFT resolves it for models whose experts are fused."""
+    renamed = layout.architecture.expert_names
+    if str(wanted.modules).lower() == ALL_LINEAR:
+        return {name.rpartition(".")[2] for name in _all_linear(layout)} | renamed.keys()
+    test = _targeted(wanted)
+    names = [*layout.containers, *layout.sites, *(f"{name}.weight" for name in layout.sites)]
+    found = {name.rpartition(".")[2] for name in names if not guard(name) and test(name)}
+    for old, new in renamed.items():
+        holders = (name.rpartition(".")[0] for name in names if name.endswith(f".{new}"))
+        if old not in found and any(test(f"{holder}.{old}") for holder in holders):
+            found.add(old)
+    return found
+
+
+def _without_a_hit(targets: Sequence[str] | str | None, hits: Iterable[str], layout: Layout) -> list[str]:
+    """Return the entries of a list that no name ends with."""
+    if targets is None or isinstance(targets, str):
+        return []
+    tails = {tail for name in hits for tail in _tails(name)}
+    renamed = layout.architecture.expert_names if layout.transformers >= _CONVERTING else {}
+    return sorted(
+        target for target in set(targets) if target not in tails and renamed.get(target.rpartition(".")[2]) is None
+    )
+
+
+T = TypeVar("T")
+
+_LARGEST: Final = 256 << 20  # bytes: the largest tokenizer.json seen has 35 MB
+
+
+class _Token(msgspec.Struct):
+    id: int
+    content: str
+
+
+class _Model(msgspec.Struct):
+    vocab: dict[str, int] | msgspec.Raw | None = None
+
+
+class _Tokenizer(msgspec.Struct):
+    """tokenizer.json, as far as it matters here."""
+
+    added_tokens: list[_Token] = []
+    model: _Model | None = None
+
+
+class _Content(msgspec.Struct):
+    content: str
+
+
+class _Config(msgspec.Struct):
+    """tokenizer_config.json, as far as it matters here."""
+
+    added_tokens_decoder: dict[str, _Content] = {}
+
+
+class Vocabulary(msgspec.Struct, frozen=True):
+    """The tokens of one tokenizer with their ids: those added, and the rest where the file lists them."""
+
+    added: dict[str, int]
+    known: frozenset[str] | None = None
+
+
+def read_vocabulary(folder: Path) -> Vocabulary | None:
+    """Return the vocabulary that a folder's tokenizer files give, or None where it holds none that can be read."""
+    whole = _decoded(folder / "tokenizer.json", _Tokenizer)
+    config = _decoded(folder / "tokenizer_config.json", _Config)
+    extra = _decoded(folder / "added_tokens.json", dict[str, int])
+    if whole is None and config is None and extra is None:
+        return None
+    added = dict(extra or {})
+    added |= {
+        item.content: int(key) for key, item in (config or _Config()).added_tokens_decoder.items() if key.isdecimal()
+    }
+    added |= {token.content: token.id for token in (whole or _Tokenizer()).added_tokens}
+    vocab = whole.model.vocab if whole is not None and whole.model is not None else None
+    return Vocabulary(added, frozenset(vocab) if isinstance(vocab, dict) else None)
+
+
+def added_tokens(run: Vocabulary, base: Vocabulary) -> list[str]:
+    """Return the tokens that the run's tokenizer has and the base's has not, by id."""
+    known = base.added.keys() | (base.known or frozenset())
+    return [token for token, _ in sorted(run.added.items(), key=lambda item: item[1]) if token not in known]
+
+
+def _decoded(path: Path, kind: type[T]) -> T | None:
+    try:
+        if path.stat().st_size > _LARGEST:
+            return None
+        return msgspec.json.decode(path.read_bytes(), type=kind)
+    except (OSError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return None

@@ -1,0 +1,84 @@
+"""One module's update in the orientation of the base's weight, and its sizes."""
+
+from __future__ import annotations
+
+import math
+from typing import Final, NamedTuple
+
+import numpy as np
+
+from gradience.adapters.layout import Array, Module
+from gradience.errors import AdapterError
+from gradience.schema.audit import MergeSurvival
+from gradience.spectral.base import CHUNK_ELEMENTS, Chunk, MergeSums, merge_sums
+from gradience.spectral.lanczos import Operator, leading
+
+_HALF: Final = 2  # bytes of a 16-bit float
+
+
+class Update(NamedTuple):
+    """scale * b @ a, or `dense` where the update is a function of the weight."""
+
+    b: Array
+    a: Array
+    scale: float
+    dense: Array | None = None
+
+    def operators(self, w: Array) -> tuple[Operator, Operator]:
+        """Return W and W + dW, for a weight in float32."""
+        if self.dense is not None:
+            return Operator.of(w), Operator.of(w + self.dense)
+        left = (self.b.astype(np.float32) * np.float32(self.scale)).astype(np.float32)
+        return Operator.of(w), Operator.of(w, left, self.a)
+
+    def merged(self, w: Array, dtype: str) -> MergeSums:
+        """Return what a merge into the weight as stored changes, chunk by chunk; `dtype` as safetensors names it."""
+        rows = max(1, CHUNK_ELEMENTS // w.shape[1])
+        spans = (slice(start, start + rows) for start in range(0, len(w), rows))
+        chunks = (Chunk(w[s], self.b[s], self.a, None if self.dense is None else self.dense[s]) for s in spans)
+        stored = self.b.dtype.name if self.dense is None and self.b.dtype.itemsize == _HALF else "float32"
+        return merge_sums(chunks, scale=self.scale, target=_target(dtype), delta_dtype=stored)
+
+    def dense_norm(self, seed: int) -> tuple[float, bool]:
+        """Return (norm2 of the dense update, whether it converged); NaN where it is not finite."""
+        if self.dense is None or not np.isfinite(self.dense).all():
+            return math.nan, True
+        top = leading(Operator.of(self.dense), seed=seed)
+        return float(top.sigma[0]), top.converged
+
+
+def update_of(module: Module, w: Array) -> Update:
+    """Return the module's update in the weight's orientation.
+
+    Raises:
+        AdapterError: the base is of another shape.
+    """
+    if module.dense is not None:
+        dense = module.dense(w)
+        _check(dense.shape, w.shape)
+        return Update(w[:, :0], w[:0], 1.0, dense.astype(np.float32, copy=False))
+    b, a = module.load()
+    if (len(b), a.shape[1]) != w.shape and (a.shape[1], len(b)) == w.shape:
+        b, a = a.T, b.T
+    _check((len(b), a.shape[1]), w.shape)
+    return Update(b, a, module.scale)
+
+
+def _check(shape: tuple[int, ...], expected: tuple[int, ...]) -> None:
+    if shape != expected:
+        raise AdapterError(f"an update of shape {list(shape)} for a base weight of {list(expected)}")
+
+
+def _target(dtype: str) -> str:
+    """Return the type a merge is judged in: the weight's own if of 16 bits, else bfloat16, which people serve."""
+    return "float16" if dtype == "F16" else "bfloat16"
+
+
+def survival_of(sums: MergeSums, dtype: str) -> MergeSurvival:
+    """Return what a merge keeps, as the report says it."""
+    return MergeSurvival(
+        dtype=_target(dtype),  # type: ignore[arg-type]  # one of the two
+        changed=sums.changed / sums.entries,
+        cosine=sums.cosine,
+        gain=math.sqrt(sums.realised / sums.intended) if sums.intended > 0.0 else None,
+    )

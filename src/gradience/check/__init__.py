@@ -1,7 +1,0 @@
-"""The check: a configuration in, a typed report out."""
-
-from __future__ import annotations
-
-from gradience.check.config import check_config
-
-__all__ = ["check_config"]

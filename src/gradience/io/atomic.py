@@ -1,0 +1,145 @@
+"""A file or a folder that appears whole or not at all, and never over something else unasked."""
+
+from __future__ import annotations
+
+import errno
+import os
+import secrets
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TypeVar
+
+from gradience.errors import OutputError
+
+_T = TypeVar("_T")
+
+
+@contextmanager
+def whole_file(out: Path, *, force: bool = False) -> Iterator[Path]:
+    """Yield a sibling path to write to; it takes the name `out` when the block ends well, else it is removed.
+
+    Args:
+        out: the file wanted.
+        force: replace a file that is there already. A folder is never replaced by a file.
+
+    Raises:
+        OutputError: something of that name exists, or its parent cannot be written to.
+    """
+    refuse_file(out, force=force)
+    _make_parent(out)
+    partial = _sibling(out)
+    _attempt(out, lambda: partial.touch(exist_ok=False))
+    try:
+        yield partial
+        if force:
+            _attempt(out, lambda: partial.replace(out))
+        else:
+            _attempt(out, lambda: _name_unless_taken(partial, out))
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+@contextmanager
+def whole_folder(out: Path, *, force: bool = False) -> Iterator[Path]:
+    """Yield an empty sibling folder to fill; it takes the name `out` when the block ends well, else it is removed.
+
+    Args:
+        out: the folder wanted; it may exist if it is empty.
+        force: replace a folder that is there already, whose content is lost once the new one is complete.
+
+    Raises:
+        OutputError: something of that name exists, or its parent cannot be written to.
+    """
+    refuse_folder(out, force=force)
+    _make_parent(out)
+    partial = _sibling(out)
+    _attempt(out, partial.mkdir)
+    try:
+        yield partial
+        _attempt(out, lambda: _swap(partial, out, force=force))
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def refuse_file(out: Path, *, force: bool) -> None:
+    """Raise where `whole_file` would not write, before any work is done.
+
+    Raises:
+        OutputError: something of that name exists and is not to be replaced, or the path ends in no name.
+    """
+    _refuse_name(out)
+    if os.path.isdir(out):  # noqa: PTH112  # Path.is_dir raises where a name is too long, on some Pythons
+        raise OutputError(f"{out} is a folder: no file takes its place", advice="choose another name")
+    if os.path.lexists(out) and not force:
+        raise OutputError(f"{out} exists already", advice="choose another name, or replace it with --force")
+
+
+def refuse_folder(out: Path, *, force: bool) -> None:
+    """Raise where `whole_folder` would not write, before any work is done.
+
+    Raises:
+        OutputError: something of that name exists and is not to be replaced, or the path ends in no name.
+    """
+    _refuse_name(out)
+    if not os.path.lexists(out):
+        return
+    if out.is_symlink() or not out.is_dir():
+        what = "a link" if out.is_symlink() else "no folder"
+        raise OutputError(f"{out} exists already, and is {what}: it is never replaced", advice="choose another name")
+    if not force and _attempt(out, lambda: any(out.iterdir())):
+        raise OutputError(f"{out} exists already", advice="choose another name, or replace it with --force")
+
+
+def _refuse_name(out: Path) -> None:
+    if out.name in {"", ".."}:
+        raise OutputError(f"{out} is no name for something new", advice="give a path that ends in a name")
+    if os.path.lexists(out.parent) and not out.parent.is_dir():
+        raise OutputError(f"cannot write {out}: {out.parent} is no folder", advice="choose another place")
+
+
+def _make_parent(out: Path) -> None:
+    if not os.path.isdir(out.parent):  # noqa: PTH112  # as above
+        _attempt(out, lambda: out.parent.mkdir(parents=True, exist_ok=True))
+
+
+def _sibling(out: Path) -> Path:
+    """Return a hidden name beside `out` that nothing has."""
+    return out.with_name(f".{out.name}.partial-{secrets.token_hex(4)}")
+
+
+def _attempt(out: Path, action: Callable[[], _T]) -> _T:
+    try:
+        return action()
+    except OSError as error:
+        raise OutputError(f"cannot write {out}: {error.strerror}", advice="check path and free space") from error
+
+
+def _name_unless_taken(partial: Path, out: Path) -> None:
+    """Give the file its name; where the file system knows links, no other process can slip one in between."""
+    try:
+        os.link(partial, out)
+    except OSError as error:
+        if error.errno == errno.EEXIST:
+            raise
+        partial.rename(out)
+
+
+def _swap(partial: Path, out: Path, *, force: bool) -> None:
+    """Give the folder its name; an older one is set aside first, and put back if that fails."""
+    try:
+        partial.rename(out)  # takes the place of an empty folder, and of nothing else
+    except OSError:
+        if not (force and out.is_dir()):
+            raise
+    else:
+        return
+    aside = _sibling(out)
+    out.rename(aside)
+    try:
+        partial.rename(out)
+    except OSError:
+        aside.rename(out)
+        raise
+    shutil.rmtree(aside, ignore_errors=True)

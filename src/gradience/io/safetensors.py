@@ -1,0 +1,367 @@
+"""Tensors of one weights file: names, shapes and dtypes from the header, data read one at a time.
+
+Data are read, not mapped: a mapped file counts as resident memory, and an adapter may be larger than
+the memory at hand. The header is checked against the file's real size before anything is believed.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import struct
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final, NamedTuple, Protocol, TypeAlias
+
+import ml_dtypes
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+from gradience.errors import AdapterError, OutputError
+
+Array: TypeAlias = npt.NDArray[Any]
+
+_LEAST_HEADER: Final = 2  # bytes: {}
+_MAX_HEADER: Final = 100_000_000  # bytes, the format's own limit
+_MOST_AXES: Final = 32
+DTYPES: Final[dict[str, np.dtype[Any]]] = {
+    name: np.dtype(kind)
+    for name, kind in {
+        "F64": np.float64,
+        "F32": np.float32,
+        "F16": np.float16,
+        "BF16": ml_dtypes.bfloat16,
+        "F8_E4M3": ml_dtypes.float8_e4m3fn,
+        "F8_E5M2": ml_dtypes.float8_e5m2,
+        "I64": np.int64,
+        "I32": np.int32,
+        "I16": np.int16,
+        "I8": np.int8,
+        "U64": np.uint64,
+        "U32": np.uint32,
+        "U16": np.uint16,
+        "U8": np.uint8,
+        "BOOL": np.bool_,
+    }.items()
+}
+_NOT_WEIGHTS: Final = (
+    (b"version https://git-lfs", "a git-lfs pointer, not the weights", "fetch them with 'git lfs pull'"),
+    (b"PK\x03\x04", "a zip archive (a pickled torch file)", "save the adapter again with safe_serialization=True"),
+    (b"\x80", "a pickle", "save the adapter again with safe_serialization=True"),
+    (b"GGUF", "a GGUF file", "audit the adapter that it was converted from"),
+    (b"\x93NUMPY", "a NumPy file", "save the adapter as safetensors"),
+    (b"<", "an HTML or XML page, not the weights", "download the file again"),
+)
+
+
+class TensorInfo(msgspec.Struct, frozen=True, gc=False):
+    """One tensor as the file declares it. `dtype` is safetensors' name, such as `BF16`."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    offset: int
+    nbytes: int
+
+    @property
+    def size(self) -> int:
+        """The number of elements."""
+        return math.prod(self.shape)
+
+
+class TensorSource(Protocol):
+    """Anything that lists tensors and reads one by name."""
+
+    path: Path
+    tensors: dict[str, TensorInfo]
+    metadata: dict[str, str]
+
+    def read(self, name: str) -> Array:
+        """Return the tensor's data."""
+        ...
+
+    def raw(self, name: str) -> npt.NDArray[np.uint8]:
+        """Return the tensor's bytes."""
+        ...
+
+
+def is_float(dtype: str) -> bool:
+    """Return whether a dtype, by safetensors' name, is floating point and can be read."""
+    return dtype.startswith(("F", "BF")) and dtype in DTYPES
+
+
+class _Declared(msgspec.Struct, gc=False, frozen=True):
+    dtype: str = ""
+    shape: tuple[int, ...] | None = None
+    data_offsets: tuple[int, int] | None = None
+
+
+class _Head(msgspec.Struct, rename={"metadata": "__metadata__"}):
+    metadata: dict[str, str] | None = None
+
+
+class SafetensorsFile:
+    """A safetensors file, opened by its header only.
+
+    Raises:
+        AdapterError: the file is missing, is something else, is cut short, or its header lies.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        raw, size = _read_header(path)
+        self.metadata = _metadata(path, raw)
+        self._start = size
+        self.tensors = _checked(path, _declared(path, raw), _data_bytes(path, size))
+
+    def read(self, name: str) -> Array:
+        """Return the tensor as an array of its own dtype; bf16 and fp8 through `ml_dtypes`.
+
+        Raises:
+            AdapterError: the dtype has no array type, or the file was cut short since it was opened.
+        """
+        info = self.tensors[name]
+        if info.dtype not in DTYPES:
+            raise AdapterError(f"{self.path}: tensor {name!r} is of dtype {info.dtype}, which cannot be read")
+        return self.raw(name).view(DTYPES[info.dtype]).reshape(info.shape)
+
+    def raw(self, name: str) -> npt.NDArray[np.uint8]:
+        """Return the tensor's bytes, whatever their dtype.
+
+        Raises:
+            AdapterError: the file was cut short since it was opened.
+        """
+        info = self.tensors[name]
+        try:
+            data = np.fromfile(self.path, np.uint8, info.nbytes, offset=self._start + info.offset)
+        except OSError as error:
+            raise AdapterError(f"cannot read {self.path}: {error.strerror}", advice="check the path") from error
+        if len(data) != info.nbytes:
+            raise _cut_short(self.path, self._start + info.offset + info.nbytes, self.path.stat().st_size)
+        return data
+
+
+class ShardedFiles:
+    """Several weights files that together hold one adapter.
+
+    Raises:
+        AdapterError: two of them hold a tensor of the same name.
+    """
+
+    def __init__(self, path: Path, shards: Sequence[TensorSource]) -> None:
+        self.path = path
+        self.tensors: dict[str, TensorInfo] = {}
+        self.metadata: dict[str, str] = {}
+        self._holder: dict[str, TensorSource] = {}
+        for shard in shards:
+            if twice := self.tensors.keys() & shard.tensors.keys():
+                raise AdapterError(f"{shard.path} and another file beside it both hold a tensor {min(twice)!r}")
+            self.tensors |= shard.tensors
+            self.metadata |= shard.metadata
+            self._holder |= dict.fromkeys(shard.tensors, shard)
+
+    def read(self, name: str) -> Array:
+        """Return the tensor from whichever file holds it."""
+        return self._holder[name].read(name)
+
+    def raw(self, name: str) -> npt.NDArray[np.uint8]:
+        """Return the tensor's bytes from whichever file holds it."""
+        return self._holder[name].raw(name)
+
+
+def _read_header(path: Path) -> tuple[bytes, int]:
+    """Return the header's JSON and the offset where data begin."""
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            head = file.read(8)
+            _refuse_other_formats(path, head + file.read(56))
+            length = struct.unpack("<Q", head)[0] if len(head) == 8 else 0  # noqa: PLR2004
+            if not _LEAST_HEADER <= length <= min(_MAX_HEADER, max(size - 8, 0)):
+                raise _wrong_length(path, length, size)
+            file.seek(8)
+            raw = file.read(length)
+    except OSError as error:
+        raise AdapterError(f"cannot read {path}: {error.strerror}", advice="check the path") from error
+    return raw, 8 + length
+
+
+def _wrong_length(path: Path, length: int, size: int) -> AdapterError:
+    if length <= _MAX_HEADER:
+        return _cut_short(path, 8 + length, size)
+    if length > size:
+        return _no_safetensors(path)
+    return AdapterError(
+        f"{path}: a header of {length} bytes, over the format's limit of {_MAX_HEADER}",
+        advice="split the file, as the safetensors library would have to",
+    )
+
+
+def _declared(path: Path, raw: bytes) -> dict[str, _Declared]:
+    """Return the header's entries, decoded once and as they are meant: a header may hold a million."""
+    try:
+        found = msgspec.json.decode(raw, type=dict[str, _Declared | None])
+    except msgspec.ValidationError as error:
+        raise AdapterError(
+            f"{path}: the safetensors header is malformed: {error}", advice="save the adapter again"
+        ) from error
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise _no_safetensors(path) from error
+    found.pop("__metadata__", None)  # null in what MLX-LM writes
+    entries = {name: entry or _Declared() for name, entry in found.items()}
+    # A name given twice leaves one entry. An escaped quote keeps a name from looking like the field.
+    if raw.count(b'"data_offsets"') > len(entries) + ("data_offsets" in entries):
+        _refuse_twice(path, raw)
+    return entries
+
+
+def _refuse_twice(path: Path, raw: bytes) -> None:
+    def unique(pairs: list[tuple[str, Any]]) -> None:
+        if len({name for name, _ in pairs}) < len(pairs):
+            raise AdapterError(f"{path}: the safetensors header names a tensor twice", advice="save the adapter again")
+
+    try:
+        json.loads(raw, object_pairs_hook=unique)
+    except (ValueError, RecursionError) as error:
+        raise _no_safetensors(path) from error
+
+
+def _refuse_other_formats(path: Path, head: bytes) -> None:
+    for magic, what, advice in _NOT_WEIGHTS:
+        if head.startswith(magic) and not head[8:].startswith(b"{"):
+            raise AdapterError(f"{path} is {what}", advice=advice)
+
+
+def _no_safetensors(path: Path) -> AdapterError:
+    return AdapterError(
+        f"{path} is not a safetensors file: its header cannot be read",
+        advice="the file may be damaged or of another format; copy or save it again",
+    )
+
+
+def _cut_short(path: Path, expected: int, got: int) -> AdapterError:
+    return AdapterError(
+        f"{path} is truncated: {expected} bytes expected by its header, {got} found",
+        advice="the copy or the save was interrupted; copy it again",
+    )
+
+
+def _data_bytes(path: Path, start: int) -> int:
+    return path.stat().st_size - start
+
+
+def _metadata(path: Path, raw: bytes) -> dict[str, str]:
+    try:
+        return msgspec.json.decode(raw, type=_Head).metadata or {}
+    except msgspec.ValidationError as error:
+        raise AdapterError(f"{path}: __metadata__ must map strings to strings: {error}") from error
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise _no_safetensors(path) from error
+
+
+def _checked(path: Path, declared: dict[str, _Declared], available: int) -> dict[str, TensorInfo]:
+    """Return the declared tensors, or refuse a header that contradicts itself or the file."""
+    tensors: dict[str, TensorInfo] = {}
+    position = 0
+    for name, entry in sorted(declared.items(), key=_position):
+        if entry.data_offsets is None or entry.shape is None:
+            raise AdapterError(f"{path}: the header's entry {name!r} is no tensor", advice="save the adapter again")
+        if len(entry.shape) > _MOST_AXES:
+            raise AdapterError(f"{path}: tensor {name!r} claims {len(entry.shape)} axes")
+        begin, end = entry.data_offsets
+        if begin != position or end < begin or any(n < 0 for n in entry.shape):
+            raise AdapterError(
+                f"{path}: tensor {name!r} claims bytes {begin} to {end}, expected to begin at {position}",
+                advice="the header is damaged: save the adapter again",
+            )
+        _check_size(path, name, entry, end - begin)
+        tensors[name] = TensorInfo(entry.dtype, entry.shape, begin, end - begin)
+        position = end
+    if position > available:
+        raise _cut_short(path, position, available)
+    if position < available:
+        raise AdapterError(
+            f"{path} holds {available - position} bytes that its header does not name",
+            advice="the file is damaged, or something was appended to it: copy or save it again",
+        )
+    return tensors
+
+
+def _position(item: tuple[str, _Declared]) -> tuple[int, int]:
+    return item[1].data_offsets or (0, 0)
+
+
+def _check_size(path: Path, name: str, entry: _Declared, nbytes: int) -> None:
+    if entry.dtype not in DTYPES or entry.shape is None:
+        return
+    expected = math.prod(entry.shape) * DTYPES[entry.dtype].itemsize
+    if nbytes != expected:
+        raise AdapterError(
+            f"{path}: tensor {name!r} of {entry.dtype} {list(entry.shape)} needs {expected} bytes, has {nbytes}",
+            advice="the header is damaged: save the adapter again",
+        )
+
+
+_ALIGNMENT: Final = 8  # bytes, of the first tensor: the format's own
+
+
+class PlannedTensor(NamedTuple):
+    """A tensor to be written: `dtype` by safetensors' name, `load` gives `nbytes` bytes of data when its turn comes."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    nbytes: int
+    load: Callable[[], npt.NDArray[Any]]
+
+
+def copied(source: TensorSource, name: str, *, as_name: str | None = None) -> PlannedTensor:
+    """Return a tensor that is written bit for bit as the source holds it, perhaps under another name."""
+    info = source.tensors[name]
+    return PlannedTensor(as_name or name, info.dtype, info.shape, info.nbytes, lambda: source.raw(name))
+
+
+def planned(name: str, dtype: str, shape: Sequence[int], load: Callable[[], npt.NDArray[Any]]) -> PlannedTensor:
+    """Return a tensor whose data will be `load()` cast to the dtype, by safetensors' name."""
+    kind = DTYPES[dtype]
+    return PlannedTensor(
+        name, dtype, tuple(shape), math.prod(shape) * kind.itemsize, lambda: load().astype(kind, copy=False)
+    )
+
+
+def write_safetensors(path: Path, tensors: Sequence[PlannedTensor], *, metadata: Mapping[str, str]) -> None:
+    """Write the tensors, with no more than one in memory, in the order in which they are given.
+
+    Raises:
+        OutputError: the file cannot be written, or two tensors have the same name.
+        ValueError: a tensor's data are not of the size that was planned.
+    """
+    raw = _header(path, tensors, metadata)
+    try:
+        with path.open("wb") as file:
+            file.write(struct.pack("<Q", len(raw)) + raw)
+            for tensor in tensors:
+                data = np.ascontiguousarray(tensor.load())
+                if data.nbytes != tensor.nbytes:
+                    raise ValueError(f"{tensor.name}: {data.nbytes} bytes, planned were {tensor.nbytes}")
+                file.write(data.reshape(-1).view(np.uint8).data)
+    except OSError as error:
+        raise OutputError(f"cannot write {path}: {error.strerror}", advice="check the space left") from error
+
+
+def file_size(tensors: Sequence[PlannedTensor], *, metadata: Mapping[str, str]) -> int:
+    """Return how many bytes the file of these tensors will have."""
+    return 8 + len(_header(Path("the file"), tensors, metadata)) + sum(tensor.nbytes for tensor in tensors)
+
+
+def _header(path: Path, tensors: Sequence[PlannedTensor], metadata: Mapping[str, str]) -> bytes:
+    header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
+    position = 0
+    for tensor in tensors:
+        if tensor.name in header:
+            raise OutputError(f"two tensors would be named {tensor.name!r} in {path}", advice="report this as a bug")
+        end = position + tensor.nbytes
+        header[tensor.name] = {"dtype": tensor.dtype, "shape": list(tensor.shape), "data_offsets": [position, end]}
+        position = end
+    raw = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    return raw + b" " * (-len(raw) % _ALIGNMENT)

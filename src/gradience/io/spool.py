@@ -1,0 +1,39 @@
+"""Arrays on disk until the file is written, so that no more than one module is in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from gradience.errors import OutputError
+
+Array: TypeAlias = npt.NDArray[Any]
+
+
+class Spool:
+    """A folder of arrays of any dtype; whoever made the folder removes it."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._count = 0
+
+    def keep(self, array: Array) -> Callable[[], Array]:
+        """Return a function that gives the array back, bit for bit.
+
+        Raises:
+            OutputError: it cannot be written.
+        """
+        path = self._folder / str(self._count)
+        self._count += 1
+        data = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+        try:
+            path.write_bytes(data.data)
+        except OSError as error:
+            message = f"cannot keep what is computed in {self._folder}: {error.strerror}"
+            raise OutputError(message, advice="check the space left there, or set TMPDIR to another place") from error
+        dtype, shape = array.dtype, array.shape
+        return lambda: np.fromfile(path, dtype).reshape(shape)

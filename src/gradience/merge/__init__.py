@@ -1,8 +1,0 @@
-"""``gradience.merge``: several adapters into one, and what would get in each other's way."""
-
-from __future__ import annotations
-
-from gradience.merge.adapter import merge_adapters
-from gradience.merge.check import merge_check
-
-__all__ = ["merge_adapters", "merge_check"]

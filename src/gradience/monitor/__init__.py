@@ -1,7 +1,0 @@
-"""The monitor: a log in, the high-level story of its last run out."""
-
-from __future__ import annotations
-
-from gradience.monitor.run import monitor_run
-
-__all__ = ["monitor_run"]

@@ -1,0 +1,1 @@
+"""The report page: HTML with SVG figures."""

@@ -1,0 +1,74 @@
+"""Elements of a page, built as a tree: text is escaped when the tree is written, so no text is ever markup."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator
+from typing import Final, TypeAlias
+from xml.etree.ElementTree import Element, tostring  # builds and writes; nothing is parsed
+
+from gradience.render.text import clean
+
+Node: TypeAlias = "Element | str | Iterable[Node] | None"
+
+_NAME: Final = re.compile(r"[A-Za-z][A-Za-z0-9-]*")
+
+
+def tag(name: str, /, *children: Node, **attributes: str | float | bool | None) -> Element:
+    """Return an element.
+
+    Strings lose controls, escape sequences and bidi overrides (CWE-150); None is left out. In the names of attributes
+    `_` stands for `-`, and a last `_` is dropped: `class_`, `aria_label`. True is an attribute without a value.
+    """
+    element = Element(name)
+    for key, value in attributes.items():
+        if value is not None and value is not False:
+            element.set(_attribute(key), "" if value is True else _text(value))
+    for child in _flat(children):
+        _append(element, child)
+    return element
+
+
+def style_sheet(css: str) -> Element:
+    """Return a style element; its text is ours and is written as it is."""
+    if "</" in css:
+        raise ValueError("a style sheet cannot hold '</'")
+    element = Element("style")
+    element.text = css
+    return element
+
+
+def document(root: Element) -> str:
+    """Return the page as HTML: text and attributes escaped."""
+    return "<!doctype html>\n" + tostring(root, encoding="unicode", method="html") + "\n"
+
+
+def _attribute(key: str) -> str:
+    name = key.removesuffix("_").replace("_", "-")
+    if _NAME.fullmatch(name) is None:
+        raise ValueError(f"{key!r} is no name of an attribute")
+    return name
+
+
+def _text(value: str | float) -> str:
+    return clean(value) if isinstance(value, str) else f"{value:.12g}"
+
+
+def _flat(children: Iterable[Node]) -> Iterator[Element | str]:
+    for child in children:
+        match child:
+            case None:
+                continue
+            case str() | Element():
+                yield child
+            case _:
+                yield from _flat(child)
+
+
+def _append(element: Element, child: Element | str) -> None:
+    if isinstance(child, Element):
+        element.append(child)
+    elif len(element):
+        element[-1].tail = (element[-1].tail or "") + clean(child)
+    else:
+        element.text = (element.text or "") + clean(child)

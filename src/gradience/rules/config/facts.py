@@ -1,0 +1,325 @@
+"""What a run optimises, and on what grounds that is believed. Rules abstain where they do not fit."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Final, Literal, NamedTuple, TypeVar
+
+from gradience.schema.config import ConfigSnapshot
+from gradience.schema.findings import Coverage
+from gradience.schema.scalars import NonFinite, Real, as_float, real
+
+Kind = Literal["sft", "classification", "preference", "rl", "unknown"]
+
+
+class Objective(NamedTuple):
+    """The kind of objective; ``stated`` where the user or the trainer's own config says so."""
+
+    kind: Kind
+    because: str
+    stated: bool
+
+
+_TASKS: dict[str, Kind] = {
+    **dict.fromkeys(
+        [
+            "cola",
+            "sst2",
+            "sst-2",
+            "mrpc",
+            "qqp",
+            "mnli",
+            "qnli",
+            "rte",
+            "wnli",
+            "stsb",
+            "imdb",
+            "ag_news",
+            "classification",
+        ],
+        "classification",
+    ),
+    **dict.fromkeys(["sft", "clm", "causal_lm", "lm", "instruct", "instruction", "chat", "generation"], "sft"),
+    **dict.fromkeys(["dpo", "orpo", "kto", "ipo", "simpo", "cpo", "preference"], "preference"),
+    **dict.fromkeys(["grpo", "ppo", "rloo", "rl", "rlvr", "online_dpo", "reinforce"], "rl"),
+}
+_TASK_TYPES: dict[str, Kind] = {
+    "CAUSAL_LM": "sft",
+    "SEQ_2_SEQ_LM": "sft",
+    "SEQ_CLS": "classification",
+    "TOKEN_CLS": "classification",
+    "QUESTION_ANS": "classification",
+}
+_TRAINERS: dict[str, Kind] = {"sft": "sft", "preference": "preference", "rl": "rl"}
+
+
+def objective_of(config: ConfigSnapshot) -> Objective:
+    """Return the objective: the task as stated, else the trainer's config, else hints of model and head.
+
+    >>> objective_of(ConfigSnapshot(extras={"task": "glue/sst2"})).kind
+    'classification'
+    """
+    task = str(config.extras.get("task") or "").strip().lower()
+    family, _, name = task.rpartition("/")
+    if family == "glue" or name in _TASKS:
+        return Objective(_TASKS.get(name, "classification"), f"task {task}", stated=True)
+    trainer = str(config.training.extras.get("trainer") or "")
+    if trainer:
+        return Objective(_TRAINERS.get(trainer, "unknown"), f"keys of a trainer of kind {trainer}", stated=True)
+    return _hinted(config)
+
+
+def _hinted(config: ConfigSnapshot) -> Objective:
+    task_type = config.lora.task_type or ""
+    if task_type in _TASK_TYPES:
+        return Objective(_TASK_TYPES[task_type], f"task_type {task_type}", stated=False)
+    base = str(config.lora.extras.get("base_model_class") or "")
+    if base.endswith("Classification"):
+        return Objective("classification", f"base model class {base}", stated=False)
+    if base.endswith("ForCausalLM"):
+        return Objective("sft", f"base model class {base}", stated=False)
+    return _profiled(config)
+
+
+def _profiled(config: ConfigSnapshot) -> Objective:
+    if config.num_labels:
+        return Objective("classification", f"{config.num_labels} labels", stated=False)
+    if config.task_profile == "easy_classification":
+        return Objective("classification", "task profile easy_classification", stated=True)
+    if config.task_profile == "generation":
+        return Objective("sft", "task profile generation", stated=False)
+    return Objective("unknown", "no task, task_type or trainer says it", stated=False)
+
+
+T = TypeVar("T")
+
+
+class Unknown(Exception):  # noqa: N818  # a result of looking, not an error
+    """The configuration does not say what a rule needs; the text is the reason, for the report."""
+
+
+class Around(NamedTuple):
+    """What lies around a configuration, as far as it was looked at; each absence has its reason."""
+
+    coverage: Coverage | None = None
+    no_coverage: str = "the base model is not given (--base)"
+    no_tokenizers: str = ""
+    output: tuple[str, ...] | None = None
+    """What of a run the output folder holds, by name."""
+    no_output: str = "output_dir is not given"
+    engines: tuple[str, ...] = ()
+    """Engines that the adapter is meant for."""
+
+
+class Facts:
+    """A configuration, and what follows from it. Every property raises Unknown where it cannot tell."""
+
+    def __init__(
+        self, config: ConfigSnapshot, *, transformers: str | None = None, around: Around | None = None
+    ) -> None:
+        self.config = config
+        self.around = around or Around()
+        self.transformers = transformers
+        self.objective: Objective = objective_of(config)
+
+    @property
+    def not_lora(self) -> str | None:
+        """The reason why no rule about LoRA applies, or None."""
+        kind = self.config.lora.peft_type
+        return None if kind in {None, "LORA"} else f"peft_type {kind} is not LoRA: the rule does not apply"
+
+    @property
+    def lr(self) -> float:
+        """Peak learning rate, above zero."""
+        return _positive(self.config.optimizer.lr, "lr")
+
+    @property
+    def adam_lr(self) -> float:
+        """Peak learning rate, where published bands apply: the Adam family, every library's default."""
+        if self.is_adam is False:
+            reason = f"optimizer {self.config.optimizer.name} is not of the Adam family: no published band"
+            raise Unknown(reason)
+        return self.lr
+
+    @property
+    def is_adam(self) -> bool | None:
+        """Whether the optimizer is of the Adam family; None where it is not named."""
+        name = self.config.optimizer.name
+        return None if name is None else any(kin in name.lower() for kin in ("adam", "ademamix"))
+
+    @property
+    def r(self) -> int:
+        """Rank, above zero."""
+        r = given(self.config.lora.r, "r")
+        if r < 1:
+            reason = "r is below 1 (see VAL001)"
+            raise Unknown(reason)
+        return r
+
+    @property
+    def alpha(self) -> float:
+        """PEFT's lora_alpha, above zero."""
+        return _positive(self.config.lora.alpha, "lora_alpha")
+
+    @property
+    def scaling(self) -> float:
+        """Factor on B A: alpha / r, or alpha / sqrt(r) with rsLoRA."""
+        return self.alpha / (math.sqrt(self.r) if self.config.lora.use_rslora else self.r)
+
+    @property
+    def early_step(self) -> float:
+        """Scaling x r x lr: how far early Adam steps move the update, up to a constant. A heuristic."""
+        return self.scaling * self.r * self.lr
+
+    @property
+    def batch_per_process(self) -> int:
+        """Sequences per optimizer step on one process."""
+        batch = given(self.config.training.batch_size, "batch size")
+        accumulation = self.config.training.gradient_accumulation
+        return _at_least_one(batch, "batch size") * _at_least_one(
+            1 if accumulation is None else accumulation, "gradient accumulation"
+        )
+
+    @property
+    def effective_batch(self) -> int:
+        """Sequences per optimizer step on all processes."""
+        world = given(self.config.training.world_size, "number of processes")
+        return self.batch_per_process * _at_least_one(world, "number of processes")
+
+    @property
+    def steps(self) -> int:
+        """Planned optimizer steps."""
+        training = self.config.training
+        if training.max_steps is not None:
+            return _at_least_one(training.max_steps, "max_steps")
+        examples = training.extras.get("train_examples")
+        if not isinstance(examples, int) or examples < 1:
+            reason = "the number of optimizer steps is not known: neither max_steps nor the size of the data"
+            raise Unknown(reason)
+        epochs = _positive(training.epochs, "epochs")
+        return max(1, math.floor(math.ceil(examples / self.effective_batch) * epochs))
+
+    @property
+    def coverage(self) -> Coverage:
+        """What the targets reach in the base."""
+        if self.around.coverage is None:
+            raise Unknown(self.around.no_coverage)
+        return self.around.coverage
+
+    @property
+    def tokens(self) -> int:
+        """Tokens trained on, at most: full sequences, every step's data counted as new."""
+        length = _at_least_one(given(self.config.training.max_length, "max_length"), "max_length")
+        examples = self.config.training.extras.get("train_examples")
+        if isinstance(examples, int) and examples > 0:
+            return examples * length
+        return self.steps * self.effective_batch * length
+
+    @property
+    def logged_every(self) -> float:
+        """Steps between logged rows; infinite where logging is off."""
+        strategy = self.config.training.extras.get("logging_strategy")
+        if strategy == "no":
+            return math.inf
+        if strategy == "epoch":
+            reason = "logging_strategy is 'epoch': rows come per epoch, not per step"
+            raise Unknown(reason)
+        return self._in_steps(self.config.training.logging_steps, "logging_steps")
+
+    @property
+    def saved_every(self) -> float:
+        """Steps between checkpoints; infinite where saving is off."""
+        strategy = given(self.config.training.save_strategy, "save_strategy")
+        if strategy == "no":
+            return math.inf
+        if strategy != "steps":
+            reason = f"save_strategy is '{strategy}': checkpoints do not come per step"
+            raise Unknown(reason)
+        return self._in_steps(self.config.training.save_steps, "save_steps")
+
+    @property
+    def warmup_share(self) -> float:
+        """Share of all steps that is warmup. warmup_steps goes before warmup_ratio, as in transformers."""
+        training = self.config.training
+        asked = None if training.warmup_steps is None else as_float(training.warmup_steps)
+        if asked is not None and asked >= 1:
+            return asked / self.steps
+        if asked is not None and asked > 0:
+            return asked
+        return 0.0 if asked == 0 and training.warmup_ratio is None else self._warmup_ratio
+
+    @property
+    def has_warmup(self) -> bool:
+        """Whether any warmup is asked for."""
+        training = self.config.training
+        if training.warmup_steps is None and training.warmup_ratio is None:
+            reason = "warmup is not given"
+            raise Unknown(reason)
+        return any(
+            value is not None and as_float(value) > 0 for value in (training.warmup_steps, training.warmup_ratio)
+        )
+
+    @property
+    def _warmup_ratio(self) -> float:
+        return as_float(given(self.config.training.warmup_ratio, "warmup"))
+
+    def _in_steps(self, value: float | NonFinite | None, name: str) -> float:
+        every = _positive(value, name)
+        return every if every >= 1 else every * self.steps  # below 1, transformers reads a ratio
+
+
+def given(value: T | None, name: str) -> T:
+    """Return the value, or raise Unknown with its name."""
+    if value is None:
+        reason = f"{name} is not given"
+        raise Unknown(reason)
+    return value
+
+
+def _positive(value: float | NonFinite | None, name: str) -> float:
+    number = as_float(given(value, name))
+    if not (number > 0 and math.isfinite(number)):
+        reason = f"{name} is not a positive number (see VAL001)"
+        raise Unknown(reason)
+    return number
+
+
+def _at_least_one(value: int, name: str) -> int:
+    if value < 1:
+        reason = f"{name} is below 1 (see VAL001)"
+        raise Unknown(reason)
+    return value
+
+
+class _Quantity(NamedTuple):
+    name: str
+    read: Callable[[Facts], float]
+    of_lora: bool = False
+
+
+_QUANTITIES: Final = (
+    _Quantity("scaling", lambda facts: facts.scaling, of_lora=True),
+    _Quantity("scaling_r_lr", lambda facts: facts.early_step, of_lora=True),
+    _Quantity("batch_per_process", lambda facts: facts.batch_per_process),
+    _Quantity("effective_batch", lambda facts: facts.effective_batch),
+    _Quantity("planned_steps", lambda facts: facts.steps),
+    _Quantity("warmup_share", lambda facts: facts.warmup_share),
+)
+
+
+def quantities(config: ConfigSnapshot) -> dict[str, Real]:
+    """Return the quantities that the configuration determines, by name; the others are left out.
+
+    Why one is not known, the rules that need it say.
+    """
+    facts = Facts(config)
+    found = {item.name: _known(item, facts) for item in _QUANTITIES if not (item.of_lora and facts.not_lora)}
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def _known(quantity: _Quantity, facts: Facts) -> Real | None:
+    try:
+        return real(float(quantity.read(facts)))
+    except Unknown:
+        return None

@@ -1,0 +1,240 @@
+"""Learning rate. The published bands are for the Adam family and for one objective each."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+from gradience.rules.config.facts import Facts, Unknown, given
+from gradience.rules.evidence import (
+    ALPACA_DIVERGED,
+    BIDERMAN,
+    DEFAULT_LRS,
+    LWR_LR,
+    RECIPES,
+    SWEEP_HIGH,
+    SWEEP_LOW,
+    TINKER_RL,
+    TRL_LR,
+    TRL_RL,
+    UNSLOTH_RL,
+    VARIANTS,
+)
+from gradience.rules.rule import Hit, Rule
+from gradience.rules.thresholds import (
+    BAND_TOP,
+    BEST_STEP,
+    DIVERGENT_LR,
+    LOW_LR,
+    PREFERENCE_LR,
+    RANK_HIGH,
+    SPIKE_ALPHA_RATIO,
+    SPIKE_LR,
+    USUAL_STEP,
+    VARIANT_LR,
+)
+
+_DEFAULTS = {5e-5: "transformers' TrainingArguments", 2e-5: "TRL's SFTConfig"}
+_MLX_DEFAULTS = {1e-5: "MLX-LM"}
+_HINTED_CONFIDENCE = 0.6  # the objective is a guess from the model, or the evidence is from another objective
+_BLIND_CONFIDENCE = 0.4  # nothing says what is trained: preference training would want such a rate
+_PRINCIPAL_INITS = ("pissa", "olora", "corda")
+_PISSA_CONFIDENCE = 0.5  # the abstract names PiSSA; for the others it is an analogy
+_OTHER_INIT_CONFIDENCE = 0.3
+
+
+def _full_fine_tuning_rate(facts: Facts) -> Iterator[Hit]:
+    kind = facts.objective.kind
+    if kind in {"preference", "rl"}:
+        reason = f"the objective is {kind}: this rule is about supervised training"
+        raise Unknown(reason)
+    lr = facts.adam_lr
+    if lr > LOW_LR.value or _step(facts, default=0.0) >= USUAL_STEP.value:
+        return
+    defaults = _MLX_DEFAULTS if facts.config.extras.get("format") == "mlx-lm" else _DEFAULTS
+    default = next((name for value, name in defaults.items() if math.isclose(lr, value)), None)
+    named = f", the default of {default}" if default else ""
+    sure = kind == "sft" and facts.objective.stated
+    blind = kind == "unknown"
+    proviso = " in supervised training (the objective is not known: say --task)" if blind else ""
+    yield Hit(
+        f"lr {lr:g} looks like a full fine-tuning rate{named}; LoRA usually wants about 10 x that{proviso}",
+        {"lr": lr, **_step_value(facts)},
+        severity="info" if blind else None,
+        confidence=None if sure else _BLIND_CONFIDENCE if blind else _HINTED_CONFIDENCE,
+    )
+
+
+def _above_band(facts: Facts) -> Iterator[Hit]:
+    _not_preference(facts)
+    lr = facts.adam_lr
+    if BAND_TOP.value < lr < DIVERGENT_LR.value and _step(facts, default=math.inf) > BEST_STEP.value:
+        yield Hit(f"lr {lr:g} is above the published band for LoRA", {"lr": lr, **_step_value(facts)})
+
+
+def _divergent(facts: Facts) -> Iterator[Hit]:
+    _not_preference(facts)
+    lr = facts.adam_lr
+    if lr >= DIVERGENT_LR.value and _step(facts, default=math.inf) > BEST_STEP.value:
+        yield Hit(f"at lr {lr:g} most LoRA runs of a 35-model sweep diverged", {"lr": lr, **_step_value(facts)})
+
+
+def _preference_rate(facts: Facts) -> Iterator[Hit]:
+    kind = facts.objective.kind
+    if kind == "unknown":
+        raise Unknown(_objective_unknown(facts))
+    if kind in {"preference", "rl"} and facts.adam_lr > PREFERENCE_LR.value:
+        what = "preference optimisation" if kind == "preference" else "reinforcement learning"
+        yield Hit(f"lr {facts.lr:g} is high for {what}: DPO uses about 5e-6, GRPO 1e-5 to 4e-5", {"lr": facts.lr})
+
+
+def _spiking_corner(facts: Facts) -> Iterator[Hit]:
+    if facts.config.lora.use_rslora:
+        return
+    r, alpha, lr = facts.r, facts.alpha, facts.lr
+    if r >= RANK_HIGH.value and alpha >= SPIKE_ALPHA_RATIO.value * r and lr >= SPIKE_LR.value:
+        seen = f"r {r}, alpha {alpha:g} and lr {lr:g} together"
+        yield Hit(f"{seen} are the corner where loss spikes were published", {"r": r, "alpha": alpha, "lr": lr})
+
+
+def _other_optimizer(facts: Facts) -> Iterator[Hit]:
+    name = given(facts.config.optimizer.name, "optimizer")
+    if not facts.is_adam:
+        yield Hit(
+            f"optimizer {name} is not of the Adam family: the rules on lr were not applied",
+            {"optimizer": name},
+        )
+
+
+def _variant_rate(facts: Facts) -> Iterator[Hit]:
+    init = given(facts.config.lora.init, "init_lora_weights")
+    if not init.lower().startswith(_PRINCIPAL_INITS):
+        return
+    if facts.adam_lr >= VARIANT_LR.value:
+        pissa = init.lower().startswith("pissa")
+        yield Hit(
+            f"lr {facts.lr:g} with init {init}: variants that start from the main directions of W want less",
+            {"lr": facts.lr, "init": init},
+            confidence=_PISSA_CONFIDENCE if pissa else _OTHER_INIT_CONFIDENCE,
+        )
+
+
+def _not_preference(facts: Facts) -> None:
+    if facts.objective.kind in {"preference", "rl"}:
+        reason = f"the objective is {facts.objective.kind}: LR004 speaks of it"
+        raise Unknown(reason)
+
+
+def _objective_unknown(facts: Facts) -> str:
+    return f"the objective is not known ({facts.objective.because}): say --task sft, dpo, grpo or a task's name"
+
+
+def _step(facts: Facts, *, default: float) -> float:
+    try:
+        return facts.early_step
+    except Unknown:
+        return default
+
+
+def _step_value(facts: Facts) -> dict[str, float]:
+    try:
+        return {"scaling_r_lr": facts.early_step}
+    except Unknown:
+        return {}
+
+
+_BANDS = "Adam family; peak learning rate"
+
+RULES = (
+    Rule(
+        id="LR001",
+        severity="warning",
+        title="learning rate of full fine-tuning",
+        condition=_full_fine_tuning_rate,
+        confidence=0.8,
+        evidence=(SWEEP_LOW, LWR_LR, TRL_LR, RECIPES, DEFAULT_LRS),
+        rationale="The adapter learns slowly, and the run ends before it has learnt what it could.",
+        action="try 1e-4 to 5e-4 (2e-4 is the usual start)",
+        scope=f"supervised LoRA; {_BANDS}; not where scaling x r x lr already reaches a shipped recipe's",
+        verify="run both rates for the same number of steps and compare held-out loss",
+        thresholds=(LOW_LR, USUAL_STEP),
+    ),
+    Rule(
+        id="LR002",
+        severity="warning",
+        title="learning rate above the published band",
+        condition=_above_band,
+        confidence=0.7,
+        evidence=(SWEEP_HIGH,),
+        rationale="Some models still train well here, others lose several percent or diverge.",
+        action="watch the first 100 steps for divergence, or start at 3e-4",
+        scope=f"not preference or RL; {_BANDS}; evidence from one chat data set",
+        verify="the smoothed loss stays below its first rows, and grad_norm does not grow",
+        thresholds=(BAND_TOP, DIVERGENT_LR, BEST_STEP),
+    ),
+    Rule(
+        id="LR003",
+        severity="warning",
+        title="learning rate at which most runs diverge",
+        condition=_divergent,
+        confidence=0.85,
+        evidence=(SWEEP_HIGH, ALPACA_DIVERGED),
+        rationale="A diverged run costs as much as a good one.",
+        action="lower lr to 1e-3 at most; 2e-4 is the usual start",
+        scope=f"not preference or RL; {_BANDS}; evidence from one chat data set with alpha 32",
+        verify="100 steps at this rate: the loss falls below its start and stays there",
+        thresholds=(DIVERGENT_LR, BEST_STEP),
+    ),
+    Rule(
+        id="LR004",
+        severity="warning",
+        title="learning rate too high for preference or RL",
+        condition=_preference_rate,
+        confidence=0.7,
+        evidence=(TRL_RL, TINKER_RL, UNSLOTH_RL, RECIPES),
+        rationale="These objectives drift from the reference model long before the loss shows it.",
+        action="try 5e-6 for DPO, 1e-5 to 4e-5 for GRPO",
+        scope=f"preference optimisation and RL with LoRA; {_BANDS}",
+        verify="KL to the reference, and the reward on held-out prompts",
+        thresholds=(PREFERENCE_LR,),
+    ),
+    Rule(
+        id="LR005",
+        severity="warning",
+        title="high rank, high alpha and high rate together",
+        condition=_spiking_corner,
+        confidence=0.6,
+        evidence=(BIDERMAN,),
+        rationale="The update's step grows with alpha x lr: here it is far beyond shipped recipes.",
+        action="halve lr, or alpha",
+        scope="plain LoRA; evidence from LionW on one 7B model, so thin for AdamW",
+        verify="loss spikes in the first epoch at this rate and not at half of it",
+        thresholds=(RANK_HIGH, SPIKE_ALPHA_RATIO, SPIKE_LR),
+    ),
+    Rule(
+        id="LR006",
+        severity="info",
+        title="optimizer outside the published bands",
+        condition=_other_optimizer,
+        confidence=0.9,
+        evidence=(SWEEP_LOW, BIDERMAN),
+        rationale="Lion, SGD, Adafactor and Muon want rates of their own, some ten times smaller or larger.",
+        action="take lr from a recipe for this optimizer",
+        scope="every run whose optimizer is named",
+        verify="a short sweep over lr",
+        about_lora=False,
+    ),
+    Rule(
+        id="LR007",
+        severity="info",
+        title="learning rate for a principal-component start",
+        condition=_variant_rate,
+        confidence=0.5,
+        evidence=(VARIANTS,),
+        rationale="Such an adapter starts with large factors: the same rate moves the model further.",
+        action="include rates below 1e-4 in the sweep",
+        scope="PiSSA; OLoRA and CorDA by analogy only",
+        verify="compare held-out loss at lr and at lr / 3",
+        thresholds=(VARIANT_LR,),
+    ),
+)

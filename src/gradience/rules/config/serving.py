@@ -1,0 +1,349 @@
+"""What serving engines do with an adapter's features: facts as data, each with the commit and file it was read in.
+
+An engine changes weekly: a row says what one commit did, not what the newest release does. What could not be seen
+in source is not here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Final, Literal, NamedTuple, TypeAlias
+
+from gradience.rules.config.facts import Facts, Unknown
+from gradience.rules.config.targets import ATTENTION_OUTPUTS
+from gradience.rules.evidence import SERVE_TABLE
+from gradience.rules.rule import Hit, Rule
+from gradience.schema.config import ConfigSnapshot
+from gradience.schema.findings import Evidence
+
+Engine: TypeAlias = Literal["vllm", "lorax", "slora", "llamacpp", "mlx"]
+Effect: TypeAlias = Literal["refused", "misread", "dropped"]
+Feature: TypeAlias = Literal[
+    "dora",
+    "modules_to_save",
+    "bias",
+    "rslora",
+    "rank_pattern",
+    "alpha_pattern",
+    "token_rows",
+    "some_layers",
+    "beyond_attention",
+    "peft_format",
+]
+
+ENGINES: Final[dict[Engine, str]] = {
+    "vllm": "vLLM",
+    "lorax": "LoRAX",
+    "slora": "S-LoRA",
+    "llamacpp": "llama.cpp",
+    "mlx": "MLX-LM",
+}
+_SEEN: Final = "2026-11"  # when the rows were read
+
+
+class ServeFact(NamedTuple):
+    """One engine and one feature: what becomes of the adapter, and where that was read."""
+
+    engine: Engine
+    feature: Feature
+    effect: Effect
+    says: str
+    repository: str
+    commit: str
+    path: str
+    seen: str = _SEEN
+
+    @property
+    def source(self) -> str:
+        """The place in words."""
+        return f"{self.repository}@{self.commit}, {self.path} (read {self.seen})"
+
+    @property
+    def url(self) -> str:
+        """The place as an address."""
+        return f"https://github.com/{self.repository}/blob/{self.commit}/{self.path}"
+
+
+class RankSizes(NamedTuple):
+    """Ranks an engine makes room for: the sizes there are, or a least one and a step above it."""
+
+    engine: Engine
+    says: str
+    repository: str
+    commit: str
+    path: str
+    sizes: tuple[int, ...] = ()
+    default: int | None = None
+    least: int = 1
+    step: int = 1
+    seen: str = _SEEN
+
+    def room_for(self, rank: int) -> int | None:
+        """Return the rank that is allocated for one of this size, or None where it is above all sizes."""
+        if self.sizes:
+            return next((size for size in self.sizes if size >= rank), None)
+        return self.least if rank <= self.least else -(-rank // self.step) * self.step
+
+    @property
+    def source(self) -> str:
+        """The place in words."""
+        return f"{self.repository}@{self.commit}, {self.path} (read {self.seen})"
+
+
+_Row: TypeAlias = tuple[Feature, Effect, str]
+
+
+def _rows(engine: Engine, repository: str, commit: str, path: str, *rows: _Row) -> tuple[ServeFact, ...]:
+    """Return the rows that one file of one engine gave."""
+    return tuple(ServeFact(engine, *row, repository, commit, path) for row in rows)
+
+
+_VLLM: Final = "vllm-project/vllm"
+_LORAX: Final = "predibase/lorax"
+_SLORA: Final = "S-LoRA/S-LoRA"
+_LLAMA: Final = "ggml-org/llama.cpp"
+_MLX: Final = "ml-explore/mlx-lm"
+_ONE_ALPHA: Final = "one lora_alpha for every module"
+_FACTORS_ONLY: Final = "tensors other than lora_A and lora_B are not read"
+_ENDS: Final = "a tensor that is neither lora_A nor lora_B ends the conversion"
+
+FACTS: Final[tuple[ServeFact, ...]] = (
+    *_rows(
+        "vllm",
+        _VLLM,
+        "e745baff",
+        "vllm/lora/peft_helper.py",
+        ("modules_to_save", "refused", "it must be null"),
+        ("bias", "refused", "only where the engine was started with bias_enabled"),
+        ("rank_pattern", "misread", "one r for the scale of all: alpha / r, where PEFT has alpha / the module's rank"),
+        ("alpha_pattern", "misread", _ONE_ALPHA),
+    ),
+    *_rows(
+        "vllm",
+        _VLLM,
+        "0306474e",
+        "vllm/lora/lora_model.py",
+        ("dora", "refused", "loading it is not implemented"),
+    ),
+    *_rows(
+        "vllm",
+        _VLLM,
+        "001e63a8",
+        "vllm/lora/utils.py",
+        ("token_rows", "refused", "a tensor that is no factor is an unsupported LoRA weight"),
+    ),
+    *_rows(
+        "lorax",
+        _LORAX,
+        "03679f33",
+        "server/lorax_server/adapters/lora.py",
+        ("dora", "misread", f"{_FACTORS_ONLY}: W + s B A is served, without the magnitudes"),
+        ("rank_pattern", "misread", "one r for the scale, and all layers' factors are stacked as of one rank"),
+        ("alpha_pattern", "misread", _ONE_ALPHA),
+        ("modules_to_save", "dropped", _FACTORS_ONLY),
+        ("bias", "dropped", _FACTORS_ONLY),
+        ("token_rows", "dropped", _FACTORS_ONLY),
+        ("some_layers", "dropped", "a type of module that one layer lacks is left out in every layer"),
+    ),
+    *_rows(
+        "slora",
+        _SLORA,
+        "2a2786b9",
+        "slora/models/peft/lora_adapter.py",
+        ("rslora", "misread", "the scale is lora_alpha / r: sqrt(r) times too small"),
+        ("rank_pattern", "misread", "one r for the scale of every module"),
+        ("alpha_pattern", "misread", _ONE_ALPHA),
+    ),
+    *_rows(
+        "slora",
+        _SLORA,
+        "2a2786b9",
+        "slora/models/peft/layer_weights/lora_layer_weight.py",
+        ("dora", "misread", f"{_FACTORS_ONLY}: W + s B A is served, without the magnitudes"),
+        ("modules_to_save", "dropped", _FACTORS_ONLY),
+        ("bias", "dropped", _FACTORS_ONLY),
+        ("token_rows", "dropped", _FACTORS_ONLY),
+        ("beyond_attention", "dropped", "q_proj, k_proj, v_proj and o_proj alone are read"),
+    ),
+    *_rows(
+        "llamacpp",
+        _LLAMA,
+        "0b03adaa",
+        "convert_lora_to_gguf.py",
+        ("dora", "refused", _ENDS),
+        ("modules_to_save", "refused", _ENDS),
+        ("bias", "refused", _ENDS),
+        ("token_rows", "refused", _ENDS),
+        ("alpha_pattern", "misread", "one lora_alpha is written for every tensor"),
+    ),
+    *_rows(
+        "llamacpp",
+        _LLAMA,
+        "215841fc",
+        "src/llama-adapter.h",
+        (
+            "rslora",
+            "misread",
+            "the scale is alpha / rank whatever use_rslora says: sqrt(r) times too small",
+        ),
+    ),
+    *_rows(
+        "mlx",
+        _MLX,
+        "03672867",
+        "mlx_lm/tuner/utils.py",
+        (
+            "peft_format",
+            "refused",
+            "adapters.safetensors is loaded, by num_layers and lora_parameters of its config",
+        ),
+    ),
+)
+
+RANKS: Final[tuple[RankSizes, ...]] = (
+    RankSizes(
+        "vllm",
+        "max_lora_rank is one of 1, 8, 16, 32, 64, 128, 256, 320 and 512, and every slot has that size",
+        _VLLM,
+        "01230b40",
+        "vllm/config/lora.py",
+        sizes=(1, 8, 16, 32, 64, 128, 256, 320, 512),
+        default=16,
+    ),
+    RankSizes(
+        "lorax",
+        "with the SGMV kernels a rank is padded to 8, and above that to the next multiple of 16 (one GPU)",
+        _LORAX,
+        "0e057f08",
+        "server/lorax_server/utils/sgmv.py",
+        least=8,
+        step=16,
+    ),
+)
+
+
+FEATURES: Final[dict[Feature, tuple[str, Callable[[ConfigSnapshot], bool]]]] = {
+    "dora": ("use_dora", lambda c: bool(c.lora.use_dora)),
+    "modules_to_save": ("modules_to_save", lambda c: bool(c.lora.modules_to_save)),
+    "bias": ("a trained bias", lambda c: c.lora.bias not in {None, "none"} or bool(c.lora.extras.get("lora_bias"))),
+    "rslora": ("use_rslora", lambda c: bool(c.lora.use_rslora)),
+    "rank_pattern": ("rank_pattern", lambda c: bool(c.lora.rank_pattern)),
+    "alpha_pattern": ("alpha_pattern", lambda c: bool(c.lora.alpha_pattern)),
+    "token_rows": ("trainable_token_indices", lambda c: bool(c.lora.extras.get("trainable_token_indices"))),
+    "some_layers": ("layers_to_transform", lambda c: bool(c.lora.extras.get("layers_to_transform"))),
+    "beyond_attention": ("targets beside q, k, v and o", lambda c: _beyond_attention(c.lora.target_modules)),
+    "peft_format": ("PEFT's format", lambda c: c.extras.get("format") != "mlx-lm"),
+}
+
+
+def _beyond_attention(targets: list[str] | str | None) -> bool:
+    if isinstance(targets, str):
+        return targets.lower() == "all-linear"
+    return any(name.rpartition(".")[2] not in ATTENTION_OUTPUTS for name in targets or ())
+
+
+def _found(effect: Effect) -> Callable[[Facts], Iterator[Hit]]:
+    """Return the condition that finds this effect in the engines asked for."""
+
+    def condition(facts: Facts) -> Iterator[Hit]:
+        engines = _engines(facts)
+        for fact in FACTS:
+            name, has = FEATURES[fact.feature]
+            if fact.engine in engines and fact.effect == effect and has(facts.config):
+                yield _hit(fact, name)
+
+    return condition
+
+
+def _hit(fact: ServeFact, name: str) -> Hit:
+    verb = {"refused": "refuses", "misread": "misreads", "dropped": "leaves out"}[fact.effect]
+    return Hit(
+        f"{ENGINES[fact.engine]} {verb} {name}: {fact.says}",
+        {"engine": fact.engine, "feature": fact.feature, "effect": fact.effect, "url": fact.url},
+        action="convert the adapter to the engine's own format" if fact.feature == "peft_format" else None,
+        evidence=(Evidence(source=fact.source, says=fact.says),),
+    )
+
+
+def _rank_sizes(facts: Facts) -> Iterator[Hit]:
+    engines = _engines(facts)
+    ranks = [facts.r, *(facts.config.lora.rank_pattern or {}).values()]
+    for sizes in RANKS:
+        if sizes.engine in engines:
+            yield from _padded(sizes, max(ranks))
+
+
+def _padded(sizes: RankSizes, rank: int) -> Iterator[Hit]:
+    engine, room = ENGINES[sizes.engine], sizes.room_for(rank)
+    values = {"engine": sizes.engine, "rank": rank, "room": room}
+    evidence = (Evidence(source=sizes.source, says=sizes.says),)
+    if room is None:
+        yield Hit(f"{engine} has no room for rank {rank}", values, severity="warning", evidence=evidence)
+    elif room > rank:
+        unused = f"{1 - rank / room:.0%} of its adapter memory is padding"
+        yield Hit(f"{engine} makes room for rank {room}: at rank {rank}, {unused}", values, evidence=evidence)
+    elif sizes.default is not None and rank > sizes.default:
+        message = f"{engine} takes up to rank {sizes.default} by default: start it with max_lora_rank {room}"
+        yield Hit(message, values, evidence=evidence, action=f"set max_lora_rank to {room} when serving")
+
+
+def _engines(facts: Facts) -> tuple[str, ...]:
+    if not facts.around.engines:
+        reason = "no engine is named (--serve)"
+        raise Unknown(reason)
+    return facts.around.engines
+
+
+_SCOPE: Final = "the engine's commit named in the evidence; a later one may do otherwise"
+_VERIFY: Final = "load the adapter in the version you serve with, and compare its output with PEFT's on a few prompts"
+
+RULES = (
+    Rule(
+        id="SRV001",
+        severity="warning",
+        title="an engine refuses the adapter",
+        condition=_found("refused"),
+        confidence=0.8,
+        evidence=(SERVE_TABLE,),
+        rationale="The adapter trains well and cannot be loaded where it is meant to run.",
+        action="train without the feature, or merge the adapter into the base before serving",
+        scope=_SCOPE,
+        verify=_VERIFY,
+    ),
+    Rule(
+        id="SRV002",
+        severity="warning",
+        title="an engine misreads the adapter",
+        condition=_found("misread"),
+        confidence=0.75,
+        evidence=(SERVE_TABLE,),
+        rationale="It loads without an error and computes something else than what was trained.",
+        action="train without the feature, or merge the adapter into the base before serving",
+        scope=_SCOPE,
+        verify=_VERIFY,
+    ),
+    Rule(
+        id="SRV003",
+        severity="warning",
+        title="an engine leaves parts of the adapter out",
+        condition=_found("dropped"),
+        confidence=0.75,
+        evidence=(SERVE_TABLE,),
+        rationale="It loads, and parts of what was trained have no effect.",
+        action="train without the feature, or merge the adapter into the base before serving",
+        scope=_SCOPE,
+        verify=_VERIFY,
+    ),
+    Rule(
+        id="SRV004",
+        severity="info",
+        title="a rank between an engine's sizes",
+        condition=_rank_sizes,
+        confidence=0.8,
+        evidence=(SERVE_TABLE,),
+        rationale="An engine that serves many adapters allocates every slot at one of a few sizes.",
+        action="take the size itself as r, or the next below",
+        scope=_SCOPE,
+        verify="memory of the engine with and without the adapter",
+    ),
+)

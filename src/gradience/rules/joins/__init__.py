@@ -1,0 +1,1 @@
+"""Rules that need a config, a log and weights at once."""

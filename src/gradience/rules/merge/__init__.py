@@ -1,0 +1,1 @@
+"""Rules on adapters that are to be merged."""

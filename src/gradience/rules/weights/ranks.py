@@ -1,0 +1,141 @@
+"""Which rank an update could be compressed to after training, conservatively.
+
+A suggestion is a hypothesis about the weights, to be verified with an evaluation. It never says to
+train with less rank: utilization falls with r by itself.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Final
+
+from gradience.schema.audit import ModuleAudit, RankDisagreement, RankRule, SuggestedRank
+
+BUCKETS: Final = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
+
+
+def bucket(k: float, cap: int) -> int:
+    """Return the least bucket that holds k, never above the present rank and never 0.
+
+    >>> bucket(2.5, 8), bucket(6, 8), bucket(6, 6)
+    (4, 8, 6)
+    """
+    return min(next((size for size in BUCKETS if size >= k), cap), cap)
+
+
+def percentile(values: Sequence[float], share: float) -> float:
+    """Return the value at the share (0..1) of the sorted sequence, interpolated linearly.
+
+    >>> percentile([1, 2, 3, 10], 0.5)
+    2.5
+    """
+    ordered = sorted(values)
+    place = share * (len(ordered) - 1)
+    low = math.floor(place)
+    high = min(low + 1, len(ordered) - 1)
+    return ordered[low] + (ordered[high] - ordered[low]) * (place - low)
+
+
+def measured(modules: Sequence[ModuleAudit]) -> list[ModuleAudit]:
+    """Return the modules whose spectrum is known: finite, not zero, given by its factors."""
+    return [m for m in modules if m.state == "ok" and m.energy_rank_90 is not None]
+
+
+def suggest(modules: Sequence[ModuleAudit], rank: int, *, bytes_per_param: float = 0.0) -> SuggestedRank:
+    """Return what cutting every module to at most the rank would cost and save."""
+    kept, error, saved = cut(modules, lambda _: rank)
+    return SuggestedRank(
+        rank=rank,
+        energy_kept=kept,
+        relative_error=error,
+        relative_error_worst=max((error_at(module, rank) for module in modules), default=0.0),
+        params_saved=saved,
+        bytes_saved=round(saved * bytes_per_param),
+    )
+
+
+def candidates(modules: Sequence[ModuleAudit], *, bytes_per_param: float = 0.0) -> list[SuggestedRank]:
+    """Return cost and saving of every bucket below the largest present rank."""
+    cap = max((m.r for m in modules), default=0)
+    return [suggest(modules, rank, bytes_per_param=bytes_per_param) for rank in BUCKETS if rank < cap]
+
+
+def cut(modules: Sequence[ModuleAudit], rank_of: Callable[[ModuleAudit], int]) -> tuple[float, float, int]:
+    """Return (energy kept, relative error, parameters saved) of cutting each module to its own rank."""
+    ranks = [(module, rank_of(module)) for module in modules]
+    energies = [float(module.frobenius_norm) ** 2 for module in modules]
+    total = sum(energies)
+    lost = sum(e * error_at(m, rank) ** 2 for e, (m, rank) in zip(energies, ranks, strict=True))
+    share = min(lost / total, 1.0) if total else 0.0
+    return 1.0 - share, math.sqrt(share), sum(max(m.r - rank, 0) * m.params // m.r for m, rank in ranks)
+
+
+def error_at(module: ModuleAudit, rank: int) -> float:
+    """Return the module's relative error at the rank, a bucket; 0 where it is not above the rank."""
+    return 0.0 if rank >= module.r else module.relative_errors[str(rank)]
+
+
+_SAYS: Final = {
+    "energy_90": "least k holding 90 % of the energy (relative error 31.6 % or less)",
+    "effective_rank": "exp(entropy of the singular values), rounded",
+    "stable_rank": "sum sigma^2 / sigma_1^2, rounded up",
+    "knee": "k farthest above the chord of the cumulative energy curve",
+}
+_READ: Final[dict[str, Callable[[ModuleAudit], int]]] = {
+    "energy_90": lambda m: m.energy_rank_90 or 1,
+    "effective_rank": lambda m: max(round(m.effective_rank or 1.0), 1),
+    "stable_rank": lambda m: max(math.ceil((m.stable_rank or 1.0) - 1e-9), 1),
+    "knee": lambda m: max(m.knee_rank or 1, 1),
+}
+
+
+def rank_rules(modules: Sequence[ModuleAudit]) -> list[RankRule]:
+    """Return median and 90th percentile of each rule over the modules; empty without modules."""
+    return [_rule(name, modules) for name in _READ] if modules else []
+
+
+def _rule(name: str, modules: Sequence[ModuleAudit]) -> RankRule:
+    values = [float(_READ[name](m)) for m in modules]
+    cap = max(m.r for m in modules)
+    middle, tail = percentile(values, 0.5), percentile(values, 0.9)
+    return RankRule(
+        rule=name,
+        says=_SAYS[name],
+        median=middle,
+        p90=tail,
+        median_bucket=bucket(middle, cap),
+        p90_bucket=bucket(tail, cap),
+    )
+
+
+def disagreements(modules: Sequence[ModuleAudit]) -> list[RankDisagreement]:
+    """Return the modules where the rules lie more than one bucket apart, widest first."""
+    found = []
+    for module in modules:
+        buckets = {name: bucket(read(module), module.r) for name, read in _READ.items()}
+        apart = _steps(min(buckets.values()), max(buckets.values()))
+        if apart > 1:
+            found.append((apart, RankDisagreement(name=module.name, buckets=buckets, why=_why(module, buckets))))
+    return [item for _, item in sorted(found, key=lambda pair: -pair[0])]
+
+
+def _steps(low: int, high: int) -> int:
+    """Return how many buckets lie between two ranks; a rank that is no bucket counts as the next one."""
+    return sum(low < size < high for size in BUCKETS) + (low < high)
+
+
+def _why(module: ModuleAudit, buckets: dict[str, int]) -> str:
+    low, high = min(buckets.values()), max(buckets.values())
+    peak = f"the first direction holds {1.0 / (module.stable_rank or 1.0):.0%} of the energy"
+    if buckets["energy_90"] < high == buckets["effective_rank"]:
+        return (
+            f"{peak} and {module.energy_rank_90} hold 90 %; many small singular values follow, "
+            "which the entropy of the effective rank counts and energy hardly does"
+        )
+    if low in {buckets["stable_rank"], buckets["knee"]} and buckets["energy_90"] == high:
+        return (
+            f"{peak} and {module.energy_rank_90} are needed for 90 %: stable rank and knee see the peak, "
+            "k@90% the tail behind it"
+        )
+    return f"{peak}, and the spectrum falls without a clear bend: the rules cut at different places"

@@ -1,0 +1,194 @@
+"""Where a written adapter came from: which files, by which operation, at what cost."""
+
+from __future__ import annotations
+
+from typing import Annotated, Final, Literal, TypeAlias
+
+import msgspec
+from msgspec import Meta
+
+from gradience.schema.audit import NotCompared
+from gradience.schema.scalars import Fraction, Json, NonNegativeInt
+
+PROVENANCE_SCHEMA_ID: Final = "gradience.vnext.provenance/v1"
+
+
+class SourceFile(msgspec.Struct, kw_only=True, frozen=True):
+    """One file that was read, by name and content; never by where it lay."""
+
+    name: str
+    bytes: NonNegativeInt
+    digest: Annotated[str, Meta(description="`sha256:...`, or `etag:...` of a file in the hub's cache.")]
+
+
+class ModuleChange(msgspec.Struct, kw_only=True, frozen=True):
+    """What became of one module's update."""
+
+    name: str
+    rank_before: NonNegativeInt
+    rank_after: NonNegativeInt
+    relative_error: Annotated[
+        Fraction | None,
+        Meta(description="Frobenius norm of what was left out over that of the update; null where it is zero."),
+    ] = None
+
+
+class Provenance(msgspec.Struct, kw_only=True, frozen=True):
+    """The record that is written beside an adapter, as `gradience_provenance.json`."""
+
+    schema: str = PROVENANCE_SCHEMA_ID
+    operation: Annotated[str, Meta(description="The verb: `resize`, `convert`, `merge`, ...")]
+    version: Annotated[str, Meta(description="Of the program that wrote it.")]
+    created: Annotated[float, Meta(description="Unix time in seconds.")]
+    options: Annotated[dict[str, Json], Meta(description="What was asked for, without paths.")] = {}
+    sources: list[SourceFile] = []
+    relative_error: Annotated[
+        Fraction | None, Meta(description="Of the whole: over all modules' squared Frobenius norms.")
+    ] = None
+    modules: list[ModuleChange] = []
+    notes: list[str] = []
+
+
+RESIZE_SCHEMA_ID: Final = "gradience.verbs.resize/v1"
+
+Criterion: TypeAlias = Literal[
+    "rank", "energy", "rel_error", "max_mb", "max_params", "like_suggested", "sv_ratio", "sv_fro", "sv_cumulative"
+]
+
+
+class ResizedModule(msgspec.Struct, kw_only=True, frozen=True):
+    """One module's update before and after. Experts of one parameter share their rank."""
+
+    name: Annotated[str, Meta(description="Module path without `base_model.model.`.")]
+    kind: Annotated[str, Meta(description="How the update is stored: `linear`, `embedding`, `conv`, `dora`, ...")]
+    rank_before: NonNegativeInt
+    rank_after: Annotated[NonNegativeInt, Meta(description="The rank of the factors on disk, never 0.")]
+    relative_error: Annotated[
+        Fraction | None,
+        Meta(
+            description="Frobenius norm of what was left out over that of the update, before the factors are rounded "
+            "to their dtype; null where the update is zero. For DoRA: of the whole change to the weight, magnitudes "
+            "refitted, and it may exceed that of s B A."
+        ),
+    ] = None
+    params_before: NonNegativeInt
+    params_after: NonNegativeInt
+
+
+class ResizeReport(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True):
+    """What `gradience resize` did or, for a dry run, would do."""
+
+    schema: Literal["gradience.verbs.resize/v1"] = RESIZE_SCHEMA_ID
+    source: Annotated[str, Meta(description="The adapter, as given.")]
+    out: Annotated[str, Meta(description="The folder or file written; null for a dry run.")] | None = None
+    criterion: Criterion
+    value: Annotated[float, Meta(description="The criterion's number; 0 where it has none.")]
+    dtype: Annotated[str, Meta(description="Of the new factors, by safetensors' name; null: as they were.")] | None = (
+        None
+    )
+    r: Annotated[
+        NonNegativeInt,
+        Meta(description="`r` of the new config, exceptions in `rank_pattern`; else the commonest rank."),
+    ]
+    lora_alpha: int | float
+    use_rslora: bool
+    rank_pattern: dict[str, int] = {}
+    alpha_pattern: dict[str, int | float] = {}
+    relative_error: Annotated[
+        Fraction | None,
+        Meta(description="Of the whole: over all modules' squared Frobenius norms; null if all are zero."),
+    ] = None
+    params_before: Annotated[NonNegativeInt, Meta(description="Parameters of the factors.")]
+    params_after: NonNegativeInt
+    bytes_before: Annotated[NonNegativeInt, Meta(description="Of the weights file.")]
+    bytes_after: NonNegativeInt
+    modules: list[ResizedModule] = []
+    notes: list[str] = []
+
+
+MITIGATE_SCHEMA_ID: Final = "gradience.verbs.mitigate/v1"
+
+
+class MitigatedModule(msgspec.Struct, kw_only=True, frozen=True):
+    """One module: intruders among the k leading left singular vectors of W + dW, before and after."""
+
+    name: Annotated[str, Meta(description="Module path without `base_model.model.`.")]
+    before: Annotated[NonNegativeInt, Meta(description="Intruders at eps; an undecided vector counts.")]
+    scaled: Annotated[NonNegativeInt, Meta(description="Vectors shown to be intruders: these were scaled.")]
+    after: Annotated[NonNegativeInt, Meta(description="Intruders of the adapter as written, counted anew.")]
+    undecided: Annotated[
+        NonNegativeInt, Meta(description="Vectors that the bounds leave open; 0 where exact. These were not scaled.")
+    ]
+    relative_change: Annotated[Fraction, Meta(description="Frobenius norm of what was taken out over that of dW.")]
+    method: Literal["exact", "lanczos"]
+    converged: bool
+
+
+class MitigateReport(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True):
+    """What `gradience mitigate` did or, for a dry run, would do. dW' = (I - (1 - scale) U U^T) dW."""
+
+    schema: Literal["gradience.verbs.mitigate/v1"] = MITIGATE_SCHEMA_ID
+    source: Annotated[str, Meta(description="The adapter, as given.")]
+    base: Annotated[str, Meta(description="The base model, as given.")]
+    out: Annotated[str, Meta(description="The folder written; null for a dry run.")] | None = None
+    scale: Annotated[Fraction, Meta(description="What is left of dW along each intruder direction.")]
+    k: NonNegativeInt
+    eps: Fraction
+    before: Annotated[NonNegativeInt, Meta(description="Intruders over all modules.")]
+    after: NonNegativeInt
+    modules: list[MitigatedModule] = []
+    not_looked_at: Annotated[list[NotCompared], Meta(description="Copied bit for bit, with the reason.")] = []
+
+
+CONVERT_SCHEMA_ID: Final = "gradience.verbs.convert/v1"
+
+NonNegative: TypeAlias = Annotated[float, Meta(ge=0.0)]
+
+Target: TypeAlias = Literal["peft", "mlx"]
+
+
+class ConvertedModule(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True):
+    """One module's update before and after."""
+
+    name: Annotated[str, Meta(description="Its path in the adapter that was read.")]
+    kind: Annotated[str, Meta(description="`linear`, `embedding`, `conv`, `dora`, `adalora`, `loha`, `lokr`, ...")]
+    target: Annotated[str, Meta(description="Its path in the adapter that is written.")]
+    rank_before: Annotated[NonNegativeInt, Meta(description="The rank of its factors, as they are stored.")]
+    rank_after: Annotated[NonNegativeInt, Meta(description="The rank of the LoRA that is written.")]
+    method: Annotated[
+        Literal["copied", "factors", "truncated", "dense"],
+        Meta(
+            description="`copied`: the factors' own numbers, turned or padded at most. `factors`: the same update "
+            "from factors computed in float64. `truncated`: the best approximation of rank_after, from the factors. "
+            "`dense`: the same from the update as a matrix, which took the base weight or the whole product."
+        ),
+    ]
+    relative_error: Annotated[
+        NonNegative | None,
+        Meta(
+            description="Frobenius norm of what is left out over that of the update, before the factors are rounded "
+            "to the type they are stored in; null where the update is zero.",
+        ),
+    ] = None
+
+
+class ConvertReport(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True):
+    """What an adapter became in another format, module by module."""
+
+    schema: Literal["gradience.verbs.convert/v1"]
+    source: Annotated[str, Meta(description="The folder or file that was read.")]
+    source_format: Annotated[str, Meta(description="`peft`, `mlx`, `kohya` or `diffusers`.")]
+    source_type: Annotated[str, Meta(description="PEFT's peft_type, with what makes it special; else the format.")]
+    target_format: Target
+    out: Annotated[str, Meta(description="The folder that was written; empty on a dry run.")] = ""
+    options: Annotated[dict[str, str | int | float | bool], Meta(description="What was asked for, without paths.")] = {}
+    modules: list[ConvertedModule] = []
+    relative_error: Annotated[
+        NonNegative | None,
+        Meta(description="Of the whole: square root of the sum of squares left out over that of the updates."),
+    ] = None
+    params_before: Annotated[NonNegativeInt, Meta(description="Elements of all tensors that were read.")] = 0
+    params_after: Annotated[NonNegativeInt, Meta(description="Elements of all tensors that are written.")] = 0
+    carried: Annotated[list[str], Meta(description="Tensors that are copied bit for bit beside the modules.")] = []
+    dropped: Annotated[list[str], Meta(description="Tensors that the target has no place for, left out as asked.")] = []
+    notes: list[str] = []

@@ -1,0 +1,174 @@
+"""The crossing: files to arrays, arrays to numbers, numbers to Structs, Structs to judgement."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import TypeAlias
+
+import msgspec
+
+from gradience.adapters.layout import Adapter, Module
+from gradience.adapters.open import AdapterFiles, PathLike, open_adapter
+from gradience.rules.select import rules_left_out, without
+from gradience.rules.weights.rank_pattern import rank_pattern
+from gradience.rules.weights.ranks import candidates, disagreements, measured, rank_rules, suggest
+from gradience.rules.weights.rules import adapter_checks_not_run, adapter_findings, base_findings, health
+from gradience.rules.weights.table import ADAPTER_CHECKS
+from gradience.schema.audit import AUDIT_SCHEMA_ID, AuditReport, BaseReport, ModuleAudit, NotAnalysed
+from gradience.schema.findings import Finding
+from gradience.spectral.batch import spectra
+from gradience.spectral.grams import Factors
+from gradience.verbs.audit.rows import bytes_per_param, layer_summaries, ledger_of, module_row, summary_of, with_shares
+
+Progress: TypeAlias = Callable[[int, int, str], None]
+_SEVERITIES = ("critical", "error", "warning", "info")
+
+
+def audit_adapter(
+    path: PathLike,
+    *,
+    adapter_config: PathLike | None = None,
+    weights: PathLike | None = None,
+    top_singular_values: int = 0,
+    suggest_per_layer: bool = False,
+    base: PathLike | None = None,
+    intruders: bool = False,
+    intruder_k: int = 10,
+    intruder_eps: float = 0.5,
+    norms_cache: bool = True,
+    seed: int = 0,
+    progress: Progress | None = None,
+    select: Iterable[str] = (),
+    ignore: Iterable[str] = (),
+    settings: PathLike | None = None,
+) -> AuditReport:
+    """Return the audit of one trained adapter.
+
+    Args:
+        path: the folder that PEFT (or MLX-LM, kohya, diffusers) saved, or its weights file.
+        adapter_config: a config elsewhere than beside the weights.
+        weights: a weights file of another name.
+        top_singular_values: how many singular values (scaled, largest first) to keep per module.
+        suggest_per_layer: add `per_layer`, a rank_pattern and alpha_pattern for PEFT's LoraConfig.
+        base: the base model: a folder with safetensors, or `organisation/name` in the hub's local cache.
+            Adds `udr`, `sdi`, `relative_frobenius` and `base` to the modules. Nothing is downloaded.
+        intruders: with a base, count intruder dimensions (arXiv 2410.21228); slower.
+        intruder_k: how many leading left singular vectors of W + dW to look at.
+        intruder_eps: the overlap with every singular vector of W under which one is an intruder.
+        norms_cache: keep norms of base weights in the user's cache folder, keyed by the base's identity.
+        seed: of the iterative methods.
+        progress: called with (modules done, modules in all, the module's name) while the base is read.
+        select: ids of checks, or beginnings of ids, to apply; all by default. The verdict stays whole.
+        ignore: ids of checks, or beginnings of ids, to leave out.
+        settings: a gradience.toml, or a pyproject.toml with `[tool.gradience]`, whose `select` and `ignore` apply where
+            the arguments of that name are empty. None is looked for.
+
+    Raises:
+        ConfigError: an id is not known, or the settings cannot be read.
+        AdapterError: files are missing, damaged or of another format.
+        ValueError: an option is out of its range.
+
+    >>> audit_adapter("runs/toy/peft").summary.stable_rank_mean  # doctest: +SKIP
+    1.47
+    """
+    if intruder_k < 1 or not 0.0 < intruder_eps <= 1.0:
+        raise ValueError(f"expected intruder_k >= 1 and 0 < intruder_eps <= 1, got {intruder_k} and {intruder_eps}")
+    ids = [check.id for check in ADAPTER_CHECKS]
+    left_out = rules_left_out(ids, select=select, ignore=ignore, settings=settings)
+    files, adapter = open_adapter(path, adapter_config=adapter_config, weights=weights)
+    rows = _rows(adapter, top_singular_values)
+    against = None
+    if base is not None:
+        from gradience.verbs.audit.against_base import BaseOptions, compare  # noqa: PLC0415  # keeps a plain audit quick
+
+        options = BaseOptions(Path(base), intruders, intruder_k, intruder_eps, seed, norms_cache, progress)
+        rows, against = compare(adapter, rows, options)
+    facts = _facts(Path(path), files, adapter)
+    report = _judged(facts, adapter, with_shares(rows), against, per_layer=suggest_per_layer)
+    findings, not_run = without(report.findings, adapter_checks_not_run(report), left_out)
+    return msgspec.structs.replace(report, findings=findings, not_run=not_run)
+
+
+def _rows(adapter: Adapter, top: int) -> list[ModuleAudit]:
+    found = spectra([_load(module) for module in adapter.modules])
+    return [module_row(m, s, top=top) for m, s in zip(adapter.modules, found, strict=True)]
+
+
+def _load(module: Module) -> Callable[[], Factors]:
+    def load() -> Factors:
+        b, a = module.load()
+        return Factors(b=b, a=a, scale=module.scale)
+
+    return load
+
+
+def _facts(path: Path, files: AdapterFiles, adapter: Adapter) -> AuditReport:
+    """Return what the files say, before any number is judged."""
+    return AuditReport(
+        schema=AUDIT_SCHEMA_ID,
+        peft_dir=str(path),
+        config_path=str(files.config) if files.config.is_file() else None,
+        weights_path=str(files.weights),
+        weights_paths=[str(p) for p in adapter.weights] if len(adapter.weights) > 1 else [],
+        format=adapter.format,
+        peft_type=adapter.config.peft_type,
+        base_model=adapter.config.base_model_name_or_path,
+        health=health([]),
+        summary=summary_of([]),
+        ledger=ledger_of(adapter),
+        not_analysed=[NotAnalysed(name=item.name, reason=item.reason) for item in adapter.skipped],
+        unmatched_patterns=[*adapter.unmatched_rank_patterns, *adapter.unmatched_alpha_patterns],
+        notes=adapter.notes,
+    )
+
+
+def _judged(
+    facts: AuditReport,
+    adapter: Adapter,
+    modules: list[ModuleAudit],
+    against: BaseReport | None,
+    *,
+    per_layer: bool,
+) -> AuditReport:
+    """Return the report with its summary, suggestions, verdict and findings."""
+    healthy = measured(modules)
+    price = bytes_per_param(facts.ledger)
+    summary = summary_of(modules)
+    ranks = {"median": summary.suggested_r_global_median, "p90": summary.suggested_r_global_90}
+    named = {m.name for m in modules}
+    left = [item for item in facts.not_analysed if item.name not in named]
+    report = msgspec.structs.replace(
+        facts,
+        summary=summary,
+        health=health(
+            modules,
+            peft_type=facts.peft_type,
+            not_analysed=left,
+            relative_frobenius=against.relative_frobenius if against is not None else None,
+        ),
+        suggested={
+            name: suggest(healthy, rank, bytes_per_param=price) for name, rank in ranks.items() if rank is not None
+        },
+        candidates=candidates(healthy, bytes_per_param=price),
+        rank_rules=rank_rules(healthy),
+        rank_disagreements=disagreements(healthy),
+        per_layer=rank_pattern(modules, bytes_per_param=price) if per_layer and _takes_patterns(adapter) else None,
+        modules=modules,
+        layers=layer_summaries(modules),
+        not_analysed=left,
+        base=against,
+    )
+    return msgspec.structs.replace(report, findings=_findings(report, adapter))
+
+
+def _takes_patterns(adapter: Adapter) -> bool:
+    """Return whether PEFT's LoraConfig describes the adapter: others have no rank_pattern."""
+    return adapter.format == "peft" and adapter.config.peft_type in {"LORA", None}
+
+
+def _findings(report: AuditReport, adapter: Adapter) -> list[Finding]:
+    config = adapter.config
+    own = (config.lora_alpha, config.r) if _takes_patterns(adapter) else (None, None)
+    found = [*adapter_findings(report, alpha=own[0], r=own[1]), *base_findings(report)]
+    return sorted(found, key=lambda finding: _SEVERITIES.index(finding.severity))

@@ -1,0 +1,226 @@
+"""Each module's update beside the weight it changes: base files and adapter in, comparisons out."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from statistics import median
+from typing import Final, NamedTuple
+
+import msgspec
+import numpy as np
+
+from gradience.adapters.layout import Adapter, Array, Module
+from gradience.base.norms import Norms, NormsCache, default_folder
+from gradience.base.update import Update, survival_of, update_of
+from gradience.base.weights import BaseWeights, Found, find_shards, identity
+from gradience.errors import AdapterError
+from gradience.rules.weights.rules import at_risk
+from gradience.schema.audit import BaseComparison, BaseReport, Intruders, ModuleAudit, NotCompared
+from gradience.schema.scalars import real
+from gradience.spectral.base import MergeSums
+from gradience.spectral.intruders import count_below, overlaps
+from gradience.spectral.lanczos import Operator, leading
+from gradience.verbs.audit.rows import bare_row
+
+Progress = Callable[[int, int, str], None]
+
+SHOWN_EPS: Final = (0.3, 0.5, 0.7)
+_SAME_NORM: Final = 1e-5  # relative: the cached Frobenius norm must be this weight's
+
+
+class BaseOptions(NamedTuple):
+    """What to compute against the base, and how."""
+
+    path: Path
+    intruders: bool = False
+    k: int = 10
+    eps: float = 0.5
+    seed: int = 0
+    cache: bool = True
+    progress: Progress | None = None
+
+
+class Compared(NamedTuple):
+    """The rows with their comparisons, and the whole beside the base."""
+
+    rows: list[ModuleAudit]
+    report: BaseReport
+
+
+def compare(adapter: Adapter, rows: Sequence[ModuleAudit], options: BaseOptions) -> Compared:
+    """Return the rows with numbers against the base, one weight in memory at a time.
+
+    Modules that only a base can give numbers to are added behind the rows.
+
+    Raises:
+        AdapterError: the base cannot be read.
+    """
+    files = find_shards(options.path)
+    norms = NormsCache(default_folder() if options.cache else None, _identity(files, options))
+    run = _Run(adapter, BaseWeights(files), norms, options)
+    jobs: list[tuple[Module, ModuleAudit | None]] = [*zip(adapter.modules, rows, strict=True)]
+    jobs += [(module, None) for module in adapter.needs_base]
+    done = []
+    for place, (module, row) in enumerate(jobs):
+        if options.progress is not None:
+            options.progress(place, len(jobs), module.name)
+        if (compared := run.module(module, row)) is not None:
+            done.append(compared)
+    if options.progress is not None:
+        options.progress(len(jobs), len(jobs), "")
+    run.norms.save()
+    return Compared(done, run.report(done))
+
+
+def _identity(files: Sequence[Path], options: BaseOptions) -> str:
+    if not options.cache:
+        return ""
+    if options.progress is not None:
+        options.progress(0, 0, "which base this is")
+    return identity(files)
+
+
+class _Run:
+    """The comparison of one adapter with one base."""
+
+    def __init__(self, adapter: Adapter, weights: BaseWeights, norms: NormsCache, options: BaseOptions) -> None:
+        self.norms = norms
+        self._adapter = adapter
+        self._weights = weights
+        self._options = options
+        self._missed: list[NotCompared] = []
+        self._cached = 0
+        self._notes = [norms.refused] if norms.refused else []
+
+    def module(self, module: Module, row: ModuleAudit | None) -> ModuleAudit | None:
+        """Return the row with its comparison; as it was (or None) where there is none."""
+        if row is not None and row.state == "non_finite":
+            return row
+        try:
+            return self._compared(module, row)
+        except AdapterError as error:
+            self._missed.append(NotCompared(name=module.name, reason=str(error)))
+            return row
+
+    def _compared(self, module: Module, row: ModuleAudit | None) -> ModuleAudit:
+        found = self._weights.find(module.base_name or f"{module.name}.weight")
+        if found is None:
+            raise AdapterError(f"the base has no {module.base_name or module.name + '.weight'}")
+        w = self._weights.read(found, module.expert)
+        update = update_of(module, w)
+        sums = update.merged(w, found.info.dtype)
+        if not math.isfinite(sums.weight):
+            raise AdapterError(f"{found.name} holds NaN or infinite weights")
+        norms, converged = self._norms_of(found, module.expert, w, math.sqrt(sums.weight))
+        size, frobenius, settled = self._size(update, row, sums)
+        comparison = BaseComparison(
+            weight=found.name,
+            dtype=found.info.dtype,
+            update="factors" if update.dense is None else "dense",
+            spectral_norm=norms.spectral,
+            frobenius_norm=norms.frobenius,
+            update_spectral_norm=real(size),
+            update_frobenius_norm=real(frobenius),
+            converged=converged and settled,
+            survival=survival_of(sums, found.info.dtype) if 0.0 < size < math.inf else None,
+            intruders=self._intruders(module, w, update) if self._options.intruders and 0.0 < size < math.inf else None,
+        )
+        if row is None:
+            module = dataclasses.replace(module, shape=(w.shape[0], w.shape[1]))
+            row = bare_row(module, spectral_norm=size, frobenius_norm=frobenius)
+        return msgspec.structs.replace(row, base=comparison, **_ratios(size, frobenius, norms))
+
+    def _size(self, update: Update, row: ModuleAudit | None, sums: MergeSums) -> tuple[float, float, bool]:
+        """Return spectral and Frobenius norm of the update, and whether the first has converged."""
+        if update.dense is None and row is not None:
+            return float(row.spectral_norm), float(row.frobenius_norm), True
+        size, converged = update.dense_norm(self._options.seed)
+        return size, math.sqrt(sums.intended), converged
+
+    def _norms_of(self, found: Found, expert: int | None, w: Array, frobenius: float) -> tuple[Norms, bool]:
+        key = found.name if expert is None else f"{found.name}[{expert}]"
+        known = self.norms.get(key)
+        if known is not None and math.isclose(known.frobenius, frobenius, rel_tol=_SAME_NORM):
+            self._cached += 1
+            return known, True
+        if known is not None:
+            self._notes.append(f"the cached norms of {key} are of another weight: computed again")
+        top = leading(Operator.of(w.astype(np.float32, copy=False)), seed=self._options.seed)
+        norms = Norms(spectral=float(top.sigma[0]), frobenius=frobenius)
+        if top.converged:
+            self.norms.put(key, norms)
+        return norms, top.converged
+
+    def _intruders(self, module: Module, w: Array, update: Update) -> Intruders:
+        o = self._options
+        base, tuned = update.operators(w.astype(np.float32, copy=False))
+        if self._adapter.config.fan_in_fan_out and module.kind != "embedding":
+            base, tuned = (Operator(x.w.T, x.a.T, x.b.T) for x in (base, tuned))
+        found = overlaps(base, tuned, o.k, sorted({o.eps, *SHOWN_EPS}), seed=o.seed)
+        count, undecided = count_below(found, o.eps)
+        return Intruders(
+            k=len(found.lower),
+            eps=o.eps,
+            count=count,
+            counts={f"{e:g}": count_below(found, e)[0] for e in sorted({o.eps, *SHOWN_EPS})},
+            undecided=undecided,
+            method="exact" if found.exact else "lanczos",
+            converged=found.converged,
+        )
+
+    def report(self, rows: Sequence[ModuleAudit]) -> BaseReport:
+        """Return the adapter as a whole beside the base."""
+        pairs = [(m, m.base) for m in rows if m.base is not None]
+        both = [(float(b.update_frobenius_norm) ** 2, float(b.frobenius_norm) ** 2) for _, b in pairs]
+        base_energy = sum(w for _, w in both)
+        survivals = [b.survival for _, b in pairs if b.survival is not None and b.survival.cosine is not None]
+        found = [b.intruders for _, b in pairs if b.intruders is not None]
+        udr = [m.udr for m, _ in pairs if isinstance(m.udr, float)]
+        return BaseReport(
+            path=str(self._weights.files[0].path.parent),
+            identity=self.norms.identity or None,
+            files=len(self._weights.files),
+            compared=len(pairs),
+            not_compared=self._missed,
+            norms_cached=self._cached,
+            relative_frobenius=math.sqrt(sum(d for d, _ in both) / base_energy) if base_energy else None,
+            udr_median=_median(udr),
+            udr_max=max(udr, default=None),
+            sdi_median=_median(m.sdi for m, _ in pairs if isinstance(m.sdi, float)),
+            survival_dtype=survivals[0].dtype if survivals else None,
+            survival_cosine_median=_median(s.cosine for s in survivals if s.cosine is not None),
+            survival_changed_median=_median(s.changed for s in survivals),
+            survival_at_risk=sum(at_risk(m) for m, _ in pairs),
+            intruder_total=sum(i.count for i in found) if found else None,
+            intruder_modules=sum(i.count > 0 for i in found) if found else None,
+            method=self._method(found),
+            notes=self._notes,
+        )
+
+    def _method(self, found: Sequence[Intruders]) -> str:
+        ways = {i.method for i in found}
+        intruders = {
+            frozenset({"exact"}): "; intruders by dense SVD",
+            frozenset({"lanczos"}): "; intruders by Lanczos with bounds on every overlap",
+            frozenset({"exact", "lanczos"}): "; intruders by dense SVD of small, bounded Lanczos of large weights",
+        }.get(frozenset(ways), "")
+        return f"norms by Golub-Kahan-Lanczos, seed {self._options.seed}, to 1e-5{intruders}"
+
+
+def _median(values: Iterable[float]) -> float | None:
+    listed = list(values)
+    return median(listed) if listed else None
+
+
+def _ratios(size: float, frobenius: float, norms: Norms) -> dict[str, float | str | None]:
+    if norms.spectral <= 0.0 or norms.frobenius <= 0.0:
+        return {}
+    udr = size / norms.spectral
+    return {
+        "udr": real(udr),
+        "sdi": math.log10(udr) if udr > 0.0 and math.isfinite(udr) else None,
+        "relative_frobenius": real(frobenius / norms.frobenius),
+    }

@@ -1,0 +1,205 @@
+"""One module's row of the report: what the file says of it, and its spectrum."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from statistics import fmean, median
+from typing import Any
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+from gradience.adapters.layout import Adapter, Module, Role
+from gradience.adapters.names import layer_index, module_type
+from gradience.rules.weights.ranks import BUCKETS, bucket, measured, percentile
+from gradience.schema.audit import AuditSummary, GroupSummary, LayerSummary, LedgerEntry, ModuleAudit
+from gradience.schema.scalars import real
+from gradience.spectral.batch import Spectrum
+from gradience.spectral.metrics import null_stable_rank
+
+
+def module_row(module: Module, spectrum: Spectrum, *, top: int) -> ModuleAudit:
+    """Return the row of a module whose update is s B A, with its `top` largest singular values."""
+    common = _common(module)
+    if not spectrum.finite:
+        return ModuleAudit(**common, state="non_finite", spectral_norm="NaN", frobenius_norm="NaN")
+    if spectrum.spectral_norm == 0.0:
+        return ModuleAudit(**common, state="zero", spectral_norm=0.0, frobenius_norm=0.0)
+    return ModuleAudit(
+        **common,
+        stable_rank=spectrum.stable_rank,
+        effective_rank=spectrum.effective_rank,
+        participation_ratio=spectrum.participation_ratio,
+        utilization=spectrum.stable_rank / module.r,
+        energy_rank_90=spectrum.energy_ranks[0],
+        energy_rank_95=spectrum.energy_ranks[1],
+        energy_rank_99=spectrum.energy_ranks[2],
+        knee_rank=knee_rank(spectrum.relative_errors),
+        spectral_norm=real(spectrum.spectral_norm),
+        frobenius_norm=real(spectrum.frobenius_norm),
+        relative_errors={str(k): float(spectrum.relative_errors[k]) for k in BUCKETS if k < module.r},
+        null_stable_rank=null_stable_rank(module.r, *module.shape),
+        top_singular_values=[float(s) for s in spectrum.sigma[:top]],
+    )
+
+
+def bare_row(module: Module, *, spectral_norm: float, frobenius_norm: float) -> ModuleAudit:
+    """Return the row of a module whose update has no low-rank factors, only its norms."""
+    finite = np.isfinite(spectral_norm) and np.isfinite(frobenius_norm)
+    zero = finite and spectral_norm == 0.0
+    return ModuleAudit(
+        **_common(module),
+        state="zero" if zero else "ok" if finite else "non_finite",
+        spectral_norm=real(spectral_norm),
+        frobenius_norm=real(frobenius_norm),
+        stable_rank=(frobenius_norm / spectral_norm) ** 2 if finite and not zero else None,
+    )
+
+
+def _common(module: Module) -> dict[str, Any]:
+    return {
+        "name": module.name,
+        "module_type": module_type(module.name),
+        "layer": layer_index(module.name),
+        "kind": module.kind,
+        "shape": list(module.shape),
+        "r": module.r,
+        "config_r": module.config_r if module.config_r != module.r else None,
+        "alpha": real(module.alpha),
+        "scaling": real(module.scale),
+        "rslora": module.rslora,
+        "rank_pattern": module.rank_pattern,
+        "alpha_pattern": module.alpha_pattern,
+        "expert": module.expert,
+        "params": module.params,
+        "note": module.note,
+    }
+
+
+def knee_rank(relative_errors: npt.NDArray[np.float64]) -> int:
+    """Return the k >= 1 whose cumulative energy lies farthest above the chord from (0, 0) to (r, 1).
+
+    `relative_errors` are those of the best rank k for k = 0..r. A straight curve has no knee: r.
+    """
+    r = len(relative_errors) - 1
+    above = (1.0 - relative_errors**2) - np.arange(r + 1) / r
+    best = int(np.argmax(above[1:])) + 1
+    return best if above[best] > r * np.finfo(np.float64).eps else r
+
+
+def with_shares(modules: list[ModuleAudit]) -> list[ModuleAudit]:
+    """Return the modules with their share of the adapter's squared Frobenius norm."""
+    energies = [float(m.frobenius_norm) ** 2 if m.state == "ok" else 0.0 for m in modules]
+    total = sum(energies)
+    if not 0.0 < total < float("inf"):
+        return modules
+    return [
+        msgspec.structs.replace(m, energy_share=energy / total) if m.state == "ok" else m
+        for m, energy in zip(modules, energies, strict=True)
+    ]
+
+
+def summary_of(modules: Sequence[ModuleAudit]) -> AuditSummary:
+    """Return the summary of an adapter."""
+    params = sum(m.params for m in modules)
+    healthy = measured(modules)
+    if not healthy:
+        return AuditSummary(total_lora_params=params, n_layers=len(modules), by_type=_by_type(modules))
+    stable = [m.stable_rank or 0.0 for m in healthy]
+    k90 = [float(m.energy_rank_90 or 0) for m in healthy]
+    weight = sum(m.params for m in healthy) or 1
+    cap = max(m.r for m in healthy)
+    return AuditSummary(
+        total_lora_params=params,
+        n_layers=len(modules),
+        stable_rank_mean=fmean(stable),
+        stable_rank_median=median(stable),
+        stable_rank_weighted_mean=sum(s * m.params for s, m in zip(stable, healthy, strict=True)) / weight,
+        effective_rank_mean=_mean(healthy, lambda m: m.effective_rank),
+        utilization_mean=_mean(healthy, lambda m: m.utilization),
+        energy_rank_90_p50=percentile(k90, 0.5),
+        energy_rank_90_p90=percentile(k90, 0.9),
+        by_type=_by_type(modules),
+        suggested_r_global_median=bucket(percentile(k90, 0.5), cap),
+        suggested_r_global_90=bucket(percentile(k90, 0.9), cap),
+        energy_concentration=min(1.0, sum((m.energy_share or 0.0) ** 2 for m in modules)),
+        null_stable_rank_mean=_mean(healthy, lambda m: m.null_stable_rank),
+    )
+
+
+def _mean(modules: Iterable[ModuleAudit], read: Callable[[ModuleAudit], float | None]) -> float | None:
+    values = [value for m in modules if (value := read(m)) is not None]
+    return fmean(values) if values else None
+
+
+def _by_type(modules: Iterable[ModuleAudit]) -> dict[str, GroupSummary]:
+    groups: dict[str, list[ModuleAudit]] = {}
+    for module in modules:
+        groups.setdefault(module.module_type, []).append(module)
+    return {kind: _group(members) for kind, members in sorted(groups.items())}
+
+
+def _group(members: Sequence[ModuleAudit]) -> GroupSummary:
+    healthy = measured(members)
+    k90 = [float(m.energy_rank_90 or 0) for m in healthy]
+    return GroupSummary(
+        n=len(members),
+        params=sum(m.params for m in members),
+        stable_rank_mean=_mean(healthy, lambda m: m.stable_rank),
+        effective_rank_mean=_mean(healthy, lambda m: m.effective_rank),
+        utilization_mean=_mean(healthy, lambda m: m.utilization),
+        energy_rank_90_p50=percentile(k90, 0.5) if k90 else None,
+        energy_share=_share(members),
+    )
+
+
+def _share(members: Iterable[ModuleAudit]) -> float | None:
+    shares = [m.energy_share for m in members if m.energy_share is not None]
+    return min(1.0, sum(shares)) if shares else None
+
+
+def layer_summaries(modules: Iterable[ModuleAudit]) -> list[LayerSummary]:
+    """Return each layer's mean stable rank and share of the update, in order."""
+    layers: dict[int, list[ModuleAudit]] = {}
+    for module in modules:
+        if module.layer is not None:
+            layers.setdefault(module.layer, []).append(module)
+    return [
+        LayerSummary(
+            layer=index,
+            n=len(members),
+            stable_rank_mean=_mean(members, lambda m: m.stable_rank),
+            energy_share=_share(members),
+        )
+        for index, members in sorted(layers.items())
+    ]
+
+
+def ledger_of(adapter: Adapter) -> list[LedgerEntry]:
+    """Return every tensor of the file by its role, largest role first."""
+    total = sum(info.nbytes for info in adapter.tensors.values())
+    by_role: dict[Role, list[str]] = {}
+    for name, role in adapter.roles.items():
+        by_role.setdefault(role, []).append(name)
+    entries = []
+    for role, names in by_role.items():
+        infos = [adapter.tensors[name] for name in names]
+        nbytes = sum(info.nbytes for info in infos)
+        entries.append(
+            LedgerEntry(
+                role=role,
+                tensors=len(infos),
+                params=sum(info.size for info in infos),
+                bytes=nbytes,
+                share=nbytes / total if total else 0.0,
+            )
+        )
+    return sorted(entries, key=lambda entry: -entry.bytes)
+
+
+def bytes_per_param(ledger: Iterable[LedgerEntry]) -> float:
+    """Return the mean bytes of a factor's parameter; 0 where there is none."""
+    pairs = [entry for entry in ledger if entry.role == "lora_pair"]
+    params = sum(entry.params for entry in pairs)
+    return sum(entry.bytes for entry in pairs) / params if params else 0.0

@@ -1,0 +1,7 @@
+"""The check: a configuration in, a typed report out."""
+
+from __future__ import annotations
+
+from gradience.verbs.check.config import check_config
+
+__all__ = ["check_config"]

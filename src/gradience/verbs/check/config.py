@@ -1,0 +1,212 @@
+"""The verb ``check``: a configuration from files, objects and overrides to a report."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable
+from importlib.metadata import PackageNotFoundError, version
+from os import PathLike
+from pathlib import Path
+
+import msgspec
+
+from gradience.configs import (
+    HasToDict,
+    Layer,
+    read_document,
+    read_peft,
+    read_peft_dir,
+    read_peft_object,
+    read_training,
+    read_training_dir,
+    read_training_object,
+    stack,
+)
+from gradience.configs.peft import CONFIG_NAME
+from gradience.configs.training import ARGS_NAMES, STATE_NAME, read_preferences
+from gradience.errors import ConfigError, RecorderError
+from gradience.rules.config.facts import objective_of, quantities
+from gradience.rules.config.judge import RULES, judge_config
+from gradience.rules.config.serving import ENGINES
+from gradience.rules.rule import Verdict
+from gradience.rules.select import rules_left_out
+from gradience.schema.config import ConfigSnapshot, LoraSnapshot
+from gradience.schema.findings import Coverage
+from gradience.schema.reports import CHECK_SCHEMA_ID, CheckReport, SourceFile
+from gradience.schema.scalars import as_float, real
+from gradience.verbs.check.context import look_around
+
+
+def read_any(place: Path) -> Layer:
+    """Read one file, or a folder that a run left: its adapter config, its arguments, and what its log shows."""
+    if not os.path.isdir(place) and place.name != STATE_NAME:  # noqa: PTH112  # never raises
+        return read_document(place)
+    found = _read_run(place)
+    if isinstance(found, Layer):
+        return found
+    if not (place / CONFIG_NAME).is_file():
+        raise ConfigError(str(found), advice=f"give a folder with {STATE_NAME} or {CONFIG_NAME}") from found
+    return read_peft_dir(place)  # an adapter without a log
+
+
+def read_adapter_of(folder: Path) -> Layer:
+    """Read the adapter config of a folder, else that of the checkpoint which its run came furthest with."""
+    if not folder.is_dir() or (folder / CONFIG_NAME).is_file():
+        return read_peft_dir(folder)
+    found = _read_run(folder)
+    if not isinstance(found, Layer) or not any(source.role == "adapter" for source in found.sources):
+        return read_peft_dir(folder)
+    adapter = ConfigSnapshot(model_name=found.config.model_name, lora=found.config.lora)
+    return Layer(config=adapter, sources=tuple(source for source in found.sources if source.role == "adapter"))
+
+
+def read_training_of(folder: Path) -> Layer:
+    """Read the training arguments of a folder, else what the log of its run shows of them."""
+    if not folder.is_dir() or any((folder / name).is_file() for name in ARGS_NAMES):
+        return read_training_dir(folder)
+    found = _read_run(folder)
+    if not isinstance(found, Layer):
+        return read_training_dir(folder)
+    sources = tuple(source for source in found.sources if source.role != "adapter")
+    config = msgspec.structs.replace(found.config, model_name=None, lora=LoraSnapshot())
+    return msgspec.structs.replace(found, config=config, sources=sources)
+
+
+def _read_run(place: Path) -> Layer | RecorderError:
+    """Return the configuration of the run that a folder or file is of, or why there is none."""
+    from gradience.importers import read_folder_config  # noqa: PLC0415  # a config file need not pay for it
+
+    try:
+        return read_folder_config(place)
+    except RecorderError as error:
+        return error
+
+
+Place = str | PathLike[str]
+
+_MAX_TASK = 256  # characters
+
+
+def check_config(
+    config: ConfigSnapshot | None = None,
+    *,
+    document: Place | None = None,
+    peft_dir: Place | None = None,
+    training_dir: Place | None = None,
+    peft: Place | HasToDict | None = None,
+    training: Place | HasToDict | None = None,
+    overrides: ConfigSnapshot | None = None,
+    base: Place | None = None,
+    task: str | None = None,
+    serve: Iterable[str] = (),
+    select: Iterable[str] = (),
+    ignore: Iterable[str] = (),
+    settings: Place | None = None,
+) -> CheckReport:
+    """Return what the rules say of a configuration. A later source wins over an earlier one.
+
+    Args:
+        config: a Struct.
+        document: one file of any shape, or the folder a run left.
+        peft_dir: a folder with an adapter config.
+        training_dir: a folder with training arguments.
+        peft: an adapter config: a file, or a `peft.LoraConfig`.
+        training: training arguments: a file, or a `transformers.TrainingArguments` of any trainer.
+        overrides: a Struct that wins over all of these.
+        base: the base model, a folder or organisation/name in the hub's local cache. Its config.json and safetensors
+            headers tell what the targets reach; no weight is read.
+        task: what is trained: `sst2`, `sft`, `dpo`, ...
+        serve: engines the adapter is meant for: vllm, lorax, slora, llamacpp, mlx.
+        select: ids of rules, or beginnings of ids, to apply; all by default.
+        ignore: ids of rules, or beginnings of ids, to leave out.
+        settings: a gradience.toml, or a pyproject.toml with `[tool.gradience]`, whose `select` and `ignore` apply where
+            the arguments of that name are empty. None is looked for.
+
+    Raises:
+        ConfigError: a source cannot be read, nothing was given, or a rule id is not known.
+        AdapterError: the base cannot be read.
+
+    """
+    ids = [rule.id for rule in RULES]
+    unwanted = rules_left_out(ids, select=select, ignore=ignore, settings=settings)
+    folders = [Path(place) for place in (document, peft_dir, training_dir) if place is not None]
+    read = [_read(document, read_any), _read(peft_dir, read_adapter_of), _read(training_dir, read_training_of)]
+    objects = [_adapter(peft), _training(training)]
+    given = [Layer(config=item) if item is not None else None for item in (config, overrides)]
+    whole = stack(layer for layer in (given[0], *read, *objects, given[1]) if layer is not None)
+    if whole.config == ConfigSnapshot():
+        message = "nothing to check"
+        raise ConfigError(message, advice="give a config file, --peft-dir, --training-dir, or settings such as --lr")
+    config, versions = _complete(whole, task), _transformers()
+    where = None if base is None else Path(base)
+    around = look_around(whole, config, base=where, folders=folders, transformers=versions)
+    around = around._replace(engines=_engines(serve, settings))
+    named = (("base", base), ("settings", settings))
+    sources = [*whole.sources, *(SourceFile(role=role, path=str(path)) for role, path in named if path is not None)]
+    verdict = judge_config(config, transformers=versions, around=around, left_out=unwanted)
+    return _report(whole, config, sources, around.coverage, verdict)
+
+
+def _report(
+    whole: Layer, config: ConfigSnapshot, sources: list[SourceFile], coverage: Coverage | None, verdict: Verdict
+) -> CheckReport:
+    n_judged = len(RULES) - len({item.id for item in verdict.not_run})
+    return CheckReport(
+        schema=CHECK_SCHEMA_ID,
+        sources=sources,
+        config=config,
+        derived={**quantities(config), "rules_judged": n_judged},
+        coverage=coverage,
+        findings=verdict.findings,
+        not_run=verdict.not_run,
+        unknown_keys=list(dict.fromkeys(whole.unknown_keys)),
+    )
+
+
+def _engines(given: Iterable[str], settings: Place | None) -> tuple[str, ...]:
+    """Return the engines named, else those of the settings file."""
+    asked = [name.strip().lower() for item in given for name in item.split(",")]
+    if not asked and settings is not None:
+        asked = [name.lower() for name in read_preferences(Path(settings)).serve]
+    strange = sorted(name or "an empty text" for name in asked if name not in ENGINES)
+    if strange:
+        raise ConfigError(f"no engine is called {', '.join(strange)}", advice=f"engines: {', '.join(ENGINES)}")
+    return tuple(dict.fromkeys(asked))
+
+
+def _complete(whole: Layer, task: str | None) -> ConfigSnapshot:
+    """Add what no single source says: task and objective, the keys of secrets, and alpha / r."""
+    config = whole.config
+    stated = {"task": task[:_MAX_TASK]} if task else {}
+    lora = config.lora
+    if lora.r is not None and lora.r > 0 and lora.alpha is not None:
+        lora = msgspec.structs.replace(lora, alpha_over_r=real(as_float(lora.alpha) / lora.r))
+    secrets = {"secret_keys": whole.secret_keys, "masked_keys": whole.masked_keys}
+    extras = {key: list(dict.fromkeys(names)) for key, names in secrets.items() if names}
+    training = msgspec.structs.replace(config.training, extras={**config.training.extras, **extras})
+    named = msgspec.structs.replace(config, lora=lora, training=training, extras={**config.extras, **stated})
+    objective = objective_of(named)
+    if objective.kind == "unknown":
+        return named
+    understood = {"objective": objective.kind, "objective_because": objective.because}
+    return msgspec.structs.replace(named, extras={**named.extras, **understood})
+
+
+def _read(place: Place | None, read: Callable[[Path], Layer]) -> Layer | None:
+    return None if place is None else read(Path(place))
+
+
+def _adapter(given: Place | HasToDict | None) -> Layer | None:
+    return read_peft_object(given) if isinstance(given, HasToDict) else _read(given, read_peft)
+
+
+def _training(given: Place | HasToDict | None) -> Layer | None:
+    return read_training_object(given) if isinstance(given, HasToDict) else _read(given, read_training)
+
+
+def _transformers() -> str | None:
+    """Return the version of transformers installed here, without importing it."""
+    try:
+        return version("transformers")
+    except PackageNotFoundError:
+        return None

@@ -1,0 +1,176 @@
+"""One module's update as a LoRA pair: exactly where its rank allows, else the best of the rank that was asked for."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any, Final, Literal, NamedTuple, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from gradience.adapters.layout import Array, LoadFactors, Module
+from gradience.errors import AdapterError
+from gradience.io.spool import Spool
+from gradience.spectral.reduced import LowRank, Part, decomposed, leading_part, part_with_energy, rank_for_energy
+
+Method: TypeAlias = Literal["copied", "factors", "truncated", "dense"]
+Floats: TypeAlias = npt.NDArray[np.float64]
+
+_FULL_RANK: Final = {"dora": "DoRA", "hira": "HiRA", "miss": "MiSS (bat)"}
+_BLOCK: Final = 4096  # rows of a factor that are widened to float64 at a time
+
+
+class Choice(NamedTuple):
+    """How much of an update to keep: a largest rank, or a share of its energy (squared Frobenius norm), or all."""
+
+    rank: int | None = None
+    energy: float | None = None
+
+    @property
+    def everything(self) -> bool:
+        """Whether nothing may be left out."""
+        return self.rank is None and self.energy is None
+
+    def of(self, sigma: Floats) -> int:
+        """Return how many of all the singular values (largest first) to keep."""
+        if self.rank is not None:
+            return min(self.rank, len(sigma))
+        if self.energy is not None:
+            return rank_for_energy(sigma, self.energy, float(np.sum(sigma * sigma))) or len(sigma)
+        return len(sigma)
+
+
+class Factored(NamedTuple):
+    """scale * b @ a, oriented as the base stores its weight; norms are Frobenius norms.
+
+    `norm` is the update's, `rest` that of what is left out of it.
+    """
+
+    rank: int
+    scale: float
+    shape: tuple[int, int]
+    dtypes: tuple[np.dtype[Any], np.dtype[Any]]
+    load: LoadFactors
+    method: Method
+    norm: float
+    rest: float
+
+    @property
+    def relative_error(self) -> float | None:
+        """What is left out over the whole, or None where that is zero."""
+        return self.rest / self.norm if self.norm > 0.0 else None
+
+
+def from_factors(module: Module, choice: Choice, spool: Spool, *, scale: float, copy: bool) -> Factored:
+    """Return the module's own pair (or product of pairs), cut down where the choice says so.
+
+    Args:
+        module: with factors that can be loaded.
+        choice: what to keep.
+        spool: for factors that are not the file's own.
+        scale: the scale to write; where factors are copied it must be the module's.
+        copy: whether the file's own numbers are a LoRA pair, to be kept bit for bit.
+
+    Raises:
+        AdapterError: a factor holds NaN or infinite values.
+    """
+    b, a = module.load()
+    refuse_non_finite(module, b, a)
+    norm, shape = abs(module.scale) * product_norm(b, a), (len(b), a.shape[1])
+    if not copy:
+        b, a = _without_zeros(b, a)
+    if a.shape[0] > min(len(b), a.shape[1]) and not copy:
+        return _truncated(decomposed(b, a, module.scale), Choice(min(len(b), a.shape[1])), choice, spool, scale)
+    if not choice.everything:
+        low = decomposed(b, a, module.scale)
+        if (kept := choice.of(low.sigma)) < a.shape[0]:
+            return _truncated(low, Choice(kept), Choice(), spool, scale)
+    if copy:
+        return Factored(a.shape[0], module.scale, shape, (b.dtype, a.dtype), module.load, "copied", norm, 0.0)
+    ratio = module.scale / scale if scale else 1.0
+    load = _kept(spool, b, a.astype(np.float64) * ratio)
+    return Factored(a.shape[0], scale, shape, _FLOATS, load, "factors", norm, 0.0)
+
+
+_FLOATS: Final = (np.dtype(np.float32), np.dtype(np.float32))
+
+
+def _kept(spool: Spool, b: Array, a: Array) -> LoadFactors:
+    """Return a loader of factors that were expensive to compute, in float32, as they will be stored."""
+    left, right = spool.keep(b.astype(np.float32)), spool.keep(a.astype(np.float32))
+    return lambda: (left(), right())
+
+
+def _truncated(low: LowRank, first: Choice, second: Choice, spool: Spool, scale: float) -> Factored:
+    kept = max(1, min(first.of(low.sigma), second.of(low.sigma)))
+    load = _kept(spool, *low.factors(kept, scale))
+    norm = float(np.linalg.norm(low.sigma))
+    rest = low.error(kept)
+    method: Method = "truncated" if rest > 0.0 else "factors"
+    return Factored(kept, scale, (len(low.u), low.v.shape[1]), _FLOATS, load, method, norm, rest)
+
+
+def _without_zeros(b: Array, a: Array) -> tuple[Array, Array]:
+    """Return the pair without components that are exactly zero (those that AdaLoRA pruned), at least one."""
+    held = np.flatnonzero(b.any(axis=0) & a.any(axis=1))
+    if len(held) == a.shape[0]:
+        return b, a
+    held = held if len(held) else np.zeros(1, dtype=np.intp)
+    return b[:, held], a[held]
+
+
+def product_norm(b: Array, a: Array) -> float:
+    """Return the Frobenius norm of b @ a from two r x r Gram matrices."""
+    return math.sqrt(max(0.0, float(np.sum(_gram(b.T) * _gram(a)))))
+
+
+def _gram(rows: Array) -> Floats:
+    """Return rows @ rows.T in float64, some columns at a time."""
+    gram = np.zeros((len(rows), len(rows)))
+    for start in range(0, rows.shape[1], _BLOCK):
+        block = rows[:, start : start + _BLOCK].astype(np.float64)
+        gram += block @ block.T
+    return gram
+
+
+def refuse_non_finite(module: Module, *arrays: Array) -> None:
+    """Refuse a module from which nothing can be computed.
+
+    Raises:
+        AdapterError: an array holds NaN or infinite values.
+    """
+    if not all(np.isfinite(array).all() for array in arrays):
+        raise AdapterError(
+            f"{module.name} holds NaN or infinite values",
+            advice="see 'gradience audit' for which modules do; nothing can be converted from them",
+        )
+
+
+def from_dense(
+    module: Module, matrix: Callable[[], Floats], choice: Choice, spool: Spool, *, scale: float, bound: int | None
+) -> Factored:
+    """Return the leading part of an update that is a matrix; `bound` is its rank where that is known.
+
+    Raises:
+        AdapterError: its rank is not bounded and nothing says how much to keep, or it is not finite.
+    """
+    if bound is None and choice.everything:
+        raise AdapterError(
+            f"{module.name}: {_FULL_RANK.get(module.kind, module.kind)} has updates of full rank, which no LoRA of "
+            "low rank is exactly",
+            advice="give the rank to keep with --rank N, or the share of its squared norm with --energy E",
+        )
+    dense = matrix()
+    refuse_non_finite(module, dense)
+    part = _part(dense, choice, min(dense.shape) if bound is None else min(bound, *dense.shape))
+    kept = max(1, len(part.low.sigma))
+    load = _kept(spool, *part.low.factors(kept, scale))
+    return Factored(kept, scale, (dense.shape[0], dense.shape[1]), _FLOATS, load, "dense", part.norm, part.rest)
+
+
+def _part(dense: Floats, choice: Choice, bound: int) -> Part:
+    if choice.energy is not None:
+        part = part_with_energy(dense, choice.energy)
+        return part if len(part.low.sigma) <= bound else leading_part(dense, bound)
+    return leading_part(dense, bound if choice.rank is None else min(choice.rank, bound))

@@ -1,0 +1,276 @@
+"""Which checkpoint to keep: those on disk beside the run's held-out losses, and how far the noise tells them apart."""
+
+from __future__ import annotations
+
+import filecmp
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import pairwise, takewhile
+from pathlib import Path
+from statistics import median
+from typing import Any, Final, NamedTuple
+
+from gradience.adapters.open import WEIGHT_NAMES
+from gradience.errors import GradienceError
+from gradience.rules.joins.joins import Sign
+from gradience.rules.thresholds import TIED
+from gradience.schema.diagnose import BestCheckpoint, Checkpoint
+from gradience.schema.events import Eval
+from gradience.schema.reports import MonitorReport
+from gradience.schema.scalars import as_float
+from gradience.telemetry.series import RunSeries
+from gradience.verbs.diagnose.sources import CheckpointFolder, Sources
+
+_SECOND: Final = 0.6053  # standard deviation over the median |second difference|: 1 / (0.6745 sqrt 6)
+_LEAST_EVALS: Final = 5  # three second differences
+
+
+class Noise(NamedTuple):
+    """The noise of one held-out loss beside others, nats, or None; and how it was come by."""
+
+    value: float | None
+    source: str
+
+
+class Choice(NamedTuple):
+    """The checkpoints on disk with their losses, and the best of them; None where none was evaluated."""
+
+    checkpoints: list[Checkpoint]
+    best: BestCheckpoint | None = None
+
+
+def choose(
+    folders: Sequence[CheckpointFolder], evals: Iterable[Eval], report: MonitorReport, weights: Path | None
+) -> Choice:
+    """Return the checkpoints on disk, and the one whose held-out loss is lowest.
+
+    Args:
+        folders: the checkpoints, by step.
+        evals: every evaluation of the run.
+        report: the monitor's; its held-out split is the one compared.
+        weights: the folder of the diagnosed adapter, to see which checkpoint it is.
+    """
+    split = _split(report)
+    curve = _curve(evals, split)
+    bare = [Checkpoint(name=f.path.name, step=f.step) for f in folders]
+    if split is None or not curve:
+        return Choice(bare)
+    listed = [Checkpoint(name=c.name, step=c.step, loss=curve.get(c.step)) for c in bare]
+    saved = [(curve[folder.step], folder) for folder in folders if folder.step in curve]
+    if not saved:
+        return Choice(listed)
+    lowest_step = min(curve, key=curve.__getitem__)
+    loss, folder = min(saved, key=lambda item: item[0])
+    n, accuracy = _n_and_accuracy(report, split)
+    error = standard_error(loss, n, accuracy)
+    noise = loss_noise(list(curve.values()), error)
+    listed = [_tied(c, loss, noise.value) for c in listed]
+    best = BestCheckpoint(
+        name=folder.path.name,
+        step=folder.step,
+        loss=loss,
+        split=split,
+        noise=noise.value,
+        noise_from=noise.source,
+        n=n,
+        standard_error=error,
+        lowest_loss=curve[lowest_step],
+        lowest_step=lowest_step,
+        within_noise=_within(loss, curve[lowest_step], noise.value),
+        saved_as=str(weights) if weights and _same_weights(folder.path, weights) else "",
+    )
+    return Choice(listed, best)
+
+
+def _split(report: MonitorReport) -> str | None:
+    """Return the held-out split that was found to overfit, else the one that the monitor shows first."""
+    told = next((f.values.get("split") for f in report.findings if f.id == "OVF110"), None)
+    return told or next((point.split for point in report.evals if point.split != "train"), None)
+
+
+def _curve(evals: Iterable[Eval], split: str | None) -> dict[int, float]:
+    """Return the split's finite losses by step; of two at one step the later."""
+    of_split = ((e.step, e.metrics.loss) for e in evals if e.split == split)
+    found = {step: as_float(loss) for step, loss in of_split if step is not None and loss is not None}
+    return {step: loss for step, loss in sorted(found.items()) if math.isfinite(loss)}
+
+
+def _n_and_accuracy(report: MonitorReport, split: str) -> tuple[int | None, float | None]:
+    metrics = next((point.metrics for point in report.evals if point.split == split), None)
+    if metrics is None:
+        return None, None
+    accuracy = None if metrics.accuracy is None else as_float(metrics.accuracy)
+    return metrics.n, accuracy if accuracy is not None and 0.0 <= accuracy <= 1.0 else None
+
+
+def loss_noise(losses: Sequence[float], standard_error: float | None) -> Noise:
+    """Return the noise that two evaluations of one set are compared with.
+
+    Both saw the same examples, so that the error of the set is mostly theirs in common: what is left shows in how
+    the losses jump about, in second differences, which a steady rise leaves at zero. With too few evaluations for
+    that the standard error stands in, which is too wide rather than too narrow.
+
+    >>> loss_noise([], 0.05).value, loss_noise([], None).value
+    (0.05, None)
+    """
+    if len(losses) >= _LEAST_EVALS:
+        slopes = [b - a for a, b in pairwise(losses)]
+        jumps = median(abs(b - a) for a, b in pairwise(slopes))
+        return Noise(_SECOND * jumps, f"second differences of {len(losses)} evaluations of the same examples")
+    if standard_error is not None:
+        return Noise(standard_error, "standard error from n: too few evaluations to see how they jump about")
+    return Noise(None, f"unknown: n was not recorded, and {len(losses)} evaluations are too few to see it")
+
+
+def standard_error(loss: float, n: int | None, accuracy: float | None) -> float | None:
+    """Return the standard error of a mean loss over n examples, nats; None where n is not known.
+
+    A heuristic, for the losses of single examples are not logged: their spread is taken as their mean, and with an
+    accuracy p as sqrt(p / (1 - p)) times their mean if that is more, for then the wrong ones carry the loss.
+
+    >>> standard_error(0.5, 100, None)
+    0.05
+    """
+    if not n or not loss > 0.0:
+        return None
+    wrong = 1.0 if accuracy is None else max(1.0 - accuracy, 1.0 / n)
+    return loss * max(1.0, math.sqrt((1.0 - wrong) / wrong)) / math.sqrt(n)
+
+
+def _tied(checkpoint: Checkpoint, lowest: float, noise: float | None) -> Checkpoint:
+    loss = None if checkpoint.loss is None else as_float(checkpoint.loss)
+    tied = loss is not None and loss > lowest and bool(_within(loss, lowest, noise))
+    return Checkpoint(name=checkpoint.name, step=checkpoint.step, loss=checkpoint.loss, tied=tied)
+
+
+def _within(loss: float, lowest: float, noise: float | None) -> bool | None:
+    if loss <= lowest:
+        return True
+    return None if noise is None else loss - lowest <= TIED.value * noise
+
+
+def _same_weights(checkpoint: Path, weights: Path) -> bool:
+    """Whether two folders hold the same weights file, byte for byte."""
+    return any(_equal(checkpoint / name, weights / name) for name in WEIGHT_NAMES)
+
+
+def _equal(one: Path, other: Path) -> bool:
+    try:
+        return one.is_file() and other.is_file() and filecmp.cmp(one, other, shallow=False)
+    except OSError:
+        return False
+
+
+_TRIED: Final = 3  # checkpoints whose weights are looked at for one that is finite
+_AFTER_LOWEST: Final = ("lowest", "where the loss was lowest", "lower the learning rate or lengthen warmup.")
+_AFTER_BEST: Final = ("best_reward", "where the reward was best", "lower the learning rate or raise beta.")
+_NEXT_TIME: Final = "and stop earlier; fewer epochs or more data come before less rank."
+
+
+def disk_signs(sources: Sources, choice: Choice, report: MonitorReport, run: RunSeries) -> Iterator[Sign]:
+    """Yield what the checkpoints on disk say to the findings of the log; nothing where no folder was looked through."""
+    if sources.folder is None:
+        return
+    values = {finding.id: finding.values for finding in report.findings}
+    if "OVF110" in values:
+        yield _to_keep(sources.checkpoints, choice, values["OVF110"])
+    bad = [values[rule] for rule in ("NUM101", "NUM102") if rule in values]
+    if bad and (step := _lasting(run, bad)) is not None:
+        yield _before_nan(sources.checkpoints, step)
+    if "DIV104" in values:
+        yield from _nearest(sources.checkpoints, values["DIV104"].get("lowest_step"), *_AFTER_LOWEST)
+    if "RWD122" in values:
+        yield from _nearest(sources.checkpoints, values["RWD122"].get("best_step"), *_AFTER_BEST)
+    if "END114" in values:
+        yield from _short(sources, report.train.last_step)
+
+
+def _to_keep(folders: Sequence[CheckpointFolder], choice: Choice, found: dict[str, Any]) -> Sign:
+    best, step = choice.best, int(found["best_step"])
+    if best is not None:
+        saved = {"saved_as": best.name} if best.saved_as else {}
+        told = f"{best.name} ({best.split} loss {as_float(best.loss):.4g}, {_beside_lowest(best)})"
+        ties = [c.name for c in choice.checkpoints if c.tied]
+        also = f"; {', '.join(ties)} cannot be told from it" if ties else ""
+        return Sign(
+            "disk",
+            "best_checkpoint",
+            f"{told}{also}; noise {_noise(best)}",
+            values={"checkpoint": told, **saved},
+            action=None if saved else f"Keep {best.name}, {_NEXT_TIME}",
+        )
+    if folders:
+        near = min(folders, key=lambda folder: abs(folder.step - step)).path.name
+        told = f"{near} (the nearest to step {step}; not evaluated at its own step)"
+        action = f"Evaluate {near} and the last, keep the better, {_NEXT_TIME}"
+        return Sign("disk", "best_checkpoint", told, values={"checkpoint": told}, action=action)
+    action = f"Train again with checkpoints, {_NEXT_TIME}"
+    return Sign("disk", "no_checkpoint", "no checkpoint-N folder holds an adapter", action=action)
+
+
+def _beside_lowest(best: BestCheckpoint) -> str:
+    lowest, above = as_float(best.lowest_loss), as_float(best.loss) - as_float(best.lowest_loss)
+    if above <= 0.0:
+        return "the lowest of the run"
+    words = {True: "within the noise of", False: "above", None: "perhaps no worse than"}[best.within_noise]
+    return f"{words} the lowest, {lowest:.4g} at step {best.lowest_step}, which was not saved"
+
+
+def _noise(best: BestCheckpoint) -> str:
+    noise = best.noise_from if best.noise is None else f"+/- {best.noise:.2g} ({best.noise_from})"
+    if best.standard_error is None or best.standard_error == best.noise:
+        return noise
+    return f"{noise}; on other data +/- {best.standard_error:.2g} (n={best.n}; a heuristic)"
+
+
+def _lasting(run: RunSeries, found: Iterable[Mapping[str, Any]]) -> int | None:
+    """Return the step from which numbers are bad for good, or None.
+
+    That is where the loss is masked or not finite first, or where the rows begin that have no finite gradient up to
+    the end. A gradient in between was skipped by fp16's loss scaling.
+    """
+    rows = zip(reversed(run.steps), reversed(run.grad_norms), strict=True)
+    tail = takewhile(lambda row: math.isinf(row[1]) or row[0] in run.lost_norms, rows)
+    first = [*(values.get("first_step") for values in found), min((step for step, _ in tail), default=None)]
+    return min((step for step in first if step is not None), default=None)
+
+
+def _before_nan(folders: Sequence[CheckpointFolder], step: int) -> Sign:
+    """Return the last checkpoint before a step whose weights are finite: they are read, for a log lags behind."""
+    before = [folder.path for folder in folders if folder.step < step]
+    broken: list[str] = []
+    for path in reversed(before[-_TRIED:]):
+        if _is_finite(path):
+            after = f"; {', '.join(broken)} is not" if broken else ""
+            says = f"{path.name}, saved before step {step}: its weights are finite{after}"
+            action = f"Go back to {path.name}; look at the learning rate, the precision and the data after it."
+            return Sign("disk", "before_nan", says, action=action)
+        broken.append(path.name)
+    if broken:
+        return Sign("disk", "before_nan", f"{', '.join(broken)}, saved before step {step}: not finite or not readable")
+    return Sign("disk", "before_nan", f"no checkpoint from before step {step} is on disk")
+
+
+def _is_finite(folder: Path) -> bool:
+    from gradience.verbs.audit import audit_adapter  # noqa: PLC0415  # imports jax: only where a checkpoint is looked at
+
+    try:
+        return audit_adapter(folder).health.verdict not in {"broken", "not_analysed"}
+    except GradienceError:
+        return False
+
+
+def _nearest(folders: Sequence[CheckpointFolder], step: int | None, fact: str, what: str, then: str) -> Iterator[Sign]:
+    """Yield the checkpoint nearest a step, one before it rather than after."""
+    if not folders or step is None:
+        return
+    near = min(folders, key=lambda folder: (folder.step > step, abs(folder.step - step))).path.name
+    yield Sign("disk", fact, f"{near} is the nearest to step {step}, {what}", action=f"Go back to {near}; {then}")
+
+
+def _short(sources: Sources, last: int | None) -> Iterator[Sign]:
+    """Yield that the weights are of an earlier step than the log's last, where their folder says so."""
+    step = next((c.step for c in sources.checkpoints if c.path == sources.weights.path), None)
+    if step is not None and last is not None and step < last:
+        says = f"{sources.weights.path.name if sources.weights.path else ''} is the newest; the log reaches step {last}"
+        yield Sign("disk", "short_of_the_end", says, values={"weights_step": step})

@@ -1,0 +1,277 @@
+"""Where the three sources of a diagnosis are: found by name in one folder, or named one by one.
+
+A folder is looked at one level deep, symbolic links to folders are not followed, and at most 10 000 entries are
+listed. Nothing is opened here, and `training_args.bin`, a pickle, nowhere.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+from itertools import islice
+from pathlib import Path
+from typing import Final, NamedTuple, TypeAlias
+
+from gradience.adapters.open import CONFIG_NAME, WEIGHT_NAMES
+from gradience.configs.training import ARGS_NAMES
+from gradience.configs.training import STATE_NAME as _STATE
+from gradience.errors import GradienceError
+from gradience.importers.folder import is_run, run_folders
+from gradience.schema.diagnose import Source
+
+MAX_ENTRIES: Final = 10_000  # of one folder
+SHOWN: Final = 5  # names in a sentence
+CHECKPOINT: Final = re.compile(r"checkpoint-(\d{1,15})")
+
+
+class Listing(NamedTuple):
+    """The names of a folder's files, its subfolders, and what is to be said of what was left out."""
+
+    files: list[str]
+    folders: list[Path]
+    notes: list[str]
+
+
+class CheckpointFolder(NamedTuple):
+    """A folder `checkpoint-N` that holds an adapter."""
+
+    step: int
+    path: Path
+
+
+def list_folder(folder: Path) -> Listing:
+    """Return the folder's regular files by name and its subfolders, sorted; what is left out is said.
+
+    Links to folders may lead anywhere, and a pipe would be waited for.
+    """
+    try:
+        with os.scandir(folder) as entries:
+            seen = sorted(islice(entries, MAX_ENTRIES + 1), key=lambda entry: entry.name)
+    except OSError as error:
+        raise GradienceError(f"cannot read {folder}: {error.strerror}", advice="check the path") from error
+    notes = [f"more than {MAX_ENTRIES} entries in {folder.name}: the rest was not looked at"]
+    folders = [Path(entry.path) for entry in seen if _is_folder(entry)]
+    links = [entry.name for entry in seen if entry.is_symlink() and _leads_to_folder(entry)]
+    told = notes if len(seen) > MAX_ENTRIES else []
+    if links:
+        told = [*told, f"links to folders, not followed: {', '.join(links[:SHOWN])}"]
+    strange = [
+        entry.name for entry in seen if not _is_folder(entry) and entry.name not in links and not _is_file(entry)
+    ]
+    if strange:
+        told = [*told, f"neither files nor folders, not read: {', '.join(strange[:SHOWN])}"]
+    visible = [child for child in folders if not child.name.startswith(".")]
+    return Listing([entry.name for entry in seen if _is_file(entry)], visible, told)
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir(follow_symlinks=False)
+    except OSError:
+        return False
+
+
+def _is_file(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_file()
+    except OSError:
+        return False
+
+
+def _leads_to_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:
+        return False
+
+
+def checkpoints_in(folders: Iterable[Path]) -> list[CheckpointFolder]:
+    """Return the checkpoints among the folders that hold an adapter, by step."""
+    numbered = [(int(hit[1]), child) for child in folders if (hit := CHECKPOINT.fullmatch(child.name))]
+    return [CheckpointFolder(step, child) for step, child in sorted(numbered) if holds_adapter(child)]
+
+
+def holds_adapter(folder: Path) -> bool:
+    """Whether a folder holds weights under a name that PEFT or MLX-LM gives them."""
+    return any((folder / name).is_file() for name in WEIGHT_NAMES)
+
+
+PathLike: TypeAlias = str | os.PathLike[str]
+
+_LOG: Final = "run.jsonl"
+_NAMED: Final = "named"
+_WHOLE_MODEL: Final = re.compile(r"(model|pytorch_model|consolidated|optimizer|diffusion_).*")
+_PLURAL: Final[dict[Source, str]] = {"config": "configuration", "log": "log", "weights": "adapter weights"}
+
+
+class Found(NamedTuple):
+    """One source: its path, or why there is none."""
+
+    path: Path | None = None
+    reason: str = ""
+    chosen: str = ""
+
+
+@dataclass(frozen=True)
+class Sources:
+    """The sources of one diagnosis. `config` is what was named; a configuration is also in the log and the adapter."""
+
+    path: Path
+    log: Found
+    weights: Found
+    config: Found
+    training: Path | None = None
+    """Training arguments as JSON or YAML, where the folder holds them."""
+    folder: Path | None = None
+    """The folder that was looked through; None where every source was named."""
+    checkpoints: list[CheckpointFolder] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+
+def find_sources(
+    path: PathLike | None = None,
+    *,
+    run: PathLike | None = None,
+    adapter: PathLike | None = None,
+    config: PathLike | None = None,
+) -> Sources:
+    """Return where log, weights and configuration are. What is named wins over what the folder holds.
+
+    Args:
+        path: the folder that a run left. A file is taken as what its name says: weights, or a log.
+        run: the log, as `gradience monitor` takes it.
+        adapter: the adapter, as `gradience audit` takes it.
+        config: a configuration, as `gradience check` takes it.
+
+    Raises:
+        GradienceError: nothing was given, a path does not exist, or the folder cannot be read.
+    """
+    named: dict[Source, Found] = {}
+    given: tuple[tuple[Source, PathLike | None], ...] = (("log", run), ("weights", adapter), ("config", config))
+    for source, each in given:
+        if each is not None:
+            named[source] = Found(_existing(Path(each)), chosen=_NAMED)
+    if path is None:
+        if not named:
+            raise GradienceError("nothing to diagnose", advice="give a run's folder, or --run, --adapter, --config")
+        return _of_names(next(found.path for found in named.values() if found.path), named)
+    place = _existing(Path(path))
+    if not place.is_dir():
+        kind: Source = "weights" if place.suffix in {".safetensors", ".bin", ".pt"} else "log"
+        return _of_names(place, {kind: Found(place, chosen=_NAMED), **named})
+    return _of_folder(place, named)
+
+
+def _existing(place: Path) -> Path:
+    try:
+        there = place.exists()
+    except (OSError, ValueError):  # a name that no disk can hold
+        there = False
+    if not there:
+        raise GradienceError(f"no such file or folder: {str(place)[:300]}", advice="check the path")
+    return place
+
+
+def _of_names(place: Path, named: dict[Source, Found]) -> Sources:
+    absent = {source: Found(reason=f"no {word} was named") for source, word in _PLURAL.items()}
+    found = {**absent, **named}
+    return Sources(place, log=found["log"], weights=found["weights"], config=found["config"])
+
+
+def _of_folder(folder: Path, named: dict[Source, Found]) -> Sources:
+    listing = list_folder(folder)
+    checkpoints = checkpoints_in(listing.folders)
+    inner = [] if named or _LOG in listing.files or is_run(folder) else _inner_runs(folder, listing)
+    if inner and not checkpoints and not holds_adapter(folder) and any(_holds_weights(child) for child in inner):
+        return _of_inner(folder, inner)
+    log = named.get("log") or _log(folder, listing, [child for child in inner if not _holds_weights(child)])
+    weights = named.get("weights") or _weights(folder, listing, checkpoints)
+    beside = [folder, folder / "training", *([weights.path] if weights.path and weights.path.is_dir() else [])]
+    return Sources(
+        folder,
+        log=log,
+        weights=weights,
+        config=named.get("config") or Found(reason="no adapter_config.json, training arguments or run_start"),
+        training=next((at / name for at in beside for name in ARGS_NAMES if (at / name).is_file()), None),
+        folder=folder,
+        checkpoints=checkpoints,
+        notes=[*listing.notes, *_apart(folder, log, weights)],
+    )
+
+
+def _apart(folder: Path, log: Found, weights: Found) -> list[str]:
+    """Say where log and adapter lie in two subfolders: that they are of one run is then a guess."""
+    both = [found.path for found in (log, weights) if found.path is not None and found.chosen != _NAMED]
+    apart = [path.name for path in both if path.is_dir() and path != folder and not CHECKPOINT.fullmatch(path.name)]
+    if len(set(apart)) < 2:  # noqa: PLR2004  # two places
+        return []
+    return [f"log and adapter are in different subfolders ({', '.join(apart)}) and taken as one run's"]
+
+
+def _inner_runs(folder: Path, listing: Listing) -> list[Path]:
+    ours = [child for child in listing.folders if (child / _LOG).is_file()]
+    return list(dict.fromkeys([*ours, *run_folders(folder)]))
+
+
+def _holds_weights(folder: Path) -> bool:
+    return holds_adapter(folder) or any(holds_adapter(child) for child in list_folder(folder).folders)
+
+
+def _of_inner(folder: Path, inner: list[Path]) -> Sources:
+    """Return the sources of the only run in subfolders; of two and more the user is to choose."""
+    if len(inner) > 1:
+        raise GradienceError(
+            f"{folder} holds no run itself, and {len(inner)} folders in it do ({_names(inner)})",
+            advice=f"give one of them, for example {inner[-1]}",
+        )
+    only = _of_folder(inner[0], {})
+    note = f"{folder.name} holds one run, in {inner[0].relative_to(folder)}: that is diagnosed"
+    return replace(only, notes=[note, *only.notes])
+
+
+def _weights(folder: Path, listing: Listing, checkpoints: list[CheckpointFolder]) -> Found:
+    """Return the folder's own adapter, else the one in a subfolder, else that of the last checkpoint."""
+    others = [c for c in listing.folders if not CHECKPOINT.fullmatch(c.name) and holds_adapter(c)]
+    last = f"{checkpoints[-1].path.name} is the last checkpoint" if checkpoints else ""
+    if holds_adapter(folder):
+        many = [*(child.name for child in others), *(c.path.name for c in checkpoints[-1:])]
+        return Found(folder, chosen=f"the folder's own; also there: {', '.join(many[:SHOWN])}" if many else "")
+    if len(others) == 1:
+        return Found(others[0], chosen=f"in {others[0].name}" + (f"; {last}" if last else ""))
+    if checkpoints:
+        also = f"; also there: {_names(others)}" if others else ""
+        return Found(checkpoints[-1].path, chosen=f"no adapter in the folder itself: {last}{also}")
+    if others:
+        return Found(reason=f"{len(others)} adapters in subfolders ({_names(others)}): --adapter chooses")
+    return _single_file(folder, listing.files)
+
+
+def _single_file(folder: Path, files: list[str]) -> Found:
+    """Return the one weights file of another name, as kohya and others write it, or why there is no adapter."""
+    tensors = [name for name in files if name.endswith(".safetensors")]
+    alone = [name for name in tensors if not _WHOLE_MODEL.fullmatch(name)]
+    if len(alone) == 1 and len(tensors) == 1:
+        return Found(folder / alone[0], chosen="the only weights file")
+    if tensors:
+        return Found(reason=f"{', '.join(tensors[:SHOWN])}: not named as an adapter is (--adapter says otherwise)")
+    lost = f": {CONFIG_NAME} is there, its weights are not" if CONFIG_NAME in files else ""
+    return Found(reason=f"no adapter in the folder{lost}")
+
+
+def _log(folder: Path, listing: Listing, inner: list[Path]) -> Found:
+    if _LOG in listing.files:
+        return Found(folder / _LOG, chosen=f"{_LOG}; {_STATE} is there too" if _STATE in listing.files else "")
+    if is_run(folder):
+        return Found(folder)
+    if len(inner) == 1:
+        return Found(inner[0], chosen=f"in {inner[0].relative_to(folder)}")
+    if inner:
+        return Found(reason=f"{len(inner)} logs in subfolders ({_names(inner)}): --run chooses")
+    return Found(reason=f"no {_LOG}, {_STATE}, log or event file in the folder")
+
+
+def _names(folders: list[Path]) -> str:
+    more = f" and {len(folders) - SHOWN} more" if len(folders) > SHOWN else ""
+    return ", ".join(folder.name for folder in folders[:SHOWN]) + more

@@ -1,0 +1,221 @@
+"""The verb: adapters' files in, one adapter out, and what that cost in each module."""
+
+from __future__ import annotations
+
+import math
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal, NamedTuple, TypeAlias
+
+import msgspec
+
+from gradience.adapters.open import PathLike
+from gradience.errors import AdapterError
+from gradience.io.spool import Spool
+from gradience.rules.weights.rank_pattern import Patterns
+from gradience.schema.merge import MERGE_SCHEMA_ID, MergedModule, MergeMethod, MergeReport
+from gradience.schema.writing import ModuleChange, Provenance
+from gradience.verbs.merge.config import merged_config, merged_patterns, recipe_of
+from gradience.verbs.merge.heads import Heads, heads_of, side_named
+from gradience.verbs.merge.methods import Recipe
+from gradience.verbs.merge.slots import (
+    DTYPE_NAMES,
+    Piece,
+    Progress,
+    Slot,
+    common_dtype,
+    merged_pieces,
+    ranks_of,
+    refuse,
+    slots_of,
+    tensors_of,
+)
+from gradience.verbs.several import Matching, Side, described, matched, open_sides
+from gradience.verbs.writing import provenance_of, refuse_place, write_adapter
+
+
+class Decided(NamedTuple):
+    """What is the same for the report and the files."""
+
+    recipe: Recipe
+    stored: str
+    ranks: dict[str, int]
+    patterns: Patterns
+    heads: Heads
+
+
+def report_of(
+    sides: Sequence[Side],
+    found: Matching,
+    slots: Sequence[Slot],
+    merged: Sequence[Sequence[Piece]],
+    decided: Decided,
+) -> MergeReport:
+    """Return what the merge is, and what it costs."""
+    recipe, patterns, heads = decided.recipe, decided.patterns, decided.heads
+    pieces = [piece for some in merged for piece in some]
+    rows = [_row(piece, decided.ranks[slot.path]) for slot, some in zip(slots, merged, strict=True) for piece in some]
+    return MergeReport(
+        schema=MERGE_SCHEMA_ID,
+        adapters=[described(side, None) for side in sides],
+        weights=list(recipe.weights),
+        method=recipe.method,
+        density=recipe.density,
+        seed=recipe.seed if recipe.method.startswith("dare") else None,
+        rank=recipe.rank,
+        heads_from=heads.chosen,
+        dtype=decided.stored,
+        r=patterns.r,
+        lora_alpha=float(patterns.lora_alpha),
+        rank_pattern=patterns.rank_pattern,
+        alpha_pattern=patterns.alpha_pattern,
+        relative_error=_relative(sum(p.losses.left_out for p in pieces), sum(p.losses.target for p in pieces)),
+        distance_from_sum=_relative(sum(p.losses.from_plain for p in pieces), sum(p.losses.plain for p in pieces)),
+        params=sum(math.prod(shape) for slot in slots for shape in slot.shapes(decided.ranks[slot.path])),
+        largest_dense_bytes=max(piece.dense_bytes for piece in pieces),
+        modules=rows,
+        only_in=found.partial,
+        carried=[tensor.name for tensor in heads.carried],
+        dropped=heads.dropped,
+        notes=_notes(sides),
+    )
+
+
+def _row(piece: Piece, rank: int) -> MergedModule:
+    losses = piece.losses
+    return MergedModule(
+        name=piece.name,
+        kind=piece.kind,
+        ranks=piece.ranks,
+        rank=rank,
+        relative_error=_relative(losses.left_out, losses.target),
+        distance_from_sum=_relative(losses.from_plain, losses.plain),
+    )
+
+
+def _relative(lost: float, energy: float) -> float | None:
+    return math.sqrt(max(lost, 0.0) / energy) if energy > 0.0 else None
+
+
+def _notes(sides: Sequence[Side]) -> list[str]:
+    notes = []
+    bases = sorted({str(side.adapter.config.base_model_name_or_path) for side in sides})
+    if len(bases) > 1:
+        notes.append(f"the configs name different base models ({', '.join(bases)}): the first one's is kept")
+    tasks = {side.adapter.config.task_type for side in sides}
+    if len(tasks) > 1:
+        notes.append("the configs name different task types: the first one's is kept")
+    if any(side.adapter.config.use_rslora for side in sides):
+        notes.append("rsLoRA's scale is in the factors: the merged adapter has alpha = r and use_rslora off")
+    return notes
+
+
+def provenance(sides: Sequence[Side], report: MergeReport) -> Provenance:
+    """Return the record of the merge; the adapters' files are hashed."""
+    files = [path for side in sides for path in (side.files.config, *side.adapter.weights)]
+    options = {
+        "method": report.method,
+        "weights": report.weights,
+        "density": report.density,
+        "seed": report.seed,
+        "rank": report.rank,
+        "heads_from": report.heads_from,
+        "dtype": report.dtype,
+    }
+    return provenance_of(
+        "merge",
+        files,
+        options=options,
+        modules=[
+            ModuleChange(
+                name=row.name,
+                rank_before=sum(row.ranks),
+                rank_after=row.rank,
+                relative_error=_at_most_one(row.relative_error),
+            )
+            for row in report.modules
+        ],
+        relative_error=_at_most_one(report.relative_error),
+        notes=report.notes,
+    )
+
+
+def _at_most_one(value: float | None) -> float | None:
+    return None if value is None else min(1.0, value)
+
+
+Dtype: TypeAlias = Literal["float32", "float16", "bfloat16"]
+
+
+def merge_adapters(
+    paths: Sequence[PathLike],
+    out: PathLike | None = None,
+    *,
+    method: MergeMethod = "linear",
+    weights: Sequence[float] | None = None,
+    rank: int | None = None,
+    density: float | None = None,
+    seed: int = 0,
+    heads_from: str | None = None,
+    dtype: Dtype | None = None,
+    force: bool = False,
+    progress: Progress | None = None,
+) -> MergeReport:
+    """Merge plain PEFT LoRA adapters of one base model into one, and return what that cost in each module.
+
+    dW_i = s_i B_i A_i is adapter i's update, zero where it has no such module; w_i is its weight.
+
+    Args:
+        paths: two adapters or more. They are not changed.
+        out: the folder to write; None computes the report and writes nothing.
+        method: `linear`: S = sum w_i dW_i at the rank that S has. `cat`: S with the factors side by side, rank
+            sum r_i. `svd`: the best approximation of S of the rank. `ties` (arXiv 2306.01708): the mean of w_i dW_i
+            over the adapters that agree with the sign of their sum, entry by entry, after all but the largest
+            entries were set to zero. `dare_linear`, `dare_ties` (arXiv 2311.03099): entries dropped at random and
+            the rest divided by the density, then summed, or merged as by TIES. These three are dense, one module
+            in memory at a time, and cut to the best rank.
+        weights: one per adapter; without it 1/n for sums, and 1 for the means of `ties` and `dare_ties`.
+        rank: of `svd`, `ties` and `dare_*`; without it the largest rank that an adapter has in the module.
+        density: the share of entries that is kept: 0.2 for `ties`, as in its paper; DARE has no default.
+        seed: of DARE's masks.
+        heads_from: whose heads, biases and token rows to take where they differ: A, B, ..., a name or a path.
+        dtype: of the factors; without it the adapters' own if they have one in common, else float32.
+        force: replace `out` if it is there, once the new folder is complete.
+        progress: called with (modules done, in all, the module's name).
+
+    Raises:
+        AdapterError: an adapter cannot be read, is no plain LoRA, or does not fit the others; the message says why.
+        OutputError: `out` exists, or cannot be written.
+        ValueError: an option is out of range, or does not go with the method.
+    """
+    recipe = recipe_of(len(paths), method, weights=weights, rank=rank, density=density, seed=seed)
+    sides = open_sides(paths)
+    if out is not None:
+        refuse_place(Path(out), [side.files for side in sides], force=force)
+    refuse(sides)
+    found = matched(sides, overlapping=False)
+    if found.odd:
+        raise AdapterError(
+            f"{found.odd[0]} is of different shapes in these adapters", advice="are they of one base model?"
+        )
+    heads = heads_of(sides, None if heads_from is None else side_named(sides, heads_from))
+    slots = slots_of(sides, found.rows)
+    stored = DTYPE_NAMES[dtype] if dtype is not None else common_dtype(sides, slots)
+    with tempfile.TemporaryDirectory(prefix="gradience-") as folder:
+        merged = merged_pieces(slots, recipe, stored, Spool(Path(folder)), progress)
+        ranks = ranks_of(slots, merged, recipe)
+        decided = Decided(recipe, stored, ranks, merged_patterns(ranks), heads)
+        report = report_of(sides, found, slots, merged, decided)
+        if out is not None:
+            modules = list(dict.fromkeys(slot.path for slot in slots if not slot.is_parameter))
+            tensors = [*heads.carried, *tensors_of(slots, merged, ranks, stored)]
+            write_adapter(
+                Path(out),
+                tensors=sorted(tensors, key=lambda tensor: tensor.name),
+                config=merged_config(sides, decided.patterns, heads, modules),
+                provenance=provenance(sides, report),
+                force=force,
+            )
+            report = msgspec.structs.replace(report, out=str(out))
+    return report

@@ -1,0 +1,192 @@
+"""The verb: what a weighted sum of adapters would keep of each, and where they disagree. Nothing is written."""
+
+from __future__ import annotations
+
+import math
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import combinations
+from typing import Final, TypeAlias
+
+import msgspec
+
+from gradience.adapters.names import layer_index
+from gradience.adapters.open import PathLike
+from gradience.errors import AdapterError
+from gradience.rules.merge.rules import MERGE_RULES, merge_findings, merge_not_run
+from gradience.rules.select import rules_left_out, without
+from gradience.schema.merge import (
+    MERGE_CHECK_SCHEMA_ID,
+    CheckedAdapter,
+    CheckedModule,
+    CheckedPair,
+    MergeCheckReport,
+    SignConflict,
+)
+from gradience.spectral.merging import Signs, pooled_signs, signs_of
+from gradience.verbs.merge.config import weights_of
+from gradience.verbs.merge.heads import heads_of
+from gradience.verbs.merge.methods import Floats, Places, Products, cosine_of, is_finite, kept_of, products_of, total_of
+from gradience.verbs.merge.slots import obstacles_between, obstacles_of
+from gradience.verbs.several import Matching, Side, config_differences, described, matched, open_sides
+from gradience.verbs.writing import mean_overlaps
+
+Progress: TypeAlias = Callable[[int, int, str], None]
+
+_SAMPLE: Final = 1 << 19  # entries of each update that are read of a module, unless all are
+_TWO: Final = 2
+
+
+def merge_check(
+    *paths: PathLike,
+    weights: Sequence[float] | None = None,
+    exact: bool = False,
+    seed: int = 0,
+    select: Iterable[str] = (),
+    ignore: Iterable[str] = (),
+    settings: PathLike | None = None,
+    progress: Progress | None = None,
+) -> MergeCheckReport:
+    """Return what would get in each other's way in M = sum w_i dW_i; no base model is needed.
+
+    Args:
+        paths: two adapters or more, of one base model.
+        weights: one per adapter; without it 1/n.
+        exact: read every entry for the signs' sake; else about half a million of each module, in random rows.
+        seed: of the rows.
+        select: ids of rules, or beginnings of ids, to apply; all by default.
+        ignore: ids, or beginnings of ids, to leave out.
+        settings: a gradience.toml, or a pyproject.toml with `[tool.gradience]`, whose `select` and `ignore` apply where
+            the arguments of that name are empty.
+        progress: called with (modules done, in all, the module's name) while signs are counted.
+
+    Raises:
+        AdapterError: an adapter cannot be read.
+        ConfigError: an id is not known, or the settings cannot be read.
+        ValueError: there is not one weight for each adapter.
+    """
+    chosen = weights_of(len(paths), weights)
+    ids = [rule.id for rule in MERGE_RULES]
+    left_out = rules_left_out(ids, select=select, ignore=ignore, settings=settings)
+    sides = open_sides(paths)
+    found = matched(sides, overlapping=False)
+    products = products_of(sides, found)
+    signs = dict(_signs(found, products, chosen, most=None if exact else _SAMPLE, seed=seed, progress=progress))
+    total = total_of(products)
+    pairs = [_pair(sides, chosen, total, places, products) for places in combinations(range(len(sides)), _TWO)]
+    pooled = pooled_signs(list(signs.values()))
+    modules = [_module(name, products.by_module[name], chosen, signs.get(name)) for name in _shared(found)]
+    report = MergeCheckReport(
+        schema=MERGE_CHECK_SCHEMA_ID,
+        adapters=[
+            CheckedAdapter(
+                adapter=described(side, math.sqrt(total[place, place])),
+                weight=chosen[place],
+                weighted_norm=abs(chosen[place]) * math.sqrt(total[place, place]),
+                kept=kept_of(total, chosen, place),
+                obstacles=list(obstacles_of(side)),
+            )
+            for place, side in enumerate(sides)
+        ],
+        differences=config_differences(sides),
+        pairs=pairs,
+        signs=None if pooled is None else _conflict(pooled),
+        expected_conflict=_expected(modules) if len(sides) == _TWO else None,
+        modules=modules,
+        only_in=found.partial,
+        different_shapes=found.odd,
+        notes=_notes(sides, found, products),
+    )
+    findings, not_run = without(merge_findings(report), merge_not_run(report), left_out)
+    return msgspec.structs.replace(report, findings=findings, not_run=not_run)
+
+
+def _shared(found: Matching) -> list[str]:
+    """Return the names of the modules that two or more of the adapters have."""
+    return [name for name, row in found.rows.items() if sum(m is not None for m in row) >= _TWO]
+
+
+def _pair(
+    sides: Sequence[Side], weights: Sequence[float], total: Floats, places: Places, products: Products
+) -> CheckedPair:
+    i, j = places
+    norms = [abs(weights[place]) * math.sqrt(total[place, place]) for place in places]
+    overlaps = products.overlaps[places]
+    return CheckedPair(
+        first=sides[i].name,
+        second=sides[j].name,
+        cosine=cosine_of(total, weights, places),
+        scale_ratio=max(norms) / min(norms) if min(norms) > 0.0 else None,
+        output_side=mean_overlaps(overlaps.output),
+        input_side=mean_overlaps(overlaps.input),
+    )
+
+
+def _expected(modules: Sequence[CheckedModule]) -> float | None:
+    """Return the conflict that Gaussian entries with each module's cosine would have, in the mean over entries."""
+    able = [(m.signs.of, m.lowest_cosine) for m in modules if m.signs is not None and m.lowest_cosine is not None]
+    entries = sum(of for of, _ in able)
+    return sum(of * math.acos(cosine) / math.pi for of, cosine in able) / entries if entries else None
+
+
+def _signs(
+    found: Matching,
+    products: Products,
+    weights: Sequence[float],
+    *,
+    most: int | None,
+    seed: int,
+    progress: Progress | None,
+) -> Iterator[tuple[str, Signs]]:
+    names = _shared(found)
+    for done, name in enumerate(names, 1):
+        if is_finite(products.by_module[name]):
+            held = [(m, w) for m, w in zip(found.rows[name], weights, strict=True) if m is not None]
+            parts = [(*m.load(), w * m.scale) for m, w in held]
+            yield name, signs_of(parts, most=most, seed=zlib.crc32(f"{seed} {name}".encode()))
+        if progress is not None:
+            progress(done, len(names), name)
+
+
+def _conflict(signs: Signs) -> SignConflict:
+    fields = signs._asdict()
+    del fields["weight"]
+    return SignConflict(**fields)
+
+
+def _module(name: str, table: Floats, weights: Sequence[float], signs: Signs | None) -> CheckedModule:
+    if not is_finite(table):
+        return CheckedModule(name=name, layer=layer_index(name), state="non_finite")
+    cosines = [cosine_of(table, weights, places) for places in combinations(range(len(weights)), _TWO)]
+    return CheckedModule(
+        name=name,
+        layer=layer_index(name),
+        norms=[abs(w) * math.sqrt(table[place, place]) for place, w in enumerate(weights)],
+        lowest_cosine=min((c for c in cosines if c is not None), default=None),
+        kept=[kept_of(table, weights, place) for place in range(len(weights))],
+        signs=None if signs is None else _conflict(signs),
+    )
+
+
+def _notes(sides: Sequence[Side], found: Matching, products: Products) -> list[str]:
+    notes = [*obstacles_between(sides), *_heads(sides)]
+    broken = [name for name, table in products.by_module.items() if not is_finite(table)]
+    if broken:
+        notes.append(f"{len(broken)} modules hold NaN or infinite numbers and are left out (first: {broken[0]})")
+    if not _shared(found):
+        notes.append("the adapters have no module in common: their sum is each of them where it is")
+    notes += [
+        f"{side.name}: the numbers are of s B A, which is not the whole of its update"
+        for side in sides
+        if any(module.dense is not None or module.magnitude is not None for module in side.adapter.modules)
+    ]
+    return notes
+
+
+def _heads(sides: Sequence[Side]) -> list[str]:
+    """Return why heads and other whole tensors would stop a merge, if they would."""
+    try:
+        heads_of(sides, None)
+    except AdapterError as error:
+        return [f"{error}; {error.advice}"]
+    return []

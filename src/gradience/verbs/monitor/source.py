@@ -1,0 +1,202 @@
+"""Where runs come from: a log of ours, or what another program left, in memory."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from itertools import islice, takewhile
+from pathlib import Path
+from typing import Final, NamedTuple
+
+from gradience.errors import RecorderError
+from gradience.importers.folder import MAX_DEPTH, MAX_RUNS, run_folders
+from gradience.render.text import Place
+from gradience.rules.log.facts import SIGNALS, Signals
+from gradience.schema.events import TrainStep
+from gradience.schema.scalars import SCHEMA_PREFIX
+from gradience.telemetry.reader import TelemetryReader
+from gradience.telemetry.series import RunSeries
+from gradience.telemetry.summary import RunSummary
+
+_OF_FOLDERS: Final = ("run.jsonl", "trainer_state.json")
+
+
+def log_place(file: str) -> Place | None:
+    """Return the place of a log: itself, of a folder the log in it, or None where several files were read."""
+    path = Path(file)
+    if path.is_file():
+        return Place(file)
+    return next((Place(str(path / name)) for name in _OF_FOLDERS if (path / name).is_file()), None)
+
+
+_LOG: Final = "run.jsonl"
+_MAX_ENTRIES: Final = 2000  # of a folder that are looked at
+
+
+def runs_in(path: str | os.PathLike[str]) -> list[Path]:
+    """Return the runs of a folder of runs, by name; the path itself where it is a run, or anything else.
+
+    A folder that one run wrote into is that run. Else each log of ours in it or up to three levels below is a
+    run, and so is each folder there that another program's run wrote into; at most 100.
+    """
+    place = Path(path)
+    if not place.is_dir() or is_log(place / _LOG):
+        return [place]
+    foreign = run_folders(place)
+    if foreign == [place]:
+        return [place]
+    ours = list(_logs(place, MAX_DEPTH))
+    found = {*ours, *(folder for folder in foreign if not is_log(folder / _LOG))}
+    return sorted(found)[:MAX_RUNS] or [place]
+
+
+def holds_runs(path: str | os.PathLike[str]) -> bool:
+    """Whether the path is a folder of several runs."""
+    return len(runs_in(path)) > 1
+
+
+def _logs(folder: Path, depth: int) -> Iterator[Path]:
+    try:
+        entries = sorted(folder.iterdir())[:_MAX_ENTRIES]
+    except OSError:
+        return
+    if is_log(folder / _LOG):
+        yield folder / _LOG  # what else lies beside it is the same run's
+        return
+    yield from (path for path in entries if path.suffix == ".jsonl" and is_log(path))
+    if depth:
+        for child in entries:
+            if child.is_dir() and not child.is_symlink() and not child.name.startswith("."):
+                yield from _logs(child, depth - 1)
+
+
+def names_of(paths: Sequence[Path]) -> list[str]:
+    """Return short names of the paths, each its own: what they share in front and at the end is left out.
+
+    >>> names_of([Path("runs/a/run.jsonl"), Path("runs/b/run.jsonl")])
+    ['a', 'b']
+    >>> names_of([Path("seed1-run.jsonl"), Path("seed2-run.jsonl")])
+    ['seed1', 'seed2']
+    """
+    parts = [(path.parent if path.name == _LOG else path).parts or (str(path),) for path in paths]
+    shared = 0
+    while len({part[: shared + 1] for part in parts}) == 1 and all(len(part) > shared + 1 for part in parts):
+        shared += 1
+    names = _without_ending(["/".join(part[shared:]) for part in parts])
+    return names if len(set(names)) == len(names) else [str(path) for path in paths]
+
+
+def _without_ending(names: Sequence[str]) -> list[str]:
+    """Return the names without what all end in, from a point, dash or underscore on."""
+    if len(names) == 1:
+        return list(names)
+    same = takewhile(lambda letters: len(set(letters)) == 1, zip(*map(reversed, names), strict=False))
+    shared = "".join(letters[0] for letters in same)[::-1]
+    ending = shared[next((place for place, letter in enumerate(shared) if letter in "._-"), len(shared)) :]
+    shorter = [name.removesuffix(ending) for name in names]
+    return shorter if all(shorter) else list(names)
+
+
+_HEAD: Final = 4096  # bytes
+_FIRST_ROWS: Final = 50
+
+
+class Source(NamedTuple):
+    """What was read, from where, and what is to be said of that."""
+
+    path: Path
+    summary: RunSummary
+    notes: list[str]
+    signals: dict[str, Signals]  # by run; of an import only: a log of ours is asked when a run needs it
+
+
+def open_source(path: str | os.PathLike[str], run: str | None = None) -> Source:
+    """Return the runs of a log, of the folder that holds one, or of anything that can be imported.
+
+    Args:
+        path: a run.jsonl, the folder of a run, or anything that `gradience import` reads.
+        run: id, or name in an import, of the run to show; the last if None.
+
+    Raises:
+        RecorderError: the source is missing, empty, or holds no event of a run, or none of that name.
+        SchemaError: the log is of another major version.
+    """
+    place = Path(path)
+    if is_log(place / "run.jsonl"):
+        place /= "run.jsonl"
+    source = _read(place, run)
+    if source.summary.last is None:
+        issues = source.summary.issues
+        first = issues[0].reason if issues else "it holds none of the known events"
+        raise RecorderError(f"{path} holds no event of a run: {first}", advice="give the run.jsonl that a run wrote")
+    return source
+
+
+def is_log(path: Path) -> bool:
+    """Whether a file begins as a log of ours does: then nothing else need be asked, or imported."""
+    try:
+        if not path.is_file():  # a pipe can be read once only
+            return False
+        with path.open("rb") as file:
+            return SCHEMA_PREFIX.encode() in file.read(_HEAD)
+    except (OSError, ValueError):
+        return False
+
+
+def _read(path: Path, run: str | None) -> Source:
+    if not is_log(path):
+        from gradience.importers import is_foreign  # noqa: PLC0415  # a log of ours need not pay for it
+
+        if is_foreign(path):
+            return _import(path, run)
+    summary = TelemetryReader(path).summarize()
+    if run is not None:
+        _show(summary, run)
+    return Source(path, summary, [], {})
+
+
+def _show(summary: RunSummary, run: str) -> None:
+    """Put the run last, where the one to show stands."""
+    chosen = summary.runs.pop(run, None)
+    if chosen is None:
+        known = ", ".join(islice(summary.runs, 10)) or "none"
+        raise RecorderError(f"{summary.path}: no run is called {run[:60]!r}", advice=f"there are {known}")
+    summary.runs[run] = chosen
+
+
+def _import(path: Path, run: str | None) -> Source:
+    """Return what a source of another program holds, in memory."""
+    from gradience.importers import read_source  # noqa: PLC0415  # the same
+    from gradience.verbs.monitor.signals import signals_of  # noqa: PLC0415  # the same
+
+    imported = read_source(path, run=run)
+    summary = RunSummary(path)
+    for told in imported.runs:
+        for event in told.events:
+            summary.take(event)
+    files = ", ".join(os.path.relpath(file, path) if path.is_dir() else file.name for file in imported.files)
+    notes = [f"imported in memory from {files} ({imported.format}); no file was written", *imported.notes]
+    if imported.skipped:
+        first = imported.skipped[0]
+        rows = "1 row was" if len(imported.skipped) == 1 else f"{len(imported.skipped)} rows were"
+        notes.append(f"{rows} not imported; the first: {first.file} {first.line}: {first.reason}")
+    return Source(path, summary, notes, {told.run_id: signals_of(told.events) for told in imported.runs})
+
+
+def logged_in(source: Source, run: RunSeries) -> frozenset[str]:
+    """Return the names of further values in a run's training rows: a summary does not keep them."""
+    if run.logged or not is_log(source.path):
+        return frozenset(run.logged)
+    rows = islice(TelemetryReader(source.path).of(TrainStep), _FIRST_ROWS)
+    return frozenset(name for row in rows if row.run_id == run.run_id for name in row.extras)
+
+
+def signals_in(source: Source, run: RunSeries, logged: frozenset[str]) -> Signals:
+    """Return the columns of rewards and the like that a run logged; a log without them is not read again."""
+    if run.run_id in source.signals:
+        return source.signals[run.run_id]
+    if not logged & SIGNALS.keys() or not is_log(source.path):
+        return {}
+    from gradience.verbs.monitor.signals import read_signals  # noqa: PLC0415  # the same
+
+    return read_signals(source.path, run.run_id)

@@ -1,0 +1,207 @@
+"""The verb: spectra, ranks, and a folder that PEFT loads."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Final, Literal, TypeAlias
+
+import msgspec
+
+from gradience.adapters.layout import Array
+from gradience.adapters.open import AdapterFiles, PathLike, open_adapter
+from gradience.base.weights import BaseWeights, find_shards
+from gradience.errors import OutputError
+from gradience.io.atomic import whole_file
+from gradience.io.safetensors import PlannedTensor, write_safetensors
+from gradience.schema.writing import ModuleChange, Provenance, ResizeReport
+from gradience.verbs.resize.criteria import target_of
+from gradience.verbs.resize.cut import SAFETENSORS_NAMES
+from gradience.verbs.resize.plan import Plan, new_config, plan_of
+from gradience.verbs.writing import PROVENANCE_NAME, provenance_of, raw_config, refuse_place, write_adapter
+
+PROVENANCE_KEY: Final = "gradience_provenance"
+_STALE: Final = ("sshs_model_hash", "sshs_legacy_hash")  # hashes of the old weights
+
+
+def write_kohya(
+    out: Path, tensors: Sequence[PlannedTensor], plan: Plan, record: Provenance, *, force: bool = False
+) -> None:
+    """Write the file with its metadata kept, rank and alpha in it brought up to date, and a short record added.
+
+    Ranks that differ between modules are `Dynamic`, as sd-scripts writes them.
+
+    Raises:
+        OutputError: the name does not end in .safetensors, exists, or cannot be written.
+    """
+    if out.suffix != ".safetensors":
+        raise OutputError(f"{out} is no name for a LoRA in kohya's format", advice="give one that ends in .safetensors")
+    metadata = {key: value for key, value in plan.metadata.items() if key not in _STALE}
+    one = not plan.patterns.rank_pattern and not plan.patterns.alpha_pattern
+    metadata["ss_network_dim"] = str(plan.patterns.r) if one else "Dynamic"
+    metadata["ss_network_alpha"] = str(plan.patterns.lora_alpha) if one else "Dynamic"
+    metadata[PROVENANCE_KEY] = msgspec.json.encode(msgspec.structs.replace(record, modules=[])).decode()
+    with whole_file(out, force=force) as partial:
+        write_safetensors(partial, tensors, metadata=metadata)
+
+
+Progress: TypeAlias = Callable[[int, int, str], None]
+Dtype: TypeAlias = Literal["float32", "float16", "bfloat16"]
+
+_NAMED: Final = 8
+
+
+def resize_adapter(
+    path: PathLike,
+    out: PathLike | None = None,
+    *,
+    rank: int | None = None,
+    energy: float | None = None,
+    rel_error: float | None = None,
+    max_mb: float | None = None,
+    max_params: int | None = None,
+    like_suggested: bool = False,
+    sv_ratio: float | None = None,
+    sv_fro: float | None = None,
+    sv_cumulative: float | None = None,
+    dtype: Dtype | None = None,
+    base: PathLike | None = None,
+    adapter_config: PathLike | None = None,
+    weights: PathLike | None = None,
+    force: bool = False,
+    progress: Progress | None = None,
+) -> ResizeReport:
+    """Write a copy of a LoRA adapter whose updates have lower ranks, each the best of its rank.
+
+    Exactly one criterion is given. sigma are a module's singular values, largest first.
+
+    Args:
+        path: the folder that PEFT saved, or its weights file; or a LoRA file of kohya's. It is not changed.
+        out: the folder (of kohya's: the .safetensors file) to write; None computes the report and writes nothing.
+        rank: k = N for every module that has more.
+        energy: least k with sum_{i<=k} sigma_i^2 >= energy * sum sigma_i^2.
+        rel_error: least k with sqrt(sum_{i>k} sigma_i^2 / sum sigma_i^2) <= rel_error.
+        max_mb: the weights file has at most so many megabytes (10^6 bytes); ranks spread for most sigma^2 kept.
+        max_params: the factors have at most so many parameters; spread likewise.
+        like_suggested: each module at the rank that the audit suggests for it (`suggest_per_layer`).
+        sv_ratio: k = the number of sigma_i > sigma_1 / sv_ratio.
+        sv_fro: least k with sqrt(sum_{i<=k} sigma_i^2 / sum sigma_i^2) >= sv_fro.
+        sv_cumulative: least k with sum_{i<=k} sigma_i / sum sigma_i >= sv_cumulative.
+        dtype: of the new factors; without it they keep theirs.
+        base: the base model, which DoRA needs: a folder with safetensors, or organisation/name in the hub's cache.
+        adapter_config: a config elsewhere than beside the weights.
+        weights: a weights file of another name.
+        force: replace `out` if it is there, once the new folder is complete.
+        progress: called with (modules done, modules in all, the module's name) while the folder is written.
+
+    Raises:
+        AdapterError: the adapter cannot be read, or is of a kind that cannot be resized; the message says why.
+        OutputError: `out` exists, or cannot be written.
+        ValueError: not exactly one criterion is given, or its number is out of range.
+    """
+    given = {
+        "rank": rank,
+        "energy": energy,
+        "rel_error": rel_error,
+        "max_mb": max_mb,
+        "max_params": max_params,
+        "like_suggested": like_suggested,
+        "sv_ratio": sv_ratio,
+        "sv_fro": sv_fro,
+        "sv_cumulative": sv_cumulative,
+    }
+    target = target_of(given)
+    files, adapter = open_adapter(path, adapter_config=adapter_config, weights=weights)
+    shards = find_shards(Path(base)) if base is not None else []
+    if out is not None:
+        refuse_place(Path(out), [files], base=shards, force=force, one_file=adapter.format == "kohya")
+    held = BaseWeights(shards) if base is not None else None
+    plan = plan_of(adapter, target, dtype=dtype, base=held)
+    config = None if adapter.format == "kohya" else new_config(raw_config(files.config), plan.patterns)
+    notes = [*(config.notes if config is not None else []), *_notes(plan, dtype), *_left_behind(files)]
+    if out is not None:
+        options = {"criterion": target.criterion, "value": target.value, "dtype": dtype}
+        record = _record(files, plan, options, notes)
+        tensors = _followed(plan, progress)
+        if config is None:
+            write_kohya(Path(out), tensors, plan, record, force=force)
+        else:
+            write_adapter(
+                Path(out),
+                tensors=tensors,
+                config=config.fields,
+                metadata=plan.metadata,
+                force=force,
+                provenance=record,
+            )
+    return ResizeReport(
+        source=str(path),
+        out=None if out is None else str(out),
+        criterion=target.criterion,
+        value=target.value,
+        dtype=None if dtype is None else SAFETENSORS_NAMES[dtype],
+        use_rslora=adapter.config.use_rslora,
+        r=plan.patterns.r,
+        lora_alpha=plan.patterns.lora_alpha,
+        rank_pattern=plan.patterns.rank_pattern if config is not None else {},
+        alpha_pattern=plan.patterns.alpha_pattern if config is not None else {},
+        relative_error=plan.relative_error,
+        params_before=sum(row.params_before for row in plan.rows),
+        params_after=sum(row.params_after for row in plan.rows),
+        bytes_before=sum(file.stat().st_size for file in adapter.weights),
+        bytes_after=Path(out).stat().st_size if out is not None and config is None else plan.nbytes,
+        modules=plan.rows,
+        notes=notes,
+    )
+
+
+def _record(files: AdapterFiles, plan: Plan, options: dict[str, Any], notes: list[str]) -> Provenance:
+    changes = [
+        ModuleChange(name=m.name, rank_before=m.rank_before, rank_after=m.rank_after, relative_error=m.relative_error)
+        for m in plan.rows
+    ]
+    return provenance_of(
+        "resize",
+        [files.config, *(files.shards or [files.weights])],
+        options=options,
+        relative_error=plan.relative_error,
+        modules=changes,
+        notes=notes,
+    )
+
+
+def _followed(plan: Plan, progress: Progress | None) -> list[PlannedTensor]:
+    """Return the tensors, each of which says so when its turn comes."""
+    if progress is None:
+        return plan.tensors
+    total = len(plan.tensors)
+
+    def follow(place: int, tensor: PlannedTensor) -> PlannedTensor:
+        def load() -> Array:
+            progress(place, total, tensor.name)
+            return tensor.load()
+
+        return tensor._replace(load=load)
+
+    return [follow(place, tensor) for place, tensor in enumerate(plan.tensors, 1)]
+
+
+def _left_behind(files: AdapterFiles) -> list[str]:
+    """Return a note on what else lies in the adapter's folder, where it is one as PEFT saves it."""
+    if not files.config.is_file():
+        return []
+    read = {files.config.name, files.weights.name, *(shard.name for shard in files.shards), PROVENANCE_NAME}
+    names = sorted(p.name for p in files.folder.iterdir() if p.name not in read)
+    if not names:
+        return []
+    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+    return [f"not copied from the adapter's folder: {', '.join(names[:_NAMED])}{more}"]
+
+
+def _notes(plan: Plan, dtype: str | None) -> list[str]:
+    notes = []
+    if any(row.kind == "dora" and row.rank_after < row.rank_before for row in plan.rows):
+        notes.append("DoRA: magnitudes fitted anew by least squares; errors are of the whole change to the weight")
+    if dtype in {"float16", "bfloat16"}:
+        notes.append(f"errors are those of the lower rank; rounding the factors to {dtype} comes on top")
+    return notes

@@ -1,0 +1,129 @@
+"""The update of one module, some rows at a time, in the precision of a replay."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import numpy as np
+
+from gradience.adapters.layout import Array, Module
+from gradience.base.update import update_of
+from gradience.io.safetensors import DTYPES
+from gradience.schema.merge import MergeReplay
+
+_ROUNDINGS: Final = 8  # of a dense update in float32: norms, quotients and products before the sum (heuristic)
+
+
+class PlainDelta:
+    """dW = scale * b @ a, of which no more than some rows are formed at a time."""
+
+    slack: float = 1.0
+    """How many roundings in float32 the weight itself may have gone through."""
+
+    def __init__(self, b: Array, a: Array, scale: float) -> None:
+        self._b, self._a, self.scale = b, a, scale
+        self._cast: dict[str | None, tuple[Array, Array]] = {}
+        self._sizes: tuple[Array, Array] | None = None
+
+    @property
+    def rank(self) -> int:
+        """The number of products that each entry is a sum of."""
+        return len(self._a)
+
+    def prepare(self, replay: MergeReplay) -> None:
+        """Read what the replay needs, before several threads ask for it."""
+        self._factors(replay.factors)
+        self._factors(None)
+
+    def rows(self, at: slice | Array, replay: MergeReplay) -> Array:
+        """Return those rows of dW, in float32, as the replay computes them."""
+        b, a = self._factors(replay.factors)
+        scale = np.float32(self.scale * replay.factor)
+        if replay.scales_factor:
+            return rounded((scale * b[at]) @ a, replay.delta)
+        product = b[at] @ a
+        if replay.rounds_product:
+            product = rounded(product, replay.delta)
+        product *= scale
+        return rounded(product, replay.delta)
+
+    def size(self, at: slice | Array) -> Array:
+        """Return a bound of sum_k |s b_ik a_kj| for each entry of those rows (Cauchy and Schwarz)."""
+        if self._sizes is None:
+            b, a = self._factors(None)
+            self._sizes = (abs(self.scale) * np.linalg.norm(b, axis=1), np.linalg.norm(a, axis=0))
+        left, right = self._sizes
+        return np.asarray(np.outer(left[at], right))
+
+    def _factors(self, dtype: str | None) -> tuple[Array, Array]:
+        if dtype not in self._cast:
+            b, a = (x.astype(np.float32) for x in (self._b, self._a))
+            pair = (b, a) if dtype is None else (rounded(b, dtype), rounded(a, dtype))
+            self._cast[dtype] = (np.ascontiguousarray(pair[0]), np.ascontiguousarray(pair[1]))
+        return self._cast[dtype]
+
+
+class WholeDelta:
+    """An update that is a function of the weight, as one matrix."""
+
+    slack: float = _ROUNDINGS
+
+    def __init__(self, update: Array, rank: int) -> None:
+        self._update, self.rank = update, rank
+
+    def prepare(self, replay: MergeReplay) -> None:
+        """Do nothing: all is at hand."""
+
+    def rows(self, at: slice | Array, replay: MergeReplay) -> Array:
+        """Return those rows; of a replay's precision only the rounding of dW itself applies."""
+        part = self._update[at]
+        if replay.factor != 1.0:
+            part = part * np.asarray(replay.factor, part.dtype)
+        return rounded(part, replay.delta)
+
+    def size(self, at: slice | Array) -> Array:
+        """Return the rows' root mean square beside each entry: what a rounding of factors moves."""
+        part = self._update[at]
+        spread = np.sqrt(np.mean(part.astype(np.float64) ** 2, axis=1, keepdims=True))
+        return np.asarray(np.broadcast_to(spread, part.shape))
+
+
+Delta = PlainDelta | WholeDelta
+
+
+def delta_of(module: Module, w: Array) -> Delta:
+    """Return the module's true update in the orientation of the base's weight.
+
+    Raises:
+        AdapterError: the base is of another shape.
+    """
+    update = update_of(module, w)
+    if update.dense is not None:
+        return WholeDelta(update.dense, module.r)
+    return PlainDelta(update.b, update.a, update.scale)
+
+
+UNIT: Final = {"F64": 2.0**-53, "F32": 2.0**-24, "F16": 2.0**-11, "BF16": 2.0**-8}
+"""Unit roundoff: the relative error of rounding a normal number to nearest (IEEE 754; bfloat16 keeps 8 bits)."""
+
+FLOATS: Final = frozenset(UNIT)
+HALVES: Final = ("BF16", "F16")
+
+
+def narrower(dtype: str, other: str) -> bool:
+    """Return whether rounding the other's values to the dtype can change them."""
+    return dtype != other and (UNIT[dtype] >= UNIT[other] or (dtype == "F16" and other == "BF16"))
+
+
+def working(*dtypes: str) -> np.dtype[Any]:
+    """Return the dtype to compute in: float32, or float64 where a tensor is stored so."""
+    return np.dtype(np.float64 if "F64" in dtypes else np.float32)
+
+
+def rounded(x: Array, dtype: str) -> Array:
+    """Return the values rounded to the nearest of a dtype, ties to even, still in the array's own dtype."""
+    kind = DTYPES[dtype]
+    if kind.itemsize >= x.dtype.itemsize:
+        return x
+    with np.errstate(over="ignore"):  # beyond float16's range is infinity, as in a merge
+        return np.asarray(x.astype(kind).astype(x.dtype))

@@ -1,0 +1,247 @@
+"""The verdict on one weight: which merge made M out of W and dW, if any did."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator
+from typing import Final, NamedTuple
+
+import msgspec
+import numpy as np
+
+from gradience.adapters.layout import Module
+from gradience.schema.merge import MergeReplay, ModuleVerdict
+from gradience.verbs.verify_merge.delta import HALVES, UNIT, Delta, narrower, rounded
+from gradience.verbs.verify_merge.measure import (
+    Case,
+    Sums,
+    distance,
+    exact,
+    excess,
+    is_weight,
+    measure,
+    replays,
+    with_factor,
+)
+
+_SAME = 0.02  # relative: the difference of two factors that are taken for one (heuristic)
+
+
+def usual_factors(module: Module) -> dict[float, str]:
+    """Return the factors of dW that a mistake leads to, each with the mistake."""
+    s, r = module.scale, float(module.r)
+    root = math.sqrt(r)
+    found = {2.0: "merged twice, or at twice the strength", 0.5: "merged at half strength", -1.0: "subtracted"}
+    told = {
+        "as if alpha / r had been left out": 1.0 / s if s else 0.0,
+        "as if it had been scaled twice": s,
+        "as if alpha had not been divided by r": root if module.rslora else r,
+        "as if rsLoRA's alpha / sqrt(r) had been taken for alpha / r": 1.0 / root if module.rslora else 0.0,
+        "as if alpha / r had been taken for rsLoRA's alpha / sqrt(r)": 0.0 if module.rslora else root,
+    }
+    for why, factor in told.items():
+        if factor not in {0.0, 1.0}:
+            found[factor] = f"{found[factor]}, or {why}" if factor in found else why
+    return found
+
+
+def causes_of(module: Module, factor: float) -> str | None:
+    """Return what would explain a factor, or None."""
+    near = [why for usual, why in usual_factors(module).items() if math.isclose(usual, factor, rel_tol=_SAME)]
+    return "; ".join(near) or None
+
+
+_FEW: Final = 36
+"""Entries: fewer that a merge would change are no evidence; 36 random signs are off by their own sum at 6 sigma."""
+_RESOLVED: Final = 0.9  # a merge's own coefficient, from which M's over it is the factor (heuristic)
+_NEAR: Final = 0.01  # relative, of two factors; and the least factor that is called one (heuristic)
+_SIGMAS: Final = 6.0
+_ROUNDINGS: Final = 3  # of dW in 16 bits: of each factor, and of their product
+_FULL_TRIES: Final = 3
+
+
+class Judgement(NamedTuple):
+    """What was found; fields as of `VerifiedModule`."""
+
+    verdict: ModuleVerdict
+    sums: Sums
+    replay: MergeReplay | None = None
+    factor: float | None = None
+    precision: str | None = None
+    reason: str | None = None
+
+
+class _Exact(NamedTuple):
+    replay: MergeReplay
+    sums: Sums
+
+
+class Judge:
+    """Verdicts on the weights of one model: a replay that was met is tried first on the next weight."""
+
+    def __init__(self) -> None:
+        self._met: dict[tuple[str, str], MergeReplay] = {}
+
+    def verdict(self, case: Case, module: Module, *, plain: Delta | None = None) -> Judgement:
+        """Return the verdict; `plain` is s B A where the true update is another."""
+        if (found := self._exact(case, module)) is not None:
+            return _when_exact(found)
+        nearest = _nearest(case, replays(case.base, case.merged, scale=module.scale))
+        sums = measure(case, nearest)
+        if not (math.isfinite(sums.ee) and math.isfinite(sums.dd)):
+            return Judgement("other", sums, reason=_not_finite(case))
+        if any(is_weight(case, through) for through in dict.fromkeys((case.base, case.merged, *HALVES))):
+            return _when_base(sums)
+        if (precision := _precision(case, nearest, sums)) is not None:
+            resolved = _is_evidence(sums)
+            return Judgement("within_rounding", sums, precision=precision) if resolved else _below_resolution(sums)
+        return (
+            (None if plain is None else _without_base_change(case, module, plain, sums))
+            or _scaled(case, module, nearest)
+            or Judgement("other", sums, reason=_likeness(sums))
+        )
+
+    def _exact(self, case: Case, module: Module) -> _Exact | None:
+        key = (case.base, case.merged)
+        met = self._met.get(key)
+        if met is not None and (sums := exact(case, met)) is not None:
+            return _Exact(met, sums)
+        found = _first_exact(case, replays(case.base, case.merged, scale=module.scale))
+        if found is not None:
+            self._met[key] = found.replay
+        return found
+
+
+def _first_exact(case: Case, some: Iterable[MergeReplay]) -> _Exact | None:
+    """Return the first of the replays that M equals, of those that fail in few entries of the probe."""
+    at = case.probe()
+    few = len(at) * case.w.shape[1] // 100
+    likely = [(wrong, replay) for replay in some if (wrong := distance(case, replay, at)[0]) <= few]
+    for _, replay in sorted(likely, key=lambda item: item[0])[:_FULL_TRIES]:
+        if (sums := exact(case, replay)) is not None:
+            return _Exact(replay, sums)
+    return None
+
+
+def _nearest(case: Case, some: Iterable[MergeReplay]) -> MergeReplay:
+    """Return the replay that comes nearest to M on the probe, of those whose dtype could hold M."""
+    at = case.probe()
+    m = case.pair(at)[1]
+    possible = {dtype for dtype in UNIT if not narrower(dtype, case.merged) or np.array_equal(rounded(m, dtype), m)}
+    distances = [(distance(case, replay, at)[1], replay) for replay in some if replay.weight in possible]
+    return min(distances, key=lambda item: math.inf if math.isnan(item[0]) else item[0])[1]
+
+
+def _when_exact(found: _Exact) -> Judgement:
+    if found.sums.dd == 0.0:
+        return Judgement("unresolved", found.sums, reason="the update is zero")
+    if found.sums.changed == 0:
+        return _below_resolution(found.sums)
+    return Judgement("exact", found.sums, replay=found.replay)
+
+
+def _when_base(sums: Sums) -> Judgement:
+    if sums.dd == 0.0:
+        return Judgement("unresolved", sums, reason="the update is zero")
+    sums = sums._replace(changed=0)
+    return Judgement("absent", sums) if _is_evidence(sums) else _below_resolution(sums)
+
+
+def _below_resolution(sums: Sums) -> Judgement:
+    return Judgement("unresolved", sums, reason="rounding leaves nothing of the update, or too little to tell")
+
+
+def _is_evidence(sums: Sums) -> bool:
+    """Return whether a merge would change enough for M to be told from W."""
+    return sums.would_change >= _FEW or (sums.expected is not None and abs(sums.expected) > _RESOLVED)
+
+
+def _precision(case: Case, replay: MergeReplay, sums: Sums) -> str | None:
+    """Return the dtype whose roundings of dW explain how M is not W + factor dW, or None.
+
+    Every entry has to be within the bound, and M may not lean to more or less of dW than the replay: its c may differ
+    by that bound, and by six standard deviations of a sum of errors whose signs are by chance.
+    """
+    if sums.coefficient is None or sums.expected is None:
+        return None
+    factor = replay.factor * replay.times
+    off = abs(sums.coefficient - sums.expected)
+    chance = _SIGMAS * math.sqrt(sums.spread) / sums.dd
+    left = excess(case, replay, factor)
+    fits = (dtype for dtype, bound in _bounds(case.delta.rank) if left <= bound and off <= abs(factor) * bound + chance)
+    return next(fits, None)
+
+
+def _bounds(rank: int) -> Iterator[tuple[str, float]]:
+    """Return bounds of the relative error of dW: of a sum of r products in float32, of 16-bit factors and product."""
+    yield "F32", (rank + 8) * UNIT["F32"]
+    yield "F16", _ROUNDINGS * UNIT["F16"]
+    yield "BF16", _ROUNDINGS * UNIT["BF16"]
+
+
+def _scaled(case: Case, module: Module, nearest: MergeReplay) -> Judgement | None:
+    """Return the verdict where M is W + factor dW for a factor other than 1."""
+    usual = list(_wrong_ones(case, module, nearest))
+    if (found := _first_exact(case, usual)) is not None:
+        factor = found.replay.factor * found.replay.times
+        return Judgement("scaled", found.sums, found.replay, factor, reason=causes_of(module, factor))
+    for replay in _near_ones(case, module, MergeReplay(weight=nearest.weight), usual):
+        sums = measure(case, replay)
+        precision = _precision(case, replay, sums)
+        if precision is not None and _is_evidence(sums):
+            factor = replay.factor * replay.times
+            return Judgement("scaled", sums, None, factor, precision, causes_of(module, factor))
+    return None
+
+
+def _wrong_ones(case: Case, module: Module, nearest: MergeReplay) -> Iterator[MergeReplay]:
+    """Return the merges that mistakes lead to, in the order of arithmetic that comes nearest and in plain ones."""
+    plain = (MergeReplay(weight=weight) for weight in (nearest.weight, case.base, case.merged))
+    for order in dict.fromkeys((nearest, *plain)):
+        yield with_factor(order, 1.0, times=2)
+        for factor in usual_factors(module):
+            yield with_factor(order, factor)
+
+
+def _near_ones(case: Case, module: Module, plain: MergeReplay, usual: Iterable[MergeReplay]) -> Iterator[MergeReplay]:
+    """Return the factors to look at closely: usual ones near that which least squares gives, then that itself."""
+    sums = measure(case, plain)
+    if sums.coefficient is None or sums.expected is None:
+        return
+    if sums.expected < _RESOLVED:  # c is no factor where rounding swallows much of dW: the usual ones are all there is
+        yield _nearest(case, usual)
+        return
+    factor = sums.coefficient / sums.expected
+    yield from (with_factor(plain, f) for f in usual_factors(module) if math.isclose(f, factor, rel_tol=_NEAR))
+    if abs(factor) > _NEAR:
+        yield with_factor(plain, factor)
+
+
+def _likeness(sums: Sums) -> str:
+    if sums.dd == 0.0:
+        return "the update is zero, and yet it changed"
+    cosine = sums.ed / math.sqrt(sums.ee * sums.dd) if sums.ee > 0.0 else 0.0
+    return f"cosine of M - W with dW: {cosine:.3f}"
+
+
+def _without_base_change(case: Case, module: Module, plain: Delta, sums: Sums) -> Judgement | None:
+    """Return the verdict where M is W + s B A, but the true update is a function of W."""
+    other = case.with_delta(plain)
+    found = _first_exact(other, replays(case.base, case.merged, scale=module.scale))
+    if found is None:
+        return None
+    told = msgspec.structs.replace(found.replay, without_base_change=True)
+    if module.magnitude is not None:
+        return Judgement("other", sums, told, reason="W + s B A: DoRA's magnitude was left out")
+    if "lora_diag" in module.keys:
+        return Judgement("other", sums, told, reason="W + s B A: KaSA's truncation of the base was left out")
+    return Judgement(
+        "exact", found.sums, told, reason="W + s B A: exact if this base is what the adapter was trained on"
+    )
+
+
+def _not_finite(case: Case) -> str:
+    for name, x in (("the merged tensor", case.m), ("the base's tensor", case.w)):
+        if not np.isfinite(x.astype(np.float32)).all():
+            return f"{name} holds NaN or infinite numbers"
+    return "the update holds NaN or infinite numbers"

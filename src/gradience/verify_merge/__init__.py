@@ -1,7 +1,0 @@
-"""Whether a merged model contains an adapter."""
-
-from __future__ import annotations
-
-from gradience.verify_merge.model import verify_merged
-
-__all__ = ["verify_merged"]
