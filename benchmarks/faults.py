@@ -255,7 +255,7 @@ def _audit(rng: random.Random, used: int, verdict: str = "trained") -> dict[str,
     module = {"module_type": "attn", "r": 16, "frobenius_norm": 1.0, **ranks}
     return {
         "verdict": verdict,
-        "utilization_mean": rng.uniform(0.06, 0.24) if used < 16 else rng.uniform(0.3, 0.9),  # noqa: PLR2004
+        "utilization_mean": rng.uniform(0.06, 0.24) if used < 16 else rng.uniform(0.3, 0.9),
         "energy_rank_90_p50": float(used),
         "energy_rank_90_p90": float(used),
         "suggested_r_global_median": used,

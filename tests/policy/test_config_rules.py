@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from gradience.rules.config.facts import Around
+from gradience.rules.config.facts import CheckContext
 from gradience.rules.config.judge import RULES, judge_config
 from gradience.rules.rule import Verdict
 from gradience.schema.config import ConfigSnapshot
@@ -248,7 +248,7 @@ def test_every_rule_has_a_case_of_each_kind() -> None:
     assert {rule for rule, _ in CANNOT_TELL} | around == ids - {"SCH003"}  # its own test: depends on what is installed
 
 
-def coverage(**fields: Any) -> Around:
+def coverage(**fields: Any) -> CheckContext:
     said = {
         "base": "m",
         "model_type": "llama",
@@ -257,7 +257,7 @@ def coverage(**fields: Any) -> Around:
         "layers": 4,
         "layers_total": 4,
     }
-    return Around(coverage=msgspec.convert({**said, **fields}, Coverage))
+    return CheckContext(coverage=msgspec.convert({**said, **fields}, Coverage))
 
 
 AROUND = {  # rule: (fires, silent, cannot tell), each with what the configuration says besides
@@ -273,18 +273,18 @@ AROUND = {  # rule: (fires, silent, cannot tell), each with what the configurati
             (lora(extras={"layers_to_transform": [1]}), coverage(layers=1, layers_total=32)),
             (lora(), coverage(layers=0, layers_total=0)),
         ],
-        [(lora(), Around()), (lora(peft_type="IA3"), coverage())],
+        [(lora(), CheckContext()), (lora(peft_type="IA3"), coverage())],
     ),
     "TGT005": (
         [(lora(), coverage(added_tokens=["<x>"]))],
         [(lora(), coverage(added_tokens=["<x>"], embedding_trained=True)), (lora(), coverage())],
-        [(lora(), Around()), (lora(), coverage()._replace(no_tokenizers="none"))],
+        [(lora(), CheckContext()), (lora(), coverage()._replace(no_tokenizers="none"))],
     ),
     "RNK001": (
         [(SMALL, coverage(lora_params=2_000))],
         [(SMALL, coverage(lora_params=2_001)), (SMALL, coverage(lora_params=10**9))],
         [
-            (SMALL, Around()),
+            (SMALL, CheckContext()),
             (SMALL, coverage()),
             (config(extras={"task": "dpo"}), coverage(lora_params=1)),
             (config(extras={"task": "sft"}, training={"max_steps": 9}), coverage(lora_params=1)),
@@ -292,61 +292,61 @@ AROUND = {  # rule: (fires, silent, cannot tell), each with what the configurati
     ),
     "SRV001": (
         [
-            (lora(use_dora=True), Around(engines=("vllm",))),
-            (lora(modules_to_save=["lm_head"]), Around(engines=("llamacpp",))),
-            (lora(bias="all"), Around(engines=("vllm",))),
-            (lora(r=8), Around(engines=("mlx",))),
+            (lora(use_dora=True), CheckContext(engines=("vllm",))),
+            (lora(modules_to_save=["lm_head"]), CheckContext(engines=("llamacpp",))),
+            (lora(bias="all"), CheckContext(engines=("vllm",))),
+            (lora(r=8), CheckContext(engines=("mlx",))),
         ],
         [
-            (lora(use_rslora=True, rank_pattern={"q": 4}), Around(engines=("vllm",))),
-            (config(lora={"use_dora": True}, extras={"format": "mlx-lm"}), Around(engines=("mlx",))),
+            (lora(use_rslora=True, rank_pattern={"q": 4}), CheckContext(engines=("vllm",))),
+            (config(lora={"use_dora": True}, extras={"format": "mlx-lm"}), CheckContext(engines=("mlx",))),
         ],
-        [(lora(use_dora=True), Around())],
+        [(lora(use_dora=True), CheckContext())],
     ),
     "SRV002": (
         [
-            (lora(use_rslora=True), Around(engines=("llamacpp",))),
-            (lora(rank_pattern={"q": 4}), Around(engines=("vllm",))),
-            (lora(alpha_pattern={"q": 4.0}), Around(engines=("lorax",))),
+            (lora(use_rslora=True), CheckContext(engines=("llamacpp",))),
+            (lora(rank_pattern={"q": 4}), CheckContext(engines=("vllm",))),
+            (lora(alpha_pattern={"q": 4.0}), CheckContext(engines=("lorax",))),
         ],
         [
-            (lora(use_rslora=True), Around(engines=("vllm", "lorax"))),
-            (lora(rank_pattern={"q": 4}), Around(engines=("llamacpp",))),
+            (lora(use_rslora=True), CheckContext(engines=("vllm", "lorax"))),
+            (lora(rank_pattern={"q": 4}), CheckContext(engines=("llamacpp",))),
         ],
-        [(lora(use_rslora=True), Around())],
+        [(lora(use_rslora=True), CheckContext())],
     ),
     "SRV003": (
         [
-            (lora(extras={"layers_to_transform": [1]}), Around(engines=("lorax",))),
-            (lora(target_modules=["q_proj", "up_proj"]), Around(engines=("slora",))),
-            (lora(target_modules="all-linear"), Around(engines=("slora",))),
+            (lora(extras={"layers_to_transform": [1]}), CheckContext(engines=("lorax",))),
+            (lora(target_modules=["q_proj", "up_proj"]), CheckContext(engines=("slora",))),
+            (lora(target_modules="all-linear"), CheckContext(engines=("slora",))),
         ],
-        [(lora(target_modules=["q_proj", "model.layers.0.self_attn.v_proj"]), Around(engines=("slora", "vllm")))],
-        [(lora(), Around())],
+        [(lora(target_modules=["q_proj", "model.layers.0.self_attn.v_proj"]), CheckContext(engines=("slora", "vllm")))],
+        [(lora(), CheckContext())],
     ),
     "SRV004": (
         [
-            (lora(r=12), Around(engines=("vllm",))),
-            (lora(r=64), Around(engines=("vllm",))),
-            (lora(r=513), Around(engines=("vllm",))),
-            (lora(r=8, rank_pattern={"q": 24}), Around(engines=("vllm",))),
-            (lora(r=4), Around(engines=("lorax",))),
+            (lora(r=12), CheckContext(engines=("vllm",))),
+            (lora(r=64), CheckContext(engines=("vllm",))),
+            (lora(r=513), CheckContext(engines=("vllm",))),
+            (lora(r=8, rank_pattern={"q": 24}), CheckContext(engines=("vllm",))),
+            (lora(r=4), CheckContext(engines=("lorax",))),
         ],
         [
-            (lora(r=16), Around(engines=("vllm", "lorax"))),
-            (lora(r=48), Around(engines=("lorax",))),
-            (lora(r=7), Around(engines=("llamacpp",))),
+            (lora(r=16), CheckContext(engines=("vllm", "lorax"))),
+            (lora(r=48), CheckContext(engines=("lorax",))),
+            (lora(r=7), CheckContext(engines=("llamacpp",))),
         ],
-        [(lora(r=12), Around()), (lora(), Around(engines=("vllm",)))],
+        [(lora(r=12), CheckContext()), (lora(), CheckContext(engines=("vllm",)))],
     ),
     "REC005": (
-        [(training(), Around(output=("checkpoint-10",)))],
+        [(training(), CheckContext(output=("checkpoint-10",)))],
         [
-            (training(), Around(output=())),
-            (training(extras={"resumes": True}), Around(output=("checkpoint-10",))),
-            (training(extras={"overwrites_output": True}), Around(output=("checkpoint-10",))),
+            (training(), CheckContext(output=())),
+            (training(extras={"resumes": True}), CheckContext(output=("checkpoint-10",))),
+            (training(extras={"overwrites_output": True}), CheckContext(output=("checkpoint-10",))),
         ],
-        [(training(), Around())],
+        [(training(), CheckContext())],
     ),
 }
 AROUND_CASES = [
@@ -359,7 +359,7 @@ AROUND_CASES = [
 
 @pytest.mark.parametrize(("rule", "snapshot", "around", "outcome"), AROUND_CASES)
 def test_rule_on_what_lies_around_fires_is_silent_or_says_why(
-    rule: str, snapshot: ConfigSnapshot, around: Around, outcome: str
+    rule: str, snapshot: ConfigSnapshot, around: CheckContext, outcome: str
 ) -> None:
     verdict = judge_config(snapshot, around=around)
     found = rule in {item.id for item in verdict.findings}

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from gradience.errors import ConfigError
 from gradience.rules.registry import cards_of
-from gradience.rules.select import rules_left_out, without
+from gradience.rules.select import excluded_rules, without
 from gradience.schema.findings import Finding, NotRun
 
 IDS = [card.id for card in cards_of("log")]
@@ -18,7 +18,7 @@ FINDINGS = st.lists(st.builds(Finding, id=st.sampled_from(IDS), severity=st.just
 
 @given(SOME, SOME)
 def test_a_rule_speaks_if_it_is_selected_and_not_ignored(select: list[str], ignore: list[str]) -> None:
-    gone = rules_left_out(IDS, select=select, ignore=ignore)
+    gone = excluded_rules(IDS, select=select, ignore=ignore)
     assert [rule for rule in IDS if rule not in gone] == [
         rule for rule in IDS if (not select or rule in select) and rule not in ignore
     ]
@@ -30,7 +30,7 @@ def test_every_finding_is_kept_or_its_rule_is_named_as_left_out(
     findings: list[Finding], abstained: list[str], ignore: list[str]
 ) -> None:
     not_run = [NotRun(id=rule, reason="too few rows") for rule in abstained]
-    kept, named = without(findings, not_run, rules_left_out(IDS, ignore=ignore))
+    kept, named = without(findings, not_run, excluded_rules(IDS, ignore=ignore))
     assert kept == [finding for finding in findings if finding.id not in ignore]
     reasons = {item.id: item.reason for item in named}
     assert len(named) == len(reasons)  # each once
@@ -39,12 +39,12 @@ def test_every_finding_is_kept_or_its_rule_is_named_as_left_out(
 
 def test_without_a_choice_nothing_changes() -> None:
     findings = [Finding(id="DIV103", severity="warning", message="m")]
-    assert without(findings, [], rules_left_out(IDS)) == (findings, [])
-    assert rules_left_out(IDS, select=["all"]) == {}
+    assert without(findings, [], excluded_rules(IDS)) == (findings, [])
+    assert excluded_rules(IDS, select=["all"]) == {}
 
 
 @pytest.mark.parametrize("entry", ["NOPE", "", "LR001", "DIV103,"])
 def test_an_entry_that_is_no_beginning_of_an_id_is_refused_with_the_ids_there_are(entry: str) -> None:
     with pytest.raises(ConfigError, match="no rule is called") as caught:
-        rules_left_out(IDS, ignore=[entry])
+        excluded_rules(IDS, ignore=[entry])
     assert "DIV103" in caught.value.advice

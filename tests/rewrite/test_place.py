@@ -9,7 +9,7 @@ import pytest
 from gradience.adapters.open import AdapterFiles, find_files
 from gradience.base.weights import find_shards
 from gradience.errors import AdapterError, OutputError
-from gradience.io.atomic import whole_folder
+from gradience.io.atomic import atomic_folder
 from gradience.verbs.writing import refuse_place
 
 
@@ -88,7 +88,7 @@ def test_a_file_beside_a_file_is_a_place(files, tmp_path):
 @pytest.mark.parametrize("name", ["x" * 300, "", ".", "..", "/"], ids=["long", "empty", "here", "above", "root"])
 def test_a_name_that_nothing_new_can_have_is_refused_in_words(tmp_path, monkeypatch, name):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(OutputError), whole_folder(Path(name), force=True):
+    with pytest.raises(OutputError), atomic_folder(Path(name), force=True):
         pytest.fail("the block must not begin")
 
 

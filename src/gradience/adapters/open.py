@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
-from typing import Any, Final, NamedTuple, TypeAlias
+from typing import Any, Final, NamedTuple
 
 import msgspec
 
@@ -17,8 +17,7 @@ from gradience.adapters.formats.peft import is_peft, read_peft
 from gradience.adapters.layout import Adapter
 from gradience.errors import AdapterError
 from gradience.io.safetensors import SafetensorsFile, ShardedFiles, TensorSource
-
-PathLike: TypeAlias = str | os.PathLike[str]
+from gradience.io.types import PathLike
 
 
 def open_adapter(

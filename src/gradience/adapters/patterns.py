@@ -234,7 +234,7 @@ def _parse(key: str) -> Any:  # re's parse tree has no public type
 
 
 def _short(key: str) -> str:
-    return repr(key if len(key) <= 80 else key[:77] + "...")  # noqa: PLR2004  # a terminal line
+    return repr(key if len(key) <= 80 else key[:77] + "...")  # a terminal line
 
 
 def _plain_text(tree: Any) -> tuple[str, tuple[int, ...]] | None:
@@ -294,7 +294,7 @@ def _repeats_within_repeats(tree: Any, *, inside: bool = False) -> bool:
         for child in _children(argument):
             if _repeats_within_repeats(child, inside=inside or repeats):
                 return True
-    return unbounded > 3  # noqa: PLR2004  # each one is a power of the name's length
+    return unbounded > 3  # each one is a power of the name's length
 
 
 def _children(argument: Any) -> Iterable[Any]:

@@ -139,7 +139,6 @@ _READABLE: Final[dict[str, np.dtype[Any]]] = {
     "F16": np.dtype(np.float16),
     "BF16": np.dtype(ml_dtypes.bfloat16),
 }
-_MATRIX: Final = 2
 
 
 class Found(NamedTuple):
@@ -194,7 +193,7 @@ class BaseWeights:
     def _slice(self, found: Found, expert: int) -> Array:
         """Return one slice along the first axis, reading no other."""
         count, *rest = found.info.shape
-        if expert >= count or len(rest) < _MATRIX:
+        if expert >= count or len(rest) < 2:
             raise AdapterError(f"{found.name}: of shape {list(found.info.shape)}: no expert {expert}")
         dtype, size = _READABLE[found.info.dtype], found.info.nbytes // count
         path = found.file.path
@@ -206,7 +205,7 @@ class BaseWeights:
         """Return why no number can be derived from the tensor, or None."""
         if found.info.dtype not in _READABLE:
             return f"stored as {found.info.dtype}: a quantised base weight is not comparable"
-        if len(found.info.shape) < _MATRIX or 0 in found.info.shape:
+        if len(found.info.shape) < 2 or 0 in found.info.shape:
             return f"of shape {list(found.info.shape)}: no matrix"
         return None
 

@@ -12,7 +12,7 @@ from typing import Annotated, Final, Protocol
 from cyclopts import Parameter
 from cyclopts.types import PositiveFloat
 
-from gradience.cli.options import NONE_GIVEN, Options, Settled
+from gradience.cli.options import NONE_GIVEN, Options, ResolvedOptions
 from gradience.cli.output import DONE, print_document, print_for_programs, print_text
 from gradience.errors import RecorderError
 from gradience.render.monitor import Glance, event_line, frame_lines, monitor_text, progress_line
@@ -239,7 +239,7 @@ def _holds_runs(path: Path) -> bool:
     return holds_runs(path)
 
 
-def _one(log: Path, run: str | None, gap: float, settled: Settled, *, verbose: bool) -> int:
+def _one(log: Path, run: str | None, gap: float, settled: ResolvedOptions, *, verbose: bool) -> int:
     report = monitor_run(
         log, gap_threshold=gap, run=run, select=settled.select, ignore=settled.ignore, settings=settled.settings
     )
@@ -247,7 +247,7 @@ def _one(log: Path, run: str | None, gap: float, settled: Settled, *, verbose: b
     return settled.exit_code(report.findings)
 
 
-def _show(report: MonitorReport, settled: Settled, *, verbose: bool) -> None:
+def _show(report: MonitorReport, settled: ResolvedOptions, *, verbose: bool) -> None:
     if settled.format == "json":
         print_document(report)
     elif settled.format == "text":
@@ -259,7 +259,7 @@ def _show(report: MonitorReport, settled: Settled, *, verbose: bool) -> None:
         print_for_programs(settled.format, report.findings, places=places, groups=("log",), not_run=report.not_run)
 
 
-def _compare(logs: tuple[Path, ...], gap: float, settled: Settled, *, all_runs: bool, verbose: bool) -> int:
+def _compare(logs: tuple[Path, ...], gap: float, settled: ResolvedOptions, *, all_runs: bool, verbose: bool) -> int:
     if settled.format not in {"text", "json"}:
         raise RecorderError(f"--format {settled.format} is for one run", advice="call it once for each log")
     from gradience.render.compare import compare_text  # noqa: PLC0415  # the same
@@ -280,7 +280,7 @@ def _compare(logs: tuple[Path, ...], gap: float, settled: Settled, *, all_runs: 
     return settled.exit_code(finding for column in report.runs for finding in column.findings)
 
 
-def _follow(log: Path, run: str | None, gap: float, settled: Settled, *, verbose: bool) -> int:
+def _follow(log: Path, run: str | None, gap: float, settled: ResolvedOptions, *, verbose: bool) -> int:
 
     log = log_to_follow(log)
     if follow_log(log, quiet=settled.format != "text"):

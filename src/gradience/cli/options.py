@@ -49,7 +49,7 @@ _Repeat = Parameter(negative=())
 _Switch = Parameter(negative=())
 
 
-class Settled(NamedTuple):
+class ResolvedOptions(NamedTuple):
     """What the command line and the project's settings come to."""
 
     format: Format
@@ -73,7 +73,7 @@ class Settled(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Judging:
+class RuleOptions:
     """The options.
 
     Parameters
@@ -102,14 +102,14 @@ class Judging:
     format: Format | None = None
     json: Annotated[bool, _Switch] = False
 
-    def settled(self) -> Settled:
+    def settled(self) -> ResolvedOptions:
         """Return the options over the project's settings.
 
         Raises:
             GradienceError: two options contradict each other, or the settings cannot be read.
         """
         project = project_settings(self.settings, isolated=self.isolated)
-        return Settled(
+        return ResolvedOptions(
             format=chosen_format(self.format, json=self.json),
             select=self.select or (),
             ignore=self.ignore or (),
@@ -118,8 +118,8 @@ class Judging:
         )
 
 
-NONE_GIVEN = Judging()
-Options: TypeAlias = Annotated[Judging, Parameter(name="*")]
+NONE_GIVEN = RuleOptions()
+Options: TypeAlias = Annotated[RuleOptions, Parameter(name="*")]
 
 
 DryRun: TypeAlias = Annotated[

@@ -12,7 +12,7 @@ from typing import Any, Self, get_args
 import msgspec
 from transformers import TrainerCallback
 
-from gradience.hf.recorder import Flight, Row, eval_metrics, plain, train_columns
+from gradience.hf.recorder import Row, RunRecorder, eval_metrics, plain, train_columns
 from gradience.hf.snapshot import batch_size, config_snapshot, dataset_size, run_meta
 from gradience.schema.config import ConfigSnapshot
 from gradience.schema.scalars import TaskProfile
@@ -65,7 +65,7 @@ class GradienceCallback(TrainerCallback):
         self._guard = guard
         self._watch: Any = None
         self._meta = dict(meta or {})
-        self._flight = Flight(allow_text=allow_text)
+        self._flight = RunRecorder(allow_text=allow_text)
         self._landing: weakref.finalize[[], GradienceCallback] | None = None
         self._batch_size: int | None = None
         self._early: list[tuple[int, str, Row]] = []

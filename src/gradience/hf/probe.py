@@ -77,7 +77,7 @@ def _is_whole(module: LiveModule) -> bool:
     a, b = module.a, module.b
     if type(a) is not torch.Tensor or type(b) is not torch.Tensor:
         return False  # to look into it would wait for the other processes, which do not look
-    return min(a.ndim, b.ndim) >= 2 and a.numel() > 0 and b.numel() > 0 and a.shape[0] == b.shape[1]  # noqa: PLR2004
+    return min(a.ndim, b.ndim) >= 2 and a.numel() > 0 and b.numel() > 0 and a.shape[0] == b.shape[1]
 
 
 def _array(tensor: torch.Tensor) -> npt.NDArray[Any]:

@@ -98,10 +98,10 @@ P_ = ParamSpec("P_")
 
 _TAIL_BYTES: Final = 1 << 18  # four lines of the greatest length
 _logger = logging.getLogger("gradience")
-_open: WeakValueDictionary[Path, Flight] = WeakValueDictionary()
+_open: WeakValueDictionary[Path, RunRecorder] = WeakValueDictionary()
 
 
-class Flight:
+class RunRecorder:
     """One log, in the hands of one callback; `with flight:` keeps failures from the training."""
 
     def __init__(self, *, allow_text: bool = False) -> None:

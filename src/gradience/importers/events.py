@@ -136,7 +136,7 @@ _EVAL_TAKEN: Final = frozenset(EvalMetrics.__struct_fields__)
 
 
 @dataclass(slots=True)
-class _Teller:
+class _EventBuilder:
     """Makes the events of one run, numbered by session."""
 
     run_id: str
@@ -186,7 +186,7 @@ class _Teller:
         return Metrics(**self.head(step, ts), kind="train_summary", metrics=plain)
 
 
-def tell_run(raw: Raw, segments: list[Segment], *, run_id: str, session: str, meta: Mapping[str, Json]) -> list[Event]:
+def to_events(raw: Raw, segments: list[Segment], *, run_id: str, session: str, meta: Mapping[str, Json]) -> list[Event]:
     """Return the run's events, from its run_start to its run_end.
 
     Args:
@@ -196,7 +196,7 @@ def tell_run(raw: Raw, segments: list[Segment], *, run_id: str, session: str, me
         session: what the sessions' ids begin with.
         meta: provenance, for run_start.
     """
-    teller = _Teller(run_id)
+    teller = _EventBuilder(run_id)
     config = _config(raw, segments)
     events: list[Event] = []
     for number, segment in enumerate(segments):
@@ -215,7 +215,7 @@ def tell_run(raw: Raw, segments: list[Segment], *, run_id: str, session: str, me
     return events
 
 
-def _end(teller: _Teller, raw: Raw, events: list[Event]) -> RunEnd:
+def _end(teller: _EventBuilder, raw: Raw, events: list[Event]) -> RunEnd:
     steps = [e.step for e in events if e.step is not None and not isinstance(e, RunStart)]
     reached = max([*steps, *([raw.reached] if raw.reached is not None else [])], default=None)
     ts = next((e.ts for e in reversed(events) if e.ts is not None), None)

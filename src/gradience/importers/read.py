@@ -15,7 +15,7 @@ import msgspec
 from gradience.configs.settings import Layer
 from gradience.errors import RecorderError
 from gradience.importers.detect import Format, format_of
-from gradience.importers.events import tell_run
+from gradience.importers.events import to_events
 from gradience.importers.files import Raw, is_folder, require_file, sha256_of
 from gradience.importers.folder import find_log, inner_runs, read_file, read_run_folder, run_folders
 from gradience.importers.order import arrange
@@ -179,7 +179,7 @@ def _tell(source: Path, kind: Format, raw: Raw) -> list[ImportedRun]:
     for number, segments in enumerate(parts, 1):
         run_id = base if len(parts) == 1 else f"{base}-{number}"
         session = f"import-{digest[:8]}" + (f"-r{number}" if len(parts) > 1 else "")
-        events = tell_run(raw, segments, run_id=run_id, session=session, meta=meta)
+        events = to_events(raw, segments, run_id=run_id, session=session, meta=meta)
         told.append(ImportedRun(run_id, raw.name or raw.path.name, [redact_event(event) for event in events]))
     return told
 

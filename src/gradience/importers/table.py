@@ -152,7 +152,7 @@ def _cell(cell: str) -> Json:
         return None
     number = number_of(cell)
     if isinstance(number, float) and number.is_integer() and cell.strip().lstrip("+-").isdecimal():
-        return int(cell) if len(cell) < 18 else cell  # noqa: PLR2004  # digits that a JSON reader keeps
+        return int(cell) if len(cell) < 18 else cell  # digits that a JSON reader keeps
     return cell.strip() if number is None else number
 
 

@@ -17,7 +17,7 @@ _T = TypeVar("_T")
 
 
 @contextmanager
-def whole_file(out: Path, *, force: bool = False) -> Iterator[Path]:
+def atomic_file(out: Path, *, force: bool = False) -> Iterator[Path]:
     """Yield a sibling path to write to; it takes the name `out` when the block ends well, else it is removed.
 
     Args:
@@ -42,7 +42,7 @@ def whole_file(out: Path, *, force: bool = False) -> Iterator[Path]:
 
 
 @contextmanager
-def whole_folder(out: Path, *, force: bool = False) -> Iterator[Path]:
+def atomic_folder(out: Path, *, force: bool = False) -> Iterator[Path]:
     """Yield an empty sibling folder to fill; it takes the name `out` when the block ends well, else it is removed.
 
     Args:
@@ -64,7 +64,7 @@ def whole_folder(out: Path, *, force: bool = False) -> Iterator[Path]:
 
 
 def refuse_file(out: Path, *, force: bool) -> None:
-    """Raise where `whole_file` would not write, before any work is done.
+    """Raise where `atomic_file` would not write, before any work is done.
 
     Raises:
         OutputError: something of that name exists and is not to be replaced, or the path ends in no name.
@@ -77,7 +77,7 @@ def refuse_file(out: Path, *, force: bool) -> None:
 
 
 def refuse_folder(out: Path, *, force: bool) -> None:
-    """Raise where `whole_folder` would not write, before any work is done.
+    """Raise where `atomic_folder` would not write, before any work is done.
 
     Raises:
         OutputError: something of that name exists and is not to be replaced, or the path ends in no name.

@@ -176,7 +176,7 @@ def _read_header(path: Path) -> tuple[bytes, int]:
         with path.open("rb") as file:
             head = file.read(8)
             _refuse_other_formats(path, head + file.read(56))
-            length = struct.unpack("<Q", head)[0] if len(head) == 8 else 0  # noqa: PLR2004
+            length = struct.unpack("<Q", head)[0] if len(head) == 8 else 0
             if not _LEAST_HEADER <= length <= min(_MAX_HEADER, max(size - 8, 0)):
                 raise _wrong_length(path, length, size)
             file.seek(8)

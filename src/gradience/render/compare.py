@@ -73,7 +73,9 @@ def _at(value: float | NonFinite | None, step: int | None) -> str:
 
 def _counted(run: ComparedRun) -> str:
     grave = [f.id for f in run.findings if SEVERITIES.index(f.severity) >= _GRAVE]
-    return " ".join(grave[:2]) + (f" +{len(grave) - 2}" if len(grave) > 2 else "") if grave else "none grave"  # noqa: PLR2004  # what a column holds
+    return (
+        " ".join(grave[:2]) + (f" +{len(grave) - 2}" if len(grave) > 2 else "") if grave else "none grave"
+    )  # what a column holds
 
 
 _MEASURES: Final[dict[str, Callable[[ComparedRun], str]]] = {
@@ -250,7 +252,7 @@ def difference_text(item: ConfigDifference, *, whole: bool = False) -> str:
 
 def _cosines(report: CompareAdaptersReport) -> Iterator[str]:
     """Yield the table of every adapter with every other, where there are more than two."""
-    if len(report.adapters) <= len(("A", "B")) or not report.cosines:
+    if len(report.adapters) <= 2 or not report.cosines:
         return
     width = max(len(clean(a.name)) for a in report.adapters)
     yield "Cosine between the updates as a whole:"

@@ -156,4 +156,4 @@ def megabytes(size: int) -> str:
     ('168', '0.082')
     """
     value = size / 1e6
-    return f"{value:.0f}" if value >= 10 else f"{value:.2g}"  # noqa: PLR2004  # two digits
+    return f"{value:.0f}" if value >= 10 else f"{value:.2g}"  # two digits

@@ -52,7 +52,7 @@ def without(
     return kept, others + [NotRun(id=rule_id, reason=reason) for rule_id, reason in reasons.items()]
 
 
-def rules_left_out(
+def excluded_rules(
     ids: Sequence[str],
     *,
     select: Iterable[str] = (),

@@ -95,7 +95,7 @@ class NotRun(msgspec.Struct, kw_only=True, frozen=True):
     reason: str
 
 
-def gravest_first(findings: Iterable[Finding]) -> list[Finding]:
+def by_severity(findings: Iterable[Finding]) -> list[Finding]:
     """Return the findings by severity, the gravest first, otherwise in the order given."""
     return sorted(findings, key=lambda finding: -SEVERITIES.index(finding.severity))
 

@@ -186,7 +186,7 @@ def _row_sums(parts: Sequence[Part], rows: npt.NDArray[np.int64] | None, d_in: i
 
 def _error(per_row: Floats, left: float) -> float:
     """Return the standard error of the mean of rows sampled without replacement; `left` is the share not sampled."""
-    if left <= 0.0 or len(per_row) < 2:  # noqa: PLR2004  # no variance of one row
+    if left <= 0.0 or len(per_row) < 2:  # no variance of one row
         return 0.0
     return math.sqrt(left * float(np.var(per_row, ddof=1)) / len(per_row))
 

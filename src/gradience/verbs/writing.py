@@ -16,7 +16,7 @@ import numpy as np
 from gradience.adapters.open import AdapterFiles
 from gradience.base.weights import file_digest
 from gradience.errors import AdapterError, OutputError
-from gradience.io.atomic import refuse_file, refuse_folder, whole_folder
+from gradience.io.atomic import atomic_folder, refuse_file, refuse_folder
 from gradience.io.safetensors import PlannedTensor, write_safetensors
 from gradience.schema.compare import Overlap, SideOverlap
 from gradience.schema.writing import ModuleChange, Provenance, SourceFile
@@ -51,7 +51,7 @@ def write_adapter(
     Raises:
         OutputError: the folder exists, or cannot be written.
     """
-    with whole_folder(out, force=force) as folder:
+    with atomic_folder(out, force=force) as folder:
         write_safetensors(folder / weights_name, tensors, metadata={"format": "pt"} if metadata is None else metadata)
         _write(folder / CONFIG_NAME, (json.dumps(config, indent=2, sort_keys=True) + "\n").encode())
         _write(folder / PROVENANCE_NAME, msgspec.json.format(msgspec.json.encode(provenance), indent=2) + b"\n")

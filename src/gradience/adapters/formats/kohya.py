@@ -118,7 +118,7 @@ def _pair_module(ctx: Context, group: Group, alpha: float | None) -> Module | Sk
     alpha = alpha or float(pair.r)  # none or 0 means the rank (sd-scripts, networks/lora.py)
     return Module(
         name=group.module,
-        kind="conv" if pair.axes > 2 else "linear",  # noqa: PLR2004  # a kernel
+        kind="conv" if pair.axes > 2 else "linear",  # a kernel
         shape=(pair.out, pair.inner),
         r=pair.r,
         alpha=alpha,
@@ -147,7 +147,7 @@ def _cp_pair(ctx: Context, group: Group) -> Pair | str:
         return reason.reason
     down, up, mid = (ctx.info(group, name).shape for name in ("lora_A", "lora_B", "lora_mid"))
     flat = all(n == 1 for n in (*down[2:], *up[2:]))
-    if len(mid) != _CORE or min(len(down), len(up)) < 2 or not flat or mid[:2] != (up[1], down[0]):  # noqa: PLR2004
+    if len(mid) != _CORE or min(len(down), len(up)) < 2 or not flat or mid[:2] != (up[1], down[0]):
         return f"factors of shape {list(up)}, {list(mid)} and {list(down)}: expected (out, r), (r, r, k, k), (r, in)"
     r, inner = up[1], down[1] * mid[2] * mid[3]
     if r * inner > MOST_ELEMENTS:

@@ -117,7 +117,7 @@ def _mlx_modules(ctx: Context, group: Group, scale: float, config_r: int | None)
     if len(ctx.info(group, "lora_a").shape) == _STACKED:
         return _mlx_experts(ctx, group, scale, config_r)
     pair = pair_of(ctx, group, "lora_b", "lora_a")  # (in, r) (r, out): the transposed update
-    if isinstance(pair, str) or pair.axes != 2:  # noqa: PLR2004  # a matrix
+    if isinstance(pair, str) or pair.axes != 2:  # a matrix
         return [Skipped(ctx.name(group), pair if isinstance(pair, str) else "factors with more than two axes")]
     embedding = is_embedding_layer(group.module)
     load = pair.load if embedding else transposed(pair.load)

@@ -56,7 +56,7 @@ class TorchFile:
         stored = {torch.bfloat16: ml_dtypes.bfloat16, torch.float8_e4m3fn: ml_dtypes.float8_e4m3fn}
         stored[torch.float8_e5m2] = ml_dtypes.float8_e5m2
         if tensor.dtype in stored:
-            same_size = torch.int16 if tensor.element_size() == 2 else torch.uint8  # noqa: PLR2004  # bytes
+            same_size = torch.int16 if tensor.element_size() == 2 else torch.uint8  # bytes
             return np.asarray(tensor.view(same_size).numpy()).view(stored[tensor.dtype])
         if str(tensor.dtype) not in _NAMES:
             raise AdapterError(f"{self.path}: tensor {name!r} is of dtype {tensor.dtype}, which cannot be read")

@@ -116,7 +116,7 @@ def miss(block: Callable[[], Array], kind: object) -> DenseUpdate:
     def dense(w: Array) -> Array:
         matrix = _wide(w.reshape(w.shape[0], -1))
         piece = _wide(block())
-        if piece.ndim == 3:  # noqa: PLR2004  # only bat has three axes
+        if piece.ndim == 3:  # only bat has three axes
             return _bat(matrix, piece)
         out, inner = matrix.shape
         repeats = out // piece.shape[1]

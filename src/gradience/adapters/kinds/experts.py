@@ -104,7 +104,7 @@ def _experts(ctx: Context, path: str, group: Group, parameter: str) -> list[Modu
     a, b = ctx.info(group, "lora_A").shape, ctx.info(group, "lora_B").shape
     s = ctx.rules.of(name)
     r = s.config_r
-    if len(a) != 2 or len(b) != 2 or a[0] != b[1] or r < 1 or a[0] % r:  # noqa: PLR2004  # matrices
+    if len(a) != 2 or len(b) != 2 or a[0] != b[1] or r < 1 or a[0] % r:  # matrices
         return [
             Skipped(
                 shown,

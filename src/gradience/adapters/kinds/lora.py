@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from typing import Any, Final, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -22,8 +22,6 @@ from gradience.adapters.layout import (
     module_path,
     pattern_name,
 )
-
-_MATRIX: Final = 2
 
 
 def base_changing(init: object) -> str | None:
@@ -44,13 +42,13 @@ def lora_module(ctx: Context, group: Group) -> Module | Skipped:
     if isinstance(found, str):
         return Skipped(ctx.name(group), found)
     s = ctx.rules.of(pattern_name(group.module), found.r)
-    turned = embedding or (ctx.config.fan_in_fan_out and found.axes == _MATRIX)
+    turned = embedding or (ctx.config.fan_in_fan_out and found.axes == 2)
     load = transposed(found.load) if turned else found.load
     special, note = _true_update(ctx, group, found, load, s, turned=turned, embedding=embedding)
     magnitude = ctx.reader(group, "lora_magnitude_vector") if "lora_magnitude_vector" in group.keys else None
     return Module(
         name=ctx.name(group),
-        kind="dora" if magnitude else "embedding" if embedding else "conv" if found.axes > _MATRIX else "linear",
+        kind="dora" if magnitude else "embedding" if embedding else "conv" if found.axes > 2 else "linear",
         shape=(found.inner, found.out) if turned else (found.out, found.inner),
         r=found.r,
         alpha=s.alpha,
@@ -97,9 +95,9 @@ def pair_of(ctx: Context, group: Group, a_name: str, b_name: str) -> Pair | str:
     """Return the factors' shapes and loader, or why they fit neither each other nor a known layout."""
     a, b = ctx.info(group, a_name).shape, ctx.info(group, b_name).shape
     read_a, read_b = ctx.reader(group, a_name), ctx.reader(group, b_name)
-    if len(a) < _MATRIX or len(a) != len(b):
+    if len(a) < 2 or len(a) != len(b):
         return f"factors of shape {list(a)} and {list(b)}: expected (r, in) and (out, r)"
-    blocks = _blocks(ctx, group) if len(a) == _MATRIX else None
+    blocks = _blocks(ctx, group) if len(a) == 2 else None
     if blocks is not None:
         return _block_diagonal(blocks, a, b, read_a, read_b)
     if a[0] != b[1] or any(n != 1 for n in b[2:]):
@@ -134,13 +132,13 @@ def _pooled(
 ) -> Pair | str:
     """QALoRA: inputs are averaged over groups of `size` and multiplied by the number of groups (variants.py, 491)."""
     groups = a[1]
-    if size < 1 or a[0] * groups * size > MOST_ELEMENTS or len(a) != _MATRIX:
+    if size < 1 or a[0] * groups * size > MOST_ELEMENTS or len(a) != 2:
         return f"a QALoRA group size of {size} does not fit A of shape {list(a)}"
 
     def load() -> tuple[Array, Array]:
         return read_b(), np.repeat(wide(read_a()), size, axis=1) * (groups / size)
 
-    return Pair(b[0], groups * size, a[0], _MATRIX, load)
+    return Pair(b[0], groups * size, a[0], 2, load)
 
 
 def _blocks(ctx: Context, group: Group) -> tuple[int, bool] | None:
@@ -175,7 +173,7 @@ def _block_diagonal(
             return read_b(), _on_diagonal(read_a(), n)
         return _on_diagonal(read_b(), n), read_a()
 
-    return Pair(b[0], a[1] * n if is_a else a[1], rank, _MATRIX, load)
+    return Pair(b[0], a[1] * n if is_a else a[1], rank, 2, load)
 
 
 def _on_diagonal(stacked: Array, n: int) -> Array:
@@ -215,7 +213,7 @@ def _true_update(
         return dense.kasa(load, s.scale, pair.r), "KaSA took the r smallest singular values out of the base"
     if ctx.config.use_qalora:
         return None, "QALoRA: read from PEFT's forward pass, which has no merge to compare with"
-    if init is None or embedding or pair.axes > _MATRIX:
+    if init is None or embedding or pair.axes > 2:
         return None, None
     return _on_changed_base(str(ctx.config.init_lora_weights), load, s.scale, pair.r)
 
@@ -234,7 +232,7 @@ def adalora_module(ctx: Context, group: Group) -> Module | Skipped:
     if (reason := ctx.misuse(group, "lora_A", "lora_B", "lora_E")) is not None:
         return reason
     a, b, e = (ctx.info(group, name) for name in ("lora_A", "lora_B", "lora_E"))
-    if len(a.shape) != _MATRIX or len(b.shape) != _MATRIX or a.shape[0] != b.shape[1] or e.size != a.shape[0]:
+    if len(a.shape) != 2 or len(b.shape) != 2 or a.shape[0] != b.shape[1] or e.size != a.shape[0]:
         shapes = f"{list(a.shape)}, {list(b.shape)} and {list(e.shape)}"
         return Skipped(ctx.name(group), f"AdaLoRA factors of shape {shapes}: expected (r, in), (out, r) and (r, 1)")
     if ctx.config.init_r < 1:

@@ -20,7 +20,6 @@ from gradience.adapters.layout import MOST_ELEMENTS, Array, Context, Group, Load
 MOST_RANK: Final = 1024
 """Of a pair that is analysed: above that it is no shorter than the update itself, and its Gram matrices no smaller."""
 
-_MATRIX: Final = 2
 _CORE: Final = 4
 
 
@@ -122,7 +121,7 @@ def _half(ctx: Context, group: Group, a_name: str, b_name: str, t_name: str) -> 
     if core:
         return _tucker(shapes, readers)
     a, b = shapes
-    if len(a) != _MATRIX or len(b) != _MATRIX or a[1] != b[0]:
+    if len(a) != 2 or len(b) != 2 or a[1] != b[0]:
         return f"factors of shape {list(a)} and {list(b)}: expected (out, r) and (r, in)"
     return _Factor(_Shape(a[0], a[1], b[1]), lambda: (wide(readers[0]()), wide(readers[1]())))
 
@@ -130,7 +129,7 @@ def _half(ctx: Context, group: Group, a_name: str, b_name: str, t_name: str) -> 
 def _tucker(shapes: Sequence[tuple[int, ...]], readers: Sequence[Callable[[], Array]]) -> _Factor | str:
     """W[p, r, k, l] = sum_ij t[i, j, k, l] P[i, p] Q[j, r]: P^T times a matrix (i, r k l). Given P, Q, t."""
     (p, q, t), (read_p, read_q, read_t) = shapes, readers
-    if len(t) != _CORE or len(p) != _MATRIX or len(q) != _MATRIX or t[0] != p[0] or t[1] != q[0]:
+    if len(t) != _CORE or len(p) != 2 or len(q) != 2 or t[0] != p[0] or t[1] != q[0]:
         return (
             f"a core of shape {list(t)} with factors {list(p)} and {list(q)}: expected (r, r, k, k), (r, out), (r, in)"
         )
@@ -152,7 +151,7 @@ def _kronecker_factor(ctx: Context, group: Group, stem: str, core: str) -> _Fact
     if (reason := ctx.misuse(group, stem)) is not None:
         return reason.reason
     shape = ctx.info(group, stem).shape
-    if len(shape) < _MATRIX:
+    if len(shape) < 2:
         return f"{stem} has shape {list(shape)}: expected a matrix"
     rows, columns = shape[0], math.prod(shape[1:])
     if min(rows, columns) > MOST_RANK:

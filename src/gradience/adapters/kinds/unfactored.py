@@ -13,7 +13,6 @@ from gradience.adapters.kinds.lora import wide
 from gradience.adapters.layout import Array, Context, DenseUpdate, Group, LoadFactors, Module, NeedsBase, Skipped
 from gradience.errors import AdapterError
 
-_MATRIX: Final = 2
 _BAT: Final = 3  # axes of MiSS's block where it multiplies the weight
 
 # Modules whose input is the hidden state, so that all of them in one adapter are equally wide.
@@ -58,7 +57,7 @@ def _vera(ctx: Context, group: Group, shared: Group, *, known_width: bool) -> Mo
         return reason
     a, b = ctx.info(shared, "A").shape, ctx.info(shared, "B").shape
     out, r = ctx.info(group, "vera_lambda_b").size, ctx.info(group, "vera_lambda_d").size
-    if len(a) != _MATRIX or len(b) != _MATRIX or a[0] != r or b[1] != r or out > b[0]:
+    if len(a) != 2 or len(b) != 2 or a[0] != r or b[1] != r or out > b[0]:
         return Skipped(
             ctx.name(group),
             f"VeRA vectors of {out} and {r} entries do not fit projections of shape {list(a)} and {list(b)}",
@@ -97,10 +96,10 @@ def hira_module(ctx: Context, group: Group) -> NeedsBase | Skipped:
     if (reason := ctx.misuse(group, *names)) is not None:
         return reason
     a, b = (ctx.info(group, name).shape for name in names)
-    if len(a) < _MATRIX or len(a) != len(b) or a[0] != b[1] or any(n != 1 for n in b[2:]):
+    if len(a) < 2 or len(a) != len(b) or a[0] != b[1] or any(n != 1 for n in b[2:]):
         return Skipped(ctx.name(group), f"factors of shape {list(a)} and {list(b)}: expected (r, in) and (out, r)")
     read_a, read_b = (ctx.reader(group, name) for name in names)
-    turned = embedding or (ctx.config.fan_in_fan_out and len(a) == _MATRIX)
+    turned = embedding or (ctx.config.fan_in_fan_out and len(a) == 2)
 
     def factors() -> tuple[Array, Array]:
         b_data, a_data = read_b().reshape(b[0], a[0]), read_a().reshape(a[0], -1)
@@ -118,7 +117,7 @@ def miss_module(ctx: Context, group: Group) -> NeedsBase | Skipped:
         return reason
     shape = ctx.info(group, "miss_block").shape
     kind = ctx.config.init_weights
-    if len(shape) != (_BAT if kind == "bat" else _MATRIX):
+    if len(shape) != (_BAT if kind == "bat" else 2):
         return Skipped(ctx.name(group), f"a MiSS block of shape {list(shape)} does not fit init_weights={kind!r}")
     why = (
         "MiSS (bat) multiplies the base weight: its update needs the base"

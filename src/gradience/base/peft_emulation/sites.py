@@ -15,7 +15,6 @@ Declared: TypeAlias = Mapping[str, tuple[tuple[int, ...], str]]
 
 OUTPUTS: Final = ("lm_head", "embed_out")
 
-_MATRIX: Final = 2
 _CONV1D_LEAVES: Final = ("c_attn", "c_proj", "c_fc", "q_attn")
 _SCALES: Final = ("bias", "weight_scale_inv", "weight_scale", "input_scale")
 _EXPERT: Final = re.compile(r"(.*\.experts)\.(\d+)\.(gate_proj|up_proj|down_proj|w1|w2|w3)")
@@ -59,15 +58,15 @@ def sites_of(architecture: Architecture, tensors: Declared) -> dict[str, Site]:
         if leaf == "weight":
             sites[module] = _weighed(architecture, module, shape, dtype)
         else:
-            sites[name] = Site("parameter" if len(shape) >= _MATRIX else "other", shape, _size(shape), dtype=dtype)
+            sites[name] = Site("parameter" if len(shape) >= 2 else "other", shape, _size(shape), dtype=dtype)
     return _with_biases(sites, tensors)
 
 
 def _weighed(architecture: Architecture, module: str, shape: tuple[int, ...], dtype: str) -> Site:
     leaf = module.rpartition(".")[2]
     kind: Kind = "linear"
-    if len(shape) != _MATRIX:
-        kind = "conv" if len(shape) > _MATRIX else "other"
+    if len(shape) != 2:
+        kind = "conv" if len(shape) > 2 else "other"
     elif leaf == "relative_attention_bias" or (leaf not in OUTPUTS and is_embedding(module)):
         kind = "embedding"
     elif architecture.model_type in CONV1D_TYPES and leaf in _CONV1D_LEAVES:

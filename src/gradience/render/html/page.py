@@ -131,7 +131,9 @@ def _duration(seconds: float) -> str:
     minutes = int(seconds // 60)
     if minutes < 1:
         return f"{seconds:.0f} s"
-    return f"{minutes // 60} h {minutes % 60} min" if minutes >= 60 else f"{minutes} min {seconds % 60:.0f} s"  # noqa: PLR2004  # an hour
+    return (
+        f"{minutes // 60} h {minutes % 60} min" if minutes >= 60 else f"{minutes} min {seconds % 60:.0f} s"
+    )  # an hour
 
 
 def _contents(sections: list[Element]) -> Element:

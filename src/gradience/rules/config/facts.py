@@ -99,7 +99,7 @@ class Unknown(Exception):  # noqa: N818  # a result of looking, not an error
     """The configuration does not say what a rule needs; the text is the reason, for the report."""
 
 
-class Around(NamedTuple):
+class CheckContext(NamedTuple):
     """What lies around a configuration, as far as it was looked at; each absence has its reason."""
 
     coverage: Coverage | None = None
@@ -116,10 +116,10 @@ class Facts:
     """A configuration, and what follows from it. Every property raises Unknown where it cannot tell."""
 
     def __init__(
-        self, config: ConfigSnapshot, *, transformers: str | None = None, around: Around | None = None
+        self, config: ConfigSnapshot, *, transformers: str | None = None, around: CheckContext | None = None
     ) -> None:
         self.config = config
-        self.around = around or Around()
+        self.around = around or CheckContext()
         self.transformers = transformers
         self.objective: Objective = objective_of(config)
 

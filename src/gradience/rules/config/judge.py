@@ -11,10 +11,10 @@ from gradience.rules.config import recording as rules_recording
 from gradience.rules.config import schedule as rules_schedule
 from gradience.rules.config import serving as rules_serving
 from gradience.rules.config import values as rules_values
-from gradience.rules.config.facts import Around, Facts
+from gradience.rules.config.facts import CheckContext, Facts
 from gradience.rules.rule import Rule, Verdict, apply_rules
 from gradience.schema.config import ConfigSnapshot
-from gradience.schema.findings import NotRun, gravest_first
+from gradience.schema.findings import NotRun, by_severity
 
 RULES: tuple[Rule, ...] = (
     rules_values.RULES
@@ -31,7 +31,7 @@ def judge_config(
     config: ConfigSnapshot,
     *,
     transformers: str | None = None,
-    around: Around | None = None,
+    around: CheckContext | None = None,
     left_out: Mapping[str, str] | None = None,
 ) -> Verdict:
     """Return what the rules say of a configuration, gravest first; a rule left out is named with its reason."""
@@ -39,4 +39,4 @@ def judge_config(
     active = [rule for rule in RULES if rule.id not in reasons]
     verdict = apply_rules(active, Facts(config, transformers=transformers, around=around))
     skipped = [NotRun(id=rule_id, reason=reason) for rule_id, reason in reasons.items()]
-    return Verdict(gravest_first(verdict.findings), verdict.not_run + skipped)
+    return Verdict(by_severity(verdict.findings), verdict.not_run + skipped)

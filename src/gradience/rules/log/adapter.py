@@ -100,7 +100,9 @@ def _idle_types(facts: RunFacts) -> Sighting | None:
     groups = audit.get("by_type")
     types = {k: v for k, v in groups.items() if isinstance(v, dict)} if isinstance(groups, dict) else {}
     params = sum(_real(group, "params") or 0.0 for group in types.values())
-    if len(types) < 2 or not params or all(_real(g, "energy_share") is None for g in types.values()):  # noqa: PLR2004  # of one kind there is nothing to compare
+    if (
+        len(types) < 2 or not params or all(_real(g, "energy_share") is None for g in types.values())
+    ):  # of one kind there is nothing to compare
         reason = "the audit in the log does not say how the energy is spread over two types of modules or more"
         raise Unknown(reason)
     idle = list(_idle(types, params))

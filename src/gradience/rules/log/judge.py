@@ -28,7 +28,7 @@ from gradience.rules.log import preference as reward
 from gradience.rules.log.detector import Detector, Sighting, judge
 from gradience.rules.log.facts import RunFacts, sorted_by_step
 from gradience.rules.log.thresholds import FEW_ROWS
-from gradience.schema.findings import Finding, NotRun, gravest_first
+from gradience.schema.findings import Finding, NotRun, by_severity
 
 
 def _sparse(facts: RunFacts) -> Sighting | None:
@@ -84,7 +84,7 @@ def detect(facts: RunFacts) -> tuple[list[Finding], list[NotRun]]:
     outcomes = [judge(detector, facts) for detector in DETECTORS]
     not_run = [outcome for outcome in outcomes if isinstance(outcome, NotRun)]
     findings = [outcome for outcome in outcomes if isinstance(outcome, Finding)]
-    return gravest_first(_with_abstained(findings, not_run)), not_run
+    return by_severity(_with_abstained(findings, not_run)), not_run
 
 
 def _with_abstained(findings: Iterable[Finding], not_run: Iterable[NotRun]) -> list[Finding]:

@@ -90,7 +90,7 @@ def _onset(curve: HeldOutCurve) -> _Onset | None:
 
 def evaluation_noise(losses: Sequence[float]) -> float:
     """Return the noise between evaluations: second differences, which a steady rise leaves at 0."""
-    if len(losses) < 5:  # noqa: PLR2004  # three second differences at least
+    if len(losses) < 5:  # three second differences at least
         return 0.0
     first = [b - a for a, b in pairwise(losses)]
     return _SECOND * median(abs(b - a) for a, b in pairwise(first))

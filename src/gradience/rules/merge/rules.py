@@ -7,7 +7,7 @@ from typing import Final, NamedTuple
 
 from gradience.rules.rule import Hit
 from gradience.rules.thresholds import Threshold
-from gradience.schema.findings import Evidence, Finding, NotRun, gravest_first
+from gradience.schema.findings import Evidence, Finding, NotRun, by_severity
 from gradience.schema.merge import CheckedAdapter, CheckedPair, MergeCheckReport
 from gradience.schema.scalars import Severity
 
@@ -268,7 +268,7 @@ MERGE_RULES: Final = (
 
 def merge_findings(report: MergeCheckReport) -> list[Finding]:
     """Return what the rules say of a merge check's numbers, the gravest first."""
-    return gravest_first(_finding(rule, hit) for rule in MERGE_RULES for hit in rule.condition(report))
+    return by_severity(_finding(rule, hit) for rule in MERGE_RULES for hit in rule.condition(report))
 
 
 def merge_not_run(report: MergeCheckReport) -> Iterator[NotRun]:

@@ -245,7 +245,7 @@ def _rank_mismatch(modules: Sequence[ModuleAudit]) -> Finding | None:
 def _unmatched(patterns: Sequence[str]) -> Finding | None:
     if not patterns:
         return None
-    named = ", ".join(repr(p) for p in patterns[:3]) + (", ..." if len(patterns) > 3 else "")  # noqa: PLR2004
+    named = ", ".join(repr(p) for p in patterns[:3]) + (", ..." if len(patterns) > 3 else "")
     return table.UNMATCHED.finding(
         f"{len(patterns)} keys of rank_pattern or alpha_pattern match no module: {named}.",
         {"patterns": list(patterns[:20])},

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import TypeAlias
 
 import msgspec
 
 from gradience.adapters.layout import Adapter, Module
-from gradience.adapters.open import AdapterFiles, PathLike, open_adapter
-from gradience.rules.select import rules_left_out, without
+from gradience.adapters.open import AdapterFiles, open_adapter
+from gradience.io.types import PathLike, Progress
+from gradience.rules.select import excluded_rules, without
 from gradience.rules.weights.rank_pattern import rank_pattern
 from gradience.rules.weights.ranks import candidates, disagreements, measured, rank_rules, suggest
 from gradience.rules.weights.rules import adapter_checks_not_run, adapter_findings, base_findings, health
@@ -21,7 +21,6 @@ from gradience.spectral.batch import spectra
 from gradience.spectral.grams import Factors
 from gradience.verbs.audit.rows import bytes_per_param, layer_summaries, ledger_of, module_row, summary_of, with_shares
 
-Progress: TypeAlias = Callable[[int, int, str], None]
 _SEVERITIES = ("critical", "error", "warning", "info")
 
 
@@ -75,7 +74,7 @@ def audit_adapter(
     if intruder_k < 1 or not 0.0 < intruder_eps <= 1.0:
         raise ValueError(f"expected intruder_k >= 1 and 0 < intruder_eps <= 1, got {intruder_k} and {intruder_eps}")
     ids = [check.id for check in ADAPTER_CHECKS]
-    left_out = rules_left_out(ids, select=select, ignore=ignore, settings=settings)
+    left_out = excluded_rules(ids, select=select, ignore=ignore, settings=settings)
     files, adapter = open_adapter(path, adapter_config=adapter_config, weights=weights)
     rows = _rows(adapter, top_singular_values)
     against = None

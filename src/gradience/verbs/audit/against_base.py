@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from statistics import median
 from typing import Final, NamedTuple
@@ -17,6 +17,7 @@ from gradience.base.norms import Norms, NormsCache, default_folder
 from gradience.base.update import Update, survival_of, update_of
 from gradience.base.weights import BaseWeights, Found, find_shards, identity
 from gradience.errors import AdapterError
+from gradience.io.types import Progress
 from gradience.rules.weights.rules import at_risk
 from gradience.schema.audit import BaseComparison, BaseReport, Intruders, ModuleAudit, NotCompared
 from gradience.schema.scalars import real
@@ -24,8 +25,6 @@ from gradience.spectral.base import MergeSums
 from gradience.spectral.intruders import count_below, overlaps
 from gradience.spectral.lanczos import Operator, leading
 from gradience.verbs.audit.rows import bare_row
-
-Progress = Callable[[int, int, str], None]
 
 SHOWN_EPS: Final = (0.3, 0.5, 0.7)
 _SAME_NORM: Final = 1e-5  # relative: the cached Frobenius norm must be this weight's

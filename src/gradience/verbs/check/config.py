@@ -29,12 +29,12 @@ from gradience.rules.config.facts import objective_of, quantities
 from gradience.rules.config.judge import RULES, judge_config
 from gradience.rules.config.serving import ENGINES
 from gradience.rules.rule import Verdict
-from gradience.rules.select import rules_left_out
+from gradience.rules.select import excluded_rules
 from gradience.schema.config import ConfigSnapshot, LoraSnapshot
 from gradience.schema.findings import Coverage
 from gradience.schema.reports import CHECK_SCHEMA_ID, CheckReport, SourceFile
 from gradience.schema.scalars import as_float, real
-from gradience.verbs.check.context import look_around
+from gradience.verbs.check.context import gather_context
 
 
 def read_any(place: Path) -> Layer:
@@ -128,7 +128,7 @@ def check_config(
 
     """
     ids = [rule.id for rule in RULES]
-    unwanted = rules_left_out(ids, select=select, ignore=ignore, settings=settings)
+    unwanted = excluded_rules(ids, select=select, ignore=ignore, settings=settings)
     folders = [Path(place) for place in (document, peft_dir, training_dir) if place is not None]
     read = [_read(document, read_any), _read(peft_dir, read_adapter_of), _read(training_dir, read_training_of)]
     objects = [_adapter(peft), _training(training)]
@@ -139,7 +139,7 @@ def check_config(
         raise ConfigError(message, advice="give a config file, --peft-dir, --training-dir, or settings such as --lr")
     config, versions = _complete(whole, task), _transformers()
     where = None if base is None else Path(base)
-    around = look_around(whole, config, base=where, folders=folders, transformers=versions)
+    around = gather_context(whole, config, base=where, folders=folders, transformers=versions)
     around = around._replace(engines=_engines(serve, settings))
     named = (("base", base), ("settings", settings))
     sources = [*whole.sources, *(SourceFile(role=role, path=str(path)) for role, path in named if path is not None)]

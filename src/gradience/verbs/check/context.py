@@ -11,7 +11,7 @@ import msgspec
 from gradience.configs import Layer
 from gradience.configs.yaml import keys_of, line_of
 from gradience.render.text import Place
-from gradience.rules.config.facts import Around
+from gradience.rules.config.facts import CheckContext
 from gradience.rules.config.values import settings_of
 from gradience.schema.config import ConfigSnapshot
 from gradience.schema.findings import Coverage, Finding
@@ -42,19 +42,19 @@ _MOST_NAMES = 5
 _MOST_ENTRIES = 2000  # of the output folder that are looked at
 
 
-def look_around(
+def gather_context(
     whole: Layer, config: ConfigSnapshot, *, base: Path | None, folders: Iterable[Path], transformers: str | None
-) -> Around:
+) -> CheckContext:
     """Return what was found; without a base nothing of it is read.
 
     Raises:
         AdapterError: the base cannot be read.
     """
-    around = _output(whole, Around())
+    around = _output(whole, CheckContext())
     return around if base is None else _with_base(around, config, base, folders, transformers)
 
 
-def _output(whole: Layer, around: Around) -> Around:
+def _output(whole: Layer, around: CheckContext) -> CheckContext:
     place = whole.output_dir
     if place is None:
         return around
@@ -80,8 +80,8 @@ def _held(folder: Path) -> Iterator[str]:
 
 
 def _with_base(
-    around: Around, config: ConfigSnapshot, base: Path, folders: Iterable[Path], transformers: str | None
-) -> Around:
+    around: CheckContext, config: ConfigSnapshot, base: Path, folders: Iterable[Path], transformers: str | None
+) -> CheckContext:
     from gradience.base.coverage import cover  # noqa: PLC0415  # numpy, for those who give a base
     from gradience.base.peft_emulation.layout import read_layout  # noqa: PLC0415
     from gradience.base.peft_emulation.targets import NotFollowedError  # noqa: PLC0415  # numpy, for those who give a base
@@ -98,7 +98,7 @@ def _with_base(
     return _with_tokens(around, coverage, base, folders)
 
 
-def _with_tokens(around: Around, coverage: Coverage, base: Path, folders: Iterable[Path]) -> Around:
+def _with_tokens(around: CheckContext, coverage: Coverage, base: Path, folders: Iterable[Path]) -> CheckContext:
     """Add the tokens that the run's tokenizer has and the base's has not."""
     from gradience.base.peft_emulation.targets import added_tokens, read_vocabulary  # noqa: PLC0415
     from gradience.base.weights import find_shards  # noqa: PLC0415  # as above

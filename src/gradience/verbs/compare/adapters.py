@@ -13,8 +13,9 @@ import numpy as np
 
 from gradience.adapters.layout import Module
 from gradience.adapters.names import layer_index, module_type
-from gradience.adapters.open import WEIGHT_NAMES, PathLike
+from gradience.adapters.open import WEIGHT_NAMES
 from gradience.errors import AdapterError
+from gradience.io.types import PathLike, Progress
 from gradience.schema.compare import (
     COMPARE_ADAPTERS_SCHEMA_ID,
     AdapterPair,
@@ -192,7 +193,6 @@ def _shares(energies: tuple[dict[str, float], dict[str, float]]) -> list[LayerSh
     return [LayerShare(layer=layer, first=min(1.0, sums[layer][0]), second=min(1.0, sums[layer][1])) for layer in order]
 
 
-Progress: TypeAlias = Callable[[int, int, str], None]
 _Places: TypeAlias = tuple[int, int]
 _Seen: TypeAlias = dict[_Places, dict[str, PairGeometry]]
 

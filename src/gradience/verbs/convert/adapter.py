@@ -11,13 +11,13 @@ from typing import Any, Final, NamedTuple
 import msgspec
 
 from gradience.adapters.layout import Role
-from gradience.adapters.open import PathLike
 from gradience.errors import AdapterError
 from gradience.io.safetensors import PlannedTensor, copied
 from gradience.io.spool import Spool
+from gradience.io.types import PathLike, Progress
 from gradience.schema.writing import CONVERT_SCHEMA_ID, ConvertedModule, ConvertReport, ModuleChange, Target
 from gradience.verbs.convert.factored import Choice
-from gradience.verbs.convert.pieces import Experts, Piece, Progress, experts_of, pieces_of
+from gradience.verbs.convert.pieces import Experts, Piece, experts_of, pieces_of
 from gradience.verbs.convert.source import Source, open_source, refuse_modules
 from gradience.verbs.convert.to_mlx import (
     MLX_WEIGHTS,

@@ -15,13 +15,10 @@ from gradience.adapters.names import module_type
 from gradience.base.weights import BaseWeights, Found
 from gradience.errors import AdapterError
 from gradience.io.spool import Spool
+from gradience.io.types import Progress
 from gradience.schema.writing import Target
 from gradience.verbs.convert.factored import Choice, Factored, from_dense, from_factors, product_norm, refuse_non_finite
 from gradience.verbs.convert.source import Source
-
-Progress = Callable[[int, int, str], None]
-
-_MATRIX: Final = 2
 
 
 class Piece(NamedTuple):
@@ -184,11 +181,11 @@ def _kernel(source: Source, module: Module, found: Found | None) -> tuple[int, .
         AdapterError: only the base could say.
     """
     if found is not None and module.expert is None:
-        return tuple(found.info.shape[_MATRIX:])
+        return tuple(found.info.shape[2:])
     held = source.adapter.tensors
     for field in ("lora_mid", "lora_A", "hira_A", "hada_t1", "lokr_t2", "lokr_w2"):
         if field in module.keys:
-            return tuple(held[module.keys[field]].shape[_MATRIX:])
+            return tuple(held[module.keys[field]].shape[2:])
     leaf = module.name.rpartition(".")[2].lower()
     if module.kind in {"loha", "lokr"} and ("conv" in leaf or module_type(module.name) == "conv"):
         raise AdapterError(

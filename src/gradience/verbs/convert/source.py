@@ -12,10 +12,11 @@ from gradience.adapters.config import ScalingRules
 from gradience.adapters.kinds.lora import base_changing
 from gradience.adapters.kinds.products import MOST_RANK, loha_module, lokr_module
 from gradience.adapters.layout import Adapter, Array, Context, Group, Module, parse_key
-from gradience.adapters.open import AdapterFiles, PathLike, open_adapter
+from gradience.adapters.open import AdapterFiles, open_adapter
 from gradience.base.weights import BaseWeights, find_shards
 from gradience.errors import AdapterError
 from gradience.io.safetensors import DTYPES, TensorSource
+from gradience.io.types import PathLike
 from gradience.verbs.writing import raw_config
 
 _NAMES: Final = {dtype: name for name, dtype in DTYPES.items()}

@@ -10,6 +10,7 @@ from typing import Final, NamedTuple
 import msgspec
 
 from gradience.errors import GradienceError
+from gradience.io.types import PathLike
 from gradience.rules.config.judge import RULES
 from gradience.rules.log.judge import DETECTED
 from gradience.rules.select import without
@@ -21,7 +22,7 @@ from gradience.schema.findings import NotRun
 from gradience.schema.reports import CheckReport, MonitorReport
 from gradience.telemetry.series import RunSeries
 from gradience.verbs.check import check_config
-from gradience.verbs.diagnose.sources import Found, PathLike, Sources
+from gradience.verbs.diagnose.sources import Found, Sources
 from gradience.verbs.monitor.run import report_of
 from gradience.verbs.monitor.source import open_source
 

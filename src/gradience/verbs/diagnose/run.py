@@ -11,6 +11,7 @@ from typing import Final
 import msgspec
 
 from gradience.base.weights import find_shards
+from gradience.io.types import PathLike
 from gradience.render.text import Place
 from gradience.rules.config.judge import RULES
 from gradience.rules.joins.config import Stated, disagreements, recorded_disagreements
@@ -19,7 +20,7 @@ from gradience.rules.joins.run import ALL_JOINS as JOINS
 from gradience.rules.joins.signs import config_signs, log_signs, weights_signs
 from gradience.rules.log.facts import DEFAULT_GAP
 from gradience.rules.log.judge import DETECTORS
-from gradience.rules.select import rules_left_out
+from gradience.rules.select import excluded_rules
 from gradience.rules.weights.table import ADAPTER_CHECKS
 from gradience.schema.audit import AuditReport
 from gradience.schema.diagnose import (
@@ -41,7 +42,7 @@ from gradience.verbs.check import check_config
 from gradience.verbs.check.context import places as config_places
 from gradience.verbs.diagnose.checkpoints import Choice, choose, disk_signs
 from gradience.verbs.diagnose.read import Read, read_sources
-from gradience.verbs.diagnose.sources import PathLike, Sources, find_sources
+from gradience.verbs.diagnose.sources import Sources, find_sources
 from gradience.verbs.monitor.source import log_place
 
 
@@ -221,7 +222,7 @@ def diagnose_sources(
     settings: PathLike | None = None,
 ) -> DiagnoseReport:
     """Return the verdict on sources that were found; what cannot be read is said, and the rest is judged."""
-    left_out = rules_left_out(_ALL, select=select, ignore=ignore, settings=settings)
+    left_out = excluded_rules(_ALL, select=select, ignore=ignore, settings=settings)
     if base is not None:
         find_shards(Path(base))  # what was named and cannot be read is said at once
     return judge_sources(sources, read_sources(sources, base, task, gap_threshold, left_out=left_out), left_out)

@@ -12,13 +12,14 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
-from typing import Final, NamedTuple, TypeAlias
+from typing import Final, NamedTuple
 
 from gradience.adapters.open import CONFIG_NAME, WEIGHT_NAMES
 from gradience.configs.training import ARGS_NAMES
 from gradience.configs.training import STATE_NAME as _STATE
 from gradience.errors import GradienceError
 from gradience.importers.folder import is_run, run_folders
+from gradience.io.types import PathLike
 from gradience.schema.diagnose import Source
 
 MAX_ENTRIES: Final = 10_000  # of one folder
@@ -97,8 +98,6 @@ def holds_adapter(folder: Path) -> bool:
     """Whether a folder holds weights under a name that PEFT or MLX-LM gives them."""
     return any((folder / name).is_file() for name in WEIGHT_NAMES)
 
-
-PathLike: TypeAlias = str | os.PathLike[str]
 
 _LOG: Final = "run.jsonl"
 _NAMED: Final = "named"
@@ -205,7 +204,7 @@ def _apart(folder: Path, log: Found, weights: Found) -> list[str]:
     """Say where log and adapter lie in two subfolders: that they are of one run is then a guess."""
     both = [found.path for found in (log, weights) if found.path is not None and found.chosen != _NAMED]
     apart = [path.name for path in both if path.is_dir() and path != folder and not CHECKPOINT.fullmatch(path.name)]
-    if len(set(apart)) < 2:  # noqa: PLR2004  # two places
+    if len(set(apart)) < 2:  # two places
         return []
     return [f"log and adapter are in different subfolders ({', '.join(apart)}) and taken as one run's"]
 

@@ -10,9 +10,9 @@ from typing import Literal, NamedTuple, TypeAlias
 
 import msgspec
 
-from gradience.adapters.open import PathLike
 from gradience.errors import AdapterError
 from gradience.io.spool import Spool
+from gradience.io.types import PathLike, Progress
 from gradience.rules.weights.rank_pattern import Patterns
 from gradience.schema.merge import MERGE_SCHEMA_ID, MergedModule, MergeMethod, MergeReport
 from gradience.schema.writing import ModuleChange, Provenance
@@ -22,7 +22,6 @@ from gradience.verbs.merge.methods import Recipe
 from gradience.verbs.merge.slots import (
     DTYPE_NAMES,
     Piece,
-    Progress,
     Slot,
     common_dtype,
     merged_pieces,

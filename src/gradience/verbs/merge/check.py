@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import math
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import combinations
-from typing import Final, TypeAlias
+from typing import Final
 
 import msgspec
 
 from gradience.adapters.names import layer_index
-from gradience.adapters.open import PathLike
 from gradience.errors import AdapterError
+from gradience.io.types import PathLike, Progress
 from gradience.rules.merge.rules import MERGE_RULES, merge_findings, merge_not_run
-from gradience.rules.select import rules_left_out, without
+from gradience.rules.select import excluded_rules, without
 from gradience.schema.merge import (
     MERGE_CHECK_SCHEMA_ID,
     CheckedAdapter,
@@ -30,8 +30,6 @@ from gradience.verbs.merge.methods import Floats, Places, Products, cosine_of, i
 from gradience.verbs.merge.slots import obstacles_between, obstacles_of
 from gradience.verbs.several import Matching, Side, config_differences, described, matched, open_sides
 from gradience.verbs.writing import mean_overlaps
-
-Progress: TypeAlias = Callable[[int, int, str], None]
 
 _SAMPLE: Final = 1 << 19  # entries of each update that are read of a module, unless all are
 _TWO: Final = 2
@@ -67,7 +65,7 @@ def merge_check(
     """
     chosen = weights_of(len(paths), weights)
     ids = [rule.id for rule in MERGE_RULES]
-    left_out = rules_left_out(ids, select=select, ignore=ignore, settings=settings)
+    left_out = excluded_rules(ids, select=select, ignore=ignore, settings=settings)
     sides = open_sides(paths)
     found = matched(sides, overlapping=False)
     products = products_of(sides, found)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Final, NamedTuple, TypeAlias
+from typing import Final, NamedTuple
 
 import numpy as np
 
@@ -13,6 +13,7 @@ from gradience.adapters.layout import PREFIX, Array, Module, parse_key
 from gradience.errors import AdapterError
 from gradience.io.safetensors import DTYPES, PlannedTensor, planned
 from gradience.io.spool import Spool
+from gradience.io.types import Progress
 from gradience.verbs.merge.methods import DENSE, Losses, Recipe, merged_module
 from gradience.verbs.several import Side
 
@@ -92,8 +93,6 @@ def obstacles_between(sides: Sequence[Side]) -> Iterator[str]:
         yield f"target_parameters differs ({named[0]} and {other}), and with it which tensors are of which parameter"
 
 
-_MATRIX: Final = 2
-
 Row = Sequence[Module | None]
 
 
@@ -132,7 +131,7 @@ class Slot(NamedTuple):
         """Return (A, B) as the file has them, from each row's (b, a) in the base's orientation; padded to the rank."""
         padded = [_padded(*((a.T, b.T) if self.turned else (b, a)), rank) for b, a in pairs]
         a = np.stack([a for _, a in padded])  # experts outermost
-        b = np.stack([b for b, _ in padded], axis=_MATRIX)  # experts innermost
+        b = np.stack([b for b, _ in padded], axis=2)  # experts innermost
         shape_a, shape_b = self.shapes(rank)
         return a.reshape(shape_a), b.reshape(shape_b)
 
@@ -211,8 +210,6 @@ def _path(row: Row) -> str:
         )
     return module.pattern_path
 
-
-Progress: TypeAlias = Callable[[int, int, str], None]
 
 DTYPE_NAMES: Final[Mapping[str, str]] = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 _DOUBLE: Final = 8  # bytes

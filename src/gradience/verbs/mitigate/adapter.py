@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Final, NamedTuple, TypeAlias
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 
 from gradience.adapters.layout import Adapter, Array, Module
-from gradience.adapters.open import PathLike, open_adapter
+from gradience.adapters.open import open_adapter
 from gradience.base.update import Update, update_of
 from gradience.base.weights import BaseWeights, find_shards
 from gradience.errors import AdapterError
 from gradience.io.safetensors import DTYPES, PlannedTensor, TensorSource, copied, planned
+from gradience.io.types import PathLike, Progress
 from gradience.schema.audit import NotCompared
 from gradience.schema.writing import MitigatedModule, MitigateReport, ModuleChange
 from gradience.spectral.intruders import Overlaps, count_below, overlaps
@@ -93,11 +93,6 @@ def _change(b: Array, a: Floats, vectors: Floats, scale: float) -> float:
     whole = math.sqrt(max(0.0, float(np.sum((wide.T @ wide) * (a @ a.T)))))
     taken = (1.0 - scale) * float(np.linalg.norm((vectors.T @ wide) @ a))
     return min(1.0, taken / whole) if whole > 0.0 else 0.0
-
-
-Progress: TypeAlias = Callable[[int, int, str], None]
-
-_MATRIX: Final = 2
 
 
 class _Change(NamedTuple):
@@ -220,7 +215,7 @@ class _Run:
     def _look_at(self, module: Module) -> None:
         name = module.keys.get("lora_B", "")
         shape = self._source.tensors[name].shape if name else ()
-        turned = self._adapter.config.fan_in_fan_out and len(shape) == _MATRIX
+        turned = self._adapter.config.fan_in_fan_out and len(shape) == 2
         if (reason := reason_against(module, shape, module.shape[1 if turned else 0])) is not None:
             raise AdapterError(reason)
         w = self._weight(module)

@@ -14,7 +14,7 @@ import msgspec
 from gradience.rules.log.facts import DEFAULT_GAP, RunFacts, Series, Signal, ends
 from gradience.rules.log.judge import DETECTED, detect
 from gradience.rules.log.story import line_of, tell
-from gradience.rules.select import rules_left_out, without
+from gradience.rules.select import excluded_rules, without
 from gradience.schema.config import ConfigSnapshot
 from gradience.schema.events import EvalMetrics
 from gradience.schema.reports import (
@@ -176,7 +176,7 @@ def detectors_left_out(
     Raises:
         ConfigError: an id is not known, or the settings cannot be read.
     """
-    return rules_left_out(DETECTED, select=select, ignore=ignore, settings=settings)
+    return excluded_rules(DETECTED, select=select, ignore=ignore, settings=settings)
 
 
 def report_of(

@@ -7,7 +7,7 @@ import platform
 from collections.abc import Iterable, Iterator, Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Final, TypeAlias
+from typing import Final
 
 import msgspec
 
@@ -16,6 +16,7 @@ from gradience.base.weights import find_shards
 from gradience.errors import GradienceError
 from gradience.importers import is_foreign, read_source
 from gradience.importers.files import is_folder, sha256_of
+from gradience.io.types import PathLike
 from gradience.render.html.content import FileRead, Story
 from gradience.render.text import short_path
 from gradience.rules.log.facts import DEFAULT_GAP
@@ -37,7 +38,7 @@ def compared(weights: Path | None, others: Sequence[str | os.PathLike[str]]) -> 
     if len(places) == 1 and _holds_checkpoints_only(places[0]):
         return compare_adapters(places[0])
     both = [*([] if weights is None else [weights]), *places]
-    if len({place.resolve() for place in both}) < len(("one", "other")):
+    if len({place.resolve() for place in both}) < 2:
         raise GradienceError(
             f"compare: expected a second adapter, came {', '.join(map(str, both))}",
             advice="give this run's adapter by --adapter, another by --compare; or a folder of checkpoints",
@@ -59,8 +60,6 @@ def compared_files(report: CompareAdaptersReport) -> Iterator[Path]:
         found = find_files(Path(adapter.path))
         yield from found.shards or (found.weights,)
 
-
-PathLike: TypeAlias = str | os.PathLike[str]
 
 _ALL_VALUES: Final = 4096  # singular values kept per module: more than any adapter's rank
 

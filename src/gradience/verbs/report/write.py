@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Final, Literal, TypeAlias
 
 from gradience.errors import OutputError
-from gradience.io.atomic import whole_file
+from gradience.io.atomic import atomic_file
+from gradience.io.types import PathLike
 from gradience.render.html.content import Story
 from gradience.render.markdown import report_markdown
 from gradience.verbs.diagnose.sources import Sources, find_sources
-from gradience.verbs.report.gather import PathLike, tell
+from gradience.verbs.report.gather import tell
 
 ReportFormat: TypeAlias = Literal["html", "md"]
 
@@ -75,7 +76,7 @@ def write_sources(
 ) -> Story:
     """Write a report on sources that were found, as `write_report` does."""
     chosen = kind or format_of(out)
-    with whole_file(out, force=force) as draft:  # a name that is taken is refused before the work
+    with atomic_file(out, force=force) as draft:  # a name that is taken is refused before the work
         story = tell(sources, base=base, task=task, compare=compare)
         draft.write_text(report_text(story, chosen), encoding="utf-8")
     return story

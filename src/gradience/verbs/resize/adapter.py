@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final, Literal, TypeAlias
 
 import msgspec
 
 from gradience.adapters.layout import Array
-from gradience.adapters.open import AdapterFiles, PathLike, open_adapter
+from gradience.adapters.open import AdapterFiles, open_adapter
 from gradience.base.weights import BaseWeights, find_shards
 from gradience.errors import OutputError
-from gradience.io.atomic import whole_file
+from gradience.io.atomic import atomic_file
 from gradience.io.safetensors import PlannedTensor, write_safetensors
+from gradience.io.types import PathLike, Progress
 from gradience.schema.writing import ModuleChange, Provenance, ResizeReport
 from gradience.verbs.resize.criteria import target_of
 from gradience.verbs.resize.cut import SAFETENSORS_NAMES
@@ -41,11 +42,10 @@ def write_kohya(
     metadata["ss_network_dim"] = str(plan.patterns.r) if one else "Dynamic"
     metadata["ss_network_alpha"] = str(plan.patterns.lora_alpha) if one else "Dynamic"
     metadata[PROVENANCE_KEY] = msgspec.json.encode(msgspec.structs.replace(record, modules=[])).decode()
-    with whole_file(out, force=force) as partial:
+    with atomic_file(out, force=force) as partial:
         write_safetensors(partial, tensors, metadata=metadata)
 
 
-Progress: TypeAlias = Callable[[int, int, str], None]
 Dtype: TypeAlias = Literal["float32", "float16", "bfloat16"]
 
 _NAMED: Final = 8

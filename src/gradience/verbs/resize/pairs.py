@@ -12,7 +12,6 @@ from gradience.io.safetensors import TensorInfo, TensorSource
 
 _CONVERT: Final = "turn it into plain LoRA first: see 'gradience convert --help'"
 _KINDS: Final = ("linear", "embedding", "conv", "expert", "dora")
-_MATRIX: Final = 2
 
 T = TypeVar("T")
 
@@ -108,7 +107,7 @@ def _pair(adapter: Adapter, modules: Sequence[Module]) -> Pair:
         b_name,
         a,
         b,
-        turned=embedding or (adapter.config.fan_in_fan_out and len(a.shape) == _MATRIX),
+        turned=embedding or (adapter.config.fan_in_fan_out and len(a.shape) == 2),
         magnitude=first.keys.get("lora_magnitude_vector"),
         alpha=first.keys.get("alpha"),
     )

@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TypeAlias
 
 from gradience.adapters.layout import Adapter
-from gradience.adapters.open import PathLike, open_adapter
+from gradience.adapters.open import open_adapter
 from gradience.base.weights import BaseWeights, find_shards
 from gradience.errors import AdapterError
+from gradience.io.types import PathLike, Progress
 from gradience.schema.merge import VERIFY_MERGE_SCHEMA_ID, VerifiedModule, VerifyMergeReport
 from gradience.schema.scalars import real
 from gradience.verbs.verify_merge.rest import Rest
 from gradience.verbs.verify_merge.rows import Rows, concluded, copies_of
-
-Progress: TypeAlias = Callable[[int, int, str], None]
 
 
 def verify_merged(
