@@ -22,10 +22,10 @@ from gradience.cli.output import (
 )
 from gradience.errors import AdapterError
 from gradience.render.audit import View, audit_text
-from gradience.render.heatmap import Quantity
-from gradience.render.text import Place
+from gradience.render.plots import Quantity
 from gradience.schema.audit import AuditReport
 from gradience.schema.findings import RuleGroup
+from gradience.schema.reports import SourceLocation
 
 _Switch = Parameter(negative=())
 
@@ -167,9 +167,9 @@ def _show(report: AuditReport, kind: Format, view: View) -> None:
     elif kind == "text":
         print_text(audit_text(report, view))
     else:
-        places = [Place(report.weights_path)] * len(report.findings)
+        locations = [SourceLocation(report.weights_path)] * len(report.findings)
         groups: tuple[RuleGroup, ...] = ("weights", "weights_and_base")
-        print_for_programs(kind, report.findings, places=places, groups=groups, not_run=report.not_run)
+        print_for_programs(kind, report.findings, locations=locations, groups=groups, not_run=report.not_run)
 
 
 def _one_of(path: Path | None, peft_dir: Path | None) -> Path:

@@ -165,7 +165,9 @@ def _show(report: CheckReport, kind: Format, *, verbose: bool) -> None:
 
         print_text(check_text(report, verbose=verbose))
     else:
-        from gradience.verbs.check.context import places  # noqa: PLC0415  # only for programs
+        from gradience.verbs.check.context import source_locations  # noqa: PLC0415  # only for programs
 
         groups: tuple[RuleGroup, ...] = ("config", "base", "serve")
-        print_for_programs(kind, report.findings, places=places(report), groups=groups, not_run=report.not_run)
+        print_for_programs(
+            kind, report.findings, locations=source_locations(report), groups=groups, not_run=report.not_run
+        )

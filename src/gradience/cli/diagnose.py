@@ -85,6 +85,8 @@ def _show(report: DiagnoseReport, kind: Format, *, verbose: bool) -> None:
 
         print_text(diagnose_text(report, verbose=verbose))
     else:
-        from gradience.verbs.diagnose.run import places  # noqa: PLC0415  # only for programs
+        from gradience.verbs.diagnose.run import source_locations  # noqa: PLC0415  # only for programs
 
-        print_for_programs(kind, report.causes, places=places(report), groups=_GROUPS, not_run=report.not_run)
+        print_for_programs(
+            kind, report.causes, locations=source_locations(report), groups=_GROUPS, not_run=report.not_run
+        )

@@ -13,8 +13,8 @@ from gradience.cli.options import NONE_GIVEN, DryRun, Force, Options, Verbose, p
 from gradience.cli.output import cleaning_up, on_terminal, prepare_jax, print_document, print_for_programs, print_text
 from gradience.errors import AdapterError
 from gradience.render.merge import merge_check_text, merge_text
-from gradience.render.text import Place
 from gradience.schema.merge import MergeMethod
+from gradience.schema.reports import SourceLocation
 
 
 def merge(
@@ -157,6 +157,8 @@ def merge_check(
     elif settled.format == "text":
         print_text(merge_check_text(report, top=top, verbose=verbose))
     else:
-        places = [Place(report.adapters[0].adapter.path)] * len(report.findings)
-        print_for_programs(settled.format, report.findings, places=places, groups=("merge",), not_run=report.not_run)
+        locations = [SourceLocation(report.adapters[0].adapter.path)] * len(report.findings)
+        print_for_programs(
+            settled.format, report.findings, locations=locations, groups=("merge",), not_run=report.not_run
+        )
     return settled.exit_code(report.findings)

@@ -255,8 +255,10 @@ def _show(report: MonitorReport, settled: ResolvedOptions, *, verbose: bool) -> 
     else:
         from gradience.verbs.monitor.source import log_place  # noqa: PLC0415  # only for programs
 
-        places = [log_place(report.file)] * len(report.findings)
-        print_for_programs(settled.format, report.findings, places=places, groups=("log",), not_run=report.not_run)
+        locations = [log_place(report.file)] * len(report.findings)
+        print_for_programs(
+            settled.format, report.findings, locations=locations, groups=("log",), not_run=report.not_run
+        )
 
 
 def _compare(logs: tuple[Path, ...], gap: float, settled: ResolvedOptions, *, all_runs: bool, verbose: bool) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Final, Literal
+from typing import Annotated, Final, Literal, NamedTuple
 
 import msgspec
 from msgspec import Meta
@@ -16,6 +16,13 @@ CHECK_SCHEMA_ID: Final = "gradience.verbs.check/v1"
 IMPORT_SCHEMA_ID: Final = "gradience.import/v1"
 MONITOR_SCHEMA_ID: Final = "gradience.verbs.monitor/v1"
 VALIDATE_SCHEMA_ID: Final = "gradience.telemetry.validate/v1"
+
+
+class SourceLocation(NamedTuple):
+    """The file that a finding points at, and the line where that is known."""
+
+    path: str
+    line: int | None = None
 
 
 class SourceFile(msgspec.Struct, kw_only=True, frozen=True):
