@@ -151,8 +151,8 @@ def headline(
     ran = {item.source: f"{item.judged} of {item.total}" for item in coverage}
     states = {state: [s.source for s in sources if s.state == state] for state in ("read", "absent", "unreadable")}
     checked = ", ".join(f"{source} {ran[source]}" for source in states["read"])
-    parts = (("", _counts(causes)), ("not there: ", states["absent"]), ("there but not readable: ", states["unreadable"]))
-    rest = [f"{label}{', '.join(items)}" for label, items in parts if items]
+    missing = (("not there: ", states["absent"]), ("there but not readable: ", states["unreadable"]))
+    rest = [f"{label}{', '.join(items)}" for label, items in (("", _counts(causes)), *missing) if items]
     return "; ".join([f"{VERDICT_LABELS[verdict]} (checked: {checked or 'nothing'})", *rest])
 
 
