@@ -123,5 +123,5 @@ def skipped_line(not_run: Sequence[NotRun], *, verbose: bool) -> str:
     """The number of checks that the input did not allow, and of those that the user left out."""
     excluded = sum(item.reason in _EXCLUDED for item in not_run)
     parts = [f"{SKIPPED}: {len(not_run) - excluded}"] if len(not_run) > excluded else []
-    parts += [f"Left out by --select or --ignore: {excluded}"] if excluded else []
-    return "; ".join(parts) + ("" if verbose else " (--verbose lists them with their reasons)")
+    parts += [f"left out by --select or --ignore: {excluded}"] if excluded else []
+    return sentence("; ".join(parts)) + ("" if verbose else " (--verbose lists them with their reasons)")

@@ -143,17 +143,22 @@ def verdict_of(causes: Iterable[Cause], *, complete: bool) -> Verdict:
 def headline(
     verdict: Verdict, sources: Sequence[DiagnosedSource], causes: Sequence[Cause], coverage: Sequence[SourceCoverage]
 ) -> str:
-    """The verdict in one line, with the rules that ran, the causes, and the sources that are missing.
+    """The verdict in one line, with the causes, the rules that ran, and the sources that are missing.
 
     >>> headline("could_not_judge", [DiagnosedSource(source="log", state="absent")], [], [])
-    'could not judge (checked: nothing); not there: log'
+    'could not judge; checked: nothing; not there: log'
     """
     ran = {item.source: f"{item.judged} of {item.total}" for item in coverage}
-    states = {state: [s.source for s in sources if s.state == state] for state in ("read", "absent", "unreadable")}
-    checked = ", ".join(f"{source} {ran[source]}" for source in states["read"])
-    missing = (("not there: ", states["absent"]), ("there but not readable: ", states["unreadable"]))
-    rest = [f"{label}{', '.join(items)}" for label, items in (("", _counts(causes)), *missing) if items]
-    return "; ".join([f"{VERDICT_LABELS[verdict]} (checked: {checked or 'nothing'})", *rest])
+    read, absent, unreadable = (
+        [source.source for source in sources if source.state == state] for state in ("read", "absent", "unreadable")
+    )
+    counts = ", ".join(_counts(causes))
+    checked = f"checked: {', '.join(f'{source} {ran[source]}' for source in read) or 'nothing'}"
+    # "No problems found" is worth what was checked, so that stands first; of a problem its severity does.
+    first, second = (checked, counts) if verdict == "healthy_as_far_as_seen" else (counts, checked)
+    missing = (("not there", absent), ("there but not readable", unreadable))
+    parts = (second, *(f"{label}: {', '.join(names)}" for label, names in missing if names))
+    return "; ".join([VERDICT_LABELS[verdict] + (f" ({first})" if first else ""), *(part for part in parts if part)])
 
 
 def _counts(causes: Sequence[Cause]) -> list[str]:
