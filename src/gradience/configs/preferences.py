@@ -52,7 +52,7 @@ def read_preferences(path: Path) -> Preferences:
     """Return a file's settings.
 
     Raises:
-        ConfigError: it cannot be read, is no TOML, or holds a key or value that is no setting.
+        ConfigError: it cannot be read, is not TOML, or holds an unknown key or an invalid value.
     """
     document: object = _read_toml(path)
     if path.name == _PROJECT and isinstance(document, dict):
@@ -62,7 +62,7 @@ def read_preferences(path: Path) -> Preferences:
     names = {field.encode_name for field in msgspec.structs.fields(Preferences)}
     strange = sorted(key for key in document if key not in names)
     if strange:
-        raise ConfigError(f"{path}: no setting is called {', '.join(map(ascii, strange))}", advice=_keys())
+        raise ConfigError(f"{path}: unknown setting {', '.join(map(ascii, strange))}", advice=_keys())
     try:
         return msgspec.convert(document, Preferences)
     except msgspec.ValidationError as error:

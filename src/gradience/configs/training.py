@@ -51,7 +51,7 @@ _STATE_FIELDS = {"max_steps", "logging_steps", "save_steps"}
 
 
 class _State(msgspec.Struct):
-    """What a trainer_state.json says of the plan: the names of `_STATE_FIELDS` in the Trainer."""
+    """The plan in a trainer_state.json, under the names of `_STATE_FIELDS` in the Trainer."""
 
     max_steps: Json = None
     logging_steps: Json = None
@@ -101,7 +101,7 @@ def _read_mapping(mapping: dict[str, Json], where: str) -> Layer:
 
 
 def output_dir(fields: Fields) -> str | None:
-    """Return where the run writes, for looking there only."""
+    """The run's output folder: read from, never reported."""
     return fields.take(["output_dir"], _place)
 
 
@@ -110,40 +110,40 @@ def _place(value: Json) -> str | None:
 
 
 def note_training(fields: Fields, draft: Draft) -> None:
-    """Add what TrainingArguments spread over several keys, or say by a sentinel."""
+    """Add settings that TrainingArguments spread over several keys or express by a sentinel."""
     _note_optimizer(fields, draft)
     _note_dtype(fields, draft)
     legacy = fields.take(["per_gpu_train_batch_size"], whole)
     if legacy is not None:  # where set, old versions of the Trainer prefer it
-        draft.say("training", "batch_size", legacy)
+        draft.set("training", "batch_size", legacy)
     max_steps = draft.get("training", "max_steps")
     if max_steps is not None and max_steps <= 0:  # -1: not set, epochs decide
-        draft.unsay("training", "max_steps")
+        draft.unset("training", "max_steps")
     elif max_steps is not None and draft.get("training", "epochs") is not None:
-        draft.say("training", "epochs_overridden", value=True, extra=True)
+        draft.set("training", "epochs_overridden", value=True, extra=True)
     if fields.take(_RESUMES, bool):
-        draft.say("training", "resumes", value=True, extra=True)
+        draft.set("training", "resumes", value=True, extra=True)
     if fields.take(["overwrite_output_dir"], flag):
-        draft.say("training", "overwrites_output", value=True, extra=True)
+        draft.set("training", "overwrites_output", value=True, extra=True)
     trainer = next((kind for key, kind in _TRAINERS.items() if key in fields), None)
     if trainer is not None:
-        draft.say("training", "trainer", trainer, extra=True)
+        draft.set("training", "trainer", trainer, extra=True)
 
 
 def _note_optimizer(fields: Fields, draft: Draft) -> None:
     beta1, beta2 = fields.take(["adam_beta1"], real), fields.take(["adam_beta2"], real)
     if beta1 is not None and beta2 is not None:
-        draft.say("optimizer", "betas", [beta1, beta2])
+        draft.set("optimizer", "betas", [beta1, beta2])
     if fields.take(["adafactor"], flag):
-        draft.say("optimizer", "name", "adafactor")
+        draft.set("optimizer", "name", "adafactor")
 
 
 def _note_dtype(fields: Fields, draft: Draft) -> None:
     bf16, fp16 = fields.take(["bf16"], flag), fields.take(["fp16"], flag)
     if bf16 or fp16:
-        draft.say("training", "dtype", "bfloat16" if bf16 else "float16")
+        draft.set("training", "dtype", "bfloat16" if bf16 else "float16")
     elif bf16 is not None and fp16 is not None and draft.get("training", "dtype") is None:
-        draft.say("training", "dtype", "float32")
+        draft.set("training", "dtype", "float32")
 
 
 def _read_state(path: Path) -> Layer:
@@ -165,7 +165,7 @@ def _state_settings(path: Path) -> dict[str, Json]:
             state = msgspec.structs.asdict(msgspec.json.decode(path.read_bytes(), type=_State))
             return {key: value for key, value in state.items() if value is not None}
     except (OSError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-        pass  # said, or read more patiently, below
+        pass  # reported below, or read by the slower parser
     return read_mapping(path, most=MAX_STATE_BYTES)
 
 
