@@ -8,6 +8,7 @@ find it too. Works where there is `fork`.
 from __future__ import annotations
 
 import compileall
+import contextlib
 import importlib
 import math
 import os
@@ -39,10 +40,9 @@ Job = TypeVar("Job")
 
 
 class Child(NamedTuple):
-    """A running process: its id, and when it began and is to end, in seconds of the monotonic clock."""
+    """A running process: its id, and when it is to end, in seconds of the monotonic clock."""
 
     pid: int
-    began: float
     ends: float
 
 
@@ -63,8 +63,8 @@ def forked(
 ) -> Iterator[tuple[Job, int | None, Path, float]]:
     """Run each job in a child, and yield it with its exit code (None: out of time), its slot and its seconds.
 
-    `limit` is in seconds of the processor; a child that waits is ended after `WAIT` times as long.
-    A slot is a folder with a private copy of `src`. Who takes a result restores the copy before asking for the next.
+    Seconds, those of `limit` too, are of the processor. A child that waits is ended after `WAIT` times as many of the
+    clock. A slot is a folder with a private copy of `src`: who takes a result restores it before asking for the next.
     """
     with tempfile.TemporaryDirectory(prefix="mutants-") as folder:
         slots, waiting = [Path(folder) / str(n) for n in range(workers)], list(reversed(jobs))
@@ -81,15 +81,22 @@ def forked(
                 for slot, (job, child) in list(running.items()):
                     now = time.monotonic()
                     if now > child.ends:
-                        os.killpg(child.pid, signal.SIGKILL)
-                    done, status = os.waitpid(child.pid, 0 if now > child.ends else os.WNOHANG)
+                        _end(child)
+                    done, status, used = os.wait4(child.pid, 0 if now > child.ends else os.WNOHANG)
                     if done:
                         del running[slot]
+                        _end(child)
                         code = os.waitstatus_to_exitcode(status)
-                        yield job, None if code in _OUT_OF_TIME else code, slot, now - child.began
+                        yield job, None if code in _OUT_OF_TIME else code, slot, used.ru_utime + used.ru_stime
         finally:
             for _, child in running.values():
-                os.killpg(child.pid, signal.SIGKILL)
+                _end(child)
+
+
+def _end(child: Child) -> None:
+    """End a child with all that it has started."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(child.pid, signal.SIGKILL)
 
 
 def _copy_source(slot: Path) -> None:
@@ -99,10 +106,9 @@ def _copy_source(slot: Path) -> None:
 
 
 def _started(job: Job, slot: Path, work: Callable[[Job, Path], int], limit: float) -> Child:
-    now = time.monotonic()
     pid = os.fork()
     if pid:
-        return Child(pid, now, now + WAIT * limit)
+        return Child(pid, time.monotonic() + WAIT * limit)
     code = 1
     try:
         os.setsid()  # what a test starts ends with it

@@ -136,7 +136,8 @@ class _File:
             yield from self._of_operator(node)
             yield from self._of_value(node, parent)
             for child in ast.iter_child_nodes(node):
-                yield from self._of_expression(child, node)
+                if not (_is_reshape(node) and isinstance(child, ast.UnaryOp)):  # NumPy reads any negative size as -1
+                    yield from self._of_expression(child, node)
 
     def _of_operator(self, node: ast.AST) -> Iterator[Edit]:
         match node:
@@ -200,6 +201,10 @@ def _moved(number: float, parent: ast.AST | None) -> Iterator[tuple[str, str]]:
 def _is_type(node: ast.AST) -> bool:
     named = node.value if isinstance(node, ast.Subscript) else node.func if isinstance(node, ast.Call) else None
     return isinstance(named, ast.Name) and named.id in _TYPES
+
+
+def _is_reshape(node: ast.AST) -> bool:
+    return isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "reshape"
 
 
 def _is_text(node: ast.AST) -> bool:

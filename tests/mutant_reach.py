@@ -41,7 +41,7 @@ class Contexts:
 
     def __init__(self, measured: coverage.Coverage) -> None:
         self._measured, self._now = measured, ""
-        self.seconds: dict[str, float] = defaultdict(float)
+        self.seconds: dict[str, float] = {}
         self.unfit: set[str] = set()  # failed or skipped: they say nothing about a mutant
         self.sharing: dict[str, list[str]] = defaultdict(list)
 
@@ -56,7 +56,11 @@ class Contexts:
         for definition in (d for found in item._fixtureinfo.name2fixturedefs.values() for d in found):
             self.sharing[_fixture(definition)].append(item.nodeid)
         self._switch(item.nodeid)
-        return (yield)
+        began = sum(os.times()[:4])  # of the processor, with what the test starts
+        try:
+            return (yield)
+        finally:
+            self.seconds[item.nodeid] = sum(os.times()[:4]) - began
 
     @pytest.hookimpl(wrapper=True)
     def pytest_fixture_setup(self, fixturedef: Any) -> Iterator[None]:
@@ -67,7 +71,6 @@ class Contexts:
             self._switch(before)
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        self.seconds[report.nodeid] += report.duration
         if not report.passed:
             self.unfit.add(report.nodeid)
 
