@@ -38,7 +38,7 @@ UNUSED: Final = (  # tests that train for minutes, watch the clock, or read the 
 LAST: Final = CACHE / "last.json"
 ARGUED: Final = Path(__file__).with_suffix(".toml")
 SECONDS: Final = 30.0  # of recorded test time for one mutant
-FATES: Final = ("killed", "late", "survived", "unreached", "doubtful", "argued")
+FATES: Final = ("killed", "late", "survived", "unreached", "argued")
 UNNOTICED: Final = {"survived", "unreached"}
 _NO_START: Final = "no test can start"
 
@@ -69,8 +69,8 @@ class Chosen:
 class Result:
     """What became of a mutant, by which test or for which reason, and how long it took.
 
-    Killed or late (out of time) count as noticed; survived, unreached (no test comes near) and doubtful (its test fails
-    without it too) do not; argued ones are left out.
+    Killed and late (out of time) count as noticed, survived and unreached (no test comes near) do not, and those argued
+    are left out. Seconds are of the processor.
     """
 
     mutant: Mutant
@@ -82,7 +82,7 @@ class Result:
 def tried(
     jobs: Sequence[Job], texts: Mapping[str, bytes], limit: Callable[[Job], float], workers: int
 ) -> Iterator[Result]:
-    """Run every mutant against its tests, and yield what became of it."""
+    """Run every mutant against its tests; print and yield what became of it."""
 
     def work(job: Job, slot: Path) -> int:
         mutant, tests = job
@@ -94,7 +94,9 @@ def tried(
         (slot / "src" / "gradience" / mutant.path).write_bytes(texts[mutant.path])
         failed = (slot / "failed").read_text(encoding="utf-8").splitlines() if code else []
         fate = "late" if code is None else {0: "survived", 5: "unreached"}.get(code, "killed")
-        yield Result(mutant, fate, "; ".join(failed) or (_NO_START if fate == "killed" else ""), seconds)
+        by = (failed[0] if failed else _NO_START) if fate == "killed" else ""
+        say(f"{fate:9} {seconds:5.1f} s  {shown(mutant)}" + (f"\n      {by}" if by else ""))
+        yield Result(mutant, fate, by, seconds)
 
 
 def failing_anyway(tests: Iterable[str], workers: int) -> set[str]:
@@ -108,15 +110,6 @@ def failing_anyway(tests: Iterable[str], workers: int) -> set[str]:
 
     done = forked(list(files.values()), workers, work, lambda _: RECORDING)
     return {test for *_, slot, _ in done for test in (slot / "failed").read_text(encoding="utf-8").splitlines()}
-
-
-def judged(results: Sequence[Result], flaky: set[str], argued: Mapping[Key, str]) -> list[Result]:
-    """Return the results with kills by flaky tests withdrawn, and survivors that are argued set apart."""
-    sure = [replace(r, fate="doubtful") if r.by in flaky else r for r in results]
-    return [
-        replace(r, fate="argued", by=argued[key(r.mutant)]) if r.fate in UNNOTICED and key(r.mutant) in argued else r
-        for r in sure
-    ]
 
 
 def key(mutant: Mutant) -> Key:
@@ -189,24 +182,30 @@ def _texts(rooms: Sequence[str]) -> Iterator[tuple[str, str, bytes]]:
                 yield room, file.relative_to(SOURCE).as_posix(), file.read_bytes()
 
 
-def _run(wanted: Sequence[Mutant], texts: Mapping[str, bytes], options: argparse.Namespace) -> list[Result]:
+def _run(wanted: Sequence[Mutant], texts: Mapping[str, bytes], options: argparse.Namespace) -> Iterator[Result]:
+    """Yield what becomes of every mutant. One killed by a test that fails anyway is tried again without that test."""
     preload()
     reach = recorded(_test_files(options.tests), options.workers, again=options.record)
     cap, seconds = (sys.maxsize, float("inf")) if options.again else (options.cap, SECONDS)
     jobs = [(mutant, reach.chosen(mutant, cap, seconds)) for mutant in wanted]
-    results = [Result(mutant, "unreached", "", 0.0) for mutant, tests in jobs if not tests]
 
     def limit(job: Job) -> float:
         return float(options.limit + 3 * sum(reach.seconds[test] for test in job[1]))
 
-    for result in tried([job for job in jobs if job[1]], texts, limit, options.workers):
-        results.append(result)
-        say(
-            f"{result.fate:9} {result.seconds:5.1f} s  {shown(result.mutant)}"
-            + (f"\n      {result.by}" if result.by else "")
-        )
-    flaky = failing_anyway({r.by for r in results if r.fate == "killed" and r.by != _NO_START}, options.workers)
-    return judged(results, flaky, read_argued())
+    while jobs:
+        yield from (Result(mutant, "unreached", "", 0.0) for mutant, tests in jobs if not tests)
+        killed = []
+        for result in tried([job for job in jobs if job[1]], texts, limit, options.workers):
+            if result.fate == "killed" and result.by != _NO_START:
+                killed.append(result)
+            else:
+                yield result
+        flaky = failing_anyway({result.by for result in killed}, options.workers)
+        yield from (result for result in killed if result.by not in flaky)
+        for test in flaky:
+            say(f"kills nothing, since it fails on the unchanged source too: {test}")
+        doubted = {result.mutant for result in killed if result.by in flaky}
+        jobs = [(mutant, [t for t in tests if t not in flaky]) for mutant, tests in jobs if mutant in doubted]
 
 
 def main() -> int:
@@ -219,15 +218,19 @@ def main() -> int:
     if options.list:
         say("\n".join(shown(mutant) for mutant in wanted))
         return 0
-    began = time.monotonic()
-    results = _run(wanted, {path: text for _, path, text in files}, options)
+    began, argued, results = time.monotonic(), read_argued(), []
+    for result in _run(wanted, {path: text for _, path, text in files}, options):
+        if result.fate in UNNOTICED and key(result.mutant) in argued:
+            results.append(replace(result, fate="argued", by=argued[key(result.mutant)]))
+        else:
+            results.append(result)
     entries = [{"fate": r.fate, "by": r.by, "seconds": round(r.seconds, 1), **asdict(r.mutant)} for r in results]
     LAST.parent.mkdir(parents=True, exist_ok=True)
     LAST.write_text(json.dumps(entries, indent=1), encoding="utf-8")
     for result in results:
-        if result.fate not in {"killed", "late"}:
+        if result.fate != "killed":
             say(f"{result.fate:9} {shown(result.mutant)}" + (f"\n      {result.by}" if result.by else ""))
-    for function, _, after in read_argued().keys() - {key(m) for m in every} if options.rooms == ROOMS else ():
+    for function, _, after in argued.keys() - {key(m) for m in every} if options.rooms == ROOMS else ():
         say(f"argued in {ARGUED.name}, but no mutant any more: {function}: {after}")
     say(f"\n{len(results)} of {len(every)} mutants, {time.monotonic() - began:.0f} s, see {LAST.relative_to(ROOT)}")
     return int(report(results) < options.at_least)
