@@ -39,7 +39,7 @@ class Mutant:
 
     path: str  # relative to src/gradience
     room: str
-    function: str  # qualified inside its module; empty at the module's level
+    function: str  # qualified inside its module; at the module's level the name that is bound
     kind: str
     line: int
     start: int
@@ -69,7 +69,9 @@ class _File:
     def mutants(self) -> Iterator[Mutant]:
         """Yield them from the top of the file to its end."""
         for statement in ast.parse(self._text).body:
-            yield from self._statement(statement, _Place(names=defined(statement)))
+            names = defined(statement)
+            is_definition = isinstance(statement, ast.FunctionDef | ast.ClassDef)
+            yield from self._statement(statement, _Place("" if is_definition else ", ".join(names), names=names))
 
     def _statement(self, node: ast.stmt, place: _Place) -> Iterator[Mutant]:
         if isinstance(node, ast.FunctionDef | ast.ClassDef):

@@ -1,8 +1,9 @@
 """Which test reaches which line of the source: recorded once under coverage, kept under `.cache/`, asked per mutant.
 
 Every test file runs alone in a child, so that what is traced or cached once in a process is seen in every file. A
-file is recorded again when it, or a source file that it reached, has changed. Code that runs at import, before any
-test, is found by name: a threshold's tests are those that reach a line which names it, or names what is made of it.
+file is recorded again when it, a conftest above it, or a source file that it reached has changed. Code that runs at
+import, before any test, is found by name: a threshold's tests are those that reach a line which names it, or names
+what is made of it.
 """
 
 from __future__ import annotations
@@ -112,7 +113,9 @@ def _record(test: str, slot: Path) -> int:
                 path = Path(file).relative_to(slot / "src" / "gradience").as_posix()
                 reached[path][line] = sorted(number[name] for name in tests & fit.keys())
     record = {"tests": fit, "reached": reached, "failed": code not in {0, 5}, "digests": {}}
-    record["digests"] = {file: _digest(file) for file in (test, *(f"src/gradience/{name}" for name in reached))}
+    around = ((parent / "conftest.py").as_posix() for parent in Path(test).parents)
+    files = (test, *around, *(f"src/gradience/{path}" for path in reached))
+    record["digests"] = {file: _digest(file) for file in files}
     (slot / "record").write_text(json.dumps(record), encoding="utf-8")
     return 0
 
@@ -126,10 +129,14 @@ def _read_record(test: str) -> dict[str, Any] | None:
     return json.loads(file.read_bytes()) if file.is_file() else None
 
 
+def _is_current(record: Mapping[str, Any]) -> bool:
+    return not record["failed"] and all(_digest(file) == digest for file, digest in record["digests"].items())
+
+
 def recorded(tests: Sequence[str], workers: int, *, again: bool) -> Reach:
     """Return what the test files reach, recording those that are new, or changed, or whose sources have."""
     known = {test: record for test in tests if (record := _read_record(test)) and not again}
-    stale = [t for t in tests if t not in known or any(_digest(f) != d for f, d in known[t]["digests"].items())]
+    stale = [test for test in tests if test not in known or not _is_current(known[test])]
     for number, (test, code, slot, seconds) in enumerate(forked(stale, workers, _record, lambda _: RECORDING), 1):
         known.pop(test, None)
         if code == 0:
