@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from typing import Final
 
 from gradience.rules.joins.joins import Join, Leg
-from gradience.rules.thresholds import Threshold
+from gradience.rules.rule import Threshold
 
 CONDITIONS: Final[dict[str, str]] = {
     # check

@@ -13,7 +13,7 @@ from gradience.rules.config.judge import RULES
 from gradience.rules.joins.run import ALL_JOINS as JOINS
 from gradience.rules.log.judge import DETECTED, DETECTORS
 from gradience.rules.merge.rules import MERGE_RULES
-from gradience.rules.thresholds import Threshold
+from gradience.rules.rule import Threshold
 from gradience.rules.weights.table import ADAPTER_CHECKS
 from gradience.schema.findings import Evidence, RuleCard, RuleGroup, RuleThreshold
 from gradience.schema.scalars import Severity

@@ -2,17 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
-
-class Threshold(NamedTuple):
-    """A number with its name, unit and source."""
-
-    name: str
-    value: float
-    unit: str
-    source: str
-
+from gradience.rules.rule import Threshold
 
 LOW_LR = Threshold(
     "low_lr",

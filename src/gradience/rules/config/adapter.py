@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from gradience.rules.config.facts import Facts, Unknown, given
+from gradience.rules.config.facts import Facts, given
+from gradience.rules.config.hits import Hit, Rule
 from gradience.rules.config.targets import reaches_mlp
 from gradience.rules.evidence import (
     CLASSIFIER_DOCS,
@@ -19,7 +20,7 @@ from gradience.rules.evidence import (
     RECIPES,
     RSLORA,
 )
-from gradience.rules.rule import Hit, Rule
+from gradience.rules.rule import Unknown
 from gradience.rules.thresholds import DATA_LARGE, RANK_MODERATE, RSLORA_SCALING, SMALL_ALPHA_LR, SMALL_ALPHA_RATIO
 
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from gradience.rules.config.facts import Facts, Unknown, given
+from gradience.rules.config.facts import Facts, given
+from gradience.rules.config.hits import Hit, Rule
 from gradience.rules.evidence import ADDED_TOKENS, LWR_CAPACITY, NEMOTRON, PEFT_MATCHING
-from gradience.rules.rule import Hit, Rule
+from gradience.rules.rule import Unknown
 from gradience.rules.thresholds import BITS_PER_PARAMETER, BITS_PER_TOKEN, CAPACITY_EXCESS, FEW_LAYERS
 from gradience.schema.findings import Coverage
 

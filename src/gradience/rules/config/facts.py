@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable
 from typing import Final, Literal, NamedTuple, TypeVar
 
+from gradience.rules.rule import Unknown
 from gradience.schema.config import ConfigSnapshot
 from gradience.schema.findings import Coverage
 from gradience.schema.scalars import NonFinite, Real, as_float, real
@@ -93,10 +94,6 @@ def _profiled(config: ConfigSnapshot) -> Objective:
 
 
 T = TypeVar("T")
-
-
-class Unknown(Exception):  # noqa: N818  # a result of looking, not an error
-    """The configuration does not say what a rule needs; the text is the reason, for the report."""
 
 
 class CheckContext(NamedTuple):

@@ -12,7 +12,8 @@ from gradience.rules.config import schedule as rules_schedule
 from gradience.rules.config import serving as rules_serving
 from gradience.rules.config import values as rules_values
 from gradience.rules.config.facts import CheckContext, Facts
-from gradience.rules.rule import Rule, Verdict, apply_rules
+from gradience.rules.config.hits import Rule, apply_rules
+from gradience.rules.rule import Verdict
 from gradience.schema.config import ConfigSnapshot
 from gradience.schema.findings import NotRun, by_severity
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
-from gradience.rules.config.facts import Facts, Unknown, given
+from gradience.rules.config.facts import Facts, given
+from gradience.rules.config.hits import Hit, Rule
 from gradience.rules.evidence import (
     ALPACA_DIVERGED,
     BIDERMAN,
@@ -20,7 +21,7 @@ from gradience.rules.evidence import (
     UNSLOTH_RL,
     VARIANTS,
 )
-from gradience.rules.rule import Hit, Rule
+from gradience.rules.rule import Unknown
 from gradience.rules.thresholds import (
     BAND_TOP,
     BEST_STEP,

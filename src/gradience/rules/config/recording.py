@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
-from gradience.rules.config.facts import Facts, Unknown, given
+from gradience.rules.config.facts import Facts, given
+from gradience.rules.config.hits import Hit, Rule
 from gradience.rules.evidence import EVAL_DEFAULT, NAN_FILTER, NO_TRAIN_LOSS, OUTPUT_REUSED, SAVE_FLOW
-from gradience.rules.rule import Hit, Rule
+from gradience.rules.rule import Unknown
 
 
 def _no_train_loss(facts: Facts) -> Iterator[Hit]:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from gradience.rules.config.facts import Facts, Unknown, given
+from gradience.rules.config.facts import Facts, given
+from gradience.rules.config.hits import Hit, Rule
 from gradience.rules.evidence import (
     CONSTANT_SCHEDULE,
     INSTRUCT_GPT,
@@ -16,7 +17,7 @@ from gradience.rules.evidence import (
     UNSLOTH_EPOCHS,
     WARMUP_RATIO,
 )
-from gradience.rules.rule import Hit, Rule
+from gradience.rules.rule import Unknown
 from gradience.rules.thresholds import BATCH_LARGE, EPOCHS_MANY, SHORT_RUN, WARMUP_LONG, WARMUP_RATIO_REMOVED
 from gradience.schema.scalars import as_float
 

@@ -9,10 +9,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Final, Literal, NamedTuple, TypeAlias
 
-from gradience.rules.config.facts import Facts, Unknown
+from gradience.rules.config.facts import Facts
+from gradience.rules.config.hits import Hit, Rule
 from gradience.rules.config.targets import ATTENTION_OUTPUTS
 from gradience.rules.evidence import SERVE_TABLE
-from gradience.rules.rule import Hit, Rule
+from gradience.rules.rule import Unknown
 from gradience.schema.config import ConfigSnapshot
 from gradience.schema.findings import Evidence
 

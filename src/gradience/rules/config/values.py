@@ -6,9 +6,10 @@ import math
 from collections.abc import Callable, Iterator
 from typing import Final, NamedTuple
 
-from gradience.rules.config.facts import Facts, Unknown
+from gradience.rules.config.facts import Facts
+from gradience.rules.config.hits import Hit, Rule
 from gradience.rules.evidence import MECHANICAL, TOKEN_PICKLE
-from gradience.rules.rule import Hit, Rule
+from gradience.rules.rule import Unknown
 from gradience.schema.config import ConfigSnapshot
 from gradience.schema.findings import Finding
 from gradience.schema.scalars import NonFinite, as_float, real

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from gradience.rules.thresholds import Threshold
+from gradience.rules.rule import Threshold
 from gradience.schema.diagnose import Cause, Piece, PieceSource, Source
 from gradience.schema.findings import SEVERITIES, Evidence, Finding
 from gradience.schema.scalars import Json, Severity

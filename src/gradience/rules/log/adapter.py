@@ -10,11 +10,11 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 
-from gradience.rules.config.facts import Unknown
 from gradience.rules.evidence import ECKART_YOUNG, ENERGY
 from gradience.rules.log import thresholds as t
 from gradience.rules.log.detector import Detector, Sighting
 from gradience.rules.log.facts import RunFacts
+from gradience.rules.rule import Unknown
 from gradience.rules.thresholds import LOW_UTILIZATION
 from gradience.rules.weights.rules import finding_of_health, low_utilization
 from gradience.schema.findings import Finding

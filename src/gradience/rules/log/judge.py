@@ -24,7 +24,6 @@ from gradience.rules.log import (
     rate,
     record,
 )
-from gradience.rules.log import preference as reward
 from gradience.rules.log.detector import Detector, Sighting, judge
 from gradience.rules.log.facts import RunFacts, sorted_by_step
 from gradience.rules.log.thresholds import FEW_ROWS
@@ -69,8 +68,8 @@ DETECTORS: tuple[Detector, ...] = (
     *record.DETECTORS,
     _SPARSE,
     *progress.DETECTORS,
+    *preference.PREFERENCE_DETECTORS,
     *preference.DETECTORS,
-    *reward.DETECTORS,
     *adapter.DETECTORS,
 )
 DETECTED: tuple[str, ...] = (*(item.id for item in DETECTORS), *adapter.VERDICTS)  # what a finding on a log is called

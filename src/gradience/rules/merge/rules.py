@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Final, NamedTuple
 
-from gradience.rules.rule import Hit
-from gradience.rules.thresholds import Threshold
+from gradience.rules.config.hits import Hit
+from gradience.rules.rule import Threshold
 from gradience.schema.findings import Evidence, Finding, NotRun, by_severity
 from gradience.schema.merge import CheckedAdapter, CheckedPair, MergeCheckReport
 from gradience.schema.scalars import Severity

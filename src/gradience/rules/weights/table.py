@@ -7,7 +7,7 @@ from typing import Final, NamedTuple
 
 from gradience.rules import evidence as e
 from gradience.rules import thresholds as t
-from gradience.rules.thresholds import Threshold
+from gradience.rules.rule import Threshold
 from gradience.schema.findings import Evidence, Finding
 from gradience.schema.scalars import Json, Severity
 
