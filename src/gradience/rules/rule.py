@@ -106,13 +106,13 @@ class Rule(Description, Generic[F]):
         observe: what it sees in the facts: an observation, several, or None. Raises `Unknown` where it cannot tell.
         needs: what the facts must have, asked in order before `observe`; the first reason makes the rule "not judged".
         applies: False where the rule means nothing: it is then neither judged nor listed as not judged.
-        settings: fields of a configuration that a finding is about, the nearest first.
+        settings: fields of a configuration that a finding is about, the nearest first; or how its values name them.
     """
 
     observe: Callable[[F], Iterable[Observation] | Observation | None]
     needs: tuple[Need[F], ...] = ()
     applies: Callable[[F], bool] = lambda _: True
-    settings: tuple[str, ...] = ()
+    settings: tuple[str, ...] | Callable[[Mapping[str, Json]], Iterable[str]] = ()
 
     def over(
         self,

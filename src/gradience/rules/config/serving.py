@@ -6,16 +6,20 @@ in source is not here.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Final, Literal, NamedTuple, TypeAlias
 
-from gradience.rules.config.facts import Facts
-from gradience.rules.config.hits import Hit, Rule
+from gradience.rules.config.facts import Facts, about_lora
 from gradience.rules.config.targets import ATTENTION_OUTPUTS
-from gradience.rules.evidence import SERVE_TABLE
-from gradience.rules.rule import Unknown
+from gradience.rules.rule import Observation, Rule, Unknown
 from gradience.schema.config import ConfigSnapshot
 from gradience.schema.findings import Evidence
+from gradience.schema.scalars import Json
+
+SERVE_TABLE = Evidence(
+    source="rules/config/serving.py, a table read from the engines' sources",
+    says="each row names its repository, commit and file; each finding cites its own row",
+)
 
 Engine: TypeAlias = Literal["vllm", "lorax", "slora", "llamacpp", "mlx"]
 Effect: TypeAlias = Literal["refused", "misread", "dropped"]
@@ -243,10 +247,10 @@ def _beyond_attention(targets: list[str] | str | None) -> bool:
     return any(name.rpartition(".")[2] not in ATTENTION_OUTPUTS for name in targets or ())
 
 
-def _found(effect: Effect) -> Callable[[Facts], Iterator[Hit]]:
+def _found(effect: Effect) -> Callable[[Facts], Iterator[Observation]]:
     """Return the condition that finds this effect in the engines asked for."""
 
-    def condition(facts: Facts) -> Iterator[Hit]:
+    def condition(facts: Facts) -> Iterator[Observation]:
         engines = _engines(facts)
         for fact in FACTS:
             name, has = FEATURES[fact.feature]
@@ -256,9 +260,9 @@ def _found(effect: Effect) -> Callable[[Facts], Iterator[Hit]]:
     return condition
 
 
-def _hit(fact: ServeFact, name: str) -> Hit:
+def _hit(fact: ServeFact, name: str) -> Observation:
     verb = {"refused": "refuses", "misread": "misreads", "dropped": "leaves out"}[fact.effect]
-    return Hit(
+    return Observation(
         f"{ENGINES[fact.engine]} {verb} {name}: {fact.says}",
         {"engine": fact.engine, "feature": fact.feature, "effect": fact.effect, "url": fact.url},
         action="convert the adapter to the engine's own format" if fact.feature == "peft_format" else None,
@@ -266,7 +270,7 @@ def _hit(fact: ServeFact, name: str) -> Hit:
     )
 
 
-def _rank_sizes(facts: Facts) -> Iterator[Hit]:
+def _rank_sizes(facts: Facts) -> Iterator[Observation]:
     engines = _engines(facts)
     ranks = [facts.r, *(facts.config.lora.rank_pattern or {}).values()]
     for sizes in RANKS:
@@ -274,25 +278,39 @@ def _rank_sizes(facts: Facts) -> Iterator[Hit]:
             yield from _padded(sizes, max(ranks))
 
 
-def _padded(sizes: RankSizes, rank: int) -> Iterator[Hit]:
+def _padded(sizes: RankSizes, rank: int) -> Iterator[Observation]:
     engine, room = ENGINES[sizes.engine], sizes.room_for(rank)
     values = {"engine": sizes.engine, "rank": rank, "room": room}
     evidence = (Evidence(source=sizes.source, says=sizes.says),)
     if room is None:
-        yield Hit(f"{engine} has no room for rank {rank}", values, severity="warning", evidence=evidence)
+        yield Observation(f"{engine} has no room for rank {rank}", values, severity="warning", evidence=evidence)
     elif room > rank:
         unused = f"{1 - rank / room:.0%} of its adapter memory is padding"
-        yield Hit(f"{engine} makes room for rank {room}: at rank {rank}, {unused}", values, evidence=evidence)
+        yield Observation(f"{engine} makes room for rank {room}: at rank {rank}, {unused}", values, evidence=evidence)
     elif sizes.default is not None and rank > sizes.default:
         message = f"{engine} takes up to rank {sizes.default} by default: start it with max_lora_rank {room}"
-        yield Hit(message, values, evidence=evidence, action=f"set max_lora_rank to {room} when serving")
+        yield Observation(message, values, evidence=evidence, action=f"set max_lora_rank to {room} when serving")
 
 
 def _engines(facts: Facts) -> tuple[str, ...]:
     if not facts.around.engines:
-        reason = "no engine is named (--serve)"
-        raise Unknown(reason)
+        raise Unknown("no engine is named (--serve)")
     return facts.around.engines
+
+
+_SETTINGS: Final = {  # of features that are called otherwise
+    "dora": "use_dora",
+    "rslora": "use_rslora",
+    "token_rows": "trainable_token_indices",
+    "some_layers": "layers_to_transform",
+    "beyond_attention": "target_modules",
+    "peft_format": "peft_type",
+}
+
+
+def _settings_of(values: Mapping[str, Json]) -> list[str]:
+    feature = str(values["feature"])
+    return [_SETTINGS.get(feature, feature)]
 
 
 _SCOPE: Final = "the engine's commit named in the evidence; a later one may do otherwise"
@@ -303,48 +321,65 @@ RULES = (
         id="SRV001",
         severity="warning",
         title="an engine refuses the adapter",
-        condition=_found("refused"),
+        groups=("serve",),
+        condition="an engine named by --serve refuses a feature that the adapter has",
+        observe=_found("refused"),
+        settings=_settings_of,
         confidence=0.8,
         evidence=(SERVE_TABLE,),
         rationale="The adapter trains well and cannot be loaded where it is meant to run.",
         action="train without the feature, or merge the adapter into the base before serving",
         scope=_SCOPE,
         verify=_VERIFY,
+        needs=(about_lora,),
     ),
     Rule(
         id="SRV002",
         severity="warning",
         title="an engine misreads the adapter",
-        condition=_found("misread"),
+        groups=("serve",),
+        condition="an engine named by --serve loads a feature that the adapter has, and computes something else",
+        observe=_found("misread"),
+        settings=_settings_of,
         confidence=0.75,
         evidence=(SERVE_TABLE,),
         rationale="It loads without an error and computes something else than what was trained.",
         action="train without the feature, or merge the adapter into the base before serving",
         scope=_SCOPE,
         verify=_VERIFY,
+        needs=(about_lora,),
     ),
     Rule(
         id="SRV003",
         severity="warning",
         title="an engine leaves parts of the adapter out",
-        condition=_found("dropped"),
+        groups=("serve",),
+        condition="an engine named by --serve loads the adapter and leaves a part out",
+        observe=_found("dropped"),
+        settings=_settings_of,
         confidence=0.75,
         evidence=(SERVE_TABLE,),
         rationale="It loads, and parts of what was trained have no effect.",
         action="train without the feature, or merge the adapter into the base before serving",
         scope=_SCOPE,
         verify=_VERIFY,
+        needs=(about_lora,),
     ),
     Rule(
         id="SRV004",
         severity="info",
         title="a rank between an engine's sizes",
-        condition=_rank_sizes,
+        groups=("serve",),
+        condition="the largest rank lies between the sizes that an engine named by --serve allocates, above all of "
+        "them, or above its default",
+        observe=_rank_sizes,
         confidence=0.8,
         evidence=(SERVE_TABLE,),
         rationale="An engine that serves many adapters allocates every slot at one of a few sizes.",
         action="take the size itself as r, or the next below",
         scope=_SCOPE,
         verify="memory of the engine with and without the adapter",
+        needs=(about_lora,),
+        settings=("r", "rank_pattern"),
     ),
 )

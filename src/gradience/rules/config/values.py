@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Final, NamedTuple
 
-from gradience.rules.config.facts import Facts
-from gradience.rules.config.hits import Hit, Rule
-from gradience.rules.evidence import MECHANICAL, TOKEN_PICKLE
-from gradience.rules.rule import Unknown
+from gradience.rules.config.facts import Facts, about_lora
+from gradience.rules.rule import Observation, Rule, Unknown
 from gradience.schema.config import ConfigSnapshot
-from gradience.schema.findings import Finding
-from gradience.schema.scalars import NonFinite, as_float, real
+from gradience.schema.findings import Evidence
+from gradience.schema.scalars import Json, NonFinite, as_float, real
 
 Number = float | NonFinite | None
 
@@ -60,8 +58,8 @@ _RANGES = (
 _ALWAYS_WANTED = {"lr", "r", "lora_alpha"}
 
 
-def _value_out_of_range(facts: Facts) -> Iterator[Hit]:
-    ranges = [item for item in _RANGES if not (item.of_lora and facts.not_lora)]
+def _value_out_of_range(facts: Facts) -> Iterator[Observation]:
+    ranges = [item for item in _RANGES if not (item.of_lora and about_lora(facts))]
     missing = []
     for item in ranges:
         value = item.read(facts.config)
@@ -72,20 +70,19 @@ def _value_out_of_range(facts: Facts) -> Iterator[Hit]:
     yield from _patterns(facts)
     yield from _betas(facts)
     if missing:
-        reason = f"not given, so not checked: {', '.join(missing)}"
-        raise Unknown(reason)
+        raise Unknown(f"not given, so not checked: {', '.join(missing)}")
 
 
-def _judged(name: str, value: float, holds: Callable[[float], bool], wanted: str) -> Iterator[Hit]:
+def _judged(name: str, value: float, holds: Callable[[float], bool], wanted: str) -> Iterator[Observation]:
     if math.isfinite(value) and holds(value):
         return
     must = wanted if math.isfinite(value) else f"a finite number, {wanted}"
     shown = f"{value:g}" if math.isfinite(value) else real(value)
-    yield Hit(f"{name} is {shown}; it must be {must}", {name: value}, action=f"set {name} to a value {wanted}")
+    yield Observation(f"{name} is {shown}; it must be {must}", {name: value}, action=f"set {name} to a value {wanted}")
 
 
-def _patterns(facts: Facts) -> Iterator[Hit]:
-    if facts.not_lora:
+def _patterns(facts: Facts) -> Iterator[Observation]:
+    if about_lora(facts):
         return
     for pattern, rank in (facts.config.lora.rank_pattern or {}).items():
         yield from _judged(f"rank_pattern[{pattern}]", float(rank), _counts, "at least 1")
@@ -93,96 +90,21 @@ def _patterns(facts: Facts) -> Iterator[Hit]:
         yield from _judged(f"alpha_pattern[{pattern}]", as_float(alpha), _above_zero, "above 0")
 
 
-def _betas(facts: Facts) -> Iterator[Hit]:
+def _betas(facts: Facts) -> Iterator[Observation]:
     for index, beta in enumerate(facts.config.optimizer.betas or [], start=1):
         yield from _judged(f"adam beta{index}", as_float(beta), _below_one, "at least 0 and below 1")
 
 
-def _secret_set(facts: Facts) -> Iterator[Hit]:
+def _secret_set(facts: Facts) -> Iterator[Observation]:
     extras = facts.config.training.extras
     for key in extras.get("secret_keys") or []:
-        yield Hit(f"{key} is set in the configuration (its value was not read)", {"key": key})
+        yield Observation(f"{key} is set in the configuration (its value was not read)", {"key": key})
     masked = extras.get("masked_keys") or []
     if masked:
-        reason = f"{', '.join(masked)}: masked in the file, as transformers does whether set or not"
-        raise Unknown(reason)
+        raise Unknown(f"{', '.join(masked)}: masked in the file, as transformers does whether set or not")
 
 
-RULES = (
-    Rule(
-        id="VAL001",
-        severity="error",
-        title="value out of range",
-        condition=_value_out_of_range,
-        confidence=1.0,
-        evidence=(MECHANICAL,),
-        rationale="A run with this value fails at start, or trains nothing.",
-        action="correct the value",
-        scope="every run",
-        verify="the library that reads the value refuses it, or one step shows no change",
-        about_lora=False,
-    ),
-    Rule(
-        id="SEC001",
-        severity="warning",
-        title="a secret in the configuration",
-        condition=_secret_set,
-        confidence=0.95,
-        evidence=(TOKEN_PICKLE,),
-        rationale="The trainer writes its arguments beside every checkpoint, and people upload checkpoints.",
-        action="log in with `hf auth login` or an environment variable; revoke it if shared",
-        scope="every key ending in token, api_key, secret or password, save a tokenizer's",
-        verify="search the output folder for the token's first characters",
-        about_lora=False,
-    ),
-)
-
-
-SETTINGS_OF: Final[dict[str, tuple[str, ...]]] = {
-    "VAL001": (),  # the value it found names it
-    "SEC001": (),
-    "LR001": ("lr",),
-    "LR002": ("lr",),
-    "LR003": ("lr",),
-    "LR004": ("lr",),
-    "LR005": ("lr", "r"),
-    "LR006": ("name",),
-    "LR007": ("lr", "init"),
-    "TGT001": ("target_modules",),
-    "TGT002": ("target_modules", "exclude_modules", "target_parameters"),
-    "TGT003": ("target_modules",),
-    "TGT004": ("task_type", "modules_to_save"),
-    "TGT005": ("trainable_token_indices", "modules_to_save", "target_modules"),
-    "RNK001": ("r",),
-    "ALP001": ("alpha", "use_rslora"),
-    "ALP002": ("alpha",),
-    "NUM001": ("dtype", "autocast_adapter_dtype"),
-    "BIA001": ("bias",),
-    "REC001": ("logging_steps", "logging_strategy"),
-    "REC002": ("eval_strategy",),
-    "REC003": ("logging_nan_inf_filter",),
-    "REC004": ("save_steps", "save_strategy"),
-    "REC005": ("output_dir",),
-    "BAT001": ("batch_size", "gradient_accumulation"),
-    "STP001": ("max_steps", "epochs"),
-    "EPO001": ("epochs",),
-    "SCH001": ("lr_scheduler",),
-    "SCH002": ("warmup_steps", "warmup_ratio"),
-    "SCH003": ("warmup_ratio",),
-    "SRV001": (),  # the feature it found names it
-    "SRV002": (),
-    "SRV003": (),
-    "SRV004": ("r", "rank_pattern"),
-}
-_FEATURES: Final = {
-    "dora": "use_dora",
-    "rslora": "use_rslora",
-    "token_rows": "trainable_token_indices",
-    "some_layers": "layers_to_transform",
-    "beyond_attention": "target_modules",
-    "peft_format": "peft_type",
-}
-_SAID: Final = {  # what VAL001 calls a value, where that is no field
+_FIELDS: Final = {  # of values that are called otherwise in a message
     "adam eps": "eps",
     "lora_alpha": "alpha",
     "lora_dropout": "dropout",
@@ -192,14 +114,46 @@ _SAID: Final = {  # what VAL001 calls a value, where that is no field
 }
 
 
-def settings_of(finding: Finding) -> list[str]:
-    """Return the fields, or keys of the file, that a finding is about, the nearest first."""
-    if finding.id == "SEC001":
-        return [str(finding.values.get("key", ""))]
-    if "feature" in finding.values:
-        feature = str(finding.values["feature"])
-        return [_FEATURES.get(feature, feature)]
-    if finding.id == "VAL001":
-        names = (name.partition("[")[0] for name in finding.values)
-        return ["betas" if name.startswith("adam beta") else _SAID.get(name, name) for name in names]
-    return list(SETTINGS_OF.get(finding.id, ()))
+def _fields_of(values: Mapping[str, Json]) -> Iterator[str]:
+    names = (name.partition("[")[0] for name in values)
+    return ("betas" if name.startswith("adam beta") else _FIELDS.get(name, name) for name in names)
+
+
+RULES = (
+    Rule(
+        id="VAL001",
+        severity="error",
+        title="value out of range",
+        groups=("config",),
+        condition="a value that is not finite, or outside the range in which it has a meaning (lr, r and alpha above "
+        "0, dropout and betas from 0 to below 1, counts of at least 1, ...)",
+        observe=_value_out_of_range,
+        settings=_fields_of,
+        confidence=1.0,
+        evidence=(Evidence(source="definition", says="outside the range in which the quantity has a meaning"),),
+        rationale="A run with this value fails at start, or trains nothing.",
+        action="correct the value",
+        scope="every run",
+        verify="the library that reads the value refuses it, or one step shows no change",
+    ),
+    Rule(
+        id="SEC001",
+        severity="warning",
+        title="a secret in the configuration",
+        groups=("config",),
+        condition="a key that holds a secret is set; its value is not read",
+        observe=_secret_set,
+        settings=lambda values: [str(values.get("key", ""))],
+        confidence=0.95,
+        evidence=(
+            Evidence(
+                source="experiment, transformers 5.24; huggingface/transformers#34612",
+                says="training_args.bin is a pickle of the arguments, and hub_token stands in it in clear text",
+            ),
+        ),
+        rationale="The trainer writes its arguments beside every checkpoint, and people upload checkpoints.",
+        action="log in with `hf auth login` or an environment variable; revoke it if shared",
+        scope="every key ending in token, api_key, secret or password, save a tokenizer's",
+        verify="search the output folder for the token's first characters",
+    ),
+)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple, TypeAlias
 
-from gradience.rules.config.facts import Kind
 from gradience.rules.log.facts import RunFacts
+from gradience.rules.objective import Kind
 from gradience.rules.rule import Threshold, Unknown
 from gradience.schema.findings import Evidence, Finding, NotRun
 from gradience.schema.scalars import Json, Severity, real
