@@ -7,41 +7,42 @@ from typing import Final
 from gradience.rules.evidence import (
     CLASSIFIER_DOCS,
     EVAL_DEFAULT,
-    FACTORS,
     LOGGING_DEFAULT,
     NEMOTRON,
     NO_TRAIN_LOSS,
-    PATTERNS,
     SAVE_FLOW,
     UTILIZATION,
 )
-from gradience.rules.joins.joins import Join, Leg, Wording
+from gradience.rules.joins.correlation import Correlation, Message, Needs
+from gradience.schema.findings import Evidence
 
-_OTHER_RUN = Join(
+_OTHER_RUN = Correlation(
     id="CFG306",
     severity="warning",
     title="configuration and adapter of different runs",
-    legs=(Leg("config", ("other_config",)), Leg("log", ("other_log",)), Leg("weights", ("other_adapter",))),
-    hints=(Leg("weights", ("SCL206",)),),
-    wordings=(
-        Wording(("config", "weights"), "The configuration is not that of this adapter: {differs}."),
-        Wording(("log", "weights"), "The log is not of this adapter: {differs}."),
+    needs=(Needs("config", ("other_config",)), Needs("log", ("other_log",)), Needs("weights", ("other_adapter",))),
+    hints=(Needs("weights", ("SCL206",)),),
+    messages=(
+        Message(("config", "weights"), "The configuration is not that of this adapter: {differs}."),
+        Message(("log", "weights"), "The log is not of this adapter: {differs}."),
     ),
     confidence=0.85,
-    evidence=(FACTORS,),
+    evidence=(
+        Evidence(source="the weights file", says="rank and names of the modules are those of the factors stored"),
+    ),
     rationale="Findings that join files of two runs explain neither.",
     action="Give the sources of one run with --run, --adapter and --config; else see what was saved over what.",
     scope="plain LoRA; ranks that a conversion doubles (PiSSA and its kin) are left out",
     verify="Load the adapter with PEFT and print its config.",
 )
-_HEAD = Join(
+_HEAD = Correlation(
     id="HED308",
     severity="warning",
     title="a classifier head that is not in the file",
-    legs=(Leg("config", ("TGT004",)), Leg("weights", ("no_head",))),
-    hints=(Leg("log", ("CHN112",)),),
-    wordings=(
-        Wording(
+    needs=(Needs("config", ("TGT004",)), Needs("weights", ("no_head",))),
+    hints=(Needs("log", ("CHN112",)),),
+    messages=(
+        Message(
             ("config", "weights"),
             "The classifier head was not saved: the config leaves it out, and so does the file.",
         ),
@@ -53,56 +54,61 @@ _HEAD = Join(
     scope="classification with PEFT",
     verify="Reload the adapter on the base model and evaluate it.",
 )
-_RANDOM = Join(
+_RANDOM = Correlation(
     id="RND309",
     severity="warning",
     title="weights that look like an initialisation",
-    legs=(
-        Leg("weights", ("RND203",)),
-        Leg("log", ("NOL106", "GRD108")),
-        Leg("log", quiet=("NOL106",), says="the loss falls"),
+    needs=(
+        Needs("weights", ("RND203",)),
+        Needs("log", ("NOL106", "GRD108")),
+        Needs("log", silent=("NOL106",), says="the loss falls"),
     ),
-    hints=(Leg("log", ("RND203",)),),
-    wordings=(
-        Wording(("log", "weights"), "The weights look like random factors; beside this log that is to be explained."),
+    hints=(Needs("log", ("RND203",)),),
+    messages=(
+        Message(("log", "weights"), "The weights look like random factors; beside this log that is to be explained."),
     ),
     confidence=0.6,
-    evidence=(),
     rationale="A trained update is seldom as flat as random factors: where the loss fell, this is perhaps another "
     "file; where it did not, an initialisation.",
     action="Check that this is the trained adapter of this run.",
     scope="LoRA of rank 4 and more",
     verify="Load the adapter and compare its held-out loss with that of the log.",
 )
-_IDLE_TARGETS = Join(
+_IDLE_TARGETS = Correlation(
     id="TGT307",
     severity="info",
     title="targets without a module",
-    legs=(Leg("config", ("idle_targets",)), Leg("weights", ("adapted",))),
-    wordings=(Wording(("config", "weights"), "target_modules names {idle}, and nothing of that name was adapted."),),
+    needs=(Needs("config", ("idle_targets",)), Needs("weights", ("adapted",))),
+    messages=(Message(("config", "weights"), "target_modules names {idle}, and nothing of that name was adapted."),),
     confidence=0.7,
-    evidence=(PATTERNS, NEMOTRON),
+    evidence=(
+        Evidence(
+            source="PEFT, tuners_utils (0.21)",
+            says="target_modules that match nothing raise only where none of them matches",
+        ),
+        NEMOTRON,
+    ),
     rationale="PEFT passes over a name that matches no module, as long as another matches one.",
     action="Correct the name if those modules were meant; see model.named_modules().",
     scope="target_modules as a list of names; LoRA",
     verify="model.print_trainable_parameters(), and the list of adapted modules.",
 )
-_CUT = Join(
+_CUT = Correlation(
     id="END312",
     severity="warning",
     title="a run that was cut off",
-    legs=(
-        Leg("log", ("END114",)),
-        Leg("weights", ("NUM209",)),
-        Leg("config", ("REC004",)),
-        Leg("disk", ("short_of_the_end",)),
+    needs=(
+        Needs("log", ("END114",)),
+        Needs("weights", ("NUM209",)),
+        Needs("config", ("REC004",)),
+        Needs("disk", ("short_of_the_end",)),
     ),
-    hints=(Leg("log", ("TRN115",)),),
-    wordings=(
-        Wording(("log", "weights"), "The run was cut off, and the adapter's file is incomplete."),
-        Wording(("log", "disk"), "The log stops without its end; these weights are of step {weights_step}."),
-        Wording(("log", "config"), "The log stops without its end, and no checkpoint was to be written before it."),
-        Wording(("log",), "The log stops without its end, and lines of it are damaged: a crash or a kill."),
+    hints=(Needs("log", ("TRN115",)),),
+    messages=(
+        Message(("log", "weights"), "The run was cut off, and the adapter's file is incomplete."),
+        Message(("log", "disk"), "The log stops without its end; these weights are of step {weights_step}."),
+        Message(("log", "config"), "The log stops without its end, and no checkpoint was to be written before it."),
+        Message(("log",), "The log stops without its end, and lines of it are damaged: a crash or a kill."),
     ),
     confidence=0.8,
     evidence=(SAVE_FLOW,),
@@ -111,13 +117,13 @@ _CUT = Join(
     scope="logs of our recorder; a run that still goes on looks the same",
     verify="See whether the process still runs.",
 )
-_NOT_LOGGED = Join(
+_NOT_LOGGED = Correlation(
     id="REC310",
     severity="warning",
     title="nothing was logged, as configured",
-    legs=(Leg("config", ("REC001",)), Leg("log", ("GAP118",), frozenset({"few_rows"}))),
-    hints=(Leg("config", ("REC002",)),),
-    wordings=(Wording(("config", "log"), "The log holds {rows} training rows because logging_steps is that long."),),
+    needs=(Needs("config", ("REC001",)), Needs("log", ("GAP118",), frozenset({"few_rows"}))),
+    hints=(Needs("config", ("REC002",)),),
+    messages=(Message(("config", "log"), "The log holds {rows} training rows because logging_steps is that long."),),
     confidence=0.95,
     evidence=(NO_TRAIN_LOSS, LOGGING_DEFAULT),
     rationale="Without rows no curve can be judged: what is not found below was not looked for.",
@@ -125,13 +131,13 @@ _NOT_LOGGED = Join(
     scope="the Hugging Face Trainer",
     verify="The next log has 50 rows.",
 )
-_NOT_EVALUATED = Join(
+_NOT_EVALUATED = Correlation(
     id="REC311",
     severity="info",
     title="no held-out signal, as configured",
-    legs=(Leg("config", ("REC002",)), Leg("log", ("GAP118",), frozenset({"no_evals"}))),
-    wordings=(
-        Wording(("config", "log"), "Nothing held-out was measured, as configured: overfitting could not be judged."),
+    needs=(Needs("config", ("REC002",)), Needs("log", ("GAP118",), frozenset({"no_evals"}))),
+    messages=(
+        Message(("config", "log"), "Nothing held-out was measured, as configured: overfitting could not be judged."),
     ),
     confidence=0.95,
     evidence=(EVAL_DEFAULT,),
@@ -140,14 +146,14 @@ _NOT_EVALUATED = Join(
     scope="any run",
     verify="The next log has evaluations.",
 )
-_WASTE = Join(
+_WASTE = Correlation(
     id="UTL313",
     severity="info",
     title="low utilization, recorded and in the file",
-    legs=(Leg("log", ("UTL204",)), Leg("weights", ("UTL204",))),
-    hints=(Leg("log", ("CMP213",)),),
-    wordings=(
-        Wording(
+    needs=(Needs("log", ("UTL204",)), Needs("weights", ("UTL204",))),
+    hints=(Needs("log", ("CMP213",)),),
+    messages=(
+        Message(
             ("log", "weights"), "Utilization is low in the metrics recorded and in the file: {utilization_mean:.1%}."
         ),
     ),
@@ -158,20 +164,19 @@ _WASTE = Join(
     scope="trained LoRA adapters",
     verify="Evaluate the compressed adapter on held-out data.",
 )
-_SCALE = Join(
+_SCALE = Correlation(
     id="SCL314",
     severity="info",
     title="a small scaling, in config and file",
-    legs=(Leg("config", ("ALP002", "LR001")), Leg("weights", ("SCL208",))),
-    wordings=(Wording(("config", "weights"), "The update is scaled down: lora_alpha is 8 at r={r}, at a low rate."),),
+    needs=(Needs("config", ("ALP002", "LR001")), Needs("weights", ("SCL208",))),
+    messages=(Message(("config", "weights"), "The update is scaled down: lora_alpha is 8 at r={r}, at a low rate."),),
     confidence=0.6,
-    evidence=(),
     rationale="alpha / r shrinks as r grows: the default of 8 at a high rank learns slowly.",
     action="Set lora_alpha on purpose: r, or 2 r.",
     scope="plain LoRA",
     verify="The same run with alpha = r: compare training loss after 100 steps.",
 )
-JOINS: Final[tuple[Join, ...]] = (
+JOINS: Final[tuple[Correlation, ...]] = (
     _OTHER_RUN,
     _HEAD,
     _RANDOM,

@@ -27,6 +27,7 @@ from gradience.rules.log import (
 from gradience.rules.log.detector import Detector, Sighting, judge
 from gradience.rules.log.facts import RunFacts, sorted_by_step
 from gradience.rules.log.thresholds import FEW_ROWS
+from gradience.rules.rule import Rule
 from gradience.schema.findings import Finding, NotRun, by_severity
 
 
@@ -58,7 +59,7 @@ _SPARSE = Detector(
     thresholds=(FEW_ROWS,),
 )
 
-DETECTORS: tuple[Detector, ...] = (
+DETECTORS: tuple[Detector | Rule[RunFacts], ...] = (
     *numbers.DETECTORS,
     *level.DETECTORS,
     *gradient.DETECTORS,
@@ -72,7 +73,7 @@ DETECTORS: tuple[Detector, ...] = (
     *preference.DETECTORS,
     *adapter.DETECTORS,
 )
-DETECTED: tuple[str, ...] = (*(item.id for item in DETECTORS), *adapter.VERDICTS)  # what a finding on a log is called
+DETECTED: tuple[str, ...] = tuple(item.id for item in DETECTORS)  # what a finding on a log is called
 
 
 def detect(facts: RunFacts) -> tuple[list[Finding], list[NotRun]]:
