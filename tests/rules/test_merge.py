@@ -135,8 +135,10 @@ def test_findings_have_the_numbers_of_their_case():
             {"first": "a", "second": "b", "scale_ratio": 7.89},
         ),
         "MRG403": (
-            "Of a the sum keeps 0.12 along its own update, where its weight asks for 0.50: "
-            "the others take away the rest.",
+            (
+                "Of a the sum keeps 0.12 along its own update, where its weight asks for 0.50: "
+                "the others take away the rest."
+            ),
             {"adapter": "a", "coefficient": 0.123, "weight": 0.5},
         ),
         "MRG404": (
