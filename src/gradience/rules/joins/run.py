@@ -39,7 +39,8 @@ JOINS: Final[tuple[Correlation, ...]] = (
             Message(("log", "weights"), "NaN in the log is in the weights too: {lost}."),
             Message(
                 ("log", "weights"),
-                "Numbers in the log are not finite; the weights in this file are finite: it passed, or the file is older.",
+                "Numbers in the log are not finite; the weights in this file are finite: it passed, or the file is "
+                "older.",
                 action="One gradient alone is skipped by fp16's loss scaling; else see of which step these weights "
                 "are.",
             ),
@@ -152,7 +153,8 @@ JOINS: Final[tuple[Correlation, ...]] = (
         messages=(
             Message(
                 ("log", "disk"),
-                "Overfits after step {best_step}; the weights here are those of {saved_as}, the best checkpoint on disk.",
+                "Overfits after step {best_step}; the weights here are those of {saved_as}, the best checkpoint on "
+                "disk.",
                 action="Keep these weights; next time stop earlier.",
                 severity="info",
             ),
