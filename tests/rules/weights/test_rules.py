@@ -204,7 +204,7 @@ def test_another_rank_than_the_config_s_is_named_with_both():
 
 def test_patterns_without_a_module_are_counted_and_the_first_three_shown():
     finding = found(report(modules=[module()], unmatched_patterns=["a", "b", "c", "d"]))["SCL207"]
-    assert finding.message == "4 keys of rank_pattern or alpha_pattern match no module: 'a', 'b', 'c', ...."
+    assert finding.message == "4 keys of rank_pattern or alpha_pattern match no module: 'a', 'b', 'c' and 1 more."
     three = found(report(modules=[module()], unmatched_patterns=["a", "b", "c"]))["SCL207"]
     assert three.message.endswith("'a', 'b', 'c'.")
 
@@ -273,7 +273,7 @@ def test_a_base_that_fits_no_module_is_an_error_and_one_that_fits_some_a_warning
     finding = found(report(modules=[module("a"), module("b")], base=base))["BAS211"]
     assert finding.severity == severity
     assert finding.message.startswith(starts)
-    assert finding.message.endswith("m4: no such weight; and 2 more.")
+    assert finding.message.endswith("m4: no such weight and 2 more.")
     assert finding.values == {"compared": counted, "not_compared": 7}
 
 

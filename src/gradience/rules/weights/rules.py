@@ -10,7 +10,7 @@ from functools import partial
 from typing import Final, NamedTuple
 
 from gradience.rules.evidence import UTILIZATION
-from gradience.rules.rule import Observation, Rule, Threshold, Unknown, Verdict, judge
+from gradience.rules.rule import Observation, Rule, Threshold, Unknown, Verdict, few, judge
 from gradience.rules.weights.against_base import BASE_RULES
 from gradience.rules.weights.health import (
     NEAR_UNTRAINED,
@@ -29,7 +29,7 @@ MOSTLY_OTHER = Threshold("mostly_other", 0.5, "share of the file's bytes", "defi
 ALPHA_DEFAULT = Threshold("alpha_default", 8, "lora_alpha", "PEFT's LoraConfig")
 
 _FILE: Final = "the weights file"
-_SHOWN: Final = 3  # names in a message
+_SHOWN: Final = 3  # grounds of a finding
 _KEPT: Final = 20  # names among the values
 
 
@@ -118,9 +118,8 @@ def _unmatched(facts: AdapterFacts) -> Observation | None:
         if (lacking := _peft_lora(facts)) is not None:
             raise Unknown(lacking)
         return None
-    named = ", ".join(map(repr, patterns[:_SHOWN])) + (", ..." if len(patterns) > _SHOWN else "")
     return Observation(
-        f"{len(patterns)} keys of rank_pattern or alpha_pattern match no module: {named}.",
+        f"{len(patterns)} keys of rank_pattern or alpha_pattern match no module: {few([*map(repr, patterns)])}.",
         {"patterns": patterns[:_KEPT]},
     )
 
