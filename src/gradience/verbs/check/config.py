@@ -23,7 +23,8 @@ from gradience.configs import (
     stack,
 )
 from gradience.configs.peft import CONFIG_NAME
-from gradience.configs.training import ARGS_NAMES, STATE_NAME, read_preferences
+from gradience.configs.preferences import read_preferences
+from gradience.configs.training import ARGS_NAMES, STATE_NAME
 from gradience.errors import ConfigError, RecorderError
 from gradience.rules.config.facts import quantities
 from gradience.rules.config.judge import RULES, judge_config
