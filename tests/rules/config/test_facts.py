@@ -22,6 +22,7 @@ def facts(**sections: Any) -> Facts:
     [
         ("scaling", {"lora": {"r": 16, "alpha": 32}}, 2.0),
         ("scaling", {"lora": {"r": 16, "alpha": 32, "use_rslora": True}}, 8.0),
+        ("scaling", {"lora": {"r": 1, "alpha": 3}}, 3.0),
         ("early_step", {"lora": {"r": 16, "alpha": 32}, "optimizer": {"lr": 1e-4}}, 3.2e-3),
         ("early_step", {"lora": {"r": 16, "alpha": 32, "use_rslora": True}, "optimizer": {"lr": 1e-4}}, 1.28e-2),
         ("batch_per_process", {"training": {"batch_size": 4, "gradient_accumulation": 8}}, 32),
@@ -35,6 +36,7 @@ def facts(**sections: Any) -> Facts:
         ),
         ("steps", {"training": {"batch_size": 8, "world_size": 1, "epochs": 0.01, "extras": {"train_examples": 8}}}, 1),
         ("tokens", {"training": {"max_length": 512, "extras": {"train_examples": 100}}}, 51_200),
+        ("tokens", {"training": {"max_length": 512, "extras": {"train_examples": 1}}}, 512),
         ("tokens", {"training": {"max_length": 10, "max_steps": 5, "batch_size": 2, "world_size": 3}}, 300),
         ("logged_every", {"training": {"logging_steps": 10.0}}, 10.0),
         ("logged_every", {"training": {"logging_steps": 0.1, "max_steps": 200}}, 20.0),

@@ -289,6 +289,39 @@ def test_a_finding_and_not_judged_stand_together_only_where_a_part_was_judged() 
     assert both == {"VAL001"}
 
 
+REASONS = [
+    (
+        "TGT001",
+        config(lora={"task_type": "CAUSAL_LM", "extras": {"target_modules_null": True}}),
+        "target_modules is null: PEFT's default decides (see TGT003)",
+    ),
+    ("TGT001", config(lora={"task_type": "CAUSAL_LM"}), "target_modules is not given"),
+    (
+        "TGT001",
+        config(lora={"target_modules": ["q_proj"]}, extras={"task": "grpo"}),
+        "objective rl (task grpo): the evidence is for causal SFT",
+    ),
+    ("TGT003", config(lora={"r": 8}), "target_modules is not given"),
+    (
+        "TGT004",
+        config(extras={"task": "sst2"}),
+        "task_type is not given, and the file is not PEFT's, where that would mean unset",
+    ),
+    ("NUM001", training(dtype="float16"), "autocast_adapter_dtype is not given"),
+    ("LR001", rate(1e-6, "dpo"), "the objective is preference: this rule is about supervised training"),
+    ("LR002", rate(2e-3, "grpo"), "the objective is rl: LR004 speaks of it"),
+    ("BAT001", training(batch_size=256), "the number of processes is not given; with one, the batch is 256"),
+    ("SCH003", training(warmup_ratio=0.1), "transformers' version 'unknown' is not readable"),
+]
+
+
+@pytest.mark.parametrize(("rule", "snapshot", "reason"), REASONS)
+def test_a_rule_that_cannot_judge_says_what_it_lacks(rule: str, snapshot: ConfigSnapshot, reason: str) -> None:
+    verdict = judge_config(snapshot, transformers="unknown")
+    assert [item.reason for item in verdict.not_run if item.id == rule] == [reason]
+    assert rule not in {item.id for item in verdict.findings}
+
+
 RANGES = [  # (section, field, values in the range, values outside)
     ("optimizer", "lr", [1e-9], [0.0, -1e-9]),
     ("optimizer", "weight_decay", [0.0], [-1e-9]),

@@ -1,4 +1,7 @@
-"""What the adapter touches, how strongly, and what of it is saved."""
+"""Rules on the adapter itself: what it touches, how strongly, and what of it is saved.
+
+They read target_modules as names, without the base model; what the names reach in a base is judged in `coverage`.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""What the targets reach in the base, and whether the adapter is large enough for the data. These need --base."""
+"""Rules on a configuration beside its base model: what the targets reach, and whether the adapter can hold the data.
+
+They read the counts of `--base`, which come from the base's config.json and file headers; without them they abstain.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,9 @@
-"""Learning rate. The published bands are for the Adam family and for one objective each."""
+"""Rules on the learning rate (LR001 to LR007).
+
+The published bands are for the Adam family and for one objective each: elsewhere the rules abstain. Where scaling, rank
+and rate are all known, their product decides before the rate alone: how far early Adam steps move the update, up to a
+constant, which is a heuristic.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How long, how big, how often, and whether the rate ever gets to its peak."""
+"""Rules on the schedule: how many steps and epochs, how large a batch, and whether the rate ever gets to its peak."""
 
 from __future__ import annotations
 

@@ -1,4 +1,8 @@
-"""Values that cannot be meant, and secrets that should not be there."""
+"""Values that cannot be meant (VAL001), and secrets that should not be in a configuration (SEC001).
+
+VAL001 checks every value that is there and lists those that are not: it can find one thing and be unable to judge
+another in the same configuration.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whether the files are of one run and whole, what was not recorded, and what is wasted."""
+"""Correlations on the files of a run: whether they are of one run and whole, what was not recorded, what is wasted."""
 
 from __future__ import annotations
 

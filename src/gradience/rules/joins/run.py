@@ -1,4 +1,7 @@
-"""What became of a run: NaN, nothing learnt, nothing saved, divergence, overfitting. Log, weights, config and disk."""
+"""Correlations on what became of a run: NaN, nothing learnt, nothing saved, divergence, overfitting, a falling reward.
+
+`JOINS` is the whole table, those on files behind these. Its order decides: a finding is in the first cause it fits.
+"""
 
 from __future__ import annotations
 
