@@ -20,9 +20,10 @@ from typing import Final, Literal, TypeAlias
 import msgspec
 
 from gradience.errors import GradienceError
+from gradience.schema.document import Report
 from gradience.schema.findings import SEVERITIES, Finding, FindingRef, NotRun, RuleGroup
 from gradience.schema.reports import SourceLocation
-from gradience.schema.scalars import Json, Severity
+from gradience.schema.scalars import Severity
 
 _UNDERLINE = "----"
 
@@ -94,9 +95,9 @@ def print_text(text: str) -> None:
     sys.stdout.flush()
 
 
-def print_document(document: msgspec.Struct | dict[str, Json]) -> None:
+def print_document(document: Report) -> None:
     """Print exactly one JSON document."""
-    sys.stdout.write(msgspec.json.format(msgspec.json.encode(document)).decode() + "\n")
+    sys.stdout.write(document.to_json() + "\n")
     sys.stdout.flush()
 
 
@@ -227,4 +228,4 @@ def print_for_programs(
         version=version("gradience"),
         root=Path.cwd(),
     )
-    print_document(log)
+    sys.stdout.write(msgspec.json.format(msgspec.json.encode(log)).decode() + "\n")

@@ -186,7 +186,7 @@ def axis_of(values: Iterable[float], *, log: bool | None = None, zero: bool = Fa
     if high - low <= 1e-9 * max(abs(low), abs(high)):
         room = abs(high) / 10.0 or 1.0
         low, high = low - room, high + room
-    for _ in range(2):  # a longer axis may have wider steps, and so other ends
+    for _ in range(4):  # a longer axis may have wider steps, and so other ends
         ticks = linear_ticks(_TICKS).tick_values(low, high)
         low, high = min(low, float(ticks[0])), max(high, float(ticks[-1]))
     return Axis(low, high, log=False)
