@@ -12,7 +12,7 @@ from jsonschema import Draft202012Validator
 
 from gradience import diagnose
 from gradience.cli.main import main
-from gradience.rules.joins.run import ALL_JOINS as JOINS
+from gradience.rules.joins.run import JOINS
 from gradience.schema.export import json_schema
 from gradience.verbs.diagnose.run import IDS
 
@@ -41,7 +41,7 @@ def test_json_is_one_document_that_validates(trained, kind, capsys):
     assert main(["diagnose", str(trained(kind)), "--json"]) == 0
     document = json.loads(capsys.readouterr().out)
     Draft202012Validator(json_schema("diagnose")).validate(document)
-    assert document["schema"] == "gradience.diagnose/v1"
+    assert document["schema"] == "gradience.diagnose/v2"
     assert document["verdict"] in document["headline"].replace(" ", "_")
 
 

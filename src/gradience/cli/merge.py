@@ -49,7 +49,7 @@ def merge(
     rank:
         Of svd, ties and dare: without it the largest rank that an adapter has in the module.
     density:
-        opt.Share of entries that ties or dare keeps. ties: 0.2 without it, the paper's. dare: to be given.
+        Share of entries that ties or dare keeps. ties: 0.2 without it, the paper's. dare: to be given.
     heads_from:
         Which adapter's heads, biases and token rows win on conflict: A, B, ... by position, or the adapter's name.
     """

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal, NamedTuple, TypeAlias, TypedDict, TypeVar
 
-import msgspec
 from cyclopts import Parameter
 from cyclopts.types import NonNegativeInt
 from cyclopts.validators import Number
@@ -21,6 +20,7 @@ from gradience.configs.training import FailOn, Preferences, find_preferences, re
 from gradience.errors import AdapterError, ConfigError, GradienceError
 from gradience.render.text import Place
 from gradience.rules.log.facts import DEFAULT_GAP
+from gradience.schema.document import Report
 from gradience.schema.findings import Finding, FindingRef, NotRun, RuleGroup
 from gradience.schema.scalars import Severity
 
@@ -57,7 +57,7 @@ AsJson: TypeAlias = Annotated[
     Flag, Parameter(name="--json", help="Print one JSON document; its schema: 'gradience schema'.")
 ]
 
-_ReportT = TypeVar("_ReportT", bound=msgspec.Struct)
+_ReportT = TypeVar("_ReportT", bound=Report)
 
 
 class Settings(NamedTuple):
