@@ -34,7 +34,7 @@ def monitor(
         The run.jsonl, the folder of a run, or anything that gradience import reads. Several of them, or a
         folder of runs, are compared.
     gap_threshold:
-        Held-out over train perplexity from which the gap is a finding; 1.5 without it.
+        Held-out over train perplexity from which the gap is a finding. Default: 1.5.
     run:
         Show the run of this id, where a log holds several; else the last is shown.
     all_runs:

@@ -16,7 +16,7 @@ from cyclopts.types import NonNegativeInt
 from cyclopts.validators import Number
 
 from gradience.cli.output import DONE, Format, exit_code, print_document, print_for_programs, print_text
-from gradience.configs.training import FailOn, Preferences, find_preferences, read_preferences
+from gradience.configs.preferences import FailOn, Preferences, find_preferences, read_preferences
 from gradience.errors import AdapterError, ConfigError, GradienceError
 from gradience.render.text import Place
 from gradience.rules.log.facts import DEFAULT_GAP

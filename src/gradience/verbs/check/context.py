@@ -9,7 +9,7 @@ from pathlib import Path
 import msgspec
 
 from gradience.configs import Layer
-from gradience.configs.yaml import keys_of, line_of
+from gradience.configs.lines import keys_of, line_of
 from gradience.render.text import Place
 from gradience.rules.config.facts import CheckContext
 from gradience.rules.config.judge import settings_of
