@@ -122,4 +122,4 @@ def test_a_rule_that_an_objective_makes_meaningless_says_so():
     [([], ""), (["a"], "a"), (["a", "b", "c"], "a, b, c"), (["a", "b", "c", "d", "e"], "a, b, c and 2 more")],
 )
 def test_many_names_are_shown_as_the_first_three_and_a_count(names, text):
-    assert few(names) == text
+    assert few(list(names)) == text
