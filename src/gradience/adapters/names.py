@@ -48,7 +48,6 @@ _WORDS: Final = re.compile(
     r"(?<![a-z0-9])(?:" + "|".join(sorted(map(re.escape, _TYPES), key=len, reverse=True)) + r")(?![a-z0-9])"
 )
 _SUFFIX: Final = re.compile(r"(?::[^:]*)?(?:\[\d+\])?(?::[^:]*)?$")
-_DIGITS: Final = re.compile(r"(\d+)")
 
 _SEP: Final = "[._]"
 _PAIRS: Final = re.compile(
@@ -125,17 +124,6 @@ def layer_index(name: str) -> int | None:
         return start + int(hit[2] or 0)
     hit = _LAYER.search(name)
     return int(hit[1]) if hit else None
-
-
-_MOST_DIGITS: Final = 9
-
-
-def natural_key(name: str) -> list[tuple[int, str]]:
-    """Return a sort key that puts layer 2 before layer 10."""
-    return [
-        (-1, part) if i % 2 == 0 else (int(part), "") if len(part) <= _MOST_DIGITS else (10**_MOST_DIGITS, part)
-        for i, part in enumerate(_DIGITS.split(name))
-    ]
 
 
 _TRAINING_ONLY: Final = re.compile(r"\.(?:lora_velora_embed|lora_monteclora_sampler|ranknum)(?:\.|$)")

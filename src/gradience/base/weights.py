@@ -14,6 +14,7 @@ import ml_dtypes
 import msgspec
 import numpy as np
 
+from gradience.adapters.patterns import dotted_tails
 from gradience.base.peft_emulation.sites import Site
 from gradience.errors import AdapterError
 from gradience.io.safetensors import Array, SafetensorsFile, TensorInfo
@@ -161,7 +162,7 @@ class BaseWeights:
         self._held: dict[str, SafetensorsFile] = {name: file for file in self.files for name in file.tensors}
         self._by_tail: dict[str, list[str]] = {}
         for name in self._held:
-            for tail in _tails(name):
+            for tail in dotted_tails(name)[1:]:
                 self._by_tail.setdefault(tail, []).append(name)
 
     def find(self, name: str) -> Found | None:
@@ -172,7 +173,7 @@ class BaseWeights:
         """
         if name not in self._held:
             longer = self._by_tail.get(name, [])
-            shorter = [tail for tail in _tails(name) if tail in self._held and tail.count(".") > 1][:1]
+            shorter = [tail for tail in dotted_tails(name)[1:] if tail in self._held and tail.count(".") > 1][:1]
             hits = longer or shorter
             if len(hits) != 1:
                 return None
@@ -195,11 +196,7 @@ class BaseWeights:
         count, *rest = found.info.shape
         if expert >= count or len(rest) < 2:
             raise AdapterError(f"{found.name}: of shape {list(found.info.shape)}: no expert {expert}")
-        dtype, size = _READABLE[found.info.dtype], found.info.nbytes // count
-        path = found.file.path
-        with path.open("rb") as file:
-            start = 8 + int.from_bytes(file.read(8), "little") + found.info.offset + expert * size
-        return np.fromfile(path, dtype, size // dtype.itemsize, offset=start).reshape(rest)
+        return found.file.read_slice(found.name, expert)
 
     def refusal(self, found: Found) -> str | None:
         """Return why no number can be derived from the tensor, or None."""
@@ -208,12 +205,6 @@ class BaseWeights:
         if len(found.info.shape) < 2 or 0 in found.info.shape:
             return f"of shape {list(found.info.shape)}: no matrix"
         return None
-
-
-def _tails(name: str) -> Iterable[str]:
-    """Return what a name ends with, from each of its dots on, longest first."""
-    parts = name.split(".")
-    return (".".join(parts[i:]) for i in range(1, len(parts)))
 
 
 _BYTES: Final = {"float32": 4, "bfloat16": 2, "float16": 2}

@@ -121,9 +121,19 @@ class SafetensorsFile:
             AdapterError: the dtype has no array type, or the file was cut short since it was opened.
         """
         info = self.tensors[name]
-        if info.dtype not in DTYPES:
-            raise AdapterError(f"{self.path}: tensor {name!r} is of dtype {info.dtype}, which cannot be read")
-        return self.raw(name).view(DTYPES[info.dtype]).reshape(info.shape)
+        return self._bytes(info.offset, info.nbytes).view(self._dtype(name)).reshape(info.shape)
+
+    def read_slice(self, name: str, index: int) -> Array:
+        """Return one slice along the tensor's first axis, such as one expert of a stack, and read no other.
+
+        Raises:
+            AdapterError: as `read`, or there is no such slice.
+        """
+        info = self.tensors[name]
+        if not info.shape or not 0 <= index < info.shape[0]:
+            raise AdapterError(f"{self.path}: tensor {name!r} of shape {list(info.shape)} has no slice {index}")
+        size = info.nbytes // info.shape[0]
+        return self._bytes(info.offset + index * size, size).view(self._dtype(name)).reshape(info.shape[1:])
 
     def raw(self, name: str) -> npt.NDArray[np.uint8]:
         """Return the tensor's bytes, whatever their dtype.
@@ -131,13 +141,23 @@ class SafetensorsFile:
         Raises:
             AdapterError: the file was cut short since it was opened.
         """
-        info = self.tensors[name]
+        return self._bytes(self.tensors[name].offset, self.tensors[name].nbytes)
+
+    def _dtype(self, name: str) -> np.dtype[Any]:
+        dtype = self.tensors[name].dtype
+        if dtype not in DTYPES:
+            raise AdapterError(f"{self.path}: tensor {name!r} is of dtype {dtype}, which cannot be read")
+        return DTYPES[dtype]
+
+    def _bytes(self, offset: int, count: int) -> npt.NDArray[np.uint8]:
+        """Bytes from an offset within the data, which begin behind the header."""
+        start = self._start + offset
         try:
-            data = np.fromfile(self.path, np.uint8, info.nbytes, offset=self._start + info.offset)
+            data = np.fromfile(self.path, np.uint8, count, offset=start)
         except OSError as error:
             raise AdapterError(f"cannot read {self.path}: {error.strerror}", advice="check the path") from error
-        if len(data) != info.nbytes:
-            raise _cut_short(self.path, self._start + info.offset + info.nbytes, self.path.stat().st_size)
+        if len(data) != count:
+            raise _cut_short(self.path, start + count, self.path.stat().st_size)
         return data
 
 

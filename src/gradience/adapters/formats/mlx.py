@@ -14,9 +14,10 @@ from gradience.adapters.config import AdapterConfig, ScalingRules
 from gradience.adapters.kinds import dense
 from gradience.adapters.kinds.lora import common, pair_of, transposed
 from gradience.adapters.layout import Adapter, Array, Context, Files, Format, Group, LoadFactors, Module, Role, Skipped
-from gradience.adapters.names import explained, natural_key
+from gradience.adapters.names import explained
 from gradience.errors import AdapterError
 from gradience.io.safetensors import TensorSource
+from gradience.io.sorting import natural_key
 from gradience.schema.audit import LeftoverReason
 
 _STACKED: Final = 3

@@ -23,9 +23,10 @@ from gradience.adapters.layout import (
     Skipped,
     parse_key,
 )
-from gradience.adapters.names import explained, natural_key, other_role
+from gradience.adapters.names import explained, other_role
 from gradience.errors import AdapterError
 from gradience.io.safetensors import TensorSource
+from gradience.io.sorting import natural_key
 from gradience.schema.audit import LeftoverReason
 
 Found: TypeAlias = Module | NeedsBase | Skipped

@@ -8,13 +8,13 @@ and the entry, a text is a regular expression for the whole name, `all-linear` i
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Final, NamedTuple, TypeVar
 
 import msgspec
 
-from gradience.adapters.patterns import PatternTable
+from gradience.adapters.patterns import PatternTable, dotted_tails
 from gradience.base.peft_emulation.architecture import DEFAULT_TARGETS, MAMBA_TYPES
 from gradience.base.peft_emulation.layout import Layout
 from gradience.errors import AdapterError
@@ -131,17 +131,9 @@ def _ends_with(entries: Iterable[str]) -> Test:
     known = set(entries)
 
     def test(name: str) -> bool:
-        return any(tail in known for tail in _tails(name))
+        return any(tail in known for tail in dotted_tails(name))
 
     return test
-
-
-def _tails(name: str) -> Iterator[str]:
-    yield name
-    position = name.find(".")
-    while position >= 0:
-        yield name[position + 1 :]
-        position = name.find(".", position + 1)
 
 
 def _expression(pattern: str, what: str) -> Test:
@@ -239,7 +231,7 @@ def _without_a_hit(targets: Sequence[str] | str | None, hits: Iterable[str], lay
     """Return the entries of a list that no name ends with."""
     if targets is None or isinstance(targets, str):
         return []
-    tails = {tail for name in hits for tail in _tails(name)}
+    tails = {tail for name in hits for tail in dotted_tails(name)}
     renamed = layout.architecture.expert_names if layout.transformers >= _CONVERTING else {}
     return sorted(
         target for target in set(targets) if target not in tails and renamed.get(target.rpartition(".")[2]) is None
