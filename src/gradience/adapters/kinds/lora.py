@@ -217,8 +217,8 @@ def _true_update(
 def _on_changed_base(init: object, pair: Pair, scale: float, *, linear: bool) -> tuple[DenseUpdate | None, str | None]:
     """The update of an adapter whose start took a part out of the base, and a remark; nothing for other starts."""
     start = start_of(init)
-    # PEFT runs these three on linear layers only, and initialises other layers as if they had not been asked for.
-    if not start.changes_base or (start.name in {"pissa", "olora", "corda"} and not linear):
+    # PEFT changes the weights of linear layers only; before 0.21, LoftQ those of embeddings and convolutions too.
+    if not start.changes_base or not (linear or start.name == "loftq"):
         return None, None
     if not start.recomputable:
         return None, f"{init} changed the base, by an amount that cannot be recomputed"
