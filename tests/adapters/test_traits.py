@@ -103,7 +103,7 @@ def test_a_start_is_convertible_if_peft_does_not_warn_that_it_cannot_convert_it(
 
 
 def test_names_of_starts_that_are_not_known_are_the_default():
-    assert start_of("xavier") == start_of(None) == start_of(True)
+    assert start_of("xavier") == start_of(None) == start_of("True")
     assert start_of("pissa_niter_16")[:3] == ("pissa", True, False)
     assert start_of("corda_ipm").name == "corda"
 
@@ -187,7 +187,7 @@ def test_the_traits_of_plain_lora_and_of_what_lies_beside_it(make):
     assert plain.is_plain
     assert plain.variants == ()
     assert plain.dtypes == {"F32"}
-    assert not (plain.heads or plain.biases or plain.token_rows or plain.base_dependent or plain.unknown)
+    assert not any((plain.heads, plain.biases, plain.token_rows, plain.base_dependent, plain.unknown))
     more = traits_of(
         adapter_of(
             make,

@@ -5,15 +5,13 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path, PurePosixPath
-from typing import Any, Final, NamedTuple
-
-import msgspec
+from pathlib import Path
+from typing import Final, NamedTuple
 
 from gradience.adapters.formats import format_of, open_weights
 from gradience.adapters.layout import Adapter, Files
 from gradience.errors import AdapterError
-from gradience.io.safetensors import ShardedFiles, TensorSource
+from gradience.io.safetensors import ShardedFiles, TensorSource, indexed_files
 from gradience.io.types import PathLike
 
 
@@ -46,8 +44,6 @@ _INDEX: Final = (
     "adapters.safetensors.index.json",
     "adapter_model.bin.index.json",
 )
-_MOST_SHARDS: Final = 10_000
-_LARGEST_INDEX: Final = 256 << 20  # bytes
 
 
 class AdapterFiles(NamedTuple):
@@ -143,7 +139,7 @@ def _is_shard(path: Path) -> bool:
 def _shards(weights: Path) -> tuple[Path, ...]:
     """Return the files that together hold the weights, or none where the one file does."""
     if weights.name.endswith(".index.json"):
-        return _indexed(weights)
+        return tuple(indexed_files(weights))
     if not _is_shard(weights):
         return ()
     # adapter_model-00001-of-00002.safetensors
@@ -154,31 +150,6 @@ def _shards(weights: Path) -> tuple[Path, ...]:
     if not total.isdecimal() or len(shards) != int(total):
         raise AdapterError(f"{len(shards)} shards beside {weights}, expected {total}", advice="copy the missing ones")
     return tuple(shards)
-
-
-def _indexed(index: Path) -> tuple[Path, ...]:
-    """Return the files that an index names, all of which must lie beside it."""
-    try:
-        if index.stat().st_size > _LARGEST_INDEX:
-            raise AdapterError(f"{index} is no index of weights: larger than 256 MiB")
-        names = sorted(set(msgspec.json.decode(index.read_bytes(), type=_Index).weight_map.values()))
-    except OSError as error:
-        raise AdapterError(f"cannot read {index}: {error.strerror}", advice="check the path") from error
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-        raise AdapterError(f"{index} is no index of weights: {error}", advice="give the weights file itself") from error
-    if not names or len(names) > _MOST_SHARDS:
-        raise AdapterError(f"{index} names {len(names)} files", advice="give the weights file itself")
-    for name in names:
-        if PurePosixPath(name).name != name or "\\" in name or "\0" in name or name in {"", ".", ".."}:
-            raise AdapterError(f"{index} names a file outside its folder: {name!r}", advice="do not trust this adapter")
-        if not (index.parent / name).is_file():
-            raise AdapterError(f"{index} names {name!r}, which is missing", advice="copy the missing file")
-    return tuple(index.parent / name for name in names)
-
-
-class _Index(msgspec.Struct):
-    weight_map: dict[str, str]
-    metadata: Any = None
 
 
 def read_adapter(files: AdapterFiles, opened: Callable[[Path], TensorSource] = open_weights) -> Adapter:

@@ -5,30 +5,21 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 import ml_dtypes
-import msgspec
 import numpy as np
 
 from gradience.adapters.patterns import dotted_tails
-from gradience.base.peft_emulation.sites import Site
 from gradience.errors import AdapterError
-from gradience.io.safetensors import Array, SafetensorsFile, TensorInfo
+from gradience.io.safetensors import Array, SafetensorsFile, TensorInfo, indexed_files
 
 _ONE_FILE: Final = "model.safetensors"
 _INDEX: Final = "model.safetensors.index.json"
 _REPO_PARTS: Final = 2  # organisation and name
 _ADVICE: Final = "give a folder with model.safetensors or model.safetensors.index.json"
-
-
-class _Index(msgspec.Struct):
-    """What a sharded checkpoint's index says; other keys are ignored."""
-
-    weight_map: dict[str, str]
 
 
 def find_shards(path: Path) -> list[Path]:
@@ -42,12 +33,12 @@ def find_shards(path: Path) -> list[Path]:
     """
     place = path if os.path.exists(path) else _cached(path)  # noqa: PTH110  # Path.exists raises on long names
     if place.is_file():
-        return _shards(place) if place.name.endswith(".index.json") else [place]
+        return indexed_files(place) if place.name.endswith(".index.json") else [place]
     if not place.is_dir():
         raise AdapterError(f"{place} is neither a folder nor a file of weights", advice=_ADVICE)
     folder = _snapshot(place)
     if (folder / _INDEX).is_file():
-        return _shards(folder / _INDEX)
+        return indexed_files(folder / _INDEX)
     if (folder / _ONE_FILE).is_file():
         return [folder / _ONE_FILE]
     found = sorted(p for p in folder.glob("*.safetensors") if p.is_file() and not p.name.startswith("adapter"))
@@ -57,23 +48,6 @@ def find_shards(path: Path) -> list[Path]:
     pickled = any(folder.glob("*.bin"))
     advice = "only safetensors are read: save the model again with safe_serialization=True" if pickled else _ADVICE
     raise AdapterError(f"no base weights in {folder} (it holds {held})", advice=advice)
-
-
-def _shards(index: Path) -> list[Path]:
-    try:
-        named = msgspec.json.decode(index.read_bytes(), type=_Index).weight_map.values()
-    except (OSError, msgspec.MsgspecError, UnicodeDecodeError) as error:
-        raise AdapterError(f"cannot read {index}: {error}", advice="download it again") from error
-    if any(Path(name).name != name for name in named):
-        raise AdapterError(f"{index} names files outside its folder", advice="download the model again")
-    files = sorted({index.parent / name for name in named})
-    missing = [file.name for file in files if not file.is_file()]
-    if missing or not files:
-        raise AdapterError(
-            f"{len(missing)} of {len(files)} shards of {index} are missing (first: {missing[0] if missing else '-'})",
-            advice="the download is incomplete: download the model again",
-        )
-    return files
 
 
 def _snapshot(folder: Path) -> Path:
@@ -205,65 +179,3 @@ class BaseWeights:
         if len(found.info.shape) < 2 or 0 in found.info.shape:
             return f"of shape {list(found.info.shape)}: no matrix"
         return None
-
-
-_BYTES: Final = {"float32": 4, "bfloat16": 2, "float16": 2}
-_SHORT: Final = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
-_AS_STORED: Final = ("modules_to_save", "bias")  # kinds that PEFT does not cast
-
-
-class Memory(NamedTuple):
-    """Bytes of the trained numbers, of the optimizer's states with the gradients, and what was taken for granted."""
-
-    trained: int
-    optimizer: int | None
-    assumption: str
-
-
-class _State(NamedTuple):
-    """What an optimizer keeps for one number: moments of the number's own type, or of a byte each."""
-
-    moments: int
-    packed: bool
-    says: str
-
-
-_ADAM: Final = _State(2, packed=False, says="Adam family: two moments and a gradient for each trained number")
-_STATES: Final = (  # what is in the optimizer's name; the first that fits
-    (("adam", "8bit"), _State(2, packed=True, says="8-bit Adam: two 1-byte moments (block constants not counted)")),
-    (("adam",), _ADAM),
-    (("lion", "8bit"), _State(1, packed=True, says="8-bit Lion: one 1-byte moment (block constants not counted)")),
-    (("lion",), _State(1, packed=False, says="Lion: one moment and a gradient for each trained number")),
-)
-
-
-def stored_dtype(sites: Iterable[Site]) -> str:
-    """Return the type that most of the base is stored in: float32 where it is none that trains."""
-    found = Counter(_SHORT[site.dtype] for site in sites if site.dtype in _SHORT)
-    return found.most_common(1)[0][0] if found else "float32"
-
-
-def memory(lora: int, besides: Mapping[str, int], *, optimizer: str | None, adapter_dtype: str, stored: str) -> Memory:
-    """Return the bytes on one process, the base loaded as it is stored.
-
-    Args:
-        lora: trained numbers of LoRA itself.
-        besides: other trained numbers by kind.
-        optimizer: its name; None for the Adam family, every library's default.
-        adapter_dtype: the type of LoRA's numbers.
-        stored: the type of the base's.
-    """
-    groups = [(lora, adapter_dtype)]
-    groups += [(entries, stored if kind in _AS_STORED else adapter_dtype) for kind, entries in besides.items()]
-    trained = sum(entries * _BYTES[dtype] for entries, dtype in groups)
-    state = _state(optimizer)
-    if state is None:
-        return Memory(trained, None, "")
-    kept = sum(entries * (state.moments * (1 if state.packed else _BYTES[dtype])) for entries, dtype in groups)
-    return Memory(trained, kept + trained, f"{state.says}, in {adapter_dtype}; the base loaded in {stored}")
-
-
-def _state(optimizer: str | None) -> _State | None:
-    if optimizer is None:
-        return _ADAM
-    return next((state for words, state in _STATES if all(word in optimizer for word in words)), None)

@@ -10,7 +10,7 @@ import json
 import math
 import struct
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, Final, NamedTuple, Protocol, TypeAlias
 
 import ml_dtypes
@@ -25,6 +25,7 @@ Array: TypeAlias = npt.NDArray[Any]
 _LEAST_HEADER: Final = 2  # bytes: {}
 _MAX_HEADER: Final = 100_000_000  # bytes, the format's own limit
 _MOST_AXES: Final = 32
+_NO_INDEX: Final = "give the weights file itself"
 DTYPES: Final[dict[str, np.dtype[Any]]] = {
     name: np.dtype(kind)
     for name, kind in {
@@ -320,6 +321,44 @@ def _check_size(path: Path, name: str, entry: _Declared, nbytes: int) -> None:
             f"{path}: tensor {name!r} of {entry.dtype} {list(entry.shape)} needs {expected} bytes, has {nbytes}",
             advice="the header is damaged: save the adapter again",
         )
+
+
+_MOST_SHARDS: Final = 10_000
+_LARGEST_INDEX: Final = 256 << 20  # bytes
+
+
+class _Index(msgspec.Struct):
+    """What a sharded checkpoint's index says; other keys are ignored."""
+
+    weight_map: dict[str, str]
+
+
+def indexed_files(index: Path) -> list[Path]:
+    """The files that the index of a sharded checkpoint names, in the order of their names.
+
+    Raises:
+        AdapterError: the index cannot be read, or it names files that are missing or lie outside its folder.
+    """
+    try:
+        if index.stat().st_size > _LARGEST_INDEX:
+            raise AdapterError(f"{index} is larger than 256 MiB: not an index of weights", advice=_NO_INDEX)
+        names = set(msgspec.json.decode(index.read_bytes(), type=_Index).weight_map.values())
+    except OSError as error:
+        raise AdapterError(f"cannot read {index}: {error.strerror}", advice="check the path") from error
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise AdapterError(f"{index} is not an index of weights: {error}", advice=_NO_INDEX) from error
+    if not names or len(names) > _MOST_SHARDS:
+        raise AdapterError(f"{index} names {len(names)} files", advice=_NO_INDEX)
+    for name in names:
+        if PurePosixPath(name).name != name or "\\" in name or "\0" in name or name in {"", ".", ".."}:
+            raise AdapterError(f"{index} names a file outside its folder: {name!r}", advice="do not trust these files")
+    files = sorted(index.parent / name for name in names)
+    if missing := [file.name for file in files if not file.is_file()]:
+        raise AdapterError(
+            f"{len(missing)} of {len(files)} shards of {index} are missing (first: {missing[0]})",
+            advice="the download or copy is incomplete: get the missing files",
+        )
+    return files
 
 
 _ALIGNMENT: Final = 8  # bytes, of the first tensor: the format's own

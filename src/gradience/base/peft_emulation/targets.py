@@ -1,4 +1,4 @@
-"""Which sites of a base an adapter's targets hit, by PEFT's own rules.
+"""Which sites of a base an adapter's targets hit, and how many numbers LoRA adds there, by PEFT's own rules.
 
 Read in PEFT 0.21.2, `tuners/tuners_utils.py`: a list matches a name that is equal to an entry or ends with a dot
 and the entry, a text is a regular expression for the whole name, `all-linear` is every linear layer but the output,
@@ -7,17 +7,17 @@ and the entry, a text is a regular expression for the whole name, `all-linear` i
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Iterable, Sequence
-from pathlib import Path
-from typing import Final, NamedTuple, TypeVar
-
-import msgspec
+from typing import Final, NamedTuple
 
 from gradience.adapters.patterns import PatternTable, dotted_tails
 from gradience.base.peft_emulation.architecture import DEFAULT_TARGETS, MAMBA_TYPES
 from gradience.base.peft_emulation.layout import Layout
+from gradience.base.peft_emulation.sites import Site
 from gradience.errors import AdapterError
+from gradience.schema.config import LoraSnapshot
 
 ALL_LINEAR: Final = "all-linear"
 
@@ -238,70 +238,45 @@ def _without_a_hit(targets: Sequence[str] | str | None, hits: Iterable[str], lay
     )
 
 
-T = TypeVar("T")
-
-_LARGEST: Final = 256 << 20  # bytes: the largest tokenizer.json seen has 35 MB
+_STACK: Final = 3
 
 
-class _Token(msgspec.Struct):
-    id: int
-    content: str
-
-
-class _Model(msgspec.Struct):
-    vocab: dict[str, int] | msgspec.Raw | None = None
-
-
-class _Tokenizer(msgspec.Struct):
-    """tokenizer.json, as far as it matters here."""
-
-    added_tokens: list[_Token] = []
-    model: _Model | None = None
-
-
-class _Content(msgspec.Struct):
-    content: str
-
-
-class _Config(msgspec.Struct):
-    """tokenizer_config.json, as far as it matters here."""
-
-    added_tokens_decoder: dict[str, _Content] = {}
-
-
-class Vocabulary(msgspec.Struct, frozen=True):
-    """The tokens of one tokenizer with their ids: those added, and the rest where the file lists them."""
-
-    added: dict[str, int]
-    known: frozenset[str] | None = None
-
-
-def read_vocabulary(folder: Path) -> Vocabulary | None:
-    """Return the vocabulary that a folder's tokenizer files give, or None where it holds none that can be read."""
-    whole = _decoded(folder / "tokenizer.json", _Tokenizer)
-    config = _decoded(folder / "tokenizer_config.json", _Config)
-    extra = _decoded(folder / "added_tokens.json", dict[str, int])
-    if whole is None and config is None and extra is None:
-        return None
-    added = dict(extra or {})
-    added |= {
-        item.content: int(key) for key, item in (config or _Config()).added_tokens_decoder.items() if key.isdecimal()
-    }
-    added |= {token.content: token.id for token in (whole or _Tokenizer()).added_tokens}
-    vocab = whole.model.vocab if whole is not None and whole.model is not None else None
-    return Vocabulary(added, frozenset(vocab) if isinstance(vocab, dict) else None)
-
-
-def added_tokens(run: Vocabulary, base: Vocabulary) -> list[str]:
-    """Return the tokens that the run's tokenizer has and the base's has not, by id."""
-    known = base.added.keys() | (base.known or frozenset())
-    return [token for token, _ in sorted(run.added.items(), key=lambda item: item[1]) if token not in known]
-
-
-def _decoded(path: Path, kind: type[T]) -> T | None:
+def lora_sizes(lora: LoraSnapshot, hits: Hits, layout: Layout) -> list[int | None]:
+    """Return the LoRA entries of each adapted site, None where they cannot be known."""
     try:
-        if path.stat().st_size > _LARGEST:
-            return None
-        return msgspec.json.decode(path.read_bytes(), type=kind)
-    except (OSError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        ranks = PatternTable(lora.rank_pattern or {})
+        return [_size(lora, name, layout.sites[name], ranks, hits) for name in hits.adapted]
+    except AdapterError as error:
+        raise NotFollowedError(f"rank_pattern: {error}") from error
+
+
+def _size(lora: LoraSnapshot, name: str, site: Site, ranks: PatternTable, hits: Hits) -> int | None:
+    rank = _rank(lora, name, site, ranks, hits)
+    if rank is None or rank < 1 or site.kind == "packed":
         return None
+    if site.kind == "conv":
+        if site.shape[1] == 1 < site.shape[0]:
+            return None  # depthwise, as far as a header tells: its groups decide
+        out, width, *kernel = site.shape
+        return rank * (width * math.prod(kernel) + out) + _per_output(lora, out)
+    if len(site.shape) == _STACK:
+        return rank * site.shape[0] * (site.shape[1] + site.shape[2])
+    rows, width = site.shape
+    outputs = width if site.kind == "embedding" else rows
+    extra = 0 if site.kind in {"parameter", "router"} else _per_output(lora, outputs)
+    return rank * (rows + width) + extra
+
+
+def _per_output(lora: LoraSnapshot, outputs: int) -> int:
+    """Return what DoRA's magnitude and a bias on B add for each output."""
+    return outputs * (bool(lora.use_dora) + bool(lora.extras.get("lora_bias")))
+
+
+def _rank(lora: LoraSnapshot, name: str, site: Site, ranks: PatternTable, hits: Hits) -> int | None:
+    """Return the rank at a site: the first pattern that hits, as PEFT, else r; twice r where PEFT doubles it."""
+    path = f"{name}.weight" if site.kind == "router" else name
+    keys = ranks.matching(path)
+    if keys:
+        return (lora.rank_pattern or {})[keys[0]]
+    doubled = name.rpartition(".")[2] in hits.doubled
+    return None if lora.r is None else lora.r * (2 if doubled else 1)
