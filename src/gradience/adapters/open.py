@@ -18,7 +18,7 @@ from gradience.io.types import PathLike
 def open_adapter(
     path: PathLike, *, adapter_config: PathLike | None = None, weights: PathLike | None = None
 ) -> tuple[AdapterFiles, Adapter]:
-    """Return where an adapter's files are, and what they declare; no tensor's data are read yet.
+    """An adapter's files and what they declare; no tensor's data are read yet.
 
     Args:
         path: the folder that PEFT (or MLX-LM, kohya, diffusers) saved, or its weights file.
@@ -61,7 +61,7 @@ class AdapterFiles(NamedTuple):
 
 
 def find_files(path: Path, *, config: Path | None = None, weights: Path | None = None) -> AdapterFiles:
-    """Return the adapter's files; explicit ones win over what the folder holds.
+    """The adapter's files; explicit ones win over what the folder holds.
 
     Raises:
         AdapterError: the folder or a file is missing, or several adapters could be meant.
@@ -88,7 +88,7 @@ def _config_beside(weights: Path, folder: Path) -> Path:
 
 
 def _weights_in(folder: Path) -> Path | None:
-    """Return the folder's weights file or index, or None where it holds none."""
+    """The folder's weights file or index, or None where it holds none."""
     for name in (*WEIGHT_NAMES, *_INDEX):
         if (folder / name).is_file():
             return folder / name
@@ -110,7 +110,7 @@ def _nested(folder: Path) -> list[Path]:
 
 
 def _only_nested(folder: Path) -> tuple[Path, Path]:
-    """Return the one sub-folder that holds an adapter, and its weights."""
+    """The one sub-folder that holds an adapter, and its weights."""
     nested = _nested(folder)
     if len(nested) == 1:
         found = _weights_in(nested[0])
@@ -137,7 +137,7 @@ def _is_shard(path: Path) -> bool:
 
 
 def _shards(weights: Path) -> tuple[Path, ...]:
-    """Return the files that together hold the weights, or none where the one file does."""
+    """The files that together hold the weights, or none where the one file does."""
     if weights.name.endswith(".index.json"):
         return tuple(indexed_files(weights))
     if not _is_shard(weights):
@@ -182,7 +182,7 @@ def _notes(files: AdapterFiles) -> list[str]:
 
 
 def _elsewhere(path: Path) -> Path | None:
-    """Return where a link leads outside its folder, except into a hub cache's own blobs."""
+    """The target of a link that leads outside its folder, but for a hub cache's own blobs; else None."""
     if not path.is_symlink():
         return None
     target, home = path.resolve(), path.parent.resolve()

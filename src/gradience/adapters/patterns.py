@@ -172,7 +172,7 @@ class _Cost(NamedTuple):
         """Of what is repeated; on a name of `length` characters nothing is repeated more often than that.
 
         A body that matches in one way only gives a path for each number of rounds, all met in one pass. Of a body that
-        matches in several ways, p, there are p^rounds paths: without an upper limit that is no bound at all.
+        matches in several ways, p, there are p^rounds paths: without an upper limit nothing bounds them.
         """
         rounds = min(most, max(length, least))
         if self.paths > 1.0 and rounds > 1:

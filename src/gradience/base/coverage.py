@@ -19,7 +19,7 @@ _STACK: Final = 3
 
 
 def cover(config: ConfigSnapshot, layout: Layout, *, base: str) -> Coverage:
-    """Return what the configuration reaches in a base of this layout. `base` is the name to report.
+    """The reach of a configuration in a base of this layout. `base` is the name to report.
 
     Raises:
         NotFollowedError: the targets are of a kind that is not followed here.
@@ -94,7 +94,7 @@ def _wanted(lora: LoraSnapshot) -> Wanted:
 
 
 def _besides(lora: LoraSnapshot, hits: Hits, layout: Layout, wanted: Wanted) -> dict[str, int]:
-    """Return what is trained besides LoRA's factors, in entries by kind."""
+    """The entries trained besides LoRA's factors, by kind."""
     saved = _saved(wanted, layout)
     found = {
         "modules_to_save": sum(layout.sites[name].entries for name in saved),
@@ -105,7 +105,7 @@ def _besides(lora: LoraSnapshot, hits: Hits, layout: Layout, wanted: Wanted) -> 
 
 
 def _saved(wanted: Wanted, layout: Layout) -> set[str]:
-    """Return the sites that modules_to_save trains whole: PEFT takes every module whose name ends so."""
+    """The sites that modules_to_save trains whole: PEFT takes every module whose name ends so."""
     endings = saved_names(wanted)
     if not endings:
         return set()
@@ -159,7 +159,7 @@ def _notes(lora: LoraSnapshot, hits: Hits, layout: Layout) -> list[str]:
     if hits.doubled:
         notes.append("PEFT doubles rank and alpha where it fuses two targets (gate_up_proj)")
     if any(layout.sites[name].kind == "conv" for name in hits.adapted):
-        notes.append("convolutions are counted as ungrouped: the headers do not tell groups")
+        notes.append("convolutions are counted as ungrouped: the headers do not give their groups")
     variants = _texts(lora.extras.get("variants"))
     if variants:
         notes.append(f"what {', '.join(variants)} adds is not counted")
@@ -213,7 +213,7 @@ _STATES: Final = (  # what is in the optimizer's name; the first that fits
 
 
 def _stored_dtype(sites: Iterable[Site]) -> str:
-    """Return the type that most of the base is stored in: float32 where it is none that trains."""
+    """The type that most of the base is stored in: float32 where it is none that trains."""
     found = Counter(_SHORT[site.dtype] for site in sites if site.dtype in _SHORT)
     return found.most_common(1)[0][0] if found else "float32"
 
@@ -221,7 +221,7 @@ def _stored_dtype(sites: Iterable[Site]) -> str:
 def _memory_of(
     lora: int, besides: Mapping[str, int], *, optimizer: str | None, adapter_dtype: str, stored: str
 ) -> _Memory:
-    """Return the bytes on one process, the base loaded as it is stored.
+    """The bytes on one process, the base loaded as it is stored.
 
     Args:
         lora: trained numbers of LoRA itself.

@@ -41,7 +41,7 @@ class NormsCache:
         self._norms = self._load()
 
     def get(self, name: str) -> Norms | None:
-        """Return the weight's norms, or None where they are not known."""
+        """The weight's norms, or None where they are not known."""
         return self._norms.get(name)
 
     def put(self, name: str, norms: Norms) -> None:

@@ -23,7 +23,7 @@ _ADVICE: Final = "give a folder with model.safetensors or model.safetensors.inde
 
 
 def find_shards(path: Path) -> list[Path]:
-    """Return the base's safetensors files, in order of their names.
+    """The base's safetensors files, in order of their names.
 
     A path that does not exist but reads as `organisation/name` is looked up in the hub's local cache;
     nothing is ever downloaded.
@@ -51,7 +51,7 @@ def find_shards(path: Path) -> list[Path]:
 
 
 def _snapshot(folder: Path) -> Path:
-    """Return the revision's folder of a hub cache entry, or the folder itself."""
+    """The revision's folder of a hub cache entry, or the folder itself."""
     snapshots = folder / "snapshots"
     if not snapshots.is_dir():
         return folder
@@ -77,7 +77,7 @@ def _cached(path: Path) -> Path:
 
 
 def _hub_cache() -> Path:
-    """Return the hub's cache as huggingface_hub finds it."""
+    """The hub's cache as huggingface_hub finds it."""
     if cache := os.environ.get("HF_HUB_CACHE"):
         return Path(cache)
     home = os.environ.get("HF_HOME")
@@ -88,7 +88,7 @@ _ETAG: Final = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 
 
 def identity(files: Iterable[Path]) -> str:
-    """Return a hash over names, sizes and content of the files; equal if and only if the base is the same.
+    """A hash over names, sizes and content of the files; equal if and only if the base is the same.
 
     In the hub's cache a file is a link to a blob named by its etag, which is a hash of its content (git's or
     SHA-256): the link is enough, and nothing is read. Elsewhere the content is hashed.
@@ -100,7 +100,7 @@ def identity(files: Iterable[Path]) -> str:
 
 
 def file_digest(file: Path) -> str:
-    """Return `etag:...` of a file in the hub's cache, `sha256:...` of any other."""
+    """`etag:...` of a file in the hub's cache, `sha256:...` of any other."""
     target = file.resolve()
     if file.is_symlink() and target.parent.name == "blobs" and _ETAG.fullmatch(target.name):
         return f"etag:{target.name}"
@@ -140,7 +140,7 @@ class BaseWeights:
                 self._by_tail.setdefault(tail, []).append(name)
 
     def find(self, name: str) -> Found | None:
-        """Return the tensor of that name, or None.
+        """The tensor of that name, or None.
 
         A model class adds or drops prefixes (`transformer.h.0` of GPT2LMHeadModel is `h.0` in the hub's
         file), so where the whole name is not there, one that ends with the other is taken if it is the only one.
@@ -155,7 +155,7 @@ class BaseWeights:
         return Found(name, self._held[name].tensors[name], self._held[name])
 
     def read(self, found: Found, expert: int | None = None) -> Array:
-        """Return the weight as stored, as a matrix: an expert's slice, a convolution flattened after its first axis.
+        """The weight as stored, as a matrix: an expert's slice, a convolution flattened after its first axis.
 
         Raises:
             AdapterError: the weight is quantised, or no matrix.
@@ -166,14 +166,14 @@ class BaseWeights:
         return part.reshape(part.shape[0], -1)
 
     def _slice(self, found: Found, expert: int) -> Array:
-        """Return one slice along the first axis, reading no other."""
+        """One slice along the first axis, reading no other."""
         count, *rest = found.info.shape
         if expert >= count or len(rest) < 2:
             raise AdapterError(f"{found.name}: of shape {list(found.info.shape)}: no expert {expert}")
         return found.file.read_slice(found.name, expert)
 
     def refusal(self, found: Found) -> str | None:
-        """Return why no number can be derived from the tensor, or None."""
+        """The reason why no number can be derived from the tensor, or None."""
         if found.info.dtype not in _READABLE:
             return f"stored as {found.info.dtype}: a quantised base weight is not comparable"
         if len(found.info.shape) < 2 or 0 in found.info.shape:

@@ -78,16 +78,16 @@ class TensorSource(Protocol):
     metadata: dict[str, str]
 
     def read(self, name: str) -> Array:
-        """Return the tensor's data."""
+        """The tensor's data."""
         ...
 
     def raw(self, name: str) -> npt.NDArray[np.uint8]:
-        """Return the tensor's bytes."""
+        """The tensor's bytes."""
         ...
 
 
 def is_float(dtype: str) -> bool:
-    """Return whether a dtype, by safetensors' name, is floating point and can be read."""
+    """Whether a dtype, by safetensors' name, is floating point and can be read."""
     return dtype.startswith(("F", "BF")) and dtype in DTYPES
 
 
@@ -116,7 +116,7 @@ class SafetensorsFile:
         self.tensors = _checked(path, _declared(path, raw), _data_bytes(path, size))
 
     def read(self, name: str) -> Array:
-        """Return the tensor as an array of its own dtype; bf16 and fp8 through `ml_dtypes`.
+        """The tensor as an array of its own dtype; bf16 and fp8 through `ml_dtypes`.
 
         Raises:
             AdapterError: the dtype has no array type, or the file was cut short since it was opened.
@@ -125,7 +125,7 @@ class SafetensorsFile:
         return self._bytes(info.offset, info.nbytes).view(self._dtype(name)).reshape(info.shape)
 
     def read_slice(self, name: str, index: int) -> Array:
-        """Return one slice along the tensor's first axis, such as one expert of a stack, and read no other.
+        """One slice along the tensor's first axis, such as one expert of a stack, and read no other.
 
         Raises:
             AdapterError: as `read`, or there is no such slice.
@@ -137,7 +137,7 @@ class SafetensorsFile:
         return self._bytes(info.offset + index * size, size).view(self._dtype(name)).reshape(info.shape[1:])
 
     def raw(self, name: str) -> npt.NDArray[np.uint8]:
-        """Return the tensor's bytes, whatever their dtype.
+        """The tensor's bytes, whatever their dtype.
 
         Raises:
             AdapterError: the file was cut short since it was opened.
@@ -182,16 +182,16 @@ class ShardedFiles:
             self._holder |= dict.fromkeys(shard.tensors, shard)
 
     def read(self, name: str) -> Array:
-        """Return the tensor from whichever file holds it."""
+        """The tensor from whichever file holds it."""
         return self._holder[name].read(name)
 
     def raw(self, name: str) -> npt.NDArray[np.uint8]:
-        """Return the tensor's bytes from whichever file holds it."""
+        """The tensor's bytes from whichever file holds it."""
         return self._holder[name].raw(name)
 
 
 def _read_header(path: Path) -> tuple[bytes, int]:
-    """Return the header's JSON and the offset where data begin."""
+    """The header's JSON and the offset where data begin."""
     try:
         size = path.stat().st_size
         with path.open("rb") as file:
@@ -219,7 +219,7 @@ def _wrong_length(path: Path, length: int, size: int) -> AdapterError:
 
 
 def _declared(path: Path, raw: bytes) -> dict[str, _Declared]:
-    """Return the header's entries, decoded once and as they are meant: a header may hold a million."""
+    """The header's entries, decoded once and as they are meant: a header may hold a million."""
     try:
         found = msgspec.json.decode(raw, type=dict[str, _Declared | None])
     except msgspec.ValidationError as error:
@@ -281,12 +281,12 @@ def _metadata(path: Path, raw: bytes) -> dict[str, str]:
 
 
 def _checked(path: Path, declared: dict[str, _Declared], available: int) -> dict[str, TensorInfo]:
-    """Return the declared tensors, or refuse a header that contradicts itself or the file."""
+    """The declared tensors; a header that contradicts itself or the file is refused."""
     tensors: dict[str, TensorInfo] = {}
     position = 0
     for name, entry in sorted(declared.items(), key=_position):
         if entry.data_offsets is None or entry.shape is None:
-            raise AdapterError(f"{path}: the header's entry {name!r} is no tensor", advice="save the adapter again")
+            raise AdapterError(f"{path}: the header's entry {name!r} is not a tensor", advice="save the adapter again")
         if len(entry.shape) > _MOST_AXES:
             raise AdapterError(f"{path}: tensor {name!r} claims {len(entry.shape)} axes")
         begin, end = entry.data_offsets
@@ -375,13 +375,13 @@ class PlannedTensor(NamedTuple):
 
 
 def copied(source: TensorSource, name: str, *, as_name: str | None = None) -> PlannedTensor:
-    """Return a tensor that is written bit for bit as the source holds it, perhaps under another name."""
+    """A tensor that is written bit for bit as the source holds it, perhaps under another name."""
     info = source.tensors[name]
     return PlannedTensor(as_name or name, info.dtype, info.shape, info.nbytes, lambda: source.raw(name))
 
 
 def planned(name: str, dtype: str, shape: Sequence[int], load: Callable[[], npt.NDArray[Any]]) -> PlannedTensor:
-    """Return a tensor whose data will be `load()` cast to the dtype, by safetensors' name."""
+    """A tensor whose data will be `load()` cast to the dtype, by safetensors' name."""
     kind = DTYPES[dtype]
     return PlannedTensor(
         name, dtype, tuple(shape), math.prod(shape) * kind.itemsize, lambda: load().astype(kind, copy=False)
@@ -409,7 +409,7 @@ def write_safetensors(path: Path, tensors: Sequence[PlannedTensor], *, metadata:
 
 
 def file_size(tensors: Sequence[PlannedTensor], *, metadata: Mapping[str, str]) -> int:
-    """Return how many bytes the file of these tensors will have."""
+    """The size in bytes of the file that these tensors will make."""
     return 8 + len(_header(Path("the file"), tensors, metadata)) + sum(tensor.nbytes for tensor in tensors)
 
 

@@ -128,7 +128,7 @@ _MOST_LAYERS: Final = 100_000
 def _unrolled(config: AdapterConfig) -> tuple[int, ...]:
     ranges = config.layer_replication or []
     if any(not 0 <= start <= end <= _MOST_LAYERS for start, end in ranges) or len(ranges) > _MOST_LAYERS:
-        raise AdapterError(f"layer_replication in the adapter config is no list of [start, end): {ranges[:4]}")
+        raise AdapterError(f"layer_replication in the adapter config is not a list of [start, end): {ranges[:4]}")
     layers: list[int] = []
     for start, end in ranges:
         layers += range(start, end)

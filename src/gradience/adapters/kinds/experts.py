@@ -77,7 +77,7 @@ def _parameters(ctx: Context, path: str, groups: Sequence[Group]) -> list[str]:
     """The parameters' names, innermost first.
 
     Raises:
-        UnsuitableError: they cannot be told apart, and that matters.
+        UnsuitableError: they are ambiguous, and it matters.
     """
     candidates = sorted({target.rpartition(".")[2] for target in _targets(ctx, path)})
     if len(candidates) == len(groups) == 1:
@@ -87,7 +87,7 @@ def _parameters(ctx: Context, path: str, groups: Sequence[Group]) -> list[str]:
         return known
     if len({(s.config_r, s.alpha) for s in (ctx.rules.of(f"{path}.{name}") for name in candidates)}) == 1:
         return [f"parameter{depth}" for depth in range(len(groups))]
-    why = f"which of {', '.join(candidates)} each pair belongs to cannot be told, and their ranks differ"
+    why = f"which of {', '.join(candidates)} each pair belongs to is ambiguous, and their ranks differ"
     raise UnsuitableError(why, LeftoverReason.AMBIGUOUS)
 
 

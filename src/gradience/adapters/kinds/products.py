@@ -32,7 +32,7 @@ from gradience.adapters.layout import (
 from gradience.schema.audit import LeftoverReason
 
 MOST_RANK: Final = 1024
-"""Of a pair that is analysed: above that it is no shorter than the update itself, and its Gram matrices no smaller."""
+"""Of a pair that is analysed: above that it is as long as the update itself, and its Gram matrices as large."""
 
 _CORE: Final = 4
 

@@ -58,7 +58,7 @@ class Hits(NamedTuple):
 
 
 def resolve(wanted: Wanted, layout: Layout) -> Hits:
-    """Return what the targets hit.
+    """The sites that the targets hit.
 
     Raises:
         NotFollowedError: target_modules is null and PEFT has no default, or an expression cannot be matched safely.
@@ -99,12 +99,12 @@ _SAVED_HEADS: Final = {  # PeftModelFor...: modules_to_save of their own
 
 
 def saved_names(wanted: Wanted) -> tuple[str, ...]:
-    """Return modules_to_save, and what PEFT adds to it for the task."""
+    """`modules_to_save`, and what PEFT adds to it for the task."""
     return (*wanted.save, *_SAVED_HEADS.get(wanted.task_type or "", ()))
 
 
 def _saved_too(name: str, wanted: Wanted) -> str | None:
-    """Return why PEFT raises: it wraps every module whose name ends like a saved one, adapted or not."""
+    """PEFT's reason to raise, or None: it wraps every module whose name ends like a saved one, adapted or not."""
     return (
         "also saved whole (modules_to_save): exclude_modules keeps LoRA off it"
         if (name.endswith(saved_names(wanted) or ("\0",)))
@@ -127,7 +127,7 @@ def _all_linear(layout: Layout) -> list[str]:
 
 
 def _ends_with(entries: Iterable[str]) -> Test:
-    """Return the test of a list: the whole name, or what follows one of its dots."""
+    """The test of a list: the whole name, or what follows one of its dots."""
     known = set(entries)
 
     def test(name: str) -> bool:
@@ -145,7 +145,7 @@ def _expression(pattern: str, what: str) -> Test:
 
 
 def _guard(wanted: Wanted) -> Test:
-    """Return the test for modules that PEFT leaves alone: excluded ones, and those that are saved whole."""
+    """The test for modules that PEFT leaves alone: excluded ones, and those that are saved whole."""
     excluded = (
         _expression(wanted.exclude, "exclude_modules")
         if isinstance(wanted.exclude, str)
@@ -175,7 +175,7 @@ def _layer_number(name: str, patterns: Sequence[str]) -> int | None:
 
 
 def _refusal(name: str, layout: Layout) -> str | None:
-    """Return why PEFT raises when a target hits this module, or None."""
+    """PEFT's reason to raise when a target hits this module, or None."""
     if layout.architecture.model_type in MAMBA_TYPES and name.rpartition(".")[2] in _IN_MAMBA:
         return "PEFT refuses it in Mamba models"
     site = layout.sites.get(name)
@@ -187,7 +187,7 @@ def _refusal(name: str, layout: Layout) -> str | None:
 
 
 def _parameters(targets: Sequence[str], layout: Layout) -> list[str]:
-    """Return the sites whose parameter a target names: a raw parameter, or a module's weight."""
+    """The sites whose parameter a target names: a raw parameter, or a module's weight."""
     test = _ends_with(targets)
     if not targets:
         return []
@@ -196,7 +196,7 @@ def _parameters(targets: Sequence[str], layout: Layout) -> list[str]:
 
 
 def _as_parameters(wanted: Wanted, layout: Layout, guard: Test) -> tuple[Wanted, frozenset[str]]:
-    """Return the targets after PEFT moved those of fused experts to target_parameters, and the doubled ones."""
+    """The targets after PEFT moved those of fused experts to target_parameters, and the doubled ones."""
     renamed = layout.architecture.expert_names
     modules = _leaves(wanted, layout, guard) if isinstance(wanted.modules, str) else set(wanted.modules or ())
     if not modules:
@@ -213,7 +213,7 @@ def _as_parameters(wanted: Wanted, layout: Layout, guard: Test) -> tuple[Wanted,
 
 
 def _leaves(wanted: Wanted, layout: Layout, guard: Test) -> set[str]:
-    """Return the leaf names that a text stands for, as PEFT resolves it for models whose experts are fused."""
+    """The leaf names that a text stands for, as PEFT resolves it for models whose experts are fused."""
     renamed = layout.architecture.expert_names
     if str(wanted.modules).lower() == ALL_LINEAR:
         return {name.rpartition(".")[2] for name in _all_linear(layout)} | renamed.keys()
@@ -228,7 +228,7 @@ def _leaves(wanted: Wanted, layout: Layout, guard: Test) -> set[str]:
 
 
 def _without_a_hit(targets: Sequence[str] | str | None, hits: Iterable[str], layout: Layout) -> list[str]:
-    """Return the entries of a list that no name ends with."""
+    """The entries of a list that no name ends with."""
     if targets is None or isinstance(targets, str):
         return []
     tails = {tail for name in hits for tail in dotted_tails(name)}
@@ -242,7 +242,7 @@ _STACK: Final = 3
 
 
 def lora_sizes(lora: LoraSnapshot, hits: Hits, layout: Layout) -> list[int | None]:
-    """Return the LoRA entries of each adapted site, None where they cannot be known."""
+    """The LoRA entries of each adapted site, None where they cannot be known."""
     try:
         ranks = PatternTable(lora.rank_pattern or {})
         return [_size(lora, name, layout.sites[name], ranks, hits) for name in hits.adapted]
@@ -268,12 +268,12 @@ def _size(lora: LoraSnapshot, name: str, site: Site, ranks: PatternTable, hits: 
 
 
 def _per_output(lora: LoraSnapshot, outputs: int) -> int:
-    """Return what DoRA's magnitude and a bias on B add for each output."""
+    """The numbers that DoRA's magnitude and a bias on B add for each output."""
     return outputs * (bool(lora.use_dora) + bool(lora.extras.get("lora_bias")))
 
 
 def _rank(lora: LoraSnapshot, name: str, site: Site, ranks: PatternTable, hits: Hits) -> int | None:
-    """Return the rank at a site: the first pattern that hits, as PEFT, else r; twice r where PEFT doubles it."""
+    """The rank at a site: the first pattern that hits, as PEFT, else r; twice r where PEFT doubles it."""
     path = f"{name}.weight" if site.kind == "router" else name
     keys = ranks.matching(path)
     if keys:
