@@ -14,8 +14,7 @@ from typing import Final, NamedTuple
 
 from gradience.adapters.patterns import PatternTable, dotted_tails
 from gradience.base.peft_emulation.architecture import DEFAULT_TARGETS, MAMBA_TYPES
-from gradience.base.peft_emulation.layout import Layout
-from gradience.base.peft_emulation.sites import Site
+from gradience.base.peft_emulation.layout import Layout, Site
 from gradience.errors import AdapterError
 from gradience.schema.config import LoraSnapshot
 
