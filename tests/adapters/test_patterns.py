@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gradience.adapters.config import AdapterConfig, ScalingRules
-from gradience.adapters.patterns import PatternTable
+from gradience.adapters.patterns import PatternTable, _most_paths, dotted_tails
 from gradience.errors import AdapterError
 
 NAMES = [
@@ -153,6 +153,64 @@ def test_keys_that_cannot_be_matched_in_bounded_time_are_refused(key):
 def test_keys_that_peft_cannot_compile_are_refused(key):
     with pytest.raises(AdapterError, match="is not a regular expression"):
         PatternTable([key])
+
+
+WORKED_OUT = [  # by hand, for a name of ten letters: one step for each item that is tried, and one to begin
+    ("a", 2),
+    ("ab", 3),
+    ("a|b", 4),
+    ("a*", 12),  # ten rounds in one pass, and the end of the name
+    ("a*b", 23),  # b after each of eleven numbers of rounds
+    ("a?b", 5),
+    ("a{2,5}b", 11),
+    ("a{4}b", 7),
+    ("a{,3}b", 9),
+    ("a{20}b", 23),
+    ("(?:ab)*", 32),
+    ("(?:a|b)c", 7),
+    ("(?:a|b)?c", 9),
+    ("(?:a|b){3}", 325),
+    ("(?=a*)b", 14),  # a look-ahead is tried once and left
+    ("(?#a*)b", 3),
+    (r"\*\(b", 4),
+    ("[(*)]b", 3),
+    ("[]*]b", 3),
+    (r"[\]*]b", 3),
+    ("(?:a|b)*", float("inf")),
+    ("(?:a*)*", float("inf")),
+    ("(?:a|b){9999}", float("inf")),
+]
+
+
+@pytest.mark.parametrize(("key", "steps"), WORKED_OUT)
+def test_the_bound_on_a_backtracking_matcher_is_that_worked_out_by_hand(key, steps):
+    assert _most_paths(key, 10) == steps
+
+
+@pytest.mark.parametrize(("groups", "refused"), [(50, False), (51, True)])
+def test_fifty_groups_within_each_other_are_looked_into(groups, refused):
+    assert (_most_paths("(" * groups + "a" + ")" * groups, 10) == float("inf")) is refused
+
+
+def test_a_long_pattern_is_shown_in_eighty_characters():
+    for key, shown in (("(" + "a" * 77, "(" + "a" * 77), ("(" + "a" * 90, "(" + "a" * 76 + "...")):
+        with pytest.raises(AdapterError) as error:
+            PatternTable([key])
+        assert f"'{shown}'" in str(error.value)
+
+
+plain_keys = st.lists(st.sampled_from(["a", "b", ".", r"\."]), min_size=1, max_size=6).map("".join)
+
+
+@settings(max_examples=300)
+@given(key=plain_keys, name=st.text("ab.x", max_size=7))
+def test_a_plain_name_with_dots_escaped_or_not_matches_as_re_does(key, name):
+    assert bool(PatternTable([key]).matching(name)) is peft_matches(key, name)
+
+
+def test_the_tails_of_a_path_begin_at_each_dot():
+    assert dotted_tails("a.b.c") == ["a.b.c", "b.c", "c"]
+    assert dotted_tails("a") == ["a"]
 
 
 LOOK_AROUND = {
