@@ -176,7 +176,9 @@ def prepare_jax(device: str, *, serial_kernels: bool = False) -> None:
 
 def _cache_dir() -> Path | None:
     """Return the user's cache folder for compiled kernels, or None where there is none to write to."""
-    root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "gradience" / "jax"
+    from gradience.io.cache import cache_folder  # noqa: PLC0415  # only an audit pays for it
+
+    root = cache_folder("jax")
     try:
         root.mkdir(parents=True, exist_ok=True)
     except OSError:

@@ -139,7 +139,7 @@ def _reason(adapter: Adapter) -> str | None:
         return f"it is in {adapter.format}'s format, not PEFT's or kohya's"
     if config.peft_type not in {"LORA", None}:
         return f"peft_type {config.peft_type} has no B A of its own"
-    other = next((m for m in [*adapter.modules, *adapter.needs_base] if m.kind not in _KINDS), None)
+    other = next((m for m in [*adapter.modules, *adapter.base_dependent] if m.kind not in _KINDS), None)
     return _variant(adapter) if other is None else f"{other.name} is of kind {other.kind}"
 
 
