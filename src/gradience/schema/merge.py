@@ -39,6 +39,16 @@ class MergedModule(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True
         Meta(description="norm(written - S) / norm(S) with S = sum w_i dW_i; null where S is zero."),
     ] = None
 
+    @property
+    def rank_before(self) -> int:
+        """The rank of the adapters' factors side by side."""
+        return sum(self.ranks)
+
+    @property
+    def rank_after(self) -> int:
+        """The rank as written, under the name that other reports have for it."""
+        return self.rank
+
 
 class MergeReport(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True):
     """Adapters merged into one, module by module."""

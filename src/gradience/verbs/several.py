@@ -2,17 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, Final, NamedTuple
+
+import numpy as np
 
 from gradience.adapters.layout import Adapter, Module
 from gradience.adapters.names import natural_key
 from gradience.adapters.open import AdapterFiles, open_adapter
 from gradience.errors import AdapterError
 from gradience.io.types import PathLike
-from gradience.schema.compare import ComparedAdapter, ConfigDifference, OnlyIn
+from gradience.schema.compare import ComparedAdapter, ConfigDifference, OnlyIn, Overlap, SideOverlap
 from gradience.schema.scalars import Json
+from gradience.spectral.grams import Factors
+from gradience.spectral.subspace import (
+    Floats,
+    Stacked,
+    chance_overlap,
+    chance_overlap_sd,
+    overlap,
+    principal_cosines,
+)
 from gradience.verbs.writing import raw_config
 
 _SETS: Final = {"target_modules", "modules_to_save", "exclude_modules", "target_parameters"}  # order means nothing
@@ -142,3 +154,56 @@ def described(side: Side, norm: float | None, *, step: int | None = None) -> Com
         scaling=span([m.scale for m in modules]),
         frobenius_norm=norm,
     )
+
+
+def factors_of(module: Module) -> Callable[[], Factors]:
+    """Return a loader of the module's update for the spectral kernels."""
+
+    def load() -> Factors:
+        b, a = module.load()
+        return Factors(b=b, a=a, scale=module.scale)
+
+    return load
+
+
+def stackable(module: Module) -> Stacked:
+    """Return the module's update as one to be stacked on another's."""
+    return Stacked(module.load, module.r, module.scale)
+
+
+_ANGLES: Final = 16
+
+
+def side_overlap(cross: Floats, d: int) -> SideOverlap:
+    """Return phi(k, k) for k = 1, 2, 4, ... and phi of the whole spans, in R^d, from all inner products U^T V."""
+    k, n = cross.shape
+    sizes = [(1 << e, 1 << e) for e in range(min(k, n).bit_length())]
+    if (k, n) not in sizes:
+        sizes.append((k, n))
+    angles = np.degrees(np.arccos(principal_cosines(cross)[:_ANGLES]))
+    return SideOverlap(overlaps=[_overlap(cross, i, j, d) for i, j in sizes], angles=[float(a) for a in angles])
+
+
+def _overlap(cross: Floats, i: int, j: int, d: int) -> Overlap:
+    return Overlap(
+        i=i, j=j, phi=overlap(cross, i, j), chance=chance_overlap(i, j, d), chance_sd=chance_overlap_sd(i, j, d)
+    )
+
+
+def mean_overlaps(sides: Iterable[SideOverlap | None]) -> list[Overlap]:
+    """Return the mean of phi(k, k) over the modules that have k directions, for each k = 1, 2, 4, ..."""
+    by_size: dict[int, list[Overlap]] = {}
+    for side in sides:
+        for item in side.overlaps if side is not None else ():
+            if item.i == item.j and item.i.bit_count() == 1:
+                by_size.setdefault(item.i, []).append(item)
+    return [
+        Overlap(
+            i=size,
+            j=size,
+            phi=min(1.0, math.fsum(item.phi for item in some) / len(some)),
+            chance=math.fsum(item.chance for item in some) / len(some),
+            chance_sd=math.sqrt(math.fsum(item.chance_sd**2 for item in some)) / len(some),
+        )
+        for size, some in sorted(by_size.items())
+    ]
