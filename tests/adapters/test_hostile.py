@@ -528,7 +528,7 @@ def test_any_tensors_under_any_config_are_read_or_refused_in_words(tmp_path_fact
     adapter = in_words(lambda: read(path))
     if adapter is None:
         return
-    for module in [*adapter.modules, *adapter.needs_base]:
+    for module in [*adapter.modules, *adapter.base_dependent]:
         for weight in (np.ones((4, 6), np.float32), np.ones((2, 3, 2), np.float32)):
             if module.dense is None:
                 continue

@@ -31,6 +31,7 @@ class AdapterConfig(msgspec.Struct, kw_only=True, frozen=True):
     lora_alpha: float = 8.0
     use_rslora: bool = False
     use_dora: bool = False
+    lora_bias: bool = False
     fan_in_fan_out: bool = False
     bias: str = "none"
     rank_pattern: dict[str, Any] | None = None

@@ -11,8 +11,9 @@ from typing import Any, Final, Literal, NamedTuple, TypeAlias
 
 import numpy.typing as npt
 
-from gradience.adapters.config import AdapterConfig, ScalingRules
+from gradience.adapters.config import AdapterConfig, ScalingRules, read_config
 from gradience.io.safetensors import TensorInfo, TensorSource, is_float
+from gradience.schema.audit import LeftoverReason
 
 PREFIX: Final = "base_model.model."
 
@@ -136,10 +137,11 @@ class Module:
 
 @dataclass(frozen=True, slots=True)
 class Skipped:
-    """A tensor or group that no number speaks of, and why."""
+    """A tensor or group that no number speaks of: `reason` is the text for people, `cause` what programs decide by."""
 
     name: str
     reason: str
+    cause: LeftoverReason = LeftoverReason.SHAPE
 
 
 class NeedsBase(NamedTuple):
@@ -149,16 +151,64 @@ class NeedsBase(NamedTuple):
     reason: str
 
 
+class Files(NamedTuple):
+    """An adapter's weights, opened, and where its config would be."""
+
+    source: TensorSource
+    config: Path
+
+    @property
+    def has_config(self) -> bool:
+        """Whether the config is there."""
+        return self.config.is_file()
+
+    def read_config(self) -> AdapterConfig:
+        """The config.
+
+        Raises:
+            AdapterError: it is missing, or not an adapter's.
+        """
+        return read_config(self.config)
+
+    def optional_config(self) -> AdapterConfig:
+        """The config, or the defaults where there is none."""
+        return read_config(self.config) if self.has_config else AdapterConfig()
+
+
+@dataclass(frozen=True, slots=True)
+class Format:
+    """A layout of adapter files: how it is recognised and read, and what it keeps where.
+
+    One record for each, in the module of `adapters.formats` that reads it; `adapters.formats.FORMATS` is the table.
+    """
+
+    name: str
+    matches: Callable[[Files], bool]
+    read: Callable[[Files], Adapter]
+    is_peft: bool = False
+    """The config is PEFT's, with its patterns of rank and alpha, `fan_in_fan_out` and types other than LoRA."""
+    has_config: bool = True
+    """An adapter_config.json lies beside the weights. Where not, the file of weights is the whole adapter."""
+    module_paths: bool = True
+    """Modules are named by their path in the base model; sd-scripts flattens the dots to underscores."""
+    component_prefix: bool = False
+    """Names begin with a component of a pipeline, such as `unet.`"""
+    embeds_by_name: bool = False
+    """Only its name says that a module is an embedding; its update applies to a tied head too."""
+    convertible: bool = True
+    """Its names and the order of its rows can be written in PEFT's layout."""
+
+
 @dataclass(frozen=True, slots=True)
 class Adapter:
     """An adapter as its files declare it: every tensor has a role, every pair is a module.
 
-    `needs_base` are modules whose update is a function of the base weight alone (`dense`): their `load`
+    `base_dependent` are modules whose update is a function of the base weight alone (`dense`): their `load`
     raises AdapterError, a width of 0 in `shape` means that the file does not say it, and each is named in
     `skipped` too, for an audit without a base.
     """
 
-    format: str
+    file_format: Format
     config: AdapterConfig
     modules: list[Module]
     roles: dict[str, Role]
@@ -166,11 +216,16 @@ class Adapter:
     skipped: list[Skipped] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     weights: list[Path] = field(default_factory=list)
-    needs_base: list[Module] = field(default_factory=list)
+    base_dependent: list[Module] = field(default_factory=list)
     unmatched_rank_patterns: list[str] = field(default_factory=list)
     unmatched_alpha_patterns: list[str] = field(default_factory=list)
     source: TensorSource | None = None
     """The file or files that hold the tensors."""
+
+    @property
+    def format(self) -> str:
+        """The name of the format, as reports give it."""
+        return self.file_format.name
 
 
 MOST_ELEMENTS: Final = 1 << 27
@@ -249,9 +304,10 @@ class Context:
         if len(held) < len(names):
             missing = ", ".join(n for n in names if n not in group.keys)
             present = ", ".join(n for n in names if n in group.keys) or "nothing else"
-            return Skipped(self.name(group), f"{missing} is missing beside {present}")
+            return Skipped(self.name(group), f"{missing} is missing beside {present}", LeftoverReason.FACTOR_MISSING)
         if not all(is_float(info.dtype) for info in held):
-            return Skipped(self.name(group), f"factors of dtype {_listed(i.dtype for i in held)}: not floating point")
+            reason = f"factors of dtype {_listed(i.dtype for i in held)}: not floating point"
+            return Skipped(self.name(group), reason, LeftoverReason.DTYPE)
         if any(0 in info.shape for info in held):
             return Skipped(self.name(group), f"factors of shape {_listed(list(i.shape) for i in held)}: no elements")
         return None

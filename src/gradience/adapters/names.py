@@ -8,6 +8,7 @@ from typing import Final
 
 from gradience.adapters.config import AdapterConfig
 from gradience.adapters.layout import PREFIX, Role, Skipped
+from gradience.schema.audit import LeftoverReason
 
 
 def _words(text: str) -> frozenset[str]:
@@ -175,18 +176,25 @@ def _saved_whole(name: str, saved: list[str]) -> bool:
 
 def explained(roles: dict[str, Role]) -> list[Skipped]:
     """Return why tensors are not analysed, one entry for many of a kind."""
-    by_reason: dict[str, list[str]] = {}
+    by_cause: dict[LeftoverReason, list[str]] = {}
     for key, role in roles.items():
         if role == "unknown":
-            by_reason.setdefault("not part of any adapter layout known here", []).append(key)
+            by_cause.setdefault(LeftoverReason.UNKNOWN, []).append(key)
         elif role == "not_analysed":
             training = _TRAINING_ONLY.search(key) is not None
-            why = "used in training only" if training else "a tensor of a kind that is not analysed"
-            by_reason.setdefault(why, []).append(key)
-    return [entry for reason, keys in by_reason.items() for entry in _entries(keys, reason)]
+            why = LeftoverReason.TRAINING_ONLY if training else LeftoverReason.KIND_NOT_ANALYSED
+            by_cause.setdefault(why, []).append(key)
+    return [entry for cause, keys in by_cause.items() for entry in _entries(keys, cause)]
 
 
-def _entries(keys: list[str], reason: str) -> Iterable[Skipped]:
+_TEXTS: Final = {
+    LeftoverReason.UNKNOWN: "not part of any adapter layout known here",
+    LeftoverReason.TRAINING_ONLY: "used in training only",
+    LeftoverReason.KIND_NOT_ANALYSED: "a tensor of a kind that is not analysed",
+}
+
+
+def _entries(keys: list[str], cause: LeftoverReason) -> Iterable[Skipped]:
     if len(keys) <= _MANY:
-        return [Skipped(key, reason) for key in keys]
-    return [Skipped(f"{keys[0]} and {len(keys) - 1} more", reason)]
+        return [Skipped(key, _TEXTS[cause], cause) for key in keys]
+    return [Skipped(f"{keys[0]} and {len(keys) - 1} more", _TEXTS[cause], cause)]

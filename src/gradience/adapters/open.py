@@ -10,13 +10,10 @@ from typing import Any, Final, NamedTuple
 
 import msgspec
 
-from gradience.adapters.config import AdapterConfig, read_config
-from gradience.adapters.formats.kohya import is_diffusers, is_kohya, read_diffusers, read_kohya
-from gradience.adapters.formats.mlx import is_mlx, is_torchtune, read_full, read_mlx, read_torchtune
-from gradience.adapters.formats.peft import is_peft, read_peft
-from gradience.adapters.layout import Adapter
+from gradience.adapters.formats import format_of, open_weights
+from gradience.adapters.layout import Adapter, Files
 from gradience.errors import AdapterError
-from gradience.io.safetensors import SafetensorsFile, ShardedFiles, TensorSource
+from gradience.io.safetensors import ShardedFiles, TensorSource
 from gradience.io.types import PathLike
 
 
@@ -34,19 +31,11 @@ def open_adapter(
         AdapterError: files are missing, damaged or of another format.
     """
     files = find_files(Path(path), config=_path(adapter_config), weights=_path(weights))
-    return files, read_adapter(files, _open)
+    return files, read_adapter(files)
 
 
 def _path(path: PathLike | None) -> Path | None:
     return None if path is None else Path(path)
-
-
-def _open(weights: Path) -> TensorSource:
-    if weights.suffix in {".bin", ".pt", ".pth"}:
-        from gradience.adapters.formats.torch_bin import TorchFile  # noqa: PLC0415  # torch only where it is needed
-
-        return TorchFile(weights)
-    return SafetensorsFile(weights)
 
 
 CONFIG_NAME: Final = "adapter_config.json"
@@ -192,43 +181,22 @@ class _Index(msgspec.Struct):
     metadata: Any = None
 
 
-def read_adapter(files: AdapterFiles, open_weights: Callable[[Path], TensorSource]) -> Adapter:
-    """Return the adapter that the files hold.
+def read_adapter(files: AdapterFiles, opened: Callable[[Path], TensorSource] = open_weights) -> Adapter:
+    """The adapter that the files hold.
 
     Args:
         files: from `find_files`.
-        open_weights: opens one weights file; the caller decides whether pickles are welcome.
+        opened: opens one weights file; the default reads safetensors, and pickles by torch's restricted loader.
 
     Raises:
         AdapterError: a file is missing, damaged, or of a type that the config contradicts.
     """
-    shards = [open_weights(path) for path in files.shards]
-    source = ShardedFiles(files.weights, shards) if shards else open_weights(files.weights)
-    adapter = _read(source, files)
+    shards = [opened(path) for path in files.shards]
+    source = ShardedFiles(files.weights, shards) if shards else opened(files.weights)
+    held = Files(source, files.config)
+    adapter = format_of(held).read(held)
     notes = [*adapter.notes, *_notes(files)]
     return replace(adapter, notes=notes, weights=list(files.shards) or [files.weights], source=source)
-
-
-def _read(source: TensorSource, files: AdapterFiles) -> Adapter:  # noqa: PLR0911  # one return a format reads best
-    keys = source.tensors
-    if is_mlx(keys):
-        return read_mlx(source, read_config(files.config))
-    if is_torchtune(keys):
-        return read_torchtune(source, read_config(files.config))
-    if is_kohya(keys):
-        return read_kohya(source, _optional(files))
-    if is_peft(keys) and (files.config.is_file() or not is_diffusers(keys, source.metadata)):
-        return read_peft(source, read_config(files.config))
-    if is_diffusers(keys, source.metadata):
-        return read_diffusers(source)
-    config = _optional(files)
-    if config.peft_type is None and config.fine_tune_type == "full":
-        return read_full(source, config)
-    return read_peft(source, config)
-
-
-def _optional(files: AdapterFiles) -> AdapterConfig:
-    return read_config(files.config) if files.config.is_file() else AdapterConfig()
 
 
 def _notes(files: AdapterFiles) -> list[str]:

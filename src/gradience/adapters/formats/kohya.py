@@ -18,7 +18,19 @@ import numpy as np
 from gradience.adapters.config import AdapterConfig, ScalingRules, parse_config
 from gradience.adapters.kinds.lora import Pair, lora_module, pair_of, wide
 from gradience.adapters.kinds.products import FIELDS, product_module, with_magnitude
-from gradience.adapters.layout import MOST_ELEMENTS, Adapter, Array, Context, Group, Module, Role, Skipped, parse_key
+from gradience.adapters.layout import (
+    MOST_ELEMENTS,
+    Adapter,
+    Array,
+    Context,
+    Files,
+    Format,
+    Group,
+    Module,
+    Role,
+    Skipped,
+    parse_key,
+)
 from gradience.adapters.names import explained, natural_key, other_role
 from gradience.errors import AdapterError
 from gradience.io.safetensors import TensorSource
@@ -50,10 +62,10 @@ _METADATA: Final = "lora_adapter_metadata"
 _CORE: Final = 4
 
 
-def is_kohya(keys: Iterable[str]) -> bool:
-    """Return whether the tensors are named as sd-scripts or older diffusers name them."""
+def _is_kohya(files: Files) -> bool:
+    """Whether the tensors are named as sd-scripts or older diffusers name them."""
     pairs = tuple(ending for ending, field in _ENDINGS if field in {"lora_A", "lora_B"})
-    return any(key.endswith(pairs) or key.startswith(_KOHYA_STEMS) for key in keys)
+    return any(key.endswith(pairs) or key.startswith(_KOHYA_STEMS) for key in files.source.tensors)
 
 
 def is_diffusers(keys: Iterable[str], metadata: Mapping[str, str]) -> bool:
@@ -61,8 +73,9 @@ def is_diffusers(keys: Iterable[str], metadata: Mapping[str, str]) -> bool:
     return _METADATA in metadata or any(key.startswith(_COMPONENTS) for key in keys)
 
 
-def read_kohya(source: TensorSource, config: AdapterConfig) -> Adapter:
-    """Return the modules of a kohya adapter; `config` is only carried along."""
+def _read_kohya(files: Files) -> Adapter:
+    """The modules of a kohya adapter; a config beside it is only carried along."""
+    source, config = files.source, files.optional_config()
     groups: dict[str, Group] = {}
     roles: dict[str, Role] = {}
     for key in source.tensors:
@@ -75,11 +88,13 @@ def read_kohya(source: TensorSource, config: AdapterConfig) -> Adapter:
         roles[key] = {"alpha": "scale", "magnitude": "magnitude"}.get(field, "lora_pair")  # type: ignore[assignment]
     ctx = Context(source, AdapterConfig(), ScalingRules(AdapterConfig()))
     found = [(group, _kohya_module(ctx, group)) for group in groups.values()]
-    adapter = _adapter("kohya", ctx, found, roles)
+    adapter = _adapter(KOHYA, ctx, found, roles)
     return replace(adapter, config=config)
 
 
-def _adapter(name: str, ctx: Context, found: list[tuple[Group, Module | Skipped]], roles: dict[str, Role]) -> Adapter:
+def _adapter(
+    file_format: Format, ctx: Context, found: list[tuple[Group, Module | Skipped]], roles: dict[str, Role]
+) -> Adapter:
     modules = sorted((one for _, one in found if isinstance(one, Module)), key=lambda m: natural_key(m.name))
     for group, one in found:
         if isinstance(one, Skipped):
@@ -87,7 +102,7 @@ def _adapter(name: str, ctx: Context, found: list[tuple[Group, Module | Skipped]
     placed = {key for group, _ in found for key in group.keys.values()}
     dora = "DoRA: the numbers below describe s B A, before the rescaling by magnitude, which needs the base"
     return Adapter(
-        format=name,
+        file_format=file_format,
         config=ctx.config,
         modules=modules,
         roles=roles,
@@ -162,8 +177,9 @@ def _cp_pair(ctx: Context, group: Group) -> Pair | str:
     return Pair(up[0], inner, r, _CORE, load)
 
 
-def read_diffusers(source: TensorSource) -> Adapter:
-    """Return the modules of a diffusers adapter."""
+def _read_diffusers(files: Files) -> Adapter:
+    """The modules of a diffusers adapter."""
+    source = files.source
     configs = _component_configs(source)
     contexts = {name: Context(source, config, ScalingRules(config)) for name, config in configs.items()}
     plain = Context(source, AdapterConfig(), ScalingRules(AdapterConfig()))
@@ -185,7 +201,7 @@ def read_diffusers(source: TensorSource) -> Adapter:
         (group, _diffusers_module(contexts.get(component), plain, component, group))
         for (component, _), group in groups.items()
     ]
-    adapter = _adapter("diffusers", plain, found, roles)
+    adapter = _adapter(DIFFUSERS, plain, found, roles)
     assumed = [] if configs else ["the file gives no alpha: it is taken to be the rank, as diffusers does"]
     return replace(adapter, notes=[*adapter.notes, *assumed])
 
@@ -233,3 +249,13 @@ def _component_configs(source: TensorSource) -> dict[str, AdapterConfig]:
         component: parse_config(msgspec.json.encode(values), f"{source.path}: {_METADATA} of {component}")
         for component, values in fields.items()
     }
+
+
+KOHYA: Final = Format("kohya", _is_kohya, _read_kohya, has_config=False, module_paths=False)
+DIFFUSERS: Final = Format(
+    "diffusers",
+    lambda files: is_diffusers(files.source.tensors, files.source.metadata),
+    _read_diffusers,
+    has_config=False,
+    component_prefix=True,
+)

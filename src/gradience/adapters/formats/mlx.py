@@ -7,25 +7,21 @@ MLX-LM (`mlx_lm/tuner/lora.py` and `dora.py`, fuse) multiplies from the right: `
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Final
 
 from gradience.adapters.config import AdapterConfig, ScalingRules
 from gradience.adapters.kinds import dense
 from gradience.adapters.kinds.lora import common, pair_of, transposed
-from gradience.adapters.layout import Adapter, Array, Context, Group, LoadFactors, Module, Role, Skipped
+from gradience.adapters.layout import Adapter, Array, Context, Files, Format, Group, LoadFactors, Module, Role, Skipped
 from gradience.adapters.names import explained, natural_key
 from gradience.errors import AdapterError
 from gradience.io.safetensors import TensorSource
+from gradience.schema.audit import LeftoverReason
 
 _STACKED: Final = 3
 # In MLX-LM lm_head is linear; these are the layers that become LoRAEmbedding.
 _EMBEDDINGS: Final = frozenset({"embed_tokens", "wte", "word_embeddings", "tok_embeddings", "embed_in", "embedding"})
-
-
-def is_mlx(keys: Iterable[str]) -> bool:
-    """Return whether the tensors are named as MLX-LM names them."""
-    return any(key.endswith((".lora_a", ".lora_b")) for key in keys)
 
 
 def is_embedding_layer(module: str) -> bool:
@@ -33,17 +29,18 @@ def is_embedding_layer(module: str) -> bool:
     return module.rpartition(".")[2] in _EMBEDDINGS
 
 
-def is_torchtune(keys: Iterable[str]) -> bool:
-    """Return whether the tensors are named as torchtune names them."""
-    return any(key.endswith((".lora_a.weight", ".lora_b.weight")) for key in keys)
+def _ends(*endings: str) -> Callable[[Files], bool]:
+    """Whether some tensor's name ends so."""
+    return lambda files: any(key.endswith(endings) for key in files.source.tensors)
 
 
-def read_mlx(source: TensorSource, config: AdapterConfig) -> Adapter:
-    """Return the modules of an MLX-LM adapter.
+def _read_mlx(files: Files) -> Adapter:
+    """The modules of an MLX-LM adapter.
 
     Raises:
         AdapterError: the config gives no scale, which nothing else does.
     """
+    source, config = files.source, files.read_config()
     scale = (config.lora_parameters or {}).get("scale")
     if not isinstance(scale, int | float) or isinstance(scale, bool) or not math.isfinite(scale):
         raise AdapterError(
@@ -55,14 +52,21 @@ def read_mlx(source: TensorSource, config: AdapterConfig) -> Adapter:
     named = AdapterConfig(base_model_name_or_path=config.model, fine_tune_type=config.fine_tune_type)
     groups, roles = _gather(source, {"lora_a": "lora_a", "lora_b": "lora_b", "m": "m"})
     ctx = Context(source, named, ScalingRules(named))
-    return _adapter(ctx, "mlx", groups, roles, lambda group: _mlx_modules(ctx, group, float(scale), config_r))
+    return _adapter(ctx, MLX, groups, roles, lambda group: _mlx_modules(ctx, group, float(scale), config_r))
 
 
-def read_full(source: TensorSource, config: AdapterConfig) -> Adapter:
-    """Return what MLX-LM saves of a fine-tune of whole weights (`fine_tune_type: full`): no modules."""
+def _is_full(files: Files) -> bool:
+    """Whether MLX-LM saved a fine-tune of whole weights (`fine_tune_type: full`)."""
+    config = files.optional_config()
+    return config.peft_type is None and config.fine_tune_type == "full"
+
+
+def _read_full(files: Files) -> Adapter:
+    """A fine-tune of whole weights: no modules."""
+    source = files.source
     roles: dict[str, Role] = dict.fromkeys(source.tensors, "full_module")
-    why = "fine_tune_type is full: whole weights, no adapter"
-    return Adapter("mlx", config, [], roles, source.tensors, [Skipped("*", why)], [], [source.path])
+    why = Skipped("*", "fine_tune_type is full: whole weights, no adapter", LeftoverReason.WHOLE_WEIGHTS)
+    return Adapter(MLX_FULL, files.optional_config(), [], roles, source.tensors, [why], [], [source.path])
 
 
 def _gather(source: TensorSource, endings: dict[str, str]) -> tuple[list[Group], dict[str, Role]]:
@@ -82,7 +86,7 @@ def _gather(source: TensorSource, endings: dict[str, str]) -> tuple[list[Group],
 
 def _adapter(
     ctx: Context,
-    name: str,
+    file_format: Format,
     groups: list[Group],
     roles: dict[str, Role],
     modules_of: Callable[[Group], list[Module | Skipped]],
@@ -100,7 +104,7 @@ def _adapter(
             unplaced.pop(key)
     dora = "DoRA: the numbers below describe s B A, before the rescaling by magnitude, which needs the base"
     return Adapter(
-        format=name,
+        file_format=file_format,
         config=ctx.config,
         modules=modules,
         roles=roles,
@@ -177,12 +181,13 @@ def _expert(ctx: Context, group: Group, e: int) -> LoadFactors:
     return load
 
 
-def read_torchtune(source: TensorSource, config: AdapterConfig) -> Adapter:
-    """Return the modules of an adapter that torchtune saved in its own names; alpha / r from the config."""
+def _read_torchtune(files: Files) -> Adapter:
+    """The modules of an adapter that torchtune saved in its own names; alpha / r from the config."""
+    source, config = files.source, files.read_config()
     endings = {"lora_a.weight": "lora_a", "lora_b.weight": "lora_b", "magnitude": "m"}
     groups, roles = _gather(source, endings)
     ctx = Context(source, config, ScalingRules(config))
-    return _adapter(ctx, "torchtune", groups, roles, lambda group: [_torchtune_module(ctx, group)])
+    return _adapter(ctx, TORCHTUNE, groups, roles, lambda group: [_torchtune_module(ctx, group)])
 
 
 def _torchtune_module(ctx: Context, group: Group) -> Module | Skipped:
@@ -207,3 +212,8 @@ def _torchtune_module(ctx: Context, group: Group) -> Module | Skipped:
         magnitude=magnitude,
         **common(ctx, group, s),
     )
+
+
+MLX: Final = Format("mlx", _ends(".lora_a", ".lora_b"), _read_mlx, embeds_by_name=True)
+MLX_FULL: Final = Format("mlx", _is_full, _read_full, embeds_by_name=True)
+TORCHTUNE: Final = Format("torchtune", _ends(".lora_a.weight", ".lora_b.weight"), _read_torchtune, convertible=False)

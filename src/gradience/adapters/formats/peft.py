@@ -2,18 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Final, TypeAlias
 
 from gradience.adapters.config import ANALYSED, AdapterConfig, ScalingRules
+from gradience.adapters.formats.kohya import is_diffusers
 from gradience.adapters.kinds.experts import expert_modules, parameter_nests
 from gradience.adapters.kinds.lora import adalora_module, base_changing, lora_module
 from gradience.adapters.kinds.products import loha_module, lokr_module
 from gradience.adapters.kinds.unfactored import hira_module, miss_module, vera_modules
-from gradience.adapters.layout import Adapter, Context, Group, Module, NeedsBase, Role, Skipped, parse_key
+from gradience.adapters.layout import (
+    Adapter,
+    Context,
+    Files,
+    Format,
+    Group,
+    Module,
+    NeedsBase,
+    Role,
+    Skipped,
+    parse_key,
+)
 from gradience.adapters.names import explained, natural_key, other_role
 from gradience.errors import AdapterError
 from gradience.io.safetensors import TensorSource
+from gradience.schema.audit import LeftoverReason
 
 Found: TypeAlias = Module | NeedsBase | Skipped
 Builder: TypeAlias = Callable[[Context, Group], Found]
@@ -37,17 +50,20 @@ _BUILDERS: Final[dict[str, Builder]] = {
 _ALIASES: Final = {"BONE": "MISS"}
 
 
-def is_peft(keys: Iterable[str]) -> bool:
-    """Return whether any tensor's name is one that PEFT gives to a part of an update."""
-    return any(key.startswith("base_model.") or parse_key(key) is not None for key in keys)
+def _matches(files: Files) -> bool:
+    """Whether a tensor is named as a part of an update; diffusers' names are, too, but it writes no config."""
+    keys, metadata = files.source.tensors, files.source.metadata
+    named = any(key.startswith("base_model.") or parse_key(key) is not None for key in keys)
+    return named and (files.has_config or not is_diffusers(keys, metadata))
 
 
-def read_peft(source: TensorSource, config: AdapterConfig) -> Adapter:
-    """Return the adapter's modules, with a role for every tensor of the file.
+def _read(files: Files) -> Adapter:
+    """The adapter's modules, with a role for every tensor of the file.
 
     Raises:
-        AdapterError: the config belongs to another type of adapter, or a pattern of it cannot be matched.
+        AdapterError: there is no config, it belongs to another type of adapter, or a pattern of it cannot be matched.
     """
+    source, config = files.source, files.read_config() if _matches(files) else files.optional_config()
     declared = config.peft_type.upper() if config.peft_type else None
     declared = _ALIASES.get(declared or "", declared)
     groups, roles = _gather(source, config)
@@ -85,7 +101,8 @@ def _recognised_only(source: TensorSource, config: AdapterConfig, roles: dict[st
     whole = ("full_module", "bias", "base_copy", "token_rows")
     kept: dict[str, Role] = {key: role if role in whole else "not_analysed" for key, role in roles.items()}
     reason = f"peft_type {config.peft_type}: recognised, not analysed"
-    return Adapter("peft", config, [], kept, source.tensors, [Skipped("*", reason)], [], [source.path])
+    skipped = Skipped("*", reason, LeftoverReason.TYPE_NOT_ANALYSED)
+    return Adapter(PEFT, config, [], kept, source.tensors, [skipped], [], [source.path])
 
 
 def _kind(declared: str | None, groups: Sequence[Group]) -> str:
@@ -178,15 +195,19 @@ def _assembled(
     rest = {key: role for key, role in roles.items() if key not in placed}
     unmatched = ctx.rules.unmatched() if kind not in {"ADALORA", "VERA", "MISS", "HIRA"} else ([], [])
     return Adapter(
-        format="peft",
+        file_format=PEFT,
         config=ctx.config,
         modules=modules,
         roles=roles,
         tensors=ctx.source.tensors,
-        skipped=[*skipped, *(Skipped(one.module.name, one.reason) for one in waiting), *explained(rest)],
+        skipped=[
+            *skipped,
+            *(Skipped(one.module.name, one.reason, LeftoverReason.NEEDS_BASE) for one in waiting),
+            *explained(rest),
+        ],
         notes=_notes(ctx, modules, roles, unmatched),
         weights=[ctx.source.path],
-        needs_base=[one.module for one in waiting],
+        base_dependent=[one.module for one in waiting],
         unmatched_rank_patterns=unmatched[0],
         unmatched_alpha_patterns=unmatched[1],
     )
@@ -259,3 +280,6 @@ def _notes_on_ranks(modules: Sequence[Module]) -> list[str]:
         return []
     where = f"{len(wrong)} of {len(modules)} modules (first: {wrong[0]})"
     return [f"{where} have another rank in the file than in the config; the file's is used"]
+
+
+PEFT: Final = Format("peft", _matches, _read, is_peft=True)

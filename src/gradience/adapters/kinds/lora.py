@@ -22,14 +22,13 @@ from gradience.adapters.layout import (
     module_path,
     pattern_name,
 )
+from gradience.adapters.traits import start_of
 
 
 def base_changing(init: object) -> str | None:
-    """Return the initialisation's name where it changed the base model's weights at the start, or None."""
-    if not isinstance(init, str):
-        return None
-    known = ("pissa", "olora", "corda", "loftq", "lora_ga")
-    return next((name for name in known if init.lower().startswith(name)), None)
+    """The initialisation's name where it changed the base model's weights at the start, or None."""
+    start = start_of(init)
+    return start.name if start.changes_base else None
 
 
 def lora_module(ctx: Context, group: Group) -> Module | Skipped:

@@ -61,7 +61,7 @@ def compare(adapter: Adapter, rows: Sequence[ModuleAudit], options: BaseOptions)
     norms = NormsCache(default_folder() if options.cache else None, _identity(files, options))
     run = _Run(adapter, BaseWeights(files), norms, options)
     jobs: list[tuple[Module, ModuleAudit | None]] = [*zip(adapter.modules, rows, strict=True)]
-    jobs += [(module, None) for module in adapter.needs_base]
+    jobs += [(module, None) for module in adapter.base_dependent]
     done = []
     for place, (module, row) in enumerate(jobs):
         if options.progress is not None:

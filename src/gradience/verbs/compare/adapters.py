@@ -351,7 +351,7 @@ def _notes(sides: Sequence[Side]) -> list[str]:
     notes = []
     for side in sides:
         notes += [f"{side.name}: {note}" for note in side.adapter.notes]
-        unseen = len(side.adapter.needs_base)
+        unseen = len(side.adapter.base_dependent)
         if unseen:
             notes.append(f"{side.name}: {unseen} modules need the base model, and are not compared")
     if len({side.adapter.config.base_model_name_or_path for side in sides}) > 1:

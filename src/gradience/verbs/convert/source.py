@@ -98,10 +98,10 @@ def open_source(
     _refuse_kind(adapter)
     adapter = _with_large_products(adapter, tensors)
     found = BaseWeights(find_shards(Path(base))) if base is not None else None
-    if adapter.needs_base and found is None:
-        why = next(s.reason for s in adapter.skipped if s.name == adapter.needs_base[0].name)
+    if adapter.base_dependent and found is None:
+        why = next(s.reason for s in adapter.skipped if s.name == adapter.base_dependent[0].name)
         raise AdapterError(why, advice="give the base model that it was trained on with --base PATH")
-    modules = [*adapter.modules, *adapter.needs_base]
+    modules = [*adapter.modules, *adapter.base_dependent]
     if not modules:
         why = "; ".join(f"{s.name}: {s.reason}" for s in adapter.skipped[:_SHOWN]) or "it holds no update"
         raise AdapterError(f"no module of {files.weights} can be converted ({why})")

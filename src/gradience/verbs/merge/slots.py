@@ -73,8 +73,8 @@ def _unknown(side: Side) -> Iterator[str]:
     other = next((m for m in adapter.modules if m.kind not in _KINDS and m.magnitude is None), None)
     if other is not None:
         yield f"{other.name} is of kind {other.kind}"
-    if adapter.needs_base:
-        yield f"{adapter.needs_base[0].name} needs the base model"
+    if adapter.base_dependent:
+        yield f"{adapter.base_dependent[0].name} needs the base model"
     strange = [name for name, role in adapter.roles.items() if role in {"unknown", "not_analysed"}]
     if strange:
         yield f"{len(strange)} of its tensors are not understood (first: {strange[0]})"

@@ -198,7 +198,7 @@ class _Run:
         Raises:
             AdapterError: there is none that can be looked at.
         """
-        modules = [*self._adapter.modules, *self._adapter.needs_base]
+        modules = [*self._adapter.modules, *self._adapter.base_dependent]
         for place, module in enumerate(modules):
             if progress is not None:
                 progress(place, len(modules), module.name)

@@ -83,7 +83,7 @@ def _judged(adapter: Adapter, rows: Rows, shown: Progress, *, extra: int) -> lis
     Raises:
         AdapterError: there is neither.
     """
-    modules, copies = [*adapter.modules, *adapter.needs_base], list(copies_of(adapter))
+    modules, copies = [*adapter.modules, *adapter.base_dependent], list(copies_of(adapter))
     if not modules and not copies:
         why = adapter.skipped[0].reason if adapter.skipped else "it holds no tensor"
         raise AdapterError(

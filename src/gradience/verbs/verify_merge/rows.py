@@ -152,7 +152,7 @@ class Rows:
 
     def _plain(self, module: Module, w: Array) -> Delta | None:
         """Return s B A, where the true update is a function of W and the file holds factors."""
-        if any(module is one for one in self._adapter.needs_base):
+        if any(module is one for one in self._adapter.base_dependent):
             return None
         b, a = module.load()
         turned = (len(b), a.shape[1]) != w.shape
@@ -240,7 +240,7 @@ class Rows:
 
     def skipped(self) -> list[VerifiedModule]:
         """Return rows for what the adapter holds beside, and that is not understood."""
-        waiting = {module.name for module in self._adapter.needs_base}
+        waiting = {module.name for module in self._adapter.base_dependent}
         return [
             VerifiedModule(name=item.name, verdict="not_compared", reason=item.reason)
             for item in self._adapter.skipped
@@ -284,7 +284,7 @@ class Copied(NamedTuple):
 
 def copies_of(adapter: Adapter) -> Iterator[Copy]:
     """Return the tensors that a merge copies into the model."""
-    placed = {key for module in (*adapter.modules, *adapter.needs_base) for key in module.keys.values()}
+    placed = {key for module in (*adapter.modules, *adapter.base_dependent) for key in module.keys.values()}
     adapted = {module.name for module in adapter.modules}
     for key, role in adapter.roles.items():
         name = key.removeprefix(PREFIX)
