@@ -13,9 +13,9 @@ from typing import Any, Final, NamedTuple
 
 import numpy as np
 
-from gradience.adapters.kinds.lora import base_changing
 from gradience.adapters.layout import Adapter, Module
 from gradience.adapters.pairs import StoredPair, stored_pairs
+from gradience.adapters.traits import Operation, obstacles
 from gradience.base.weights import BaseWeights
 from gradience.errors import AdapterError
 from gradience.io.safetensors import DTYPES, PlannedTensor, TensorSource, file_size
@@ -236,84 +236,39 @@ def _relative_error(losses: Sequence[_Loss]) -> float | None:
 
 
 _CONVERT: Final = "turn it into plain LoRA first: see 'gradience convert --help'"
-_KINDS: Final = ("linear", "embedding", "conv", "expert", "dora")
 
 
 def resizable_pairs(adapter: Adapter) -> list[StoredPair]:
     """Return the adapter's pairs, in the order of its modules.
 
     Raises:
-        AdapterError: the adapter, or one of its modules, is of a kind that has no factors of its own to cut.
+        AdapterError: a lower rank would change what the adapter does beyond what is left out, or no config can say it.
     """
-    _refuse(adapter)
+    refusal = next(obstacles(adapter, Operation.RESIZE), None)
+    if refusal is not None:
+        raise AdapterError(f"cannot resize this adapter: {refusal.text}", advice=_CONVERT)
+    unread = [name for name, role in adapter.roles.items() if role == "not_analysed"]
+    if unread:
+        why = adapter.skipped[0].reason if adapter.skipped else "not understood"
+        raise AdapterError(
+            f"cannot resize this adapter: {len(unread)} of its tensors may depend on the rank ({unread[0]}: {why})",
+            advice="'gradience audit --verbose' lists them",
+        )
+    if not adapter.modules:
+        raise AdapterError("cannot resize this adapter: it holds no LoRA pair", advice="give the folder PEFT saved")
     pairs = stored_pairs(adapter)
     _refuse_unequal(pairs)
     return pairs
 
 
 def _refuse_unequal(pairs: Sequence[StoredPair]) -> None:
-    """Raise where pairs that one pattern governs have two ranks, or two scales: no config says that."""
+    """Refuse pairs that one pattern governs but that differ in rank or scale: no config says that."""
     seen: dict[str, Module] = {}
     for pair in pairs:
-        one, first = pair.first, seen.setdefault(pair.path, pair.first)
-        if (one.r, one.scale) != (first.r, first.scale):
+        module, other = pair.first, seen.setdefault(pair.path, pair.first)
+        if (module.r, module.scale) != (other.r, other.scale):
             raise AdapterError(
-                f"{first.name} and {one.name} share their config, but have ranks {first.r} and {one.r}",
+                f"{other.name} and {module.name} share their config, but have ranks {other.r} and {module.r} "
+                f"and scales {other.scale:g} and {module.scale:g}",
                 advice="save each adapter in a folder of its own",
             )
-
-
-def _refuse(adapter: Adapter) -> None:
-    """Raise where a rank cannot be lowered without changing what the adapter does beyond what is left out."""
-    reason = _reason(adapter)
-    if reason is not None:
-        raise AdapterError(f"cannot resize this adapter: {reason}", advice=_CONVERT)
-    lost = [name for name, role in adapter.roles.items() if role == "not_analysed"]
-    if lost:
-        why = adapter.skipped[0].reason if adapter.skipped else "not understood"
-        raise AdapterError(
-            f"cannot resize this adapter: {len(lost)} of its tensors depend on the rank in a way that is not known "
-            f"({lost[0]}: {why})",
-            advice="'gradience audit --verbose' lists them",
-        )
-    if not adapter.modules:
-        raise AdapterError("cannot resize this adapter: it holds no LoRA pair", advice="give the folder PEFT saved")
-
-
-def _reason(adapter: Adapter) -> str | None:
-    """Return why the adapter as a whole is of the wrong kind, or None."""
-    config = adapter.config
-    if adapter.format == "kohya":
-        return _not_plain(adapter)
-    if adapter.format != "peft":
-        return f"it is in {adapter.format}'s format, not PEFT's or kohya's"
-    if config.peft_type not in {"LORA", None}:
-        return f"peft_type {config.peft_type} has no B A of its own"
-    other = next((m for m in [*adapter.modules, *adapter.needs_base] if m.kind not in _KINDS), None)
-    return _variant(adapter) if other is None else f"{other.name} is of kind {other.kind}"
-
-
-def _not_plain(adapter: Adapter) -> str | None:
-    """Return why a file of kohya's is none of plain pairs, or None."""
-    plain = {"lora_A", "lora_B", "alpha"}
-    other = next((m for m in adapter.modules if m.kind not in {"linear", "conv"} or not m.keys.keys() <= plain), None)
-    return None if other is None else f"{other.name} is more than one pair of factors ({other.kind})"
-
-
-def _variant(adapter: Adapter) -> str | None:
-    """Return why a LoRA of a special sort cannot be cut, or None."""
-    config = adapter.config
-    if base_changing(config.init_lora_weights) is not None:
-        return (
-            f"init_lora_weights={config.init_lora_weights!r}: PEFT takes a part out of the base when it loads the "
-            "adapter, and another rank would take out another part"
-        )
-    if config.kasa_config is not None:
-        return "KaSA takes as many singular values out of the base as its rank, so another rank is another base"
-    if config.use_bdlora:
-        return "BD-LoRA's factors are block-diagonal, and the best factors of a lower rank are not"
-    if config.use_qalora:
-        return "QALoRA's A is of pooled inputs, which has no merge to check a result against"
-    if config.ensure_weight_tying and any("lora_embedding_A" in m.keys for m in adapter.modules):
-        return "ensure_weight_tying: the embedding and the head share factors, which two cuts would tear apart"
-    return None
