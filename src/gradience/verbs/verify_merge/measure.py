@@ -1,72 +1,21 @@
-"""One weight, its merged twin and the update between them: what is read off, span by span."""
+"""One weight, its merged twin and the update between them: replays of a merge, and what M holds of the update.
+
+All arithmetic is that of a merge: float32, or float64 where a tensor is stored so, rounded to the dtypes of a replay.
+Matrices are gone through in spans of rows that a processor's cache holds, by several threads if asked.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple, TypeAlias
 
 import msgspec
 import numpy as np
 
-from gradience.adapters.layout import Array, Module
-from gradience.adapters.names import is_embedding
-from gradience.errors import AdapterError
+from gradience.adapters.layout import Array
 from gradience.schema.merge import MergeReplay
-from gradience.verbs.verify_merge.delta import HALVES, UNIT, Delta, PlainDelta, delta_of, narrower, rounded, working
-
-
-class Held(NamedTuple):
-    """A tensor of a model as a matrix."""
-
-    name: str
-    dtype: str
-    data: Array
-
-
-def chosen(x: Array, rows: Sequence[int] | None, n: int) -> Array:
-    """Return the rows of those numbers.
-
-    Raises:
-        AdapterError: they are not `n`, or not all there.
-    """
-    if rows is None or len(rows) != n or (rows and max(rows) >= len(x)):
-        raise AdapterError(f"{n} token rows do not fit trainable_token_indices and a tensor of {len(x)} rows")
-    return x[list(rows)]
-
-
-def same_length(held: Array, m: Array, name: str) -> tuple[Array, Array, str | None]:
-    """Return both with as many rows, where one is of a vocabulary that was padded or extended.
-
-    Raises:
-        AdapterError: they differ otherwise.
-    """
-    if held.shape == m.shape:
-        return held, m, None
-    n = min(len(held), len(m)) if held.ndim and m.ndim else 0
-    if held.shape[1:] != m.shape[1:] or not is_embedding(name.rpartition(".")[0]) or n == 0:
-        raise AdapterError(f"of shape {list(m.shape)}, in the adapter {list(held.shape)}")
-    return held[:n], m[:n], f"{max(len(held), len(m)) - n} rows are in one of them only"
-
-
-def fitted(module: Module, w: Held, m: Held) -> tuple[Held, Held, Delta, str | None]:
-    """Return W, M and dW of one shape; the rows of an extended vocabulary that not all have are left out.
-
-    Raises:
-        AdapterError: they do not fit.
-    """
-    if w.data.shape == m.data.shape and w.data.shape in {module.shape, module.shape[::-1], (0, 0)}:
-        return w, m, delta_of(module, w.data), None
-    if module.dense is None and is_embedding(module.name) and w.data.shape[1] == m.data.shape[1] == module.shape[1]:
-        counts = (len(w.data), len(m.data), module.shape[0])
-        n = min(counts)
-        b, a = module.load()
-        note = f"rows of base, merged model and adapter: {', '.join(map(str, counts))}: the first {n} are compared"
-        return w._replace(data=w.data[:n]), m._replace(data=m.data[:n]), PlainDelta(b[:n], a, module.scale), note
-    if w.data.shape != m.data.shape:
-        raise AdapterError(f"{m.name} is of shape {list(m.data.shape)}, in the base {list(w.data.shape)}")
-    return w, m, delta_of(module, w.data), None
-
+from gradience.verbs.verify_merge.delta import HALVES, UNIT, Delta, narrower, rounded, working
 
 _WORDS: Final = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
@@ -138,6 +87,7 @@ Workers: TypeAlias = Callable[..., Iterable[Any]]
 
 _SPAN: Final = 1 << 18  # entries at a time: what a processor's cache holds
 _PROBE: Final = 1 << 16  # entries of the rows on which replays are tried
+_PRODUCTS: Final = 1 << 18  # of factors, in float64 at a time
 _F16_STEP: Final = 2.0**-25  # half of float16's least step
 
 
@@ -167,8 +117,8 @@ class Case:
         n = min(len(self.w), max(4, _PROBE // max(1, self.w.shape[1])))
         return np.unique(np.linspace(0, len(self.w) - 1, n).astype(np.int64))
 
-    def pair(self, at: slice | Array) -> tuple[Array, Array]:
-        """Return rows of W and M in the dtype that is computed in."""
+    def pair(self, at: slice | Array | tuple[Array, Array]) -> tuple[Array, Array]:
+        """Return rows, or single entries, of W and M in the dtype that is computed in."""
         kind = working(self.base, self.merged)
         return self.w[at].astype(kind, copy=False), self.m[at].astype(kind, copy=False)
 
@@ -185,8 +135,6 @@ class Sums(NamedTuple):
     """Entries in which M is not W in the merged dtype."""
     would_change: int = 0
     """Entries in which p is not."""
-    wrong: int = 0
-    """Entries in which M is not p."""
     ee: float = 0.0
     ed: float = 0.0
     dd: float = 0.0
@@ -220,32 +168,53 @@ def measure(case: Case, replay: MergeReplay) -> Sums:
 
 
 def exact(case: Case, replay: MergeReplay) -> Sums | None:
-    """Return the sums if M is bit for bit what the replay gives."""
+    """Return the sums if every entry of M is one that the replay gives, in some order of adding up products."""
     return _measured(case, replay, stop=True)
 
 
 def _measured(case: Case, replay: MergeReplay, *, stop: bool) -> Sums | None:
     case.delta.prepare(replay)
-    total, counts = np.zeros(5), np.zeros(3, np.int64)
-    for some, sums in case.workers(lambda at: _span(case, replay, at), case.spans()):
-        if stop and some[-1]:
+    total, counts = np.zeros(5), np.zeros(2, np.int64)
+    for found in case.workers(lambda at: _span(case, replay, at, stop=stop), case.spans()):
+        if found is None:
             return None
-        counts += some
-        total += sums
+        counts += found[0]
+        total += found[1]
     return Sums(case.w.size, *(int(n) for n in counts), *(float(x) for x in total))
 
 
-def _span(case: Case, replay: MergeReplay, at: slice) -> tuple[list[int], list[float]]:
-    """Return the counts and the sums over some rows, as `Sums` has them."""
+def _span(case: Case, replay: MergeReplay, at: slice, *, stop: bool) -> tuple[list[int], list[float]] | None:
+    """Return the counts and the sums over some rows, as `Sums` has them; None if M is not the replay's and `stop`."""
     w, m = case.pair(at)
     used = case.delta.rows(at, replay)
     p = case.replayed(w, used, replay)
-    wrong = int(np.count_nonzero(m != p))
+    wrong = m != p
+    if stop and _unmatched(case, replay, at, wrong):
+        return None
     shared = (replay.factor, replay.delta, replay.factors, replay.scales_factor) == (1.0, "F32", None, False)
     d = used if shared else case.delta.rows(at, MergeReplay(weight=replay.weight))
     before = case.replayed(w, None, replay)
-    counts = [int(np.count_nonzero(m != before)), int(np.count_nonzero(p != before)), wrong]
-    return counts, _span_sums(m - w, d, None if wrong == 0 else (p - w, m - p))
+    counts = [int(np.count_nonzero(m != before)), int(np.count_nonzero(p != before))]
+    return counts, _span_sums(m - w, d, (p - w, m - p) if wrong.any() else None)
+
+
+def _unmatched(case: Case, replay: MergeReplay, at: slice | Array, wrong: Array, most: int = 0) -> int:
+    """Return how many entries of M the replay gives in no order of adding up products; counting stops above `most`.
+
+    `wrong` marks the entries of the rows `at` in which M is not what this machine's own order gives.
+    """
+    inside, columns = np.nonzero(wrong)
+    rows = np.arange(len(case.w))[at][inside]
+    some = max(1, _PRODUCTS // case.delta.rank)
+    count = 0
+    for start in range(0, len(rows), some):
+        i, j = rows[start : start + some], columns[start : start + some]
+        w, m = case.pair((i, j))
+        low, high = (case.replayed(w, delta, replay) for delta in case.delta.bounds(i, j, replay))
+        count += len(i) - int(np.count_nonzero((low <= m) & (m <= high)))
+        if count > most:
+            break
+    return count
 
 
 def _span_sums(e: Array, d: Array, apart: tuple[Array, Array] | None) -> list[float]:
@@ -263,12 +232,17 @@ def _dot(x: Array, y: Array) -> float:
         return float(np.vdot(x, y))
 
 
-def distance(case: Case, replay: MergeReplay, at: Array) -> tuple[int, float]:
-    """Return in how many entries of some rows M is not what the replay gives, and by how much in sum."""
+def mismatches(case: Case, replay: MergeReplay, at: Array, most: int) -> int:
+    """Return in how many entries of some rows M is not what the replay gives; counting stops above `most`."""
     w, m = case.pair(at)
-    p = case.replayed(w, case.delta.rows(at, replay), replay)
+    return _unmatched(case, replay, at, m != case.replayed(w, case.delta.rows(at, replay), replay), most)
+
+
+def distance(case: Case, replay: MergeReplay, at: Array) -> float:
+    """Return the sum over some rows of |M - what the replay gives|."""
+    w, m = case.pair(at)
     with np.errstate(invalid="ignore"):
-        return int(np.count_nonzero(m != p)), float(np.abs(m - p).sum(dtype=np.float64))
+        return float(np.abs(m - case.replayed(w, case.delta.rows(at, replay), replay)).sum(dtype=np.float64))
 
 
 def is_weight(case: Case, through: str) -> bool:
