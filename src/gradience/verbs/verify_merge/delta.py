@@ -69,24 +69,25 @@ class PlainDelta:
 
     def rows(self, at: slice | Array, replay: MergeReplay) -> Array:
         """Return those rows of dW, in float32, as the replay computes them on this machine."""
-        b, a = self._factors(replay.factors)
-        left = self._scale(replay) * b[at] if replay.scales_factor else b[at]
-        return self._finished(self._product(left, a), replay)
+        return self._finished(self._product(*self._left_and_right(at, replay)), replay)
 
-    def bounds(self, rows: Array, columns: Array, replay: MergeReplay) -> tuple[Array, Array]:
-        """Return the least and the largest dW of some entries, over all orders of adding up their r products.
+    def bounds(self, at: slice | Array, replay: MergeReplay) -> tuple[Array, Array]:
+        """Return the least and the largest that those rows of dW can be, over all orders of adding up r products.
 
         Any order, with or without fused multiply-add, is within gamma_r sum_k |b_ik a_kj| of the exact sum, with
         gamma_r = r u / (1 - r u) (Higham, Accuracy and Stability of Numerical Algorithms, 3.1). What follows the sum
         (roundings, the scale) is monotone, so the bounds stay bounds.
         """
-        b, a = self._factors(replay.factors)
-        left = self._scale(replay) * b[rows] if replay.scales_factor else b[rows]
-        products = left.astype(np.float64) * a.T[columns]
-        total, off = products.sum(axis=1), self.rank * UNIT["F32"] / (1.0 - self.rank * UNIT["F32"])
-        reach = off * np.abs(products).sum(axis=1)
+        b, a = (x.astype(np.float64) for x in self._left_and_right(at, replay))
+        off = self.rank * UNIT["F32"]
+        total, reach = b @ a, off / (1.0 - off) * (np.abs(b) @ np.abs(a))
         ends = [self._finished(end.astype(np.float32), replay) for end in (total - reach, total + reach)]
         return np.minimum(*ends), np.maximum(*ends)
+
+    def _left_and_right(self, at: slice | Array, replay: MergeReplay) -> tuple[Array, Array]:
+        """Return what is multiplied: rows of b, scaled if the replay does so first, and a."""
+        b, a = self._factors(replay.factors)
+        return self._scale(replay) * b[at] if replay.scales_factor else b[at], a
 
     def _product(self, b: Array, a: Array) -> Array:
         return b @ a
@@ -133,17 +134,15 @@ class WholeDelta:
 
     def rows(self, at: slice | Array, replay: MergeReplay) -> Array:
         """Return those rows; of a replay's precision only the rounding of dW itself applies."""
-        return self._finished(self._update[at], replay)
-
-    def bounds(self, rows: Array, columns: Array, replay: MergeReplay) -> tuple[Array, Array]:
-        """Return the entries twice: nothing is added up."""
-        entries = self._finished(self._update[rows, columns], replay)
-        return entries, entries
-
-    def _finished(self, part: Array, replay: MergeReplay) -> Array:
+        part = self._update[at]
         if replay.factor != 1.0:
             part = part * np.asarray(replay.factor, part.dtype)
         return rounded(part, replay.delta)
+
+    def bounds(self, at: slice | Array, replay: MergeReplay) -> tuple[Array, Array]:
+        """Return those rows twice: nothing is added up."""
+        rows = self.rows(at, replay)
+        return rows, rows
 
     def size(self, at: slice | Array) -> Array:
         """Return the rows' root mean square beside each entry: what a rounding of factors moves."""

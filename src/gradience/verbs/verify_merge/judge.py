@@ -126,7 +126,7 @@ def _first_exact(case: Case, some: Iterable[MergeReplay]) -> _Exact | None:
         return None
     at = case.probe()
     few = len(at) * case.w.shape[1] // 100
-    likely = [(wrong, replay) for replay in some if (wrong := mismatches(case, replay, at, few)) <= few]
+    likely = [(wrong, replay) for replay in some if (wrong := mismatches(case, replay, at)) <= few]
     for _, replay in sorted(likely, key=lambda item: item[0])[:_FULL_TRIES]:
         if (sums := exact(case, replay)) is not None:
             return _Exact(replay, sums)

@@ -87,7 +87,6 @@ Workers: TypeAlias = Callable[..., Iterable[Any]]
 
 _SPAN: Final = 1 << 18  # entries at a time: what a processor's cache holds
 _PROBE: Final = 1 << 16  # entries of the rows on which replays are tried
-_PRODUCTS: Final = 1 << 18  # of factors, in float64 at a time
 _F16_STEP: Final = 2.0**-25  # half of float16's least step
 
 
@@ -117,8 +116,8 @@ class Case:
         n = min(len(self.w), max(4, _PROBE // max(1, self.w.shape[1])))
         return np.unique(np.linspace(0, len(self.w) - 1, n).astype(np.int64))
 
-    def pair(self, at: slice | Array | tuple[Array, Array]) -> tuple[Array, Array]:
-        """Return rows, or single entries, of W and M in the dtype that is computed in."""
+    def pair(self, at: slice | Array) -> tuple[Array, Array]:
+        """Return rows of W and M in the dtype that is computed in."""
         kind = working(self.base, self.merged)
         return self.w[at].astype(kind, copy=False), self.m[at].astype(kind, copy=False)
 
@@ -188,33 +187,25 @@ def _span(case: Case, replay: MergeReplay, at: slice, *, stop: bool) -> tuple[li
     w, m = case.pair(at)
     used = case.delta.rows(at, replay)
     p = case.replayed(w, used, replay)
-    wrong = m != p
-    if stop and _unmatched(case, replay, at, wrong):
+    if stop and _mismatches(case, replay, at, p):
         return None
     shared = (replay.factor, replay.delta, replay.factors, replay.scales_factor) == (1.0, "F32", None, False)
     d = used if shared else case.delta.rows(at, MergeReplay(weight=replay.weight))
     before = case.replayed(w, None, replay)
     counts = [int(np.count_nonzero(m != before)), int(np.count_nonzero(p != before))]
-    return counts, _span_sums(m - w, d, (p - w, m - p) if wrong.any() else None)
+    return counts, _span_sums(m - w, d, None if np.array_equal(m, p) else (p - w, m - p))
 
 
-def _unmatched(case: Case, replay: MergeReplay, at: slice | Array, wrong: Array, most: int = 0) -> int:
-    """Return how many entries of M the replay gives in no order of adding up products; counting stops above `most`.
+def _mismatches(case: Case, replay: MergeReplay, at: slice | Array, p: Array) -> int:
+    """Return in how many entries of some rows M is nothing that the replay gives, in any order of adding up products.
 
-    `wrong` marks the entries of the rows `at` in which M is not what this machine's own order gives.
+    `p` is what this machine's own order gives.
     """
-    inside, columns = np.nonzero(wrong)
-    rows = np.arange(len(case.w))[at][inside]
-    some = max(1, _PRODUCTS // case.delta.rank)
-    count = 0
-    for start in range(0, len(rows), some):
-        i, j = rows[start : start + some], columns[start : start + some]
-        w, m = case.pair((i, j))
-        low, high = (case.replayed(w, delta, replay) for delta in case.delta.bounds(i, j, replay))
-        count += len(i) - int(np.count_nonzero((low <= m) & (m <= high)))
-        if count > most:
-            break
-    return count
+    w, m = case.pair(at)
+    if np.array_equal(m, p):
+        return 0
+    low, high = (case.replayed(w, delta, replay) for delta in case.delta.bounds(at, replay))
+    return m.size - int(np.count_nonzero((low <= m) & (m <= high)))
 
 
 def _span_sums(e: Array, d: Array, apart: tuple[Array, Array] | None) -> list[float]:
@@ -232,17 +223,19 @@ def _dot(x: Array, y: Array) -> float:
         return float(np.vdot(x, y))
 
 
-def mismatches(case: Case, replay: MergeReplay, at: Array, most: int) -> int:
-    """Return in how many entries of some rows M is not what the replay gives; counting stops above `most`."""
-    w, m = case.pair(at)
-    return _unmatched(case, replay, at, m != case.replayed(w, case.delta.rows(at, replay), replay), most)
+def mismatches(case: Case, replay: MergeReplay, at: Array) -> int:
+    """Return in how many entries of some rows M is not what the replay gives."""
+    return _mismatches(case, replay, at, _predicted(case, replay, at))
+
+
+def _predicted(case: Case, replay: MergeReplay, at: Array) -> Array:
+    return case.replayed(case.pair(at)[0], case.delta.rows(at, replay), replay)
 
 
 def distance(case: Case, replay: MergeReplay, at: Array) -> float:
     """Return the sum over some rows of |M - what the replay gives|."""
-    w, m = case.pair(at)
     with np.errstate(invalid="ignore"):
-        return float(np.abs(m - case.replayed(w, case.delta.rows(at, replay), replay)).sum(dtype=np.float64))
+        return float(np.abs(case.pair(at)[1] - _predicted(case, replay, at)).sum(dtype=np.float64))
 
 
 def is_weight(case: Case, through: str) -> bool:
