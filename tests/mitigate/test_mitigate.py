@@ -86,7 +86,7 @@ def test_a_dry_run_writes_nothing_and_the_report_follows_its_schema(make, tmp_pa
 
 def test_an_adapter_of_nothing_but_dora_is_refused(make):
     case = make(LoraConfig(r=2, target_modules=["q_proj"], use_dora=True))
-    with pytest.raises(AdapterError, match="no module can be looked at"):
+    with pytest.raises(AdapterError, match="no module can be compared with its base"):
         mitigate_adapter(case.folder, case.base)
 
 

@@ -47,7 +47,7 @@ class LoraPair(NamedTuple):
         return (rows, self.inner, *self.kernel), (self.out, rows, *(1 for _ in self.kernel))
 
     def swapped(self, left: T, right: T) -> tuple[T, T]:
-        """Return what belongs to (B, A) of the file in the order of the base's orientation, or the other way round."""
+        """Return two things that belong to B and A of the file in the order of the base's orientation, or back."""
         return (right, left) if self.transposed else (left, right)
 
     def oriented(self, b: Array, a: Array) -> tuple[Array, Array]:
@@ -143,6 +143,6 @@ def padded(array: Array, shape: Shape) -> Array:
     """Return the array with zeros appended on each axis, up to the shape."""
     if array.shape == shape:
         return array
-    wide = np.zeros(shape, array.dtype)
-    wide[tuple(slice(0, size) for size in array.shape)] = array
-    return wide
+    larger = np.zeros(shape, array.dtype)
+    larger[tuple(slice(0, size) for size in array.shape)] = array
+    return larger

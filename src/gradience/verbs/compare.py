@@ -30,27 +30,27 @@ from gradience.schema.compare import (
     ModulePair,
 )
 from gradience.spectral.batch import Spectrum, spectra
-from gradience.spectral.subspace import PairGeometry, pair_geometries
+from gradience.spectral.subspace import PairGeometry
 from gradience.verbs.several import (
     Matching,
     Side,
     config_differences,
     described,
     factors_of,
+    geometries,
     matched,
     mean_overlaps,
     open_sides,
+    shared_modules,
     side_overlap,
-    stackable,
 )
 
 SETTLED: Final = 0.99  # cosine to the final update: 8 degrees, or a seventh of its norm; a heuristic of the project
 _CHECKPOINT: Final = re.compile(r"checkpoint-(\d{1,15})")
-_FEW: Final = 2
 
 
-_Places: TypeAlias = tuple[int, int]
-_Seen: TypeAlias = dict[_Places, dict[str, PairGeometry]]
+_Pair: TypeAlias = tuple[int, int]
+_Seen: TypeAlias = dict[_Pair, dict[str, PairGeometry]]
 
 _NO_VECTORS: Final = np.zeros((0, 0))
 
@@ -110,7 +110,7 @@ def _measured(side: Side) -> _Measured:
     return _Measured(side, found, {m.name: s.frobenius_norm**2 for m, s in pairs if s.finite})
 
 
-def _wanted(n: int, *, series: bool) -> list[_Places]:
+def _wanted(n: int, *, series: bool) -> list[_Pair]:
     """Return the pairs to look at: all; of a series each with the next and with the last."""
     if not series:
         return list(combinations(range(n), 2))
@@ -118,22 +118,16 @@ def _wanted(n: int, *, series: bool) -> list[_Places]:
 
 
 def _seen(
-    found: Matching, wanted: Sequence[_Places], shown: Sequence[_Places], progress: Progress | None
-) -> tuple[_Seen, dict[_Places, list[ModulePair]]]:
+    found: Matching, wanted: Sequence[_Pair], shown: Sequence[_Pair], progress: Progress | None
+) -> tuple[_Seen, dict[_Pair, list[ModulePair]]]:
     """Return the geometry of every module that both of a pair have, by pair and name, without its vectors.
 
     And the modules' rows, where they are shown.
     """
-    jobs = [
-        (pair, one, two)
-        for pair in wanted
-        for row in found.rows.values()
-        if (one := row[pair[0]]) is not None and (two := row[pair[1]]) is not None
-    ]
+    jobs = shared_modules(found, wanted)
     kept: _Seen = {pair: {} for pair in wanted}
-    rows: dict[_Places, list[ModulePair]] = {pair: [] for pair in shown}
-    seen = pair_geometries([(stackable(one), stackable(two)) for _, one, two in jobs])
-    for place, ((pair, one, two), geometry) in enumerate(zip(jobs, seen, strict=True), 1):
+    rows: dict[_Pair, list[ModulePair]] = {pair: [] for pair in shown}
+    for place, ((pair, one, two), geometry) in enumerate(zip(jobs, geometries(jobs), strict=True), 1):
         kept[pair][one.name] = geometry._replace(left=_NO_VECTORS, right=_NO_VECTORS)
         if pair in rows:
             rows[pair].append(module_pair(one, two, geometry))
@@ -143,7 +137,7 @@ def _seen(
 
 
 def _pair(
-    measured: Sequence[_Measured], pair: _Places, rows: Sequence[ModulePair], geometry: Mapping[str, PairGeometry]
+    measured: Sequence[_Measured], pair: _Pair, rows: Sequence[ModulePair], geometry: Mapping[str, PairGeometry]
 ) -> AdapterPair:
     one, two = (measured[place] for place in pair)
     names = (one.side.name, two.side.name)
@@ -160,8 +154,8 @@ def _cosines(measured: Sequence[_Measured], geometry: _Seen) -> list[list[float 
     return table
 
 
-def _cosine(measured: Sequence[_Measured], pair: _Places, seen: dict[str, PairGeometry]) -> float | None:
-    return whole_of(seen.values(), measured[pair[0]].energy, measured[pair[1]].energy).cosine
+def _cosine(measured: Sequence[_Measured], pair: _Pair, seen: dict[str, PairGeometry]) -> float | None:
+    return cosine_of(seen.values(), measured[pair[0]].energy, measured[pair[1]].energy)
 
 
 def _points(measured: Sequence[_Measured], geometry: _Seen) -> list[CheckpointPoint]:
@@ -191,7 +185,7 @@ def _change(previous: _Measured, seen: dict[str, PairGeometry]) -> float | None:
 
 
 def _notes(sides: Sequence[Side]) -> list[str]:
-    """Return what the adapters' readers remark, and which modules are seen without what their base adds."""
+    """Return the readers' remarks, and notes on modules whose update is not s B A alone or not comparable."""
     notes = []
     for side in sides:
         notes += [f"{side.name}: {note}" for note in side.adapter.notes]
@@ -223,7 +217,7 @@ def checkpoints_of(folder: Path) -> list[Path]:
     if not folder.is_dir():
         raise AdapterError(f"no such folder: {folder}", advice="give two adapters, or a run's folder with checkpoints")
     found = [child for child in folder.iterdir() if step_of(child) is not None and _holds_adapter(child)]
-    if len(found) < _FEW:
+    if len(found) < 2:
         raise AdapterError(
             f"{folder} holds {len(found)} checkpoint-N folders with an adapter, expected at least two",
             advice="give a second adapter, or the folder of a run that saved checkpoints",
@@ -292,23 +286,14 @@ def module_pair(first: Module, second: Module, found: PairGeometry) -> ModulePai
     )
 
 
-class Whole(NamedTuple):
-    """Sums over modules of two adapters: inner product, and squared norms (of all modules of each)."""
+def cosine_of(found: Iterable[PairGeometry], first: float, second: float) -> float | None:
+    """Return the cosine between two adapters as one vector each; None where one is zero.
 
-    inner: float
-    first: float
-    second: float
-
-    @property
-    def cosine(self) -> float | None:
-        """The cosine between both, as one vector each."""
-        size = math.sqrt(self.first * self.second)
-        return max(-1.0, min(1.0, self.inner / size)) if size > 0.0 else None
-
-
-def whole_of(found: Iterable[PairGeometry], first: float, second: float) -> Whole:
-    """Return the sums; `first` and `second` are the squared norms of all of each adapter's finite updates."""
-    return Whole(math.fsum(one.inner for one in found if one.finite), first, second)
+    `first` and `second` are the squared norms of all finite updates of each, in modules of the other or not.
+    """
+    size = math.sqrt(first * second)
+    inner = math.fsum(one.inner for one in found if one.finite)
+    return max(-1.0, min(1.0, inner / size)) if size > 0.0 else None
 
 
 def adapter_pair(
@@ -317,7 +302,7 @@ def adapter_pair(
     found: Sequence[PairGeometry],
     energies: tuple[dict[str, float], dict[str, float]],
 ) -> AdapterPair:
-    """Return what the rows come to.
+    """Return the comparison of two adapters as a whole.
 
     Args:
         names: of the two adapters.
@@ -326,7 +311,6 @@ def adapter_pair(
         energies: the squared norm of each finite module of each adapter, by name.
     """
     one, two = (math.fsum(table.values()) for table in energies)
-    whole = whole_of(found, one, two)
     alone = math.fsum(
         energy for mine, other in (energies, energies[::-1]) for name, energy in mine.items() if name not in other
     )
@@ -336,7 +320,7 @@ def adapter_pair(
         first=names[0],
         second=names[1],
         compared=sum(row.state != "non_finite" for row in rows),
-        cosine=whole.cosine,
+        cosine=cosine_of(found, one, two),
         norm_ratio=math.sqrt(two / one) if one > 0.0 else None,
         relative_change=changed / math.sqrt(one) if one > 0.0 else None,
         energy_moved=min(1.0, sum(abs(s.first - s.second) for s in shares) / 2) if shares else None,

@@ -83,7 +83,7 @@ def mitigate_adapter(
         progress: called with (modules done, modules in all, the module's name).
 
     Raises:
-        AdapterError: the adapter or the base cannot be read, or no module can be looked at.
+        AdapterError: the adapter or the base cannot be read, or no module can be compared with its base.
         OutputError: `out` exists, or cannot be written.
         ValueError: an option is out of its range.
     """
@@ -151,7 +151,9 @@ class _Run:
             progress(len(modules), len(modules), "")
         if not self.rows:
             first = f" (first: {self.left_out[0].name}: {self.left_out[0].reason})" if self.left_out else ""
-            raise AdapterError(f"no module can be looked at{first}", advice="give a PEFT LoRA and its own base")
+            raise AdapterError(
+                f"no module can be compared with its base{first}", advice="give a PEFT LoRA and its own base"
+            )
 
     def _measure(self, module: Module) -> None:
         layout = self._layout(module)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -19,17 +19,19 @@ from gradience.schema.scalars import Json
 from gradience.spectral.grams import Factors
 from gradience.spectral.subspace import (
     Floats,
+    PairGeometry,
     Stacked,
     chance_overlap,
     chance_overlap_sd,
     overlap,
+    pair_geometries,
     principal_cosines,
 )
 from gradience.verbs.writing import raw_config
 
 _SETS: Final = {"target_modules", "modules_to_save", "exclude_modules", "target_parameters"}  # order means nothing
+_ANGLES: Final = 16  # principal angles that a report lists
 _OF_NO_EFFECT: Final = {"inference_mode", "peft_version", "auto_mapping"}
-_FEW: Final = 2
 
 
 class Side(NamedTuple):
@@ -65,7 +67,7 @@ def open_sides(paths: Sequence[PathLike]) -> list[Side]:
     Raises:
         AdapterError: fewer than two are given, or one cannot be read or holds no update that is understood.
     """
-    if len(paths) < _FEW:
+    if len(paths) < 2:
         raise AdapterError(f"{len(paths)} adapters given, expected at least two", advice="give the folders PEFT saved")
     sides = []
     for name, path in zip(_names([Path(path) for path in paths]), paths, strict=True):
@@ -82,7 +84,7 @@ def open_sides(paths: Sequence[PathLike]) -> list[Side]:
 
 
 def _names(paths: Sequence[Path]) -> list[str]:
-    """Return a short name for each path: its last parts, as many as tell them all apart."""
+    """Return a short name for each path: its last parts, as few as distinguish them all."""
     parts = [path.resolve().parts for path in paths]
     for n in range(1, max(map(len, parts)) + 1):
         names = ["/".join(p[-n:]) for p in parts]
@@ -107,7 +109,7 @@ def matched(sides: Sequence[Side], *, overlapping: bool = True) -> Matching:
         for name, row in rows.items()
         if None in row
     ]
-    if overlapping and all(sum(m is not None for m in row) < _FEW for row in rows.values()):
+    if overlapping and all(sum(m is not None for m in row) < 2 for row in rows.values()):
         first = [next(iter(table), "-") for table in tables]
         raise AdapterError(
             f"the adapters have no module in common ({sides[0].name} has {first[0]}, {sides[1].name} has {first[1]})",
@@ -166,12 +168,23 @@ def factors_of(module: Module) -> Callable[[], Factors]:
     return load
 
 
-def stackable(module: Module) -> Stacked:
-    """Return the module's update as one to be stacked on another's."""
+def shared_modules(found: Matching, pairs: Iterable[tuple[int, int]]) -> list[tuple[tuple[int, int], Module, Module]]:
+    """Return (pair, module of its first adapter, module of its second) of each module that both of a pair have."""
+    return [
+        (pair, one, two)
+        for pair in pairs
+        for row in found.rows.values()
+        if (one := row[pair[0]]) is not None and (two := row[pair[1]]) is not None
+    ]
+
+
+def geometries(shared: Iterable[tuple[tuple[int, int], Module, Module]]) -> Iterator[PairGeometry]:
+    """Yield how the two updates lie to each other, in the same order, without the dense matrices."""
+    return iter(pair_geometries([(_stacked(one), _stacked(two)) for _, one, two in shared]))
+
+
+def _stacked(module: Module) -> Stacked:
     return Stacked(module.load, module.r, module.scale)
-
-
-_ANGLES: Final = 16
 
 
 def side_overlap(cross: Floats, d: int) -> SideOverlap:

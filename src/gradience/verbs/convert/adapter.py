@@ -140,7 +140,7 @@ class _Rest(NamedTuple):
 
 
 def _rest(source: Source, target: Target, *, drop: bool, other_components: Collection[str]) -> _Rest:
-    """Return what becomes of the tensors that belong to no update.
+    """Return the tensors that belong to no update, as far as the target has a place for them.
 
     Raises:
         AdapterError: the target has no place for one, and `drop` does not say to leave it out.

@@ -143,7 +143,7 @@ def _with_large_products(adapter: Adapter, source: TensorSource) -> Adapter:
 
 
 def _on_parameter(source: Source, module: Module) -> bool:
-    """Return whether the module is a single parameter that is no layer's weight."""
+    """Return whether the module is a single parameter other than a layer's weight."""
     named = module.base_name is None or not module.base_name.endswith(".weight")
     return bool(source.adapter.config.target_parameters) and module.expert is None and named
 
@@ -169,7 +169,7 @@ def paths_of(source: Source, *, component: str | None, renames: Mapping[str, str
     """Return the path in the target for each module of the component that is converted.
 
     Raises:
-        AdapterError: there are several components, or only a base's own names could tell the paths.
+        AdapterError: there are several components, or only a base's own names give the paths.
     """
     found = components_of(source)
     if component is None and len(found) > 1:
@@ -210,7 +210,7 @@ def _kohya_paths(modules: Sequence[Module], base: BaseWeights | None) -> dict[st
         return dotted
     if base is None:
         raise AdapterError(
-            "kohya writes dots as underscores, and only the base's own names tell which is which",
+            "kohya writes dots as underscores, which only the base's own names undo",
             advice="give the base model's folder with --base PATH",
         )
     known: dict[str, list[str]] = {}

@@ -102,7 +102,7 @@ def mlx_config(source: Source, updates: Sequence[Update]) -> dict[str, Any]:
 
 
 def mlx_notes(updates: Sequence[Update]) -> list[str]:
-    """Return what differs in how the factors are stored, though not in the update."""
+    """Return notes on factors that are stored differently, for the same update."""
     rank, scale = _shared(updates)
     lower = sum(one.part.rank < rank for one in updates)
     folded = sum(one.part.scale != scale for one in updates)

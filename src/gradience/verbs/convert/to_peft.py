@@ -68,7 +68,7 @@ def _tensors(update: Update, path: str, rank: int) -> list[PlannedTensor]:
 
 
 def peft_notes(updates: Sequence[Update]) -> list[str]:
-    """Return what differs in how the factors are stored, though not in the update."""
+    """Return notes on factors that are stored differently, for the same update."""
     rank = _parameters_rank(updates)
     lower = sum(one.part.rank < rank for one in updates if one.parameter is not None)
     return [f"{lower} pairs on experts are padded with zeros to rank {rank}, the one of all of them"] if lower else []

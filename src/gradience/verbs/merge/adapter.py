@@ -78,7 +78,7 @@ def merge_adapters(
         progress: called with (modules done, in all, the module's name).
 
     Raises:
-        AdapterError: an adapter cannot be read, is no plain LoRA, or does not fit the others; the message says why.
+        AdapterError: an adapter cannot be read, is not a plain LoRA, or does not fit the others; the message says why.
         OutputError: `out` exists, or cannot be written.
         ValueError: an option is out of range, or does not go with the method.
     """

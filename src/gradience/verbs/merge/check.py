@@ -16,7 +16,6 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from gradience.adapters.layout import Module
 from gradience.adapters.names import layer_index
 from gradience.errors import AdapterError
 from gradience.io.types import PathLike, Progress
@@ -34,7 +33,6 @@ from gradience.schema.merge import (
 )
 from gradience.spectral.batch import spectra
 from gradience.spectral.merging import Signs, pooled_signs, signs_of
-from gradience.spectral.subspace import PairGeometry, pair_geometries
 from gradience.verbs.merge.config import heads_of, weights_of
 from gradience.verbs.merge.pairs import obstacles_between, obstacles_of
 from gradience.verbs.several import (
@@ -43,11 +41,12 @@ from gradience.verbs.several import (
     config_differences,
     described,
     factors_of,
+    geometries,
     matched,
     mean_overlaps,
     open_sides,
+    shared_modules,
     side_overlap,
-    stackable,
 )
 
 _SAMPLE: Final = 1 << 19  # entries of each update that are read of a module, unless all are
@@ -65,7 +64,7 @@ def merge_check(
     settings: PathLike | None = None,
     progress: Progress | None = None,
 ) -> MergeCheckReport:
-    """Return what would get in each other's way in M = sum w_i dW_i; no base model is needed.
+    """Return the conflicts between the adapters in M = sum w_i dW_i; no base model is needed.
 
     Args:
         paths: two adapters or more, of one base model.
@@ -202,7 +201,7 @@ def _notes(sides: Sequence[Side], found: Matching, products: Products) -> list[s
 
 
 def _heads(sides: Sequence[Side]) -> list[str]:
-    """Return why heads and other whole tensors would stop a merge, if they would."""
+    """Return the reason if heads or other whole tensors would stop a merge."""
     try:
         heads_of(sides, None)
     except AdapterError as error:
@@ -233,25 +232,15 @@ def products_of(sides: Sequence[Side], found: Matching) -> Products:
         for module, spectrum in zip(side.adapter.modules, seen, strict=True):
             if module.name in by_module:
                 by_module[module.name][place, place] = spectrum.frobenius_norm**2 if spectrum.finite else math.nan
-    jobs = [
-        (places, one, two)
-        for places in combinations(range(n), 2)
-        for row in found.rows.values()
-        if (one := row[places[0]]) is not None and (two := row[places[1]]) is not None
-    ]
-    overlaps: dict[Places, Overlaps] = {places: Overlaps([], []) for places in combinations(range(n), 2)}
-    geometries = pair_geometries([(stackable(one), stackable(two)) for _, one, two in jobs])
-    for ((i, j), one, _), geometry in zip(jobs, geometries, strict=True):
+    overlaps = {pair: Overlaps([], []) for pair in combinations(range(n), 2)}
+    jobs = shared_modules(found, list(overlaps))
+    for ((i, j), one, _), geometry in zip(jobs, geometries(jobs), strict=True):
         table = by_module[one.name]
         table[i, j] = table[j, i] = geometry.inner
-        _add_overlaps(overlaps[i, j], one, geometry)
+        if geometry.left.size:
+            overlaps[i, j].output.append(side_overlap(geometry.left, one.shape[0]))
+            overlaps[i, j].input.append(side_overlap(geometry.right, one.shape[1]))
     return Products(by_module, overlaps)
-
-
-def _add_overlaps(held: Overlaps, module: Module, geometry: PairGeometry) -> None:
-    if geometry.left.size:
-        held.output.append(side_overlap(geometry.left, module.shape[0]))
-        held.input.append(side_overlap(geometry.right, module.shape[1]))
 
 
 def is_finite(table: Floats) -> bool:
@@ -266,7 +255,7 @@ def total_of(products: Products) -> Floats:
 
 
 def kept_of(table: Floats, weights: Sequence[float], place: int) -> Kept:
-    """Return what M holds of one adapter, from all inner products."""
+    """Return one adapter's part in M, from all inner products."""
     w = np.asarray(weights)
     along, own, whole = float(w @ table[:, place]), float(table[place, place]), float(w @ table @ w)
     if own <= 0.0:

@@ -102,7 +102,7 @@ def side_named(sides: Sequence[Side], name: str) -> Side:
 
 
 def heads_of(sides: Sequence[Side], chosen: Side | None) -> Heads:
-    """Return what is carried over: all of the chosen adapter's; else what those that hold it agree on.
+    """Return the whole tensors to copy: all of the chosen adapter's; else those on which their holders agree.
 
     Raises:
         AdapterError: two adapters hold a tensor of one name that differs, and none was chosen.
@@ -184,7 +184,7 @@ def merged_patterns(ranks: Mapping[str, int]) -> Patterns:
 def merged_config(sides: Sequence[Side], patterns: Patterns, heads: Heads, modules: Sequence[str]) -> dict[str, Any]:
     """Return `adapter_config.json`: the first adapter's, with what the merge decides.
 
-    `modules` are the paths of what is no parameter; they are listed where names would reach others.
+    `modules` are the paths of layers (not of parameters); they are listed where names would reach others.
     """
     first = sides[0].raw
     return {

@@ -130,7 +130,7 @@ def _rounded(b: Array, a: Array, dtype: np.dtype[Any], name: str) -> NewFactors:
 
 
 def _dense_target(name: str, row: Row, parts: Sequence[Part], recipe: Recipe) -> npt.NDArray[np.float64]:
-    """Return what TIES or DARE makes of the dense updates, in float64."""
+    """Return the update that TIES or DARE defines from the dense ones, in float64."""
     places = [place for place, module in enumerate(row) if module is not None]
     density = 1.0 if recipe.density is None else recipe.density
 

@@ -103,7 +103,7 @@ def merged_pairs(sides: Sequence[Side], rows: Mapping[str, Row]) -> list[MergedP
 
 
 def _written_layout(pair: StoredPair) -> LoraPair:
-    """Return what adapters have to have in common: the layout under PEFT's names, whatever the rank."""
+    """Return the layout under PEFT's names without the rank: adapters must have it in common."""
     a_name, b_name = (_saved_name(name) for name in (pair.layout.a_name, pair.layout.b_name))
     return pair.layout._replace(a_name=a_name, b_name=b_name, rank=0, experts=1)
 

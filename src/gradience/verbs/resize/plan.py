@@ -52,7 +52,7 @@ class Plan:
 
 
 def plan_of(adapter: Adapter, target: Target, *, dtype: str | None = None, base: BaseWeights | None = None) -> Plan:
-    """Return what to write; `dtype`, by safetensors' name, is of the new factors.
+    """Return the new file as it will be written; `dtype`, by safetensors' name, is of the new factors.
 
     Raises:
         AdapterError: the adapter is of a kind that cannot be resized, not finite, or larger than the budget.

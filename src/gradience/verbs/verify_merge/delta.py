@@ -85,7 +85,7 @@ class PlainDelta:
         return np.minimum(*ends), np.maximum(*ends)
 
     def _left_and_right(self, at: slice | Array, replay: MergeReplay) -> tuple[Array, Array]:
-        """Return what is multiplied: rows of b, scaled if the replay does so first, and a."""
+        """Return the factors to multiply: rows of b, scaled if the replay does so first, and a."""
         b, a = self._factors(replay.factors)
         return self._scale(replay) * b[at] if replay.scales_factor else b[at], a
 

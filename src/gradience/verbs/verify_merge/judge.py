@@ -54,7 +54,7 @@ def usual_factors(module: Module) -> dict[float, str]:
 
 
 def causes_of(module: Module, factor: float) -> str | None:
-    """Return what would explain a factor, or None."""
+    """Return the mistakes that would explain a factor, or None."""
     near = [why for usual, why in usual_factors(module).items() if math.isclose(usual, factor, rel_tol=_SAME)]
     return "; ".join(near) or None
 
@@ -162,7 +162,7 @@ def _below_resolution(sums: Sums) -> Judgement:
 
 
 def _is_evidence(sums: Sums) -> bool:
-    """Return whether a merge would change enough for M to be told from W."""
+    """Return whether a merge would change enough entries to distinguish M from W."""
     return sums.would_change >= _FEW or (sums.expected is not None and abs(sums.expected) > _RESOLVED)
 
 
@@ -218,7 +218,9 @@ def _near_ones(case: Case, module: Module, plain: MergeReplay, usual: Iterable[M
     sums = measure(case, plain)
     if sums.coefficient is None or sums.expected is None:
         return
-    if sums.expected < _RESOLVED:  # c is no factor where rounding swallows much of dW: the usual ones are all there is
+    if (
+        sums.expected < _RESOLVED
+    ):  # where rounding swallows much of dW, c is not the factor: only the usual ones can be tried
         yield _nearest(case, usual)
         return
     factor = sums.coefficient / sums.expected

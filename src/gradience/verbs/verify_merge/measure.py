@@ -26,9 +26,9 @@ def replays(base: str, merged: str, *, scale: float) -> list[MergeReplay]:
 
 
 def _replays(base: str, merged: str, scale: float) -> Iterator[MergeReplay]:
-    wide = "F64" if "F64" in {base, merged} else "F32"
+    computed = "F64" if "F64" in {base, merged} else "F32"
     halves = sorted(HALVES, key=lambda dtype: dtype not in {base, merged})
-    weights = [base, wide, merged, *halves]
+    weights = [base, computed, merged, *halves]
     for weight in weights:
         yield MergeReplay(weight=weight)
         if weight in HALVES:
@@ -49,7 +49,7 @@ def with_factor(replay: MergeReplay, factor: float, *, times: int = 1) -> MergeR
 
 
 def replayed(w: Array, delta: Array | None, replay: MergeReplay, *, base: str, merged: str) -> Array:
-    """Return what a merge gives, cast to the merged dtype, in the dtype of `w`; without delta the weight alone.
+    """Return the result of a merge, cast to the merged dtype, in the dtype of `w`; without delta the weight alone.
 
     `w` holds values of the dtype `base`.
     """
@@ -112,7 +112,7 @@ class Case:
         return (slice(start, start + rows) for start in range(0, len(self.w), rows))
 
     def probe(self) -> Array:
-        """Return the numbers of rows, evenly spread, that are looked at first."""
+        """Return the indices of rows, evenly spread, that are compared first."""
         n = min(len(self.w), max(4, _PROBE // max(1, self.w.shape[1])))
         return np.unique(np.linspace(0, len(self.w) - 1, n).astype(np.int64))
 
@@ -122,7 +122,7 @@ class Case:
         return self.w[at].astype(kind, copy=False), self.m[at].astype(kind, copy=False)
 
     def replayed(self, w: Array, delta: Array | None, replay: MergeReplay) -> Array:
-        """Return what a replay gives for rows of W; without delta, W on the same way."""
+        """Return the result of a replay for rows of W; without delta, that of W alone."""
         return replayed(w, delta, replay, base=self.base, merged=self.merged)
 
 

@@ -41,7 +41,7 @@ def verify_merged(
     Each tensor M of the merged model is compared, bit for bit, with what the orders of arithmetic that programs merge
     in make of the base's W and the adapter's dW; where none fits, with W + dW within the bound of the dtypes, with W,
     and with W + f dW. Heads and biases that the adapter holds whole are compared as they are, and tensors that it does
-    not touch with the base's. What the model does is not looked at.
+    not touch with the base's. Outputs of the models are not compared.
 
     Args:
         base: the base model: a folder with safetensors, or organisation/name in the hub's local cache.

@@ -105,8 +105,8 @@ class Rows:
         if any(module is one for one in self._adapter.base_dependent):
             return None
         b, a = module.load()
-        turned = (len(b), a.shape[1]) != w.shape
-        return PlainDelta(a.T, b.T, module.scale) if turned else PlainDelta(b, a, module.scale)
+        transposed = (len(b), a.shape[1]) != w.shape
+        return PlainDelta(a.T, b.T, module.scale) if transposed else PlainDelta(b, a, module.scale)
 
     def _bias(self, module: Module) -> VerifiedModule:
         base, merged = (f"{name.rpartition('.')[0]}.bias" for name in names_of(module, self._adapter))

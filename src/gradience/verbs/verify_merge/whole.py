@@ -169,7 +169,7 @@ class Rest:
         self.compared = 0
 
     def _prefix(self, name: str) -> tuple[str, str] | None:
-        """Return what the merged model puts before the base's name, and the base before its own; None for neither."""
+        """Return (prefix of the merged model's name, prefix of the base's) where one is the other with a prefix."""
         found = self._base.find(name)
         if found is None or found.name == name:
             return None
