@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from gradience.adapters.names import layer_index, module_type, natural_key
+from gradience.adapters.names import layer_index, module_type
+from gradience.io.sorting import natural_key
 
 TABLE = [
     # Llama, Mistral, Qwen, Gemma

@@ -5,22 +5,20 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path, PurePosixPath
-from typing import Any, Final, NamedTuple
-
-import msgspec
+from pathlib import Path
+from typing import Final, NamedTuple
 
 from gradience.adapters.formats import format_of, open_weights
 from gradience.adapters.layout import Adapter, Files
 from gradience.errors import AdapterError
-from gradience.io.safetensors import ShardedFiles, TensorSource
+from gradience.io.safetensors import ShardedFiles, TensorSource, indexed_files
 from gradience.io.types import PathLike
 
 
 def open_adapter(
     path: PathLike, *, adapter_config: PathLike | None = None, weights: PathLike | None = None
 ) -> tuple[AdapterFiles, Adapter]:
-    """Return where an adapter's files are, and what they declare; no tensor's data are read yet.
+    """An adapter's files and what they declare; no tensor's data are read yet.
 
     Args:
         path: the folder that PEFT (or MLX-LM, kohya, diffusers) saved, or its weights file.
@@ -46,8 +44,6 @@ _INDEX: Final = (
     "adapters.safetensors.index.json",
     "adapter_model.bin.index.json",
 )
-_MOST_SHARDS: Final = 10_000
-_LARGEST_INDEX: Final = 256 << 20  # bytes
 
 
 class AdapterFiles(NamedTuple):
@@ -65,7 +61,7 @@ class AdapterFiles(NamedTuple):
 
 
 def find_files(path: Path, *, config: Path | None = None, weights: Path | None = None) -> AdapterFiles:
-    """Return the adapter's files; explicit ones win over what the folder holds.
+    """The adapter's files; explicit ones win over what the folder holds.
 
     Raises:
         AdapterError: the folder or a file is missing, or several adapters could be meant.
@@ -92,7 +88,7 @@ def _config_beside(weights: Path, folder: Path) -> Path:
 
 
 def _weights_in(folder: Path) -> Path | None:
-    """Return the folder's weights file or index, or None where it holds none."""
+    """The folder's weights file or index, or None where it holds none."""
     for name in (*WEIGHT_NAMES, *_INDEX):
         if (folder / name).is_file():
             return folder / name
@@ -114,7 +110,7 @@ def _nested(folder: Path) -> list[Path]:
 
 
 def _only_nested(folder: Path) -> tuple[Path, Path]:
-    """Return the one sub-folder that holds an adapter, and its weights."""
+    """The one sub-folder that holds an adapter, and its weights."""
     nested = _nested(folder)
     if len(nested) == 1:
         found = _weights_in(nested[0])
@@ -141,9 +137,9 @@ def _is_shard(path: Path) -> bool:
 
 
 def _shards(weights: Path) -> tuple[Path, ...]:
-    """Return the files that together hold the weights, or none where the one file does."""
+    """The files that together hold the weights, or none where the one file does."""
     if weights.name.endswith(".index.json"):
-        return _indexed(weights)
+        return tuple(indexed_files(weights))
     if not _is_shard(weights):
         return ()
     # adapter_model-00001-of-00002.safetensors
@@ -154,31 +150,6 @@ def _shards(weights: Path) -> tuple[Path, ...]:
     if not total.isdecimal() or len(shards) != int(total):
         raise AdapterError(f"{len(shards)} shards beside {weights}, expected {total}", advice="copy the missing ones")
     return tuple(shards)
-
-
-def _indexed(index: Path) -> tuple[Path, ...]:
-    """Return the files that an index names, all of which must lie beside it."""
-    try:
-        if index.stat().st_size > _LARGEST_INDEX:
-            raise AdapterError(f"{index} is no index of weights: larger than 256 MiB")
-        names = sorted(set(msgspec.json.decode(index.read_bytes(), type=_Index).weight_map.values()))
-    except OSError as error:
-        raise AdapterError(f"cannot read {index}: {error.strerror}", advice="check the path") from error
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-        raise AdapterError(f"{index} is no index of weights: {error}", advice="give the weights file itself") from error
-    if not names or len(names) > _MOST_SHARDS:
-        raise AdapterError(f"{index} names {len(names)} files", advice="give the weights file itself")
-    for name in names:
-        if PurePosixPath(name).name != name or "\\" in name or "\0" in name or name in {"", ".", ".."}:
-            raise AdapterError(f"{index} names a file outside its folder: {name!r}", advice="do not trust this adapter")
-        if not (index.parent / name).is_file():
-            raise AdapterError(f"{index} names {name!r}, which is missing", advice="copy the missing file")
-    return tuple(index.parent / name for name in names)
-
-
-class _Index(msgspec.Struct):
-    weight_map: dict[str, str]
-    metadata: Any = None
 
 
 def read_adapter(files: AdapterFiles, opened: Callable[[Path], TensorSource] = open_weights) -> Adapter:
@@ -211,7 +182,7 @@ def _notes(files: AdapterFiles) -> list[str]:
 
 
 def _elsewhere(path: Path) -> Path | None:
-    """Return where a link leads outside its folder, except into a hub cache's own blobs."""
+    """The target of a link that leads outside its folder, but for a hub cache's own blobs; else None."""
     if not path.is_symlink():
         return None
     target, home = path.resolve(), path.parent.resolve()

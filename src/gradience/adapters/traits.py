@@ -87,7 +87,7 @@ class Obstacle(StrEnum):
     PEFT_TYPE = "peft_type {peft_type} is not LoRA"
     START = "init_lora_weights={init!r}: {start} changed the base model, so its update is not s B A alone"
     START_UNKNOWN = "{init} changed the base, by an amount that cannot be recomputed"
-    DORA = "DoRA rescales each row of W + s B A: its update is no function of the factors alone"
+    DORA = "DoRA rescales each row of W + s B A: its update does not follow from the factors alone"
     DORA_ON_CHANGED_BASE = "DoRA on a base that {init} changed cannot be recomputed"
     KASA = "KaSA takes as many singular values out of the base as its rank (kasa_config)"
     BDLORA = "BD-LoRA's factors are block-diagonal (use_bdlora)"

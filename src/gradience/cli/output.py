@@ -21,6 +21,7 @@ import msgspec
 
 from gradience.errors import GradienceError
 from gradience.render.text import Place
+from gradience.schema.document import Report
 from gradience.schema.findings import SEVERITIES, Finding, FindingRef, NotRun, RuleGroup
 from gradience.schema.scalars import Severity
 
@@ -94,9 +95,9 @@ def print_text(text: str) -> None:
     sys.stdout.flush()
 
 
-def print_document(document: msgspec.Struct) -> None:
+def print_document(document: Report) -> None:
     """Print exactly one JSON document."""
-    sys.stdout.write(msgspec.json.format(msgspec.json.encode(document)).decode() + "\n")
+    sys.stdout.write(document.to_json() + "\n")
     sys.stdout.flush()
 
 
@@ -171,7 +172,9 @@ def prepare_jax(device: str, *, serial_kernels: bool = False) -> None:
 
 def _cache_dir() -> Path | None:
     """Return the user's cache folder for compiled kernels, or None where there is none to write to."""
-    root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "gradience" / "jax"
+    from gradience.io.cache import cache_folder  # noqa: PLC0415  # only an audit pays for it
+
+    root = cache_folder("jax")
     try:
         root.mkdir(parents=True, exist_ok=True)
     except OSError:
@@ -227,4 +230,4 @@ def print_for_programs(
         version=version("gradience"),
         root=Path.cwd(),
     )
-    print_document(log)
+    sys.stdout.write(msgspec.json.format(msgspec.json.encode(log)).decode() + "\n")

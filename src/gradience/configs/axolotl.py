@@ -7,13 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Container
 
+from gradience.configs.known import known_keys, knows_training
 from gradience.configs.settings import Draft, Level, Setting, comma_names, maybe, read_all
 from gradience.configs.values import (
     Fields,
     as_text,
     flag,
     keyword,
-    knows_training,
     layer_numbers,
     pattern,
     real,
@@ -72,20 +72,6 @@ _TABLE: tuple[tuple[Level, tuple[Setting, ...]], ...] = (
         ),
     ),
 )
-_KNOWN = frozenset(
-    """
-    adapter attn_implementation bfloat16 chat_template dataset_prepared_path dataset_processes datasets debug
-    deepspeed eager_attention early_stopping_patience eval_batch_size eval_sample_packing eval_steps
-    eval_table_size evals_per_epoch flash_attention float16 fsdp fsdp_config gpu_memory_limit
-    gradient_checkpointing hub_model_id is_llama_derived_model is_mistral_derived_model load_in_4bit
-    load_in_8bit local_rank lora_fan_in_fan_out lora_mlp_kernel lora_model_dir lora_o_kernel lora_qkv_kernel
-    lora_target_linear lora_target_modules loraplus_lr_embedding loraplus_lr_ratio mlflow_experiment_name
-    mlflow_tracking_uri model_type pad_to_sequence_len plugins reward_model rl sample_packing save_first_step
-    saves_per_epoch sdp_attention special_tokens strict test_datasets tokenizer_config tokenizer_type tokens
-    train_on_inputs trl trust_remote_code unfrozen_parameters val_set_size wandb_entity wandb_log_model
-    wandb_name wandb_project wandb_run_id wandb_watch xformers_attention
-    """.split()  # noqa: SIM905 - a word list reads better than 100 quoted lines
-)
 _ADAPTERS = {"lora": "LORA", "qlora": "LORA"}
 
 
@@ -103,7 +89,7 @@ def read_axolotl_fields(fields: Fields, draft: Draft) -> list[str]:
     _note_task(fields, draft)
     _note_dtype(fields, draft)
     _note_rhythm(fields, draft)
-    return list(fields.left_over(lambda key: key in _KNOWN or knows_training(key)))
+    return list(fields.left_over(lambda key: key in known_keys("axolotl") or knows_training(key)))
 
 
 def _note_adapter(fields: Fields, draft: Draft) -> None:

@@ -12,13 +12,14 @@ from pathlib import Path
 
 from gradience.configs.axolotl import is_axolotl, read_axolotl_fields
 from gradience.configs.files import read_mapping
+from gradience.configs.known import knows_lora, knows_training
 from gradience.configs.llama_factory import is_llama_factory, read_llama_factory_fields
 from gradience.configs.mlx import is_mlx, read_mlx_fields
 from gradience.configs.peft import note_adapter
 from gradience.configs.settings import LORA, OPTIMIZER, RUN, TRAINING, Draft, Layer, Level, Setting
 from gradience.configs.torchtune import is_torchtune, read_torchtune_fields
 from gradience.configs.training import note_training, output_dir
-from gradience.configs.values import Fields, knows_lora, knows_training
+from gradience.configs.values import Fields
 from gradience.errors import ConfigError
 from gradience.schema.reports import SourceFile
 

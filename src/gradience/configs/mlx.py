@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Container
 
+from gradience.configs.known import known_keys
 from gradience.configs.settings import Draft, Setting
 from gradience.configs.values import Fields, keyword, name_list, real, reals, short_name, whole
 from gradience.schema.scalars import as_float
@@ -32,13 +33,6 @@ _LORA = (
     Setting("dropout", real, ("dropout",)),
     Setting("target_modules", name_list, ("keys",)),
 )
-_KNOWN = frozenset(
-    """
-    adapter_path clear_cache_threshold config data data_path fine_tune_type grad_checkpoint hf_dataset
-    lora_layers lora_parameters lr_schedule mask_prompt num_layers optimizer_config project_name report_to
-    resume_adapter_file steps_per_eval test test_batches train training_mode val_batches wandb
-    """.split()  # noqa: SIM905 - a word list reads better than 100 quoted lines
-)
 
 
 def is_mlx(mapping: Container[object]) -> bool:
@@ -61,7 +55,7 @@ def read_mlx_fields(fields: Fields, draft: Draft) -> list[str]:
     _options(fields, draft)
     mode = fields.take(["training_mode"], keyword)
     draft.say("run", "task", "sft" if mode in {None, "normal"} else mode, extra=True)
-    unknown = list(fields.left_over(_KNOWN.__contains__))
+    unknown = list(fields.left_over(known_keys("mlx").__contains__))
     kind = fields.take(["fine_tune_type"], keyword) or "lora"
     draft.say("lora", "peft_type", "LORA" if kind in {"lora", "dora"} else kind.upper())
     draft.say("lora", "use_dora", kind == "dora")

@@ -5,10 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 from gradience.configs.files import read_mapping
+from gradience.configs.known import knows_lora
 from gradience.configs.mlx import is_mlx, read_mlx_fields
+from gradience.configs.objects import HasToDict, plain_mapping
 from gradience.configs.settings import LORA, RUN, Draft, Layer
-from gradience.configs.values import Fields, Malformed, flag, knows_lora, text
-from gradience.configs.yaml import HasToDict, plain_mapping
+from gradience.configs.values import Fields, Malformed, flag, text
 from gradience.errors import ConfigError
 from gradience.schema.reports import SourceFile
 from gradience.schema.scalars import Json

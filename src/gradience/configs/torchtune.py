@@ -5,6 +5,7 @@ Read in pytorch/torchtune, recipes/configs/llama3_1: 8B_lora_single_device.yaml 
 
 from __future__ import annotations
 
+from gradience.configs.known import known_keys
 from gradience.configs.settings import Draft, Level, Setting, comma_names, left_over, read_all
 from gradience.configs.values import Fields, flag, keyword, real, text, whole
 
@@ -48,17 +49,6 @@ _MLP = ["gate_proj", "up_proj", "down_proj"]
 _DTYPES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
 _LOSSES = {"dpoloss": "dpo", "rsoloss": "dpo", "simpoloss": "simpo", "grposimpleloss": "grpo", "ppoloss": "ppo"}
 _SECTIONS = ("model", "optimizer", "lr_scheduler", "dataset", "tokenizer", "loss")
-_KNOWN = frozenset(
-    """
-    _component_ batch_size_val beta betas checkpointer collate_fn column compile conversation_column
-    conversation_style custom_sharded_layers data_dir data_files dataset_val device
-    enable_activation_checkpointing enable_activation_offloading fsdp_cpu_offload fsdp_reshard_after_forward
-    fused ignore_index label_smoothing log_level log_peak_memory_stats lr_scheduler max_bsize max_seq_len
-    merge_file merges_file metric_logger name new_system_prompt num_cycles num_warmup_steps optimizer_in_bwd
-    output_dir packed path profiler prompt prompt_template quantize_base quantizer resume_from_checkpoint
-    run_val_every_n_steps save_adapter_weights_only shuffle source split train_on_input
-    """.split()  # noqa: SIM905 - a word list reads better than 100 quoted lines
-)
 
 
 def is_torchtune(fields: Fields) -> bool:
@@ -82,7 +72,7 @@ def read_torchtune_fields(fields: Fields, draft: Draft) -> list[str]:
         if key in sections:
             note(sections[key], draft)
     _note_data(sections, draft)
-    return list(left_over([fields, *sections.values()], _KNOWN | set(_SECTIONS)))
+    return list(left_over([fields, *sections.values()], known_keys("torchtune") | set(_SECTIONS)))
 
 
 def _component(fields: Fields) -> str:

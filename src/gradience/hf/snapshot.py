@@ -13,7 +13,8 @@ from typing import Any, Final
 
 from gradience.configs.settings import LORA, OPTIMIZER, RUN, TRAINING, Draft, Setting, overlay
 from gradience.configs.training import note_training
-from gradience.configs.values import TRL_KEYS, Fields, short_name
+from gradience.configs.known import known_keys
+from gradience.configs.values import Fields, short_name
 from gradience.hf.recorder import plain
 from gradience.schema.config import ConfigSnapshot
 
@@ -71,7 +72,7 @@ def batch_size(args: Any, state: Any) -> int:
 def _read_arguments(draft: Draft, args: Any) -> None:
     known = {name for setting in (*OPTIMIZER, *TRAINING) for name in setting.native} | set(_SPREAD)
     said = {name: plain(getattr(args, name)) for name in known if hasattr(args, name)}
-    trainer = dict.fromkeys(name for name in TRL_KEYS - known if hasattr(args, name))  # their presence only
+    trainer = dict.fromkeys(name for name in known_keys("trl") - known if hasattr(args, name))  # their presence only
     fields = Fields({**trainer, **said}, "TrainingArguments")
     draft.read("optimizer", OPTIMIZER, fields, loose=False)
     draft.read("training", TRAINING, fields, loose=False)

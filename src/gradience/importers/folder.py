@@ -17,6 +17,7 @@ from gradience.importers.table import read_table
 from gradience.importers.tensorboard import read_tensorboard
 from gradience.importers.trackio import read_trackio
 from gradience.importers.trainer_state import add_results, find_states, join_states, read_state
+from gradience.io.sorting import natural_key
 
 MAX_ENTRIES: Final = 2000  # of a folder that are looked at
 MAX_RUNS: Final = 100
@@ -64,7 +65,7 @@ def run_folders(folder: Path) -> list[Path]:
         children = [child for parent in level for child in _subfolders(parent)]
         found += [child for child in children if is_run(child)]
         level = [child for child in children if child not in found][:MAX_ENTRIES]
-    return sorted(found, key=_natural)[:MAX_RUNS]
+    return sorted(found, key=lambda path: natural_key(str(path)))[:MAX_RUNS]
 
 
 def inner_runs(folder: Path) -> list[Path]:
@@ -84,11 +85,6 @@ def _subfolders(folder: Path) -> list[Path]:
     except OSError:
         return []
     return [child for child in children if not child.name.startswith(".")][:MAX_ENTRIES]
-
-
-def _natural(path: Path) -> list[tuple[int, str]]:
-    """Return a key that puts `v10` behind `v9`."""
-    return [(int(piece), "") if piece.isdecimal() else (-1, piece) for piece in re.split(r"(\d{1,15})", str(path))]
 
 
 def _logs(folder: Path) -> dict[Format, list[Path]]:
@@ -150,7 +146,7 @@ def _read(paths: list[Path], kind: Format, columns: Mapping[str, str] | None) ->
         return [read_tensorboard(paths, columns)]
     runs: list[Raw] = []
     faults: list[RecorderError] = []
-    for path in sorted(paths, key=_natural):
+    for path in sorted(paths, key=lambda path: natural_key(str(path))):
         try:
             read = read_file(path, kind, columns)
         except RecorderError as fault:

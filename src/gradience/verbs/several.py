@@ -10,9 +10,9 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 
 from gradience.adapters.layout import Adapter, Module
-from gradience.adapters.names import natural_key
 from gradience.adapters.open import AdapterFiles, open_adapter
 from gradience.errors import AdapterError
+from gradience.io.sorting import natural_key
 from gradience.io.types import PathLike
 from gradience.schema.compare import ComparedAdapter, ConfigDifference, OnlyIn, Overlap, SideOverlap
 from gradience.schema.scalars import Json

@@ -82,7 +82,7 @@ class Layout(NamedTuple):
 
 
 def read_layout(base: Path, *, transformers: str | None, task_type: str | None) -> Layout:
-    """Return the layout that a training run with this task_type would adapt.
+    """The layout that a training run with this task_type would adapt.
 
     Args:
         base: a model's folder, or organisation/name in the hub's local cache.
@@ -106,7 +106,7 @@ def read_layout(base: Path, *, transformers: str | None, task_type: str | None) 
 def build_layout(
     architecture: Architecture, tensors: Declared, *, transformers: str | None = None, task_type: str | None = None
 ) -> Layout:
-    """Return the layout of a base whose files hold these tensors."""
+    """The layout of a base whose files hold these tensors."""
     major = int((transformers or str(_FUSED_FROM)).partition(".")[0])
     other_head = task_type in _HEADS and not architecture.head.endswith(_HEADS[task_type])
     tensors = _with_prefix(architecture, tensors, task_type)
@@ -125,11 +125,11 @@ def _notes(architecture: Architecture, sites: dict[str, Site], task_type: str | 
     if task_type in _HEADS and not architecture.head.endswith(_HEADS[task_type]):
         yield f"the new head of {task_type} is not in the files: its size is not counted"
     if any(site.kind == "packed" for site in sites.values()):
-        yield "the base is stored quantised: its headers do not tell the size of packed weights"
+        yield "the base is stored quantised: its headers do not give the size of packed weights"
 
 
 def _with_new_names(tensors: Declared) -> Declared:
-    """Return the names that transformers 5 gives to vision-language models of LLaVA's shape, and to GPT-NeoX's head."""
+    """The names that transformers 5 gives to vision-language models of LLaVA's shape, and to GPT-NeoX's head."""
     moves = _INSIDE if any(name.startswith("language_model.") for name in tensors) else _INSIDE[:1]
     return {_moved(name, moves): value for name, value in tensors.items()}
 
@@ -154,7 +154,7 @@ def _with_prefix(architecture: Architecture, tensors: Declared, task_type: str |
 
 
 def _tied(architecture: Architecture, sites: dict[str, Site], task_type: str | None) -> dict[str, Site]:
-    """Return the modules that share the embedding's matrix, and so are in no file."""
+    """The modules that share the embedding's matrix, and so are in no file."""
     embedding, head = _embedding(sites), architecture.head
     if embedding is None:
         return {}
@@ -176,7 +176,7 @@ def _embedding(sites: dict[str, Site]) -> str | None:
 
 
 def _containers(sites: Iterable[str]) -> frozenset[str]:
-    """Return the names of all modules that hold a site."""
+    """The names of all modules that hold a site."""
     found: set[str] = set()
     for name in sites:
         path = name.rpartition(".")[0]

@@ -35,7 +35,7 @@ class Site(NamedTuple):
 
     `shape` is that of the weight; for a matrix (out, in), for an embedding (rows, width). `bias` is the length of
     its bias, or 0. `entries` are all of its own numbers. A `router` is a matrix that PEFT's LoRA adapts as a
-    parameter only; a `packed` weight is quantised, and its headers do not tell its size. A `tied` module shares its
+    parameter only; a `packed` weight is quantised, and its headers do not give its size. A `tied` module shares its
     weight with one that is counted.
     """
 
@@ -48,7 +48,7 @@ class Site(NamedTuple):
 
 
 def sites_of(architecture: Architecture, tensors: Declared) -> dict[str, Site]:
-    """Return the sites by name: a module's path, or a parameter's."""
+    """The sites by name: a module's path, or a parameter's."""
     packed = {_PACKED.sub("", name) for name in tensors if _PACKED.search(name)}
     sites = {module: Site("packed", (), 0) for module in packed}
     for name, (shape, dtype) in tensors.items():
@@ -84,7 +84,7 @@ def _with_biases(sites: dict[str, Site], tensors: Declared) -> dict[str, Site]:
 
 
 def fused_experts(sites: Mapping[str, Site]) -> dict[str, Site]:
-    """Return the sites as transformers 5 has them in memory: all experts of a layer as two 3-D parameters."""
+    """The sites as transformers 5 has them in memory: all experts of a layer as two 3-D parameters."""
     groups: dict[str, list[tuple[str, Site]]] = {}
     whole: dict[str, Site] = {}
     for name, site in sites.items():
@@ -99,7 +99,7 @@ def fused_experts(sites: Mapping[str, Site]) -> dict[str, Site]:
 
 
 def with_routers(sites: Mapping[str, Site]) -> dict[str, Site]:
-    """Return the sites with the routers beside stacks of experts marked: transformers 5 has classes for them."""
+    """The sites with the routers beside stacks of experts marked: transformers 5 has classes for them."""
     blocks = {name.rpartition(".experts.")[0] for name, site in sites.items() if site.kind == "parameter"}
     routers = {f"{block}.{leaf}" for block in blocks for leaf in ("gate", "router")}
     return {
@@ -127,7 +127,7 @@ def _stack(parts: list[Site], *, n_experts: int) -> Site:
 
 
 def site_layer(name: str) -> str | None:
-    """Return which layer a module is of: the stack's path and the layer's index, or None.
+    """The layer that a module is part of, as the stack's path and the layer's index, or None.
 
     >>> site_layer("model.layers.3.mlp.experts.7.w1"), site_layer("h.0.attn.c_attn"), site_layer("lm_head")
     ('model.layers.3', 'h.0', None)
