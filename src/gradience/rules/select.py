@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from os import PathLike
 from pathlib import Path
 
-from gradience.configs.training import Preferences, read_preferences
+from gradience.configs.preferences import Preferences, read_preferences
 from gradience.errors import ConfigError
 from gradience.schema.findings import Finding, NotRun
 
