@@ -139,7 +139,7 @@ CASES: dict[str, tuple[dict[str, Any], dict[Operation, set[str]]]] = {
             Operation.RESIZE: {"START"},
             Operation.MERGE: {"START", "DORA"},
             Operation.CONVERT: {"DORA_ON_CHANGED_BASE"},
-            Operation.REPLAY: {"START_UNKNOWN"},
+            Operation.REPLAY: {"DORA_ON_CHANGED_BASE"},
         },
     ),
     "orthogonal": ({"init_lora_weights": "orthogonal"}, {}),

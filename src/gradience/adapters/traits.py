@@ -99,7 +99,7 @@ class Obstacle(StrEnum):
     SEVERAL_ADAPTERS = "the file holds several adapters: save each on its own first"
     MODULE_KIND = "{module} is of kind {kind}"
     MORE_THAN_A_PAIR = "{module} is more than one pair of factors ({kind})"
-    BASE_DEPENDENT = "the update of {module} is a function of the base weight"
+    BASE_DEPENDENT = "the update of {dependent} is a function of the base weight"
     UNKNOWN_TENSORS = "{count} of its tensors are not understood (first: {tensor})"
 
 
@@ -211,55 +211,21 @@ KINDS: Final[dict[Operation, frozenset[str]]] = {
     Operation.MITIGATE: frozenset({"linear", "conv"}),
 }
 
-
-def obstacles(adapter: Adapter, operation: Operation) -> Iterator[Refusal]:
-    """Why the operation must refuse the adapter as a whole; nothing where it may go ahead.
-
-    The gravest comes first: a format or type of which the operation knows nothing ends the list. What concerns single
-    modules, which an operation may leave out and go on, is `module_obstacle`.
-    """
-    traits = traits_of(adapter)
-    yield from _CHECKS[operation](adapter, traits)
-
-
-def module_obstacle(module: Module, operation: Operation) -> Refusal | None:
-    """Why the operation cannot work on one module's factors, or None."""
-    kinds = KINDS.get(operation)
-    if kinds is not None and module.kind not in kinds:
-        return _refusal(Obstacle.MODULE_KIND, module=module.name, kind=module.kind)
-    if operation is Operation.MITIGATE and (module.dense is not None or module.note is not None):
-        return _refusal(Obstacle.BASE_DEPENDENT, module=module.name)
-    return None
-
-
-def _refusal(obstacle: Obstacle, **details: object) -> Refusal:
-    return Refusal(obstacle, obstacle.format(**details))
-
-
-def _to_resize(adapter: Adapter, traits: Traits) -> Iterator[Refusal]:
-    if traits.format == "kohya":
-        plain = {"lora_A", "lora_B", "alpha"}
-        kinds = {"linear", "conv"}
-        for module in adapter.modules:
-            if module.kind not in kinds or not module.keys.keys() <= plain:
-                yield _refusal(Obstacle.MORE_THAN_A_PAIR, module=module.name, kind=module.kind)
-                return
-        return
-    yield from _not_peft_lora(traits)
-    if not traits.is_peft_lora:
-        return
-    yield from _first_of_a_kind(adapter, Operation.RESIZE)
-    yield from _changed_base(traits)
-    yield from _marked(traits, Obstacle.KASA, Obstacle.BDLORA, Obstacle.QALORA, Obstacle.TIED)
-
-
-def _to_merge(adapter: Adapter, traits: Traits) -> Iterator[Refusal]:
-    yield from _not_peft_lora(traits)
-    if not traits.is_peft_lora:
-        return
-    yield from _changed_base(traits)
-    yield from _marked(
-        traits,
+# What each operation asks, in the order in which it reports; the first two end the list.
+_ENDING: Final = (Obstacle.FORMAT, Obstacle.PEFT_TYPE)
+_ASKED: Final[dict[Operation, tuple[Obstacle, ...]]] = {
+    Operation.RESIZE: (
+        *_ENDING,
+        Obstacle.MODULE_KIND,
+        Obstacle.START,
+        Obstacle.KASA,
+        Obstacle.BDLORA,
+        Obstacle.QALORA,
+        Obstacle.TIED,
+    ),
+    Operation.MERGE: (
+        *_ENDING,
+        Obstacle.START,
         Obstacle.DORA,
         Obstacle.KASA,
         Obstacle.BDLORA,
@@ -268,60 +234,78 @@ def _to_merge(adapter: Adapter, traits: Traits) -> Iterator[Refusal]:
         Obstacle.ALORA,
         Obstacle.LORA_BIAS,
         Obstacle.SEVERAL_ADAPTERS,
-    )
-    yield from _first_of_a_kind(adapter, Operation.MERGE)
-    if adapter.base_dependent:
-        yield _refusal(Obstacle.BASE_DEPENDENT, module=adapter.base_dependent[0].name)
-    if traits.unknown:
-        yield _refusal(Obstacle.UNKNOWN_TENSORS, count=len(traits.unknown), tensor=traits.unknown[0])
-
-
-def _to_convert(_adapter: Adapter, traits: Traits) -> Iterator[Refusal]:
-    yield from _marked(traits, Obstacle.ALORA, Obstacle.ARROW, Obstacle.QALORA)
-    if traits.format == "torchtune":
-        yield Refusal(Obstacle.TORCHTUNE, Obstacle.TORCHTUNE)
-    if traits.start.changes_base and not traits.start.recomputable:
-        yield _refusal(Obstacle.START_UNKNOWN, init=traits.init)
-    elif traits.start.changes_base and traits.dora:
-        yield _refusal(Obstacle.DORA_ON_CHANGED_BASE, init=traits.init)
-
-
-def _to_mitigate(_adapter: Adapter, traits: Traits) -> Iterator[Refusal]:
-    if traits.format != "peft":
-        yield _refusal(Obstacle.FORMAT, format=traits.format)
-
-
-def _to_replay(_adapter: Adapter, traits: Traits) -> Iterator[Refusal]:
-    """What makes a merged model differ from a replayed one without anybody's fault."""
-    if traits.start.changes_base and (traits.dora or not traits.start.recomputable):
-        yield _refusal(Obstacle.START_UNKNOWN, init=traits.init)
-    yield from _marked(traits, Obstacle.QALORA)
-
-
-_CHECKS: Final = {
-    Operation.RESIZE: _to_resize,
-    Operation.MERGE: _to_merge,
-    Operation.CONVERT: _to_convert,
-    Operation.MITIGATE: _to_mitigate,
-    Operation.REPLAY: _to_replay,
+        Obstacle.MODULE_KIND,
+        Obstacle.BASE_DEPENDENT,
+        Obstacle.UNKNOWN_TENSORS,
+    ),
+    Operation.CONVERT: (
+        Obstacle.ALORA,
+        Obstacle.ARROW,
+        Obstacle.QALORA,
+        Obstacle.TORCHTUNE,
+        Obstacle.START_UNKNOWN,
+        Obstacle.DORA_ON_CHANGED_BASE,
+    ),
+    Operation.MITIGATE: (Obstacle.FORMAT,),
+    # What makes a merged model differ from a replayed merge through nobody's fault.
+    Operation.REPLAY: (Obstacle.START_UNKNOWN, Obstacle.DORA_ON_CHANGED_BASE, Obstacle.QALORA),
 }
+_KOHYAS_PAIR: Final = {"lora_A", "lora_B", "alpha"}
 
 
-def _not_peft_lora(traits: Traits) -> Iterator[Refusal]:
-    if traits.format != "peft":
-        yield _refusal(Obstacle.FORMAT, format=traits.format)
-    elif traits.peft_type != "LORA":
-        yield _refusal(Obstacle.PEFT_TYPE, peft_type=traits.peft_type)
+def obstacles(adapter: Adapter, operation: Operation) -> Iterator[Refusal]:
+    """The reasons why the operation must refuse the adapter as a whole; none where it may go ahead.
+
+    The gravest comes first: a format or type of which the operation knows nothing ends the list. What concerns single
+    modules, which an operation may leave out and go on, is `module_obstacle`.
+    """
+    if operation is Operation.RESIZE and adapter.format == "kohya":
+        yield from _of_kohyas_file(adapter)
+        return
+    traits = traits_of(adapter)
+    stranger, dependent = _first_stranger(adapter, operation), next(iter(adapter.base_dependent), None)
+    holding = _holding(traits) | {
+        Obstacle.MODULE_KIND: stranger is not None,
+        Obstacle.BASE_DEPENDENT: dependent is not None,
+    }
+    details = {
+        "format": traits.format,
+        "peft_type": traits.peft_type,
+        "init": traits.init,
+        "start": traits.start.name,
+        "module": stranger and stranger.name,
+        "kind": stranger and stranger.kind,
+        "dependent": dependent and dependent.name,
+        "count": len(traits.unknown),
+        "tensor": next(iter(traits.unknown), None),
+    }
+    for obstacle in _ASKED[operation]:
+        if holding[obstacle]:
+            yield Refusal(obstacle, obstacle.format(**details))
+            if obstacle in _ENDING:
+                return
 
 
-def _changed_base(traits: Traits) -> Iterator[Refusal]:
-    if traits.start.changes_base:
-        yield _refusal(Obstacle.START, init=traits.init, start=traits.start.name)
+def module_obstacle(module: Module, operation: Operation) -> Refusal | None:
+    """The reason why the operation cannot work on one module's factors, or None."""
+    kinds = KINDS.get(operation)
+    if kinds is not None and module.kind not in kinds:
+        return Refusal(Obstacle.MODULE_KIND, Obstacle.MODULE_KIND.format(module=module.name, kind=module.kind))
+    if operation is Operation.MITIGATE and (module.dense is not None or module.note is not None):
+        return Refusal(Obstacle.BASE_DEPENDENT, Obstacle.BASE_DEPENDENT.format(dependent=module.name))
+    return None
 
 
-def _marked(traits: Traits, *candidates: Obstacle) -> Iterator[Refusal]:
-    """The obstacles among the candidates that a single trait stands for."""
-    holds = {
+def _holding(traits: Traits) -> dict[Obstacle, bool]:
+    """Whether each obstacle that traits decide holds."""
+    changed = traits.start.changes_base
+    return {
+        Obstacle.FORMAT: traits.format != "peft",
+        Obstacle.TORCHTUNE: traits.format == "torchtune",
+        Obstacle.PEFT_TYPE: traits.peft_type != "LORA",
+        Obstacle.START: changed,
+        Obstacle.START_UNKNOWN: changed and not traits.start.recomputable,
+        Obstacle.DORA_ON_CHANGED_BASE: changed and traits.start.recomputable and traits.dora,
         Obstacle.DORA: traits.dora,
         Obstacle.KASA: traits.kasa,
         Obstacle.BDLORA: traits.bdlora,
@@ -331,14 +315,22 @@ def _marked(traits: Traits, *candidates: Obstacle) -> Iterator[Refusal]:
         Obstacle.LORA_BIAS: traits.lora_bias,
         Obstacle.TIED: traits.tied_embedding,
         Obstacle.SEVERAL_ADAPTERS: traits.several,
+        Obstacle.UNKNOWN_TENSORS: bool(traits.unknown),
     }
-    yield from (Refusal(obstacle, obstacle) for obstacle in candidates if holds[obstacle])
 
 
-def _first_of_a_kind(adapter: Adapter, operation: Operation) -> Iterator[Refusal]:
+def _first_stranger(adapter: Adapter, operation: Operation) -> Module | None:
     """The first module of a kind that the operation cannot work on; DoRA has an obstacle of its own."""
+    kinds = KINDS.get(operation)
+    if kinds is None:
+        return None
+    return next((module for module in adapter.modules if module.kind not in kinds and module.magnitude is None), None)
+
+
+def _of_kohyas_file(adapter: Adapter) -> Iterator[Refusal]:
+    """Kohya's files can be resized where each module is one plain pair."""
     for module in adapter.modules:
-        refusal = module_obstacle(module, operation)
-        if refusal is not None and module.magnitude is None:
-            yield refusal
+        if module.kind not in {"linear", "conv"} or not module.keys.keys() <= _KOHYAS_PAIR:
+            text = Obstacle.MORE_THAN_A_PAIR.format(module=module.name, kind=module.kind)
+            yield Refusal(Obstacle.MORE_THAN_A_PAIR, text)
             return

@@ -43,7 +43,7 @@ def atomic_file(out: Path, *, force: bool = False) -> Iterator[Path]:
 
 @contextmanager
 def atomic_folder(out: Path, *, force: bool = False) -> Iterator[Path]:
-    """A context with an empty sibling folder to fill; it takes the name `out` when the block ends well, else it is removed.
+    """A context with an empty sibling folder to fill; it takes the name `out` when the block ends well, else it goes.
 
     Args:
         out: the folder wanted; it may exist if it is empty.

@@ -1,4 +1,4 @@
-"""What PEFT would adapt, without PEFT: the module tree of a base, and targets, ranks and sizes as the library sees them.
+"""What PEFT would adapt, without PEFT: the module tree of a base, and targets, ranks and sizes as PEFT sees them.
 
 Everything that imitates another library's decisions is in this package (and `adapters.patterns`, for PEFT's matching
 of rank_pattern and alpha_pattern). Imitated are PEFT 0.21.2 and transformers 5.24.0, and for the names of modules
