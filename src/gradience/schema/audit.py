@@ -146,7 +146,7 @@ class BaseReport(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True):
     notes: list[str] = []
 
 
-AUDIT_SCHEMA_ID: Final = "gradience.verbs.audit/v1"
+AUDIT_SCHEMA_ID: Final = "gradience.audit/v1"
 
 ModuleType = Annotated[str, Meta(description="`attn`, `mlp`, `ssm`, `embedding` or `other`.")]
 StableRank = Annotated[float, Meta(ge=0.0, description="sum(sigma^2) / sigma_1^2; null for a zero update.")]
@@ -291,7 +291,7 @@ class NotAnalysed(msgspec.Struct, kw_only=True, frozen=True):
 class AuditReport(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True):
     """The audit of one adapter, as `gradience audit --json` prints it."""
 
-    schema: Literal["gradience.verbs.audit/v1"]
+    schema: Literal["gradience.audit/v1"]
     peft_dir: str
     config_path: str | None = None
     weights_path: Annotated[str, Meta(description="As given; further files are in `weights_paths`.")]

@@ -10,7 +10,7 @@ from msgspec import Meta
 from gradience.schema.findings import FindingRef
 from gradience.schema.scalars import Fraction, Json, NonNegativeInt, Real
 
-COMPARE_SCHEMA_ID: Final = "gradience.verbs.compare/v1"
+COMPARE_SCHEMA_ID: Final = "gradience.compare/v1"
 
 
 class ComparedRun(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True):
@@ -77,7 +77,7 @@ class UnreadRun(msgspec.Struct, kw_only=True, frozen=True):
 class CompareReport(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True):
     """Several runs side by side, as `gradience monitor A B --json` prints them."""
 
-    schema: Literal["gradience.verbs.compare/v1"]
+    schema: Literal["gradience.compare/v1"]
     runs: list[ComparedRun]
     differences: list[ConfigDifference] = []
     aligned: list[AlignedRow] = []
@@ -85,7 +85,7 @@ class CompareReport(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=Tru
     notes: list[str] = []
 
 
-COMPARE_ADAPTERS_SCHEMA_ID: Final = "gradience.verbs.compare-adapters/v1"
+COMPARE_ADAPTERS_SCHEMA_ID: Final = "gradience.compare-adapters/v1"
 
 Cosine = Annotated[float, Meta(ge=-1.0, le=1.0)]
 
@@ -223,7 +223,7 @@ class CheckpointSeries(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=
 class CompareAdaptersReport(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True):
     """Adapters side by side, as `gradience compare A B --json` prints them."""
 
-    schema: Literal["gradience.verbs.compare-adapters/v1"]
+    schema: Literal["gradience.compare-adapters/v1"]
     adapters: list[ComparedAdapter]
     differences: Annotated[list[ConfigDifference], Meta(description="One value per adapter, in their order.")] = []
     cosines: Annotated[

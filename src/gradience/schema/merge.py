@@ -11,8 +11,8 @@ from gradience.schema.compare import ComparedAdapter, ConfigDifference, Cosine, 
 from gradience.schema.findings import Finding, NotRun
 from gradience.schema.scalars import Fraction, Json, NonNegativeInt, Real
 
-MERGE_SCHEMA_ID: Final = "gradience.verbs.merge/v1"
-MERGE_CHECK_SCHEMA_ID: Final = "gradience.verbs.merge-check/v1"
+MERGE_SCHEMA_ID: Final = "gradience.merge/v1"
+MERGE_CHECK_SCHEMA_ID: Final = "gradience.merge-check/v1"
 
 MergeMethod: TypeAlias = Literal["linear", "cat", "svd", "ties", "dare_linear", "dare_ties"]
 
@@ -43,7 +43,7 @@ class MergedModule(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True
 class MergeReport(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True):
     """Adapters merged into one, module by module."""
 
-    schema: Literal["gradience.verbs.merge/v1"]
+    schema: Literal["gradience.merge/v1"]
     adapters: list[ComparedAdapter]
     weights: Annotated[list[float], Meta(description="w_i, in the order of the adapters.")]
     method: MergeMethod
@@ -138,7 +138,7 @@ class CheckedPair(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True)
 class MergeCheckReport(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True):
     """What would get in each other's way if the adapters were merged, as `gradience merge-check --json` prints it."""
 
-    schema: Literal["gradience.verbs.merge-check/v1"]
+    schema: Literal["gradience.merge-check/v1"]
     adapters: list[CheckedAdapter]
     differences: Annotated[list[ConfigDifference], Meta(description="One value per adapter, in their order.")] = []
     pairs: list[CheckedPair] = []

@@ -12,10 +12,10 @@ from gradience.schema.events import Alert, EvalMetrics, RecommendationItem
 from gradience.schema.findings import Coverage, Finding, NotRun
 from gradience.schema.scalars import Json, NonNegativeInt, Real
 
-CHECK_SCHEMA_ID: Final = "gradience.verbs.check/v1"
+CHECK_SCHEMA_ID: Final = "gradience.check/v1"
 IMPORT_SCHEMA_ID: Final = "gradience.import/v1"
-MONITOR_SCHEMA_ID: Final = "gradience.verbs.monitor/v1"
-VALIDATE_SCHEMA_ID: Final = "gradience.telemetry.validate/v1"
+MONITOR_SCHEMA_ID: Final = "gradience.monitor/v1"
+VALIDATE_SCHEMA_ID: Final = "gradience.validate/v1"
 
 
 class SourceFile(msgspec.Struct, kw_only=True, frozen=True):
@@ -28,7 +28,7 @@ class SourceFile(msgspec.Struct, kw_only=True, frozen=True):
 class CheckReport(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True):
     """A configuration as understood, and what the rules say of it."""
 
-    schema: Literal["gradience.verbs.check/v1"]
+    schema: Literal["gradience.check/v1"]
     sources: list[SourceFile] = []
     config: ConfigSnapshot
     derived: Annotated[
@@ -109,7 +109,7 @@ class StoryPart(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True):
 class MonitorReport(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True):
     """The high-level story of one run, as `gradience monitor --json` prints it."""
 
-    schema: Literal["gradience.verbs.monitor/v1"]
+    schema: Literal["gradience.monitor/v1"]
     story: Annotated[str, Meta(description="The run in one line: the parts below, joined.")] = ""
     story_parts: list[StoryPart] = []
     file: str
@@ -140,7 +140,7 @@ class MonitorReport(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=Tru
 class ValidateReport(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True):
     """Whether a log follows the schema, and where not."""
 
-    schema: Literal["gradience.telemetry.validate/v1"]
+    schema: Literal["gradience.validate/v1"]
     file: str
     valid: bool
     lines: NonNegativeInt
