@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from gradience.telemetry import TelemetryReader, TelemetryWriter
+from gradience.telemetry.reader import RunSummary
 from gradience.telemetry.series import RunSeries
-from gradience.telemetry.summary import RunSummary
 
 HEAD = {"schema": "gradience.vnext.telemetry/v1", "ts": 1.0, "run_id": "r"}
 

@@ -8,8 +8,8 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from gradience.cli.output import DONE, print_document, print_text
-from gradience.importers.detect import Format
 from gradience.importers.run import import_run as write_log
+from gradience.importers.sources import Format
 from gradience.importers.table import parse_map
 
 

@@ -51,7 +51,7 @@ def live_modules(model: torch.nn.Module) -> list[Module]:
 def spectral_metrics(model: torch.nn.Module) -> dict[str, Any]:
     """Return the payload of a `metrics` event of kind `spectral`; `elapsed_s` is what it cost.
 
-    Without a whole LoRA factor to see (none adapted, or sharded over processes) it says so in `not_analysed`.
+    Without a whole LoRA factor to see (none adapted, or sharded over processes) `not_analysed` has the reason.
     """
     began = time.perf_counter()
     live = live_modules(model)

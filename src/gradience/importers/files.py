@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -27,7 +27,7 @@ def count_of(value: Json) -> int | None:
 
 
 def clock_of(value: Json) -> float | None:
-    """Return Unix seconds of a clock reading, or None: of text without a time zone, too, for that is no clock.
+    """Return Unix seconds of a clock reading; None for anything else, such as text without a time zone.
 
     >>> clock_of(1700000000.5), clock_of(1700000000500), clock_of("2023-11-14T22:13:20+00:00"), clock_of(12.5)
     (1700000000.5, 1700000000.5, 1700000000.0, None)
@@ -66,8 +66,8 @@ class SourceRun:
     run_id: str | None = None  # where the source has one
     unit: str = "line"  # what `place` counts
     planned: int | None = None  # optimizer steps
-    reached: int | None = None  # the last step as the source says it, rows or not
-    finished: bool = False  # the source says by other means that training came to its end
+    reached: int | None = None  # the last step by the source's own account, rows or not
+    finished: bool = False  # training came to its end, by other signs than its rows
     layer: Layer = field(default_factory=Layer)
     skipped: list[SkippedRow] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
@@ -84,6 +84,16 @@ MAX_LINE: Final = 32 * 1024**2  # ms-swift's closing record repeats the whole hi
 _BOM: Final = b"\xef\xbb\xbf"
 _LFS: Final = b"version https://git-lfs"
 _CHUNK: Final = 1 << 20
+
+
+def listed(items: Sequence[object], most: int) -> str:
+    """Return the first items, and how many more there are.
+
+    >>> listed(["a", "b", "c"], 2)
+    'a, b and 1 more'
+    """
+    more = f" and {len(items) - most} more" if len(items) > most else ""
+    return ", ".join(map(str, items[:most])) + more
 
 
 def require_file(path: Path) -> None:
@@ -133,7 +143,7 @@ def whole_json(path: Path) -> Json:
     """Return the file's one JSON document; bare NaN and Infinity by their names.
 
     Raises:
-        RecorderError: it is none.
+        RecorderError: the file does not hold one JSON document.
     """
     require_file(path)
     data = path.read_bytes().removeprefix(_BOM).strip()

@@ -31,7 +31,7 @@ def read_trackio(path: Path, columns: Mapping[str, str] | None = None) -> list[S
     """Return the runs of the file, the one written to last at the end.
 
     Raises:
-        RecorderError: it is no such file, or holds no run.
+        RecorderError: the file is not trackio's, or holds no run.
     """
     require_file(path)
     try:
@@ -51,7 +51,7 @@ def _opened(path: Path) -> sqlite3.Connection:
 
 
 def _key(base: sqlite3.Connection, path: Path) -> str:
-    """Return the column that tells runs apart: older files have only names."""
+    """Return the column that identifies a run: older files have only names."""
     columns = {row[1] for row in base.execute("PRAGMA table_info(metrics)")}
     if not columns >= _NEEDED:
         raise RecorderError(f"{path}: no table `metrics` as trackio writes it", advice="give trackio's .db file")

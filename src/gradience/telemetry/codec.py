@@ -231,7 +231,7 @@ def decode_known(line: bytes) -> Event:
     """Return the event of one line, dropping unknown keys: what a summary needs, at decoder speed.
 
     Raises:
-        msgspec.MsgspecError: the line is no event of a known name.
+        msgspec.MsgspecError: the line is not an event of a known name.
     """
     event: Event = _known.decode(line)
     return event
@@ -241,13 +241,13 @@ def decode_object(line: bytes) -> JsonObject:
     """Return the JSON object of a line that `decode_known` accepts.
 
     Raises:
-        msgspec.MsgspecError: the line is no JSON object, or has half of a surrogate pair in a string.
+        msgspec.MsgspecError: the line is not a JSON object, or has half of a surrogate pair in a string.
     """
     return _object.decode(line)
 
 
 def decode_array(block: bytes, count: int, decoder: msgspec.json.Decoder[list[T_]]) -> list[T_] | None:
-    """Return what whole lines hold, dropping unknown keys; None if any line needs a closer look.
+    """Return the items of whole lines, dropping unknown keys; None if any line needs a closer look.
 
     The lines are decoded as one array, each newline a comma, and as many items as lines are asked for. (Two events
     joined on one line and one broken at a comma, close to each other, pass for whole: see `decode_lines`.)

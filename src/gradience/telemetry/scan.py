@@ -1,9 +1,9 @@
-"""One pass over a log, in constant memory: what it holds in file order, and every line that is no event with its fault.
+"""One pass over a log, in constant memory: what it holds in file order, and the faults of every bad line.
 
 A long log mostly holds plain rows of training, and those are decoded by the thousand (`RowBlock`): a decoder is made
 for one run, one session and the names of further values met so far, and refuses a block that holds anything else.
 Such a block is parted into lines that look like rows and others; what is refused still is decoded as typed events, and
-where some line is no known event, line by line. All these ways give the same: the fast ones accept nothing that the
+where that fails, line by line. All these ways give the same: the fast ones accept nothing that the
 careful one would name a fault.
 
 Further values of training rows (`reward`, `kl`, ...) are kept where they are asked for, so that no part of a log is
@@ -237,7 +237,7 @@ def _row_decoder(run_id: str, session: str | None, names: frozenset[str], kept: 
 
 
 class BadLines(msgspec.Struct, frozen=True):
-    """One line that is no event, and everything found wrong with it."""
+    """One line that is not an event, and everything found wrong with it."""
 
     faults: list[BadLine]
     broken: bool = False  # not even JSON: perhaps cut off while being written

@@ -40,7 +40,7 @@ def plain(value: Any, name: str) -> Json:
     """Return the value with non-finite floats named, numpy and torch values as Python's, and keys as text.
 
     Raises:
-        RecorderError: something in it is no JSON value; the message names where.
+        RecorderError: something in it is not a JSON value; the message names its place.
     """
     return _plain(value, name, _EXACT, 0)
 
@@ -53,7 +53,7 @@ def described(value: Any) -> Json:
     """
     try:
         return _plain(value, "", _BOUNDED, 0)
-    except RecorderError:  # a number that is none: a Decimal of 10^400, say
+    except RecorderError:  # an object that promises a number and gives none
         return f"<{type(value).__name__}>"
 
 
@@ -61,7 +61,7 @@ def number(value: Any, name: str) -> Real:
     """Return a number as it goes on the wire: of Python, numpy or torch, one element, or a non-finite one's name.
 
     Raises:
-        RecorderError: it is no number.
+        RecorderError: the value is not a number.
     """
     if type(value) is float:
         return value if isfinite(value) else real(value)
@@ -82,7 +82,7 @@ def rates(value: Any) -> Real | list[Real]:
     """Return a learning rate, or one per parameter group.
 
     Raises:
-        RecorderError: it is neither a number nor numbers.
+        RecorderError: the value is neither a number nor a list of numbers.
     """
     if type(value) is float:
         return value if isfinite(value) else real(value)

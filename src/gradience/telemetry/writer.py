@@ -216,7 +216,7 @@ class TelemetryWriter:
 
     def _take_seq(self) -> int:
         seq = self._seq
-        self._seq = seq + 1  # even if the write fails: the gap tells
+        self._seq = seq + 1  # even if the write fails: the gap shows the loss
         return seq
 
     def _append(self, event: Event) -> None:

@@ -1,4 +1,7 @@
-"""Where runs come from: a log of ours, or what another program left, in memory."""
+"""Where runs come from: a log of ours, or the logs of another program, imported in memory.
+
+A path may be a file, the folder of a run, or a folder of runs; `open_source` reads one run's, `runs_in` finds several.
+"""
 
 from __future__ import annotations
 
@@ -9,12 +12,11 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from gradience.errors import RecorderError
-from gradience.importers.folder import MAX_DEPTH, MAX_RUNS, run_folders
+from gradience.importers.sources import MAX_DEPTH, MAX_RUNS, run_folders
 from gradience.render.text import Place
 from gradience.rules.log.facts import KEPT
 from gradience.schema.scalars import SCHEMA_PREFIX
-from gradience.telemetry.reader import TelemetryReader
-from gradience.telemetry.summary import RunSummary
+from gradience.telemetry.reader import RunSummary, TelemetryReader
 
 _OF_FOLDERS: Final = ("run.jsonl", "trainer_state.json")
 
@@ -161,7 +163,7 @@ def _show(summary: RunSummary, run: str) -> None:
 
 
 def _import(path: Path, run: str | None) -> Source:
-    """Return what a source of another program holds, in memory."""
+    """Return the runs that another program left, in memory."""
     from gradience.importers import read_source  # noqa: PLC0415  # the same
 
     imported = read_source(path, run=run)

@@ -19,11 +19,11 @@ from gradience.errors import SchemaError
 from gradience.schema.events import Event, TrainStep, UnknownEvent
 from gradience.schema.scalars import as_float
 from gradience.telemetry.codec import MAX_LINE_BYTES, convert, decode_known, parse
+from gradience.telemetry.reader import RunSummary
 from gradience.telemetry.series import Column, RunSeries
-from gradience.telemetry.summary import RunSummary
 
 _CHUNK: Final = 1 << 20
-_HEAD: Final = 256  # bytes that tell a file from one written over it
+_HEAD: Final = 256  # bytes by which a file is recognised
 
 
 class Tail:
@@ -128,7 +128,7 @@ class Tail:
                 self._held, self._overlong = b"", True
 
 
-_REWARD: Final = "reward"  # the one further value that is watched: under RL the loss says little
+_REWARD: Final = "reward"  # the one further value that is watched: under RL the loss shows little
 _REWARD_KEY: Final = b'"reward":'
 _MOST_POINTS: Final = 512  # of a curve
 _MOST_EVALS: Final = 1000
@@ -179,7 +179,7 @@ class Watch:
         ]
 
     def take(self, line: bytes) -> Event | UnknownEvent | None:
-        """Add one line and return its event; None for a line that is none.
+        """Add one line and return its event; None for a bad line.
 
         Raises:
             SchemaError: the line is of another major version: so is the whole log.
