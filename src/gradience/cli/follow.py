@@ -12,6 +12,7 @@ from typing import Final, Protocol
 from gradience.errors import RecorderError
 from gradience.render.monitor import Glance, event_line, frame_lines, progress_line
 from gradience.render.text import clean
+from gradience.schema.config import ConfigSnapshot
 from gradience.schema.events import Event, TrainStep, UnknownEvent
 from gradience.verbs.monitor.source import is_log
 from gradience.verbs.monitor.watch import Tail, Watch
@@ -87,23 +88,25 @@ def _watch(tail: Tail, screen: _Screen, sleep: Callable[[float], None]) -> None:
             screen.show(_glance(watch))
         elif not tail.found:
             screen.wait(tail.path)
-        if watch.end is not None:
+        if watch.run.end is not None:
             return
         sleep(_EVERY)
 
 
 def _glance(watch: Watch) -> Glance:
+    run, rewards = watch.run, watch.rewards
+    config = run.config or ConfigSnapshot()
     return Glance(
-        model=watch.config.model_name,
-        step=watch.step,
-        max_steps=watch.config.training.max_steps,
-        loss=watch.loss,
+        model=config.model_name,
+        step=run.last_step,
+        max_steps=config.training.max_steps,
+        loss=run.losses[-1] if run.losses else None,
         rate=watch.rate,
-        points=watch.points.pairs(),
+        points=watch.points,
         evals=watch.evals,
-        reward=watch.reward,
-        rewards=watch.rewards.pairs(),
-        alerts=watch.alerts,
+        reward=run.columns["reward"].values[-1] if rewards else None,
+        rewards=rewards,
+        alerts=run.alerts,
         not_finite=watch.not_finite,
         bad_lines=watch.bad_lines,
     )

@@ -8,9 +8,9 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from gradience.cli import options as opt
-from gradience.importers.detect import Format
-from gradience.importers.events import parse_map
 from gradience.importers.run import import_run as write_log
+from gradience.importers.sources import Format
+from gradience.importers.table import parse_map
 
 
 def import_run(
