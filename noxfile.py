@@ -47,7 +47,7 @@ def _free_folder(wanted: Path) -> str:
 
 
 def _install(session: nox.Session) -> None:
-    session.install(".[hf]", *TEST_PACKAGES)
+    session.install(".[hf,report]", *TEST_PACKAGES)
     session.install(*ORACLES, success_codes=[0, 1])  # their wheels are for some machines only
 
 

@@ -29,7 +29,7 @@ def test_report_names_sources_config_findings_and_what_was_not_judged(
         FLAT,
         "r=16 alpha=32 scaling=2",
         "[WARNING] LR001",
-        "Not judged",
+        "Skipped (missing input or not applicable)",
         "hypotheses",
     ):
         assert piece in out

@@ -14,8 +14,8 @@ from gradience.cli import options as opt
 from gradience.cli.output import draws_blocks, on_terminal, prepare_jax
 from gradience.errors import AdapterError
 from gradience.render.audit import View, audit_text
-from gradience.render.heatmap import Quantity
-from gradience.render.text import Place
+from gradience.render.plots import Quantity
+from gradience.schema.reports import SourceLocation
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,6 +135,6 @@ def audit(
         lambda it: audit_text(it, showing.view()),
         report.findings,
         groups=("weights", "weights_and_base"),
-        places=lambda: [Place(report.weights_path)] * len(report.findings),
+        locations=lambda: [SourceLocation(report.weights_path)] * len(report.findings),
         not_run=report.not_run,
     )

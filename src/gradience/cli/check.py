@@ -143,13 +143,13 @@ def check(
         **resolved.rules,
     )
     from gradience.render.check import check_text  # noqa: PLC0415  # after the check: --help needs none of it
-    from gradience.verbs.check.context import places  # noqa: PLC0415  # the same
+    from gradience.verbs.check.context import source_locations  # noqa: PLC0415  # the same
 
     return resolved.show(
         report,
         lambda it: check_text(it, verbose=verbose),
         report.findings,
         groups=("config", "base", "serve"),
-        places=lambda: places(report),
+        locations=lambda: source_locations(report),
         not_run=report.not_run,
     )

@@ -63,14 +63,14 @@ def diagnose(
         **resolved.rules,
     )
     from gradience.render.check import diagnose_text  # noqa: PLC0415  # --help needs none of it
-    from gradience.verbs.diagnose.run import places  # noqa: PLC0415  # the same
+    from gradience.verbs.diagnose.run import source_locations  # noqa: PLC0415  # the same
 
     code = resolved.show(
         report,
         lambda it: diagnose_text(it, verbose=verbose),
         report.causes,
         groups=_GROUPS,
-        places=lambda: places(report),
+        locations=lambda: source_locations(report),
         not_run=report.not_run,
     )
     return code if report.complete else _COULD_NOT_JUDGE

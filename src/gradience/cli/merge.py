@@ -10,8 +10,8 @@ from gradience.cli import options as opt
 from gradience.cli.output import cleaning_up, on_terminal, prepare_jax
 from gradience.errors import AdapterError
 from gradience.render.merge import merge_check_text, merge_text
-from gradience.render.text import Place
 from gradience.schema.merge import MergeMethod
+from gradience.schema.reports import SourceLocation
 
 
 def merge(
@@ -138,6 +138,6 @@ def merge_check(
         lambda it: merge_check_text(it, top=top, verbose=verbose),
         report.findings,
         groups=("merge",),
-        places=lambda: [Place(report.adapters[0].adapter.path)] * len(report.findings),
+        locations=lambda: [SourceLocation(report.adapters[0].adapter.path)] * len(report.findings),
         not_run=report.not_run,
     )

@@ -74,7 +74,7 @@ def _one(log: Path, run: str | None, gap: float, resolved: opt.ResolvedOptions, 
         lambda it: monitor_text(it, verbose=verbose),
         report.findings,
         groups=("log",),
-        places=lambda: [log_place(report.file)] * len(report.findings),
+        locations=lambda: [log_place(report.file)] * len(report.findings),
         not_run=report.not_run,
     )
 

@@ -18,10 +18,10 @@ from cyclopts.validators import Number
 from gradience.cli.output import DONE, Format, exit_code, print_document, print_for_programs, print_text
 from gradience.configs.preferences import FailOn, Preferences, find_preferences, read_preferences
 from gradience.errors import AdapterError, ConfigError, GradienceError
-from gradience.render.text import Place
 from gradience.rules.log.facts import DEFAULT_GAP
 from gradience.schema.document import Report
 from gradience.schema.findings import Finding, FindingRef, NotRun, RuleGroup
+from gradience.schema.reports import SourceLocation
 from gradience.schema.scalars import Severity
 
 Flag: TypeAlias = Annotated[bool, Parameter(negative=(), show_default=False)]
@@ -124,7 +124,7 @@ class ResolvedOptions(NamedTuple):
         findings: Sequence[Finding],
         *,
         groups: Sequence[RuleGroup],
-        places: Callable[[], Sequence[Place | None]],
+        locations: Callable[[], Sequence[SourceLocation | None]],
         not_run: Sequence[NotRun] = (),
     ) -> int:
         """Print the report in the chosen format, once, and return the exit code.
@@ -134,7 +134,7 @@ class ResolvedOptions(NamedTuple):
             text: renders it for people.
             findings: what it found.
             groups: the rules that were applied, for SARIF.
-            places: the location of each finding, in their order; asked only for SARIF and GitHub.
+            locations: the location of each finding, in their order; asked only for SARIF and GitHub.
             not_run: the rules that were skipped, for SARIF.
         """
         if self.format == "json":
@@ -142,7 +142,7 @@ class ResolvedOptions(NamedTuple):
         elif self.format == "text":
             print_text(text(report))
         else:
-            print_for_programs(self.format, findings, places=places(), groups=groups, not_run=not_run)
+            print_for_programs(self.format, findings, locations=locations(), groups=groups, not_run=not_run)
         return self.exit_code(findings)
 
 

@@ -14,7 +14,7 @@ from gradience.errors import OutputError
 from gradience.render.text import clean
 from gradience.schema.diagnose import DiagnoseReport
 from gradience.schema.scalars import Severity
-from gradience.verbs.report.write import ReportFormat, format_of
+from gradience.verbs.report.write import ReportFormat, format_of, report_text, write_sources
 
 _NOT_READ: Final = 2
 
@@ -61,6 +61,7 @@ def report(
     chosen = kind or (format_of(out) if out is not None else "md")
     if out is None and chosen == "html":
         raise OutputError("an HTML page needs an output file", advice="say --out report.html")
+    check_format(chosen)
     from gradience.verbs.diagnose.sources import find_sources  # noqa: PLC0415  # --help pays for nothing of this
 
     sources = find_sources(path, adapter=adapter, config=config)
@@ -69,11 +70,10 @@ def report(
         from gradience.cli.output import prepare_jax  # noqa: PLC0415  # only where there are weights
 
         prepare_jax("auto", serial_kernels=bool(others))
-    from gradience.verbs.report.gather import tell  # noqa: PLC0415  # may import jax, after its environment is set
-    from gradience.verbs.report.write import report_text, write_sources  # noqa: PLC0415  # the same
+    from gradience.verbs.report.gather import build_story  # noqa: PLC0415  # may import jax, after its environment is set
 
     if out is None:
-        story = tell(sources, base=base, task=task, compare=others)
+        story = build_story(sources, base=base, task=task, compare=others)
         print_text(report_text(story, chosen).rstrip("\n"))
     else:
         story = write_sources(sources, out, base=base, task=task, compare=others, kind=chosen, force=force)

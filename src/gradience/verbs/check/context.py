@@ -10,31 +10,30 @@ import msgspec
 
 from gradience.configs import Layer
 from gradience.configs.lines import keys_of, line_of
-from gradience.render.text import Place
 from gradience.rules.config.facts import CheckContext
 from gradience.rules.config.judge import settings_of
 from gradience.schema.config import ConfigSnapshot
 from gradience.schema.findings import Coverage, Finding
-from gradience.schema.reports import CheckReport, SourceFile
+from gradience.schema.reports import CheckReport, SourceFile, SourceLocation
 
 _NOT_CONFIGURATION = {"base", "settings"}
 
 
-def places(report: CheckReport) -> list[Place | None]:
-    """Return a place for each finding, in their order; None where no file was read."""
+def source_locations(report: CheckReport) -> list[SourceLocation | None]:
+    """The source location of each finding, in their order; None where no file was read."""
     files = [source for source in report.sources if source.role not in _NOT_CONFIGURATION]
     return [_place(finding, files) for finding in report.findings]
 
 
-def _place(finding: Finding, files: list[SourceFile]) -> Place | None:
+def _place(finding: Finding, files: list[SourceFile]) -> SourceLocation | None:
     if not files:
         return None
     keys = [key for field in settings_of(finding) for key in keys_of(field)]
     for source in reversed(files):  # a later source wins
         line = line_of(Path(source.path), keys)
         if line is not None:
-            return Place(source.path, line)
-    return Place(files[0].path)
+            return SourceLocation(source.path, line)
+    return SourceLocation(files[0].path)
 
 
 _OF_A_RUN = ("trainer_state.json", "run.jsonl", "adapter_model.safetensors", "model.safetensors", "trainer_log.jsonl")

@@ -13,20 +13,20 @@ from typing import Final, NamedTuple
 
 from gradience.errors import RecorderError
 from gradience.importers.sources import MAX_DEPTH, MAX_RUNS, run_folders
-from gradience.render.text import Place
 from gradience.rules.log.facts import KEPT
+from gradience.schema.reports import SourceLocation
 from gradience.schema.scalars import SCHEMA_PREFIX
 from gradience.telemetry.reader import RunSummary, TelemetryReader
 
 _OF_FOLDERS: Final = ("run.jsonl", "trainer_state.json")
 
 
-def log_place(file: str) -> Place | None:
+def log_place(file: str) -> SourceLocation | None:
     """Return the place of a log: itself, of a folder the log in it, or None where several files were read."""
     path = Path(file)
     if path.is_file():
-        return Place(file)
-    return next((Place(str(path / name)) for name in _OF_FOLDERS if (path / name).is_file()), None)
+        return SourceLocation(file)
+    return next((SourceLocation(str(path / name)) for name in _OF_FOLDERS if (path / name).is_file()), None)
 
 
 _LOG: Final = "run.jsonl"
