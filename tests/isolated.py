@@ -29,7 +29,7 @@ ROOMY_MB = 6_000  # of address space, beyond what the imports took: a bomb ends 
 class Outcome(NamedTuple):
     """What became of a command."""
 
-    code: int  # the exit code; -9 where it was killed at its deadline, another negative number where a signal ended it
+    code: int  # the exit code; negative where a signal ended it: -24 at its limit of processor time, -9 at its deadline
     out: str
     err: str
     seconds: float
@@ -64,17 +64,23 @@ class Stable:
         self,
         *argv: str | os.PathLike[str],
         cwd: Path | None = None,
-        limit_s: float = 12.0,
+        limit_s: int = 12,
+        wall_s: float | None = None,
         limit_mb: int = ROOMY_MB,
         env: dict[str, str] | None = None,
         python: str = "",
     ) -> Outcome:
-        """Run `gradience` with the arguments, or a piece of Python in its place, and return what became of it."""
+        """Run `gradience` with the arguments, or a piece of Python in its place, and return what became of it.
+
+        It may use `limit_s` seconds of processor time, which no other program's load changes, and `wall_s` on the wall
+        (ten times that without it).
+        """
         out, err = self._folder / "stdout", self._folder / "stderr"
         asked = {
             "argv": [os.fspath(word) for word in argv],
             "cwd": str(cwd or self._folder),
             "limit_s": limit_s,
+            "wall_s": 10.0 * limit_s if wall_s is None else wall_s,
             "limit_mb": limit_mb,
             "out": str(out),
             "err": str(err),
@@ -121,7 +127,7 @@ def _serve() -> None:
         child = os.fork()
         if child == 0:
             _become(asked)
-        code, peak = _wait(child, start + asked["limit_s"])
+        code, peak = _wait(child, start + asked["wall_s"])
         told = {"code": code, "seconds": time.monotonic() - start, "memory_mb": max(peak - least, 0.0)}
         sys.stdout.write(json.dumps(told) + "\n")
         sys.stdout.flush()
@@ -158,9 +164,10 @@ def _become(asked: dict[str, Any]) -> None:
         os.environ.update(asked["env"])
         bound = _address_space() + asked["limit_mb"] * 1024**2
         resource.setrlimit(resource.RLIMIT_AS, (bound, bound))
+        resource.setrlimit(resource.RLIMIT_CPU, (asked["limit_s"], asked["limit_s"] + 1))
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-        sys.stdout = open(1, "w", encoding="utf-8", closefd=False)  # noqa: SIM115, PTH123  # as the interpreter does
-        sys.stderr = open(2, "w", encoding="utf-8", errors="backslashreplace", closefd=False)  # noqa: SIM115, PTH123
+        sys.stdout = open(1, "w", encoding="utf-8", closefd=False)  # noqa: SIM115  # as the interpreter does
+        sys.stderr = open(2, "w", encoding="utf-8", errors="backslashreplace", closefd=False)  # noqa: SIM115
         sys.argv = ["gradience", *asked["argv"]]
         code = _code_of(asked["python"])
         sys.stdout.flush()

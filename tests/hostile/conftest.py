@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
+from hostile.unmended import UNMENDED
 from isolated import Stable
+
+HERE = Path(__file__).resolve().parent
 
 
 @pytest.fixture(scope="session")
@@ -22,3 +27,9 @@ def run(stable, tmp_path):
         return stable.run(*argv, **({"cwd": tmp_path} | options))
 
     return command
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if item.path.parent == HERE and (row := UNMENDED.get(item.nodeid.partition("::")[2])):
+            item.add_marker(pytest.mark.xfail(strict=True, reason=row))

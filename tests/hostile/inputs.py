@@ -57,7 +57,9 @@ def factors(shape=(20, 12), r=4, *, stem=STEM, scale=1.0, seed=0, dtype=np.float
 def adapter(folder: Path, tensors=None, config=None, **foreign) -> Path:
     """Write an adapter as PEFT does, and return its folder; a config given as text is written as it is."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "adapter_model.safetensors").write_bytes(safetensors(factors() if tensors is None else tensors, **foreign))
+    (folder / "adapter_model.safetensors").write_bytes(
+        safetensors(factors() if tensors is None else tensors, **foreign)
+    )
     text = config if isinstance(config, str) else json.dumps(CONFIG | (config or {}))
     (folder / "adapter_config.json").write_text(text, encoding="utf-8")
     return folder
@@ -70,6 +72,9 @@ def base(folder: Path, tensors=None) -> Path:
         rng = np.random.default_rng(7)
         tensors = {"model.layers.0.self_attn.q_proj.weight": rng.standard_normal((20, 12)).astype(np.float32)}
     (folder / "model.safetensors").write_bytes(safetensors(tensors))
+    config = {"model_type": "llama", "architectures": ["LlamaForCausalLM"], "hidden_size": 12, "vocab_size": 8}
+    sizes = {"num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 2, "intermediate_size": 16}
+    (folder / "config.json").write_text(json.dumps(config | sizes))
     return folder
 
 

@@ -149,7 +149,7 @@ def _option(key: str) -> str:
 
 
 def _header(kind: str, key: str, value: str) -> str:
-    if kind in {"session cookie"}:
+    if kind == "session cookie":
         return f"Cookie: session={value}"
     if kind in _BY_VALUE:
         return f"Authorization: Token {value}"
@@ -227,11 +227,17 @@ def _drawn(rng: Random, n: int) -> Iterator[Innocent]:
         yield Innocent("number", "count", str(rng.randrange(10**18)))
         yield Innocent("checkpoint", "checkpoint", f"checkpoint-{rng.randrange(10**6)}")
         yield Innocent("shard", "file", f"model-{rng.randrange(1, 128):05d}-of-00128.safetensors")
-        yield Innocent("timestamp", "at", f"2025-0{rng.randrange(1, 9)}-1{rng.randrange(9)}T12:{rng.randrange(10, 59)}:00+00:00")
-        yield Innocent("host", "host", f"gpu-{''.join(rng.choices(LOWER, k=5))}-{rng.randrange(99)}.cluster.example.org")
+        yield Innocent(
+            "timestamp", "at", f"2025-0{rng.randrange(1, 9)}-1{rng.randrange(9)}T12:{rng.randrange(10, 59)}:00+00:00"
+        )
+        yield Innocent(
+            "host", "host", f"gpu-{''.join(rng.choices(LOWER, k=5))}-{rng.randrange(99)}.cluster.example.org"
+        )
         yield Innocent("etag", "etag", f'W/"{digest.hexdigest()[:32]}"')
         yield Innocent("docker", "image", f"registry.example.org/train@sha256:{digest.hexdigest()}")
-        yield Innocent("url", "url", f"https://example.org/runs/{digest.hexdigest()[:20]}?step={rng.randrange(10**5)}&tab=loss")
+        yield Innocent(
+            "url", "url", f"https://example.org/runs/{digest.hexdigest()[:20]}?step={rng.randrange(10**5)}&tab=loss"
+        )
 
 
 _NAMES = {
@@ -239,7 +245,8 @@ _NAMES = {
         "meta-llama/Llama-3.1-70B-Instruct Qwen/Qwen2.5-0.5B-Instruct mistralai/Mixtral-8x7B-v0.1 gpt2 "
         "hf-internal-testing/tiny-random-LlamaForCausalLM HuggingFaceH4/zephyr-7b-beta unsloth/llama-3-8b-bnb-4bit "
         "sentence-transformers/all-MiniLM-L6-v2 google/flan-t5-xxl microsoft/Phi-3-mini-4k-instruct "
-        "stabilityai/stable-diffusion-xl-base-1.0 TheBloke/Llama-2-13B-chat-GPTQ deepseek-ai/DeepSeek-R1-Distill-Qwen-1.5B "
+        "stabilityai/stable-diffusion-xl-base-1.0 TheBloke/Llama-2-13B-chat-GPTQ "
+        "deepseek-ai/DeepSeek-R1-Distill-Qwen-1.5B "
         "task-specific-finetuned-llama-v2 sk-learn-pipelines-for-tabular-data-2024 hf_transformers_finetuned_model_v2 "
         "risk-ranker-large-2024-06-01-final key-value-memory-network-large-v2 token-classification-bert-base-NER "
         "secret-santa/reddit-llama-8b password-strength/bert-tiny openai/clip-vit-large-patch14-336"
@@ -248,7 +255,8 @@ _NAMES = {
         "glue/sst2 HuggingFaceH4/ultrachat_200k tatsu-lab/alpaca databricks/databricks-dolly-15k allenai/c4 "
         "Open-Orca/OpenOrca wikitext-103-raw-v1 b3BlbkFJ/dGVzdC1kYXRhc2V0 s3://bucket/data/train gs://bucket/x/y "
         "hf://datasets/org/name https://huggingface.co/datasets/org/name data-00000-of-00128.parquet train.jsonl "
-        "org/name@main git@github.com:org/repo.git ssh://git@example.org/org/repo.git security/leaked-password-statistics"
+        "org/name@main git@github.com:org/repo.git ssh://git@example.org/org/repo.git "
+        "security/leaked-password-statistics"
     ),
     "module": (
         "base_model.model.model.layers.0.self_attn.q_proj model.layers.31.mlp.down_proj lora_unet_down_blocks_0_attn "
@@ -307,7 +315,13 @@ def _innocents() -> Iterator[Innocent]:
             yield Innocent(kind, f"{kind}_name", name)
     for key, phrase in _PHRASES:
         yield Innocent("phrase", key, phrase)
-    for path in ("~/models/llama", "./data/train.csv", "/mnt/nfs/alice/data.jsonl", "C:\\Users\\alice\\model", "/tmp/x"):  # noqa: S108
+    for path in (
+        "~/models/llama",
+        "./data/train.csv",
+        "/mnt/nfs/alice/data.jsonl",
+        "C:\\Users\\alice\\model",
+        "/srv/x",
+    ):
         yield Innocent("path", "path", path)
     yield from _drawn(random.Random(20260102), 20)  # noqa: S311  # made-up hashes
 

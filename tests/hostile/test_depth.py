@@ -110,7 +110,9 @@ NUMBERS = {
 @pytest.mark.parametrize("case", NUMBERS)
 @pytest.mark.parametrize("key", ["r", "lr", "model_name", "max_steps", "seed", "unheard_of"])
 def test_a_number_of_thousands_of_digits_in_yaml_is_one_line_of_error_or_taken_for_text(run, tmp_path, key, case):
-    (tmp_path / "c.yaml").write_text(f"lr: 1e-4\nlora_alpha: 8\n{key if key != 'lr' else 'weight_decay'}: {NUMBERS[case]}\n")
+    (tmp_path / "c.yaml").write_text(
+        f"lr: 1e-4\nlora_alpha: 8\n{key if key != 'lr' else 'weight_decay'}: {NUMBERS[case]}\n"
+    )
     told = run("check", "c.yaml", "--json")
     assert told.code in {0, 2}
     assert len(told.errors) == (told.code == 2)

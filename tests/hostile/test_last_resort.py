@@ -6,35 +6,32 @@ import pytest
 
 SOFTWARE = 70  # EX_SOFTWARE of sysexits.h
 
+PRINTER = """
+import sys
+class Broken:
+    encoding = "utf-8"
+    def write(self, text): raise RuntimeError("a bug")
+    def writelines(self, lines): raise RuntimeError("a bug")
+    def flush(self): pass
+    def isatty(self): return False
+    def fileno(self): return 1
+    @property
+    def buffer(self): raise RuntimeError("a bug")
+sys.stdout = Broken()
+"""
+BROKEN = """
+import {module}
+def broken(*given, **named): raise {error}("a bug")
+{module}.{name} = broken
+"""
 BUGS = {
-    "a printer that breaks": (
-        "import sys\n"
-        "class Broken:\n"
-        "    encoding = 'utf-8'\n"
-        "    def write(self, text): raise RuntimeError('a bug')\n"
-        "    def writelines(self, lines): raise RuntimeError('a bug')\n"
-        "    def flush(self): pass\n"
-        "    def isatty(self): return False\n"
-        "    def fileno(self): return 1\n"
-        "    @property\n"
-        "    def buffer(self): raise RuntimeError('a bug')\n"
-        "sys.stdout = Broken()\n",
-        ["rules"],
-    ),
+    "a printer that breaks": (PRINTER, ["rules"]),
     "an encoder that breaks": (
-        "import msgspec\n"
-        "def broken(*a, **k): raise KeyError('a bug')\n"
-        "msgspec.json.encode = msgspec.json.format = broken\n",
+        BROKEN.format(module="msgspec.json", name="encode", error="KeyError"),
         ["rules", "--json"],
     ),
-    "a library that recurses for ever": (
-        "import cyclopts\ndef broken(*a, **k): raise RecursionError('a bug')\ncyclopts.App.__call__ = broken\n",
-        ["rules"],
-    ),
-    "an assertion": (
-        "import pathlib\ndef broken(*a, **k): raise AssertionError('a bug')\npathlib.Path.cwd = broken\n",
-        ["check", "x.json"],
-    ),
+    "a recursion": (BROKEN.format(module="cyclopts", name="App.__call__", error="RecursionError"), ["rules"]),
+    "an assertion": (BROKEN.format(module="pathlib", name="Path.cwd", error="AssertionError"), ["check", "x.json"]),
 }
 
 

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import unicodedata
+from pathlib import Path
 
 import pytest
 from hostile.inputs import adapter, base, factors, log_line, run_log, trainer_state
@@ -46,7 +47,7 @@ LIGHT = {
 @pytest.mark.parametrize("case", LIGHT)
 def test_a_full_disk_under_stdout_is_one_line_of_error(tmp_path, case):
     run_log(tmp_path / "run.jsonl")
-    with open("/dev/full", "w") as full:
+    with Path("/dev/full").open("w") as full:
         told = process(LIGHT[case], tmp_path, stdout=full)
     assert told.returncode == UNWRITABLE
     assert len(told.stderr.splitlines()) == 1
@@ -83,7 +84,7 @@ def test_a_reader_that_went_away_is_no_error(tmp_path, case):
 @pytest.mark.parametrize("options", [[], ["--json"], ["-v"]])
 def test_a_stdout_that_has_no_such_letters_gets_the_report_all_the_same(tmp_path, options, encoding):
     alert = log_line("alert", 2, severity="info", code="größe", message="模型 ✓ \U0001f600")
-    run_log(tmp_path / "läuft-模型.jsonl", alert, config={"model_name": "org/模型", "notes": "naïve – ✓"})
+    run_log(tmp_path / "läuft-模型.jsonl", alert, config={"model_name": "org/模型", "notes": "naïve ✓"})
     env = {"PYTHONIOENCODING": encoding, "PYTHONUTF8": "0"}
     told = process(["monitor", "läuft-模型.jsonl", *options], tmp_path, stdout=subprocess.PIPE, env=env)
     assert (told.returncode, told.stderr) == (0, b"")
@@ -108,7 +109,7 @@ def test_a_path_that_is_not_utf_8_is_shown_and_stays_json(run, tmp_path, verb):
     base(place / "base")
     run_log(place / "run.jsonl")
     trainer_state(place / "state" / "trainer_state.json")
-    argv = [word.replace("@", os.path.join(name, "")) for word in LOOKING[verb]]
+    argv = [word.replace("@", f"{name}/") for word in LOOKING[verb]]
     told = run(*argv)
     assert told.code in {0, 1, 2, 3}
     assert len(told.errors) <= (told.code == 2)
@@ -139,7 +140,9 @@ WRITING = {
 
 
 def listing(folder):
-    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file() and ".lock" not in p.name}
+    return {
+        str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file() and ".lock" not in p.name
+    }
 
 
 @pytest.mark.parametrize("limit", [0, 100, 900])
@@ -161,21 +164,11 @@ def test_a_full_disk_leaves_nothing_half_written_and_is_one_line_of_error(run, t
         assert listing(place) == before or verb == "audit --append"
 
 
-CONTROLS = {
-    "CSI of eight bits": "\x9b31m",
-    "a right-to-left override": "\u202e",
-    "a line separator": "\u2028",
-    "a paragraph separator": "\u2029",
-    "DEL": "\x7f",
-    "an isolate": "\u2066",
-    "a right-to-left mark": "\u200f",
-    "next line": "\x85",
-    "escape": "\x1b[31m",
-    "a bell": "\x07",
-    "a carriage return": "\r",
-    "a tag": "\U000e0041",
-    "an Arabic letter mark": "\u061c",
-}
+CONTROLS = (
+    *("\x9b31m", "\x85", "\x7f", "\x1b[31m", "\x07", "\r"),  # for the terminal: CSI of eight bits, NEL, DEL, ESC, BEL
+    *("\u2028", "\u2029"),  # ends of lines, to some
+    *("\u202e", "\u2066", "\u200f", "\u061c", "\U000e0041"),  # that turn the order of letters, or hide
+)
 FORMATS = [
     ["monitor", "run.jsonl"],
     ["monitor", "run.jsonl", "--json"],
@@ -206,10 +199,9 @@ def raw_controls(text):
     return {ascii(c) for c in text if unicodedata.category(c) in {"Cc", "Cf", "Zl", "Zp"} and c not in allowed}
 
 
-@pytest.mark.parametrize("case", CONTROLS)
 @pytest.mark.parametrize("argv", FORMATS, ids=" ".join)
-def test_no_control_character_of_an_input_reaches_an_output_as_itself(run, tmp_path, argv, case):
-    evil = f"a{CONTROLS[case]}b"
+def test_no_control_character_of_an_input_reaches_an_output_as_itself(run, tmp_path, argv):
+    evil = f"a{'c'.join(CONTROLS)}b"
     config = {"model_name": evil, "notes": evil, "lora": {"r": 4, "alpha": 8.0, "target_modules": [evil]}}
     lines = [
         log_line("alert", 2, severity="warning", code=evil, message=evil),
@@ -220,7 +212,9 @@ def test_no_control_character_of_an_input_reaches_an_output_as_itself(run, tmp_p
     run_log(tmp_path / "bad.jsonl", log_line("train_step", evil), f"{evil}", log_line(evil, evil))
     (tmp_path / "c.json").write_text(json.dumps({"lr": 1.0, "r": 4, "optimizer": evil, evil: 1, "model_name": evil}))
     stem = f"base_model.model.{evil}.layers.0.q_proj"
-    tensors = factors(stem=stem, scale=0.0) | {f"{evil}.other": factors()["base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight"]}
+    tensors = factors(stem=stem, scale=0.0) | {
+        f"{evil}.other": factors()["base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight"]
+    }
     adapter(tmp_path / "a", tensors, {"base_model_name_or_path": evil, "target_modules": [evil]})
     rows = [{"step": 1, "loss": 1.0, evil: 1.0}, {"step": 2, f"eval_{evil}_loss": 1.0}]
     trainer_state(tmp_path / "state" / "trainer_state.json", rows, best_model_checkpoint=evil)
