@@ -71,9 +71,13 @@ def main() -> int:
     start = time.monotonic()
     verdicts = dict(_run_all(numbers, options.seed, options.workers, options.minutes))
     failed = {n: v for n, v in verdicts.items() if v.faults}
-    classes = _told(failed, options.seed, out, smaller=not options.raw)
+    classes = _classes(failed)
     _print(verdicts, classes, options.seed, time.monotonic() - start)
     (out / "counts.json").write_text(json.dumps(_counts(verdicts, classes, options.seed), indent=2) + "\n")
+    for fault, first in ((fault, numbers[0]) for fault, numbers in classes.items()):
+        name = "".join(c if c.isalnum() else "-" for c in fault)[:80].strip("-")
+        dropped = [] if options.raw else _smaller(first, options.seed, fault)
+        _keep(out / f"{name}-{first}", first, options.seed, dropped, fault)
     return int(bool(failed))
 
 
@@ -188,16 +192,12 @@ def _run_all(numbers: list[int], seed: int, count: int, minutes: float) -> Itera
         worker.close()
 
 
-def _told(failed: dict[int, Verdict], seed: int, out: Path, *, smaller: bool) -> dict[str, list[int]]:
-    """Write each class's first failures, made small; return the numbers of each class's inputs."""
+def _classes(failed: dict[int, Verdict]) -> dict[str, list[int]]:
+    """Return the numbers of the inputs of each class of failure."""
     classes: dict[str, list[int]] = {}
     for number, verdict in sorted(failed.items()):
         for fault in dict.fromkeys(verdict.faults):
             classes.setdefault(fault, []).append(number)
-    for fault, numbers in classes.items():
-        name = "".join(c if c.isalnum() else "-" for c in fault)[:80].strip("-")
-        dropped = _smaller(numbers[0], seed, fault) if smaller else []
-        _keep(out / f"{name}-{numbers[0]}", numbers[0], seed, dropped, fault)
     return classes
 
 

@@ -22,6 +22,10 @@ __all__ = ["DROPPABLE", "Input", "draw", "place"]
 Random = random.Random
 GOLDEN = Path(__file__).resolve().parent / "golden"
 DROPPABLE: Final = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_./=,")
+UNFIT: Final = (  # a damage that an earlier one left no place for
+    *(ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError, OverflowError),
+    *(struct.error, sqlite3.Error),
+)
 KEEP_CONFIG: Final = {"resize", "convert", "merge", "mitigate"}  # an adapter's own config is copied, not shown
 
 
@@ -68,7 +72,7 @@ def draw(number: int, seed: int, dropped: list[int] | tuple[int, ...] = ()) -> I
     plan = [rng.getrandbits(48) for _ in range(rng.choice([1, 1, 1, 2, 2, 3, 4, 6]))]
     for index, key in enumerate(plan):
         if index not in dropped:
-            with suppress(ValueError, KeyError, IndexError, struct.error, RecursionError, sqlite3.Error):
+            with suppress(*UNFIT):
                 _damage(Random(key), argv, files)  # the same
     planted: tuple[str, ...] = ()
     kind = ""

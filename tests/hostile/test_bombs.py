@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from hostile.inputs import STEM, adapter, base, factors, log_line, run_log, trainer_state
 
-LIMIT = 4  # seconds: none of these takes one where work is bounded
+LIMIT = 3  # seconds of processor time: none of these takes one where work is bounded
 
 
 def ended_soon(told, memory_mb=300):
@@ -163,6 +163,10 @@ KEYS = {
     "colons": "://a:" * 48_000,
     "base64": "eyJhbGciOiJ9." * 18_000,
     "camels": "aB" * 120_000,
+    "beginnings of keys": "sk-" * 80_000,
+    "beginnings of hub tokens": "hf_" * 80_000,
+    "beginnings of web tokens": "eyJ-" * 60_000,
+    "beginnings of private keys": "-----BEGIN " * 22_000,
     "at signs": "https://u:p" + "@" * 240_000,
     "options": "--password " * 22_000,
 }

@@ -8,7 +8,7 @@ import os
 import pytest
 from hostile.inputs import CONFIG, adapter, base, run_log, trainer_state
 
-LIMIT = 4
+LIMIT = 3
 
 
 def fifo(path):
