@@ -49,6 +49,7 @@ def test_a_deep_line_of_a_log_is_a_bad_line_or_one_line_of_error(run, tmp_path, 
     [
         ("base/model.safetensors.index.json", "verify-merge --base base --adapter a --merged base"),
         ("base/model.safetensors.index.json", "check --peft-dir a --base base"),
+        ("base/model.safetensors.index.json", "audit a --base base --no-cache"),
         ("base/config.json", "check --peft-dir a --base base"),
         ("x/adapter_model.safetensors.index.json", "audit x"),
         ("a/adapter_config.json", "audit a"),
@@ -71,7 +72,7 @@ def test_a_deep_document_is_one_line_of_error(run, tmp_path, name, line, case):
         "table.json": f'[{{"step": 1, "loss": 1.0, "x": {deep}}}]',
     }
     path = tmp_path / name
-    path.write_text(text.get(path.name, f'{{"weight_map": {deep}}}'))
+    path.write_text(text.get(path.name, f'{{"metadata": {deep}, "weight_map": {{"x": "model.safetensors"}}}}'))
     if path.name == "model.safetensors.index.json":
         (tmp_path / "base" / "model.safetensors").unlink()
     told = run(*line.split())
@@ -108,11 +109,9 @@ NUMBERS = {
 
 
 @pytest.mark.parametrize("case", NUMBERS)
-@pytest.mark.parametrize("key", ["r", "lr", "model_name", "max_steps", "seed", "unheard_of"])
+@pytest.mark.parametrize("key", ["r", "bf16", "use_rslora", "model_name", "max_steps", "unheard_of"])
 def test_a_number_of_thousands_of_digits_in_yaml_is_one_line_of_error_or_taken_for_text(run, tmp_path, key, case):
-    (tmp_path / "c.yaml").write_text(
-        f"lr: 1e-4\nlora_alpha: 8\n{key if key != 'lr' else 'weight_decay'}: {NUMBERS[case]}\n"
-    )
+    (tmp_path / "c.yaml").write_text(f"lr: 1e-4\nlora_alpha: 8\n{key}: {NUMBERS[case]}\n")
     told = run("check", "c.yaml", "--json")
     assert told.code in {0, 2}
     assert len(told.errors) == (told.code == 2)
@@ -205,3 +204,13 @@ def test_no_number_of_an_option_ends_in_a_traceback(run, tmp_path, line, value):
     assert told.code in {0, 1, 2}
     assert len(told.errors) <= (told.code == 2)
     assert len(told.err) < 1000
+
+
+@pytest.mark.parametrize(
+    "text", ["{" * 5000, "[" * 5000, "- " * 5000, "? " * 5000, "{a: " * 3000 + "1", "&a " * 5000, "!x " * 5000]
+)
+def test_a_deep_yaml_file_is_one_line_of_error_soon(run, tmp_path, text):
+    (tmp_path / "c.yaml").write_text(f"lr: {text}\n")
+    (tmp_path / "d.yaml").write_text(text)
+    for name in ("c.yaml", "d.yaml"):
+        assert run("check", name, limit_s=4).refused

@@ -225,6 +225,21 @@ def test_no_control_character_of_an_input_reaches_an_output_as_itself(run, tmp_p
     assert told.code in {0, 1, 2}
 
 
+@pytest.mark.parametrize("options", [[], ["--json"], ["--format", "sarif"], ["--format", "github"]])
+@pytest.mark.parametrize("verb", ["check", "monitor", "audit"])
+def test_no_control_character_of_a_path_reaches_an_output_as_itself(run, tmp_path, verb, options):
+    evil = f"a{'c'.join(CONTROLS)}b"
+    config = {"lr": 10.0, "r": 4, "alpha": 4000.0, "optimizer": "adamw"}
+    lines = [log_line("train_step", step, loss=float(step * step), lr=10.0, grad_norm=1e6) for step in range(1, 40)]
+    run_log(tmp_path / evil / "run.jsonl", *lines, steps=0)
+    (tmp_path / evil / "c.json").write_text(json.dumps(config))
+    adapter(tmp_path / evil / "a", factors(scale=0.0))
+    at = {"check": "c.json", "monitor": "run.jsonl", "audit": "a"}[verb]
+    told = run(verb, f"{evil}/{at}", *options)
+    assert raw_controls(told.out + told.err) == set()
+    assert told.code in {0, 1}
+
+
 SWEEP = """
 import os, signal, sys
 seen, at = 0, {at}
