@@ -238,10 +238,18 @@ def _counts(verdicts: dict[int, Verdict], classes: dict[str, list[int]], seed: i
         "verbs": dict(sorted(Counter(d.argv[0] if d.argv else "" for d in drawn.values()).items())),
         "kinds": dict(sorted(Counter(d.kind for d in drawn.values()).items())),
         "failed by verb": dict(sorted(Counter(drawn[n].argv[0] for n, v in verdicts.items() if v.faults).items())),
+        "seconds by verb": dict(sorted(_seconds(verdicts, drawn).items())),
         "slowest": round(max((v.seconds for v in verdicts.values()), default=0.0), 2),
         "faults": {fault: len(numbers) for fault, numbers in sorted(classes.items(), key=lambda c: -len(c[1]))},
         "examples": {fault: numbers[:3] for fault, numbers in classes.items()},
     }
+
+
+def _seconds(verdicts: dict[int, Verdict], drawn: dict[int, Input]) -> dict[str, float]:
+    spent: Counter[str] = Counter()
+    for number, verdict in verdicts.items():
+        spent[drawn[number].argv[0]] += verdict.seconds  # type: ignore[assignment]  # a Counter counts anything
+    return {verb: round(seconds, 1) for verb, seconds in spent.items()}
 
 
 def _print(verdicts: dict[int, Verdict], classes: dict[str, list[int]], seed: int, seconds: float) -> None:
@@ -249,7 +257,7 @@ def _print(verdicts: dict[int, Verdict], classes: dict[str, list[int]], seed: in
     sys.stdout.write(
         f"{counts['inputs']} inputs in {seconds:.0f} s, {counts['failed']} failed; slowest {counts['slowest']} s" + "\n"
     )
-    for name in ("exit codes", "verbs", "kinds", "failed by verb"):
+    for name in ("exit codes", "verbs", "seconds by verb", "kinds", "failed by verb"):
         sys.stdout.write(f"{name}: {', '.join(f'{key} {value}' for key, value in counts[name].items())}" + "\n")
     for fault, numbers in sorted(classes.items(), key=lambda c: -len(c[1])):
         sys.stdout.write(f"{len(numbers):6d}  {fault}   (inputs {', '.join(map(str, numbers[:3]))})" + "\n")
@@ -374,7 +382,8 @@ class Runner:
         lines = [line for line in err.splitlines() if line.strip()]
         warned = next((line for line in lines if "Warning: " in line or "Traceback" in line), None)
         if warned is not None:
-            yield f"stderr: {warned.rpartition(': ')[0].rpartition('/')[2][:60]} in {verb}"
+            where = warned.rpartition(": ")[0].rpartition("/")[2] if "Warning: " in warned else "a traceback"
+            yield f"stderr: {where[:60]} in {verb}"
         elif len(lines) > 1:
             yield f"stderr: {verb} wrote {min(len(lines), 3)} lines or more"
         if any(len(line) > 2000 for line in lines):  # thirty lines of a terminal

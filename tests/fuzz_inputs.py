@@ -49,7 +49,7 @@ class Input(NamedTuple):
     @property
     def json(self) -> bool:
         """Whether stdout is one JSON document."""
-        return "--json" in self.argv or "sarif" in self.argv
+        return ("--json" in self.argv or "sarif" in self.argv) and not {"--help", "-h", "--version"} & set(self.argv)
 
     @property
     def keeps_config(self) -> bool:

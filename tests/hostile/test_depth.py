@@ -164,6 +164,10 @@ OPTIONS = [
     ("--optimizer", "\ud800"),
     ("--notes", "\0"),
     ("--peft-dir", "a\0b"),
+    ("--peft-dir", "d" * 300),
+    ("--peft-dir", "d/" * 3000),
+    ("--training-dir", "d" * 300),
+    ("--training", "d" * 300),
 ]
 
 
