@@ -81,6 +81,13 @@ def mutants(session: nox.Session) -> None:
 
 
 @nox.session
+def fuzz(session: nox.Session) -> None:
+    """Damaged inputs for every verb: `nox -s fuzz -- --inputs 100000 --seed 1 --workers 8 --out failures`."""
+    _install(session)
+    session.run("python", "tests/fuzz.py", *(session.posargs or ["--inputs", "10000"]))
+
+
+@nox.session
 def schemas(session: nox.Session) -> None:
     """Generate schemas/ again from the Structs."""
     session.install("-e", ".")

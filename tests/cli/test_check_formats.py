@@ -85,7 +85,7 @@ def test_json_is_the_same_by_either_name(
     arguments: list[str], project: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["check", "c.yaml", *arguments]) == 0
-    assert json.loads(capsys.readouterr().out)["schema"] == "gradience.verbs.check/v1"
+    assert json.loads(capsys.readouterr().out)["schema"] == "gradience.check/v2"
 
 
 def test_two_formats_at_once_are_refused(project: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -34,9 +34,7 @@ def test_an_axis_is_logarithmic_where_positive_values_spread_over_a_hundredfold(
 
 
 @given(values=st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=5), zero=st.booleans())
-@example(
-    values=[-1.0, 9.0], zero=False
-)  # steps of 2 end at -2 and 10, and an axis of 12 has steps of 2.5
+@example(values=[-1.0, 9.0], zero=False)  # steps of 2 end at -2 and 10, and an axis of 12 has steps of 2.5
 def test_a_linear_axis_begins_and_ends_at_a_tick(values, zero):
     found = axis_of(values, zero=zero, log=False)
     ticks = found.ticks.tick_values(found.low, found.high)

@@ -74,7 +74,7 @@ def test_a_file_or_a_link_never_gives_way_to_a_folder_and_the_error_does_not_say
         with pytest.raises(OutputError, match="never replaced") as error:
             refuse_place(tmp_path / name, [files], force=True)
         assert "--force" not in error.value.advice
-    refused(tmp_path / "file" / "below", files, "is no folder")
+    refused(tmp_path / "file" / "below", files, "is not a folder")
 
 
 def test_a_file_beside_a_file_is_a_place(files, tmp_path):

@@ -31,6 +31,7 @@ class AdapterConfig(msgspec.Struct, kw_only=True, frozen=True):
     lora_alpha: float = 8.0
     use_rslora: bool = False
     use_dora: bool = False
+    lora_bias: bool = False
     fan_in_fan_out: bool = False
     bias: str = "none"
     rank_pattern: dict[str, Any] | None = None
@@ -60,14 +61,14 @@ class AdapterConfig(msgspec.Struct, kw_only=True, frozen=True):
 
 
 def read_config(path: Path) -> AdapterConfig:
-    """Return the adapter's configuration.
+    """The adapter's configuration.
 
     Raises:
         AdapterError: the file is missing, not JSON, or a field has the wrong type.
     """
     try:
         if path.stat().st_size > _LARGEST:
-            raise AdapterError(f"{path} is no adapter config: larger than 64 MiB", advice="give the right file")
+            raise AdapterError(f"{path} is not an adapter config: larger than 64 MiB", advice="give the right file")
         raw = path.read_bytes()
     except OSError as error:
         raise AdapterError(
@@ -78,17 +79,17 @@ def read_config(path: Path) -> AdapterConfig:
 
 
 def parse_config(raw: bytes | str, where: str) -> AdapterConfig:
-    """Return the configuration that a JSON document holds; `where` names it in errors."""
+    """The configuration that a JSON document holds; `where` names it in errors."""
     try:
         config = msgspec.json.decode(raw, type=AdapterConfig)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         other = _of_another_type(raw)
         if other is None:
-            raise AdapterError(f"{where} is no adapter config: {error}", advice="give the right file") from error
+            raise AdapterError(f"{where} is not an adapter config: {error}", advice="give the right file") from error
         return other
     if config.peft_type in {None, "LORA", "LOHA", "LOKR"} and config.r < 1:
         raise AdapterError(
-            f"{where} is no adapter config: r is {config.r}, expected at least 1", advice="give the right file"
+            f"{where} is not an adapter config: r is {config.r}, expected at least 1", advice="give the right file"
         )
     return config
 
@@ -101,7 +102,7 @@ class _Types(msgspec.Struct):
 
 
 def _of_another_type(raw: bytes | str) -> AdapterConfig | None:
-    """Return what can be read of a config whose type is not analysed, and may use our fields otherwise."""
+    """A config whose type is not analysed and may use our fields otherwise: the fields that all types share."""
     try:
         types = msgspec.json.decode(raw, type=_Types)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
@@ -135,7 +136,7 @@ class ScalingRules:
         order that held in training is lost; what is returned here is what PEFT applies on loading."""
 
     def of(self, name: str, r: int | None = None, *, default_alpha: float | None = None) -> Scaling:
-        """Return the scaling of the module of that name.
+        """The scaling of the module of that name.
 
         Args:
             name: the module's path as PEFT matches it, without `base_model.model.`.
@@ -161,7 +162,7 @@ class ScalingRules:
         return keys[0]
 
     def unmatched(self) -> tuple[list[str], list[str]]:
-        """Return the keys of rank_pattern and of alpha_pattern that have matched no module so far."""
+        """The keys of rank_pattern and of alpha_pattern that have matched no module so far."""
         tables = (self._rank_table, self._alpha_table)
         ranks, alphas = ([key for key in table.keys if (id(table), key) not in self._used] for table in tables)
         return ranks, alphas

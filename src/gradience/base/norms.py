@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
 import msgspec
+
+from gradience.errors import OutputError
+from gradience.io.atomic import atomic_file
 
 _VERSION: Final = 1
 
@@ -38,7 +41,7 @@ class NormsCache:
         self._norms = self._load()
 
     def get(self, name: str) -> Norms | None:
-        """Return the weight's norms, or None where they are not known."""
+        """The weight's norms, or None where they are not known."""
         return self._norms.get(name)
 
     def put(self, name: str, norms: Norms) -> None:
@@ -51,13 +54,9 @@ class NormsCache:
         if self._file is None or not self._added:
             return
         document = _Document(version=_VERSION, identity=self.identity, norms=self._norms)
-        draft = self._file.with_suffix(f".{os.getpid()}.tmp")
-        try:
-            self._file.parent.mkdir(parents=True, exist_ok=True)
+        # A read-only home or a full disk: compute again next time.
+        with suppress(OSError, OutputError), atomic_file(self._file, force=True) as draft:
             draft.write_bytes(msgspec.json.encode(document))
-            draft.replace(self._file)
-        except OSError:
-            return  # a read-only home: compute again next time
 
     def _load(self) -> dict[str, Norms]:
         if self._file is None or not self._file.is_file():
@@ -71,8 +70,3 @@ class NormsCache:
             self.refused = f"the norms cache {self._file} belongs to another base: not used"
             return {}
         return document.norms
-
-
-def default_folder() -> Path:
-    """Return the user's cache folder for norms."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "gradience" / "norms"

@@ -25,14 +25,14 @@ class Update(NamedTuple):
     dense: Array | None = None
 
     def operators(self, w: Array) -> tuple[Operator, Operator]:
-        """Return W and W + dW, for a weight in float32."""
+        """W and W + dW, for a weight in float32."""
         if self.dense is not None:
             return Operator.of(w), Operator.of(w + self.dense)
         left = (self.b.astype(np.float32) * np.float32(self.scale)).astype(np.float32)
         return Operator.of(w), Operator.of(w, left, self.a)
 
     def merged(self, w: Array, dtype: str) -> MergeSums:
-        """Return what a merge into the weight as stored changes, chunk by chunk; `dtype` as safetensors names it."""
+        """Sums over the changes that a merge into the weight as stored makes; `dtype` as safetensors names it."""
         rows = max(1, CHUNK_ELEMENTS // w.shape[1])
         spans = (slice(start, start + rows) for start in range(0, len(w), rows))
         chunks = (Chunk(w[s], self.b[s], self.a, None if self.dense is None else self.dense[s]) for s in spans)
@@ -40,7 +40,7 @@ class Update(NamedTuple):
         return merge_sums(chunks, scale=self.scale, target=_target(dtype), delta_dtype=stored)
 
     def dense_norm(self, seed: int) -> tuple[float, bool]:
-        """Return (norm2 of the dense update, whether it converged); NaN where it is not finite."""
+        """(norm2 of the dense update, whether it converged); NaN where it is not finite."""
         if self.dense is None or not np.isfinite(self.dense).all():
             return math.nan, True
         top = leading(Operator.of(self.dense), seed=seed)
@@ -48,7 +48,7 @@ class Update(NamedTuple):
 
 
 def update_of(module: Module, w: Array) -> Update:
-    """Return the module's update in the weight's orientation.
+    """The module's update in the weight's orientation.
 
     Raises:
         AdapterError: the base is of another shape.
@@ -70,12 +70,12 @@ def _check(shape: tuple[int, ...], expected: tuple[int, ...]) -> None:
 
 
 def _target(dtype: str) -> str:
-    """Return the type a merge is judged in: the weight's own if of 16 bits, else bfloat16, which people serve."""
+    """The type a merge is judged in: the weight's own if of 16 bits, else bfloat16, which people serve."""
     return "float16" if dtype == "F16" else "bfloat16"
 
 
 def survival_of(sums: MergeSums, dtype: str) -> MergeSurvival:
-    """Return what a merge keeps, as the report says it."""
+    """The part of an update that survives a merge, for the report."""
     return MergeSurvival(
         dtype=_target(dtype),  # type: ignore[arg-type]  # one of the two
         changed=sums.changed / sums.entries,

@@ -51,9 +51,9 @@ _HELP = {
     "resize": "Write a copy of an adapter with lower ranks, each update the best of its rank.",
     "convert": "Write an adapter in another format: plain PEFT LoRA or MLX-LM.",
     "merge": "Merge adapters of one base model into one, with the error of every module.",
-    "merge-check": "Say what would get in each other's way if adapters were merged.",
-    "verify-merge": "Say whether a merged model contains an adapter, tensor by tensor.",
-    "rules": "List every rule by where it applies, or explain one with its grounds.",
+    "merge-check": "Report conflicts before merging adapters.",
+    "verify-merge": "Check that a merged model contains an adapter, tensor by tensor.",
+    "rules": "List every rule by where it applies, or explain one with its evidence.",
     "validate": "Check every line of a run.jsonl against the telemetry schema.",
     "schema": "Print a JSON Schema: of a line of a log, or of a report.",
 }

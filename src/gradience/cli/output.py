@@ -1,4 +1,8 @@
-"""Help that flows: a docstring's own line breaks give way to those of the terminal's width."""
+"""What every command does around its verb: help, signals, progress, JAX's environment, printing, exit codes.
+
+A command prints one report on stdout, once, at its end; progress and errors go to stderr. `prepare_jax` must run before
+anything imports jax, because XLA reads its flags once.
+"""
 
 from __future__ import annotations
 
@@ -172,7 +176,9 @@ def prepare_jax(device: str, *, serial_kernels: bool = False) -> None:
 
 def _cache_dir() -> Path | None:
     """Return the user's cache folder for compiled kernels, or None where there is none to write to."""
-    root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "gradience" / "jax"
+    from gradience.io.cache import cache_folder  # noqa: PLC0415  # only an audit pays for it
+
+    root = cache_folder("jax")
     try:
         root.mkdir(parents=True, exist_ok=True)
     except OSError:
@@ -181,17 +187,6 @@ def _cache_dir() -> Path | None:
 
 
 Format: TypeAlias = Literal["text", "json", "sarif", "github"]
-
-
-def chosen_format(given: Format | None, *, json: bool) -> Format:
-    """Return the format asked for; `--json` is short for `--format json`.
-
-    Raises:
-        GradienceError: both are given, and differ.
-    """
-    if json and given not in {None, "json"}:
-        raise GradienceError(f"--json and --format {given} ask for different things", advice="give one of them")
-    return "json" if json else given or "text"
 
 
 def print_for_programs(

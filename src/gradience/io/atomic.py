@@ -18,7 +18,7 @@ _T = TypeVar("_T")
 
 @contextmanager
 def atomic_file(out: Path, *, force: bool = False) -> Iterator[Path]:
-    """Yield a sibling path to write to; it takes the name `out` when the block ends well, else it is removed.
+    """A context with a sibling path to write to; it takes the name `out` when the block ends well, else it is removed.
 
     Args:
         out: the file wanted.
@@ -43,7 +43,7 @@ def atomic_file(out: Path, *, force: bool = False) -> Iterator[Path]:
 
 @contextmanager
 def atomic_folder(out: Path, *, force: bool = False) -> Iterator[Path]:
-    """Yield an empty sibling folder to fill; it takes the name `out` when the block ends well, else it is removed.
+    """A context with an empty sibling folder to fill; it takes the name `out` when the block ends well, else it goes.
 
     Args:
         out: the folder wanted; it may exist if it is empty.
@@ -94,9 +94,9 @@ def refuse_folder(out: Path, *, force: bool) -> None:
 
 def _refuse_name(out: Path) -> None:
     if out.name in {"", ".."}:
-        raise OutputError(f"{out} is no name for something new", advice="give a path that ends in a name")
+        raise OutputError(f"{out} is not a usable output path", advice="give a path that ends in a name")
     if os.path.lexists(out.parent) and not out.parent.is_dir():
-        raise OutputError(f"cannot write {out}: {out.parent} is no folder", advice="choose another place")
+        raise OutputError(f"cannot write {out}: {out.parent} is not a folder", advice="choose another place")
 
 
 def _make_parent(out: Path) -> None:
@@ -105,7 +105,7 @@ def _make_parent(out: Path) -> None:
 
 
 def _sibling(out: Path) -> Path:
-    """Return a hidden name beside `out` that nothing has."""
+    """A hidden name beside `out` that nothing has."""
     return out.with_name(f".{out.name}.partial-{secrets.token_hex(4)}")
 
 

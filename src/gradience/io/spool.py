@@ -22,7 +22,7 @@ class Spool:
         self._count = 0
 
     def keep(self, array: Array) -> Callable[[], Array]:
-        """Return a function that gives the array back, bit for bit.
+        """A function that gives the array back, bit for bit.
 
         Raises:
             OutputError: it cannot be written.

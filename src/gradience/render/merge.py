@@ -154,7 +154,7 @@ _VERDICTS: Final = {  # those that need a look first
     "not_compared": "not compared",
     "unresolved": "unresolved (M = W, as a merge would leave it)",
     "within_rounding": "within rounding",
-    "exact": "exact (bit for bit a merge)",
+    "exact": "exact (a merge, in some order of adding up B A)",
 }
 
 

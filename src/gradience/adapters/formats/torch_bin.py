@@ -45,7 +45,7 @@ class TorchFile:
         self.tensors = {name: _described(path, name, tensor) for name, tensor in self._data.items()}
 
     def read(self, name: str) -> npt.NDArray[Any]:
-        """Return the tensor as an array of its own dtype.
+        """The tensor as an array of its own dtype.
 
         Raises:
             AdapterError: numpy has no such dtype.
@@ -63,12 +63,12 @@ class TorchFile:
         return np.asarray(tensor.numpy())
 
     def raw(self, name: str) -> npt.NDArray[np.uint8]:
-        """Return the tensor's bytes."""
+        """The tensor's bytes."""
         return self.read(name).reshape(-1).view(np.uint8)
 
 
 def _described(path: Path, name: str, tensor: Any) -> TensorInfo:
-    """Return a tensor's entry, or refuse one that is larger than the file: strides can claim any size."""
+    """A tensor's entry; one larger than the file is refused, for strides can claim any size."""
     nbytes = tensor.numel() * tensor.element_size()
     if str(tensor.layout) != "torch.strided" or tensor.is_quantized or tensor.device.type != "cpu":
         raise AdapterError(f"{path}: tensor {name!r} is not a plain array", advice=_SAVE_AGAIN)

@@ -133,7 +133,7 @@ class Architecture(msgspec.Struct, frozen=True):
 
 
 def read_architecture(folder: Path) -> Architecture:
-    """Return what the folder's config.json says.
+    """The keys of the folder's config.json that decide names and shapes.
 
     Raises:
         AdapterError: it is missing, too large, or no config of a model.
