@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import doctest
+from operator import itemgetter
 
 import pytest
 from hypothesis import given
@@ -25,7 +26,7 @@ def test_the_examples_in_the_module_hold(module):
 
 @given(st.lists(st.tuples(CELLS, CELLS), min_size=1, max_size=6), st.integers(0, 4), st.integers(1, 3))
 def test_cells_stand_under_the_titles_of_their_columns(rows, indent, gap):
-    columns = (("number", ">9"), ("name", "<9"))
+    columns = (("number", ">9", itemgetter(0)), ("name", "<9", itemgetter(1)))
     first, *lines = table.table(columns, rows, indent=indent, gap=gap)
     end, start = first.index("number") + len("number"), first.index("name")
     for line, (number, name) in zip(lines, rows, strict=True):

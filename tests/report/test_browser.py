@@ -7,9 +7,9 @@ import shutil
 from pathlib import Path
 
 import pytest
+from pages import gather
 
 from gradience.render.html.page import report_html
-from gradience.verbs.report.gather import gather
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome")
 LONG = "a" * 300

@@ -8,12 +8,11 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
-from pages import parse
+from pages import gather, parse
 
 from gradience.render import markdown
 from gradience.render.markdown import escape
 from gradience.render.text import clean
-from gradience.verbs.report.gather import gather
 from gradience.verbs.report.write import report_text
 
 GFM = MarkdownIt("gfm-like", {"html": True, "linkify": False})

@@ -13,7 +13,7 @@ from typing import Final, NamedTuple, TypeAlias
 import msgspec
 
 from gradience.render.plots import Quantity, heatmap
-from gradience.render.table import Columns, row, shortened, table
+from gradience.render.table import Columns, shortened, table
 from gradience.render.text import banner, clean, count, finding_lines, megabytes, number, percent, skipped_lines, words
 from gradience.schema.audit import AuditReport, BaseReport, ModuleAudit, RankDisagreement, RankPattern, SuggestedRank
 from gradience.schema.scalars import NonFinite
@@ -158,41 +158,28 @@ def _intruders(modules: list[ModuleAudit], base: BaseReport) -> Iterator[str]:
     )
 
 
-_CANDIDATES: Final[Columns] = (
-    ("r", ">4"),
-    ("energy kept", ">11"),
-    ("rel. error", ">10"),
-    ("worst module", ">12"),
-    ("saves", ""),
-)
-
-
 def _suggested(report: AuditReport) -> Iterator[str]:
     """Cost and saving of each rank below the present one, the suggested ones marked."""
     if not report.suggested:
         return
+    columns: Columns[SuggestedRank] = (
+        ("r", ">4", lambda c: str(c.rank)),
+        ("energy kept", ">11", lambda c: percent(c.energy_kept)),
+        ("rel. error", ">10", lambda c: percent(c.relative_error)),
+        ("worst module", ">12", lambda c: percent(c.relative_error_worst)),
+        ("saves", "", lambda c: f"{count(c.params_saved)} params, {megabytes(c.bytes_saved)}{_mark(report, c.rank)}"),
+    )
     yield "Suggested rank (compress after training; verify with eval):"
-    yield from table(_CANDIDATES, [_candidate(report, item) for item in report.candidates])
+    yield from table(columns, report.candidates)
     present = present_rank(report)
     if present is not None:
-        cells = (str(present), percent(1.0), f"the present rank{_mark(report, present)}")
-        yield row((*_CANDIDATES[:2], ("", ">16")), cells)
+        yield f"  {present:>4}  {percent(1.0):>11}  {'the present rank':>16}{_mark(report, present)}"
     others = [rule for rule in report.rank_rules if rule.rule != "energy_90"]
     if others:
         buckets = ", ".join(f"{_RULES[r.rule]} {r.median_bucket}/{r.p90_bucket}" for r in others)
         yield f"  k@90% decides; other rules say (median/p90): {buckets}"
     yield _TRIAL
     yield ""
-
-
-def _candidate(report: AuditReport, item: SuggestedRank) -> tuple[str, ...]:
-    return (
-        str(item.rank),
-        percent(item.energy_kept),
-        percent(item.relative_error),
-        percent(item.relative_error_worst),
-        f"{count(item.params_saved)} params, {megabytes(item.bytes_saved)}{_mark(report, item.rank)}",
-    )
 
 
 def _mark(report: AuditReport, rank: int) -> str:
@@ -245,7 +232,6 @@ def _on_request(report: AuditReport, view: View) -> Iterator[str]:
 
 
 _Scale: TypeAlias = tuple[int, int | None, float | NonFinite | None, bool, str | None, str | None, float | NonFinite]
-_SCALES: Final[Columns] = (("modules", ">7"), ("r", ">4"), ("alpha", ">7"), ("s", ">7"), ("how", ""))
 
 
 def _scales(report: AuditReport) -> Iterator[str]:
@@ -254,24 +240,22 @@ def _scales(report: AuditReport) -> Iterator[str]:
     for m in report.modules:
         key = (m.r, m.config_r, m.alpha, m.rslora, m.rank_pattern, m.alpha_pattern, m.scaling)
         groups.setdefault(key, []).append(m)
+    columns: Columns[list[ModuleAudit]] = (
+        ("modules", ">7", lambda members: str(len(members))),
+        ("r", ">4", lambda members: str(members[0].r)),
+        ("alpha", ">7", lambda members: number(members[0].alpha, "g")),
+        ("s", ">7", lambda members: number(members[0].scaling, ".4g")),
+        ("how", "", lambda members: _origin(members, report.format, named=len(groups) > 1)),
+    )
     yield "Scales (dW = s B A):"
-    ordered = sorted(groups.values(), key=len, reverse=True)
-    yield from table(_SCALES, [_scale(members, report.format, named=len(groups) > 1) for members in ordered])
+    yield from table(columns, sorted(groups.values(), key=len, reverse=True))
     yield from (f"  matches nothing: {clean(pattern)!r}" for pattern in report.unmatched_patterns)
     yield ""
 
 
-def _scale(members: list[ModuleAudit], form: str, *, named: bool) -> tuple[str, ...]:
-    """The cells of a group; `named` adds its first module below."""
+def _origin(members: list[ModuleAudit], form: str, *, named: bool) -> str:
+    """How a group's scale was computed; `named` adds the name of its first module below."""
     m, more = members[0], f" and {len(members) - 1} more" if len(members) > 1 else ""
-    below = f"\n{'':>35}{clean(m.name)}{more}" if named else ""
-    return str(len(members)), str(m.r), number(m.alpha, "g"), number(m.scaling, ".4g"), _origin(m, form) + below
-
-
-def _origin(m: ModuleAudit, form: str) -> str:
-    """How a module's scale was computed."""
-    if form == "mlx":
-        return "the config's scale, which MLX-LM does not divide by r"
     parts = ["alpha / sqrt(r), rsLoRA" if m.rslora else "alpha / r"]
     if m.alpha_pattern is not None:
         parts.append(f"alpha by pattern {clean(m.alpha_pattern)!r}")
@@ -279,7 +263,9 @@ def _origin(m: ModuleAudit, form: str) -> str:
         parts.append(f"rank by pattern {clean(m.rank_pattern)!r}")
     if m.config_r is not None:
         parts.append(f"the config says r={m.config_r}")
-    return "; ".join(parts)
+    if form == "mlx":
+        parts = ["the config's scale, which MLX-LM does not divide by r"]
+    return "; ".join(parts) + (f"\n{'':>35}{clean(m.name)}{more}" if named else "")
 
 
 def _rank_rules(report: AuditReport, *, verbose: bool) -> Iterator[str]:

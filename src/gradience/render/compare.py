@@ -17,6 +17,7 @@ from gradience.render.text import banner, clean, number, percent, shorter, words
 from gradience.schema.compare import (
     AdapterPair,
     AlignedRow,
+    CheckpointPoint,
     CheckpointSeries,
     CompareAdaptersReport,
     ComparedAdapter,
@@ -24,6 +25,8 @@ from gradience.schema.compare import (
     CompareReport,
     ConfigDifference,
     ModulePair,
+    Overlap,
+    SideOverlap,
 )
 from gradience.schema.findings import SEVERITIES
 from gradience.schema.scalars import Json, NonFinite
@@ -46,9 +49,7 @@ def compare_text(report: CompareReport, *, verbose: bool = False) -> str:
 def _runs(report: CompareReport, *, verbose: bool) -> Iterator[str]:
     side_by_side = len(report.runs) <= _SIDE_BY_SIDE
     yield from banner(f"GRADIENCE MONITOR: {len(report.runs)} RUNS")
-    yield from (
-        _columns(report.runs) if side_by_side else table(_RUN_COLUMNS, list(map(_run, report.runs)), indent=0, gap=1)
-    )
+    yield from (_columns(report.runs) if side_by_side else table(_RUN_COLUMNS, report.runs, indent=0, gap=1))
     yield ""
     yield "Stories:"
     yield from (f"  {clean(run.name)}: {clean(run.story)}" for run in report.runs)
@@ -120,32 +121,22 @@ def _cut(text: str, width: int) -> str:
     return text if len(text) <= width else ".." + text[2 - width :]
 
 
-_RUN_COLUMNS: Final[Columns] = (
-    ("run", f"<{_NAME}"),
-    ("step", ">12"),
-    ("loss", ">9"),
-    ("held-out", ">9"),
-    ("best", ">9"),
-    ("gap", ">7"),
-    ("lr", ">8"),
-    ("r", ">4"),
-    (" status, findings", ""),
-)
-
-
-def _run(run: ComparedRun) -> list[str]:
+def _status(run: ComparedRun) -> str:
     grave = _grave(run)
-    return [
-        _cut(clean(run.name), _NAME),
-        _steps(run),
-        number(run.last_loss, ".4g"),
-        number(run.eval_loss, ".4g"),
-        number(run.best_eval_loss, ".4g"),
-        _gap(run),
-        number(run.lr, ".3g"),
-        number(run.r, "d"),
-        f" {words(run.status)}" + (f", {grave}" if grave else ""),
-    ]
+    return f" {words(run.status)}" + (f", {grave}" if grave else "")
+
+
+_RUN_COLUMNS: Final[Columns[ComparedRun]] = (
+    ("run", f"<{_NAME}", lambda run: _cut(clean(run.name), _NAME)),
+    ("step", ">12", _steps),
+    ("loss", ">9", lambda run: number(run.last_loss, ".4g")),
+    ("held-out", ">9", lambda run: number(run.eval_loss, ".4g")),
+    ("best", ">9", lambda run: number(run.best_eval_loss, ".4g")),
+    ("gap", ">7", _gap),
+    ("lr", ">8", lambda run: number(run.lr, ".3g")),
+    ("r", ">4", lambda run: number(run.r, "d")),
+    (" status, findings", "", _status),
+)
 
 
 def _settings(differences: Sequence[ConfigDifference], *, side_by_side: bool) -> Iterator[str]:
@@ -267,21 +258,19 @@ def _pair(pair: AdapterPair, *, top: int) -> Iterator[str]:
     )
     if pair.output_side:
         yield "  Shared directions phi(k, k), mean over modules (1: the same span), and by chance:"
-        sides = zip(pair.output_side, pair.input_side, strict=False)
-        rows = [(str(o.i), f"{o.phi:.3f}", f"{o.chance:.3f}", f"{i.phi:.3f}", f"{i.chance:.3f}") for o, i in sides]
-        yield from table(_OVERLAP_COLUMNS, rows)
+        yield from table(_OVERLAP_COLUMNS, zip(pair.output_side, pair.input_side, strict=False))
     if pair.energy_moved is not None:
         yield _energy(pair)
     yield from _modules(pair.modules, top)
     yield ""
 
 
-_OVERLAP_COLUMNS: Final[Columns] = (
-    ("k", ">5"),
-    ("output side", ">11"),
-    ("by chance", ">9"),
-    ("input side", ">10"),
-    ("by chance", ">9"),
+_OVERLAP_COLUMNS: Final[Columns[tuple[Overlap, Overlap]]] = (
+    ("k", ">5", lambda sides: str(sides[0].i)),
+    ("output side", ">11", lambda sides: f"{sides[0].phi:.3f}"),
+    ("by chance", ">9", lambda sides: f"{sides[0].chance:.3f}"),
+    ("input side", ">10", lambda sides: f"{sides[1].phi:.3f}"),
+    ("by chance", ">9", lambda sides: f"{sides[1].chance:.3f}"),
 )
 
 
@@ -293,12 +282,16 @@ def _energy(pair: AdapterPair) -> str:
     return f"  Energy by layer: {percent(pair.energy_moved)} moved" + (f" (layer {shares})" if shares else "")
 
 
-_MODULE_COLUMNS: Final[Columns] = (
-    ("cosine", ">6"),
-    ("norm x", ">7"),
-    ("phi out", ">7"),
-    ("phi in", ">6"),
-    ("module", ""),
+def _phi(side: SideOverlap | None) -> str:
+    return f"{side.overlaps[-1].phi:.3f}" if side else "-"
+
+
+_MODULE_COLUMNS: Final[Columns[ModulePair]] = (
+    ("cosine", ">6", lambda row: number(row.cosine, "+.3f")),
+    ("norm x", ">7", lambda row: number(row.norm_ratio, ".3g")),
+    ("phi out", ">7", lambda row: _phi(row.output_side)),
+    ("phi in", ">6", lambda row: _phi(row.input_side)),
+    ("module", "", lambda row: clean(row.name) + ("" if row.state == "ok" else f": {words(row.state)}")),
 )
 
 
@@ -308,44 +301,24 @@ def _modules(modules: Sequence[ModulePair], top: int) -> Iterator[str]:
         return
     order = sorted(modules, key=lambda row: (row.state == "ok", row.cosine if row.cosine is not None else 2.0))
     yield f"  Modules, the least alike first (top {min(top, len(modules))} of {len(modules)}):"
-    yield from table(_MODULE_COLUMNS, list(map(_module, order[:top])), indent=4)
+    yield from table(_MODULE_COLUMNS, order[:top], indent=4)
 
 
-def _module(row: ModulePair) -> tuple[str, ...]:
-    if row.state != "ok":
-        return "-", "-", "-", "-", f"{clean(row.name)}: {words(row.state)}"
-    phis = [f"{side.overlaps[-1].phi:.3f}" if side else "-" for side in (row.output_side, row.input_side)]
-    return number(row.cosine, "+.3f"), number(row.norm_ratio, ".3g"), *phis, clean(row.name)
-
-
-_SERIES_COLUMNS: Final[Columns] = (
-    ("step", ">7"),
-    ("norm(dW)", ">8"),
-    ("cos to final", ">12"),
-    ("cos to prev.", ">12"),
-    ("change", ">6"),
-    ("eff. rank", ">9"),
-    ("stable", ">6"),
-    ("k@90%", ">5"),
+_SERIES_COLUMNS: Final[Columns[CheckpointPoint]] = (
+    ("step", ">7", lambda point: number(point.step, "d")),
+    ("norm(dW)", ">8", lambda point: number(point.frobenius_norm, ".4g")),
+    ("cos to final", ">12", lambda point: number(point.cosine_to_final, ".4f")),
+    ("cos to prev.", ">12", lambda point: number(point.cosine_to_previous, ".4f")),
+    ("change", ">6", lambda point: percent(point.relative_change)),
+    ("eff. rank", ">9", lambda point: number(point.effective_rank_mean)),
+    ("stable", ">6", lambda point: number(point.stable_rank_mean)),
+    ("k@90%", ">5", lambda point: number(point.energy_rank_90_mean)),
 )
 
 
 def _series(series: CheckpointSeries) -> Iterator[str]:
     yield f"Series of {len(series.points)} checkpoints:"
-    rows = [
-        (
-            number(point.step, "d"),
-            number(point.frobenius_norm, ".4g"),
-            number(point.cosine_to_final, ".4f"),
-            number(point.cosine_to_previous, ".4f"),
-            percent(point.relative_change),
-            number(point.effective_rank_mean),
-            number(point.stable_rank_mean),
-            number(point.energy_rank_90_mean),
-        )
-        for point in series.points
-    ]
-    yield from table(_SERIES_COLUMNS, rows)
+    yield from table(_SERIES_COLUMNS, series.points)
     bar = f"cosine to the final update >= {series.threshold:g}, a heuristic"
     if series.settled is None:
         yield f"  The update turns until the last checkpoint (none before it has {bar})"

@@ -25,9 +25,9 @@ from gradience.render.text import (
 from gradience.schema.audit import AuditReport
 from gradience.schema.compare import CompareAdaptersReport
 from gradience.schema.diagnose import Cause, DiagnoseReport, Unjudged
-from gradience.schema.reports import MonitorReport
 
 _ROWS: Final = 20
+_SPLITS: Final = 5  # among the main numbers
 _TEXT: Final = 300  # characters of one cell
 _PURPOSES: Final = {"median": "most modules", "p90": "worst-case tail"}
 _SPECIAL: Final = re.compile(r"[\\`*\[\]<|~$&#]|(?<![^\W_])_|_(?![^\W_])|(?<=https):(?=//)|(?<=http):(?=//)|(?<=www)\.")
@@ -58,7 +58,8 @@ def _lines(report: DiagnoseReport, comparison: CompareAdaptersReport | None) -> 
     if run is not None and run.story:
         yield f"{escape(sentence(run.story))}."
         yield ""
-    yield from _table(("Fact", "Value"), [*_run_facts(run), *_weight_facts(audit)])
+    facts = [(escape(label), escape(value)) for label, value in main_facts(report)]
+    yield from _table(("Fact", "Value"), facts)
     yield from _findings(report.causes)
     yield from _ranks(audit)
     yield from _compared(comparison)
@@ -89,31 +90,41 @@ def _table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str
         yield ""
 
 
-def _run_facts(run: MonitorReport | None) -> Iterator[tuple[str, str]]:
-    if run is None:
-        return
-    t = run.train
-    yield "Data set", escape(run.config.dataset_name or "not recorded")
-    yield "Status", escape(words(run.status) + step_of_plan(run))
-    if t.rows:
-        best = "" if t.min_loss is None else f" (lowest {number(t.min_loss, '.4g')} at step {t.min_loss_step})"
-        yield "Training loss", f"{number(t.first_loss, '.4g')} to {number(t.last_loss, '.4g')}{best}, {t.rows} rows"
-    for point in run.evals:
-        accuracy = "" if point.metrics.accuracy is None else f", accuracy {percent(point.metrics.accuracy)}"
-        at = "" if point.step is None else f" at step {point.step}"
-        yield f"Newest evaluation, {escape(point.split)}", f"loss {number(point.metrics.loss, '.4g')}{accuracy}{at}"
-    if run.gap is not None:
-        yield "Perplexity gap", f"{number(run.gap.ratio)}x"
+def main_facts(report: DiagnoseReport) -> Iterator[tuple[str, str]]:
+    """The main numbers of a run and its adapter: labels and values."""
+    run, audit = report.monitor, report.audit
+    if run is not None:
+        t = run.train
+        yield "Data set", run.config.dataset_name or "not recorded"
+        yield "Status", words(run.status) + step_of_plan(run)
+        if t.rows:
+            best = "" if t.min_loss is None else f" (lowest {number(t.min_loss, '.4g')} at step {t.min_loss_step})"
+            yield "Training loss", f"{number(t.first_loss, '.4g')} to {number(t.last_loss, '.4g')}{best}, {t.rows} rows"
+        for point in run.evals[:_SPLITS]:
+            accuracy = "" if point.metrics.accuracy is None else f", accuracy {percent(point.metrics.accuracy)}"
+            at = "" if point.step is None else f" at step {point.step}"
+            yield f"Newest evaluation, {point.split}", f"loss {number(point.metrics.loss, '.4g')}{accuracy}{at}"
+        if run.gap is not None:
+            yield "Perplexity gap", f"{number(run.gap.ratio)}x"
+        if t.duration_s is not None:
+            yield "Time in the log", duration(t.duration_s)
+    if audit is not None:
+        s = audit.summary
+        yield "Adapter", f"{words(audit.health.verdict)} ({audit.health.reason})"
+        yield "Parameters", f"{count(s.total_lora_params)} in {s.n_layers} modules"
+        yield "Update, means", f"stable rank {number(s.stable_rank_mean)}, utilization {percent(s.utilization_mean)}"
 
 
-def _weight_facts(audit: AuditReport | None) -> Iterator[tuple[str, str]]:
-    if audit is None:
-        return
-    s = audit.summary
-    yield "Adapter", escape(f"{words(audit.health.verdict)} ({audit.health.reason})")
-    yield "Parameters", f"{count(s.total_lora_params)} in {s.n_layers} modules"
-    used = f"stable rank {number(s.stable_rank_mean)}, utilization {percent(s.utilization_mean)}"
-    yield "Update, means", used
+def duration(seconds: float) -> str:
+    """A time in words.
+
+    >>> duration(42.4), duration(3_725.0)
+    ('42 s', '1 h 2 min')
+    """
+    hours, minutes = divmod(int(seconds // 60), 60)
+    if hours:
+        return f"{hours} h {minutes} min"
+    return f"{minutes} min {seconds % 60:.0f} s" if minutes else f"{seconds:.0f} s"
 
 
 def _findings(causes: Sequence[Cause]) -> Iterator[str]:

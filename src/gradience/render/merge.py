@@ -10,13 +10,14 @@ from collections.abc import Iterator, Sequence
 from typing import Final
 
 from gradience.render.compare import difference_text
-from gradience.render.table import shortened, table
+from gradience.render.table import Columns, shortened, table
 from gradience.render.text import banner, clean, count, finding_lines, number, percent, short_path, skipped_lines, words
 from gradience.render.writing import EXACT, LESSER, MODULES, destination, error_cell, name_list
 from gradience.schema.merge import (
     CheckedModule,
     CheckedPair,
     MergeCheckReport,
+    MergedModule,
     MergeReport,
     OtherTensor,
     SignConflict,
@@ -37,17 +38,20 @@ def _merge(report: MergeReport, *, verbose: bool) -> Iterator[str]:
     yield from banner("GRADIENCE MERGE")
     yield from _method(report)
     yield ""
-    rows = [
-        (f"{'+'.join(map(str, row.ranks))} > {row.rank}", error_cell(row.relative_error), clean(row.name))
-        for row in sorted(report.modules, key=lambda row: -(row.relative_error or 0.0))
-    ]
-    columns = (("ranks", "<14"), ("rel. error", ">10"), ("module", ""))
-    yield from table(columns, rows, most=None if verbose else MODULES, of=LESSER)
+    rows = sorted(report.modules, key=lambda row: -(row.relative_error or 0.0))
+    yield from table(_MERGED, rows, most=None if verbose else MODULES, of=LESSER)
     yield from name_list("Not in all adapters", [item.module for item in report.only_in])
     yield from name_list("Copied bit for bit", report.carried)
     yield from name_list("Left out", report.dropped)
     yield from (f"Note: {clean(note)}." for note in report.notes)
     yield "A small error says that the sum was kept, not that the tasks were: verify on held-out data."
+
+
+_MERGED: Final[Columns[MergedModule]] = (
+    ("ranks", "<14", lambda row: f"{'+'.join(map(str, row.ranks))} > {row.rank}"),
+    ("rel. error", ">10", lambda row: error_cell(row.relative_error)),
+    ("module", "", lambda row: clean(row.name)),
+)
 
 
 def _method(report: MergeReport) -> Iterator[str]:
@@ -132,11 +136,15 @@ def _modules(modules: Sequence[CheckedModule], top: int) -> Iterator[str]:
     if not counted or not top:
         return
     yield f"Modules that cancel most (top {min(top, len(counted))} of {len(counted)}):"
-    rows = [
-        (f"{signs.cancelled:.1%}", f"{signs.conflict:.1%}", number(row.lowest_cosine, "+.3f"), clean(row.name))
-        for row, signs in sorted(counted, key=lambda item: -item[1].cancelled)[:top]
-    ]
-    yield from table((("cancels", ">7"), ("conflict", ">8"), ("lowest cosine", ">13"), ("module", "")), rows)
+    yield from table(
+        (
+            ("cancels", ">7", lambda item: f"{item[1].cancelled:.1%}"),
+            ("conflict", ">8", lambda item: f"{item[1].conflict:.1%}"),
+            ("lowest cosine", ">13", lambda item: number(item[0].lowest_cosine, "+.3f")),
+            ("module", "", lambda item: clean(item[0].name)),
+        ),
+        sorted(counted, key=lambda item: -item[1].cancelled)[:top],
+    )
 
 
 def _remarks(report: MergeCheckReport) -> Iterator[str]:
@@ -172,16 +180,8 @@ def _verification(report: VerifyMergeReport, most: int | None) -> Iterator[str]:
     yield from _verdict(report)
     yield ""
     order = list(_VERDICTS)
-    rows = [_verified(row) for row in sorted(report.modules, key=lambda row: order.index(row.verdict))]
-    titles = (
-        ("verdict", "<15"),
-        ("c", ">8"),
-        ("expected", ">8"),
-        ("residual", ">8"),
-        ("changed", ">7"),
-        (" module", ""),
-    )
-    yield from table(titles, rows, most=most, gap=1)
+    rows = sorted(report.modules, key=lambda row: order.index(row.verdict))
+    yield from table(_VERIFIED, rows, most=most, gap=1)
     same = report.untouched - sum(item.what in {"changed", "not_compared"} for item in report.others)
     yield ""
     yield f"Tensors that the adapter does not touch: {same} of {report.untouched} as in the base"
@@ -201,14 +201,22 @@ def _verdict(report: VerifyMergeReport) -> Iterator[str]:
         yield f"c = <M - W, dW> / norm(dW)^2 over all: {number(report.coefficient, '.4f')}"
 
 
-def _verified(row: VerifiedModule) -> tuple[str, ...]:
-    """The cells of a module; what explains its verdict stands under its name."""
-    numbers = (number(value, ".4f") for value in (row.coefficient, row.expected_coefficient, row.residual))
+def _verified(row: VerifiedModule) -> str:
+    """The module's name, and under it what explains its verdict."""
     factor = None if row.factor is None else f"factor {row.factor:.4g}"
     precision = row.precision and f"roundings of {row.precision}"
     reasons = "; ".join(text for text in (factor, precision, row.reason) if text)
-    below = f"\n      {clean(reasons)}" if reasons else ""
-    return row.verdict, *numbers, percent(row.changed), f" {clean(row.name)}{below}"
+    return f" {clean(row.name)}" + (f"\n      {clean(reasons)}" if reasons else "")
+
+
+_VERIFIED: Final[Columns[VerifiedModule]] = (
+    ("verdict", "<15", lambda row: row.verdict),
+    ("c", ">8", lambda row: number(row.coefficient, ".4f")),
+    ("expected", ">8", lambda row: number(row.expected_coefficient, ".4f")),
+    ("residual", ">8", lambda row: number(row.residual, ".4f")),
+    ("changed", ">7", lambda row: percent(row.changed)),
+    (" module", "", _verified),
+)
 
 
 def _other(item: OtherTensor) -> str:

@@ -1,20 +1,20 @@
 """The parts that every text report is built from: labelled values, tables, and lists that are cut.
 
-They take strings and yield lines. A report decides what stands in a cell; widths, gaps, and the line that counts what
-was cut are decided here, so that they are the same everywhere.
+A report decides what stands in a cell. Widths, gaps, and the line that counts what was cut are decided here, so that
+they are the same everywhere.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from itertools import chain
-from typing import Final, TypeAlias
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Final, TypeAlias, TypeVar
 
 from gradience.render.text import clean
 
 NAMES: Final = 4  # of a list in one sentence
 
-Columns: TypeAlias = Sequence[tuple[str, str]]  # title, and format specification of its cells
+T = TypeVar("T")
+Columns: TypeAlias = Sequence[tuple[str, str, Callable[[T], str]]]  # title, format specification, and cell of an item
 
 
 def labelled(pairs: Iterable[tuple[str, str]], *, width: int = 12, indent: int = 0) -> Iterator[str]:
@@ -22,29 +22,27 @@ def labelled(pairs: Iterable[tuple[str, str]], *, width: int = 12, indent: int =
     return (f"{'':{indent}}{label + ':':<{width}}{value}" for label, value in pairs)
 
 
-def row(columns: Columns, cells: Iterable[str], *, indent: int = 2, gap: int = 2) -> str:
-    """The cells on one line, each in its column's format.
-
-    >>> row((("n", ">3"), ("name", "")), ("12", "q_proj"))
-    '   12  q_proj'
-    """
-    texts = (f"{cell:{spec}}" for (_, spec), cell in zip(columns, cells, strict=True))
-    return " " * indent + (" " * gap).join(texts)
-
-
 def table(
-    columns: Columns,
-    rows: Sequence[Sequence[str]],
+    columns: Columns[T],
+    items: Iterable[T],
     *,
     most: int | None = None,
     of: str = "",
     indent: int = 2,
     gap: int = 2,
 ) -> Iterator[str]:
-    """A line of titles and one for each row; `most` and `of` as in `shortened`."""
-    lines = [row(columns, cells, indent=indent, gap=gap) for cells in rows]
-    titles = row(columns, [title for title, _ in columns], indent=indent, gap=gap)
-    return chain([titles], shortened(lines, most, of=of, indent=indent))
+    """A line of titles and one for each item; `most` and `of` as in `shortened`.
+
+    >>> list(table((("n", ">3", str), ("square", "", lambda n: str(n * n))), [7, 12]))
+    ['    n  square', '    7  49', '   12  144']
+    """
+
+    def line(cells: Iterable[str]) -> str:
+        texts = (f"{cell:{spec}}" for cell, (_, spec, _) in zip(cells, columns, strict=True))
+        return " " * indent + (" " * gap).join(texts)
+
+    yield line(title for title, _, _ in columns)
+    yield from shortened([line(cell(item) for _, _, cell in columns) for item in items], most, of=of, indent=indent)
 
 
 def shortened(

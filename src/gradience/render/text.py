@@ -95,17 +95,22 @@ def finding_lines(findings: Iterable[Finding], *, verbose: bool) -> Iterator[str
 
 
 def action_lines(finding: Finding, *, verbose: bool) -> Iterator[str]:
-    """The action of a finding; verbose adds rationale, confidence, scope, evidence and verification."""
-    grounds = [
+    """The action of a finding; verbose adds its grounds."""
+    if finding.action:
+        yield f"      -> {clean(finding.action)}"
+    yield from (f"      {label}: {clean(text)}" for label, text in grounds(finding) if verbose)
+
+
+def grounds(finding: Finding) -> list[tuple[str, str]]:
+    """Rationale, confidence, scope, evidence and verification of a finding, those that it has, with labels."""
+    labelled = [
         ("why", finding.rationale),
         ("confidence", None if finding.confidence is None else f"{finding.confidence:.2f}"),
         ("scope", finding.scope),
         *(("evidence", f"{item.source}: {item.says}") for item in finding.evidence),
         ("verify", finding.verify),
     ]
-    if finding.action:
-        yield f"      -> {clean(finding.action)}"
-    yield from (f"      {label}: {clean(text)}" for label, text in grounds if verbose and text)
+    return [(label, text) for label, text in labelled if text]
 
 
 SKIPPED = "Skipped (missing input or not applicable)"

@@ -12,7 +12,14 @@ from typing import Final
 
 from gradience.render.table import Columns, labelled, listed, table
 from gradience.render.text import banner, clean, count, megabytes, percent
-from gradience.schema.writing import ConvertedModule, ConvertReport, MitigatedModule, MitigateReport, ResizeReport
+from gradience.schema.writing import (
+    ConvertedModule,
+    ConvertReport,
+    MitigatedModule,
+    MitigateReport,
+    ResizedModule,
+    ResizeReport,
+)
 
 MODULES: Final = 12  # rows of a table without --verbose
 EXACT: Final = 1e-6  # relative error under which an update is the same: float32 factors hold no more digits
@@ -71,19 +78,18 @@ def _resize(report: ResizeReport, *, verbose: bool) -> Iterator[str]:
     ranks = Counter((row.rank_before, row.rank_after) for row in report.modules)
     for (before, after), n in sorted(ranks.items(), key=lambda item: (-item[1], item[0])):
         yield f"  r={before} -> {after}: {n}" + (" (kept)" if before == after else "")
-    columns = (("rank", ">7"), ("rel. error", ">10"), ("params", ">7"), ("module", ""))
-    rows = [
-        (
-            f"{row.rank_before}>{row.rank_after}",
-            "zero" if row.relative_error is None else percent(row.relative_error),
-            count(row.params_after),
-            clean(row.name),
-        )
-        for row in sorted(report.modules, key=lambda row: -(row.relative_error or 0.0))
-    ]
-    yield from table(columns, rows, most=None if verbose else MODULES, of=LESSER)
+    rows = sorted(report.modules, key=lambda row: -(row.relative_error or 0.0))
+    yield from table(_RESIZED, rows, most=None if verbose else MODULES, of=LESSER)
     yield from (f"Note: {clean(note)}" for note in report.notes)
     yield "The error is of the weights: verify the result on held-out data."
+
+
+_RESIZED: Final[Columns[ResizedModule]] = (
+    ("rank", ">7", lambda row: f"{row.rank_before}>{row.rank_after}"),
+    ("rel. error", ">10", lambda row: "zero" if row.relative_error is None else percent(row.relative_error)),
+    ("params", ">7", lambda row: count(row.params_after)),
+    ("module", "", lambda row: clean(row.name)),
+)
 
 
 def _worst(errors: Iterable[float | None]) -> float:
@@ -106,10 +112,9 @@ def _mitigate(report: MitigateReport, *, verbose: bool) -> Iterator[str]:
     yield ""
     rows = sorted(report.modules, key=lambda row: (row.before == 0, -row.relative_change))
     affected = sum(row.before > 0 for row in rows)
-    columns: Columns = (("before", ">6"), ("after", ">5"), ("change of dW", ">12"), ("module", ""))
     if rows and (verbose or affected):
         most = None if verbose else min(affected, MODULES)
-        yield from table(columns, list(map(_mitigated, rows)), most=most, of="modules")
+        yield from table(_MITIGATED, rows, most=most, of="modules")
     elif rows:
         yield f"  {len(rows)} modules, none with an intruder (--verbose lists all)"
     if report.not_looked_at:
@@ -118,9 +123,16 @@ def _mitigate(report: MitigateReport, *, verbose: bool) -> Iterator[str]:
     yield "A hypothesis: verify on held-out data, of the task and of what the base could do before."
 
 
-def _mitigated(row: MitigatedModule) -> tuple[str, ...]:
-    undecided = f"  ({row.undecided} undecided, not scaled)" if row.undecided else ""
-    return str(row.before), str(row.after), percent(row.relative_change), f"{clean(row.name)}{undecided}"
+def _module(row: MitigatedModule) -> str:
+    return clean(row.name) + (f"  ({row.undecided} undecided, not scaled)" if row.undecided else "")
+
+
+_MITIGATED: Final[Columns[MitigatedModule]] = (
+    ("before", ">6", lambda row: str(row.before)),
+    ("after", ">5", lambda row: str(row.after)),
+    ("change of dW", ">12", lambda row: percent(row.relative_change)),
+    ("module", "", _module),
+)
 
 
 def convert_text(report: ConvertReport, *, verbose: bool = False) -> str:
@@ -141,13 +153,16 @@ def _convert(report: ConvertReport, *, verbose: bool) -> Iterator[str]:
         yield f"Update: relative error {whole:.2%} of the whole, at most {worst:.2%} of a module (Frobenius norm)"
     yield ""
     rows = sorted(report.modules, key=lambda row: -(row.relative_error or 0.0))
-    columns = (("rank", ">5"), ("rel. error", ">10"), ("how", "<9"), ("module", ""))
     most = None if verbose else MODULES
-    yield from table(columns, list(map(_converted, rows)), most=most, of=LESSER, indent=1)
+    yield from table(_CONVERTED, rows, most=most, of=LESSER, indent=1)
     yield from name_list("Copied bit for bit", report.carried)
     yield from name_list("Left out, as requested", report.dropped)
     yield from (f"Note: {clean(note)}" for note in report.notes)
 
 
-def _converted(row: ConvertedModule) -> tuple[str, ...]:
-    return f"{row.rank_before}>{row.rank_after}", error_cell(row.relative_error), row.method, clean(row.target)
+_CONVERTED: Final[Columns[ConvertedModule]] = (
+    ("rank", ">5", lambda row: f"{row.rank_before}>{row.rank_after}"),
+    ("rel. error", ">10", lambda row: error_cell(row.relative_error)),
+    ("how", "<9", lambda row: row.method),
+    ("module", "", lambda row: clean(row.target)),
+)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import base64
 import hashlib
 from collections.abc import Iterator, Sequence
-from itertools import chain
+from operator import itemgetter
 from typing import Final
 from xml.etree.ElementTree import Element
 
@@ -17,14 +17,12 @@ from gradience.render.check import by_reason, config_rows, split_headline
 from gradience.render.html import Story
 from gradience.render.html.figures import style_sheet
 from gradience.render.html.markup import Node, document, style_element, tag
-from gradience.render.html.pieces import Numbered, facts, fold, note, numbered, section, table
+from gradience.render.html.pieces import Columns, Numbered, facts, fold, note, numbered, section, table
 from gradience.render.html.training import training_section
 from gradience.render.html.weights import comparison_section, weights_section
-from gradience.render.markdown import subject
-from gradience.render.monitor import step_of_plan
-from gradience.render.text import SKIPPED, number, percent, sentence, short_path, words
-from gradience.schema.audit import AuditReport
-from gradience.schema.diagnose import Cause, Piece
+from gradience.render.markdown import main_facts, subject
+from gradience.render.text import SKIPPED, grounds, number, sentence, short_path
+from gradience.schema.diagnose import Piece
 from gradience.schema.reports import MonitorReport
 
 _NOTES: Final = 50
@@ -83,43 +81,8 @@ def _header(story: Story, name: str) -> Element:
         tag("h1", name),
         tag("p", tag("strong", sentence(verdict)), rest, class_=f"verdict {report.verdict}"),
         tag("p", f"{sentence(run_story)}.", class_="story") if run_story else None,
-        facts(chain(_run_facts(report.monitor), _weight_facts(report.audit))),
+        facts(main_facts(report)),
     )
-
-
-def _run_facts(report: MonitorReport | None) -> Iterator[tuple[str, str]]:
-    if report is None:
-        return
-    t = report.train
-    yield "Data set", report.config.dataset_name or "not recorded"
-    yield "Status", words(report.status) + step_of_plan(report)
-    if t.rows:
-        yield "Training loss", f"{number(t.first_loss, '.4g')} to {number(t.last_loss, '.4g')}"
-    for point in report.evals[:2]:
-        if point.metrics.accuracy is not None:
-            yield f"Accuracy, {point.split}", percent(point.metrics.accuracy)
-    if report.gap is not None:
-        yield "Perplexity gap", f"{number(report.gap.ratio)}x"
-    if t.duration_s is not None:
-        yield "Time in the log", _duration(t.duration_s)
-
-
-def _weight_facts(report: AuditReport | None) -> Iterator[tuple[str, str]]:
-    if report is not None:
-        yield "Adapter", words(report.health.verdict)
-        yield "Utilization, mean", percent(report.summary.utilization_mean)
-
-
-def _duration(seconds: float) -> str:
-    """A time in words.
-
-    >>> _duration(42.4), _duration(3_725.0)
-    ('42 s', '1 h 2 min')
-    """
-    hours, minutes = divmod(int(seconds // 60), 60)
-    if hours:
-        return f"{hours} h {minutes} min"
-    return f"{minutes} min {seconds % 60:.0f} s" if minutes else f"{seconds:.0f} s"
 
 
 def _findings(story: Story, found: Sequence[Numbered]) -> Element:
@@ -144,7 +107,9 @@ def _cause(n: Numbered) -> Element:
     )
     action = tag("p", tag("strong", "Suggestion: "), cause.action) if cause.action else None
     pieces = tag("ul", list(map(_piece, cause.pieces)), class_="pieces") if cause.joined else None
-    body = [tag("p", cause.message), pieces, action, _grounds(cause)]
+    terms = [[tag("dt", sentence(label)), tag("dd", text)] for label, text in grounds(cause)]
+    folded = fold("Grounds: why, confidence, evidence, how to verify", tag("dl", terms))
+    body = [tag("p", cause.message), pieces, action, folded]
     return tag("article", head, body, id=f"finding-{n.number}", class_=cause.severity)
 
 
@@ -153,25 +118,17 @@ def _piece(piece: Piece) -> Element:
     return tag("li", tag("strong", f"{piece.source}{finding}: "), piece.says)
 
 
-def _grounds(cause: Cause) -> Element:
-    evidence = [tag("li", tag("cite", item.source), f": {item.says}") for item in cause.evidence]
-    parts: tuple[tuple[str, Node], ...] = (
-        ("Why", cause.rationale),
-        ("Confidence", None if cause.confidence is None else f"{cause.confidence:.2f} of 1, a judgement"),
-        ("Scope", cause.scope),
-        ("Evidence", tag("ul", evidence) if evidence else None),
-        ("Verify", cause.verify),
-    )
-    shown: list[Node] = [[tag("dt", name), tag("dd", value)] for name, value in parts if value is not None]
-    return fold("Grounds: why, confidence, evidence, how to verify", tag("dl", shown))
-
-
 def _recorded(report: MonitorReport | None) -> Element | None:
     if report is None:
         return None
     rows = [(a.code, a.severity, a.message, number(a.step, ",d")) for a in report.alerts]
     rows += [(i.action, i.severity, i.message, "-") for i in report.recommendations]
-    return table(("Code", "Severity", "Message", "Step"), rows, caption="Recorded in the log by its writer", numbers=1)
+    return table(_columns("Code", "Severity", "Message", "Step"), rows, caption="Recorded in the log", numbers=1)
+
+
+def _columns(*titles: str) -> Columns[Sequence[Node]]:
+    """The columns of rows that hold their cells already."""
+    return [(title, itemgetter(i)) for i, title in enumerate(titles)]
 
 
 def _config(story: Story) -> Element | None:
@@ -179,7 +136,9 @@ def _config(story: Story) -> Element | None:
     if check is None:
         return None
     unknown = f"Keys that no rule reads: {', '.join(check.unknown_keys)}." if check.unknown_keys else None
-    settings = table(("Setting", "Value"), list(config_rows(check)), caption="The configuration as the rules read it")
+    settings = table(
+        _columns("Setting", "Value"), list(config_rows(check)), caption="The configuration as the rules read it"
+    )
     return section("config", "Config as understood", settings, note(unknown) if unknown else None)
 
 
@@ -191,7 +150,7 @@ def _skipped(story: Story) -> Element:
         rows += [("weights", item.reason, item.name) for item in report.audit.not_analysed]
     ran = ", ".join(f"{c.source} {c.judged} of {c.total}" for c in report.coverage)
     lead = tag("p", f"Checks that ran: {ran}. A check that did not run has not passed; these are the reasons.")
-    listed = table(("Source", "Reason", "Checks"), rows, caption=f"{SKIPPED}, by reason")
+    listed = table(_columns("Source", "Reason", "Checks"), rows, caption=f"{SKIPPED}, by reason")
     return section("not-judged", f"Skipped ({len(report.not_run)})", lead, listed)
 
 
@@ -201,13 +160,13 @@ def _provenance(story: Story) -> Element:
         (s.source, s.state, "-" if s.path is None else short_path(s.path), s.reason or s.holds, s.chosen or "-")
         for s in report.sources
     ]
-    head = ("Source", "State", "Place", "Content, or why it was not read", "Why this one")
+    head = _columns("Source", "State", "Place", "Content, or why it was not read", "Why this one")
     hashed = [(f.role, short_path(f.path), tag("code", f.sha256), f"{f.bytes:,}") for f in story.files]
     return section(
         "provenance",
         "Provenance",
         table(head, sources, caption="Sources of this report"),
-        table(("Read as", "File", "SHA-256", "Bytes"), hashed, caption="Files that were read", numbers=1),
+        table(_columns("Read as", "File", "SHA-256", "Bytes"), hashed, caption="Files that were read", numbers=1),
         [tag("p", line) for line in _origin(story)],
         tag("ul", [tag("li", text[:_TEXT]) for text in report.notes[:_NOTES]]) if report.notes else None,
     )

@@ -5,9 +5,9 @@ A log or an adapter can hold any number of anything, so every list is cut, and i
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import islice
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, TypeAlias, TypeVar
 from xml.etree.ElementTree import Element
 
 from gradience.render.html.figures import HALF, NARROW, STYLES, WIDE, Size, draw, draw_map, ramp
@@ -16,6 +16,9 @@ from gradience.render.html.plot import Envelope, Mark, Plot
 from gradience.render.plots import Grid
 from gradience.render.text import sentence
 from gradience.schema.diagnose import Cause, DiagnoseReport
+
+T = TypeVar("T")
+Columns: TypeAlias = Sequence[tuple[str, Callable[[T], Node]]]  # title, and cell of an item
 
 _MARKS: Final = 40  # named under a plot
 _ROWS: Final = 100  # of a table
@@ -43,23 +46,27 @@ def fold(summary: str, *content: Node) -> Element:
     return tag("details", tag("summary", summary), *content)
 
 
-def table(head: Sequence[str], rows: Sequence[Sequence[Node]], *, caption: str, numbers: int = 0) -> Element | None:
-    """A table that scrolls within itself; its last `numbers` columns are numbers. None without rows."""
-    if not rows:
+def table(columns: Columns[T], items: Sequence[T], *, caption: str, numbers: int = 0) -> Element | None:
+    """A table that scrolls within itself; its last `numbers` columns are numbers. None without items."""
+    if not items:
         return None
-    first = len(head) - numbers
-    if len(rows) > _ROWS:
-        caption = f"{caption} (the first {_ROWS} of {len(rows):,})"
+    first = len(columns) - numbers
+    if len(items) > _ROWS:
+        caption = f"{caption} (the first {_ROWS} of {len(items):,})"
 
-    def cell(kind: str, i: int, content: Node, **attributes: str) -> Element:
-        return tag(kind, content, class_="number" if i >= first else None, **attributes)
+    def line(cells: Iterable[Node], kinds: Sequence[tuple[str, str]]) -> Element:
+        return tag(
+            "tr",
+            [
+                tag(kind, cell, class_="number" if i >= first else None, scope=scope or None)
+                for i, (cell, (kind, scope)) in enumerate(zip(cells, kinds, strict=True))
+            ],
+        )
 
-    top = tag("thead", tag("tr", [cell("th", i, name, scope="col") for i, name in enumerate(head)]))
-    body = [
-        tag("tr", [tag("th", r[0], scope="row"), *(cell("td", i, value) for i, value in enumerate(r[1:], 1))])
-        for r in rows[:_ROWS]
-    ]
-    whole = tag("table", tag("caption", tag("span", caption)), top, tag("tbody", body))
+    head = line((title for title, _ in columns), [("th", "col")] * len(columns))
+    kinds = [("th", "row"), *[("td", "")] * (len(columns) - 1)]
+    body = [line((cell(item) for _, cell in columns), kinds) for item in items[:_ROWS]]
+    whole = tag("table", tag("caption", tag("span", caption)), tag("thead", head), tag("tbody", body))
     return tag("div", whole, class_="scroll", tabindex="0", role="region", aria_label=caption)
 
 

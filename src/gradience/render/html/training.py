@@ -12,11 +12,11 @@ import numpy as np
 from gradience.render.html import Story
 from gradience.render.html.figures import STYLES, WIDE
 from gradience.render.html.markup import tag
-from gradience.render.html.pieces import Numbered, caption_of, marks_of, plot_figure, section, table
+from gradience.render.html.pieces import Columns, Numbered, caption_of, marks_of, plot_figure, section, table
 from gradience.render.html.plot import Axis, Envelope, Line, Plot, envelope, y_axis
 from gradience.render.monitor import perplexity
 from gradience.render.text import number, percent
-from gradience.schema.diagnose import BestCheckpoint, Checkpoint, DiagnoseReport
+from gradience.schema.diagnose import Checkpoint, DiagnoseReport
 from gradience.schema.events import Eval
 from gradience.schema.scalars import as_float
 from gradience.telemetry.series import RunSeries
@@ -128,43 +128,42 @@ def _line_summary(line: Line) -> str:
     )
 
 
+_EVALUATIONS: Final[Columns[Sequence[Eval]]] = (
+    ("Split", lambda events: events[-1].split),
+    ("Times", lambda events: str(len(events))),
+    ("Best loss", lambda events: number(_best(events)[0], ".4g")),
+    ("at step", lambda events: number(_best(events)[1], ",d")),
+    ("Last loss", lambda events: number(events[-1].metrics.loss, ".4g")),
+    ("Perplexity", lambda events: number(perplexity(events[-1].metrics), ".4g")),
+    ("Accuracy", lambda events: percent(events[-1].metrics.accuracy)),
+    ("Examples", lambda events: number(events[-1].metrics.n, ",d")),
+    ("at step", lambda events: number(events[-1].step, ",d")),
+)
+
+
 def _evaluations(run: RunSeries) -> Element | None:
     splits: dict[str, list[Eval]] = {}
     for event in run.evals:
         splits.setdefault(event.split, []).append(event)
-    rows = [_split_row(split, events) for split, events in splits.items()]
-    head = ("Split", "Times", "Best loss", "at step", "Last loss", "Perplexity", "Accuracy", "Examples", "at step")
-    return table(head, rows, caption="Evaluations by split: the lowest loss, and the newest evaluation", numbers=8)
+    caption = "Evaluations by split: the lowest loss, and the newest evaluation"
+    return table(_EVALUATIONS, list(splits.values()), caption=caption, numbers=8)
 
 
-def _split_row(split: str, events: Sequence[Eval]) -> list[str]:
+def _best(events: Sequence[Eval]) -> tuple[float | None, int | None]:
+    """The lowest finite loss and its step."""
     losses = [(as_float(e.metrics.loss), e.step) for e in events if e.metrics.loss is not None]
-    finite = [pair for pair in losses if math.isfinite(pair[0])]
-    best, at = min(finite, key=lambda pair: pair[0]) if finite else (None, None)
-    last = events[-1]
-    m = last.metrics
-    return [
-        split,
-        str(len(events)),
-        number(best, ".4g"),
-        number(at, ",d"),
-        number(m.loss, ".4g"),
-        number(perplexity(m), ".4g"),
-        percent(m.accuracy),
-        number(m.n, ",d"),
-        number(last.step, ",d"),
-    ]
+    return min((pair for pair in losses if math.isfinite(pair[0])), key=lambda pair: pair[0], default=(None, None))
 
 
 def _checkpoints(report: DiagnoseReport) -> Element | None:
     best = report.best_checkpoint
-    rows = [[c.name, f"{c.step:,}", number(c.loss, ".4g"), _standing(c, best)] for c in report.checkpoints]
     noise = "unknown" if best is None or best.noise is None else f"{best.noise:.2g} ({best.noise_from})"
+    tied = "as good, within the noise"
+    columns: Columns[Checkpoint] = (
+        ("Checkpoint", lambda c: c.name),
+        ("Step", lambda c: f"{c.step:,}"),
+        ("Held-out loss", lambda c: number(c.loss, ".4g")),
+        ("Standing", lambda c: "best" if best and c.name == best.name else tied if c.tied else "-"),
+    )
     caption = f"Checkpoints with an adapter on disk; noise of one evaluation: {noise}"
-    return table(("Checkpoint", "Step", "Held-out loss", "Standing"), rows, caption=caption)
-
-
-def _standing(checkpoint: Checkpoint, best: BestCheckpoint | None) -> str:
-    if best is not None and checkpoint.name == best.name:
-        return "best"
-    return "as good, within the noise" if checkpoint.tied else "-"
+    return table(columns, report.checkpoints, caption=caption)

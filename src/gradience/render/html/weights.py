@@ -14,12 +14,19 @@ from gradience.render.compare import cosine_cell, span
 from gradience.render.html import Story
 from gradience.render.html.figures import STYLES
 from gradience.render.html.markup import Node, tag
-from gradience.render.html.pieces import facts, fold, map_figure, note, plot_figure, section, table
+from gradience.render.html.pieces import Columns, facts, fold, map_figure, note, plot_figure, section, table
 from gradience.render.html.plot import Envelope, Floats, Line, Plot, envelope
 from gradience.render.plots import Quantity, grid_of, grid_of_cells
-from gradience.render.text import count, megabytes, number, percent, words
-from gradience.schema.audit import AuditReport, ModuleAudit
-from gradience.schema.compare import AdapterPair, CheckpointPoint, CheckpointSeries, CompareAdaptersReport
+from gradience.render.text import count, megabytes, number, percent, shorter, words
+from gradience.schema.audit import AuditReport, LedgerEntry, ModuleAudit, SuggestedRank
+from gradience.schema.compare import (
+    AdapterPair,
+    CheckpointPoint,
+    CheckpointSeries,
+    CompareAdaptersReport,
+    ComparedAdapter,
+    ConfigDifference,
+)
 
 _MAPS: Final[dict[Quantity, str]] = {"norm": "How large the update is", "utilization": "How much of the rank it uses"}
 
@@ -141,48 +148,44 @@ def _maps(report: AuditReport) -> Iterator[Element]:
 def _ranks(report: AuditReport) -> Node:
     if not report.suggested:
         return None
-    rows: list[list[Node]] = [
-        [
-            str(c.rank),
-            suggested_for(report, c.rank),
-            percent(c.energy_kept),
-            percent(c.relative_error),
-            percent(c.relative_error_worst),
-            count(c.params_saved),
-            megabytes(c.bytes_saved),
-        ]
-        for c in report.candidates
-    ]
+    columns: Columns[SuggestedRank] = (
+        ("Rank", lambda c: str(c.rank)),
+        ("Suggested for", lambda c: suggested_for(report, c.rank)),
+        ("Energy kept", lambda c: percent(c.energy_kept)),
+        ("Relative error", lambda c: percent(c.relative_error)),
+        ("Worst module", lambda c: percent(c.relative_error_worst)),
+        ("Parameters saved", lambda c: count(c.params_saved)),
+        ("Bytes saved", lambda c: megabytes(c.bytes_saved)),
+    )
     present = present_rank(report)
-    if present is not None:
-        rows.append([str(present), suggested_for(report, present) or "the present rank", percent(1.0), *"----"])
-    head = ("Rank", "Suggested for", "Energy kept", "Relative error", "Worst module", "Parameters saved", "Bytes saved")
+    marked = "" if present is None else suggested_for(report, present)
+    purpose = f", suggested for {marked}" if marked else ""
     return [
         tag("h3", "Suggested ranks"),
         note("Compress after training, and verify with an evaluation; it does not say which rank to train with."),
-        table(head, rows, caption="What each rank would keep, cost and save", numbers=5),
+        table(columns, report.candidates, caption="What each rank would keep, cost and save", numbers=5),
+        None if present is None else note(f"The present rank is {present}{purpose}."),
     ]
+
+
+_MODULES: Final[Columns[ModuleAudit]] = (
+    ("Module", lambda m: m.name),
+    ("State", lambda m: words(m.state)),
+    ("r", lambda m: str(m.r)),
+    ("Stable rank", lambda m: number(m.stable_rank)),
+    ("Utilization", lambda m: percent(m.utilization)),
+    ("k at 90 %", lambda m: number(m.energy_rank_90, "d")),
+    ("Norm of dW", lambda m: number(m.frobenius_norm, ".3g")),
+    ("s", lambda m: number(m.scaling, "g")),
+)
 
 
 def _modules(report: AuditReport) -> Node:
     if not report.modules:
         return None
-    rows = [
-        (
-            m.name,
-            words(m.state),
-            str(m.r),
-            number(m.stable_rank),
-            percent(m.utilization),
-            number(m.energy_rank_90, "d"),
-            number(m.frobenius_norm, ".3g"),
-            number(m.scaling, "g"),
-        )
-        for m in sorted(report.modules, key=_use)
-    ]
-    head = ("Module", "State", "r", "Stable rank", "Utilization", "k at 90 %", "Norm of dW", "s")
     title = "Modules, least used first"
-    return fold(f"{title} ({len(rows):,})", table(head, rows, caption=title, numbers=6))
+    modules = sorted(report.modules, key=_use)
+    return fold(f"{title} ({len(modules):,})", table(_MODULES, modules, caption=title, numbers=6))
 
 
 def _use(m: ModuleAudit) -> tuple[bool, float]:
@@ -190,15 +193,18 @@ def _use(m: ModuleAudit) -> tuple[bool, float]:
     return m.state == "ok", 2.0 if m.utilization is None else m.utilization
 
 
+_LEDGER: Final[Columns[LedgerEntry]] = (
+    ("Role", lambda e: words(e.role)),
+    ("Share", lambda e: [_bar(e.share), percent(e.share)]),
+    ("Tensors", lambda e: f"{e.tensors:,}"),
+    ("Parameters", lambda e: count(e.params)),
+    ("Bytes", lambda e: megabytes(e.bytes)),
+)
+
+
 def _ledger(report: AuditReport) -> Node:
-    if not report.ledger:
-        return None
-    rows: list[list[Node]] = [
-        [words(e.role), [_bar(e.share), percent(e.share)], f"{e.tensors:,}", count(e.params), megabytes(e.bytes)]
-        for e in report.ledger
-    ]
-    head = ("Role", "Share", "Tensors", "Parameters", "Bytes")
-    return [tag("h3", "What is in the file"), table(head, rows, caption="Tensors by role", numbers=4)]
+    ledger = table(_LEDGER, report.ledger, caption="Tensors by role", numbers=4)
+    return None if ledger is None else [tag("h3", "What is in the file"), ledger]
 
 
 def _bar(share: float) -> Element:
@@ -227,8 +233,8 @@ def comparison_section(report: CompareAdaptersReport | None) -> Element | None:
         "compare",
         "Compared by weights",
         note(_CAUTION),
-        _adapters(report),
-        _updates(report.pairs),
+        table(_ADAPTERS, report.adapters, caption="Adapters compared", numbers=4),
+        table(_UPDATES, report.pairs, caption=_UPDATES_CAPTION, numbers=5),
         None if report.series is None else tag("p", _settled(report.series)),
         tag("div", figures, class_="figures"),
         note(f"Maps of {left:,} further pairs are not drawn.") if left > 0 else None,
@@ -237,37 +243,26 @@ def comparison_section(report: CompareAdaptersReport | None) -> Element | None:
     )
 
 
-def _adapters(report: CompareAdaptersReport) -> Element | None:
-    rows = [
-        (
-            a.name,
-            a.peft_type or a.format,
-            span(a.rank, " to "),
-            span(a.scaling, " to "),
-            f"{a.modules:,}",
-            number(a.frobenius_norm, ".4g"),
-        )
-        for a in report.adapters
-    ]
-    return table(("Adapter", "Type", "r", "s", "Modules", "Norm of dW"), rows, caption="Adapters compared", numbers=4)
-
-
-def _updates(pairs: Sequence[AdapterPair]) -> Element | None:
-    rows = [
-        (
-            p.first,
-            p.second,
-            f"{p.compared:,}",
-            number(p.cosine, ".3f"),
-            number(p.norm_ratio, ".3g"),
-            percent(p.relative_change),
-            percent(p.energy_moved),
-        )
-        for p in pairs
-    ]
-    head = ("First", "Second", "Modules", "Cosine", "Norm ratio", "Change", "Energy moved")
-    energy = "energy moved: half the sum over layers of the change in their share of the norm squared"
-    return table(head, rows, caption=f"Updates as a whole; {energy}", numbers=5)
+_ADAPTERS: Final[Columns[ComparedAdapter]] = (
+    ("Adapter", lambda a: a.name),
+    ("Type", lambda a: a.peft_type or a.format),
+    ("r", lambda a: span(a.rank, " to ")),
+    ("s", lambda a: span(a.scaling, " to ")),
+    ("Modules", lambda a: f"{a.modules:,}"),
+    ("Norm of dW", lambda a: number(a.frobenius_norm, ".4g")),
+)
+_UPDATES: Final[Columns[AdapterPair]] = (
+    ("First", lambda pair: pair.first),
+    ("Second", lambda pair: pair.second),
+    ("Modules", lambda pair: f"{pair.compared:,}"),
+    ("Cosine", lambda pair: number(pair.cosine, ".3f")),
+    ("Norm ratio", lambda pair: number(pair.norm_ratio, ".3g")),
+    ("Change", lambda pair: percent(pair.relative_change)),
+    ("Energy moved", lambda pair: percent(pair.energy_moved)),
+)
+_UPDATES_CAPTION: Final = (
+    "Updates as a whole; energy moved: half the sum over layers of the change in their share of the norm squared"
+)
 
 
 def _settled(series: CheckpointSeries) -> str:
@@ -329,12 +324,14 @@ def _pair(pair: AdapterPair) -> Iterator[Element]:
 
 
 def _differences(report: CompareAdaptersReport) -> Element | None:
-    rows = [
-        [item.key, *(msgspec.json.encode(value).decode()[:_TEXT] for value in item.values)]
-        for item in report.differences
-    ]
-    head = ("Field", *(adapter.name for adapter in report.adapters))
-    return table(head, rows, caption="Where their configurations differ")
+    def value(i: int) -> Callable[[ConfigDifference], Node]:
+        return lambda item: shorter(msgspec.json.encode(item.values[i]).decode(), _TEXT)
+
+    columns: Columns[ConfigDifference] = (
+        ("Field", lambda item: item.key),
+        *((adapter.name, value(i)) for i, adapter in enumerate(report.adapters)),
+    )
+    return table(columns, report.differences, caption="Where their configurations differ")
 
 
 def _remarks(report: CompareAdaptersReport) -> Iterator[str]:

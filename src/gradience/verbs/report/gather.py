@@ -25,26 +25,9 @@ from gradience.schema.diagnose import DiagnoseReport
 from gradience.verbs.compare import compare_adapters
 from gradience.verbs.diagnose.read import Read, read_sources
 from gradience.verbs.diagnose.run import judge_sources
-from gradience.verbs.diagnose.sources import Sources, find_sources
+from gradience.verbs.diagnose.sources import Sources
 
 _ALL_VALUES: Final = 4096  # singular values kept per module: more than any adapter's rank
-
-
-def gather(
-    path: PathLike | None = None,
-    *,
-    adapter: PathLike | None = None,
-    config: PathLike | None = None,
-    base: PathLike | None = None,
-    task: str | None = None,
-    compare: Sequence[PathLike] = (),
-) -> Story:
-    """The story of a run, from its folder or its log; a source that is given wins over the folder's own.
-
-    Raises:
-        GradienceError: nothing was given, a path does not exist, or nothing that is there can be read.
-    """
-    return build_story(find_sources(path, adapter=adapter, config=config), base=base, task=task, compare=compare)
 
 
 def build_story(
