@@ -47,7 +47,7 @@ def _free_folder(wanted: Path) -> str:
 
 
 def _install(session: nox.Session) -> None:
-    session.install(".[hf]", *TEST_PACKAGES)
+    session.install(".[hf,report]", *TEST_PACKAGES)
     session.install(*ORACLES, success_codes=[0, 1])  # their wheels are for some machines only
 
 
@@ -71,6 +71,20 @@ def properties(session: nox.Session) -> None:
     _install(session)
     env = {"HYPOTHESIS_PROFILE": "properties", "GRADIENCE_SLOW": "1"}
     session.run("pytest", "tests", *session.posargs, env=env)
+
+
+@nox.session
+def mutants(session: nox.Session) -> None:
+    """Change the source one token at a time, and see whether a test fails: 'nox -s mutants -- --count 400 --seed 0'."""
+    _install(session)
+    session.run("python", "tests/mutants.py", *session.posargs, env={"OMP_NUM_THREADS": "1"})
+
+
+@nox.session
+def fuzz(session: nox.Session) -> None:
+    """Damaged inputs for every verb: `nox -s fuzz -- --inputs 100000 --seed 1 --workers 8 --out failures`."""
+    _install(session)
+    session.run("python", "tests/fuzz.py", *(session.posargs or ["--inputs", "10000"]))
 
 
 @nox.session

@@ -7,7 +7,8 @@ import json
 import pytest
 
 from gradience.errors import RecorderError
-from gradience.importers.events import find_columns, parse_map
+from gradience.importers.files import clock_of
+from gradience.importers.table import find_columns, parse_map
 
 
 def test_a_table_of_wandb_names_needs_no_map(tmp_path, told):
@@ -119,3 +120,22 @@ def test_a_column_named_twice_is_refused(tmp_path, told):
     path.write_text("step,loss,loss\n1,2,3\n")
     with pytest.raises(RecorderError, match="appears twice"):
         told(path)
+
+
+@pytest.mark.parametrize(
+    ("reading", "seconds"),
+    [
+        (1e9, 1e9),
+        (1e9 - 1, None),
+        (1e10 - 1, 1e10 - 1),
+        (1e10, None),
+        (1e12, 1e9),
+        (1e13 - 1000, 1e10 - 1),
+        (1e13, None),
+        ("2023-11-14T22:13:20Z", 1.7e9),
+        ("2023-11-14T23:13:20.5+01:00", 1.7e9 + 0.5),
+        ("1700000000", 1.7e9),
+    ],
+)
+def test_a_clock_reading_is_in_seconds_or_milliseconds_of_the_years_2001_to_2286(reading, seconds):
+    assert clock_of(reading) == seconds

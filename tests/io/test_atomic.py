@@ -104,3 +104,21 @@ def test_permissions_are_those_of_a_file_made_by_hand(tmp_path: Path) -> None:
     with atomic_file(tmp_path / "out") as partial:
         partial.write_text("1")
     assert (tmp_path / "out").stat().st_mode == by_hand.stat().st_mode
+
+
+def test_an_old_folder_is_put_back_where_the_new_one_cannot_take_its_place(tmp_path, monkeypatch):
+    out = tmp_path / "out"
+    out.mkdir()
+    _fill(out, "old")
+    rename = Path.rename
+
+    def refusing(self: Path, target: Path) -> Path:
+        if ".partial-" in self.name and (self / "a.txt").read_text() == "new":
+            raise PermissionError(13, "Permission denied")
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", refusing)
+    with pytest.raises(OutputError, match="Permission denied"), atomic_folder(out, force=True) as partial:
+        _fill(partial, "new")
+    assert (out / "a.txt").read_text() == "old"
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]

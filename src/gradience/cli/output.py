@@ -1,4 +1,8 @@
-"""Help that flows: a docstring's own line breaks give way to those of the terminal's width."""
+"""What every command does around its verb: help, signals, progress, JAX's environment, printing, exit codes.
+
+A command prints one report on stdout, once, at its end; progress and errors go to stderr. `prepare_jax` must run before
+anything imports jax, because XLA reads its flags once.
+"""
 
 from __future__ import annotations
 
@@ -20,9 +24,9 @@ from typing import Final, Literal, TypeAlias
 import msgspec
 
 from gradience.errors import GradienceError
-from gradience.render.text import Place
 from gradience.schema.document import Report
 from gradience.schema.findings import SEVERITIES, Finding, FindingRef, NotRun, RuleGroup
+from gradience.schema.reports import SourceLocation
 from gradience.schema.scalars import Severity
 
 _UNDERLINE = "----"
@@ -185,22 +189,11 @@ def _cache_dir() -> Path | None:
 Format: TypeAlias = Literal["text", "json", "sarif", "github"]
 
 
-def chosen_format(given: Format | None, *, json: bool) -> Format:
-    """Return the format asked for; `--json` is short for `--format json`.
-
-    Raises:
-        GradienceError: both are given, and differ.
-    """
-    if json and given not in {None, "json"}:
-        raise GradienceError(f"--json and --format {given} ask for different things", advice="give one of them")
-    return "json" if json else given or "text"
-
-
 def print_for_programs(
     kind: Literal["sarif", "github"],
     findings: Sequence[Finding],
     *,
-    places: Sequence[Place | None],
+    locations: Sequence[SourceLocation | None],
     groups: Sequence[RuleGroup],
     not_run: Iterable[NotRun] = (),
 ) -> None:
@@ -209,22 +202,22 @@ def print_for_programs(
     Args:
         kind: which.
         findings: what was found.
-        places: where each of them points, in their order; None where nowhere.
+        locations: where each of them points, in their order; None where nowhere.
         groups: of the rules that were applied, for SARIF.
         not_run: the rules that could not be judged, for SARIF.
     """
     if kind == "github":
-        from gradience.render.formats import github_lines  # noqa: PLC0415  # for those who ask
+        from gradience.render.github import github_lines  # noqa: PLC0415  # for those who ask
 
-        sys.stdout.writelines(f"{line}\n" for line in github_lines(findings, places=places))
+        sys.stdout.writelines(f"{line}\n" for line in github_lines(findings, locations=locations))
         sys.stdout.flush()
         return
-    from gradience.render.formats import sarif_log  # noqa: PLC0415  # the same
+    from gradience.render.sarif import sarif_log  # noqa: PLC0415  # the same
     from gradience.rules.registry import cards_of  # noqa: PLC0415  # the same
 
     log = sarif_log(
         findings,
-        places=places,
+        locations=locations,
         known=cards_of(*groups),
         not_run=not_run,
         version=version("gradience"),

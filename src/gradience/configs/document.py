@@ -2,7 +2,7 @@
 
 Canonical is the shape of ``ConfigSnapshot``, as a log's ``run_start`` holds it, also wrapped as ``config``.
 Flat is one level of keys under the names people use. Both may be mixed: a section is a scope, no more.
-Recipes of MLX-LM, torchtune, Axolotl and LLaMA-Factory are told apart by their keys, and read by their own names.
+Recipes of MLX-LM, torchtune, Axolotl and LLaMA-Factory are recognised by their keys and read by their own names.
 """
 
 from __future__ import annotations

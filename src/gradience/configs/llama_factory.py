@@ -47,26 +47,26 @@ def read_llama_factory_fields(fields: Fields, draft: Draft) -> list[str]:
     """Read a LLaMA-Factory recipe into the draft; return the keys nobody knows."""
     read_all(draft, fields, _TABLE)
     note_training(fields, draft)
-    draft.say("run", "format", "llama-factory", extra=True)
+    draft.set("run", "format", "llama-factory", extra=True)
     stage = fields.take(["stage"], keyword) or "sft"
-    draft.say("run", "task", _STAGES.get(stage, stage), extra=True)
+    draft.set("run", "task", _STAGES.get(stage, stage), extra=True)
     kind = fields.take(["finetuning_type"], keyword) or "lora"
-    draft.say("lora", "peft_type", kind.upper())
+    draft.set("lora", "peft_type", kind.upper())
     if kind == "lora":
         _note_lora(fields, draft, stage)
     if draft.get("training", "eval_strategy") is None and "val_size" not in fields and "eval_dataset" not in fields:
-        draft.say("training", "eval_strategy", "no")
+        draft.set("training", "eval_strategy", "no")
     return list(fields.left_over(lambda key: key in known_keys("llama_factory") or knows_training(key)))
 
 
 def _note_lora(fields: Fields, draft: Draft, stage: str) -> None:
-    draft.say("lora", "task_type", "CAUSAL_LM" if stage != "rm" else "TOKEN_CLS")
+    draft.set("lora", "task_type", "CAUSAL_LM" if stage != "rm" else "TOKEN_CLS")
     target = fields.take(["lora_target"], lambda value: ",".join(comma_names(value)))
     named = split_names(target or "all")
-    draft.say("lora", "target_modules", "all-linear" if named == ["all"] else named)
+    draft.set("lora", "target_modules", "all-linear" if named == ["all"] else named)
     if fields.take(["pissa_init"], flag):
-        draft.say("lora", "init", "pissa")
+        draft.set("lora", "init", "pissa")
     if draft.get("lora", "r") is None:
-        draft.say("lora", "r", 8)
+        draft.set("lora", "r", 8)
     if draft.get("lora", "alpha") is None:
-        draft.say("lora", "alpha", as_float(2 * draft.get("lora", "r")))
+        draft.set("lora", "alpha", as_float(2 * draft.get("lora", "r")))

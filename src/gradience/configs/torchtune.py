@@ -60,13 +60,13 @@ def read_torchtune_fields(fields: Fields, draft: Draft) -> list[str]:
     """Read a torchtune recipe into the draft; return the keys nobody knows."""
     sections = {key: found for key in _SECTIONS if (found := fields.section(key)) is not None}
     read_all(draft, fields, _TRAINING)
-    draft.say("run", "format", "torchtune", extra=True)
-    draft.say("training", "save_strategy", "epoch")
+    draft.set("run", "format", "torchtune", extra=True)
+    draft.set("training", "save_strategy", "epoch")
     if "run_val_every_n_steps" not in fields and "dataset_val" not in fields:
-        draft.say("training", "eval_strategy", "no")
+        draft.set("training", "eval_strategy", "no")
     dtype = fields.take(["dtype"], keyword)
     if dtype is not None:
-        draft.say("training", "dtype", _DTYPES.get(dtype, dtype))
+        draft.set("training", "dtype", _DTYPES.get(dtype, dtype))
     _note_steps(draft)
     for key, note in (("model", _note_model), ("optimizer", _note_optimizer), ("lr_scheduler", _note_schedule)):
         if key in sections:
@@ -83,41 +83,41 @@ def _note_model(fields: Fields, draft: Draft) -> None:
     name = _component(fields)
     kind, _, rest = name.partition("_")
     if kind in {"lora", "qlora"}:
-        draft.say("lora", "peft_type", "LORA")
-        draft.say("lora", "task_type", "CAUSAL_LM")
-    draft.say("run", "model_name", rest if kind in {"lora", "qlora", "dora"} and rest else name)
+        draft.set("lora", "peft_type", "LORA")
+        draft.set("lora", "task_type", "CAUSAL_LM")
+    draft.set("run", "model_name", rest if kind in {"lora", "qlora", "dora"} and rest else name)
     read_all(draft, fields, _LORA)
     named = fields.take(["lora_attn_modules"], comma_names)
     if named is None:
         return
     mlp, output = fields.take(["apply_lora_to_mlp"], flag), fields.take(["apply_lora_to_output"], flag)
     targets = [_NAMES.get(item, item) for item in named] + (_MLP if mlp else []) + (["lm_head"] if output else [])
-    draft.say("lora", "target_modules", list(dict.fromkeys(targets)))
+    draft.set("lora", "target_modules", list(dict.fromkeys(targets)))
 
 
 def _note_optimizer(fields: Fields, draft: Draft) -> None:
-    draft.say("optimizer", "name", _component(fields).lower())
+    draft.set("optimizer", "name", _component(fields).lower())
     read_all(draft, fields, _OPTIMIZER)
 
 
 def _note_schedule(fields: Fields, draft: Draft) -> None:
-    draft.say("training", "lr_scheduler", _component(fields).lower().removeprefix("get_"))
+    draft.set("training", "lr_scheduler", _component(fields).lower().removeprefix("get_"))
     steps = fields.take(["num_warmup_steps"], real)
     if steps is not None:
-        draft.say("training", "warmup_steps", steps)
+        draft.set("training", "warmup_steps", steps)
 
 
 def _note_steps(draft: Draft) -> None:
     per_epoch, epochs = draft.get("training", "steps_per_epoch"), draft.get("training", "epochs")
     if per_epoch is not None and isinstance(epochs, int | float):
-        draft.say("training", "max_steps", int(per_epoch * epochs))
+        draft.set("training", "max_steps", int(per_epoch * epochs))
 
 
 def _note_data(sections: dict[str, Fields], draft: Draft) -> None:
     loss = _component(sections["loss"]).lower() if "loss" in sections else ""
-    draft.say("run", "task", _LOSSES.get(loss, "sft"), extra=True)
+    draft.set("run", "task", _LOSSES.get(loss, "sft"), extra=True)
     if "dataset" in sections:
-        draft.say("run", "dataset_name", _component(sections["dataset"]) or None)
+        draft.set("run", "dataset_name", _component(sections["dataset"]) or None)
     length = sections["tokenizer"].take(["max_seq_len"], whole) if "tokenizer" in sections else None
     if length is not None:
-        draft.say("training", "max_length", length)
+        draft.set("training", "max_length", length)

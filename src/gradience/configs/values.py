@@ -24,8 +24,8 @@ _NO = {"false", "no", "off", "0"}
 _YES = {"true", "yes", "on", "1"}
 
 
-class Malformed(ValueError):  # noqa: N818  # says what the text is
-    """A text is not a usable document, or a value is not what its key wants: the message says which."""
+class Malformed(ValueError):  # noqa: N818  # names the state of the text
+    """The text is not a usable document, or the value is not of the kind its key expects; the message has the kind."""
 
 
 def plain(value: Json) -> str:
@@ -121,7 +121,7 @@ def as_text(value: Json) -> str:
 
 
 def short_name(value: Json) -> str:
-    r"""Return a hub id as it is, and only the last part of a path: a log must not tell where things lie.
+    r"""Return a hub id as it is, and only the last part of a path: a log must not reveal local paths.
 
     >>> short_name("org/model"), short_name("/home/me/model/"), short_name("C:\\models\\m")
     ('org/model', 'model', 'm')
@@ -252,7 +252,7 @@ class Fields:
                 found[key] = self._value(key, read)
         values = list(found.values())
         if any(value != values[0] for value in values):
-            message = f"{self._where}: {self._at}: {' and '.join(found)} say different things"
+            message = f"{self._where}: {self._at}: {' and '.join(found)} contradict each other"
             raise ConfigError(message, advice="they are names of one setting: keep one")
         return values[0] if values else None
 

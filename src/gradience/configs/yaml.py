@@ -1,46 +1,16 @@
-"""A Python object that can tell itself as a dict, such as PEFT's LoraConfig, to plain values."""
+"""YAML as plain JSON values, and the line on which a key stands.
+
+The document is composed to nodes and converted here: aliases are counted as written out (a billion laughs stops at
+50 000 values), duplicate keys and unknown tags are refused, and only the YAML 1.1 scalars that JSON has are converted.
+"""
 
 from __future__ import annotations
-
-import re
-from collections.abc import Iterable
-from pathlib import Path
 
 from yaml import MappingNode, Node, SafeLoader, ScalarNode, SequenceNode
 from yaml.error import MarkedYAMLError, YAMLError
 
-from gradience.configs.settings import LORA, OPTIMIZER, RUN, TRAINING
 from gradience.configs.values import MAX_DEPTH, Malformed
 from gradience.schema.scalars import Json
-
-_LARGEST = 1 << 20  # bytes
-_MORE = {"betas": ("adam_beta1", "adam_beta2"), "dtype": ("bf16", "fp16"), "batch_size": ("per_gpu_train_batch_size",)}
-
-
-def keys_of(field: str) -> list[str]:
-    """Return the keys under which a field of the snapshot may stand in a file; itself where none are known."""
-    settings = (item for item in (*LORA, *OPTIMIZER, *TRAINING, *RUN) if item.field == field)
-    found = [name for item in settings for name in (*item.native, *item.loose)]
-    return [*found, *_MORE.get(field, ()), field]
-
-
-def line_of(path: Path, keys: Iterable[str]) -> int | None:
-    """Return the line, from 1, on which the first of the keys that the file has stands; None where none is found."""
-    if path.suffix.lower() not in {".json", ".yaml", ".yml"}:
-        return None
-    try:
-        if path.stat().st_size > _LARGEST:
-            return None
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError):
-        return None
-    before = "" if path.suffix.lower() == ".json" else r"^[^#\n]*?"  # a commented line of YAML says nothing
-    for key in keys:
-        hit = re.search(rf"""{before}(["']?)(?<![\w.-]){re.escape(key)}\1\s*:""", text, re.MULTILINE)
-        if hit is not None:
-            return text.count("\n", 0, hit.end()) + 1
-    return None
-
 
 MAX_VALUES = 50_000  # values after aliases are written out: what stops a billion laughs
 
@@ -120,7 +90,7 @@ class _Plain:
         try:
             return self._loader.construct_object(node)
         except (ValueError, OverflowError, KeyError):
-            return node.value  # for example `!!int x`: the field that reads it says what it wanted
+            return node.value  # for example `!!int x`: the field that reads it reports what it expected
 
 
 def _at(node: Node, text: str) -> str:

@@ -11,12 +11,12 @@ from collections.abc import Iterable
 from importlib.metadata import version
 from typing import Any, Final
 
+from gradience.configs.known import known_keys
 from gradience.configs.settings import LORA, OPTIMIZER, RUN, TRAINING, Draft, Setting, overlay
 from gradience.configs.training import note_training
-from gradience.configs.known import known_keys
 from gradience.configs.values import Fields, short_name
-from gradience.hf.recorder import plain
 from gradience.schema.config import ConfigSnapshot
+from gradience.telemetry.values import described
 
 MAX_NAMES: Final = 200  # of a list or pattern that a log line of 64 KiB has room for
 
@@ -32,13 +32,13 @@ _PACKAGES: Final = ("transformers", "peft", "trl", "accelerate", "torch")
 def config_snapshot(
     args: Any,
     state: Any,
-    said: ConfigSnapshot,
+    given: ConfigSnapshot,
     *,
     model: Any = None,
     optimizer: Any = None,
     train_dataloader: Any = None,
 ) -> ConfigSnapshot:
-    """Return what the run is configured to do, as the Trainer's callbacks see it; what the user said wins.
+    """Return the configuration that a Trainer's callbacks see; what the user gave wins.
 
     Raises:
         ConfigError: a setting is not of the kind its name promises.
@@ -49,12 +49,12 @@ def config_snapshot(
     _read_plan(draft, args, state, train_dataloader)
     _read_optimizer(draft, optimizer)
     if (name := _dataset_name(train_dataloader)) is not None:
-        draft.say("run", "dataset_name", name)
-    return overlay(draft.snapshot(), said)
+        draft.set("run", "dataset_name", name)
+    return overlay(draft.snapshot(), given)
 
 
 def run_meta(args: Any) -> dict[str, Any]:
-    """Return what ran: the libraries' versions and the kind of device."""
+    """Return the libraries' versions and the kind of device."""
     return {
         "framework": "transformers",
         "versions": {"python": platform.python_version(), **_versions()},
@@ -64,35 +64,35 @@ def run_meta(args: Any) -> dict[str, Any]:
 
 
 def batch_size(args: Any, state: Any) -> int:
-    """Return sequences per device: `auto_find_batch_size` may have lowered what the arguments still say."""
+    """Return sequences per device: `auto_find_batch_size` may have lowered what stands in the arguments."""
     used = state.train_batch_size
     return int(used) // max(1, int(args.n_gpu)) if used else int(args.per_device_train_batch_size)
 
 
 def _read_arguments(draft: Draft, args: Any) -> None:
     known = {name for setting in (*OPTIMIZER, *TRAINING) for name in setting.native} | set(_SPREAD)
-    said = {name: plain(getattr(args, name)) for name in known if hasattr(args, name)}
+    given = {name: described(getattr(args, name)) for name in known if hasattr(args, name)}
     trainer = dict.fromkeys(name for name in known_keys("trl") - known if hasattr(args, name))  # their presence only
-    fields = Fields({**trainer, **said}, "TrainingArguments")
+    fields = Fields({**trainer, **given}, "TrainingArguments")
     draft.read("optimizer", OPTIMIZER, fields, loose=False)
     draft.read("training", TRAINING, fields, loose=False)
     own_dtype = draft.get("training", "model_dtype")
-    if own_dtype is not None and not (said.get("bf16") or said.get("fp16")):
-        draft.say("training", "dtype", own_dtype)  # no mixed precision: the weights decide
+    if own_dtype is not None and not (given.get("bf16") or given.get("fp16")):
+        draft.set("training", "dtype", own_dtype)  # no mixed precision: the weights decide
     note_training(fields, draft)
 
 
 def _read_plan(draft: Draft, args: Any, state: Any, train_dataloader: Any) -> None:
-    draft.say("training", "batch_size", batch_size(args, state))
+    draft.set("training", "batch_size", batch_size(args, state))
     if state.max_steps > 0:
-        draft.say("training", "max_steps", int(state.max_steps))
+        draft.set("training", "max_steps", int(state.max_steps))
     examples = dataset_size(train_dataloader)
     if examples is not None:
-        draft.say("training", "train_examples", examples, extra=True)
+        draft.set("training", "train_examples", examples, extra=True)
 
 
 def dataset_size(dataloader: Any) -> int | None:
-    """Return how many examples the loader's data set has, or None for a stream."""
+    """Return the number of examples in the loader's data set, or None for a stream."""
     try:
         return len(dataloader.dataset)
     except (AttributeError, TypeError, NotImplementedError):
@@ -105,48 +105,48 @@ def _read_optimizer(draft: Draft, optimizer: Any) -> None:
     groups = getattr(optimizer, "param_groups", None)
     if not groups:
         return
-    draft.say("optimizer", "class", type(optimizer).__name__, extra=True)
+    draft.set("optimizer", "class", type(optimizer).__name__, extra=True)
     rates = [float(group["initial_lr"]) for group in groups if "initial_lr" in group]
     if rates:
-        draft.say("optimizer", "lr", max(rates))
+        draft.set("optimizer", "lr", max(rates))
     if len(set(rates)) > 1:
-        draft.say("optimizer", "lr_groups", sorted(set(rates)), extra=True)
+        draft.set("optimizer", "lr_groups", sorted(set(rates)), extra=True)
     decays = [float(group["weight_decay"]) for group in groups if "weight_decay" in group]
     if decays:
-        draft.say("optimizer", "weight_decay", max(decays))
+        draft.set("optimizer", "weight_decay", max(decays))
 
 
 def _read_model(draft: Draft, model: Any) -> None:
     config = getattr(model, "config", None)
     name = getattr(config, "_name_or_path", None)
     if isinstance(name, str) and name:
-        draft.say("run", "model_name", short_name(name))
+        draft.set("run", "model_name", short_name(name))
     adapters = getattr(model, "peft_config", None)
     if adapters:
         _read_adapter(draft, adapters[_active(model, adapters)])
     base = model.get_base_model() if adapters and hasattr(model, "get_base_model") else model
     if base is not None:
-        draft.say("lora", "base_model_class", type(base).__name__, extra=True)
+        draft.set("lora", "base_model_class", type(base).__name__, extra=True)
     _read_weights(draft, model, config, type(base).__name__)
 
 
 def _read_weights(draft: Draft, model: Any, config: Any, kind: str) -> None:
     labels = getattr(config, "num_labels", None)
     if kind.endswith(("SequenceClassification", "TokenClassification")) and isinstance(labels, int):
-        draft.say("run", "num_labels", labels)
+        draft.set("run", "num_labels", labels)
     dtype = getattr(model, "dtype", None)
     if dtype is not None:
-        draft.say("training", "model_dtype", str(dtype).removeprefix("torch."), extra=True)
+        draft.set("training", "model_dtype", str(dtype).removeprefix("torch."), extra=True)
     quantized = getattr(config, "quantization_config", None)
     if quantized is not None:
-        draft.say("run", "quantization", _quantization(quantized), extra=True)
+        draft.set("run", "quantization", _quantization(quantized), extra=True)
 
 
 def _quantization(config: Any) -> dict[str, Any]:
-    said = config if isinstance(config, dict) else vars(config)
-    bits = 4 if said.get("load_in_4bit") else 8 if said.get("load_in_8bit") else said.get("bits")
-    found = {"method": said.get("quant_method"), "bits": bits, "type": said.get("bnb_4bit_quant_type")}
-    return {key: plain(value) for key, value in found.items() if value is not None}
+    settings = config if isinstance(config, dict) else vars(config)
+    bits = 4 if settings.get("load_in_4bit") else 8 if settings.get("load_in_8bit") else settings.get("bits")
+    found = {"method": settings.get("quant_method"), "bits": bits, "type": settings.get("bnb_4bit_quant_type")}
+    return {key: described(value) for key, value in found.items() if value is not None}
 
 
 def _read_adapter(draft: Draft, config: Any) -> None:
@@ -159,10 +159,10 @@ def _read_adapter(draft: Draft, config: Any) -> None:
         return
     draft.read("lora", LORA, fields, loose=False)
     if fields.is_null("target_modules"):
-        draft.say("lora", "target_modules_null", value=True, extra=True)
+        draft.set("lora", "target_modules_null", value=True, extra=True)
     r, alpha = draft.get("lora", "r"), draft.get("lora", "alpha")
     if r and isinstance(alpha, (int, float)):
-        draft.say("lora", "alpha_over_r", alpha / r)
+        draft.set("lora", "alpha_over_r", alpha / r)
 
 
 def _shared(settings: Iterable[Setting]) -> list[Setting]:
@@ -172,11 +172,11 @@ def _shared(settings: Iterable[Setting]) -> list[Setting]:
 def _short(value: Any) -> Any:
     """Return a JSON value; long lists of full module names by their last parts, long patterns not at all."""
     if isinstance(value, (set, frozenset, list, tuple)):
-        names = sorted(str(plain(item)) for item in value)
+        names = sorted(str(described(item)) for item in value)
         return names if len(names) <= MAX_NAMES else sorted({name.rsplit(".", 1)[-1] for name in names})
-    if isinstance(value, dict) and len(value) > MAX_NAMES:
-        return None
-    return plain(value)
+    if isinstance(value, dict):
+        return {str(key): described(item) for key, item in value.items()} if len(value) <= MAX_NAMES else None
+    return described(value)
 
 
 def _active(model: Any, adapters: dict[str, Any]) -> str:
@@ -202,6 +202,6 @@ def _dataset_name(dataloader: Any) -> str | None:
 
 
 def _versions() -> dict[str, str]:
-    """Return the versions of what is loaded; the modules say them without a search of the disk."""
+    """Return the versions of what is loaded; the modules hold them, which spares a search of the disk."""
     loaded = {name: getattr(sys.modules.get(name), "__version__", None) for name in _PACKAGES}
-    return {"gradience": version("gradience"), **{name: str(said) for name, said in loaded.items() if said}}
+    return {"gradience": version("gradience"), **{name: str(found) for name, found in loaded.items() if found}}

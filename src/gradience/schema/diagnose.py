@@ -19,6 +19,12 @@ Source: TypeAlias = Literal["config", "log", "weights"]
 PieceSource: TypeAlias = Literal["config", "log", "weights", "disk"]
 Verdict: TypeAlias = Literal["healthy_as_far_as_seen", "needs_attention", "broken", "could_not_judge"]
 
+VERDICT_LABELS: Final[dict[Verdict, str]] = {
+    "healthy_as_far_as_seen": "no problems found",
+    "needs_attention": "needs attention",
+    "broken": "broken",
+    "could_not_judge": "could not judge",
+}
 SOURCES: Final[tuple[Source, ...]] = ("config", "log", "weights")
 
 
@@ -46,7 +52,7 @@ class Piece(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True):
 
 
 class Cause(Finding, kw_only=True, frozen=True, omit_defaults=True):
-    """One thing to look at, with what each source says of it. Every finding of a source is in exactly one cause."""
+    """One thing to look at, with the evidence of each source. Every finding of a source is in exactly one cause."""
 
     joined: Annotated[bool, Meta(description="Whether it joins several findings or facts.")] = False
     pieces: list[Piece] = msgspec.field(default_factory=list)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Final, Literal
+from typing import Annotated, Final, Literal, NamedTuple
 
 import msgspec
 from msgspec import Meta
@@ -19,6 +19,13 @@ MONITOR_SCHEMA_ID: Final = "gradience.monitor/v2"
 VALIDATE_SCHEMA_ID: Final = "gradience.validate/v2"
 
 
+class SourceLocation(NamedTuple):
+    """The file that a finding points at, and the line where that is known."""
+
+    path: str
+    line: int | None = None
+
+
 class SourceFile(msgspec.Struct, kw_only=True, frozen=True):
     """A file that was read, and what for."""
 
@@ -27,7 +34,7 @@ class SourceFile(msgspec.Struct, kw_only=True, frozen=True):
 
 
 class CheckReport(Report, kw_only=True, frozen=True):
-    """A configuration as understood, and what the rules say of it."""
+    """A configuration as understood, and the findings of the rules."""
 
     schema: Literal["gradience.check/v2"]
     sources: list[SourceFile] = []
@@ -100,7 +107,7 @@ class SignalSummary(msgspec.Struct, kw_only=True, frozen=True):
 
 
 class StoryPart(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True):
-    """One clause of the story, and the finding it rests on; without one it says what was logged."""
+    """One clause of the story, and the finding it rests on; without one it reports what was logged."""
 
     says: str
     finding: Annotated[str, Meta(description="Id of a finding of the same report.")] | None = None

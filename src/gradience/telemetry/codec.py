@@ -161,6 +161,7 @@ T_ = TypeVar("T_")
 _encoder = msgspec.json.Encoder()
 _known = msgspec.json.Decoder(Event)
 KNOWN_ARRAY: Final[msgspec.json.Decoder[list[Event]]] = msgspec.json.Decoder(list[Event])
+OBJECT_ARRAY: Final[msgspec.json.Decoder[list[JsonObject]]] = msgspec.json.Decoder(list[dict[str, Any]])
 _object = msgspec.json.Decoder(dict[str, Any])
 
 # Legal in JSON strings as they are, yet line ends or terminal controls to other programs.
@@ -230,14 +231,23 @@ def decode_known(line: bytes) -> Event:
     """Return the event of one line, dropping unknown keys: what a summary needs, at decoder speed.
 
     Raises:
-        msgspec.MsgspecError: the line is no event of a known name.
+        msgspec.MsgspecError: the line is not an event of a known name.
     """
     event: Event = _known.decode(line)
     return event
 
 
+def decode_object(line: bytes) -> JsonObject:
+    """Return the JSON object of a line that `decode_known` accepts.
+
+    Raises:
+        msgspec.MsgspecError: the line is not a JSON object, or has half of a surrogate pair in a string.
+    """
+    return _object.decode(line)
+
+
 def decode_array(block: bytes, count: int, decoder: msgspec.json.Decoder[list[T_]]) -> list[T_] | None:
-    """Return what whole lines hold, dropping unknown keys; None if any line needs a closer look.
+    """Return the items of whole lines, dropping unknown keys; None if any line needs a closer look.
 
     The lines are decoded as one array, each newline a comma, and as many items as lines are asked for. (Two events
     joined on one line and one broken at a comma, close to each other, pass for whole: see `decode_lines`.)

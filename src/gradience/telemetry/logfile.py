@@ -142,7 +142,7 @@ def _fsync(fd: int) -> None:
 
 
 def _locked(path: Path, sibling: str | None) -> tuple[Path, FileLock | str]:
-    """Return the path this process may write, the sibling if the log is taken, and its lock or why there is none."""
+    """Return the path to write, the sibling if the log is taken, and its lock or the reason for having none."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -1,6 +1,6 @@
-"""What never reaches the log: secrets always, long text and absolute paths unless asked for.
+"""Redaction: secrets never reach a log, long texts and absolute paths only if asked for.
 
-A length limit is no secret filter (a hub token has 37 characters), so every string is scanned, keys too.
+A length limit does not stop secrets (a hub token has 37 characters), so every string is scanned, keys included.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ _HEX40: Final = re.compile(r"(?<![0-9a-fA-F])[0-9a-f]{40}(?![0-9a-fA-F])")
 
 
 def holds_secret(key: str, value: str) -> bool:
-    """Return whether the name of a key says that its value is a secret.
+    """Whether a key's name marks its value as a secret.
 
     >>> holds_secret("hubToken", "a1b2c3d4e5"), holds_secret("pad_token", "<pad>")
     (True, False)
@@ -134,11 +134,11 @@ class Redaction(NamedTuple):
     max_str_len: int = DEFAULT_MAX_STR_LEN
 
 
-_DEFAULT: Final = Redaction()
+DEFAULT_REDACTION: Final = Redaction()
 
 
-def redact_text(text: str, rule: Redaction = _DEFAULT, *, key: str = "") -> str:
-    """Return the text as it may be written: a secret, a path or a long text is replaced, and says so.
+def redact_text(text: str, rule: Redaction = DEFAULT_REDACTION, *, key: str = "") -> str:
+    """Return the text as it may be written: a secret or a long text is described instead, a path becomes its last part.
 
     >>> redact_text("hf_" + "a" * 34)
     '<redacted: hub token>'
@@ -163,7 +163,7 @@ def redact_document(document: JsonObject, rule: Redaction) -> JsonObject:
     }
 
 
-def redact_event(event: Event, rule: Redaction = _DEFAULT) -> Event:
+def redact_event(event: Event, rule: Redaction = DEFAULT_REDACTION) -> Event:
     """Return the event as a log would hold it, for those that no log holds; itself where nothing is to hide."""
     if type(event) is TrainStep and event.run_id == redact_id(event.run_id):  # text only in its extras
         extras = {_key(k): _redact(v, rule, k) for k, v in event.extras.items()}
@@ -193,7 +193,7 @@ def _redact(value: Any, rule: Redaction, key: str) -> Any:
 
 
 def _opens(key: str) -> bool:
-    """Return whether what a key holds stays suspect one level down, as in `wandb.key` or `kaggle.key`."""
+    """Whether the keys below a key are suspect as well, as in `wandb.key`."""
     return "wandb" in key.lower()
 
 

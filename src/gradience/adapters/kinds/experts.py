@@ -14,6 +14,7 @@ from typing import Final
 
 from gradience.adapters.kinds.lora import common
 from gradience.adapters.layout import Array, Context, Group, LoadFactors, Module, Skipped, UnsuitableError
+from gradience.adapters.pairs import LoraPair
 from gradience.schema.audit import LeftoverReason
 
 # The order in which models register the weights of their experts.
@@ -116,7 +117,7 @@ def _experts(ctx: Context, group: Group, path: str, parameter: str) -> list[Modu
     except UnsuitableError as error:
         return Skipped(shown, error.reason, error.cause)
     out, inner = ctx.shape(group, "lora_B")[0], ctx.shape(group, "lora_A")[1]
-    pair = _Stack(ctx, group, n, r)
+    pair = _Stack(ctx, LoraPair(group.keys["lora_A"], group.keys["lora_B"], r, inner, out, experts=n))
     square = n > 1 and out == inner
     return [
         Module(
@@ -152,16 +153,15 @@ def _rank_and_number(ctx: Context, group: Group, r: int) -> tuple[int, int]:
 class _Stack:
     """One pair for all experts, read once as long as its experts are asked for one after the other."""
 
-    def __init__(self, ctx: Context, group: Group, n: int, r: int) -> None:
-        self._read = (ctx.reader(group, "lora_A"), ctx.reader(group, "lora_B"))
-        self._n, self._r, self._ctx = n, r, ctx
+    def __init__(self, ctx: Context, layout: LoraPair) -> None:
+        self._ctx, self._layout = ctx, layout
 
     def load(self, expert: int) -> LoadFactors:
         """A loader of one expert's (b, a)."""
 
         def load() -> tuple[Array, Array]:
-            a, b = self._both()
-            return b.reshape(len(b), self._r, self._n)[:, :, expert], a.reshape(self._n, self._r, -1)[expert]
+            b, a = self._both()
+            return b[expert], a[expert]
 
         return load
 
@@ -170,5 +170,5 @@ class _Stack:
         held = kept.get("stack")
         if held is None or held[0] is not self:
             kept.clear()  # a thread keeps no more than one pair of an adapter
-            held = kept["stack"] = (self, self._read[0](), self._read[1]())
+            held = kept["stack"] = (self, *self._layout.read(self._ctx.source))
         return held[1], held[2]

@@ -5,11 +5,11 @@ from __future__ import annotations
 from itertools import groupby
 from typing import NamedTuple
 
-from gradience.rules.config.facts import Unknown
 from gradience.rules.evidence import SCHEDULE, TRIAL
 from gradience.rules.log import thresholds as t
 from gradience.rules.log.detector import Detector, Sighting
 from gradience.rules.log.facts import RunFacts
+from gradience.rules.rule import Unknown
 from gradience.schema.scalars import as_float
 
 
@@ -73,7 +73,7 @@ def _short_of_peak(facts: RunFacts) -> Sighting | None:
 
 def _rises(facts: RunFacts) -> Sighting | None:
     scheduler = (facts.config.training.lr_scheduler or "").lower()
-    if facts.resumed_from or facts.sessions > 1 or "restart" in scheduler or "cycl" in scheduler:
+    if facts.record.resumed_from or len(facts.record.sessions) > 1 or "restart" in scheduler or "cycl" in scheduler:
         return None
     points, risen = facts.rate.points, []
     highest = lowest = points[0]

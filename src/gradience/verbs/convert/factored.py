@@ -18,7 +18,7 @@ Method: TypeAlias = Literal["copied", "factors", "truncated", "dense"]
 Floats: TypeAlias = npt.NDArray[np.float64]
 
 _FULL_RANK: Final = {"dora": "DoRA", "hira": "HiRA", "miss": "MiSS (bat)"}
-_BLOCK: Final = 4096  # rows of a factor that are widened to float64 at a time
+_BLOCK: Final = 4096  # rows of a factor that are cast to float64 at a time
 
 
 class Choice(NamedTuple):
@@ -33,7 +33,7 @@ class Choice(NamedTuple):
         return self.rank is None and self.energy is None
 
     def of(self, sigma: Floats) -> int:
-        """Return how many of all the singular values (largest first) to keep."""
+        """Return the number of singular values (all of them given, largest first) to keep."""
         if self.rank is not None:
             return min(self.rank, len(sigma))
         if self.energy is not None:

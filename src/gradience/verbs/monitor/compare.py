@@ -12,10 +12,10 @@ from typing import Final, NamedTuple
 import msgspec
 
 from gradience.errors import GradienceError, RecorderError
-from gradience.importers.folder import MAX_RUNS
-from gradience.rules.config.facts import objective_of
+from gradience.importers.sources import MAX_RUNS
 from gradience.rules.log.curve import median
 from gradience.rules.log.facts import DEFAULT_GAP, Series, sorted_by_step
+from gradience.rules.objective import objective_of
 from gradience.schema.compare import (
     COMPARE_SCHEMA_ID,
     AlignedRow,
@@ -33,7 +33,7 @@ from gradience.verbs.monitor.source import names_of, open_source, runs_in
 
 _ROWS: Final = 12  # of the table by step
 _SETS: Final = {"target_modules", "modules_to_save"}  # lists whose order means nothing
-_SHORT: Final = 8  # characters of a run id that tell it from others of its log
+_SHORT: Final = 8  # characters of a run id that distinguish it from others of its log
 
 
 class _Column(NamedTuple):
@@ -106,7 +106,7 @@ def _read(path: Path, gap_threshold: float, left_out: Mapping[str, str], *, all_
     chosen = list(source.summary.runs.values())
     for series in chosen if all_runs else chosen[-1:]:
         report = report_of(source, series, gap_threshold=gap_threshold, left_out=left_out)
-        rows = sorted_by_step(Series(series.steps, series.losses, (), in_order=not series.out_of_order))
+        rows = sorted_by_step(Series(series.steps, series.losses, (), in_order=not series.record.out_of_order))
         yield _Run(source.path, report, _Column(rows.steps, rows.losses), _evals(series.evals, _split(report)))
 
 
