@@ -66,10 +66,14 @@ def test_fail_on_turns_a_cause_into_exit_code_1(trained, kind, bar, code, capsys
     assert main(["diagnose", str(trained(kind)), "--fail-on", bar]) == code
 
 
-def test_an_empty_folder_could_not_be_judged_and_every_check_is_listed(tmp_path, capsys):
+def test_an_empty_folder_could_not_be_judged_and_every_check_is_counted_and_on_request_listed(tmp_path, capsys):
     assert main(["diagnose", str(tmp_path)]) == 2
     out = capsys.readouterr().out
-    assert "Verdict: COULD NOT JUDGE; seen: nothing; not there: config, log, weights" in out
+    assert "Verdict: COULD NOT JUDGE; checked: nothing; not there: config, log, weights" in out
+    total = sum(map(len, IDS.values())) + len(JOINS)
+    assert f"Skipped (missing input or not applicable): {total} (--verbose" in out
+    assert main(["diagnose", str(tmp_path), "--verbose"]) == 2
+    out = capsys.readouterr().out
     for rule in (rule for ids in IDS.values() for rule in ids):
         assert rule in out
 
