@@ -164,7 +164,7 @@ def test_each_operation_names_its_own_obstacles_and_no_others(make, options, exp
         ({"alora_invocation_tokens": [5]}, {"merge", "convert"}),
         ({"peft_type": "IA3"}, {"resize", "merge"}),
     ],
-    ids=str,
+    ids=lambda value: str(sorted(value)),
 )
 def test_a_variant_named_by_the_config_stands_in_the_way_of_what_it_changes(make, change, operations):
     case = make(Net(), LoraConfig(r=4, target_modules=["q_proj"]))

@@ -102,6 +102,38 @@ def test_an_empty_tensor_between_others_is_read(tmp_path):
     assert (file.read("a").tolist(), file.read("b").shape, file.read("c").tolist()) == ([1.0], (0, 3), [2.0])
 
 
+def test_tensors_may_be_declared_in_another_order_than_their_data(tmp_path):
+    header = json.dumps({"b": entry([1], 4, 8), "c": entry([1], 8, 12), "a": entry([1], 0, 4)}).encode()
+    file = SafetensorsFile(written(tmp_path / "a.safetensors", header, struct.pack("<fff", 1, 2, 3)))
+    assert [file.read(name).item() for name in "abc"] == [1.0, 2.0, 3.0]
+
+
+@pytest.mark.parametrize(
+    ("first", "what"), [(0x3C, "<, as a web page"), (0x80, "a pickle's"), (0x50, "P"), (0x47, "G"), (0x93, "NumPy's")]
+)
+def test_a_header_whose_length_looks_like_another_formats_first_byte_is_read(tmp_path, first, what):
+    path = written(tmp_path / "a.safetensors", b"{}".ljust(first))
+    assert path.read_bytes()[0] == first
+    assert SafetensorsFile(path).tensors == {}
+
+
+@pytest.mark.parametrize(
+    ("start", "message"),
+    [
+        (b"version https://git-lfs.github.com/spec/v1", "a git-lfs pointer"),
+        (b"<!DOCTYPE html>" + b" " * 60, "an HTML or XML page"),
+        (b"\x80\x02}q\x00." + b" " * 60, "a pickle"),
+        (b"PK\x03\x04" + b"\0" * 60, "a zip archive"),
+        (b"GGUF" + b"\0" * 60, "a GGUF file"),
+        (b"\x93NUMPY" + b"\0" * 60, "a NumPy file"),
+    ],
+)
+def test_a_file_of_another_format_is_named_as_what_it_is(tmp_path, start, message):
+    (tmp_path / "a.safetensors").write_bytes(start)
+    with pytest.raises(AdapterError, match=f"is {message}"):
+        SafetensorsFile(tmp_path / "a.safetensors")
+
+
 def test_a_slice_is_read_from_its_own_place_and_no_other_exists(tmp_path):
     x = np.arange(24, dtype=np.float32).reshape(3, 2, 4)
     save_file({"before": np.ones(5, np.float32), "x": x, "scalar": np.ones((), np.float32)}, tmp_path / "x.safetensors")

@@ -83,6 +83,7 @@ def parse_config(raw: bytes | str, where: str) -> AdapterConfig:
     try:
         config = msgspec.json.decode(raw, type=AdapterConfig)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        # A type that is not analysed may use our fields for other things (`r` of a prompt, `alpha` as a list).
         other = _of_another_type(raw)
         if other is None:
             raise AdapterError(f"{where} is not an adapter config: {error}", advice="give the right file") from error
@@ -126,6 +127,7 @@ class ScalingRules:
 
     def __init__(self, config: AdapterConfig) -> None:
         self._config = config
+        # AdaLoRA keeps lists of booleans under the same name; and a boolean is an int to isinstance.
         self._ranks = {k: v for k, v in (config.rank_pattern or {}).items() if type(v) is int}
         self._alphas = config.alpha_pattern or {}
         self._rank_table = PatternTable(self._ranks)

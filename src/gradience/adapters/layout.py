@@ -64,6 +64,7 @@ def parse_key(key: str) -> Key | None:
     Key(module='h.0.attn', field='lora_A', adapter='default', leaf='weight')
     """
     parts = key.removeprefix(PREFIX).split(".")
+    # From the end: a module may be named like a field. Never the first part, for a module must come before it.
     at = next((i for i in range(len(parts) - 1, 0, -1) if parts[i] in _FIELDS), 0)
     if at == 0:
         return None
@@ -301,6 +302,7 @@ class Context:
             return path
         return _LAYER.sub(lambda hit: f"{hit[1]}{self._base_layer(int(hit[2]))}", path, count=1)
 
+    # PEFT numbers the replicated layers anew; the base's checkpoint has each of them once.
     def _base_layer(self, index: int) -> int:
         return self.layers[index] if index < len(self.layers) else index
 

@@ -81,6 +81,7 @@ def module_type(name: str) -> str:
     if is_embedding(path):
         return "embedding"
     parts = path.lower().split(".")
+    # From the leaf up: of `attention.output.dense` only the first has a type, of `mlp.experts.w1` all three.
     for part in reversed(parts):
         if (found := _TYPES.get(part)) is not None:
             return found
@@ -138,10 +139,12 @@ _MANY: Final = 8
 def other_role(key: str, config: AdapterConfig) -> Role:  # noqa: PLR0911  # one return a role reads best
     """The role of a tensor that `parse_key` does not place."""
     name = key.removeprefix(PREFIX)
+    # The order matters: a saved module may hold any of the names that are tested further down.
     if ".trainable_tokens_" in name:
         return "token_rows"
     if key in {"base_model.vera_A", "base_model.vera_B"}:
         return "lora_pair"
+    # With bias="none" PEFT saves a bias of the base only as part of a copied layer.
     if name.endswith(".bias") and ".base_layer." in name:
         return "bias" if config.bias != "none" else "base_copy"
     if ".original_module." in name or name.endswith((".base_layer.weight", ".token_adapter.base_layer.weight")):

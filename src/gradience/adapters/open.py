@@ -74,7 +74,7 @@ def find_files(path: Path, *, config: Path | None = None, weights: Path | None =
     if found is None:
         folder, found = _only_nested(folder)
     elif weights is None and path.is_dir():
-        others = tuple(_nested(folder))
+        others = tuple(_nested(folder))  # PEFT saves adapters of other names than `default` below it
     if not os.path.isfile(found):  # noqa: PTH113  # as above
         raise AdapterError(f"no weights file at {found}", advice="give it with --weights FILE")
     if config is not None and not os.path.isfile(config):  # noqa: PTH113  # as above
@@ -83,6 +83,7 @@ def find_files(path: Path, *, config: Path | None = None, weights: Path | None =
 
 
 def _config_beside(weights: Path, folder: Path) -> Path:
+    # With --weights, the config of the folder that was given still counts if there is none beside the weights.
     beside = weights.parent / CONFIG_NAME
     return beside if beside.is_file() else folder / CONFIG_NAME
 

@@ -1,4 +1,8 @@
-"""A configuration's targets in a base model, counted: modules, layers, parameters, bytes."""
+"""A configuration's reach in a base model, before training: modules, layers, trained parameters, bytes.
+
+Takes the configuration and the module tree that `peft_emulation` makes of the base's headers; gives the counts of a
+report. Where the library's behaviour is not followed, NotFollowedError says so, and nothing is counted.
+"""
 
 from __future__ import annotations
 
@@ -34,6 +38,7 @@ def cover(config: ConfigSnapshot, layout: Layout, *, base: str) -> Coverage:
     layers = {layer for name in hits.adapted if (layer := site_layer(name)) is not None}
     lora_params = None if None in sizes else sum(size for size in sizes if size is not None)
     stored = _stored_dtype(layout.sites.values())
+    # PEFT casts adapter weights of 16 bits to float32 unless it is asked not to.
     dtype = "float32" if lora.extras.get("autocast_adapter_dtype", True) else stored
     used = None
     if lora_params is not None:
@@ -132,6 +137,7 @@ def _token_rows(lora: LoraSnapshot, layout: Layout) -> int:
     width = layout.sites[layout.embedding].shape[1]
     if isinstance(asked, list):
         return len(set(asked)) * width
+    # A head that shares the embedding's matrix shares its trained rows, which count once.
     untied = {name: rows for name, rows in asked.items() if not _is_tied(name, layout)} or asked
     return sum(len(set(rows)) for rows in untied.values()) * width
 

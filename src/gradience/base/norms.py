@@ -1,4 +1,8 @@
-"""Norms of base weights, kept between audits; a cache that belongs to another base is refused."""
+"""Norms of base weights, kept between audits: spectral norms are the costly part of an audit with a base.
+
+The cache is one JSON file for each base, found by the hash of its content. A file that is damaged or was written for
+another base is not used, and said so; whether a norm is still that weight's is checked again by its Frobenius norm.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,8 @@
-"""One module's update in the orientation of the base's weight, and its sizes."""
+"""One module's update in the orientation of the base's weight, and what a merge makes of it.
+
+The update stays as its two factors wherever that is the whole of it: norms, singular vectors and the survival of a
+merge are then found without the product ever being in memory.
+"""
 
 from __future__ import annotations
 
@@ -36,6 +40,7 @@ class Update(NamedTuple):
         rows = max(1, CHUNK_ELEMENTS // w.shape[1])
         spans = (slice(start, start + rows) for start in range(0, len(w), rows))
         chunks = (Chunk(w[s], self.b[s], self.a, None if self.dense is None else self.dense[s]) for s in spans)
+        # PEFT rounds the product of 16-bit factors to their own type before it adds it to the weight.
         stored = self.b.dtype.name if self.dense is None and self.b.dtype.itemsize == _HALF else "float32"
         return merge_sums(chunks, scale=self.scale, target=_target(dtype), delta_dtype=stored)
 
@@ -58,6 +63,7 @@ def update_of(module: Module, w: Array) -> Update:
         _check(dense.shape, w.shape)
         return Update(w[:, :0], w[:0], 1.0, dense.astype(np.float32, copy=False))
     b, a = module.load()
+    # Experts whose file does not say how the base stores them: the base's shape decides.
     if (len(b), a.shape[1]) != w.shape and (a.shape[1], len(b)) == w.shape:
         b, a = a.T, b.T
     _check((len(b), a.shape[1]), w.shape)

@@ -1,4 +1,9 @@
-"""Where a base model's weights are: a folder, one file, a sharded index, or the hub's cache."""
+"""A base model's weights: where they are, which base they are of, and one tensor at a time.
+
+A base is a folder, one file, an index of shards, or `organisation/name` in the hub's local cache; only safetensors are
+read, and nothing is downloaded. Opening reads the headers; a tensor's data are read when they are asked for, an
+expert's slice alone.
+"""
 
 from __future__ import annotations
 
@@ -7,10 +12,7 @@ import os
 import re
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Final, NamedTuple
-
-import ml_dtypes
-import numpy as np
+from typing import Final, NamedTuple
 
 from gradience.adapters.patterns import dotted_tails
 from gradience.errors import AdapterError
@@ -56,6 +58,7 @@ def _snapshot(folder: Path) -> Path:
     if not snapshots.is_dir():
         return folder
     main = folder / "refs" / "main"
+    # refs/main names the revision that a plain download leads to; a cache may hold older ones beside it.
     if main.is_file() and (chosen := snapshots / main.read_text().strip()).is_dir():
         return chosen
     revisions = sorted(p for p in snapshots.iterdir() if p.is_dir())
@@ -108,12 +111,8 @@ def file_digest(file: Path) -> str:
         return f"sha256:{hashlib.file_digest(stream, 'sha256').hexdigest()}"
 
 
-_READABLE: Final[dict[str, np.dtype[Any]]] = {
-    "F64": np.dtype(np.float64),
-    "F32": np.dtype(np.float32),
-    "F16": np.dtype(np.float16),
-    "BF16": np.dtype(ml_dtypes.bfloat16),
-}
+_READABLE: Final = frozenset({"F64", "F32", "F16", "BF16"})
+"""Dtypes, by safetensors' name, in which a weight is itself and not a code for it."""
 
 
 class Found(NamedTuple):
@@ -147,6 +146,7 @@ class BaseWeights:
         """
         if name not in self._held:
             longer = self._by_tail.get(name, [])
+            # A single component, such as `weight`, would fit any file.
             shorter = [tail for tail in dotted_tails(name)[1:] if tail in self._held and tail.count(".") > 1][:1]
             hits = longer or shorter
             if len(hits) != 1:

@@ -20,42 +20,44 @@ _INTERRUPTED = 130  # 128 + SIGINT, as a shell counts
 
 _GC_THRESHOLDS = (100_000, 50, 100)  # importing jax alone runs the defaults (700, 10, 10) a hundred times, in vain
 
-COMMANDS = {
-    "check": "gradience.cli.check:check",
-    "monitor": "gradience.cli.monitor:monitor",
-    "import": "gradience.cli.import_run:import_run",
-    "audit": "gradience.cli.audit:audit",
-    "diagnose": "gradience.cli.diagnose:diagnose",
-    "compare": "gradience.cli.compare:compare",
-    "report": "gradience.cli.report:report",
-    "resize": "gradience.cli.resize:resize",
-    "mitigate": "gradience.cli.mitigate:mitigate",
-    "convert": "gradience.cli.convert:convert",
-    "merge": "gradience.cli.merge:merge",
-    "merge-check": "gradience.cli.merge:merge_check",
-    "verify-merge": "gradience.cli.verify_merge:verify_merge",
-    "rules": "gradience.cli.schema:rules",
-    "validate": "gradience.cli.schema:validate",
-    "schema": "gradience.cli.schema:schema",
-}
-
-_HELP = {
-    "check": "Validate a PEFT and training configuration before burning compute.",
-    "monitor": "Summarise a run from its telemetry (run.jsonl).",
-    "import": "Turn a finished run of another program into a run.jsonl.",
-    "audit": "Analyse a trained adapter for waste, and for what is wrong with it.",
-    "diagnose": "Join a run's config, log and weights into one verdict with its causes.",
-    "compare": "Compare trained adapters, or the checkpoints of a run, by their weights.",
-    "report": "Write one file about a run: a page to look at, or Markdown for a pull request.",
-    "mitigate": "Write a copy of an adapter whose intruder dimensions are scaled down.",
-    "resize": "Write a copy of an adapter with lower ranks, each update the best of its rank.",
-    "convert": "Write an adapter in another format: plain PEFT LoRA or MLX-LM.",
-    "merge": "Merge adapters of one base model into one, with the error of every module.",
-    "merge-check": "Report conflicts before merging adapters.",
-    "verify-merge": "Check that a merged model contains an adapter, tensor by tensor.",
-    "rules": "List every rule by where it applies, or explain one with its evidence.",
-    "validate": "Check every line of a run.jsonl against the telemetry schema.",
-    "schema": "Print a JSON Schema: of a line of a log, or of a report.",
+COMMANDS = {  # name: its function, imported when it runs, and its line in the list of commands
+    "check": ("gradience.cli.check:check", "Validate a PEFT and training configuration before burning compute."),
+    "monitor": ("gradience.cli.monitor:monitor", "Summarise a run from its telemetry (run.jsonl)."),
+    "import": ("gradience.cli.import_run:import_run", "Turn a finished run of another program into a run.jsonl."),
+    "audit": ("gradience.cli.audit:audit", "Analyse a trained adapter for waste, and for what is wrong with it."),
+    "diagnose": (
+        "gradience.cli.diagnose:diagnose",
+        "Join a run's config, log and weights into one verdict with its causes.",
+    ),
+    "compare": (
+        "gradience.cli.compare:compare",
+        "Compare trained adapters, or the checkpoints of a run, by their weights.",
+    ),
+    "report": (
+        "gradience.cli.report:report",
+        "Write one file about a run: a page to look at, or Markdown for a pull request.",
+    ),
+    "resize": (
+        "gradience.cli.resize:resize",
+        "Write a copy of an adapter with lower ranks, each update the best of its rank.",
+    ),
+    "mitigate": (
+        "gradience.cli.mitigate:mitigate",
+        "Write a copy of an adapter whose intruder dimensions are scaled down.",
+    ),
+    "convert": ("gradience.cli.convert:convert", "Write an adapter in another format: plain PEFT LoRA or MLX-LM."),
+    "merge": (
+        "gradience.cli.merge:merge",
+        "Merge adapters of one base model into one, with the error of every module.",
+    ),
+    "merge-check": ("gradience.cli.merge:merge_check", "Report conflicts before merging adapters."),
+    "verify-merge": (
+        "gradience.cli.verify_merge:verify_merge",
+        "Check that a merged model contains an adapter, tensor by tensor.",
+    ),
+    "rules": ("gradience.cli.schema:rules", "List every rule by where it applies, or explain one with its evidence."),
+    "validate": ("gradience.cli.schema:validate", "Check every line of a run.jsonl against the telemetry schema."),
+    "schema": ("gradience.cli.schema:schema", "Print a JSON Schema: of a line of a log, or of a report."),
 }
 
 
@@ -72,11 +74,11 @@ def build_app(asked: str | None = None) -> App:
         help_format="plaintext",
         result_action="return_value",
     )
-    for name, target in COMMANDS.items():
+    for name, (target, line) in COMMANDS.items():
         if name == asked:
             app.command(with_flowing_help(target), name=name)
         else:
-            app.command(target, name=name, help=_HELP[name])
+            app.command(target, name=name, help=line)
     return app
 
 

@@ -1,4 +1,8 @@
-"""A file or a folder that appears whole or not at all, and never over something else unasked."""
+"""A file or a folder that appears whole or not at all, and never over something else unasked.
+
+What is written goes to a hidden sibling, which takes the name when it is complete: a reader never meets half of it, and
+an interrupted run leaves nothing behind. What was there before stays until then.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Arrays on disk until the file is written, so that no more than one module is in memory."""
+"""Arrays on disk until the file is written, so that no more than one module is in memory.
+
+A verb that writes an adapter computes all factors before it knows the ranks, and with them the header, of the file.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +32,7 @@ class Spool:
         """
         path = self._folder / str(self._count)
         self._count += 1
-        data = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+        data = np.ascontiguousarray(array).reshape(-1).view(np.uint8)  # bytes: ml_dtypes' types have no buffer
         try:
             path.write_bytes(data.data)
         except OSError as error:

@@ -98,6 +98,7 @@ def _kind(declared: str | None, groups: Sequence[Group]) -> str:
     present = {
         kind for group in groups for prefix, kind in _FAMILIES for field in group.keys if field.startswith(prefix)
     }
+    # AdaLoRA's tensors are LoRA's and one more.
     if any("lora_E" in group.keys for group in groups):
         present = (present - {"LORA"}) | {"ADALORA"}
     if declared is None:

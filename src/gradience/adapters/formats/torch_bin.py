@@ -55,7 +55,7 @@ class TorchFile:
         tensor = self._data[name].detach().contiguous()
         stored = {torch.bfloat16: ml_dtypes.bfloat16, torch.float8_e4m3fn: ml_dtypes.float8_e4m3fn}
         stored[torch.float8_e5m2] = ml_dtypes.float8_e5m2
-        if tensor.dtype in stored:
+        if tensor.dtype in stored:  # NumPy has no such type: the same bits as integers, seen as ml_dtypes' type
             same_size = torch.int16 if tensor.element_size() == 2 else torch.uint8  # bytes
             return np.asarray(tensor.view(same_size).numpy()).view(stored[tensor.dtype])
         if str(tensor.dtype) not in _NAMES:

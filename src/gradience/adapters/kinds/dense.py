@@ -18,7 +18,10 @@ _BLOCK: Final = 1 << 20  # elements worked on in float64 at a time
 
 
 def as_float32(x: Array) -> Array:
-    """The array in float32, or as it is where it is float64 already: 16-bit factors are multiplied in neither type."""
+    """The array in float32, or as it is where it is float64 already.
+
+    PEFT on a CPU multiplies 16-bit factors in float32 too.
+    """
     return x if x.dtype == np.float64 else x.astype(np.float32, copy=False)
 
 
@@ -32,13 +35,8 @@ def flipped(load: LoadFactors) -> LoadFactors:
     return swapped
 
 
-def plain(load: LoadFactors, scale: float) -> DenseUpdate:
-    """DW = s B A."""
-    return _oriented(lambda w: _product(load, scale, w))
-
-
 def dora(load: LoadFactors, scale: float, magnitude: Callable[[], Array], *, axis: int) -> DenseUpdate:
-    """DW = (m / norm(V) - 1) W + (m / norm(V)) s B A with V = W + s B A.
+    """The update dW = (m / norm(V) - 1) W + (m / norm(V)) s B A with V = W + s B A.
 
     Norms run over `axis` of the matrix: 1 for a weight stored (out, in), 0 for one stored transposed and for
     embeddings (`peft/tuners/lora/dora.py`, get_weight_norm; `variants.py`, merge_safe).
@@ -47,6 +45,7 @@ def dora(load: LoadFactors, scale: float, magnitude: Callable[[], Array], *, axi
     def update(w: Array) -> Array:
         d, transposed = _product_and_orientation(load, scale, w)
         along = 1 - axis if transposed else axis
+        # In float64: m / norm is near 1, and what is left after 1 is taken off would drown in float32.
         m = magnitude().astype(np.float64).reshape(-1)
         norm = _norms(w, d, along)
         if m.shape != norm.shape:
@@ -62,7 +61,7 @@ def dora(load: LoadFactors, scale: float, magnitude: Callable[[], Array], *, axi
 def _norms(w: Array, d: Array, axis: int) -> Array:
     """Norms of W + dW along an axis, added up in float64 without a float64 copy of either."""
     squares = np.zeros(w.shape[1 - axis])
-    rows = max(1, _BLOCK // max(1, w.shape[1]))
+    rows = max(1, _BLOCK // max(1, w.shape[1]))  # a float64 copy of a whole embedding would be gigabytes
     for start in range(0, len(w), rows):
         block = w[start : start + rows].astype(np.float64) + d[start : start + rows]
         if axis == 1:
@@ -73,7 +72,7 @@ def _norms(w: Array, d: Array, axis: int) -> Array:
 
 
 def pissa(load: LoadFactors, scale: float, r: int) -> DenseUpdate:
-    """DW = s B A - W_r, W_r the best rank-r part of W, PiSSA's share of it (layer.py, pissa_init)."""
+    """The update dW = s B A - W_r, W_r the best rank-r part of W, PiSSA's share of it (layer.py, pissa_init)."""
 
     def update(w: Array) -> Array:
         exact = w.astype(np.float64)
@@ -87,7 +86,7 @@ def pissa(load: LoadFactors, scale: float, r: int) -> DenseUpdate:
 
 
 def olora(load: LoadFactors, scale: float, r: int) -> DenseUpdate:
-    """DW = s B A - s Q_r Q_r^T W, Q_r from the QR of W's first r columns (layer.py, olora_init)."""
+    """The update dW = s B A - s Q_r Q_r^T W, Q_r from the QR of W's first r columns (layer.py, olora_init)."""
 
     def update(w: Array) -> Array:
         exact = w.astype(np.float64)
@@ -98,7 +97,7 @@ def olora(load: LoadFactors, scale: float, r: int) -> DenseUpdate:
 
 
 def kasa(load: LoadFactors, scale: float, r: int) -> DenseUpdate:
-    """DW = s (B diag) A - the part of W on its r smallest singular values (variants.py, KasaLinearVariant)."""
+    """The update dW = s (B diag) A - W's part on its r smallest singular values (variants.py, KasaLinearVariant)."""
 
     def update(w: Array) -> Array:
         u, s, vh = np.linalg.svd(w.astype(np.float64), full_matrices=False)
@@ -110,12 +109,12 @@ def kasa(load: LoadFactors, scale: float, r: int) -> DenseUpdate:
 
 
 def hira(factors: LoadFactors) -> DenseUpdate:
-    """DW = W o (B A), elementwise (hira/layer.py, _merge)."""
+    """The update dW = W o (B A), elementwise (hira/layer.py, _merge)."""
     return _oriented(lambda w: w * _product(factors, 1.0, w))
 
 
 def vera(factors: Callable[[tuple[int, int]], tuple[Array, Array]]) -> DenseUpdate:
-    """DW = (b o B) (d o A), with A cut to the width of W (vera/layer.py, get_delta_weight)."""
+    """The update dW = (b o B) (d o A), with A cut to the width of W (vera/layer.py, get_delta_weight)."""
 
     def dense(w: Array) -> Array:
         stored = w.reshape(w.shape[0], -1)
@@ -138,6 +137,7 @@ def miss(block: Callable[[], Array], kind: object) -> DenseUpdate:
         if repeats * piece.shape[1] != out or (repeats != 1 and kind != "mini"):
             raise AdapterError(f"a MiSS block of shape {piece.shape} does not fit a base weight of shape {w.shape}")
         columns = np.tile(piece, (1, repeats)).T
+        # The last repetition is cut where the width is not a multiple of r.
         return np.tile(columns, (1, -(-inner // piece.shape[0])))[:, :inner]
 
     return dense
@@ -148,6 +148,7 @@ def _bat(w: Array, block: Array) -> Array:
     n, r, _ = block.shape
     if n * r != out or inner % r:
         raise AdapterError(f"a MiSS block of shape {block.shape} does not fit a base weight of shape {w.shape}")
+    # W in blocks of r x r, the column of blocks first: each is multiplied by its row's own block.
     grid = w.reshape(n, r, inner // r, r).transpose(2, 0, 1, 3)
     return (grid @ block + block).transpose(1, 2, 0, 3).reshape(out, inner)
 
@@ -166,11 +167,12 @@ def _product(load: LoadFactors, scale: float, w: Array) -> Array:
 
 
 def _product_and_orientation(load: LoadFactors, scale: float, w: Array) -> tuple[Array, bool]:
-    """S B A in W's orientation, and whether that is the factors' transposed; a W that it does not fit is refused."""
+    """The product s B A in W's orientation, and whether that is the factors' transposed; W must fit one of both."""
     b, a = load()
     b, a = as_float32(b), as_float32(a)
     if w.dtype == np.float64:
         b, a = b.astype(np.float64), a.astype(np.float64)
+    # Experts of some models are stored (in, out), which their file does not say: W's shape decides.
     transposed = (len(b), a.shape[1]) != w.shape
     if transposed:
         if (a.shape[1], len(b)) != w.shape:

@@ -31,20 +31,16 @@ from gradience.adapters.traits import start_of
 from gradience.schema.audit import LeftoverReason
 
 
-def base_changing(init: object) -> str | None:
-    """The initialisation's name where it changed the base model's weights at the start, or None."""
-    start = start_of(init)
-    return start.name if start.changes_base else None
-
-
 @reported
 def lora_module(ctx: Context, group: Group) -> Module:
     """The module of a group of `lora_*` tensors."""
+    # PEFT keeps an embedding's pair as bare parameters of their own name, without `.weight`.
     embedding = "lora_embedding_A" in group.keys or "lora_embedding_B" in group.keys
     a_name, b_name = ("lora_embedding_A", "lora_embedding_B") if embedding else ("lora_A", "lora_B")
     ctx.require(group, a_name, b_name)
     pair = pair_of(ctx, group, a_name, b_name)
     s = ctx.rules.of(pattern_name(group.module), pair.r)
+    # Conv1D (fan_in_fan_out) and embeddings store (in, out); PEFT ignores the option for real convolutions.
     transposed = embedding or (ctx.config.fan_in_fan_out and pair.axes == 2)
     load = flipped(pair.load) if transposed else pair.load
     update, note = _true_update(ctx, group, pair._replace(load=load), s.scale, transposed=transposed)
@@ -56,7 +52,7 @@ def lora_module(ctx: Context, group: Group) -> Module:
         r=pair.r,
         alpha=s.alpha,
         scale=s.scale,
-        params=ctx.size(group, "lora_B.bias"),
+        params=ctx.size(group, "lora_B.bias"),  # which the report counts with the biases
         load=load,
         base_name=base_name(ctx, group),
         dense=update,
@@ -105,6 +101,7 @@ def pair_of(ctx: Context, group: Group, a_name: str, b_name: str) -> Pair:
     read_a, read_b = ctx.reader(group, a_name), ctx.reader(group, b_name)
     if len(a) < 2 or len(a) != len(b):
         raise UnsuitableError(f"factors of shape {list(a)} and {list(b)}: expected (r, in) and (out, r)")
+    # Before the ranks are compared: one factor of a BD-LoRA pair is n times as short as the other's rank.
     blocks = _blocks(ctx, group) if len(a) == 2 else None
     if blocks is not None:
         return _block_diagonal(blocks, a, b, read_a, read_b)
@@ -245,6 +242,7 @@ def adalora_module(ctx: Context, group: Group) -> Module:
         a_data, b_data, e_data = (read() for read in readers)
         return b_data, as_float32(a_data) * as_float32(e_data).reshape(-1, 1)
 
+    # PEFT divides by `ranknum`, which starts as init_r and is not saved; the config's r means nothing here.
     alpha = ctx.config.lora_alpha if ctx.config.lora_alpha > 0 else float(init_r)
     transposed = ctx.config.fan_in_fan_out
     return Module(

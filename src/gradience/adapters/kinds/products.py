@@ -87,6 +87,7 @@ def lokr_module(ctx: Context, group: Group, *, most_rank: int = MOST_RANK) -> Mo
 
     shape = _Shape(out1 * out2, r1 * r2, in1 * in2)
     whole = "lokr_w1" in group.keys and "lokr_w2" in group.keys
+    # PEFT divides by the rank of the config where both factors are whole, else by the one that the factors have.
     nominal = None if whole else _nominal_rank(ctx, group)
     return _product_module(ctx, group, "lokr", _Factor(shape, load), nominal=nominal, most_rank=most_rank)
 
@@ -103,6 +104,7 @@ def _product_module(
     ctx: Context, group: Group, kind: str, pair: _Factor, *, nominal: int | None, most_rank: int
 ) -> Module:
     out, r, inner = pair.shape
+    # r^2 of a LoHa with r = 64 is beyond what a pair saves over the update itself.
     if r > most_rank or r * max(out, inner) > MOST_ELEMENTS:
         reason = f"an update of rank up to {r}: too large to be analysed as a pair of factors"
         raise UnsuitableError(reason, LeftoverReason.TOO_LARGE)

@@ -96,6 +96,7 @@ def _vera(ctx: Context, group: Group, shared: Group, *, known_width: bool) -> Mo
 
 
 def _projections(ctx: Context, shared: Group) -> tuple[Array, Array]:
+    # Hundreds of modules share the two: they are read once by each thread.
     if "vera" not in ctx.kept:
         ctx.kept["vera"] = (ctx.reader(shared, "A")(), ctx.reader(shared, "B")())
     a, b = ctx.kept["vera"]
@@ -137,6 +138,7 @@ def miss_module(ctx: Context, group: Group) -> NeedsBase:
         if kind == "bat"
         else "MiSS repeats its block over the input, and the file does not say how wide the input is"
     )
+    # (r, out), or for bat (out / r, r, r).
     r = shape[-1] if kind == "bat" else shape[0]
     update = dense.miss(ctx.reader(group, "miss_block"), kind)
     return _only_with_base(ctx, group, "miss", why, r=r, update=update, shape=(0, 0))
