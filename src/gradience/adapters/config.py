@@ -11,11 +11,13 @@ import msgspec
 
 from gradience.adapters.patterns import PatternTable
 from gradience.errors import AdapterError
+from gradience.io.decoding import decode_json
+from gradience.io.reading import read_small
 
 ANALYSED: Final = frozenset({"LORA", "ADALORA", "LOHA", "LOKR", "VERA", "HIRA", "MISS", "BONE"})
 """The values of peft_type whose tensors are read as updates; Bone is MiSS's old name."""
 
-_LARGEST: Final = 64 << 20  # bytes: an EVA config with a pattern for each of 10 000 modules has 1 MiB
+LARGEST_CONFIG: Final = 64 << 20  # bytes: an EVA config with a pattern for each of 10 000 modules has 1 MiB
 
 
 class AdapterConfig(msgspec.Struct, kw_only=True, frozen=True):
@@ -67,9 +69,7 @@ def read_config(path: Path) -> AdapterConfig:
         AdapterError: the file is missing, not JSON, or a field has the wrong type.
     """
     try:
-        if path.stat().st_size > _LARGEST:
-            raise AdapterError(f"{path} is not an adapter config: larger than 64 MiB", advice="give the right file")
-        raw = path.read_bytes()
+        raw = read_small(path, most=LARGEST_CONFIG, what="an adapter config")
     except OSError as error:
         raise AdapterError(
             f"cannot read {path}: {error.strerror}",
@@ -81,7 +81,7 @@ def read_config(path: Path) -> AdapterConfig:
 def parse_config(raw: bytes | str, where: str) -> AdapterConfig:
     """The configuration that a JSON document holds; `where` names it in errors."""
     try:
-        config = msgspec.json.decode(raw, type=AdapterConfig)
+        config = decode_json(raw, AdapterConfig)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         # A type that is not analysed may use our fields for other things (`r` of a prompt, `alpha` as a list).
         other = _of_another_type(raw)
@@ -105,7 +105,7 @@ class _Types(msgspec.Struct):
 def _of_another_type(raw: bytes | str) -> AdapterConfig | None:
     """A config whose type is not analysed and may use our fields otherwise: the fields that all types share."""
     try:
-        types = msgspec.json.decode(raw, type=_Types)
+        types = decode_json(raw, _Types)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         return None
     return None if types.peft_type.upper() in ANALYSED else AdapterConfig(**msgspec.structs.asdict(types))

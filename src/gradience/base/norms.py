@@ -14,8 +14,11 @@ import msgspec
 
 from gradience.errors import OutputError
 from gradience.io.atomic import atomic_file
+from gradience.io.decoding import decode_json
+from gradience.io.reading import read_small
 
 _VERSION: Final = 1
+_LARGEST: Final = 64 << 20  # bytes: a norm takes 100
 
 
 class Norms(msgspec.Struct, frozen=True):
@@ -66,8 +69,8 @@ class NormsCache:
         if self._file is None or not self._file.is_file():
             return {}
         try:
-            document = msgspec.json.decode(self._file.read_bytes(), type=_Document)
-        except (OSError, msgspec.MsgspecError, UnicodeDecodeError):
+            document = decode_json(read_small(self._file, most=_LARGEST, what="a norms cache"), _Document)
+        except (OSError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
             self.refused = f"the norms cache {self._file} is damaged: not used"
             return {}
         if document.identity != self.identity or document.version != _VERSION:

@@ -10,6 +10,9 @@ from typing import Final, TypeVar
 
 import msgspec
 
+from gradience.io.decoding import decode_json
+from gradience.io.reading import read_small
+
 T = TypeVar("T")
 
 _LARGEST: Final = 256 << 20  # bytes: the largest tokenizer.json seen has 35 MB
@@ -72,8 +75,6 @@ def added_tokens(run: Vocabulary, base: Vocabulary) -> list[str]:
 
 def _decoded(path: Path, kind: type[T]) -> T | None:
     try:
-        if path.stat().st_size > _LARGEST:
-            return None
-        return msgspec.json.decode(path.read_bytes(), type=kind)
+        return decode_json(read_small(path, most=_LARGEST, what="a tokenizer's file"), kind)
     except (OSError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         return None

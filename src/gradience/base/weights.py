@@ -16,11 +16,13 @@ from typing import Final, NamedTuple
 
 from gradience.adapters.patterns import dotted_tails
 from gradience.errors import AdapterError
+from gradience.io.reading import open_regular, read_small
 from gradience.io.safetensors import Array, SafetensorsFile, TensorInfo, indexed_files
 
 _ONE_FILE: Final = "model.safetensors"
 _INDEX: Final = "model.safetensors.index.json"
 _REPO_PARTS: Final = 2  # organisation and name
+_GIVE_REVISION: Final = "give one of the folders in snapshots/"
 _ADVICE: Final = "give a folder with model.safetensors or model.safetensors.index.json"
 
 
@@ -59,15 +61,30 @@ def _snapshot(folder: Path) -> Path:
         return folder
     main = folder / "refs" / "main"
     # refs/main names the revision that a plain download leads to; a cache may hold older ones beside it.
-    if main.is_file() and (chosen := snapshots / main.read_text().strip()).is_dir():
-        return chosen
+    if os.path.lexists(main):
+        return snapshots / _revision(main)
     revisions = sorted(p for p in snapshots.iterdir() if p.is_dir())
     if len(revisions) == 1:
         return revisions[0]
     raise AdapterError(
         f"{folder} holds {len(revisions)} revisions and no refs/main",
-        advice="give one of the folders in snapshots/",
+        advice=_GIVE_REVISION,
     )
+
+
+_REVISION: Final = re.compile(rb"[0-9A-Za-z][0-9A-Za-z._-]{0,127}")  # a commit, or another plain name
+_LARGEST_REF: Final = 256  # bytes: a commit has 40
+
+
+def _revision(main: Path) -> str:
+    """The name of the folder in snapshots/ that a ref names; a plain name, so that it cannot lead elsewhere."""
+    try:
+        name = read_small(main, most=_LARGEST_REF, what="a ref").strip()
+    except OSError as error:
+        raise AdapterError(f"cannot read {main}: {error.strerror}", advice=_GIVE_REVISION) from error
+    if _REVISION.fullmatch(name) is None or not (main.parent.parent / "snapshots" / name.decode()).is_dir():
+        raise AdapterError(f"{main} names no revision in snapshots/", advice=_GIVE_REVISION)
+    return name.decode()
 
 
 def _cached(path: Path) -> Path:
@@ -107,7 +124,7 @@ def file_digest(file: Path) -> str:
     target = file.resolve()
     if file.is_symlink() and target.parent.name == "blobs" and _ETAG.fullmatch(target.name):
         return f"etag:{target.name}"
-    with file.open("rb") as stream:
+    with open_regular(file) as stream:
         return f"sha256:{hashlib.file_digest(stream, 'sha256').hexdigest()}"
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from cyclopts.types import PositiveInt
 
 from gradience.cli import options as opt
-from gradience.cli.output import cleaning_up, on_terminal
+from gradience.cli.output import on_terminal
 from gradience.errors import AdapterError
 from gradience.render.writing import convert_text
 from gradience.schema.writing import Target
@@ -63,20 +63,19 @@ def convert(
         raise AdapterError("--rank and --energy were both given", advice="give one of them")
     from gradience.verbs.convert import convert_adapter  # noqa: PLC0415  # numpy, after the arguments are known to be right
 
-    with cleaning_up():
-        report = convert_adapter(
-            adapter,
-            place,
-            to=to,
-            rank=rank,
-            energy=energy,
-            base=base,
-            component=component,
-            renames=rename or (),
-            drop=drop,
-            force=force,
-            adapter_config=adapter_config,
-            weights=weights,
-            progress=on_terminal("convert"),
-        )
+    report = convert_adapter(
+        adapter,
+        place,
+        to=to,
+        rank=rank,
+        energy=energy,
+        base=base,
+        component=component,
+        renames=rename or (),
+        drop=drop,
+        force=force,
+        adapter_config=adapter_config,
+        weights=weights,
+        progress=on_terminal("convert"),
+    )
     return opt.print_report(report, lambda it: convert_text(it, verbose=verbose), json=json)

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final, Protocol
 
+from gradience.cli.output import emit
 from gradience.errors import RecorderError
 from gradience.render.monitor import Glance, event_line, frame_lines, progress_line
 from gradience.render.text import clean
@@ -49,7 +50,7 @@ def follow_log(log: Path, *, quiet: bool = False, sleep: Callable[[float], None]
     Raises:
         SchemaError: the log is of another major version.
     """
-    screen = _Nothing() if quiet else _Terminal() if sys.stdout.isatty() else _Lines()
+    screen = _Nothing() if quiet else _Terminal() if _on_screen() else _Lines()
     try:
         with Tail(log) as tail:
             _watch(tail, screen, sleep)
@@ -59,6 +60,10 @@ def follow_log(log: Path, *, quiet: bool = False, sleep: Callable[[float], None]
         return False
     screen.close()
     return True
+
+
+def _on_screen() -> bool:
+    return sys.stdout is not None and sys.stdout.isatty()
 
 
 class _Screen(Protocol):
@@ -169,17 +174,14 @@ class _Terminal(_Nothing):
     def show(self, glance: Glance) -> None:
         """Draw the run anew."""
         columns, rows = shutil.get_terminal_size()
-        dots = "utf" in (sys.stdout.encoding or "").lower()
+        dots = "utf" in (getattr(sys.stdout, "encoding", None) or "").lower()
         height = max(3, min(12, rows - 10))
         self._draw(frame_lines(glance, width=min(columns - 1, 100), height=height, dots=dots))
 
     def _draw(self, lines: list[str]) -> None:
-        back = f"\x1b[{self._drawn}F\x1b[J" if self._drawn else ""
-        sys.stdout.write(back)
-        _write(lines)
+        _write(lines, back=f"\x1b[{self._drawn}F\x1b[J" if self._drawn else "")
         self._drawn = len(lines)
 
 
-def _write(lines: Sequence[str]) -> None:
-    sys.stdout.write("".join(f"{line}\n" for line in lines))
-    sys.stdout.flush()
+def _write(lines: Sequence[str], *, back: str = "") -> None:
+    emit(back + "".join(f"{line}\n" for line in lines))

@@ -1,22 +1,29 @@
 """The ``gradience`` command: a table of lazily imported commands, and the exit codes.
 
-Exit codes: 0 done, 1 findings at or above ``--fail-on``, 2 unusable input or usage, 3 no verdict (verify-merge).
+Exit codes: 0 done, 1 findings at or above ``--fail-on``, 2 unusable input or usage, 3 no verdict (verify-merge), 70 a
+bug of ours (EX_SOFTWARE of sysexits.h), 130 and 143 ended by SIGINT and SIGTERM.
+
+Nothing but the standard library is imported before `script` runs: an interrupt during imports ends in words, too.
 """
 
 from __future__ import annotations
 
 import gc
 import sys
+import traceback
 from collections.abc import Sequence
+from typing import TYPE_CHECKING, Final
 
-from cyclopts import App
-from cyclopts.exceptions import CycloptsError
-
-from gradience.cli.output import with_flowing_help
 from gradience.errors import GradienceError
+from gradience.io import interrupt
 
-UNUSABLE = 2
-_INTERRUPTED = 130  # 128 + SIGINT, as a shell counts
+if TYPE_CHECKING:
+    from cyclopts import App
+
+UNUSABLE: Final = 2
+SOFTWARE: Final = 70  # EX_SOFTWARE: neither findings (1) nor unusable input (2), which scripts act on
+_LONGEST: Final = 900  # characters of an error line: a path or an option may have a hundred thousand
+_LAST: Final = 200  # of them are of its end, which says what to do
 
 _GC_THRESHOLDS = (100_000, 50, 100)  # importing jax alone runs the defaults (700, 10, 10) a hundred times, in vain
 
@@ -67,6 +74,10 @@ def build_app(asked: str | None = None) -> App:
     Args:
         asked: the command that will run: its help is its own docstring, and the one line here serves the others.
     """
+    from cyclopts import App  # noqa: PLC0415  # see the module's first lines
+
+    from gradience.cli.output import with_flowing_help  # noqa: PLC0415  # the same
+
     app = App(
         name="gradience",
         help="Flight recorder and mechanic for LoRA fine-tuning. It instruments; you decide.",
@@ -89,35 +100,77 @@ def _version() -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command and return its exit code; errors meant for the user become one line and a 2."""
-    tokens = list(sys.argv[1:] if argv is None else argv)
+    """Run one command and return its exit code; errors meant for the user become one line and a 2.
+
+    Whatever else is raised is a bug of ours: its traceback, one line that says so, and a 70.
+    """
     try:
-        result = build_app(tokens[0] if tokens else None)(tokens, exit_on_error=False, print_error=False)
-    except CycloptsError as error:
-        return _fail(str(error), "see 'gradience --help', or --help after a command")
+        return _run(list(sys.argv[1:] if argv is None else argv))
     except GradienceError as error:
         return _fail(str(error), error.advice)
     except BrokenPipeError:
-        sys.stderr.close()  # the reader went away (`| head`): not an error worth a message
+        from gradience.cli.output import leave_stdout  # noqa: PLC0415  # only this failure pays for it
+
+        leave_stdout()  # the reader went away (`| head`): not an error worth a message
         return 0
+    except MemoryError:
+        return _fail("not enough memory for this input", "give a smaller one, or run it where more is free")
+    except Exception as error:  # noqa: BLE001  # the last resort
+        return _failed(error)
+
+
+def _run(tokens: list[str]) -> int:
+    from cyclopts.exceptions import CycloptsError  # noqa: PLC0415  # see the module's first lines
+
+    from gradience.cli.output import KeptConsole, emit  # noqa: PLC0415  # the same
+
+    app = build_app(tokens[0] if tokens else None)
+    kept = KeptConsole() if not tokens or _asks_for_help(tokens) else None
+    console = None if kept is None else kept.console
+    try:
+        result = app(tokens, console=console, exit_on_error=False, print_error=False)
+    except CycloptsError as error:
+        return _fail(str(error), "see 'gradience --help', or --help after a command")
+    if kept is not None:
+        emit(kept.text())
     return result if isinstance(result, int) else 0
+
+
+def _asks_for_help(tokens: Sequence[str]) -> bool:
+    return not {"--help", "-h", "--version"}.isdisjoint(tokens)
 
 
 def script() -> int:
     """Run the command line as a process of its own."""
     gc.set_threshold(*_GC_THRESHOLDS)
     try:
-        return main()
+        interrupt.install()
+        code = main()
+        interrupt.ignore()  # the output is whole: an exit code of 0 stays one
     except KeyboardInterrupt:
+        interrupt.ignore()
         sys.stderr.write("gradience: interrupted\n")
-        return _INTERRUPTED
+        code = interrupt.INTERRUPTED
     finally:
         gc.freeze()  # the process ends here: nothing is gained by searching it for garbage once more
+    return code
+
+
+def _failed(error: Exception) -> int:
+    """Report a bug of ours."""
+    traceback.print_exception(error)
+    where = traceback.extract_tb(error.__traceback__)[-1]
+    place = f"{type(error).__name__} in {where.name}"
+    sys.stderr.write(f"gradience: a bug of gradience, not of your input ({place}): please report the lines above\n")
+    return SOFTWARE
 
 
 def _fail(message: str, advice: str) -> int:
     from gradience.render.text import clean  # noqa: PLC0415  # only a failure pays for it
 
     tail = f" ({advice})" if advice else ""
-    sys.stderr.write(f"gradience: {clean(' '.join(message.split()))}{clean(tail)}\n")
+    line = clean(" ".join(f"{message}{tail}".split()))
+    if len(line) > _LONGEST:
+        line = f"{line[: _LONGEST - _LAST]} ... {line[-_LAST:]}"
+    sys.stderr.write(f"gradience: {line}\n")
     return UNUSABLE

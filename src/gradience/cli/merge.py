@@ -7,7 +7,7 @@ from pathlib import Path
 from cyclopts.types import NonNegativeInt, PositiveInt
 
 from gradience.cli import options as opt
-from gradience.cli.output import cleaning_up, on_terminal, prepare_jax
+from gradience.cli.output import on_terminal, prepare_jax
 from gradience.errors import AdapterError
 from gradience.render.merge import merge_check_text, merge_text
 from gradience.schema.merge import MergeMethod
@@ -57,23 +57,22 @@ def merge(
     chosen = parsed_weights(weights)
     from gradience.verbs.merge import merge_adapters  # noqa: PLC0415  # numpy, after the arguments are known to be right
 
-    with cleaning_up():
-        try:
-            report = merge_adapters(
-                adapters,
-                place,
-                method=method,
-                weights=chosen,
-                rank=rank,
-                density=density,
-                seed=seed,
-                heads_from=heads_from,
-                dtype=dtype,
-                force=force,
-                progress=on_terminal("merge"),
-            )
-        except ValueError as error:
-            raise AdapterError(str(error), advice="see 'gradience merge --help'") from error
+    try:
+        report = merge_adapters(
+            adapters,
+            place,
+            method=method,
+            weights=chosen,
+            rank=rank,
+            density=density,
+            seed=seed,
+            heads_from=heads_from,
+            dtype=dtype,
+            force=force,
+            progress=on_terminal("merge"),
+        )
+    except ValueError as error:
+        raise AdapterError(str(error), advice="see 'gradience merge --help'") from error
     return opt.print_report(report, lambda it: merge_text(it, verbose=verbose), json=json)
 
 

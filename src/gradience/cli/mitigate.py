@@ -11,7 +11,7 @@ from cyclopts.types import PositiveInt
 from cyclopts.validators import Number
 
 from gradience.cli import options as opt
-from gradience.cli.output import cleaning_up, on_terminal, prepare_jax
+from gradience.cli.output import on_terminal, prepare_jax
 from gradience.errors import AdapterError
 from gradience.render.writing import mitigate_text
 
@@ -57,18 +57,17 @@ def mitigate(
     prepare_jax("auto")
     from gradience.verbs.mitigate import mitigate_adapter  # noqa: PLC0415  # imports jax, after its environment is set
 
-    with cleaning_up():
-        report = mitigate_adapter(
-            adapter,
-            base,
-            place,
-            scale=scale,
-            k=k,
-            eps=eps,
-            seed=seed,
-            adapter_config=adapter_config,
-            weights=weights,
-            force=force,
-            progress=on_terminal("mitigate"),
-        )
+    report = mitigate_adapter(
+        adapter,
+        base,
+        place,
+        scale=scale,
+        k=k,
+        eps=eps,
+        seed=seed,
+        adapter_config=adapter_config,
+        weights=weights,
+        force=force,
+        progress=on_terminal("mitigate"),
+    )
     return opt.print_report(report, lambda it: mitigate_text(it, verbose=verbose), json=json)

@@ -1,4 +1,4 @@
-"""What every command does around its verb: help, signals, progress, JAX's environment, printing, exit codes.
+"""What every command does around its verb: help, progress, JAX's environment, printing, exit codes.
 
 A command prints one report on stdout, once, at its end; progress and errors go to stderr. `prepare_jax` must run before
 anything imports jax, because XLA reads its flags once.
@@ -6,25 +6,23 @@ anything imports jax, because XLA reads its flags once.
 
 from __future__ import annotations
 
+import io
 import os
-import signal
 import sys
-import threading
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from importlib import import_module
 from importlib.metadata import version
 from inspect import cleandoc
 from pathlib import Path
-from types import FrameType
 from typing import Final, Literal, TypeAlias
 
 import msgspec
 
-from gradience.errors import GradienceError
-from gradience.schema.document import Report
+from gradience.errors import GradienceError, OutputError
+from gradience.schema.document import Report, escape_all, escape_controls, writable
 from gradience.schema.findings import SEVERITIES, Finding, FindingRef, NotRun, RuleGroup
 from gradience.schema.reports import SourceLocation
 from gradience.schema.scalars import Severity
@@ -59,27 +57,6 @@ def _depth(line: str) -> int:
     return len(line) - len(line.lstrip())
 
 
-_SIGNAL_CODES = 128  # a shell's exit code of a program that a signal ended is 128 + its number
-
-
-@contextmanager
-def cleaning_up() -> Iterator[None]:
-    """Turn SIGTERM into SystemExit inside the block, unless the process has a handler of its own for it."""
-    in_charge = threading.current_thread() is threading.main_thread()
-    if not in_charge or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
-        yield
-        return
-    signal.signal(signal.SIGTERM, _end)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
-
-
-def _end(number: int, _frame: FrameType | None) -> None:
-    raise SystemExit(_SIGNAL_CODES + number)
-
-
 DONE: Final = 0
 FOUND: Final = 1
 
@@ -93,16 +70,82 @@ def draws_blocks() -> bool:
     return True
 
 
+def emit(text: str) -> None:
+    """Write on stdout and flush: the one way out for reports, documents and help.
+
+    A character that the encoding lacks is written as its escape.
+
+    Raises:
+        OutputError: stdout is closed, or cannot be written to.
+        BrokenPipeError: its reader went away.
+    """
+    if sys.stdout is None:
+        raise OutputError("cannot write to stdout: it is closed", advice="send the report to a file or a pipe")
+    encoding = sys.stdout.encoding or "utf-8"
+    shown = text.encode(encoding, "backslashreplace").decode(encoding)
+    try:
+        sys.stdout.write(shown)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        raise
+    except (OSError, ValueError) as error:  # ValueError: it was closed
+        leave_stdout()
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise OutputError(f"cannot write to stdout: {reason}", advice="free space, or send it elsewhere") from error
+
+
+def leave_stdout() -> None:
+    """Point stdout nowhere: the interpreter flushes it once more when it ends, and would complain."""
+    with suppress(OSError, ValueError):
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, sys.stdout.fileno())
+        os.close(nowhere)
+
+
+class _Kept(io.StringIO):
+    """Text that is kept, for a console that asks its file for an encoding."""
+
+    def __init__(self, encoding: str) -> None:
+        super().__init__()
+        self._encoding = encoding
+
+    @property
+    def encoding(self) -> str:  # type: ignore[override]  # StringIO has none
+        return self._encoding
+
+
+class KeptConsole:
+    """A console for help and version that writes to memory: `emit` is what faces a full disk or a reader that left."""
+
+    def __init__(self) -> None:
+        from rich.console import Console  # noqa: PLC0415  # only help pays for it
+
+        on_screen = sys.stdout is not None and sys.stdout.isatty()
+        self._kept = _Kept(getattr(sys.stdout, "encoding", None) or "utf-8")
+        self.console = Console(file=self._kept, force_terminal=on_screen)
+
+    def text(self) -> str:
+        """What was printed."""
+        return self._kept.getvalue()
+
+
+def emit_json(text: str) -> None:
+    """Write a JSON document as `emit` does, of the same value whatever it holds and wherever it goes.
+
+    Control characters are escaped, and everything beyond ASCII where stdout is not in a Unicode encoding.
+    """
+    everywhere = (getattr(sys.stdout, "encoding", None) or "utf-8").lower().startswith("utf")
+    emit((escape_controls(text) if everywhere else escape_all(text)) + "\n")
+
+
 def print_text(text: str) -> None:
     """Print a report for people."""
-    sys.stdout.write(text + "\n")
-    sys.stdout.flush()
+    emit(text + "\n")
 
 
 def print_document(document: Report) -> None:
     """Print exactly one JSON document."""
-    sys.stdout.write(document.to_json() + "\n")
-    sys.stdout.flush()
+    emit_json(document.to_json())
 
 
 def exit_code(findings: Iterable[Finding | FindingRef], fail_on: Severity | None) -> int:
@@ -209,8 +252,7 @@ def print_for_programs(
     if kind == "github":
         from gradience.render.github import github_lines  # noqa: PLC0415  # for those who ask
 
-        sys.stdout.writelines(f"{line}\n" for line in github_lines(findings, locations=locations))
-        sys.stdout.flush()
+        emit("".join(f"{line}\n" for line in github_lines(findings, locations=locations)))
         return
     from gradience.render.sarif import sarif_log  # noqa: PLC0415  # the same
     from gradience.rules.registry import cards_of  # noqa: PLC0415  # the same
@@ -223,4 +265,4 @@ def print_for_programs(
         version=version("gradience"),
         root=Path.cwd(),
     )
-    sys.stdout.write(msgspec.json.format(msgspec.json.encode(log)).decode() + "\n")
+    emit_json(msgspec.json.format(msgspec.json.encode(writable(log))).decode())

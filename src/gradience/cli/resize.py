@@ -14,7 +14,7 @@ from cyclopts.types import PositiveInt
 from cyclopts.validators import Number
 
 from gradience.cli import options as opt
-from gradience.cli.output import cleaning_up, on_terminal, prepare_jax
+from gradience.cli.output import on_terminal, prepare_jax
 from gradience.errors import AdapterError
 from gradience.render.writing import resize_text
 
@@ -112,18 +112,17 @@ def resize(
     prepare_jax("auto")
     from gradience.verbs.resize import resize_adapter  # noqa: PLC0415  # imports jax, after its environment is set
 
-    with cleaning_up():
-        report = resize_adapter(
-            adapter,
-            place,
-            dtype=dtype,
-            base=base,
-            adapter_config=adapter_config,
-            weights=weights,
-            force=force,
-            progress=on_terminal("resize"),
-            **chosen,  # type: ignore[arg-type]  # each value has its own option's type
-        )
+    report = resize_adapter(
+        adapter,
+        place,
+        dtype=dtype,
+        base=base,
+        adapter_config=adapter_config,
+        weights=weights,
+        force=force,
+        progress=on_terminal("resize"),
+        **chosen,  # type: ignore[arg-type]  # each value has its own option's type
+    )
     return opt.print_report(report, lambda it: resize_text(it, verbose=verbose), json=json)
 
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 from cyclopts.types import NonNegativeInt
 
 from gradience.cli import options as opt
 from gradience.cli.main import UNUSABLE
-from gradience.cli.output import DONE, print_document, print_text
+from gradience.cli.output import DONE, emit_json, print_document, print_text
 from gradience.errors import ConfigError
 from gradience.render.findings import rule_text, rules_text, validate_text
 from gradience.rules.registry import rule_cards, rules_named
@@ -26,8 +25,7 @@ def schema(name: SchemaName = "telemetry", /) -> int:
     name:
         `telemetry` is one line of a run.jsonl; the others are what `--json` prints.
     """
-    sys.stdout.write(schema_text(name))
-    sys.stdout.flush()
+    emit_json(schema_text(name).rstrip("\n"))
     return DONE
 
 

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from gradience.configs.settings import LORA, OPTIMIZER, RUN, TRAINING
+from gradience.io.reading import read_small
 
 _LARGEST = 1 << 20  # bytes
 _MORE = {"betas": ("adam_beta1", "adam_beta2"), "dtype": ("bf16", "fp16"), "batch_size": ("per_gpu_train_batch_size",)}
@@ -24,9 +25,7 @@ def line_of(path: Path, keys: Iterable[str]) -> int | None:
     if path.suffix.lower() not in {".json", ".yaml", ".yml"}:
         return None
     try:
-        if path.stat().st_size > _LARGEST:
-            return None
-        text = path.read_text(encoding="utf-8")
+        text = read_small(path, most=_LARGEST, what="a config").decode()
     except (OSError, UnicodeDecodeError):
         return None
     before = "" if path.suffix.lower() == ".json" else r"^[^#\n]*?"  # a commented line of YAML does not count

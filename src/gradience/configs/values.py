@@ -11,7 +11,7 @@ from gradience.errors import ConfigError
 from gradience.schema.scalars import Json, NonFinite, TaskProfile
 from gradience.schema.scalars import real as on_the_wire
 
-MAX_DEPTH = 64  # levels of nesting: a configuration has two or three
+MAX_DIGITS = 400  # of a number: the largest that a float holds has 309 written out
 MAX_TEXT = 256  # characters: longer strings are redacted in a log, and refused here
 MAX_REGEX = 8192  # characters: a generated `target_modules` expression can be long
 MAX_SHOWN = 40  # characters of a value quoted in an error

@@ -9,7 +9,8 @@ from __future__ import annotations
 from yaml import MappingNode, Node, SafeLoader, ScalarNode, SequenceNode
 from yaml.error import MarkedYAMLError, YAMLError
 
-from gradience.configs.values import MAX_DEPTH, Malformed
+from gradience.configs.values import MAX_DIGITS, Malformed
+from gradience.io.decoding import MAX_DEPTH, check_depth
 from gradience.schema.scalars import Json
 
 MAX_VALUES = 50_000  # values after aliases are written out: what stops a billion laughs
@@ -22,6 +23,7 @@ _CONVERTED = {"int", "float", "bool", "null"}
 
 def parse_yaml(text: str) -> Json:
     """Return the plain value of one YAML document; raise Malformed with the line where it is not one."""
+    check_depth(text)
     try:
         loader = SafeLoader(text)
         node = loader.get_single_node()
@@ -87,6 +89,8 @@ class _Plain:
             return node.value
         if kind not in _CONVERTED:
             raise Malformed(_at(node, f"the tag {node.tag!r} is not plain data"))
+        if len(node.value) > MAX_DIGITS and kind in {"int", "float"}:
+            raise Malformed(_at(node, f"a number of {len(node.value)} digits, over the limit of {MAX_DIGITS}"))
         try:
             return self._loader.construct_object(node)
         except (ValueError, OverflowError, KeyError):

@@ -23,6 +23,7 @@ from gradience.importers.table import csv_header, find_columns, flatten, read_ta
 from gradience.importers.tensorboard import is_event_file, read_tensorboard
 from gradience.importers.trackio import read_trackio
 from gradience.importers.trainer_state import add_results, find_states, join_states, read_state
+from gradience.io.reading import open_regular, read_small
 from gradience.io.sorting import natural_key
 from gradience.schema.scalars import Json
 from gradience.telemetry.codec import parse
@@ -54,9 +55,7 @@ def format_of(path: Path) -> Format | Literal["gradience"] | None:
 def _head(path: Path) -> bytes:
     """Return the file's first bytes; of a pipe none, for it can be read once only."""
     try:
-        if not path.is_file():
-            return b""
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             return file.read(_HEAD)
     except (OSError, ValueError):
         return b""
@@ -103,7 +102,7 @@ def _has_history(path: Path) -> bool:
 def _whole(path: Path) -> bytes:
     """Return the file's bytes; nothing of one that is too large to be a log."""
     try:
-        return path.read_bytes().removeprefix(b"\xef\xbb\xbf") if path.stat().st_size <= MAX_BYTES else b""
+        return read_small(path, most=MAX_BYTES, what="a log").removeprefix(b"\xef\xbb\xbf")
     except OSError:
         return b""
 

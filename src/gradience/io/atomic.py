@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from gradience.errors import OutputError
+from gradience.io.interrupt import held
 
 _T = TypeVar("_T")
 
@@ -34,15 +35,18 @@ def atomic_file(out: Path, *, force: bool = False) -> Iterator[Path]:
     refuse_file(out, force=force)
     _make_parent(out)
     partial = _sibling(out)
-    _attempt(out, lambda: partial.touch(exist_ok=False))
     try:
+        with held():
+            _attempt(out, lambda: partial.touch(exist_ok=False))
         yield partial
-        if force:
-            _attempt(out, lambda: partial.replace(out))
-        else:
-            _attempt(out, lambda: _name_unless_taken(partial, out))
+        with held():
+            if force:
+                _attempt(out, lambda: partial.replace(out))
+            else:
+                _attempt(out, lambda: _name_unless_taken(partial, out))
     finally:
-        partial.unlink(missing_ok=True)
+        with held():
+            partial.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -59,12 +63,15 @@ def atomic_folder(out: Path, *, force: bool = False) -> Iterator[Path]:
     refuse_folder(out, force=force)
     _make_parent(out)
     partial = _sibling(out)
-    _attempt(out, partial.mkdir)
     try:
+        with held():
+            _attempt(out, partial.mkdir)
         yield partial
-        _attempt(out, lambda: _swap(partial, out, force=force))
+        with held():
+            _attempt(out, lambda: _swap(partial, out, force=force))
     finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        with held():
+            shutil.rmtree(partial, ignore_errors=True)
 
 
 def refuse_file(out: Path, *, force: bool) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import struct
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
@@ -19,12 +20,16 @@ import numpy as np
 import numpy.typing as npt
 
 from gradience.errors import AdapterError, OutputError
+from gradience.io.decoding import decode_json, name_fault
+from gradience.io.reading import open_regular, read_small
 
 Array: TypeAlias = npt.NDArray[Any]
 
 _LEAST_HEADER: Final = 2  # bytes: {}
 _MAX_HEADER: Final = 100_000_000  # bytes, the format's own limit
 _MOST_AXES: Final = 32
+_SHOWN: Final = 60  # characters of a name that is too long
+_NO_MODEL: Final = "no model has such names: is the file what you think it is?"
 _NO_INDEX: Final = "give the weights file itself"
 DTYPES: Final[dict[str, np.dtype[Any]]] = {
     name: np.dtype(kind)
@@ -193,8 +198,8 @@ class ShardedFiles:
 def _read_header(path: Path) -> tuple[bytes, int]:
     """The header's JSON and the offset where data begin."""
     try:
-        size = path.stat().st_size
-        with path.open("rb") as file:
+        with open_regular(path) as file:
+            size = os.fstat(file.fileno()).st_size
             head = file.read(8)
             _refuse_other_formats(path, head + file.read(56))
             length = struct.unpack("<Q", head)[0] if len(head) == 8 else 0
@@ -221,7 +226,7 @@ def _wrong_length(path: Path, length: int, size: int) -> AdapterError:
 def _declared(path: Path, raw: bytes) -> dict[str, _Declared]:
     """The header's entries, decoded once and as they are meant: a header may hold a million."""
     try:
-        found = msgspec.json.decode(raw, type=dict[str, _Declared | None])
+        found = decode_json(raw, dict[str, _Declared | None])
     except msgspec.ValidationError as error:
         raise AdapterError(
             f"{path}: the safetensors header is malformed: {error}", advice="save the adapter again"
@@ -273,7 +278,7 @@ def _data_bytes(path: Path, start: int) -> int:
 
 def _metadata(path: Path, raw: bytes) -> dict[str, str]:
     try:
-        return msgspec.json.decode(raw, type=_Head).metadata or {}
+        return decode_json(raw, _Head).metadata or {}
     except msgspec.ValidationError as error:
         raise AdapterError(f"{path}: __metadata__ must map strings to strings: {error}") from error
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
@@ -287,6 +292,8 @@ def _checked(path: Path, declared: dict[str, _Declared], available: int) -> dict
     for name, entry in sorted(declared.items(), key=_position):
         if entry.data_offsets is None or entry.shape is None:
             raise AdapterError(f"{path}: the header's entry {name!r} is not a tensor", advice="save the adapter again")
+        if (fault := name_fault(name)) is not None:
+            raise AdapterError(f"{path}: the tensor name {name[:_SHOWN]!r}... {fault}", advice=_NO_MODEL)
         if len(entry.shape) > _MOST_AXES:
             raise AdapterError(f"{path}: tensor {name!r} claims {len(entry.shape)} axes")
         begin, end = entry.data_offsets
@@ -340,9 +347,8 @@ def indexed_files(index: Path) -> list[Path]:
         AdapterError: the index cannot be read, or it names files that are missing or lie outside its folder.
     """
     try:
-        if index.stat().st_size > _LARGEST_INDEX:
-            raise AdapterError(f"{index} is larger than 256 MiB: not an index of weights", advice=_NO_INDEX)
-        names = set(msgspec.json.decode(index.read_bytes(), type=_Index).weight_map.values())
+        raw = read_small(index, most=_LARGEST_INDEX, what="an index of weights")
+        names = set(decode_json(raw, _Index).weight_map.values())
     except OSError as error:
         raise AdapterError(f"cannot read {index}: {error.strerror}", advice="check the path") from error
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
@@ -361,6 +367,8 @@ def indexed_files(index: Path) -> list[Path]:
     return files
 
 
+# Of safetensors 0.7: a tensor that is copied bit for bit may be of a dtype that no array here has.
+_KNOWN: Final = frozenset({*DTYPES, "F8_E8M0", "C64", "F4", "F6_E2M3", "F6_E3M2", "F8_E4M3FNUZ", "F8_E5M2FNUZ"})
 _ALIGNMENT: Final = 8  # bytes, of the first tensor: the format's own
 
 
@@ -396,6 +404,12 @@ def write_safetensors(path: Path, tensors: Sequence[PlannedTensor], *, metadata:
         ValueError: a tensor's data are not of the size that was planned.
     """
     raw = _header(path, tensors, metadata)
+    for tensor in tensors:
+        if tensor.dtype not in _KNOWN:
+            raise OutputError(
+                f"tensor {tensor.name!r} is of dtype {tensor.dtype!r}, which safetensors does not know",
+                advice="nothing could open the file: leave the tensor out of the source",
+            )
     try:
         with path.open("wb") as file:
             file.write(struct.pack("<Q", len(raw)) + raw)

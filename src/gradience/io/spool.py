@@ -5,7 +5,10 @@ A verb that writes an adapter computes all factors before it knows the ranks, an
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -13,8 +16,35 @@ import numpy as np
 import numpy.typing as npt
 
 from gradience.errors import OutputError
+from gradience.io.interrupt import held
 
 Array: TypeAlias = npt.NDArray[Any]
+
+
+@contextmanager
+def temporary_folder() -> Iterator[Path]:
+    """A folder that goes with the block, whatever ends it.
+
+    Raises:
+        OutputError: none can be made.
+    """
+    folder: Path | None = None
+    try:
+        with held():
+            folder = _made_folder()
+        yield folder
+    finally:
+        with held():
+            if folder is not None:
+                shutil.rmtree(folder, ignore_errors=True)
+
+
+def _made_folder() -> Path:
+    try:
+        return Path(tempfile.mkdtemp(prefix="gradience-"))
+    except OSError as error:
+        message = f"cannot make a temporary folder: {error.strerror}"
+        raise OutputError(message, advice="check the space left, or set TMPDIR to another place") from error
 
 
 class Spool:

@@ -32,7 +32,7 @@ def github_lines(findings: Sequence[Finding], *, locations: Sequence[SourceLocat
 
 def _parameters(finding: Finding, at: SourceLocation | None) -> Iterator[tuple[str, str]]:
     if at is not None:
-        yield "file", at.path
+        yield "file", clean(at.path)
         if at.line is not None:
             yield "line", str(at.line)
     yield "title", f"gradience {finding.id}"

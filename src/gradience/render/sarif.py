@@ -6,6 +6,7 @@ finding becomes a result, a rule its descriptor, and a rule that could not be ju
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path, PurePath
 from typing import Final
@@ -94,7 +95,7 @@ def _uri(path: str, root: Path) -> str:
     """The path relative to the root, or as a file: URI if it is outside."""
     absolute = (root / path).resolve()
     try:
-        return quote(PurePath(absolute.relative_to(root.resolve())).as_posix())
+        return quote(os.fsencode(PurePath(absolute.relative_to(root.resolve())).as_posix()))
     except ValueError:
         return absolute.as_uri()
 

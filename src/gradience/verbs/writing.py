@@ -15,10 +15,13 @@ from typing import Any, Final, Literal, NamedTuple, TypeAlias
 
 import msgspec
 
+from gradience.adapters.config import LARGEST_CONFIG
 from gradience.adapters.open import AdapterFiles
 from gradience.base.weights import file_digest
 from gradience.errors import AdapterError, OutputError
 from gradience.io.atomic import atomic_folder, refuse_file, refuse_folder
+from gradience.io.decoding import decode_json
+from gradience.io.reading import read_small
 from gradience.io.safetensors import PlannedTensor, write_safetensors
 from gradience.schema.merge import MergeReport
 from gradience.schema.writing import ConvertReport, ModuleChange, Provenance, ResizeReport, SourceFile
@@ -112,7 +115,7 @@ def raw_config(path: Path) -> dict[str, Any]:
         AdapterError: the file cannot be read, or is not a JSON object.
     """
     try:
-        return msgspec.json.decode(path.read_bytes(), type=dict[str, Any])
+        return decode_json(read_small(path, most=LARGEST_CONFIG, what="an adapter config"), dict[str, Any])
     except OSError as error:
         raise AdapterError(f"cannot read {path}: {error.strerror}", advice="give the right file") from error
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:

@@ -36,6 +36,7 @@ from gradience.adapters.layout import (
 )
 from gradience.adapters.names import other_role
 from gradience.errors import AdapterError
+from gradience.io.decoding import decode_json
 from gradience.io.safetensors import TensorSource
 from gradience.schema.audit import LeftoverReason
 
@@ -197,7 +198,7 @@ def _component_configs(source: TensorSource) -> dict[str, AdapterConfig]:
     if text is None:
         return {}
     try:
-        flat = msgspec.json.decode(text, type=dict[str, Any])
+        flat = decode_json(text, dict[str, Any])
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise AdapterError(f"{source.path}: the metadata's {_METADATA} is not a JSON object: {error}") from error
     fields: dict[str, dict[str, Any]] = {}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import tempfile
 from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -13,7 +12,7 @@ import msgspec
 from gradience.adapters.layout import Role
 from gradience.errors import AdapterError
 from gradience.io.safetensors import PlannedTensor, copied
-from gradience.io.spool import Spool
+from gradience.io.spool import Spool, temporary_folder
 from gradience.io.types import PathLike, Progress
 from gradience.schema.writing import CONVERT_SCHEMA_ID, ConvertedModule, ConvertReport, Target
 from gradience.verbs.convert.factored import Choice
@@ -87,8 +86,8 @@ def convert_adapter(
     rest = _rest(source, to, drop=drop, other_components=elsewhere)
     given = {"to": to, "rank": rank, "energy": energy, "component": component, "drop": drop}
     options = {name: value for name, value in given.items() if value}
-    with tempfile.TemporaryDirectory(prefix="gradience-") as folder:
-        run = Conversion(source, choice, Spool(Path(folder)), to)
+    with temporary_folder() as folder:
+        run = Conversion(source, choice, Spool(folder), to)
         updates = [*layer_updates(run, paths, progress), *_experts(source, choice, to, replaced)]
         new = _new_adapter(source, updates, rest, to)
         report = ConvertReport(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -11,7 +10,7 @@ from typing import NamedTuple
 import msgspec
 
 from gradience.errors import AdapterError
-from gradience.io.spool import Spool
+from gradience.io.spool import Spool, temporary_folder
 from gradience.io.types import PathLike, Progress
 from gradience.rules.weights.rank_pattern import Patterns
 from gradience.schema.merge import MERGE_SCHEMA_ID, MergeMethod, MergeReport
@@ -95,8 +94,8 @@ def merge_adapters(
     heads = heads_of(sides, None if heads_from is None else side_named(sides, heads_from))
     pairs = merged_pairs(sides, found.rows)
     stored = STORED[dtype] if dtype is not None else common_dtype(sides, pairs)
-    with tempfile.TemporaryDirectory(prefix="gradience-") as folder:
-        merged = merged_modules(pairs, recipe, stored, Spool(Path(folder)), progress)
+    with temporary_folder() as folder:
+        merged = merged_modules(pairs, recipe, stored, Spool(folder), progress)
         ranks = ranks_of(pairs, merged, recipe)
         decided = _Decided(recipe, stored, ranks, merged_patterns(ranks), heads)
         report = _report(sides, found, pairs, merged, decided)

@@ -13,6 +13,7 @@ from typing import Final, NamedTuple
 
 from gradience.errors import RecorderError
 from gradience.importers.sources import MAX_DEPTH, MAX_RUNS, run_folders
+from gradience.io.reading import open_regular
 from gradience.rules.log.facts import KEPT
 from gradience.schema.reports import SourceLocation
 from gradience.schema.scalars import SCHEMA_PREFIX
@@ -133,9 +134,7 @@ def open_source(path: str | os.PathLike[str], run: str | None = None) -> Source:
 def is_log(path: Path) -> bool:
     """Whether a file begins as a log of ours does: then nothing else need be asked, or imported."""
     try:
-        if not path.is_file():  # a pipe can be read once only
-            return False
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             return SCHEMA_PREFIX.encode() in file.read(_HEAD)
     except (OSError, ValueError):
         return False

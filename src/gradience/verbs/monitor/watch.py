@@ -16,6 +16,7 @@ from typing import BinaryIO, Final, Self
 import msgspec
 
 from gradience.errors import SchemaError
+from gradience.io.reading import open_regular
 from gradience.schema.events import Event, TrainStep, UnknownEvent
 from gradience.schema.scalars import as_float
 from gradience.telemetry.codec import MAX_LINE_BYTES, convert, decode_known, parse
@@ -77,7 +78,7 @@ class Tail:
 
     def _open(self) -> bool:
         try:
-            self._file = self.path.open("rb", buffering=0)
+            self._file = open_regular(self.path).detach()
         except OSError:
             return False
         return True

@@ -103,8 +103,15 @@ def write_sources(
     check_format(chosen)
     with atomic_file(out, force=force) as draft:
         story = build_story(sources, base=base, task=task, compare=compare)
-        draft.write_text(report_text(story, chosen), encoding="utf-8")
+        _write(draft, out, report_text(story, chosen))
     return story
+
+
+def _write(draft: Path, out: Path, text: str) -> None:
+    try:
+        draft.write_text(text, encoding="utf-8", errors="backslashreplace")
+    except OSError as error:
+        raise OutputError(f"cannot write {out}: {error.strerror}", advice="check the space left") from error
 
 
 def report_text(story: Story, kind: ReportFormat) -> str:
