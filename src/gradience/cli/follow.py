@@ -14,6 +14,7 @@ from gradience.render.monitor import Glance, event_line, frame_lines, progress_l
 from gradience.render.text import clean
 from gradience.schema.config import ConfigSnapshot
 from gradience.schema.events import Event, TrainStep, UnknownEvent
+from gradience.telemetry.secrets import hide_secrets
 from gradience.verbs.monitor.source import is_log
 from gradience.verbs.monitor.watch import Tail, Watch
 
@@ -181,5 +182,5 @@ class _Terminal(_Nothing):
 
 
 def _write(lines: Sequence[str]) -> None:
-    sys.stdout.write("".join(f"{line}\n" for line in lines))
+    sys.stdout.write("".join(f"{hide_secrets(line)}\n" for line in lines))
     sys.stdout.flush()

@@ -113,9 +113,22 @@ def script() -> int:
         gc.freeze()  # the process ends here: nothing is gained by searching it for garbage once more
 
 
+_MAX_ERROR = 800  # characters of an error's line: a screen, whatever a file has for a name
+
+
 def _fail(message: str, advice: str) -> int:
     from gradience.render.text import clean  # noqa: PLC0415  # only a failure pays for it
+    from gradience.telemetry.secrets import hide_secrets  # noqa: PLC0415  # the same
 
-    tail = f" ({advice})" if advice else ""
-    sys.stderr.write(f"gradience: {clean(' '.join(message.split()))}{clean(tail)}\n")
+    tail = f" ({_middle_cut(advice, _MAX_ERROR // 4)})" if advice else ""
+    line = _middle_cut(hide_secrets(_middle_cut(" ".join(message.split()), 4 * _MAX_ERROR)), _MAX_ERROR - len(tail))
+    sys.stderr.write(f"gradience: {clean(line)}{clean(hide_secrets(tail))}\n")
     return UNUSABLE
+
+
+def _middle_cut(text: str, most: int) -> str:
+    """The text; if it is longer, its beginning and end, and between them how much was left out."""
+    if len(text) <= most:
+        return text
+    kept = (most - 40) // 2
+    return f"{text[:kept]} <{len(text) - 2 * kept} characters left out> {text[-kept:]}"

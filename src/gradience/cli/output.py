@@ -94,8 +94,10 @@ def draws_blocks() -> bool:
 
 
 def print_text(text: str) -> None:
-    """Print a report for people."""
-    sys.stdout.write(text + "\n")
+    """Print a report for people, without the secrets that a line shows."""
+    from gradience.telemetry.secrets import hide_secrets  # noqa: PLC0415  # --help needs none of it
+
+    sys.stdout.write("".join(f"{hide_secrets(line)}\n" for line in text.split("\n")))
     sys.stdout.flush()
 
 
