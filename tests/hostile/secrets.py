@@ -14,7 +14,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
-__all__ = ["INNOCENTS", "KINDS", "SECRETS", "SHAPES", "Innocent", "Secret"]
+__all__ = ["INNOCENTS", "KINDS", "KNOWN_BY_VALUE", "SECRETS", "SHAPES", "Innocent", "Secret"]
 
 ALNUM = string.ascii_letters + string.digits
 LOWER = string.ascii_lowercase + string.digits
@@ -98,7 +98,6 @@ _BY_VALUE: dict[str, tuple[str, Callable[[Random], str]]] = {
     "json web token": ("jwt", _jwt),
     "age key": ("age_key", _after("AGE-SECRET" + "-KEY-1", UPPER, 58)),
     "terraform token": ("terraform_token", lambda rng: f"{_of(ALNUM, 14)(rng)}.atlas" + "v1." + _of(URL, 62)(rng)),
-    "cohere-like key": ("cohere_api_key", _of(ALNUM, 40)),
 }
 
 # By the place: nothing in the value gives it away but the name beside it.
@@ -115,6 +114,7 @@ _BY_PLACE: dict[str, tuple[str, Callable[[Random], str]]] = {
     "client secret": ("clientsecret", _of(URL, 32)),
     "list of api keys": ("api_keys", _of(ALNUM, 32)),
     "api key": ("apikey", _of(HEX, 32)),
+    "cohere-like key": ("cohere_api_key", _of(ALNUM, 40)),
     "aws secret": ("aws_secret_access_key", _of(B64, 40)),
     "azure key": ("AZURE_STORAGE_KEY", _of(B64, 86)),
     "account key": ("account_key", _of(B64, 64)),
@@ -132,6 +132,7 @@ _BY_PLACE: dict[str, tuple[str, Callable[[Random], str]]] = {
 }
 
 KINDS = _BY_VALUE | _BY_PLACE
+KNOWN_BY_VALUE = frozenset(_BY_VALUE)
 
 
 class Secret(NamedTuple):

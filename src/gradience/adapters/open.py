@@ -38,7 +38,7 @@ def _path(path: PathLike | None) -> Path | None:
 
 CONFIG_NAME: Final = "adapter_config.json"
 WEIGHT_NAMES: Final = ("adapter_model.safetensors", "adapters.safetensors", "adapter_model.bin", "adapter_model.pt")
-_INDEX: Final = (
+INDEX_NAMES: Final = (
     "adapter_model.safetensors.index.json",
     "model.safetensors.index.json",
     "adapters.safetensors.index.json",
@@ -90,7 +90,7 @@ def _config_beside(weights: Path, folder: Path) -> Path:
 
 def _weights_in(folder: Path) -> Path | None:
     """The folder's weights file or index, or None where it holds none."""
-    for name in (*WEIGHT_NAMES, *_INDEX):
+    for name in (*WEIGHT_NAMES, *INDEX_NAMES):
         if (folder / name).is_file():
             return folder / name
     others = sorted(p for p in folder.glob("*.safetensors") if p.is_file())
@@ -106,7 +106,7 @@ def _weights_in(folder: Path) -> Path | None:
 
 def _nested(folder: Path) -> list[Path]:
     return sorted(
-        p for p in folder.iterdir() if p.is_dir() and any((p / n).is_file() for n in (*WEIGHT_NAMES, *_INDEX))
+        p for p in folder.iterdir() if p.is_dir() and any((p / n).is_file() for n in (*WEIGHT_NAMES, *INDEX_NAMES))
     )
 
 

@@ -15,6 +15,7 @@ from gradience.render.monitor import Glance, event_line, frame_lines, progress_l
 from gradience.render.text import clean
 from gradience.schema.config import ConfigSnapshot
 from gradience.schema.events import Event, TrainStep, UnknownEvent
+from gradience.telemetry.secrets import hide_secrets
 from gradience.verbs.monitor.source import is_log
 from gradience.verbs.monitor.watch import Tail, Watch
 
@@ -184,4 +185,4 @@ class _Terminal(_Nothing):
 
 
 def _write(lines: Sequence[str], *, back: str = "") -> None:
-    emit(back + "".join(f"{line}\n" for line in lines))
+    emit(back + "".join(f"{hide_secrets(line)}\n" for line in lines))

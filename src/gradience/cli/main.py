@@ -22,8 +22,6 @@ if TYPE_CHECKING:
 
 UNUSABLE: Final = 2
 SOFTWARE: Final = 70  # EX_SOFTWARE: neither findings (1) nor unusable input (2), which scripts act on
-_LONGEST: Final = 900  # characters of an error line: a path or an option may have a hundred thousand
-_LAST: Final = 200  # of them are of its end, which says what to do
 
 _GC_THRESHOLDS = (100_000, 50, 100)  # importing jax alone runs the defaults (700, 10, 10) a hundred times, in vain
 
@@ -165,12 +163,22 @@ def _failed(error: Exception) -> int:
     return SOFTWARE
 
 
+_MAX_ERROR = 800  # characters of an error's line: a screen, whatever a file has for a name
+
+
 def _fail(message: str, advice: str) -> int:
     from gradience.render.text import clean  # noqa: PLC0415  # only a failure pays for it
+    from gradience.telemetry.secrets import hide_secrets  # noqa: PLC0415  # the same
 
-    tail = f" ({advice})" if advice else ""
-    line = clean(" ".join(f"{message}{tail}".split()))
-    if len(line) > _LONGEST:
-        line = f"{line[: _LONGEST - _LAST]} ... {line[-_LAST:]}"
-    sys.stderr.write(f"gradience: {line}\n")
+    tail = f" ({_middle_cut(advice, _MAX_ERROR // 4)})" if advice else ""
+    line = _middle_cut(hide_secrets(_middle_cut(" ".join(message.split()), 4 * _MAX_ERROR)), _MAX_ERROR - len(tail))
+    sys.stderr.write(f"gradience: {clean(line)}{clean(hide_secrets(tail))}\n")
     return UNUSABLE
+
+
+def _middle_cut(text: str, most: int) -> str:
+    """The text; if it is longer, its beginning and end, and between them how much was left out."""
+    if len(text) <= most:
+        return text
+    kept = (most - 40) // 2
+    return f"{text[:kept]} <{len(text) - 2 * kept} characters left out> {text[-kept:]}"

@@ -23,6 +23,7 @@ from gradience.schema.document import Report
 from gradience.schema.findings import Finding, FindingRef, NotRun, RuleGroup
 from gradience.schema.reports import SourceLocation
 from gradience.schema.scalars import Severity
+from gradience.telemetry.secrets import hide_in
 
 Flag: TypeAlias = Annotated[bool, Parameter(negative=(), show_default=False)]
 Strings: TypeAlias = Annotated[list[str] | None, Parameter(negative=())]
@@ -137,6 +138,7 @@ class ResolvedOptions(NamedTuple):
             locations: the location of each finding, in their order; asked only for SARIF and GitHub.
             not_run: the rules that were skipped, for SARIF.
         """
+        report, findings = hide_in(report), hide_in(list(findings))  # other programs' logs and configs hold secrets
         if self.format == "json":
             print_document(report)
         elif self.format == "text":
@@ -223,6 +225,7 @@ def output_path(out: Path | None, *, dry_run: bool) -> Path | None:
 
 def print_report(report: _ReportT, text: Callable[[_ReportT], str], *, json: bool) -> int:
     """Print the report of a verb without rules, as text or as JSON, and return exit code 0."""
+    report = hide_in(report)
     if json:
         print_document(report)
     else:

@@ -139,8 +139,10 @@ def emit_json(text: str) -> None:
 
 
 def print_text(text: str) -> None:
-    """Print a report for people."""
-    emit(text + "\n")
+    """Print a report for people, without the secrets that a line shows."""
+    from gradience.telemetry.secrets import hide_secrets  # noqa: PLC0415  # --help needs none of it
+
+    emit("".join(f"{hide_secrets(line)}\n" for line in text.split("\n")))
 
 
 def print_document(document: Report) -> None:

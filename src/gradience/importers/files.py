@@ -15,7 +15,7 @@ from gradience.io.reading import open_regular, read_small
 from gradience.schema.reports import SkippedRow
 from gradience.schema.scalars import Json
 from gradience.telemetry.codec import parse
-from gradience.telemetry.redact import hide_secrets
+from gradience.telemetry.secrets import hide_secrets
 from gradience.telemetry.values import number_of, step_of
 
 _SECONDS: Final = (1e9, 1e10)  # Unix time of 2001 to 2286: what else a column called `timestamp` holds is no clock

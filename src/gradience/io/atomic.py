@@ -50,15 +50,17 @@ def atomic_file(out: Path, *, force: bool = False) -> Iterator[Path]:
 
 
 @contextmanager
-def atomic_folder(out: Path, *, force: bool = False) -> Iterator[Path]:
+def atomic_folder(out: Path, *, force: bool = False, check: Callable[[Path], object] | None = None) -> Iterator[Path]:
     """A context with an empty sibling folder to fill; it takes the name `out` when the block ends well, else it goes.
 
     Args:
         out: the folder wanted; it may exist if it is empty.
         force: replace a folder that is there already, whose content is lost once the new one is complete.
+        check: called with the folder that is about to be replaced; raises OutputError if something in it must stay.
+            It is asked at the last moment, because the user may have put a file there while the verb was working.
 
     Raises:
-        OutputError: something of that name exists, or its parent cannot be written to.
+        OutputError: something of that name exists or must stay, or its parent cannot be written to.
     """
     refuse_folder(out, force=force)
     _make_parent(out)
@@ -68,7 +70,7 @@ def atomic_folder(out: Path, *, force: bool = False) -> Iterator[Path]:
             _attempt(out, partial.mkdir)
         yield partial
         with held():
-            _attempt(out, lambda: _swap(partial, out, force=force))
+            _attempt(out, lambda: _swap(partial, out, force=force, check=check))
     finally:
         with held():
             shutil.rmtree(partial, ignore_errors=True)
@@ -137,8 +139,8 @@ def _name_unless_taken(partial: Path, out: Path) -> None:
         partial.rename(out)
 
 
-def _swap(partial: Path, out: Path, *, force: bool) -> None:
-    """Give the folder its name; an older one is set aside first, and put back if that fails."""
+def _swap(partial: Path, out: Path, *, force: bool, check: Callable[[Path], object] | None) -> None:
+    """Give the folder its name; an older one is set aside first, and put back if anything fails."""
     try:
         partial.rename(out)  # takes the place of an empty folder, and of nothing else
     except OSError:
@@ -146,11 +148,14 @@ def _swap(partial: Path, out: Path, *, force: bool) -> None:
             raise
     else:
         return
+    if check is not None:
+        check(out)
     aside = _sibling(out)
-    out.rename(aside)
     try:
+        out.rename(aside)
         partial.rename(out)
-    except OSError:
-        aside.rename(out)
+    except BaseException:  # an interrupt, too, must not leave the old folder under a hidden name
+        if os.path.lexists(aside) and not os.path.lexists(out):
+            aside.rename(out)
         raise
     shutil.rmtree(aside, ignore_errors=True)

@@ -7,6 +7,7 @@ A folder appears whole or not at all, and never in place of what is read. Beside
 from __future__ import annotations
 
 import json
+import re
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from importlib.metadata import version
@@ -16,7 +17,7 @@ from typing import Any, Final, Literal, NamedTuple, TypeAlias
 import msgspec
 
 from gradience.adapters.config import LARGEST_CONFIG
-from gradience.adapters.open import AdapterFiles
+from gradience.adapters.open import INDEX_NAMES, WEIGHT_NAMES, AdapterFiles
 from gradience.base.weights import file_digest
 from gradience.errors import AdapterError, OutputError
 from gradience.io.atomic import atomic_folder, refuse_file, refuse_folder
@@ -30,6 +31,14 @@ WEIGHTS_NAME: Final = "adapter_model.safetensors"
 CONFIG_NAME: Final = "adapter_config.json"
 PROVENANCE_NAME: Final = "gradience_provenance.json"
 PEFT_METADATA: Final = {"format": "pt"}
+
+_ADAPTER_NAMES: Final = frozenset({CONFIG_NAME, PROVENANCE_NAME, *WEIGHT_NAMES, *INDEX_NAMES})
+_SHARD: Final = re.compile(r"(?:adapter_model|adapters)-\d{5}-of-\d{5}\.(?:safetensors|bin)")
+_NAMED: Final = 5  # entries that an error names
+_CARD_NAME: Final = "README.md"
+_CARD_GAP: Final = b"[More Information Needed]"
+_CARD_GAPS: Final = 20  # fields that PEFT's card leaves open: it writes some thirty, a person who fills it in few
+_MAX_CARD: Final = 64 * 1024  # bytes; PEFT's card has 5 KB
 
 Dtype: TypeAlias = Literal["float32", "float16", "bfloat16"]
 STORED: Final[Mapping[str, str]] = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
@@ -48,12 +57,12 @@ class NewAdapter(NamedTuple):
 def write_adapter(out: Path, new: NewAdapter, provenance: Provenance, *, force: bool = False) -> None:
     """Write a folder with the weights, the config (keys sorted, as PEFT does) and the record.
 
-    Tensors are loaded one at a time. `force` replaces a folder that exists, once the new one is complete.
+    Tensors are loaded one at a time. `force` replaces an adapter that exists, once the new one is complete.
 
     Raises:
-        OutputError: the folder exists, or cannot be written.
+        OutputError: the folder exists, holds more than an adapter, or cannot be written.
     """
-    with atomic_folder(out, force=force) as folder:
+    with atomic_folder(out, force=force, check=refuse_to_lose) as folder:
         write_safetensors(folder / new.weights_name, new.tensors, metadata=new.metadata)
         _write(folder / CONFIG_NAME, (json.dumps(new.config, indent=2, sort_keys=True) + "\n").encode())
         _write(folder / PROVENANCE_NAME, msgspec.json.format(msgspec.json.encode(provenance), indent=2) + b"\n")
@@ -131,7 +140,7 @@ def refuse_place(
         out: the folder to write, or the file.
         adapters: those that are read.
         base: the files of the base model that are read.
-        force: replace what is there; of folders only one that holds an adapter.
+        force: replace what is there; of folders only one that holds an adapter, and nothing else.
         one_file: `out` is a file.
 
     Raises:
@@ -150,11 +159,37 @@ def refuse_place(
         refuse_file(out, force=force)
         return
     refuse_folder(out, force=force)
-    if force and out.is_dir() and any(out.iterdir()) and not _holds_adapter(out):
+    if force and out.is_dir() and any(out.iterdir()):
+        refuse_to_lose(out)
+
+
+def refuse_to_lose(folder: Path) -> None:
+    """Raise where the replacement of a folder would cost more than an adapter.
+
+    Raises:
+        OutputError: the folder holds no adapter, or something beside one: it is named.
+    """
+    if not any((folder / name).is_file() for name in (CONFIG_NAME, PROVENANCE_NAME)):
         raise OutputError(
-            f"{out} holds no adapter ({CONFIG_NAME}): --force does not replace such a folder",
+            f"{folder} holds no adapter ({CONFIG_NAME}): --force does not replace such a folder",
             advice="choose another name, or remove it yourself",
         )
+    others = sorted(entry.name + "/" * entry.is_dir() for entry in folder.iterdir() if not _is_of_an_adapter(entry))
+    if others:
+        more = f" and {len(others) - _NAMED} more" if len(others) > _NAMED else ""
+        raise OutputError(
+            f"{folder} holds more than an adapter, which --force would remove: {', '.join(others[:_NAMED])}{more}",
+            advice="choose another name, or move these away",
+        )
+
+
+def _is_of_an_adapter(entry: Path) -> bool:
+    """Whether an entry of a folder is a regular file that an adapter consists of. A model card is one until edited."""
+    if entry.is_symlink() or not entry.is_file():
+        return False
+    if entry.name == _CARD_NAME:
+        return entry.stat().st_size <= _MAX_CARD and entry.read_bytes().count(_CARD_GAP) >= _CARD_GAPS
+    return entry.name in _ADAPTER_NAMES or bool(_SHARD.fullmatch(entry.name))
 
 
 def weight_files(files: AdapterFiles) -> tuple[Path, ...]:
@@ -167,7 +202,3 @@ def _locations(*paths: Path) -> Iterator[Path]:
     for path in paths:
         yield path.resolve()
         yield path.parent.resolve() / path.name
-
-
-def _holds_adapter(folder: Path) -> bool:
-    return any((folder / name).is_file() for name in (CONFIG_NAME, PROVENANCE_NAME))

@@ -9,9 +9,10 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Iterator, Sequence
+from io import RawIOBase
 from pathlib import Path
 from types import TracebackType
-from typing import BinaryIO, Final, Self
+from typing import Final, Self
 
 import msgspec
 
@@ -37,7 +38,7 @@ class Tail:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.restarts = 0
-        self._file: BinaryIO | None = None
+        self._file: RawIOBase | None = None
         self._head = b""
         self._held = b""
         self._overlong = False  # inside a line longer than one may be: no event, skipped to its end

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Final, Literal, TypeAlias
 from gradience.errors import GradienceError, OutputError
 from gradience.io.atomic import atomic_file
 from gradience.io.types import PathLike
+from gradience.telemetry.secrets import hide_in
 
 if TYPE_CHECKING:  # reading sources needs numpy, and JAX for weights: `gradience report --help` does not
     from gradience.render.html import Story
@@ -115,7 +116,8 @@ def _write(draft: Path, out: Path, text: str) -> None:
 
 
 def report_text(story: Story, kind: ReportFormat) -> str:
-    """The report in a format."""
+    """The report in a format, without the secrets that other programs left in what it was made from."""
+    story = hide_in(story)
     if kind == "html":
         from gradience.render.html.page import report_html  # noqa: PLC0415  # matplotlib
 
