@@ -171,7 +171,7 @@ RECIPES: dict[str, Recipe] = {
         mustnot=("DIVERGED", "ANY_WARNING"),
     ),
     "bad_batch": Recipe(fault="bad_batch", steps=150, every=2, lr=1e-3, must=("SPIKE",), mustnot=("DIVERGED", "NAN")),
-    "dpo_healthy": Recipe(kind="dpo", steps=60, every=2, examples=600, lr=5e-4, mustnot=(*_CLEAN, "SATURATED")),
+    "dpo_healthy": Recipe(kind="dpo", steps=60, every=2, examples=600, lr=1e-3, mustnot=(*_CLEAN, "SATURATED")),
     "dpo_saturated": Recipe(
         kind="dpo",
         fault="saturated",

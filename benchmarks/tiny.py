@@ -137,5 +137,5 @@ def tokenizer_of_words() -> Any:
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
-        **{"pad_token": "t0", "bos_token": "t1", "eos_token": "t2", "unk_token": "t3"},
+        **dict(zip(("pad_token", "bos_token", "eos_token", "unk_token"), ("t0", "t1", "t2", "t3"), strict=True)),
     )

@@ -294,7 +294,8 @@ def make(name: str, seed: int, folder: Path) -> None:
     recipe = RECIPES[name]
     rng = random.Random(f"{name} {seed}")  # noqa: S311  # seeded on purpose
     recipe = replace(recipe, lr=recipe.lr * math.exp(rng.uniform(-0.3, 0.3)))
-    folder.mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(folder, ignore_errors=True)  # what an earlier attempt left
+    folder.mkdir(parents=True)
     how = {"dpo": prefer, "grpo": reinforce}.get(recipe.kind, resume if recipe.fault == "resumed" else train)
     truth = how(recipe, 100 + seed, folder)
     mustnot = labels_of(recipe.mustnot, truth)
