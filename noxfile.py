@@ -75,7 +75,7 @@ def properties(session: nox.Session) -> None:
 
 @nox.session
 def field(session: nox.Session) -> None:
-    """What monitor says of real runs: the published ones, and some 200 short trainings made here (8 minutes, once)."""
+    """What monitor says of published runs and of some 200 short trainings made here once (10 to 20 minutes)."""
     session.install("-e", ".", *HUB_PACKAGES, "trl")
     session.run("python", "benchmarks/field.py", *session.posargs, env={"OMP_NUM_THREADS": "1"})
 
