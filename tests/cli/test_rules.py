@@ -47,7 +47,7 @@ def test_the_beginning_of_ids_lists_those(capsys: pytest.CaptureFixture[str]) ->
 def test_json_is_one_document_of_its_schema(asked: list[str], root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["rules", *asked, "--json"]) == 0
     document = json.loads(capsys.readouterr().out)
-    schema = json.loads((root / "schemas" / "rules-report-v1.schema.json").read_text())
+    schema = json.loads((root / "schemas" / "rules-report-v2.schema.json").read_text())
     Draft202012Validator(schema).validate(document)
     wanted = [rule for rule in all_ids() if rule.startswith(asked[0] if asked else "")]
     assert [rule["id"] for rule in document["rules"]] == wanted

@@ -41,7 +41,7 @@ def test_json_is_one_document_that_validates(trained, kind, capsys):
     assert main(["diagnose", str(trained(kind)), "--json"]) == 0
     document = json.loads(capsys.readouterr().out)
     Draft202012Validator(json_schema("diagnose")).validate(document)
-    assert document["schema"] == "gradience.diagnose/v1"
+    assert document["schema"] == "gradience.diagnose/v2"
     assert document["verdict"] in document["headline"].replace(" ", "_")
 
 

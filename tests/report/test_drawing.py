@@ -19,7 +19,7 @@ from gradience.render.html.curves import draw
 from gradience.render.html.drawing import NARROW, WIDE, Line, Mark, Plot, envelope
 from gradience.render.html.heat import draw_grid
 
-CSS = files("gradience.verbs.report").joinpath("style.css").read_text(encoding="utf-8")
+CSS = files("gradience.render.html").joinpath("style.css").read_text(encoding="utf-8")
 SIZES = st.sampled_from([WIDE, NARROW])
 FLOATS = st.floats(allow_nan=True, allow_infinity=True)
 

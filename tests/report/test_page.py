@@ -26,7 +26,7 @@ from gradience.schema.scalars import SCHEMA_ID
 from gradience.verbs.report.gather import gather
 
 HOSTILE = '<script>alert("1")</script>"><img src=x onerror=alert(1)>'
-CSS = files("gradience.verbs.report").joinpath("style.css").read_text(encoding="utf-8")
+CSS = files("gradience.render.html").joinpath("style.css").read_text(encoding="utf-8")
 
 
 @pytest.fixture(scope="module")

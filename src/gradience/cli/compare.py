@@ -41,7 +41,7 @@ def compare(
     verbose:
         List every module; of a series every step from one checkpoint to the next.
     json:
-        Print one JSON document (schemas/compare-adapters-report-v1.schema.json).
+        Print one JSON document (schemas/compare-adapters-report-v2.schema.json).
     """
     if not adapters:
         raise AdapterError("compare needs adapters: none was given", advice="give two, or a run's folder")

@@ -70,7 +70,7 @@ def convert(
     drop:
         Leave out tensors that the target has no place for, such as a saved head; without it they are refused.
     json:
-        Print one JSON document (schemas/convert-report-v1.schema.json).
+        Print one JSON document (schemas/convert-report-v2.schema.json).
     """
     adapter = given_once("convert", path, peft_dir)
     place = place_of(out, dry_run=dry_run)

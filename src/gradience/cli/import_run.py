@@ -44,7 +44,7 @@ def import_run(
     force:
         Overwrite the log if it is there.
     json:
-        Print one JSON document (schemas/import-report-v1.schema.json).
+        Print one JSON document (schemas/import-report-v2.schema.json).
     """
     report = write_log(source, out, kind=kind, columns=parse_map(columns) if columns else None, run=run, force=force)
     if json:

@@ -67,7 +67,7 @@ def build_app(asked: str | None = None) -> App:
     """
     app = App(
         name="gradience",
-        help="RunRecorder recorder and mechanic for LoRA fine-tuning. It instruments; you decide.",
+        help="Flight recorder and mechanic for LoRA fine-tuning. It instruments; you decide.",
         version=_version,
         help_format="plaintext",
         result_action="return_value",

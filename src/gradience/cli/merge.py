@@ -62,7 +62,7 @@ def merge(
     dtype:
         Of the factors: float32, float16 or bfloat16. Without it the adapters' own, if they have one in common.
     json:
-        Print one JSON document (schemas/merge-report-v1.schema.json).
+        Print one JSON document (schemas/merge-report-v2.schema.json).
     """
     place = place_of(out, dry_run=dry_run)
     chosen = parsed_weights(weights)

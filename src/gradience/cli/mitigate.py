@@ -62,7 +62,7 @@ def mitigate(
     weights:
         A weights file of another name.
     json:
-        Print one JSON document (schemas/mitigate-report-v1.schema.json).
+        Print one JSON document (schemas/mitigate-report-v2.schema.json).
     """
     adapter = given_once("mitigate", path, peft_dir)
     place = place_of(out, dry_run=dry_run)

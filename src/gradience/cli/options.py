@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, NamedTuple, Protocol, TypeAlias, TypeVar
 
-import msgspec
 from cyclopts import Parameter
 
 from gradience.cli.output import DONE, Format, chosen_format, exit_code, print_document, print_text
 from gradience.configs.training import FailOn, Preferences, find_preferences, read_preferences
 from gradience.errors import AdapterError, ConfigError
 from gradience.rules.log.facts import DEFAULT_GAP
+from gradience.schema.document import Report
 from gradience.schema.findings import Finding, FindingRef
 from gradience.schema.scalars import Severity
 
@@ -131,7 +131,7 @@ Force: TypeAlias = Annotated[
 ]
 Verbose: TypeAlias = Annotated[bool, Parameter(alias="-v", negative=(), help="List every module.")]
 
-_Report_contra = TypeVar("_Report_contra", bound=msgspec.Struct, contravariant=True)
+_Report_contra = TypeVar("_Report_contra", bound=Report, contravariant=True)
 
 
 class _Render(Protocol[_Report_contra]):

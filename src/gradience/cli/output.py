@@ -21,6 +21,7 @@ import msgspec
 
 from gradience.errors import GradienceError
 from gradience.render.text import Place
+from gradience.schema.document import Report
 from gradience.schema.findings import SEVERITIES, Finding, FindingRef, NotRun, RuleGroup
 from gradience.schema.scalars import Severity
 
@@ -94,9 +95,9 @@ def print_text(text: str) -> None:
     sys.stdout.flush()
 
 
-def print_document(document: msgspec.Struct) -> None:
+def print_document(document: Report) -> None:
     """Print exactly one JSON document."""
-    sys.stdout.write(msgspec.json.format(msgspec.json.encode(document)).decode() + "\n")
+    sys.stdout.write(document.to_json() + "\n")
     sys.stdout.flush()
 
 
@@ -227,4 +228,4 @@ def print_for_programs(
         version=version("gradience"),
         root=Path.cwd(),
     )
-    print_document(log)
+    sys.stdout.write(msgspec.json.format(msgspec.json.encode(log)).decode() + "\n")

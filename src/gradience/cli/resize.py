@@ -87,7 +87,7 @@ def resize(
     weights:
         A weights file of another name.
     json:
-        Print one JSON document (schemas/resize-report-v1.schema.json).
+        Print one JSON document (schemas/resize-report-v2.schema.json).
     """
     adapter = given_once("resize", path, peft_dir)
     place = place_of(out, dry_run=dry_run)

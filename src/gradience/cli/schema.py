@@ -40,7 +40,7 @@ def rules(rule_id: str | None = None, /, *, json: Annotated[bool, Parameter(nega
     rule_id:
         An id, as LR001, or the beginning of ids, as LR; in any case.
     json:
-        Print one JSON document (schemas/rules-report-v1.schema.json).
+        Print one JSON document (schemas/rules-report-v2.schema.json).
     """
     cards = rule_cards() if rule_id is None else _named(rule_id)
     if json:
@@ -71,7 +71,7 @@ def validate(log: Path, /, *, max_issues: NonNegativeInt = DEFAULT_MAX_ISSUES, j
     max_issues:
         How many faults to list; all are counted.
     json:
-        Print one JSON document (schemas/validate-report-v1.schema.json).
+        Print one JSON document (schemas/validate-report-v2.schema.json).
     """
     report = validate_log(log, max_issues=max_issues)
     if json:

@@ -55,7 +55,7 @@ def verify_merge(
     verbose:
         List every module, and every other tensor that differs.
     json:
-        Print one JSON document (schemas/verify-merge-report-v1.schema.json).
+        Print one JSON document (schemas/verify-merge-report-v2.schema.json).
     """
     threads = _threads()
     from gradience.verbs.verify_merge import verify_merged  # noqa: PLC0415  # imports numpy, after its environment is set

@@ -6,9 +6,9 @@ from pathlib import Path
 
 from gradience.configs.files import read_mapping
 from gradience.configs.mlx import is_mlx, read_mlx_fields
+from gradience.configs.objects import HasToDict, plain_mapping
 from gradience.configs.settings import LORA, RUN, Draft, Layer
 from gradience.configs.values import Fields, Malformed, flag, knows_lora, text
-from gradience.configs.yaml import HasToDict, plain_mapping
 from gradience.errors import ConfigError
 from gradience.schema.reports import SourceFile
 from gradience.schema.scalars import Json

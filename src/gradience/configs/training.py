@@ -9,9 +9,9 @@ import msgspec
 from msgspec import Meta
 
 from gradience.configs.files import MAX_JSON_BYTES, read_mapping
+from gradience.configs.objects import HasToDict, plain_mapping
 from gradience.configs.settings import OPTIMIZER, TRAINING, Draft, Layer, stack
 from gradience.configs.values import Fields, flag, knows_training, real, whole
-from gradience.configs.yaml import HasToDict, plain_mapping
 from gradience.errors import ConfigError
 from gradience.schema.reports import SourceFile
 from gradience.schema.scalars import Json, Severity

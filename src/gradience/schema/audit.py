@@ -8,6 +8,7 @@ from typing import Annotated, Final, Literal
 import msgspec
 from msgspec import Meta
 
+from gradience.schema.document import Report
 from gradience.schema.findings import Finding, NotRun
 from gradience.schema.scalars import Fraction, NonNegativeInt, Real
 
@@ -147,7 +148,7 @@ class BaseReport(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True):
     notes: list[str] = []
 
 
-AUDIT_SCHEMA_ID: Final = "gradience.verbs.audit/v1"
+AUDIT_SCHEMA_ID: Final = "gradience.audit/v2"
 
 ModuleType = Annotated[str, Meta(description="`attn`, `mlp`, `ssm`, `embedding` or `other`.")]
 StableRank = Annotated[float, Meta(ge=0.0, description="sum(sigma^2) / sigma_1^2; null for a zero update.")]
@@ -312,10 +313,10 @@ class NotAnalysed(msgspec.Struct, kw_only=True, frozen=True):
     cause: LeftoverReason | None = None
 
 
-class AuditReport(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True):
+class AuditReport(Report, kw_only=True, frozen=True):
     """The audit of one adapter, as `gradience audit --json` prints it."""
 
-    schema: Literal["gradience.verbs.audit/v1"]
+    schema: Literal["gradience.audit/v2"]
     peft_dir: str
     config_path: str | None = None
     weights_path: Annotated[str, Meta(description="As given; further files are in `weights_paths`.")]

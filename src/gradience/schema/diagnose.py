@@ -8,11 +8,12 @@ import msgspec
 from msgspec import Meta
 
 from gradience.schema.audit import AuditReport
+from gradience.schema.document import Report
 from gradience.schema.findings import Finding, NotRun
 from gradience.schema.reports import CheckReport, MonitorReport
 from gradience.schema.scalars import NonNegativeInt, Real, Severity
 
-DIAGNOSE_SCHEMA_ID: Final = "gradience.diagnose/v1"
+DIAGNOSE_SCHEMA_ID: Final = "gradience.diagnose/v2"
 
 Source: TypeAlias = Literal["config", "log", "weights"]
 PieceSource: TypeAlias = Literal["config", "log", "weights", "disk"]
@@ -100,10 +101,10 @@ class BestCheckpoint(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=Tr
     saved_as: Annotated[str, Meta(description="The diagnosed weights, if their file equals this checkpoint's.")] = ""
 
 
-class DiagnoseReport(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True):
+class DiagnoseReport(Report, kw_only=True, frozen=True):
     """One verdict from config, log and weights, as `gradience diagnose --json` prints it."""
 
-    schema: Literal["gradience.diagnose/v1"]
+    schema: Literal["gradience.diagnose/v2"]
     path: str
     verdict: Annotated[
         Verdict,

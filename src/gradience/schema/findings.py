@@ -8,9 +8,10 @@ from typing import Annotated, Final, Literal, TypeAlias, get_args
 import msgspec
 from msgspec import Meta
 
+from gradience.schema.document import Report
 from gradience.schema.scalars import Fraction, Json, NonNegativeInt, Severity
 
-RULES_SCHEMA_ID: Final = "gradience.rules/v1"
+RULES_SCHEMA_ID: Final = "gradience.rules/v2"
 
 RuleGroup: TypeAlias = Literal["config", "base", "serve", "log", "weights", "weights_and_base", "joins", "merge"]
 
@@ -48,10 +49,10 @@ class RuleCard(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True):
     evidence: list[Evidence] = []
 
 
-class RulesReport(msgspec.Struct, kw_only=True, frozen=True):
+class RulesReport(Report, kw_only=True, frozen=True):
     """Rules, as `gradience rules --json` prints them."""
 
-    schema: Literal["gradience.rules/v1"]
+    schema: Literal["gradience.rules/v2"]
     rules: list[RuleCard]
 
 

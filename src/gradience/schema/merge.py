@@ -8,11 +8,12 @@ import msgspec
 from msgspec import Meta
 
 from gradience.schema.compare import ComparedAdapter, ConfigDifference, Cosine, OnlyIn, Overlap
+from gradience.schema.document import Report
 from gradience.schema.findings import Finding, NotRun
 from gradience.schema.scalars import Fraction, Json, NonNegativeInt, Real
 
-MERGE_SCHEMA_ID: Final = "gradience.verbs.merge/v1"
-MERGE_CHECK_SCHEMA_ID: Final = "gradience.verbs.merge-check/v1"
+MERGE_SCHEMA_ID: Final = "gradience.merge/v2"
+MERGE_CHECK_SCHEMA_ID: Final = "gradience.merge-check/v2"
 
 MergeMethod: TypeAlias = Literal["linear", "cat", "svd", "ties", "dare_linear", "dare_ties"]
 
@@ -40,10 +41,10 @@ class MergedModule(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True
     ] = None
 
 
-class MergeReport(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True):
+class MergeReport(Report, kw_only=True, frozen=True):
     """Adapters merged into one, module by module."""
 
-    schema: Literal["gradience.verbs.merge/v1"]
+    schema: Literal["gradience.merge/v2"]
     adapters: list[ComparedAdapter]
     weights: Annotated[list[float], Meta(description="w_i, in the order of the adapters.")]
     method: MergeMethod
@@ -135,10 +136,10 @@ class CheckedPair(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True)
     input_side: Annotated[list[Overlap], Meta(description="The same of right singular vectors.")] = []
 
 
-class MergeCheckReport(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True):
+class MergeCheckReport(Report, kw_only=True, frozen=True):
     """What would get in each other's way if the adapters were merged, as `gradience merge-check --json` prints it."""
 
-    schema: Literal["gradience.verbs.merge-check/v1"]
+    schema: Literal["gradience.merge-check/v2"]
     adapters: list[CheckedAdapter]
     differences: Annotated[list[ConfigDifference], Meta(description="One value per adapter, in their order.")] = []
     pairs: list[CheckedPair] = []
@@ -158,7 +159,7 @@ class MergeCheckReport(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=
     notes: list[str] = []
 
 
-VERIFY_MERGE_SCHEMA_ID: Final = "gradience.verify-merge/v1"
+VERIFY_MERGE_SCHEMA_ID: Final = "gradience.verify-merge/v2"
 
 VerifyVerdict: TypeAlias = Literal["contained", "not_contained", "inconclusive"]
 ModuleVerdict: TypeAlias = Literal[
@@ -232,10 +233,10 @@ class OtherTensor(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True)
     reason: str | None = None
 
 
-class VerifyMergeReport(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True):
+class VerifyMergeReport(Report, kw_only=True, frozen=True):
     """Whether a merged model contains an adapter, tensor by tensor."""
 
-    schema: Literal["gradience.verify-merge/v1"]
+    schema: Literal["gradience.verify-merge/v2"]
     base: str
     adapter: str
     merged: str

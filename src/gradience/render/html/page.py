@@ -35,7 +35,7 @@ _MOST_TEXT: Final = 600  # characters of a note
 def report_html(story: Story) -> str:
     """Return the page. The same sources give the same bytes."""
     found = numbered(story.diagnosis)
-    css = files("gradience.verbs.report").joinpath("style.css").read_text(encoding="utf-8")
+    css = files("gradience.render.html").joinpath("style.css").read_text(encoding="utf-8")
     sections = [
         findings_section(story, found),
         training_section(story, found),
