@@ -81,6 +81,13 @@ def field(session: nox.Session) -> None:
 
 
 @nox.session
+def mutants(session: nox.Session) -> None:
+    """Change the source one token at a time, and see whether a test fails: 'nox -s mutants -- --count 400 --seed 0'."""
+    _install(session)
+    session.run("python", "tests/mutants.py", *session.posargs, env={"OMP_NUM_THREADS": "1"})
+
+
+@nox.session
 def schemas(session: nox.Session) -> None:
     """Generate schemas/ again from the Structs."""
     session.install("-e", ".")

@@ -10,7 +10,7 @@ from typing import Annotated, NamedTuple, Protocol, TypeAlias, TypeVar
 from cyclopts import Parameter
 
 from gradience.cli.output import DONE, Format, chosen_format, exit_code, print_document, print_text
-from gradience.configs.training import FailOn, Preferences, find_preferences, read_preferences
+from gradience.configs.preferences import FailOn, Preferences, find_preferences, read_preferences
 from gradience.errors import AdapterError, ConfigError
 from gradience.rules.log.facts import DEFAULT_GAP
 from gradience.schema.document import Report

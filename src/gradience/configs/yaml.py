@@ -1,4 +1,8 @@
-"""A Python object that can tell itself as a dict, such as PEFT's LoraConfig, to plain values."""
+"""YAML as plain JSON values, and the line on which a key stands.
+
+The document is composed to nodes and converted here: aliases are counted as written out (a billion laughs stops at
+50 000 values), duplicate keys and unknown tags are refused, and only the YAML 1.1 scalars that JSON has are converted.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +38,7 @@ def line_of(path: Path, keys: Iterable[str]) -> int | None:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError):
         return None
-    before = "" if path.suffix.lower() == ".json" else r"^[^#\n]*?"  # a commented line of YAML says nothing
+    before = "" if path.suffix.lower() == ".json" else r"^[^#\n]*?"  # a commented line of YAML does not count
     for key in keys:
         hit = re.search(rf"""{before}(["']?)(?<![\w.-]){re.escape(key)}\1\s*:""", text, re.MULTILINE)
         if hit is not None:
@@ -120,7 +124,7 @@ class _Plain:
         try:
             return self._loader.construct_object(node)
         except (ValueError, OverflowError, KeyError):
-            return node.value  # for example `!!int x`: the field that reads it says what it wanted
+            return node.value  # for example `!!int x`: the field that reads it reports what it expected
 
 
 def _at(node: Node, text: str) -> str:

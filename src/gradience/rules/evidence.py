@@ -7,10 +7,11 @@ from __future__ import annotations
 
 from gradience.schema.findings import Evidence
 
-_SWEEP = "tinker-cookbook, recipes/chat_sl/results/sft_sweep.md (35 models, one chat data set, Adam, batch 128)"
+SWEEP = "tinker-cookbook, recipes/chat_sl/results/sft_sweep.md (35 models, one chat data set, Adam, batch 128)"
+LWR = "LoRA Without Regret, Schulman et al. 2025 (through tinker-docs and TRL's lora_without_regret.md)"
 
 SWEEP_HIGH = Evidence(
-    source=_SWEEP,
+    source=SWEEP,
     says="80 runs diverged, 72 of them at 3e-3; 1e-3 costs +0.5 % in the median and up to 6.9 %",
 )
 TRL_RL = Evidence(source="TRL docs, peft_integration.md", says="with LoRA: DPO 5e-6, GRPO 1e-5")

@@ -11,7 +11,7 @@ the report lists the rule as not judged, with that reason.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Generic, NamedTuple, TypeAlias, TypeVar
 
@@ -172,6 +172,16 @@ def finding(rule: Description, seen: Observation) -> Finding:
         evidence=list(dict.fromkeys((*seen.evidence, *rule.evidence))),
         values={name: real(value) if isinstance(value, float) else value for name, value in seen.values.items()},
     )
+
+
+def few(names: Sequence[str], shown: int = 3, between: str = ", ") -> str:
+    """The first of many names, for a message, and how many more there are.
+
+    >>> few(["q", "k", "v", "o"]), few(["q", "k"])
+    ('q, k, v and 1 more', 'q, k')
+    """
+    more = f" and {len(names) - shown} more" if len(names) > shown else ""
+    return between.join(names[:shown]) + more
 
 
 def card(rule: Description) -> RuleCard:

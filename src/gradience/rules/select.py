@@ -1,4 +1,7 @@
-"""Which rules a run applies: those selected, less those ignored; by id or by the beginning of one."""
+"""Which rules a verb applies: those selected, less those ignored, by id or by the beginning of one.
+
+What is left out is not silent: each id is listed as not judged, with the reason.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from os import PathLike
 from pathlib import Path
 
-from gradience.configs.training import Preferences, read_preferences
+from gradience.configs.preferences import Preferences, read_preferences
 from gradience.errors import ConfigError
 from gradience.schema.findings import Finding, NotRun
 

@@ -27,7 +27,7 @@ class SuggestedRank(msgspec.Struct, kw_only=True, frozen=True):
 
 
 class RankRule(msgspec.Struct, kw_only=True, frozen=True):
-    """What one rule of thumb says of all modules; `median` and `p90` in directions, then as buckets."""
+    """The result of one rule of thumb over all modules; `median` and `p90` in directions, then as buckets."""
 
     rule: Annotated[str, Meta(description="`energy_90`, `effective_rank`, `stable_rank` or `knee`.")]
     says: Annotated[str, Meta(description="The rule in words.")]
@@ -210,7 +210,7 @@ class ModuleAudit(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True)
     sdi: Annotated[Real, Meta(description="log10(udr).")] | None = None
     relative_frobenius: Annotated[Real, Meta(description="Frobenius norm of dW over that of W.")] | None = None
     base: BaseComparison | None = None
-    note: Annotated[str, Meta(description="What the numbers do not say of this kind of update.")] | None = None
+    note: Annotated[str, Meta(description="What the numbers leave out for this kind of update.")] | None = None
     state: Annotated[Literal["ok", "zero", "non_finite"], Meta(description="`zero`: the module was never trained.")] = (
         "ok"
     )

@@ -46,7 +46,7 @@ class Piece(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True):
 
 
 class Cause(Finding, kw_only=True, frozen=True, omit_defaults=True):
-    """One thing to look at, with what each source says of it. Every finding of a source is in exactly one cause."""
+    """One thing to look at, with the evidence of each source. Every finding of a source is in exactly one cause."""
 
     joined: Annotated[bool, Meta(description="Whether it joins several findings or facts.")] = False
     pieces: list[Piece] = msgspec.field(default_factory=list)

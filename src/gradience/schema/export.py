@@ -163,7 +163,7 @@ def _required(definition: dict[str, Json]) -> dict[str, Json]:
 
 
 def _unknown(known: dict[str, Json]) -> dict[str, Json]:
-    """Return what an event of a name not known here must have all the same."""
+    """The schema of an event whose name is unknown: the envelope."""
     properties = {key: known["properties"][key] for key in _ENVELOPE}
     properties["event"] = {
         "description": "A name that is none of the known ones, which have rules of their own.",

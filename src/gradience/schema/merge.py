@@ -199,7 +199,7 @@ class VerifiedModule(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=Tr
             "`not_compared`: see `reason`."
         ),
     ]
-    reason: Annotated[str | None, Meta(description="Why it was not compared, or what else is to be said.")] = None
+    reason: Annotated[str | None, Meta(description="Why it was not compared, or a remark.")] = None
     base_tensor: str | None = None
     merged_tensor: str | None = None
     base_dtype: Annotated[str | None, Meta(description="As stored, such as `BF16`.")] = None

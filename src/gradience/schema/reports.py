@@ -27,7 +27,7 @@ class SourceFile(msgspec.Struct, kw_only=True, frozen=True):
 
 
 class CheckReport(Report, kw_only=True, frozen=True):
-    """A configuration as understood, and what the rules say of it."""
+    """A configuration as understood, and the findings of the rules."""
 
     schema: Literal["gradience.check/v2"]
     sources: list[SourceFile] = []
@@ -100,7 +100,7 @@ class SignalSummary(msgspec.Struct, kw_only=True, frozen=True):
 
 
 class StoryPart(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True):
-    """One clause of the story, and the finding it rests on; without one it says what was logged."""
+    """One clause of the story, and the finding it rests on; without one it reports what was logged."""
 
     says: str
     finding: Annotated[str, Meta(description="Id of a finding of the same report.")] | None = None

@@ -110,7 +110,7 @@ class _Shares:
 
 
 def _share(loads: Sequence[Callable[[], Factors]], indices: Iterable[int]) -> list[tuple[int, Grams]]:
-    """Return what one thread's modules come to."""
+    """The Gram matrices of one thread's modules."""
     with jax.enable_x64(True):  # noqa: FBT003  # of this thread alone
         adder = _Adder()
         for index in indices:
@@ -205,5 +205,5 @@ def _bucket(r: int) -> int:
 
 
 def _cores() -> int:
-    """Return how many cores this process may use."""
+    """The number of cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,4 +1,7 @@
-"""What the adapter touches, how strongly, and what of it is saved."""
+"""Rules on the adapter itself: what it touches, how strongly, and what of it is saved.
+
+They read target_modules as names, without the base model; what the names reach in a base is judged in `coverage`.
+"""
 
 from __future__ import annotations
 
@@ -6,11 +9,10 @@ from collections.abc import Iterator
 
 from gradience.rules.config.facts import Facts, about_lora, given
 from gradience.rules.config.targets import reaches_mlp
-from gradience.rules.evidence import CLASSIFIER_DOCS, NEMOTRON, RECIPES
+from gradience.rules.evidence import CLASSIFIER_DOCS, LWR, NEMOTRON, RECIPES
 from gradience.rules.rule import Observation, Rule, Threshold, Unknown
 from gradience.schema.findings import Evidence
 
-_LWR = "LoRA Without Regret, Schulman et al. 2025 (through tinker-docs and TRL's lora_without_regret.md)"
 _METAMATH = "PEFT method_comparison/MetaMathQA (Llama-3.2-3B, one seed, GSM8K n = 1319: standard error 1.4 pp)"
 SMALL_ALPHA_LR = Threshold("small_alpha_lr", 1e-4, "peak learning rate", "proposal: the low end of shipped recipes")
 RANK_MODERATE = Threshold("rank_moderate", 32, "rank", "proposal: from where alpha / r gets small by itself (rsLoRA)")
@@ -117,7 +119,7 @@ RULES = (
         confidence=0.75,
         evidence=(
             Evidence(
-                source=_LWR, says="all layers, the MLP above all; attention only is worse even at equal parameters"
+                source=LWR, says="all layers, the MLP above all; attention only is worse even at equal parameters"
             ),
             Evidence(
                 source=_METAMATH,

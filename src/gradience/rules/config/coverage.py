@@ -1,15 +1,17 @@
-"""What the targets reach in the base, and whether the adapter is large enough for the data. These need --base."""
+"""Rules on a configuration beside its base model: what the targets reach, and whether the adapter can hold the data.
+
+They read the counts of `--base`, which come from the base's config.json and file headers; without them they abstain.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
 from gradience.rules.config.facts import Facts, about_lora, given
-from gradience.rules.evidence import NEMOTRON
-from gradience.rules.rule import Observation, Rule, Threshold, Unknown
+from gradience.rules.evidence import LWR, NEMOTRON
+from gradience.rules.rule import Observation, Rule, Threshold, Unknown, few
 from gradience.schema.findings import Coverage, Evidence
 
-_LWR = "LoRA Without Regret, Schulman et al. 2025 (through tinker-docs and TRL's lora_without_regret.md)"
 FEW_LAYERS = Threshold("few_layers", 0.25, "share of the base's layers", "proposal; huggingface/peft#3554 had 4 of 56")
 BITS_PER_PARAMETER = Threshold(
     "bits_per_parameter", 2.0, "bits per adapter parameter", "LoRA Without Regret, as quoted; not re-measured"
@@ -18,8 +20,6 @@ BITS_PER_TOKEN = Threshold("bits_per_token", 1.0, "bits per token", "LoRA Withou
 CAPACITY_EXCESS = Threshold(
     "capacity_excess", 3.0, "bits of data over bits of adapter", "proposal: slack for padding and repeated data"
 )
-
-_SHOWN = 3  # names in a message
 
 
 def _reach(facts: Facts) -> Iterator[Observation]:
@@ -43,7 +43,7 @@ def _reach(facts: Facts) -> Iterator[Observation]:
     missed = coverage.unmatched_targets
     if missed and coverage.modules:
         yield Observation(
-            f"nothing in {coverage.base} matches {_few(missed)}",
+            f"nothing in {coverage.base} matches {few(missed)}",
             {"unmatched_targets": missed},
             severity="info",
             action="correct the spelling, or leave the name out",
@@ -53,7 +53,7 @@ def _reach(facts: Facts) -> Iterator[Observation]:
 def _refused(coverage: Coverage) -> Observation:
     names = [item.name for item in coverage.refused]
     return Observation(
-        f"PEFT will refuse {_few(names)}: {coverage.refused[0].reason}",
+        f"PEFT will refuse {few(names)}: {coverage.refused[0].reason}",
         {"refused": names},
         severity="error",
         action="name the layers that hold weights, and leave these out",
@@ -67,7 +67,7 @@ def _untrained_tokens(facts: Facts) -> Iterator[Observation]:
     added = coverage.added_tokens
     if added and not coverage.embedding_trained:
         yield Observation(
-            f"{len(added)} tokens were added to the tokenizer ({_few(added)}), and no embedding row is trained",
+            f"{len(added)} tokens were added to the tokenizer ({few(added)}), and no embedding row is trained",
             {"added_tokens": added, "vocabulary": coverage.vocabulary},
         )
 
@@ -82,11 +82,6 @@ def _capacity(facts: Facts) -> Iterator[Observation]:
             f"up to {tokens:.2g} tokens against {parameters:.2g} adapter parameters: the adapter may be too small",
             {"tokens_at_most": tokens, "lora_params": parameters, "ratio": content / capacity},
         )
-
-
-def _few(names: list[str]) -> str:
-    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    return ", ".join(names[:_SHOWN]) + more
 
 
 RULES = (
@@ -147,7 +142,7 @@ RULES = (
         confidence=0.35,
         evidence=(
             Evidence(
-                source=_LWR,
+                source=LWR,
                 says="an adapter holds about 2 bits a parameter and a data set about 1 bit a token; past that LoRA "
                 "falls behind",
             ),

@@ -1,4 +1,9 @@
-"""Learning rate. The published bands are for the Adam family and for one objective each."""
+"""Rules on the learning rate (LR001 to LR007).
+
+The published bands are for the Adam family and for one objective each: elsewhere the rules abstain. Where scaling, rank
+and rate are all known, their product decides before the rate alone: how far early Adam steps move the update, up to a
+constant, which is a heuristic.
+"""
 
 from __future__ import annotations
 
@@ -6,12 +11,10 @@ import math
 from collections.abc import Iterator
 
 from gradience.rules.config.facts import Facts, about_lora, given
-from gradience.rules.evidence import RECIPES, SWEEP_HIGH, TRL_RL
+from gradience.rules.evidence import LWR, RECIPES, SWEEP, SWEEP_HIGH, TRL_RL
 from gradience.rules.rule import Observation, Rule, Threshold, Unknown
 from gradience.schema.findings import Evidence
 
-_SWEEP = "tinker-cookbook, recipes/chat_sl/results/sft_sweep.md (35 models, one chat data set, Adam, batch 128)"
-_LWR = "LoRA Without Regret, Schulman et al. 2025 (through tinker-docs and TRL's lora_without_regret.md)"
 LOW_LR = Threshold(
     "low_lr", 5e-5, "peak learning rate", "default of transformers' TrainingArguments; just above the sweep's 4e-5"
 )
@@ -39,7 +42,7 @@ BIDERMAN = Evidence(
     says="r = 256, alpha = 512: 1e-4, not 2e-4, 'due to instabilities/loss spikes'; math 5e-5, not 1e-4",
 )
 SWEEP_LOW = Evidence(
-    source=_SWEEP, says="median excess test loss: 4e-5 +2.6 % (up to 9.9), 1e-4 +1.1 %, 3e-4 0.0 %, 1e-3 +0.5 %"
+    source=SWEEP, says="median excess test loss: 4e-5 +2.6 % (up to 9.9), 1e-4 +1.1 %, 3e-4 0.0 %, 1e-3 +0.5 %"
 )
 
 _DEFAULTS = {5e-5: "transformers' TrainingArguments", 2e-5: "TRL's SFTConfig"}
@@ -164,7 +167,7 @@ RULES = (
         confidence=0.8,
         evidence=(
             SWEEP_LOW,
-            Evidence(source=_LWR, says="the best LoRA rate is about 10 x that of full fine-tuning"),
+            Evidence(source=LWR, says="the best LoRA rate is about 10 x that of full fine-tuning"),
             Evidence(
                 source="TRL docs, peft_integration.md",
                 says="LoRA SFT 2e-4 (10 x 2e-5); the same page's command line has 2e-5: it disagrees with itself",

@@ -1,4 +1,7 @@
-"""What the run will leave behind to judge it by."""
+"""Rules on what a run will leave behind to judge it by: its log, its evaluations, its checkpoints, its folder.
+
+A setting of the Trainer in steps may also be a ratio of all steps (below 1); `Facts` turns both into steps.
+"""
 
 from __future__ import annotations
 

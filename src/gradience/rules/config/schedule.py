@@ -1,4 +1,4 @@
-"""How long, how big, how often, and whether the rate ever gets to its peak."""
+"""Rules on the schedule: how many steps and epochs, how large a batch, and whether the rate ever gets to its peak."""
 
 from __future__ import annotations
 
@@ -6,12 +6,11 @@ import re
 from collections.abc import Iterator
 
 from gradience.rules.config.facts import Facts, about_lora, given
-from gradience.rules.evidence import INSTRUCT_GPT, TINKER_STEPS
+from gradience.rules.evidence import INSTRUCT_GPT, LWR, TINKER_STEPS
 from gradience.rules.rule import Observation, Rule, Threshold, Unknown
 from gradience.schema.findings import Evidence
 from gradience.schema.scalars import as_float
 
-_LWR = "LoRA Without Regret, Schulman et al. 2025 (through tinker-docs and TRL's lora_without_regret.md)"
 BATCH_LARGE = Threshold("batch_large", 256, "sequences per optimizer step", "proposal: twice tinker-cookbook's 128")
 SHORT_RUN = Threshold("short_run", 100, "optimizer steps", "tinker-cookbook hyperparams: at least 100 steps")
 EPOCHS_MANY = Threshold("epochs_many", 3, "epochs", "Unsloth's guide: 1 to 3 epochs")
@@ -100,7 +99,7 @@ RULES = (
         observe=_large_batch,
         confidence=0.4,
         evidence=(
-            Evidence(source=_LWR, says="large batches hurt LoRA more than full fine-tuning; rank does not fix it"),
+            Evidence(source=LWR, says="large batches hurt LoRA more than full fine-tuning; rank does not fix it"),
             Evidence(
                 source="TRL docs, lora_without_regret.md",
                 says="effective batch under 32; tinker-cookbook starts at 128",

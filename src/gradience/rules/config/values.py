@@ -1,4 +1,8 @@
-"""Values that cannot be meant, and secrets that should not be there."""
+"""Values that cannot be meant (VAL001), and secrets that should not be in a configuration (SEC001).
+
+VAL001 checks every value that is there and lists those that are not: it can find one thing and be unable to judge
+another in the same configuration.
+"""
 
 from __future__ import annotations
 
@@ -16,83 +20,82 @@ Number = float | NonFinite | None
 
 
 class _Range(NamedTuple):
+    wanted: str
+    holds: Callable[[float], bool]
+
+
+_ABOVE_ZERO = _Range("above 0", lambda value: value > 0)
+_NOT_NEGATIVE = _Range("0 or more", lambda value: value >= 0)
+_COUNT = _Range("at least 1", lambda value: value >= 1)
+_BELOW_ONE = _Range("at least 0 and below 1", lambda value: 0 <= value < 1)
+_SHARE = _Range("between 0 and 1", lambda value: 0 <= value <= 1)
+
+
+class _Value(NamedTuple):
     name: str
     read: Callable[[ConfigSnapshot], Number]
-    holds: Callable[[float], bool]
-    wanted: str
+    range: _Range
     of_lora: bool = False
 
 
-def _above_zero(value: float) -> bool:
-    return value > 0
-
-
-def _not_negative(value: float) -> bool:
-    return value >= 0
-
-
-def _below_one(value: float) -> bool:
-    return 0 <= value < 1
-
-
-def _counts(value: float) -> bool:
-    return value >= 1
-
-
-_RANGES = (
-    _Range("lr", lambda c: c.optimizer.lr, _above_zero, "above 0"),
-    _Range("weight_decay", lambda c: c.optimizer.weight_decay, _not_negative, "0 or more"),
-    _Range("adam eps", lambda c: c.optimizer.eps, _not_negative, "0 or more"),
-    _Range("r", lambda c: c.lora.r, _counts, "at least 1", of_lora=True),
-    _Range("lora_alpha", lambda c: c.lora.alpha, _above_zero, "above 0", of_lora=True),
-    _Range("lora_dropout", lambda c: c.lora.dropout, _below_one, "at least 0 and below 1", of_lora=True),
-    _Range("batch size", lambda c: c.training.batch_size, _counts, "at least 1"),
-    _Range("gradient accumulation", lambda c: c.training.gradient_accumulation, _counts, "at least 1"),
-    _Range("number of processes", lambda c: c.training.world_size, _counts, "at least 1"),
-    _Range("max_steps", lambda c: c.training.max_steps, _counts, "at least 1"),
-    _Range("epochs", lambda c: c.training.epochs, _above_zero, "above 0"),
-    _Range("warmup_steps", lambda c: c.training.warmup_steps, _not_negative, "0 or more"),
-    _Range("warmup_ratio", lambda c: c.training.warmup_ratio, lambda v: 0 <= v <= 1, "between 0 and 1"),
-    _Range("max_grad_norm", lambda c: c.training.max_grad_norm, _not_negative, "0 or more"),
+_VALUES = (
+    _Value("lr", lambda c: c.optimizer.lr, _ABOVE_ZERO),
+    _Value("weight_decay", lambda c: c.optimizer.weight_decay, _NOT_NEGATIVE),
+    _Value("adam eps", lambda c: c.optimizer.eps, _NOT_NEGATIVE),
+    _Value("r", lambda c: c.lora.r, _COUNT, of_lora=True),
+    _Value("lora_alpha", lambda c: c.lora.alpha, _ABOVE_ZERO, of_lora=True),
+    _Value("lora_dropout", lambda c: c.lora.dropout, _BELOW_ONE, of_lora=True),
+    _Value("batch size", lambda c: c.training.batch_size, _COUNT),
+    _Value("gradient accumulation", lambda c: c.training.gradient_accumulation, _COUNT),
+    _Value("number of processes", lambda c: c.training.world_size, _COUNT),
+    _Value("max_steps", lambda c: c.training.max_steps, _COUNT),
+    _Value("epochs", lambda c: c.training.epochs, _ABOVE_ZERO),
+    _Value("warmup_steps", lambda c: c.training.warmup_steps, _NOT_NEGATIVE),
+    _Value("warmup_ratio", lambda c: c.training.warmup_ratio, _SHARE),
+    _Value("max_grad_norm", lambda c: c.training.max_grad_norm, _NOT_NEGATIVE),
 )
 _ALWAYS_WANTED = {"lr", "r", "lora_alpha"}
 
 
 def _value_out_of_range(facts: Facts) -> Iterator[Observation]:
-    ranges = [item for item in _RANGES if not (item.of_lora and about_lora(facts))]
     missing = []
-    for item in ranges:
+    for item in _VALUES:
+        if item.of_lora and about_lora(facts):
+            continue
         value = item.read(facts.config)
         if value is None:
             missing += [item.name] if item.name in _ALWAYS_WANTED else []
         else:
-            yield from _judged(item.name, as_float(value), item.holds, item.wanted)
+            yield from _judged(item.name, value, item.range)
     yield from _patterns(facts)
     yield from _betas(facts)
     if missing:
         raise Unknown(f"not given, so not checked: {', '.join(missing)}")
 
 
-def _judged(name: str, value: float, holds: Callable[[float], bool], wanted: str) -> Iterator[Observation]:
-    if math.isfinite(value) and holds(value):
+def _judged(name: str, given: float | NonFinite, wanted: _Range) -> Iterator[Observation]:
+    value = as_float(given)
+    if math.isfinite(value) and wanted.holds(value):
         return
-    must = wanted if math.isfinite(value) else f"a finite number, {wanted}"
+    must = wanted.wanted if math.isfinite(value) else f"a finite number, {wanted.wanted}"
     shown = f"{value:g}" if math.isfinite(value) else real(value)
-    yield Observation(f"{name} is {shown}; it must be {must}", {name: value}, action=f"set {name} to a value {wanted}")
+    yield Observation(
+        f"{name} is {shown}; it must be {must}", {name: value}, action=f"set {name} to a value {wanted.wanted}"
+    )
 
 
 def _patterns(facts: Facts) -> Iterator[Observation]:
     if about_lora(facts):
         return
     for pattern, rank in (facts.config.lora.rank_pattern or {}).items():
-        yield from _judged(f"rank_pattern[{pattern}]", float(rank), _counts, "at least 1")
+        yield from _judged(f"rank_pattern[{pattern}]", rank, _COUNT)
     for pattern, alpha in (facts.config.lora.alpha_pattern or {}).items():
-        yield from _judged(f"alpha_pattern[{pattern}]", as_float(alpha), _above_zero, "above 0")
+        yield from _judged(f"alpha_pattern[{pattern}]", alpha, _ABOVE_ZERO)
 
 
 def _betas(facts: Facts) -> Iterator[Observation]:
     for index, beta in enumerate(facts.config.optimizer.betas or [], start=1):
-        yield from _judged(f"adam beta{index}", as_float(beta), _below_one, "at least 0 and below 1")
+        yield from _judged(f"adam beta{index}", beta, _BELOW_ONE)
 
 
 def _secret_set(facts: Facts) -> Iterator[Observation]:

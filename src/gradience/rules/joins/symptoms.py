@@ -12,7 +12,7 @@ from typing import Final, NamedTuple
 
 from gradience.rules.joins.correlation import Symptom
 from gradience.rules.log.thresholds import FEW_ROWS
-from gradience.rules.rule import Observation, Threshold
+from gradience.rules.rule import Observation, Threshold, few
 from gradience.schema.audit import AuditReport, ModuleAudit
 from gradience.schema.config import LoraSnapshot
 from gradience.schema.diagnose import Source
@@ -127,7 +127,7 @@ def _of_one(stated: Stated, report: AuditReport) -> list[Symptom]:
     idle = _idle(lora, modules)
     if not idle:
         return []
-    names = ", ".join(idle[:_SHOWN]) + (f" and {len(idle) - _SHOWN} more" if len(idle) > _SHOWN else "")
+    names = few(idle)
     return [
         _fact("config", "idle_targets", f"{stated.where}: target_modules {names}", idle=names),
         _fact("weights", "adapted", f"{len(modules)} modules in the file, the first {modules[0].name}"),
@@ -165,7 +165,7 @@ def _alpha(lora: LoraSnapshot, modules: Sequence[ModuleAudit]) -> Iterator[tuple
 
 
 def _strangers(lora: LoraSnapshot, modules: Sequence[ModuleAudit]) -> Iterator[tuple[str, str]]:
-    """Yield modules in the file that no target names."""
+    """Modules in the file that no target names, as a conflict."""
     targets = lora.target_modules
     if not isinstance(targets, list) or not targets or lora.extras.get("target_parameters"):
         return

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from gradience.rules.rule import Observation, Rule, Threshold
+from gradience.rules.rule import Observation, Rule, Threshold, few
 from gradience.rules.weights.health import AdapterFacts
 from gradience.schema.audit import MergeSurvival, ModuleAudit
 from gradience.schema.findings import Evidence
@@ -64,12 +64,11 @@ def _not_compared(facts: AdapterFacts) -> Observation | None:
     if base is None or not base.not_compared:
         return None
     missed = base.not_compared
-    named = "; ".join(f"{item.name}: {item.reason}" for item in missed[:_SHOWN])
-    more = f"; and {len(missed) - _SHOWN} more" if len(missed) > _SHOWN else ""
+    named = few([f"{item.name}: {item.reason}" for item in missed], _SHOWN, "; ")
     nothing = base.compared == 0
     return Observation(
         f"{'None' if nothing else f'Only {base.compared}'} of {len(facts.report.modules)} modules could be compared "
-        f"with the base: {named}{more}.",
+        f"with the base: {named}.",
         {"compared": base.compared, "not_compared": len(missed)},
         severity=None if nothing else "warning",
         action=None if nothing else "See why each of these has no weight in the base; the others' numbers stand.",

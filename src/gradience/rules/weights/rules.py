@@ -10,7 +10,7 @@ from functools import partial
 from typing import Final, NamedTuple
 
 from gradience.rules.evidence import UTILIZATION
-from gradience.rules.rule import Observation, Rule, Threshold, Unknown, Verdict, judge
+from gradience.rules.rule import Observation, Rule, Threshold, Unknown, Verdict, few, judge
 from gradience.rules.weights.against_base import BASE_RULES
 from gradience.rules.weights.health import (
     NEAR_UNTRAINED,
@@ -25,11 +25,11 @@ from gradience.schema.findings import Evidence
 from gradience.schema.scalars import Severity
 
 LOW_UTILIZATION = Threshold("low_utilization", 0.25, "stable rank / r", "a convention of the project's first document")
-MOSTLY_OTHER_SHARE = Threshold("mostly_other", 0.5, "share of the file's bytes", "definition: more than half")
+MOSTLY_OTHER = Threshold("mostly_other", 0.5, "share of the file's bytes", "definition: more than half")
 ALPHA_DEFAULT = Threshold("alpha_default", 8, "lora_alpha", "PEFT's LoraConfig")
 
 _FILE: Final = "the weights file"
-_SHOWN: Final = 3  # names in a message
+_SHOWN: Final = 3  # grounds of a finding
 _KEPT: Final = 20  # names among the values
 
 
@@ -118,9 +118,8 @@ def _unmatched(facts: AdapterFacts) -> Observation | None:
         if (lacking := _peft_lora(facts)) is not None:
             raise Unknown(lacking)
         return None
-    named = ", ".join(map(repr, patterns[:_SHOWN])) + (", ..." if len(patterns) > _SHOWN else "")
     return Observation(
-        f"{len(patterns)} keys of rank_pattern or alpha_pattern match no module: {named}.",
+        f"{len(patterns)} keys of rank_pattern or alpha_pattern match no module: {few([*map(repr, patterns)])}.",
         {"patterns": patterns[:_KEPT]},
     )
 
@@ -140,7 +139,7 @@ def _default_alpha(facts: AdapterFacts) -> Observation | None:
 def _mostly_other(facts: AdapterFacts) -> Observation | None:
     other = [entry for entry in facts.report.ledger if entry.role not in {"lora_pair", "magnitude", "scale"}]
     share = sum(entry.share for entry in other)
-    if share < MOSTLY_OTHER_SHARE.value or not facts.report.modules:
+    if share < MOSTLY_OTHER.value or not facts.report.modules:
         return None
     names = " and ".join(entry.role.replace("_", " ") for entry in sorted(other, key=lambda e: -e.bytes)[:2])
     size = sum(entry.bytes for entry in other)
@@ -192,7 +191,6 @@ NON_FINITE = Rule(
     verify=_COMPARE,
     rationale="One NaN in a factor makes every output of its module NaN.",
 )
-
 ZERO_UPDATE = Rule(
     id="TRN202",
     severity="error",
@@ -212,7 +210,6 @@ ZERO_UPDATE = Rule(
     thresholds=(NEAR_UNTRAINED,),
     needs=(modules_analysed,),
 )
-
 RANDOM_LIKE = Rule(
     id="RND203",
     severity="warning",
@@ -229,7 +226,6 @@ RANDOM_LIKE = Rule(
     thresholds=(RANDOM_SHARE, RANDOM_RANK, RANDOM_MODULES),
     needs=(_many_modules,),
 )
-
 LOW_RANK = Rule(
     id="UTL204",
     severity="info",
@@ -251,99 +247,91 @@ LOW_RANK = Rule(
     needs=(_measured,),
 )
 
-MOSTLY_OTHER = Rule(
-    id="LED205",
-    severity="info",
-    title="mostly other tensors than LoRA's",
-    groups=("weights",),
-    condition="at least {mostly_other} of the file's bytes are neither LoRA factors nor DoRA magnitudes",
-    observe=_mostly_other,
-    confidence=1.0,
-    action="If that is not meant, look at bias, modules_to_save and save_embedding_layers.",
-    scope="any adapter's file; a new head is larger than a small adapter, and meant",
-    verify="The table of what is in the file, at the end of the audit.",
-    rationale="An embedding or a head that was saved along makes a small adapter a large file.",
-    thresholds=(MOSTLY_OTHER_SHARE,),
-    needs=(_tensors,),
-)
-
-OTHER_RANK = Rule(
-    id="SCL206",
-    severity="warning",
-    title="another rank on disk than in the config",
-    groups=("weights",),
-    condition="a module's factors have another rank than the config gives it",
-    observe=_rank_mismatch,
-    confidence=0.9,
-    action="Loaders that believe the config will refuse the file or scale it wrongly: correct r or rank_pattern.",
-    scope="adapters with a config",
-    verify="Load it with PEFT: a shape mismatch says the same.",
-    rationale="The rank on disk is the truth, and s follows it here.",
-    needs=(modules_analysed,),
-)
-
-UNMATCHED = Rule(
-    id="SCL207",
-    severity="warning",
-    title="patterns that match no module",
-    groups=("weights",),
-    condition="a key of rank_pattern or alpha_pattern matches no module in the file",
-    observe=_unmatched,
-    confidence=0.9,
-    evidence=(Evidence(source="peft/utils/other.py, get_pattern_key", says=r're.match(rf"(.*\.)?({key})$", path)'),),
-    action="A key must match the end of a module's path, beginning at a dot, without base_model.model.",
-    scope="PEFT's rank_pattern and alpha_pattern",
-    verify="model.named_modules(): the key is the end of none of their names.",
-    rationale="PEFT ignores such a key in silence: its modules train at the global rank and alpha.",
-)
-
-DEFAULT_ALPHA = Rule(
-    id="SCL208",
-    severity="info",
-    title="lora_alpha at its default",
-    groups=("weights",),
-    condition="lora_alpha is {alpha_default} and r is above it",
-    observe=_default_alpha,
-    confidence=0.5,
-    evidence=(
-        Evidence(
-            source="huggingface/lerobot#3551",
-            says="r=64 with the default alpha gave s=0.125, and a policy that hardly moved until alpha was 64",
-        ),
-    ),
-    action="If alpha was never set on purpose, this adapter is weaker than its rank suggests.",
-    scope="LoRA with PEFT's defaults",
-    verify="See the training script; evaluate with lora_alpha set to what was meant.",
-    rationale="s = alpha / r shrinks as r grows: a rank above 8 at the default alpha scales the update down.",
-    thresholds=(ALPHA_DEFAULT,),
-    needs=(_peft_lora,),
-)
-
-ONE_FACTOR = Rule(
-    id="NUM209",
-    severity="error",
-    title="one factor without the other",
-    groups=("weights",),
-    condition="a module has lora_A without lora_B, or the reverse",
-    observe=_lone_factor,
-    confidence=0.95,
-    action="Save or download the adapter again.",
-    scope="LoRA factors in any format",
-    verify="Load it with PEFT, which names the keys that are missing.",
-    rationale="Half a product is no update: loaders leave the module out, or start its other factor anew.",
-    needs=(_tensors,),
-)
-
 WEIGHTS_RULES: Final[tuple[Rule[AdapterFacts], ...]] = (
     NON_FINITE,
     ZERO_UPDATE,
     RANDOM_LIKE,
     LOW_RANK,
-    MOSTLY_OTHER,
-    OTHER_RANK,
-    UNMATCHED,
-    DEFAULT_ALPHA,
-    ONE_FACTOR,
+    Rule(
+        id="LED205",
+        severity="info",
+        title="mostly other tensors than LoRA's",
+        groups=("weights",),
+        condition="at least {mostly_other} of the file's bytes are neither LoRA factors nor DoRA magnitudes",
+        observe=_mostly_other,
+        confidence=1.0,
+        action="If that is not meant, look at bias, modules_to_save and save_embedding_layers.",
+        scope="any adapter's file; a new head is larger than a small adapter, and meant",
+        verify="The table of what is in the file, at the end of the audit.",
+        rationale="An embedding or a head that was saved along makes a small adapter a large file.",
+        thresholds=(MOSTLY_OTHER,),
+        needs=(_tensors,),
+    ),
+    Rule(
+        id="SCL206",
+        severity="warning",
+        title="another rank on disk than in the config",
+        groups=("weights",),
+        condition="a module's factors have another rank than the config gives it",
+        observe=_rank_mismatch,
+        confidence=0.9,
+        action="Loaders that believe the config will refuse the file or scale it wrongly: correct r or rank_pattern.",
+        scope="adapters with a config",
+        verify="Load it with PEFT: a shape mismatch says the same.",
+        rationale="The rank on disk is the truth, and s follows it here.",
+        needs=(modules_analysed,),
+    ),
+    Rule(
+        id="SCL207",
+        severity="warning",
+        title="patterns that match no module",
+        groups=("weights",),
+        condition="a key of rank_pattern or alpha_pattern matches no module in the file",
+        observe=_unmatched,
+        confidence=0.9,
+        evidence=(
+            Evidence(source="peft/utils/other.py, get_pattern_key", says=r're.match(rf"(.*\.)?({key})$", path)'),
+        ),
+        action="A key must match the end of a module's path, beginning at a dot, without base_model.model.",
+        scope="PEFT's rank_pattern and alpha_pattern",
+        verify="model.named_modules(): the key is the end of none of their names.",
+        rationale="PEFT ignores such a key in silence: its modules train at the global rank and alpha.",
+    ),
+    Rule(
+        id="SCL208",
+        severity="info",
+        title="lora_alpha at its default",
+        groups=("weights",),
+        condition="lora_alpha is {alpha_default} and r is above it",
+        observe=_default_alpha,
+        confidence=0.5,
+        evidence=(
+            Evidence(
+                source="huggingface/lerobot#3551",
+                says="r=64 with the default alpha gave s=0.125, and a policy that hardly moved until alpha was 64",
+            ),
+        ),
+        action="If alpha was never set on purpose, this adapter is weaker than its rank suggests.",
+        scope="LoRA with PEFT's defaults",
+        verify="See the training script; evaluate with lora_alpha set to what was meant.",
+        rationale="s = alpha / r shrinks as r grows: a rank above 8 at the default alpha scales the update down.",
+        thresholds=(ALPHA_DEFAULT,),
+        needs=(_peft_lora,),
+    ),
+    Rule(
+        id="NUM209",
+        severity="error",
+        title="one factor without the other",
+        groups=("weights",),
+        condition="a module has lora_A without lora_B, or the reverse",
+        observe=_lone_factor,
+        confidence=0.95,
+        action="Save or download the adapter again.",
+        scope="LoRA factors in any format",
+        verify="Load it with PEFT, which names the keys that are missing.",
+        rationale="Half a product is no update: loaders leave the module out, or start its other factor anew.",
+        needs=(_tensors,),
+    ),
     *BASE_RULES,
 )
 

@@ -1,4 +1,4 @@
-"""The crossing: files to arrays, arrays to numbers, numbers to Structs, Structs to judgement."""
+"""The audit of one adapter: opens the files, computes spectra, summarises them, and applies the rules on weights."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ def _load(module: Module) -> Callable[[], Factors]:
 
 
 def _facts(path: Path, files: AdapterFiles, adapter: Adapter) -> AuditReport:
-    """Return what the files say, before any number is judged."""
+    """The report as far as the files determine it, before any number is judged."""
     return AuditReport(
         schema=AUDIT_SCHEMA_ID,
         peft_dir=str(path),
@@ -161,5 +161,5 @@ def _judged(
 
 
 def _takes_patterns(adapter: Adapter) -> bool:
-    """Return whether PEFT's LoraConfig describes the adapter: others have no rank_pattern."""
+    """Whether PEFT's LoraConfig describes the adapter; other formats have no rank_pattern."""
     return adapter.format == "peft" and adapter.config.peft_type in {"LORA", None}

@@ -45,7 +45,7 @@ _MOST_ENTRIES = 2000  # of the output folder that are looked at
 def gather_context(
     whole: Layer, config: ConfigSnapshot, *, base: Path | None, folders: Iterable[Path], transformers: str | None
 ) -> CheckContext:
-    """Return what was found; without a base nothing of it is read.
+    """The context of a check; without a base, its files are not read.
 
     Raises:
         AdapterError: the base cannot be read.
@@ -68,7 +68,7 @@ def _output(whole: Layer, around: CheckContext) -> CheckContext:
 
 
 def _held(folder: Path) -> Iterator[str]:
-    """Yield what of a run a folder holds; nothing where there is no folder."""
+    """Yield the traces of a run in a folder; none if the folder does not exist."""
     if not folder.is_dir():
         return
     with os.scandir(folder) as entries:

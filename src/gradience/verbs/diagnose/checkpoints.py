@@ -85,8 +85,8 @@ def choose(
 
 def _split(report: MonitorReport) -> str | None:
     """Return the held-out split that was found to overfit, else the one that the monitor shows first."""
-    told = next((f.values.get("split") for f in report.findings if f.id == "OVF110"), None)
-    return told or next((point.split for point in report.evals if point.split != "train"), None)
+    overfit = next((f.values.get("split") for f in report.findings if f.id == "OVF110"), None)
+    return overfit or next((point.split for point in report.evals if point.split != "train"), None)
 
 
 def _curve(evals: Iterable[Eval], split: str | None) -> dict[int, float]:
@@ -169,7 +169,7 @@ _NEXT_TIME: Final = "and stop earlier; fewer epochs or more data come before les
 
 
 def disk_symptoms(sources: Sources, choice: Choice, report: MonitorReport, run: RunSeries) -> Iterator[Symptom]:
-    """Yield what the checkpoints on disk say to the findings of the log; nothing where no folder was looked through."""
+    """Yield what the checkpoints on disk add to the findings of the log; needs a folder."""
     if sources.folder is None:
         return
     values = {finding.id: finding.values for finding in report.findings}
@@ -190,20 +190,20 @@ def _to_keep(folders: Sequence[CheckpointFolder], choice: Choice, found: dict[st
     best, step = choice.best, int(found["best_step"])
     if best is not None:
         saved = {"saved_as": best.name} if best.saved_as else {}
-        told = f"{best.name} ({best.split} loss {as_float(best.loss):.4g}, {_beside_lowest(best)})"
+        name = f"{best.name} ({best.split} loss {as_float(best.loss):.4g}, {_beside_lowest(best)})"
         ties = [c.name for c in choice.checkpoints if c.tied]
-        also = f"; {', '.join(ties)} cannot be told from it" if ties else ""
+        also = f"; {', '.join(ties)} within its noise" if ties else ""
         seen = Observation(
-            f"{told}{also}; noise {_noise(best)}",
-            {"checkpoint": told, **saved},
+            f"{name}{also}; noise {_noise(best)}",
+            {"checkpoint": name, **saved},
             action=None if saved else f"Keep {best.name}, {_NEXT_TIME}",
         )
         return Symptom("disk", "best_checkpoint", seen)
     if folders:
         near = min(folders, key=lambda folder: abs(folder.step - step)).path.name
-        told = f"{near} (the nearest to step {step}; not evaluated at its own step)"
+        name = f"{near} (the nearest to step {step}; not evaluated at its own step)"
         action = f"Evaluate {near} and the last, keep the better, {_NEXT_TIME}"
-        return Symptom("disk", "best_checkpoint", Observation(told, {"checkpoint": told}, action=action))
+        return Symptom("disk", "best_checkpoint", Observation(name, {"checkpoint": name}, action=action))
     action = f"Train again with checkpoints, {_NEXT_TIME}"
     return Symptom("disk", "no_checkpoint", Observation("no checkpoint-N folder holds an adapter", action=action))
 
@@ -277,7 +277,7 @@ def _nearest(
 
 
 def _short(sources: Sources, last: int | None) -> Iterator[Symptom]:
-    """Yield that the weights are of an earlier step than the log's last, where their folder says so."""
+    """Yield the weights' step if it is earlier than the log's last one, by the name of their folder."""
     step = next((c.step for c in sources.checkpoints if c.path == sources.weights.path), None)
     if step is not None and last is not None and step < last:
         says = f"{sources.weights.path.name if sources.weights.path else ''} is the newest; the log reaches step {last}"

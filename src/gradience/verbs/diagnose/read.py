@@ -56,7 +56,7 @@ def read_sources(
     top_singular_values: int = 0,
     left_out: Mapping[str, str] = MappingProxyType({}),
 ) -> Read:
-    """Return what check, monitor and audit say of the sources that are there; rules left out with their reason."""
+    """The reports of check, monitor and audit on the sources that exist; excluded rules with their reason."""
     states: dict[Source, DiagnosedSource] = {}
     log, states["log"] = _read_log(sources.log, gap_threshold, left_out)
     audit, states["weights"] = _read_weights(sources.weights, base, top_singular_values, left_out)
@@ -143,8 +143,8 @@ def _read_config(
 
 def _told(check: CheckReport, reasons: Mapping[str, str]) -> CheckReport:
     """Return the check with the reasons why rules were left out."""
-    told = {rule: NotRun(id=rule, reason=reason) for rule, reason in reasons.items()}
-    return msgspec.structs.replace(check, not_run=[told.get(item.id, item) for item in check.not_run])
+    named = {rule: NotRun(id=rule, reason=reason) for rule, reason in reasons.items()}
+    return msgspec.structs.replace(check, not_run=[named.get(item.id, item) for item in check.not_run])
 
 
 def _of(ids: Iterable[str], left_out: Mapping[str, str]) -> dict[str, str]:

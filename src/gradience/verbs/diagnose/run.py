@@ -1,4 +1,4 @@
-"""The crossing: what check, monitor and audit say, each with its reason where it says nothing, joined into causes."""
+"""The diagnosis of a run: reports of check, monitor and audit, skipped rules with reasons, joined into causes."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def places(report: DiagnoseReport) -> list[Place | None]:
 
 
 def _of_config(report: DiagnoseReport) -> dict[str, Place | None]:
-    """Return where the findings on the configuration point, by id; of several of one id the first."""
+    """The source locations of findings on the configuration, by id; the first of several."""
     if report.check is None:
         return {}
     found = zip(report.check.findings, config_places(report.check), strict=True)
@@ -103,7 +103,7 @@ def unjudged(
     left_out: Mapping[str, str] = MappingProxyType({}),
 ) -> list[Unjudged]:
     """Return every rule, detector, check and join that did not run, with its reason; of joins also those left out."""
-    told: dict[Source, list[NotRun] | None] = {
+    skipped: dict[Source, list[NotRun] | None] = {
         "config": check.not_run if check else None,
         "log": monitor.not_run if monitor else None,
         "weights": audit.not_run if audit else None,
@@ -111,7 +111,7 @@ def unjudged(
     read = frozenset(source.source for source in sources if source.state == "read")
     found: list[Unjudged] = []
     for source in sources:
-        items = told[source.source]
+        items = skipped[source.source]
         if items is None:
             items = [NotRun(id=rule, reason=source.reason) for rule in IDS[source.source]]
         found += [Unjudged(source=source.source, id=item.id, reason=item.reason) for item in items]
@@ -120,7 +120,7 @@ def unjudged(
 
 
 def coverage_of(not_run: Iterable[Unjudged]) -> list[SourceCoverage]:
-    """Return how many of each kind ran."""
+    """The number of rules of each kind that ran."""
     gone: dict[str, set[str]] = {}
     for item in not_run:
         gone.setdefault(item.source, set()).add(item.id)
@@ -227,10 +227,10 @@ def diagnose_sources(
     ignore: Iterable[str] = (),
     settings: PathLike | None = None,
 ) -> DiagnoseReport:
-    """Return the verdict on sources that were found; what cannot be read is said, and the rest is judged."""
+    """The verdict on sources that were found; one that cannot be read is reported, and the rest is judged."""
     left_out = excluded_rules(_ALL, select=select, ignore=ignore, settings=settings)
     if base is not None:
-        find_shards(Path(base))  # what was named and cannot be read is said at once
+        find_shards(Path(base))  # a base that cannot be read is an error at once
     return judge_sources(sources, read_sources(sources, base, task, gap_threshold, left_out=left_out), left_out)
 
 
