@@ -56,7 +56,7 @@ def test_a_log_that_is_there_is_not_overwritten_without_force(folder, capsys) ->
     log = folder / "run.jsonl"
     log.write_text("mine\n")
     assert main(["import", str(folder)]) == 2
-    assert "is there already" in capsys.readouterr().err
+    assert "exists already" in capsys.readouterr().err
     assert log.read_text() == "mine\n"
     assert main(["import", str(folder), "--force"]) == 0
     assert main(["validate", str(log)]) == 0

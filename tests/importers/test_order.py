@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gradience.importers.files import Raw, Row
+from gradience.importers.files import LoggedRow, SourceRun
 from gradience.importers.order import arrange
 
 
@@ -81,7 +81,7 @@ STEPS = st.lists(st.tuples(st.integers(0, 12), st.floats(0, 9, width=16)), max_s
 
 @given(STEPS)
 def test_no_row_is_lost_whatever_the_order_of_steps(pairs):
-    raw = Raw("log", rows=[Row(i, step, {"loss": loss}) for i, (step, loss) in enumerate(pairs, 1)])
+    raw = SourceRun("log", rows=[LoggedRow(i, step, {"loss": loss}) for i, (step, loss) in enumerate(pairs, 1)])
     runs = arrange(raw)
     kept = sorted((row.step, row.values["loss"]) for run in runs for segment in run for row in segment.rows)
     assert kept == sorted(set(pairs))

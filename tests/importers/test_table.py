@@ -7,7 +7,7 @@ import json
 import pytest
 
 from gradience.errors import RecorderError
-from gradience.importers.events import find_columns, parse_map
+from gradience.importers.table import find_columns, parse_map
 
 
 def test_a_table_of_wandb_names_needs_no_map(tmp_path, told):

@@ -1,4 +1,4 @@
-"""Rewards and the like: the same columns from a file as from events, and only for logs that hold them."""
+"""Rewards and the like: kept in the one pass over a log, the same by the block as row by row."""
 
 from __future__ import annotations
 
@@ -7,18 +7,19 @@ import math
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from logs import record
 
 from gradience.render.compare import compare_text
 from gradience.render.monitor import monitor_text
-from gradience.rules.log.facts import SIGNALS, Signal
+from gradience.rules.log.facts import KEPT, SIGNALS
 from gradience.telemetry import TelemetryReader
+from gradience.telemetry.series import RunSeries
 from gradience.telemetry.writer import TelemetryWriter
 from gradience.verbs.monitor import monitor_run
 from gradience.verbs.monitor.compare import compare_runs
-from gradience.verbs.monitor.signals import read_signals, signals_of
 
 
 def rewarded(path, n=40, **more):
@@ -48,6 +49,12 @@ def test_runs_are_compared_by_their_rewards_too(tmp_path):
     assert "reward " in compare_text(report)
 
 
+def columns_of(path, run_id="r"):
+    """The columns that one pass over the log keeps, as lists."""
+    run = TelemetryReader(path).summarize(KEPT).runs[run_id]
+    return {name: (list(column.steps), list(column.values)) for name, column in run.columns.items()}
+
+
 def test_a_step_that_was_run_again_counts_once_as_it_went_the_last_time(tmp_path):
     path = tmp_path / "run.jsonl"
     log = TelemetryWriter(path, run_id="r", fsync="never")
@@ -57,8 +64,11 @@ def test_a_step_that_was_run_again_counts_once_as_it_went_the_last_time(tmp_path
     log.run_start(resumed_from_step=5)
     for step in range(6, 9):
         log.train_step(step, loss=0.0, reward=2.0)
+    log.train_step(8, loss=0.0, reward=3.0)
     log.close()
-    assert read_signals(path, "r")["reward"] == Signal(list(range(1, 9)), [1.0] * 5 + [2.0] * 3)
+    assert columns_of(path)["reward"] == ([*range(1, 9), 8], [1.0] * 5 + [2.0] * 3 + [3.0])
+    signal = monitor_run(path).signals["reward"]
+    assert (signal.rows, signal.highest, signal.last) == (8, 3.0, 3.0)
 
 
 def test_lines_that_are_no_events_and_values_that_are_no_numbers_are_passed_over(tmp_path):
@@ -68,21 +78,44 @@ def test_lines_that_are_no_events_and_values_that_are_no_numbers_are_passed_over
         file.write("{torn\n[]\n")
         file.writelines(json.dumps({**head, "step": 50 + i, "reward": odd}) + "\n" for i, odd in enumerate(["x", True]))
         file.write(json.dumps({**head, "step": 60, "reward": "NaN"}) + "\n")
-    assert read_signals(path, "r")["reward"].steps == list(range(1, 41))
+        file.write(json.dumps({**head, "step": -1, "reward": 9.0}) + "\n")
+    assert columns_of(path)["reward"][0] == list(range(1, 41))
 
 
-names = st.sampled_from(sorted(SIGNALS)) | st.sampled_from(["other", "entropy"])
-values = st.floats(-1e6, 1e6) | st.integers(-5, 5) | st.sampled_from([math.nan, math.inf])
+def test_a_value_first_logged_late_or_in_a_later_run_of_the_log_is_seen(tmp_path):
+    path = tmp_path / "run.jsonl"
+    record(path, run_id="first", losses=[1.0] * 200)
+    record(path, [0.001] * 40, run_id="second", rows={step: {"reward": 1.0} for step in range(35, 41)})
+    report = monitor_run(path)
+    assert report.signals["reward"].rows == 6
+    assert report.story.startswith("reward 1 -> 1")  # under RL the loss says little
+
+
+def test_a_value_that_an_imported_log_has_as_text_is_a_number(tmp_path):
+    rows = [{"step": s, "loss": "0.1", "reward": f"{s / 10}", "epoch": 0.1} for s in range(1, 31)]
+    path = tmp_path / "trainer_state.json"
+    path.write_text(json.dumps({"global_step": 30, "max_steps": 30, "log_history": rows}))
+    assert monitor_run(path).signals["reward"].highest == 3.0
+
+
+names = st.sampled_from(sorted(SIGNALS)) | st.sampled_from(["other", "entropy", 'a "quoted" name', "extras"])
+values = st.floats(-1e6, 1e6) | st.integers(-5, 5) | st.sampled_from([math.nan, math.inf, None, "text", True, [1.0]])
 rows = st.lists(st.tuples(st.integers(0, 20), st.dictionaries(names, values, max_size=3)), max_size=20)
 
 
-@given(rows)
-def test_columns_from_a_file_are_those_of_its_events(logged):
-    with TemporaryDirectory() as name:
+@given(rows, st.sampled_from([1, 5, 30]), st.sampled_from([500, 2000, 65536]))
+def test_columns_by_the_block_are_those_of_the_events_one_by_one(logged, times, size):
+    with TemporaryDirectory() as name, pytest.MonkeyPatch.context() as patch:
+        patch.setattr("gradience.telemetry.scan._CHUNK", size)
         path = Path(name) / "run.jsonl"
         log = TelemetryWriter(path, run_id="r", fsync="never")
         log.run_start()
-        for step, extras in logged:
+        for step, extras in logged * times:
             log.train_step(step, loss=1.0, **extras)
         log.close()
-        assert read_signals(path, "r") == signals_of(TelemetryReader(path))
+        one_by_one = RunSeries("r", KEPT)
+        for event in TelemetryReader(path):
+            one_by_one.take(event)
+        assert columns_of(path) == {
+            name: (list(column.steps), list(column.values)) for name, column in one_by_one.columns.items()
+        }

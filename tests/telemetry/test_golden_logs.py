@@ -104,7 +104,7 @@ def test_the_log_of_a_released_version_still_reads() -> None:
     assert run.config.lora.use_rslora
     assert run.latest_eval("test").metrics.extras == {"f1": 0.6}
     assert run.end.status == "ok"
-    assert run.missing == run.duplicates == 0
+    assert run.record.missing == run.record.duplicates == 0
 
 
 def test_logs_of_another_program_are_valid_and_read_without_loss(shared_data: Path) -> None:
@@ -125,4 +125,4 @@ def test_the_summary_of_another_programs_log_has_what_is_in_it(shared_data: Path
     assert list(run.steps) == [10, 20, 30, 40, 50, 60, 70, 80, 90, 100]
     assert run.latest_eval("eval").metrics.extras["samples_per_second"] > 0
     assert run.end is None
-    assert (run.out_of_order, run.duplicates) == (0, 0)
+    assert (run.record.out_of_order, run.record.duplicates) == (0, 0)

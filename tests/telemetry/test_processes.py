@@ -57,7 +57,7 @@ def test_events_before_a_kill_are_numbered_without_gaps(killed) -> None:
     log, _ = killed
     run = TelemetryReader(log).summarize().last
     assert run is not None
-    assert run.missing == run.duplicates == run.interleaved == 0
+    assert run.record.missing == run.record.duplicates == run.record.interleaved == 0
 
 
 def start(log: Path, n: int) -> subprocess.Popen[str]:
@@ -95,7 +95,7 @@ def assert_survived(log: Path, told: dict[str, object]) -> None:
     assert summary.counts == {"run_start": 1, "train_step": told["written"] + 1, "run_end": 1}
     assert summary.issues_total == told["torn"]
     run = summary.last
-    assert (run.missing, told["lost"]) == (1, 1)
+    assert (run.record.missing, told["lost"]) == (1, 1)
     assert run.end.reason == "1 events could not be recorded"
 
 

@@ -57,30 +57,30 @@ def test_plain_rows_by_the_block_and_one_by_one_give_the_same_series(log: Path) 
 def test_rows_without_a_loss_or_a_step_are_counted_and_not_in_the_series(log: Path) -> None:
     summary = write(log, row(1), row(1, loss=None, epoch=0.5), row(None))
     assert summary.counts == {"train_step": 3}
-    assert (list(only(summary).steps), only(summary).duplicates, only(summary).last_epoch) == ([1], 0, 0.5)
+    assert (list(only(summary).steps), only(summary).record.duplicates, only(summary).last_epoch) == ([1], 0, 0.5)
 
 
 def test_repeated_and_backward_steps_are_counted(log: Path) -> None:
     run = only(write(log, row(1), row(2), row(2), row(5), row(3), row(4)))
-    assert (run.duplicates, run.out_of_order) == (1, 1)
+    assert (run.record.duplicates, run.record.out_of_order) == (1, 1)
     assert list(run.steps) == [1, 2, 2, 5, 3, 4]
 
 
 def test_gaps_and_repeats_of_seq_tell_lost_and_doubled_lines(log: Path) -> None:
     rows = [row(i, session="s", seq=seq) for i, seq in enumerate([0, 1, 4, 5, 5, 6])]
     run = only(write(log, *rows))
-    assert (run.missing, run.duplicates) == (2, 1)
+    assert (run.record.missing, run.record.duplicates) == (2, 1)
 
 
 def test_a_run_whose_beginning_is_cut_off_misses_nothing_it_can_know_of(log: Path) -> None:
-    assert only(write(log, row(7, session="s", seq=7), row(8, session="s", seq=8))).missing == 0
+    assert only(write(log, row(7, session="s", seq=7), row(8, session="s", seq=8))).record.missing == 0
 
 
 def test_two_processes_in_one_log_are_told_by_their_sessions(log: Path) -> None:
     rows = [row(i, session="ab"[i % 2], seq=i // 2) for i in range(6)]
     run = only(write(log, *rows))
-    assert run.sessions == {"a", "b"}
-    assert run.interleaved == 4
+    assert run.record.sessions == {"a", "b"}
+    assert run.record.interleaved == 4
 
 
 def test_a_resumed_run_is_not_interleaved(log: Path) -> None:
@@ -89,7 +89,7 @@ def test_a_resumed_run_is_not_interleaved(log: Path) -> None:
             writer.run_start()
             writer.train_step(1, loss=0.5)
     run = only(TelemetryReader(log).summarize())
-    assert (run.interleaved, run.missing, len(run.sessions)) == (0, 0, 3)
+    assert (run.record.interleaved, run.record.missing, len(run.record.sessions)) == (0, 0, 3)
 
 
 def test_resuming_supersedes_later_rows_evaluations_and_audits_of_the_same_run(log: Path) -> None:
@@ -111,7 +111,7 @@ def test_resuming_supersedes_later_rows_evaluations_and_audits_of_the_same_run(l
     assert run.losses[-1] == 0.25
     assert [e.step for e in run.evals] == [3]
     assert run.latest_metrics == {}
-    assert (run.superseded, run.resumed_from, run.end, run.out_of_order) == (3, [3], None, 0)
+    assert (run.superseded, run.record.resumed_from, run.end, run.record.out_of_order) == (3, [3], None, 0)
 
 
 def test_resuming_one_run_leaves_another_alone(log: Path) -> None:
@@ -131,7 +131,7 @@ def test_extras_of_evaluations_are_kept_between_thousands_of_rows(log: Path) -> 
     run = only(write(log, *(row(i) for i in range(3000)), evaluation, *(row(i) for i in range(3000, 6000))))
     assert run.latest_eval("test").metrics.extras == {"f1": 0.5}
     assert len(run.steps) == 6000
-    assert run.out_of_order == 0
+    assert run.record.out_of_order == 0
 
 
 def test_a_log_of_unknown_events_alone_has_no_run(log: Path) -> None:

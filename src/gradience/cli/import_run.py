@@ -9,8 +9,8 @@ from cyclopts import Parameter
 
 from gradience.cli.output import DONE, print_document, print_text
 from gradience.importers.detect import Format
-from gradience.importers.events import parse_map
 from gradience.importers.run import import_run as write_log
+from gradience.importers.table import parse_map
 
 
 def import_run(

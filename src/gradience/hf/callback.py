@@ -12,12 +12,12 @@ from typing import Any, Self, get_args
 import msgspec
 from transformers import TrainerCallback
 
-from gradience.hf.recorder import Row, RunRecorder, eval_metrics, plain, train_columns
+from gradience.hf.recorder import RunRecorder
 from gradience.hf.snapshot import batch_size, config_snapshot, dataset_size, run_meta
 from gradience.schema.config import ConfigSnapshot
-from gradience.schema.scalars import TaskProfile
-from gradience.telemetry import TelemetryWriter
-from gradience.telemetry.rows import split_row
+from gradience.schema.scalars import TaskProfile, as_float
+from gradience.telemetry.rows import Values, eval_columns, split_row, train_columns
+from gradience.telemetry.values import described
 
 
 class GradienceCallback(TrainerCallback):
@@ -60,16 +60,16 @@ class GradienceCallback(TrainerCallback):
             message = f"spectral_every must be at least 1 step, not {spectral_every}"
             raise ValueError(message)
         self._path = None if path is None else Path(path)
-        self._said = ConfigSnapshot(dataset_name=dataset_name, task_profile=task_profile, notes=notes)
+        self._given = ConfigSnapshot(dataset_name=dataset_name, task_profile=task_profile, notes=notes)
         self._spectral_every = spectral_every
         self._guard = guard
         self._watch: Any = None
         self._meta = dict(meta or {})
-        self._flight = RunRecorder(allow_text=allow_text)
-        self._landing: weakref.finalize[[], GradienceCallback] | None = None
+        self._recorder = RunRecorder(allow_text=allow_text)
+        self._finalizer: weakref.finalize[[], GradienceCallback] | None = None
         self._batch_size: int | None = None
-        self._early: list[tuple[int, str, Row]] = []
-        self._last_eval: tuple[int, Row] | None = None
+        self._early: list[tuple[int, str, Values]] = []
+        self._last_eval: tuple[int, Values] | None = None
         self._alerted: set[str] = set()
 
     def __enter__(self) -> Self:
@@ -78,33 +78,33 @@ class GradienceCallback(TrainerCallback):
 
     def __exit__(self, *_: object) -> None:
         """Record how training was left, if it did not come to its end."""
-        self._flight.leave()
+        self._recorder.close_interrupted()
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ARG002  # theirs
         """Open the log, or go on with it; on every process, put the guard on duty if there is one."""
         if state.is_world_process_zero:
-            with self._flight:
+            with self._recorder:
                 self._begin(args, state, kwargs)
         self._watch = None
         if self._guard:
-            with self._flight:
+            with self._recorder:
                 self._arm(args, state, kwargs["model"])
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:  # noqa: ARG002  # theirs
         """Record the row that the Trainer logs, by what its keys say it is."""
         if not state.is_world_process_zero:
             return
-        with self._flight:
+        with self._recorder:
             row = dict(logs or {})
             if "train_runtime" in row:
-                _make_whole(row, state.log_history)
+                _restore_total_flos(row, state.log_history)
             self._take_row(state.global_step, row, kwargs)
 
     def on_evaluate(self, args: Any, state: Any, control: Any, metrics: Any = None, **kwargs: Any) -> None:  # noqa: ARG002  # theirs
         """Record the evaluation, unless its row came through `on_log` already."""
         if not state.is_world_process_zero:
             return
-        with self._flight:
+        with self._recorder:
             evals = split_row(dict(metrics or {})).evals
             self._take_evals(state.global_step, evals, kwargs.get("eval_dataloader"))
 
@@ -116,7 +116,7 @@ class GradienceCallback(TrainerCallback):
         """Let the guard look at the gradients, on every process."""
         if (watch := self._watch) is not None:
             self._watch = None  # off, should it fail
-            with self._flight:
+            with self._recorder:
                 watch.before_step(state.global_step + 1)
                 self._watch = watch
 
@@ -125,30 +125,30 @@ class GradienceCallback(TrainerCallback):
         step = state.global_step
         if (watch := self._watch) is not None:
             self._watch = None
-            with self._flight:
+            with self._recorder:
                 watch.after_step(step)
                 self._watch = watch
         if self._spectral_every and state.is_world_process_zero and step % self._spectral_every == 0:
-            with self._flight:
+            with self._recorder:
                 self._probe(step, kwargs["model"])
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ARG002  # theirs
         """Close the run; evaluations that come later are still recorded."""
         early = 0 < state.global_step < state.max_steps
-        with self._flight:
-            self._flight.end("ok", f"stopped at step {state.global_step} of {state.max_steps}" if early else None)
+        with self._recorder:
+            self._recorder.end("ok", f"stopped at step {state.global_step} of {state.max_steps}" if early else None)
 
     def _begin(self, args: Any, state: Any, shown: Mapping[str, Any]) -> None:
         size = batch_size(args, state)
-        restart = self._flight.in_run and bool(args.auto_find_batch_size) and size != self._batch_size
+        restart = self._recorder.in_run and bool(args.auto_find_batch_size) and size != self._batch_size
         self._batch_size = size
         if not restart:
             self._alerted, self._last_eval = set(), None
-        if self._landing is None:
-            self._landing = weakref.finalize(self, self._flight.leave)  # freed, or the program ends
+        if self._finalizer is None:
+            self._finalizer = weakref.finalize(self, self._recorder.close_interrupted)  # freed, or the program ends
         path = self._path or Path(args.output_dir) / "run.jsonl"
         meta = {**run_meta(args), **({"restarted_by": "auto_find_batch_size"} if restart else {}), **self._meta}
-        self._flight.start(path, self._config(args, state, shown), meta, step=state.global_step, restart=restart)
+        self._recorder.start(path, self._config(args, state, shown), meta, step=state.global_step, restart=restart)
         early, self._early = self._early, []
         for evaluation in early:
             self._write_eval(*evaluation)
@@ -157,25 +157,24 @@ class GradienceCallback(TrainerCallback):
         """Return the run's configuration, or what the user said of it where the rest cannot be read."""
         parts = {name: shown.get(name) for name in ("model", "optimizer", "train_dataloader")}
         try:
-            return config_snapshot(args, state, self._said, **parts)
+            return config_snapshot(args, state, self._given, **parts)
         except Exception as error:  # noqa: BLE001  # foreign objects: a run without its config is still a run
-            self._flight.warn(f"the configuration could not be read, and is not recorded: {type(error).__name__}")
-            return msgspec.structs.replace(self._said, extras={"snapshot_failed": type(error).__name__})
+            self._recorder.warn(f"the configuration could not be read, and is not recorded: {type(error).__name__}")
+            return msgspec.structs.replace(self._given, extras={"snapshot_failed": type(error).__name__})
 
-    def _take_row(self, step: int, row: Row, shown: Mapping[str, Any]) -> None:
+    def _take_row(self, step: int, row: Values, shown: Mapping[str, Any]) -> None:
         parts = split_row(row)
         if parts.train.keys() - {"epoch"}:
-            columns = train_columns(parts.train)
-            self._flight.record(TelemetryWriter.train_step, step, **columns)  # type: ignore[arg-type]  # none is "self"
-            self._look(step, columns)
+            known, extras = train_columns(parts.train)
+            self._recorder.record(lambda log: log.train_step(step, **known, **extras))
+            self._alert_if_diverged(step, known)
         if parts.evals:
             alone = len(parts.evals) == 1 and not parts.train  # else the loader is not that of this row's every split
             self._take_evals(step, parts.evals, shown.get("eval_dataloader") if alone else None)
         if parts.summary:
-            summary = plain(parts.summary)
-            self._flight.record(TelemetryWriter.metrics, step, kind="train_summary", metrics=summary)
+            self._record_metrics(step, "train_summary", {key: described(item) for key, item in parts.summary.items()})
 
-    def _take_evals(self, step: int, evals: Mapping[str, Row], dataloader: Any) -> None:
+    def _take_evals(self, step: int, evals: Mapping[str, Values], dataloader: Any) -> None:
         """Record an evaluation once: its row comes through `on_log`, its metrics through `on_evaluate`."""
         mark = (step, {split: measured.get("runtime") for split, measured in evals.items()})
         if not evals or mark == self._last_eval:
@@ -183,57 +182,58 @@ class GradienceCallback(TrainerCallback):
         self._last_eval = mark
         n = dataset_size(dataloader)
         for split, measured in evals.items():
-            metrics = eval_metrics(measured)
-            if n is not None:
-                metrics.setdefault("n", n)
-            if self._flight.began:
+            known, extras = eval_columns(measured)
+            metrics = {**({} if n is None else {"n": n}), **known, **extras}
+            if self._recorder.began:
                 self._write_eval(step, split, metrics)
             else:
                 self._early.append((step, split, metrics))  # a baseline: its run is still to begin
 
-    def _write_eval(self, step: int, split: str, metrics: Row) -> None:
-        self._flight.record(TelemetryWriter.eval, step, split=split, metrics=metrics)
+    def _write_eval(self, step: int, split: str, metrics: Values) -> None:
+        self._recorder.record(lambda log: log.eval(step, split=split, metrics=metrics))
 
-    def _look(self, step: int, columns: Row) -> None:
-        """Say once what a diverged run's rows hide: the Trainer averages non-finite losses away."""
-        loss, norm = columns.get("loss"), columns.get("grad_norm")
-        if isinstance(loss, float) and not math.isfinite(loss):
-            self._alert(step, "NUM101", "the training loss is not finite", columns)
-        elif loss == 0.0 and isinstance(norm, float) and not math.isfinite(norm):
-            self._alert(step, "NUM102", "a loss of exactly 0 with a gradient norm that is not finite", columns)
+    def _record_metrics(self, step: int, kind: str, metrics: Values) -> None:
+        self._recorder.record(lambda log: log.metrics(step, kind=kind, metrics=metrics))
 
-    def _alert(self, step: int, code: str, message: str, columns: Row) -> None:
+    def _alert_if_diverged(self, step: int, known: Values) -> None:
+        """Record an alert, once, of what a diverged run's rows hide: the Trainer averages non-finite losses away."""
+        loss, norm = known.get("loss"), known.get("grad_norm")
+        if loss is not None and not math.isfinite(as_float(loss)):
+            self._alert(step, "NUM101", "the training loss is not finite", known)
+        elif loss == 0.0 and norm is not None and not math.isfinite(as_float(norm)):
+            self._alert(step, "NUM102", "a loss of exactly 0 with a gradient norm that is not finite", known)
+
+    def _alert(self, step: int, code: str, message: str, known: Values) -> None:
         if code in self._alerted:
             return
         self._alerted.add(code)
-        context = {name: columns.get(name) for name in ("loss", "grad_norm", "lr")}
-        self._flight.record(
-            TelemetryWriter.alert, severity="error", code=code, message=message, step=step, context=context
+        context = {name: known.get(name) for name in ("loss", "grad_norm", "lr")}
+        self._recorder.record(
+            lambda log: log.alert(severity="error", code=code, message=message, step=step, context=context)
         )
 
     def _probe(self, step: int, model: Any) -> None:
         from gradience.hf.probe import spectral_metrics  # noqa: PLC0415  # only where asked for
 
-        payload = spectral_metrics(model)
-        self._flight.record(TelemetryWriter.metrics, step, kind="spectral", metrics=payload)
+        self._record_metrics(step, "spectral", spectral_metrics(model))
 
     def _arm(self, args: Any, state: Any, model: Any) -> None:
         from gradience.hf.guard import Guard, Watch  # noqa: PLC0415  # only where asked for
 
         guard = self._guard if isinstance(self._guard, Guard) else Guard()
-        say = self._say_guard if state.is_world_process_zero else _say_nothing
-        self._watch = Watch.over(guard, model, args, state.global_step, say)
+        report = self._report_guard if state.is_world_process_zero else _report_nothing
+        self._watch = Watch.over(guard, model, args, state.global_step, report)
 
-    def _say_guard(self, step: int, action: Row) -> None:
-        with self._flight:
-            self._flight.record(TelemetryWriter.metrics, step, kind="guard", metrics=action)
+    def _report_guard(self, step: int, action: Values) -> None:
+        with self._recorder:
+            self._record_metrics(step, "guard", action)
 
 
-def _say_nothing(_step: int, _action: Row) -> None:
+def _report_nothing(_step: int, _action: Values) -> None:
     """Another process records what the guard does: all of them do the same."""
 
 
-def _make_whole(row: Row, history: list[Row]) -> None:
+def _restore_total_flos(row: Values, history: list[Values]) -> None:
     """Put back what a callback before this one took out of the summary: `PrinterCallback` pops `total_flos`."""
     if "loss" not in row and history and "total_flos" in history[-1]:
         row.setdefault("total_flos", history[-1]["total_flos"])

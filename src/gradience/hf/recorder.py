@@ -1,4 +1,9 @@
-"""What the Trainer logs, by the recorder's names and in JSON values."""
+"""One run's log in the hands of a callback: opened, continued or closed as training begins, resumes and ends.
+
+Nothing that fails here reaches the training: `with recorder:` takes note of a failure and swallows it, the run goes on,
+and its last line says how many events were lost. A training that is left without its end (an exception, Ctrl-C, an
+exit) is closed by `close_interrupted`, with the exception that was its reason as far as one can be seen.
+"""
 
 from __future__ import annotations
 
@@ -7,9 +12,8 @@ import os
 import sys
 import warnings
 from collections.abc import Callable, Mapping
-from enum import Enum
 from pathlib import Path
-from typing import Any, Concatenate, Final, ParamSpec, Self, TypeAlias
+from typing import Any, Final, Self
 from weakref import WeakValueDictionary
 
 from gradience.errors import RecorderError, SchemaError
@@ -17,92 +21,17 @@ from gradience.schema.config import ConfigSnapshot
 from gradience.schema.scalars import Status
 from gradience.telemetry import TelemetryWriter, decode
 
-Row: TypeAlias = dict[str, Any]
-
-MAX_VALUES: Final = 64  # of an array or list that a row may carry in full
-
-_COLUMNS: Final = {"loss": "loss", "learning_rate": "lr", "lr": "lr", "grad_norm": "grad_norm", "epoch": "epoch"}
-_FRACTIONS: Final = ("loss", "ppl", "accuracy")
-_RESERVED: Final = frozenset(
-    {"self", "step", "loss", "lr", "grad_norm", "epoch", "event", "schema", "ts", "run_id", "seq", "session"}
-)
-
-
-def train_columns(row: Mapping[str, Any]) -> Row:
-    """Return a train row by the recorder's names; what it does not know stays beside them."""
-    columns: Row = {}
-    for key, value in row.items():
-        name = _COLUMNS.get(key)
-        number = None if name is None or name in columns else value if type(value) is float else _number(value)
-        if name is not None and number is not None:
-            columns[name] = number
-        else:
-            columns[f"{key}_" if key in _RESERVED else key] = plain(value)
-    return columns
-
-
-def eval_metrics(measured: Mapping[str, Any]) -> Row:
-    """Return one split's measurements as JSON values; what is called a loss and is no number keeps its value."""
-    metrics = {key: plain(value) for key, value in measured.items()}
-    for name in _FRACTIONS:
-        if name in metrics and not isinstance(metrics[name], (int, float)):
-            metrics[f"{name}_"] = metrics.pop(name)
-    return metrics
-
-
-def plain(value: Any) -> Any:
-    """Return a JSON value: tensors and arrays as numbers, too large or foreign things by their kind."""
-    if isinstance(value, Enum):
-        return plain(value.value)  # before text: transformers' choices are both
-    if value is None or isinstance(value, (str, bool, int, float)):
-        return value
-    if isinstance(value, Mapping):
-        return {str(key): plain(item) for key, item in value.items()}
-    if isinstance(value, (set, frozenset)):
-        return sorted(plain(item) for item in value)
-    if isinstance(value, (list, tuple)):
-        return [plain(item) for item in value] if len(value) <= MAX_VALUES else f"<{len(value)} values>"
-    return _of_array(value)
-
-
-def _of_array(value: Any) -> Any:
-    """Return a torch or numpy value as numbers, if it is one and small."""
-    shape = getattr(value, "shape", None)
-    if shape is None or not callable(getattr(value, "tolist", None)):
-        return f"<{type(value).__name__}>"
-    count = 1
-    for n in shape:
-        count *= int(n)
-    if count == 1:
-        return plain(value.item())
-    return plain(value.tolist()) if count <= MAX_VALUES else f"<array of shape {list(shape)}>"
-
-
-def _number(value: Any) -> Any:
-    """Return a number of a known column, or one a group; some trainers log their numbers as text. None for the rest."""
-    value = plain(value)
-    if isinstance(value, str):
-        try:
-            return float(value)
-        except ValueError:
-            return None
-    listed = isinstance(value, list) and bool(value) and all(map(_is_number, value))
-    return value if listed or _is_number(value) else None
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
-
-
-P_ = ParamSpec("P_")
-
 _TAIL_BYTES: Final = 1 << 18  # four lines of the greatest length
 _logger = logging.getLogger("gradience")
 _open: WeakValueDictionary[Path, RunRecorder] = WeakValueDictionary()
 
 
 class RunRecorder:
-    """One log, in the hands of one callback; `with flight:` keeps failures from the training."""
+    """One log, written for one callback.
+
+    Args:
+        allow_text: write long strings and exceptions' texts in clear.
+    """
 
     def __init__(self, *, allow_text: bool = False) -> None:
         self.run_id: str | None = None
@@ -111,7 +40,7 @@ class RunRecorder:
         self._allow_text = allow_text
         self._path: Path | None = None
         self._writer: TelemetryWriter | None = None
-        self._armed = True
+        self._enabled = True
         self._pid = os.getpid()
         self._earlier = 0
 
@@ -136,32 +65,30 @@ class RunRecorder:
         if restart and self._writer is not None:
             self._writer.run_start(config, meta=meta, resumed_from_step=step)
             return
-        self.leave()
+        self.close_interrupted()
         path = path.absolute()
         if (other := _open.get(path)) is not None:
-            other.leave()  # a loop in this process that was left, and whose Trainer still lives
+            other.close_interrupted()  # a loop in this process that was left, and whose Trainer still lives
         self.run_id = (last_run_id(path) or self.run_id) if step else None
-        self.dropped, self.in_run, self._armed, self._path = 0, True, True, path
+        self.dropped, self.in_run, self._enabled, self._path = 0, True, True, path
         self._pid, self._earlier = os.getpid(), id(_uncaught())
         self._writer = TelemetryWriter(path, self.run_id, allow_text=self._allow_text)
         self.run_id = self._writer.run_id
         _open[path] = self
         self._writer.run_start(config, meta=meta, resumed_from_step=step or None)
 
-    def record(
-        self, write: Callable[Concatenate[TelemetryWriter, P_], None], *given: P_.args, **named: P_.kwargs
-    ) -> None:
-        """Write one event by a method of the writer; after the run's end the log is opened for it and closed again."""
+    def record(self, write: Callable[[TelemetryWriter], None]) -> None:
+        """Have one event written; after the run's end the log is opened for it and closed again."""
         if os.getpid() != self._pid:
             return  # a forked worker: the log is its parent's
-        if not self._armed or self._path is None:
+        if not self._enabled or self._path is None:
             self.dropped += 1
         elif self._writer is not None:
-            write(self._writer, *given, **named)
+            write(self._writer)
         else:
             writer = TelemetryWriter(self._path, self.run_id, allow_text=self._allow_text)
             try:
-                write(writer, *given, **named)
+                write(writer)
             finally:
                 writer.close()
 
@@ -171,7 +98,7 @@ class RunRecorder:
         if self.dropped == 1:
             self.warn(f"an event of this run could not be recorded, training goes on: {_shown(error)}")
         if _is_the_log(error):
-            self._armed = False
+            self._enabled = False
 
     def end(self, status: Status, reason: str | None = None) -> None:
         """Close the run. Where events were lost, its last line says how many, and so does a warning."""
@@ -185,17 +112,17 @@ class RunRecorder:
             lost = f"{self.dropped + 1} events could not be recorded, the last one too: {_shown(error)}"
         finally:
             self._close()
-            self._armed = True  # for late evaluations
+            self._enabled = True  # for late evaluations
         if lost:
             self.warn(lost)
 
-    def leave(self) -> None:
+    def close_interrupted(self) -> None:
         """Close a run whose training was left without its end: by an exception, Ctrl-C or an exit."""
         if self.in_run:
             self.end(*self._how_it_was_left())
 
     def _last_line(self, status: Status, reason: str | None) -> None:
-        if self._path is not None and (not self._armed or self._writer is None):
+        if self._path is not None and (not self._enabled or self._writer is None):
             self._close()  # a new descriptor: the disk may have room again, and a torn line gets its newline
             self._writer = TelemetryWriter(self._path, self.run_id, allow_text=self._allow_text)
         if self._writer is not None:

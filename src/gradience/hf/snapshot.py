@@ -15,8 +15,8 @@ from gradience.configs.known import known_keys
 from gradience.configs.settings import LORA, OPTIMIZER, RUN, TRAINING, Draft, Setting, overlay
 from gradience.configs.training import note_training
 from gradience.configs.values import Fields, short_name
-from gradience.hf.recorder import plain
 from gradience.schema.config import ConfigSnapshot
+from gradience.telemetry.values import described
 
 MAX_NAMES: Final = 200  # of a list or pattern that a log line of 64 KiB has room for
 
@@ -32,13 +32,13 @@ _PACKAGES: Final = ("transformers", "peft", "trl", "accelerate", "torch")
 def config_snapshot(
     args: Any,
     state: Any,
-    said: ConfigSnapshot,
+    given: ConfigSnapshot,
     *,
     model: Any = None,
     optimizer: Any = None,
     train_dataloader: Any = None,
 ) -> ConfigSnapshot:
-    """Return what the run is configured to do, as the Trainer's callbacks see it; what the user said wins.
+    """Return what the run is configured to do, as the Trainer's callbacks see it; what the user gave wins.
 
     Raises:
         ConfigError: a setting is not of the kind its name promises.
@@ -50,7 +50,7 @@ def config_snapshot(
     _read_optimizer(draft, optimizer)
     if (name := _dataset_name(train_dataloader)) is not None:
         draft.set("run", "dataset_name", name)
-    return overlay(draft.snapshot(), said)
+    return overlay(draft.snapshot(), given)
 
 
 def run_meta(args: Any) -> dict[str, Any]:
@@ -71,13 +71,13 @@ def batch_size(args: Any, state: Any) -> int:
 
 def _read_arguments(draft: Draft, args: Any) -> None:
     known = {name for setting in (*OPTIMIZER, *TRAINING) for name in setting.native} | set(_SPREAD)
-    said = {name: plain(getattr(args, name)) for name in known if hasattr(args, name)}
+    given = {name: described(getattr(args, name)) for name in known if hasattr(args, name)}
     trainer = dict.fromkeys(name for name in known_keys("trl") - known if hasattr(args, name))  # their presence only
-    fields = Fields({**trainer, **said}, "TrainingArguments")
+    fields = Fields({**trainer, **given}, "TrainingArguments")
     draft.read("optimizer", OPTIMIZER, fields, loose=False)
     draft.read("training", TRAINING, fields, loose=False)
     own_dtype = draft.get("training", "model_dtype")
-    if own_dtype is not None and not (said.get("bf16") or said.get("fp16")):
+    if own_dtype is not None and not (given.get("bf16") or given.get("fp16")):
         draft.set("training", "dtype", own_dtype)  # no mixed precision: the weights decide
     note_training(fields, draft)
 
@@ -143,10 +143,10 @@ def _read_weights(draft: Draft, model: Any, config: Any, kind: str) -> None:
 
 
 def _quantization(config: Any) -> dict[str, Any]:
-    said = config if isinstance(config, dict) else vars(config)
-    bits = 4 if said.get("load_in_4bit") else 8 if said.get("load_in_8bit") else said.get("bits")
-    found = {"method": said.get("quant_method"), "bits": bits, "type": said.get("bnb_4bit_quant_type")}
-    return {key: plain(value) for key, value in found.items() if value is not None}
+    settings = config if isinstance(config, dict) else vars(config)
+    bits = 4 if settings.get("load_in_4bit") else 8 if settings.get("load_in_8bit") else settings.get("bits")
+    found = {"method": settings.get("quant_method"), "bits": bits, "type": settings.get("bnb_4bit_quant_type")}
+    return {key: described(value) for key, value in found.items() if value is not None}
 
 
 def _read_adapter(draft: Draft, config: Any) -> None:
@@ -172,11 +172,11 @@ def _shared(settings: Iterable[Setting]) -> list[Setting]:
 def _short(value: Any) -> Any:
     """Return a JSON value; long lists of full module names by their last parts, long patterns not at all."""
     if isinstance(value, (set, frozenset, list, tuple)):
-        names = sorted(str(plain(item)) for item in value)
+        names = sorted(str(described(item)) for item in value)
         return names if len(names) <= MAX_NAMES else sorted({name.rsplit(".", 1)[-1] for name in names})
-    if isinstance(value, dict) and len(value) > MAX_NAMES:
-        return None
-    return plain(value)
+    if isinstance(value, dict):
+        return {str(key): described(item) for key, item in value.items()} if len(value) <= MAX_NAMES else None
+    return described(value)
 
 
 def _active(model: Any, adapters: dict[str, Any]) -> str:
@@ -204,4 +204,4 @@ def _dataset_name(dataloader: Any) -> str | None:
 def _versions() -> dict[str, str]:
     """Return the versions of what is loaded; the modules say them without a search of the disk."""
     loaded = {name: getattr(sys.modules.get(name), "__version__", None) for name in _PACKAGES}
-    return {"gradience": version("gradience"), **{name: str(said) for name, said in loaded.items() if said}}
+    return {"gradience": version("gradience"), **{name: str(found) for name, found in loaded.items() if found}}

@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from gradience.importers.read import Imported, ImportedRun, is_foreign, read_folder_config, read_source
+from gradience.importers.run import Imported, ImportedRun, is_foreign, read_folder_config, read_source
 
 __all__ = ["Imported", "ImportedRun", "is_foreign", "read_folder_config", "read_source"]

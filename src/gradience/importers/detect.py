@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import Final, Literal, TypeAlias
 
 from gradience.errors import RecorderError, SchemaError
-from gradience.importers.events import find_columns
 from gradience.importers.files import MAX_BYTES, json_lines
 from gradience.importers.json_lines import dialect_of
-from gradience.importers.table import csv_header, flatten
+from gradience.importers.table import csv_header, find_columns, flatten
 from gradience.importers.tensorboard import is_event_file
 from gradience.schema.scalars import Json
 from gradience.telemetry.codec import parse

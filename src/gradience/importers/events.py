@@ -1,9 +1,12 @@
-"""A run as its source has it, told as events: original steps, no clock but the source's own."""
+"""A run as its source has it, as events: with its own steps, and with no clock but the source's.
+
+Each segment of rows, from one start of the training program to the next, becomes a session with a `run_start` of its
+own; the run closes with a `run_end` whose status is what the source shows of the end, `unknown` where it shows nothing.
+"""
 
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -11,128 +14,16 @@ from typing import Any, Final
 import msgspec
 
 from gradience.configs.settings import overlay
-from gradience.errors import RecorderError
-from gradience.importers.files import Raw, Row, json_value, number_of, step_of
+from gradience.importers.files import LoggedRow, SourceRun
 from gradience.importers.order import Segment
 from gradience.schema.config import ConfigSnapshot, LoraSnapshot, OptimizerSnapshot, TrainingSnapshot
 from gradience.schema.events import Eval, EvalMetrics, Event, Metrics, RunEnd, RunStart, TrainStep
-from gradience.schema.scalars import SCHEMA_ID, Json, Real, Status, as_float, real
-from gradience.telemetry.rows import HELD_OUT, split_row
+from gradience.schema.scalars import SCHEMA_ID, Json, Status, as_float, real
+from gradience.telemetry.rows import eval_columns, split_row, train_columns
+from gradience.telemetry.values import described, number_of
 
-Columns = dict[str, str]  # column of the source -> name here: step, ts, or a row's key such as loss or eval_loss
-
-_KNOWN: Final[dict[str, tuple[str, ...]]] = {  # the first that is there counts
-    "step": (
-        "step",
-        "_step",
-        "global_step",
-        "train_global_step",
-        "trainer_global_step",
-        "current_steps",
-        "train_step",
-        "iteration",
-        "iter",
-        "steps",
-    ),
-    "loss": ("loss", "train_loss", "training_loss", "train_loss_step", "train_mean_nll", "loss_train"),
-    "learning_rate": ("learning_rate", "lr", "train_learning_rate", "train_lr", "optim_lr"),
-    "grad_norm": ("grad_norm", "train_grad_norm", "gradient_norm", "global_grad_norm", "grad_norm_total"),
-    "epoch": ("epoch", "train_epoch"),
-    "ts": ("ts", "_timestamp", "timestamp", "wall_time"),
-}
-_SHORT: Final = {"acc": "accuracy", "ppl": "ppl", "perplexity": "ppl"}
-_TARGETS: Final = {"lr": "learning_rate", **{name: name for name in _KNOWN}}
-_SEPARATOR: Final = re.compile(r"[/.: \-]+")
-_GROUP: Final = re.compile(rf"({'|'.join(HELD_OUT)})[/._](.+)", re.IGNORECASE)
-_ADVICE: Final = "for example --map loss=train/loss,step=_step,eval.loss=val_loss"
-_SHOWN: Final = 12
-
-
-def parse_map(texts: Iterable[str]) -> Columns:
-    """Return the columns of `--map loss=train/loss,step=_step`; `eval.loss` is the loss of the split `eval`.
-
-    Raises:
-        RecorderError: not of that form, or a name that is none.
-    """
-    columns: Columns = {}
-    for pair in (piece for text in texts for piece in text.split(",") if piece.strip()):
-        target, equals, column = (part.strip() for part in pair.partition("="))
-        if not (equals and target and column):
-            raise RecorderError(f"--map: expected NAME=COLUMN, got {pair.strip()[:60]!r}", advice=_ADVICE)
-        columns[column] = _target(target)
-    if len(set(columns.values())) < len(columns):
-        raise RecorderError("--map gives two columns one name", advice=_ADVICE)
-    return columns
-
-
-def _target(name: str) -> str:
-    if name in _TARGETS:
-        return _TARGETS[name]
-    split, dot, metric = _SEPARATOR.sub(".", name).partition(".")
-    if not (dot and split and metric):
-        known = ", ".join(sorted(_TARGETS))
-        raise RecorderError(f"--map: no value is called {name[:60]!r}", advice=f"{known}, or SPLIT.METRIC; {_ADVICE}")
-    return f"{split}_{metric}" if split in HELD_OUT else f"eval_{split}_{metric}"
-
-
-def find_columns(present: Iterable[str], given: Mapping[str, str] | None = None) -> Columns:
-    """Return the name here of every column that has one; what the user says comes first.
-
-    Raises:
-        RecorderError: a column of the map is not there, or no column can be the step or anything measured.
-    """
-    names = list(dict.fromkeys(present))
-    columns = dict(given or {})
-    if missing := [column for column in columns if column not in names]:
-        raise RecorderError(f"--map: there is no column {missing[0][:60]!r}", advice=f"there are {_listed(names)}")
-    free = [name for name in names if name not in columns]
-    columns |= _by_name(free, set(columns.values()))
-    if "step" not in columns.values():
-        raise RecorderError("no column is the step", advice=f"say --map step=COLUMN; there are {_listed(names)}")
-    if not any(_measures(name) for name in columns.values()):
-        raise RecorderError("no column is a loss or an evaluation", advice=f"say --map loss=COLUMN; {_listed(names)}")
-    return columns
-
-
-def _measures(name: str) -> bool:
-    return name == "loss" or name.startswith(tuple(f"{word}_" for word in HELD_OUT))
-
-
-def _by_name(names: list[str], taken: set[str]) -> Columns:
-    plain: dict[str, str] = {}
-    for name in names:
-        plain.setdefault(_SEPARATOR.sub("_", name).lower(), name)
-    found: Columns = {}
-    for target, known in _KNOWN.items():
-        column = next((plain[name] for name in known if name in plain), None)
-        if target not in taken and column is not None:
-            found[column] = target
-    for name in names:
-        if name not in found and (target := _other(name)) not in taken | set(found.values()):
-            found[name] = target
-    return found
-
-
-def _other(name: str) -> str:
-    """Return the name of a column that is none of the well-known ones: a split's, or its own."""
-    group = _GROUP.fullmatch(name)
-    if group:
-        metric = group[2].replace("/", "_")
-        return f"{group[1].lower()}_{_SHORT.get(metric.lower(), metric)}"
-    return name.removeprefix("train/")
-
-
-def _listed(names: list[str]) -> str:
-    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    return ", ".join(name[:40] for name in names[:_SHOWN]) + more
-
-
-_TRAIN: Final = {"loss": "loss", "learning_rate": "lr", "lr": "lr", "grad_norm": "grad_norm", "epoch": "epoch"}
-_EVAL: Final = {"loss": "loss", "ppl": "ppl", "perplexity": "ppl", "accuracy": "accuracy"}
-_TRAIN_TAKEN: Final = frozenset({*TrainStep.__struct_fields__, "event"})  # names an extra may not have
-_COLUMNS: Final = ("loss", "grad_norm", "epoch")
-_EVENTS_SHOWN: Final = 5
-_EVAL_TAKEN: Final = frozenset(EvalMetrics.__struct_fields__)
+_COLUMNS: Final = ("loss", "grad_norm", "epoch")  # named in a note where they held no number
+_SHOWN: Final = 5
 
 
 @dataclass(slots=True)
@@ -158,73 +49,63 @@ class _EventBuilder:
             "session": self.session,
         }
 
-    def row(self, row: Row) -> Iterator[Event]:
-        """Yield what one row says: a row of training, evaluations, the summary."""
+    def row(self, row: LoggedRow) -> Iterator[Event]:
+        """Yield the events of one row: a row of training, evaluations, the summary."""
         parts = split_row(row.values)
         if parts.train:
-            known, extras = _known(parts.train, _TRAIN, _TRAIN_TAKEN)
-            if "lr" not in known and (rates := _rates(parts.train)) is not None:
-                known["lr"] = rates
-                extras = {k: v for k, v in extras.items() if k not in {"learning_rate", "lr", "lr_"}}
+            known, extras = train_columns(parts.train)
             self.odd += [(name, row.place) for name in _COLUMNS if f"{name}_" in extras]
             yield TrainStep(**self.head(row.step, row.ts), **known, extras=extras)
         for split, measured in parts.evals.items():
-            yield self.evaluation(row.step, row.ts, split, measured)
+            known, extras = eval_columns(measured)
+            metrics = EvalMetrics(**known, extras=extras)
+            yield Eval(**self.head(row.step, row.ts), split=str(described(split)), metrics=metrics)
         if parts.summary:
-            yield self.summary(row.step, row.ts, parts.summary)
-
-    def evaluation(self, step: int | None, ts: float | None, split: str, measured: Mapping[str, Json]) -> Eval:
-        known, extras = _known(measured, _EVAL, _EVAL_TAKEN)
-        n = step_of(measured.get("n"))
-        if n is not None:
-            extras.pop("n_")
-        metrics = EvalMetrics(**known, n=n, extras=extras)
-        return Eval(**self.head(step, ts), split=str(json_value(split)), metrics=metrics)
-
-    def summary(self, step: int | None, ts: float | None, values: Mapping[str, Json]) -> Metrics:
-        plain = {str(json_value(k)): json_value(v) for k, v in values.items()}
-        return Metrics(**self.head(step, ts), kind="train_summary", metrics=plain)
+            values = {str(described(name)): described(value) for name, value in parts.summary.items()}
+            yield Metrics(**self.head(row.step, row.ts), kind="train_summary", metrics=values)
 
 
-def to_events(raw: Raw, segments: list[Segment], *, run_id: str, session: str, meta: Mapping[str, Json]) -> list[Event]:
+def to_events(
+    raw: SourceRun, segments: list[Segment], *, run_id: str, session: str, meta: Mapping[str, Json]
+) -> list[Event]:
     """Return the run's events, from its run_start to its run_end.
 
     Args:
-        raw: where the rows come from.
+        raw: where the rows come from; known columns that held no number are named in its notes.
         segments: the rows, by starts of the program.
         run_id: of the run.
         session: what the sessions' ids begin with.
         meta: provenance, for run_start.
     """
-    teller = _EventBuilder(run_id)
+    builder = _EventBuilder(run_id)
     config = _config(raw, segments)
     events: list[Event] = []
     for number, segment in enumerate(segments):
-        teller.begin(f"{session}-{number}" if number else session)
+        builder.begin(f"{session}-{number}" if number else session)
         ts = next((row.ts for row in segment.rows if row.ts is not None), None)
         resumed = segment.resumed_from
-        events.append(RunStart(**teller.head(resumed, ts), config=config, meta=dict(meta), resumed_from_step=resumed))
+        events.append(RunStart(**builder.head(resumed, ts), config=config, meta=dict(meta), resumed_from_step=resumed))
         for row in segment.rows:
-            events.extend(teller.row(row))
-    if teller.odd:
-        places = ", ".join(f"{name} ({raw.unit} {place})" for name, place in teller.odd[:_EVENTS_SHOWN])
-        more = f" and {len(teller.odd) - _EVENTS_SHOWN} more" if len(teller.odd) > _EVENTS_SHOWN else ""
+            events.extend(builder.row(row))
+    if builder.odd:
+        places = ", ".join(f"{name} ({raw.unit} {place})" for name, place in builder.odd[:_SHOWN])
+        more = f" and {len(builder.odd) - _SHOWN} more" if len(builder.odd) > _SHOWN else ""
         raw.notes.append(f"no numbers, kept as they are: {places}{more}")
     if segments:
-        events.append(_end(teller, raw, events))
+        events.append(_end(builder, raw, events))
     return events
 
 
-def _end(teller: _EventBuilder, raw: Raw, events: list[Event]) -> RunEnd:
+def _end(builder: _EventBuilder, raw: SourceRun, events: list[Event]) -> RunEnd:
     steps = [e.step for e in events if e.step is not None and not isinstance(e, RunStart)]
     reached = max([*steps, *([raw.reached] if raw.reached is not None else [])], default=None)
     ts = next((e.ts for e in reversed(events) if e.ts is not None), None)
     status, reason = _status(raw, events, reached)
-    head = {**teller.head(reached, None), "ts": ts}
+    head = {**builder.head(reached, None), "ts": ts}
     return RunEnd(**head, status=status, reason=reason)
 
 
-def _status(raw: Raw, events: list[Event], reached: int | None) -> tuple[Status, str]:
+def _status(raw: SourceRun, events: list[Event], reached: int | None) -> tuple[Status, str]:
     trained = max((e.step for e in events if isinstance(e, TrainStep) and e.step is not None), default=0)
     summaries = [e for e in events if isinstance(e, Metrics)]
     if raw.finished or any(e.step is None or e.step >= trained for e in summaries):
@@ -237,33 +118,7 @@ def _status(raw: Raw, events: list[Event], reached: int | None) -> tuple[Status,
     return "unknown", f"the source ends before its {planned} planned steps"
 
 
-def _known(
-    values: Mapping[str, Json], names: Mapping[str, str], taken: frozenset[str]
-) -> tuple[dict[str, Any], dict[str, Json]]:
-    """Return the numbers of known columns by the recorder's names, and all else as extras."""
-    known: dict[str, Any] = {}
-    extras: dict[str, Json] = {}
-    for key, value in values.items():
-        name = names.get(key)
-        number = None if name is None or name in known else number_of(value)
-        if name is not None and number is not None:
-            known[name] = number
-        else:
-            safe = str(json_value(key))
-            extras[f"{safe}_" if safe in taken else safe] = json_value(value)
-    return known, extras
-
-
-def _rates(values: Mapping[str, Json]) -> list[Real] | None:
-    """Return learning rates logged one per parameter group."""
-    given = values.get("learning_rate", values.get("lr"))
-    if not isinstance(given, list) or not given:
-        return None
-    rates = [number_of(rate) for rate in given]
-    return None if None in rates else [rate for rate in rates if rate is not None]
-
-
-def _config(raw: Raw, segments: list[Segment]) -> ConfigSnapshot:
+def _config(raw: SourceRun, segments: list[Segment]) -> ConfigSnapshot:
     """Return the config as far as the source's files say it, completed by what the rows show."""
     config = raw.layer.config
     plan = TrainingSnapshot(max_steps=raw.planned)
@@ -273,7 +128,7 @@ def _config(raw: Raw, segments: list[Segment]) -> ConfigSnapshot:
     return overlay(overlay(shown, config), ConfigSnapshot(lora=_ratio(config.lora)))
 
 
-def _peak(rows: Iterable[Row]) -> OptimizerSnapshot:
+def _peak(rows: Iterable[LoggedRow]) -> OptimizerSnapshot:
     rates = (number_of(row.values.get("learning_rate", row.values.get("lr"))) for row in rows)
     highest = max((as_float(rate) for rate in rates if rate is not None and math.isfinite(as_float(rate))), default=0.0)
     if highest <= 0.0:

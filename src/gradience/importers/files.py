@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import math
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -12,53 +10,15 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from gradience.configs.settings import Layer
-from gradience.configs.values import printable
 from gradience.errors import RecorderError, SchemaError
 from gradience.schema.reports import SkippedRow
-from gradience.schema.scalars import MAX_INT, Json, Real, real
+from gradience.schema.scalars import Json
 from gradience.telemetry.codec import parse
 from gradience.telemetry.redact import hide_secrets
+from gradience.telemetry.values import number_of, step_of
 
-MAX_DEPTH: Final = 8  # levels of a logged value: rows are flat
-MAX_VALUES: Final = 64  # of a list that a row may carry in full
-
-_NUMBER: Final = re.compile(r"\s*[+-]?(?:(?:\d+\.?\d*|\.\d+)(?:e[+-]?\d+)?|nan|inf(?:inity)?)\s*", re.IGNORECASE)
-_STEP: Final = re.compile(r"\s*(\d{1,16})(?:\.0+)?\s*")
 _SECONDS: Final = (1e9, 1e10)  # Unix time of 2001 to 2286: what else a column called `timestamp` holds is no clock
-_MAX_BITS: Final = 200
-_MAX_TEXT: Final = 64  # characters of a number
-
-
-def number_of(value: Json) -> Real | None:
-    """Return a number as it goes on the wire, also one written as text; None for anything else.
-
-    >>> number_of("4.16"), number_of(float("nan")), number_of("4 apples"), number_of(True)
-    (4.16, 'NaN', None, None)
-    """
-    if isinstance(value, bool) or not isinstance(value, int | float | str):
-        return None
-    if isinstance(value, str) and (len(value) > _MAX_TEXT or not _NUMBER.fullmatch(value)):
-        return None
-    try:
-        return real(float(value))
-    except OverflowError:
-        return None
-
-
-def step_of(value: Json) -> int | None:
-    """Return an optimizer step: a whole number, not negative; None for anything else.
-
-    >>> step_of(12), step_of(12.0), step_of("12"), step_of(-1), step_of(1.5), step_of(True)
-    (12, 12, 12, None, None, None)
-    """
-    if isinstance(value, str):
-        hit = _STEP.fullmatch(value)
-        value = int(hit[1]) if hit else None
-    if isinstance(value, float) and value.is_integer():
-        value = int(value)
-    if isinstance(value, bool) or not isinstance(value, int):
-        return None
-    return value if 0 <= value <= MAX_INT else None
+_MAX_TEXT: Final = 64  # characters of a clock reading
 
 
 def count_of(value: Json) -> int | None:
@@ -87,28 +47,7 @@ def clock_of(value: Json) -> float | None:
         return None
 
 
-def json_value(value: Json, depth: int = 0) -> Json:
-    """Return a value as an event may carry it: non-finite numbers by name, large or deep things by their size."""
-    if isinstance(value, dict | list):
-        return _nested(value, depth)
-    if isinstance(value, float):
-        return value if math.isfinite(value) else real(value)
-    if isinstance(value, str):
-        return printable(value)
-    if isinstance(value, int) and abs(value) > MAX_INT:
-        return str(value) if value.bit_length() < _MAX_BITS else "<a huge number>"
-    return value
-
-
-def _nested(value: dict[str, Json] | list[Json], depth: int) -> Json:
-    if depth >= MAX_DEPTH or len(value) > MAX_VALUES:
-        return f"<{len(value)} values>"
-    if isinstance(value, dict):
-        return {printable(key): json_value(item, depth + 1) for key, item in value.items()}
-    return [json_value(item, depth + 1) for item in value]
-
-
-class Row(NamedTuple):
+class LoggedRow(NamedTuple):
     """One logged row by Trainer's names (`loss`, `learning_rate`, `eval_loss`, ...), without its step and nulls."""
 
     place: int  # line of the file, or number of the row, from 1
@@ -118,11 +57,11 @@ class Row(NamedTuple):
 
 
 @dataclass(slots=True)
-class Raw:
+class SourceRun:
     """One run as its source has it: rows in the order of the file."""
 
     path: Path
-    rows: list[Row] = field(default_factory=list)
+    rows: list[LoggedRow] = field(default_factory=list)
     name: str | None = None  # where a source holds several runs
     run_id: str | None = None  # where the source has one
     unit: str = "line"  # what `place` counts
@@ -135,7 +74,7 @@ class Raw:
     files: list[Path] = field(default_factory=list)  # read, the first of them for the rows
 
     def skip(self, place: int, reason: str) -> None:
-        """Count a row that is none; the reason may quote it, but no secret of it."""
+        """List a row that could not be read; the reason may quote it, secrets redacted."""
         self.skipped.append(SkippedRow(file=self.path.name, line=place, reason=hide_secrets(reason)))
 
 

@@ -10,13 +10,14 @@ from typing import Final
 from gradience.configs.training import STATE_NAME
 from gradience.errors import RecorderError
 from gradience.importers.detect import Format, format_of
-from gradience.importers.files import Raw
+from gradience.importers.files import SourceRun
 from gradience.importers.json_lines import read_json_lines
 from gradience.importers.settings import add_settings
 from gradience.importers.table import read_table
 from gradience.importers.tensorboard import read_tensorboard
 from gradience.importers.trackio import read_trackio
 from gradience.importers.trainer_state import add_results, find_states, join_states, read_state
+from gradience.io.sorting import natural_key
 
 MAX_ENTRIES: Final = 2000  # of a folder that are looked at
 MAX_RUNS: Final = 100
@@ -35,7 +36,7 @@ _CONFIGS: Final = re.compile(r"(?:.*config|tokenizer.*|.*index|vocab|special_tok
 _CLOSE: Final = 1e-3  # relative: LLaMA-Factory and ms-swift round what they log
 
 
-def read_file(path: Path, kind: Format, columns: Mapping[str, str] | None = None) -> list[Raw]:
+def read_file(path: Path, kind: Format, columns: Mapping[str, str] | None = None) -> list[SourceRun]:
     """Return the runs of one file.
 
     Raises:
@@ -64,7 +65,7 @@ def run_folders(folder: Path) -> list[Path]:
         children = [child for parent in level for child in _subfolders(parent)]
         found += [child for child in children if is_run(child)]
         level = [child for child in children if child not in found][:MAX_ENTRIES]
-    return sorted(found, key=_natural)[:MAX_RUNS]
+    return sorted(found, key=_by_name)[:MAX_RUNS]
 
 
 def inner_runs(folder: Path) -> list[Path]:
@@ -86,9 +87,8 @@ def _subfolders(folder: Path) -> list[Path]:
     return [child for child in children if not child.name.startswith(".")][:MAX_ENTRIES]
 
 
-def _natural(path: Path) -> list[tuple[int, str]]:
-    """Return a key that puts `v10` behind `v9`."""
-    return [(int(piece), "") if piece.isdecimal() else (-1, piece) for piece in re.split(r"(\d{1,15})", str(path))]
+def _by_name(path: Path) -> list[tuple[int, str]]:
+    return natural_key(str(path))
 
 
 def _logs(folder: Path) -> dict[Format, list[Path]]:
@@ -122,7 +122,9 @@ def find_log(folder: Path) -> Path | None:
     return log if log.is_file() and format_of(log) == "gradience" else None
 
 
-def read_run_folder(folder: Path, kind: Format | None = None, columns: Mapping[str, str] | None = None) -> list[Raw]:
+def read_run_folder(
+    folder: Path, kind: Format | None = None, columns: Mapping[str, str] | None = None
+) -> list[SourceRun]:
     """Return the runs of one folder, the one to show last: from the best log in it, named in the notes.
 
     Raises:
@@ -144,13 +146,13 @@ def read_run_folder(folder: Path, kind: Format | None = None, columns: Mapping[s
     return runs
 
 
-def _read(paths: list[Path], kind: Format, columns: Mapping[str, str] | None) -> list[Raw]:
+def _read(paths: list[Path], kind: Format, columns: Mapping[str, str] | None) -> list[SourceRun]:
     """Return the runs of a folder's logs of one format: each file is one, save event files, which follow each other."""
     if kind == "tensorboard":
         return [read_tensorboard(paths, columns)]
-    runs: list[Raw] = []
+    runs: list[SourceRun] = []
     faults: list[RecorderError] = []
-    for path in sorted(paths, key=_natural):
+    for path in sorted(paths, key=_by_name):
         try:
             read = read_file(path, kind, columns)
         except RecorderError as fault:
@@ -165,7 +167,7 @@ def _read(paths: list[Path], kind: Format, columns: Mapping[str, str] | None) ->
     return runs
 
 
-def _add_later_rows(raw: Raw, logs: Mapping[Format, list[Path]]) -> None:
+def _add_later_rows(raw: SourceRun, logs: Mapping[Format, list[Path]]) -> None:
     """Add what a log of single lines has beyond the last checkpoint: it survives a crash between two of them."""
     path = next((logs[kind][-1] for kind in ("llama-factory", "ms-swift") if kind in logs), None)
     if path is None:
@@ -185,7 +187,7 @@ def _add_later_rows(raw: Raw, logs: Mapping[Format, list[Path]]) -> None:
     raw.notes.append(f"{len(later)} rows beyond step {last} come from {path.name}: no checkpoint was made after them")
 
 
-def _same_run(raw: Raw, log: Raw) -> bool:
+def _same_run(raw: SourceRun, log: SourceRun) -> bool:
     """Whether both logged the same losses, as far as rounding lets them; a log may hold more than one try at a step."""
     ours, theirs = _losses(raw), _losses(log)
     common = ours.keys() & theirs.keys()
@@ -193,7 +195,7 @@ def _same_run(raw: Raw, log: Raw) -> bool:
     return not ours or (bool(common) and all(close))
 
 
-def _losses(raw: Raw) -> dict[int, list[float]]:
+def _losses(raw: SourceRun) -> dict[int, list[float]]:
     found: dict[int, list[float]] = {}
     for row in raw.rows:
         loss = row.values.get("loss")
@@ -202,7 +204,7 @@ def _losses(raw: Raw) -> dict[int, list[float]]:
     return found
 
 
-def _say_unread(runs: list[Raw], logs: Mapping[Format, Iterable[Path]], why: str) -> None:
+def _say_unread(runs: list[SourceRun], logs: Mapping[Format, Iterable[Path]], why: str) -> None:
     raw = runs[-1]
     read = {path for run in runs for path in run.files}
     names = [path.name for paths in logs.values() for path in paths if path not in read]

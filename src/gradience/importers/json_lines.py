@@ -6,8 +6,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final, Literal, TypeAlias
 
-from gradience.importers.files import Raw, Row, count_of, json_lines, step_of
+from gradience.importers.files import LoggedRow, SourceRun, count_of, json_lines
 from gradience.schema.scalars import Json
+from gradience.telemetry.values import step_of
 
 Dialect: TypeAlias = Literal["llama-factory", "ms-swift"]
 
@@ -32,13 +33,13 @@ def dialect_of(row: dict[str, Json]) -> Dialect | None:
     return None
 
 
-def read_json_lines(path: Path) -> Raw:
+def read_json_lines(path: Path) -> SourceRun:
     """Return the rows of the log; lines that are none are counted.
 
     Raises:
         RecorderError: the file cannot be read.
     """
-    raw = Raw(path, files=[path])
+    raw = SourceRun(path, files=[path])
     for place, row in json_lines(path):
         if isinstance(row, str):
             raw.skip(place, row)
@@ -55,7 +56,7 @@ def read_json_lines(path: Path) -> Raw:
     return raw
 
 
-def _take(raw: Raw, place: int, row: dict[str, Json]) -> None:
+def _take(raw: SourceRun, place: int, row: dict[str, Json]) -> None:
     step, planned = _counters(row)
     values = {k: v for k, v in row.items() if v is not None and k not in _COUNTERS | _PROGRESS}
     if step is None:
@@ -63,7 +64,7 @@ def _take(raw: Raw, place: int, row: dict[str, Json]) -> None:
         return
     raw.planned = planned or raw.planned
     raw.reached = max(step, raw.reached or 0)
-    raw.rows.append(Row(place, step, values))
+    raw.rows.append(LoggedRow(place, step, values))
 
 
 def _counters(row: dict[str, Json]) -> tuple[int | None, int | None]:

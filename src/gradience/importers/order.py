@@ -13,7 +13,7 @@ from typing import Final, NamedTuple
 
 import msgspec
 
-from gradience.importers.files import Raw, Row
+from gradience.importers.files import LoggedRow, SourceRun
 
 _FEW: Final = 3  # rows between two jumps back: fewer, often, is two writers in one log
 _LOST: Final = 3  # strides that a writer may skip, its rows between being lost
@@ -24,7 +24,7 @@ _SHOWN: Final = 5  # places named in a note
 class Segment(NamedTuple):
     """Rows between two starts of the training program."""
 
-    rows: list[Row]
+    rows: list[LoggedRow]
     resumed_from: int | None = None
 
 
@@ -40,7 +40,7 @@ class _Walk:
     restarts: list[int] = field(default_factory=list)
     swapped: list[int] = field(default_factory=list)
 
-    def take(self, row: Row) -> None:
+    def take(self, row: LoggedRow) -> None:
         """Add a row, behind a new start if its step was logged before."""
         step = row.step
         if step is not None and _is_train(row):
@@ -70,7 +70,7 @@ class _Walk:
         return len(self.resumes) + len(self.restarts) + len(self.swapped)
 
 
-def arrange(raw: Raw) -> list[list[Segment]]:
+def arrange(raw: SourceRun) -> list[list[Segment]]:
     """Return the runs of a log, each as the segments between its starts; the one to show is last.
 
     What was found and decided is added to the source's notes.
@@ -86,11 +86,11 @@ def arrange(raw: Raw) -> list[list[Segment]]:
     return [[_sorted(s) for s in run] for run in walk.runs]
 
 
-def _is_train(row: Row) -> bool:
+def _is_train(row: LoggedRow) -> bool:
     return "loss" in row.values
 
 
-def _without_copies(raw: Raw) -> Iterator[Row]:
+def _without_copies(raw: SourceRun) -> Iterator[LoggedRow]:
     seen: set[int] = set()
     copies: list[int] = []
     for row in raw.rows:
@@ -105,7 +105,7 @@ def _without_copies(raw: Raw) -> Iterator[Row]:
         raw.notes.append(f"{n} of an earlier one, written once ({_places(raw.unit, copies)})")
 
 
-def _say(raw: Raw, walk: _Walk) -> None:
+def _say(raw: SourceRun, walk: _Walk) -> None:
     if walk.swapped:
         n = f"{len(walk.swapped)} rows are" if len(walk.swapped) > 1 else "1 row is"
         raw.notes.append(f"{n} out of order, put in the order of steps ({_places(raw.unit, walk.swapped)})")
@@ -129,7 +129,7 @@ def _places(unit: str, places: list[int]) -> str:
 
 def _sorted(segment: Segment) -> Segment:
     """Return the segment by steps; a row without one stays behind the row it followed."""
-    keyed: list[tuple[int, Row]] = []
+    keyed: list[tuple[int, LoggedRow]] = []
     last = -1
     for row in segment.rows:
         last = last if row.step is None else row.step
@@ -142,18 +142,18 @@ def _sorted(segment: Segment) -> Segment:
 class _Stream:
     """The rows of one of several writers."""
 
-    rows: list[Row] = field(default_factory=list)
+    rows: list[LoggedRow] = field(default_factory=list)
     last: int = -1
     turn: int = 0
 
-    def take(self, row: Row, turn: int) -> None:
+    def take(self, row: LoggedRow, turn: int) -> None:
         if row.step is not None and _is_train(row):
             self.last = row.step
         self.rows.append(row)
         self.turn = turn
 
 
-def _disentangle(raw: Raw, rows: list[Row]) -> list[list[Segment]]:
+def _disentangle(raw: SourceRun, rows: list[LoggedRow]) -> list[list[Segment]]:
     """Return a run for each writer: a row goes to the one whose next step it is."""
     stride = _stride(rows)
     streams: list[_Stream] = []
@@ -172,14 +172,14 @@ def _disentangle(raw: Raw, rows: list[Row]) -> list[list[Segment]]:
     return [[_sorted(Segment(stream.rows))] for stream in (*others, longest)]
 
 
-def _stride(rows: list[Row]) -> int:
+def _stride(rows: list[LoggedRow]) -> int:
     """Return how far apart the steps of one writer mostly are."""
     steps = sorted({row.step for row in rows if row.step is not None and _is_train(row)})
     gaps = Counter(map(sub, steps[1:], steps))
     return gaps.most_common(1)[0][0] if gaps else 1
 
 
-def _stream_of(row: Row, streams: list[_Stream], stride: int) -> _Stream | None:
+def _stream_of(row: LoggedRow, streams: list[_Stream], stride: int) -> _Stream | None:
     step = row.step
     if step is None or not _is_train(row):
         same = [s for s in streams if s.last == step] or streams

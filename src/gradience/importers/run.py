@@ -1,29 +1,222 @@
-"""The verb ``import``: a finished run of another program to a `run.jsonl`, whole or not at all."""
+"""A source, whatever it is, to runs of events; and the verb ``import``, which writes them as one `run.jsonl`.
+
+`read_source` finds what a path holds, reads it with the module of its format, puts the rows in order and makes redacted
+events of them: `gradience monitor` stops there, and writes nothing. `import_run` goes on to the file, which appears
+whole or not at all.
+"""
 
 from __future__ import annotations
 
 import os
-import shutil
-import tempfile
+import re
+from collections import Counter
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from dataclasses import dataclass, field
+from importlib.metadata import version
 from os import PathLike
 from pathlib import Path
 from typing import Final
 
-from gradience.errors import RecorderError
-from gradience.importers import Imported, ImportedRun, read_source
-from gradience.importers.detect import Format
-from gradience.importers.events import parse_map
-from gradience.importers.files import is_folder, require_file
-from gradience.schema.events import RunEnd, RunStart
+import msgspec
+
+from gradience.configs.settings import Layer
+from gradience.errors import OutputError, RecorderError
+from gradience.importers.detect import Format, format_of
+from gradience.importers.events import to_events
+from gradience.importers.files import SourceRun, is_folder, require_file, sha256_of
+from gradience.importers.folder import find_log, inner_runs, read_file, read_run_folder, run_folders
+from gradience.importers.order import arrange
+from gradience.importers.settings import add_settings
+from gradience.importers.table import parse_map
+from gradience.io.atomic import atomic_file, refuse_file
+from gradience.schema.events import Event, RunEnd, RunStart
 from gradience.schema.reports import IMPORT_SCHEMA_ID, ImportedRunReport, ImportReport, SkippedRow
-from gradience.telemetry.writer import TelemetryWriter
+from gradience.schema.scalars import Json
+from gradience.telemetry.redact import redact_event, redact_id
+from gradience.telemetry.writer import to_line
 
 LOG_NAME: Final = "run.jsonl"
 MAX_SKIPPED: Final = 100  # rows listed; all are counted
 
-_ADVICE: Final = "choose another file with --out, or overwrite it with --force"
+_ADVICE: Final = "give a run's output folder, a trainer_state.json, or a log; or say --format and --map"
+_SHOWN: Final = 10
+_HOSTED: Final = re.compile(r"^(events\.out\.tfevents\.\d+|[A-Z][a-z]{2}\d{2}_\d{2}-\d{2}-\d{2})[._].*$")
+
+
+@dataclass(slots=True)
+class ImportedRun:
+    """One run as events, from its run_start to its run_end: redacted as a log of ours is."""
+
+    run_id: str
+    name: str
+    events: list[Event]
+
+    @property
+    def counts(self) -> Counter[str]:
+        """Events by name."""
+        return Counter(str(event.__struct_config__.tag) for event in self.events)
+
+
+@dataclass(slots=True)
+class Imported:
+    """What a source held: its runs, the one to show last, and everything worth saying about it."""
+
+    source: Path
+    format: Format
+    runs: list[ImportedRun]
+    layer: Layer  # the configuration of the run to show, and where it comes from
+    files: list[Path] = field(default_factory=list)
+    skipped: list[SkippedRow] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+
+def is_foreign(path: Path) -> bool:
+    """Whether this is a folder without a log of ours, or a file of a format that can be imported."""
+    if is_folder(path):
+        return find_log(path) is None
+    return format_of(path) not in {None, "gradience"}
+
+
+def read_source(
+    source: Path, *, kind: Format | None = None, columns: Mapping[str, str] | None = None, run: str | None = None
+) -> Imported:
+    """Return the runs of a source.
+
+    Args:
+        source: an output folder, a folder of such folders, or a file.
+        kind: its format; found by its content if None.
+        columns: of a table: column of the source to name here (see `table.parse_map`).
+        run: only the run of this name, where the source holds several.
+
+    Raises:
+        RecorderError: the source is missing, of no known format, or holds no run.
+    """
+    chosen, raws = _read(source, kind, columns)
+    raws = _only(source, raws, run)
+    _name_apart(raws)
+    runs = [run for raw in raws for run in _build_runs(source, chosen, raw)]
+    if not any(event for run in runs for event in run.events if event.step is not None or run.counts["eval"]):
+        raise RecorderError(f"{source} holds no row of a run", advice=_ADVICE)
+    several = len(raws) > 1
+    return Imported(
+        source=source,
+        format=chosen,
+        runs=runs,
+        layer=raws[-1].layer,
+        files=list(dict.fromkeys(path for raw in raws for path in raw.files)),
+        skipped=[skipped for raw in raws for skipped in raw.skipped],
+        notes=[
+            *_several(raws),
+            *(f"{raw.name}: {n}" if several and raw.name else n for raw in raws for n in raw.notes),
+        ],
+    )
+
+
+def read_folder_config(folder: Path) -> Layer:
+    """Return what is known of the configuration of the run in a folder, its peak learning rate included.
+
+    Raises:
+        RecorderError: there is no run in it.
+    """
+    imported = read_source(folder)
+    start = imported.runs[-1].events[0]
+    return msgspec.structs.replace(imported.layer, config=start.config)  # type: ignore[union-attr]  # a run_start
+
+
+def _read(source: Path, kind: Format | None, columns: Mapping[str, str] | None) -> tuple[Format, list[SourceRun]]:
+    if is_folder(source):
+        return _read_folder(source, kind, columns)
+    require_file(source)
+    found = kind or ("table" if columns else format_of(source))
+    if found == "gradience":
+        raise RecorderError(f"{source} is a log of gradience already", advice="gradience monitor reads it as it is")
+    if found is None:
+        raise RecorderError(f"{source}: no format known here", advice=_ADVICE)
+    raws = read_file(source, found, columns)
+    if found in {"trainer-state", "llama-factory", "ms-swift"}:
+        add_settings(raws[-1], source.parent)
+    return found, raws
+
+
+def _read_folder(
+    folder: Path, kind: Format | None, columns: Mapping[str, str] | None
+) -> tuple[Format, list[SourceRun]]:
+    folders = run_folders(folder)
+    if not folders:
+        raise RecorderError(f"{folder}: no run.jsonl, trainer_state.json, log or event file in it", advice=_ADVICE)
+    raws: list[SourceRun] = []
+    for each in folders:
+        runs = read_run_folder(each, kind, columns)
+        for raw in runs:
+            parts = [each.relative_to(folder).as_posix() if each != folder else "", raw.name or ""]
+            raw.name = "/".join(filter(None, parts)) or None
+        raws += runs
+    if folders == [folder] and (inner := [child.name for child in inner_runs(folder)]):
+        raws[-1].notes.append(f"runs in subfolders, not read: {', '.join(inner[:_SHOWN])}")
+    found = kind or format_of(raws[-1].path) or "trainer-state"
+    return ("trainer-state" if found == "gradience" else found), raws
+
+
+def _only(source: Path, raws: list[SourceRun], run: str | None) -> list[SourceRun]:
+    if run is None:
+        return raws
+    chosen = [raw for raw in raws if run in {raw.name, raw.run_id}]
+    if not chosen:
+        names = ", ".join(str(raw.name or raw.path.name) for raw in raws[:_SHOWN])
+        raise RecorderError(f"{source}: no run is called {run[:60]!r}", advice=f"there are {names}")
+    return chosen
+
+
+def _name_apart(raws: list[SourceRun]) -> None:
+    """Give every run an id of its own: the source's, else one made of the hash of its file."""
+    taken: Counter[str] = Counter()
+    for raw in raws:
+        base = redact_id(raw.run_id) or f"import-{sha256_of(raw.files[0])[:16]}"
+        taken[base] += 1
+        raw.run_id = base if taken[base] == 1 else f"{base}.{taken[base]}"
+
+
+def _several(raws: list[SourceRun]) -> list[str]:
+    if len(raws) == 1:
+        return []
+    names = [str(raw.name or raw.path.name) for raw in raws]
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return [f"{len(raws)} runs: {', '.join(names[:_SHOWN])}{more}; {names[-1]} is shown; --run NAME chooses"]
+
+
+def _build_runs(source: Path, kind: Format, raw: SourceRun) -> list[ImportedRun]:
+    """Return the runs of one log, each with its provenance."""
+    digest = sha256_of(raw.files[0])
+    base = str(raw.run_id)
+    meta = _meta(source, kind, raw, digest)
+    parts = arrange(raw)
+    runs = []
+    for number, segments in enumerate(parts, 1):
+        run_id = base if len(parts) == 1 else f"{base}-{number}"
+        session = f"import-{digest[:8]}" + (f"-r{number}" if len(parts) > 1 else "")
+        events = to_events(raw, segments, run_id=run_id, session=session, meta=meta)
+        runs.append(ImportedRun(run_id, raw.name or raw.path.name, [redact_event(event) for event in events]))
+    return runs
+
+
+def _meta(source: Path, kind: Format, raw: SourceRun, digest: str) -> dict[str, Json]:
+    """Return where the run comes from: base names and hashes, no path."""
+    others = {_public(path.name): sha256_of(path) for path in raw.files[1:]}
+    named = {"source_run": _public(raw.name)} if raw.name else {}
+    return {
+        "imported_from": _public(source.resolve().name),
+        "source_file": _public(raw.path.name),
+        "source_sha256": digest,
+        "source_format": kind,
+        **({"other_files_sha256": others} if others else {}),
+        **named,
+        "importer": f"gradience {version('gradience')}",
+    }
+
+
+def _public(name: str) -> str:
+    """Return a name without the host's, which TensorBoard puts into those of its files and folders."""
+    return "/".join(_HOSTED.sub(r"\1", part) for part in name.split("/"))
 
 
 def import_run(
@@ -40,27 +233,29 @@ def import_run(
     Args:
         source: an output folder, a folder of such folders, or a file.
         out: the log to write; `run.jsonl` in the folder if None.
-        kind: the source's format; told by its content if None.
+        kind: the source's format; found by its content if None.
         columns: of a table, as a mapping of columns to names or as text: `loss=train/loss,step=_step`.
         run: only the run of this name, where the source holds several.
         force: overwrite the log if it is there.
 
     Raises:
-        RecorderError: the source cannot be read, or the log exists or cannot be written.
+        RecorderError: the source cannot be read, or no log can have the name given.
+        OutputError: the log exists, or cannot be written.
     """
     place = Path(source)
-    target = _target(place, None if out is None else Path(out), force=force)
+    target = _target(place, None if out is None else Path(out))
+    refuse_file(target, force=force)
     given = parse_map([columns]) if isinstance(columns, str) else columns
     imported = read_source(place, kind=kind, columns=given, run=run)
-    _keep_source(imported, target)
-    refused = _write(imported, target, force=force)
-    skipped = [*imported.skipped, *refused]
+    if target.exists() and any(path.exists() and path.samefile(target) for path in imported.files):
+        raise RecorderError(f"{target} is the source itself", advice="choose another file with --out")
+    skipped = [*imported.skipped, *_write(imported.runs, target, force=force)]
     return ImportReport(
         schema=IMPORT_SCHEMA_ID,
         source=str(place),
         format=imported.format,
         out=str(target),
-        runs=[_run_report(told) for told in imported.runs],
+        runs=[_run_report(each) for each in imported.runs],
         files=[str(path) for path in imported.files],
         skipped=skipped[:MAX_SKIPPED],
         skipped_total=len(skipped),
@@ -68,98 +263,51 @@ def import_run(
     )
 
 
-def _target(source: Path, out: Path | None, *, force: bool) -> Path:
+def _target(source: Path, out: Path | None) -> Path:
     if out is None:
         if not is_folder(source):
             require_file(source)
             raise RecorderError("where should the log be written?", advice=f"say --out {LOG_NAME}")
-        out = source / LOG_NAME
+        return source / LOG_NAME
     if is_folder(out):
         raise RecorderError(f"{out} is a folder", advice=f"name the file, such as {out / LOG_NAME}")
-    if os.path.lexists(out) and not force:
-        raise RecorderError(f"{out} is there already", advice=_ADVICE)
     return out
 
 
-def _keep_source(imported: Imported, target: Path) -> None:
-    """Refuse to write over what was read."""
-    if target.exists() and any(path.exists() and path.samefile(target) for path in imported.files):
-        raise RecorderError(f"{target} is the source itself", advice="choose another file with --out")
-
-
-def _write(imported: Imported, target: Path, *, force: bool) -> list[SkippedRow]:
-    """Write the log beside its place and move it there; return the events that no line can hold."""
+def _write(runs: list[ImportedRun], target: Path, *, force: bool) -> list[SkippedRow]:
+    """Write the log in one go; return the events that no line can hold."""
     refused: list[SkippedRow] = []
-    with _beside(target) as draft:
-        for told in imported.runs:
-            writer = TelemetryWriter(draft, told.run_id, fsync="never", siblings=False)
-            try:
-                refused += _write_run(writer, told)
-            finally:
-                writer.close()
-        _place(draft, target, force=force)
+    try:
+        with atomic_file(target, force=force) as partial:
+            partial.chmod(0o600)  # before anything is in it: a log is its owner's
+            with partial.open("wb") as file:
+                for run in runs:
+                    file.writelines(_lines(run, refused))
+                file.flush()
+                os.fsync(file.fileno())
+    except OSError as error:
+        raise OutputError(f"cannot write {target}: {error.strerror}", advice="free space, or say --out") from error
     return refused
 
 
-def _write_run(writer: TelemetryWriter, told: ImportedRun) -> Iterator[SkippedRow]:
-    for number, event in enumerate(told.events, 1):
+def _lines(run: ImportedRun, refused: list[SkippedRow]) -> Iterator[bytes]:
+    for number, event in enumerate(run.events, 1):
         try:
-            writer.write(event)
+            yield to_line(event) + b"\n"
         except RecorderError as error:
-            if isinstance(error.__cause__, OSError):
-                raise
-            yield SkippedRow(file=told.name, line=number, reason=f"event {number} of the run: {error}")
+            refused.append(SkippedRow(file=run.name, line=number, reason=f"event {number} of the run: {error}"))
 
 
-@contextmanager
-def _beside(target: Path) -> Iterator[Path]:
-    """Yield a file in a folder of its own beside the target: it leaves nothing behind, not even a lock."""
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        folder = Path(tempfile.mkdtemp(dir=target.parent, prefix=".import-"))
-    except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) else str(error)
-        raise RecorderError(f"cannot write into {target.parent}: {reason}", advice="say --out elsewhere") from error
-    try:
-        yield folder / LOG_NAME
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def _place(draft: Path, target: Path, *, force: bool) -> None:
-    """Put the whole log in its place; without force only where nothing has appeared meanwhile."""
-    try:
-        with draft.open("rb+") as file:
-            os.fsync(file.fileno())
-        if force or not _linked(draft, target):
-            draft.replace(target)
-    except FileExistsError as error:
-        raise RecorderError(f"{target} is there already", advice=_ADVICE) from error
-    except OSError as error:
-        raise RecorderError(f"cannot write {target}: {error.strerror}", advice="say --out elsewhere") from error
-
-
-def _linked(draft: Path, target: Path) -> bool:
-    """Link the file to its place, which fails where there is one already; False on a disk without links."""
-    try:
-        target.hardlink_to(draft)
-    except FileExistsError:
-        raise
-    except (OSError, NotImplementedError):
-        return False
-    return True
-
-
-def _run_report(told: ImportedRun) -> ImportedRunReport:
-    end = told.events[-1]
-    steps = [event.step for event in told.events if event.step is not None and not isinstance(event, RunStart)]
+def _run_report(run: ImportedRun) -> ImportedRunReport:
+    end = run.events[-1]
+    steps = [event.step for event in run.events if event.step is not None and not isinstance(event, RunStart)]
     return ImportedRunReport(
-        run_id=told.run_id,
-        name=told.name,
+        run_id=run.run_id,
+        name=run.name,
         status=end.status if isinstance(end, RunEnd) else "unknown",
         status_reason=end.reason if isinstance(end, RunEnd) else None,
         first_step=min(steps, default=None),
         last_step=max(steps, default=None),
-        sessions=told.counts["run_start"],
-        events=dict(told.counts),
+        sessions=run.counts["run_start"],
+        events=dict(run.counts),
     )

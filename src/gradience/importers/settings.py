@@ -11,7 +11,7 @@ from gradience.configs.settings import LORA, OPTIMIZER, RUN, TRAINING, Draft, La
 from gradience.configs.training import ARGS_NAMES, PICKLE_NAME, note_training, read_training
 from gradience.configs.values import Fields
 from gradience.errors import ConfigError
-from gradience.importers.files import Raw, count_of
+from gradience.importers.files import SourceRun, count_of
 from gradience.schema.config import ConfigSnapshot, TrainingSnapshot
 from gradience.schema.reports import SourceFile
 from gradience.schema.scalars import Json
@@ -19,7 +19,7 @@ from gradience.schema.scalars import Json
 _LEVELS: Final[tuple[Level, ...]] = ("run", "optimizer", "lora", "training")
 
 
-def add_settings(raw: Raw, *folders: Path) -> None:
+def add_settings(raw: SourceRun, *folders: Path) -> None:
     """Add what an adapter config and training arguments in the folders say; the first folder that has one counts."""
     for names, read in (((CONFIG_NAME,), read_peft), (ARGS_NAMES, read_training)):
         path = next((f / name for f in folders for name in names if (f / name).is_file()), None)
@@ -32,7 +32,7 @@ def add_settings(raw: Raw, *folders: Path) -> None:
         raw.notes.append(f"not copied, for they hold a secret: {', '.join(dict.fromkeys(raw.layer.secret_keys))}")
 
 
-def _add(raw: Raw, path: Path, read: Callable[[Path], Layer]) -> None:
+def _add(raw: SourceRun, path: Path, read: Callable[[Path], Layer]) -> None:
     try:
         layer = read(path)
     except ConfigError as error:
@@ -42,7 +42,7 @@ def _add(raw: Raw, path: Path, read: Callable[[Path], Layer]) -> None:
     raw.files.append(path)
 
 
-def mapping_layer(mapping: Mapping[str, Json], raw: Raw) -> Layer:
+def mapping_layer(mapping: Mapping[str, Json], raw: SourceRun) -> Layer:
     """Return the settings of a mapping of a logger's own, by the Trainer's and PEFT's names; wrong ones are notes."""
     flat = {**mapping, **_adapter(mapping)}
     draft = Draft()

@@ -1,18 +1,133 @@
-"""Any table of rows: CSV, JSON lines or a JSON list, with columns by their names or by the user's map."""
+"""Any table of rows: CSV, JSON lines or a JSON list, with columns by their names or by the user's map.
+
+Columns get the Trainer's names (`loss`, `learning_rate`, `eval_loss`): one mapping leads from there to events.
+"""
 
 from __future__ import annotations
 
 import csv
 import io
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import chain
 from pathlib import Path
 from typing import Final, TypeAlias
 
 from gradience.errors import RecorderError
-from gradience.importers.events import Columns, find_columns
-from gradience.importers.files import Raw, Row, clock_of, json_lines, number_of, require_file, step_of, whole_json
+from gradience.importers.files import LoggedRow, SourceRun, clock_of, json_lines, require_file, whole_json
 from gradience.schema.scalars import Json
+from gradience.telemetry.rows import HELD_OUT
+from gradience.telemetry.values import number_of, step_of
+
+Columns: TypeAlias = dict[
+    str, str
+]  # column of the source -> name here: step, ts, or a row's key such as loss or eval_loss
+
+_KNOWN: Final[dict[str, tuple[str, ...]]] = {  # the first that is there counts
+    "step": (
+        "step",
+        "_step",
+        "global_step",
+        "train_global_step",
+        "trainer_global_step",
+        "current_steps",
+        "train_step",
+        "iteration",
+        "iter",
+        "steps",
+    ),
+    "loss": ("loss", "train_loss", "training_loss", "train_loss_step", "train_mean_nll", "loss_train"),
+    "learning_rate": ("learning_rate", "lr", "train_learning_rate", "train_lr", "optim_lr"),
+    "grad_norm": ("grad_norm", "train_grad_norm", "gradient_norm", "global_grad_norm", "grad_norm_total"),
+    "epoch": ("epoch", "train_epoch"),
+    "ts": ("ts", "_timestamp", "timestamp", "wall_time"),
+}
+_SHORT: Final = {"acc": "accuracy", "ppl": "ppl", "perplexity": "ppl"}
+_TARGETS: Final = {"lr": "learning_rate", **{name: name for name in _KNOWN}}
+_SEPARATOR: Final = re.compile(r"[/.: \-]+")
+_GROUP: Final = re.compile(rf"({'|'.join(HELD_OUT)})[/._](.+)", re.IGNORECASE)
+_ADVICE: Final = "for example --map loss=train/loss,step=_step,eval.loss=val_loss"
+_SHOWN: Final = 12
+
+
+def parse_map(texts: Iterable[str]) -> Columns:
+    """Return the columns of `--map loss=train/loss,step=_step`; `eval.loss` is the loss of the split `eval`.
+
+    Raises:
+        RecorderError: not of that form, or a name that is none.
+    """
+    columns: Columns = {}
+    for pair in (piece for text in texts for piece in text.split(",") if piece.strip()):
+        target, equals, column = (part.strip() for part in pair.partition("="))
+        if not (equals and target and column):
+            raise RecorderError(f"--map: expected NAME=COLUMN, got {pair.strip()[:60]!r}", advice=_ADVICE)
+        columns[column] = _target(target)
+    if len(set(columns.values())) < len(columns):
+        raise RecorderError("--map gives two columns one name", advice=_ADVICE)
+    return columns
+
+
+def _target(name: str) -> str:
+    if name in _TARGETS:
+        return _TARGETS[name]
+    split, dot, metric = _SEPARATOR.sub(".", name).partition(".")
+    if not (dot and split and metric):
+        known = ", ".join(sorted(_TARGETS))
+        raise RecorderError(f"--map: no value is called {name[:60]!r}", advice=f"{known}, or SPLIT.METRIC; {_ADVICE}")
+    return f"{split}_{metric}" if split in HELD_OUT else f"eval_{split}_{metric}"
+
+
+def find_columns(present: Iterable[str], given: Mapping[str, str] | None = None) -> Columns:
+    """Return the name here of every column that has one; what the user says comes first.
+
+    Raises:
+        RecorderError: a column of the map is not there, or no column can be the step or anything measured.
+    """
+    names = list(dict.fromkeys(present))
+    columns = dict(given or {})
+    if missing := [column for column in columns if column not in names]:
+        raise RecorderError(f"--map: there is no column {missing[0][:60]!r}", advice=f"there are {_names(names)}")
+    free = [name for name in names if name not in columns]
+    columns |= _by_name(free, set(columns.values()))
+    if "step" not in columns.values():
+        raise RecorderError("no column is the step", advice=f"say --map step=COLUMN; there are {_names(names)}")
+    if not any(_measures(name) for name in columns.values()):
+        raise RecorderError("no column is a loss or an evaluation", advice=f"say --map loss=COLUMN; {_names(names)}")
+    return columns
+
+
+def _measures(name: str) -> bool:
+    return name == "loss" or name.startswith(tuple(f"{word}_" for word in HELD_OUT))
+
+
+def _by_name(names: list[str], taken: set[str]) -> Columns:
+    plain: dict[str, str] = {}
+    for name in names:
+        plain.setdefault(_SEPARATOR.sub("_", name).lower(), name)
+    found: Columns = {}
+    for target, known in _KNOWN.items():
+        column = next((plain[name] for name in known if name in plain), None)
+        if target not in taken and column is not None:
+            found[column] = target
+    for name in names:
+        if name not in found and (target := _other(name)) not in taken | set(found.values()):
+            found[name] = target
+    return found
+
+
+def _other(name: str) -> str:
+    """Return the name of a column that is none of the well-known ones: a split's, or its own."""
+    group = _GROUP.fullmatch(name)
+    if group:
+        metric = group[2].replace("/", "_")
+        return f"{group[1].lower()}_{_SHORT.get(metric.lower(), metric)}"
+    return name.removeprefix("train/")
+
+
+def _names(names: list[str]) -> str:
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return ", ".join(name[:40] for name in names[:_SHOWN]) + more
+
 
 Numbered: TypeAlias = tuple[int, dict[str, Json] | str]  # place, and the row or what is wrong with it
 
@@ -22,7 +137,7 @@ _MAX_DEPTH: Final = 3  # levels of nesting that make a column: `train.loss`
 _OWN: Final = {"step", "ts"}
 
 
-def read_table(path: Path, columns: Mapping[str, str] | None = None) -> Raw:
+def read_table(path: Path, columns: Mapping[str, str] | None = None) -> SourceRun:
     """Return the rows of a CSV, JSON-lines or JSON file.
 
     Raises:
@@ -36,12 +151,12 @@ def read_table(path: Path, columns: Mapping[str, str] | None = None) -> Raw:
     elif head.startswith(b"["):
         rows = _listed(path)
     else:
-        return rows_to_raw(Raw(path, files=[path]), _csv_rows(path), columns)
+        return rows_to_raw(SourceRun(path, files=[path]), _csv_rows(path), columns)
     flat = ((place, flatten(row) if isinstance(row, dict) else row) for place, row in rows)
-    return rows_to_raw(Raw(path, files=[path]), flat, columns)
+    return rows_to_raw(SourceRun(path, files=[path]), flat, columns)
 
 
-def rows_to_raw(raw: Raw, numbered: Iterable[Numbered], given: Mapping[str, str] | None) -> Raw:
+def rows_to_raw(raw: SourceRun, numbered: Iterable[Numbered], given: Mapping[str, str] | None) -> SourceRun:
     """Add the rows, their columns by the names here.
 
     Raises:
@@ -72,22 +187,24 @@ def _found(path: Path, present: Iterable[str], given: Mapping[str, str] | None) 
         raise RecorderError(f"{path}: {error}", advice=error.advice) from error
 
 
-def _take(raw: Raw, place: int, row: dict[str, Json], columns: Columns) -> None:
-    said = {columns.get(name, name): value for name, value in row.items() if value is not None}
-    step = step_of(said.get("step"))
-    values = {name: value for name, value in said.items() if name not in _OWN}
+def _take(raw: SourceRun, place: int, row: dict[str, Json], columns: Columns) -> None:
+    named = {columns.get(name, name): value for name, value in row.items() if value is not None}
+    step = step_of(named.get("step"))
+    values = {name: value for name, value in named.items() if name not in _OWN}
     if step is None:
-        raw.skip(place, "no step in it" if said.get("step") is None else "the step is no whole number")
+        raw.skip(place, "no step in it" if named.get("step") is None else "the step is no whole number")
     elif values.keys() <= {"epoch"}:
         raw.skip(place, "nothing was measured")
     else:
-        ts = clock_of(said.get("ts"))
-        raw.rows.append(Row(place, step, values if ts is not None or "ts" not in said else _kept(values, said), ts))
+        ts = clock_of(named.get("ts"))
+        raw.rows.append(
+            LoggedRow(place, step, values if ts is not None or "ts" not in named else _kept(values, named), ts)
+        )
 
 
-def _kept(values: dict[str, Json], said: dict[str, Json]) -> dict[str, Json]:
+def _kept(values: dict[str, Json], named: dict[str, Json]) -> dict[str, Json]:
     """Keep what a column of clock readings holds, though it is no clock."""
-    return {**values, "ts_": said["ts"]}
+    return {**values, "ts_": named["ts"]}
 
 
 def flatten(row: Mapping[str, Json], prefix: str = "", depth: int = 1) -> dict[str, Json]:

@@ -9,7 +9,7 @@ from typing import Any, Final, NamedTuple
 
 from gradience.configs.settings import stack
 from gradience.errors import RecorderError, SchemaError
-from gradience.importers.files import Raw, require_file
+from gradience.importers.files import SourceRun, require_file
 from gradience.importers.settings import mapping_layer
 from gradience.importers.table import Numbered, rows_to_raw
 from gradience.telemetry.codec import parse
@@ -32,13 +32,13 @@ def is_event_file(head: bytes) -> bool:
     return _MARK in head[:64]
 
 
-def read_tensorboard(paths: list[Path], columns: Mapping[str, str] | None = None) -> Raw:
+def read_tensorboard(paths: list[Path], columns: Mapping[str, str] | None = None) -> SourceRun:
     """Return one run: the event files of one folder, in the order of their first clock readings.
 
     Raises:
         RecorderError: the tensorboard package is missing, or the files hold no scalar.
     """
-    raw = Raw(paths[0], unit="scalar group", files=list(paths))
+    raw = SourceRun(paths[0], unit="scalar group", files=list(paths))
     files = sorted((read for path in sorted(paths) if (read := _read(raw, path))), key=lambda read: read[0].ts)
     scalars = [scalar for read in files for scalar in read]
     if not scalars:
@@ -46,7 +46,7 @@ def read_tensorboard(paths: list[Path], columns: Mapping[str, str] | None = None
     return rows_to_raw(raw, _rows(scalars), columns)
 
 
-def _read(raw: Raw, path: Path) -> list[_Scalar]:
+def _read(raw: SourceRun, path: Path) -> list[_Scalar]:
     require_file(path)
     accumulator, decode_error = _package()
     reader = accumulator(str(path), size_guidance=_ALL, purge_orphaned_data=False)
@@ -85,7 +85,7 @@ def _of_tensor(tag: str, event: Any) -> Iterator[_Scalar]:
         yield _Scalar(float(event.wall_time), int(event.step), tag, float(array.item()))
 
 
-def _take_arguments(raw: Raw, reader: Any) -> None:
+def _take_arguments(raw: SourceRun, reader: Any) -> None:
     """Take the settings from the Trainer's arguments, which its callback writes as text."""
     if _ARGUMENTS not in reader.Tags()["tensors"]:
         return

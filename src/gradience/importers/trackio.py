@@ -13,7 +13,7 @@ import msgspec
 
 from gradience.configs.settings import stack
 from gradience.errors import RecorderError, SchemaError
-from gradience.importers.files import Raw, clock_of, require_file
+from gradience.importers.files import SourceRun, clock_of, require_file
 from gradience.importers.settings import mapping_layer
 from gradience.importers.table import Numbered, flatten, rows_to_raw
 from gradience.schema.scalars import Json
@@ -27,7 +27,7 @@ _CONFIG: Final = "SELECT config FROM configs WHERE {key} = ? ORDER BY id DESC LI
 _NEEDED: Final = {"step", "timestamp", "run_name", "metrics"}
 
 
-def read_trackio(path: Path, columns: Mapping[str, str] | None = None) -> list[Raw]:
+def read_trackio(path: Path, columns: Mapping[str, str] | None = None) -> list[SourceRun]:
     """Return the runs of the file, the one written to last at the end.
 
     Raises:
@@ -58,15 +58,17 @@ def _key(base: sqlite3.Connection, path: Path) -> str:
     return "run_id" if "run_id" in columns else "run_name"
 
 
-def _none(path: Path) -> list[Raw]:
+def _none(path: Path) -> list[SourceRun]:
     raise RecorderError(f"{path} holds no run", advice="trackio writes at trackio.finish()")
 
 
 def _read_run(
     base: sqlite3.Connection, path: Path, key: str, named: tuple[Json, Json], columns: Mapping[str, str] | None
-) -> Raw:
+) -> SourceRun:
     run, name = named
-    raw = Raw(path, name=str(name), unit="row", files=[path], run_id=str(run) if key == "run_id" and run else None)
+    raw = SourceRun(
+        path, name=str(name), unit="row", files=[path], run_id=str(run) if key == "run_id" and run else None
+    )
     raw.layer = stack([raw.layer, mapping_layer(_config(base, key, run), raw)])
     return rows_to_raw(raw, _rows(base, key, run), columns)
 

@@ -10,10 +10,11 @@ import msgspec
 
 from gradience.configs.training import STATE_NAME
 from gradience.errors import RecorderError
-from gradience.importers.files import Raw, Row, count_of, step_of, whole_json
+from gradience.importers.files import LoggedRow, SourceRun, count_of, whole_json
 from gradience.importers.settings import state_layer
 from gradience.schema.scalars import Json
 from gradience.telemetry.rows import split_row
+from gradience.telemetry.values import step_of
 
 MAX_STATES: Final = 500
 
@@ -23,7 +24,7 @@ _CHECKPOINT: Final = "checkpoint-"
 class State(NamedTuple):
     """One file's rows, and how far it had come."""
 
-    raw: Raw
+    raw: SourceRun
     reached: int
 
 
@@ -44,9 +45,9 @@ def read_state(path: Path) -> State:
     return State(raw, last if reached is None else reached)
 
 
-def history(path: Path, listed: Iterable[Json]) -> Raw:
+def history(path: Path, listed: Iterable[Json]) -> SourceRun:
     """Return a `log_history` as rows."""
-    raw = Raw(path, unit="row", files=[path])
+    raw = SourceRun(path, unit="row", files=[path])
     for place, row in enumerate(listed, 1):
         if isinstance(row, dict):
             _take(raw, place, row)
@@ -55,7 +56,7 @@ def history(path: Path, listed: Iterable[Json]) -> Raw:
     return raw
 
 
-def _take(raw: Raw, place: int, row: Mapping[str, Json]) -> None:
+def _take(raw: SourceRun, place: int, row: Mapping[str, Json]) -> None:
     values = {key: value for key, value in row.items() if key != "step" and value is not None}
     given = row.get("step")
     step = step_of(given)
@@ -64,7 +65,7 @@ def _take(raw: Raw, place: int, row: Mapping[str, Json]) -> None:
     elif values.keys() <= {"epoch"}:
         raw.skip(place, "nothing was measured")
     else:
-        raw.rows.append(Row(place, step, values))
+        raw.rows.append(LoggedRow(place, step, values))
 
 
 def find_states(folder: Path) -> list[Path]:
@@ -78,7 +79,7 @@ def find_states(folder: Path) -> list[Path]:
     return own + [path for _, path in numbered[-MAX_STATES:]]
 
 
-def join_states(folder: Path, paths: list[Path]) -> list[Raw]:
+def join_states(folder: Path, paths: list[Path]) -> list[SourceRun]:
     """Return one run for each history that the files hold: files that agree on common steps are one run.
 
     The run of the root's file, else of the checkpoint that came furthest, is last.
@@ -114,19 +115,19 @@ def _readable(paths: Iterable[Path]) -> tuple[list[State], list[RecorderError]]:
     return states, faults
 
 
-def _agree(one: Raw, other: Raw) -> bool:
+def _agree(one: SourceRun, other: SourceRun) -> bool:
     """Whether two files can be of one run: no step at which they logged different training rows, and a common one."""
     first, second = _trained(one), _trained(other)
     common = first.keys() & second.keys()
     return all(first[step] == second[step] for step in common) and (bool(common) or not first or not second)
 
 
-def _trained(raw: Raw) -> dict[int, bytes]:
+def _trained(raw: SourceRun) -> dict[int, bytes]:
     rows = (row for row in raw.rows if row.step is not None and "loss" in row.values)
     return {row.step: msgspec.json.encode(row.values, order="sorted") for row in rows if row.step is not None}
 
 
-def _union(folder: Path, states: list[State]) -> Raw:
+def _union(folder: Path, states: list[State]) -> SourceRun:
     """Return the first file's rows, with those that only the others have in their places."""
     best = states[0].raw
     marks = {_mark(row) for row in best.rows}
@@ -149,7 +150,7 @@ def _union(folder: Path, states: list[State]) -> Raw:
     return best
 
 
-def _mark(row: Row) -> bytes:
+def _mark(row: LoggedRow) -> bytes:
     return msgspec.json.encode((row.step, row.values), order="sorted")
 
 
@@ -166,7 +167,7 @@ _NAMES: Final = ("all_results.json", "train_results.json", "eval_results.json")
 _COUNTS: Final = ("eval_samples", "test_samples", "predict_samples")
 
 
-def add_results(raw: Raw, folder: Path) -> None:
+def add_results(raw: SourceRun, folder: Path) -> None:
     """Add the summary and evaluations that the rows lack; the files have no step, and none is made up."""
     for name in _NAMES:
         path = folder / name
@@ -181,14 +182,14 @@ def add_results(raw: Raw, folder: Path) -> None:
             _add(raw, path, document)
 
 
-def _add(raw: Raw, path: Path, results: dict[str, Json]) -> None:
+def _add(raw: SourceRun, path: Path, results: dict[str, Json]) -> None:
     _count_examples(raw, results)
     added = [part for part in _parts(results) if not _is_there(raw, part)]
     if "train_runtime" in results and "train_loss" in results:
         raw.finished = True
     if not added:
         return
-    raw.rows += [Row(0, None, part) for part in added]
+    raw.rows += [LoggedRow(0, None, part) for part in added]
     raw.files.append(path)
     raw.notes.append(f"{path.name} adds what {raw.path.name} lacks, without a step: {', '.join(map(_named, added))}")
 
@@ -206,14 +207,14 @@ def _named(part: dict[str, Json]) -> str:
     return "the summary" if "total_flos" in part else " and ".join(split_row(part).evals)
 
 
-def _is_there(raw: Raw, part: dict[str, Json]) -> bool:
+def _is_there(raw: SourceRun, part: dict[str, Json]) -> bool:
     """Whether a row of the history says the same: the files repeat its last rows."""
     told = {key: value for key, value in part.items() if value is not None}
     shared = [key for key in told if key.endswith(("_loss", "_runtime"))] or list(told)
     return any(all(row.values.get(key) == told[key] for key in shared) for row in raw.rows)
 
 
-def _count_examples(raw: Raw, results: dict[str, Json]) -> None:
+def _count_examples(raw: SourceRun, results: dict[str, Json]) -> None:
     """Give the evaluations their number of examples, where the script saved it."""
     n = results.get("eval_samples")
     if not isinstance(n, int) or isinstance(n, bool):

@@ -161,6 +161,7 @@ T_ = TypeVar("T_")
 _encoder = msgspec.json.Encoder()
 _known = msgspec.json.Decoder(Event)
 KNOWN_ARRAY: Final[msgspec.json.Decoder[list[Event]]] = msgspec.json.Decoder(list[Event])
+OBJECT_ARRAY: Final[msgspec.json.Decoder[list[JsonObject]]] = msgspec.json.Decoder(list[dict[str, Any]])
 _object = msgspec.json.Decoder(dict[str, Any])
 
 # Legal in JSON strings as they are, yet line ends or terminal controls to other programs.
@@ -234,6 +235,15 @@ def decode_known(line: bytes) -> Event:
     """
     event: Event = _known.decode(line)
     return event
+
+
+def decode_object(line: bytes) -> JsonObject:
+    """Return the JSON object of a line that `decode_known` accepts.
+
+    Raises:
+        msgspec.MsgspecError: the line is no JSON object, or has half of a surrogate pair in a string.
+    """
+    return _object.decode(line)
 
 
 def decode_array(block: bytes, count: int, decoder: msgspec.json.Decoder[list[T_]]) -> list[T_] | None:

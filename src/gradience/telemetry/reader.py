@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from gradience.schema.config import ConfigSnapshot
 from gradience.schema.events import Eval, Event, RunStart, UnknownEvent
 from gradience.schema.reports import BadLine
-from gradience.telemetry.scan import MAX_ISSUES, BadLines, LogScan, Rows, require_log
+from gradience.telemetry.scan import MAX_ISSUES, BadLines, LogScan, RowBlock, require_log
 
 if TYPE_CHECKING:
     from gradience.telemetry.summary import RunSummary
@@ -54,14 +54,14 @@ class TelemetryReader:
 
     def read(self) -> Iterator[Event | UnknownEvent | BadLine]:
         """Yield every line, as an event or as a bad line."""
-        scan = LogScan(self.path, keep="all")
+        scan = LogScan(self.path)
         for found in scan:
             if isinstance(found, BadLines):
                 yield found.faults[0]
             elif isinstance(found, UnknownEvent):
                 yield found
             else:
-                yield from (row.event() for row in found.rows) if isinstance(found, Rows) else found
+                yield from found.events() if isinstance(found, RowBlock) else found
         if scan.unnamed:
             self.notes = [unnamed_note(scan.unnamed)]
 
@@ -81,11 +81,11 @@ class TelemetryReader:
         run = self.summarize().last
         return run.latest_eval(split) if run else None
 
-    def summarize(self) -> RunSummary:
-        """Return the runs' series and latest values, from one pass."""
+    def summarize(self, values: Collection[str] = ()) -> RunSummary:
+        """Return the runs' series and latest values, from one pass; of training rows also the further values named."""
         from gradience.telemetry.summary import summarize  # noqa: PLC0415  # summary scans on its own
 
-        return summarize(self.path)
+        return summarize(self.path, values)
 
 
 def unnamed_note(lines: int) -> str:

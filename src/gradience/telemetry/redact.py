@@ -134,10 +134,10 @@ class Redaction(NamedTuple):
     max_str_len: int = DEFAULT_MAX_STR_LEN
 
 
-_DEFAULT: Final = Redaction()
+DEFAULT_REDACTION: Final = Redaction()
 
 
-def redact_text(text: str, rule: Redaction = _DEFAULT, *, key: str = "") -> str:
+def redact_text(text: str, rule: Redaction = DEFAULT_REDACTION, *, key: str = "") -> str:
     """Return the text as it may be written: a secret, a path or a long text is replaced, and says so.
 
     >>> redact_text("hf_" + "a" * 34)
@@ -163,7 +163,7 @@ def redact_document(document: JsonObject, rule: Redaction) -> JsonObject:
     }
 
 
-def redact_event(event: Event, rule: Redaction = _DEFAULT) -> Event:
+def redact_event(event: Event, rule: Redaction = DEFAULT_REDACTION) -> Event:
     """Return the event as a log would hold it, for those that no log holds; itself where nothing is to hide."""
     if type(event) is TrainStep and event.run_id == redact_id(event.run_id):  # text only in its extras
         extras = {_key(k): _redact(v, rule, k) for k, v in event.extras.items()}

@@ -1,66 +1,19 @@
-"""Plain rows of training, decoded by the thousand: what a long log mostly holds.
+"""What a trainer logs as one row, taken apart and named as the recorder names it: the one mapping of all sources.
 
-A row is plain if it is of the run and session of the row before, and its numbers are finite. The decoder is
-made for one run and session: their names are then compared while decoding, and not built again for each row.
-Whatever is not plain is left to the typed events, which accept all that is accepted here.
+A row of the Hugging Face Trainer, and of loggers that follow it, mixes what belongs to training (`loss`), to
+evaluations (`eval_loss`, `eval_hard_accuracy`) and to the summary at the end (`train_runtime`). `split_row` parts these
+by their keys; `train_columns` and `eval_columns` then give the known columns their names in an event and keep all else
+beside them. The callback uses them on a live row, the importers on one that was read: both log the same.
 """
 
 from __future__ import annotations
 
-from functools import lru_cache
-from typing import Annotated, Final, Literal, NamedTuple
+from collections.abc import Callable, Mapping
+from typing import Any, Final, NamedTuple
 
-import msgspec
-from msgspec import Meta
-
-from gradience.schema.events import TrainStep
-from gradience.schema.scalars import SCHEMA_ID, Json, NonNegativeInt
-
-
-class PlainRow(msgspec.Struct, frozen=True, kw_only=True, gc=False, tag_field="event", tag="train_step"):
-    """A row of training without its extras."""
-
-    schema: Literal["gradience.vnext.telemetry/v1"]
-    ts: float | None
-    run_id: Annotated[str, Meta(min_length=1)]
-    step: NonNegativeInt
-    loss: float
-    lr: float | None = None
-    grad_norm: float | None = None
-    epoch: float | None = None
-    seq: NonNegativeInt | None = None
-    session: str | None = None
-
-    def event(self) -> TrainStep:
-        """Return the row as the typed event it is."""
-        return TrainStep(
-            schema=SCHEMA_ID,
-            ts=self.ts,
-            run_id=self.run_id,
-            step=self.step,
-            loss=self.loss,
-            lr=self.lr,
-            grad_norm=self.grad_norm,
-            epoch=self.epoch,
-            seq=self.seq,
-            session=self.session,
-        )
-
-
-@lru_cache(maxsize=16)
-def row_decoder(run_id: str, session: str | None) -> msgspec.json.Decoder[list[PlainRow]]:
-    """Return a decoder of an array of plain rows of one run and session; anything else makes it fail."""
-    own = ("session", Literal[session]) if session else ("session", None, None)
-    cls = msgspec.defstruct(
-        "PlainRow",
-        [("run_id", Literal[run_id]), own],
-        bases=(PlainRow,),
-        frozen=True,
-        kw_only=True,
-        gc=False,
-    )
-    return msgspec.json.Decoder(list[cls])  # type: ignore[valid-type]  # a class made above
-
+from gradience.schema.events import EvalMetrics, TrainStep
+from gradience.schema.scalars import Json, Real
+from gradience.telemetry.values import described, number_of, step_of
 
 HELD_OUT: Final = ("eval", "val", "valid", "validation", "test", "dev", "predict")
 
@@ -69,6 +22,12 @@ _SPOKEN: Final = ("loss", "accuracy", "acc", "ppl", "perplexity", "runtime")  # 
 _TRAINING: Final = frozenset({"loss", "learning_rate", "lr", "grad_norm"})
 _USUAL: Final = _TRAINING | {"epoch"}  # what the Trainer logs of a step
 _BEGINNINGS: Final = tuple(f"{word}_" for word in HELD_OUT)
+
+_COLUMNS: Final = {"loss": "loss", "learning_rate": "lr", "lr": "lr", "grad_norm": "grad_norm", "epoch": "epoch"}
+_METRICS: Final = {"loss": "loss", "ppl": "ppl", "perplexity": "ppl", "accuracy": "accuracy", "n": "n"}
+# Names that an extra may not have; `self`, for extras are passed to the writer's methods as keywords.
+_RESERVED: Final = frozenset({*TrainStep.__struct_fields__, "event", "self"})
+_RESERVED_METRICS: Final = frozenset(EvalMetrics.__struct_fields__)
 
 Values = dict[str, Json]
 
@@ -79,6 +38,56 @@ class Parts(NamedTuple):
     train: Values
     evals: dict[str, Values]  # split to its measurements, without prefix
     summary: Values
+
+
+class Columns(NamedTuple):
+    """The numbers of known columns by their names in an event, and everything else as JSON values."""
+
+    known: dict[str, Any]  # Real, or a list of them for `lr`, or an int for `n`
+    extras: Values
+
+
+def train_columns(row: Mapping[str, Any]) -> Columns:
+    """Return a training row's columns; a known one that holds no number becomes an extra, `loss_` for `loss`.
+
+    >>> train_columns({"loss": "1.5", "learning_rate": 2e-4, "grad_norm": None, "reward": 0.5})
+    Columns(known={'loss': 1.5, 'lr': 0.0002}, extras={'grad_norm_': None, 'reward': 0.5})
+    """
+    return _columns(row, _COLUMNS, _RESERVED)
+
+
+def eval_columns(measured: Mapping[str, Any]) -> Columns:
+    """Return one evaluation's columns, the number of examples `n` among the known; as with a training row.
+
+    >>> eval_columns({"loss": 0.5, "accuracy": {"a": 1}, "n": 8.0, "runtime": 2.0})
+    Columns(known={'loss': 0.5, 'n': 8}, extras={'accuracy_': {'a': 1}, 'runtime': 2.0})
+    """
+    return _columns(measured, _METRICS, _RESERVED_METRICS)
+
+
+def _columns(values: Mapping[str, Any], names: Mapping[str, str], reserved: frozenset[str]) -> Columns:
+    known: dict[str, Any] = {}
+    extras: Values = {}
+    for key, value in values.items():
+        name, plain = names.get(key), described(value)
+        found = None if name is None or name in known else _READ.get(name, number_of)(plain)
+        if name is not None and found is not None:
+            known[name] = found
+        else:
+            safe = str(described(key))
+            extras[f"{safe}_" if safe in reserved else safe] = plain
+    return Columns(known, extras)
+
+
+def _rates(value: Json) -> Real | list[Real] | None:
+    """Return a learning rate, or a list of them: one per parameter group."""
+    if not isinstance(value, list):
+        return number_of(value)
+    rates = [rate for item in value if (rate := number_of(item)) is not None]
+    return rates if rates and len(rates) == len(value) else None
+
+
+_READ: Final[dict[str, Callable[[Json], Any]]] = {"lr": _rates, "n": step_of}  # else a number
 
 
 def split_of(prefix: str) -> str:
@@ -114,7 +123,7 @@ def split_row(values: Values) -> Parts:
 
 
 def _is_plain(values: Values) -> bool:
-    """Whether no key is of an evaluation or a summary: what nearly all rows are, and all that they are asked."""
+    """Whether no key is of an evaluation or a summary: what nearly all rows are."""
     if values.keys() <= _USUAL:
         return True
     for key in values:

@@ -1,39 +1,50 @@
-"""One pass over a log: runs of events, and every line that is none, named for what it is."""
+"""One pass over a log, in constant memory: what it holds in file order, and every line that is no event with its fault.
+
+A long log mostly holds plain rows of training, and those are decoded by the thousand (`RowBlock`): a decoder is made
+for one run, one session and the names of further values met so far, and refuses a block that holds anything else.
+Such a block is parted into lines that look like rows and others; what is refused still is decoded as typed events, and
+where some line is no known event, line by line. All these ways give the same: the fast ones accept nothing that the
+careful one would name a fault.
+
+Further values of training rows (`reward`, `kl`, ...) are kept where they are asked for, so that no part of a log is
+read twice.
+"""
 
 from __future__ import annotations
 
-import json
-import math
 import os
-import re
-from collections.abc import Iterator
-from itertools import islice
+from collections.abc import Collection, Iterator, Sequence
+from functools import lru_cache
+from itertools import groupby
 from pathlib import Path
-from typing import Any, BinaryIO, Final, Literal, TypeAlias, get_args
+from typing import Annotated, Any, BinaryIO, Final, Literal, NamedTuple, TypeAlias
 
 import msgspec
+from msgspec import Meta
 
 from gradience.errors import RecorderError, SchemaError
 from gradience.schema.events import Event, RunStart, TrainStep, UnknownEvent
 from gradience.schema.reports import BadLine
-from gradience.schema.scalars import SCHEMA_ID, Severity, Status, TaskProfile, real
+from gradience.schema.scalars import SCHEMA_ID, NonNegativeInt
 from gradience.telemetry.codec import (
     KNOWN_ARRAY,
     MAX_LINE_BYTES,
+    OBJECT_ARRAY,
     JsonObject,
     convert,
-    decode,
     decode_array,
     decode_known,
     decode_lines,
-    find,
+    decode_object,
     parse,
-    path_of,
 )
-from gradience.telemetry.rows import PlainRow, row_decoder
+from gradience.telemetry.faults import MOST_FAULTS, Fault, find_faults, find_unnamed
 
 MAX_ISSUES: Final = 100  # bad lines kept; all are counted
 
+_MAX_NAMES: Final = 256  # of further values in a log's rows: with more, its rows are decoded as typed events
+_ROW_FIELDS: Final = frozenset({*TrainStep.__struct_fields__, "event"}) - {"extras"}
+_SHORT_PART: Final = 4  # lines of a part, on average, from which parting a block pays
 _CHUNK: Final = MAX_LINE_BYTES  # so that only the first line of a block can be longer than a line may be
 _BOM: Final = b"\xef\xbb\xbf"
 _ADVICE: Final = "give the run.jsonl that a run wrote"
@@ -71,6 +82,26 @@ class Block(msgspec.Struct, frozen=True, gc=False):
             if data.strip():
                 yield Line(number, offset, data, len(piece), number - self.number < len(pieces))
             offset += len(piece) + 1
+
+    def parts(self) -> list[Block]:
+        """Return the block parted where lines that look like rows of training meet others; itself if that is often."""
+        lines = self.data.removesuffix(b"\n").split(b"\n")
+        groups = [list(group) for _, group in groupby(lines, _looks_like_row)]
+        if len(groups) == 1 or len(groups) > len(lines) // _SHORT_PART:
+            return [self]
+        parts: list[Block] = []
+        number, offset = self.number, self.offset
+        for group in groups:
+            data = b"\n".join(group) + b"\n"
+            parts.append(Block(number, offset, data, len(group)))
+            number, offset = number + len(group), offset + len(data)
+        if not self.data.endswith(b"\n"):
+            parts[-1] = msgspec.structs.replace(parts[-1], data=parts[-1].data[:-1])
+        return parts
+
+
+def _looks_like_row(line: bytes) -> bool:
+    return b'"train_step"' in line
 
 
 def require_log(path: Path) -> None:
@@ -136,134 +167,73 @@ def _why(error: OSError | ValueError) -> str:
     return (error.strerror if isinstance(error, OSError) else None) or str(error)
 
 
-MOST_FAULTS: Final = 64  # of one line
-_SHOWN: Final = 80
+class PlainRow(msgspec.Struct, frozen=True, kw_only=True, gc=False, tag_field="event", tag="train_step"):
+    """A row of training: of the run and session of the row before, with a step, and its numbers finite."""
 
-_EXPECTED = re.compile(r"^Expected (?P<expected>.+?)(?:, got `(?P<got>[^`]+)`)?$")
-_MISSING = re.compile(r"^Object missing required field `(?P<field>[^`]+)`")
-_A_NUMBER: Final = 'a number, "NaN", "Infinity" or "-Infinity"'
-_ENUMS: Final = {
-    "schema": SCHEMA_ID,
-    "severity": "one of " + ", ".join(get_args(Severity)),
-    "status": "one of " + ", ".join(get_args(Status)),
-    "task_profile": "one of " + ", ".join(get_args(TaskProfile)),
-}
-_STAND_INS: Final[JsonObject] = {
-    "schema": SCHEMA_ID,
-    "ts": None,
-    "step": None,
-    "run_id": "-",
-    "event": "-",
-    "config": {},
-    "metrics": {},
-    "split": "-",
-    "kind": "-",
-    "severity": "info",
-    "code": "-",
-    "message": "-",
-    "action": "-",
-    "recommendations": [],
-    "status": "unknown",
-}
+    schema: Literal["gradience.vnext.telemetry/v1"]
+    ts: float | None
+    run_id: Annotated[str, Meta(min_length=1)]
+    step: NonNegativeInt
+    loss: float
+    lr: float | None = None
+    grad_norm: float | None = None
+    epoch: float | None = None
+    seq: NonNegativeInt | None = None
+    session: str | None = None
+
+    def event(self) -> TrainStep:
+        """Return the row as a typed event, without its further values."""
+        known = {name: getattr(self, name) for name in PlainRow.__struct_fields__}
+        return TrainStep(**{**known, "schema": SCHEMA_ID})
 
 
-class Fault(msgspec.Struct, frozen=True):
-    """One thing wrong with one line, and where in it."""
-
-    reason: str
-    path: str | None = None
-    expected: str | None = None
-    got: str | None = None
-
-
-def find_faults(document: JsonObject, most: int = MOST_FAULTS) -> list[Fault]:
-    """Return everything wrong with one parsed line, in the order found; empty for a valid event.
-
-    The document is mended fault by fault on the way, so that the next one shows.
-    """
-    found: list[Fault] = []
-    while len(found) < most:
-        try:
-            convert(document)
-        except msgspec.ValidationError as error:
-            fault = _fault(str(error), document)
-            found.append(fault)
-            if not _mend(document, fault):
-                return found
-        except SchemaError as error:
-            found.append(Fault(str(error), "$.schema", SCHEMA_ID, _shown(document, "$.schema")))
-            document["schema"] = SCHEMA_ID
-        else:
-            return found
-    return found
-
-
-def find_unnamed(line: bytes, most: int = MOST_FAULTS) -> list[Fault]:
-    """Return every bare NaN or Infinity of a line that is JSON but for them."""
-    paths = islice(_non_finite(json.loads(line), "$"), most)
-    reason = "Bare NaN and Infinity are not JSON"
-    return [Fault(reason, path, f'"{name}"', f"{name} without quotes") for path, name in paths]
-
-
-def _non_finite(value: Any, path: str) -> Iterator[tuple[str, str]]:
-    if isinstance(value, dict):
-        for k, v in value.items():
-            yield from _non_finite(v, f"{path}.{k}")
-    elif isinstance(value, list):
-        for i, v in enumerate(value):
-            yield from _non_finite(v, f"{path}[{i}]")
-    elif isinstance(value, float) and not math.isfinite(value):
-        yield path, str(real(value))
-
-
-def _fault(message: str, document: JsonObject) -> Fault:
-    path = path_of(message)
-    reason = message.removesuffix(f" - at `{path}`")
-    if missing := _MISSING.search(reason):
-        return Fault(reason, f"{path}.{missing['field']}", "a value (required)", "nothing")
-    hit = _EXPECTED.search(reason)
-    expected = hit["expected"].replace("`", "") if hit else _ENUMS.get(path.rsplit(".", 1)[-1], _A_NUMBER)
-    got = hit["got"] if hit and hit["got"] else _shown(document, path)
-    return Fault(reason, path, expected, got)
-
-
-def _shown(document: JsonObject, path: str) -> str | None:
-    place = find(document, path)
-    try:
-        return repr(place.value)[:_SHOWN] if place else None
-    except (KeyError, IndexError, TypeError):
-        return None
-
-
-def _mend(document: JsonObject, fault: Fault) -> bool:
-    """Put a valid value where the fault was; False where that is not possible."""
-    place = find(document, fault.path or "$")
-    if place is None or not isinstance(place.container, (dict, list)):
-        return False
-    container, key = place.container, place.key
-    if isinstance(container, list):
-        container[int(key)] = _item(fault.expected or "")
-        return True
-    if key in _STAND_INS:
-        stand_in = _STAND_INS[str(key)]
-        container[key] = type(stand_in)() if isinstance(stand_in, (dict, list)) else stand_in
-        return True
-    return container.pop(key, container) is not container
-
-
-def _item(expected: str) -> object:
-    """Return a valid item for a list: its places must not shift."""
-    if "object" in expected:
-        return {"severity": "info", "action": "-", "message": "-"}
-    return 0 if any(word in expected for word in ("float", "int", "number")) else "-"
-
-
-class Rows(msgspec.Struct, frozen=True, gc=False):
-    """Whole lines that are all plain rows of one run and session."""
+class RowBlock(NamedTuple):
+    """Plain rows of one run and session; `fields` are the attributes that hold further values, by the values' names."""
 
     run_id: str
-    session: str | None
-    rows: list[PlainRow]
+    rows: Sequence[PlainRow]
+    fields: dict[str, str]
+
+    def events(self) -> Iterator[TrainStep]:
+        """Yield the rows as typed events, with the further values that are kept."""
+        for row in self.rows:
+            kept = {name: value for name, at in self.fields.items() if (value := getattr(row, at)) is not None}
+            yield msgspec.structs.replace(row.event(), extras=kept)
+
+
+class _RowDecoder(NamedTuple):
+    """Decodes an array of plain rows of one run and session; anything else makes it fail."""
+
+    run_id: str
+    decoder: msgspec.json.Decoder[list[PlainRow]]
+    fields: dict[str, str]
+
+
+@lru_cache(maxsize=16)
+def _row_decoder(run_id: str, session: str | None, names: frozenset[str], kept: frozenset[str]) -> _RowDecoder | None:
+    """Return a decoder for rows whose further values have these names; None where it cannot be made.
+
+    The run's and session's names are compared while decoding and not built again for each row. A name that is not
+    among `names` makes the decoder fail, for it might be one to keep.
+    """
+    fields = {name: f"value_{i}" for i, name in enumerate(sorted(names))}
+    own = ("session", Literal[session]) if session else ("session", None, None)
+    types = [(at, float | None if name in kept else Any, None) for name, at in fields.items()]
+    try:
+        cls = msgspec.defstruct(
+            "PlainRow",
+            [("run_id", Literal[run_id]), own, *types],
+            bases=(PlainRow,),
+            rename={at: name for name, at in fields.items()},
+            forbid_unknown_fields=True,
+            frozen=True,
+            kw_only=True,
+            gc=False,
+        )
+    except ValueError:  # msgspec renames no field to a name with quotes or control characters
+        return None
+    rows: msgspec.json.Decoder[list[PlainRow]] = msgspec.json.Decoder(list[cls])  # type: ignore[valid-type]  # made above
+    return _RowDecoder(run_id, rows, {name: at for name, at in fields.items() if name in kept})
 
 
 class BadLines(msgspec.Struct, frozen=True):
@@ -273,8 +243,7 @@ class BadLines(msgspec.Struct, frozen=True):
     broken: bool = False  # not even JSON: perhaps cut off while being written
 
 
-Keep: TypeAlias = Literal["all", "few", "none"]
-Found: TypeAlias = Rows | list[Event] | UnknownEvent | BadLines
+Scanned: TypeAlias = RowBlock | list[Event] | UnknownEvent | BadLines
 
 
 class LogScan:
@@ -283,72 +252,92 @@ class LogScan:
     Args:
         path: the log.
         strict: find every fault of a line, and take bare NaN and lines of another version for faults.
-        keep: which extras to keep: of `all` events, of all but train rows (`few`), or of `none`. Keeping
-            costs a slower way through the line.
+        values: names of the further values of training rows to keep, for a summary; None keeps all, at a slower pace.
+            Other events always keep theirs, except under `strict`, which looks at faults alone.
 
     Raises:
         RecorderError: the file cannot be read.
         SchemaError: the log is of another major version: all of it is another format.
     """
 
-    def __init__(self, path: str | os.PathLike[str], *, strict: bool = False, keep: Keep = "none") -> None:
+    def __init__(
+        self, path: str | os.PathLike[str], *, strict: bool = False, values: Collection[str] | None = None
+    ) -> None:
         self.path = path
         self.lines = 0
         self.unnamed = 0  # lines with NaN or Infinity that were not named, as JSON requires
         self._strict = strict
-        self._before: tuple[str, str | None] | None = None  # whose rows the last block was made of
-        self._keep = keep
+        self._kept = None if values is None else frozenset(values)
+        self._names: frozenset[str] = frozenset()  # of all further values met so far
+        self._rows: _RowDecoder | None = None
 
-    def __iter__(self) -> Iterator[Found]:
+    def __iter__(self) -> Iterator[Scanned]:
         """Yield what the log holds."""
         return _name_torn_tails(self._read())
 
-    def _read(self) -> Iterator[Found]:
+    def _read(self) -> Iterator[Scanned]:
         for piece in read_blocks(self.path):
             if isinstance(piece, Line):
                 self.lines += 1
-                yield BadLines([_bad(piece, f"a line of {piece.length} bytes; one may have {MAX_LINE_BYTES}")])
-            elif (events := self._fast(piece)) is not None:
+                fault = Fault(f"a line of {piece.length} bytes; one may have {MAX_LINE_BYTES}")
+                yield BadLines([_bad(piece, fault)])
+            elif (rows := self._plain(piece)) is not None:
                 self.lines += piece.count
-                yield events
+                yield rows
             else:
-                for line in piece.lines():
-                    self.lines += 1
-                    yield self._slow(line)
+                for part in piece.parts() if self._kept is not None else [piece]:
+                    yield from self._part(part, again=part is not piece)
 
-    def _fast(self, block: Block) -> Rows | list[Event] | None:
-        """Return what the block holds by way of a decoder alone, or None if that will not do."""
-        if self._keep == "all":
+    def _part(self, part: Block, *, again: bool) -> Iterator[Scanned]:
+        """Yield what a block, or part of one, holds; `again` if it may be plain rows though the whole block was not."""
+        found = (self._plain(part) if again else None) or self._typed(part)
+        if found is not None:
+            self.lines += part.count
+            yield found
+            return
+        for line in part.lines():
+            self.lines += 1
+            yield self._slow(line)
+
+    def _plain(self, block: Block) -> RowBlock | None:
+        if self._rows is None:
             return None
+        rows = decode_array(block.data, block.count, self._rows.decoder)
+        return None if rows is None else RowBlock(self._rows.run_id, rows, self._rows.fields)
+
+    def _typed(self, block: Block) -> list[Event] | None:
         if self._strict:
             return decode_lines(block.data)
-        if self._before is not None:
-            rows = decode_array(block.data, block.count, row_decoder(*self._before))
-            if rows is not None:
-                return Rows(*self._before, rows)
-        events = decode_array(block.data, block.count, KNOWN_ARRAY)
-        self._before = None if events is None else _plain_source(events)
-        if events is None or self._keep == "none":
-            return events
-        return _with_extras(events, block.data)
+        kept = self._kept
+        events = None if kept is None else decode_array(block.data, block.count, KNOWN_ARRAY)
+        documents = None if events is None else decode_array(block.data, block.count, OBJECT_ARRAY)
+        if kept is None or events is None or documents is None:
+            return None
+        if set(map(type, events)) == {TrainStep}:  # plain rows may follow
+            self._learn(events[-1], documents, kept)
+        return [_with_values(event, document, kept) for event, document in zip(events, documents, strict=True)]
 
-    def _slow(self, line: Line) -> Found:
-        if self._keep != "all" and line.data.isascii():
+    def _learn(self, row: Event, documents: list[JsonObject], kept: frozenset[str]) -> None:
+        """Make the decoder for rows like those of a block."""
+        self._names = self._names.union(*documents) - _ROW_FIELDS
+        usable = len(self._names) <= _MAX_NAMES
+        self._rows = _row_decoder(row.run_id, row.session, self._names, kept) if usable else None
+
+    def _slow(self, line: Line) -> Scanned:
+        if (self._strict or self._kept is not None) and line.data.isascii():
             try:
                 event = decode_known(line.data)
+                return [event if self._kept is None else _with_values(event, decode_object(line.data), self._kept)]
             except (msgspec.MsgspecError, RecursionError):
-                return self._look_closely(line)
-            if self._keep == "none" or type(event) is TrainStep:
-                return [event]
+                pass
         return self._look_closely(line)
 
-    def _look_closely(self, line: Line) -> Found:
+    def _look_closely(self, line: Line) -> Scanned:
         try:
             document, unnamed = parse(line.data)
         except SchemaError as error:
-            return BadLines(
-                [_bad(line, str(error) if line.ended else f"torn tail: {error}", torn=not line.ended)], broken=True
-            )
+            fault = Fault(str(error) if line.ended else f"torn tail: {error}")
+            return BadLines([_bad(line, fault, torn=not line.ended)], broken=True)
         self.unnamed += unnamed
         if unnamed and self._strict:
             return _all_bad(line, [*find_unnamed(line.data), *find_faults(document)])
@@ -363,45 +352,23 @@ class LogScan:
         return event if isinstance(event, UnknownEvent) else [event]
 
 
-def _plain_source(events: list[Event]) -> tuple[str, str | None] | None:
-    """Return whose plain rows may follow, or None where other events come so often that asking does not pay."""
-    last = events[-1]
-    return (last.run_id, last.session) if set(map(type, events)) == {TrainStep} else None
-
-
-def _with_extras(events: list[Event], data: bytes) -> list[Event] | None:
-    """Return the events with the extras of all but train rows; None if a line needs a closer look."""
-    kept: list[Event] = []
-    try:
-        for event, line in zip(events, data.split(b"\n"), strict=False):
-            whole = event if type(event) is TrainStep else decode(line)
-            if isinstance(whole, UnknownEvent):
-                return None
-            kept.append(whole)
-    except SchemaError:
-        return None
-    return kept
+def _with_values(event: Event, document: JsonObject, kept: frozenset[str]) -> Event:
+    """Return a known event with the extras that its document holds; of a training row those to keep."""
+    if type(event) is not TrainStep:
+        return convert(document)  # type: ignore[return-value]  # of a known name
+    names = document.keys() & kept
+    return msgspec.structs.replace(event, extras={name: document[name] for name in names}) if names else event
 
 
 def _all_bad(line: Line, faults: list[Fault]) -> BadLines:
-    return BadLines([_bad(line, f.reason, path=f.path, expected=f.expected, got=f.got) for f in faults])
+    return BadLines([_bad(line, fault) for fault in faults])
 
 
-def _bad(
-    line: Line,
-    reason: str,
-    *,
-    path: str | None = None,
-    expected: str | None = None,
-    got: str | None = None,
-    torn: bool = False,
-) -> BadLine:
-    return BadLine(
-        line=line.number, offset=line.offset, reason=reason, path=path, expected=expected, got=got, torn=torn
-    )
+def _bad(line: Line, fault: Fault, *, torn: bool = False) -> BadLine:
+    return BadLine(line=line.number, offset=line.offset, torn=torn, **msgspec.structs.asdict(fault))
 
 
-def _name_torn_tails(found: Iterator[Found]) -> Iterator[Found]:
+def _name_torn_tails(found: Iterator[Scanned]) -> Iterator[Scanned]:
     """Name a broken line for what it is if the next line was written by a later session: its torn tail."""
     held: BadLines | None = None
     session: str | None = None
@@ -420,20 +387,19 @@ def _name_torn_tails(found: Iterator[Found]) -> Iterator[Found]:
         yield held
 
 
-def _begins_session(item: Rows | list[Event] | UnknownEvent, before: str | None) -> bool:
+def _begins_session(item: RowBlock | list[Event] | UnknownEvent, before: str | None) -> bool:
     if isinstance(item, list) and isinstance(item[0], RunStart):
         return True
     now = _session(item, last=False)
     return now is not None and now != before
 
 
-def _session(item: Rows | list[Event] | UnknownEvent, *, last: bool) -> str | None:
-    if isinstance(item, Rows):
-        return item.session
+def _session(item: RowBlock | list[Event] | UnknownEvent, *, last: bool) -> str | None:
     if isinstance(item, UnknownEvent):
         session = item.payload.get("session")
         return session if isinstance(session, str) else None
-    return item[-1 if last else 0].session
+    rows: Sequence[PlainRow | Event] = item.rows if isinstance(item, RowBlock) else item
+    return rows[-1 if last else 0].session
 
 
 def _torn(bad: BadLines) -> BadLines:

@@ -1,4 +1,8 @@
-"""What one run logged, row by row, and what of it a resume set aside."""
+"""What one run logged, as columns: compact arrays for its rows, and whole events for the few of another kind.
+
+A resume supersedes what was recorded beyond the step it went back to: such rows and evaluations are counted and no
+longer shown. How the log itself was written (sessions, gaps, copies) is kept apart, as a `LogRecord`.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +10,8 @@ from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import compress, islice
-from operator import lt
+from math import isfinite
+from operator import attrgetter, lt
 
 from gradience.schema.config import ConfigSnapshot
 from gradience.schema.events import (
@@ -20,17 +25,58 @@ from gradience.schema.events import (
     RunStart,
     TrainStep,
 )
-from gradience.schema.scalars import Real, as_float
-from gradience.telemetry.rows import PlainRow
+from gradience.schema.scalars import Json, Real, as_float
+from gradience.telemetry.scan import PlainRow, RowBlock
+from gradience.telemetry.values import number_of
 
 _ABSENT = float("nan")
 
 
 @dataclass(slots=True)
+class Column:
+    """A further value of training rows: parallel arrays of the steps that logged a finite number, and the numbers."""
+
+    steps: array[int] = field(default_factory=lambda: array("q"))
+    values: array[float] = field(default_factory=lambda: array("d"))
+
+    def extend(self, steps: list[int], values: list[float | None]) -> None:
+        """Add one value a step; None is left out."""
+        if None in values:
+            steps = [step for step, value in zip(steps, values, strict=True) if value is not None]
+        self.steps.fromlist(steps)
+        self.values.fromlist([value for value in values if value is not None])
+
+    def cut(self, step: int) -> None:
+        """Forget what lies beyond a step."""
+        keep = [s <= step for s in self.steps]
+        self.values = array("d", compress(self.values, keep))
+        self.steps = array("q", compress(self.steps, keep))
+
+
+@dataclass(slots=True)
+class LogRecord:
+    """How the log of a run was written."""
+
+    sessions: set[str] = field(default_factory=set)
+    resumed_from: list[int] = field(default_factory=list)
+    replaced: list[tuple[int, float]] = field(default_factory=list)  # step and loss of rows that a resume superseded
+    duplicates: int = 0  # rows of the step before, or lines whose seq came before
+    out_of_order: int = 0  # rows of a step already passed
+    missing: int = 0  # lines lost, by the gaps in seq
+    interleaved: int = 0  # returns to a session after another had written: two processes, one log
+
+
+@dataclass(slots=True)
 class RunSeries:
-    """What one run logged. The four arrays are parallel: one entry per row that has a loss and a step."""
+    """What one run logged. The four arrays are parallel: one entry per row that has a loss and a step.
+
+    Attributes:
+        kept: names of the further values of rows to keep.
+        columns: of those, the ones that were logged.
+    """
 
     run_id: str
+    kept: frozenset[str] = frozenset()
     config: ConfigSnapshot | None = None
     meta: dict[str, object] = field(default_factory=dict)
     steps: array[int] = field(default_factory=lambda: array("q"))
@@ -38,20 +84,14 @@ class RunSeries:
     rates: array[float] = field(default_factory=lambda: array("d"))
     grad_norms: array[float] = field(default_factory=lambda: array("d"))
     lost_norms: set[int] = field(default_factory=set)  # steps whose gradient norm was recorded as NaN, not missing
-    replaced: list[tuple[int, float]] = field(default_factory=list)  # step and loss of rows a resume superseded
-    logged: set[str] = field(default_factory=set)  # names of further values in the rows, where they were kept
+    columns: dict[str, Column] = field(default_factory=dict)
     evals: list[Eval] = field(default_factory=list)
     latest_metrics: dict[str, Metrics] = field(default_factory=dict)
     alerts: list[Alert] = field(default_factory=list)
     recommendations: list[RecommendationItem] = field(default_factory=list)
     end: RunEnd | None = None
-    resumed_from: list[int] = field(default_factory=list)
-    sessions: set[str] = field(default_factory=set)
-    superseded: int = 0
-    duplicates: int = 0  # rows of the step before, or lines whose seq came before
-    out_of_order: int = 0  # rows of a step already passed
-    missing: int = 0  # lines lost, by the gaps in seq
-    interleaved: int = 0  # returns to a session after another had written: two processes, one log
+    record: LogRecord = field(default_factory=LogRecord)
+    superseded: int = 0  # rows and evaluations
     first_ts: float | None = None
     last_ts: float | None = None
     last_step: int | None = None
@@ -85,8 +125,9 @@ class RunSeries:
             case RunEnd():
                 self.end = event
 
-    def take_rows(self, rows: Sequence[PlainRow]) -> bool:
+    def take_rows(self, block: RowBlock) -> bool:
         """Add plain rows of one session column by column; False, and nothing added, if they are out of order."""
+        rows = block.rows
         steps = [row.step for row in rows]
         if not (_rise(steps) and (not self.steps or self.steps[-1] < steps[0]) and self._take_seqs(rows)):
             return False
@@ -94,11 +135,18 @@ class RunSeries:
         self.losses.fromlist([row.loss for row in rows])
         _extend(self.rates, [row.lr for row in rows])
         _extend(self.grad_norms, [row.grad_norm for row in rows])
+        for name, at in block.fields.items():
+            values = list(map(attrgetter(at), rows))
+            if values.count(None) < len(values):
+                self._column(name).extend(steps, values)
         self.last_step = max(steps[-1], self.last_step or 0)
         for ts in _ends([row.ts for row in rows]):
             self._take_clock(ts)
         self._take_epoch(_last_epoch(rows))
         return True
+
+    def _column(self, name: str) -> Column:
+        return self.columns.setdefault(name, Column())
 
     def _take_seqs(self, rows: Sequence[PlainRow]) -> bool:
         session = rows[0].session
@@ -114,23 +162,27 @@ class RunSeries:
         if session is None:
             return
         if session != self._session:
-            self.interleaved += session in self.sessions
-            self.sessions.add(session)
+            self.record.interleaved += session in self.record.sessions
+            self.record.sessions.add(session)
             self._session = session
         if seq is None:
             return
         expected = self._next_seq.get(session, seq)
-        self.missing += max(seq - expected, 0)
-        self.duplicates += seq < expected
+        self.record.missing += max(seq - expected, 0)
+        self.record.duplicates += seq < expected
         self._next_seq[session] = max(seq + 1, expected)
 
     def _take_row(self, row: TrainStep) -> None:
         self._take_epoch(row.epoch)
-        if row.loss is None or row.step is None:
+        if row.step is None:
+            return
+        for name in self.kept & row.extras.keys():
+            self._take_value(name, row.step, row.extras[name])
+        if row.loss is None:
             return
         if self.steps:
-            self.duplicates += row.step == self.steps[-1]
-            self.out_of_order += row.step < self.steps[-1]
+            self.record.duplicates += row.step == self.steps[-1]
+            self.record.out_of_order += row.step < self.steps[-1]
         self.steps.append(row.step)
         self.losses.append(as_float(row.loss))
         rate = row.lr[0] if isinstance(row.lr, list) and row.lr else row.lr
@@ -139,14 +191,21 @@ class RunSeries:
         self.grad_norms.append(norm)
         if row.grad_norm is not None and norm != norm:  # noqa: PLR0124  # NaN alone differs from itself
             self.lost_norms.add(row.step)
-        self.logged.update(row.extras)
+
+    def _take_value(self, name: str, step: int, value: Json) -> None:
+        """Add a further value of a row; one that is logged but no finite number leaves its column as it is."""
+        if value is None:
+            return
+        column, number = self._column(name), number_of(value)
+        if number is not None and isfinite(as_float(number)):
+            column.extend([step], [as_float(number)])
 
     def _take_start(self, start: RunStart) -> None:
         self.config = start.config
         self.meta = start.meta
         self.end = None
         if start.resumed_from_step is not None:
-            self.resumed_from.append(start.resumed_from_step)
+            self.record.resumed_from.append(start.resumed_from_step)
             self._supersede(start.resumed_from_step)
 
     def _supersede(self, step: int) -> None:
@@ -156,12 +215,14 @@ class RunSeries:
         self.superseded += keep.count(False) + len(self.evals) - len(evals)
         self.evals = evals
         self.latest_metrics = {k: m for k, m in self.latest_metrics.items() if m.step is None or m.step <= step}
-        self.replaced += [(s, loss) for s, loss in zip(self.steps, self.losses, strict=True) if s > step]
+        self.record.replaced += [(s, loss) for s, loss in zip(self.steps, self.losses, strict=True) if s > step]
         self.lost_norms = {s for s in self.lost_norms if s <= step}
         self.losses = array("d", compress(self.losses, keep))
         self.rates = array("d", compress(self.rates, keep))
         self.grad_norms = array("d", compress(self.grad_norms, keep))
         self.steps = array("q", compress(self.steps, keep))
+        for column in self.columns.values():
+            column.cut(step)
         self.last_step = max(self.steps, default=step)
 
     def _take_epoch(self, epoch: Real | None) -> None:

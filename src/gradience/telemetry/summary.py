@@ -1,16 +1,15 @@
-"""One pass over a log: the series and latest values of its runs."""
+"""The runs of a log, gathered in one pass: their series and latest values, the bad lines, and what was counted."""
 
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import msgspec
-
-from gradience.schema.events import Event, RunStart, TrainStep, UnknownEvent
+from gradience.schema.events import Event, RunStart, UnknownEvent
 from gradience.schema.reports import BadLine
-from gradience.telemetry.scan import MAX_ISSUES, BadLines, LogScan, Rows
+from gradience.telemetry.scan import MAX_ISSUES, BadLines, LogScan, RowBlock
 from gradience.telemetry.series import RunSeries
 
 
@@ -19,6 +18,7 @@ class RunSummary:
     """The runs of one log, the bad lines among them, and what was counted."""
 
     path: Path
+    kept: frozenset[str] = frozenset()  # names of the further values of training rows that are kept
     runs: dict[str, RunSeries] = field(default_factory=dict)
     counts: Counter[str] = field(default_factory=Counter)
     unknown: Counter[str] = field(default_factory=Counter)
@@ -40,34 +40,38 @@ class RunSummary:
         if isinstance(event, RunStart):
             self.runs[run.run_id] = self.runs.pop(run.run_id)
 
-    def take_rows(self, rows: Rows) -> None:
+    def take_rows(self, block: RowBlock) -> None:
         """Add plain rows at once, or one by one where something about their order is to be counted."""
-        if self.of(rows.run_id).take_rows(rows.rows):
-            self.counts["train_step"] += len(rows.rows)
+        if self.of(block.run_id).take_rows(block):
+            self.counts["train_step"] += len(block.rows)
             return
-        for row in rows.rows:
-            self.take(row.event())
+        for event in block.events():
+            self.take(event)
 
     def of(self, run_id: str) -> RunSeries:
         """Return the run of this id, a new one if it is the first of its events."""
         run = self.runs.get(run_id)
         if run is None:
-            run = self.runs[run_id] = RunSeries(run_id)
+            run = self.runs[run_id] = RunSeries(run_id, self.kept)
         return run
 
 
-def summarize(path: Path) -> RunSummary:
+def summarize(path: Path, values: Collection[str] = ()) -> RunSummary:
     """Return what the log holds, reading it once.
 
-    Kept are 32 bytes a training row, and evaluations and alerts whole: about 0.8 KB each, for the detectors compare
-    what they measured. A run evaluated every second of a day takes 70 MB.
+    Kept are 32 bytes a training row, 16 more for each further value asked for, and evaluations and alerts whole: about
+    0.8 KB each, for the detectors compare what they measured. A run evaluated every second of a day takes 70 MB.
+
+    Args:
+        path: the log.
+        values: names of further values of training rows, such as `reward`, to keep as columns.
 
     Raises:
         RecorderError: the file cannot be read.
         SchemaError: the log is of another major version.
     """
-    summary = RunSummary(path)
-    scan = LogScan(path, keep="few")
+    summary = RunSummary(path, frozenset(values))
+    scan = LogScan(path, values=summary.kept)
     for found in scan:
         if isinstance(found, BadLines):
             summary.issues_total += 1
@@ -75,16 +79,11 @@ def summarize(path: Path) -> RunSummary:
                 summary.issues.append(found.faults[0])
         elif isinstance(found, UnknownEvent):
             summary.unknown[found.event] += 1
-        elif isinstance(found, Rows):
+        elif isinstance(found, RowBlock):
             summary.take_rows(found)
         else:
             for event in found:
-                summary.take(_without_extras(event) if type(event) is TrainStep else event)
+                summary.take(event)
     summary.lines = scan.lines
     summary.bare_tokens = scan.unnamed
     return summary
-
-
-def _without_extras(row: TrainStep) -> TrainStep:
-    """Return the row as the fast way through a log leaves it: a summary must not depend on the way taken."""
-    return msgspec.structs.replace(row, extras={}) if row.extras else row

@@ -11,7 +11,7 @@ from gradience.schema.events import EventBase, UnknownEvent
 from gradience.schema.reports import VALIDATE_SCHEMA_ID, BadLine, ValidateReport
 from gradience.schema.scalars import SCHEMA_ID
 from gradience.telemetry.reader import unnamed_note
-from gradience.telemetry.scan import BadLines, LogScan, Rows, require_log
+from gradience.telemetry.scan import BadLines, LogScan, RowBlock, require_log
 
 DEFAULT_MAX_ISSUES: Final = 100
 _MOST_NAMES: Final = 1000  # unknown event names counted apart
@@ -33,28 +33,24 @@ def validate_log(path: str | os.PathLike[str], *, max_issues: int = DEFAULT_MAX_
     """
     require_log(Path(path))
     scan = LogScan(path, strict=True)
-    events: Counter[str] = Counter()
+    events: Counter[type[EventBase]] = Counter()
     unknown: Counter[str] = Counter()
     issues: list[BadLine] = []
     total = 0
     for found in scan:
-        if isinstance(found, Rows):
-            events["train_step"] += len(found.rows)
-        elif isinstance(found, BadLines):
+        if isinstance(found, BadLines):
             total += len(found.faults)
             issues += found.faults[: max(max_issues - len(issues), 0)]
         elif isinstance(found, UnknownEvent):
             unknown[found.event if found.event in unknown or len(unknown) < _MOST_NAMES else "..."] += 1
         else:
-            kinds: Counter[type[EventBase]] = Counter(map(type, found))
-            for kind, count in kinds.items():
-                events[str(kind.__struct_config__.tag)] += count
+            events.update(map(type, found.events() if isinstance(found, RowBlock) else found))
     return ValidateReport(
         schema=VALIDATE_SCHEMA_ID,
         file=str(path),
         valid=total == 0 and scan.lines > 0,
         lines=scan.lines,
-        events=dict(events),
+        events={str(kind.__struct_config__.tag): count for kind, count in events.items()},
         unknown_events=dict(unknown),
         issues=issues,
         issues_total=total,

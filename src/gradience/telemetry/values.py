@@ -1,19 +1,60 @@
-"""Python, numpy and torch values as JSON values; what JSON does not have is refused by name."""
+"""Values of Python, NumPy and torch as JSON values: the one normaliser of the recorder, the callback and the importers.
+
+`plain` is exact: what JSON cannot hold is refused by the name of its field, for a caller of the writer can mend it.
+`described` is bounded and refuses nothing: of what a trainer or another program happened to log, large or foreign
+things become a description such as `<300 values>`. Both name non-finite numbers, as JSON has none.
+"""
 
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping, Sequence
 from enum import Enum
-from math import isfinite
-from typing import Any, Final, get_args
+from math import isfinite, prod
+from typing import Any, Final, NamedTuple, get_args
 
 from gradience.errors import RecorderError
-from gradience.schema.scalars import NonFinite, Real, real
+from gradience.schema.scalars import MAX_INT, Json, NonFinite, Real, real
+
+
+class _Limits(NamedTuple):
+    """How much of a value is kept; `items` is None where everything is, or the value refused."""
+
+    depth: int  # levels below the value itself
+    items: int | None  # of one list or mapping, or of an array in all
+
+
+_EXACT: Final = _Limits(64, None)
+_BOUNDED: Final = _Limits(7, 64)  # logged rows are flat
 
 _NAMES: Final = frozenset(get_args(NonFinite))
-_DEEPEST: Final = 64
+_NUMBER: Final = re.compile(r"\s*[+-]?(?:(?:\d+\.?\d*|\.\d+)(?:e[+-]?\d+)?|nan|inf(?:inity)?)\s*", re.IGNORECASE)
+_WHOLE: Final = re.compile(r"\s*(\d{1,16})(?:\.0+)?\s*")
+_MAX_TEXT: Final = 64  # characters of a number written as text
+_MAX_BITS: Final = 200  # of an integer that is written out
 _ADVICE: Final = "record numbers, strings, booleans, and lists or mappings of them"
+
+
+def plain(value: Any, name: str) -> Json:
+    """Return the value with non-finite floats named, numpy and torch values as Python's, and keys as text.
+
+    Raises:
+        RecorderError: something in it is no JSON value; the message names where.
+    """
+    return _plain(value, name, _EXACT, 0)
+
+
+def described(value: Any) -> Json:
+    """Return the value as `plain` does, but shortened: at most 64 items of a list, mapping or array, 8 levels deep.
+
+    >>> described({"per_head": [1.0, float("nan")], "all": list(range(300)), "thing": object()})
+    {'per_head': [1.0, 'NaN'], 'all': '<300 values>', 'thing': '<object>'}
+    """
+    try:
+        return _plain(value, "", _BOUNDED, 0)
+    except RecorderError:  # a number that is none: a Decimal of 10^400, say
+        return f"<{type(value).__name__}>"
 
 
 def number(value: Any, name: str) -> Real:
@@ -51,42 +92,84 @@ def rates(value: Any) -> Real | list[Real]:
     return number(listed, "lr")
 
 
-def plain(value: Any, name: str, depth: int = 0) -> Any:
-    """Return the value with non-finite floats named, numpy and torch values as Python's, and keys as text.
+def number_of(value: Json) -> Real | None:
+    """Return a JSON value as a number, also one written as text, as some trainers log theirs; None for anything else.
 
-    Raises:
-        RecorderError: something in it is no JSON value; the message names where.
+    >>> number_of("4.16"), number_of(float("nan")), number_of("4 apples"), number_of(True)
+    (4.16, 'NaN', None, None)
     """
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        return None
+    if isinstance(value, str) and (len(value) > _MAX_TEXT or not _NUMBER.fullmatch(value)):
+        return None
+    try:
+        return real(float(value))
+    except OverflowError:
+        return None
+
+
+def step_of(value: Json) -> int | None:
+    """Return a JSON value as an optimizer step or another count: a whole number from 0; None for anything else.
+
+    >>> step_of(12), step_of(12.0), step_of("12"), step_of(-1), step_of(1.5), step_of(True)
+    (12, 12, 12, None, None, None)
+    """
+    if isinstance(value, str):
+        hit = _WHOLE.fullmatch(value)
+        value = int(hit[1]) if hit else None
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    if isinstance(value, bool) or not isinstance(value, int):
+        return None
+    return value if 0 <= value <= MAX_INT else None
+
+
+def _plain(value: Any, name: str, limits: _Limits, depth: int) -> Json:
     kind = type(value)
     if kind is float:
         return value if isfinite(value) else real(value)
-    if kind is int or kind is bool or value is None:
+    if kind is int:
+        return value if limits.items is None or -MAX_INT <= value <= MAX_INT else _huge(value)
+    if kind is bool or value is None:
         return value
     if kind is str:
         return _text(value)
-    if depth > _DEEPEST:
-        raise RecorderError(f"`{name}` is nested more than {_DEEPEST} levels deep", advice=_ADVICE)
+    if isinstance(value, (Mapping, set, frozenset, list, tuple)):
+        return _nested(value, name, limits, depth)
+    return _converted(value, name, limits, depth)
+
+
+def _nested(value: Any, name: str, limits: _Limits, depth: int) -> Json:
+    if limits.items is None:
+        if depth > limits.depth:
+            raise RecorderError(f"`{name}` is nested more than {limits.depth} levels deep", advice=_ADVICE)
+    elif depth > limits.depth or len(value) > limits.items:
+        return f"<{len(value)} values>"
     if isinstance(value, Mapping):
-        return {_text(str(k)): plain(v, f"{name}.{k}" if name else str(k), depth + 1) for k, v in value.items()}
+        inner = f"{name}." if name else ""
+        return {_text(str(k)): _plain(v, f"{inner}{k}", limits, depth + 1) for k, v in value.items()}
     if isinstance(value, (set, frozenset)):
         value = sorted(value, key=str)
-    if isinstance(value, (list, tuple)):
-        return [plain(v, f"{name}[{i}]", depth + 1) for i, v in enumerate(value)]
-    return _converted(value, name, depth)
+    return [_plain(v, f"{name}[{i}]", limits, depth + 1) for i, v in enumerate(value)]
 
 
-def _converted(value: Any, name: str, depth: int) -> Any:
-    if isinstance(value, Enum):
-        return plain(value.value, name, depth + 1)
-    if isinstance(value, str):
+def _converted(value: Any, name: str, limits: _Limits, depth: int) -> Json:
+    if isinstance(value, Enum):  # before text: transformers' choices are both
+        return _plain(value.value, name, limits, depth + 1)
+    if isinstance(value, (str, os.PathLike)):
         return _text(str(value))
-    if isinstance(value, os.PathLike):
-        return _text(str(value))
+    shape = getattr(value, "shape", None)
+    if limits.items is not None and isinstance(shape, tuple) and prod(shape) > limits.items:
+        return f"<array of shape {list(shape)}>"  # asked before `tolist`, which would fetch it from the device
     listed = _listed(value)
+    while limits.items is not None and isinstance(listed, list) and len(listed) == 1:
+        listed = listed[0]
     if listed is not value:
-        return plain(listed, name, depth + 1)
+        return _plain(listed, name, limits, depth + 1)
     if isinstance(value, (int, float)) or hasattr(value, "__float__"):
         return number(value, name)
+    if limits.items is not None:
+        return f"<{type(value).__name__}>"
     raise _refusal(name, "a JSON value", value)
 
 
@@ -99,6 +182,11 @@ def _listed(value: Any) -> Any:
         return tolist()
     except (TypeError, ValueError, RuntimeError):  # a tensor without data, such as torch's on "meta"
         return value
+
+
+def _huge(value: int) -> str:
+    """Return an integer that not every JSON reader keeps as text."""
+    return str(value) if value.bit_length() < _MAX_BITS else "<a huge number>"
 
 
 def _text(text: str) -> str:

@@ -36,7 +36,7 @@ from gradience.schema.events import (
 from gradience.schema.scalars import SCHEMA_ID, Severity, Status
 from gradience.telemetry.codec import MAX_LINE_BYTES, decode, decode_known, encode, encode_document, to_document
 from gradience.telemetry.logfile import Fsync, LogFile
-from gradience.telemetry.redact import DEFAULT_MAX_STR_LEN, Redaction, redact_document, redact_id
+from gradience.telemetry.redact import DEFAULT_MAX_STR_LEN, DEFAULT_REDACTION, Redaction, redact_document, redact_id
 from gradience.telemetry.values import number, plain, rates
 
 _DURABLE: Final = (RunStart, Eval, Alert, RunEnd)
@@ -227,24 +227,8 @@ class TelemetryWriter:
             raise
 
     def _line(self, event: Event) -> bytes:
-        """Return the event's bytes, read back first: no line leaves that our reader cannot read."""
-        try:
-            if self._is_numbers(event):
-                line = encode(event)
-            else:
-                line = encode_document(redact_document(to_document(event), self._rule))
-            _read_back(line)
-        except (msgspec.MsgspecError, SchemaError, TypeError, ValueError, RecursionError) as error:
-            raise RecorderError(f"not a valid {type(event).__name__} event: {error}", advice=_ADVICE) from error
-        if len(line) > MAX_LINE_BYTES:
-            message = f"a {type(event).__name__} event of {len(line)} bytes; a line may have {MAX_LINE_BYTES}"
-            raise RecorderError(message, advice="record a summary, or split it into several events")
-        return line
-
-    def _is_numbers(self, event: Event) -> bool:
-        """Return whether the event holds no text but our own: the hot path, with nothing to redact."""
         own = event.run_id == self.run_id and event.session == self.session
-        return own and type(event) is TrainStep and not event.extras
+        return to_line(event, self._rule, bare=own and type(event) is TrainStep and not event.extras)
 
     def _reason(self, error: BaseException | None) -> str | None:
         """Return the exception's type; its text may hold prompts or paths and needs the opt-in."""
@@ -252,6 +236,28 @@ class TelemetryWriter:
             return None
         name = type(error).__name__
         return f"{name}: {error}" if self._rule.allow_text else name
+
+
+def to_line(event: Event, rule: Redaction = DEFAULT_REDACTION, *, bare: bool = False) -> bytes:
+    """Return the event's line without its newline: redacted, and read back, so that no log holds what no reader reads.
+
+    Args:
+        event: of any kind.
+        rule: how much of a string may be written.
+        bare: the event holds no text but our own, so that nothing need be redacted: the writer's hot path.
+
+    Raises:
+        RecorderError: the event is not valid, or the line is too long.
+    """
+    try:
+        line = encode(event) if bare else encode_document(redact_document(to_document(event), rule))
+        _read_back(line)
+    except (msgspec.MsgspecError, SchemaError, TypeError, ValueError, RecursionError) as error:
+        raise RecorderError(f"not a valid {type(event).__name__} event: {error}", advice=_ADVICE) from error
+    if len(line) > MAX_LINE_BYTES:
+        message = f"a {type(event).__name__} event of {len(line)} bytes; a line may have {MAX_LINE_BYTES}"
+        raise RecorderError(message, advice="record a summary, or split it into several events")
+    return line
 
 
 def _read_back(line: bytes) -> None:

@@ -17,6 +17,7 @@ from gradience.rules.log.judge import DETECTORS, detect
 from gradience.schema import ConfigSnapshot, EvalMetrics, LoraSnapshot, OptimizerSnapshot, TrainingSnapshot
 from gradience.schema.events import Eval
 from gradience.schema.reports import BadLine, EvalPoint
+from gradience.telemetry.series import LogRecord
 
 NAN, INF = math.nan, math.inf
 
@@ -388,7 +389,7 @@ def test_a_run_that_may_still_warm_up_is_not_said_to_miss_its_peak():
 def test_a_learning_rate_that_rises_after_decay_without_a_resume_is_a_finding():
     rates = [2e-4 * (1 - i / 40) for i in range(36)] + [2e-4 * (1 - i / 40) for i in range(24)]
     assert said("LRS109", facts(rates=rates)).severity == "warning"
-    assert said("LRS109", facts(rates=rates, resumed_from=[36])) is None
+    assert said("LRS109", facts(rates=rates, record=LogRecord(resumed_from=[36]))) is None
     assert said("LRS109", facts(rates=rates, config=config_of(lr_scheduler="cosine_with_restarts"))) is None
 
 
@@ -465,26 +466,26 @@ def test_only_a_torn_last_line_is_info():
 
 
 def test_lines_missing_by_their_numbers_are_said():
-    assert "4 lines are missing" in said("TRN115", facts(missing=4)).message
+    assert "4 lines are missing" in said("TRN115", facts(record=LogRecord(missing=4))).message
 
 
 @pytest.mark.parametrize(("factor", "severity"), [(1.0, "info"), (1.19, "info"), (1.3, "warning")])
 def test_a_resume_whose_replayed_losses_differ_by_a_fifth_is_a_warning(factor, severity):
     losses = curve()
     replaced = [(step, losses[step - 1] / factor) for step in range(20, 25)]
-    finding = said("RES116", facts(losses, resumed_from=[19], replaced=replaced, sessions=2))
+    finding = said("RES116", facts(losses, record=LogRecord({"a", "b"}, [19], replaced)))
     assert finding.severity == severity
     assert finding.values["replayed"] == 5
 
 
 def test_two_replayed_steps_are_too_few_to_accuse_a_resume():
-    run = facts(resumed_from=[19], replaced=[(20, 9.0), (21, 9.0)])
+    run = facts(record=LogRecord(resumed_from=[19], replaced=[(20, 9.0), (21, 9.0)]))
     assert said("RES116", run).severity == "info"
 
 
 @pytest.mark.parametrize("count", ["duplicates", "out_of_order", "interleaved"])
 def test_rows_that_should_be_single_are_a_warning(count):
-    assert said("DUP117", facts(**{count: 2})).severity == "warning"
+    assert said("DUP117", facts(record=LogRecord(**{count: 2}))).severity == "warning"
 
 
 def test_an_evaluation_done_twice_at_one_step_is_info():

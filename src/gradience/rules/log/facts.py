@@ -17,23 +17,29 @@ from gradience.schema.config import ConfigSnapshot
 from gradience.schema.events import Eval
 from gradience.schema.reports import BadLine, EvalPoint, GapReading
 from gradience.schema.scalars import Json
+from gradience.telemetry.series import LogRecord
 
 _PARTS: Final = 5  # of a column: its first and its last are compared
 
-SIGNALS: Final[Mapping[str, str]] = {
-    "rewards/margins": "margins",
-    "rewards/accuracies": "accuracies",
-    "rewards/chosen": "chosen",
-    "rewards/rejected": "rejected",
-    "log_odds_ratio": "log_odds_ratio",
-    "nll_loss": "nll_loss",
-    "reward": "reward",
-    "reward_std": "reward_std",
-    "frac_reward_zero_std": "zero_std",
-    "kl": "kl",
-    "objective/kl": "objective_kl",
-    "completions/clipped_ratio": "clipped",
-}  # name on the wire: name as a field
+SIGNALS: Final = (  # columns of rewards and the like, in the order of a report
+    "rewards/margins",
+    "rewards/accuracies",
+    "rewards/chosen",
+    "rewards/rejected",
+    "log_odds_ratio",
+    "nll_loss",
+    "reward",
+    "reward_std",
+    "frac_reward_zero_std",
+    "kl",
+    "objective/kl",
+    "completions/clipped_ratio",
+)
+_PREFERENCE: Final = frozenset(
+    {"rewards/margins", "rewards/chosen", "rewards/accuracies", "log_odds_ratio", "log_odds_chosen"}
+)
+_RL: Final = frozenset({"reward", "reward_std", "frac_reward_zero_std", "objective/kl"})
+KEPT: Final = frozenset({*SIGNALS, *_PREFERENCE, *_RL})  # further values of training rows that a summary is to keep
 
 
 class Signal(NamedTuple):
@@ -84,27 +90,25 @@ class RunFacts:
     audit: Mapping[str, Json] | None = None  # payload of the newest lora_audit
     status: str = "unknown"
     last_step: int | None = None
-    max_steps: int | None = None
     issues: Sequence[BadLine] = ()
     issues_total: int = 0
     gap_threshold: float = DEFAULT_GAP
     config: ConfigSnapshot = field(default_factory=ConfigSnapshot)
-    logged: frozenset[str] = frozenset()  # names of further values in the training rows
+    logged: frozenset[str] = frozenset()  # names of further values in the training rows, as far as they are kept
     signals: Signals = field(default_factory=dict)  # of those, the columns of rewards and the like
     history: Sequence[Eval] = ()  # all evaluations, in the order written
-    sessions: int = 0
-    resumed_from: Sequence[int] = ()
-    replaced: Sequence[tuple[int, float]] = ()  # step and loss of rows that a resume superseded
-    duplicates: int = 0
-    out_of_order: int = 0
-    interleaved: int = 0
-    missing: int = 0
+    record: LogRecord = field(default_factory=LogRecord)  # how the log was written
 
     @cached_property
     def objective(self) -> Objective:
         """What the run optimises: as its config says it, else as the names of the logged values do."""
         stated = objective_of(self.config)
         return stated if stated.stated else _by_names(self.logged) or stated
+
+    @property
+    def max_steps(self) -> int | None:
+        """The planned steps."""
+        return self.config.training.max_steps
 
     @cached_property
     def loss(self) -> Curve:
@@ -134,9 +138,9 @@ class RunFacts:
 def _by_names(names: frozenset[str]) -> Objective | None:
     """Return the objective that the names of logged values give away (those of TRL), or None."""
     kind: Kind | None = None
-    if names & {"rewards/margins", "rewards/chosen", "rewards/accuracies", "log_odds_ratio", "log_odds_chosen"}:
+    if names & _PREFERENCE:
         kind = "preference"
-    elif names & {"reward", "reward_std", "frac_reward_zero_std"} or "objective/kl" in names:
+    elif names & _RL:
         kind = "rl"
     return None if kind is None else Objective(kind, "the log holds rewards", stated=False)
 

@@ -73,7 +73,7 @@ def _short_of_peak(facts: RunFacts) -> Sighting | None:
 
 def _rises(facts: RunFacts) -> Sighting | None:
     scheduler = (facts.config.training.lr_scheduler or "").lower()
-    if facts.resumed_from or facts.sessions > 1 or "restart" in scheduler or "cycl" in scheduler:
+    if facts.record.resumed_from or len(facts.record.sessions) > 1 or "restart" in scheduler or "cycl" in scheduler:
         return None
     points, risen = facts.rate.points, []
     highest = lowest = points[0]

@@ -26,14 +26,14 @@ def _no_end(facts: RunFacts) -> Sighting | None:
 def _bad_lines(facts: RunFacts) -> Sighting | None:
     if facts.issues_total:
         return _unreadable(facts)
-    if not facts.missing:
+    if not facts.record.missing:
         return None
     return Sighting(
-        f"{facts.missing} lines are missing by the numbers that the recorder gave them.",
-        {"missing": facts.missing},
+        f"{facts.record.missing} lines are missing by the numbers that the recorder gave them.",
+        {"missing": facts.record.missing},
         severity="warning",
         action="Lines were deleted, or the recorder dropped events (disk full): the curve has holes.",
-        seen=(f"gaps of {facts.missing} in seq",),
+        seen=(f"gaps of {facts.record.missing} in seq",),
     )
 
 
@@ -52,12 +52,12 @@ def _unreadable(facts: RunFacts) -> Sighting:
 
 
 def _resumed(facts: RunFacts) -> Sighting | None:
-    if not facts.resumed_from:
+    if not facts.record.resumed_from:
         return None
-    now = dict(zip(facts.series.steps, facts.series.losses, strict=True)) if facts.replaced else {}
+    now = dict(zip(facts.series.steps, facts.series.losses, strict=True)) if facts.record.replaced else {}
     apart = [
         abs(now[step] - loss) / abs(loss)
-        for step, loss in facts.replaced
+        for step, loss in facts.record.replaced
         if step in now and loss and abs(now[step]) + abs(loss) < float("inf")
     ]
     difference = median(apart) if apart else None
@@ -65,10 +65,10 @@ def _resumed(facts: RunFacts) -> Sighting | None:
     replayed = f"; {len(apart)} logged steps were run again" if apart else ""
     apart_by = f", their losses {difference:.0%} apart in the median: other data or another checkpoint" if other else ""
     return Sighting(
-        f"Resumed from step {', '.join(map(str, facts.resumed_from))}{replayed}{apart_by}.",
+        f"Resumed from step {', '.join(map(str, facts.record.resumed_from))}{replayed}{apart_by}.",
         {
-            "resumed_from": list(facts.resumed_from),
-            "sessions": facts.sessions,
+            "resumed_from": list(facts.record.resumed_from),
+            "sessions": len(facts.record.sessions),
             "replayed": len(apart),
             "difference": difference,
         },
@@ -82,9 +82,9 @@ def _duplicates(facts: RunFacts) -> Sighting | None:
     evals = Counter((e.session, e.split, e.step) for e in facts.history if e.step is not None)
     again = sum(count - 1 for count in evals.values())
     counts = {
-        "duplicates": facts.duplicates,
-        "out_of_order": facts.out_of_order,
-        "interleaved": facts.interleaved,
+        "duplicates": facts.record.duplicates,
+        "out_of_order": facts.record.out_of_order,
+        "interleaved": facts.record.interleaved,
         "evaluations": again,
     }
     if not any(counts.values()):
@@ -95,7 +95,7 @@ def _duplicates(facts: RunFacts) -> Sighting | None:
         "interleaved": "times another process went on writing",
         "evaluations": "evaluations repeat a step",
     }
-    only_evals = not (facts.duplicates or facts.out_of_order or facts.interleaved)
+    only_evals = not (facts.record.duplicates or facts.record.out_of_order or facts.record.interleaved)
     said = ", ".join(f"{count} {told[name]}" for name, count in counts.items() if count)
     return Sighting(
         f"Rows that should be single: {said}.",

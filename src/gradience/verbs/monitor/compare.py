@@ -106,7 +106,7 @@ def _read(path: Path, gap_threshold: float, left_out: Mapping[str, str], *, all_
     chosen = list(source.summary.runs.values())
     for series in chosen if all_runs else chosen[-1:]:
         report = report_of(source, series, gap_threshold=gap_threshold, left_out=left_out)
-        rows = sorted_by_step(Series(series.steps, series.losses, (), in_order=not series.out_of_order))
+        rows = sorted_by_step(Series(series.steps, series.losses, (), in_order=not series.record.out_of_order))
         yield _Run(source.path, report, _Column(rows.steps, rows.losses), _evals(series.evals, _split(report)))
 
 

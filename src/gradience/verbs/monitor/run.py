@@ -6,12 +6,13 @@ import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import islice
+from operator import lt
 from types import MappingProxyType
 from typing import Final
 
 import msgspec
 
-from gradience.rules.log.facts import DEFAULT_GAP, RunFacts, Series, Signal, ends
+from gradience.rules.log.facts import DEFAULT_GAP, SIGNALS, RunFacts, Series, Signal, ends
 from gradience.rules.log.judge import DETECTED, detect
 from gradience.rules.log.story import line_of, tell
 from gradience.rules.select import excluded_rules, without
@@ -26,9 +27,9 @@ from gradience.schema.reports import (
     TrainSummary,
 )
 from gradience.schema.scalars import MAX_INT, Json, NonFinite, as_float, real
-from gradience.telemetry.series import RunSeries
+from gradience.telemetry.series import Column, RunSeries
 from gradience.telemetry.summary import RunSummary
-from gradience.verbs.monitor.source import Source, logged_in, open_source, signals_in
+from gradience.verbs.monitor.source import Source, open_source
 
 _HELD_OUT: Final = ("test", "eval", "validation", "valid", "val", "dev")
 _WINDOW: Final = 10  # training rows averaged where the train split was never evaluated
@@ -188,7 +189,7 @@ def report_of(
 ) -> MonitorReport:
     """Return the report of one run of a source; a detector left out is named with its reason."""
     summary, config = source.summary, run.config or ConfigSnapshot()
-    facts = _facts(source, run, config, gap_threshold)
+    facts = _facts(summary, run, config, gap_threshold)
     train = _train(run, facts)
     findings, not_run = without(*detect(facts), left_out)
     parts = tell(facts, findings, not_run, train)
@@ -200,7 +201,7 @@ def report_of(
         file=str(source.path),
         run_id=run.run_id,
         other_runs=[run_id for run_id in summary.runs if run_id != run.run_id],
-        sessions=len(run.sessions),
+        sessions=len(run.record.sessions),
         config=config,
         status=facts.status,
         status_reason=run.end.reason if run.end else None,
@@ -221,13 +222,12 @@ def report_of(
     )
 
 
-def _facts(source: Source, run: RunSeries, config: ConfigSnapshot, gap_threshold: float) -> RunFacts:
-    evals = latest_evals(run)
+def _facts(summary: RunSummary, run: RunSeries, config: ConfigSnapshot, gap_threshold: float) -> RunFacts:
+    evals, record = latest_evals(run), run.record
     audit = run.latest_metrics.get("lora_audit")
-    logged = logged_in(source, run)
     return RunFacts(
         series=Series(
-            run.steps, run.losses, run.grad_norms, run.rates, frozenset(run.lost_norms), not run.out_of_order
+            run.steps, run.losses, run.grad_norms, run.rates, frozenset(run.lost_norms), not record.out_of_order
         ),
         evals=evals,
         gap=gap_of(run, evals),
@@ -238,22 +238,26 @@ def _facts(source: Source, run: RunSeries, config: ConfigSnapshot, gap_threshold
         audit=audit.metrics if audit else None,
         status=run.end.status if run.end else "no_run_end",
         last_step=run.last_step,
-        max_steps=config.training.max_steps,
-        issues=source.summary.issues,
-        issues_total=source.summary.issues_total,
+        issues=summary.issues,
+        issues_total=summary.issues_total,
         gap_threshold=gap_threshold,
         config=config,
-        logged=logged,
-        signals=signals_in(source, run, logged),
+        logged=frozenset(run.columns),
+        signals={
+            name: _by_step(run.columns[name]) for name in SIGNALS if name in run.columns and run.columns[name].steps
+        },
         history=run.evals,
-        sessions=len(run.sessions),
-        resumed_from=run.resumed_from,
-        replaced=run.replaced,
-        duplicates=run.duplicates,
-        out_of_order=run.out_of_order,
-        interleaved=run.interleaved,
-        missing=run.missing,
+        record=record,
     )
+
+
+def _by_step(column: Column) -> Signal:
+    """Return a column by rising steps; a step that was logged again counts once, as it went the last time."""
+    steps, values = column.steps, column.values
+    if all(map(lt, steps, islice(steps, 1, None))):
+        return Signal(steps, values)
+    last = dict(zip(steps, values, strict=True))
+    return Signal(sorted(last), [last[step] for step in sorted(last)])
 
 
 def _num_labels(config: ConfigSnapshot) -> int | None:
@@ -305,10 +309,9 @@ def _notes(summary: RunSummary, run: RunSeries) -> list[str]:
     if len(summary.runs) > 1:
         others = ", ".join(run_id for run_id in summary.runs if run_id != run.run_id)
         notes.append(f"{len(summary.runs)} runs in this log; {run.run_id} is shown, --all-runs compares; also {others}")
-    if run.resumed_from:
-        notes.append(
-            f"resumed from step {', '.join(map(str, run.resumed_from))}; {run.superseded} superseded rows are not shown"
-        )
+    if run.record.resumed_from:
+        steps = ", ".join(map(str, run.record.resumed_from))
+        notes.append(f"resumed from step {steps}; {run.superseded} superseded rows are not shown")
     if summary.unknown:
         known = ", ".join(f"{name} ({n})" for name, n in summary.unknown.items())
         notes.append(f"events of a name unknown here were kept and not used: {known}")

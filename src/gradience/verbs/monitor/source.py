@@ -11,11 +11,9 @@ from typing import Final, NamedTuple
 from gradience.errors import RecorderError
 from gradience.importers.folder import MAX_DEPTH, MAX_RUNS, run_folders
 from gradience.render.text import Place
-from gradience.rules.log.facts import SIGNALS, Signals
-from gradience.schema.events import TrainStep
+from gradience.rules.log.facts import KEPT
 from gradience.schema.scalars import SCHEMA_PREFIX
 from gradience.telemetry.reader import TelemetryReader
-from gradience.telemetry.series import RunSeries
 from gradience.telemetry.summary import RunSummary
 
 _OF_FOLDERS: Final = ("run.jsonl", "trainer_state.json")
@@ -98,16 +96,14 @@ def _without_ending(names: Sequence[str]) -> list[str]:
 
 
 _HEAD: Final = 4096  # bytes
-_FIRST_ROWS: Final = 50
 
 
 class Source(NamedTuple):
-    """What was read, from where, and what is to be said of that."""
+    """What was read, from where, and notes on how."""
 
     path: Path
     summary: RunSummary
     notes: list[str]
-    signals: dict[str, Signals]  # by run; of an import only: a log of ours is asked when a run needs it
 
 
 def open_source(path: str | os.PathLike[str], run: str | None = None) -> Source:
@@ -149,10 +145,10 @@ def _read(path: Path, run: str | None) -> Source:
 
         if is_foreign(path):
             return _import(path, run)
-    summary = TelemetryReader(path).summarize()
+    summary = TelemetryReader(path).summarize(KEPT)
     if run is not None:
         _show(summary, run)
-    return Source(path, summary, [], {})
+    return Source(path, summary, [])
 
 
 def _show(summary: RunSummary, run: str) -> None:
@@ -167,12 +163,11 @@ def _show(summary: RunSummary, run: str) -> None:
 def _import(path: Path, run: str | None) -> Source:
     """Return what a source of another program holds, in memory."""
     from gradience.importers import read_source  # noqa: PLC0415  # the same
-    from gradience.verbs.monitor.signals import signals_of  # noqa: PLC0415  # the same
 
     imported = read_source(path, run=run)
-    summary = RunSummary(path)
-    for told in imported.runs:
-        for event in told.events:
+    summary = RunSummary(path, KEPT)
+    for each in imported.runs:
+        for event in each.events:
             summary.take(event)
     files = ", ".join(os.path.relpath(file, path) if path.is_dir() else file.name for file in imported.files)
     notes = [f"imported in memory from {files} ({imported.format}); no file was written", *imported.notes]
@@ -180,23 +175,4 @@ def _import(path: Path, run: str | None) -> Source:
         first = imported.skipped[0]
         rows = "1 row was" if len(imported.skipped) == 1 else f"{len(imported.skipped)} rows were"
         notes.append(f"{rows} not imported; the first: {first.file} {first.line}: {first.reason}")
-    return Source(path, summary, notes, {told.run_id: signals_of(told.events) for told in imported.runs})
-
-
-def logged_in(source: Source, run: RunSeries) -> frozenset[str]:
-    """Return the names of further values in a run's training rows: a summary does not keep them."""
-    if run.logged or not is_log(source.path):
-        return frozenset(run.logged)
-    rows = islice(TelemetryReader(source.path).of(TrainStep), _FIRST_ROWS)
-    return frozenset(name for row in rows if row.run_id == run.run_id for name in row.extras)
-
-
-def signals_in(source: Source, run: RunSeries, logged: frozenset[str]) -> Signals:
-    """Return the columns of rewards and the like that a run logged; a log without them is not read again."""
-    if run.run_id in source.signals:
-        return source.signals[run.run_id]
-    if not logged & SIGNALS.keys() or not is_log(source.path):
-        return {}
-    from gradience.verbs.monitor.signals import read_signals  # noqa: PLC0415  # the same
-
-    return read_signals(source.path, run.run_id)
+    return Source(path, summary, notes)

@@ -16,6 +16,7 @@ from gradience.schema.config import ConfigSnapshot
 from gradience.schema.events import Alert, Eval, Event, RunEnd, RunStart, TrainStep, UnknownEvent
 from gradience.schema.scalars import as_float
 from gradience.telemetry.codec import MAX_LINE_BYTES, convert, decode_known, parse
+from gradience.telemetry.values import number_of
 
 _CHUNK: Final = 1 << 20
 _HEAD: Final = 256  # bytes that tell a file from one written over it
@@ -123,14 +124,8 @@ class Tail:
                 self._held, self._overlong = b"", True
 
 
-class _Reward(msgspec.Struct, gc=False):
-    """The one further value that is watched: under RL the loss says little."""
-
-    reward: float | None = None
-
-
+_REWARD: Final = "reward"  # the one further value that is watched: under RL the loss says little
 _REWARD_KEY: Final = b'"reward":'
-_reward = msgspec.json.Decoder(_Reward)
 
 _MOST: Final = 512  # points of a curve
 _EVALS: Final = 1000
@@ -212,18 +207,17 @@ class Watch:
         Raises:
             SchemaError: the line is of another major version: so is the whole log.
         """
+        event: Event | UnknownEvent | None
         try:
-            event: Event | UnknownEvent = decode_known(line)
+            event = decode_known(line)
         except (msgspec.MsgspecError, RecursionError):
-            found = self._look_closely(line)
-            if found is None:
-                self.bad_lines += 1
-                return None
-            event = found
-        if not isinstance(event, UnknownEvent):
-            self._take_event(event)
+            event = self._look_closely(line)
         if isinstance(event, TrainStep) and _REWARD_KEY in line:
-            self._take_reward(event, line)
+            event = self._look_closely(line)  # with its further values
+        if event is None:
+            self.bad_lines += 1
+        elif not isinstance(event, UnknownEvent):
+            self._take_event(event)
         return event
 
     def _look_closely(self, line: bytes) -> Event | UnknownEvent | None:
@@ -255,15 +249,6 @@ class Watch:
             case RunEnd():
                 self.end = event
 
-    def _take_reward(self, row: TrainStep, line: bytes) -> None:
-        try:
-            reward = _reward.decode(line).reward
-        except msgspec.MsgspecError:
-            return  # another program's key of that name
-        if reward is not None and row.step is not None and row.run_id == self.run_id:
-            self.reward = reward
-            self.rewards.add(row.step, reward)
-
     def _start(self, start: RunStart) -> None:
         self.config, self.end = start.config, None
         if (back := start.resumed_from_step) is not None:
@@ -277,7 +262,13 @@ class Watch:
             self.rate = as_float(row.lr[0]) if row.lr else None
         elif row.lr is not None:
             self.rate = as_float(row.lr)
-        if row.loss is None or row.step is None:
+        if row.step is None:
+            return
+        reward = number_of(row.extras.get(_REWARD))
+        if reward is not None and math.isfinite(as_float(reward)):
+            self.reward = as_float(reward)
+            self.rewards.add(row.step, self.reward)
+        if row.loss is None:
             return
         self.loss = as_float(row.loss)
         self.not_finite += not math.isfinite(self.loss)
