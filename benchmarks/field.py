@@ -27,7 +27,7 @@ import faults
 from curves import KINDS, clean, write_native, write_trainer_state
 
 from gradience.errors import GradienceError
-from gradience.monitor import monitor_run
+from gradience.verbs.monitor import monitor_run
 from gradience.schema.reports import MonitorReport
 
 GRAVE = {"warning", "error"}

@@ -102,8 +102,8 @@ status = st.sampled_from(["ok", "no_run_end", "error", "unknown"])
 def test_every_grave_finding_is_in_the_story_of_any_series(values, norm, status):
     n = len(values)
     run = RunFacts(series=Series(range(n), values, [norm] * n, [1e-4] * n), status=status, last_step=n or None)
-    findings, not_run = detect(run)
-    parts = tell(run, findings, not_run, TrainSummary(rows=n, first_loss=0.0, last_loss=0.0))
+    findings, _ = detect(run)
+    parts = tell(run, findings, TrainSummary(rows=n, first_loss=0.0, last_loss=0.0))
     grave = {finding.id for finding in findings if finding.severity != "info"}
     assert grave <= {part.finding for part in parts}
     assert "\n" not in line_of(parts)

@@ -93,7 +93,10 @@ def _evals(report: MonitorReport) -> Iterator[str]:
     if not report.evals:
         yield "  none recorded"
     for point in report.evals:
-        yield f"  {_label(point)} PPL: {number(_ppl(point.metrics))}"
+        if report.signals and point.metrics.ppl is None:  # a loss of preferences or rewards has no perplexity
+            yield f"  {_label(point)} loss: {number(point.metrics.loss, '.4g')}"
+        else:
+            yield f"  {_label(point)} PPL: {number(_ppl(point.metrics))}"
     if report.gap is not None:
         yield f"  Gap:       {number(report.gap.ratio)}x{_basis(report.gap)}"
     for point in report.evals:
@@ -110,6 +113,10 @@ def _basis(gap: GapReading) -> str:
 def _diagnostics(report: MonitorReport) -> Iterator[str]:
     audit = report.lora_audit
     if audit is None:
+        return
+    if any(audit.get(name) == 0 for name in ("n_layers", "total_lora_params")):
+        yield "LoRA audit: no LoRA weights were found"
+        yield ""
         return
     yield "Diagnostics:"
     yield f"  Stable rank (mean): {number(_number(audit, 'stable_rank_mean'))}"

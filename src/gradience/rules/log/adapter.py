@@ -34,7 +34,14 @@ _UNFIT = {"untrained", "near_untrained", "broken", "random_like", "not_analysed"
 def _utilization(facts: RunFacts) -> Observation | None:
     if facts.utilization_mean is None:
         raise Unknown("no lora_audit in the log ('gradience audit --append run.jsonl' adds one)")
+    if no_weights(facts.audit or {}):
+        raise Unknown("the audit in the log found no LoRA weights")
     return observe_utilization(facts.utilization_mean)
+
+
+def no_weights(audit: Mapping[str, Json]) -> bool:
+    """Whether an audit says that it found nothing to measure: its means are then no measurements."""
+    return any(audit.get(name) == 0 for name in ("n_layers", "total_lora_params"))
 
 
 def _health(rule: str, facts: RunFacts) -> Observation | None:

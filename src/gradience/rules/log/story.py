@@ -19,7 +19,7 @@ from gradience.rules.log.divergence import ABSURD_RATE
 from gradience.rules.log.facts import RunFacts, ends
 from gradience.rules.log.learning import Learning, learning
 from gradience.rules.log.preference import ZERO_GROUPS_ALSO
-from gradience.schema.findings import SEVERITIES, Finding, NotRun
+from gradience.schema.findings import SEVERITIES, Finding
 from gradience.schema.reports import StoryPart, TrainSummary
 from gradience.schema.scalars import Json, NonFinite, as_float, real
 
@@ -55,18 +55,15 @@ def line_of(parts: Iterable[StoryPart]) -> str:
     return "; ".join(part.says for part in parts)
 
 
-def tell(
-    facts: RunFacts, findings: Iterable[Finding], not_run: Iterable[NotRun], train: TrainSummary
-) -> list[StoryPart]:
+def tell(facts: RunFacts, findings: Iterable[Finding], train: TrainSummary) -> list[StoryPart]:
     """The story's parts: how the run went, its loss, held-out data, the update, and how the log ends."""
     found = {f.id: f for f in findings if SEVERITIES.index(f.severity) >= _GRAVE or f.id in _ALSO_AS_INFO}
-    left_out = "NOL106" in {item.id for item in not_run if item.reason.startswith("not selected")}
     shape = _shape(found, facts)
     told = {part.finding for part in shape}
     parts = chain(
         _spoken(found, _BROKEN),
         _spoken(found, _MEANING),
-        shape or (() if left_out else _learning(found, facts)),
+        shape or _learning(found, facts),
         _loss(facts, train),
         _spoken(found, _OBJECTIVE),
         _reward(facts),
