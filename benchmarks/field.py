@@ -27,8 +27,8 @@ import faults
 from curves import KINDS, clean, write_native, write_trainer_state
 
 from gradience.errors import GradienceError
-from gradience.verbs.monitor import monitor_run
 from gradience.schema.reports import MonitorReport
+from gradience.verbs.monitor import monitor_run
 
 GRAVE = {"warning", "error"}
 HELD_OUT = 7001  # seed of the synthetic curves, as in detectors.py

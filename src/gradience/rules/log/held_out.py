@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from bisect import bisect_left
+from bisect import bisect_right
 from collections.abc import Sequence
 from typing import Final, NamedTuple
 
@@ -177,7 +177,7 @@ def _unfinished(facts: RunFacts) -> Observation | None:
         raise Unknown(f"the log ends at step {facts.last_step} of {facts.max_steps}")
     losses, steps = curve.losses, curve.steps
     since = steps[-1] - _LAST * (steps[-1] - steps[0])
-    at = min(bisect_left(steps, since), count - 2)
+    at = min(bisect_right(steps, since) - 1, count - 2)
     fall, error = 1.0 - losses[-1] / losses[at], curve.noise / losses[at]
     bar = max(UNFINISHED_FALL.value, EVAL_NOISE.value * error)
     if losses[-1] > min(losses) or fall <= bar or divergence(facts) is not None:

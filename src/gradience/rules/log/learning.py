@@ -272,8 +272,8 @@ def _flat_from(facts: RunFacts, start: int, share: float, reasons: list[str]) ->
         if least < bar:
             reasons.append(f"too noisy: a fall of {most:.1%} over the last {share:.0%} could not be seen")
         return None
-    if least < -3.0 * bar:
-        return None
+    if most < 0.0 or least < -3.0 * bar:
+        return None  # it rises
     step = facts.step(facts.loss.row(start))
     fell = (
         f"it fell {fall:.1%}, {most:.1%} at most" if fall >= 0 else f"it rose {-fall:.1%}, and fell {most:.1%} at most"

@@ -11,7 +11,7 @@ from gradience.rules.evidence import TRIAL
 from gradience.rules.log.divergence import divergence
 from gradience.rules.log.facts import JUDGEMENT, REAL_RUNS, RunFacts, positive_loss, seen
 from gradience.rules.log.preference import saturated
-from gradience.rules.log.statistics import median, median_error, noise
+from gradience.rules.log.statistics import NORMAL_95, median, median_error, noise
 from gradience.rules.objective import not_under
 from gradience.rules.rule import Observation, Rule, Threshold, Unknown
 from gradience.schema.findings import Evidence
@@ -92,16 +92,27 @@ def _epoch_steps(facts: RunFacts) -> Observation | None:
 
 
 def _all_step_down(steps: Sequence[_Step]) -> bool:
-    """Whether every end of an epoch shows a step, but for one of four and more, and their mean is surely one."""
-    judged = [step for step in steps if math.isfinite(step.error)]
+    """Whether the loss steps down over the ends of epochs: surely so in the mean, and no end surely shows less.
+
+    Of four ends and more the least step is left out.
+
+    Raises:
+        Unknown: the mean step may be as large, but noise hides it.
+    """
     spared = 1 if len(steps) >= EPOCHS_MANY.value else 0
+    judged = sorted(step for step in steps if math.isfinite(step.error))[spared:]
     if not judged or len(judged) < len(steps) - spared:
-        return False
-    if sum(step.drop > EPOCH_DROP.value for step in steps) < len(steps) - spared:
         return False
     mean = math.fsum(step.drop for step in judged) / len(judged)
     error = math.sqrt(math.fsum(step.error**2 for step in judged)) / len(judged)
-    return mean > EPOCH_ERRORS.value * error
+    if any(step.drop + 2.0 * step.error <= EPOCH_DROP.value for step in judged):
+        return False
+    seen_from = max(EPOCH_DROP.value, EPOCH_ERRORS.value * error)
+    if mean > seen_from:
+        return True
+    if mean + NORMAL_95 * error > EPOCH_DROP.value:
+        raise Unknown(f"a step of under {seen_from:.0%} at the ends of epochs could not be told from the noise")
+    return False
 
 
 def _step(points: Sequence[float], end: int, width: int, error: float) -> _Step:
@@ -151,9 +162,9 @@ RULES: Final[Sequence[Rule[RunFacts]]] = (
         title="steps at the ends of epochs",
         groups=("log",),
         severity="info",
-        condition="the training loss falls over every end of an epoch (but one, of {epochs_many} and more) by over "
-        "{epoch_drop}, beyond what it fell just before, in the mean by {epoch_errors} standard errors; not where the "
-        "held-out loss falls by over {both_fall} of that",
+        condition="over the ends of epochs (but the least of {epochs_many} and more) the training loss falls by over "
+        "{epoch_drop} and {epoch_errors} standard errors in the mean, beyond what it fell just before, and over none "
+        "surely by less; not where the held-out loss falls by over {both_fall} of that",
         observe=_epoch_steps,
         needs=(not_under("rl"), positive_loss),
         confidence=0.6,
