@@ -42,6 +42,7 @@ MARGIN_GROWS = Threshold("margin_grows", 2.0, "standard errors of the margin ove
 AT_LN_K = Threshold("at_ln_k", 0.01, "fraction of ln K", "proposal of the project's design")
 
 FLAT = Threshold("flat", 0.03, "fraction of the level over 30 % of the rows: 95 % upper bound of the fall", REAL_RUNS)
+STILL_FALLS = Threshold("still_falls", 0.01, "fraction, as flat: 95 % lower bound of the fall", "a decayed real run")
 FLAT_ROWS = Threshold("flat_rows", 8, "training rows", "below it no span has a bound")
 FLAT_POINTS = Threshold("flat_points", 6, "points of the span", "below it Theil-Sen has no bound")
 FITTED = Threshold("fitted", 0.02, "nats", "a judgement: nothing is left to fall")
@@ -272,8 +273,8 @@ def _flat_from(facts: RunFacts, start: int, share: float, reasons: list[str]) ->
         if least < bar:
             reasons.append(f"too noisy: a fall of {most:.1%} over the last {share:.0%} could not be seen")
         return None
-    if most < 0.0 or least < -3.0 * bar:
-        return None  # it rises
+    if most < 0.0 or least < -3.0 * bar or least > STILL_FALLS.value * share / _SPANS[0]:
+        return None  # it rises, or surely falls
     step = facts.step(facts.loss.row(start))
     fell = (
         f"it fell {fall:.1%}, {most:.1%} at most" if fall >= 0 else f"it rose {-fall:.1%}, and fell {most:.1%} at most"
@@ -401,7 +402,8 @@ RULES: Final[Sequence[Rule[RunFacts]]] = (
         severity="info",
         condition="over the last 30, 50 or 65 % of the rows the loss falls by {flat} x span / 30 % at most, by the "
         "95 % "
-        "bound of Theil-Sen's slope, at over {idle_rate} of the peak rate and a level over {fitted}",
+        "bound of Theil-Sen's slope, and not surely by {still_falls}, at over {idle_rate} of the peak rate and a level "
+        "over {fitted}",
         observe=_plateau,
         needs=(not_under("rl"), positive_loss),
         confidence=0.5,
@@ -414,7 +416,7 @@ RULES: Final[Sequence[Rule[RunFacts]]] = (
         action="Stop here, or decay the learning rate; held-out loss decides.",
         scope="positive losses of 8 rows and more, a learning rate that still counts; not in mid-run or warmup",
         verify="Held-out loss over the same steps.",
-        thresholds=(FLAT, FLAT_ROWS, FLAT_POINTS, FITTED, IDLE_RATE),
+        thresholds=(FLAT, STILL_FALLS, FLAT_ROWS, FLAT_POINTS, FITTED, IDLE_RATE),
     ),
     Rule(
         id="CHN112",
