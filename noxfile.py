@@ -86,6 +86,13 @@ def properties(session: nox.Session) -> None:
 
 
 @nox.session
+def field(session: nox.Session) -> None:
+    """What monitor says of published runs and of some 200 short trainings made here once (10 to 20 minutes)."""
+    session.install("-e", ".", *HUB_PACKAGES, "trl")
+    session.run("python", "benchmarks/field.py", *session.posargs, env={"OMP_NUM_THREADS": "1"})
+
+
+@nox.session
 def mutants(session: nox.Session) -> None:
     """Change the source one token at a time, and see whether a test fails: 'nox -s mutants -- --count 400 --seed 0'."""
     _install(session)

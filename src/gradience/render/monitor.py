@@ -84,7 +84,11 @@ def _evals(report: MonitorReport) -> Iterator[str]:
     yield "Latest eval signals:"
     if not report.evals:
         yield "  none recorded"
-    yield from (f"  {_label(point)} PPL: {number(perplexity(point.metrics))}" for point in report.evals)
+    for point in report.evals:
+        if report.signals and point.metrics.ppl is None:  # a loss of preferences or rewards has no perplexity
+            yield f"  {_label(point)} loss: {number(point.metrics.loss, '.4g')}"
+        else:
+            yield f"  {_label(point)} PPL: {number(perplexity(point.metrics))}"
     if report.gap is not None:
         train, test = clean(report.gap.train_split), clean(report.gap.test_split)
         splits = "" if train == "train" else f"  ({test} over {train})"
@@ -112,6 +116,10 @@ def perplexity(metrics: EvalMetrics) -> float | NonFinite | None:
 def _recorded_audit(report: MonitorReport) -> Iterator[str]:
     audit = report.lora_audit
     if audit is None:
+        return
+    if any(audit.get(name) == 0 for name in ("n_layers", "total_lora_params")):
+        yield "LoRA audit: no LoRA weights were found"
+        yield ""
         return
     yield "Diagnostics:"
     yield f"  Stable rank (mean): {number(_number(audit, 'stable_rank_mean'))}"

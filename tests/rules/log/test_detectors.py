@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+import re
 import sys
 from array import array
 
@@ -11,9 +12,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gradience.rules.log.curve import MOST_POINTS, curve_of, median, theil_sen
+from gradience.rules.log.curve import MOST_POINTS, curve_of
 from gradience.rules.log.facts import RunFacts, Series
 from gradience.rules.log.judge import DETECTORS, detect
+from gradience.rules.log.statistics import median, theil_sen
 from gradience.schema import ConfigSnapshot, EvalMetrics, LoraSnapshot, OptimizerSnapshot, TrainingSnapshot
 from gradience.schema.events import Eval
 from gradience.schema.reports import BadLine, EvalPoint
@@ -87,9 +89,11 @@ def evals(losses, *, every=10, accuracy=None, split="eval"):
 
 
 def test_every_detector_of_the_design_is_in_the_table_once():
-    wanted = "NUM101 NUM102 DIV103 DIV104 PLT105 NOL106 GRD107 GRD108 LRS109 OVF110 GAP111 CHN112 SML113 END114 TRN115"
-    later = "UND126 MEM127 PRF119 PRF120 PRF121 RWD122 ZVR123 KLD124 CLP125 NUM201 TRN202 RND203 UTL204 CMP213 TYP214"
-    assert [d.id for d in DETECTORS] == [*wanted.split(), "RES116", "DUP117", "GAP118", *later.split()]
+    numbered = {int(d.id[3:]) for d in DETECTORS if d.id < "NUM2" or d.id[3] == "1"}
+    assert numbered >= set(range(101, 133))
+    of_audits = {"NUM201", "TRN202", "RND203", "UTL204", "CMP213", "TYP214"}
+    assert {d.id for d in DETECTORS if d.id[3] == "2"} == of_audits
+    assert len({d.id for d in DETECTORS}) == len(DETECTORS) == 32 + len(of_audits)
 
 
 def test_every_threshold_names_its_unit_and_source():
@@ -150,9 +154,21 @@ def test_an_evaluation_that_is_no_number_is_an_error():
     assert said("NUM101", facts(history=evals([1.0, "NaN"]))).severity == "error"
 
 
-def test_two_zero_losses_in_a_row_are_a_masked_nan_and_one_is_not():
-    assert said("NUM102", facts([*curve(30), 0.0, 0.0])).severity == "error"
-    assert said("NUM102", facts([*curve(30), 0.0, 1.2])) is None
+def test_two_zero_losses_without_a_logged_gradient_are_a_masked_nan_and_one_is_not():
+    unlogged = [NAN] * 32
+    finding = said("NUM102", facts([*curve(30), 0.0, 0.0], grads=unlogged))
+    assert (finding.severity, finding.confidence) == ("error", 0.9)
+    assert finding.message == "The training loss is exactly 0.0 from step 31 in 2 rows: NaN is probably masked."
+    assert said("NUM102", facts([*curve(30), 0.0, 1.2], grads=unlogged)) is None
+
+
+@pytest.mark.parametrize(("before", "severity"), [(0.051, "error"), (0.049, "info")])
+def test_zeros_after_a_loss_that_rounds_to_zero_are_rounding(before, severity):
+    assert said("NUM102", facts([*[before] * 30, 0.0, 0.0], grads=[NAN] * 32)).severity == severity
+
+
+def test_a_zero_loss_whose_gradient_is_finite_and_not_zero_is_never_a_masked_nan():
+    assert said("NUM102", facts([*curve(30), 0.0, 0.0], grads=[*norms(30), 1.7e-8, 1.7e-8])) is None
 
 
 @pytest.mark.parametrize("norm", [INF, 0.0])
@@ -268,16 +284,37 @@ def test_no_learning_at_ln_k_is_said_so_where_the_classes_are_known():
     assert "ln 4" in said("NOL106", run).message
 
 
-def test_no_learning_abstains_during_warmup_and_below_thirty_rows():
+def test_no_learning_abstains_during_warmup_and_at_a_rate_of_zero():
     assert "peak" in reason("NOL106", facts(flat(), rates=[1e-6 * i for i in range(60)]))
-    assert "it needs 30" in reason("NOL106", facts(flat(29)))
     assert "LRS109" in reason("NOL106", facts(flat(), rates=[0.0] * 60))
 
 
-@pytest.mark.parametrize("about", ["DIV103", "DIV104", "PLT105"])
-def test_the_shape_of_a_loss_needs_twenty_rows(about):
-    assert "19 training rows" in reason(about, facts(curve(19)))
-    assert "19 training" not in (reason(about, facts(curve(20))) or "")
+@pytest.mark.parametrize(("rows", "found"), [(7, False), (8, True)])
+def test_eight_rows_are_enough_to_bound_a_fall(rows, found):
+    level = [2.0, 2.001, 1.999, 2.0, 2.001, 2.0, 1.999, 2.001][:rows]
+    assert (said("NOL106", facts(level, grads=[1.0] * rows)) is not None) is found
+
+
+def test_where_a_fall_cannot_be_told_the_size_that_would_have_been_is_named():
+    why = reason("NOL106", facts(flat(40, sigma=0.2), grads=[1.0] * 40))
+    assert re.search(r"a fall under \d+% could not have been told from the noise of 40 rows", why)
+
+
+@pytest.mark.parametrize(("rows", "found"), [(7, False), (8, True)])
+def test_a_spike_is_looked_for_from_eight_rows_on(rows, found):
+    losses = [2.0, 1.98, 1.97, 1.96, 1.95, 1.94, 1.93, 1.92][:rows]
+    losses[-1] = 6.0  # of few rows only the last one leaves their noise as it is
+    assert (said("DIV103", facts(losses)) is not None) is found
+    assert ("fewer than 8" in (reason("DIV103", facts(losses)) or "")) is not found
+
+
+@pytest.mark.parametrize(("height", "found"), [(1.49, False), (1.52, True)])
+def test_a_spike_in_few_rows_is_half_over_the_six_before_and_info(height, found):
+    losses = [2.0] * 12
+    losses[8] *= height
+    finding = said("DIV103", facts(losses))
+    assert (finding is not None) is found
+    assert finding is None or (finding.severity, finding.confidence) == ("info", 0.5)
 
 
 @pytest.mark.parametrize("about", ["DIV103", "DIV104", "PLT105", "NOL106", "GRD108", "OVF110", "GAP111", "CHN112"])
@@ -313,10 +350,13 @@ def test_large_gradients_at_the_start_are_no_explosion():
     assert said("GRD107", facts(grads=[50.0, 40.0, 30.0, 20.0, 10.0, 5.0, *norms(54)])) is None
 
 
-def test_one_gradient_jump_is_info():
-    grads = norms()
+@pytest.mark.parametrize(("rise", "severity"), [(0.0, None), (0.5, None), (2.0, "info")])
+def test_one_gradient_jump_is_said_only_where_the_loss_answers_it(rise, severity):
+    grads, losses = norms(), flat(sigma=0.001)
     grads[40] = 300.0
-    assert said("GRD107", facts(grads=grads)).severity == "info"
+    losses[41] += 4 * 0.05 * 2.0 * rise
+    finding = said("GRD107", facts(losses, grads=grads))
+    assert (finding.severity if finding else None) == severity
 
 
 def test_a_gradient_burst_of_three_rows_is_a_warning():
@@ -355,7 +395,9 @@ def test_no_gradient_where_the_loss_is_almost_zero_is_info():
 @pytest.mark.parametrize("about", ["GRD107", "GRD108"])
 def test_gradient_detectors_abstain_where_no_norm_was_recorded_or_few(about):
     assert "no gradient norm" in reason(about, facts(grads=[NAN] * 60))
-    assert "it needs 10" in reason(about, facts(grads=[1.0] * 9 + [NAN] * 51))
+    least = {"GRD107": 8, "GRD108": 5}[about]
+    assert f"it needs {least}" in reason(about, facts(grads=[1.0] * (least - 1) + [NAN] * 54))
+    assert reason(about, facts(grads=[1.0] * least + [NAN] * 54)) is None
 
 
 # --- learning rate -----------------------------------------------------------------------------------------------
@@ -398,8 +440,9 @@ def test_warmup_and_one_decay_are_as_planned():
     assert said("LRS109", facts(rates=rates, config=config_of(lr=2e-4))) is None
 
 
-def test_the_learning_rate_is_not_judged_from_four_rows():
-    assert "4 rows" in reason("LRS109", facts(rates=[1e-4] * 4 + [NAN] * 56))
+def test_the_learning_rate_is_judged_from_three_rows_on():
+    assert "2 rows" in reason("LRS109", facts(rates=[1e-4] * 2 + [NAN] * 58))
+    assert reason("LRS109", facts(rates=[1e-4] * 3 + [NAN] * 57)) is None
 
 
 # --- evaluation --------------------------------------------------------------------------------------------------
@@ -492,9 +535,14 @@ def test_an_evaluation_done_twice_at_one_step_is_info():
     assert said("DUP117", facts(history=evals([1.0]) + evals([1.0]))).severity == "info"
 
 
-def test_a_sparse_log_lists_which_detectors_abstained():
+def test_a_sparse_log_says_in_one_line_what_it_lacks():
     finding = said("GAP118", facts(curve(10)))
-    assert {"DIV103", "DIV104", "NOL106", "OVF110"} <= set(finding.values["abstained"])
+    assert (
+        finding.message == "Sparse log: 10 training rows with a loss and no evaluation; only large effects show in it."
+    )
+    assert (finding.severity, finding.confidence) == ("info", 0.95)
+    assert said("GAP118", facts(curve(20), history=evals([1.0]))) is None
+    assert said("GAP118", facts(curve(19), history=evals([1.0]))).values == {"rows": 19, "evals": 1}
 
 
 # --- laws --------------------------------------------------------------------------------------------------------
@@ -545,8 +593,9 @@ def test_the_order_in_which_rows_are_given_changes_no_finding(order, kind):
 def test_the_unit_of_the_loss_does_not_matter(unit, seed):
     losses = curve(seed=seed)
     losses[40:44] = [6.0] * 4
+    in_nats = {"SCL129"}  # a loss above ln of any vocabulary is on another scale
     ids = {f.id for f in detect(facts(losses))[0]}
-    assert {f.id for f in detect(facts([x * unit for x in losses]))[0]} == ids
+    assert {f.id for f in detect(facts([x * unit for x in losses]))[0]} - in_nats == ids
 
 
 @given(st.integers(1, 4 * MOST_POINTS))
@@ -568,7 +617,7 @@ def test_the_median_is_that_of_the_standard_library(values):
 def test_the_theil_sen_slope_ignores_an_outlier():
     values = [2.0 * i for i in range(20)]
     values[7] = 1e6
-    assert theil_sen(values) == pytest.approx(2.0, rel=0.1)
+    assert theil_sen(values).slope == pytest.approx(2.0, rel=0.1)
 
 
 def test_the_detectors_import_neither_numpy_nor_torch():

@@ -134,9 +134,54 @@ def test_kl_that_stays_high_is_a_warning_and_one_high_row_is_info():
     assert said("KLD124", rl(kl=noisy(0.0, 0.3))) is None
 
 
-def test_completions_cut_off_are_info():
-    assert said("CLP125", rl(**{"completions/clipped_ratio": [0.8] * N})).severity == "info"
-    assert said("CLP125", rl(**{"completions/clipped_ratio": [0.1] * N})) is None
+@pytest.mark.parametrize(("share", "found"), [(0.49, False), (0.5, True)])
+def test_half_of_the_completions_cut_off_late_in_the_run_is_a_warning(share, found):
+    finding = said("CLP125", rl(**{"completions/clipped_ratio": [0.1] * 6 + [share] * 3}))
+    assert (finding is not None) is found
+    assert finding is None or (finding.severity, finding.confidence) == ("warning", 0.7)
+
+
+@pytest.mark.parametrize(("equal", "also"), [(0.29, False), (0.45, True)])
+def test_completions_cut_off_name_groups_without_spread_from_three_in_ten_on(equal, also):
+    finding = said("CLP125", rl(**{"completions/clipped_ratio": [0.91] * 9, "frac_reward_zero_std": [equal] * 9}))
+    assert finding.message.startswith("In the last third of the rows 91% of the completions are cut off")
+    assert ("45% of the groups have no spread of rewards and teach nothing" in finding.message) is also
+
+
+def test_two_rows_of_a_column_are_too_few_and_three_are_judged():
+    assert reason("CLP125", rl(**{"completions/clipped_ratio": [0.9] * 2})).endswith("it needs 3")
+    assert said("CLP125", rl(**{"completions/clipped_ratio": [0.9] * 3})) is not None
+    assert said("ZVR123", rl(frac_reward_zero_std=[0.95] * 3)).severity == "warning"
+    assert said("KLD124", rl(kl=[2.0] * 3)).severity == "warning"
+
+
+@pytest.mark.parametrize(("rows", "found"), [(4, False), (5, True)])
+def test_a_reward_that_falls_in_every_row_is_a_warning_from_five_rows_on(rows, found):
+    run = rl(reward=[1.0 - 0.1 * i for i in range(rows)])
+    assert (said("RWD122", run) is not None) is found
+    assert ("could not be seen" in (reason("RWD122", run) or "")) is not found
+
+
+# --- saturation --------------------------------------------------------------------------------------------------
+
+
+def saturating(loss, margin, n=12):
+    losses = [0.6931] * (n // 2) + [loss] * (n - n // 2)
+    return facts("preference", losses, rewards__margins=[0.0] * (n // 2) + [margin] * (n - n // 2))
+
+
+@pytest.mark.parametrize(("loss", "margin", "found"), [(0.02, 4.0, True), (0.021, 4.0, False), (0.02, 3.99, False)])
+def test_a_small_loss_with_a_large_margin_is_saturated(loss, margin, found):
+    finding = said("PRF130", saturating(loss, margin))
+    assert (finding is not None) is found
+    assert finding is None or (finding.severity, finding.confidence) == ("warning", 0.85)
+
+
+def test_saturation_names_where_loss_and_margin_came_from_and_is_not_a_nan():
+    run = saturating(0.0, 141.0)
+    assert "loss 0.693 -> 0, margin 0 -> 141: nothing is left to learn" in said("PRF130", run).message
+    assert said("NUM102", run) is None
+    assert said("REP128", run) is None
 
 
 def test_a_column_that_was_not_logged_is_named():

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 import random
+from dataclasses import replace
 
 import pytest
 
 from gradience.rules.log.facts import RunFacts, Series
 from gradience.rules.log.judge import detect
-from gradience.schema import EvalMetrics
+from gradience.schema import ConfigSnapshot, EvalMetrics, TrainingSnapshot
 from gradience.schema.events import Eval
 from gradience.schema.reports import EvalPoint
 from gradience.verbs.monitor import monitor_run
@@ -69,8 +70,22 @@ def test_one_that_has_settled_or_turned_or_only_jitters_gets_nothing(held_out):
     assert said("UND126", facts(held_out=held_out)) is None
 
 
-def test_three_evaluations_are_too_few():
-    assert "it needs 4" in reason("UND126", facts(held_out=[1.0, 0.9, 0.8]))
+def test_two_evaluations_are_too_few_to_still_fall():
+    assert "it needs 3" in reason("UND126", facts(held_out=[1.0, 0.9]))
+    assert said("UND126", facts(held_out=[1.0, 0.9, 0.8])) is not None
+
+
+@pytest.mark.parametrize(("last", "found"), [(0.892, False), (0.890, True)])
+def test_a_fall_of_one_percent_in_the_last_quarter_is_the_least_that_counts(last, found):
+    assert (said("UND126", facts(held_out=[1.0, 0.9, last])) is not None) is found
+
+
+def test_nothing_is_unfinished_inside_warmup_or_in_mid_run():
+    falls = [1.0, 0.9, 0.8, 0.7]
+    rising = facts(falling(40), held_out=falls, rates=[1e-6 * i for i in range(40)])
+    assert "peak" in reason("UND126", rising)
+    planned = ConfigSnapshot(training=TrainingSnapshot(max_steps=41))
+    assert "step 40 of 41" in reason("UND126", replace(facts(falling(40), held_out=falls), config=planned))
 
 
 def test_steps_at_the_ends_of_epochs_are_memory():
@@ -95,7 +110,7 @@ def test_one_epoch_has_no_end_to_look_at():
     assert reason("MEM127", run) is None
 
 
-@pytest.mark.parametrize(("n", "epochs", "why"), [(24, 5.0, "it needs 3"), (120, None, "how often")])
+@pytest.mark.parametrize(("n", "epochs", "why"), [(24, 5.0, "it needs 2"), (120, None, "how often")])
 def test_few_rows_an_epoch_or_no_epochs_are_not_judged(n, epochs, why):
     assert why in reason("MEM127", facts(falling(n), epochs=epochs))
 

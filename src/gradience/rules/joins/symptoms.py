@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Final, NamedTuple
 
 from gradience.rules.joins.correlation import Symptom
-from gradience.rules.log.thresholds import FEW_ROWS
+from gradience.rules.log.record import FEW_ROWS
 from gradience.rules.rule import Observation, Threshold, few
 from gradience.schema.audit import AuditReport, ModuleAudit
 from gradience.schema.config import LoraSnapshot
