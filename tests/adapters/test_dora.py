@@ -12,6 +12,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from gradience.adapters.open import find_files, read_adapter
+from gradience.errors import AdapterError
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -105,3 +106,38 @@ def test_lycoris_norm_is_of_the_axis_that_its_shape_leaves_out(tmp_path, shape, 
     tensors = {f"{stem}.lora_down.weight": a, f"{stem}.lora_up.weight": b, f"{stem}.dora_scale": m}
     module = opened(tmp_path, tensors, {})
     np.testing.assert_allclose(module.dense(w), merged(w, b @ a, m, axis), atol=1e-5)
+
+
+def torchtune(tmp_path, out, inner):
+    a, b, w = (RNG.standard_normal(s).astype(np.float32) for s in ((2, inner), (out, 2), (out, inner)))
+    m = RNG.uniform(0.5, 2.0, out).astype(np.float32)
+    stem = "layers.0.mlp.w1"
+    tensors = {f"{stem}.lora_a.weight": a, f"{stem}.lora_b.weight": b, f"{stem}.magnitude": m}
+    return opened(tmp_path, tensors, {"r": 2, "lora_alpha": 6}), w, merged(w, 3.0 * b @ a, m[:, None], 1)
+
+
+def test_of_a_weight_that_the_base_stores_transposed_the_norms_run_along_the_other_axis(tmp_path):
+    module, w, truth = torchtune(tmp_path, 9, 5)
+    np.testing.assert_allclose(module.dense(w.T), truth.T, atol=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(9, 6), (10, 5), (5, 10), (6, 9), (9, 9), (45, 1)])
+def test_a_weight_of_another_shape_is_refused(tmp_path, shape):
+    module, _, _ = torchtune(tmp_path, 9, 5)
+    with pytest.raises(AdapterError, match="does not fit a base weight of shape"):
+        module.dense(np.ones(shape, np.float32))
+
+
+def test_rows_that_are_longer_than_a_block_are_added_up_row_by_row(tmp_path):
+    module, w, truth = torchtune(tmp_path, 3, 600_000)
+    np.testing.assert_allclose(module.dense(w), truth, atol=1e-5)
+
+
+def test_columns_are_added_up_over_all_blocks_of_rows(tmp_path):
+    """LyCORIS's norm of each input, over more rows than a block of a million entries has."""
+    a, b, w = (RNG.standard_normal(s).astype(np.float32) for s in ((2, 600), (5000, 2), (5000, 600)))
+    m = RNG.uniform(0.5, 2.0, (1, 600)).astype(np.float32)
+    stem = "lora_unet_mid_block_attentions_0_proj_in"
+    tensors = {f"{stem}.lora_down.weight": a, f"{stem}.lora_up.weight": b, f"{stem}.dora_scale": m}
+    module = opened(tmp_path, tensors, {})
+    np.testing.assert_allclose(module.dense(w), merged(w, b @ a, m, 0), atol=1e-4)

@@ -14,7 +14,15 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from gradience.errors import AdapterError
-from gradience.io.safetensors import SafetensorsFile, ShardedFiles, indexed_files, is_float
+from gradience.io.safetensors import (
+    SafetensorsFile,
+    ShardedFiles,
+    file_size,
+    indexed_files,
+    is_float,
+    planned,
+    write_safetensors,
+)
 
 LIMIT = 100_000_000  # bytes, the format's
 
@@ -132,6 +140,35 @@ def test_a_file_of_another_format_is_named_as_what_it_is(tmp_path, start, messag
     (tmp_path / "a.safetensors").write_bytes(start)
     with pytest.raises(AdapterError, match=f"is {message}"):
         SafetensorsFile(tmp_path / "a.safetensors")
+
+
+CONTRADICTIONS = {
+    "a hole": {"a": entry([1], 0, 4), "b": entry([1], 8, 12)},
+    "an overlap": {"a": entry([2], 0, 8), "b": entry([1], 4, 8), "c": entry([1], 8, 12)},
+    "an end before its beginning": {"a": entry([1], 0, 4), "b": entry([2], 4, -4), "c": entry([3], 4, 12)},
+    "a negative shape": {"a": entry([-1, -3], 0, 12)},
+    "a first tensor that begins late": {"a": entry([2], 4, 12)},
+}
+
+
+@pytest.mark.parametrize("header", CONTRADICTIONS.values(), ids=CONTRADICTIONS)
+def test_a_header_that_contradicts_itself_is_refused_by_us_as_by_the_library(tmp_path, header):
+    path = written(tmp_path / "a.safetensors", json.dumps(header).encode(), b"\0" * 12)
+    assert not we_read(path)
+    assert not the_library_reads(path)
+
+
+def test_a_declared_length_at_the_limit_in_a_short_file_is_a_file_cut_short(tmp_path):
+    with pytest.raises(AdapterError, match=f"truncated: {LIMIT + 8} bytes expected"):
+        SafetensorsFile(written(tmp_path / "a.safetensors", b"{}", length=LIMIT))
+    with pytest.raises(AdapterError, match="not a safetensors file"):
+        SafetensorsFile(written(tmp_path / "b.safetensors", b"{}", length=LIMIT + 1))
+
+
+def test_the_size_of_a_file_is_known_before_it_is_written(tmp_path):
+    tensors = [planned(name, "F32", (n,), lambda n=n: np.ones(n)) for name, n in (("a", 3), ("long name", 10))]
+    write_safetensors(tmp_path / "a.safetensors", tensors, metadata={"format": "pt"})
+    assert file_size(tensors, metadata={"format": "pt"}) == (tmp_path / "a.safetensors").stat().st_size
 
 
 def test_a_slice_is_read_from_its_own_place_and_no_other_exists(tmp_path):
