@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
-from hostile.unmended import UNMENDED
 from isolated import Stable
 
 HERE = Path(__file__).resolve().parent
+# Tests that fail as yet, by the row of the fault: whoever mends one takes its line out. Empty, the file goes.
+ROWS = json.loads((HERE / "unmended.json").read_text(encoding="utf-8"))
+UNMENDED = {name: row for row, names in ROWS.items() for name in names}
 
 
 @pytest.fixture(scope="session")

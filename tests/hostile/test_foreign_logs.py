@@ -196,12 +196,14 @@ def test_a_header_of_many_columns_is_read(run, tmp_path, columns):
     assert (told.code, told.err) == (0, "")
 
 
-def test_a_trainer_state_of_one_long_line_is_read(run, tmp_path):
+@pytest.mark.parametrize("source", ["out", "out/trainer_state.json", "log.json"])
+def test_a_trainer_state_of_one_long_line_is_read(run, tmp_path, source):
     more = {f"metric_{n}": 1.2345678901234567 for n in range(25)}
     history = [{"step": s, "loss": 1.0 / s, **more} for s in range(1, 42_001)]
     path = trainer_state(tmp_path / "out" / "trainer_state.json", history)
     assert path.stat().st_size > 32 * 1024**2
-    told = run("import", "out", "--out", "r.jsonl", limit_s=30)
+    (tmp_path / "log.json").hardlink_to(path)
+    told = run("import", source, "--out", "r.jsonl", limit_s=30)
     assert (told.code, told.err) == (0, "")
 
 
