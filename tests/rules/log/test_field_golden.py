@@ -56,5 +56,15 @@ def test_every_class_of_statement_is_in_some_log_and_forbidden_in_another():
     must = {name for label in labels for name in label["must"]}
     mustnot = {name for label in labels for name in label["mustnot"]}
     assert len(LOGS) == 62
-    assert must >= {"LEARNS", "DIVERGED", "REPEATED", "SCALE", "SATURATED", "SKIPPED", "CLIPPED", "PLATEAU", "AT_CHANCE"}
+    assert must >= {
+        "LEARNS",
+        "DIVERGED",
+        "REPEATED",
+        "SCALE",
+        "SATURATED",
+        "SKIPPED",
+        "CLIPPED",
+        "PLATEAU",
+        "AT_CHANCE",
+    }
     assert mustnot >= {"LEARNS", "DIVERGED", "REPEATED", "SCALE", "SKIPPED", "CLIPPED", "PLATEAU", "NO_LEARNING", "NAN"}
