@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 import math
-from bisect import bisect_right
 from collections.abc import Sequence
 from typing import Final, NamedTuple
 
 from gradience.rules.evidence import INSTRUCT_GPT, PRECHELT, TINKER_STEPS, TRIAL
 from gradience.rules.log.divergence import divergence, other_scale
-from gradience.rules.log.facts import JUDGEMENT, LOSS_GAP, REAL_RUNS, HeldOutCurve, RunFacts, last_part, seen
-from gradience.rules.log.learning import EVAL_NOISE, LEAST_EVALS
+from gradience.rules.log.facts import (
+    EVAL_NOISE,
+    JUDGEMENT,
+    LOSS_GAP,
+    REAL_RUNS,
+    UNFINISHED_FALL,
+    HeldOutCurve,
+    RunFacts,
+    last_part,
+    seen,
+)
+from gradience.rules.log.learning import LEAST_EVALS
 from gradience.rules.log.statistics import median
 from gradience.rules.objective import not_under
 from gradience.rules.rule import Observation, Rule, Threshold, Unknown
@@ -22,7 +31,6 @@ OVERFIT_RISE = Threshold("overfit_rise", 0.02, "generalisation loss E / E_opt - 
 OVERFIT_MUCH = Threshold("overfit_much", 0.10, "generalisation loss E / E_opt - 1", "proposal of the project's design")
 OVERFIT_EVALS = Threshold("overfit_evals", 2, "last evaluations in succession", "proposal; Prechelt: UP_s, s = 2")
 SMALL_EVAL = Threshold("small_eval", 0.03, "half-width of a 95 % interval", JUDGEMENT)
-UNFINISHED_FALL = Threshold("unfinished_fall", 0.01, "fraction of the loss, over the last quarter", JUDGEMENT)
 LEAK_EPOCHS = Threshold("leak_epochs", 5.0, "epochs", JUDGEMENT)
 LEAK_LEVEL = Threshold("leak_level", 0.15, "of the first loss, training and held-out", REAL_RUNS)
 LEAK_NEAR = Threshold("leak_near", 1.25, "held-out over training loss at the end", REAL_RUNS)
@@ -177,11 +185,10 @@ def _unfinished(facts: RunFacts) -> Observation | None:
         raise Unknown(f"the log ends at step {facts.last_step} of {facts.max_steps}")
     losses, steps = curve.losses, curve.steps
     since = steps[-1] - _LAST * (steps[-1] - steps[0])
-    at = min(bisect_right(steps, since) - 1, count - 2)
-    fall, error = 1.0 - losses[-1] / losses[at], curve.noise / losses[at]
-    bar = max(UNFINISHED_FALL.value, EVAL_NOISE.value * error)
-    if losses[-1] > min(losses) or fall <= bar or divergence(facts) is not None:
+    if not curve.still_falls(since) or divergence(facts) is not None:
         return None
+    at, bar = curve.since(since), curve.least_fall(since)
+    fall, error = 1.0 - losses[-1] / losses[at], curve.noise / losses[at]
     return Observation(
         f"The {curve.split} loss still falls at the end: {losses[at]:.4g} at step {steps[at]}, {losses[-1]:.4g} at "
         f"step {steps[-1]}, its best.",

@@ -15,7 +15,16 @@ from typing import Final, NamedTuple
 from gradience.rules.evidence import KARPATHY, NEMOTRON, TRIAL
 from gradience.rules.log.curve import thin
 from gradience.rules.log.divergence import divergence
-from gradience.rules.log.facts import JUDGEMENT, MOVED, REAL_RUNS, HeldOutCurve, RunFacts, positive_loss, seen
+from gradience.rules.log.facts import (
+    EVAL_NOISE,
+    JUDGEMENT,
+    MOVED,
+    REAL_RUNS,
+    HeldOutCurve,
+    RunFacts,
+    positive_loss,
+    seen,
+)
 from gradience.rules.log.numbers import bad_norms, skipped_rows
 from gradience.rules.log.statistics import FEW_POINTS, Trend, mean_error, median, median_error, theil_sen
 from gradience.rules.objective import not_under
@@ -28,7 +37,6 @@ ALPHA = Threshold("alpha", 0.01, "one-sided p of the order of the rows", "1 of 1
 ALPHA_MOVED = Threshold("alpha_moved", 0.05, "the same, where the gradient norm has a trend", REAL_RUNS)
 LEAST_FALL = Threshold("least_fall", 0.02, "fraction of the start", "proposal of the project's design")
 LEAST_EVALS = Threshold("least_evals", 3, "evaluations of one split", "proposal of the project's design")
-EVAL_NOISE = Threshold("eval_noise", 3.0, "of the noise between evaluations", "trial")
 
 HELD_STILL = Threshold("held_still", 0.003, "fraction, first to best held-out loss", "63 real runs: 14 of 14")
 SURE_FALL = Threshold("sure_fall", 0.05, "fraction of the start, at the p of `moved`", REAL_RUNS)
@@ -42,7 +50,7 @@ MARGIN_GROWS = Threshold("margin_grows", 2.0, "standard errors of the margin ove
 AT_LN_K = Threshold("at_ln_k", 0.01, "fraction of ln K", "proposal of the project's design")
 
 FLAT = Threshold("flat", 0.03, "fraction of the level over 30 % of the rows: 95 % upper bound of the fall", REAL_RUNS)
-STILL_FALLS = Threshold("still_falls", 0.01, "fraction, as flat: 95 % lower bound of the fall", "a decayed real run")
+STILL_FALLS = Threshold("still_falls", 0.007, "fraction, as flat: 95 % lower bound of the fall", "published runs")
 FLAT_ROWS = Threshold("flat_rows", 8, "training rows", "below it no span has a bound")
 FLAT_POINTS = Threshold("flat_points", 6, "points of the span", "below it Theil-Sen has no bound")
 FITTED = Threshold("fitted", 0.02, "nats", "a judgement: nothing is left to fall")
@@ -276,6 +284,9 @@ def _flat_from(facts: RunFacts, start: int, share: float, reasons: list[str]) ->
     if most < 0.0 or least < -3.0 * bar or least > STILL_FALLS.value * share / _SPANS[0]:
         return None  # it rises, or surely falls
     step = facts.step(facts.loss.row(start))
+    held_out = facts.held_out_curve
+    if held_out is not None and held_out.still_falls(step):
+        return None  # what is not to be memorized is still learnt
     fell = (
         f"it fell {fall:.1%}, {most:.1%} at most" if fall >= 0 else f"it rose {-fall:.1%}, and fell {most:.1%} at most"
     )
