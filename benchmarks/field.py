@@ -1,11 +1,12 @@
 """What `monitor` says of real runs, against what an experienced engineer says: ``python benchmarks/field.py``.
 
-Three sets of logs, each with labels (`must` be said; `mustnot`, for it would be false):
+Four sets of logs, each with labels (`must` be said; `mustnot`, for it would be false):
 
 * ``--data``: real trainer states that people published (`field/`, labels in its README.md), and those of
   `trainer_states/`, of which is printed what is said.
 * ``--out``: short real trainings with known faults, made once by trainings.py and kept; half of the seeds to tune
   with, half held out.
+* the short logs of tests/golden/field, drawn from what was seen of published runs.
 * the synthetic curves of curves.py with the faults of faults.py: the other column.
 
 A class of statement is found in a report by `SAYS`. Add the id of a new rule there.
@@ -31,6 +32,7 @@ from gradience.schema.reports import MonitorReport
 from gradience.verbs.monitor import monitor_run
 
 GRAVE = {"warning", "error"}
+GOLDEN = Path(__file__).parents[1] / "tests" / "golden" / "field"
 HELD_OUT = 7001  # seed of the synthetic curves, as in detectors.py
 
 
@@ -110,6 +112,13 @@ def published(data: Path) -> Iterator[Case]:
             for cell in row.group(2, 3)
         )
         yield Case("published", row[1], data / "field" / row[1], must, mustnot)
+
+
+def drawn(folder: Path = GOLDEN) -> Iterator[Case]:
+    """Yield the short logs that the tests keep, drawn from what was seen of published runs."""
+    for path in sorted(folder.glob("*.json")):
+        label = json.loads(path.read_text(encoding="utf-8"))["label"]
+        yield Case("drawn", path.stem, path, frozenset(label["must"]), frozenset(label["mustnot"]))
 
 
 def trained(out: Path) -> Iterator[Case]:
@@ -231,6 +240,7 @@ def main() -> None:
     scores = score(trained(args.out), verbose=args.verbose)
     if (args.data / "field").is_dir():
         scores |= score(published(args.data), verbose=args.verbose)
+    scores |= score(drawn(), verbose=args.verbose)
     if args.runs:
         scores["synthetic"] = synthetic(args.runs)
     show(scores)

@@ -29,6 +29,8 @@ from gradience.telemetry.series import LogRecord
 LOSS_GAP = Threshold(
     "loss_gap", 1.5, "held-out over train perplexity, 0.41 nats", "a project convention, no source found"
 )
+EVAL_NOISE = Threshold("eval_noise", 3.0, "of the noise between evaluations", "trial")
+UNFINISHED_FALL = Threshold("unfinished_fall", 0.01, "fraction of the loss, over the last quarter", "a judgement")
 MOVED = Threshold("moved", 1e-3, "two-sided p that the gradient norm has no trend", "tuning seeds of real trainings")
 JUDGEMENT: Final = "a judgement"
 REAL_RUNS: Final = "tuning seeds of the real trainings of benchmarks/field.py"
@@ -112,6 +114,19 @@ class HeldOutCurve(NamedTuple):
     def noise(self) -> float:
         """Standard deviation of the noise between evaluations; 0 of fewer than five, which do not show it."""
         return noise(self.losses, few=0) if len(self.losses) >= FEW_EVALS else 0.0
+
+    def since(self, step: float) -> int:
+        """The place of the last evaluation up to a step, but before the last of all."""
+        return max(0, min(bisect_right(self.steps, step) - 1, len(self.steps) - 2))
+
+    def still_falls(self, step: float) -> bool:
+        """Whether the last loss is the best, and surely lower than at a step."""
+        at, last = self.losses[self.since(step)], self.losses[-1]
+        return last <= min(self.losses) and 1.0 - last / at > self.least_fall(step)
+
+    def least_fall(self, step: float) -> float:
+        """The least fall since a step, as a fraction, that would be called one."""
+        return max(UNFINISHED_FALL.value, EVAL_NOISE.value * self.noise / self.losses[self.since(step)])
 
 
 @dataclass(frozen=True)

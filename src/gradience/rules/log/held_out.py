@@ -1,33 +1,46 @@
-"""OVF110, GAP111, SML113, UND126 and LEK132: what held-out data say of the run, and how surely."""
+"""OVF110, GAP111, CHN112, SML113 and UND126: what held-out data say of the run, and how surely."""
 
 from __future__ import annotations
 
 import math
-from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Final, NamedTuple
 
-from gradience.rules.evidence import INSTRUCT_GPT, PRECHELT, TINKER_STEPS, TRIAL
+from gradience.rules.evidence import INSTRUCT_GPT, KARPATHY, PRECHELT, TINKER_STEPS, TRIAL
 from gradience.rules.log.divergence import divergence, other_scale
-from gradience.rules.log.facts import JUDGEMENT, LOSS_GAP, REAL_RUNS, HeldOutCurve, RunFacts, last_part, seen
-from gradience.rules.log.learning import EVAL_NOISE, LEAST_EVALS
+from gradience.rules.log.facts import (
+    EVAL_NOISE,
+    JUDGEMENT,
+    LOSS_GAP,
+    REAL_RUNS,
+    UNFINISHED_FALL,
+    HeldOutCurve,
+    RunFacts,
+    seen,
+)
+from gradience.rules.log.learning import LEAST_EVALS
 from gradience.rules.log.statistics import median
 from gradience.rules.objective import not_under
 from gradience.rules.rule import Observation, Rule, Threshold, Unknown
 from gradience.schema.events import Eval
 from gradience.schema.findings import Evidence
+from gradience.schema.reports import EvalPoint
 from gradience.schema.scalars import as_float
 
 OVERFIT_RISE = Threshold("overfit_rise", 0.02, "generalisation loss E / E_opt - 1", "Prechelt: GL, alpha = 2")
 OVERFIT_MUCH = Threshold("overfit_much", 0.10, "generalisation loss E / E_opt - 1", "proposal of the project's design")
 OVERFIT_EVALS = Threshold("overfit_evals", 2, "last evaluations in succession", "proposal; Prechelt: UP_s, s = 2")
 SMALL_EVAL = Threshold("small_eval", 0.03, "half-width of a 95 % interval", JUDGEMENT)
-UNFINISHED_FALL = Threshold("unfinished_fall", 0.01, "fraction of the loss, over the last quarter", JUDGEMENT)
-LEAK_EPOCHS = Threshold("leak_epochs", 5.0, "epochs", JUDGEMENT)
-LEAK_LEVEL = Threshold("leak_level", 0.15, "of the first loss, training and held-out", REAL_RUNS)
-LEAK_NEAR = Threshold("leak_near", 1.25, "held-out over training loss at the end", REAL_RUNS)
+CHANCE_Z = Threshold("chance_z", 1.64, "standard deviations", "one-sided 95 %")
+CHANCE_MARGIN = Threshold("chance_margin", 0.03, "accuracy, where n is unknown", JUDGEMENT)
+CHANCE_LOSS = Threshold("chance_loss", 0.98, "of ln K", "proposal of the project's design")
+CHANCE_BAND = Threshold(
+    "chance_band", 1.96, "standard deviations to both sides of 1 / K, K not known", "two-sided 95 %"
+)
+CHANCE_NEAR = Threshold("chance_near", 0.02, "fraction of ln K, to both sides, K not known", REAL_RUNS)
 
 _TASK: Final = ("accuracy", "f1", "exact_match", "rewards/accuracies", "rouge1", "rougeL", "bleu")
+_CLASSES: Final = range(2, 21)
 _LAST: Final = 0.25  # of the run, in which a held-out loss is to fall still
 
 
@@ -177,11 +190,10 @@ def _unfinished(facts: RunFacts) -> Observation | None:
         raise Unknown(f"the log ends at step {facts.last_step} of {facts.max_steps}")
     losses, steps = curve.losses, curve.steps
     since = steps[-1] - _LAST * (steps[-1] - steps[0])
-    at = min(bisect_right(steps, since) - 1, count - 2)
-    fall, error = 1.0 - losses[-1] / losses[at], curve.noise / losses[at]
-    bar = max(UNFINISHED_FALL.value, EVAL_NOISE.value * error)
-    if losses[-1] > min(losses) or fall <= bar or divergence(facts) is not None:
+    if not curve.still_falls(since) or divergence(facts) is not None:
         return None
+    at, bar = curve.since(since), curve.least_fall(since)
+    fall, error = 1.0 - losses[-1] / losses[at], curve.noise / losses[at]
     return Observation(
         f"The {curve.split} loss still falls at the end: {losses[at]:.4g} at step {steps[at]}, {losses[-1]:.4g} at "
         f"step {steps[-1]}, its best.",
@@ -190,28 +202,69 @@ def _unfinished(facts: RunFacts) -> Observation | None:
     )
 
 
-def _leak(facts: RunFacts) -> Observation | None:
-    curve, values = facts.held_out_curve, facts.loss.points
-    if facts.epoch is None:
-        raise Unknown("the log does not say how often the data was seen")
-    if facts.epoch < LEAK_EPOCHS.value:
-        return None
-    count = len(curve.losses) if curve else 0
-    if curve is None or count < LEAST_EVALS.value or len(values) < LEAST_EVALS.value:
-        raise Unknown(
-            f"{count} held-out losses and {len(values)} training rows; it needs {LEAST_EVALS.value:g} of each"
-        )
-    end, last = median(last_part(values, 10)), curve.losses[-1]
-    low = end <= LEAK_LEVEL.value * values[0] and last <= LEAK_LEVEL.value * max(curve.losses[0], values[0])
-    if not low or last > LEAK_NEAR.value * end:
+def _at_chance(facts: RunFacts) -> Observation | None:
+    point, classes = facts.held_out, facts.num_labels
+    if point is None or (point.metrics.accuracy is None and point.metrics.loss is None):
+        raise Unknown("no held-out accuracy was recorded")
+    if point.metrics.accuracy is None:
+        if facts.objective.kind != "classification" or not classes or classes < _CLASSES.start:
+            raise Unknown("no held-out accuracy was recorded")
+        return _chance_loss(point, classes)
+    accuracy = as_float(point.metrics.accuracy)
+    accuracy = accuracy / 100.0 if accuracy > 1.0 else accuracy  # per cent
+    if not classes or classes < _CLASSES.start:
+        return _of_unknown_classes(point, accuracy)
+    chance, n = 1.0 / classes, point.metrics.n
+    margin = CHANCE_Z.value * math.sqrt(chance * (1.0 - chance) / n) if n else CHANCE_MARGIN.value
+    if not accuracy <= chance + margin:
         return None
     return Observation(
-        f"After {facts.epoch:.0f} epochs {curve.split} loss ({last:.3g}) is as low as training loss ({end:.3g}): an "
-        f"easy "
-        "task, or held-out data in the training data.",
-        {"epochs": facts.epoch, "train": end, "held_out": last},
-        evidence=seen(f"training loss from {values[0]:.4g}, {curve.split} loss from {curve.losses[0]:.4g}"),
+        f"{point.split.capitalize()} accuracy {accuracy:.1%} is not above chance ({chance:.1%} for {classes} classes"
+        + (f", n={n})." if n else ", n unknown)."),
+        {"accuracy": accuracy, "chance": chance, "margin": margin},
+        confidence=0.85 if n else 0.6,
+        evidence=seen(f"chance {chance:.3f} plus margin {margin:.3f} is {chance + margin:.3f}"),
     )
+
+
+def _chance_loss(point: EvalPoint, classes: int) -> Observation | None:
+    """The loss against that of equal odds; only where no accuracy says it better."""
+    loss, level = as_float(point.metrics.loss or 0.0), math.log(classes)
+    if not CHANCE_LOSS.value * level <= loss < math.inf:
+        return None
+    return Observation(
+        f"{point.split.capitalize()} loss {loss:.4g} is not below ln {classes} = {level:.4g}: no better than chance.",
+        {"loss": loss, "chance_loss": level},
+        confidence=0.6,
+        evidence=seen(f"loss {loss:.4g}, {CHANCE_LOSS.value:g} ln {classes} = {CHANCE_LOSS.value * level:.4g}"),
+    )
+
+
+def _of_unknown_classes(point: EvalPoint, accuracy: float) -> Observation | None:
+    """Loss and accuracy that are both those of equal odds among the same number of classes."""
+    loss, n = as_float(point.metrics.loss if point.metrics.loss is not None else math.nan), point.metrics.n
+    fitting = list(_fitting(loss, accuracy, n))
+    if not fitting:
+        if not math.isfinite(loss):
+            raise Unknown("the number of classes is unknown (num_labels in the run's config)")
+        return None
+    classes = fitting[0]
+    return Observation(
+        f"{point.split.capitalize()} accuracy {accuracy:.1%} and loss {loss:.4g} are those of chance among {classes} "
+        f"classes ({1 / classes:.1%}, ln {classes} = {math.log(classes):.4g}); the log does not say how many there "
+        f"are.",
+        {"accuracy": accuracy, "chance": 1.0 / classes, "loss": loss, "chance_loss": math.log(classes)},
+        confidence=0.6,
+        evidence=seen(f"accuracy {accuracy:.3f}, loss {loss:.4g}"),
+    )
+
+
+def _fitting(loss: float, accuracy: float, n: int | None) -> Iterator[int]:
+    for classes in _CLASSES:
+        chance, level = 1.0 / classes, math.log(classes)
+        margin = CHANCE_BAND.value * math.sqrt(chance * (1.0 - chance) / n) if n else CHANCE_MARGIN.value
+        if abs(loss - level) <= CHANCE_NEAR.value * level and abs(accuracy - chance) <= margin:
+            yield classes
 
 
 RULES: Final[Sequence[Rule[RunFacts]]] = (
@@ -284,26 +337,25 @@ RULES: Final[Sequence[Rule[RunFacts]]] = (
         thresholds=(LEAST_EVALS, UNFINISHED_FALL, EVAL_NOISE),
     ),
     Rule(
-        id="LEK132",
-        title="held-out loss as low as training loss",
+        id="CHN112",
+        title="chance level",
         groups=("log",),
-        severity="info",
-        condition="after {leak_epochs} epochs and more, training and held-out loss are both under {leak_level} of "
-        "their "
-        "first, and held-out loss under {leak_near} x training loss",
-        observe=_leak,
+        severity="warning",
+        condition="accuracy under chance plus {chance_z} standard deviations (plus {chance_margin} where n is "
+        "unknown), "
+        "or loss over {chance_loss} x ln K; where K is unknown, accuracy within {chance_band} of 1 / K and loss within "
+        "{chance_near} of ln K, for a K of 2 to 20",
+        observe=_at_chance,
         needs=(not_under("rl", "preference"),),
-        confidence=0.5,
+        confidence=0.85,
         evidence=(
-            Evidence(
-                source="benchmarks/field.py, real trainings",
-                says="held-out data in the training data: ratio near 1 after 20 epochs; else 2 and more",
-            ),
+            Evidence(source="binomial test, one-sided 95 %", says="chance plus 1.64 sqrt(p (1 - p) / n)"),
+            KARPATHY,
         ),
-        rationale="After many epochs training loss is far under that of new data, unless both are the same data.",
-        action="Look for examples of the held-out data among the training data.",
-        scope="cross-entropy, five epochs and more; an easy task looks the same",
-        verify="Count exact and near duplicates between both sets; evaluate on data made later.",
-        thresholds=(LEAK_EPOCHS, LEAK_LEVEL, LEAK_NEAR, LEAST_EVALS),
+        rationale="At chance level no other number about this run means much.",
+        action="Fix the task set-up before tuning LoRA: labels, prompt or head, learning rate, number of steps.",
+        scope="classification with balanced classes",
+        verify="Overfit 32 examples on purpose: if training accuracy cannot reach 100 %, the set-up is broken.",
+        thresholds=(CHANCE_Z, CHANCE_MARGIN, CHANCE_LOSS, CHANCE_BAND, CHANCE_NEAR),
     ),
 )

@@ -19,6 +19,7 @@ from gradience.rules.log import (
     preference,
     record,
     repetition,
+    rewards,
 )
 from gradience.rules.log.facts import RunFacts, sorted_by_step
 from gradience.rules.rule import Rule, Verdict, judge
@@ -31,6 +32,7 @@ DETECTORS: Final[tuple[Rule[RunFacts], ...]] = (
     *held_out.RULES,
     *repetition.RULES,
     *preference.RULES,
+    *rewards.RULES,
     *record.RULES,
     *adapter.RULES,
 )

@@ -1,4 +1,4 @@
-"""REP128 and MEM127: data seen again and again, by the epochs of the run and by steps in the loss at their ends."""
+"""REP128, MEM127 and LEK132: data seen again and again, and held-out data that may be among them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from typing import Final, NamedTuple
 
 from gradience.rules.evidence import TRIAL
 from gradience.rules.log.divergence import divergence
-from gradience.rules.log.facts import JUDGEMENT, REAL_RUNS, RunFacts, positive_loss, seen
+from gradience.rules.log.facts import JUDGEMENT, REAL_RUNS, RunFacts, last_part, positive_loss, seen
+from gradience.rules.log.learning import LEAST_EVALS
 from gradience.rules.log.preference import saturated
 from gradience.rules.log.statistics import NORMAL_95, median, median_error, noise
 from gradience.rules.objective import not_under
@@ -32,6 +33,10 @@ EPOCHS_MANY = Threshold(
     "epochs_many", 4, "ends of epochs, of which one may show no step", "the last one, at a rate of 0"
 )
 BOTH_FALL = Threshold("both_fall", 0.5, "of the training loss's step, held-out", JUDGEMENT)
+
+LEAK_EPOCHS = Threshold("leak_epochs", 5.0, "epochs", JUDGEMENT)
+LEAK_LEVEL = Threshold("leak_level", 0.15, "of the first loss, training and held-out", REAL_RUNS)
+LEAK_NEAR = Threshold("leak_near", 1.25, "held-out over training loss at the end", REAL_RUNS)
 
 
 def _repeated(facts: RunFacts) -> Observation | None:
@@ -134,6 +139,30 @@ def _held_out_drops(facts: RunFacts, ends: Sequence[float]) -> float | None:
     return median(falls) if falls else None
 
 
+def _leak(facts: RunFacts) -> Observation | None:
+    curve, values = facts.held_out_curve, facts.loss.points
+    if facts.epoch is None:
+        raise Unknown("the log does not say how often the data was seen")
+    if facts.epoch < LEAK_EPOCHS.value:
+        return None
+    count = len(curve.losses) if curve else 0
+    if curve is None or count < LEAST_EVALS.value or len(values) < LEAST_EVALS.value:
+        raise Unknown(
+            f"{count} held-out losses and {len(values)} training rows; it needs {LEAST_EVALS.value:g} of each"
+        )
+    end, last = median(last_part(values, 10)), curve.losses[-1]
+    low = end <= LEAK_LEVEL.value * values[0] and last <= LEAK_LEVEL.value * max(curve.losses[0], values[0])
+    if not low or last > LEAK_NEAR.value * end:
+        return None
+    return Observation(
+        f"After {facts.epoch:.0f} epochs {curve.split} loss ({last:.3g}) is as low as training loss ({end:.3g}): an "
+        f"easy "
+        "task, or held-out data in the training data.",
+        {"epochs": facts.epoch, "train": end, "held_out": last},
+        evidence=seen(f"training loss from {values[0]:.4g}, {curve.split} loss from {curve.losses[0]:.4g}"),
+    )
+
+
 RULES: Final[Sequence[Rule[RunFacts]]] = (
     Rule(
         id="REP128",
@@ -181,5 +210,28 @@ RULES: Final[Sequence[Rule[RunFacts]]] = (
         scope="positive losses, data seen more than once in an order of its own",
         verify="Held-out loss over the same steps.",
         thresholds=(EPOCH_DROP, EPOCH_ERRORS, EPOCH_SHARE, EPOCH_ROWS, EPOCH_REST, EPOCHS_MANY, BOTH_FALL),
+    ),
+    Rule(
+        id="LEK132",
+        title="held-out loss as low as training loss",
+        groups=("log",),
+        severity="info",
+        condition="after {leak_epochs} epochs and more, training and held-out loss are both under {leak_level} of "
+        "their "
+        "first, and held-out loss under {leak_near} x training loss",
+        observe=_leak,
+        needs=(not_under("rl", "preference"),),
+        confidence=0.5,
+        evidence=(
+            Evidence(
+                source="benchmarks/field.py, real trainings",
+                says="held-out data in the training data: ratio near 1 after 20 epochs; else 2 and more",
+            ),
+        ),
+        rationale="After many epochs training loss is far under that of new data, unless both are the same data.",
+        action="Look for examples of the held-out data among the training data.",
+        scope="cross-entropy, five epochs and more; an easy task looks the same",
+        verify="Count exact and near duplicates between both sets; evaluate on data made later.",
+        thresholds=(LEAK_EPOCHS, LEAK_LEVEL, LEAK_NEAR, LEAST_EVALS),
     ),
 )

@@ -18,7 +18,7 @@ from gradience.rules.log.adapter import audited_rank
 from gradience.rules.log.divergence import ABSURD_RATE
 from gradience.rules.log.facts import RunFacts, ends
 from gradience.rules.log.learning import Learning, learning
-from gradience.rules.log.preference import ZERO_GROUPS_ALSO
+from gradience.rules.log.rewards import ZERO_GROUPS_ALSO
 from gradience.schema.findings import SEVERITIES, Finding
 from gradience.schema.reports import StoryPart, TrainSummary
 from gradience.schema.scalars import Json, NonFinite, as_float, real
@@ -147,7 +147,8 @@ def _reward(facts: RunFacts) -> Iterator[StoryPart]:
 
 def _held_out(facts: RunFacts, found: Mapping[str, Finding]) -> Iterator[StoryPart]:
     if facts.held_out is None:
-        yield StoryPart(says="no held-out signal")
+        if "REP128" not in found:  # which says so
+            yield StoryPart(says="no held-out signal")
         return
     curve = facts.held_out_curve
     if curve is not None and "OVF110" not in found:
