@@ -19,6 +19,8 @@ from gradience.io.safetensors import Array, SafetensorsFile, TensorInfo, indexed
 _ONE_FILE: Final = "model.safetensors"
 _INDEX: Final = "model.safetensors.index.json"
 _REPO_PARTS: Final = 2  # organisation and name
+_COMMIT: Final = re.compile(r"[0-9a-zA-Z][0-9a-zA-Z_-]{0,63}")  # hexadecimal on the hub; never a path
+_MAX_REF: Final = 256  # bytes
 _ADVICE: Final = "give a folder with model.safetensors or model.safetensors.index.json"
 
 
@@ -56,7 +58,7 @@ def _snapshot(folder: Path) -> Path:
     if not snapshots.is_dir():
         return folder
     main = folder / "refs" / "main"
-    if main.is_file() and (chosen := snapshots / main.read_text().strip()).is_dir():
+    if (revision := _revision(main)) and (chosen := snapshots / revision).is_dir():
         return chosen
     revisions = sorted(p for p in snapshots.iterdir() if p.is_dir())
     if len(revisions) == 1:
@@ -65,6 +67,16 @@ def _snapshot(folder: Path) -> Path:
         f"{folder} holds {len(revisions)} revisions and no refs/main",
         advice="give one of the folders in snapshots/",
     )
+
+
+def _revision(ref: Path) -> str:
+    """The commit that a ref of the hub's cache names; nothing where it names none, such as a way out of the cache."""
+    try:
+        with ref.open("rb") as file:
+            text = file.read(_MAX_REF).decode("ascii").strip()
+    except (OSError, UnicodeDecodeError):
+        return ""
+    return text if _COMMIT.fullmatch(text) else ""
 
 
 def _cached(path: Path) -> Path:
