@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -58,7 +59,7 @@ def monitor(
 
 
 def _holds_runs(path: Path) -> bool:
-    if not path.is_dir() or is_log(path / "run.jsonl"):
+    if not os.path.isdir(path) or is_log(path / "run.jsonl"):  # noqa: PTH112  # Path.is_dir raises where a name is too long
         return False
     from gradience.verbs.monitor.source import holds_runs  # noqa: PLC0415  # a log of one run need not pay for it
 

@@ -144,7 +144,9 @@ class ResolvedOptions(NamedTuple):
         elif self.format == "text":
             print_text(text(report))
         else:
-            print_for_programs(self.format, findings, locations=locations(), groups=groups, not_run=not_run)
+            print_for_programs(
+                self.format, findings, locations=locations(), groups=groups, not_run=hide_in(list(not_run))
+            )
         return self.exit_code(findings)
 
 

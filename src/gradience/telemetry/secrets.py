@@ -15,7 +15,7 @@ from typing import Any, Final
 
 import msgspec
 
-MAX_SCANNED: Final = 16 * 1024  # characters of one text: no report has a use for more
+MAX_SCANNED: Final = 65 * 1024  # characters of one text: more than a line of a log may have
 _MAX_NAME: Final = 128  # characters of a key that are looked at, from its end: what it holds is said last
 _CACHED: Final = 256  # characters: the texts that recur in a log are short
 
@@ -179,7 +179,7 @@ def holds_secret(key: str, value: str) -> bool:
     (True, False)
     """
     kind = _kind(key[-_MAX_NAME:])
-    if not kind or value.strip().lower() in _HARMLESS or _REDACTED.fullmatch(value):
+    if not kind or value[:_MAX_NAME].strip().lower() in _HARMLESS or _REDACTED.fullmatch(value):
         return False
     if kind == "token":
         return not _TOKENIZER_VALUE.fullmatch(value)
@@ -255,7 +255,7 @@ _SHAPES: Final = tuple(
             _START + r"(?:xai-|gsk_|pplx-|nvapi-|tgp_v1_|wandb_v1_|lsv2_(?:pt|sk)_|do[opr]_v1_|fw_|jina_)"
             r"(?=[A-Za-z_-]{0,64}[0-9])" + _TEXT + r"{20,}",
         ),
-        ("json web token", _START + r"eyJ" + _TEXT + r"{8,2000}\." + _TEXT + r"{8,2000}\." + _TEXT + r"*"),
+        ("json web token", _START + r"eyJ" + _TEXT + r"{8,300}\." + _TEXT + r"{8,2000}\." + _TEXT + r"*"),
         (
             "private key",
             r"-----BEGIN [A-Z ]{0,40}PRIVATE KEY-----(?:(?!-----END)[\s\S])*(?:-----END [A-Z ]{0,40}KEY-----|$)",
@@ -311,7 +311,7 @@ _CLOSING: Final = {"[": "]", "{": "}", "(": ")"}
 def hide_secrets(text: str, key: str = "") -> str:
     """Return the text with everything in it replaced, and named, that is a secret by its shape, name or place.
 
-    Of a text over 16 KiB the beginning is returned.
+    Of a text over 65 KiB the beginning is returned.
 
     >>> hide_secrets("login with hf_" + "aB3" * 12)
     'login with <redacted: hub token>'

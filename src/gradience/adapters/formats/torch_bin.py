@@ -69,9 +69,10 @@ class TorchFile:
 
 def _described(path: Path, name: str, tensor: Any) -> TensorInfo:
     """A tensor's entry; one larger than the file is refused, for strides can claim any size."""
-    nbytes = tensor.numel() * tensor.element_size()
-    if str(tensor.layout) != "torch.strided" or tensor.is_quantized or tensor.device.type != "cpu":
+    is_plain = not tensor.is_nested and str(tensor.layout) == "torch.strided" and not tensor.is_quantized
+    if not is_plain or tensor.device.type != "cpu":  # asked first: a nested tensor has no size to ask for
         raise AdapterError(f"{path}: tensor {name!r} is not a plain array", advice=_SAVE_AGAIN)
+    nbytes = tensor.numel() * tensor.element_size()
     if nbytes > path.stat().st_size:
         raise AdapterError(f"{path}: tensor {name!r} claims {nbytes} bytes, more than the file has", advice=_SAVE_AGAIN)
     return TensorInfo(_NAMES.get(str(tensor.dtype), str(tensor.dtype)), tuple(tensor.shape), 0, nbytes)
