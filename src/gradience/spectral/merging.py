@@ -14,6 +14,7 @@ from typing import Final, NamedTuple, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from gradience.spectral.narrow import narrowed
 from gradience.spectral.reduced import Floats, Matrix
 from gradience.spectral.update import TRUSTED_SHARE, core_singular_values, gram_core
 
@@ -59,6 +60,7 @@ def numerical_rank(b: Matrix, a: Matrix) -> int:
 
 def _grams(b: Matrix, a: Matrix) -> tuple[Floats, Floats]:
     """Return B^T B and A A^T."""
+    b, a = narrowed(b, a)
     left, right = b.astype(np.float64, copy=False), a.astype(np.float64, copy=False)
     return left.T @ left, right @ right.T
 
