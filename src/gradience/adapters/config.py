@@ -17,7 +17,9 @@ from gradience.io.reading import read_small
 ANALYSED: Final = frozenset({"LORA", "ADALORA", "LOHA", "LOKR", "VERA", "HIRA", "MISS", "BONE"})
 """The values of peft_type whose tensors are read as updates; Bone is MiSS's old name."""
 
-LARGEST_CONFIG: Final = 64 << 20  # bytes: an EVA config with a pattern for each of 10 000 modules has 1 MiB
+LARGEST_CONFIG: Final = 5 << 20  # bytes: an EVA config with a pattern for each of 10 000 modules has 1 MiB
+LARGEST_ALPHA: Final = 1e30
+"""Of any alpha, in size: its square times that of float32 factors is within float64. A LoRA's is 1 to 10 000."""
 
 
 class AdapterConfig(msgspec.Struct, kw_only=True, frozen=True):
@@ -88,11 +90,22 @@ def parse_config(raw: bytes | str, where: str) -> AdapterConfig:
         if other is None:
             raise AdapterError(f"{where} is not an adapter config: {error}", advice="give the right file") from error
         return other
+    _bound_alphas(config, where)
     if config.peft_type in {None, "LORA", "LOHA", "LOKR"} and config.r < 1:
         raise AdapterError(
             f"{where} is not an adapter config: r is {config.r}, expected at least 1", advice="give the right file"
         )
     return config
+
+
+def _bound_alphas(config: AdapterConfig, where: str) -> None:
+    alphas = {"lora_alpha": config.lora_alpha, "alpha": config.alpha or 0.0}
+    alphas |= {f"alpha_pattern of {key[:60]!r}": alpha for key, alpha in (config.alpha_pattern or {}).items()}
+    for name, alpha in alphas.items():
+        if not abs(alpha) <= LARGEST_ALPHA:  # NaN neither
+            raise AdapterError(
+                f"{where}: {name} is {alpha:g}, over the limit of {LARGEST_ALPHA:g}", advice="correct the config"
+            )
 
 
 class _Types(msgspec.Struct):

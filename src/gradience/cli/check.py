@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, TypeVar
 
 from cyclopts import Parameter
 
 from gradience.cli import options as opt
-from gradience.configs.values import keyword, short_name
+from gradience.configs.values import Malformed, keyword, plain, short_name, whole
 from gradience.errors import ConfigError
 from gradience.schema.config import ConfigSnapshot, LoraSnapshot, OptimizerSnapshot
-from gradience.schema.scalars import TaskProfile, real
+from gradience.schema.scalars import Json, TaskProfile, real
 from gradience.verbs.check import check_config
+
+T = TypeVar("T")
 
 _EXPRESSION = set("()[]|*")
 
@@ -60,21 +63,31 @@ class Overrides:
     def snapshot(self) -> ConfigSnapshot:
         """Return the settings given, as a configuration."""
         return ConfigSnapshot(
-            model_name=short_name(self.model) if self.model else None,
-            dataset_name=short_name(self.dataset) if self.dataset else None,
+            model_name=_read("--model", short_name, self.model),
+            dataset_name=_read("--dataset", short_name, self.dataset),
             task_profile=self.task_profile or "unknown",
             optimizer=OptimizerSnapshot(
-                name=keyword(self.optimizer) if self.optimizer else None,
+                name=_read("--optimizer", keyword, self.optimizer),
                 lr=None if self.lr is None else real(self.lr),
                 weight_decay=None if self.weight_decay is None else real(self.weight_decay),
             ),
             lora=LoraSnapshot(
-                r=self.r,
+                r=_read("--r", whole, self.r),
                 alpha=None if self.alpha is None else real(self.alpha),
                 target_modules=_targets(self.targets),
             ),
             notes=self.notes,
         )
+
+
+def _read(option: str, read: Callable[[Json], T], value: Json) -> T | None:
+    """Return an option's value as a file's would be read; None where it is empty or was not given."""
+    if value is None or value == "":
+        return None
+    try:
+        return read(value)
+    except Malformed as error:
+        raise ConfigError(f"{option}: expected {error}, got {plain(value)}", advice="correct the option") from None
 
 
 def _targets(given: list[str] | None) -> list[str] | str | None:

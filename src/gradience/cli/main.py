@@ -9,6 +9,7 @@ Nothing but the standard library is imported before `script` runs: an interrupt 
 from __future__ import annotations
 
 import gc
+import os
 import sys
 import traceback
 from collections.abc import Sequence
@@ -113,6 +114,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     except MemoryError:
         return _fail("not enough memory for this input", "give a smaller one, or run it where more is free")
+    except OSError as error:
+        # Of a path, such as a name that no disk can hold: the user's. Anything else is ours to have foreseen.
+        return _failed(error) if error.filename is None else _fail(_about(error), "check the path")
     except Exception as error:  # noqa: BLE001  # the last resort
         return _failed(error)
 
@@ -152,6 +156,10 @@ def script() -> int:
     finally:
         gc.freeze()  # the process ends here: nothing is gained by searching it for garbage once more
     return code
+
+
+def _about(error: OSError) -> str:
+    return f"cannot use {os.fsdecode(error.filename)}: {error.strerror}"
 
 
 def _failed(error: Exception) -> int:

@@ -32,6 +32,15 @@ def open_regular(path: str | os.PathLike[str]) -> io.BufferedReader:
     Raises:
         OSError: it cannot be opened, or is not a regular file.
     """
+    return io.BufferedReader(open_raw(path))
+
+
+def open_raw(path: str | os.PathLike[str]) -> io.FileIO:
+    """The file as `open_regular`, without a buffer: for one that is still written to.
+
+    Raises:
+        OSError: it cannot be opened, or is not a regular file.
+    """
     if Path(path).is_socket():  # opening one fails with "no such device or address", which explains nothing
         raise _not_regular("a socket", path)
     try:
@@ -42,7 +51,7 @@ def open_regular(path: str | os.PathLike[str]) -> io.BufferedReader:
     if not stat.S_ISREG(mode):
         os.close(descriptor)
         raise _not_regular(next((name for test, name in _KINDS if test(mode)), "no file"), path)
-    return os.fdopen(descriptor, "rb")
+    return io.FileIO(descriptor)
 
 
 def read_small(path: str | os.PathLike[str], *, most: int, what: str) -> bytes:

@@ -17,6 +17,7 @@ from gradience.io.types import PathLike
 from gradience.schema.compare import ComparedAdapter, ConfigDifference, OnlyIn, Overlap, SideOverlap
 from gradience.schema.scalars import Json
 from gradience.spectral.grams import Factors
+from gradience.spectral.narrow import inner_size, narrowed
 from gradience.spectral.subspace import (
     Floats,
     PairGeometry,
@@ -184,7 +185,7 @@ def geometries(shared: Iterable[tuple[tuple[int, int], Module, Module]]) -> Iter
 
 
 def _stacked(module: Module) -> Stacked:
-    return Stacked(module.load, module.r, module.scale)
+    return Stacked(lambda: narrowed(*module.load()), inner_size(module.r, *module.shape), module.scale)
 
 
 def side_overlap(cross: Floats, d: int) -> SideOverlap:

@@ -6,11 +6,10 @@ MLX-LM (`mlx_lm/tuner/lora.py` and `dora.py`, fuse) multiplies from the right: `
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable
 from typing import Final
 
-from gradience.adapters.config import AdapterConfig, ScalingRules
+from gradience.adapters.config import LARGEST_ALPHA, AdapterConfig, ScalingRules
 from gradience.adapters.formats.assembly import Assembly, grouped, whole_adapter
 from gradience.adapters.kinds import dense
 from gradience.adapters.kinds.dense import flipped
@@ -57,7 +56,7 @@ def _read_mlx(files: Files) -> Adapter:
     config = files.read_config()
     parameters = config.lora_parameters or {}
     scale, rank = parameters.get("scale"), parameters.get("rank")
-    if not isinstance(scale, int | float) or isinstance(scale, bool) or not math.isfinite(scale):
+    if not isinstance(scale, int | float) or isinstance(scale, bool) or not abs(scale) <= LARGEST_ALPHA:
         raise AdapterError(
             f"the tensors of {files.source.path} are MLX-LM's, but the config gives no lora_parameters.scale",
             advice="give MLX-LM's own adapter_config.json with --adapter-config",
