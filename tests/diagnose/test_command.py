@@ -12,7 +12,7 @@ from jsonschema import Draft202012Validator
 
 from gradience import diagnose
 from gradience.cli.main import main
-from gradience.rules.joins.run import ALL_JOINS as JOINS
+from gradience.rules.joins.run import JOINS
 from gradience.schema.export import json_schema
 from gradience.verbs.diagnose.run import IDS
 

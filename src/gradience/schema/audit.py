@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
 from typing import Annotated, Final, Literal
 
 import msgspec
@@ -282,11 +283,34 @@ class LedgerEntry(msgspec.Struct, kw_only=True, frozen=True):
     share: Annotated[Fraction, Meta(description="Share of the file's tensor bytes.")]
 
 
+class LeftoverReason(StrEnum):
+    """Why a tensor or module is not analysed, for programs; `reason` beside it says it with its details."""
+
+    FACTOR_MISSING = "factor_missing"
+    """One of a module's factors is in the file without its partner."""
+    SHAPE = "shape"
+    DTYPE = "dtype"
+    CONFIG = "config"
+    """The config contradicts the tensors, or lacks what they need."""
+    AMBIGUOUS = "ambiguous"
+    """The file allows several readings."""
+    TOO_LARGE = "too_large"
+    NEEDS_BASE = "needs_base"
+    TRAINING_ONLY = "training_only"
+    """A tensor that only training uses: no merge knows it."""
+    TYPE_NOT_ANALYSED = "type_not_analysed"
+    """The whole adapter is of a type that is recognised, not analysed."""
+    WHOLE_WEIGHTS = "whole_weights"
+    KIND_NOT_ANALYSED = "kind_not_analysed"
+    UNKNOWN = "unknown"
+
+
 class NotAnalysed(msgspec.Struct, kw_only=True, frozen=True):
     """A tensor or group of tensors that no number here speaks of, and why."""
 
     name: str
     reason: str
+    cause: LeftoverReason | None = None
 
 
 class AuditReport(Report, kw_only=True, frozen=True):

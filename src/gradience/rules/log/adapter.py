@@ -9,33 +9,38 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 
-from gradience.rules.config.facts import Unknown
 from gradience.rules.evidence import ECKART_YOUNG, ENERGY
 from gradience.rules.log import thresholds as t
 from gradience.rules.log.detector import Detector, Sighting
 from gradience.rules.log.facts import RunFacts
-from gradience.rules.thresholds import LOW_UTILIZATION
-from gradience.rules.weights.rules import finding_of_health, low_utilization
-from gradience.schema.findings import Finding
+from gradience.rules.rule import Observation, Rule, Unknown
+from gradience.rules.weights.rules import (
+    LOW_RANK,
+    NON_FINITE,
+    RANDOM_LIKE,
+    ZERO_UPDATE,
+    observe_utilization,
+    observe_verdict,
+)
 from gradience.schema.scalars import Json
-
-VERDICTS = ("NUM201", "RND203")  # of an audit in the log, said by TRN202
 
 _LOST = (("energy_rank_99", 0.01), ("energy_rank_95", 0.05), ("energy_rank_90", 0.10))  # energy lost from that rank on
 _UNFIT = {"untrained", "near_untrained", "broken", "random_like", "not_analysed"}  # no rank is to be suggested
 
 
-def _utilization(facts: RunFacts) -> Finding | None:
+def _utilization(facts: RunFacts) -> Observation | None:
     if facts.utilization_mean is None:
-        reason = "no lora_audit in the log ('gradience audit --append run.jsonl' adds one)"
-        raise Unknown(reason)
-    return low_utilization(facts.utilization_mean)
+        raise Unknown("no lora_audit in the log ('gradience audit --append run.jsonl' adds one)")
+    return observe_utilization(facts.utilization_mean)
 
 
-def _health(facts: RunFacts) -> Finding | None:
+def _health(rule: str, facts: RunFacts) -> Observation | None:
     verdict = (facts.audit or {}).get("verdict")
-    return finding_of_health(verdict, "the audit in the log says so") if isinstance(verdict, str) else None
+    if not isinstance(verdict, str):
+        return None
+    return observe_verdict(rule, verdict, "the audit in the log says so", source="the log")
 
 
 def _compressible(facts: RunFacts) -> Sighting | None:
@@ -150,28 +155,9 @@ def _rank(values: Mapping[str, Json], key: str) -> int | None:
     return int(value) if value is not None and value.is_integer() and value >= 0 else None
 
 
-DETECTORS = (
-    Detector(
-        id="TRN202",
-        severity="error",
-        title="adapter out of order",
-        condition=_health,
-        confidence=0.9,
-        evidence=(),
-        action="Audit the adapter by itself: 'gradience audit' names the modules.",
-        scope="logs that hold an audit; says NUM201 where weights are not finite, RND203 where they look random",
-    ),
-    Detector(
-        id="UTL204",
-        severity="info",
-        title="low utilization",
-        condition=_utilization,
-        confidence=0.4,
-        evidence=(),
-        action="Consider compressing the rank after training; see the suggested ranks and their error.",
-        scope="trained LoRA adapters; logs that hold an audit",
-        thresholds=(LOW_UTILIZATION,),
-    ),
+DETECTORS: tuple[Detector | Rule[RunFacts], ...] = (
+    *(rule.over(partial(_health, rule.id)) for rule in (NON_FINITE, ZERO_UPDATE, RANDOM_LIKE)),
+    LOW_RANK.over(_utilization),
     Detector(
         id="CMP213",
         severity="info",

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple, TypeAlias
 
-from gradience.rules.config.facts import Kind, Unknown
+from gradience.rules import rule as one
+from gradience.rules.conditions import CONDITIONS
 from gradience.rules.log.facts import RunFacts
-from gradience.rules.thresholds import Threshold
+from gradience.rules.objective import Kind
+from gradience.rules.rule import Description, Rule, Threshold, Unknown
 from gradience.schema.findings import Evidence, Finding, NotRun
 from gradience.schema.scalars import Json, Severity, real
 
@@ -45,8 +47,12 @@ class Detector(NamedTuple):
     least_rows: Threshold | None = None  # training rows with a finite loss
 
 
-def judge(detector: Detector, facts: RunFacts) -> Outcome:
+def judge(detector: Detector | Rule[RunFacts], facts: RunFacts) -> Outcome:
     """Return what the detector says of the run, or why it abstains."""
+    if isinstance(detector, Rule):
+        verdict = one.judge((detector,), facts)
+        outcomes: list[Outcome] = [*verdict.findings, *verdict.not_run, None]
+        return outcomes[0]
     if detector.only_for and facts.objective.kind not in detector.only_for:
         return None
     reason = _misfit(detector, facts)
@@ -81,4 +87,24 @@ def _finding(detector: Detector, seen: Sighting) -> Finding:
         verify=detector.verify,
         evidence=[*(Evidence(source="the log", says=says) for says in seen.seen), *detector.evidence],
         values={key: real(value) if isinstance(value, float) else value for key, value in seen.values.items()},
+    )
+
+
+def described(detector: Detector | Rule[RunFacts]) -> Description:
+    """A detector as the record of a rule."""
+    if isinstance(detector, Rule):
+        return detector
+    return Description(
+        id=detector.id,
+        title=detector.title,
+        groups=("log",),
+        severity=detector.severity,
+        condition=CONDITIONS[detector.id],
+        confidence=detector.confidence,
+        scope=detector.scope,
+        rationale=detector.rationale or "",
+        action=detector.action,
+        verify=detector.verify or "",
+        thresholds=detector.thresholds,
+        evidence=detector.evidence,
     )

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 
-from gradience.rules.config.facts import Unknown
 from gradience.rules.evidence import BINOMIAL, CHANCE, GAP_CONVENTION, INSTRUCT_GPT, KARPATHY
 from gradience.rules.log import thresholds as t
 from gradience.rules.log.detector import Detector, Sighting
 from gradience.rules.log.facts import RunFacts
+from gradience.rules.rule import Unknown
 from gradience.schema.reports import EvalPoint
 from gradience.schema.scalars import as_float
 

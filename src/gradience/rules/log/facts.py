@@ -10,9 +10,9 @@ from itertools import islice
 from operator import itemgetter, le
 from typing import Final, NamedTuple, TypeAlias
 
-from gradience.rules.config.facts import Kind, Objective, objective_of
 from gradience.rules.log.curve import Curve, curve_of, median
 from gradience.rules.log.thresholds import LOSS_GAP
+from gradience.rules.objective import Kind, Objective, objective_of
 from gradience.schema.config import ConfigSnapshot
 from gradience.schema.events import Eval
 from gradience.schema.reports import BadLine, EvalPoint, GapReading

@@ -7,12 +7,12 @@ from bisect import insort
 from collections.abc import Sequence
 from itertools import islice
 
-from gradience.rules.config.facts import Unknown
 from gradience.rules.evidence import CLIP, MEGATRON, SPIKE_TRIAL, TRIAL
 from gradience.rules.log import thresholds as t
 from gradience.rules.log.curve import Curve, excesses, median, runs_of
 from gradience.rules.log.detector import Detector, Sighting
 from gradience.rules.log.facts import RunFacts
+from gradience.rules.rule import Unknown
 from gradience.schema.scalars import as_float
 
 

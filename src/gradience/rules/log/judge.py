@@ -24,10 +24,10 @@ from gradience.rules.log import (
     rate,
     record,
 )
-from gradience.rules.log import preference as reward
 from gradience.rules.log.detector import Detector, Sighting, judge
 from gradience.rules.log.facts import RunFacts, sorted_by_step
 from gradience.rules.log.thresholds import FEW_ROWS
+from gradience.rules.rule import Rule
 from gradience.schema.findings import Finding, NotRun, by_severity
 
 
@@ -59,7 +59,7 @@ _SPARSE = Detector(
     thresholds=(FEW_ROWS,),
 )
 
-DETECTORS: tuple[Detector, ...] = (
+DETECTORS: tuple[Detector | Rule[RunFacts], ...] = (
     *numbers.DETECTORS,
     *level.DETECTORS,
     *gradient.DETECTORS,
@@ -69,11 +69,11 @@ DETECTORS: tuple[Detector, ...] = (
     *record.DETECTORS,
     _SPARSE,
     *progress.DETECTORS,
+    *preference.PREFERENCE_DETECTORS,
     *preference.DETECTORS,
-    *reward.DETECTORS,
     *adapter.DETECTORS,
 )
-DETECTED: tuple[str, ...] = (*(item.id for item in DETECTORS), *adapter.VERDICTS)  # what a finding on a log is called
+DETECTED: tuple[str, ...] = tuple(item.id for item in DETECTORS)  # what a finding on a log is called
 
 
 def detect(facts: RunFacts) -> tuple[list[Finding], list[NotRun]]:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
-from gradience.rules.config.facts import Unknown
 from gradience.rules.evidence import DIVERGENCE, KARPATHY, NEMOTRON, PLATEAU, SPIKE_PEERS, SPIKE_TRIAL, TRIAL
 from gradience.rules.log import thresholds as t
 from gradience.rules.log.curve import Curve, excesses, median, noise, runs_of, spread, theil_sen, thin
 from gradience.rules.log.detector import Detector, Sighting
 from gradience.rules.log.facts import RunFacts
+from gradience.rules.rule import Unknown
 
 _MEDIAN_ERROR = 1.2533  # standard error of a median over that of a mean
 _CLASSES = 2  # fewer is no classification

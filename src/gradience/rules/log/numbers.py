@@ -6,12 +6,12 @@ import math
 from collections.abc import Sequence
 from itertools import pairwise
 
-from gradience.rules.config.facts import Unknown
 from gradience.rules.evidence import MASKED, NAN_MONITORS, NAN_TRL
 from gradience.rules.log.curve import median
 from gradience.rules.log.detector import Detector, Sighting
 from gradience.rules.log.facts import RunFacts
 from gradience.rules.log.thresholds import MASKED_FALL, ROUNDS_TO_ZERO
+from gradience.rules.rule import Unknown
 from gradience.schema.scalars import Severity, as_float
 
 

@@ -7,12 +7,12 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import Final, NamedTuple
 
-from gradience.rules.config.facts import Unknown
 from gradience.rules.evidence import INSTRUCT_GPT, PRECHELT, TRIAL
 from gradience.rules.log import thresholds as t
 from gradience.rules.log.curve import median
 from gradience.rules.log.detector import Detector, Sighting
 from gradience.rules.log.facts import RunFacts
+from gradience.rules.rule import Unknown
 from gradience.schema.events import Eval
 from gradience.schema.scalars import as_float
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from gradience.rules.config.facts import Unknown
 from gradience.rules.evidence import DAPO_GROUPS, DAPO_LENGTH, DPO_START, GRPO_KL, LIKELIHOOD, NEMOTRON, REWARD, TRIAL
 from gradience.rules.log import thresholds as t
 from gradience.rules.log.curve import median, noise
 from gradience.rules.log.detector import Detector, Sighting
 from gradience.rules.log.facts import RunFacts, Signal
 from gradience.rules.log.level import window
+from gradience.rules.rule import Unknown
 
 _MEDIAN_ERROR = 1.2533  # standard error of a median over that of a mean
 _FIFTH, _THIRD = 5, 3

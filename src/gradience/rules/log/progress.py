@@ -7,13 +7,13 @@ from bisect import bisect_left
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from gradience.rules.config.facts import Unknown
 from gradience.rules.evidence import EPOCH_STEPS, TINKER_STEPS, TRIAL
 from gradience.rules.log import thresholds as t
 from gradience.rules.log.curve import median, noise
 from gradience.rules.log.detector import Detector, Sighting
 from gradience.rules.log.facts import RunFacts
 from gradience.rules.log.overfitting import evaluation_noise, held_out_curve
+from gradience.rules.rule import Unknown
 
 _MEDIAN_ERROR = 1.2533  # standard error of a median over that of a mean
 _QUARTER = 0.25

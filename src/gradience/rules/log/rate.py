@@ -5,11 +5,11 @@ from __future__ import annotations
 from itertools import groupby
 from typing import NamedTuple
 
-from gradience.rules.config.facts import Unknown
 from gradience.rules.evidence import SCHEDULE, TRIAL
 from gradience.rules.log import thresholds as t
 from gradience.rules.log.detector import Detector, Sighting
 from gradience.rules.log.facts import RunFacts
+from gradience.rules.rule import Unknown
 from gradience.schema.scalars import as_float
 
 

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from gradience.rules.thresholds import Threshold
+from gradience.rules.rule import Threshold
 
 _JUDGEMENT = "a judgement"
 

@@ -18,7 +18,7 @@ from gradience.base.update import Update, survival_of, update_of
 from gradience.base.weights import BaseWeights, Found, find_shards, identity
 from gradience.errors import AdapterError
 from gradience.io.types import Progress
-from gradience.rules.weights.rules import at_risk
+from gradience.rules.weights.against_base import at_risk
 from gradience.schema.audit import BaseComparison, BaseReport, Intruders, ModuleAudit, NotCompared
 from gradience.schema.scalars import real
 from gradience.spectral.base import MergeSums

@@ -26,9 +26,10 @@ from gradience.configs.peft import CONFIG_NAME
 from gradience.configs.preferences import read_preferences
 from gradience.configs.training import ARGS_NAMES, STATE_NAME
 from gradience.errors import ConfigError, RecorderError
-from gradience.rules.config.facts import objective_of, quantities
+from gradience.rules.config.facts import quantities
 from gradience.rules.config.judge import RULES, judge_config
 from gradience.rules.config.serving import ENGINES
+from gradience.rules.objective import objective_of
 from gradience.rules.rule import Verdict
 from gradience.rules.select import excluded_rules
 from gradience.schema.config import ConfigSnapshot, LoraSnapshot

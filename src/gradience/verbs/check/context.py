@@ -12,7 +12,7 @@ from gradience.configs import Layer
 from gradience.configs.yaml import keys_of, line_of
 from gradience.render.text import Place
 from gradience.rules.config.facts import CheckContext
-from gradience.rules.config.values import settings_of
+from gradience.rules.config.judge import settings_of
 from gradience.schema.config import ConfigSnapshot
 from gradience.schema.findings import Coverage, Finding
 from gradience.schema.reports import CheckReport, SourceFile

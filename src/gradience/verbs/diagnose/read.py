@@ -14,7 +14,7 @@ from gradience.io.types import PathLike
 from gradience.rules.config.judge import RULES
 from gradience.rules.log.judge import DETECTED
 from gradience.rules.select import without
-from gradience.rules.weights.table import ADAPTER_CHECKS
+from gradience.rules.weights.rules import WEIGHTS_RULES
 from gradience.schema.audit import AuditReport
 from gradience.schema.config import ConfigSnapshot
 from gradience.schema.diagnose import DiagnosedSource, Source
@@ -103,7 +103,7 @@ def _read_weights(
         audit = audit_adapter(found.path, base=base, top_singular_values=top)
     except GradienceError as fault:
         return None, _state("weights", found, fault=fault)
-    findings, not_run = without(audit.findings, audit.not_run, _of((c.id for c in ADAPTER_CHECKS), left_out))
+    findings, not_run = without(audit.findings, audit.not_run, _of((rule.id for rule in WEIGHTS_RULES), left_out))
     audit = msgspec.structs.replace(audit, findings=findings, not_run=not_run)
     holds = f"{_plural(len(audit.modules), 'module')}, {audit.health.verdict.replace('_', ' ')}"
     return audit, _state("weights", found, holds=holds)

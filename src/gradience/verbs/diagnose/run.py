@@ -14,14 +14,20 @@ from gradience.base.weights import find_shards
 from gradience.io.types import PathLike
 from gradience.render.text import Place
 from gradience.rules.config.judge import RULES
-from gradience.rules.joins.config import Stated, disagreements, recorded_disagreements
-from gradience.rules.joins.joins import Join, Sign, join_signs, unread_legs
-from gradience.rules.joins.run import ALL_JOINS as JOINS
-from gradience.rules.joins.signs import config_signs, log_signs, weights_signs
+from gradience.rules.joins.correlation import Correlation, Symptom, correlate
+from gradience.rules.joins.run import JOINS
+from gradience.rules.joins.symptoms import (
+    Stated,
+    config_symptoms,
+    disagreements,
+    log_symptoms,
+    recorded_disagreements,
+    weights_symptoms,
+)
 from gradience.rules.log.facts import DEFAULT_GAP
 from gradience.rules.log.judge import DETECTORS
 from gradience.rules.select import excluded_rules
-from gradience.rules.weights.table import ADAPTER_CHECKS
+from gradience.rules.weights.rules import WEIGHTS_RULES
 from gradience.schema.audit import AuditReport
 from gradience.schema.diagnose import (
     DIAGNOSE_SCHEMA_ID,
@@ -40,7 +46,7 @@ from gradience.schema.findings import SEVERITIES, Finding, NotRun
 from gradience.schema.reports import CheckReport, MonitorReport
 from gradience.verbs.check import check_config
 from gradience.verbs.check.context import places as config_places
-from gradience.verbs.diagnose.checkpoints import Choice, choose, disk_signs
+from gradience.verbs.diagnose.checkpoints import Choice, choose, disk_symptoms
 from gradience.verbs.diagnose.read import Read, read_sources
 from gradience.verbs.diagnose.sources import Sources, find_sources
 from gradience.verbs.monitor.source import log_place
@@ -78,7 +84,7 @@ def _of_piece(
 IDS: Final[dict[Source, tuple[str, ...]]] = {
     "config": tuple(rule.id for rule in RULES),
     "log": tuple(detector.id for detector in DETECTORS),
-    "weights": tuple(check.id for check in ADAPTER_CHECKS),
+    "weights": tuple(rule.id for rule in WEIGHTS_RULES),
 }
 _NAMES: Final[dict[Source, str]] = {"config": "config", "log": "log", "weights": "weights"}
 _WORDS: Final[dict[Verdict, str]] = {
@@ -109,7 +115,7 @@ def unjudged(
         if items is None:
             items = [NotRun(id=rule, reason=source.reason) for rule in IDS[source.source]]
         found += [Unjudged(source=source.source, id=item.id, reason=item.reason) for item in items]
-    lacking = ((join.id, left_out.get(join.id) or unread_legs(join, read)) for join in JOINS)
+    lacking = ((join.id, left_out.get(join.id) or join.missing(read)) for join in JOINS)
     return found + [Unjudged(source="join", id=rule, reason=why) for rule, why in lacking if why is not None]
 
 
@@ -237,7 +243,9 @@ def judge_sources(sources: Sources, read: Read, left_out: Mapping[str, str] = Ma
     states = [read.states[source] for source in SOURCES]
     not_run = unjudged(states, read.check, monitor, read.audit, left_out)
     coverage = coverage_of(not_run)
-    causes = _causes([join for join in JOINS if join.id not in left_out], list(_signs(sources, read, choice)), not_run)
+    causes = _causes(
+        [join for join in JOINS if join.id not in left_out], list(_symptoms(sources, read, choice)), not_run
+    )
     complete = is_complete(states, coverage)
     verdict = verdict_of(causes, complete=complete)
     return DiagnoseReport(
@@ -259,23 +267,23 @@ def judge_sources(sources: Sources, read: Read, left_out: Mapping[str, str] = Ma
     )
 
 
-def _causes(joins: Iterable[Join], signs: list[Sign], not_run: list[Unjudged]) -> list[Cause]:
+def _causes(joins: Iterable[Correlation], symptoms: list[Symptom], not_run: list[Unjudged]) -> list[Cause]:
     """Return the joined causes, and each finding that none of them took by itself; the gravest first."""
-    gone = {(item.source, item.id) for item in not_run} | {(sign.source, sign.id) for sign in signs}
-    quiet = frozenset((source, rule) for source, ids in IDS.items() for rule in ids if (source, rule) not in gone)
-    joined = join_signs(joins, signs, quiet)
-    causes = [*joined.causes, *(_alone(sign.source, sign.finding) for sign in joined.left if sign.finding)]
+    gone = {(item.source, item.id) for item in not_run} | {(symptom.source, symptom.id) for symptom in symptoms}
+    silent = frozenset((source, rule) for source, ids in IDS.items() for rule in ids if (source, rule) not in gone)
+    joined = correlate(joins, symptoms, silent)
+    causes = [*joined.causes, *(_alone(symptom.source, symptom.finding) for symptom in joined.left if symptom.finding)]
     return sorted(causes, key=lambda cause: (-SEVERITIES.index(cause.severity), not cause.joined))
 
 
-def _signs(sources: Sources, read: Read, choice: Choice) -> Iterator[Sign]:
+def _symptoms(sources: Sources, read: Read, choice: Choice) -> Iterator[Symptom]:
     if read.check:
-        yield from config_signs(read.check)
+        yield from config_symptoms(read.check)
     if read.log:
-        yield from log_signs(read.log.report)
-        yield from disk_signs(sources, choice, read.log.report, read.log.run)
+        yield from log_symptoms(read.log.report)
+        yield from disk_symptoms(sources, choice, read.log.report, read.log.run)
     if read.audit:
-        yield from weights_signs(read.audit)
+        yield from weights_symptoms(read.audit)
         yield from disagreements(_stated(sources, read), read.audit)
         if read.log:
             yield from recorded_disagreements(read.log.report, read.audit)

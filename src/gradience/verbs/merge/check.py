@@ -13,7 +13,8 @@ import msgspec
 from gradience.adapters.names import layer_index
 from gradience.errors import AdapterError
 from gradience.io.types import PathLike, Progress
-from gradience.rules.merge.rules import MERGE_RULES, merge_findings, merge_not_run
+from gradience.rules.merge import MERGE_RULES
+from gradience.rules.rule import judge
 from gradience.rules.select import excluded_rules, without
 from gradience.schema.merge import (
     MERGE_CHECK_SCHEMA_ID,
@@ -95,7 +96,7 @@ def merge_check(
         different_shapes=found.odd,
         notes=_notes(sides, found, products),
     )
-    findings, not_run = without(merge_findings(report), merge_not_run(report), left_out)
+    findings, not_run = without(*judge(MERGE_RULES, report), left_out)
     return msgspec.structs.replace(report, findings=findings, not_run=not_run)
 
 

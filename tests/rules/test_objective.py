@@ -5,8 +5,8 @@ from __future__ import annotations
 import msgspec
 import pytest
 
-from gradience.rules.config.facts import objective_of
 from gradience.rules.config.targets import reaches_mlp
+from gradience.rules.objective import objective_of
 from gradience.schema.config import ConfigSnapshot
 
 

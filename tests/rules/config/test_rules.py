@@ -47,6 +47,12 @@ def sft(**lora_fields: Any) -> ConfigSnapshot:
 SMALL = config(  # 12 001 tokens at most
     training={"max_length": 1, "extras": {"train_examples": 12_001}}, extras={"task": "sft"}
 )
+EXACT = msgspec.structs.replace(
+    SMALL,
+    training=msgspec.convert(  # 1 bit a token is 3 x 2 bits of 2 000 parameters
+        {"max_length": 1, "extras": {"train_examples": 12_000}}, type(SMALL.training)
+    ),
+)
 
 FIRES = [
     ("VAL001", config(optimizer={"lr": 0.0})),
@@ -73,6 +79,8 @@ FIRES = [
     ("LR002", rate(1.001e-3)),
     ("LR002", rate(2.99e-3, None)),
     ("LR003", rate(3e-3)),
+    ("LR002", rate(2.4e-3, r=8, alpha=4.001)),  # alpha x lr = 9.6e-3 is the best rate of the median model
+    ("LR003", rate(4.8e-3, r=8, alpha=2.001)),
     ("LR003", rate(1.0, r=8, alpha=16)),
     ("LR004", rate(5.1e-5, "dpo")),
     ("LR004", rate(2e-4, "grpo")),
@@ -105,6 +113,7 @@ FIRES = [
     ("REC004", training(save_strategy="steps", save_steps=100.0, max_steps=100)),
     ("BAT001", training(batch_size=257)),
     ("BAT001", training(batch_size=64, gradient_accumulation=2, world_size=4)),
+    ("BAT001", training(batch_size=1, world_size=257)),
     ("STP001", training(max_steps=99)),
     (
         "STP001",
@@ -131,6 +140,8 @@ SILENT = [
     ("LR002", rate(1e-3)),
     ("LR002", rate(3e-3)),
     ("LR002", rate(2e-3, r=8, alpha=1)),
+    ("LR002", rate(2.4e-3, r=8, alpha=4)),
+    ("LR003", rate(4.8e-3, r=8, alpha=2)),
     ("LR003", rate(2.9e-3)),
     ("LR003", rate(3e-3, r=8, alpha=1)),
     ("LR004", rate(5e-5, "dpo")),
@@ -161,6 +172,10 @@ SILENT = [
     ("BIA001", lora(bias="none")),
     ("REC001", training(logging_steps=99.0, max_steps=100)),
     ("REC001", training(logging_steps=0.1, max_steps=5)),
+    ("REC001", training(logging_steps=1.0, max_steps=5)),
+    ("REC004", training(save_strategy="steps", save_steps=1.0, max_steps=100)),
+    ("REC004", training(save_strategy="steps", save_steps=0.9, max_steps=100)),  # below 1 it is a ratio
+    ("SCH002", training(warmup_steps=1.0, max_steps=100)),  # one step, not the whole run
     ("REC002", training(eval_strategy="steps")),
     ("REC003", training(logging_nan_inf_filter=False)),
     ("REC004", training(save_strategy="steps", save_steps=99.0, max_steps=100)),
@@ -282,7 +297,11 @@ AROUND = {  # rule: (fires, silent, cannot tell), each with what the configurati
     ),
     "RNK001": (
         [(SMALL, coverage(lora_params=2_000))],
-        [(SMALL, coverage(lora_params=2_001)), (SMALL, coverage(lora_params=10**9))],
+        [
+            (SMALL, coverage(lora_params=2_001)),
+            (EXACT, coverage(lora_params=2_000)),
+            (SMALL, coverage(lora_params=10**9)),
+        ],
         [
             (SMALL, CheckContext()),
             (SMALL, coverage()),

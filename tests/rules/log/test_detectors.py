@@ -87,7 +87,7 @@ def evals(losses, *, every=10, accuracy=None, split="eval"):
 
 def test_every_detector_of_the_design_is_in_the_table_once():
     wanted = "NUM101 NUM102 DIV103 DIV104 PLT105 NOL106 GRD107 GRD108 LRS109 OVF110 GAP111 CHN112 SML113 END114 TRN115"
-    later = "UND126 MEM127 PRF119 PRF120 PRF121 RWD122 ZVR123 KLD124 CLP125 TRN202 UTL204 CMP213 TYP214"
+    later = "UND126 MEM127 PRF119 PRF120 PRF121 RWD122 ZVR123 KLD124 CLP125 NUM201 TRN202 RND203 UTL204 CMP213 TYP214"
     assert [d.id for d in DETECTORS] == [*wanted.split(), "RES116", "DUP117", "GAP118", *later.split()]
 
 

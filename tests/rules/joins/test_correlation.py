@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import string
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from gradience.cli.schema import rules
-from gradience.rules.joins.joins import Leg, Sign, Wording, join_signs, unread_legs
-from gradience.rules.joins.run import ALL_JOINS as JOINS
+from gradience.rules.joins.correlation import Message, Needs, Symptom, correlate
+from gradience.rules.joins.run import JOINS
+from gradience.rules.rule import Observation
 from gradience.schema.diagnose import SOURCES, DiagnosedSource
 from gradience.schema.findings import SEVERITIES, Finding
 from gradience.verbs.diagnose.run import IDS, unjudged, verdict_of
@@ -18,7 +20,7 @@ from gradience.verbs.diagnose.run import IDS, unjudged, verdict_of
 JOIN = {join.id: join for join in JOINS}
 FACTS = {
     "config": {"idle_targets", "other_config"},
-    "log": {"other_log", "NUM201", "RND203"},  # the log's own audit says TRN202's kin under their ids
+    "log": {"other_log"},
     "weights": {"exploded", "no_head", "adapted", "other_adapter"},
     "disk": {"best_checkpoint", "no_checkpoint", "before_nan", "lowest", "best_reward", "short_of_the_end"},
 }
@@ -37,17 +39,17 @@ TEXTS = dict.fromkeys(
 )
 
 
-def sign(source, rule, severity="warning", marks=(), **values):
+def symptom(source, rule, severity="warning", marks=(), **values):
     found = Finding(id=rule, severity=severity, message=f"{rule} was found") if rule in IDS.get(source, ()) else None
-    return Sign(source, rule, f"{rule} was found", found, frozenset([*marks, severity]), values)
+    return Symptom(source, rule, Observation(f"{rule} was found", values), found, frozenset([*marks, severity]))
 
 
-def legs(join):
-    return (*join.legs, *join.hints)
+def needs_of(join):
+    return (*join.needs, *join.hints)
 
 
 @st.composite
-def signs(draw):
+def symptoms(draw):
     """Any findings of any sources, with any marks and values; the same one may come twice."""
     known = [(source, rule) for source, ids in IDS.items() for rule in ids]
     known += [(source, rule) for source, rules_ in FACTS.items() for rule in rules_]
@@ -56,33 +58,33 @@ def signs(draw):
     marks = st.frozensets(st.sampled_from(MARKS), max_size=2)
     texts = st.sampled_from([{}, TEXTS])
     return [
-        sign(source, rule, draw(st.sampled_from(SEVERITIES)), draw(marks), **draw(values), **draw(texts))
+        symptom(source, rule, draw(st.sampled_from(SEVERITIES)), draw(marks), **draw(values), **draw(texts))
         for source, rule in chosen
     ]
 
 
-QUIET = st.frozensets(st.sampled_from([(source, rule) for source, ids in IDS.items() for rule in ids]))
+SILENT = st.frozensets(st.sampled_from([(source, rule) for source, ids in IDS.items() for rule in ids]))
 
 
-@given(signs(), QUIET)
-def test_every_finding_is_in_exactly_one_cause_or_left_alone(found, quiet):
-    joined = join_signs(JOINS, found, quiet)
+@given(symptoms(), SILENT)
+def test_every_finding_is_in_exactly_one_cause_or_left_alone(found, silent):
+    joined = correlate(JOINS, found, silent)
     told = [(p.source, p.id) for cause in joined.causes for p in cause.pieces if p.severity is not None]
     told += [(s.source, s.id) for s in joined.left if s.finding is not None]
     assert sorted(told) == sorted((s.source, s.id) for s in found if s.finding is not None)
 
 
-@given(signs(), QUIET)
-def test_a_cause_is_as_severe_as_its_gravest_piece_unless_its_wording_says_otherwise(found, quiet):
-    for cause in join_signs(JOINS, found, quiet).causes:
+@given(symptoms(), SILENT)
+def test_a_cause_is_as_severe_as_its_gravest_piece_unless_its_message_says_otherwise(found, silent):
+    for cause in correlate(JOINS, found, silent).causes:
         gravest = max((SEVERITIES.index(p.severity) for p in cause.pieces if p.severity), default=None)
-        spoken = {w.severity for w in JOIN[cause.id].wordings if w.severity}
+        spoken = {w.severity for w in JOIN[cause.id].messages if w.severity}
         assert gravest is None or SEVERITIES.index(cause.severity) == gravest or cause.severity in spoken
 
 
-@given(signs(), QUIET)
-def test_a_cause_has_pieces_enough_words_without_gaps_and_comes_once(found, quiet):
-    causes = join_signs(JOINS, found, quiet).causes
+@given(symptoms(), SILENT)
+def test_a_cause_has_pieces_enough_words_without_gaps_and_comes_once(found, silent):
+    causes = correlate(JOINS, found, silent).causes
     assert len({cause.id for cause in causes}) == len(causes)
     for cause in causes:
         assert cause.joined
@@ -91,9 +93,9 @@ def test_a_cause_has_pieces_enough_words_without_gaps_and_comes_once(found, quie
         assert "None" not in cause.message
 
 
-@given(signs(), QUIET)
-def test_the_verdict_is_never_healthy_beside_a_warning_and_never_milder_for_joining(found, quiet):
-    joined = join_signs([join for join in JOINS if join.id != "OVF304"], found, quiet)  # which may say `info`
+@given(symptoms(), SILENT)
+def test_the_verdict_is_never_healthy_beside_a_warning_and_never_milder_for_joining(found, silent):
+    joined = correlate([join for join in JOINS if join.id != "OVF304"], found, silent)  # which may say `info`
     alone = [s.finding for s in joined.left if s.finding]
     before = verdict_of([s.finding for s in found if s.finding], complete=True)
     after = verdict_of([*joined.causes, *alone], complete=True)
@@ -102,14 +104,14 @@ def test_the_verdict_is_never_healthy_beside_a_warning_and_never_milder_for_join
 
 
 @pytest.mark.parametrize("join", JOINS, ids=lambda join: join.id)
-def test_every_leg_names_rules_that_exist_and_every_wording_sources_that_have_a_leg(join):
-    for leg in legs(join):
-        assert set(leg.ids) | set(leg.quiet) <= set(IDS.get(leg.source, ())) | FACTS[leg.source]
-        assert bool(leg.ids) != bool(leg.quiet)
-        assert bool(leg.says) == bool(leg.quiet)
-    for wording in join.wordings:
-        assert set(wording.sources) <= {leg.source for leg in join.legs}
-        for _, name, spec, _ in string.Formatter().parse(wording.text):
+def test_every_need_names_rules_that_exist_and_every_message_sources_that_are_needed(join):
+    for needs in needs_of(join):
+        assert set(needs.ids) | set(needs.silent) <= set(IDS.get(needs.source, ())) | FACTS[needs.source]
+        assert bool(needs.ids) != bool(needs.silent)
+        assert bool(needs.says) == bool(needs.silent)
+    for message in join.messages:
+        assert set(message.sources) <= {needs.source for needs in join.needs}
+        for _, name, spec, _ in string.Formatter().parse(message.text):
             assert name is None or format({**VALUES, **TEXTS}[name], spec or "")
 
 
@@ -158,8 +160,8 @@ def test_the_ids_of_joins_are_nobody_else_s():
     ],
 )
 def test_findings_of_one_cause_are_one_cause(found, expected, severity):
-    made = [sign(source, rule, severity, marks, **VALUES, **TEXTS) for source, rule, *marks in found]
-    joined = join_signs(JOINS, made, frozenset())
+    made = [symptom(source, rule, severity, marks, **VALUES, **TEXTS) for source, rule, *marks in found]
+    joined = correlate(JOINS, made, frozenset())
     assert [cause.id for cause in joined.causes] == [expected]
     assert joined.left == []
 
@@ -177,17 +179,17 @@ def test_findings_of_one_cause_are_one_cause(found, expected, severity):
     ],
 )
 def test_findings_that_only_look_alike_stay_apart(found):
-    made = [sign(source, rule, "warning", marks, **VALUES, **TEXTS) for source, rule, *marks in found]
-    joined = join_signs(JOINS, made, frozenset())
+    made = [symptom(source, rule, "warning", marks, **VALUES, **TEXTS) for source, rule, *marks in found]
+    joined = correlate(JOINS, made, frozenset())
     assert joined.causes == []
     assert [s.id for s in joined.left] == [rule for _, rule, *_ in found]
 
 
 def test_a_row_whose_value_is_not_known_gives_way_to_the_next():
-    rows = (Wording(("log",), "at step {first_step}"), Wording(("log",), "some time"))
-    base = JOINS[0]._replace(legs=(Leg("log", ("NUM101",)),), hints=(), wordings=rows, least=1)
+    rows = (Message(("log",), "at step {first_step}"), Message(("log",), "some time"))
+    base = replace(JOINS[0], needs=(Needs("log", ("NUM101",)),), hints=(), messages=rows, least=1)
     for value, text in ((7, "at step 7"), (None, "some time")):
-        (cause,) = join_signs([base], [sign("log", "NUM101", first_step=value)], frozenset()).causes
+        (cause,) = correlate([base], [symptom("log", "NUM101", first_step=value)], frozenset()).causes
         assert cause.message == text
 
 
@@ -196,5 +198,5 @@ def test_joins_without_their_sources_are_listed_with_what_they_lack():
     items = unjudged(nothing, None, None, None)
     assert {item.id for item in items if item.source == "join"} == {join.id for join in JOINS}
     assert all(item.reason for item in items)
-    assert unread_legs(JOIN["NUM301"], frozenset({"log"})) is None  # a wording for the log alone
-    assert unread_legs(JOIN["UTL313"], frozenset({"log"})) == "needs weights"
+    assert JOIN["NUM301"].missing(frozenset({"log"})) is None  # a message for the log alone
+    assert JOIN["UTL313"].missing(frozenset({"log"})) == "needs weights"

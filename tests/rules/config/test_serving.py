@@ -18,9 +18,11 @@ DORA = ConfigSnapshot(lora=LoraSnapshot(r=12, use_dora=True, use_rslora=True))
 
 @pytest.mark.parametrize("fact", FACTS, ids=lambda fact: f"{fact.engine}-{fact.feature}")
 def test_every_row_names_the_commit_and_file_it_was_read_in(fact) -> None:
-    assert re.fullmatch(r"[0-9a-f]{8}", fact.commit)
-    assert re.fullmatch(r"20\d\d-\d\d", fact.seen)
-    assert fact.url == f"https://github.com/{fact.repository}/blob/{fact.commit}/{fact.path}"
+    assert re.fullmatch(r"[0-9a-f]{8}", fact.source.commit)
+    assert re.fullmatch(r"20\d\d-\d\d", fact.source.seen)
+    assert (
+        fact.source.url == f"https://github.com/{fact.source.repository}/blob/{fact.source.commit}/{fact.source.path}"
+    )
     assert fact.feature in FEATURES
     assert fact.says
 
