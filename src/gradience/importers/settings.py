@@ -8,7 +8,7 @@ from typing import Final
 
 from gradience.configs.peft import CONFIG_NAME, read_peft
 from gradience.configs.settings import LORA, OPTIMIZER, RUN, TRAINING, Draft, Layer, Level, stack
-from gradience.configs.training import ARGS_NAMES, PICKLE_NAME, note_training, read_training
+from gradience.configs.training import TRAINING_NAMES, note_training, read_training
 from gradience.configs.values import Fields
 from gradience.errors import ConfigError
 from gradience.importers.files import Raw, count_of
@@ -21,13 +21,10 @@ _LEVELS: Final[tuple[Level, ...]] = ("run", "optimizer", "lora", "training")
 
 def add_settings(raw: Raw, *folders: Path) -> None:
     """Add what an adapter config and training arguments in the folders say; the first folder that has one counts."""
-    for names, read in (((CONFIG_NAME,), read_peft), (ARGS_NAMES, read_training)):
+    for names, read in (((CONFIG_NAME,), read_peft), (TRAINING_NAMES, read_training)):
         path = next((f / name for f in folders for name in names if (f / name).is_file()), None)
         if path is not None:
             _add(raw, path, read)
-    pickle = next((f / PICKLE_NAME for f in folders if (f / PICKLE_NAME).is_file()), None)
-    if pickle is not None:
-        raw.notes.append(f"{PICKLE_NAME} is a pickle and was not opened: it runs code, and may hold the hub token")
     if raw.layer.secret_keys:
         raw.notes.append(f"not copied, for they hold a secret: {', '.join(dict.fromkeys(raw.layer.secret_keys))}")
 
