@@ -127,7 +127,7 @@ def test_checkpoints_alone_give_the_rows_up_to_the_last_one(run, told, tmp_path)
     assert any("checkpoint-12/trainer_state.json, the furthest one" in note for note in imported.notes)
     assert events.start.config.optimizer.lr == RATE
     assert events.start.config.optimizer.extras == {}
-    assert copy / "training_args.bin" in imported.files
+    assert copy / "checkpoint-12" / "training_args.bin" in imported.files
 
 
 def test_monitor_reads_the_log_in_the_folder_else_imports_it_to_the_same_story(run, tmp_path):

@@ -14,6 +14,7 @@ from gradience.configs.settings import overlay
 from gradience.errors import RecorderError
 from gradience.importers.files import Raw, Row, json_value, number_of, step_of
 from gradience.importers.order import Segment
+from gradience.importers.summary import shown_in_rows
 from gradience.schema.config import ConfigSnapshot, LoraSnapshot, OptimizerSnapshot, TrainingSnapshot
 from gradience.schema.events import Eval, EvalMetrics, Event, Metrics, RunEnd, RunStart, TrainStep
 from gradience.schema.scalars import SCHEMA_ID, Json, Real, Status, as_float, real
@@ -130,6 +131,7 @@ def _listed(names: list[str]) -> str:
 _TRAIN: Final = {"loss": "loss", "learning_rate": "lr", "lr": "lr", "grad_norm": "grad_norm", "epoch": "epoch"}
 _EVAL: Final = {"loss": "loss", "ppl": "ppl", "perplexity": "ppl", "accuracy": "accuracy"}
 _TRAIN_TAKEN: Final = frozenset({*TrainStep.__struct_fields__, "event"})  # names an extra may not have
+_LAST_STEPS: Final = 1e-3  # of all: a plan rounded up, or a last step whose state was not saved
 _COLUMNS: Final = ("loss", "grad_norm", "epoch")
 _EVENTS_SHOWN: Final = 5
 _EVAL_TAKEN: Final = frozenset(EvalMetrics.__struct_fields__)
@@ -234,6 +236,8 @@ def _status(raw: Raw, events: list[Event], reached: int | None) -> tuple[Status,
         return "unknown", "the source does not say how training ended"
     if reached is not None and reached >= planned:
         return "ok", "the planned steps were made"
+    if reached is not None and planned - reached <= planned * _LAST_STEPS:
+        return "ok", f"the planned steps were made, save the last {planned - reached}"
     return "unknown", f"the source ends before its {planned} planned steps"
 
 
@@ -270,6 +274,7 @@ def _config(raw: Raw, segments: list[Segment]) -> ConfigSnapshot:
     shown = ConfigSnapshot(training=plan, optimizer=_peak(row for s in segments for row in s.rows))
     if config.optimizer.lr is not None:
         shown = msgspec.structs.replace(shown, optimizer=OptimizerSnapshot())
+    shown = overlay(shown, shown_in_rows(raw, config))
     return overlay(overlay(shown, config), ConfigSnapshot(lora=_ratio(config.lora)))
 
 

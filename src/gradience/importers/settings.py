@@ -6,9 +6,10 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Final
 
+from gradience.configs.labels import MODEL_CONFIG, read_labels
 from gradience.configs.peft import CONFIG_NAME, read_peft
 from gradience.configs.settings import LORA, OPTIMIZER, RUN, TRAINING, Draft, Layer, Level, stack
-from gradience.configs.training import TRAINING_NAMES, note_training, read_training
+from gradience.configs.training import STATE_NAME, TRAINING_NAMES, note_training, read_training
 from gradience.configs.values import Fields
 from gradience.errors import ConfigError
 from gradience.importers.files import Raw, count_of
@@ -25,6 +26,9 @@ def add_settings(raw: Raw, *folders: Path) -> None:
         path = next((f / name for f in folders for name in names if (f / name).is_file()), None)
         if path is not None:
             _add(raw, path, read)
+    model = next((f / MODEL_CONFIG for f in folders if (f / MODEL_CONFIG).is_file()), None)
+    if model is not None:
+        _add(raw, model, read_labels)
     if raw.layer.secret_keys:
         raw.notes.append(f"not copied, for they hold a secret: {', '.join(dict.fromkeys(raw.layer.secret_keys))}")
 
@@ -34,6 +38,8 @@ def _add(raw: Raw, path: Path, read: Callable[[Path], Layer]) -> None:
         layer = read(path)
     except ConfigError as error:
         raw.notes.append(f"{path.name} was not used: {str(error).removeprefix(f'{path}: ')}")
+        return
+    if layer == Layer():
         return
     raw.layer = stack([raw.layer, layer])
     raw.files.append(path)
@@ -72,6 +78,7 @@ def state_layer(state: Mapping[str, Json], path: Path) -> Layer:
         max_steps=count_of(state.get("max_steps")),
         epochs=None if epochs is None else float(epochs),
         batch_size=batch,
+        extras={} if batch is None else {"batch_from": STATE_NAME},  # of one device: the accumulation is not in it
         logging_steps=_interval(state.get("logging_steps")),
         save_steps=_interval(state.get("save_steps")),
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Final
 
@@ -101,7 +102,8 @@ def _optimizer(config: ConfigSnapshot) -> str:
     optimizer, training = config.optimizer, config.training
     if optimizer.name is None and optimizer.lr is None:
         return "not given"
-    parts = [_text(optimizer.name), f"lr={_g(optimizer.lr)}"]
+    logged = " (the largest logged; the configured rate may be higher)" if "lr_from" in optimizer.extras else ""
+    parts = [_text(optimizer.name), f"lr={_g(optimizer.lr)}{logged}"]
     if training.lr_scheduler:
         parts.append(_text(training.lr_scheduler))
     if optimizer.weight_decay is not None:
@@ -110,6 +112,11 @@ def _optimizer(config: ConfigSnapshot) -> str:
 
 
 def _batch(training: TrainingSnapshot, derived: dict[str, Real]) -> str:
+    if training.gradient_accumulation is None and "samples_per_step" in training.extras:
+        device = f"; {training.batch_size} per device" if training.batch_size is not None else ""
+        return f"{_g(derived.get('effective_batch'))} per step (by the log's summary{device})"
+    if training.gradient_accumulation is None and "batch_from" in training.extras:
+        return f"{training.batch_size} per device; gradient accumulation not given"
     accumulation = training.gradient_accumulation or 1
     line = f"{training.batch_size} x {accumulation} accumulation"
     if "effective_batch" in derived:
@@ -209,7 +216,7 @@ def _diagnose_lines(report: DiagnoseReport, *, verbose: bool) -> Iterator[str]:
     yield from _causes(report.causes, verbose=verbose)
     if report.best_checkpoint is not None:
         yield from _best(report.best_checkpoint)
-    yield from _not_judged(report.not_run)
+    yield from _not_judged(report.not_run, verbose=verbose)
     for note in report.notes:
         yield f"Note: {clean(note)}."
     yield "Causes are hypotheses with their grounds: verify on held-out data."
@@ -271,8 +278,14 @@ def _best(best: BestCheckpoint) -> Iterator[str]:
     yield ""
 
 
-def _not_judged(not_run: Iterable[Unjudged]) -> Iterator[str]:
-    """Yield every check that did not run, those of one reason together."""
+def _not_judged(not_run: Sequence[Unjudged], *, verbose: bool) -> Iterator[str]:
+    """Yield how many checks did not run; verbose, every one, those of one reason together."""
+    if not_run and not verbose:
+        counts = Counter(item.source for item in not_run)
+        shown = ", ".join(f"{source} {n}" for source, n in counts.items())
+        yield f"Not judged: {len(not_run)} checks ({shown}); --verbose lists them with their reasons."
+        yield ""
+        return
     groups: dict[tuple[str, str], list[str]] = {}
     for item in not_run:
         groups.setdefault((item.source, item.reason), []).append(item.id)

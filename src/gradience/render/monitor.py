@@ -111,6 +111,10 @@ def _diagnostics(report: MonitorReport) -> Iterator[str]:
     audit = report.lora_audit
     if audit is None:
         return
+    if audit.get("n_layers") == 0:
+        yield "LoRA audit: it found no adapter to measure."
+        yield ""
+        return
     yield "Diagnostics:"
     yield f"  Stable rank (mean): {number(_number(audit, 'stable_rank_mean'))}"
     yield f"  Utilization (mean): {percent(_number(audit, 'utilization_mean'))}"

@@ -33,7 +33,10 @@ _UNFIT = {"untrained", "near_untrained", "broken", "random_like", "not_analysed"
 def _utilization(facts: RunFacts) -> Observation | None:
     if facts.utilization_mean is None:
         raise Unknown("no lora_audit in the log ('gradience audit --append run.jsonl' adds one)")
-    return observe_utilization(facts.utilization_mean)
+    if not (facts.audit or {}).get("n_layers", 1):
+        raise Unknown("the audit in the log found no adapter to measure")
+    suggested = _rank(facts.audit or {}, "suggested_r_global_90")
+    return observe_utilization(facts.utilization_mean, rank=audited_rank(facts), suggested=suggested)
 
 
 def _health(rule: str, facts: RunFacts) -> Observation | None:

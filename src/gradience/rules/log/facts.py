@@ -12,7 +12,7 @@ from typing import Final, NamedTuple, TypeAlias
 
 from gradience.rules.log.curve import Curve, curve_of, median
 from gradience.rules.log.thresholds import LOSS_GAP
-from gradience.rules.objective import Kind, Objective, objective_of
+from gradience.rules.objective import Objective, objective_by_names, objective_of
 from gradience.schema.config import ConfigSnapshot
 from gradience.schema.events import Eval
 from gradience.schema.reports import BadLine, EvalPoint, GapReading
@@ -104,7 +104,7 @@ class RunFacts:
     def objective(self) -> Objective:
         """What the run optimises: as its config says it, else as the names of the logged values do."""
         stated = objective_of(self.config)
-        return stated if stated.stated else _by_names(self.logged) or stated
+        return stated if stated.stated else objective_by_names(self.logged) or stated
 
     @cached_property
     def loss(self) -> Curve:
@@ -129,16 +129,6 @@ class RunFacts:
     def step(self, row: int) -> int:
         """Return the step of a row of the series."""
         return self.series.steps[row]
-
-
-def _by_names(names: frozenset[str]) -> Objective | None:
-    """Return the objective that the names of logged values give away (those of TRL), or None."""
-    kind: Kind | None = None
-    if names & {"rewards/margins", "rewards/chosen", "rewards/accuracies", "log_odds_ratio", "log_odds_chosen"}:
-        kind = "preference"
-    elif names & {"reward", "reward_std", "frac_reward_zero_std"} or "objective/kl" in names:
-        kind = "rl"
-    return None if kind is None else Objective(kind, "the log holds rewards", stated=False)
 
 
 def sorted_by_step(series: Series) -> Series:

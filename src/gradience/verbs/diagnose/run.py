@@ -15,6 +15,7 @@ from gradience.io.types import PathLike
 from gradience.render.text import Place
 from gradience.rules.config.judge import RULES
 from gradience.rules.joins.correlation import Correlation, Symptom, correlate
+from gradience.rules.joins.outcome import outcome_of, outweighed
 from gradience.rules.joins.run import JOINS
 from gradience.rules.joins.symptoms import (
     Stated,
@@ -88,7 +89,7 @@ IDS: Final[dict[Source, tuple[str, ...]]] = {
 }
 _NAMES: Final[dict[Source, str]] = {"config": "config", "log": "log", "weights": "weights"}
 _WORDS: Final[dict[Verdict, str]] = {
-    "healthy_as_far_as_seen": "healthy as far as seen",
+    "no_fault_found": "no fault found",
     "needs_attention": "needs attention",
     "broken": "broken",
     "could_not_judge": "could not judge",
@@ -145,14 +146,17 @@ def verdict_of(causes: Iterable[Cause], *, complete: bool) -> Verdict:
         return "broken"
     if worst >= SEVERITIES.index("warning"):
         return "needs_attention"
-    return "healthy_as_far_as_seen" if complete else "could_not_judge"
+    return "no_fault_found" if complete else "could_not_judge"
 
 
 def headline(
     verdict: Verdict, sources: Sequence[DiagnosedSource], causes: Sequence[Cause], coverage: Sequence[SourceCoverage]
 ) -> str:
-    """Return the verdict in one line."""
-    return "; ".join([f"{_WORDS[verdict]}{_count(causes)}", *_seen(sources, coverage)])
+    """Return the verdict in one line: what was found, how much of what was there was judged, and what was not seen."""
+    where = ""
+    if verdict == "no_fault_found":
+        where = f" in the {' and '.join(_NAMES[s.source] for s in reversed(sources) if s.state == 'read')}"
+    return "; ".join([f"{_WORDS[verdict]}{where}{_count(causes)}", *_seen(sources, coverage)])
 
 
 def _count(causes: Sequence[Cause]) -> str:
@@ -166,12 +170,12 @@ def _counted(n: int, severity: str) -> str:
 
 
 def _seen(sources: Sequence[DiagnosedSource], coverage: Sequence[SourceCoverage]) -> Iterator[str]:
-    judged = {item.source: f"{item.judged} of {item.total} judged" for item in coverage}
-    seen = [f"{_NAMES[s.source]} ({judged[s.source]})" for s in sources if s.state == "read"]
-    yield f"seen: {', '.join(seen) or 'nothing'}"
+    counts = {item.source: f"{item.judged} of {item.total}" for item in coverage}
+    judged = [f"{counts[s.source]} {_NAMES[s.source]} rules" for s in sources if s.state == "read"]
+    yield f"judged: {', '.join(judged) or 'nothing'}"
     absent = [_NAMES[s.source] for s in sources if s.state == "absent"]
     if absent:
-        yield f"not there: {', '.join(absent)}"
+        yield f"not seen: {', '.join(absent)}"
     unreadable = [_NAMES[s.source] for s in sources if s.state == "unreadable"]
     if unreadable:
         yield f"there but not readable: {', '.join(unreadable)}"
@@ -237,6 +241,9 @@ def diagnose_sources(
 def judge_sources(sources: Sources, read: Read, left_out: Mapping[str, str] = MappingProxyType({})) -> DiagnoseReport:
     """Return the verdict on what was read; a join left out is named with its reason."""
     monitor = read.log.report if read.log else None
+    if read.check and read.log:
+        outcome = outcome_of(read.log.report, read.log.run.evals)
+        read = read._replace(check=outweighed(read.check, outcome))
     choice = Choice([])
     if read.log:
         choice = choose(sources.checkpoints, read.log.run.evals, read.log.report, sources.weights.path)
