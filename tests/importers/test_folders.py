@@ -45,7 +45,7 @@ def test_three_runs_in_one_folder_are_three_runs_and_named(tmp_path, told, write
     events, imported = told(tmp_path)
     assert [len(run.events) for run in imported.runs] == [7, 11, 4]
     assert events.losses == [1 / 10, 1 / 20]
-    assert any(note.startswith("3 runs in one folder") for note in imported.notes)
+    assert any("3 runs in one folder" in note for note in imported.notes)
     assert len({run.run_id for run in imported.runs}) == 3
 
 

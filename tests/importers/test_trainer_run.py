@@ -130,6 +130,15 @@ def test_checkpoints_alone_give_the_rows_up_to_the_last_one(run, told, tmp_path)
     assert copy / "checkpoint-12" / "training_args.bin" in imported.files
 
 
+def test_the_summary_of_a_real_run_gives_its_batch_where_the_arguments_are_gone(run, tmp_path):
+    folder, _ = run
+    copy = tmp_path / "out"
+    shutil.copytree(folder, copy, ignore=shutil.ignore_patterns("run.jsonl", "training_args*"))
+    report = check_config(document=copy)
+    assert report.derived["effective_batch"] == 4.0
+    assert report.config.training.extras["samples_per_step"] == 4
+
+
 def test_monitor_reads_the_log_in_the_folder_else_imports_it_to_the_same_story(run, tmp_path):
     folder, _ = run
     live = monitor_run(folder)

@@ -46,6 +46,8 @@ def read_document(path: Path) -> Layer:
     """Read a configuration of any shape; ConfigError where no key of it is a setting."""
     if path.suffix in PICKLED:
         return read_training(path)
+    if path.name.endswith("_results.json"):
+        raise ConfigError(f"{path} is the summary of a run, not its settings", advice=f"give the folder, {path.parent}")
     outer = Fields(read_mapping(path), str(path))
     wrapped = outer.section("config")
     draft = Draft()

@@ -142,6 +142,7 @@ class _EventBuilder:
     """Makes the events of one run, numbered by session."""
 
     run_id: str
+    percent: bool = False  # accuracies are in per cent
     session: str = ""
     seq: int = 0
     odd: list[tuple[str, int]] = field(default_factory=list)  # known columns that held no number, and where
@@ -177,6 +178,8 @@ class _EventBuilder:
 
     def evaluation(self, step: int | None, ts: float | None, split: str, measured: Mapping[str, Json]) -> Eval:
         known, extras = _known(measured, _EVAL, _EVAL_TAKEN)
+        if self.percent and "accuracy" in known:
+            known["accuracy"] = real(as_float(known["accuracy"]) / 100.0)
         n = step_of(measured.get("n"))
         if n is not None:
             extras.pop("n_")
@@ -198,7 +201,9 @@ def to_events(raw: Raw, segments: list[Segment], *, run_id: str, session: str, m
         session: what the sessions' ids begin with.
         meta: provenance, for run_start.
     """
-    teller = _EventBuilder(run_id)
+    teller = _EventBuilder(run_id, percent=any(_in_percent(row) for segment in segments for row in segment.rows))
+    if teller.percent:
+        raw.notes.append("accuracies above 1 were taken for per cent")
     config = _config(raw, segments)
     events: list[Event] = []
     for number, segment in enumerate(segments):
@@ -215,6 +220,12 @@ def to_events(raw: Raw, segments: list[Segment], *, run_id: str, session: str, m
     if segments:
         events.append(_end(teller, raw, events))
     return events
+
+
+def _in_percent(row: Row) -> bool:
+    """Whether the row has an accuracy that only per cent can be: one value decides for the run."""
+    found = (number_of(value) for key, value in row.values.items() if key.endswith(("accuracy", "_acc")))
+    return any(isinstance(number, float) and 1.0 < number <= 100.0 for number in found)  # noqa: PLR2004  # per cent
 
 
 def _end(teller: _EventBuilder, raw: Raw, events: list[Event]) -> RunEnd:

@@ -173,6 +173,21 @@ def require_file(path: Path) -> None:
         )
 
 
+_SUMMARIES: Final = re.compile(r"(all|train|eval|predict|test)_results\.json")
+
+
+def refuse_summary(path: Path) -> None:
+    """Refuse what the Trainer writes at the end of a run beside its log: it has no row.
+
+    Raises:
+        RecorderError: the file is named as one.
+    """
+    if _SUMMARIES.fullmatch(path.name):
+        raise RecorderError(
+            f"{path} is the summary of a run, without its rows", advice=f"give the folder, {path.parent}"
+        )
+
+
 def is_folder(path: Path) -> bool:
     """Whether this is a folder; False for what no disk can hold, such as a name of 300 characters."""
     try:

@@ -16,7 +16,7 @@ from gradience.configs.settings import Layer
 from gradience.errors import RecorderError
 from gradience.importers.detect import Format, format_of
 from gradience.importers.events import to_events
-from gradience.importers.files import Raw, is_folder, require_file, sha256_of
+from gradience.importers.files import Raw, is_folder, refuse_summary, require_file, sha256_of
 from gradience.importers.folder import find_log, inner_runs, read_file, read_run_folder, run_folders
 from gradience.importers.order import arrange
 from gradience.importers.settings import add_settings
@@ -79,8 +79,8 @@ def read_source(
         RecorderError: the source is missing, of no known format, or holds no run.
     """
     chosen, raws = _read(source, kind, columns)
+    _name_apart(source, raws)
     raws = _only(source, raws, run)
-    _name_apart(raws)
     runs = [told for raw in raws for told in _tell(source, chosen, raw)]
     if not any(e for told in runs for e in told.events if e.step is not None or told.counts["eval"]):
         raise RecorderError(f"{source} holds no row of a run", advice=_ADVICE)
@@ -114,6 +114,7 @@ def _read(source: Path, kind: Format | None, columns: Mapping[str, str] | None) 
     if is_folder(source):
         return _read_folder(source, kind, columns)
     require_file(source)
+    refuse_summary(source)
     found = kind or ("table" if columns else format_of(source))
     if found == "gradience":
         raise RecorderError(f"{source} is a log of gradience already", advice="gradience monitor reads it as it is")
@@ -152,8 +153,14 @@ def _only(source: Path, raws: list[Raw], run: str | None) -> list[Raw]:
     return chosen
 
 
-def _name_apart(raws: list[Raw]) -> None:
-    """Give every run an id of its own: the source's, else one made of the hash of its file."""
+def _name_apart(source: Path, raws: list[Raw]) -> None:
+    """Give every run an id of its own, the source's or one of its file's hash; of several, a name that --run takes."""
+    if len(raws) > 1:
+        names: Counter[str] = Counter()
+        for raw in raws:
+            name = raw.name or (raw.path.relative_to(source).as_posix() if raw.path != source else raw.path.name)
+            names[name] += 1
+            raw.name = name if names[name] == 1 else f"{name}.{names[name]}"
     taken: Counter[str] = Counter()
     for raw in raws:
         base = redact_id(raw.run_id) or f"import-{sha256_of(raw.files[0])[:16]}"

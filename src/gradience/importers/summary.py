@@ -58,7 +58,7 @@ def samples_per_step(
         return None
     error = _ROUNDED / rate
     if steps and runtime:
-        ratio = rate * runtime / steps
+        ratio, error = rate * runtime / steps, error + _ROUNDED / runtime
     elif pace:
         ratio, error = rate / pace, error + _ROUNDED / pace
     else:

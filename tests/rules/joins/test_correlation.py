@@ -36,7 +36,7 @@ VALUES = {
     "lowest_step": 2,
 }
 TEXTS = dict.fromkeys(
-    ["rate_zero", "lost", "zero", "stops", "differs", "idle", "exploded"] + ["tiny", "few", "checkpoint", "saved_as"],
+    ["rate_zero", "lost", "zero", "stops", "differs", "idle", "exploded", "tiny", "few", "checkpoint", "saved_as"],
     "so it is",
 )
 
