@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import pickle
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from gradience import check_config
 
 peft = pytest.importorskip("peft")
 transformers = pytest.importorskip("transformers")
+
+TOKEN = "hf_doNotPrintMe"  # noqa: S105  # not one
 
 
 @pytest.fixture
@@ -58,3 +62,36 @@ def test_defaults_of_both_libraries_are_flagged_together(tmp_path: Path, argumen
     assert {item.id for item in report.findings} == {
         "LR001", "TGT003", "REC001", "REC002", "REC003", "REC004", "STP001",
     }  # fmt: skip
+
+
+@pytest.mark.filterwarnings("ignore:.gradient_checkpointing:FutureWarning")  # of TRL with a newer transformers
+@pytest.mark.parametrize("how", ["torch.save", "torch.save before 1.6", *range(6)])
+@pytest.mark.parametrize("name", ["TrainingArguments", "SFTConfig", "DPOConfig"])
+def test_pickled_arguments_read_as_their_json_does(tmp_path: Path, name: str, how: str | int) -> None:
+    """Of every trainer, by torch.save and by every protocol of pickle; and the token is found, which JSON masks."""
+    torch = pytest.importorskip("torch")
+    library = transformers if name == "TrainingArguments" else pytest.importorskip("trl")
+    args = getattr(library, name)(
+        output_dir="out", use_cpu=True, learning_rate=2e-4, per_device_train_batch_size=8, hub_token=TOKEN,
+        gradient_accumulation_steps=4, num_train_epochs=3, bf16=False, report_to="none", lr_scheduler_type="cosine",
+        save_strategy="epoch", optim="adamw_torch", warmup_steps=10,
+    )  # fmt: skip
+    (tmp_path / "training_args.json").write_text(args.to_json_string())
+    by_json = check_config(training=tmp_path / "training_args.json")
+    path = tmp_path / "training_args.bin"
+    if isinstance(how, int):
+        path.write_bytes(pickle.dumps(args, how))
+    else:
+        torch.save(args, path, _use_new_zipfile_serialization=how == "torch.save")
+    report = check_config(training=path)
+    assert report.config.training.world_size == 1
+    expected = by_json.config
+    training = msgspec.structs.replace(report.config.training, world_size=None, extras={})
+    assert training == msgspec.structs.replace(expected.training, extras={})
+    assert report.config.optimizer == expected.optimizer
+    assert report.config.training.extras.get("trainer") == expected.training.extras.get("trainer")
+    assert (report.config.training.lr_scheduler, report.config.training.save_strategy) == ("cosine", "epoch")
+    assert report.unknown_keys == []
+    secret = [item for item in report.findings if item.id == "SEC001"]
+    assert [item.values["key"] for item in secret] == ["hub_token"]
+    assert TOKEN not in msgspec.json.encode(report).decode()

@@ -119,15 +119,6 @@ def test_secret_in_extras_or_in_broken_yaml_is_not_shown(tmp_path: Path) -> None
     assert SECRET not in str(caught.value)
 
 
-def test_pickle_is_never_opened(tmp_path: Path) -> None:
-    """Neither by name nor as the only file of a folder."""
-    (tmp_path / "training_args.bin").write_bytes(b"\x80\x04")
-    for read, place in ((read_training, tmp_path / "training_args.bin"), (read_training_dir, tmp_path)):
-        with pytest.raises(ConfigError, match="pickle") as caught:
-            read(place)
-        assert "to_json_string" in caught.value.advice
-
-
 def test_trainer_state_beside_the_arguments_adds_the_steps(tmp_path: Path) -> None:
     """The arguments win where both speak."""
     written(

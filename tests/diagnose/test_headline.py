@@ -25,8 +25,8 @@ def causes(*severities):
 @pytest.mark.parametrize(
     ("verdict", "severities", "line"),
     [
-        ("healthy_as_far_as_seen", ["info"], "no problems found (checked: config 23 of 34); 1 info; "),
-        ("healthy_as_far_as_seen", [], "no problems found (checked: config 23 of 34); "),
+        ("no_fault_found", ["info"], "no problems found (checked: config 23 of 34); 1 info; "),
+        ("no_fault_found", [], "no problems found (checked: config 23 of 34); "),
         ("broken", ["info", "error", "error"], "broken (2 errors, 1 info); checked: config 23 of 34; "),
         ("needs_attention", ["warning"], "needs attention (1 warning); checked: config 23 of 34; "),
         ("could_not_judge", [], "could not judge; checked: config 23 of 34; "),

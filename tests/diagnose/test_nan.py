@@ -39,8 +39,8 @@ def falling(n=100):
 def test_one_gradient_that_fp16_skipped_sends_nobody_back(run):
     report, cause = run(falling(), [INF if i == 0 else 1.0 for i in range(100)])
     assert cause.severity == "info"
-    assert report.verdict == "healthy_as_far_as_seen"
-    assert {piece.source for piece in cause.pieces} == {"log", "weights"}
+    assert report.verdict == "no_fault_found"
+    assert {piece.source for piece in cause.pieces} >= {"log", "weights"}
     assert "skipped by fp16" in cause.action
     assert "Go back" not in cause.action
 

@@ -181,13 +181,27 @@ def opened():
     return _OPENED
 
 
-def test_the_pickle_of_training_arguments_is_never_opened(trained, opened):
+def test_the_pickle_of_training_arguments_is_the_configuration_and_that_of_the_optimizer_stays_shut(trained, opened):
     folder = trained("masked_nan")
-    pickles = list(folder.rglob("training_args.bin"))
-    assert len(pickles) == 5
-    diagnose(folder)
+    report = diagnose(folder)
+    assert report.check is not None
+    assert report.check.config.optimizer.lr == 1e-3
+    assert ("training", str(folder / "training_args.bin")) in [(s.role, s.path) for s in report.check.sources]
     assert any(name.endswith("adapter_config.json") for name in opened)
-    assert [name for name in opened if os.path.basename(name) in {"training_args.bin", "optimizer.pt"}] == []  # noqa: PTH119
+    assert [name for name in opened if os.path.basename(name) in {"optimizer.pt", "scheduler.pt"}] == []  # noqa: PTH119
+
+
+def test_a_pickle_with_a_class_of_the_users_own_is_left_out_and_named(trained, tmp_path):
+    copy = tmp_path / "out"
+    shutil.copytree(trained("healthy"), copy)
+    (copy / "training_args.bin").write_bytes(b"cmine\nArguments\n)\x81.")
+    report = diagnose(copy)
+    config = report.sources[0]
+    assert (config.source, config.state) == ("config", "read")
+    assert config.chosen == (
+        "training_args.bin was not used: not read: "
+        "a pickle that names mine.Arguments, which is none of the classes known here"
+    )
 
 
 def test_nothing_is_written_into_the_folder(trained, tmp_path):

@@ -57,8 +57,9 @@ def test_an_untrained_adapter_is_one_error_from_the_flat_loss_and_the_zero_updat
 def test_a_rate_of_zero_is_the_cause_of_an_update_of_zero(seen, cause_of):
     cause = cause_of(seen("zero_rate"), "TRN302")
     assert cause.severity == "error"
-    assert "the learning rate was 0 in 40 rows" in cause.message
-    assert {("log", "LRS109"), ("weights", "TRN202")} <= pieces(cause)
+    assert "the configuration says why: lr is 0" in cause.message
+    assert "The learning rate is 0 in 40 rows" in " ".join(piece.says for piece in cause.pieces)
+    assert {("config", "VAL001"), ("log", "LRS109"), ("weights", "TRN202")} <= pieces(cause)
 
 
 def test_divergence_and_exploded_weights_are_one_error_with_a_checkpoint_from_before(seen, cause_of):
@@ -123,9 +124,9 @@ def test_without_checkpoints_an_overfit_run_says_that_there_is_none_to_keep(trai
     assert report.best_checkpoint is None
 
 
-def test_a_healthy_run_is_healthy_as_far_as_seen(seen):
+def test_a_healthy_run_has_no_fault_in_what_was_judged(seen):
     report = seen("healthy")
-    assert report.verdict == "healthy_as_far_as_seen"
+    assert report.verdict == "no_fault_found"
     assert report.complete
     assert {cause.severity for cause in report.causes} <= {"info"}
     assert [source.state for source in report.sources] == ["read", "read", "read"]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import argparse
 import json
+import pickle
 import shutil
 
 import pytest
@@ -43,7 +45,7 @@ def test_three_runs_in_one_folder_are_three_runs_and_named(tmp_path, import_even
     events, imported = import_events(tmp_path)
     assert [len(run.events) for run in imported.runs] == [7, 11, 4]
     assert events.losses == [1 / 10, 1 / 20]
-    assert any(note.startswith("3 runs in one folder") for note in imported.notes)
+    assert any("3 runs in one folder" in note for note in imported.notes)
     assert len({run.run_id for run in imported.runs}) == 3
 
 
@@ -117,11 +119,22 @@ def test_configs_come_from_the_folder_or_the_checkpoint(tmp_path, import_events,
     assert "not copied, for they hold a secret: hub_token" in imported.notes
 
 
-def test_the_pickle_is_never_opened_and_said_so(tmp_path, import_events, write_state, rows):
+def test_a_pickle_with_a_call_in_it_is_a_note_and_is_not_run(tmp_path, import_events, write_state, rows):
     write_state(tmp_path, rows([10, 20]))
     (tmp_path / "training_args.bin").write_bytes(b"cos\nsystem\n(S'exit 1'\ntR.")
     _, imported = import_events(tmp_path)
-    assert any("training_args.bin is a pickle and was not opened" in note for note in imported.notes)
+    assert any("training_args.bin was not used: not read: a pickle that names os.system" in n for n in imported.notes)
+
+
+def test_the_pickle_of_the_arguments_is_the_configuration_where_there_is_no_json(
+    tmp_path, import_events, write_state, rows
+):
+    write_state(tmp_path, rows([10, 20]))
+    arguments = argparse.Namespace(learning_rate=5e-4, seed=7, hub_token="hf_" + "a" * 34)
+    (tmp_path / "training_args.bin").write_bytes(pickle.dumps(arguments))
+    events, imported = import_events(tmp_path)
+    assert (events.start.config.optimizer.lr, events.start.config.training.seed) == (5e-4, 7)
+    assert "not copied, for they hold a secret: hub_token" in imported.notes
 
 
 def test_a_broken_config_is_a_note_not_an_end(tmp_path, import_events, write_state, rows):

@@ -17,6 +17,7 @@ pytest.importorskip("peft", reason="needs the hf extra: pip install 'gradience[h
 torch = pytest.importorskip("torch", reason="needs the hf extra: pip install 'gradience[hf]'")
 
 STEPS = 12
+RATE = 1e-2
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +44,7 @@ def run(tmp_path_factory):
         eval_strategy="steps",
         eval_steps=4,
         save_steps=4,
-        learning_rate=1e-2,
+        learning_rate=RATE,
         warmup_steps=2,
         report_to=[],
         use_cpu=True,
@@ -113,7 +114,7 @@ def told_by(event):
 
 
 def test_checkpoints_alone_give_the_rows_up_to_the_last_one(run, import_events, tmp_path):
-    folder, history = run
+    folder, _ = run
     copy = tmp_path / "out"
     shutil.copytree(folder, copy, ignore=shutil.ignore_patterns("run.jsonl", "*.json"))
     for last in (4, 8, 12):
@@ -124,9 +125,18 @@ def test_checkpoints_alone_give_the_rows_up_to_the_last_one(run, import_events, 
     assert events.start.config.lora.r == 4
     assert events.end.status == "ok"
     assert any("checkpoint-12/trainer_state.json, the furthest one" in note for note in imported.notes)
-    peak = max(row["learning_rate"] for row in history if "loss" in row)
-    assert events.start.config.optimizer.lr == peak
-    assert any("training_args.bin is a pickle" in note for note in imported.notes)
+    assert events.start.config.optimizer.lr == RATE
+    assert events.start.config.optimizer.extras == {}
+    assert copy / "checkpoint-12" / "training_args.bin" in imported.files
+
+
+def test_the_summary_of_a_real_run_gives_its_batch_where_the_arguments_are_gone(run, tmp_path):
+    folder, _ = run
+    copy = tmp_path / "out"
+    shutil.copytree(folder, copy, ignore=shutil.ignore_patterns("run.jsonl", "training_args*"))
+    report = check_config(document=copy)
+    assert report.derived["effective_batch"] == 4.0
+    assert report.config.training.extras["samples_per_step"] == 4
 
 
 def test_monitor_reads_the_log_in_the_folder_else_imports_it_to_the_same_story(run, tmp_path):

@@ -62,7 +62,7 @@ class Criterion:
             AdapterError: none or several are given, or the number is not finite.
         """
         names = [field.name for field in fields(self)]
-        given = {name: getattr(self, name) for name in names if getattr(self, name) not in {None, False}}
+        given = {name: value for name in names if (value := getattr(self, name)) is not None and value is not False}
         if len(given) != 1:
             got = " and ".join(map(_option, given)) or "none"
             raise AdapterError(f"expected exactly one criterion, got {got}", advice=f"give one of {_listed(names)}")

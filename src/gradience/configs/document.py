@@ -18,7 +18,7 @@ from gradience.configs.mlx import is_mlx, read_mlx_fields
 from gradience.configs.peft import note_adapter
 from gradience.configs.settings import LORA, OPTIMIZER, RUN, TRAINING, Draft, Layer, Level, Setting
 from gradience.configs.torchtune import is_torchtune, read_torchtune_fields
-from gradience.configs.training import note_training, output_dir
+from gradience.configs.training import PICKLED, note_training, output_dir, read_training
 from gradience.configs.values import Fields
 from gradience.errors import ConfigError
 from gradience.schema.reports import SourceFile
@@ -44,9 +44,10 @@ _ENVELOPE = {"schema", "ts", "run_id", "event", "step", "seq", "session", "meta"
 
 def read_document(path: Path) -> Layer:
     """Read a configuration of any shape; ConfigError where no key of it is a setting."""
-    if path.suffix == ".bin":
-        message = f"{path}: a binary file; pickles are never opened"
-        raise ConfigError(message, advice="give the configuration as JSON or YAML")
+    if path.suffix in PICKLED:
+        return read_training(path)
+    if path.name.endswith("_results.json"):
+        raise ConfigError(f"{path} is the summary of a run, not its settings", advice=f"give the folder, {path.parent}")
     outer = Fields(read_mapping(path), str(path))
     wrapped = outer.section("config")
     draft = Draft()

@@ -85,7 +85,7 @@ def _unique(pairs: list[tuple[str, Json]]) -> dict[str, Json]:
 
 
 def _read_text(path: Path, most: int) -> str:
-    data = _read_bytes(path, most)
+    data = read_bytes(path, most)
     if b"\0" in data:
         message = f"{path}: a binary file (or UTF-16), not JSON or YAML"
         raise ConfigError(message, advice="give the configuration as UTF-8 text")
@@ -103,7 +103,8 @@ def _read_text(path: Path, most: int) -> str:
     return text
 
 
-def _read_bytes(path: Path, most: int) -> bytes:
+def read_bytes(path: Path, most: int) -> bytes:
+    """The bytes of a regular file of at most so many; ConfigError where it is none."""
     if os.path.isdir(path):  # noqa: PTH112  # Path.is_dir raises on a name that is too long
         message = f"{path}: a folder, where a file was expected"
         raise ConfigError(message, advice="name a file, or use --peft-dir and --training-dir for folders")

@@ -1,4 +1,4 @@
-"""TrainingArguments as JSON, old and new names. The pickle beside it is never opened."""
+"""TrainingArguments, old and new names: as JSON, else the pickle that the Trainer writes, read and never executed."""
 
 from __future__ import annotations
 
@@ -26,6 +26,8 @@ ARGS_NAMES = (
     "training_args.yml",
 )
 PICKLE_NAME = "training_args.bin"
+TRAINING_NAMES = (*ARGS_NAMES, PICKLE_NAME)  # the first that is there counts
+PICKLED = frozenset({".bin", ".pkl", ".pickle"})
 STATE_NAME = "trainer_state.json"
 MAX_STATE_BYTES = 512 * 1024 * 1024  # as for the import of one: three million logged steps
 
@@ -65,7 +67,7 @@ def read_training_dir(folder: Path) -> Layer:
     if folder.is_file():
         message = f"{folder}: a file, where a folder was expected"
         raise ConfigError(message, advice="use --training for a file")
-    path = next((folder / name for name in ARGS_NAMES if (folder / name).is_file()), None)
+    path = next((folder / name for name in TRAINING_NAMES if (folder / name).is_file()), None)
     if path is None:
         raise _nothing_readable(folder)
     state = folder / STATE_NAME
@@ -74,9 +76,22 @@ def read_training_dir(folder: Path) -> Layer:
 
 def read_training(path: Path) -> Layer:
     """Read one file of training arguments; ConfigError where it is none."""
-    if path.suffix == ".bin":
-        raise _pickle(path)
-    return _read_mapping(read_mapping(path), str(path))
+    if path.suffix not in PICKLED:
+        return _read_mapping(read_mapping(path), str(path))
+    from gradience.configs.pickled import read_pickled  # noqa: PLC0415  # zipfile, which a JSON config need not pay for
+
+    layer = _read_mapping(_with_processes(read_pickled(path)), str(path))
+    return msgspec.structs.replace(layer, unknown_keys=())  # attributes of a class: none of them is a misspelt setting
+
+
+def _with_processes(mapping: dict[str, Json]) -> dict[str, Json]:
+    """The mapping with the number of processes, which JSON arguments do not have and the pickled object does."""
+    state, gpus = mapping.get("distributed_state"), mapping.get("_n_gpu")
+    processes = state.get("num_processes") if isinstance(state, dict) else None
+    if not isinstance(processes, int) or processes < 1 or "world_size" in mapping:
+        return mapping
+    on_each = gpus if isinstance(gpus, int) and gpus > 1 else 1  # DataParallel: several GPUs of one process
+    return {**mapping, "world_size": processes * on_each}
 
 
 def read_training_object(arguments: HasToDict) -> Layer:
@@ -176,13 +191,5 @@ def _nothing_readable(folder: Path) -> ConfigError:
     if not folder.is_dir():
         message = f"{folder}: no such folder"
         return ConfigError(message, advice="give the folder that holds training_args.json")
-    if (folder / PICKLE_NAME).exists():
-        return _pickle(folder / PICKLE_NAME)
-    message = f"{folder}: none of {', '.join(ARGS_NAMES)} in it"
+    message = f"{folder}: none of {', '.join(TRAINING_NAMES)} in it"
     return ConfigError(message, advice="write args.to_json_string() into training_args.json")
-
-
-def _pickle(path: Path) -> ConfigError:
-    reason = "reading one runs code, and it may hold the hub token in clear"
-    message = f"{path}: a pickle, which is not opened: {reason}"
-    return ConfigError(message, advice="write args.to_json_string() into training_args.json beside it")

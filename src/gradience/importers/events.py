@@ -16,6 +16,7 @@ import msgspec
 from gradience.configs.settings import overlay
 from gradience.importers.files import LoggedRow, SourceRun, listed
 from gradience.importers.order import Segment
+from gradience.importers.summary import shown_in_rows
 from gradience.schema.config import ConfigSnapshot, LoraSnapshot, OptimizerSnapshot, TrainingSnapshot
 from gradience.schema.events import Eval, EvalMetrics, Event, Metrics, RunEnd, RunStart, TrainStep
 from gradience.schema.scalars import SCHEMA_ID, Json, Status, as_float, real
@@ -24,6 +25,7 @@ from gradience.telemetry.values import described, number_of
 
 _COLUMNS: Final = ("loss", "grad_norm", "epoch")  # named in a note where they held no number
 _SHOWN: Final = 5
+_LAST_STEPS: Final = 1e-3  # of all: a plan rounded up, or a last step whose state was not saved
 
 
 @dataclass(slots=True)
@@ -31,6 +33,7 @@ class _EventBuilder:
     """Makes the events of one run, numbered by session."""
 
     run_id: str
+    percent: bool = False  # accuracies are in per cent
     session: str = ""
     seq: int = 0
     odd: list[tuple[str, int]] = field(default_factory=list)  # known columns that held no number, and where
@@ -58,6 +61,8 @@ class _EventBuilder:
             yield TrainStep(**self.head(row.step, row.ts), **known, extras=extras)
         for split, measured in parts.evals.items():
             known, extras = eval_columns(measured)
+            if self.percent and "accuracy" in known:
+                known["accuracy"] = real(as_float(known["accuracy"]) / 100.0)
             metrics = EvalMetrics(**known, extras=extras)
             yield Eval(**self.head(row.step, row.ts), split=str(described(split)), metrics=metrics)
         if parts.summary:
@@ -77,7 +82,9 @@ def to_events(
         session: what the sessions' ids begin with.
         meta: provenance, for run_start.
     """
-    builder = _EventBuilder(run_id)
+    builder = _EventBuilder(run_id, percent=any(_in_percent(row) for segment in segments for row in segment.rows))
+    if builder.percent:
+        raw.notes.append("accuracies above 1 were taken for per cent")
     config = _config(raw, segments)
     events: list[Event] = []
     for number, segment in enumerate(segments):
@@ -93,6 +100,12 @@ def to_events(
     if segments:
         events.append(_end(builder, raw, events))
     return events
+
+
+def _in_percent(row: LoggedRow) -> bool:
+    """Whether the row has an accuracy that only per cent can be: one value decides for the run."""
+    found = (number_of(value) for key, value in row.values.items() if key.endswith(("accuracy", "_acc")))
+    return any(isinstance(number, float) and 1.0 < number <= 100.0 for number in found)  # noqa: PLR2004  # per cent
 
 
 def _end(builder: _EventBuilder, raw: SourceRun, events: list[Event]) -> RunEnd:
@@ -117,6 +130,8 @@ def _status(raw: SourceRun, events: list[Event], reached: int | None) -> tuple[S
         return "unknown", "the source does not say how training ended"
     if reached is not None and reached >= planned - planned // _ROUNDING:
         return "ok", "the planned steps were made"
+    if reached is not None and planned - reached <= planned * _LAST_STEPS:
+        return "ok", f"the planned steps were made, save the last {planned - reached}"
     return "unknown", f"the source ends before its {planned} planned steps"
 
 
@@ -127,6 +142,7 @@ def _config(raw: SourceRun, segments: list[Segment]) -> ConfigSnapshot:
     shown = ConfigSnapshot(training=plan, optimizer=_peak(row for s in segments for row in s.rows))
     if config.optimizer.lr is not None:
         shown = msgspec.structs.replace(shown, optimizer=OptimizerSnapshot())
+    shown = overlay(shown, shown_in_rows(raw, config))
     return overlay(overlay(shown, config), ConfigSnapshot(lora=_ratio(config.lora)))
 
 

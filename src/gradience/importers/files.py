@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -120,6 +121,21 @@ def require_file(path: Path) -> None:
     if size > MAX_BYTES:
         raise RecorderError(
             f"{path} is larger than {MAX_BYTES // 1024**2} MiB", advice="split it, or export less of it"
+        )
+
+
+_SUMMARIES: Final = re.compile(r"(all|train|eval|predict|test)_results\.json")
+
+
+def refuse_summary(path: Path) -> None:
+    """Refuse what the Trainer writes at the end of a run beside its log: it has no row.
+
+    Raises:
+        RecorderError: the file is named as one.
+    """
+    if _SUMMARIES.fullmatch(path.name):
+        raise RecorderError(
+            f"{path} is the summary of a run, without its rows", advice=f"give the folder, {path.parent}"
         )
 
 

@@ -22,7 +22,7 @@ import msgspec
 from gradience.configs.settings import Layer
 from gradience.errors import OutputError, RecorderError
 from gradience.importers.events import to_events
-from gradience.importers.files import SourceRun, is_folder, listed, require_file, sha256_of
+from gradience.importers.files import SourceRun, is_folder, listed, refuse_summary, require_file, sha256_of
 from gradience.importers.order import arrange
 from gradience.importers.settings import add_settings
 from gradience.importers.sources import (
@@ -101,7 +101,7 @@ def read_source(
     """
     chosen, raws = _read(source, kind, columns)
     raws = _only(source, raws, run)
-    _name_apart(raws)
+    _name_apart(source, raws)
     runs = [run for raw in raws for run in _build_runs(source, chosen, raw)]
     if not any(event for run in runs for event in run.events if event.step is not None or run.counts["eval"]):
         raise RecorderError(f"{source} holds no row of a run", advice=_ADVICE)
@@ -134,6 +134,7 @@ def read_folder_config(folder: Path) -> Layer:
 def _read(source: Path, kind: Format | None, columns: Mapping[str, str] | None) -> tuple[Format, list[SourceRun]]:
     if is_folder(source):
         return _read_folder(source, kind, columns)
+    refuse_summary(source)
     require_file(source)
     found = kind or ("table" if columns else format_of(source))
     if found == "gradience":
@@ -175,8 +176,14 @@ def _only(source: Path, raws: list[SourceRun], run: str | None) -> list[SourceRu
     return chosen
 
 
-def _name_apart(raws: list[SourceRun]) -> None:
-    """Give every run an id of its own: the source's, else one made of the hash of its file."""
+def _name_apart(source: Path, raws: list[SourceRun]) -> None:
+    """Give every run an id of its own, the source's or one of its file's hash; of several, a name that --run takes."""
+    if len(raws) > 1:
+        names: Counter[str] = Counter()
+        for raw in raws:
+            name = raw.name or (raw.path.relative_to(source).as_posix() if raw.path != source else raw.path.name)
+            names[name] += 1
+            raw.name = name if names[name] == 1 else f"{name}.{names[name]}"
     taken: Counter[str] = Counter()
     for raw in raws:
         base = redact_id(raw.run_id) or f"import-{sha256_of(raw.files[0])[:16]}"

@@ -2,62 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Final
 
+from gradience.configs.labels import MODEL_CONFIG, read_labels
 from gradience.configs.peft import CONFIG_NAME, read_peft
 from gradience.configs.settings import LORA, OPTIMIZER, RUN, TRAINING, Draft, Layer, Level, stack
-from gradience.configs.training import ARGS_NAMES, PICKLE_NAME, note_training, read_training
+from gradience.configs.training import STATE_NAME, TRAINING_NAMES, note_training, read_training
 from gradience.configs.values import Fields
-from gradience.errors import ConfigError, RecorderError
-from gradience.importers.files import SourceRun, count_of, whole_json
+from gradience.errors import ConfigError
+from gradience.importers.files import SourceRun, count_of
 from gradience.schema.config import ConfigSnapshot, TrainingSnapshot
 from gradience.schema.reports import SourceFile
 from gradience.schema.scalars import Json
 
-MODEL_CONFIG: Final = "config.json"
 _LEVELS: Final[tuple[Level, ...]] = ("run", "optimizer", "lora", "training")
 
 
 def add_settings(raw: SourceRun, *folders: Path) -> None:
-    """Add the settings of the adapter config and training arguments in the folders; the first that has one counts."""
-    for names, read in (((CONFIG_NAME,), read_peft), (ARGS_NAMES, read_training)):
+    """Add what an adapter config and training arguments in the folders say; the first folder that has one counts."""
+    for names, read in (((CONFIG_NAME,), read_peft), (TRAINING_NAMES, read_training)):
         path = next((f / name for f in folders for name in names if (f / name).is_file()), None)
         if path is not None:
             _add(raw, path, read)
-    _add_labels(raw, folders)
-    pickle = next((f / PICKLE_NAME for f in folders if (f / PICKLE_NAME).is_file()), None)
-    if pickle is not None:
-        raw.notes.append(f"{PICKLE_NAME} is a pickle and was not opened: it runs code, and may hold the hub token")
+    model = next((f / MODEL_CONFIG for f in folders if (f / MODEL_CONFIG).is_file()), None)
+    if model is not None:
+        _add(raw, model, read_labels)
     if raw.layer.secret_keys:
         raw.notes.append(f"not copied, for they hold a secret: {', '.join(dict.fromkeys(raw.layer.secret_keys))}")
-
-
-def _add_labels(raw: SourceRun, folders: Iterable[Path]) -> None:
-    """Add the number of classes that the model's config.json has, if it is a classifier's."""
-    path = next((folder / MODEL_CONFIG for folder in folders if (folder / MODEL_CONFIG).is_file()), None)
-    if path is None:
-        return
-    try:
-        document = whole_json(path)
-    except RecorderError:
-        return  # not a source of this run's log: what it cannot say is not missed
-    classes = _classes(document) if isinstance(document, dict) else None
-    if classes is not None:
-        layer = Layer(config=ConfigSnapshot(num_labels=classes), sources=(SourceFile(role="model", path=str(path)),))
-        raw.layer = stack([layer, raw.layer])
-        raw.files.append(path)
-
-
-def _classes(model: Mapping[str, Json]) -> int | None:
-    """The classes of a classifier's config; transformers writes no id2label for its default of two."""
-    heads, names, problem = model.get("architectures"), model.get("id2label"), model.get("problem_type")
-    if isinstance(heads, list) and not any(str(head).endswith("Classification") for head in heads):
-        return None  # others have labels too: BART's models come with three
-    if isinstance(names, dict):
-        return len(names)
-    return 2 if problem == "single_label_classification" else None
 
 
 def _add(raw: SourceRun, path: Path, read: Callable[[Path], Layer]) -> None:
@@ -65,6 +38,8 @@ def _add(raw: SourceRun, path: Path, read: Callable[[Path], Layer]) -> None:
         layer = read(path)
     except ConfigError as error:
         raw.notes.append(f"{path.name} was not used: {str(error).removeprefix(f'{path}: ')}")
+        return
+    if layer == Layer():
         return
     raw.layer = stack([raw.layer, layer])
     raw.files.append(path)
@@ -103,6 +78,7 @@ def state_layer(state: Mapping[str, Json], path: Path) -> Layer:
         max_steps=count_of(state.get("max_steps")),
         epochs=None if epochs is None else float(epochs),
         batch_size=batch,
+        extras={} if batch is None else {"batch_from": STATE_NAME},  # of one device: the accumulation is not in it
         logging_steps=_interval(state.get("logging_steps")),
         save_steps=_interval(state.get("save_steps")),
     )

@@ -135,7 +135,8 @@ def _optimizer(config: ConfigSnapshot) -> str:
     optimizer, training = config.optimizer, config.training
     if optimizer.name is None and optimizer.lr is None:
         return "not given"
-    parts = [_text(optimizer.name), f"lr={_g(optimizer.lr)}"]
+    logged = " (the largest logged; the configured rate may be higher)" if "lr_from" in optimizer.extras else ""
+    parts = [_text(optimizer.name), f"lr={_g(optimizer.lr)}{logged}"]
     if training.lr_scheduler:
         parts.append(_text(training.lr_scheduler))
     if optimizer.weight_decay is not None:
@@ -144,6 +145,11 @@ def _optimizer(config: ConfigSnapshot) -> str:
 
 
 def _batch(training: TrainingSnapshot, derived: dict[str, Real]) -> str:
+    if training.gradient_accumulation is None and "samples_per_step" in training.extras:
+        device = f"; {training.batch_size} per device" if training.batch_size is not None else ""
+        return f"{_g(derived.get('effective_batch'))} per step (by the log's summary{device})"
+    if training.gradient_accumulation is None and "batch_from" in training.extras:
+        return f"{training.batch_size} per device; gradient accumulation not given"
     accumulation = training.gradient_accumulation or 1
     line = f"{training.batch_size} x {accumulation} accumulation"
     if "effective_batch" in derived:

@@ -7,9 +7,11 @@ Most published numbers hold for one kind of objective. `objective_of` derives th
 from __future__ import annotations
 
 from collections.abc import Callable
+from collections.abc import Set as AbstractSet
 from typing import Literal, NamedTuple, Protocol
 
 from gradience.schema.config import ConfigSnapshot
+from gradience.schema.logged import OF_PREFERENCE, OF_RL
 
 Kind = Literal["sft", "classification", "preference", "rl", "unknown"]
 
@@ -36,11 +38,12 @@ _TASK_TYPES: dict[str, Kind] = {
     "TOKEN_CLS": "classification",
     "QUESTION_ANS": "classification",
 }
+_TELLING: tuple[tuple[Kind, frozenset[str]], ...] = (("preference", OF_PREFERENCE), ("rl", OF_RL))
 _TRAINERS: dict[str, Kind] = {"sft": "sft", "preference": "preference", "rl": "rl"}
 
 
 def objective_of(config: ConfigSnapshot) -> Objective:
-    """The objective of a run: the task as stated, else the trainer's config, else hints of model and head.
+    """The objective of a run: the task as stated, else the trainer's config, else what was logged, else hints.
 
     >>> objective_of(ConfigSnapshot(extras={"task": "glue/sst2"})).kind
     'classification'
@@ -52,7 +55,22 @@ def objective_of(config: ConfigSnapshot) -> Objective:
     trainer = str(config.training.extras.get("trainer") or "")
     if trainer:
         return Objective(_TRAINERS.get(trainer, "unknown"), f"keys of a trainer of kind {trainer}", stated=True)
-    return _hinted(config)
+    logged = config.training.extras.get("logged_names")
+    named = objective_by_names(frozenset(map(str, logged))) if isinstance(logged, list) else None
+    return named or _hinted(config)
+
+
+def objective_by_names(names: AbstractSet[str]) -> Objective | None:
+    """The objective that the names of logged values show; None where they show none.
+
+    >>> objective_by_names({"loss", "odds_ratio_loss"}).kind, objective_by_names({"loss", "epoch"})
+    ('preference', None)
+    """
+    for kind, telling in _TELLING:
+        found = sorted(telling & names)
+        if found:
+            return Objective(kind, f"the log has {found[0]}", stated=False)
+    return None
 
 
 def _hinted(config: ConfigSnapshot) -> Objective:

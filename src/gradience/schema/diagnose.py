@@ -17,10 +17,10 @@ DIAGNOSE_SCHEMA_ID: Final = "gradience.diagnose/v2"
 
 Source: TypeAlias = Literal["config", "log", "weights"]
 PieceSource: TypeAlias = Literal["config", "log", "weights", "disk"]
-Verdict: TypeAlias = Literal["healthy_as_far_as_seen", "needs_attention", "broken", "could_not_judge"]
+Verdict: TypeAlias = Literal["no_fault_found", "needs_attention", "broken", "could_not_judge"]
 
 VERDICT_LABELS: Final[dict[Verdict, str]] = {
-    "healthy_as_far_as_seen": "no problems found",
+    "no_fault_found": "no problems found",
     "needs_attention": "needs attention",
     "broken": "broken",
     "could_not_judge": "could not judge",
@@ -117,7 +117,8 @@ class DiagnoseReport(Report, kw_only=True, frozen=True):
         Meta(
             description="`broken`: a cause of severity error or critical. `needs_attention`: a warning. "
             "`could_not_judge`: nothing of the two, and no source could be judged, or one that is there could not be "
-            "read. `healthy_as_far_as_seen`: none of these; see `sources` and `not_run` for what was not seen."
+            "read. `no_fault_found`: none of these, in what could be judged; see `sources`, `coverage` and `not_run` "
+            "for what was not looked at."
         ),
     ]
     headline: Annotated[str, Meta(description="The verdict in one line, with what was seen and what was not.")]

@@ -98,7 +98,8 @@ CASES = [  # what differs from the rule's own in one case
     ("TGT002", config(), covered(layers=1, layers_total=5), "warning", 0.9),
     ("TGT002", config(), covered(unmatched_targets=["q"]), "info", 0.9),
     ("EPO001", training(epochs=4.0), None, "info", 0.5),
-    ("EPO001", training(epochs=4.0, eval_strategy="no"), None, "warning", 0.5),
+    ("EPO001", training(epochs=9.9, eval_strategy="no"), None, "info", 0.5),
+    ("EPO001", training(epochs=10.0, eval_strategy="no"), None, "warning", 0.5),
     ("SRV004", config(lora={"r": 12}), CheckContext(engines=("vllm",)), "info", 0.8),
     ("SRV004", config(lora={"r": 513}), CheckContext(engines=("vllm",)), "warning", 0.8),
 ]

@@ -21,8 +21,8 @@ JOIN = {join.id: join for join in JOINS}
 FACTS = {
     "config": {"idle_targets", "other_config"},
     "log": {"other_log"},
-    "weights": {"exploded", "no_head", "adapted", "other_adapter"},
-    "disk": {"best_checkpoint", "no_checkpoint", "before_nan", "lowest", "best_reward", "short_of_the_end"},
+    "weights": {"tiny", "few_layers", "exploded", "no_head", "adapted", "other_adapter"},
+    "disk": {"best_checkpoint", "no_checkpoint", "before_nan", "lowest", "best_reward", "short_of_the_end", "mid_run"},
 }
 MARKS = ["untrained", "near_untrained", "broken", "random_like", "lr", "max_steps", "few_rows", "no_evals"]
 VALUES = {
@@ -31,11 +31,13 @@ VALUES = {
     "r": 8,
     "best_step": 7,
     "weights_step": 5,
+    "last_step": 9,
     "utilization_mean": 0.1,
     "lowest_step": 2,
 }
 TEXTS = dict.fromkeys(
-    ["rate_zero", "lost", "zero", "stops", "differs", "idle", "exploded", "checkpoint", "saved_as"], "so it is"
+    ["rate_zero", "lost", "zero", "stops", "differs", "idle", "exploded", "tiny", "few", "checkpoint", "saved_as"],
+    "so it is",
 )
 
 
@@ -99,7 +101,7 @@ def test_the_verdict_is_never_healthy_beside_a_warning_and_never_milder_for_join
     alone = [s.finding for s in joined.left if s.finding]
     before = verdict_of([s.finding for s in found if s.finding], complete=True)
     after = verdict_of([*joined.causes, *alone], complete=True)
-    order = ["healthy_as_far_as_seen", "needs_attention", "broken"]
+    order = ["no_fault_found", "needs_attention", "broken"]
     assert order.index(after) >= order.index(before)
 
 
@@ -152,6 +154,9 @@ def test_the_ids_of_joins_are_nobody_else_s():
         ([("config", "REC002"), ("log", "GAP118", "no_evals")], "REC311", "warning"),
         ([("log", "END114"), ("weights", "NUM209")], "END312", "warning"),
         ([("log", "UTL204"), ("weights", "UTL204")], "UTL313", "warning"),
+        ([("weights", "exploded")], "UPD316", "warning"),  # a large update alone is no divergence, and is said
+        ([("weights", "tiny")], "UPD316", "warning"),
+        ([("disk", "mid_run")], "MID318", "warning"),
         ([("config", "ALP002"), ("weights", "SCL208")], "SCL314", "warning"),
         ([("log", "RWD122"), ("config", "LR004")], "RWD315", "warning"),
         ([("log", "RWD122"), ("disk", "best_reward"), ("log", "KLD124")], "RWD315", "warning"),
@@ -172,7 +177,6 @@ def test_findings_of_one_cause_are_one_cause(found, expected, severity):
         [("log", "NUM101"), ("weights", "NUM201", "not the verdict broken")],  # an empty file holds no NaN
         [("config", "VAL001", "weight_decay"), ("weights", "TRN202", "untrained")],  # stops no run from learning
         [("log", "NOL106"), ("weights", "TRN202", "partial")],
-        [("weights", "exploded"), ("config", "LR003")],  # large updates alone are no divergence
         [("weights", "no_head")],
         [("log", "TRN115"), ("config", "REC004")],  # damaged lines, and the run came to its end
         [("log", "OVF110")],  # no folder was looked through

@@ -162,6 +162,13 @@ def test_a_file_that_is_half_something_else_is_worth_one_hint(share, seen):
         assert findings["LED205"].evidence[0].says == "76 bytes are no LoRA factor"
 
 
+def test_a_head_that_the_config_declares_is_meant():
+    ledger = [LedgerEntry(role="full_module", tensors=2, params=10, bytes=76, share=0.9)]
+    judged = report(modules=[module()], ledger=ledger)
+    assert [item.id for item in judge_adapter(judged).findings] == ["LED205"]
+    assert judge_adapter(judged, modules_to_save=["classifier"]).findings == []
+
+
 def test_magnitudes_and_scales_are_lora_s_own():
     ledger = [LedgerEntry(role=role, tensors=1, params=1, bytes=1, share=0.5) for role in ("magnitude", "scale")]
     assert found(report(modules=[module()], ledger=ledger)) == {}
@@ -187,6 +194,14 @@ def test_a_factor_without_its_partner_is_an_error_and_another_leftover_is_none()
 @pytest.mark.parametrize(("mean", "seen"), [(0.249, True), (0.25, False), (None, False)])
 def test_low_utilization_is_under_a_quarter(mean, seen):
     assert (observe_utilization(mean) is not None) == seen
+
+
+@pytest.mark.parametrize(
+    ("rank", "suggested", "seen"),
+    [(8, 4, True), (8, 8, False), (8, 16, False), (4, 1, False), (5, 4, True), (None, 4, True), (8, None, True)],
+)
+def test_low_utilization_speaks_only_where_compressing_gains_something(rank, suggested, seen):
+    assert (observe_utilization(0.1, rank=rank, suggested=suggested) is not None) == seen
 
 
 def test_low_utilization_has_its_numbers():

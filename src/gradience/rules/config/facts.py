@@ -89,13 +89,18 @@ class Facts:
         """Sequences per optimizer step on one process."""
         batch = given(self.config.training.batch_size, "batch size")
         accumulation = self.config.training.gradient_accumulation
+        if accumulation is None and "batch_from" in self.config.training.extras:  # a log: no default can be assumed
+            raise Unknown("the gradient accumulation is not given: the log has the batch of one device only")
         return _at_least_one(batch, "batch size") * _at_least_one(
             1 if accumulation is None else accumulation, "gradient accumulation"
         )
 
     @property
     def effective_batch(self) -> int:
-        """Sequences per optimizer step on all processes."""
+        """Sequences per optimizer step on all processes: as configured, else as the log's summary shows it."""
+        shown = self.config.training.extras.get("samples_per_step")
+        if self.config.training.gradient_accumulation is None and isinstance(shown, int) and shown > 0:
+            return shown
         world = given(self.config.training.world_size, "number of processes")
         return self.batch_per_process * _at_least_one(world, "number of processes")
 

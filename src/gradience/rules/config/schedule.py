@@ -14,6 +14,12 @@ from gradience.schema.scalars import as_float
 BATCH_LARGE = Threshold("batch_large", 256, "sequences per optimizer step", "proposal: twice tinker-cookbook's 128")
 SHORT_RUN = Threshold("short_run", 100, "optimizer steps", "tinker-cookbook hyperparams: at least 100 steps")
 EPOCHS_MANY = Threshold("epochs_many", 3, "epochs", "Unsloth's guide: 1 to 3 epochs")
+EPOCHS_BLIND = Threshold(
+    "epochs_blind",
+    10,
+    "epochs",
+    "a judgement: real runs of 20 epochs and more ended at a loss near 0",
+)
 WARMUP_LONG = Threshold("warmup_long", 0.5, "share of all steps", "mechanical: the peak comes after half the run")
 WARMUP_RATIO_REMOVED = Threshold(
     "warmup_ratio_removed", 5.2, "transformers version", "huggingface/peft#2949; absent in 5.24"
@@ -21,6 +27,10 @@ WARMUP_RATIO_REMOVED = Threshold(
 
 
 def _large_batch(facts: Facts) -> Iterator[Observation]:
+    if "samples_per_step" in facts.config.training.extras:
+        if facts.effective_batch > BATCH_LARGE.value:
+            yield _large(facts.effective_batch)
+        return
     per_process = facts.batch_per_process
     if per_process > BATCH_LARGE.value:  # true of any number of processes
         yield Observation(f"{per_process} sequences per step and process", {"batch_per_process": per_process})
@@ -28,10 +38,11 @@ def _large_batch(facts: Facts) -> Iterator[Observation]:
     if facts.config.training.world_size is None:
         raise Unknown(f"the number of processes is not given; with one, the batch is {per_process}")
     if facts.effective_batch > BATCH_LARGE.value:
-        yield Observation(
-            f"{facts.effective_batch} sequences per optimizer step",
-            {"effective_batch": facts.effective_batch},
-        )
+        yield _large(facts.effective_batch)
+
+
+def _large(batch: int) -> Observation:
+    return Observation(f"{batch} sequences per optimizer step", {"effective_batch": batch})
 
 
 def _short_run(facts: Facts) -> Iterator[Observation]:
@@ -47,12 +58,12 @@ def _many_epochs(facts: Facts) -> Iterator[Observation]:
         raise Unknown("the objective is rl: every pass samples new completions")
     epochs = as_float(given(training.epochs, "epochs"))
     if epochs > EPOCHS_MANY.value:
-        blind = training.eval_strategy == "no"
-        tail = ", and evaluation is off" if blind else ""
+        off = training.eval_strategy == "no"
+        tail = ", and evaluation is off" if off else ""
         yield Observation(
             f"{epochs:g} passes over the data{tail}",
             {"epochs": epochs, "eval_strategy": training.eval_strategy},
-            severity="warning" if blind else None,
+            severity="warning" if off and epochs >= EPOCHS_BLIND.value else None,
         )
 
 
@@ -135,7 +146,7 @@ RULES = (
         severity="info",
         title="many passes over the data",
         groups=("config",),
-        condition="more than {epochs_many} epochs; a warning with evaluation off",
+        condition="more than {epochs_many} epochs; a warning from {epochs_blind} on with evaluation off",
         observe=_many_epochs,
         confidence=0.5,
         evidence=(Evidence(source="Unsloth LoRA hyperparameters guide", says="1 to 3 epochs"), INSTRUCT_GPT),
@@ -143,7 +154,7 @@ RULES = (
         action="evaluate each epoch and keep the best checkpoint",
         scope="supervised and preference runs; small classification sets often take more epochs",
         verify="held-out loss and the task's own metric by epoch: they may disagree",
-        thresholds=(EPOCHS_MANY,),
+        thresholds=(EPOCHS_MANY, EPOCHS_BLIND),
         settings=("epochs",),
     ),
     Rule(

@@ -31,6 +31,9 @@ FACTS: Final = {  # symptoms that are no finding of a rule, and how a condition 
     "best_checkpoint": "a checkpoint to keep",
     "no_checkpoint": "no checkpoint",
     "before_nan": "a checkpoint from before it",
+    "tiny": "entries of the update are tiny",
+    "few_layers": "under half of the layers are adapted",
+    "mid_run": "the weights are those of a checkpoint from mid-run",
     "short_of_the_end": "the newest checkpoint is older than the log's end",
 }
 
@@ -100,7 +103,8 @@ class Correlation(Description):
 
     def missing(self, read: frozenset[Source]) -> str | None:
         """Which sources it lacks, or None where it can be judged."""
-        lacking = [sorted(set(message.sources) - {"disk"} - read) for message in self.messages]
+        sources = (set(message.sources) - {"disk"} or {"log"} for message in self.messages)  # the log finds the files
+        lacking = [sorted(each - read) for each in sources]
         fewest = min(lacking, key=len)
         return f"needs {' and '.join(fewest)}" if fewest else None
 

@@ -7,14 +7,18 @@ from __future__ import annotations
 
 from typing import Final
 
-from gradience.rules.evidence import DIVERGENCE, MASKED, NAN_TRL, NEMOTRON, PRECHELT, SWEEP_HIGH, TRL_RL
+from gradience.rules.evidence import DIVERGENCE, MASKED, NAN_TRL, NEMOTRON, PRECHELT, SAVE_FLOW, SWEEP_HIGH, TRL_RL
 from gradience.rules.joins import files
 from gradience.rules.joins.correlation import Correlation, Message, Needs
-from gradience.rules.joins.symptoms import EXPLODED_RMS
+from gradience.rules.joins.symptoms import EXPLODED_RMS, FEW_LAYERS, MANY_LAYERS, TINY_RMS
 from gradience.rules.rule import Threshold
 from gradience.schema.findings import Evidence
 
 TIED = Threshold("tied", 1.0, "noise of one evaluation", "one-standard-error rule, Breiman et al., CART, 1984")
+MID_RUN = Threshold("mid_run", 0.9, "step of the weights over the last step logged", "a judgement")
+SIZES = Evidence(
+    source="heuristic; adapters at hand", says="an update's entries are 1e-4 to 3e-3 in size in trained adapters"
+)
 ZERO_B = Evidence(source="LoRA, arXiv 2106.09685; PEFT's default", says="B starts at zero: before a step s B A is zero")
 
 _NO_UPDATE: Final = frozenset({"untrained", "near_untrained"})
@@ -86,10 +90,7 @@ JOINS: Final[tuple[Correlation, ...]] = (
         evidence=(
             DIVERGENCE,
             SWEEP_HIGH,
-            Evidence(
-                source="heuristic; adapters at hand",
-                says="an update's entries are 1e-4 to 3e-3 in size in trained adapters",
-            ),
+            SIZES,
         ),
         rationale="Steps that are too long grow the update faster than the loss can correct it.",
         action="Go back to the checkpoint nearest the lowest loss; lower the learning rate or lengthen warmup.",
@@ -206,6 +207,56 @@ JOINS: Final[tuple[Correlation, ...]] = (
         action="Go back to the checkpoint nearest the best reward; lower the learning rate or raise beta.",
         scope="reinforcement learning that logs its reward",
         verify="Judge completions of both checkpoints by hand: a reward can also be gamed while it rises.",
+    ),
+    Correlation(
+        id="UPD316",
+        severity="warning",
+        title="an update that is huge or hardly there",
+        needs=(Needs("weights", ("exploded", "tiny")),),
+        messages=(
+            Message(("weights",), "The update is huge: {exploded}."),
+            Message(("weights",), "The update is hardly there: {tiny}."),
+        ),
+        confidence=0.7,
+        evidence=(SIZES,),
+        rationale="A huge update overwrites what the base knows; one that is hardly there changes next to nothing.",
+        action="Compare held-out results with and without the adapter; see the learning rate and the number of steps.",
+        scope="LoRA that starts at B = 0; sizes hold for language models of 0.1B to 10B parameters",
+        verify="gradience audit --base: the norm of the update over that of the base weights.",
+        thresholds=(EXPLODED_RMS, TINY_RMS),
+        least=1,
+    ),
+    Correlation(
+        id="LYR317",
+        severity="info",
+        title="few layers reached",
+        needs=(Needs("weights", ("few_layers",)),),
+        messages=(Message(("weights",), "{few}."),),
+        confidence=0.6,
+        evidence=(NEMOTRON,),
+        rationale="target_modules or layers_to_transform that miss most layers train less than was meant.",
+        action="Check target_modules and layers_to_transform if more was meant; gradience check --base counts them.",
+        scope="adapters whose module names have the number of the layer; a base may have more layers than seen here",
+        verify="model.print_trainable_parameters(), and the list of adapted modules.",
+        thresholds=(FEW_LAYERS, MANY_LAYERS),
+        least=1,
+    ),
+    Correlation(
+        id="MID318",
+        severity="warning",
+        title="weights from mid-run",
+        needs=(Needs("disk", ("mid_run",)),),
+        messages=(
+            Message(("disk",), "These weights are those of step {weights_step}, and the log reaches step {last_step}."),
+        ),
+        confidence=0.8,
+        evidence=(SAVE_FLOW,),
+        rationale="What was learnt later is not in this file.",
+        action="Save the model at the end of training, or take the last checkpoint, unless this step was chosen.",
+        scope="checkpoints named checkpoint-N; the best checkpoint on disk is meant, and not reported",
+        verify="Compare the file with that of the last checkpoint.",
+        thresholds=(MID_RUN,),
+        least=1,
     ),
     *files.JOINS,
 )

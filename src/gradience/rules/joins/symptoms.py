@@ -26,6 +26,14 @@ EXPLODED_RMS = Threshold(
     "root mean square of an update's entries",
     "a judgement: 10 x transformers' initializer_range of 0.02; real adapters at hand had at most 0.0026",
 )
+TINY_RMS = Threshold(
+    "tiny_rms",
+    6e-5,
+    "root mean square of an update's entries, largest module",
+    "a judgement: trained adapters have 1e-4 to 3e-3; ten steps at 1e-4 give about 5e-5",
+)
+FEW_LAYERS = Threshold("few_layers", 0.5, "adapted layers over the base's, at least", "a judgement")
+MANY_LAYERS = Threshold("many_layers", 4, "layers of the base, at least", "a judgement: of fewer, half is one or none")
 _SHOWN: Final = 3  # targets in a message
 # starts whose conversion to a plain LoRA doubles r and alpha (PEFT's subtract_mutated_init)
 _CONVERTED: Final = ("pissa", "olora", "corda", "eva", "loftq", "orthogonal")
@@ -89,8 +97,27 @@ def _facts(report: AuditReport) -> Iterator[Symptom]:
         size, module = max(exploded, key=lambda item: item[0])
         says = f"entries of the update are {size:.2g} in size in {module.name} (root mean square)"
         yield _fact("weights", "exploded", says, exploded=says, rms=size)
+    elif report.health.verdict == "trained":
+        yield from _tiny(report.modules)
+    yield from _few_layers(report.modules)
     if report.modules and not any(entry.role == "full_module" for entry in report.ledger):
         yield _fact("weights", "no_head", "the file holds LoRA factors and no full module")
+
+
+def _tiny(modules: Sequence[ModuleAudit]) -> Iterator[Symptom]:
+    size = max(map(_rms, modules), default=0.0)
+    if 0.0 < size < TINY_RMS.value:
+        says = f"entries of the largest update are {size:.1g} in size (root mean square)"
+        yield _fact("weights", "tiny", says, tiny=says, rms=size)
+
+
+def _few_layers(modules: Sequence[ModuleAudit]) -> Iterator[Symptom]:
+    """Layers by their numbers: the base has at least as many as the highest says."""
+    reached = {module.layer for module in modules if module.layer is not None}
+    least = max(reached, default=0) + 1
+    if least >= MANY_LAYERS.value and len(reached) < FEW_LAYERS.value * least:
+        says = f"{len(reached)} of at least {least} layers are adapted"
+        yield _fact("weights", "few_layers", says, few=says, layers=len(reached), least=least)
 
 
 def _rms(module: ModuleAudit) -> float:

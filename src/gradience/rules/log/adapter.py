@@ -36,7 +36,8 @@ def _utilization(facts: RunFacts) -> Observation | None:
         raise Unknown("no lora_audit in the log ('gradience audit --append run.jsonl' adds one)")
     if no_weights(facts.audit or {}):
         raise Unknown("the audit in the log found no LoRA weights")
-    return observe_utilization(facts.utilization_mean)
+    suggested = _rank(facts.audit or {}, "suggested_r_global_90")
+    return observe_utilization(facts.utilization_mean, rank=audited_rank(facts), suggested=suggested)
 
 
 def no_weights(audit: Mapping[str, Json]) -> bool:

@@ -17,7 +17,7 @@ from typing import Final, NamedTuple, TypeAlias
 
 from gradience.rules.log.curve import Curve, curve_of
 from gradience.rules.log.statistics import FEW_POINTS, Trend, median, moves, noise, trend_of
-from gradience.rules.objective import Kind, Objective, objective_of
+from gradience.rules.objective import Objective, objective_by_names, objective_of
 from gradience.rules.rule import Threshold, Unknown
 from gradience.schema.config import ConfigSnapshot
 from gradience.schema.events import Eval
@@ -156,7 +156,7 @@ class RunFacts:
     def objective(self) -> Objective:
         """What the run optimises: as its config says it, else as the names of the logged values do."""
         stated = objective_of(self.config)
-        return stated if stated.stated else _by_names(self.logged) or stated
+        return stated if stated.stated else objective_by_names(self.logged) or stated
 
     @property
     def max_steps(self) -> int | None:
@@ -249,16 +249,6 @@ def _loss(event: Eval) -> float:
     """The loss, or 0 where it is missing or not finite: such an evaluation is left out."""
     value = as_float(event.metrics.loss) if event.metrics.loss is not None else 0.0
     return value if math.isfinite(value) else 0.0
-
-
-def _by_names(names: frozenset[str]) -> Objective | None:
-    """The objective that the names of logged values give away (those of TRL), or None."""
-    kind: Kind | None = None
-    if names & _PREFERENCE:
-        kind = "preference"
-    elif names & _RL:
-        kind = "rl"
-    return None if kind is None else Objective(kind, "the log holds rewards", stated=False)
 
 
 def sorted_by_step(series: Series) -> Series:

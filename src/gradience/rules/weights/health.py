@@ -22,11 +22,13 @@ NEAR_UNTRAINED = Threshold("near_untrained", 1e-4, "norm of all updates over tha
 
 
 class AdapterFacts(NamedTuple):
-    """An audit, and the config's own lora_alpha and r, before any pattern; None for another format than PEFT's."""
+    """An audit, and what the config says: lora_alpha and r before any pattern, None for another format than PEFT's."""
 
     report: AuditReport
     alpha: float | None = None
     r: int | None = None
+    modules_to_save: tuple[str, ...] = ()
+    """Modules that the config names to be saved whole: a head among them is meant."""
 
 
 def modules_analysed(facts: AdapterFacts) -> str | None:

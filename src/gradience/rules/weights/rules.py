@@ -6,6 +6,7 @@ the base model is in `against_base`.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from typing import Final, NamedTuple
 
@@ -25,6 +26,7 @@ from gradience.schema.findings import Evidence
 from gradience.schema.scalars import Severity
 
 LOW_UTILIZATION = Threshold("low_utilization", 0.25, "stable rank / r", "a convention of the project's first document")
+SMALL_RANK = Threshold("small_rank", 4, "rank", "a judgement: below it there is next to nothing to save")
 MOSTLY_OTHER = Threshold("mostly_other", 0.5, "share of the file's bytes", "definition: more than half")
 ALPHA_DEFAULT = Threshold("alpha_default", 8, "lora_alpha", "PEFT's LoraConfig")
 
@@ -65,15 +67,31 @@ def observe_verdict(rule: str, verdict: str, reason: str, *, source: str = _FILE
     )
 
 
-def observe_utilization(mean: float | None) -> Observation | None:
-    """A mean utilization under the convention."""
+def observe_utilization(
+    mean: float | None, *, rank: int | None = None, suggested: int | None = None
+) -> Observation | None:
+    """A mean utilization under the convention, unless the ranks are known and nothing is gained by compressing.
+
+    Args:
+        mean: stable rank / r, mean over modules.
+        rank: the largest rank of a module; None where it is not known.
+        suggested: the rank that keeps 90 % of the energy in nine modules of ten; None where it is not known.
+    """
     bar = LOW_UTILIZATION.value
     if mean is None or mean >= bar:
+        return None
+    if rank is not None and (rank <= SMALL_RANK.value or (suggested is not None and suggested >= rank)):
         return None
     return Observation(
         f"Mean utilization is {mean:.1%}, under {bar:.0%}: the update is low-dimensional.",
         {"utilization_mean": mean, "threshold": bar},
     )
+
+
+def _low_utilization(facts: AdapterFacts) -> Observation | None:
+    summary = facts.report.summary
+    rank = max((m.r for m in facts.report.modules), default=None)
+    return observe_utilization(summary.utilization_mean, rank=rank, suggested=summary.suggested_r_global_90)
 
 
 def _of_health(rule: str, facts: AdapterFacts) -> Observation | None:
@@ -137,7 +155,8 @@ def _default_alpha(facts: AdapterFacts) -> Observation | None:
 
 
 def _mostly_other(facts: AdapterFacts) -> Observation | None:
-    other = [entry for entry in facts.report.ledger if entry.role not in {"lora_pair", "magnitude", "scale"}]
+    meant = {"lora_pair", "magnitude", "scale", *(["full_module"] if facts.modules_to_save else [])}
+    other = [entry for entry in facts.report.ledger if entry.role not in meant]
     share = sum(entry.share for entry in other)
     if share < MOSTLY_OTHER.value or not facts.report.modules:
         return None
@@ -231,8 +250,9 @@ LOW_RANK = Rule(
     severity="info",
     title="low utilization",
     groups=("weights", "log"),
-    condition="mean of stable rank / r < {low_utilization}, in the file or in the audit in a log",
-    observe=lambda facts: observe_utilization(facts.report.summary.utilization_mean),
+    condition="mean of stable rank / r < {low_utilization}, in the file or in the audit in a log; not where r is "
+    "{small_rank} or less, or the suggested rank (p90) is no less than r",
+    observe=_low_utilization,
     confidence=0.4,
     evidence=(
         UTILIZATION,
@@ -243,7 +263,7 @@ LOW_RANK = Rule(
     verify="Evaluate the compressed adapter on held-out data.",
     rationale="Stable rank grows far slower than r, so a low value is normal at r >= 16; "
     "it speaks of this update's weights, not of the rank to train with.",
-    thresholds=(LOW_UTILIZATION,),
+    thresholds=(LOW_UTILIZATION, SMALL_RANK),
     needs=(_measured,),
 )
 
@@ -257,7 +277,8 @@ WEIGHTS_RULES: Final[tuple[Rule[AdapterFacts], ...]] = (
         severity="info",
         title="mostly other tensors than LoRA's",
         groups=("weights",),
-        condition="at least {mostly_other} of the file's bytes are neither LoRA factors nor DoRA magnitudes",
+        condition="at least {mostly_other} of the file's bytes are neither LoRA factors nor DoRA magnitudes, "
+        "nor modules that the config names in modules_to_save",
         observe=_mostly_other,
         confidence=1.0,
         action="If that is not meant, look at bias, modules_to_save and save_embedding_layers.",
@@ -336,6 +357,8 @@ WEIGHTS_RULES: Final[tuple[Rule[AdapterFacts], ...]] = (
 )
 
 
-def judge_adapter(report: AuditReport, *, alpha: float | None = None, r: int | None = None) -> Verdict:
-    """The verdict of the rules on an audit; `alpha` and `r` are the config's own, before any pattern."""
-    return judge(WEIGHTS_RULES, AdapterFacts(report, alpha, r))
+def judge_adapter(
+    report: AuditReport, *, alpha: float | None = None, r: int | None = None, modules_to_save: Sequence[str] = ()
+) -> Verdict:
+    """The verdict of the rules on an audit; the further arguments are the config's own, before any pattern."""
+    return judge(WEIGHTS_RULES, AdapterFacts(report, alpha, r, tuple(modules_to_save)))

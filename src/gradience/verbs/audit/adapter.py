@@ -156,7 +156,8 @@ def _judged(
         base=against,
     )
     own = (adapter.config.lora_alpha, adapter.config.r) if _takes_patterns(adapter) else (None, None)
-    verdict = judge_adapter(report, alpha=own[0], r=own[1])
+    whole = adapter.config.modules_to_save or []
+    verdict = judge_adapter(report, alpha=own[0], r=own[1], modules_to_save=whole)
     return msgspec.structs.replace(report, findings=verdict.findings, not_run=verdict.not_run)
 
 

@@ -24,7 +24,7 @@ from gradience.configs import (
 )
 from gradience.configs.peft import CONFIG_NAME
 from gradience.configs.preferences import read_preferences
-from gradience.configs.training import ARGS_NAMES, STATE_NAME
+from gradience.configs.training import STATE_NAME, TRAINING_NAMES
 from gradience.errors import ConfigError, RecorderError
 from gradience.rules.config.facts import quantities
 from gradience.rules.config.judge import RULES, judge_config
@@ -64,7 +64,7 @@ def read_adapter_of(folder: Path) -> Layer:
 
 def read_training_of(folder: Path) -> Layer:
     """Read the training arguments of a folder, else what the log of its run shows of them."""
-    if not folder.is_dir() or any((folder / name).is_file() for name in ARGS_NAMES):
+    if not folder.is_dir() or any((folder / name).is_file() for name in TRAINING_NAMES):
         return read_training_dir(folder)
     found = _read_run(folder)
     if not isinstance(found, Layer):

@@ -13,7 +13,7 @@ from typing import Any, Final, NamedTuple
 from gradience.adapters.open import WEIGHT_NAMES
 from gradience.errors import GradienceError
 from gradience.rules.joins.correlation import Symptom
-from gradience.rules.joins.run import TIED
+from gradience.rules.joins.run import MID_RUN, TIED
 from gradience.rules.rule import Observation
 from gradience.schema.diagnose import BestCheckpoint, Checkpoint
 from gradience.schema.events import Eval
@@ -184,6 +184,8 @@ def disk_symptoms(sources: Sources, choice: Choice, report: MonitorReport, run: 
         yield from _nearest(sources.checkpoints, values["RWD122"].get("best_step"), *_AFTER_BEST)
     if "END114" in values:
         yield from _short(sources, report.train.last_step)
+    else:
+        yield from _mid_run(sources, choice, report.train.last_step)
 
 
 def _to_keep(folders: Sequence[CheckpointFolder], choice: Choice, found: dict[str, Any]) -> Symptom:
@@ -274,6 +276,21 @@ def _nearest(
     yield Symptom(
         "disk", fact, Observation(f"{near} is the nearest to step {step}, {what}", action=f"Go back to {near}; {then}")
     )
+
+
+def _mid_run(sources: Sources, choice: Choice, last: int | None) -> Iterator[Symptom]:
+    """Yield the weights' step where it is far from the log's last one, and no evaluation chose it."""
+    at = next((c for c in reversed(sources.checkpoints) if _is_or_equals(c.path, sources.weights.path)), None)
+    if at is None or last is None or at.step >= MID_RUN.value * last:
+        return
+    if choice.best is not None and choice.best.step == at.step:
+        return
+    says = f"{at.path.name} holds these weights; the log reaches step {last}"
+    yield Symptom("disk", "mid_run", Observation(says, {"weights_step": at.step, "last_step": last}))
+
+
+def _is_or_equals(checkpoint: Path, weights: Path | None) -> bool:
+    return weights is not None and (checkpoint == weights or _same_weights(checkpoint, weights))
 
 
 def _short(sources: Sources, last: int | None) -> Iterator[Symptom]:

@@ -9,7 +9,9 @@ from typing import Final, NamedTuple
 
 import msgspec
 
-from gradience.errors import GradienceError
+from gradience.configs import read_training
+from gradience.configs.training import PICKLED
+from gradience.errors import ConfigError, GradienceError
 from gradience.io.types import PathLike
 from gradience.rules.config.judge import RULES
 from gradience.rules.log.judge import DETECTED
@@ -123,6 +125,8 @@ def _read_config(
     if logged is None and named is None and training is None and beside is None:
         return None, _state("config", sources.config)
     found = Found(named or training or beside or sources.log.path, chosen=sources.config.chosen)
+    if named is None and training is not None and (unused := _unused(training)) and (logged or beside):
+        found, training = Found(beside or sources.log.path, chosen=unused), None
     reasons = {**_of((rule.id for rule in RULES), left_out), **_OF_RUNS_TO_COME}
     try:
         check = check_config(
@@ -139,6 +143,16 @@ def _read_config(
     files = [Path(file.path).name for file in check.sources if file.role != "base"]
     holds = ", ".join(dict.fromkeys([*(["settings in the log"] if logged else []), *files]))
     return _told(check, reasons), _state("config", found, holds=holds)
+
+
+def _unused(training: Path) -> str:
+    """Why a pickle of training arguments cannot be used, or nothing: any class of a user's own makes it unreadable."""
+    try:
+        if training.suffix in PICKLED:
+            read_training(training)
+    except ConfigError as fault:
+        return f"{training.name} was not used: {str(fault).removeprefix(f'{training}: ')}"
+    return ""
 
 
 def _told(check: CheckReport, reasons: Mapping[str, str]) -> CheckReport:

@@ -14,6 +14,7 @@ from gradience.base.weights import find_shards
 from gradience.io.types import PathLike
 from gradience.rules.config.judge import RULES
 from gradience.rules.joins.correlation import Correlation, Symptom, correlate
+from gradience.rules.joins.outcome import outcome_of, outweighed
 from gradience.rules.joins.run import JOINS
 from gradience.rules.joins.symptoms import (
     Stated,
@@ -143,7 +144,7 @@ def verdict_of(causes: Iterable[Cause], *, complete: bool) -> Verdict:
         return "broken"
     if worst >= SEVERITIES.index("warning"):
         return "needs_attention"
-    return "healthy_as_far_as_seen" if complete else "could_not_judge"
+    return "no_fault_found" if complete else "could_not_judge"
 
 
 def headline(
@@ -161,7 +162,7 @@ def headline(
     counts = ", ".join(_counts(causes))
     checked = f"checked: {', '.join(f'{source} {ran[source]}' for source in read) or 'nothing'}"
     # "No problems found" is worth what was checked, so that stands first; of a problem its severity does.
-    first, second = (checked, counts) if verdict == "healthy_as_far_as_seen" else (counts, checked)
+    first, second = (checked, counts) if verdict == "no_fault_found" else (counts, checked)
     missing = (("not there", absent), ("there but not readable", unreadable))
     parts = (second, *(f"{label}: {', '.join(names)}" for label, names in missing if names))
     return "; ".join([VERDICT_LABELS[verdict] + (f" ({first})" if first else ""), *(part for part in parts if part)])
@@ -236,6 +237,9 @@ def diagnose_sources(
 def judge_sources(sources: Sources, read: Read, left_out: Mapping[str, str] = MappingProxyType({})) -> DiagnoseReport:
     """Return the verdict on what was read; a join left out is named with its reason."""
     monitor = read.log.report if read.log else None
+    if read.check and read.log:
+        outcome = outcome_of(read.log.report, read.log.run.evals)
+        read = read._replace(check=outweighed(read.check, outcome))
     choice = Choice([])
     if read.log:
         choice = choose(sources.checkpoints, read.log.run.evals, read.log.report, sources.weights.path)

@@ -1,7 +1,7 @@
 """Where the three sources of a diagnosis are: found by name in one folder, or named one by one.
 
 A folder is looked at one level deep, symbolic links to folders are not followed, and at most 10 000 entries are
-listed. Nothing is opened here, and `training_args.bin`, a pickle, nowhere.
+listed. Nothing is opened here.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from gradience.adapters.open import CONFIG_NAME, WEIGHT_NAMES
-from gradience.configs.training import ARGS_NAMES
 from gradience.configs.training import STATE_NAME as _STATE
+from gradience.configs.training import TRAINING_NAMES
 from gradience.errors import GradienceError
 from gradience.importers.sources import is_run, run_folders
 from gradience.io.types import PathLike
@@ -122,7 +122,7 @@ class Sources:
     weights: Found
     config: Found
     training: Path | None = None
-    """Training arguments as JSON or YAML, where the folder holds them."""
+    """Training arguments as JSON, YAML or the Trainer's pickle, where the folder holds them."""
     folder: Path | None = None
     """The folder that was looked through; None where every source was named."""
     checkpoints: list[CheckpointFolder] = field(default_factory=list)
@@ -193,7 +193,7 @@ def _of_folder(folder: Path, named: dict[Source, Found]) -> Sources:
         log=log,
         weights=weights,
         config=named.get("config") or Found(reason="no adapter_config.json, training arguments or run_start"),
-        training=next((at / name for at in beside for name in ARGS_NAMES if (at / name).is_file()), None),
+        training=next((at / name for at in beside for name in TRAINING_NAMES if (at / name).is_file()), None),
         folder=folder,
         checkpoints=checkpoints,
         notes=[*listing.notes, *_apart(folder, log, weights)],

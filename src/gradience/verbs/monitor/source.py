@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from gradience.errors import RecorderError
+from gradience.importers.files import refuse_summary
 from gradience.importers.sources import MAX_DEPTH, MAX_RUNS, run_folders
 from gradience.io.reading import open_regular
 from gradience.rules.log.facts import KEPT
@@ -123,6 +124,7 @@ def open_source(path: str | os.PathLike[str], run: str | None = None) -> Source:
     place = Path(path)
     if is_log(place / "run.jsonl"):
         place /= "run.jsonl"
+    refuse_summary(place)
     source = _read(place, run)
     if source.summary.last is None:
         issues = source.summary.issues
