@@ -1,4 +1,10 @@
-"""One event, one line: the only place where events become bytes and bytes become events."""
+"""One event, one line: the only place where events become bytes and bytes become events.
+
+On the wire the extras of an event stand beside its known keys; a Struct holds them apart, so that documents are folded
+on the way in and unfolded on the way out. Reading accepts what the exported JSON Schema accepts, whole floats for
+integers included, and the bare NaN and Infinity of other people's writers. What is written is one line to every
+program: no line separator or control character stands in it unescaped.
+"""
 
 from __future__ import annotations
 
@@ -23,49 +29,22 @@ from gradience.schema.events import (
 )
 from gradience.schema.scalars import MAX_INT, SCHEMA_ID, SCHEMA_PREFIX, NonNegativeInt, Real, real
 
+JsonObject: TypeAlias = dict[str, Any]
+T_ = TypeVar("T_")
+
+MAX_LINE_BYTES: Final = 64 * 1024  # of one line, its newline not counted
+
+_encoder = msgspec.json.Encoder()
+_known = msgspec.json.Decoder(Event)
+_object = msgspec.json.Decoder(dict[str, Any])
+KNOWN_ARRAY: Final[msgspec.json.Decoder[list[Event]]] = msgspec.json.Decoder(list[Event])
+OBJECT_ARRAY: Final[msgspec.json.Decoder[list[JsonObject]]] = msgspec.json.Decoder(list[dict[str, Any]])
+
+# Legal in JSON strings as they are, yet line ends or terminal controls to other programs.
+_CONTROLS: Final = re.compile(rb"\xe2\x80[\xa8\xa9]|\xc2[\x80-\x9f]|\x7f")
+_INT_NOT_FLOAT: Final = re.compile(r"^Expected `[^`]*\bint\b[^`]*`, got `float`")
 _AT: Final = re.compile(r" - at `(?P<path>[^`]+)`$")
 _STEP: Final = re.compile(r"\.([^.\[\]]+)|\[(\d+)\]")
-
-
-class Place(NamedTuple):
-    """A value's container and its key there; `every` if the path speaks of one of the value's own values."""
-
-    container: Any
-    key: str | int
-    every: bool = False
-
-    @property
-    def value(self) -> Any:
-        """The value at this place."""
-        return self.container[self.key]
-
-
-def path_of(message: str) -> str:
-    """Return the path at the end of a msgspec message, `$` if it names none.
-
-    >>> path_of("Expected `int`, got `str` - at `$.step`")
-    '$.step'
-    """
-    at = _AT.search(message)
-    return at["path"] if at else "$"
-
-
-def find(document: dict[str, Any], path: str) -> Place | None:
-    """Return the place a path names, or None where the document has no such container."""
-    steps: list[str | int] = [int(i) if i else name for name, i in _STEP.findall(path)]
-    if not steps:
-        return None
-    node: Any = document
-    try:
-        for step in steps[:-1]:
-            node = node[step]
-    except (KeyError, IndexError, TypeError):
-        return None
-    return Place(node, steps[-1], path.endswith("[...]"))
-
-
-JsonObject: TypeAlias = dict[str, Any]
-
 _LISTED: Final = "[]"
 
 # Levels below the event itself: where their unknown keys are.
@@ -80,93 +59,6 @@ _NESTED: Final[tuple[tuple[tuple[str, ...], type[msgspec.Struct]], ...]] = (
     (("config", "lora"), LoraSnapshot),
     (("config", "training"), TrainingSnapshot),
 )
-
-
-def fold(document: JsonObject, name: str) -> JsonObject:
-    """Return the document of a known event with unknown keys moved into `extras`, at every level."""
-    document = _flat_in(document, EVENT_TYPES[name])
-    if name in _FLAT:
-        path, cls = _FLAT[name]
-        document = _at(document, path, cls, nested=False)
-    if name == "run_start":
-        for path, cls in _NESTED:
-            document = _at(document, path, cls, nested=True)
-    return document
-
-
-def unfold(document: JsonObject, name: str) -> JsonObject:
-    """Return the document of a known event with `extras` beside the known keys.
-
-    Raises:
-        SchemaError: an extra has the name of a known key.
-    """
-    if name in _FLAT:
-        path, cls = _FLAT[name]
-        node, key = document, path[0]
-        child = node[key]
-        flat = [_flat_out(item, cls) for item in child] if path[-1] == _LISTED else _flat_out(child, cls)
-        document = {**document, key: flat}
-    return _flat_out(document, EVENT_TYPES[name])
-
-
-def _at(node: Any, path: tuple[str, ...], cls: type[msgspec.Struct], *, nested: bool) -> Any:
-    if path and path[0] == _LISTED:
-        return [_at(item, path[1:], cls, nested=nested) for item in node] if isinstance(node, list) else node
-    if not isinstance(node, dict):
-        return node
-    if path:
-        return {**node, path[0]: _at(node[path[0]], path[1:], cls, nested=nested)} if path[0] in node else node
-    return _nested_in(node, cls) if nested else _flat_in(node, cls)
-
-
-def _flat_in(node: JsonObject, cls: type[msgspec.Struct]) -> JsonObject:
-    known = _wire_names(cls)
-    if node.keys() <= known:
-        return node
-    folded = {k: v for k, v in node.items() if k in known}
-    folded["extras"] = {k: v for k, v in node.items() if k not in known}
-    return folded
-
-
-def _nested_in(node: JsonObject, cls: type[msgspec.Struct]) -> JsonObject:
-    known = _wire_names(cls)
-    beside = {k: v for k, v in node.items() if k not in known and k != "extras"}
-    nested = node.get("extras", {})
-    if not beside or not isinstance(nested, dict):
-        return node
-    return {**{k: v for k, v in node.items() if k in known}, "extras": {**nested, **beside}}
-
-
-def _flat_out(node: JsonObject, cls: type[msgspec.Struct]) -> JsonObject:
-    extras = node.get("extras")
-    if not extras:
-        return node
-    known = _wire_names(cls)
-    if taken := sorted(known & extras.keys()):
-        raise SchemaError(f"extras of {cls.__name__} may not use the name of a known key: {', '.join(taken)}")
-    return {**{k: v for k, v in node.items() if k != "extras"}, **extras}
-
-
-@cache
-def _wire_names(cls: type[msgspec.Struct]) -> frozenset[str]:
-    """Return the keys a Struct knows on the wire, its `extras` not among them."""
-    names = set(cls.__struct_encode_fields__) - {"extras"}
-    return frozenset(names | {"event"} if cls.__struct_config__.tag else names)
-
-
-MAX_LINE_BYTES: Final = 64 * 1024  # of one line, its newline not counted
-
-T_ = TypeVar("T_")
-
-_encoder = msgspec.json.Encoder()
-_known = msgspec.json.Decoder(Event)
-KNOWN_ARRAY: Final[msgspec.json.Decoder[list[Event]]] = msgspec.json.Decoder(list[Event])
-OBJECT_ARRAY: Final[msgspec.json.Decoder[list[JsonObject]]] = msgspec.json.Decoder(list[dict[str, Any]])
-_object = msgspec.json.Decoder(dict[str, Any])
-
-# Legal in JSON strings as they are, yet line ends or terminal controls to other programs.
-_CONTROLS: Final = re.compile(rb"\xe2\x80[\xa8\xa9]|\xc2[\x80-\x9f]|\x7f")
-_INT_NOT_FLOAT: Final = re.compile(r"^Expected `[^`]*\bint\b[^`]*`, got `float`")
 
 
 class _Envelope(msgspec.Struct):
@@ -228,7 +120,7 @@ def decode(line: bytes) -> Event | UnknownEvent:
 
 
 def decode_known(line: bytes) -> Event:
-    """Return the event of one line, dropping unknown keys: what a summary needs, at decoder speed.
+    """Return the event of one line, dropping unknown keys: at decoder speed.
 
     Raises:
         msgspec.MsgspecError: the line is not an event of a known name.
@@ -303,7 +195,7 @@ def convert(document: JsonObject) -> Event | UnknownEvent:
         try:
             event: Event = msgspec.convert(folded, EVENT_TYPES[name])  # type: ignore[assignment]
         except msgspec.ValidationError as error:
-            if not _make_whole(folded, str(error)):
+            if not _make_integers(folded, str(error)):
                 raise
         else:
             return event
@@ -323,19 +215,19 @@ def _escape(line: bytes) -> bytes:
     return _CONTROLS.sub(lambda hit: b"\\u%04x" % ord(hit[0].decode()), line)
 
 
-def _make_whole(document: JsonObject, message: str) -> bool:
-    """Make whole floats integers where one is asked for: JSON Schema's integer includes 4.0."""
+def _make_integers(document: JsonObject, message: str) -> bool:
+    """Turn whole floats into integers where the type asks for one: JSON Schema's integer includes 4.0."""
     place = find(document, path_of(message)) if _INT_NOT_FLOAT.match(message) else None
     if place is None:
         return False
     if not place.every:
-        return _whole_at(place.container, place.key)
+        return _make_integer(place.container, place.key)
     held = place.value
-    made = [_whole_at(held, k) for k in held] if isinstance(held, dict) else []
+    made = [_make_integer(held, k) for k in held] if isinstance(held, dict) else []
     return any(made)
 
 
-def _whole_at(container: Any, key: str | int) -> bool:
+def _make_integer(container: Any, key: str | int) -> bool:
     value = container[key]
     if not (isinstance(value, float) and value.is_integer() and abs(value) <= MAX_INT):
         return False
@@ -388,3 +280,112 @@ def _named(value: Any) -> Any:
     if isinstance(value, list):
         return [_named(v) for v in value]
     return real(value) if isinstance(value, float) else value
+
+
+def fold(document: JsonObject, name: str) -> JsonObject:
+    """Return the document of a known event with unknown keys moved into `extras`, at every level."""
+    document = _flat_in(document, EVENT_TYPES[name])
+    if name in _FLAT:
+        path, cls = _FLAT[name]
+        document = _at(document, path, cls, nested=False)
+    if name == "run_start":
+        for path, cls in _NESTED:
+            document = _at(document, path, cls, nested=True)
+    return document
+
+
+def unfold(document: JsonObject, name: str) -> JsonObject:
+    """Return the document of a known event with `extras` beside the known keys.
+
+    Raises:
+        SchemaError: an extra has the name of a known key.
+    """
+    if name in _FLAT:
+        path, cls = _FLAT[name]
+        node, key = document, path[0]
+        child = node[key]
+        flat = [_flat_out(item, cls) for item in child] if path[-1] == _LISTED else _flat_out(child, cls)
+        document = {**document, key: flat}
+    return _flat_out(document, EVENT_TYPES[name])
+
+
+def _at(node: Any, path: tuple[str, ...], cls: type[msgspec.Struct], *, nested: bool) -> Any:
+    if path and path[0] == _LISTED:
+        return [_at(item, path[1:], cls, nested=nested) for item in node] if isinstance(node, list) else node
+    if not isinstance(node, dict):
+        return node
+    if path:
+        return {**node, path[0]: _at(node[path[0]], path[1:], cls, nested=nested)} if path[0] in node else node
+    return _nested_in(node, cls) if nested else _flat_in(node, cls)
+
+
+def _flat_in(node: JsonObject, cls: type[msgspec.Struct]) -> JsonObject:
+    known = _wire_names(cls)
+    if node.keys() <= known:
+        return node
+    folded = {k: v for k, v in node.items() if k in known}
+    folded["extras"] = {k: v for k, v in node.items() if k not in known}
+    return folded
+
+
+def _nested_in(node: JsonObject, cls: type[msgspec.Struct]) -> JsonObject:
+    known = _wire_names(cls)
+    beside = {k: v for k, v in node.items() if k not in known and k != "extras"}
+    nested = node.get("extras", {})
+    if not beside or not isinstance(nested, dict):
+        return node
+    return {**{k: v for k, v in node.items() if k in known}, "extras": {**nested, **beside}}
+
+
+def _flat_out(node: JsonObject, cls: type[msgspec.Struct]) -> JsonObject:
+    extras = node.get("extras")
+    if not extras:
+        return node
+    known = _wire_names(cls)
+    if taken := sorted(known & extras.keys()):
+        raise SchemaError(f"extras of {cls.__name__} may not use the name of a known key: {', '.join(taken)}")
+    return {**{k: v for k, v in node.items() if k != "extras"}, **extras}
+
+
+@cache
+def _wire_names(cls: type[msgspec.Struct]) -> frozenset[str]:
+    """Return the keys of a Struct on the wire, without `extras`."""
+    names = set(cls.__struct_encode_fields__) - {"extras"}
+    return frozenset(names | {"event"} if cls.__struct_config__.tag else names)
+
+
+class JsonPlace(NamedTuple):
+    """A value's container and its key there; `every` if the path speaks of one of the value's own values."""
+
+    container: Any
+    key: str | int
+    every: bool = False
+
+    @property
+    def value(self) -> Any:
+        """The value at this place."""
+        return self.container[self.key]
+
+
+def path_of(message: str) -> str:
+    """Return the path at the end of a msgspec message, `$` without one.
+
+    >>> path_of("Expected `int`, got `str` - at `$.step`")
+    '$.step'
+    """
+    at = _AT.search(message)
+    return at["path"] if at else "$"
+
+
+def find(document: dict[str, Any], path: str) -> JsonPlace | None:
+    """Return the place a path names, or None where the document has no such container."""
+    steps: list[str | int] = [int(i) if i else name for name, i in _STEP.findall(path)]
+    if not steps:
+        return None
+    node: Any = document
+    try:
+        for step in steps[:-1]:
+            node = node[step]
+    except (KeyError, IndexError, TypeError):
+        return None
+    return JsonPlace(node, steps[-1], path.endswith("[...]"))

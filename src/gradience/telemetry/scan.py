@@ -59,11 +59,6 @@ class Line(msgspec.Struct, frozen=True, gc=False):
     length: int
     ended: bool = True
 
-    @property
-    def too_long(self) -> bool:
-        """Whether no event may be this long."""
-        return self.length > MAX_LINE_BYTES
-
 
 class Block(msgspec.Struct, frozen=True, gc=False):
     """Some whole lines as one piece of bytes, none of them too long; `number` lines precede its `count`."""

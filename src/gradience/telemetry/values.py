@@ -17,6 +17,13 @@ from typing import Any, Final, NamedTuple, get_args
 from gradience.errors import RecorderError
 from gradience.schema.scalars import MAX_INT, Json, NonFinite, Real, real
 
+_NAMES: Final = frozenset(get_args(NonFinite))
+_NUMBER: Final = re.compile(r"\s*[+-]?(?:(?:\d+\.?\d*|\.\d+)(?:e[+-]?\d+)?|nan|inf(?:inity)?)\s*", re.IGNORECASE)
+_WHOLE: Final = re.compile(r"\s*(\d{1,16})(?:\.0+)?\s*")
+_MAX_TEXT: Final = 64  # characters of a number written as text
+_MAX_BITS: Final = 200  # of an integer that is written out
+_ADVICE: Final = "record numbers, strings, booleans, and lists or mappings of them"
+
 
 class _Limits(NamedTuple):
     """How much of a value is kept; `items` is None where everything is, or the value refused."""
@@ -27,13 +34,6 @@ class _Limits(NamedTuple):
 
 _EXACT: Final = _Limits(64, None)
 _BOUNDED: Final = _Limits(7, 64)  # logged rows are flat
-
-_NAMES: Final = frozenset(get_args(NonFinite))
-_NUMBER: Final = re.compile(r"\s*[+-]?(?:(?:\d+\.?\d*|\.\d+)(?:e[+-]?\d+)?|nan|inf(?:inity)?)\s*", re.IGNORECASE)
-_WHOLE: Final = re.compile(r"\s*(\d{1,16})(?:\.0+)?\s*")
-_MAX_TEXT: Final = 64  # characters of a number written as text
-_MAX_BITS: Final = 200  # of an integer that is written out
-_ADVICE: Final = "record numbers, strings, booleans, and lists or mappings of them"
 
 
 def plain(value: Any, name: str) -> Json:
