@@ -81,6 +81,11 @@ def no_learning(rng: random.Random, log: Log) -> str:
     level = LN2 if log.kind in {"dpo", "classification"} else rng.uniform(1.0, 3.0)
     sigma = rng.choice([0.005, 0.01, 0.02, 0.05])
     log.losses = [level * (1 + rng.gauss(0, sigma)) for _ in range(log.rows)]
+    # weights that stand still leave everything else still, too
+    log.norms = [math.exp(rng.gauss(0, 0.3)) for _ in range(log.rows)]
+    log.evals = [(row, level * (1 + rng.gauss(0, 2e-4)), accuracy) for row, _, accuracy in log.evals]
+    if log.kind == "dpo":
+        no_separation(rng, log)
     return "NOL106"
 
 
@@ -92,8 +97,9 @@ def explosion(rng: random.Random, log: Log) -> str:
 
 
 def burst(rng: random.Random, log: Log) -> str:
+    """Multiply the gradient norm of three to six rows by 20 to 200: fewer are the heavy tail of a healthy run."""
     start, times = _at(rng, log), rng.uniform(20, 200)
-    for i in range(start, min(log.rows, start + rng.randint(1, 4))):
+    for i in range(start, min(log.rows, start + rng.randint(3, 6))):
         log.norms[i] *= times
     return "GRD107"
 

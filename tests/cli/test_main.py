@@ -65,7 +65,7 @@ def test_an_error_says_what_to_do(tmp_path, capsys):
 def test_json_is_one_document_that_validates_against_its_committed_schema(log, capsys, root):
     assert main(["monitor", str(log), "--json"]) == 0
     document = json.loads(capsys.readouterr().out)
-    schema = json.loads((root / "schemas" / "monitor-report-v1.schema.json").read_text())
+    schema = json.loads((root / "schemas" / "monitor-report-v2.schema.json").read_text())
     jsonschema.Draft202012Validator(schema).validate(document)
 
 

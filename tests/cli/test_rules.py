@@ -47,7 +47,7 @@ def test_the_beginning_of_ids_lists_those(capsys: pytest.CaptureFixture[str]) ->
 def test_json_is_one_document_of_its_schema(asked: list[str], root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["rules", *asked, "--json"]) == 0
     document = json.loads(capsys.readouterr().out)
-    schema = json.loads((root / "schemas" / "rules-report-v1.schema.json").read_text())
+    schema = json.loads((root / "schemas" / "rules-report-v2.schema.json").read_text())
     Draft202012Validator(schema).validate(document)
     wanted = [rule for rule in all_ids() if rule.startswith(asked[0] if asked else "")]
     assert [rule["id"] for rule in document["rules"]] == wanted
@@ -57,4 +57,4 @@ def test_strange_id_is_one_line_and_a_two(capsys: pytest.CaptureFixture[str]) ->
     assert main(["rules", "LR999"]) == 2
     captured = capsys.readouterr()
     assert captured.out == ""
-    assert captured.err == "gradience: no rule is called 'LR999' ('gradience rules' lists them)\n"
+    assert captured.err == "gradience: unknown rule 'LR999' ('gradience rules' lists them)\n"

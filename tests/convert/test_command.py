@@ -31,7 +31,7 @@ def test_json_is_one_document_that_follows_its_schema(make, root, capsys):
     out = case.folder.parent / "new"
     assert main(["convert", str(case.folder), "--out", str(out), "--rank", "2", "--json"]) == 0
     report = json.loads(capsys.readouterr().out)
-    jsonschema.validate(report, json.loads((root / "schemas" / "convert-report-v1.schema.json").read_text()))
+    jsonschema.validate(report, json.loads((root / "schemas" / "convert-report-v2.schema.json").read_text()))
     assert report["options"] == {"to": "peft", "rank": 2}
     assert {row["rank_after"] for row in report["modules"]} == {2}
     provenance = json.loads((out / "gradience_provenance.json").read_text())

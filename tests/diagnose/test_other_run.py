@@ -6,7 +6,7 @@ import msgspec
 import pytest
 
 from gradience import audit_adapter, check_config
-from gradience.rules.joins.config import Stated, disagreements, recorded_disagreements
+from gradience.rules.joins.symptoms import Stated, disagreements, recorded_disagreements
 from gradience.schema.config import ConfigSnapshot, LoraSnapshot
 from gradience.schema.reports import MONITOR_SCHEMA_ID, MonitorReport, TrainSummary
 
@@ -73,9 +73,9 @@ def test_a_conversion_that_doubles_rank_and_alpha_is_no_other_run(training, tmp_
 )
 def test_one_value_of_another_run_is_enough(saved, change, says):
     told, audit = saved("plain")
-    signs = disagreements([Stated("the config", msgspec.structs.replace(told, **change))], audit)
-    assert {sign.id for sign in signs} == {"other_config", "other_adapter"}
-    assert says in " ".join(sign.says for sign in signs)
+    symptoms = disagreements([Stated("the config", msgspec.structs.replace(told, **change))], audit)
+    assert {symptom.id for symptom in symptoms} == {"other_config", "other_adapter"}
+    assert says in " ".join(symptom.seen.message for symptom in symptoms)
 
 
 def test_what_is_not_stated_is_not_held_against_anyone(saved):

@@ -13,7 +13,7 @@ from safetensors.numpy import load_file, save_file
 
 from gradience import merge_check
 from gradience.cli.main import main
-from gradience.rules.merge.rules import MERGE_RULES
+from gradience.rules.merge import MERGE_RULES
 from gradience.schema.export import json_schema
 from gradience.spectral.merging import pooled_signs, signs_of
 

@@ -151,7 +151,7 @@ def test_other_data_is_a_reason_to_doubt_the_comparison(tmp_path):
 def test_the_document_validates_against_its_committed_schema(pair, capsys, root):
     assert main(["monitor", *map(str, pair), "--json"]) == 0
     document = json.loads(capsys.readouterr().out)
-    schema = json.loads((root / "schemas" / "compare-report-v1.schema.json").read_text())
+    schema = json.loads((root / "schemas" / "compare-report-v2.schema.json").read_text())
     jsonschema.Draft202012Validator(schema).validate(document)
 
 

@@ -17,8 +17,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from logs import falling, record
 
+from gradience.cli.follow import follow_log, log_to_follow
 from gradience.cli.main import main
-from gradience.cli.monitor import follow_log, log_to_follow
 from gradience.errors import RecorderError, SchemaError
 from gradience.render.monitor import Glance, frame_lines
 from gradience.telemetry.codec import MAX_LINE_BYTES
@@ -211,7 +211,7 @@ def test_following_ends_with_the_run_and_prints_each_evaluation(tmp_path, lines,
     assert out.startswith(f"waiting for {path}\n")
     assert "eval eval at step 20  loss 1.5" in out
     assert "step 15 of 40  loss " in out
-    assert "lines are no events" not in out
+    assert "lines are not events" not in out
     assert "\x1b" not in out
 
 

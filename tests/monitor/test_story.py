@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 
 import pytest
 from hypothesis import given
@@ -58,15 +59,23 @@ def test_a_flat_loss_does_not_learn(tmp_path):
     assert "learns" not in told
 
 
-def test_too_few_rows_to_judge_are_not_called_learning(tmp_path):
-    assert story(tmp_path, losses=falling(10)).startswith("whether it learns could not be judged; loss 2 -> ")
+def test_few_rows_that_fall_far_are_learning(tmp_path):
+    assert story(tmp_path, losses=falling(10)).startswith("learns; loss 2 -> ")
+
+
+def test_few_rows_of_noise_name_the_fall_that_would_have_been_seen(tmp_path):
+    told = story(tmp_path, losses=[2.0, 2.1, 1.9, 2.05, 1.95, 2.0])
+    assert re.match(
+        r"cannot tell whether it learns: fell [\d.]+%; a fall under \d+% could not have been told from", told
+    )
+    assert "the noise of 6 rows; loss 2 -> 2" in told
 
 
 def test_a_held_out_loss_that_fell_is_learning_however_few_the_training_rows(tmp_path):
-    told = story(tmp_path, losses=falling(10), evals=[(3, 1.9), (6, 1.5), (9, 1.4)])
-    assert told.startswith("learns; loss 2 -> ")
-    told = story(tmp_path / "flat", losses=falling(10), evals=[(3, 1.9), (6, 1.92), (9, 1.89)])
-    assert told.startswith("whether it learns could not be judged")
+    rows = [2.0, 2.1, 1.9, 2.0, 2.1, 1.9]
+    assert story(tmp_path, losses=rows, evals=[(2, 1.9), (4, 1.5), (6, 1.4)]).startswith("learns; loss 2 -> ")
+    told = story(tmp_path / "flat", losses=rows, evals=[(2, 1.9), (4, 1.92), (6, 1.89)])
+    assert told.startswith("cannot tell whether it learns")
 
 
 def test_an_audit_tells_how_many_ranks_hold_the_energy(tmp_path):
@@ -102,8 +111,8 @@ status = st.sampled_from(["ok", "no_run_end", "error", "unknown"])
 def test_every_grave_finding_is_in_the_story_of_any_series(values, norm, status):
     n = len(values)
     run = RunFacts(series=Series(range(n), values, [norm] * n, [1e-4] * n), status=status, last_step=n or None)
-    findings, not_run = detect(run)
-    parts = tell(run, findings, not_run, TrainSummary(rows=n, first_loss=0.0, last_loss=0.0))
+    findings, _ = detect(run)
+    parts = tell(run, findings, TrainSummary(rows=n, first_loss=0.0, last_loss=0.0))
     grave = {finding.id for finding in findings if finding.severity != "info"}
     assert grave <= {part.finding for part in parts}
     assert "\n" not in line_of(parts)

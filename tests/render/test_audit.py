@@ -8,10 +8,11 @@ import msgspec
 import pytest
 
 from gradience.render.audit import View, audit_text
-from gradience.render.heatmap import heatmap
+from gradience.render.plots import heatmap
+from gradience.rules.weights.health import health
 from gradience.rules.weights.rank_pattern import rank_pattern
 from gradience.rules.weights.ranks import candidates, disagreements, rank_rules, suggest
-from gradience.rules.weights.rules import adapter_findings, health
+from gradience.rules.weights.rules import judge_adapter
 from gradience.schema.audit import (
     AUDIT_SCHEMA_ID,
     AuditReport,
@@ -92,7 +93,7 @@ def test_the_seeds_lines_stand_verbatim_and_in_order():
 
 def test_verdict_and_findings_come_before_any_number():
     full = report()
-    told = adapter_findings(full)
+    told = judge_adapter(full).findings
     text = audit_text(report(findings=told))
     assert text.index("Verdict: TRAINED") < text.index("Findings:") < text.index("Summary:")
 

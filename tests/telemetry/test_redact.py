@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from gradience.schema import SCHEMA_ID, ConfigSnapshot, OptimizerSnapshot, RunStart, TrainStep
 from gradience.telemetry import TelemetryWriter
-from gradience.telemetry.redact import Redaction, hide_secrets, redact_text
+from gradience.telemetry.redact import Redaction, redact_text
+from gradience.telemetry.secrets import hide_secrets
 
 
 @pytest.fixture

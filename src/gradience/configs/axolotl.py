@@ -7,13 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Container
 
+from gradience.configs.known import known_keys, knows_training
 from gradience.configs.settings import Draft, Level, Setting, comma_names, maybe, read_all
 from gradience.configs.values import (
     Fields,
     as_text,
     flag,
     keyword,
-    knows_training,
     layer_numbers,
     pattern,
     real,
@@ -72,20 +72,6 @@ _TABLE: tuple[tuple[Level, tuple[Setting, ...]], ...] = (
         ),
     ),
 )
-_KNOWN = frozenset(
-    """
-    adapter attn_implementation bfloat16 chat_template dataset_prepared_path dataset_processes datasets debug
-    deepspeed eager_attention early_stopping_patience eval_batch_size eval_sample_packing eval_steps
-    eval_table_size evals_per_epoch flash_attention float16 fsdp fsdp_config gpu_memory_limit
-    gradient_checkpointing hub_model_id is_llama_derived_model is_mistral_derived_model load_in_4bit
-    load_in_8bit local_rank lora_fan_in_fan_out lora_mlp_kernel lora_model_dir lora_o_kernel lora_qkv_kernel
-    lora_target_linear lora_target_modules loraplus_lr_embedding loraplus_lr_ratio mlflow_experiment_name
-    mlflow_tracking_uri model_type pad_to_sequence_len plugins reward_model rl sample_packing save_first_step
-    saves_per_epoch sdp_attention special_tokens strict test_datasets tokenizer_config tokenizer_type tokens
-    train_on_inputs trl trust_remote_code unfrozen_parameters val_set_size wandb_entity wandb_log_model
-    wandb_name wandb_project wandb_run_id wandb_watch xformers_attention
-    """.split()  # noqa: SIM905 - a word list reads better than 100 quoted lines
-)
 _ADAPTERS = {"lora": "LORA", "qlora": "LORA"}
 
 
@@ -98,24 +84,24 @@ def is_axolotl(mapping: Container[object]) -> bool:
 def read_axolotl_fields(fields: Fields, draft: Draft) -> list[str]:
     """Read an Axolotl recipe into the draft; return the keys nobody knows."""
     read_all(draft, fields, _TABLE)
-    draft.say("run", "format", "axolotl", extra=True)
+    draft.set("run", "format", "axolotl", extra=True)
     _note_adapter(fields, draft)
     _note_task(fields, draft)
     _note_dtype(fields, draft)
     _note_rhythm(fields, draft)
-    return list(fields.left_over(lambda key: key in _KNOWN or knows_training(key)))
+    return list(fields.left_over(lambda key: key in known_keys("axolotl") or knows_training(key)))
 
 
 def _note_adapter(fields: Fields, draft: Draft) -> None:
     kind = fields.take(["adapter"], keyword)
     if kind is not None:
-        draft.say("lora", "peft_type", _ADAPTERS.get(kind, kind.upper()))
+        draft.set("lora", "peft_type", _ADAPTERS.get(kind, kind.upper()))
     if fields.take(["lora_target_linear"], flag):  # adds every linear layer to whatever is named besides
-        draft.say("lora", "target_modules", "all-linear")
+        draft.set("lora", "target_modules", "all-linear")
         return
     named = fields.take(["lora_target_modules"], _targets)
     if named is not None:
-        draft.say("lora", "target_modules", named)
+        draft.set("lora", "target_modules", named)
 
 
 def _targets(value: Json) -> list[str] | str:
@@ -126,11 +112,11 @@ def _note_task(fields: Fields, draft: Draft) -> None:
     kind = fields.take(["rl"], keyword)
     reward = fields.take(["reward_model"], flag)
     task = kind or ("reward" if reward else "sft")
-    draft.say("run", "task", task, extra=True)
-    draft.say("lora", "task_type", "SEQ_CLS" if reward else "CAUSAL_LM")
+    draft.set("run", "task", task, extra=True)
+    draft.set("lora", "task_type", "SEQ_CLS" if reward else "CAUSAL_LM")
     first = fields.take(["datasets"], _first_path)
     if first:
-        draft.say("run", "dataset_name", first)
+        draft.set("run", "dataset_name", first)
 
 
 def _first_path(value: Json) -> str:
@@ -142,7 +128,7 @@ def _first_path(value: Json) -> str:
 def _note_dtype(fields: Fields, draft: Draft) -> None:
     bf16, fp16 = fields.take(["bf16", "bfloat16"], _full), fields.take(["fp16", "float16"], _full)
     if bf16 or fp16:
-        draft.say("training", "dtype", "bfloat16" if bf16 else "float16")
+        draft.set("training", "dtype", "bfloat16" if bf16 else "float16")
 
 
 def _full(value: Json) -> bool | None:
@@ -154,10 +140,10 @@ def _note_rhythm(fields: Fields, draft: Draft) -> None:
     epochs = as_float(draft.get("training", "epochs") or 1.0)
     saves = fields.take(["saves_per_epoch"], real)
     if saves is not None and as_float(saves) > 0 and epochs > 0:
-        draft.say("training", "save_strategy", "steps")
-        draft.say("training", "save_steps", on_the_wire(1.0 / (as_float(saves) * epochs)))
+        draft.set("training", "save_strategy", "steps")
+        draft.set("training", "save_steps", on_the_wire(1.0 / (as_float(saves) * epochs)))
     often = fields.take(["evals_per_epoch", "eval_steps"], lambda value: as_float(real(value)) > 0)
     held_out = fields.take(["val_set_size"], real)
     if draft.get("training", "eval_strategy") is None and held_out is not None:
         some = as_float(held_out) > 0 or "test_datasets" in fields
-        draft.say("training", "eval_strategy", ("steps" if often else "epoch") if some else "no")
+        draft.set("training", "eval_strategy", ("steps" if often else "epoch") if some else "no")

@@ -2,7 +2,7 @@
 
 Canonical is the shape of ``ConfigSnapshot``, as a log's ``run_start`` holds it, also wrapped as ``config``.
 Flat is one level of keys under the names people use. Both may be mixed: a section is a scope, no more.
-Recipes of MLX-LM, torchtune, Axolotl and LLaMA-Factory are told apart by their keys, and read by their own names.
+Recipes of MLX-LM, torchtune, Axolotl and LLaMA-Factory are recognised by their keys and read by their own names.
 """
 
 from __future__ import annotations
@@ -12,13 +12,14 @@ from pathlib import Path
 
 from gradience.configs.axolotl import is_axolotl, read_axolotl_fields
 from gradience.configs.files import read_mapping
+from gradience.configs.known import knows_lora, knows_training
 from gradience.configs.llama_factory import is_llama_factory, read_llama_factory_fields
 from gradience.configs.mlx import is_mlx, read_mlx_fields
 from gradience.configs.peft import note_adapter
 from gradience.configs.settings import LORA, OPTIMIZER, RUN, TRAINING, Draft, Layer, Level, Setting
 from gradience.configs.torchtune import is_torchtune, read_torchtune_fields
 from gradience.configs.training import note_training, output_dir
-from gradience.configs.values import Fields, knows_lora, knows_training
+from gradience.configs.values import Fields
 from gradience.errors import ConfigError
 from gradience.schema.reports import SourceFile
 

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Container
 
+from gradience.configs.known import known_keys, knows_training
 from gradience.configs.settings import OPTIMIZER, TRAINING, Draft, Level, Setting, comma_names, read_all, split_names
 from gradience.configs.training import note_training
-from gradience.configs.values import Fields, flag, keyword, knows_training, real, short_name, whole
+from gradience.configs.values import Fields, flag, keyword, real, short_name, whole
 from gradience.schema.scalars import as_float
 
 _TABLE: tuple[tuple[Level, tuple[Setting, ...]], ...] = (
@@ -34,22 +35,6 @@ _TABLE: tuple[tuple[Level, tuple[Setting, ...]], ...] = (
     ("training", (Setting("max_length", whole, ("cutoff_len",)),)),
 )
 _STAGES = {"pt": "clm", "sft": "sft", "rm": "reward", "ppo": "ppo", "dpo": "dpo", "kto": "kto"}
-_KNOWN = frozenset(
-    """
-    adapter_name_or_path booster cache_dir create_new_adapter dataset_dir ddp_timeout
-    disable_gradient_checkpointing double_quantization dpo_label_smoothing enable_liger_kernel enable_thinking
-    eval_dataset eval_num_beams export_dir finetuning_type flash_attn freeze_extra_modules
-    freeze_multi_modal_projector freeze_trainable_layers freeze_trainable_modules freeze_vision_tower
-    image_max_pixels kto_chosen_weight kto_rejected_weight lora_target loraplus_lr_embedding loraplus_lr_ratio
-    mask_history max_samples mix_strategy neat_packing overwrite_cache packing per_device_eval_batch_size
-    pissa_convert pissa_init pissa_iter plot_loss ppo_buffer_size ppo_epochs ppo_score_norm ppo_target
-    ppo_whiten_rewards pref_bco_weight pref_beta pref_ftx pref_loss preprocessing_num_workers pure_bf16
-    quantization_bit quantization_method ref_model ref_model_adapters ref_model_quantization_bit resize_vocab
-    reward_model reward_model_adapters reward_model_type rope_scaling stage streaming template train_on_prompt
-    trust_remote_code upcast_layernorm use_fast_tokenizer use_llama_pro use_swanlab use_unsloth val_size
-    video_max_pixels visual_inputs
-    """.split()  # noqa: SIM905 - a word list reads better than 100 quoted lines
-)
 
 
 def is_llama_factory(mapping: Container[object]) -> bool:
@@ -62,26 +47,26 @@ def read_llama_factory_fields(fields: Fields, draft: Draft) -> list[str]:
     """Read a LLaMA-Factory recipe into the draft; return the keys nobody knows."""
     read_all(draft, fields, _TABLE)
     note_training(fields, draft)
-    draft.say("run", "format", "llama-factory", extra=True)
+    draft.set("run", "format", "llama-factory", extra=True)
     stage = fields.take(["stage"], keyword) or "sft"
-    draft.say("run", "task", _STAGES.get(stage, stage), extra=True)
+    draft.set("run", "task", _STAGES.get(stage, stage), extra=True)
     kind = fields.take(["finetuning_type"], keyword) or "lora"
-    draft.say("lora", "peft_type", kind.upper())
+    draft.set("lora", "peft_type", kind.upper())
     if kind == "lora":
         _note_lora(fields, draft, stage)
     if draft.get("training", "eval_strategy") is None and "val_size" not in fields and "eval_dataset" not in fields:
-        draft.say("training", "eval_strategy", "no")
-    return list(fields.left_over(lambda key: key in _KNOWN or knows_training(key)))
+        draft.set("training", "eval_strategy", "no")
+    return list(fields.left_over(lambda key: key in known_keys("llama_factory") or knows_training(key)))
 
 
 def _note_lora(fields: Fields, draft: Draft, stage: str) -> None:
-    draft.say("lora", "task_type", "CAUSAL_LM" if stage != "rm" else "TOKEN_CLS")
+    draft.set("lora", "task_type", "CAUSAL_LM" if stage != "rm" else "TOKEN_CLS")
     target = fields.take(["lora_target"], lambda value: ",".join(comma_names(value)))
     named = split_names(target or "all")
-    draft.say("lora", "target_modules", "all-linear" if named == ["all"] else named)
+    draft.set("lora", "target_modules", "all-linear" if named == ["all"] else named)
     if fields.take(["pissa_init"], flag):
-        draft.say("lora", "init", "pissa")
+        draft.set("lora", "init", "pissa")
     if draft.get("lora", "r") is None:
-        draft.say("lora", "r", 8)
+        draft.set("lora", "r", 8)
     if draft.get("lora", "alpha") is None:
-        draft.say("lora", "alpha", as_float(2 * draft.get("lora", "r")))
+        draft.set("lora", "alpha", as_float(2 * draft.get("lora", "r")))

@@ -1,4 +1,4 @@
-"""MLX-LM's configuration: the same file name as PEFT's, another format, told apart by its keys.
+"""MLX-LM's configuration: the same file name as PEFT's, another format, recognised by its keys.
 
 MLX computes ``y + scale * (x A) B``: its scale is PEFT's alpha / r, so alpha is read as scale * rank. An
 ``alpha`` beside it is not read by MLX. MLX counts iterations, which are optimizer steps without accumulation.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Container
 
+from gradience.configs.known import known_keys
 from gradience.configs.settings import Draft, Setting
 from gradience.configs.values import Fields, keyword, name_list, real, reals, short_name, whole
 from gradience.schema.scalars import as_float
@@ -32,13 +33,6 @@ _LORA = (
     Setting("dropout", real, ("dropout",)),
     Setting("target_modules", name_list, ("keys",)),
 )
-_KNOWN = frozenset(
-    """
-    adapter_path clear_cache_threshold config data data_path fine_tune_type grad_checkpoint hf_dataset
-    lora_layers lora_parameters lr_schedule mask_prompt num_layers optimizer_config project_name report_to
-    resume_adapter_file steps_per_eval test test_batches train training_mode val_batches wandb
-    """.split()  # noqa: SIM905 - a word list reads better than 100 quoted lines
-)
 
 
 def is_mlx(mapping: Container[object]) -> bool:
@@ -51,20 +45,20 @@ def read_mlx_fields(fields: Fields, draft: Draft) -> list[str]:
     draft.read("run", _RUN, fields, loose=False)
     draft.read("optimizer", _OPTIMIZER, fields, loose=False)
     draft.read("training", _TRAINING, fields, loose=False)
-    draft.say("run", "format", "mlx-lm", extra=True)
+    draft.set("run", "format", "mlx-lm", extra=True)
     if draft.get("training", "save_steps") is not None:
-        draft.say("training", "save_strategy", "steps")
+        draft.set("training", "save_strategy", "steps")
     if fields.take(["steps_per_eval"], real) is not None:
-        draft.say("training", "eval_strategy", "steps")
+        draft.set("training", "eval_strategy", "steps")
     _steps(draft)
     _schedule(fields, draft)
     _options(fields, draft)
     mode = fields.take(["training_mode"], keyword)
-    draft.say("run", "task", "sft" if mode in {None, "normal"} else mode, extra=True)
-    unknown = list(fields.left_over(_KNOWN.__contains__))
+    draft.set("run", "task", "sft" if mode in {None, "normal"} else mode, extra=True)
+    unknown = list(fields.left_over(known_keys("mlx").__contains__))
     kind = fields.take(["fine_tune_type"], keyword) or "lora"
-    draft.say("lora", "peft_type", "LORA" if kind in {"lora", "dora"} else kind.upper())
-    draft.say("lora", "use_dora", kind == "dora")
+    draft.set("lora", "peft_type", "LORA" if kind in {"lora", "dora"} else kind.upper())
+    draft.set("lora", "use_dora", kind == "dora")
     section = fields.section("lora_parameters")
     if section is None or kind not in {"lora", "dora"}:
         return unknown
@@ -73,10 +67,10 @@ def read_mlx_fields(fields: Fields, draft: Draft) -> list[str]:
 
 def _lora(section: Fields, draft: Draft) -> list[str]:
     draft.read("lora", _LORA, section, loose=False)
-    draft.say("lora", "task_type", "CAUSAL_LM")
+    draft.set("lora", "task_type", "CAUSAL_LM")
     scale, rank = section.take(["scale"], real), draft.get("lora", "r")
     if scale is not None and rank is not None:
-        draft.say("lora", "alpha", on_the_wire(as_float(scale) * rank))
+        draft.set("lora", "alpha", on_the_wire(as_float(scale) * rank))
     return list(section.left_over(frozenset[str]().__contains__))
 
 
@@ -88,15 +82,15 @@ def _schedule(fields: Fields, draft: Draft) -> None:
     name, warmup = section.take(["name"], keyword), section.take(["warmup"], real)
     arguments = section.take(["arguments"], reals)
     if name is not None:
-        draft.say("training", "lr_scheduler", name)
+        draft.set("training", "lr_scheduler", name)
     if warmup is not None:
-        draft.say("training", "warmup_steps", warmup)
+        draft.set("training", "warmup_steps", warmup)
     if arguments:
-        draft.say("optimizer", "lr", arguments[0])
+        draft.set("optimizer", "lr", arguments[0])
 
 
 def _options(fields: Fields, draft: Draft) -> None:
-    """Read what optimizer_config says of the optimizer that is used."""
+    """Read the arguments of the optimizer in use."""
     chosen = draft.get("optimizer", "name") or "adam"
     section = fields.section("optimizer_config")
     own = None if section is None else section.section(chosen)
@@ -105,11 +99,11 @@ def _options(fields: Fields, draft: Draft) -> None:
     decay, betas, eps = own.take(["weight_decay"], real), own.take(["betas"], reals), own.take(["eps"], real)
     for field, value in (("weight_decay", decay), ("betas", betas), ("eps", eps)):
         if value is not None:
-            draft.say("optimizer", field, value)
+            draft.set("optimizer", field, value)
 
 
 def _steps(draft: Draft) -> None:
     iterations = draft.get("training", "iterations")
     accumulation = draft.get("training", "gradient_accumulation") or 1
     if iterations is not None and accumulation > 0:
-        draft.say("training", "max_steps", iterations // accumulation)
+        draft.set("training", "max_steps", iterations // accumulation)

@@ -5,10 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 from gradience.configs.files import read_mapping
+from gradience.configs.known import knows_lora
 from gradience.configs.mlx import is_mlx, read_mlx_fields
+from gradience.configs.objects import HasToDict, plain_mapping
 from gradience.configs.settings import LORA, RUN, Draft, Layer
-from gradience.configs.values import Fields, Malformed, flag, knows_lora, text
-from gradience.configs.yaml import HasToDict, plain_mapping
+from gradience.configs.values import Fields, Malformed, flag, text
 from gradience.errors import ConfigError
 from gradience.schema.reports import SourceFile
 from gradience.schema.scalars import Json
@@ -68,15 +69,15 @@ def _read_native(fields: Fields, draft: Draft) -> list[str]:
 def note_adapter(fields: Fields, draft: Draft) -> None:
     """Add what the snapshot has no field for: null targets, and the class of the base model."""
     if fields.is_null("target_modules"):
-        draft.say("lora", "target_modules_null", value=True, extra=True)
+        draft.set("lora", "target_modules_null", value=True, extra=True)
     variants = [key for key in _VARIANTS if fields.take([key], bool)]
     if variants:
-        draft.say("lora", "variants", variants, extra=True)
+        draft.set("lora", "variants", variants, extra=True)
     if fields.take(["lora_bias"], flag):
-        draft.say("lora", "lora_bias", value=True, extra=True)
+        draft.set("lora", "lora_bias", value=True, extra=True)
     found = fields.take(["auto_mapping"], _base_class)
     if found:
-        draft.say("lora", "base_model_class", found, extra=True)
+        draft.set("lora", "base_model_class", found, extra=True)
 
 
 def _base_class(value: Json) -> str:

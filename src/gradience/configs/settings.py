@@ -52,7 +52,7 @@ class Layer(msgspec.Struct, kw_only=True, frozen=True):
 
 
 def stack(layers: Iterable[Layer]) -> Layer:
-    """Return the layers as one: a later one wins where both say something."""
+    """The layers as one; where both set a field, the later one wins."""
     whole = Layer()
     for layer in layers:
         whole = Layer(
@@ -67,13 +67,13 @@ def stack(layers: Iterable[Layer]) -> Layer:
 
 
 def overlay(lower: S, upper: S) -> S:
-    """Return `lower` with every field that `upper` says laid over it; `extras` are joined."""
-    said = {
+    """`lower` with every field that `upper` sets laid over it; `extras` are joined."""
+    given = {
         field.name: _joined(field.name, getattr(lower, field.name), getattr(upper, field.name))
         for field in msgspec.structs.fields(upper)
-        if getattr(upper, field.name) != _unsaid(field)
+        if getattr(upper, field.name) != _default_of(field)
     }
-    return msgspec.structs.replace(lower, **said)
+    return msgspec.structs.replace(lower, **given)
 
 
 def _joined(name: str, lower: object, upper: object) -> object:
@@ -84,7 +84,7 @@ def _joined(name: str, lower: object, upper: object) -> object:
     return upper
 
 
-def _unsaid(field: msgspec.structs.FieldInfo) -> object:
+def _default_of(field: msgspec.structs.FieldInfo) -> object:
     return field.default_factory() if field.default is msgspec.NODEFAULT else field.default
 
 
@@ -220,7 +220,7 @@ class Draft:
     """A snapshot being collected, level by level."""
 
     def __init__(self) -> None:
-        self._said: dict[Level, dict[str, Json]] = {"run": {}, "optimizer": {}, "lora": {}, "training": {}}
+        self._values: dict[Level, dict[str, Json]] = {"run": {}, "optimizer": {}, "lora": {}, "training": {}}
         self._extras: dict[Level, dict[str, Json]] = {"run": {}, "optimizer": {}, "lora": {}, "training": {}}
 
     def read(self, level: Level, settings: Iterable[Setting], fields: Fields, *, loose: bool) -> None:
@@ -232,35 +232,35 @@ class Draft:
             before = self.get(level, setting.field)
             if before is not None and before != value:
                 raise fields.contradiction(setting.field)
-            self.say(level, setting.field, value, extra=setting.extra)
+            self.set(level, setting.field, value, extra=setting.extra)
 
-    def say(self, level: Level, field: str, value: Json, *, extra: bool = False) -> None:
+    def set(self, level: Level, field: str, value: Json, *, extra: bool = False) -> None:
         """Set one value."""
-        (self._extras if extra else self._said)[level][field] = value
+        (self._extras if extra else self._values)[level][field] = value
 
     def get(self, level: Level, field: str) -> Json:
-        """Return a value said so far, or None."""
-        return self._said[level].get(field, self._extras[level].get(field))
+        """The value set so far, or None."""
+        return self._values[level].get(field, self._extras[level].get(field))
 
     @property
     def is_empty(self) -> bool:
-        """Whether no setting was said at all."""
-        return not any(self._said.values()) and not any(self._extras.values())
+        """Whether no setting was set at all."""
+        return not any(self._values.values()) and not any(self._extras.values())
 
-    def unsay(self, level: Level, field: str) -> None:
+    def unset(self, level: Level, field: str) -> None:
         """Forget a value that turned out to mean "not set"."""
-        self._said[level].pop(field, None)
+        self._values[level].pop(field, None)
 
     def keep(self, level: Level, extras: dict[str, Json]) -> None:
         """Add plain values that have no field of their own."""
         self._extras[level] = {**extras, **self._extras[level]}
 
     def snapshot(self) -> ConfigSnapshot:
-        """Return the snapshot as far as it was said."""
+        """The snapshot of all that was set."""
         return ConfigSnapshot(
-            **self._said["run"],
+            **self._values["run"],
             extras=self._extras["run"],
-            optimizer=OptimizerSnapshot(**self._said["optimizer"], extras=self._extras["optimizer"]),
-            lora=LoraSnapshot(**self._said["lora"], extras=self._extras["lora"]),
-            training=TrainingSnapshot(**self._said["training"], extras=self._extras["training"]),
+            optimizer=OptimizerSnapshot(**self._values["optimizer"], extras=self._extras["optimizer"]),
+            lora=LoraSnapshot(**self._values["lora"], extras=self._extras["lora"]),
+            training=TrainingSnapshot(**self._values["training"], extras=self._extras["training"]),
         )

@@ -5,6 +5,7 @@ Read in pytorch/torchtune, recipes/configs/llama3_1: 8B_lora_single_device.yaml 
 
 from __future__ import annotations
 
+from gradience.configs.known import known_keys
 from gradience.configs.settings import Draft, Level, Setting, comma_names, left_over, read_all
 from gradience.configs.values import Fields, flag, keyword, real, text, whole
 
@@ -48,17 +49,6 @@ _MLP = ["gate_proj", "up_proj", "down_proj"]
 _DTYPES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
 _LOSSES = {"dpoloss": "dpo", "rsoloss": "dpo", "simpoloss": "simpo", "grposimpleloss": "grpo", "ppoloss": "ppo"}
 _SECTIONS = ("model", "optimizer", "lr_scheduler", "dataset", "tokenizer", "loss")
-_KNOWN = frozenset(
-    """
-    _component_ batch_size_val beta betas checkpointer collate_fn column compile conversation_column
-    conversation_style custom_sharded_layers data_dir data_files dataset_val device
-    enable_activation_checkpointing enable_activation_offloading fsdp_cpu_offload fsdp_reshard_after_forward
-    fused ignore_index label_smoothing log_level log_peak_memory_stats lr_scheduler max_bsize max_seq_len
-    merge_file merges_file metric_logger name new_system_prompt num_cycles num_warmup_steps optimizer_in_bwd
-    output_dir packed path profiler prompt prompt_template quantize_base quantizer resume_from_checkpoint
-    run_val_every_n_steps save_adapter_weights_only shuffle source split train_on_input
-    """.split()  # noqa: SIM905 - a word list reads better than 100 quoted lines
-)
 
 
 def is_torchtune(fields: Fields) -> bool:
@@ -70,19 +60,19 @@ def read_torchtune_fields(fields: Fields, draft: Draft) -> list[str]:
     """Read a torchtune recipe into the draft; return the keys nobody knows."""
     sections = {key: found for key in _SECTIONS if (found := fields.section(key)) is not None}
     read_all(draft, fields, _TRAINING)
-    draft.say("run", "format", "torchtune", extra=True)
-    draft.say("training", "save_strategy", "epoch")
+    draft.set("run", "format", "torchtune", extra=True)
+    draft.set("training", "save_strategy", "epoch")
     if "run_val_every_n_steps" not in fields and "dataset_val" not in fields:
-        draft.say("training", "eval_strategy", "no")
+        draft.set("training", "eval_strategy", "no")
     dtype = fields.take(["dtype"], keyword)
     if dtype is not None:
-        draft.say("training", "dtype", _DTYPES.get(dtype, dtype))
+        draft.set("training", "dtype", _DTYPES.get(dtype, dtype))
     _note_steps(draft)
     for key, note in (("model", _note_model), ("optimizer", _note_optimizer), ("lr_scheduler", _note_schedule)):
         if key in sections:
             note(sections[key], draft)
     _note_data(sections, draft)
-    return list(left_over([fields, *sections.values()], _KNOWN | set(_SECTIONS)))
+    return list(left_over([fields, *sections.values()], known_keys("torchtune") | set(_SECTIONS)))
 
 
 def _component(fields: Fields) -> str:
@@ -93,41 +83,41 @@ def _note_model(fields: Fields, draft: Draft) -> None:
     name = _component(fields)
     kind, _, rest = name.partition("_")
     if kind in {"lora", "qlora"}:
-        draft.say("lora", "peft_type", "LORA")
-        draft.say("lora", "task_type", "CAUSAL_LM")
-    draft.say("run", "model_name", rest if kind in {"lora", "qlora", "dora"} and rest else name)
+        draft.set("lora", "peft_type", "LORA")
+        draft.set("lora", "task_type", "CAUSAL_LM")
+    draft.set("run", "model_name", rest if kind in {"lora", "qlora", "dora"} and rest else name)
     read_all(draft, fields, _LORA)
     named = fields.take(["lora_attn_modules"], comma_names)
     if named is None:
         return
     mlp, output = fields.take(["apply_lora_to_mlp"], flag), fields.take(["apply_lora_to_output"], flag)
     targets = [_NAMES.get(item, item) for item in named] + (_MLP if mlp else []) + (["lm_head"] if output else [])
-    draft.say("lora", "target_modules", list(dict.fromkeys(targets)))
+    draft.set("lora", "target_modules", list(dict.fromkeys(targets)))
 
 
 def _note_optimizer(fields: Fields, draft: Draft) -> None:
-    draft.say("optimizer", "name", _component(fields).lower())
+    draft.set("optimizer", "name", _component(fields).lower())
     read_all(draft, fields, _OPTIMIZER)
 
 
 def _note_schedule(fields: Fields, draft: Draft) -> None:
-    draft.say("training", "lr_scheduler", _component(fields).lower().removeprefix("get_"))
+    draft.set("training", "lr_scheduler", _component(fields).lower().removeprefix("get_"))
     steps = fields.take(["num_warmup_steps"], real)
     if steps is not None:
-        draft.say("training", "warmup_steps", steps)
+        draft.set("training", "warmup_steps", steps)
 
 
 def _note_steps(draft: Draft) -> None:
     per_epoch, epochs = draft.get("training", "steps_per_epoch"), draft.get("training", "epochs")
     if per_epoch is not None and isinstance(epochs, int | float):
-        draft.say("training", "max_steps", int(per_epoch * epochs))
+        draft.set("training", "max_steps", int(per_epoch * epochs))
 
 
 def _note_data(sections: dict[str, Fields], draft: Draft) -> None:
     loss = _component(sections["loss"]).lower() if "loss" in sections else ""
-    draft.say("run", "task", _LOSSES.get(loss, "sft"), extra=True)
+    draft.set("run", "task", _LOSSES.get(loss, "sft"), extra=True)
     if "dataset" in sections:
-        draft.say("run", "dataset_name", _component(sections["dataset"]) or None)
+        draft.set("run", "dataset_name", _component(sections["dataset"]) or None)
     length = sections["tokenizer"].take(["max_seq_len"], whole) if "tokenizer" in sections else None
     if length is not None:
-        draft.say("training", "max_length", length)
+        draft.set("training", "max_length", length)

@@ -3,107 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Final, Literal, TypeAlias
 
 import msgspec
-from msgspec import Meta
 
 from gradience.configs.files import MAX_JSON_BYTES, read_mapping
+from gradience.configs.known import knows_training
+from gradience.configs.objects import HasToDict, plain_mapping
 from gradience.configs.settings import OPTIMIZER, TRAINING, Draft, Layer, stack
-from gradience.configs.values import Fields, flag, knows_training, real, whole
-from gradience.configs.yaml import HasToDict, plain_mapping
+from gradience.configs.values import Fields, flag, real, whole
 from gradience.errors import ConfigError
+from gradience.io.decoding import decode_json
+from gradience.io.reading import read_small
 from gradience.schema.reports import SourceFile
-from gradience.schema.scalars import Json, Severity
-
-FailOn: TypeAlias = Severity | Literal["never"]
-
-_OWN: Final = "gradience.toml"
-_PROJECT: Final = "pyproject.toml"
-_WORD: Final = b"gradience"  # without it a pyproject.toml need not be parsed
-_LARGEST: Final = 1 << 20  # bytes
-
-
-class Preferences(msgspec.Struct, kw_only=True, frozen=True, rename="kebab", forbid_unknown_fields=True):
-    """What a project settles once.
-
-    Every command that judges reads `select`, `ignore` and `fail_on`; monitor and diagnose also `gap_threshold`, check
-    also `serve`.
-
-    A command-line option of the same name goes before it.
-    """
-
-    select: list[str] = []
-    ignore: list[str] = []
-    fail_on: FailOn | None = None
-    gap_threshold: Annotated[float, Meta(gt=0.0)] | None = None
-    serve: list[str] = []
-
-
-def find_preferences(start: Path) -> Path | None:
-    """Return the settings file of the nearest folder from `start` upwards that has one, or None.
-
-    A gradience.toml goes before the pyproject.toml beside it, and one without `[tool.gradience]` does not count.
-    """
-    for folder in (start, *start.parents):
-        if (folder / _OWN).is_file():
-            return folder / _OWN
-        if _has_word(folder / _PROJECT) and "gradience" in _tools(_read_toml(folder / _PROJECT)):
-            return folder / _PROJECT
-    return None
-
-
-def read_preferences(path: Path) -> Preferences:
-    """Return a file's settings.
-
-    Raises:
-        ConfigError: it cannot be read, is no TOML, or holds a key or value that is no setting.
-    """
-    document: object = _read_toml(path)
-    if path.name == _PROJECT and isinstance(document, dict):
-        document = _tools(document).get("gradience", {})
-    if not isinstance(document, dict):
-        raise ConfigError(f"{path}: $.tool.gradience: expected a table of settings", advice=_keys())
-    names = {field.encode_name for field in msgspec.structs.fields(Preferences)}
-    strange = sorted(key for key in document if key not in names)
-    if strange:
-        raise ConfigError(f"{path}: no setting is called {', '.join(map(ascii, strange))}", advice=_keys())
-    try:
-        return msgspec.convert(document, Preferences)
-    except msgspec.ValidationError as error:
-        raise ConfigError(f"{path}: {error}", advice="correct the value, or leave the key out") from None
-
-
-def _keys() -> str:
-    return f"settings: {', '.join(field.encode_name for field in msgspec.structs.fields(Preferences))}"
-
-
-def _has_word(path: Path) -> bool:
-    try:
-        return path.is_file() and path.stat().st_size <= _LARGEST and _WORD in path.read_bytes()
-    except OSError:
-        return False
-
-
-def _tools(document: dict[str, object]) -> dict[str, object]:
-    tools = document.get("tool")
-    return tools if isinstance(tools, dict) else {}
-
-
-def _read_toml(path: Path) -> dict[str, object]:
-    import tomllib  # noqa: PLC0415  # only where there is a file
-
-    try:
-        if path.stat().st_size > _LARGEST:
-            raise ConfigError(f"{path}: larger than 1 MiB, no file of settings", advice="give the right file")
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"cannot read {path}: {error.strerror}", advice="check the path") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise ConfigError(
-            f"{path}: not TOML: {error}", advice="correct it, or leave it alone with --isolated"
-        ) from None
-
+from gradience.schema.scalars import Json
 
 ARGS_NAMES = (
     "training_args.json",
@@ -141,7 +53,7 @@ _STATE_FIELDS = {"max_steps", "logging_steps", "save_steps"}
 
 
 class _State(msgspec.Struct):
-    """What a trainer_state.json says of the plan: the names of `_STATE_FIELDS` in the Trainer."""
+    """The plan in a trainer_state.json, under the names of `_STATE_FIELDS` in the Trainer."""
 
     max_steps: Json = None
     logging_steps: Json = None
@@ -191,7 +103,7 @@ def _read_mapping(mapping: dict[str, Json], where: str) -> Layer:
 
 
 def output_dir(fields: Fields) -> str | None:
-    """Return where the run writes, for looking there only."""
+    """The run's output folder: read from, never reported."""
     return fields.take(["output_dir"], _place)
 
 
@@ -200,40 +112,40 @@ def _place(value: Json) -> str | None:
 
 
 def note_training(fields: Fields, draft: Draft) -> None:
-    """Add what TrainingArguments spread over several keys, or say by a sentinel."""
+    """Add settings that TrainingArguments spread over several keys or express by a sentinel."""
     _note_optimizer(fields, draft)
     _note_dtype(fields, draft)
     legacy = fields.take(["per_gpu_train_batch_size"], whole)
     if legacy is not None:  # where set, old versions of the Trainer prefer it
-        draft.say("training", "batch_size", legacy)
+        draft.set("training", "batch_size", legacy)
     max_steps = draft.get("training", "max_steps")
     if max_steps is not None and max_steps <= 0:  # -1: not set, epochs decide
-        draft.unsay("training", "max_steps")
+        draft.unset("training", "max_steps")
     elif max_steps is not None and draft.get("training", "epochs") is not None:
-        draft.say("training", "epochs_overridden", value=True, extra=True)
+        draft.set("training", "epochs_overridden", value=True, extra=True)
     if fields.take(_RESUMES, bool):
-        draft.say("training", "resumes", value=True, extra=True)
+        draft.set("training", "resumes", value=True, extra=True)
     if fields.take(["overwrite_output_dir"], flag):
-        draft.say("training", "overwrites_output", value=True, extra=True)
+        draft.set("training", "overwrites_output", value=True, extra=True)
     trainer = next((kind for key, kind in _TRAINERS.items() if key in fields), None)
     if trainer is not None:
-        draft.say("training", "trainer", trainer, extra=True)
+        draft.set("training", "trainer", trainer, extra=True)
 
 
 def _note_optimizer(fields: Fields, draft: Draft) -> None:
     beta1, beta2 = fields.take(["adam_beta1"], real), fields.take(["adam_beta2"], real)
     if beta1 is not None and beta2 is not None:
-        draft.say("optimizer", "betas", [beta1, beta2])
+        draft.set("optimizer", "betas", [beta1, beta2])
     if fields.take(["adafactor"], flag):
-        draft.say("optimizer", "name", "adafactor")
+        draft.set("optimizer", "name", "adafactor")
 
 
 def _note_dtype(fields: Fields, draft: Draft) -> None:
     bf16, fp16 = fields.take(["bf16"], flag), fields.take(["fp16"], flag)
     if bf16 or fp16:
-        draft.say("training", "dtype", "bfloat16" if bf16 else "float16")
+        draft.set("training", "dtype", "bfloat16" if bf16 else "float16")
     elif bf16 is not None and fp16 is not None and draft.get("training", "dtype") is None:
-        draft.say("training", "dtype", "float32")
+        draft.set("training", "dtype", "float32")
 
 
 def _read_state(path: Path) -> Layer:
@@ -252,10 +164,11 @@ def _state_settings(path: Path) -> dict[str, Json]:
         if path.stat().st_size <= MAX_JSON_BYTES:
             return read_mapping(path)
         if path.stat().st_size <= MAX_STATE_BYTES:
-            state = msgspec.structs.asdict(msgspec.json.decode(path.read_bytes(), type=_State))
+            raw = read_small(path, most=MAX_STATE_BYTES, what="a trainer_state.json")
+            state = msgspec.structs.asdict(decode_json(raw, _State))
             return {key: value for key, value in state.items() if value is not None}
     except (OSError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-        pass  # said, or read more patiently, below
+        pass  # reported below, or read by the slower parser
     return read_mapping(path, most=MAX_STATE_BYTES)
 
 

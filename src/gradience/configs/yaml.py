@@ -1,85 +1,17 @@
-"""A Python object that can tell itself as a dict, such as PEFT's LoraConfig, to plain values."""
+"""YAML as plain JSON values, and the line on which a key stands.
+
+The document is composed to nodes and converted here: aliases are counted as written out (a billion laughs stops at
+50 000 values), duplicate keys and unknown tags are refused, and only the YAML 1.1 scalars that JSON has are converted.
+"""
 
 from __future__ import annotations
-
-import re
-from collections.abc import Iterable, Mapping
-from enum import Enum
-from os import PathLike
-from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
 
 from yaml import MappingNode, Node, SafeLoader, ScalarNode, SequenceNode
 from yaml.error import MarkedYAMLError, YAMLError
 
-from gradience.configs.settings import LORA, OPTIMIZER, RUN, TRAINING
-from gradience.configs.values import MAX_DEPTH, Malformed
-from gradience.errors import ConfigError
+from gradience.configs.values import MAX_DIGITS, Malformed
+from gradience.io.decoding import MAX_DEPTH, check_depth
 from gradience.schema.scalars import Json
-
-
-@runtime_checkable
-class HasToDict(Protocol):
-    """What PEFT's configs and transformers' TrainingArguments have in common."""
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the settings by name."""
-        ...
-
-
-def plain_mapping(config: HasToDict) -> dict[str, Json]:
-    """Return the object's settings as JSON values: sets sorted, enums by value, what is no value left as its name.
-
-    Raises:
-        ConfigError: `to_dict` returns no mapping.
-    """
-    found = config.to_dict()
-    if not isinstance(found, Mapping):
-        raise ConfigError(f"{type(config).__name__}.to_dict() gives no mapping", advice="give a LoraConfig")
-    return {str(key): _plain(value, MAX_DEPTH) for key, value in found.items()}
-
-
-def _plain(value: object, depth: int) -> Json:
-    if isinstance(value, Enum):
-        value = value.value
-    if value is None or isinstance(value, bool | int | float | str):
-        return value
-    if depth > 0 and isinstance(value, Mapping):
-        return {str(key): _plain(item, depth - 1) for key, item in value.items()}
-    if depth > 0 and isinstance(value, list | tuple | set | frozenset):
-        items = [_plain(item, depth - 1) for item in value]
-        return sorted(items, key=str) if isinstance(value, set | frozenset) else items
-    return str(value) if isinstance(value, PathLike) else type(value).__name__
-
-
-_LARGEST = 1 << 20  # bytes
-_MORE = {"betas": ("adam_beta1", "adam_beta2"), "dtype": ("bf16", "fp16"), "batch_size": ("per_gpu_train_batch_size",)}
-
-
-def keys_of(field: str) -> list[str]:
-    """Return the keys under which a field of the snapshot may stand in a file; itself where none are known."""
-    settings = (item for item in (*LORA, *OPTIMIZER, *TRAINING, *RUN) if item.field == field)
-    found = [name for item in settings for name in (*item.native, *item.loose)]
-    return [*found, *_MORE.get(field, ()), field]
-
-
-def line_of(path: Path, keys: Iterable[str]) -> int | None:
-    """Return the line, from 1, on which the first of the keys that the file has stands; None where none is found."""
-    if path.suffix.lower() not in {".json", ".yaml", ".yml"}:
-        return None
-    try:
-        if path.stat().st_size > _LARGEST:
-            return None
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError):
-        return None
-    before = "" if path.suffix.lower() == ".json" else r"^[^#\n]*?"  # a commented line of YAML says nothing
-    for key in keys:
-        hit = re.search(rf"""{before}(["']?)(?<![\w.-]){re.escape(key)}\1\s*:""", text, re.MULTILINE)
-        if hit is not None:
-            return text.count("\n", 0, hit.end()) + 1
-    return None
-
 
 MAX_VALUES = 50_000  # values after aliases are written out: what stops a billion laughs
 
@@ -91,6 +23,7 @@ _CONVERTED = {"int", "float", "bool", "null"}
 
 def parse_yaml(text: str) -> Json:
     """Return the plain value of one YAML document; raise Malformed with the line where it is not one."""
+    check_depth(text)
     try:
         loader = SafeLoader(text)
         node = loader.get_single_node()
@@ -156,10 +89,12 @@ class _Plain:
             return node.value
         if kind not in _CONVERTED:
             raise Malformed(_at(node, f"the tag {node.tag!r} is not plain data"))
+        if len(node.value) > MAX_DIGITS and kind in {"int", "float"}:
+            raise Malformed(_at(node, f"a number of {len(node.value)} digits, over the limit of {MAX_DIGITS}"))
         try:
             return self._loader.construct_object(node)
         except (ValueError, OverflowError, KeyError):
-            return node.value  # for example `!!int x`: the field that reads it says what it wanted
+            return node.value  # for example `!!int x`: the field that reads it reports what it expected
 
 
 def _at(node: Node, text: str) -> str:

@@ -11,9 +11,10 @@ from collections.abc import Iterable
 from importlib.metadata import version
 from typing import Any, Final
 
+from gradience.configs.known import known_keys
 from gradience.configs.settings import LORA, OPTIMIZER, RUN, TRAINING, Draft, Setting, overlay
 from gradience.configs.training import note_training
-from gradience.configs.values import TRL_KEYS, Fields, short_name
+from gradience.configs.values import Fields, short_name
 from gradience.schema.config import ConfigSnapshot
 from gradience.telemetry.values import described
 
@@ -48,7 +49,7 @@ def config_snapshot(
     _read_plan(draft, args, state, train_dataloader)
     _read_optimizer(draft, optimizer)
     if (name := _dataset_name(train_dataloader)) is not None:
-        draft.say("run", "dataset_name", name)
+        draft.set("run", "dataset_name", name)
     return overlay(draft.snapshot(), given)
 
 
@@ -71,23 +72,23 @@ def batch_size(args: Any, state: Any) -> int:
 def _read_arguments(draft: Draft, args: Any) -> None:
     known = {name for setting in (*OPTIMIZER, *TRAINING) for name in setting.native} | set(_SPREAD)
     given = {name: described(getattr(args, name)) for name in known if hasattr(args, name)}
-    trainer = dict.fromkeys(name for name in TRL_KEYS - known if hasattr(args, name))  # their presence only
+    trainer = dict.fromkeys(name for name in known_keys("trl") - known if hasattr(args, name))  # their presence only
     fields = Fields({**trainer, **given}, "TrainingArguments")
     draft.read("optimizer", OPTIMIZER, fields, loose=False)
     draft.read("training", TRAINING, fields, loose=False)
     own_dtype = draft.get("training", "model_dtype")
     if own_dtype is not None and not (given.get("bf16") or given.get("fp16")):
-        draft.say("training", "dtype", own_dtype)  # no mixed precision: the weights decide
+        draft.set("training", "dtype", own_dtype)  # no mixed precision: the weights decide
     note_training(fields, draft)
 
 
 def _read_plan(draft: Draft, args: Any, state: Any, train_dataloader: Any) -> None:
-    draft.say("training", "batch_size", batch_size(args, state))
+    draft.set("training", "batch_size", batch_size(args, state))
     if state.max_steps > 0:
-        draft.say("training", "max_steps", int(state.max_steps))
+        draft.set("training", "max_steps", int(state.max_steps))
     examples = dataset_size(train_dataloader)
     if examples is not None:
-        draft.say("training", "train_examples", examples, extra=True)
+        draft.set("training", "train_examples", examples, extra=True)
 
 
 def dataset_size(dataloader: Any) -> int | None:
@@ -104,41 +105,41 @@ def _read_optimizer(draft: Draft, optimizer: Any) -> None:
     groups = getattr(optimizer, "param_groups", None)
     if not groups:
         return
-    draft.say("optimizer", "class", type(optimizer).__name__, extra=True)
+    draft.set("optimizer", "class", type(optimizer).__name__, extra=True)
     rates = [float(group["initial_lr"]) for group in groups if "initial_lr" in group]
     if rates:
-        draft.say("optimizer", "lr", max(rates))
+        draft.set("optimizer", "lr", max(rates))
     if len(set(rates)) > 1:
-        draft.say("optimizer", "lr_groups", sorted(set(rates)), extra=True)
+        draft.set("optimizer", "lr_groups", sorted(set(rates)), extra=True)
     decays = [float(group["weight_decay"]) for group in groups if "weight_decay" in group]
     if decays:
-        draft.say("optimizer", "weight_decay", max(decays))
+        draft.set("optimizer", "weight_decay", max(decays))
 
 
 def _read_model(draft: Draft, model: Any) -> None:
     config = getattr(model, "config", None)
     name = getattr(config, "_name_or_path", None)
     if isinstance(name, str) and name:
-        draft.say("run", "model_name", short_name(name))
+        draft.set("run", "model_name", short_name(name))
     adapters = getattr(model, "peft_config", None)
     if adapters:
         _read_adapter(draft, adapters[_active(model, adapters)])
     base = model.get_base_model() if adapters and hasattr(model, "get_base_model") else model
     if base is not None:
-        draft.say("lora", "base_model_class", type(base).__name__, extra=True)
+        draft.set("lora", "base_model_class", type(base).__name__, extra=True)
     _read_weights(draft, model, config, type(base).__name__)
 
 
 def _read_weights(draft: Draft, model: Any, config: Any, kind: str) -> None:
     labels = getattr(config, "num_labels", None)
     if kind.endswith(("SequenceClassification", "TokenClassification")) and isinstance(labels, int):
-        draft.say("run", "num_labels", labels)
+        draft.set("run", "num_labels", labels)
     dtype = getattr(model, "dtype", None)
     if dtype is not None:
-        draft.say("training", "model_dtype", str(dtype).removeprefix("torch."), extra=True)
+        draft.set("training", "model_dtype", str(dtype).removeprefix("torch."), extra=True)
     quantized = getattr(config, "quantization_config", None)
     if quantized is not None:
-        draft.say("run", "quantization", _quantization(quantized), extra=True)
+        draft.set("run", "quantization", _quantization(quantized), extra=True)
 
 
 def _quantization(config: Any) -> dict[str, Any]:
@@ -158,10 +159,10 @@ def _read_adapter(draft: Draft, config: Any) -> None:
         return
     draft.read("lora", LORA, fields, loose=False)
     if fields.is_null("target_modules"):
-        draft.say("lora", "target_modules_null", value=True, extra=True)
+        draft.set("lora", "target_modules_null", value=True, extra=True)
     r, alpha = draft.get("lora", "r"), draft.get("lora", "alpha")
     if r and isinstance(alpha, (int, float)):
-        draft.say("lora", "alpha_over_r", alpha / r)
+        draft.set("lora", "alpha_over_r", alpha / r)
 
 
 def _shared(settings: Iterable[Setting]) -> list[Setting]:

@@ -11,10 +11,11 @@ from typing import Final, NamedTuple
 
 from gradience.configs.settings import Layer
 from gradience.errors import RecorderError, SchemaError
+from gradience.io.reading import open_regular, read_small
 from gradience.schema.reports import SkippedRow
 from gradience.schema.scalars import Json
 from gradience.telemetry.codec import parse
-from gradience.telemetry.redact import hide_secrets
+from gradience.telemetry.secrets import hide_secrets
 from gradience.telemetry.values import number_of, step_of
 
 _SECONDS: Final = (1e9, 1e10)  # Unix time of 2001 to 2286: what else a column called `timestamp` holds is no clock
@@ -104,7 +105,7 @@ def require_file(path: Path) -> None:
             kind = "is not a regular file" if path.exists() else "does not exist"
             raise RecorderError(f"{path} {kind}", advice="give a log, or the folder of a run")
         size = path.stat().st_size
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             head = file.read(len(_LFS))
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
@@ -130,7 +131,7 @@ def is_folder(path: Path) -> bool:
 def sha256_of(path: Path) -> str:
     """Return the file's SHA-256, in hexadecimal."""
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise RecorderError(f"cannot read {path}: {error.strerror}", advice="check the path") from error
@@ -143,13 +144,20 @@ def whole_json(path: Path) -> Json:
         RecorderError: the file does not hold one JSON document.
     """
     require_file(path)
-    data = path.read_bytes().removeprefix(_BOM).strip()
+    data = _whole(path).removeprefix(_BOM).strip()
     array = data.startswith(b"[")
     try:
         document, _ = parse(b'{"rows":%b}' % data if array else data)
     except SchemaError as error:
         raise RecorderError(f"{path}: {error}", advice="is the file whole? it should hold one JSON document") from error
     return document.get("rows") if array else document
+
+
+def _whole(path: Path) -> bytes:
+    try:
+        return read_small(path, most=MAX_BYTES, what="a log")
+    except OSError as error:
+        raise RecorderError(f"cannot read {path}: {error.strerror}", advice="check the path") from error
 
 
 def json_lines(path: Path) -> Iterator[tuple[int, dict[str, Json] | str]]:
@@ -159,7 +167,7 @@ def json_lines(path: Path) -> Iterator[tuple[int, dict[str, Json] | str]]:
         RecorderError: the file cannot be read.
     """
     require_file(path)
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         number = 0
         while line := file.readline(MAX_LINE):
             number += 1

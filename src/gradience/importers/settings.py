@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Final
 
@@ -10,12 +10,13 @@ from gradience.configs.peft import CONFIG_NAME, read_peft
 from gradience.configs.settings import LORA, OPTIMIZER, RUN, TRAINING, Draft, Layer, Level, stack
 from gradience.configs.training import ARGS_NAMES, PICKLE_NAME, note_training, read_training
 from gradience.configs.values import Fields
-from gradience.errors import ConfigError
-from gradience.importers.files import SourceRun, count_of
+from gradience.errors import ConfigError, RecorderError
+from gradience.importers.files import SourceRun, count_of, whole_json
 from gradience.schema.config import ConfigSnapshot, TrainingSnapshot
 from gradience.schema.reports import SourceFile
 from gradience.schema.scalars import Json
 
+MODEL_CONFIG: Final = "config.json"
 _LEVELS: Final[tuple[Level, ...]] = ("run", "optimizer", "lora", "training")
 
 
@@ -25,11 +26,38 @@ def add_settings(raw: SourceRun, *folders: Path) -> None:
         path = next((f / name for f in folders for name in names if (f / name).is_file()), None)
         if path is not None:
             _add(raw, path, read)
+    _add_labels(raw, folders)
     pickle = next((f / PICKLE_NAME for f in folders if (f / PICKLE_NAME).is_file()), None)
     if pickle is not None:
         raw.notes.append(f"{PICKLE_NAME} is a pickle and was not opened: it runs code, and may hold the hub token")
     if raw.layer.secret_keys:
         raw.notes.append(f"not copied, for they hold a secret: {', '.join(dict.fromkeys(raw.layer.secret_keys))}")
+
+
+def _add_labels(raw: SourceRun, folders: Iterable[Path]) -> None:
+    """Add the number of classes that the model's config.json has, if it is a classifier's."""
+    path = next((folder / MODEL_CONFIG for folder in folders if (folder / MODEL_CONFIG).is_file()), None)
+    if path is None:
+        return
+    try:
+        document = whole_json(path)
+    except RecorderError:
+        return  # not a source of this run's log: what it cannot say is not missed
+    classes = _classes(document) if isinstance(document, dict) else None
+    if classes is not None:
+        layer = Layer(config=ConfigSnapshot(num_labels=classes), sources=(SourceFile(role="model", path=str(path)),))
+        raw.layer = stack([layer, raw.layer])
+        raw.files.append(path)
+
+
+def _classes(model: Mapping[str, Json]) -> int | None:
+    """The classes of a classifier's config; transformers writes no id2label for its default of two."""
+    heads, names, problem = model.get("architectures"), model.get("id2label"), model.get("problem_type")
+    if isinstance(heads, list) and not any(str(head).endswith("Classification") for head in heads):
+        return None  # others have labels too: BART's models come with three
+    if isinstance(names, dict):
+        return len(names)
+    return 2 if problem == "single_label_classification" else None
 
 
 def _add(raw: SourceRun, path: Path, read: Callable[[Path], Layer]) -> None:

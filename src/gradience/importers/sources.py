@@ -16,13 +16,14 @@ from typing import Final, Literal, TypeAlias
 
 from gradience.configs.training import STATE_NAME
 from gradience.errors import RecorderError, SchemaError
-from gradience.importers.files import MAX_BYTES, SourceRun, json_lines
+from gradience.importers.files import MAX_BYTES, MAX_LINE, SourceRun, json_lines
 from gradience.importers.json_lines import dialect_of, read_json_lines
 from gradience.importers.settings import add_settings
 from gradience.importers.table import csv_header, find_columns, flatten, read_table
 from gradience.importers.tensorboard import is_event_file, read_tensorboard
 from gradience.importers.trackio import read_trackio
 from gradience.importers.trainer_state import add_results, find_states, join_states, read_state
+from gradience.io.reading import open_regular, read_small
 from gradience.io.sorting import natural_key
 from gradience.schema.scalars import Json
 from gradience.telemetry.codec import parse
@@ -30,6 +31,7 @@ from gradience.telemetry.codec import parse
 Format: TypeAlias = Literal["trainer-state", "llama-factory", "ms-swift", "table", "tensorboard", "trackio"]
 
 _HEAD: Final = 4096
+MAX_HEADER: Final = 1024**2  # bytes of a table's first line: ten thousand columns of a hundred characters
 _ROWS: Final = 50  # lines looked at
 _SQLITE: Final = b"SQLite format 3\0"
 _OURS: Final = "gradience."
@@ -64,22 +66,20 @@ def format_of(path: Path) -> Format | Literal["gradience"] | None:
     text = head.removeprefix(b"\xef\xbb\xbf").lstrip()
     if text.startswith(b"{"):
         return _of_objects(path, text)
-    return "table" if _is_list(path, text) or _is_csv(text) else None
+    return "table" if _is_list(path, text) or _is_csv(_header(path, text)) else None
 
 
 def _head(path: Path) -> bytes:
     """Return the file's first bytes; of a pipe none, for it can be read once only."""
     try:
-        if not path.is_file():
-            return b""
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             return file.read(_HEAD)
     except (OSError, ValueError):
         return b""
 
 
 def _of_objects(path: Path, head: bytes) -> Format | Literal["gradience"] | None:
-    if _is_document(head):
+    if _is_document(head) or _is_one_line(path):
         return "trainer-state" if _has_history(path) else None
     rows = list(islice(_rows(path), _ROWS))
     if any(_is_ours(row) for row in rows):
@@ -107,6 +107,17 @@ def _is_document(head: bytes) -> bool:
     return bool(newline) and first.strip() in {b"{", b""}
 
 
+def _is_one_line(path: Path) -> bool:
+    """Whether the first line is longer than any row: a trainer_state written without line breaks."""
+    try:
+        if path.stat().st_size <= MAX_LINE:
+            return False
+        with path.open("rb") as file:
+            return not file.readline(MAX_LINE + 1).endswith(b"\n")
+    except OSError:
+        return False
+
+
 def _has_history(path: Path) -> bool:
     data = _whole(path)
     try:
@@ -119,7 +130,7 @@ def _has_history(path: Path) -> bool:
 def _whole(path: Path) -> bytes:
     """Return the file's bytes; nothing of one that is too large to be a log."""
     try:
-        return path.read_bytes().removeprefix(b"\xef\xbb\xbf") if path.stat().st_size <= MAX_BYTES else b""
+        return read_small(path, most=MAX_BYTES, what="a log").removeprefix(b"\xef\xbb\xbf")
     except OSError:
         return b""
 
@@ -146,6 +157,17 @@ def _is_list(path: Path, head: bytes) -> bool:
         return False
     rows = document.get("rows")
     return isinstance(rows, list) and _has_columns([row for row in rows[:_ROWS] if isinstance(row, dict)])
+
+
+def _header(path: Path, head: bytes) -> bytes:
+    """Return the first line of a table, which names of two thousand metrics make longer than a file's head."""
+    if b"\n" in head or len(head) < _HEAD // 2:
+        return head
+    try:
+        with path.open("rb") as file:
+            return file.readline(MAX_HEADER).removeprefix(b"\xef\xbb\xbf")
+    except OSError:
+        return head
 
 
 def _is_csv(head: bytes) -> bool:

@@ -14,7 +14,17 @@ from pathlib import Path
 from typing import Final, TypeAlias
 
 from gradience.errors import RecorderError
-from gradience.importers.files import LoggedRow, SourceRun, clock_of, json_lines, listed, require_file, whole_json
+from gradience.importers.files import (
+    MAX_BYTES,
+    LoggedRow,
+    SourceRun,
+    clock_of,
+    json_lines,
+    listed,
+    require_file,
+    whole_json,
+)
+from gradience.io.reading import open_regular, read_small
 from gradience.schema.scalars import Json
 from gradience.telemetry.rows import HELD_OUT
 from gradience.telemetry.values import number_of, step_of
@@ -142,7 +152,7 @@ def read_table(path: Path, columns: Mapping[str, str] | None = None) -> SourceRu
         RecorderError: the file is not a table, or its columns are not recognised.
     """
     require_file(path)
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         head = file.read(4096).removeprefix(b"\xef\xbb\xbf").lstrip()
     if head.startswith(b"{"):
         rows: Iterable[Numbered] = json_lines(path)
@@ -272,7 +282,7 @@ def _cell(cell: str) -> Json:
 
 
 def _text(path: Path) -> str:
-    data = path.read_bytes()
+    data = read_small(path, most=MAX_BYTES, what="a table")
     if b"\0" in data:
         raise RecorderError(f"{path}: a binary file (or UTF-16), not a table", advice="give it as UTF-8 text")
     try:

@@ -1,4 +1,4 @@
-"""Rules for people: the table by where they apply, and one with its grounds."""
+"""Text of the reports that hold no measurement: the rules, a validated log, an import."""
 
 from __future__ import annotations
 
@@ -112,10 +112,10 @@ _SHOWN: Final = 10
 
 def import_text(report: ImportReport) -> str:
     """Return the report for a terminal."""
-    return "\n".join(_imports_lines(report))
+    return "\n".join(_import_lines(report))
 
 
-def _imports_lines(report: ImportReport) -> Iterator[str]:
+def _import_lines(report: ImportReport) -> Iterator[str]:
     yield from banner("GRADIENCE IMPORT")
     yield f"Source: {clean(report.source)} ({report.format})"
     for path in report.files:

@@ -1,76 +1,202 @@
-"""What a rule is: data around one pure condition."""
+"""The one record of a rule, whatever it judges: a configuration, a run's log, an adapter's weights, a merge.
+
+A rule describes itself (title, severity, condition, thresholds, evidence, what to do, how to verify) and holds one pure
+function, `observe`, from the facts it judges to what it observed. Everything else derives from the record: a finding
+takes from it what the observation does not override, the card of `gradience rules` is the record without its functions,
+and the condition's sentence takes its numbers from the thresholds, so that no number is written twice.
+
+A rule without its input never passes in silence: `needs` name what the facts lack, or `observe` raises `Unknown`, and
+the report lists the rule as not judged, with that reason.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Generic, NamedTuple, TypeAlias, TypeVar
 
-from gradience.rules.config.facts import Facts, Unknown
-from gradience.rules.thresholds import Threshold
-from gradience.schema.findings import Evidence, Finding, NotRun
+from gradience.schema.findings import Evidence, Finding, NotRun, RuleCard, RuleGroup, RuleThreshold, by_severity
 from gradience.schema.scalars import Json, Severity, real
 
+F = TypeVar("F")
+G = TypeVar("G")
 
-class Hit(NamedTuple):
-    """What a condition saw; what is not None differs in this case from the rule's own."""
+Need: TypeAlias = Callable[[F], str | None]
+"""Why these facts cannot be judged, for the report; None where they can."""
+
+
+class Unknown(Exception):  # noqa: N818  # a result of looking, not an error
+    """The facts do not say what a rule needs; the text is the reason, for the report."""
+
+
+class Threshold(NamedTuple):
+    """A number that a rule compares with: its name, unit and source. A judgement or a proposal is called one."""
+
+    name: str
+    value: float
+    unit: str
+    source: str
+
+
+@dataclass(frozen=True, slots=True)
+class Observation:
+    """What a rule saw in one case. A field that is None, or empty, is the rule's own.
+
+    Attributes:
+        message: one sentence with the numbers of this case.
+        values: the numbers the rule looked at, by name.
+        severity: where this case is milder or graver than the rule's usual one.
+        confidence: the same for the confidence, in 0..1.
+        action: what to do in this case.
+        rationale: why this case matters.
+        evidence: what was seen in the input, in front of the rule's own evidence.
+    """
 
     message: str
-    values: dict[str, Json]
+    values: Mapping[str, Json] = field(default_factory=dict)
     severity: Severity | None = None
     confidence: float | None = None
     action: str | None = None
+    rationale: str | None = None
     evidence: tuple[Evidence, ...] = ()
 
 
-class Rule(NamedTuple):
-    """One rule: the condition yields hits, and raises Unknown where its inputs are not known."""
+@dataclass(frozen=True, kw_only=True)
+class Description:
+    """What a rule says of itself, whether or not it has found something.
+
+    Attributes:
+        id: stable, such as `LR001`.
+        groups: the commands that apply it.
+        severity: the usual one; an observation may be milder or graver.
+        condition: when it speaks, in a sentence; `{name}` stands for the value of the threshold of that name.
+        confidence: a judgement, in 0..1.
+        scope: where it applies, and where it does not.
+        rationale: why it matters.
+        action: what to consider doing.
+        verify: what would confirm or refute it.
+        thresholds: every number that it compares with.
+        evidence: its sources, with their numbers.
+    """
 
     id: str
-    severity: Severity
     title: str
-    condition: Callable[[Facts], Iterator[Hit]]
+    groups: tuple[RuleGroup, ...]
+    severity: Severity
+    condition: str
     confidence: float
-    evidence: tuple[Evidence, ...]
-    rationale: str
-    action: str
     scope: str
+    rationale: str = ""
+    action: str
     verify: str
     thresholds: tuple[Threshold, ...] = ()
-    about_lora: bool = True
+    evidence: tuple[Evidence, ...] = ()
+
+    @property
+    def speaks_when(self) -> str:
+        """The condition with the thresholds' numbers in it."""
+        return self.condition.format_map({item.name: f"{item.value:g}" for item in self.thresholds})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rule(Description, Generic[F]):
+    """A rule over facts of type F.
+
+    Attributes:
+        observe: what it sees in the facts: an observation, several, or None. Raises `Unknown` where it cannot tell.
+        needs: what the facts must have, asked in order before `observe`; the first reason makes the rule "not judged".
+        applies: False where the rule means nothing: it is then neither judged nor listed as not judged.
+        settings: fields of a configuration that a finding is about, the nearest first; or how its values name them.
+    """
+
+    observe: Callable[[F], Iterable[Observation] | Observation | None]
+    needs: tuple[Need[F], ...] = ()
+    applies: Callable[[F], bool] = lambda _: True
+    settings: tuple[str, ...] | Callable[[Mapping[str, Json]], Iterable[str]] = ()
+
+    def over(
+        self,
+        observe: Callable[[G], Iterable[Observation] | Observation | None],
+        *,
+        needs: tuple[Need[G], ...] = (),
+        applies: Callable[[G], bool] = lambda _: True,
+    ) -> Rule[G]:
+        """The same rule over other facts: an audit recorded in a log is judged like the audit of a file."""
+        other: Rule[Any] = replace(self, observe=observe, needs=needs, applies=applies)  # type: ignore[arg-type]
+        return other
 
 
 class Verdict(NamedTuple):
-    """Findings, and the rules that could not run."""
+    """Findings, most severe first, and the rules that could not be judged, each with its reason."""
 
     findings: list[Finding]
     not_run: list[NotRun]
 
 
-def apply_rules(rules: Iterable[Rule], facts: Facts) -> Verdict:
-    """Return what the rules say; a rule that cannot tell is named with its reason."""
-    verdict = Verdict([], [])
+def judge(rules: Iterable[Rule[F]], facts: F) -> Verdict:
+    """The verdict of rules on facts. A rule that observed something before it raised `Unknown` is in both lists."""
+    found: list[Finding] = []
+    not_run: list[NotRun] = []
     for rule in rules:
-        if rule.about_lora and facts.not_lora:
-            verdict.not_run.append(NotRun(id=rule.id, reason=facts.not_lora))
+        if not rule.applies(facts):
+            continue
+        lacking = next((reason for need in rule.needs if (reason := need(facts)) is not None), None)
+        if lacking is not None:
+            not_run.append(NotRun(id=rule.id, reason=lacking))
             continue
         try:
-            for hit in rule.condition(facts):
-                verdict.findings.append(_finding(rule, hit))
+            for seen in _each(rule.observe(facts)):
+                found.append(finding(rule, seen))  # noqa: PERF401  # what was seen before Unknown is kept
         except Unknown as unknown:
-            verdict.not_run.append(NotRun(id=rule.id, reason=str(unknown)))
-    return verdict
+            not_run.append(NotRun(id=rule.id, reason=str(unknown)))
+    return Verdict(by_severity(found), not_run)
 
 
-def _finding(rule: Rule, hit: Hit) -> Finding:
+def _each(seen: Iterable[Observation] | Observation | None) -> Iterable[Observation]:
+    if seen is None:
+        return ()
+    return (seen,) if isinstance(seen, Observation) else seen
+
+
+def finding(rule: Description, seen: Observation) -> Finding:
+    """The finding of a rule on what it saw; what the observation leaves open is the rule's own."""
     return Finding(
         id=rule.id,
-        severity=hit.severity or rule.severity,
-        message=hit.message,
-        action=hit.action or rule.action,
-        rationale=rule.rationale,
-        confidence=rule.confidence if hit.confidence is None else hit.confidence,
+        severity=seen.severity or rule.severity,
+        message=seen.message,
+        action=seen.action or rule.action,
+        rationale=seen.rationale or rule.rationale or None,
+        confidence=rule.confidence if seen.confidence is None else seen.confidence,
         scope=rule.scope,
         verify=rule.verify,
-        evidence=list(hit.evidence or rule.evidence),
-        values={key: real(value) if isinstance(value, float) else value for key, value in hit.values.items()},
+        evidence=list(dict.fromkeys((*seen.evidence, *rule.evidence))),
+        values={name: real(value) if isinstance(value, float) else value for name, value in seen.values.items()},
+    )
+
+
+def few(names: Sequence[str], shown: int = 3, between: str = ", ") -> str:
+    """The first of many names, for a message, and how many more there are.
+
+    >>> few(["q", "k", "v", "o"]), few(["q", "k"])
+    ('q, k, v and 1 more', 'q, k')
+    """
+    more = f" and {len(names) - shown} more" if len(names) > shown else ""
+    return between.join(names[:shown]) + more
+
+
+def card(rule: Description) -> RuleCard:
+    """The rule as `gradience rules`, the docs and SARIF show it."""
+    return RuleCard(
+        id=rule.id,
+        title=rule.title,
+        groups=list(rule.groups),
+        severity=rule.severity,
+        condition=rule.speaks_when,
+        confidence=rule.confidence,
+        scope=rule.scope,
+        rationale=rule.rationale,
+        action=rule.action,
+        verify=rule.verify,
+        thresholds=[RuleThreshold(**item._asdict()) for item in rule.thresholds],
+        evidence=list(rule.evidence),
     )

@@ -1,4 +1,4 @@
-"""Nouns: what may be said in a log or a report, and in which units. Needs msgspec only."""
+"""The types of logs and reports, with units. Needs msgspec only."""
 
 from __future__ import annotations
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
 from typing import Annotated, Final, Literal
 
 import msgspec
 from msgspec import Meta
 
+from gradience.schema.document import Report
 from gradience.schema.findings import Finding, NotRun
 from gradience.schema.scalars import Fraction, NonNegativeInt, Real
 
@@ -25,7 +27,7 @@ class SuggestedRank(msgspec.Struct, kw_only=True, frozen=True):
 
 
 class RankRule(msgspec.Struct, kw_only=True, frozen=True):
-    """What one rule of thumb says of all modules; `median` and `p90` in directions, then as buckets."""
+    """The result of one rule of thumb over all modules; `median` and `p90` in directions, then as buckets."""
 
     rule: Annotated[str, Meta(description="`energy_90`, `effective_rank`, `stable_rank` or `knee`.")]
     says: Annotated[str, Meta(description="The rule in words.")]
@@ -146,7 +148,7 @@ class BaseReport(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True):
     notes: list[str] = []
 
 
-AUDIT_SCHEMA_ID: Final = "gradience.audit/v1"
+AUDIT_SCHEMA_ID: Final = "gradience.audit/v2"
 
 ModuleType = Annotated[str, Meta(description="`attn`, `mlp`, `ssm`, `embedding` or `other`.")]
 StableRank = Annotated[float, Meta(ge=0.0, description="sum(sigma^2) / sigma_1^2; null for a zero update.")]
@@ -208,7 +210,7 @@ class ModuleAudit(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True)
     sdi: Annotated[Real, Meta(description="log10(udr).")] | None = None
     relative_frobenius: Annotated[Real, Meta(description="Frobenius norm of dW over that of W.")] | None = None
     base: BaseComparison | None = None
-    note: Annotated[str, Meta(description="What the numbers do not say of this kind of update.")] | None = None
+    note: Annotated[str, Meta(description="What the numbers leave out for this kind of update.")] | None = None
     state: Annotated[Literal["ok", "zero", "non_finite"], Meta(description="`zero`: the module was never trained.")] = (
         "ok"
     )
@@ -281,17 +283,40 @@ class LedgerEntry(msgspec.Struct, kw_only=True, frozen=True):
     share: Annotated[Fraction, Meta(description="Share of the file's tensor bytes.")]
 
 
+class LeftoverReason(StrEnum):
+    """Why a tensor or module is not analysed, for programs; `reason` beside it says it with its details."""
+
+    FACTOR_MISSING = "factor_missing"
+    """One of a module's factors is in the file without its partner."""
+    SHAPE = "shape"
+    DTYPE = "dtype"
+    CONFIG = "config"
+    """The config contradicts the tensors, or lacks what they need."""
+    AMBIGUOUS = "ambiguous"
+    """The file allows several readings."""
+    TOO_LARGE = "too_large"
+    NEEDS_BASE = "needs_base"
+    TRAINING_ONLY = "training_only"
+    """A tensor that only training uses: no merge knows it."""
+    TYPE_NOT_ANALYSED = "type_not_analysed"
+    """The whole adapter is of a type that is recognised, not analysed."""
+    WHOLE_WEIGHTS = "whole_weights"
+    KIND_NOT_ANALYSED = "kind_not_analysed"
+    UNKNOWN = "unknown"
+
+
 class NotAnalysed(msgspec.Struct, kw_only=True, frozen=True):
     """A tensor or group of tensors that no number here speaks of, and why."""
 
     name: str
     reason: str
+    cause: LeftoverReason | None = None
 
 
-class AuditReport(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True):
+class AuditReport(Report, kw_only=True, frozen=True):
     """The audit of one adapter, as `gradience audit --json` prints it."""
 
-    schema: Literal["gradience.audit/v1"]
+    schema: Literal["gradience.audit/v2"]
     peft_dir: str
     config_path: str | None = None
     weights_path: Annotated[str, Meta(description="As given; further files are in `weights_paths`.")]

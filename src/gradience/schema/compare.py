@@ -7,10 +7,11 @@ from typing import Annotated, Final, Literal
 import msgspec
 from msgspec import Meta
 
+from gradience.schema.document import Report
 from gradience.schema.findings import FindingRef
 from gradience.schema.scalars import Fraction, Json, NonNegativeInt, Real
 
-COMPARE_SCHEMA_ID: Final = "gradience.compare/v1"
+COMPARE_SCHEMA_ID: Final = "gradience.compare/v2"
 
 
 class ComparedRun(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True):
@@ -74,10 +75,10 @@ class UnreadRun(msgspec.Struct, kw_only=True, frozen=True):
     reason: str
 
 
-class CompareReport(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True):
+class CompareReport(Report, kw_only=True, frozen=True):
     """Several runs side by side, as `gradience monitor A B --json` prints them."""
 
-    schema: Literal["gradience.compare/v1"]
+    schema: Literal["gradience.compare/v2"]
     runs: list[ComparedRun]
     differences: list[ConfigDifference] = []
     aligned: list[AlignedRow] = []
@@ -85,7 +86,7 @@ class CompareReport(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=Tru
     notes: list[str] = []
 
 
-COMPARE_ADAPTERS_SCHEMA_ID: Final = "gradience.compare-adapters/v1"
+COMPARE_ADAPTERS_SCHEMA_ID: Final = "gradience.compare-adapters/v2"
 
 Cosine = Annotated[float, Meta(ge=-1.0, le=1.0)]
 
@@ -220,10 +221,10 @@ class CheckpointSeries(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=
     ] = None
 
 
-class CompareAdaptersReport(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True):
+class CompareAdaptersReport(Report, kw_only=True, frozen=True):
     """Adapters side by side, as `gradience compare A B --json` prints them."""
 
-    schema: Literal["gradience.compare-adapters/v1"]
+    schema: Literal["gradience.compare-adapters/v2"]
     adapters: list[ComparedAdapter]
     differences: Annotated[list[ConfigDifference], Meta(description="One value per adapter, in their order.")] = []
     cosines: Annotated[

@@ -8,16 +8,23 @@ import msgspec
 from msgspec import Meta
 
 from gradience.schema.audit import AuditReport
+from gradience.schema.document import Report
 from gradience.schema.findings import Finding, NotRun
 from gradience.schema.reports import CheckReport, MonitorReport
 from gradience.schema.scalars import NonNegativeInt, Real, Severity
 
-DIAGNOSE_SCHEMA_ID: Final = "gradience.diagnose/v1"
+DIAGNOSE_SCHEMA_ID: Final = "gradience.diagnose/v2"
 
 Source: TypeAlias = Literal["config", "log", "weights"]
 PieceSource: TypeAlias = Literal["config", "log", "weights", "disk"]
 Verdict: TypeAlias = Literal["healthy_as_far_as_seen", "needs_attention", "broken", "could_not_judge"]
 
+VERDICT_LABELS: Final[dict[Verdict, str]] = {
+    "healthy_as_far_as_seen": "no problems found",
+    "needs_attention": "needs attention",
+    "broken": "broken",
+    "could_not_judge": "could not judge",
+}
 SOURCES: Final[tuple[Source, ...]] = ("config", "log", "weights")
 
 
@@ -45,7 +52,7 @@ class Piece(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True):
 
 
 class Cause(Finding, kw_only=True, frozen=True, omit_defaults=True):
-    """One thing to look at, with what each source says of it. Every finding of a source is in exactly one cause."""
+    """One thing to look at, with the evidence of each source. Every finding of a source is in exactly one cause."""
 
     joined: Annotated[bool, Meta(description="Whether it joins several findings or facts.")] = False
     pieces: list[Piece] = msgspec.field(default_factory=list)
@@ -100,10 +107,10 @@ class BestCheckpoint(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=Tr
     saved_as: Annotated[str, Meta(description="The diagnosed weights, if their file equals this checkpoint's.")] = ""
 
 
-class DiagnoseReport(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True):
+class DiagnoseReport(Report, kw_only=True, frozen=True):
     """One verdict from config, log and weights, as `gradience diagnose --json` prints it."""
 
-    schema: Literal["gradience.diagnose/v1"]
+    schema: Literal["gradience.diagnose/v2"]
     path: str
     verdict: Annotated[
         Verdict,

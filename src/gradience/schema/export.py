@@ -58,25 +58,6 @@ _FLAT: Final[tuple[type[msgspec.Struct], ...]] = (
     RecommendationItem,
 )  # no `extras` of theirs on the wire
 
-SCHEMAS: Final[dict[SchemaName, str]] = {
-    "telemetry": "telemetry-v1",
-    "audit": "audit-report-v1",
-    "check": "check-report-v1",
-    "monitor": "monitor-report-v1",
-    "compare": "compare-report-v1",
-    "compare-adapters": "compare-adapters-report-v1",
-    "resize": "resize-report-v1",
-    "mitigate": "mitigate-report-v1",
-    "convert": "convert-report-v1",
-    "merge": "merge-report-v1",
-    "merge-check": "merge-check-report-v1",
-    "verify-merge": "verify-merge-report-v1",
-    "diagnose": "diagnose-report-v1",
-    "import": "import-report-v1",
-    "validate": "validate-report-v1",
-    "rules": "rules-report-v1",
-    "provenance": "provenance-v1",
-}
 _REPORTS: Final[dict[SchemaName, type[msgspec.Struct]]] = {
     "audit": AuditReport,
     "check": CheckReport,
@@ -93,13 +74,19 @@ _REPORTS: Final[dict[SchemaName, type[msgspec.Struct]]] = {
     "import": ImportReport,
     "validate": ValidateReport,
     "rules": RulesReport,
-    "provenance": Provenance,
+}
+SCHEMAS: Final[dict[SchemaName, str]] = {
+    "telemetry": "telemetry-v1",
+    **{name: f"{name}-report-v2" for name in _REPORTS},
+    "provenance": "provenance-v1",
 }
 
 
 def json_schema(name: SchemaName) -> dict[str, Json]:
-    """Return the JSON Schema of one line of a log (`telemetry`), or of a report."""
-    return _telemetry() if name == "telemetry" else _report(name)
+    """Return the JSON Schema of one line of a log (`telemetry`), of a report, or of an adapter's provenance."""
+    if name == "telemetry":
+        return _telemetry()
+    return _report(name, _REPORTS[name]) if name in _REPORTS else _document(name, Provenance, "Provenance report v1")
 
 
 def schema_text(name: SchemaName) -> str:
@@ -146,20 +133,37 @@ def _telemetry() -> dict[str, Json]:
     return {**head, "type": "object", "oneOf": [{"$ref": _REF.format(name=kind)} for kind in kinds], "$defs": defs}
 
 
-def _report(name: SchemaName) -> dict[str, Json]:
-    cls = _REPORTS[name]
+def _report(name: SchemaName, cls: type[msgspec.Struct]) -> dict[str, Json]:
+    """The schema of a document in which every key is written, at every level."""
+    schema = _document(name, cls, f"{name.title()} report v2")
+    return _all_required(schema)
+
+
+def _document(name: SchemaName, cls: type[msgspec.Struct], title: str) -> dict[str, Json]:
     _, components = msgspec.json.schema_components((cls,), ref_template=_REF)
-    defs = {title: _tidy(schema) for title, schema in components.items()}
+    defs = {key: _tidy(schema) for key, schema in components.items()}
     body = defs.pop(cls.__name__)
     if _REAL_REF["$ref"] in json.dumps([body, defs]):
         defs["Real"] = _REAL
-    head = _head(name, f"{name.title()} report v1", body.pop("description"))
+    head = _head(name, title, body.pop("description"))
     body.pop("title")
     return {**head, **body, "$defs": defs}
 
 
+def _all_required(schema: dict[str, Json]) -> dict[str, Json]:
+    """The schema with all properties of every Struct required."""
+    defs = {key: _required(definition) for key, definition in schema["$defs"].items()}
+    return {**_required(schema), "$defs": defs}
+
+
+def _required(definition: dict[str, Json]) -> dict[str, Json]:
+    if "properties" not in definition:
+        return definition
+    return {**definition, "required": list(definition["properties"])}
+
+
 def _unknown(known: dict[str, Json]) -> dict[str, Json]:
-    """Return what an event of a name not known here must have all the same."""
+    """The schema of an event whose name is unknown: the envelope."""
     properties = {key: known["properties"][key] for key in _ENVELOPE}
     properties["event"] = {
         "description": "A name that is none of the known ones, which have rules of their own.",

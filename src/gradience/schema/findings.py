@@ -1,18 +1,70 @@
-"""What there is to say of a rule, whether it found something or not."""
+"""Types of judgement: a finding with its evidence, a rule not run, a rule as a card, and what targets reach."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from enum import Enum
 from typing import Annotated, Final, Literal, TypeAlias, get_args
 
 import msgspec
 from msgspec import Meta
 
+from gradience.schema.document import Report
 from gradience.schema.scalars import Fraction, Json, NonNegativeInt, Severity
 
-RULES_SCHEMA_ID: Final = "gradience.rules/v1"
+RULES_SCHEMA_ID: Final = "gradience.rules/v2"
 
 RuleGroup: TypeAlias = Literal["config", "base", "serve", "log", "weights", "weights_and_base", "joins", "merge"]
+SEVERITIES: Final[tuple[Severity, ...]] = get_args(Severity)  # mildest first
+
+
+class Evidence(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True):
+    """One ground of a finding: a source in the literature, or a value seen in the input."""
+
+    source: Annotated[str, Meta(description="Paper, document, experiment; or the place in the input.")]
+    says: Annotated[str, Meta(description="What the source says, with its numbers.")]
+
+
+class Finding(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True):
+    """One thing to look at. A hypothesis with its evidence: the user decides."""
+
+    id: Annotated[str, Meta(description="Stable id of the rule, such as `LR001`.")]
+    severity: Severity
+    message: Annotated[str, Meta(description="One sentence: what was seen.")]
+    action: Annotated[str, Meta(description="What to consider doing.")] | None = None
+    rationale: Annotated[str, Meta(description="Why it matters.")] | None = None
+    confidence: Fraction | None = None
+    scope: Annotated[str, Meta(description="Where the rule applies.")] | None = None
+    verify: Annotated[str, Meta(description="What would confirm or refute it.")] | None = None
+    evidence: list[Evidence] = []
+    values: Annotated[dict[str, Json], Meta(description="The numbers the rule looked at.")] = {}
+
+
+class FindingRef(msgspec.Struct, kw_only=True, frozen=True):
+    """A finding of one run in brief; that run's own report has its grounds."""
+
+    id: str
+    severity: Severity
+    message: str
+
+
+class Excluded(Enum):
+    """Reasons of a rule that did not run because the user left it out; of all others the input is the reason."""
+
+    NOT_SELECTED = "not selected"
+    IGNORED = "ignored on request"
+
+
+class NotRun(msgspec.Struct, kw_only=True, frozen=True):
+    """A check that could not run, and why: silence is not a pass."""
+
+    id: str
+    reason: str
+
+
+def by_severity(findings: Iterable[Finding]) -> list[Finding]:
+    """The findings, most severe first, otherwise in the order given: the one order of severity."""
+    return sorted(findings, key=lambda finding: -SEVERITIES.index(finding.severity))
 
 
 class RuleThreshold(msgspec.Struct, kw_only=True, frozen=True):
@@ -48,56 +100,11 @@ class RuleCard(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True):
     evidence: list[Evidence] = []
 
 
-class RulesReport(msgspec.Struct, kw_only=True, frozen=True):
+class RulesReport(Report, kw_only=True, frozen=True):
     """Rules, as `gradience rules --json` prints them."""
 
-    schema: Literal["gradience.rules/v1"]
+    schema: Literal["gradience.rules/v2"]
     rules: list[RuleCard]
-
-
-SEVERITIES: Final[tuple[Severity, ...]] = get_args(Severity)  # mildest first
-
-
-class Evidence(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True):
-    """One ground of a finding: a source in the literature, or a value seen in the input."""
-
-    source: Annotated[str, Meta(description="Paper, document, experiment; or the place in the input.")]
-    says: Annotated[str, Meta(description="What the source says, with its numbers.")]
-
-
-class Finding(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True):
-    """One thing to look at. A hypothesis with its evidence: the user decides."""
-
-    id: Annotated[str, Meta(description="Stable id of the rule, such as `LR001`.")]
-    severity: Severity
-    message: Annotated[str, Meta(description="One sentence: what was seen.")]
-    action: Annotated[str, Meta(description="What to consider doing.")] | None = None
-    rationale: Annotated[str, Meta(description="Why it matters.")] | None = None
-    confidence: Fraction | None = None
-    scope: Annotated[str, Meta(description="Where the rule applies.")] | None = None
-    verify: Annotated[str, Meta(description="What would confirm or refute it.")] | None = None
-    evidence: list[Evidence] = []
-    values: Annotated[dict[str, Json], Meta(description="The numbers the rule looked at.")] = {}
-
-
-class FindingRef(msgspec.Struct, kw_only=True, frozen=True):
-    """A finding of one run in brief; that run's own report has its grounds."""
-
-    id: str
-    severity: Severity
-    message: str
-
-
-class NotRun(msgspec.Struct, kw_only=True, frozen=True):
-    """A check that could not run, and why: silence is not a pass."""
-
-    id: str
-    reason: str
-
-
-def by_severity(findings: Iterable[Finding]) -> list[Finding]:
-    """Return the findings by severity, the gravest first, otherwise in the order given."""
-    return sorted(findings, key=lambda finding: -SEVERITIES.index(finding.severity))
 
 
 class Refused(msgspec.Struct, kw_only=True, frozen=True):

@@ -8,11 +8,12 @@ import msgspec
 from msgspec import Meta
 
 from gradience.schema.compare import ComparedAdapter, ConfigDifference, Cosine, OnlyIn, Overlap
+from gradience.schema.document import Report
 from gradience.schema.findings import Finding, NotRun
 from gradience.schema.scalars import Fraction, Json, NonNegativeInt, Real
 
-MERGE_SCHEMA_ID: Final = "gradience.merge/v1"
-MERGE_CHECK_SCHEMA_ID: Final = "gradience.merge-check/v1"
+MERGE_SCHEMA_ID: Final = "gradience.merge/v2"
+MERGE_CHECK_SCHEMA_ID: Final = "gradience.merge-check/v2"
 
 MergeMethod: TypeAlias = Literal["linear", "cat", "svd", "ties", "dare_linear", "dare_ties"]
 
@@ -39,11 +40,21 @@ class MergedModule(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True
         Meta(description="norm(written - S) / norm(S) with S = sum w_i dW_i; null where S is zero."),
     ] = None
 
+    @property
+    def rank_before(self) -> int:
+        """The rank of the adapters' factors side by side."""
+        return sum(self.ranks)
 
-class MergeReport(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True):
+    @property
+    def rank_after(self) -> int:
+        """The rank as written, under the name that other reports have for it."""
+        return self.rank
+
+
+class MergeReport(Report, kw_only=True, frozen=True):
     """Adapters merged into one, module by module."""
 
-    schema: Literal["gradience.merge/v1"]
+    schema: Literal["gradience.merge/v2"]
     adapters: list[ComparedAdapter]
     weights: Annotated[list[float], Meta(description="w_i, in the order of the adapters.")]
     method: MergeMethod
@@ -135,10 +146,10 @@ class CheckedPair(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True)
     input_side: Annotated[list[Overlap], Meta(description="The same of right singular vectors.")] = []
 
 
-class MergeCheckReport(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True):
+class MergeCheckReport(Report, kw_only=True, frozen=True):
     """What would get in each other's way if the adapters were merged, as `gradience merge-check --json` prints it."""
 
-    schema: Literal["gradience.merge-check/v1"]
+    schema: Literal["gradience.merge-check/v2"]
     adapters: list[CheckedAdapter]
     differences: Annotated[list[ConfigDifference], Meta(description="One value per adapter, in their order.")] = []
     pairs: list[CheckedPair] = []
@@ -158,7 +169,7 @@ class MergeCheckReport(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=
     notes: list[str] = []
 
 
-VERIFY_MERGE_SCHEMA_ID: Final = "gradience.verify-merge/v1"
+VERIFY_MERGE_SCHEMA_ID: Final = "gradience.verify-merge/v2"
 
 VerifyVerdict: TypeAlias = Literal["contained", "not_contained", "inconclusive"]
 ModuleVerdict: TypeAlias = Literal[
@@ -192,18 +203,18 @@ class VerifiedModule(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=Tr
     verdict: Annotated[
         ModuleVerdict,
         Meta(
-            description="`exact`: bit for bit one of the replays. `within_rounding`: every entry of M - (W + dW) is "
-            "within the bound of the dtypes. `unresolved`: M equals W, and so would a merge, or all but. `absent`: M "
-            "equals W, a merge would change it. `scaled`: M is W + factor dW, factor not 1. `other`: none of these. "
-            "`not_compared`: see `reason`."
+            description="`exact`: every entry is one that a replay gives, in some order of adding up the products in "
+            "B A. `within_rounding`: every entry of M - (W + dW) is within the bound of the dtypes. `unresolved`: M "
+            "equals W, and so would a merge, or all but. `absent`: M equals W, a merge would change it. `scaled`: M is "
+            "W + factor dW, factor not 1. `other`: none of these. `not_compared`: see `reason`."
         ),
     ]
-    reason: Annotated[str | None, Meta(description="Why it was not compared, or what else is to be said.")] = None
+    reason: Annotated[str | None, Meta(description="Why it was not compared, or a remark.")] = None
     base_tensor: str | None = None
     merged_tensor: str | None = None
     base_dtype: Annotated[str | None, Meta(description="As stored, such as `BF16`.")] = None
     merged_dtype: str | None = None
-    replay: Annotated[MergeReplay | None, Meta(description="The one that M equals bit for bit.")] = None
+    replay: Annotated[MergeReplay | None, Meta(description="The one that gives M.")] = None
     factor: Annotated[float | None, Meta(description="Of dW in M, where the verdict is `scaled`.")] = None
     precision: Annotated[
         str | None,
@@ -232,10 +243,10 @@ class OtherTensor(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True)
     reason: str | None = None
 
 
-class VerifyMergeReport(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True):
+class VerifyMergeReport(Report, kw_only=True, frozen=True):
     """Whether a merged model contains an adapter, tensor by tensor."""
 
-    schema: Literal["gradience.verify-merge/v1"]
+    schema: Literal["gradience.verify-merge/v2"]
     base: str
     adapter: str
     merged: str
@@ -251,7 +262,7 @@ class VerifyMergeReport(msgspec.Struct, kw_only=True, frozen=True, omit_defaults
     coefficient: Annotated[
         Real | None, Meta(description="Of all updates together: sum <M - W, dW> / sum norm(dW)^2.")
     ] = None
-    replays: Annotated[dict[str, int], Meta(description="The replays that were met bit for bit, in words.")] = {}
+    replays: Annotated[dict[str, int], Meta(description="The replays that give M, in words.")] = {}
     dtypes: Annotated[
         dict[str, int], Meta(description="Tensors by dtype in base and merged model, such as `F32 -> BF16`.")
     ] = {}

@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Final, Literal
+from typing import Annotated, Final, Literal, NamedTuple
 
 import msgspec
 from msgspec import Meta
 
 from gradience.schema.config import ConfigSnapshot
+from gradience.schema.document import Report
 from gradience.schema.events import Alert, EvalMetrics, RecommendationItem
 from gradience.schema.findings import Coverage, Finding, NotRun
 from gradience.schema.scalars import Json, NonNegativeInt, Real
 
-CHECK_SCHEMA_ID: Final = "gradience.check/v1"
-IMPORT_SCHEMA_ID: Final = "gradience.import/v1"
-MONITOR_SCHEMA_ID: Final = "gradience.monitor/v1"
-VALIDATE_SCHEMA_ID: Final = "gradience.validate/v1"
+CHECK_SCHEMA_ID: Final = "gradience.check/v2"
+IMPORT_SCHEMA_ID: Final = "gradience.import/v2"
+MONITOR_SCHEMA_ID: Final = "gradience.monitor/v2"
+VALIDATE_SCHEMA_ID: Final = "gradience.validate/v2"
+
+
+class SourceLocation(NamedTuple):
+    """The file that a finding points at, and the line where that is known."""
+
+    path: str
+    line: int | None = None
 
 
 class SourceFile(msgspec.Struct, kw_only=True, frozen=True):
@@ -25,10 +33,10 @@ class SourceFile(msgspec.Struct, kw_only=True, frozen=True):
     path: str
 
 
-class CheckReport(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True):
-    """A configuration as understood, and what the rules say of it."""
+class CheckReport(Report, kw_only=True, frozen=True):
+    """A configuration as understood, and the findings of the rules."""
 
-    schema: Literal["gradience.check/v1"]
+    schema: Literal["gradience.check/v2"]
     sources: list[SourceFile] = []
     config: ConfigSnapshot
     derived: Annotated[
@@ -99,17 +107,17 @@ class SignalSummary(msgspec.Struct, kw_only=True, frozen=True):
 
 
 class StoryPart(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True):
-    """One clause of the story, and the finding it rests on; without one it says what was logged."""
+    """One clause of the story, and the finding it rests on; without one it reports what was logged."""
 
     says: str
     finding: Annotated[str, Meta(description="Id of a finding of the same report.")] | None = None
     values: Annotated[dict[str, Json], Meta(description="The numbers in the clause.")] = {}
 
 
-class MonitorReport(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True):
+class MonitorReport(Report, kw_only=True, frozen=True):
     """The high-level story of one run, as `gradience monitor --json` prints it."""
 
-    schema: Literal["gradience.monitor/v1"]
+    schema: Literal["gradience.monitor/v2"]
     story: Annotated[str, Meta(description="The run in one line: the parts below, joined.")] = ""
     story_parts: list[StoryPart] = []
     file: str
@@ -137,10 +145,10 @@ class MonitorReport(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=Tru
     notes: list[str] = []
 
 
-class ValidateReport(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True):
+class ValidateReport(Report, kw_only=True, frozen=True):
     """Whether a log follows the schema, and where not."""
 
-    schema: Literal["gradience.validate/v1"]
+    schema: Literal["gradience.validate/v2"]
     file: str
     valid: bool
     lines: NonNegativeInt
@@ -172,10 +180,10 @@ class ImportedRunReport(msgspec.Struct, kw_only=True, frozen=True, omit_defaults
     events: Annotated[dict[str, int], Meta(description="Events by name.")] = {}
 
 
-class ImportReport(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True):
+class ImportReport(Report, kw_only=True, frozen=True):
     """What `gradience import` read and wrote."""
 
-    schema: Literal["gradience.import/v1"]
+    schema: Literal["gradience.import/v2"]
     source: str
     format: str
     out: Annotated[str, Meta(description="The run.jsonl that was written.")] = ""

@@ -8,6 +8,7 @@ import msgspec
 from msgspec import Meta
 
 from gradience.schema.audit import NotCompared
+from gradience.schema.document import Report
 from gradience.schema.scalars import Fraction, Json, NonNegativeInt
 
 PROVENANCE_SCHEMA_ID: Final = "gradience.vnext.provenance/v1"
@@ -49,7 +50,7 @@ class Provenance(msgspec.Struct, kw_only=True, frozen=True):
     notes: list[str] = []
 
 
-RESIZE_SCHEMA_ID: Final = "gradience.resize/v1"
+RESIZE_SCHEMA_ID: Final = "gradience.resize/v2"
 
 Criterion: TypeAlias = Literal[
     "rank", "energy", "rel_error", "max_mb", "max_params", "like_suggested", "sv_ratio", "sv_fro", "sv_cumulative"
@@ -75,10 +76,10 @@ class ResizedModule(msgspec.Struct, kw_only=True, frozen=True):
     params_after: NonNegativeInt
 
 
-class ResizeReport(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True):
+class ResizeReport(Report, kw_only=True, frozen=True):
     """What `gradience resize` did or, for a dry run, would do."""
 
-    schema: Literal["gradience.resize/v1"] = RESIZE_SCHEMA_ID
+    schema: Literal["gradience.resize/v2"] = RESIZE_SCHEMA_ID
     source: Annotated[str, Meta(description="The adapter, as given.")]
     out: Annotated[str, Meta(description="The folder or file written; null for a dry run.")] | None = None
     criterion: Criterion
@@ -106,7 +107,7 @@ class ResizeReport(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True
     notes: list[str] = []
 
 
-MITIGATE_SCHEMA_ID: Final = "gradience.mitigate/v1"
+MITIGATE_SCHEMA_ID: Final = "gradience.mitigate/v2"
 
 
 class MitigatedModule(msgspec.Struct, kw_only=True, frozen=True):
@@ -124,10 +125,10 @@ class MitigatedModule(msgspec.Struct, kw_only=True, frozen=True):
     converged: bool
 
 
-class MitigateReport(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True):
+class MitigateReport(Report, kw_only=True, frozen=True):
     """What `gradience mitigate` did or, for a dry run, would do. dW' = (I - (1 - scale) U U^T) dW."""
 
-    schema: Literal["gradience.mitigate/v1"] = MITIGATE_SCHEMA_ID
+    schema: Literal["gradience.mitigate/v2"] = MITIGATE_SCHEMA_ID
     source: Annotated[str, Meta(description="The adapter, as given.")]
     base: Annotated[str, Meta(description="The base model, as given.")]
     out: Annotated[str, Meta(description="The folder written; null for a dry run.")] | None = None
@@ -140,7 +141,7 @@ class MitigateReport(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=Tr
     not_looked_at: Annotated[list[NotCompared], Meta(description="Copied bit for bit, with the reason.")] = []
 
 
-CONVERT_SCHEMA_ID: Final = "gradience.convert/v1"
+CONVERT_SCHEMA_ID: Final = "gradience.convert/v2"
 
 NonNegative: TypeAlias = Annotated[float, Meta(ge=0.0)]
 
@@ -172,10 +173,10 @@ class ConvertedModule(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=T
     ] = None
 
 
-class ConvertReport(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True):
+class ConvertReport(Report, kw_only=True, frozen=True):
     """What an adapter became in another format, module by module."""
 
-    schema: Literal["gradience.convert/v1"]
+    schema: Literal["gradience.convert/v2"]
     source: Annotated[str, Meta(description="The folder or file that was read.")]
     source_format: Annotated[str, Meta(description="`peft`, `mlx`, `kohya` or `diffusers`.")]
     source_type: Annotated[str, Meta(description="PEFT's peft_type, with what makes it special; else the format.")]

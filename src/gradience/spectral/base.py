@@ -68,7 +68,7 @@ def rounded(x: jax.Array, dtype: str) -> jax.Array:
 
 
 def merge_sums(chunks: Iterable[Chunk], *, scale: float, target: str, delta_dtype: str) -> MergeSums:
-    """Return what merging s * left @ right into W, stored as `target`, changes.
+    """The effective change of merging s * left @ right into W when the result is stored as `target`.
 
     PEFT computes the product in float32, rounds it to the adapter's dtype (`delta_dtype`) and adds it to the
     stored weight; so does this.

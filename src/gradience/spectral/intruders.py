@@ -25,7 +25,7 @@ EXACT_UP_TO: Final = 768  # of the smaller side: about 0.6 s of dense SVDs
 _STEPS: Final = 96  # at most, for each vector
 _CHUNK: Final = 8  # steps between two looks at the bounds
 _SETTLED: Final = 1e-4  # residual of a Ritz value, of the value itself: it belongs to one singular vector
-_RESOLVED: Final = 1e-2  # of sigma_1: under it, polynomials of some dozens of degrees cannot tell values apart
+_RESOLVED: Final = 1e-2  # of sigma_1: under it, polynomials of some dozens of degrees cannot separate values
 _LEAST: Final = 1e-4  # of sigma_1: where the grid of the upper bound begins
 _TINY: Final = 1e-6  # of the largest coefficient: only rounding is left
 _GRID: Final = 1024
@@ -48,7 +48,7 @@ class Overlaps(NamedTuple):
 
 
 def overlaps(base: Operator, tuned: Operator, k: int, eps: Sequence[float], *, seed: int = 0) -> Overlaps:
-    """Return how much each of the k leading left singular vectors of `tuned` resembles one of `base`.
+    """The largest overlap of each of the k leading left singular vectors of `tuned` with one of `base`.
 
     `eps` are the thresholds that the bounds should separate where they can.
     """
@@ -141,7 +141,7 @@ def _atoms(alpha: Matrix, beta: Matrix) -> tuple[float, float]:
 
 
 def _points(sigma: Matrix) -> Matrix:
-    """Return where to look for the largest bound: a grid, and ever closer to each Ritz value.
+    """Points at which to search for the largest bound: a grid that narrows towards each Ritz value.
 
     Near a value that is about to settle the bound is a peak as narrow as the residual, beside the value.
     """

@@ -1,7 +1,7 @@
 """Golub-Kahan-Lanczos bidiagonalisation with full reorthogonalisation: the leading singular triplets of W.
 
 Works on W or on W + B A, the latter without forming the sum. float32 products, float64 small problem.
-Seeded, and run until the residuals say that it has converged.
+Seeded, and run until the residuals show convergence.
 """
 
 from __future__ import annotations

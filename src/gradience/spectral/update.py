@@ -56,7 +56,7 @@ def gram_singular_values(gram_a: Floats, gram_b: Floats) -> GramSpectrum:
 
 
 class GramCore(NamedTuple):
-    """What two Gram matrices say of B A: `squared` = root^T B^T B root has its squared singular values.
+    """The core of B A from two Gram matrices: `squared` = root^T B^T B root has its squared singular values.
 
     They are in units of size_a * size_b: B^T B is balanced and divided by its trace size_b (`unit_b`), and so is
     A A^T = root root^T by size_a. `balance` is the diagonal of D; `largest` bounds the squares.

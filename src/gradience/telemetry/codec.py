@@ -1,10 +1,4 @@
-"""One event, one line: the only place where events become bytes and bytes become events.
-
-On the wire the extras of an event stand beside its known keys; a Struct holds them apart, so that documents are folded
-on the way in and unfolded on the way out. Reading accepts what the exported JSON Schema accepts, whole floats for
-integers included, and the bare NaN and Infinity of other people's writers. What is written is one line to every
-program: no line separator or control character stands in it unescaped.
-"""
+"""One event, one line: the only place where events become bytes and bytes become events."""
 
 from __future__ import annotations
 
@@ -17,7 +11,9 @@ from typing import Any, Final, NamedTuple, TypeAlias, TypeVar
 import msgspec
 
 from gradience.errors import SchemaError
+from gradience.io.decoding import check_depth
 from gradience.schema.config import ConfigSnapshot, LoraSnapshot, OptimizerSnapshot, TrainingSnapshot
+from gradience.schema.document import escape_controls
 from gradience.schema.events import (
     EVENT_TYPES,
     Eval,
@@ -29,22 +25,49 @@ from gradience.schema.events import (
 )
 from gradience.schema.scalars import MAX_INT, SCHEMA_ID, SCHEMA_PREFIX, NonNegativeInt, Real, real
 
-JsonObject: TypeAlias = dict[str, Any]
-T_ = TypeVar("T_")
-
-MAX_LINE_BYTES: Final = 64 * 1024  # of one line, its newline not counted
-
-_encoder = msgspec.json.Encoder()
-_known = msgspec.json.Decoder(Event)
-_object = msgspec.json.Decoder(dict[str, Any])
-KNOWN_ARRAY: Final[msgspec.json.Decoder[list[Event]]] = msgspec.json.Decoder(list[Event])
-OBJECT_ARRAY: Final[msgspec.json.Decoder[list[JsonObject]]] = msgspec.json.Decoder(list[dict[str, Any]])
-
-# Legal in JSON strings as they are, yet line ends or terminal controls to other programs.
-_CONTROLS: Final = re.compile(rb"\xe2\x80[\xa8\xa9]|\xc2[\x80-\x9f]|\x7f")
-_INT_NOT_FLOAT: Final = re.compile(r"^Expected `[^`]*\bint\b[^`]*`, got `float`")
 _AT: Final = re.compile(r" - at `(?P<path>[^`]+)`$")
 _STEP: Final = re.compile(r"\.([^.\[\]]+)|\[(\d+)\]")
+
+
+class Place(NamedTuple):
+    """A value's container and its key there; `every` if the path speaks of one of the value's own values."""
+
+    container: Any
+    key: str | int
+    every: bool = False
+
+    @property
+    def value(self) -> Any:
+        """The value at this place."""
+        return self.container[self.key]
+
+
+def path_of(message: str) -> str:
+    """Return the path at the end of a msgspec message, `$` if it names none.
+
+    >>> path_of("Expected `int`, got `str` - at `$.step`")
+    '$.step'
+    """
+    at = _AT.search(message)
+    return at["path"] if at else "$"
+
+
+def find(document: dict[str, Any], path: str) -> Place | None:
+    """Return the place a path names, or None where the document has no such container."""
+    steps: list[str | int] = [int(i) if i else name for name, i in _STEP.findall(path)]
+    if not steps:
+        return None
+    node: Any = document
+    try:
+        for step in steps[:-1]:
+            node = node[step]
+    except (KeyError, IndexError, TypeError):
+        return None
+    return Place(node, steps[-1], path.endswith("[...]"))
+
+
+JsonObject: TypeAlias = dict[str, Any]
+
 _LISTED: Final = "[]"
 
 # Levels below the event itself: where their unknown keys are.
@@ -59,227 +82,6 @@ _NESTED: Final[tuple[tuple[tuple[str, ...], type[msgspec.Struct]], ...]] = (
     (("config", "lora"), LoraSnapshot),
     (("config", "training"), TrainingSnapshot),
 )
-
-
-class _Envelope(msgspec.Struct):
-    """What an event of an unknown name must have all the same."""
-
-    schema: str
-    ts: Real | None
-    run_id: str
-    event: str
-    step: NonNegativeInt | None
-
-
-def encode(event: Event | UnknownEvent) -> bytes:
-    """Return the event as one JSON object, without a newline; non-finite numbers by name.
-
-    Raises:
-        SchemaError: an extra has the name of a known key.
-        TypeError: a value that JSON does not have.
-    """
-    if not isinstance(event, UnknownEvent) and not _has_extras(event):
-        line = _encoder.encode(event)
-        if b"null" not in line:  # a null may be a NaN that the encoder did not name
-            return _escape(line)
-    return encode_document(to_document(event))
-
-
-def encode_document(document: JsonObject) -> bytes:
-    """Return a document of `to_document` as one JSON object, without a newline."""
-    return _escape(_encoder.encode(document))
-
-
-def to_document(event: Event | UnknownEvent) -> JsonObject:
-    """Return the event as it stands on the wire: plain values, extras beside the known keys.
-
-    Raises:
-        SchemaError: an extra has the name of a known key.
-        TypeError: a value that JSON does not have.
-    """
-    if isinstance(event, UnknownEvent):
-        head = {"schema": SCHEMA_ID, "ts": event.ts, "run_id": event.run_id, "event": event.event, "step": event.step}
-        return {**head, **_named(event.payload)}
-    plain = msgspec.to_builtins(event)
-    return unfold(_named(plain), plain["event"])
-
-
-def decode(line: bytes) -> Event | UnknownEvent:
-    """Return the event of one line, with every unknown key kept.
-
-    An event name this version does not know gives an `UnknownEvent`.
-
-    Raises:
-        SchemaError: not JSON, another major version, or a field of the wrong type.
-    """
-    document, _ = parse(line)
-    try:
-        return convert(document)
-    except msgspec.ValidationError as error:
-        raise SchemaError(str(error)) from error
-
-
-def decode_known(line: bytes) -> Event:
-    """Return the event of one line, dropping unknown keys: at decoder speed.
-
-    Raises:
-        msgspec.MsgspecError: the line is not an event of a known name.
-    """
-    event: Event = _known.decode(line)
-    return event
-
-
-def decode_object(line: bytes) -> JsonObject:
-    """Return the JSON object of a line that `decode_known` accepts.
-
-    Raises:
-        msgspec.MsgspecError: the line is not a JSON object, or has half of a surrogate pair in a string.
-    """
-    return _object.decode(line)
-
-
-def decode_array(block: bytes, count: int, decoder: msgspec.json.Decoder[list[T_]]) -> list[T_] | None:
-    """Return the items of whole lines, dropping unknown keys; None if any line needs a closer look.
-
-    The lines are decoded as one array, each newline a comma, and as many items as lines are asked for. (Two events
-    joined on one line and one broken at a comma, close to each other, pass for whole: see `decode_lines`.)
-    """
-    try:
-        if not block.isascii():
-            block.decode()  # the decoder does not look into strings it skips
-        items = decoder.decode(b"[%b]" % block.removesuffix(b"\n").replace(b"\n", b","))
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-        return None
-    return items if len(items) == count else None
-
-
-def decode_lines(block: bytes) -> list[Event] | None:
-    """Return the events of whole lines, each decoded by itself: exact, and slower. None as with `decode_array`."""
-    try:
-        if not block.isascii():
-            block.decode()
-        return [_known.decode(line) for line in block.removesuffix(b"\n").split(b"\n")]
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-        return None
-
-
-def parse(line: bytes) -> tuple[JsonObject, bool]:
-    """Return the line's JSON object, and whether it held non-finite numbers that were not named (named here).
-
-    Raises:
-        SchemaError: the line is not a JSON object.
-    """
-    try:
-        return _object.decode(line), False
-    except RecursionError as error:
-        raise SchemaError("nested too deeply") from error
-    except UnicodeDecodeError as error:
-        raise SchemaError(f"not UTF-8: {error.reason} at byte {error.start} of a string") from error
-    except msgspec.DecodeError as error:
-        return _parse_leniently(line, error), True
-
-
-def convert(document: JsonObject) -> Event | UnknownEvent:
-    """Return the event of one parsed line.
-
-    Raises:
-        msgspec.ValidationError: a field of the wrong type.
-        SchemaError: another major version.
-    """
-    name = document.get("event")
-    _refuse_other_major(document.get("schema"))
-    if not isinstance(name, str) or name not in EVENT_TYPES:
-        return _unknown(document)
-    folded = fold(document, name)
-    while True:
-        try:
-            event: Event = msgspec.convert(folded, EVENT_TYPES[name])  # type: ignore[assignment]
-        except msgspec.ValidationError as error:
-            if not _make_integers(folded, str(error)):
-                raise
-        else:
-            return event
-
-
-def _has_extras(event: Event) -> bool:
-    if event.extras:
-        return True
-    if isinstance(event, Eval):
-        return bool(event.metrics.extras)
-    return isinstance(event, Recommendation) and any(item.extras for item in event.recommendations)
-
-
-def _escape(line: bytes) -> bytes:
-    if line.isascii() and b"\x7f" not in line:
-        return line
-    return _CONTROLS.sub(lambda hit: b"\\u%04x" % ord(hit[0].decode()), line)
-
-
-def _make_integers(document: JsonObject, message: str) -> bool:
-    """Turn whole floats into integers where the type asks for one: JSON Schema's integer includes 4.0."""
-    place = find(document, path_of(message)) if _INT_NOT_FLOAT.match(message) else None
-    if place is None:
-        return False
-    if not place.every:
-        return _make_integer(place.container, place.key)
-    held = place.value
-    made = [_make_integer(held, k) for k in held] if isinstance(held, dict) else []
-    return any(made)
-
-
-def _make_integer(container: Any, key: str | int) -> bool:
-    value = container[key]
-    if not (isinstance(value, float) and value.is_integer() and abs(value) <= MAX_INT):
-        return False
-    container[key] = int(value)
-    return True
-
-
-def _refuse_other_major(schema: object) -> None:
-    if isinstance(schema, str) and schema != SCHEMA_ID and schema.startswith(SCHEMA_PREFIX):
-        raise SchemaError(
-            f"this log is {schema[:80]!r}, this reader knows {SCHEMA_ID!r}",
-            advice="read it with a release of gradience that writes that version",
-        )
-
-
-def _unknown(document: JsonObject) -> UnknownEvent:
-    head = msgspec.convert(document, _Envelope)
-    if head.schema != SCHEMA_ID:
-        raise msgspec.ValidationError(f"Invalid enum value {head.schema[:80]!r} - at `$.schema`")
-    if not head.run_id:
-        raise msgspec.ValidationError("Expected `str` of length >= 1 - at `$.run_id`")
-    payload = {k: v for k, v in document.items() if k not in _Envelope.__struct_fields__}
-    return UnknownEvent(event=head.event, ts=head.ts, run_id=head.run_id, step=head.step, payload=payload)
-
-
-def _parse_leniently(line: bytes, error: msgspec.DecodeError) -> JsonObject:
-    """Return the object of a line whose one fault is NaN, Infinity or 1e999: other people's writers emit them."""
-    try:
-        document = json.loads(line.decode())
-    except UnicodeDecodeError as broken:
-        raise SchemaError(f"not UTF-8: {broken.reason} at byte {broken.start}") from error
-    except (ValueError, RecursionError):
-        raise SchemaError(f"not JSON: {error}") from error
-    if not isinstance(document, dict):
-        raise SchemaError(str(error)) from error
-    named: JsonObject = _named(document)
-    try:
-        _encoder.encode(named)
-    except UnicodeEncodeError:
-        raise SchemaError("not Unicode: half of a surrogate pair in a string") from error
-    return named
-
-
-def _named(value: Any) -> Any:
-    """Return the JSON value with non-finite floats replaced by their names."""
-    if type(value) is float:
-        return value if math.isfinite(value) else real(value)
-    if isinstance(value, dict):
-        return {k: _named(v) for k, v in value.items()}
-    if isinstance(value, list):
-        return [_named(v) for v in value]
-    return real(value) if isinstance(value, float) else value
 
 
 def fold(document: JsonObject, name: str) -> JsonObject:
@@ -349,43 +151,241 @@ def _flat_out(node: JsonObject, cls: type[msgspec.Struct]) -> JsonObject:
 
 @cache
 def _wire_names(cls: type[msgspec.Struct]) -> frozenset[str]:
-    """Return the keys of a Struct on the wire, without `extras`."""
+    """Return the keys a Struct knows on the wire, its `extras` not among them."""
     names = set(cls.__struct_encode_fields__) - {"extras"}
     return frozenset(names | {"event"} if cls.__struct_config__.tag else names)
 
 
-class JsonPlace(NamedTuple):
-    """A value's container and its key there; `every` if the path speaks of one of the value's own values."""
+MAX_LINE_BYTES: Final = 64 * 1024  # of one line, its newline not counted
 
-    container: Any
-    key: str | int
-    every: bool = False
+T_ = TypeVar("T_")
 
-    @property
-    def value(self) -> Any:
-        """The value at this place."""
-        return self.container[self.key]
+_encoder = msgspec.json.Encoder()
+_known = msgspec.json.Decoder(Event)
+KNOWN_ARRAY: Final[msgspec.json.Decoder[list[Event]]] = msgspec.json.Decoder(list[Event])
+OBJECT_ARRAY: Final[msgspec.json.Decoder[list[JsonObject]]] = msgspec.json.Decoder(list[dict[str, Any]])
+_object = msgspec.json.Decoder(dict[str, Any])
+
+_INT_NOT_FLOAT: Final = re.compile(r"^Expected `[^`]*\bint\b[^`]*`, got `float`")
 
 
-def path_of(message: str) -> str:
-    """Return the path at the end of a msgspec message, `$` without one.
+class _Envelope(msgspec.Struct):
+    """What an event of an unknown name must have all the same."""
 
-    >>> path_of("Expected `int`, got `str` - at `$.step`")
-    '$.step'
+    schema: str
+    ts: Real | None
+    run_id: str
+    event: str
+    step: NonNegativeInt | None
+
+
+def encode(event: Event | UnknownEvent) -> bytes:
+    """Return the event as one JSON object, without a newline; non-finite numbers by name.
+
+    Raises:
+        SchemaError: an extra has the name of a known key.
+        TypeError: a value that JSON does not have.
     """
-    at = _AT.search(message)
-    return at["path"] if at else "$"
+    if not isinstance(event, UnknownEvent) and not _has_extras(event):
+        line = _encoder.encode(event)
+        if b"null" not in line:  # a null may be a NaN that the encoder did not name
+            return _escape(line)
+    return encode_document(to_document(event))
 
 
-def find(document: dict[str, Any], path: str) -> JsonPlace | None:
-    """Return the place a path names, or None where the document has no such container."""
-    steps: list[str | int] = [int(i) if i else name for name, i in _STEP.findall(path)]
-    if not steps:
-        return None
-    node: Any = document
+def encode_document(document: JsonObject) -> bytes:
+    """Return a document of `to_document` as one JSON object, without a newline."""
+    return _escape(_encoder.encode(document))
+
+
+def to_document(event: Event | UnknownEvent) -> JsonObject:
+    """Return the event as it stands on the wire: plain values, extras beside the known keys.
+
+    Raises:
+        SchemaError: an extra has the name of a known key.
+        TypeError: a value that JSON does not have.
+    """
+    if isinstance(event, UnknownEvent):
+        head = {"schema": SCHEMA_ID, "ts": event.ts, "run_id": event.run_id, "event": event.event, "step": event.step}
+        return {**head, **_named(event.payload)}
+    plain = msgspec.to_builtins(event)
+    return unfold(_named(plain), plain["event"])
+
+
+def decode(line: bytes) -> Event | UnknownEvent:
+    """Return the event of one line, with every unknown key kept.
+
+    An event name this version does not know gives an `UnknownEvent`.
+
+    Raises:
+        SchemaError: not JSON, another major version, or a field of the wrong type.
+    """
+    document, _ = parse(line)
     try:
-        for step in steps[:-1]:
-            node = node[step]
-    except (KeyError, IndexError, TypeError):
+        return convert(document)
+    except msgspec.ValidationError as error:
+        raise SchemaError(str(error)) from error
+
+
+def decode_known(line: bytes) -> Event:
+    """Return the event of one line, dropping unknown keys: what a summary needs, at decoder speed.
+
+    Raises:
+        msgspec.MsgspecError: the line is not an event of a known name.
+    """
+    event: Event = _known.decode(line)
+    return event
+
+
+def decode_object(line: bytes) -> JsonObject:
+    """Return the JSON object of a line that `decode_known` accepts.
+
+    Raises:
+        msgspec.MsgspecError: the line is not a JSON object, or has half of a surrogate pair in a string.
+    """
+    return _object.decode(line)
+
+
+def decode_array(block: bytes, count: int, decoder: msgspec.json.Decoder[list[T_]]) -> list[T_] | None:
+    """Return the items of whole lines, dropping unknown keys; None if any line needs a closer look.
+
+    The lines are decoded as one array, each newline a comma, and as many items as lines are asked for. (Two events
+    joined on one line and one broken at a comma, close to each other, pass for whole: see `decode_lines`.)
+    """
+    try:
+        if not block.isascii():
+            block.decode()  # the decoder does not look into strings it skips
+        items = decoder.decode(b"[%b]" % block.removesuffix(b"\n").replace(b"\n", b","))
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         return None
-    return JsonPlace(node, steps[-1], path.endswith("[...]"))
+    return items if len(items) == count else None
+
+
+def decode_lines(block: bytes) -> list[Event] | None:
+    """Return the events of whole lines, each decoded by itself: exact, and slower. None as with `decode_array`."""
+    try:
+        if not block.isascii():
+            block.decode()
+        return [_known.decode(line) for line in block.removesuffix(b"\n").split(b"\n")]
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return None
+
+
+def parse(line: bytes) -> tuple[JsonObject, bool]:
+    """Return the line's JSON object, and whether it held non-finite numbers that were not named (named here).
+
+    Raises:
+        SchemaError: the line is not a JSON object.
+    """
+    try:
+        check_depth(line)
+        return _object.decode(line), False
+    except RecursionError as error:
+        raise SchemaError(str(error)) from error
+    except UnicodeDecodeError as error:
+        raise SchemaError(f"not UTF-8: {error.reason} at byte {error.start} of a string") from error
+    except msgspec.DecodeError as error:
+        return _parse_leniently(line, error), True
+
+
+def convert(document: JsonObject) -> Event | UnknownEvent:
+    """Return the event of one parsed line.
+
+    Raises:
+        msgspec.ValidationError: a field of the wrong type.
+        SchemaError: another major version.
+    """
+    name = document.get("event")
+    _refuse_other_major(document.get("schema"))
+    if not isinstance(name, str) or name not in EVENT_TYPES:
+        return _unknown(document)
+    folded = fold(document, name)
+    while True:
+        try:
+            event: Event = msgspec.convert(folded, EVENT_TYPES[name])  # type: ignore[assignment]
+        except msgspec.ValidationError as error:
+            if not _make_whole(folded, str(error)):
+                raise
+        else:
+            return event
+
+
+def _has_extras(event: Event) -> bool:
+    if event.extras:
+        return True
+    if isinstance(event, Eval):
+        return bool(event.metrics.extras)
+    return isinstance(event, Recommendation) and any(item.extras for item in event.recommendations)
+
+
+def _escape(line: bytes) -> bytes:
+    if line.isascii() and b"\x7f" not in line:
+        return line
+    return escape_controls(line.decode()).encode()
+
+
+def _make_whole(document: JsonObject, message: str) -> bool:
+    """Make whole floats integers where one is asked for: JSON Schema's integer includes 4.0."""
+    place = find(document, path_of(message)) if _INT_NOT_FLOAT.match(message) else None
+    if place is None:
+        return False
+    if not place.every:
+        return _whole_at(place.container, place.key)
+    held = place.value
+    made = [_whole_at(held, k) for k in held] if isinstance(held, dict) else []
+    return any(made)
+
+
+def _whole_at(container: Any, key: str | int) -> bool:
+    value = container[key]
+    if not (isinstance(value, float) and value.is_integer() and abs(value) <= MAX_INT):
+        return False
+    container[key] = int(value)
+    return True
+
+
+def _refuse_other_major(schema: object) -> None:
+    if isinstance(schema, str) and schema != SCHEMA_ID and schema.startswith(SCHEMA_PREFIX):
+        raise SchemaError(
+            f"this log is {schema[:80]!r}, this reader knows {SCHEMA_ID!r}",
+            advice="read it with a release of gradience that writes that version",
+        )
+
+
+def _unknown(document: JsonObject) -> UnknownEvent:
+    head = msgspec.convert(document, _Envelope)
+    if head.schema != SCHEMA_ID:
+        raise msgspec.ValidationError(f"Invalid enum value {head.schema[:80]!r} - at `$.schema`")
+    if not head.run_id:
+        raise msgspec.ValidationError("Expected `str` of length >= 1 - at `$.run_id`")
+    payload = {k: v for k, v in document.items() if k not in _Envelope.__struct_fields__}
+    return UnknownEvent(event=head.event, ts=head.ts, run_id=head.run_id, step=head.step, payload=payload)
+
+
+def _parse_leniently(line: bytes, error: msgspec.DecodeError) -> JsonObject:
+    """Return the object of a line whose one fault is NaN, Infinity or 1e999: other people's writers emit them."""
+    try:
+        document = json.loads(line.decode())
+    except UnicodeDecodeError as broken:
+        raise SchemaError(f"not UTF-8: {broken.reason} at byte {broken.start}") from error
+    except (ValueError, RecursionError):
+        raise SchemaError(f"not JSON: {error}") from error
+    if not isinstance(document, dict):
+        raise SchemaError(str(error)) from error
+    named: JsonObject = _named(document)
+    try:
+        _encoder.encode(named)
+    except UnicodeEncodeError:
+        raise SchemaError("not Unicode: half of a surrogate pair in a string") from error
+    return named
+
+
+def _named(value: Any) -> Any:
+    """Return the JSON value with non-finite floats replaced by their names."""
+    if type(value) is float:
+        return value if math.isfinite(value) else real(value)
+    if isinstance(value, dict):
+        return {k: _named(v) for k, v in value.items()}
+    if isinstance(value, list):
+        return [_named(v) for v in value]
+    return real(value) if isinstance(value, float) else value

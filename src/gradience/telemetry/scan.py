@@ -12,6 +12,7 @@ read twice.
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Collection, Iterator, Sequence
 from functools import lru_cache
@@ -23,6 +24,7 @@ import msgspec
 from msgspec import Meta
 
 from gradience.errors import RecorderError, SchemaError
+from gradience.io.reading import open_regular
 from gradience.schema.events import Event, RunStart, TrainStep, UnknownEvent
 from gradience.schema.reports import BadLine
 from gradience.schema.scalars import SCHEMA_ID, NonNegativeInt
@@ -114,6 +116,9 @@ def require_log(path: Path) -> None:
         raise RecorderError(f"cannot read {path}: {_why(error)}", advice=_ADVICE) from error
 
 
+_LONGEST_LINE: Final = 256 << 20  # bytes: a longer line is measured no further, a sparse file has no end
+
+
 def read_blocks(path: str | os.PathLike[str]) -> Iterator[Block | Line]:
     """Yield the log in blocks of whole lines; a line longer than one may be comes as itself.
 
@@ -121,7 +126,7 @@ def read_blocks(path: str | os.PathLike[str]) -> Iterator[Block | Line]:
         RecorderError: the file cannot be read.
     """
     try:
-        with Path(path).open("rb") as file:
+        with open_regular(path) as file:
             yield from _split(file)
     except OSError as error:
         raise RecorderError(f"cannot read {path}: {_why(error)}", advice=_ADVICE) from error
@@ -153,6 +158,9 @@ def _too_long(file: BinaryIO, data: bytes, first: int, number: int, offset: int)
         return Line(number, offset, head, first), data[first + 1 :]
     length, ended = len(data), False
     while not ended and (more := file.readline(_CHUNK)):
+        if length > _LONGEST_LINE:
+            message = f"line {number} is longer than {_LONGEST_LINE >> 20} MiB, the limit for a line of any log"
+            raise OSError(errno.EFBIG, message)
         ended = more.endswith(b"\n")
         length += len(more) - ended
     return Line(number, offset, head, length, ended), b""

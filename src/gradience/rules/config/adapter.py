@@ -1,111 +1,111 @@
-"""What the adapter touches, how strongly, and what of it is saved."""
+"""Rules on the adapter itself: what it touches, how strongly, and what of it is saved.
+
+They read target_modules as names, without the base model; what the names reach in a base is judged in `coverage`.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
-from gradience.rules.config.facts import Facts, Unknown, given
+from gradience.rules.config.facts import Facts, about_lora, given
 from gradience.rules.config.targets import reaches_mlp
-from gradience.rules.evidence import (
-    CLASSIFIER_DOCS,
-    DEFAULT_TARGETS,
-    FP16_DOCS,
-    LORA_BIAS,
-    LWR_TARGETS,
-    METAMATH_MLP,
-    METAMATH_RSLORA,
-    NEMOTRON,
-    QLORA_TARGETS,
-    RECIPES,
-    RSLORA,
+from gradience.rules.evidence import CLASSIFIER_DOCS, LWR, NEMOTRON, RECIPES
+from gradience.rules.rule import Observation, Rule, Threshold, Unknown
+from gradience.schema.findings import Evidence
+
+_METAMATH = "PEFT method_comparison/MetaMathQA (Llama-3.2-3B, one seed, GSM8K n = 1319: standard error 1.4 pp)"
+SMALL_ALPHA_LR = Threshold("small_alpha_lr", 1e-4, "peak learning rate", "proposal: the low end of shipped recipes")
+RANK_MODERATE = Threshold("rank_moderate", 32, "rank", "proposal: from where alpha / r gets small by itself (rsLoRA)")
+SMALL_ALPHA_RATIO = Threshold("small_alpha_ratio", 0.25, "alpha / r", "QLoRA ships r = 64, alpha = 16: the lowest seen")
+RSLORA_SCALING = Threshold(
+    "rslora_scaling", 8.0, "alpha / sqrt(r)", "PEFT MetaMathQA: r = 64, alpha = 64, scaling 8 was still its best run"
 )
-from gradience.rules.rule import Hit, Rule
-from gradience.rules.thresholds import DATA_LARGE, RANK_MODERATE, RSLORA_SCALING, SMALL_ALPHA_LR, SMALL_ALPHA_RATIO
+DATA_LARGE = Threshold("data_large", 50_000, "training examples", "proposal: where an adapter may run out of capacity")
+METAMATH_RSLORA = Evidence(
+    source=_METAMATH, says="r = 64 with rsLoRA, scaling 8: 51.3 %; r = 64, alpha = 128, scaling 2: 47.4 %"
+)
+RSLORA = Evidence(source="rsLoRA, arXiv 2312.03732 (abstract)", says="alpha / r makes high ranks learn slowly")
 
 
-def _attention_only(facts: Facts) -> Iterator[Hit]:
+def _attention_only(facts: Facts) -> Iterator[Observation]:
     lora = facts.config.lora
     if facts.objective.kind != "sft" or lora.task_type not in {None, "CAUSAL_LM"}:
-        reason = f"objective {facts.objective.kind} ({facts.objective.because}): the evidence is for causal SFT"
-        raise Unknown(reason)
+        raise Unknown(f"objective {facts.objective.kind} ({facts.objective.because}): the evidence is for causal SFT")
     if lora.extras.get("target_parameters"):
         return
     if lora.extras.get("target_modules_null") and lora.target_modules is None:
-        reason = "target_modules is null: PEFT's default decides (see TGT003)"
-        raise Unknown(reason)
+        raise Unknown("target_modules is null: PEFT's default decides (see TGT003)")
     targets = given(lora.target_modules, "target_modules")
     reached = reaches_mlp(targets)
     if reached is None:
-        reason = "the names of the targets do not tell attention from MLP"
-        raise Unknown(reason)
+        raise Unknown("the names of the targets do not tell attention from MLP")
     if not reached:
         examples = facts.config.training.extras.get("train_examples")
         large = isinstance(examples, int) and examples > DATA_LARGE.value
-        yield Hit(
+        yield Observation(
             "only attention modules are targeted",
             {"target_modules": targets, **({"train_examples": examples} if large else {})},
             severity="warning" if large else None,
         )
 
 
-def _default_targets(facts: Facts) -> Iterator[Hit]:
+def _default_targets(facts: Facts) -> Iterator[Observation]:
     lora = facts.config.lora
     null = bool(lora.extras.get("target_modules_null"))
     if lora.target_modules is None and not null:
-        reason = "target_modules is not given"
-        raise Unknown(reason)
+        raise Unknown("target_modules is not given")
     if lora.target_modules is None and not lora.extras.get("target_parameters"):
-        yield Hit("target_modules is null: PEFT picks its default for the model type, or refuses", {})
+        yield Observation("target_modules is null: PEFT picks its default for the model type, or refuses", {})
 
 
-def _unsaved_head(facts: Facts) -> Iterator[Hit]:
+def _unsaved_head(facts: Facts) -> Iterator[Observation]:
     lora = facts.config.lora
     if lora.task_type or lora.modules_to_save:
         return
     if lora.peft_type is None:
-        reason = "task_type is not given, and the file is not PEFT's, where that would mean unset"
-        raise Unknown(reason)
+        raise Unknown("task_type is not given, and the file is not PEFT's, where that would mean unset")
     if facts.objective.kind == "unknown":
-        reason = f"task_type is unset; whether there is a new head is not known ({facts.objective.because})"
-        raise Unknown(reason)
+        raise Unknown(f"task_type is unset; whether there is a new head is not known ({facts.objective.because})")
     if facts.objective.kind == "classification":
-        yield Hit(
+        yield Observation(
             "task_type and modules_to_save are unset: the classifier head is neither trained nor saved",
             {"objective": facts.objective.because},
         )
 
 
-def _large_scaling(facts: Facts) -> Iterator[Hit]:
+def _large_scaling(facts: Facts) -> Iterator[Observation]:
     if facts.config.lora.use_rslora and facts.scaling > RSLORA_SCALING.value:
-        yield Hit(
+        yield Observation(
             f"rsLoRA with alpha {facts.alpha:g}, r {facts.r}: scaling {facts.scaling:.3g}",
             {"scaling": facts.scaling, "alpha": facts.alpha, "r": facts.r},
         )
 
 
-def _small_alpha(facts: Facts) -> Iterator[Hit]:
+def _small_alpha(facts: Facts) -> Iterator[Observation]:
     if facts.config.lora.use_rslora:
         return
     r, alpha, lr = facts.r, facts.alpha, facts.adam_lr
     if r >= RANK_MODERATE.value and alpha < SMALL_ALPHA_RATIO.value * r and lr <= SMALL_ALPHA_LR.value:
-        yield Hit(
+        yield Observation(
             f"alpha {alpha:g} at r {r} and lr {lr:g}: alpha x lr = {alpha * lr:.1e} is a small step",
             {"alpha": alpha, "r": r, "lr": lr, "alpha_lr": alpha * lr},
         )
 
 
-def _fp16_weights(facts: Facts) -> Iterator[Hit]:
+def _fp16_weights(facts: Facts) -> Iterator[Observation]:
     if given(facts.config.training.dtype, "dtype (fp16, bf16)") not in {"float16", "fp16"}:
         return
     autocast = given(facts.config.lora.extras.get("autocast_adapter_dtype"), "autocast_adapter_dtype")
     if autocast is False:
-        yield Hit("fp16 training with autocast_adapter_dtype off keeps the adapter in fp16", {"dtype": "float16"})
+        yield Observation(
+            "fp16 training with autocast_adapter_dtype off keeps the adapter in fp16", {"dtype": "float16"}
+        )
 
 
-def _trained_bias(facts: Facts) -> Iterator[Hit]:
+def _trained_bias(facts: Facts) -> Iterator[Observation]:
     bias = given(facts.config.lora.bias, "bias")
     if bias != "none":
-        yield Hit(f"bias is '{bias}': biases of the base model are trained and saved too", {"bias": bias})
+        yield Observation(f"bias is '{bias}': biases of the base model are trained and saved too", {"bias": bias})
 
 
 RULES = (
@@ -113,44 +113,78 @@ RULES = (
         id="TGT001",
         severity="info",
         title="attention-only targets",
-        condition=_attention_only,
+        groups=("config",),
+        condition="no target reaches an MLP module; a warning with more than {data_large} training examples",
+        observe=_attention_only,
         confidence=0.75,
-        evidence=(LWR_TARGETS, METAMATH_MLP, QLORA_TARGETS, RECIPES),
+        evidence=(
+            Evidence(
+                source=LWR, says="all layers, the MLP above all; attention only is worse even at equal parameters"
+            ),
+            Evidence(
+                source=_METAMATH,
+                says="MLP only, r = 10: 49.4 %, train loss 0.581; q and v, r = 32, as many parameters: 47.8 %, 0.607",
+            ),
+            Evidence(
+                source="QLoRA scripts; PEFT docs",
+                says="adapters on all linear layers are needed to equal full fine-tuning",
+            ),
+            RECIPES,
+        ),
         rationale="At equal size an adapter on the MLP, or on all linear layers, usually learns more.",
         action="add the MLP modules, or target_modules='all-linear' with a smaller r",
         scope="supervised training of a causal LM; RL is fine with little capacity",
         verify="same parameters, same steps, with and without the MLP: compare held-out loss",
         thresholds=(DATA_LARGE,),
+        needs=(about_lora,),
+        settings=("target_modules",),
     ),
     Rule(
         id="TGT003",
         severity="info",
         title="default targets",
-        condition=_default_targets,
+        groups=("config",),
+        condition="target_modules is null: PEFT chooses by model type",
+        observe=_default_targets,
         confidence=0.9,
-        evidence=(DEFAULT_TARGETS, NEMOTRON),
+        evidence=(
+            Evidence(
+                source="peft/utils/constants.py (0.21)",
+                says="llama, mistral, qwen, gemma: q_proj, v_proj; bert, roberta: query, value; unknown type: "
+                "ValueError",
+            ),
+            NEMOTRON,
+        ),
         rationale="The default is attention only for most families, and for hybrids a few layers.",
         action="name target_modules, or 'all-linear'",
         scope="PEFT configs before training",
         verify="model.print_trainable_parameters(), and the list of adapted modules",
+        needs=(about_lora,),
+        settings=("target_modules",),
     ),
     Rule(
         id="TGT004",
         severity="warning",
         title="classifier head not saved",
-        condition=_unsaved_head,
+        groups=("config",),
+        condition="classification with task_type and modules_to_save unset",
+        observe=_unsaved_head,
         confidence=0.8,
         evidence=(CLASSIFIER_DOCS,),
         rationale="The reloaded model gets a fresh random head and predicts at chance.",
         action="set task_type='SEQ_CLS' (or TOKEN_CLS), or name the head in modules_to_save",
         scope="classification models, PEFT configs",
         verify="the adapter file holds a tensor of the head (gradience audit lists it)",
+        needs=(about_lora,),
+        settings=("task_type", "modules_to_save"),
     ),
     Rule(
         id="ALP001",
         severity="info",
         title="large rsLoRA scaling",
-        condition=_large_scaling,
+        groups=("config",),
+        condition="rsLoRA with alpha / sqrt(r) > {rslora_scaling}",
+        observe=_large_scaling,
         confidence=0.45,
         evidence=(METAMATH_RSLORA, RSLORA),
         rationale="With rsLoRA the same alpha acts sqrt(r) times stronger; alpha = 2 r is rarely meant.",
@@ -158,12 +192,16 @@ RULES = (
         scope="rsLoRA; beyond the largest scaling seen to work, not known to fail",
         verify="grad_norm and loss in the first 100 steps against alpha = 16",
         thresholds=(RSLORA_SCALING,),
+        needs=(about_lora,),
+        settings=("alpha", "use_rslora"),
     ),
     Rule(
         id="ALP002",
         severity="info",
         title="small alpha at high rank",
-        condition=_small_alpha,
+        groups=("config",),
+        condition="r >= {rank_moderate}, alpha < {small_alpha_ratio} r and lr <= {small_alpha_lr}, without rsLoRA",
+        observe=_small_alpha,
         confidence=0.5,
         evidence=(RSLORA, METAMATH_RSLORA),
         rationale="alpha / r shrinks as r grows: high rank with small alpha learns slowly.",
@@ -171,29 +209,49 @@ RULES = (
         scope="plain LoRA; Adam family",
         verify="same run with alpha = r: compare train loss after 100 steps",
         thresholds=(RANK_MODERATE, SMALL_ALPHA_RATIO, SMALL_ALPHA_LR),
+        needs=(about_lora,),
+        settings=("alpha",),
     ),
     Rule(
         id="NUM001",
         severity="warning",
         title="fp16 adapter under fp16 training",
-        condition=_fp16_weights,
+        groups=("config",),
+        condition="fp16 training with autocast_adapter_dtype off",
+        observe=_fp16_weights,
         confidence=0.8,
-        evidence=(FP16_DOCS,),
+        evidence=(
+            Evidence(
+                source="PEFT docs, troubleshooting",
+                says="fp16 adapter under fp16 AMP: 'Attempting to unscale FP16 gradients'",
+            ),
+        ),
         rationale="The gradient scaler refuses fp16 gradients: the run stops at its first step.",
         action="leave autocast_adapter_dtype on, or train in bf16",
         scope="fp16 mixed precision",
         verify="the first optimizer step raises or does not",
+        needs=(about_lora,),
+        settings=("dtype", "autocast_adapter_dtype"),
     ),
     Rule(
         id="BIA001",
         severity="info",
         title="biases of the base model are trained",
-        condition=_trained_bias,
+        groups=("config",),
+        condition="bias is not 'none'",
+        observe=_trained_bias,
         confidence=0.9,
-        evidence=(LORA_BIAS,),
+        evidence=(
+            Evidence(
+                source="PEFT, LoraConfig docstring",
+                says="disabling the adapter no longer gives the base model's output",
+            ),
+        ),
         rationale="Disabling the adapter no longer restores the base model; engines refuse it.",
         action="set bias='none' unless this is meant",
         scope="PEFT LoRA configs",
         verify="compare the base model's output with the adapter disabled",
+        needs=(about_lora,),
+        settings=("bias",),
     ),
 )

@@ -1,24 +1,33 @@
-"""What the targets reach in the base, and whether the adapter is large enough for the data. These need --base."""
+"""Rules on a configuration beside its base model: what the targets reach, and whether the adapter can hold the data.
+
+They read the counts of `--base`, which come from the base's config.json and file headers; without them they abstain.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
-from gradience.rules.config.facts import Facts, Unknown, given
-from gradience.rules.evidence import ADDED_TOKENS, LWR_CAPACITY, NEMOTRON, PEFT_MATCHING
-from gradience.rules.rule import Hit, Rule
-from gradience.rules.thresholds import BITS_PER_PARAMETER, BITS_PER_TOKEN, CAPACITY_EXCESS, FEW_LAYERS
-from gradience.schema.findings import Coverage
+from gradience.rules.config.facts import Facts, about_lora, given
+from gradience.rules.evidence import LWR, NEMOTRON
+from gradience.rules.rule import Observation, Rule, Threshold, Unknown, few
+from gradience.schema.findings import Coverage, Evidence
 
-_SHOWN = 3  # names in a message
+FEW_LAYERS = Threshold("few_layers", 0.25, "share of the base's layers", "proposal; huggingface/peft#3554 had 4 of 56")
+BITS_PER_PARAMETER = Threshold(
+    "bits_per_parameter", 2.0, "bits per adapter parameter", "LoRA Without Regret, as quoted; not re-measured"
+)
+BITS_PER_TOKEN = Threshold("bits_per_token", 1.0, "bits per token", "LoRA Without Regret, as quoted; not re-measured")
+CAPACITY_EXCESS = Threshold(
+    "capacity_excess", 3.0, "bits of data over bits of adapter", "proposal: slack for padding and repeated data"
+)
 
 
-def _reach(facts: Facts) -> Iterator[Hit]:
+def _reach(facts: Facts) -> Iterator[Observation]:
     coverage = facts.coverage
     if coverage.refused:
         yield _refused(coverage)
     if not coverage.modules and not coverage.refused:
-        yield Hit(
+        yield Observation(
             f"the targets match no module of {coverage.base}",
             {"modules": 0, "layers_total": coverage.layers_total, "unmatched_targets": coverage.unmatched_targets},
             severity="error",
@@ -27,58 +36,52 @@ def _reach(facts: Facts) -> Iterator[Hit]:
         return
     share = coverage.layers / coverage.layers_total if coverage.layers_total else 1.0
     if coverage.modules and share < FEW_LAYERS.value and not facts.config.lora.extras.get("layers_to_transform"):
-        yield Hit(
+        yield Observation(
             f"the adapter touches {coverage.layers} of {coverage.layers_total} layers",
             {"layers": coverage.layers, "layers_total": coverage.layers_total, "modules": coverage.modules},
         )
     missed = coverage.unmatched_targets
     if missed and coverage.modules:
-        yield Hit(
-            f"nothing in {coverage.base} matches {_few(missed)}",
+        yield Observation(
+            f"nothing in {coverage.base} matches {few(missed)}",
             {"unmatched_targets": missed},
             severity="info",
             action="correct the spelling, or leave the name out",
         )
 
 
-def _refused(coverage: Coverage) -> Hit:
+def _refused(coverage: Coverage) -> Observation:
     names = [item.name for item in coverage.refused]
-    return Hit(
-        f"PEFT will refuse {_few(names)}: {coverage.refused[0].reason}",
+    return Observation(
+        f"PEFT will refuse {few(names)}: {coverage.refused[0].reason}",
         {"refused": names},
         severity="error",
         action="name the layers that hold weights, and leave these out",
     )
 
 
-def _untrained_tokens(facts: Facts) -> Iterator[Hit]:
+def _untrained_tokens(facts: Facts) -> Iterator[Observation]:
     coverage = facts.coverage
     if facts.around.no_tokenizers:
         raise Unknown(facts.around.no_tokenizers)
     added = coverage.added_tokens
     if added and not coverage.embedding_trained:
-        yield Hit(
-            f"{len(added)} tokens were added to the tokenizer ({_few(added)}), and no embedding row is trained",
+        yield Observation(
+            f"{len(added)} tokens were added to the tokenizer ({few(added)}), and no embedding row is trained",
             {"added_tokens": added, "vocabulary": coverage.vocabulary},
         )
 
 
-def _capacity(facts: Facts) -> Iterator[Hit]:
+def _capacity(facts: Facts) -> Iterator[Observation]:
     if facts.objective.kind != "sft":
-        reason = f"objective {facts.objective.kind}: the estimate is for supervised training"
-        raise Unknown(reason)
+        raise Unknown(f"objective {facts.objective.kind}: the estimate is for supervised training")
     parameters, tokens = given(facts.coverage.lora_params, "the adapter's size (r, or a packed base)"), facts.tokens
     capacity, content = parameters * BITS_PER_PARAMETER.value, tokens * BITS_PER_TOKEN.value
     if content > CAPACITY_EXCESS.value * capacity:
-        yield Hit(
+        yield Observation(
             f"up to {tokens:.2g} tokens against {parameters:.2g} adapter parameters: the adapter may be too small",
             {"tokens_at_most": tokens, "lora_params": parameters, "ratio": content / capacity},
         )
-
-
-def _few(names: list[str]) -> str:
-    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    return ", ".join(names[:_SHOWN]) + more
 
 
 RULES = (
@@ -86,38 +89,70 @@ RULES = (
         id="TGT002",
         severity="warning",
         title="targets reach little or nothing",
-        condition=_reach,
+        groups=("base",),
+        condition="PEFT would refuse a target, the targets match no module (both errors), they reach under "
+        "{few_layers} of the layers, or one of them matches nothing (info)",
+        observe=_reach,
         confidence=0.9,
-        evidence=(PEFT_MATCHING, NEMOTRON),
+        evidence=(
+            Evidence(
+                source="PEFT 0.21.2, tuners/tuners_utils.py: check_target_module_exists, inject_adapter",
+                says="a name matches whole or after a dot, a text as a full expression; what PEFT has no LoRA for "
+                "raises",
+            ),
+            NEMOTRON,
+        ),
         rationale="A module that no target names is not trained, and a run of hours can adapt almost nothing.",
         action="check the list against the base's module names",
         scope="PEFT LoRA; with --base, for models whose modules are named as in their files",
         verify="model.print_trainable_parameters(), and model.targeted_module_names",
         thresholds=(FEW_LAYERS,),
+        needs=(about_lora,),
+        settings=("target_modules", "exclude_modules", "target_parameters"),
     ),
     Rule(
         id="TGT005",
         severity="warning",
         title="added tokens without trained embeddings",
-        condition=_untrained_tokens,
+        groups=("base",),
+        condition="the tokenizer has added tokens, and no row of the embedding is trained",
+        observe=_untrained_tokens,
         confidence=0.7,
-        evidence=(ADDED_TOKENS,),
+        evidence=(
+            Evidence(
+                source="PEFT docs, developer_guides/troubleshooting.md",
+                says="with an extended vocabulary the embedding must be trained and saved, else outputs are wrong "
+                "after loading",
+            ),
+        ),
         rationale="The rows of new tokens are random and stay so; the model sees noise wherever they occur.",
         action="set trainable_token_indices to their ids, or put the embedding in modules_to_save",
         scope="with --base, and a tokenizer saved beside the configuration",
         verify="the adapter file holds token rows or an embedding (gradience audit lists it)",
+        needs=(about_lora,),
+        settings=("trainable_token_indices", "modules_to_save", "target_modules"),
     ),
     Rule(
         id="RNK001",
         severity="info",
         title="more data than the adapter may hold",
-        condition=_capacity,
+        groups=("base",),
+        condition="tokens x {bits_per_token} bit > {capacity_excess} x trainable parameters x {bits_per_parameter} bit",
+        observe=_capacity,
         confidence=0.35,
-        evidence=(LWR_CAPACITY,),
+        evidence=(
+            Evidence(
+                source=LWR,
+                says="an adapter holds about 2 bits a parameter and a data set about 1 bit a token; past that LoRA "
+                "falls behind",
+            ),
+        ),
         rationale="Past its capacity LoRA learns more slowly per example than full fine-tuning.",
         action="raise r, or target more modules, before raising lr",
         scope="supervised training; tokens are an upper bound: full sequences, every step counted as new data",
         verify="the same run at twice the rank: compare held-out loss after equal steps",
         thresholds=(BITS_PER_PARAMETER, BITS_PER_TOKEN, CAPACITY_EXCESS),
+        needs=(about_lora,),
+        settings=("r",),
     ),
 )

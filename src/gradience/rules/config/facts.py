@@ -1,102 +1,22 @@
-"""What a run optimises, and on what grounds that is believed. Rules abstain where they do not fit."""
+"""A configuration as the rules read it: its values, what follows from them, and what lies around it.
+
+Every property of `Facts` is a number or a name that several rules need, worked out in one place; where the
+configuration does not determine it, the property raises `Unknown` with the reason that the report gives.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Final, Literal, NamedTuple, TypeVar
+from typing import Final, NamedTuple, TypeVar
 
+from gradience.rules.objective import Objective, objective_of
+from gradience.rules.rule import Unknown
 from gradience.schema.config import ConfigSnapshot
 from gradience.schema.findings import Coverage
 from gradience.schema.scalars import NonFinite, Real, as_float, real
 
-Kind = Literal["sft", "classification", "preference", "rl", "unknown"]
-
-
-class Objective(NamedTuple):
-    """The kind of objective; ``stated`` where the user or the trainer's own config says so."""
-
-    kind: Kind
-    because: str
-    stated: bool
-
-
-_TASKS: dict[str, Kind] = {
-    **dict.fromkeys(
-        [
-            "cola",
-            "sst2",
-            "sst-2",
-            "mrpc",
-            "qqp",
-            "mnli",
-            "qnli",
-            "rte",
-            "wnli",
-            "stsb",
-            "imdb",
-            "ag_news",
-            "classification",
-        ],
-        "classification",
-    ),
-    **dict.fromkeys(["sft", "clm", "causal_lm", "lm", "instruct", "instruction", "chat", "generation"], "sft"),
-    **dict.fromkeys(["dpo", "orpo", "kto", "ipo", "simpo", "cpo", "preference"], "preference"),
-    **dict.fromkeys(["grpo", "ppo", "rloo", "rl", "rlvr", "online_dpo", "reinforce"], "rl"),
-}
-_TASK_TYPES: dict[str, Kind] = {
-    "CAUSAL_LM": "sft",
-    "SEQ_2_SEQ_LM": "sft",
-    "SEQ_CLS": "classification",
-    "TOKEN_CLS": "classification",
-    "QUESTION_ANS": "classification",
-}
-_TRAINERS: dict[str, Kind] = {"sft": "sft", "preference": "preference", "rl": "rl"}
-
-
-def objective_of(config: ConfigSnapshot) -> Objective:
-    """Return the objective: the task as stated, else the trainer's config, else hints of model and head.
-
-    >>> objective_of(ConfigSnapshot(extras={"task": "glue/sst2"})).kind
-    'classification'
-    """
-    task = str(config.extras.get("task") or "").strip().lower()
-    family, _, name = task.rpartition("/")
-    if family == "glue" or name in _TASKS:
-        return Objective(_TASKS.get(name, "classification"), f"task {task}", stated=True)
-    trainer = str(config.training.extras.get("trainer") or "")
-    if trainer:
-        return Objective(_TRAINERS.get(trainer, "unknown"), f"keys of a trainer of kind {trainer}", stated=True)
-    return _hinted(config)
-
-
-def _hinted(config: ConfigSnapshot) -> Objective:
-    task_type = config.lora.task_type or ""
-    if task_type in _TASK_TYPES:
-        return Objective(_TASK_TYPES[task_type], f"task_type {task_type}", stated=False)
-    base = str(config.lora.extras.get("base_model_class") or "")
-    if base.endswith("Classification"):
-        return Objective("classification", f"base model class {base}", stated=False)
-    if base.endswith("ForCausalLM"):
-        return Objective("sft", f"base model class {base}", stated=False)
-    return _profiled(config)
-
-
-def _profiled(config: ConfigSnapshot) -> Objective:
-    if config.num_labels:
-        return Objective("classification", f"{config.num_labels} labels", stated=False)
-    if config.task_profile == "easy_classification":
-        return Objective("classification", "task profile easy_classification", stated=True)
-    if config.task_profile == "generation":
-        return Objective("sft", "task profile generation", stated=False)
-    return Objective("unknown", "no task, task_type or trainer says it", stated=False)
-
-
 T = TypeVar("T")
-
-
-class Unknown(Exception):  # noqa: N818  # a result of looking, not an error
-    """The configuration does not say what a rule needs; the text is the reason, for the report."""
 
 
 class CheckContext(NamedTuple):
@@ -124,12 +44,6 @@ class Facts:
         self.objective: Objective = objective_of(config)
 
     @property
-    def not_lora(self) -> str | None:
-        """The reason why no rule about LoRA applies, or None."""
-        kind = self.config.lora.peft_type
-        return None if kind in {None, "LORA"} else f"peft_type {kind} is not LoRA: the rule does not apply"
-
-    @property
     def lr(self) -> float:
         """Peak learning rate, above zero."""
         return _positive(self.config.optimizer.lr, "lr")
@@ -138,8 +52,7 @@ class Facts:
     def adam_lr(self) -> float:
         """Peak learning rate, where published bands apply: the Adam family, every library's default."""
         if self.is_adam is False:
-            reason = f"optimizer {self.config.optimizer.name} is not of the Adam family: no published band"
-            raise Unknown(reason)
+            raise Unknown(f"optimizer {self.config.optimizer.name} is not of the Adam family: no published band")
         return self.lr
 
     @property
@@ -153,8 +66,7 @@ class Facts:
         """Rank, above zero."""
         r = given(self.config.lora.r, "r")
         if r < 1:
-            reason = "r is below 1 (see VAL001)"
-            raise Unknown(reason)
+            raise Unknown("r is below 1 (see VAL001)")
         return r
 
     @property
@@ -195,8 +107,7 @@ class Facts:
             return _at_least_one(training.max_steps, "max_steps")
         examples = training.extras.get("train_examples")
         if not isinstance(examples, int) or examples < 1:
-            reason = "the number of optimizer steps is not known: neither max_steps nor the size of the data"
-            raise Unknown(reason)
+            raise Unknown("the number of optimizer steps is not known: neither max_steps nor the size of the data")
         epochs = _positive(training.epochs, "epochs")
         return max(1, math.floor(math.ceil(examples / self.effective_batch) * epochs))
 
@@ -223,8 +134,7 @@ class Facts:
         if strategy == "no":
             return math.inf
         if strategy == "epoch":
-            reason = "logging_strategy is 'epoch': rows come per epoch, not per step"
-            raise Unknown(reason)
+            raise Unknown("logging_strategy is 'epoch': rows come per epoch, not per step")
         return self._in_steps(self.config.training.logging_steps, "logging_steps")
 
     @property
@@ -234,8 +144,7 @@ class Facts:
         if strategy == "no":
             return math.inf
         if strategy != "steps":
-            reason = f"save_strategy is '{strategy}': checkpoints do not come per step"
-            raise Unknown(reason)
+            raise Unknown(f"save_strategy is '{strategy}': checkpoints do not come per step")
         return self._in_steps(self.config.training.save_steps, "save_steps")
 
     @property
@@ -254,8 +163,7 @@ class Facts:
         """Whether any warmup is asked for."""
         training = self.config.training
         if training.warmup_steps is None and training.warmup_ratio is None:
-            reason = "warmup is not given"
-            raise Unknown(reason)
+            raise Unknown("warmup is not given")
         return any(
             value is not None and as_float(value) > 0 for value in (training.warmup_steps, training.warmup_ratio)
         )
@@ -269,26 +177,29 @@ class Facts:
         return every if every >= 1 else every * self.steps  # below 1, transformers reads a ratio
 
 
+def about_lora(facts: Facts) -> str | None:
+    """The need of a rule about LoRA: why it does not apply to another adapter, or None."""
+    kind = facts.config.lora.peft_type
+    return None if kind in {None, "LORA"} else f"peft_type {kind} is not LoRA: the rule does not apply"
+
+
 def given(value: T | None, name: str) -> T:
     """Return the value, or raise Unknown with its name."""
     if value is None:
-        reason = f"{name} is not given"
-        raise Unknown(reason)
+        raise Unknown(f"{name} is not given")
     return value
 
 
 def _positive(value: float | NonFinite | None, name: str) -> float:
     number = as_float(given(value, name))
     if not (number > 0 and math.isfinite(number)):
-        reason = f"{name} is not a positive number (see VAL001)"
-        raise Unknown(reason)
+        raise Unknown(f"{name} is not a positive number (see VAL001)")
     return number
 
 
 def _at_least_one(value: int, name: str) -> int:
     if value < 1:
-        reason = f"{name} is below 1 (see VAL001)"
-        raise Unknown(reason)
+        raise Unknown(f"{name} is below 1 (see VAL001)")
     return value
 
 
@@ -314,7 +225,7 @@ def quantities(config: ConfigSnapshot) -> dict[str, Real]:
     Why one is not known, the rules that need it say.
     """
     facts = Facts(config)
-    found = {item.name: _known(item, facts) for item in _QUANTITIES if not (item.of_lora and facts.not_lora)}
+    found = {item.name: _known(item, facts) for item in _QUANTITIES if not (item.of_lora and about_lora(facts))}
     return {name: value for name, value in found.items() if value is not None}
 
 

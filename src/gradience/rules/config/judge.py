@@ -1,30 +1,26 @@
-"""The table of rules that ``check`` applies, in the order in which they are reported."""
+"""The rules that `gradience check` applies, and what they say of one configuration."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Final
 
-from gradience.rules.config import adapter as rules_adapter
-from gradience.rules.config import coverage as rules_coverage
-from gradience.rules.config import rate as rules_rate
-from gradience.rules.config import recording as rules_recording
-from gradience.rules.config import schedule as rules_schedule
-from gradience.rules.config import serving as rules_serving
-from gradience.rules.config import values as rules_values
+from gradience.rules.config import adapter, coverage, rate, recording, schedule, serving, values
 from gradience.rules.config.facts import CheckContext, Facts
-from gradience.rules.rule import Rule, Verdict, apply_rules
+from gradience.rules.rule import Rule, Verdict, judge
 from gradience.schema.config import ConfigSnapshot
-from gradience.schema.findings import NotRun, by_severity
+from gradience.schema.findings import Finding, NotRun
 
-RULES: tuple[Rule, ...] = (
-    rules_values.RULES
-    + rules_rate.RULES
-    + rules_adapter.RULES
-    + rules_coverage.RULES
-    + rules_recording.RULES
-    + rules_schedule.RULES
-    + rules_serving.RULES
+RULES: Final[tuple[Rule[Facts], ...]] = (
+    *values.RULES,
+    *rate.RULES,
+    *adapter.RULES,
+    *coverage.RULES,
+    *recording.RULES,
+    *schedule.RULES,
+    *serving.RULES,
 )
+_BY_ID: Final = {rule.id: rule for rule in RULES}
 
 
 def judge_config(
@@ -34,9 +30,17 @@ def judge_config(
     around: CheckContext | None = None,
     left_out: Mapping[str, str] | None = None,
 ) -> Verdict:
-    """Return what the rules say of a configuration, gravest first; a rule left out is named with its reason."""
+    """The verdict on a configuration, most severe findings first; a rule left out is listed with its reason."""
     reasons = left_out or {}
-    active = [rule for rule in RULES if rule.id not in reasons]
-    verdict = apply_rules(active, Facts(config, transformers=transformers, around=around))
+    facts = Facts(config, transformers=transformers, around=around)
+    verdict = judge([rule for rule in RULES if rule.id not in reasons], facts)
     skipped = [NotRun(id=rule_id, reason=reason) for rule_id, reason in reasons.items()]
-    return Verdict(by_severity(verdict.findings), verdict.not_run + skipped)
+    return Verdict(verdict.findings, verdict.not_run + skipped)
+
+
+def settings_of(finding: Finding) -> list[str]:
+    """The fields of a configuration, or keys of its file, that a finding is about, the nearest first."""
+    rule = _BY_ID.get(finding.id)
+    if rule is None:
+        return []
+    return list(rule.settings(finding.values) if callable(rule.settings) else rule.settings)

@@ -1,37 +1,48 @@
-"""Learning rate. The published bands are for the Adam family and for one objective each."""
+"""Rules on the learning rate (LR001 to LR007).
+
+The published bands are for the Adam family and for one objective each: elsewhere the rules abstain. Where scaling, rank
+and rate are all known, their product decides before the rate alone: how far early Adam steps move the update, up to a
+constant, which is a heuristic.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator
 
-from gradience.rules.config.facts import Facts, Unknown, given
-from gradience.rules.evidence import (
-    ALPACA_DIVERGED,
-    BIDERMAN,
-    DEFAULT_LRS,
-    LWR_LR,
-    RECIPES,
-    SWEEP_HIGH,
-    SWEEP_LOW,
-    TINKER_RL,
-    TRL_LR,
-    TRL_RL,
-    UNSLOTH_RL,
-    VARIANTS,
+from gradience.rules.config.facts import Facts, about_lora, given
+from gradience.rules.evidence import LWR, RECIPES, SWEEP, SWEEP_HIGH, TRL_RL
+from gradience.rules.rule import Observation, Rule, Threshold, Unknown
+from gradience.schema.findings import Evidence
+
+LOW_LR = Threshold(
+    "low_lr", 5e-5, "peak learning rate", "default of transformers' TrainingArguments; just above the sweep's 4e-5"
 )
-from gradience.rules.rule import Hit, Rule
-from gradience.rules.thresholds import (
-    BAND_TOP,
-    BEST_STEP,
-    DIVERGENT_LR,
-    LOW_LR,
-    PREFERENCE_LR,
-    RANK_HIGH,
-    SPIKE_ALPHA_RATIO,
-    SPIKE_LR,
-    USUAL_STEP,
-    VARIANT_LR,
+BAND_TOP = Threshold(
+    "band_top", 1e-3, "peak learning rate", "tinker-cookbook sft_sweep: the highest rate that is still best somewhere"
+)
+DIVERGENT_LR = Threshold(
+    "divergent_lr", 3e-3, "peak learning rate", "tinker-cookbook sft_sweep: 72 of all 80 divergences are at 3e-3"
+)
+PREFERENCE_LR = Threshold(
+    "preference_lr", 5e-5, "peak learning rate", "just above the highest published one: GRPO 4e-5 (tinker-cookbook)"
+)
+SPIKE_LR = Threshold("spike_lr", 2e-4, "peak learning rate", "Biderman et al. 2024, r = 256, alpha = 512")
+VARIANT_LR = Threshold("variant_lr", 1e-4, "peak learning rate", "proposal; arXiv 2602.04998 gives the direction only")
+USUAL_STEP = Threshold(
+    "usual_step", 3.2e-3, "scaling x r x lr", "16 x 2e-4: QLoRA's and Unsloth's recipe, the smallest widely shipped"
+)
+BEST_STEP = Threshold(
+    "best_step", 9.6e-3, "scaling x r x lr", "32 x 3e-4: the best rate of the median model in tinker-cookbook sft_sweep"
+)
+RANK_HIGH = Threshold("rank_high", 128, "rank", "proposal: half the rank of Biderman et al. 2024's unstable runs")
+SPIKE_ALPHA_RATIO = Threshold("spike_alpha_ratio", 2.0, "alpha / r", "Biderman et al. 2024, r = 256, alpha = 512")
+BIDERMAN = Evidence(
+    source="LoRA Learns Less and Forgets Less, Biderman et al. 2024, repository README (Llama-2-7B, LionW)",
+    says="r = 256, alpha = 512: 1e-4, not 2e-4, 'due to instabilities/loss spikes'; math 5e-5, not 1e-4",
+)
+SWEEP_LOW = Evidence(
+    source=SWEEP, says="median excess test loss: 4e-5 +2.6 % (up to 9.9), 1e-4 +1.1 %, 3e-4 0.0 %, 1e-3 +0.5 %"
 )
 
 _DEFAULTS = {5e-5: "transformers' TrainingArguments", 2e-5: "TRL's SFTConfig"}
@@ -43,11 +54,10 @@ _PISSA_CONFIDENCE = 0.5  # the abstract names PiSSA; for the others it is an ana
 _OTHER_INIT_CONFIDENCE = 0.3
 
 
-def _full_fine_tuning_rate(facts: Facts) -> Iterator[Hit]:
+def _full_fine_tuning_rate(facts: Facts) -> Iterator[Observation]:
     kind = facts.objective.kind
     if kind in {"preference", "rl"}:
-        reason = f"the objective is {kind}: this rule is about supervised training"
-        raise Unknown(reason)
+        raise Unknown(f"the objective is {kind}: this rule is about supervised training")
     lr = facts.adam_lr
     if lr > LOW_LR.value or _step(facts, default=0.0) >= USUAL_STEP.value:
         return
@@ -57,7 +67,7 @@ def _full_fine_tuning_rate(facts: Facts) -> Iterator[Hit]:
     sure = kind == "sft" and facts.objective.stated
     blind = kind == "unknown"
     proviso = " in supervised training (the objective is not known: say --task)" if blind else ""
-    yield Hit(
+    yield Observation(
         f"lr {lr:g} looks like a full fine-tuning rate{named}; LoRA usually wants about 10 x that{proviso}",
         {"lr": lr, **_step_value(facts)},
         severity="info" if blind else None,
@@ -65,54 +75,56 @@ def _full_fine_tuning_rate(facts: Facts) -> Iterator[Hit]:
     )
 
 
-def _above_band(facts: Facts) -> Iterator[Hit]:
+def _above_band(facts: Facts) -> Iterator[Observation]:
     _not_preference(facts)
     lr = facts.adam_lr
     if BAND_TOP.value < lr < DIVERGENT_LR.value and _step(facts, default=math.inf) > BEST_STEP.value:
-        yield Hit(f"lr {lr:g} is above the published band for LoRA", {"lr": lr, **_step_value(facts)})
+        yield Observation(f"lr {lr:g} is above the published band for LoRA", {"lr": lr, **_step_value(facts)})
 
 
-def _divergent(facts: Facts) -> Iterator[Hit]:
+def _divergent(facts: Facts) -> Iterator[Observation]:
     _not_preference(facts)
     lr = facts.adam_lr
     if lr >= DIVERGENT_LR.value and _step(facts, default=math.inf) > BEST_STEP.value:
-        yield Hit(f"at lr {lr:g} most LoRA runs of a 35-model sweep diverged", {"lr": lr, **_step_value(facts)})
+        yield Observation(f"at lr {lr:g} most LoRA runs of a 35-model sweep diverged", {"lr": lr, **_step_value(facts)})
 
 
-def _preference_rate(facts: Facts) -> Iterator[Hit]:
+def _preference_rate(facts: Facts) -> Iterator[Observation]:
     kind = facts.objective.kind
     if kind == "unknown":
         raise Unknown(_objective_unknown(facts))
     if kind in {"preference", "rl"} and facts.adam_lr > PREFERENCE_LR.value:
         what = "preference optimisation" if kind == "preference" else "reinforcement learning"
-        yield Hit(f"lr {facts.lr:g} is high for {what}: DPO uses about 5e-6, GRPO 1e-5 to 4e-5", {"lr": facts.lr})
+        yield Observation(
+            f"lr {facts.lr:g} is high for {what}: DPO uses about 5e-6, GRPO 1e-5 to 4e-5", {"lr": facts.lr}
+        )
 
 
-def _spiking_corner(facts: Facts) -> Iterator[Hit]:
+def _spiking_corner(facts: Facts) -> Iterator[Observation]:
     if facts.config.lora.use_rslora:
         return
     r, alpha, lr = facts.r, facts.alpha, facts.lr
     if r >= RANK_HIGH.value and alpha >= SPIKE_ALPHA_RATIO.value * r and lr >= SPIKE_LR.value:
         seen = f"r {r}, alpha {alpha:g} and lr {lr:g} together"
-        yield Hit(f"{seen} are the corner where loss spikes were published", {"r": r, "alpha": alpha, "lr": lr})
+        yield Observation(f"{seen} are the corner where loss spikes were published", {"r": r, "alpha": alpha, "lr": lr})
 
 
-def _other_optimizer(facts: Facts) -> Iterator[Hit]:
+def _other_optimizer(facts: Facts) -> Iterator[Observation]:
     name = given(facts.config.optimizer.name, "optimizer")
     if not facts.is_adam:
-        yield Hit(
+        yield Observation(
             f"optimizer {name} is not of the Adam family: the rules on lr were not applied",
             {"optimizer": name},
         )
 
 
-def _variant_rate(facts: Facts) -> Iterator[Hit]:
+def _variant_rate(facts: Facts) -> Iterator[Observation]:
     init = given(facts.config.lora.init, "init_lora_weights")
     if not init.lower().startswith(_PRINCIPAL_INITS):
         return
     if facts.adam_lr >= VARIANT_LR.value:
         pissa = init.lower().startswith("pissa")
-        yield Hit(
+        yield Observation(
             f"lr {facts.lr:g} with init {init}: variants that start from the main directions of W want less",
             {"lr": facts.lr, "init": init},
             confidence=_PISSA_CONFIDENCE if pissa else _OTHER_INIT_CONFIDENCE,
@@ -121,8 +133,7 @@ def _variant_rate(facts: Facts) -> Iterator[Hit]:
 
 def _not_preference(facts: Facts) -> None:
     if facts.objective.kind in {"preference", "rl"}:
-        reason = f"the objective is {facts.objective.kind}: LR004 speaks of it"
-        raise Unknown(reason)
+        raise Unknown(f"the objective is {facts.objective.kind}: LR004 speaks of it")
 
 
 def _objective_unknown(facts: Facts) -> str:
@@ -150,20 +161,35 @@ RULES = (
         id="LR001",
         severity="warning",
         title="learning rate of full fine-tuning",
-        condition=_full_fine_tuning_rate,
+        groups=("config",),
+        condition="peak lr <= {low_lr}, unless scaling x r x lr >= {usual_step}",
+        observe=_full_fine_tuning_rate,
         confidence=0.8,
-        evidence=(SWEEP_LOW, LWR_LR, TRL_LR, RECIPES, DEFAULT_LRS),
+        evidence=(
+            SWEEP_LOW,
+            Evidence(source=LWR, says="the best LoRA rate is about 10 x that of full fine-tuning"),
+            Evidence(
+                source="TRL docs, peft_integration.md",
+                says="LoRA SFT 2e-4 (10 x 2e-5); the same page's command line has 2e-5: it disagrees with itself",
+            ),
+            RECIPES,
+            Evidence(source="library defaults", says="transformers 5e-5, TRL's SFTConfig 2e-5, MLX-LM 1e-5"),
+        ),
         rationale="The adapter learns slowly, and the run ends before it has learnt what it could.",
         action="try 1e-4 to 5e-4 (2e-4 is the usual start)",
         scope=f"supervised LoRA; {_BANDS}; not where scaling x r x lr already reaches a shipped recipe's",
         verify="run both rates for the same number of steps and compare held-out loss",
         thresholds=(LOW_LR, USUAL_STEP),
+        needs=(about_lora,),
+        settings=("lr",),
     ),
     Rule(
         id="LR002",
         severity="warning",
         title="learning rate above the published band",
-        condition=_above_band,
+        groups=("config",),
+        condition="{band_top} < peak lr < {divergent_lr}, and scaling x r x lr, where known, > {best_step}",
+        observe=_above_band,
         confidence=0.7,
         evidence=(SWEEP_HIGH,),
         rationale="Some models still train well here, others lose several percent or diverge.",
@@ -171,38 +197,58 @@ RULES = (
         scope=f"not preference or RL; {_BANDS}; evidence from one chat data set",
         verify="the smoothed loss stays below its first rows, and grad_norm does not grow",
         thresholds=(BAND_TOP, DIVERGENT_LR, BEST_STEP),
+        needs=(about_lora,),
+        settings=("lr",),
     ),
     Rule(
         id="LR003",
         severity="warning",
         title="learning rate at which most runs diverge",
-        condition=_divergent,
+        groups=("config",),
+        condition="peak lr >= {divergent_lr}, and scaling x r x lr, where known, > {best_step}",
+        observe=_divergent,
         confidence=0.85,
-        evidence=(SWEEP_HIGH, ALPACA_DIVERGED),
+        evidence=(
+            SWEEP_HIGH,
+            Evidence(source="tloen/alpaca-lora#391", says="lr 0.003 with r = 128, alpha = 256: the loss went to 0"),
+        ),
         rationale="A diverged run costs as much as a good one.",
         action="lower lr to 1e-3 at most; 2e-4 is the usual start",
         scope=f"not preference or RL; {_BANDS}; evidence from one chat data set with alpha 32",
         verify="100 steps at this rate: the loss falls below its start and stays there",
         thresholds=(DIVERGENT_LR, BEST_STEP),
+        needs=(about_lora,),
+        settings=("lr",),
     ),
     Rule(
         id="LR004",
         severity="warning",
         title="learning rate too high for preference or RL",
-        condition=_preference_rate,
+        groups=("config",),
+        condition="peak lr > {preference_lr} under a preference or RL objective",
+        observe=_preference_rate,
         confidence=0.7,
-        evidence=(TRL_RL, TINKER_RL, UNSLOTH_RL, RECIPES),
+        evidence=(
+            TRL_RL,
+            Evidence(source="tinker-cookbook, skills/research/references/hyperparams.md", says="DPO 1e-5, GRPO 4e-5"),
+            Evidence(source="Unsloth LoRA hyperparameters guide", says="2e-4 for SFT, 5e-6 for reinforcement learning"),
+            RECIPES,
+        ),
         rationale="These objectives drift from the reference model long before the loss shows it.",
         action="try 5e-6 for DPO, 1e-5 to 4e-5 for GRPO",
         scope=f"preference optimisation and RL with LoRA; {_BANDS}",
         verify="KL to the reference, and the reward on held-out prompts",
         thresholds=(PREFERENCE_LR,),
+        needs=(about_lora,),
+        settings=("lr",),
     ),
     Rule(
         id="LR005",
         severity="warning",
         title="high rank, high alpha and high rate together",
-        condition=_spiking_corner,
+        groups=("config",),
+        condition="r >= {rank_high}, alpha >= {spike_alpha_ratio} r and lr >= {spike_lr}, without rsLoRA",
+        observe=_spiking_corner,
         confidence=0.6,
         evidence=(BIDERMAN,),
         rationale="The update's step grows with alpha x lr: here it is far beyond shipped recipes.",
@@ -210,31 +256,44 @@ RULES = (
         scope="plain LoRA; evidence from LionW on one 7B model, so thin for AdamW",
         verify="loss spikes in the first epoch at this rate and not at half of it",
         thresholds=(RANK_HIGH, SPIKE_ALPHA_RATIO, SPIKE_LR),
+        needs=(about_lora,),
+        settings=("lr", "r"),
     ),
     Rule(
         id="LR006",
         severity="info",
         title="optimizer outside the published bands",
-        condition=_other_optimizer,
+        groups=("config",),
+        condition="the optimizer named is not of the Adam family",
+        observe=_other_optimizer,
         confidence=0.9,
         evidence=(SWEEP_LOW, BIDERMAN),
         rationale="Lion, SGD, Adafactor and Muon want rates of their own, some ten times smaller or larger.",
         action="take lr from a recipe for this optimizer",
         scope="every run whose optimizer is named",
         verify="a short sweep over lr",
-        about_lora=False,
+        settings=("name",),
     ),
     Rule(
         id="LR007",
         severity="info",
         title="learning rate for a principal-component start",
-        condition=_variant_rate,
+        groups=("config",),
+        condition="init_lora_weights is PiSSA, OLoRA or CorDA, and peak lr >= {variant_lr}",
+        observe=_variant_rate,
         confidence=0.5,
-        evidence=(VARIANTS,),
+        evidence=(
+            Evidence(
+                source="Learning Rate Matters: Vanilla LoRA May Suffice, arXiv 2602.04998 (abstract)",
+                says="each variant has its own range of rates, PiSSA's lower; tuned, nine variants are within 1 to 2 %",
+            ),
+        ),
         rationale="Such an adapter starts with large factors: the same rate moves the model further.",
         action="include rates below 1e-4 in the sweep",
         scope="PiSSA; OLoRA and CorDA by analogy only",
         verify="compare held-out loss at lr and at lr / 3",
         thresholds=(VARIANT_LR,),
+        needs=(about_lora,),
+        settings=("lr", "init"),
     ),
 )

@@ -6,15 +6,20 @@ in source is not here.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import Final, Literal, NamedTuple, TypeAlias
 
-from gradience.rules.config.facts import Facts, Unknown
-from gradience.rules.config.targets import ATTENTION_OUTPUTS
-from gradience.rules.evidence import SERVE_TABLE
-from gradience.rules.rule import Hit, Rule
+from gradience.rules.config.facts import Facts, about_lora
+from gradience.rules.rule import Observation, Rule, Unknown
 from gradience.schema.config import ConfigSnapshot
 from gradience.schema.findings import Evidence
+from gradience.schema.scalars import Json
+
+SERVE_TABLE = Evidence(
+    source="rules/config/serving.py, a table read from the engines' sources",
+    says="each row names its repository, commit and file; each finding cites its own row",
+)
 
 Engine: TypeAlias = Literal["vllm", "lorax", "slora", "llamacpp", "mlx"]
 Effect: TypeAlias = Literal["refused", "misread", "dropped"]
@@ -38,23 +43,17 @@ ENGINES: Final[dict[Engine, str]] = {
     "llamacpp": "llama.cpp",
     "mlx": "MLX-LM",
 }
-_SEEN: Final = "2026-11"  # when the rows were read
 
 
-class ServeFact(NamedTuple):
-    """One engine and one feature: what becomes of the adapter, and where that was read."""
+class Source(NamedTuple):
+    """The place where a row was read: a file of a repository at one commit, and when."""
 
-    engine: Engine
-    feature: Feature
-    effect: Effect
-    says: str
     repository: str
     commit: str
     path: str
-    seen: str = _SEEN
+    seen: str = "2026-11"
 
-    @property
-    def source(self) -> str:
+    def __str__(self) -> str:
         """The place in words."""
         return f"{self.repository}@{self.commit}, {self.path} (read {self.seen})"
 
@@ -64,38 +63,40 @@ class ServeFact(NamedTuple):
         return f"https://github.com/{self.repository}/blob/{self.commit}/{self.path}"
 
 
+class ServeFact(NamedTuple):
+    """One engine and one feature: what becomes of the adapter, and where that was read."""
+
+    engine: Engine
+    feature: Feature
+    effect: Effect
+    says: str
+    source: Source
+
+
 class RankSizes(NamedTuple):
     """Ranks an engine makes room for: the sizes there are, or a least one and a step above it."""
 
     engine: Engine
     says: str
-    repository: str
-    commit: str
-    path: str
+    source: Source
     sizes: tuple[int, ...] = ()
     default: int | None = None
     least: int = 1
     step: int = 1
-    seen: str = _SEEN
 
     def room_for(self, rank: int) -> int | None:
-        """Return the rank that is allocated for one of this size, or None where it is above all sizes."""
+        """The rank that is allocated for one of this size, or None where it is above all sizes."""
         if self.sizes:
             return next((size for size in self.sizes if size >= rank), None)
         return self.least if rank <= self.least else -(-rank // self.step) * self.step
-
-    @property
-    def source(self) -> str:
-        """The place in words."""
-        return f"{self.repository}@{self.commit}, {self.path} (read {self.seen})"
 
 
 _Row: TypeAlias = tuple[Feature, Effect, str]
 
 
-def _rows(engine: Engine, repository: str, commit: str, path: str, *rows: _Row) -> tuple[ServeFact, ...]:
-    """Return the rows that one file of one engine gave."""
-    return tuple(ServeFact(engine, *row, repository, commit, path) for row in rows)
+def _rows(engine: Engine, source: Source, *rows: _Row) -> tuple[ServeFact, ...]:
+    """The rows that one file of one engine gave."""
+    return tuple(ServeFact(engine, *row, source) for row in rows)
 
 
 _VLLM: Final = "vllm-project/vllm"
@@ -110,9 +111,7 @@ _ENDS: Final = "a tensor that is neither lora_A nor lora_B ends the conversion"
 FACTS: Final[tuple[ServeFact, ...]] = (
     *_rows(
         "vllm",
-        _VLLM,
-        "e745baff",
-        "vllm/lora/peft_helper.py",
+        Source(_VLLM, "e745baff", "vllm/lora/peft_helper.py"),
         ("modules_to_save", "refused", "it must be null"),
         ("bias", "refused", "only where the engine was started with bias_enabled"),
         ("rank_pattern", "misread", "one r for the scale of all: alpha / r, where PEFT has alpha / the module's rank"),
@@ -120,23 +119,17 @@ FACTS: Final[tuple[ServeFact, ...]] = (
     ),
     *_rows(
         "vllm",
-        _VLLM,
-        "0306474e",
-        "vllm/lora/lora_model.py",
+        Source(_VLLM, "0306474e", "vllm/lora/lora_model.py"),
         ("dora", "refused", "loading it is not implemented"),
     ),
     *_rows(
         "vllm",
-        _VLLM,
-        "001e63a8",
-        "vllm/lora/utils.py",
+        Source(_VLLM, "001e63a8", "vllm/lora/utils.py"),
         ("token_rows", "refused", "a tensor that is no factor is an unsupported LoRA weight"),
     ),
     *_rows(
         "lorax",
-        _LORAX,
-        "03679f33",
-        "server/lorax_server/adapters/lora.py",
+        Source(_LORAX, "03679f33", "server/lorax_server/adapters/lora.py"),
         ("dora", "misread", f"{_FACTORS_ONLY}: W + s B A is served, without the magnitudes"),
         ("rank_pattern", "misread", "one r for the scale, and all layers' factors are stacked as of one rank"),
         ("alpha_pattern", "misread", _ONE_ALPHA),
@@ -147,18 +140,14 @@ FACTS: Final[tuple[ServeFact, ...]] = (
     ),
     *_rows(
         "slora",
-        _SLORA,
-        "2a2786b9",
-        "slora/models/peft/lora_adapter.py",
+        Source(_SLORA, "2a2786b9", "slora/models/peft/lora_adapter.py"),
         ("rslora", "misread", "the scale is lora_alpha / r: sqrt(r) times too small"),
         ("rank_pattern", "misread", "one r for the scale of every module"),
         ("alpha_pattern", "misread", _ONE_ALPHA),
     ),
     *_rows(
         "slora",
-        _SLORA,
-        "2a2786b9",
-        "slora/models/peft/layer_weights/lora_layer_weight.py",
+        Source(_SLORA, "2a2786b9", "slora/models/peft/layer_weights/lora_layer_weight.py"),
         ("dora", "misread", f"{_FACTORS_ONLY}: W + s B A is served, without the magnitudes"),
         ("modules_to_save", "dropped", _FACTORS_ONLY),
         ("bias", "dropped", _FACTORS_ONLY),
@@ -167,9 +156,7 @@ FACTS: Final[tuple[ServeFact, ...]] = (
     ),
     *_rows(
         "llamacpp",
-        _LLAMA,
-        "0b03adaa",
-        "convert_lora_to_gguf.py",
+        Source(_LLAMA, "0b03adaa", "convert_lora_to_gguf.py"),
         ("dora", "refused", _ENDS),
         ("modules_to_save", "refused", _ENDS),
         ("bias", "refused", _ENDS),
@@ -178,25 +165,13 @@ FACTS: Final[tuple[ServeFact, ...]] = (
     ),
     *_rows(
         "llamacpp",
-        _LLAMA,
-        "215841fc",
-        "src/llama-adapter.h",
-        (
-            "rslora",
-            "misread",
-            "the scale is alpha / rank whatever use_rslora says: sqrt(r) times too small",
-        ),
+        Source(_LLAMA, "215841fc", "src/llama-adapter.h"),
+        ("rslora", "misread", "the scale is alpha / rank whatever use_rslora says: sqrt(r) times too small"),
     ),
     *_rows(
         "mlx",
-        _MLX,
-        "03672867",
-        "mlx_lm/tuner/utils.py",
-        (
-            "peft_format",
-            "refused",
-            "adapters.safetensors is loaded, by num_layers and lora_parameters of its config",
-        ),
+        Source(_MLX, "03672867", "mlx_lm/tuner/utils.py"),
+        ("peft_format", "refused", "adapters.safetensors is loaded, by num_layers and lora_parameters of its config"),
     ),
 )
 
@@ -204,68 +179,77 @@ RANKS: Final[tuple[RankSizes, ...]] = (
     RankSizes(
         "vllm",
         "max_lora_rank is one of 1, 8, 16, 32, 64, 128, 256, 320 and 512, and every slot has that size",
-        _VLLM,
-        "01230b40",
-        "vllm/config/lora.py",
+        Source(_VLLM, "01230b40", "vllm/config/lora.py"),
         sizes=(1, 8, 16, 32, 64, 128, 256, 320, 512),
         default=16,
     ),
     RankSizes(
         "lorax",
         "with the SGMV kernels a rank is padded to 8, and above that to the next multiple of 16 (one GPU)",
-        _LORAX,
-        "0e057f08",
-        "server/lorax_server/utils/sgmv.py",
+        Source(_LORAX, "0e057f08", "server/lorax_server/utils/sgmv.py"),
         least=8,
         step=16,
     ),
 )
 
 
-FEATURES: Final[dict[Feature, tuple[str, Callable[[ConfigSnapshot], bool]]]] = {
-    "dora": ("use_dora", lambda c: bool(c.lora.use_dora)),
-    "modules_to_save": ("modules_to_save", lambda c: bool(c.lora.modules_to_save)),
-    "bias": ("a trained bias", lambda c: c.lora.bias not in {None, "none"} or bool(c.lora.extras.get("lora_bias"))),
-    "rslora": ("use_rslora", lambda c: bool(c.lora.use_rslora)),
-    "rank_pattern": ("rank_pattern", lambda c: bool(c.lora.rank_pattern)),
-    "alpha_pattern": ("alpha_pattern", lambda c: bool(c.lora.alpha_pattern)),
-    "token_rows": ("trainable_token_indices", lambda c: bool(c.lora.extras.get("trainable_token_indices"))),
-    "some_layers": ("layers_to_transform", lambda c: bool(c.lora.extras.get("layers_to_transform"))),
-    "beyond_attention": ("targets beside q, k, v and o", lambda c: _beyond_attention(c.lora.target_modules)),
-    "peft_format": ("PEFT's format", lambda c: c.extras.get("format") != "mlx-lm"),
+class AdapterFeature(NamedTuple):
+    """What an engine may not take: its name in a message, the setting that asks for it, and whether it is asked for."""
+
+    name: str
+    setting: str
+    asked_for: Callable[[ConfigSnapshot], bool]
+
+
+def _extra(key: str) -> AdapterFeature:
+    return AdapterFeature(key, key, lambda config: bool(config.lora.extras.get(key)))
+
+
+FEATURES: Final[dict[Feature, AdapterFeature]] = {
+    "dora": AdapterFeature("use_dora", "use_dora", lambda c: bool(c.lora.use_dora)),
+    "modules_to_save": AdapterFeature("modules_to_save", "modules_to_save", lambda c: bool(c.lora.modules_to_save)),
+    "bias": AdapterFeature(
+        "a trained bias", "bias", lambda c: c.lora.bias not in {None, "none"} or bool(c.lora.extras.get("lora_bias"))
+    ),
+    "rslora": AdapterFeature("use_rslora", "use_rslora", lambda c: bool(c.lora.use_rslora)),
+    "rank_pattern": AdapterFeature("rank_pattern", "rank_pattern", lambda c: bool(c.lora.rank_pattern)),
+    "alpha_pattern": AdapterFeature("alpha_pattern", "alpha_pattern", lambda c: bool(c.lora.alpha_pattern)),
+    "token_rows": _extra("trainable_token_indices"),
+    "some_layers": _extra("layers_to_transform"),
+    "beyond_attention": AdapterFeature(
+        "targets beside q, k, v and o", "target_modules", lambda c: _beyond_attention(c.lora.target_modules)
+    ),
+    "peft_format": AdapterFeature("PEFT's format", "peft_type", lambda c: c.extras.get("format") != "mlx-lm"),
 }
+
+
+_ATTENTION: Final = frozenset({"q_proj", "k_proj", "v_proj", "o_proj"})  # what S-LoRA reads
 
 
 def _beyond_attention(targets: list[str] | str | None) -> bool:
     if isinstance(targets, str):
         return targets.lower() == "all-linear"
-    return any(name.rpartition(".")[2] not in ATTENTION_OUTPUTS for name in targets or ())
+    return any(name.rpartition(".")[2] not in _ATTENTION for name in targets or ())
 
 
-def _found(effect: Effect) -> Callable[[Facts], Iterator[Hit]]:
-    """Return the condition that finds this effect in the engines asked for."""
-
-    def condition(facts: Facts) -> Iterator[Hit]:
-        engines = _engines(facts)
-        for fact in FACTS:
-            name, has = FEATURES[fact.feature]
-            if fact.engine in engines and fact.effect == effect and has(facts.config):
-                yield _hit(fact, name)
-
-    return condition
+_VERBS: Final[dict[Effect, str]] = {"refused": "refuses", "misread": "misreads", "dropped": "leaves out"}
 
 
-def _hit(fact: ServeFact, name: str) -> Hit:
-    verb = {"refused": "refuses", "misread": "misreads", "dropped": "leaves out"}[fact.effect]
-    return Hit(
-        f"{ENGINES[fact.engine]} {verb} {name}: {fact.says}",
-        {"engine": fact.engine, "feature": fact.feature, "effect": fact.effect, "url": fact.url},
-        action="convert the adapter to the engine's own format" if fact.feature == "peft_format" else None,
-        evidence=(Evidence(source=fact.source, says=fact.says),),
-    )
+def _effects(effect: Effect, facts: Facts) -> Iterator[Observation]:
+    """The features of the adapter on which an engine asked for has this effect."""
+    engines = _engines(facts)
+    for fact in FACTS:
+        feature = FEATURES[fact.feature]
+        if fact.engine in engines and fact.effect == effect and feature.asked_for(facts.config):
+            yield Observation(
+                f"{ENGINES[fact.engine]} {_VERBS[effect]} {feature.name}: {fact.says}",
+                {"engine": fact.engine, "feature": fact.feature, "effect": effect, "url": fact.source.url},
+                action="convert the adapter to the engine's own format" if fact.feature == "peft_format" else None,
+                evidence=(Evidence(source=str(fact.source), says=fact.says),),
+            )
 
 
-def _rank_sizes(facts: Facts) -> Iterator[Hit]:
+def _rank_sizes(facts: Facts) -> Iterator[Observation]:
     engines = _engines(facts)
     ranks = [facts.r, *(facts.config.lora.rank_pattern or {}).values()]
     for sizes in RANKS:
@@ -273,27 +257,31 @@ def _rank_sizes(facts: Facts) -> Iterator[Hit]:
             yield from _padded(sizes, max(ranks))
 
 
-def _padded(sizes: RankSizes, rank: int) -> Iterator[Hit]:
+def _padded(sizes: RankSizes, rank: int) -> Iterator[Observation]:
     engine, room = ENGINES[sizes.engine], sizes.room_for(rank)
     values = {"engine": sizes.engine, "rank": rank, "room": room}
-    evidence = (Evidence(source=sizes.source, says=sizes.says),)
+    evidence = (Evidence(source=str(sizes.source), says=sizes.says),)
     if room is None:
-        yield Hit(f"{engine} has no room for rank {rank}", values, severity="warning", evidence=evidence)
+        yield Observation(f"{engine} has no room for rank {rank}", values, severity="warning", evidence=evidence)
     elif room > rank:
         unused = f"{1 - rank / room:.0%} of its adapter memory is padding"
-        yield Hit(f"{engine} makes room for rank {room}: at rank {rank}, {unused}", values, evidence=evidence)
+        yield Observation(f"{engine} makes room for rank {room}: at rank {rank}, {unused}", values, evidence=evidence)
     elif sizes.default is not None and rank > sizes.default:
         message = f"{engine} takes up to rank {sizes.default} by default: start it with max_lora_rank {room}"
-        yield Hit(message, values, evidence=evidence, action=f"set max_lora_rank to {room} when serving")
+        yield Observation(message, values, evidence=evidence, action=f"set max_lora_rank to {room} when serving")
 
 
 def _engines(facts: Facts) -> tuple[str, ...]:
     if not facts.around.engines:
-        reason = "no engine is named (--serve)"
-        raise Unknown(reason)
+        raise Unknown("no engine is named (--serve)")
     return facts.around.engines
 
 
+def _settings_of(values: Mapping[str, Json]) -> list[str]:
+    return [item.setting for name, item in FEATURES.items() if name == values["feature"]]
+
+
+_ACTION: Final = "train without the feature, or merge the adapter into the base before serving"
 _SCOPE: Final = "the engine's commit named in the evidence; a later one may do otherwise"
 _VERIFY: Final = "load the adapter in the version you serve with, and compare its output with PEFT's on a few prompts"
 
@@ -302,48 +290,65 @@ RULES = (
         id="SRV001",
         severity="warning",
         title="an engine refuses the adapter",
-        condition=_found("refused"),
+        groups=("serve",),
+        condition="an engine named by --serve refuses a feature that the adapter has",
+        observe=partial(_effects, "refused"),
+        settings=_settings_of,
         confidence=0.8,
         evidence=(SERVE_TABLE,),
         rationale="The adapter trains well and cannot be loaded where it is meant to run.",
-        action="train without the feature, or merge the adapter into the base before serving",
+        action=_ACTION,
         scope=_SCOPE,
         verify=_VERIFY,
+        needs=(about_lora,),
     ),
     Rule(
         id="SRV002",
         severity="warning",
         title="an engine misreads the adapter",
-        condition=_found("misread"),
+        groups=("serve",),
+        condition="an engine named by --serve loads a feature that the adapter has, and computes something else",
+        observe=partial(_effects, "misread"),
+        settings=_settings_of,
         confidence=0.75,
         evidence=(SERVE_TABLE,),
         rationale="It loads without an error and computes something else than what was trained.",
-        action="train without the feature, or merge the adapter into the base before serving",
+        action=_ACTION,
         scope=_SCOPE,
         verify=_VERIFY,
+        needs=(about_lora,),
     ),
     Rule(
         id="SRV003",
         severity="warning",
         title="an engine leaves parts of the adapter out",
-        condition=_found("dropped"),
+        groups=("serve",),
+        condition="an engine named by --serve loads the adapter and leaves a part out",
+        observe=partial(_effects, "dropped"),
+        settings=_settings_of,
         confidence=0.75,
         evidence=(SERVE_TABLE,),
         rationale="It loads, and parts of what was trained have no effect.",
-        action="train without the feature, or merge the adapter into the base before serving",
+        action=_ACTION,
         scope=_SCOPE,
         verify=_VERIFY,
+        needs=(about_lora,),
     ),
     Rule(
         id="SRV004",
         severity="info",
         title="a rank between an engine's sizes",
-        condition=_rank_sizes,
+        groups=("serve",),
+        condition="the largest rank lies between the sizes that an engine named by --serve allocates, above all of "
+        "them, or above its default",
+        observe=_rank_sizes,
         confidence=0.8,
         evidence=(SERVE_TABLE,),
         rationale="An engine that serves many adapters allocates every slot at one of a few sizes.",
         action="take the size itself as r, or the next below",
         scope=_SCOPE,
         verify="memory of the engine with and without the adapter",
+        needs=(about_lora,),
+        settings=("r", "rank_pattern"),
     ),
 )

@@ -10,8 +10,6 @@ import re
 from collections.abc import Sequence
 from typing import Literal
 
-ATTENTION_OUTPUTS = frozenset(["q_proj", "k_proj", "v_proj", "o_proj"])
-
 Part = Literal["attn", "mlp", "either", "unknown"]
 
 _ATTENTION = frozenset(

@@ -1,187 +1,113 @@
-"""Values that cannot be meant, and secrets that should not be there."""
+"""Values that cannot be meant (VAL001), and secrets that should not be in a configuration (SEC001).
+
+VAL001 checks every value that is there and lists those that are not: it can find one thing and be unable to judge
+another in the same configuration.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Final, NamedTuple
 
-from gradience.rules.config.facts import Facts, Unknown
-from gradience.rules.evidence import MECHANICAL, TOKEN_PICKLE
-from gradience.rules.rule import Hit, Rule
+from gradience.rules.config.facts import Facts, about_lora
+from gradience.rules.rule import Observation, Rule, Unknown
 from gradience.schema.config import ConfigSnapshot
-from gradience.schema.findings import Finding
-from gradience.schema.scalars import NonFinite, as_float, real
+from gradience.schema.findings import Evidence
+from gradience.schema.scalars import Json, NonFinite, as_float, real
 
 Number = float | NonFinite | None
 
 
 class _Range(NamedTuple):
+    wanted: str
+    holds: Callable[[float], bool]
+
+
+_ABOVE_ZERO = _Range("above 0", lambda value: value > 0)
+_NOT_NEGATIVE = _Range("0 or more", lambda value: value >= 0)
+_COUNT = _Range("at least 1", lambda value: value >= 1)
+_BELOW_ONE = _Range("at least 0 and below 1", lambda value: 0 <= value < 1)
+_SHARE = _Range("between 0 and 1", lambda value: 0 <= value <= 1)
+
+
+class _Value(NamedTuple):
     name: str
     read: Callable[[ConfigSnapshot], Number]
-    holds: Callable[[float], bool]
-    wanted: str
+    range: _Range
     of_lora: bool = False
 
 
-def _above_zero(value: float) -> bool:
-    return value > 0
-
-
-def _not_negative(value: float) -> bool:
-    return value >= 0
-
-
-def _below_one(value: float) -> bool:
-    return 0 <= value < 1
-
-
-def _counts(value: float) -> bool:
-    return value >= 1
-
-
-_RANGES = (
-    _Range("lr", lambda c: c.optimizer.lr, _above_zero, "above 0"),
-    _Range("weight_decay", lambda c: c.optimizer.weight_decay, _not_negative, "0 or more"),
-    _Range("adam eps", lambda c: c.optimizer.eps, _not_negative, "0 or more"),
-    _Range("r", lambda c: c.lora.r, _counts, "at least 1", of_lora=True),
-    _Range("lora_alpha", lambda c: c.lora.alpha, _above_zero, "above 0", of_lora=True),
-    _Range("lora_dropout", lambda c: c.lora.dropout, _below_one, "at least 0 and below 1", of_lora=True),
-    _Range("batch size", lambda c: c.training.batch_size, _counts, "at least 1"),
-    _Range("gradient accumulation", lambda c: c.training.gradient_accumulation, _counts, "at least 1"),
-    _Range("number of processes", lambda c: c.training.world_size, _counts, "at least 1"),
-    _Range("max_steps", lambda c: c.training.max_steps, _counts, "at least 1"),
-    _Range("epochs", lambda c: c.training.epochs, _above_zero, "above 0"),
-    _Range("warmup_steps", lambda c: c.training.warmup_steps, _not_negative, "0 or more"),
-    _Range("warmup_ratio", lambda c: c.training.warmup_ratio, lambda v: 0 <= v <= 1, "between 0 and 1"),
-    _Range("max_grad_norm", lambda c: c.training.max_grad_norm, _not_negative, "0 or more"),
+_VALUES = (
+    _Value("lr", lambda c: c.optimizer.lr, _ABOVE_ZERO),
+    _Value("weight_decay", lambda c: c.optimizer.weight_decay, _NOT_NEGATIVE),
+    _Value("adam eps", lambda c: c.optimizer.eps, _NOT_NEGATIVE),
+    _Value("r", lambda c: c.lora.r, _COUNT, of_lora=True),
+    _Value("lora_alpha", lambda c: c.lora.alpha, _ABOVE_ZERO, of_lora=True),
+    _Value("lora_dropout", lambda c: c.lora.dropout, _BELOW_ONE, of_lora=True),
+    _Value("batch size", lambda c: c.training.batch_size, _COUNT),
+    _Value("gradient accumulation", lambda c: c.training.gradient_accumulation, _COUNT),
+    _Value("number of processes", lambda c: c.training.world_size, _COUNT),
+    _Value("max_steps", lambda c: c.training.max_steps, _COUNT),
+    _Value("epochs", lambda c: c.training.epochs, _ABOVE_ZERO),
+    _Value("warmup_steps", lambda c: c.training.warmup_steps, _NOT_NEGATIVE),
+    _Value("warmup_ratio", lambda c: c.training.warmup_ratio, _SHARE),
+    _Value("max_grad_norm", lambda c: c.training.max_grad_norm, _NOT_NEGATIVE),
 )
 _ALWAYS_WANTED = {"lr", "r", "lora_alpha"}
 
 
-def _value_out_of_range(facts: Facts) -> Iterator[Hit]:
-    ranges = [item for item in _RANGES if not (item.of_lora and facts.not_lora)]
+def _value_out_of_range(facts: Facts) -> Iterator[Observation]:
     missing = []
-    for item in ranges:
+    for item in _VALUES:
+        if item.of_lora and about_lora(facts):
+            continue
         value = item.read(facts.config)
         if value is None:
             missing += [item.name] if item.name in _ALWAYS_WANTED else []
         else:
-            yield from _judged(item.name, as_float(value), item.holds, item.wanted)
+            yield from _judged(item.name, value, item.range)
     yield from _patterns(facts)
     yield from _betas(facts)
     if missing:
-        reason = f"not given, so not checked: {', '.join(missing)}"
-        raise Unknown(reason)
+        raise Unknown(f"not given, so not checked: {', '.join(missing)}")
 
 
-def _judged(name: str, value: float, holds: Callable[[float], bool], wanted: str) -> Iterator[Hit]:
-    if math.isfinite(value) and holds(value):
+def _judged(name: str, given: float | NonFinite, wanted: _Range) -> Iterator[Observation]:
+    value = as_float(given)
+    if math.isfinite(value) and wanted.holds(value):
         return
-    must = wanted if math.isfinite(value) else f"a finite number, {wanted}"
+    must = wanted.wanted if math.isfinite(value) else f"a finite number, {wanted.wanted}"
     shown = f"{value:g}" if math.isfinite(value) else real(value)
-    yield Hit(f"{name} is {shown}; it must be {must}", {name: value}, action=f"set {name} to a value {wanted}")
+    yield Observation(
+        f"{name} is {shown}; it must be {must}", {name: value}, action=f"set {name} to a value {wanted.wanted}"
+    )
 
 
-def _patterns(facts: Facts) -> Iterator[Hit]:
-    if facts.not_lora:
+def _patterns(facts: Facts) -> Iterator[Observation]:
+    if about_lora(facts):
         return
     for pattern, rank in (facts.config.lora.rank_pattern or {}).items():
-        yield from _judged(f"rank_pattern[{pattern}]", float(rank), _counts, "at least 1")
+        yield from _judged(f"rank_pattern[{pattern}]", rank, _COUNT)
     for pattern, alpha in (facts.config.lora.alpha_pattern or {}).items():
-        yield from _judged(f"alpha_pattern[{pattern}]", as_float(alpha), _above_zero, "above 0")
+        yield from _judged(f"alpha_pattern[{pattern}]", alpha, _ABOVE_ZERO)
 
 
-def _betas(facts: Facts) -> Iterator[Hit]:
+def _betas(facts: Facts) -> Iterator[Observation]:
     for index, beta in enumerate(facts.config.optimizer.betas or [], start=1):
-        yield from _judged(f"adam beta{index}", as_float(beta), _below_one, "at least 0 and below 1")
+        yield from _judged(f"adam beta{index}", beta, _BELOW_ONE)
 
 
-def _secret_set(facts: Facts) -> Iterator[Hit]:
+def _secret_set(facts: Facts) -> Iterator[Observation]:
     extras = facts.config.training.extras
     for key in extras.get("secret_keys") or []:
-        yield Hit(f"{key} is set in the configuration (its value was not read)", {"key": key})
+        yield Observation(f"{key} is set in the configuration (its value was not read)", {"key": key})
     masked = extras.get("masked_keys") or []
     if masked:
-        reason = f"{', '.join(masked)}: masked in the file, as transformers does whether set or not"
-        raise Unknown(reason)
+        raise Unknown(f"{', '.join(masked)}: masked in the file, as transformers does whether set or not")
 
 
-RULES = (
-    Rule(
-        id="VAL001",
-        severity="error",
-        title="value out of range",
-        condition=_value_out_of_range,
-        confidence=1.0,
-        evidence=(MECHANICAL,),
-        rationale="A run with this value fails at start, or trains nothing.",
-        action="correct the value",
-        scope="every run",
-        verify="the library that reads the value refuses it, or one step shows no change",
-        about_lora=False,
-    ),
-    Rule(
-        id="SEC001",
-        severity="warning",
-        title="a secret in the configuration",
-        condition=_secret_set,
-        confidence=0.95,
-        evidence=(TOKEN_PICKLE,),
-        rationale="The trainer writes its arguments beside every checkpoint, and people upload checkpoints.",
-        action="log in with `hf auth login` or an environment variable; revoke it if shared",
-        scope="every key ending in token, api_key, secret or password, save a tokenizer's",
-        verify="search the output folder for the token's first characters",
-        about_lora=False,
-    ),
-)
-
-
-SETTINGS_OF: Final[dict[str, tuple[str, ...]]] = {
-    "VAL001": (),  # the value it found names it
-    "SEC001": (),
-    "LR001": ("lr",),
-    "LR002": ("lr",),
-    "LR003": ("lr",),
-    "LR004": ("lr",),
-    "LR005": ("lr", "r"),
-    "LR006": ("name",),
-    "LR007": ("lr", "init"),
-    "TGT001": ("target_modules",),
-    "TGT002": ("target_modules", "exclude_modules", "target_parameters"),
-    "TGT003": ("target_modules",),
-    "TGT004": ("task_type", "modules_to_save"),
-    "TGT005": ("trainable_token_indices", "modules_to_save", "target_modules"),
-    "RNK001": ("r",),
-    "ALP001": ("alpha", "use_rslora"),
-    "ALP002": ("alpha",),
-    "NUM001": ("dtype", "autocast_adapter_dtype"),
-    "BIA001": ("bias",),
-    "REC001": ("logging_steps", "logging_strategy"),
-    "REC002": ("eval_strategy",),
-    "REC003": ("logging_nan_inf_filter",),
-    "REC004": ("save_steps", "save_strategy"),
-    "REC005": ("output_dir",),
-    "BAT001": ("batch_size", "gradient_accumulation"),
-    "STP001": ("max_steps", "epochs"),
-    "EPO001": ("epochs",),
-    "SCH001": ("lr_scheduler",),
-    "SCH002": ("warmup_steps", "warmup_ratio"),
-    "SCH003": ("warmup_ratio",),
-    "SRV001": (),  # the feature it found names it
-    "SRV002": (),
-    "SRV003": (),
-    "SRV004": ("r", "rank_pattern"),
-}
-_FEATURES: Final = {
-    "dora": "use_dora",
-    "rslora": "use_rslora",
-    "token_rows": "trainable_token_indices",
-    "some_layers": "layers_to_transform",
-    "beyond_attention": "target_modules",
-    "peft_format": "peft_type",
-}
-_SAID: Final = {  # what VAL001 calls a value, where that is no field
+_FIELDS: Final = {  # of values that are called otherwise in a message
     "adam eps": "eps",
     "lora_alpha": "alpha",
     "lora_dropout": "dropout",
@@ -191,14 +117,46 @@ _SAID: Final = {  # what VAL001 calls a value, where that is no field
 }
 
 
-def settings_of(finding: Finding) -> list[str]:
-    """Return the fields, or keys of the file, that a finding is about, the nearest first."""
-    if finding.id == "SEC001":
-        return [str(finding.values.get("key", ""))]
-    if "feature" in finding.values:
-        feature = str(finding.values["feature"])
-        return [_FEATURES.get(feature, feature)]
-    if finding.id == "VAL001":
-        names = (name.partition("[")[0] for name in finding.values)
-        return ["betas" if name.startswith("adam beta") else _SAID.get(name, name) for name in names]
-    return list(SETTINGS_OF.get(finding.id, ()))
+def _fields_of(values: Mapping[str, Json]) -> Iterator[str]:
+    names = (name.partition("[")[0] for name in values)
+    return ("betas" if name.startswith("adam beta") else _FIELDS.get(name, name) for name in names)
+
+
+RULES = (
+    Rule(
+        id="VAL001",
+        severity="error",
+        title="value out of range",
+        groups=("config",),
+        condition="a value that is not finite, or outside the range in which it has a meaning (lr, r and alpha above "
+        "0, dropout and betas from 0 to below 1, counts of at least 1, ...)",
+        observe=_value_out_of_range,
+        settings=_fields_of,
+        confidence=1.0,
+        evidence=(Evidence(source="definition", says="outside the range in which the quantity has a meaning"),),
+        rationale="A run with this value fails at start, or trains nothing.",
+        action="correct the value",
+        scope="every run",
+        verify="the library that reads the value refuses it, or one step shows no change",
+    ),
+    Rule(
+        id="SEC001",
+        severity="warning",
+        title="a secret in the configuration",
+        groups=("config",),
+        condition="a key that holds a secret is set; its value is not read",
+        observe=_secret_set,
+        settings=lambda values: [str(values.get("key", ""))],
+        confidence=0.95,
+        evidence=(
+            Evidence(
+                source="experiment, transformers 5.24; huggingface/transformers#34612",
+                says="training_args.bin is a pickle of the arguments, and hub_token stands in it in clear text",
+            ),
+        ),
+        rationale="The trainer writes its arguments beside every checkpoint, and people upload checkpoints.",
+        action="log in with `hf auth login` or an environment variable; revoke it if shared",
+        scope="every key ending in token, api_key, secret or password, save a tokenizer's",
+        verify="search the output folder for the token's first characters",
+    ),
+)

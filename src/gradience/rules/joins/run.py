@@ -1,190 +1,211 @@
-"""What became of a run: NaN, nothing learnt, nothing saved, divergence, overfitting. Log, weights, config and disk."""
+"""Correlations on what became of a run: NaN, nothing learnt, nothing saved, divergence, overfitting, a falling reward.
+
+`JOINS` is the whole table, those on files behind these. Its order decides: a finding is in the first cause it fits.
+"""
 
 from __future__ import annotations
 
 from typing import Final
 
-from gradience.rules.evidence import (
-    DIVERGENCE,
-    EXPLODED,
-    JITTER,
-    MASKED,
-    NAN_TRL,
-    NEMOTRON,
-    NOISE_SPREAD,
-    ONE_ERROR,
-    PRECHELT,
-    SWEEP_HIGH,
-    TRL_RL,
-    ZERO_B,
-)
-from gradience.rules.joins import files as joins_files
-from gradience.rules.joins.joins import Join, Leg, Wording
-from gradience.rules.thresholds import EXPLODED_RMS, TIED
+from gradience.rules.evidence import DIVERGENCE, MASKED, NAN_TRL, NEMOTRON, PRECHELT, SWEEP_HIGH, TRL_RL
+from gradience.rules.joins import files
+from gradience.rules.joins.correlation import Correlation, Message, Needs
+from gradience.rules.joins.symptoms import EXPLODED_RMS
+from gradience.rules.rule import Threshold
+from gradience.schema.findings import Evidence
+
+TIED = Threshold("tied", 1.0, "noise of one evaluation", "one-standard-error rule, Breiman et al., CART, 1984")
+ZERO_B = Evidence(source="LoRA, arXiv 2106.09685; PEFT's default", says="B starts at zero: before a step s B A is zero")
 
 _NO_UPDATE: Final = frozenset({"untrained", "near_untrained"})
 _VALUES_THAT_STOP: Final = frozenset({"lr", "lora_alpha", "max_steps", "epochs"})
 _HIGH_RATE: Final = ("LR002", "LR003", "LR004", "LR005", "LR007")
 _LOW_RATE: Final = ("LR001", "ALP002")
 
-_NAN = Join(
-    id="NUM301",
-    severity="error",
-    title="NaN, from the log to the weights",
-    legs=(
-        Leg("log", ("NUM102", "NUM101", "NUM201")),
-        Leg("weights", ("NUM201",), frozenset({"broken"})),
-        Leg("weights", quiet=("NUM201",), says="the weights in this file are all finite"),
-    ),
-    hints=(
-        Leg("log", ("GRD107",)),
-        Leg("config", (*_HIGH_RATE, "NUM001", "REC003")),
-        Leg("disk", ("before_nan",)),
-    ),
-    wordings=(
-        Wording(("log", "weights"), "NaN, masked in the log from step {first_step} on, is in the weights: {lost}."),
-        Wording(("log", "weights"), "NaN in the log is in the weights too: {lost}."),
-        Wording(
-            ("log", "weights"),
-            "Numbers in the log are not finite; the weights in this file are finite: it passed, or the file is older.",
-            action="One gradient alone is skipped by fp16's loss scaling; else see of which step these weights are.",
+JOINS: Final[tuple[Correlation, ...]] = (
+    Correlation(
+        id="NUM301",
+        severity="error",
+        title="NaN, from the log to the weights",
+        needs=(
+            Needs("log", ("NUM102", "NUM101", "NUM201")),
+            Needs("weights", ("NUM201",), frozenset({"broken"})),
+            Needs("weights", silent=("NUM201",), says="the weights in this file are all finite"),
         ),
-        Wording(("log",), "NaN in the log, masked from step {first_step} on; there are no weights to confirm it."),
-        Wording(("log",), "Numbers in the log are not finite; there are no weights to say whether it lasted."),
-    ),
-    confidence=0.97,
-    evidence=(MASKED, NAN_TRL),
-    rationale="The Hugging Face Trainer averages non-finite losses away by default, so that a broken run looks "
-    "healthy; once a NaN is in the weights, every later step is lost.",
-    action="Go back to a checkpoint before it; look at the learning rate, the precision and the data of that step.",
-    scope="any run; one non-finite gradient alone is skipped by fp16's loss scaling",
-    verify="Audit that checkpoint: its weights are finite or they are not.",
-)
-_UNTRAINED = Join(
-    id="TRN302",
-    severity="error",
-    title="an adapter that was not trained",
-    legs=(
-        Leg("config", ("VAL001",), _VALUES_THAT_STOP),
-        Leg("config", ("TGT002",), frozenset({"error"})),  # it reaches nothing
-        Leg("log", ("NOL106",)),
-        Leg("log", ("GRD108",), frozenset({"warning"})),  # info: there is nothing left to learn
-        Leg("log", ("LRS109",), frozenset({"rows"})),
-        Leg("weights", ("TRN202",), _NO_UPDATE),
-    ),
-    hints=(
-        Leg("log", ("TRN202", "PLT105", "CHN112")),
-        Leg("config", (*_LOW_RATE, "STP001", "SCH002", "TGT002", "TGT003")),
-        Leg("weights", ("SCL208",)),
-        Leg("config", ("idle_targets",)),
-    ),
-    wordings=(
-        Wording(("config", "weights"), "The adapter was not trained, and the configuration says why: {stops}."),
-        Wording(("log", "weights"), "The adapter was not trained: {rate_zero}, and {zero}."),
-        Wording(("log", "weights"), "The adapter was not trained: nothing was learnt in the log, and {zero}."),
-        Wording(("config", "log"), "Nothing was learnt in the log, and the configuration says why: {stops}."),
-        Wording(("log",), "Nothing was learnt, as far as the log shows."),
-    ),
-    confidence=0.95,
-    evidence=(ZERO_B, NEMOTRON),
-    rationale="B starts at zero: an update of exactly zero is what was there before the first step.",
-    action="Check that the adapter's parameters require gradients and reach the optimizer, what target_modules hit, "
-    "and the learning rate.",
-    scope="LoRA that starts at B = 0, which is PEFT's default",
-    verify="model.print_trainable_parameters(); then overfit 32 examples on purpose.",
-)
-_NOT_SAVED = Join(
-    id="SAV303",
-    severity="error",
-    title="the log learnt, the file did not",
-    legs=(
-        Leg("log", quiet=("NOL106", "GRD108"), says="the loss falls and gradients flow"),
-        Leg("weights", ("TRN202",), frozenset({"untrained"})),
-    ),
-    hints=(Leg("log", ("TRN202",)), Leg("weights", ("LED205",))),
-    wordings=(Wording(("log", "weights"), "The loss fell, yet {zero}: what was trained is not in this file."),),
-    confidence=0.85,
-    evidence=(ZERO_B,),
-    rationale="Either another part was trained (a classifier head), or a fresh adapter was saved in its place.",
-    action="Look at what was saved and when; see which parameters required gradients.",
-    scope="LoRA that starts at B = 0; logs of at least 30 rows",
-    verify="Load the adapter and evaluate it: the held-out loss of the log comes back or it does not.",
-)
-_DIVERGED = Join(
-    id="DIV305",
-    severity="error",
-    title="divergence, and what else shows it",
-    legs=(
-        Leg("log", ("DIV104",)),
-        Leg("log", ("GRD107",), frozenset({"warning"})),  # info: one burst, or clipping
-        Leg("weights", ("exploded",)),
-        Leg("config", _HIGH_RATE),
-        Leg("disk", ("lowest",)),
-    ),
-    hints=(Leg("log", ("DIV103", "NOL106")), Leg("config", ("SCH001", "ALP001"))),
-    wordings=(
-        Wording(("log", "weights"), "The run diverged around step {lowest_step}, and the weights show it: {exploded}."),
-        Wording(("log", "weights"), "Gradients explode, and the weights show it: {exploded}."),
-        Wording(
-            ("log", "config"), "The run diverged around step {lowest_step}; by its configuration the rate is high."
+        hints=(
+            Needs("log", ("GRD107",)),
+            Needs("config", (*_HIGH_RATE, "NUM001", "REC003")),
+            Needs("disk", ("before_nan",)),
         ),
-        Wording(("log", "config"), "Gradients explode; by the configuration the learning rate is high."),
-        Wording(("log", "disk"), "The run diverged around step {lowest_step}; a checkpoint from there is on disk."),
-        Wording(("log",), "The run diverged around step {lowest_step}."),
-    ),
-    confidence=0.9,
-    evidence=(DIVERGENCE, SWEEP_HIGH, EXPLODED),
-    rationale="Steps that are too long grow the update faster than the loss can correct it.",
-    action="Go back to the checkpoint nearest the lowest loss; lower the learning rate or lengthen warmup.",
-    scope="positive losses; the size of the update counts only where the log diverged too",
-    verify="The same run with a third of the learning rate: its loss stays down or it does not.",
-    thresholds=(EXPLODED_RMS,),
-)
-_OVERFIT = Join(
-    id="OVF304",
-    severity="warning",
-    title="overfitting, and the checkpoint to keep",
-    legs=(Leg("log", ("OVF110",)), Leg("disk", ("best_checkpoint",)), Leg("disk", ("no_checkpoint",))),
-    hints=(Leg("log", ("GAP111", "MEM127")), Leg("config", ("EPO001", "REC004"))),
-    wordings=(
-        Wording(
-            ("log", "disk"),
-            "Overfits after step {best_step}; the weights here are those of {saved_as}, the best checkpoint on disk.",
-            action="Keep these weights; next time stop earlier.",
-            severity="info",
+        messages=(
+            Message(("log", "weights"), "NaN, masked in the log from step {first_step} on, is in the weights: {lost}."),
+            Message(("log", "weights"), "NaN in the log is in the weights too: {lost}."),
+            Message(
+                ("log", "weights"),
+                "Numbers in the log are not finite; the weights in this file are finite: it passed, or the file is "
+                "older.",
+                action="One gradient alone is skipped by fp16's loss scaling; else see of which step these weights "
+                "are.",
+            ),
+            Message(("log",), "NaN in the log, masked from step {first_step} on; there are no weights to confirm it."),
+            Message(("log",), "Numbers in the log are not finite; there are no weights to say whether it lasted."),
         ),
-        Wording(("log", "disk"), "Overfits after step {best_step}; the best checkpoint on disk is {checkpoint}."),
-        Wording(("log", "disk"), "Overfits after step {best_step}, and no checkpoint from about there is on disk."),
+        confidence=0.97,
+        evidence=(MASKED, NAN_TRL),
+        rationale="The Hugging Face Trainer averages non-finite losses away by default, so that a broken run looks "
+        "healthy; once a NaN is in the weights, every later step is lost.",
+        action="Go back to a checkpoint before it; look at the learning rate, the precision and the data of that step.",
+        scope="any run; one non-finite gradient alone is skipped by fp16's loss scaling",
+        verify="Audit that checkpoint: its weights are finite or they are not.",
     ),
-    confidence=0.85,
-    evidence=(PRECHELT, ONE_ERROR, JITTER, NOISE_SPREAD),
-    rationale="From that step on the run fitted its training data at the cost of held-out data.",
-    action="Keep a checkpoint near the best held-out loss; fewer epochs or more data come before less rank.",
-    scope="held-out losses of one data set, checkpoints that were evaluated",
-    verify="Compare the task metric of that checkpoint with that of the last.",
-    thresholds=(TIED,),
-    least=1,
-)
-_REWARD = Join(
-    id="RWD315",
-    severity="warning",
-    title="a reward that falls, and what else shows it",
-    legs=(Leg("log", ("RWD122",)), Leg("config", ("LR004",)), Leg("disk", ("best_reward",))),
-    hints=(Leg("log", ("KLD124", "ZVR123", "CLP125")),),
-    wordings=(
-        Wording(("log", "config"), "The reward fell; by the configuration the rate is high for this objective."),
-        Wording(("log", "disk"), "The reward fell; a checkpoint from around its best is on disk."),
-        Wording(("log",), "The reward fell, and the log shows more of it."),
+    Correlation(
+        id="DIV305",
+        severity="error",
+        title="divergence, and what else shows it",
+        needs=(
+            Needs("log", ("DIV104",)),
+            Needs("log", ("GRD107",), frozenset({"warning"})),  # info: one burst, or clipping
+            Needs("weights", ("exploded",)),
+            Needs("config", _HIGH_RATE),
+            Needs("disk", ("lowest",)),
+        ),
+        hints=(Needs("log", ("DIV103", "NOL106")), Needs("config", ("SCH001", "ALP001"))),
+        messages=(
+            Message(
+                ("log", "weights"), "The run diverged around step {lowest_step}, and the weights show it: {exploded}."
+            ),
+            Message(("log", "weights"), "Gradients explode, and the weights show it: {exploded}."),
+            Message(
+                ("log", "config"), "The run diverged around step {lowest_step}; by its configuration the rate is high."
+            ),
+            Message(("log", "config"), "Gradients explode; by the configuration the learning rate is high."),
+            Message(("log", "disk"), "The run diverged around step {lowest_step}; a checkpoint from there is on disk."),
+            Message(("log",), "The run diverged around step {lowest_step}."),
+        ),
+        confidence=0.9,
+        evidence=(
+            DIVERGENCE,
+            SWEEP_HIGH,
+            Evidence(
+                source="heuristic; adapters at hand",
+                says="an update's entries are 1e-4 to 3e-3 in size in trained adapters",
+            ),
+        ),
+        rationale="Steps that are too long grow the update faster than the loss can correct it.",
+        action="Go back to the checkpoint nearest the lowest loss; lower the learning rate or lengthen warmup.",
+        scope="positive losses; the size of the update counts only where the log diverged too",
+        verify="The same run with a third of the learning rate: its loss stays down or it does not.",
+        thresholds=(EXPLODED_RMS,),
     ),
-    confidence=0.65,
-    evidence=(TRL_RL,),
-    rationale="A policy that moves too fast leaves what its reward was good for.",
-    action="Go back to the checkpoint nearest the best reward; lower the learning rate or raise beta.",
-    scope="reinforcement learning that logs its reward",
-    verify="Judge completions of both checkpoints by hand: a reward can also be gamed while it rises.",
+    Correlation(
+        id="TRN302",
+        severity="error",
+        title="an adapter that was not trained",
+        needs=(
+            Needs("config", ("VAL001",), _VALUES_THAT_STOP),
+            Needs("config", ("TGT002",), frozenset({"error"})),  # it reaches nothing
+            Needs("log", ("NOL106",)),
+            Needs("log", ("GRD108",), frozenset({"warning"})),  # info: there is nothing left to learn
+            Needs("log", ("LRS109",), frozenset({"rows"})),
+            Needs("weights", ("TRN202",), _NO_UPDATE),
+        ),
+        hints=(
+            Needs("log", ("TRN202", "PLT105", "CHN112")),
+            Needs("config", (*_LOW_RATE, "STP001", "SCH002", "TGT002", "TGT003")),
+            Needs("weights", ("SCL208",)),
+            Needs("config", ("idle_targets",)),
+        ),
+        messages=(
+            Message(("config", "weights"), "The adapter was not trained, and the configuration says why: {stops}."),
+            Message(("log", "weights"), "The adapter was not trained: {rate_zero}, and {zero}."),
+            Message(("log", "weights"), "The adapter was not trained: nothing was learnt in the log, and {zero}."),
+            Message(("config", "log"), "Nothing was learnt in the log, and the configuration says why: {stops}."),
+            Message(("log",), "Nothing was learnt, as far as the log shows."),
+        ),
+        confidence=0.95,
+        evidence=(ZERO_B, NEMOTRON),
+        rationale="B starts at zero: an update of exactly zero is what was there before the first step.",
+        action="Check that the adapter's parameters require gradients and reach the optimizer, what target_modules "
+        "hit, and the learning rate.",
+        scope="LoRA that starts at B = 0, which is PEFT's default",
+        verify="model.print_trainable_parameters(); then overfit 32 examples on purpose.",
+    ),
+    Correlation(
+        id="SAV303",
+        severity="error",
+        title="the log learnt, the file did not",
+        needs=(
+            Needs("log", silent=("NOL106", "GRD108"), says="the loss falls and gradients flow"),
+            Needs("weights", ("TRN202",), frozenset({"untrained"})),
+        ),
+        hints=(Needs("log", ("TRN202",)), Needs("weights", ("LED205",))),
+        messages=(Message(("log", "weights"), "The loss fell, yet {zero}: what was trained is not in this file."),),
+        confidence=0.85,
+        evidence=(ZERO_B,),
+        rationale="Either another part was trained (a classifier head), or a fresh adapter was saved in its place.",
+        action="Look at what was saved and when; see which parameters required gradients.",
+        scope="LoRA that starts at B = 0; logs of at least 30 rows",
+        verify="Load the adapter and evaluate it: the held-out loss of the log comes back or it does not.",
+    ),
+    Correlation(
+        id="OVF304",
+        severity="warning",
+        title="overfitting, and the checkpoint to keep",
+        needs=(Needs("log", ("OVF110",)), Needs("disk", ("best_checkpoint",)), Needs("disk", ("no_checkpoint",))),
+        hints=(Needs("log", ("GAP111", "MEM127")), Needs("config", ("EPO001", "REC004"))),
+        messages=(
+            Message(
+                ("log", "disk"),
+                "Overfits after step {best_step}; the weights here are those of {saved_as}, the best checkpoint on "
+                "disk.",
+                action="Keep these weights; next time stop earlier.",
+                severity="info",
+            ),
+            Message(("log", "disk"), "Overfits after step {best_step}; the best checkpoint on disk is {checkpoint}."),
+            Message(("log", "disk"), "Overfits after step {best_step}, and no checkpoint from about there is on disk."),
+        ),
+        confidence=0.85,
+        evidence=(
+            PRECHELT,
+            Evidence(
+                source="one-standard-error rule, Breiman et al., Classification and Regression Trees, 1984",
+                says="results within one standard error of the best cannot be told from it",
+            ),
+            Evidence(
+                source="heuristic",
+                says="evaluations of one set share its examples, so what tells two apart is how their losses jump "
+                "about, seen in second differences, and not the error that other examples would bring",
+            ),
+            Evidence(
+                source="heuristic",
+                says="the spread of the losses of single examples is not logged: it is taken as their mean, and with "
+                "an accuracy p as sqrt(p / (1 - p)) times their mean if that is more",
+            ),
+        ),
+        rationale="From that step on the run fitted its training data at the cost of held-out data.",
+        action="Keep a checkpoint near the best held-out loss; fewer epochs or more data come before less rank.",
+        scope="held-out losses of one data set, checkpoints that were evaluated",
+        verify="Compare the task metric of that checkpoint with that of the last.",
+        thresholds=(TIED,),
+        least=1,
+    ),
+    Correlation(
+        id="RWD315",
+        severity="warning",
+        title="a reward that falls, and what else shows it",
+        needs=(Needs("log", ("RWD122",)), Needs("config", ("LR004",)), Needs("disk", ("best_reward",))),
+        hints=(Needs("log", ("KLD124", "ZVR123", "CLP125")),),
+        messages=(
+            Message(("log", "config"), "The reward fell; by the configuration the rate is high for this objective."),
+            Message(("log", "disk"), "The reward fell; a checkpoint from around its best is on disk."),
+            Message(("log",), "The reward fell, and the log shows more of it."),
+        ),
+        confidence=0.65,
+        evidence=(TRL_RL,),
+        rationale="A policy that moves too fast leaves what its reward was good for.",
+        action="Go back to the checkpoint nearest the best reward; lower the learning rate or raise beta.",
+        scope="reinforcement learning that logs its reward",
+        verify="Judge completions of both checkpoints by hand: a reward can also be gamed while it rises.",
+    ),
+    *files.JOINS,
 )
-
-JOINS: Final[tuple[Join, ...]] = (_NAN, _DIVERGED, _UNTRAINED, _NOT_SAVED, _OVERFIT, _REWARD)
-
-
-ALL_JOINS: Final[tuple[Join, ...]] = JOINS + joins_files.JOINS

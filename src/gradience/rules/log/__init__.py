@@ -1,1 +1,1 @@
-"""The detectors of a run, by what they look at; the table of all of them is in `run_detectors`."""
+"""The rules on the log of a run, by what they look at; `judge` has the table of all of them."""

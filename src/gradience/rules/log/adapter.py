@@ -9,58 +9,69 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 
-from gradience.rules.config.facts import Unknown
-from gradience.rules.evidence import ECKART_YOUNG, ENERGY
-from gradience.rules.log import thresholds as t
-from gradience.rules.log.detector import Detector, Sighting
-from gradience.rules.log.facts import RunFacts
-from gradience.rules.thresholds import LOW_UTILIZATION
-from gradience.rules.weights.rules import finding_of_health, low_utilization
-from gradience.schema.findings import Finding
+from gradience.rules.log.facts import JUDGEMENT, RunFacts, seen
+from gradience.rules.rule import Observation, Rule, Threshold, Unknown
+from gradience.rules.weights.rules import (
+    LOW_RANK,
+    NON_FINITE,
+    RANDOM_LIKE,
+    ZERO_UPDATE,
+    observe_utilization,
+    observe_verdict,
+)
+from gradience.schema.findings import Evidence
 from gradience.schema.scalars import Json
 
-VERDICTS = ("NUM201", "RND203")  # of an audit in the log, said by TRN202
+IDLE_ENERGY = Threshold("idle_energy", 0.01, "fraction of the update's energy", JUDGEMENT)
+IDLE_PARAMS = Threshold("idle_params", 0.1, "fraction of the LoRA parameters", JUDGEMENT)
 
 _LOST = (("energy_rank_99", 0.01), ("energy_rank_95", 0.05), ("energy_rank_90", 0.10))  # energy lost from that rank on
 _UNFIT = {"untrained", "near_untrained", "broken", "random_like", "not_analysed"}  # no rank is to be suggested
 
 
-def _utilization(facts: RunFacts) -> Finding | None:
+def _utilization(facts: RunFacts) -> Observation | None:
     if facts.utilization_mean is None:
-        reason = "no lora_audit in the log ('gradience audit --append run.jsonl' adds one)"
-        raise Unknown(reason)
-    return low_utilization(facts.utilization_mean)
+        raise Unknown("no lora_audit in the log ('gradience audit --append run.jsonl' adds one)")
+    if no_weights(facts.audit or {}):
+        raise Unknown("the audit in the log found no LoRA weights")
+    return observe_utilization(facts.utilization_mean)
 
 
-def _health(facts: RunFacts) -> Finding | None:
+def no_weights(audit: Mapping[str, Json]) -> bool:
+    """Whether an audit says that it found nothing to measure: its means are then no measurements."""
+    return any(audit.get(name) == 0 for name in ("n_layers", "total_lora_params"))
+
+
+def _health(rule: str, facts: RunFacts) -> Observation | None:
     verdict = (facts.audit or {}).get("verdict")
-    return finding_of_health(verdict, "the audit in the log says so") if isinstance(verdict, str) else None
+    if not isinstance(verdict, str):
+        return None
+    return observe_verdict(rule, verdict, "the audit in the log says so", source="the log")
 
 
-def _compressible(facts: RunFacts) -> Sighting | None:
+def _compressible(facts: RunFacts) -> Observation | None:
     audit = facts.audit
     if audit is None:
         return None
     if audit.get("verdict") in _UNFIT:
-        reason = f"the adapter is {audit['verdict']}: there is no rank to compress it to"
-        raise Unknown(reason)
+        raise Unknown(f"the adapter is {audit['verdict']}: there is no rank to compress it to")
     rank = audited_rank(facts)
     middle, tail = (_rank(audit, key) for key in ("suggested_r_global_median", "suggested_r_global_90"))
     if rank is None or tail is None:
-        reason = "the audit in the log suggests no rank, or its modules do not share one"
-        raise Unknown(reason)
+        raise Unknown("the audit in the log suggests no rank, or its modules do not share one")
     if tail >= rank:
         return None
     bound = error_bound(_modules(audit), tail) if "modules_omitted" not in audit else None
-    return Sighting(
+    return Observation(
         f"After training the update fits rank {tail} of {rank} in nine modules of ten"
         + (f", rank {middle} in half of them" if middle is not None and middle < tail else "")
         + f": {_cost(tail, bound)}.",
         {"rank": rank, "suggested_median": middle, "suggested_p90": tail, "error_bound": bound},
         action=f"Consider compressing the trained adapter to rank {tail} and evaluating it; keep training at r={rank}.",
-        seen=(
-            f"k@90 % of the modules: median {audit.get('energy_rank_90_p50')}, p90 {audit.get('energy_rank_90_p90')}",
+        evidence=seen(
+            f"k@90 % of the modules: median {audit.get('energy_rank_90_p50')}, p90 {audit.get('energy_rank_90_p90')}"
         ),
     )
 
@@ -72,7 +83,7 @@ def _cost(rank: int, bound: float | None) -> str:
 
 
 def error_bound(modules: Sequence[Mapping[str, Json]], rank: int) -> float | None:
-    """Return an upper bound of the relative Frobenius error of cutting all modules to a rank; None without norms.
+    """An upper bound of the relative Frobenius error of cutting all modules to a rank; None without norms.
 
     From the ranks that hold 90, 95 and 99 % of the energy; below those, k of r directions hold k / r at least.
     """
@@ -93,7 +104,7 @@ def _lost(module: Mapping[str, Json], rank: int, r: int) -> float:
     return min([*shares, 1.0 - rank / r])
 
 
-def _idle_types(facts: RunFacts) -> Sighting | None:
+def _idle_types(facts: RunFacts) -> Observation | None:
     audit = facts.audit
     if audit is None:
         return None
@@ -103,30 +114,29 @@ def _idle_types(facts: RunFacts) -> Sighting | None:
     if (
         len(types) < 2 or not params or all(_real(g, "energy_share") is None for g in types.values())
     ):  # of one kind there is nothing to compare
-        reason = "the audit in the log does not say how the energy is spread over two types of modules or more"
-        raise Unknown(reason)
+        raise Unknown("the audit in the log does not say how the energy is spread over two types of modules or more")
     idle = list(_idle(types, params))
     if not idle:
         return None
     name, share, energy, n = max(idle, key=lambda item: item[1])
     others = f" (and {', '.join(item[0] for item in idle if item[0] != name)})" if len(idle) > 1 else ""
-    return Sighting(
+    return Observation(
         f"Modules of type {name}{others} carry next to nothing: {n} modules, {share:.0%} of the LoRA parameters, "
         f"{energy:.2%} of the update's energy.",
         {"type": name, "modules": n, "params_share": share, "energy_share": energy},
-        seen=(f"energy_share of {name} {energy:.4f}",),
+        evidence=seen(f"energy_share of {name} {energy:.4f}"),
     )
 
 
 def _idle(types: Mapping[str, Mapping[str, Json]], params: float) -> Iterator[tuple[str, float, float, int]]:
     for name, group in types.items():
         share, energy = (_real(group, "params") or 0.0) / params, _real(group, "energy_share")
-        if energy is not None and energy < t.IDLE_ENERGY.value and share >= t.IDLE_PARAMS.value:
+        if energy is not None and energy < IDLE_ENERGY.value and share >= IDLE_PARAMS.value:
             yield name, share, energy, _rank(group, "n") or 0
 
 
 def audited_rank(facts: RunFacts) -> int | None:
-    """Return the rank that the audited modules share, None where they differ; the config's where no module says."""
+    """The rank that the audited modules share, None where they differ; the config's where no module says."""
     ranks = {rank for module in _modules(facts.audit or {}) if (rank := _rank(module, "r")) is not None}
     if ranks:
         return ranks.pop() if len(ranks) == 1 else None
@@ -150,52 +160,47 @@ def _rank(values: Mapping[str, Json], key: str) -> int | None:
     return int(value) if value is not None and value.is_integer() and value >= 0 else None
 
 
-DETECTORS = (
-    Detector(
-        id="TRN202",
-        severity="error",
-        title="adapter out of order",
-        condition=_health,
-        confidence=0.9,
-        evidence=(),
-        action="Audit the adapter by itself: 'gradience audit' names the modules.",
-        scope="logs that hold an audit; says NUM201 where weights are not finite, RND203 where they look random",
-    ),
-    Detector(
-        id="UTL204",
-        severity="info",
-        title="low utilization",
-        condition=_utilization,
-        confidence=0.4,
-        evidence=(),
-        action="Consider compressing the rank after training; see the suggested ranks and their error.",
-        scope="trained LoRA adapters; logs that hold an audit",
-        thresholds=(LOW_UTILIZATION,),
-    ),
-    Detector(
+RULES: tuple[Rule[RunFacts], ...] = (
+    *(rule.over(partial(_health, rule.id)) for rule in (NON_FINITE, ZERO_UPDATE, RANDOM_LIKE)),
+    LOW_RANK.over(_utilization),
+    Rule(
         id="CMP213",
-        severity="info",
         title="compressible after training",
-        condition=_compressible,
+        groups=("log",),
+        severity="info",
+        condition="the audit in the log: nine modules of ten keep 90 % of their energy at a lower rank than theirs",
+        observe=_compressible,
         confidence=0.5,
-        evidence=(ECKART_YOUNG,),
+        evidence=(
+            Evidence(
+                source="Eckart-Young",
+                says="no rank-k matrix is closer: the squared error is the energy of what is cut off",
+            ),
+        ),
         rationale="A smaller adapter is cheaper to store and to serve; the rank it was trained with may still have "
         "been needed to get there.",
         action="Consider compressing the trained adapter, and evaluate it.",
         scope="trained LoRA adapters; logs that hold an audit; an error in weights, not in quality",
         verify="Evaluate the compressed adapter on held-out data beside the whole one.",
     ),
-    Detector(
+    Rule(
         id="TYP214",
-        severity="info",
         title="modules that carry nothing",
-        condition=_idle_types,
+        groups=("log",),
+        severity="info",
+        condition="the audit in the log: a type of modules with over {idle_params} of the parameters and under "
+        "{idle_energy} of the energy",
+        observe=_idle_types,
         confidence=0.4,
-        evidence=(ENERGY,),
+        evidence=(
+            Evidence(
+                source="definition", says="energy: sum of squared singular values of dW; no measure of usefulness"
+            ),
+        ),
         rationale="Parameters that hardly move cost memory and optimizer state.",
         action="Leave these modules out of a copy of the adapter and evaluate it; it is no verdict on the next run.",
         scope="LoRA on several types of modules; energy of dW, not relative to the base weights",
         verify="Held-out loss with and without them.",
-        thresholds=(t.IDLE_ENERGY, t.IDLE_PARAMS),
+        thresholds=(IDLE_ENERGY, IDLE_PARAMS),
     ),
 )

@@ -1,22 +1,23 @@
-"""A series of numbers made small enough to look at, and the robust statistics of it. Nothing but the standard library.
+"""A series of numbers made small enough to look at, and the rows that stand out of it.
 
-A whole-series loop in Python costs some 100 ms per million rows, so a long series is looked at through
-blocks: the median of each, and its highest value, which keeps a spike of one row visible.
+A loop in Python over a whole series costs some 100 ms per million rows, so a long series is looked at through blocks:
+the median of each, and its highest value, which keeps a spike of one row visible.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
-from itertools import compress, islice
-from operator import sub
+from collections.abc import Sequence
+from itertools import compress
 from typing import Final, NamedTuple
 
-MOST_POINTS: Final = 2048  # points a detector loops over
+from gradience.rules.log.statistics import median, spread
+
+MOST_POINTS: Final = 2048  # points that a detector loops over
 _SAMPLE: Final = 33  # values of a block that give its median; rows of it whose differences give its noise
+_BEFORE: Final = 8  # values that give the level before a row
 _MANY: Final = 1000  # rows from which a spike must be the higher the more rows there are to choose from
 _NEAR: Final = 0.6  # of the bar, judged on the block: what passes is judged on its own rows
-_NORMAL: Final = 1.0483  # standard deviation over the median |first difference|, for normal noise
 
 
 class Curve(NamedTuple):
@@ -26,11 +27,29 @@ class Curve(NamedTuple):
     rows: Sequence[int]
     block: int
     points: Sequence[float]
-    lowest: float  # NaN of nothing; asked by several, for each look at a million rows costs 10 ms
+    lowest: float  # NaN of nothing; looked up once, for a pass over a million rows costs 10 ms
 
     def row(self, point: int) -> int:
-        """Return the row in the series with which a point begins."""
+        """The row in the series with which a point begins."""
         return self.rows[point * self.block]
+
+    def outline(self, most: int) -> Curve:
+        """The same curve through at most so many points."""
+        block = _block(len(self.points), most)
+        points = self.points if block == 1 else _block_medians(self.points, block)
+        return self._replace(block=self.block * block, points=points)
+
+
+def curve_of(values: Sequence[float]) -> Curve:
+    """The curve of a series, without values that are missing (NaN) or not finite."""
+    kept: Sequence[float] = values
+    rows: Sequence[int] = range(len(values))
+    if not all_finite(values):
+        finite = list(map(math.isfinite, values))
+        kept, rows = list(compress(values, finite)), list(compress(rows, finite))
+    block = _block(len(kept), MOST_POINTS)
+    points = kept if block == 1 else _block_medians(kept, block)
+    return Curve(kept, rows, block, points, min(kept, default=math.nan))
 
 
 def all_finite(values: Sequence[float]) -> bool:
@@ -42,97 +61,86 @@ def all_finite(values: Sequence[float]) -> bool:
     return math.isfinite(sum(values)) or all(map(math.isfinite, values))
 
 
-def curve_of(values: Sequence[float]) -> Curve:
-    """Return the curve of a series; not finite, or NaN for missing, is left out."""
-    kept: Sequence[float] = values
-    rows: Sequence[int] = range(len(values))
-    if not all_finite(values):
-        finite = list(map(math.isfinite, values))
-        kept, rows = list(compress(values, finite)), list(compress(rows, finite))
-    block = math.ceil(len(kept) / MOST_POINTS) or 1
-    points = kept if block == 1 else _block_medians(kept, block)
-    return Curve(kept, rows, block, points, min(kept, default=math.nan))
+def thin(values: Sequence[float], most: int) -> list[float]:
+    """At most so many block medians of a series."""
+    block = _block(len(values), most)
+    return list(values) if block == 1 else _block_medians(values, block)
+
+
+def _block(rows: int, most: int) -> int:
+    return math.ceil(rows / most) or 1
 
 
 def _block_medians(values: Sequence[float], block: int) -> list[float]:
-    """Return the median of each block; of a long one, that of some 32 values spread evenly over it."""
+    """The median of each block; of a long one, that of some 32 values spread evenly over it."""
     stride = max(1, block // _SAMPLE)
     return [median(values[i : i + block : stride]) for i in range(0, len(values), block)]
 
 
-def median(values: Iterable[float]) -> float:
-    """Return the median; NaN of nothing."""
-    ordered = sorted(values)
-    n = len(ordered)
-    if not n:
-        return math.nan
-    return ordered[n // 2] if n % 2 else ordered[n // 2 - 1] / 2 + ordered[n // 2] / 2
+class Bar(NamedTuple):
+    """How far a row must rise over the rows before to stand out.
 
-
-def noise(values: Sequence[float]) -> float:
-    """Return the standard deviation of the noise on a slow curve, from its first differences."""
-    return _NORMAL * spread(values)
-
-
-def spread(values: Sequence[float]) -> float:
-    """Return the median |first difference|; 0 of fewer than two values."""
-    return median(map(abs, map(sub, islice(values, 1, None), values))) if len(values) > 1 else 0.0
-
-
-def thin(values: Sequence[float], most: int) -> list[float]:
-    """Return at most that many block medians of a curve."""
-    block = math.ceil(len(values) / most) or 1
-    return list(values) if block == 1 else _block_medians(values, block)
-
-
-def theil_sen(values: Sequence[float]) -> float:
-    """Return the median slope per point, over all pairs of points; 0 of fewer than two."""
-    pairs = ((values[j] - values[i]) / (j - i) for i in range(len(values)) for j in range(i + 1, len(values)))
-    return median(pairs) if len(values) > 1 else 0.0
-
-
-def excesses(curve: Curve, k: float, floor: float, *, logarithmic: bool) -> list[tuple[int, float]]:
-    """Return the rows that rise by more than k times the spread above the rows before, and by how many times.
-
-    The level is the median of the 8 values before, the spread the median |first difference| of the 32 before,
-    at least `floor` (a fraction of the level, or of a logarithm). The first 8 values are not judged. From
-    1000 rows on k grows by a quarter with each factor of 10: chance has more rows to choose from.
+    Attributes:
+        k: times the spread of the 32 rows before; from 1000 rows on it grows by a quarter with each factor of 10, for
+            chance has more rows to choose from.
+        floor: least spread, as a fraction of the level, or of a logarithm.
+        logarithmic: whether logarithms of the values are compared.
     """
-    values = curve.values
-    k *= 1.0 + 0.25 * max(0.0, math.log10(max(len(values), 1) / _MANY))
-    found = []
-    for i in _candidates(curve, k, floor, logarithmic=logarithmic):
-        before, value = values[max(0, i - _SAMPLE) : i], values[i]
-        if logarithmic:
-            before, value = [*map(math.log, before)], math.log(value)
-        level = median(before[-8:])
-        scale = max(spread(before), floor if logarithmic else floor * abs(level))
-        if scale > 0.0 and value - level > k * scale:
-            found.append((i, (value - level) / scale))
-    return found
+
+    k: float
+    floor: float
+    logarithmic: bool
 
 
-def _candidates(curve: Curve, k: float, floor: float, *, logarithmic: bool) -> Sequence[int]:
-    """Return the values worth a closer look: all of a short curve, those far above their block of a long one."""
+def excesses(curve: Curve, bar: Bar) -> list[tuple[int, float]]:
+    """The values that stand out, by place among the curve's values, and by how many times the spread."""
+    k = _raised(curve, bar)
+    judged = ((i, _excess(curve.values, i, bar)) for i in _candidates(curve, bar, k))
+    return [(i, times) for i, times in judged if times > k]
+
+
+def stands_out(curve: Curve, place: int, bar: Bar) -> bool:
+    """Whether the value at one place stands out; the first 8 are not judged."""
+    return _BEFORE <= place < len(curve.values) and _excess(curve.values, place, bar) > _raised(curve, bar)
+
+
+def _raised(curve: Curve, bar: Bar) -> float:
+    return bar.k * (1.0 + 0.25 * max(0.0, math.log10(max(len(curve.values), 1) / _MANY)))
+
+
+def _excess(values: Sequence[float], place: int, bar: Bar) -> float:
+    """By how many times the spread a value is over the median of the 8 before; 0 where there is no spread at all."""
+    before, value = values[max(0, place - _SAMPLE) : place], values[place]
+    if bar.logarithmic:
+        if value <= 0.0 or min(before) <= 0.0:
+            return 0.0
+        before, value = [*map(math.log, before)], math.log(value)
+    level = median(before[-_BEFORE:])
+    scale = max(spread(before), bar.floor if bar.logarithmic else bar.floor * abs(level))
+    return (value - level) / scale if scale > 0.0 else 0.0
+
+
+def _candidates(curve: Curve, bar: Bar, k: float) -> Sequence[int]:
+    """Values worth a closer look: all of a short curve, those far above their block of a long one."""
     values, block = curve.values, curve.block
     if block == 1:
-        return range(8, len(values))
+        return range(_BEFORE, len(values))
     found: list[int] = []
     for point in range(1, len(curve.points)):
         start = point * block
         rows: Sequence[float] = values[start : start + _SAMPLE]
         level = min(curve.points[point], curve.points[point - 1])
-        if logarithmic:
-            bar = level * math.exp(_NEAR * k * max(spread([*map(math.log, rows)]), floor))
+        if bar.logarithmic:
+            height = level * math.exp(_NEAR * k * max(spread([*map(math.log, rows)]), bar.floor))
         else:
-            bar = level + _NEAR * k * max(spread(rows), floor * abs(level))
-        if max(values[start : start + block]) > bar:
-            found += [i for i in range(start, min(start + block, len(values))) if values[i] > bar]
+            height = level + _NEAR * k * max(spread(rows), bar.floor * abs(level))
+        if max(values[start : start + block]) > height:
+            found += [i for i in range(start, min(start + block, len(values))) if values[i] > height]
     return found if len(found) <= MOST_POINTS else sorted(sorted(found, key=lambda i: -values[i])[:MOST_POINTS])
 
 
 def runs_of(rows: Sequence[int]) -> list[list[int]]:
-    """Return the rows in stretches without a gap.
+    """Rising numbers as stretches of neighbours.
 
     >>> runs_of([1, 2, 5, 6, 7])
     [[1, 2], [5, 6, 7]]

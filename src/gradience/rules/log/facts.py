@@ -1,24 +1,41 @@
-"""What the detectors look at: the rows, evaluations and events of one run, superseded rows removed."""
+"""What the rules on a log look at: the rows, evaluations and events of one run, superseded rows removed.
+
+What several rules need (curves, the trend of the loss, held-out losses) is worked out once, when the first asks for it.
+The needs that several rules share stand at the end.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from bisect import bisect_left, bisect_right
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import islice
 from operator import itemgetter, le
 from typing import Final, NamedTuple, TypeAlias
 
-from gradience.rules.config.facts import Kind, Objective, objective_of
-from gradience.rules.log.curve import Curve, curve_of, median
-from gradience.rules.log.thresholds import LOSS_GAP
+from gradience.rules.log.curve import Curve, curve_of
+from gradience.rules.log.statistics import FEW_POINTS, Trend, median, moves, noise, trend_of
+from gradience.rules.objective import Kind, Objective, objective_of
+from gradience.rules.rule import Threshold, Unknown
 from gradience.schema.config import ConfigSnapshot
 from gradience.schema.events import Eval
+from gradience.schema.findings import Evidence
 from gradience.schema.reports import BadLine, EvalPoint, GapReading
-from gradience.schema.scalars import Json
+from gradience.schema.scalars import Json, as_float
 from gradience.telemetry.series import LogRecord
 
+LOSS_GAP = Threshold(
+    "loss_gap", 1.5, "held-out over train perplexity, 0.41 nats", "a project convention, no source found"
+)
+EVAL_NOISE = Threshold("eval_noise", 3.0, "of the noise between evaluations", "trial")
+UNFINISHED_FALL = Threshold("unfinished_fall", 0.01, "fraction of the loss, over the last quarter", "a judgement")
+MOVED = Threshold("moved", 1e-3, "two-sided p that the gradient norm has no trend", "tuning seeds of real trainings")
+JUDGEMENT: Final = "a judgement"
+REAL_RUNS: Final = "tuning seeds of the real trainings of benchmarks/field.py"
+DEFAULT_GAP: Final = LOSS_GAP.value
+FEW_EVALS: Final = 5  # evaluations that show their own noise: three second differences
 _PARTS: Final = 5  # of a column: its first and its last are compared
 
 SIGNALS: Final = (  # columns of rewards and the like, in the order of a report
@@ -36,7 +53,14 @@ SIGNALS: Final = (  # columns of rewards and the like, in the order of a report
     "completions/clipped_ratio",
 )
 _PREFERENCE: Final = frozenset(
-    {"rewards/margins", "rewards/chosen", "rewards/accuracies", "log_odds_ratio", "log_odds_chosen"}
+    {
+        "rewards/margins",
+        "rewards/chosen",
+        "rewards/accuracies",
+        "log_odds_ratio",
+        "log_odds_chosen",
+        "odds_ratio_loss",
+    }
 )
 _RL: Final = frozenset({"reward", "reward_std", "frac_reward_zero_std", "objective/kl"})
 KEPT: Final = frozenset({*SIGNALS, *_PREFERENCE, *_RL})  # further values of training rows that a summary is to keep
@@ -53,12 +77,14 @@ Signals: TypeAlias = Mapping[str, Signal]
 
 
 def ends(signal: Signal) -> tuple[float, float, int]:
-    """Return the medians of the first and of the last fifth of a column, and the rows of a fifth."""
+    """The medians of the first and of the last fifth of a column, and the rows of a fifth."""
     width = max(1, len(signal.values) // _PARTS)
     return median(signal.values[:width]), median(signal.values[-width:]), width
 
 
-DEFAULT_GAP: Final = LOSS_GAP.value
+def last_part(values: Sequence[float], parts: int, least: int = 1) -> Sequence[float]:
+    """The last of so many equal parts of a series, of `least` values at least."""
+    return values[-max(least, len(values) // parts) :]
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,9 +102,36 @@ class Series:
     in_order: bool = False
 
 
+class HeldOutCurve(NamedTuple):
+    """The evaluations of one split by step, each with a finite loss over 0; of two at one step, the later."""
+
+    split: str
+    evals: Sequence[Eval]
+    steps: Sequence[int]
+    losses: Sequence[float]
+
+    @property
+    def noise(self) -> float:
+        """Standard deviation of the noise between evaluations; 0 of fewer than five, which do not show it."""
+        return noise(self.losses, few=0) if len(self.losses) >= FEW_EVALS else 0.0
+
+    def since(self, step: float) -> int:
+        """The place of the last evaluation up to a step, but before the last of all."""
+        return max(0, min(bisect_right(self.steps, step) - 1, len(self.steps) - 2))
+
+    def still_falls(self, step: float) -> bool:
+        """Whether the last loss is the best, and surely lower than at a step."""
+        at, last = self.losses[self.since(step)], self.losses[-1]
+        return last <= min(self.losses) and 1.0 - last / at > self.least_fall(step)
+
+    def least_fall(self, step: float) -> float:
+        """The least fall since a step, as a fraction, that would be called one."""
+        return max(UNFINISHED_FALL.value, EVAL_NOISE.value * self.noise / self.losses[self.since(step)])
+
+
 @dataclass(frozen=True)
 class RunFacts:
-    """One run as its log tells it."""
+    """One run as its log has it."""
 
     series: Series
     evals: Sequence[EvalPoint] = ()  # the newest of each split
@@ -130,13 +183,76 @@ class RunFacts:
         """The highest learning rate; NaN where none was recorded."""
         return max(self.rate.values, default=math.nan)
 
+    @cached_property
+    def outline(self) -> Curve:
+        """The training loss in so few points that all pairs of them may be looked at."""
+        return self.loss.outline(FEW_POINTS)
+
+    @cached_property
+    def trend(self) -> Trend | None:
+        """How the training loss falls; None of fewer than two rows, or where it is not positive."""
+        return trend_of(self.outline.points)
+
+    @cached_property
+    def moved(self) -> bool:
+        """Whether the gradient norm has a trend: at weights that stand still it has none."""
+        points = [norm for norm in self.norm.outline(FEW_POINTS).points if norm > 0.0]
+        return moves(points) <= MOVED.value
+
+    @cached_property
+    def curves(self) -> Sequence[HeldOutCurve]:
+        """The losses of every held-out split, the one that the report shows first."""
+        named = dict.fromkeys(e.split for e in self.history if e.split != "train")
+        shown = self.held_out.split if self.held_out else None
+        return [_curve(self.history, split) for split in sorted(named, key=lambda name: name != shown)]
+
+    @property
+    def held_out_curve(self) -> HeldOutCurve | None:
+        """The losses of the held-out split that the report shows, None where it has none."""
+        shown = self.held_out.split if self.held_out else None
+        return next((curve for curve in self.curves if curve.split == shown and curve.losses), None)
+
+    @property
+    def evaluated(self) -> bool:
+        """Whether anything was evaluated during the run or after it."""
+        return bool(self.history or self.evals)
+
+    @property
+    def warming_up(self) -> bool:
+        """Whether the learning rate still rose at the end of the log."""
+        rates = self.rate.points
+        return len(rates) > 1 and rates[-1] == max(rates) and rates[-1] > rates[len(rates) // 2]
+
+    @property
+    def in_mid_run(self) -> bool:
+        """Whether the log ends before the planned steps: more rows may follow."""
+        return bool(self.max_steps and self.max_steps > 0 and self.last_step and self.last_step < self.max_steps)
+
     def step(self, row: int) -> int:
-        """Return the step of a row of the series."""
+        """The step of a row of the series."""
         return self.series.steps[row]
+
+    def losses_until(self, step: int, count: int) -> Sequence[float]:
+        """The last finite losses logged up to a step, at most so many; of a step before all rows, the first."""
+        end = bisect_left(self.loss.rows, bisect_right(self.series.steps, step))
+        return self.loss.values[max(0, end - count) : max(1, end)]
+
+
+def _curve(history: Sequence[Eval], split: str) -> HeldOutCurve:
+    events = {e.step: e for e in history if e.split == split and e.step is not None and _loss(e) > 0.0}
+    steps = sorted(events)
+    evals = [events[step] for step in steps]
+    return HeldOutCurve(split, evals, steps, [_loss(e) for e in evals])
+
+
+def _loss(event: Eval) -> float:
+    """The loss, or 0 where it is missing or not finite: such an evaluation is left out."""
+    value = as_float(event.metrics.loss) if event.metrics.loss is not None else 0.0
+    return value if math.isfinite(value) else 0.0
 
 
 def _by_names(names: frozenset[str]) -> Objective | None:
-    """Return the objective that the names of logged values give away (those of TRL), or None."""
+    """The objective that the names of logged values give away (those of TRL), or None."""
     kind: Kind | None = None
     if names & _PREFERENCE:
         kind = "preference"
@@ -146,7 +262,7 @@ def _by_names(names: frozenset[str]) -> Objective | None:
 
 
 def sorted_by_step(series: Series) -> Series:
-    """Return the series in the order of its steps; rows of the same step stay in the order written."""
+    """The series in the order of its steps; rows of the same step stay in the order written."""
     steps = series.steps
     if series.in_order or all(map(le, steps, islice(steps, 1, None))):
         return series
@@ -154,3 +270,41 @@ def sorted_by_step(series: Series) -> Series:
     take = itemgetter(*order)
     losses, norms, rates = (list(take(c)) if c else [] for c in (series.losses, series.grad_norms, series.rates))
     return Series(list(take(steps)), losses, norms, rates, lost_norms=series.lost_norms)
+
+
+def seen(*says: str) -> tuple[Evidence, ...]:
+    """What was seen in the log, as evidence of an observation."""
+    return tuple(Evidence(source="the log", says=each) for each in says)
+
+
+def positive_loss(facts: RunFacts) -> str | None:
+    """Need: a training loss of which ratios mean something."""
+    if not facts.loss.values:
+        return "no finite training loss was recorded"
+    if median(facts.loss.points) <= 0.0:
+        return "the loss is not positive: ratios of it mean nothing"
+    return None
+
+
+def at_least_rows(least: Threshold) -> Callable[[RunFacts], str | None]:
+    """Need: so many training rows with a finite loss."""
+
+    def reason(facts: RunFacts) -> str | None:
+        rows = len(facts.loss.values)
+        return f"{rows} training rows with a finite loss; it needs {least.value:g}" if rows < least.value else None
+
+    return reason
+
+
+def column(facts: RunFacts, name: str, least: float) -> Signal:
+    """A column of the log.
+
+    Raises:
+        Unknown: it was not logged, or in fewer rows than asked for.
+    """
+    signal = facts.signals.get(name)
+    if signal is None:
+        raise Unknown(f"no {name} was logged")
+    if len(signal.values) < least:
+        raise Unknown(f"{len(signal.values)} rows with {name}; it needs {least:g}")
+    return signal

@@ -1,28 +1,114 @@
-"""NUM101 and NUM102: numbers that are none, seen or hidden."""
+"""NUM101, NUM102 and NUM131: numbers that are not finite, seen, hidden, or skipped by the gradient scaler.
+
+Training in fp16 scales the loss up; where a gradient overflows, the scaler leaves the optimizer step out and the
+scheduler with it. Such a row has a gradient norm that is not finite and a learning rate that stood still, which no NaN
+in the weights would cause: it is judged first, and not counted against the run.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
 from itertools import pairwise
+from operator import sub
+from typing import Final
 
-from gradience.rules.config.facts import Unknown
-from gradience.rules.evidence import MASKED, NAN_MONITORS, NAN_TRL
-from gradience.rules.log.curve import median
-from gradience.rules.log.detector import Detector, Sighting
-from gradience.rules.log.facts import RunFacts
-from gradience.rules.log.thresholds import MASKED_FALL, ROUNDS_TO_ZERO
+from gradience.rules.evidence import MASKED, NAN_TRL
+from gradience.rules.log.facts import JUDGEMENT, RunFacts, last_part, seen
+from gradience.rules.log.statistics import median
+from gradience.rules.rule import Observation, Rule, Threshold, Unknown
+from gradience.schema.findings import Evidence
 from gradience.schema.scalars import Severity, as_float
 
+MASKED_FALL = Threshold("masked_fall", 0.15, "fraction of the loss just before", "transformers 5.24: 4.15 to 3.33 seen")
+ROUNDS_TO_ZERO = Threshold("rounds_to_zero", 0.05, "nats", "a fitted batch: transformers logs four decimals")
+SKIPS_SHOWN = Threshold("skips_shown", 0.6, "fraction of the rows whose norm is not finite", JUDGEMENT)
+SKIPS_MANY = Threshold("skips_many", 0.5, "fraction of all rows", JUDGEMENT)
+STOOD_STILL = Threshold("stood_still", 0.7, "of one step's share in the move of a row", JUDGEMENT)
 
-def _non_finite(facts: RunFacts) -> Sighting | None:
+_STRAIGHT: Final = 0.02  # moves that differ by less lie on a line, on which one step of several can be missed
+_AROUND: Final = 6  # rows on each side whose moves are the usual ones
+_SAME_RATE: Final = 1e-9  # of the highest rate
+
+
+def bad_norms(facts: RunFacts) -> list[int]:
+    """The rows whose gradient norm was recorded and is not finite; a million finite ones take no loop of ours."""
     series = facts.series
-    if not series.steps and not facts.history and not facts.evals:
-        reason = "no loss was recorded"
-        raise Unknown(reason)
+    whole = len(facts.norm.values) == len(series.grad_norms)
+    if not series.lost_norms and (whole or not any(map(math.isinf, series.grad_norms))):
+        return []
+    both = enumerate(zip(series.steps, series.grad_norms, strict=True))
+    return [i for i, (step, norm) in both if math.isinf(norm) or step in series.lost_norms]
+
+
+def skipped_rows(facts: RunFacts) -> list[int]:
+    """The rows with a gradient norm that is not finite, if the optimizer left their steps out; else nothing.
+
+    The learning rate must have stood still in most of them while it moved elsewhere, and the run must have gone on:
+    every loss finite, none of the last third 0, and a gradient there that is finite and not 0.
+    """
+    bad = bad_norms(facts)
+    series = facts.series
+    if not bad or not facts.norm.values or len(facts.loss.values) < len(series.losses):
+        return []
+    if 0.0 in last_part(series.losses, 3) or not any(0.0 < norm < math.inf for norm in last_part(series.grad_norms, 3)):
+        return []
+    frozen = _frozen(facts, bad)
+    return bad if frozen >= max(1.0, SKIPS_SHOWN.value * len(bad)) else []
+
+
+def _frozen(facts: RunFacts, bad: Sequence[int]) -> int:
+    """In how many of the rows the learning rate stood still; 0 where it did not move elsewhere either."""
+    rates = facts.series.rates
+    moves = list(map(abs, map(sub, rates[1:], rates)))  # NaN where a rate is missing
+    near_bad = {j for i in bad for j in (i - 1, i)}
+    elsewhere = [move for j, move in enumerate(moves) if j not in near_bad and math.isfinite(move)]
+    if not sum(move > 0.0 for move in elsewhere) > len(elsewhere) / 2:
+        return 0
+    steps = facts.series.steps
+    every = median(b - a for a, b in pairwise(steps[: 4 * _AROUND]))
+    return sum(_stood_still(moves, near_bad, i, every, facts.peak_rate) for i in bad)
+
+
+def _stood_still(moves: Sequence[float], near_bad: set[int], row: int, every: float, peak: float) -> bool:
+    """Whether a row's learning rate is that of a step less; of rows of several steps, only seen on a line."""
+    around = [moves[j] for j in range(max(0, row - _AROUND), min(len(moves), row + _AROUND)) if j not in near_bad]
+    usual = median(move for move in around if move > 0.0)
+    if math.isnan(usual):
+        return False
+    near = [moves[j] for j in (row - 1, row) if 0 <= j < len(moves)]
+    if every == 1:
+        return any(move <= _SAME_RATE * peak for move in near)
+    straight = all(abs(move - usual) <= _STRAIGHT * usual for move in around)
+    return straight and any(move <= usual * (1.0 - STOOD_STILL.value / every) for move in near)
+
+
+def _skipped(facts: RunFacts) -> Observation | None:
+    if not facts.series.grad_norms or not (facts.norm.values or facts.series.lost_norms):
+        raise Unknown("no gradient norm was recorded")
+    rows = skipped_rows(facts)
+    if not rows:
+        return None
+    many = len(rows) > SKIPS_MANY.value * len(facts.series.steps)
+    steps = ", ".join(str(facts.step(row)) for row in rows[:5]) + (", ..." if len(rows) > 5 else "")
+    what = "1 optimizer step" if len(rows) == 1 else f"{len(rows)} optimizer steps"
+    return Observation(
+        f"{what} ({steps}) {'was' if len(rows) == 1 else 'were'} skipped by the gradient scaler: the learning rate "
+        "stood still there.",
+        {"rows": len(rows), "share": len(rows) / len(facts.series.steps), "first_step": facts.step(rows[0])},
+        severity="warning" if many else None,
+        action="Half of the steps train nothing: train in bf16, or lower the learning rate." if many else None,
+        evidence=seen(f"grad_norm not finite at step {facts.step(rows[0])}, the learning rate as in the row beside it"),
+    )
+
+
+def _non_finite(facts: RunFacts) -> Observation | None:
+    series = facts.series
+    if not series.steps and not facts.evaluated:
+        raise Unknown("no loss was recorded")
     whole = len(facts.loss.values) == len(series.losses)
     losses = [] if whole else [i for i, x in enumerate(series.losses) if not math.isfinite(x)]
-    norms = _bad_norms(facts)
+    norms = [] if skipped_rows(facts) else bad_norms(facts)
     evals = [
         e
         for e in facts.history or facts.evals
@@ -33,7 +119,7 @@ def _non_finite(facts: RunFacts) -> Sighting | None:
     where = [f"loss at step {facts.step(losses[0])}"] if losses else []
     where += [f"{evals[0].split} loss at step {evals[0].step}"] if evals else []
     where += [f"gradient norm at step {facts.step(norms[0])}"] if norms else []
-    return Sighting(
+    return Observation(
         f"Not finite: {', '.join(where)} ({len(losses)} of {len(series.steps)} training rows).",
         {
             "rows": len(losses),
@@ -43,72 +129,70 @@ def _non_finite(facts: RunFacts) -> Sighting | None:
             "first_step": facts.step(losses[0]) if losses else None,
         },
         severity="error" if losses or evals else _of_norms(norms, facts.config.training.dtype),
-        seen=(f"first non-finite value: {where[0]}",),
+        evidence=seen(f"first non-finite value: {where[0]}"),
     )
 
 
-def _bad_norms(facts: RunFacts) -> list[int]:
-    """Return the rows whose gradient norm was recorded and is not finite; a fine million takes no loop of ours."""
-    series = facts.series
-    whole = len(facts.norm.values) == len(series.grad_norms)
-    if not series.lost_norms and (whole or not any(map(math.isinf, series.grad_norms))):
-        return []
-    both = enumerate(zip(series.steps, series.grad_norms, strict=True))
-    return [i for i, (step, norm) in both if math.isinf(norm) or step in series.lost_norms]
-
-
 def _of_norms(norms: Sequence[int], dtype: str | None) -> Severity:
-    """Return how bad it is: one step alone is skipped by fp16's loss scaling, two in a row are not."""
+    """How bad it is: fp16's loss scaling skips one step alone, not two in a row."""
     if any(b - a == 1 for a, b in pairwise(norms)):
         return "error"
     return "info" if len(norms) == 1 or dtype == "float16" else "warning"
 
 
-def _masked_nan(facts: RunFacts) -> Sighting | None:
-    """A loss of exactly zero, or falling where the gradient is not finite: how a filtered NaN shows."""
+def _masked_nan(facts: RunFacts) -> Observation | None:
+    """A loss of exactly 0, or one that falls where the gradient is not finite: how a filtered NaN shows."""
     losses = facts.series.losses
     if not losses:
-        reason = "no training loss was recorded"
-        raise Unknown(reason)
-    bad = _bad_norms(facts)
+        raise Unknown("no training loss was recorded")
+    bad = bad_norms(facts)
     zero = [i for i, loss in enumerate(losses) if loss == 0.0] if facts.loss.lowest <= 0.0 and 0.0 in losses else []
-    with_bad = [i for i in zero if i in set(bad)]
-    if facts.objective.kind == "rl":
-        return _zeros(facts, with_bad, bad) if with_bad else None
-    twice = [a for a, b in pairwise(zero) if b - a == 1]
-    dead = [i for i in zero if facts.series.grad_norms[i] == 0.0]
-    if with_bad or twice or dead:
-        return _zeros(facts, zero, bad, certain=bool(with_bad or dead))
-    fallen = [] if _of_norms(bad, facts.config.training.dtype) == "info" and len(bad) > 1 else _fallen(losses, bad)
+    if zero:
+        return _zeros(facts, zero, bad)
+    if not bad or facts.objective.kind == "rl" or skipped_rows(facts):
+        return None
+    single = len(bad) > 1 and _of_norms(bad, facts.config.training.dtype) == "info"
+    fallen = [] if single else _fallen(losses, bad)
     return _falls(facts, fallen) if fallen else None
 
 
-def _zeros(facts: RunFacts, zero: Sequence[int], bad: Sequence[int], *, certain: bool = True) -> Sighting:
+def _zeros(facts: RunFacts, zero: Sequence[int], bad: Sequence[int]) -> Observation | None:
+    """Zeros are masked NaN where the gradient is not finite, is 0 too, or was not logged and the loss had been high."""
+    kind, norms = facts.objective.kind, facts.series.grad_norms
+    not_finite = not set(zero).isdisjoint(bad)
+    if kind == "rl":
+        zero = [i for i in zero if i in set(bad)]
+        return _masked(facts, zero, bad) if zero else None
+    dead = kind != "preference" and any(norms[i] == 0.0 for i in zero)  # PRF130 speaks of saturated preferences
     losses, first = facts.series.losses, zero[0]
     before = median([x for x in losses[max(0, first - 8) : first] if math.isfinite(x)])
-    rounded = not certain and before < ROUNDS_TO_ZERO.value
-    if rounded:
-        norms = [facts.series.grad_norms[i] for i in zero]
-        rounded = all(norm > 0.0 for norm in norms)
-    if rounded:
-        return Sighting(
-            f"The training loss is 0.0 from step {facts.step(first)} in {len(zero)} rows: rounded, after {before:.2g}.",
-            {"rows": len(zero), "first_step": facts.step(first), "loss_before": before},
-            severity="info",
-            confidence=0.6,
-            action="Nothing is left to learn from this data: stop earlier, or look for leaked answers.",
-        )
-    also = tuple(f"grad_norm not finite at step {facts.step(i)}" for i in bad[:1])
-    return Sighting(
-        f"The training loss is exactly 0.0 from step {facts.step(first)} in {len(zero)} rows: NaN is probably masked.",
-        {"rows": len(zero), "first_step": facts.step(first), "gradient_rows": len(bad)},
+    unlogged = len(zero) > 1 and all(math.isnan(norms[i]) for i in zero)
+    if not_finite or dead or (unlogged and not before < ROUNDS_TO_ZERO.value):
+        return _masked(facts, zero, bad)
+    if kind == "preference" or not before < ROUNDS_TO_ZERO.value:
+        return None
+    return Observation(
+        f"The training loss is 0.0 from step {facts.step(first)} in {len(zero)} rows: rounded, after {before:.2g}.",
+        {"rows": len(zero), "first_step": facts.step(first), "loss_before": before},
+        severity="info",
+        confidence=0.6,
+        action="Nothing is left to learn from this data: stop earlier, or look for leaked answers.",
+    )
+
+
+def _masked(facts: RunFacts, zero: Sequence[int], bad: Sequence[int]) -> Observation:
+    first = facts.step(zero[0])
+    also = [f"grad_norm not finite at step {facts.step(i)}" for i in bad[:1]]
+    return Observation(
+        f"The training loss is exactly 0.0 from step {first} in {len(zero)} rows: NaN is probably masked.",
+        {"rows": len(zero), "first_step": first, "gradient_rows": len(bad)},
         confidence=0.97 if bad else None,
-        seen=(f"loss 0.0 at step {facts.step(first)}", *also),
+        evidence=seen(f"loss 0.0 at step {first}", *also),
     )
 
 
 def _fallen(losses: Sequence[float], bad: Sequence[int]) -> list[int]:
-    """Return the rows of a gradient not finite whose loss is well under the rows before."""
+    """The rows of a gradient not finite whose loss is well under the rows before."""
     fallen = []
     for i in bad:
         before = median([x for x in losses[max(0, i - 5) : i] if math.isfinite(x)])
@@ -117,40 +201,76 @@ def _fallen(losses: Sequence[float], bad: Sequence[int]) -> list[int]:
     return fallen
 
 
-def _falls(facts: RunFacts, fallen: Sequence[int]) -> Sighting:
+def _falls(facts: RunFacts, fallen: Sequence[int]) -> Observation:
     first = fallen[0]
     step, loss = facts.step(first), facts.series.losses[first]
-    return Sighting(
+    return Observation(
         f"The loss falls to {loss:.4g} at step {step}, where the gradient is not finite: a NaN was averaged away.",
         {"rows": len(fallen), "first_step": step},
         confidence=0.85,
-        seen=(f"loss {loss:.4g} with grad_norm not finite at step {step}",),
+        evidence=seen(f"loss {loss:.4g} with grad_norm not finite at step {step}"),
     )
 
 
-DETECTORS = (
-    Detector(
-        id="NUM101",
-        severity="error",
-        title="not a number",
-        condition=_non_finite,
-        confidence=0.95,
-        evidence=(NAN_MONITORS,),
-        action="Go back to a checkpoint before it; look at the learning rate, the precision and the data there.",
-        scope="any run",
-        verify="Audit the adapter: non-finite weights confirm it.",
+NON_FINITE = Rule(
+    id="NUM101",
+    title="not a number",
+    groups=("log",),
+    severity="error",
+    condition="a loss, held-out loss or gradient norm is NaN or infinite; gradient norms alone, one or several single "
+    "ones under fp16, are info (skipped steps); those of NUM131 are not counted",
+    observe=_non_finite,
+    confidence=0.95,
+    evidence=(
+        Evidence(
+            source="Composer NaNMonitor; Keras TerminateOnNaN; Lightning check_finite",
+            says="a loss that is not finite: stop",
+        ),
     ),
-    Detector(
-        id="NUM102",
-        severity="error",
-        title="masked NaN",
-        condition=_masked_nan,
-        confidence=0.9,
-        evidence=(MASKED, NAN_TRL),
-        rationale="The Hugging Face Trainer averages non-finite losses away by default: a broken run looks healthy.",
-        action="Set logging_nan_inf_filter=False to see it, and audit the adapter for non-finite weights.",
-        scope="losses that cannot be zero; under RL only where the gradient is not finite too",
-        verify="Look at grad_norm in the same rows, and at the adapter's weights.",
-        thresholds=(MASKED_FALL, ROUNDS_TO_ZERO),
-    ),
+    action="Go back to a checkpoint before it; look at the learning rate, the precision and the data there.",
+    scope="any run",
+    verify="Audit the adapter: non-finite weights confirm it.",
 )
+
+MASKED_NAN = Rule(
+    id="NUM102",
+    title="masked NaN",
+    groups=("log",),
+    severity="error",
+    condition="loss exactly 0.0 where the gradient is not finite, or 0 too, or in 2 rows without a logged gradient "
+    "after losses over {rounds_to_zero}; or a loss over {masked_fall} under the rows before it where the gradient is "
+    "not finite. Zeros after losses under {rounds_to_zero} are rounding, info; a finite gradient over 0 is never it",
+    observe=_masked_nan,
+    confidence=0.9,
+    evidence=(MASKED, NAN_TRL),
+    rationale="The Hugging Face Trainer averages non-finite losses away by default: a broken run looks healthy.",
+    action="Set logging_nan_inf_filter=False to see it, and audit the adapter for non-finite weights.",
+    scope="losses that cannot be zero; under RL only where the gradient is not finite too",
+    verify="Look at grad_norm in the same rows, and at the adapter's weights.",
+    thresholds=(MASKED_FALL, ROUNDS_TO_ZERO),
+)
+
+SKIPPED = Rule(
+    id="NUM131",
+    title="steps skipped by the gradient scaler",
+    groups=("log",),
+    severity="info",
+    condition="the gradient norm is not finite and the learning rate stood still (in rows of several steps: moved by "
+    "{stood_still} of a step's share less) in {skips_shown} of those rows and more, while it moved elsewhere; a "
+    "warning over {skips_many} of all rows",
+    observe=_skipped,
+    confidence=0.9,
+    evidence=(
+        Evidence(
+            source="torch.amp.GradScaler; transformers Trainer (5.24)",
+            says="a step whose gradients overflow is left out, and the scheduler is not stepped",
+        ),
+    ),
+    rationale="Nothing is broken: the scaler lowers its factor until gradients fit into fp16.",
+    action="Nothing to do for a few, mostly early; bf16 needs no scaler.",
+    scope="runs that record grad_norm and a learning rate that moves; under a constant rate nothing shows it",
+    verify="See whether the learning rate of those rows is that of the row beside them.",
+    thresholds=(SKIPS_SHOWN, SKIPS_MANY, STOOD_STILL),
+)
+
+RULES: Final[tuple[Rule[RunFacts], ...]] = (NON_FINITE, MASKED_NAN, SKIPPED)

@@ -1,57 +1,67 @@
-"""END114 to DUP117: whether the log itself is whole."""
+"""END114 to GAP118: whether the log itself is whole, and holds enough to see small effects in."""
 
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
+from typing import Final
 
-from gradience.rules.evidence import REPLAY, SEQUENCE, TORN
-from gradience.rules.log import thresholds as t
-from gradience.rules.log.curve import median
-from gradience.rules.log.detector import Detector, Sighting
-from gradience.rules.log.facts import RunFacts
+from gradience.rules.log.facts import JUDGEMENT, RunFacts, seen
+from gradience.rules.log.statistics import median
+from gradience.rules.rule import Observation, Rule, Threshold
+from gradience.schema.findings import Evidence
+
+FEW_ROWS = Threshold("few_rows", 20, "training rows", "a judgement: small effects are lost in the noise of fewer")
+REPLAY_DIFFERENCE = Threshold(
+    "replay_difference", 0.2, "median relative difference", "proposal of the project's design"
+)
+REPLAY_ROWS = Threshold("replay_rows", 3, "steps logged before and after", JUDGEMENT)
+
+_SEQUENCE: Final = Evidence(
+    source="the recorder", says="seq counts the lines of one session; one writer holds the log's lock"
+)
 
 
-def _no_end(facts: RunFacts) -> Sighting | None:
+def _no_end(facts: RunFacts) -> Observation | None:
     if facts.status != "no_run_end":
         return None
     planned = f" of {facts.max_steps} planned" if facts.max_steps else ""
     at = f"at step {facts.last_step}{planned}" if facts.last_step is not None else "before the first step"
-    return Sighting(
+    return Observation(
         f"The log stops {at} without run_end: crashed, killed, or still running.",
-        {},
-        seen=("no run_end event for this run",),
+        evidence=seen("no run_end event for this run"),
     )
 
 
-def _bad_lines(facts: RunFacts) -> Sighting | None:
+def _bad_lines(facts: RunFacts) -> Observation | None:
     if facts.issues_total:
         return _unreadable(facts)
     if not facts.record.missing:
         return None
-    return Sighting(
+    return Observation(
         f"{facts.record.missing} lines are missing by the numbers that the recorder gave them.",
         {"missing": facts.record.missing},
         severity="warning",
         action="Lines were deleted, or the recorder dropped events (disk full): the curve has holes.",
-        seen=(f"gaps of {facts.record.missing} in seq",),
+        evidence=seen(f"gaps of {facts.record.missing} in seq"),
     )
 
 
-def _unreadable(facts: RunFacts) -> Sighting:
+def _unreadable(facts: RunFacts) -> Observation:
     first = facts.issues[0]
     torn = facts.issues_total == 1 and first.torn
-    return Sighting(
+    return Observation(
         "The last line is torn: the writer was cut off in the middle of it."
         if torn
         else f"{facts.issues_total} lines are no events (first: line {first.line}: {first.reason}).",
         {"lines": facts.issues_total},
         severity="info" if torn else "warning",
         action="Nothing to do: the next writer repairs it." if torn else None,
-        seen=(f"line {first.line}, byte {first.offset}: {first.reason}",),
+        evidence=seen(f"line {first.line}, byte {first.offset}: {first.reason}"),
     )
 
 
-def _resumed(facts: RunFacts) -> Sighting | None:
+def _resumed(facts: RunFacts) -> Observation | None:
     if not facts.record.resumed_from:
         return None
     now = dict(zip(facts.series.steps, facts.series.losses, strict=True)) if facts.record.replaced else {}
@@ -61,10 +71,10 @@ def _resumed(facts: RunFacts) -> Sighting | None:
         if step in now and loss and abs(now[step]) + abs(loss) < float("inf")
     ]
     difference = median(apart) if apart else None
-    other = difference is not None and len(apart) >= t.REPLAY_ROWS.value and difference > t.REPLAY_DIFFERENCE.value
+    other = difference is not None and len(apart) >= REPLAY_ROWS.value and difference > REPLAY_DIFFERENCE.value
     replayed = f"; {len(apart)} logged steps were run again" if apart else ""
     apart_by = f", their losses {difference:.0%} apart in the median: other data or another checkpoint" if other else ""
-    return Sighting(
+    return Observation(
         f"Resumed from step {', '.join(map(str, facts.record.resumed_from))}{replayed}{apart_by}.",
         {
             "resumed_from": list(facts.record.resumed_from),
@@ -78,7 +88,7 @@ def _resumed(facts: RunFacts) -> Sighting | None:
     )
 
 
-def _duplicates(facts: RunFacts) -> Sighting | None:
+def _duplicates(facts: RunFacts) -> Observation | None:
     evals = Counter((e.session, e.split, e.step) for e in facts.history if e.step is not None)
     again = sum(count - 1 for count in evals.values())
     counts = {
@@ -97,60 +107,107 @@ def _duplicates(facts: RunFacts) -> Sighting | None:
     }
     only_evals = not (facts.record.duplicates or facts.record.out_of_order or facts.record.interleaved)
     said = ", ".join(f"{count} {told[name]}" for name, count in counts.items() if count)
-    return Sighting(
+    return Observation(
         f"Rows that should be single: {said}.",
         dict(counts),
         severity="info" if only_evals else "warning",
         action="Nothing to do: a second evaluate() at the end does that; the later one counts." if only_evals else None,
-        seen=(said,),
+        evidence=seen(said),
     )
 
 
-DETECTORS = (
-    Detector(
+def _sparse(facts: RunFacts) -> Observation | None:
+    rows, evaluations = len(facts.series.steps), len(facts.history or facts.evals)
+    if rows >= FEW_ROWS.value and evaluations:
+        return None
+    lacks = ([f"{rows} training rows with a loss"] if rows < FEW_ROWS.value else []) + (
+        [] if evaluations else ["no evaluation"]
+    )
+    return Observation(
+        f"Sparse log: {' and '.join(lacks)}; only large effects show in it.", {"rows": rows, "evals": evaluations}
+    )
+
+
+RULES: Final[Sequence[Rule[RunFacts]]] = (
+    Rule(
         id="END114",
-        severity="warning",
         title="no end",
-        condition=_no_end,
+        groups=("log",),
+        severity="warning",
+        condition="the log has no run_end",
+        observe=_no_end,
         confidence=0.9,
-        evidence=(),
         action="If it is not running any more, resume from the last checkpoint or treat the run as incomplete.",
         scope="any log",
         verify="Look for the process, and whether the log still grows.",
     ),
-    Detector(
+    Rule(
         id="TRN115",
-        severity="warning",
         title="torn, invalid or missing lines",
-        condition=_bad_lines,
+        groups=("log",),
+        severity="warning",
+        condition="lines that are torn, are no events, or are missing from the count; one torn last line is info",
+        observe=_bad_lines,
         confidence=1.0,
-        evidence=(TORN, SEQUENCE),
+        evidence=(
+            Evidence(
+                source="the recorder", says="one event is one write: only a kill, a full disk or a second writer tears"
+            ),
+            _SEQUENCE,
+        ),
         action="Run 'gradience validate' on the log: corruption, or two writers in one file.",
         scope="any log",
         rationale="What those lines said is in no number of this report.",
         verify="'gradience validate' names each line, and what is wrong with it.",
     ),
-    Detector(
+    Rule(
         id="RES116",
-        severity="info",
         title="resumed",
-        condition=_resumed,
+        groups=("log",),
+        severity="info",
+        condition="the log says that it was resumed; a warning where replayed losses differ by over "
+        "{replay_difference} in the median of {replay_rows} steps and more",
+        observe=_resumed,
         confidence=1.0,
-        evidence=(REPLAY,),
+        evidence=(
+            Evidence(
+                source="transformers, ignore_data_skip; TensorBoard's purge of restarted steps",
+                says="a resumed run sees the same data at the same step, so the same loss, unless set otherwise",
+            ),
+        ),
         action="Nothing to do: rows that the resume superseded are not counted.",
         scope="logs that say so",
         verify="Compare the losses of the steps that were run twice.",
-        thresholds=(t.REPLAY_DIFFERENCE, t.REPLAY_ROWS),
+        thresholds=(REPLAY_DIFFERENCE, REPLAY_ROWS),
     ),
-    Detector(
+    Rule(
         id="DUP117",
-        severity="warning",
         title="duplicate or interleaved rows",
-        condition=_duplicates,
+        groups=("log",),
+        severity="warning",
+        condition="a step twice in one session, steps that go back, or two processes in one log",
+        observe=_duplicates,
         confidence=0.9,
-        evidence=(SEQUENCE,),
+        evidence=(_SEQUENCE,),
         action="Let one process write one log: two runs in one file, or every rank of a distributed run, do this.",
         scope="any log",
         verify="Look at run_id and session in the lines around it.",
+    ),
+    Rule(
+        id="GAP118",
+        title="sparse log",
+        groups=("log",),
+        severity="info",
+        condition="fewer than {few_rows} training rows, or no evaluation",
+        observe=_sparse,
+        confidence=0.95,
+        evidence=(
+            Evidence(source="transformers 5.24", says="the default logging_steps=500 logs nothing in a short run"),
+        ),
+        action="Log at least every steps/50 steps, and evaluate on held-out data a few times a run.",
+        scope="any log",
+        rationale="A curve of few points, or of training loss alone, hides small effects and overfitting.",
+        verify="The next log has 50 rows and some evaluations: what could not be told is then judged.",
+        thresholds=(FEW_ROWS,),
     ),
 )

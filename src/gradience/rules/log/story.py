@@ -1,8 +1,8 @@
 """The story of a run in one line: what it did, in the words of its findings and of what was logged.
 
-Each part rests on a finding or on recorded numbers and names it. Nothing is said that a finding does not
-support: "learns" is said only where the detector of no learning looked and stayed silent, or where the held-out
-loss fell.
+Each part rests on a finding or on recorded numbers and names it. Nothing is said that they do not support: "learns" is
+said only where losses fell by more than chance lets them, and where that cannot be told, the fall that would have been
+seen is named.
 """
 
 from __future__ import annotations
@@ -15,19 +15,23 @@ from typing import Final
 import msgspec
 
 from gradience.rules.log.adapter import audited_rank
+from gradience.rules.log.divergence import ABSURD_RATE
 from gradience.rules.log.facts import RunFacts, ends
-from gradience.rules.log.overfitting import evaluation_noise, held_out_curve
-from gradience.rules.log.thresholds import LEAST_EVALS, NO_LEARNING_DROP, OVERFIT_NOISE
-from gradience.schema.findings import SEVERITIES, Finding, NotRun
+from gradience.rules.log.learning import Learning, learning
+from gradience.rules.log.rewards import ZERO_GROUPS_ALSO
+from gradience.schema.findings import SEVERITIES, Finding
 from gradience.schema.reports import StoryPart, TrainSummary
 from gradience.schema.scalars import Json, NonFinite, as_float, real
 
 _GRAVE: Final = SEVERITIES.index("warning")
+_ERROR: Final = SEVERITIES.index("error")
 _BROKEN: Final = ("NUM102", "NUM101", "DIV104")  # the worst that a loss can say, worst first
-_SHAPES: Final = ("OVF110", "NOL106", "PLT105")  # the first that was seen is told
-_OBJECTIVE: Final = ("PRF119", "RWD122", "ZVR123", "KLD124")
+_MEANING: Final = ("SCL129", "PRF130")  # what the loss means, before what it does
+_SHAPES: Final = ("OVF110", "NOL106", "CHN112", "PLT105")  # the first that was seen is told
+_OBJECTIVE: Final = ("REP128", "CLP125", "PRF119", "RWD122", "ZVR123", "KLD124")
 _LATER: Final = (
     "MEM127",
+    "LEK132",
     "UND126",
     "DIV103",
     "GRD107",
@@ -35,36 +39,38 @@ _LATER: Final = (
     "LRS109",
     "GAP111",
     "CHN112",
+    "NUM131",
     "TRN202",
     "NUM201",
     "RND203",
 )
 _LOG: Final = ("TRN115", "DUP117", "RES116")
-_TOLD: Final = {*_BROKEN, *_SHAPES, *_OBJECTIVE, *_LATER, *_LOG, "END114"}
-_ALSO_AS_INFO: Final = {"OVF110", "PLT105", "ZVR123", "UND126", "MEM127"}  # a shape of the curve, at any severity
+_PLACED: Final = {*_BROKEN, *_MEANING, *_SHAPES, *_OBJECTIVE, *_LATER, *_LOG, "END114"}
+# shapes of the curve that are told at any severity
+_ALSO_AS_INFO: Final = {"OVF110", "PLT105", "ZVR123", "UND126", "MEM127", "LEK132", "NUM131"}
 
 
 def line_of(parts: Iterable[StoryPart]) -> str:
-    """Return the parts as one line."""
+    """The parts as one line."""
     return "; ".join(part.says for part in parts)
 
 
-def tell(
-    facts: RunFacts, findings: Iterable[Finding], not_run: Iterable[NotRun], train: TrainSummary
-) -> list[StoryPart]:
-    """Return the story's parts: how the run went, its loss, held-out data, the update, and how the log ends."""
+def tell(facts: RunFacts, findings: Iterable[Finding], train: TrainSummary) -> list[StoryPart]:
+    """The story's parts: how the run went, its loss, held-out data, the update, and how the log ends."""
     found = {f.id: f for f in findings if SEVERITIES.index(f.severity) >= _GRAVE or f.id in _ALSO_AS_INFO}
-    abstained = {item.id for item in not_run}
+    shape = _shape(found, facts)
+    told = {part.finding for part in shape}
     parts = chain(
         _spoken(found, _BROKEN),
-        _shape(found, abstained) or _learning(found, abstained, facts),
+        _spoken(found, _MEANING),
+        shape or _learning(found, facts),
         _loss(facts, train),
         _spoken(found, _OBJECTIVE),
         _reward(facts),
-        _spoken(found, _LATER),
+        _spoken(found, [rule for rule in _LATER if rule not in told]),
         _held_out(facts, found),
         _update(facts),
-        _spoken(found, sorted(found.keys() - _TOLD)),
+        _spoken(found, sorted(found.keys() - _PLACED)),
         _spoken(found, _LOG),
         _end(facts, found),
     )
@@ -75,16 +81,23 @@ def _spoken(found: Mapping[str, Finding], ids: Sequence[str]) -> list[StoryPart]
     return [StoryPart(says=_phrase(found[i]), finding=i, values=_brief(found[i].values)) for i in ids if i in found]
 
 
-def _shape(found: Mapping[str, Finding], abstained: set[str]) -> list[StoryPart]:
-    """Return what the curve looks like, by the first finding on it."""
+def _shape(found: Mapping[str, Finding], facts: RunFacts) -> list[StoryPart]:
+    """What the curve looks like, by the first finding on it."""
     shape = _spoken(found, _SHAPES)[:1]
-    if shape and shape[0].finding == "PLT105" and "NOL106" not in abstained and not found.keys() & set(_BROKEN):
+    if shape and shape[0].finding == "PLT105" and not _broken(found) and learning(facts).shown:
         return [msgspec.structs.replace(shape[0], says=f"learns, then is {shape[0].says}")]
     return shape
 
 
+def _broken(found: Mapping[str, Finding]) -> bool:
+    """Whether the loss is broken, so that "it learns" would be false."""
+    return "DIV104" in found or any(
+        rule in found and SEVERITIES.index(found[rule].severity) >= _ERROR for rule in ("NUM101", "NUM102")
+    )
+
+
 def _phrase(finding: Finding) -> str:
-    """Return the finding as a clause; one that has no words here is told in its own."""
+    """The finding as a clause; one that has no words here is told in its own."""
     phrase = _PHRASES.get(finding.id)
     values = finding.values
     return (phrase(values) if phrase else None) or finding.message.split(":")[0].rstrip(".")
@@ -94,24 +107,26 @@ def _brief(values: Mapping[str, Json]) -> dict[str, Json]:
     return {key: value for key, value in values.items() if isinstance(value, (int, float, str))}
 
 
-def _learning(found: Mapping[str, Finding], abstained: set[str], facts: RunFacts) -> Iterator[StoryPart]:
-    if found.keys() & set(_BROKEN) or facts.objective.kind == "rl":
+def _learning(found: Mapping[str, Finding], facts: RunFacts) -> Iterator[StoryPart]:
+    """Whether the run learns, or the fall that would have been seen."""
+    if _broken(found) or facts.objective.kind == "rl":
         return
-    if not facts.series.steps:
+    result = learning(facts)
+    stuck = found.get("LRS109")
+    if stuck is not None and stuck.values.get("throughout"):
+        yield StoryPart(says="does not learn: the learning rate is 0", finding="LRS109")
+    elif not facts.series.steps and not result.shown:
         yield StoryPart(says="no training loss was logged")
-    elif "NOL106" not in abstained or _held_out_fell(facts):
-        yield StoryPart(says="learns")
+    elif result.shown:
+        yield StoryPart(says="learns", values=_trend(result))
     else:
-        yield StoryPart(says="whether it learns could not be judged")
+        yield StoryPart(says=f"cannot tell whether it learns: {result.says}", values=_trend(result))
 
 
-def _held_out_fell(facts: RunFacts) -> bool:
-    """Whether held-out loss ended well under its first value: learning that no training loss is needed to see."""
-    curve = held_out_curve(facts)
-    if curve is None or len(curve.losses) < LEAST_EVALS.value:
-        return False
-    fall = curve.losses[0] - curve.losses[-1]
-    return fall > max(NO_LEARNING_DROP.value * curve.losses[0], OVERFIT_NOISE.value * evaluation_noise(curve.losses))
+def _trend(result: Learning) -> dict[str, Json]:
+    if result.trend is None:
+        return {}
+    return {"fall": result.trend.fall, "least_seen": result.least, "p": result.trend.p, "rows": result.trend.rows}
 
 
 def _loss(facts: RunFacts, train: TrainSummary) -> Iterator[StoryPart]:
@@ -132,9 +147,10 @@ def _reward(facts: RunFacts) -> Iterator[StoryPart]:
 
 def _held_out(facts: RunFacts, found: Mapping[str, Finding]) -> Iterator[StoryPart]:
     if facts.held_out is None:
-        yield StoryPart(says="no held-out signal")
+        if "REP128" not in found:  # which says so
+            yield StoryPart(says="no held-out signal")
         return
-    curve = held_out_curve(facts)
+    curve = facts.held_out_curve
     if curve is not None and "OVF110" not in found:
         last, best = curve.losses[-1], min(curve.losses)
         step = curve.steps[curve.losses.index(best)]
@@ -158,7 +174,7 @@ def _update(facts: RunFacts) -> Iterator[StoryPart]:
 
 
 def _energy_rank(facts: RunFacts) -> float | None:
-    """Return the median over the modules of the ranks that hold 90 % of the energy, as the log's audit has it."""
+    """The median over the modules of the ranks that hold 90 % of the energy, as the log's audit has it."""
     used = (facts.audit or {}).get("energy_rank_90_p50")
     return float(used) if isinstance(used, (int, float)) and math.isfinite(used) else None
 
@@ -174,7 +190,7 @@ def _end(facts: RunFacts, found: Mapping[str, Finding]) -> Iterator[StoryPart]:
 
 
 def _n(value: float | NonFinite | None) -> str:
-    """Return a number as a sentence has it; non-finite ones by name."""
+    """A number as a sentence has it; non-finite ones by name."""
     if value is None:
         return "-"
     number = as_float(value)
@@ -196,24 +212,57 @@ def _not_finite(v: Mapping[str, Json]) -> str:
     return f"not finite: {v['first']}" + (f", {v['rows']} training rows" if v.get("rows") else "")
 
 
+def _reward_fell(v: Mapping[str, Json]) -> str | None:
+    return f"the reward fell from {_get(v, 'best')} around step {v['best_step']}" if "best" in v else None
+
+
+def _diverged(v: Mapping[str, Json]) -> str:
+    rate = v.get("peak_rate")
+    absurd = isinstance(rate, float) and rate >= ABSURD_RATE.value
+    why = f", at a learning rate of {_get(v, 'peak_rate', '.3g')}" if absurd else ""
+    return f"diverged: lowest loss {_get(v, 'lowest')} around step {v['lowest_step']}{why}"
+
+
+def _scale(v: Mapping[str, Json]) -> str:
+    if "factor" in v:
+        return f"training loss is {_get(v, 'factor', '.1f')} times the held-out loss: summed over accumulation steps"
+    return f"loss starts at {_get(v, 'first')}, above ln of any vocabulary"
+
+
+def _cut_off(v: Mapping[str, Json]) -> str:
+    equal = v.get("zero_groups", 0.0)
+    also = f", {_get(v, 'zero_groups', '.0%')} of the groups teach nothing" if equal >= ZERO_GROUPS_ALSO.value else ""
+    return f"{_get(v, 'share', '.0%')} of the completions are cut off{also}"
+
+
+def _skips(v: Mapping[str, Json]) -> str:
+    return "1 step skipped by fp16 scaling" if v["rows"] == 1 else f"{v['rows']} steps skipped by fp16 scaling"
+
+
 _PHRASES: Final[dict[str, Callable[[Mapping[str, Json]], str | None]]] = {
     "NUM101": _not_finite,
     "NUM102": lambda v: f"loss is probably NaN-masked from step {v['first_step']}",
-    "DIV104": lambda v: f"diverged: lowest loss {_get(v, 'lowest')} around step {v['lowest_step']}",
+    "DIV104": _diverged,
+    "SCL129": _scale,
+    "PRF130": lambda v: f"preferences saturated: margin {_get(v, 'margin', '.3g')}, nothing is left to learn",
     "OVF110": _overfits,
     "NOL106": lambda _: "the loss does not fall",
     "PLT105": lambda v: f"flat from step {v['from_step']}",
+    "REP128": lambda v: f"the same data {_get(v, 'epochs', '.0f')} times, no held-out signal",
     "MEM127": lambda _: "steps down with each epoch",
+    "LEK132": lambda _: "held-out loss is as low as training loss",
     "UND126": lambda v: f"{v['split']} loss still falls at the end",
     "DIV103": lambda v: f"loss spike at step {v['step']}",
     "GRD107": lambda v: f"gradient norm jumps at step {v['step']}" if "step" in v else None,
     "GRD108": lambda v: f"no gradient from step {v['step']}",
     "GAP111": lambda v: f"perplexity gap {_get(v, 'ratio', '.2f')}x",
     "CHN112": lambda v: "held-out accuracy at chance" if "accuracy" in v else "held-out loss at chance",
+    "NUM131": _skips,
     "PRF119": lambda v: f"chosen and rejected are {v['how']}",
-    "RWD122": lambda v: f"the reward fell from {_get(v, 'best')} around step {v['best_step']}" if "best" in v else None,
+    "RWD122": _reward_fell,
     "ZVR123": lambda v: f"{_get(v, 'share', '.0%')} of the groups have equal rewards late on",
     "KLD124": lambda v: f"KL {_get(v, 'late', '.3g')} nats a token from the reference",
+    "CLP125": _cut_off,
     "RES116": lambda _: "the steps run again after the resume had other losses",
     "TRN115": lambda v: f"{v.get('lines', v.get('missing'))} lines of the log are lost",
     "DUP117": lambda _: "rows repeat or go back",

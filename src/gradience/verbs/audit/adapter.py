@@ -1,4 +1,4 @@
-"""The crossing: files to arrays, arrays to numbers, numbers to Structs, Structs to judgement."""
+"""The audit of one adapter: opens the files, computes spectra, summarises them, and applies the rules on weights."""
 
 from __future__ import annotations
 
@@ -11,17 +11,14 @@ from gradience.adapters.layout import Adapter, Module
 from gradience.adapters.open import AdapterFiles, open_adapter
 from gradience.io.types import PathLike, Progress
 from gradience.rules.select import excluded_rules, without
+from gradience.rules.weights.health import health
 from gradience.rules.weights.rank_pattern import rank_pattern
 from gradience.rules.weights.ranks import candidates, disagreements, measured, rank_rules, suggest
-from gradience.rules.weights.rules import adapter_checks_not_run, adapter_findings, base_findings, health
-from gradience.rules.weights.table import ADAPTER_CHECKS
+from gradience.rules.weights.rules import WEIGHTS_RULES, judge_adapter
 from gradience.schema.audit import AUDIT_SCHEMA_ID, AuditReport, BaseReport, ModuleAudit, NotAnalysed
-from gradience.schema.findings import Finding
 from gradience.spectral.batch import spectra
 from gradience.spectral.grams import Factors
 from gradience.verbs.audit.rows import bytes_per_param, layer_summaries, ledger_of, module_row, summary_of, with_shares
-
-_SEVERITIES = ("critical", "error", "warning", "info")
 
 
 def audit_adapter(
@@ -73,7 +70,7 @@ def audit_adapter(
     """
     if intruder_k < 1 or not 0.0 < intruder_eps <= 1.0:
         raise ValueError(f"expected intruder_k >= 1 and 0 < intruder_eps <= 1, got {intruder_k} and {intruder_eps}")
-    ids = [check.id for check in ADAPTER_CHECKS]
+    ids = [rule.id for rule in WEIGHTS_RULES]
     left_out = excluded_rules(ids, select=select, ignore=ignore, settings=settings)
     files, adapter = open_adapter(path, adapter_config=adapter_config, weights=weights)
     rows = _rows(adapter, top_singular_values)
@@ -85,7 +82,7 @@ def audit_adapter(
         rows, against = compare(adapter, rows, options)
     facts = _facts(Path(path), files, adapter)
     report = _judged(facts, adapter, with_shares(rows), against, per_layer=suggest_per_layer)
-    findings, not_run = without(report.findings, adapter_checks_not_run(report), left_out)
+    findings, not_run = without(report.findings, report.not_run, left_out)
     return msgspec.structs.replace(report, findings=findings, not_run=not_run)
 
 
@@ -103,7 +100,7 @@ def _load(module: Module) -> Callable[[], Factors]:
 
 
 def _facts(path: Path, files: AdapterFiles, adapter: Adapter) -> AuditReport:
-    """Return what the files say, before any number is judged."""
+    """The report as far as the files determine it, before any number is judged."""
     return AuditReport(
         schema=AUDIT_SCHEMA_ID,
         peft_dir=str(path),
@@ -116,7 +113,7 @@ def _facts(path: Path, files: AdapterFiles, adapter: Adapter) -> AuditReport:
         health=health([]),
         summary=summary_of([]),
         ledger=ledger_of(adapter),
-        not_analysed=[NotAnalysed(name=item.name, reason=item.reason) for item in adapter.skipped],
+        not_analysed=[NotAnalysed(name=item.name, reason=item.reason, cause=item.cause) for item in adapter.skipped],
         unmatched_patterns=[*adapter.unmatched_rank_patterns, *adapter.unmatched_alpha_patterns],
         notes=adapter.notes,
     )
@@ -158,16 +155,11 @@ def _judged(
         not_analysed=left,
         base=against,
     )
-    return msgspec.structs.replace(report, findings=_findings(report, adapter))
+    own = (adapter.config.lora_alpha, adapter.config.r) if _takes_patterns(adapter) else (None, None)
+    verdict = judge_adapter(report, alpha=own[0], r=own[1])
+    return msgspec.structs.replace(report, findings=verdict.findings, not_run=verdict.not_run)
 
 
 def _takes_patterns(adapter: Adapter) -> bool:
-    """Return whether PEFT's LoraConfig describes the adapter: others have no rank_pattern."""
+    """Whether PEFT's LoraConfig describes the adapter; other formats have no rank_pattern."""
     return adapter.format == "peft" and adapter.config.peft_type in {"LORA", None}
-
-
-def _findings(report: AuditReport, adapter: Adapter) -> list[Finding]:
-    config = adapter.config
-    own = (config.lora_alpha, config.r) if _takes_patterns(adapter) else (None, None)
-    found = [*adapter_findings(report, alpha=own[0], r=own[1]), *base_findings(report)]
-    return sorted(found, key=lambda finding: _SEVERITIES.index(finding.severity))

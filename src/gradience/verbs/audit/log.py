@@ -21,7 +21,7 @@ def lora_audit_metrics(report: AuditReport) -> dict[str, Any]:
     """Return the report as the payload of a `metrics` event of kind `lora_audit`: summary and modules.
 
     A log line holds 64 KiB. Where the modules do not fit, the least utilised are kept and
-    `modules_omitted` says how many are not.
+    `modules_omitted` counts the rest.
     """
     payload: dict[str, Any] = msgspec.to_builtins(report.summary)
     payload["verdict"] = report.health.verdict

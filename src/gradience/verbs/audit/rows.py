@@ -1,4 +1,4 @@
-"""One module's row of the report: what the file says of it, and its spectrum."""
+"""Rows and summaries of an audit: one row per module, means by type and layer, the ledger of the file."""
 
 from __future__ import annotations
 

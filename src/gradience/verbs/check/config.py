@@ -23,11 +23,13 @@ from gradience.configs import (
     stack,
 )
 from gradience.configs.peft import CONFIG_NAME
-from gradience.configs.training import ARGS_NAMES, STATE_NAME, read_preferences
+from gradience.configs.preferences import read_preferences
+from gradience.configs.training import ARGS_NAMES, STATE_NAME
 from gradience.errors import ConfigError, RecorderError
-from gradience.rules.config.facts import objective_of, quantities
+from gradience.rules.config.facts import quantities
 from gradience.rules.config.judge import RULES, judge_config
 from gradience.rules.config.serving import ENGINES
+from gradience.rules.objective import objective_of
 from gradience.rules.rule import Verdict
 from gradience.rules.select import excluded_rules
 from gradience.schema.config import ConfigSnapshot, LoraSnapshot
@@ -103,7 +105,7 @@ def check_config(
     ignore: Iterable[str] = (),
     settings: Place | None = None,
 ) -> CheckReport:
-    """Return what the rules say of a configuration. A later source wins over an earlier one.
+    """The findings of the rules on a configuration. A later source wins over an earlier one.
 
     Args:
         config: a Struct.
@@ -114,7 +116,7 @@ def check_config(
         training: training arguments: a file, or a `transformers.TrainingArguments` of any trainer.
         overrides: a Struct that wins over all of these.
         base: the base model, a folder or organisation/name in the hub's local cache. Its config.json and safetensors
-            headers tell what the targets reach; no weight is read.
+            headers determine what the targets reach; no weight is read.
         task: what is trained: `sst2`, `sft`, `dpo`, ...
         serve: engines the adapter is meant for: vllm, lorax, slora, llamacpp, mlx.
         select: ids of rules, or beginnings of ids, to apply; all by default.
@@ -175,7 +177,7 @@ def _engines(given: Iterable[str], settings: Place | None) -> tuple[str, ...]:
 
 
 def _complete(whole: Layer, task: str | None) -> ConfigSnapshot:
-    """Add what no single source says: task and objective, the keys of secrets, and alpha / r."""
+    """Add what follows from several sources together: task and objective, the keys of secrets, and alpha / r."""
     config = whole.config
     stated = {"task": task[:_MAX_TASK]} if task else {}
     lora = config.lora

@@ -12,8 +12,9 @@ from typing import Any, Final, NamedTuple
 
 from gradience.adapters.open import WEIGHT_NAMES
 from gradience.errors import GradienceError
-from gradience.rules.joins.joins import Sign
-from gradience.rules.thresholds import TIED
+from gradience.rules.joins.correlation import Symptom
+from gradience.rules.joins.run import TIED
+from gradience.rules.rule import Observation
 from gradience.schema.diagnose import BestCheckpoint, Checkpoint
 from gradience.schema.events import Eval
 from gradience.schema.reports import MonitorReport
@@ -84,8 +85,8 @@ def choose(
 
 def _split(report: MonitorReport) -> str | None:
     """Return the held-out split that was found to overfit, else the one that the monitor shows first."""
-    told = next((f.values.get("split") for f in report.findings if f.id == "OVF110"), None)
-    return told or next((point.split for point in report.evals if point.split != "train"), None)
+    overfit = next((f.values.get("split") for f in report.findings if f.id == "OVF110"), None)
+    return overfit or next((point.split for point in report.evals if point.split != "train"), None)
 
 
 def _curve(evals: Iterable[Eval], split: str | None) -> dict[int, float]:
@@ -167,8 +168,8 @@ _AFTER_BEST: Final = ("best_reward", "where the reward was best", "lower the lea
 _NEXT_TIME: Final = "and stop earlier; fewer epochs or more data come before less rank."
 
 
-def disk_signs(sources: Sources, choice: Choice, report: MonitorReport, run: RunSeries) -> Iterator[Sign]:
-    """Yield what the checkpoints on disk say to the findings of the log; nothing where no folder was looked through."""
+def disk_symptoms(sources: Sources, choice: Choice, report: MonitorReport, run: RunSeries) -> Iterator[Symptom]:
+    """Yield what the checkpoints on disk add to the findings of the log; needs a folder."""
     if sources.folder is None:
         return
     values = {finding.id: finding.values for finding in report.findings}
@@ -185,27 +186,26 @@ def disk_signs(sources: Sources, choice: Choice, report: MonitorReport, run: Run
         yield from _short(sources, report.train.last_step)
 
 
-def _to_keep(folders: Sequence[CheckpointFolder], choice: Choice, found: dict[str, Any]) -> Sign:
+def _to_keep(folders: Sequence[CheckpointFolder], choice: Choice, found: dict[str, Any]) -> Symptom:
     best, step = choice.best, int(found["best_step"])
     if best is not None:
         saved = {"saved_as": best.name} if best.saved_as else {}
-        told = f"{best.name} ({best.split} loss {as_float(best.loss):.4g}, {_beside_lowest(best)})"
+        name = f"{best.name} ({best.split} loss {as_float(best.loss):.4g}, {_beside_lowest(best)})"
         ties = [c.name for c in choice.checkpoints if c.tied]
-        also = f"; {', '.join(ties)} cannot be told from it" if ties else ""
-        return Sign(
-            "disk",
-            "best_checkpoint",
-            f"{told}{also}; noise {_noise(best)}",
-            values={"checkpoint": told, **saved},
+        also = f"; {', '.join(ties)} within its noise" if ties else ""
+        seen = Observation(
+            f"{name}{also}; noise {_noise(best)}",
+            {"checkpoint": name, **saved},
             action=None if saved else f"Keep {best.name}, {_NEXT_TIME}",
         )
+        return Symptom("disk", "best_checkpoint", seen)
     if folders:
         near = min(folders, key=lambda folder: abs(folder.step - step)).path.name
-        told = f"{near} (the nearest to step {step}; not evaluated at its own step)"
+        name = f"{near} (the nearest to step {step}; not evaluated at its own step)"
         action = f"Evaluate {near} and the last, keep the better, {_NEXT_TIME}"
-        return Sign("disk", "best_checkpoint", told, values={"checkpoint": told}, action=action)
+        return Symptom("disk", "best_checkpoint", Observation(name, {"checkpoint": name}, action=action))
     action = f"Train again with checkpoints, {_NEXT_TIME}"
-    return Sign("disk", "no_checkpoint", "no checkpoint-N folder holds an adapter", action=action)
+    return Symptom("disk", "no_checkpoint", Observation("no checkpoint-N folder holds an adapter", action=action))
 
 
 def _beside_lowest(best: BestCheckpoint) -> str:
@@ -235,7 +235,7 @@ def _lasting(run: RunSeries, found: Iterable[Mapping[str, Any]]) -> int | None:
     return min((step for step in first if step is not None), default=None)
 
 
-def _before_nan(folders: Sequence[CheckpointFolder], step: int) -> Sign:
+def _before_nan(folders: Sequence[CheckpointFolder], step: int) -> Symptom:
     """Return the last checkpoint before a step whose weights are finite: they are read, for a log lags behind."""
     before = [folder.path for folder in folders if folder.step < step]
     broken: list[str] = []
@@ -244,11 +244,15 @@ def _before_nan(folders: Sequence[CheckpointFolder], step: int) -> Sign:
             after = f"; {', '.join(broken)} is not" if broken else ""
             says = f"{path.name}, saved before step {step}: its weights are finite{after}"
             action = f"Go back to {path.name}; look at the learning rate, the precision and the data after it."
-            return Sign("disk", "before_nan", says, action=action)
+            return Symptom("disk", "before_nan", Observation(says, action=action))
         broken.append(path.name)
     if broken:
-        return Sign("disk", "before_nan", f"{', '.join(broken)}, saved before step {step}: not finite or not readable")
-    return Sign("disk", "before_nan", f"no checkpoint from before step {step} is on disk")
+        return Symptom(
+            "disk",
+            "before_nan",
+            Observation(f"{', '.join(broken)}, saved before step {step}: not finite or not readable"),
+        )
+    return Symptom("disk", "before_nan", Observation(f"no checkpoint from before step {step} is on disk"))
 
 
 def _is_finite(folder: Path) -> bool:
@@ -260,17 +264,21 @@ def _is_finite(folder: Path) -> bool:
         return False
 
 
-def _nearest(folders: Sequence[CheckpointFolder], step: int | None, fact: str, what: str, then: str) -> Iterator[Sign]:
+def _nearest(
+    folders: Sequence[CheckpointFolder], step: int | None, fact: str, what: str, then: str
+) -> Iterator[Symptom]:
     """Yield the checkpoint nearest a step, one before it rather than after."""
     if not folders or step is None:
         return
     near = min(folders, key=lambda folder: (folder.step > step, abs(folder.step - step))).path.name
-    yield Sign("disk", fact, f"{near} is the nearest to step {step}, {what}", action=f"Go back to {near}; {then}")
+    yield Symptom(
+        "disk", fact, Observation(f"{near} is the nearest to step {step}, {what}", action=f"Go back to {near}; {then}")
+    )
 
 
-def _short(sources: Sources, last: int | None) -> Iterator[Sign]:
-    """Yield that the weights are of an earlier step than the log's last, where their folder says so."""
+def _short(sources: Sources, last: int | None) -> Iterator[Symptom]:
+    """Yield the weights' step if it is earlier than the log's last one, by the name of their folder."""
     step = next((c.step for c in sources.checkpoints if c.path == sources.weights.path), None)
     if step is not None and last is not None and step < last:
         says = f"{sources.weights.path.name if sources.weights.path else ''} is the newest; the log reaches step {last}"
-        yield Sign("disk", "short_of_the_end", says, values={"weights_step": step})
+        yield Symptom("disk", "short_of_the_end", Observation(says, {"weights_step": step}))

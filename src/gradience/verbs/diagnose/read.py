@@ -14,7 +14,7 @@ from gradience.io.types import PathLike
 from gradience.rules.config.judge import RULES
 from gradience.rules.log.judge import DETECTED
 from gradience.rules.select import without
-from gradience.rules.weights.table import ADAPTER_CHECKS
+from gradience.rules.weights.rules import WEIGHTS_RULES
 from gradience.schema.audit import AuditReport
 from gradience.schema.config import ConfigSnapshot
 from gradience.schema.diagnose import DiagnosedSource, Source
@@ -56,7 +56,7 @@ def read_sources(
     top_singular_values: int = 0,
     left_out: Mapping[str, str] = MappingProxyType({}),
 ) -> Read:
-    """Return what check, monitor and audit say of the sources that are there; rules left out with their reason."""
+    """The reports of check, monitor and audit on the sources that exist; excluded rules with their reason."""
     states: dict[Source, DiagnosedSource] = {}
     log, states["log"] = _read_log(sources.log, gap_threshold, left_out)
     audit, states["weights"] = _read_weights(sources.weights, base, top_singular_values, left_out)
@@ -103,7 +103,7 @@ def _read_weights(
         audit = audit_adapter(found.path, base=base, top_singular_values=top)
     except GradienceError as fault:
         return None, _state("weights", found, fault=fault)
-    findings, not_run = without(audit.findings, audit.not_run, _of((c.id for c in ADAPTER_CHECKS), left_out))
+    findings, not_run = without(audit.findings, audit.not_run, _of((rule.id for rule in WEIGHTS_RULES), left_out))
     audit = msgspec.structs.replace(audit, findings=findings, not_run=not_run)
     holds = f"{_plural(len(audit.modules), 'module')}, {audit.health.verdict.replace('_', ' ')}"
     return audit, _state("weights", found, holds=holds)
@@ -143,8 +143,8 @@ def _read_config(
 
 def _told(check: CheckReport, reasons: Mapping[str, str]) -> CheckReport:
     """Return the check with the reasons why rules were left out."""
-    told = {rule: NotRun(id=rule, reason=reason) for rule, reason in reasons.items()}
-    return msgspec.structs.replace(check, not_run=[told.get(item.id, item) for item in check.not_run])
+    named = {rule: NotRun(id=rule, reason=reason) for rule, reason in reasons.items()}
+    return msgspec.structs.replace(check, not_run=[named.get(item.id, item) for item in check.not_run])
 
 
 def _of(ids: Iterable[str], left_out: Mapping[str, str]) -> dict[str, str]:

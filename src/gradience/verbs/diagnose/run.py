@@ -1,4 +1,4 @@
-"""The crossing: what check, monitor and audit say, each with its reason where it says nothing, joined into causes."""
+"""The diagnosis of a run: reports of check, monitor and audit, skipped rules with reasons, joined into causes."""
 
 from __future__ import annotations
 
@@ -12,20 +12,26 @@ import msgspec
 
 from gradience.base.weights import find_shards
 from gradience.io.types import PathLike
-from gradience.render.text import Place
 from gradience.rules.config.judge import RULES
-from gradience.rules.joins.config import Stated, disagreements, recorded_disagreements
-from gradience.rules.joins.joins import Join, Sign, join_signs, unread_legs
-from gradience.rules.joins.run import ALL_JOINS as JOINS
-from gradience.rules.joins.signs import config_signs, log_signs, weights_signs
+from gradience.rules.joins.correlation import Correlation, Symptom, correlate
+from gradience.rules.joins.run import JOINS
+from gradience.rules.joins.symptoms import (
+    Stated,
+    config_symptoms,
+    disagreements,
+    log_symptoms,
+    recorded_disagreements,
+    weights_symptoms,
+)
 from gradience.rules.log.facts import DEFAULT_GAP
 from gradience.rules.log.judge import DETECTORS
 from gradience.rules.select import excluded_rules
-from gradience.rules.weights.table import ADAPTER_CHECKS
+from gradience.rules.weights.rules import WEIGHTS_RULES
 from gradience.schema.audit import AuditReport
 from gradience.schema.diagnose import (
     DIAGNOSE_SCHEMA_ID,
     SOURCES,
+    VERDICT_LABELS,
     Cause,
     DiagnosedSource,
     DiagnoseReport,
@@ -37,55 +43,53 @@ from gradience.schema.diagnose import (
     Verdict,
 )
 from gradience.schema.findings import SEVERITIES, Finding, NotRun
-from gradience.schema.reports import CheckReport, MonitorReport
+from gradience.schema.reports import CheckReport, MonitorReport, SourceLocation
 from gradience.verbs.check import check_config
-from gradience.verbs.check.context import places as config_places
-from gradience.verbs.diagnose.checkpoints import Choice, choose, disk_signs
+from gradience.verbs.check.context import source_locations as config_locations
+from gradience.verbs.diagnose.checkpoints import Choice, choose, disk_symptoms
 from gradience.verbs.diagnose.read import Read, read_sources
 from gradience.verbs.diagnose.sources import Sources, find_sources
 from gradience.verbs.monitor.source import log_place
 
 
-def places(report: DiagnoseReport) -> list[Place | None]:
-    """Return a place for each cause, in their order: that of its first piece that has one."""
+def source_locations(report: DiagnoseReport) -> list[SourceLocation | None]:
+    """The source location of each cause, in their order: that of its first piece that has one."""
     of_config = _of_config(report)
     of_source = {
         "log": log_place(report.monitor.file) if report.monitor else None,
-        "weights": Place(report.audit.weights_path) if report.audit else None,
+        "weights": SourceLocation(report.audit.weights_path) if report.audit else None,
     }
     return [_place(cause, of_config, of_source) for cause in report.causes]
 
 
-def _of_config(report: DiagnoseReport) -> dict[str, Place | None]:
-    """Return where the findings on the configuration point, by id; of several of one id the first."""
+def _of_config(report: DiagnoseReport) -> dict[str, SourceLocation | None]:
+    """The source locations of findings on the configuration, by id; the first of several."""
     if report.check is None:
         return {}
-    found = zip(report.check.findings, config_places(report.check), strict=True)
+    found = zip(report.check.findings, config_locations(report.check), strict=True)
     return {finding.id: place for finding, place in reversed(list(found))}
 
 
-def _place(cause: Cause, of_config: dict[str, Place | None], of_source: dict[str, Place | None]) -> Place | None:
+def _place(
+    cause: Cause, of_config: dict[str, SourceLocation | None], of_source: dict[str, SourceLocation | None]
+) -> SourceLocation | None:
     found = (_of_piece(piece.source, piece.id, of_config, of_source) for piece in cause.pieces)
     return next((place for place in found if place is not None), None)
 
 
 def _of_piece(
-    source: PieceSource, rule: str, of_config: dict[str, Place | None], of_source: dict[str, Place | None]
-) -> Place | None:
+    source: PieceSource,
+    rule: str,
+    of_config: dict[str, SourceLocation | None],
+    of_source: dict[str, SourceLocation | None],
+) -> SourceLocation | None:
     return of_config.get(rule) if source == "config" else of_source.get(source)
 
 
 IDS: Final[dict[Source, tuple[str, ...]]] = {
     "config": tuple(rule.id for rule in RULES),
     "log": tuple(detector.id for detector in DETECTORS),
-    "weights": tuple(check.id for check in ADAPTER_CHECKS),
-}
-_NAMES: Final[dict[Source, str]] = {"config": "config", "log": "log", "weights": "weights"}
-_WORDS: Final[dict[Verdict, str]] = {
-    "healthy_as_far_as_seen": "healthy as far as seen",
-    "needs_attention": "needs attention",
-    "broken": "broken",
-    "could_not_judge": "could not judge",
+    "weights": tuple(rule.id for rule in WEIGHTS_RULES),
 }
 
 
@@ -97,7 +101,7 @@ def unjudged(
     left_out: Mapping[str, str] = MappingProxyType({}),
 ) -> list[Unjudged]:
     """Return every rule, detector, check and join that did not run, with its reason; of joins also those left out."""
-    told: dict[Source, list[NotRun] | None] = {
+    skipped: dict[Source, list[NotRun] | None] = {
         "config": check.not_run if check else None,
         "log": monitor.not_run if monitor else None,
         "weights": audit.not_run if audit else None,
@@ -105,16 +109,16 @@ def unjudged(
     read = frozenset(source.source for source in sources if source.state == "read")
     found: list[Unjudged] = []
     for source in sources:
-        items = told[source.source]
+        items = skipped[source.source]
         if items is None:
             items = [NotRun(id=rule, reason=source.reason) for rule in IDS[source.source]]
         found += [Unjudged(source=source.source, id=item.id, reason=item.reason) for item in items]
-    lacking = ((join.id, left_out.get(join.id) or unread_legs(join, read)) for join in JOINS)
+    lacking = ((join.id, left_out.get(join.id) or join.missing(read)) for join in JOINS)
     return found + [Unjudged(source="join", id=rule, reason=why) for rule, why in lacking if why is not None]
 
 
 def coverage_of(not_run: Iterable[Unjudged]) -> list[SourceCoverage]:
-    """Return how many of each kind ran."""
+    """The number of rules of each kind that ran."""
     gone: dict[str, set[str]] = {}
     for item in not_run:
         gone.setdefault(item.source, set()).add(item.id)
@@ -145,30 +149,31 @@ def verdict_of(causes: Iterable[Cause], *, complete: bool) -> Verdict:
 def headline(
     verdict: Verdict, sources: Sequence[DiagnosedSource], causes: Sequence[Cause], coverage: Sequence[SourceCoverage]
 ) -> str:
-    """Return the verdict in one line."""
-    return "; ".join([f"{_WORDS[verdict]}{_count(causes)}", *_seen(sources, coverage)])
+    """The verdict in one line, with the causes, the rules that ran, and the sources that are missing.
+
+    >>> headline("could_not_judge", [DiagnosedSource(source="log", state="absent")], [], [])
+    'could not judge; checked: nothing; not there: log'
+    """
+    ran = {item.source: f"{item.judged} of {item.total}" for item in coverage}
+    read, absent, unreadable = (
+        [source.source for source in sources if source.state == state] for state in ("read", "absent", "unreadable")
+    )
+    counts = ", ".join(_counts(causes))
+    checked = f"checked: {', '.join(f'{source} {ran[source]}' for source in read) or 'nothing'}"
+    # "No problems found" is worth what was checked, so that stands first; of a problem its severity does.
+    first, second = (checked, counts) if verdict == "healthy_as_far_as_seen" else (counts, checked)
+    missing = (("not there", absent), ("there but not readable", unreadable))
+    parts = (second, *(f"{label}: {', '.join(names)}" for label, names in missing if names))
+    return "; ".join([VERDICT_LABELS[verdict] + (f" ({first})" if first else ""), *(part for part in parts if part)])
 
 
-def _count(causes: Sequence[Cause]) -> str:
+def _counts(causes: Sequence[Cause]) -> list[str]:
     counts = Counter(cause.severity for cause in causes)
-    parts = [_counted(counts[severity], severity) for severity in reversed(SEVERITIES) if counts[severity]]
-    return f" ({', '.join(parts)})" if parts else ""
+    return [_counted(counts[severity], severity) for severity in reversed(SEVERITIES) if counts[severity]]
 
 
 def _counted(n: int, severity: str) -> str:
     return f"{n} {severity}" if n == 1 or severity == "info" else f"{n} {severity}s"
-
-
-def _seen(sources: Sequence[DiagnosedSource], coverage: Sequence[SourceCoverage]) -> Iterator[str]:
-    judged = {item.source: f"{item.judged} of {item.total} judged" for item in coverage}
-    seen = [f"{_NAMES[s.source]} ({judged[s.source]})" for s in sources if s.state == "read"]
-    yield f"seen: {', '.join(seen) or 'nothing'}"
-    absent = [_NAMES[s.source] for s in sources if s.state == "absent"]
-    if absent:
-        yield f"not there: {', '.join(absent)}"
-    unreadable = [_NAMES[s.source] for s in sources if s.state == "unreadable"]
-    if unreadable:
-        yield f"there but not readable: {', '.join(unreadable)}"
 
 
 _ALL: Final = [*dict.fromkeys(rule for ids in IDS.values() for rule in ids), *(join.id for join in JOINS)]
@@ -221,10 +226,10 @@ def diagnose_sources(
     ignore: Iterable[str] = (),
     settings: PathLike | None = None,
 ) -> DiagnoseReport:
-    """Return the verdict on sources that were found; what cannot be read is said, and the rest is judged."""
+    """The verdict on sources that were found; one that cannot be read is reported, and the rest is judged."""
     left_out = excluded_rules(_ALL, select=select, ignore=ignore, settings=settings)
     if base is not None:
-        find_shards(Path(base))  # what was named and cannot be read is said at once
+        find_shards(Path(base))  # a base that cannot be read is an error at once
     return judge_sources(sources, read_sources(sources, base, task, gap_threshold, left_out=left_out), left_out)
 
 
@@ -237,7 +242,9 @@ def judge_sources(sources: Sources, read: Read, left_out: Mapping[str, str] = Ma
     states = [read.states[source] for source in SOURCES]
     not_run = unjudged(states, read.check, monitor, read.audit, left_out)
     coverage = coverage_of(not_run)
-    causes = _causes([join for join in JOINS if join.id not in left_out], list(_signs(sources, read, choice)), not_run)
+    causes = _causes(
+        [join for join in JOINS if join.id not in left_out], list(_symptoms(sources, read, choice)), not_run
+    )
     complete = is_complete(states, coverage)
     verdict = verdict_of(causes, complete=complete)
     return DiagnoseReport(
@@ -259,23 +266,23 @@ def judge_sources(sources: Sources, read: Read, left_out: Mapping[str, str] = Ma
     )
 
 
-def _causes(joins: Iterable[Join], signs: list[Sign], not_run: list[Unjudged]) -> list[Cause]:
+def _causes(joins: Iterable[Correlation], symptoms: list[Symptom], not_run: list[Unjudged]) -> list[Cause]:
     """Return the joined causes, and each finding that none of them took by itself; the gravest first."""
-    gone = {(item.source, item.id) for item in not_run} | {(sign.source, sign.id) for sign in signs}
-    quiet = frozenset((source, rule) for source, ids in IDS.items() for rule in ids if (source, rule) not in gone)
-    joined = join_signs(joins, signs, quiet)
-    causes = [*joined.causes, *(_alone(sign.source, sign.finding) for sign in joined.left if sign.finding)]
+    gone = {(item.source, item.id) for item in not_run} | {(symptom.source, symptom.id) for symptom in symptoms}
+    silent = frozenset((source, rule) for source, ids in IDS.items() for rule in ids if (source, rule) not in gone)
+    joined = correlate(joins, symptoms, silent)
+    causes = [*joined.causes, *(_alone(symptom.source, symptom.finding) for symptom in joined.left if symptom.finding)]
     return sorted(causes, key=lambda cause: (-SEVERITIES.index(cause.severity), not cause.joined))
 
 
-def _signs(sources: Sources, read: Read, choice: Choice) -> Iterator[Sign]:
+def _symptoms(sources: Sources, read: Read, choice: Choice) -> Iterator[Symptom]:
     if read.check:
-        yield from config_signs(read.check)
+        yield from config_symptoms(read.check)
     if read.log:
-        yield from log_signs(read.log.report)
-        yield from disk_signs(sources, choice, read.log.report, read.log.run)
+        yield from log_symptoms(read.log.report)
+        yield from disk_symptoms(sources, choice, read.log.report, read.log.run)
     if read.audit:
-        yield from weights_signs(read.audit)
+        yield from weights_symptoms(read.audit)
         yield from disagreements(_stated(sources, read), read.audit)
         if read.log:
             yield from recorded_disagreements(read.log.report, read.audit)

@@ -28,7 +28,7 @@ CHECKPOINT: Final = re.compile(r"checkpoint-(\d{1,15})")
 
 
 class Listing(NamedTuple):
-    """The names of a folder's files, its subfolders, and what is to be said of what was left out."""
+    """The names of a folder's files, its subfolders, and notes on what was left out."""
 
     files: list[str]
     folders: list[Path]
@@ -43,7 +43,7 @@ class CheckpointFolder(NamedTuple):
 
 
 def list_folder(folder: Path) -> Listing:
-    """Return the folder's regular files by name and its subfolders, sorted; what is left out is said.
+    """Return the folder's regular files by name and its subfolders, sorted, with notes on what is left out.
 
     Links to folders may lead anywhere, and a pipe would be waited for.
     """
@@ -55,16 +55,16 @@ def list_folder(folder: Path) -> Listing:
     notes = [f"more than {MAX_ENTRIES} entries in {folder.name}: the rest was not looked at"]
     folders = [Path(entry.path) for entry in seen if _is_folder(entry)]
     links = [entry.name for entry in seen if entry.is_symlink() and _leads_to_folder(entry)]
-    told = notes if len(seen) > MAX_ENTRIES else []
+    shown = notes if len(seen) > MAX_ENTRIES else []
     if links:
-        told = [*told, f"links to folders, not followed: {', '.join(links[:SHOWN])}"]
+        shown = [*shown, f"links to folders, not followed: {', '.join(links[:SHOWN])}"]
     strange = [
         entry.name for entry in seen if not _is_folder(entry) and entry.name not in links and not _is_file(entry)
     ]
     if strange:
-        told = [*told, f"neither files nor folders, not read: {', '.join(strange[:SHOWN])}"]
+        shown = [*shown, f"neither files nor folders, not read: {', '.join(strange[:SHOWN])}"]
     visible = [child for child in folders if not child.name.startswith(".")]
-    return Listing([entry.name for entry in seen if _is_file(entry)], visible, told)
+    return Listing([entry.name for entry in seen if _is_file(entry)], visible, shown)
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:
@@ -136,10 +136,10 @@ def find_sources(
     adapter: PathLike | None = None,
     config: PathLike | None = None,
 ) -> Sources:
-    """Return where log, weights and configuration are. What is named wins over what the folder holds.
+    """The locations of log, weights and configuration. A named source wins over one found in the folder.
 
     Args:
-        path: the folder that a run left. A file is taken as what its name says: weights, or a log.
+        path: the folder that a run left. A file is taken by its name: weights, or a log.
         run: the log, as `gradience monitor` takes it.
         adapter: the adapter, as `gradience audit` takes it.
         config: a configuration, as `gradience check` takes it.
@@ -248,13 +248,13 @@ def _weights(folder: Path, listing: Listing, checkpoints: list[CheckpointFolder]
 
 
 def _single_file(folder: Path, files: list[str]) -> Found:
-    """Return the one weights file of another name, as kohya and others write it, or why there is no adapter."""
+    """Return the one weights file of another name, as kohya and others write it, or the reason why none counts."""
     tensors = [name for name in files if name.endswith(".safetensors")]
     alone = [name for name in tensors if not _WHOLE_MODEL.fullmatch(name)]
     if len(alone) == 1 and len(tensors) == 1:
         return Found(folder / alone[0], chosen="the only weights file")
     if tensors:
-        return Found(reason=f"{', '.join(tensors[:SHOWN])}: not named as an adapter is (--adapter says otherwise)")
+        return Found(reason=f"{', '.join(tensors[:SHOWN])}: not named as an adapter is (name it with --adapter)")
     lost = f": {CONFIG_NAME} is there, its weights are not" if CONFIG_NAME in files else ""
     return Found(reason=f"no adapter in the folder{lost}")
 

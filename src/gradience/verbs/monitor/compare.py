@@ -13,9 +13,9 @@ import msgspec
 
 from gradience.errors import GradienceError, RecorderError
 from gradience.importers.sources import MAX_RUNS
-from gradience.rules.config.facts import objective_of
-from gradience.rules.log.curve import median
 from gradience.rules.log.facts import DEFAULT_GAP, Series, sorted_by_step
+from gradience.rules.log.statistics import median
+from gradience.rules.objective import objective_of
 from gradience.schema.compare import (
     COMPARE_SCHEMA_ID,
     AlignedRow,

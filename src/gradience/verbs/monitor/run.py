@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from itertools import islice
 from operator import lt
 from types import MappingProxyType
@@ -107,7 +108,7 @@ def report_of(
     facts = _facts(summary, run, config, gap_threshold)
     train = _train(run, facts)
     findings, not_run = without(*detect(facts), left_out)
-    parts = tell(facts, findings, not_run, train)
+    parts = tell(facts, findings, train)
     audit = run.latest_metrics.get("lora_audit")
     return MonitorReport(
         schema=MONITOR_SCHEMA_ID,
@@ -124,7 +125,7 @@ def report_of(
         train=train,
         signals={name: _signal(column) for name, column in facts.signals.items()},
         evals=list(facts.evals),
-        gap=facts.gap,
+        gap=None if any(finding.id == "SCL129" for finding in findings) else facts.gap,
         lora_audit=audit.metrics if audit else None,
         lora_audit_step=audit.step if audit else None,
         alerts=run.alerts,
@@ -140,7 +141,7 @@ def report_of(
 def _facts(summary: RunSummary, run: RunSeries, config: ConfigSnapshot, gap_threshold: float) -> RunFacts:
     evals, record = latest_evals(run), run.record
     audit = run.latest_metrics.get("lora_audit")
-    return RunFacts(
+    facts = RunFacts(
         series=Series(
             run.steps, run.losses, run.grad_norms, run.rates, frozenset(run.lost_norms), not record.out_of_order
         ),
@@ -164,6 +165,8 @@ def _facts(summary: RunSummary, run: RunSeries, config: ConfigSnapshot, gap_thre
         history=run.evals,
         record=record,
     )
+    # a loss that is no cross-entropy has no perplexity, and so no gap
+    return replace(facts, gap=None) if facts.objective.kind in {"preference", "rl"} else facts
 
 
 def _by_step(column: Column) -> Signal:

@@ -12,103 +12,25 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from gradience.errors import RecorderError
-from gradience.render.text import Place
+from gradience.io.reading import open_regular
 from gradience.rules.log.facts import KEPT
+from gradience.schema.reports import SourceLocation
 from gradience.schema.scalars import SCHEMA_PREFIX
 from gradience.telemetry.reader import RunSummary, TelemetryReader
 
 _OF_FOLDERS: Final = ("run.jsonl", "trainer_state.json")
-_LOG: Final = "run.jsonl"
-_MAX_ENTRIES: Final = 2000  # of a folder that are looked at
-_HEAD: Final = 4096  # bytes
 
 
-class Source(NamedTuple):
-    """What was read, from where, and notes on how."""
-
-    path: Path
-    summary: RunSummary
-    notes: list[str]
-
-
-def open_source(path: str | os.PathLike[str], run: str | None = None) -> Source:
-    """Return the runs of a log, of the folder that holds one, or of anything that can be imported.
-
-    Args:
-        path: a run.jsonl, the folder of a run, or anything that `gradience import` reads.
-        run: id, or name in an import, of the run to show; the last if None.
-
-    Raises:
-        RecorderError: the source is missing, empty, or holds no event of a run, or none of that name.
-        SchemaError: the log is of another major version.
-    """
-    place = Path(path)
-    if is_log(place / "run.jsonl"):
-        place /= "run.jsonl"
-    source = _read(place, run)
-    if source.summary.last is None:
-        issues = source.summary.issues
-        first = issues[0].reason if issues else "it holds none of the known events"
-        raise RecorderError(f"{path} holds no event of a run: {first}", advice="give the run.jsonl that a run wrote")
-    return source
-
-
-def is_log(path: Path) -> bool:
-    """Whether a file begins as a log of ours does: then nothing else need be asked, or imported."""
-    try:
-        if not path.is_file():  # a pipe can be read once only
-            return False
-        with path.open("rb") as file:
-            return SCHEMA_PREFIX.encode() in file.read(_HEAD)
-    except (OSError, ValueError):
-        return False
-
-
-def _read(path: Path, run: str | None) -> Source:
-    if not is_log(path):
-        from gradience.importers import is_foreign  # noqa: PLC0415  # a log of ours need not pay for it
-
-        if is_foreign(path):
-            return _import(path, run)
-    summary = TelemetryReader(path).summarize(KEPT)
-    if run is not None:
-        _show(summary, run)
-    return Source(path, summary, [])
-
-
-def _show(summary: RunSummary, run: str) -> None:
-    """Put the run last, where the one to show stands."""
-    chosen = summary.runs.pop(run, None)
-    if chosen is None:
-        known = ", ".join(islice(summary.runs, 10)) or "none"
-        raise RecorderError(f"{summary.path}: no run is called {run[:60]!r}", advice=f"there are {known}")
-    summary.runs[run] = chosen
-
-
-def _import(path: Path, run: str | None) -> Source:
-    """Return the runs that another program left, in memory."""
-    from gradience.importers import read_source  # noqa: PLC0415  # the same
-
-    imported = read_source(path, run=run)
-    summary = RunSummary(path, KEPT)
-    for each in imported.runs:
-        for event in each.events:
-            summary.take(event)
-    files = ", ".join(os.path.relpath(file, path) if path.is_dir() else file.name for file in imported.files)
-    notes = [f"imported in memory from {files} ({imported.format}); no file was written", *imported.notes]
-    if imported.skipped:
-        first = imported.skipped[0]
-        rows = "1 row was" if len(imported.skipped) == 1 else f"{len(imported.skipped)} rows were"
-        notes.append(f"{rows} not imported; the first: {first.file} {first.line}: {first.reason}")
-    return Source(path, summary, notes)
-
-
-def log_place(file: str) -> Place | None:
+def log_place(file: str) -> SourceLocation | None:
     """Return the place of a log: itself, of a folder the log in it, or None where several files were read."""
     path = Path(file)
     if path.is_file():
-        return Place(file)
-    return next((Place(str(path / name)) for name in _OF_FOLDERS if (path / name).is_file()), None)
+        return SourceLocation(file)
+    return next((SourceLocation(str(path / name)) for name in _OF_FOLDERS if (path / name).is_file()), None)
+
+
+_LOG: Final = "run.jsonl"
+_MAX_ENTRIES: Final = 2000  # of a folder that are looked at
 
 
 def runs_in(path: str | os.PathLike[str]) -> list[Path]:
@@ -175,3 +97,84 @@ def _without_ending(names: Sequence[str]) -> list[str]:
     ending = shared[next((place for place, letter in enumerate(shared) if letter in "._-"), len(shared)) :]
     shorter = [name.removesuffix(ending) for name in names]
     return shorter if all(shorter) else list(names)
+
+
+_HEAD: Final = 4096  # bytes
+
+
+class Source(NamedTuple):
+    """What was read, from where, and notes on how."""
+
+    path: Path
+    summary: RunSummary
+    notes: list[str]
+
+
+def open_source(path: str | os.PathLike[str], run: str | None = None) -> Source:
+    """Return the runs of a log, of the folder that holds one, or of anything that can be imported.
+
+    Args:
+        path: a run.jsonl, the folder of a run, or anything that `gradience import` reads.
+        run: id, or name in an import, of the run to show; the last if None.
+
+    Raises:
+        RecorderError: the source is missing, empty, or holds no event of a run, or none of that name.
+        SchemaError: the log is of another major version.
+    """
+    place = Path(path)
+    if is_log(place / "run.jsonl"):
+        place /= "run.jsonl"
+    source = _read(place, run)
+    if source.summary.last is None:
+        issues = source.summary.issues
+        first = issues[0].reason if issues else "it holds none of the known events"
+        raise RecorderError(f"{path} holds no event of a run: {first}", advice="give the run.jsonl that a run wrote")
+    return source
+
+
+def is_log(path: Path) -> bool:
+    """Whether a file begins as a log of ours does: then nothing else need be asked, or imported."""
+    try:
+        with open_regular(path) as file:
+            return SCHEMA_PREFIX.encode() in file.read(_HEAD)
+    except (OSError, ValueError):
+        return False
+
+
+def _read(path: Path, run: str | None) -> Source:
+    if not is_log(path):
+        from gradience.importers import is_foreign  # noqa: PLC0415  # a log of ours need not pay for it
+
+        if is_foreign(path):
+            return _import(path, run)
+    summary = TelemetryReader(path).summarize(KEPT)
+    if run is not None:
+        _show(summary, run)
+    return Source(path, summary, [])
+
+
+def _show(summary: RunSummary, run: str) -> None:
+    """Put the run last, where the one to show stands."""
+    chosen = summary.runs.pop(run, None)
+    if chosen is None:
+        known = ", ".join(islice(summary.runs, 10)) or "none"
+        raise RecorderError(f"{summary.path}: no run is called {run[:60]!r}", advice=f"there are {known}")
+    summary.runs[run] = chosen
+
+
+def _import(path: Path, run: str | None) -> Source:
+    """Return the runs that another program left, in memory."""
+    from gradience.importers import read_source  # noqa: PLC0415  # the same
+
+    imported = read_source(path, run=run)
+    summary = RunSummary(path, KEPT)
+    for each in imported.runs:
+        for event in each.events:
+            summary.take(event)
+    files = ", ".join(os.path.relpath(file, path) if path.is_dir() else file.name for file in imported.files)
+    notes = [f"imported in memory from {files} ({imported.format}); no file was written", *imported.notes]
+    if imported.skipped:
+        first = imported.skipped[0]
+        rows = "1 row was" if len(imported.skipped) == 1 else f"{len(imported.skipped)} rows were"
+        notes.append(f"{rows} not imported; the first: {first.file} {first.line}: {first.reason}")
+    return Source(path, summary, notes)

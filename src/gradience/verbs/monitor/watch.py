@@ -9,13 +9,15 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Iterator, Sequence
+from io import FileIO
 from pathlib import Path
 from types import TracebackType
-from typing import BinaryIO, Final, Self
+from typing import Final, Self
 
 import msgspec
 
 from gradience.errors import SchemaError
+from gradience.io.reading import open_raw
 from gradience.schema.events import Event, TrainStep, UnknownEvent
 from gradience.schema.scalars import as_float
 from gradience.telemetry.codec import MAX_LINE_BYTES, convert, decode_known, parse
@@ -40,7 +42,7 @@ class Tail:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.restarts = 0
-        self._file: BinaryIO | None = None
+        self._file: FileIO | None = None
         self._head = b""
         self._held = b""
         self._overlong = False  # inside a line longer than one may be: no event, skipped to its end
@@ -81,7 +83,7 @@ class Tail:
 
     def _open(self) -> bool:
         try:
-            self._file = self.path.open("rb", buffering=0)
+            self._file = open_raw(self.path)
         except OSError:
             return False
         return True

@@ -1,0 +1,207 @@
+"""What each source shows: its findings with their tags, and the facts that mean something beside others only.
+
+Among the facts is whether a configuration, a log and an adapter can be of one run: what each states of the adapter is
+held against the factors in the file.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Final, NamedTuple
+
+from gradience.rules.joins.correlation import Symptom
+from gradience.rules.log.record import FEW_ROWS
+from gradience.rules.rule import Observation, Threshold, few
+from gradience.schema.audit import AuditReport, ModuleAudit
+from gradience.schema.config import LoraSnapshot
+from gradience.schema.diagnose import Source
+from gradience.schema.findings import Finding
+from gradience.schema.reports import CheckReport, MonitorReport
+from gradience.schema.scalars import Json, as_float
+
+EXPLODED_RMS = Threshold(
+    "exploded_rms",
+    0.2,
+    "root mean square of an update's entries",
+    "a judgement: 10 x transformers' initializer_range of 0.02; real adapters at hand had at most 0.0026",
+)
+_SHOWN: Final = 3  # targets in a message
+# starts whose conversion to a plain LoRA doubles r and alpha (PEFT's subtract_mutated_init)
+_CONVERTED: Final = ("pissa", "olora", "corda", "eva", "loftq", "orthogonal")
+_RECORDED: Final = (("n_layers", "adapted modules"), ("total_lora_params", "LoRA parameters"))
+_STOPS: Final = ("VAL001", "TGT002")
+_OF_HEALTH: Final = ("NUM201", "TRN202", "RND203")
+
+
+def config_symptoms(report: CheckReport) -> list[Symptom]:
+    """The findings on the configuration; what can stop a run from learning by itself has the value `stops`."""
+    return [_symptom("config", f, **({"stops": f.message} if f.id in _STOPS else {})) for f in report.findings]
+
+
+def log_symptoms(report: MonitorReport) -> list[Symptom]:
+    """The findings on the log; a sparse one is tagged with what it lacks."""
+    return [_log_symptom(finding) for finding in report.findings]
+
+
+def _log_symptom(finding: Finding) -> Symptom:
+    if finding.id == "GAP118":
+        return _symptom("log", finding, tags=_sparse(finding))
+    if finding.id == "LRS109" and "rows" in finding.values:
+        return _symptom("log", finding, rate_zero=f"the learning rate was 0 in {finding.values['rows']} rows")
+    return _symptom("log", finding)
+
+
+def _sparse(finding: Finding) -> Iterator[str]:
+    if finding.values.get("evals") == 0:
+        yield "no_evals"
+    if finding.values.get("rows", 0) < FEW_ROWS.value:
+        yield "few_rows"
+
+
+def weights_symptoms(report: AuditReport) -> list[Symptom]:
+    """The findings on the weights, tagged with the verdict on them, and plain facts about them."""
+    return [*(_weights_symptom(report, finding) for finding in report.findings), *_facts(report)]
+
+
+def _weights_symptom(report: AuditReport, finding: Finding) -> Symptom:
+    if finding.id not in _OF_HEALTH:
+        return _symptom("weights", finding)
+    verdict = report.health.verdict
+    key = {"broken": "lost", "untrained": "zero", "near_untrained": "zero"}.get(verdict)
+    tags = () if verdict == "broken" and not report.modules else (verdict,)  # an empty file holds no NaN
+    return _symptom("weights", finding, tags=tags, **({key: report.health.reason} if key else {}))
+
+
+def _symptom(source: Source, finding: Finding, *, tags: Iterable[str] = (), **more: Json) -> Symptom:
+    """A finding as a symptom, tagged with its severity and the names of its values."""
+    seen = Observation(finding.message, {**finding.values, **more})
+    return Symptom(source, finding.id, seen, finding, frozenset([*tags, *finding.values, finding.severity]))
+
+
+def _fact(source: Source, name: str, says: str, **values: Json) -> Symptom:
+    return Symptom(source, name, Observation(says, values))
+
+
+def _facts(report: AuditReport) -> Iterator[Symptom]:
+    exploded = [(size, module) for module in report.modules if (size := _rms(module)) > EXPLODED_RMS.value]
+    if exploded:
+        size, module = max(exploded, key=lambda item: item[0])
+        says = f"entries of the update are {size:.2g} in size in {module.name} (root mean square)"
+        yield _fact("weights", "exploded", says, exploded=says, rms=size)
+    if report.modules and not any(entry.role == "full_module" for entry in report.ledger):
+        yield _fact("weights", "no_head", "the file holds LoRA factors and no full module")
+
+
+def _rms(module: ModuleAudit) -> float:
+    """Root mean square of an update's entries; 0 where that is not a number."""
+    entries = math.prod(module.shape)
+    norm = module.frobenius_norm
+    return norm / math.sqrt(entries) if isinstance(norm, float) and entries > 0 else 0.0
+
+
+class Stated(NamedTuple):
+    """What one source states of the adapter, and which source that is."""
+
+    where: str
+    lora: LoraSnapshot
+
+
+def disagreements(stated: Iterable[Stated], report: AuditReport) -> list[Symptom]:
+    """Symptoms of a configuration that cannot be this adapter's, and of targets that hit no module.
+
+    What a pattern or an expression leaves open is not held against it.
+    """
+    if not report.modules or report.format != "peft" or report.peft_type not in {None, "LORA"}:
+        return []  # other formats have other names for modules and keep alpha elsewhere
+    return [symptom for each in stated for symptom in _of_one(each, report)]
+
+
+def _of_one(stated: Stated, report: AuditReport) -> list[Symptom]:
+    modules, lora = report.modules, stated.lora
+    if lora.peft_type not in {None, "LORA"}:
+        return _pair(stated, f"peft_type {lora.peft_type}", "the file holds LoRA factors", modules)
+    conflicts = [*_rank(lora, modules), *_alpha(lora, modules), *_strangers(lora, modules)]
+    if conflicts:
+        return [symptom for claim, found in conflicts for symptom in _pair(stated, claim, found, modules)]
+    idle = _idle(lora, modules)
+    if not idle:
+        return []
+    names = few(idle)
+    return [
+        _fact("config", "idle_targets", f"{stated.where}: target_modules {names}", idle=names),
+        _fact("weights", "adapted", f"{len(modules)} modules in the file, the first {modules[0].name}"),
+    ]
+
+
+def _pair(stated: Stated, claim: str, found: str, modules: Sequence[ModuleAudit]) -> list[Symptom]:
+    return [
+        _fact("config", "other_config", f"{stated.where}: {claim}", differs=f"{claim} in {stated.where}, {found}"),
+        _fact("weights", "other_adapter", f"{found} ({len(modules)} modules)"),
+    ]
+
+
+def _rank(lora: LoraSnapshot, modules: Sequence[ModuleAudit]) -> Iterator[tuple[str, str]]:
+    if lora.r is None:
+        return
+    allowed = {lora.r, *(lora.rank_pattern or {}).values()}
+    wrong = [m for m in modules if m.r not in allowed]
+    if wrong and not (_converted(lora) and all(m.r == 2 * lora.r for m in wrong)):
+        yield f"r={lora.r}", f"r={wrong[0].r} on disk in {wrong[0].name}"
+
+
+def _converted(lora: LoraSnapshot) -> bool:
+    return (lora.init or "").lower().startswith(_CONVERTED)
+
+
+def _alpha(lora: LoraSnapshot, modules: Sequence[ModuleAudit]) -> Iterator[tuple[str, str]]:
+    if lora.alpha is None:
+        return
+    alpha = as_float(lora.alpha)
+    allowed = {alpha, *(as_float(value) for value in (lora.alpha_pattern or {}).values())}
+    wrong = [m for m in modules if m.alpha is not None and as_float(m.alpha) not in allowed]
+    if wrong and not (_converted(lora) and all(as_float(m.alpha or 0.0) == 2 * alpha for m in wrong)):
+        yield f"lora_alpha={alpha:g}", f"alpha={as_float(wrong[0].alpha or 0.0):g} in {wrong[0].name}"
+
+
+def _strangers(lora: LoraSnapshot, modules: Sequence[ModuleAudit]) -> Iterator[tuple[str, str]]:
+    """Modules in the file that no target names, as a conflict."""
+    targets = lora.target_modules
+    if not isinstance(targets, list) or not targets or lora.extras.get("target_parameters"):
+        return
+    strange = [m.name for m in modules if m.expert is None and not any(_names(t, m.name) for t in targets)]
+    if strange:
+        yield f"target_modules {', '.join(targets[:_SHOWN])}", f"{strange[0]} was adapted"
+
+
+def _idle(lora: LoraSnapshot, modules: Sequence[ModuleAudit]) -> list[str]:
+    targets = lora.target_modules
+    if not isinstance(targets, list):
+        return []
+    return [target for target in targets if not any(_names(target, m.name) for m in modules)]
+
+
+def _names(target: str, module: str) -> bool:
+    """Whether PEFT's list of targets hits a module by this name: the whole path, or its end after a dot."""
+    return module == target or module.endswith(f".{target}")
+
+
+def recorded_disagreements(monitor: MonitorReport, report: AuditReport) -> list[Symptom]:
+    """Symptoms of an audit in the log that counted otherwise than the file in everything that both count.
+
+    Programs differ in what they count as a LoRA parameter: one count alone says too little.
+    """
+    recorded = monitor.lora_audit or {}
+    counts = [(recorded.get(key), getattr(report.summary, key), name) for key, name in _RECORDED]
+    differ = [(logged, found, name) for logged, found, name in counts if type(logged) is int and logged != found]
+    if not report.modules or len(differ) < len(_RECORDED):
+        return []
+    return [symptom for logged, found, name in differ for symptom in _recorded_pair(name, logged, found)]
+
+
+def _recorded_pair(name: str, logged: int, found: int) -> list[Symptom]:
+    differs = f"{logged} {name} recorded, {found} in the file"
+    return [
+        _fact("log", "other_log", f"its audit counted {logged} {name}", differs=differs),
+        _fact("weights", "other_adapter", f"{found} {name} in the file"),
+    ]

@@ -1,0 +1,391 @@
+"""DIV103, DIV104 and SCL129: a loss that spikes, that leaves its level for good, or that is on another scale.
+
+Divergence is judged from three rows up, on ratios of levels against the noise of the logarithm, in five ways: what a
+run does that explodes at once differs from one that turns late or comes back as its learning rate decays.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import Final, NamedTuple
+
+from gradience.rules.evidence import DIVERGENCE, TRIAL
+from gradience.rules.log.curve import Bar, excesses, runs_of
+from gradience.rules.log.facts import JUDGEMENT, REAL_RUNS, RunFacts, positive_loss, seen
+from gradience.rules.log.statistics import median, median_error, noise, spread
+from gradience.rules.objective import not_under
+from gradience.rules.rule import Observation, Rule, Threshold, Unknown
+from gradience.schema.findings import Evidence
+from gradience.schema.scalars import Severity
+
+SPIKE_K = Threshold("spike_k", 6.0, "median |first difference| of 32 rows, at least 5 % of the level", "spike trial")
+SPIKE_FLOOR = Threshold("spike_floor", 0.05, "fraction of the level", "spike trial")
+SPIKE_ROWS = Threshold("spike_rows", 3, "consecutive rows", "trial: one row alone is often a heavy tail")
+NOISY = Threshold(
+    "noisy", 0.25, "median |first difference| over the median", "trial: above it, judged on the logarithm"
+)
+MANY_ROWS = Threshold("many_rows", 20, "training rows", "below it the spread of the rows before is not known")
+SOME_ROWS = Threshold("some_rows", 8, "training rows", "below it a spike cannot be told from the curve")
+SHORT_SPIKE = Threshold("short_spike", 8.0, "standard deviations of the logarithm", REAL_RUNS)
+SHORT_RATIO = Threshold("short_ratio", 1.5, "times the median of the 6 rows before", REAL_RUNS)
+
+DIVERGED_ROWS = Threshold("diverged_rows", 3, "training rows", "two rows show no level that stays")
+DIVERGED_RATIO = Threshold("diverged_ratio", 1.5, "end over the first three rows, or over the lowest window", REAL_RUNS)
+AT_ONCE = Threshold("at_once", 2.0, "end over the first row", REAL_RUNS)
+DIVERGED_ERRORS = Threshold("diverged_errors", 4.0, "standard errors of ln(end / start)", REAL_RUNS)
+DIVERGED_NOISE = Threshold(
+    "diverged_noise",
+    6.0,
+    "standard errors of the difference",
+    "trial: 4 called 4 % of flat, very noisy losses diverged",
+)
+EXPLODED = Threshold("exploded", 2.0, "highest level of 3 rows over the start", REAL_RUNS)
+NO_LOWER = Threshold("no_lower", 0.97, "end over the start", REAL_RUNS)
+LOST_SHARE = Threshold("lost_share", 0.5, "fraction of the whole fall that was lost again", JUDGEMENT)
+WINDOW_SHARE = Threshold("window_share", 0.05, "fraction of the rows, at least 3 rows", "proposal of the design")
+ABSURD_RATE = Threshold("absurd_rate", 1e-2, "learning rate", "10 x 1e-3, the highest of the sweep's good rates")
+ABSURD_LEVEL = Threshold("absurd_level", 1.2, "every later row over the first, at such a rate", REAL_RUNS)
+ABSURD_RISE = Threshold("absurd_rise", 1.3, "end over the first row, at such a rate", REAL_RUNS)
+
+SCALE_RATIO = Threshold("scale_ratio", 3.0, "training over held-out loss", "a judgement: 2 to 4 accumulation steps")
+SCALE_NATS = Threshold("scale_nats", 1.0, "nats between them", "a judgement: ratios of small losses are no scale")
+LN_VOCABULARY = Threshold(
+    "ln_vocabulary", math.log(262_144), "nats", "definition: equal odds over the largest vocabulary in use, 262144"
+)
+SECOND_ROW = Threshold("second_row", 0.4, "second row over the first", "one high first row alone: 14.8, then 0.9")
+
+_FIFTH: Final = 5
+_WINDOW: Final = 3  # rows that make a level, where 5 % of the rows are fewer
+_ACCUMULATED: Final = (2, 4, 6, 8, 10, 12, 16, 20, 24, 32, 48, 64, 128, 256)
+
+
+def _spike(facts: RunFacts) -> Observation | None:
+    rows = len(facts.loss.values)
+    if rows < SOME_ROWS.value:
+        raise Unknown(f"{rows} training rows: a spike cannot be told from a curve of fewer than {SOME_ROWS.value:g}")
+    return _long_spike(facts) if rows >= MANY_ROWS.value else _short_spike(facts)
+
+
+def _long_spike(facts: RunFacts) -> Observation | None:
+    curve = facts.loss
+    found = excesses(curve, loss_bar(facts, SPIKE_K.value))
+    if not found:
+        return None
+    times = dict(found)
+    spikes = runs_of([place for place, _ in found])
+    longest = max(spikes, key=len)
+    lasting = len(longest) >= SPIKE_ROWS.value
+    worst = longest[0] if lasting else max(times, key=times.__getitem__)
+    step, loss = facts.step(curve.rows[worst]), curve.values[worst]
+    length = f"{len(longest)} rows long" if lasting else "one of" if len(spikes) > 1 else "over at once"
+    many = f" {len(spikes)} spikes" if len(spikes) > 1 else ""
+    return Observation(
+        f"The loss spikes to {loss:.4g} at step {step} ({length}{many}; {times[worst]:.1f} times its usual change).",
+        {"spikes": len(spikes), "longest": len(longest), "step": step, "loss": loss, "times": times[worst]},
+        severity="warning" if lasting else "info",
+        confidence=0.8 if lasting else 0.5,
+        evidence=seen(
+            f"loss {loss:.4g} at step {step}, {median(curve.values[max(0, worst - 8) : worst]):.4g} just before"
+        ),
+    )
+
+
+def loss_bar(facts: RunFacts, k: float) -> Bar:
+    """The bar for a rise of the loss by k times its usual change; of a very noisy loss, of the logarithm's."""
+    curve = facts.loss
+    logarithmic = spread(curve.points) > NOISY.value * median(curve.points) and curve.lowest > 0.0
+    return Bar(k, SPIKE_FLOOR.value, logarithmic)
+
+
+def _short_spike(facts: RunFacts) -> Observation | None:
+    values = facts.loss.values
+    if facts.loss.lowest <= 0.0 or divergence(facts) is not None:
+        return None
+    logs = [math.log(value) for value in values]
+    bar = max(SHORT_SPIKE.value * noise(logs), math.log(SHORT_RATIO.value))
+    rises = {i: logs[i] - median(logs[max(0, i - 6) : i]) for i in range(3, len(logs))}
+    place = max(rises, key=rises.__getitem__)
+    if rises[place] <= bar:
+        return None
+    step, before = facts.step(facts.loss.rows[place]), math.exp(logs[place] - rises[place])
+    return Observation(
+        f"The loss spikes to {values[place]:.4g} at step {step}, from {before:.4g} in the rows before.",
+        {"spikes": 1, "longest": 1, "step": step, "loss": values[place], "times": math.exp(rises[place])},
+        severity="info",
+        confidence=0.5,
+        evidence=seen(f"loss {values[place]:.4g} at step {step}, {before:.4g} before"),
+    )
+
+
+class _Levels(NamedTuple):
+    """Levels of the loss through few points, and the noise of its logarithm behind the first row."""
+
+    points: Sequence[float]
+    first: float  # of the first row
+    first_three: float
+    last: float  # median of the last fifth
+    fifth: int  # its points
+    sigma: float
+
+    @property
+    def start(self) -> float:
+        return min(self.first, self.first_three)
+
+
+def divergence(facts: RunFacts) -> Observation | None:
+    """How the loss left its level, by the first of five conditions that holds; None where it did not, or is unknown."""
+    points = [point for point in facts.outline.points if point > 0.0]  # rows of exactly 0 are those of NUM102
+    if len(points) < DIVERGED_ROWS.value or facts.loss.lowest < 0.0 or facts.objective.kind == "rl":
+        return None
+    fifth = max(1, len(points) // _FIFTH)
+    sigma = noise([math.log(point) for point in points[1:]])
+    first_three = median(points[: min(3, len(points) - 1)])
+    levels = _Levels(points, points[0], first_three, median(points[-fifth:]), fifth, sigma)
+    return _at_the_end(facts, levels) or _at_once(facts, levels) or _exploded(facts, levels) or _late(facts, levels)
+
+
+def _at_the_end(facts: RunFacts, of: _Levels) -> Observation | None:
+    error = median_error(of.sigma, min(3, len(of.points) - 1), of.fifth)
+    if of.last <= DIVERGED_RATIO.value * of.first_three:
+        return None
+    if math.log(of.last / of.first_three) <= DIVERGED_ERRORS.value * error:
+        return None
+    return _diverged(
+        facts,
+        of,
+        f"The loss diverged: {of.first_three:.4g} in the first {min(3, len(of.points) - 1)} rows, {of.last:.4g} in the "
+        "last fifth",
+    )
+
+
+def _at_once(facts: RunFacts, of: _Levels) -> Observation | None:
+    """A jump behind the first row, to a level that stays; at a rate over any published one a smaller jump will do."""
+    later, rise = min(of.points[1:]), of.last / of.first
+    jumped = rise > AT_ONCE.value and later > DIVERGED_RATIO.value * of.first
+    if jumped and math.log(rise) > DIVERGED_ERRORS.value * of.sigma:
+        return _diverged(
+            facts, of, f"The loss diverged at once: {of.first:.4g} in the first row, {of.last:.4g} at the end"
+        )
+    if facts.peak_rate >= ABSURD_RATE.value and later > ABSURD_LEVEL.value * of.first and rise > ABSURD_RISE.value:
+        return _diverged(facts, of, f"The loss diverged: {of.first:.4g} in the first row, {of.last:.4g} at the end")
+    return None
+
+
+def _exploded(facts: RunFacts, of: _Levels) -> Observation | None:
+    """High for three rows and more in the middle, and no lower at the end than at the start: a warning."""
+    n = len(of.points)
+    if n < 5:  # a start, a level that stood, an end
+        return None
+    width = max(1, min(3, n // _FIFTH))
+    top = max(median(of.points[i : i + width]) for i in range(1, max(2, n - width)))
+    high = top > EXPLODED.value * of.start and math.log(top / of.start) > DIVERGED_NOISE.value * of.sigma
+    if not high or of.last <= NO_LOWER.value * of.start:
+        return None
+    says = f"The loss exploded to {top:.4g} from {of.start:.4g} and ended no lower ({of.last:.4g})"
+    return _diverged(facts, of, says, severity="warning")
+
+
+def _late(facts: RunFacts, of: _Levels) -> Observation | None:
+    """From its lowest level to one above the start, or, as a warning, over half of the way back."""
+    n = len(of.points)
+    width = max(_WINDOW, math.ceil(WINDOW_SHARE.value * n))
+    if n < 2 * width + 2:
+        return None
+    lowest, last = min(_windows(of.points, width)), median(of.points[-width:])
+    error = median_error(of.sigma, width, width)
+    if last <= DIVERGED_RATIO.value * lowest or math.log(last / lowest) <= DIVERGED_NOISE.value * error:
+        return None
+    at = facts.step(facts.outline.row(_lowest_at(of.points, width)))
+    says = f"The loss diverged: {last:.4g} at the end, {lowest:.4g} around step {at}"
+    if last > of.start:
+        return _diverged(facts, of, f"{says}; above its start, and it did not recover")
+    lost = (last - lowest) / (of.first - lowest) if of.first > lowest else math.inf
+    if len(facts.loss.values) < MANY_ROWS.value or lost <= LOST_SHARE.value:
+        return None
+    return _diverged(facts, of, f"{says}; {lost:.0%} of what it had learnt is lost", severity="warning")
+
+
+def _windows(points: Sequence[float], width: int) -> Iterator[float]:
+    return (median(points[i : i + width]) for i in range(len(points) - width + 1))
+
+
+def _lowest_at(points: Sequence[float], width: int) -> int:
+    windows = list(_windows(points, min(width, len(points))))
+    return windows.index(min(windows))
+
+
+def _diverged(facts: RunFacts, of: _Levels, says: str, *, severity: Severity = "error") -> Observation:
+    rate = facts.peak_rate
+    absurd = rate >= ABSURD_RATE.value
+    lowest = min(of.start, *_windows(of.points, min(_WINDOW, len(of.points))))
+    at = 0 if lowest == of.start else _lowest_at(of.points, _WINDOW)
+    grave = severity == "error"
+    return Observation(
+        says + (f"; the learning rate of {rate:.3g} is over any published one." if absurd else "."),
+        {
+            "first": of.start,
+            "lowest": lowest,
+            "lowest_step": facts.step(facts.outline.row(at)),
+            "last": of.last,
+            "peak_rate": rate if math.isfinite(rate) else None,
+        },
+        severity=severity,
+        confidence=(0.95 if absurd else 0.9) if grave else 0.7,
+        evidence=seen(f"median of the last fifth {of.last:.4g}, of the first rows {of.first_three:.4g}"),
+    )
+
+
+def _divergence(facts: RunFacts) -> Observation | None:
+    rows = len(facts.loss.values)
+    if rows < DIVERGED_ROWS.value:
+        raise Unknown(f"{rows} training rows: a level that stays takes {DIVERGED_ROWS.value:g}")
+    return divergence(facts)
+
+
+def other_scale(facts: RunFacts) -> Observation | None:
+    """Training loss on another scale than the held-out loss, or above that of equal odds; None if not, or unknown."""
+    if facts.objective.kind in {"rl", "preference"} or not facts.loss.values or divergence(facts) is not None:
+        return None
+    curve = facts.held_out_curve
+    if curve is None:
+        return _above_equal_odds(facts)
+    dense = len(curve.losses) >= len(facts.loss.values) / 3
+    pairs = [
+        (losses[-1] if dense else median(losses), held_out)
+        for step, held_out in zip(curve.steps, curve.losses, strict=True)
+        if (losses := facts.losses_until(step, 3))
+    ]
+    late = pairs[-max(1, (len(pairs) + 1) // 2) :]
+    apart = all(
+        train >= SCALE_RATIO.value * held_out and train - held_out >= SCALE_NATS.value
+        for train, held_out in (pairs[0], *late)
+    )
+    if not apart:
+        return _above_equal_odds(facts)
+    factor = median(train / held_out for train, held_out in late[-3:])
+    accumulated = facts.config.training.gradient_accumulation
+    steps = min(_ACCUMULATED, key=lambda count: abs(math.log(factor / count)))
+    known = f"; gradient_accumulation_steps is {accumulated}" if accumulated else ""
+    return Observation(
+        f"Training loss is {factor:.1f} times the held-out loss (about {steps}): summed over accumulation "
+        f"steps{known}.",
+        {
+            "factor": factor,
+            "nearest": steps,
+            "accumulation": accumulated,
+            "train": late[-1][0],
+            "held_out": late[-1][1],
+        },
+        evidence=seen(f"training loss {late[-1][0]:.4g}, {curve.split} loss {late[-1][1]:.4g}"),
+    )
+
+
+def _above_equal_odds(facts: RunFacts) -> Observation | None:
+    values = facts.loss.values
+    first = values[0]
+    if len(values) < 2 or first <= LN_VOCABULARY.value or values[1] < SECOND_ROW.value * first:
+        return None
+    return Observation(
+        f"The training loss starts at {first:.4g}, above ln of any vocabulary ({LN_VOCABULARY.value:.1f}): a wrong "
+        "scale, or labels, template or tokenizer that do not fit.",
+        {"first": first, "second": values[1]},
+        confidence=0.6,
+        action="Divide by gradient_accumulation_steps and see whether it fits; else look at the labels of one batch.",
+        evidence=seen(f"first rows {first:.4g} and {values[1]:.4g}"),
+    )
+
+
+RULES: Final[tuple[Rule[RunFacts], ...]] = (
+    Rule(
+        id="DIV103",
+        title="loss spike",
+        groups=("log",),
+        severity="warning",
+        condition="over the median of 8 rows by {spike_k} x the median change of 32 rows (at least {spike_floor} of "
+        "the level); a warning from {spike_rows} rows running. From {some_rows} to {many_rows} rows: over the 6 before "
+        "by {short_spike} standard deviations and {short_ratio} x, info",
+        observe=_spike,
+        needs=(not_under("rl"), positive_loss),
+        confidence=0.8,
+        evidence=(
+            Evidence(
+                source="spike trial, 200 clean and 200 spiked curves",
+                says="k = 6: 161 found, 4 false alarms; mean + 6 sigma of 128 rows: 135 and 0, and 0 of 200 in logs "
+                "of 60 rows",
+            ),
+            Evidence(
+                source="OLMo-core SkipStepOptimizer; llm-foundry KillLossSpike; Lightning SpikeDetection",
+                says="mean + 6 sigma of 128 rows; 2 x the mean of 100 rows, more than 4 in a row; 2 x the mean of 10",
+            ),
+            TRIAL,
+        ),
+        rationale="A spike of one row is mostly its data; one that lasts has damaged the weights.",
+        action="Look at the data of those steps, and at the learning rate; clip gradients.",
+        scope="positive losses of 8 rows and more; the first rows are not judged; one row alone is info",
+        verify="See whether grad_norm jumps in the same rows or just before.",
+        thresholds=(SPIKE_K, SPIKE_FLOOR, SPIKE_ROWS, NOISY, MANY_ROWS, SOME_ROWS, SHORT_SPIKE, SHORT_RATIO),
+    ),
+    Rule(
+        id="DIV104",
+        title="divergence",
+        groups=("log",),
+        severity="error",
+        condition="the last fifth is over {diverged_ratio} x the first three rows by {diverged_errors} standard "
+        "errors; "
+        "or over {at_once} x the first row, and every later row over {diverged_ratio} x it; or over {absurd_rise} x it "
+        "at a rate of {absurd_rate} and more; or over {diverged_ratio} x the lowest window by {diverged_noise}, and "
+        "above the start. A warning: over {exploded} x the start in the middle and over {no_lower} of it at the end; "
+        "or "
+        "over {lost_share} of the fall is lost again",
+        observe=_divergence,
+        needs=(not_under("rl"), positive_loss),
+        confidence=0.9,
+        evidence=(DIVERGENCE, TRIAL),
+        rationale="A run that ends above where it began has unlearnt what the base model knew.",
+        action="Go back to the checkpoint nearest the lowest loss; lower the learning rate or lengthen warmup.",
+        scope="positive losses, from three rows on",
+        verify="Held-out loss of that checkpoint against the last.",
+        thresholds=(
+            DIVERGED_RATIO,
+            DIVERGED_ERRORS,
+            AT_ONCE,
+            ABSURD_RATE,
+            ABSURD_LEVEL,
+            ABSURD_RISE,
+            DIVERGED_NOISE,
+            EXPLODED,
+            NO_LOWER,
+            LOST_SHARE,
+            WINDOW_SHARE,
+            DIVERGED_ROWS,
+        ),
+    ),
+    Rule(
+        id="SCL129",
+        title="training loss on another scale",
+        groups=("log",),
+        severity="warning",
+        condition="training loss over {scale_ratio} x the held-out loss and {scale_nats} nats above it, at the first "
+        "evaluation and in all of the last half; else a first row over {ln_vocabulary} nats whose second is over "
+        "{second_row} of it",
+        observe=other_scale,
+        needs=(not_under("rl", "preference"), positive_loss),
+        confidence=0.85,
+        evidence=(
+            Evidence(
+                source="huggingface/transformers#35204", says="losses summed over the accumulation steps, not averaged"
+            ),
+            Evidence(source="definition", says="equal odds over K words cost ln K nats"),
+        ),
+        rationale="A loss on another scale cannot be compared with the held-out loss, and steps are as many times "
+        "larger "
+        "where the gradient is summed too.",
+        action="Divide the training loss by that factor before comparing; update transformers, and check the "
+        "gradient's "
+        "scale and the learning rate.",
+        scope="token-level or class cross-entropy; silent where the run diverged",
+        verify="Evaluate on training data: the loss there is on the scale of the evaluation.",
+        thresholds=(SCALE_RATIO, SCALE_NATS, LN_VOCABULARY, SECOND_ROW),
+    ),
+)

@@ -1,0 +1,361 @@
+"""OVF110, GAP111, CHN112, SML113 and UND126: what held-out data say of the run, and how surely."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import Final, NamedTuple
+
+from gradience.rules.evidence import INSTRUCT_GPT, KARPATHY, PRECHELT, TINKER_STEPS, TRIAL
+from gradience.rules.log.divergence import divergence, other_scale
+from gradience.rules.log.facts import (
+    EVAL_NOISE,
+    JUDGEMENT,
+    LOSS_GAP,
+    REAL_RUNS,
+    UNFINISHED_FALL,
+    HeldOutCurve,
+    RunFacts,
+    seen,
+)
+from gradience.rules.log.learning import LEAST_EVALS
+from gradience.rules.log.statistics import median
+from gradience.rules.objective import not_under
+from gradience.rules.rule import Observation, Rule, Threshold, Unknown
+from gradience.schema.events import Eval
+from gradience.schema.findings import Evidence
+from gradience.schema.reports import EvalPoint
+from gradience.schema.scalars import as_float
+
+OVERFIT_RISE = Threshold("overfit_rise", 0.02, "generalisation loss E / E_opt - 1", "Prechelt: GL, alpha = 2")
+OVERFIT_MUCH = Threshold("overfit_much", 0.10, "generalisation loss E / E_opt - 1", "proposal of the project's design")
+OVERFIT_EVALS = Threshold("overfit_evals", 2, "last evaluations in succession", "proposal; Prechelt: UP_s, s = 2")
+SMALL_EVAL = Threshold("small_eval", 0.03, "half-width of a 95 % interval", JUDGEMENT)
+CHANCE_Z = Threshold("chance_z", 1.64, "standard deviations", "one-sided 95 %")
+CHANCE_MARGIN = Threshold("chance_margin", 0.03, "accuracy, where n is unknown", JUDGEMENT)
+CHANCE_LOSS = Threshold("chance_loss", 0.98, "of ln K", "proposal of the project's design")
+CHANCE_BAND = Threshold(
+    "chance_band", 1.96, "standard deviations to both sides of 1 / K, K not known", "two-sided 95 %"
+)
+CHANCE_NEAR = Threshold("chance_near", 0.02, "fraction of ln K, to both sides, K not known", REAL_RUNS)
+
+_TASK: Final = ("accuracy", "f1", "exact_match", "rewards/accuracies", "rouge1", "rougeL", "bleu")
+_CLASSES: Final = range(2, 21)
+_LAST: Final = 0.25  # of the run, in which a held-out loss is to fall still
+
+
+class _Onset(NamedTuple):
+    curve: HeldOutCurve
+    best: int  # place of the lowest loss
+    rise: float  # E / E_opt - 1 at the end
+    noise: float  # of one evaluation, as a fraction of E_opt
+
+
+def _overfitting(facts: RunFacts) -> Observation | None:
+    curves = [curve for curve in facts.curves if len(curve.losses) >= LEAST_EVALS.value]
+    if not curves:
+        most = max((len(curve.losses) for curve in facts.curves), default=0)
+        raise Unknown(f"{most} held-out losses of one split; it needs {LEAST_EVALS.value:g}")
+    onsets = [onset for curve in curves if (onset := _onset(curve)) is not None]
+    if not onsets:
+        return None
+    first = onsets[0]
+    if not _train_falls(facts, first.curve.steps[first.best], first.curve.steps[-1]):
+        return None
+    return _overfits(facts, first, [onset.curve.split for onset in onsets[1:]])
+
+
+def _onset(curve: HeldOutCurve) -> _Onset | None:
+    losses = curve.losses
+    best = min(range(len(losses)), key=losses.__getitem__)
+    lowest = losses[best]
+    last = losses[max(best + 1, len(losses) - int(OVERFIT_EVALS.value)) :]
+    noise = curve.noise / lowest
+    if len(last) < OVERFIT_EVALS.value or min(last) / lowest - 1.0 <= max(OVERFIT_RISE.value, EVAL_NOISE.value * noise):
+        return None
+    return _Onset(curve, best, losses[-1] / lowest - 1.0, noise)
+
+
+def _train_falls(facts: RunFacts, best: int, end: int) -> bool:
+    """Whether training loss is lower at the end than around the best evaluation."""
+    points = facts.loss.points
+    if not points:
+        raise Unknown("no training loss was recorded: overfitting cannot be told from divergence")
+    steps = [facts.step(facts.loss.row(point)) for point in range(len(points))]
+    pairs = list(zip(steps, points, strict=True))
+    reach = max(1, (end - best) // 2)
+    around = [loss for step, loss in pairs if best - reach < step <= best + reach // 2]
+    after = [loss for step, loss in pairs if end - reach < step]
+    if not around or not after:
+        raise Unknown("too few training rows around the best evaluation")
+    return median(after) < median(around)
+
+
+def _overfits(facts: RunFacts, onset: _Onset, others: Sequence[str]) -> Observation:
+    curve, best = onset.curve, onset.best
+    step, loss, end = curve.steps[best], curve.losses[best], curve.steps[-1]
+    much = onset.rise > OVERFIT_MUCH.value
+    also = f" So do {', '.join(others[:3])}." if others else ""
+    task = _still_rising(curve.evals, best)
+    disagree = f" The task metric may disagree: {task} kept rising." if task else ""
+    saved = _saved_near(facts, step)
+    keep = f"Keep the checkpoint of step {saved}" if saved is not None else f"Keep a checkpoint near step {step}"
+    return Observation(
+        f"Overfits: {curve.split} loss was best at step {step} ({loss:.4g}), {onset.rise:.1%} higher at step {end} "
+        f"while training loss fell; {end - step} steps were wasted.{also}{disagree}",
+        {
+            "split": curve.split,
+            "best_step": step,
+            "best_loss": loss,
+            "last_step": end,
+            "last_loss": curve.losses[-1],
+            "rise": onset.rise,
+            "noise": onset.noise,
+            "wasted_steps": end - step,
+            "checkpoint_step": saved,
+            "task_metric_rising": task,
+        },
+        severity="warning" if much else "info",
+        confidence=0.6 if task else 0.85 if much else 0.6,
+        action=f"{keep}, and stop earlier; fewer epochs or more data come before less rank.",
+        evidence=seen(f"{curve.split} loss {loss:.4g} at step {step}, {curve.losses[-1]:.4g} at step {end}"),
+    )
+
+
+def _still_rising(evals: Sequence[Eval], best: int) -> str | None:
+    """The name of a task metric that is higher at the end than at the best loss, or None."""
+    then, last = evals[best].metrics, evals[-1].metrics
+    for name in _TASK:
+        before, after = (m.accuracy if name == "accuracy" else m.extras.get(name) for m in (then, last))
+        if isinstance(before, (int, float)) and isinstance(after, (int, float)) and after > before:
+            return name
+    return None
+
+
+def _saved_near(facts: RunFacts, step: int) -> int | None:
+    """The checkpoint nearest a step, where the config says how often one is saved."""
+    training = facts.config.training
+    every = training.save_steps
+    if training.save_strategy not in {None, "steps"} or not isinstance(every, (int, float)) or every < 1:
+        return None
+    return max(1, round(step / every)) * int(every)
+
+
+def _gap(facts: RunFacts) -> Observation | None:
+    gap = facts.gap
+    if gap is None:
+        raise Unknown("needs a loss or perplexity on train and on a held-out split")
+    if other_scale(facts) is not None:
+        raise Unknown("training and held-out loss are on different scales (see SCL129)")
+    if divergence(facts) is not None:
+        raise Unknown("the run diverged (see DIV104)")
+    ratio = as_float(gap.ratio)
+    if not ratio > facts.gap_threshold:
+        return None
+    repeated = facts.epoch is None or facts.epoch > 1.0
+    return Observation(
+        f"Gap is {ratio:.2f}x ({gap.test_split} over {gap.train_split} perplexity), over {facts.gap_threshold:g}x: "
+        + ("probably memorizing." if repeated else "but the data has not repeated yet, so not memorization."),
+        {"ratio": gap.ratio, "nats": gap.nats, "threshold": facts.gap_threshold},
+        severity="warning" if repeated else "info",
+        confidence=0.6 if repeated and gap.same_step else 0.4,
+    )
+
+
+def _small_eval(facts: RunFacts) -> Observation | None:
+    point = facts.held_out
+    if point is None or point.metrics.accuracy is None or not point.metrics.n:
+        raise Unknown("needs a held-out accuracy and the number of examples (n)")
+    p, n = as_float(point.metrics.accuracy), point.metrics.n
+    if not 0.0 <= p <= 1.0:
+        raise Unknown(f"an accuracy of {p} is not a fraction")
+    half = 1.96 * math.sqrt(max(p * (1.0 - p), 1.0 / (4.0 * n)) / n)
+    if half <= SMALL_EVAL.value:
+        return None
+    return Observation(
+        f"{n} held-out examples give the accuracy an uncertainty of +/- {half * 100:.1f} points.",
+        {"n": n, "half_width": half},
+        evidence=seen(f"1.96 sqrt(p (1 - p) / n) = {half:.4f}"),
+    )
+
+
+def _unfinished(facts: RunFacts) -> Observation | None:
+    curve = facts.held_out_curve
+    count = len(curve.losses) if curve else 0
+    if curve is None or count < LEAST_EVALS.value:
+        raise Unknown(f"{count} held-out losses of one split; it needs {LEAST_EVALS.value:g}")
+    if facts.warming_up:
+        raise Unknown("the learning rate had not reached its peak yet")
+    if facts.in_mid_run:
+        raise Unknown(f"the log ends at step {facts.last_step} of {facts.max_steps}")
+    losses, steps = curve.losses, curve.steps
+    since = steps[-1] - _LAST * (steps[-1] - steps[0])
+    if not curve.still_falls(since) or divergence(facts) is not None:
+        return None
+    at, bar = curve.since(since), curve.least_fall(since)
+    fall, error = 1.0 - losses[-1] / losses[at], curve.noise / losses[at]
+    return Observation(
+        f"The {curve.split} loss still falls at the end: {losses[at]:.4g} at step {steps[at]}, {losses[-1]:.4g} at "
+        f"step {steps[-1]}, its best.",
+        {"split": curve.split, "fall": fall, "from_step": steps[at], "to_step": steps[-1], "error": error},
+        evidence=seen(f"{fall:.1%} lower over the last quarter; {bar:.1%} would have been seen"),
+    )
+
+
+def _at_chance(facts: RunFacts) -> Observation | None:
+    point, classes = facts.held_out, facts.num_labels
+    if point is None or (point.metrics.accuracy is None and point.metrics.loss is None):
+        raise Unknown("no held-out accuracy was recorded")
+    if point.metrics.accuracy is None:
+        if facts.objective.kind != "classification" or not classes or classes < _CLASSES.start:
+            raise Unknown("no held-out accuracy was recorded")
+        return _chance_loss(point, classes)
+    accuracy = as_float(point.metrics.accuracy)
+    accuracy = accuracy / 100.0 if accuracy > 1.0 else accuracy  # per cent
+    if not classes or classes < _CLASSES.start:
+        return _of_unknown_classes(point, accuracy)
+    chance, n = 1.0 / classes, point.metrics.n
+    margin = CHANCE_Z.value * math.sqrt(chance * (1.0 - chance) / n) if n else CHANCE_MARGIN.value
+    if not accuracy <= chance + margin:
+        return None
+    return Observation(
+        f"{point.split.capitalize()} accuracy {accuracy:.1%} is not above chance ({chance:.1%} for {classes} classes"
+        + (f", n={n})." if n else ", n unknown)."),
+        {"accuracy": accuracy, "chance": chance, "margin": margin},
+        confidence=0.85 if n else 0.6,
+        evidence=seen(f"chance {chance:.3f} plus margin {margin:.3f} is {chance + margin:.3f}"),
+    )
+
+
+def _chance_loss(point: EvalPoint, classes: int) -> Observation | None:
+    """The loss against that of equal odds; only where no accuracy says it better."""
+    loss, level = as_float(point.metrics.loss or 0.0), math.log(classes)
+    if not CHANCE_LOSS.value * level <= loss < math.inf:
+        return None
+    return Observation(
+        f"{point.split.capitalize()} loss {loss:.4g} is not below ln {classes} = {level:.4g}: no better than chance.",
+        {"loss": loss, "chance_loss": level},
+        confidence=0.6,
+        evidence=seen(f"loss {loss:.4g}, {CHANCE_LOSS.value:g} ln {classes} = {CHANCE_LOSS.value * level:.4g}"),
+    )
+
+
+def _of_unknown_classes(point: EvalPoint, accuracy: float) -> Observation | None:
+    """Loss and accuracy that are both those of equal odds among the same number of classes."""
+    loss, n = as_float(point.metrics.loss if point.metrics.loss is not None else math.nan), point.metrics.n
+    fitting = list(_fitting(loss, accuracy, n))
+    if not fitting:
+        if not math.isfinite(loss):
+            raise Unknown("the number of classes is unknown (num_labels in the run's config)")
+        return None
+    classes = fitting[0]
+    return Observation(
+        f"{point.split.capitalize()} accuracy {accuracy:.1%} and loss {loss:.4g} are those of chance among {classes} "
+        f"classes ({1 / classes:.1%}, ln {classes} = {math.log(classes):.4g}); the log does not say how many there "
+        f"are.",
+        {"accuracy": accuracy, "chance": 1.0 / classes, "loss": loss, "chance_loss": math.log(classes)},
+        confidence=0.6,
+        evidence=seen(f"accuracy {accuracy:.3f}, loss {loss:.4g}"),
+    )
+
+
+def _fitting(loss: float, accuracy: float, n: int | None) -> Iterator[int]:
+    for classes in _CLASSES:
+        chance, level = 1.0 / classes, math.log(classes)
+        margin = CHANCE_BAND.value * math.sqrt(chance * (1.0 - chance) / n) if n else CHANCE_MARGIN.value
+        if abs(loss - level) <= CHANCE_NEAR.value * level and abs(accuracy - chance) <= margin:
+            yield classes
+
+
+RULES: Final[Sequence[Rule[RunFacts]]] = (
+    Rule(
+        id="OVF110",
+        title="overfitting",
+        groups=("log",),
+        severity="warning",
+        condition="the last {overfit_evals} evaluations are over the best by {overfit_rise} and {eval_noise} x their "
+        "noise, while the training loss fell; a warning over {overfit_much}",
+        observe=_overfitting,
+        needs=(not_under("rl"),),
+        confidence=0.85,
+        evidence=(PRECHELT, INSTRUCT_GPT, TRIAL),
+        rationale="From that step on the run fitted its training data at the cost of held-out data.",
+        action="Keep the checkpoint with the best held-out loss, and stop earlier.",
+        scope="held-out losses of one data set; up to 10 % is info",
+        verify="Compare the task metric of the best checkpoint with that of the last.",
+        thresholds=(OVERFIT_RISE, OVERFIT_MUCH, EVAL_NOISE, OVERFIT_EVALS, LEAST_EVALS),
+    ),
+    Rule(
+        id="GAP111",
+        title="gap between train and held-out",
+        groups=("log",),
+        severity="warning",
+        condition="held-out over train perplexity > {loss_gap}, once data repeat",
+        observe=_gap,
+        needs=(not_under("rl", "preference"),),
+        confidence=0.6,
+        evidence=(
+            Evidence(source="project convention", says="gap over 1.5x, that is 0.41 nats; no source for the number"),
+            INSTRUCT_GPT,
+        ),
+        rationale="A model that fits its training data much better than held-out data has begun to memorize it.",
+        action="Use the checkpoint with the best held-out loss; fewer epochs or more data come before less rank.",
+        scope="token-level or class cross-entropy on one scale, data seen more than once; not of a diverged run",
+        verify="Compare the task metric of the best checkpoint with that of the last.",
+        thresholds=(LOSS_GAP,),
+    ),
+    Rule(
+        id="SML113",
+        title="few held-out examples",
+        groups=("log",),
+        severity="info",
+        condition="half-width of the accuracy's 95 % interval > {small_eval}",
+        observe=_small_eval,
+        confidence=0.95,
+        evidence=(Evidence(source="binomial 95 % interval", says="1.96 sqrt(p (1 - p) / n)"),),
+        action="Differences smaller than that say nothing; evaluate on more examples before comparing runs.",
+        scope="accuracies",
+        rationale="An accuracy of few examples moves by points from chance alone.",
+        verify="Evaluate the same checkpoint on other examples of the kind: the accuracy moves by as much.",
+        thresholds=(SMALL_EVAL,),
+    ),
+    Rule(
+        id="UND126",
+        title="ended while getting better",
+        groups=("log",),
+        severity="info",
+        condition="the last of {least_evals} evaluations or more is the best, and the loss fell over "
+        "{unfinished_fall}, and {eval_noise} x its noise, in the last quarter",
+        observe=_unfinished,
+        needs=(not_under("rl"),),
+        confidence=0.5,
+        evidence=(TINKER_STEPS, TRIAL),
+        rationale="A held-out loss that is at its best at the end says that the run stopped before it had to.",
+        action="Consider more steps, or a schedule that decays later; the fall may also end at once.",
+        scope="held-out losses of one data set; not in mid-run, in warmup or where the run diverged",
+        verify="Train longer, and look where the held-out loss turns.",
+        thresholds=(LEAST_EVALS, UNFINISHED_FALL, EVAL_NOISE),
+    ),
+    Rule(
+        id="CHN112",
+        title="chance level",
+        groups=("log",),
+        severity="warning",
+        condition="accuracy under chance plus {chance_z} standard deviations (plus {chance_margin} where n is "
+        "unknown), "
+        "or loss over {chance_loss} x ln K; where K is unknown, accuracy within {chance_band} of 1 / K and loss within "
+        "{chance_near} of ln K, for a K of 2 to 20",
+        observe=_at_chance,
+        needs=(not_under("rl", "preference"),),
+        confidence=0.85,
+        evidence=(
+            Evidence(source="binomial test, one-sided 95 %", says="chance plus 1.64 sqrt(p (1 - p) / n)"),
+            KARPATHY,
+        ),
+        rationale="At chance level no other number about this run means much.",
+        action="Fix the task set-up before tuning LoRA: labels, prompt or head, learning rate, number of steps.",
+        scope="classification with balanced classes",
+        verify="Overfit 32 examples on purpose: if training accuracy cannot reach 100 %, the set-up is broken.",
+        thresholds=(CHANCE_Z, CHANCE_MARGIN, CHANCE_LOSS, CHANCE_BAND, CHANCE_NEAR),
+    ),
+)

@@ -1,0 +1,357 @@
+"""Whether a run learns, and NOL106 and PLT105: a loss that never fell, or falls no more.
+
+All are judged by the size of an effect against its bound, not by the number of rows: an exact test of the order of few
+rows, Theil-Sen's slope with its interval for the size. Where neither "it falls" nor "it does not" is shown, the report
+says so with the fall that would have been seen.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Final, NamedTuple
+
+from gradience.rules.evidence import KARPATHY, NEMOTRON, TRIAL
+from gradience.rules.log.curve import thin
+from gradience.rules.log.divergence import divergence
+from gradience.rules.log.facts import (
+    EVAL_NOISE,
+    JUDGEMENT,
+    MOVED,
+    REAL_RUNS,
+    HeldOutCurve,
+    RunFacts,
+    positive_loss,
+    seen,
+)
+from gradience.rules.log.numbers import bad_norms, skipped_rows
+from gradience.rules.log.statistics import FEW_POINTS, Trend, mean_error, median, median_error, theil_sen
+from gradience.rules.objective import not_under
+from gradience.rules.rule import Observation, Rule, Threshold, Unknown
+from gradience.schema.findings import Evidence
+
+ALPHA = Threshold("alpha", 0.01, "one-sided p of the order of the rows", "1 of 100 flat logs")
+ALPHA_MOVED = Threshold("alpha_moved", 0.05, "the same, where the gradient norm has a trend", REAL_RUNS)
+LEAST_FALL = Threshold("least_fall", 0.02, "fraction of the start", "proposal of the project's design")
+LEAST_EVALS = Threshold("least_evals", 3, "evaluations of one split", "proposal of the project's design")
+
+HELD_STILL = Threshold("held_still", 0.003, "fraction, first to best held-out loss", "63 real runs: 14 of 14")
+SURE_FALL = Threshold("sure_fall", 0.05, "fraction of the start, at the p of `moved`", REAL_RUNS)
+TINY_RATE = Threshold("tiny_rate", 1e-7, "learning rate", "a fifth of the lowest published: 5e-7, DPO of all weights")
+TINY_FALL = Threshold("tiny_fall", 0.1, "fraction of the start, at such a rate", JUDGEMENT)
+STILL = Threshold("still", 0.01, "fraction, first fifth to second half", REAL_RUNS)
+STILL_SLOPE = Threshold("still_slope", 0.02, "fraction of the start over all rows, by Theil-Sen", REAL_RUNS)
+STILL_BOUND = Threshold("still_bound", 0.06, "fraction: 95 % upper bounds of both falls", REAL_RUNS)
+STILL_ROWS = Threshold("still_rows", 8, "training rows", "below it the bound is never under 6 %")
+MARGIN_GROWS = Threshold("margin_grows", 2.0, "standard errors of the margin over 0", JUDGEMENT)
+AT_LN_K = Threshold("at_ln_k", 0.01, "fraction of ln K", "proposal of the project's design")
+
+FLAT = Threshold("flat", 0.03, "fraction of the level over 30 % of the rows: 95 % upper bound of the fall", REAL_RUNS)
+STILL_FALLS = Threshold("still_falls", 0.007, "fraction, as flat: 95 % lower bound of the fall", "published runs")
+FLAT_ROWS = Threshold("flat_rows", 8, "training rows", "below it no span has a bound")
+FLAT_POINTS = Threshold("flat_points", 6, "points of the span", "below it Theil-Sen has no bound")
+FITTED = Threshold("fitted", 0.02, "nats", "a judgement: nothing is left to fall")
+IDLE_RATE = Threshold("idle_rate", 0.1, "fraction of the peak learning rate", "proposal of the project's design")
+
+
+_FEW: Final = 9  # rows from which the trend alone decides
+_FEW_P: Final = {4: 0.17, 5: 0.1, 6: 0.05, 7: 0.05, 8: 0.05}  # p of the order of so few rows; of 4, one pair may differ
+_FEW_FALL: Final = {2: 0.6, 3: 0.4}  # fall that counts of so few rows, if their noise is not known to be less; else 0.2
+_STEP_NOISE: Final = 0.2  # of the level, in rows of one step: 10 to 20 % in the real logs at hand
+_QUANTILE: Final = 2.326  # one-sided 1 %
+_SPANS: Final = (0.3, 0.5, 0.65)  # of the rows, the last ones, that are looked at for a plateau
+
+
+class Learning(NamedTuple):
+    """Whether the run learns as far as its losses show, and the fall that this log would have shown.
+
+    `trend` is None where no training loss of two rows was logged; `least` is then NaN.
+    """
+
+    shown: bool
+    trend: Trend | None
+    least: float
+
+    @property
+    def says(self) -> str:
+        """Why it cannot be told, with the size of the effect that would have been."""
+        if self.trend is None:
+            return "no training loss in two rows"
+        fall, rows = self.trend.fall, self.trend.rows
+        if fall >= self.least:
+            return f"fell {fall:.1%} (+/- {self.least:.0%} by the noise of {rows} rows)"
+        moved = f"fell {fall:.1%}" if fall >= 0.0 else f"rose {-fall:.1%}"
+        return f"{moved}; a fall under {self.least:.0%} could not have been told from the noise of {rows} rows"
+
+
+def learning(facts: RunFacts) -> Learning:
+    """Whether held-out or training loss fell by more than chance would have let it."""
+    trend, held = facts.trend, _held_out_fell(facts)
+    if trend is None:
+        return Learning(held, None, math.nan)
+    values = facts.outline.points
+    rows = len(facts.loss.values)
+    least = trend.least if rows >= _FEW else _few_least(rows, _steps_per_row(facts), trend.noise)
+    if rows < _FEW:
+        halved = rows >= 3 and values[-1] < values[0] / 2
+        ordered = trend.p <= _FEW_P[rows] if rows in _FEW_P else all(b < a for a, b in pairwise(values))
+        if halved or (ordered and trend.fall >= least):
+            return Learning(shown=True, trend=trend, least=least)
+    alpha = ALPHA_MOVED if facts.moved else ALPHA
+    shown = held or (trend.p <= alpha.value and trend.fall >= LEAST_FALL.value)
+    return Learning(shown, trend, least)
+
+
+def _steps_per_row(facts: RunFacts) -> float:
+    steps = facts.series.steps
+    return max(1.0, (steps[-1] - steps[0]) / (len(steps) - 1)) if len(steps) > 1 else 1.0
+
+
+def _few_least(rows: int, every: float, noise: float) -> float:
+    """The least fall that few rows show: a fixed share, or what the noise of such rows leaves, if that is less."""
+    usual = _STEP_NOISE / math.sqrt(every) * (0.5 if rows >= 6 else 1.0)  # 4 differences measure some
+    quantile = _QUANTILE * (1.3 if rows < 4 else 1.0)  # no test of the order stands behind it
+    return min(_FEW_FALL.get(rows, 0.2), max(0.05, quantile * math.sqrt(2.0) * max(noise, usual)))
+
+
+def _held_out_fell(facts: RunFacts) -> bool:
+    curve = facts.held_out_curve
+    if curve is None or len(curve.losses) < LEAST_EVALS.value:
+        return False
+    first, last = curve.losses[0], curve.losses[-1]
+    return first - min(curve.losses) > max(LEAST_FALL.value * first, EVAL_NOISE.value * curve.noise) and last < first
+
+
+def not_finite(facts: RunFacts) -> bool:
+    """Whether losses, or gradients in rows that were not skipped, are not finite: shapes then mean little."""
+    if len(facts.loss.values) < len(facts.series.losses):
+        return True
+    bad = [] if skipped_rows(facts) else bad_norms(facts)
+    return any(b - a == 1 for a, b in pairwise(bad))
+
+
+def no_learning(facts: RunFacts) -> Observation | None:
+    """That nothing is learnt, by held-out loss, rate or bounds of the fall; None where that is not shown."""
+    result = learning(facts)
+    trend = result.trend
+    surely = trend is not None and trend.p <= MOVED.value and trend.fall > SURE_FALL.value
+    if trend is None or facts.peak_rate <= 0.0 or _margin_grows(facts) or divergence(facts) is not None:
+        return None
+    if result.shown and (surely or not facts.evaluated or _held_out_fell(facts)):
+        return None
+    curve = facts.held_out_curve
+    if curve is not None and not surely and (still := _held_out_still(facts, curve, trend)) is not None:
+        return still
+    if facts.peak_rate < TINY_RATE.value and trend.fall < TINY_FALL.value:
+        return _does_not_fall(
+            facts,
+            trend,
+            f"The learning rate is {facts.peak_rate:.1g} at most: nothing is learnt at it, the loss {_by(trend.fall)}",
+            seen(f"highest lr {facts.peak_rate:.3g}"),
+        )
+    return None if result.shown else _bounded(facts, trend)
+
+
+def _by(fall: float) -> str:
+    return f"fell by {fall:.1%}" if fall >= 0.0 else f"rose by {-fall:.1%}"
+
+
+def _held_out_still(facts: RunFacts, curve: HeldOutCurve, trend: Trend) -> Observation | None:
+    first, best = curve.losses[0], min(curve.losses)
+    if len(curve.losses) < 2 or 1.0 - best / first >= HELD_STILL.value:
+        return None
+    says = (
+        f"The loss does not fall: {curve.split} loss {first:.4g} at first and {best:.4g} at best "
+        f"({1.0 - best / first:.2%} lower), and training loss {_by(trend.fall)}"
+    )
+    return _does_not_fall(facts, trend, says, seen(f"{len(curve.losses)} evaluations, the best {best:.4g}"))
+
+
+def _bounded(facts: RunFacts, trend: Trend) -> Observation | None:
+    """Rows whose fall is small, and surely so: both the slope over all and the levels of both halves."""
+    points = facts.outline.points
+    n = len(points)
+    if len(facts.loss.values) < STILL_ROWS.value or trend.start <= 0.0 or facts.moved:
+        return None
+    slope, low, _ = theil_sen(points)
+    head = points[: max(3, n // 5)]
+    fall = 1.0 - median(points[n // 2 :]) / median(head)
+    most = max(-low * (n - 1) / trend.start, fall + 1.645 * median_error(trend.noise, len(head), n / 2))
+    sloped = -slope * (n - 1) / trend.start
+    if fall >= STILL.value or sloped >= STILL_SLOPE.value or most >= STILL_BOUND.value:
+        return None
+    says = (
+        f"The loss does not fall: by {fall:.1%}, {most:.1%} at most"
+        if fall >= 0
+        else (f"The loss does not fall: it rises by {-fall:.1%}, and fell by {most:.1%} at most")
+    )
+    return _does_not_fall(facts, trend, says, seen(f"Theil-Sen slope and medians of {n} points"), most=most)
+
+
+def _does_not_fall(
+    facts: RunFacts, trend: Trend, says: str, evidence: tuple[Evidence, ...], *, most: float | None = None
+) -> Observation:
+    chance = _chance_level(facts)
+    hint = f" It sits at {chance}: the level of knowing nothing." if chance else ""
+    return Observation(
+        f"{says} (from {trend.start:.4g} to {trend.end:.4g}).{hint}",
+        {"first": trend.start, "last": trend.end, "drop": trend.fall, "most": most},
+        confidence=0.9 if chance else None,
+        evidence=evidence,
+    )
+
+
+def _margin_grows(facts: RunFacts) -> bool:
+    """Whether preferences are told apart in the second half, which the loss may hide."""
+    margins = facts.signals.get("rewards/margins")
+    if facts.objective.kind != "preference" or margins is None:
+        return False
+    late = margins.values[len(margins.values) // 2 :]
+    mean, error = mean_error(late)
+    return mean > MARGIN_GROWS.value * error
+
+
+def _chance_level(facts: RunFacts) -> str | None:
+    """The name of the level of knowing nothing, if the loss sits there all along."""
+    classes = 2 if facts.objective.kind == "preference" else facts.num_labels
+    if not classes or classes < 2:
+        return None
+    level, points = math.log(classes), facts.outline.points
+    first, last = median(points[: max(3, len(points) // 5)]), median(points[len(points) // 2 :])
+    near = max(abs(first - level), abs(last - level)) <= AT_LN_K.value * level
+    return f"ln {classes} = {level:.4f}" if near else None
+
+
+def _no_learning(facts: RunFacts) -> Observation | None:
+    if facts.rate.values and facts.peak_rate <= 0.0:
+        raise Unknown("the learning rate is 0 (see LRS109)")
+    found = no_learning(facts)
+    if found is not None and facts.warming_up:
+        raise Unknown("the learning rate had not reached its peak yet")
+    result = learning(facts)
+    if found is None and not result.shown and not _margin_grows(facts) and divergence(facts) is None:
+        raise Unknown(f"cannot tell: {result.says}")
+    return found
+
+
+def _plateau(facts: RunFacts) -> Observation | None:
+    if facts.warming_up:
+        raise Unknown("the learning rate had not reached its peak yet")
+    if facts.in_mid_run:
+        raise Unknown(f"the log ends at step {facts.last_step} of {facts.max_steps}")
+    if not_finite(facts) or divergence(facts) is not None or no_learning(facts) is not None:
+        return None
+    if len(facts.loss.values) < FLAT_ROWS.value:
+        raise Unknown(f"no bound on the slope of {len(facts.loss.values)} rows; {FLAT_ROWS.value:g} have one")
+    n = len(facts.loss.points)
+    reasons: list[str] = []
+    for share in _SPANS:
+        start = n - math.ceil(share * n)
+        if not _idle(facts, facts.loss.row(start)) and (flat := _flat_from(facts, start, share, reasons)):
+            return flat
+    if reasons:
+        raise Unknown(reasons[-1])
+    return None
+
+
+def _flat_from(facts: RunFacts, start: int, share: float, reasons: list[str]) -> Observation | None:
+    """A span whose fall is small, and surely so; where noise leaves it open, the reason is added."""
+    span = thin(facts.loss.points[start:], FEW_POINTS // 2)
+    level = median(span)
+    if level <= FITTED.value:
+        return None
+    if len(span) < FLAT_POINTS.value:
+        reasons.append(f"{len(span)} points in the last {share:.0%} of the rows have no bound on their slope")
+        return None
+    slope, low, high = theil_sen(span)
+    fall, most, least = (-each * (len(span) - 1) / level for each in (slope, low, high))
+    bar = FLAT.value * share / _SPANS[0]
+    if most > bar:
+        if least < bar:
+            reasons.append(f"too noisy: a fall of {most:.1%} over the last {share:.0%} could not be seen")
+        return None
+    if most < 0.0 or least < -3.0 * bar or least > STILL_FALLS.value * share / _SPANS[0]:
+        return None  # it rises, or surely falls
+    step = facts.step(facts.loss.row(start))
+    held_out = facts.held_out_curve
+    if held_out is not None and held_out.still_falls(step):
+        return None  # what is not to be memorized is still learnt
+    fell = (
+        f"it fell {fall:.1%}, {most:.1%} at most" if fall >= 0 else f"it rose {-fall:.1%}, and fell {most:.1%} at most"
+    )
+    return Observation(
+        f"The loss is flat from step {step} on, over the last {share:.0%} of the rows: {fell}, at a learning rate that "
+        "still counts.",
+        {"drop": fall, "most": most, "level": level, "from_step": step},
+        evidence=seen(f"Theil-Sen slope over {len(span)} points from step {step}, and its 95 % bound"),
+    )
+
+
+def _idle(facts: RunFacts, row: int) -> bool:
+    """Whether the learning rate from a row on is, in the median, too low to expect progress."""
+    rates = [rate for rate in thin(facts.series.rates[row:], FEW_POINTS // 2) if math.isfinite(rate)]
+    return bool(rates) and median(rates) <= IDLE_RATE.value * facts.peak_rate
+
+
+RULES: Final[Sequence[Rule[RunFacts]]] = (
+    Rule(
+        id="NOL106",
+        title="no learning",
+        groups=("log",),
+        severity="warning",
+        condition="held-out loss falls by under {held_still} from first to best and training loss not surely; or the "
+        "learning rate is under {tiny_rate} and the loss fell by under {tiny_fall}; or, from {still_rows} rows on, the "
+        "second half is under {still} below the first fifth, the slope under {still_slope}, both surely under "
+        "{still_bound}, and the gradient norm has no trend",
+        observe=_no_learning,
+        needs=(not_under("rl"), positive_loss),
+        confidence=0.75,
+        evidence=(NEMOTRON, KARPATHY, TRIAL),
+        rationale="The adapter may be frozen, detached, on few layers, or the learning rate far too low.",
+        action="Check that the adapter's parameters require gradients, what target_modules hit, and the learning rate.",
+        scope="positive losses after warmup; preference training whose margin grows is learning",
+        verify="Audit the adapter: B = 0 means untrained. Overfit 32 examples on purpose.",
+        thresholds=(
+            HELD_STILL,
+            SURE_FALL,
+            TINY_RATE,
+            TINY_FALL,
+            STILL_ROWS,
+            STILL,
+            STILL_SLOPE,
+            STILL_BOUND,
+            MOVED,
+            MARGIN_GROWS,
+            AT_LN_K,
+            ALPHA,
+            ALPHA_MOVED,
+            LEAST_FALL,
+            LEAST_EVALS,
+            EVAL_NOISE,
+        ),
+    ),
+    Rule(
+        id="PLT105",
+        title="plateau",
+        groups=("log",),
+        severity="info",
+        condition="over the last 30, 50 or 65 % of the rows the loss falls by {flat} x span / 30 % at most, by the "
+        "95 % "
+        "bound of Theil-Sen's slope, and not surely by {still_falls}, at over {idle_rate} of the peak rate and a level "
+        "over {fitted}",
+        observe=_plateau,
+        needs=(not_under("rl"), positive_loss),
+        confidence=0.5,
+        evidence=(
+            Evidence(source="torch ReduceLROnPlateau", says="no relative improvement over 1e-4 in 10 checks"),
+            Evidence(source="Sen 1968", says="an interval of the median slope from the order of the slopes of pairs"),
+            TRIAL,
+        ),
+        rationale="Steps on a plateau cost as much as others; flat is also what a finished run looks like.",
+        action="Stop here, or decay the learning rate; held-out loss decides.",
+        scope="positive losses of 8 rows and more, a learning rate that still counts; not in mid-run or warmup",
+        verify="Held-out loss over the same steps.",
+        thresholds=(FLAT, STILL_FALLS, FLAT_ROWS, FLAT_POINTS, FITTED, IDLE_RATE),
+    ),
+)

@@ -1,0 +1,237 @@
+"""REP128, MEM127 and LEK132: data seen again and again, and held-out data that may be among them."""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_left, bisect_right
+from collections.abc import Sequence
+from typing import Final, NamedTuple
+
+from gradience.rules.evidence import TRIAL
+from gradience.rules.log.divergence import divergence
+from gradience.rules.log.facts import JUDGEMENT, REAL_RUNS, RunFacts, last_part, positive_loss, seen
+from gradience.rules.log.learning import LEAST_EVALS
+from gradience.rules.log.preference import saturated
+from gradience.rules.log.statistics import NORMAL_95, median, median_error, noise
+from gradience.rules.objective import not_under
+from gradience.rules.rule import Observation, Rule, Threshold, Unknown
+from gradience.schema.findings import Evidence
+
+MANY_EPOCHS = Threshold("many_epochs", 20.0, "epochs", "published runs: 50 epochs to 0.74")
+SOME_EPOCHS = Threshold("some_epochs", 10.0, "epochs", "published runs: 20 epochs to 0.07")
+SOME_LEVEL = Threshold("some_level", 0.5, "of the first loss, or nats", JUDGEMENT)
+FEW_EPOCHS = Threshold("few_epochs", 3.5, "epochs, more than", "a judgement: 1 to 3 are ordinary")
+FEW_LEVEL = Threshold("few_level", 0.1, "of the first loss, or nats", "published runs: 6 epochs to 0.006")
+FALLEN = Threshold("fallen", 0.97, "of the first loss", REAL_RUNS)
+
+EPOCH_DROP = Threshold("epoch_drop", 0.05, "fraction of the level before the end of an epoch", JUDGEMENT)
+EPOCH_ERRORS = Threshold("epoch_errors", 3.0, "standard errors of the mean of those fractions", "trial")
+EPOCH_SHARE = Threshold("epoch_share", 0.25, "of an epoch, before and after its end", JUDGEMENT)
+EPOCH_ROWS = Threshold("epoch_rows", 2, "points before and after", JUDGEMENT)
+EPOCH_REST = Threshold("epoch_rest", 0.2, "of an epoch that must follow its end", "as epoch_share")
+EPOCHS_MANY = Threshold(
+    "epochs_many", 4, "ends of epochs, of which one may show no step", "the last one, at a rate of 0"
+)
+BOTH_FALL = Threshold("both_fall", 0.5, "of the training loss's step, held-out", JUDGEMENT)
+
+LEAK_EPOCHS = Threshold("leak_epochs", 5.0, "epochs", JUDGEMENT)
+LEAK_LEVEL = Threshold("leak_level", 0.15, "of the first loss, training and held-out", REAL_RUNS)
+LEAK_NEAR = Threshold("leak_near", 1.25, "held-out over training loss at the end", REAL_RUNS)
+
+
+def _repeated(facts: RunFacts) -> Observation | None:
+    if facts.evaluated or saturated(facts) is not None or divergence(facts) is not None:
+        return None
+    epochs, trend = facts.epoch, facts.trend
+    if epochs is None or trend is None:
+        raise Unknown("the log does not say how often the data was seen")
+    few = epochs > FEW_EPOCHS.value and _down_to(trend.start, trend.end, FEW_LEVEL.value)
+    some = epochs >= SOME_EPOCHS.value and _down_to(trend.start, trend.end, SOME_LEVEL.value)
+    if not (few or some or epochs >= MANY_EPOCHS.value):
+        return None
+    low = epochs >= MANY_EPOCHS.value and trend.end <= FEW_LEVEL.value * trend.start
+    return Observation(
+        f"The data was seen {epochs:.0f} times, training loss is down to {trend.end:.2g}, and nothing is held out: "
+        "memorized or learnt cannot be told.",
+        {"epochs": epochs, "first": trend.start, "last": trend.end},
+        confidence=0.9 if low else None,
+        evidence=seen(f"epoch {epochs:.4g}, training loss {trend.start:.4g} to {trend.end:.4g}, no evaluation"),
+    )
+
+
+def _down_to(start: float, end: float, level: float) -> bool:
+    return end <= level or (end <= level * start and end < FALLEN.value * start)
+
+
+class _Step(NamedTuple):
+    drop: float  # of the level before, as a fraction
+    error: float  # of that fraction
+
+
+def _epoch_steps(facts: RunFacts) -> Observation | None:
+    curve, epochs = facts.loss, facts.epoch
+    if epochs is None or facts.last_step is None:
+        raise Unknown("the log does not say how often the data was seen")
+    whole = math.ceil(epochs - EPOCH_REST.value) - 1  # ends of epochs with something behind them
+    width = int(EPOCH_SHARE.value * len(curve.points) / epochs) if epochs > 0.0 else 0
+    if whole < 1:
+        return None
+    if width < EPOCH_ROWS.value:
+        raise Unknown(f"{width} points make {EPOCH_SHARE.value:.0%} of an epoch; it needs {EPOCH_ROWS.value:g}")
+    rows = [facts.step(curve.row(point)) for point in range(len(curve.points))]
+    ends = [facts.last_step * k / epochs for k in range(1, whole + 1)]
+    error = median_error(noise(curve.points), width, width)
+    steps = [_step(curve.points, bisect_left(rows, end), width, error) for end in ends]
+    if not _all_step_down(steps):
+        return None
+    drops = [step.drop for step in steps]
+    held_out = _held_out_drops(facts, ends)
+    if held_out is not None and held_out > BOTH_FALL.value * median(drops):
+        raise Unknown(f"held-out loss falls over the same ends of epochs, by {held_out:.0%}: both learn there")
+    shown = ", ".join(f"{drop:.0%}" for drop in drops[:5])
+    return Observation(
+        f"The training loss steps down where an epoch ends (by {shown}): it remembers what it saw.",
+        {"drops": drops, "epochs": epochs},
+        evidence=seen(f"medians of {width} points before and after each of {len(steps)} ends of epochs"),
+    )
+
+
+def _all_step_down(steps: Sequence[_Step]) -> bool:
+    """Whether the loss steps down over the ends of epochs: surely so in the mean, and no end surely shows less.
+
+    Of four ends and more the least step is left out.
+
+    Raises:
+        Unknown: the mean step may be as large, but noise hides it.
+    """
+    spared = 1 if len(steps) >= EPOCHS_MANY.value else 0
+    judged = sorted(step for step in steps if math.isfinite(step.error))[spared:]
+    if not judged or len(judged) < len(steps) - spared:
+        return False
+    mean = math.fsum(step.drop for step in judged) / len(judged)
+    error = math.sqrt(math.fsum(step.error**2 for step in judged)) / len(judged)
+    if any(step.drop + 2.0 * step.error <= EPOCH_DROP.value for step in judged):
+        return False
+    seen_from = max(EPOCH_DROP.value, EPOCH_ERRORS.value * error)
+    if mean > seen_from:
+        return True
+    if mean + NORMAL_95 * error > EPOCH_DROP.value:
+        raise Unknown(f"a step of under {seen_from:.0%} at the ends of epochs could not be told from the noise")
+    return False
+
+
+def _step(points: Sequence[float], end: int, width: int, error: float) -> _Step:
+    """By how much the loss falls over the end of an epoch, less what it fell just before anyway."""
+    earlier, before = median(points[max(0, end - 2 * width) : max(0, end - width)]), median(points[end - width : end])
+    after = median(points[end + 1 : end + 1 + width])
+    if end < 2 * width or not min(earlier, before) > 0.0 or math.isnan(after):
+        return _Step(0.0, math.inf)
+    return _Step(before / earlier - after / before if before < earlier else 1.0 - after / before, error / before)
+
+
+def _held_out_drops(facts: RunFacts, ends: Sequence[float]) -> float | None:
+    """The median fall of the held-out loss from the evaluation at or before an end of an epoch to the next one."""
+    curve = facts.held_out_curve
+    if curve is None:
+        return None
+    places = [bisect_right(curve.steps, end) for end in ends]
+    falls = [1.0 - curve.losses[at] / curve.losses[at - 1] for at in places if 0 < at < len(curve.losses)]
+    return median(falls) if falls else None
+
+
+def _leak(facts: RunFacts) -> Observation | None:
+    curve, values = facts.held_out_curve, facts.loss.points
+    if facts.epoch is None:
+        raise Unknown("the log does not say how often the data was seen")
+    if facts.epoch < LEAK_EPOCHS.value:
+        return None
+    count = len(curve.losses) if curve else 0
+    if curve is None or count < LEAST_EVALS.value or len(values) < LEAST_EVALS.value:
+        raise Unknown(
+            f"{count} held-out losses and {len(values)} training rows; it needs {LEAST_EVALS.value:g} of each"
+        )
+    end, last = median(last_part(values, 10)), curve.losses[-1]
+    low = end <= LEAK_LEVEL.value * values[0] and last <= LEAK_LEVEL.value * max(curve.losses[0], values[0])
+    if not low or last > LEAK_NEAR.value * end:
+        return None
+    return Observation(
+        f"After {facts.epoch:.0f} epochs {curve.split} loss ({last:.3g}) is as low as training loss ({end:.3g}): an "
+        f"easy "
+        "task, or held-out data in the training data.",
+        {"epochs": facts.epoch, "train": end, "held_out": last},
+        evidence=seen(f"training loss from {values[0]:.4g}, {curve.split} loss from {curve.losses[0]:.4g}"),
+    )
+
+
+RULES: Final[Sequence[Rule[RunFacts]]] = (
+    Rule(
+        id="REP128",
+        title="repeated data, nothing held out",
+        groups=("log",),
+        severity="warning",
+        condition="no evaluation, and {many_epochs} epochs; or {some_epochs} with the training loss down to "
+        "{some_level} of its start or {some_level} nats; or over {few_epochs} with it down to {few_level} of either",
+        observe=_repeated,
+        needs=(not_under("rl"), positive_loss),
+        confidence=0.8,
+        evidence=(
+            Evidence(
+                source="published runs without evaluations",
+                says="100 epochs to 0.008, 50 to 0.74, 24 to 0.03, 20 to 0.07, 6 of a full fine-tune to 0.006",
+            ),
+        ),
+        rationale="The training loss of data seen many times falls whether the model learns or memorizes it.",
+        action="Evaluate on held-out data, and keep an earlier checkpoint: 1 to 3 epochs are usual.",
+        scope="runs without any evaluation that log their epoch; not saturated preference training (PRF130)",
+        verify="Held-out loss of the last checkpoint against that of an earlier one.",
+        thresholds=(MANY_EPOCHS, SOME_EPOCHS, SOME_LEVEL, FEW_EPOCHS, FEW_LEVEL, FALLEN),
+    ),
+    Rule(
+        id="MEM127",
+        title="steps at the ends of epochs",
+        groups=("log",),
+        severity="info",
+        condition="over the ends of epochs (but the least of {epochs_many} and more) the training loss falls by over "
+        "{epoch_drop} and {epoch_errors} standard errors in the mean, beyond what it fell just before, and over none "
+        "surely by less; not where the held-out loss falls by over {both_fall} of that",
+        observe=_epoch_steps,
+        needs=(not_under("rl"), positive_loss),
+        confidence=0.6,
+        evidence=(
+            Evidence(
+                source="fast.ai, Can LLMs learn from a single example? (2023)",
+                says="the training loss falls in steps at the ends of epochs: examples are memorized after one sight",
+            ),
+            TRIAL,
+        ),
+        rationale="Within an epoch every example is new, so a step between two epochs is what was memorized; from then "
+        "on the training loss says little of new data.",
+        action="Evaluate on held-out data: whether this is harmful, training loss cannot tell.",
+        scope="positive losses, data seen more than once in an order of its own",
+        verify="Held-out loss over the same steps.",
+        thresholds=(EPOCH_DROP, EPOCH_ERRORS, EPOCH_SHARE, EPOCH_ROWS, EPOCH_REST, EPOCHS_MANY, BOTH_FALL),
+    ),
+    Rule(
+        id="LEK132",
+        title="held-out loss as low as training loss",
+        groups=("log",),
+        severity="info",
+        condition="after {leak_epochs} epochs and more, training and held-out loss are both under {leak_level} of "
+        "their "
+        "first, and held-out loss under {leak_near} x training loss",
+        observe=_leak,
+        needs=(not_under("rl", "preference"),),
+        confidence=0.5,
+        evidence=(
+            Evidence(
+                source="benchmarks/field.py, real trainings",
+                says="held-out data in the training data: ratio near 1 after 20 epochs; else 2 and more",
+            ),
+        ),
+        rationale="After many epochs training loss is far under that of new data, unless both are the same data.",
+        action="Look for examples of the held-out data among the training data.",
+        scope="cross-entropy, five epochs and more; an easy task looks the same",
+        verify="Count exact and near duplicates between both sets; evaluate on data made later.",
+        thresholds=(LEAK_EPOCHS, LEAK_LEVEL, LEAK_NEAR, LEAST_EVALS),
+    ),
+)

@@ -1,0 +1,199 @@
+"""Robust statistics of a series of numbers: levels, noise, and whether it falls. Nothing but the standard library.
+
+Every estimate holds from two or three values up, and comes with the least effect that it could have shown: a detector
+that abstains can say how large an effect it would have seen. Callers pass at most `FEW_POINTS` values to what looks at
+all pairs of them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from functools import lru_cache
+from itertools import combinations, islice, pairwise
+from operator import sub
+from statistics import NormalDist
+from typing import Final, NamedTuple
+
+FEW_POINTS: Final = 128  # 8128 pairs
+MEDIAN_ERROR: Final = 1.2533  # standard error of a median over that of a mean, of normal values: sqrt(pi / 2)
+NORMAL_95: Final = 1.645  # standard deviations, one-sided 95 %
+# of normal noise, the standard deviation over the median and over the mean of its absolute second differences
+_OF_MEDIAN: Final = 0.6053  # 1 / (0.6745 sqrt 6)
+_OF_MEAN: Final = 0.5117  # 1 / (0.7979 sqrt 6)
+_FEW_DIFFERENCES: Final = 6  # below it their median scatters more than their mean
+_EXACT: Final = 40  # rows up to which the exact distribution of inversions is counted
+_POWER: Final = 2.326 + 0.842  # normal quantiles: one-sided 1 %, seen in 80 % of the cases
+_CURVED: Final = 9  # rows from which a fall along the logarithm of the row is looked for too
+_LEAST_FALL: Final = 0.02  # no fall under this fraction is called one, however little noise there is
+
+
+def median(values: Iterable[float]) -> float:
+    """The median; NaN of nothing."""
+    ordered = sorted(values)
+    n = len(ordered)
+    if not n:
+        return math.nan
+    return ordered[n // 2] if n % 2 else ordered[n // 2 - 1] / 2 + ordered[n // 2] / 2
+
+
+def median_error(noise: float, *counts: float) -> float:
+    """Standard error of a median of so many values with this noise; of several counts, of the medians' difference."""
+    return MEDIAN_ERROR * noise * math.sqrt(sum(1.0 / count for count in counts))
+
+
+def mean_error(values: Sequence[float]) -> tuple[float, float]:
+    """The mean, and its standard error; that of one value is infinite."""
+    mean = math.fsum(values) / len(values)
+    if len(values) < 2:  # one value does not scatter
+        return mean, math.inf
+    squares = math.fsum((value - mean) ** 2 for value in values)
+    return mean, math.sqrt(squares / (len(values) - 1) / len(values))
+
+
+def spread(values: Sequence[float]) -> float:
+    """The median absolute first difference; 0 of fewer than two values."""
+    return median(map(abs, map(sub, islice(values, 1, None), values))) if len(values) > 1 else 0.0
+
+
+def noise(values: Sequence[float], *, few: int = _FEW_DIFFERENCES) -> float:
+    """The standard deviation of the noise on a smooth curve, from second differences: a slope leaves them at 0.
+
+    Of fewer than `few` differences their mean is taken instead of their median. Three values show noise only where they
+    turn; two show none.
+    """
+    if len(values) < 3:
+        return 0.0
+    first = [b - a for a, b in pairwise(values)]
+    if len(values) == 3:
+        return abs(values[-1] - values[0]) / 2 if first[0] * first[1] < 0 else 0.0
+    second = [abs(b - a) for a, b in pairwise(first)]
+    return _OF_MEAN * math.fsum(second) / len(second) if len(second) < few else _OF_MEDIAN * median(second)
+
+
+class Slope(NamedTuple):
+    """The median slope per value over all pairs (Theil-Sen), between its one-sided 95 % bounds (Sen 1968)."""
+
+    slope: float
+    low: float
+    high: float
+
+
+def theil_sen(values: Sequence[float]) -> Slope:
+    """The slope of a series; of fewer than two values it is 0, without bounds."""
+    n = len(values)
+    slopes = sorted((b - a) / (j - i) for (i, a), (j, b) in combinations(enumerate(values), 2))
+    if not slopes:
+        return Slope(0.0, -math.inf, math.inf)
+    half = NORMAL_95 * math.sqrt(n * (n - 1) * (2 * n + 5) / 18)
+    low, high = int((len(slopes) - half) // 2), math.ceil((len(slopes) + half) / 2)
+    return Slope(
+        median(slopes), slopes[low] if low >= 0 else -math.inf, slopes[high] if high < len(slopes) else math.inf
+    )
+
+
+def mann_kendall(values: Sequence[float]) -> float:
+    """One-sided p that a series falls, if its order were chance: exact up to 40 values without ties, else normal."""
+    n = len(values)
+    if n < 2:
+        return 1.0
+    falls = sum((b < a) - (b > a) for a, b in combinations(values, 2))
+    counts: dict[float, int] = {}
+    for value in values:
+        counts[value] = counts.get(value, 0) + 1
+    if n <= _EXACT and len(counts) == n:
+        falling_pairs = (falls + n * (n - 1) // 2) // 2
+        return sum(_inversions(n)[falling_pairs:]) / math.factorial(n)
+    ties = sum(k * (k - 1) * (2 * k + 5) for k in counts.values())
+    variance = (n * (n - 1) * (2 * n + 5) - ties) / 18
+    return _upper_tail((falls - (falls > 0)) / math.sqrt(variance)) if variance > 0 else 1.0
+
+
+@lru_cache(maxsize=_EXACT + 1)
+def _inversions(n: int) -> tuple[int, ...]:
+    """How many orders of n values have k falling pairs, for each k (Mahonian numbers)."""
+    row = [1]
+    for m in range(2, n + 1):
+        longer = [0] * (len(row) + m - 1)
+        for k, count in enumerate(row):
+            for j in range(k, k + m):
+                longer[j] += count
+        row = longer
+    return tuple(row)
+
+
+def falls_with_logarithm(values: Sequence[float]) -> float:
+    """One-sided p that a positive series falls with the logarithm of the row, as learning curves do: steep first.
+
+    The correlation of ln(value) with -ln(row), which under chance is about normal times 1 / sqrt(n - 1); 1 of fewer
+    than 9 values.
+    """
+    n = len(values)
+    if n < _CURVED or min(values) <= 0.0:
+        return 1.0
+    logs, rows = [math.log(value) for value in values], [-math.log(row) for row in range(1, n + 1)]
+    mean, middle = math.fsum(logs) / n, math.fsum(rows) / n
+    spread_logs = math.fsum((x - mean) ** 2 for x in logs)
+    if spread_logs <= 0.0:
+        return 1.0
+    both = math.fsum((x - mean) * (y - middle) for x, y in zip(logs, rows, strict=True))
+    correlation = both / math.sqrt(spread_logs * math.fsum((y - middle) ** 2 for y in rows))
+    return _upper_tail(correlation * math.sqrt(n - 1))
+
+
+def moves(values: Sequence[float]) -> float:
+    """Two-sided p that a positive series has a trend, straight or along the logarithm of the row."""
+    one_sided = (
+        mann_kendall(values),
+        mann_kendall([-value for value in values]),
+        falls_with_logarithm(values),
+        falls_with_logarithm([1.0 / value for value in values]) if values and min(values) > 0.0 else 1.0,
+    )
+    return min(1.0, 2 * 2 * min(one_sided))  # two sides, two tests
+
+
+def _upper_tail(z: float) -> float:
+    return 1.0 - NormalDist().cdf(z)
+
+
+class Trend(NamedTuple):
+    """How a series falls from its first rows to its last fifth.
+
+    Attributes:
+        rows: how many values it has.
+        start: level of the first rows: the higher of the first value and the median of the first three, under 20 rows.
+        end: median of the last fifth.
+        fall: 1 - end / start.
+        noise: standard deviation of one row, as a fraction of `end`.
+        p: one-sided, that it falls although its order is chance.
+        least: the fall that 80 % of series with this noise would have shown at p = 1 %.
+    """
+
+    rows: int
+    start: float
+    end: float
+    fall: float
+    noise: float
+    p: float
+    least: float
+
+
+def trend_of(values: Sequence[float]) -> Trend | None:
+    """The trend of a mostly positive series of at most `FEW_POINTS` values; None of fewer than two."""
+    n = len(values)
+    if n < 2 or median(values) <= 0.0:
+        return None
+    start, end = _start(values), median(values[-max(1, n // 5) :])
+    relative = noise(values) / max(end, 1e-12)
+    p = mann_kendall(values)
+    if n >= _CURVED:
+        p = min(1.0, 2 * min(p, falls_with_logarithm(values)))
+    unseen = _POWER * relative * math.sqrt(12.0 / n)
+    fall = 1.0 - end / start if start > 0.0 else 0.0
+    return Trend(n, start, end, fall, relative, p, max(_LEAST_FALL, unseen / (1.0 + unseen)))
+
+
+def _start(values: Sequence[float]) -> float:
+    n = len(values)
+    first = values[0] if n < 20 else median(values[: max(3, n // 20)])
+    return max(first, median(values[:3])) if n >= 5 and first > 0.0 else first  # of 4 rows, 3 are most

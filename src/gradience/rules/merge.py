@@ -1,0 +1,274 @@
+"""Rules on adapters that may be merged: what `gradience merge-check` says of a weighted sum before it is made.
+
+All of them read the numbers of one `MergeCheckReport` (cosines, norms, what the sum keeps of each adapter); none opens
+a file. The thresholds are heuristics, and each is called one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Final
+
+from gradience.rules.rule import Observation, Rule, Threshold, Unknown
+from gradience.schema.findings import Evidence
+from gradience.schema.merge import CheckedPair, MergeCheckReport
+
+OPPOSED = Threshold(
+    "opposed", -0.1, "cosine", "heuristic: independent updates of real sizes lie within a few 1e-3 of 0"
+)
+TWINS = Threshold("twins", 0.9, "cosine", "heuristic: nine tenths of either is along the other")
+SCALE = Threshold("scale_ratio", 4.0, "larger over smaller weighted norm", "heuristic: 1/17 of the energy of the sum")
+HALVED = Threshold("kept_share", 0.5, "coefficient over weight", "heuristic: half of what was asked for is undone")
+CANCELLED = Threshold(
+    "cancelled",
+    0.5,
+    "share of magnitude",
+    "heuristic: independent Gaussian entries of one size cancel 1 - 1/sqrt(2) = .29 by chance",
+)
+SHARED = Threshold("shared", 0.5, "phi(k, k)", "heuristic: on average half of the directions in common")
+UNRELATED = Threshold("unrelated", 0.3, "absolute cosine", "heuristic")
+
+
+def _opposed(report: MergeCheckReport) -> Iterator[Observation]:
+    for pair in report.pairs:
+        if pair.cosine is not None and pair.cosine <= OPPOSED.value:
+            yield Observation(
+                f"{_both(pair)} point against each other: cosine {pair.cosine:.2f} of their weighted updates.",
+                {"first": pair.first, "second": pair.second, "cosine": pair.cosine},
+            )
+
+
+def _twins(report: MergeCheckReport) -> Iterator[Observation]:
+    for pair in report.pairs:
+        if pair.cosine is not None and pair.cosine >= TWINS.value:
+            yield Observation(
+                f"{_both(pair)} are nearly one update (cosine {pair.cosine:.2f}): their weights add up along it.",
+                {"first": pair.first, "second": pair.second, "cosine": pair.cosine},
+            )
+
+
+def _scales(report: MergeCheckReport) -> Iterator[Observation]:
+    for pair in report.pairs:
+        if pair.scale_ratio is not None and pair.scale_ratio >= SCALE.value:
+            yield Observation(
+                f"{_both(pair)} differ {pair.scale_ratio:.1f} times in norm after their weights: the larger decides.",
+                {"first": pair.first, "second": pair.second, "scale_ratio": pair.scale_ratio},
+            )
+
+
+def _halved(report: MergeCheckReport) -> Iterator[Observation]:
+    for item in report.adapters:
+        kept, asked = item.kept.coefficient, item.weight
+        if kept is not None and asked != 0.0 and kept / asked < HALVED.value:
+            yield Observation(
+                f"Of {item.adapter.name} the sum keeps {kept:.2f} along its own update, where its "
+                f"weight asks for {asked:.2f}: the others take away the rest.",
+                {"adapter": item.adapter.name, "coefficient": kept, "weight": asked},
+            )
+
+
+def _cancelled(report: MergeCheckReport) -> Iterator[Observation]:
+    signs = report.signs
+    if (
+        signs is not None and signs.cancelled - 2.0 * signs.cancelled_error > CANCELLED.value
+    ):  # beyond the sample's error
+        yield Observation(
+            f"{signs.cancelled:.0%} of the updates' magnitude cancels in their sum; {signs.conflict:.0%} of the "
+            "entries have opposite signs.",
+            {"cancelled": signs.cancelled, "conflict": signs.conflict},
+        )
+
+
+def _shared(report: MergeCheckReport) -> Iterator[Observation]:
+    for pair in report.pairs:
+        if pair.cosine is None or abs(pair.cosine) >= UNRELATED.value or not pair.output_side or not pair.input_side:
+            continue
+        out, inner = pair.output_side[-1], pair.input_side[-1]
+        if all(side.phi > max(SHARED.value, side.chance + 3.0 * side.chance_sd) for side in (out, inner)):
+            yield Observation(
+                f"{_both(pair)} work in the same directions (phi({out.i}, {out.i}) {out.phi:.2f} of outputs and "
+                f"{inner.phi:.2f} of inputs, by chance {out.chance:.2f} and {inner.chance:.2f}) though their cosine "
+                f"is {pair.cosine:.2f}: what each does there, the other changes.",
+                {"first": pair.first, "second": pair.second, "output": out.phi, "input": inner.phi},
+            )
+
+
+def _bases(report: MergeCheckReport) -> Iterator[Observation]:
+    named = sorted({item.adapter.base_model for item in report.adapters if item.adapter.base_model})
+    if len(named) > 1:
+        yield Observation(f"The configs name {len(named)} base models: {', '.join(named)}.", {"base_models": named})
+    if unnamed := sum(not item.adapter.base_model for item in report.adapters):
+        raise Unknown(f"{unnamed} of the configs name no base model")
+
+
+def _obstacles(report: MergeCheckReport) -> Iterator[Observation]:
+    for item in report.adapters:
+        if item.obstacles:
+            yield Observation(
+                f"{item.adapter.name} is no plain LoRA: {item.obstacles[0]}.",
+                {"adapter": item.adapter.name, "obstacles": list(item.obstacles)},
+            )
+
+
+def _both(pair: CheckedPair) -> str:
+    return f"{pair.first} and {pair.second}"
+
+
+def _modules_in_common(report: MergeCheckReport) -> str | None:
+    return None if report.modules else "no module in two of the adapters"
+
+
+def _entries_in_common(report: MergeCheckReport) -> str | None:
+    return _modules_in_common(report) if report.signs is None else None
+
+
+_ALGEBRA = Evidence(
+    source="definition", says="M = sum w_i dW_i holds <M, dW_i> / norm(dW_i)^2 of adapter i's own update"
+)
+_FILES = Evidence(source="the adapters' files", says="config and tensors")
+_LINEAR: Final = "weighted sums of trained LoRA adapters"
+_EVAL: Final = "Evaluate each adapter and the merged one on held-out data of every task."
+
+MERGE_RULES: Final[tuple[Rule[MergeCheckReport], ...]] = (
+    Rule(
+        id="MRG401",
+        severity="warning",
+        title="updates that point against each other",
+        groups=("merge",),
+        condition="cosine of two weighted updates <= {opposed}",
+        observe=_opposed,
+        confidence=0.7,
+        evidence=(
+            Evidence(
+                source="Ilharco et al. 2022, arXiv 2212.04089",
+                says="fine-tuned updates of different tasks are close to orthogonal; those that are not belong to "
+                "related tasks",
+            ),
+            _ALGEBRA,
+        ),
+        rationale="Each takes away from the other what they have in common.",
+        action="See what the sum keeps of each; consider TIES, or serving them apart.",
+        scope=_LINEAR,
+        verify=_EVAL,
+        thresholds=(OPPOSED,),
+        needs=(_modules_in_common,),
+    ),
+    Rule(
+        id="MRG402",
+        severity="warning",
+        title="updates of very different size",
+        groups=("merge",),
+        condition="one weighted update's norm is {scale_ratio} x another's or more",
+        observe=_scales,
+        confidence=0.6,
+        evidence=(_ALGEBRA,),
+        rationale="A sum is mostly its largest member: another alpha, rank or learning rate can make an adapter large.",
+        action="Give the smaller a larger weight if it is meant to count as much.",
+        scope=_LINEAR,
+        verify=_EVAL,
+        thresholds=(SCALE,),
+    ),
+    Rule(
+        id="MRG403",
+        severity="warning",
+        title="an adapter of which the sum keeps less than half",
+        groups=("merge",),
+        condition="the sum holds under {kept_share} of what an adapter's weight asks for, along its own update",
+        observe=_halved,
+        confidence=0.7,
+        evidence=(_ALGEBRA,),
+        rationale="The other updates have a part along this one's direction, of the opposite sign.",
+        action="Change the weights until the coefficients are what is wanted, or consider TIES.",
+        scope=_LINEAR,
+        verify=_EVAL,
+        thresholds=(HALVED,),
+    ),
+    Rule(
+        id="MRG404",
+        severity="warning",
+        title="entries that cancel",
+        groups=("merge",),
+        condition="over {cancelled} of the updates' magnitude cancels, by two standard errors",
+        observe=_cancelled,
+        confidence=0.5,
+        evidence=(
+            Evidence(
+                source="TIES, Yadav et al. 2023, arXiv 2306.01708",
+                says="values of opposite sign, and redundant small ones, are what a plain mean of updates loses",
+            ),
+        ),
+        rationale="What cancels is lost to all of them.",
+        action="Consider TIES, which keeps the majority's sign.",
+        scope=_LINEAR,
+        verify=_EVAL,
+        thresholds=(CANCELLED,),
+        needs=(_entries_in_common,),
+    ),
+    Rule(
+        id="MRG405",
+        severity="info",
+        title="updates that are nearly one",
+        groups=("merge",),
+        condition="cosine of two weighted updates >= {twins}",
+        observe=_twins,
+        confidence=0.8,
+        evidence=(_ALGEBRA,),
+        rationale="With weights that sum to more than one the common update grows beyond either's.",
+        action="Let the weights of twins sum to one.",
+        scope=_LINEAR,
+        verify=_EVAL,
+        thresholds=(TWINS,),
+        needs=(_modules_in_common,),
+    ),
+    Rule(
+        id="MRG406",
+        severity="info",
+        title="shared directions with another content",
+        groups=("merge",),
+        condition="phi of outputs and of inputs over {shared} and over chance, at a cosine under {unrelated}",
+        observe=_shared,
+        confidence=0.4,
+        evidence=(
+            Evidence(
+                source="LoRA, Hu et al. 2021, arXiv 2106.09685, section 7.2",
+                says="phi(i, j) between two runs of one task: only the leading directions are shared, the rest is near "
+                "chance",
+            ),
+        ),
+        rationale="A cosine near 0 says that the updates do not add up or cancel, not that they leave each other "
+        "alone. Adapters that were started from one seed share input directions for that reason alone.",
+        action="Look at the modules with the largest overlap; evaluate both tasks.",
+        scope=_LINEAR,
+        verify=_EVAL,
+        thresholds=(SHARED, UNRELATED),
+        needs=(_modules_in_common,),
+    ),
+    Rule(
+        id="MRG407",
+        severity="warning",
+        title="different base models",
+        groups=("merge",),
+        condition="the configs name different base models",
+        observe=_bases,
+        confidence=0.8,
+        evidence=(_FILES,),
+        rationale="An update is made for the weights it was trained on.",
+        action="Check that these are names of one base.",
+        scope="configs that name their base",
+        verify="Compare the bases' files.",
+    ),
+    Rule(
+        id="MRG408",
+        severity="warning",
+        title="an adapter that is no plain LoRA",
+        groups=("merge",),
+        condition="an adapter is more or other than s B A",
+        observe=_obstacles,
+        confidence=0.95,
+        evidence=(_FILES,),
+        rationale="'gradience merge' sums s B A, and refuses what is more or other than that.",
+        action="Turn it into a plain LoRA first: 'gradience convert --help'.",
+        scope="PEFT adapters",
+        verify="'gradience merge --dry-run' says what it refuses.",
+    ),
+)

@@ -1,1 +1,0 @@
-"""Rules on adapters that are to be merged."""

@@ -1,0 +1,100 @@
+"""What a run optimises, and on what grounds that is believed.
+
+Most published numbers hold for one kind of objective. `objective_of` derives the kind from a configuration, and
+`only_under` and `not_under` are the two ways in which a rule abstains where it does not fit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal, NamedTuple, Protocol
+
+from gradience.schema.config import ConfigSnapshot
+
+Kind = Literal["sft", "classification", "preference", "rl", "unknown"]
+
+
+class Objective(NamedTuple):
+    """The kind of objective, the ground for it, and whether the user or the trainer's own config states it."""
+
+    kind: Kind
+    because: str
+    stated: bool
+
+
+_NAMES: dict[Kind, str] = {
+    "classification": "cola sst2 sst-2 mrpc qqp mnli qnli rte wnli stsb imdb ag_news classification",
+    "sft": "sft clm causal_lm lm instruct instruction chat generation",
+    "preference": "dpo orpo kto ipo simpo cpo preference",
+    "rl": "grpo ppo rloo rl rlvr online_dpo reinforce",
+}
+_TASKS = {task: kind for kind, names in _NAMES.items() for task in names.split()}
+_TASK_TYPES: dict[str, Kind] = {
+    "CAUSAL_LM": "sft",
+    "SEQ_2_SEQ_LM": "sft",
+    "SEQ_CLS": "classification",
+    "TOKEN_CLS": "classification",
+    "QUESTION_ANS": "classification",
+}
+_TRAINERS: dict[str, Kind] = {"sft": "sft", "preference": "preference", "rl": "rl"}
+
+
+def objective_of(config: ConfigSnapshot) -> Objective:
+    """The objective of a run: the task as stated, else the trainer's config, else hints of model and head.
+
+    >>> objective_of(ConfigSnapshot(extras={"task": "glue/sst2"})).kind
+    'classification'
+    """
+    task = str(config.extras.get("task") or "").strip().lower()
+    family, _, name = task.rpartition("/")
+    if family == "glue" or name in _TASKS:
+        return Objective(_TASKS.get(name, "classification"), f"task {task}", stated=True)
+    trainer = str(config.training.extras.get("trainer") or "")
+    if trainer:
+        return Objective(_TRAINERS.get(trainer, "unknown"), f"keys of a trainer of kind {trainer}", stated=True)
+    return _hinted(config)
+
+
+def _hinted(config: ConfigSnapshot) -> Objective:
+    task_type = config.lora.task_type or ""
+    if task_type in _TASK_TYPES:
+        return Objective(_TASK_TYPES[task_type], f"task_type {task_type}", stated=False)
+    base = str(config.lora.extras.get("base_model_class") or "")
+    if base.endswith("Classification"):
+        return Objective("classification", f"base model class {base}", stated=False)
+    if base.endswith("ForCausalLM"):
+        return Objective("sft", f"base model class {base}", stated=False)
+    return _profiled(config)
+
+
+def _profiled(config: ConfigSnapshot) -> Objective:
+    if config.num_labels:
+        return Objective("classification", f"{config.num_labels} labels", stated=False)
+    if config.task_profile == "easy_classification":
+        return Objective("classification", "task profile easy_classification", stated=True)
+    if config.task_profile == "generation":
+        return Objective("sft", "task profile generation", stated=False)
+    return Objective("unknown", "no task, task_type or trainer says it", stated=False)
+
+
+class HasObjective(Protocol):
+    """Facts of a configuration or a run."""
+
+    @property
+    def objective(self) -> Objective:
+        """What the run optimises."""
+
+
+def only_under(*kinds: Kind) -> Callable[[HasObjective], bool]:
+    """Whether a rule applies that was made for these objectives; under others it is not even mentioned."""
+    return lambda facts: facts.objective.kind in kinds
+
+
+def not_under(*kinds: Kind) -> Callable[[HasObjective], str | None]:
+    """The need of a rule that means nothing under these objectives."""
+
+    def reason(facts: HasObjective) -> str | None:
+        kind, because, _ = facts.objective
+        return f"does not fit the objective {kind} ({because})" if kind in kinds else None
+
+    return reason

@@ -1,0 +1,223 @@
+"""Which test reaches which line of the source: recorded once under coverage, kept under `.cache/`, asked per mutant.
+
+Every test file runs alone in a child, so that what is traced or cached once in a process is seen in every file. A
+file is recorded again when it, a conftest above it, or a source file that it reached has changed. Code that runs at
+import, before any test, is found by name: a threshold's tests are those that reach a line which names it, or names
+what is made of it.
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import json
+import os
+import re
+import shutil
+import sys
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import coverage
+import pytest
+from mutant_children import SOURCE, forked, run_tests
+from mutant_edits import Mutant, defined
+
+ROOT: Final = Path(__file__).resolve().parents[1]
+CACHE: Final = ROOT / ".cache" / "mutants"
+CONTEXT: Final = "GRADIENCE_MUTANTS_TEST"  # names the running test to the processes that it starts
+RECORDING: Final = 900.0  # seconds for one test file
+
+
+def say(line: str) -> None:
+    """Print a line at once."""
+    sys.stdout.write(f"{line}\n")
+    sys.stdout.flush()
+
+
+class Contexts:
+    """Tells coverage which test runs. The lines of a shared fixture belong to every test that asks for it."""
+
+    def __init__(self, measured: coverage.Coverage) -> None:
+        self._measured, self._now = measured, ""
+        self.seconds: dict[str, float] = {}
+        self.unfit: set[str] = set()  # failed or skipped: they say nothing about a mutant
+        self.sharing: dict[str, list[str]] = defaultdict(list)
+
+    def _switch(self, context: str) -> str:
+        before, self._now = self._now, context
+        self._measured.switch_context(context)
+        os.environ[CONTEXT] = context
+        return before
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_protocol(self, item: Any) -> Iterator[None]:
+        for definition in (d for found in item._fixtureinfo.name2fixturedefs.values() for d in found):
+            self.sharing[_fixture(definition)].append(item.nodeid)
+        self._switch(item.nodeid)
+        began = sum(os.times()[:4])  # of the processor, with what the test starts
+        try:
+            return (yield)
+        finally:
+            self.seconds[item.nodeid] = sum(os.times()[:4]) - began
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_fixture_setup(self, fixturedef: Any) -> Iterator[None]:
+        before = self._switch(self._now if fixturedef.scope == "function" else _fixture(fixturedef))
+        try:
+            return (yield)
+        finally:
+            self._switch(before)
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        if not report.passed:
+            self.unfit.add(report.nodeid)
+
+
+def _fixture(definition: Any) -> str:
+    return f"{definition.baseid}#{definition.argname}"
+
+
+def _record(test: str, slot: Path) -> int:
+    """Run one test file under coverage, and leave in the slot what its tests reach."""
+    config = (
+        "[run]",
+        f"data_file = {slot}/coverage",
+        "parallel = true",
+        f"source = {slot}/src/gradience",
+        "core = ctrace",
+    )
+    (slot / "rc").write_text("\n".join((*config, f"context = ${{{CONTEXT}}}")), encoding="utf-8")
+    os.environ["COVERAGE_PROCESS_START"] = str(slot / "rc")  # for the commands that a test starts
+    (slot / "src" / "sitecustomize.py").write_text("import coverage\ncoverage.process_startup()\n", encoding="utf-8")
+    measured = coverage.Coverage(
+        str(slot / "coverage"), source=[str(slot / "src" / "gradience")], config_file=False, messages=False
+    )
+    contexts = Contexts(measured)
+    measured.erase()
+    measured.start()
+    code = run_tests(slot, [test], contexts)
+    measured.stop()
+    measured.save()
+    measured.combine([str(slot)])
+    fit = {name: round(contexts.seconds[name], 3) for name in contexts.seconds if name not in contexts.unfit}
+    number = {name: n for n, name in enumerate(fit)}
+    reached: dict[str, dict[int, list[int]]] = defaultdict(dict)
+    data = measured.get_data()
+    for file in data.measured_files():
+        for line, found in data.contexts_by_lineno(file).items():
+            tests = {name for context in found for name in contexts.sharing.get(context, [context])}
+            if tests & fit.keys():
+                path = Path(file).relative_to(slot / "src" / "gradience").as_posix()
+                reached[path][line] = sorted(number[name] for name in tests & fit.keys())
+    record = {"tests": fit, "reached": reached, "failed": code not in {0, 5}, "digests": {}}
+    around = ((parent / "conftest.py").as_posix() for parent in Path(test).parents)
+    files = (test, *around, *(f"src/gradience/{path}" for path in reached))
+    record["digests"] = {file: _digest(file) for file in files}
+    (slot / "record").write_text(json.dumps(record), encoding="utf-8")
+    return 0
+
+
+def _digest(file: str) -> str:
+    return hashlib.sha256((ROOT / file).read_bytes()).hexdigest() if (ROOT / file).is_file() else ""
+
+
+def _read_record(test: str) -> dict[str, Any] | None:
+    file = CACHE / f"{test}.json"
+    return json.loads(file.read_bytes()) if file.is_file() else None
+
+
+def _is_current(record: Mapping[str, Any]) -> bool:
+    return not record["failed"] and all(_digest(file) == digest for file, digest in record["digests"].items())
+
+
+def recorded(tests: Sequence[str], workers: int, *, again: bool) -> Reach:
+    """Return what the test files reach, recording those that are new, or changed, or whose sources have."""
+    known = {test: record for test in tests if (record := _read_record(test)) and not again}
+    stale = [test for test in tests if test not in known or not _is_current(known[test])]
+    for number, (test, code, slot, seconds) in enumerate(forked(stale, workers, _record, lambda _: RECORDING), 1):
+        known.pop(test, None)
+        if code == 0:
+            (CACHE / f"{test}.json").parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(slot / "record", CACHE / f"{test}.json")
+            known[test] = _read_record(test) or {}
+        fault = "" if code == 0 and not known[test]["failed"] else "  <- has failures, and those tests are not used"
+        if fault:
+            shutil.copyfile(slot / "log", CACHE / "failed.log")
+        say(f"recorded {number}/{len(stale)}: {test}, {seconds:.0f} s{fault}")
+    return Reach(known.values())
+
+
+class Reach:
+    """Which tests reach a line, how long they take, and where the source uses a name."""
+
+    def __init__(self, records: Iterable[Mapping[str, Any]]) -> None:
+        self.seconds: dict[str, float] = {}
+        self._tests: dict[tuple[str, int], set[str]] = defaultdict(set)
+        self._users: dict[str, set[tuple[str, int]]] = defaultdict(set)
+        self._feeds: dict[str, set[str]] = defaultdict(set)
+        self._once: set[str] = set()
+        for record in records:
+            self.seconds |= record["tests"]
+            names = list(record["tests"])
+            for path, lines in record["reached"].items():
+                for line, numbers in lines.items():
+                    self._tests[path, int(line)].update(names[n] for n in numbers)
+        for file in sorted(SOURCE.rglob("*.py")):
+            self._index(str(file.relative_to(SOURCE)), file.read_text(encoding="utf-8"))
+
+    def _index(self, path: str, text: str) -> None:
+        if re.search(r"\bjax\b|cache", text):  # traced or cached: runs as Python in the first test that needs it only
+            self._once.add(path)
+        for statement in ast.parse(text).body:
+            made = set() if isinstance(statement, ast.FunctionDef) else set(defined(statement))
+            for node in ast.walk(statement):
+                if isinstance(node, ast.Name | ast.Attribute):
+                    name = node.id if isinstance(node, ast.Name) else node.attr
+                    self._users[name].add((path, node.lineno))
+                    self._feeds[name] |= made
+                elif isinstance(node, ast.alias) and node.asname:
+                    self._feeds[node.name].add(node.asname)
+
+    def of(self, mutant: Mutant) -> dict[str, int]:
+        """Return the tests that may notice a mutant, with how many steps away from it they are."""
+        first, last = mutant.covered
+        found = {test: 0 for line in range(first, last + 1) for test in self._tests[mutant.path, line]}
+        if mutant.path in self._once:
+            files = {test.partition("::")[0] for test in found}
+            found = {test: 1 for test in self.seconds if test.partition("::")[0] in files} | found
+        if mutant.names or not found:
+            found = self._of_names(mutant.names or (mutant.function.rpartition(".")[2],)) | found
+        return found
+
+    def _of_names(self, names: Iterable[str]) -> dict[str, int]:
+        """Return the tests that reach a use of a name, or of a name which is made from it at import."""
+        found: dict[str, int] = {}
+        front, seen, steps = set(names), set(names), 1
+        while front:
+            for test in {test for name in front for place in self._users[name] for test in self._tests[place]}:
+                found.setdefault(test, steps)
+            front = {made for name in front for made in self._feeds[name]} - seen
+            seen, steps = seen | front, steps + 1
+        return found
+
+    def chosen(self, mutant: Mutant, cap: int, seconds: float) -> list[str]:
+        """Return the tests to run: the nearest first, one of each function before its variants, the fastest first."""
+        steps, variants = self.of(mutant), Counter[str]()
+        about = set(re.split(r"[/_.]", mutant.path))
+        order = {}
+        for test in sorted(steps, key=self.seconds.__getitem__):
+            function = test.partition("[")[0]
+            kin = len(about & set(re.split(r"[/_.:]", function)))
+            order[test] = (steps[test], variants[function], -kin, self.seconds[test])
+            variants[function] += 1
+        taken: list[str] = []
+        spent = 0.0
+        for test in sorted(order, key=order.__getitem__)[:cap]:
+            spent += self.seconds[test]
+            if taken and spent > seconds:
+                break
+            taken.append(test)
+        return taken

@@ -1,0 +1,241 @@
+"""The mutation run: change one token of the source, run the tests that reach it, and see whether one of them fails.
+
+    python tests/mutants.py --count 400 --seed 0     a sample, equal from every room
+    python tests/mutants.py --only FILE              every mutant of a file; --file-line FILE:LINE of a line
+    python tests/mutants.py --again                  what survived last time, against every test that reaches it
+
+A mutant is killed when a test fails, when nothing can be imported, or when time runs out. A test that then fails on the
+unchanged source too kills nothing. A mutant that no test can kill, or that is not worth a test, is argued in
+`mutants.toml`, by function and text, and counted apart. The source is copied at the start: later edits are not seen.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import time
+import tomllib
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Final
+
+import pytest
+from mutant_children import SOURCE, forked, preload, run_tests
+from mutant_edits import Mutant, all_mutants, sample
+from mutant_reach import CACHE, RECORDING, ROOT, recorded, say
+
+ROOMS: Final = (  # folders or modules under src/gradience; those that do not exist are passed over
+    *("policy", "rules", "spectral", "adapters", "telemetry"),
+    *("resize", "verbs/resize", "merge", "verbs/merge"),
+)
+UNUSED: Final = (  # tests that train for minutes, watch the clock, or read the source as text
+    *("tests/examples", "tests/hf", "tests/house", "tests/monitor/test_follow.py", "tests/report/test_browser.py"),
+    "tests/diagnose/test_command.py",  # a run trained within a test prints into the output that the test reads
+)
+LAST: Final = CACHE / "last.json"
+ARGUED: Final = Path(__file__).with_suffix(".toml")
+SECONDS: Final = 30.0  # of recorded test time for one mutant
+FATES: Final = ("killed", "late", "survived", "unreached", "argued")
+UNNOTICED: Final = {"survived", "unreached"}
+_NO_START: Final = "no test can start"
+
+Job = tuple[Mutant, list[str]]  # and its tests
+Key = tuple[str, str, str]
+
+
+class Chosen:
+    """Keeps the chosen tests only, in their order, and notes those that fail."""
+
+    def __init__(self, tests: Sequence[str], note: Path) -> None:
+        self.files = list(dict.fromkeys(test.partition("::")[0] for test in tests))
+        self._order = {test: (self.files.index(test.partition("::")[0]), n) for n, test in enumerate(tests)}
+        self._note = note
+        note.write_text("", encoding="utf-8")
+
+    @pytest.hookimpl(trylast=True)
+    def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
+        items[:] = sorted((i for i in items if i.nodeid in self._order), key=lambda i: self._order[i.nodeid])
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        if report.failed:
+            with self._note.open("a", encoding="utf-8") as note:
+                note.write(f"{report.nodeid}\n")
+
+
+@dataclass(frozen=True)
+class Result:
+    """What became of a mutant, by which test or for which reason, and how long it took.
+
+    Killed and late (out of time) count as noticed, survived and unreached (no test comes near) do not, and those argued
+    are left out. Seconds are of the processor.
+    """
+
+    mutant: Mutant
+    fate: str
+    by: str
+    seconds: float
+
+
+def tried(
+    jobs: Sequence[Job], texts: Mapping[str, bytes], limit: Callable[[Job], float], workers: int
+) -> Iterator[Result]:
+    """Run every mutant against its tests; print and yield what became of it."""
+
+    def work(job: Job, slot: Path) -> int:
+        mutant, tests = job
+        (slot / "src" / "gradience" / mutant.path).write_bytes(mutant.applied(texts[mutant.path]))
+        chosen = Chosen(tests, slot / "failed")
+        return run_tests(slot, chosen.files, chosen, "-x", "--tb=no")
+
+    for (mutant, _), code, slot, seconds in forked(jobs, workers, work, limit):
+        (slot / "src" / "gradience" / mutant.path).write_bytes(texts[mutant.path])
+        failed = (slot / "failed").read_text(encoding="utf-8").splitlines() if code else []
+        fate = "late" if code is None else {0: "survived", 5: "unreached"}.get(code, "killed")
+        by = (failed[0] if failed else _NO_START) if fate == "killed" else ""
+        say(f"{fate:9} {seconds:5.1f} s  {shown(mutant)}" + (f"\n      {by}" if by else ""))
+        yield Result(mutant, fate, by, seconds)
+
+
+def failing_anyway(tests: Iterable[str], workers: int) -> set[str]:
+    """Return those of the tests that fail on the unchanged source too: flaky ones, or such as need a neighbour."""
+    files: dict[str, list[str]] = defaultdict(list)
+    for test in tests:
+        files[test.partition("::")[0]].append(test)
+
+    def work(chosen: list[str], slot: Path) -> int:
+        return run_tests(slot, [chosen[0].partition("::")[0]], Chosen(chosen, slot / "failed"), "--tb=no")
+
+    done = forked(list(files.values()), workers, work, lambda _: RECORDING)
+    return {test for *_, slot, _ in done for test in (slot / "failed").read_text(encoding="utf-8").splitlines()}
+
+
+def key(mutant: Mutant) -> Key:
+    """Return what names a mutant when lines and files have moved: its function, and its line before and after."""
+    return mutant.function, mutant.before, mutant.after
+
+
+def read_argued() -> dict[Key, str]:
+    """Return the reasons in `mutants.toml`."""
+    entries = tomllib.loads(ARGUED.read_text(encoding="utf-8")).get("argued", [])
+    return {(entry["function"], entry["before"], entry["after"]): entry["reason"] for entry in entries}
+
+
+def shown(mutant: Mutant) -> str:
+    """Return a mutant as its place and its one changed line."""
+    where = f"{mutant.path}:{mutant.line} {mutant.function or 'module'} [{mutant.kind}]"
+    return f"{where}\n      - {mutant.before}\n      + {mutant.after}"
+
+
+def report(results: Sequence[Result]) -> float:
+    """Print a line per room and one for all; return the percentage noticed of those that are not argued."""
+    percent = 100.0
+    for room in (*dict.fromkeys(r.mutant.room for r in results), "all"):
+        fates = Counter(r.fate for r in results if room in {r.mutant.room, "all"})
+        counted = fates.total() - fates["argued"]
+        percent = 100 * (fates["killed"] + fates["late"]) / counted if counted else 100.0
+        say(f"{room:16} {percent:5.1f} %  " + ", ".join(f"{fates[fate]} {fate}" for fate in FATES))
+    return percent
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--count", type=int, default=400, help="mutants to draw")
+    parser.add_argument("--seed", type=int, default=0, help="of the draw")
+    parser.add_argument("--rooms", nargs="+", default=ROOMS, metavar="ROOM", help="folders under src/gradience")
+    parser.add_argument("--only", metavar="FILE", help="every mutant of one file, as src/gradience/...")
+    parser.add_argument("--file-line", metavar="FILE:LINE", help="every mutant of one line")
+    parser.add_argument("--again", action="store_true", help="what survived last time, against all tests that reach it")
+    parser.add_argument("--list", action="store_true", help="list the mutants, run nothing")
+    parser.add_argument("--workers", type=int, default=2, help="children at a time")
+    parser.add_argument("--cap", type=int, default=100, help="tests for one mutant")
+    parser.add_argument("--limit", type=float, default=60, help="seconds for one mutant, beyond its tests' own")
+    parser.add_argument("--tests", nargs="+", default=["tests"], metavar="PATH", help="tests to use, files or folders")
+    parser.add_argument("--record", action="store_true", help="record every test file again")
+    parser.add_argument("--at-least", type=float, default=0, metavar="PERCENT", help="exit with 1 under this")
+    return parser.parse_args()
+
+
+def _wanted(mutants: Sequence[Mutant], options: argparse.Namespace) -> Sequence[Mutant]:
+    if options.again:
+        last = json.loads(LAST.read_bytes())
+        left = {(m["function"], m["before"], m["after"]) for m in last if m["fate"] in UNNOTICED}
+        return [mutant for mutant in mutants if key(mutant) in left]
+    if options.file_line or options.only:
+        file, _, line = (options.file_line or options.only).partition(":")
+        return [mutant for mutant in mutants if file.endswith(mutant.path) and line in {"", str(mutant.line)}]
+    return sample(mutants, options.count, options.seed)
+
+
+def _test_files(paths: Sequence[str]) -> list[str]:
+    files = (f for path in paths for f in ([ROOT / path] if path.endswith(".py") else (ROOT / path).rglob("test_*.py")))
+    names = sorted({file.relative_to(ROOT).as_posix() for file in files})
+    return [name for name in names if not any(name == path or name.startswith(f"{path}/") for path in UNUSED)]
+
+
+def _texts(rooms: Sequence[str]) -> Iterator[tuple[str, str, bytes]]:
+    for room in rooms:
+        for file in (SOURCE / f"{room}.py", *sorted((SOURCE / room).rglob("*.py"))):
+            if file.is_file():
+                yield room, file.relative_to(SOURCE).as_posix(), file.read_bytes()
+
+
+def _run(wanted: Sequence[Mutant], texts: Mapping[str, bytes], options: argparse.Namespace) -> Iterator[Result]:
+    """Yield what becomes of every mutant. One killed by a test that fails anyway is tried again without that test."""
+    preload()
+    reach = recorded(_test_files(options.tests), options.workers, again=options.record)
+    cap, seconds = (sys.maxsize, float("inf")) if options.again else (options.cap, SECONDS)
+    jobs = [(mutant, reach.chosen(mutant, cap, seconds)) for mutant in wanted]
+
+    def limit(job: Job) -> float:
+        return float(options.limit + 3 * sum(reach.seconds[test] for test in job[1]))
+
+    while jobs:
+        yield from (Result(mutant, "unreached", "", 0.0) for mutant, tests in jobs if not tests)
+        killed = []
+        for result in tried([job for job in jobs if job[1]], texts, limit, options.workers):
+            if result.fate == "killed" and result.by != _NO_START:
+                killed.append(result)
+            else:
+                yield result
+        flaky = failing_anyway({result.by for result in killed}, options.workers)
+        yield from (result for result in killed if result.by not in flaky)
+        for test in flaky:
+            say(f"kills nothing, since it fails on the unchanged source too: {test}")
+        doubted = {result.mutant for result in killed if result.by in flaky}
+        jobs = [(mutant, [t for t in tests if t not in flaky]) for mutant, tests in jobs if mutant in doubted]
+
+
+def main() -> int:
+    """Draw, run and report; return the exit code."""
+    os.chdir(ROOT)
+    options = _options()
+    files = list(_texts(options.rooms))
+    every = all_mutants(files)
+    wanted = _wanted(every, options)
+    if options.list:
+        say("\n".join(shown(mutant) for mutant in wanted))
+        return 0
+    began, argued, results = time.monotonic(), read_argued(), []
+    for result in _run(wanted, {path: text for _, path, text in files}, options):
+        if result.fate in UNNOTICED and key(result.mutant) in argued:
+            results.append(replace(result, fate="argued", by=argued[key(result.mutant)]))
+        else:
+            results.append(result)
+    entries = [{"fate": r.fate, "by": r.by, "seconds": round(r.seconds, 1), **asdict(r.mutant)} for r in results]
+    LAST.parent.mkdir(parents=True, exist_ok=True)
+    LAST.write_text(json.dumps(entries, indent=1), encoding="utf-8")
+    for result in results:
+        if result.fate != "killed":
+            say(f"{result.fate:9} {shown(result.mutant)}" + (f"\n      {result.by}" if result.by else ""))
+    for function, _, after in argued.keys() - {key(m) for m in every} if options.rooms == ROOMS else ():
+        say(f"argued in {ARGUED.name}, but no mutant any more: {function}: {after}")
+    say(f"\n{len(results)} of {len(every)} mutants, {time.monotonic() - began:.0f} s, see {LAST.relative_to(ROOT)}")
+    return int(report(results) < options.at_least)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,115 @@
+"""What follows from a configuration: numbers with their units, or the reason why they cannot be known."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import msgspec
+import pytest
+
+from gradience.rules.config.facts import Facts, about_lora, quantities
+from gradience.rules.rule import Unknown
+from gradience.schema.config import ConfigSnapshot
+
+
+def facts(**sections: Any) -> Facts:
+    return Facts(msgspec.convert(sections, ConfigSnapshot))
+
+
+@pytest.mark.parametrize(
+    ("name", "sections", "value"),
+    [
+        ("scaling", {"lora": {"r": 16, "alpha": 32}}, 2.0),
+        ("scaling", {"lora": {"r": 16, "alpha": 32, "use_rslora": True}}, 8.0),
+        ("scaling", {"lora": {"r": 1, "alpha": 3}}, 3.0),
+        ("early_step", {"lora": {"r": 16, "alpha": 32}, "optimizer": {"lr": 1e-4}}, 3.2e-3),
+        ("early_step", {"lora": {"r": 16, "alpha": 32, "use_rslora": True}, "optimizer": {"lr": 1e-4}}, 1.28e-2),
+        ("batch_per_process", {"training": {"batch_size": 4, "gradient_accumulation": 8}}, 32),
+        ("batch_per_process", {"training": {"batch_size": 4}}, 4),
+        ("effective_batch", {"training": {"batch_size": 4, "gradient_accumulation": 8, "world_size": 2}}, 64),
+        ("steps", {"training": {"max_steps": 7, "epochs": 2.0}}, 7),
+        (
+            "steps",
+            {"training": {"batch_size": 8, "world_size": 1, "epochs": 2.0, "extras": {"train_examples": 801}}},
+            202,
+        ),
+        ("steps", {"training": {"batch_size": 8, "world_size": 1, "epochs": 0.01, "extras": {"train_examples": 8}}}, 1),
+        ("tokens", {"training": {"max_length": 512, "extras": {"train_examples": 100}}}, 51_200),
+        ("tokens", {"training": {"max_length": 512, "extras": {"train_examples": 1}}}, 512),
+        ("tokens", {"training": {"max_length": 10, "max_steps": 5, "batch_size": 2, "world_size": 3}}, 300),
+        ("logged_every", {"training": {"logging_steps": 10.0}}, 10.0),
+        ("logged_every", {"training": {"logging_steps": 0.1, "max_steps": 200}}, 20.0),
+        ("logged_every", {"training": {"logging_steps": 1.0, "max_steps": 200}}, 1.0),
+        ("logged_every", {"training": {"extras": {"logging_strategy": "no"}}}, math.inf),
+        ("saved_every", {"training": {"save_strategy": "steps", "save_steps": 50.0}}, 50.0),
+        ("saved_every", {"training": {"save_strategy": "steps", "save_steps": 0.25, "max_steps": 400}}, 100.0),
+        ("saved_every", {"training": {"save_strategy": "steps", "save_steps": 1.0, "max_steps": 400}}, 1.0),
+        ("saved_every", {"training": {"save_strategy": "no"}}, math.inf),
+        ("warmup_share", {"training": {"warmup_steps": 1.0, "max_steps": 100}}, 0.01),
+        ("warmup_share", {"training": {"warmup_steps": 0.99}}, 0.99),
+        ("warmup_share", {"training": {"warmup_steps": 10.0, "warmup_ratio": 0.9, "max_steps": 100}}, 0.1),
+        ("warmup_share", {"training": {"warmup_steps": 0.0, "warmup_ratio": 0.3}}, 0.3),
+        ("warmup_share", {"training": {"warmup_steps": 0.0}}, 0.0),
+        ("has_warmup", {"training": {"warmup_steps": 0.0, "warmup_ratio": 0.0}}, False),
+        ("has_warmup", {"training": {"warmup_ratio": 0.1}}, True),
+        ("is_adam", {"optimizer": {"name": "AdamW"}}, True),
+        ("is_adam", {"optimizer": {"name": "sgd"}}, False),
+        ("is_adam", {}, None),
+    ],
+)
+def test_a_quantity_is_what_the_trainer_would_make_of_it(name: str, sections: dict[str, Any], value: float) -> None:
+    assert getattr(facts(**sections), name) == pytest.approx(value)
+
+
+@pytest.mark.parametrize(
+    ("name", "sections", "reason"),
+    [
+        ("lr", {}, "lr is not given"),
+        ("lr", {"optimizer": {"lr": 0.0}}, "lr is not a positive number (see VAL001)"),
+        ("lr", {"optimizer": {"lr": "Infinity"}}, "lr is not a positive number (see VAL001)"),
+        (
+            "adam_lr",
+            {"optimizer": {"lr": 1e-4, "name": "lion"}},
+            "optimizer lion is not of the Adam family: no published band",
+        ),
+        ("r", {"lora": {"r": 0}}, "r is below 1 (see VAL001)"),
+        ("effective_batch", {"training": {"batch_size": 4}}, "number of processes is not given"),
+        (
+            "effective_batch",
+            {"training": {"batch_size": 4, "world_size": 0}},
+            "number of processes is below 1 (see VAL001)",
+        ),
+        ("steps", {"training": {"max_steps": 0}}, "max_steps is below 1 (see VAL001)"),
+        ("coverage", {}, "the base model is not given (--base)"),
+        ("logged_every", {"training": {"extras": {"logging_strategy": "epoch"}}}, None),
+        ("saved_every", {"training": {"save_strategy": "best"}}, None),
+        ("saved_every", {"training": {"save_strategy": "steps", "save_steps": 0.5}}, None),
+        ("has_warmup", {}, "warmup is not given"),
+    ],
+)
+def test_what_cannot_be_known_says_why(name: str, sections: dict[str, Any], reason: str | None) -> None:
+    with pytest.raises(Unknown) as unknown:
+        getattr(facts(**sections), name)
+    assert str(unknown.value)
+    assert reason is None or str(unknown.value) == reason
+
+
+def test_quantities_are_those_that_the_configuration_determines() -> None:
+    sections = {
+        "optimizer": {"lr": 1e-4},
+        "lora": {"r": 16, "alpha": 32},
+        "training": {"batch_size": 4, "world_size": 2},
+    }
+    assert quantities(msgspec.convert(sections, ConfigSnapshot)) == pytest.approx(
+        {"scaling": 2.0, "scaling_r_lr": 3.2e-3, "batch_per_process": 4.0, "effective_batch": 8.0}
+    )
+    other = {**sections, "lora": {"r": 16, "alpha": 32, "peft_type": "IA3"}}
+    assert quantities(msgspec.convert(other, ConfigSnapshot)).keys() == {"batch_per_process", "effective_batch"}
+
+
+@pytest.mark.parametrize(("kind", "applies"), [(None, True), ("LORA", True), ("IA3", False), ("LOHA", False)])
+def test_a_rule_about_lora_is_for_lora(kind: str | None, *, applies: bool) -> None:
+    reason = about_lora(facts(lora={"peft_type": kind}))
+    assert (reason is None) is applies
+    assert applies or reason == f"peft_type {kind} is not LoRA: the rule does not apply"

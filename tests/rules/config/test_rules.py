@@ -1,0 +1,475 @@
+"""Each rule fires where it should, stays silent where it should, and says so where it cannot tell."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+import pytest
+
+from gradience.rules.config.facts import CheckContext
+from gradience.rules.config.judge import RULES, judge_config
+from gradience.rules.rule import Verdict
+from gradience.schema.config import ConfigSnapshot
+from gradience.schema.findings import Coverage
+
+SFT = {"lora": {"task_type": "CAUSAL_LM", "peft_type": "LORA"}, "extras": {"task": "sft"}}
+DPO = {"extras": {"task": "dpo"}}
+
+
+def config(**sections: Any) -> ConfigSnapshot:
+    """Return a snapshot from plain sections."""
+    return msgspec.convert(sections, ConfigSnapshot)
+
+
+def judged(snapshot: ConfigSnapshot, *, transformers: str | None = None) -> Verdict:
+    """Return the verdict on a snapshot."""
+    return judge_config(snapshot, transformers=transformers)
+
+
+def lora(**fields: Any) -> ConfigSnapshot:
+    return config(lora=fields)
+
+
+def training(**fields: Any) -> ConfigSnapshot:
+    return config(training=fields)
+
+
+def rate(lr: float, task: str | None = "sft", **lora_fields: Any) -> ConfigSnapshot:
+    extras = {"task": task} if task else {}
+    return config(optimizer={"lr": lr}, lora=lora_fields, extras=extras)
+
+
+def sft(**lora_fields: Any) -> ConfigSnapshot:
+    return config(lora={"task_type": "CAUSAL_LM", **lora_fields}, extras={"task": "sft"})
+
+
+SMALL = config(  # 12 001 tokens at most
+    training={"max_length": 1, "extras": {"train_examples": 12_001}}, extras={"task": "sft"}
+)
+EXACT = msgspec.structs.replace(
+    SMALL,
+    training=msgspec.convert(  # 1 bit a token is 3 x 2 bits of 2 000 parameters
+        {"max_length": 1, "extras": {"train_examples": 12_000}}, type(SMALL.training)
+    ),
+)
+
+FIRES = [
+    ("VAL001", config(optimizer={"lr": 0.0})),
+    ("VAL001", config(optimizer={"lr": "NaN"})),
+    ("VAL001", config(optimizer={"lr": "Infinity"})),
+    ("VAL001", config(optimizer={"weight_decay": -1e-9})),
+    ("VAL001", config(optimizer={"betas": [0.9, 1.0]})),
+    ("VAL001", lora(r=0)),
+    ("VAL001", lora(r=-1)),
+    ("VAL001", lora(alpha=0.0)),
+    ("VAL001", lora(alpha="NaN")),
+    ("VAL001", lora(dropout=1.0)),
+    ("VAL001", lora(dropout=-0.1)),
+    ("VAL001", lora(rank_pattern={"q_proj": 0})),
+    ("VAL001", lora(alpha_pattern={"q_proj": -1.0})),
+    ("VAL001", training(batch_size=0)),
+    ("VAL001", training(warmup_ratio=1.1)),
+    ("SEC001", training(extras={"secret_keys": ["hub_token"]})),
+    ("LR001", rate(5e-5)),
+    ("LR001", rate(1e-6)),
+    ("LR001", rate(2e-5, None)),
+    ("LR001", rate(5e-5, "glue/sst2", r=8, alpha=16)),
+    ("LR001", rate(5e-5, r=32, alpha=63)),
+    ("LR002", rate(1.001e-3)),
+    ("LR002", rate(2.99e-3, None)),
+    ("LR003", rate(3e-3)),
+    ("LR002", rate(2.4e-3, r=8, alpha=4.001)),  # alpha x lr = 9.6e-3 is the best rate of the median model
+    ("LR003", rate(4.8e-3, r=8, alpha=2.001)),
+    ("LR003", rate(1.0, r=8, alpha=16)),
+    ("LR004", rate(5.1e-5, "dpo")),
+    ("LR004", rate(2e-4, "grpo")),
+    ("LR004", config(optimizer={"lr": 2e-4}, training={"extras": {"trainer": "rl"}})),
+    ("LR005", rate(2e-4, r=128, alpha=256)),
+    ("LR006", config(optimizer={"name": "lion_8bit"})),
+    ("LR006", config(optimizer={"name": "adafactor"})),
+    ("LR006", config(optimizer={"name": "adalomo"})),
+    ("LR007", rate(1e-4, init="pissa_niter_16")),
+    ("LR007", rate(1e-4, init="olora")),
+    ("TGT001", sft(target_modules=["q_proj", "v_proj"])),
+    ("TGT001", sft(target_modules=["model.layers.0.self_attn.q_proj"])),
+    ("TGT001", sft(target_modules=r".*\.(q_proj|v_proj)")),
+    ("TGT003", lora(peft_type="LORA", extras={"target_modules_null": True})),
+    ("TGT004", config(lora={"peft_type": "LORA"}, extras={"task": "sst2"})),
+    (
+        "TGT004",
+        lora(peft_type="LORA", extras={"base_model_class": "BertForSequenceClassification"}),
+    ),
+    ("ALP001", lora(use_rslora=True, r=16, alpha=33)),
+    ("ALP002", rate(1e-4, r=32, alpha=7.9)),
+    ("NUM001", config(lora={"extras": {"autocast_adapter_dtype": False}}, training={"dtype": "float16"})),
+    ("BIA001", lora(bias="all")),
+    ("REC001", training(logging_steps=100.0, max_steps=100)),
+    ("REC001", training(logging_steps=500.0, max_steps=150)),
+    ("REC001", training(extras={"logging_strategy": "no"})),
+    ("REC002", training(eval_strategy="no")),
+    ("REC003", training(logging_nan_inf_filter=True)),
+    ("REC004", training(save_strategy="no")),
+    ("REC004", training(save_strategy="steps", save_steps=100.0, max_steps=100)),
+    ("BAT001", training(batch_size=257)),
+    ("BAT001", training(batch_size=64, gradient_accumulation=2, world_size=4)),
+    ("BAT001", training(batch_size=1, world_size=257)),
+    ("STP001", training(max_steps=99)),
+    (
+        "STP001",
+        training(batch_size=8, world_size=1, epochs=1.0, extras={"train_examples": 700}),
+    ),
+    ("EPO001", training(epochs=3.01)),
+    ("SCH001", training(lr_scheduler="constant", warmup_steps=10.0)),
+    ("SCH001", training(lr_scheduler="constant", warmup_steps=0.0, warmup_ratio=0.1)),
+    ("SCH002", training(warmup_steps=50.0, max_steps=100)),
+    ("SCH002", training(warmup_steps=0.0, warmup_ratio=0.5)),
+    ("SCH002", training(warmup_steps=0.5)),
+    ("SCH003", training(warmup_ratio=0.1)),
+]
+
+SILENT = [
+    (
+        "VAL001",
+        config(optimizer={"lr": 2e-4, "weight_decay": 0.0}, lora={"r": 1, "alpha": 0.1, "dropout": 0.0}),
+    ),
+    ("SEC001", training()),
+    ("LR001", rate(5.1e-5)),
+    ("LR001", rate(5e-5, r=256, alpha=512)),  # Biderman's math runs: a published good configuration
+    ("LR001", rate(5e-5, r=32, alpha=64)),  # 64 x 5e-5 is QLoRA's 16 x 2e-4
+    ("LR002", rate(1e-3)),
+    ("LR002", rate(3e-3)),
+    ("LR002", rate(2e-3, r=8, alpha=1)),
+    ("LR002", rate(2.4e-3, r=8, alpha=4)),
+    ("LR003", rate(4.8e-3, r=8, alpha=2)),
+    ("LR003", rate(2.9e-3)),
+    ("LR003", rate(3e-3, r=8, alpha=1)),
+    ("LR004", rate(5e-5, "dpo")),
+    ("LR004", rate(2e-4, "sft")),
+    ("LR005", rate(2e-4, r=127, alpha=256)),
+    ("LR005", rate(2e-4, r=128, alpha=255)),
+    ("LR005", rate(1.9e-4, r=128, alpha=256)),
+    ("LR005", rate(2e-4, r=128, alpha=256, use_rslora=True)),
+    ("LR006", config(optimizer={"name": "adamw_torch_fused"})),
+    ("LR006", config(optimizer={"name": "paged_ademamix_8bit"})),
+    ("LR007", rate(9e-5, init="pissa")),
+    ("LR007", rate(1e-3, init="true")),
+    ("TGT001", sft(target_modules=["q_proj", "up_proj"])),
+    ("TGT001", sft(target_modules="all-linear")),
+    ("TGT001", sft(target_modules=["q_proj"], extras={"target_parameters": ["mlp.experts.gate_up_proj"]})),
+    ("TGT001", sft(target_modules=["model.layers.0.mlp.down_proj"])),
+    ("TGT003", lora(target_modules=["q_proj"])),
+    ("TGT003", lora(extras={"target_modules_null": True, "target_parameters": ["experts.w"]})),
+    ("TGT004", lora(peft_type="LORA", task_type="SEQ_CLS")),
+    ("TGT004", config(lora={"peft_type": "LORA", "modules_to_save": ["score"]}, extras={"task": "sst2"})),
+    ("TGT004", config(lora={"peft_type": "LORA"}, extras={"task": "sft"})),
+    ("ALP001", lora(use_rslora=True, r=16, alpha=32)),
+    ("ALP001", lora(r=1, alpha=512)),
+    ("ALP002", rate(1e-4, r=64, alpha=16)),  # QLoRA
+    ("ALP002", rate(1.1e-4, r=64, alpha=15)),
+    ("ALP002", rate(1e-4, r=31, alpha=1)),
+    ("NUM001", training(dtype="bfloat16")),
+    ("BIA001", lora(bias="none")),
+    ("REC001", training(logging_steps=99.0, max_steps=100)),
+    ("REC001", training(logging_steps=0.1, max_steps=5)),
+    ("REC001", training(logging_steps=1.0, max_steps=5)),
+    ("REC004", training(save_strategy="steps", save_steps=1.0, max_steps=100)),
+    ("REC004", training(save_strategy="steps", save_steps=0.9, max_steps=100)),  # below 1 it is a ratio
+    ("SCH002", training(warmup_steps=1.0, max_steps=100)),  # one step, not the whole run
+    ("REC002", training(eval_strategy="steps")),
+    ("REC003", training(logging_nan_inf_filter=False)),
+    ("REC004", training(save_strategy="steps", save_steps=99.0, max_steps=100)),
+    ("BAT001", training(batch_size=64, gradient_accumulation=2, world_size=2)),
+    ("STP001", training(max_steps=100)),
+    ("EPO001", training(epochs=3.0)),
+    ("SCH001", training(lr_scheduler="constant_with_warmup", warmup_steps=10.0)),
+    ("SCH001", training(lr_scheduler="constant", warmup_steps=0.0)),
+    ("SCH002", training(warmup_steps=49.0, max_steps=100)),
+    ("SCH002", training(warmup_steps=0.0)),
+    ("SCH003", training(warmup_ratio=0.0)),
+]
+
+CANNOT_TELL = [
+    ("VAL001", config()),
+    ("SEC001", training(extras={"masked_keys": ["hub_token"]})),
+    ("LR001", rate(1e-6, "dpo")),
+    ("LR001", config(optimizer={"lr": 1e-5, "name": "sgd"}, extras={"task": "sft"})),
+    ("LR001", config(optimizer={"lr": -1.0}, extras={"task": "sft"})),
+    ("LR002", rate(2e-3, "grpo")),
+    ("LR003", rate(3e-3, "dpo")),
+    ("LR004", rate(1.0, None)),
+    ("LR005", rate(2e-4, r=128)),
+    ("LR006", config()),
+    ("LR007", rate(1e-3)),
+    ("TGT001", lora(target_modules=["q_proj"])),
+    ("TGT001", config(lora={"target_modules": ["q_proj"]}, extras={"task": "grpo"})),
+    ("TGT001", sft(target_modules=["query", "dense"])),  # BERT: `dense` is in attention and in the MLP
+    ("TGT001", sft(extras={"target_modules_null": True})),
+    ("TGT003", lora(r=8)),
+    ("TGT004", lora(peft_type="LORA")),
+    ("TGT004", config(extras={"task": "sst2"})),
+    ("ALP001", lora(use_rslora=True, r=8)),
+    ("ALP002", lora(r=64, alpha=1)),
+    ("NUM001", training(dtype="float16")),
+    ("BIA001", lora(r=8)),
+    ("REC001", training(logging_steps=500.0, epochs=1.0)),
+    ("REC001", training(logging_steps=500.0, max_steps=10, extras={"logging_strategy": "epoch"})),
+    ("REC002", training()),
+    ("REC003", training()),
+    ("REC004", training(save_strategy="epoch", max_steps=10)),
+    ("BAT001", training(batch_size=256)),
+    ("STP001", training(epochs=1.0)),
+    ("EPO001", training(epochs=10.0, max_steps=100, extras={"epochs_overridden": True})),
+    ("EPO001", config(training={"epochs": 10.0}, extras={"task": "grpo"})),
+    ("SCH001", training(warmup_steps=10.0)),
+    ("SCH002", training(warmup_steps=10.0)),
+]
+
+
+@pytest.mark.parametrize(("rule", "snapshot"), FIRES)
+def test_rule_fires_with_its_grounds(rule: str, snapshot: ConfigSnapshot) -> None:
+    """A finding carries what a reader needs to judge it."""
+    findings = [item for item in judged(snapshot, transformers="5.24.0").findings if item.id == rule]
+    assert findings
+    for finding in findings:
+        assert finding.message
+        assert finding.evidence
+        assert finding.verify
+        assert finding.confidence is not None
+
+
+@pytest.mark.parametrize(("rule", "snapshot"), SILENT)
+def test_rule_stays_silent_after_having_looked(rule: str, snapshot: ConfigSnapshot) -> None:
+    """Silence means judged and found in order, not skipped."""
+    verdict = judged(snapshot, transformers="5.24.0")
+    assert rule not in {item.id for item in verdict.findings}
+    assert rule not in {item.id for item in verdict.not_run}
+
+
+@pytest.mark.parametrize(("rule", "snapshot"), CANNOT_TELL)
+def test_rule_without_its_input_is_named_with_a_reason(rule: str, snapshot: ConfigSnapshot) -> None:
+    """The coverage contract: never a silent pass."""
+    verdict = judged(snapshot)
+    assert rule not in {item.id for item in verdict.findings}
+    assert [item.reason for item in verdict.not_run if item.id == rule]
+
+
+def test_every_rule_has_a_case_of_each_kind() -> None:
+    """A rule added without tests is noticed."""
+    ids = {rule.id for rule in RULES}
+    around = set(AROUND)
+    assert {rule for rule, _ in FIRES} | around == ids
+    assert {rule for rule, _ in SILENT} | around == ids
+    assert {rule for rule, _ in CANNOT_TELL} | around == ids - {"SCH003"}  # its own test: depends on what is installed
+
+
+def coverage(**fields: Any) -> CheckContext:
+    said = {
+        "base": "m",
+        "model_type": "llama",
+        "layout": "transformers 5",
+        "modules": 8,
+        "layers": 4,
+        "layers_total": 4,
+    }
+    return CheckContext(coverage=msgspec.convert({**said, **fields}, Coverage))
+
+
+AROUND = {  # rule: (fires, silent, cannot tell), each with what the configuration says besides
+    "TGT002": (
+        [
+            (lora(), coverage(modules=0, layers=0)),
+            (lora(), coverage(layers=4, layers_total=17)),
+            (lora(), coverage(unmatched_targets=["q"])),
+            (lora(), coverage(modules=0, refused=[{"name": "mlp", "reason": "a block"}])),
+        ],
+        [
+            (lora(), coverage(layers=4, layers_total=16)),
+            (lora(extras={"layers_to_transform": [1]}), coverage(layers=1, layers_total=32)),
+            (lora(), coverage(layers=0, layers_total=0)),
+        ],
+        [(lora(), CheckContext()), (lora(peft_type="IA3"), coverage())],
+    ),
+    "TGT005": (
+        [(lora(), coverage(added_tokens=["<x>"]))],
+        [(lora(), coverage(added_tokens=["<x>"], embedding_trained=True)), (lora(), coverage())],
+        [(lora(), CheckContext()), (lora(), coverage()._replace(no_tokenizers="none"))],
+    ),
+    "RNK001": (
+        [(SMALL, coverage(lora_params=2_000))],
+        [
+            (SMALL, coverage(lora_params=2_001)),
+            (EXACT, coverage(lora_params=2_000)),
+            (SMALL, coverage(lora_params=10**9)),
+        ],
+        [
+            (SMALL, CheckContext()),
+            (SMALL, coverage()),
+            (config(extras={"task": "dpo"}), coverage(lora_params=1)),
+            (config(extras={"task": "sft"}, training={"max_steps": 9}), coverage(lora_params=1)),
+        ],
+    ),
+    "SRV001": (
+        [
+            (lora(use_dora=True), CheckContext(engines=("vllm",))),
+            (lora(modules_to_save=["lm_head"]), CheckContext(engines=("llamacpp",))),
+            (lora(bias="all"), CheckContext(engines=("vllm",))),
+            (lora(r=8), CheckContext(engines=("mlx",))),
+        ],
+        [
+            (lora(use_rslora=True, rank_pattern={"q": 4}), CheckContext(engines=("vllm",))),
+            (config(lora={"use_dora": True}, extras={"format": "mlx-lm"}), CheckContext(engines=("mlx",))),
+        ],
+        [(lora(use_dora=True), CheckContext())],
+    ),
+    "SRV002": (
+        [
+            (lora(use_rslora=True), CheckContext(engines=("llamacpp",))),
+            (lora(rank_pattern={"q": 4}), CheckContext(engines=("vllm",))),
+            (lora(alpha_pattern={"q": 4.0}), CheckContext(engines=("lorax",))),
+        ],
+        [
+            (lora(use_rslora=True), CheckContext(engines=("vllm", "lorax"))),
+            (lora(rank_pattern={"q": 4}), CheckContext(engines=("llamacpp",))),
+        ],
+        [(lora(use_rslora=True), CheckContext())],
+    ),
+    "SRV003": (
+        [
+            (lora(extras={"layers_to_transform": [1]}), CheckContext(engines=("lorax",))),
+            (lora(target_modules=["q_proj", "up_proj"]), CheckContext(engines=("slora",))),
+            (lora(target_modules="all-linear"), CheckContext(engines=("slora",))),
+        ],
+        [(lora(target_modules=["q_proj", "model.layers.0.self_attn.v_proj"]), CheckContext(engines=("slora", "vllm")))],
+        [(lora(), CheckContext())],
+    ),
+    "SRV004": (
+        [
+            (lora(r=12), CheckContext(engines=("vllm",))),
+            (lora(r=64), CheckContext(engines=("vllm",))),
+            (lora(r=513), CheckContext(engines=("vllm",))),
+            (lora(r=8, rank_pattern={"q": 24}), CheckContext(engines=("vllm",))),
+            (lora(r=4), CheckContext(engines=("lorax",))),
+        ],
+        [
+            (lora(r=16), CheckContext(engines=("vllm", "lorax"))),
+            (lora(r=48), CheckContext(engines=("lorax",))),
+            (lora(r=7), CheckContext(engines=("llamacpp",))),
+        ],
+        [(lora(r=12), CheckContext()), (lora(), CheckContext(engines=("vllm",)))],
+    ),
+    "REC005": (
+        [(training(), CheckContext(output=("checkpoint-10",)))],
+        [
+            (training(), CheckContext(output=())),
+            (training(extras={"resumes": True}), CheckContext(output=("checkpoint-10",))),
+            (training(extras={"overwrites_output": True}), CheckContext(output=("checkpoint-10",))),
+        ],
+        [(training(), CheckContext())],
+    ),
+}
+AROUND_CASES = [
+    pytest.param(rule, *case, outcome, id=f"{rule}-{outcome}-{number}")
+    for rule, kinds in AROUND.items()
+    for outcome, cases in zip(("fires", "silent", "cannot tell"), kinds, strict=True)
+    for number, case in enumerate(cases)
+]
+
+
+@pytest.mark.parametrize(("rule", "snapshot", "around", "outcome"), AROUND_CASES)
+def test_rule_on_what_lies_around_fires_is_silent_or_says_why(
+    rule: str, snapshot: ConfigSnapshot, around: CheckContext, outcome: str
+) -> None:
+    verdict = judge_config(snapshot, around=around)
+    found = rule in {item.id for item in verdict.findings}
+    reasons = [item.reason for item in verdict.not_run if item.id == rule]
+    assert (found, bool(reasons)) == (outcome == "fires", outcome == "cannot tell")
+    assert all(reasons)
+
+
+def test_no_reached_module_is_an_error_and_few_layers_a_warning() -> None:
+    severities = [
+        next(item.severity for item in judge_config(lora(), around=around).findings if item.id == "TGT002")
+        for around in (
+            coverage(modules=0, layers=0),
+            coverage(layers=1, layers_total=5),
+            coverage(unmatched_targets=["q"]),
+        )
+    ]
+    assert severities == ["error", "warning", "info"]
+
+
+@pytest.mark.parametrize(
+    ("transformers", "fires"), [("4.57.0", False), ("5.1.2", False), ("5.2.0", True), ("6.0.dev0", True)]
+)
+def test_warmup_ratio_matters_only_where_it_was_removed(transformers: str, *, fires: bool) -> None:
+    """The version decides, and an unknown one is said."""
+    verdict = judged(training(warmup_ratio=0.1), transformers=transformers)
+    assert ("SCH003" in {item.id for item in verdict.findings}) is fires
+    assert "SCH003" in {item.id for item in judged(training(warmup_ratio=0.1)).not_run}
+
+
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.id)
+def test_rule_is_complete_data(rule: Any) -> None:
+    """The table can be printed and argued with."""
+    assert rule.title
+    assert rule.evidence
+    assert 0 < rule.confidence <= 1
+    for text in (rule.rationale, rule.action, rule.scope, rule.verify):
+        assert text
+    for threshold in rule.thresholds:
+        assert threshold.unit
+        assert threshold.source
+
+
+def test_rule_ids_are_unique() -> None:
+    """An id names one rule."""
+    assert len({rule.id for rule in RULES}) == len(RULES)
+
+
+def test_another_peft_method_gets_no_lora_rule() -> None:
+    """IA3 has no rank to judge; values and recording still count."""
+    verdict = judged(config(lora={"peft_type": "IA3"}, optimizer={"lr": 1e-6}, training={"eval_strategy": "no"}))
+    assert {item.id for item in verdict.findings} == {"REC002"}
+    assert "IA3" in next(item.reason for item in verdict.not_run if item.id == "LR001")
+
+
+def test_low_rate_without_a_known_objective_is_only_a_hint() -> None:
+    """Preference training would want such a rate."""
+    known = next(item for item in judged(rate(5e-5)).findings if item.id == "LR001")
+    blind = next(item for item in judged(rate(5e-5, None)).findings if item.id == "LR001")
+    assert (known.severity, blind.severity) == ("warning", "info")
+    assert (blind.confidence or 1) < (known.confidence or 0)
+
+
+def test_low_rate_names_the_default_it_equals() -> None:
+    """People rarely chose it; MLX-LM's is named in MLX-LM's files only."""
+    mlx = msgspec.structs.replace(rate(1e-5), extras={"task": "sft", "format": "mlx-lm"})
+    for name, snapshot in (("transformers", rate(5e-5)), ("TRL", rate(2e-5)), ("MLX", mlx)):
+        assert name in next(item.message for item in judged(snapshot).findings if item.id == "LR001")
+    assert "default" not in next(item.message for item in judged(rate(1e-5)).findings if item.id == "LR001")
+
+
+def test_many_epochs_are_graver_without_evaluation() -> None:
+    """With evaluation the best checkpoint can be kept."""
+    blind = judged(training(epochs=10.0, eval_strategy="no")).findings
+    seeing = judged(training(epochs=10.0, eval_strategy="epoch")).findings
+    assert next(item.severity for item in blind if item.id == "EPO001") == "warning"
+    assert next(item.severity for item in seeing if item.id == "EPO001") == "info"
+
+
+def test_attention_only_is_graver_with_much_data() -> None:
+    """More data than the adapter can hold is where the MLP pays."""
+    fields = {"task_type": "CAUSAL_LM", "target_modules": ["q_proj"]}
+    large = config(lora=fields, training={"extras": {"train_examples": 50_001}})
+    exact = config(lora=fields, training={"extras": {"train_examples": 50_000}})
+    severities = [next(f.severity for f in judged(c).findings if f.id == "TGT001") for c in (large, exact)]
+    assert severities == ["warning", "info"]
+
+
+def test_findings_come_gravest_first_and_ignored_rules_are_named() -> None:
+    """What matters is on top, and leaving out is no pass."""
+    snapshot = config(optimizer={"lr": 1e-5}, lora={"r": 0}, training={"eval_strategy": "no"}, extras={"task": "sft"})
+    verdict = judge_config(snapshot, left_out={"LR001": "ignored on request"})
+    assert [item.id for item in verdict.findings] == ["VAL001", "REC002"]
+    assert ("LR001", "ignored on request") in [(item.id, item.reason) for item in verdict.not_run]

@@ -1,0 +1,202 @@
+"""The table of joins: its rows are whole, and what they do to any set of findings keeps the laws of a diagnosis."""
+
+from __future__ import annotations
+
+import string
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gradience.cli.schema import rules
+from gradience.rules.joins.correlation import Message, Needs, Symptom, correlate
+from gradience.rules.joins.run import JOINS
+from gradience.rules.rule import Observation
+from gradience.schema.diagnose import SOURCES, DiagnosedSource
+from gradience.schema.findings import SEVERITIES, Finding
+from gradience.verbs.diagnose.run import IDS, unjudged, verdict_of
+
+JOIN = {join.id: join for join in JOINS}
+FACTS = {
+    "config": {"idle_targets", "other_config"},
+    "log": {"other_log"},
+    "weights": {"exploded", "no_head", "adapted", "other_adapter"},
+    "disk": {"best_checkpoint", "no_checkpoint", "before_nan", "lowest", "best_reward", "short_of_the_end"},
+}
+MARKS = ["untrained", "near_untrained", "broken", "random_like", "lr", "max_steps", "few_rows", "no_evals"]
+VALUES = {
+    "first_step": 3,
+    "rows": 4,
+    "r": 8,
+    "best_step": 7,
+    "weights_step": 5,
+    "utilization_mean": 0.1,
+    "lowest_step": 2,
+}
+TEXTS = dict.fromkeys(
+    ["rate_zero", "lost", "zero", "stops", "differs", "idle", "exploded", "checkpoint", "saved_as"], "so it is"
+)
+
+
+def symptom(source, rule, severity="warning", marks=(), **values):
+    found = Finding(id=rule, severity=severity, message=f"{rule} was found") if rule in IDS.get(source, ()) else None
+    return Symptom(source, rule, Observation(f"{rule} was found", values), found, frozenset([*marks, severity]))
+
+
+def needs_of(join):
+    return (*join.needs, *join.hints)
+
+
+@st.composite
+def symptoms(draw):
+    """Any findings of any sources, with any marks and values; the same one may come twice."""
+    known = [(source, rule) for source, ids in IDS.items() for rule in ids]
+    known += [(source, rule) for source, rules_ in FACTS.items() for rule in rules_]
+    chosen = draw(st.lists(st.sampled_from(known), max_size=14))
+    values = st.dictionaries(st.sampled_from(sorted(VALUES)), st.sampled_from([None, 1, 2.5, "x"]), max_size=3)
+    marks = st.frozensets(st.sampled_from(MARKS), max_size=2)
+    texts = st.sampled_from([{}, TEXTS])
+    return [
+        symptom(source, rule, draw(st.sampled_from(SEVERITIES)), draw(marks), **draw(values), **draw(texts))
+        for source, rule in chosen
+    ]
+
+
+SILENT = st.frozensets(st.sampled_from([(source, rule) for source, ids in IDS.items() for rule in ids]))
+
+
+@given(symptoms(), SILENT)
+def test_every_finding_is_in_exactly_one_cause_or_left_alone(found, silent):
+    joined = correlate(JOINS, found, silent)
+    told = [(p.source, p.id) for cause in joined.causes for p in cause.pieces if p.severity is not None]
+    told += [(s.source, s.id) for s in joined.left if s.finding is not None]
+    assert sorted(told) == sorted((s.source, s.id) for s in found if s.finding is not None)
+
+
+@given(symptoms(), SILENT)
+def test_a_cause_is_as_severe_as_its_gravest_piece_unless_its_message_says_otherwise(found, silent):
+    for cause in correlate(JOINS, found, silent).causes:
+        gravest = max((SEVERITIES.index(p.severity) for p in cause.pieces if p.severity), default=None)
+        spoken = {w.severity for w in JOIN[cause.id].messages if w.severity}
+        assert gravest is None or SEVERITIES.index(cause.severity) == gravest or cause.severity in spoken
+
+
+@given(symptoms(), SILENT)
+def test_a_cause_has_pieces_enough_words_without_gaps_and_comes_once(found, silent):
+    causes = correlate(JOINS, found, silent).causes
+    assert len({cause.id for cause in causes}) == len(causes)
+    for cause in causes:
+        assert cause.joined
+        assert len(cause.pieces) >= JOIN[cause.id].least
+        assert "{" not in cause.message
+        assert "None" not in cause.message
+
+
+@given(symptoms(), SILENT)
+def test_the_verdict_is_never_healthy_beside_a_warning_and_never_milder_for_joining(found, silent):
+    joined = correlate([join for join in JOINS if join.id != "OVF304"], found, silent)  # which may say `info`
+    alone = [s.finding for s in joined.left if s.finding]
+    before = verdict_of([s.finding for s in found if s.finding], complete=True)
+    after = verdict_of([*joined.causes, *alone], complete=True)
+    order = ["healthy_as_far_as_seen", "needs_attention", "broken"]
+    assert order.index(after) >= order.index(before)
+
+
+@pytest.mark.parametrize("join", JOINS, ids=lambda join: join.id)
+def test_every_need_names_rules_that_exist_and_every_message_sources_that_are_needed(join):
+    for needs in needs_of(join):
+        assert set(needs.ids) | set(needs.silent) <= set(IDS.get(needs.source, ())) | FACTS[needs.source]
+        assert bool(needs.ids) != bool(needs.silent)
+        assert bool(needs.says) == bool(needs.silent)
+    for message in join.messages:
+        assert set(message.sources) <= {needs.source for needs in join.needs}
+        for _, name, spec, _ in string.Formatter().parse(message.text):
+            assert name is None or format({**VALUES, **TEXTS}[name], spec or "")
+
+
+@pytest.mark.parametrize("join", JOINS, ids=lambda join: join.id)
+def test_a_join_is_documented_like_a_rule_and_listed_by_the_rules_command(join, capsys):
+    assert all((join.title, join.action, join.rationale, join.scope, join.verify))
+    assert 0.0 < join.confidence <= 1.0
+    assert rules() == 0
+    assert f"{join.id:<8}{join.severity}" in capsys.readouterr().out
+    assert rules(join.id.lower()) == 0
+    card = capsys.readouterr().out
+    assert all(ground.says in card for ground in join.evidence)
+    assert all(threshold.source in card for threshold in join.thresholds)
+
+
+def test_the_table_in_the_docs_is_the_table_of_joins(root):
+    rows = [line for line in (root / "docs" / "diagnose.md").read_text(encoding="utf-8").splitlines() if "| " in line]
+    assert {f"| {join.id} | {join.severity} | {join.title} |" for join in JOINS} <= set(rows)
+
+
+def test_the_ids_of_joins_are_nobody_else_s():
+    ids = [join.id for join in JOINS]
+    assert len(set(ids)) == len(ids)
+    assert set(ids).isdisjoint(rule for source in SOURCES for rule in IDS[source])
+
+
+@pytest.mark.parametrize(
+    ("found", "expected", "severity"),
+    [
+        ([("log", "NUM101"), ("weights", "NUM201", "broken")], "NUM301", "warning"),
+        ([("config", "VAL001", "lr"), ("weights", "TRN202", "untrained")], "TRN302", "warning"),
+        ([("config", "TGT002"), ("log", "NOL106")], "TRN302", "error"),
+        ([("log", "DIV104"), ("weights", "exploded")], "DIV305", "warning"),
+        ([("log", "GRD107"), ("config", "LR003")], "DIV305", "warning"),
+        ([("config", "TGT004"), ("weights", "no_head")], "HED308", "warning"),
+        ([("log", "GRD108"), ("weights", "RND203", "random_like")], "RND309", "warning"),
+        ([("config", "REC001"), ("log", "GAP118", "few_rows")], "REC310", "warning"),
+        ([("config", "REC002"), ("log", "GAP118", "no_evals")], "REC311", "warning"),
+        ([("log", "END114"), ("weights", "NUM209")], "END312", "warning"),
+        ([("log", "UTL204"), ("weights", "UTL204")], "UTL313", "warning"),
+        ([("config", "ALP002"), ("weights", "SCL208")], "SCL314", "warning"),
+        ([("log", "RWD122"), ("config", "LR004")], "RWD315", "warning"),
+        ([("log", "RWD122"), ("disk", "best_reward"), ("log", "KLD124")], "RWD315", "warning"),
+        ([("log", "END114"), ("log", "TRN115")], "END312", "warning"),
+        ([("config", "other_config"), ("weights", "other_adapter")], "CFG306", "warning"),
+    ],
+)
+def test_findings_of_one_cause_are_one_cause(found, expected, severity):
+    made = [symptom(source, rule, severity, marks, **VALUES, **TEXTS) for source, rule, *marks in found]
+    joined = correlate(JOINS, made, frozenset())
+    assert [cause.id for cause in joined.causes] == [expected]
+    assert joined.left == []
+
+
+@pytest.mark.parametrize(
+    "found",
+    [
+        [("log", "NUM101"), ("weights", "NUM201", "not the verdict broken")],  # an empty file holds no NaN
+        [("config", "VAL001", "weight_decay"), ("weights", "TRN202", "untrained")],  # stops no run from learning
+        [("log", "NOL106"), ("weights", "TRN202", "partial")],
+        [("weights", "exploded"), ("config", "LR003")],  # large updates alone are no divergence
+        [("weights", "no_head")],
+        [("log", "TRN115"), ("config", "REC004")],  # damaged lines, and the run came to its end
+        [("log", "OVF110")],  # no folder was looked through
+    ],
+)
+def test_findings_that_only_look_alike_stay_apart(found):
+    made = [symptom(source, rule, "warning", marks, **VALUES, **TEXTS) for source, rule, *marks in found]
+    joined = correlate(JOINS, made, frozenset())
+    assert joined.causes == []
+    assert [s.id for s in joined.left] == [rule for _, rule, *_ in found]
+
+
+def test_a_row_whose_value_is_not_known_gives_way_to_the_next():
+    rows = (Message(("log",), "at step {first_step}"), Message(("log",), "some time"))
+    base = replace(JOINS[0], needs=(Needs("log", ("NUM101",)),), hints=(), messages=rows, least=1)
+    for value, text in ((7, "at step 7"), (None, "some time")):
+        (cause,) = correlate([base], [symptom("log", "NUM101", first_step=value)], frozenset()).causes
+        assert cause.message == text
+
+
+def test_joins_without_their_sources_are_listed_with_what_they_lack():
+    nothing = [DiagnosedSource(source=source, state="absent", reason="it is not there") for source in SOURCES]
+    items = unjudged(nothing, None, None, None)
+    assert {item.id for item in items if item.source == "join"} == {join.id for join in JOINS}
+    assert all(item.reason for item in items)
+    assert JOIN["NUM301"].missing(frozenset({"log"})) is None  # a message for the log alone
+    assert JOIN["UTL313"].missing(frozenset({"log"})) == "needs weights"

@@ -1,0 +1,139 @@
+"""A run that ended while it got better, and a loss that steps down with each epoch; and what is neither."""
+
+from __future__ import annotations
+
+import math
+import random
+from dataclasses import replace
+
+import pytest
+
+from gradience.rules.log.facts import RunFacts, Series
+from gradience.rules.log.judge import detect
+from gradience.schema import ConfigSnapshot, EvalMetrics, TrainingSnapshot
+from gradience.schema.events import Eval
+from gradience.schema.reports import EvalPoint
+from gradience.verbs.monitor import monitor_run
+
+
+def evals(losses, *, every=10):
+    return [
+        Eval(
+            schema="gradience.vnext.telemetry/v1",
+            ts=None,
+            run_id="r",
+            step=every * (i + 1),
+            split="eval",
+            metrics=EvalMetrics(loss=loss),
+        )
+        for i, loss in enumerate(losses)
+    ]
+
+
+def facts(losses=(), *, held_out=(), epochs=None, rates=None):
+    history = evals(held_out)
+    point = EvalPoint(split="eval", step=history[-1].step, metrics=history[-1].metrics) if history else None
+    n = len(losses)
+    return RunFacts(
+        series=Series(list(range(1, n + 1)), list(losses), [1.0] * n, rates or [1e-4] * n),
+        history=history,
+        held_out=point,
+        epoch=epochs,
+        last_step=n,
+        status="ok",
+    )
+
+
+def said(about, run):
+    return next((f for f in detect(run)[0] if f.id == about), None)
+
+
+def reason(about, run):
+    return next((item.reason for item in detect(run)[1] if item.id == about), None)
+
+
+def falling(n=120, *, sigma=0.01, drop=0.0, epochs=3, seed=0):
+    """A loss that falls slowly, and by `drop` of itself at the end of each epoch."""
+    rng = random.Random(seed)  # noqa: S311  # seeded on purpose
+    slow = [2.0 * (1 - 0.2 * (1 - math.exp(-3 * i / n))) for i in range(n)]
+    return [x * (1 - drop) ** int(i * epochs / n) * (1 + rng.gauss(0, sigma)) for i, x in enumerate(slow)]
+
+
+def test_a_held_out_loss_that_falls_to_the_end_is_said_with_its_steps():
+    finding = said("UND126", facts(held_out=[1.0, 0.9, 0.8, 0.7]))
+    assert finding.severity == "info"
+    assert "0.8 at step 30, 0.7 at step 40" in finding.message
+
+
+@pytest.mark.parametrize("held_out", [[1.0, 0.8, 0.75, 0.748], [1.0, 0.7, 0.6, 0.65], [1.0, 0.9, 0.99, 0.9, 1.0, 0.89]])
+def test_one_that_has_settled_or_turned_or_only_jitters_gets_nothing(held_out):
+    assert said("UND126", facts(held_out=held_out)) is None
+
+
+def test_two_evaluations_are_too_few_to_still_fall():
+    assert "it needs 3" in reason("UND126", facts(held_out=[1.0, 0.9]))
+    assert said("UND126", facts(held_out=[1.0, 0.9, 0.8])) is not None
+
+
+@pytest.mark.parametrize(("last", "found"), [(0.892, False), (0.890, True)])
+def test_a_fall_of_one_percent_in_the_last_quarter_is_the_least_that_counts(last, found):
+    assert (said("UND126", facts(held_out=[1.0, 0.9, last])) is not None) is found
+
+
+def test_nothing_is_unfinished_inside_warmup_or_in_mid_run():
+    falls = [1.0, 0.9, 0.8, 0.7]
+    rising = facts(falling(40), held_out=falls, rates=[1e-6 * i for i in range(40)])
+    assert "peak" in reason("UND126", rising)
+    planned = ConfigSnapshot(training=TrainingSnapshot(max_steps=41))
+    assert "step 40 of 41" in reason("UND126", replace(facts(falling(40), held_out=falls), config=planned))
+
+
+def test_steps_at_the_ends_of_epochs_are_memory():
+    finding = said("MEM127", facts(falling(drop=0.2), epochs=3.0))
+    assert finding.severity == "info"
+    assert len(finding.values["drops"]) == 2
+    assert all(drop == pytest.approx(0.2, abs=0.05) for drop in finding.values["drops"])
+
+
+def test_a_smooth_loss_over_several_epochs_gets_nothing():
+    assert said("MEM127", facts(falling(), epochs=3.0)) is None
+
+
+def test_a_loss_that_falls_steeply_all_along_has_no_steps():
+    steep = [2.0 * math.exp(-3 * i / 120) for i in range(120)]
+    assert said("MEM127", facts(steep, epochs=3.0)) is None
+
+
+def test_one_epoch_has_no_end_to_look_at():
+    run = facts(falling(drop=0.2), epochs=1.0)
+    assert said("MEM127", run) is None
+    assert reason("MEM127", run) is None
+
+
+@pytest.mark.parametrize(("n", "epochs", "why"), [(24, 5.0, "it needs 2"), (120, None, "how often")])
+def test_few_rows_an_epoch_or_no_epochs_are_not_judged(n, epochs, why):
+    assert why in reason("MEM127", facts(falling(n), epochs=epochs))
+
+
+def cosine(n):
+    return [1e-4 * 0.5 * (1 + math.cos(math.pi * i / n)) for i in range(n)]
+
+
+def test_a_plateau_that_outlasts_the_learning_rate_is_seen_over_the_last_half():
+    flat = [2.3 - 0.3 * min(1.0, i / 60) + 0.001 * (i % 3) for i in range(200)]
+    finding = said("PLT105", facts(flat, rates=cosine(200)))
+    assert "over the last 50%" in finding.message
+
+
+def test_a_loss_that_still_falls_while_the_rate_decays_is_no_plateau():
+    assert said("PLT105", facts(falling(200, sigma=0.001), rates=cosine(200))) is None
+
+
+def test_the_real_runs_of_others_are_called_what_they_are(shared_data):
+    found = {
+        name: {f.id for f in monitor_run(shared_data / "trainer_states" / name).findings}
+        for name in ("sft-mistral-final.json", "sft-plateau.json", "2023-no-grad-norm.json")
+    }
+    assert "MEM127" in found["sft-mistral-final.json"]
+    assert "PLT105" in found["sft-plateau.json"]
+    assert not {"MEM127", "PLT105"} & found["2023-no-grad-norm.json"]

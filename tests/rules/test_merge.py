@@ -1,0 +1,173 @@
+"""The rules of a merge check on its numbers alone: each at its threshold, and just beside it."""
+
+from __future__ import annotations
+
+import pytest
+
+from gradience.rules.merge import MERGE_RULES
+from gradience.rules.rule import judge
+from gradience.schema.compare import ComparedAdapter, Overlap
+from gradience.schema.merge import (
+    MERGE_CHECK_SCHEMA_ID,
+    CheckedAdapter,
+    CheckedModule,
+    CheckedPair,
+    Kept,
+    MergeCheckReport,
+    SignConflict,
+)
+
+STATED = {
+    "MRG401": ("warning", 0.7),
+    "MRG402": ("warning", 0.6),
+    "MRG403": ("warning", 0.7),
+    "MRG404": ("warning", 0.5),
+    "MRG405": ("info", 0.8),
+    "MRG406": ("info", 0.4),
+    "MRG407": ("warning", 0.8),
+    "MRG408": ("warning", 0.95),
+}
+
+
+def adapter(name="a", *, base="m", coefficient=1.0, weight=1.0, obstacles=()):
+    told = ComparedAdapter(
+        name=name, path=name, format="peft", base_model=base, modules=1, rank=[8, 8], scaling=[2.0, 2.0]
+    )
+    kept = Kept(coefficient=coefficient, other=0.5)
+    return CheckedAdapter(adapter=told, weight=weight, weighted_norm=1.0, kept=kept, obstacles=list(obstacles))
+
+
+def pair(**fields):
+    return CheckedPair(first="a", second="b", **fields)
+
+
+def overlap(phi, *, chance=0.1, sd=0.01):
+    return [
+        Overlap(i=1, j=1, phi=1.0, chance=0.1, chance_sd=0.01),
+        Overlap(i=4, j=4, phi=phi, chance=chance, chance_sd=sd),
+    ]
+
+
+def signs(cancelled, error=0.0):
+    return SignConflict(
+        conflict=0.4, cancelled=cancelled, conflict_error=0.0, cancelled_error=error, entries=9, of=9
+    )  # fmt: skip
+
+
+def report(*pairs, **fields):
+    given = {"adapters": [adapter("a"), adapter("b")], "modules": [CheckedModule(name="m")], **fields}
+    return MergeCheckReport(schema=MERGE_CHECK_SCHEMA_ID, pairs=list(pairs), **given)
+
+
+def found(full):
+    return {item.id: item for item in judge(MERGE_RULES, full).findings}
+
+
+def reasons(full):
+    return {item.id: item.reason for item in judge(MERGE_RULES, full).not_run}
+
+
+def test_every_rule_states_its_severity_and_confidence():
+    assert {rule.id: (rule.severity, rule.confidence) for rule in MERGE_RULES} == STATED
+
+
+@pytest.mark.parametrize(
+    ("full", "rule", "speaks"),
+    [
+        (report(pair(cosine=-0.1)), "MRG401", True),
+        (report(pair(cosine=-0.099)), "MRG401", False),
+        (report(pair(cosine=0.9)), "MRG405", True),
+        (report(pair(cosine=0.899)), "MRG405", False),
+        (report(pair(scale_ratio=4.0)), "MRG402", True),
+        (report(pair(scale_ratio=3.99)), "MRG402", False),
+        (report(adapters=[adapter(coefficient=0.249, weight=0.5)]), "MRG403", True),
+        (report(adapters=[adapter(coefficient=0.25, weight=0.5)]), "MRG403", False),
+        (report(adapters=[adapter(coefficient=-0.25, weight=-0.5)]), "MRG403", False),
+        (report(adapters=[adapter(coefficient=0.25, weight=-0.5)]), "MRG403", True),
+        (report(adapters=[adapter(coefficient=None), adapter(coefficient=0.0, weight=0.0)]), "MRG403", False),
+        (report(signs=signs(0.501)), "MRG404", True),
+        (report(signs=signs(0.5)), "MRG404", False),
+        (report(signs=signs(0.6, error=0.049)), "MRG404", True),
+        (report(signs=signs(0.6, error=0.051)), "MRG404", False),  # two standard errors
+        (report(pair(cosine=0.299, output_side=overlap(0.51), input_side=overlap(0.51))), "MRG406", True),
+        (report(pair(cosine=-0.299, output_side=overlap(0.51), input_side=overlap(0.51))), "MRG406", True),
+        (report(pair(cosine=0.3, output_side=overlap(0.51), input_side=overlap(0.51))), "MRG406", False),
+        (report(pair(cosine=-0.3, output_side=overlap(0.51), input_side=overlap(0.51))), "MRG406", False),
+        (report(pair(cosine=0.0, output_side=overlap(0.5), input_side=overlap(0.9))), "MRG406", False),
+        (report(pair(cosine=0.0, output_side=overlap(0.9), input_side=overlap(0.5))), "MRG406", False),
+        (
+            report(pair(cosine=0.0, output_side=overlap(0.79, chance=0.5, sd=0.1), input_side=overlap(0.9))),
+            "MRG406",
+            False,  # chance plus three standard deviations is 0.8
+        ),
+        (
+            report(pair(cosine=0.0, output_side=overlap(0.81, chance=0.5, sd=0.1), input_side=overlap(0.9))),
+            "MRG406",
+            True,
+        ),
+        (report(pair(cosine=0.0, input_side=overlap(0.9))), "MRG406", False),
+        (report(adapters=[adapter("a", base="m"), adapter("b", base="n")]), "MRG407", True),
+        (report(adapters=[adapter("a", obstacles=["it is DoRA", "and more"])]), "MRG408", True),
+        (report(pair()), "MRG401", False),
+    ],
+)
+def test_a_rule_speaks_at_its_threshold_and_is_silent_beside_it(full, rule, speaks):
+    assert (rule in found(full)) is speaks
+
+
+def test_findings_have_the_numbers_of_their_case():
+    full = report(
+        pair(cosine=-0.456, scale_ratio=7.89, output_side=[], input_side=[]),
+        adapters=[
+            adapter("a", base="n", coefficient=0.123, weight=0.5),
+            adapter("b", obstacles=["it is DoRA", "other"]),
+        ],
+        signs=signs(0.625),
+    )
+    seen = {rule: (item.message, item.values) for rule, item in found(full).items()}
+    assert seen == {
+        "MRG401": (
+            "a and b point against each other: cosine -0.46 of their weighted updates.",
+            {"first": "a", "second": "b", "cosine": -0.456},
+        ),
+        "MRG402": (
+            "a and b differ 7.9 times in norm after their weights: the larger decides.",
+            {"first": "a", "second": "b", "scale_ratio": 7.89},
+        ),
+        "MRG403": (
+            (
+                "Of a the sum keeps 0.12 along its own update, where its weight asks for 0.50: "
+                "the others take away the rest."
+            ),
+            {"adapter": "a", "coefficient": 0.123, "weight": 0.5},
+        ),
+        "MRG404": (
+            "62% of the updates' magnitude cancels in their sum; 40% of the entries have opposite signs.",
+            {"cancelled": 0.625, "conflict": 0.4},
+        ),
+        "MRG407": ("The configs name 2 base models: m, n.", {"base_models": ["m", "n"]}),
+        "MRG408": ("b is no plain LoRA: it is DoRA.", {"adapter": "b", "obstacles": ["it is DoRA", "other"]}),
+    }
+
+
+def test_shared_directions_are_those_of_the_most_that_were_compared():
+    finding = found(report(pair(cosine=0.05, output_side=overlap(0.75), input_side=overlap(0.625, chance=0.2))))[
+        "MRG406"
+    ]
+    assert "phi(4, 4) 0.75 of outputs and 0.62 of inputs, by chance 0.10 and 0.20" in finding.message
+    assert finding.values == {"first": "a", "second": "b", "output": 0.75, "input": 0.625}
+
+
+def test_without_a_module_in_common_what_compares_them_is_not_judged():
+    lacking = reasons(report(modules=[]))
+    assert lacking == dict.fromkeys(("MRG401", "MRG404", "MRG405", "MRG406"), "no module in two of the adapters")
+    assert reasons(report(signs=signs(0.1))) == {}
+
+
+def test_configs_without_a_base_are_counted_and_those_with_one_are_still_compared():
+    full = report(
+        adapters=[adapter("a", base="m"), adapter("b", base=None), adapter("c", base="n"), adapter("d", base="")]
+    )
+    assert set(found(full)) == {"MRG407"}
+    assert reasons(full) == {"MRG407": "2 of the configs name no base model"}
+    assert reasons(report(adapters=[adapter("a", base="m"), adapter("b", base="m")])) == {}

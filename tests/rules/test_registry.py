@@ -1,0 +1,151 @@
+"""Every id that a report can print is listed once, and explained with its condition, numbers and grounds."""
+
+from __future__ import annotations
+
+import ast
+import re
+import string
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import gradience
+from gradience.rules.config.judge import RULES
+from gradience.rules.joins.run import JOINS
+from gradience.rules.merge import MERGE_RULES
+from gradience.rules.registry import GROUPS, all_ids, cards_of, rule_cards, rules_named
+from gradience.rules.weights.rules import WEIGHTS_RULES
+from gradience.schema.findings import RuleCard
+
+SOURCE = Path(gradience.__file__).parent
+ID = re.compile(r"[A-Z]{2,3}\d{3}")
+OWN = (*RULES, *WEIGHTS_RULES, *MERGE_RULES)
+
+
+def trees() -> Iterator[tuple[Path, ast.Module]]:
+    for path in sorted(SOURCE.rglob("*.py")):
+        yield path, ast.parse(path.read_text(encoding="utf-8"))
+
+
+def calls(name: str) -> Iterator[ast.Call]:
+    for _, tree in trees():
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Call) and getattr(node.func, "id", "") == name:
+                yield node
+
+
+def ids_written() -> dict[str, Path]:
+    """Every string in the program that has the shape of an id: a rule cannot be made without one."""
+    return {
+        node.value: path
+        for path, tree in trees()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and ID.fullmatch(node.value)
+    }
+
+
+def test_every_id_in_the_program_is_listed() -> None:
+    written = ids_written()
+    assert len(written) > 80
+    assert {rule: path.name for rule, path in written.items() if rule not in all_ids()} == {}
+
+
+def test_every_id_that_is_listed_is_in_the_program_and_listed_once() -> None:
+    assert sorted(set(all_ids())) == sorted(all_ids())
+    assert set(all_ids()) <= ids_written().keys()
+    assert len(all_ids()) == 98
+
+
+def test_an_id_stands_in_one_record() -> None:
+    records = Counter(
+        keyword.value.value
+        for name in ("Rule", "Correlation", "Detector")
+        for call in calls(name)
+        for keyword in call.keywords
+        if keyword.arg == "id" and isinstance(keyword.value, ast.Constant)
+    )
+    assert set(records) == set(all_ids())
+    assert set(records.values()) == {1}
+
+
+def test_a_finding_gets_its_id_from_a_rule_and_not_from_a_text() -> None:
+    """So no id can be put together from pieces that the walk above would not see."""
+    named = [
+        kw.value for name in ("Finding", "NotRun") for call in calls(name) for kw in call.keywords if kw.arg == "id"
+    ]
+    assert len(named) > 4
+    assert all(isinstance(value, (ast.Attribute, ast.Name)) for value in named)
+
+
+@pytest.mark.parametrize("card", rule_cards(), ids=lambda card: card.id)
+def test_every_rule_says_when_how_sure_where_and_what_would_verify_it(card: RuleCard) -> None:
+    assert ID.fullmatch(card.id)
+    assert card.groups
+    words = (card.title, card.condition, card.scope, card.action, card.verify)
+    assert all(words)
+    assert not any("{" in text or "None" in text for text in words)
+    assert card.confidence is not None
+    assert 0.0 < card.confidence <= 1.0
+    assert all(number.name and number.unit and number.source for number in card.thresholds)
+
+
+@pytest.mark.parametrize("rule", OWN, ids=lambda rule: rule.id)
+def test_a_condition_has_the_number_of_every_threshold_and_each_threshold_is_the_rule_s(rule) -> None:
+    named = [name for _, name, _, _ in string.Formatter().parse(rule.condition) if name]
+    assert set(named) == {item.name for item in rule.thresholds}
+
+
+def test_the_numbers_in_a_condition_are_those_of_the_rule() -> None:
+    (card,) = rules_named("BAT001")
+    assert [f"{number.value:g}" for number in card.thresholds] == ["256"]
+    assert card.condition == "more than 256 sequences per optimizer step"
+
+
+def test_a_correlation_says_which_findings_of_which_sources_it_puts_together() -> None:
+    cards = {join.id: join.speaks_when for join in JOINS}
+    assert cards["SCL314"] == "config: ALP002 or LR001; weights: SCL208. It takes config and weights"
+    assert cards["SAV303"] == ("log: neither NOL106 nor GRD108; weights: TRN202 (untrained). It takes log and weights")
+
+
+def test_no_ground_is_written_twice() -> None:
+    written = Counter(
+        ast.unparse(call)
+        for call in calls("Evidence")
+        if any(keyword.arg == "says" and isinstance(keyword.value, ast.Constant) for keyword in call.keywords)
+    )
+    assert len(written) > 60
+    assert [ground for ground, times in written.items() if times > 1] == []
+
+
+def test_every_group_has_rules_and_a_rule_of_two_groups_is_in_both() -> None:
+    assert all(cards_of(group) for group in GROUPS)
+    for rule in ("UTL204", "TRN202", "NUM201", "RND203"):
+        (card,) = rules_named(rule)
+        assert card.groups == ["weights", "log"]
+        assert card in cards_of("log")
+        assert card in cards_of("weights")
+
+
+@pytest.mark.parametrize(
+    ("group", "count"),
+    [("config", 27), ("base", 3), ("serve", 4), ("weights", 9), ("weights_and_base", 3), ("joins", 15), ("merge", 8)],
+)
+def test_every_group_has_all_its_rules(group, count) -> None:
+    assert len(cards_of(group)) == count
+
+
+def test_a_name_is_an_id_or_the_beginning_of_some_in_any_case() -> None:
+    assert [card.id for card in rules_named("lr")] == [rule for rule in all_ids() if rule.startswith("LR")]
+    assert [card.id for card in rules_named(" lr001 ")] == ["LR001"]
+    assert rules_named("LR999") == rules_named("") == []
+
+
+@given(st.sampled_from(all_ids()), st.integers(1, 6))
+def test_any_beginning_of_an_id_finds_it(rule: str, length: int) -> None:
+    found = [card.id for card in rules_named(rule[:length])]
+    assert rule in found
+    assert all(other.startswith(rule[:length]) for other in found)

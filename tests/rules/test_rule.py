@@ -1,0 +1,125 @@
+"""The record of a rule: what a finding takes from it, what makes it abstain, and what its card shows."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import pytest
+
+from gradience.rules.objective import Objective, not_under, only_under
+from gradience.rules.rule import Observation, Rule, Threshold, Unknown, card, few, finding, judge
+from gradience.schema.findings import Evidence
+
+PAPER = Evidence(source="a paper", says="so it is")
+SEEN = Evidence(source="the input", says="so it was")
+RULE: Rule[int] = Rule(
+    id="ABC001",
+    title="large",
+    groups=("config", "log"),
+    severity="warning",
+    condition="over {bar} of them",
+    confidence=0.7,
+    scope="numbers",
+    rationale="because",
+    action="make it smaller",
+    verify="look again",
+    thresholds=(Threshold("bar", 2.5, "pieces", "a judgement"),),
+    evidence=(PAPER,),
+    observe=lambda n: Observation(f"{n} is large", {"n": n}) if n > 2.5 else None,
+)
+
+
+def test_a_finding_is_the_rule_s_where_the_observation_says_nothing_else():
+    made = finding(RULE, Observation("seen", {"n": 3}))
+    assert (made.id, made.severity, made.confidence, made.action) == ("ABC001", "warning", 0.7, "make it smaller")
+    assert (made.rationale, made.scope, made.verify, made.evidence) == ("because", "numbers", "look again", [PAPER])
+    assert made.values == {"n": 3}
+
+
+def test_an_observation_overrides_what_it_states_even_a_confidence_of_zero():
+    seen = Observation(
+        "seen", severity="info", confidence=0.0, action="wait", rationale="since", evidence=(SEEN, PAPER)
+    )  # fmt: skip
+    made = finding(RULE, seen)
+    assert (made.severity, made.confidence, made.action, made.rationale) == ("info", 0.0, "wait", "since")
+    assert made.evidence == [SEEN, PAPER]  # what was seen first, and nothing twice
+
+
+@pytest.mark.parametrize(
+    ("value", "stored"), [(math.nan, "NaN"), (math.inf, "Infinity"), (1.5, 1.5), (None, None), (3, 3)]
+)
+def test_values_are_json(value, stored):
+    assert finding(RULE, Observation("seen", {"x": value})).values == {"x": stored}
+
+
+def test_a_rule_observes_once_often_or_not_at_all():
+    many = replace(RULE, observe=lambda n: [Observation(str(i)) for i in range(n)])
+    assert [item.message for item in judge([RULE, many], 3).findings] == ["3 is large", "0", "1", "2"]
+    assert judge([RULE], 2) == ([], [])
+
+
+def test_the_gravest_finding_comes_first_whatever_the_order_of_the_rules():
+    rules = [replace(RULE, id=f"ABC00{i}", severity=s) for i, s in enumerate(("info", "critical", "warning", "error"))]
+    assert [item.severity for item in judge(rules, 3).findings] == ["critical", "error", "warning", "info"]
+
+
+def test_a_need_that_is_lacking_is_the_reason_and_the_first_one_counts():
+    def explode(_):
+        raise AssertionError
+
+    rule = replace(RULE, observe=explode, needs=(lambda _: None, lambda n: f"{n} is odd", lambda _: "never asked"))
+    assert [(item.id, item.reason) for item in judge([rule], 3).not_run] == [("ABC001", "3 is odd")]
+
+
+def test_what_was_observed_before_the_unknown_is_kept_and_both_are_reported():
+    def observe(n):
+        yield Observation("one thing")
+        raise Unknown(f"not {n}")
+
+    found, not_run = judge([replace(RULE, observe=observe)], 7)
+    assert [item.message for item in found] == ["one thing"]
+    assert [(item.id, item.reason) for item in not_run] == [("ABC001", "not 7")]
+
+
+def test_a_rule_that_does_not_apply_is_not_even_mentioned():
+    assert judge([replace(RULE, applies=lambda n: n != 3, needs=(lambda _: "lacking",))], 3) == ([], [])
+
+
+def test_the_same_rule_over_other_facts_keeps_its_record_and_not_its_needs():
+    rule = replace(RULE, needs=(lambda n: "no number" if n is None else None,), applies=lambda _: False)
+    other = rule.over(lambda text: Observation(f"{text} is long"))
+    assert card(other) == card(RULE)
+    assert [item.message for item in judge([other], "abc").findings] == ["abc is long"]
+    needy = rule.over(Observation, needs=(lambda text: "too short" if len(text) < 4 else None,))
+    assert [item.reason for item in judge([needy], "abc").not_run] == ["too short"]
+
+
+def test_a_card_is_the_record_with_the_numbers_in_its_condition():
+    made = card(RULE)
+    assert (made.condition, made.groups, made.confidence) == ("over 2.5 of them", ["config", "log"], 0.7)
+    assert [(item.name, item.value, item.unit, item.source) for item in made.thresholds] == [
+        ("bar", 2.5, "pieces", "a judgement")
+    ]
+
+
+class Run:
+    objective = Objective("rl", "task grpo", stated=True)
+
+
+def test_a_rule_for_some_objectives_applies_under_them_alone():
+    assert only_under("preference", "rl")(Run())
+    assert not only_under("sft")(Run())
+
+
+def test_a_rule_that_an_objective_makes_meaningless_says_so():
+    assert not_under("rl")(Run()) == "does not fit the objective rl (task grpo)"
+    assert not_under("sft", "preference")(Run()) is None
+
+
+@pytest.mark.parametrize(
+    ("names", "text"),
+    [([], ""), (["a"], "a"), (["a", "b", "c"], "a, b, c"), (["a", "b", "c", "d", "e"], "a, b, c and 2 more")],
+)
+def test_many_names_are_shown_as_the_first_three_and_a_count(names, text):
+    assert few(list(names)) == text

@@ -1,0 +1,354 @@
+"""The verdict on an adapter and its findings: right at every threshold, and quiet on normal things."""
+
+from __future__ import annotations
+
+import pytest
+
+from gradience.rules.weights.against_base import at_risk
+from gradience.rules.weights.health import health
+from gradience.rules.weights.rules import WEIGHTS_RULES, judge_adapter, observe_utilization, observe_verdict
+from gradience.schema.audit import (
+    AUDIT_SCHEMA_ID,
+    AuditReport,
+    AuditSummary,
+    BaseComparison,
+    BaseReport,
+    Intruders,
+    LedgerEntry,
+    LeftoverReason,
+    MergeSurvival,
+    ModuleAudit,
+    NotAnalysed,
+    NotCompared,
+)
+
+STATED = {
+    "NUM201": ("error", 1.0),
+    "TRN202": ("error", 0.95),
+    "RND203": ("warning", 0.6),
+    "UTL204": ("info", 0.4),
+    "LED205": ("info", 1.0),
+    "SCL206": ("warning", 0.9),
+    "SCL207": ("warning", 0.9),
+    "SCL208": ("info", 0.5),
+    "NUM209": ("error", 0.95),
+    "MRG210": ("warning", 0.9),
+    "BAS211": ("error", 0.95),
+    "INT212": ("info", 0.5),
+}
+PAIRS = [LedgerEntry(role="lora_pair", tensors=2, params=5, bytes=24, share=1.0)]
+
+
+def module(name: str = "m", r: int = 8, **fields) -> ModuleAudit:
+    given = {
+        "module_type": "attn", "shape": [16, 12], "params": 224, "scaling": 2.0, "spectral_norm": 1.0,
+        "frobenius_norm": 1.5, "stable_rank": 1.5, "null_stable_rank": 6.0, **fields,
+    }  # fmt: skip
+    return ModuleAudit(name=name, r=r, **given)
+
+
+def report(**fields) -> AuditReport:
+    modules = fields.get("modules", [])
+    given = {
+        "peft_dir": "d", "weights_path": "w", "format": "peft", "health": health(modules), "ledger": PAIRS,
+        "summary": AuditSummary(total_lora_params=1, n_layers=1, utilization_mean=0.5 if modules else None), **fields,
+    }  # fmt: skip
+    return AuditReport(schema=AUDIT_SCHEMA_ID, **given)
+
+
+def compared(*, stored="BF16", cosine=0.4, changed=0.1, dtype="bfloat16", **fields) -> BaseComparison:
+    return BaseComparison(
+        weight="w", dtype=stored, update="factors", spectral_norm=1.0, frobenius_norm=1.0, update_spectral_norm=1.0,
+        update_frobenius_norm=1.0, survival=MergeSurvival(dtype=dtype, changed=changed, cosine=cosine, gain=1.0),
+        **fields,
+    )  # fmt: skip
+
+
+def intruders(count) -> Intruders:
+    return Intruders(k=10, eps=0.5, count=count, counts={"0.5": count}, undecided=0, method="exact", converged=True)
+
+
+def found(full, **own):
+    return {item.id: item for item in judge_adapter(full, **own).findings}
+
+
+def reasons(full, **own):
+    return {item.id: item.reason for item in judge_adapter(full, **own).not_run}
+
+
+def test_every_rule_states_its_severity_and_confidence():
+    assert {rule.id: (rule.severity, rule.confidence) for rule in WEIGHTS_RULES} == STATED
+
+
+# --- health ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("states", "verdict", "reason"),
+    [
+        (["ok"] * 4, "trained", "all 4 modules carry a finite, non-zero update"),
+        (["ok"], "trained", "the only module carries a finite, non-zero update"),
+        (["ok", "zero", "ok", "ok"], "partial", "1 of 4 modules have a zero update (first: 1)"),
+        (["zero"] * 4, "untrained", "the update of all 4 modules is exactly zero"),
+        (["ok", "non_finite", "zero", "ok"], "broken", "1 of 4 modules hold NaN or infinite weights (first: 1)"),
+    ],
+)
+def test_the_worst_state_decides(states, verdict, reason):
+    seen = health([module(str(i), state=state) for i, state in enumerate(states)])
+    assert (seen.verdict, seen.reason) == (verdict, reason)
+
+
+def test_nothing_to_read_is_broken_but_something_unread_is_not_analysed():
+    assert health([]).verdict == "broken"
+    assert health([], peft_type="IA3").verdict == "not_analysed"
+    skipped = [NotAnalysed(name="x.lora_a", reason="a kind that is not analysed yet")]
+    assert health([], not_analysed=skipped).verdict == "not_analysed"
+
+
+@pytest.mark.parametrize(
+    ("n", "r", "stable_rank", "verdict"),
+    [
+        (4, 4, 5.4, "random_like"),  # 5.4 of 6.0 is the share of 0.9
+        (4, 4, 5.39, "trained"),
+        (3, 4, 5.9, "trained"),
+        (4, 3, 5.9, "trained"),
+    ],
+)
+def test_random_like_needs_four_modules_of_rank_four_at_nine_tenths_of_the_null(n, r, stable_rank, verdict):
+    assert health([module(str(i), r=r, stable_rank=stable_rank) for i in range(n)]).verdict == verdict
+
+
+@pytest.mark.parametrize(("relative", "verdict"), [(9.9e-5, "near_untrained"), (1e-4, "trained"), (None, "trained")])
+def test_near_untrained_needs_a_base_and_a_tiny_norm(relative, verdict):
+    assert health([module()], relative_frobenius=relative).verdict == verdict
+
+
+@pytest.mark.parametrize(
+    ("verdict", "rule", "severity", "confidence", "message"),
+    [
+        ("broken", "NUM201", None, None, "Broken: why."),
+        ("untrained", "TRN202", None, None, "Untrained: why."),
+        ("near_untrained", "TRN202", "warning", 0.7, "Near-untrained: why."),
+        ("partial", "TRN202", "warning", 0.9, "Partial: why."),
+        ("random_like", "RND203", None, None, "Random-like: why."),
+    ],
+)
+def test_a_verdict_is_a_finding_of_one_rule(verdict, rule, severity, confidence, message):
+    seen = observe_verdict(rule, verdict, "why")
+    assert (seen.severity, seen.confidence, seen.message) == (severity, confidence, message)
+    assert [(ground.source, ground.says) for ground in seen.evidence] == [("the weights file", "why")]
+    others = {"NUM201", "TRN202", "RND203"} - {rule}
+    assert [observe_verdict(other, verdict, "why") for other in others] == [None, None]
+
+
+@pytest.mark.parametrize("verdict", ["trained", "not_analysed"])
+def test_a_good_verdict_is_no_finding(verdict):
+    assert [observe_verdict(rule, verdict, "why") for rule in ("NUM201", "TRN202", "RND203")] == [None] * 3
+
+
+# --- the file alone ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("share", "seen"), [(0.5, True), (0.499, False)])
+def test_a_file_that_is_half_something_else_is_worth_one_hint(share, seen):
+    ledger = [
+        LedgerEntry(role="full_module", tensors=2, params=10, bytes=76, share=share),
+        LedgerEntry(role="lora_pair", tensors=2, params=5, bytes=24, share=1 - share),
+    ]
+    findings = found(report(modules=[module()], ledger=ledger))
+    assert set(findings) == ({"LED205"} if seen else set())
+    if seen:
+        assert findings["LED205"].message == "50% of this file is full module, not LoRA."
+        assert findings["LED205"].evidence[0].says == "76 bytes are no LoRA factor"
+
+
+def test_magnitudes_and_scales_are_lora_s_own():
+    ledger = [LedgerEntry(role=role, tensors=1, params=1, bytes=1, share=0.5) for role in ("magnitude", "scale")]
+    assert found(report(modules=[module()], ledger=ledger)) == {}
+
+
+def test_an_ordinary_adapter_has_no_finding():
+    assert found(report(modules=[module()]), alpha=16.0, r=8) == {}
+
+
+def test_a_factor_without_its_partner_is_an_error_and_another_leftover_is_none():
+    def left(cause, n):
+        return [NotAnalysed(name=f"layers.{i}.q", reason="as the file has it", cause=cause) for i in range(n)]
+
+    finding = found(report(modules=[module()], not_analysed=left(LeftoverReason.FACTOR_MISSING, 4)))["NUM209"]
+    assert finding.severity == "error"
+    assert finding.message == "4 modules have one factor only (first: layers.0.q): the file is incomplete."
+    assert [ground.source for ground in finding.evidence] == ["layers.0.q", "layers.1.q", "layers.2.q"]
+    others = [cause for cause in LeftoverReason if cause is not LeftoverReason.FACTOR_MISSING]
+    for cause in (*others, None):
+        assert found(report(modules=[module()], not_analysed=left(cause, 1))) == {}
+
+
+@pytest.mark.parametrize(("mean", "seen"), [(0.249, True), (0.25, False), (None, False)])
+def test_low_utilization_is_under_a_quarter(mean, seen):
+    assert (observe_utilization(mean) is not None) == seen
+
+
+def test_low_utilization_has_its_numbers():
+    seen = observe_utilization(0.125)
+    assert seen.message == "Mean utilization is 12.5%, under 25%: the update is low-dimensional."
+    assert seen.values == {"utilization_mean": 0.125, "threshold": 0.25}
+
+
+def test_another_rank_than_the_config_s_is_named_with_both():
+    finding = found(report(modules=[module("a"), module("b", r=16, config_r=4)]))["SCL206"]
+    assert "1 of 2 modules" in finding.message
+    assert "(first: b, r=16 on disk, 4 by the config)" in finding.message
+    assert finding.values == {"modules": 1}
+
+
+def test_patterns_without_a_module_are_counted_and_the_first_three_shown():
+    finding = found(report(modules=[module()], unmatched_patterns=["a", "b", "c", "d"]))["SCL207"]
+    assert finding.message == "4 keys of rank_pattern or alpha_pattern match no module: 'a', 'b', 'c' and 1 more."
+    three = found(report(modules=[module()], unmatched_patterns=["a", "b", "c"]))["SCL207"]
+    assert three.message.endswith("'a', 'b', 'c'.")
+
+
+@pytest.mark.parametrize(
+    ("alpha", "r", "of_module", "seen"),
+    [(8.0, 9, 8.0, True), (8.0, 8, 8.0, False), (9.0, 64, 9.0, False), (8.0, 64, 16.0, False), (8.0, None, 8.0, False)],
+)
+def test_alpha_at_its_default_counts_from_rank_nine_on(alpha, r, of_module, seen):
+    findings = found(report(modules=[module(alpha=of_module, scaling=0.125)]), alpha=alpha, r=r)
+    assert ("SCL208" in findings) == seen
+    if seen:
+        says = "lora_alpha is at PEFT's default of 8 with r=9: the update is scaled by s=0.125."
+        assert findings["SCL208"].message == says
+        assert findings["SCL208"].values == {"lora_alpha": 8, "r": 9, "scaling": 0.125}
+
+
+def test_an_alpha_that_a_pattern_gives_is_set_on_purpose():
+    assert found(report(modules=[module(alpha=8.0, alpha_pattern="q")]), alpha=8.0, r=64) == {}
+
+
+# --- beside the base ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("dtype", "relative", "cosine", "risky"),
+    [
+        ("bfloat16", 2.9e-3, 0.95, True),
+        ("bfloat16", 3e-3, 0.95, False),
+        ("bfloat16", 4e-3, 0.89, True),
+        ("bfloat16", 4e-3, 0.9, False),
+        ("float16", 2.9e-4, 0.99, True),
+        ("float16", 3e-4, 0.99, False),
+        ("bfloat16", 0.0, None, False),
+        ("bfloat16", 2.9e-3, 0.0, True),  # nothing of it arrives
+        ("bfloat16", "NaN", 0.1, False),
+    ],
+)
+def test_a_merge_is_at_risk_by_size_or_by_what_it_realises(dtype, relative, cosine, risky):
+    assert at_risk(module(base=compared(dtype=dtype, cosine=cosine), relative_frobenius=relative)) == risky
+
+
+@pytest.mark.parametrize(("stored", "severity"), [("BF16", "warning"), ("F16", "warning"), ("F32", "info")])
+def test_a_lossy_merge_is_a_warning_where_the_base_is_stored_in_16_bits(stored, severity):
+    rows = [
+        module("mild", base=compared(stored=stored, cosine=0.8), relative_frobenius=1e-3),
+        module("worst", base=compared(stored=stored, cosine=0.4, changed=0.25), relative_frobenius=1e-3),
+        module("fine", base=compared(stored=stored, cosine=0.99), relative_frobenius=1e-2),
+    ]
+    findings = found(report(modules=rows, base=BaseReport(path="b", files=1, compared=3)))
+    assert {item.id: item.severity for item in findings.values()} == {"MRG210": severity}
+    assert findings["MRG210"].message == (
+        "Merging into bfloat16 would lose part of the update in 2 of 3 modules: in worst it changes 25% of the "
+        "entries, and what it adds has cosine 0.40 with the update."
+    )
+    assert findings["MRG210"].values == {"modules": 2, "worst": "worst"}
+    assert found(report(modules=rows)) == {}
+
+
+@pytest.mark.parametrize(
+    ("counted", "severity", "starts"), [(0, "error", "None of 2 modules"), (1, "warning", "Only 1 of 2 modules")]
+)
+def test_a_base_that_fits_no_module_is_an_error_and_one_that_fits_some_a_warning(counted, severity, starts):
+    missed = [NotCompared(name=f"m{i}", reason="no such weight") for i in range(7)]
+    base = BaseReport(path="b", files=1, compared=counted, not_compared=missed)
+    finding = found(report(modules=[module("a"), module("b")], base=base))["BAS211"]
+    assert finding.severity == severity
+    assert finding.message.startswith(starts)
+    assert finding.message.endswith("m4: no such weight and 2 more.")
+    assert finding.values == {"compared": counted, "not_compared": 7}
+
+
+def test_intruders_are_counted_and_the_module_with_most_is_named():
+    rows = [
+        module(name, base=compared(cosine=0.99, intruders=intruders(count)), relative_frobenius=1e-2)
+        for name, count in (("few", 1), ("many", 3))
+    ]
+    base = BaseReport(path="b", files=1, compared=2, intruder_total=4, intruder_modules=2)
+    finding = found(report(modules=rows, base=base))["INT212"]
+    assert finding.message == "4 intruder dimensions in 2 modules (k=10, eps=0.5); most in many: 3."
+    assert finding.values == {"total": 4, "k": 10, "eps": 0.5}
+    none = BaseReport(path="b", files=1, compared=2, intruder_total=0, intruder_modules=0)
+    assert "INT212" not in {**found(report(modules=rows, base=none)), **reasons(report(modules=rows, base=none))}
+
+
+# --- what was not judged -----------------------------------------------------------------------------------------
+
+
+def test_a_whole_audit_without_a_base_lacks_the_base_only():
+    rows = [module(str(i)) for i in range(4)]
+    assert set(reasons(report(modules=rows))) == {"MRG210", "BAS211", "INT212"}
+    base = BaseReport(path="b", files=1, compared=4)
+    assert set(reasons(report(modules=rows, base=base))) == {"INT212"}
+
+
+def test_rules_without_their_input_say_which_it_is():
+    empty = report(modules=[], ledger=[], health=health([], peft_type="IA3"))
+    lacking = reasons(empty)
+    why = "no module was analysed: peft_type IA3 is recognised, not analysed"
+    assert {lacking[rule] for rule in ("NUM201", "TRN202", "SCL206", "SCL207", "SCL208")} == {why}
+    assert {lacking[rule] for rule in ("LED205", "NUM209")} == {"no tensor was read"}
+    assert lacking["UTL204"] == "no finite, non-zero update to measure"
+    assert lacking["RND203"] == "needs 4 measured modules of rank 4 or more; there are 0"
+    assert lacking["MRG210"] == lacking["BAS211"] == "no base model was given (--base)"
+    assert set(lacking) == set(STATED)
+
+
+@pytest.mark.parametrize(("n", "r", "able"), [(3, 4, 3), (4, 3, 0)])
+def test_random_factors_are_not_judged_with_few_modules_or_low_rank(n, r, able):
+    lacking = reasons(report(modules=[module(str(i), r=r) for i in range(n)]))
+    assert lacking["RND203"] == f"needs 4 measured modules of rank 4 or more; there are {able}"
+
+
+@pytest.mark.parametrize(("fmt", "kind"), [("kohya", None), ("peft", "LOHA")])
+def test_what_peft_s_config_does_not_describe_is_not_judged_by_it(fmt, kind):
+    lacking = reasons(report(modules=[module()], format=fmt, peft_type=kind))
+    assert (
+        lacking["SCL207"] == lacking["SCL208"] == f"PEFT's LoraConfig does not describe it ({fmt}, {kind or 'no type'})"
+    )
+
+
+def everything() -> AuditReport:
+    missing = NotAnalysed(name="x", reason="lora_B is missing beside lora_A", cause=LeftoverReason.FACTOR_MISSING)
+    return report(
+        modules=[module(config_r=4, alpha=8.0)],
+        ledger=[LedgerEntry(role="bias", tensors=2, params=10, bytes=76, share=1.0)],
+        health=health([]),
+        unmatched_patterns=["a", "b", "c", "d"],
+        not_analysed=[missing],
+        summary=AuditSummary(total_lora_params=1, n_layers=1, utilization_mean=0.1),
+        base=BaseReport(path="b", files=1, compared=0, not_compared=[NotCompared(name="m", reason="no weight")]),
+    )
+
+
+def test_every_finding_carries_evidence_and_the_gravest_come_first():
+    findings = judge_adapter(everything(), alpha=8.0, r=64).findings
+    assert [item.id for item in findings] == [
+        "NUM201", "NUM209", "BAS211", "SCL206", "SCL207", "UTL204", "LED205", "SCL208",
+    ]  # fmt: skip
+    assert all(item.evidence and item.confidence is not None for item in findings)
+
+
+def test_no_rule_both_finds_something_and_is_not_judged():
+    empty_file = report(modules=[], ledger=[], health=health([]))
+    for full in (everything(), empty_file):
+        assert found(full, alpha=8.0, r=64).keys() & reasons(full, alpha=8.0, r=64).keys() == set()
+    assert "NUM201" in found(empty_file)  # a file that holds no adapter tensor is broken
