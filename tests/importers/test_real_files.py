@@ -15,7 +15,7 @@ LOGS = ("llama-factory-2023", "llama-factory-2024", "llama-factory-throughput")
 
 
 def kind(row):
-    """Return what a row is, import_events without the importer."""
+    """The kind of a row, worked out without the importer."""
     if "total_flos" in row:
         return "metrics"
     return "train_step" if "loss" in row else "eval"

@@ -8,6 +8,7 @@ import pytest
 
 from gradience.telemetry import TelemetryReader, TelemetryWriter
 from gradience.telemetry.reader import RunSummary
+from gradience.telemetry.scan import LogScan
 from gradience.telemetry.series import RunSeries
 
 HEAD = {"schema": "gradience.vnext.telemetry/v1", "ts": 1.0, "run_id": "r"}
@@ -187,7 +188,10 @@ def test_further_values_are_kept_if_asked_for_and_cut_by_a_resume(log: Path) -> 
 
 
 def test_more_names_of_further_values_than_a_decoder_is_made_for_cost_none_of_them(log: Path) -> None:
-    rows = [row(i, kl=0.5, **{f"m{i}_{j}": 1.0 for j in range(3)}) for i in range(1, 400)]
+    rows = [row(i, kl=0.5, **{f"m{i}_{j}": 1.0 for j in range(3)}) for i in range(1, 4000)]
     write(log, *rows)
     (run,) = TelemetryReader(log).summarize({"kl"}).runs.values()
-    assert list(run.columns["kl"].steps) == list(range(1, 400))
+    assert list(run.columns["kl"].steps) == list(range(1, 4000))
+    scan = LogScan(log, values={"kl"})
+    assert sum(len(found) for found in scan) == 3999
+    assert len(scan._names) < 3000  # of 12,000: memory stays constant

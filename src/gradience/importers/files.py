@@ -21,6 +21,11 @@ from gradience.telemetry.values import number_of, step_of
 
 _SECONDS: Final = (1e9, 1e10)  # Unix time of 2001 to 2286: what else a column called `timestamp` holds is no clock
 _MAX_TEXT: Final = 64  # characters of a clock reading
+MAX_BYTES: Final = 512 * 1024**2  # the largest trainer_state.json seen in the wild is under 50 MB
+MAX_LINE: Final = 32 * 1024**2  # ms-swift's closing record repeats the whole history on one line
+_BOM: Final = b"\xef\xbb\xbf"
+_LFS: Final = b"version https://git-lfs"
+_CHUNK: Final = 1 << 20
 
 
 def count_of(value: Json) -> int | None:
@@ -78,14 +83,6 @@ class SourceRun:
     def skip(self, place: int, reason: str) -> None:
         """List a row that could not be read; the reason may quote it, secrets redacted."""
         self.skipped.append(SkippedRow(file=self.path.name, line=place, reason=hide_secrets(reason)))
-
-
-MAX_BYTES: Final = 512 * 1024**2  # the largest trainer_state.json seen in the wild is under 50 MB
-MAX_LINE: Final = 32 * 1024**2  # ms-swift's closing record repeats the whole history on one line
-
-_BOM: Final = b"\xef\xbb\xbf"
-_LFS: Final = b"version https://git-lfs"
-_CHUNK: Final = 1 << 20
 
 
 def listed(items: Sequence[object], most: int) -> str:

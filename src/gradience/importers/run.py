@@ -40,8 +40,7 @@ from gradience.io.atomic import atomic_file, refuse_file
 from gradience.schema.events import Event, RunEnd, RunStart
 from gradience.schema.reports import IMPORT_SCHEMA_ID, ImportedRunReport, ImportReport, SkippedRow
 from gradience.schema.scalars import Json
-from gradience.telemetry.redact import redact_event, redact_id
-from gradience.telemetry.writer import to_line
+from gradience.telemetry.redact import redact_event, redact_id, to_line
 
 LOG_NAME: Final = "run.jsonl"
 MAX_SKIPPED: Final = 100  # rows listed; all are counted

@@ -36,6 +36,22 @@ _ROWS: Final = 50  # lines looked at
 _SQLITE: Final = b"SQLite format 3\0"
 _OURS: Final = "gradience."
 _EVENT: Final = {"event", "run_id"}  # keys that only an event of ours has, though its schema be broken
+MAX_ENTRIES: Final = 2000  # of a folder that are looked at
+MAX_RUNS: Final = 100
+MAX_DEPTH: Final = 3  # ms-swift: output/MODEL/v0-DATE/checkpoint-N
+_LOGS: Final = {".jsonl", ".json", ".csv", ".tsv", ".db"}
+_CONFIGS: Final = re.compile(r"(?:.*config|tokenizer.*|.*index|vocab|special_tokens.*|.*_results|.*args)\.json")
+_CLOSE: Final = 1e-3  # relative: LLaMA-Factory and ms-swift round what they log
+_Reader: TypeAlias = Callable[[Path, Mapping[str, str] | None], list[SourceRun]]
+_READERS: Final[dict[Format, _Reader]] = {  # the best log of a folder first
+    "trainer-state": lambda path, _: [read_state(path).raw],
+    "ms-swift": lambda path, _: [read_json_lines(path)],
+    "llama-factory": lambda path, _: [read_json_lines(path)],
+    "table": lambda path, columns: [read_table(path, columns)],
+    "trackio": read_trackio,
+    "tensorboard": lambda path, columns: [read_tensorboard([path], columns)],
+}
+WITHOUT_SETTINGS: Final = frozenset({"trainer-state", "ms-swift", "llama-factory"})  # they lie beside such a log
 
 
 def format_of(path: Path) -> Format | Literal["gradience"] | None:
@@ -161,28 +177,6 @@ def _is_csv(head: bytes) -> bool:
     except UnicodeDecodeError:
         return False
     return bool(newline) and len(header) > 1 and _has_columns([dict.fromkeys(header)])
-
-
-MAX_ENTRIES: Final = 2000  # of a folder that are looked at
-MAX_RUNS: Final = 100
-MAX_DEPTH: Final = 3  # ms-swift: output/MODEL/v0-DATE/checkpoint-N
-
-_LOGS: Final = {".jsonl", ".json", ".csv", ".tsv", ".db"}
-_CONFIGS: Final = re.compile(r"(?:.*config|tokenizer.*|.*index|vocab|special_tokens.*|.*_results|.*args)\.json")
-_CLOSE: Final = 1e-3  # relative: LLaMA-Factory and ms-swift round what they log
-
-
-_Reader: TypeAlias = Callable[[Path, Mapping[str, str] | None], list[SourceRun]]
-
-_READERS: Final[dict[Format, _Reader]] = {  # the best log of a folder first
-    "trainer-state": lambda path, _: [read_state(path).raw],
-    "ms-swift": lambda path, _: [read_json_lines(path)],
-    "llama-factory": lambda path, _: [read_json_lines(path)],
-    "table": lambda path, columns: [read_table(path, columns)],
-    "trackio": read_trackio,
-    "tensorboard": lambda path, columns: [read_tensorboard([path], columns)],
-}
-WITHOUT_SETTINGS: Final = frozenset({"trainer-state", "ms-swift", "llama-factory"})  # they lie beside such a log
 
 
 def read_file(path: Path, kind: Format, columns: Mapping[str, str] | None = None) -> list[SourceRun]:

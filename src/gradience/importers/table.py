@@ -58,6 +58,11 @@ _SEPARATOR: Final = re.compile(r"[/.: \-]+")
 _GROUP: Final = re.compile(rf"({'|'.join(HELD_OUT)})[/._](.+)", re.IGNORECASE)
 _ADVICE: Final = "for example --map loss=train/loss,step=_step,eval.loss=val_loss"
 _SHOWN: Final = 12
+Numbered: TypeAlias = tuple[int, dict[str, Json] | str]  # place, and the row or what is wrong with it
+_ABSENT: Final = frozenset({"", "none", "null", "n/a", "na", "-"})
+_DELIMITERS: Final = ",;\t|"
+_MAX_DEPTH: Final = 3  # levels of nesting that make a column: `train.loss`
+_OWN: Final = {"step", "ts"}
 
 
 def parse_map(texts: Iterable[str]) -> Columns:
@@ -138,14 +143,6 @@ def _other(name: str) -> str:
 
 def _names(names: list[str]) -> str:
     return listed([name[:40] for name in names], _SHOWN)
-
-
-Numbered: TypeAlias = tuple[int, dict[str, Json] | str]  # place, and the row or what is wrong with it
-
-_ABSENT: Final = frozenset({"", "none", "null", "n/a", "na", "-"})
-_DELIMITERS: Final = ",;\t|"
-_MAX_DEPTH: Final = 3  # levels of nesting that make a column: `train.loss`
-_OWN: Final = {"step", "ts"}
 
 
 def read_table(path: Path, columns: Mapping[str, str] | None = None) -> SourceRun:

@@ -19,6 +19,8 @@ from gradience.telemetry.values import step_of
 MAX_STATES: Final = 500
 
 _CHECKPOINT: Final = "checkpoint-"
+_NAMES: Final = ("all_results.json", "train_results.json", "eval_results.json")
+_COUNTS: Final = ("eval_samples", "test_samples", "predict_samples")
 
 
 class State(NamedTuple):
@@ -161,10 +163,6 @@ def _short(folder: Path, path: Path) -> str:
 def _several_note(folder: Path, runs: list[list[State]]) -> str:
     names = "; ".join(" + ".join(_short(folder, state.raw.path) for state in run[:3]) for run in runs)
     return f"{len(runs)} runs in one folder, of different losses at the same steps; the first is shown: {names}"
-
-
-_NAMES: Final = ("all_results.json", "train_results.json", "eval_results.json")
-_COUNTS: Final = ("eval_samples", "test_samples", "predict_samples")
 
 
 def add_results(raw: SourceRun, folder: Path) -> None:

@@ -12,8 +12,18 @@ from typing import Any, Final, NamedTuple
 
 import msgspec
 
+from gradience.errors import RecorderError, SchemaError
 from gradience.schema.events import Event, TrainStep
-from gradience.telemetry.codec import JsonObject, convert, to_document
+from gradience.telemetry.codec import (
+    MAX_LINE_BYTES,
+    JsonObject,
+    convert,
+    decode,
+    decode_known,
+    encode,
+    encode_document,
+    to_document,
+)
 from gradience.telemetry.secrets import below, hide_secrets, holds_secret, names_beside, names_in
 
 DEFAULT_MAX_STR_LEN: Final = 256
@@ -60,6 +70,36 @@ def redact_text(text: str, rule: Redaction = DEFAULT_REDACTION, *, key: str = ""
     if _WHOLE_PATH.match(text) and not _TAIL_OF_WORDS.search(text):
         return _basename(text)
     return _HOME_IN_TEXT.sub(lambda hit: _basename(hit[0]), text)
+
+
+def to_line(event: Event, rule: Redaction = DEFAULT_REDACTION, *, bare: bool = False) -> bytes:
+    """Return the event's line without its newline: redacted, and read back, so that no log holds what no reader reads.
+
+    Args:
+        event: of any kind.
+        rule: how much of a string may be written.
+        bare: the event holds no text but our own, so that nothing need be redacted: the writer's hot path.
+
+    Raises:
+        RecorderError: the event is not valid, or the line is too long.
+    """
+    try:
+        line = encode(event) if bare else encode_document(redact_document(to_document(event), rule))
+        _read_back(line)
+    except (msgspec.MsgspecError, SchemaError, TypeError, ValueError, RecursionError) as error:
+        advice = "see the event's fields in gradience.schema"
+        raise RecorderError(f"not a valid {type(event).__name__} event: {error}", advice=advice) from error
+    if len(line) > MAX_LINE_BYTES:
+        message = f"a {type(event).__name__} event of {len(line)} bytes; a line may have {MAX_LINE_BYTES}"
+        raise RecorderError(message, advice="record a summary, or split it into several events")
+    return line
+
+
+def _read_back(line: bytes) -> None:
+    try:
+        decode_known(line)
+    except msgspec.ValidationError:
+        decode(line)  # an extra of the name `extras` is a value like any other
 
 
 def redact_document(document: JsonObject, rule: Redaction) -> JsonObject:

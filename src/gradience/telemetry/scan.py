@@ -61,11 +61,6 @@ class Line(msgspec.Struct, frozen=True, gc=False):
     length: int
     ended: bool = True
 
-    @property
-    def too_long(self) -> bool:
-        """Whether no event may be this long."""
-        return self.length > MAX_LINE_BYTES
-
 
 class Block(msgspec.Struct, frozen=True, gc=False):
     """Some whole lines as one piece of bytes, none of them too long; `number` lines precede its `count`."""
@@ -326,10 +321,11 @@ class LogScan:
         return [_with_values(event, document, kept) for event, document in zip(events, documents, strict=True)]
 
     def _learn(self, row: Event, documents: list[JsonObject], kept: frozenset[str]) -> None:
-        """Make the decoder for rows like those of a block."""
-        self._names = self._names.union(*documents) - _ROW_FIELDS
-        usable = len(self._names) <= _MAX_NAMES
-        self._rows = _row_decoder(row.run_id, row.session, self._names, kept) if usable else None
+        """Make the decoder for rows like those of a block; none, and no more names, once there are too many of them."""
+        if len(self._names) <= _MAX_NAMES:
+            self._names = self._names.union(*documents) - _ROW_FIELDS
+        few = len(self._names) <= _MAX_NAMES
+        self._rows = _row_decoder(row.run_id, row.session, self._names, kept) if few else None
 
     def _slow(self, line: Line) -> Scanned:
         if (self._strict or self._kept is not None) and line.data.isascii():

@@ -19,6 +19,13 @@ from typing import Any, Final, NamedTuple, TypeVar, get_args
 from gradience.errors import RecorderError
 from gradience.schema.scalars import MAX_INT, Json, NonFinite, Real, real
 
+_NAMES: Final = frozenset(get_args(NonFinite))
+_NUMBER: Final = re.compile(r"\s*[+-]?(?:(?:\d+\.?\d*|\.\d+)(?:e[+-]?\d+)?|nan|inf(?:inity)?)\s*", re.IGNORECASE)
+_WHOLE: Final = re.compile(r"\s*(\d{1,16})(?:\.0+)?\s*")
+_MAX_TEXT: Final = 64  # characters of a number written as text
+_MAX_BITS: Final = 200  # of an integer that is written out
+_ADVICE: Final = "record numbers, strings, booleans, and lists or mappings of them"
+
 _T = TypeVar("_T")
 
 
@@ -35,13 +42,6 @@ MAX_ELEMENTS: Final = 4096  # of one array or tensor, which is asked for its siz
 _MAX_LEVELS: Final = 64
 _WHOLE_BITS: Final = 4096  # of an integer that is written whole: 1233 digits, where a float's largest has 309
 _BOUNDED: Final = _Limits(7, 64)  # logged rows are flat
-
-_NAMES: Final = frozenset(get_args(NonFinite))
-_NUMBER: Final = re.compile(r"\s*[+-]?(?:(?:\d+\.?\d*|\.\d+)(?:e[+-]?\d+)?|nan|inf(?:inity)?)\s*", re.IGNORECASE)
-_WHOLE: Final = re.compile(r"\s*(\d{1,16})(?:\.0+)?\s*")
-_MAX_TEXT: Final = 64  # characters of a number written as text
-_MAX_BITS: Final = 200  # of an integer that is written out
-_ADVICE: Final = "record numbers, strings, booleans, and lists or mappings of them"
 
 
 def plain(value: Any, name: str) -> Json:

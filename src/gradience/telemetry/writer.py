@@ -18,7 +18,7 @@ from typing import Any, Final, Self
 
 import msgspec
 
-from gradience.errors import RecorderError, SchemaError
+from gradience.errors import RecorderError
 from gradience.schema.config import ConfigSnapshot
 from gradience.schema.events import (
     Alert,
@@ -34,9 +34,8 @@ from gradience.schema.events import (
     TrainStep,
 )
 from gradience.schema.scalars import SCHEMA_ID, Severity, Status
-from gradience.telemetry.codec import MAX_LINE_BYTES, decode, decode_known, encode, encode_document, to_document
 from gradience.telemetry.logfile import Fsync, LogFile
-from gradience.telemetry.redact import DEFAULT_MAX_STR_LEN, DEFAULT_REDACTION, Redaction, redact_document, redact_id
+from gradience.telemetry.redact import DEFAULT_MAX_STR_LEN, Redaction, redact_id, to_line
 from gradience.telemetry.values import number, plain, rates
 
 _DURABLE: Final = (RunStart, Eval, Alert, RunEnd)
@@ -259,35 +258,6 @@ class TelemetryWriter:
             return None
         name = type(error).__name__
         return f"{name}: {error}" if self._rule.allow_text else name
-
-
-def to_line(event: Event, rule: Redaction = DEFAULT_REDACTION, *, bare: bool = False) -> bytes:
-    """Return the event's line without its newline: redacted, and read back, so that no log holds what no reader reads.
-
-    Args:
-        event: of any kind.
-        rule: how much of a string may be written.
-        bare: the event holds no text but our own, so that nothing need be redacted: the writer's hot path.
-
-    Raises:
-        RecorderError: the event is not valid, or the line is too long.
-    """
-    try:
-        line = encode(event) if bare else encode_document(redact_document(to_document(event), rule))
-        _read_back(line)
-    except (msgspec.MsgspecError, SchemaError, TypeError, ValueError, RecursionError) as error:
-        raise RecorderError(f"not a valid {type(event).__name__} event: {error}", advice=_ADVICE) from error
-    if len(line) > MAX_LINE_BYTES:
-        message = f"a {type(event).__name__} event of {len(line)} bytes; a line may have {MAX_LINE_BYTES}"
-        raise RecorderError(message, advice="record a summary, or split it into several events")
-    return line
-
-
-def _read_back(line: bytes) -> None:
-    try:
-        decode_known(line)
-    except msgspec.ValidationError:
-        decode(line)  # an extra of the name `extras` is a value like any other
 
 
 def _status(error: BaseException | None) -> Status:

@@ -13,7 +13,6 @@ from typing import Final, NamedTuple
 
 from gradience.errors import RecorderError
 from gradience.importers.files import refuse_summary
-from gradience.importers.sources import MAX_DEPTH, MAX_RUNS, run_folders
 from gradience.io.reading import open_regular
 from gradience.rules.log.facts import KEPT
 from gradience.schema.reports import SourceLocation
@@ -44,6 +43,8 @@ def runs_in(path: str | os.PathLike[str]) -> list[Path]:
     place = Path(path)
     if not place.is_dir() or is_log(place / _LOG):
         return [place]
+    from gradience.importers.sources import MAX_DEPTH, MAX_RUNS, run_folders  # noqa: PLC0415  # as in `_read`
+
     foreign = run_folders(place)
     if foreign == [place]:
         return [place]

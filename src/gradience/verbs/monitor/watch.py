@@ -26,6 +26,10 @@ from gradience.telemetry.series import Column, RunSeries
 
 _CHUNK: Final = 1 << 20
 _HEAD: Final = 256  # bytes by which a file is recognised
+_REWARD: Final = "reward"  # the one further value that is watched: under RL the loss shows little
+_REWARD_KEY: Final = b'"reward":'
+_MOST_POINTS: Final = 512  # of a curve
+_MOST_EVALS: Final = 1000
 
 
 class Tail:
@@ -128,12 +132,6 @@ class Tail:
             yield from (line for line in lines if len(line) <= MAX_LINE_BYTES and line.strip())
             if len(self._held) > MAX_LINE_BYTES:
                 self._held, self._overlong = b"", True
-
-
-_REWARD: Final = "reward"  # the one further value that is watched: under RL the loss shows little
-_REWARD_KEY: Final = b'"reward":'
-_MOST_POINTS: Final = 512  # of a curve
-_MOST_EVALS: Final = 1000
 
 
 class Watch:
