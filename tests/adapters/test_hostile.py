@@ -176,9 +176,9 @@ def test_a_config_at_odds_with_the_file_is_said(tmp_path, config):
     assert adapter.notes or adapter.skipped or any(m.alpha_pattern for m in adapter.modules)
 
 
-def test_patterns_end_on_a_name_of_a_hundred_thousand_letters(tmp_path):
+def test_patterns_end_on_the_longest_name_that_a_file_may_hold(tmp_path):
     """Matched by backtracking, each of the two would run for years."""
-    stem = "base_model.model." + "a" * 100_000
+    stem = "base_model.model." + "a" * 990
     tensors = {
         f"{stem}.lora_A.weight": np.ones((4, 6), np.float32),
         f"{stem}.lora_B.weight": np.ones((8, 4), np.float32),
