@@ -103,9 +103,9 @@ def _of_tensor(tag: str, event: Any) -> Iterator[_Scalar]:
         return
     code, field = _NUMBERS.get(proto.dtype, ("", ""))
     held = getattr(proto, field) if field else ()
-    value = held[0] if len(held) == 1 else None
+    value: float | None = held[0] if len(held) == 1 else None
     if value is None and code and len(proto.tensor_content) == calcsize(code):
-        (value,) = unpack(code, proto.tensor_content)
+        value = unpack(code, proto.tensor_content)[0]
     if value is not None:
         yield _Scalar(float(event.wall_time), int(event.step), tag, float(value))
 

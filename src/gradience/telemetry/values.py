@@ -19,7 +19,6 @@ from typing import Any, Final, NamedTuple, TypeVar, get_args
 from gradience.errors import RecorderError
 from gradience.schema.scalars import MAX_INT, Json, NonFinite, Real, real
 
-
 _T = TypeVar("_T")
 
 
