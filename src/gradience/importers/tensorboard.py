@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from importlib import import_module
 from math import prod
 from pathlib import Path
@@ -102,7 +102,7 @@ def _of_tensor(tag: str, event: Any) -> Iterator[_Scalar]:
     if prod(axis.size for axis in proto.tensor_shape.dim) != 1 or len(proto.tensor_shape.dim) > _MAX_AXES:
         return
     code, field = _NUMBERS.get(proto.dtype, ("", ""))
-    held = getattr(proto, field) if field else ()
+    held: Sequence[float] = getattr(proto, field) if field else ()
     value: float | None = held[0] if len(held) == 1 else None
     if value is None and code and len(proto.tensor_content) == calcsize(code):
         value = unpack(code, proto.tensor_content)[0]
