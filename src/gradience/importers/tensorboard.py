@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from importlib import import_module
 from math import prod
 from pathlib import Path
-from struct import calcsize, iter_unpack
+from struct import calcsize, unpack
 from typing import Any, Final, NamedTuple
 
 from gradience.configs.settings import stack
@@ -102,10 +102,10 @@ def _of_tensor(tag: str, event: Any) -> Iterator[_Scalar]:
     if prod(axis.size for axis in proto.tensor_shape.dim) != 1 or len(proto.tensor_shape.dim) > _MAX_AXES:
         return
     code, field = _NUMBERS.get(proto.dtype, ("", ""))
-    held: Sequence[Any] = getattr(proto, field) if field else ()
-    value = held[0] if len(held) == 1 else None
+    held: Sequence[float] = getattr(proto, field) if field else ()
+    value: float | None = held[0] if len(held) == 1 else None
     if value is None and code and len(proto.tensor_content) == calcsize(code):
-        value = next(iter_unpack(code, proto.tensor_content))[0]
+        value = unpack(code, proto.tensor_content)[0]
     if value is not None:
         yield _Scalar(float(event.wall_time), int(event.step), tag, float(value))
 

@@ -128,7 +128,7 @@ class LogFile:
         """Return what became of the file under the log's name; nothing where it is the one that is written."""
         mine = os.fstat(fd)
         try:
-            there = os.stat(self.path)
+            there = self.path.stat()
         except OSError:
             return "was removed" if mine.st_nlink == 0 else "was moved away"
         if (there.st_ino, there.st_dev) != (mine.st_ino, mine.st_dev):

@@ -24,125 +24,29 @@ _HIDDEN: Final = "<redacted: secret key>"
 # Names ----------------------------------------------------------------------------------------------------------------
 
 _PARTS: Final = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|[^A-Za-z0-9]+")
-_WORDS: Final = frozenset(
-    [
-        "token",
-        "secret",
-        "secrets",
-        "password",
-        "passwords",
-        "passwd",
-        "passphrase",
-        "passphrases",
-        "pwd",
-        "pass",
-        "authorization",
-        "auth",
-        "credential",
-        "credentials",
-        "cookie",
-        "cookies",
-        "bearer",
-        "webhook",
-        "webhooks",
-    ]
-)
-_KEYS_OF: Final = frozenset(
-    [
-        "api",
-        "access",
-        "secret",
-        "private",
-        "account",
-        "auth",
-        "authorization",
-        "signing",
-        "sign",
-        "encryption",
-        "encrypt",
-        "storage",
-        "master",
-        "license",
-        "licence",
-        "subscription",
-        "service",
-        "deploy",
-        "ssh",
-        "gpg",
-        "pgp",
-        "rsa",
-        "jwt",
-        "hmac",
-        "fernet",
-        "session",
-        "admin",
-        "client",
-        "shared",
-        "kaggle",
-        "wandb",
-        "comet",
-        "openai",
-        "anthropic",
-        "cohere",
-        "mistral",
-        "stripe",
-        "mailgun",
-        "sendgrid",
-        "age",
-        "hf",
-        "azure",
-        "aws",
-        "gcp",
-    ]
-)
-_TOKENS_OF: Final = frozenset(
-    [
-        "api",
-        "access",
-        "auth",
-        "hub",
-        "hf",
-        "refresh",
-        "bearer",
-        "secret",
-        "user",
-        "bot",
-        "github",
-        "gitlab",
-        "oauth",
-        "id",
-    ]
-)
-_OF_THE_TOKENIZER: Final = frozenset(
-    [
-        "pad",
-        "eos",
-        "bos",
-        "unk",
-        "sep",
-        "cls",
-        "mask",
-        "image",
-        "audio",
-        "video",
-        "boi",
-        "eoi",
-        "start",
-        "end",
-        "stop",
-        "next",
-        "first",
-        "last",
-        "special",
-        "prefix",
-        "suffix",
-        "middle",
-        "fim",
-    ]
-)
-_NOT_A_PASSWORD: Final = frozenset(
-    ["forward", "backward", "fwd", "bwd", "first", "second", "third", "single", "one", "two", "multi", "by", "band"]
-)
+_WORDS: Final = frozenset({
+    "token", "secret", "secrets", "password", "passwords", "passwd", "passphrase", "passphrases", "pwd", "pass",
+    "authorization", "auth", "credential", "credentials", "cookie", "cookies", "bearer", "webhook", "webhooks",
+})  # fmt: skip
+_KEYS_OF: Final = frozenset({
+    "api", "access", "secret", "private", "account", "auth", "authorization", "signing", "sign", "encryption",
+    "encrypt", "storage", "master", "license", "licence", "subscription", "service", "deploy", "ssh", "gpg",
+    "pgp", "rsa", "jwt", "hmac", "fernet", "session", "admin", "client", "shared", "kaggle", "wandb", "comet",
+    "openai", "anthropic", "cohere", "mistral", "stripe", "mailgun", "sendgrid", "age", "hf", "azure", "aws",
+    "gcp",
+})  # fmt: skip
+_TOKENS_OF: Final = frozenset({
+    "api", "access", "auth", "hub", "hf", "refresh", "bearer", "secret", "user", "bot", "github", "gitlab",
+    "oauth", "id",
+})  # fmt: skip
+_OF_THE_TOKENIZER: Final = frozenset({
+    "pad", "eos", "bos", "unk", "sep", "cls", "mask", "image", "audio", "video", "boi", "eoi", "start", "end",
+    "stop", "next", "first", "last", "special", "prefix", "suffix", "middle", "fim",
+})  # fmt: skip
+_NOT_A_PASSWORD: Final = frozenset({
+    "forward", "backward", "fwd", "bwd", "first", "second", "third", "single", "one", "two", "multi", "by",
+    "band",
+})  # fmt: skip
 _GLUED: Final = re.compile(
     r"(?:password|passwd|passphrase|pwd|secret|credential|cookie|webhook"
     r"|(?:auth|api|access|refresh|bearer|hub|hf|session|oauth|bot|github|id)token"
@@ -150,26 +54,10 @@ _GLUED: Final = re.compile(
     r"|(?:db|user|smtp|mysql|pg|root|admin|redis|sudo)pass|conn(?:ection)?str(?:ing)?)s?$"
 )
 _COUNTED: Final = re.compile(r"\d+|v\d+")
-_AFTER: Final = frozenset(
-    [
-        "value",
-        "val",
-        "plain",
-        "plaintext",
-        "raw",
-        "b64",
-        "base64",
-        "old",
-        "new",
-        "base",
-        "prod",
-        "dev",
-        "staging",
-        "url",
-        "uri",
-        "header",
-    ]
-)
+_AFTER: Final = frozenset({
+    "value", "val", "plain", "plaintext", "raw", "b64", "base64", "old", "new", "base", "prod", "dev",
+    "staging", "url", "uri", "header",
+})  # fmt: skip
 
 
 def holds_secret(key: str, value: str) -> bool:
@@ -187,7 +75,7 @@ def holds_secret(key: str, value: str) -> bool:
 
 
 @lru_cache(maxsize=4096)
-def _kind(name: str) -> str:
+def _kind(name: str) -> str:  # noqa: PLR0911  # one for each form of a name
     """Return what a name says of its value: `secret`; `token` or `key`, which may be harmless; nothing."""
     parts = [part.lower() for part in _PARTS.split(name) if part]
     while len(parts) > 1 and (_COUNTED.fullmatch(parts[-1]) or parts[-1] in _AFTER):
@@ -208,7 +96,9 @@ def _kind(name: str) -> str:
     return "secret" if before in {"connection", "conn"} and last in {"string", "str"} else ""
 
 
-_HARMLESS: Final = frozenset({"", "true", "false", "none", "null", "yes", "no", "auto", "on", "off", "default", "..."})
+_HARMLESS: Final = frozenset({
+    "", "true", "false", "none", "null", "yes", "no", "auto", "on", "off", "default", "...",
+})  # fmt: skip
 _REDACTED: Final = re.compile(r"<redacted[^<>]*>")
 _TOKENIZER_VALUE: Final = re.compile(r"<[^<>]*>|\[[^\[\]]*\]|.{0,7}", re.DOTALL)
 _OPAQUE: Final = re.compile(r"(?=[^0-9]*[0-9])(?=[^A-Za-z]*[A-Za-z])[A-Za-z0-9+/=_-]{24,}")
@@ -304,7 +194,9 @@ _OPEN: Final = re.compile(r"\s{0,8}(?:[rbfu]?(?P<quote>\\{0,8}[\"'])|(?P<bracket
 _BARE: Final = re.compile(r"[^\s\"']+")
 _OF_A_QUERY: Final = re.compile(r"[^\s\"'&#]+")
 _LINE: Final = re.compile(r"[^\n\"']+")
-_WHOLE_LINE: Final = frozenset({"authorization", "proxy-authorization", "cookie", "set-cookie"})
+_WHOLE_LINE: Final = frozenset({
+    "authorization", "proxy-authorization", "cookie", "set-cookie",
+})  # fmt: skip
 _CLOSING: Final = {"[": "]", "{": "}", "(": ")"}
 
 
@@ -435,10 +327,12 @@ def _balanced(text: str, begin: int) -> int:
 # Documents ------------------------------------------------------------------------------------------------------------
 
 _NAME_KEYS: Final = ("name", "key", "option", "variable", "field")
-_VALUE_KEYS: Final = frozenset({"value", "val", "default", "values"})
+_VALUE_KEYS: Final = frozenset({
+    "value", "val", "default", "values",
+})  # fmt: skip
 
 
-def hide_in(value: Any, key: str = "") -> Any:
+def hide_in(value: Any, key: str = "") -> Any:  # noqa: PLR0911  # one for each type
     """Return a report, or a value of JSON, with the secrets in its texts hidden: a copy where there is one.
 
     Below a secret name every text is hidden, in lists and mappings, too; so is what follows `--token` in a list of
@@ -501,7 +395,7 @@ def below(key: str, name: Any) -> str:
 
 
 def names_in(mapping: dict[Any, Any]) -> list[Any]:
-    """Return the names under which a mapping's values are judged: its keys, but of `{"name": n, "value": v}` n for v."""
+    """Return the names under which a mapping's values are judged: its keys; n for v in `{"name": n, "value": v}`."""
     label = next(
         (mapping[k] for k in _NAME_KEYS if isinstance(mapping.get(k), str) and _kind(mapping[k][-_MAX_NAME:])), ""
     )

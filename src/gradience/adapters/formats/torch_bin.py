@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 import zipfile
 from pathlib import Path
 from typing import Any, Final
@@ -93,7 +94,9 @@ def _load(path: Path) -> dict[str, Any]:
             advice="pip install torch, or save the adapter again with safe_serialization=True",
         ) from error
     try:
-        data = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+        with warnings.catch_warnings():  # torch's own, of strange kinds of tensor: those are refused by name below
+            warnings.simplefilter("ignore")
+            data = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except Exception as error:  # a hostile pickle makes the loader raise anything; none of it is our bug
         first = str(error).strip().split("\n", 1)[0]
         raise AdapterError(

@@ -66,7 +66,7 @@ def _close_up(losses: Sequence[float]) -> tuple[float, float] | None:
     finite = column[np.isfinite(column)]
     if not len(finite):
         return None
-    low, high = (float(x) for x in np.percentile(finite, _CLOSE))
+    low, high = (4 * float(x) for x in np.percentile(finite / 4, _CLOSE))  # or 1e308 less -1e308 overflows
     return (low, high) if 0.0 < (high - low) * _FAR < float(finite.max()) - float(finite.min()) else None
 
 
