@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Concatenate, Final, Literal, NamedTuple, ParamSpec, TypeAlias, TypeVar
 
+import numpy as np
 import numpy.typing as npt
 
 from gradience.adapters.config import AdapterConfig, ScalingRules, read_config
@@ -31,6 +32,19 @@ Role: TypeAlias = Literal[
 PREFIX: Final = "base_model.model."
 MOST_ELEMENTS: Final = 1 << 27
 """The largest array that a factor may be unfolded to; real adapters stay far below it."""
+
+LARGEST_ENTRY: Final = 3.4e38
+"""Of an update's numbers, in size: float32's range, in which merges compute; their fourth powers are within float64."""
+
+
+def within_range(*arrays: Array) -> bool:
+    """Whether all entries are finite and at most `LARGEST_ENTRY` in size."""
+    return all(bool(np.isfinite(array).all()) and not _beyond(array) for array in arrays)
+
+
+def _beyond(array: Array) -> bool:
+    return array.dtype == np.float64 and bool((np.abs(array) > LARGEST_ENTRY).any())
+
 
 LOHA_FIELDS: Final = tuple(f"hada_{part}" for part in ("w1_a", "w1_b", "w2_a", "w2_b", "t1", "t2"))
 LOKR_FIELDS: Final = tuple(f"lokr_{part}" for part in ("w1", "w1_a", "w1_b", "w2", "w2_a", "w2_b", "t2"))

@@ -13,7 +13,7 @@ from typing import Final, NamedTuple
 
 import numpy as np
 
-from gradience.adapters.layout import Adapter, Array, Module
+from gradience.adapters.layout import LARGEST_ENTRY, Adapter, Array, Module, within_range
 from gradience.adapters.open import open_adapter
 from gradience.adapters.pairs import LoraPair, layout_of
 from gradience.adapters.traits import Operation, module_obstacle, obstacles
@@ -160,8 +160,8 @@ class _Run:
         w = self._weight(module)
         if w.shape != module.shape:
             raise AdapterError(f"the base's weight is {list(w.shape)}, and the update {list(module.shape)}")
-        if not all(np.isfinite(x).all() for x in module.load()) or not np.isfinite(w).all():
-            raise AdapterError("it holds NaN or infinite numbers")
+        if not within_range(*module.load(), w):
+            raise AdapterError(f"it holds NaN, or numbers over the limit of {LARGEST_ENTRY:g}")
         b = self._source.read(layout.b_name).reshape(layout.out, layout.rank)
         found = mitigated(module, w, b, self._options, transposed=layout.transposed)
         if found.vectors.shape[1]:

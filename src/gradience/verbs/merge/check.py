@@ -88,6 +88,8 @@ def merge_check(
     left_out = excluded_rules(ids, select=select, ignore=ignore, settings=settings)
     sides = open_sides(paths)
     found = matched(sides, overlapping=False)
+    if found.odd and not found.rows:
+        raise AdapterError(_odd(sides, found.odd[0]), advice="are they of one base model?")
     products = products_of(sides, found)
     signs = dict(_signs(found, products, chosen, most=None if exact else _SAMPLE, seed=seed, progress=progress))
     total = total_of(products)
@@ -117,6 +119,17 @@ def merge_check(
     )
     findings, not_run = without(*judge(MERGE_RULES, report), left_out)
     return msgspec.structs.replace(report, findings=findings, not_run=not_run)
+
+
+def _odd(sides: Sequence[Side], name: str) -> str:
+    """Say that no module has one shape in all adapters, by the example of one."""
+    shapes = [
+        f"{module.shape[0]} x {module.shape[1]} in {side.name}"
+        for side in sides
+        for module in side.adapter.modules
+        if module.name == name
+    ]
+    return f"no module has the same shape in all adapters: {name} is {', '.join(shapes)}"
 
 
 def _shared(found: Matching) -> list[str]:

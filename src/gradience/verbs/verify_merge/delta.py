@@ -67,10 +67,12 @@ class PlainDelta:
         self._factors(replay.factors)
         self._factors(None)
 
+    @np.errstate(over="ignore", invalid="ignore")  # beyond float32 is infinity, as in a merge
     def rows(self, at: slice | Array, replay: MergeReplay) -> Array:
         """Return those rows of dW, in float32, as the replay computes them on this machine."""
         return self._finished(self._product(*self._left_and_right(at, replay)), replay)
 
+    @np.errstate(over="ignore", invalid="ignore")  # beyond float32 is infinity, as in a merge
     def bounds(self, at: slice | Array, replay: MergeReplay) -> tuple[Array, Array]:
         """Return the least and the largest that those rows of dW can be, over all orders of adding up r products.
 
@@ -102,6 +104,7 @@ class PlainDelta:
             product *= self._scale(replay)
         return rounded(product, replay.delta)
 
+    @np.errstate(over="ignore", invalid="ignore")  # beyond float32 is infinity, as in a merge
     def size(self, at: slice | Array) -> Array:
         """Return a bound of sum_k |s b_ik a_kj| for each entry of those rows (Cauchy and Schwarz)."""
         if self._sizes is None:
@@ -110,6 +113,7 @@ class PlainDelta:
         left, right = self._sizes
         return np.asarray(np.outer(left[at], right))
 
+    @np.errstate(over="ignore", invalid="ignore")  # beyond float32 is infinity, as in a merge
     def _factors(self, dtype: str | None) -> tuple[Array, Array]:
         if dtype not in self._cast:
             b, a = (x.astype(np.float32) for x in (self._b, self._a))

@@ -208,6 +208,7 @@ def _mismatches(case: Case, replay: MergeReplay, at: slice | Array, p: Array) ->
     return m.size - int(np.count_nonzero((low <= m) & (m <= high)))
 
 
+@np.errstate(over="ignore", invalid="ignore")  # of weights at the end of float32's range
 def _span_sums(e: Array, d: Array, apart: tuple[Array, Array] | None) -> list[float]:
     """Return ee, ed, dd, pd and the spread; `apart` holds p - W and M - p where M is not p."""
     ed = _dot(e, d)
