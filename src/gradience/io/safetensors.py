@@ -367,8 +367,8 @@ def indexed_files(index: Path) -> list[Path]:
     return files
 
 
-# Of safetensors 0.7: a tensor that is copied bit for bit may be of a dtype that no array here has.
-_KNOWN: Final = frozenset({*DTYPES, "F8_E8M0", "C64", "F4", "F6_E2M3", "F6_E3M2", "F8_E4M3FNUZ", "F8_E5M2FNUZ"})
+# Bits of the format's dtypes that no array here has: such a tensor may be copied bit for bit.
+_OTHER_BITS: Final = {"C64": 64, "F8_E8M0": 8, "F6_E2M3": 6, "F6_E3M2": 6, "F4": 4}
 _ALIGNMENT: Final = 8  # bytes, of the first tensor: the format's own
 
 
@@ -405,11 +405,7 @@ def write_safetensors(path: Path, tensors: Sequence[PlannedTensor], *, metadata:
     """
     raw = _header(path, tensors, metadata)
     for tensor in tensors:
-        if tensor.dtype not in _KNOWN:
-            raise OutputError(
-                f"tensor {tensor.name!r} is of dtype {tensor.dtype!r}, which safetensors does not know",
-                advice="nothing could open the file: leave the tensor out of the source",
-            )
+        _refuse_unreadable(tensor)
     try:
         with path.open("wb") as file:
             file.write(struct.pack("<Q", len(raw)) + raw)
@@ -420,6 +416,18 @@ def write_safetensors(path: Path, tensors: Sequence[PlannedTensor], *, metadata:
                 file.write(data.reshape(-1).view(np.uint8).data)
     except OSError as error:
         raise OutputError(f"cannot write {path}: {error.strerror}", advice="check the space left") from error
+
+
+def _refuse_unreadable(tensor: PlannedTensor) -> None:
+    """Refuse a tensor that would make the whole file one that no program opens."""
+    bits = _OTHER_BITS.get(tensor.dtype)
+    if tensor.dtype not in DTYPES and bits is None:
+        what = f"is of dtype {tensor.dtype!r}, which safetensors does not know"
+    elif bits is not None and math.prod(tensor.shape) * bits != tensor.nbytes * 8:
+        what = f"of {tensor.dtype} {list(tensor.shape)} has {tensor.nbytes} bytes, which do not fit"
+    else:
+        return
+    raise OutputError(f"tensor {tensor.name!r} {what}", advice="nothing could open the file: take it out of the source")
 
 
 def file_size(tensors: Sequence[PlannedTensor], *, metadata: Mapping[str, str]) -> int:

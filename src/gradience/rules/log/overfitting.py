@@ -59,11 +59,16 @@ def held_out_curve(facts: RunFacts) -> HeldOutCurve | None:
 
 def _curves(facts: RunFacts) -> list[HeldOutCurve]:
     """Return the losses of every held-out split, the one that the report shows first."""
-    named = dict.fromkeys(e.split for e in facts.history if e.split != "train")
+    named: dict[str, dict[int, Eval]] = {}
+    for event in facts.history:
+        if event.split != "train":
+            of_split = named.setdefault(event.split, {})
+            if event.step is not None and _loss(event) > 0.0:
+                of_split[event.step] = event
     shown = facts.held_out.split if facts.held_out else None
     curves = []
     for split in sorted(named, key=lambda name: name != shown):
-        events = {e.step: e for e in facts.history if e.split == split and e.step is not None and _loss(e) > 0.0}
+        events = named[split]
         steps = sorted(events)
         evals = [events[step] for step in steps]
         curves.append(HeldOutCurve(split, evals, steps, [_loss(e) for e in evals]))
