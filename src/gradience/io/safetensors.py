@@ -418,6 +418,11 @@ def write_safetensors(path: Path, tensors: Sequence[PlannedTensor], *, metadata:
         raise OutputError(f"cannot write {path}: {error.strerror}", advice="check the space left") from error
 
 
+def is_known(dtype: str) -> bool:
+    """Whether the format has a dtype of that name, readable here or not."""
+    return dtype in DTYPES or dtype in _OTHER_BITS
+
+
 def _refuse_unreadable(tensor: PlannedTensor) -> None:
     """Refuse a tensor that would make the whole file one that no program opens."""
     bits = _OTHER_BITS.get(tensor.dtype)
