@@ -292,8 +292,7 @@ def _checked(path: Path, declared: dict[str, _Declared], available: int) -> dict
     for name, entry in sorted(declared.items(), key=_position):
         if entry.data_offsets is None or entry.shape is None:
             raise AdapterError(f"{path}: the header's entry {name!r} is not a tensor", advice="save the adapter again")
-        if (fault := name_fault(name)) is not None:
-            raise AdapterError(f"{path}: the tensor name {name[:_SHOWN]!r}... {fault}", advice=_NO_MODEL)
+        refuse_long_name(path, name)
         if len(entry.shape) > _MOST_AXES:
             raise AdapterError(f"{path}: tensor {name!r} claims {len(entry.shape)} axes")
         begin, end = entry.data_offsets
@@ -313,6 +312,16 @@ def _checked(path: Path, declared: dict[str, _Declared], available: int) -> dict
             advice="the file is damaged, or something was appended to it: copy or save it again",
         )
     return tensors
+
+
+def refuse_long_name(path: Path, name: str) -> None:
+    """Refuse a file that names a tensor as no model does.
+
+    Raises:
+        AdapterError: the name is over the limits of `io.decoding`.
+    """
+    if (fault := name_fault(name)) is not None:
+        raise AdapterError(f"{path}: the tensor name {name[:_SHOWN]!r}... {fault}", advice=_NO_MODEL)
 
 
 def _position(item: tuple[str, _Declared]) -> tuple[int, int]:
