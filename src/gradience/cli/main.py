@@ -13,6 +13,8 @@ import os
 import sys
 import traceback
 from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from gradience.errors import GradienceError
@@ -145,13 +147,15 @@ def _asks_for_help(tokens: Sequence[str]) -> bool:
 def script() -> int:
     """Run the command line as a process of its own."""
     gc.set_threshold(*_GC_THRESHOLDS)
+    if sys.stderr is None:  # closed, as by 2>&-: progress and errors go nowhere
+        sys.stderr = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115  # as long as the process
     try:
         interrupt.install()
         code = main()
         interrupt.ignore()  # the output is whole: an exit code of 0 stays one
     except KeyboardInterrupt:
         interrupt.ignore()
-        sys.stderr.write("gradience: interrupted\n")
+        _tell("gradience: interrupted")
         code = interrupt.INTERRUPTED
     finally:
         gc.freeze()  # the process ends here: nothing is gained by searching it for garbage once more
@@ -164,11 +168,18 @@ def _about(error: OSError) -> str:
 
 def _failed(error: Exception) -> int:
     """Report a bug of ours."""
-    traceback.print_exception(error)
+    _tell("".join(traceback.format_exception(error)).rstrip("\n"))
     where = traceback.extract_tb(error.__traceback__)[-1]
     place = f"{type(error).__name__} in {where.name}"
-    sys.stderr.write(f"gradience: a bug of gradience, not of your input ({place}): please report the lines above\n")
+    _tell(f"gradience: a bug of gradience, not of your input ({place}): please report the lines above")
     return SOFTWARE
+
+
+def _tell(text: str) -> None:
+    """Write on stderr, if that is possible: the exit code says the rest."""
+    with suppress(OSError, ValueError):
+        sys.stderr.write(f"{text}\n")
+        sys.stderr.flush()
 
 
 def _fail(message: str, advice: str) -> int:
@@ -178,5 +189,5 @@ def _fail(message: str, advice: str) -> int:
     line = clean(" ".join(f"{message}{tail}".split()))
     if len(line) > _LONGEST:
         line = f"{line[: _LONGEST - _LAST]} ... {line[-_LAST:]}"
-    sys.stderr.write(f"gradience: {line}\n")
+    _tell(f"gradience: {line}")
     return UNUSABLE
