@@ -88,13 +88,16 @@ def test_help_of_every_command_exits_with_zero():
         assert command in done.stdout
 
 
-def test_our_own_bugs_keep_their_traceback(monkeypatch, log):
+def test_a_bug_of_ours_keeps_its_traceback_and_ends_with_70(monkeypatch, log, capsys):
     def broken(*_: object, **__: object) -> None:
         raise ZeroDivisionError
 
     monkeypatch.setattr("gradience.cli.monitor.monitor_run", broken)
-    with pytest.raises(ZeroDivisionError):
-        main(["monitor", str(log)])
+    assert main(["monitor", str(log)]) == 70
+    told = capsys.readouterr().err.splitlines()
+    assert told[0].startswith("Traceback")
+    assert told[-2] == "ZeroDivisionError"
+    assert told[-1].startswith("gradience: a bug of gradience, not of your input (ZeroDivisionError in broken)")
 
 
 def test_ctrl_c_is_one_line_and_no_traceback(monkeypatch, capsys):

@@ -171,8 +171,8 @@ def test_a_run_that_is_ended_leaves_nothing_behind(make, tmp_path, number):
         "    print('writing', flush=True)\n"
         "    time.sleep(60)\n"
         "folder.write_safetensors = slow\n"
-        "from gradience.cli.main import main\n"
-        "sys.exit(main(sys.argv[1:]))\n"
+        "from gradience.cli.main import script\n"
+        "sys.exit(script())\n"
     )
     out = tmp_path / "out" / "new"
     run = subprocess.Popen(

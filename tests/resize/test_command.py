@@ -94,8 +94,8 @@ def slow(*arguments, **options):
     time.sleep(30)
     return fast(*arguments, **options)
 cut.reduced = slow
-from gradience.cli.main import main
-sys.exit(main(sys.argv[1:]))
+from gradience.cli.main import script
+sys.exit(script())
 """
 
 

@@ -11,6 +11,7 @@ from typing import Final, Protocol
 
 from gradience.cli.output import emit
 from gradience.errors import RecorderError
+from gradience.io.reading import open_regular
 from gradience.render.monitor import Glance, event_line, frame_lines, progress_line
 from gradience.render.text import clean
 from gradience.schema.config import ConfigSnapshot
@@ -31,7 +32,7 @@ def log_to_follow(path: Path) -> Path:
     """
     log = path / "run.jsonl" if path.is_dir() or not path.suffix else path
     try:
-        with log.open("rb") as file:
+        with open_regular(log) as file:
             begun = b"\n" in file.read(_LOOK)
     except OSError:
         return log

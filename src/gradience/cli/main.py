@@ -13,6 +13,8 @@ import os
 import sys
 import traceback
 from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from gradience.errors import GradienceError
@@ -145,13 +147,15 @@ def _asks_for_help(tokens: Sequence[str]) -> bool:
 def script() -> int:
     """Run the command line as a process of its own."""
     gc.set_threshold(*_GC_THRESHOLDS)
+    if sys.stderr is None:  # closed, as by 2>&-: progress and errors go nowhere
+        sys.stderr = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115  # as long as the process
     try:
         interrupt.install()
         code = main()
         interrupt.ignore()  # the output is whole: an exit code of 0 stays one
     except KeyboardInterrupt:
         interrupt.ignore()
-        sys.stderr.write("gradience: interrupted\n")
+        _tell("gradience: interrupted")
         code = interrupt.INTERRUPTED
     finally:
         gc.freeze()  # the process ends here: nothing is gained by searching it for garbage once more
@@ -164,14 +168,21 @@ def _about(error: OSError) -> str:
 
 def _failed(error: Exception) -> int:
     """Report a bug of ours."""
-    traceback.print_exception(error)
+    _tell("".join(traceback.format_exception(error)).rstrip("\n"))
     where = traceback.extract_tb(error.__traceback__)[-1]
     place = f"{type(error).__name__} in {where.name}"
-    sys.stderr.write(f"gradience: a bug of gradience, not of your input ({place}): please report the lines above\n")
+    _tell(f"gradience: a bug of gradience, not of your input ({place}): please report the lines above")
     return SOFTWARE
 
 
 _MAX_ERROR = 800  # characters of an error's line: a screen, whatever a file has for a name
+
+
+def _tell(text: str) -> None:
+    """Write on stderr, if that is possible: the exit code says the rest."""
+    with suppress(OSError, ValueError):
+        sys.stderr.write(f"{text}\n")
+        sys.stderr.flush()
 
 
 def _fail(message: str, advice: str) -> int:
@@ -180,7 +191,7 @@ def _fail(message: str, advice: str) -> int:
 
     tail = f" ({_middle_cut(advice, _MAX_ERROR // 4)})" if advice else ""
     line = _middle_cut(hide_secrets(_middle_cut(" ".join(message.split()), 4 * _MAX_ERROR)), _MAX_ERROR - len(tail))
-    sys.stderr.write(f"gradience: {clean(line)}{clean(hide_secrets(tail))}\n")
+    _tell(f"gradience: {clean(line)}{clean(hide_secrets(tail))}")
     return UNUSABLE
 
 

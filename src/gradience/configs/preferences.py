@@ -21,7 +21,7 @@ _MENTION: Final = re.compile(rb"^[^#\n]*gradience", re.MULTILINE)  # without it 
 _LARGEST: Final = 256 << 10  # bytes
 _MOST_PARTS: Final = 16  # of a dotted key: tomllib's time and memory grow with their square
 _PART: Final = r"""(?:[\w-]++|"[^"\n]*+"|'[^'\n]*+')"""
-_LONG_KEY: Final = re.compile(rf"{_PART}(?:[ \t]*+\.[ \t]*+{_PART}){{{_MOST_PARTS}}}")
+_LONG_KEY: Final = re.compile(rf"(?<![\w-]){_PART}(?:[ \t]*+\.[ \t]*+{_PART}){{{_MOST_PARTS}}}")
 
 
 class Preferences(msgspec.Struct, kw_only=True, frozen=True, rename="kebab", forbid_unknown_fields=True):

@@ -19,7 +19,7 @@ from gradience.errors import RecorderError, SchemaError
 from gradience.importers.files import MAX_BYTES, MAX_LINE, SourceRun, json_lines
 from gradience.importers.json_lines import dialect_of, read_json_lines
 from gradience.importers.settings import add_settings
-from gradience.importers.table import csv_header, find_columns, flatten, read_table
+from gradience.importers.table import MAX_COLUMNS, csv_header, find_columns, flatten, read_table
 from gradience.importers.tensorboard import is_event_file, read_tensorboard
 from gradience.importers.trackio import read_trackio
 from gradience.importers.trainer_state import add_results, find_states, join_states, read_state
@@ -141,8 +141,11 @@ def _is_ours(row: Mapping[str, Json]) -> bool:
 
 
 def _has_columns(rows: list[dict[str, Json]]) -> bool:
+    names = dict.fromkeys(name for row in rows for name in flatten(row))
+    if len(names) > MAX_COLUMNS:
+        return True  # an error that names the limit, when it is read
     try:
-        find_columns(name for row in rows for name in flatten(row))
+        find_columns(names)
     except RecorderError:
         return False
     return True

@@ -61,6 +61,7 @@ _SHOWN: Final = 12
 Numbered: TypeAlias = tuple[int, dict[str, Json] | str]  # place, and the row or what is wrong with it
 _ABSENT: Final = frozenset({"", "none", "null", "n/a", "na", "-"})
 _DELIMITERS: Final = ",;\t|"
+MAX_COLUMNS: Final = 10_000  # of a table: a dashboard shows hundreds
 _MAX_DEPTH: Final = 3  # levels of nesting that make a column: `train.loss`
 _OWN: Final = {"step", "ts"}
 
@@ -99,6 +100,8 @@ def find_columns(present: Iterable[str], given: Mapping[str, str] | None = None)
         RecorderError: a column of the map is not there, or no column can be the step or anything measured.
     """
     names = list(dict.fromkeys(present))
+    if len(names) > MAX_COLUMNS:
+        raise RecorderError(f"{len(names)} columns, over the limit of {MAX_COLUMNS}", advice="export fewer of them")
     columns = dict(given or {})
     if missing := [column for column in columns if column not in names]:
         raise RecorderError(f"--map: there is no column {missing[0][:60]!r}", advice=f"there are {_names(names)}")
@@ -126,9 +129,11 @@ def _by_name(names: list[str], taken: set[str]) -> Columns:
         column = next((plain[name] for name in known if name in plain), None)
         if target not in taken and column is not None:
             found[column] = target
+    used = taken | set(found.values())
     for name in names:
-        if name not in found and (target := _other(name)) not in taken | set(found.values()):
+        if name not in found and (target := _other(name)) not in used:
             found[name] = target
+            used.add(target)
     return found
 
 

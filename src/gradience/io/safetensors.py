@@ -292,8 +292,7 @@ def _checked(path: Path, declared: dict[str, _Declared], available: int) -> dict
     for name, entry in sorted(declared.items(), key=_position):
         if entry.data_offsets is None or entry.shape is None:
             raise AdapterError(f"{path}: the header's entry {name!r} is not a tensor", advice="save the adapter again")
-        if (fault := name_fault(name)) is not None:
-            raise AdapterError(f"{path}: the tensor name {name[:_SHOWN]!r}... {fault}", advice=_NO_MODEL)
+        refuse_long_name(path, name)
         if len(entry.shape) > _MOST_AXES:
             raise AdapterError(f"{path}: tensor {name!r} claims {len(entry.shape)} axes")
         begin, end = entry.data_offsets
@@ -313,6 +312,16 @@ def _checked(path: Path, declared: dict[str, _Declared], available: int) -> dict
             advice="the file is damaged, or something was appended to it: copy or save it again",
         )
     return tensors
+
+
+def refuse_long_name(path: Path, name: str) -> None:
+    """Refuse a file that names a tensor as no model does.
+
+    Raises:
+        AdapterError: the name is over the limits of `io.decoding`.
+    """
+    if (fault := name_fault(name)) is not None:
+        raise AdapterError(f"{path}: the tensor name {name[:_SHOWN]!r}... {fault}", advice=_NO_MODEL)
 
 
 def _position(item: tuple[str, _Declared]) -> tuple[int, int]:
@@ -367,8 +376,8 @@ def indexed_files(index: Path) -> list[Path]:
     return files
 
 
-# Of safetensors 0.7: a tensor that is copied bit for bit may be of a dtype that no array here has.
-_KNOWN: Final = frozenset({*DTYPES, "F8_E8M0", "C64", "F4", "F6_E2M3", "F6_E3M2", "F8_E4M3FNUZ", "F8_E5M2FNUZ"})
+# Bits of the format's dtypes that no array here has: such a tensor may be copied bit for bit.
+_OTHER_BITS: Final = {"C64": 64, "F8_E8M0": 8, "F6_E2M3": 6, "F6_E3M2": 6, "F4": 4}
 _ALIGNMENT: Final = 8  # bytes, of the first tensor: the format's own
 
 
@@ -405,11 +414,7 @@ def write_safetensors(path: Path, tensors: Sequence[PlannedTensor], *, metadata:
     """
     raw = _header(path, tensors, metadata)
     for tensor in tensors:
-        if tensor.dtype not in _KNOWN:
-            raise OutputError(
-                f"tensor {tensor.name!r} is of dtype {tensor.dtype!r}, which safetensors does not know",
-                advice="nothing could open the file: leave the tensor out of the source",
-            )
+        _refuse_unreadable(tensor)
     try:
         with path.open("wb") as file:
             file.write(struct.pack("<Q", len(raw)) + raw)
@@ -420,6 +425,23 @@ def write_safetensors(path: Path, tensors: Sequence[PlannedTensor], *, metadata:
                 file.write(data.reshape(-1).view(np.uint8).data)
     except OSError as error:
         raise OutputError(f"cannot write {path}: {error.strerror}", advice="check the space left") from error
+
+
+def is_known(dtype: str) -> bool:
+    """Whether the format has a dtype of that name, readable here or not."""
+    return dtype in DTYPES or dtype in _OTHER_BITS
+
+
+def _refuse_unreadable(tensor: PlannedTensor) -> None:
+    """Refuse a tensor that would make the whole file one that no program opens."""
+    bits = _OTHER_BITS.get(tensor.dtype)
+    if tensor.dtype not in DTYPES and bits is None:
+        what = f"is of dtype {tensor.dtype!r}, which safetensors does not know"
+    elif bits is not None and math.prod(tensor.shape) * bits != tensor.nbytes * 8:
+        what = f"of {tensor.dtype} {list(tensor.shape)} has {tensor.nbytes} bytes, which do not fit"
+    else:
+        return
+    raise OutputError(f"tensor {tensor.name!r} {what}", advice="nothing could open the file: take it out of the source")
 
 
 def file_size(tensors: Sequence[PlannedTensor], *, metadata: Mapping[str, str]) -> int:

@@ -12,7 +12,8 @@ import numpy as np
 import numpy.typing as npt
 
 from gradience.errors import AdapterError
-from gradience.io.safetensors import TensorInfo
+from gradience.io.reading import open_regular
+from gradience.io.safetensors import TensorInfo, refuse_long_name
 
 _SAVE_AGAIN: Final = "save the adapter again with safe_serialization=True"
 _LFS: Final = b"version https://git-lfs"
@@ -43,6 +44,8 @@ class TorchFile:
         self.path = path
         self.metadata: dict[str, str] = {}
         self._data = _load(path)
+        for name in self._data:
+            refuse_long_name(path, name)
         self.tensors = {name: _described(path, name, tensor) for name, tensor in self._data.items()}
 
     def read(self, name: str) -> npt.NDArray[Any]:
@@ -82,7 +85,7 @@ def _described(path: Path, name: str, tensor: Any) -> TensorInfo:
 def _load(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise AdapterError(f"no weights file at {path}", advice="check the path")
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         if file.read(len(_LFS)) == _LFS:
             raise AdapterError(f"{path} is a git-lfs pointer, not the weights", advice="fetch them with 'git lfs pull'")
     _refuse_compressed(path)

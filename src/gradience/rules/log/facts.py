@@ -202,9 +202,14 @@ class RunFacts:
     @cached_property
     def curves(self) -> Sequence[HeldOutCurve]:
         """The losses of every held-out split, the one that the report shows first."""
-        named = dict.fromkeys(e.split for e in self.history if e.split != "train")
+        named: dict[str, dict[int, Eval]] = {}
+        for event in self.history:
+            if event.split != "train":
+                of_split = named.setdefault(event.split, {})
+                if event.step is not None and _loss(event) > 0.0:
+                    of_split[event.step] = event
         shown = self.held_out.split if self.held_out else None
-        return [_curve(self.history, split) for split in sorted(named, key=lambda name: name != shown)]
+        return [_curve(split, named[split]) for split in sorted(named, key=lambda name: name != shown)]
 
     @property
     def held_out_curve(self) -> HeldOutCurve | None:
@@ -238,8 +243,7 @@ class RunFacts:
         return self.loss.values[max(0, end - count) : max(1, end)]
 
 
-def _curve(history: Sequence[Eval], split: str) -> HeldOutCurve:
-    events = {e.step: e for e in history if e.split == split and e.step is not None and _loss(e) > 0.0}
+def _curve(split: str, events: Mapping[int, Eval]) -> HeldOutCurve:
     steps = sorted(events)
     evals = [events[step] for step in steps]
     return HeldOutCurve(split, evals, steps, [_loss(e) for e in evals])

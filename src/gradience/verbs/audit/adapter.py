@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import msgspec
 
 from gradience.adapters.layout import Adapter, Module
 from gradience.adapters.open import AdapterFiles, open_adapter
+from gradience.io.safetensors import is_known
 from gradience.io.types import PathLike, Progress
 from gradience.rules.select import excluded_rules, without
 from gradience.rules.weights.health import health
@@ -115,8 +116,18 @@ def _facts(path: Path, files: AdapterFiles, adapter: Adapter) -> AuditReport:
         ledger=ledger_of(adapter),
         not_analysed=[NotAnalysed(name=item.name, reason=item.reason, cause=item.cause) for item in adapter.skipped],
         unmatched_patterns=[*adapter.unmatched_rank_patterns, *adapter.unmatched_alpha_patterns],
-        notes=adapter.notes,
+        notes=[*adapter.notes, *_unknown_dtypes(adapter)],
     )
+
+
+def _unknown_dtypes(adapter: Adapter) -> Iterator[str]:
+    """Yield a remark on each dtype that safetensors does not know: the file opens nowhere else."""
+    strange: dict[str, list[str]] = {}
+    for name, info in adapter.tensors.items():
+        if not is_known(info.dtype):
+            strange.setdefault(info.dtype, []).append(name)
+    for dtype, names in strange.items():
+        yield f"{len(names)} tensors of dtype {dtype!r}, which safetensors does not know (first: {names[0]})"
 
 
 def _judged(

@@ -1,0 +1,110 @@
+"""The guarded opening, the limits of decoding, and signals that wait."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from gradience.io import interrupt
+from gradience.io.decoding import MAX_DEPTH, MAX_NAME, MAX_PARTS, check_depth, decode_json, name_fault
+from gradience.io.reading import open_regular, read_small
+
+
+def test_a_pipe_without_a_writer_is_refused_at_once_by_its_kind(tmp_path):
+    os.mkfifo(tmp_path / "p")
+    with pytest.raises(OSError, match="a pipe, not a regular file"):
+        open_regular(tmp_path / "p")
+
+
+def test_a_socket_a_folder_and_a_device_are_refused_by_their_kinds(tmp_path):
+    (tmp_path / "d").symlink_to("/dev/zero")
+    with socket.socket(socket.AF_UNIX) as held:
+        held.bind(os.path.relpath(tmp_path / "s"))
+        for path, kind in ((tmp_path / "s", "a socket"), (tmp_path, "a folder"), (tmp_path / "d", "a device")):
+            with pytest.raises(OSError, match=f"{kind}, not a regular file"):
+                open_regular(path)
+
+
+def test_a_refused_file_leaves_no_descriptor_open(tmp_path):
+    os.mkfifo(tmp_path / "p")
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    for _ in range(5):
+        with pytest.raises(OSError, match="a pipe"):
+            open_regular(tmp_path / "p")
+    assert len(list(Path("/proc/self/fd").iterdir())) == before
+
+
+def test_a_file_at_the_limit_is_read_and_one_byte_more_is_refused_by_the_limits_name(tmp_path):
+    path = tmp_path / "c"
+    path.write_bytes(b"x" * 2048)
+    assert read_small(path, most=2048, what="a config") == b"x" * 2048
+    path.write_bytes(b"x" * 2049)
+    with pytest.raises(OSError, match="larger than 2 KiB, the limit for a config"):
+        read_small(path, most=2048, what="a config")
+
+
+def test_a_file_that_claims_no_size_is_read_no_further_than_the_limit():
+    with pytest.raises(OSError, match="larger than 16 bytes, the limit for a status"):
+        read_small("/proc/self/status", most=16, what="a status")
+
+
+@pytest.mark.parametrize(("opening", "closing"), [("[", "]"), ('{"a":', "}")])
+def test_nesting_at_the_limit_is_decoded_and_one_level_more_is_refused(opening, closing):
+    deepest = opening * MAX_DEPTH + "1" + closing * MAX_DEPTH
+    assert decode_json(deepest, object) == json.loads(deepest)
+    with pytest.raises(RecursionError, match="nested more than 64 levels"):
+        decode_json(opening + deepest + closing, object)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        json.dumps(["[" * 1000, "{" * 1000, '\\"[[' * 200]),
+        json.dumps([[[n]] for n in range(1000)]),
+        json.dumps({'"[': {"\\\\": ["[" * 100]}}),
+    ],
+)
+def test_brackets_in_texts_and_beside_each_other_are_no_nesting(text):
+    check_depth(text)
+    assert decode_json(text.encode(), object) == json.loads(text)
+
+
+def test_nesting_that_is_never_closed_is_refused():
+    with pytest.raises(RecursionError):
+        check_depth(b"[" * (MAX_DEPTH + 1))
+    with pytest.raises(msgspec.DecodeError):
+        decode_json("[" * MAX_DEPTH, object)
+
+
+def test_a_name_is_bounded_in_length_and_in_parts():
+    assert name_fault("a" * MAX_NAME) is None
+    assert name_fault("a" * (MAX_NAME + 1)) == "is 1025 characters long, over the limit of 1024"
+    assert name_fault(".".join("a" * MAX_PARTS)) is None
+    assert name_fault(".".join("a" * (MAX_PARTS + 1))) == "has 65 dotted parts, over the limit of 64"
+
+
+def test_a_signal_waits_for_the_end_of_the_outermost_block(monkeypatch):
+    old = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    done = []
+    try:
+        interrupt.install()
+        with pytest.raises(SystemExit) as ended, interrupt.held():  # noqa: PT012  # the end of the block raises
+            with interrupt.held():
+                os.kill(os.getpid(), signal.SIGTERM)
+                done.append("inner")
+            done.append("outer")
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+    finally:
+        for number, handler in old.items():
+            signal.signal(number, handler)
+    assert done == ["inner", "outer"]
+    assert ended.value.code == 143
