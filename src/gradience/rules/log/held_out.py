@@ -245,9 +245,7 @@ def _of_unknown_classes(point: EvalPoint, accuracy: float) -> Observation | None
     loss, n = as_float(point.metrics.loss if point.metrics.loss is not None else math.nan), point.metrics.n
     classes = next(_fitting(loss, accuracy, n), None)
     if classes is None:
-        raise Unknown(
-            "the number of classes is unknown (num_labels in the run's config); loss and accuracy fit none"
-        )
+        raise Unknown("the number of classes is unknown (num_labels in the run's config); loss and accuracy fit none")
     return Observation(
         f"{point.split.capitalize()} accuracy {accuracy:.1%} and loss {loss:.4g} are those of chance among {classes} "
         f"classes ({1 / classes:.1%}, ln {classes} = {math.log(classes):.4g}); the log does not say how many there "
