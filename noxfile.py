@@ -13,6 +13,8 @@ nox.options.sessions = ["tests"]
 PYPROJECT = nox.project.load_toml("pyproject.toml")
 TEST_PACKAGES = nox.project.dependency_groups(PYPROJECT, "test")
 ORACLES = nox.project.dependency_groups(PYPROJECT, "oracles")
+PARALLEL = ["-n", "2", "--dist", "loadfile"]  # a file's fixtures are made once
+QUICK = [f"tests/{room}" for room in ("configs", "render", "rewrite", "rules", "schema", "spectral", "telemetry")]
 HUB_PACKAGES = ["torch", "transformers", "peft", "safetensors", "datasets"]
 
 
@@ -47,7 +49,7 @@ def _free_folder(wanted: Path) -> str:
 
 
 def _install(session: nox.Session) -> None:
-    session.install(".[hf]", *TEST_PACKAGES)
+    session.install(".[hf,report]", *TEST_PACKAGES)
     session.install(*ORACLES, success_codes=[0, 1])  # their wheels are for some machines only
 
 
@@ -60,9 +62,19 @@ def tests(session: nox.Session) -> None:
     session.run("mypy")
     session.run("lint-imports", "--no-cache")
     session.run("coverage", "erase")
-    session.run("coverage", "run", "-m", "pytest", *session.posargs)
+    session.run("coverage", "run", "-m", "pytest", *PARALLEL, *session.posargs)
     session.run("coverage", "combine", silent=True)
     session.run("coverage", "report", "--format=total", silent=False)
+
+
+@nox.session
+def quick(session: nox.Session) -> None:
+    """For a change under way, in under a minute: lint, types, layers, and the rooms whose tests need no training."""
+    _install(session)
+    session.run("ruff", "check", ".")
+    session.run("mypy")
+    session.run("lint-imports", "--no-cache")
+    session.run("pytest", *PARALLEL, "-x", *(session.posargs or QUICK))
 
 
 @nox.session
@@ -85,6 +97,13 @@ def mutants(session: nox.Session) -> None:
     """Change the source one token at a time, and see whether a test fails: 'nox -s mutants -- --count 400 --seed 0'."""
     _install(session)
     session.run("python", "tests/mutants.py", *session.posargs, env={"OMP_NUM_THREADS": "1"})
+
+
+@nox.session
+def fuzz(session: nox.Session) -> None:
+    """Damaged inputs for every verb: `nox -s fuzz -- --inputs 100000 --seed 1 --workers 8 --out failures`."""
+    _install(session)
+    session.run("python", "tests/fuzz.py", *(session.posargs or ["--inputs", "10000"]))
 
 
 @nox.session

@@ -1,9 +1,14 @@
-"""A page as a browser would read it."""
+"""A page as a browser would read it, and the story that it is made from."""
 
 from __future__ import annotations
 
 from html.parser import HTMLParser
+from pathlib import Path
 from typing import NamedTuple
+
+from gradience.render.html import Story
+from gradience.verbs.diagnose.sources import find_sources
+from gradience.verbs.report.gather import build_story
 
 VOID = {"meta", "br", "link", "img", "input", "hr"}
 
@@ -44,3 +49,8 @@ def parse(page: str) -> Found:
     parser.close()
     assert parser.open == []
     return Found(parser.elements, "".join(parser.text))
+
+
+def gather(path: Path | None = None, *, adapter: Path | None = None, compare: list[Path] | None = None) -> Story:
+    """The story of a run, from its folder or its log."""
+    return build_story(find_sources(path, adapter=adapter), compare=compare or [])

@@ -230,3 +230,25 @@ def test_every_real_log_of_another_writer_gives_a_report_that_round_trips(shared
         assert again == report
         rows = [json.loads(line) for line in path.read_text().splitlines() if line]
         assert report.train.rows == sum("loss" in row for row in rows if row["event"] == "train_step")
+
+
+def test_a_duration_is_the_seconds_between_the_first_and_the_last_line(tmp_path):
+    readings = iter([1000.0, 1030.5, 4630.5, 4631.0])
+    with TelemetryWriter(tmp_path / "run.jsonl", clock=lambda: next(readings)) as log:
+        log.run_start()
+        log.train_step(1, loss=1.0)
+        log.train_step(2, loss=0.5)
+    report = monitor_run(tmp_path / "run.jsonl")
+    assert report.train.duration_s == 3631.0
+
+
+def test_a_resumed_run_that_logged_nothing_since_stands_where_it_went_back_to(tmp_path):
+    with TelemetryWriter(tmp_path / "run.jsonl") as log:
+        log.run_start()
+        for step in range(1, 11):
+            log.train_step(step, loss=1.0)
+        log.run_start(resumed_from_step=6)
+        log.close()
+    report = monitor_run(tmp_path / "run.jsonl")
+    assert (report.train.last_step, report.train.rows, report.train.superseded_rows) == (6, 6, 4)
+    assert "at step 6" in report.story

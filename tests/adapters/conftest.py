@@ -92,7 +92,7 @@ def worst_error() -> Callable[[Case], float]:
         assert set(adapter.roles) == set(adapter.tensors)
         errors = []
         seen: set[str] = set()
-        for module in [*adapter.modules, *adapter.needs_base]:
+        for module in [*adapter.modules, *adapter.base_dependent]:
             seen.add(str(module.base_name))
             got = update(module, case.base)
             truth = case.merged[module.base_name] - case.base[module.base_name]

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from gradience.adapters.names import layer_index, module_type, natural_key
+from gradience.adapters.config import AdapterConfig
+from gradience.adapters.names import explained, layer_index, module_type, other_role
+from gradience.io.sorting import natural_key
+from gradience.schema.audit import LeftoverReason
 
 TABLE = [
     # Llama, Mistral, Qwen, Gemma
@@ -115,3 +118,93 @@ def test_no_two_layers_of_a_convnext_share_an_index():
 def test_natural_order_puts_layer_2_before_layer_10():
     names = ["layers.10.q", "layers.2.q", "layers.2.k", "layers.²", "layers." + "9" * 5000]
     assert sorted(names, key=natural_key)[:2] == ["layers.2.k", "layers.2.q"]
+
+
+P = "base_model.model."
+ROLES = [
+    (f"{P}model.embed_tokens.token_adapter.trainable_tokens_delta", {}, "token_rows"),
+    ("base_model.vera_A", {}, "lora_pair"),
+    ("base_model.vera_B", {}, "lora_pair"),
+    ("base_model.vera_C", {}, "not_analysed"),
+    (f"{P}layers.0.q_proj.base_layer.bias", {"bias": "all"}, "bias"),
+    (f"{P}layers.0.q_proj.base_layer.bias", {}, "base_copy"),
+    (f"{P}layers.0.q_proj.bias", {"bias": "lora_only"}, "bias"),
+    (f"{P}layers.0.q_proj.bias", {}, "unknown"),
+    (f"{P}lm_head.base_layer.weight", {}, "base_copy"),
+    (f"{P}classifier.original_module.weight", {}, "base_copy"),
+    (f"{P}model.embed_tokens.token_adapter.base_layer.weight", {}, "base_copy"),
+    (f"{P}classifier.modules_to_save.default.weight", {}, "full_module"),
+    (f"{P}classifier.weight", {"modules_to_save": ["classifier"]}, "full_module"),
+    (f"{P}my_classifier.weight", {"modules_to_save": ["classifier"]}, "full_module"),
+    (f"{P}classifier.weight", {"modules_to_save": ["score"]}, "unknown"),
+    (f"{P}model.embed_tokens.weight", {}, "full_module"),
+    (f"{P}lm_head.weight", {}, "full_module"),
+    (f"{P}model.norm.weight", {}, "unknown"),
+    (f"{P}layers.0.q_proj.ia3_l.default", {}, "not_analysed"),
+    (f"{P}layers.0.q_proj.lora_velora_embed.weight", {}, "not_analysed"),
+    ("prompt_embeddings", {}, "not_analysed"),
+]
+
+
+@pytest.mark.parametrize(("key", "fields", "role"), ROLES)
+def test_a_tensor_that_is_no_factor_has_the_role_that_peft_gives_it(key, fields, role):
+    assert other_role(key, AdapterConfig(**fields)) == role
+
+
+def test_left_over_tensors_are_named_with_the_cause_that_programs_decide_by():
+    names = {
+        "x.weight": "unknown",
+        "q_proj.lora_velora_embed.weight": "not_analysed",
+        "layers.0.ranknum": "not_analysed",
+        "q_proj.ia3_l": "not_analysed",
+        "q_proj.lora_A.weight": "lora_pair",
+    }
+    assert [(one.name, one.cause) for one in explained(names)] == [
+        ("x.weight", LeftoverReason.UNKNOWN),
+        ("q_proj.lora_velora_embed.weight", LeftoverReason.TRAINING_ONLY),
+        ("layers.0.ranknum", LeftoverReason.TRAINING_ONLY),
+        ("q_proj.ia3_l", LeftoverReason.KIND_NOT_ANALYSED),
+    ]
+    assert [one.reason for one in explained(names)][:2] == [
+        "not part of any adapter layout known here",
+        "used in training only",
+    ]
+
+
+@pytest.mark.parametrize(("count", "entries"), [(8, [f"x{i}" for i in range(8)]), (9, ["x0 and 8 more"])])
+def test_up_to_eight_tensors_of_a_kind_are_named_each(count, entries):
+    assert [one.name for one in explained({f"x{i}": "unknown" for i in range(count)})] == entries
+
+
+@pytest.mark.parametrize(
+    ("names", "first"),
+    [
+        (["a10", "a9", "a9b"], "a9"),
+        (["a999999999", "a1000000000"], "a999999999"),  # nine digits are a number
+        (["a2000000000", "a10000000000"], "a10000000000"),  # ten are text
+        (["a1.b2", "a1.b10"], "a1.b2"),
+        (["a01", "a1.b"], "a01"),
+    ],
+)
+def test_names_are_sorted_by_their_numbers(names, first):
+    assert min(names, key=natural_key) == min(reversed(names), key=natural_key) == first
+
+
+@pytest.mark.parametrize(
+    ("name", "index"),
+    [
+        ("layers.0.x", 0),
+        ("h.1", 1),
+        ("stages.1.blocks.99.x", 199),
+        ("stages.1.blocks.100.x", None),  # would be the next stage's
+        ("layer1.0.conv1", 100),
+        ("down_blocks.0.x", 0),
+        ("mid_block.x", 100),
+        ("up_blocks.0.x", 200),
+        ("single_blocks.0.x", 100),
+        ("players.3.x", None),
+        ("layers.3x", None),
+    ],
+)
+def test_the_index_of_a_layer_in_a_section_counts_from_the_sections_start(name, index):
+    assert layer_index(name) == index

@@ -152,7 +152,7 @@ def test_lokr_is_what_peft_merges(make, worst_error, targets, more):
 
 def test_vera_of_equal_widths_is_what_peft_merges_without_a_base(make, worst_error):
     case = make(Net(), VeraConfig(r=4, target_modules=LINEAR))
-    assert not case.read().needs_base
+    assert not case.read().base_dependent
     assert worst_error(case) < TOLERANCE
 
 
@@ -162,7 +162,7 @@ def test_vera_of_several_widths_needs_the_base_and_is_then_what_peft_merges(make
     case = make(net, VeraConfig(r=4, target_modules=[*LINEAR, "down_proj"]))
     adapter = case.read()
     assert not adapter.modules
-    assert len(adapter.needs_base) == 5
+    assert len(adapter.base_dependent) == 5
     assert all("several widths" in item.reason for item in adapter.skipped)
     assert worst_error(case) < TOLERANCE
 
@@ -171,14 +171,14 @@ def test_vera_of_two_towers_under_one_name_needs_the_base(make, worst_error):
     net = Net()
     net.layers[0]["q_proj"] = nn.Linear(30, 40)
     case = make(net, VeraConfig(r=4, target_modules=["q_proj"]))
-    assert len(case.read().needs_base) == 2
+    assert len(case.read().base_dependent) == 2
     assert worst_error(case) < TOLERANCE
 
 
 def test_vera_without_its_projections_is_said(make):
     adapter = make(Net(), VeraConfig(r=4, target_modules=LINEAR, save_projection=False)).read()
     assert not adapter.modules
-    assert not adapter.needs_base
+    assert not adapter.base_dependent
     assert "save_projection" in adapter.skipped[0].reason
 
 

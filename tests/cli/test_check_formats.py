@@ -9,10 +9,10 @@ import pytest
 
 from gradience import check_config
 from gradience.cli.main import main
-from gradience.configs.yaml import keys_of, line_of
+from gradience.configs.lines import keys_of, line_of
 from gradience.errors import ConfigError
 from gradience.rules.config.judge import RULES
-from gradience.verbs.check.context import places
+from gradience.verbs.check.context import source_locations
 
 JSON = """{
   "learning_rate": 1e-5,
@@ -43,7 +43,7 @@ def test_every_rule_says_which_settings_it_is_about() -> None:
 )
 def test_findings_point_at_the_line_of_their_key(project: Path, name: str, lines: dict[str, int]) -> None:
     report = check_config(document=name, task="sft")
-    found = {finding.id: place for finding, place in zip(report.findings, places(report), strict=True)}
+    found = {finding.id: place for finding, place in zip(report.findings, source_locations(report), strict=True)}
     assert {key: place and (place.path, place.line) for key, place in found.items()} == {
         key: (name, line) for key, line in lines.items()
     }
@@ -52,7 +52,7 @@ def test_findings_point_at_the_line_of_their_key(project: Path, name: str, lines
 def test_the_file_that_wins_is_the_one_pointed_at(project: Path) -> None:
     (project / "t.json").write_text('{"seed": 1,\n"learning_rate": 2e-5}')
     report = check_config(document="c.json", training="t.json", task="sft", select=["LR001"])
-    assert [(place.path, place.line) for place in places(report) if place] == [("t.json", 2)]
+    assert [(place.path, place.line) for place in source_locations(report) if place] == [("t.json", 2)]
 
 
 @pytest.mark.parametrize("text", ["", "\0\xff", "learning_rate"])
@@ -85,7 +85,7 @@ def test_json_is_the_same_by_either_name(
     arguments: list[str], project: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["check", "c.yaml", *arguments]) == 0
-    assert json.loads(capsys.readouterr().out)["schema"] == "gradience.verbs.check/v1"
+    assert json.loads(capsys.readouterr().out)["schema"] == "gradience.check/v2"
 
 
 def test_two_formats_at_once_are_refused(project: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -140,7 +140,7 @@ def test_the_help_names_the_gap_that_applies_without_the_option(
     command: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     main([command, "--help"])
-    assert f"{DEFAULT_GAP:g} without it" in re.sub(r"[\s│]+", " ", capsys.readouterr().out)
+    assert f"Default: {DEFAULT_GAP:g}" in re.sub(r"[\s│]+", " ", capsys.readouterr().out)
 
 
 @pytest.mark.parametrize("command", GIVEN)
@@ -199,7 +199,7 @@ def test_json_of_a_selection_validates_against_its_committed_schema(
     command: str, project: Path, root: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     main([command, GIVEN[command], "--format", "json", "--select", min(EXPECTED[command])])
-    schema = json.loads((root / "schemas" / f"{command}-report-v1.schema.json").read_text())
+    schema = json.loads((root / "schemas" / f"{command}-report-v2.schema.json").read_text())
     Draft202012Validator(schema).validate(json.loads(capsys.readouterr().out))
 
 

@@ -57,4 +57,4 @@ def test_strange_id_is_one_line_and_a_two(capsys: pytest.CaptureFixture[str]) ->
     assert main(["rules", "LR999"]) == 2
     captured = capsys.readouterr()
     assert captured.out == ""
-    assert captured.err == "gradience: no rule is called 'LR999' ('gradience rules' lists them)\n"
+    assert captured.err == "gradience: unknown rule 'LR999' ('gradience rules' lists them)\n"

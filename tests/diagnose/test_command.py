@@ -13,6 +13,7 @@ from jsonschema import Draft202012Validator
 from gradience import diagnose
 from gradience.cli.main import main
 from gradience.rules.joins.run import JOINS
+from gradience.schema.diagnose import VERDICT_LABELS
 from gradience.schema.export import json_schema
 from gradience.verbs.diagnose.run import IDS
 
@@ -42,7 +43,7 @@ def test_json_is_one_document_that_validates(trained, kind, capsys):
     document = json.loads(capsys.readouterr().out)
     Draft202012Validator(json_schema("diagnose")).validate(document)
     assert document["schema"] == "gradience.diagnose/v2"
-    assert document["verdict"] in document["headline"].replace(" ", "_")
+    assert document["headline"].startswith(VERDICT_LABELS[document["verdict"]])
 
 
 def test_the_first_lines_are_the_verdict_and_verbose_shows_the_grounds(trained, capsys):
@@ -55,7 +56,9 @@ def test_the_first_lines_are_the_verdict_and_verbose_shows_the_grounds(trained, 
     told = capsys.readouterr().out
     for word in ("evidence:", "confidence:", "verify:", "why:", "scope:"):
         assert word in told
-    assert set(brief.splitlines()) <= set(told.splitlines())
+    only_brief = set(brief.splitlines()) - set(told.splitlines())
+    assert [line.startswith("Skipped (missing input or not applicable): ") for line in only_brief] == [True]
+    assert "--verbose" in only_brief.pop()
 
 
 @pytest.mark.parametrize(("kind", "bar", "code"), [("masked_nan", "error", 1), ("healthy", "warning", 0)])
@@ -63,10 +66,14 @@ def test_fail_on_turns_a_cause_into_exit_code_1(trained, kind, bar, code, capsys
     assert main(["diagnose", str(trained(kind)), "--fail-on", bar]) == code
 
 
-def test_an_empty_folder_could_not_be_judged_and_every_check_is_listed(tmp_path, capsys):
+def test_an_empty_folder_could_not_be_judged_and_every_check_is_counted_and_on_request_listed(tmp_path, capsys):
     assert main(["diagnose", str(tmp_path)]) == 2
     out = capsys.readouterr().out
-    assert "Verdict: COULD NOT JUDGE; seen: nothing; not there: config, log, weights" in out
+    assert "Verdict: COULD NOT JUDGE; checked: nothing; not there: config, log, weights" in out
+    total = sum(map(len, IDS.values())) + len(JOINS)
+    assert f"Skipped (missing input or not applicable): {total} (--verbose" in out
+    assert main(["diagnose", str(tmp_path), "--verbose"]) == 2
+    out = capsys.readouterr().out
     for rule in (rule for ids in IDS.values() for rule in ids):
         assert rule in out
 

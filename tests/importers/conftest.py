@@ -57,17 +57,17 @@ def write_lines():
 
 
 @pytest.fixture(scope="session")
-def told():
-    """A function that imports a source and returns (the run to show, as a Told, and the import)."""
+def import_events():
+    """A function that imports a source and returns (the run to show, as a RunEvents, and the import)."""
 
-    def tell(source, **options):
+    def read(source, **options):
         imported = read_source(Path(source), **options)
-        return Told(imported.runs[-1].events), imported
+        return RunEvents(imported.runs[-1].events), imported
 
-    return tell
+    return read
 
 
-class Told(list):
+class RunEvents(list):
     """The events of a run, and ways to ask for some of them."""
 
     def of(self, name):

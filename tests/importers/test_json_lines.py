@@ -5,32 +5,32 @@ from __future__ import annotations
 import json
 
 
-def test_the_layout_of_llama_factory_v0(tmp_path, told, write_lines):
+def test_the_layout_of_llama_factory_v0(tmp_path, import_events, write_lines):
     rows = [
         {"current_steps": 5, "total_steps": 20, "loss": 2.0, "lr": 1e-5, "epoch": 0.1, "elapsed_time": "0:00:10"},
         {"current_steps": 10, "total_steps": 20, "eval_loss": 1.9, "epoch": 0.2, "percentage": 50.0},
         {"current_steps": 15, "total_steps": 20, "loss": 1.8, "lr": 5e-6, "epoch": 0.3, "remaining_time": "0:00:05"},
     ]
-    events, _ = told(write_lines(tmp_path / "trainer_log.jsonl", rows))
+    events, _ = import_events(write_lines(tmp_path / "trainer_log.jsonl", rows))
     assert events.steps == [5, 15]
     assert [(e.step, e.split, e.metrics.loss) for e in events.of("eval")] == [(10, "eval", 1.9)]
     assert events.of("train_step")[0].extras == {"elapsed_time": "0:00:10"}
     assert (events.end.status, events.end.reason) == ("unknown", "the source ends before its 20 planned steps")
 
 
-def test_the_layout_of_llama_factory_v1(tmp_path, told, write_lines):
+def test_the_layout_of_llama_factory_v1(tmp_path, import_events, write_lines):
     rows = [
         {"loss": 2.0 / s, "grad_norm": 1.0, "learning_rate": 1e-5, "epoch": s / 3, "step": s, "total_steps": 3}
         for s in (1, 2, 3)
     ]
-    events, imported = told(write_lines(tmp_path / "trainer_log.jsonl", rows))
+    events, imported = import_events(write_lines(tmp_path / "trainer_log.jsonl", rows))
     assert imported.format == "llama-factory"
     assert events.steps == [1, 2, 3]
     assert events.of("train_step")[2].grad_norm == 1.0
     assert events.end.status == "ok"
 
 
-def test_ms_swift_has_its_step_in_a_text(tmp_path, told, write_lines):
+def test_ms_swift_has_its_step_in_a_text(tmp_path, import_events, write_lines):
     place = "global_step/max_steps"
     history = [{"loss": 2.0, "step": 1}]
     rows = [
@@ -41,7 +41,7 @@ def test_ms_swift_has_its_step_in_a_text(tmp_path, told, write_lines):
     ]
     path = write_lines(tmp_path / "logging.jsonl", rows)
     assert len(path.read_bytes()) > 64 * 1024  # longer than a line of ours may be
-    events, imported = told(path)
+    events, imported = import_events(path)
     assert imported.format == "ms-swift"
     row = events.of("train_step")[0]
     assert (row.step, row.loss, row.grad_norm, row.extras["memory(GiB)"]) == (1, 2.0, 1.5, 9.1)
@@ -51,7 +51,7 @@ def test_ms_swift_has_its_step_in_a_text(tmp_path, told, write_lines):
     assert "line 4 repeats the whole history and was not read" in imported.notes
 
 
-def test_bad_lines_are_counted_with_their_numbers(tmp_path, told):
+def test_bad_lines_are_counted_with_their_numbers(tmp_path, import_events):
     good = {"current_steps": 5, "total_steps": 20, "loss": 2.0}
     path = tmp_path / "trainer_log.jsonl"
     lines = [
@@ -63,14 +63,14 @@ def test_bad_lines_are_counted_with_their_numbers(tmp_path, told):
         '{"current_steps": 10, "to',
     ]
     path.write_text("\n".join(lines))
-    _, imported = told(path)
+    _, imported = import_events(path)
     assert [bad.line for bad in imported.skipped] == [2, 4, 5, 6]
     assert imported.skipped[-1].reason.startswith("cut off while being written")
 
 
-def test_bare_nan_is_read(tmp_path, told):
+def test_bare_nan_is_read(tmp_path, import_events):
     path = tmp_path / "trainer_log.jsonl"
     path.write_text('{"current_steps": 5, "total_steps": 20, "loss": NaN, "lr": Infinity}\n')
-    events, imported = told(path)
+    events, imported = import_events(path)
     assert (events.losses, events.of("train_step")[0].lr) == (["NaN"], "Infinity")
     assert imported.skipped == []

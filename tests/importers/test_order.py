@@ -1,4 +1,4 @@
-"""Copies, swapped rows, resumes, restarts and two writers: told apart, and said."""
+"""Copies, swapped rows, resumes, restarts and two writers are distinguished, and noted."""
 
 from __future__ import annotations
 
@@ -21,28 +21,28 @@ def log(tmp_path, write_lines):
     return write
 
 
-def test_rows_in_order_are_one_run_without_a_word(log, told):
-    events, imported = told(log([(s, 1 / s) for s in range(5, 105, 5)]))
+def test_rows_in_order_are_one_run_without_a_word(log, import_events):
+    events, imported = import_events(log([(s, 1 / s) for s in range(5, 105, 5)]))
     assert events.steps == list(range(5, 105, 5))
     assert not [note for note in imported.notes if "step" in note and "follow" not in note]
 
 
-def test_copies_are_written_once_with_their_lines(log, told):
-    events, imported = told(log([(5, 2.0), (10, 1.5), (10, 1.5), (15, 1.0), (5, 2.0)]))
+def test_copies_are_written_once_with_their_lines(log, import_events):
+    events, imported = import_events(log([(5, 2.0), (10, 1.5), (10, 1.5), (15, 1.0), (5, 2.0)]))
     assert events.steps == [5, 10, 15]
     assert "2 rows are copies of an earlier one, written once (lines 3, 5)" in imported.notes
 
 
-def test_swapped_rows_are_sorted_and_named(log, told):
-    events, imported = told(log([(5, 2.0), (15, 1.0), (10, 1.5), (20, 0.9)]))
+def test_swapped_rows_are_sorted_and_named(log, import_events):
+    events, imported = import_events(log([(5, 2.0), (15, 1.0), (10, 1.5), (20, 0.9)]))
     assert events.steps == [5, 10, 15, 20]
     assert "1 row is out of order, put in the order of steps (line 3)" in imported.notes
 
 
-def test_a_replay_is_a_resume_from_the_step_before_it(log, told):
+def test_a_replay_is_a_resume_from_the_step_before_it(log, import_events):
     first = [(s, 1 / s) for s in range(5, 55, 5)]
     second = [(s, 1.1 / s) for s in range(40, 80, 5)]
-    events, imported = told(log(first + second))
+    events, imported = import_events(log(first + second))
     starts = events.of("run_start")
     assert [start.resumed_from_step for start in starts] == [None, 35]
     assert len({start.session for start in starts}) == 2
@@ -50,8 +50,8 @@ def test_a_replay_is_a_resume_from_the_step_before_it(log, told):
     assert any(note.startswith("steps go back from 50 to 35 at line 11") for note in imported.notes)
 
 
-def test_a_start_over_is_another_run_and_the_last_is_shown(log, told):
-    events, imported = told(log([(s, 1 / s) for s in range(5, 55, 5)] + [(s, 2 / s) for s in range(5, 30, 5)]))
+def test_a_start_over_is_another_run_and_the_last_is_shown(log, import_events):
+    events, imported = import_events(log([(s, 1 / s) for s in range(5, 55, 5)] + [(s, 2 / s) for s in range(5, 30, 5)]))
     assert [len(run.events) for run in imported.runs] == [12, 7]
     assert events.losses[0] == 2 / 5
     assert any("2 runs in one log" in note for note in imported.notes)
@@ -59,19 +59,19 @@ def test_a_start_over_is_another_run_and_the_last_is_shown(log, told):
 
 
 @pytest.mark.parametrize("shift", [0, 1000])
-def test_two_processes_in_one_log_are_told_apart(log, told, shift):
+def test_two_processes_in_one_log_are_told_apart(log, import_events, shift):
     one = [(s, 1 / s) for s in range(5, 105, 5)]
     two = [(s + shift, 2 / s) for s in range(5, 55, 5)]
     mixed = [pair for i, own in enumerate(one) for pair in (own, *two[i : i + 1])]
-    events, imported = told(log(mixed))
+    events, imported = import_events(log(mixed))
     assert events.losses == [loss for _, loss in one]
     assert [event.loss for event in imported.runs[0].events if hasattr(event, "loss")] == [loss for _, loss in two]
     assert any("2 writers at once" in note and "a guess" in note for note in imported.notes)
 
 
-def test_an_evaluation_made_twice_at_the_end_is_no_restart(told, tmp_path, write_state, rows):
+def test_an_evaluation_made_twice_at_the_end_is_no_restart(import_events, tmp_path, write_state, rows):
     again = [{"step": 20, "eval_loss": 1.0, "eval_runtime": r} for r in (1.0, 2.0)]
-    events, imported = told(write_state(tmp_path, rows([10, 20]) + again))
+    events, imported = import_events(write_state(tmp_path, rows([10, 20]) + again))
     assert len(imported.runs) == 1
     assert len(events.of("eval")) == 2
 

@@ -35,9 +35,9 @@ def test_a_report_of_an_import_in_memory_holds_no_secret_no_path_and_no_long_tex
 
 def test_the_events_in_memory_are_those_of_the_log_that_an_import_writes(tmp_path, rows, write_state):
     folder = _leaky(tmp_path, rows, write_state)
-    (told,) = read_source(folder).runs
+    (import_events,) = read_source(folder).runs
     import_run(folder, tmp_path / "run.jsonl")
-    assert list(TelemetryReader(tmp_path / "run.jsonl")) == told.events
-    (row,) = [event for event in told.events if event.step == 4 and "api_key" in event.extras]
+    assert list(TelemetryReader(tmp_path / "run.jsonl")) == import_events.events
+    (row,) = [event for event in import_events.events if event.step == 4 and "api_key" in event.extras]
     assert row.extras["api_key"] == "<redacted: secret key>"
     assert row.extras["nested"] == {"path": "x.json"}

@@ -15,17 +15,17 @@ LOGS = ("llama-factory-2023", "llama-factory-2024", "llama-factory-throughput")
 
 
 def kind(row):
-    """Return what a row is, told without the importer."""
+    """Return what a row is, import_events without the importer."""
     if "total_flos" in row:
         return "metrics"
     return "train_step" if "loss" in row else "eval"
 
 
 @pytest.mark.parametrize("name", STATES)
-def test_every_row_of_a_trainer_state_becomes_an_event(shared_data, told, name):
+def test_every_row_of_a_trainer_state_becomes_an_event(shared_data, import_events, name):
     path = shared_data / "trainer_states" / f"{name}.json"
     state = json.loads(path.read_text())
-    events, imported = told(path)
+    events, imported = import_events(path)
     counted = Counter(map(kind, state["log_history"]))
     assert imported.runs[0].counts == counted + Counter(run_start=1, run_end=1)
     assert imported.skipped == []
@@ -48,9 +48,9 @@ def test_every_row_of_a_trainer_state_becomes_an_event(shared_data, told, name):
 COLUMNS = {"loss", "learning_rate", "grad_norm", "epoch"}
 
 
-def test_six_data_sets_are_six_splits_with_their_names(shared_data, told):
+def test_six_data_sets_are_six_splits_with_their_names(shared_data, import_events):
     path = shared_data / "trainer_states" / "six-eval-sets.json"
-    events, _ = told(path)
+    events, _ = import_events(path)
     evals = events.of("eval")
     assert Counter(e.split for e in evals) == {f"g{i}": 31 for i in range(6)}
     rows = [r for r in json.loads(path.read_text())["log_history"] if any(k.startswith("eval_") for k in r)]
@@ -61,11 +61,11 @@ def test_six_data_sets_are_six_splits_with_their_names(shared_data, told):
 
 
 @pytest.mark.parametrize("name", LOGS)
-def test_every_row_with_a_loss_of_a_llama_factory_log_becomes_an_event(shared_data, told, name):
+def test_every_row_with_a_loss_of_a_llama_factory_log_becomes_an_event(shared_data, import_events, name):
     path = shared_data / "trainer_logs" / f"{name}.jsonl"
     lines = [json.loads(line) for line in path.read_text().splitlines()]
     trained = [row for row in lines if row.get("loss") is not None]
-    events, imported = told(path)
+    events, imported = import_events(path)
     assert imported.format == "llama-factory"
     assert events.steps == [row["current_steps"] for row in trained]
     assert events.losses == [row["loss"] for row in trained]
@@ -78,10 +78,10 @@ def test_every_row_with_a_loss_of_a_llama_factory_log_becomes_an_event(shared_da
 
 
 @pytest.mark.parametrize("name", ["roberta-agnews-r4-bias-all", "roberta-portuguese-r8"])
-def test_an_output_folder_gives_the_adapters_config_with_the_rows(shared_data, told, name):
+def test_an_output_folder_gives_the_adapters_config_with_the_rows(shared_data, import_events, name):
     folder = shared_data / "adapters" / name
     adapter = json.loads((folder / "adapter_config.json").read_text())
-    events, imported = told(folder)
+    events, imported = import_events(folder)
     lora, config = events.start.config.lora, events.start.config
     assert (lora.r, lora.alpha, lora.task_type) == (adapter["r"], adapter["lora_alpha"], "SEQ_CLS")
     assert sorted(lora.target_modules) == sorted(adapter["target_modules"])

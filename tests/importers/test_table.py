@@ -7,10 +7,11 @@ import json
 import pytest
 
 from gradience.errors import RecorderError
+from gradience.importers.files import clock_of
 from gradience.importers.table import find_columns, parse_map
 
 
-def test_a_table_of_wandb_names_needs_no_map(tmp_path, told):
+def test_a_table_of_wandb_names_needs_no_map(tmp_path, import_events):
     path = tmp_path / "export.csv"
     path.write_text(
         "_step,_timestamp,train/loss,train/learning_rate,eval/loss,eval/accuracy,note\n"
@@ -18,33 +19,33 @@ def test_a_table_of_wandb_names_needs_no_map(tmp_path, told):
         "2,1700000001.5,nan,1e-4,,,\n"
         "2,1700000002.5,,,1.5,0.5,\n"
     )
-    events, imported = told(path)
+    events, imported = import_events(path)
     first, second = events.of("train_step")
     assert (first.step, first.ts, first.loss, first.lr, first.extras) == (1, 1700000000.5, 2.0, 1e-4, {"note": "warm"})
     assert (second.loss, events.of("eval")[0].metrics.accuracy, events.of("eval")[0].ts) == ("NaN", 0.5, 1700000002.5)
     assert any("loss=train/loss" in note for note in imported.notes)
 
 
-def test_a_map_names_columns_that_nobody_knows(tmp_path, told):
+def test_a_map_names_columns_that_nobody_knows(tmp_path, import_events):
     path = tmp_path / "log.csv"
     path.write_text("n;objective;g;held\n1;2,5;1;3\n2;2.0;1;2.9\n")
-    events, imported = told(path, columns=parse_map(["step=n,loss=objective", "grad_norm=g", "val.loss=held"]))
+    events, imported = import_events(path, columns=parse_map(["step=n,loss=objective", "grad_norm=g", "val.loss=held"]))
     assert events.losses == [None, 2.0]
     assert [e.extras for e in events.of("train_step")] == [{"loss_": "2,5"}, {}]
     assert [(e.split, e.metrics.loss) for e in events.of("eval")] == [("val", 3.0), ("val", 2.9)]
     assert "no numbers, kept as they are: loss (line 2)" in imported.notes
 
 
-def test_nested_json_lines_have_dotted_columns(tmp_path, told, write_lines):
+def test_nested_json_lines_have_dotted_columns(tmp_path, import_events, write_lines):
     path = write_lines(tmp_path / "m.jsonl", [{"it": s, "train": {"ce": 1 / s}, "lr": 1e-4} for s in (1, 2)])
-    events, _ = told(path, columns=parse_map(["step=it", "loss=train.ce"]))
+    events, _ = import_events(path, columns=parse_map(["step=it", "loss=train.ce"]))
     assert (events.steps, events.losses) == ([1, 2], [1.0, 0.5])
 
 
-def test_a_saved_log_history_is_a_list_of_rows(tmp_path, told, rows):
+def test_a_saved_log_history_is_a_list_of_rows(tmp_path, import_events, rows):
     path = tmp_path / "history.json"
     path.write_text(json.dumps([*rows([10, 20]), {"step": 20, "eval_loss": 1.0, "eval_runtime": 1.0}]))
-    events, _ = told(path)
+    events, _ = import_events(path)
     assert (events.steps, events.of("eval")[0].split) == ([10, 20], "eval")
 
 
@@ -90,32 +91,51 @@ def test_what_cannot_be_told_is_asked_for(text, message):
         ("step,loss\n1,2\n,\n4,0.5\n2,\n", [5]),
     ],
 )
-def test_bad_rows_of_a_csv_are_counted_by_line(tmp_path, told, text, bad):
+def test_bad_rows_of_a_csv_are_counted_by_line(tmp_path, import_events, text, bad):
     path = tmp_path / "log.csv"
     path.write_text(text)
-    events, imported = told(path)
+    events, imported = import_events(path)
     assert [skipped.line for skipped in imported.skipped] == bad
     assert events.steps == [1, 4]
 
 
-def test_quoted_newlines_bom_and_crlf_do_not_shift_anything(tmp_path, told):
+def test_quoted_newlines_bom_and_crlf_do_not_shift_anything(tmp_path, import_events):
     path = tmp_path / "log.csv"
     path.write_bytes(b'\xef\xbb\xbfstep,loss,note\r\n1,2.0,"a\r\nb"\r\n2,1.0,\r\n')
-    events, imported = told(path)
+    events, imported = import_events(path)
     assert (events.steps, events.losses, imported.skipped) == ([1, 2], [2.0, 1.0], [])
     assert events.of("train_step")[0].extras["note"] == "a\r\nb"
 
 
-def test_time_without_a_zone_is_no_clock(tmp_path, told):
+def test_time_without_a_zone_is_no_clock(tmp_path, import_events):
     path = tmp_path / "log.csv"
     path.write_text("step,loss,timestamp\n1,2.0,2024-01-01 10:00:00\n2,1.0,2024-01-01T10:00:00+00:00\n3,0.5,12.5\n")
-    events, _ = told(path)
+    events, _ = import_events(path)
     assert [e.ts for e in events.of("train_step")] == [None, 1704103200.0, None]
     assert events.of("train_step")[2].extras == {"ts_": 12.5}
 
 
-def test_a_column_named_twice_is_refused(tmp_path, told):
+def test_a_column_named_twice_is_refused(tmp_path, import_events):
     path = tmp_path / "log.csv"
     path.write_text("step,loss,loss\n1,2,3\n")
     with pytest.raises(RecorderError, match="appears twice"):
-        told(path)
+        import_events(path)
+
+
+@pytest.mark.parametrize(
+    ("reading", "seconds"),
+    [
+        (1e9, 1e9),
+        (1e9 - 1, None),
+        (1e10 - 1, 1e10 - 1),
+        (1e10, None),
+        (1e12, 1e9),
+        (1e13 - 1000, 1e10 - 1),
+        (1e13, None),
+        ("2023-11-14T22:13:20Z", 1.7e9),
+        ("2023-11-14T23:13:20.5+01:00", 1.7e9 + 0.5),
+        ("1700000000", 1.7e9),
+    ],
+)
+def test_a_clock_reading_is_in_seconds_or_milliseconds_of_the_years_2001_to_2286(reading, seconds):
+    assert clock_of(reading) == seconds

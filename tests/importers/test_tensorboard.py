@@ -37,14 +37,14 @@ def losses(steps, at=1.7e9, scale=1.0):
     return [(s, at + s, {"train/loss": scale / s, "train/learning_rate": 2.0**-10}) for s in steps]
 
 
-def test_scalars_become_rows_with_their_clock(tmp_path, told):
+def test_scalars_become_rows_with_their_clock(tmp_path, import_events):
     groups = [
         *losses([1, 2, 4]),
         (4, 1.7e9 + 5, {"eval/loss": 0.5, "eval/runtime": 2.0}),
         (4, 1.7e9 + 6, {"train/total_flos": 8.0, "train/train_loss": 0.5}),
     ]
     arguments = {"optim": "adamw_torch", "max_steps": 4, "hub_token": "<HUB_TOKEN>"}
-    events, imported = told(write(tmp_path / "runs" / "Jan01_10-00-00_myhost", groups, arguments=arguments))
+    events, imported = import_events(write(tmp_path / "runs" / "Jan01_10-00-00_myhost", groups, arguments=arguments))
     assert imported.format == "tensorboard"
     assert (events.steps, events.losses) == ([1, 2, 4], [1.0, 0.5, 0.25])
     assert [e.ts for e in events.of("train_step")] == [1.7e9 + 1, 1.7e9 + 2, 1.7e9 + 4]
@@ -54,15 +54,15 @@ def test_scalars_become_rows_with_their_clock(tmp_path, told):
     assert "host" not in str(events.start.meta)
 
 
-def test_a_restart_in_a_second_file_is_a_resume(tmp_path, told):
+def test_a_restart_in_a_second_file_is_a_resume(tmp_path, import_events):
     write(tmp_path, losses(range(1, 6)))
     write(tmp_path, losses(range(4, 9), at=1.7e9 + 100, scale=1.1))
-    events, imported = told(tmp_path)
+    events, imported = import_events(tmp_path)
     assert [start.resumed_from_step for start in events.of("run_start")] == [None, 3]
     assert any("taken for a resume" in note for note in imported.notes)
 
 
-def test_a_cut_or_garbled_file_is_an_error_or_rows_never_a_traceback(tmp_path, told):
+def test_a_cut_or_garbled_file_is_an_error_or_rows_never_a_traceback(tmp_path, import_events):
     folder = write(tmp_path / "a", losses(range(1, 20)))
     data = next(folder.iterdir()).read_bytes()
     broken = [data[:cut] for cut in range(60, len(data), 97)]
@@ -71,7 +71,7 @@ def test_a_cut_or_garbled_file_is_an_error_or_rows_never_a_traceback(tmp_path, t
         path = tmp_path / "broken"
         path.write_bytes(content)
         with contextlib.suppress(RecorderError):
-            told(path, kind="tensorboard")
+            import_events(path, kind="tensorboard")
 
 
 def test_an_event_file_is_known_by_its_content():
@@ -80,9 +80,9 @@ def test_an_event_file_is_known_by_its_content():
 
 
 @pytest.mark.skipif(importlib.util.find_spec("tensorboard") is not None, reason="tensorboard is installed")
-def test_without_the_package_the_error_says_how_to_get_it(tmp_path, told):
+def test_without_the_package_the_error_says_how_to_get_it(tmp_path, import_events):
     path = tmp_path / "events.out.tfevents.1.host.1.0"
     path.write_bytes(HEAD)
     with pytest.raises(RecorderError, match="needs tensorboard") as caught:
-        told(path)
+        import_events(path)
     assert caught.value.advice == "pip install tensorboard"

@@ -40,8 +40,8 @@ RUNS = {
 }
 
 
-def test_every_run_is_imported_and_the_newest_is_shown(tmp_path, told):
-    events, imported = told(write(tmp_path / "demo.db", RUNS))
+def test_every_run_is_imported_and_the_newest_is_shown(tmp_path, import_events):
+    events, imported = import_events(write(tmp_path / "demo.db", RUNS))
     assert [run.run_id for run in imported.runs] == ["id-one", "id-two"]
     assert events.losses == ["NaN", 1.0]
     assert events.of("train_step")[0].ts == 1704153601.0
@@ -51,26 +51,26 @@ def test_every_run_is_imported_and_the_newest_is_shown(tmp_path, told):
     assert events.end.status == "ok"
 
 
-def test_one_run_can_be_chosen_by_name_or_id(tmp_path, told):
+def test_one_run_can_be_chosen_by_name_or_id(tmp_path, import_events):
     path = write(tmp_path / "demo.db", RUNS)
-    assert told(path, run="one")[0].losses == told(path, run="id-one")[0].losses == [2.0, 1.0]
+    assert import_events(path, run="one")[0].losses == import_events(path, run="id-one")[0].losses == [2.0, 1.0]
 
 
-def test_an_older_file_tells_runs_by_name(tmp_path, told):
-    events, imported = told(write(tmp_path / "demo.db", RUNS, old=True))
+def test_an_older_file_tells_runs_by_name(tmp_path, import_events):
+    events, imported = import_events(write(tmp_path / "demo.db", RUNS, old=True))
     assert [run.name for run in imported.runs] == ["one", "two"]
     assert events.losses == ["NaN", 1.0]
 
 
-def test_reading_leaves_the_database_and_its_folder_as_they_were(tmp_path, told):
+def test_reading_leaves_the_database_and_its_folder_as_they_were(tmp_path, import_events):
     path = write(tmp_path / "demo.db", RUNS)
     before = path.read_bytes()
-    told(path)
+    import_events(path)
     assert [p.name for p in tmp_path.iterdir()] == ["demo.db"]
     assert path.read_bytes() == before
 
 
-def test_rows_still_in_the_journal_are_read_too(tmp_path, told):
+def test_rows_still_in_the_journal_are_read_too(tmp_path, import_events):
     path = write(tmp_path / "demo.db", RUNS)
     with closing(sqlite3.connect(path)) as base:
         base.execute("PRAGMA journal_mode=WAL")
@@ -79,18 +79,18 @@ def test_rows_still_in_the_journal_are_read_too(tmp_path, told):
             ("id-two", "2024-01-02T01:00:00+00:00", "two", 4, '{"train/loss": 0.5}'),
         )
         base.commit()
-        assert told(path)[0].losses == ["NaN", 1.0, 0.5]
+        assert import_events(path)[0].losses == ["NaN", 1.0, 0.5]
 
 
-def test_another_database_is_refused_by_name(tmp_path, told):
+def test_another_database_is_refused_by_name(tmp_path, import_events):
     path = tmp_path / "other.db"
     with closing(sqlite3.connect(path)) as base, base:
         base.execute("CREATE TABLE things (id INTEGER)")
     with pytest.raises(RecorderError, match="no table `metrics`"):
-        told(path)
+        import_events(path)
 
 
-def test_a_bad_row_is_counted(tmp_path, told):
+def test_a_bad_row_is_counted(tmp_path, import_events):
     path = write(tmp_path / "demo.db", {"one": [(1, {"train/loss": 1.0}), (2, [1, 2])]})
-    _, imported = told(path)
+    _, imported = import_events(path)
     assert [(bad.line, bad.reason) for bad in imported.skipped] == [(2, "its metrics are no JSON object")]

@@ -63,9 +63,9 @@ def run(tmp_path_factory):
     return folder, trainer.state.log_history
 
 
-def test_every_row_of_the_log_history_is_an_event(run, told):
+def test_every_row_of_the_log_history_is_an_event(run, import_events):
     folder, history = run
-    events, imported = told(folder)
+    events, imported = import_events(folder)
     rows = [event for event in events if event.__struct_config__.tag not in {"run_start", "run_end"}]
     assert imported.skipped == []
     for event, row in zip(rows, history, strict=True):
@@ -88,10 +88,10 @@ def back_to_row(event):
     return {**named, "epoch": event.metrics.extras["epoch"]}
 
 
-def test_the_import_says_what_our_callback_recorded_live(run, told):
+def test_the_import_says_what_our_callback_recorded_live(run, import_events):
     folder, _ = run
     live = list(TelemetryReader(folder / "run.jsonl"))
-    events, _ = told(folder)
+    events, _ = import_events(folder)
     for cls in ("train_step", "eval", "metrics"):
         recorded = [e for e in live if e.__struct_config__.tag == cls]
         assert [told_by(e) for e in events.of(cls)] == [told_by(e) for e in recorded]
@@ -112,14 +112,14 @@ def told_by(event):
     return {k: v for k, v in said.items() if k not in {"ts", "run_id", "seq", "session"}}
 
 
-def test_checkpoints_alone_give_the_rows_up_to_the_last_one(run, told, tmp_path):
+def test_checkpoints_alone_give_the_rows_up_to_the_last_one(run, import_events, tmp_path):
     folder, history = run
     copy = tmp_path / "out"
     shutil.copytree(folder, copy, ignore=shutil.ignore_patterns("run.jsonl", "*.json"))
     for last in (4, 8, 12):
         shutil.copy(folder / f"checkpoint-{last}" / "trainer_state.json", copy / f"checkpoint-{last}")
     shutil.copy(folder / "checkpoint-12" / "adapter_config.json", copy / "checkpoint-12")
-    events, imported = told(copy)
+    events, imported = import_events(copy)
     assert events.steps == list(range(1, STEPS + 1))
     assert events.start.config.lora.r == 4
     assert events.end.status == "ok"

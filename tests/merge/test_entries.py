@@ -93,3 +93,32 @@ def test_dare_at_density_one_is_the_sum_and_its_masks_are_repeatable(save, merge
     files = [(tmp_path / name / "adapter_model.safetensors").read_bytes() for name in "abc"]
     assert files[0] == files[1] != files[2]
     assert reports[0].relative_error == reports[1].relative_error
+
+
+@pytest.mark.parametrize(("method", "seed"), [("dare_linear", 3), ("dare_ties", 4)])
+def test_dare_is_its_masks_over_the_density_by_hand(method, seed, save, merged, tmp_path):
+    sides = [save(name, seed=s) for s, name in enumerate(("one", "two", "three"))]
+    weights = [1.0, -0.5, 2.0]
+    folders = [side.folder for side in sides]
+    report = merge_adapters(folders, tmp_path / "out", method=method, density=0.5, seed=seed, weights=weights, rank=16)
+    update = merged(sides[0].model, tmp_path / "out")
+    for row in report.modules:
+        name = f"{row.name}.weight"
+        masked = [
+            np.where(mask_generator(seed, place, row.name).random(side.update[name].shape, np.float32) < 0.5, 2.0, 0.0)
+            * weight
+            * side.update[name]
+            for place, (side, weight) in enumerate(zip(sides, weights, strict=True))
+        ]
+        target = sum(masked) if method == "dare_linear" else _ties(masked, [1.0] * 3, 1.0)
+        np.testing.assert_allclose(update[name], target, atol=2e-5 * np.abs(target).max())
+
+
+@pytest.mark.parametrize(
+    ("method", "weight"),
+    [("linear", 0.5), ("cat", 0.5), ("svd", 0.5), ("dare_linear", 0.5), ("ties", 1.0), ("dare_ties", 1.0)],
+)
+def test_without_weights_sums_are_means_and_means_take_each_adapter_whole(method, weight, save):
+    folders = [save(name, seed=s).folder for s, name in enumerate(("one", "two"))]
+    density = 0.5 if method.startswith("dare") else None
+    assert merge_adapters(folders, method=method, density=density).weights == [weight, weight]

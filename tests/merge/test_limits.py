@@ -36,6 +36,26 @@ def test_what_is_more_than_s_b_a_is_refused_by_name(config, reason, save, tmp_pa
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(
+    ("field", "value", "reason"),
+    [
+        ("alora_invocation_tokens", [5, 6], "aLoRA"),
+        ("arrow_config", {"top_k": 2}, "Arrow"),
+        ("use_qalora", True, "QALoRA"),
+        ("use_bdlora", {"nblocks": 2}, "BD-LoRA"),
+        ("kasa_config", {}, "KaSA"),
+        ("peft_type", "ADALORA", "ADALORA"),
+    ],
+)
+def test_an_update_that_is_not_everywhere_s_b_a_is_refused_by_its_field(field, value, reason, save, tmp_path):
+    one, two = save("one", seed=1), save("two", seed=2)
+    path = two.folder / "adapter_config.json"
+    path.write_text(json.dumps(two.config | {field: value}))
+    with pytest.raises(AdapterError, match=reason):
+        merge_adapters([one.folder, two.folder], tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 def _set_head(folder, value: float) -> None:
     path = folder / "adapter_model.safetensors"
     tensors = load_file(path)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 
-import msgspec
 import numpy as np
 import pytest
 import torch
@@ -26,7 +25,7 @@ def intruders(w: np.ndarray, dw: np.ndarray, k: int, eps: float) -> np.ndarray:
     return u[:, np.max(np.abs(u_base.T @ u), axis=0) < eps]
 
 
-@pytest.mark.parametrize("scale", [0.0, 0.5])
+@pytest.mark.parametrize("scale", [0.0, 0.25])
 @pytest.mark.parametrize(
     "options", [{"target_modules": TARGETS}, {"target_modules": ["c_attn"], "fan_in_fan_out": True}], ids=str
 )
@@ -81,12 +80,12 @@ def test_a_dry_run_writes_nothing_and_the_report_follows_its_schema(make, tmp_pa
     before = sorted(tmp_path.rglob("*"))
     report = mitigate_adapter(case.folder, case.base, k=8, eps=0.6)
     assert sorted(tmp_path.rglob("*")) == before
-    Draft202012Validator(json_schema("mitigate")).validate(msgspec.to_builtins(report))
+    Draft202012Validator(json_schema("mitigate")).validate(report.to_dict())
 
 
 def test_an_adapter_of_nothing_but_dora_is_refused(make):
     case = make(LoraConfig(r=2, target_modules=["q_proj"], use_dora=True))
-    with pytest.raises(AdapterError, match="no module can be looked at"):
+    with pytest.raises(AdapterError, match="no module can be compared with its base"):
         mitigate_adapter(case.folder, case.base)
 
 

@@ -17,7 +17,7 @@ from logs import config, falling, record
 
 from gradience.cli.main import main
 from gradience.errors import RecorderError
-from gradience.importers.folder import MAX_RUNS
+from gradience.importers.sources import MAX_RUNS
 from gradience.render.compare import compare_text
 from gradience.telemetry.writer import TelemetryWriter
 from gradience.verbs.monitor import monitor_run

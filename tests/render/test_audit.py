@@ -8,7 +8,7 @@ import msgspec
 import pytest
 
 from gradience.render.audit import View, audit_text
-from gradience.render.heatmap import heatmap
+from gradience.render.plots import heatmap
 from gradience.rules.weights.health import health
 from gradience.rules.weights.rank_pattern import rank_pattern
 from gradience.rules.weights.ranks import candidates, disagreements, rank_rules, suggest

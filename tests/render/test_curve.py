@@ -7,7 +7,7 @@ import math
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gradience.render.curve import curve_lines
+from gradience.render.plots import curve_lines
 
 floats = st.floats(allow_nan=True, allow_infinity=True)
 points = st.lists(st.tuples(st.floats(0, 1e9), floats), max_size=80).map(sorted)

@@ -7,11 +7,11 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
-from gradience.render.html import drawing as axis
-from gradience.render.html.drawing import axis_of, linear_ticks
+from gradience.render.html import plot
+from gradience.render.html.plot import axis_of, linear_ticks
 
 VALUES = st.lists(st.floats(-1e300, 1e300) | st.just(math.nan) | st.just(math.inf), max_size=20)
 
@@ -33,10 +33,18 @@ def test_an_axis_is_logarithmic_where_positive_values_spread_over_a_hundredfold(
     assert axis_of(values).log is log
 
 
-def test_a_linear_axis_begins_and_ends_at_a_tick():
-    found = axis_of([0.07, 2.31])
+@given(values=st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=5), zero=st.booleans())
+@example(values=[-1.0, 9.0], zero=False)  # steps of 2 end at -2 and 10, and an axis of 12 has steps of 2.5
+def test_a_linear_axis_begins_and_ends_at_a_tick(values, zero):
+    found = axis_of(values, zero=zero, log=False)
     ticks = found.ticks.tick_values(found.low, found.high)
-    assert (ticks[0], ticks[-1]) == (found.low, found.high) == (0.0, 2.5)
+    room = 1e-6 * (found.high - found.low)
+    assert (ticks[0], ticks[-1]) == pytest.approx((found.low, found.high), abs=room)
+
+
+def test_an_axis_is_no_longer_than_its_ticks_ask_for():
+    found = axis_of([0.07, 2.31])
+    assert (found.low, found.high) == (0.0, 2.5)
 
 
 @given(st.integers(0, 10**9), st.integers(1, 10**9))
@@ -45,4 +53,4 @@ def test_ticks_of_steps_and_ranks_are_integers(low, width):
 
 
 def test_the_examples_in_the_module_hold():
-    assert doctest.testmod(axis).failed == 0
+    assert doctest.testmod(plot).failed == 0

@@ -7,9 +7,9 @@ import shutil
 from pathlib import Path
 
 import pytest
+from pages import gather
 
 from gradience.render.html.page import report_html
-from gradience.verbs.report.gather import gather
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome")
 LONG = "a" * 300
@@ -74,14 +74,15 @@ def test_one_drawing_of_each_plot_is_shown_and_its_text_can_be_read(seen):
     assert set(shown) == {"narrow" if seen_width == 390 else "wide"}
     assert len(shown) == seen.evaluate("document.querySelectorAll('.chart').length") / 2
     heights = seen.evaluate(
-        "[...document.querySelectorAll('.chart .tick')].map(e => e.getBoundingClientRect().height).filter(h => h)"
+        "[...document.querySelectorAll('.chart text')].map(e => e.getBoundingClientRect().height).filter(h => h)"
     )
     assert min(heights) >= 10.0  # pixels
 
 
 def test_plots_follow_the_colour_scheme(seen):
     page, line = seen.evaluate(
-        "[getComputedStyle(document.body).backgroundColor, getComputedStyle(document.querySelector('.line.s0')).stroke]"
+        "[getComputedStyle(document.body).backgroundColor,"
+        " getComputedStyle(document.querySelector('.chart path[stroke=\"var(--c0)\"]')).stroke]"
     )
     dark = seen.evaluate("matchMedia('(prefers-color-scheme: dark)').matches")
     assert page == ("rgb(20, 23, 26)" if dark else "rgb(255, 255, 255)")

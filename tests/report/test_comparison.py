@@ -7,12 +7,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from pages import parse
+from pages import gather, parse
 
 from gradience.cli.main import main
 from gradience.render.html.page import report_html
 from gradience.verbs.compare import compare_adapters
-from gradience.verbs.report.gather import gather
 
 torch = pytest.importorskip("torch")
 peft = pytest.importorskip("peft")

@@ -18,12 +18,11 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from pages import parse
+from pages import gather, parse
 
 from gradience.render.html.page import report_html
 from gradience.schema.events import Alert
 from gradience.schema.scalars import SCHEMA_ID
-from gradience.verbs.report.gather import gather
 
 HOSTILE = '<script>alert("1")</script>"><img src=x onerror=alert(1)>'
 CSS = files("gradience.render.html").joinpath("style.css").read_text(encoding="utf-8")

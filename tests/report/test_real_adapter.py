@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import pytest
-from pages import parse
+from pages import gather, parse
 
 from gradience.render.html.page import report_html
-from gradience.verbs.report.gather import gather
 
 torch = pytest.importorskip("torch")
 peft = pytest.importorskip("peft")

@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+import tomllib
+
+import pytest
+
 import gradience
 from gradience.cli.main import main
 
@@ -78,6 +84,40 @@ def test_a_source_that_cannot_be_read_is_exit_code_two_and_the_rest_is_written(l
 def test_fail_on_turns_findings_into_exit_code_one(log, tmp_path):
     assert main(["report", str(log), "--out", str(tmp_path / "a.html"), "--fail-on", "info"]) == 1
     assert (tmp_path / "a.html").exists()
+
+
+def without_matplotlib(tmp_path, *tokens):
+    """Run the command in a process in which matplotlib cannot be found, as after `pip install -e .`."""
+    script = (
+        "import sys; from importlib.machinery import PathFinder as P; find = P.find_spec;"
+        "P.find_spec = lambda name, *more: None if name == 'matplotlib' else find(name, *more);"
+        "from gradience.cli.main import main; sys.exit(main(sys.argv[1:]))"
+    )
+    command = [sys.executable, "-c", script, "report", *map(str, tokens)]
+    return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.parametrize("tokens", [("--out", "a.html"), ("--out", "a.md", "--format", "html")], ids=" ".join)
+def test_a_page_without_matplotlib_is_one_line_with_the_command_that_installs_it(log, tmp_path, tokens):
+    done = without_matplotlib(tmp_path, log, *tokens)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == (
+        "gradience: an HTML report needs matplotlib, which is not installed"
+        " (in the clone: pip install -e '.[report]'; or give --format md)\n"
+    )
+    assert [p.name for p in tmp_path.iterdir() if p.name != "cache"] == []
+
+
+def test_markdown_needs_no_matplotlib(log, tmp_path):
+    done = without_matplotlib(tmp_path, log)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("### Gradience report: acme/base-7b\n")
+
+
+def test_the_install_command_names_an_extra_that_brings_matplotlib(root):
+    project = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert [line.partition(">")[0] for line in project["optional-dependencies"]["report"]] == ["matplotlib"]
+    assert not any("matplotlib" in line for line in project["dependencies"])
 
 
 def test_the_library_writes_the_same_page_and_returns_what_it_says(log, tmp_path):

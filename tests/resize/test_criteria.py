@@ -104,3 +104,90 @@ def test_a_larger_budget_at_one_price_never_lowers_a_rank(groups, budget):
 def test_anything_but_one_criterion_in_its_range_is_refused(given_):
     with pytest.raises(ValueError, match="expected"):
         target_of(given_)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "rank"),
+    [
+        ("energy", 0.25, 1),
+        ("energy", 0.2501, 2),
+        ("energy", 0.75, 3),
+        ("energy", 1.0, 4),
+        ("rel_error", 0.5, 3),
+        ("rel_error", 0.4999, 4),
+        ("rel_error", 0.87, 1),
+        ("rel_error", 0.86, 2),
+        ("rel_error", 0.0, 4),
+        ("sv_fro", 0.5, 1),
+        ("sv_fro", 0.5001, 2),
+        ("sv_cumulative", 0.25, 1),
+        ("sv_cumulative", 0.2501, 2),
+        ("sv_ratio", 1.0, 1),
+        ("sv_ratio", 1.001, 4),
+    ],
+)
+def test_of_four_equal_directions_each_is_a_quarter(name, value, rank):
+    assert module_rank(Target(name, value), np.ones(4)) == rank
+
+
+@pytest.mark.parametrize(("ratio", "rank"), [(2.0, 1), (2.001, 2), (4.0, 2), (4.001, 3), (8.0, 3)])
+def test_a_direction_at_its_share_of_the_largest_is_not_above_it(ratio, rank):
+    assert module_rank(Target("sv_ratio", ratio), np.asarray([4.0, 2.0, 1.0])) == rank
+
+
+def test_what_rounding_leaves_of_a_direction_takes_no_rank():
+    sigma = np.asarray([1.0, 1e-15, 1e-16, 0.0])
+    assert module_rank(Target("rel_error", 0.0), sigma) == 2
+    assert module_rank(Target("sv_ratio", 1e30), sigma) == 2
+
+
+@pytest.mark.parametrize(
+    ("budget", "ranks"),
+    [
+        (4, None),
+        (5, {"a": 1, "b": 1}),
+        (6, {"a": 1, "b": 1}),
+        (7, {"a": 1, "b": 2}),
+        (9, {"a": 1, "b": 2}),
+        (10, {"a": 2, "b": 2}),
+        (100, {"a": 2, "b": 2}),
+    ],
+)
+def test_a_budget_buys_the_dearest_gain_per_parameter_to_the_last_one_and_nothing_of_no_gain(budget, ranks):
+    groups = {"a": Priced(np.asarray([4.0, 1.0, 0.0]), 3), "b": Priced(np.asarray([2.0, 2.0, 0.0]), 2)}
+    assert ranks_within(groups, budget) == ranks
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("rank", 1),
+        ("energy", 1.0),
+        ("rel_error", 0.0),
+        ("rel_error", 0.999),
+        ("max_mb", 0.001),
+        ("max_params", 1),
+        ("like_suggested", True),
+        ("sv_ratio", 1.0),
+        ("sv_fro", 1.0),
+        ("sv_cumulative", 1.0),
+    ],
+)
+def test_the_ends_of_a_range_belong_to_it(name, value):
+    assert target_of({name: value}) == (name, float(value))
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("sv_ratio", 0.999),
+        ("sv_fro", 0.0),
+        ("sv_fro", 1.001),
+        ("sv_cumulative", 1.001),
+        ("energy", 1.001),
+        ("max_mb", 0),
+    ],
+)
+def test_what_lies_just_outside_a_range_is_refused(name, value):
+    with pytest.raises(ValueError, match=name):
+        target_of({name: value})

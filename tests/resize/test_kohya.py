@@ -97,7 +97,7 @@ def test_alpha_is_not_rounded_to_the_dtype_of_the_factors(source, tmp_path):
 
 
 def test_a_folder_name_and_the_source_itself_are_refused(source, tmp_path):
-    with pytest.raises(OutputError, match="no name for"):
+    with pytest.raises(OutputError, match="is one file"):
         resize_adapter(source, tmp_path / "out", rank=2)
     with pytest.raises(OutputError, match="that is read"):
         resize_adapter(source, source, rank=2, force=True)
@@ -115,3 +115,16 @@ def test_the_command_writes_a_file(source, tmp_path, capsys):
     assert main(["resize", str(source), "--sv-ratio", "4", "--out", str(tmp_path / "out.safetensors")]) == 0
     assert "sigma > sigma_1 / 4" in capsys.readouterr().out
     assert main(["resize", str(source), "--sv-ratio", "4", "--out", str(tmp_path / "out.safetensors")]) == 2
+
+
+def test_a_file_never_exceeds_its_megabytes_metadata_and_record_included(source, tmp_path):
+    ranks = []
+    for size in range(6000, 11_600, 400):  # bytes: 712 for each rank of all three modules, and 4096 for the record
+        out = tmp_path / f"{size}.safetensors"
+        report = resize_adapter(source, out, max_mb=size / 1e6)
+        assert out.stat().st_size == report.bytes_after <= size
+        ranks.append(sum(row.rank_after for row in report.modules))
+    assert ranks == sorted(ranks)
+    assert (ranks[0], ranks[-1]) == (3, 24)
+    with pytest.raises(AdapterError, match="rank 1 of every module needs 712"):
+        resize_adapter(source, max_mb=5900 / 1e6)

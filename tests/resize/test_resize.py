@@ -263,3 +263,24 @@ def test_an_adapter_without_pairs_or_config_is_refused(tmp_path):
     )
     with pytest.raises(AdapterError, match="no LoRA pair"):
         resize_adapter(folder, rank=2)
+
+
+def several(folder: Path, ranks: dict[str, int], alpha: float = 8.0) -> Path:
+    """Write a file of several adapters, which one config governs."""
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    tensors = {}
+    for name, r in ranks.items():
+        tensors[f"base_model.model.h.q_proj.lora_A.{name}.weight"] = rng.standard_normal((r, 12)).astype(np.float32)
+        tensors[f"base_model.model.h.q_proj.lora_B.{name}.weight"] = rng.standard_normal((10, r)).astype(np.float32)
+    save_file(tensors, folder / "adapter_model.safetensors")
+    config = {"peft_type": "LORA", "r": 8, "lora_alpha": alpha, "target_modules": ["q_proj"]}
+    (folder / "adapter_config.json").write_text(json.dumps(config))
+    return folder
+
+
+def test_adapters_of_one_file_are_resized_together_only_where_one_config_can_say_their_ranks(tmp_path):
+    report = resize_adapter(several(tmp_path / "equal", {"one": 8, "two": 8}), rank=3)
+    assert [row.rank_after for row in report.modules] == [3, 3]
+    with pytest.raises(AdapterError, match="share their config, but have ranks 8 and 4"):
+        resize_adapter(several(tmp_path / "unequal", {"one": 8, "two": 4}), rank=3)

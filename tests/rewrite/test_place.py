@@ -10,7 +10,7 @@ from gradience.adapters.open import AdapterFiles, find_files
 from gradience.base.weights import find_shards
 from gradience.errors import AdapterError, OutputError
 from gradience.io.atomic import atomic_folder
-from gradience.verbs.writing import refuse_place
+from gradience.verbs.writing import refuse_place, refuse_to_lose
 
 
 @pytest.fixture
@@ -63,7 +63,35 @@ def test_force_takes_an_adapters_folder_and_no_other(files, tmp_path):
     refused(out, files, "exists already", force=False)
     refused(out, files, "holds no adapter")
     (out / "adapter_config.json").write_text("{}")
+    refused(out, files, r"--force would remove: thesis\.txt$")
+    (out / "thesis.txt").unlink()
     refuse_place(out, [files], force=True)
+
+
+def test_force_replaces_the_card_that_peft_left_blank_and_none_that_somebody_wrote(files, tmp_path):
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "adapter_config.json").write_text("{}")
+    card = "\n".join(f"- **Field {n}:** [More Information Needed]" for n in range(30))
+    (out / "README.md").write_text(card)
+    refuse_place(out, [files], force=True)
+    (out / "README.md").write_text(card.replace("[More Information Needed]", "mine", 20))
+    refused(out, files, "README.md")
+
+
+def _write_while_a_note_arrives(out: Path) -> None:
+    with atomic_folder(out, force=True, check=refuse_to_lose) as partial:
+        (partial / "adapter_config.json").write_text("new")
+        (out / "notes.txt").write_text("mine")
+
+
+def test_a_file_that_came_while_the_verb_was_working_keeps_its_folder_in_place(tmp_path):
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "adapter_config.json").write_text("{}")
+    with pytest.raises(OutputError, match=r"notes\.txt"):
+        _write_while_a_note_arrives(out)
+    assert {path.name: path.read_text() for path in out.iterdir()} == {"adapter_config.json": "{}", "notes.txt": "mine"}
 
 
 def test_a_file_or_a_link_never_gives_way_to_a_folder_and_the_error_does_not_say_force(files, tmp_path):
@@ -74,7 +102,7 @@ def test_a_file_or_a_link_never_gives_way_to_a_folder_and_the_error_does_not_say
         with pytest.raises(OutputError, match="never replaced") as error:
             refuse_place(tmp_path / name, [files], force=True)
         assert "--force" not in error.value.advice
-    refused(tmp_path / "file" / "below", files, "is no folder")
+    refused(tmp_path / "file" / "below", files, "is not a folder")
 
 
 def test_a_file_beside_a_file_is_a_place(files, tmp_path):

@@ -33,6 +33,30 @@ def test_stated_objective_goes_before_hints(snapshot: dict[str, object], kind: s
 
 
 @pytest.mark.parametrize(
+    ("snapshot", "expected"),
+    [
+        ({"extras": {"task": "Glue/SST2"}}, ("classification", "task glue/sst2", True)),
+        ({"training": {"extras": {"trainer": "rl"}}}, ("rl", "keys of a trainer of kind rl", True)),
+        ({"lora": {"task_type": "SEQ_CLS"}}, ("classification", "task_type SEQ_CLS", False)),
+        (
+            {"lora": {"extras": {"base_model_class": "BertForTokenClassification"}}},
+            ("classification", "base model class BertForTokenClassification", False),
+        ),
+        (
+            {"lora": {"extras": {"base_model_class": "LlamaForCausalLM"}}},
+            ("sft", "base model class LlamaForCausalLM", False),
+        ),
+        ({"num_labels": 4}, ("classification", "4 labels", False)),
+        ({"task_profile": "easy_classification"}, ("classification", "task profile easy_classification", True)),
+        ({"task_profile": "generation"}, ("sft", "task profile generation", False)),
+        ({}, ("unknown", "no task, task_type or trainer says it", False)),
+    ],
+)
+def test_an_objective_has_its_ground_and_whether_that_is_stated_or_a_hint(snapshot, expected):
+    assert objective_of(msgspec.convert(snapshot, ConfigSnapshot)) == expected
+
+
+@pytest.mark.parametrize(
     ("targets", "reached"),
     [
         ("all-linear", True),

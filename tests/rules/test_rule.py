@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 from gradience.rules.objective import Objective, not_under, only_under
-from gradience.rules.rule import Observation, Rule, Threshold, Unknown, card, finding, judge
+from gradience.rules.rule import Observation, Rule, Threshold, Unknown, card, few, finding, judge
 from gradience.schema.findings import Evidence
 
 PAPER = Evidence(source="a paper", says="so it is")
@@ -115,3 +115,11 @@ def test_a_rule_for_some_objectives_applies_under_them_alone():
 def test_a_rule_that_an_objective_makes_meaningless_says_so():
     assert not_under("rl")(Run()) == "does not fit the objective rl (task grpo)"
     assert not_under("sft", "preference")(Run()) is None
+
+
+@pytest.mark.parametrize(
+    ("names", "text"),
+    [([], ""), (["a"], "a"), (["a", "b", "c"], "a, b, c"), (["a", "b", "c", "d", "e"], "a, b, c and 2 more")],
+)
+def test_many_names_are_shown_as_the_first_three_and_a_count(names, text):
+    assert few(list(names)) == text

@@ -265,3 +265,42 @@ def test_an_event_of_an_unknown_name_keeps_all_it_says(log: Path) -> None:
     (event,) = read(log)
     assert isinstance(event, UnknownEvent)
     assert event.payload == {"loss": 0.5, "seq": 3, "payload": [1, {"a": None}]}
+
+
+def test_a_report_of_validation_lists_as_many_faults_as_asked_for_and_counts_all(log: Path) -> None:
+    two_faults = ROW.replace(b'"step":1', b'"step":-1').replace(b"0.5", b'"x"')
+    log.write_bytes((two_faults + b"\n") * 60)
+    assert (len(validate_log(log).issues), validate_log(log).issues_total) == (100, 120)
+    for most in (0, 1, 3):
+        report = validate_log(log, max_issues=most)
+        assert (len(report.issues), report.issues_total) == (most, 120)
+
+
+def test_of_one_line_64_faults_are_named(log: Path) -> None:
+    items = [{"severity": 1, "action": 1} for _ in range(40)]  # three faults each
+    document = {**json.loads(ROW), "event": "recommendation", "recommendations": items}
+    log.write_text(json.dumps(document))
+    assert validate_log(log).issues_total == 64
+
+
+def test_a_thousand_unknown_names_are_counted_apart_and_the_rest_together(log: Path) -> None:
+    log.write_bytes(b"".join(ROW.replace(b"train_step", b"later_%d" % i) + b"\n" for i in range(1003)))
+    report = validate_log(log)
+    assert (len(report.unknown_events), report.unknown_events["..."]) == (1001, 3)
+    assert report.valid
+
+
+def test_rows_between_events_of_other_kinds_are_read_in_the_order_of_the_file(log: Path) -> None:
+    evaluation = ROW.replace(b"train_step", b"eval").replace(b'"loss":0.5', b'"split":"t","metrics":{"f1":1}')
+    rows = [ROW.replace(b'"step":1', b'"step":%d' % step) for step in range(1, 2001)]
+    for step in range(2000, 0, -50):
+        rows.insert(step, evaluation.replace(b'"step":1', b'"step":%d' % step))
+    rows[1000:1000] = [b"{torn", b"  "]
+    log.write_bytes(b"\n".join([START, *rows]))
+    summary = TelemetryReader(log).summarize()
+    (run,) = summary.runs.values()
+    assert list(run.steps) == list(range(1, 2001))
+    assert [event.step for event in run.evals] == list(range(50, 2001, 50))
+    assert {event.metrics.extras["f1"] for event in run.evals} == {1}
+    assert (summary.lines, [(bad.line, bad.reason[:8]) for bad in summary.issues]) == (2042, [(1002, "not JSON")])
+    assert run.record.out_of_order == 0

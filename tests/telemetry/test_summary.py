@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from gradience.telemetry import TelemetryReader, TelemetryWriter
+from gradience.telemetry.reader import RunSummary
 from gradience.telemetry.series import RunSeries
-from gradience.telemetry.summary import RunSummary
 
 HEAD = {"schema": "gradience.vnext.telemetry/v1", "ts": 1.0, "run_id": "r"}
 
@@ -143,3 +143,51 @@ def test_a_log_of_unknown_events_alone_has_no_run(log: Path) -> None:
 def test_a_step_no_json_reader_keeps_exactly_is_a_bad_line(log: Path) -> None:
     summary = write(log, row(2**53), row(2**53 - 1))
     assert (summary.issues_total, summary.issues[0].path, summary.counts["train_step"]) == (1, "$.step", 1)
+
+
+@pytest.mark.parametrize(
+    ("before", "back", "last"),
+    [([1, 2, 3, 4, 5], 3, 3), ([1, 3, 5], 4, 3), ([10, 20], 5, 5), ([], 7, 7)],
+    ids=["to a row", "between rows", "before all rows", "without rows"],
+)
+def test_the_last_step_of_a_resumed_run_is_where_it_went_back_to_until_new_rows_come(log, before, back, last) -> None:
+    documents = [*map(row, before), start(resumed_from_step=back)]
+    assert only(write(log, *documents)).last_step == last
+    assert only(write(log, *documents, row(back + 1))).last_step == back + 1
+
+
+def test_the_last_step_is_the_furthest_of_rows_and_evaluations_and_not_the_start_of_a_run(log: Path) -> None:
+    evaluation = {"event": "eval", "split": "test", "metrics": {"loss": 1.0}, "step": 9}
+    assert only(write(log, start(step=50), row(3), evaluation, row(4))).last_step == 9
+    assert only(write(log, start(), *map(row, range(1, 2000)))).last_step == 1999
+    assert only(write(log, start())).last_step is None
+
+
+def test_first_and_last_clock_readings_are_unix_seconds_whatever_order_the_lines_have(log: Path) -> None:
+    rows = [row(1, ts=100.5), row(2, ts=None), row(3, ts=1090.25), row(4, ts=500.0), row(5, ts="NaN")]
+    run = only(write(log, *rows))
+    assert (run.first_ts, run.last_ts) == (100.5, 1090.25)
+
+
+def test_the_hundredth_bad_line_is_kept_and_the_next_only_counted(log: Path) -> None:
+    for bad in (99, 100, 101):
+        log.write_bytes(b"bad\n" * bad)
+        summary = TelemetryReader(log).summarize()
+        assert (len(summary.issues), summary.issues_total) == (min(bad, 100), bad)
+
+
+def test_further_values_are_kept_if_asked_for_and_cut_by_a_resume(log: Path) -> None:
+    rows = [row(i, kl=i / 10, other=1.0) for i in range(1, 6)]
+    write(log, *rows, start(resumed_from_step=3), row(4, kl=9.0))
+    (run,) = TelemetryReader(log).summarize({"kl"}).runs.values()
+    assert {name: (list(c.steps), list(c.values)) for name, c in run.columns.items()} == {
+        "kl": ([1, 2, 3, 4], [0.1, 0.2, 0.3, 9.0])
+    }
+    assert only(TelemetryReader(log).summarize()).columns == {}
+
+
+def test_more_names_of_further_values_than_a_decoder_is_made_for_cost_none_of_them(log: Path) -> None:
+    rows = [row(i, kl=0.5, **{f"m{i}_{j}": 1.0 for j in range(3)}) for i in range(1, 400)]
+    write(log, *rows)
+    (run,) = TelemetryReader(log).summarize({"kl"}).runs.values()
+    assert list(run.columns["kl"].steps) == list(range(1, 400))

@@ -576,3 +576,69 @@ def test_events_of_a_log_can_be_copied_to_another(log: Path, tmp_path: Path) -> 
         writer.close()
     assert list(TelemetryReader(copy)) == list(TelemetryReader(log))
     assert [type(event) for event in TelemetryReader(copy)] == [RunStart, TrainStep, RunEnd]
+
+
+# Guards
+
+
+@pytest.mark.parametrize("step", [7, np.int32(7), np.float64(7.0), 7.0], ids=lambda step: type(step).__name__)
+def test_a_whole_number_of_any_type_is_a_step(log, writer, step) -> None:
+    writer.train_step(step)
+    assert lines(log)[0]["step"] == 7
+    assert type(lines(log)[0]["step"]) is int
+
+
+@pytest.mark.parametrize("step", [float("nan"), "Infinity", 7.25, np.float32(0.5)], ids=str)
+def test_what_is_no_whole_number_is_no_step(log, writer, step) -> None:
+    with pytest.raises(RecorderError, match="`step`: expected a whole number"):
+        writer.train_step(step)
+    assert log.read_bytes() == b""
+    assert writer.lost == 0  # nothing was to be recorded: the caller has the error
+
+
+def test_an_event_with_a_session_or_a_number_of_its_own_keeps_both(log, writer) -> None:
+    mine = TrainStep(schema=SCHEMA_ID, ts=None, run_id="r", step=1)
+    writer.write(msgspec.structs.replace(mine, seq=9))
+    writer.write(msgspec.structs.replace(mine, session="theirs"))
+    first, second = lines(log)
+    assert (first.get("session"), first["seq"]) == (None, 9)
+    assert (second["session"], second.get("seq")) == ("theirs", None)
+
+
+def test_a_reason_that_is_given_stands_though_events_were_lost(log: Path) -> None:
+    with TelemetryWriter(log) as writer:
+        with pytest.raises(RecorderError):
+            writer.train_step(1, loss="low")
+        with pytest.raises(RecorderError):
+            writer.alert(severity="fatal", code="c", message="m")
+        writer.run_end(status="aborted", reason="no time left")
+    assert (lines(log)[-1]["reason"], writer.lost) == ("no time left", 1)
+
+
+def test_rows_are_synced_after_more_than_five_seconds_and_not_after_five(log, monkeypatch) -> None:
+    synced: list[int] = []
+    now = [100.0]
+    monkeypatch.setattr(os, "fsync", synced.append)
+    monkeypatch.setattr("gradience.telemetry.logfile.time.monotonic", lambda: now[0])
+    writer = TelemetryWriter(log)
+    for seconds, expected in ((0.0, 1), (5.0, 1), (5.001, 2), (10.001, 2), (10.002, 3)):
+        now[0] = 100.0 + seconds
+        writer.train_step(1)
+        assert len(synced) == expected, seconds
+    writer.close()
+
+
+def test_the_status_of_a_system_exit_without_a_code_is_ok(log: Path) -> None:
+    with pytest.raises(SystemExit), TelemetryWriter(log):
+        raise SystemExit
+    assert lines(log)[-1]["status"] == "ok"
+
+
+def test_further_values_hold_64_levels_and_not_one_more(log, writer) -> None:
+    def nested(levels: int) -> object:
+        return [nested(levels - 1)] if levels else 1
+
+    writer.train_step(1, deep=nested(64))
+    with pytest.raises(RecorderError, match="nested more than 64 levels deep"):
+        writer.train_step(2, deep=nested(65))
+    assert [line["step"] for line in lines(log)] == [1]

@@ -41,4 +41,4 @@ def test_the_adapter_is_given_once_as_argument_or_option(verb, capsys):
 @pytest.mark.parametrize("verb", WRITING)
 def test_nowhere_to_write_is_said_before_anything_is_read(verb, capsys):
     assert main([verb, "nowhere", *ONE.get(verb, ["nowhere2"])]) == 2
-    assert "give --out FOLDER, or look first with --dry-run" in capsys.readouterr().err
+    assert "give --out FOLDER, or try --dry-run first" in capsys.readouterr().err

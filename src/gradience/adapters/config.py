@@ -11,11 +11,15 @@ import msgspec
 
 from gradience.adapters.patterns import PatternTable
 from gradience.errors import AdapterError
+from gradience.io.decoding import decode_json
+from gradience.io.reading import read_small
 
 ANALYSED: Final = frozenset({"LORA", "ADALORA", "LOHA", "LOKR", "VERA", "HIRA", "MISS", "BONE"})
 """The values of peft_type whose tensors are read as updates; Bone is MiSS's old name."""
 
-_LARGEST: Final = 64 << 20  # bytes: an EVA config with a pattern for each of 10 000 modules has 1 MiB
+LARGEST_CONFIG: Final = 5 << 20  # bytes: an EVA config with a pattern for each of 10 000 modules has 1 MiB
+LARGEST_ALPHA: Final = 1e30
+"""Of any alpha, in size: its square times that of float32 factors is within float64. A LoRA's is 1 to 10 000."""
 
 
 class AdapterConfig(msgspec.Struct, kw_only=True, frozen=True):
@@ -31,6 +35,7 @@ class AdapterConfig(msgspec.Struct, kw_only=True, frozen=True):
     lora_alpha: float = 8.0
     use_rslora: bool = False
     use_dora: bool = False
+    lora_bias: bool = False
     fan_in_fan_out: bool = False
     bias: str = "none"
     rank_pattern: dict[str, Any] | None = None
@@ -60,15 +65,13 @@ class AdapterConfig(msgspec.Struct, kw_only=True, frozen=True):
 
 
 def read_config(path: Path) -> AdapterConfig:
-    """Return the adapter's configuration.
+    """The adapter's configuration.
 
     Raises:
         AdapterError: the file is missing, not JSON, or a field has the wrong type.
     """
     try:
-        if path.stat().st_size > _LARGEST:
-            raise AdapterError(f"{path} is no adapter config: larger than 64 MiB", advice="give the right file")
-        raw = path.read_bytes()
+        raw = read_small(path, most=LARGEST_CONFIG, what="an adapter config")
     except OSError as error:
         raise AdapterError(
             f"cannot read {path}: {error.strerror}",
@@ -78,19 +81,31 @@ def read_config(path: Path) -> AdapterConfig:
 
 
 def parse_config(raw: bytes | str, where: str) -> AdapterConfig:
-    """Return the configuration that a JSON document holds; `where` names it in errors."""
+    """The configuration that a JSON document holds; `where` names it in errors."""
     try:
-        config = msgspec.json.decode(raw, type=AdapterConfig)
+        config = decode_json(raw, AdapterConfig)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        # A type that is not analysed may use our fields for other things (`r` of a prompt, `alpha` as a list).
         other = _of_another_type(raw)
         if other is None:
-            raise AdapterError(f"{where} is no adapter config: {error}", advice="give the right file") from error
+            raise AdapterError(f"{where} is not an adapter config: {error}", advice="give the right file") from error
         return other
+    _bound_alphas(config, where)
     if config.peft_type in {None, "LORA", "LOHA", "LOKR"} and config.r < 1:
         raise AdapterError(
-            f"{where} is no adapter config: r is {config.r}, expected at least 1", advice="give the right file"
+            f"{where} is not an adapter config: r is {config.r}, expected at least 1", advice="give the right file"
         )
     return config
+
+
+def _bound_alphas(config: AdapterConfig, where: str) -> None:
+    alphas = {"lora_alpha": config.lora_alpha, "alpha": config.alpha or 0.0}
+    alphas |= {f"alpha_pattern of {key[:60]!r}": alpha for key, alpha in (config.alpha_pattern or {}).items()}
+    for name, alpha in alphas.items():
+        if not abs(alpha) <= LARGEST_ALPHA:  # NaN neither
+            raise AdapterError(
+                f"{where}: {name} is {alpha:g}, over the limit of {LARGEST_ALPHA:g}", advice="correct the config"
+            )
 
 
 class _Types(msgspec.Struct):
@@ -101,9 +116,9 @@ class _Types(msgspec.Struct):
 
 
 def _of_another_type(raw: bytes | str) -> AdapterConfig | None:
-    """Return what can be read of a config whose type is not analysed, and may use our fields otherwise."""
+    """A config whose type is not analysed and may use our fields otherwise: the fields that all types share."""
     try:
-        types = msgspec.json.decode(raw, type=_Types)
+        types = decode_json(raw, _Types)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         return None
     return None if types.peft_type.upper() in ANALYSED else AdapterConfig(**msgspec.structs.asdict(types))
@@ -125,6 +140,7 @@ class ScalingRules:
 
     def __init__(self, config: AdapterConfig) -> None:
         self._config = config
+        # AdaLoRA keeps lists of booleans under the same name; and a boolean is an int to isinstance.
         self._ranks = {k: v for k, v in (config.rank_pattern or {}).items() if type(v) is int}
         self._alphas = config.alpha_pattern or {}
         self._rank_table = PatternTable(self._ranks)
@@ -135,7 +151,7 @@ class ScalingRules:
         order that held in training is lost; what is returned here is what PEFT applies on loading."""
 
     def of(self, name: str, r: int | None = None, *, default_alpha: float | None = None) -> Scaling:
-        """Return the scaling of the module of that name.
+        """The scaling of the module of that name.
 
         Args:
             name: the module's path as PEFT matches it, without `base_model.model.`.
@@ -161,7 +177,7 @@ class ScalingRules:
         return keys[0]
 
     def unmatched(self) -> tuple[list[str], list[str]]:
-        """Return the keys of rank_pattern and of alpha_pattern that have matched no module so far."""
+        """The keys of rank_pattern and of alpha_pattern that have matched no module so far."""
         tables = (self._rank_table, self._alpha_table)
         ranks, alphas = ([key for key in table.keys if (id(table), key) not in self._used] for table in tables)
         return ranks, alphas

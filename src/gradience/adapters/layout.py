@@ -1,50 +1,69 @@
-"""PEFT's tensor names taken apart: module path, field, adapter name."""
+"""What an adapter is once its files are opened: names taken apart, modules with their updates, and what is left over.
+
+A reader (`adapters.formats`) sorts the tensors of a file into groups, one for each adapted module; a builder
+(`adapters.kinds`) makes a `Module` of each group, whose `load` gives the two factors of its update, or reports by
+UnsuitableError why there is none. Nothing here reads a tensor's data until a module is loaded.
+"""
 
 from __future__ import annotations
 
+import functools
 import re
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final, Literal, NamedTuple, TypeAlias
+from typing import Any, Concatenate, Final, Literal, NamedTuple, ParamSpec, TypeAlias, TypeVar
 
+import numpy as np
 import numpy.typing as npt
 
-from gradience.adapters.config import AdapterConfig, ScalingRules
+from gradience.adapters.config import AdapterConfig, ScalingRules, read_config
 from gradience.io.safetensors import TensorInfo, TensorSource, is_float
+from gradience.schema.audit import LeftoverReason
+
+Array: TypeAlias = npt.NDArray[Any]
+LoadFactors: TypeAlias = Callable[[], tuple[Array, Array]]
+DenseUpdate: TypeAlias = Callable[[Array], Array]
+Role: TypeAlias = Literal[
+    "lora_pair", "magnitude", "bias", "full_module", "token_rows", "base_copy", "scale", "not_analysed", "unknown"
+]
 
 PREFIX: Final = "base_model.model."
+MOST_ELEMENTS: Final = 1 << 27
+"""The largest array that a factor may be unfolded to; real adapters stay far below it."""
 
-LORA_FIELDS: Final = (
-    "lora_A",
-    "lora_B",
-    "lora_E",
-    "lora_embedding_A",
-    "lora_embedding_B",
-    "lora_magnitude_vector",
-    "lora_diag",
+LARGEST_ENTRY: Final = 3.4e38
+"""Of an update's numbers, in size: float32's range, in which merges compute; their fourth powers are within float64."""
+
+
+def within_range(*arrays: Array) -> bool:
+    """Whether all entries are finite and at most `LARGEST_ENTRY` in size."""
+    return all(bool(np.isfinite(array).all()) and not _beyond(array) for array in arrays)
+
+
+def _beyond(array: Array) -> bool:
+    return array.dtype == np.float64 and bool((np.abs(array) > LARGEST_ENTRY).any())
+
+
+LOHA_FIELDS: Final = tuple(f"hada_{part}" for part in ("w1_a", "w1_b", "w2_a", "w2_b", "t1", "t2"))
+LOKR_FIELDS: Final = tuple(f"lokr_{part}" for part in ("w1", "w1_a", "w1_b", "w2", "w2_a", "w2_b", "t2"))
+_LORA_FIELDS: Final = (
+    *("lora_A", "lora_B", "lora_E", "lora_embedding_A", "lora_embedding_B"),
+    *("lora_magnitude_vector", "lora_diag"),
 )
-_FIELDS: Final = frozenset(
-    [
-        *LORA_FIELDS,
-        *(f"hada_{part}" for part in ("w1_a", "w1_b", "w2_a", "w2_b", "t1", "t2")),
-        *(f"lokr_{part}" for part in ("w1", "w1_a", "w1_b", "w2", "w2_a", "w2_b", "t2")),
-        "vera_lambda_b",
-        "vera_lambda_d",
-        "hira_A",
-        "hira_B",
-        "hira_embedding_A",
-        "hira_embedding_B",
-        "miss_block",
-    ]
+_OTHER_FIELDS: Final = (
+    *("vera_lambda_b", "vera_lambda_d", "miss_block"),
+    *("hira_A", "hira_B", "hira_embedding_A", "hira_embedding_B"),
 )
+_FIELDS: Final = frozenset({*_LORA_FIELDS, *LOHA_FIELDS, *LOKR_FIELDS, *_OTHER_FIELDS})
 # torch.compile and FSDP leave their own wrappers in the names of a raw state dict.
 _WRAPPERS: Final = frozenset({"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"})
+_LAYER: Final = re.compile(r"((?:^|\.)(?:layers|layer|h)\.)(\d+)(?=\.)")
 
 
 class Key(NamedTuple):
-    """A tensor that belongs to a module's update. `leaf` is `weight`, `bias` or empty."""
+    """The name of a tensor that belongs to a module's update. `leaf` is `weight`, `bias` or empty."""
 
     module: str
     field: str
@@ -53,12 +72,13 @@ class Key(NamedTuple):
 
 
 def parse_key(key: str) -> Key | None:
-    """Return what a tensor's name says, or None where it names no part of an update.
+    """A tensor's name in PEFT's layout taken apart, or None where it names no part of an update.
 
     >>> parse_key("base_model.model.h.0.attn.lora_A.default.weight")
     Key(module='h.0.attn', field='lora_A', adapter='default', leaf='weight')
     """
     parts = key.removeprefix(PREFIX).split(".")
+    # From the end: a module may be named like a field. Never the first part, for a module must come before it.
     at = next((i for i in range(len(parts) - 1, 0, -1) if parts[i] in _FIELDS), 0)
     if at == 0:
         return None
@@ -71,26 +91,18 @@ def parse_key(key: str) -> Key | None:
 
 
 def module_path(module: str) -> str:
-    """Return the module's path in the base model: PEFT's nested `base_layer` left out."""
+    """The module's path in the base model: PEFT's nested `base_layer` left out."""
     if "base_layer" not in module:
         return module
     return ".".join(part for part in module.split(".") if part != "base_layer")
 
 
 def pattern_name(module: str) -> str:
-    """Return the path that PEFT matches patterns against.
+    """The path that PEFT matches patterns against.
 
     MultiheadAttention wraps its own out_proj, with the rank and alpha of the whole.
     """
     return module.removesuffix(".base_layer.out_proj")
-
-
-Array: TypeAlias = npt.NDArray[Any]
-LoadFactors: TypeAlias = Callable[[], tuple[Array, Array]]
-DenseUpdate: TypeAlias = Callable[[Array], Array]
-Role: TypeAlias = Literal[
-    "lora_pair", "magnitude", "bias", "full_module", "token_rows", "base_copy", "scale", "not_analysed", "unknown"
-]
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,8 +110,8 @@ class Module:
     """The update dW = scale * b @ a of one module; `load` returns (b, a), b (d_out, r), a (r, d_in).
 
     Both are oriented as the base stores its weight: for a Conv1D, fan_in_fan_out or embedding module `load`
-    has already turned them, and `shape` is b's rows by a's columns. A convolution's weight is flattened to
-    (out, in * kernel). Where the file cannot say whether the stored weight is turned (experts of some
+    has already transposed them, and `shape` is b's rows by a's columns. A convolution's weight is flattened to
+    (out, in * kernel). Where the file cannot say whether the stored weight is transposed (experts of some
     models), the base's shape decides; singular values do not depend on it. `alpha` is r where a format has
     none. `note` is a remark on this module alone.
     """
@@ -134,14 +146,6 @@ class Module:
     """The tensors it is made of: `lora_A`, `lora_B.bias`, ... to the name in the file. Experts share theirs."""
 
 
-@dataclass(frozen=True, slots=True)
-class Skipped:
-    """A tensor or group that no number speaks of, and why."""
-
-    name: str
-    reason: str
-
-
 class NeedsBase(NamedTuple):
     """A module whose update is a function of the base weight alone, and why."""
 
@@ -150,15 +154,84 @@ class NeedsBase(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
+class Skipped:
+    """A tensor or group that no number speaks of: `reason` is the text for people, `cause` what programs decide by."""
+
+    name: str
+    reason: str
+    cause: LeftoverReason = LeftoverReason.SHAPE
+
+
+Found: TypeAlias = Module | NeedsBase | Skipped
+
+
+class UnsuitableError(Exception):
+    """A group's tensors make up no module that can be analysed. Builders raise it; readers report it."""
+
+    def __init__(self, reason: str, cause: LeftoverReason = LeftoverReason.SHAPE) -> None:
+        super().__init__(reason)
+        self.reason = reason
+        self.cause = cause
+
+
+class Files(NamedTuple):
+    """An adapter's weights, opened, and where its config would be."""
+
+    source: TensorSource
+    config: Path
+
+    @property
+    def has_config(self) -> bool:
+        """Whether the config is there."""
+        return self.config.is_file()
+
+    def read_config(self) -> AdapterConfig:
+        """The config.
+
+        Raises:
+            AdapterError: it is missing, or not an adapter's.
+        """
+        return read_config(self.config)
+
+    def optional_config(self) -> AdapterConfig:
+        """The config, or the defaults where there is none."""
+        return read_config(self.config) if self.has_config else AdapterConfig()
+
+
+@dataclass(frozen=True, slots=True)
+class Format:
+    """A layout of adapter files: how it is recognised and read, and what it keeps where.
+
+    One record for each, in the module of `adapters.formats` that reads it; `adapters.formats.FORMATS` is the table.
+    """
+
+    name: str
+    matches: Callable[[Files], bool]
+    read: Callable[[Files], Adapter]
+    is_peft: bool = False
+    """The config is PEFT's, with its patterns of rank and alpha, `fan_in_fan_out` and types other than LoRA."""
+    has_config: bool = True
+    """An adapter_config.json lies beside the weights. Where not, the file of weights is the whole adapter."""
+    module_paths: bool = True
+    """Modules are named by their path in the base model; sd-scripts flattens the dots to underscores."""
+    component_prefix: bool = False
+    """Names begin with a component of a pipeline, such as `unet.`"""
+    embeds_by_name: bool = False
+    """Only its name says that a module is an embedding; its update applies to a tied head too."""
+    convertible: bool = True
+    """Its names and the order of its rows can be written in PEFT's layout."""
+
+
+@dataclass(frozen=True, slots=True)
 class Adapter:
     """An adapter as its files declare it: every tensor has a role, every pair is a module.
 
-    `needs_base` are modules whose update is a function of the base weight alone (`dense`): their `load`
+    `base_dependent` are modules whose update is a function of the base weight alone (`dense`): their `load`
     raises AdapterError, a width of 0 in `shape` means that the file does not say it, and each is named in
     `skipped` too, for an audit without a base.
     """
 
-    format: str
+    file_format: Format
     config: AdapterConfig
     modules: list[Module]
     roles: dict[str, Role]
@@ -166,17 +239,16 @@ class Adapter:
     skipped: list[Skipped] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     weights: list[Path] = field(default_factory=list)
-    needs_base: list[Module] = field(default_factory=list)
+    base_dependent: list[Module] = field(default_factory=list)
     unmatched_rank_patterns: list[str] = field(default_factory=list)
     unmatched_alpha_patterns: list[str] = field(default_factory=list)
     source: TensorSource | None = None
     """The file or files that hold the tensors."""
 
-
-MOST_ELEMENTS: Final = 1 << 27
-"""The largest array that a factor may be unfolded to; no real adapter comes near."""
-
-_LAYER: Final = re.compile(r"((?:^|\.)(?:layers|layer|h)\.)(\d+)(?=\.)")
+    @property
+    def format(self) -> str:
+        """The name of the format, as reports give it."""
+        return self.file_format.name
 
 
 @dataclass(slots=True)
@@ -188,7 +260,7 @@ class Group:
     keys: dict[str, str] = field(default_factory=dict)
 
 
-class Memory(threading.local):
+class _Memory(threading.local):
     """What one thread keeps: modules are loaded from several."""
 
     def __init__(self) -> None:
@@ -206,56 +278,86 @@ class Context:
     """Whether the file holds more than one adapter."""
     attention: frozenset[str] = frozenset()
     """Modules that are a MultiheadAttention: their own pair is in_proj's."""
-    memory: Memory = field(default_factory=Memory)
     layers: tuple[int, ...] = ()
     """layer_replication unrolled: the base's layer for each layer of the adapted model."""
+    memory: _Memory = field(default_factory=_Memory)
 
     @property
     def kept(self) -> dict[str, Any]:
         """What this thread read last, where several modules share a tensor."""
         return self.memory.kept
 
-    def info(self, group: Group, name: str) -> TensorInfo:
-        """Return what the file declares of a field's tensor."""
-        return self.source.tensors[group.keys[name]]
+    def shape(self, group: Group, name: str) -> tuple[int, ...]:
+        """The shape that the file declares of a field's tensor."""
+        return self.source.tensors[group.keys[name]].shape
+
+    def size(self, group: Group, *without: str) -> int:
+        """The number of parameters of the group's tensors, but for some fields."""
+        return sum(self.source.tensors[key].size for name, key in group.keys.items() if name not in without)
 
     def reader(self, group: Group, name: str) -> Callable[[], Array]:
-        """Return a function that reads a field's tensor."""
+        """A function that reads a field's tensor."""
         key = group.keys[name]
         return lambda: self.source.read(key)
 
     def name(self, group: Group) -> str:
-        """Return the module's name as a report shows it."""
+        """The module's name as a report shows it."""
         path = module_path(group.module)
         return f"{path}:{group.adapter or 'default'}" if self.several else path
 
     def adapter(self, group: Group) -> str | None:
-        """Return the adapter's name where the file holds several."""
+        """The adapter's name where the file holds several."""
         return (group.adapter or "default") if self.several else None
 
     def base_path(self, module: str) -> str:
-        """Return the module's path in the base's own checkpoint: a replicated layer's index mapped back."""
+        """The module's path in the base's own checkpoint: a replicated layer's index mapped back."""
         path = module_path(module)
         if not self.layers:
             return path
         return _LAYER.sub(lambda hit: f"{hit[1]}{self._base_layer(int(hit[2]))}", path, count=1)
 
+    # PEFT numbers the replicated layers anew; the base's checkpoint has each of them once.
     def _base_layer(self, index: int) -> int:
         return self.layers[index] if index < len(self.layers) else index
 
-    def misuse(self, group: Group, *names: str) -> Skipped | None:
-        """Return why tensors cannot be used: missing, not floating point, or an axis of no elements."""
-        held = [self.source.tensors[group.keys[n]] for n in names if n in group.keys]
-        if len(held) < len(names):
-            missing = ", ".join(n for n in names if n not in group.keys)
-            present = ", ".join(n for n in names if n in group.keys) or "nothing else"
-            return Skipped(self.name(group), f"{missing} is missing beside {present}")
+    def require(self, group: Group, *names: str) -> None:
+        """Check that the fields' tensors are there, floating point, and not empty.
+
+        Raises:
+            UnsuitableError: one is not.
+        """
+        missing = [name for name in names if name not in group.keys]
+        if missing:
+            present = ", ".join(name for name in names if name in group.keys) or "nothing else"
+            reason = f"{', '.join(missing)} is missing beside {present}"
+            raise UnsuitableError(reason, LeftoverReason.FACTOR_MISSING)
+        held = [self.source.tensors[group.keys[name]] for name in names]
         if not all(is_float(info.dtype) for info in held):
-            return Skipped(self.name(group), f"factors of dtype {_listed(i.dtype for i in held)}: not floating point")
+            reason = f"factors of dtype {_listed(info.dtype for info in held)}: not floating point"
+            raise UnsuitableError(reason, LeftoverReason.DTYPE)
         if any(0 in info.shape for info in held):
-            return Skipped(self.name(group), f"factors of shape {_listed(list(i.shape) for i in held)}: no elements")
-        return None
+            raise UnsuitableError(f"factors of shape {_listed(list(info.shape) for info in held)}: no elements")
 
 
-def _listed(items: object) -> str:
-    return " and ".join(str(item) for item in items)  # type: ignore[attr-defined]
+def _listed(items: Iterable[object]) -> str:
+    return " and ".join(map(str, items))
+
+
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
+Builder: TypeAlias = Callable[[Context, Group], Found]
+
+
+def reported(
+    build: Callable[Concatenate[Context, Group, _P], _T],
+) -> Callable[Concatenate[Context, Group, _P], _T | Skipped]:
+    """A builder that returns the reason under the module's name instead of raising UnsuitableError."""
+
+    @functools.wraps(build)
+    def wrapped(ctx: Context, group: Group, /, *args: _P.args, **options: _P.kwargs) -> _T | Skipped:
+        try:
+            return build(ctx, group, *args, **options)
+        except UnsuitableError as error:
+            return Skipped(ctx.name(group), error.reason, error.cause)
+
+    return wrapped

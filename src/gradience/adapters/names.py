@@ -8,6 +8,7 @@ from typing import Final
 
 from gradience.adapters.config import AdapterConfig
 from gradience.adapters.layout import PREFIX, Role, Skipped
+from gradience.schema.audit import LeftoverReason
 
 
 def _words(text: str) -> frozenset[str]:
@@ -47,7 +48,6 @@ _WORDS: Final = re.compile(
     r"(?<![a-z0-9])(?:" + "|".join(sorted(map(re.escape, _TYPES), key=len, reverse=True)) + r")(?![a-z0-9])"
 )
 _SUFFIX: Final = re.compile(r"(?::[^:]*)?(?:\[\d+\])?(?::[^:]*)?$")
-_DIGITS: Final = re.compile(r"(\d+)")
 
 _SEP: Final = "[._]"
 _PAIRS: Final = re.compile(
@@ -66,7 +66,7 @@ _LAYER: Final = re.compile(
 
 
 def module_type(name: str) -> str:
-    """Return `attn`, `mlp`, `ssm`, `conv`, `embedding` or `other` for a module path.
+    """`attn`, `mlp`, `ssm`, `conv`, `embedding` or `other` for a module path.
 
     The component nearest the leaf that has a type decides; `ssm` is a state-space mixer (Mamba, RWKV), and a
     head (`classifier`, `score`, `pooler`) is `other`, but for lm_head, which shares its matrix with the
@@ -81,6 +81,7 @@ def module_type(name: str) -> str:
     if is_embedding(path):
         return "embedding"
     parts = path.lower().split(".")
+    # From the leaf up: of `attention.output.dense` only the first has a type, of `mlp.experts.w1` all three.
     for part in reversed(parts):
         if (found := _TYPES.get(part)) is not None:
             return found
@@ -90,7 +91,7 @@ def module_type(name: str) -> str:
 
 
 def _in_words(parts: list[str]) -> str | None:
-    """Return the type of kohya's underscored names, or of a component such as `to_q_lora`."""
+    """The type of kohya's underscored names, or of a component such as `to_q_lora`."""
     for part in reversed(parts):
         hits = _WORDS.findall(part)
         if hits:
@@ -99,17 +100,17 @@ def _in_words(parts: list[str]) -> str | None:
 
 
 def is_embedding(path: str) -> bool:
-    """Return whether the path's last component is an embedding or the output head that mirrors it."""
+    """Whether the path's last component is an embedding or the output head that mirrors it."""
     return path.rpartition(".")[2].lower() in _EMBEDDINGS
 
 
 def layer_index(name: str) -> int | None:
-    """Return the index of the layer a module path names, or None.
+    """The index of the layer that a module path names, or None.
 
     Networks in sections would give many layers one number: there the index is 100 * section + block, for
     ConvNeXt's and Swin's stages, ResNet's layer1..4, and a UNet's halves (down, middle, up); a single-stream
     block of Flux and a decoder block of T5 count from 100. Encoder and decoder `layers` (BART, Whisper) share
-    numbers: their names do not tell a decoder alone from one behind an encoder.
+    numbers: by their names a decoder alone looks like one behind an encoder.
 
     >>> layer_index("model.layers.11.mlp.up_proj"), layer_index("classifier")
     (11, None)
@@ -126,17 +127,6 @@ def layer_index(name: str) -> int | None:
     return int(hit[1]) if hit else None
 
 
-_MOST_DIGITS: Final = 9
-
-
-def natural_key(name: str) -> list[tuple[int, str]]:
-    """Return a sort key that puts layer 2 before layer 10."""
-    return [
-        (-1, part) if i % 2 == 0 else (int(part), "") if len(part) <= _MOST_DIGITS else (10**_MOST_DIGITS, part)
-        for i, part in enumerate(_DIGITS.split(name))
-    ]
-
-
 _TRAINING_ONLY: Final = re.compile(r"\.(?:lora_velora_embed|lora_monteclora_sampler|ranknum)(?:\.|$)")
 _FACTOR_OF_A_TYPE: Final = re.compile(
     r"(?:^|\.)(?:adamss|beft|boft|c3a|deft|delora|fourierft|frod|glora|gralora|hada|hira|hra|ia3|lily|ln_tuning"
@@ -147,12 +137,14 @@ _MANY: Final = 8
 
 
 def other_role(key: str, config: AdapterConfig) -> Role:  # noqa: PLR0911  # one return a role reads best
-    """Return the role of a tensor that `parse_key` does not place."""
+    """The role of a tensor that `parse_key` does not place."""
     name = key.removeprefix(PREFIX)
+    # The order matters: a saved module may hold any of the names that are tested further down.
     if ".trainable_tokens_" in name:
         return "token_rows"
     if key in {"base_model.vera_A", "base_model.vera_B"}:
         return "lora_pair"
+    # With bias="none" PEFT saves a bias of the base only as part of a copied layer.
     if name.endswith(".bias") and ".base_layer." in name:
         return "bias" if config.bias != "none" else "base_copy"
     if ".original_module." in name or name.endswith((".base_layer.weight", ".token_adapter.base_layer.weight")):
@@ -174,19 +166,26 @@ def _saved_whole(name: str, saved: list[str]) -> bool:
 
 
 def explained(roles: dict[str, Role]) -> list[Skipped]:
-    """Return why tensors are not analysed, one entry for many of a kind."""
-    by_reason: dict[str, list[str]] = {}
+    """The reasons why tensors are not analysed, one entry for many of a kind."""
+    by_cause: dict[LeftoverReason, list[str]] = {}
     for key, role in roles.items():
         if role == "unknown":
-            by_reason.setdefault("not part of any adapter layout known here", []).append(key)
+            by_cause.setdefault(LeftoverReason.UNKNOWN, []).append(key)
         elif role == "not_analysed":
             training = _TRAINING_ONLY.search(key) is not None
-            why = "used in training only" if training else "a tensor of a kind that is not analysed"
-            by_reason.setdefault(why, []).append(key)
-    return [entry for reason, keys in by_reason.items() for entry in _entries(keys, reason)]
+            why = LeftoverReason.TRAINING_ONLY if training else LeftoverReason.KIND_NOT_ANALYSED
+            by_cause.setdefault(why, []).append(key)
+    return [entry for cause, keys in by_cause.items() for entry in _entries(keys, cause)]
 
 
-def _entries(keys: list[str], reason: str) -> Iterable[Skipped]:
+_TEXTS: Final = {
+    LeftoverReason.UNKNOWN: "not part of any adapter layout known here",
+    LeftoverReason.TRAINING_ONLY: "used in training only",
+    LeftoverReason.KIND_NOT_ANALYSED: "a tensor of a kind that is not analysed",
+}
+
+
+def _entries(keys: list[str], cause: LeftoverReason) -> Iterable[Skipped]:
     if len(keys) <= _MANY:
-        return [Skipped(key, reason) for key in keys]
-    return [Skipped(f"{keys[0]} and {len(keys) - 1} more", reason)]
+        return [Skipped(key, _TEXTS[cause], cause) for key in keys]
+    return [Skipped(f"{keys[0]} and {len(keys) - 1} more", _TEXTS[cause], cause)]

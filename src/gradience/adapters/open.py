@@ -5,25 +5,20 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path, PurePosixPath
-from typing import Any, Final, NamedTuple
+from pathlib import Path
+from typing import Final, NamedTuple
 
-import msgspec
-
-from gradience.adapters.config import AdapterConfig, read_config
-from gradience.adapters.formats.kohya import is_diffusers, is_kohya, read_diffusers, read_kohya
-from gradience.adapters.formats.mlx import is_mlx, is_torchtune, read_full, read_mlx, read_torchtune
-from gradience.adapters.formats.peft import is_peft, read_peft
-from gradience.adapters.layout import Adapter
+from gradience.adapters.formats import format_of, open_weights
+from gradience.adapters.layout import Adapter, Files
 from gradience.errors import AdapterError
-from gradience.io.safetensors import SafetensorsFile, ShardedFiles, TensorSource
+from gradience.io.safetensors import ShardedFiles, TensorSource, indexed_files
 from gradience.io.types import PathLike
 
 
 def open_adapter(
     path: PathLike, *, adapter_config: PathLike | None = None, weights: PathLike | None = None
 ) -> tuple[AdapterFiles, Adapter]:
-    """Return where an adapter's files are, and what they declare; no tensor's data are read yet.
+    """An adapter's files and what they declare; no tensor's data are read yet.
 
     Args:
         path: the folder that PEFT (or MLX-LM, kohya, diffusers) saved, or its weights file.
@@ -34,31 +29,21 @@ def open_adapter(
         AdapterError: files are missing, damaged or of another format.
     """
     files = find_files(Path(path), config=_path(adapter_config), weights=_path(weights))
-    return files, read_adapter(files, _open)
+    return files, read_adapter(files)
 
 
 def _path(path: PathLike | None) -> Path | None:
     return None if path is None else Path(path)
 
 
-def _open(weights: Path) -> TensorSource:
-    if weights.suffix in {".bin", ".pt", ".pth"}:
-        from gradience.adapters.formats.torch_bin import TorchFile  # noqa: PLC0415  # torch only where it is needed
-
-        return TorchFile(weights)
-    return SafetensorsFile(weights)
-
-
 CONFIG_NAME: Final = "adapter_config.json"
 WEIGHT_NAMES: Final = ("adapter_model.safetensors", "adapters.safetensors", "adapter_model.bin", "adapter_model.pt")
-_INDEX: Final = (
+INDEX_NAMES: Final = (
     "adapter_model.safetensors.index.json",
     "model.safetensors.index.json",
     "adapters.safetensors.index.json",
     "adapter_model.bin.index.json",
 )
-_MOST_SHARDS: Final = 10_000
-_LARGEST_INDEX: Final = 256 << 20  # bytes
 
 
 class AdapterFiles(NamedTuple):
@@ -76,7 +61,7 @@ class AdapterFiles(NamedTuple):
 
 
 def find_files(path: Path, *, config: Path | None = None, weights: Path | None = None) -> AdapterFiles:
-    """Return the adapter's files; explicit ones win over what the folder holds.
+    """The adapter's files; explicit ones win over what the folder holds.
 
     Raises:
         AdapterError: the folder or a file is missing, or several adapters could be meant.
@@ -89,7 +74,7 @@ def find_files(path: Path, *, config: Path | None = None, weights: Path | None =
     if found is None:
         folder, found = _only_nested(folder)
     elif weights is None and path.is_dir():
-        others = tuple(_nested(folder))
+        others = tuple(_nested(folder))  # PEFT saves adapters of other names than `default` below it
     if not os.path.isfile(found):  # noqa: PTH113  # as above
         raise AdapterError(f"no weights file at {found}", advice="give it with --weights FILE")
     if config is not None and not os.path.isfile(config):  # noqa: PTH113  # as above
@@ -98,13 +83,14 @@ def find_files(path: Path, *, config: Path | None = None, weights: Path | None =
 
 
 def _config_beside(weights: Path, folder: Path) -> Path:
+    # With --weights, the config of the folder that was given still counts if there is none beside the weights.
     beside = weights.parent / CONFIG_NAME
     return beside if beside.is_file() else folder / CONFIG_NAME
 
 
 def _weights_in(folder: Path) -> Path | None:
-    """Return the folder's weights file or index, or None where it holds none."""
-    for name in (*WEIGHT_NAMES, *_INDEX):
+    """The folder's weights file or index, or None where it holds none."""
+    for name in (*WEIGHT_NAMES, *INDEX_NAMES):
         if (folder / name).is_file():
             return folder / name
     others = sorted(p for p in folder.glob("*.safetensors") if p.is_file())
@@ -120,12 +106,12 @@ def _weights_in(folder: Path) -> Path | None:
 
 def _nested(folder: Path) -> list[Path]:
     return sorted(
-        p for p in folder.iterdir() if p.is_dir() and any((p / n).is_file() for n in (*WEIGHT_NAMES, *_INDEX))
+        p for p in folder.iterdir() if p.is_dir() and any((p / n).is_file() for n in (*WEIGHT_NAMES, *INDEX_NAMES))
     )
 
 
 def _only_nested(folder: Path) -> tuple[Path, Path]:
-    """Return the one sub-folder that holds an adapter, and its weights."""
+    """The one sub-folder that holds an adapter, and its weights."""
     nested = _nested(folder)
     if len(nested) == 1:
         found = _weights_in(nested[0])
@@ -152,9 +138,9 @@ def _is_shard(path: Path) -> bool:
 
 
 def _shards(weights: Path) -> tuple[Path, ...]:
-    """Return the files that together hold the weights, or none where the one file does."""
+    """The files that together hold the weights, or none where the one file does."""
     if weights.name.endswith(".index.json"):
-        return _indexed(weights)
+        return tuple(indexed_files(weights))
     if not _is_shard(weights):
         return ()
     # adapter_model-00001-of-00002.safetensors
@@ -167,68 +153,22 @@ def _shards(weights: Path) -> tuple[Path, ...]:
     return tuple(shards)
 
 
-def _indexed(index: Path) -> tuple[Path, ...]:
-    """Return the files that an index names, all of which must lie beside it."""
-    try:
-        if index.stat().st_size > _LARGEST_INDEX:
-            raise AdapterError(f"{index} is no index of weights: larger than 256 MiB")
-        names = sorted(set(msgspec.json.decode(index.read_bytes(), type=_Index).weight_map.values()))
-    except OSError as error:
-        raise AdapterError(f"cannot read {index}: {error.strerror}", advice="check the path") from error
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-        raise AdapterError(f"{index} is no index of weights: {error}", advice="give the weights file itself") from error
-    if not names or len(names) > _MOST_SHARDS:
-        raise AdapterError(f"{index} names {len(names)} files", advice="give the weights file itself")
-    for name in names:
-        if PurePosixPath(name).name != name or "\\" in name or "\0" in name or name in {"", ".", ".."}:
-            raise AdapterError(f"{index} names a file outside its folder: {name!r}", advice="do not trust this adapter")
-        if not (index.parent / name).is_file():
-            raise AdapterError(f"{index} names {name!r}, which is missing", advice="copy the missing file")
-    return tuple(index.parent / name for name in names)
-
-
-class _Index(msgspec.Struct):
-    weight_map: dict[str, str]
-    metadata: Any = None
-
-
-def read_adapter(files: AdapterFiles, open_weights: Callable[[Path], TensorSource]) -> Adapter:
-    """Return the adapter that the files hold.
+def read_adapter(files: AdapterFiles, opened: Callable[[Path], TensorSource] = open_weights) -> Adapter:
+    """The adapter that the files hold.
 
     Args:
         files: from `find_files`.
-        open_weights: opens one weights file; the caller decides whether pickles are welcome.
+        opened: opens one weights file; the default reads safetensors, and pickles by torch's restricted loader.
 
     Raises:
         AdapterError: a file is missing, damaged, or of a type that the config contradicts.
     """
-    shards = [open_weights(path) for path in files.shards]
-    source = ShardedFiles(files.weights, shards) if shards else open_weights(files.weights)
-    adapter = _read(source, files)
+    shards = [opened(path) for path in files.shards]
+    source = ShardedFiles(files.weights, shards) if shards else opened(files.weights)
+    held = Files(source, files.config)
+    adapter = format_of(held).read(held)
     notes = [*adapter.notes, *_notes(files)]
     return replace(adapter, notes=notes, weights=list(files.shards) or [files.weights], source=source)
-
-
-def _read(source: TensorSource, files: AdapterFiles) -> Adapter:  # noqa: PLR0911  # one return a format reads best
-    keys = source.tensors
-    if is_mlx(keys):
-        return read_mlx(source, read_config(files.config))
-    if is_torchtune(keys):
-        return read_torchtune(source, read_config(files.config))
-    if is_kohya(keys):
-        return read_kohya(source, _optional(files))
-    if is_peft(keys) and (files.config.is_file() or not is_diffusers(keys, source.metadata)):
-        return read_peft(source, read_config(files.config))
-    if is_diffusers(keys, source.metadata):
-        return read_diffusers(source)
-    config = _optional(files)
-    if config.peft_type is None and config.fine_tune_type == "full":
-        return read_full(source, config)
-    return read_peft(source, config)
-
-
-def _optional(files: AdapterFiles) -> AdapterConfig:
-    return read_config(files.config) if files.config.is_file() else AdapterConfig()
 
 
 def _notes(files: AdapterFiles) -> list[str]:
@@ -243,7 +183,7 @@ def _notes(files: AdapterFiles) -> list[str]:
 
 
 def _elsewhere(path: Path) -> Path | None:
-    """Return where a link leads outside its folder, except into a hub cache's own blobs."""
+    """The target of a link that leads outside its folder, but for a hub cache's own blobs; else None."""
     if not path.is_symlink():
         return None
     target, home = path.resolve(), path.parent.resolve()

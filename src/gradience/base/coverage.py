@@ -1,17 +1,18 @@
-"""A configuration's targets in a base model, counted: modules, layers, parameters, bytes."""
+"""A configuration's reach in a base model, before training: modules, layers, trained parameters, bytes.
+
+Takes the configuration and the module tree that `peft_emulation` makes of the base's headers; gives the counts of a
+report. Where the library's behaviour is not followed, NotFollowedError says so, and nothing is counted.
+"""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
-from typing import Final
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Final, NamedTuple
 
 from gradience.adapters.names import module_type
-from gradience.base.peft_emulation.layout import Layout
-from gradience.base.peft_emulation.sites import site_layer
-from gradience.base.peft_emulation.sizes import lora_sizes
-from gradience.base.peft_emulation.targets import Hits, NotFollowedError, Wanted, resolve, saved_names
-from gradience.base.weights import memory, stored_dtype
+from gradience.base.peft_emulation.layout import Layout, Site, site_layer
+from gradience.base.peft_emulation.targets import Hits, NotFollowedError, Wanted, lora_sizes, resolve, saved_names
 from gradience.schema.config import ConfigSnapshot, LoraSnapshot
 from gradience.schema.findings import Coverage, Refused
 from gradience.schema.scalars import Json
@@ -21,7 +22,7 @@ _STACK: Final = 3
 
 
 def cover(config: ConfigSnapshot, layout: Layout, *, base: str) -> Coverage:
-    """Return what the configuration reaches in a base of this layout. `base` is the name to report.
+    """The reach of a configuration in a base of this layout. `base` is the name to report.
 
     Raises:
         NotFollowedError: the targets are of a kind that is not followed here.
@@ -36,11 +37,12 @@ def cover(config: ConfigSnapshot, layout: Layout, *, base: str) -> Coverage:
     besides = _besides(lora, hits, layout, wanted)
     layers = {layer for name in hits.adapted if (layer := site_layer(name)) is not None}
     lora_params = None if None in sizes else sum(size for size in sizes if size is not None)
-    stored = stored_dtype(layout.sites.values())
+    stored = _stored_dtype(layout.sites.values())
+    # PEFT casts adapter weights of 16 bits to float32 unless it is asked not to.
     dtype = "float32" if lora.extras.get("autocast_adapter_dtype", True) else stored
     used = None
     if lora_params is not None:
-        used = memory(lora_params, besides, optimizer=config.optimizer.name, adapter_dtype=dtype, stored=stored)
+        used = _memory_of(lora_params, besides, optimizer=config.optimizer.name, adapter_dtype=dtype, stored=stored)
     return Coverage(
         base=base,
         model_type=layout.architecture.model_type,
@@ -96,7 +98,7 @@ def _wanted(lora: LoraSnapshot) -> Wanted:
 
 
 def _besides(lora: LoraSnapshot, hits: Hits, layout: Layout, wanted: Wanted) -> dict[str, int]:
-    """Return what is trained besides LoRA's factors, in entries by kind."""
+    """The entries trained besides LoRA's factors, by kind."""
     saved = _saved(wanted, layout)
     found = {
         "modules_to_save": sum(layout.sites[name].entries for name in saved),
@@ -107,7 +109,7 @@ def _besides(lora: LoraSnapshot, hits: Hits, layout: Layout, wanted: Wanted) -> 
 
 
 def _saved(wanted: Wanted, layout: Layout) -> set[str]:
-    """Return the sites that modules_to_save trains whole: PEFT takes every module whose name ends so."""
+    """The sites that modules_to_save trains whole: PEFT takes every module whose name ends so."""
     endings = saved_names(wanted)
     if not endings:
         return set()
@@ -135,6 +137,7 @@ def _token_rows(lora: LoraSnapshot, layout: Layout) -> int:
     width = layout.sites[layout.embedding].shape[1]
     if isinstance(asked, list):
         return len(set(asked)) * width
+    # A head that shares the embedding's matrix shares its trained rows, which count once.
     untied = {name: rows for name, rows in asked.items() if not _is_tied(name, layout)} or asked
     return sum(len(set(rows)) for rows in untied.values()) * width
 
@@ -161,7 +164,7 @@ def _notes(lora: LoraSnapshot, hits: Hits, layout: Layout) -> list[str]:
     if hits.doubled:
         notes.append("PEFT doubles rank and alpha where it fuses two targets (gate_up_proj)")
     if any(layout.sites[name].kind == "conv" for name in hits.adapted):
-        notes.append("convolutions are counted as ungrouped: the headers do not tell groups")
+        notes.append("convolutions are counted as ungrouped: the headers do not give their groups")
     variants = _texts(lora.extras.get("variants"))
     if variants:
         notes.append(f"what {', '.join(variants)} adds is not counted")
@@ -182,3 +185,67 @@ def _numbers(value: Json) -> list[int] | None:
     if isinstance(value, int):
         return [value]
     return [item for item in value if isinstance(item, int)] or None if isinstance(value, list) else None
+
+
+_BYTES: Final = {"float32": 4, "bfloat16": 2, "float16": 2}
+_SHORT: Final = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
+_AS_STORED: Final = ("modules_to_save", "bias")  # kinds that PEFT does not cast
+
+
+class _Memory(NamedTuple):
+    """Bytes of the trained numbers, of the optimizer's states with the gradients, and what was taken for granted."""
+
+    trained: int
+    optimizer: int | None
+    assumption: str
+
+
+class _State(NamedTuple):
+    """What an optimizer keeps for one number: moments of the number's own type, or of a byte each."""
+
+    moments: int
+    packed: bool
+    says: str
+
+
+_ADAM: Final = _State(2, packed=False, says="Adam family: two moments and a gradient for each trained number")
+_STATES: Final = (  # what is in the optimizer's name; the first that fits
+    (("adam", "8bit"), _State(2, packed=True, says="8-bit Adam: two 1-byte moments (block constants not counted)")),
+    (("adam",), _ADAM),
+    (("lion", "8bit"), _State(1, packed=True, says="8-bit Lion: one 1-byte moment (block constants not counted)")),
+    (("lion",), _State(1, packed=False, says="Lion: one moment and a gradient for each trained number")),
+)
+
+
+def _stored_dtype(sites: Iterable[Site]) -> str:
+    """The type that most of the base is stored in: float32 where it is none that trains."""
+    found = Counter(_SHORT[site.dtype] for site in sites if site.dtype in _SHORT)
+    return found.most_common(1)[0][0] if found else "float32"
+
+
+def _memory_of(
+    lora: int, besides: Mapping[str, int], *, optimizer: str | None, adapter_dtype: str, stored: str
+) -> _Memory:
+    """The bytes on one process, the base loaded as it is stored.
+
+    Args:
+        lora: trained numbers of LoRA itself.
+        besides: other trained numbers by kind.
+        optimizer: its name; None for the Adam family, every library's default.
+        adapter_dtype: the type of LoRA's numbers.
+        stored: the type of the base's.
+    """
+    groups = [(lora, adapter_dtype)]
+    groups += [(entries, stored if kind in _AS_STORED else adapter_dtype) for kind, entries in besides.items()]
+    trained = sum(entries * _BYTES[dtype] for entries, dtype in groups)
+    state = _state(optimizer)
+    if state is None:
+        return _Memory(trained, None, "")
+    kept = sum(entries * (state.moments * (1 if state.packed else _BYTES[dtype])) for entries, dtype in groups)
+    return _Memory(trained, kept + trained, f"{state.says}, in {adapter_dtype}; the base loaded in {stored}")
+
+
+def _state(optimizer: str | None) -> _State | None:
+    if optimizer is None:
+        return _ADAM
+    return next((state for words, state in _STATES if all(word in optimizer for word in words)), None)

@@ -1,14 +1,24 @@
-"""Norms of base weights, kept between audits; a cache that belongs to another base is refused."""
+"""Norms of base weights, kept between audits: spectral norms are the costly part of an audit with a base.
+
+The cache is one JSON file for each base, found by the hash of its content. A file that is damaged or was written for
+another base is not used, and said so; whether a norm is still that weight's is checked again by its Frobenius norm.
+"""
 
 from __future__ import annotations
 
-import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
 import msgspec
 
+from gradience.errors import OutputError
+from gradience.io.atomic import atomic_file
+from gradience.io.decoding import decode_json
+from gradience.io.reading import read_small
+
 _VERSION: Final = 1
+_LARGEST: Final = 64 << 20  # bytes: a norm takes 100
 
 
 class Norms(msgspec.Struct, frozen=True):
@@ -38,7 +48,7 @@ class NormsCache:
         self._norms = self._load()
 
     def get(self, name: str) -> Norms | None:
-        """Return the weight's norms, or None where they are not known."""
+        """The weight's norms, or None where they are not known."""
         return self._norms.get(name)
 
     def put(self, name: str, norms: Norms) -> None:
@@ -51,28 +61,19 @@ class NormsCache:
         if self._file is None or not self._added:
             return
         document = _Document(version=_VERSION, identity=self.identity, norms=self._norms)
-        draft = self._file.with_suffix(f".{os.getpid()}.tmp")
-        try:
-            self._file.parent.mkdir(parents=True, exist_ok=True)
+        # A read-only home or a full disk: compute again next time.
+        with suppress(OSError, OutputError), atomic_file(self._file, force=True) as draft:
             draft.write_bytes(msgspec.json.encode(document))
-            draft.replace(self._file)
-        except OSError:
-            return  # a read-only home: compute again next time
 
     def _load(self) -> dict[str, Norms]:
         if self._file is None or not self._file.is_file():
             return {}
         try:
-            document = msgspec.json.decode(self._file.read_bytes(), type=_Document)
-        except (OSError, msgspec.MsgspecError, UnicodeDecodeError):
+            document = decode_json(read_small(self._file, most=_LARGEST, what="a norms cache"), _Document)
+        except (OSError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
             self.refused = f"the norms cache {self._file} is damaged: not used"
             return {}
         if document.identity != self.identity or document.version != _VERSION:
             self.refused = f"the norms cache {self._file} belongs to another base: not used"
             return {}
         return document.norms
-
-
-def default_folder() -> Path:
-    """Return the user's cache folder for norms."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "gradience" / "norms"

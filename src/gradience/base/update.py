@@ -1,4 +1,8 @@
-"""One module's update in the orientation of the base's weight, and its sizes."""
+"""One module's update in the orientation of the base's weight, and what a merge makes of it.
+
+The update stays as its two factors wherever that is the whole of it: norms, singular vectors and the survival of a
+merge are then found without the product ever being in memory.
+"""
 
 from __future__ import annotations
 
@@ -25,22 +29,23 @@ class Update(NamedTuple):
     dense: Array | None = None
 
     def operators(self, w: Array) -> tuple[Operator, Operator]:
-        """Return W and W + dW, for a weight in float32."""
+        """W and W + dW, for a weight in float32."""
         if self.dense is not None:
             return Operator.of(w), Operator.of(w + self.dense)
         left = (self.b.astype(np.float32) * np.float32(self.scale)).astype(np.float32)
         return Operator.of(w), Operator.of(w, left, self.a)
 
     def merged(self, w: Array, dtype: str) -> MergeSums:
-        """Return what a merge into the weight as stored changes, chunk by chunk; `dtype` as safetensors names it."""
+        """Sums over the changes that a merge into the weight as stored makes; `dtype` as safetensors names it."""
         rows = max(1, CHUNK_ELEMENTS // w.shape[1])
         spans = (slice(start, start + rows) for start in range(0, len(w), rows))
         chunks = (Chunk(w[s], self.b[s], self.a, None if self.dense is None else self.dense[s]) for s in spans)
+        # PEFT rounds the product of 16-bit factors to their own type before it adds it to the weight.
         stored = self.b.dtype.name if self.dense is None and self.b.dtype.itemsize == _HALF else "float32"
         return merge_sums(chunks, scale=self.scale, target=_target(dtype), delta_dtype=stored)
 
     def dense_norm(self, seed: int) -> tuple[float, bool]:
-        """Return (norm2 of the dense update, whether it converged); NaN where it is not finite."""
+        """(norm2 of the dense update, whether it converged); NaN where it is not finite."""
         if self.dense is None or not np.isfinite(self.dense).all():
             return math.nan, True
         top = leading(Operator.of(self.dense), seed=seed)
@@ -48,7 +53,7 @@ class Update(NamedTuple):
 
 
 def update_of(module: Module, w: Array) -> Update:
-    """Return the module's update in the weight's orientation.
+    """The module's update in the weight's orientation.
 
     Raises:
         AdapterError: the base is of another shape.
@@ -58,6 +63,7 @@ def update_of(module: Module, w: Array) -> Update:
         _check(dense.shape, w.shape)
         return Update(w[:, :0], w[:0], 1.0, dense.astype(np.float32, copy=False))
     b, a = module.load()
+    # Experts whose file does not say how the base stores them: the base's shape decides.
     if (len(b), a.shape[1]) != w.shape and (a.shape[1], len(b)) == w.shape:
         b, a = a.T, b.T
     _check((len(b), a.shape[1]), w.shape)
@@ -70,12 +76,12 @@ def _check(shape: tuple[int, ...], expected: tuple[int, ...]) -> None:
 
 
 def _target(dtype: str) -> str:
-    """Return the type a merge is judged in: the weight's own if of 16 bits, else bfloat16, which people serve."""
+    """The type a merge is judged in: the weight's own if of 16 bits, else bfloat16, which people serve."""
     return "float16" if dtype == "F16" else "bfloat16"
 
 
 def survival_of(sums: MergeSums, dtype: str) -> MergeSurvival:
-    """Return what a merge keeps, as the report says it."""
+    """The part of an update that survives a merge, for the report."""
     return MergeSurvival(
         dtype=_target(dtype),  # type: ignore[arg-type]  # one of the two
         changed=sums.changed / sums.entries,

@@ -1,37 +1,33 @@
-"""Where a base model's weights are: a folder, one file, a sharded index, or the hub's cache."""
+"""A base model's weights: where they are, which base they are of, and one tensor at a time.
+
+A base is a folder, one file, an index of shards, or `organisation/name` in the hub's local cache; only safetensors are
+read, and nothing is downloaded. Opening reads the headers; a tensor's data are read when they are asked for, an
+expert's slice alone.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import os
 import re
-from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
-import ml_dtypes
-import msgspec
-import numpy as np
-
-from gradience.base.peft_emulation.sites import Site
+from gradience.adapters.patterns import dotted_tails
 from gradience.errors import AdapterError
-from gradience.io.safetensors import Array, SafetensorsFile, TensorInfo
+from gradience.io.reading import open_regular, read_small
+from gradience.io.safetensors import Array, SafetensorsFile, TensorInfo, indexed_files
 
 _ONE_FILE: Final = "model.safetensors"
 _INDEX: Final = "model.safetensors.index.json"
 _REPO_PARTS: Final = 2  # organisation and name
+_GIVE_REVISION: Final = "give one of the folders in snapshots/"
 _ADVICE: Final = "give a folder with model.safetensors or model.safetensors.index.json"
 
 
-class _Index(msgspec.Struct):
-    """What a sharded checkpoint's index says; other keys are ignored."""
-
-    weight_map: dict[str, str]
-
-
 def find_shards(path: Path) -> list[Path]:
-    """Return the base's safetensors files, in order of their names.
+    """The base's safetensors files, in order of their names.
 
     A path that does not exist but reads as `organisation/name` is looked up in the hub's local cache;
     nothing is ever downloaded.
@@ -41,12 +37,12 @@ def find_shards(path: Path) -> list[Path]:
     """
     place = path if os.path.exists(path) else _cached(path)  # noqa: PTH110  # Path.exists raises on long names
     if place.is_file():
-        return _shards(place) if place.name.endswith(".index.json") else [place]
+        return indexed_files(place) if place.name.endswith(".index.json") else [place]
     if not place.is_dir():
         raise AdapterError(f"{place} is neither a folder nor a file of weights", advice=_ADVICE)
     folder = _snapshot(place)
     if (folder / _INDEX).is_file():
-        return _shards(folder / _INDEX)
+        return indexed_files(folder / _INDEX)
     if (folder / _ONE_FILE).is_file():
         return [folder / _ONE_FILE]
     found = sorted(p for p in folder.glob("*.safetensors") if p.is_file() and not p.name.startswith("adapter"))
@@ -58,38 +54,37 @@ def find_shards(path: Path) -> list[Path]:
     raise AdapterError(f"no base weights in {folder} (it holds {held})", advice=advice)
 
 
-def _shards(index: Path) -> list[Path]:
-    try:
-        named = msgspec.json.decode(index.read_bytes(), type=_Index).weight_map.values()
-    except (OSError, msgspec.MsgspecError, UnicodeDecodeError) as error:
-        raise AdapterError(f"cannot read {index}: {error}", advice="download it again") from error
-    if any(Path(name).name != name for name in named):
-        raise AdapterError(f"{index} names files outside its folder", advice="download the model again")
-    files = sorted({index.parent / name for name in named})
-    missing = [file.name for file in files if not file.is_file()]
-    if missing or not files:
-        raise AdapterError(
-            f"{len(missing)} of {len(files)} shards of {index} are missing (first: {missing[0] if missing else '-'})",
-            advice="the download is incomplete: download the model again",
-        )
-    return files
-
-
 def _snapshot(folder: Path) -> Path:
-    """Return the revision's folder of a hub cache entry, or the folder itself."""
+    """The revision's folder of a hub cache entry, or the folder itself."""
     snapshots = folder / "snapshots"
     if not snapshots.is_dir():
         return folder
     main = folder / "refs" / "main"
-    if main.is_file() and (chosen := snapshots / main.read_text().strip()).is_dir():
-        return chosen
+    # refs/main names the revision that a plain download leads to; a cache may hold older ones beside it.
+    if os.path.lexists(main):
+        return snapshots / _revision(main)
     revisions = sorted(p for p in snapshots.iterdir() if p.is_dir())
     if len(revisions) == 1:
         return revisions[0]
     raise AdapterError(
         f"{folder} holds {len(revisions)} revisions and no refs/main",
-        advice="give one of the folders in snapshots/",
+        advice=_GIVE_REVISION,
     )
+
+
+_REVISION: Final = re.compile(rb"[0-9A-Za-z][0-9A-Za-z._-]{0,127}")  # a commit, or another plain name
+_LARGEST_REF: Final = 256  # bytes: a commit has 40
+
+
+def _revision(main: Path) -> str:
+    """The name of the folder in snapshots/ that a ref names; a plain name, so that it cannot lead elsewhere."""
+    try:
+        name = read_small(main, most=_LARGEST_REF, what="a ref").strip()
+    except OSError as error:
+        raise AdapterError(f"cannot read {main}: {error.strerror}", advice=_GIVE_REVISION) from error
+    if _REVISION.fullmatch(name) is None or not (main.parent.parent / "snapshots" / name.decode()).is_dir():
+        raise AdapterError(f"{main} names no revision in snapshots/", advice=_GIVE_REVISION)
+    return name.decode()
 
 
 def _cached(path: Path) -> Path:
@@ -102,7 +97,7 @@ def _cached(path: Path) -> Path:
 
 
 def _hub_cache() -> Path:
-    """Return the hub's cache as huggingface_hub finds it."""
+    """The hub's cache as huggingface_hub finds it."""
     if cache := os.environ.get("HF_HUB_CACHE"):
         return Path(cache)
     home = os.environ.get("HF_HOME")
@@ -113,7 +108,7 @@ _ETAG: Final = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 
 
 def identity(files: Iterable[Path]) -> str:
-    """Return a hash over names, sizes and content of the files; equal if and only if the base is the same.
+    """A hash over names, sizes and content of the files; equal if and only if the base is the same.
 
     In the hub's cache a file is a link to a blob named by its etag, which is a hash of its content (git's or
     SHA-256): the link is enough, and nothing is read. Elsewhere the content is hashed.
@@ -125,20 +120,16 @@ def identity(files: Iterable[Path]) -> str:
 
 
 def file_digest(file: Path) -> str:
-    """Return `etag:...` of a file in the hub's cache, `sha256:...` of any other."""
+    """`etag:...` of a file in the hub's cache, `sha256:...` of any other."""
     target = file.resolve()
     if file.is_symlink() and target.parent.name == "blobs" and _ETAG.fullmatch(target.name):
         return f"etag:{target.name}"
-    with file.open("rb") as stream:
+    with open_regular(file) as stream:
         return f"sha256:{hashlib.file_digest(stream, 'sha256').hexdigest()}"
 
 
-_READABLE: Final[dict[str, np.dtype[Any]]] = {
-    "F64": np.dtype(np.float64),
-    "F32": np.dtype(np.float32),
-    "F16": np.dtype(np.float16),
-    "BF16": np.dtype(ml_dtypes.bfloat16),
-}
+_READABLE: Final = frozenset({"F64", "F32", "F16", "BF16"})
+"""Dtypes, by safetensors' name, in which a weight is itself and not a code for it."""
 
 
 class Found(NamedTuple):
@@ -161,18 +152,19 @@ class BaseWeights:
         self._held: dict[str, SafetensorsFile] = {name: file for file in self.files for name in file.tensors}
         self._by_tail: dict[str, list[str]] = {}
         for name in self._held:
-            for tail in _tails(name):
+            for tail in dotted_tails(name)[1:]:
                 self._by_tail.setdefault(tail, []).append(name)
 
     def find(self, name: str) -> Found | None:
-        """Return the tensor of that name, or None.
+        """The tensor of that name, or None.
 
         A model class adds or drops prefixes (`transformer.h.0` of GPT2LMHeadModel is `h.0` in the hub's
         file), so where the whole name is not there, one that ends with the other is taken if it is the only one.
         """
         if name not in self._held:
             longer = self._by_tail.get(name, [])
-            shorter = [tail for tail in _tails(name) if tail in self._held and tail.count(".") > 1][:1]
+            # A single component, such as `weight`, would fit any file.
+            shorter = [tail for tail in dotted_tails(name)[1:] if tail in self._held and tail.count(".") > 1][:1]
             hits = longer or shorter
             if len(hits) != 1:
                 return None
@@ -180,7 +172,7 @@ class BaseWeights:
         return Found(name, self._held[name].tensors[name], self._held[name])
 
     def read(self, found: Found, expert: int | None = None) -> Array:
-        """Return the weight as stored, as a matrix: an expert's slice, a convolution flattened after its first axis.
+        """The weight as stored, as a matrix: an expert's slice, a convolution flattened after its first axis.
 
         Raises:
             AdapterError: the weight is quantised, or no matrix.
@@ -191,88 +183,16 @@ class BaseWeights:
         return part.reshape(part.shape[0], -1)
 
     def _slice(self, found: Found, expert: int) -> Array:
-        """Return one slice along the first axis, reading no other."""
+        """One slice along the first axis, reading no other."""
         count, *rest = found.info.shape
         if expert >= count or len(rest) < 2:
             raise AdapterError(f"{found.name}: of shape {list(found.info.shape)}: no expert {expert}")
-        dtype, size = _READABLE[found.info.dtype], found.info.nbytes // count
-        path = found.file.path
-        with path.open("rb") as file:
-            start = 8 + int.from_bytes(file.read(8), "little") + found.info.offset + expert * size
-        return np.fromfile(path, dtype, size // dtype.itemsize, offset=start).reshape(rest)
+        return found.file.read_slice(found.name, expert)
 
     def refusal(self, found: Found) -> str | None:
-        """Return why no number can be derived from the tensor, or None."""
+        """The reason why no number can be derived from the tensor, or None."""
         if found.info.dtype not in _READABLE:
             return f"stored as {found.info.dtype}: a quantised base weight is not comparable"
         if len(found.info.shape) < 2 or 0 in found.info.shape:
             return f"of shape {list(found.info.shape)}: no matrix"
         return None
-
-
-def _tails(name: str) -> Iterable[str]:
-    """Return what a name ends with, from each of its dots on, longest first."""
-    parts = name.split(".")
-    return (".".join(parts[i:]) for i in range(1, len(parts)))
-
-
-_BYTES: Final = {"float32": 4, "bfloat16": 2, "float16": 2}
-_SHORT: Final = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
-_AS_STORED: Final = ("modules_to_save", "bias")  # kinds that PEFT does not cast
-
-
-class Memory(NamedTuple):
-    """Bytes of the trained numbers, of the optimizer's states with the gradients, and what was taken for granted."""
-
-    trained: int
-    optimizer: int | None
-    assumption: str
-
-
-class _State(NamedTuple):
-    """What an optimizer keeps for one number: moments of the number's own type, or of a byte each."""
-
-    moments: int
-    packed: bool
-    says: str
-
-
-_ADAM: Final = _State(2, packed=False, says="Adam family: two moments and a gradient for each trained number")
-_STATES: Final = (  # what is in the optimizer's name; the first that fits
-    (("adam", "8bit"), _State(2, packed=True, says="8-bit Adam: two 1-byte moments (block constants not counted)")),
-    (("adam",), _ADAM),
-    (("lion", "8bit"), _State(1, packed=True, says="8-bit Lion: one 1-byte moment (block constants not counted)")),
-    (("lion",), _State(1, packed=False, says="Lion: one moment and a gradient for each trained number")),
-)
-
-
-def stored_dtype(sites: Iterable[Site]) -> str:
-    """Return the type that most of the base is stored in: float32 where it is none that trains."""
-    found = Counter(_SHORT[site.dtype] for site in sites if site.dtype in _SHORT)
-    return found.most_common(1)[0][0] if found else "float32"
-
-
-def memory(lora: int, besides: Mapping[str, int], *, optimizer: str | None, adapter_dtype: str, stored: str) -> Memory:
-    """Return the bytes on one process, the base loaded as it is stored.
-
-    Args:
-        lora: trained numbers of LoRA itself.
-        besides: other trained numbers by kind.
-        optimizer: its name; None for the Adam family, every library's default.
-        adapter_dtype: the type of LoRA's numbers.
-        stored: the type of the base's.
-    """
-    groups = [(lora, adapter_dtype)]
-    groups += [(entries, stored if kind in _AS_STORED else adapter_dtype) for kind, entries in besides.items()]
-    trained = sum(entries * _BYTES[dtype] for entries, dtype in groups)
-    state = _state(optimizer)
-    if state is None:
-        return Memory(trained, None, "")
-    kept = sum(entries * (state.moments * (1 if state.packed else _BYTES[dtype])) for entries, dtype in groups)
-    return Memory(trained, kept + trained, f"{state.says}, in {adapter_dtype}; the base loaded in {stored}")
-
-
-def _state(optimizer: str | None) -> _State | None:
-    if optimizer is None:
-        return _ADAM
-    return next((state for words, state in _STATES if all(word in optimizer for word in words)), None)

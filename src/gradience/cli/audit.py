@@ -4,64 +4,50 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 from cyclopts import Parameter
 from cyclopts.types import NonNegativeInt, PositiveInt
 from cyclopts.validators import Number
 
-from gradience.cli.options import NONE_GIVEN, Options
-from gradience.cli.output import (
-    Format,
-    draws_blocks,
-    on_terminal,
-    prepare_jax,
-    print_document,
-    print_for_programs,
-    print_text,
-)
+from gradience.cli import options as opt
+from gradience.cli.output import draws_blocks, on_terminal, prepare_jax
 from gradience.errors import AdapterError
 from gradience.render.audit import View, audit_text
-from gradience.render.heatmap import Quantity
-from gradience.render.text import Place
-from gradience.schema.audit import AuditReport
-from gradience.schema.findings import RuleGroup
-
-_Switch = Parameter(negative=())
+from gradience.render.plots import Quantity
+from gradience.schema.reports import SourceLocation
 
 
 @dataclass(frozen=True, kw_only=True)
-class Showing:
-    """The options.
+class ViewOptions:
+    """What the text shows.
 
     Parameters
     ----------
     top_wasteful:
         How many of the least utilised modules to list.
     layers:
-        List every layer and every module, with the random null and the scale beside each.
+        List every layer and every module, each with its random null and its scale.
     scales:
-        Show how each module's scaling comes about: alpha, rank, the patterns that matched.
+        Show how each module's scaling is derived: alpha, rank, the patterns that matched.
     rank_rules:
-        Show what other rules for a rank say, and on which modules they disagree, and why.
+        Show the ranks that other rules suggest, and the modules on which they disagree.
     heatmap:
         Draw a map of the update, layer x module.
     heatmap_of:
-        What the map shows.
-    verbose:
-        Show the grounds of each finding, and all that was not analysed.
+        The quantity that the map shows.
     """
 
     top_wasteful: NonNegativeInt = 5
-    layers: Annotated[bool, _Switch] = False
-    scales: Annotated[bool, _Switch] = False
-    rank_rules: Annotated[bool, _Switch] = False
-    heatmap: Annotated[bool, _Switch] = False
+    layers: opt.Flag = False
+    scales: opt.Flag = False
+    rank_rules: opt.Flag = False
+    heatmap: opt.Flag = False
     heatmap_of: Quantity = "norm"
-    verbose: Annotated[bool, Parameter(alias="-v", negative=())] = False
+    verbose: opt.Details = False
 
     def view(self) -> View:
-        """Return what to show on this terminal."""
+        """The same, for this terminal."""
         return View(
             top_wasteful=self.top_wasteful,
             layers=self.layers,
@@ -73,64 +59,53 @@ class Showing:
         )
 
 
-_AS_USUAL = Showing()
+_DEFAULT_VIEW = ViewOptions()
 
 
 def audit(
     path: Path | None = None,
     /,
     *,
-    peft_dir: Path | None = None,
-    adapter_config: Path | None = None,
-    weights: Path | None = None,
-    showing: Annotated[Showing, Parameter(name="*")] = _AS_USUAL,
-    suggest_per_layer: Annotated[bool, Parameter(negative=())] = False,
+    peft_dir: opt.PeftDir = None,
+    adapter_config: opt.AdapterConfig = None,
+    weights: opt.WeightsFile = None,
+    showing: Annotated[ViewOptions, Parameter(name="*")] = _DEFAULT_VIEW,
+    suggest_per_layer: opt.Flag = False,
     top_singular_values: NonNegativeInt = 0,
-    base: Path | None = None,
-    intruders: Annotated[bool, Parameter(negative=())] = False,
+    base: opt.Base = None,
+    intruders: opt.Flag = False,
     intruder_k: PositiveInt = 10,
     intruder_eps: Annotated[float, Parameter(validator=Number(gt=0.0, lte=1.0))] = 0.5,
     cache: bool = True,
-    seed: NonNegativeInt = 0,
+    seed: opt.Seed = 0,
     append: Path | None = None,
-    device: Literal["auto", "cpu", "gpu", "tpu"] = "auto",
-    judging: Options = NONE_GIVEN,
+    device: opt.Device = "auto",
+    options: opt.Options = opt.DEFAULT_OPTIONS,
 ) -> int:
     """Analyse a trained adapter for waste, and for what is wrong with it.
+
+    With --base the report adds UDR, SDI, relative norms and what a 16-bit merge keeps; the base is streamed.
 
     Parameters
     ----------
     path:
         The adapter's folder, or its weights file.
-    peft_dir:
-        The same, as an option.
-    adapter_config:
-        An adapter_config.json elsewhere than beside the weights.
-    weights:
-        A weights file of another name.
     suggest_per_layer:
         Suggest a rank for each module, as rank_pattern and alpha_pattern of peft.LoraConfig.
     top_singular_values:
-        How many singular values per module the JSON holds.
-    base:
-        The base model: a folder with safetensors, or organisation/name in the hub's local cache. Adds UDR, SDI,
-        relative norms and what a 16-bit merge keeps. Streamed; nothing is downloaded.
+        How many singular values per module to put into the JSON.
     intruders:
         With --base, count intruder dimensions (arXiv 2410.21228). Slower.
     intruder_k:
-        How many leading singular vectors of W + dW to look at.
+        How many leading singular vectors of W + dW to examine.
     intruder_eps:
-        A vector with less overlap than this with each of W's is an intruder.
+        A vector that overlaps less than this with each singular vector of W is an intruder.
     cache:
-        Keep norms of base weights, by the base's identity, in the user's cache folder.
-    seed:
-        Of the iterative methods.
+        Keep norms of base weights, keyed by the base's identity, in the user's cache folder.
     append:
-        A run.jsonl to add the audit to, as a metrics event under the run's own run_id.
-    device:
-        Where the spectral core runs.
+        A run.jsonl to which the audit is added, as a metrics event under the run's own run_id.
     """
-    settled, folder = judging.settled(), _one_of(path, peft_dir)
+    resolved, folder = options.resolved(), opt.given_once("audit", path, peft_dir)
     if base is None and (intruders or showing.view().heatmap == "udr"):
         raise AdapterError("this needs the base model's weights", advice="give them with --base PATH")
     prepare_jax(device, serial_kernels=base is None)
@@ -149,31 +124,17 @@ def audit(
         norms_cache=cache,
         seed=seed,
         progress=on_terminal("base"),
-        select=settled.select,
-        ignore=settled.ignore,
-        settings=settled.settings,
+        **resolved.rules,
     )
     if append is not None:
-        from gradience.verbs.audit.append import append_audit  # noqa: PLC0415  # the recorder, only where a log is written
+        from gradience.verbs.audit.append import append_audit  # noqa: PLC0415  # the recorder, only if a log is written
 
         append_audit(append, report)
-    _show(report, settled.format, showing.view())
-    return settled.exit_code(report.findings)
-
-
-def _show(report: AuditReport, kind: Format, view: View) -> None:
-    if kind == "json":
-        print_document(report)
-    elif kind == "text":
-        print_text(audit_text(report, view))
-    else:
-        places = [Place(report.weights_path)] * len(report.findings)
-        groups: tuple[RuleGroup, ...] = ("weights", "weights_and_base")
-        print_for_programs(kind, report.findings, places=places, groups=groups, not_run=report.not_run)
-
-
-def _one_of(path: Path | None, peft_dir: Path | None) -> Path:
-    if (path is None) == (peft_dir is None):
-        message = "give the adapter's folder once: 'gradience audit DIR' or '--peft-dir DIR'"
-        raise AdapterError(message)
-    return path or peft_dir or Path()
+    return resolved.show(
+        report,
+        lambda it: audit_text(it, showing.view()),
+        report.findings,
+        groups=("weights", "weights_and_base"),
+        locations=lambda: [SourceLocation(report.weights_path)] * len(report.findings),
+        not_run=report.not_run,
+    )

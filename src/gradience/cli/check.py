@@ -2,28 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, TypeVar
 
 from cyclopts import Parameter
 
-from gradience.cli.options import NONE_GIVEN, Options
-from gradience.cli.output import Format, print_document, print_for_programs, print_text
-from gradience.configs.values import keyword, short_name
+from gradience.cli import options as opt
+from gradience.configs.values import Malformed, keyword, plain, short_name, whole
 from gradience.errors import ConfigError
 from gradience.schema.config import ConfigSnapshot, LoraSnapshot, OptimizerSnapshot
-from gradience.schema.findings import RuleGroup
-from gradience.schema.reports import CheckReport
-from gradience.schema.scalars import TaskProfile, real
+from gradience.schema.scalars import Json, TaskProfile, real
 from gradience.verbs.check import check_config
+
+T = TypeVar("T")
 
 _EXPRESSION = set("()[]|*")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Overrides:
-    """The options.
+    """Single settings, which win over those of the files.
 
     Parameters
     ----------
@@ -54,7 +54,7 @@ class Overrides:
     optimizer: str | None = None
     r: int | None = None
     alpha: float | None = None
-    targets: Annotated[list[str] | None, Parameter(negative=())] = None
+    targets: opt.Strings = None
     model: str | None = None
     dataset: str | None = None
     task_profile: TaskProfile | None = None
@@ -63,21 +63,31 @@ class Overrides:
     def snapshot(self) -> ConfigSnapshot:
         """Return the settings given, as a configuration."""
         return ConfigSnapshot(
-            model_name=short_name(self.model) if self.model else None,
-            dataset_name=short_name(self.dataset) if self.dataset else None,
+            model_name=_read("--model", short_name, self.model),
+            dataset_name=_read("--dataset", short_name, self.dataset),
             task_profile=self.task_profile or "unknown",
             optimizer=OptimizerSnapshot(
-                name=keyword(self.optimizer) if self.optimizer else None,
+                name=_read("--optimizer", keyword, self.optimizer),
                 lr=None if self.lr is None else real(self.lr),
                 weight_decay=None if self.weight_decay is None else real(self.weight_decay),
             ),
             lora=LoraSnapshot(
-                r=self.r,
+                r=_read("--r", whole, self.r),
                 alpha=None if self.alpha is None else real(self.alpha),
                 target_modules=_targets(self.targets),
             ),
             notes=self.notes,
         )
+
+
+def _read(option: str, read: Callable[[Json], T], value: Json) -> T | None:
+    """Return an option's value as a file's would be read; None where it is empty or was not given."""
+    if value is None or value == "":
+        return None
+    try:
+        return read(value)
+    except Malformed as error:
+        raise ConfigError(f"{option}: expected {error}, got {plain(value)}", advice="correct the option") from None
 
 
 def _targets(given: list[str] | None) -> list[str] | str | None:
@@ -99,28 +109,27 @@ def check(
     config: Path | None = None,
     /,
     *,
-    task: str | None = None,
+    task: opt.Task = None,
     peft_dir: Path | None = None,
     training_dir: Path | None = None,
     peft: Path | None = None,
     training: Path | None = None,
-    base: Path | None = None,
+    base: opt.Base = None,
     overrides: Annotated[Overrides, Parameter(name="*")] = _NO_OVERRIDES,
-    serve: Annotated[list[str] | None, Parameter(negative=())] = None,
-    judging: Options = NONE_GIVEN,
-    verbose: Annotated[bool, Parameter(alias="-v", negative=())] = False,
+    serve: opt.Strings = None,
+    options: opt.Options = opt.DEFAULT_OPTIONS,
+    verbose: opt.Details = False,
 ) -> int:
     """Validate a PEFT and training configuration before burning compute.
 
-    Later sources win: config, then folders, then files, then single settings.
+    Later sources win: config, then folders, then files, then single settings. With --base the report counts what the
+    targets reach, from config.json and safetensors headers; no weights are loaded.
 
     Parameters
     ----------
     config:
         One JSON or YAML file of any shape: canonical, flat, PEFT's, TrainingArguments', or a run.jsonl; or the
         output folder of a run.
-    task:
-        What is trained: a data set's name (sst2, glue/mnli) or sft, dpo, grpo, ...
     peft_dir:
         A folder with an adapter_config.json.
     training_dir:
@@ -129,16 +138,11 @@ def check(
         An adapter_config.json by name.
     training:
         Training arguments as JSON or YAML by name.
-    base:
-        The base model: a folder, or organisation/name in the hub's local cache. Counts what the targets reach, from
-        config.json and safetensors headers; nothing is loaded or downloaded.
     serve:
-        Engines the adapter is meant for, with commas between: vllm, lorax, slora, llamacpp, mlx. Says what each will
-        make of it.
-    verbose:
-        Show the grounds of each finding, and what could not be judged.
+        Engines the adapter is meant for, separated by commas: vllm, lorax, slora, llamacpp, mlx. Reports what each
+        will make of it.
     """
-    settled = judging.settled()
+    resolved = options.resolved()
     report = check_config(
         document=config,
         peft_dir=peft_dir,
@@ -149,23 +153,16 @@ def check(
         base=base,
         task=task,
         serve=serve or (),
-        select=settled.select,
-        ignore=settled.ignore,
-        settings=settled.settings,
+        **resolved.rules,
     )
-    _show(report, settled.format, verbose=verbose)
-    return settled.exit_code(report.findings)
+    from gradience.render.check import check_text  # noqa: PLC0415  # after the check: --help needs none of it
+    from gradience.verbs.check.context import source_locations  # noqa: PLC0415  # the same
 
-
-def _show(report: CheckReport, kind: Format, *, verbose: bool) -> None:
-    if kind == "json":
-        print_document(report)
-    elif kind == "text":
-        from gradience.render.check import check_text  # noqa: PLC0415  # only for people
-
-        print_text(check_text(report, verbose=verbose))
-    else:
-        from gradience.verbs.check.context import places  # noqa: PLC0415  # only for programs
-
-        groups: tuple[RuleGroup, ...] = ("config", "base", "serve")
-        print_for_programs(kind, report.findings, places=places(report), groups=groups, not_run=report.not_run)
+    return resolved.show(
+        report,
+        lambda it: check_text(it, verbose=verbose),
+        report.findings,
+        groups=("config", "base", "serve"),
+        locations=lambda: source_locations(report),
+        not_run=report.not_run,
+    )

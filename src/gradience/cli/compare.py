@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
 
-from cyclopts import Parameter
 from cyclopts.types import NonNegativeInt
 
-from gradience.cli.output import DONE, draws_blocks, on_terminal, prepare_jax, print_document, print_text
+from gradience.cli import options as opt
+from gradience.cli.output import draws_blocks, on_terminal, prepare_jax
 from gradience.errors import AdapterError
 from gradience.render.compare import compare_adapters_text
 
@@ -16,10 +15,10 @@ from gradience.render.compare import compare_adapters_text
 def compare(
     *adapters: Path,
     top: NonNegativeInt = 5,
-    heatmap: Annotated[bool, Parameter(negative=())] = False,
-    device: Literal["auto", "cpu", "gpu", "tpu"] = "auto",
-    verbose: Annotated[bool, Parameter(alias="-v", negative=())] = False,
-    json: Annotated[bool, Parameter(negative=())] = False,
+    heatmap: opt.Flag = False,
+    device: opt.Device = "auto",
+    verbose: opt.Verbose = False,
+    json: opt.AsJson = False,
 ) -> int:
     """Compare trained adapters by their weights: two or more, or the checkpoints of one run.
 
@@ -36,21 +35,17 @@ def compare(
         How many modules to list of each pair, the least alike first.
     heatmap:
         Add a map of the cosine, layer by kind of module.
-    device:
-        Where JAX adds up the long axes.
     verbose:
         List every module; of a series every step from one checkpoint to the next.
-    json:
-        Print one JSON document (schemas/compare-adapters-report-v2.schema.json).
     """
     if not adapters:
-        raise AdapterError("compare needs adapters: none was given", advice="give two, or a run's folder")
+        raise AdapterError("compare needs adapters, none given", advice="give two, or a run's folder")
     prepare_jax(device, serial_kernels=True)
     from gradience.verbs.compare import compare_adapters  # noqa: PLC0415  # after the flags that JAX reads once
 
     report = compare_adapters(*adapters, progress=on_terminal("compare"))
-    if json:
-        print_document(report)
-    else:
-        print_text(compare_adapters_text(report, top=top, heatmap=heatmap, unicode=draws_blocks(), verbose=verbose))
-    return DONE
+    return opt.print_report(
+        report,
+        lambda it: compare_adapters_text(it, top=top, heatmap=heatmap, unicode=draws_blocks(), verbose=verbose),
+        json=json,
+    )

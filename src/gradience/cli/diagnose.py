@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Final
+from typing import Final
 
-from cyclopts import Parameter
 from cyclopts.types import PositiveFloat
 
-from gradience.cli.options import NONE_GIVEN, Options
-from gradience.cli.output import Format, print_document, print_for_programs, print_text
-from gradience.schema.diagnose import DiagnoseReport
+from gradience.cli import options as opt
 from gradience.schema.findings import RuleGroup
 
 _COULD_NOT_JUDGE: Final = 2
@@ -24,37 +21,31 @@ def diagnose(
     run: Path | None = None,
     adapter: Path | None = None,
     config: Path | None = None,
-    base: Path | None = None,
-    task: str | None = None,
+    base: opt.Base = None,
+    task: opt.Task = None,
     gap_threshold: PositiveFloat | None = None,
-    judging: Options = NONE_GIVEN,
-    verbose: Annotated[bool, Parameter(alias="-v", negative=())] = False,
+    options: opt.Options = opt.DEFAULT_OPTIONS,
+    verbose: opt.Details = False,
 ) -> int:
     """Join a run's config, log and weights into one verdict with its causes.
 
-    Exit code 2 means that it could not judge: there is no source that could be judged, or one that is there cannot
-    be read. It goes before --fail-on.
+    Exit code 2 means that the run could not be judged: no source was found, or one cannot be read. It takes precedence
+    over --fail-on.
 
     Parameters
     ----------
     path:
         The folder that a run left: of a Trainer, or with a run.jsonl.
     run:
-        The log, where it is elsewhere: anything that gradience monitor reads.
+        Path to the log, if it is elsewhere: anything that gradience monitor reads.
     adapter:
-        The adapter, where it is elsewhere or one of several.
+        Path to the adapter, if it is elsewhere or one of several.
     config:
-        The configuration, where it is elsewhere: anything that gradience check reads.
-    base:
-        The base model, for audit and check: a folder with safetensors, or organisation/name in the hub's local cache.
-    task:
-        What was trained: a data set's name (sst2, glue/mnli) or sft, dpo, grpo, ...
+        Path to the configuration, if it is elsewhere: anything that gradience check reads.
     gap_threshold:
-        Held-out over train perplexity from which the gap is a finding; 1.5 without it.
-    verbose:
-        Show the grounds of each cause: why, confidence, scope, evidence, what would verify it.
+        Held-out over train perplexity from which the gap is a finding. Default: 1.5.
     """
-    settled = judging.settled()
+    resolved = options.resolved()
     from gradience.verbs.diagnose.sources import find_sources  # noqa: PLC0415  # --help pays for nothing of this
 
     sources = find_sources(path, run=run, adapter=adapter, config=config)
@@ -68,23 +59,18 @@ def diagnose(
         sources,
         base=base,
         task=task,
-        gap_threshold=settled.gap(gap_threshold),
-        select=settled.select,
-        ignore=settled.ignore,
-        settings=settled.settings,
+        gap_threshold=resolved.gap(gap_threshold),
+        **resolved.rules,
     )
-    _show(report, settled.format, verbose=verbose)
-    return settled.exit_code(report.causes) if report.complete else _COULD_NOT_JUDGE
+    from gradience.render.check import diagnose_text  # noqa: PLC0415  # --help needs none of it
+    from gradience.verbs.diagnose.run import source_locations  # noqa: PLC0415  # the same
 
-
-def _show(report: DiagnoseReport, kind: Format, *, verbose: bool) -> None:
-    if kind == "json":
-        print_document(report)
-    elif kind == "text":
-        from gradience.render.check import diagnose_text  # noqa: PLC0415  # only for people
-
-        print_text(diagnose_text(report, verbose=verbose))
-    else:
-        from gradience.verbs.diagnose.run import places  # noqa: PLC0415  # only for programs
-
-        print_for_programs(kind, report.causes, places=places(report), groups=_GROUPS, not_run=report.not_run)
+    code = resolved.show(
+        report,
+        lambda it: diagnose_text(it, verbose=verbose),
+        report.causes,
+        groups=_GROUPS,
+        locations=lambda: source_locations(report),
+        not_run=report.not_run,
+    )
+    return code if report.complete else _COULD_NOT_JUDGE

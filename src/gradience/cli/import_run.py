@@ -7,9 +7,9 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from gradience.cli.output import DONE, print_document, print_text
-from gradience.importers.detect import Format
+from gradience.cli import options as opt
 from gradience.importers.run import import_run as write_log
+from gradience.importers.sources import Format
 from gradience.importers.table import parse_map
 
 
@@ -21,8 +21,8 @@ def import_run(
     columns: Annotated[list[str] | None, Parameter(name="--map", negative=())] = None,
     kind: Annotated[Format | None, Parameter(name="--format")] = None,
     run: str | None = None,
-    force: Annotated[bool, Parameter(negative=())] = False,
-    json: bool = False,
+    force: opt.Flag = False,
+    json: opt.AsJson = False,
 ) -> int:
     """Turn a finished run of another program into a run.jsonl.
 
@@ -43,14 +43,8 @@ def import_run(
         Only the run of this name, where the source holds several.
     force:
         Overwrite the log if it is there.
-    json:
-        Print one JSON document (schemas/import-report-v2.schema.json).
     """
     report = write_log(source, out, kind=kind, columns=parse_map(columns) if columns else None, run=run, force=force)
-    if json:
-        print_document(report)
-    else:
-        from gradience.render.findings import import_text  # noqa: PLC0415  # only for people
+    from gradience.render.findings import import_text  # noqa: PLC0415  # --help needs none of it
 
-        print_text(import_text(report))
-    return DONE
+    return opt.print_report(report, import_text, json=json)

@@ -1,61 +1,69 @@
 """The ``gradience`` command: a table of lazily imported commands, and the exit codes.
 
-Exit codes: 0 done, 1 findings at or above ``--fail-on``, 2 unusable input or usage, 3 no verdict (verify-merge).
+Exit codes: 0 done, 1 findings at or above ``--fail-on``, 2 unusable input or usage, 3 no verdict (verify-merge), 70 a
+bug of ours (EX_SOFTWARE of sysexits.h), 130 and 143 ended by SIGINT and SIGTERM.
+
+Nothing but the standard library is imported before `script` runs: an interrupt during imports ends in words, too.
 """
 
 from __future__ import annotations
 
 import gc
+import os
 import sys
+import traceback
 from collections.abc import Sequence
+from typing import TYPE_CHECKING, Final
 
-from cyclopts import App
-from cyclopts.exceptions import CycloptsError
-
-from gradience.cli.output import with_flowing_help
 from gradience.errors import GradienceError
+from gradience.io import interrupt
 
-UNUSABLE = 2
-_INTERRUPTED = 130  # 128 + SIGINT, as a shell counts
+if TYPE_CHECKING:
+    from cyclopts import App
+
+UNUSABLE: Final = 2
+SOFTWARE: Final = 70  # EX_SOFTWARE: neither findings (1) nor unusable input (2), which scripts act on
 
 _GC_THRESHOLDS = (100_000, 50, 100)  # importing jax alone runs the defaults (700, 10, 10) a hundred times, in vain
 
-COMMANDS = {
-    "check": "gradience.cli.check:check",
-    "monitor": "gradience.cli.monitor:monitor",
-    "import": "gradience.cli.import_run:import_run",
-    "audit": "gradience.cli.audit:audit",
-    "diagnose": "gradience.cli.diagnose:diagnose",
-    "compare": "gradience.cli.compare:compare",
-    "report": "gradience.cli.report:report",
-    "resize": "gradience.cli.resize:resize",
-    "mitigate": "gradience.cli.mitigate:mitigate",
-    "convert": "gradience.cli.convert:convert",
-    "merge": "gradience.cli.merge:merge",
-    "merge-check": "gradience.cli.merge:merge_check",
-    "verify-merge": "gradience.cli.verify_merge:verify_merge",
-    "rules": "gradience.cli.schema:rules",
-    "validate": "gradience.cli.schema:validate",
-    "schema": "gradience.cli.schema:schema",
-}
-
-_HELP = {
-    "check": "Validate a PEFT and training configuration before burning compute.",
-    "monitor": "Summarise a run from its telemetry (run.jsonl).",
-    "import": "Turn a finished run of another program into a run.jsonl.",
-    "audit": "Analyse a trained adapter for waste, and for what is wrong with it.",
-    "diagnose": "Join a run's config, log and weights into one verdict with its causes.",
-    "compare": "Compare trained adapters, or the checkpoints of a run, by their weights.",
-    "report": "Write one file about a run: a page to look at, or Markdown for a pull request.",
-    "mitigate": "Write a copy of an adapter whose intruder dimensions are scaled down.",
-    "resize": "Write a copy of an adapter with lower ranks, each update the best of its rank.",
-    "convert": "Write an adapter in another format: plain PEFT LoRA or MLX-LM.",
-    "merge": "Merge adapters of one base model into one, with the error of every module.",
-    "merge-check": "Say what would get in each other's way if adapters were merged.",
-    "verify-merge": "Say whether a merged model contains an adapter, tensor by tensor.",
-    "rules": "List every rule by where it applies, or explain one with its grounds.",
-    "validate": "Check every line of a run.jsonl against the telemetry schema.",
-    "schema": "Print a JSON Schema: of a line of a log, or of a report.",
+COMMANDS = {  # name: its function, imported when it runs, and its line in the list of commands
+    "check": ("gradience.cli.check:check", "Validate a PEFT and training configuration before burning compute."),
+    "monitor": ("gradience.cli.monitor:monitor", "Summarise a run from its telemetry (run.jsonl)."),
+    "import": ("gradience.cli.import_run:import_run", "Turn a finished run of another program into a run.jsonl."),
+    "audit": ("gradience.cli.audit:audit", "Analyse a trained adapter for waste, and for what is wrong with it."),
+    "diagnose": (
+        "gradience.cli.diagnose:diagnose",
+        "Join a run's config, log and weights into one verdict with its causes.",
+    ),
+    "compare": (
+        "gradience.cli.compare:compare",
+        "Compare trained adapters, or the checkpoints of a run, by their weights.",
+    ),
+    "report": (
+        "gradience.cli.report:report",
+        "Write one file about a run: a page to look at, or Markdown for a pull request.",
+    ),
+    "resize": (
+        "gradience.cli.resize:resize",
+        "Write a copy of an adapter with lower ranks, each update the best of its rank.",
+    ),
+    "mitigate": (
+        "gradience.cli.mitigate:mitigate",
+        "Write a copy of an adapter whose intruder dimensions are scaled down.",
+    ),
+    "convert": ("gradience.cli.convert:convert", "Write an adapter in another format: plain PEFT LoRA or MLX-LM."),
+    "merge": (
+        "gradience.cli.merge:merge",
+        "Merge adapters of one base model into one, with the error of every module.",
+    ),
+    "merge-check": ("gradience.cli.merge:merge_check", "Report conflicts before merging adapters."),
+    "verify-merge": (
+        "gradience.cli.verify_merge:verify_merge",
+        "Check that a merged model contains an adapter, tensor by tensor.",
+    ),
+    "rules": ("gradience.cli.schema:rules", "List every rule by where it applies, or explain one with its evidence."),
+    "validate": ("gradience.cli.schema:validate", "Check every line of a run.jsonl against the telemetry schema."),
+    "schema": ("gradience.cli.schema:schema", "Print a JSON Schema: of a line of a log, or of a report."),
 }
 
 
@@ -65,6 +73,10 @@ def build_app(asked: str | None = None) -> App:
     Args:
         asked: the command that will run: its help is its own docstring, and the one line here serves the others.
     """
+    from cyclopts import App  # noqa: PLC0415  # see the module's first lines
+
+    from gradience.cli.output import with_flowing_help  # noqa: PLC0415  # the same
+
     app = App(
         name="gradience",
         help="Flight recorder and mechanic for LoRA fine-tuning. It instruments; you decide.",
@@ -72,11 +84,11 @@ def build_app(asked: str | None = None) -> App:
         help_format="plaintext",
         result_action="return_value",
     )
-    for name, target in COMMANDS.items():
+    for name, (target, line) in COMMANDS.items():
         if name == asked:
             app.command(with_flowing_help(target), name=name)
         else:
-            app.command(target, name=name, help=_HELP[name])
+            app.command(target, name=name, help=line)
     return app
 
 
@@ -87,35 +99,94 @@ def _version() -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command and return its exit code; errors meant for the user become one line and a 2."""
-    tokens = list(sys.argv[1:] if argv is None else argv)
+    """Run one command and return its exit code; errors meant for the user become one line and a 2.
+
+    Whatever else is raised is a bug of ours: its traceback, one line that says so, and a 70.
+    """
     try:
-        result = build_app(tokens[0] if tokens else None)(tokens, exit_on_error=False, print_error=False)
-    except CycloptsError as error:
-        return _fail(str(error), "see 'gradience --help', or --help after a command")
+        return _run(list(sys.argv[1:] if argv is None else argv))
     except GradienceError as error:
         return _fail(str(error), error.advice)
     except BrokenPipeError:
-        sys.stderr.close()  # the reader went away (`| head`): not an error worth a message
+        from gradience.cli.output import leave_stdout  # noqa: PLC0415  # only this failure pays for it
+
+        leave_stdout()  # the reader went away (`| head`): not an error worth a message
         return 0
+    except MemoryError:
+        return _fail("not enough memory for this input", "give a smaller one, or run it where more is free")
+    except OSError as error:
+        # Of a path, such as a name that no disk can hold: the user's. Anything else is ours to have foreseen.
+        return _failed(error) if error.filename is None else _fail(_about(error), "check the path")
+    except Exception as error:  # noqa: BLE001  # the last resort
+        return _failed(error)
+
+
+def _run(tokens: list[str]) -> int:
+    from cyclopts.exceptions import CycloptsError  # noqa: PLC0415  # see the module's first lines
+
+    from gradience.cli.output import KeptConsole, emit  # noqa: PLC0415  # the same
+
+    app = build_app(tokens[0] if tokens else None)
+    kept = KeptConsole() if not tokens or _asks_for_help(tokens) else None
+    console = None if kept is None else kept.console
+    try:
+        result = app(tokens, console=console, exit_on_error=False, print_error=False)
+    except CycloptsError as error:
+        return _fail(str(error), "see 'gradience --help', or --help after a command")
+    if kept is not None:
+        emit(kept.text())
     return result if isinstance(result, int) else 0
+
+
+def _asks_for_help(tokens: Sequence[str]) -> bool:
+    return not {"--help", "-h", "--version"}.isdisjoint(tokens)
 
 
 def script() -> int:
     """Run the command line as a process of its own."""
     gc.set_threshold(*_GC_THRESHOLDS)
     try:
-        return main()
+        interrupt.install()
+        code = main()
+        interrupt.ignore()  # the output is whole: an exit code of 0 stays one
     except KeyboardInterrupt:
+        interrupt.ignore()
         sys.stderr.write("gradience: interrupted\n")
-        return _INTERRUPTED
+        code = interrupt.INTERRUPTED
     finally:
         gc.freeze()  # the process ends here: nothing is gained by searching it for garbage once more
+    return code
+
+
+def _about(error: OSError) -> str:
+    return f"cannot use {os.fsdecode(error.filename)}: {error.strerror}"
+
+
+def _failed(error: Exception) -> int:
+    """Report a bug of ours."""
+    traceback.print_exception(error)
+    where = traceback.extract_tb(error.__traceback__)[-1]
+    place = f"{type(error).__name__} in {where.name}"
+    sys.stderr.write(f"gradience: a bug of gradience, not of your input ({place}): please report the lines above\n")
+    return SOFTWARE
+
+
+_MAX_ERROR = 800  # characters of an error's line: a screen, whatever a file has for a name
 
 
 def _fail(message: str, advice: str) -> int:
     from gradience.render.text import clean  # noqa: PLC0415  # only a failure pays for it
+    from gradience.telemetry.secrets import hide_secrets  # noqa: PLC0415  # the same
 
-    tail = f" ({advice})" if advice else ""
-    sys.stderr.write(f"gradience: {clean(' '.join(message.split()))}{clean(tail)}\n")
+    tail = f" ({_middle_cut(advice, _MAX_ERROR // 4)})" if advice else ""
+    line = _middle_cut(hide_secrets(_middle_cut(" ".join(message.split()), 4 * _MAX_ERROR)), _MAX_ERROR - len(tail))
+    sys.stderr.write(f"gradience: {clean(line)}{clean(hide_secrets(tail))}\n")
     return UNUSABLE
+
+
+def _middle_cut(text: str, most: int) -> str:
+    """The text; if it is longer, its beginning and end, and between them how much was left out."""
+    if len(text) <= most:
+        return text
+    kept = (most - 40) // 2
+    return f"{text[:kept]} <{len(text) - 2 * kept} characters left out> {text[-kept:]}"

@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Annotated
 
 from cyclopts import Parameter
-from cyclopts.types import NonNegativeInt, PositiveInt
+from cyclopts.types import PositiveInt
 from cyclopts.validators import Number
 
-from gradience.cli.options import DryRun, Force, Verbose, given_once, place_of, printed
-from gradience.cli.output import cleaning_up, on_terminal, prepare_jax
+from gradience.cli import options as opt
+from gradience.cli.output import on_terminal, prepare_jax
 from gradience.errors import AdapterError
 from gradience.render.writing import mitigate_text
 
@@ -20,19 +20,19 @@ def mitigate(
     path: Path | None = None,
     /,
     *,
-    base: Path,
-    peft_dir: Path | None = None,
-    out: Path | None = None,
+    base: opt.RequiredBase,
+    peft_dir: opt.PeftDir = None,
+    out: opt.OutFolder = None,
     scale: Annotated[float, Parameter(validator=Number(gte=0.0, lte=1.0))] = 0.5,
     k: PositiveInt = 10,
     eps: Annotated[float, Parameter(validator=Number(gt=0.0, lte=1.0))] = 0.5,
-    seed: NonNegativeInt = 0,
-    adapter_config: Path | None = None,
-    weights: Path | None = None,
-    dry_run: DryRun = False,
-    force: Force = False,
-    verbose: Verbose = False,
-    json: Annotated[bool, Parameter(negative=())] = False,
+    seed: opt.Seed = 0,
+    adapter_config: opt.AdapterConfig = None,
+    weights: opt.WeightsFile = None,
+    dry_run: opt.DryRun = False,
+    force: opt.Force = False,
+    verbose: opt.Verbose = False,
+    json: opt.AsJson = False,
 ) -> int:
     """Write a copy of a PEFT LoRA adapter whose intruder dimensions are scaled down (arXiv 2410.21228).
 
@@ -43,46 +43,31 @@ def mitigate(
     ----------
     path:
         The adapter's folder, or its weights file.
-    base:
-        The base model: a folder with safetensors, or organisation/name in the hub's cache.
-    peft_dir:
-        The same, as an option.
-    out:
-        The folder to write.
     scale:
         What is left of dW along each intruder: u^T dW' = SCALE * u^T dW.
     k:
         How many leading left singular vectors of W + dW to look at.
     eps:
         u is an intruder where max_i |<u, u_i(W)>| < EPS.
-    seed:
-        Of the iterative method that large weights need.
-    adapter_config:
-        An adapter_config.json elsewhere than beside the weights.
-    weights:
-        A weights file of another name.
-    json:
-        Print one JSON document (schemas/mitigate-report-v2.schema.json).
     """
-    adapter = given_once("mitigate", path, peft_dir)
-    place = place_of(out, dry_run=dry_run)
+    adapter = opt.given_once("mitigate", path, peft_dir)
+    place = opt.output_path(out, dry_run=dry_run)
     if not (math.isfinite(scale) and math.isfinite(eps)):
         raise AdapterError(f"--scale and --eps are {scale} and {eps}, expected finite numbers")
     prepare_jax("auto")
     from gradience.verbs.mitigate import mitigate_adapter  # noqa: PLC0415  # imports jax, after its environment is set
 
-    with cleaning_up():
-        report = mitigate_adapter(
-            adapter,
-            base,
-            place,
-            scale=scale,
-            k=k,
-            eps=eps,
-            seed=seed,
-            adapter_config=adapter_config,
-            weights=weights,
-            force=force,
-            progress=on_terminal("mitigate"),
-        )
-    return printed(report, mitigate_text, verbose=verbose, json=json)
+    report = mitigate_adapter(
+        adapter,
+        base,
+        place,
+        scale=scale,
+        k=k,
+        eps=eps,
+        seed=seed,
+        adapter_config=adapter_config,
+        weights=weights,
+        force=force,
+        progress=on_terminal("mitigate"),
+    )
+    return opt.print_report(report, lambda it: mitigate_text(it, verbose=verbose), json=json)

@@ -2,201 +2,30 @@
 
 from __future__ import annotations
 
-import shutil
-import sys
-import time
-from collections.abc import Callable, Sequence
+import os
 from pathlib import Path
-from typing import Annotated, Final, Protocol
+from typing import Annotated
 
 from cyclopts import Parameter
 from cyclopts.types import PositiveFloat
 
-from gradience.cli.options import NONE_GIVEN, Options, ResolvedOptions
-from gradience.cli.output import DONE, print_document, print_for_programs, print_text
+from gradience.cli import options as opt
+from gradience.cli.follow import follow_log, log_to_follow
+from gradience.cli.output import DONE
 from gradience.errors import RecorderError
-from gradience.render.monitor import Glance, event_line, frame_lines, monitor_text, progress_line
-from gradience.render.text import clean
-from gradience.schema.events import Event, TrainStep, UnknownEvent
-from gradience.schema.reports import MonitorReport
+from gradience.render.monitor import monitor_text
 from gradience.verbs.monitor import monitor_run
 from gradience.verbs.monitor.source import is_log
-from gradience.verbs.monitor.watch import Tail, Watch
-
-_EVERY: Final = 1.0  # seconds between two looks at the file
-_LOOK: Final = 4096  # bytes in which the first line of a log shows what it is
-
-
-def log_to_follow(path: Path) -> Path:
-    """Return the log that a path stands for, whether it exists yet or not: a folder's is its run.jsonl.
-
-    Raises:
-        RecorderError: there is a file, and it is no log of ours.
-    """
-    log = path / "run.jsonl" if path.is_dir() or not path.suffix else path
-    try:
-        with log.open("rb") as file:
-            begun = b"\n" in file.read(_LOOK)
-    except OSError:
-        return log
-    if begun and not is_log(log):
-        raise RecorderError(f"{log} is no run.jsonl: only that is followed", advice="leave --follow away to import it")
-    return log
-
-
-def follow_log(log: Path, *, quiet: bool = False, sleep: Callable[[float], None] = time.sleep) -> bool:
-    """Watch a log until its run ends, and return whether it did; False if Ctrl-C came first.
-
-    Args:
-        log: the run.jsonl; it may not exist yet.
-        quiet: print nothing, but on stderr that there is no log yet.
-        sleep: waits between two looks, in seconds.
-
-    Raises:
-        SchemaError: the log is of another major version.
-    """
-    screen = _Nothing() if quiet else _Terminal() if sys.stdout.isatty() else _Lines()
-    try:
-        with Tail(log) as tail:
-            _watch(tail, screen, sleep)
-    except KeyboardInterrupt:
-        screen.close()
-        sys.stderr.write("gradience: stopped watching; the run itself goes on\n")
-        return False
-    screen.close()
-    return True
-
-
-class _Screen(Protocol):
-    """Where a run is shown."""
-
-    def wait(self, path: Path) -> None: ...
-
-    def event(self, event: Event | UnknownEvent) -> None: ...
-
-    def show(self, glance: Glance) -> None: ...
-
-    def close(self) -> None: ...
-
-
-def _watch(tail: Tail, screen: _Screen, sleep: Callable[[float], None]) -> None:
-    watch, restarts = Watch(), 0
-    while True:
-        new = False
-        for line in tail.poll():
-            if tail.restarts != restarts:
-                watch, restarts = Watch(), tail.restarts
-            event = watch.take(line)
-            new = True
-            if event is not None and not isinstance(event, TrainStep):
-                screen.event(event)
-        if new:
-            screen.show(_glance(watch))
-        elif not tail.found:
-            screen.wait(tail.path)
-        if watch.end is not None:
-            return
-        sleep(_EVERY)
-
-
-def _glance(watch: Watch) -> Glance:
-    return Glance(
-        model=watch.config.model_name,
-        step=watch.step,
-        max_steps=watch.config.training.max_steps,
-        loss=watch.loss,
-        rate=watch.rate,
-        points=watch.points.pairs(),
-        evals=watch.evals,
-        reward=watch.reward,
-        rewards=watch.rewards.pairs(),
-        alerts=watch.alerts,
-        not_finite=watch.not_finite,
-        bad_lines=watch.bad_lines,
-    )
-
-
-class _Nothing:
-    """Shows nothing but that it waits, on stderr: for a caller that wants the report at the end alone."""
-
-    def __init__(self) -> None:
-        self._waiting = False
-
-    def wait(self, path: Path) -> None:
-        """Say once that there is no log yet."""
-        if not self._waiting:
-            self._waiting = True
-            sys.stderr.write(f"gradience: waiting for {clean(str(path))}\n")
-
-    def event(self, event: Event | UnknownEvent) -> None:
-        """Do nothing."""
-
-    def show(self, glance: Glance) -> None:
-        """Do nothing."""
-
-    def close(self) -> None:
-        """Do nothing."""
-
-
-class _Lines(_Nothing):
-    """Plain lines, for a file or a pipe."""
-
-    def wait(self, path: Path) -> None:
-        """Say once that there is no log yet."""
-        if not self._waiting:
-            self._waiting = True
-            _write([f"waiting for {clean(str(path))}"])
-
-    def event(self, event: Event | UnknownEvent) -> None:
-        """Print a line for an event that deserves one."""
-        line = event_line(event)
-        if line is not None:
-            _write([line])
-
-    def show(self, glance: Glance) -> None:
-        """Print where the run is."""
-        _write([progress_line(glance)])
-
-
-class _Terminal(_Nothing):
-    """One frame, redrawn in place."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._drawn = 0
-
-    def wait(self, path: Path) -> None:
-        """Say once that there is no log yet."""
-        if not self._drawn:
-            self._draw([f"waiting for {clean(str(path))}"])
-
-    def show(self, glance: Glance) -> None:
-        """Draw the run anew."""
-        columns, rows = shutil.get_terminal_size()
-        dots = "utf" in (sys.stdout.encoding or "").lower()
-        height = max(3, min(12, rows - 10))
-        self._draw(frame_lines(glance, width=min(columns - 1, 100), height=height, dots=dots))
-
-    def _draw(self, lines: list[str]) -> None:
-        back = f"\x1b[{self._drawn}F\x1b[J" if self._drawn else ""
-        sys.stdout.write(back)
-        _write(lines)
-        self._drawn = len(lines)
-
-
-def _write(lines: Sequence[str]) -> None:
-    sys.stdout.write("".join(f"{line}\n" for line in lines))
-    sys.stdout.flush()
 
 
 def monitor(
     *logs: Path,
     gap_threshold: PositiveFloat | None = None,
     run: str | None = None,
-    all_runs: Annotated[bool, Parameter(negative=())] = False,
+    all_runs: opt.Flag = False,
     follow: Annotated[bool, Parameter(alias="-f", negative=())] = False,
-    judging: Options = NONE_GIVEN,
-    verbose: Annotated[bool, Parameter(alias="-v", negative=())] = False,
+    options: opt.Options = opt.DEFAULT_OPTIONS,
+    verbose: opt.Details = False,
 ) -> int:
     """Summarise a run from its telemetry, or from what another program left of it; several side by side.
 
@@ -206,62 +35,56 @@ def monitor(
         The run.jsonl, the folder of a run, or anything that gradience import reads. Several of them, or a
         folder of runs, are compared.
     gap_threshold:
-        Held-out over train perplexity from which the gap is a finding; 1.5 without it.
+        Held-out over train perplexity from which the gap is a finding. Default: 1.5.
     run:
         Show the run of this id, where a log holds several; else the last is shown.
     all_runs:
         Compare all runs of a log that holds several.
     follow:
         Watch a log while it is written, until its run ends; then print the report. Ctrl-C stops watching.
-    verbose:
-        Show the grounds of each finding, and which detectors could not run.
     """
-    settled = judging.settled()
+    resolved = options.resolved()
     if not logs:
-        raise RecorderError("monitor needs a log: none was given", advice="give a run.jsonl or the folder of a run")
-    several, gap = all_runs or len(logs) > 1, settled.gap(gap_threshold)
+        raise RecorderError("monitor needs a log, none given", advice="give a run.jsonl or the folder of a run")
+    several, gap = all_runs or len(logs) > 1, resolved.gap(gap_threshold)
     if run is not None and several:
         raise RecorderError("--run shows one run of one log", advice="leave --run away, or the other logs")
     if follow:
         if several:
             raise RecorderError("--follow watches one log", advice="give one run.jsonl")
-        return _follow(logs[0], run, gap, settled, verbose=verbose)
+        return _follow(logs[0], run, gap, resolved, verbose=verbose)
     if several or (run is None and _holds_runs(logs[0])):
-        return _compare(logs, gap, settled, all_runs=all_runs, verbose=verbose)
-    return _one(logs[0], run, gap, settled, verbose=verbose)
+        return _compare(logs, gap, resolved, all_runs=all_runs, verbose=verbose)
+    return _one(logs[0], run, gap, resolved, verbose=verbose)
 
 
 def _holds_runs(path: Path) -> bool:
-    if not path.is_dir() or is_log(path / "run.jsonl"):
+    if not os.path.isdir(path) or is_log(path / "run.jsonl"):  # noqa: PTH112  # Path.is_dir raises where a name is too long
         return False
     from gradience.verbs.monitor.source import holds_runs  # noqa: PLC0415  # a log of one run need not pay for it
 
     return holds_runs(path)
 
 
-def _one(log: Path, run: str | None, gap: float, settled: ResolvedOptions, *, verbose: bool) -> int:
-    report = monitor_run(
-        log, gap_threshold=gap, run=run, select=settled.select, ignore=settled.ignore, settings=settled.settings
+def _one(log: Path, run: str | None, gap: float, resolved: opt.ResolvedOptions, *, verbose: bool) -> int:
+    report = monitor_run(log, gap_threshold=gap, run=run, **resolved.rules)
+    from gradience.verbs.monitor.source import log_place  # noqa: PLC0415  # a log of our own need not pay for it
+
+    return resolved.show(
+        report,
+        lambda it: monitor_text(it, verbose=verbose),
+        report.findings,
+        groups=("log",),
+        locations=lambda: [log_place(report.file)] * len(report.findings),
+        not_run=report.not_run,
     )
-    _show(report, settled, verbose=verbose)
-    return settled.exit_code(report.findings)
 
 
-def _show(report: MonitorReport, settled: ResolvedOptions, *, verbose: bool) -> None:
-    if settled.format == "json":
-        print_document(report)
-    elif settled.format == "text":
-        print_text(monitor_text(report, verbose=verbose))
-    else:
-        from gradience.verbs.monitor.source import log_place  # noqa: PLC0415  # only for programs
-
-        places = [log_place(report.file)] * len(report.findings)
-        print_for_programs(settled.format, report.findings, places=places, groups=("log",), not_run=report.not_run)
-
-
-def _compare(logs: tuple[Path, ...], gap: float, settled: ResolvedOptions, *, all_runs: bool, verbose: bool) -> int:
-    if settled.format not in {"text", "json"}:
-        raise RecorderError(f"--format {settled.format} is for one run", advice="call it once for each log")
+def _compare(
+    logs: tuple[Path, ...], gap: float, resolved: opt.ResolvedOptions, *, all_runs: bool, verbose: bool
+) -> int:
+    if resolved.format not in {"text", "json"}:
+        raise RecorderError(f"--format {resolved.format} is for one run", advice="call it once for each log")
     from gradience.render.compare import compare_text  # noqa: PLC0415  # the same
     from gradience.verbs.monitor.compare import compare_runs  # noqa: PLC0415  # the same
 
@@ -269,20 +92,14 @@ def _compare(logs: tuple[Path, ...], gap: float, settled: ResolvedOptions, *, al
         logs,
         gap_threshold=gap,
         all_runs=all_runs,
-        select=settled.select,
-        ignore=settled.ignore,
-        settings=settled.settings,
+        **resolved.rules,
     )
-    if settled.format == "json":
-        print_document(report)
-    else:
-        print_text(compare_text(report, verbose=verbose))
-    return settled.exit_code(finding for column in report.runs for finding in column.findings)
+    opt.print_report(report, lambda it: compare_text(it, verbose=verbose), json=resolved.format == "json")
+    return resolved.exit_code(finding for column in report.runs for finding in column.findings)
 
 
-def _follow(log: Path, run: str | None, gap: float, settled: ResolvedOptions, *, verbose: bool) -> int:
-
+def _follow(log: Path, run: str | None, gap: float, resolved: opt.ResolvedOptions, *, verbose: bool) -> int:
     log = log_to_follow(log)
-    if follow_log(log, quiet=settled.format != "text"):
-        return _one(log, run, gap, settled, verbose=verbose)
+    if follow_log(log, quiet=resolved.format != "text"):
+        return _one(log, run, gap, resolved, verbose=verbose)
     return DONE

@@ -1,21 +1,64 @@
-"""The project's settings for a command: found from the working folder, under what the command line says."""
+"""Options that several commands share, declared once, and the project's settings beneath them.
+
+The aliases carry their own help text, so that a command's docstring describes only what is particular to it. Settings
+come from the nearest gradience.toml or pyproject.toml; what the command line gives takes precedence.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, NamedTuple, Protocol, TypeAlias, TypeVar
+from typing import Annotated, Literal, NamedTuple, TypeAlias, TypedDict, TypeVar
 
 from cyclopts import Parameter
+from cyclopts.types import NonNegativeInt
+from cyclopts.validators import Number
 
-from gradience.cli.output import DONE, Format, chosen_format, exit_code, print_document, print_text
+from gradience.cli.output import DONE, Format, exit_code, print_document, print_for_programs, print_text
 from gradience.configs.preferences import FailOn, Preferences, find_preferences, read_preferences
-from gradience.errors import AdapterError, ConfigError
+from gradience.errors import AdapterError, ConfigError, GradienceError
 from gradience.rules.log.facts import DEFAULT_GAP
 from gradience.schema.document import Report
-from gradience.schema.findings import Finding, FindingRef
+from gradience.schema.findings import Finding, FindingRef, NotRun, RuleGroup
+from gradience.schema.reports import SourceLocation
 from gradience.schema.scalars import Severity
+from gradience.telemetry.secrets import hide_in
+
+Flag: TypeAlias = Annotated[bool, Parameter(negative=(), show_default=False)]
+Strings: TypeAlias = Annotated[list[str] | None, Parameter(negative=())]
+Share: TypeAlias = Annotated[float | None, Parameter(validator=Number(gt=0.0, lte=1.0))]
+
+PeftDir: TypeAlias = Annotated[Path | None, Parameter(help="Alias of PATH.")]
+AdapterConfig: TypeAlias = Annotated[
+    Path | None, Parameter(help="Path to adapter_config.json, if not next to the weights.")
+]
+WeightsFile: TypeAlias = Annotated[Path | None, Parameter(help="Path to the weights file, if it has an unusual name.")]
+_BASE_HELP = "Base model: a folder with safetensors, or organisation/name in the local hub cache. Never downloaded."
+Base: TypeAlias = Annotated[Path | None, Parameter(help=_BASE_HELP)]
+RequiredBase: TypeAlias = Annotated[Path, Parameter(help=_BASE_HELP)]
+OutFolder: TypeAlias = Annotated[Path | None, Parameter(help="Folder to write.")]
+Dtype: TypeAlias = Annotated[
+    Literal["float32", "float16", "bfloat16"] | None, Parameter(help="Dtype of the new factors. Default: unchanged.")
+]
+Device: TypeAlias = Annotated[Literal["auto", "cpu", "gpu", "tpu"], Parameter(help="Device for JAX.")]
+Seed: TypeAlias = Annotated[NonNegativeInt, Parameter(help="Random seed.")]
+Task: TypeAlias = Annotated[
+    str | None, Parameter(help="What is trained: a dataset (sst2, glue/mnli) or an objective (sft, dpo, grpo, ...).")
+]
+DryRun: TypeAlias = Annotated[Flag, Parameter(help="Write nothing; print what would be written, and its cost.")]
+Force: TypeAlias = Annotated[
+    Flag, Parameter(help="Replace --out if it is an existing adapter, once the new one is complete.")
+]
+Details: TypeAlias = Annotated[
+    Flag, Parameter(alias="-v", help="Show the evidence for each finding, and which rules were skipped.")
+]
+Verbose: TypeAlias = Annotated[Flag, Parameter(alias="-v", help="List every module.")]
+AsJson: TypeAlias = Annotated[
+    Flag, Parameter(name="--json", help="Print one JSON document; its schema: 'gradience schema'.")
+]
+
+_ReportT = TypeVar("_ReportT", bound=Report)
 
 
 class Settings(NamedTuple):
@@ -45,12 +88,16 @@ def severity(option: FailOn | None, settings: Settings) -> Severity | None:
     return None if asked is None or asked == "never" else asked
 
 
-_Repeat = Parameter(negative=())
-_Switch = Parameter(negative=())
+class RuleChoice(TypedDict):
+    """The arguments with which every judging function of the library takes a choice of rules."""
+
+    select: Sequence[str]
+    ignore: Sequence[str]
+    settings: Path | None
 
 
 class ResolvedOptions(NamedTuple):
-    """What the command line and the project's settings come to."""
+    """The command line's options on top of the project's settings."""
 
     format: Format
     select: Sequence[str]
@@ -59,58 +106,91 @@ class ResolvedOptions(NamedTuple):
     project: Settings
 
     @property
-    def settings(self) -> Path | None:
-        """The settings file that applies."""
-        return self.project.path
+    def rules(self) -> RuleChoice:
+        """The choice of rules, to be passed on as keyword arguments."""
+        return {"select": self.select, "ignore": self.ignore, "settings": self.project.path}
 
     def gap(self, option: float | None) -> float:
-        """Return held-out over train perplexity from which a gap is a finding: the option, else the settings."""
+        """Held-out over train perplexity from which a gap is a finding: the option, else the settings."""
         return option or self.project.values.gap_threshold or DEFAULT_GAP
 
     def exit_code(self, findings: Iterable[Finding | FindingRef]) -> int:
-        """Return 1 if a finding is as severe as was asked for, else 0."""
+        """1 if a finding is at least as severe as --fail-on, else 0."""
         return exit_code(findings, self.fail_on)
+
+    def show(
+        self,
+        report: _ReportT,
+        text: Callable[[_ReportT], str],
+        findings: Sequence[Finding],
+        *,
+        groups: Sequence[RuleGroup],
+        locations: Callable[[], Sequence[SourceLocation | None]],
+        not_run: Sequence[NotRun] = (),
+    ) -> int:
+        """Print the report in the chosen format, once, and return the exit code.
+
+        Args:
+            report: the report; it is itself the JSON document.
+            text: renders it for people.
+            findings: what it found.
+            groups: the rules that were applied, for SARIF.
+            locations: the location of each finding, in their order; asked only for SARIF and GitHub.
+            not_run: the rules that were skipped, for SARIF.
+        """
+        report, findings = hide_in(report), hide_in(list(findings))  # other programs' logs and configs hold secrets
+        if self.format == "json":
+            print_document(report)
+        elif self.format == "text":
+            print_text(text(report))
+        else:
+            print_for_programs(
+                self.format, findings, locations=locations(), groups=groups, not_run=hide_in(list(not_run))
+            )
+        return self.exit_code(findings)
 
 
 @dataclass(frozen=True, kw_only=True)
 class RuleOptions:
-    """The options.
+    """The options of every command that judges.
 
     Parameters
     ----------
     select:
-        Apply only these rules: an id, or the beginning of ids such as LR; may be repeated.
+        Apply only these rules: an id, or a prefix of ids such as LR; may be repeated.
     ignore:
-        Leave these rules out, likewise.
+        Skip these rules; same form.
     fail_on:
         Exit with 1 if a finding is at least this severe.
     settings:
-        A file with settings, instead of the nearest gradience.toml or pyproject.toml with [tool.gradience].
+        Settings file to use instead of the nearest gradience.toml or pyproject.toml with [tool.gradience].
     isolated:
-        Read no file with settings.
+        Ignore all settings files.
     format:
-        text; json (one document, see gradience schema); sarif (2.1.0); github (annotations of a workflow).
+        text; json (one document, see gradience schema); sarif (2.1.0); github (workflow annotations).
     json:
-        The same as --format json.
+        Same as --format json.
     """
 
-    select: Annotated[list[str] | None, _Repeat] = None
-    ignore: Annotated[list[str] | None, _Repeat] = None
+    select: Strings = None
+    ignore: Strings = None
     fail_on: FailOn | None = None
     settings: Path | None = None
-    isolated: Annotated[bool, _Switch] = False
+    isolated: Flag = False
     format: Format | None = None
-    json: Annotated[bool, _Switch] = False
+    json: Flag = False
 
-    def settled(self) -> ResolvedOptions:
-        """Return the options over the project's settings.
+    def resolved(self) -> ResolvedOptions:
+        """The options on top of the project's settings.
 
         Raises:
             GradienceError: two options contradict each other, or the settings cannot be read.
         """
+        if self.json and self.format not in {None, "json"}:
+            raise GradienceError(f"--json contradicts --format {self.format}", advice="give one of them")
         project = project_settings(self.settings, isolated=self.isolated)
         return ResolvedOptions(
-            format=chosen_format(self.format, json=self.json),
+            format="json" if self.json else self.format or "text",
             select=self.select or (),
             ignore=self.ignore or (),
             fail_on=severity(self.fail_on, project),
@@ -118,28 +198,12 @@ class RuleOptions:
         )
 
 
-NONE_GIVEN = RuleOptions()
+DEFAULT_OPTIONS = RuleOptions()
 Options: TypeAlias = Annotated[RuleOptions, Parameter(name="*")]
 
 
-DryRun: TypeAlias = Annotated[
-    bool, Parameter(negative=(), help="Write nothing; print what would be written, and what it costs.")
-]
-Force: TypeAlias = Annotated[
-    bool,
-    Parameter(negative=(), help="Replace --out if it is an adapter that exists, once the new one is complete."),
-]
-Verbose: TypeAlias = Annotated[bool, Parameter(alias="-v", negative=(), help="List every module.")]
-
-_Report_contra = TypeVar("_Report_contra", bound=Report, contravariant=True)
-
-
-class _Render(Protocol[_Report_contra]):
-    def __call__(self, report: _Report_contra, /, *, verbose: bool) -> str: ...
-
-
 def given_once(verb: str, path: Path | None, peft_dir: Path | None) -> Path:
-    """Return the adapter's place, which is an argument or an option.
+    """The adapter's path, which is given as an argument or as an option.
 
     Raises:
         AdapterError: it is given twice, or not at all.
@@ -150,21 +214,22 @@ def given_once(verb: str, path: Path | None, peft_dir: Path | None) -> Path:
     return place
 
 
-def place_of(out: Path | None, *, dry_run: bool) -> Path | None:
-    """Return where to write, or None for a dry run.
+def output_path(out: Path | None, *, dry_run: bool) -> Path | None:
+    """The path to write, or None for a dry run.
 
     Raises:
-        AdapterError: there is no place, and it is no dry run.
+        AdapterError: --out is missing and this is not a dry run.
     """
     if out is None and not dry_run:
-        raise AdapterError("nowhere to write to", advice="give --out FOLDER, or look first with --dry-run")
+        raise AdapterError("no output path", advice="give --out FOLDER, or try --dry-run first")
     return None if dry_run else out
 
 
-def printed(report: _Report_contra, render: _Render[_Report_contra], *, verbose: bool, json: bool) -> int:
-    """Print the report, once, and return the exit code."""
+def print_report(report: _ReportT, text: Callable[[_ReportT], str], *, json: bool) -> int:
+    """Print the report of a verb without rules, as text or as JSON, and return exit code 0."""
+    report = hide_in(report)
     if json:
         print_document(report)
     else:
-        print_text(render(report, verbose=verbose))
+        print_text(text(report))
     return DONE

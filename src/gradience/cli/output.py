@@ -1,28 +1,30 @@
-"""Help that flows: a docstring's own line breaks give way to those of the terminal's width."""
+"""What every command does around its verb: help, progress, JAX's environment, printing, exit codes.
+
+A command prints one report on stdout, once, at its end; progress and errors go to stderr. `prepare_jax` must run before
+anything imports jax, because XLA reads its flags once.
+"""
 
 from __future__ import annotations
 
+import io
 import os
-import signal
 import sys
-import threading
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from importlib import import_module
 from importlib.metadata import version
 from inspect import cleandoc
 from pathlib import Path
-from types import FrameType
 from typing import Final, Literal, TypeAlias
 
 import msgspec
 
-from gradience.errors import GradienceError
-from gradience.render.text import Place
-from gradience.schema.document import Report
+from gradience.errors import GradienceError, OutputError
+from gradience.schema.document import Report, escape_all, escape_controls, writable
 from gradience.schema.findings import SEVERITIES, Finding, FindingRef, NotRun, RuleGroup
+from gradience.schema.reports import SourceLocation
 from gradience.schema.scalars import Severity
 
 _UNDERLINE = "----"
@@ -55,27 +57,6 @@ def _depth(line: str) -> int:
     return len(line) - len(line.lstrip())
 
 
-_SIGNAL_CODES = 128  # a shell's exit code of a program that a signal ended is 128 + its number
-
-
-@contextmanager
-def cleaning_up() -> Iterator[None]:
-    """Turn SIGTERM into SystemExit inside the block, unless the process has a handler of its own for it."""
-    in_charge = threading.current_thread() is threading.main_thread()
-    if not in_charge or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
-        yield
-        return
-    signal.signal(signal.SIGTERM, _end)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
-
-
-def _end(number: int, _frame: FrameType | None) -> None:
-    raise SystemExit(_SIGNAL_CODES + number)
-
-
 DONE: Final = 0
 FOUND: Final = 1
 
@@ -89,16 +70,84 @@ def draws_blocks() -> bool:
     return True
 
 
+def emit(text: str) -> None:
+    """Write on stdout and flush: the one way out for reports, documents and help.
+
+    A character that the encoding lacks is written as its escape.
+
+    Raises:
+        OutputError: stdout is closed, or cannot be written to.
+        BrokenPipeError: its reader went away.
+    """
+    if sys.stdout is None:
+        raise OutputError("cannot write to stdout: it is closed", advice="send the report to a file or a pipe")
+    encoding = sys.stdout.encoding or "utf-8"
+    shown = text.encode(encoding, "backslashreplace").decode(encoding)
+    try:
+        sys.stdout.write(shown)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        raise
+    except (OSError, ValueError) as error:  # ValueError: it was closed
+        leave_stdout()
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise OutputError(f"cannot write to stdout: {reason}", advice="free space, or send it elsewhere") from error
+
+
+def leave_stdout() -> None:
+    """Point stdout nowhere: the interpreter flushes it once more when it ends, and would complain."""
+    with suppress(OSError, ValueError):
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, sys.stdout.fileno())
+        os.close(nowhere)
+
+
+class _Kept(io.StringIO):
+    """Text that is kept, for a console that asks its file for an encoding."""
+
+    def __init__(self, encoding: str) -> None:
+        super().__init__()
+        self._encoding = encoding
+
+    @property
+    def encoding(self) -> str:  # type: ignore[override]  # StringIO has none
+        return self._encoding
+
+
+class KeptConsole:
+    """A console for help and version that writes to memory: `emit` is what faces a full disk or a reader that left."""
+
+    def __init__(self) -> None:
+        from rich.console import Console  # noqa: PLC0415  # only help pays for it
+
+        on_screen = sys.stdout is not None and sys.stdout.isatty()
+        self._kept = _Kept(getattr(sys.stdout, "encoding", None) or "utf-8")
+        self.console = Console(file=self._kept, force_terminal=on_screen)
+
+    def text(self) -> str:
+        """What was printed."""
+        return self._kept.getvalue()
+
+
+def emit_json(text: str) -> None:
+    """Write a JSON document as `emit` does, of the same value whatever it holds and wherever it goes.
+
+    Control characters are escaped, and everything beyond ASCII where stdout is not in a Unicode encoding.
+    """
+    everywhere = (getattr(sys.stdout, "encoding", None) or "utf-8").lower().startswith("utf")
+    emit((escape_controls(text) if everywhere else escape_all(text)) + "\n")
+
+
 def print_text(text: str) -> None:
-    """Print a report for people."""
-    sys.stdout.write(text + "\n")
-    sys.stdout.flush()
+    """Print a report for people, without the secrets that a line shows."""
+    from gradience.telemetry.secrets import hide_secrets  # noqa: PLC0415  # --help needs none of it
+
+    emit("".join(f"{hide_secrets(line)}\n" for line in text.split("\n")))
 
 
 def print_document(document: Report) -> None:
     """Print exactly one JSON document."""
-    sys.stdout.write(document.to_json() + "\n")
-    sys.stdout.flush()
+    emit_json(document.to_json())
 
 
 def exit_code(findings: Iterable[Finding | FindingRef], fail_on: Severity | None) -> int:
@@ -172,7 +221,9 @@ def prepare_jax(device: str, *, serial_kernels: bool = False) -> None:
 
 def _cache_dir() -> Path | None:
     """Return the user's cache folder for compiled kernels, or None where there is none to write to."""
-    root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "gradience" / "jax"
+    from gradience.io.cache import cache_folder  # noqa: PLC0415  # only an audit pays for it
+
+    root = cache_folder("jax")
     try:
         root.mkdir(parents=True, exist_ok=True)
     except OSError:
@@ -183,22 +234,11 @@ def _cache_dir() -> Path | None:
 Format: TypeAlias = Literal["text", "json", "sarif", "github"]
 
 
-def chosen_format(given: Format | None, *, json: bool) -> Format:
-    """Return the format asked for; `--json` is short for `--format json`.
-
-    Raises:
-        GradienceError: both are given, and differ.
-    """
-    if json and given not in {None, "json"}:
-        raise GradienceError(f"--json and --format {given} ask for different things", advice="give one of them")
-    return "json" if json else given or "text"
-
-
 def print_for_programs(
     kind: Literal["sarif", "github"],
     findings: Sequence[Finding],
     *,
-    places: Sequence[Place | None],
+    locations: Sequence[SourceLocation | None],
     groups: Sequence[RuleGroup],
     not_run: Iterable[NotRun] = (),
 ) -> None:
@@ -207,25 +247,24 @@ def print_for_programs(
     Args:
         kind: which.
         findings: what was found.
-        places: where each of them points, in their order; None where nowhere.
+        locations: where each of them points, in their order; None where nowhere.
         groups: of the rules that were applied, for SARIF.
         not_run: the rules that could not be judged, for SARIF.
     """
     if kind == "github":
-        from gradience.render.formats import github_lines  # noqa: PLC0415  # for those who ask
+        from gradience.render.github import github_lines  # noqa: PLC0415  # for those who ask
 
-        sys.stdout.writelines(f"{line}\n" for line in github_lines(findings, places=places))
-        sys.stdout.flush()
+        emit("".join(f"{line}\n" for line in github_lines(findings, locations=locations)))
         return
-    from gradience.render.formats import sarif_log  # noqa: PLC0415  # the same
+    from gradience.render.sarif import sarif_log  # noqa: PLC0415  # the same
     from gradience.rules.registry import cards_of  # noqa: PLC0415  # the same
 
     log = sarif_log(
         findings,
-        places=places,
+        locations=locations,
         known=cards_of(*groups),
         not_run=not_run,
         version=version("gradience"),
         root=Path.cwd(),
     )
-    sys.stdout.write(msgspec.json.format(msgspec.json.encode(log)).decode() + "\n")
+    emit_json(msgspec.json.format(msgspec.json.encode(writable(log))).decode())

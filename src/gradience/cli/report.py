@@ -8,12 +8,13 @@ from typing import Annotated, Final
 
 from cyclopts import Parameter
 
+from gradience.cli import options as opt
 from gradience.cli.output import exit_code, print_text
 from gradience.errors import OutputError
 from gradience.render.text import clean
 from gradience.schema.diagnose import DiagnoseReport
 from gradience.schema.scalars import Severity
-from gradience.verbs.report.write import ReportFormat, format_of
+from gradience.verbs.report.write import ReportFormat, check_format, format_of, report_text, write_sources
 
 _NOT_READ: Final = 2
 
@@ -24,12 +25,12 @@ def report(
     *,
     adapter: Path | None = None,
     config: Path | None = None,
-    base: Path | None = None,
-    task: str | None = None,
+    base: opt.Base = None,
+    task: opt.Task = None,
     compare: list[Path] | None = None,
     out: Path | None = None,
     kind: Annotated[ReportFormat | None, Parameter(name="--format")] = None,
-    force: Annotated[bool, Parameter(negative=())] = False,
+    force: opt.Flag = False,
     fail_on: Severity | None = None,
 ) -> int:
     """Write one file about a run: a page to look at, or Markdown for a pull request.
@@ -42,13 +43,9 @@ def report(
     path:
         The folder that a run left, in which log, adapter and configuration are looked for; or a log.
     adapter:
-        The adapter, where it is elsewhere: its folder or its weights file.
+        Path to the adapter, if it is elsewhere: its folder or its weights file.
     config:
-        The configuration, where it is elsewhere: anything that gradience check reads.
-    base:
-        The adapter's base model: a folder with safetensors, or organisation/name in the hub's local cache.
-    task:
-        What was trained: a data set's name (sst2, glue/mnli) or sft, dpo, grpo, ...
+        Path to the configuration, if it is elsewhere: anything that gradience check reads.
     compare:
         Another adapter, to be compared with this one by their weights (repeat it for several); or a run's folder, whose
         checkpoint-N are compared as a series.
@@ -63,7 +60,8 @@ def report(
     """
     chosen = kind or (format_of(out) if out is not None else "md")
     if out is None and chosen == "html":
-        raise OutputError("where should the page be written?", advice="say --out report.html")
+        raise OutputError("an HTML page needs an output file", advice="say --out report.html")
+    check_format(chosen)
     from gradience.verbs.diagnose.sources import find_sources  # noqa: PLC0415  # --help pays for nothing of this
 
     sources = find_sources(path, adapter=adapter, config=config)
@@ -72,11 +70,10 @@ def report(
         from gradience.cli.output import prepare_jax  # noqa: PLC0415  # only where there are weights
 
         prepare_jax("auto", serial_kernels=bool(others))
-    from gradience.verbs.report.gather import tell  # noqa: PLC0415  # may import jax, after its environment is set
-    from gradience.verbs.report.write import report_text, write_sources  # noqa: PLC0415  # the same
+    from gradience.verbs.report.gather import build_story  # noqa: PLC0415  # may import jax, after its environment is set
 
     if out is None:
-        story = tell(sources, base=base, task=task, compare=others)
+        story = build_story(sources, base=base, task=task, compare=others)
         print_text(report_text(story, chosen).rstrip("\n"))
     else:
         story = write_sources(sources, out, base=base, task=task, compare=others, kind=chosen, force=force)

@@ -1,18 +1,16 @@
-"""``gradience schema``."""
+"""``gradience schema``, ``gradience rules`` and ``gradience validate``: what the formats and the rules are."""
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
-from typing import Annotated
 
-from cyclopts import Parameter
 from cyclopts.types import NonNegativeInt
 
+from gradience.cli import options as opt
 from gradience.cli.main import UNUSABLE
-from gradience.cli.output import DONE, print_document, print_text
+from gradience.cli.output import DONE, emit_json, print_document, print_text
 from gradience.errors import ConfigError
-from gradience.render.findings import rule_text, rules_text
+from gradience.render.findings import rule_text, rules_text, validate_text
 from gradience.rules.registry import rule_cards, rules_named
 from gradience.schema.export import SchemaName, schema_text
 from gradience.schema.findings import RULES_SCHEMA_ID, RuleCard, RulesReport
@@ -27,20 +25,17 @@ def schema(name: SchemaName = "telemetry", /) -> int:
     name:
         `telemetry` is one line of a run.jsonl; the others are what `--json` prints.
     """
-    sys.stdout.write(schema_text(name))
-    sys.stdout.flush()
+    emit_json(schema_text(name).rstrip("\n"))
     return DONE
 
 
-def rules(rule_id: str | None = None, /, *, json: Annotated[bool, Parameter(negative=())] = False) -> int:
-    """List every rule of every command, those whose ids begin alike, or explain one.
+def rules(rule_id: str | None = None, /, *, json: opt.AsJson = False) -> int:
+    """List every rule, the rules with a common prefix, or explain one.
 
     Parameters
     ----------
     rule_id:
-        An id, as LR001, or the beginning of ids, as LR; in any case.
-    json:
-        Print one JSON document (schemas/rules-report-v2.schema.json).
+        An id such as LR001, or a prefix of ids such as LR; case does not matter.
     """
     cards = rule_cards() if rule_id is None else _named(rule_id)
     if json:
@@ -55,11 +50,11 @@ def rules(rule_id: str | None = None, /, *, json: Annotated[bool, Parameter(nega
 def _named(rule_id: str) -> list[RuleCard]:
     found = rules_named(rule_id)
     if not found:
-        raise ConfigError(f"no rule is called {rule_id!r}", advice="'gradience rules' lists them")
+        raise ConfigError(f"unknown rule {rule_id!r}", advice="'gradience rules' lists them")
     return found
 
 
-def validate(log: Path, /, *, max_issues: NonNegativeInt = DEFAULT_MAX_ISSUES, json: bool = False) -> int:
+def validate(log: Path, /, *, max_issues: NonNegativeInt = DEFAULT_MAX_ISSUES, json: opt.AsJson = False) -> int:
     """Check every line of a run.jsonl against the telemetry schema.
 
     Exits with 2 if the log is not valid.
@@ -70,14 +65,7 @@ def validate(log: Path, /, *, max_issues: NonNegativeInt = DEFAULT_MAX_ISSUES, j
         The run.jsonl.
     max_issues:
         How many faults to list; all are counted.
-    json:
-        Print one JSON document (schemas/validate-report-v2.schema.json).
     """
     report = validate_log(log, max_issues=max_issues)
-    if json:
-        print_document(report)
-    else:
-        from gradience.render.findings import validate_text  # noqa: PLC0415  # only for people
-
-        print_text(validate_text(report))
+    opt.print_report(report, validate_text, json=json)
     return DONE if report.valid else UNUSABLE

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Annotated, Final, Literal
+from typing import Final, Literal
 
-from cyclopts import Parameter
-
-from gradience.cli.output import DONE, FOUND, on_terminal, print_document, print_text
+from gradience.cli import options as opt
+from gradience.cli.output import DONE, FOUND, on_terminal
 from gradience.render.merge import verify_merge_text
 from gradience.schema.merge import VerifyMergeReport
 
@@ -21,16 +20,16 @@ FailOn = Literal["verdict", "changes", "never"]
 
 def verify_merge(
     *,
-    base: Path,
+    base: opt.RequiredBase,
     adapter: Path,
     merged: Path,
-    adapter_config: Path | None = None,
-    weights: Path | None = None,
+    adapter_config: opt.AdapterConfig = None,
+    weights: opt.WeightsFile = None,
     fail_on: FailOn = "verdict",
-    verbose: Annotated[bool, Parameter(alias="-v", negative=())] = False,
-    json: Annotated[bool, Parameter(negative=())] = False,
+    verbose: opt.Verbose = False,
+    json: opt.AsJson = False,
 ) -> int:
-    """Say whether a merged model contains an adapter. Only files are read; nothing is written.
+    """Check that a merged model contains an adapter. Only files are read; nothing is written.
 
     W is the base's weight, M the merged one, dW = s B A the update (DoRA and kin: their true update). exact: M is bit
     for bit T(T(W) + D(dW)) cast to M's dtype, for dtypes T and D that programs merge in. within rounding: every entry
@@ -40,22 +39,14 @@ def verify_merge(
 
     Parameters
     ----------
-    base:
-        The base model: a folder with safetensors, or organisation/name in the hub's local cache.
     adapter:
         The adapter's folder, or its weights file.
     merged:
         The merged model, as the base.
-    adapter_config:
-        An adapter_config.json elsewhere than beside the weights.
-    weights:
-        A weights file of another name.
     fail_on:
         verdict: exit 0 contained, 1 not, 3 inconclusive. changes: 1 also if any other tensor differs. never: 0.
     verbose:
         List every module, and every other tensor that differs.
-    json:
-        Print one JSON document (schemas/verify-merge-report-v2.schema.json).
     """
     threads = _threads()
     from gradience.verbs.verify_merge import verify_merged  # noqa: PLC0415  # imports numpy, after its environment is set
@@ -69,15 +60,12 @@ def verify_merge(
         threads=threads,
         progress=on_terminal("verify-merge"),
     )
-    if json:
-        print_document(report)
-    else:
-        print_text(verify_merge_text(report, verbose=verbose))
+    opt.print_report(report, lambda it: verify_merge_text(it, verbose=verbose), json=json)
     return _code(report, fail_on)
 
 
 def _threads() -> int:
-    """Return how many threads to use, and have BLAS use one: in products this small its own wait for each other."""
+    """Limit BLAS to one thread, whose own threads wait for each other in small products; the number for spans."""
     for name in _BLAS:
         os.environ.setdefault(name, "1")
     return min(os.cpu_count() or 1, _MOST_THREADS)

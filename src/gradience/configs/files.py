@@ -10,8 +10,10 @@ import json
 import os
 from pathlib import Path
 
-from gradience.configs.values import MAX_DEPTH, Malformed, plain
+from gradience.configs.values import Malformed, plain
 from gradience.errors import ConfigError
+from gradience.io.decoding import MAX_DEPTH, check_depth
+from gradience.io.reading import open_regular
 from gradience.schema.scalars import Json
 
 MAX_JSON_BYTES = 5 * 1024 * 1024  # the largest config seen in the wild is under 50 kB
@@ -33,7 +35,7 @@ def read_mapping(path: Path, *, most: int = MAX_JSON_BYTES) -> dict[str, Json]:
         message = f"{path}: {error}"
         raise ConfigError(message, advice="give a JSON or YAML mapping of settings") from error
     except RecursionError:
-        message = f"{path}: nested more than {MAX_DEPTH} levels deep"
+        message = f"{path}: nested more than {MAX_DEPTH} levels deep, the limit"
         raise ConfigError(message, advice="a training configuration is nearly flat") from None
     if not isinstance(value, dict):
         message = f"{path}: $: expected a mapping of settings, got {plain(value)}"
@@ -55,6 +57,7 @@ def _parse(text: str, suffix: str) -> Json:
 
 
 def _parse_json(text: str) -> Json:
+    check_depth(text)
     try:
         value = json.loads(text, object_pairs_hook=_unique)
     except json.JSONDecodeError as error:
@@ -65,7 +68,6 @@ def _parse_json(text: str) -> Json:
             raise
         message = "not usable: a whole number with thousands of digits"
         raise Malformed(message) from None
-    _bound_depth(value)
     return value
 
 
@@ -80,21 +82,6 @@ def _unique(pairs: list[tuple[str, Json]]) -> dict[str, Json]:
             raise Malformed(message)
         seen.add(key)
     return mapping
-
-
-def _bound_depth(value: Json) -> None:
-    level = [value]
-    for _ in range(MAX_DEPTH):
-        level = [child for item in level for child in _children(item)]
-        if not level:
-            return
-    raise RecursionError
-
-
-def _children(value: Json) -> list[Json]:
-    if isinstance(value, dict):
-        return list(value.values())
-    return value if isinstance(value, list) else []
 
 
 def _read_text(path: Path, most: int) -> str:
@@ -121,10 +108,7 @@ def _read_bytes(path: Path, most: int) -> bytes:
         message = f"{path}: a folder, where a file was expected"
         raise ConfigError(message, advice="name a file, or use --peft-dir and --training-dir for folders")
     try:
-        if path.exists() and not path.is_file():
-            message = f"{path}: not a regular file"
-            raise ConfigError(message, advice="name a JSON or YAML file")
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             data = file.read(most + 1)
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)

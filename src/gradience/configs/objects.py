@@ -7,8 +7,8 @@ from enum import Enum
 from os import PathLike
 from typing import Any, Protocol, runtime_checkable
 
-from gradience.configs.values import MAX_DEPTH
 from gradience.errors import ConfigError
+from gradience.io.decoding import MAX_DEPTH
 from gradience.schema.scalars import Json
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated, Final, Literal, TypeAlias
 
@@ -9,14 +10,18 @@ import msgspec
 from msgspec import Meta
 
 from gradience.errors import ConfigError
+from gradience.io.reading import read_small
 from gradience.schema.scalars import Severity
 
 FailOn: TypeAlias = Severity | Literal["never"]
 
 _OWN: Final = "gradience.toml"
 _PROJECT: Final = "pyproject.toml"
-_WORD: Final = b"gradience"  # without it a pyproject.toml need not be parsed
-_LARGEST: Final = 1 << 20  # bytes
+_MENTION: Final = re.compile(rb"^[^#\n]*gradience", re.MULTILINE)  # without it a pyproject.toml need not be parsed
+_LARGEST: Final = 256 << 10  # bytes
+_MOST_PARTS: Final = 16  # of a dotted key: tomllib's time and memory grow with their square
+_PART: Final = r"""(?:[\w-]++|"[^"\n]*+"|'[^'\n]*+')"""
+_LONG_KEY: Final = re.compile(rf"{_PART}(?:[ \t]*+\.[ \t]*+{_PART}){{{_MOST_PARTS}}}")
 
 
 class Preferences(msgspec.Struct, kw_only=True, frozen=True, rename="kebab", forbid_unknown_fields=True):
@@ -75,7 +80,7 @@ def _keys() -> str:
 
 def _has_word(path: Path) -> bool:
     try:
-        return path.is_file() and path.stat().st_size <= _LARGEST and _WORD in path.read_bytes()
+        return _MENTION.search(read_small(path, most=_LARGEST, what="settings")) is not None
     except OSError:
         return False
 
@@ -89,12 +94,14 @@ def _read_toml(path: Path) -> dict[str, object]:
     import tomllib  # noqa: PLC0415  # only where there is a file
 
     try:
-        if path.stat().st_size > _LARGEST:
-            raise ConfigError(f"{path}: larger than 1 MiB, no file of settings", advice="give the right file")
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        text = read_small(path, most=_LARGEST, what="settings").decode()
+        if _LONG_KEY.search(text):
+            message = f"{path}: a key of more than {_MOST_PARTS} dotted parts, the limit for settings"
+            raise ConfigError(message, advice="correct it, or leave it alone with --isolated")
+        return tomllib.loads(text)
     except OSError as error:
         raise ConfigError(f"cannot read {path}: {error.strerror}", advice="check the path") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise ConfigError(
             f"{path}: not TOML: {error}", advice="correct it, or leave it alone with --isolated"
         ) from None

@@ -12,6 +12,8 @@ from gradience.configs.objects import HasToDict, plain_mapping
 from gradience.configs.settings import OPTIMIZER, TRAINING, Draft, Layer, stack
 from gradience.configs.values import Fields, flag, real, whole
 from gradience.errors import ConfigError
+from gradience.io.decoding import decode_json
+from gradience.io.reading import read_small
 from gradience.schema.reports import SourceFile
 from gradience.schema.scalars import Json
 
@@ -162,7 +164,8 @@ def _state_settings(path: Path) -> dict[str, Json]:
         if path.stat().st_size <= MAX_JSON_BYTES:
             return read_mapping(path)
         if path.stat().st_size <= MAX_STATE_BYTES:
-            state = msgspec.structs.asdict(msgspec.json.decode(path.read_bytes(), type=_State))
+            raw = read_small(path, most=MAX_STATE_BYTES, what="a trainer_state.json")
+            state = msgspec.structs.asdict(decode_json(raw, _State))
             return {key: value for key, value in state.items() if value is not None}
     except (OSError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         pass  # reported below, or read by the slower parser

@@ -10,8 +10,9 @@ from typing import TypeVar, get_args
 from gradience.errors import ConfigError
 from gradience.schema.scalars import Json, NonFinite, TaskProfile
 from gradience.schema.scalars import real as on_the_wire
+from gradience.telemetry.secrets import hide_secrets
 
-MAX_DEPTH = 64  # levels of nesting: a configuration has two or three
+MAX_DIGITS = 400  # of a number: the largest that a float holds has 309 written out
 MAX_TEXT = 256  # characters: longer strings are redacted in a log, and refused here
 MAX_REGEX = 8192  # characters: a generated `target_modules` expression can be long
 MAX_SHOWN = 40  # characters of a value quoted in an error
@@ -126,7 +127,7 @@ def short_name(value: Json) -> str:
     >>> short_name("org/model"), short_name("/home/me/model/"), short_name("C:\\models\\m")
     ('org/model', 'model', 'm')
     """
-    found = text(value)
+    found = hide_secrets(text(value))  # before it is cut: the end of a webhook's address is its secret
     parts = [part for part in re.split(r"[/\\]", found) if part]
     is_hub_id = re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", found) is not None
     return found if is_hub_id or not parts else parts[-1]

@@ -6,45 +6,12 @@ The document is composed to nodes and converted here: aliases are counted as wri
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable
-from pathlib import Path
-
 from yaml import MappingNode, Node, SafeLoader, ScalarNode, SequenceNode
 from yaml.error import MarkedYAMLError, YAMLError
 
-from gradience.configs.settings import LORA, OPTIMIZER, RUN, TRAINING
-from gradience.configs.values import MAX_DEPTH, Malformed
+from gradience.configs.values import MAX_DIGITS, Malformed
+from gradience.io.decoding import MAX_DEPTH, check_depth
 from gradience.schema.scalars import Json
-
-_LARGEST = 1 << 20  # bytes
-_MORE = {"betas": ("adam_beta1", "adam_beta2"), "dtype": ("bf16", "fp16"), "batch_size": ("per_gpu_train_batch_size",)}
-
-
-def keys_of(field: str) -> list[str]:
-    """Return the keys under which a field of the snapshot may stand in a file; itself where none are known."""
-    settings = (item for item in (*LORA, *OPTIMIZER, *TRAINING, *RUN) if item.field == field)
-    found = [name for item in settings for name in (*item.native, *item.loose)]
-    return [*found, *_MORE.get(field, ()), field]
-
-
-def line_of(path: Path, keys: Iterable[str]) -> int | None:
-    """Return the line, from 1, on which the first of the keys that the file has stands; None where none is found."""
-    if path.suffix.lower() not in {".json", ".yaml", ".yml"}:
-        return None
-    try:
-        if path.stat().st_size > _LARGEST:
-            return None
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError):
-        return None
-    before = "" if path.suffix.lower() == ".json" else r"^[^#\n]*?"  # a commented line of YAML does not count
-    for key in keys:
-        hit = re.search(rf"""{before}(["']?)(?<![\w.-]){re.escape(key)}\1\s*:""", text, re.MULTILINE)
-        if hit is not None:
-            return text.count("\n", 0, hit.end()) + 1
-    return None
-
 
 MAX_VALUES = 50_000  # values after aliases are written out: what stops a billion laughs
 
@@ -56,6 +23,7 @@ _CONVERTED = {"int", "float", "bool", "null"}
 
 def parse_yaml(text: str) -> Json:
     """Return the plain value of one YAML document; raise Malformed with the line where it is not one."""
+    check_depth(text)
     try:
         loader = SafeLoader(text)
         node = loader.get_single_node()
@@ -121,6 +89,8 @@ class _Plain:
             return node.value
         if kind not in _CONVERTED:
             raise Malformed(_at(node, f"the tag {node.tag!r} is not plain data"))
+        if len(node.value) > MAX_DIGITS and kind in {"int", "float"}:
+            raise Malformed(_at(node, f"a number of {len(node.value)} digits, over the limit of {MAX_DIGITS}"))
         try:
             return self._loader.construct_object(node)
         except (ValueError, OverflowError, KeyError):

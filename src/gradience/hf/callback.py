@@ -91,7 +91,7 @@ class GradienceCallback(TrainerCallback):
                 self._arm(args, state, kwargs["model"])
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:  # noqa: ARG002  # theirs
-        """Record the row that the Trainer logs, by what its keys say it is."""
+        """Record a row that the Trainer logs: a step, evaluations or the summary, by its keys."""
         if not state.is_world_process_zero:
             return
         with self._recorder:
@@ -154,7 +154,7 @@ class GradienceCallback(TrainerCallback):
             self._write_eval(*evaluation)
 
     def _config(self, args: Any, state: Any, shown: Mapping[str, Any]) -> ConfigSnapshot:
-        """Return the run's configuration, or what the user said of it where the rest cannot be read."""
+        """Return the run's configuration; only what the user gave of it where the rest cannot be read."""
         parts = {name: shown.get(name) for name in ("model", "optimizer", "train_dataloader")}
         try:
             return config_snapshot(args, state, self._given, **parts)

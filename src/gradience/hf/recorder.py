@@ -1,7 +1,7 @@
 """One run's log in the hands of a callback: opened, continued or closed as training begins, resumes and ends.
 
 Nothing that fails here reaches the training: `with recorder:` takes note of a failure and swallows it, the run goes on,
-and its last line says how many events were lost. A training that is left without its end (an exception, Ctrl-C, an
+and its last line counts the events that were lost. A training that is left without its end (an exception, Ctrl-C, an
 exit) is closed by `close_interrupted`, with the exception that was its reason as far as one can be seen.
 """
 
@@ -49,7 +49,7 @@ class RunRecorder:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> bool:
-        """Take note of a failure and swallow it; what is no Exception (Ctrl-C) passes."""
+        """Take note of a failure and swallow it; Ctrl-C and exits pass."""
         if not isinstance(error, Exception):
             return False
         self.fail(error)
@@ -101,7 +101,7 @@ class RunRecorder:
             self._enabled = False
 
     def end(self, status: Status, reason: str | None = None) -> None:
-        """Close the run. Where events were lost, its last line says how many, and so does a warning."""
+        """Close the run. Its last line, and a warning, count the events that were lost."""
         if not self.in_run or os.getpid() != self._pid:
             return
         self.in_run = False
@@ -171,7 +171,7 @@ def last_run_id(path: Path) -> str | None:
 
 
 def _uncaught() -> BaseException | None:
-    """Return what the interpreter, or the notebook, reported last as an uncaught exception."""
+    """Return the last uncaught exception that the interpreter, or the notebook, reported."""
     return getattr(sys, "last_value", None)
 
 

@@ -38,7 +38,7 @@ def config_snapshot(
     optimizer: Any = None,
     train_dataloader: Any = None,
 ) -> ConfigSnapshot:
-    """Return what the run is configured to do, as the Trainer's callbacks see it; what the user gave wins.
+    """Return the configuration that a Trainer's callbacks see; what the user gave wins.
 
     Raises:
         ConfigError: a setting is not of the kind its name promises.
@@ -54,7 +54,7 @@ def config_snapshot(
 
 
 def run_meta(args: Any) -> dict[str, Any]:
-    """Return what ran: the libraries' versions and the kind of device."""
+    """Return the libraries' versions and the kind of device."""
     return {
         "framework": "transformers",
         "versions": {"python": platform.python_version(), **_versions()},
@@ -64,7 +64,7 @@ def run_meta(args: Any) -> dict[str, Any]:
 
 
 def batch_size(args: Any, state: Any) -> int:
-    """Return sequences per device: `auto_find_batch_size` may have lowered what the arguments still say."""
+    """Return sequences per device: `auto_find_batch_size` may have lowered what stands in the arguments."""
     used = state.train_batch_size
     return int(used) // max(1, int(args.n_gpu)) if used else int(args.per_device_train_batch_size)
 
@@ -92,7 +92,7 @@ def _read_plan(draft: Draft, args: Any, state: Any, train_dataloader: Any) -> No
 
 
 def dataset_size(dataloader: Any) -> int | None:
-    """Return how many examples the loader's data set has, or None for a stream."""
+    """Return the number of examples in the loader's data set, or None for a stream."""
     try:
         return len(dataloader.dataset)
     except (AttributeError, TypeError, NotImplementedError):
@@ -202,6 +202,6 @@ def _dataset_name(dataloader: Any) -> str | None:
 
 
 def _versions() -> dict[str, str]:
-    """Return the versions of what is loaded; the modules say them without a search of the disk."""
+    """Return the versions of what is loaded; the modules hold them, which spares a search of the disk."""
     loaded = {name: getattr(sys.modules.get(name), "__version__", None) for name in _PACKAGES}
     return {"gradience": version("gradience"), **{name: str(found) for name, found in loaded.items() if found}}

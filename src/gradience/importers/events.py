@@ -14,7 +14,7 @@ from typing import Any, Final
 import msgspec
 
 from gradience.configs.settings import overlay
-from gradience.importers.files import LoggedRow, SourceRun
+from gradience.importers.files import LoggedRow, SourceRun, listed
 from gradience.importers.order import Segment
 from gradience.schema.config import ConfigSnapshot, LoraSnapshot, OptimizerSnapshot, TrainingSnapshot
 from gradience.schema.events import Eval, EvalMetrics, Event, Metrics, RunEnd, RunStart, TrainStep
@@ -88,9 +88,8 @@ def to_events(
         for row in segment.rows:
             events.extend(builder.row(row))
     if builder.odd:
-        places = ", ".join(f"{name} ({raw.unit} {place})" for name, place in builder.odd[:_SHOWN])
-        more = f" and {len(builder.odd) - _SHOWN} more" if len(builder.odd) > _SHOWN else ""
-        raw.notes.append(f"no numbers, kept as they are: {places}{more}")
+        places = [f"{name} ({raw.unit} {place})" for name, place in builder.odd]
+        raw.notes.append(f"no numbers, kept as they are: {listed(places, _SHOWN)}")
     if segments:
         events.append(_end(builder, raw, events))
     return events
@@ -122,7 +121,7 @@ def _status(raw: SourceRun, events: list[Event], reached: int | None) -> tuple[S
 
 
 def _config(raw: SourceRun, segments: list[Segment]) -> ConfigSnapshot:
-    """Return the config as far as the source's files say it, completed by what the rows show."""
+    """Return the config of the source's files, completed from its rows: planned steps, the peak learning rate."""
     config = raw.layer.config
     plan = TrainingSnapshot(max_steps=raw.planned)
     shown = ConfigSnapshot(training=plan, optimizer=_peak(row for s in segments for row in s.rows))

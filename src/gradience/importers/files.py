@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -11,10 +11,11 @@ from typing import Final, NamedTuple
 
 from gradience.configs.settings import Layer
 from gradience.errors import RecorderError, SchemaError
+from gradience.io.reading import open_regular, read_small
 from gradience.schema.reports import SkippedRow
 from gradience.schema.scalars import Json
 from gradience.telemetry.codec import parse
-from gradience.telemetry.redact import hide_secrets
+from gradience.telemetry.secrets import hide_secrets
 from gradience.telemetry.values import number_of, step_of
 
 _SECONDS: Final = (1e9, 1e10)  # Unix time of 2001 to 2286: what else a column called `timestamp` holds is no clock
@@ -27,7 +28,7 @@ def count_of(value: Json) -> int | None:
 
 
 def clock_of(value: Json) -> float | None:
-    """Return Unix seconds of a clock reading, or None: of text without a time zone, too, for that is no clock.
+    """Return Unix seconds of a clock reading; None for anything else, such as text without a time zone.
 
     >>> clock_of(1700000000.5), clock_of(1700000000500), clock_of("2023-11-14T22:13:20+00:00"), clock_of(12.5)
     (1700000000.5, 1700000000.5, 1700000000.0, None)
@@ -66,8 +67,8 @@ class SourceRun:
     run_id: str | None = None  # where the source has one
     unit: str = "line"  # what `place` counts
     planned: int | None = None  # optimizer steps
-    reached: int | None = None  # the last step as the source says it, rows or not
-    finished: bool = False  # the source says by other means that training came to its end
+    reached: int | None = None  # the last step by the source's own account, rows or not
+    finished: bool = False  # training came to its end, by other signs than its rows
     layer: Layer = field(default_factory=Layer)
     skipped: list[SkippedRow] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
@@ -86,6 +87,16 @@ _LFS: Final = b"version https://git-lfs"
 _CHUNK: Final = 1 << 20
 
 
+def listed(items: Sequence[object], most: int) -> str:
+    """Return the first items, and how many more there are.
+
+    >>> listed(["a", "b", "c"], 2)
+    'a, b and 1 more'
+    """
+    more = f" and {len(items) - most} more" if len(items) > most else ""
+    return ", ".join(map(str, items[:most])) + more
+
+
 def require_file(path: Path) -> None:
     """Refuse what cannot be a log, by name.
 
@@ -97,7 +108,7 @@ def require_file(path: Path) -> None:
             kind = "is not a regular file" if path.exists() else "does not exist"
             raise RecorderError(f"{path} {kind}", advice="give a log, or the folder of a run")
         size = path.stat().st_size
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             head = file.read(len(_LFS))
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
@@ -123,7 +134,7 @@ def is_folder(path: Path) -> bool:
 def sha256_of(path: Path) -> str:
     """Return the file's SHA-256, in hexadecimal."""
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise RecorderError(f"cannot read {path}: {error.strerror}", advice="check the path") from error
@@ -133,16 +144,23 @@ def whole_json(path: Path) -> Json:
     """Return the file's one JSON document; bare NaN and Infinity by their names.
 
     Raises:
-        RecorderError: it is none.
+        RecorderError: the file does not hold one JSON document.
     """
     require_file(path)
-    data = path.read_bytes().removeprefix(_BOM).strip()
+    data = _whole(path).removeprefix(_BOM).strip()
     array = data.startswith(b"[")
     try:
         document, _ = parse(b'{"rows":%b}' % data if array else data)
     except SchemaError as error:
         raise RecorderError(f"{path}: {error}", advice="is the file whole? it should hold one JSON document") from error
     return document.get("rows") if array else document
+
+
+def _whole(path: Path) -> bytes:
+    try:
+        return read_small(path, most=MAX_BYTES, what="a log")
+    except OSError as error:
+        raise RecorderError(f"cannot read {path}: {error.strerror}", advice="check the path") from error
 
 
 def json_lines(path: Path) -> Iterator[tuple[int, dict[str, Json] | str]]:
@@ -152,7 +170,7 @@ def json_lines(path: Path) -> Iterator[tuple[int, dict[str, Json] | str]]:
         RecorderError: the file cannot be read.
     """
     require_file(path)
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         number = 0
         while line := file.readline(MAX_LINE):
             number += 1

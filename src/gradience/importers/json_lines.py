@@ -21,7 +21,7 @@ _CLOSING: Final = "log_history"  # ms-swift's last line repeats all rows
 
 
 def dialect_of(row: dict[str, Json]) -> Dialect | None:
-    """Return whose row this is, by its keys.
+    """Return the program that logged a row, by its keys; None for any other.
 
     >>> dialect_of({"current_steps": 5, "total_steps": 10, "loss": 1.0}), dialect_of({"step": 5, "loss": 1.0})
     ('llama-factory', None)
@@ -34,7 +34,7 @@ def dialect_of(row: dict[str, Json]) -> Dialect | None:
 
 
 def read_json_lines(path: Path) -> SourceRun:
-    """Return the rows of the log; lines that are none are counted.
+    """Return the rows of the log; lines that are not rows are listed as skipped.
 
     Raises:
         RecorderError: the file cannot be read.

@@ -1,6 +1,8 @@
-"""Rows of one log, in order: copies dropped, resumes, restarts and two writers told apart, each of it said.
+"""The rows of one log in order: copies dropped; resumes, restarts and two writers distinguished and noted.
 
-A log without sessions leaves only its steps to go by. What is decided here is a guess, and is named as one.
+A log without sessions leaves only its steps to go by: a step that was logged before means a resume, or, at the first
+step, a new run; many jumps with few rows between them mean several writers. What is decided so is a guess, and the
+notes call it one.
 """
 
 from __future__ import annotations
@@ -13,11 +15,11 @@ from typing import Final, NamedTuple
 
 import msgspec
 
-from gradience.importers.files import LoggedRow, SourceRun
+from gradience.importers.files import LoggedRow, SourceRun, listed
 
 _FEW: Final = 3  # rows between two jumps back: fewer, often, is two writers in one log
 _LOST: Final = 3  # strides that a writer may skip, its rows between being lost
-_MOST: Final = 8  # writers told apart
+_MOST: Final = 8  # writers distinguished
 _SHOWN: Final = 5  # places named in a note
 
 
@@ -82,7 +84,7 @@ def arrange(raw: SourceRun) -> list[list[Segment]]:
     trained = sum(map(_is_train, rows))
     if walk.jumps >= _FEW and trained < _FEW * (walk.jumps + 1):
         return _disentangle(raw, rows)
-    _say(raw, walk)
+    _note_jumps(raw, walk)
     return [[_sorted(s) for s in run] for run in walk.runs]
 
 
@@ -105,7 +107,7 @@ def _without_copies(raw: SourceRun) -> Iterator[LoggedRow]:
         raw.notes.append(f"{n} of an earlier one, written once ({_places(raw.unit, copies)})")
 
 
-def _say(raw: SourceRun, walk: _Walk) -> None:
+def _note_jumps(raw: SourceRun, walk: _Walk) -> None:
     if walk.swapped:
         n = f"{len(walk.swapped)} rows are" if len(walk.swapped) > 1 else "1 row is"
         raw.notes.append(f"{n} out of order, put in the order of steps ({_places(raw.unit, walk.swapped)})")
@@ -122,9 +124,7 @@ def _say(raw: SourceRun, walk: _Walk) -> None:
 
 
 def _places(unit: str, places: list[int]) -> str:
-    shown = ", ".join(map(str, places[:_SHOWN]))
-    more = f" and {len(places) - _SHOWN} more" if len(places) > _SHOWN else ""
-    return f"{unit}{'s' if len(places) > 1 else ''} {shown}{more}"
+    return f"{unit}{'s' if len(places) > 1 else ''} {listed(places, _SHOWN)}"
 
 
 def _sorted(segment: Segment) -> Segment:
@@ -173,7 +173,7 @@ def _disentangle(raw: SourceRun, rows: list[LoggedRow]) -> list[list[Segment]]:
 
 
 def _stride(rows: list[LoggedRow]) -> int:
-    """Return how far apart the steps of one writer mostly are."""
+    """Return the most frequent distance between the steps of one writer."""
     steps = sorted({row.step for row in rows if row.step is not None and _is_train(row)})
     gaps = Counter(map(sub, steps[1:], steps))
     return gaps.most_common(1)[0][0] if gaps else 1

@@ -21,12 +21,20 @@ import msgspec
 
 from gradience.configs.settings import Layer
 from gradience.errors import OutputError, RecorderError
-from gradience.importers.detect import Format, format_of
 from gradience.importers.events import to_events
-from gradience.importers.files import SourceRun, is_folder, require_file, sha256_of
-from gradience.importers.folder import find_log, inner_runs, read_file, read_run_folder, run_folders
+from gradience.importers.files import SourceRun, is_folder, listed, require_file, sha256_of
 from gradience.importers.order import arrange
 from gradience.importers.settings import add_settings
+from gradience.importers.sources import (
+    WITHOUT_SETTINGS,
+    Format,
+    find_log,
+    format_of,
+    inner_runs,
+    read_file,
+    read_run_folder,
+    run_folders,
+)
 from gradience.importers.table import parse_map
 from gradience.io.atomic import atomic_file, refuse_file
 from gradience.schema.events import Event, RunEnd, RunStart
@@ -38,7 +46,7 @@ from gradience.telemetry.writer import to_line
 LOG_NAME: Final = "run.jsonl"
 MAX_SKIPPED: Final = 100  # rows listed; all are counted
 
-_ADVICE: Final = "give a run's output folder, a trainer_state.json, or a log; or say --format and --map"
+_ADVICE: Final = "give a run's output folder, a trainer_state.json, or a log; or name its --format and --map"
 _SHOWN: Final = 10
 _HOSTED: Final = re.compile(r"^(events\.out\.tfevents\.\d+|[A-Z][a-z]{2}\d{2}_\d{2}-\d{2}-\d{2})[._].*$")
 
@@ -113,10 +121,10 @@ def read_source(
 
 
 def read_folder_config(folder: Path) -> Layer:
-    """Return what is known of the configuration of the run in a folder, its peak learning rate included.
+    """Return the configuration of the run in a folder, its peak learning rate included.
 
     Raises:
-        RecorderError: there is no run in it.
+        RecorderError: the folder holds no run.
     """
     imported = read_source(folder)
     start = imported.runs[-1].events[0]
@@ -133,7 +141,7 @@ def _read(source: Path, kind: Format | None, columns: Mapping[str, str] | None) 
     if found is None:
         raise RecorderError(f"{source}: no format known here", advice=_ADVICE)
     raws = read_file(source, found, columns)
-    if found in {"trainer-state", "llama-factory", "ms-swift"}:
+    if found in WITHOUT_SETTINGS:
         add_settings(raws[-1], source.parent)
     return found, raws
 
@@ -180,8 +188,7 @@ def _several(raws: list[SourceRun]) -> list[str]:
     if len(raws) == 1:
         return []
     names = [str(raw.name or raw.path.name) for raw in raws]
-    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    return [f"{len(raws)} runs: {', '.join(names[:_SHOWN])}{more}; {names[-1]} is shown; --run NAME chooses"]
+    return [f"{len(raws)} runs: {listed(names, _SHOWN)}; {names[-1]} is shown; --run NAME chooses"]
 
 
 def _build_runs(source: Path, kind: Format, raw: SourceRun) -> list[ImportedRun]:
@@ -200,7 +207,7 @@ def _build_runs(source: Path, kind: Format, raw: SourceRun) -> list[ImportedRun]
 
 
 def _meta(source: Path, kind: Format, raw: SourceRun, digest: str) -> dict[str, Json]:
-    """Return where the run comes from: base names and hashes, no path."""
+    """Return the provenance of a run: base names and hashes, never a path."""
     others = {_public(path.name): sha256_of(path) for path in raw.files[1:]}
     named = {"source_run": _public(raw.name)} if raw.name else {}
     return {
@@ -267,7 +274,7 @@ def _target(source: Path, out: Path | None) -> Path:
     if out is None:
         if not is_folder(source):
             require_file(source)
-            raise RecorderError("where should the log be written?", advice=f"say --out {LOG_NAME}")
+            raise RecorderError("where should the log be written?", advice=f"give --out {LOG_NAME}")
         return source / LOG_NAME
     if is_folder(out):
         raise RecorderError(f"{out} is a folder", advice=f"name the file, such as {out / LOG_NAME}")
@@ -286,7 +293,9 @@ def _write(runs: list[ImportedRun], target: Path, *, force: bool) -> list[Skippe
                 file.flush()
                 os.fsync(file.fileno())
     except OSError as error:
-        raise OutputError(f"cannot write {target}: {error.strerror}", advice="free space, or say --out") from error
+        raise OutputError(
+            f"cannot write {target}: {error.strerror}", advice="free space, or choose another --out"
+        ) from error
     return refused
 
 

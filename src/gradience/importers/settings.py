@@ -21,7 +21,7 @@ _LEVELS: Final[tuple[Level, ...]] = ("run", "optimizer", "lora", "training")
 
 
 def add_settings(raw: SourceRun, *folders: Path) -> None:
-    """Add what an adapter config and training arguments in the folders say; the first folder that has one counts."""
+    """Add the settings of the adapter config and training arguments in the folders; the first that has one counts."""
     for names, read in (((CONFIG_NAME,), read_peft), (ARGS_NAMES, read_training)):
         path = next((f / name for f in folders for name in names if (f / name).is_file()), None)
         if path is not None:
@@ -97,7 +97,7 @@ def _adapter(mapping: Mapping[str, Json]) -> dict[str, Json]:
 
 
 def state_layer(state: Mapping[str, Json], path: Path) -> Layer:
-    """Return what a trainer_state.json knows of the settings: length and intervals, nothing else."""
+    """Return the settings in a trainer_state.json: lengths and intervals, nothing else."""
     batch, epochs = count_of(state.get("train_batch_size")), count_of(state.get("num_train_epochs"))
     training = TrainingSnapshot(
         max_steps=count_of(state.get("max_steps")),

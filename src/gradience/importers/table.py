@@ -14,7 +14,17 @@ from pathlib import Path
 from typing import Final, TypeAlias
 
 from gradience.errors import RecorderError
-from gradience.importers.files import LoggedRow, SourceRun, clock_of, json_lines, require_file, whole_json
+from gradience.importers.files import (
+    MAX_BYTES,
+    LoggedRow,
+    SourceRun,
+    clock_of,
+    json_lines,
+    listed,
+    require_file,
+    whole_json,
+)
+from gradience.io.reading import open_regular, read_small
 from gradience.schema.scalars import Json
 from gradience.telemetry.rows import HELD_OUT
 from gradience.telemetry.values import number_of, step_of
@@ -54,7 +64,7 @@ def parse_map(texts: Iterable[str]) -> Columns:
     """Return the columns of `--map loss=train/loss,step=_step`; `eval.loss` is the loss of the split `eval`.
 
     Raises:
-        RecorderError: not of that form, or a name that is none.
+        RecorderError: a text of another form, or an unknown name.
     """
     columns: Columns = {}
     for pair in (piece for text in texts for piece in text.split(",") if piece.strip()):
@@ -78,7 +88,7 @@ def _target(name: str) -> str:
 
 
 def find_columns(present: Iterable[str], given: Mapping[str, str] | None = None) -> Columns:
-    """Return the name here of every column that has one; what the user says comes first.
+    """Return the name here of every column that has one; the user's map comes first.
 
     Raises:
         RecorderError: a column of the map is not there, or no column can be the step or anything measured.
@@ -90,9 +100,11 @@ def find_columns(present: Iterable[str], given: Mapping[str, str] | None = None)
     free = [name for name in names if name not in columns]
     columns |= _by_name(free, set(columns.values()))
     if "step" not in columns.values():
-        raise RecorderError("no column is the step", advice=f"say --map step=COLUMN; there are {_names(names)}")
+        raise RecorderError("no column is the step", advice=f"give --map step=COLUMN; there are {_names(names)}")
     if not any(_measures(name) for name in columns.values()):
-        raise RecorderError("no column is a loss or an evaluation", advice=f"say --map loss=COLUMN; {_names(names)}")
+        raise RecorderError(
+            "no column is a loss or an evaluation", advice=f"give --map loss=COLUMN; there are {_names(names)}"
+        )
     return columns
 
 
@@ -116,7 +128,7 @@ def _by_name(names: list[str], taken: set[str]) -> Columns:
 
 
 def _other(name: str) -> str:
-    """Return the name of a column that is none of the well-known ones: a split's, or its own."""
+    """Return the name of a column that is not well known: that of a split's metric, or its own."""
     group = _GROUP.fullmatch(name)
     if group:
         metric = group[2].replace("/", "_")
@@ -125,8 +137,7 @@ def _other(name: str) -> str:
 
 
 def _names(names: list[str]) -> str:
-    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    return ", ".join(name[:40] for name in names[:_SHOWN]) + more
+    return listed([name[:40] for name in names], _SHOWN)
 
 
 Numbered: TypeAlias = tuple[int, dict[str, Json] | str]  # place, and the row or what is wrong with it
@@ -141,10 +152,10 @@ def read_table(path: Path, columns: Mapping[str, str] | None = None) -> SourceRu
     """Return the rows of a CSV, JSON-lines or JSON file.
 
     Raises:
-        RecorderError: it is no table, or the columns cannot be told.
+        RecorderError: the file is not a table, or its columns are not recognised.
     """
     require_file(path)
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         head = file.read(4096).removeprefix(b"\xef\xbb\xbf").lstrip()
     if head.startswith(b"{"):
         rows: Iterable[Numbered] = json_lines(path)
@@ -160,7 +171,7 @@ def rows_to_raw(raw: SourceRun, numbered: Iterable[Numbered], given: Mapping[str
     """Add the rows, their columns by the names here.
 
     Raises:
-        RecorderError: the columns cannot be told, or there is no row.
+        RecorderError: the columns are not recognised, or there are no rows.
     """
     rows: list[tuple[int, dict[str, Json]]] = []
     for place, row in numbered:
@@ -203,7 +214,7 @@ def _take(raw: SourceRun, place: int, row: dict[str, Json], columns: Columns) ->
 
 
 def _kept(values: dict[str, Json], named: dict[str, Json]) -> dict[str, Json]:
-    """Keep what a column of clock readings holds, though it is no clock."""
+    """Keep a reading of a clock column that is not a time under a name of its own."""
     return {**values, "ts_": named["ts"]}
 
 
@@ -274,7 +285,7 @@ def _cell(cell: str) -> Json:
 
 
 def _text(path: Path) -> str:
-    data = path.read_bytes()
+    data = read_small(path, most=MAX_BYTES, what="a table")
     if b"\0" in data:
         raise RecorderError(f"{path}: a binary file (or UTF-16), not a table", advice="give it as UTF-8 text")
     try:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from importlib import import_module
+from math import prod
 from pathlib import Path
+from struct import calcsize, unpack
 from typing import Any, Final, NamedTuple
 
 from gradience.configs.settings import stack
@@ -18,6 +20,21 @@ _MARK: Final = b"brain.Event:"  # the first record of every event file
 _ARGUMENTS: Final = "args/text_summary"  # where the Trainer puts its arguments
 _ADVICE: Final = "pip install tensorboard"
 _ALL: Final = {"scalars": 0, "tensors": 0, "images": 1, "audio": 1, "histograms": 1, "compressedHistograms": 1}
+
+
+_MAX_AXES: Final = 8
+# Of TensorFlow's DataType (types.proto): how a number of it is packed, and the field that may hold it instead.
+_NUMBERS: Final[dict[int, tuple[str, str]]] = {
+    1: ("<f", "float_val"),
+    2: ("<d", "double_val"),
+    3: ("<i", "int_val"),
+    4: ("<B", "int_val"),
+    5: ("<h", "int_val"),
+    6: ("<b", "int_val"),
+    9: ("<q", "int64_val"),
+    10: ("<?", "bool_val"),
+    19: ("<e", ""),
+}
 
 
 class _Scalar(NamedTuple):
@@ -80,9 +97,17 @@ def _scalars(reader: Any) -> Iterator[_Scalar]:
 
 
 def _of_tensor(tag: str, event: Any) -> Iterator[_Scalar]:
-    array = import_module("tensorboard.util.tensor_util").make_ndarray(event.tensor_proto)
-    if array.size == 1:
-        yield _Scalar(float(event.wall_time), int(event.step), tag, float(array.item()))
+    """Yield the tensor's number, if it is one: read by hand, since a tensor may claim any shape for what it holds."""
+    proto = event.tensor_proto
+    if prod(axis.size for axis in proto.tensor_shape.dim) != 1 or len(proto.tensor_shape.dim) > _MAX_AXES:
+        return
+    code, field = _NUMBERS.get(proto.dtype, ("", ""))
+    held = getattr(proto, field) if field else ()
+    value = held[0] if len(held) == 1 else None
+    if value is None and code and len(proto.tensor_content) == calcsize(code):
+        (value,) = unpack(code, proto.tensor_content)
+    if value is not None:
+        yield _Scalar(float(event.wall_time), int(event.step), tag, float(value))
 
 
 def _take_arguments(raw: SourceRun, reader: Any) -> None:

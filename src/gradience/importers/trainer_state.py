@@ -29,10 +29,10 @@ class State(NamedTuple):
 
 
 def read_state(path: Path) -> State:
-    """Return what a trainer_state.json says.
+    """Return the rows of a trainer_state.json, and its counters.
 
     Raises:
-        RecorderError: it is none.
+        RecorderError: the file is not one.
     """
     document = whole_json(path)
     if not isinstance(document, dict) or not isinstance(document.get("log_history"), list):
@@ -101,7 +101,7 @@ def join_states(folder: Path, paths: list[Path]) -> list[SourceRun]:
     joined = [_union(folder, run) for run in reversed(runs)]
     joined[-1].notes += [f"not used: {fault}" for fault in faults]
     if len(runs) > 1:
-        joined[-1].notes.append(_said(folder, runs))
+        joined[-1].notes.append(_several_note(folder, runs))
     return joined
 
 
@@ -158,7 +158,7 @@ def _short(folder: Path, path: Path) -> str:
     return path.relative_to(folder).as_posix()
 
 
-def _said(folder: Path, runs: list[list[State]]) -> str:
+def _several_note(folder: Path, runs: list[list[State]]) -> str:
     names = "; ".join(" + ".join(_short(folder, state.raw.path) for state in run[:3]) for run in runs)
     return f"{len(runs)} runs in one folder, of different losses at the same steps; the first is shown: {names}"
 
@@ -208,10 +208,10 @@ def _named(part: dict[str, Json]) -> str:
 
 
 def _is_there(raw: SourceRun, part: dict[str, Json]) -> bool:
-    """Whether a row of the history says the same: the files repeat its last rows."""
-    told = {key: value for key, value in part.items() if value is not None}
-    shared = [key for key in told if key.endswith(("_loss", "_runtime"))] or list(told)
-    return any(all(row.values.get(key) == told[key] for key in shared) for row in raw.rows)
+    """Whether a row of the history holds the same: the files repeat its last rows."""
+    known = {key: value for key, value in part.items() if value is not None}
+    shared = [key for key in known if key.endswith(("_loss", "_runtime"))] or list(known)
+    return any(all(row.values.get(key) == known[key] for key in shared) for row in raw.rows)
 
 
 def _count_examples(raw: SourceRun, results: dict[str, Json]) -> None:

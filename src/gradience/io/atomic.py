@@ -1,4 +1,8 @@
-"""A file or a folder that appears whole or not at all, and never over something else unasked."""
+"""A file or a folder that appears whole or not at all, and never over something else unasked.
+
+What is written goes to a hidden sibling, which takes the name when it is complete: a reader never meets half of it, and
+an interrupted run leaves nothing behind. What was there before stays until then.
+"""
 
 from __future__ import annotations
 
@@ -12,13 +16,14 @@ from pathlib import Path
 from typing import TypeVar
 
 from gradience.errors import OutputError
+from gradience.io.interrupt import held
 
 _T = TypeVar("_T")
 
 
 @contextmanager
 def atomic_file(out: Path, *, force: bool = False) -> Iterator[Path]:
-    """Yield a sibling path to write to; it takes the name `out` when the block ends well, else it is removed.
+    """A context with a sibling path to write to; it takes the name `out` when the block ends well, else it is removed.
 
     Args:
         out: the file wanted.
@@ -30,37 +35,45 @@ def atomic_file(out: Path, *, force: bool = False) -> Iterator[Path]:
     refuse_file(out, force=force)
     _make_parent(out)
     partial = _sibling(out)
-    _attempt(out, lambda: partial.touch(exist_ok=False))
     try:
+        with held():
+            _attempt(out, lambda: partial.touch(exist_ok=False))
         yield partial
-        if force:
-            _attempt(out, lambda: partial.replace(out))
-        else:
-            _attempt(out, lambda: _name_unless_taken(partial, out))
+        with held():
+            if force:
+                _attempt(out, lambda: partial.replace(out))
+            else:
+                _attempt(out, lambda: _name_unless_taken(partial, out))
     finally:
-        partial.unlink(missing_ok=True)
+        with held():
+            partial.unlink(missing_ok=True)
 
 
 @contextmanager
-def atomic_folder(out: Path, *, force: bool = False) -> Iterator[Path]:
-    """Yield an empty sibling folder to fill; it takes the name `out` when the block ends well, else it is removed.
+def atomic_folder(out: Path, *, force: bool = False, check: Callable[[Path], object] | None = None) -> Iterator[Path]:
+    """A context with an empty sibling folder to fill; it takes the name `out` when the block ends well, else it goes.
 
     Args:
         out: the folder wanted; it may exist if it is empty.
         force: replace a folder that is there already, whose content is lost once the new one is complete.
+        check: called with the folder that is about to be replaced; raises OutputError if something in it must stay.
+            It is asked at the last moment, because the user may have put a file there while the verb was working.
 
     Raises:
-        OutputError: something of that name exists, or its parent cannot be written to.
+        OutputError: something of that name exists or must stay, or its parent cannot be written to.
     """
     refuse_folder(out, force=force)
     _make_parent(out)
     partial = _sibling(out)
-    _attempt(out, partial.mkdir)
     try:
+        with held():
+            _attempt(out, partial.mkdir)
         yield partial
-        _attempt(out, lambda: _swap(partial, out, force=force))
+        with held():
+            _attempt(out, lambda: _swap(partial, out, force=force, check=check))
     finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        with held():
+            shutil.rmtree(partial, ignore_errors=True)
 
 
 def refuse_file(out: Path, *, force: bool) -> None:
@@ -94,9 +107,9 @@ def refuse_folder(out: Path, *, force: bool) -> None:
 
 def _refuse_name(out: Path) -> None:
     if out.name in {"", ".."}:
-        raise OutputError(f"{out} is no name for something new", advice="give a path that ends in a name")
+        raise OutputError(f"{out} is not a usable output path", advice="give a path that ends in a name")
     if os.path.lexists(out.parent) and not out.parent.is_dir():
-        raise OutputError(f"cannot write {out}: {out.parent} is no folder", advice="choose another place")
+        raise OutputError(f"cannot write {out}: {out.parent} is not a folder", advice="choose another place")
 
 
 def _make_parent(out: Path) -> None:
@@ -105,7 +118,7 @@ def _make_parent(out: Path) -> None:
 
 
 def _sibling(out: Path) -> Path:
-    """Return a hidden name beside `out` that nothing has."""
+    """A hidden name beside `out` that nothing has."""
     return out.with_name(f".{out.name}.partial-{secrets.token_hex(4)}")
 
 
@@ -126,8 +139,8 @@ def _name_unless_taken(partial: Path, out: Path) -> None:
         partial.rename(out)
 
 
-def _swap(partial: Path, out: Path, *, force: bool) -> None:
-    """Give the folder its name; an older one is set aside first, and put back if that fails."""
+def _swap(partial: Path, out: Path, *, force: bool, check: Callable[[Path], object] | None) -> None:
+    """Give the folder its name; an older one is set aside first, and put back if anything fails."""
     try:
         partial.rename(out)  # takes the place of an empty folder, and of nothing else
     except OSError:
@@ -135,11 +148,14 @@ def _swap(partial: Path, out: Path, *, force: bool) -> None:
             raise
     else:
         return
+    if check is not None:
+        check(out)
     aside = _sibling(out)
-    out.rename(aside)
     try:
+        out.rename(aside)
         partial.rename(out)
-    except OSError:
-        aside.rename(out)
+    except BaseException:  # an interrupt, too, must not leave the old folder under a hidden name
+        if os.path.lexists(aside) and not os.path.lexists(out):
+            aside.rename(out)
         raise
     shutil.rmtree(aside, ignore_errors=True)

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import struct
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, Final, NamedTuple, Protocol, TypeAlias
 
 import ml_dtypes
@@ -19,12 +20,17 @@ import numpy as np
 import numpy.typing as npt
 
 from gradience.errors import AdapterError, OutputError
+from gradience.io.decoding import decode_json, name_fault
+from gradience.io.reading import open_regular, read_small
 
 Array: TypeAlias = npt.NDArray[Any]
 
 _LEAST_HEADER: Final = 2  # bytes: {}
 _MAX_HEADER: Final = 100_000_000  # bytes, the format's own limit
 _MOST_AXES: Final = 32
+_SHOWN: Final = 60  # characters of a name that is too long
+_NO_MODEL: Final = "no model has such names: is the file what you think it is?"
+_NO_INDEX: Final = "give the weights file itself"
 DTYPES: Final[dict[str, np.dtype[Any]]] = {
     name: np.dtype(kind)
     for name, kind in {
@@ -77,16 +83,16 @@ class TensorSource(Protocol):
     metadata: dict[str, str]
 
     def read(self, name: str) -> Array:
-        """Return the tensor's data."""
+        """The tensor's data."""
         ...
 
     def raw(self, name: str) -> npt.NDArray[np.uint8]:
-        """Return the tensor's bytes."""
+        """The tensor's bytes."""
         ...
 
 
 def is_float(dtype: str) -> bool:
-    """Return whether a dtype, by safetensors' name, is floating point and can be read."""
+    """Whether a dtype, by safetensors' name, is floating point and can be read."""
     return dtype.startswith(("F", "BF")) and dtype in DTYPES
 
 
@@ -115,29 +121,49 @@ class SafetensorsFile:
         self.tensors = _checked(path, _declared(path, raw), _data_bytes(path, size))
 
     def read(self, name: str) -> Array:
-        """Return the tensor as an array of its own dtype; bf16 and fp8 through `ml_dtypes`.
+        """The tensor as an array of its own dtype; bf16 and fp8 through `ml_dtypes`.
 
         Raises:
             AdapterError: the dtype has no array type, or the file was cut short since it was opened.
         """
         info = self.tensors[name]
-        if info.dtype not in DTYPES:
-            raise AdapterError(f"{self.path}: tensor {name!r} is of dtype {info.dtype}, which cannot be read")
-        return self.raw(name).view(DTYPES[info.dtype]).reshape(info.shape)
+        return self._bytes(info.offset, info.nbytes).view(self._dtype(name)).reshape(info.shape)
+
+    def read_slice(self, name: str, index: int) -> Array:
+        """One slice along the tensor's first axis, such as one expert of a stack, and read no other.
+
+        Raises:
+            AdapterError: as `read`, or there is no such slice.
+        """
+        info = self.tensors[name]
+        if not info.shape or not 0 <= index < info.shape[0]:
+            raise AdapterError(f"{self.path}: tensor {name!r} of shape {list(info.shape)} has no slice {index}")
+        size = info.nbytes // info.shape[0]
+        return self._bytes(info.offset + index * size, size).view(self._dtype(name)).reshape(info.shape[1:])
 
     def raw(self, name: str) -> npt.NDArray[np.uint8]:
-        """Return the tensor's bytes, whatever their dtype.
+        """The tensor's bytes, whatever their dtype.
 
         Raises:
             AdapterError: the file was cut short since it was opened.
         """
-        info = self.tensors[name]
+        return self._bytes(self.tensors[name].offset, self.tensors[name].nbytes)
+
+    def _dtype(self, name: str) -> np.dtype[Any]:
+        dtype = self.tensors[name].dtype
+        if dtype not in DTYPES:
+            raise AdapterError(f"{self.path}: tensor {name!r} is of dtype {dtype}, which cannot be read")
+        return DTYPES[dtype]
+
+    def _bytes(self, offset: int, count: int) -> npt.NDArray[np.uint8]:
+        """Bytes from an offset within the data, which begin behind the header."""
+        start = self._start + offset
         try:
-            data = np.fromfile(self.path, np.uint8, info.nbytes, offset=self._start + info.offset)
+            data = np.fromfile(self.path, np.uint8, count, offset=start)
         except OSError as error:
             raise AdapterError(f"cannot read {self.path}: {error.strerror}", advice="check the path") from error
-        if len(data) != info.nbytes:
-            raise _cut_short(self.path, self._start + info.offset + info.nbytes, self.path.stat().st_size)
+        if len(data) != count:
+            raise _cut_short(self.path, start + count, self.path.stat().st_size)
         return data
 
 
@@ -161,19 +187,19 @@ class ShardedFiles:
             self._holder |= dict.fromkeys(shard.tensors, shard)
 
     def read(self, name: str) -> Array:
-        """Return the tensor from whichever file holds it."""
+        """The tensor from whichever file holds it."""
         return self._holder[name].read(name)
 
     def raw(self, name: str) -> npt.NDArray[np.uint8]:
-        """Return the tensor's bytes from whichever file holds it."""
+        """The tensor's bytes from whichever file holds it."""
         return self._holder[name].raw(name)
 
 
 def _read_header(path: Path) -> tuple[bytes, int]:
-    """Return the header's JSON and the offset where data begin."""
+    """The header's JSON and the offset where data begin."""
     try:
-        size = path.stat().st_size
-        with path.open("rb") as file:
+        with open_regular(path) as file:
+            size = os.fstat(file.fileno()).st_size
             head = file.read(8)
             _refuse_other_formats(path, head + file.read(56))
             length = struct.unpack("<Q", head)[0] if len(head) == 8 else 0
@@ -198,9 +224,9 @@ def _wrong_length(path: Path, length: int, size: int) -> AdapterError:
 
 
 def _declared(path: Path, raw: bytes) -> dict[str, _Declared]:
-    """Return the header's entries, decoded once and as they are meant: a header may hold a million."""
+    """The header's entries, decoded once and as they are meant: a header may hold a million."""
     try:
-        found = msgspec.json.decode(raw, type=dict[str, _Declared | None])
+        found = decode_json(raw, dict[str, _Declared | None])
     except msgspec.ValidationError as error:
         raise AdapterError(
             f"{path}: the safetensors header is malformed: {error}", advice="save the adapter again"
@@ -252,7 +278,7 @@ def _data_bytes(path: Path, start: int) -> int:
 
 def _metadata(path: Path, raw: bytes) -> dict[str, str]:
     try:
-        return msgspec.json.decode(raw, type=_Head).metadata or {}
+        return decode_json(raw, _Head).metadata or {}
     except msgspec.ValidationError as error:
         raise AdapterError(f"{path}: __metadata__ must map strings to strings: {error}") from error
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
@@ -260,12 +286,14 @@ def _metadata(path: Path, raw: bytes) -> dict[str, str]:
 
 
 def _checked(path: Path, declared: dict[str, _Declared], available: int) -> dict[str, TensorInfo]:
-    """Return the declared tensors, or refuse a header that contradicts itself or the file."""
+    """The declared tensors; a header that contradicts itself or the file is refused."""
     tensors: dict[str, TensorInfo] = {}
     position = 0
     for name, entry in sorted(declared.items(), key=_position):
         if entry.data_offsets is None or entry.shape is None:
-            raise AdapterError(f"{path}: the header's entry {name!r} is no tensor", advice="save the adapter again")
+            raise AdapterError(f"{path}: the header's entry {name!r} is not a tensor", advice="save the adapter again")
+        if (fault := name_fault(name)) is not None:
+            raise AdapterError(f"{path}: the tensor name {name[:_SHOWN]!r}... {fault}", advice=_NO_MODEL)
         if len(entry.shape) > _MOST_AXES:
             raise AdapterError(f"{path}: tensor {name!r} claims {len(entry.shape)} axes")
         begin, end = entry.data_offsets
@@ -302,6 +330,45 @@ def _check_size(path: Path, name: str, entry: _Declared, nbytes: int) -> None:
         )
 
 
+_MOST_SHARDS: Final = 10_000
+_LARGEST_INDEX: Final = 256 << 20  # bytes
+
+
+class _Index(msgspec.Struct):
+    """What a sharded checkpoint's index says; other keys are ignored."""
+
+    weight_map: dict[str, str]
+
+
+def indexed_files(index: Path) -> list[Path]:
+    """The files that the index of a sharded checkpoint names, in the order of their names.
+
+    Raises:
+        AdapterError: the index cannot be read, or it names files that are missing or lie outside its folder.
+    """
+    try:
+        raw = read_small(index, most=_LARGEST_INDEX, what="an index of weights")
+        names = set(decode_json(raw, _Index).weight_map.values())
+    except OSError as error:
+        raise AdapterError(f"cannot read {index}: {error.strerror}", advice="check the path") from error
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise AdapterError(f"{index} is not an index of weights: {error}", advice=_NO_INDEX) from error
+    if not names or len(names) > _MOST_SHARDS:
+        raise AdapterError(f"{index} names {len(names)} files", advice=_NO_INDEX)
+    for name in names:
+        if PurePosixPath(name).name != name or "\\" in name or "\0" in name or name in {"", ".", ".."}:
+            raise AdapterError(f"{index} names a file outside its folder: {name!r}", advice="do not trust these files")
+    files = sorted(index.parent / name for name in names)
+    if missing := [file.name for file in files if not file.is_file()]:
+        raise AdapterError(
+            f"{len(missing)} of {len(files)} shards of {index} are missing (first: {missing[0]})",
+            advice="the download or copy is incomplete: get the missing files",
+        )
+    return files
+
+
+# Of safetensors 0.7: a tensor that is copied bit for bit may be of a dtype that no array here has.
+_KNOWN: Final = frozenset({*DTYPES, "F8_E8M0", "C64", "F4", "F6_E2M3", "F6_E3M2", "F8_E4M3FNUZ", "F8_E5M2FNUZ"})
 _ALIGNMENT: Final = 8  # bytes, of the first tensor: the format's own
 
 
@@ -316,13 +383,13 @@ class PlannedTensor(NamedTuple):
 
 
 def copied(source: TensorSource, name: str, *, as_name: str | None = None) -> PlannedTensor:
-    """Return a tensor that is written bit for bit as the source holds it, perhaps under another name."""
+    """A tensor that is written bit for bit as the source holds it, perhaps under another name."""
     info = source.tensors[name]
     return PlannedTensor(as_name or name, info.dtype, info.shape, info.nbytes, lambda: source.raw(name))
 
 
 def planned(name: str, dtype: str, shape: Sequence[int], load: Callable[[], npt.NDArray[Any]]) -> PlannedTensor:
-    """Return a tensor whose data will be `load()` cast to the dtype, by safetensors' name."""
+    """A tensor whose data will be `load()` cast to the dtype, by safetensors' name."""
     kind = DTYPES[dtype]
     return PlannedTensor(
         name, dtype, tuple(shape), math.prod(shape) * kind.itemsize, lambda: load().astype(kind, copy=False)
@@ -337,6 +404,12 @@ def write_safetensors(path: Path, tensors: Sequence[PlannedTensor], *, metadata:
         ValueError: a tensor's data are not of the size that was planned.
     """
     raw = _header(path, tensors, metadata)
+    for tensor in tensors:
+        if tensor.dtype not in _KNOWN:
+            raise OutputError(
+                f"tensor {tensor.name!r} is of dtype {tensor.dtype!r}, which safetensors does not know",
+                advice="nothing could open the file: leave the tensor out of the source",
+            )
     try:
         with path.open("wb") as file:
             file.write(struct.pack("<Q", len(raw)) + raw)
@@ -350,7 +423,7 @@ def write_safetensors(path: Path, tensors: Sequence[PlannedTensor], *, metadata:
 
 
 def file_size(tensors: Sequence[PlannedTensor], *, metadata: Mapping[str, str]) -> int:
-    """Return how many bytes the file of these tensors will have."""
+    """The size in bytes of the file that these tensors will make."""
     return 8 + len(_header(Path("the file"), tensors, metadata)) + sum(tensor.nbytes for tensor in tensors)
 
 

@@ -12,7 +12,7 @@ _MOST_DIGITS: Final = 9  # int() of a longer one costs more than its order is wo
 def natural_key(name: str) -> list[tuple[int, str]]:
     """A sort key that compares runs of digits as numbers.
 
-    Text sorts before numbers; numbers of more than nine digits come after all others, in the order of their text.
+    Numbers of more than nine digits come after all others, in the order of their text.
 
     >>> sorted(["layers.10.k", "layers.2.k"], key=natural_key)
     ['layers.2.k', 'layers.10.k']

@@ -1,49 +1,83 @@
-"""The check report as text."""
+"""The reports of check and diagnose as text.
+
+A check shows the files that were read, the configuration as understood, what it reaches in the base model, and the
+findings. A diagnosis shows its verdict, the sources behind it, and the causes. Without `verbose` both count the checks
+that did not run in one line.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from typing import Final
 
-from gradience.render.text import banner, clean, coverage_rows, finding_lines, not_run_lines, number
+from gradience.render.table import counted, labelled, listed
+from gradience.render.text import (
+    action_lines,
+    banner,
+    clean,
+    count,
+    finding_lines,
+    number,
+    shorter,
+    skipped_line,
+    skipped_lines,
+)
 from gradience.schema.config import ConfigSnapshot, LoraSnapshot, TrainingSnapshot
-from gradience.schema.diagnose import BestCheckpoint, Cause, DiagnosedSource, DiagnoseReport, Unjudged
-from gradience.schema.findings import SEVERITIES
+from gradience.schema.diagnose import (
+    VERDICT_LABELS,
+    BestCheckpoint,
+    Cause,
+    DiagnosedSource,
+    DiagnoseReport,
+    Unjudged,
+)
+from gradience.schema.findings import SEVERITIES, Coverage
 from gradience.schema.reports import CheckReport
 from gradience.schema.scalars import Real, as_float
 
-_MOST_NAMES = 10  # targets and unknown keys on one line
-_ASKED_FOR = {"not selected", "no engine is named (--serve)"}  # reasons that are no want of input
-_MOST_TEXT = 60  # characters of one value
+_NAMES: Final = 10  # targets and unknown keys on one line
+_UNMATCHED: Final = 5  # targets without a module on one line
+_TEXT: Final = 60  # characters of one value
+_SOURCE: Final = 8  # columns of a source's name
+_TWO_DIGITS: Final = 10  # megabytes from which a size is shown without decimals
 
 
 def check_text(report: CheckReport, *, verbose: bool = False) -> str:
-    """Return the report for a terminal: what was read, how it was understood, findings, what did not run."""
-    return "\n".join(_lines(report, verbose=verbose))
+    """The report for a terminal; `verbose` adds the evidence of findings, and the rules that were skipped."""
+    return "\n".join(_check(report, verbose=verbose))
 
 
-def _lines(report: CheckReport, *, verbose: bool) -> Iterator[str]:
+def _check(report: CheckReport, *, verbose: bool) -> Iterator[str]:
     yield from banner("GRADIENCE CHECK")
-    for source in report.sources:
-        yield f"{source.role.capitalize() + ':':<14}{clean(source.path)}"
     if report.sources:
+        yield from labelled(((s.role.capitalize(), clean(s.path)) for s in report.sources), width=14)
         yield ""
     yield "Config as understood:"
-    for label, value in config_rows(report):
-        yield f"  {label + ':':<12}{value}"
+    yield from labelled(config_rows(report), indent=2)
     yield ""
     if report.coverage is not None:
         yield f"In the base ({_text(report.coverage.base)}, {_text(report.coverage.layout)}):"
-        for label, value in coverage_rows(report.coverage):
-            yield f"  {label + ':':<12}{value}"
+        yield from labelled(_coverage(report.coverage), indent=2)
         yield ""
-    yield from _findings(report, verbose=verbose)
-    yield from _rest(report, verbose=verbose)
+    if report.findings:
+        counts = [(severity, sum(f.severity == severity for f in report.findings)) for severity in reversed(SEVERITIES)]
+        yield f"Findings ({', '.join(counted(n, severity) for severity, n in counts if n)}):"
+        yield from finding_lines(report.findings, verbose=verbose)
+    else:
+        yield f"No findings, of {_g(report.derived.get('rules_judged'))} rules that could be judged."
+    yield ""
+    if report.unknown_keys:
+        keys = [_text(key) for key in report.unknown_keys]
+        yield f"Unknown keys (no setting of PEFT, transformers or TRL): {listed(keys, _NAMES)}"
+        yield ""
+    if report.not_run:
+        yield from skipped_lines(report.not_run, verbose=verbose)
+        yield ""
     yield "Findings are hypotheses with their grounds, not verdicts: verify on held-out data."
 
 
 def config_rows(report: CheckReport) -> Iterator[tuple[str, str]]:
-    """Yield the configuration as understood: what it speaks of, and its value in words."""
+    """The configuration as understood: labels and values."""
     config, derived = report.config, report.derived
     yield "Model", _text(config.model_name)
     if config.dataset_name:
@@ -80,7 +114,7 @@ def _adapter(config: ConfigSnapshot, scaling: Real | None) -> str:
     if lora.peft_type not in {None, "LORA"}:
         return f"{_text(kind)}: recognised; the rules about LoRA do not apply"
     flags = [name for name, on in (("rsLoRA", lora.use_rslora), ("DoRA", lora.use_dora)) if on]
-    parts = [f"r={_plain(lora.r)}", f"alpha={_g(lora.alpha)}", f"scaling={_g(scaling)}"]
+    parts = [f"r={_g(lora.r)}", f"alpha={_g(lora.alpha)}", f"scaling={_g(scaling)}"]
     parts += [f"dropout={_g(lora.dropout)}"] if lora.dropout is not None else []
     parts += [f"bias={_text(lora.bias)}"] if lora.bias not in {None, "none"} else []
     parts += [f"init={_text(lora.init)}"] if lora.init not in {None, "true"} else []
@@ -94,7 +128,7 @@ def _targets(lora: LoraSnapshot) -> str:
         return "PEFT's default (target_modules is null)" if null else "not given"
     if isinstance(lora.target_modules, str):
         return _text(lora.target_modules)
-    return _names(lora.target_modules)
+    return listed([_text(name) for name in lora.target_modules], _NAMES)
 
 
 def _optimizer(config: ConfigSnapshot) -> str:
@@ -128,98 +162,98 @@ def _length(training: TrainingSnapshot, derived: dict[str, Real]) -> str:
     return ", ".join(parts) or "not given"
 
 
-def _findings(report: CheckReport, *, verbose: bool) -> Iterator[str]:
-    findings = report.findings
-    if not findings:
-        yield f"No findings, of {_g(report.derived.get('rules_judged'))} rules that could be judged."
-        yield ""
-        return
-    counts = [(severity, sum(f.severity == severity for f in findings)) for severity in reversed(SEVERITIES)]
-    yield f"Findings ({', '.join(_counted(n, severity) for severity, n in counts if n)}):"
-    yield from finding_lines(findings, verbose=verbose)
-    yield ""
-
-
-def _counted(n: int, severity: str) -> str:
-    return f"{n} {severity}" if n == 1 or severity == "info" else f"{n} {severity}s"
-
-
-def _rest(report: CheckReport, *, verbose: bool) -> Iterator[str]:
-    if report.unknown_keys:
-        yield f"Unknown keys (no setting of PEFT, transformers or TRL): {_names(report.unknown_keys)}"
-        yield ""
-    not_run = [item for item in report.not_run if verbose or item.reason not in _ASKED_FOR]
-    if not not_run:
-        return
-    n = len(not_run)
-    if verbose:
-        yield f"Not judged ({n}):"
-        yield from not_run_lines(not_run)
-    else:
-        ids = " ".join(dict.fromkeys(item.id for item in not_run))
-        yield f"Not judged, for want of input or because they do not fit ({n}; --verbose says why):"
-        yield f"  {clean(ids)}"
-    yield ""
-
-
 def _early_step(config: ConfigSnapshot, value: Real) -> str:
     supervised = config.extras.get("objective") in {"sft", "classification"}
     plain = supervised and not config.lora.use_rslora  # rsLoRA ran well at 5e-2: no recipes to compare with
-    beside = "; shipped recipes for supervised training 3e-3 to 1e-2" if plain else ""
-    return f"{number(value, '.1e')} (scaling x r x lr{beside})"
+    recipes = "; shipped recipes for supervised training 3e-3 to 1e-2" if plain else ""
+    return f"{number(value, '.1e')} (scaling x r x lr{recipes})"
 
 
-def _names(names: Sequence[str]) -> str:
-    more = f" and {len(names) - _MOST_NAMES} more" if len(names) > _MOST_NAMES else ""
-    return ", ".join(_text(name) for name in names[:_MOST_NAMES]) + more
+def _coverage(coverage: Coverage) -> Iterator[tuple[str, str]]:
+    """Modules, parameters and memory that the targets come to in the base: labels and values."""
+    types = ", ".join(f"{clean(kind)} {n}" for kind, n in coverage.by_type.items())
+    reach = f"{coverage.layers} of {coverage.layers_total} layers"
+    yield "Reaches", f"{coverage.modules} modules{f' ({types})' if types else ''} in {reach}"
+    if coverage.trainable_params is not None:
+        yield "Trains", _trained(coverage.trainable_params, coverage)
+    if coverage.adapter_bytes is not None:
+        yield "Adapter", f"{_size(coverage.adapter_bytes)} MB in {coverage.adapter_dtype}"
+    if coverage.optimizer_bytes is not None:
+        yield "Optimizer", f"{_size(coverage.optimizer_bytes)} MB more ({clean(coverage.optimizer_assumption)})"
+    if coverage.unmatched_targets:
+        yield "No match", listed(coverage.unmatched_targets, _UNMATCHED)
+    yield from (("Note", clean(note)) for note in coverage.notes)
+
+
+def _trained(total: int, coverage: Coverage) -> str:
+    base = coverage.base_params
+    parts = "".join(f", of them {kind} {count(n)}" for kind, n in coverage.trained_besides.items())
+    share = f" = {total / base:.2%} of the base's {count(base)}" if base else ""
+    return f"{count(total)} parameters{share}{parts}"
+
+
+def _size(size: int) -> str:
+    """Bytes in megabytes (10**6), with two significant digits.
+
+    >>> _size(167_772_160), _size(81_920)
+    ('168', '0.082')
+    """
+    value = size / 1e6
+    return f"{value:.0f}" if value >= _TWO_DIGITS else f"{value:.2g}"
 
 
 def _text(value: str | None) -> str:
-    shown = clean(value) if value else "not given"
-    return shown if len(shown) <= _MOST_TEXT else f"{shown[: _MOST_TEXT - 3]}..."
-
-
-def _plain(value: int | None) -> str:
-    return "?" if value is None else str(value)
+    return shorter(clean(value), _TEXT) if value else "not given"
 
 
 def _g(value: Real | None) -> str:
     return "?" if value is None else f"{as_float(value):.4g}"
 
 
-_WIDTH: Final = 8  # of the longest name of a source and a blank
-
-
 def diagnose_text(report: DiagnoseReport, *, verbose: bool = False) -> str:
-    """Return the report for a terminal; verbose adds to each cause why, confidence, scope, evidence, verification."""
-    return "\n".join(_diagnose_lines(report, verbose=verbose))
+    """The report for a terminal; `verbose` adds the evidence of each cause, and the checks that were skipped."""
+    return "\n".join(_diagnose(report, verbose=verbose))
 
 
-def _diagnose_lines(report: DiagnoseReport, *, verbose: bool) -> Iterator[str]:
+def _diagnose(report: DiagnoseReport, *, verbose: bool) -> Iterator[str]:
     yield from banner("GRADIENCE DIAGNOSE")
     yield f"Run:     {clean(report.path)}"
-    yield f"Verdict: {_verdict(report.headline)}"
+    label, rest = split_headline(report)
+    yield f"Verdict: {label.upper()}{clean(rest)}"
     if report.monitor is not None and report.monitor.story:
         yield f"Story:   {clean(report.monitor.story)}"
     yield ""
     yield "Sources:"
-    for source in report.sources:
-        yield f"  {source.source:<{_WIDTH}}{_source(source)}"
+    yield from (f"  {source.source:<{_SOURCE}}{_source(source)}" for source in report.sources)
     yield ""
-    yield from _causes(report.causes, verbose=verbose)
+    yield f"Causes ({len(report.causes)}):" if report.causes else "Causes: none found by the checks that ran"
+    for cause in report.causes:
+        yield from _cause(cause, verbose=verbose)
+    yield ""
     if report.best_checkpoint is not None:
-        yield from _best(report.best_checkpoint)
-    yield from _not_judged(report.not_run)
-    for note in report.notes:
-        yield f"Note: {clean(note)}."
+        yield _best(report.best_checkpoint)
+        yield ""
+    if report.not_run:
+        yield skipped_line(report.not_run, verbose=verbose)
+        for (source, reason), ids in by_reason(report.not_run).items() if verbose else ():
+            yield f"  {source:<{_SOURCE}}{clean(reason)}: {clean(ids)}"
+        yield ""
+    yield from (f"Note: {clean(note)}." for note in report.notes)
     yield "Causes are hypotheses with their grounds: verify on held-out data."
 
 
-def _verdict(headline: str) -> str:
-    """Return the headline with the verdict itself in capitals, so that it is seen first."""
-    first, mark, rest = clean(headline).partition(";")
-    words, bracket, counts = first.partition(" (")
-    return f"{words.upper()}{bracket}{counts}{mark}{rest}"
+def by_reason(not_run: Iterable[Unjudged]) -> dict[tuple[str, str], str]:
+    """The ids of the checks that did not run, by source and reason."""
+    groups: dict[tuple[str, str], list[str]] = {}
+    for item in not_run:
+        groups.setdefault((item.source, item.reason), []).append(item.id)
+    return {key: " ".join(dict.fromkeys(ids)) for key, ids in groups.items()}
+
+
+def split_headline(report: DiagnoseReport) -> tuple[str, str]:
+    """The verdict in words, and what follows it in the headline: what was checked, found and not there."""
+    label = VERDICT_LABELS[report.verdict]
+    return label, report.headline.removeprefix(label)
 
 
 def _source(source: DiagnosedSource) -> str:
@@ -231,54 +265,16 @@ def _source(source: DiagnosedSource) -> str:
     return f"{clean(source.path or 'in the log')}: {clean(source.holds)}{chosen}"
 
 
-def _causes(causes: Iterable[Cause], *, verbose: bool) -> Iterator[str]:
-    told = list(causes)
-    yield f"Causes ({len(told)}):" if told else "Causes: none found by what could be judged"
-    for cause in told:
-        yield from _cause(cause, verbose=verbose)
-    yield ""
-
-
 def _cause(cause: Cause, *, verbose: bool) -> Iterator[str]:
     alone = "" if cause.joined else f" ({cause.pieces[0].source})"
     yield f"  [{cause.severity.upper()}] {cause.id}{alone}: {clean(cause.message)}"
     for piece in cause.pieces if cause.joined else ():
-        yield f"      {piece.source:<{_WIDTH}}{piece.id + ': ' if piece.severity else ''}{clean(piece.says)}"
-    if cause.action:
-        yield f"      -> {clean(cause.action)}"
-    if verbose:
-        yield from _grounds(cause)
+        yield f"      {piece.source:<{_SOURCE}}{piece.id + ': ' if piece.severity else ''}{clean(piece.says)}"
+    yield from action_lines(cause, verbose=verbose)
 
 
-def _grounds(cause: Cause) -> Iterator[str]:
-    if cause.rationale:
-        yield f"      why: {clean(cause.rationale)}"
-    if cause.confidence is not None:
-        yield f"      confidence: {cause.confidence:.2f}"
-    if cause.scope:
-        yield f"      scope: {clean(cause.scope)}"
-    for item in cause.evidence:
-        yield f"      evidence: {clean(item.source)}: {clean(item.says)}"
-    if cause.verify:
-        yield f"      verify: {clean(cause.verify)}"
-
-
-def _best(best: BestCheckpoint) -> Iterator[str]:
+def _best(best: BestCheckpoint) -> str:
     noise = "noise unknown" if best.noise is None else f"noise +/- {best.noise:.2g}"
     same = ", which the weights here are" if best.saved_as else ""
     loss = f"{clean(best.split)} loss {number(best.loss, '.4g')}"
-    yield f"Best checkpoint on disk: {clean(best.name)}{same} ({loss}; {noise})"
-    yield ""
-
-
-def _not_judged(not_run: Iterable[Unjudged]) -> Iterator[str]:
-    """Yield every check that did not run, those of one reason together."""
-    groups: dict[tuple[str, str], list[str]] = {}
-    for item in not_run:
-        groups.setdefault((item.source, item.reason), []).append(item.id)
-    if not groups:
-        return
-    yield f"Not judged ({sum(map(len, groups.values()))}):"
-    for (source, reason), ids in groups.items():
-        yield f"  {source:<{_WIDTH}}{clean(reason)}: {clean(' '.join(dict.fromkeys(ids)))}"
-    yield ""
+    return f"Best checkpoint on disk: {clean(best.name)}{same} ({loss}; {noise})"

@@ -1,17 +1,23 @@
-"""Adapters side by side as text."""
+"""Several runs, or several adapters, side by side as text.
+
+Up to four runs are columns, more are rows, with their stories, differing settings and losses over the same steps.
+Adapters are compared in pairs, as wholes and by module; the checkpoints of one run as a series.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Final
 
 import msgspec
 
-from gradience.render.heatmap import Cell, Grid, grid_lines, grid_of_cells
-from gradience.render.text import banner, clean, number, percent
+from gradience.render.plots import Cell, Grid, grid_lines, grid_of_cells
+from gradience.render.table import Columns, listed, table
+from gradience.render.text import banner, clean, number, percent, shorter, words
 from gradience.schema.compare import (
     AdapterPair,
     AlignedRow,
+    CheckpointPoint,
     CheckpointSeries,
     CompareAdaptersReport,
     ComparedAdapter,
@@ -20,6 +26,7 @@ from gradience.schema.compare import (
     ConfigDifference,
     ModulePair,
     Overlap,
+    SideOverlap,
 )
 from gradience.schema.findings import SEVERITIES
 from gradience.schema.scalars import Json, NonFinite
@@ -28,36 +35,32 @@ _SIDE_BY_SIDE: Final = 4  # runs
 _COLUMN: Final = 16
 _LABEL: Final = 22
 _NAME: Final = 28
-_VALUE: Final = 40  # characters of a configuration's value
+_VALUE: Final = 40  # characters of a setting among runs
+_JSON_VALUE: Final = 60  # characters of a setting among adapters
+_SHOWN_IDS: Final = 2  # findings that fit a column
 _GRAVE: Final = SEVERITIES.index("warning")
 
 
 def compare_text(report: CompareReport, *, verbose: bool = False) -> str:
-    """Return the comparison for a terminal; `verbose` adds each run's findings of severity info."""
-    return "\n".join(_lines(report, verbose=verbose))
+    """The comparison of runs for a terminal; `verbose` adds each run's findings of severity info."""
+    return "\n".join(_runs(report, verbose=verbose))
 
 
-def _lines(report: CompareReport, *, verbose: bool) -> Iterator[str]:
+def _runs(report: CompareReport, *, verbose: bool) -> Iterator[str]:
+    side_by_side = len(report.runs) <= _SIDE_BY_SIDE
     yield from banner(f"GRADIENCE MONITOR: {len(report.runs)} RUNS")
-    if len(report.runs) <= _SIDE_BY_SIDE:
-        yield from _columns(report.runs)
-        yield from _signals(report.runs)
-    else:
-        yield from _table(report.runs)
+    yield from (_columns(report.runs) if side_by_side else table(_RUN_COLUMNS, report.runs, indent=0, gap=1))
     yield ""
     yield "Stories:"
-    for run in report.runs:
-        yield f"  {clean(run.name)}: {clean(run.story)}"
+    yield from (f"  {clean(run.name)}: {clean(run.story)}" for run in report.runs)
     yield ""
-    yield from _differences(report)
-    if len(report.runs) <= _SIDE_BY_SIDE:
+    yield from _settings(report.differences, side_by_side=side_by_side)
+    if side_by_side:
         yield from _by_step("Training loss by step (medians up to it):", report, lambda row: row.train)
         yield from _by_step("Held-out loss by step (newest up to it):", report, lambda row: row.held_out)
     yield from _findings(report.runs, verbose=verbose)
-    for unread in report.unread:
-        yield f"Not read: {clean(unread.file)}: {clean(unread.reason)}"
-    for note in report.notes:
-        yield f"Note: {clean(note)}."
+    yield from (f"Not read: {clean(unread.file)}: {clean(unread.reason)}" for unread in report.unread)
+    yield from (f"Note: {clean(note)}." for note in report.notes)
     yield "One run of each is no experiment: a difference may be the seed's. Verify on held-out data."
 
 
@@ -71,15 +74,19 @@ def _at(value: float | NonFinite | None, step: int | None) -> str:
     return "-" if value is None else f"{number(value, '.4g')} @ {step}"
 
 
-def _counted(run: ComparedRun) -> str:
-    grave = [f.id for f in run.findings if SEVERITIES.index(f.severity) >= _GRAVE]
-    return (
-        " ".join(grave[:2]) + (f" +{len(grave) - 2}" if len(grave) > 2 else "") if grave else "none grave"
-    )  # what a column holds
+def _gap(run: ComparedRun) -> str:
+    return "-" if run.gap is None else f"{number(run.gap)}x"
+
+
+def _grave(run: ComparedRun) -> str:
+    """The ids of a run's warnings and errors, as many as a column holds."""
+    ids = [f.id for f in run.findings if SEVERITIES.index(f.severity) >= _GRAVE]
+    more = f" +{len(ids) - _SHOWN_IDS}" if len(ids) > _SHOWN_IDS else ""
+    return " ".join(ids[:_SHOWN_IDS]) + more
 
 
 _MEASURES: Final[dict[str, Callable[[ComparedRun], str]]] = {
-    "Status": lambda run: run.status.replace("_", " "),
+    "Status": lambda run: words(run.status),
     "Step": _steps,
     "Loss, first": lambda run: number(run.first_loss, ".4g"),
     "Loss, last": lambda run: number(run.last_loss, ".4g"),
@@ -87,69 +94,66 @@ _MEASURES: Final[dict[str, Callable[[ComparedRun], str]]] = {
     "Held-out loss, last": lambda run: number(run.eval_loss, ".4g"),
     "Held-out loss, best": lambda run: _at(run.best_eval_loss, run.best_eval_step),
     "Held-out accuracy": lambda run: percent(run.accuracy),
-    "Gap": lambda run: "-" if run.gap is None else f"{number(run.gap)}x",
+    "Gap": _gap,
     "Peak LR": lambda run: number(run.lr, ".3g"),
-    "r": lambda run: "-" if run.r is None else str(run.r),
+    "r": lambda run: number(run.r, "d"),
     "alpha": lambda run: number(run.alpha, "g"),
     "Utilization": lambda run: percent(run.utilization_mean),
-    "Findings": _counted,
+    "Findings": lambda run: _grave(run) or "none grave",
 }
 
 
 def _columns(runs: Sequence[ComparedRun]) -> Iterator[str]:
-    yield f"{'':<{_LABEL}}" + "".join(_cell(clean(run.name)) for run in runs)
-    for label, measure in _MEASURES.items():
-        cells = [clean(measure(run)) for run in runs]
-        if any(cell != "-" for cell in cells):
-            yield f"{label:<{_LABEL}}" + "".join(map(_cell, cells))
-
-
-def _signals(runs: Sequence[ComparedRun]) -> Iterator[str]:
+    """A line for each measure that a run has, and for each signal, such as a reward."""
+    rows = {label: [measure(run) for run in runs] for label, measure in _MEASURES.items()}
     for name in sorted({name for run in runs for name in run.signals}):
-        cells = "".join(_cell(number(run.signals.get(name), ".4g")) for run in runs)
-        yield f"{_cut(clean(name), _LABEL - 1):<{_LABEL}}{cells}"
+        rows[_cut(clean(name), _LABEL - 1)] = [number(run.signals.get(name), ".4g") for run in runs]
+    yield f"{'':<{_LABEL}}" + _cells(run.name for run in runs)
+    yield from (f"{label:<{_LABEL}}{_cells(cells)}" for label, cells in rows.items() if set(cells) != {"-"})
 
 
-def _cell(text: str) -> str:
-    return f"  {_cut(text, _COLUMN):>{_COLUMN}}"
+def _cells(texts: Iterable[str]) -> str:
+    return "".join(f"  {_cut(clean(text), _COLUMN):>{_COLUMN}}" for text in texts)
 
 
 def _cut(text: str, width: int) -> str:
-    """Return the text's end where it is too long: names of runs differ there."""
+    """The end of a text that is too long: names of runs differ there."""
     return text if len(text) <= width else ".." + text[2 - width :]
 
 
-def _table(runs: Sequence[ComparedRun]) -> Iterator[str]:
-    head = f"{'run':<{_NAME}} {'step':>12} {'loss':>9} {'held-out':>9} {'best':>9} {'gap':>7} {'lr':>8} {'r':>4}"
-    yield f"{head}  status, findings"
-    for run in runs:
-        gap = "-" if run.gap is None else f"{number(run.gap)}x"
-        grave = _counted(run)
-        yield (
-            f"{_cut(clean(run.name), _NAME):<{_NAME}} {_steps(run):>12} {number(run.last_loss, '.4g'):>9}"
-            f" {number(run.eval_loss, '.4g'):>9} {number(run.best_eval_loss, '.4g'):>9} {gap:>7}"
-            f" {number(run.lr, '.3g'):>8} {'-' if run.r is None else run.r:>4}"
-            f"  {run.status.replace('_', ' ')}" + ("" if grave == "none grave" else f", {grave}")
-        )
+def _status(run: ComparedRun) -> str:
+    grave = _grave(run)
+    return f" {words(run.status)}" + (f", {grave}" if grave else "")
 
 
-def _differences(report: CompareReport) -> Iterator[str]:
-    if not report.differences:
+_RUN_COLUMNS: Final[Columns[ComparedRun]] = (
+    ("run", f"<{_NAME}", lambda run: _cut(clean(run.name), _NAME)),
+    ("step", ">12", _steps),
+    ("loss", ">9", lambda run: number(run.last_loss, ".4g")),
+    ("held-out", ">9", lambda run: number(run.eval_loss, ".4g")),
+    ("best", ">9", lambda run: number(run.best_eval_loss, ".4g")),
+    ("gap", ">7", _gap),
+    ("lr", ">8", lambda run: number(run.lr, ".3g")),
+    ("r", ">4", lambda run: number(run.r, "d")),
+    (" status, findings", "", _status),
+)
+
+
+def _settings(differences: Sequence[ConfigDifference], *, side_by_side: bool) -> Iterator[str]:
+    if not differences:
         yield "Configuration: the same in all runs, as far as recorded"
-        yield ""
-        return
-    yield f"Configuration, what differs ({len(report.differences)}):"
-    side_by_side = len(report.runs) <= _SIDE_BY_SIDE
-    for item in report.differences:
-        values = [_value(value) for value in item.values]
+    else:
+        yield f"Configuration, what differs ({len(differences)}):"
+    for item in differences:
+        values = [_setting(value) for value in item.values]
         if side_by_side and all(len(value) <= _COLUMN for value in values):
-            yield f"  {clean(item.key):<{_LABEL - 2}}" + "".join(map(_cell, values))
+            yield f"  {clean(item.key):<{_LABEL - 2}}{_cells(values)}"
         else:
             yield f"  {clean(item.key)}: {' | '.join(_cut(value, _VALUE) for value in dict.fromkeys(values))}"
     yield ""
 
 
-def _value(value: Json) -> str:
+def _setting(value: Json) -> str:
     if value is None:
         return "-"
     return f"{value:g}" if isinstance(value, float) else clean(str(value))
@@ -158,55 +162,50 @@ def _value(value: Json) -> str:
 def _by_step(
     title: str, report: CompareReport, column: Callable[[AlignedRow], Sequence[float | NonFinite | None]]
 ) -> Iterator[str]:
-    rows = [(row.step, column(row)) for row in report.aligned]
-    rows = [(step, values) for step, values in rows if any(value is not None for value in values)]
-    if not rows:
-        return
-    yield title
-    for step, values in rows:
-        yield f"  {step:<{_LABEL - 2}}" + "".join(_cell(number(value, ".4g")) for value in values)
-    yield ""
+    rows = [(row.step, [number(value, ".4g") for value in column(row)]) for row in report.aligned]
+    rows = [(step, cells) for step, cells in rows if set(cells) - {"-"}]
+    if rows:
+        yield title
+        yield from (f"  {step:<{_LABEL - 2}}{_cells(cells)}" for step, cells in rows)
+        yield ""
 
 
 def _findings(runs: Sequence[ComparedRun], *, verbose: bool) -> Iterator[str]:
     shown = [(run, f) for run in runs for f in run.findings if verbose or SEVERITIES.index(f.severity) >= _GRAVE]
-    if not shown:
-        return
-    yield "Findings:"
-    for run, finding in shown:
-        yield f"  {clean(run.name)}  [{finding.severity.upper()}] {finding.id}: {clean(finding.message)}"
-    yield ""
+    if shown:
+        yield "Findings:"
+        yield from (f"  {clean(run.name)}  [{f.severity.upper()}] {f.id}: {clean(f.message)}" for run, f in shown)
+        yield ""
 
 
 _LAYERS: Final = 6
-_NAMED: Final = 5
-_COMPARE_VALUE: Final = 60  # characters of a configuration's value
-_OPPOSED: Final = "-"
+_MODULES: Final = 5  # named in one line
+_OPPOSED: Final = "-"  # a cosine below 0, on the map
 
 
 def compare_adapters_text(
     report: CompareAdaptersReport, *, top: int = 5, heatmap: bool = False, unicode: bool = True, verbose: bool = False
 ) -> str:
-    """Return the comparison for a terminal.
+    """The comparison of adapters for a terminal.
 
     Args:
         report: what `compare_adapters` returns.
         top: how many modules to list of each pair, the least alike first.
         heatmap: add a map of the cosine, layer by kind of module.
         unicode: whether the map may use block characters.
-        verbose: list every module and every difference in full.
+        verbose: list every module, every difference in full, and of a series every pair.
     """
-    return "\n".join(_compare_lines(report, top=top, heatmap=heatmap, unicode=unicode, verbose=verbose))
+    return "\n".join(_adapters(report, top=top, heatmap=heatmap, unicode=unicode, verbose=verbose))
 
 
-def _compare_lines(
-    report: CompareAdaptersReport, *, top: int, heatmap: bool, unicode: bool, verbose: bool
-) -> Iterator[str]:
+def _adapters(report: CompareAdaptersReport, *, top: int, heatmap: bool, unicode: bool, verbose: bool) -> Iterator[str]:
     yield from banner("GRADIENCE COMPARE")
-    for adapter in report.adapters:
-        yield _adapter(adapter)
+    yield from map(_adapter, report.adapters)
     yield ""
-    yield from _compare_differences(report.differences, verbose=verbose)
+    n = len(report.differences)
+    yield f"Configs differ in {n} fields:" if n else "Configs: the same in every field that matters"
+    yield from (f"  {difference_text(item, full=verbose)}" for item in report.differences)
+    yield ""
     yield from _cosines(report)
     if report.series is not None:
         yield from _series(report.series)
@@ -217,41 +216,31 @@ def _compare_lines(
             yield from grid_lines(grid, unicode=unicode)
             yield f"  {_OPPOSED} is a cosine under 0"
             yield ""
-    yield from _rest(report)
+    yield from _remarks(report)
 
 
 def _adapter(adapter: ComparedAdapter) -> str:
     return (
-        f"{clean(adapter.name)}: {adapter.peft_type or adapter.format}  r={_span(adapter.rank, 'd')}"
-        f"  scaling={_span(adapter.scaling, '.4g')}  {adapter.modules} modules"
+        f"{clean(adapter.name)}: {adapter.peft_type or adapter.format}  r={span(adapter.rank, '..')}"
+        f"  scaling={span(adapter.scaling, '..')}  {adapter.modules} modules"
         f"  norm(dW)={number(adapter.frobenius_norm, '.4g')}"
     )
 
 
-def _span(values: Sequence[float], spec: str) -> str:
+def span(values: Sequence[float], separator: str) -> str:
+    """The least and the largest of a pair of values, or the value if both are the same."""
     least, most = values
-    return format(least, spec) if least == most else f"{format(least, spec)}..{format(most, spec)}"
+    return f"{least:.4g}" if least == most else f"{least:.4g}{separator}{most:.4g}"
 
 
-def _compare_differences(differences: Sequence[ConfigDifference], *, verbose: bool) -> Iterator[str]:
-    if not differences:
-        yield "Configs: the same in every field that matters"
-    else:
-        yield f"Configs differ in {len(differences)} fields:"
-    for item in differences:
-        yield f"  {difference_text(item, whole=verbose)}"
-    yield ""
-
-
-def difference_text(item: ConfigDifference, *, whole: bool = False) -> str:
-    """Return a field of the configs with its values side by side, long ones cut unless `whole`."""
+def difference_text(item: ConfigDifference, *, full: bool = False) -> str:
+    """A field of the configs with its values side by side, long ones cut unless `full`."""
     values = [msgspec.json.encode(value).decode() for value in item.values]
-    shown = values if whole else [v if len(v) <= _COMPARE_VALUE else f"{v[: _COMPARE_VALUE - 3]}..." for v in values]
-    return clean(f"{item.key}: {'  |  '.join(shown)}")
+    return clean(f"{item.key}: {'  |  '.join(v if full else shorter(v, _JSON_VALUE) for v in values)}")
 
 
 def _cosines(report: CompareAdaptersReport) -> Iterator[str]:
-    """Yield the table of every adapter with every other, where there are more than two."""
+    """The table of every adapter with every other, if there are more than two."""
     if len(report.adapters) <= 2 or not report.cosines:
         return
     width = max(len(clean(a.name)) for a in report.adapters)
@@ -267,62 +256,69 @@ def _pair(pair: AdapterPair, *, top: int) -> Iterator[str]:
         f"  Whole update: cosine {number(pair.cosine, '.3f')}, norm ratio {number(pair.norm_ratio, '.3g')},"
         f" change {percent(pair.relative_change)} of the first's norm"
     )
-    yield from _overlaps(pair)
-    yield from _energy(pair)
-    yield from _modules(pair.modules, top=top)
+    if pair.output_side:
+        yield "  Shared directions phi(k, k), mean over modules (1: the same span), and by chance:"
+        yield from table(_OVERLAP_COLUMNS, zip(pair.output_side, pair.input_side, strict=False))
+    if pair.energy_moved is not None:
+        yield _energy(pair)
+    yield from _modules(pair.modules, top)
     yield ""
 
 
-def _overlaps(pair: AdapterPair) -> Iterator[str]:
-    if not pair.output_side:
-        return
-    yield "  Shared directions phi(k, k), mean over modules (1: the same span), and by chance:"
-    yield "      k  output side  by chance  input side  by chance"
-    for out, inner in zip(pair.output_side, pair.input_side, strict=False):
-        yield (f"  {out.i:>5}  {out.phi:>11.3f}  {out.chance:>9.3f}  {inner.phi:>10.3f}  {inner.chance:>9.3f}")
+_OVERLAP_COLUMNS: Final[Columns[tuple[Overlap, Overlap]]] = (
+    ("k", ">5", lambda sides: str(sides[0].i)),
+    ("output side", ">11", lambda sides: f"{sides[0].phi:.3f}"),
+    ("by chance", ">9", lambda sides: f"{sides[0].chance:.3f}"),
+    ("input side", ">10", lambda sides: f"{sides[1].phi:.3f}"),
+    ("by chance", ">9", lambda sides: f"{sides[1].chance:.3f}"),
+)
 
 
-def _energy(pair: AdapterPair) -> Iterator[str]:
-    if pair.energy_moved is None:
-        return
+def _energy(pair: AdapterPair) -> str:
     moved = sorted(pair.layers, key=lambda share: -abs(share.second - share.first))[:_LAYERS]
-    told = ", ".join(
+    shares = ", ".join(
         f"{'other' if s.layer is None else s.layer} {s.first:.1%}>{s.second:.1%}" for s in moved if s.first != s.second
     )
-    yield f"  Energy by layer: {percent(pair.energy_moved)} moved" + (f" (layer {told})" if told else "")
+    return f"  Energy by layer: {percent(pair.energy_moved)} moved" + (f" (layer {shares})" if shares else "")
 
 
-def _modules(rows: Sequence[ModulePair], *, top: int) -> Iterator[str]:
-    if not rows or not top:
+def _phi(side: SideOverlap | None) -> str:
+    return f"{side.overlaps[-1].phi:.3f}" if side else "-"
+
+
+_MODULE_COLUMNS: Final[Columns[ModulePair]] = (
+    ("cosine", ">6", lambda row: number(row.cosine, "+.3f")),
+    ("norm x", ">7", lambda row: number(row.norm_ratio, ".3g")),
+    ("phi out", ">7", lambda row: _phi(row.output_side)),
+    ("phi in", ">6", lambda row: _phi(row.input_side)),
+    ("module", "", lambda row: clean(row.name) + ("" if row.state == "ok" else f": {words(row.state)}")),
+)
+
+
+def _modules(modules: Sequence[ModulePair], top: int) -> Iterator[str]:
+    """The modules that are least alike; those that have no cosine come first, as they are broken or zero."""
+    if not modules or not top:
         return
-    order = sorted(rows, key=lambda row: (row.state == "ok", row.cosine if row.cosine is not None else 2.0))
-    yield f"  Modules, the least alike first (top {min(top, len(rows))} of {len(rows)}):"
-    yield "    cosine   norm x  phi out  phi in  module"
-    for row in order[:top]:
-        if row.state != "ok":
-            yield f"    {row.state.replace('_', '-'):>32}  {clean(row.name)}"
-            continue
-        out, inner = (side.overlaps[-1] if side else None for side in (row.output_side, row.input_side))
-        yield (
-            f"    {number(row.cosine, '+.3f'):>6}  {number(row.norm_ratio, '.3g'):>7}  {_phi(out):>7}  {_phi(inner):>6}"
-            f"  {clean(row.name)}"
-        )
+    order = sorted(modules, key=lambda row: (row.state == "ok", row.cosine if row.cosine is not None else 2.0))
+    yield f"  Modules, the least alike first (top {min(top, len(modules))} of {len(modules)}):"
+    yield from table(_MODULE_COLUMNS, order[:top], indent=4)
 
 
-def _phi(overlap: Overlap | None) -> str:
-    return "-" if overlap is None else f"{overlap.phi:.3f}"
+_SERIES_COLUMNS: Final[Columns[CheckpointPoint]] = (
+    ("step", ">7", lambda point: number(point.step, "d")),
+    ("norm(dW)", ">8", lambda point: number(point.frobenius_norm, ".4g")),
+    ("cos to final", ">12", lambda point: number(point.cosine_to_final, ".4f")),
+    ("cos to prev.", ">12", lambda point: number(point.cosine_to_previous, ".4f")),
+    ("change", ">6", lambda point: percent(point.relative_change)),
+    ("eff. rank", ">9", lambda point: number(point.effective_rank_mean)),
+    ("stable", ">6", lambda point: number(point.stable_rank_mean)),
+    ("k@90%", ">5", lambda point: number(point.energy_rank_90_mean)),
+)
 
 
 def _series(series: CheckpointSeries) -> Iterator[str]:
     yield f"Series of {len(series.points)} checkpoints:"
-    yield "     step  norm(dW)  cos to final  cos to prev.  change  eff. rank  stable  k@90%"
-    for point in series.points:
-        yield (
-            f"  {point.step if point.step is not None else '-':>7}  {number(point.frobenius_norm, '.4g'):>8}"
-            f"  {number(point.cosine_to_final, '.4f'):>12}  {number(point.cosine_to_previous, '.4f'):>12}"
-            f"  {percent(point.relative_change):>6}  {number(point.effective_rank_mean):>9}"
-            f"  {number(point.stable_rank_mean):>6}  {number(point.energy_rank_90_mean):>5}"
-        )
+    yield from table(_SERIES_COLUMNS, series.points)
     bar = f"cosine to the final update >= {series.threshold:g}, a heuristic"
     if series.settled is None:
         yield f"  The update turns until the last checkpoint (none before it has {bar})"
@@ -333,33 +329,31 @@ def _series(series: CheckpointSeries) -> Iterator[str]:
     yield ""
 
 
-def _rest(report: CompareAdaptersReport) -> Iterator[str]:
+def _remarks(report: CompareAdaptersReport) -> Iterator[str]:
     if report.only_in:
-        some = "; ".join(f"{item.module} ({', '.join(item.adapters)})" for item in report.only_in[:_NAMED])
-        yield clean(f"Not in all ({len(report.only_in)} modules): {some}{_more(report.only_in)}")
+        names = [f"{item.module} ({', '.join(item.adapters)})" for item in report.only_in]
+        yield f"Not in all ({len(names)} modules): {listed(names, _MODULES, separator='; ')}"
     if report.different_shapes:
-        names = ", ".join(report.different_shapes[:_NAMED])
-        yield clean(f"Of different shapes, not compared: {names}{_more(report.different_shapes)}")
-    for note in report.notes:
-        yield f"Note: {clean(note)}."
+        yield f"Of different shapes, not compared: {listed(report.different_shapes, _MODULES)}"
+    yield from (f"Note: {clean(note)}." for note in report.notes)
     yield "Two runs differ by their seed alone as well; a cosine of weights is no measure of behaviour."
 
 
-def _more(items: Sequence[object]) -> str:
-    return f"; and {len(items) - _NAMED} more" if len(items) > _NAMED else ""
-
-
 def cosine_grid(pair: AdapterPair) -> Grid | None:
-    """Return the modules' cosines by kind and layer, for a map; None where no module in a layer has one."""
+    """The modules' cosines by kind and layer, for a map; None if no module in a layer has one."""
     return grid_of_cells(
         f"cosine, {pair.first} and {pair.second}",
-        [(row.name, row.layer, _compare_cell(row)) for row in pair.modules if row.layer is not None],
+        [(row.name, row.layer, _cell(row)) for row in pair.modules if row.layer is not None],
     )
 
 
-def _compare_cell(row: ModulePair) -> Cell:
+def _cell(row: ModulePair) -> Cell:
+    cell = cosine_cell(row)
+    return _OPPOSED if isinstance(cell, float) and cell < 0.0 else cell
+
+
+def cosine_cell(row: ModulePair) -> Cell:
+    """The cosine of a module's two updates; `!` if one is not finite, `0` if one is zero."""
     if row.state == "non_finite":
         return "!"
-    if row.cosine is None:
-        return "0"
-    return row.cosine if row.cosine >= 0.0 else _OPPOSED
+    return "0" if row.cosine is None else row.cosine

@@ -1,58 +1,74 @@
-"""A run in Markdown, short enough for a comment on a pull request."""
+"""The report on a run in Markdown, short enough for a comment on a pull request.
+
+Names come from logs and adapters, so every text is escaped: none becomes markup, summons a person or links anywhere.
+"""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Final
 
-from gradience.render.text import clean, count, number, percent, short_path
+from gradience.render.check import by_reason, split_headline
+from gradience.render.monitor import step_of_plan
+from gradience.render.text import (
+    SKIPPED,
+    clean,
+    count,
+    number,
+    percent,
+    sentence,
+    short_path,
+    shorter,
+    words,
+)
 from gradience.schema.audit import AuditReport
 from gradience.schema.compare import CompareAdaptersReport
 from gradience.schema.diagnose import Cause, DiagnoseReport, Unjudged
-from gradience.schema.reports import MonitorReport
 
-_MOST_FINDINGS: Final = 20
-_MOST_TEXT: Final = 300  # characters of one cell
+_ROWS: Final = 20
+_SPLITS: Final = 5  # among the main numbers
+_TEXT: Final = 300  # characters of one cell
+_PURPOSES: Final = {"median": "most modules", "p90": "worst-case tail"}
 _SPECIAL: Final = re.compile(r"[\\`*\[\]<|~$&#]|(?<![^\W_])_|_(?![^\W_])|(?<=https):(?=//)|(?<=http):(?=//)|(?<=www)\.")
 _SUMMONS: Final = re.compile(r"([@#])(?=\w)")
 
 
 def report_markdown(report: DiagnoseReport, comparison: CompareAdaptersReport | None = None) -> str:
-    """Return the report: verdict, story, facts, findings, suggested ranks, adapters compared, what was not judged."""
+    """The report: verdict, story, facts, findings, suggested ranks, adapters compared, and checks that were skipped."""
     return "\n".join(_lines(report, comparison)) + "\n"
 
 
 def escape(text: str) -> str:
-    r"""Return text that Markdown shows as it is: no markup, table cell, link, mention or reference of it.
+    r"""The text so that Markdown shows it as it is: no part becomes markup, a table cell, a link, mention or reference.
 
     >>> escape("a|b @me <b> to_q")
     'a\\|b @<!-- -->me \\<b> to_q'
     """
-    flat = clean(text)
-    cut = flat if len(flat) <= _MOST_TEXT else f"{flat[: _MOST_TEXT - 3]}..."
-    return _SUMMONS.sub(r"\1<!-- -->", _SPECIAL.sub(r"\\\g<0>", cut))
+    return _SUMMONS.sub(r"\1<!-- -->", _SPECIAL.sub(r"\\\g<0>", shorter(clean(text), _TEXT)))
 
 
 def _lines(report: DiagnoseReport, comparison: CompareAdaptersReport | None) -> Iterator[str]:
     run, audit = report.monitor, report.audit
-    verdict, _, seen = report.headline.partition("; ")
-    yield f"### Gradience report: {escape(_model(report))}"
+    verdict, rest = split_headline(report)
+    yield f"### Gradience report: {escape(subject(report))}"
     yield ""
-    yield f"**{escape(verdict[:1].upper() + verdict[1:])}**; {escape(seen)}"
+    yield f"**{sentence(verdict)}**{escape(rest)}"
     yield ""
     if run is not None and run.story:
-        yield f"{escape(run.story[:1].upper() + run.story[1:])}."
+        yield f"{escape(sentence(run.story))}."
         yield ""
-    yield from _table(("Fact", "Value"), [*_run_facts(run), *_weight_facts(audit)])
+    facts = [(escape(label), escape(value)) for label, value in main_facts(report)]
+    yield from _table(("Fact", "Value"), facts)
     yield from _findings(report.causes)
     yield from _ranks(audit)
     yield from _compared(comparison)
-    yield from _not_judged(report.not_run)
+    yield from _skipped(report.not_run)
     yield "<sub>Hypotheses: verify on held-out data. It instruments, you decide.</sub>"
 
 
-def _model(report: DiagnoseReport) -> str:
+def subject(report: DiagnoseReport) -> str:
+    """The model's name, else that of the log or of the adapter's folder."""
     names = (
         report.monitor.config.model_name if report.monitor else None,
         report.audit.base_model if report.audit else None,
@@ -62,52 +78,59 @@ def _model(report: DiagnoseReport) -> str:
     return short_path(next(name for name in names if name))
 
 
-def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> Iterator[str]:
-    """Yield a table; the cells are Markdown already."""
-    body = [f"| {' | '.join(row)} |" for row in rows]
-    if body:
-        yield f"| {' | '.join(head)} |"
-        yield f"|{'---|' * len(head)}"
-        yield from body
+def _table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:
+    """A table of cells that are Markdown already, with a line that counts the rows that were cut; nothing for none."""
+    if rows:
+        yield f"| {' | '.join(titles)} |"
+        yield f"|{'---|' * len(titles)}"
+        yield from (f"| {' | '.join(row)} |" for row in rows[:_ROWS])
+        yield ""
+    if len(rows) > _ROWS:
+        yield f"{len(rows) - _ROWS} more are not shown."
         yield ""
 
 
-def _run_facts(run: MonitorReport | None) -> Iterator[tuple[str, str]]:
-    if run is None:
-        return
-    t, planned = run.train, run.config.training.max_steps
-    yield "Data set", escape(run.config.dataset_name or "not recorded")
-    at = "" if t.last_step is None else f", step {t.last_step}" + (f" of {planned}" if planned else "")
-    yield "Status", escape(run.status.replace("_", " ") + at)
-    if t.rows:
-        best = "" if t.min_loss is None else f" (lowest {number(t.min_loss, '.4g')} at step {t.min_loss_step})"
-        yield "Training loss", f"{number(t.first_loss, '.4g')} to {number(t.last_loss, '.4g')}{best}, {t.rows} rows"
-    for point in run.evals:
-        accuracy = "" if point.metrics.accuracy is None else f", accuracy {percent(point.metrics.accuracy)}"
-        at = "" if point.step is None else f" at step {point.step}"
-        yield f"Newest evaluation, {escape(point.split)}", f"loss {number(point.metrics.loss, '.4g')}{accuracy}{at}"
-    if run.gap is not None:
-        yield "Perplexity gap", f"{number(run.gap.ratio)}x"
+def main_facts(report: DiagnoseReport) -> Iterator[tuple[str, str]]:
+    """The main numbers of a run and its adapter: labels and values."""
+    run, audit = report.monitor, report.audit
+    if run is not None:
+        t = run.train
+        yield "Data set", run.config.dataset_name or "not recorded"
+        yield "Status", words(run.status) + step_of_plan(run)
+        if t.rows:
+            best = "" if t.min_loss is None else f" (lowest {number(t.min_loss, '.4g')} at step {t.min_loss_step})"
+            yield "Training loss", f"{number(t.first_loss, '.4g')} to {number(t.last_loss, '.4g')}{best}, {t.rows} rows"
+        for point in run.evals[:_SPLITS]:
+            accuracy = "" if point.metrics.accuracy is None else f", accuracy {percent(point.metrics.accuracy)}"
+            at = "" if point.step is None else f" at step {point.step}"
+            yield f"Newest evaluation, {point.split}", f"loss {number(point.metrics.loss, '.4g')}{accuracy}{at}"
+        if run.gap is not None:
+            yield "Perplexity gap", f"{number(run.gap.ratio)}x"
+        if t.duration_s is not None:
+            yield "Time in the log", duration(t.duration_s)
+    if audit is not None:
+        s = audit.summary
+        yield "Adapter", f"{words(audit.health.verdict)} ({audit.health.reason})"
+        yield "Parameters", f"{count(s.total_lora_params)} in {s.n_layers} modules"
+        yield "Update, means", f"stable rank {number(s.stable_rank_mean)}, utilization {percent(s.utilization_mean)}"
 
 
-def _weight_facts(audit: AuditReport | None) -> Iterator[tuple[str, str]]:
-    if audit is None:
-        return
-    s = audit.summary
-    yield "Adapter", escape(f"{audit.health.verdict.replace('_', ' ')} ({audit.health.reason})")
-    yield "Parameters", f"{count(s.total_lora_params)} in {s.n_layers} modules"
-    used = f"stable rank {number(s.stable_rank_mean)}, utilization {percent(s.utilization_mean)}"
-    yield "Update, means", used
+def duration(seconds: float) -> str:
+    """A time in words.
+
+    >>> duration(42.4), duration(3_725.0)
+    ('42 s', '1 h 2 min')
+    """
+    hours, minutes = divmod(int(seconds // 60), 60)
+    if hours:
+        return f"{hours} h {minutes} min"
+    return f"{minutes} min {seconds % 60:.0f} s" if minutes else f"{seconds:.0f} s"
 
 
 def _findings(causes: Sequence[Cause]) -> Iterator[str]:
-    yield f"**Findings: {len(causes) or 'none, of what could be judged'}**"
+    yield f"**Findings: {len(causes) or 'none, by the checks that ran'}**"
     yield ""
-    head = ("Severity", "Id", "What was seen", "Suggestion", "Source")
-    yield from _table(head, [_finding(cause) for cause in causes[:_MOST_FINDINGS]])
-    if len(causes) > _MOST_FINDINGS:
-        yield f"{len(causes) - _MOST_FINDINGS} more are not shown."
-        yield ""
+    yield from _table(("Severity", "Id", "Observation", "Suggestion", "Source"), list(map(_finding, causes)))
 
 
 def _finding(cause: Cause) -> tuple[str, ...]:
@@ -121,12 +144,11 @@ def _ranks(audit: AuditReport | None) -> Iterator[str]:
         return
     yield "**Suggested ranks** (compress after training; verify with an evaluation)"
     yield ""
-    words = {"median": "most modules", "p90": "worst-case tail"}
     yield from _table(
         ("For", "Rank", "Energy kept", "Relative error", "Worst module", "Saves"),
         [
             (
-                words.get(key, escape(key)),
+                _PURPOSES.get(key, escape(key)),
                 str(s.rank),
                 percent(s.energy_kept),
                 percent(s.relative_error),
@@ -150,25 +172,19 @@ def _compared(comparison: CompareAdaptersReport | None) -> Iterator[str]:
             number(pair.norm_ratio, ".3g"),
             percent(pair.relative_change),
         )
-        for pair in comparison.pairs[:_MOST_FINDINGS]
+        for pair in comparison.pairs
     ]
     yield from _table(("Adapters", "Cosine", "Norm ratio", "Change"), rows)
-    if len(comparison.pairs) > _MOST_FINDINGS:
-        yield f"{len(comparison.pairs) - _MOST_FINDINGS} more are not shown."
+
+
+def _skipped(items: Sequence[Unjudged]) -> Iterator[str]:
+    """The checks that did not run, by reason, folded."""
+    if items:
+        yield f"<details><summary>{SKIPPED}: {len(items)}</summary>"
         yield ""
-
-
-def _not_judged(items: Sequence[Unjudged]) -> Iterator[str]:
-    """Yield what did not run, that of one reason together, folded."""
-    groups: dict[tuple[str, str], list[str]] = {}
-    for item in items:
-        groups.setdefault((item.source, item.reason), []).append(item.id)
-    if not groups:
-        return
-    yield f"<details><summary>Not judged: {len(items)}</summary>"
-    yield ""
-    for (source, reason), ids in groups.items():
-        yield f"- {source}: {escape(reason)} ({escape(' '.join(dict.fromkeys(ids)))})"
-    yield ""
-    yield "</details>"
-    yield ""
+        yield from (
+            f"- {source}: {escape(reason)} ({escape(ids)})" for (source, reason), ids in by_reason(items).items()
+        )
+        yield ""
+        yield "</details>"
+        yield ""

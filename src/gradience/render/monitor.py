@@ -1,22 +1,27 @@
-"""The monitor report as text."""
+"""The report on a run as text, and the frames and lines that show a run while it goes on.
+
+The report gives the story, then training, signals such as rewards, evaluations, the audit in the log, alerts and
+recommendations. The live view draws the loss, or under RL the reward, as a curve.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
-from gradience.render.curve import curve_lines
-from gradience.render.text import banner, clean, finding_lines, not_run_lines, number, percent
+from gradience.render.plots import curve_lines
+from gradience.render.text import banner, clean, finding_lines, number, percent, skipped_lines, words
 from gradience.schema.events import Alert, Eval, EvalMetrics, Event, RunEnd, RunStart, UnknownEvent
-from gradience.schema.reports import EvalPoint, GapReading, MonitorReport
+from gradience.schema.reports import EvalPoint, MonitorReport
 from gradience.schema.scalars import NonFinite, as_float
 
-_SHOWN_MODULES = 3
+_MODULES: Final = 3  # least used modules of the audit in the log
+_ALERTS: Final = 3  # in a frame
 
 
 def monitor_text(report: MonitorReport, *, verbose: bool = False) -> str:
-    """Return the report for a terminal."""
+    """The report for a terminal; `verbose` adds the evidence of findings, skipped rules, and counts of events."""
     return "\n".join(_lines(report, verbose=verbose))
 
 
@@ -27,65 +32,52 @@ def _lines(report: MonitorReport, *, verbose: bool) -> Iterator[str]:
     yield f"Model:   {clean(report.config.model_name or '-')}"
     yield f"Dataset: {clean(report.config.dataset_name or '-')}"
     yield f"Profile: {report.config.task_profile}"
-    yield f"Status:  {_status(report)}"
+    reason = f" ({clean(report.status_reason)})" if report.status_reason else ""
+    yield f"Status:  {words(report.status)}{reason}{step_of_plan(report)}"
     yield ""
     yield from _training(report)
     yield from _signals(report)
     yield from _evals(report)
-    yield from _diagnostics(report)
+    yield from _recorded_audit(report)
     yield from _alerts(report)
     yield from _recommendations(report, verbose=verbose)
+    if report.not_run:
+        yield from skipped_lines(report.not_run, verbose=verbose)
+        yield ""
     if verbose:
-        yield from _coverage(report)
-    for note in report.notes:
-        yield f"Note: {clean(note)}."
+        yield f"Events: {', '.join(f'{name} {n}' for name, n in report.events.items())}"
+        yield f"Run: {clean(report.run_id or '-')}, sessions recorded: {report.sessions}"
+        yield ""
+    yield from (f"Note: {clean(note)}." for note in report.notes)
     yield "Findings are hypotheses: verify on held-out data."
 
 
-def _status(report: MonitorReport) -> str:
-    reason = f" ({clean(report.status_reason)})" if report.status_reason else ""
-    step = report.train.last_step
-    planned = report.config.training.max_steps
-    at = "" if step is None else f", step {step}" + (f" of {planned}" if planned else "")
-    return f"{report.status.replace('_', ' ')}{reason}{at}"
+def step_of_plan(report: MonitorReport) -> str:
+    """The last step with the planned number, as the end of a status; empty without a training row."""
+    step, planned = report.train.last_step, report.config.training.max_steps
+    return "" if step is None else f", step {step}" + (f" of {planned}" if planned else "")
 
 
 def _training(report: MonitorReport) -> Iterator[str]:
     t = report.train
     if not t.rows:
         yield "Training: no loss was recorded"
-        yield ""
-        return
-    yield f"Training ({t.rows} rows):"
-    yield f"  Loss: {number(t.first_loss, '.4g')} -> {number(t.last_loss, '.4g')}" + (
-        f"  (lowest {number(t.min_loss, '.4g')} at step {t.min_loss_step})" if t.min_loss is not None else ""
-    )
-    if t.max_lr is not None:
-        yield f"  Peak LR: {number(t.max_lr, '.3g')}"
+    else:
+        yield f"Training ({t.rows} rows):"
+        lowest = f"  (lowest {number(t.min_loss, '.4g')} at step {t.min_loss_step})" if t.min_loss is not None else ""
+        yield f"  Loss: {number(t.first_loss, '.4g')} -> {number(t.last_loss, '.4g')}{lowest}"
+        if t.max_lr is not None:
+            yield f"  Peak LR: {number(t.max_lr, '.3g')}"
     yield ""
 
 
 def _signals(report: MonitorReport) -> Iterator[str]:
-    if not report.signals:
-        return
-    yield "Rewards and the like (medians of the first and of the last fifth of the rows):"
-    for name, s in report.signals.items():
-        span = f"{number(s.lowest, '.4g')} to {number(s.highest, '.4g')}"
-        yield f"  {clean(name)}: {number(s.first, '.4g')} -> {number(s.last, '.4g')}  ({span})"
-    yield ""
-
-
-def _ppl(metrics: EvalMetrics) -> float | NonFinite | None:
-    if metrics.ppl is not None or metrics.loss is None:
-        return metrics.ppl
-    try:
-        return math.exp(as_float(metrics.loss))
-    except OverflowError:
-        return "Infinity"
-
-
-def _label(point: EvalPoint) -> str:
-    return f"{clean(point.split).capitalize():<5}"
+    if report.signals:
+        yield "Rewards and the like (medians of the first and of the last fifth of the rows):"
+        for name, s in report.signals.items():
+            span = f"{number(s.lowest, '.4g')} to {number(s.highest, '.4g')}"
+            yield f"  {clean(name)}: {number(s.first, '.4g')} -> {number(s.last, '.4g')}  ({span})"
+        yield ""
 
 
 def _evals(report: MonitorReport) -> Iterator[str]:
@@ -96,21 +88,32 @@ def _evals(report: MonitorReport) -> Iterator[str]:
         if report.signals and point.metrics.ppl is None:  # a loss of preferences or rewards has no perplexity
             yield f"  {_label(point)} loss: {number(point.metrics.loss, '.4g')}"
         else:
-            yield f"  {_label(point)} PPL: {number(_ppl(point.metrics))}"
+            yield f"  {_label(point)} PPL: {number(perplexity(point.metrics))}"
     if report.gap is not None:
-        yield f"  Gap:       {number(report.gap.ratio)}x{_basis(report.gap)}"
+        train, test = clean(report.gap.train_split), clean(report.gap.test_split)
+        splits = "" if train == "train" else f"  ({test} over {train})"
+        yield f"  Gap:       {number(report.gap.ratio)}x{splits}"
     for point in report.evals:
         if point.metrics.accuracy is not None:
             yield f"  {_label(point)} Acc: {percent(point.metrics.accuracy)}"
     yield ""
 
 
-def _basis(gap: GapReading) -> str:
-    """Return what the gap compares, where that is not simply train and test."""
-    return "" if gap.train_split == "train" else f"  ({clean(gap.test_split)} over {gap.train_split})"
+def _label(point: EvalPoint) -> str:
+    return f"{clean(point.split).capitalize():<5}"
 
 
-def _diagnostics(report: MonitorReport) -> Iterator[str]:
+def perplexity(metrics: EvalMetrics) -> float | NonFinite | None:
+    """The perplexity as logged, else that of the loss (nats); None without both."""
+    if metrics.ppl is not None or metrics.loss is None:
+        return metrics.ppl
+    try:
+        return math.exp(as_float(metrics.loss))
+    except OverflowError:
+        return "Infinity"
+
+
+def _recorded_audit(report: MonitorReport) -> Iterator[str]:
     audit = report.lora_audit
     if audit is None:
         return
@@ -125,25 +128,24 @@ def _diagnostics(report: MonitorReport) -> Iterator[str]:
     at = "" if report.lora_audit_step is None else f" (step {report.lora_audit_step})"
     yield f"LoRA audit{at}:"
     if "verdict" in audit:
-        yield f"  Verdict: {clean(str(audit['verdict'])).upper().replace('_', ' ')}"
-    yield f"  Energy rank k@90% (p50/p90): {_g(audit, 'energy_rank_90_p50')}/{_g(audit, 'energy_rank_90_p90')}"
-    median, tail = _g(audit, "suggested_r_global_median"), _g(audit, "suggested_r_global_90")
+        yield f"  Verdict: {words(clean(str(audit['verdict'])).upper())}"
+    p50, p90, median, tail = (number(_number(audit, key), "g") for key in _RANKS)
+    yield f"  Energy rank k@90% (p50/p90): {p50}/{p90}"
     yield f"  Suggested r (median/p90): {median}/{tail}, after training; verify with eval"
     modules = audit.get("modules")
-    for module in modules[:_SHOWN_MODULES] if isinstance(modules, list) else []:
-        if isinstance(module, dict):
+    for module in modules[:_MODULES] if isinstance(modules, list) else []:
+        if isinstance(module, dict):  # anyone may have written the log
             name = clean(str(module.get("name", "-")))
             yield f"  least used: util={percent(_number(module, 'utilization'))}  {name}"
     yield ""
 
 
+_RANKS: Final = ("energy_rank_90_p50", "energy_rank_90_p90", "suggested_r_global_median", "suggested_r_global_90")
+
+
 def _number(values: dict[str, Any], key: str) -> float | None:
     value = values.get(key)
     return float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else None
-
-
-def _g(values: dict[str, Any], key: str) -> str:
-    return number(_number(values, key), "g")
 
 
 def _alerts(report: MonitorReport) -> Iterator[str]:
@@ -167,19 +169,8 @@ def _recommendations(report: MonitorReport, *, verbose: bool) -> Iterator[str]:
     yield ""
 
 
-def _coverage(report: MonitorReport) -> Iterator[str]:
-    if report.not_run:
-        yield f"Not judged ({len(report.not_run)}):"
-        yield from not_run_lines(report.not_run)
-        yield ""
-    events = ", ".join(f"{name} {n}" for name, n in report.events.items())
-    yield f"Events: {events}"
-    yield f"Run: {clean(report.run_id or '-')}, sessions recorded: {report.sessions}"
-    yield ""
-
-
 class Glance(NamedTuple):
-    """What one look at a run shows."""
+    """The state of a run at one moment."""
 
     model: str | None
     step: int | None
@@ -196,7 +187,7 @@ class Glance(NamedTuple):
 
 
 def progress_line(glance: Glance) -> str:
-    """Return where the run is, on one line."""
+    """The step of the run, and its newest numbers, on one line."""
     planned = f" of {glance.max_steps}" if glance.max_steps else ""
     parts = [f"step {'-' if glance.step is None else glance.step}{planned}"]
     if glance.loss is not None:
@@ -211,24 +202,24 @@ def progress_line(glance: Glance) -> str:
     if glance.not_finite:
         parts.append(f"{glance.not_finite} losses not finite")
     if glance.bad_lines:
-        parts.append(f"{glance.bad_lines} lines are no events")
+        parts.append(f"{glance.bad_lines} lines are not events")
     return "  ".join(parts)
 
 
 def frame_lines(glance: Glance, *, width: int = 72, height: int = 10, dots: bool = True) -> list[str]:
-    """Return one frame: the model, where the run is, newest alerts, and the loss by step, or under RL the reward."""
+    """One frame: the model, the progress, the newest alerts, and the loss by step, or under RL the reward."""
     held_out = [(step, loss) for split, step, loss in glance.evals if split != "train" and not glance.rewards]
     points = glance.rewards or glance.points
     curve = curve_lines(points, marks=held_out, width=width, height=height, dots=dots)
     what = "reward" if glance.rewards else "training loss"
     legend = [f"          {what}" + (", o held-out loss" if held_out else "")] if curve else []
-    alerts = [f"[{a.severity.upper()}] {clean(a.code)}: {clean(a.message)}" for a in glance.alerts[-3:]]
+    alerts = [f"[{a.severity.upper()}] {clean(a.code)}: {clean(a.message)}" for a in glance.alerts[-_ALERTS:]]
     lines = [f"Model: {clean(glance.model or '-')}", progress_line(glance), *alerts, *curve, *legend]
     return [line[:width] for line in lines]
 
 
 def event_line(event: Event | UnknownEvent) -> str | None:
-    """Return a line about an event that deserves one of its own, else None."""
+    """A line about an event other than a training row; None for those that need no line."""
     match event:
         case RunStart():
             resumed = "" if event.resumed_from_step is None else f", resumed from step {event.resumed_from_step}"

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from gradience.configs.preferences import Preferences, read_preferences
 from gradience.errors import ConfigError
-from gradience.schema.findings import Finding, NotRun
+from gradience.schema.findings import Excluded, Finding, NotRun
 
 
 def left_out(known: Sequence[str], wanted: Collection[str], unwanted: Collection[str]) -> dict[str, str]:
@@ -20,9 +20,9 @@ def left_out(known: Sequence[str], wanted: Collection[str], unwanted: Collection
     >>> left_out(["LR001", "LR002", "TGT001"], ["LR001", "LR002"], ["LR002"])
     {'LR002': 'ignored on request', 'TGT001': 'not selected'}
     """
-    reasons = {rule_id: "not selected" for rule_id in known if rule_id not in wanted}
+    reasons = {rule_id: Excluded.NOT_SELECTED.value for rule_id in known if rule_id not in wanted}
     return {
-        rule_id: reasons.get(rule_id, "ignored on request") for rule_id in known if rule_id in {*reasons, *unwanted}
+        rule_id: reasons.get(rule_id, Excluded.IGNORED.value) for rule_id in known if rule_id in {*reasons, *unwanted}
     }
 
 

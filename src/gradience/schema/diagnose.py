@@ -19,6 +19,12 @@ Source: TypeAlias = Literal["config", "log", "weights"]
 PieceSource: TypeAlias = Literal["config", "log", "weights", "disk"]
 Verdict: TypeAlias = Literal["healthy_as_far_as_seen", "needs_attention", "broken", "could_not_judge"]
 
+VERDICT_LABELS: Final[dict[Verdict, str]] = {
+    "healthy_as_far_as_seen": "no problems found",
+    "needs_attention": "needs attention",
+    "broken": "broken",
+    "could_not_judge": "could not judge",
+}
 SOURCES: Final[tuple[Source, ...]] = ("config", "log", "weights")
 
 

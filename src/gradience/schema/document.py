@@ -6,6 +6,9 @@ its document has every key of its schema at every level: empty lists, null and z
 
 from __future__ import annotations
 
+import re
+from typing import Final
+
 import msgspec
 
 from gradience.schema.scalars import Json
@@ -31,7 +34,50 @@ def _expanded(value: Json) -> Json:
         keys = zip(value.__struct_encode_fields__, value.__struct_fields__, strict=True)
         return tag | {key: _expanded(getattr(value, name)) for key, name in keys}
     if isinstance(value, dict):
-        return {key: _expanded(item) for key, item in value.items()}
+        return {writable(key): _expanded(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [_expanded(item) for item in value]
-    return value
+    return writable(value)
+
+
+def writable(value: Json) -> Json:
+    r"""The value with texts that UTF-8 can hold: a byte of a path that is not UTF-8 becomes `\xff`.
+
+    The names of files are bytes, which Python keeps as lone surrogates; JSON has no place for those.
+    """
+    if isinstance(value, str):
+        return value if value.isascii() else _decodable(value)
+    if isinstance(value, dict):
+        return {writable(key): writable(item) for key, item in value.items()}
+    return [writable(item) for item in value] if isinstance(value, list) else value
+
+
+def _decodable(text: str) -> str:
+    try:
+        raw = text.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:  # half of a surrogate pair, which JSON can spell
+        raw = text.encode("utf-8", "backslashreplace")
+    return raw.decode("utf-8", "backslashreplace")
+
+
+_STEERING: Final = re.compile(  # Cc but newline, Cf, Zl and Zp of Unicode 16
+    "[\x00-\x09\x0b-\x1f\x7f-\x9f\xad\u0600-\u0605\u061c\u06dd\u070f\u0890\u0891\u08e2\u180e\u200b-\u200f"
+    "\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb\U000110bd\U000110cd\U00013430-\U0001343f\U0001bca0-\U0001bca3"
+    "\U0001d173-\U0001d17a\U000e0001-\U000e007f]"
+)
+_NOT_ASCII: Final = re.compile(r"[^\n\x20-\x7e]")
+
+
+def escape_controls(text: str) -> str:
+    """A JSON text of the same value, without characters that steer a terminal or turn the order of letters."""
+    return _STEERING.sub(_escaped, text)
+
+
+def escape_all(text: str) -> str:
+    """A JSON text of the same value, in ASCII."""
+    return _NOT_ASCII.sub(_escaped, text)
+
+
+def _escaped(hit: re.Match[str]) -> str:
+    units = hit[0].encode("utf-16-be")
+    return "".join(f"\\u{units[i : i + 2].hex()}" for i in range(0, len(units), 2))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from enum import Enum
 from typing import Annotated, Final, Literal, TypeAlias, get_args
 
 import msgspec
@@ -45,6 +46,13 @@ class FindingRef(msgspec.Struct, kw_only=True, frozen=True):
     id: str
     severity: Severity
     message: str
+
+
+class Excluded(Enum):
+    """Reasons of a rule that did not run because the user left it out; of all others the input is the reason."""
+
+    NOT_SELECTED = "not selected"
+    IGNORED = "ignored on request"
 
 
 class NotRun(msgspec.Struct, kw_only=True, frozen=True):

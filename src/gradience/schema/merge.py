@@ -40,6 +40,16 @@ class MergedModule(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True
         Meta(description="norm(written - S) / norm(S) with S = sum w_i dW_i; null where S is zero."),
     ] = None
 
+    @property
+    def rank_before(self) -> int:
+        """The rank of the adapters' factors side by side."""
+        return sum(self.ranks)
+
+    @property
+    def rank_after(self) -> int:
+        """The rank as written, under the name that other reports have for it."""
+        return self.rank
+
 
 class MergeReport(Report, kw_only=True, frozen=True):
     """Adapters merged into one, module by module."""
@@ -193,10 +203,10 @@ class VerifiedModule(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=Tr
     verdict: Annotated[
         ModuleVerdict,
         Meta(
-            description="`exact`: bit for bit one of the replays. `within_rounding`: every entry of M - (W + dW) is "
-            "within the bound of the dtypes. `unresolved`: M equals W, and so would a merge, or all but. `absent`: M "
-            "equals W, a merge would change it. `scaled`: M is W + factor dW, factor not 1. `other`: none of these. "
-            "`not_compared`: see `reason`."
+            description="`exact`: every entry is one that a replay gives, in some order of adding up the products in "
+            "B A. `within_rounding`: every entry of M - (W + dW) is within the bound of the dtypes. `unresolved`: M "
+            "equals W, and so would a merge, or all but. `absent`: M equals W, a merge would change it. `scaled`: M is "
+            "W + factor dW, factor not 1. `other`: none of these. `not_compared`: see `reason`."
         ),
     ]
     reason: Annotated[str | None, Meta(description="Why it was not compared, or a remark.")] = None
@@ -204,7 +214,7 @@ class VerifiedModule(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=Tr
     merged_tensor: str | None = None
     base_dtype: Annotated[str | None, Meta(description="As stored, such as `BF16`.")] = None
     merged_dtype: str | None = None
-    replay: Annotated[MergeReplay | None, Meta(description="The one that M equals bit for bit.")] = None
+    replay: Annotated[MergeReplay | None, Meta(description="The one that gives M.")] = None
     factor: Annotated[float | None, Meta(description="Of dW in M, where the verdict is `scaled`.")] = None
     precision: Annotated[
         str | None,
@@ -252,7 +262,7 @@ class VerifyMergeReport(Report, kw_only=True, frozen=True):
     coefficient: Annotated[
         Real | None, Meta(description="Of all updates together: sum <M - W, dW> / sum norm(dW)^2.")
     ] = None
-    replays: Annotated[dict[str, int], Meta(description="The replays that were met bit for bit, in words.")] = {}
+    replays: Annotated[dict[str, int], Meta(description="The replays that give M, in words.")] = {}
     dtypes: Annotated[
         dict[str, int], Meta(description="Tensors by dtype in base and merged model, such as `F32 -> BF16`.")
     ] = {}

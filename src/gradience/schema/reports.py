@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Final, Literal
+from typing import Annotated, Final, Literal, NamedTuple
 
 import msgspec
 from msgspec import Meta
@@ -17,6 +17,13 @@ CHECK_SCHEMA_ID: Final = "gradience.check/v2"
 IMPORT_SCHEMA_ID: Final = "gradience.import/v2"
 MONITOR_SCHEMA_ID: Final = "gradience.monitor/v2"
 VALIDATE_SCHEMA_ID: Final = "gradience.validate/v2"
+
+
+class SourceLocation(NamedTuple):
+    """The file that a finding points at, and the line where that is known."""
+
+    path: str
+    line: int | None = None
 
 
 class SourceFile(msgspec.Struct, kw_only=True, frozen=True):

@@ -51,4 +51,7 @@ def as_float(value: float | NonFinite) -> float:
     >>> as_float("Infinity")
     inf
     """
-    return float(value)
+    try:
+        return float(value)
+    except OverflowError:  # a whole number of more than 308 digits
+        return math.inf if int(value) > 0 else -math.inf

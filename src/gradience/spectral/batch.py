@@ -126,13 +126,18 @@ def _sigma(
 def _spectrum(sigma: Matrix, numbers: _Quantities, grams: Grams, *, finite: bool) -> Spectrum:
     r, size = grams.r, abs(grams.scale)
     return Spectrum(
-        sigma=sigma[:r] * size,
+        sigma=_padded(sigma, r) * size,
         finite=finite,
         stable_rank=float(numbers.stable_rank),
         effective_rank=float(numbers.effective_rank),
         participation_ratio=float(numbers.participation_ratio),
         energy_ranks=tuple(int(k) for k in numbers.energy_ranks),  # type: ignore[arg-type]  # three shares
-        relative_errors=np.asarray(numbers.relative_errors)[: r + 1],
+        relative_errors=_padded(np.asarray(numbers.relative_errors), r + 1),
         spectral_norm=float(sigma[0]) * size,
         frobenius_norm=float(numbers.frobenius_norm) * size,
     )
+
+
+def _padded(values: Matrix, length: int) -> Matrix:
+    """The first values, and zeros beyond them: what lies past the product's own rank is zero."""
+    return np.pad(values, (0, length - len(values))) if length > len(values) else values[:length]

@@ -22,6 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gradience.spectral import update
+from gradience.spectral.narrow import narrowed
 
 Matrix: TypeAlias = npt.NDArray[Any]
 
@@ -43,7 +44,10 @@ class Factors(NamedTuple):
 
 
 class Grams(NamedTuple):
-    """What is left of a module once its long axes are summed away: A A^T and B^T B, padded to the rank's bucket."""
+    """What is left of a module once its long axes are summed away: A A^T and B^T B, padded to the rank's bucket.
+
+    Of `narrowed` factors, where r is larger than a side.
+    """
 
     gram_a: Matrix
     gram_b: Matrix
@@ -122,15 +126,16 @@ class _Adder:
     """Adds up A A^T and B^T B of modules from batches of tiles."""
 
     def __init__(self) -> None:
-        self._modules: dict[int, tuple[int, float]] = {}
+        self._modules: dict[int, tuple[int, int, float]] = {}
         self._sums: dict[tuple[int, int], Matrix] = {}
         self._open: dict[tuple[str, int, int, bool], _Batch] = {}
         self._running: deque[tuple[jax.Array, list[tuple[int, int]]]] = deque()
 
     def add(self, index: int, factors: Factors) -> None:
-        self._modules[index] = (factors.a.shape[0], factors.scale)
-        self._tile((index, 0), factors.a, rows=True)
-        self._tile((index, 1), factors.b, rows=False)
+        b, a = narrowed(factors.b, factors.a)
+        self._modules[index] = (len(factors.a), len(a), factors.scale)
+        self._tile((index, 0), a, rows=True)
+        self._tile((index, 1), b, rows=False)
 
     def finish(self) -> list[tuple[int, Grams]]:
         """Return each module's index and what it comes to."""
@@ -140,8 +145,8 @@ class _Adder:
             self._collect()
         return [(index, self._grams(index, *told)) for index, told in self._modules.items()]
 
-    def _grams(self, index: int, r: int, scale: float) -> Grams:
-        size = _bucket(r)
+    def _grams(self, index: int, r: int, inner: int, scale: float) -> Grams:
+        size = _bucket(inner)
         sides = [self._sums.get((index, side)) for side in (0, 1)]
         gram_a, gram_b = (np.zeros((size, size)) if gram is None else gram for gram in sides)
         return Grams(gram_a, gram_b, r, scale)

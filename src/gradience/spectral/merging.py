@@ -9,11 +9,12 @@ from __future__ import annotations
 import math
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Final, NamedTuple, TypeAlias
+from typing import Any, Final, NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
+from gradience.spectral.narrow import narrowed
 from gradience.spectral.reduced import Floats, Matrix
 from gradience.spectral.update import TRUSTED_SHARE, core_singular_values, gram_core
 
@@ -59,6 +60,7 @@ def numerical_rank(b: Matrix, a: Matrix) -> int:
 
 def _grams(b: Matrix, a: Matrix) -> tuple[Floats, Floats]:
     """Return B^T B and A A^T."""
+    b, a = narrowed(b, a)
     left, right = b.astype(np.float64, copy=False), a.astype(np.float64, copy=False)
     return left.T @ left, right @ right.T
 
@@ -122,6 +124,7 @@ def _sum(updates: Iterable[Singles]) -> Singles:
 
 Part: TypeAlias = tuple[Matrix, Matrix, float]
 
+_SINGLE: Final = 1e37  # entries up to it are added up in float32, whose range is 3e38
 _CHUNK: Final = 1 << 18  # entries of each update at a time: three of them stay in the cache
 
 
@@ -167,7 +170,8 @@ def signs_of(parts: Sequence[Part], *, most: int | None, seed: int) -> Signs:
 
 def _row_sums(parts: Sequence[Part], rows: npt.NDArray[np.int64] | None, d_in: int) -> Iterator[Floats]:
     """Yield for each row: entries in conflict, sum |sum_i x_i| and sum sum_i |x_i|."""
-    wide = [(b.astype(np.float32) * np.float32(scale), a.astype(np.float32)) for b, a, scale in parts]
+    kind: Any = np.float32 if sum(map(_peak, parts)) < _SINGLE else np.float64
+    wide = [(b.astype(kind) * kind(scale), a.astype(kind)) for b, a, scale in parts]
     if rows is not None:
         wide = [(b[rows], a) for b, a in wide]
     step = max(1, _CHUNK // max(1, d_in))
@@ -182,6 +186,12 @@ def _row_sums(parts: Sequence[Part], rows: npt.NDArray[np.int64] | None, d_in: i
             gross += np.abs(other)
         clash = np.count_nonzero(positive & negative, axis=1)
         yield np.stack([clash, np.abs(net).sum(axis=1, dtype=np.float64), gross.sum(axis=1, dtype=np.float64)], axis=1)
+
+
+def _peak(part: Part) -> float:
+    """A bound of the entries of scale * b @ a."""
+    b, a, scale = part
+    return float(abs(scale)) * len(a) * float(np.max(np.abs(b), initial=0.0)) * float(np.max(np.abs(a), initial=0.0))
 
 
 def _error(per_row: Floats, left: float) -> float:

@@ -13,6 +13,8 @@ import numpy as np
 import numpy.typing as npt
 from jax import Array
 
+from gradience.spectral.narrow import inner_size
+
 _SAMPLES = 8
 
 
@@ -24,7 +26,11 @@ def null_stable_rank(r: int, d_out: int, d_in: int, *, seed: int = 0) -> float:
 
 
 def _sample(rng: np.random.Generator, r: int, d_out: int, d_in: int) -> float:
-    core = _bartlett(rng, r, d_out).T @ _bartlett(rng, r, d_in)
+    least, most = sorted((d_out, d_in))
+    if inner_size(r, d_out, d_in) < r:  # the same distribution: B = L Q, and Q A is Gaussian as A is
+        core = _bartlett(rng, least, r) @ _bartlett(rng, least, most)
+    else:
+        core = _bartlett(rng, r, d_out).T @ _bartlett(rng, r, d_in)
     energy = np.linalg.svd(core, compute_uv=False) ** 2
     return float(energy.sum() / energy[0])
 

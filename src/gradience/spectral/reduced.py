@@ -12,6 +12,7 @@ from typing import Any, Final, NamedTuple, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from gradience.spectral.narrow import narrowed
 from gradience.spectral.update import TRUSTED_SHARE, gram_core
 
 Floats: TypeAlias = npt.NDArray[np.float64]
@@ -86,7 +87,8 @@ def reduced(
         grams: A A^T and B^T B, both (r, r) in float64, where they are known.
         half: the result will be stored in 16 bits, so float32 products do.
     """
-    gram_a, gram_b = (_gram(a), _gram(b.T)) if grams is None else grams
+    b, a = narrowed(b, a)
+    gram_a, gram_b = (_gram(a), _gram(b.T)) if grams is None or len(grams[0]) != len(a) else grams
     maps = gram_maps(gram_a, gram_b, rank)
     if maps is None:
         return _by_qr(b, a, scale, rank)

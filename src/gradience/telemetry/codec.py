@@ -11,7 +11,9 @@ from typing import Any, Final, NamedTuple, TypeAlias, TypeVar
 import msgspec
 
 from gradience.errors import SchemaError
+from gradience.io.decoding import check_depth
 from gradience.schema.config import ConfigSnapshot, LoraSnapshot, OptimizerSnapshot, TrainingSnapshot
+from gradience.schema.document import escape_controls
 from gradience.schema.events import (
     EVENT_TYPES,
     Eval,
@@ -164,8 +166,6 @@ KNOWN_ARRAY: Final[msgspec.json.Decoder[list[Event]]] = msgspec.json.Decoder(lis
 OBJECT_ARRAY: Final[msgspec.json.Decoder[list[JsonObject]]] = msgspec.json.Decoder(list[dict[str, Any]])
 _object = msgspec.json.Decoder(dict[str, Any])
 
-# Legal in JSON strings as they are, yet line ends or terminal controls to other programs.
-_CONTROLS: Final = re.compile(rb"\xe2\x80[\xa8\xa9]|\xc2[\x80-\x9f]|\x7f")
 _INT_NOT_FLOAT: Final = re.compile(r"^Expected `[^`]*\bint\b[^`]*`, got `float`")
 
 
@@ -231,7 +231,7 @@ def decode_known(line: bytes) -> Event:
     """Return the event of one line, dropping unknown keys: what a summary needs, at decoder speed.
 
     Raises:
-        msgspec.MsgspecError: the line is no event of a known name.
+        msgspec.MsgspecError: the line is not an event of a known name.
     """
     event: Event = _known.decode(line)
     return event
@@ -241,13 +241,13 @@ def decode_object(line: bytes) -> JsonObject:
     """Return the JSON object of a line that `decode_known` accepts.
 
     Raises:
-        msgspec.MsgspecError: the line is no JSON object, or has half of a surrogate pair in a string.
+        msgspec.MsgspecError: the line is not a JSON object, or has half of a surrogate pair in a string.
     """
     return _object.decode(line)
 
 
 def decode_array(block: bytes, count: int, decoder: msgspec.json.Decoder[list[T_]]) -> list[T_] | None:
-    """Return what whole lines hold, dropping unknown keys; None if any line needs a closer look.
+    """Return the items of whole lines, dropping unknown keys; None if any line needs a closer look.
 
     The lines are decoded as one array, each newline a comma, and as many items as lines are asked for. (Two events
     joined on one line and one broken at a comma, close to each other, pass for whole: see `decode_lines`.)
@@ -278,9 +278,10 @@ def parse(line: bytes) -> tuple[JsonObject, bool]:
         SchemaError: the line is not a JSON object.
     """
     try:
+        check_depth(line)
         return _object.decode(line), False
     except RecursionError as error:
-        raise SchemaError("nested too deeply") from error
+        raise SchemaError(str(error)) from error
     except UnicodeDecodeError as error:
         raise SchemaError(f"not UTF-8: {error.reason} at byte {error.start} of a string") from error
     except msgspec.DecodeError as error:
@@ -320,7 +321,7 @@ def _has_extras(event: Event) -> bool:
 def _escape(line: bytes) -> bytes:
     if line.isascii() and b"\x7f" not in line:
         return line
-    return _CONTROLS.sub(lambda hit: b"\\u%04x" % ord(hit[0].decode()), line)
+    return escape_controls(line.decode()).encode()
 
 
 def _make_whole(document: JsonObject, message: str) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
 import time
 import warnings
 from pathlib import Path
@@ -24,6 +25,13 @@ _ADVICE: Final = "choose a path in a folder you can write to"
 class LogFile:
     """An append-only log that this process alone writes. Never truncated; a torn tail is closed first.
 
+    A log that others remove, replace or cut while it is written is noticed when the next line is pressed onto the disk:
+    a warning says so, and a new file is begun under its name.
+
+    Attributes:
+        opening: a line to begin such a file with.
+        lost: lines that went with a file that vanished.
+
     Args:
         path: the log; created with mode 0600 if it is not there.
         sibling: the name of the file beside it to write if another process holds the log; None to refuse.
@@ -36,14 +44,18 @@ class LogFile:
     def __init__(self, path: Path, *, sibling: str | None, fsync: Fsync) -> None:
         self._pid = os.getpid()
         self._fsync = fsync
-        self._synced_at = 0.0
+        self._settled_at = 0.0
         self._unsynced = False
         self._torn = False
+        self._lines = self._end = self.lost = 0
+        self._sibling = sibling
+        self.opening = b""
         self.path, held = _locked(path, sibling)
         self._lock = held if isinstance(held, FileLock) else None
         try:
             self._fd: int | None = _opened(self.path)
             self._close_torn_tail(self._fd)
+            self._end = os.fstat(self._fd).st_size
             if not isinstance(held, FileLock):
                 warnings.warn(f"{self.path} is written without a lock: {held}", RuntimeWarning, stacklevel=3)
         except BaseException:
@@ -77,7 +89,11 @@ class LogFile:
             raise RecorderError(f"the writer of {self.path} is closed", advice="open a new TelemetryWriter")
         try:
             self._write(self._fd, b"\n%b\n" % line if self._torn else b"%b\n" % line)
-            self._sync(self._fd, durable=durable)
+            self._lines += 1
+            now = time.monotonic()
+            if durable or self._fsync == "always" or now - self._settled_at > FSYNC_INTERVAL_S:
+                self._settled_at = now
+                self._settle(self._fd, line)
         except OSError as error:
             raise RecorderError(
                 f"cannot write {self.path}: {error.strerror}", advice="free space, or choose another path"
@@ -89,6 +105,8 @@ class LogFile:
         mine = os.getpid() == self._pid
         try:
             if fd is not None:
+                if mine and self._lines and (why := self._vanished(fd)):
+                    self._say_lost(fd, why)
                 if mine and self._unsynced and self._fsync != "never":
                     _fsync(fd)
                 os.close(fd)
@@ -98,6 +116,60 @@ class LogFile:
             if mine and self._lock is not None:
                 self._lock.release()
 
+    def _settle(self, fd: int, line: bytes) -> None:
+        """Press what was written onto the disk, and see whether it is still there."""
+        if self._fsync != "never":
+            _fsync(fd)
+            self._unsynced = False
+        if why := self._vanished(fd):
+            self._begin_anew(why, line)
+
+    def _vanished(self, fd: int) -> str:
+        """Return what became of the file under the log's name; nothing where it is the one that is written."""
+        mine = os.fstat(fd)
+        try:
+            there = os.stat(self.path)
+        except OSError:
+            return "was removed" if mine.st_nlink == 0 else "was moved away"
+        if (there.st_ino, there.st_dev) != (mine.st_ino, mine.st_dev):
+            return "was replaced by another file"
+        return "was cut" if mine.st_size < self._end else ""
+
+    def _begin_anew(self, why: str, line: bytes) -> None:
+        """Go on under the log's name, with its opening and with the line that was written in vain."""
+        old, lock = self._fd, self._lock
+        assert old is not None  # noqa: S101  # `append` has seen to it
+        self._lines -= 1
+        self._say_lost(old, why)
+        if why != "was cut":
+            self.path, held = _locked(self.path, self._sibling) if self._is_unlocked() else (self.path, lock)
+            self._lock = held if isinstance(held, FileLock) else None
+            self._fd = _opened(self.path)
+            os.close(old)
+            self._close_torn_tail(self._fd)
+        fd = self._fd
+        assert fd is not None  # noqa: S101  # as above
+        self._end = os.fstat(fd).st_size
+        self._lines = 0
+        for again in (self.opening, line) if self.opening not in {b"", line} else (line,):
+            self._write(fd, b"%b\n" % again)
+            self._lines += 1
+
+    def _is_unlocked(self) -> bool:
+        """Let go of a lock whose file went with the log's folder; say whether a new one must be taken."""
+        if self._lock is None or os.path.exists(self._lock.lock_file):  # noqa: PTH110  # a str
+            return False
+        self._lock.release()
+        return True
+
+    def _say_lost(self, fd: int, why: str) -> None:
+        is_gone = why == "was cut" or os.fstat(fd).st_nlink == 0
+        lost = self._lines if is_gone else 0
+        self.lost += lost
+        self._lines = 0
+        tail = f", and {lost} of its events are lost" if lost else ""
+        warnings.warn(f"{self.path} {why} while it was written{tail}", RuntimeWarning, stacklevel=6)
+
     def _write(self, fd: int, data: bytes) -> None:
         """Write all of the data; if only part of it went out, the next line must start on a fresh one."""
         written = os.write(fd, data)
@@ -106,14 +178,7 @@ class LogFile:
             written += os.write(fd, data[written:])
         self._torn = False
         self._unsynced = True
-
-    def _sync(self, fd: int, *, durable: bool) -> None:
-        if self._fsync == "never":
-            return
-        now = time.monotonic()
-        if durable or self._fsync == "always" or now - self._synced_at > FSYNC_INTERVAL_S:
-            _fsync(fd)
-            self._synced_at, self._unsynced = now, False
+        self._end += len(data)
 
     def _close_torn_tail(self, fd: int) -> None:
         try:
@@ -126,11 +191,19 @@ class LogFile:
 
 def _opened(path: Path) -> int:
     flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
-    try:
-        return os.open(path, flags, _PRIVATE_MODE)
+    try:  # without O_NONBLOCK, the opening of a pipe would wait for its reader
+        fd = os.open(path, flags | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOCTTY", 0), _PRIVATE_MODE)
     except (OSError, ValueError) as error:
         why = error.strerror if isinstance(error, OSError) else str(error)
         raise RecorderError(f"cannot open {path} for writing: {why}", advice=_ADVICE) from error
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        os.close(fd)
+        raise _not_a_file(path)
+    return fd
+
+
+def _not_a_file(path: Path) -> RecorderError:
+    return RecorderError(f"{path} is not a regular file: a pipe or device could hold training up", advice=_ADVICE)
 
 
 def _fsync(fd: int) -> None:
@@ -142,7 +215,9 @@ def _fsync(fd: int) -> None:
 
 
 def _locked(path: Path, sibling: str | None) -> tuple[Path, FileLock | str]:
-    """Return the path this process may write, the sibling if the log is taken, and its lock or why there is none."""
+    """Return the path to write, the sibling if the log is taken, and its lock or the reason for having none."""
+    if os.path.exists(path) and not os.path.isfile(path) and not os.path.isdir(path):  # noqa: PTH110, PTH112, PTH113
+        raise _not_a_file(path)  # before a lock is left beside it
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -1,6 +1,6 @@
-"""What never reaches the log: secrets always, long text and absolute paths unless asked for.
+"""Redaction: secrets never reach a log, long texts and absolute paths only if asked for.
 
-A length limit is no secret filter (a hub token has 37 characters), so every string is scanned, keys too.
+A length limit does not stop secrets (a hub token has 37 characters), so every string is scanned, keys included.
 """
 
 from __future__ import annotations
@@ -14,104 +14,11 @@ import msgspec
 
 from gradience.schema.events import Event, TrainStep
 from gradience.telemetry.codec import JsonObject, convert, to_document
-
-_CAMEL: Final = re.compile(r"(?<=[a-z0-9])(?=[A-Z])")
-_SECRET_KEY: Final = re.compile(
-    r"(?:^|[_\-. ])(?:token|secret|password|passwd|passphrase|pwd|api[_-]?key|access[_-]?key|secret[_-]?key"
-    r"|private[_-]?key|account[_-]?key|auth[_-]?key|authorization|credentials?|connection[_-]?string|cookie)$",
-    re.IGNORECASE,
-)
-_BARE_TOKEN_KEY: Final = re.compile(r"(?:^|[_\-. ])token$", re.IGNORECASE)
-_TOKENIZER_KEY: Final = re.compile(
-    r"(?:^|[_\-. ])(?:pad|eos|bos|unk|sep|cls|mask|image|audio|video|boi|eoi|start|end|stop|next|first|last|special"
-    r"|prefix|suffix|middle|fim|decoder[_-]start)[_-]token$",
-    re.IGNORECASE,
-)
-_TOKENIZER_VALUE: Final = re.compile(r"<[^<>]*>|\[[^\[\]]*\]|.{0,7}", re.DOTALL)
-_PLAIN_KEY: Final = re.compile(r"(?:^|[_\-. ])key$", re.IGNORECASE)
-_OPAQUE: Final = re.compile(r"(?=[^0-9]*[0-9])(?=[^A-Za-z]*[A-Za-z])[A-Za-z0-9+/=_-]{24,}")
-_WANDB_KEY: Final = re.compile(r"wandb|weights_?and_?biases", re.IGNORECASE)
-
-# A digit or a capital within, or it may be words: sk-learn-pipelines, hf_transformers.
-_MIXED: Final = r"(?=[A-Za-z0-9_-]*[A-Z0-9])"
-_START: Final = r"(?<![A-Za-z0-9])"
-_ASSIGNED: Final = (
-    r"(?i)(?:token|secret|password|passwd|passphrase|pwd|api[_-]?key|access[_-]?key|account[_-]?key)"
-    r"[\"']?\s*[=:]\s*[\"']?(?=[^\s\"']{0,80}[0-9])(?=[^\s\"']{0,80}[a-z])[^\s\"',;]{10,}"
-)
-
-_SHAPES: Final = tuple(
-    (name, re.compile(pattern))
-    for name, pattern in (
-        ("hub token", _START + r"(?:hf|api_org)_(?:[A-Za-z0-9]{30,}|" + _MIXED + r"[A-Za-z0-9]{16,})"),
-        ("api key", _START + r"(?:sk|rk|pk)-" + _MIXED + r"[A-Za-z0-9_-]{20,}"),
-        ("payment key", _START + r"[rs]k_(?:live|test)_[A-Za-z0-9]{16,}"),
-        ("github token", _START + r"(?:gh[pousr]_[A-Za-z0-9]{20,}|github_pat_[A-Za-z0-9_]{20,})"),
-        ("gitlab token", _START + r"gl(?:pat|ptt|dt|rt|cbt|agent)-[A-Za-z0-9_-]{16,}"),
-        ("aws key id", _START + r"(?:AKIA|ASIA|ABIA|ACCA)[0-9A-Z]{16}(?![0-9A-Za-z])"),
-        ("google api key", _START + r"AIza[0-9A-Za-z_-]{30,}"),
-        ("google token", _START + r"ya29\.[0-9A-Za-z_-]{20,}"),
-        ("slack token", _START + r"xox[abeoprs]-[0-9A-Za-z-]{10,}|" + _START + r"xapp-[0-9A-Za-z-]{20,}"),
-        ("webhook", r"(?:hooks\.slack\.com/(?:services|workflows)|discord(?:app)?\.com/api/webhooks)/[\w/-]{20,}"),
-        ("telegram token", _START + r"[0-9]{8,10}:AA[A-Za-z0-9_-]{33}(?![A-Za-z0-9_-])"),
-        ("npm token", _START + r"npm_[A-Za-z0-9]{30,}"),
-        ("pypi token", _START + r"pypi-[A-Za-z0-9_-]{30,}"),
-        ("sendgrid key", _START + r"SG\.[A-Za-z0-9_-]{16,}\.[A-Za-z0-9_-]{16,}"),
-        ("databricks token", _START + r"dapi[0-9a-f]{32}(?![0-9a-f])"),
-        ("replicate token", _START + r"r8_[A-Za-z0-9]{30,}"),
-        ("vendor key", _START + r"(?:xai-|gsk_|pplx-|nvapi-|tgp_v1_|wandb_v1_|lsv2_pt_|dop_v1_)[A-Za-z0-9_-]{20,}"),
-        ("json web token", _START + r"eyJ[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]*"),
-        ("private key", r"-----BEGIN [A-Z ]*PRIVATE KEY-----(?:(?!-----END)[\s\S])*(?:-----END [A-Z ]*KEY-----|$)"),
-        ("age key", r"AGE-SECRET-KEY-1[0-9A-Z]{50,}"),
-        ("authorization", r"(?i)\b(?:bearer|basic)\s+(?=[^\s]*[0-9=])[A-Za-z0-9+/_.=-]{16,}"),
-        ("url password", r"(?<=://)[^/\s:@]*:[^/\s@]+(?=@)"),
-        ("signature", r"(?i)(?<=[?&;])(?:sig|signature|x-amz-signature|\w*accesskey|accountkey)=[\w%+/=-]{16,}"),
-        ("secret", _ASSIGNED),
-    )
-)
-_HEX40: Final = re.compile(r"(?<![0-9a-fA-F])[0-9a-f]{40}(?![0-9a-fA-F])")
-
-
-def holds_secret(key: str, value: str) -> bool:
-    """Return whether the name of a key says that its value is a secret.
-
-    >>> holds_secret("hubToken", "a1b2c3d4e5"), holds_secret("pad_token", "<pad>")
-    (True, False)
-    """
-    if _is_secret_key(key):
-        return not (_is_bare_token_key(key) and _TOKENIZER_VALUE.fullmatch(value))
-    return bool(_is_plain_key(key) and _OPAQUE.fullmatch(value))
-
-
-def hide_secrets(text: str, key: str = "") -> str:
-    """Return the text with everything in it that has the shape of a secret replaced, and named.
-
-    >>> hide_secrets("login with hf_" + "aB3" * 12)
-    'login with <redacted: hub token>'
-    """
-    for name, shape in _SHAPES:
-        text = shape.sub(f"<redacted: {name}>", text)
-    return _HEX40.sub("<redacted: api key>", text) if _WANDB_KEY.search(key) else text
-
-
-@lru_cache(maxsize=4096)
-def _is_secret_key(key: str) -> bool:
-    name = _CAMEL.sub("_", key)
-    return bool(_SECRET_KEY.search(name)) and not _TOKENIZER_KEY.search(name)
-
-
-@lru_cache(maxsize=4096)
-def _is_bare_token_key(key: str) -> bool:
-    return bool(_BARE_TOKEN_KEY.search(_CAMEL.sub("_", key)))
-
-
-@lru_cache(maxsize=4096)
-def _is_plain_key(key: str) -> bool:
-    return bool(_PLAIN_KEY.search(_CAMEL.sub("_", key)))
-
+from gradience.telemetry.secrets import below, hide_secrets, holds_secret, names_beside, names_in
 
 DEFAULT_MAX_STR_LEN: Final = 256
 MAX_KEY_LEN: Final = 128
+_SCANNED_KEY: Final = 1024  # characters of a key that are looked at: it is cut to MAX_KEY_LEN afterwards
 
 _CONSTANT: Final = frozenset({"schema", "ts", "event", "step", "seq"})  # of the envelope: never text of a user
 _IDS: Final = frozenset({"run_id", "session"})
@@ -138,7 +45,7 @@ DEFAULT_REDACTION: Final = Redaction()
 
 
 def redact_text(text: str, rule: Redaction = DEFAULT_REDACTION, *, key: str = "") -> str:
-    """Return the text as it may be written: a secret, a path or a long text is replaced, and says so.
+    """Return the text as it may be written: a secret or a long text is described instead, a path becomes its last part.
 
     >>> redact_text("hf_" + "a" * 34)
     '<redacted: hub token>'
@@ -186,22 +93,18 @@ def _redact(value: Any, rule: Redaction, key: str) -> Any:
     if isinstance(value, str):
         return redact_text(value, rule, key=key)
     if isinstance(value, dict):
-        return {_key(k): _redact(v, rule, f"{key}.{k}" if _opens(key) else k) for k, v in value.items()}
+        held = zip(value.items(), names_in(value), strict=True)
+        return {_key(k): _redact(v, rule, below(key, name)) for (k, v), name in held}
     if isinstance(value, list):
-        return [_redact(v, rule, key) for v in value]
+        return [_redact(item, rule, name) for item, name in zip(value, names_beside(value, key), strict=True)]
     return value
-
-
-def _opens(key: str) -> bool:
-    """Return whether what a key holds stays suspect one level down, as in `wandb.key` or `kaggle.key`."""
-    return "wandb" in key.lower()
 
 
 @lru_cache(maxsize=4096)
 def _key(key: str) -> str:
     """Return a key without secrets, and short: metric names are text of the user's, too."""
-    safe = hide_secrets(key)
-    if len(safe) <= MAX_KEY_LEN:
+    safe = hide_secrets(key[:_SCANNED_KEY])
+    if len(safe) <= MAX_KEY_LEN and len(key) <= _SCANNED_KEY:
         return safe
     return f"{safe[: MAX_KEY_LEN - 9]}~{zlib.crc32(key.encode(errors='replace')):08x}"
 

@@ -1,9 +1,9 @@
-"""One pass over a log, in constant memory: what it holds in file order, and every line that is no event with its fault.
+"""One pass over a log, in constant memory: what it holds in file order, and the faults of every bad line.
 
 A long log mostly holds plain rows of training, and those are decoded by the thousand (`RowBlock`): a decoder is made
 for one run, one session and the names of further values met so far, and refuses a block that holds anything else.
 Such a block is parted into lines that look like rows and others; what is refused still is decoded as typed events, and
-where some line is no known event, line by line. All these ways give the same: the fast ones accept nothing that the
+where that fails, line by line. All these ways give the same: the fast ones accept nothing that the
 careful one would name a fault.
 
 Further values of training rows (`reward`, `kl`, ...) are kept where they are asked for, so that no part of a log is
@@ -12,6 +12,7 @@ read twice.
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Collection, Iterator, Sequence
 from functools import lru_cache
@@ -23,6 +24,7 @@ import msgspec
 from msgspec import Meta
 
 from gradience.errors import RecorderError, SchemaError
+from gradience.io.reading import open_regular
 from gradience.schema.events import Event, RunStart, TrainStep, UnknownEvent
 from gradience.schema.reports import BadLine
 from gradience.schema.scalars import SCHEMA_ID, NonNegativeInt
@@ -119,6 +121,9 @@ def require_log(path: Path) -> None:
         raise RecorderError(f"cannot read {path}: {_why(error)}", advice=_ADVICE) from error
 
 
+_LONGEST_LINE: Final = 256 << 20  # bytes: a longer line is measured no further, a sparse file has no end
+
+
 def read_blocks(path: str | os.PathLike[str]) -> Iterator[Block | Line]:
     """Yield the log in blocks of whole lines; a line longer than one may be comes as itself.
 
@@ -126,7 +131,7 @@ def read_blocks(path: str | os.PathLike[str]) -> Iterator[Block | Line]:
         RecorderError: the file cannot be read.
     """
     try:
-        with Path(path).open("rb") as file:
+        with open_regular(path) as file:
             yield from _split(file)
     except OSError as error:
         raise RecorderError(f"cannot read {path}: {_why(error)}", advice=_ADVICE) from error
@@ -158,6 +163,9 @@ def _too_long(file: BinaryIO, data: bytes, first: int, number: int, offset: int)
         return Line(number, offset, head, first), data[first + 1 :]
     length, ended = len(data), False
     while not ended and (more := file.readline(_CHUNK)):
+        if length > _LONGEST_LINE:
+            message = f"line {number} is longer than {_LONGEST_LINE >> 20} MiB, the limit for a line of any log"
+            raise OSError(errno.EFBIG, message)
         ended = more.endswith(b"\n")
         length += len(more) - ended
     return Line(number, offset, head, length, ended), b""
@@ -237,7 +245,7 @@ def _row_decoder(run_id: str, session: str | None, names: frozenset[str], kept: 
 
 
 class BadLines(msgspec.Struct, frozen=True):
-    """One line that is no event, and everything found wrong with it."""
+    """One line that is not an event, and everything found wrong with it."""
 
     faults: list[BadLine]
     broken: bool = False  # not even JSON: perhaps cut off while being written

@@ -237,7 +237,7 @@ class RunSeries:
 
 
 def _ends(values: list[float | None]) -> list[float]:
-    """Return the least and the greatest value, nothing if there is none."""
+    """Return the least and the greatest value; nothing where all are None."""
     known: list[float]
     try:
         known = sorted(values)  # type: ignore[arg-type]  # None raises, and is seen to below
@@ -254,7 +254,7 @@ def _last_epoch(rows: Sequence[PlainRow]) -> float | None:
 
 
 def _extend(column: array[float], values: list[float | None]) -> None:
-    """Add the values, NaN where there is none."""
+    """Add the values, NaN for None."""
     try:
         column.fromlist(values)  # type: ignore[arg-type]  # None raises, and is seen to below
     except TypeError:
@@ -262,7 +262,7 @@ def _extend(column: array[float], values: list[float | None]) -> None:
 
 
 def _rise(steps: list[int]) -> bool:
-    """Return whether each step is later than the one before."""
+    """Whether each step is later than the one before."""
     if len(steps) > 1 and (stride := steps[1] - steps[0]) > 0:
         even = range(steps[0], steps[0] + stride * len(steps), stride)
         return steps == list(even) or all(map(lt, steps, islice(steps, 1, None)))

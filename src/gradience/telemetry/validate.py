@@ -1,4 +1,4 @@
-"""The contract, checked: a log in, every fault of every line out."""
+"""The verb ``validate``: a log in, every fault of every line out."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _MOST_NAMES: Final = 1000  # unknown event names counted apart
 
 
 def validate_log(path: str | os.PathLike[str], *, max_issues: int = DEFAULT_MAX_ISSUES) -> ValidateReport:
-    """Return whether every line of a log follows the schema, and where not.
+    """Return a report of every line of a log that does not follow the schema.
 
     Event names unknown to this version are legal, and counted. Bare NaN and Infinity tokens are read, but
     are not JSON: a log that holds one is not valid.

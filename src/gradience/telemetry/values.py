@@ -9,13 +9,18 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping, Sequence
+from array import array
+from collections.abc import Iterable, Mapping, Sequence
 from enum import Enum
+from itertools import islice
 from math import isfinite, prod
-from typing import Any, Final, NamedTuple, get_args
+from typing import Any, Final, NamedTuple, TypeVar, get_args
 
 from gradience.errors import RecorderError
 from gradience.schema.scalars import MAX_INT, Json, NonFinite, Real, real
+
+
+_T = TypeVar("_T")
 
 
 class _Limits(NamedTuple):
@@ -23,9 +28,13 @@ class _Limits(NamedTuple):
 
     depth: int  # levels below the value itself
     items: int | None  # of one list or mapping, or of an array in all
+    left: list[int] = []  # noqa: RUF012  # where everything is kept: values that may still come, counted down
 
 
-_EXACT: Final = _Limits(64, None)
+MAX_VALUES: Final = 10_000  # of one event, in lists and mappings: more do not fit a line of 64 KiB
+MAX_ELEMENTS: Final = 4096  # of one array or tensor, which is asked for its size before its values are fetched
+_MAX_LEVELS: Final = 64
+_WHOLE_BITS: Final = 4096  # of an integer that is written whole: 1233 digits, where a float's largest has 309
 _BOUNDED: Final = _Limits(7, 64)  # logged rows are flat
 
 _NAMES: Final = frozenset(get_args(NonFinite))
@@ -40,9 +49,9 @@ def plain(value: Any, name: str) -> Json:
     """Return the value with non-finite floats named, numpy and torch values as Python's, and keys as text.
 
     Raises:
-        RecorderError: something in it is no JSON value; the message names where.
+        RecorderError: something in it is not a JSON value; the message names its place.
     """
-    return _plain(value, name, _EXACT, 0)
+    return _plain(value, name, _Limits(_MAX_LEVELS, None, [MAX_VALUES]), 0)
 
 
 def described(value: Any) -> Json:
@@ -53,7 +62,7 @@ def described(value: Any) -> Json:
     """
     try:
         return _plain(value, "", _BOUNDED, 0)
-    except RecorderError:  # a number that is none: a Decimal of 10^400, say
+    except RecorderError:  # an object that promises a number and gives none
         return f"<{type(value).__name__}>"
 
 
@@ -61,19 +70,21 @@ def number(value: Any, name: str) -> Real:
     """Return a number as it goes on the wire: of Python, numpy or torch, one element, or a non-finite one's name.
 
     Raises:
-        RecorderError: it is no number.
+        RecorderError: the value is not a number.
     """
     if type(value) is float:
         return value if isfinite(value) else real(value)
-    if type(value) is int or (isinstance(value, str) and value in _NAMES):
-        return value  # type: ignore[return-value]  # an int is a Real, and so is a name
+    if type(value) is int and value.bit_length() <= _WHOLE_BITS:
+        return value
+    if isinstance(value, str) and value in _NAMES:
+        return value  # type: ignore[return-value]  # a name is a Real
     item = _listed(value)
     while isinstance(item, list) and len(item) == 1:
         item = item[0]
     if isinstance(item, (bool, str, list)) or not hasattr(item, "__float__"):
         raise _refusal(name, "a number", value)
     try:
-        return int(item) if isinstance(item, int) else real(float(item))
+        return int(item) if isinstance(item, int) and item.bit_length() <= _WHOLE_BITS else real(float(item))
     except (TypeError, ValueError, OverflowError) as error:
         raise _refusal(name, "a number", value) from error
 
@@ -82,7 +93,7 @@ def rates(value: Any) -> Real | list[Real]:
     """Return a learning rate, or one per parameter group.
 
     Raises:
-        RecorderError: it is neither a number nor numbers.
+        RecorderError: the value is neither a number nor a list of numbers.
     """
     if type(value) is float:
         return value if isfinite(value) else real(value)
@@ -129,6 +140,8 @@ def _plain(value: Any, name: str, limits: _Limits, depth: int) -> Json:
     if kind is float:
         return value if isfinite(value) else real(value)
     if kind is int:
+        if limits.items is None and value.bit_length() > _WHOLE_BITS:
+            raise _refusal(name, f"an integer of at most {_WHOLE_BITS} bits", value)
         return value if limits.items is None or -MAX_INT <= value <= MAX_INT else _huge(value)
     if kind is bool or value is None:
         return value
@@ -147,10 +160,29 @@ def _nested(value: Any, name: str, limits: _Limits, depth: int) -> Json:
         return f"<{len(value)} values>"
     if isinstance(value, Mapping):
         inner = f"{name}." if name else ""
-        return {_text(str(k)): _plain(v, f"{inner}{k}", limits, depth + 1) for k, v in value.items()}
+        held = _within(value.items(), name, limits)
+        return {_text(str(k)): _plain(v, f"{inner}{k}", limits, depth + 1) for k, v in held}
     if isinstance(value, (set, frozenset)):
-        value = sorted(value, key=str)
-    return [_plain(v, f"{name}[{i}]", limits, depth + 1) for i, v in enumerate(value)]
+        value = sorted(_within(value, name, limits), key=str)
+        return [_plain(v, f"{name}[{i}]", limits, depth + 1) for i, v in enumerate(value)]
+    return [_plain(v, f"{name}[{i}]", limits, depth + 1) for i, v in enumerate(_within(value, name, limits))]
+
+
+def _within(items: Iterable[_T], name: str, limits: _Limits) -> list[_T]:
+    """Return the items, which a mapping of somebody's own may yield without end, and count them.
+
+    Counting also ends a list that holds itself twice, which has 2^64 values within 64 levels.
+
+    Raises:
+        RecorderError: there are more than one event may have.
+    """
+    most = limits.items if limits.items is not None else limits.left[0]
+    held = list(islice(items, most + 1))
+    if len(held) > most:
+        raise RecorderError(f"`{name}` holds more values than the {MAX_VALUES} of one event", advice=_ADVICE)
+    if limits.items is None:
+        limits.left[0] -= len(held)
+    return held
 
 
 def _converted(value: Any, name: str, limits: _Limits, depth: int) -> Json:
@@ -161,6 +193,8 @@ def _converted(value: Any, name: str, limits: _Limits, depth: int) -> Json:
     shape = getattr(value, "shape", None)
     if limits.items is not None and isinstance(shape, tuple) and prod(shape) > limits.items:
         return f"<array of shape {list(shape)}>"  # asked before `tolist`, which would fetch it from the device
+    if limits.items is None and _is_large(value):
+        raise _refusal(name, f"at most {MAX_ELEMENTS} values", value)
     listed = _listed(value)
     while limits.items is not None and isinstance(listed, list) and len(listed) == 1:
         listed = listed[0]
@@ -176,12 +210,20 @@ def _converted(value: Any, name: str, limits: _Limits, depth: int) -> Json:
 def _listed(value: Any) -> Any:
     """Return an array's or tensor's values as Python has them; anything else as it is."""
     tolist = getattr(value, "tolist", None)
-    if not callable(tolist):
+    if not callable(tolist) or _is_large(value):
         return value
     try:
         return tolist()
     except (TypeError, ValueError, RuntimeError):  # a tensor without data, such as torch's on "meta"
         return value
+
+
+def _is_large(value: Any) -> bool:
+    """Whether an array or tensor has more values than an event may hold, by its shape alone."""
+    shape = getattr(value, "shape", None)
+    if isinstance(shape, tuple):
+        return prod(shape) > MAX_ELEMENTS
+    return isinstance(value, array) and len(value) > MAX_ELEMENTS
 
 
 def _huge(value: int) -> str:

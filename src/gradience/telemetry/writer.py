@@ -76,7 +76,7 @@ class TelemetryWriter:
             raise ValueError(f"fsync must be 'always', 'auto' or 'never', not {fsync!r}")
         self.run_id: str = redact_id(run_id) if run_id else uuid.uuid4().hex
         self.session = uuid.uuid4().hex[:12]
-        self.lost = 0  # events that were refused or could not be written
+        self._refused = 0
         self._rule = Redaction(allow_text, max_str_len)
         self._clock = clock
         self._seq = 0
@@ -84,6 +84,11 @@ class TelemetryWriter:
         self._guard = threading.RLock()
         log = Path(path)
         self._file = LogFile(log, sibling=f"{log.stem}.{self.session}{log.suffix}" if siblings else None, fsync=fsync)
+
+    @property
+    def lost(self) -> int:
+        """Events that were refused, could not be written, or went with a log that was removed."""
+        return self._refused + self._file.lost
 
     @property
     def path(self) -> Path:
@@ -121,7 +126,7 @@ class TelemetryWriter:
             RunStart,
             resumed_from_step,
             config=config or ConfigSnapshot(),
-            meta=plain(meta or {}, "meta"),
+            meta=self._held(meta or {}, "meta"),
             resumed_from_step=resumed_from_step,
         )
 
@@ -143,16 +148,16 @@ class TelemetryWriter:
             lr=None if lr is None else rates(lr),
             grad_norm=None if grad_norm is None else number(grad_norm, "grad_norm"),
             epoch=None if epoch is None else number(epoch, "epoch"),
-            extras=plain(extras, "") if extras else {},
+            extras=self._held(extras, "") if extras else {},
         )
 
     def eval(self, step: int | None, *, split: str, metrics: Mapping[str, Any] | EvalMetrics) -> None:
         """Record one evaluation of one split: `loss`, `ppl`, `accuracy`, `n`, and whatever else was measured."""
-        self._record(Eval, step, split=split, metrics=_eval_metrics(metrics))
+        self._record(Eval, step, split=split, metrics=self._eval_metrics(metrics))
 
     def metrics(self, step: int | None, *, kind: str, metrics: Mapping[str, Any]) -> None:
         """Record a block of numbers of a named kind."""
-        self._record(Metrics, step, kind=kind, metrics=plain(metrics, "metrics"))
+        self._record(Metrics, step, kind=kind, metrics=self._held(metrics, "metrics"))
 
     def alert(
         self,
@@ -165,7 +170,7 @@ class TelemetryWriter:
     ) -> None:
         """Record something a person should see."""
         self._record(
-            Alert, step, severity=severity, code=code, message=message, context=plain(context or {}, "context")
+            Alert, step, severity=severity, code=code, message=message, context=self._held(context or {}, "context")
         )
 
     def recommendation(self, items: Sequence[RecommendationItem], *, step: int | None = None) -> None:
@@ -216,15 +221,33 @@ class TelemetryWriter:
 
     def _take_seq(self) -> int:
         seq = self._seq
-        self._seq = seq + 1  # even if the write fails: the gap tells
+        self._seq = seq + 1  # even if the write fails: the gap shows the loss
         return seq
 
     def _append(self, event: Event) -> None:
         try:
-            self._file.append(self._line(event), durable=isinstance(event, _DURABLE))
+            line = self._line(event)
+            if type(event) is RunStart:
+                self._file.opening = line
+            self._file.append(line, durable=isinstance(event, _DURABLE))
         except RecorderError:
-            self.lost += 1
+            self._refused += 1
             raise
+
+    def _held(self, values: Mapping[str, Any], name: str) -> Any:
+        """Return values of the caller's own as JSON; an event whose values cannot be written is lost."""
+        try:
+            return plain(values, name)
+        except RecorderError:
+            self._refused += 1
+            raise
+
+    def _eval_metrics(self, metrics: Mapping[str, Any] | EvalMetrics) -> EvalMetrics:
+        if isinstance(metrics, EvalMetrics):
+            return metrics
+        given = self._held(metrics, "metrics")
+        known = {k: given.pop(k) for k in ("loss", "ppl", "accuracy", "n") if k in given}
+        return EvalMetrics(**known, extras=given)
 
     def _line(self, event: Event) -> bytes:
         own = event.run_id == self.run_id and event.session == self.session
@@ -279,11 +302,3 @@ def _step(step: Any) -> int:
     if isinstance(value, str) or value != int(value):
         raise RecorderError(f"`step`: expected a whole number, got {value!r}", advice=_ADVICE)
     return int(value)
-
-
-def _eval_metrics(metrics: Mapping[str, Any] | EvalMetrics) -> EvalMetrics:
-    if isinstance(metrics, EvalMetrics):
-        return metrics
-    given = plain(metrics, "metrics")
-    known = {k: given.pop(k) for k in ("loss", "ppl", "accuracy", "n") if k in given}
-    return EvalMetrics(**known, extras=given)

@@ -2,22 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
+import numpy as np
+
 from gradience.adapters.layout import Adapter, Module
-from gradience.adapters.names import natural_key
 from gradience.adapters.open import AdapterFiles, open_adapter
 from gradience.errors import AdapterError
+from gradience.io.sorting import natural_key
 from gradience.io.types import PathLike
-from gradience.schema.compare import ComparedAdapter, ConfigDifference, OnlyIn
+from gradience.schema.compare import ComparedAdapter, ConfigDifference, OnlyIn, Overlap, SideOverlap
 from gradience.schema.scalars import Json
+from gradience.spectral.grams import Factors
+from gradience.spectral.narrow import inner_size, narrowed
+from gradience.spectral.subspace import (
+    Floats,
+    PairGeometry,
+    Stacked,
+    chance_overlap,
+    chance_overlap_sd,
+    overlap,
+    pair_geometries,
+    principal_cosines,
+)
 from gradience.verbs.writing import raw_config
 
 _SETS: Final = {"target_modules", "modules_to_save", "exclude_modules", "target_parameters"}  # order means nothing
+_ANGLES: Final = 16  # principal angles that a report lists
 _OF_NO_EFFECT: Final = {"inference_mode", "peft_version", "auto_mapping"}
-_FEW: Final = 2
 
 
 class Side(NamedTuple):
@@ -53,7 +68,7 @@ def open_sides(paths: Sequence[PathLike]) -> list[Side]:
     Raises:
         AdapterError: fewer than two are given, or one cannot be read or holds no update that is understood.
     """
-    if len(paths) < _FEW:
+    if len(paths) < 2:
         raise AdapterError(f"{len(paths)} adapters given, expected at least two", advice="give the folders PEFT saved")
     sides = []
     for name, path in zip(_names([Path(path) for path in paths]), paths, strict=True):
@@ -70,7 +85,7 @@ def open_sides(paths: Sequence[PathLike]) -> list[Side]:
 
 
 def _names(paths: Sequence[Path]) -> list[str]:
-    """Return a short name for each path: its last parts, as many as tell them all apart."""
+    """Return a short name for each path: its last parts, as few as distinguish them all."""
     parts = [path.resolve().parts for path in paths]
     for n in range(1, max(map(len, parts)) + 1):
         names = ["/".join(p[-n:]) for p in parts]
@@ -95,7 +110,7 @@ def matched(sides: Sequence[Side], *, overlapping: bool = True) -> Matching:
         for name, row in rows.items()
         if None in row
     ]
-    if overlapping and all(sum(m is not None for m in row) < _FEW for row in rows.values()):
+    if overlapping and all(sum(m is not None for m in row) < 2 for row in rows.values()):
         first = [next(iter(table), "-") for table in tables]
         raise AdapterError(
             f"the adapters have no module in common ({sides[0].name} has {first[0]}, {sides[1].name} has {first[1]})",
@@ -142,3 +157,67 @@ def described(side: Side, norm: float | None, *, step: int | None = None) -> Com
         scaling=span([m.scale for m in modules]),
         frobenius_norm=norm,
     )
+
+
+def factors_of(module: Module) -> Callable[[], Factors]:
+    """Return a loader of the module's update for the spectral kernels."""
+
+    def load() -> Factors:
+        b, a = module.load()
+        return Factors(b=b, a=a, scale=module.scale)
+
+    return load
+
+
+def shared_modules(found: Matching, pairs: Iterable[tuple[int, int]]) -> list[tuple[tuple[int, int], Module, Module]]:
+    """Return (pair, module of its first adapter, module of its second) of each module that both of a pair have."""
+    return [
+        (pair, one, two)
+        for pair in pairs
+        for row in found.rows.values()
+        if (one := row[pair[0]]) is not None and (two := row[pair[1]]) is not None
+    ]
+
+
+def geometries(shared: Iterable[tuple[tuple[int, int], Module, Module]]) -> Iterator[PairGeometry]:
+    """Yield how the two updates lie to each other, in the same order, without the dense matrices."""
+    return iter(pair_geometries([(_stacked(one), _stacked(two)) for _, one, two in shared]))
+
+
+def _stacked(module: Module) -> Stacked:
+    return Stacked(lambda: narrowed(*module.load()), inner_size(module.r, *module.shape), module.scale)
+
+
+def side_overlap(cross: Floats, d: int) -> SideOverlap:
+    """Return phi(k, k) for k = 1, 2, 4, ... and phi of the whole spans, in R^d, from all inner products U^T V."""
+    k, n = cross.shape
+    sizes = [(1 << e, 1 << e) for e in range(min(k, n).bit_length())]
+    if (k, n) not in sizes:
+        sizes.append((k, n))
+    angles = np.degrees(np.arccos(principal_cosines(cross)[:_ANGLES]))
+    return SideOverlap(overlaps=[_overlap(cross, i, j, d) for i, j in sizes], angles=[float(a) for a in angles])
+
+
+def _overlap(cross: Floats, i: int, j: int, d: int) -> Overlap:
+    return Overlap(
+        i=i, j=j, phi=overlap(cross, i, j), chance=chance_overlap(i, j, d), chance_sd=chance_overlap_sd(i, j, d)
+    )
+
+
+def mean_overlaps(sides: Iterable[SideOverlap | None]) -> list[Overlap]:
+    """Return the mean of phi(k, k) over the modules that have k directions, for each k = 1, 2, 4, ..."""
+    by_size: dict[int, list[Overlap]] = {}
+    for side in sides:
+        for item in side.overlaps if side is not None else ():
+            if item.i == item.j and item.i.bit_count() == 1:
+                by_size.setdefault(item.i, []).append(item)
+    return [
+        Overlap(
+            i=size,
+            j=size,
+            phi=min(1.0, math.fsum(item.phi for item in some) / len(some)),
+            chance=math.fsum(item.chance for item in some) / len(some),
+            chance_sd=math.sqrt(math.fsum(item.chance_sd**2 for item in some)) / len(some),
+        )
+        for size, some in sorted(by_size.items())
+    ]

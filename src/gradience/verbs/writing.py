@@ -1,59 +1,70 @@
-"""An adapter folder as PEFT saves one, written whole or not at all, with a record of where it came from."""
+"""What the verbs that write an adapter share: where they may write, the folder as PEFT saves one, and its record.
+
+A folder appears whole or not at all, and never in place of what is read. Beside the weights and the config lies
+`gradience_provenance.json`: which files were read, by which operation, at what cost in each module.
+"""
 
 from __future__ import annotations
 
 import json
-import math
+import re
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal, NamedTuple, TypeAlias
 
 import msgspec
-import numpy as np
 
-from gradience.adapters.open import AdapterFiles
+from gradience.adapters.config import LARGEST_CONFIG
+from gradience.adapters.open import INDEX_NAMES, WEIGHT_NAMES, AdapterFiles
 from gradience.base.weights import file_digest
 from gradience.errors import AdapterError, OutputError
 from gradience.io.atomic import atomic_folder, refuse_file, refuse_folder
+from gradience.io.decoding import decode_json
+from gradience.io.reading import read_small
 from gradience.io.safetensors import PlannedTensor, write_safetensors
-from gradience.schema.compare import Overlap, SideOverlap
-from gradience.schema.writing import ModuleChange, Provenance, SourceFile
-from gradience.spectral.subspace import Floats, chance_overlap, chance_overlap_sd, overlap, principal_cosines
+from gradience.schema.merge import MergeReport
+from gradience.schema.writing import ConvertReport, ModuleChange, Provenance, ResizeReport, SourceFile
 
 WEIGHTS_NAME: Final = "adapter_model.safetensors"
 CONFIG_NAME: Final = "adapter_config.json"
 PROVENANCE_NAME: Final = "gradience_provenance.json"
+PEFT_METADATA: Final = {"format": "pt"}
+
+_ADAPTER_NAMES: Final = frozenset({CONFIG_NAME, PROVENANCE_NAME, *WEIGHT_NAMES, *INDEX_NAMES})
+_SHARD: Final = re.compile(r"(?:adapter_model|adapters)-\d{5}-of-\d{5}\.(?:safetensors|bin)")
+_NAMED: Final = 5  # entries that an error names
+_CARD_NAME: Final = "README.md"
+_CARD_GAP: Final = b"[More Information Needed]"
+_CARD_GAPS: Final = 20  # fields that PEFT's card leaves open: it writes some thirty, a person who fills it in few
+_MAX_CARD: Final = 64 * 1024  # bytes; PEFT's card has 5 KB
+
+Dtype: TypeAlias = Literal["float32", "float16", "bfloat16"]
+STORED: Final[Mapping[str, str]] = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
+"""The dtypes that factors are written in, and safetensors' names of them."""
 
 
-def write_adapter(
-    out: Path,
-    *,
-    tensors: Sequence[PlannedTensor],
-    config: Mapping[str, Any],
-    provenance: Provenance,
-    force: bool = False,
-    weights_name: str = WEIGHTS_NAME,
-    metadata: Mapping[str, str] | None = None,
-) -> None:
-    """Write a folder with the weights, the config and the record; tensors are loaded one at a time.
+class NewAdapter(NamedTuple):
+    """The contents of a folder: tensors in their order, `adapter_config.json`, and the weights file's header."""
 
-    Args:
-        out: the folder; it must not exist, or be empty, unless `force`.
-        tensors: written in this order.
-        config: `adapter_config.json`, keys sorted as PEFT does.
-        provenance: from `provenance_of`.
-        force: replace a folder that exists, once the new one is complete. Never the source of a tensor.
-        weights_name: for formats other than PEFT's.
-        metadata: of the safetensors header; PEFT's is `{"format": "pt"}`.
+    tensors: Sequence[PlannedTensor]
+    config: Mapping[str, Any]
+    metadata: Mapping[str, str] = PEFT_METADATA
+    weights_name: str = WEIGHTS_NAME
+
+
+def write_adapter(out: Path, new: NewAdapter, provenance: Provenance, *, force: bool = False) -> None:
+    """Write a folder with the weights, the config (keys sorted, as PEFT does) and the record.
+
+    Tensors are loaded one at a time. `force` replaces an adapter that exists, once the new one is complete.
 
     Raises:
-        OutputError: the folder exists, or cannot be written.
+        OutputError: the folder exists, holds more than an adapter, or cannot be written.
     """
-    with atomic_folder(out, force=force) as folder:
-        write_safetensors(folder / weights_name, tensors, metadata={"format": "pt"} if metadata is None else metadata)
-        _write(folder / CONFIG_NAME, (json.dumps(config, indent=2, sort_keys=True) + "\n").encode())
+    with atomic_folder(out, force=force, check=refuse_to_lose) as folder:
+        write_safetensors(folder / new.weights_name, new.tensors, metadata=new.metadata)
+        _write(folder / CONFIG_NAME, (json.dumps(new.config, indent=2, sort_keys=True) + "\n").encode())
         _write(folder / PROVENANCE_NAME, msgspec.json.format(msgspec.json.encode(provenance), indent=2) + b"\n")
 
 
@@ -64,79 +75,60 @@ def _write(path: Path, data: bytes) -> None:
         raise OutputError(f"cannot write {path}: {error.strerror}", advice="check the space left") from error
 
 
+class Changes(NamedTuple):
+    """What a record says of the modules: name, rank before and after, relative error."""
+
+    modules: Sequence[ModuleChange]
+    relative_error: float | None = None
+    notes: Sequence[str] = ()
+
+
 def provenance_of(
     operation: str,
     files: Iterable[Path],
-    *,
     options: Mapping[str, Any],
-    modules: Sequence[ModuleChange] = (),
-    relative_error: float | None = None,
-    notes: Sequence[str] = (),
+    report: ResizeReport | ConvertReport | MergeReport | Changes,
 ) -> Provenance:
-    """Return the record of an operation on the files, which are hashed; `options` must not hold paths."""
+    """Return the record of an operation on the files, which are hashed; `options` must not hold paths.
+
+    Errors over 1 (rounding to a narrow dtype can add to what is left out) are recorded as 1.
+    """
     return Provenance(
         operation=operation,
         version=version("gradience"),
         created=time.time(),
         options=dict(options),
         sources=[SourceFile(name=f.name, bytes=f.stat().st_size, digest=file_digest(f)) for f in files if f.is_file()],
-        relative_error=relative_error,
-        modules=list(modules),
-        notes=list(notes),
+        relative_error=_at_most_one(report.relative_error),
+        modules=[
+            ModuleChange(
+                name=row.name,
+                rank_before=row.rank_before,
+                rank_after=row.rank_after,
+                relative_error=_at_most_one(row.relative_error),
+            )
+            for row in report.modules
+        ],
+        notes=list(report.notes),
     )
+
+
+def _at_most_one(error: float | None) -> float | None:
+    return None if error is None else min(1.0, error)
 
 
 def raw_config(path: Path) -> dict[str, Any]:
     """Return an adapter's config with every key it has, known or not.
 
     Raises:
-        AdapterError: the file cannot be read, or is no JSON object.
+        AdapterError: the file cannot be read, or is not a JSON object.
     """
     try:
-        config = msgspec.json.decode(path.read_bytes(), type=dict[str, Any])
+        return decode_json(read_small(path, most=LARGEST_CONFIG, what="an adapter config"), dict[str, Any])
     except OSError as error:
         raise AdapterError(f"cannot read {path}: {error.strerror}", advice="give the right file") from error
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-        raise AdapterError(f"{path} is no adapter config: {error}", advice="give the right file") from error
-    return config
-
-
-_ANGLES: Final = 16
-
-
-def side_overlap(cross: Floats, d: int) -> SideOverlap:
-    """Return phi(k, k) for k = 1, 2, 4, ... and phi of the whole spans, in R^d, from all inner products U^T V."""
-    k, n = cross.shape
-    sizes = [(1 << e, 1 << e) for e in range(min(k, n).bit_length())]
-    if (k, n) not in sizes:
-        sizes.append((k, n))
-    angles = np.degrees(np.arccos(principal_cosines(cross)[:_ANGLES]))
-    return SideOverlap(overlaps=[_overlap(cross, i, j, d) for i, j in sizes], angles=[float(a) for a in angles])
-
-
-def _overlap(cross: Floats, i: int, j: int, d: int) -> Overlap:
-    return Overlap(
-        i=i, j=j, phi=overlap(cross, i, j), chance=chance_overlap(i, j, d), chance_sd=chance_overlap_sd(i, j, d)
-    )
-
-
-def mean_overlaps(sides: Iterable[SideOverlap | None]) -> list[Overlap]:
-    """Return the mean of phi(k, k) over the modules that have k directions, for each k = 1, 2, 4, ..."""
-    by_size: dict[int, list[Overlap]] = {}
-    for side in sides:
-        for item in side.overlaps if side is not None else ():
-            if item.i == item.j and item.i.bit_count() == 1:
-                by_size.setdefault(item.i, []).append(item)
-    return [
-        Overlap(
-            i=size,
-            j=size,
-            phi=min(1.0, math.fsum(item.phi for item in some) / len(some)),
-            chance=math.fsum(item.chance for item in some) / len(some),
-            chance_sd=math.sqrt(math.fsum(item.chance_sd**2 for item in some)) / len(some),
-        )
-        for size, some in sorted(by_size.items())
-    ]
+        raise AdapterError(f"{path} is not an adapter config: {error}", advice="give the right file") from error
 
 
 def refuse_place(
@@ -148,7 +140,7 @@ def refuse_place(
         out: the folder to write, or the file.
         adapters: those that are read.
         base: the files of the base model that are read.
-        force: replace what is there; of folders only one that holds an adapter.
+        force: replace what is there; of folders only one that holds an adapter, and nothing else.
         one_file: `out` is a file.
 
     Raises:
@@ -157,33 +149,56 @@ def refuse_place(
     """
     place = out.resolve()
     for files in adapters:
-        if any(source.is_relative_to(place) for source in _places(files.folder, files.config, *_weights(files))):
+        if any(source.is_relative_to(place) for source in _locations(files.folder, files.config, *weight_files(files))):
             raise OutputError(f"{out} is, or holds, an adapter that is read", advice="write to a place of its own")
         if (files.folder / CONFIG_NAME).is_file() and place.is_relative_to(files.folder.resolve()):
             raise OutputError(f"{out} is in an adapter's folder that is read", advice="write to a place of its own")
-    if any(source.is_relative_to(place) for source in _places(*base)):
+    if any(source.is_relative_to(place) for source in _locations(*base)):
         raise OutputError(f"{out} is, or holds, the base model that is read", advice="write to a place of its own")
     if one_file:
         refuse_file(out, force=force)
         return
     refuse_folder(out, force=force)
-    if force and out.is_dir() and any(out.iterdir()) and not _holds_adapter(out):
+    if force and out.is_dir() and any(out.iterdir()):
+        refuse_to_lose(out)
+
+
+def refuse_to_lose(folder: Path) -> None:
+    """Raise where the replacement of a folder would cost more than an adapter.
+
+    Raises:
+        OutputError: the folder holds no adapter, or something beside one: it is named.
+    """
+    if not any((folder / name).is_file() for name in (CONFIG_NAME, PROVENANCE_NAME)):
         raise OutputError(
-            f"{out} holds no adapter ({CONFIG_NAME}): --force does not replace such a folder",
+            f"{folder} holds no adapter ({CONFIG_NAME}): --force does not replace such a folder",
             advice="choose another name, or remove it yourself",
+        )
+    others = sorted(entry.name + "/" * entry.is_dir() for entry in folder.iterdir() if not _is_of_an_adapter(entry))
+    if others:
+        more = f" and {len(others) - _NAMED} more" if len(others) > _NAMED else ""
+        raise OutputError(
+            f"{folder} holds more than an adapter, which --force would remove: {', '.join(others[:_NAMED])}{more}",
+            advice="choose another name, or move these away",
         )
 
 
-def _weights(files: AdapterFiles) -> tuple[Path, ...]:
+def _is_of_an_adapter(entry: Path) -> bool:
+    """Whether an entry of a folder is a regular file that an adapter consists of. A model card is one until edited."""
+    if entry.is_symlink() or not entry.is_file():
+        return False
+    if entry.name == _CARD_NAME:
+        return entry.stat().st_size <= _MAX_CARD and entry.read_bytes().count(_CARD_GAP) >= _CARD_GAPS
+    return entry.name in _ADAPTER_NAMES or bool(_SHARD.fullmatch(entry.name))
+
+
+def weight_files(files: AdapterFiles) -> tuple[Path, ...]:
+    """Return the files that hold an adapter's weights, an index among them."""
     return (files.weights, *files.shards)
 
 
-def _places(*paths: Path) -> Iterator[Path]:
+def _locations(*paths: Path) -> Iterator[Path]:
     """Yield where each path leads, and where it lies: the hub's cache and others keep links in their folders."""
     for path in paths:
         yield path.resolve()
         yield path.parent.resolve() / path.name
-
-
-def _holds_adapter(folder: Path) -> bool:
-    return any((folder / name).is_file() for name in (CONFIG_NAME, PROVENANCE_NAME))

@@ -152,6 +152,27 @@ MESSAGES = [
         "512 sequences per optimizer step",
         {"effective_batch": 512},
     ),
+    (
+        "REC003",
+        training(logging_nan_inf_filter=True),
+        None,
+        "a NaN loss will be averaged away in the log",
+        {"logging_nan_inf_filter": True},
+    ),
+    (
+        "VAL001",
+        config(optimizer={"betas": [0.9, 1.0]}),
+        None,
+        "adam beta2 is 1; it must be at least 0 and below 1",
+        {"adam beta2": 1.0},
+    ),
+    (
+        "VAL001",
+        config(lora={"alpha": "NaN"}),
+        None,
+        "lora_alpha is NaN; it must be a finite number, above 0",
+        {"lora_alpha": "NaN"},
+    ),
     ("STP001", training(max_steps=40), None, "the run has only 40 optimizer steps", {"steps": 40}),
     (
         "EPO001",
@@ -354,5 +375,6 @@ def test_a_value_at_the_end_of_its_range_is_fine_and_one_beside_it_is_an_error(
 
 
 def test_values_of_lora_are_not_judged_in_another_kind_of_adapter() -> None:
-    snapshot = config(lora={"peft_type": "IA3", "r": 0, "dropout": 2.0, "rank_pattern": {"q": 0}})
+    values = {"r": 0, "alpha": 0.0, "dropout": 2.0, "rank_pattern": {"q": 0}, "alpha_pattern": {"q": 0.0}}
+    snapshot = config(lora={"peft_type": "IA3", **values})
     assert "VAL001" not in {item.id for item in judge_config(snapshot).findings}

@@ -239,7 +239,7 @@ def test_an_alpha_that_a_pattern_gives_is_set_on_purpose():
         ("float16", 2.9e-4, 0.99, True),
         ("float16", 3e-4, 0.99, False),
         ("bfloat16", 0.0, None, False),
-        ("bfloat16", 2.9e-3, None, True),
+        ("bfloat16", 2.9e-3, 0.0, True),  # nothing of it arrives
         ("bfloat16", "NaN", 0.1, False),
     ],
 )

@@ -13,30 +13,48 @@ from dataclasses import replace
 from typing import Any, Final
 
 import msgspec
-import numpy as np
 
 from gradience.adapters.config import AdapterConfig, ScalingRules, parse_config
-from gradience.adapters.kinds.lora import Pair, lora_module, pair_of, wide
-from gradience.adapters.kinds.products import FIELDS, product_module, with_magnitude
-from gradience.adapters.layout import MOST_ELEMENTS, Adapter, Array, Context, Group, Module, Role, Skipped, parse_key
-from gradience.adapters.names import explained, natural_key, other_role
-from gradience.errors import AdapterError
-from gradience.io.safetensors import TensorSource
-
-_ENDINGS: Final = (
-    (".lora_down.weight", "lora_A"),
-    (".lora_up.weight", "lora_B"),
-    (".lora_mid.weight", "lora_mid"),
-    (".lora.down.weight", "lora_A"),
-    (".lora.up.weight", "lora_B"),
-    ("_lora.down.weight", "lora_A"),
-    ("_lora.up.weight", "lora_B"),
-    (".lora_linear_layer.down.weight", "lora_A"),
-    (".lora_linear_layer.up.weight", "lora_B"),
-    (".dora_scale", "magnitude"),
-    (".alpha", "alpha"),
-    *((f".{field}", field) for field in FIELDS),
+from gradience.adapters.formats.assembly import Assembly, grouped, role_of
+from gradience.adapters.kinds.dense import as_float32
+from gradience.adapters.kinds.lora import Pair, lora_module, pair_of
+from gradience.adapters.kinds.products import product_module, unfolded, with_magnitude
+from gradience.adapters.layout import (
+    LOHA_FIELDS,
+    LOKR_FIELDS,
+    Adapter,
+    Context,
+    Files,
+    Format,
+    Group,
+    Module,
+    Role,
+    Skipped,
+    UnsuitableError,
+    parse_key,
+    reported,
 )
+from gradience.adapters.names import other_role
+from gradience.errors import AdapterError
+from gradience.io.decoding import decode_json
+from gradience.io.safetensors import TensorSource
+from gradience.schema.audit import LeftoverReason
+
+_ENDINGS: Final = {
+    ".lora_down.weight": "lora_A",
+    ".lora_up.weight": "lora_B",
+    ".lora_mid.weight": "lora_mid",
+    ".lora.down.weight": "lora_A",
+    ".lora.up.weight": "lora_B",
+    "_lora.down.weight": "lora_A",
+    "_lora.up.weight": "lora_B",
+    ".lora_linear_layer.down.weight": "lora_A",
+    ".lora_linear_layer.up.weight": "lora_B",
+    ".dora_scale": "magnitude",
+    ".alpha": "alpha",
+    **{f".{field}": field for field in (*LOHA_FIELDS, *LOKR_FIELDS)},
+}
+_FACTORS: Final = tuple(ending for ending, field in _ENDINGS.items() if field in {"lora_A", "lora_B"})
 _KOHYA_STEMS: Final = ("lora_unet_", "lora_te", "lora_transformer_", "lycoris_")
 _COMPONENTS: Final = (
     "transformer.",
@@ -47,126 +65,98 @@ _COMPONENTS: Final = (
     "diffusion_model.",
 )
 _METADATA: Final = "lora_adapter_metadata"
-_CORE: Final = 4
+_CORE: Final = 4  # axes
 
 
-def is_kohya(keys: Iterable[str]) -> bool:
-    """Return whether the tensors are named as sd-scripts or older diffusers name them."""
-    pairs = tuple(ending for ending, field in _ENDINGS if field in {"lora_A", "lora_B"})
-    return any(key.endswith(pairs) or key.startswith(_KOHYA_STEMS) for key in keys)
+def _is_kohya(files: Files) -> bool:
+    """Whether the tensors are named as sd-scripts or older diffusers name them."""
+    return any(key.endswith(_FACTORS) or key.startswith(_KOHYA_STEMS) for key in files.source.tensors)
 
 
 def is_diffusers(keys: Iterable[str], metadata: Mapping[str, str]) -> bool:
-    """Return whether the file is one that diffusers saved: components, or its metadata."""
+    """Whether the file is one that diffusers saved: it names components, or its metadata hold their configs."""
     return _METADATA in metadata or any(key.startswith(_COMPONENTS) for key in keys)
 
 
-def read_kohya(source: TensorSource, config: AdapterConfig) -> Adapter:
-    """Return the modules of a kohya adapter; `config` is only carried along."""
-    groups: dict[str, Group] = {}
-    roles: dict[str, Role] = {}
-    for key in source.tensors:
-        ending, field = next(((end, what) for end, what in _ENDINGS if key.endswith(end)), ("", ""))
-        if not field:
-            roles[key] = "not_analysed" if key.startswith(_KOHYA_STEMS) else "unknown"
-            continue
-        stem = key.removesuffix(ending)
-        groups.setdefault(stem, Group(stem)).keys[field] = key
-        roles[key] = {"alpha": "scale", "magnitude": "magnitude"}.get(field, "lora_pair")  # type: ignore[assignment]
-    ctx = Context(source, AdapterConfig(), ScalingRules(AdapterConfig()))
-    found = [(group, _kohya_module(ctx, group)) for group in groups.values()]
-    adapter = _adapter("kohya", ctx, found, roles)
-    return replace(adapter, config=config)
+def _read_kohya(files: Files) -> Adapter:
+    """The modules of a kohya adapter; a config beside it is only carried along."""
+    ctx = _plain_context(files.source)
+    groups, roles = grouped(files.source, _ENDINGS)
+    for key, role in roles.items():
+        if role == "unknown" and key.startswith(_KOHYA_STEMS):
+            roles[key] = "not_analysed"
+    assembly = Assembly(KOHYA, files.source, roles)
+    for group in groups:
+        assembly.add(group, _kohya_module(ctx, group))
+    return assembly.adapter(files.optional_config(), assembly.dora_notes)
 
 
-def _adapter(name: str, ctx: Context, found: list[tuple[Group, Module | Skipped]], roles: dict[str, Role]) -> Adapter:
-    modules = sorted((one for _, one in found if isinstance(one, Module)), key=lambda m: natural_key(m.name))
-    for group, one in found:
-        if isinstance(one, Skipped):
-            roles.update(dict.fromkeys(group.keys.values(), "not_analysed"))
-    placed = {key for group, _ in found for key in group.keys.values()}
-    dora = "DoRA: the numbers below describe s B A, before the rescaling by magnitude, which needs the base"
-    return Adapter(
-        format=name,
-        config=ctx.config,
-        modules=modules,
-        roles=roles,
-        tensors=ctx.source.tensors,
-        skipped=[
-            *(one for _, one in found if isinstance(one, Skipped)),
-            *explained({key: role for key, role in roles.items() if key not in placed}),
-        ],
-        notes=[dora] if any(m.kind == "dora" for m in modules) else [],
-        weights=[ctx.source.path],
-    )
+def _plain_context(source: TensorSource) -> Context:
+    return Context(source, AdapterConfig(), ScalingRules(AdapterConfig()))
 
 
+@reported
 def _kohya_module(ctx: Context, group: Group) -> Module | Skipped:
     alpha = _alpha(ctx, group)
-    if isinstance(alpha, str):
-        return Skipped(group.module, alpha)
     found = product_module(ctx, group, alpha) or _pair_module(ctx, group, alpha)
     return found if isinstance(found, Skipped) else with_magnitude(ctx, group, found)
 
 
-def _pair_module(ctx: Context, group: Group, alpha: float | None) -> Module | Skipped:
-    if (reason := ctx.misuse(group, "lora_A", "lora_B")) is not None:
-        return reason
+def _pair_module(ctx: Context, group: Group, alpha: float | None) -> Module:
+    ctx.require(group, "lora_A", "lora_B")
     pair = _cp_pair(ctx, group) if "lora_mid" in group.keys else pair_of(ctx, group, "lora_A", "lora_B")
-    if isinstance(pair, str):
-        return Skipped(group.module, pair)
     alpha = alpha or float(pair.r)  # none or 0 means the rank (sd-scripts, networks/lora.py)
     return Module(
         name=group.module,
-        kind="conv" if pair.axes > 2 else "linear",  # a kernel
+        kind="conv" if pair.axes > 2 else "linear",
         shape=(pair.out, pair.inner),
         r=pair.r,
         alpha=alpha,
         scale=alpha / pair.r,
-        params=sum(ctx.info(group, name).size for name in group.keys if name != "alpha"),
+        params=ctx.size(group, "alpha"),
         load=pair.load,
         base_name=f"{group.module}.weight" if "." in group.module else None,
         keys=group.keys,
     )
 
 
-def _alpha(ctx: Context, group: Group) -> float | str | None:
-    """Return the scalar of `.alpha`, None without one, or what is wrong with it."""
+def _alpha(ctx: Context, group: Group) -> float | None:
+    """The scalar of `.alpha`, None without one.
+
+    Raises:
+        UnsuitableError: it is not one finite number.
+    """
     if "alpha" not in group.keys:
         return None
-    info = ctx.info(group, "alpha")
-    if info.size != 1:
-        return f"alpha has {info.size} entries, expected one"
+    entries = math.prod(ctx.shape(group, "alpha"))
+    if entries != 1:
+        raise UnsuitableError(f"alpha has {entries} entries, expected one")
     value = float(ctx.reader(group, "alpha")().reshape(-1)[0])
-    return value if math.isfinite(value) else "alpha is not finite"
+    if not math.isfinite(value):
+        raise UnsuitableError("alpha is not finite", LeftoverReason.CONFIG)
+    return value
 
 
-def _cp_pair(ctx: Context, group: Group) -> Pair | str:
-    """Return the pair of a CP-decomposed convolution: up (out, r), and mid times down (r, in k k)."""
-    if (reason := ctx.misuse(group, "lora_mid")) is not None:
-        return reason.reason
-    down, up, mid = (ctx.info(group, name).shape for name in ("lora_A", "lora_B", "lora_mid"))
+def _cp_pair(ctx: Context, group: Group) -> Pair:
+    """The pair of a CP-decomposed convolution: up (out, r), and mid times down (r, in k k)."""
+    ctx.require(group, "lora_mid")
+    down, up, mid = (ctx.shape(group, name) for name in ("lora_A", "lora_B", "lora_mid"))
     flat = all(n == 1 for n in (*down[2:], *up[2:]))
     if len(mid) != _CORE or min(len(down), len(up)) < 2 or not flat or mid[:2] != (up[1], down[0]):
-        return f"factors of shape {list(up)}, {list(mid)} and {list(down)}: expected (out, r), (r, r, k, k), (r, in)"
-    r, inner = up[1], down[1] * mid[2] * mid[3]
-    if r * inner > MOST_ELEMENTS:
-        return f"a core of shape {list(mid)} is too large to be unfolded"
-    read_down, read_up, read_mid = (ctx.reader(group, name) for name in ("lora_A", "lora_B", "lora_mid"))
-
-    def load() -> tuple[Array, Array]:
-        low = wide(read_down()).reshape(down[0], down[1])
-        unfolded = np.einsum("ijkl,jr->irkl", wide(read_mid()), low)
-        return wide(read_up()).reshape(up[0], r), unfolded.reshape(r, inner)
-
-    return Pair(up[0], inner, r, _CORE, load)
+        raise UnsuitableError(
+            f"factors of shape {list(up)}, {list(mid)} and {list(down)}: expected (out, r), (r, r, k, k), (r, in)"
+        )
+    out, r, inner = up[0], up[1], down[1] * mid[2] * mid[3]
+    unfold = unfolded(mid, inner, ctx.reader(group, "lora_mid"), ctx.reader(group, "lora_A"))
+    read_up = ctx.reader(group, "lora_B")
+    return Pair(out, inner, r, _CORE, lambda: (as_float32(read_up()).reshape(out, r), unfold()))
 
 
-def read_diffusers(source: TensorSource) -> Adapter:
-    """Return the modules of a diffusers adapter."""
+def _read_diffusers(files: Files) -> Adapter:
+    """The modules of a diffusers adapter."""
+    source, plain = files.source, _plain_context(files.source)
     configs = _component_configs(source)
     contexts = {name: Context(source, config, ScalingRules(config)) for name, config in configs.items()}
-    plain = Context(source, AdapterConfig(), ScalingRules(AdapterConfig()))
     groups: dict[tuple[str, str], Group] = {}
     roles: dict[str, Role] = {}
     for name in source.tensors:
@@ -180,49 +170,35 @@ def read_diffusers(source: TensorSource) -> Adapter:
             continue
         component, _, module = path.partition(".")
         groups.setdefault((component, module), Group(module)).keys[field] = name
-        roles[name] = _diffusers_role(field)
-    found = [
-        (group, _diffusers_module(contexts.get(component), plain, component, group))
-        for (component, _), group in groups.items()
-    ]
-    adapter = _adapter("diffusers", plain, found, roles)
+        roles[name] = role_of(field)
+    assembly = Assembly(DIFFUSERS, source, roles)
+    for (component, _), group in groups.items():
+        found = _diffusers_module(contexts.get(component, plain), group, configured=component in contexts)
+        assembly.add(group, replace(found, name=f"{component}.{found.name}"))
     assumed = [] if configs else ["the file gives no alpha: it is taken to be the rank, as diffusers does"]
-    return replace(adapter, notes=[*adapter.notes, *assumed])
+    return assembly.adapter(plain.config, [*assembly.dora_notes, *assumed])
 
 
-def _diffusers_role(field: str) -> Role:
-    if field == "alpha":
-        return "scale"
-    if field.endswith(".bias"):
-        return "bias"
-    return "magnitude" if field == "lora_magnitude_vector" else "lora_pair"
-
-
-def _diffusers_module(declared: Context | None, plain: Context, component: str, group: Group) -> Module | Skipped:
-    ctx = declared or plain
+@reported
+def _diffusers_module(ctx: Context, group: Group, *, configured: bool) -> Module | Skipped:
     alpha = _alpha(ctx, group)
-    if isinstance(alpha, str):
-        return Skipped(f"{component}.{group.module}", alpha)
     keys = {field: key for field, key in group.keys.items() if field != "alpha"}
     found = lora_module(ctx, Group(group.module, keys=keys))
-    name = f"{component}.{found.name}"
-    if isinstance(found, Skipped):
-        return replace(found, name=name)
-    if declared is not None and alpha is None:
-        return replace(found, name=name)
-    if found.dense is not None:  # it holds the scale of the config that is not there
-        return Skipped(name, "DoRA without a config: its scale is not known")
+    if isinstance(found, Skipped) or (configured and alpha is None):
+        return found
+    if found.dense is not None:  # it was made with the scale of a config that is not there
+        raise UnsuitableError("DoRA without a config: its scale is not known", LeftoverReason.CONFIG)
     alpha = alpha or float(found.r)
-    return replace(found, name=name, alpha=alpha, scale=alpha / found.r, config_r=None, rslora=False)
+    return replace(found, alpha=alpha, scale=alpha / found.r, config_r=None, rslora=False)
 
 
 def _component_configs(source: TensorSource) -> dict[str, AdapterConfig]:
-    """Return the config of each component that the metadata holds: keys are `<component>.<field>`."""
+    """The config of each component that the metadata hold: keys are `<component>.<field>`."""
     text = source.metadata.get(_METADATA)
     if text is None:
         return {}
     try:
-        flat = msgspec.json.decode(text, type=dict[str, Any])
+        flat = decode_json(text, dict[str, Any])
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise AdapterError(f"{source.path}: the metadata's {_METADATA} is not a JSON object: {error}") from error
     fields: dict[str, dict[str, Any]] = {}
@@ -233,3 +209,13 @@ def _component_configs(source: TensorSource) -> dict[str, AdapterConfig]:
         component: parse_config(msgspec.json.encode(values), f"{source.path}: {_METADATA} of {component}")
         for component, values in fields.items()
     }
+
+
+KOHYA: Final = Format("kohya", _is_kohya, _read_kohya, has_config=False, module_paths=False)
+DIFFUSERS: Final = Format(
+    "diffusers",
+    lambda files: is_diffusers(files.source.tensors, files.source.metadata),
+    _read_diffusers,
+    has_config=False,
+    component_prefix=True,
+)

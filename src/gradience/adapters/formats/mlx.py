@@ -6,121 +6,105 @@ MLX-LM (`mlx_lm/tuner/lora.py` and `dora.py`, fuse) multiplies from the right: `
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable
 from typing import Final
 
-from gradience.adapters.config import AdapterConfig, ScalingRules
+from gradience.adapters.config import LARGEST_ALPHA, AdapterConfig, ScalingRules
+from gradience.adapters.formats.assembly import Assembly, grouped, whole_adapter
 from gradience.adapters.kinds import dense
-from gradience.adapters.kinds.lora import common, pair_of, transposed
-from gradience.adapters.layout import Adapter, Array, Context, Group, LoadFactors, Module, Role, Skipped
-from gradience.adapters.names import explained, natural_key
+from gradience.adapters.kinds.dense import flipped
+from gradience.adapters.kinds.lora import common, pair_of
+from gradience.adapters.layout import (
+    Adapter,
+    Array,
+    Context,
+    Files,
+    Format,
+    Found,
+    Group,
+    LoadFactors,
+    Module,
+    Skipped,
+    UnsuitableError,
+    reported,
+)
 from gradience.errors import AdapterError
-from gradience.io.safetensors import TensorSource
+from gradience.io.sorting import natural_key
+from gradience.schema.audit import LeftoverReason
 
-_STACKED: Final = 3
+_STACKED: Final = 3  # axes
 # In MLX-LM lm_head is linear; these are the layers that become LoRAEmbedding.
 _EMBEDDINGS: Final = frozenset({"embed_tokens", "wte", "word_embeddings", "tok_embeddings", "embed_in", "embedding"})
 
 
-def is_mlx(keys: Iterable[str]) -> bool:
-    """Return whether the tensors are named as MLX-LM names them."""
-    return any(key.endswith((".lora_a", ".lora_b")) for key in keys)
-
-
 def is_embedding_layer(module: str) -> bool:
-    """Return whether MLX-LM makes a LoRAEmbedding of the module of that path, rather than a LoRALinear."""
+    """Whether MLX-LM makes a LoRAEmbedding of the module of that path, rather than a LoRALinear."""
     return module.rpartition(".")[2] in _EMBEDDINGS
 
 
-def is_torchtune(keys: Iterable[str]) -> bool:
-    """Return whether the tensors are named as torchtune names them."""
-    return any(key.endswith((".lora_a.weight", ".lora_b.weight")) for key in keys)
+def _ends(*endings: str) -> Callable[[Files], bool]:
+    """The test whether some tensor's name ends so."""
+    return lambda files: any(key.endswith(endings) for key in files.source.tensors)
 
 
-def read_mlx(source: TensorSource, config: AdapterConfig) -> Adapter:
-    """Return the modules of an MLX-LM adapter.
+def _read_mlx(files: Files) -> Adapter:
+    """The modules of an MLX-LM adapter.
 
     Raises:
         AdapterError: the config gives no scale, which nothing else does.
     """
-    scale = (config.lora_parameters or {}).get("scale")
-    if not isinstance(scale, int | float) or isinstance(scale, bool) or not math.isfinite(scale):
+    config = files.read_config()
+    parameters = config.lora_parameters or {}
+    scale, rank = parameters.get("scale"), parameters.get("rank")
+    if not isinstance(scale, int | float) or isinstance(scale, bool) or not abs(scale) <= LARGEST_ALPHA:
         raise AdapterError(
-            f"the tensors of {source.path} are MLX-LM's, but the config gives no lora_parameters.scale",
+            f"the tensors of {files.source.path} are MLX-LM's, but the config gives no lora_parameters.scale",
             advice="give MLX-LM's own adapter_config.json with --adapter-config",
         )
-    rank = (config.lora_parameters or {}).get("rank")
-    config_r = rank if type(rank) is int else None
     named = AdapterConfig(base_model_name_or_path=config.model, fine_tune_type=config.fine_tune_type)
-    groups, roles = _gather(source, {"lora_a": "lora_a", "lora_b": "lora_b", "m": "m"})
-    ctx = Context(source, named, ScalingRules(named))
-    return _adapter(ctx, "mlx", groups, roles, lambda group: _mlx_modules(ctx, group, float(scale), config_r))
+    config_r = rank if type(rank) is int else None
+    endings = {".lora_a": "lora_a", ".lora_b": "lora_b", ".m": "m"}
+    return _read(MLX, files, named, endings, lambda ctx, group: _mlx_modules(ctx, group, float(scale), config_r))
 
 
-def read_full(source: TensorSource, config: AdapterConfig) -> Adapter:
-    """Return what MLX-LM saves of a fine-tune of whole weights (`fine_tune_type: full`): no modules."""
-    roles: dict[str, Role] = dict.fromkeys(source.tensors, "full_module")
-    why = "fine_tune_type is full: whole weights, no adapter"
-    return Adapter("mlx", config, [], roles, source.tensors, [Skipped("*", why)], [], [source.path])
-
-
-def _gather(source: TensorSource, endings: dict[str, str]) -> tuple[list[Group], dict[str, Role]]:
-    """Return groups by module; `endings` maps the end of a name to a field."""
-    groups: dict[str, Group] = {}
-    roles: dict[str, Role] = {}
-    for key in source.tensors:
-        ending = next((end for end in endings if key.endswith(f".{end}")), None)
-        if ending is None:
-            roles[key] = "unknown"
-            continue
-        module = key.removesuffix(f".{ending}")
-        groups.setdefault(module, Group(module)).keys[endings[ending]] = key
-        roles[key] = "magnitude" if endings[ending] == "m" else "lora_pair"
-    return list(groups.values()), roles
-
-
-def _adapter(
-    ctx: Context,
-    name: str,
-    groups: list[Group],
-    roles: dict[str, Role],
-    modules_of: Callable[[Group], list[Module | Skipped]],
+def _read(
+    file_format: Format,
+    files: Files,
+    config: AdapterConfig,
+    endings: dict[str, str],
+    build: Callable[[Context, Group], Found | Iterable[Found]],
 ) -> Adapter:
-    modules: list[Module] = []
-    skipped: list[Skipped] = []
-    unplaced = dict(roles)
-    for group in sorted(groups, key=lambda g: natural_key(g.module)):
-        found = modules_of(group)
-        modules += [one for one in found if isinstance(one, Module)]
-        skipped += [one for one in found if isinstance(one, Skipped)]
-        if not any(isinstance(one, Module) for one in found):
-            roles.update(dict.fromkeys(group.keys.values(), "not_analysed"))
-        for key in group.keys.values():
-            unplaced.pop(key)
-    dora = "DoRA: the numbers below describe s B A, before the rescaling by magnitude, which needs the base"
-    return Adapter(
-        format=name,
-        config=ctx.config,
-        modules=modules,
-        roles=roles,
-        tensors=ctx.source.tensors,
-        skipped=[*skipped, *explained(unplaced)],
-        notes=[dora] if any(m.kind == "dora" for m in modules) else [],
-        weights=[ctx.source.path],
-    )
+    ctx = Context(files.source, config, ScalingRules(config))
+    groups, roles = grouped(files.source, endings)
+    assembly = Assembly(file_format, files.source, roles)
+    for group in sorted(groups, key=lambda group: natural_key(group.module)):
+        assembly.add(group, build(ctx, group))
+    return assembly.adapter(config, assembly.dora_notes)
 
 
-def _mlx_modules(ctx: Context, group: Group, scale: float, config_r: int | None) -> list[Module | Skipped]:
-    if (reason := ctx.misuse(group, "lora_a", "lora_b")) is not None:
-        return [reason]
-    if len(ctx.info(group, "lora_a").shape) == _STACKED:
+def _is_full(files: Files) -> bool:
+    """Whether MLX-LM saved a fine-tune of whole weights (`fine_tune_type: full`)."""
+    config = files.optional_config()
+    return config.peft_type is None and config.fine_tune_type == "full"
+
+
+def _read_full(files: Files) -> Adapter:
+    """A fine-tune of whole weights: no modules."""
+    why = Skipped("*", "fine_tune_type is full: whole weights, no adapter", LeftoverReason.WHOLE_WEIGHTS)
+    roles = dict.fromkeys(files.source.tensors, "full_module")
+    return whole_adapter(MLX_FULL, files.optional_config(), files.source, roles, why)  # type: ignore[arg-type]  # a Role
+
+
+@reported
+def _mlx_modules(ctx: Context, group: Group, scale: float, config_r: int | None) -> list[Module]:
+    ctx.require(group, "lora_a", "lora_b")
+    if len(ctx.shape(group, "lora_a")) == _STACKED:
         return _mlx_experts(ctx, group, scale, config_r)
     pair = pair_of(ctx, group, "lora_b", "lora_a")  # (in, r) (r, out): the transposed update
-    if isinstance(pair, str) or pair.axes != 2:  # a matrix
-        return [Skipped(ctx.name(group), pair if isinstance(pair, str) else "factors with more than two axes")]
+    if pair.axes != 2:
+        raise UnsuitableError("factors with more than two axes")
     embedding = is_embedding_layer(group.module)
-    load = pair.load if embedding else transposed(pair.load)
+    load = pair.load if embedding else flipped(pair.load)
     magnitude = ctx.reader(group, "m") if "m" in group.keys else None
     return [
         Module(
@@ -130,7 +114,7 @@ def _mlx_modules(ctx: Context, group: Group, scale: float, config_r: int | None)
             r=pair.r,
             alpha=scale * pair.r,
             scale=scale,
-            params=sum(ctx.info(group, name).size for name in group.keys),
+            params=ctx.size(group),
             load=load,
             config_r=config_r,
             base_name=f"{group.module}.weight",
@@ -141,11 +125,11 @@ def _mlx_modules(ctx: Context, group: Group, scale: float, config_r: int | None)
     ]
 
 
-def _mlx_experts(ctx: Context, group: Group, scale: float, config_r: int | None) -> list[Module | Skipped]:
+def _mlx_experts(ctx: Context, group: Group, scale: float, config_r: int | None) -> list[Module]:
     """LoRASwitchLinear: lora_a (E, r, in), lora_b (E, out, r)."""
-    a, b = ctx.info(group, "lora_a").shape, ctx.info(group, "lora_b").shape
+    a, b = ctx.shape(group, "lora_a"), ctx.shape(group, "lora_b")
     if len(b) != _STACKED or a[0] != b[0] or a[1] != b[2]:
-        return [Skipped(group.module, f"factors of shape {list(a)} and {list(b)}: expected (E, r, in) and (E, out, r)")]
+        raise UnsuitableError(f"factors of shape {list(a)} and {list(b)}: expected (E, r, in) and (E, out, r)")
     return [
         Module(
             name=f"{group.module}[{e}]",
@@ -177,20 +161,16 @@ def _expert(ctx: Context, group: Group, e: int) -> LoadFactors:
     return load
 
 
-def read_torchtune(source: TensorSource, config: AdapterConfig) -> Adapter:
-    """Return the modules of an adapter that torchtune saved in its own names; alpha / r from the config."""
-    endings = {"lora_a.weight": "lora_a", "lora_b.weight": "lora_b", "magnitude": "m"}
-    groups, roles = _gather(source, endings)
-    ctx = Context(source, config, ScalingRules(config))
-    return _adapter(ctx, "torchtune", groups, roles, lambda group: [_torchtune_module(ctx, group)])
+def _read_torchtune(files: Files) -> Adapter:
+    """The modules of an adapter that torchtune saved in its own names; alpha / r from the config."""
+    endings = {".lora_a.weight": "lora_a", ".lora_b.weight": "lora_b", ".magnitude": "m"}
+    return _read(TORCHTUNE, files, files.read_config(), endings, _torchtune_module)
 
 
-def _torchtune_module(ctx: Context, group: Group) -> Module | Skipped:
-    if (reason := ctx.misuse(group, "lora_a", "lora_b")) is not None:
-        return reason
+@reported
+def _torchtune_module(ctx: Context, group: Group) -> Module:
+    ctx.require(group, "lora_a", "lora_b")
     pair = pair_of(ctx, group, "lora_a", "lora_b")
-    if isinstance(pair, str):
-        return Skipped(group.module, pair)
     s = ctx.rules.of(group.module, pair.r)
     magnitude = ctx.reader(group, "m") if "m" in group.keys else None
     return Module(
@@ -200,10 +180,15 @@ def _torchtune_module(ctx: Context, group: Group) -> Module | Skipped:
         r=pair.r,
         alpha=s.alpha,
         scale=s.scale,
-        params=sum(ctx.info(group, name).size for name in group.keys),
+        params=ctx.size(group),
         load=pair.load,
         base_name=f"{group.module}.weight",
         dense=dense.dora(pair.load, s.scale, magnitude, axis=1) if magnitude else None,
         magnitude=magnitude,
         **common(ctx, group, s),
     )
+
+
+MLX: Final = Format("mlx", _ends(".lora_a", ".lora_b"), _read_mlx, embeds_by_name=True)
+MLX_FULL: Final = Format("mlx", _is_full, _read_full, embeds_by_name=True)
+TORCHTUNE: Final = Format("torchtune", _ends(".lora_a.weight", ".lora_b.weight"), _read_torchtune, convertible=False)

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Final, TypeAlias
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Final
 
 from gradience.adapters.config import ANALYSED, AdapterConfig, ScalingRules
+from gradience.adapters.formats.assembly import DORA_NOTE, Assembly, role_of, whole_adapter
+from gradience.adapters.formats.kohya import is_diffusers
 from gradience.adapters.kinds.experts import expert_modules, parameter_nests
-from gradience.adapters.kinds.lora import adalora_module, base_changing, lora_module
+from gradience.adapters.kinds.lora import adalora_module, lora_module
 from gradience.adapters.kinds.products import loha_module, lokr_module
 from gradience.adapters.kinds.unfactored import hira_module, miss_module, vera_modules
-from gradience.adapters.layout import Adapter, Context, Group, Module, NeedsBase, Role, Skipped, parse_key
-from gradience.adapters.names import explained, natural_key, other_role
+from gradience.adapters.layout import Adapter, Builder, Context, Files, Format, Group, Module, Role, Skipped, parse_key
+from gradience.adapters.names import other_role
+from gradience.adapters.traits import start_of
 from gradience.errors import AdapterError
 from gradience.io.safetensors import TensorSource
-
-Found: TypeAlias = Module | NeedsBase | Skipped
-Builder: TypeAlias = Callable[[Context, Group], Found]
+from gradience.schema.audit import LeftoverReason
 
 _FAMILIES: Final = (
     ("hada_", "LOHA"),
@@ -35,19 +36,23 @@ _BUILDERS: Final[dict[str, Builder]] = {
     "MISS": miss_module,
 }
 _ALIASES: Final = {"BONE": "MISS"}
+_WITHOUT_PATTERNS: Final = frozenset({"ADALORA", "VERA", "MISS", "HIRA"})
 
 
-def is_peft(keys: Iterable[str]) -> bool:
-    """Return whether any tensor's name is one that PEFT gives to a part of an update."""
-    return any(key.startswith("base_model.") or parse_key(key) is not None for key in keys)
+def _matches(files: Files) -> bool:
+    """Whether a tensor is named as a part of an update; diffusers' names are, too, but it writes no config."""
+    keys, metadata = files.source.tensors, files.source.metadata
+    named = any(key.startswith("base_model.") or parse_key(key) is not None for key in keys)
+    return named and (files.has_config or not is_diffusers(keys, metadata))
 
 
-def read_peft(source: TensorSource, config: AdapterConfig) -> Adapter:
-    """Return the adapter's modules, with a role for every tensor of the file.
+def _read(files: Files) -> Adapter:
+    """The adapter's modules, with a role for every tensor of the file.
 
     Raises:
-        AdapterError: the config belongs to another type of adapter, or a pattern of it cannot be matched.
+        AdapterError: there is no config, it belongs to another type of adapter, or a pattern of it cannot be matched.
     """
+    source, config = files.source, files.read_config() if _matches(files) else files.optional_config()
     declared = config.peft_type.upper() if config.peft_type else None
     declared = _ALIASES.get(declared or "", declared)
     groups, roles = _gather(source, config)
@@ -60,12 +65,14 @@ def read_peft(source: TensorSource, config: AdapterConfig) -> Adapter:
         )
     kind = _kind(declared, groups)
     ctx = _context(source, config, groups)
-    found = _found(ctx, kind, groups)
-    return _assembled(ctx, kind, groups, roles, found)
+    assembly = Assembly(PEFT, source, roles)
+    _build(assembly, ctx, kind, groups)
+    unmatched = ctx.rules.unmatched() if kind not in _WITHOUT_PATTERNS else ([], [])
+    return assembly.adapter(config, _notes(ctx, assembly.modules, roles, unmatched), unmatched)
 
 
 def _gather(source: TensorSource, config: AdapterConfig) -> tuple[list[Group], dict[str, Role]]:
-    """Return the tensors of updates by module, and a role for every tensor."""
+    """The tensors of updates by module, and a role for every tensor."""
     groups: dict[tuple[str, str], Group] = {}
     roles: dict[str, Role] = {}
     for name in source.tensors:
@@ -73,26 +80,25 @@ def _gather(source: TensorSource, config: AdapterConfig) -> tuple[list[Group], d
         if key is None:
             roles[name] = other_role(name, config)
             continue
-        roles[name] = "magnitude" if key.field == "lora_magnitude_vector" else "lora_pair"
-        if key.leaf == "bias":
-            roles[name] = "bias"
-        group = groups.setdefault((key.module, key.adapter), Group(key.module, key.adapter))
-        group.keys[f"{key.field}.bias" if key.leaf == "bias" else key.field] = name
+        field = f"{key.field}.bias" if key.leaf == "bias" else key.field
+        groups.setdefault((key.module, key.adapter), Group(key.module, key.adapter)).keys[field] = name
+        roles[name] = role_of(field)
     return list(groups.values()), roles
 
 
 def _recognised_only(source: TensorSource, config: AdapterConfig, roles: dict[str, Role]) -> Adapter:
     whole = ("full_module", "bias", "base_copy", "token_rows")
     kept: dict[str, Role] = {key: role if role in whole else "not_analysed" for key, role in roles.items()}
-    reason = f"peft_type {config.peft_type}: recognised, not analysed"
-    return Adapter("peft", config, [], kept, source.tensors, [Skipped("*", reason)], [], [source.path])
+    why = Skipped("*", f"peft_type {config.peft_type}: recognised, not analysed", LeftoverReason.TYPE_NOT_ANALYSED)
+    return whole_adapter(PEFT, config, source, kept, why)
 
 
 def _kind(declared: str | None, groups: Sequence[Group]) -> str:
-    """Return the type that the tensors are of; the config may not say another."""
+    """The type that the tensors are of; the config may not say another."""
     present = {
         kind for group in groups for prefix, kind in _FAMILIES for field in group.keys if field.startswith(prefix)
     }
+    # AdaLoRA's tensors are LoRA's and one more.
     if any("lora_E" in group.keys for group in groups):
         present = (present - {"LORA"}) | {"ADALORA"}
     if declared is None:
@@ -123,7 +129,7 @@ _MOST_LAYERS: Final = 100_000
 def _unrolled(config: AdapterConfig) -> tuple[int, ...]:
     ranges = config.layer_replication or []
     if any(not 0 <= start <= end <= _MOST_LAYERS for start, end in ranges) or len(ranges) > _MOST_LAYERS:
-        raise AdapterError(f"layer_replication in the adapter config is no list of [start, end): {ranges[:4]}")
+        raise AdapterError(f"layer_replication in the adapter config is not a list of [start, end): {ranges[:4]}")
     layers: list[int] = []
     for start, end in ranges:
         layers += range(start, end)
@@ -132,64 +138,32 @@ def _unrolled(config: AdapterConfig) -> tuple[int, ...]:
     return tuple(layers)
 
 
-def _found(ctx: Context, kind: str, groups: Sequence[Group]) -> list[tuple[Sequence[Group], Found]]:
-    """Return each module with the groups it is made of, in natural order of names."""
+def _build(assembly: Assembly, ctx: Context, kind: str, groups: Sequence[Group]) -> None:
+    """Build each group's modules."""
     if kind == "VERA":
-        return [([g], found) for g, found in zip(groups, vera_modules(ctx, list(groups)), strict=True)]
+        for group, found in zip(groups, vera_modules(ctx, list(groups)), strict=True):
+            assembly.add(group, found)
+        return
     nests = parameter_nests(ctx, (group.module for group in groups)) if kind == "LORA" else {}
     nested = {module for modules in nests.values() for module in modules}
     by_module: dict[str, list[Group]] = {}
     for group in groups:
         by_module.setdefault(group.module, []).append(group)
-    builder = _BUILDERS[kind]
-    found: list[tuple[Sequence[Group], Found]] = [
-        ([group], builder(ctx, group)) for group in groups if group.module not in nested
-    ]
+        if group.module not in nested:
+            assembly.add(group, _BUILDERS[kind](ctx, group))
     for path, modules in nests.items():
         for same in _by_adapter(by_module, modules):
-            found += [(same, one) for one in expert_modules(ctx, path, same)]
-    return found
+            for group, experts in expert_modules(ctx, path, same):
+                assembly.add(group, experts)
 
 
-def _by_adapter(by_module: Mapping[str, list[Group]], modules: Sequence[str]) -> list[list[Group]]:
-    """Return the nested groups of each adapter, innermost first."""
+def _by_adapter(by_module: Mapping[str, list[Group]], modules: Sequence[str]) -> Iterable[list[Group]]:
+    """The nested groups of each adapter, innermost first."""
     adapters: dict[str, list[Group]] = {}
     for module in modules:
         for group in by_module[module]:
             adapters.setdefault(group.adapter, []).append(group)
-    return list(adapters.values())
-
-
-def _assembled(
-    ctx: Context,
-    kind: str,
-    groups: Sequence[Group],
-    roles: dict[str, Role],
-    found: list[tuple[Sequence[Group], Found]],
-) -> Adapter:
-    modules = sorted((one for _, one in found if isinstance(one, Module)), key=lambda m: natural_key(m.name))
-    waiting = [one for _, one in found if isinstance(one, NeedsBase)]
-    skipped = list({one: None for _, one in found if isinstance(one, Skipped)})
-    used = {id(group) for made_of, one in found if not isinstance(one, Skipped) for group in made_of}
-    for group in groups:
-        if id(group) not in used:
-            roles.update(dict.fromkeys(group.keys.values(), "not_analysed"))
-    placed = {key for group in groups for key in group.keys.values()}
-    rest = {key: role for key, role in roles.items() if key not in placed}
-    unmatched = ctx.rules.unmatched() if kind not in {"ADALORA", "VERA", "MISS", "HIRA"} else ([], [])
-    return Adapter(
-        format="peft",
-        config=ctx.config,
-        modules=modules,
-        roles=roles,
-        tensors=ctx.source.tensors,
-        skipped=[*skipped, *(Skipped(one.module.name, one.reason) for one in waiting), *explained(rest)],
-        notes=_notes(ctx, modules, roles, unmatched),
-        weights=[ctx.source.path],
-        needs_base=[one.module for one in waiting],
-        unmatched_rank_patterns=unmatched[0],
-        unmatched_alpha_patterns=unmatched[1],
-    )
+    return adapters.values()
 
 
 def _notes(
@@ -214,7 +188,7 @@ def _notes(
 
 
 def _not_targeted(config: AdapterConfig, modules: Sequence[Module]) -> str | None:
-    """Return a remark where the config's list of targets names no module of the file."""
+    """A remark where the config's list of targets names no module of the file."""
     targets = config.target_modules
     if not isinstance(targets, list) or not targets or not modules:
         return None
@@ -226,7 +200,7 @@ def _not_targeted(config: AdapterConfig, modules: Sequence[Module]) -> str | Non
 
 def _notes_on_the_base(config: AdapterConfig) -> list[str]:
     notes = []
-    if base_changing(config.init_lora_weights) is not None:
+    if start_of(config.init_lora_weights).changes_base:
         notes.append(
             f"init_lora_weights={config.init_lora_weights!r} changed the base model's weights at the start: "
             "the numbers below describe s B A, which is not the whole change to the original base"
@@ -245,7 +219,7 @@ def _notes_on_the_base(config: AdapterConfig) -> list[str]:
 def _notes_on_layers(ctx: Context, roles: Mapping[str, Role]) -> list[str]:
     notes = []
     if "magnitude" in roles.values():
-        notes.append("DoRA: the numbers below describe s B A, before the rescaling by magnitude, which needs the base")
+        notes.append(DORA_NOTE)
     if ctx.attention:
         notes.append(
             "MultiheadAttention: PEFT up to 0.21.2 applies out_proj's update twice (PR #3774); it is given here once"
@@ -259,3 +233,6 @@ def _notes_on_ranks(modules: Sequence[Module]) -> list[str]:
         return []
     where = f"{len(wrong)} of {len(modules)} modules (first: {wrong[0]})"
     return [f"{where} have another rank in the file than in the config; the file's is used"]
+
+
+PEFT: Final = Format("peft", _matches, _read, is_peft=True)

@@ -45,7 +45,7 @@ class TorchFile:
         self.tensors = {name: _described(path, name, tensor) for name, tensor in self._data.items()}
 
     def read(self, name: str) -> npt.NDArray[Any]:
-        """Return the tensor as an array of its own dtype.
+        """The tensor as an array of its own dtype.
 
         Raises:
             AdapterError: numpy has no such dtype.
@@ -55,7 +55,7 @@ class TorchFile:
         tensor = self._data[name].detach().contiguous()
         stored = {torch.bfloat16: ml_dtypes.bfloat16, torch.float8_e4m3fn: ml_dtypes.float8_e4m3fn}
         stored[torch.float8_e5m2] = ml_dtypes.float8_e5m2
-        if tensor.dtype in stored:
+        if tensor.dtype in stored:  # NumPy has no such type: the same bits as integers, seen as ml_dtypes' type
             same_size = torch.int16 if tensor.element_size() == 2 else torch.uint8  # bytes
             return np.asarray(tensor.view(same_size).numpy()).view(stored[tensor.dtype])
         if str(tensor.dtype) not in _NAMES:
@@ -63,15 +63,16 @@ class TorchFile:
         return np.asarray(tensor.numpy())
 
     def raw(self, name: str) -> npt.NDArray[np.uint8]:
-        """Return the tensor's bytes."""
+        """The tensor's bytes."""
         return self.read(name).reshape(-1).view(np.uint8)
 
 
 def _described(path: Path, name: str, tensor: Any) -> TensorInfo:
-    """Return a tensor's entry, or refuse one that is larger than the file: strides can claim any size."""
-    nbytes = tensor.numel() * tensor.element_size()
-    if str(tensor.layout) != "torch.strided" or tensor.is_quantized or tensor.device.type != "cpu":
+    """A tensor's entry; one larger than the file is refused, for strides can claim any size."""
+    is_plain = not tensor.is_nested and str(tensor.layout) == "torch.strided" and not tensor.is_quantized
+    if not is_plain or tensor.device.type != "cpu":  # asked first: a nested tensor has no size to ask for
         raise AdapterError(f"{path}: tensor {name!r} is not a plain array", advice=_SAVE_AGAIN)
+    nbytes = tensor.numel() * tensor.element_size()
     if nbytes > path.stat().st_size:
         raise AdapterError(f"{path}: tensor {name!r} claims {nbytes} bytes, more than the file has", advice=_SAVE_AGAIN)
     return TensorInfo(_NAMES.get(str(tensor.dtype), str(tensor.dtype)), tuple(tensor.shape), 0, nbytes)

@@ -7,7 +7,7 @@ flattened to (out, in * kernel)). PEFT's own merge is the reference for each.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 
@@ -17,21 +17,35 @@ from gradience.errors import AdapterError
 _BLOCK: Final = 1 << 20  # elements worked on in float64 at a time
 
 
-def plain(load: LoadFactors, scale: float) -> DenseUpdate:
-    """Return dW = s B A."""
-    return _oriented(lambda w: _product(load, scale, w))
+def as_float32(x: Array) -> Array:
+    """The array in float32, or as it is where it is float64 already.
+
+    PEFT on a CPU multiplies 16-bit factors in float32 too.
+    """
+    return x if x.dtype == np.float64 else x.astype(np.float32, copy=False)
+
+
+def flipped(load: LoadFactors) -> LoadFactors:
+    """A loader of the transposed update: (B A)^T = A^T B^T."""
+
+    def swapped() -> tuple[Array, Array]:
+        b, a = load()
+        return a.T, b.T
+
+    return swapped
 
 
 def dora(load: LoadFactors, scale: float, magnitude: Callable[[], Array], *, axis: int) -> DenseUpdate:
-    """Return dW = (m / norm(V) - 1) W + (m / norm(V)) s B A with V = W + s B A.
+    """The update dW = (m / norm(V) - 1) W + (m / norm(V)) s B A with V = W + s B A.
 
-    Norms run over `axis` of the matrix: 1 for a weight stored (out, in), 0 for one stored turned and for
+    Norms run over `axis` of the matrix: 1 for a weight stored (out, in), 0 for one stored transposed and for
     embeddings (`peft/tuners/lora/dora.py`, get_weight_norm; `variants.py`, merge_safe).
     """
 
     def update(w: Array) -> Array:
-        d, turned = _product_and_turn(load, scale, w)
-        along = 1 - axis if turned else axis
+        d, transposed = _product_and_orientation(load, scale, w)
+        along = 1 - axis if transposed else axis
+        # In float64: m / norm is near 1, and what is left after 1 is taken off would drown in float32.
         m = magnitude().astype(np.float64).reshape(-1)
         norm = _norms(w, d, along)
         if m.shape != norm.shape:
@@ -45,9 +59,9 @@ def dora(load: LoadFactors, scale: float, magnitude: Callable[[], Array], *, axi
 
 
 def _norms(w: Array, d: Array, axis: int) -> Array:
-    """Return the norms of W + dW along an axis, added up in float64 without a float64 copy of either."""
+    """Norms of W + dW along an axis, added up in float64 without a float64 copy of either."""
     squares = np.zeros(w.shape[1 - axis])
-    rows = max(1, _BLOCK // max(1, w.shape[1]))
+    rows = max(1, _BLOCK // max(1, w.shape[1]))  # a float64 copy of a whole embedding would be gigabytes
     for start in range(0, len(w), rows):
         block = w[start : start + rows].astype(np.float64) + d[start : start + rows]
         if axis == 1:
@@ -58,32 +72,32 @@ def _norms(w: Array, d: Array, axis: int) -> Array:
 
 
 def pissa(load: LoadFactors, scale: float, r: int) -> DenseUpdate:
-    """Return dW = s B A - W_r, W_r the best rank-r part of W, PiSSA's share of it (layer.py, pissa_init)."""
+    """The update dW = s B A - W_r, W_r the best rank-r part of W, PiSSA's share of it (layer.py, pissa_init)."""
 
     def update(w: Array) -> Array:
-        wide = w.astype(np.float64)
-        tall = wide if w.shape[0] <= w.shape[1] else wide.T
-        _, vectors = np.linalg.eigh(tall @ tall.T)
+        exact = w.astype(np.float64)
+        short = exact if w.shape[0] <= w.shape[1] else exact.T
+        _, vectors = np.linalg.eigh(short @ short.T)  # of the smaller side: cheaper than an SVD, as exact
         top = vectors[:, -r:]
-        principal = top @ (top.T @ tall)
-        return _product(load, scale, w) - (principal if tall is wide else principal.T)
+        principal = top @ (top.T @ short)
+        return _product(load, scale, w) - (principal if short is exact else principal.T)
 
     return _oriented(update)
 
 
 def olora(load: LoadFactors, scale: float, r: int) -> DenseUpdate:
-    """Return dW = s B A - s Q_r Q_r^T W, Q_r from the QR of W's first r columns (layer.py, olora_init)."""
+    """The update dW = s B A - s Q_r Q_r^T W, Q_r from the QR of W's first r columns (layer.py, olora_init)."""
 
     def update(w: Array) -> Array:
-        wide = w.astype(np.float64)
-        q, _ = np.linalg.qr(wide[:, :r])
-        return _product(load, scale, w) - scale * (q @ (q.T @ wide))
+        exact = w.astype(np.float64)
+        q, _ = np.linalg.qr(exact[:, :r])
+        return _product(load, scale, w) - scale * (q @ (q.T @ exact))
 
     return _oriented(update)
 
 
 def kasa(load: LoadFactors, scale: float, r: int) -> DenseUpdate:
-    """Return dW = s (B diag) A - the part of W on its r smallest singular values (variants.py, KasaLinearVariant)."""
+    """The update dW = s (B diag) A - W's part on its r smallest singular values (variants.py, KasaLinearVariant)."""
 
     def update(w: Array) -> Array:
         u, s, vh = np.linalg.svd(w.astype(np.float64), full_matrices=False)
@@ -95,27 +109,27 @@ def kasa(load: LoadFactors, scale: float, r: int) -> DenseUpdate:
 
 
 def hira(factors: LoadFactors) -> DenseUpdate:
-    """Return dW = W o (B A), elementwise (hira/layer.py, _merge)."""
+    """The update dW = W o (B A), elementwise (hira/layer.py, _merge)."""
     return _oriented(lambda w: w * _product(factors, 1.0, w))
 
 
 def vera(factors: Callable[[tuple[int, int]], tuple[Array, Array]]) -> DenseUpdate:
-    """Return dW = (b o B) (d o A), with A cut to the width of W (vera/layer.py, get_delta_weight)."""
+    """The update dW = (b o B) (d o A), with A cut to the width of W (vera/layer.py, get_delta_weight)."""
 
     def dense(w: Array) -> Array:
         stored = w.reshape(w.shape[0], -1)
         b, a = factors((stored.shape[0], stored.shape[1]))
-        return np.asarray(_wide(b) @ _wide(a))
+        return np.asarray(as_float32(b) @ as_float32(a))
 
     return dense
 
 
 def miss(block: Callable[[], Array], kind: object) -> DenseUpdate:
-    """Return MiSS's update (miss/layer.py): each r columns of W gain the same block; `bat` multiplies W too."""
+    """MiSS's update (miss/layer.py): each r columns of W gain the same block; `bat` multiplies W too."""
 
     def dense(w: Array) -> Array:
-        matrix = _wide(w.reshape(w.shape[0], -1))
-        piece = _wide(block())
+        matrix = as_float32(w.reshape(w.shape[0], -1))
+        piece = as_float32(block())
         if piece.ndim == 3:  # only bat has three axes
             return _bat(matrix, piece)
         out, inner = matrix.shape
@@ -123,6 +137,7 @@ def miss(block: Callable[[], Array], kind: object) -> DenseUpdate:
         if repeats * piece.shape[1] != out or (repeats != 1 and kind != "mini"):
             raise AdapterError(f"a MiSS block of shape {piece.shape} does not fit a base weight of shape {w.shape}")
         columns = np.tile(piece, (1, repeats)).T
+        # The last repetition is cut where the width is not a multiple of r.
         return np.tile(columns, (1, -(-inner // piece.shape[0])))[:, :inner]
 
     return dense
@@ -133,40 +148,37 @@ def _bat(w: Array, block: Array) -> Array:
     n, r, _ = block.shape
     if n * r != out or inner % r:
         raise AdapterError(f"a MiSS block of shape {block.shape} does not fit a base weight of shape {w.shape}")
+    # W in blocks of r x r, the column of blocks first: each is multiplied by its row's own block.
     grid = w.reshape(n, r, inner // r, r).transpose(2, 0, 1, 3)
     return (grid @ block + block).transpose(1, 2, 0, 3).reshape(out, inner)
 
 
 def _oriented(update: DenseUpdate) -> DenseUpdate:
-    """Return the update for a base weight of any number of axes, floats of at least 32 bits."""
+    """The update for a base weight of any number of axes, floats of at least 32 bits."""
 
     def dense(w: Array) -> Array:
-        return update(_wide(w.reshape(w.shape[0], -1)))
+        return update(as_float32(w.reshape(w.shape[0], -1)))
 
     return dense
 
 
-def _wide(x: Array) -> Array:
-    kind: Any = np.float64 if x.dtype == np.float64 else np.float32
-    return x.astype(kind, copy=False)
-
-
 def _product(load: LoadFactors, scale: float, w: Array) -> Array:
-    return _product_and_turn(load, scale, w)[0]
+    return _product_and_orientation(load, scale, w)[0]
 
 
-def _product_and_turn(load: LoadFactors, scale: float, w: Array) -> tuple[Array, bool]:
-    """Return s B A in W's orientation and whether it had to be turned, or refuse a W that it does not fit."""
+def _product_and_orientation(load: LoadFactors, scale: float, w: Array) -> tuple[Array, bool]:
+    """The product s B A in W's orientation, and whether that is the factors' transposed; W must fit one of both."""
     b, a = load()
-    b, a = _wide(b), _wide(a)
+    b, a = as_float32(b), as_float32(a)
     if w.dtype == np.float64:
         b, a = b.astype(np.float64), a.astype(np.float64)
-    turned = (len(b), a.shape[1]) != w.shape
-    if turned:
+    # Experts of some models are stored (in, out), which their file does not say: W's shape decides.
+    transposed = (len(b), a.shape[1]) != w.shape
+    if transposed:
         if (a.shape[1], len(b)) != w.shape:
             raise AdapterError(
                 f"an update of shape ({len(b)}, {a.shape[1]}) does not fit a base weight of shape {w.shape}",
                 advice="give the base model that the adapter was trained on",
             )
         b, a = a.T, b.T
-    return np.asarray((scale * b) @ a), turned
+    return np.asarray((scale * b) @ a), transposed

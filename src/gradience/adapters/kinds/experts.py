@@ -13,14 +13,16 @@ from collections.abc import Iterable, Sequence
 from typing import Final
 
 from gradience.adapters.kinds.lora import common
-from gradience.adapters.layout import Array, Context, Group, LoadFactors, Module, Skipped
+from gradience.adapters.layout import Array, Context, Group, LoadFactors, Module, Skipped, UnsuitableError
+from gradience.adapters.pairs import LoraPair
+from gradience.schema.audit import LeftoverReason
 
 # The order in which models register the weights of their experts.
 _ORDER: Final = ("gate_up_proj", "gate_proj", "w1", "up_proj", "w3", "w13", "down_proj", "w2")
 
 
 def parameter_nests(ctx: Context, modules: Iterable[str]) -> dict[str, list[str]]:
-    """Return the modules whose pairs are of parameters: path to its groups' names, innermost first."""
+    """The modules whose pairs are of parameters: path to its groups' names, innermost first."""
     if not ctx.config.target_parameters:
         return {}
     nests: dict[str, list[str]] = {}
@@ -38,7 +40,7 @@ def _unnested(module: str) -> str:
 
 
 def _targets(ctx: Context, path: str) -> list[str]:
-    """Return the target parameters that may be the module's: those that name it, else those that name none."""
+    """The target parameters that may be the module's: those that name it, else those that name none."""
     targets = ctx.config.target_parameters or []
     owners = {target: target.rpartition(".")[0] for target in targets}
     named = [target for target, owner in owners.items() if owner and _ends(path, owner)]
@@ -54,21 +56,30 @@ def _ends(path: str, name: str) -> bool:
     return path == name or path.endswith(f".{name}")
 
 
-def expert_modules(ctx: Context, path: str, groups: Sequence[Group]) -> list[Module | Skipped]:
-    """Return the experts' modules of one wrapped module; `groups` innermost first."""
-    names = _parameters(ctx, path, groups)
-    if isinstance(names, str):
-        return [Skipped(ctx.name(group), names) for group in groups]
-    found = [_experts(ctx, path, group, name) for group, name in zip(groups, names, strict=True)]
-    counts = {len(some) for some in found if isinstance(some[0], Module)}
+def expert_modules(ctx: Context, path: str, groups: Sequence[Group]) -> list[tuple[Group, list[Module] | Skipped]]:
+    """The experts' modules of one wrapped module, by group; `groups` innermost first."""
+    try:
+        names = _parameters(ctx, path, groups)
+        found = [(group, _experts(ctx, group, path, name)) for group, name in zip(groups, names, strict=True)]
+        _same_number([some for _, some in found if not isinstance(some, Skipped)])
+    except UnsuitableError as error:
+        return [(group, Skipped(ctx.name(group), error.reason, error.cause)) for group in groups]
+    return found
+
+
+def _same_number(found: Iterable[Sequence[Module]]) -> None:
+    counts = sorted({len(some) for some in found})
     if len(counts) > 1:
-        why = f"its parameters would have {' and '.join(map(str, sorted(counts)))} experts by the config's ranks"
-        return [Skipped(ctx.name(group), why) for group in groups]
-    return [one for some in found for one in some]
+        why = f"its parameters would have {' and '.join(map(str, counts))} experts by the config's ranks"
+        raise UnsuitableError(why, LeftoverReason.CONFIG)
 
 
-def _parameters(ctx: Context, path: str, groups: Sequence[Group]) -> list[str] | str:
-    """Return the parameters' names, innermost first, or why they cannot be told apart."""
+def _parameters(ctx: Context, path: str, groups: Sequence[Group]) -> list[str]:
+    """The parameters' names, innermost first.
+
+    Raises:
+        UnsuitableError: they are ambiguous, and it matters.
+    """
     candidates = sorted({target.rpartition(".")[2] for target in _targets(ctx, path)})
     if len(candidates) == len(groups) == 1:
         return candidates
@@ -77,11 +88,12 @@ def _parameters(ctx: Context, path: str, groups: Sequence[Group]) -> list[str] |
         return known
     if len({(s.config_r, s.alpha) for s in (ctx.rules.of(f"{path}.{name}") for name in candidates)}) == 1:
         return [f"parameter{depth}" for depth in range(len(groups))]
-    return f"which of {', '.join(candidates)} each pair belongs to cannot be told, and their ranks differ"
+    why = f"which of {', '.join(candidates)} each pair belongs to is ambiguous, and their ranks differ"
+    raise UnsuitableError(why, LeftoverReason.AMBIGUOUS)
 
 
 def _fits(ctx: Context, groups: Sequence[Group], names: Sequence[str]) -> bool:
-    """Return whether gate_up_proj really is the one that feeds down_proj."""
+    """Whether gate_up_proj really is the one that feeds down_proj."""
     shapes = dict(zip(names, (_widths(ctx, group) for group in groups), strict=True))
     first, last = shapes.get("gate_up_proj"), shapes.get("down_proj")
     if first is None or last is None:
@@ -90,64 +102,66 @@ def _fits(ctx: Context, groups: Sequence[Group], names: Sequence[str]) -> bool:
 
 
 def _widths(ctx: Context, group: Group) -> tuple[int, int] | None:
-    """Return (out, in) of a pair."""
+    """(out, in) of a pair."""
     if "lora_A" not in group.keys or "lora_B" not in group.keys:
         return None
-    return ctx.info(group, "lora_B").shape[0], ctx.info(group, "lora_A").shape[-1]
+    return ctx.shape(group, "lora_B")[0], ctx.shape(group, "lora_A")[-1]
 
 
-def _experts(ctx: Context, path: str, group: Group, parameter: str) -> list[Module | Skipped]:
+def _experts(ctx: Context, group: Group, path: str, parameter: str) -> list[Module] | Skipped:
     name = f"{path}.{parameter}"
     shown = f"{name}:{group.adapter or 'default'}" if ctx.several else name
-    if (reason := ctx.misuse(group, "lora_A", "lora_B")) is not None:
-        return [Skipped(shown, reason.reason)]
-    a, b = ctx.info(group, "lora_A").shape, ctx.info(group, "lora_B").shape
     s = ctx.rules.of(name)
-    r = s.config_r
-    if len(a) != 2 or len(b) != 2 or a[0] != b[1] or r < 1 or a[0] % r:  # matrices
-        return [
-            Skipped(
-                shown,
-                f"factors of shape {list(a)} and {list(b)} cannot be shared out among experts of rank {r}, "
-                "the rank that the config gives",
-            )
-        ]
-    n = a[0] // r
-    pair = _Stack(ctx, group, n, r)
-    base = ctx.base_path(path)
-    square = n > 1 and b[0] == a[1]
+    try:
+        r, n = _rank_and_number(ctx, group, s.config_r)
+    except UnsuitableError as error:
+        return Skipped(shown, error.reason, error.cause)
+    out, inner = ctx.shape(group, "lora_B")[0], ctx.shape(group, "lora_A")[1]
+    pair = _Stack(ctx, LoraPair(group.keys["lora_A"], group.keys["lora_B"], r, inner, out, experts=n))
+    square = n > 1 and out == inner
     return [
         Module(
             name=f"{shown}[{e}]" if n > 1 else (path if parameter == "weight" else shown),
             kind="expert" if n > 1 else "linear",
-            shape=(b[0], a[1]),
+            shape=(out, inner),
             r=r,
             alpha=s.alpha,
             scale=s.scale,
-            params=r * (a[1] + b[0]),
+            params=r * (inner + out),
             load=pair.load(e),
-            base_name=f"{base}.{parameter}" if not parameter.startswith("parameter") else None,
+            base_name=f"{ctx.base_path(path)}.{parameter}" if not parameter.startswith("parameter") else None,
             expert=e if n > 1 else None,
-            note="a square weight: the file does not say whether the base stores it turned" if square else None,
+            note="a square weight: the file does not say whether the base stores it transposed" if square else None,
             **common(ctx, group, s),
         )
         for e in range(n)
     ]
 
 
+def _rank_and_number(ctx: Context, group: Group, r: int) -> tuple[int, int]:
+    """The rank of each expert, which the config gives, and how many share the pair."""
+    ctx.require(group, "lora_A", "lora_B")
+    a, b = ctx.shape(group, "lora_A"), ctx.shape(group, "lora_B")
+    if len(a) != 2 or len(b) != 2 or a[0] != b[1] or r < 1 or a[0] % r:
+        raise UnsuitableError(
+            f"factors of shape {list(a)} and {list(b)} cannot be shared out among experts of rank {r}, "
+            "the rank that the config gives"
+        )
+    return r, a[0] // r
+
+
 class _Stack:
     """One pair for all experts, read once as long as its experts are asked for one after the other."""
 
-    def __init__(self, ctx: Context, group: Group, n: int, r: int) -> None:
-        self._read = (ctx.reader(group, "lora_A"), ctx.reader(group, "lora_B"))
-        self._n, self._r, self._ctx = n, r, ctx
+    def __init__(self, ctx: Context, layout: LoraPair) -> None:
+        self._ctx, self._layout = ctx, layout
 
     def load(self, expert: int) -> LoadFactors:
-        """Return a loader of one expert's (b, a)."""
+        """A loader of one expert's (b, a)."""
 
         def load() -> tuple[Array, Array]:
-            a, b = self._both()
-            return b.reshape(len(b), self._r, self._n)[:, :, expert], a.reshape(self._n, self._r, -1)[expert]
+            b, a = self._both()
+            return b[expert], a[expert]
 
         return load
 
@@ -156,5 +170,5 @@ class _Stack:
         held = kept.get("stack")
         if held is None or held[0] is not self:
             kept.clear()  # a thread keeps no more than one pair of an adapter
-            held = kept["stack"] = (self, self._read[0](), self._read[1]())
+            held = kept["stack"] = (self, *self._layout.read(self._ctx.source))
         return held[1], held[2]

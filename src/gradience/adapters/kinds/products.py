@@ -14,11 +14,25 @@ import numpy as np
 
 from gradience.adapters.config import AdapterConfig, ScalingRules
 from gradience.adapters.kinds import dense
-from gradience.adapters.kinds.lora import common, wide
-from gradience.adapters.layout import MOST_ELEMENTS, Array, Context, Group, LoadFactors, Module, Skipped
+from gradience.adapters.kinds.dense import as_float32
+from gradience.adapters.kinds.lora import common
+from gradience.adapters.layout import (
+    LOHA_FIELDS,
+    LOKR_FIELDS,
+    MOST_ELEMENTS,
+    Array,
+    Context,
+    Group,
+    LoadFactors,
+    Module,
+    Skipped,
+    UnsuitableError,
+    reported,
+)
+from gradience.schema.audit import LeftoverReason
 
 MOST_RANK: Final = 1024
-"""Of a pair that is analysed: above that it is no shorter than the update itself, and its Gram matrices no smaller."""
+"""Of a pair that is analysed: above that it is as long as the update itself, and its Gram matrices as large."""
 
 _CORE: Final = 4
 
@@ -36,18 +50,17 @@ class _Factor(NamedTuple):
     load: LoadFactors
 
 
-def loha_module(ctx: Context, group: Group, *, most_rank: int = MOST_RANK) -> Module | Skipped:
-    """Return LoHa's dW = (w1a w1b) o (w2a w2b) alpha / r as a pair of rank r^2 (loha/layer.py, 183).
+@reported
+def loha_module(ctx: Context, group: Group, *, most_rank: int = MOST_RANK) -> Module:
+    """LoHa's dW = (w1a w1b) o (w2a w2b) alpha / r as a pair of rank r^2 (loha/layer.py, 183).
 
     (B1 A1) o (B2 A2) = (B1 * B2)(A1 * A2), where row i of B1 * B2 is the Kronecker product of the rows i, and
     columns of A likewise (face-splitting and Khatri-Rao products).
     """
     one, two = (_half(ctx, group, f"hada_w{i}_a", f"hada_w{i}_b", f"hada_t{i}") for i in (1, 2))
-    if not isinstance(one, _Factor) or not isinstance(two, _Factor):
-        return Skipped(ctx.name(group), str(one if isinstance(one, str) else two))
     (out, r1, inner), (out2, r2, inner2) = one.shape, two.shape
     if (out, inner) != (out2, inner2):
-        return Skipped(ctx.name(group), f"LoHa halves of shape ({out}, {inner}) and ({out2}, {inner2}) do not match")
+        raise UnsuitableError(f"LoHa halves of shape ({out}, {inner}) and ({out2}, {inner2}) do not match")
 
     def load() -> tuple[Array, Array]:
         (b1, a1), (b2, a2) = one.load(), two.load()
@@ -59,14 +72,13 @@ def loha_module(ctx: Context, group: Group, *, most_rank: int = MOST_RANK) -> Mo
     return _product_module(ctx, group, "loha", pair, nominal=r1, most_rank=most_rank)
 
 
-def lokr_module(ctx: Context, group: Group, *, most_rank: int = MOST_RANK) -> Module | Skipped:
-    """Return LoKr's dW = kron(w1, w2) alpha / r (lokr/layer.py, 256).
+@reported
+def lokr_module(ctx: Context, group: Group, *, most_rank: int = MOST_RANK) -> Module:
+    """LoKr's dW = kron(w1, w2) alpha / r (lokr/layer.py, 256).
 
     kron(B1 A1, B2 A2) = kron(B1, B2) kron(A1, A2); a factor that is stored whole is itself times an identity.
     """
     one, two = (_kronecker_factor(ctx, group, f"lokr_w{i}", f"lokr_t{i}") for i in (1, 2))
-    if not isinstance(one, _Factor) or not isinstance(two, _Factor):
-        return Skipped(ctx.name(group), str(one if isinstance(one, str) else two))
     (out1, r1, in1), (out2, r2, in2) = one.shape, two.shape
 
     def load() -> tuple[Array, Array]:
@@ -75,26 +87,31 @@ def lokr_module(ctx: Context, group: Group, *, most_rank: int = MOST_RANK) -> Mo
 
     shape = _Shape(out1 * out2, r1 * r2, in1 * in2)
     whole = "lokr_w1" in group.keys and "lokr_w2" in group.keys
+    # PEFT divides by the rank of the config where both factors are whole, else by the one that the factors have.
     nominal = None if whole else _nominal_rank(ctx, group)
     return _product_module(ctx, group, "lokr", _Factor(shape, load), nominal=nominal, most_rank=most_rank)
 
 
-def _nominal_rank(ctx: Context, group: Group) -> int:
-    """Return LoKr's r, the inner width of whichever factor is stored as two."""
-    name = "lokr_w1_b" if "lokr_w1_b" in group.keys else "lokr_w2_b"
-    return ctx.info(group, name).shape[0]
+def _nominal_rank(ctx: Context, group: Group) -> int | None:
+    """The r that alpha is divided by: the inner width of a factor that is stored as two; None where none is."""
+    for name in ("hada_w1_b", "lokr_w1_b", "lokr_w2_b"):
+        if name in group.keys and (shape := ctx.shape(group, name)):
+            return shape[0]
+    return None
 
 
 def _product_module(
     ctx: Context, group: Group, kind: str, pair: _Factor, *, nominal: int | None, most_rank: int
-) -> Module | Skipped:
+) -> Module:
     out, r, inner = pair.shape
+    # r^2 of a LoHa with r = 64 is beyond what a pair saves over the update itself.
     if r > most_rank or r * max(out, inner) > MOST_ELEMENTS:
-        return Skipped(ctx.name(group), f"an update of rank up to {r}: too large to be analysed as a pair of factors")
+        reason = f"an update of rank up to {r}: too large to be analysed as a pair of factors"
+        raise UnsuitableError(reason, LeftoverReason.TOO_LARGE)
     s = ctx.rules.of(group.module, nominal, default_alpha=8.0 if ctx.config.alpha is None else ctx.config.alpha)
     rank = s.config_r if nominal is None else nominal
     if rank < 1:
-        return Skipped(ctx.name(group), f"the config gives it rank {rank}, expected at least 1")
+        raise UnsuitableError(f"the config gives it rank {rank}, expected at least 1", LeftoverReason.CONFIG)
     return Module(
         name=ctx.name(group),
         kind=kind,
@@ -102,7 +119,7 @@ def _product_module(
         r=r,
         alpha=s.alpha,
         scale=s.alpha / rank,
-        params=sum(ctx.info(group, name).size for name in group.keys),
+        params=ctx.size(group),
         load=pair.load,
         base_name=f"{ctx.base_path(group.module)}.weight",
         note=f"{kind} of rank {rank}: its update has rank up to {r}",
@@ -110,79 +127,86 @@ def _product_module(
     )
 
 
-def _half(ctx: Context, group: Group, a_name: str, b_name: str, t_name: str) -> _Factor | str:
-    """Return one Hadamard half: w_a (out, r) w_b (r, in), or Tucker's with a core (r, r, k, k)."""
+def _half(ctx: Context, group: Group, a_name: str, b_name: str, t_name: str) -> _Factor:
+    """One Hadamard half: w_a (out, r) w_b (r, in), or Tucker's with a core (r, r, k, k)."""
     core = t_name in group.keys
     names = (a_name, b_name, t_name) if core else (a_name, b_name)
-    if (reason := ctx.misuse(group, *names)) is not None:
-        return reason.reason
-    shapes = [ctx.info(group, name).shape for name in names]
+    ctx.require(group, *names)
+    shapes = [ctx.shape(group, name) for name in names]
     readers = [ctx.reader(group, name) for name in names]
     if core:
         return _tucker(shapes, readers)
     a, b = shapes
     if len(a) != 2 or len(b) != 2 or a[1] != b[0]:
-        return f"factors of shape {list(a)} and {list(b)}: expected (out, r) and (r, in)"
-    return _Factor(_Shape(a[0], a[1], b[1]), lambda: (wide(readers[0]()), wide(readers[1]())))
+        raise UnsuitableError(f"factors of shape {list(a)} and {list(b)}: expected (out, r) and (r, in)")
+    return _Factor(_Shape(a[0], a[1], b[1]), lambda: (as_float32(readers[0]()), as_float32(readers[1]())))
 
 
-def _tucker(shapes: Sequence[tuple[int, ...]], readers: Sequence[Callable[[], Array]]) -> _Factor | str:
+def _tucker(shapes: Sequence[tuple[int, ...]], readers: Sequence[Callable[[], Array]]) -> _Factor:
     """W[p, r, k, l] = sum_ij t[i, j, k, l] P[i, p] Q[j, r]: P^T times a matrix (i, r k l). Given P, Q, t."""
     (p, q, t), (read_p, read_q, read_t) = shapes, readers
     if len(t) != _CORE or len(p) != 2 or len(q) != 2 or t[0] != p[0] or t[1] != q[0]:
-        return (
+        raise UnsuitableError(
             f"a core of shape {list(t)} with factors {list(p)} and {list(q)}: expected (r, r, k, k), (r, out), (r, in)"
         )
     inner = q[1] * t[2] * t[3]
-    if t[0] * inner > MOST_ELEMENTS:
-        return f"a core of shape {list(t)} is too large to be unfolded"
-
-    def load() -> tuple[Array, Array]:
-        unfolded = np.einsum("ijkl,jr->irkl", wide(read_t()), wide(read_q()))
-        return wide(read_p()).T, unfolded.reshape(t[0], inner)
-
-    return _Factor(_Shape(p[1], t[0], inner), load)
+    unfold = unfolded(t, inner, read_t, read_q)
+    return _Factor(_Shape(p[1], t[0], inner), lambda: (as_float32(read_p()).T, unfold()))
 
 
-def _kronecker_factor(ctx: Context, group: Group, stem: str, core: str) -> _Factor | str:
-    """Return one of LoKr's two factors: whole, as a product, or as a Tucker core with two factors."""
+def unfolded(
+    core: tuple[int, ...], inner: int, read_core: Callable[[], Array], read_q: Callable[[], Array]
+) -> Callable[[], Array]:
+    """A reader of sum_j t[i, j, k, l] q[j, r] as a matrix (i, r k l), for a core (r, r, k, k); `inner` is its width.
+
+    Raises:
+        UnsuitableError: it would be too large.
+    """
+    if core[0] * inner > MOST_ELEMENTS:
+        reason = f"a core of shape {list(core)} is too large to be unfolded"
+        raise UnsuitableError(reason, LeftoverReason.TOO_LARGE)
+
+    def load() -> Array:
+        whole = np.einsum("ijkl,jr->irkl", as_float32(read_core()), as_float32(read_q()).reshape(core[1], -1))
+        return np.asarray(whole).reshape(core[0], inner)
+
+    return load
+
+
+def _kronecker_factor(ctx: Context, group: Group, stem: str, core: str) -> _Factor:
+    """One of LoKr's two factors: whole, as a product, or as a Tucker core with two factors."""
     if stem not in group.keys:
         return _half(ctx, group, f"{stem}_a", f"{stem}_b", core)
-    if (reason := ctx.misuse(group, stem)) is not None:
-        return reason.reason
-    shape = ctx.info(group, stem).shape
+    ctx.require(group, stem)
+    shape = ctx.shape(group, stem)
     if len(shape) < 2:
-        return f"{stem} has shape {list(shape)}: expected a matrix"
+        raise UnsuitableError(f"{stem} has shape {list(shape)}: expected a matrix")
     rows, columns = shape[0], math.prod(shape[1:])
     if min(rows, columns) > MOST_RANK:
-        return f"{stem} of shape {list(shape)}: too large to be analysed as a pair of factors"
+        reason = f"{stem} of shape {list(shape)}: too large to be analysed as a pair of factors"
+        raise UnsuitableError(reason, LeftoverReason.TOO_LARGE)
     read = ctx.reader(group, stem)
 
     def load() -> tuple[Array, Array]:
-        whole = wide(read()).reshape(rows, columns)
+        whole = as_float32(read()).reshape(rows, columns)
         unit = np.eye(min(rows, columns), dtype=whole.dtype)
         return (unit, whole) if rows <= columns else (whole, unit)
 
     return _Factor(_Shape(rows, min(rows, columns), columns), load)
 
 
-FIELDS: Final = (
-    *(f"hada_{part}" for part in ("w1_a", "w1_b", "w2_a", "w2_b", "t1", "t2")),
-    *(f"lokr_{part}" for part in ("w1", "w1_a", "w1_b", "w2", "w2_a", "w2_b", "t2")),
-)
-
-
 def product_module(ctx: Context, group: Group, alpha: float | None) -> Module | Skipped | None:
-    """Return the module of a group of LoHa's or LoKr's tensors, or None where it is neither's."""
-    is_loha = any(field.startswith("hada_") for field in group.keys)
-    if not is_loha and not any(field.startswith("lokr_") for field in group.keys):
+    """The module of a group of LoHa's or LoKr's tensors in LyCORIS's names, or None where it is neither's.
+
+    Alpha is the file's, or the rank where it has none; LyCORIS ignores it where both factors of a LoKr are whole.
+    """
+    factors = {field: name for field, name in group.keys.items() if field in {*LOHA_FIELDS, *LOKR_FIELDS}}
+    if not factors:
         return None
-    nominal = _rank(ctx, group)
-    whole = nominal is None
-    config = AdapterConfig(alpha=1.0 if whole else alpha or float(nominal or 1), r=1)
+    nominal = _nominal_rank(ctx, group)
+    config = AdapterConfig(alpha=1.0 if nominal is None else alpha or float(nominal or 1), r=1)
     own = replace(ctx, config=config, rules=ScalingRules(config))
-    factors = {field: name for field, name in group.keys.items() if field in FIELDS}
-    build = loha_module if is_loha else lokr_module
+    build = loha_module if not factors.keys().isdisjoint(LOHA_FIELDS) else lokr_module
     found = build(own, Group(group.module, keys=factors))
     if isinstance(found, Skipped):
         return found
@@ -190,27 +214,19 @@ def product_module(ctx: Context, group: Group, alpha: float | None) -> Module | 
     return replace(found, base_name=base_name, keys=group.keys, alpha_pattern=None, rank_pattern=None)
 
 
-def _rank(ctx: Context, group: Group) -> int | None:
-    """Return the rank that alpha is divided by, or None where no factor has one."""
-    for field in ("hada_w1_b", "lokr_w1_b", "lokr_w2_b"):
-        if field in group.keys and (shape := ctx.info(group, field).shape):
-            return shape[0]
-    return None
-
-
-def with_magnitude(ctx: Context, group: Group, module: Module) -> Module | Skipped:
-    """Return the module with LyCORIS's `dora_scale`, norms over each output (out, 1, ...) or each input (1, in).
+def with_magnitude(ctx: Context, group: Group, module: Module) -> Module:
+    """The module with LyCORIS's `dora_scale`, norms over each output (out, 1, ...) or each input (1, in).
 
     Which of both it is the shape says; for a square weight too, since one axis is always 1.
     """
     if "magnitude" not in group.keys:
         return module
-    rows, *rest = ctx.info(group, "magnitude").shape or (0,)
+    rows, *rest = ctx.shape(group, "magnitude") or (0,)
     by_output = rows == module.shape[0] and all(n == 1 for n in rest)
     by_input = rows == 1 and len(rest) == 1 and rest[0] == module.shape[1]
     if not by_output and not by_input:
-        shape = list(ctx.info(group, "magnitude").shape)
-        return Skipped(module.name, f"dora_scale of shape {shape} has a norm that is not of a row or a column")
+        shape = list(ctx.shape(group, "magnitude"))
+        raise UnsuitableError(f"dora_scale of shape {shape} has a norm that is not of a row or a column")
     read = ctx.reader(group, "magnitude")
     update = dense.dora(module.load, module.scale, read, axis=1 if by_output else 0)
     axis = "each output, as PEFT's" if by_output else "each input, unlike PEFT's"

@@ -12,6 +12,8 @@ from typing import Final
 import msgspec
 
 from gradience.errors import AdapterError
+from gradience.io.decoding import decode_json
+from gradience.io.reading import read_small
 
 _LARGEST: Final = 16 << 20  # bytes
 
@@ -133,16 +135,14 @@ class Architecture(msgspec.Struct, frozen=True):
 
 
 def read_architecture(folder: Path) -> Architecture:
-    """Return what the folder's config.json says.
+    """The keys of the folder's config.json that decide names and shapes.
 
     Raises:
         AdapterError: it is missing, too large, or no config of a model.
     """
     path = folder / "config.json"
     try:
-        if path.stat().st_size > _LARGEST:
-            raise AdapterError(f"{path}: larger than 16 MiB, no config of a model", advice="give the model's folder")
-        return msgspec.json.decode(path.read_bytes(), type=Architecture)
+        return decode_json(read_small(path, most=_LARGEST, what="a model's config"), Architecture)
     except OSError as error:
         raise AdapterError(f"cannot read {path}: {error.strerror}", advice="give the base model's folder") from error
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:

@@ -1,4 +1,4 @@
-"""Which sites of a base an adapter's targets hit, by PEFT's own rules.
+"""Which sites of a base an adapter's targets hit, and how many numbers LoRA adds there, by PEFT's own rules.
 
 Read in PEFT 0.21.2, `tuners/tuners_utils.py`: a list matches a name that is equal to an entry or ends with a dot
 and the entry, a text is a regular expression for the whole name, `all-linear` is every linear layer but the output,
@@ -7,17 +7,16 @@ and the entry, a text is a regular expression for the whole name, `all-linear` i
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from pathlib import Path
-from typing import Final, NamedTuple, TypeVar
+from collections.abc import Callable, Iterable, Sequence
+from typing import Final, NamedTuple
 
-import msgspec
-
-from gradience.adapters.patterns import PatternTable
+from gradience.adapters.patterns import PatternTable, dotted_tails
 from gradience.base.peft_emulation.architecture import DEFAULT_TARGETS, MAMBA_TYPES
-from gradience.base.peft_emulation.layout import Layout
+from gradience.base.peft_emulation.layout import Layout, Site
 from gradience.errors import AdapterError
+from gradience.schema.config import LoraSnapshot
 
 ALL_LINEAR: Final = "all-linear"
 
@@ -58,7 +57,7 @@ class Hits(NamedTuple):
 
 
 def resolve(wanted: Wanted, layout: Layout) -> Hits:
-    """Return what the targets hit.
+    """The sites that the targets hit.
 
     Raises:
         NotFollowedError: target_modules is null and PEFT has no default, or an expression cannot be matched safely.
@@ -99,12 +98,12 @@ _SAVED_HEADS: Final = {  # PeftModelFor...: modules_to_save of their own
 
 
 def saved_names(wanted: Wanted) -> tuple[str, ...]:
-    """Return modules_to_save, and what PEFT adds to it for the task."""
+    """`modules_to_save`, and what PEFT adds to it for the task."""
     return (*wanted.save, *_SAVED_HEADS.get(wanted.task_type or "", ()))
 
 
 def _saved_too(name: str, wanted: Wanted) -> str | None:
-    """Return why PEFT raises: it wraps every module whose name ends like a saved one, adapted or not."""
+    """PEFT's reason to raise, or None: it wraps every module whose name ends like a saved one, adapted or not."""
     return (
         "also saved whole (modules_to_save): exclude_modules keeps LoRA off it"
         if (name.endswith(saved_names(wanted) or ("\0",)))
@@ -127,21 +126,13 @@ def _all_linear(layout: Layout) -> list[str]:
 
 
 def _ends_with(entries: Iterable[str]) -> Test:
-    """Return the test of a list: the whole name, or what follows one of its dots."""
+    """The test of a list: the whole name, or what follows one of its dots."""
     known = set(entries)
 
     def test(name: str) -> bool:
-        return any(tail in known for tail in _tails(name))
+        return any(tail in known for tail in dotted_tails(name))
 
     return test
-
-
-def _tails(name: str) -> Iterator[str]:
-    yield name
-    position = name.find(".")
-    while position >= 0:
-        yield name[position + 1 :]
-        position = name.find(".", position + 1)
 
 
 def _expression(pattern: str, what: str) -> Test:
@@ -153,7 +144,7 @@ def _expression(pattern: str, what: str) -> Test:
 
 
 def _guard(wanted: Wanted) -> Test:
-    """Return the test for modules that PEFT leaves alone: excluded ones, and those that are saved whole."""
+    """The test for modules that PEFT leaves alone: excluded ones, and those that are saved whole."""
     excluded = (
         _expression(wanted.exclude, "exclude_modules")
         if isinstance(wanted.exclude, str)
@@ -183,7 +174,7 @@ def _layer_number(name: str, patterns: Sequence[str]) -> int | None:
 
 
 def _refusal(name: str, layout: Layout) -> str | None:
-    """Return why PEFT raises when a target hits this module, or None."""
+    """PEFT's reason to raise when a target hits this module, or None."""
     if layout.architecture.model_type in MAMBA_TYPES and name.rpartition(".")[2] in _IN_MAMBA:
         return "PEFT refuses it in Mamba models"
     site = layout.sites.get(name)
@@ -195,7 +186,7 @@ def _refusal(name: str, layout: Layout) -> str | None:
 
 
 def _parameters(targets: Sequence[str], layout: Layout) -> list[str]:
-    """Return the sites whose parameter a target names: a raw parameter, or a module's weight."""
+    """The sites whose parameter a target names: a raw parameter, or a module's weight."""
     test = _ends_with(targets)
     if not targets:
         return []
@@ -204,7 +195,7 @@ def _parameters(targets: Sequence[str], layout: Layout) -> list[str]:
 
 
 def _as_parameters(wanted: Wanted, layout: Layout, guard: Test) -> tuple[Wanted, frozenset[str]]:
-    """Return the targets after PEFT moved those of fused experts to target_parameters, and the doubled ones."""
+    """The targets after PEFT moved those of fused experts to target_parameters, and the doubled ones."""
     renamed = layout.architecture.expert_names
     modules = _leaves(wanted, layout, guard) if isinstance(wanted.modules, str) else set(wanted.modules or ())
     if not modules:
@@ -221,7 +212,7 @@ def _as_parameters(wanted: Wanted, layout: Layout, guard: Test) -> tuple[Wanted,
 
 
 def _leaves(wanted: Wanted, layout: Layout, guard: Test) -> set[str]:
-    """Return the leaf names that a text stands for, as PEFT resolves it for models whose experts are fused."""
+    """The leaf names that a text stands for, as PEFT resolves it for models whose experts are fused."""
     renamed = layout.architecture.expert_names
     if str(wanted.modules).lower() == ALL_LINEAR:
         return {name.rpartition(".")[2] for name in _all_linear(layout)} | renamed.keys()
@@ -236,80 +227,55 @@ def _leaves(wanted: Wanted, layout: Layout, guard: Test) -> set[str]:
 
 
 def _without_a_hit(targets: Sequence[str] | str | None, hits: Iterable[str], layout: Layout) -> list[str]:
-    """Return the entries of a list that no name ends with."""
+    """The entries of a list that no name ends with."""
     if targets is None or isinstance(targets, str):
         return []
-    tails = {tail for name in hits for tail in _tails(name)}
+    tails = {tail for name in hits for tail in dotted_tails(name)}
     renamed = layout.architecture.expert_names if layout.transformers >= _CONVERTING else {}
     return sorted(
         target for target in set(targets) if target not in tails and renamed.get(target.rpartition(".")[2]) is None
     )
 
 
-T = TypeVar("T")
-
-_LARGEST: Final = 256 << 20  # bytes: the largest tokenizer.json seen has 35 MB
+_STACK: Final = 3
 
 
-class _Token(msgspec.Struct):
-    id: int
-    content: str
-
-
-class _Model(msgspec.Struct):
-    vocab: dict[str, int] | msgspec.Raw | None = None
-
-
-class _Tokenizer(msgspec.Struct):
-    """tokenizer.json, as far as it matters here."""
-
-    added_tokens: list[_Token] = []
-    model: _Model | None = None
-
-
-class _Content(msgspec.Struct):
-    content: str
-
-
-class _Config(msgspec.Struct):
-    """tokenizer_config.json, as far as it matters here."""
-
-    added_tokens_decoder: dict[str, _Content] = {}
-
-
-class Vocabulary(msgspec.Struct, frozen=True):
-    """The tokens of one tokenizer with their ids: those added, and the rest where the file lists them."""
-
-    added: dict[str, int]
-    known: frozenset[str] | None = None
-
-
-def read_vocabulary(folder: Path) -> Vocabulary | None:
-    """Return the vocabulary that a folder's tokenizer files give, or None where it holds none that can be read."""
-    whole = _decoded(folder / "tokenizer.json", _Tokenizer)
-    config = _decoded(folder / "tokenizer_config.json", _Config)
-    extra = _decoded(folder / "added_tokens.json", dict[str, int])
-    if whole is None and config is None and extra is None:
-        return None
-    added = dict(extra or {})
-    added |= {
-        item.content: int(key) for key, item in (config or _Config()).added_tokens_decoder.items() if key.isdecimal()
-    }
-    added |= {token.content: token.id for token in (whole or _Tokenizer()).added_tokens}
-    vocab = whole.model.vocab if whole is not None and whole.model is not None else None
-    return Vocabulary(added, frozenset(vocab) if isinstance(vocab, dict) else None)
-
-
-def added_tokens(run: Vocabulary, base: Vocabulary) -> list[str]:
-    """Return the tokens that the run's tokenizer has and the base's has not, by id."""
-    known = base.added.keys() | (base.known or frozenset())
-    return [token for token, _ in sorted(run.added.items(), key=lambda item: item[1]) if token not in known]
-
-
-def _decoded(path: Path, kind: type[T]) -> T | None:
+def lora_sizes(lora: LoraSnapshot, hits: Hits, layout: Layout) -> list[int | None]:
+    """The LoRA entries of each adapted site, None where they cannot be known."""
     try:
-        if path.stat().st_size > _LARGEST:
-            return None
-        return msgspec.json.decode(path.read_bytes(), type=kind)
-    except (OSError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        ranks = PatternTable(lora.rank_pattern or {})
+        return [_size(lora, name, layout.sites[name], ranks, hits) for name in hits.adapted]
+    except AdapterError as error:
+        raise NotFollowedError(f"rank_pattern: {error}") from error
+
+
+def _size(lora: LoraSnapshot, name: str, site: Site, ranks: PatternTable, hits: Hits) -> int | None:
+    rank = _rank(lora, name, site, ranks, hits)
+    if rank is None or rank < 1 or site.kind == "packed":
         return None
+    if site.kind == "conv":
+        if site.shape[1] == 1 < site.shape[0]:
+            return None  # depthwise, as far as a header tells: its groups decide
+        out, width, *kernel = site.shape
+        return rank * (width * math.prod(kernel) + out) + _per_output(lora, out)
+    if len(site.shape) == _STACK:
+        return rank * site.shape[0] * (site.shape[1] + site.shape[2])
+    rows, width = site.shape
+    outputs = width if site.kind == "embedding" else rows
+    extra = 0 if site.kind in {"parameter", "router"} else _per_output(lora, outputs)
+    return rank * (rows + width) + extra
+
+
+def _per_output(lora: LoraSnapshot, outputs: int) -> int:
+    """The numbers that DoRA's magnitude and a bias on B add for each output."""
+    return outputs * (bool(lora.use_dora) + bool(lora.extras.get("lora_bias")))
+
+
+def _rank(lora: LoraSnapshot, name: str, site: Site, ranks: PatternTable, hits: Hits) -> int | None:
+    """The rank at a site: the first pattern that hits, as PEFT, else r; twice r where PEFT doubles it."""
+    path = f"{name}.weight" if site.kind == "router" else name
+    keys = ranks.matching(path)
+    if keys:
+        return (lora.rank_pattern or {})[keys[0]]
+    doubled = name.rpartition(".")[2] in hits.doubled
+    return None if lora.r is None else lora.r * (2 if doubled else 1)

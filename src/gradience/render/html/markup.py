@@ -1,4 +1,8 @@
-"""Elements of a page, built as a tree: text is escaped when the tree is written, so no text is ever markup."""
+"""Elements of a page, built as a tree of the standard library's.
+
+Text is escaped when the tree is written, and no string is ever pasted into markup: a model that is called `<script>` is
+shown by that name.
+"""
 
 from __future__ import annotations
 
@@ -15,10 +19,10 @@ _NAME: Final = re.compile(r"[A-Za-z][A-Za-z0-9-]*")
 
 
 def tag(name: str, /, *children: Node, **attributes: str | float | bool | None) -> Element:
-    """Return an element.
+    """An element of the page.
 
-    Strings lose controls, escape sequences and bidi overrides (CWE-150); None is left out. In the names of attributes
-    `_` stands for `-`, and a last `_` is dropped: `class_`, `aria_label`. True is an attribute without a value.
+    Strings lose controls, escape sequences and bidi overrides (CWE-150); None is omitted. In names of attributes `_`
+    stands for `-`, and a last `_` is dropped: `class_`, `aria_label`. True is an attribute without a value.
     """
     element = Element(name)
     for key, value in attributes.items():
@@ -29,8 +33,8 @@ def tag(name: str, /, *children: Node, **attributes: str | float | bool | None) 
     return element
 
 
-def style_sheet(css: str) -> Element:
-    """Return a style element; its text is ours and is written as it is."""
+def style_element(css: str) -> Element:
+    """A style element; its text is the package's own and is written as it is."""
     if "</" in css:
         raise ValueError("a style sheet cannot hold '</'")
     element = Element("style")
@@ -39,14 +43,14 @@ def style_sheet(css: str) -> Element:
 
 
 def document(root: Element) -> str:
-    """Return the page as HTML: text and attributes escaped."""
+    """The page as HTML: text and attributes escaped."""
     return "<!doctype html>\n" + tostring(root, encoding="unicode", method="html") + "\n"
 
 
 def _attribute(key: str) -> str:
     name = key.removesuffix("_").replace("_", "-")
     if _NAME.fullmatch(name) is None:
-        raise ValueError(f"{key!r} is no name of an attribute")
+        raise ValueError(f"{key!r} is not the name of an attribute")
     return name
 
 

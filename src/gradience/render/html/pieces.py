@@ -1,101 +1,119 @@
-"""Pieces that several sections of the page share: figures, tables, captions."""
+"""Parts that several sections of the page share: sections, tables, figures with captions, numbered causes.
+
+A log or an adapter can hold any number of anything, so every list is cut, and its caption counts what is not shown.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import islice
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, TypeAlias, TypeVar
 from xml.etree.ElementTree import Element
 
-from gradience.render.heatmap import Grid
-from gradience.render.html.curves import draw
-from gradience.render.html.drawing import HALF, NARROW, STYLES, WIDE, Envelope, Mark, Plot, Size
-from gradience.render.html.heat import draw_grid, ramp
+from gradience.render.html.figures import HALF, NARROW, STYLES, WIDE, Size, draw, draw_map, ramp
 from gradience.render.html.markup import Node, tag
+from gradience.render.html.plot import Envelope, Mark, Plot
+from gradience.render.plots import Grid
+from gradience.render.text import sentence
 from gradience.schema.diagnose import Cause, DiagnoseReport
 
-_MOST_MARKS: Final = 40  # named under a plot
-_MOST_ROWS: Final = 100  # of a table
+T = TypeVar("T")
+Columns: TypeAlias = Sequence[tuple[str, Callable[[T], Node]]]  # title, and cell of an item
+
+_MARKS: Final = 40  # named under a plot
+_ROWS: Final = 100  # of a table
+_CELLS: Final = 2_000  # of a map
+_LAYERS: Final = 400
 
 
 def section(name: str, title: str, *content: Node) -> Element:
-    """Return a section of the page with its heading."""
+    """A section of the page with its heading."""
     return tag("section", tag("h2", title, id=f"{name}-title"), *content, id=name, aria_labelledby=f"{name}-title")
 
 
+def note(text: str) -> Element:
+    """A remark in small print."""
+    return tag("p", text, class_="note")
+
+
+def facts(pairs: Iterable[tuple[str, str]]) -> Element:
+    """The main numbers of a part, each in a box."""
+    return tag("dl", [tag("div", tag("dt", name), tag("dd", value)) for name, value in pairs], class_="facts")
+
+
 def fold(summary: str, *content: Node) -> Element:
-    """Return content that is shown when asked for; printing shows it anyway."""
+    """Content that opens on request; printing shows it anyway."""
     return tag("details", tag("summary", summary), *content)
 
 
-def table(head: Sequence[str], rows: Sequence[Sequence[Node]], *, caption: str, numbers: int = 0) -> Element:
-    """Return a table that scrolls within itself; its last `numbers` columns are numbers.
+def table(columns: Columns[T], items: Sequence[T], *, caption: str, numbers: int = 0) -> Element | None:
+    """A table that scrolls within itself; its last `numbers` columns are numbers. None without items."""
+    if not items:
+        return None
+    first = len(columns) - numbers
+    if len(items) > _ROWS:
+        caption = f"{caption} (the first {_ROWS} of {len(items):,})"
 
-    A log can hold any number of anything: what is over a hundred rows is counted in the caption and not shown.
-    """
-    first = len(head) - numbers
-    if len(rows) > _MOST_ROWS:
-        caption = f"{caption} (the first {_MOST_ROWS} of {len(rows):,})"
+    def line(cells: Iterable[Node], kinds: Sequence[tuple[str, str]]) -> Element:
+        return tag(
+            "tr",
+            [
+                tag(kind, cell, class_="number" if i >= first else None, scope=scope or None)
+                for i, (cell, (kind, scope)) in enumerate(zip(cells, kinds, strict=True))
+            ],
+        )
 
-    def cell(kind: str, i: int, content: Node, **attributes: str) -> Element:
-        return tag(kind, content, class_="number" if i >= first else None, **attributes)
-
-    top = tag("thead", tag("tr", [cell("th", i, name, scope="col") for i, name in enumerate(head)]))
-    body = [
-        tag("tr", [tag("th", r[0], scope="row"), *(cell("td", i, value) for i, value in enumerate(r[1:], 1))])
-        for r in rows[:_MOST_ROWS]
-    ]
-    whole = tag("table", tag("caption", tag("span", caption)), top, tag("tbody", body))
+    head = line((title for title, _ in columns), [("th", "col")] * len(columns))
+    kinds = [("th", "row"), *[("td", "")] * (len(columns) - 1)]
+    body = [line((cell(item) for _, cell in columns), kinds) for item in items[:_ROWS]]
+    whole = tag("table", tag("caption", tag("span", caption)), tag("thead", head), tag("tbody", body))
     return tag("div", whole, class_="scroll", tabindex="0", role="region", aria_label=caption)
 
 
-def plot_figure(title: str, plot: Plot, *, wide: Size = HALF, says: str, caption: Node) -> Element:
-    """Return a plot in a size for wide screens and one for narrow ones, with legend and caption."""
-    legend = None
-    if len(plot.lines) > 1:
-        entries = [tag("li", _swatch(i, points=x.points), " ", x.label) for i, x in enumerate(plot.lines)]
-        legend = tag("ul", entries, class_="legend")
-    label = f"{title}. {says}{_marked_words(plot.marks)}"
-    drawn = [draw(plot, size, label) for size in (wide, NARROW)]
-    return figure(title, legend, drawn, caption=[caption, _marked(plot.marks)], wide=wide is WIDE)
-
-
-def _swatch(style: int, *, points: bool) -> Element:
-    """Return a piece of a line, for the legend."""
-    return tag("span", class_=f"swatch s{style % STYLES}{' points' if points else ''}", aria_hidden="true")
-
-
 def figure(title: str, *content: Node, caption: Node, wide: bool = False) -> Element:
-    """Return a figure under its heading."""
+    """A figure under its heading."""
     inside = [tag("h3", title), *content, tag("figcaption", caption)]
     return tag("figure", inside, class_="wide" if wide else None)
 
 
-def _marked_words(marks: Sequence[Mark]) -> str:
-    steps = ", ".join(f"{mark.number} at step {mark.step:g}" for mark in marks[:_MOST_MARKS])
-    return f" Marked: findings {steps}." if marks else ""
+def plot_figure(title: str, plot: Plot, *, wide: Size = HALF, summary: str, caption: str) -> Element:
+    """A plot in a size for wide screens and one for narrow ones, with legend and caption.
 
-
-def _marked(marks: Sequence[Mark]) -> Node:
-    if not marks:
-        return None
+    Args:
+        title: of the figure.
+        plot: what is drawn.
+        wide: the size for wide screens.
+        summary: what the lines show, for those who do not see them.
+        caption: how the rows were drawn.
+    """
+    legend = None
+    if len(plot.lines) > 1:
+        styles = (f"swatch s{i % STYLES}{' points' if line.points else ''}" for i, line in enumerate(plot.lines))
+        swatches = [tag("span", class_=names, aria_hidden="true") for names in styles]
+        entries = [tag("li", swatch, " ", x.label) for swatch, x in zip(swatches, plot.lines, strict=True)]
+        legend = tag("ul", entries, class_="legend")
+    marks = plot.marks[:_MARKS]
+    steps = ", ".join(f"{mark.number} at step {mark.step:g}" for mark in marks)
+    label = f"{title}. {summary}{f' Marked: findings {steps}.' if steps else ''}"
     links = [
         [", " if i else "", tag("a", f"{mark.number}", href=f"#finding-{mark.number}"), f" at step {mark.step:,.0f}"]
-        for i, mark in enumerate(marks[:_MOST_MARKS])
+        for i, mark in enumerate(marks)
     ]
-    return [" Findings marked: ", links, "."]
+    drawn = [draw(plot, size, label) for size in (wide, NARROW)]
+    marked = [" Findings marked: ", links, "."] if links else None
+    return figure(title, legend, drawn, caption=[caption, marked], wide=wide is WIDE)
 
 
-def caption_of(what: str, data: Envelope, *, absent: int = 0) -> str:
-    """Return how the rows of a column were drawn: what was put together, and what is not finite."""
+def caption_of(column: str, data: Envelope, *, absent: int = 0) -> str:
+    """How the rows of a column were drawn: put together in buckets or each, and those that are not finite."""
     total = data.rows + data.lost_rows
     if data.sampled:
         drawn = (
-            f"{what}: {total:,} rows in {len(data.steps):,} buckets of steps, about {data.per_bucket:,} rows each. "
+            f"{column}: {total:,} rows in {len(data.steps):,} buckets of steps, about {data.per_bucket:,} rows each. "
             "The line is each bucket's median, the band spans its lowest to its highest row: no spike is dropped."
         )
     else:
-        drawn = f"{what}: {total:,} {'row' if total == 1 else 'rows'}, each drawn."
+        drawn = f"{column}: {total:,} {'row' if total == 1 else 'rows'}, each drawn."
     if data.lost_rows:
         drawn += f" {data.lost_rows:,} of them {'is' if data.lost_rows == 1 else 'are'} not finite: crosses at the top."
     if absent:
@@ -103,7 +121,29 @@ def caption_of(what: str, data: Envelope, *, absent: int = 0) -> str:
     return drawn
 
 
-_STEPS: Final = ("step", "first_step", "best_step", "from_step", "lowest_step")  # where a finding says it is
+def map_figure(title: str, grid: Grid, *, legend: str, outside: int) -> Element:
+    """The map of a quantity by layer and kind of module.
+
+    Args:
+        title: of the figure.
+        grid: the quantity.
+        legend: the meaning of the letters in it.
+        outside: the number of modules in no layer, which it cannot show.
+    """
+    layers = grid.layers[:_LAYERS]
+    kinds = max(_CELLS // len(layers), 1)
+    cut = grid._replace(rows=dict(islice(grid.rows.items(), kinds)), layers=layers)
+    caption = f"{sentence(grid.title)} by layer and kind of module; {legend}."
+    caption += f" {outside} modules in no layer are not shown." if outside else ""
+    more = ((len(grid.rows) - len(cut.rows), "kinds"), (len(grid.layers) - len(layers), "layers"))
+    caption += "".join(f" {n:,} further {name} are not shown." for n, name in more if n)
+    shape = f"{len(cut.rows)} kinds of module in {len(layers)} layers"
+    label = f"{title}: {grid.title} of {shape}, highest {grid.top:.4g}."
+    drawn = [draw_map(cut, size, label) for size in (WIDE, NARROW)]
+    return figure(title, drawn, ramp(cut), caption=caption, wide=True)
+
+
+_STEPS: Final = ("step", "first_step", "best_step", "from_step", "lowest_step")  # values of a finding that are its step
 
 
 class Numbered(NamedTuple):
@@ -114,58 +154,27 @@ class Numbered(NamedTuple):
 
     @property
     def sources(self) -> list[str]:
-        """Which sources show it."""
+        """The sources that show it."""
         return list(dict.fromkeys(piece.source for piece in self.cause.pieces))
 
     @property
-    def ids(self) -> list[str]:
-        """Its id, and those of the findings that it joins."""
-        return list(dict.fromkeys([self.cause.id, *(piece.id for piece in self.cause.pieces if piece.id)]))
-
-    @property
     def step(self) -> int | None:
-        """The step it speaks of, or None where it speaks of no single one."""
+        """The step it refers to, or None if it refers to no single one."""
         values = (self.cause.values.get(name) for name in _STEPS)
         return next((v for v in values if isinstance(v, int) and not isinstance(v, bool)), None)
 
-    @property
-    def anchor(self) -> str:
-        """The id of its place in the page."""
-        return f"finding-{self.number}"
-
 
 def numbered(report: DiagnoseReport) -> list[Numbered]:
-    """Return the causes with their numbers, from 1."""
-    return [Numbered(place, cause) for place, cause in enumerate(report.causes, 1)]
+    """The causes with their numbers, from 1."""
+    return [Numbered(n, cause) for n, cause in enumerate(report.causes, 1)]
 
 
 def marks_of(found: Sequence[Numbered], prefix: str = "") -> list[Mark]:
-    """Return the marks of what the log shows and whose id begins so, in the order of their steps."""
-    at = [(n, n.step) for n in found if "log" in n.sources and any(finding.startswith(prefix) for finding in n.ids)]
-    marks = [Mark(n.number, step, n.cause.severity) for n, step in at if step is not None]
+    """The marks, by step, of findings in the log whose id or that of one of their pieces begins with the prefix."""
+    marks = [
+        Mark(n.number, n.step, n.cause.severity)
+        for n in found
+        if n.step is not None and "log" in n.sources
+        if any(rule.startswith(prefix) for rule in (n.cause.id, *(piece.id for piece in n.cause.pieces if piece.id)))
+    ]
     return sorted(marks, key=lambda mark: mark.step)
-
-
-_MOST_CELLS: Final = 2_000  # of the map
-_MOST_LAYERS: Final = 400
-
-
-def map_figure(title: str, grid: Grid, *, legend: str, outside: int) -> Element:
-    """Return the map of a quantity by layer and kind of module.
-
-    Args:
-        title: of the figure.
-        grid: the quantity.
-        legend: what the letters in it mean.
-        outside: modules in no layer, which it cannot show.
-    """
-    layers = grid.layers[:_MOST_LAYERS]
-    kinds = max(_MOST_CELLS // len(layers), 1)
-    cut = grid._replace(rows=dict(islice(grid.rows.items(), kinds)), layers=layers)
-    said = f"{grid.title[:1].upper()}{grid.title[1:]} by layer and kind of module; {legend}."
-    said += f" {outside} modules in no layer are not shown." if outside else ""
-    more = ((len(grid.rows) - len(cut.rows), "kinds"), (len(grid.layers) - len(layers), "layers"))
-    said += "".join(f" {n:,} further {what} are not shown." for n, what in more if n)
-    shape = f"{len(cut.rows)} kinds of module in {len(layers)} layers"
-    label = f"{title}: {grid.title} of {shape}, highest {grid.top:.4g}."
-    return figure(title, [draw_grid(cut, size, label) for size in (WIDE, NARROW)], ramp(cut), caption=said, wide=True)

@@ -5,7 +5,7 @@ They need an audit with `--base`; without one they are listed as not judged.
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Final, NamedTuple
 
 from gradience.rules.rule import Observation, Rule, Threshold, few
 from gradience.rules.weights.health import AdapterFacts
@@ -28,35 +28,37 @@ _HALF: Final = frozenset({"BF16", "F16"})  # dtypes as safetensors names them
 
 def at_risk(module: ModuleAudit) -> bool:
     """Whether a 16-bit merge would lose a good part of this update, by its size or by what the merge adds."""
-    survival = _survival(module)
-    if survival is None or not isinstance(module.relative_frobenius, float):
-        return False
-    small = 0.0 < module.relative_frobenius < _SURVIVAL[survival.dtype].value
-    return small or (survival.cosine is not None and survival.cosine < SURVIVAL_COSINE.value)
+    return _loss(module) is not None
 
 
-def _survival(module: ModuleAudit) -> MergeSurvival | None:
-    return module.base.survival if module.base is not None else None
+class _Loss(NamedTuple):
+    cosine: float
+    survival: MergeSurvival
+
+
+def _loss(module: ModuleAudit) -> _Loss | None:
+    survival = module.base.survival if module.base is not None else None
+    size = module.relative_frobenius
+    if survival is None or survival.cosine is None or not isinstance(size, float):
+        return None  # no cosine: the update is zero, and nothing can be lost
+    small = 0.0 < size < _SURVIVAL[survival.dtype].value
+    return _Loss(survival.cosine, survival) if small or survival.cosine < SURVIVAL_COSINE.value else None
 
 
 def _merge_loss(facts: AdapterFacts) -> Observation | None:
     modules = facts.report.modules
-    risky = [(survival, m) for m in modules if at_risk(m) and (survival := _survival(m)) is not None]
+    risky = [(loss, module) for module in modules if (loss := _loss(module)) is not None]
     if not risky:
         return None
-    survival, worst = min(risky, key=lambda pair: _cosine(pair[0]))
-    served = any(m.base is not None and m.base.dtype in _HALF for _, m in risky)
+    (cosine, survival), worst = min(risky, key=lambda pair: pair[0].cosine)
+    served = any(module.base is not None and module.base.dtype in _HALF for _, module in risky)
     return Observation(
         f"Merging into {survival.dtype} would lose part of the update in {len(risky)} of {len(modules)} "
         f"modules: in {worst.name} it changes {survival.changed:.0%} of the entries, and what it adds has cosine "
-        f"{_cosine(survival):.2f} with the update.",
+        f"{cosine:.2f} with the update.",
         {"modules": len(risky), "worst": worst.name},
         severity=None if served else "info",  # a float32 base may be merged, and kept, in float32
     )
-
-
-def _cosine(survival: MergeSurvival) -> float:
-    return 1.0 if survival.cosine is None else survival.cosine
 
 
 def _not_compared(facts: AdapterFacts) -> Observation | None:

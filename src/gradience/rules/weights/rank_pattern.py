@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple, TypeAlias, TypeVar
 
+from gradience.adapters.patterns import dotted_tails
 from gradience.rules.weights.ranks import bucket, cut, error_at
 from gradience.schema.audit import ModuleAudit, ModuleRank, RankPattern
 
@@ -32,7 +33,7 @@ def patterns_of(
     The default rank and alpha are the given ones, else the commonest of each; then there is at least one key.
     """
     r, alpha = default or (_commonest(ranks.values()), _commonest(alphas.values()))
-    tails = {tail for path in ranks for tail in _tails(path)}
+    tails = {tail for path in ranks for tail in dotted_tails(path)[1:]}
     return Patterns(
         r,
         alpha,
@@ -50,11 +51,6 @@ def alpha_for(scale: float, rank: int, *, rslora: bool) -> Number:
 
 def _commonest(values: Iterable[_T]) -> _T:
     return Counter(values).most_common(1)[0][0]
-
-
-def _tails(path: str) -> Iterable[str]:
-    """Yield what a path ends with, from each of its dots on."""
-    return (path[hit.end() :] for hit in re.finditer(r"\.", path))
 
 
 def _key(path: str, tails: set[str]) -> str:

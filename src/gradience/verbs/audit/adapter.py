@@ -113,7 +113,7 @@ def _facts(path: Path, files: AdapterFiles, adapter: Adapter) -> AuditReport:
         health=health([]),
         summary=summary_of([]),
         ledger=ledger_of(adapter),
-        not_analysed=[NotAnalysed(name=item.name, reason=item.reason) for item in adapter.skipped],
+        not_analysed=[NotAnalysed(name=item.name, reason=item.reason, cause=item.cause) for item in adapter.skipped],
         unmatched_patterns=[*adapter.unmatched_rank_patterns, *adapter.unmatched_alpha_patterns],
         notes=adapter.notes,
     )

@@ -13,10 +13,11 @@ import msgspec
 import numpy as np
 
 from gradience.adapters.layout import Adapter, Array, Module
-from gradience.base.norms import Norms, NormsCache, default_folder
+from gradience.base.norms import Norms, NormsCache
 from gradience.base.update import Update, survival_of, update_of
 from gradience.base.weights import BaseWeights, Found, find_shards, identity
 from gradience.errors import AdapterError
+from gradience.io.cache import cache_folder
 from gradience.io.types import Progress
 from gradience.rules.weights.against_base import at_risk
 from gradience.schema.audit import BaseComparison, BaseReport, Intruders, ModuleAudit, NotCompared
@@ -58,10 +59,10 @@ def compare(adapter: Adapter, rows: Sequence[ModuleAudit], options: BaseOptions)
         AdapterError: the base cannot be read.
     """
     files = find_shards(options.path)
-    norms = NormsCache(default_folder() if options.cache else None, _identity(files, options))
+    norms = NormsCache(cache_folder("norms") if options.cache else None, _identity(files, options))
     run = _Run(adapter, BaseWeights(files), norms, options)
     jobs: list[tuple[Module, ModuleAudit | None]] = [*zip(adapter.modules, rows, strict=True)]
-    jobs += [(module, None) for module in adapter.needs_base]
+    jobs += [(module, None) for module in adapter.base_dependent]
     done = []
     for place, (module, row) in enumerate(jobs):
         if options.progress is not None:

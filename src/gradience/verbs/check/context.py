@@ -9,32 +9,31 @@ from pathlib import Path
 import msgspec
 
 from gradience.configs import Layer
-from gradience.configs.yaml import keys_of, line_of
-from gradience.render.text import Place
+from gradience.configs.lines import keys_of, line_of
 from gradience.rules.config.facts import CheckContext
 from gradience.rules.config.judge import settings_of
 from gradience.schema.config import ConfigSnapshot
 from gradience.schema.findings import Coverage, Finding
-from gradience.schema.reports import CheckReport, SourceFile
+from gradience.schema.reports import CheckReport, SourceFile, SourceLocation
 
 _NOT_CONFIGURATION = {"base", "settings"}
 
 
-def places(report: CheckReport) -> list[Place | None]:
-    """Return a place for each finding, in their order; None where no file was read."""
+def source_locations(report: CheckReport) -> list[SourceLocation | None]:
+    """The source location of each finding, in their order; None where no file was read."""
     files = [source for source in report.sources if source.role not in _NOT_CONFIGURATION]
     return [_place(finding, files) for finding in report.findings]
 
 
-def _place(finding: Finding, files: list[SourceFile]) -> Place | None:
+def _place(finding: Finding, files: list[SourceFile]) -> SourceLocation | None:
     if not files:
         return None
     keys = [key for field in settings_of(finding) for key in keys_of(field)]
     for source in reversed(files):  # a later source wins
         line = line_of(Path(source.path), keys)
         if line is not None:
-            return Place(source.path, line)
-    return Place(files[0].path)
+            return SourceLocation(source.path, line)
+    return SourceLocation(files[0].path)
 
 
 _OF_A_RUN = ("trainer_state.json", "run.jsonl", "adapter_model.safetensors", "model.safetensors", "trainer_log.jsonl")
@@ -100,7 +99,7 @@ def _with_base(
 
 def _with_tokens(around: CheckContext, coverage: Coverage, base: Path, folders: Iterable[Path]) -> CheckContext:
     """Add the tokens that the run's tokenizer has and the base's has not."""
-    from gradience.base.peft_emulation.targets import added_tokens, read_vocabulary  # noqa: PLC0415
+    from gradience.base.vocabulary import added_tokens, read_vocabulary  # noqa: PLC0415  # as above
     from gradience.base.weights import find_shards  # noqa: PLC0415  # as above
 
     run = next((found for folder in folders if (found := read_vocabulary(folder)) is not None), None)

@@ -1,73 +1,38 @@
-"""The verb: an adapter's files in, another format's files out, and a report on what that cost."""
+"""The verb `convert`: an adapter's files in, another format's files out, and a report on what that cost."""
 
 from __future__ import annotations
 
 import math
-import tempfile
 from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
 import msgspec
 
 from gradience.adapters.layout import Role
 from gradience.errors import AdapterError
 from gradience.io.safetensors import PlannedTensor, copied
-from gradience.io.spool import Spool
+from gradience.io.spool import Spool, temporary_folder
 from gradience.io.types import PathLike, Progress
-from gradience.schema.writing import CONVERT_SCHEMA_ID, ConvertedModule, ConvertReport, ModuleChange, Target
+from gradience.schema.writing import CONVERT_SCHEMA_ID, ConvertedModule, ConvertReport, Target
 from gradience.verbs.convert.factored import Choice
-from gradience.verbs.convert.pieces import Experts, Piece, experts_of, pieces_of
-from gradience.verbs.convert.source import Source, open_source, refuse_modules
-from gradience.verbs.convert.to_mlx import (
-    MLX_WEIGHTS,
+from gradience.verbs.convert.source import (
+    Source,
     components_of,
-    mlx_config,
-    mlx_notes,
-    mlx_tensors,
+    open_source,
     parsed_renames,
     paths_of,
+    refuse_modules,
     renamed,
 )
+from gradience.verbs.convert.to_mlx import MLX_METADATA, MLX_WEIGHTS, mlx_config, mlx_notes, mlx_tensors
 from gradience.verbs.convert.to_peft import peft_config, peft_notes, peft_tensors
-from gradience.verbs.writing import WEIGHTS_NAME, provenance_of, refuse_place, write_adapter
+from gradience.verbs.convert.updates import Conversion, Update, expert_updates, layer_updates
+from gradience.verbs.writing import NewAdapter, provenance_of, refuse_place, write_adapter
 
-_PLACED_IN_PEFT: Final[frozenset[Role]] = frozenset({"full_module", "bias", "base_copy", "token_rows"})
+_WHOLE_IN_PEFT: Final[frozenset[Role]] = frozenset({"full_module", "bias", "base_copy", "token_rows"})
 _UPDATES: Final[frozenset[Role]] = frozenset({"lora_pair", "magnitude", "scale"})
 _SHOWN: Final = 3
-
-
-class Beside(NamedTuple):
-    """Tensors to copy, and the names of those that are left out."""
-
-    carried: list[PlannedTensor]
-    dropped: list[str]
-
-
-def beside(source: Source, target: Target, *, drop: bool, other_components: Collection[str]) -> Beside:
-    """Return what becomes of the tensors that belong to no update.
-
-    Raises:
-        AdapterError: the target has no place for one, and `drop` does not say to leave it out.
-    """
-    from_peft = source.adapter.format == "peft"
-    carried, dropped = [], []
-    for name, role in source.adapter.roles.items():
-        if role in _UPDATES or name in other_components:
-            continue
-        if target == "peft" and from_peft and role in _PLACED_IN_PEFT:
-            carried.append(copied(source.tensors, name))
-        else:
-            dropped.append(name)
-    if dropped and not drop:
-        more = f" and {len(dropped) - _SHOWN} more" if len(dropped) > _SHOWN else ""
-        what = "MLX-LM's LoRA" if target == "mlx" else "a plain PEFT LoRA"
-        raise AdapterError(
-            f"{what} has no place for {len(dropped)} tensors of {source.files.weights}: "
-            f"{', '.join(dropped[:_SHOWN])}{more}",
-            advice="leave them out with --drop, or keep the adapter as it is",
-        )
-    return Beside(carried, dropped)
 
 
 def convert_adapter(
@@ -117,37 +82,34 @@ def convert_adapter(
         refuse_place(Path(out), [source.files], base=held, force=force)
     replaced = parsed_renames(renames)
     paths = paths_of(source, component=component, renames=replaced)
-    rest = beside(source, to, drop=drop, other_components=_elsewhere(source, paths))
-    options: dict[str, str | int | float | bool] = {
-        name: value
-        for name, value in (("to", to), ("rank", rank), ("energy", energy), ("component", component), ("drop", drop))
-        if value
-    }
-    with tempfile.TemporaryDirectory(prefix="gradience-") as folder:
-        pieces = list(pieces_of(source, choice, Spool(Path(folder)), target=to, paths=paths, progress=progress))
-        experts = _experts(source, choice, to, replaced)
-        written = _written(source, _Updates(pieces, experts), rest, to)
-        report = _report(source, _Updates(pieces, experts), rest, written, options)
-        if out is not None:
-            _write(Path(out), source, written, report, force=force)
-            report = msgspec.structs.replace(report, out=str(out))
-    return report
-
-
-class _Updates(NamedTuple):
-    """The pairs to write."""
-
-    pieces: list[Piece]
-    experts: list[Experts]
-
-
-def _experts(source: Source, choice: Choice, to: Target, replaced: dict[str, str]) -> list[Experts]:
-    if source.experts and not choice.everything:
-        raise AdapterError(
-            f"{source.experts[0].name}: stacked experts are converted whole, not cut to a rank",
-            advice="leave out --rank and --energy",
+    elsewhere = {name for module in source.layers if module.name not in paths for name in module.keys.values()}
+    rest = _rest(source, to, drop=drop, other_components=elsewhere)
+    given = {"to": to, "rank": rank, "energy": energy, "component": component, "drop": drop}
+    options = {name: value for name, value in given.items() if value}
+    with temporary_folder() as folder:
+        run = Conversion(source, choice, Spool(folder), to)
+        updates = [*layer_updates(run, paths, progress), *_experts(source, choice, to, replaced)]
+        new = _new_adapter(source, updates, rest, to)
+        report = ConvertReport(
+            schema=CONVERT_SCHEMA_ID,
+            source=str(source.files.weights),
+            source_format=source.adapter.format,
+            source_type=source.label,
+            target_format=to,
+            options=options,
+            modules=[_row(update) for update in updates],
+            relative_error=_relative_error(updates),
+            params_before=sum(info.size for info in source.adapter.tensors.values()),
+            params_after=sum(math.prod(tensor.shape) for tensor in new.tensors),
+            carried=[tensor.name for tensor in rest.carried],
+            dropped=rest.dropped,
+            notes=_notes(source, updates, to),
         )
-    return [stack._replace(path=renamed(stack.path, replaced)) for stack in experts_of(source.experts, to)]
+        if out is None:
+            return report
+        record = provenance_of("convert", [*source.adapter.weights, source.files.config], options, report)
+        write_adapter(Path(out), new, record, force=force)
+    return msgspec.structs.replace(report, out=str(out))
 
 
 def _choice(rank: int | None, energy: float | None) -> Choice:
@@ -161,121 +123,84 @@ def _choice(rank: int | None, energy: float | None) -> Choice:
 
 
 def _refuse_vain(source: Source, to: Target, choice: Choice) -> None:
-    if to == "peft" and source.is_plain:
-        done = "gradience resize changes its rank" if not choice.everything else "use it as it is"
-        raise AdapterError(f"{source.files.weights} is a plain PEFT LoRA already", advice=done)
-    if to == "mlx" and source.adapter.format == "mlx":
+    """Refuse to convert what is in the target's format already."""
+    if to == "peft" and source.traits.is_plain:
+        advice = "gradience resize changes its rank" if not choice.everything else "use it as it is"
+        raise AdapterError(f"{source.files.weights} is a plain PEFT LoRA already", advice=advice)
+    if to == source.adapter.format == "mlx":
         raise AdapterError(f"{source.files.weights} is MLX-LM's already", advice="use it as it is")
 
 
-def _elsewhere(source: Source, paths: dict[str, str]) -> set[str]:
-    """Return the tensors of other components."""
-    return {name for module in source.layers if module.name not in paths for name in module.keys.values()}
+class _Rest(NamedTuple):
+    """Tensors that belong to no update: those to copy, and the names of those that are left out."""
+
+    carried: list[PlannedTensor]
+    dropped: list[str]
 
 
-class _Written(NamedTuple):
-    """What the target's files will hold."""
+def _rest(source: Source, target: Target, *, drop: bool, other_components: Collection[str]) -> _Rest:
+    """Return the tensors that belong to no update, as far as the target has a place for them.
 
-    tensors: list[PlannedTensor]
-    config: dict[str, Any]
-    weights_name: str
-    metadata: dict[str, str]
-    notes: list[str]
+    Raises:
+        AdapterError: the target has no place for one, and `drop` does not say to leave it out.
+    """
+    kept = _WHOLE_IN_PEFT if target == "peft" and source.adapter.file_format.is_peft else frozenset[Role]()
+    roles = {name: role for name, role in source.adapter.roles.items() if name not in other_components}
+    carried = [copied(source.tensors, name) for name, role in roles.items() if role in kept]
+    dropped = [name for name, role in roles.items() if role not in kept | _UPDATES]
+    if dropped and not drop:
+        more = f" and {len(dropped) - _SHOWN} more" if len(dropped) > _SHOWN else ""
+        what = "MLX-LM's LoRA" if target == "mlx" else "a plain PEFT LoRA"
+        raise AdapterError(
+            f"{what} has no place for {len(dropped)} tensors of {source.files.weights}: "
+            f"{', '.join(dropped[:_SHOWN])}{more}",
+            advice="leave them out with --drop, or keep the adapter as it is",
+        )
+    return _Rest(carried, dropped)
 
 
-def _written(source: Source, updates: _Updates, rest: Beside, to: Target) -> _Written:
+def _experts(source: Source, choice: Choice, to: Target, replaced: dict[str, str]) -> list[Update]:
+    if source.experts and not choice.everything:
+        raise AdapterError(
+            f"{source.experts[0].name}: stacked experts are converted whole, not cut to a rank",
+            advice="leave out --rank and --energy",
+        )
+    return [stack._replace(path=renamed(stack.path, replaced)) for stack in expert_updates(source.experts, to)]
+
+
+def _new_adapter(source: Source, updates: Sequence[Update], rest: _Rest, to: Target) -> NewAdapter:
     if to == "mlx":
-        tensors, config = mlx_tensors(*updates), mlx_config(source, *updates)
-        return _Written(tensors, config, MLX_WEIGHTS, {"format": "mlx"}, mlx_notes(*updates))
-    tensors = sorted([*peft_tensors(*updates), *rest.carried], key=lambda tensor: tensor.name)
-    return _Written(tensors, peft_config(source, *updates), WEIGHTS_NAME, {"format": "pt"}, peft_notes(*updates))
+        return NewAdapter(mlx_tensors(updates), mlx_config(source, updates), MLX_METADATA, MLX_WEIGHTS)
+    tensors = sorted([*peft_tensors(updates), *rest.carried], key=lambda tensor: tensor.name)
+    return NewAdapter(tensors, peft_config(source, updates))
 
 
-def _report(
-    source: Source, updates: _Updates, rest: Beside, written: _Written, options: dict[str, str | int | float | bool]
-) -> ConvertReport:
-    pieces, experts = updates
-    target: Target = "mlx" if written.weights_name == MLX_WEIGHTS else "peft"
-    total = math.hypot(*(piece.part.norm for piece in pieces), *(stack.norm for stack in experts))
-    left = math.hypot(*(piece.part.rest for piece in pieces))
-    return ConvertReport(
-        schema=CONVERT_SCHEMA_ID,
-        source=str(source.files.weights),
-        source_format=source.adapter.format,
-        source_type=source.label,
-        target_format=target,
-        options=options,
-        modules=[*(_row(piece) for piece in pieces), *(_expert_row(stack) for stack in experts)],
-        relative_error=left / total if total > 0.0 else None,
-        params_before=sum(info.size for info in source.adapter.tensors.values()),
-        params_after=sum(math.prod(tensor.shape) for tensor in written.tensors),
-        carried=[tensor.name for tensor in rest.carried],
-        dropped=rest.dropped,
-        notes=[*_notes(source, pieces, target), *written.notes],
-    )
-
-
-def _expert_row(stack: Experts) -> ConvertedModule:
+def _row(update: Update) -> ConvertedModule:
     return ConvertedModule(
-        name=" + ".join(stack.names),
-        kind="expert",
-        target=stack.target,
-        rank_before=stack.rank_before,
-        rank_after=stack.rank,
-        method="copied",
-        relative_error=0.0 if stack.norm > 0.0 else None,
+        name=" + ".join(update.names),
+        kind=update.kind,
+        target=update.target,
+        rank_before=update.rank_before,
+        rank_after=update.part.rank,
+        method=update.part.method,
+        relative_error=update.part.relative_error,
     )
 
 
-def _row(piece: Piece) -> ConvertedModule:
-    return ConvertedModule(
-        name=piece.module.name,
-        kind=piece.module.kind,
-        target=piece.path,
-        rank_before=piece.module.r,
-        rank_after=piece.part.rank,
-        method=piece.part.method,
-        relative_error=piece.part.relative_error,
-    )
+def _relative_error(updates: Sequence[Update]) -> float | None:
+    norm = math.hypot(*(update.part.norm for update in updates))
+    return math.hypot(*(update.part.rest for update in updates)) / norm if norm > 0.0 else None
 
 
-def _notes(source: Source, pieces: Sequence[Piece], target: Target) -> list[str]:
+def _notes(source: Source, updates: Sequence[Update], target: Target) -> list[str]:
     notes = []
-    converted = {piece.module.name for piece in pieces}
+    converted = {name for update in updates for name in update.names}
     left = {name: found for name, found in components_of(source).items() if not converted & {m.name for m in found}}
     if left:
         named = ", ".join(f"{name} ({len(found)} modules)" for name, found in left.items())
         notes.append(f"other components of the file were not asked for: {named}")
-    if any(piece.embedding for piece in pieces) and "mlx" in {source.adapter.format, target}:
+    if any(update.embedding for update in updates) and "mlx" in {source.adapter.format, target}:
         notes.append(
             "MLX-LM applies an embedding's update to a tied output head too; PEFT does so with ensure_weight_tying only"
         )
-    return notes
-
-
-def _write(out: Path, source: Source, written: _Written, report: ConvertReport, *, force: bool) -> None:
-    provenance = provenance_of(
-        "convert",
-        [*source.adapter.weights, source.files.config],
-        options=report.options,
-        modules=[
-            ModuleChange(
-                name=row.name,
-                rank_before=row.rank_before,
-                rank_after=row.rank_after,
-                relative_error=None if row.relative_error is None else min(row.relative_error, 1.0),
-            )
-            for row in report.modules
-        ],
-        relative_error=None if report.relative_error is None else min(report.relative_error, 1.0),
-        notes=report.notes,
-    )
-    write_adapter(
-        out,
-        tensors=written.tensors,
-        config=written.config,
-        provenance=provenance,
-        force=force,
-        weights_name=written.weights_name,
-        metadata=written.metadata,
-    )
+    return [*notes, *(mlx_notes(updates) if target == "mlx" else peft_notes(updates))]

@@ -9,7 +9,7 @@ from typing import Any, Final, Literal, NamedTuple, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from gradience.adapters.layout import Array, LoadFactors, Module
+from gradience.adapters.layout import LARGEST_ENTRY, Array, LoadFactors, Module, within_range
 from gradience.errors import AdapterError
 from gradience.io.spool import Spool
 from gradience.spectral.reduced import LowRank, Part, decomposed, leading_part, part_with_energy, rank_for_energy
@@ -18,7 +18,7 @@ Method: TypeAlias = Literal["copied", "factors", "truncated", "dense"]
 Floats: TypeAlias = npt.NDArray[np.float64]
 
 _FULL_RANK: Final = {"dora": "DoRA", "hira": "HiRA", "miss": "MiSS (bat)"}
-_BLOCK: Final = 4096  # rows of a factor that are widened to float64 at a time
+_BLOCK: Final = 4096  # rows of a factor that are cast to float64 at a time
 
 
 class Choice(NamedTuple):
@@ -33,7 +33,7 @@ class Choice(NamedTuple):
         return self.rank is None and self.energy is None
 
     def of(self, sigma: Floats) -> int:
-        """Return how many of all the singular values (largest first) to keep."""
+        """Return the number of singular values (all of them given, largest first) to keep."""
         if self.rank is not None:
             return min(self.rank, len(sigma))
         if self.energy is not None:
@@ -138,11 +138,11 @@ def refuse_non_finite(module: Module, *arrays: Array) -> None:
     """Refuse a module from which nothing can be computed.
 
     Raises:
-        AdapterError: an array holds NaN or infinite values.
+        AdapterError: an array holds NaN, infinite values or some beyond float32's range.
     """
-    if not all(np.isfinite(array).all() for array in arrays):
+    if not within_range(*arrays):
         raise AdapterError(
-            f"{module.name} holds NaN or infinite values",
+            f"{module.name} holds NaN or infinite values, or some over the limit of {LARGEST_ENTRY:g}",
             advice="see 'gradience audit' for which modules do; nothing can be converted from them",
         )
 

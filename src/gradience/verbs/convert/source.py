@@ -1,7 +1,12 @@
-"""The adapter that is converted: which of its modules can be, and why the others cannot."""
+"""The adapter that is converted: which of its modules can be, why others cannot, and their paths in the target.
+
+Other programs name modules differently: diffusers puts a pipeline's component first, kohya flattens the dots of a path
+to underscores, which only the base's own names undo.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -9,10 +14,10 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 
 from gradience.adapters.config import ScalingRules
-from gradience.adapters.kinds.lora import base_changing
 from gradience.adapters.kinds.products import MOST_RANK, loha_module, lokr_module
-from gradience.adapters.layout import Adapter, Array, Context, Group, Module, parse_key
+from gradience.adapters.layout import Adapter, Context, Group, Module, parse_key
 from gradience.adapters.open import AdapterFiles, open_adapter
+from gradience.adapters.traits import Operation, Traits, obstacles, traits_of
 from gradience.base.weights import BaseWeights, find_shards
 from gradience.errors import AdapterError
 from gradience.io.safetensors import DTYPES, TensorSource
@@ -27,18 +32,17 @@ def dtype_name(dtype: np.dtype[Any]) -> str:
     return _NAMES[dtype]
 
 
-def padded(array: Array, shape: tuple[int, ...]) -> Array:
-    """Return the array with zeros behind it on each axis, up to the shape."""
-    if array.shape == shape:
-        return array
-    wide = np.zeros(shape, array.dtype)
-    wide[tuple(slice(0, size) for size in array.shape)] = array
-    return wide
-
-
 _LARGEST_PRODUCT: Final = 1 << 14  # rank of the pair that a LoHa or LoKr product is unfolded to; bounds memory
 _SHOWN: Final = 3  # names in a message
-_RECOMPUTED: Final = ("pissa", "olora")
+_KOHYA: Final[dict[str, str]] = {
+    "lora_unet_": "unet",
+    "lora_te1_": "text_encoder",
+    "lora_te2_": "text_encoder_2",
+    "lora_te3_": "text_encoder_3",
+    "lora_te_": "text_encoder",
+    "lora_transformer_": "transformer",
+    "lycoris_": "lycoris",
+}
 
 
 class Source(NamedTuple):
@@ -46,6 +50,7 @@ class Source(NamedTuple):
 
     files: AdapterFiles
     adapter: Adapter
+    traits: Traits
     tensors: TensorSource
     raw: dict[str, Any]
     base: BaseWeights | None
@@ -64,23 +69,9 @@ class Source(NamedTuple):
     @property
     def label(self) -> str:
         """The type of the adapter, with what makes it special."""
-        config = self.adapter.config
-        if self.adapter.format != "peft":
-            dora = any(module.magnitude is not None for module in self.modules)
-            return self.adapter.format.upper() + (" DoRA" if dora else "")
-        marks = {
-            "DoRA": config.use_dora,
-            "rsLoRA": config.use_rslora,
-            "KaSA": config.kasa_config is not None,
-            "BD-LoRA": bool(config.use_bdlora),
-            str(config.init_lora_weights): base_changing(config.init_lora_weights) is not None,
-        }
-        return " ".join([(config.peft_type or "LORA").upper(), *(mark for mark, is_so in marks.items() if is_so)])
-
-    @property
-    def is_plain(self) -> bool:
-        """Whether it is a plain LoRA of PEFT's already: alpha / r, no part that is not a pair."""
-        return self.adapter.format == "peft" and self.label == "LORA"
+        if self.adapter.file_format.is_peft:
+            return " ".join([self.traits.peft_type, *self.traits.variants])
+        return self.adapter.format.upper() + (" DoRA" if self.traits.dora else "")
 
 
 def open_source(
@@ -89,45 +80,28 @@ def open_source(
     """Return the adapter with the modules that can be converted.
 
     Raises:
-        AdapterError: its files cannot be read, or it is of a kind that is no LoRA in disguise.
+        AdapterError: its files cannot be read, or no LoRA can stand for what it does.
     """
     files, adapter = open_adapter(path, adapter_config=adapter_config, weights=weights)
     if adapter.source is None:
         raise AdapterError(f"{path} cannot be read again", advice="give the adapter's folder")
     tensors = adapter.source
-    _refuse_kind(adapter)
+    refusal = next(obstacles(adapter, Operation.CONVERT), None)
+    if refusal is not None:
+        raise AdapterError(
+            f"this adapter cannot be converted: {refusal.text}", advice="see docs/convert.md for what can be"
+        )
     adapter = _with_large_products(adapter, tensors)
     found = BaseWeights(find_shards(Path(base))) if base is not None else None
-    if adapter.needs_base and found is None:
-        why = next(s.reason for s in adapter.skipped if s.name == adapter.needs_base[0].name)
+    if adapter.base_dependent and found is None:
+        why = next(s.reason for s in adapter.skipped if s.name == adapter.base_dependent[0].name)
         raise AdapterError(why, advice="give the base model that it was trained on with --base PATH")
-    modules = [*adapter.modules, *adapter.needs_base]
+    modules = [*adapter.modules, *adapter.base_dependent]
     if not modules:
         why = "; ".join(f"{s.name}: {s.reason}" for s in adapter.skipped[:_SHOWN]) or "it holds no update"
         raise AdapterError(f"no module of {files.weights} can be converted ({why})")
     raw = raw_config(files.config) if files.config.is_file() else {}
-    return Source(files, adapter, tensors, raw, found, modules)
-
-
-def _refuse_kind(adapter: Adapter) -> None:
-    """Refuse what is no weight update, or one that cannot be known."""
-    config = adapter.config
-    init = base_changing(config.init_lora_weights)
-    why = None
-    if config.alora_invocation_tokens:
-        why = "aLoRA applies after its invocation tokens only: a plain LoRA would apply everywhere"
-    elif config.arrow_config is not None:
-        why = "Arrow routes among adapters: what it does depends on the input"
-    elif config.use_qalora:
-        why = "QALoRA pools its inputs for a GPTQ base, and PEFT has no merge of it to compare with"
-    elif adapter.format == "torchtune":
-        why = "torchtune's names and the order of its query and key rows are its own: export it to PEFT from torchtune"
-    elif init is not None and str(config.init_lora_weights).lower() not in _RECOMPUTED:
-        why = f"{config.init_lora_weights} changed the base, by an amount that cannot be recomputed"
-    elif init is not None and config.use_dora:
-        why = f"DoRA on a base that {config.init_lora_weights} changed cannot be recomputed"
-    if why is not None:
-        raise AdapterError(f"this adapter cannot be converted: {why}", advice="see docs/convert.md for what can be")
+    return Source(files, adapter, traits_of(adapter), tensors, raw, found, modules)
 
 
 def refuse_modules(source: Source) -> None:
@@ -169,6 +143,124 @@ def _with_large_products(adapter: Adapter, source: TensorSource) -> Adapter:
 
 
 def _on_parameter(source: Source, module: Module) -> bool:
-    """Return whether the module is a single parameter that is no layer's weight."""
+    """Return whether the module is a single parameter other than a layer's weight."""
     named = module.base_name is None or not module.base_name.endswith(".weight")
     return bool(source.adapter.config.target_parameters) and module.expert is None and named
+
+
+def components_of(source: Source) -> dict[str, list[Module]]:
+    """Return the modules by the pipeline's component that they belong to; one nameless component elsewhere."""
+    found: dict[str, list[Module]] = {}
+    for module in source.layers:
+        found.setdefault(_component(source, module), []).append(module)
+    return found
+
+
+def _component(source: Source, module: Module) -> str:
+    if source.adapter.file_format.component_prefix:
+        return module.name.partition(".")[0]
+    if not source.adapter.file_format.module_paths:
+        dotted = module.name.partition(".")[0] if "." in module.name else "unnamed"
+        return next((name for stem, name in _KOHYA.items() if module.name.startswith(stem)), dotted)
+    return ""
+
+
+def paths_of(source: Source, *, component: str | None, renames: Mapping[str, str]) -> dict[str, str]:
+    """Return the path in the target for each module of the component that is converted.
+
+    Raises:
+        AdapterError: there are several components, or only a base's own names give the paths.
+    """
+    found = components_of(source)
+    if component is None and len(found) > 1:
+        raise AdapterError(
+            f"the file adapts {len(found)} models ({', '.join(found)}), and a target is one model's",
+            advice="choose one with --component NAME, with its own folder as --base",
+        )
+    if not found and component is None:
+        return {}
+    chosen = next(iter(found)) if component is None else component
+    if chosen not in found:
+        raise AdapterError(f"no component {chosen!r} in the file", advice=f"it has: {', '.join(found) or 'none'}")
+    modules = found[chosen]
+    paths = (
+        _kohya_paths(modules, source.base) if not source.adapter.file_format.module_paths else _paths(source, modules)
+    )
+    found_paths = {name: renamed(path, renames) for name, path in paths.items()}
+    _refuse_twice(found_paths)
+    return found_paths
+
+
+def _paths(source: Source, modules: Iterable[Module]) -> dict[str, str]:
+    if source.adapter.file_format.component_prefix:
+        return {module.name: module.name.partition(".")[2] for module in modules}
+    return {module.name: _peft_path(module) for module in modules}
+
+
+def _peft_path(module: Module) -> str:
+    """Return the module's path as PEFT's keys have it; the name itself in other formats."""
+    key = next((found for name in module.keys.values() if (found := parse_key(name)) is not None), None)
+    return key.module if key is not None else module.name
+
+
+def _kohya_paths(modules: Sequence[Module], base: BaseWeights | None) -> dict[str, str]:
+    """Return dotted paths for names whose dots became underscores, which only a list of the real names undoes."""
+    dotted = {module.name: module.name.partition(".")[2] for module in modules if "." in module.name}
+    if len(dotted) == len(modules):
+        return dotted
+    if base is None:
+        raise AdapterError(
+            "kohya writes dots as underscores, which only the base's own names undo",
+            advice="give the base model's folder with --base PATH",
+        )
+    known: dict[str, list[str]] = {}
+    for file in base.files:
+        for name in file.tensors:
+            path = name.removesuffix(".weight")
+            known.setdefault(path.replace(".", "_"), []).append(path)
+    paths: dict[str, str] = {}
+    missing: list[str] = []
+    for module in modules:
+        stem = next((s for s in _KOHYA if module.name.startswith(s)), "")
+        hits = known.get(module.name.removeprefix(stem), [])
+        if len(hits) == 1:
+            paths[module.name] = hits[0]
+        else:
+            missing.append(module.name)
+    if missing:
+        raise AdapterError(
+            f"{len(missing)} of {len(modules)} modules are not in the base under their names "
+            f"({', '.join(missing[:_SHOWN])})",
+            advice="give the base whose names the adapter was trained with (for a UNet: the same layout of blocks)",
+        )
+    return paths
+
+
+def parsed_renames(renames: Iterable[str]) -> dict[str, str]:
+    """Return prefixes to replace, from OLD=NEW.
+
+    Raises:
+        AdapterError: one has no `=`.
+    """
+    found: dict[str, str] = {}
+    for rename in renames:
+        old, equals, new = rename.partition("=")
+        if not equals or not old:
+            raise AdapterError(f"no prefix to replace in {rename!r}", advice="write --rename OLD=NEW")
+        found[old.rstrip(".")] = new.rstrip(".")
+    return found
+
+
+def renamed(path: str, renames: Mapping[str, str]) -> str:
+    """Return the path with the first prefix that fits replaced, on a dot."""
+    for old, new in renames.items():
+        if path == old or path.startswith(f"{old}."):
+            return (new + path[len(old) :]).removeprefix(".")
+    return path
+
+
+def _refuse_twice(paths: Mapping[str, str]) -> None:
+    first: dict[str, str] = {}
+    for name, path in paths.items():
+        if first.setdefault(path, name) != name:
+            raise AdapterError(f"{first[path]} and {name} would both be called {path}", advice="correct --rename")

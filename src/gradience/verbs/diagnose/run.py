@@ -12,7 +12,6 @@ import msgspec
 
 from gradience.base.weights import find_shards
 from gradience.io.types import PathLike
-from gradience.render.text import Place
 from gradience.rules.config.judge import RULES
 from gradience.rules.joins.correlation import Correlation, Symptom, correlate
 from gradience.rules.joins.run import JOINS
@@ -32,6 +31,7 @@ from gradience.schema.audit import AuditReport
 from gradience.schema.diagnose import (
     DIAGNOSE_SCHEMA_ID,
     SOURCES,
+    VERDICT_LABELS,
     Cause,
     DiagnosedSource,
     DiagnoseReport,
@@ -43,41 +43,46 @@ from gradience.schema.diagnose import (
     Verdict,
 )
 from gradience.schema.findings import SEVERITIES, Finding, NotRun
-from gradience.schema.reports import CheckReport, MonitorReport
+from gradience.schema.reports import CheckReport, MonitorReport, SourceLocation
 from gradience.verbs.check import check_config
-from gradience.verbs.check.context import places as config_places
+from gradience.verbs.check.context import source_locations as config_locations
 from gradience.verbs.diagnose.checkpoints import Choice, choose, disk_symptoms
 from gradience.verbs.diagnose.read import Read, read_sources
 from gradience.verbs.diagnose.sources import Sources, find_sources
 from gradience.verbs.monitor.source import log_place
 
 
-def places(report: DiagnoseReport) -> list[Place | None]:
-    """Return a place for each cause, in their order: that of its first piece that has one."""
+def source_locations(report: DiagnoseReport) -> list[SourceLocation | None]:
+    """The source location of each cause, in their order: that of its first piece that has one."""
     of_config = _of_config(report)
     of_source = {
         "log": log_place(report.monitor.file) if report.monitor else None,
-        "weights": Place(report.audit.weights_path) if report.audit else None,
+        "weights": SourceLocation(report.audit.weights_path) if report.audit else None,
     }
     return [_place(cause, of_config, of_source) for cause in report.causes]
 
 
-def _of_config(report: DiagnoseReport) -> dict[str, Place | None]:
+def _of_config(report: DiagnoseReport) -> dict[str, SourceLocation | None]:
     """The source locations of findings on the configuration, by id; the first of several."""
     if report.check is None:
         return {}
-    found = zip(report.check.findings, config_places(report.check), strict=True)
+    found = zip(report.check.findings, config_locations(report.check), strict=True)
     return {finding.id: place for finding, place in reversed(list(found))}
 
 
-def _place(cause: Cause, of_config: dict[str, Place | None], of_source: dict[str, Place | None]) -> Place | None:
+def _place(
+    cause: Cause, of_config: dict[str, SourceLocation | None], of_source: dict[str, SourceLocation | None]
+) -> SourceLocation | None:
     found = (_of_piece(piece.source, piece.id, of_config, of_source) for piece in cause.pieces)
     return next((place for place in found if place is not None), None)
 
 
 def _of_piece(
-    source: PieceSource, rule: str, of_config: dict[str, Place | None], of_source: dict[str, Place | None]
-) -> Place | None:
+    source: PieceSource,
+    rule: str,
+    of_config: dict[str, SourceLocation | None],
+    of_source: dict[str, SourceLocation | None],
+) -> SourceLocation | None:
     return of_config.get(rule) if source == "config" else of_source.get(source)
 
 
@@ -85,13 +90,6 @@ IDS: Final[dict[Source, tuple[str, ...]]] = {
     "config": tuple(rule.id for rule in RULES),
     "log": tuple(detector.id for detector in DETECTORS),
     "weights": tuple(rule.id for rule in WEIGHTS_RULES),
-}
-_NAMES: Final[dict[Source, str]] = {"config": "config", "log": "log", "weights": "weights"}
-_WORDS: Final[dict[Verdict, str]] = {
-    "healthy_as_far_as_seen": "healthy as far as seen",
-    "needs_attention": "needs attention",
-    "broken": "broken",
-    "could_not_judge": "could not judge",
 }
 
 
@@ -151,30 +149,31 @@ def verdict_of(causes: Iterable[Cause], *, complete: bool) -> Verdict:
 def headline(
     verdict: Verdict, sources: Sequence[DiagnosedSource], causes: Sequence[Cause], coverage: Sequence[SourceCoverage]
 ) -> str:
-    """Return the verdict in one line."""
-    return "; ".join([f"{_WORDS[verdict]}{_count(causes)}", *_seen(sources, coverage)])
+    """The verdict in one line, with the causes, the rules that ran, and the sources that are missing.
+
+    >>> headline("could_not_judge", [DiagnosedSource(source="log", state="absent")], [], [])
+    'could not judge; checked: nothing; not there: log'
+    """
+    ran = {item.source: f"{item.judged} of {item.total}" for item in coverage}
+    read, absent, unreadable = (
+        [source.source for source in sources if source.state == state] for state in ("read", "absent", "unreadable")
+    )
+    counts = ", ".join(_counts(causes))
+    checked = f"checked: {', '.join(f'{source} {ran[source]}' for source in read) or 'nothing'}"
+    # "No problems found" is worth what was checked, so that stands first; of a problem its severity does.
+    first, second = (checked, counts) if verdict == "healthy_as_far_as_seen" else (counts, checked)
+    missing = (("not there", absent), ("there but not readable", unreadable))
+    parts = (second, *(f"{label}: {', '.join(names)}" for label, names in missing if names))
+    return "; ".join([VERDICT_LABELS[verdict] + (f" ({first})" if first else ""), *(part for part in parts if part)])
 
 
-def _count(causes: Sequence[Cause]) -> str:
+def _counts(causes: Sequence[Cause]) -> list[str]:
     counts = Counter(cause.severity for cause in causes)
-    parts = [_counted(counts[severity], severity) for severity in reversed(SEVERITIES) if counts[severity]]
-    return f" ({', '.join(parts)})" if parts else ""
+    return [_counted(counts[severity], severity) for severity in reversed(SEVERITIES) if counts[severity]]
 
 
 def _counted(n: int, severity: str) -> str:
     return f"{n} {severity}" if n == 1 or severity == "info" else f"{n} {severity}s"
-
-
-def _seen(sources: Sequence[DiagnosedSource], coverage: Sequence[SourceCoverage]) -> Iterator[str]:
-    judged = {item.source: f"{item.judged} of {item.total} judged" for item in coverage}
-    seen = [f"{_NAMES[s.source]} ({judged[s.source]})" for s in sources if s.state == "read"]
-    yield f"seen: {', '.join(seen) or 'nothing'}"
-    absent = [_NAMES[s.source] for s in sources if s.state == "absent"]
-    if absent:
-        yield f"not there: {', '.join(absent)}"
-    unreadable = [_NAMES[s.source] for s in sources if s.state == "unreadable"]
-    if unreadable:
-        yield f"there but not readable: {', '.join(unreadable)}"
 
 
 _ALL: Final = [*dict.fromkeys(rule for ids in IDS.values() for rule in ids), *(join.id for join in JOINS)]

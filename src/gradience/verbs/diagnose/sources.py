@@ -18,7 +18,7 @@ from gradience.adapters.open import CONFIG_NAME, WEIGHT_NAMES
 from gradience.configs.training import ARGS_NAMES
 from gradience.configs.training import STATE_NAME as _STATE
 from gradience.errors import GradienceError
-from gradience.importers.folder import is_run, run_folders
+from gradience.importers.sources import is_run, run_folders
 from gradience.io.types import PathLike
 from gradience.schema.diagnose import Source
 

@@ -1,150 +1,43 @@
-"""The verb: adapters' files in, one adapter out, and what that cost in each module."""
+"""The verb `merge`: adapters' files in, one adapter out, and what that cost in each module."""
 
 from __future__ import annotations
 
 import math
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal, NamedTuple, TypeAlias
+from typing import NamedTuple
 
 import msgspec
 
 from gradience.errors import AdapterError
-from gradience.io.spool import Spool
+from gradience.io.spool import Spool, temporary_folder
 from gradience.io.types import PathLike, Progress
 from gradience.rules.weights.rank_pattern import Patterns
-from gradience.schema.merge import MERGE_SCHEMA_ID, MergedModule, MergeMethod, MergeReport
-from gradience.schema.writing import ModuleChange, Provenance
-from gradience.verbs.merge.config import merged_config, merged_patterns, recipe_of
-from gradience.verbs.merge.heads import Heads, heads_of, side_named
+from gradience.schema.merge import MERGE_SCHEMA_ID, MergeMethod, MergeReport
+from gradience.schema.merge import MergedModule as MergedRow
+from gradience.verbs.merge.config import (
+    Heads,
+    heads_of,
+    merged_config,
+    merged_patterns,
+    recipe_of,
+    side_named,
+)
 from gradience.verbs.merge.methods import Recipe
-from gradience.verbs.merge.slots import (
-    DTYPE_NAMES,
-    Piece,
-    Slot,
+from gradience.verbs.merge.pairs import (
+    MergedModule,
+    MergedPair,
     common_dtype,
-    merged_pieces,
+    merged_modules,
+    merged_pairs,
     ranks_of,
     refuse,
-    slots_of,
     tensors_of,
 )
 from gradience.verbs.several import Matching, Side, described, matched, open_sides
-from gradience.verbs.writing import provenance_of, refuse_place, write_adapter
+from gradience.verbs.writing import STORED, Dtype, NewAdapter, provenance_of, refuse_place, write_adapter
 
-
-class Decided(NamedTuple):
-    """What is the same for the report and the files."""
-
-    recipe: Recipe
-    stored: str
-    ranks: dict[str, int]
-    patterns: Patterns
-    heads: Heads
-
-
-def report_of(
-    sides: Sequence[Side],
-    found: Matching,
-    slots: Sequence[Slot],
-    merged: Sequence[Sequence[Piece]],
-    decided: Decided,
-) -> MergeReport:
-    """Return what the merge is, and what it costs."""
-    recipe, patterns, heads = decided.recipe, decided.patterns, decided.heads
-    pieces = [piece for some in merged for piece in some]
-    rows = [_row(piece, decided.ranks[slot.path]) for slot, some in zip(slots, merged, strict=True) for piece in some]
-    return MergeReport(
-        schema=MERGE_SCHEMA_ID,
-        adapters=[described(side, None) for side in sides],
-        weights=list(recipe.weights),
-        method=recipe.method,
-        density=recipe.density,
-        seed=recipe.seed if recipe.method.startswith("dare") else None,
-        rank=recipe.rank,
-        heads_from=heads.chosen,
-        dtype=decided.stored,
-        r=patterns.r,
-        lora_alpha=float(patterns.lora_alpha),
-        rank_pattern=patterns.rank_pattern,
-        alpha_pattern=patterns.alpha_pattern,
-        relative_error=_relative(sum(p.losses.left_out for p in pieces), sum(p.losses.target for p in pieces)),
-        distance_from_sum=_relative(sum(p.losses.from_plain for p in pieces), sum(p.losses.plain for p in pieces)),
-        params=sum(math.prod(shape) for slot in slots for shape in slot.shapes(decided.ranks[slot.path])),
-        largest_dense_bytes=max(piece.dense_bytes for piece in pieces),
-        modules=rows,
-        only_in=found.partial,
-        carried=[tensor.name for tensor in heads.carried],
-        dropped=heads.dropped,
-        notes=_notes(sides),
-    )
-
-
-def _row(piece: Piece, rank: int) -> MergedModule:
-    losses = piece.losses
-    return MergedModule(
-        name=piece.name,
-        kind=piece.kind,
-        ranks=piece.ranks,
-        rank=rank,
-        relative_error=_relative(losses.left_out, losses.target),
-        distance_from_sum=_relative(losses.from_plain, losses.plain),
-    )
-
-
-def _relative(lost: float, energy: float) -> float | None:
-    return math.sqrt(max(lost, 0.0) / energy) if energy > 0.0 else None
-
-
-def _notes(sides: Sequence[Side]) -> list[str]:
-    notes = []
-    bases = sorted({str(side.adapter.config.base_model_name_or_path) for side in sides})
-    if len(bases) > 1:
-        notes.append(f"the configs name different base models ({', '.join(bases)}): the first one's is kept")
-    tasks = {side.adapter.config.task_type for side in sides}
-    if len(tasks) > 1:
-        notes.append("the configs name different task types: the first one's is kept")
-    if any(side.adapter.config.use_rslora for side in sides):
-        notes.append("rsLoRA's scale is in the factors: the merged adapter has alpha = r and use_rslora off")
-    return notes
-
-
-def provenance(sides: Sequence[Side], report: MergeReport) -> Provenance:
-    """Return the record of the merge; the adapters' files are hashed."""
-    files = [path for side in sides for path in (side.files.config, *side.adapter.weights)]
-    options = {
-        "method": report.method,
-        "weights": report.weights,
-        "density": report.density,
-        "seed": report.seed,
-        "rank": report.rank,
-        "heads_from": report.heads_from,
-        "dtype": report.dtype,
-    }
-    return provenance_of(
-        "merge",
-        files,
-        options=options,
-        modules=[
-            ModuleChange(
-                name=row.name,
-                rank_before=sum(row.ranks),
-                rank_after=row.rank,
-                relative_error=_at_most_one(row.relative_error),
-            )
-            for row in report.modules
-        ],
-        relative_error=_at_most_one(report.relative_error),
-        notes=report.notes,
-    )
-
-
-def _at_most_one(value: float | None) -> float | None:
-    return None if value is None else min(1.0, value)
-
-
-Dtype: TypeAlias = Literal["float32", "float16", "bfloat16"]
+_RECORDED = ("method", "weights", "density", "seed", "rank", "heads_from", "dtype")  # options, in the record
 
 
 def merge_adapters(
@@ -184,7 +77,7 @@ def merge_adapters(
         progress: called with (modules done, in all, the module's name).
 
     Raises:
-        AdapterError: an adapter cannot be read, is no plain LoRA, or does not fit the others; the message says why.
+        AdapterError: an adapter cannot be read, is not a plain LoRA, or does not fit the others; the message says why.
         OutputError: `out` exists, or cannot be written.
         ValueError: an option is out of range, or does not go with the method.
     """
@@ -199,22 +92,96 @@ def merge_adapters(
             f"{found.odd[0]} is of different shapes in these adapters", advice="are they of one base model?"
         )
     heads = heads_of(sides, None if heads_from is None else side_named(sides, heads_from))
-    slots = slots_of(sides, found.rows)
-    stored = DTYPE_NAMES[dtype] if dtype is not None else common_dtype(sides, slots)
-    with tempfile.TemporaryDirectory(prefix="gradience-") as folder:
-        merged = merged_pieces(slots, recipe, stored, Spool(Path(folder)), progress)
-        ranks = ranks_of(slots, merged, recipe)
-        decided = Decided(recipe, stored, ranks, merged_patterns(ranks), heads)
-        report = report_of(sides, found, slots, merged, decided)
-        if out is not None:
-            modules = list(dict.fromkeys(slot.path for slot in slots if not slot.is_parameter))
-            tensors = [*heads.carried, *tensors_of(slots, merged, ranks, stored)]
-            write_adapter(
-                Path(out),
-                tensors=sorted(tensors, key=lambda tensor: tensor.name),
-                config=merged_config(sides, decided.patterns, heads, modules),
-                provenance=provenance(sides, report),
-                force=force,
-            )
-            report = msgspec.structs.replace(report, out=str(out))
-    return report
+    pairs = merged_pairs(sides, found.rows)
+    stored = STORED[dtype] if dtype is not None else common_dtype(sides, pairs)
+    with temporary_folder() as folder:
+        merged = merged_modules(pairs, recipe, stored, Spool(folder), progress)
+        ranks = ranks_of(pairs, merged, recipe)
+        decided = _Decided(recipe, stored, ranks, merged_patterns(ranks), heads)
+        report = _report(sides, found, pairs, merged, decided)
+        if out is None:
+            return report
+        modules = list(dict.fromkeys(pair.path for pair in pairs if not pair.is_parameter))
+        tensors = [*heads.carried, *tensors_of(pairs, merged, ranks, stored)]
+        config = merged_config(sides, decided.patterns, heads, modules)
+        files = [path for side in sides for path in (side.files.config, *side.adapter.weights)]
+        record = provenance_of("merge", files, {name: getattr(report, name) for name in _RECORDED}, report)
+        new = NewAdapter(sorted(tensors, key=lambda tensor: tensor.name), config)
+        write_adapter(Path(out), new, record, force=force)
+    return msgspec.structs.replace(report, out=str(out))
+
+
+class _Decided(NamedTuple):
+    """What is the same for the report and the files."""
+
+    recipe: Recipe
+    stored: str
+    ranks: dict[str, int]
+    patterns: Patterns
+    heads: Heads
+
+
+def _report(
+    sides: Sequence[Side],
+    found: Matching,
+    pairs: Sequence[MergedPair],
+    merged: Sequence[Sequence[MergedModule]],
+    decided: _Decided,
+) -> MergeReport:
+    recipe, patterns, heads = decided.recipe, decided.patterns, decided.heads
+    modules = [module for some in merged for module in some]
+    losses = [module.losses for module in modules]
+    rows = [_row(m, decided.ranks[pair.path]) for pair, some in zip(pairs, merged, strict=True) for m in some]
+    return MergeReport(
+        schema=MERGE_SCHEMA_ID,
+        adapters=[described(side, None) for side in sides],
+        weights=list(recipe.weights),
+        method=recipe.method,
+        density=recipe.density,
+        seed=recipe.seed if recipe.method.startswith("dare") else None,
+        rank=recipe.rank,
+        heads_from=heads.chosen,
+        dtype=decided.stored,
+        r=patterns.r,
+        lora_alpha=float(patterns.lora_alpha),
+        rank_pattern=patterns.rank_pattern,
+        alpha_pattern=patterns.alpha_pattern,
+        relative_error=_relative(sum(x.left_out for x in losses), sum(x.target for x in losses)),
+        distance_from_sum=_relative(sum(x.from_plain for x in losses), sum(x.plain for x in losses)),
+        params=sum(pair.layout.params_per_rank * decided.ranks[pair.path] for pair in pairs),
+        largest_dense_bytes=max(module.dense_bytes for module in modules),
+        modules=rows,
+        only_in=found.partial,
+        carried=[tensor.name for tensor in heads.carried],
+        dropped=heads.dropped,
+        notes=_notes(sides),
+    )
+
+
+def _row(module: MergedModule, rank: int) -> MergedRow:
+    losses = module.losses
+    return MergedRow(
+        name=module.name,
+        kind=module.kind,
+        ranks=module.ranks,
+        rank=rank,
+        relative_error=_relative(losses.left_out, losses.target),
+        distance_from_sum=_relative(losses.from_plain, losses.plain),
+    )
+
+
+def _relative(lost: float, energy: float) -> float | None:
+    return math.sqrt(max(lost, 0.0) / energy) if energy > 0.0 else None
+
+
+def _notes(sides: Sequence[Side]) -> list[str]:
+    notes = []
+    bases = sorted({str(side.adapter.config.base_model_name_or_path) for side in sides})
+    if len(bases) > 1:
+        notes.append(f"the configs name different base models ({', '.join(bases)}): the first one's is kept")
+    tasks = {side.adapter.config.task_type for side in sides}
+    if len(tasks) > 1:
+        notes.append("the configs name different task types: the first one's is kept")
+    if any(side.adapter.config.use_rslora for side in sides):
+        notes.append("rsLoRA's scale is in the factors: the merged adapter has alpha = r and use_rslora off")
+    return notes

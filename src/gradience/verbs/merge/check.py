@@ -1,4 +1,8 @@
-"""The verb: what a weighted sum of adapters would keep of each, and where they disagree. Nothing is written."""
+"""The verb `merge-check`: what a weighted sum of adapters would keep of each, and where they disagree.
+
+Everything follows from inner products of the updates and from the signs of their entries; no base model is needed, and
+nothing is written.
+"""
 
 from __future__ import annotations
 
@@ -6,9 +10,11 @@ import math
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import combinations
-from typing import Final
+from typing import Final, NamedTuple, TypeAlias
 
 import msgspec
+import numpy as np
+import numpy.typing as npt
 
 from gradience.adapters.names import layer_index
 from gradience.errors import AdapterError
@@ -16,24 +22,37 @@ from gradience.io.types import PathLike, Progress
 from gradience.rules.merge import MERGE_RULES
 from gradience.rules.rule import judge
 from gradience.rules.select import excluded_rules, without
+from gradience.schema.compare import SideOverlap
 from gradience.schema.merge import (
     MERGE_CHECK_SCHEMA_ID,
     CheckedAdapter,
     CheckedModule,
     CheckedPair,
+    Kept,
     MergeCheckReport,
     SignConflict,
 )
+from gradience.spectral.batch import spectra
 from gradience.spectral.merging import Signs, pooled_signs, signs_of
-from gradience.verbs.merge.config import weights_of
-from gradience.verbs.merge.heads import heads_of
-from gradience.verbs.merge.methods import Floats, Places, Products, cosine_of, is_finite, kept_of, products_of, total_of
-from gradience.verbs.merge.slots import obstacles_between, obstacles_of
-from gradience.verbs.several import Matching, Side, config_differences, described, matched, open_sides
-from gradience.verbs.writing import mean_overlaps
+from gradience.verbs.merge.config import heads_of, weights_of
+from gradience.verbs.merge.pairs import obstacles_between, obstacles_of
+from gradience.verbs.several import (
+    Matching,
+    Side,
+    config_differences,
+    described,
+    factors_of,
+    geometries,
+    matched,
+    mean_overlaps,
+    open_sides,
+    shared_modules,
+    side_overlap,
+)
 
 _SAMPLE: Final = 1 << 19  # entries of each update that are read of a module, unless all are
-_TWO: Final = 2
+Floats: TypeAlias = npt.NDArray[np.float64]
+Places: TypeAlias = tuple[int, int]
 
 
 def merge_check(
@@ -46,7 +65,7 @@ def merge_check(
     settings: PathLike | None = None,
     progress: Progress | None = None,
 ) -> MergeCheckReport:
-    """Return what would get in each other's way in M = sum w_i dW_i; no base model is needed.
+    """Return the conflicts between the adapters in M = sum w_i dW_i; no base model is needed.
 
     Args:
         paths: two adapters or more, of one base model.
@@ -69,10 +88,12 @@ def merge_check(
     left_out = excluded_rules(ids, select=select, ignore=ignore, settings=settings)
     sides = open_sides(paths)
     found = matched(sides, overlapping=False)
+    if found.odd and not found.rows:
+        raise AdapterError(_odd(sides, found.odd[0]), advice="are they of one base model?")
     products = products_of(sides, found)
     signs = dict(_signs(found, products, chosen, most=None if exact else _SAMPLE, seed=seed, progress=progress))
     total = total_of(products)
-    pairs = [_pair(sides, chosen, total, places, products) for places in combinations(range(len(sides)), _TWO)]
+    pairs = [_pair(sides, chosen, total, places, products) for places in combinations(range(len(sides)), 2)]
     pooled = pooled_signs(list(signs.values()))
     modules = [_module(name, products.by_module[name], chosen, signs.get(name)) for name in _shared(found)]
     report = MergeCheckReport(
@@ -90,7 +111,7 @@ def merge_check(
         differences=config_differences(sides),
         pairs=pairs,
         signs=None if pooled is None else _conflict(pooled),
-        expected_conflict=_expected(modules) if len(sides) == _TWO else None,
+        expected_conflict=_expected(modules) if len(sides) == 2 else None,
         modules=modules,
         only_in=found.partial,
         different_shapes=found.odd,
@@ -100,9 +121,20 @@ def merge_check(
     return msgspec.structs.replace(report, findings=findings, not_run=not_run)
 
 
+def _odd(sides: Sequence[Side], name: str) -> str:
+    """Say that no module has one shape in all adapters, by the example of one."""
+    shapes = [
+        f"{module.shape[0]} x {module.shape[1]} in {side.name}"
+        for side in sides
+        for module in side.adapter.modules
+        if module.name == name
+    ]
+    return f"no module has the same shape in all adapters: {name} is {', '.join(shapes)}"
+
+
 def _shared(found: Matching) -> list[str]:
     """Return the names of the modules that two or more of the adapters have."""
-    return [name for name, row in found.rows.items() if sum(m is not None for m in row) >= _TWO]
+    return [name for name, row in found.rows.items() if sum(m is not None for m in row) >= 2]
 
 
 def _pair(
@@ -156,7 +188,7 @@ def _conflict(signs: Signs) -> SignConflict:
 def _module(name: str, table: Floats, weights: Sequence[float], signs: Signs | None) -> CheckedModule:
     if not is_finite(table):
         return CheckedModule(name=name, layer=layer_index(name), state="non_finite")
-    cosines = [cosine_of(table, weights, places) for places in combinations(range(len(weights)), _TWO)]
+    cosines = [cosine_of(table, weights, places) for places in combinations(range(len(weights)), 2)]
     return CheckedModule(
         name=name,
         layer=layer_index(name),
@@ -183,9 +215,71 @@ def _notes(sides: Sequence[Side], found: Matching, products: Products) -> list[s
 
 
 def _heads(sides: Sequence[Side]) -> list[str]:
-    """Return why heads and other whole tensors would stop a merge, if they would."""
+    """Return the reason if heads or other whole tensors would stop a merge."""
     try:
         heads_of(sides, None)
     except AdapterError as error:
         return [f"{error}; {error.advice}"]
     return []
+
+
+class Overlaps(NamedTuple):
+    """The overlaps of one pair of adapters, module by module."""
+
+    output: list[SideOverlap]
+    input: list[SideOverlap]
+
+
+class Products(NamedTuple):
+    """<dW_i, dW_j> of each module, n x n; not finite where an update is not. And the overlaps by pair."""
+
+    by_module: dict[str, Floats]
+    overlaps: dict[Places, Overlaps]
+
+
+def products_of(sides: Sequence[Side], found: Matching) -> Products:
+    """Return the inner products and overlaps of every two adapters; each module is read once a pair and once more."""
+    n = len(sides)
+    by_module = {name: np.zeros((n, n)) for name in found.rows}
+    for place, side in enumerate(sides):
+        seen = spectra([factors_of(module) for module in side.adapter.modules])
+        for module, spectrum in zip(side.adapter.modules, seen, strict=True):
+            if module.name in by_module:
+                by_module[module.name][place, place] = spectrum.frobenius_norm**2 if spectrum.finite else math.nan
+    overlaps = {pair: Overlaps([], []) for pair in combinations(range(n), 2)}
+    jobs = shared_modules(found, list(overlaps))
+    for ((i, j), one, _), geometry in zip(jobs, geometries(jobs), strict=True):
+        table = by_module[one.name]
+        table[i, j] = table[j, i] = geometry.inner
+        if geometry.left.size:
+            overlaps[i, j].output.append(side_overlap(geometry.left, one.shape[0]))
+            overlaps[i, j].input.append(side_overlap(geometry.right, one.shape[1]))
+    return Products(by_module, overlaps)
+
+
+def is_finite(table: Floats) -> bool:
+    """Return whether all inner products of a module are finite."""
+    return bool(np.isfinite(table).all())
+
+
+def total_of(products: Products) -> Floats:
+    """Return the inner products of the adapters as one vector each, over the modules that are finite in all."""
+    tables = [table for table in products.by_module.values() if is_finite(table)]
+    return np.asarray(sum(tables, np.zeros_like(next(iter(products.by_module.values())))))
+
+
+def kept_of(table: Floats, weights: Sequence[float], place: int) -> Kept:
+    """Return one adapter's part in M, from all inner products."""
+    w = np.asarray(weights)
+    along, own, whole = float(w @ table[:, place]), float(table[place, place]), float(w @ table @ w)
+    if own <= 0.0:
+        return Kept(coefficient=None, other=1.0 if whole > 0.0 else None)
+    other = min(1.0, max(0.0, 1.0 - along**2 / (own * whole))) if whole > 0.0 else None
+    return Kept(coefficient=along / own, other=other)
+
+
+def cosine_of(table: Floats, weights: Sequence[float], places: Places) -> float | None:
+    """Return the cosine between two weighted updates; None where one is zero."""
+    i, j = places
+    size = abs(weights[i] * weights[j]) * math.sqrt(table[i, i] * table[j, j])
+    return max(-1.0, min(1.0, weights[i] * weights[j] * float(table[i, j]) / size)) if size > 0.0 else None

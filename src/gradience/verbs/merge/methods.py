@@ -1,10 +1,13 @@
-"""One module merged: what the method defines, its factors, and what these leave out."""
+"""One module merged: the update that a method defines, the factors that hold it, and what these leave out.
+
+`linear` and `cat` are exact, `svd` is the best approximation of a rank, all from the factors in float64. TIES and DARE
+work on single entries, so they form each dense update in float32, one module in memory at a time.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from itertools import combinations
 from typing import Any, Final, NamedTuple, TypeAlias
 
 import numpy as np
@@ -12,10 +15,7 @@ import numpy.typing as npt
 
 from gradience.adapters.layout import Array, Module
 from gradience.errors import AdapterError
-from gradience.schema.compare import SideOverlap
-from gradience.schema.merge import Kept, MergeMethod
-from gradience.spectral.batch import spectra
-from gradience.spectral.grams import Factors
+from gradience.schema.merge import MergeMethod
 from gradience.spectral.merging import (
     Singles,
     dropped,
@@ -27,9 +27,6 @@ from gradience.spectral.merging import (
     trimmed,
 )
 from gradience.spectral.reduced import leading_part, reduced, stacked
-from gradience.spectral.subspace import PairGeometry, Stacked, pair_geometries
-from gradience.verbs.several import Matching, Side
-from gradience.verbs.writing import side_overlap
 
 DENSE: Final = frozenset({"ties", "dare_linear", "dare_ties"})
 _ROWS: Final = 1024  # of a dense matrix, compared at a time
@@ -39,7 +36,7 @@ Row = Sequence[Module | None]
 
 
 class Recipe(NamedTuple):
-    """What was asked for: one weight per adapter; `density` and `seed` where entries are dropped."""
+    """A method with its options: one weight per adapter; `density` and `seed` where entries are dropped."""
 
     method: MergeMethod
     weights: tuple[float, ...]
@@ -48,7 +45,7 @@ class Recipe(NamedTuple):
     seed: int = 0
 
 
-class Rounded(NamedTuple):
+class NewFactors(NamedTuple):
     """The factors as they will be stored: b (d_out, k) and a (k, d_in), with scale 1, in the base's orientation."""
 
     b: Array
@@ -64,7 +61,7 @@ class Losses(NamedTuple):
     from_plain: float
 
 
-def merged_module(row: Row, recipe: Recipe, dtype: np.dtype[Any]) -> tuple[Rounded, Losses]:
+def merged_module(row: Row, recipe: Recipe, dtype: np.dtype[Any]) -> tuple[NewFactors, Losses]:
     """Return the module's factors and what they cost. `row` holds each adapter's module, or None.
 
     Raises:
@@ -88,7 +85,7 @@ def merged_module(row: Row, recipe: Recipe, dtype: np.dtype[Any]) -> tuple[Round
         rounded = _rounded(*low.factors(len(low.sigma)), dtype, name)
         lost = Losses(float(np.sum(target * target)), _difference(target, rounded), energy, 0.0)
         return rounded, lost._replace(from_plain=squared_distance(plain, rounded))
-    factors = _factors(plain, recipe, most) if energy > 0.0 or recipe.method == "cat" else _nothing(*plain)
+    factors = _factors(plain, recipe, most) if energy > 0.0 or recipe.method == "cat" else _zero_update(*plain)
     rounded = _rounded(*factors, dtype, name)
     away = squared_distance(plain, rounded) if energy > 0.0 else 0.0
     return rounded, Losses(energy, away, energy, away)
@@ -110,7 +107,7 @@ def _factors(plain: tuple[Array, Array], recipe: Recipe, most: int) -> tuple[Arr
     return _balanced(*plain) if rank >= held else reduced(*plain, 1.0, rank)
 
 
-def _nothing(b: Array, a: Array) -> tuple[Array, Array]:
+def _zero_update(b: Array, a: Array) -> tuple[Array, Array]:
     """Return the factors of an update of zero."""
     return np.zeros((len(b), 1)), np.zeros((1, a.shape[1]))
 
@@ -124,16 +121,16 @@ def _balanced(b: Array, a: Array) -> tuple[Array, Array]:
     return b * step, a / step[:, None]
 
 
-def _rounded(b: Array, a: Array, dtype: np.dtype[Any], name: str) -> Rounded:
+def _rounded(b: Array, a: Array, dtype: np.dtype[Any], name: str) -> NewFactors:
     with np.errstate(over="ignore"):
-        rounded = Rounded(b.astype(dtype), a.astype(dtype))
+        rounded = NewFactors(b.astype(dtype), a.astype(dtype))
     if not (np.isfinite(rounded.b).all() and np.isfinite(rounded.a).all()):
         raise AdapterError(f"{name}: the merged factors do not fit {dtype}", advice="name a wider --dtype")
     return rounded
 
 
 def _dense_target(name: str, row: Row, parts: Sequence[Part], recipe: Recipe) -> npt.NDArray[np.float64]:
-    """Return what TIES or DARE makes of the dense updates, in float64."""
+    """Return the update that TIES or DARE defines from the dense ones, in float64."""
     places = [place for place, module in enumerate(row) if module is not None]
     density = 1.0 if recipe.density is None else recipe.density
 
@@ -160,7 +157,7 @@ def _summed(updates: Callable[[], Iterator[Singles]]) -> Singles:
     return total
 
 
-def _difference(target: npt.NDArray[np.float64], rounded: Rounded) -> float:
+def _difference(target: npt.NDArray[np.float64], rounded: NewFactors) -> float:
     """Return the squared norm of target - b a, some rows at a time."""
     a = rounded.a.astype(np.float64)
     total = 0.0
@@ -168,93 +165,3 @@ def _difference(target: npt.NDArray[np.float64], rounded: Rounded) -> float:
         span = slice(start, start + _ROWS)
         total += float(np.sum((target[span] - rounded.b[span].astype(np.float64) @ a) ** 2))
     return total
-
-
-Floats: TypeAlias = npt.NDArray[np.float64]
-Places: TypeAlias = tuple[int, int]
-
-_TWO: Final = 2
-
-
-class Overlaps(NamedTuple):
-    """The overlaps of one pair of adapters, module by module."""
-
-    output: list[SideOverlap]
-    input: list[SideOverlap]
-
-
-class Products(NamedTuple):
-    """<dW_i, dW_j> of each module, n x n; not finite where an update is not. And the overlaps by pair."""
-
-    by_module: dict[str, Floats]
-    overlaps: dict[Places, Overlaps]
-
-
-def products_of(sides: Sequence[Side], found: Matching) -> Products:
-    """Return the inner products and overlaps of every two adapters; each module is read once a pair and once more."""
-    n = len(sides)
-    by_module = {name: np.zeros((n, n)) for name in found.rows}
-    for place, side in enumerate(sides):
-        seen = spectra([_load(module) for module in side.adapter.modules])
-        for module, spectrum in zip(side.adapter.modules, seen, strict=True):
-            if module.name in by_module:
-                by_module[module.name][place, place] = spectrum.frobenius_norm**2 if spectrum.finite else math.nan
-    jobs = [
-        (places, one, two)
-        for places in combinations(range(n), _TWO)
-        for row in found.rows.values()
-        if (one := row[places[0]]) is not None and (two := row[places[1]]) is not None
-    ]
-    overlaps: dict[Places, Overlaps] = {places: Overlaps([], []) for places in combinations(range(n), _TWO)}
-    geometries = pair_geometries([(_stacked(one), _stacked(two)) for _, one, two in jobs])
-    for ((i, j), one, _), geometry in zip(jobs, geometries, strict=True):
-        table = by_module[one.name]
-        table[i, j] = table[j, i] = geometry.inner
-        _add_overlaps(overlaps[i, j], one, geometry)
-    return Products(by_module, overlaps)
-
-
-def _load(module: Module) -> Callable[[], Factors]:
-    def load() -> Factors:
-        b, a = module.load()
-        return Factors(b=b, a=a, scale=module.scale)
-
-    return load
-
-
-def _stacked(module: Module) -> Stacked:
-    return Stacked(module.load, module.r, module.scale)
-
-
-def _add_overlaps(held: Overlaps, module: Module, geometry: PairGeometry) -> None:
-    if geometry.left.size:
-        held.output.append(side_overlap(geometry.left, module.shape[0]))
-        held.input.append(side_overlap(geometry.right, module.shape[1]))
-
-
-def is_finite(table: Floats) -> bool:
-    """Return whether all inner products of a module are finite."""
-    return bool(np.isfinite(table).all())
-
-
-def total_of(products: Products) -> Floats:
-    """Return the inner products of the adapters as one vector each, over the modules that are finite in all."""
-    tables = [table for table in products.by_module.values() if is_finite(table)]
-    return np.asarray(sum(tables, np.zeros_like(next(iter(products.by_module.values())))))
-
-
-def kept_of(table: Floats, weights: Sequence[float], place: int) -> Kept:
-    """Return what M holds of one adapter, from all inner products."""
-    w = np.asarray(weights)
-    along, own, whole = float(w @ table[:, place]), float(table[place, place]), float(w @ table @ w)
-    if own <= 0.0:
-        return Kept(coefficient=None, other=1.0 if whole > 0.0 else None)
-    other = min(1.0, max(0.0, 1.0 - along**2 / (own * whole))) if whole > 0.0 else None
-    return Kept(coefficient=along / own, other=other)
-
-
-def cosine_of(table: Floats, weights: Sequence[float], places: Places) -> float | None:
-    """Return the cosine between two weighted updates; None where one is zero."""
-    i, j = places
-    size = abs(weights[i] * weights[j]) * math.sqrt(table[i, i] * table[j, j])
-    return max(-1.0, min(1.0, weights[i] * weights[j] * float(table[i, j]) / size)) if size > 0.0 else None

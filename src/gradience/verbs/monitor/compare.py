@@ -12,7 +12,7 @@ from typing import Final, NamedTuple
 import msgspec
 
 from gradience.errors import GradienceError, RecorderError
-from gradience.importers.folder import MAX_RUNS
+from gradience.importers.sources import MAX_RUNS
 from gradience.rules.log.facts import DEFAULT_GAP, Series, sorted_by_step
 from gradience.rules.log.statistics import median
 from gradience.rules.objective import objective_of
@@ -33,7 +33,7 @@ from gradience.verbs.monitor.source import names_of, open_source, runs_in
 
 _ROWS: Final = 12  # of the table by step
 _SETS: Final = {"target_modules", "modules_to_save"}  # lists whose order means nothing
-_SHORT: Final = 8  # characters of a run id that tell it from others of its log
+_SHORT: Final = 8  # characters of a run id that distinguish it from others of its log
 
 
 class _Column(NamedTuple):

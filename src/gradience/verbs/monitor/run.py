@@ -28,8 +28,8 @@ from gradience.schema.reports import (
     TrainSummary,
 )
 from gradience.schema.scalars import MAX_INT, Json, NonFinite, as_float, real
+from gradience.telemetry.reader import RunSummary
 from gradience.telemetry.series import Column, RunSeries
-from gradience.telemetry.summary import RunSummary
 from gradience.verbs.monitor.source import Source, open_source
 
 _HELD_OUT: Final = ("test", "eval", "validation", "valid", "val", "dev")
@@ -59,7 +59,7 @@ def _with_count(point: EvalPoint) -> EvalPoint:
 
 
 def derived_notes(evals: Sequence[EvalPoint]) -> list[str]:
-    """Return what is to be said of numbers of examples that no log held."""
+    """Return a note on the numbers of examples that were derived."""
     counts = [f"{point.split} {point.metrics.n}" for point in evals if _DERIVED in point.metrics.extras]
     return [f"examples per evaluation, derived as {_DERIVATION} (about): {', '.join(counts)}"] if counts else []
 
@@ -116,12 +116,12 @@ def _reading(train_split: str, train: float, test_split: str, test: float, *, sa
 
 
 def number_in(values: Mapping[str, Json], key: str) -> float | None:
-    """Return the number under a key, or None where there is none."""
+    """Return the number under a key, None for anything else."""
     value = values.get(key)
     return float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else None
 
 
-_CLASSES: Final = {  # of data sets whose logs do not say
+_CLASSES: Final = {  # of data sets, where the log does not state them
     "sst2": 2,
     "cola": 2,
     "mrpc": 2,
@@ -147,7 +147,7 @@ def monitor_run(
     """Return the story of the last run in a log, or of one run by its id.
 
     What other programs leave (an output folder, a trainer_state.json, a table, ...) is imported in memory:
-    nothing is written, and the notes say so.
+    nothing is written, and a note says what was read.
 
     Args:
         path: a run.jsonl, a folder that holds one, or anything that `gradience import` reads.

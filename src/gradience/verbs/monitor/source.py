@@ -1,4 +1,7 @@
-"""Where runs come from: a log of ours, or what another program left, in memory."""
+"""Where runs come from: a log of ours, or the logs of another program, imported in memory.
+
+A path may be a file, the folder of a run, or a folder of runs; `open_source` reads one run's, `runs_in` finds several.
+"""
 
 from __future__ import annotations
 
@@ -9,22 +12,22 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from gradience.errors import RecorderError
-from gradience.importers.folder import MAX_DEPTH, MAX_RUNS, run_folders
-from gradience.render.text import Place
+from gradience.importers.sources import MAX_DEPTH, MAX_RUNS, run_folders
+from gradience.io.reading import open_regular
 from gradience.rules.log.facts import KEPT
+from gradience.schema.reports import SourceLocation
 from gradience.schema.scalars import SCHEMA_PREFIX
-from gradience.telemetry.reader import TelemetryReader
-from gradience.telemetry.summary import RunSummary
+from gradience.telemetry.reader import RunSummary, TelemetryReader
 
 _OF_FOLDERS: Final = ("run.jsonl", "trainer_state.json")
 
 
-def log_place(file: str) -> Place | None:
+def log_place(file: str) -> SourceLocation | None:
     """Return the place of a log: itself, of a folder the log in it, or None where several files were read."""
     path = Path(file)
     if path.is_file():
-        return Place(file)
-    return next((Place(str(path / name)) for name in _OF_FOLDERS if (path / name).is_file()), None)
+        return SourceLocation(file)
+    return next((SourceLocation(str(path / name)) for name in _OF_FOLDERS if (path / name).is_file()), None)
 
 
 _LOG: Final = "run.jsonl"
@@ -131,9 +134,7 @@ def open_source(path: str | os.PathLike[str], run: str | None = None) -> Source:
 def is_log(path: Path) -> bool:
     """Whether a file begins as a log of ours does: then nothing else need be asked, or imported."""
     try:
-        if not path.is_file():  # a pipe can be read once only
-            return False
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             return SCHEMA_PREFIX.encode() in file.read(_HEAD)
     except (OSError, ValueError):
         return False
@@ -161,7 +162,7 @@ def _show(summary: RunSummary, run: str) -> None:
 
 
 def _import(path: Path, run: str | None) -> Source:
-    """Return what a source of another program holds, in memory."""
+    """Return the runs that another program left, in memory."""
     from gradience.importers import read_source  # noqa: PLC0415  # the same
 
     imported = read_source(path, run=run)

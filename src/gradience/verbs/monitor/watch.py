@@ -1,25 +1,31 @@
-"""A run while it is being written: what of it a person looks at, in constant memory."""
+"""A run while it is being written: its lines as they come, and what of the run a person looks at.
+
+`Tail` gives whole lines of a file that grows, is cut, replaced or not there yet. `Watch` makes of them the same series
+that a summary of the finished log has.
+"""
 
 from __future__ import annotations
 
 import math
 import os
 from collections.abc import Iterator, Sequence
+from io import FileIO
 from pathlib import Path
 from types import TracebackType
-from typing import BinaryIO, Final, Self
+from typing import Final, Self
 
 import msgspec
 
 from gradience.errors import SchemaError
-from gradience.schema.config import ConfigSnapshot
-from gradience.schema.events import Alert, Eval, Event, RunEnd, RunStart, TrainStep, UnknownEvent
+from gradience.io.reading import open_raw
+from gradience.schema.events import Event, TrainStep, UnknownEvent
 from gradience.schema.scalars import as_float
 from gradience.telemetry.codec import MAX_LINE_BYTES, convert, decode_known, parse
-from gradience.telemetry.values import number_of
+from gradience.telemetry.reader import RunSummary
+from gradience.telemetry.series import Column, RunSeries
 
 _CHUNK: Final = 1 << 20
-_HEAD: Final = 256  # bytes that tell a file from one written over it
+_HEAD: Final = 256  # bytes by which a file is recognised
 
 
 class Tail:
@@ -32,7 +38,7 @@ class Tail:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.restarts = 0
-        self._file: BinaryIO | None = None
+        self._file: FileIO | None = None
         self._head = b""
         self._held = b""
         self._overlong = False  # inside a line longer than one may be: no event, skipped to its end
@@ -73,7 +79,7 @@ class Tail:
 
     def _open(self) -> bool:
         try:
-            self._file = self.path.open("rb", buffering=0)
+            self._file = open_raw(self.path)
         except OSError:
             return False
         return True
@@ -119,90 +125,63 @@ class Tail:
             if self._overlong and lines:
                 del lines[0]
                 self._overlong = False
-            yield from (line for line in lines if line.strip())
+            yield from (line for line in lines if len(line) <= MAX_LINE_BYTES and line.strip())
             if len(self._held) > MAX_LINE_BYTES:
                 self._held, self._overlong = b"", True
 
 
-_REWARD: Final = "reward"  # the one further value that is watched: under RL the loss says little
+_REWARD: Final = "reward"  # the one further value that is watched: under RL the loss shows little
 _REWARD_KEY: Final = b'"reward":'
-
-_MOST: Final = 512  # points of a curve
-_EVALS: Final = 1000
-
-
-class Points:
-    """A curve of at most 512 points: as it grows each comes to stand for twice as many rows, by their mean."""
-
-    def __init__(self) -> None:
-        self.rows = 0  # rows per point
-        self._steps: list[int] = []
-        self._sums: list[float] = []
-        self._counts: list[int] = []
-        self.clear()
-
-    def __len__(self) -> int:
-        """Return the number of points."""
-        return len(self._steps)
-
-    def clear(self) -> None:
-        """Forget all points."""
-        self.rows, self._steps, self._sums, self._counts = 1, [], [], []
-
-    def add(self, step: int, value: float) -> None:
-        """Add one row; not finite is left out."""
-        if not math.isfinite(value):
-            return
-        if self._counts and self._counts[-1] < self.rows:
-            self._steps[-1], self._sums[-1], self._counts[-1] = step, self._sums[-1] + value, self._counts[-1] + 1
-            return
-        if len(self._steps) == _MOST:
-            self._halve()
-        self._steps.append(step)
-        self._sums.append(value)
-        self._counts.append(1)
-
-    def cut(self, step: int) -> None:
-        """Forget what lies beyond a step."""
-        keep = sum(s <= step for s in self._steps)
-        del self._steps[keep:], self._sums[keep:], self._counts[keep:]
-
-    def _halve(self) -> None:
-        self.rows *= 2
-        self._steps = self._steps[1::2]
-        self._sums = [a + b for a, b in zip(self._sums[::2], self._sums[1::2], strict=True)]
-        self._counts = [a + b for a, b in zip(self._counts[::2], self._counts[1::2], strict=True)]
-
-    def pairs(self) -> Sequence[tuple[int, float]]:
-        """Return (step, mean) of every point, by rising step."""
-        means = (total / count for total, count in zip(self._sums, self._counts, strict=True))
-        return sorted(zip(self._steps, means, strict=True))
+_MOST_POINTS: Final = 512  # of a curve
+_MOST_EVALS: Final = 1000
 
 
 class Watch:
-    """The run that began last, from its lines one by one."""
+    """The run that began last in a log that is being written, from its lines one by one."""
 
     def __init__(self) -> None:
         self.bad_lines = 0
-        self.begin(None)
+        self._log = RunSummary(Path(), frozenset({_REWARD}))
+        self._none = RunSeries("")  # stands for the run before any began
 
-    def begin(self, run_id: str | None) -> None:
-        """Forget the run before, for another one."""
-        self.run_id = run_id
-        self.config = ConfigSnapshot()
-        self.step: int | None = None
-        self.loss: float | None = None
-        self.rate: float | None = None
-        self.not_finite = 0
-        self.reward: float | None = None
-        self.points = Points()
-        self.rewards = Points()
-        self.evals: list[tuple[str, int, float]] = []
-        self.alerts: list[Alert] = []
-        self.end: RunEnd | None = None
+    @property
+    def run(self) -> RunSeries:
+        """What the run logged so far."""
+        return self._log.last or self._none
+
+    @property
+    def rate(self) -> float | None:
+        """The last learning rate that was logged."""
+        return next((rate for rate in reversed(self.run.rates) if not math.isnan(rate)), None)
+
+    @property
+    def not_finite(self) -> int:
+        """How many rows had a loss that was not finite."""
+        losses = self.run.losses
+        return 0 if math.isfinite(sum(losses)) else len(losses) - sum(map(math.isfinite, losses))
+
+    @property
+    def points(self) -> list[tuple[int, float]]:
+        """Steps and losses of the curve."""
+        return thinned(self.run.steps, self.run.losses)
+
+    @property
+    def rewards(self) -> list[tuple[int, float]]:
+        """Steps and rewards of the curve that is drawn instead of the loss, under RL."""
+        column = self.run.columns.get(_REWARD, Column())
+        return thinned(column.steps, column.values)
+
+    @property
+    def evals(self) -> list[tuple[str, int, float]]:
+        """Split, step and loss of the latest evaluations."""
+        return [
+            (event.split, event.step, as_float(event.metrics.loss))
+            for event in self.run.evals[-_MOST_EVALS:]
+            if event.step is not None and event.metrics.loss is not None
+        ]
 
     def take(self, line: bytes) -> Event | UnknownEvent | None:
-        """Add one line and return its event; None for a line that is none.
+        """Add one line and return its event; None for a bad line.
 
         Raises:
             SchemaError: the line is of another major version: so is the whole log.
@@ -211,65 +190,38 @@ class Watch:
         try:
             event = decode_known(line)
         except (msgspec.MsgspecError, RecursionError):
-            event = self._look_closely(line)
+            event = _look_closely(line)
         if isinstance(event, TrainStep) and _REWARD_KEY in line:
-            event = self._look_closely(line)  # with its further values
+            event = _look_closely(line)  # with its further values
         if event is None:
             self.bad_lines += 1
         elif not isinstance(event, UnknownEvent):
-            self._take_event(event)
+            self._log.take(event)
         return event
 
-    def _look_closely(self, line: bytes) -> Event | UnknownEvent | None:
-        try:
-            document, _ = parse(line)
-        except SchemaError:
-            return None
-        try:
-            return convert(document)
-        except msgspec.ValidationError:
-            return None
 
-    def _take_event(self, event: Event) -> None:
-        if event.run_id != self.run_id and (isinstance(event, RunStart) or self.run_id is None):
-            self.begin(event.run_id)
-        if event.run_id != self.run_id:
-            return
-        if event.step is not None:
-            self.step = event.step
-        match event:
-            case RunStart():
-                self._start(event)
-            case TrainStep():
-                self._row(event)
-            case Eval() if event.step is not None and event.metrics.loss is not None:
-                self.evals = [*self.evals, (event.split, event.step, as_float(event.metrics.loss))][-_EVALS:]
-            case Alert():
-                self.alerts.append(event)
-            case RunEnd():
-                self.end = event
+def thinned(steps: Sequence[int], values: Sequence[float]) -> list[tuple[int, float]]:
+    """Return a curve of at most 512 points by rising step: each the mean of as many rows, at the last one's step.
 
-    def _start(self, start: RunStart) -> None:
-        self.config, self.end = start.config, None
-        if (back := start.resumed_from_step) is not None:
-            self.step = back
-            self.points.cut(back)
-            self.rewards.cut(back)
-            self.evals = [point for point in self.evals if point[1] <= back]
+    The rows of a point are a power of two, so that a growing curve keeps its points until it halves them. A value that
+    is not finite is left out.
+    """
+    if not math.isfinite(sum(values)):
+        rows = [row for row in zip(steps, values, strict=True) if math.isfinite(row[1])]
+        steps, values = [step for step, _ in rows], [value for _, value in rows]
+    width = 1
+    while math.ceil(len(values) / width) > _MOST_POINTS:
+        width *= 2
+    parts = ((steps[i : i + width], values[i : i + width]) for i in range(0, len(values), width))
+    return sorted((part[-1], sum(held) / len(held)) for part, held in parts)
 
-    def _row(self, row: TrainStep) -> None:
-        if isinstance(row.lr, list):
-            self.rate = as_float(row.lr[0]) if row.lr else None
-        elif row.lr is not None:
-            self.rate = as_float(row.lr)
-        if row.step is None:
-            return
-        reward = number_of(row.extras.get(_REWARD))
-        if reward is not None and math.isfinite(as_float(reward)):
-            self.reward = as_float(reward)
-            self.rewards.add(row.step, self.reward)
-        if row.loss is None:
-            return
-        self.loss = as_float(row.loss)
-        self.not_finite += not math.isfinite(self.loss)
-        self.points.add(row.step, self.loss)
+
+def _look_closely(line: bytes) -> Event | UnknownEvent | None:
+    try:
+        document, _ = parse(line)
+    except SchemaError:
+        return None
+    try:
+        return convert(document)
+    except msgspec.ValidationError:
+        return None

@@ -1,10 +1,13 @@
-"""The verb: spectra, ranks, and a folder that PEFT loads."""
+"""The verb `resize`: an adapter's files in, a smaller adapter out, and what that cost in each module.
+
+The output is a folder that PEFT loads, or one file for kohya's format, written only after everything was decided.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Final, Literal, TypeAlias
+from typing import Final
 
 import msgspec
 
@@ -15,39 +18,23 @@ from gradience.errors import OutputError
 from gradience.io.atomic import atomic_file
 from gradience.io.safetensors import PlannedTensor, write_safetensors
 from gradience.io.types import PathLike, Progress
-from gradience.schema.writing import ModuleChange, Provenance, ResizeReport
+from gradience.schema.writing import Provenance, ResizeReport
 from gradience.verbs.resize.criteria import target_of
-from gradience.verbs.resize.cut import SAFETENSORS_NAMES
 from gradience.verbs.resize.plan import Plan, new_config, plan_of
-from gradience.verbs.writing import PROVENANCE_NAME, provenance_of, raw_config, refuse_place, write_adapter
+from gradience.verbs.writing import (
+    PROVENANCE_NAME,
+    STORED,
+    Dtype,
+    NewAdapter,
+    provenance_of,
+    raw_config,
+    refuse_place,
+    weight_files,
+    write_adapter,
+)
 
 PROVENANCE_KEY: Final = "gradience_provenance"
 _STALE: Final = ("sshs_model_hash", "sshs_legacy_hash")  # hashes of the old weights
-
-
-def write_kohya(
-    out: Path, tensors: Sequence[PlannedTensor], plan: Plan, record: Provenance, *, force: bool = False
-) -> None:
-    """Write the file with its metadata kept, rank and alpha in it brought up to date, and a short record added.
-
-    Ranks that differ between modules are `Dynamic`, as sd-scripts writes them.
-
-    Raises:
-        OutputError: the name does not end in .safetensors, exists, or cannot be written.
-    """
-    if out.suffix != ".safetensors":
-        raise OutputError(f"{out} is no name for a LoRA in kohya's format", advice="give one that ends in .safetensors")
-    metadata = {key: value for key, value in plan.metadata.items() if key not in _STALE}
-    one = not plan.patterns.rank_pattern and not plan.patterns.alpha_pattern
-    metadata["ss_network_dim"] = str(plan.patterns.r) if one else "Dynamic"
-    metadata["ss_network_alpha"] = str(plan.patterns.lora_alpha) if one else "Dynamic"
-    metadata[PROVENANCE_KEY] = msgspec.json.encode(msgspec.structs.replace(record, modules=[])).decode()
-    with atomic_file(out, force=force) as partial:
-        write_safetensors(partial, tensors, metadata=metadata)
-
-
-Dtype: TypeAlias = Literal["float32", "float16", "bfloat16"]
-
 _NAMED: Final = 8
 
 
@@ -99,47 +86,32 @@ def resize_adapter(
         OutputError: `out` exists, or cannot be written.
         ValueError: not exactly one criterion is given, or its number is out of range.
     """
-    given = {
-        "rank": rank,
-        "energy": energy,
-        "rel_error": rel_error,
-        "max_mb": max_mb,
-        "max_params": max_params,
-        "like_suggested": like_suggested,
-        "sv_ratio": sv_ratio,
-        "sv_fro": sv_fro,
-        "sv_cumulative": sv_cumulative,
-    }
-    target = target_of(given)
+    target = target_of(
+        {
+            "rank": rank,
+            "energy": energy,
+            "rel_error": rel_error,
+            "max_mb": max_mb,
+            "max_params": max_params,
+            "like_suggested": like_suggested,
+            "sv_ratio": sv_ratio,
+            "sv_fro": sv_fro,
+            "sv_cumulative": sv_cumulative,
+        }
+    )
     files, adapter = open_adapter(path, adapter_config=adapter_config, weights=weights)
     shards = find_shards(Path(base)) if base is not None else []
+    is_kohya = adapter.format == "kohya"
     if out is not None:
-        refuse_place(Path(out), [files], base=shards, force=force, one_file=adapter.format == "kohya")
-    held = BaseWeights(shards) if base is not None else None
-    plan = plan_of(adapter, target, dtype=dtype, base=held)
-    config = None if adapter.format == "kohya" else new_config(raw_config(files.config), plan.patterns)
-    notes = [*(config.notes if config is not None else []), *_notes(plan, dtype), *_left_behind(files)]
-    if out is not None:
-        options = {"criterion": target.criterion, "value": target.value, "dtype": dtype}
-        record = _record(files, plan, options, notes)
-        tensors = _followed(plan, progress)
-        if config is None:
-            write_kohya(Path(out), tensors, plan, record, force=force)
-        else:
-            write_adapter(
-                Path(out),
-                tensors=tensors,
-                config=config.fields,
-                metadata=plan.metadata,
-                force=force,
-                provenance=record,
-            )
-    return ResizeReport(
+        refuse_place(Path(out), [files], base=shards, force=force, one_file=is_kohya)
+    stored = None if dtype is None else STORED[dtype]
+    plan = plan_of(adapter, target, dtype=stored, base=BaseWeights(shards) if base is not None else None)
+    config = None if is_kohya else new_config(raw_config(files.config), plan.patterns)
+    report = ResizeReport(
         source=str(path),
-        out=None if out is None else str(out),
         criterion=target.criterion,
         value=target.value,
-        dtype=None if dtype is None else SAFETENSORS_NAMES[dtype],
+        dtype=stored,
         use_rslora=adapter.config.use_rslora,
         r=plan.patterns.r,
         lora_alpha=plan.patterns.lora_alpha,
@@ -149,48 +121,64 @@ def resize_adapter(
         params_before=sum(row.params_before for row in plan.rows),
         params_after=sum(row.params_after for row in plan.rows),
         bytes_before=sum(file.stat().st_size for file in adapter.weights),
-        bytes_after=Path(out).stat().st_size if out is not None and config is None else plan.nbytes,
+        bytes_after=plan.nbytes,
         modules=plan.rows,
-        notes=notes,
+        notes=[*(config.notes if config is not None else []), *_notes(plan, dtype), *_left_behind(files)],
     )
+    if out is None:
+        return report
+    options = {"criterion": target.criterion, "value": target.value, "dtype": dtype}
+    record = provenance_of("resize", [files.config, *adapter.weights], options, report)
+    tensors = _with_progress(plan, progress)
+    if config is None:
+        _write_kohya(Path(out), tensors, plan, record, force=force)
+        report = msgspec.structs.replace(report, bytes_after=Path(out).stat().st_size)
+    else:
+        write_adapter(Path(out), NewAdapter(tensors, config.fields, plan.metadata), record, force=force)
+    return msgspec.structs.replace(report, out=str(out))
 
 
-def _record(files: AdapterFiles, plan: Plan, options: dict[str, Any], notes: list[str]) -> Provenance:
-    changes = [
-        ModuleChange(name=m.name, rank_before=m.rank_before, rank_after=m.rank_after, relative_error=m.relative_error)
-        for m in plan.rows
-    ]
-    return provenance_of(
-        "resize",
-        [files.config, *(files.shards or [files.weights])],
-        options=options,
-        relative_error=plan.relative_error,
-        modules=changes,
-        notes=notes,
-    )
+def _write_kohya(out: Path, tensors: Sequence[PlannedTensor], plan: Plan, record: Provenance, *, force: bool) -> None:
+    """Write the file with its metadata kept, rank and alpha in it brought up to date, and a short record added.
+
+    Ranks that differ between modules are `Dynamic`, as sd-scripts writes them.
+
+    Raises:
+        OutputError: the name does not end in .safetensors, exists, or cannot be written.
+    """
+    if out.suffix != ".safetensors":
+        raise OutputError(
+            f"{out}: a LoRA in kohya's format is one file", advice="give a name that ends in .safetensors"
+        )
+    metadata = {key: value for key, value in plan.metadata.items() if key not in _STALE}
+    is_uniform = not plan.patterns.rank_pattern and not plan.patterns.alpha_pattern
+    metadata["ss_network_dim"] = str(plan.patterns.r) if is_uniform else "Dynamic"
+    metadata["ss_network_alpha"] = str(plan.patterns.lora_alpha) if is_uniform else "Dynamic"
+    metadata[PROVENANCE_KEY] = msgspec.json.encode(msgspec.structs.replace(record, modules=[])).decode()
+    with atomic_file(out, force=force) as partial:
+        write_safetensors(partial, tensors, metadata=metadata)
 
 
-def _followed(plan: Plan, progress: Progress | None) -> list[PlannedTensor]:
-    """Return the tensors, each of which says so when its turn comes."""
+def _with_progress(plan: Plan, progress: Progress | None) -> list[PlannedTensor]:
+    """Return the tensors, each of which reports progress when it is loaded to be written."""
     if progress is None:
         return plan.tensors
-    total = len(plan.tensors)
 
-    def follow(place: int, tensor: PlannedTensor) -> PlannedTensor:
+    def reporting(place: int, tensor: PlannedTensor) -> PlannedTensor:
         def load() -> Array:
-            progress(place, total, tensor.name)
+            progress(place, len(plan.tensors), tensor.name)
             return tensor.load()
 
         return tensor._replace(load=load)
 
-    return [follow(place, tensor) for place, tensor in enumerate(plan.tensors, 1)]
+    return [reporting(place, tensor) for place, tensor in enumerate(plan.tensors, 1)]
 
 
 def _left_behind(files: AdapterFiles) -> list[str]:
     """Return a note on what else lies in the adapter's folder, where it is one as PEFT saves it."""
     if not files.config.is_file():
         return []
-    read = {files.config.name, files.weights.name, *(shard.name for shard in files.shards), PROVENANCE_NAME}
+    read = {files.config.name, PROVENANCE_NAME, *(file.name for file in weight_files(files))}
     names = sorted(p.name for p in files.folder.iterdir() if p.name not in read)
     if not names:
         return []
@@ -198,7 +186,7 @@ def _left_behind(files: AdapterFiles) -> list[str]:
     return [f"not copied from the adapter's folder: {', '.join(names[:_NAMED])}{more}"]
 
 
-def _notes(plan: Plan, dtype: str | None) -> list[str]:
+def _notes(plan: Plan, dtype: Dtype | None) -> list[str]:
     notes = []
     if any(row.kind == "dora" and row.rank_after < row.rank_before for row in plan.rows):
         notes.append("DoRA: magnitudes fitted anew by least squares; errors are of the whole change to the weight")

@@ -1,170 +1,156 @@
-"""One pair of tensors at a lower rank, computed when the first of its tensors is to be written."""
+"""One pair of factors at a lower rank, computed when the first of its tensors is to be written.
+
+A plain pair becomes the best approximation of its rank (Eckart and Young). DoRA's magnitudes are relative to
+norm(W + s B A), so a DoRA pair is cut against the base and its magnitudes are fitted anew by least squares.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Final, NamedTuple
 
 import numpy as np
 
 from gradience.adapters.layout import Array
+from gradience.adapters.pairs import StoredPair
 from gradience.base.weights import BaseWeights
 from gradience.errors import AdapterError
-from gradience.io.safetensors import DTYPES, PlannedTensor, TensorInfo, TensorSource, copied, planned
+from gradience.io.safetensors import DTYPES, PlannedTensor, TensorSource, copied, planned
 from gradience.spectral.reduced import Floats, reduced
-from gradience.verbs.resize.pairs import Pair
 
 _HALF: Final = ("BF16", "F16")
-SAFETENSORS_NAMES: Final[Mapping[str, str]] = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
+_TILE: Final = 1 << 20  # elements of W in float64 at a time
 
 
 class Job(NamedTuple):
-    """What becomes of a pair: its rank; A A^T and B^T B of each module; and the base, which DoRA needs."""
+    """A pair and the rank that it gets; A A^T and B^T B of each of its modules; the base, which DoRA needs."""
 
-    pair: Pair
+    pair: StoredPair
     rank: int
     grams: Sequence[tuple[Floats, Floats]] = ()
     base: BaseWeights | None = None
 
     @property
-    def kept(self) -> bool:
-        """Whether the pair stays as it is."""
-        return self.rank >= self.pair.r
+    def unchanged(self) -> bool:
+        """Whether the pair keeps its rank."""
+        return self.rank >= self.pair.layout.rank
+
+    @property
+    def magnitude(self) -> str | None:
+        """The tensor of DoRA's magnitudes."""
+        return self.pair.first.keys.get("lora_magnitude_vector")
+
+    @property
+    def alpha(self) -> str | None:
+        """The tensor of the module's own alpha, which kohya's files have."""
+        return self.pair.first.keys.get("alpha")
 
 
 def planned_file(source: TensorSource, jobs: Iterable[Job], *, dtype: str | None = None) -> list[PlannedTensor]:
     """Return the tensors of the new file in the old one's order: pairs at their ranks, all others as they are.
 
-    `dtype` (`float32`, `float16`, `bfloat16`) is of the new factors; None keeps theirs.
+    `dtype`, by safetensors' name, is of the new factors; None keeps theirs.
 
     Raises:
         AdapterError: factors of 8 bits would be rounded to 8 bits again.
     """
     new: dict[str, PlannedTensor] = {}
     for job in jobs:
-        new |= _planned(source, job, dtype)
+        new |= _unchanged(source, job, dtype) if job.unchanged else _cut(source, job, dtype)
     return [new.get(name) or copied(source, name) for name in source.tensors]
 
 
-def _planned(source: TensorSource, job: Job, dtype: str | None) -> Mapping[str, PlannedTensor]:
-    pair = job.pair
-    kinds = [_dtype_of(info, dtype) for info in (pair.a, pair.b)]
-    names = (pair.a_name, pair.b_name)
-    if job.kept:
-        changed = [(n, k) for n, k in zip(names, kinds, strict=True) if source.tensors[n].dtype != k]
-        return {n: _cast(n, k, source.tensors[n].shape, _reader(source, n)) for n, k in changed}
+def _unchanged(source: TensorSource, job: Job, dtype: str | None) -> Mapping[str, PlannedTensor]:
+    """Return the factors of a pair of unchanged rank whose dtype changes."""
+    layout = job.pair.layout
+    names = [name for name in (layout.a_name, layout.b_name) if dtype not in {None, source.tensors[name].dtype}]
+    return {name: _cast(source, name, partial(source.read, name), dtype=dtype) for name in names}
+
+
+def _cut(source: TensorSource, job: Job, dtype: str | None) -> Mapping[str, PlannedTensor]:
+    layout = job.pair.layout
+    names = (layout.a_name, layout.b_name)
+    kinds = [dtype or source.tensors[name].dtype for name in names]
     if any(kind.startswith("F8") for kind in kinds):
         raise AdapterError(
-            f"{pair.modules[0].name}: its factors are of {pair.a.dtype}, and new ones would be rounded to 8 bits again",
+            f"{job.pair.first.name}: its factors are of {source.tensors[layout.a_name].dtype}, and new ones would be "
+            "rounded to 8 bits again",
             advice="name their dtype, such as --dtype bfloat16",
         )
-    half = all(kind in _HALF for kind in kinds)
-    cut = _Cut(source, job, half=half)
-    made = {n: _cast(n, k, s, cut.taking(n)) for n, k, s in zip(names, kinds, pair.shapes(job.rank), strict=True)}
-    if pair.alpha is not None:
-        alpha = np.asarray(pair.modules[0].scale * job.rank)
-        made[pair.alpha] = _cast(pair.alpha, "F32", source.tensors[pair.alpha].shape, lambda: alpha)
-    if pair.magnitude is not None:
-        info = source.tensors[pair.magnitude]
-        made[pair.magnitude] = _cast(pair.magnitude, info.dtype, info.shape, cut.taking(pair.magnitude))
-    return made
+    cut = _Cut(source, job, half=all(kind in _HALF for kind in kinds))
+    shapes = layout.shapes(job.rank)
+    new = {n: _cast(source, n, cut.taking(n), dtype=dtype, shape=s) for n, s in zip(names, shapes, strict=True)}
+    if job.alpha is not None:
+        alpha = np.asarray(job.pair.first.scale * job.rank)
+        new[job.alpha] = _cast(source, job.alpha, lambda: alpha, dtype="F32")
+    if job.magnitude is not None:
+        new[job.magnitude] = _cast(source, job.magnitude, cut.taking(job.magnitude))
+    return new
 
 
-def _reader(source: TensorSource, name: str) -> Callable[[], Array]:
-    return lambda: source.read(name)
-
-
-def _dtype_of(info: TensorInfo, dtype: str | None) -> str:
-    return info.dtype if dtype is None else SAFETENSORS_NAMES[dtype]
-
-
-def _cast(name: str, dtype: str, shape: tuple[int, ...], load: Callable[[], Array]) -> PlannedTensor:
-    """Return the tensor cast to its dtype, or refused where that cannot hold it."""
+def _cast(
+    source: TensorSource,
+    name: str,
+    load: Callable[[], Array],
+    *,
+    dtype: str | None = None,
+    shape: tuple[int, ...] | None = None,
+) -> PlannedTensor:
+    """Return a tensor of the file with new data, cast to the dtype or refused where that cannot hold them."""
+    kind = dtype or source.tensors[name].dtype
+    sizes = source.tensors[name].shape if shape is None else shape
 
     def cast() -> Array:
-        data = load().reshape(shape)
+        data = load().reshape(sizes)
         with np.errstate(over="ignore"):
-            stored = data.astype(DTYPES[dtype])
+            stored = data.astype(DTYPES[kind])
         if not np.isfinite(stored).all():
-            raise AdapterError(f"{name}: the new factors do not fit {dtype}", advice="name a wider --dtype")
+            raise AdapterError(f"{name}: the new factors do not fit {kind}", advice="name a wider --dtype")
         return stored
 
-    return planned(name, dtype, shape, cast)
+    return planned(name, kind, sizes, cast)
 
 
 class _Cut:
-    """A pair's new tensors: computed once for all of them, and each let go when it is taken."""
+    """A pair's new tensors: computed once for all of them, and each released when it is taken."""
 
     def __init__(self, source: TensorSource, job: Job, *, half: bool) -> None:
         self._source = source
         self._half = half
         self._job = job
-        self._made: dict[str, Array] = {}
+        self._new: dict[str, Array] = {}
 
     def taking(self, name: str) -> Callable[[], Array]:
         """Return a loader of one of them."""
 
         def take() -> Array:
-            if name not in self._made:
-                self._made = self._compute()
-            return self._made.pop(name)
+            if name not in self._new:
+                self._new = self._compute()
+            return self._new.pop(name)
 
         return take
 
     def _compute(self) -> dict[str, Array]:
-        pair, rank = self._job.pair, self._job.rank
-        if pair.magnitude is not None:
-            fit = refit_of(self._source, self._job)
-            return {pair.a_name: fit.a, pair.b_name: fit.b, pair.magnitude: fit.magnitude}
-        found = zip(pair.factors(self._source), self._job.grams, strict=True)
-        cuts = [self._cut(b, a, grams) for (b, a), grams in found]
-        shape_a, shape_b = pair.shapes(rank)
-        if len(cuts) == 1:
-            b, a = cuts[0]
-        else:
-            b, a = np.stack([b for b, _ in cuts], axis=2), np.stack([a for _, a in cuts])
-        return {pair.a_name: a.reshape(shape_a), pair.b_name: b.reshape(shape_b)}
+        job, layout = self._job, self._job.pair.layout
+        if job.magnitude is not None:
+            fit = refit_of(self._source, job)
+            return {layout.a_name: fit.a, layout.b_name: fit.b, job.magnitude: fit.magnitude}
+        factors = zip(*layout.read(self._source), job.grams, strict=True)
+        cuts = [self._reduced(b, a, grams) for b, a, grams in factors]
+        b, a = layout.joined(np.stack([b for b, _ in cuts]), np.stack([a for _, a in cuts]), job.rank)
+        return {layout.a_name: a, layout.b_name: b}
 
-    def _cut(self, b: Array, a: Array, grams: tuple[Floats, Floats]) -> tuple[Array, Array]:
+    def _reduced(self, b: Array, a: Array, grams: tuple[Floats, Floats]) -> tuple[Array, Array]:
         """Return (b', a'); of a zero update, a B of zeros and the first rows of A, the other way round if A is zero."""
         rank = self._job.rank
-        scale = self._job.pair.modules[0].scale or 1.0  # at alpha 0 the product is cut all the same
+        scale = self._job.pair.first.scale or 1.0  # at alpha 0 the product is cut all the same
         new_b, new_a = reduced(b, a, scale, rank, grams=grams, half=self._half)
         if new_b.any():
             return new_b, new_a
         if a.any():
             return np.zeros((len(b), rank)), a[:rank]
         return b[:, :rank], np.zeros((rank, a.shape[1]))
-
-
-def refit_of(source: TensorSource, job: Job) -> Refit:
-    """Return a DoRA module at its rank, from the base.
-
-    Raises:
-        AdapterError: there is no base, or it does not fit.
-    """
-    pair, module = job.pair, job.pair.modules[0]
-    if job.base is None or pair.magnitude is None:
-        raise AdapterError(
-            f"{module.name} is DoRA: its magnitudes are relative to norm(W + s B A), which another B A changes",
-            advice="give the base model with --base, and they are fitted anew",
-        )
-    name = module.base_name or f"{module.name}.weight"
-    found = job.base.find(name)
-    if found is None:
-        raise AdapterError(f"the base has no {name}", advice="give the model the adapter was trained on")
-    w = job.base.read(found)
-    ((b, a),) = pair.factors(source)
-    w = w.T if pair.turned else w
-    if w.shape != (len(b), a.shape[1]):
-        raise AdapterError(
-            f"{name} is of shape {list(w.shape)} in the base, and the update of {[len(b), a.shape[1]]}",
-            advice="give the model the adapter was trained on",
-        )
-    return refitted(w, b, a, source.read(pair.magnitude), scale=module.scale, rank=job.rank)
-
-
-_TILE: Final = 1 << 20  # elements of W in float64 at a time
 
 
 class Refit(NamedTuple):
@@ -177,8 +163,39 @@ class Refit(NamedTuple):
     energy: float
 
 
+def refit_of(source: TensorSource, job: Job) -> Refit:
+    """Return a DoRA module at its rank, fitted to the base.
+
+    Raises:
+        AdapterError: there is no base, or it does not fit.
+    """
+    module, layout = job.pair.first, job.pair.layout
+    if job.base is None or job.magnitude is None:
+        raise AdapterError(
+            f"{module.name} is DoRA: its magnitudes are relative to norm(W + s B A), which another B A changes",
+            advice="give the base model with --base, and they are fitted anew",
+        )
+    name = module.base_name or f"{module.name}.weight"
+    found = job.base.find(name)
+    if found is None:
+        raise AdapterError(f"the base has no {name}", advice="give the model the adapter was trained on")
+    w = job.base.read(found)
+    b, a = (factors[0] for factors in layout.read(source))
+    w = w.T if layout.transposed else w
+    if w.shape != (len(b), a.shape[1]):
+        raise AdapterError(
+            f"{name} is of shape {list(w.shape)} in the base, and the update of {[len(b), a.shape[1]]}",
+            advice="give the model the adapter was trained on",
+        )
+    return refitted(w, b, a, source.read(job.magnitude), scale=module.scale, rank=job.rank)
+
+
 def refitted(w: Array, b: Array, a: Array, magnitude: Array, *, scale: float, rank: int) -> Refit:
-    """Return the module at that rank; w (d_out, d_in) is the base weight, an output a row, magnitude (d_out,)."""
+    """Return the module at that rank; w (d_out, d_in) is the base weight, an output a row, magnitude (d_out,).
+
+    DoRA's weight has rows m_i v_i / norm(v_i) with V = W + s B A. The new V' minimises the error of s B A in rows
+    weighted by m_i / norm(v_i); each new magnitude is then the least squares fit of row i of V' to the old weight's.
+    """
     m = magnitude.astype(np.float64).reshape(-1)
     b, a = b.astype(np.float64), a.astype(np.float64)
     norms = np.concatenate([np.linalg.norm(v, axis=1) for _, _, v in _rows(w, b, a, scale)])

@@ -1,4 +1,8 @@
-"""Everything that is decided before a byte is written: ranks, tensors, config, and what each module loses."""
+"""Everything that is decided before a byte is written: which pairs, their ranks, the config, and what is lost.
+
+The factors are read once, one module at a time, for their Gram matrices: singular values, ranks and errors follow from
+these, and the new factors themselves are computed only while the file is written (`cut`).
+"""
 
 from __future__ import annotations
 
@@ -10,126 +14,25 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 
 from gradience.adapters.layout import Adapter, Module
+from gradience.adapters.pairs import StoredPair, stored_pairs
+from gradience.adapters.traits import Operation, obstacles
 from gradience.base.weights import BaseWeights
 from gradience.errors import AdapterError
 from gradience.io.safetensors import DTYPES, PlannedTensor, TensorSource, file_size
-from gradience.rules.weights.rank_pattern import Patterns, alpha_for, patterns_of, rank_pattern
-from gradience.schema.audit import ModuleAudit
+from gradience.rules.weights.rank_pattern import Patterns, alpha_for, patterns_of
+from gradience.rules.weights.ranks import bucket
 from gradience.schema.writing import ResizedModule
 from gradience.spectral.batch import Spectrum, spectra
-from gradience.spectral.grams import Factors, Grams, grams_of
+from gradience.spectral.grams import Grams, grams_of
 from gradience.spectral.reduced import Floats
-from gradience.verbs.audit.rows import module_row
 from gradience.verbs.resize.criteria import Priced, Target, module_rank, ranks_within
-from gradience.verbs.resize.cut import SAFETENSORS_NAMES, Job, planned_file, refit_of
-from gradience.verbs.resize.pairs import Pair, pairs_of
-
-_RUN_AGAIN: Final = ("orthogonal", "mica")
-
-
-class NewConfig(NamedTuple):
-    """The config as PEFT will read it, and what else was changed in it."""
-
-    fields: dict[str, Any]
-    notes: list[str]
-
-
-def new_patterns(jobs: Iterable[Job]) -> Patterns:
-    """Return r, alpha and their exceptions that give each pair its rank at its present scale s."""
-    ranks: dict[str, int] = {}
-    alphas = {}
-    for job in jobs:
-        module = job.pair.modules[0]
-        ranks[job.pair.path] = min(job.rank, job.pair.r)
-        alphas[job.pair.path] = alpha_for(module.scale, ranks[job.pair.path], rslora=module.rslora)
-    return patterns_of(ranks, alphas)
-
-
-def new_config(raw: dict[str, Any], patterns: Patterns) -> NewConfig:
-    """Return the config with every key it had and the new ranks."""
-    fields = {**raw, **patterns._asdict()}
-    init = raw.get("init_lora_weights")
-    if isinstance(init, str) and init.lower() in _RUN_AGAIN:
-        fields["init_lora_weights"] = True
-        note = f"init_lora_weights was {init!r}: PEFT would run it again on loading, for a rank it may refuse"
-        return NewConfig(fields, [note])
-    return NewConfig(fields, [])
-
+from gradience.verbs.resize.cut import Job, planned_file, refit_of
+from gradience.verbs.several import factors_of
 
 _MEGABYTE: Final = 1_000_000
-
-
-class Measured(NamedTuple):
-    """A pair; of each of its modules the spectrum, scaled, and A A^T and B^T B in the file's orientation."""
-
-    pair: Pair
-    spectra: tuple[Spectrum, ...]
-    grams: tuple[tuple[Floats, Floats], ...]
-
-
-def ranks_of(target: Target, measured: Sequence[Measured], *, other_bytes: int, dtype: str | None) -> dict[str, int]:
-    """Return the rank of each path, from 1 and at most the present one; what shares a path gets the largest.
-
-    `other_bytes` is what the file holds beside the factors' data; `dtype` (of safetensors) is that of the new ones.
-
-    Raises:
-        AdapterError: the budget does not even hold rank 1.
-    """
-    if target.criterion == "max_params":
-        return _within(measured, int(target.value), lambda pair: pair.cost, "parameters")
-    if target.criterion == "max_mb":
-        budget = int(target.value * _MEGABYTE) - other_bytes
-        return _within(
-            measured, budget, lambda pair: _bytes(pair, dtype), f"bytes beside the {other_bytes} of the rest"
-        )
-    if target.criterion == "like_suggested":
-        return _suggested(measured)
-    return _largest((one.pair.path, module_rank(target, s.sigma)) for one in measured for s in one.spectra)
-
-
-def _largest(ranks: Iterable[tuple[str, int]]) -> dict[str, int]:
-    found: dict[str, int] = {}
-    for path, rank in ranks:
-        found[path] = max(rank, found.get(path, 1))
-    return found
-
-
-def _suggested(measured: Sequence[Measured]) -> dict[str, int]:
-    """Return what `gradience audit --suggest-per-layer` reports."""
-    rows: list[ModuleAudit] = []
-    paths: list[str] = []
-    for one in measured:
-        for module, spectrum in zip(one.pair.modules, one.spectra, strict=True):
-            rows.append(module_row(module, spectrum, top=0))
-            paths.append(one.pair.path)
-    pattern = rank_pattern(rows, bytes_per_param=0.0)
-    if pattern is None:
-        raise AdapterError("the audit suggests no ranks for this adapter", advice="give --rank N")
-    return _largest((path, row.rank) for path, row in zip(paths, pattern.modules, strict=True))
-
-
-def _within(measured: Sequence[Measured], budget: int, cost_of: Callable[[Pair], int], what: str) -> dict[str, int]:
-    groups: dict[str, Priced] = {}
-    for one in measured:
-        gains = np.sum([s.sigma**2 for s in one.spectra], axis=0)
-        cost = cost_of(one.pair)
-        held = groups.get(one.pair.path)
-        groups[one.pair.path] = Priced(gains, cost) if held is None else Priced(held.gains + gains, held.cost + cost)
-    ranks = ranks_within(groups, budget)
-    if ranks is None:
-        least = sum(group.cost for group in groups.values())
-        raise AdapterError(
-            f"the budget leaves {budget} {what}, and rank 1 of every module needs {least}", advice="give a larger one"
-        )
-    return ranks
-
-
-def _bytes(pair: Pair, dtype: str | None) -> int:
-    return sum(info.size // pair.r * DTYPES[dtype or info.dtype].itemsize for info in (pair.a, pair.b))
-
-
 _METADATA: Final = {"format": "pt"}
 _RECORD: Final = 4096  # bytes of a header that a short record of the operation may take
+_RUN_AGAIN: Final = ("orthogonal", "mica")  # initialisations that PEFT runs again on loading
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,7 +52,7 @@ class Plan:
 
 
 def plan_of(adapter: Adapter, target: Target, *, dtype: str | None = None, base: BaseWeights | None = None) -> Plan:
-    """Return what to write; all factors are read once, one module at a time.
+    """Return the new file as it will be written; `dtype`, by safetensors' name, is of the new factors.
 
     Raises:
         AdapterError: the adapter is of a kind that cannot be resized, not finite, or larger than the budget.
@@ -158,25 +61,65 @@ def plan_of(adapter: Adapter, target: Target, *, dtype: str | None = None, base:
     if source is None:
         raise AdapterError("the adapter's tensors cannot be read again", advice="open it from its files")
     metadata = source.metadata or _METADATA
-    measured = _measured(pairs_of(adapter))
-    whole = planned_file(source, [Job(one.pair, one.pair.r) for one in measured], dtype=dtype)
-    own = {name for one in measured for name in (one.pair.a_name, one.pair.b_name)}
-    other = file_size(whole, metadata=metadata) - sum(tensor.nbytes for tensor in whole if tensor.name in own)
+    measured = _measured(resizable_pairs(adapter))
+    unchanged = planned_file(source, [Job(one.pair, one.pair.layout.rank) for one in measured], dtype=dtype)
+    factors = {name for one in measured for name in (one.pair.layout.a_name, one.pair.layout.b_name)}
+    other = file_size(unchanged, metadata=metadata) - sum(t.nbytes for t in unchanged if t.name in factors)
     other += _RECORD if adapter.format == "kohya" else 0
-    stored = None if dtype is None else SAFETENSORS_NAMES[dtype]
-    ranks = ranks_of(target, measured, other_bytes=other, dtype=stored)
+    ranks = _ranks_of(target, measured, _Sizes(source, dtype, other))
     jobs = [Job(one.pair, ranks[one.pair.path], one.grams, base) for one in measured]
-    tensors = planned_file(source, jobs, dtype=dtype)
-    lost = [_losses(source, job, one.spectra) for job, one in zip(jobs, measured, strict=True)]
-    return Plan(tensors, metadata, new_patterns(jobs), _rows(jobs, lost), _whole(lost))
+    losses = [_losses(source, job, one.spectra) for job, one in zip(jobs, measured, strict=True)]
+    return Plan(
+        planned_file(source, jobs, dtype=dtype),
+        metadata,
+        _new_patterns(jobs),
+        _rows(jobs, losses),
+        _relative_error([loss for some in losses for loss in some]),
+    )
 
 
-def _measured(pairs: Sequence[Pair]) -> list[Measured]:
-    modules = [module for pair in pairs for module in pair.modules]
-    loads = [_load(module) for module in modules]
+class NewConfig(NamedTuple):
+    """The config as PEFT will read it, and what else was changed in it."""
+
+    fields: dict[str, Any]
+    notes: list[str]
+
+
+def new_config(raw: dict[str, Any], patterns: Patterns) -> NewConfig:
+    """Return the config with every key it had and the new ranks."""
+    fields = {**raw, **patterns._asdict()}
+    init = raw.get("init_lora_weights")
+    if isinstance(init, str) and init.lower() in _RUN_AGAIN:
+        fields["init_lora_weights"] = True
+        note = f"init_lora_weights was {init!r}: PEFT would run it again on loading, for a rank it may refuse"
+        return NewConfig(fields, [note])
+    return NewConfig(fields, [])
+
+
+def _new_patterns(jobs: Iterable[Job]) -> Patterns:
+    """Return r, alpha and their exceptions that give each pair its rank at its present scale s."""
+    ranks: dict[str, int] = {}
+    alphas = {}
+    for job in jobs:
+        path, module = job.pair.path, job.pair.first
+        ranks[path] = min(job.rank, module.r)
+        alphas[path] = alpha_for(module.scale, ranks[path], rslora=module.rslora)
+    return patterns_of(ranks, alphas)
+
+
+class _Measured(NamedTuple):
+    """A pair; of each of its modules the spectrum, scaled, and A A^T and B^T B in the file's orientation."""
+
+    pair: StoredPair
+    spectra: list[Spectrum]
+    grams: list[tuple[Floats, Floats]]
+
+
+def _measured(pairs: Sequence[StoredPair]) -> list[_Measured]:
+    loads = [factors_of(module) for pair in pairs for module in pair.modules]
     grams = grams_of(loads)
     found = zip(grams, spectra(loads, grams), strict=True)
-    measured = [_together(pair, [next(found) for _ in pair.modules]) for pair in pairs]
+    measured = [_of_pair(pair, [next(found) for _ in pair.modules]) for pair in pairs]
     for one in measured:
         for module, spectrum in zip(one.pair.modules, one.spectra, strict=True):
             if not (spectrum.finite and math.isfinite(module.scale)):
@@ -187,52 +130,145 @@ def _measured(pairs: Sequence[Pair]) -> list[Measured]:
     return measured
 
 
-def _together(pair: Pair, found: Sequence[tuple[Grams, Spectrum]]) -> Measured:
-    r = pair.r
-    sides = [pair.in_file_order(one.gram_b[:r, :r], one.gram_a[:r, :r]) for one, _ in found]
-    return Measured(pair, tuple(s for _, s in found), tuple((gram_a, gram_b) for gram_b, gram_a in sides))
+def _of_pair(pair: StoredPair, found: Sequence[tuple[Grams, Spectrum]]) -> _Measured:
+    r = pair.layout.rank  # Gram matrices are padded to a bucket of ranks
+    grams = [pair.layout.swapped(one.gram_a[:r, :r], one.gram_b[:r, :r]) for one, _ in found]
+    return _Measured(pair, [spectrum for _, spectrum in found], grams)
 
 
-def _load(module: Module) -> Callable[[], Factors]:
-    def load() -> Factors:
-        b, a = module.load()
-        return Factors(b=b, a=a, scale=module.scale)
+class _Sizes(NamedTuple):
+    """What the bytes of a pair depend on: the file, the dtype of new factors, the bytes of everything else."""
 
-    return load
+    source: TensorSource
+    dtype: str | None
+    other: int
+
+    def bytes_per_rank(self, pair: StoredPair) -> int:
+        """Return the bytes that one more rank of both factors costs."""
+        infos = (self.source.tensors[name] for name in (pair.layout.a_name, pair.layout.b_name))
+        return sum(info.size // pair.layout.rank * DTYPES[self.dtype or info.dtype].itemsize for info in infos)
 
 
-def _losses(source: TensorSource, job: Job, found: Sequence[Spectrum]) -> list[tuple[float, float]]:
-    """Return (squared norm lost, squared norm) of each module."""
-    if job.pair.magnitude is not None and not job.kept:
+def _ranks_of(target: Target, measured: Sequence[_Measured], sizes: _Sizes) -> dict[str, int]:
+    """Return the rank of each path, from 1 and at most the present one; pairs that share a path get the largest.
+
+    Raises:
+        AdapterError: the budget does not even hold rank 1.
+    """
+    if target.criterion == "max_params":
+        return _within(measured, int(target.value), lambda pair: pair.layout.params_per_rank, "parameters")
+    if target.criterion == "max_mb":
+        budget = int(target.value * _MEGABYTE) - sizes.other
+        return _within(measured, budget, sizes.bytes_per_rank, f"bytes beside the {sizes.other} of the rest")
+    rank_of = _suggested if target.criterion == "like_suggested" else lambda s: module_rank(target, s.sigma)
+    ranks: dict[str, int] = {}
+    for one in measured:
+        ranks[one.pair.path] = max(ranks.get(one.pair.path, 1), *map(rank_of, one.spectra))
+    return ranks
+
+
+def _suggested(spectrum: Spectrum) -> int:
+    """Return the rank that `gradience audit --suggest-per-layer` reports: the bucket of k@90, a zero update's own."""
+    r = len(spectrum.sigma)
+    return bucket(spectrum.energy_ranks[0], r) if spectrum.spectral_norm > 0.0 else r
+
+
+def _within(
+    measured: Sequence[_Measured], budget: int, cost_of: Callable[[StoredPair], int], unit: str
+) -> dict[str, int]:
+    groups: dict[str, Priced] = {}
+    for one in measured:
+        gains = np.sum([s.sigma**2 for s in one.spectra], axis=0)
+        cost, held = cost_of(one.pair), groups.get(one.pair.path)
+        groups[one.pair.path] = Priced(gains, cost) if held is None else Priced(held.gains + gains, held.cost + cost)
+    ranks = ranks_within(groups, budget)
+    if ranks is None:
+        least = sum(group.cost for group in groups.values())
+        raise AdapterError(
+            f"the budget leaves {budget} {unit}, and rank 1 of every module needs {least}", advice="give a larger one"
+        )
+    return ranks
+
+
+class _Loss(NamedTuple):
+    """Squared Frobenius norms of a module: of what is left out, and of its update."""
+
+    lost: float
+    energy: float
+
+
+def _losses(source: TensorSource, job: Job, found: Sequence[Spectrum]) -> list[_Loss]:
+    if job.magnitude is not None and not job.unchanged:
         fit = refit_of(source, job)
-        return [(fit.lost, fit.energy)]
+        return [_Loss(fit.lost, fit.energy)]
     energies = [s.frobenius_norm**2 for s in found]
     return [
-        (0.0 if job.kept else e * float(s.relative_errors[job.rank]) ** 2, e)
-        for s, e in zip(found, energies, strict=True)
+        _Loss(0.0 if job.unchanged else energy * float(s.relative_errors[job.rank]) ** 2, energy)
+        for s, energy in zip(found, energies, strict=True)
     ]
 
 
-def _rows(jobs: Sequence[Job], lost: Sequence[Sequence[tuple[float, float]]]) -> list[ResizedModule]:
+def _rows(jobs: Sequence[Job], losses: Sequence[Sequence[_Loss]]) -> list[ResizedModule]:
     return [
-        ResizedModule(
-            name=module.name,
-            kind=module.kind,
-            rank_before=module.r,
-            rank_after=min(job.rank, module.r),
-            relative_error=_relative(*part),
-            params_before=job.pair.cost * module.r // len(job.pair.modules),
-            params_after=job.pair.cost * min(job.rank, module.r) // len(job.pair.modules),
-        )
-        for job, parts in zip(jobs, lost, strict=True)
-        for module, part in zip(job.pair.modules, parts, strict=True)
+        _row(job, module, loss)
+        for job, some in zip(jobs, losses, strict=True)
+        for module, loss in zip(job.pair.modules, some, strict=True)
     ]
 
 
-def _whole(lost: Sequence[Sequence[tuple[float, float]]]) -> float | None:
-    parts = [part for some in lost for part in some]
-    return _relative(sum(part[0] for part in parts), sum(part[1] for part in parts))
+def _row(job: Job, module: Module, loss: _Loss) -> ResizedModule:
+    params = job.pair.layout.params_per_rank // len(job.pair.modules)
+    rank = min(job.rank, module.r)
+    return ResizedModule(
+        name=module.name,
+        kind=module.kind,
+        rank_before=module.r,
+        rank_after=rank,
+        relative_error=_relative_error([loss]),
+        params_before=params * module.r,
+        params_after=params * rank,
+    )
 
 
-def _relative(lost: float, energy: float) -> float | None:
+def _relative_error(losses: Sequence[_Loss]) -> float | None:
+    lost, energy = sum(one.lost for one in losses), sum(one.energy for one in losses)
     return min(1.0, math.sqrt(lost / energy)) if energy > 0.0 else None
+
+
+_CONVERT: Final = "turn it into plain LoRA first: see 'gradience convert --help'"
+
+
+def resizable_pairs(adapter: Adapter) -> list[StoredPair]:
+    """Return the adapter's pairs, in the order of its modules.
+
+    Raises:
+        AdapterError: a lower rank would change what the adapter does beyond what is left out, or no config can say it.
+    """
+    refusal = next(obstacles(adapter, Operation.RESIZE), None)
+    if refusal is not None:
+        raise AdapterError(f"cannot resize this adapter: {refusal.text}", advice=_CONVERT)
+    unread = [name for name, role in adapter.roles.items() if role == "not_analysed"]
+    if unread:
+        why = adapter.skipped[0].reason if adapter.skipped else "not understood"
+        raise AdapterError(
+            f"cannot resize this adapter: {len(unread)} of its tensors may depend on the rank ({unread[0]}: {why})",
+            advice="'gradience audit --verbose' lists them",
+        )
+    if not adapter.modules:
+        raise AdapterError("cannot resize this adapter: it holds no LoRA pair", advice="give the folder PEFT saved")
+    pairs = stored_pairs(adapter)
+    _refuse_unequal(pairs)
+    return pairs
+
+
+def _refuse_unequal(pairs: Sequence[StoredPair]) -> None:
+    """Refuse pairs that one pattern governs but that differ in rank or scale: no config says that."""
+    seen: dict[str, Module] = {}
+    for pair in pairs:
+        module, other = pair.first, seen.setdefault(pair.path, pair.first)
+        if (module.r, module.scale) != (other.r, other.scale):
+            raise AdapterError(
+                f"{other.name} and {module.name} share their config, but have ranks {other.r} and {module.r} "
+                f"and scales {other.scale:g} and {module.scale:g}",
+                advice="save each adapter in a folder of its own",
+            )

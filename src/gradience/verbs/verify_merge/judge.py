@@ -20,11 +20,19 @@ from gradience.verbs.verify_merge.measure import (
     excess,
     is_weight,
     measure,
+    mismatches,
     replays,
     with_factor,
 )
 
-_SAME = 0.02  # relative: the difference of two factors that are taken for one (heuristic)
+FAILING: Final = {
+    "absent": "without the update",
+    "scaled": "with another factor of it",
+    "other": "with something else",
+}
+"""The verdicts that say a merge does not contain the adapter, in words."""
+
+_SAME: Final = 0.02  # relative: the difference of two factors that are taken for one (heuristic)
 
 
 def usual_factors(module: Module) -> dict[float, str]:
@@ -32,21 +40,21 @@ def usual_factors(module: Module) -> dict[float, str]:
     s, r = module.scale, float(module.r)
     root = math.sqrt(r)
     found = {2.0: "merged twice, or at twice the strength", 0.5: "merged at half strength", -1.0: "subtracted"}
-    told = {
+    mistakes = {
         "as if alpha / r had been left out": 1.0 / s if s else 0.0,
         "as if it had been scaled twice": s,
         "as if alpha had not been divided by r": root if module.rslora else r,
         "as if rsLoRA's alpha / sqrt(r) had been taken for alpha / r": 1.0 / root if module.rslora else 0.0,
         "as if alpha / r had been taken for rsLoRA's alpha / sqrt(r)": 0.0 if module.rslora else root,
     }
-    for why, factor in told.items():
+    for why, factor in mistakes.items():
         if factor not in {0.0, 1.0}:
             found[factor] = f"{found[factor]}, or {why}" if factor in found else why
     return found
 
 
 def causes_of(module: Module, factor: float) -> str | None:
-    """Return what would explain a factor, or None."""
+    """Return the mistakes that would explain a factor, or None."""
     near = [why for usual, why in usual_factors(module).items() if math.isclose(usual, factor, rel_tol=_SAME)]
     return "; ".join(near) or None
 
@@ -104,7 +112,7 @@ class Judge:
     def _exact(self, case: Case, module: Module) -> _Exact | None:
         key = (case.base, case.merged)
         met = self._met.get(key)
-        if met is not None and (sums := exact(case, met)) is not None:
+        if met is not None and case.delta.is_known and (sums := exact(case, met)) is not None:
             return _Exact(met, sums)
         found = _first_exact(case, replays(case.base, case.merged, scale=module.scale))
         if found is not None:
@@ -114,9 +122,11 @@ class Judge:
 
 def _first_exact(case: Case, some: Iterable[MergeReplay]) -> _Exact | None:
     """Return the first of the replays that M equals, of those that fail in few entries of the probe."""
+    if not case.delta.is_known:
+        return None
     at = case.probe()
     few = len(at) * case.w.shape[1] // 100
-    likely = [(wrong, replay) for replay in some if (wrong := distance(case, replay, at)[0]) <= few]
+    likely = [(wrong, replay) for replay in some if (wrong := mismatches(case, replay, at)) <= few]
     for _, replay in sorted(likely, key=lambda item: item[0])[:_FULL_TRIES]:
         if (sums := exact(case, replay)) is not None:
             return _Exact(replay, sums)
@@ -128,7 +138,7 @@ def _nearest(case: Case, some: Iterable[MergeReplay]) -> MergeReplay:
     at = case.probe()
     m = case.pair(at)[1]
     possible = {dtype for dtype in UNIT if not narrower(dtype, case.merged) or np.array_equal(rounded(m, dtype), m)}
-    distances = [(distance(case, replay, at)[1], replay) for replay in some if replay.weight in possible]
+    distances = [(distance(case, replay, at), replay) for replay in some if replay.weight in possible]
     return min(distances, key=lambda item: math.inf if math.isnan(item[0]) else item[0])[1]
 
 
@@ -152,7 +162,7 @@ def _below_resolution(sums: Sums) -> Judgement:
 
 
 def _is_evidence(sums: Sums) -> bool:
-    """Return whether a merge would change enough for M to be told from W."""
+    """Return whether a merge would change enough entries to distinguish M from W."""
     return sums.would_change >= _FEW or (sums.expected is not None and abs(sums.expected) > _RESOLVED)
 
 
@@ -208,7 +218,9 @@ def _near_ones(case: Case, module: Module, plain: MergeReplay, usual: Iterable[M
     sums = measure(case, plain)
     if sums.coefficient is None or sums.expected is None:
         return
-    if sums.expected < _RESOLVED:  # c is no factor where rounding swallows much of dW: the usual ones are all there is
+    if (
+        sums.expected < _RESOLVED
+    ):  # where rounding swallows much of dW, c is not the factor: only the usual ones can be tried
         yield _nearest(case, usual)
         return
     factor = sums.coefficient / sums.expected
@@ -230,13 +242,13 @@ def _without_base_change(case: Case, module: Module, plain: Delta, sums: Sums) -
     found = _first_exact(other, replays(case.base, case.merged, scale=module.scale))
     if found is None:
         return None
-    told = msgspec.structs.replace(found.replay, without_base_change=True)
+    replay = msgspec.structs.replace(found.replay, without_base_change=True)
     if module.magnitude is not None:
-        return Judgement("other", sums, told, reason="W + s B A: DoRA's magnitude was left out")
+        return Judgement("other", sums, replay, reason="W + s B A: DoRA's magnitude was left out")
     if "lora_diag" in module.keys:
-        return Judgement("other", sums, told, reason="W + s B A: KaSA's truncation of the base was left out")
+        return Judgement("other", sums, replay, reason="W + s B A: KaSA's truncation of the base was left out")
     return Judgement(
-        "exact", found.sums, told, reason="W + s B A: exact if this base is what the adapter was trained on"
+        "exact", found.sums, replay, reason="W + s B A: exact if this base is what the adapter was trained on"
     )
 
 

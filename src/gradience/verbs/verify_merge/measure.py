@@ -1,72 +1,21 @@
-"""One weight, its merged twin and the update between them: what is read off, span by span."""
+"""One weight, its merged twin and the update between them: replays of a merge, and what M holds of the update.
+
+All arithmetic is that of a merge: float32, or float64 where a tensor is stored so, rounded to the dtypes of a replay.
+Matrices are gone through in spans of rows that a processor's cache holds, by several threads if asked.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple, TypeAlias
 
 import msgspec
 import numpy as np
 
-from gradience.adapters.layout import Array, Module
-from gradience.adapters.names import is_embedding
-from gradience.errors import AdapterError
+from gradience.adapters.layout import Array
 from gradience.schema.merge import MergeReplay
-from gradience.verbs.verify_merge.delta import HALVES, UNIT, Delta, PlainDelta, delta_of, narrower, rounded, working
-
-
-class Held(NamedTuple):
-    """A tensor of a model as a matrix."""
-
-    name: str
-    dtype: str
-    data: Array
-
-
-def chosen(x: Array, rows: Sequence[int] | None, n: int) -> Array:
-    """Return the rows of those numbers.
-
-    Raises:
-        AdapterError: they are not `n`, or not all there.
-    """
-    if rows is None or len(rows) != n or (rows and max(rows) >= len(x)):
-        raise AdapterError(f"{n} token rows do not fit trainable_token_indices and a tensor of {len(x)} rows")
-    return x[list(rows)]
-
-
-def same_length(held: Array, m: Array, name: str) -> tuple[Array, Array, str | None]:
-    """Return both with as many rows, where one is of a vocabulary that was padded or extended.
-
-    Raises:
-        AdapterError: they differ otherwise.
-    """
-    if held.shape == m.shape:
-        return held, m, None
-    n = min(len(held), len(m)) if held.ndim and m.ndim else 0
-    if held.shape[1:] != m.shape[1:] or not is_embedding(name.rpartition(".")[0]) or n == 0:
-        raise AdapterError(f"of shape {list(m.shape)}, in the adapter {list(held.shape)}")
-    return held[:n], m[:n], f"{max(len(held), len(m)) - n} rows are in one of them only"
-
-
-def fitted(module: Module, w: Held, m: Held) -> tuple[Held, Held, Delta, str | None]:
-    """Return W, M and dW of one shape; the rows of an extended vocabulary that not all have are left out.
-
-    Raises:
-        AdapterError: they do not fit.
-    """
-    if w.data.shape == m.data.shape and w.data.shape in {module.shape, module.shape[::-1], (0, 0)}:
-        return w, m, delta_of(module, w.data), None
-    if module.dense is None and is_embedding(module.name) and w.data.shape[1] == m.data.shape[1] == module.shape[1]:
-        counts = (len(w.data), len(m.data), module.shape[0])
-        n = min(counts)
-        b, a = module.load()
-        note = f"rows of base, merged model and adapter: {', '.join(map(str, counts))}: the first {n} are compared"
-        return w._replace(data=w.data[:n]), m._replace(data=m.data[:n]), PlainDelta(b[:n], a, module.scale), note
-    if w.data.shape != m.data.shape:
-        raise AdapterError(f"{m.name} is of shape {list(m.data.shape)}, in the base {list(w.data.shape)}")
-    return w, m, delta_of(module, w.data), None
-
+from gradience.verbs.verify_merge.delta import HALVES, UNIT, Delta, narrower, rounded, working
 
 _WORDS: Final = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
@@ -77,9 +26,9 @@ def replays(base: str, merged: str, *, scale: float) -> list[MergeReplay]:
 
 
 def _replays(base: str, merged: str, scale: float) -> Iterator[MergeReplay]:
-    wide = "F64" if "F64" in {base, merged} else "F32"
+    computed = "F64" if "F64" in {base, merged} else "F32"
     halves = sorted(HALVES, key=lambda dtype: dtype not in {base, merged})
-    weights = [base, wide, merged, *halves]
+    weights = [base, computed, merged, *halves]
     for weight in weights:
         yield MergeReplay(weight=weight)
         if weight in HALVES:
@@ -100,7 +49,7 @@ def with_factor(replay: MergeReplay, factor: float, *, times: int = 1) -> MergeR
 
 
 def replayed(w: Array, delta: Array | None, replay: MergeReplay, *, base: str, merged: str) -> Array:
-    """Return what a merge gives, cast to the merged dtype, in the dtype of `w`; without delta the weight alone.
+    """Return the result of a merge, cast to the merged dtype, in the dtype of `w`; without delta the weight alone.
 
     `w` holds values of the dtype `base`.
     """
@@ -163,7 +112,7 @@ class Case:
         return (slice(start, start + rows) for start in range(0, len(self.w), rows))
 
     def probe(self) -> Array:
-        """Return the numbers of rows, evenly spread, that are looked at first."""
+        """Return the indices of rows, evenly spread, that are compared first."""
         n = min(len(self.w), max(4, _PROBE // max(1, self.w.shape[1])))
         return np.unique(np.linspace(0, len(self.w) - 1, n).astype(np.int64))
 
@@ -173,7 +122,7 @@ class Case:
         return self.w[at].astype(kind, copy=False), self.m[at].astype(kind, copy=False)
 
     def replayed(self, w: Array, delta: Array | None, replay: MergeReplay) -> Array:
-        """Return what a replay gives for rows of W; without delta, W on the same way."""
+        """Return the result of a replay for rows of W; without delta, that of W alone."""
         return replayed(w, delta, replay, base=self.base, merged=self.merged)
 
 
@@ -185,8 +134,6 @@ class Sums(NamedTuple):
     """Entries in which M is not W in the merged dtype."""
     would_change: int = 0
     """Entries in which p is not."""
-    wrong: int = 0
-    """Entries in which M is not p."""
     ee: float = 0.0
     ed: float = 0.0
     dd: float = 0.0
@@ -220,34 +167,48 @@ def measure(case: Case, replay: MergeReplay) -> Sums:
 
 
 def exact(case: Case, replay: MergeReplay) -> Sums | None:
-    """Return the sums if M is bit for bit what the replay gives."""
+    """Return the sums if every entry of M is one that the replay gives, in some order of adding up products."""
     return _measured(case, replay, stop=True)
 
 
 def _measured(case: Case, replay: MergeReplay, *, stop: bool) -> Sums | None:
     case.delta.prepare(replay)
-    total, counts = np.zeros(5), np.zeros(3, np.int64)
-    for some, sums in case.workers(lambda at: _span(case, replay, at), case.spans()):
-        if stop and some[-1]:
+    total, counts = np.zeros(5), np.zeros(2, np.int64)
+    for found in case.workers(lambda at: _span(case, replay, at, stop=stop), case.spans()):
+        if found is None:
             return None
-        counts += some
-        total += sums
+        counts += found[0]
+        total += found[1]
     return Sums(case.w.size, *(int(n) for n in counts), *(float(x) for x in total))
 
 
-def _span(case: Case, replay: MergeReplay, at: slice) -> tuple[list[int], list[float]]:
-    """Return the counts and the sums over some rows, as `Sums` has them."""
+def _span(case: Case, replay: MergeReplay, at: slice, *, stop: bool) -> tuple[list[int], list[float]] | None:
+    """Return the counts and the sums over some rows, as `Sums` has them; None if M is not the replay's and `stop`."""
     w, m = case.pair(at)
     used = case.delta.rows(at, replay)
     p = case.replayed(w, used, replay)
-    wrong = int(np.count_nonzero(m != p))
+    if stop and _mismatches(case, replay, at, p):
+        return None
     shared = (replay.factor, replay.delta, replay.factors, replay.scales_factor) == (1.0, "F32", None, False)
     d = used if shared else case.delta.rows(at, MergeReplay(weight=replay.weight))
     before = case.replayed(w, None, replay)
-    counts = [int(np.count_nonzero(m != before)), int(np.count_nonzero(p != before)), wrong]
-    return counts, _span_sums(m - w, d, None if wrong == 0 else (p - w, m - p))
+    counts = [int(np.count_nonzero(m != before)), int(np.count_nonzero(p != before))]
+    return counts, _span_sums(m - w, d, None if np.array_equal(m, p) else (p - w, m - p))
 
 
+def _mismatches(case: Case, replay: MergeReplay, at: slice | Array, p: Array) -> int:
+    """Return in how many entries of some rows M is nothing that the replay gives, in any order of adding up products.
+
+    `p` is what this machine's own order gives.
+    """
+    w, m = case.pair(at)
+    if np.array_equal(m, p):
+        return 0
+    low, high = (case.replayed(w, delta, replay) for delta in case.delta.bounds(at, replay))
+    return m.size - int(np.count_nonzero((low <= m) & (m <= high)))
+
+
+@np.errstate(over="ignore", invalid="ignore")  # of weights at the end of float32's range
 def _span_sums(e: Array, d: Array, apart: tuple[Array, Array] | None) -> list[float]:
     """Return ee, ed, dd, pd and the spread; `apart` holds p - W and M - p where M is not p."""
     ed = _dot(e, d)
@@ -263,12 +224,19 @@ def _dot(x: Array, y: Array) -> float:
         return float(np.vdot(x, y))
 
 
-def distance(case: Case, replay: MergeReplay, at: Array) -> tuple[int, float]:
-    """Return in how many entries of some rows M is not what the replay gives, and by how much in sum."""
-    w, m = case.pair(at)
-    p = case.replayed(w, case.delta.rows(at, replay), replay)
+def mismatches(case: Case, replay: MergeReplay, at: Array) -> int:
+    """Return in how many entries of some rows M is not what the replay gives."""
+    return _mismatches(case, replay, at, _predicted(case, replay, at))
+
+
+def _predicted(case: Case, replay: MergeReplay, at: Array) -> Array:
+    return case.replayed(case.pair(at)[0], case.delta.rows(at, replay), replay)
+
+
+def distance(case: Case, replay: MergeReplay, at: Array) -> float:
+    """Return the sum over some rows of |M - what the replay gives|."""
     with np.errstate(invalid="ignore"):
-        return int(np.count_nonzero(m != p)), float(np.abs(m - p).sum(dtype=np.float64))
+        return float(np.abs(case.pair(at)[1] - _predicted(case, replay, at)).sum(dtype=np.float64))
 
 
 def is_weight(case: Case, through: str) -> bool:

@@ -1,20 +1,29 @@
-"""The verb: base, adapter and merged model side by side, one tensor in memory at a time."""
+"""The verb `verify-merge`: base, adapter and merged model side by side, one tensor in memory at a time.
+
+Every module of the adapter gets a verdict of its own; together they decide whether the merged model contains it.
+"""
 
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Final
 
 from gradience.adapters.layout import Adapter
 from gradience.adapters.open import open_adapter
 from gradience.base.weights import BaseWeights, find_shards
 from gradience.errors import AdapterError
 from gradience.io.types import PathLike, Progress
-from gradience.schema.merge import VERIFY_MERGE_SCHEMA_ID, VerifiedModule, VerifyMergeReport
+from gradience.schema.merge import VERIFY_MERGE_SCHEMA_ID, VerifiedModule, VerifyMergeReport, VerifyVerdict
 from gradience.schema.scalars import real
-from gradience.verbs.verify_merge.rest import Rest
-from gradience.verbs.verify_merge.rows import Rows, concluded, copies_of
+from gradience.verbs.verify_merge.judge import FAILING
+from gradience.verbs.verify_merge.rows import Rows
+from gradience.verbs.verify_merge.whole import Rest, copies_of
+
+_PROVEN: Final = {"exact", "within_rounding"}
+_MOST: Final = 5  # reasons of one kind that are named
 
 
 def verify_merged(
@@ -27,12 +36,12 @@ def verify_merged(
     threads: int = 1,
     progress: Progress | None = None,
 ) -> VerifyMergeReport:
-    """Say whether a merged model contains an adapter, from the three sets of files alone.
+    """Return whether a merged model contains an adapter, from the three sets of files alone.
 
     Each tensor M of the merged model is compared, bit for bit, with what the orders of arithmetic that programs merge
     in make of the base's W and the adapter's dW; where none fits, with W + dW within the bound of the dtypes, with W,
     and with W + f dW. Heads and biases that the adapter holds whole are compared as they are, and tensors that it does
-    not touch with the base's. What the model does is not looked at.
+    not touch with the base's. Outputs of the models are not compared.
 
     Args:
         base: the base model: a folder with safetensors, or organisation/name in the hub's local cache.
@@ -83,7 +92,7 @@ def _judged(adapter: Adapter, rows: Rows, shown: Progress, *, extra: int) -> lis
     Raises:
         AdapterError: there is neither.
     """
-    modules, copies = [*adapter.modules, *adapter.needs_base], list(copies_of(adapter))
+    modules, copies = [*adapter.modules, *adapter.base_dependent], list(copies_of(adapter))
     if not modules and not copies:
         why = adapter.skipped[0].reason if adapter.skipped else "it holds no tensor"
         raise AdapterError(
@@ -105,3 +114,35 @@ def _merged_weights(path: Path) -> BaseWeights:
         return BaseWeights(find_shards(path))
     except AdapterError as error:
         raise AdapterError(f"the merged model: {error}", advice=error.advice) from error
+
+
+def concluded(rows: Sequence[VerifiedModule]) -> tuple[VerifyVerdict, list[str]]:
+    """Return the verdict of the whole, and why it is not `contained`."""
+    failing = [_phrase(rows, verdict, words) for verdict, words in FAILING.items() if _named(rows, verdict)]
+    if failing:
+        return "not_contained", failing
+    missed = [row for row in rows if row.verdict == "not_compared"]
+    if missed:
+        by_reason: dict[str, list[str]] = {}
+        for row in missed:
+            by_reason.setdefault(row.reason or "", []).append(row.name)
+        named = [f"{_first(names)} not compared: {reason}" for reason, names in by_reason.items()]
+        more = [f"and {len(named) - _MOST} more reasons"] if len(named) > _MOST else []
+        return "inconclusive", [*named[:_MOST], *more]
+    if not any(row.verdict in _PROVEN for row in rows):
+        reasons = dict.fromkeys(row.reason or "" for row in rows)
+        return "inconclusive", [f"no module can tell: {reason}" for reason in reasons]
+    return "contained", []
+
+
+def _named(rows: Sequence[VerifiedModule], verdict: str) -> list[str]:
+    return [row.name for row in rows if row.verdict == verdict]
+
+
+def _phrase(rows: Sequence[VerifiedModule], verdict: str, words: str) -> str:
+    names = _named(rows, verdict)
+    return f"{len(names)} of {len(rows)} {words} (first: {names[0]})"
+
+
+def _first(names: Sequence[str]) -> str:
+    return names[0] if len(names) == 1 else f"{len(names)} (first: {names[0]})"

@@ -51,7 +51,7 @@ def names_of(module: Module, adapter: Adapter) -> tuple[str, str]:
 
 
 def find_place(weights: BaseWeights, name: str, expert: int | None = None) -> Place | None:
-    """Return where the weight of that name is, or None."""
+    """Return the tensors that hold the weight of that name, or None."""
     if (found := weights.find(name)) is not None:
         return Place((found,), expert)
     if expert is not None:
@@ -80,7 +80,7 @@ def _embedding(weights: BaseWeights) -> Found | None:
 
 
 def reason_missing(weights: BaseWeights, name: str) -> str:
-    """Return why a weight may be under no name that is looked for."""
+    """Return a likely reason for a weight that is missing."""
     stem, _, leaf = name.rpartition(".")
     if (kept := weights.find(f"{stem}.base_layer.{leaf}")) is not None:
         return f"has {kept.name} instead of {name}: it was saved with the adapter beside it, not merged"
@@ -91,7 +91,7 @@ def reason_missing(weights: BaseWeights, name: str) -> str:
 
 
 def refusal(weights: BaseWeights, place: Place) -> str | None:
-    """Return why no number can be derived from the tensors, or None."""
+    """Return the reason if no number can be derived from the tensors."""
     return next((why for found in place.tensors if (why := weights.refusal(found)) is not None), None)
 
 

@@ -1,80 +1,27 @@
-"""One verdict out of many: what every module together says."""
+"""The rows of the report: each module of the adapter found in base and merged model, fitted together, and judged."""
 
 from __future__ import annotations
 
 import math
-import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Final, Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
-from gradience.adapters.kinds.lora import base_changing
-from gradience.adapters.layout import PREFIX, Adapter, Array, Module
+from gradience.adapters.layout import Adapter, Array, Module
+from gradience.adapters.names import is_embedding
+from gradience.adapters.traits import Operation, obstacles
 from gradience.base.weights import BaseWeights
 from gradience.errors import AdapterError
 from gradience.io.safetensors import TensorSource
-from gradience.schema.merge import ModuleVerdict, VerifiedModule, VerifyVerdict
+from gradience.schema.audit import LeftoverReason
+from gradience.schema.merge import VerifiedModule
 from gradience.schema.scalars import NonFinite, real
-from gradience.verbs.verify_merge.delta import (
-    FLOATS,
-    HALVES,
-    UNIT,
-    Delta,
-    PlainDelta,
-    WholeDelta,
-    narrower,
-    rounded,
-    working,
-)
-from gradience.verbs.verify_merge.judge import Judge, Judgement
-from gradience.verbs.verify_merge.measure import Case, Held, Workers, chosen, fitted, in_words, same_length
+from gradience.verbs.verify_merge.delta import FLOATS, Delta, PlainDelta, WholeDelta, delta_of
+from gradience.verbs.verify_merge.judge import FAILING, Judge, Judgement
+from gradience.verbs.verify_merge.measure import Case, Workers, in_words
 from gradience.verbs.verify_merge.places import Place, find_place, names_of, read_place, reason_missing, refusal
-
-_FAILING: Final = {
-    "absent": "without the update",
-    "scaled": "with another factor of it",
-    "other": "with something else",
-}
-_PROVEN: Final = {"exact", "within_rounding"}
-_MOST: Final = 5  # reasons of one kind that are named
-
-
-def concluded(rows: Sequence[VerifiedModule]) -> tuple[VerifyVerdict, list[str]]:
-    """Return the verdict of the whole, and why it is not `contained`."""
-    failing = [_phrase(rows, verdict, f"{words}") for verdict, words in _FAILING.items() if _named(rows, verdict)]
-    if failing:
-        return "not_contained", failing
-    missed = [row for row in rows if row.verdict == "not_compared"]
-    if missed:
-        by_reason: dict[str, list[str]] = {}
-        for row in missed:
-            by_reason.setdefault(row.reason or "", []).append(row.name)
-        named = [f"{_first(names)} not compared: {reason}" for reason, names in by_reason.items()]
-        more = [f"and {len(named) - _MOST} more reasons"] if len(named) > _MOST else []
-        return "inconclusive", [*named[:_MOST], *more]
-    if not any(row.verdict in _PROVEN for row in rows):
-        reasons = dict.fromkeys(row.reason or "" for row in rows)
-        return "inconclusive", [f"no module can tell: {reason}" for reason in reasons]
-    return "contained", []
-
-
-def _named(rows: Sequence[VerifiedModule], verdict: str) -> list[str]:
-    return [row.name for row in rows if row.verdict == verdict]
-
-
-def _phrase(rows: Sequence[VerifiedModule], verdict: str, words: str) -> str:
-    names = _named(rows, verdict)
-    return f"{len(names)} of {len(rows)} {words} (first: {names[0]})"
-
-
-def _first(names: Sequence[str]) -> str:
-    return names[0] if len(names) == 1 else f"{len(names)} (first: {names[0]})"
-
-
-_TRAINING: Final = "used in training only"  # of tensors that no merge knows
-_ROWS_FAILING: Final = {"absent", "scaled", "other"}
+from gradience.verbs.verify_merge.whole import Copy, base_copies, compare_copy, same_length, token_rows
 
 
 class Rows:
@@ -91,13 +38,14 @@ class Rows:
         self._merged = merged
         self._judge = Judge()
         self._workers = workers
+        self._unknown_base = next(obstacles(adapter, Operation.REPLAY), None)
         self._copies = base_copies(adapter)
         self._places: set[str] = set()
 
     @property
     def _source(self) -> TensorSource:
         if self._adapter.source is None:
-            raise AdapterError("the adapter's tensors are not at hand")
+            raise AdapterError("internal error: adapter has no tensor source")
         return self._adapter.source
 
     def update(self, module: Module) -> list[VerifiedModule]:
@@ -125,7 +73,9 @@ class Rows:
         w, m, delta, note = fitted(module, w, m)
         plain = self._plain(module, w.data) if isinstance(delta, WholeDelta) else None
         case = Case(w.data, m.data, w.dtype, m.dtype, delta, self._workers)
-        judged = _unless_base_unknown(self._judge.verdict(case, module, plain=plain), module, self._adapter)
+        judged = self._judge.verdict(case, module, plain=plain)
+        if judged.verdict in FAILING and self._unknown_base is not None:
+            judged = judged._replace(verdict="not_compared", reason=module.note or self._unknown_base.text)
         if after.shared:
             note = f"{in_merged} shares the embedding's matrix"
         return self._row(module.name, judged, w, m, note)
@@ -152,11 +102,11 @@ class Rows:
 
     def _plain(self, module: Module, w: Array) -> Delta | None:
         """Return s B A, where the true update is a function of W and the file holds factors."""
-        if any(module is one for one in self._adapter.needs_base):
+        if any(module is one for one in self._adapter.base_dependent):
             return None
         b, a = module.load()
-        turned = (len(b), a.shape[1]) != w.shape
-        return PlainDelta(a.T, b.T, module.scale) if turned else PlainDelta(b, a, module.scale)
+        transposed = (len(b), a.shape[1]) != w.shape
+        return PlainDelta(a.T, b.T, module.scale) if transposed else PlainDelta(b, a, module.scale)
 
     def _bias(self, module: Module) -> VerifiedModule:
         base, merged = (f"{name.rpartition('.')[0]}.bias" for name in names_of(module, self._adapter))
@@ -166,7 +116,7 @@ class Rows:
         update = module.scale * self._source.read(module.keys["lora_B.bias"]).astype(np.float32)
         if update.size != w.data.size or update.size != m.data.size:
             raise AdapterError(f"biases of {update.size}, {w.data.size} and {m.data.size} entries")
-        case = Case(w.data, m.data, w.dtype, m.dtype, WholeDelta(update.reshape(1, -1), 1))
+        case = Case(w.data, m.data, w.dtype, m.dtype, WholeDelta(update.reshape(1, -1), 1, is_known=True))
         return self._row(f"{module.name}.bias", self._judge.verdict(case, module), w, m, None)
 
     def _vector(self, weights: BaseWeights, name: str, whose: str) -> Held:
@@ -222,7 +172,7 @@ class Rows:
         held, m = self._source.read(copy.key), found.file.read(found.name)
         w = base.tensors[0].file.read(base.tensors[0].name) if base and base.dtype in FLOATS else None
         if copy.kind == "rows":
-            m, w = chosen(m, copy.rows, len(held)), None if w is None else chosen(w, copy.rows, len(held))
+            m, w = token_rows(m, copy.rows, len(held)), None if w is None else token_rows(w, copy.rows, len(held))
         held, m, note = same_length(held, m, copy.name)
         w = w if w is not None and w.shape == m.shape else None
         result = compare_copy(held, w, m, (own, None if base is None else base.dtype, found.info.dtype))
@@ -240,11 +190,11 @@ class Rows:
 
     def skipped(self) -> list[VerifiedModule]:
         """Return rows for what the adapter holds beside, and that is not understood."""
-        waiting = {module.name for module in self._adapter.needs_base}
+        waiting = {module.name for module in self._adapter.base_dependent}
         return [
             VerifiedModule(name=item.name, verdict="not_compared", reason=item.reason)
             for item in self._adapter.skipped
-            if item.name not in waiting and item.reason != _TRAINING
+            if item.name not in waiting and item.cause is not LeftoverReason.TRAINING_ONLY
         ]
 
 
@@ -252,125 +202,28 @@ def _real(value: float | None) -> float | NonFinite | None:
     return None if value is None else real(value)
 
 
-def _unless_base_unknown(judged: Judgement, module: Module, adapter: Adapter) -> Judgement:
-    """Return the verdict, or none where the adapter's start changed the base in a way that is not known here."""
-    changed = base_changing(adapter.config.init_lora_weights) is not None and module.dense is None
-    if judged.verdict in _ROWS_FAILING and (changed or adapter.config.use_qalora):
-        return judged._replace(verdict="not_compared", reason=module.note or "its base was changed at the start")
-    return judged
+class Held(NamedTuple):
+    """A tensor of a model as a matrix."""
 
-
-_SPAN: Final = 1 << 20  # entries that are cast at a time
-_LEAST: Final = 2.0**-25  # half of float16's least step
-_SAVED: Final = re.compile(r"\.modules_to_save(?:\.[^.]+)?(?=\.[^.]+$)")
-_ROWS: Final = re.compile(r"\.token_adapter\.trainable_tokens_delta(?:\.[^.]+)?$")
-
-
-class Copy(NamedTuple):
-    """A tensor of the adapter, the name it has in a model, and which rows it replaces there (None: all)."""
-
-    key: str
     name: str
-    kind: Literal["replacement", "rows"] = "replacement"
-    rows: tuple[int, ...] | None = None
+    dtype: str
+    data: Array
 
 
-class Copied(NamedTuple):
-    """What was found of one; fields as of `VerifiedModule`."""
+def fitted(module: Module, w: Held, m: Held) -> tuple[Held, Held, Delta, str | None]:
+    """Return W, M and dW of one shape; the rows of an extended vocabulary that not all have are left out.
 
-    verdict: ModuleVerdict
-    reason: str | None = None
-
-
-def copies_of(adapter: Adapter) -> Iterator[Copy]:
-    """Return the tensors that a merge copies into the model."""
-    placed = {key for module in (*adapter.modules, *adapter.needs_base) for key in module.keys.values()}
-    adapted = {module.name for module in adapter.modules}
-    for key, role in adapter.roles.items():
-        name = key.removeprefix(PREFIX)
-        if key in placed or ".original_module." in name:
-            continue
-        if role == "token_rows" and (hit := _ROWS.search(name)):
-            path = name[: hit.start()]
-            yield Copy(key, f"{path}.weight", "rows", _token_rows(adapter, path))
-        elif role in {"full_module", "bias", "base_copy"}:
-            plain = _SAVED.sub("", name).replace(".base_layer.", ".")
-            if role != "base_copy" or plain.rpartition(".")[0] not in adapted:
-                yield Copy(key, plain)
-
-
-def base_copies(adapter: Adapter) -> Mapping[str, str]:
-    """Return the adapted modules whose base weight is in the adapter's file, and the tensor there."""
-    found = {}
-    for key, role in adapter.roles.items():
-        if role == "base_copy" and key.endswith(".base_layer.weight"):
-            found[key.removeprefix(PREFIX).removesuffix(".base_layer.weight")] = key
-    return found
-
-
-def _token_rows(adapter: Adapter, path: str) -> tuple[int, ...] | None:
-    asked = adapter.config.trainable_token_indices
-    if isinstance(asked, dict):
-        asked = next((rows for name, rows in asked.items() if f".{path}".endswith(f".{name}")), None)
-    return None if asked is None else tuple(asked)
-
-
-def compare_copy(held: Array, w: Array | None, m: Array, dtypes: tuple[str, str | None, str]) -> Copied:
-    """Return whether M holds the adapter's values.
-
-    Args:
-        held: the adapter's.
-        w: the base's, of the same shape; None where it has none.
-        m: the merged model's.
-        dtypes: safetensors' names of the three dtypes.
+    Raises:
+        AdapterError: they do not fit.
     """
-    seen = _Seen(dtypes, None if w is None else w.reshape(-1))
-    held, m = held.reshape(-1), m.reshape(-1)
-    for start in range(0, len(held), _SPAN):
-        if not seen.look(held, m, slice(start, start + _SPAN)):
-            return Copied("other", reason="the merged tensor holds NaN or infinite numbers")
-    return seen.verdict()
-
-
-class _Seen:
-    """What still holds of a tensor that is gone through span by span."""
-
-    def __init__(self, dtypes: tuple[str, str | None, str], w: Array | None) -> None:
-        own, base, self._merged = dtypes
-        self._kind = working(own, self._merged)
-        self._w = w if base in FLOATS else None
-        self._through = list(dict.fromkeys((self._merged, own, *HALVES)))
-        self._from_base = list(dict.fromkeys((self._merged, *HALVES))) if self._w is not None else []
-        self._near = True
-        self._left = self._size = 0.0
-
-    def look(self, held: Array, m: Array, at: slice) -> bool:
-        """Return whether M is finite there, and drop what no longer holds."""
-        x, y = held[at].astype(self._kind), m[at].astype(self._kind)
-        if not np.isfinite(y).all():
-            return False
-        self._through = [t for t in self._through if np.array_equal(y, _cast(x, t, self._merged))]
-        if self._from_base and self._w is not None:
-            w = self._w[at].astype(self._kind)
-            self._from_base = [t for t in self._from_base if np.array_equal(y, _cast(w, t, self._merged))]
-        left = np.abs(y - x)
-        self._near = self._near and bool(np.all(left <= 2.0 * UNIT[self._merged] * np.abs(x) + _LEAST))
-        self._left, self._size = self._left + float(np.vdot(left, left)), self._size + float(np.vdot(x, x))
-        return True
-
-    def verdict(self) -> Copied:
-        if self._through and self._from_base:
-            return Copied("unresolved", reason="the adapter's values are the base's")
-        if self._through:
-            return Copied("exact")
-        if self._from_base:
-            return Copied("absent")
-        if self._near:
-            return Copied("within_rounding")
-        relative = math.sqrt(self._left / self._size) if self._size > 0.0 else math.inf
-        return Copied("other", reason=f"norm(M - saved) / norm(saved): {relative:.3g}")
-
-
-def _cast(x: Array, through: str, merged: str) -> Array:
-    x = rounded(x, through)
-    return rounded(x, merged) if narrower(merged, through) else x
+    if w.data.shape == m.data.shape and w.data.shape in {module.shape, module.shape[::-1], (0, 0)}:
+        return w, m, delta_of(module, w.data), None
+    if module.dense is None and is_embedding(module.name) and w.data.shape[1] == m.data.shape[1] == module.shape[1]:
+        counts = (len(w.data), len(m.data), module.shape[0])
+        n = min(counts)
+        b, a = module.load()
+        note = f"rows of base, merged model and adapter: {', '.join(map(str, counts))}: the first {n} are compared"
+        return w._replace(data=w.data[:n]), m._replace(data=m.data[:n]), PlainDelta(b[:n], a, module.scale), note
+    if w.data.shape != m.data.shape:
+        raise AdapterError(f"{m.name} is of shape {list(m.data.shape)}, in the base {list(w.data.shape)}")
+    return w, m, delta_of(module, w.data), None

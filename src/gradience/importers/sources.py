@@ -1,0 +1,351 @@
+"""What a path holds: the format of a file by its content, the logs of a run's folder, the runs of a folder of runs.
+
+Names are habits, and two formats share one, so a file is known by its first lines. Where a folder holds several logs of
+one run, the richest is read, in the order of `_READERS`; what the others add beyond it is taken from them, and what was
+not read is named in the notes. A new format is a line of `Format` and of `_READERS`, its mark in `format_of`, and a
+module that makes a `SourceRun` of a file.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from itertools import islice
+from pathlib import Path
+from typing import Final, Literal, TypeAlias
+
+from gradience.configs.training import STATE_NAME
+from gradience.errors import RecorderError, SchemaError
+from gradience.importers.files import MAX_BYTES, MAX_LINE, SourceRun, json_lines
+from gradience.importers.json_lines import dialect_of, read_json_lines
+from gradience.importers.settings import add_settings
+from gradience.importers.table import csv_header, find_columns, flatten, read_table
+from gradience.importers.tensorboard import is_event_file, read_tensorboard
+from gradience.importers.trackio import read_trackio
+from gradience.importers.trainer_state import add_results, find_states, join_states, read_state
+from gradience.io.reading import open_regular, read_small
+from gradience.io.sorting import natural_key
+from gradience.schema.scalars import Json
+from gradience.telemetry.codec import parse
+
+Format: TypeAlias = Literal["trainer-state", "llama-factory", "ms-swift", "table", "tensorboard", "trackio"]
+
+_HEAD: Final = 4096
+MAX_HEADER: Final = 1024**2  # bytes of a table's first line: ten thousand columns of a hundred characters
+_ROWS: Final = 50  # lines looked at
+_SQLITE: Final = b"SQLite format 3\0"
+_OURS: Final = "gradience."
+_EVENT: Final = {"event", "run_id"}  # keys that only an event of ours has, though its schema be broken
+
+
+def format_of(path: Path) -> Format | Literal["gradience"] | None:
+    """Return the format of a file, `gradience` for a log of ours, None for anything else."""
+    head = _head(path)
+    if head.startswith(_SQLITE):
+        return "trackio"
+    if is_event_file(head):
+        return "tensorboard"
+    if b"\0" in head:
+        return None
+    text = head.removeprefix(b"\xef\xbb\xbf").lstrip()
+    if text.startswith(b"{"):
+        return _of_objects(path, text)
+    return "table" if _is_list(path, text) or _is_csv(_header(path, text)) else None
+
+
+def _head(path: Path) -> bytes:
+    """Return the file's first bytes; of a pipe none, for it can be read once only."""
+    try:
+        with open_regular(path) as file:
+            return file.read(_HEAD)
+    except (OSError, ValueError):
+        return b""
+
+
+def _of_objects(path: Path, head: bytes) -> Format | Literal["gradience"] | None:
+    if _is_document(head) or _is_one_line(path):
+        return "trainer-state" if _has_history(path) else None
+    rows = list(islice(_rows(path), _ROWS))
+    if any(_is_ours(row) for row in rows):
+        return "gradience"
+    if len(rows) == 1 and "log_history" in rows[0] and dialect_of(rows[0]) is None:
+        return "trainer-state"
+    dialects = [dialect for row in rows if (dialect := dialect_of(row)) is not None]
+    if dialects:
+        return max(dialects, key=dialects.count)
+    return "table" if _has_columns(rows) else None
+
+
+def _rows(path: Path) -> Iterator[dict[str, Json]]:
+    try:
+        for _, row in json_lines(path):
+            if isinstance(row, dict):
+                yield row
+    except RecorderError:
+        return
+
+
+def _is_document(head: bytes) -> bool:
+    """Whether the text is one object over several lines: its first line alone is not one."""
+    first, newline, _ = head.partition(b"\n")
+    return bool(newline) and first.strip() in {b"{", b""}
+
+
+def _is_one_line(path: Path) -> bool:
+    """Whether the first line is longer than any row: a trainer_state written without line breaks."""
+    try:
+        if path.stat().st_size <= MAX_LINE:
+            return False
+        with path.open("rb") as file:
+            return not file.readline(MAX_LINE + 1).endswith(b"\n")
+    except OSError:
+        return False
+
+
+def _has_history(path: Path) -> bool:
+    data = _whole(path)
+    try:
+        document, _ = parse(data)
+    except SchemaError:
+        return b'"log_history"' in data  # cut off: an error when it is read
+    return "log_history" in document
+
+
+def _whole(path: Path) -> bytes:
+    """Return the file's bytes; nothing of one that is too large to be a log."""
+    try:
+        return read_small(path, most=MAX_BYTES, what="a log").removeprefix(b"\xef\xbb\xbf")
+    except OSError:
+        return b""
+
+
+def _is_ours(row: Mapping[str, Json]) -> bool:
+    schema = row.get("schema")
+    return (isinstance(schema, str) and schema.startswith(_OURS)) or row.keys() >= _EVENT
+
+
+def _has_columns(rows: list[dict[str, Json]]) -> bool:
+    try:
+        find_columns(name for row in rows for name in flatten(row))
+    except RecorderError:
+        return False
+    return True
+
+
+def _is_list(path: Path, head: bytes) -> bool:
+    if not head.startswith(b"["):
+        return False
+    try:
+        document, _ = parse(b'{"rows":%b}' % _whole(path))
+    except SchemaError:
+        return False
+    rows = document.get("rows")
+    return isinstance(rows, list) and _has_columns([row for row in rows[:_ROWS] if isinstance(row, dict)])
+
+
+def _header(path: Path, head: bytes) -> bytes:
+    """Return the first line of a table, which names of two thousand metrics make longer than a file's head."""
+    if b"\n" in head or len(head) < _HEAD // 2:
+        return head
+    try:
+        with path.open("rb") as file:
+            return file.readline(MAX_HEADER).removeprefix(b"\xef\xbb\xbf")
+    except OSError:
+        return head
+
+
+def _is_csv(head: bytes) -> bool:
+    line, newline, _ = head.partition(b"\n")
+    try:
+        header, _ = csv_header(line.decode().rstrip("\r"))
+    except UnicodeDecodeError:
+        return False
+    return bool(newline) and len(header) > 1 and _has_columns([dict.fromkeys(header)])
+
+
+MAX_ENTRIES: Final = 2000  # of a folder that are looked at
+MAX_RUNS: Final = 100
+MAX_DEPTH: Final = 3  # ms-swift: output/MODEL/v0-DATE/checkpoint-N
+
+_LOGS: Final = {".jsonl", ".json", ".csv", ".tsv", ".db"}
+_CONFIGS: Final = re.compile(r"(?:.*config|tokenizer.*|.*index|vocab|special_tokens.*|.*_results|.*args)\.json")
+_CLOSE: Final = 1e-3  # relative: LLaMA-Factory and ms-swift round what they log
+
+
+_Reader: TypeAlias = Callable[[Path, Mapping[str, str] | None], list[SourceRun]]
+
+_READERS: Final[dict[Format, _Reader]] = {  # the best log of a folder first
+    "trainer-state": lambda path, _: [read_state(path).raw],
+    "ms-swift": lambda path, _: [read_json_lines(path)],
+    "llama-factory": lambda path, _: [read_json_lines(path)],
+    "table": lambda path, columns: [read_table(path, columns)],
+    "trackio": read_trackio,
+    "tensorboard": lambda path, columns: [read_tensorboard([path], columns)],
+}
+WITHOUT_SETTINGS: Final = frozenset({"trainer-state", "ms-swift", "llama-factory"})  # they lie beside such a log
+
+
+def read_file(path: Path, kind: Format, columns: Mapping[str, str] | None = None) -> list[SourceRun]:
+    """Return the runs of one file.
+
+    Raises:
+        RecorderError: the file is not of that format, or holds no run.
+    """
+    return _READERS[kind](path, columns)
+
+
+def run_folders(folder: Path) -> list[Path]:
+    """Return the folder itself if a run wrote into it, else those of its subfolders in which one did."""
+    if is_run(folder):
+        return [folder]
+    found: list[Path] = []
+    level = [folder]
+    for _ in range(MAX_DEPTH):
+        children = [child for parent in level for child in _subfolders(parent)]
+        found += [child for child in children if is_run(child)]
+        level = [child for child in children if child not in found][:MAX_ENTRIES]
+    return sorted(found, key=_by_name)[:MAX_RUNS]
+
+
+def inner_runs(folder: Path) -> list[Path]:
+    """Return the subfolders, checkpoints aside, that are runs of their own."""
+    children = sorted(child for child in _subfolders(folder) if not child.name.startswith("checkpoint-"))
+    return [child for child in children if is_run(child)]
+
+
+def is_run(folder: Path) -> bool:
+    """Whether another program's run wrote a log into the folder, or a state into one of its checkpoints."""
+    return bool(find_states(folder)) or bool(_logs(folder))
+
+
+def _subfolders(folder: Path) -> list[Path]:
+    try:
+        children = [child for child in folder.iterdir() if child.is_dir() and not child.is_symlink()]
+    except OSError:
+        return []
+    return [child for child in children if not child.name.startswith(".")][:MAX_ENTRIES]
+
+
+def _by_name(path: Path) -> list[tuple[int, str]]:
+    return natural_key(str(path))
+
+
+def _logs(folder: Path) -> dict[Format, list[Path]]:
+    """Return the folder's logs by format; of a logger's own folders (`runs/`, `logs/`) event files, too."""
+    logs: dict[Format, list[Path]] = {}
+    for path in _files(folder):
+        kind = format_of(path)
+        if kind is not None and kind != "gradience":
+            logs.setdefault(kind, []).append(path)
+    return logs
+
+
+def _files(folder: Path) -> list[Path]:
+    try:
+        entries = sorted(folder.iterdir())[:MAX_ENTRIES]
+    except OSError as error:
+        raise RecorderError(f"cannot read {folder}: {error.strerror}", advice="check the path") from error
+    return [path for path in entries if path.is_file() and _may_be_log(path)]
+
+
+def _may_be_log(path: Path) -> bool:
+    """Leave out what is large and no log: weights, tokenizers, model configs."""
+    if path.name == STATE_NAME or _CONFIGS.fullmatch(path.name):
+        return False
+    return path.suffix.lower() in _LOGS or "tfevents" in path.name
+
+
+def find_log(folder: Path) -> Path | None:
+    """Return the folder's `run.jsonl` if it is a log of ours."""
+    log = folder / "run.jsonl"
+    return log if log.is_file() and format_of(log) == "gradience" else None
+
+
+def read_run_folder(
+    folder: Path, kind: Format | None = None, columns: Mapping[str, str] | None = None
+) -> list[SourceRun]:
+    """Return the runs of one folder, the one to show last: from the best log in it, named in the notes.
+
+    Raises:
+        RecorderError: there is no log of that format, or it cannot be read.
+    """
+    states, logs = find_states(folder), _logs(folder)
+    if states and kind in {None, "trainer-state"}:
+        runs = join_states(folder, states)
+        _add_later_rows(runs[-1], logs)
+        add_results(runs[-1], folder)
+    else:
+        chosen = next((name for name in ([kind] if kind else _READERS) if name in logs), None)
+        if chosen is None:
+            what = f"log of the format {kind}" if kind else f"{STATE_NAME}, log or event file"
+            raise RecorderError(f"{folder}: found no {what}", advice="give the folder that training wrote into")
+        runs = _read(logs[chosen], chosen, columns)
+    _note_unread(runs, logs, why=" (it has grad_norm)" if states else "")
+    add_settings(runs[-1], folder, *dict.fromkeys(path.parent for path in reversed(states)))
+    return runs
+
+
+def _read(paths: list[Path], kind: Format, columns: Mapping[str, str] | None) -> list[SourceRun]:
+    """Return the runs of a folder's logs of one format: each file is one, save event files, which follow each other."""
+    if kind == "tensorboard":
+        return [read_tensorboard(paths, columns)]
+    runs: list[SourceRun] = []
+    faults: list[RecorderError] = []
+    for path in sorted(paths, key=_by_name):
+        try:
+            read = read_file(path, kind, columns)
+        except RecorderError as fault:
+            faults.append(fault)
+            continue
+        for raw in read:
+            raw.name = raw.name or (path.name if len(paths) > 1 else None)
+        runs += read
+    if not runs:
+        raise faults[0]
+    runs[-1].notes += [f"not used: {fault}" for fault in faults]
+    return runs
+
+
+def _add_later_rows(raw: SourceRun, logs: Mapping[Format, list[Path]]) -> None:
+    """Add what a log of single lines has beyond the last checkpoint: it survives a crash between two of them."""
+    path = next((logs[kind][-1] for kind in ("llama-factory", "ms-swift") if kind in logs), None)
+    if path is None:
+        return
+    log = read_json_lines(path)
+    last = max((row.step for row in raw.rows if row.step is not None), default=-1)
+    later = [row for row in log.rows if row.step is not None and row.step > last]
+    if not later:
+        return
+    if not _same_run(raw, log):
+        raw.notes.append(f"{path.name} is of another run than {raw.path.name} and was not read; import it by itself")
+        return
+    raw.rows += later
+    raw.files.append(path)
+    raw.skipped += log.skipped
+    raw.planned, raw.reached = raw.planned or log.planned, max(raw.reached or 0, log.reached or 0)
+    raw.notes.append(f"{len(later)} rows beyond step {last} come from {path.name}: no checkpoint was made after them")
+
+
+def _same_run(raw: SourceRun, log: SourceRun) -> bool:
+    """Whether both logged the same losses, as far as rounding lets them; a log may hold more than one try at a step."""
+    ours, theirs = _losses(raw), _losses(log)
+    common = ours.keys() & theirs.keys()
+    close = (any(abs(a - b) <= _CLOSE * max(abs(a), 1.0) for a in ours[s] for b in theirs[s]) for s in common)
+    return not ours or (bool(common) and all(close))
+
+
+def _losses(raw: SourceRun) -> dict[int, list[float]]:
+    found: dict[int, list[float]] = {}
+    for row in raw.rows:
+        loss = row.values.get("loss")
+        if row.step is not None and isinstance(loss, int | float):
+            found.setdefault(row.step, []).append(loss)
+    return found
+
+
+def _note_unread(runs: list[SourceRun], logs: Mapping[Format, Iterable[Path]], why: str) -> None:
+    raw = runs[-1]
+    read = {path for run in runs for path in run.files}
+    names = [path.name for paths in logs.values() for path in paths if path not in read]
+    if names:
+        raw.notes.append(f"read {raw.path.name}{why}; also there and not read: {', '.join(names[:5])}")

@@ -1,0 +1,69 @@
+"""SIGINT and SIGTERM: they end the program by an exception, and wait while a file takes its name or is removed."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Final
+
+INTERRUPTED: Final = 128 + signal.SIGINT  # as a shell counts a program that the signal ended
+TERMINATED: Final = 128 + signal.SIGTERM
+
+
+class _Waiting:
+    """How many blocks hold signals, and the last signal that came meanwhile."""
+
+    blocks = 0
+    signal = 0
+
+
+def install() -> None:
+    """Make SIGINT a KeyboardInterrupt and SIGTERM a SystemExit, unless the process has handlers of its own.
+
+    For the main thread of a program of ours; a library leaves signals alone.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        return
+    if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+        signal.signal(signal.SIGTERM, _arrived)
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, _arrived)
+
+
+def ignore() -> None:
+    """Ignore both from here on, where what is left to do is to end."""
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+@contextmanager
+def held() -> Iterator[None]:
+    """A block that no signal interrupts, if `install` was called: what came meanwhile is raised at its end.
+
+    A flag, not the thread's signal mask: a signal reaches whichever thread does not mask it, and XLA has many.
+    """
+    _Waiting.blocks += 1
+    try:
+        yield
+    finally:
+        _Waiting.blocks -= 1
+    if _Waiting.signal and not _Waiting.blocks:
+        number, _Waiting.signal = _Waiting.signal, 0
+        _end(number)
+
+
+def _arrived(number: int, _frame: FrameType | None) -> None:
+    if _Waiting.blocks:
+        _Waiting.signal = number
+    else:
+        _end(number)
+
+
+def _end(number: int) -> None:
+    if number == signal.SIGINT:
+        raise KeyboardInterrupt
+    raise SystemExit(128 + number)

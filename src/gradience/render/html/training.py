@@ -1,0 +1,169 @@
+"""The section about the run: curves with the findings at their steps, evaluations by split, and checkpoints."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Iterator, Sequence
+from typing import Final
+from xml.etree.ElementTree import Element
+
+import numpy as np
+
+from gradience.render.html import Story
+from gradience.render.html.figures import STYLES, WIDE
+from gradience.render.html.markup import tag
+from gradience.render.html.pieces import Columns, Numbered, caption_of, marks_of, plot_figure, section, table
+from gradience.render.html.plot import Axis, Envelope, Line, Plot, envelope, y_axis
+from gradience.render.monitor import perplexity
+from gradience.render.text import number, percent
+from gradience.schema.diagnose import Checkpoint, DiagnoseReport
+from gradience.schema.events import Eval
+from gradience.schema.scalars import as_float
+from gradience.telemetry.series import RunSeries
+
+_CLOSE: Final = (0.5, 99.5)  # percentiles of the rows that a close-up shows
+_FAR: Final = 3.0  # range of all rows over that of the percentiles from which a close-up is drawn
+
+
+def training_section(story: Story, found: Sequence[Numbered]) -> Element | None:
+    """The curves of the run with its findings at their steps, or None without a log."""
+    run = story.series
+    if run is None:
+        return None
+    figures = [*_loss(run, found), *_others(run, found)]
+    return section(
+        "training",
+        "Training",
+        None if figures else tag("p", "The log holds no training row and no evaluation."),
+        tag("div", figures, class_="figures"),
+        _evaluations(run),
+        _checkpoints(story.diagnosis),
+    )
+
+
+def _loss(run: RunSeries, found: Sequence[Numbered]) -> Iterator[Element]:
+    train = envelope(run.steps, run.losses)
+    lines = [Line("training rows", train)] if len(run.steps) else []
+    lines += [Line(f"{split}, evaluated", data, points=True) for split, data in _by_split(run, "loss").items()]
+    if not lines:
+        return
+    left_out = len(lines) - STYLES
+    captions = [caption_of("Training loss", train)] if len(run.steps) else []
+    captions += [f"Superseded by a resume and not shown: {run.superseded:,} rows."] if run.superseded else []
+    captions += [f"{left_out} further splits are in the table only."] if left_out > 0 else []
+    plot = Plot(lines[:STYLES], "step", "loss", marks_of(found))
+    yield plot_figure("Loss", plot, wide=WIDE, summary=_summary(plot.lines), caption=" ".join(captions))
+    span = _close_up(run.losses)
+    if span is not None and not y_axis(plot).log:
+        near = plot._replace(marks=(), span=span)
+        text = _beyond(run.losses, y_axis(near))
+        yield plot_figure("Loss, close up", near, wide=WIDE, summary=text, caption=text)
+
+
+def _close_up(losses: Sequence[float]) -> tuple[float, float] | None:
+    """The span of nearly all rows, or None if the axis of all rows shows it well enough."""
+    column = np.asarray(losses, np.float64)
+    finite = column[np.isfinite(column)]
+    if not len(finite):
+        return None
+    low, high = (float(x) for x in np.percentile(finite, _CLOSE))
+    return (low, high) if 0.0 < (high - low) * _FAR < float(finite.max()) - float(finite.min()) else None
+
+
+def _beyond(losses: Sequence[float], axis: Axis) -> str:
+    column = np.asarray(losses, np.float64)
+    beyond = int((np.isfinite(column) & ((column < axis.low) | (column > axis.high))).sum())
+    rows = "1 training row lies" if beyond == 1 else f"{beyond:,} training rows lie"
+    return f"The same, from {axis.low:.4g} to {axis.high:.4g}: {rows} beyond, drawn at the edge."
+
+
+def _others(run: RunSeries, found: Sequence[Numbered]) -> Iterator[Element]:
+    rate = Plot((), "step", "learning rate", marks_of(found, "LRS"), log=False, zero=True)
+    norm = Plot((), "step", "norm before clipping", marks_of(found, "GRD"), zero=True)
+    yield from _recorded(run, run.rates, "Learning rate", rate)
+    yield from _recorded(run, run.grad_norms, "Gradient norm", norm, run.lost_norms)
+    accuracy = [Line(split, data, points=True) for split, data in _by_split(run, "accuracy").items() if data.rows > 1]
+    if accuracy:
+        plot = Plot(accuracy[:STYLES], "step", "fraction correct", log=False)
+        yield plot_figure("Accuracy", plot, summary=_summary(plot.lines), caption="Every evaluation is drawn.")
+
+
+def _recorded(
+    run: RunSeries, values: Sequence[float], title: str, plot: Plot, lost: Collection[int] = ()
+) -> Iterator[Element]:
+    """A column's figure, if it has values: NaN stands for rows without a value, unless it was recorded as such."""
+    column = np.asarray(values, np.float64)
+    there = ~np.isnan(column) | np.isin(run.steps, list(lost))
+    if there.any():
+        lines = [Line(title.lower(), envelope(np.asarray(run.steps)[there], column[there]))]
+        caption = caption_of(title, lines[0].data, absent=int(len(column) - there.sum()))
+        yield plot_figure(title, plot._replace(lines=lines), summary=_summary(lines), caption=caption)
+
+
+def _by_split(run: RunSeries, name: str) -> dict[str, Envelope]:
+    """An evaluated quantity of every split by step; of two at one step, the later."""
+    points: dict[str, dict[int, float]] = {}
+    for event in run.evals:
+        value = event.metrics.accuracy if name == "accuracy" else event.metrics.loss
+        if value is not None and event.step is not None:
+            points.setdefault(event.split, {})[event.step] = as_float(value)
+    return {split: envelope(list(at), list(at.values())) for split, at in points.items()}
+
+
+def _summary(lines: Sequence[Line]) -> str:
+    """What the lines show, a sentence for each."""
+    return " ".join(map(_line_summary, lines))
+
+
+def _line_summary(line: Line) -> str:
+    data = line.data
+    lost = f", {data.lost_rows} not finite" if data.lost_rows else ""
+    if not data.rows:
+        return f"{line.label}: no finite row{lost}."
+    low, high = int(data.low.argmin()), int(data.high.argmax())
+    return (
+        f"{line.label}: {data.middle[0]:.4g} at step {data.steps[0]:.0f}, {data.middle[-1]:.4g} at step "
+        f"{data.steps[-1]:.0f}; lowest {data.low[low]:.4g} near step {data.steps[low]:.0f}, highest "
+        f"{data.high[high]:.4g} near step {data.steps[high]:.0f}{lost}."
+    )
+
+
+_EVALUATIONS: Final[Columns[Sequence[Eval]]] = (
+    ("Split", lambda events: events[-1].split),
+    ("Times", lambda events: str(len(events))),
+    ("Best loss", lambda events: number(_best(events)[0], ".4g")),
+    ("at step", lambda events: number(_best(events)[1], ",d")),
+    ("Last loss", lambda events: number(events[-1].metrics.loss, ".4g")),
+    ("Perplexity", lambda events: number(perplexity(events[-1].metrics), ".4g")),
+    ("Accuracy", lambda events: percent(events[-1].metrics.accuracy)),
+    ("Examples", lambda events: number(events[-1].metrics.n, ",d")),
+    ("at step", lambda events: number(events[-1].step, ",d")),
+)
+
+
+def _evaluations(run: RunSeries) -> Element | None:
+    splits: dict[str, list[Eval]] = {}
+    for event in run.evals:
+        splits.setdefault(event.split, []).append(event)
+    caption = "Evaluations by split: the lowest loss, and the newest evaluation"
+    return table(_EVALUATIONS, list(splits.values()), caption=caption, numbers=8)
+
+
+def _best(events: Sequence[Eval]) -> tuple[float | None, int | None]:
+    """The lowest finite loss and its step."""
+    losses = [(as_float(e.metrics.loss), e.step) for e in events if e.metrics.loss is not None]
+    return min((pair for pair in losses if math.isfinite(pair[0])), key=lambda pair: pair[0], default=(None, None))
+
+
+def _checkpoints(report: DiagnoseReport) -> Element | None:
+    best = report.best_checkpoint
+    noise = "unknown" if best is None or best.noise is None else f"{best.noise:.2g} ({best.noise_from})"
+    tied = "as good, within the noise"
+    columns: Columns[Checkpoint] = (
+        ("Checkpoint", lambda c: c.name),
+        ("Step", lambda c: f"{c.step:,}"),
+        ("Held-out loss", lambda c: number(c.loss, ".4g")),
+        ("Standing", lambda c: "best" if best and c.name == best.name else tied if c.tied else "-"),
+    )
+    caption = f"Checkpoints with an adapter on disk; noise of one evaluation: {noise}"
+    return table(columns, report.checkpoints, caption=caption)

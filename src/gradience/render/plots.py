@@ -1,0 +1,225 @@
+"""Plots in characters for a terminal: a curve over steps, and a map of an adapter's modules.
+
+The curve uses braille dots, the map block characters; both have a form in ASCII for terminals without them. The map's
+layers run to the right and its kinds of module downwards, one character each; the page draws the same `Grid` in colour.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Final, Literal, NamedTuple, TypeAlias
+
+from gradience.render.text import clean, number
+
+if TYPE_CHECKING:  # a curve is drawn without the schema of audits
+    from gradience.schema.audit import ModuleAudit
+
+_BRAILLE: Final = 0x2800
+_DOTS: Final = ((0x01, 0x08), (0x02, 0x10), (0x04, 0x20), (0x40, 0x80))  # by row and column of a cell
+_LABEL: Final = 8  # columns for the numbers at the left, at least
+
+
+def curve_lines(
+    points: Sequence[tuple[float, float]],
+    *,
+    marks: Sequence[tuple[float, float]] = (),
+    width: int = 72,
+    height: int = 10,
+    dots: bool = True,
+) -> list[str]:
+    """A curve over its steps, the lowest and highest value at the left, the steps below.
+
+    Args:
+        points: (step, value), by rising step; those that are not finite are left out.
+        marks: more of them, drawn as `o` over the curve.
+        width: of a line in characters, at least 20.
+        height: lines of the curve, without that of the steps.
+        dots: draw in braille, two by four dots a character; else with `*`.
+    """
+    curve, over = _finite(points), _finite(marks)
+    both = [*curve, *over]
+    if not both:
+        return []
+    (bottom, top), (first, last) = (_ends([y for _, y in both], ".4g"), _ends([x for x, _ in both], "g"))
+    label = max(_LABEL, len(bottom), len(top))
+    cells, wide, high = max(width, 2 * label) - label - 2, 2 if dots else 1, 4 if dots else 1
+    area = _Area(both, cells * wide, height * high)
+    grid = [[0] * cells for _ in range(height)]
+    for x, y in area.line(curve):
+        grid[y // high][x // wide] |= _DOTS[y % high][x % wide] if dots else 1
+    rows = [[(chr(_BRAILLE + cell) if dots else "*") if cell else " " for cell in row] for row in grid]
+    for x, y in map(area.cell, over):
+        rows[y // high][x // wide] = "o"
+    labels = {height - 1: bottom, 0: top}
+    lines = [f"{labels.get(i, ''):>{label}} |{''.join(row).rstrip()}" for i, row in enumerate(rows)]
+    return [*lines, " " * (label + 2) + first + last.rjust(max(cells - len(first), len(last) + 1))]
+
+
+def _ends(values: Sequence[float], spec: str) -> tuple[str, str]:
+    return format(min(values), spec), format(max(values), spec)
+
+
+def _finite(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    return [(x, y) for x, y in points if math.isfinite(x) and math.isfinite(y)]
+
+
+class _Area:
+    """The rectangle of all points, mapped to a grid of `width` by `height` cells."""
+
+    def __init__(self, points: Sequence[tuple[float, float]], width: int, height: int) -> None:
+        xs, ys = [x for x, _ in points], [y for _, y in points]
+        self.left, self.right = min(xs), max(xs)
+        self.bottom, self.top = min(ys), max(ys)
+        self._width, self._height = width, height
+
+    def cell(self, point: tuple[float, float]) -> tuple[int, int]:
+        """The column and the row, from the top, of a point."""
+        x = _share(point[0], self.left, self.right)
+        y = 1.0 - _share(point[1], self.bottom, self.top)
+        return round(x * (self._width - 1)), round(y * (self._height - 1))
+
+    def line(self, points: Sequence[tuple[float, float]]) -> list[tuple[int, int]]:
+        """The cells of the points, joined down each column so that a steep curve has no holes."""
+        cells: list[tuple[int, int]] = []
+        for x, y in map(self.cell, points):
+            before = cells[-1][1] if cells else y
+            step = 1 if y >= before else -1
+            cells += [(x, between) for between in range(before + step, y, step)] if y != before else []
+            cells.append((x, y))
+        return cells
+
+
+def _share(value: float, low: float, high: float) -> float:
+    """The position of a value between two others, 0..1; 0.5 if they are equal or their distance overflows."""
+    size = high - low
+    return (value - low) / size if 0.0 < size < math.inf else 0.5
+
+
+Quantity: TypeAlias = Literal["norm", "utilization", "k90", "udr"]
+
+_UNICODE: Final = "▁▂▃▄▅▆▇█"
+_ASCII: Final = ".:-=+*#@"
+_ABSENT: Final = " "
+_WIDTH: Final = 100
+_ROW_NAME: Final = 24
+_TICK: Final = 10  # a mark above every tenth layer
+
+_Read: TypeAlias = "Callable[[ModuleAudit], float | None]"
+_READ: Final[dict[str, tuple[str, _Read]]] = {
+    "norm": ("Frobenius norm of dW", lambda m: float(m.frobenius_norm)),
+    "utilization": ("utilization", lambda m: m.utilization),
+    "k90": ("energy rank k@90%", lambda m: m.energy_rank_90),
+    "udr": ("UDR", lambda m: m.udr if isinstance(m.udr, float) else None),
+}
+Cell: TypeAlias = float | str  # a value; or 0, ! or a space for what has none
+
+
+class Grid(NamedTuple):
+    """A quantity of the modules by kind and layer."""
+
+    title: str
+    rows: dict[str, dict[int, Cell]]  # by the kind's name, then by layer
+    layers: list[int]
+    top: float  # the highest value
+
+
+def grid_of(modules: Sequence[ModuleAudit], of: Quantity = "norm") -> Grid | None:
+    """The quantity by kind of module and layer, or None if no module in a layer has a value.
+
+    A module that is zero is `0`, one that is not finite `!`. Experts of one parameter are averaged.
+    """
+    title, read = _READ[of]
+    return grid_of_cells(title, [(m.name, m.layer, _cell(m, read)) for m in modules if m.layer is not None])
+
+
+def grid_of_cells(title: str, cells: Sequence[tuple[str, int, Cell]]) -> Grid | None:
+    """A quantity given as (name of the module, layer, cell), by kind and layer; None if no cell has a value."""
+    rows = _rows(cells)
+    values = [cell for row in rows.values() for cell in row.values() if isinstance(cell, float)]
+    if not values:
+        return None
+    return Grid(title, rows, sorted({layer for row in rows.values() for layer in row}), max(values))
+
+
+def heatmap(modules: Sequence[ModuleAudit], of: Quantity = "norm", *, unicode: bool = True) -> list[str]:
+    """The lines of the map; a module that is zero shows as 0, one that is not finite as !.
+
+    Modules outside any layer are left out. Experts of one parameter are averaged.
+    """
+    grid = grid_of(modules, of)
+    if grid is None:
+        return [f"Heat map of {_READ[of][0]}: no module lies in a layer, or none has a value"]
+    return grid_lines(grid, unicode=unicode)
+
+
+def grid_lines(grid: Grid, *, unicode: bool = True) -> list[str]:
+    """The lines of the map of a quantity, with its ramp: block characters, or ASCII."""
+    ramp = _UNICODE if unicode else _ASCII
+    span = f"from 0 ({ramp[0]}) to {number(grid.top, '.3g')} ({ramp[-1]})"
+    return [f"Heat map of {grid.title}, layer x module, {span}:", *_blocks(grid, ramp)]
+
+
+def _rows(cells: Sequence[tuple[str, int, Cell]]) -> dict[str, dict[int, Cell]]:
+    """The cells by label and layer, in the order of the modules."""
+    kinds = [_kind(name) for name, _, _ in cells]
+    shared = _shared(kinds)
+    found: dict[str, dict[int, list[Cell]]] = {}
+    for (_, layer, cell), kind in zip(cells, kinds, strict=True):
+        label = clean(".".join(kind[shared:]))
+        found.setdefault(label, {}).setdefault(layer, []).append(cell)
+    return {label: {layer: _mean(some) for layer, some in row.items()} for label, row in found.items()}
+
+
+def _kind(name: str) -> list[str]:
+    """The parts of a module's path without numbers: equal in every layer."""
+    return [part for part in name.partition("[")[0].split(".") if not part.isdigit()]
+
+
+def _shared(kinds: Sequence[list[str]]) -> int:
+    """The number of leading parts that all paths share, less what is needed to keep two parts."""
+    least = min(map(len, kinds), default=0) - 2
+    return next((i for i in range(max(least, 0)) if len({kind[i] for kind in kinds}) > 1), max(least, 0))
+
+
+def _cell(module: ModuleAudit, read: _Read) -> Cell:
+    if module.state == "zero":
+        return "0"
+    if module.state == "non_finite":
+        return "!"
+    value = read(module)
+    return _ABSENT if value is None else float(value)
+
+
+def _mean(cells: Sequence[Cell]) -> Cell:
+    values = [cell for cell in cells if isinstance(cell, float)]
+    return sum(values) / len(values) if values else cells[0]
+
+
+def _blocks(grid: Grid, ramp: str) -> Iterator[str]:
+    """The map, broken into blocks of as many layers as fit the width."""
+    label = min(max(map(len, grid.rows)), _ROW_NAME)
+    room = _WIDTH - label - 4
+    for start in range(0, len(grid.layers), room):
+        layers = grid.layers[start : start + room]
+        yield f"  {'':<{label}}  {_ruler(layers)}".rstrip()
+        for name, row in grid.rows.items():
+            cells = "".join(_glyph(row.get(layer, _ABSENT), ramp, grid.top) for layer in layers)
+            yield f"  {name[-label:]:<{label}}  {cells}".rstrip()
+
+
+def _ruler(layers: Sequence[int]) -> str:
+    """The numbers of the first and of every tenth layer, and of each after a gap, above their columns."""
+    line = ""
+    for place, layer in enumerate(layers):
+        marked = place == 0 or layer % _TICK == 0 or layers[place - 1] != layer - 1
+        if marked and (not line or len(line) < place):
+            line = line.ljust(place) + str(layer)
+    return line
+
+
+def _glyph(cell: Cell, ramp: str, top: float) -> str:
+    if isinstance(cell, str):
+        return cell
+    share = cell / top if top > 0.0 else 0.0
+    return ramp[min(int(share * len(ramp)), len(ramp) - 1)]

@@ -1,0 +1,521 @@
+"""Secrets in names, values and texts: what marks them, and how they are hidden.
+
+A secret is known by its own shape (`hf_...`, a private key), by the name beside it (`"db_pass": ...`, `--token ...`,
+`API_KEY=...`), or by its place (a URL's userinfo, an `Authorization` header). Every pattern takes time in proportion to
+the text: look-aheads are bounded, names are matched without going back, and of a long text only the beginning is kept.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Callable, Iterable
+from functools import lru_cache
+from typing import Any, Final
+
+import msgspec
+
+MAX_SCANNED: Final = 65 * 1024  # characters of one text: more than a line of a log may have
+_MAX_NAME: Final = 128  # characters of a key that are looked at, from its end: what it holds is said last
+_CACHED: Final = 256  # characters: the texts that recur in a log are short
+
+_HIDDEN: Final = "<redacted: secret key>"
+
+# Names ----------------------------------------------------------------------------------------------------------------
+
+_PARTS: Final = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|[^A-Za-z0-9]+")
+_WORDS: Final = frozenset(
+    [
+        "token",
+        "secret",
+        "secrets",
+        "password",
+        "passwords",
+        "passwd",
+        "passphrase",
+        "passphrases",
+        "pwd",
+        "pass",
+        "authorization",
+        "auth",
+        "credential",
+        "credentials",
+        "cookie",
+        "cookies",
+        "bearer",
+        "webhook",
+        "webhooks",
+    ]
+)
+_KEYS_OF: Final = frozenset(
+    [
+        "api",
+        "access",
+        "secret",
+        "private",
+        "account",
+        "auth",
+        "authorization",
+        "signing",
+        "sign",
+        "encryption",
+        "encrypt",
+        "storage",
+        "master",
+        "license",
+        "licence",
+        "subscription",
+        "service",
+        "deploy",
+        "ssh",
+        "gpg",
+        "pgp",
+        "rsa",
+        "jwt",
+        "hmac",
+        "fernet",
+        "session",
+        "admin",
+        "client",
+        "shared",
+        "kaggle",
+        "wandb",
+        "comet",
+        "openai",
+        "anthropic",
+        "cohere",
+        "mistral",
+        "stripe",
+        "mailgun",
+        "sendgrid",
+        "age",
+        "hf",
+        "azure",
+        "aws",
+        "gcp",
+    ]
+)
+_TOKENS_OF: Final = frozenset(
+    [
+        "api",
+        "access",
+        "auth",
+        "hub",
+        "hf",
+        "refresh",
+        "bearer",
+        "secret",
+        "user",
+        "bot",
+        "github",
+        "gitlab",
+        "oauth",
+        "id",
+    ]
+)
+_OF_THE_TOKENIZER: Final = frozenset(
+    [
+        "pad",
+        "eos",
+        "bos",
+        "unk",
+        "sep",
+        "cls",
+        "mask",
+        "image",
+        "audio",
+        "video",
+        "boi",
+        "eoi",
+        "start",
+        "end",
+        "stop",
+        "next",
+        "first",
+        "last",
+        "special",
+        "prefix",
+        "suffix",
+        "middle",
+        "fim",
+    ]
+)
+_NOT_A_PASSWORD: Final = frozenset(
+    ["forward", "backward", "fwd", "bwd", "first", "second", "third", "single", "one", "two", "multi", "by", "band"]
+)
+_GLUED: Final = re.compile(
+    r"(?:password|passwd|passphrase|pwd|secret|credential|cookie|webhook"
+    r"|(?:auth|api|access|refresh|bearer|hub|hf|session|oauth|bot|github|id)token"
+    r"|(?:api|access|secret|private|account|auth|client|signing|encryption|storage|ssh|master|shared)key"
+    r"|(?:db|user|smtp|mysql|pg|root|admin|redis|sudo)pass|conn(?:ection)?str(?:ing)?)s?$"
+)
+_COUNTED: Final = re.compile(r"\d+|v\d+")
+_AFTER: Final = frozenset(
+    [
+        "value",
+        "val",
+        "plain",
+        "plaintext",
+        "raw",
+        "b64",
+        "base64",
+        "old",
+        "new",
+        "base",
+        "prod",
+        "dev",
+        "staging",
+        "url",
+        "uri",
+        "header",
+    ]
+)
+
+
+def holds_secret(key: str, value: str) -> bool:
+    """Whether a key's name marks its value as a secret.
+
+    >>> holds_secret("hubToken", "a1b2c3d4e5"), holds_secret("pad_token", "<pad>")
+    (True, False)
+    """
+    kind = _kind(key[-_MAX_NAME:])
+    if not kind or value[:_MAX_NAME].strip().lower() in _HARMLESS or _REDACTED.fullmatch(value):
+        return False
+    if kind == "token":
+        return not _TOKENIZER_VALUE.fullmatch(value)
+    return kind == "secret" or bool(_OPAQUE.fullmatch(value))
+
+
+@lru_cache(maxsize=4096)
+def _kind(name: str) -> str:
+    """Return what a name says of its value: `secret`; `token` or `key`, which may be harmless; nothing."""
+    parts = [part.lower() for part in _PARTS.split(name) if part]
+    while len(parts) > 1 and (_COUNTED.fullmatch(parts[-1]) or parts[-1] in _AFTER):
+        parts.pop()
+    if not parts:
+        return ""
+    last, before = parts[-1].rstrip("0123456789"), parts[-2] if len(parts) > 1 else ""
+    if last == "token":
+        return "" if before in _OF_THE_TOKENIZER else "token"
+    if last == "tokens":
+        return "token" if before in _TOKENS_OF else ""
+    if last in {"key", "keys"}:
+        return "secret" if before in _KEYS_OF else "key" if last == "key" else ""
+    if last == "pass" and before in _NOT_A_PASSWORD:
+        return ""
+    if last in _WORDS or _GLUED.search(last):
+        return "secret"
+    return "secret" if before in {"connection", "conn"} and last in {"string", "str"} else ""
+
+
+_HARMLESS: Final = frozenset({"", "true", "false", "none", "null", "yes", "no", "auto", "on", "off", "default", "..."})
+_REDACTED: Final = re.compile(r"<redacted[^<>]*>")
+_TOKENIZER_VALUE: Final = re.compile(r"<[^<>]*>|\[[^\[\]]*\]|.{0,7}", re.DOTALL)
+_OPAQUE: Final = re.compile(r"(?=[^0-9]*[0-9])(?=[^A-Za-z]*[A-Za-z])[A-Za-z0-9+/=_-]{24,}")
+
+# Shapes ---------------------------------------------------------------------------------------------------------------
+
+# A capital, or a digit beside a letter, or it may be words: sk-learn-pipelines-2024, hf_transformers.
+_MIXED: Final = r"(?=[A-Za-z0-9_-]{0,64}(?:[A-Z]|[0-9][a-z]|[a-z][0-9]))"
+_START: Final = r"(?<![A-Za-z0-9])"
+_TEXT: Final = r"[A-Za-z0-9_-]"
+
+_SHAPES: Final = tuple(
+    (name, re.compile(pattern))
+    for name, pattern in (
+        ("hub token", _START + r"(?:hf|api_org)_(?:oauth_)?(?:[A-Za-z0-9]{30,}|" + _MIXED + r"[A-Za-z0-9]{16,})"),
+        ("api key", _START + r"(?:sk|rk|pk)-" + _MIXED + _TEXT + r"{20,}"),
+        ("payment key", _START + r"(?:[rs]k_(?:live|test)|whsec)_[A-Za-z0-9]{16,}"),
+        ("github token", _START + r"(?:gh[pousr]_[A-Za-z0-9]{20,}|github_pat_[A-Za-z0-9_]{20,})"),
+        ("gitlab token", _START + r"gl(?:pat|ptt|dt|rt|cbt|agent|soat|imt|ft)-" + _TEXT + r"{16,}"),
+        ("aws key id", _START + r"(?:AKIA|ASIA|ABIA|ACCA)[0-9A-Z]{16}(?![0-9A-Za-z])"),
+        ("google api key", _START + r"AIza" + _TEXT + r"{30,}"),
+        ("google token", _START + r"(?:ya29\.|GOCSPX-|1//0)" + _TEXT + r"{20,}"),
+        ("slack token", _START + r"xox[abeoprs]-[0-9A-Za-z-]{10,}|" + _START + r"xapp-[0-9A-Za-z-]{20,}"),
+        (
+            "webhook",
+            r"(?:hooks\.slack\.com/(?:services|workflows|triggers)|discord(?:app)?\.com/api/webhooks)/[\w/-]{20,}",
+        ),
+        ("webhook", r"https?://hooks?\.[\w.-]{1,200}/[^\s\"'<>]{16,}"),
+        ("telegram token", _START + r"[0-9]{8,10}:AA" + _TEXT + r"{33}(?![A-Za-z0-9_-])"),
+        ("discord token", _START + r"[MNO]" + _TEXT + r"{23,27}\." + _TEXT + r"{6}\." + _TEXT + r"{27,40}"),
+        ("npm token", _START + r"npm_[A-Za-z0-9]{30,}"),
+        ("pypi token", _START + r"pypi-" + _TEXT + r"{30,}"),
+        ("docker token", _START + r"dckr_(?:pat|oat)_" + _TEXT + r"{20,}"),
+        ("vault token", _START + r"hv[sbr]\." + _TEXT + r"{20,}"),
+        ("terraform token", _START + r"[A-Za-z0-9]{14}\.atlasv1\." + _TEXT + r"{20,}"),
+        ("sendgrid key", _START + r"SG\." + _TEXT + r"{16,200}\." + _TEXT + r"{16,}"),
+        ("databricks token", _START + r"dapi[0-9a-f]{32}(?![0-9a-f])"),
+        ("replicate token", _START + r"r8_[A-Za-z0-9]{30,}"),
+        ("shop token", _START + r"shp(?:at|ca|pa|ss)_[0-9a-fA-F]{32}"),
+        ("mail key", _START + r"key-[0-9a-f]{32}(?![0-9a-f])"),
+        ("vendor key", _START + r"(?:lin_api_[A-Za-z0-9]{30,}|NR(?:AK|JS|II)-[A-Za-z0-9]{20,})"),
+        (
+            "vendor key",
+            _START + r"(?:xai-|gsk_|pplx-|nvapi-|tgp_v1_|wandb_v1_|lsv2_(?:pt|sk)_|do[opr]_v1_|fw_|jina_)"
+            r"(?=[A-Za-z_-]{0,64}[0-9])" + _TEXT + r"{20,}",
+        ),
+        ("json web token", _START + r"eyJ" + _TEXT + r"{8,300}\." + _TEXT + r"{8,2000}\." + _TEXT + r"*"),
+        (
+            "private key",
+            r"-----BEGIN [A-Z ]{0,40}PRIVATE KEY-----(?:(?!-----END)[\s\S])*(?:-----END [A-Z ]{0,40}KEY-----|$)",
+        ),
+        ("age key", r"AGE-SECRET-KEY-1[0-9A-Z]{50,}"),
+    )
+)
+# Before all of these stands one of few words; most texts hold none of them, which one search tells.
+_BEGINNING: Final = re.compile(
+    r"hf_|api_org_|[srp]k[-_]|whsec_|gh[pousr]_|github_pat|gl[a-z]{2,5}-|A[KSBC][IC]A|AIza|ya29|GOCSPX|1//0|xox|xapp-"
+    r"|hooks?\.|/webhooks|:AA|[MNO][A-Za-z0-9_-]{23}|npm_|pypi-|dckr_|hv[sbr]\.|atlasv1|SG\.|dapi|r8_|shp|key-|lin_api_"
+    r"|NR[AJI]|xai-|pplx-|nvapi|tgp_|wandb_|lsv2_|do[opr]_v1|fw_|jina_|eyJ|-----BEGIN|AGE-SECRET"
+)
+_SHAPES_OF_WORDS: Final = tuple(
+    (name, re.compile(pattern))
+    for name, pattern in (
+        (
+            "authorization",
+            r"(?i)\b(?:bearer|basic|token|digest|apikey)\s{1,8}(?=[^\s]{0,256}[0-9=])[A-Za-z0-9+/_.=-]{16,}",
+        ),
+        ("signature", r"(?i)(?<=[?&;])(?:sig|signature|x-amz-signature|\w{0,40}accesskey|accountkey)=[\w%+/=-]{16,}"),
+        ("key of a request", r"(?i)(?<=[?&])(?:key|code|access|auth|sig|signature)=[^\s&#\"'<>]{16,}"),
+    )
+)
+_HEX40: Final = re.compile(r"(?<![0-9a-fA-F])[0-9a-f]{40}(?![0-9a-fA-F])")
+_WANDB_KEY: Final = re.compile(r"wandb|weights_?and_?biases", re.IGNORECASE)
+
+# Places ---------------------------------------------------------------------------------------------------------------
+
+_USERINFO: Final = re.compile(r"(?<=://)[^\s\"'<>]{1,512}(?=@)")
+_TOKEN: Final = 16  # characters from which a URL's user is taken for a token
+_SHORT_TOKEN: Final = re.compile(r"(?=\D{0,9}\d)(?=[^A-Za-z]{0,9}[A-Za-z])\S{10,}")
+_MAX_HOST: Final = 80
+_HOST: Final = re.compile(r"[\w-]+(?:\.[\w-]+)*\.[A-Za-z]{2,}(?:[:/\s]|$)")
+_PORT: Final = re.compile(r"[^:/@]*:\d{1,5}(?:/|$)")
+
+# A name, and what stands between it and its value: `=`, `:`, or for an option white space or the next item of a list.
+_HINT: Final = re.compile(
+    r"pass|pwd|secret|token|key|auth|cred|cookie|webhook|bearer|conn|basic |digest|sig|code=|access=", re.IGNORECASE
+)
+_NAMED: Final = re.compile(
+    r"(?<![A-Za-z0-9_.-])(?P<dashes>-*+)(?P<name>[A-Za-z_][A-Za-z0-9_.-]*+)(?P<quote>\\{0,8}[\"'])?\]?"
+    r"(?P<sign>[ \t]{0,8}(?:=>|:=|[=:])[ \t]{0,8}|,?[ \t]{1,8}|,)"
+)
+_OPEN: Final = re.compile(r"\s{0,8}(?:[rbfu]?(?P<quote>\\{0,8}[\"'])|(?P<bracket>[\[{(]))?")
+_BARE: Final = re.compile(r"[^\s\"']+")
+_OF_A_QUERY: Final = re.compile(r"[^\s\"'&#]+")
+_LINE: Final = re.compile(r"[^\n\"']+")
+_WHOLE_LINE: Final = frozenset({"authorization", "proxy-authorization", "cookie", "set-cookie"})
+_CLOSING: Final = {"[": "]", "{": "}", "(": ")"}
+
+
+def hide_secrets(text: str, key: str = "") -> str:
+    """Return the text with everything in it replaced, and named, that is a secret by its shape, name or place.
+
+    Of a text over 65 KiB the beginning is returned.
+
+    >>> hide_secrets("login with hf_" + "aB3" * 12)
+    'login with <redacted: hub token>'
+    >>> hide_secrets("train.py --db-pass tiger --lr 1e-4")
+    'train.py --db-pass <redacted: secret key> --lr 1e-4'
+    """
+    if len(text) <= _CACHED and len(key) <= _CACHED:
+        return _hide_short(text, key)
+    if len(text) > MAX_SCANNED:
+        return f"{_hide(text[:MAX_SCANNED], key)} <{len(text) - MAX_SCANNED} more characters>"
+    return _hide(text, key)
+
+
+@lru_cache(maxsize=4096)
+def _hide_short(text: str, key: str) -> str:
+    return _hide(text, key)
+
+
+def _hide(text: str, key: str) -> str:
+    if len(text) < 4:  # nothing so short can hold one
+        return text
+    if "://" in text and "@" in text:
+        text = _USERINFO.sub(_userinfo, text)
+    if _BEGINNING.search(text):
+        text = _replaced(_SHAPES, text)
+    if _HINT.search(text):
+        text = _hide_named(_replaced(_SHAPES_OF_WORDS, text))
+    return _HEX40.sub("<redacted: api key>", text) if _WANDB_KEY.search(key[-_MAX_NAME:]) else text
+
+
+def _replaced(shapes: tuple[tuple[str, re.Pattern[str]], ...], text: str) -> str:
+    for name, shape in shapes:
+        text = shape.sub(f"<redacted: {name}>", text)
+    return text
+
+
+def _userinfo(hit: re.Match[str]) -> str:
+    """Return what may be shown of what stands before the last @ of a URL: a user's name, or a path with @ in it."""
+    found, after = hit[0], hit.string[hit.end() + 1 : hit.end() + 1 + _MAX_HOST]
+    host = found.partition("/")[0]
+    name, at, rest = found.partition("@") if "@" in host else (found, "", "")
+    if _REDACTED.search(name):
+        return found
+    if ":" in host:
+        is_secret = "/" not in name or not _PORT.match(name)
+    elif "/" in name:  # base64 has slashes; host/path@version has them, too
+        is_secret = len(name) >= _TOKEN and "." not in host and bool(_HOST.match(after)) and bool(_OPAQUE.search(name))
+    else:
+        is_secret = len(name) >= _TOKEN or bool(_SHORT_TOKEN.fullmatch(name))
+    return f"<redacted: url password>{at}{rest}" if is_secret else found
+
+
+def _hide_named(text: str) -> str:
+    """Return the text without the values of secret names."""
+    shown: list[str] = []
+    done = position = 0
+    while (hit := _NAMED.search(text, position)) is not None:
+        position = hit.end("name")
+        if not (_kind(hit["name"][-_MAX_NAME:]) or hit["name"].lower() in _WHOLE_LINE):
+            continue
+        begin, end = _value(text, hit)
+        if begin < end:
+            shown += [text[done:begin], _HIDDEN]
+            done = position = end
+    return "".join([*shown, text[done:]]) if shown else text
+
+
+def _value(text: str, hit: re.Match[str]) -> tuple[int, int]:
+    """Return where the secret value of a name begins and ends; an empty span where it is harmless or absent."""
+    name, sign = hit["name"], hit["sign"].strip()
+    if sign in {"", ","} and not hit["dashes"]:
+        return 0, 0  # prose, or a list of names
+    opened = _OPEN.match(text, hit.end())
+    assert opened is not None  # noqa: S101  # it may be empty
+    begin = opened.end()
+    is_header = name.lower() in _WHOLE_LINE or (name[:2].lower() == "x-" and _kind(name) != "")
+    if opened["bracket"]:
+        return (begin - 1, _balanced(text, begin - 1)) if _kind(name) != "key" else (0, 0)
+    if opened["quote"]:
+        end = text.find(opened["quote"], begin)
+        end = len(text) if end < 0 else end
+    elif sign == ":" and is_header:
+        end = _end_of(_LINE, text, begin)
+        return (begin, end) if not _REDACTED.match(text, begin) else (0, 0)
+    elif text[max(0, hit.start() - 1) : hit.start()] in {"?", "&"}:
+        end = _end_of(_OF_A_QUERY, text, begin)
+    else:
+        end = _end_of(_BARE, text, begin)
+    value = text[begin:end]
+    bare = value.rstrip(",;.)}]")
+    if value.startswith(("--", "<redacted")) or not holds_secret(name, bare):
+        return 0, 0
+    is_prose = sign == ":" and not opened["quote"] and not hit["quote"]
+    return (0, 0) if is_prose and not _is_mixed(bare) else (begin, begin + len(bare))
+
+
+def _end_of(pattern: re.Pattern[str], text: str, begin: int) -> int:
+    hit = pattern.match(text, begin)
+    return begin if hit is None else hit.end()
+
+
+def _is_mixed(value: str) -> bool:
+    """Whether a value is no word of a sentence: six characters or more, with a digit or a sign among them."""
+    return len(value) >= 6 and not value.isalpha()
+
+
+def _balanced(text: str, begin: int) -> int:
+    """Return where the bracket at a place is closed; the text's end if it is not."""
+    expected: list[str] = []
+    for place in range(begin, len(text)):
+        char = text[place]
+        if char in _CLOSING:
+            expected.append(_CLOSING[char])
+        elif expected and char == expected[-1]:
+            expected.pop()
+            if not expected:
+                return place + 1
+    return len(text)
+
+
+# Documents ------------------------------------------------------------------------------------------------------------
+
+_NAME_KEYS: Final = ("name", "key", "option", "variable", "field")
+_VALUE_KEYS: Final = frozenset({"value", "val", "default", "values"})
+
+
+def hide_in(value: Any, key: str = "") -> Any:
+    """Return a report, or a value of JSON, with the secrets in its texts hidden: a copy where there is one.
+
+    Below a secret name every text is hidden, in lists and mappings, too; so is what follows `--token` in a list of
+    arguments, and the value beside `{"name": "API_KEY"}`. Keys are texts as well.
+    """
+    if isinstance(value, str):
+        return _HIDDEN if holds_secret(key, value) else hide_secrets(value, key)
+    if isinstance(value, msgspec.Struct):
+        return _hide_in_fields(value, value.__struct_fields__, key, msgspec.structs.replace)
+    if dataclasses.is_dataclass(value):
+        return _hide_in_fields(value, [field.name for field in dataclasses.fields(value)], key, dataclasses.replace)
+    if isinstance(value, dict):
+        found = {
+            _key_of(k): hide_in(v, below(key, name))
+            for (k, v), name in zip(value.items(), names_in(value), strict=True)
+        }
+        return value if _same(found, value) else found
+    if isinstance(value, (list, tuple)):
+        named = zip(value, names_beside(value, key), strict=True)
+        items = [item if type(item) in _NUMBERS else hide_in(item, name) for item, name in named]
+        if all(new is old for new, old in zip(items, value, strict=True)):
+            return value
+        return items if isinstance(value, list) else getattr(value, "_make", tuple)(items)
+    return value
+
+
+_NUMBERS: Final = frozenset({int, float, bool})
+
+
+def _hide_in_fields(value: Any, names: Iterable[str], key: str, replace: Callable[..., Any]) -> Any:
+    changed = {}
+    for name in names:
+        old = getattr(value, name)
+        if old is not None and type(old) not in _NUMBERS and (new := hide_in(old, below(key, name))) is not old:
+            changed[name] = new
+    return replace(value, **changed) if changed else value
+
+
+def _key_of(key: Any) -> Any:
+    return hide_secrets(key) if isinstance(key, str) else key
+
+
+def _same(new: dict[Any, Any], old: dict[Any, Any]) -> bool:
+    if len(new) != len(old):
+        return False
+    return all(k is j and v is w for (k, v), (j, w) in zip(new.items(), old.items(), strict=True))
+
+
+def below(key: str, name: Any) -> str:
+    """Return the name under which a value in a mapping of that key is judged: a secret's stays one all the way down.
+
+    >>> below("hub_token", "value"), below("wandb", "key"), below("config", "lr")
+    ('hub_token', 'wandb.key', 'lr')
+    """
+    if not isinstance(name, str):
+        return key
+    if key and _kind(key[-_MAX_NAME:]) in {"secret", "token"} and not _kind(name[-_MAX_NAME:]):
+        return key
+    return f"{key}.{name}" if "wandb" in key[:_MAX_NAME].lower() else name
+
+
+def names_in(mapping: dict[Any, Any]) -> list[Any]:
+    """Return the names under which a mapping's values are judged: its keys, but of `{"name": n, "value": v}` n for v."""
+    label = next(
+        (mapping[k] for k in _NAME_KEYS if isinstance(mapping.get(k), str) and _kind(mapping[k][-_MAX_NAME:])), ""
+    )
+    if not label:
+        return list(mapping)
+    return [label if k in _VALUE_KEYS else k for k in mapping]
+
+
+def names_beside(items: list[Any] | tuple[Any, ...], key: str) -> list[str]:
+    """Return the names under which a list's items are judged: the list's own, or the option that stands before one."""
+    names = [key] * len(items)
+    for place, item in enumerate(items[:-1], 1):
+        if isinstance(item, str) and item[:1] == "-" and _kind(item[-_MAX_NAME:]) and "=" not in item:
+            names[place] = item.lstrip("-")
+    if len(items) == 2 and isinstance(items[0], str) and len(items[0]) <= _MAX_NAME and _kind(items[0]) == "secret":
+        names[1] = items[0]  # one of a list of pairs
+    return names

@@ -1,0 +1,485 @@
+"""Throw damaged inputs at every verb, and hold what comes back against what is promised of any input.
+
+    python tests/fuzz.py --inputs 3000 --seed 0 --workers 2 --out /tmp/fuzz
+
+One process imports everything and forks the workers; a worker runs one input after the other in itself, with an alarm
+and a memory limit, and is replaced where an input kills it. Every input is drawn from (seed, number) alone, so that
+`--only N` runs one of them again. For each failure `--out` gets a folder with the input, made as small as can be, the
+command line and what was wrong.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import faulthandler
+import gc
+import io
+import json
+import os
+import resource
+import select
+import shutil
+import signal
+import sys
+import tempfile
+import time
+import traceback
+import unicodedata
+import warnings
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+TESTS = Path(__file__).resolve().parent
+if str(TESTS) not in sys.path:
+    sys.path.insert(0, str(TESTS))
+
+from fuzz_inputs import DROPPABLE, Input, draw, place  # noqa: E402  # after the path is set
+from isolated import warm  # noqa: E402  # the same
+
+SECONDS = 10  # of the wall, for one input
+MEMORY_MB = 300  # beyond twice the files' size
+ROOM_MB = 5000  # of address space: where a bomb ends
+CODES = {0, 1, 2, 3}
+MORE = ("matplotlib.figure", "matplotlib.backends.backend_svg", "torch")
+ALLOWED_CONTROLS = {"\n", "\t", "\u200d", "\u200b", "\ufeff"}
+TRIES = 24  # runs to make one input small
+
+
+class Verdict(NamedTuple):
+    """What one input did: the exit code, and what was wrong; the first word of a fault is its class."""
+
+    code: int
+    faults: tuple[str, ...]
+    seconds: float
+
+
+class Hang(BaseException):
+    """The alarm: no `except Exception` may catch it."""
+
+
+def main() -> int:
+    """Run, print the counts, and return 1 if anything failed."""
+    options = _options()
+    out = Path(options.out).resolve()
+    shutil.rmtree(out, ignore_errors=True)
+    out.mkdir(parents=True)
+    _settle()
+    numbers = [options.only] if options.only is not None else list(range(options.inputs))
+    start = time.monotonic()
+    verdicts = dict(_run_all(numbers, options.seed, options.workers, options.minutes))
+    failed = {n: v for n, v in verdicts.items() if v.faults}
+    classes = _classes(failed)
+    _print(verdicts, classes, options.seed, time.monotonic() - start)
+    (out / "counts.json").write_text(json.dumps(_counts(verdicts, classes, options.seed), indent=2) + "\n")
+    for fault, first in ((fault, numbers[0]) for fault, numbers in classes.items()):
+        name = "".join(c if c.isalnum() else "-" for c in fault)[:80].strip("-")
+        dropped = [] if options.raw else _smaller(first, options.seed, fault)
+        _keep(out / f"{name}-{first}", first, options.seed, dropped, fault)
+    return int(bool(failed))
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="Damaged inputs for every verb.")
+    parser.add_argument("--inputs", type=int, default=1000)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--minutes", type=float, default=24 * 60.0, help="stop drawing after so long")
+    parser.add_argument("--out", default=str(Path(tempfile.gettempdir()) / "gradience-fuzz"))
+    parser.add_argument("--only", type=int, default=None, help="run this input alone")
+    parser.add_argument("--raw", action="store_true", help="keep failing inputs as they were drawn")
+    return parser.parse_args()
+
+
+def _settle() -> None:
+    """Import what a worker needs, while nothing runs beside it that a fork would lose."""
+    os.environ |= {
+        "JAX_PLATFORMS": "cpu",
+        "MPLBACKEND": "agg",
+        "OMP_NUM_THREADS": "1",
+        "NO_COLOR": "1",
+        "COLUMNS": "120",
+    }
+    os.environ |= {"XLA_FLAGS": "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"}
+    warnings.simplefilter("ignore")
+    warm(MORE)
+    with contextlib.suppress(ImportError):
+        import tensorboard.backend.event_processing.event_accumulator
+        import tensorboard.util.tensor_util  # noqa: F401
+    gc.freeze()
+
+
+class Worker:
+    """A fork that runs inputs, and the two pipes to it."""
+
+    def __init__(self) -> None:
+        self.folder = Path(tempfile.mkdtemp(prefix="gradience-fuzz-"))
+        ask, self._asked = os.pipe()
+        self.told, tell = os.pipe()
+        self.pid = os.fork()
+        if self.pid == 0:
+            os.close(self._asked)
+            os.close(self.told)
+            _work(os.fdopen(ask, "r"), tell, self.folder)
+        os.close(ask)
+        os.close(tell)
+        self._answers = os.fdopen(self.told, "r")
+        self.number: int | None = None
+        self.since = 0.0
+
+    def ask(self, number: int, seed: int, dropped: list[int]) -> None:
+        """Have it run an input, without some of its damages."""
+        self.number, self.since = number, time.monotonic()
+        os.write(self._asked, (json.dumps([number, seed, dropped]) + "\n").encode())
+
+    def answer(self) -> Verdict:
+        """Return its verdict; a worker that is gone was killed by the input."""
+        line = self._answers.readline()
+        seconds = time.monotonic() - self.since
+        if not line:
+            _, status = os.waitpid(self.pid, 0)
+            return Verdict(-1, (f"crash: {os.waitstatus_to_exitcode(status)}",), seconds)
+        code, faults, seconds = json.loads(line)
+        return Verdict(code, tuple(faults), seconds)
+
+    def late(self) -> bool:
+        """Whether the alarm inside it did not help."""
+        return self.number is not None and time.monotonic() - self.since > SECONDS + 3
+
+    def kill(self) -> Verdict:
+        """End it."""
+        os.kill(self.pid, signal.SIGKILL)
+        os.waitpid(self.pid, 0)
+        return Verdict(-9, ("hang: and the alarm was not heard",), time.monotonic() - self.since)
+
+    def close(self) -> None:
+        """End it, if it has not ended; its pipe cannot tell it to, for its younger siblings hold that open, too."""
+        os.close(self._asked)
+        self._answers.close()
+        with contextlib.suppress(ProcessLookupError, ChildProcessError):
+            os.kill(self.pid, signal.SIGKILL)
+            os.waitpid(self.pid, 0)
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def _run_all(numbers: list[int], seed: int, count: int, minutes: float) -> Iterator[tuple[int, Verdict]]:
+    waiting = list(reversed(numbers))
+    workers = [Worker() for _ in range(min(count, len(waiting)))]
+    end = time.monotonic() + minutes * 60
+    while waiting or any(w.number is not None for w in workers):
+        for worker in workers:
+            if worker.number is None and waiting and time.monotonic() < end:
+                worker.ask(waiting.pop(), seed, [])
+        busy = {w.told: w for w in workers if w.number is not None}
+        if not busy:
+            break
+        ready, _, _ = select.select(list(busy), [], [], 1.0)
+        for at, worker in enumerate(workers):
+            if worker.told in ready and worker.number is not None:
+                verdict = worker.answer()
+            elif worker.late():
+                verdict = worker.kill()
+            else:
+                continue
+            yield worker.number or 0, verdict
+            worker.number = None
+            if verdict.code < 0:
+                worker.close()
+                workers[at] = Worker()
+    for worker in workers:
+        worker.close()
+
+
+def _classes(failed: dict[int, Verdict]) -> dict[str, list[int]]:
+    """Return the numbers of the inputs of each class of failure."""
+    classes: dict[str, list[int]] = {}
+    for number, verdict in sorted(failed.items()):
+        for fault in dict.fromkeys(verdict.faults):
+            classes.setdefault(fault, []).append(number)
+    return classes
+
+
+def _smaller(number: int, seed: int, fault: str) -> list[int]:
+    """Return the damages that can be left away and the fault stays, found one by one."""
+    dropped: list[int] = []
+    for index in range(min(TRIES, draw(number, seed).damages)):
+        verdict = next(_run_with(number, seed, [*dropped, index]))
+        if fault in verdict.faults:
+            dropped.append(index)
+    return dropped
+
+
+def _run_with(number: int, seed: int, dropped: list[int]) -> Iterator[Verdict]:
+    worker = Worker()
+    worker.ask(number, seed, dropped)
+    ready, _, _ = select.select([worker.told], [], [], SECONDS + 3)
+    yield worker.answer() if ready else worker.kill()
+    worker.close()
+
+
+def _keep(folder: Path, number: int, seed: int, dropped: list[int], fault: str) -> None:
+    given = draw(number, seed, dropped)
+    place(given, folder)
+    line = " ".join(json.dumps(word) if set(word) - DROPPABLE else word for word in given.argv)
+    again = f"python tests/fuzz.py --only {number} --seed {seed}"
+    secret = f"secret: {given.secret_kind}: {', '.join(given.secrets)}\n" if given.secrets else ""
+    text = f"{fault}\n\ncd in && gradience {line}\n\nseed file: {given.kind}\n{secret}again: {again}\n"
+    (folder / "README").write_text(text, encoding="utf-8", errors="backslashreplace")
+
+
+def _counts(verdicts: dict[int, Verdict], classes: dict[str, list[int]], seed: int) -> dict[str, Any]:
+    drawn = {n: draw(n, seed) for n in verdicts}
+    return {
+        "inputs": len(verdicts),
+        "failed": sum(bool(v.faults) for v in verdicts.values()),
+        "exit codes": dict(sorted(Counter(str(v.code) for v in verdicts.values()).items())),
+        "verbs": dict(sorted(Counter(d.argv[0] if d.argv else "" for d in drawn.values()).items())),
+        "kinds": dict(sorted(Counter(d.kind for d in drawn.values()).items())),
+        "failed by verb": dict(sorted(Counter(drawn[n].argv[0] for n, v in verdicts.items() if v.faults).items())),
+        "seconds by verb": dict(sorted(_seconds(verdicts, drawn).items())),
+        "slowest": round(max((v.seconds for v in verdicts.values()), default=0.0), 2),
+        "faults": {fault: len(numbers) for fault, numbers in sorted(classes.items(), key=lambda c: -len(c[1]))},
+        "examples": {fault: numbers[:3] for fault, numbers in classes.items()},
+    }
+
+
+def _seconds(verdicts: dict[int, Verdict], drawn: dict[int, Input]) -> dict[str, float]:
+    spent: Counter[str] = Counter()
+    for number, verdict in verdicts.items():
+        spent[drawn[number].argv[0]] += verdict.seconds  # type: ignore[assignment]  # a Counter counts anything
+    return {verb: round(seconds, 1) for verb, seconds in spent.items()}
+
+
+def _print(verdicts: dict[int, Verdict], classes: dict[str, list[int]], seed: int, seconds: float) -> None:
+    counts = _counts(verdicts, classes, seed)
+    sys.stdout.write(
+        f"{counts['inputs']} inputs in {seconds:.0f} s, {counts['failed']} failed; slowest {counts['slowest']} s" + "\n"
+    )
+    for name in ("exit codes", "verbs", "seconds by verb", "kinds", "failed by verb"):
+        sys.stdout.write(f"{name}: {', '.join(f'{key} {value}' for key, value in counts[name].items())}" + "\n")
+    for fault, numbers in sorted(classes.items(), key=lambda c: -len(c[1])):
+        sys.stdout.write(f"{len(numbers):6d}  {fault}   (inputs {', '.join(map(str, numbers[:3]))})" + "\n")
+
+
+# In the worker -------------------------------------------------------------------------------------------------------
+
+
+def _work(asked: Any, tell: int, folder: Path) -> None:
+    """Run what is asked for; never returns."""
+    code = 1
+    try:
+        faulthandler.disable()
+        room = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize() + ROOM_MB * 1024**2
+        resource.setrlimit(resource.RLIMIT_AS, (room, room))
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        runner = Runner(folder)
+        for line in asked:
+            number, seed, dropped = json.loads(line)
+            verdict = runner.verdict(draw(number, seed, dropped))
+            os.write(tell, (json.dumps(verdict) + "\n").encode())
+        code = 0
+    except BaseException:  # noqa: BLE001  # the last frame of this process
+        with contextlib.suppress(Exception):
+            (folder / "worker").write_text(traceback.format_exc())
+    finally:
+        os._exit(code)
+
+
+class Runner:
+    """Runs inputs in this process, and looks at everything that comes out."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._out, self._err = folder / "stdout", folder / "stderr"
+        for number, path in ((1, self._out), (2, self._err)):
+            os.dup2(os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600), number)
+        os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+        os.environ |= {"HOME": str(folder / "home"), "XDG_CACHE_HOME": str(folder / "cache"), "HF_HUB_OFFLINE": "1"}
+        os.environ["TMPDIR"] = tempfile.tempdir = str(folder / "tmp")
+        for name in ("home", "cache", "tmp"):
+            (folder / name).mkdir()
+        self._written: list[str] | None = None
+        sys.addaudithook(self._heard)
+        signal.signal(signal.SIGALRM, _alarm)
+
+    def verdict(self, given: Input) -> Verdict:
+        """Return what the input did."""
+        case = self._folder / "case"
+        shutil.rmtree(case, ignore_errors=True)
+        size = place(given, case)
+        before = _snapshot(case)
+        base = self._start()
+        start = time.monotonic()
+        code, fault = self._call(given, case)
+        seconds = time.monotonic() - start
+        faults = [fault] if fault else []
+        peak = _status_mb("VmHWM") - base
+        if peak > 2 * size / 1e6 + MEMORY_MB:
+            faults.append(f"memory: {given.argv[0]}")
+        if seconds > SECONDS and not fault:
+            faults.append(f"hang: {given.argv[0]} took longer than {SECONDS} s")
+        faults += self._faults(given, case, code, before)
+        os.chdir("/")
+        return Verdict(code, tuple(dict.fromkeys(faults)), seconds)
+
+    def _start(self) -> float:
+        """Empty the outputs, forget the peak of memory, and return what is resident."""
+        gc.collect(1)
+        for path in (self._out, self._err):
+            os.truncate(path, 0)
+        with contextlib.suppress(OSError):
+            Path("/proc/self/clear_refs").write_text("5")
+        return _status_mb("VmRSS")
+
+    def _call(self, given: Input, case: Path) -> tuple[int, str]:
+        from gradience.cli.main import main as gradience
+
+        os.chdir(case / "in")
+        out = io.TextIOWrapper(io.FileIO(1, "w", closefd=False), encoding="utf-8", write_through=True)
+        err = io.TextIOWrapper(
+            io.FileIO(2, "w", closefd=False), encoding="utf-8", errors="backslashreplace", write_through=True
+        )
+        self._written = []
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            for kind in (RuntimeWarning, UserWarning, ResourceWarning):
+                warnings.simplefilter("always", kind)
+            signal.alarm(SECONDS)
+            try:
+                return gradience(list(given.argv)), ""
+            except SystemExit as end:
+                return (end.code if isinstance(end.code, int) else int(end.code is not None)), ""
+            except Hang as hang:
+                return 0, f"hang: {_where(hang)}"
+            except BaseException as error:  # noqa: BLE001  # that there is none is what is claimed
+                return 1, f"traceback: {type(error).__name__} in {_where(error)}"
+            finally:
+                signal.alarm(0)
+                self._stop = self._written
+                self._written = None
+
+    def _heard(self, event: str, args: tuple[Any, ...]) -> None:
+        if self._written is None:
+            return
+        if event == "open" and isinstance(args[0], str | bytes) and isinstance(args[2], int):
+            if args[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT):
+                self._written.append(os.fsdecode(args[0]))
+        elif event in {"os.mkdir", "os.remove", "os.rmdir", "os.truncate", "os.chmod"}:
+            self._written.append(os.fsdecode(args[0]) if isinstance(args[0], str | bytes) else "")
+        elif event in {"os.rename", "os.link", "os.symlink"}:
+            self._written += [os.fsdecode(a) for a in args[:2] if isinstance(a, str | bytes)]
+        elif event in {"os.system", "subprocess.Popen", "os.exec", "os.posix_spawn", "socket.connect"}:
+            self._written.append(f"/{event}")
+
+    def _faults(self, given: Input, case: Path, code: int, before: dict[str, tuple[int, int]]) -> Iterator[str]:
+        verb = given.argv[0]
+        out = self._out.read_bytes().decode("utf-8", "surrogateescape")
+        err = self._err.read_bytes().decode("utf-8", "surrogateescape")
+        if code not in CODES:
+            yield f"exit code: {code} of {verb}"
+        lines = [line for line in err.splitlines() if line.strip()]
+        warned = next((line for line in lines if "Warning: " in line or "Traceback" in line), None)
+        if warned is not None:
+            where = warned.rpartition(": ")[0].rpartition("/")[2] if "Warning: " in warned else "a traceback"
+            yield f"stderr: {where[:60]} in {verb}"
+        elif len(lines) > 1:
+            yield f"stderr: {verb} wrote {min(len(lines), 3)} lines or more"
+        if any(len(line) > 2000 for line in lines):  # thirty lines of a terminal
+            yield f"long error: {verb}"
+        if given.json and out and not _is_json(out):
+            yield f"json: {verb} wrote something else"
+        yield from (f"control: {verb} wrote {c} as itself" for c in sorted(_controls(out) | _controls(err))[:1])
+        yield from self._changes(given, case, before)
+        made = "" if given.keeps_config else _texts(case / "out")
+        for secret in given.secrets:
+            if any(secret in text for text in (out, err, made)):
+                yield f"secret: {verb} shows one"
+
+    def _changes(self, given: Input, case: Path, before: dict[str, tuple[int, int]]) -> Iterator[str]:
+        verb = given.argv[0]
+        after = _snapshot(case)
+        for name in sorted(before.keys() | after.keys()):
+            if before.get(name) != after.get(name) and not any(name.startswith(w) for w in given.writes):
+                what = "removed" if name not in after else "changed" if name in before else "wrote"
+                yield f"write: {verb} {what} {Path(name).name if given.kind in name else Path(name).suffix or 'a file'}"
+        roots = tuple(str(p) for p in (case, self._folder / "cache", self._folder / "tmp", "/dev/null", "/dev/shm"))  # noqa: S108
+        for path in self._stop:
+            if path.startswith("/") and not path.startswith((*roots, "/proc/self")):
+                yield f"write: {verb} opened {path} for writing"
+        for path in (case / "out").glob("**/*.safetensors"):
+            if not _opens(path):
+                yield f"unreadable: {verb} wrote what safetensors cannot open"
+        if any((self._folder / "tmp").iterdir()):
+            yield f"write: {verb} left something in the temporary folder"
+            shutil.rmtree(self._folder / "tmp")
+            (self._folder / "tmp").mkdir()
+
+
+def _alarm(_number: int, _frame: Any) -> None:
+    raise Hang
+
+
+def _where(error: BaseException) -> str:
+    """Return the last function of ours on the way to an error."""
+    frames = traceback.extract_tb(error.__traceback__)
+    ours = [
+        f"{Path(f.filename).parent.name}.{Path(f.filename).stem}.{f.name}"
+        for f in frames
+        if "/gradience/" in f.filename
+    ]
+    return ours[-1] if ours else "no function of ours"
+
+
+def _status_mb(name: str) -> float:
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(name + ":"):
+            return int(line.split()[1]) / 1024
+    return 0.0
+
+
+def _snapshot(folder: Path) -> dict[str, tuple[int, int]]:
+    found = {}
+    for path in folder.rglob("*"):
+        state = path.lstat()
+        is_folder = path.is_dir() and not path.is_symlink()
+        found[str(path.relative_to(folder))] = (0, 0) if is_folder else (state.st_size, state.st_mtime_ns)
+    return found
+
+
+def _texts(folder: Path) -> str:
+    return "\n".join(p.read_bytes().decode("utf-8", "replace") for p in folder.rglob("*") if p.is_file())
+
+
+def _is_json(text: str) -> bool:
+    try:
+        json.loads(text, parse_constant=_refuse)
+    except (ValueError, RecursionError):
+        return False
+    return text.isascii() or text.encode("utf-8", "replace").decode() == text
+
+
+def _refuse(name: str) -> None:
+    raise ValueError(name)
+
+
+def _controls(text: str) -> set[str]:
+    if text.isascii() and text.isprintable():
+        return set()
+    odd = {c for c in set(text) if unicodedata.category(c) in {"Cc", "Cf", "Cs", "Zl", "Zp"}} - ALLOWED_CONTROLS
+    return {ascii(c) for c in odd}
+
+
+def _opens(path: Path) -> bool:
+    from safetensors import safe_open
+
+    try:
+        with safe_open(path, framework="numpy") as file:
+            return len(list(file.keys())) >= 0
+    except Exception:  # noqa: BLE001  # whatever it is, it does not open
+        return False
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

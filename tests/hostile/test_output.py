@@ -1,0 +1,330 @@
+"""Rows 17, 18 and 23, how a command ends: whole output, or one line and an exit code that says so."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import unicodedata
+from pathlib import Path
+
+import pytest
+from hostile.inputs import adapter, base, factors, log_line, run_log, trainer_state
+from hostile.verbs import LOOKING
+
+UNWRITABLE = 2
+
+
+def process(argv, cwd, *, stdout, env=None, **options):
+    """Run a whole interpreter, whose own start and end are part of what is claimed."""
+    return subprocess.run(
+        [sys.executable, "-m", "gradience", *argv],
+        cwd=cwd,
+        stdout=stdout,
+        stderr=subprocess.PIPE,
+        env=os.environ | (env or {}),
+        timeout=60,
+        check=False,
+        **options,
+    )
+
+
+LIGHT = {
+    "schema": ["schema"],
+    "rules": ["rules"],
+    "rules --json": ["rules", "--json"],
+    "monitor": ["monitor", "run.jsonl"],
+    "monitor --json": ["monitor", "run.jsonl", "--json"],
+    "validate": ["validate", "run.jsonl"],
+    "check --format sarif": ["check", "run.jsonl", "--format", "sarif"],
+    "check --format github": ["check", "run.jsonl", "--format", "github"],
+    "--help": ["--help"],
+    "--version": ["--version"],
+}
+
+
+@pytest.mark.parametrize("case", LIGHT)
+def test_a_full_disk_under_stdout_is_one_line_of_error(tmp_path, case):
+    run_log(tmp_path / "run.jsonl")
+    with Path("/dev/full").open("w") as full:
+        told = process(LIGHT[case], tmp_path, stdout=full)
+    assert told.returncode == UNWRITABLE
+    assert len(told.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize("case", LIGHT)
+def test_a_closed_stdout_is_one_line_of_error(tmp_path, case):
+    run_log(tmp_path / "run.jsonl")
+    told = subprocess.run(
+        ["sh", "-c", f'"{sys.executable}" -m gradience {" ".join(LIGHT[case])} >&-'],
+        cwd=tmp_path,
+        stderr=subprocess.PIPE,
+        timeout=60,
+        check=False,
+    )
+    assert told.returncode == UNWRITABLE
+    assert len(told.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize("case", LIGHT)
+def test_a_reader_that_went_away_is_no_error(tmp_path, case):
+    run_log(tmp_path / "run.jsonl")
+    read, write = os.pipe()
+    os.close(read)
+    try:
+        told = process(LIGHT[case], tmp_path, stdout=write)
+    finally:
+        os.close(write)
+    assert told.stderr == b""
+    assert told.returncode in {0, 141}
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "cp1252", "utf-16", "ascii:strict"])
+@pytest.mark.parametrize("options", [[], ["--json"], ["-v"]])
+def test_a_stdout_that_has_no_such_letters_gets_the_report_all_the_same(tmp_path, options, encoding):
+    alert = log_line("alert", 2, severity="info", code="größe", message="模型 ✓ \U0001f600")
+    run_log(tmp_path / "läuft-模型.jsonl", alert, config={"model_name": "org/模型", "notes": "naïve ✓"})
+    env = {"PYTHONIOENCODING": encoding, "PYTHONUTF8": "0"}
+    told = process(["monitor", "läuft-模型.jsonl", *options], tmp_path, stdout=subprocess.PIPE, env=env)
+    assert (told.returncode, told.stderr) == (0, b"")
+    if options == ["--json"]:
+        codec = encoding.partition(":")[0]
+        assert json.loads(told.stdout.decode("utf-8" if codec in {"ascii", "latin-1", "cp1252"} else codec))
+
+
+def test_the_c_locale_gets_the_report_all_the_same(tmp_path):
+    run_log(tmp_path / "run.jsonl", config={"model_name": "org/模型"})
+    env = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    told = process(["monitor", "run.jsonl"], tmp_path, stdout=subprocess.PIPE, env=env)
+    assert (told.returncode, told.stderr) == (0, b"")
+
+
+@pytest.mark.parametrize("verb", LOOKING)
+def test_a_path_that_is_not_utf_8_is_shown_and_stays_json(run, tmp_path, verb):
+    name = os.fsdecode(b"a\xff\xfeb")
+    place = tmp_path / name
+    adapter(place / "a")
+    adapter(place / "b", factors(seed=1))
+    base(place / "base")
+    run_log(place / "run.jsonl")
+    trainer_state(place / "state" / "trainer_state.json")
+    argv = [word.replace("@", f"{name}/") for word in LOOKING[verb]]
+    told = run(*argv)
+    assert told.code in {0, 1, 2, 3}
+    assert len(told.errors) <= (told.code == 2)
+    if told.code != 2 and ("--json" in argv or "sarif" in argv):
+        json.loads(told.out)
+
+
+FULL = """
+import resource, signal, sys
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit}))
+sys.argv = {argv!r}
+from gradience.cli.main import script
+raise SystemExit(script())
+"""
+WRITING = {
+    "report": ["report", "run", "--out", "out.html"],
+    "report.md": ["report", "run", "--out", "out.md"],
+    "report --force": ["report", "run", "--out", "old.html", "--force"],
+    "import": ["import", "state", "--out", "out.jsonl"],
+    "resize": ["resize", "a", "--rank", "2", "--out", "out"],
+    "convert": ["convert", "a", "--to", "mlx", "--out", "out"],
+    "merge": ["merge", "a", "b", "--out", "out"],
+    "ties": ["merge", "a", "b", "--method", "ties", "--out", "out"],
+    "mitigate": ["mitigate", "a", "--base", "base", "--out", "out"],
+    "audit --append": ["audit", "a", "--append", "run/run.jsonl"],
+}
+
+
+def listing(folder):
+    return {
+        str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file() and ".lock" not in p.name
+    }
+
+
+@pytest.mark.parametrize("limit", [0, 100, 900])
+@pytest.mark.parametrize("verb", WRITING)
+def test_a_full_disk_leaves_nothing_half_written_and_is_one_line_of_error(run, tmp_path, verb, limit):
+    place = tmp_path / "place"
+    adapter(place / "a")
+    adapter(place / "b", factors(seed=1))
+    base(place / "base")
+    run_log(place / "run" / "run.jsonl")
+    trainer_state(place / "state" / "trainer_state.json")
+    (place / "old.html").write_text("mine")
+    before = listing(place)
+    told = run(cwd=place, python=FULL.format(limit=limit, argv=["gradience", *WRITING[verb]]))
+    # stdout is a file here too: the limit may cut it, which is for another test
+    assert "Traceback" not in told.err
+    if told.code != 0:
+        assert told.code == 2
+        assert listing(place) == before or verb == "audit --append"
+
+
+CONTROLS = (
+    *("\x9b31m", "\x85", "\x7f", "\x1b[31m", "\x07", "\r"),  # for the terminal: CSI of eight bits, NEL, DEL, ESC, BEL
+    *("\u2028", "\u2029"),  # ends of lines, to some
+    *("\u202e", "\u2066", "\u200f", "\u061c", "\U000e0041"),  # that turn the order of letters, or hide
+)
+FORMATS = [
+    ["monitor", "run.jsonl"],
+    ["monitor", "run.jsonl", "--json"],
+    ["monitor", "run.jsonl", "--format", "sarif"],
+    ["monitor", "run.jsonl", "--format", "github"],
+    ["check", "c.json"],
+    ["check", "c.json", "--json"],
+    ["check", "c.json", "--format", "sarif"],
+    ["check", "c.json", "--format", "github"],
+    ["audit", "a", "--json"],
+    ["audit", "a", "--layers", "-v"],
+    ["audit", "a", "--format", "github"],
+    ["diagnose", ".", "--json"],
+    ["diagnose", ".", "--format", "sarif"],
+    ["diagnose", "."],
+    ["report", "."],
+    ["report", ".", "--out", "page.html"],
+    ["import", "state", "--out", "o.jsonl", "--json"],
+    ["merge-check", "a", "a", "--json"],
+    ["validate", "bad.jsonl", "--json"],
+    ["validate", "bad.jsonl"],
+]
+
+
+def raw_controls(text):
+    """Return the characters that steer a terminal or turn the order of letters, and stand there as themselves."""
+    allowed = {"\n", "\t", "\u200d", "\u200b"}
+    return {ascii(c) for c in text if unicodedata.category(c) in {"Cc", "Cf", "Zl", "Zp"} and c not in allowed}
+
+
+@pytest.mark.parametrize("argv", FORMATS, ids=" ".join)
+def test_no_control_character_of_an_input_reaches_an_output_as_itself(run, tmp_path, argv):
+    evil = f"a{'c'.join(CONTROLS)}b"
+    config = {"model_name": evil, "notes": evil, "lora": {"r": 4, "alpha": 8.0, "target_modules": [evil]}}
+    lines = [
+        log_line("alert", 2, severity="warning", code=evil, message=evil),
+        log_line("train_step", 3, loss="NaN", **{evil: evil}),
+        log_line("eval", 3, split=evil, metrics={"loss": 1.0}),
+    ]
+    run_log(tmp_path / "run.jsonl", *lines, config=config)
+    run_log(tmp_path / "bad.jsonl", log_line("train_step", evil), f"{evil}", log_line(evil, evil))
+    (tmp_path / "c.json").write_text(json.dumps({"lr": 1.0, "r": 4, "optimizer": evil, evil: 1, "model_name": evil}))
+    stem = f"base_model.model.{evil}.layers.0.q_proj"
+    tensors = factors(stem=stem, scale=0.0) | {
+        f"{evil}.other": factors()["base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight"]
+    }
+    adapter(tmp_path / "a", tensors, {"base_model_name_or_path": evil, "target_modules": [evil]})
+    rows = [{"step": 1, "loss": 1.0, evil: 1.0}, {"step": 2, f"eval_{evil}_loss": 1.0}]
+    trainer_state(tmp_path / "state" / "trainer_state.json", rows, best_model_checkpoint=evil)
+    told = run(*argv)
+    written = [p for p in (tmp_path / "page.html", tmp_path / "o.jsonl") if p.exists()]
+    outputs = [told.out, told.err, *(p.read_text(encoding="utf-8") for p in written)]
+    assert [raw_controls(text) for text in outputs] == [set()] * len(outputs)
+    assert told.code in {0, 1, 2}
+
+
+@pytest.mark.parametrize("options", [[], ["--json"], ["--format", "sarif"], ["--format", "github"]])
+@pytest.mark.parametrize("verb", ["check", "monitor", "audit"])
+def test_no_control_character_of_a_path_reaches_an_output_as_itself(run, tmp_path, verb, options):
+    evil = f"a{'c'.join(CONTROLS)}b"
+    config = {"lr": 10.0, "r": 4, "alpha": 4000.0, "optimizer": "adamw"}
+    lines = [log_line("train_step", step, loss=float(step * step), lr=10.0, grad_norm=1e6) for step in range(1, 40)]
+    run_log(tmp_path / evil / "run.jsonl", *lines, steps=0)
+    (tmp_path / evil / "c.json").write_text(json.dumps(config))
+    adapter(tmp_path / evil / "a", factors(scale=0.0))
+    at = {"check": "c.json", "monitor": "run.jsonl", "audit": "a"}[verb]
+    told = run(verb, f"{evil}/{at}", *options)
+    assert raw_controls(told.out + told.err) == set()
+    assert told.code in {0, 1}
+
+
+SWEEP = """
+import os, signal, sys
+seen, at = 0, {at}
+def hook(event, args):
+    global seen
+    if event in ("os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.link", "shutil.rmtree") or (
+        event == "open" and isinstance(args[2], int) and args[2] & (os.O_WRONLY | os.O_RDWR)
+    ):
+        seen += 1
+        if seen == at:
+            os.kill(os.getpid(), {number})
+sys.addaudithook(hook)
+sys.argv = {argv!r}
+from gradience.cli.main import script
+raise SystemExit(script())
+"""
+
+
+@pytest.mark.parametrize("number", [15, 2], ids=["SIGTERM", "SIGINT"])
+@pytest.mark.parametrize("verb", ["resize", "convert", "import", "report.md"])
+def test_a_signal_at_any_write_leaves_the_whole_or_nothing(run, tmp_path, verb, number):
+    place = tmp_path / "place"
+    adapter(place / "a")
+    run_log(place / "run" / "run.jsonl")
+    trainer_state(place / "state" / "trainer_state.json")
+    before = listing(place)
+    for at in range(1, 12):
+        told = run(cwd=place, python=SWEEP.format(at=at, number=number, argv=["gradience", *WRITING[verb]]))
+        left = {name: data for name, data in listing(place).items() if name not in before}
+        assert "Traceback" not in told.err, (at, told.err)
+        assert not any(part.startswith(".") for name in left for part in name.split("/")), (at, sorted(left))
+        assert not [p for p in place.iterdir() if p.name.startswith(".")], at
+        if told.code in {0, 128 + number, -number}:
+            if told.code == 0:
+                break
+        else:
+            pytest.fail(f"exit code {told.code} at write {at}: {told.err}")
+        for name in left:
+            (place / name).unlink()
+        for folder in ("out",):
+            if (place / folder).is_dir():
+                (place / folder).rmdir()
+
+
+LATE = """
+import atexit, os, signal, sys
+{late}
+sys.argv = ["gradience", "rules", "--json"]
+from gradience.cli.main import script
+sys.exit(script())
+"""
+
+
+@pytest.mark.parametrize(
+    "late",
+    [
+        "atexit.register(lambda: os.kill(os.getpid(), 2))",
+        "import threading; threading._register_atexit(lambda: os.kill(os.getpid(), 2))",
+        "import gc; freeze = gc.freeze; gc.freeze = lambda: (freeze(), os.kill(os.getpid(), 2))",
+    ],
+    ids=["at exit", "while threads are joined", "after the last line"],
+)
+def test_an_interrupt_after_the_output_is_whole_prints_no_traceback(tmp_path, late):
+    told = subprocess.run(
+        [sys.executable, "-c", LATE.format(late=late)], cwd=tmp_path, capture_output=True, timeout=60, check=False
+    )
+    assert b"Traceback" not in told.stderr
+    assert b"Exception ignored" not in told.stderr
+    assert told.returncode in {0, 130}
+    json.loads(told.stdout)
+
+
+def test_an_interrupt_while_imports_are_going_on_is_one_line(tmp_path):
+    code = """
+import os, sys
+class Interrupting:
+    def find_spec(self, name, path=None, target=None):
+        if name == "gradience.schema.rules" or name == "msgspec":
+            sys.meta_path.remove(self)
+            os.kill(os.getpid(), 2)
+sys.meta_path.insert(0, Interrupting())
+sys.argv = ["gradience", "rules"]
+from gradience.cli.main import script
+sys.exit(script())
+"""
+    told = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, timeout=60, check=False)
+    assert told.returncode == 130
+    assert len(told.stderr.splitlines()) == 1

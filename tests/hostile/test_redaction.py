@@ -1,0 +1,207 @@
+"""Rows 2 and 3, secrets: none of the corpus is shown or stored, and what is none stays as it is."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+from collections import defaultdict
+
+import pytest
+from hostile.inputs import CONFIG, SCHEMA, log_line
+from hostile.secrets import INNOCENTS, KINDS, KNOWN_BY_VALUE, SECRETS, SHAPES
+
+from gradience import TelemetryWriter
+from gradience.cli.main import main
+from gradience.errors import GradienceError
+
+OF_KIND = defaultdict(list)
+for secret in SECRETS:
+    OF_KIND[secret.kind].append(secret)
+
+
+def holds(text, core):
+    """Return whether a text shows a secret, as it is or as JSON or HTML writes it."""
+    forms = {core, json.dumps(core)[1:-1], core.replace("&", "&amp;"), core.replace("/", "\\/")}
+    return any(form in text for form in forms)
+
+
+def shown(secrets, *texts):
+    """Return the kinds and shapes of the secrets that the texts hold."""
+    return [(s.kind, s.shape) for s in secrets if any(holds(text, s.core) for text in texts)]
+
+
+def command(*argv):
+    """Run a command in this process, and return what it wrote to stdout and stderr."""
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        main([str(word) for word in argv])
+    return out.getvalue(), err.getvalue()
+
+
+def test_the_corpus_is_as_large_as_is_claimed():
+    assert len(KINDS) >= 60
+    assert len(SHAPES) == 8
+    assert len(SECRETS) >= 400
+    assert len({s.core for s in SECRETS}) > 400
+    assert len(INNOCENTS) >= 400
+    assert all(s.core in json.dumps(s.value) for s in SECRETS)
+
+
+def test_no_secret_reaches_a_log_through_the_writer(tmp_path):
+    log = tmp_path / "run.jsonl"
+    with TelemetryWriter(log, allow_text=True) as writer:
+        for s in SECRETS:
+            writer.train_step(1, **{s.key: s.value})
+            writer.metrics(1, kind="k", metrics={"config": {s.key: s.value}})
+            text = s.value if isinstance(s.value, str) and s.key == "note" else None
+            if text is not None:
+                writer.alert(severity="info", code="c", message=text, context={"args": [text]})
+                with contextlib.suppress(GradienceError):
+                    writer.eval(1, split=text, metrics={"loss": 1.0})
+    assert shown(SECRETS, log.read_text()) == []
+
+
+def texts_of(secrets):
+    """Return the secrets of a kind as texts: what a foreign program may have put anywhere.
+
+    A password that nothing gives away but its name has its name in the text, too: `tiger42` alone may be a model.
+    """
+    return [s.value if _tells(s) else json.dumps({s.key: s.value}) for s in secrets]
+
+
+def _tells(s):
+    return isinstance(s.value, str) and (s.key == "note" or s.kind in KNOWN_BY_VALUE)
+
+
+FIELDS = ("model_name", "dataset_name", "notes", "reason", "message", "code", "split", "kind")
+
+
+def placed(secrets, turn):
+    """Return the secrets' texts by the field they stand in: another one at every turn."""
+    texts = texts_of(secrets)
+    return {field: texts[(n + turn) % len(texts)] for n, field in enumerate(FIELDS)}
+
+
+def foreign_log(path, secrets, turn):
+    """Write a log that another program wrote, without redaction: secrets in whatever is displayed."""
+    at = placed(secrets, turn)
+    keyed = {f"{s.key}" if s.key != "note" else f"note{n}": s.value for n, s in enumerate(secrets)}
+    config = {name: at[name] for name in FIELDS[:3]} | {"lora": {"r": 4, "alpha": 8.0, "extras": keyed}}
+    lines = [
+        log_line("run_start", config=config, meta=keyed),
+        log_line("train_step", 1, loss=1.0, **keyed),
+        log_line("eval", 1, split=at["split"], metrics={"loss": 1.0, **keyed}),
+        log_line("alert", 1, severity="critical", code=at["code"], message=at["message"], context=keyed),
+        log_line("metrics", 1, kind=at["kind"], metrics=keyed),
+        log_line("run_end", status="error", reason=at["reason"]),
+        json.dumps({"schema": SCHEMA, "ts": at["code"], "run_id": "r", "event": "train_step", "step": at["message"]}),
+    ]
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+@pytest.mark.parametrize(
+    "verb",
+    ["monitor", "monitor -v", "monitor --json", "validate", "validate --json", "diagnose", "diagnose --json", "report"],
+)
+def test_no_secret_of_a_foreign_log_is_shown(tmp_path, verb):
+    leaks = []
+    name, *options = verb.split()
+    for turn, secrets in enumerate(OF_KIND.values()):
+        log = foreign_log(tmp_path / "run.jsonl", secrets, turn)
+        leaks += shown(secrets, *command(name, log, *options))
+    assert sorted(set(leaks)) == []
+
+
+def test_no_secret_of_a_foreign_log_is_in_its_page(tmp_path):
+    leaks = []
+    page = tmp_path / "page.html"
+    for turn, secrets in enumerate(list(OF_KIND.values())[::8]):
+        log = foreign_log(tmp_path / "run.jsonl", secrets, turn)
+        said = command("report", log, "--out", page, "--force")
+        leaks += shown(secrets, *said, page.read_text())
+    assert sorted(set(leaks)) == []
+
+
+@pytest.mark.parametrize("options", [[], ["-v"], ["--json"], ["--format", "sarif"], ["--format", "github"]])
+def test_no_secret_of_a_config_is_shown_by_check(tmp_path, options):
+    leaks = []
+    path = tmp_path / "c.json"
+    for turn, secrets in enumerate(OF_KIND.values()):
+        at = placed(secrets, turn)
+        keyed = {s.key if s.key != "note" else f"note{n}": s.value for n, s in enumerate(secrets)}
+        names = {name: at[name] for name in FIELDS[:3]} | {"optimizer": at["reason"][:250], at["code"]: 1}
+        path.write_text(json.dumps({"lr": 1.0, "r": 4, **names, **keyed}))
+        leaks += shown(secrets, *command("check", path, *options))
+    assert sorted(set(leaks)) == []
+
+
+@pytest.mark.parametrize("key", ["r", "lr", "bf16", "target_modules", "task_profile"])
+def test_no_secret_is_quoted_by_an_error(tmp_path, key):
+    leaks = []
+    path = tmp_path / "c.json"
+    for turn, secrets in enumerate(OF_KIND.values()):
+        text = texts_of(secrets)[turn % 2 * 5]
+        path.write_text(json.dumps({"lr": 1e-4, key: text if key != "target_modules" else {"a": text}}))
+        leaks += shown(secrets, *command("check", path))
+    assert sorted(set(leaks)) == []
+
+
+@pytest.mark.parametrize("option", ["--notes", "--model", "--optimizer", "--dataset", "--r"])
+def test_no_secret_of_the_command_line_is_repeated(option):
+    leaks = []
+    for turn, secrets in enumerate(OF_KIND.values()):
+        text = texts_of(secrets)[4 + turn % 4]
+        leaks += shown(secrets, *command("check", "--lr", "1", option, text, "--isolated"))
+    assert sorted(set(leaks)) == []
+
+
+@pytest.mark.parametrize("source", ["trainer_state.json", "t.jsonl", "t.csv", "args.json"])
+def test_no_secret_of_a_foreign_run_reaches_the_log_made_of_it(tmp_path, source):
+    leaks = []
+    for secrets in OF_KIND.values():
+        folder = tmp_path / "out"
+        folder.mkdir(exist_ok=True)
+        out = tmp_path / "r.jsonl"
+        rows = [{"step": n, "loss": 1.0, s.key: s.value} for n, s in enumerate(secrets, 1)]
+        texts = texts_of(secrets)
+        state = {"global_step": 9, "max_steps": 9, "best_model_checkpoint": texts[4]}
+        if source in {"trainer_state.json", "args.json"}:
+            history = rows + [{"step": 9, f"eval_{text}_loss": 1.0} for text in texts]
+            (folder / "trainer_state.json").write_text(json.dumps(state | {"log_history": history}))
+        if source == "args.json":
+            settings = {"learning_rate": 1e-4, "model": texts[0]} | {s.key: s.value for s in secrets}
+            for name in ("args.json", "training_args.json"):
+                (folder / name).write_text(json.dumps(settings | {"run_name": texts[4], "output_dir": texts[5]}))
+            config = CONFIG | {"base_model_name_or_path": texts[5], "revision": texts[4]}
+            (folder / "adapter_config.json").write_text(json.dumps(config))
+        path = folder
+        if source == "t.jsonl":
+            path = folder / source
+            path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        if source == "t.csv":
+            path = folder / source
+            cells = [text.replace('"', "'") for text in texts]
+            lines = [f'{n},1.0,"{cell}"' for n, cell in enumerate(cells, 1)]
+            path.write_text("\n".join([f"step,loss,{secrets[0].key}", *lines]) + "\n")
+        said = command("import", path, "--out", out, "--force", "--json")
+        leaks += shown(secrets, *said, out.read_text() if out.exists() else "")
+    assert sorted(set(leaks)) == []
+
+
+@pytest.mark.parametrize("place", ["as a value", "inside text", "in a list", "as a column"])
+def test_at_most_one_in_a_hundred_innocents_is_redacted(tmp_path, place):
+    log = tmp_path / "run.jsonl"
+    with TelemetryWriter(log, allow_text=True) as writer:
+        for n, innocent in enumerate(INNOCENTS):
+            held = {
+                "as a value": {innocent.key: innocent.value},
+                "inside text": {"note": f"using {innocent.value} for {innocent.key}"},
+                "in a list": {"seen": [innocent.value, "x"]},
+                "as a column": {f"{innocent.value[:60]}": 1.0},
+            }
+            writer.metrics(n, kind="k", metrics=held[place])
+    lines = log.read_text().split("\n")[: len(INNOCENTS)]
+    hit = [i for i, line in zip(INNOCENTS, lines, strict=True) if "redacted" in line]
+    assert len(hit) <= len(INNOCENTS) // 100, hit

@@ -1,0 +1,124 @@
+"""What is written appears whole or not at all, and never over something else unasked."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from gradience.errors import OutputError
+from gradience.io.atomic import atomic_file, atomic_folder
+
+
+def _fill(folder: Path, text: str) -> None:
+    (folder / "a.txt").write_text(text)
+
+
+def _broken_off(out: Path, error: type[BaseException], *, force: bool = False) -> None:
+    with atomic_folder(out, force=force) as partial:
+        _fill(partial, "new")
+        raise error
+
+
+def _overtaken(out: Path) -> None:
+    with atomic_file(out) as partial:
+        partial.write_text("ours")
+        out.write_text("theirs")
+
+
+def test_a_folder_appears_with_its_content(tmp_path: Path) -> None:
+    with atomic_folder(tmp_path / "new" / "out") as partial:
+        _fill(partial, "1")
+        assert not (tmp_path / "new" / "out").exists()
+    assert (tmp_path / "new" / "out" / "a.txt").read_text() == "1"
+    assert [p.name for p in (tmp_path / "new").iterdir()] == ["out"]
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt, SystemExit])
+def test_an_interrupted_folder_leaves_nothing_behind(tmp_path: Path, error: type[BaseException]) -> None:
+    with pytest.raises(error):
+        _broken_off(tmp_path / "out", error)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_holds_something_is_refused_without_force(tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    _fill(tmp_path / "out", "mine")
+    with pytest.raises(OutputError, match="exists already"), atomic_folder(tmp_path / "out"):
+        pytest.fail("the block must not begin")
+    assert (tmp_path / "out" / "a.txt").read_text() == "mine"
+
+
+def test_an_empty_folder_is_taken(tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    with atomic_folder(tmp_path / "out") as partial:
+        _fill(partial, "1")
+    assert (tmp_path / "out" / "a.txt").read_text() == "1"
+
+
+def test_force_replaces_a_folder_only_once_the_new_one_is_complete(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    _fill(out, "old")
+    with pytest.raises(RuntimeError):
+        _broken_off(out, RuntimeError, force=True)
+    assert (out / "a.txt").read_text() == "old"
+    with atomic_folder(out, force=True) as partial:
+        _fill(partial, "new")
+    assert (out / "a.txt").read_text() == "new"
+    assert [p.name for p in tmp_path.iterdir()] == ["out"]
+
+
+def test_force_replaces_no_file_by_a_folder_and_no_folder_by_a_file(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(OutputError), atomic_folder(tmp_path / "file", force=True):
+        pytest.fail("the block must not begin")
+    with pytest.raises(OutputError), atomic_file(tmp_path / "folder", force=True):
+        pytest.fail("the block must not begin")
+
+
+def test_a_file_appears_whole_and_is_not_overwritten_unasked(tmp_path: Path) -> None:
+    out = tmp_path / "report.html"
+    with atomic_file(out) as partial:
+        partial.write_text("1")
+    with pytest.raises(OutputError), atomic_file(out):
+        pytest.fail("the block must not begin")
+    with atomic_file(out, force=True) as partial:
+        partial.write_text("2")
+    assert out.read_text() == "2"
+    assert [p.name for p in tmp_path.iterdir()] == ["report.html"]
+
+
+def test_a_file_that_another_program_makes_meanwhile_is_kept(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    with pytest.raises(OutputError):
+        _overtaken(out)
+    assert out.read_text() == "theirs"
+    assert [p.name for p in tmp_path.iterdir()] == ["out"]
+
+
+def test_permissions_are_those_of_a_file_made_by_hand(tmp_path: Path) -> None:
+    by_hand = tmp_path / "hand"
+    by_hand.touch()
+    with atomic_file(tmp_path / "out") as partial:
+        partial.write_text("1")
+    assert (tmp_path / "out").stat().st_mode == by_hand.stat().st_mode
+
+
+def test_an_old_folder_is_put_back_where_the_new_one_cannot_take_its_place(tmp_path, monkeypatch):
+    out = tmp_path / "out"
+    out.mkdir()
+    _fill(out, "old")
+    rename = Path.rename
+
+    def refusing(self: Path, target: Path) -> Path:
+        if ".partial-" in self.name and (self / "a.txt").read_text() == "new":
+            raise PermissionError(13, "Permission denied")
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", refusing)
+    with pytest.raises(OutputError, match="Permission denied"), atomic_folder(out, force=True) as partial:
+        _fill(partial, "new")
+    assert (out / "a.txt").read_text() == "old"
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
