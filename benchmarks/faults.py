@@ -74,6 +74,11 @@ def plateau(rng: random.Random, log: Log) -> str:
     sigma = rng.choice([0.005, 0.01, 0.02, 0.05])
     log.losses[start:] = [level * (1 + rng.gauss(0, sigma)) for _ in range(start, log.rows)]
     log.rates = schedule(log.rows, "constant", 0.05)
+    held_out = next((loss for row, loss, _ in log.evals if row >= start), level)  # it does not fall further either
+    log.evals = [
+        (row, held_out * (1 + rng.gauss(0, 0.002)) if row >= start else loss, accuracy)
+        for row, loss, accuracy in log.evals
+    ]
     return "PLT105"
 
 

@@ -123,8 +123,14 @@ def test_non_finite_losses_are_counted_and_never_enter_the_lowest(tmp_path):
     assert report.train.last_loss == "NaN"
 
 
-def test_a_loss_of_exactly_zero_is_a_masked_nan(tmp_path):
-    assert "NUM102" in ids(monitor_run(record(tmp_path / "run.jsonl", losses=[1.0] * 20 + [0.0] * 5)))
+def test_a_loss_and_a_gradient_of_exactly_zero_are_a_masked_nan_and_a_loss_alone_is_not(tmp_path):
+    losses = [1.0] * 20 + [0.0] * 5
+    assert "NUM102" not in ids(monitor_run(record(tmp_path / "alive.jsonl", losses=losses)))
+    with TelemetryWriter(tmp_path / "dead.jsonl") as log:
+        log.run_start(CONFIG)
+        for step, loss in enumerate(losses, 1):
+            log.train_step(step, loss=loss, lr=1e-3, grad_norm=loss)
+    assert "NUM102" in ids(monitor_run(tmp_path / "dead.jsonl"))
 
 
 def test_without_an_evaluation_on_train_the_gap_uses_the_last_training_rows(tmp_path):

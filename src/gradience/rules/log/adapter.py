@@ -11,6 +11,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 
+from gradience.rules.evidence import ENERGY
 from gradience.rules.log.facts import JUDGEMENT, RunFacts, seen
 from gradience.rules.rule import Observation, Rule, Threshold, Unknown
 from gradience.rules.weights.rules import (
@@ -193,11 +194,7 @@ RULES: tuple[Rule[RunFacts], ...] = (
         "{idle_energy} of the energy",
         observe=_idle_types,
         confidence=0.4,
-        evidence=(
-            Evidence(
-                source="definition", says="energy: sum of squared singular values of dW; no measure of usefulness"
-            ),
-        ),
+        evidence=(ENERGY,),
         rationale="Parameters that hardly move cost memory and optimizer state.",
         action="Leave these modules out of a copy of the adapter and evaluate it; it is no verdict on the next run.",
         scope="LoRA on several types of modules; energy of dW, not relative to the base weights",

@@ -243,12 +243,9 @@ def _chance_loss(point: EvalPoint, classes: int) -> Observation | None:
 def _of_unknown_classes(point: EvalPoint, accuracy: float) -> Observation | None:
     """Loss and accuracy that are both those of equal odds among the same number of classes."""
     loss, n = as_float(point.metrics.loss if point.metrics.loss is not None else math.nan), point.metrics.n
-    fitting = list(_fitting(loss, accuracy, n))
-    if not fitting:
-        if not math.isfinite(loss):
-            raise Unknown("the number of classes is unknown (num_labels in the run's config)")
-        return None
-    classes = fitting[0]
+    classes = next(_fitting(loss, accuracy, n), None)
+    if classes is None:
+        raise Unknown("the number of classes is unknown (num_labels in the run's config); loss and accuracy fit none")
     return Observation(
         f"{point.split.capitalize()} accuracy {accuracy:.1%} and loss {loss:.4g} are those of chance among {classes} "
         f"classes ({1 / classes:.1%}, ln {classes} = {math.log(classes):.4g}); the log does not say how many there "

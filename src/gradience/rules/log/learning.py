@@ -181,11 +181,7 @@ def _bounded(facts: RunFacts, trend: Trend) -> Observation | None:
     sloped = -slope * (n - 1) / trend.start
     if fall >= STILL.value or sloped >= STILL_SLOPE.value or most >= STILL_BOUND.value:
         return None
-    says = (
-        f"The loss does not fall: by {fall:.1%}, {most:.1%} at most"
-        if fall >= 0
-        else (f"The loss does not fall: it rises by {-fall:.1%}, and fell by {most:.1%} at most")
-    )
+    says = f"The loss does not fall: it {_by(fall)}; noise leaves a fall of {max(most, 0.0):.1%} open at most"
     return _does_not_fall(facts, trend, says, seen(f"Theil-Sen slope and medians of {n} points"), most=most)
 
 

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Final
 
+from gradience.rules.evidence import LOGGING_DEFAULT
 from gradience.rules.log.facts import JUDGEMENT, RunFacts, seen
 from gradience.rules.log.statistics import median
 from gradience.rules.rule import Observation, Rule, Threshold
@@ -201,9 +202,7 @@ RULES: Final[Sequence[Rule[RunFacts]]] = (
         condition="fewer than {few_rows} training rows, or no evaluation",
         observe=_sparse,
         confidence=0.95,
-        evidence=(
-            Evidence(source="transformers 5.24", says="the default logging_steps=500 logs nothing in a short run"),
-        ),
+        evidence=(LOGGING_DEFAULT,),
         action="Log at least every steps/50 steps, and evaluate on held-out data a few times a run.",
         scope="any log",
         rationale="A curve of few points, or of training loss alone, hides small effects and overfitting.",
