@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from itertools import compress
 from typing import Final, NamedTuple
 
-from gradience.rules.log.statistics import median, spread
+from gradience.rules.log.statistics import bounded, median, spread
 
 MOST_POINTS: Final = 2048  # points that a detector loops over
 _SAMPLE: Final = 33  # values of a block that give its median; rows of it whose differences give its noise
@@ -48,7 +48,7 @@ def curve_of(values: Sequence[float]) -> Curve:
         finite = list(map(math.isfinite, values))
         kept, rows = list(compress(values, finite)), list(compress(rows, finite))
     block = _block(len(kept), MOST_POINTS)
-    points = kept if block == 1 else _block_medians(kept, block)
+    points = bounded(kept if block == 1 else _block_medians(kept, block))
     return Curve(kept, rows, block, points, min(kept, default=math.nan))
 
 

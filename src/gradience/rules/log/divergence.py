@@ -99,7 +99,7 @@ def loss_bar(facts: RunFacts, k: float) -> Bar:
 
 
 def _short_spike(facts: RunFacts) -> Observation | None:
-    values = facts.loss.values
+    values = facts.loss.points
     if facts.loss.lowest <= 0.0 or divergence(facts) is not None:
         return None
     logs = [math.log(value) for value in values]

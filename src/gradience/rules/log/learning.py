@@ -176,6 +176,8 @@ def _bounded(facts: RunFacts, trend: Trend) -> Observation | None:
         return None
     slope, low, _ = theil_sen(points)
     head = points[: max(3, n // 5)]
+    if median(head) <= 0.0:
+        return None
     fall = 1.0 - median(points[n // 2 :]) / median(head)
     most = max(-low * (n - 1) / trend.start, fall + 1.645 * median_error(trend.noise, len(head), n / 2))
     sloped = -slope * (n - 1) / trend.start

@@ -109,7 +109,7 @@ def _all_step_down(steps: Sequence[_Step]) -> bool:
     if not judged or len(judged) < len(steps) - spared:
         return False
     mean = math.fsum(step.drop for step in judged) / len(judged)
-    error = math.sqrt(math.fsum(step.error**2 for step in judged)) / len(judged)
+    error = math.hypot(*(step.error for step in judged)) / len(judged)
     if any(step.drop + 2.0 * step.error <= EPOCH_DROP.value for step in judged):
         return False
     seen_from = max(EPOCH_DROP.value, EPOCH_ERRORS.value * error)

@@ -22,10 +22,20 @@ NORMAL_95: Final = 1.645  # standard deviations, one-sided 95 %
 _OF_MEDIAN: Final = 0.6053  # 1 / (0.6745 sqrt 6)
 _OF_MEAN: Final = 0.5117  # 1 / (0.7979 sqrt 6)
 _FEW_DIFFERENCES: Final = 6  # below it their median scatters more than their mean
+_LARGEST: Final = 1e100
 _EXACT: Final = 40  # rows up to which the exact distribution of inversions is counted
 _POWER: Final = 2.326 + 0.842  # normal quantiles: one-sided 1 %, seen in 80 % of the cases
 _CURVED: Final = 9  # rows from which a fall along the logarithm of the row is looked for too
 _LEAST_FALL: Final = 0.02  # no fall under this fraction is called one, however little noise there is
+
+
+def bounded(values: Sequence[float]) -> Sequence[float]:
+    """The values, those beyond 1e100 or nearer to 0 than 1e-100 put at these bounds: their squares are finite."""
+    if not values or (max(values) <= _LARGEST and min(values) >= 1.0 / _LARGEST):
+        return values
+    return [
+        math.copysign(min(max(abs(value), 1.0 / _LARGEST), _LARGEST), value) if value else value for value in values
+    ]
 
 
 def median(values: Iterable[float]) -> float:
@@ -44,6 +54,7 @@ def median_error(noise: float, *counts: float) -> float:
 
 def mean_error(values: Sequence[float]) -> tuple[float, float]:
     """The mean, and its standard error; that of one value is infinite."""
+    values = bounded(values)
     mean = math.fsum(values) / len(values)
     if len(values) < 2:  # one value does not scatter
         return mean, math.inf
