@@ -121,7 +121,7 @@ def test_help_breaks_lines_where_the_terminal_does_and_keeps_its_paragraphs():
 @pytest.mark.parametrize("command", sorted(COMMANDS))
 def test_the_help_of_a_command_is_its_whole_docstring(command, capsys):
     assert main([command, "--help"]) == 0
-    module, _, name = COMMANDS[command].partition(":")
+    module, _, name = COMMANDS[command][0].partition(":")
     described = getattr(import_module(module), name).__doc__.partition("Parameters")[0]
     assert described.split()
     assert " ".join(described.split()) in " ".join(capsys.readouterr().out.split())

@@ -60,6 +60,9 @@ def test_a_folder_that_exists_is_kept_without_force(make, capsys):
     assert "exists already" in capsys.readouterr().err
     assert (out / "notes.txt").read_text() == "mine"
     (out / "adapter_config.json").write_text("{}")
+    assert main(["convert", str(case.folder), "--out", str(out), "--force"]) == 2
+    assert "notes.txt" in capsys.readouterr().err
+    (out / "notes.txt").unlink()
     assert main(["convert", str(case.folder), "--out", str(out), "--force"]) == 0
     assert sorted(path.name for path in out.iterdir()) == [
         "adapter_config.json",
@@ -80,7 +83,7 @@ def test_the_adapter_itself_is_never_written_over(make, capsys):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ([], "nowhere to write to"),
+        ([], "no output path"),
         (["--dry-run", "--rank", "2", "--energy", "0.9"], "both given"),
         (["--dry-run", "--rank", "0"], "rank"),
         (["--dry-run", "--energy", "1.5"], "energy"),

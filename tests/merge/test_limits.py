@@ -131,6 +131,9 @@ def test_an_existing_folder_and_a_source_are_kept(save, tmp_path, capsys):
     assert main(["merge", str(one.folder), str(two.folder), "--out", str(held)]) == 2
     assert "--force" in capsys.readouterr().err
     (held / "adapter_config.json").write_text("{}")
+    assert main(["merge", str(one.folder), str(two.folder), "--out", str(held), "--force"]) == 2
+    assert "mine.txt" in capsys.readouterr().err
+    (held / "mine.txt").unlink()
     assert main(["merge", str(one.folder), str(two.folder), "--out", str(held), "--force"]) == 0
     assert sorted(p.name for p in held.iterdir()) == [
         "adapter_config.json",
@@ -155,7 +158,7 @@ def test_an_update_that_is_not_finite_stops_the_merge_and_leaves_nothing(save, t
     ("arguments", "says"),
     [
         (["--weights", "1,2,3"], "3 weights for 2 adapters"),
-        (["--weights", "1;2"], "no list of numbers"),
+        (["--weights", "1;2"], "is not a list of numbers"),
         (["--weights", "nan,1"], "finite"),
         (["--method", "cat", "--rank", "4"], "takes no rank"),
         (["--method", "dare_ties"], "needs a density"),

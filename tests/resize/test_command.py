@@ -42,7 +42,7 @@ def test_json_is_one_document_of_its_schema(folder, capsys):
     [
         (["--dry-run"], "exactly one criterion, got none"),
         (["--dry-run", "--rank", "2", "--energy", "0.9"], "got --rank and --energy"),
-        (["--rank", "2"], "nowhere to write"),
+        (["--rank", "2"], "no output path"),
         (["--rank", "0", "--dry-run"], "rank"),
         (["--energy", "2", "--dry-run"], "energy"),
         (["--dry-run", "--rel-error", "0", "--rank", "2"], "got --rank and --rel-error"),

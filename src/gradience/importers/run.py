@@ -99,8 +99,8 @@ def read_source(
         RecorderError: the source is missing, of no known format, or holds no run.
     """
     chosen, raws = _read(source, kind, columns)
-    raws = _only(source, raws, run)
     _name_apart(source, raws)
+    raws = _only(source, raws, run)
     runs = [run for raw in raws for run in _build_runs(source, chosen, raw)]
     if not any(event for run in runs for event in run.events if event.step is not None or run.counts["eval"]):
         raise RecorderError(f"{source} holds no row of a run", advice=_ADVICE)
