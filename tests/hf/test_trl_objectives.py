@@ -85,7 +85,7 @@ def test_dpo_on_pairs_that_contradict_each_other_is_said_not_to_tell_them_apart(
 ):
     report = dpo(training, callback, tokenizer, tmp_path, told_apart=False)
     assert {"PRF119", "NOL106"} & ids(report)
-    assert "ln 2" in next(f.message for f in report.findings if f.id == "NOL106")
+    assert all("ln 2" in f.message for f in report.findings if f.id == "NOL106")
 
 
 def varied(completions, **_):
@@ -100,7 +100,7 @@ def constant(completions, **_):
 def test_grpo_that_learns_has_a_loss_near_zero_and_nothing_grave_is_said_of_it(training, callback, tokenizer, tmp_path):
     report = grpo(training, callback, tokenizer, tmp_path, varied)
     assert abs(report.train.last_loss) < 0.5
-    assert ids(report) == set()
+    assert ids(report) <= {"CLP125"}  # a model of random weights seldom ends a completion, which is said
     assert report.story.startswith("reward ")
 
 
