@@ -101,7 +101,7 @@ def test_grpo_that_learns_has_a_loss_near_zero_and_nothing_grave_is_said_of_it(t
     report = grpo(training, callback, tokenizer, tmp_path, varied)
     assert abs(report.train.last_loss) < 0.5
     assert ids(report) <= {"CLP125"}  # a model of random weights seldom ends a completion, which is said
-    assert report.story.startswith("reward ")
+    assert "reward " in report.story
 
 
 def test_grpo_whose_rewards_are_all_the_same_is_said_to_teach_nothing(training, callback, tokenizer, tmp_path):
