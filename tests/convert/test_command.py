@@ -189,7 +189,7 @@ def test_a_run_that_is_ended_leaves_nothing_behind(make, tmp_path, number):
         assert any(path.name.startswith(".new.partial") for path in out.parent.iterdir())
         run.send_signal(number)
         started = time.monotonic()
-        assert run.wait(30) != 0
-        assert time.monotonic() - started < 30
+        assert run.wait(55) != 0  # the sleep it interrupts lasts 60 s
+        assert time.monotonic() - started < 55
     assert list(out.parent.iterdir()) == []
     assert list(spool.iterdir()) == []
