@@ -15,6 +15,10 @@ settings.register_profile(
 settings.register_profile("properties", max_examples=2000, deadline=None)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
 
+if "PYTEST_XDIST_WORKER" in os.environ:  # coverage measures the workers, not the commands that tests start
+    for name in ("COVERAGE_PROCESS_CONFIG", "COVERAGE_PROCESS_START"):
+        os.environ.pop(name, None)
+
 ROOT = Path(__file__).resolve().parents[1]
 if str(ROOT / "tests") not in sys.path:  # tests are no package: this puts the modules of this folder within reach
     sys.path.insert(0, str(ROOT / "tests"))
