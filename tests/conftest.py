@@ -27,7 +27,7 @@ if str(ROOT / "tests") not in sys.path:  # tests are no package: this puts the m
 
 @pytest.fixture(autouse=True)
 def _signals_as_before():
-    """Put SIGINT and SIGTERM back: the program, run in this process, ends by ignoring both, and commands inherit that."""
+    """Put SIGINT and SIGTERM back: the program ends by ignoring both, and commands started later inherit that."""
     old = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     yield
     for number, handler in old.items():

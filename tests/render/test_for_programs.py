@@ -12,8 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gradience.render.github import github_lines
-from gradience.render.sarif import sarif_log
+from gradience.render.sarif import github_lines, sarif_log
 from gradience.schema.findings import Evidence, Finding, NotRun, RuleCard
 from gradience.schema.reports import SourceLocation
 

@@ -9,9 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gradience.render import check, github, table, text
-from gradience.render.table import labelled, listed, shortened
-from gradience.render.text import skipped_lines
+from gradience.render import check, text
+from gradience.render import sarif as github
+from gradience.render import text as table
+from gradience.render.text import labelled, listed, shortened, skipped_lines
 from gradience.schema.findings import NotRun
 
 CELLS = st.text("abc", min_size=1, max_size=9)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 import pytest
 
-from gradience.rules.config.targets import reaches_mlp
+from gradience.rules.config.adapter import reaches_mlp
 from gradience.rules.objective import objective_of
 from gradience.schema.config import ConfigSnapshot
 

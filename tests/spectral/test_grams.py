@@ -8,9 +8,8 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from gradience.spectral import grams
-from gradience.spectral.batch import spectra
-from gradience.spectral.grams import Factors
+from gradience.spectral import batch as grams
+from gradience.spectral.batch import Factors, spectra
 
 LONG = [(40, 4096), (4096, 40), (4097, 33), (33, 9000), (9000, 40), (12, 1023), (1025, 12), (1, 5000)]
 

@@ -252,7 +252,7 @@ def print_for_programs(
         not_run: the rules that could not be judged, for SARIF.
     """
     if kind == "github":
-        from gradience.render.github import github_lines  # noqa: PLC0415  # for those who ask
+        from gradience.render.sarif import github_lines  # noqa: PLC0415  # for those who ask
 
         emit("".join(f"{line}\n" for line in github_lines(findings, locations=locations)))
         return

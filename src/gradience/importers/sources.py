@@ -17,9 +17,16 @@ from typing import Final, Literal, TypeAlias
 from gradience.configs.training import STATE_NAME
 from gradience.errors import RecorderError, SchemaError
 from gradience.importers.files import MAX_BYTES, MAX_LINE, SourceRun, json_lines
-from gradience.importers.json_lines import dialect_of, read_json_lines
 from gradience.importers.settings import add_settings
-from gradience.importers.table import MAX_COLUMNS, csv_header, find_columns, flatten, read_table
+from gradience.importers.table import (
+    MAX_COLUMNS,
+    csv_header,
+    dialect_of,
+    find_columns,
+    flatten,
+    read_json_lines,
+    read_table,
+)
 from gradience.importers.tensorboard import is_event_file, read_tensorboard
 from gradience.importers.trackio import read_trackio
 from gradience.importers.trainer_state import add_results, find_states, join_states, read_state

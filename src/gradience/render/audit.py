@@ -13,8 +13,20 @@ from typing import Final, NamedTuple, TypeAlias
 import msgspec
 
 from gradience.render.plots import Quantity, heatmap
-from gradience.render.table import Columns, shortened, table
-from gradience.render.text import banner, clean, count, finding_lines, megabytes, number, percent, skipped_lines, words
+from gradience.render.text import (
+    Columns,
+    banner,
+    clean,
+    count,
+    finding_lines,
+    megabytes,
+    number,
+    percent,
+    shortened,
+    skipped_lines,
+    table,
+    words,
+)
 from gradience.schema.audit import AuditReport, BaseReport, ModuleAudit, RankDisagreement, RankPattern, SuggestedRank
 from gradience.schema.scalars import NonFinite
 

@@ -10,27 +10,22 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import Final
 
-from gradience.render.table import counted, labelled, listed
 from gradience.render.text import (
     action_lines,
     banner,
     clean,
     count,
+    counted,
     finding_lines,
+    labelled,
+    listed,
     number,
     shorter,
     skipped_line,
     skipped_lines,
 )
 from gradience.schema.config import ConfigSnapshot, LoraSnapshot, TrainingSnapshot
-from gradience.schema.diagnose import (
-    VERDICT_LABELS,
-    BestCheckpoint,
-    Cause,
-    DiagnosedSource,
-    DiagnoseReport,
-    Unjudged,
-)
+from gradience.schema.diagnose import VERDICT_LABELS, BestCheckpoint, Cause, DiagnosedSource, DiagnoseReport, Unjudged
 from gradience.schema.findings import SEVERITIES, Coverage
 from gradience.schema.reports import CheckReport
 from gradience.schema.scalars import Real, as_float

@@ -12,8 +12,7 @@ from typing import Final
 import msgspec
 
 from gradience.render.plots import Cell, Grid, grid_lines, grid_of_cells
-from gradience.render.table import Columns, listed, table
-from gradience.render.text import banner, clean, number, percent, shorter, words
+from gradience.render.text import Columns, banner, clean, listed, number, percent, shorter, table, words
 from gradience.schema.compare import (
     AdapterPair,
     AlignedRow,

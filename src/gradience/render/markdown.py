@@ -11,17 +11,7 @@ from typing import Final
 
 from gradience.render.check import by_reason, split_headline
 from gradience.render.monitor import step_of_plan
-from gradience.render.text import (
-    SKIPPED,
-    clean,
-    count,
-    number,
-    percent,
-    sentence,
-    short_path,
-    shorter,
-    words,
-)
+from gradience.render.text import SKIPPED, clean, count, number, percent, sentence, short_path, shorter, words
 from gradience.schema.audit import AuditReport
 from gradience.schema.compare import CompareAdaptersReport
 from gradience.schema.diagnose import Cause, DiagnoseReport, Unjudged

@@ -10,8 +10,20 @@ from collections.abc import Iterator, Sequence
 from typing import Final
 
 from gradience.render.compare import difference_text
-from gradience.render.table import Columns, shortened, table
-from gradience.render.text import banner, clean, count, finding_lines, number, percent, short_path, skipped_lines, words
+from gradience.render.text import (
+    Columns,
+    banner,
+    clean,
+    count,
+    finding_lines,
+    number,
+    percent,
+    short_path,
+    shortened,
+    skipped_lines,
+    table,
+    words,
+)
 from gradience.render.writing import EXACT, LESSER, MODULES, destination, error_cell, name_list
 from gradience.schema.merge import (
     CheckedModule,

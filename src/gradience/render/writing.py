@@ -10,8 +10,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Final
 
-from gradience.render.table import Columns, labelled, listed, table
-from gradience.render.text import banner, clean, count, megabytes, percent
+from gradience.render.text import Columns, banner, clean, count, labelled, listed, megabytes, percent, table
 from gradience.schema.writing import (
     ConvertedModule,
     ConvertReport,

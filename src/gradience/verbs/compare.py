@@ -31,7 +31,7 @@ from gradience.schema.compare import (
 )
 from gradience.spectral.batch import Spectrum, spectra
 from gradience.spectral.subspace import PairGeometry
-from gradience.verbs.several import (
+from gradience.verbs.writing import (
     Matching,
     Side,
     config_differences,

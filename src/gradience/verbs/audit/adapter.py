@@ -17,8 +17,7 @@ from gradience.rules.weights.rank_pattern import rank_pattern
 from gradience.rules.weights.ranks import candidates, disagreements, measured, rank_rules, suggest
 from gradience.rules.weights.rules import WEIGHTS_RULES, judge_adapter
 from gradience.schema.audit import AUDIT_SCHEMA_ID, AuditReport, BaseReport, ModuleAudit, NotAnalysed
-from gradience.spectral.batch import spectra
-from gradience.spectral.grams import Factors
+from gradience.spectral.batch import Factors, spectra
 from gradience.verbs.audit.rows import bytes_per_param, layer_summaries, ledger_of, module_row, summary_of, with_shares
 
 

@@ -13,9 +13,8 @@ import msgspec
 import numpy as np
 
 from gradience.adapters.layout import Adapter, Array, Module
-from gradience.base.norms import Norms, NormsCache
 from gradience.base.update import Update, survival_of, update_of
-from gradience.base.weights import BaseWeights, Found, find_shards, identity
+from gradience.base.weights import BaseWeights, Found, Norms, NormsCache, find_shards, identity
 from gradience.errors import AdapterError
 from gradience.io.cache import cache_folder
 from gradience.io.types import Progress

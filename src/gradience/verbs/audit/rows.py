@@ -16,7 +16,7 @@ from gradience.rules.weights.ranks import BUCKETS, bucket, measured, percentile
 from gradience.schema.audit import AuditSummary, GroupSummary, LayerSummary, LedgerEntry, ModuleAudit
 from gradience.schema.scalars import real
 from gradience.spectral.batch import Spectrum
-from gradience.spectral.metrics import null_stable_rank
+from gradience.spectral.update import null_stable_rank
 
 
 def module_row(module: Module, spectrum: Spectrum, *, top: int) -> ModuleAudit:

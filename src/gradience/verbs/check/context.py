@@ -99,7 +99,7 @@ def _with_base(
 
 def _with_tokens(around: CheckContext, coverage: Coverage, base: Path, folders: Iterable[Path]) -> CheckContext:
     """Add the tokens that the run's tokenizer has and the base's has not."""
-    from gradience.base.vocabulary import added_tokens, read_vocabulary  # noqa: PLC0415  # as above
+    from gradience.base.coverage import added_tokens, read_vocabulary  # noqa: PLC0415  # as above
     from gradience.base.weights import find_shards  # noqa: PLC0415  # as above
 
     run = next((found for folder in folders if (found := read_vocabulary(folder)) is not None), None)

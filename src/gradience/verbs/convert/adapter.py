@@ -25,9 +25,17 @@ from gradience.verbs.convert.source import (
     refuse_modules,
     renamed,
 )
-from gradience.verbs.convert.to_mlx import MLX_METADATA, MLX_WEIGHTS, mlx_config, mlx_notes, mlx_tensors
-from gradience.verbs.convert.to_peft import peft_config, peft_notes, peft_tensors
 from gradience.verbs.convert.updates import Conversion, Update, expert_updates, layer_updates
+from gradience.verbs.convert.write import (
+    MLX_METADATA,
+    MLX_WEIGHTS,
+    mlx_config,
+    mlx_notes,
+    mlx_tensors,
+    peft_config,
+    peft_notes,
+    peft_tensors,
+)
 from gradience.verbs.writing import NewAdapter, provenance_of, refuse_place, write_adapter
 
 _WHOLE_IN_PEFT: Final[frozenset[Role]] = frozenset({"full_module", "bias", "base_copy", "token_rows"})

@@ -15,18 +15,11 @@ from gradience.io.types import PathLike, Progress
 from gradience.rules.weights.rank_pattern import Patterns
 from gradience.schema.merge import MERGE_SCHEMA_ID, MergeMethod, MergeReport
 from gradience.schema.merge import MergedModule as MergedRow
-from gradience.verbs.merge.config import (
-    Heads,
-    heads_of,
-    merged_config,
-    merged_patterns,
-    recipe_of,
-    side_named,
-)
-from gradience.verbs.merge.methods import Recipe
-from gradience.verbs.merge.pairs import (
+from gradience.verbs.merge.config import Heads, heads_of, merged_config, merged_patterns, recipe_of, side_named
+from gradience.verbs.merge.methods import (
     MergedModule,
     MergedPair,
+    Recipe,
     common_dtype,
     merged_modules,
     merged_pairs,
@@ -34,8 +27,19 @@ from gradience.verbs.merge.pairs import (
     refuse,
     tensors_of,
 )
-from gradience.verbs.several import Matching, Side, described, matched, open_sides
-from gradience.verbs.writing import STORED, Dtype, NewAdapter, provenance_of, refuse_place, write_adapter
+from gradience.verbs.writing import (
+    STORED,
+    Dtype,
+    Matching,
+    NewAdapter,
+    Side,
+    described,
+    matched,
+    open_sides,
+    provenance_of,
+    refuse_place,
+    write_adapter,
+)
 
 _RECORDED = ("method", "weights", "density", "seed", "rank", "heads_from", "dtype")  # options, in the record
 

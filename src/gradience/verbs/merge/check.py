@@ -35,8 +35,8 @@ from gradience.schema.merge import (
 from gradience.spectral.batch import spectra
 from gradience.spectral.merging import Signs, pooled_signs, signs_of
 from gradience.verbs.merge.config import heads_of, weights_of
-from gradience.verbs.merge.pairs import obstacles_between, obstacles_of
-from gradience.verbs.several import (
+from gradience.verbs.merge.methods import obstacles_between, obstacles_of
+from gradience.verbs.writing import (
     Matching,
     Side,
     config_differences,

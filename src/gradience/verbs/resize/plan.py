@@ -22,12 +22,11 @@ from gradience.io.safetensors import DTYPES, PlannedTensor, TensorSource, file_s
 from gradience.rules.weights.rank_pattern import Patterns, alpha_for, patterns_of
 from gradience.rules.weights.ranks import bucket
 from gradience.schema.writing import ResizedModule
-from gradience.spectral.batch import Spectrum, spectra
-from gradience.spectral.grams import Grams, grams_of
+from gradience.spectral.batch import Grams, Spectrum, grams_of, spectra
 from gradience.spectral.reduced import Floats
 from gradience.verbs.resize.criteria import Priced, Target, module_rank, ranks_within
 from gradience.verbs.resize.cut import Job, planned_file, refit_of
-from gradience.verbs.several import factors_of
+from gradience.verbs.writing import factors_of
 
 _MEGABYTE: Final = 1_000_000
 _METADATA: Final = {"format": "pt"}
