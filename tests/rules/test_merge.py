@@ -146,7 +146,7 @@ def test_findings_have_the_numbers_of_their_case():
             {"cancelled": 0.625, "conflict": 0.4},
         ),
         "MRG407": ("The configs name 2 base models: m, n.", {"base_models": ["m", "n"]}),
-        "MRG408": ("b is no plain LoRA: it is DoRA.", {"adapter": "b", "obstacles": ["it is DoRA", "other"]}),
+        "MRG408": ("b is not plain LoRA: it is DoRA.", {"adapter": "b", "obstacles": ["it is DoRA", "other"]}),
     }
 
 

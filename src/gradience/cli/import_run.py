@@ -38,7 +38,7 @@ def import_run(
     columns:
         Columns of a table, such as loss=train/loss,step=_step,eval.loss=val_loss; may be repeated.
     kind:
-        The source's format, where its content does not tell it.
+        The source's format, where its content leaves it open.
     run:
         Only the run of this name, where the source holds several.
     force:

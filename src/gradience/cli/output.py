@@ -195,7 +195,7 @@ def prepare_jax(device: str, *, serial_kernels: bool = False) -> None:
             modules than cores: the threads of one small product only get in each other's way.
 
     Raises:
-        GradienceError: there is no such device.
+        GradienceError: the device does not exist.
     """
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     flags = os.environ.get("XLA_FLAGS", "")

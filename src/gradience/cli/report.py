@@ -52,7 +52,7 @@ def report(
     out:
         The file to write: .html or .md. Without it, Markdown goes to the terminal.
     kind:
-        The format, where the file's name does not tell it.
+        The format, where the file's name leaves it open.
     force:
         Replace the file if it is there.
     fail_on:

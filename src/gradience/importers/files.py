@@ -19,7 +19,7 @@ from gradience.telemetry.codec import parse
 from gradience.telemetry.secrets import hide_secrets
 from gradience.telemetry.values import number_of, step_of
 
-_SECONDS: Final = (1e9, 1e10)  # Unix time of 2001 to 2286: what else a column called `timestamp` holds is no clock
+_SECONDS: Final = (1e9, 1e10)  # Unix time of 2001 to 2286: other values of a `timestamp` column are not a clock
 _MAX_TEXT: Final = 64  # characters of a clock reading
 MAX_BYTES: Final = 512 * 1024**2  # the largest trainer_state.json seen in the wild is under 50 MB
 MAX_LINE: Final = 32 * 1024**2  # ms-swift's closing record repeats the whole history on one line

@@ -271,7 +271,7 @@ def read_run_folder(
     """Return the runs of one folder, the one to show last: from the best log in it, named in the notes.
 
     Raises:
-        RecorderError: there is no log of that format, or it cannot be read.
+        RecorderError: no log of that format was found, or it cannot be read.
     """
     states, logs = find_states(folder), _logs(folder)
     if states and kind in {None, "trainer-state"}:

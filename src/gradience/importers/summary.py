@@ -13,11 +13,11 @@ from gradience.schema.scalars import Json, as_float
 from gradience.telemetry.values import number_of
 
 _ROUNDED: Final = 0.0005  # the Trainer rounds rates to three decimals
-_MOST: Final = 2**20  # sequences per step: more is no batch
+_MOST: Final = 2**20  # sequences per step; a larger quotient is not a batch size
 
 
 def shown_in_rows(raw: SourceRun, config: ConfigSnapshot) -> ConfigSnapshot:
-    """Return what the rows show: sequences per step where no file has the accumulation, and names that tell the task.
+    """Settings inferred from the rows: sequences per step where no file has the accumulation, and the task by names.
 
     Both are in the extras of the training settings: `samples_per_step`, and `logged_names`.
     """

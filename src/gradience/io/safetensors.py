@@ -133,7 +133,7 @@ class SafetensorsFile:
         """One slice along the tensor's first axis, such as one expert of a stack, and read no other.
 
         Raises:
-            AdapterError: as `read`, or there is no such slice.
+            AdapterError: as `read`, or the slice does not exist.
         """
         info = self.tensors[name]
         if not info.shape or not 0 <= index < info.shape[0]:

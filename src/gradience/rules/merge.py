@@ -105,7 +105,7 @@ def _obstacles(report: MergeCheckReport) -> Iterator[Observation]:
     for item in report.adapters:
         if item.obstacles:
             yield Observation(
-                f"{item.adapter.name} is no plain LoRA: {item.obstacles[0]}.",
+                f"{item.adapter.name} is not plain LoRA: {item.obstacles[0]}.",
                 {"adapter": item.adapter.name, "obstacles": list(item.obstacles)},
             )
 
@@ -260,7 +260,7 @@ MERGE_RULES: Final[tuple[Rule[MergeCheckReport], ...]] = (
     Rule(
         id="MRG408",
         severity="warning",
-        title="an adapter that is no plain LoRA",
+        title="an adapter other than plain LoRA",
         groups=("merge",),
         condition="an adapter is more or other than s B A",
         observe=_obstacles,

@@ -103,7 +103,7 @@ class Rule(Description, Generic[F]):
     """A rule over facts of type F.
 
     Attributes:
-        observe: what it sees in the facts: an observation, several, or None. Raises `Unknown` where it cannot tell.
+        observe: what it sees in the facts: an observation, several, or None. Raises `Unknown` where undecided.
         needs: what the facts must have, asked in order before `observe`; the first reason makes the rule "not judged".
         applies: False where the rule means nothing: it is then neither judged nor listed as not judged.
         settings: fields of a configuration that a finding is about, the nearest first; or how its values name them.

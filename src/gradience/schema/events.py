@@ -35,7 +35,7 @@ class EventBase(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True, t
     seq: (
         Annotated[
             NonNegativeInt,
-            Meta(description="Counts the lines of a session from 0: tells loss, duplicates, interleaving."),
+            Meta(description="Counts the lines of a session from 0: reveals lost, duplicate and interleaved lines."),
         ]
         | None
     ) = None

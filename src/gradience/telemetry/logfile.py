@@ -125,7 +125,7 @@ class LogFile:
             self._begin_anew(why, line)
 
     def _vanished(self, fd: int) -> str:
-        """Return what became of the file under the log's name; nothing where it is the one that is written."""
+        """What became of the file under the log's name; nothing where it is still the one being written."""
         mine = os.fstat(fd)
         try:
             there = self.path.stat()

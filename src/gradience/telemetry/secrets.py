@@ -16,7 +16,7 @@ from typing import Any, Final
 import msgspec
 
 MAX_SCANNED: Final = 65 * 1024  # characters of one text: more than a line of a log may have
-_MAX_NAME: Final = 128  # characters of a key that are looked at, from its end: what it holds is said last
+_MAX_NAME: Final = 128  # characters of a key that are examined, from its end, where the noun stands
 _CACHED: Final = 256  # characters: the texts that recur in a log are short
 
 _HIDDEN: Final = "<redacted: secret key>"
@@ -76,7 +76,7 @@ def holds_secret(key: str, value: str) -> bool:
 
 @lru_cache(maxsize=4096)
 def _kind(name: str) -> str:  # noqa: PLR0911  # one for each form of a name
-    """Return what a name says of its value: `secret`; `token` or `key`, which may be harmless; nothing."""
+    """The kind of value a name announces: `secret`; `token` or `key`, which may be harmless; or nothing."""
     parts = [part.lower() for part in _PARTS.split(name) if part]
     while len(parts) > 1 and (_COUNTED.fullmatch(parts[-1]) or parts[-1] in _AFTER):
         parts.pop()
@@ -153,7 +153,7 @@ _SHAPES: Final = tuple(
         ("age key", r"AGE-SECRET-KEY-1[0-9A-Z]{50,}"),
     )
 )
-# Before all of these stands one of few words; most texts hold none of them, which one search tells.
+# One of few words precedes each of these: a single search rules out most texts.
 _BEGINNING: Final = re.compile(
     r"hf_|api_org_|[srp]k[-_]|whsec_|gh[pousr]_|github_pat|gl[a-z]{2,5}-|A[KSBC][IC]A|AIza|ya29|GOCSPX|1//0|xox|xapp-"
     r"|hooks?\.|/webhooks|:AA|[MNO][A-Za-z0-9_-]{23}|npm_|pypi-|dckr_|hv[sbr]\.|atlasv1|SG\.|dapi|r8_|shp|key-|lin_api_"
@@ -241,7 +241,7 @@ def _replaced(shapes: tuple[tuple[str, re.Pattern[str]], ...], text: str) -> str
 
 
 def _userinfo(hit: re.Match[str]) -> str:
-    """Return what may be shown of what stands before the last @ of a URL: a user's name, or a path with @ in it."""
+    """The harmless part of a URL before its last @: a user's name, or a path with @ in it."""
     found, after = hit[0], hit.string[hit.end() + 1 : hit.end() + 1 + _MAX_HOST]
     host = found.partition("/")[0]
     name, at, rest = found.partition("@") if "@" in host else (found, "", "")
@@ -272,7 +272,7 @@ def _hide_named(text: str) -> str:
 
 
 def _value(text: str, hit: re.Match[str]) -> tuple[int, int]:
-    """Return where the secret value of a name begins and ends; an empty span where it is harmless or absent."""
+    """Start and end of the secret value of a name; an empty span where it is harmless or absent."""
     name, sign = hit["name"], hit["sign"].strip()
     if sign in {"", ","} and not hit["dashes"]:
         return 0, 0  # prose, or a list of names
@@ -306,12 +306,12 @@ def _end_of(pattern: re.Pattern[str], text: str, begin: int) -> int:
 
 
 def _is_mixed(value: str) -> bool:
-    """Whether a value is no word of a sentence: six characters or more, with a digit or a sign among them."""
+    """Whether a value is unlike a word: six characters or more, with a digit or a sign among them."""
     return len(value) >= 6 and not value.isalpha()
 
 
 def _balanced(text: str, begin: int) -> int:
-    """Return where the bracket at a place is closed; the text's end if it is not."""
+    """Index of the bracket that closes the one at a place; the text's end if none does."""
     expected: list[str] = []
     for place in range(begin, len(text)):
         char = text[place]

@@ -50,7 +50,7 @@ def _read(files: Files) -> Adapter:
     """The adapter's modules, with a role for every tensor of the file.
 
     Raises:
-        AdapterError: there is no config, it belongs to another type of adapter, or a pattern of it cannot be matched.
+        AdapterError: the config is missing, of another adapter type, or has a pattern that cannot be matched.
     """
     source, config = files.source, files.read_config() if _matches(files) else files.optional_config()
     declared = config.peft_type.upper() if config.peft_type else None

@@ -255,7 +255,7 @@ def _size(lora: LoraSnapshot, name: str, site: Site, ranks: PatternTable, hits: 
         return None
     if site.kind == "conv":
         if site.shape[1] == 1 < site.shape[0]:
-            return None  # depthwise, as far as a header tells: its groups decide
+            return None  # depthwise by its shape; a header lacks the number of groups that would decide
         out, width, *kernel = site.shape
         return rank * (width * math.prod(kernel) + out) + _per_output(lora, out)
     if len(site.shape) == _STACK:

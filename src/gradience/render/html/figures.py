@@ -31,7 +31,7 @@ from gradience.render.plots import Cell, Grid
 
 STYLES: Final = 8  # of lines: four colours, each solid and dashed
 
-_FEW_LINES: Final = 3  # whose bands can be told apart
+_FEW_LINES: Final = 3  # more bands than this overlap beyond reading
 _MOST_POINTS: Final = 120  # with a dot each
 _BADGE: Final = 9.0  # radius of a numbered mark
 _BADGE_ROWS: Final = 3

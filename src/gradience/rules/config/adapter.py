@@ -50,7 +50,7 @@ def part_of(name: str) -> Part:
 
 
 def reaches_mlp(targets: Sequence[str] | str) -> bool | None:
-    """Return whether the targets include an MLP module; None where the names do not tell."""
+    """Whether the targets include an MLP module; None where the names leave it open."""
     if isinstance(targets, str):
         return _expression_reaches_mlp(targets)
     parts = {part_of(name) for name in targets}

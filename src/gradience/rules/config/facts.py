@@ -33,7 +33,7 @@ class CheckContext(NamedTuple):
 
 
 class Facts:
-    """A configuration, and what follows from it. Every property raises Unknown where it cannot tell."""
+    """A configuration, and what follows from it. Every property raises Unknown where the settings leave it open."""
 
     def __init__(
         self, config: ConfigSnapshot, *, transformers: str | None = None, around: CheckContext | None = None

@@ -1,4 +1,4 @@
-"""How a run turned out, held against what its configuration is told: an outcome that is good outweighs a convention.
+"""How a run turned out, held against the findings on its configuration: an outcome that is good outweighs a convention.
 
 Published rates are averages over other models and data. Where this run converged, or its held-out result is good, the
 run itself is the better evidence.
@@ -38,7 +38,7 @@ class Outcome(NamedTuple):
 
 
 def outcome_of(report: MonitorReport, evals: Sequence[Eval]) -> Outcome:
-    """The outcome of a run by its log; nothing is said of one that is unfinished or has a warning.
+    """The outcome of a run by its log; None for one that is unfinished or has a warning.
 
     Args:
         report: the monitor's.

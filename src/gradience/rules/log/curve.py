@@ -109,7 +109,7 @@ def _raised(curve: Curve, bar: Bar) -> float:
 
 
 def _excess(values: Sequence[float], place: int, bar: Bar) -> float:
-    """By how many times the spread a value is over the median of the 8 before; 0 where there is no spread at all."""
+    """A value's height over the median of the 8 before it, in units of their spread; 0 where they are all equal."""
     before, value = values[max(0, place - _SAMPLE) : place], values[place]
     if bar.logarithmic:
         if value <= 0.0 or min(before) <= 0.0:

@@ -1,7 +1,7 @@
 """GRD107, GRD108 and LRS109: gradients that explode or vanish, and a learning rate that was not as planned.
 
 Norms have no fixed bound, for they differ by orders of magnitude between models: each is held against its own past. A
-jump of one or two rows is said only where the loss answers it: healthy norms have heavy tails.
+jump of one or two rows is reported only where the loss jumps with it: healthy norms have heavy tails.
 """
 
 from __future__ import annotations
@@ -215,7 +215,7 @@ def _stuck(facts: RunFacts) -> Observation | None:
 
 
 def _is_end(stretch: _Stretch, rows: int) -> bool:
-    """Whether it is no more than the last rows of a schedule that decays to 0."""
+    """Whether these are just the last rows of a schedule that decays to 0."""
     at_end = stretch.start > 0 and stretch.start + stretch.rows == rows
     return at_end and stretch.rows <= max(ZERO_RATE_ROWS.value, ZERO_TAIL_SHARE.value * rows)
 

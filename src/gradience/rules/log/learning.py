@@ -75,7 +75,7 @@ class Learning(NamedTuple):
 
     @property
     def says(self) -> str:
-        """Why it cannot be told, with the size of the effect that would have been."""
+        """Why it stays undecided, with the size of the effect that would have been seen."""
         if self.trend is None:
             return "no training loss in two rows"
         fall, rows = self.trend.fall, self.trend.rows
@@ -201,7 +201,7 @@ def _does_not_fall(
 
 
 def _margin_grows(facts: RunFacts) -> bool:
-    """Whether preferences are told apart in the second half, which the loss may hide."""
+    """Whether chosen and rejected are separated in the second half, which the loss may hide."""
     margins = facts.signals.get("rewards/margins")
     if facts.objective.kind != "preference" or margins is None:
         return False

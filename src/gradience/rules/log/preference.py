@@ -1,4 +1,4 @@
-"""PRF119 to PRF121 and PRF130: preference training, whose loss may fall while nothing is told apart."""
+"""PRF119 to PRF121 and PRF130: preference training, whose loss may fall while chosen and rejected stay mixed."""
 
 from __future__ import annotations
 

@@ -158,7 +158,7 @@ RULES: Final[Sequence[Rule[RunFacts]]] = (
         ),
         action="Run 'gradience validate' on the log: corruption, or two writers in one file.",
         scope="any log",
-        rationale="What those lines said is in no number of this report.",
+        rationale="The content of those lines is missing from every number of this report.",
         verify="'gradience validate' names each line, and what is wrong with it.",
     ),
     Rule(
@@ -206,7 +206,7 @@ RULES: Final[Sequence[Rule[RunFacts]]] = (
         action="Log at least every steps/50 steps, and evaluate on held-out data a few times a run.",
         scope="any log",
         rationale="A curve of few points, or of training loss alone, hides small effects and overfitting.",
-        verify="The next log has 50 rows and some evaluations: what could not be told is then judged.",
+        verify="The next log has 50 rows and some evaluations: what could not be judged now is judged then.",
         thresholds=(FEW_ROWS,),
     ),
 )

@@ -1,7 +1,7 @@
 """The story of a run in one line: what it did, in the words of its findings and of what was logged.
 
-Each part rests on a finding or on recorded numbers and names it. Nothing is said that they do not support: "learns" is
-said only where losses fell by more than chance lets them, and where that cannot be told, the fall that would have been
+Each part rests on a finding or on recorded numbers and names it. It claims only what they support: "learns" is
+written only where losses fell by more than chance explains; elsewhere the fall that would have been
 seen is named.
 """
 
@@ -27,7 +27,7 @@ _GRAVE: Final = SEVERITIES.index("warning")
 _ERROR: Final = SEVERITIES.index("error")
 _BROKEN: Final = ("NUM102", "NUM101", "DIV104")  # the worst that a loss can say, worst first
 _MEANING: Final = ("SCL129", "PRF130")  # what the loss means, before what it does
-_SHAPES: Final = ("OVF110", "NOL106", "CHN112", "PLT105")  # the first that was seen is told
+_SHAPES: Final = ("OVF110", "NOL106", "CHN112", "PLT105")  # the first of them that was seen is the one reported
 _OBJECTIVE: Final = ("REP128", "CLP125", "PRF119", "RWD122", "ZVR123", "KLD124")
 _LATER: Final = (
     "MEM127",
@@ -46,7 +46,7 @@ _LATER: Final = (
 )
 _LOG: Final = ("TRN115", "DUP117", "RES116")
 _PLACED: Final = {*_BROKEN, *_MEANING, *_SHAPES, *_OBJECTIVE, *_LATER, *_LOG, "END114"}
-# shapes of the curve that are told at any severity
+# shapes of the curve that are reported at any severity
 _ALSO_AS_INFO: Final = {"OVF110", "PLT105", "ZVR123", "UND126", "MEM127", "LEK132", "NUM131"}
 
 
@@ -97,7 +97,7 @@ def _broken(found: Mapping[str, Finding]) -> bool:
 
 
 def _phrase(finding: Finding) -> str:
-    """The finding as a clause; one that has no words here is told in its own."""
+    """The finding as a clause; without a phrase here, its own message."""
     phrase = _PHRASES.get(finding.id)
     values = finding.values
     return (phrase(values) if phrase else None) or finding.message.split(":")[0].rstrip(".")

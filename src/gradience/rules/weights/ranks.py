@@ -43,7 +43,7 @@ def measured(modules: Sequence[ModuleAudit]) -> list[ModuleAudit]:
 
 
 def suggest(modules: Sequence[ModuleAudit], rank: int, *, bytes_per_param: float = 0.0) -> SuggestedRank:
-    """Return what cutting every module to at most the rank would cost and save."""
+    """Cost and saving of cutting every module to at most the rank."""
     kept, error, saved = cut(modules, lambda _: rank)
     return SuggestedRank(
         rank=rank,
@@ -121,7 +121,7 @@ def disagreements(modules: Sequence[ModuleAudit]) -> list[RankDisagreement]:
 
 
 def _steps(low: int, high: int) -> int:
-    """Return how many buckets lie between two ranks; a rank that is no bucket counts as the next one."""
+    """Number of buckets between two ranks; a rank between buckets counts as the next one up."""
     return sum(low < size < high for size in BUCKETS) + (low < high)
 
 

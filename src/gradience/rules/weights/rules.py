@@ -350,7 +350,7 @@ WEIGHTS_RULES: Final[tuple[Rule[AdapterFacts], ...]] = (
         action="Save or download the adapter again.",
         scope="LoRA factors in any format",
         verify="Load it with PEFT, which names the keys that are missing.",
-        rationale="Half a product is no update: loaders leave the module out, or start its other factor anew.",
+        rationale="One factor without the other makes no update: loaders skip the module or start the other anew.",
         needs=(_tensors,),
     ),
     *BASE_RULES,

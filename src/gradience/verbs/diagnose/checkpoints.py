@@ -1,4 +1,4 @@
-"""Which checkpoint to keep: those on disk beside the run's held-out losses, and how far the noise tells them apart."""
+"""Which checkpoint to keep: those on disk beside the run's held-out losses, and which differ beyond the noise."""
 
 from __future__ import annotations
 

@@ -165,7 +165,7 @@ def _facts(summary: RunSummary, run: RunSeries, config: ConfigSnapshot, gap_thre
         history=run.evals,
         record=record,
     )
-    # a loss that is no cross-entropy has no perplexity, and so no gap
+    # only a cross-entropy has a perplexity, and so a gap
     return replace(facts, gap=None) if facts.objective.kind in {"preference", "rl"} else facts
 
 
