@@ -224,6 +224,8 @@ class Spectrum(NamedTuple):
     relative_errors: npt.NDArray[np.float64]
     spectral_norm: float
     frobenius_norm: float
+    factor_stable_ranks: tuple[float, float]
+    """Of b and of a alone, in this order; of `narrowed` factors where r is larger than a side."""
 
 
 class _Quantities(NamedTuple):
@@ -283,11 +285,11 @@ def _finish(loads: Sequence[Callable[[], Factors]], grams: Sequence[Grams]) -> l
     for bucket, indices in by_bucket.items():
         for start in range(0, len(indices), _MODULES):
             some = indices[start : start + _MODULES]
-            sigma, finite = _sigma(loads, grams, some, bucket)
+            sigma, finite, alone = _sigma(loads, grams, some, bucket)
             numbers = jax.tree.map(np.asarray, _all_quantities(sigma))
             for row, index in enumerate(some):
                 one_row = _Quantities(*(field[row] for field in numbers))
-                found[index] = _spectrum(sigma[row], one_row, grams[index], finite=bool(finite[row]))
+                found[index] = _spectrum(sigma[row], one_row, grams[index], alone[:, row], finite=bool(finite[row]))
     return [spectrum for spectrum in found if spectrum is not None]
 
 
@@ -296,8 +298,11 @@ def _sigma(
     grams: Sequence[Grams],
     some: list[int],
     bucket: int,
-) -> tuple[Matrix, Matrix]:
-    """Return singular values (a fixed number of rows, zero beyond those asked for), and which are finite."""
+) -> tuple[Matrix, Matrix, Matrix]:
+    """Return singular values (a fixed number of rows, zero beyond those asked for), and which are finite.
+
+    And the stable ranks of a's and of b's alone (2, modules).
+    """
     sides = np.zeros((2, len(some), bucket, bucket))
     for row, index in enumerate(some):
         sides[0, row], sides[1, row] = grams[index].gram_a, grams[index].gram_b
@@ -312,10 +317,10 @@ def _sigma(
             exact = update.core_singular_values(factors.b, factors.a)
             sigma[row] = 0.0
             sigma[row, : len(exact)] = exact
-    return sigma, finite
+    return sigma, finite, update.gram_stable_rank(sides)
 
 
-def _spectrum(sigma: Matrix, numbers: _Quantities, grams: Grams, *, finite: bool) -> Spectrum:
+def _spectrum(sigma: Matrix, numbers: _Quantities, grams: Grams, alone: Matrix, *, finite: bool) -> Spectrum:
     r, size = grams.r, abs(grams.scale)
     return Spectrum(
         sigma=_padded(sigma, r) * size,
@@ -327,6 +332,7 @@ def _spectrum(sigma: Matrix, numbers: _Quantities, grams: Grams, *, finite: bool
         relative_errors=_padded(np.asarray(numbers.relative_errors), r + 1),
         spectral_norm=float(sigma[0]) * size,
         frobenius_norm=float(numbers.frobenius_norm) * size,
+        factor_stable_ranks=(float(alone[1]), float(alone[0])),
     )
 
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+import math
+from collections.abc import Callable, Collection, Iterable, Sequence
 from statistics import fmean, median
-from typing import Any
+from typing import Any, Final, NamedTuple
 
 import msgspec
 import numpy as np
@@ -12,16 +13,35 @@ import numpy.typing as npt
 
 from gradience.adapters.layout import Adapter, Module, Role
 from gradience.adapters.names import layer_index, module_type
-from gradience.rules.weights.ranks import BUCKETS, bucket, measured, percentile
+from gradience.rules.weights.ranks import measured, percentile
 from gradience.schema.audit import AuditSummary, GroupSummary, LayerSummary, LedgerEntry, ModuleAudit
 from gradience.schema.scalars import real
 from gradience.spectral.batch import Spectrum
-from gradience.spectral.update import null_stable_rank
+from gradience.spectral.update import null_factor_stable_rank, null_stable_rank
+
+_FROM_ZERO: Final = frozenset({"linear", "conv", "dora"})
+"""Kinds whose lora_B starts at zero; of an embedding lora_A does, and AdaLoRA's factors are random both."""
 
 
-def module_row(module: Module, spectrum: Spectrum, *, top: int) -> ModuleAudit:
-    """Return the row of a module whose update is s B A, with its `top` largest singular values."""
+class Shown(NamedTuple):
+    """What a report states of every module: how many singular values, the error at which ranks, and of which factor."""
+
+    singular_values: int = 0
+    ranks: Collection[int] = ()
+    transposed: bool = False
+    """Whether the base stores its matrices transposed to B A (Conv1D): the first factor is then A's transposed."""
+    from_zero: bool = False
+    """Whether lora_B was zero before training; other starts put a part of the base, or random numbers, into it."""
+
+
+_NOTHING_MORE: Final = Shown()
+
+
+def module_row(module: Module, spectrum: Spectrum, shown: Shown = _NOTHING_MORE) -> ModuleAudit:
+    """Return the row of a module whose update is s B A."""
     common = _common(module)
+    place = 1 if shown.transposed and module.kind != "conv" else 0  # of lora_B among the update's factors
+    apart = shown.from_zero and module.kind in _FROM_ZERO and module.r <= min(module.shape)
     if not spectrum.finite:
         return ModuleAudit(**common, state="non_finite", spectral_norm="NaN", frobenius_norm="NaN")
     if spectrum.spectral_norm == 0.0:
@@ -38,9 +58,11 @@ def module_row(module: Module, spectrum: Spectrum, *, top: int) -> ModuleAudit:
         knee_rank=knee_rank(spectrum.relative_errors),
         spectral_norm=real(spectrum.spectral_norm),
         frobenius_norm=real(spectrum.frobenius_norm),
-        relative_errors={str(k): float(spectrum.relative_errors[k]) for k in BUCKETS if k < module.r},
+        relative_errors={str(k): float(spectrum.relative_errors[k]) for k in sorted(shown.ranks) if k < module.r},
         null_stable_rank=null_stable_rank(module.r, *module.shape),
-        top_singular_values=[float(s) for s in spectrum.sigma[:top]],
+        b_stable_rank=spectrum.factor_stable_ranks[place] if apart else None,
+        b_null_stable_rank=null_factor_stable_rank(module.r, module.shape[place]) if apart else None,
+        top_singular_values=[float(s) for s in spectrum.sigma[: shown.singular_values]],
     )
 
 
@@ -109,7 +131,7 @@ def summary_of(modules: Sequence[ModuleAudit]) -> AuditSummary:
     stable = [m.stable_rank or 0.0 for m in healthy]
     k90 = [float(m.energy_rank_90 or 0) for m in healthy]
     weight = sum(m.params for m in healthy) or 1
-    cap = max(m.r for m in healthy)
+    size = math.hypot(*(float(m.frobenius_norm) for m in healthy))
     return AuditSummary(
         total_lora_params=params,
         n_layers=len(modules),
@@ -121,10 +143,10 @@ def summary_of(modules: Sequence[ModuleAudit]) -> AuditSummary:
         energy_rank_90_p50=percentile(k90, 0.5),
         energy_rank_90_p90=percentile(k90, 0.9),
         by_type=_by_type(modules),
-        suggested_r_global_median=bucket(percentile(k90, 0.5), cap),
-        suggested_r_global_90=bucket(percentile(k90, 0.9), cap),
         energy_concentration=min(1.0, sum((m.energy_share or 0.0) ** 2 for m in modules)),
         null_stable_rank_mean=_mean(healthy, lambda m: m.null_stable_rank),
+        update_norm=size,
+        update_size=size / math.sqrt(sum(2.0 * math.prod(m.shape) / sum(m.shape) for m in healthy)),
     )
 
 
