@@ -123,7 +123,7 @@ def test_equal_scales_share_a_line_and_exceptions_are_named():
 def test_rules_that_disagree_are_grouped_with_one_reason():
     rows = [module(i, effective_rank=7.9, stable_rank=1.5) for i in range(9)]
     text = audit_text(report(rows), View(rank_rules=True))
-    assert "More than a bucket apart on 9 of 9 modules:" in text
+    assert "More than a power of two apart on 9 of 9 modules:" in text
     assert "9 x  k@90% 2, effective rank 8, stable rank 2, knee 1" in text
     assert "and 8 more like it" in text
     assert text.count("the first direction holds") == 1

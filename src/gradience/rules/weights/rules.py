@@ -99,7 +99,7 @@ def observe_size(size: float | None) -> Observation | None:
         return None
     return Observation(
         f"The update is {size:.3g} times as large as freshly initialised weights of these shapes; ordinary ones are "
-        "under 0.3.",
+        "under 1.",
         {"update_size": size},
         severity="warning",
         confidence=0.6,
