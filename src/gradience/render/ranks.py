@@ -22,8 +22,8 @@ _RULES: Final = {
 }
 _TRIAL: Final = (  # docs/resize.md: benchmarks/resize_quality.py, and the later measurement on pretrained models
     "  measured, with ranks rounded up to powers of two: 12 adapters of a small Llama trained on digits lost 1.4",
-    "  points of accuracy at p90 (0.0 to 2.8) and 3.9 at the median (1.2 to 6.6). It did not transfer: on MiniLM-L6 p90 saved",
-    "  nothing, on SmolLM2-135M it cost 2.5 points. Weights alone do not say how small an adapter may become.",
+    "  points of accuracy at p90 (0.0 to 2.8) and 3.9 at the median (1.2 to 6.6). It did not transfer: on MiniLM-L6 it",
+    "  saved nothing, on SmolLM2-135M it cost 2.5 points. Weights alone do not say how small an adapter may become.",
 )
 SUGGESTED_FOR: Final = {"median": "most modules (median)", "p90": "worst-case tail (p90)"}
 

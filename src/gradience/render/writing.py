@@ -127,8 +127,8 @@ def _mitigate(report: MitigateReport, *, verbose: bool) -> Iterator[str]:
 
 
 _MEASURED: Final = (
-    "Measured on the one adapter with intruders among those trained at hand: lowering alpha by the same change restored",
-    "more of what was forgotten (.451 against .430, .533 against .444). Compare both: gradience bench mitigate.",
+    "Measured on the one adapter with intruders among those trained: lowering alpha by as much restored more of",
+    "what was forgotten (.451 against .430, .533 against .444). Compare both: gradience bench mitigate.",
 )
 
 

@@ -351,9 +351,7 @@ class AuditReport(Report, kw_only=True, frozen=True):
     ] = {}
     like_suggested: Annotated[
         SuggestedRank | None,
-        Meta(
-            description="Each module at its own k@90%, as `gradience resize --like-suggested` cuts it; see per_layer."
-        ),
+        Meta(description="Each module at its own k@90%, as `resize --like-suggested` cuts it; see per_layer."),
     ] = None
     candidates: Annotated[
         list[SuggestedRank], Meta(description="Cost and saving of lower ranks: powers of two, and those suggested.")

@@ -105,7 +105,7 @@ class ComparedAdapter(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=T
     scaling: Annotated[list[float], Meta(description="[least, most] factor of B A over its modules.")]
     frobenius_norm: Annotated[
         float | None,
-        Meta(description="Of all its updates together: sqrt of the sum of squares; null where one is not finite."),
+        Meta(description="Of all its updates: sqrt of the sum of squares; null where one is not finite."),
     ] = None
 
 
