@@ -10,6 +10,9 @@ from contextlib import closing
 import pytest
 from hostile.inputs import trainer_state
 
+from gradience.errors import RecorderError
+from gradience.importers.run import import_run
+
 LIMIT = 5
 
 
@@ -190,7 +193,7 @@ def test_a_csv_takes_no_more_than_twice_its_size(run, tmp_path, columns, rows):
 
 
 @pytest.mark.parametrize("row", ["1,1", "1"])
-def test_a_source_of_too_many_rows_names_the_limit(run, tmp_path, monkeypatch, row):
+def test_a_source_of_too_many_rows_names_the_limit(tmp_path, monkeypatch, row):
     monkeypatch.setattr("gradience.importers.files.MAX_ROWS", 100)
     (tmp_path / "t.csv").write_text("step,loss\n" + f"{row}\n" * 101)
     with pytest.raises(RecorderError, match=r"more than 100 rows, the limit for a source"):
