@@ -25,7 +25,7 @@ from gradience.telemetry.values import number_of, step_of
 _SECONDS: Final = (1e9, 1e10)  # Unix time of 2001 to 2286: other values of a `timestamp` column are not a clock
 _MAX_TEXT: Final = 64  # characters of a clock reading
 MAX_BYTES: Final = 512 * 1024**2  # the largest trainer_state.json seen in the wild is under 50 MB
-MAX_ROWS: Final = 1_000_000  # the longest run seen logged 50 000; each takes some 300 bytes beyond its values
+MAX_ROWS: Final = 1_000_000  # ten times a run that logs 100 000 steps; each takes some 300 bytes beyond its values
 MAX_LINE: Final = 32 * 1024**2  # ms-swift's closing record repeats the whole history on one line
 _BOM: Final = b"\xef\xbb\xbf"
 _LFS: Final = b"version https://git-lfs"
