@@ -166,7 +166,6 @@ STATED: list[tuple[str, str, float, dict[str, float]]] = [
             "some_level": 0.5,
             "few_epochs": 3.5,
             "few_level": 0.1,
-            "fallen": 0.97,
         },
     ),
     (
