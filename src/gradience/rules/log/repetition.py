@@ -22,7 +22,6 @@ SOME_EPOCHS = Threshold("some_epochs", 10.0, "epochs", "published runs: 20 epoch
 SOME_LEVEL = Threshold("some_level", 0.5, "of the first loss, or nats", JUDGEMENT)
 FEW_EPOCHS = Threshold("few_epochs", 3.5, "epochs, more than", "a judgement: 1 to 3 are ordinary")
 FEW_LEVEL = Threshold("few_level", 0.1, "of the first loss, or nats", "published runs: 6 epochs to 0.006")
-FALLEN = Threshold("fallen", 0.97, "of the first loss", REAL_RUNS)
 
 EPOCH_DROP = Threshold("epoch_drop", 0.05, "fraction of the level before the end of an epoch", JUDGEMENT)
 EPOCH_ERRORS = Threshold("epoch_errors", 3.0, "standard errors of the mean of those fractions", "trial")
@@ -60,7 +59,7 @@ def _repeated(facts: RunFacts) -> Observation | None:
 
 
 def _down_to(start: float, end: float, level: float) -> bool:
-    return end <= level or (end <= level * start and end < FALLEN.value * start)
+    return end <= level * max(1.0, start)
 
 
 class _Step(NamedTuple):
@@ -184,7 +183,7 @@ RULES: Final[Sequence[Rule[RunFacts]]] = (
         action="Evaluate on held-out data, and keep an earlier checkpoint: 1 to 3 epochs are usual.",
         scope="runs without any evaluation that log their epoch; not saturated preference training (PRF130)",
         verify="Held-out loss of the last checkpoint against that of an earlier one.",
-        thresholds=(MANY_EPOCHS, SOME_EPOCHS, SOME_LEVEL, FEW_EPOCHS, FEW_LEVEL, FALLEN),
+        thresholds=(MANY_EPOCHS, SOME_EPOCHS, SOME_LEVEL, FEW_EPOCHS, FEW_LEVEL),
     ),
     Rule(
         id="MEM127",
