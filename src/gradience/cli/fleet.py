@@ -5,20 +5,24 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Final, Literal
 
 from cyclopts import Parameter
-from cyclopts.types import PositiveInt
+from cyclopts.types import NonNegativeInt, PositiveInt
+from cyclopts.validators import Number
 
 from gradience.cli import options as opt
-from gradience.errors import AdapterError
-from gradience.render.fleet import fleet_audit_text
+from gradience.cli.sql import answer, chosen, list_queries
+from gradience.errors import AdapterError, GradienceError
+from gradience.render.fleet import fleet_audit_text, fleet_show_text
 
 if TYPE_CHECKING:
     from gradience.verbs.fleet.audit import Tally
 
 Engine = Literal["local", "ray"]
+_EVERY: Final = 1 << 40
 
 
 def audit(
@@ -90,3 +94,89 @@ def _progress() -> Callable[[Tally], None]:
         sys.stderr.flush()
 
     return tell
+
+
+def show(
+    fleet: Path,
+    /,
+    *,
+    top: PositiveInt = 10,
+    cosine: Annotated[float, Parameter(validator=Number(gt=0.0, lte=1.0))] = 0.99,
+    most_pairs: NonNegativeInt = 500,
+    verbose: opt.Verbose = False,
+    json: opt.AsJson = False,
+) -> int:
+    """Show what is in a fleet: bases, ranks, verdicts; what is broken, wasteful, alike, or of another base.
+
+    Parameters
+    ----------
+    fleet:
+        The folder that fleet audit wrote.
+    top:
+        How many adapters a list names.
+    cosine:
+        Of two updates, from which they are listed as nearly the same.
+    most_pairs:
+        How many pairs of adapters to read for their exact cosine, the likeliest first.
+    verbose:
+        List every adapter.
+    """
+    from gradience.verbs.fleet.show import show_fleet  # noqa: PLC0415  # the help needs none of it
+
+    report = show_fleet(fleet, top=_EVERY if verbose else top, cosine=cosine, most_pairs=most_pairs)
+    return opt.print_report(report, fleet_show_text, json=json)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResultOptions:
+    """How a result is written.
+
+    Parameters
+    ----------
+    named:
+        A usual question by its name; see --list-queries.
+    list_queries:
+        List the named queries with their SQL.
+    csv:
+        Print CSV (RFC 4180).
+    parquet:
+        Write the result to a Parquet file instead.
+    """
+
+    named: str | None = None
+    list_queries: opt.Flag = False
+    csv: opt.Flag = False
+    parquet: Path | None = None
+    json: opt.AsJson = False
+
+
+_DEFAULT_RESULT = ResultOptions()
+
+
+def query(
+    fleet: Path | None = None,
+    sql: str | None = None,
+    /,
+    *,
+    result: Annotated[ResultOptions, Parameter(name="*")] = _DEFAULT_RESULT,
+) -> int:
+    """Ask a fleet in SQL (DuckDB): one SELECT over adapters, modules and findings.
+
+    It is read only: no other file, no network, no settings.
+
+    Parameters
+    ----------
+    fleet:
+        The folder that fleet audit wrote.
+    sql:
+        The query, such as "select r, avg(stable_rank) from modules group by r".
+    """
+    from gradience.verbs.fleet.query import FLEET_QUERIES  # noqa: PLC0415  # the help needs none of it
+
+    if result.list_queries:
+        return list_queries(FLEET_QUERIES)
+    if fleet is None:
+        raise GradienceError("no fleet", advice="give the folder that 'gradience fleet audit' wrote")
+    from gradience.verbs.fleet.read import existing  # noqa: PLC0415  # the same
+
+    return answer(existing(fleet), chosen(FLEET_QUERIES, sql, result.named), result)

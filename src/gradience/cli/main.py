@@ -73,6 +73,8 @@ GROUPS = {  # name: its line, and its commands as above
         "Many adapters: audit every one below some folders, then show and query them.",
         {
             "audit": ("gradience.cli.fleet:audit", "Audit every adapter below some folders or URLs."),
+            "show": ("gradience.cli.fleet:show", "Show what is in a fleet, and what needs a look."),
+            "query": ("gradience.cli.fleet:query", "Ask a fleet in SQL."),
         },
     ),
 }

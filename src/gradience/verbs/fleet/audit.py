@@ -9,22 +9,14 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from gradience.io.types import PathLike
-from gradience.schema.fleet import (
-    FLEET_AUDIT_SCHEMA_ID,
-    FLEET_SCHEMA_ID,
-    AdapterRow,
-    FindingRow,
-    FleetAuditReport,
-    ModuleRow,
-)
+from gradience.schema.fleet import FLEET_AUDIT_SCHEMA_ID, FleetAuditReport
 from gradience.verbs.device import prepare_jax
 from gradience.verbs.fleet.engines import Done, Engine, run_local
 from gradience.verbs.fleet.find import Found, find_adapters
 from gradience.verbs.fleet.job import SAME, Job, audit_job, failed, is_failure
 from gradience.verbs.fleet.rows import RULES_VERSION
-from gradience.verbs.fleet.store import Store, Tables, Writer
-
-FLEET: Final = Tables(FLEET_SCHEMA_ID, {"adapters": AdapterRow, "modules": ModuleRow, "findings": FindingRow})
+from gradience.verbs.fleet.store import Store, Writer
+from gradience.verbs.fleet.tables import FLEET
 
 _BATCH: Final = 128  # adapters of a part
 _BATCH_SECONDS: Final = 10.0  # what a killed job loses at most, beside what was in flight
