@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from gradience.cli.output import DONE, emit, print_text
 from gradience.cli.options import print_report
+from gradience.cli.output import DONE, emit, print_text
 from gradience.errors import GradienceError
 from gradience.render.fleet import query_text
 

@@ -43,7 +43,9 @@ def query_text(report: FleetQueryReport) -> str:
 
     def line(row: list[str]) -> str:
         padded = zip(row, widths, right, strict=True)
-        return "  ".join(f"{cell:>{width}}" if number else f"{cell:<{width}}" for cell, width, number in padded).rstrip()
+        return "  ".join(
+            f"{cell:>{width}}" if number else f"{cell:<{width}}" for cell, width, number in padded
+        ).rstrip()
 
     return "\n".join([line(names), "  ".join("-" * width for width in widths), *map(line, cells)])
 
@@ -64,7 +66,8 @@ def fleet_show_text(report: FleetShowReport) -> str:
 
 def _show(report: FleetShowReport) -> Iterator[str]:
     yield from banner("GRADIENCE FLEET")
-    yield f"{counted(report.adapters, 'adapter')}, {counted(report.modules, 'module')}, {_size(report.bytes)} of tensors"
+    counts = f"{counted(report.adapters, 'adapter')}, {counted(report.modules, 'module')}"
+    yield f"{counts}, {_size(report.bytes)} of tensors"
     lines = (("Verdicts", report.verdicts), ("Bases", report.bases), ("Types", report.types), ("Ranks", report.ranks))
     yield from labelled(((name, _counts(items)) for name, items in lines))
     if report.findings:
@@ -128,7 +131,7 @@ def _similar(found: Similar) -> Iterator[str]:
         yield ""
         yield f"Equal content: {counted(len(found.same), 'group')}"
         for alike in found.same[:_LISTED]:
-            more = f" and {len(alike.paths) - 2} more" if len(alike.paths) > 2 else ""  # noqa: PLR2004  # two are shown
+            more = f" and {len(alike.paths) - 2} more" if len(alike.paths) > 2 else ""  # two are shown
             yield f"  {' = '.join(clean(path) for path in alike.paths[:2])}{more}"
     if found.near:
         yield ""

@@ -10,7 +10,7 @@ import multiprocessing as mp
 import os
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from multiprocessing.connection import Connection, wait
 from typing import Final, Generic, Literal, NamedTuple, Protocol, TypeAlias, TypeVar
 
@@ -32,7 +32,7 @@ Work: TypeAlias = Callable[[JobT], bytes]
 
 _AHEAD: Final = 3  # jobs a worker has beside the one it works on: it never waits for the parent
 _TRIES: Final = 2
-_PINNED: Final = {
+PINNED: Final = {  # of a worker's libraries: N workers do not fight for cores
     "OMP_NUM_THREADS": "1",
     "OPENBLAS_NUM_THREADS": "1",
     "MKL_NUM_THREADS": "1",
@@ -103,8 +103,8 @@ class _Worker(Generic[JobT]):
 
 class _Pool(Generic[JobT]):
     def __init__(self, work: Work[JobT], workers: int, prepare: Callable[[], None]) -> None:
-        self._new = lambda: _Worker(work, prepare)
-        self._workers = [self._new() for _ in range(workers)]
+        self._work, self._prepare = work, prepare
+        self._workers = [_Worker(work, prepare) for _ in range(workers)]
         self._again: deque[JobT] = deque()
         self._deaths: Counter[str] = Counter()
         self._unborn = 0
@@ -143,7 +143,7 @@ class _Pool(Generic[JobT]):
             if self._unborn > 3 * len(self._workers):
                 raise GradienceError("workers die before their first job", advice="try --workers 1; is memory short?")
         worker.end()
-        self._workers[self._workers.index(worker)] = self._new()
+        self._workers[self._workers.index(worker)] = _Worker(self._work, self._prepare)
         if not sent:
             return
         first, *rest = sent
@@ -171,15 +171,15 @@ def _serve(pipe: Connection, work: Work[JobT], prepare: Callable[[], None]) -> N
             pipe.send_bytes(work(pipe.recv()))
 
 
-class _environment:  # noqa: N801  # used as a function
+@contextmanager
+def _environment() -> Iterator[None]:
     """The environment of one process to start: its libraries read these once."""
-
-    def __enter__(self) -> None:
-        self._before = {name: os.environ.get(name) for name in _PINNED}
-        os.environ.update(_PINNED)
-
-    def __exit__(self, *_: object) -> None:
-        for name, value in self._before.items():
+    before = {name: os.environ.get(name) for name in PINNED}
+    os.environ.update(PINNED)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
             if value is None:
                 del os.environ[name]
             else:

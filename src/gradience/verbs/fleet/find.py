@@ -51,7 +51,9 @@ def targets(names: Collection[str], peek: Peek) -> Iterator[Target]:
     config = (CONFIG_NAME,) if CONFIG_NAME in names else ()
     tensors = sorted(name for name in names if name.endswith(_ENDING))
     main = next((name for name in WEIGHT_NAMES if name in names), None)
-    index = None if main else next((n for n in INDEX_NAMES if n in names and (config or n.startswith(_OWN_INDEX))), None)
+    index = (
+        None if main else next((n for n in INDEX_NAMES if n in names and (config or n.startswith(_OWN_INDEX))), None)
+    )
     if main is not None:
         yield "", (*config, main)
     elif index is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -132,7 +133,7 @@ def is_failure(answer: bytes | None) -> bool:
     return answer is None or msgspec.msgpack.decode(msgspec.msgpack.decode(answer, type=Result).head)["status"] != "ok"
 
 
-def _encoded(head: msgspec.Struct, *others: list[msgspec.Struct]) -> bytes:
+def _encoded(head: msgspec.Struct, *others: Sequence[msgspec.Struct]) -> bytes:
     """Rows as bytes, in the form in which they cross a process on every engine."""
     return msgspec.msgpack.encode(Result(_raw(head), tuple(_raw(rows) for rows in others)))
 

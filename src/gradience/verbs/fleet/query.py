@@ -12,6 +12,7 @@ from gradience.errors import GradienceError
 from gradience.io.atomic import atomic_file
 from gradience.schema.fleet import FLEET_QUERY_SCHEMA_ID, FleetQueryReport, QueryColumn
 from gradience.schema.scalars import Json
+from gradience.verbs.fleet.rows import arrow_schema
 from gradience.verbs.fleet.store import INSTALL, Store
 
 if TYPE_CHECKING:
@@ -141,12 +142,19 @@ def _view(paths: Iterable[str]) -> str:
     return f"select * from read_parquet({_texts(paths)})"  # noqa: S608  # our own paths, quoted
 
 
-def _empty(store: Store, name: str) -> str:
-    kinds = {"int64": "bigint", "double": "double", "string": "varchar", "bool": "boolean", "list<item: float>": "float[]"}
-    from gradience.verbs.fleet.rows import arrow_schema  # noqa: PLC0415  # needs pyarrow, which the store has
+_KINDS: Final = {
+    "int64": "bigint",
+    "double": "double",
+    "string": "varchar",
+    "bool": "boolean",
+    "list<item: float>": "float[]",
+}
 
-    fields = ", ".join(f'null::{kinds[str(field.type)]} as "{field.name}"' for field in arrow_schema(store.tables.rows[name]))
-    return f"select {fields} limit 0"
+
+def _empty(store: Store, name: str) -> str:
+    """A view without rows, of a store without parts."""
+    schema = arrow_schema(store.tables.rows[name])
+    return "select " + ", ".join(f'null::{_KINDS[str(field.type)]} as "{field.name}"' for field in schema) + " limit 0"
 
 
 def _texts(values: Iterable[str]) -> str:

@@ -29,7 +29,9 @@ def serving(base: str, loads: Mapping[int, Load]) -> Serving:
     served = {rank: load for rank, load in loads.items() if room_for(rank) is not None}
     largest = room_for(max(loads, default=0))
     used = sum(load.used for load in served.values()) * _BYTES
-    splits = [best_split(served, parts) for parts in range(1, min(_MOST_BUCKETS, len({room_for(r) for r in served})) + 1)]
+    splits = [
+        best_split(served, parts) for parts in range(1, min(_MOST_BUCKETS, len({room_for(r) for r in served})) + 1)
+    ]
     return Serving(
         base_model=base,
         adapters=sum(load.adapters for load in loads.values()),
@@ -55,7 +57,7 @@ def best_split(loads: Mapping[int, Load], parts: int) -> RankBuckets:
         """The least padding of the ranks from `start` on, and the ends of their groups."""
         if left == 1 or start == len(ranks) - 1:
             return _cost(loads, ranks[start:]), (len(ranks),)
-        options = [(_cost(loads, ranks[start:]), (len(ranks),))]
+        options: list[tuple[int, tuple[int, ...]]] = [(_cost(loads, ranks[start:]), (len(ranks),))]
         for end in range(start + 1, len(ranks)):
             rest, ends = best(end, left - 1)
             options.append((_cost(loads, ranks[start:end]) + rest, (end, *ends)))

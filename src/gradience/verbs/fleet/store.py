@@ -126,7 +126,9 @@ class Store:
         try:
             lock.acquire()
         except Timeout as error:
-            raise OutputError(f"another job is writing {self.folder}", advice="wait for it, or give another --out") from error
+            raise OutputError(
+                f"another job is writing {self.folder}", advice="wait for it, or give another --out"
+            ) from error
         except OSError as error:
             raise OutputError(f"cannot write {self.folder}: {error.strerror}", advice="check the path") from error
         try:
