@@ -16,7 +16,7 @@ from gradience.verbs.fleet.rows import arrow_schema
 from gradience.verbs.fleet.store import INSTALL, Store
 
 if TYPE_CHECKING:
-    from duckdb import DuckDBPyConnection
+    from duckdb import DuckDBPyConnection, Statement
 
 
 class Named(NamedTuple):
@@ -87,7 +87,8 @@ def select(store: Store, sql: str) -> FleetQueryReport:
         GradienceError: duckdb is not installed, or the query is refused or wrong.
     """
     with opened(store) as base, _worded():
-        columns = [QueryColumn(name=name, type=str(kind)) for name, kind, *_ in _executed(base, sql).description]
+        base.execute(_only_select(base, sql))
+        columns = [QueryColumn(name=name, type=str(kind)) for name, kind, *_ in base.description]
         rows = [[_plain(value) for value in row] for row in base.fetchall()]
     return FleetQueryReport(schema=FLEET_QUERY_SCHEMA_ID, sql=sql, columns=columns, rows=rows)
 
@@ -102,15 +103,15 @@ def select_to_parquet(store: Store, sql: str, out: Path, *, force: bool = False)
     from pyarrow import parquet  # noqa: PLC0415  # extra [fleet]
 
     with opened(store) as base, _worded(), atomic_file(out, force=force) as partial:
-        parquet.write_table(_executed(base, sql).to_arrow_table(), partial)
+        parquet.write_table(base.sql(_only_select(base, sql).query).to_arrow_table(), partial)
 
 
-def _executed(base: DuckDBPyConnection, sql: str) -> DuckDBPyConnection:
+def _only_select(base: DuckDBPyConnection, sql: str) -> Statement:
     statements = base.extract_statements(sql)
     if [statement.type.name for statement in statements] != ["SELECT"]:
         kinds = ", ".join(statement.type.name for statement in statements) or "nothing"
         raise GradienceError(f"expected one SELECT, got {kinds}", advice="a fleet is read only")
-    return base.execute(statements[0])
+    return statements[0]
 
 
 @contextmanager
