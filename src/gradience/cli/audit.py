@@ -11,11 +11,12 @@ from cyclopts.types import NonNegativeInt, PositiveInt
 from cyclopts.validators import Number
 
 from gradience.cli import options as opt
-from gradience.cli.output import draws_blocks, on_terminal, prepare_jax
+from gradience.cli.output import draws_blocks, on_terminal
 from gradience.errors import AdapterError
 from gradience.render.audit import View, audit_text
 from gradience.render.plots import Quantity
 from gradience.schema.reports import SourceLocation
+from gradience.verbs.device import prepare_jax
 
 
 @dataclass(frozen=True, kw_only=True)

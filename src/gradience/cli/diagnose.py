@@ -50,7 +50,7 @@ def diagnose(
 
     sources = find_sources(path, run=run, adapter=adapter, config=config)
     if sources.weights.path is not None:
-        from gradience.cli.output import prepare_jax  # noqa: PLC0415  # only where there are weights
+        from gradience.verbs.device import prepare_jax  # noqa: PLC0415  # only where there are weights
 
         prepare_jax("auto")
     from gradience.verbs.diagnose.run import diagnose_sources  # noqa: PLC0415  # imports jax, after its environment is set

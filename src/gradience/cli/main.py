@@ -12,7 +12,7 @@ import gc
 import os
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -68,8 +68,19 @@ COMMANDS = {  # name: its function, imported when it runs, and its line in the l
     "schema": ("gradience.cli.schema:schema", "Print a JSON Schema: of a line of a log, or of a report."),
 }
 
+GROUPS = {  # name: its line, and its commands as above
+    "fleet": (
+        "Many adapters: audit every one below some folders, then show and query them.",
+        {
+            "audit": ("gradience.cli.fleet:audit", "Audit every adapter below some folders or URLs."),
+            "show": ("gradience.cli.fleet:show", "Show what is in a fleet, and what needs a look."),
+            "query": ("gradience.cli.fleet:query", "Ask a fleet in SQL."),
+        },
+    ),
+}
 
-def build_app(asked: str | None = None) -> App:
+
+def build_app(*asked: str) -> App:
     """Return the command table; a command's module is imported when it runs.
 
     Args:
@@ -86,12 +97,25 @@ def build_app(asked: str | None = None) -> App:
         help_format="plaintext",
         result_action="return_value",
     )
-    for name, (target, line) in COMMANDS.items():
+    _fill(app, COMMANDS, asked[0] if asked else None, with_flowing_help)
+    for name, (line, commands) in GROUPS.items():
+        group = App(name=name, help=line, help_format="plaintext", version_flags=())
+        _fill(group, commands, asked[1] if asked[:1] == (name,) and len(asked) > 1 else None, with_flowing_help)
+        app.command(group)
+    return app
+
+
+def _fill(
+    app: App,
+    commands: Mapping[str, tuple[str, str]],
+    asked: str | None,
+    with_flowing_help: Callable[[str], Callable[..., object]],
+) -> None:
+    for name, (target, line) in commands.items():
         if name == asked:
             app.command(with_flowing_help(target), name=name)
         else:
             app.command(target, name=name, help=line)
-    return app
 
 
 def _version() -> str:
@@ -128,7 +152,7 @@ def _run(tokens: list[str]) -> int:
 
     from gradience.cli.output import KeptConsole, emit  # noqa: PLC0415  # the same
 
-    app = build_app(tokens[0] if tokens else None)
+    app = build_app(*tokens[:2])
     kept = KeptConsole() if not tokens or _asks_for_help(tokens) else None
     console = None if kept is None else kept.console
     try:

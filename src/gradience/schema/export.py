@@ -18,6 +18,7 @@ from gradience.schema.compare import CompareAdaptersReport, CompareReport
 from gradience.schema.diagnose import DiagnoseReport
 from gradience.schema.events import EVENT_TYPES, EvalMetrics, Event, RecommendationItem
 from gradience.schema.findings import RulesReport
+from gradience.schema.fleet import FleetAuditReport, FleetQueryReport, FleetShowReport
 from gradience.schema.merge import MergeCheckReport, MergeReport, VerifyMergeReport
 from gradience.schema.reports import CheckReport, ImportReport, MonitorReport, ValidateReport
 from gradience.schema.writing import ConvertReport, MitigateReport, Provenance, ResizeReport
@@ -40,6 +41,9 @@ SchemaName: TypeAlias = Literal[
     "import",
     "validate",
     "rules",
+    "fleet-audit",
+    "fleet-show",
+    "fleet-query",
     "provenance",
 ]
 
@@ -74,6 +78,9 @@ _REPORTS: Final[dict[SchemaName, type[msgspec.Struct]]] = {
     "import": ImportReport,
     "validate": ValidateReport,
     "rules": RulesReport,
+    "fleet-audit": FleetAuditReport,
+    "fleet-show": FleetShowReport,
+    "fleet-query": FleetQueryReport,
 }
 SCHEMAS: Final[dict[SchemaName, str]] = {
     "telemetry": "telemetry-v1",

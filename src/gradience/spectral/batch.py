@@ -22,7 +22,7 @@ Matrix: TypeAlias = npt.NDArray[Any]
 _SHORT: Final = 1024  # columns (of A) or rows (of B) in a tile
 _LONG: Final = 4096  # the same, where a factor is that long and a call's tiles still fit the cache
 _BATCH_ELEMENTS: Final = 1 << 18  # a call's tiles as float64 (2 MiB) stay in the cache; measured with 2**16 to 2**19
-_MOST_WORKERS: Final = 8
+_MOST_WORKERS = 8  # threads; `use_threads` lowers it
 _LEAST_SHARE: Final = 8  # modules that are worth a thread
 _IN_FLIGHT: Final = 3
 _LEAST_RANK: Final = 8
@@ -264,6 +264,12 @@ def use_device(device: str) -> None:
     except RuntimeError as error:
         message = f"JAX finds no {device} device here: {error}"
         raise ValueError(message) from error
+
+
+def use_threads(most: int) -> None:
+    """Let this process compute with at most so many threads. For one of several processes, each on its own core."""
+    global _MOST_WORKERS  # noqa: PLW0603  # a setting of the process, as the device is
+    _MOST_WORKERS = most
 
 
 def spectra(loads: Sequence[Callable[[], Factors]], grams: Sequence[Grams] | None = None) -> list[Spectrum]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -35,6 +36,9 @@ from gradience.verbs.audit.rows import (
     summary_of,
     with_shares,
 )
+
+if TYPE_CHECKING:
+    from gradience.verbs.audit.against_base import BaseOptions
 
 
 def audit_adapter(
@@ -89,17 +93,47 @@ def audit_adapter(
     ids = [rule.id for rule in WEIGHTS_RULES]
     left_out = excluded_rules(ids, select=select, ignore=ignore, settings=settings)
     files, adapter = open_adapter(path, adapter_config=adapter_config, weights=weights)
-    rows = _rows(adapter, top_singular_values)
     against = None
     if base is not None:
-        from gradience.verbs.audit.against_base import BaseOptions, compare  # noqa: PLC0415  # keeps a plain audit quick
+        from gradience.verbs.audit.against_base import BaseOptions  # noqa: PLC0415  # keeps a plain audit quick
 
-        options = BaseOptions(Path(base), intruders, intruder_k, intruder_eps, seed, norms_cache, progress)
-        rows, against = compare(adapter, rows, options)
-    facts = _facts(Path(path), files, adapter)
-    report = _judged(facts, adapter, with_shares(rows), against, per_layer=suggest_per_layer)
+        against = BaseOptions(Path(base), intruders, intruder_k, intruder_eps, seed, norms_cache, progress)
+    report = audit_opened(
+        Path(path), files, adapter, top=top_singular_values, against=against, per_layer=suggest_per_layer
+    )
     findings, not_run = without(report.findings, report.not_run, left_out)
     return msgspec.structs.replace(report, findings=findings, not_run=not_run)
+
+
+def audit_opened(
+    path: Path,
+    files: AdapterFiles,
+    adapter: Adapter,
+    *,
+    top: int = 0,
+    against: BaseOptions | None = None,
+    per_layer: bool = False,
+) -> AuditReport:
+    """The audit of an adapter whose files are open, by all rules.
+
+    Args:
+        path: what was asked for.
+        files: from `open_adapter`.
+        adapter: the same; each of its modules is loaded once, and rarely twice.
+        top: how many singular values to keep per module.
+        against: the base, and what to compute beside it.
+        per_layer: add `per_layer`.
+
+    Raises:
+        AdapterError: a tensor cannot be read, or the base cannot.
+    """
+    rows = _rows(adapter, top)
+    compared = None
+    if against is not None:
+        from gradience.verbs.audit.against_base import compare  # noqa: PLC0415  # keeps a plain audit quick
+
+        rows, compared = compare(adapter, rows, against)
+    return _judged(_facts(path, files, adapter), adapter, with_shares(rows), compared, per_layer=per_layer)
 
 
 def _rows(adapter: Adapter, top: int) -> list[ModuleAudit]:
