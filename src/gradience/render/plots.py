@@ -107,7 +107,7 @@ _TICK: Final = 10  # a mark above every tenth layer
 
 _Read: TypeAlias = "Callable[[ModuleAudit], float | None]"
 _READ: Final[dict[str, tuple[str, _Read]]] = {
-    "norm": ("Frobenius norm of dW", lambda m: float(m.frobenius_norm)),
+    "norm": ("Frobenius norm of dW", lambda m: float(m.frobenius_norm or 0.0)),
     "utilization": ("utilization", lambda m: m.utilization),
     "k90": ("energy rank k@90%", lambda m: m.energy_rank_90),
     "udr": ("UDR", lambda m: m.udr if isinstance(m.udr, float) else None),
@@ -187,7 +187,7 @@ def _cell(module: ModuleAudit, read: _Read) -> Cell:
         return "0"
     if module.state == "non_finite":
         return "!"
-    value = read(module)
+    value = None if module.state == "not_known" else read(module)
     return _ABSENT if value is None else float(value)
 
 

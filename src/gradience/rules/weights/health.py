@@ -51,9 +51,13 @@ def health(
         not_analysed: what no number speaks of, for an adapter without an analysed module.
         relative_frobenius: norm of the whole update over that of the base weights, where they were compared.
     """
-    n = len(modules)
     if not modules:
         return _without_modules(peft_type, not_analysed)
+    unknown = [m for m in modules if m.state == "not_known"]
+    if len(unknown) == len(modules):
+        return Health(verdict="not_analysed", reason=f"{unknown[0].note}: not known from the adapter alone")
+    modules = [m for m in modules if m.state != "not_known"]
+    n = len(modules)
     if (unwell := _of_states(modules)) is not None:
         return unwell
     if relative_frobenius is not None and relative_frobenius < NEAR_UNTRAINED.value:

@@ -17,8 +17,16 @@ from gradience.rules.weights.rank_pattern import rank_pattern
 from gradience.rules.weights.ranks import candidates, disagreements, measured, rank_rules, suggest
 from gradience.rules.weights.rules import WEIGHTS_RULES, judge_adapter
 from gradience.schema.audit import AUDIT_SCHEMA_ID, AuditReport, BaseReport, ModuleAudit, NotAnalysed
-from gradience.spectral.batch import Factors, spectra
-from gradience.verbs.audit.rows import bytes_per_param, layer_summaries, ledger_of, module_row, summary_of, with_shares
+from gradience.spectral.batch import Factors, Spectrum, spectra
+from gradience.verbs.audit.rows import (
+    bytes_per_param,
+    layer_summaries,
+    ledger_of,
+    module_row,
+    summary_of,
+    unknown_row,
+    with_shares,
+)
 
 
 def audit_adapter(
@@ -78,7 +86,9 @@ def audit_adapter(
     if base is not None:
         from gradience.verbs.audit.against_base import BaseOptions, compare  # noqa: PLC0415  # keeps a plain audit quick
 
-        options = BaseOptions(Path(base), intruders, intruder_k, intruder_eps, seed, norms_cache, progress)
+        options = BaseOptions(
+            Path(base), intruders, intruder_k, intruder_eps, seed, norms_cache, progress, top_singular_values
+        )
         rows, against = compare(adapter, rows, options)
     facts = _facts(Path(path), files, adapter)
     report = _judged(facts, adapter, with_shares(rows), against, per_layer=suggest_per_layer)
@@ -88,7 +98,14 @@ def audit_adapter(
 
 def _rows(adapter: Adapter, top: int) -> list[ModuleAudit]:
     found = spectra([_load(module) for module in adapter.modules])
-    return [module_row(m, s, top=top) for m, s in zip(adapter.modules, found, strict=True)]
+    return [_row(m, s, top) for m, s in zip(adapter.modules, found, strict=True)]
+
+
+def _row(module: Module, spectrum: Spectrum, top: int) -> ModuleAudit:
+    """The row of a module without the base; factors that are not finite are a fault whatever the update is."""
+    if spectrum.finite and (module.dense is not None or module.is_unknown):
+        return unknown_row(module)
+    return module_row(module, spectrum, top=top)
 
 
 def _load(module: Module) -> Callable[[], Factors]:

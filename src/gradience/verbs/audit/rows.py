@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from statistics import fmean, median
 from typing import Any
@@ -15,46 +16,84 @@ from gradience.adapters.names import layer_index, module_type
 from gradience.rules.weights.ranks import BUCKETS, bucket, measured, percentile
 from gradience.schema.audit import AuditSummary, GroupSummary, LayerSummary, LedgerEntry, ModuleAudit
 from gradience.schema.scalars import real
-from gradience.spectral.batch import Spectrum
+from gradience.spectral.batch import SHARES, Spectrum, spectrum_of
+from gradience.spectral.dense import DenseSpectrum
 from gradience.spectral.update import null_stable_rank
 
 
-def module_row(module: Module, spectrum: Spectrum, *, top: int) -> ModuleAudit:
-    """Return the row of a module whose update is s B A, with its `top` largest singular values."""
+def module_row(module: Module, spectrum: Spectrum, *, top: int, limit: int | None = None) -> ModuleAudit:
+    """Return the row of a module from all singular values of its update, with its `top` largest.
+
+    Args:
+        module: the module, its shape known.
+        spectrum: of its update.
+        top: how many singular values the row keeps.
+        limit: the most that the update's rank can be; r by default.
+    """
     common = _common(module)
     if not spectrum.finite:
-        return ModuleAudit(**common, state="non_finite", spectral_norm="NaN", frobenius_norm="NaN")
+        return broken_row(module)
     if spectrum.spectral_norm == 0.0:
         return ModuleAudit(**common, state="zero", spectral_norm=0.0, frobenius_norm=0.0)
+    limit = module.r if limit is None else limit
     return ModuleAudit(
         **common,
         stable_rank=spectrum.stable_rank,
         effective_rank=spectrum.effective_rank,
         participation_ratio=spectrum.participation_ratio,
-        utilization=spectrum.stable_rank / module.r,
+        utilization=spectrum.stable_rank / limit,
         energy_rank_90=spectrum.energy_ranks[0],
         energy_rank_95=spectrum.energy_ranks[1],
         energy_rank_99=spectrum.energy_ranks[2],
         knee_rank=knee_rank(spectrum.relative_errors),
         spectral_norm=real(spectrum.spectral_norm),
         frobenius_norm=real(spectrum.frobenius_norm),
-        relative_errors={str(k): float(spectrum.relative_errors[k]) for k in BUCKETS if k < module.r},
-        null_stable_rank=null_stable_rank(module.r, *module.shape),
+        relative_errors=_errors(spectrum.relative_errors, limit),
+        null_stable_rank=null_stable_rank(limit, *module.shape),
         top_singular_values=[float(s) for s in spectrum.sigma[:top]],
     )
 
 
-def bare_row(module: Module, *, spectral_norm: float, frobenius_norm: float) -> ModuleAudit:
-    """Return the row of a module whose update has no low-rank factors, only its norms."""
-    finite = np.isfinite(spectral_norm) and np.isfinite(frobenius_norm)
-    zero = finite and spectral_norm == 0.0
+def _errors(relative_errors: npt.NDArray[np.float64], limit: int) -> dict[str, float]:
+    return {str(k): float(relative_errors[k]) for k in BUCKETS if k < min(limit, len(relative_errors) - 1)}
+
+
+def dense_row(module: Module, found: DenseSpectrum, *, top: int) -> ModuleAudit:
+    """Return the row of a module whose update is a whole matrix: r does not bound its rank, random factors are no null.
+
+    Of a large matrix, numbers that need every singular value are null, and energy ranks are given where the bounds on
+    them meet.
+    """
+    if found.energy == 0.0:
+        return ModuleAudit(**_common(module), state="zero", spectral_norm=0.0, frobenius_norm=0.0)
+    if found.is_whole:
+        row = module_row(module, spectrum_of(found.sigma), top=top, limit=found.size)
+        return msgspec.structs.replace(row, utilization=None, null_stable_rank=None)
+    ranks = [found.energy_rank(share) for share in SHARES]
+    k90, k95, k99 = (least if least == most else None for least, most in ranks)
+    left_out = np.sqrt(np.maximum(1.0 - np.cumsum(found.sigma**2) / found.energy, 0.0))
     return ModuleAudit(
         **_common(module),
-        state="zero" if zero else "ok" if finite else "non_finite",
-        spectral_norm=real(spectral_norm),
-        frobenius_norm=real(frobenius_norm),
-        stable_rank=(frobenius_norm / spectral_norm) ** 2 if finite and not zero else None,
+        stable_rank=float(found.energy / found.sigma[0] ** 2),
+        energy_rank_90=k90,
+        energy_rank_90_bounds=list(ranks[0]) if k90 is None else None,
+        energy_rank_95=k95,
+        energy_rank_99=k99,
+        spectral_norm=real(float(found.sigma[0])),
+        frobenius_norm=real(math.sqrt(found.energy)),
+        relative_errors={str(k): float(left_out[k - 1]) for k in BUCKETS if k <= len(left_out)},
+        top_singular_values=[float(s) for s in found.sigma[:top]],
     )
+
+
+def unknown_row(module: Module) -> ModuleAudit:
+    """Return the row of a module whose update is not s B A, without the base that would tell it."""
+    return ModuleAudit(**_common(module), state="not_known", spectral_norm=None, frobenius_norm=None)
+
+
+def broken_row(module: Module) -> ModuleAudit:
+    """Return the row of a module whose update holds NaN or infinite values."""
+    return ModuleAudit(**_common(module), state="non_finite", spectral_norm="NaN", frobenius_norm="NaN")
 
 
 def _common(module: Module) -> dict[str, Any]:
@@ -90,7 +129,7 @@ def knee_rank(relative_errors: npt.NDArray[np.float64]) -> int:
 
 def with_shares(modules: list[ModuleAudit]) -> list[ModuleAudit]:
     """Return the modules with their share of the adapter's squared Frobenius norm."""
-    energies = [float(m.frobenius_norm) ** 2 if m.state == "ok" else 0.0 for m in modules]
+    energies = [float(m.frobenius_norm or 0.0) ** 2 if m.state == "ok" else 0.0 for m in modules]
     total = sum(energies)
     if not 0.0 < total < float("inf"):
         return modules
