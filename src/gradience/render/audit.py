@@ -70,6 +70,7 @@ def _lines(report: AuditReport, view: View) -> Iterator[str]:
     yield f"Weights:  {clean(report.weights_path)}"
     yield ""
     yield f"Verdict: {words(report.health.verdict).upper()} ({clean(report.health.reason)})"
+    yield from _not_known(report.modules)
     yield ""
     if report.findings:
         yield "Findings:"
@@ -84,11 +85,19 @@ def _lines(report: AuditReport, view: View) -> Iterator[str]:
     yield from _remarks(report, verbose=view.verbose)
 
 
+def _not_known(modules: list[ModuleAudit]) -> Iterator[str]:
+    """A line for each reason why numbers leave modules out, before the numbers."""
+    reasons = Counter(m.note for m in modules if m.state == "not_known")
+    yield from (
+        f"Left out of every number: {n} of {len(modules)} modules ({clean(why or '-')})" for why, n in reasons.items()
+    )
+
+
 def _summary(report: AuditReport) -> Iterator[str]:
     s = report.summary
     yield "Summary:"
     yield f"  LoRA params: {count(s.total_lora_params)}"
-    yield f"  Layers:      {s.n_layers}"
+    yield f"  Layers:      {_layer_count(report)}"
     yield f"  Stable rank (mean):    {number(s.stable_rank_mean)}"
     yield f"  Utilization (mean):    {percent(s.utilization_mean)}"
     yield f"  Energy rank k@90% (p50/p90): {number(s.energy_rank_90_p50, '.3g')}/{number(s.energy_rank_90_p90, '.3g')}"
@@ -105,6 +114,12 @@ def _summary(report: AuditReport) -> Iterator[str]:
     yield ""
 
 
+def _layer_count(report: AuditReport) -> str:
+    """The layers of the network that modules lie in, and how many modules; these alone where no name holds a layer."""
+    modules = f"{report.summary.n_layers} module{'s' if report.summary.n_layers != 1 else ''}"
+    return f"{len(report.layers)} ({modules})" if report.layers else f"- ({modules})"
+
+
 def _half(report: AuditReport) -> str:
     """The fewest layers that hold half of the energy, by name if few; empty for one layer, which says nothing."""
     ranked = sorted((x for x in report.layers if x.energy_share), key=lambda x: -(x.energy_share or 0.0))
@@ -113,10 +128,11 @@ def _half(report: AuditReport) -> str:
         if held >= _HALF:
             break
         held += layer.energy_share or 0.0
-        chosen.append(layer.layer)
+        chosen.append(layer)
     if len(ranked) < 2 or held < _HALF:
         return ""
-    named = f" ({', '.join(map(str, sorted(chosen)))})" if len(chosen) <= _NAMED_LAYERS else ""
+    inside = ", ".join(layer.label for layer in sorted(chosen, key=lambda layer: layer.layer))
+    named = f" ({inside})" if len(chosen) <= _NAMED_LAYERS else ""
     return f"{len(chosen)} of {len(ranked)} layers{named}"
 
 
@@ -326,7 +342,7 @@ def _layers(report: AuditReport) -> Iterator[str]:
         yield "By layer:"
         for layer in report.layers:
             yield (
-                f"  layer {layer.layer:>3}  {layer.n:>3} modules  sr={number(layer.stable_rank_mean)}"
+                f"  layer {layer.label:>3}  {layer.n:>3} modules  sr={number(layer.stable_rank_mean)}"
                 f"  energy={percent(layer.energy_share)}"
             )
         yield ""

@@ -254,6 +254,7 @@ class LayerSummary(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True
     """One layer of the network: its share of the update."""
 
     layer: NonNegativeInt
+    label: Annotated[str, Meta(description="As people name it: `7`, or section and block: `2.7`, `down.1`.")] = ""
     n: NonNegativeInt
     stable_rank_mean: float | None = None
     energy_share: Fraction | None = None

@@ -55,7 +55,7 @@ def health(
         return _without_modules(peft_type, not_analysed)
     unknown = [m for m in modules if m.state == "not_known"]
     if len(unknown) == len(modules):
-        return Health(verdict="not_analysed", reason=f"{unknown[0].note}: not known from the adapter alone")
+        return Health(verdict="not_analysed", reason=unknown[0].note or "no update is known")
     modules = [m for m in modules if m.state != "not_known"]
     n = len(modules)
     if (unwell := _of_states(modules)) is not None:

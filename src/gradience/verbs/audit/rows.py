@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gradience.adapters.layout import Adapter, Module, Role
-from gradience.adapters.names import layer_index, module_type
+from gradience.adapters.names import layer_index, layer_label, module_type
 from gradience.rules.weights.ranks import BUCKETS, bucket, measured, percentile
 from gradience.schema.audit import AuditSummary, GroupSummary, LayerSummary, LedgerEntry, ModuleAudit
 from gradience.schema.scalars import real
@@ -87,8 +87,10 @@ def dense_row(module: Module, found: DenseSpectrum, *, top: int) -> ModuleAudit:
 
 
 def unknown_row(module: Module) -> ModuleAudit:
-    """Return the row of a module whose update is not s B A, without the base that would tell it."""
-    return ModuleAudit(**_common(module), state="not_known", spectral_norm=None, frobenius_norm=None)
+    """Return the row of a module whose update is not s B A, without the base from which it follows."""
+    how = "its update cannot be known" if module.is_unknown else "its update follows only with the base (--base)"
+    common = _common(module) | {"note": f"{module.note}: {how}"}
+    return ModuleAudit(**common, state="not_known", spectral_norm=None, frobenius_norm=None)
 
 
 def broken_row(module: Module) -> ModuleAudit:
@@ -207,6 +209,7 @@ def layer_summaries(modules: Iterable[ModuleAudit]) -> list[LayerSummary]:
     return [
         LayerSummary(
             layer=index,
+            label=layer_label(members[0].name) or str(index),
             n=len(members),
             stable_rank_mean=_mean(members, lambda m: m.stable_rank),
             energy_share=_share(members),
