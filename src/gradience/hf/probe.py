@@ -40,6 +40,8 @@ _OF_SUMMARY: Final = (
     "utilization_mean",
     "energy_rank_90_p50",
     "energy_rank_90_p90",
+    "update_norm",
+    "update_size",
 )
 
 
@@ -133,7 +135,7 @@ def _audit(live: list[Module]) -> tuple[list[ModuleAudit], AuditSummary]:
 
     with cpu():
         found = spectra([loader(module) for module in live])
-    rows = [module_row(module, spectrum, top=0) for module, spectrum in zip(live, found, strict=True)]
+    rows = [module_row(module, spectrum) for module, spectrum in zip(live, found, strict=True)]
     return rows, summary_of(rows)
 
 

@@ -11,7 +11,9 @@ from collections.abc import Iterator, Sequence
 from typing import Any, Final, NamedTuple
 
 from gradience.render.plots import curve_lines
+from gradience.render.ranks import update_size
 from gradience.render.text import banner, clean, finding_lines, number, percent, skipped_lines, words
+from gradience.rules.weights.health import suggests_ranks
 from gradience.schema.events import Alert, Eval, EvalMetrics, Event, RunEnd, RunStart, UnknownEvent
 from gradience.schema.reports import EvalPoint, MonitorReport
 from gradience.schema.scalars import NonFinite, as_float
@@ -131,6 +133,11 @@ def _recorded_audit(report: MonitorReport) -> Iterator[str]:
         yield f"  Verdict: {words(clean(str(audit['verdict'])).upper())}"
     p50, p90, median, tail = (number(_number(audit, key), "g") for key in _RANKS)
     yield f"  Energy rank k@90% (p50/p90): {p50}/{p90}"
+    if (size := update_size(_number(audit, "update_norm"), _number(audit, "update_size"))) is not None:
+        yield f"  Update size: {size}"
+    if not suggests_ranks(str(audit.get("verdict", "trained"))):
+        yield ""
+        return
     yield f"  Suggested r (median/p90): {median}/{tail}, after training; verify with eval"
     modules = audit.get("modules")
     for module in modules[:_MODULES] if isinstance(modules, list) else []:

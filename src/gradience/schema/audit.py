@@ -24,24 +24,25 @@ class SuggestedRank(msgspec.Struct, kw_only=True, frozen=True):
     relative_error_worst: Annotated[Fraction, Meta(description="The same for the worst module.")]
     params_saved: NonNegativeInt
     bytes_saved: Annotated[NonNegativeInt, Meta(description="At the factors' present dtype.")] = 0
+    for_engines: Annotated[Rank, Meta(description="The next power of two, for engines that want one.")] = 1
 
 
 class RankRule(msgspec.Struct, kw_only=True, frozen=True):
-    """The result of one rule of thumb over all modules; `median` and `p90` in directions, then as buckets."""
+    """The result of one rule of thumb over all modules; `median` and `p90` in directions, then as whole ranks."""
 
     rule: Annotated[str, Meta(description="`energy_90`, `effective_rank`, `stable_rank` or `knee`.")]
     says: Annotated[str, Meta(description="The rule in words.")]
     median: float
     p90: float
-    median_bucket: Rank
-    p90_bucket: Rank
+    median_rank: Rank
+    p90_rank: Rank
 
 
 class RankDisagreement(msgspec.Struct, kw_only=True, frozen=True):
     """A module where the rules differ by more than one bucket, and why."""
 
     name: str
-    buckets: Annotated[dict[str, int], Meta(description="Suggested rank by rule.")]
+    buckets: Annotated[dict[str, int], Meta(description="Rank by rule, rounded up to a power of two.")]
     why: str
 
 
@@ -215,11 +216,17 @@ class ModuleAudit(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True)
     )
     relative_errors: Annotated[
         dict[str, float],
-        Meta(description="Relative Frobenius error of the best rank-k update, by bucket k < r."),
+        Meta(description="Relative Frobenius error of the best rank-k update: powers of two k < r, suggested ranks."),
     ] = {}
     null_stable_rank: (
         Annotated[float, Meta(description="Stable rank expected of random factors of this shape.")] | None
     ) = None
+    b_stable_rank: (
+        Annotated[float, Meta(description="Stable rank of lora_B alone, where it starts at zero.")] | None
+    ) = None
+    b_null_stable_rank: Annotated[float, Meta(description="The same of random numbers of lora_B's shape.")] | None = (
+        None
+    )
     energy_share: (
         Annotated[Fraction, Meta(description="Share of the adapter's sum of squared Frobenius norms.")] | None
     ) = None
@@ -275,11 +282,9 @@ class AuditSummary(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True
     energy_rank_90_p50: float | None = None
     energy_rank_90_p90: float | None = None
     by_type: dict[str, GroupSummary] = {}
-    suggested_r_global_median: Annotated[Rank, Meta(description="Bucket of the median of energy_rank_90.")] | None = (
-        None
-    )
+    suggested_r_global_median: Annotated[Rank, Meta(description="Median of energy_rank_90, rounded up.")] | None = None
     suggested_r_global_90: (
-        Annotated[Rank, Meta(description="Bucket of the 90th percentile of energy_rank_90.")] | None
+        Annotated[Rank, Meta(description="90th percentile of energy_rank_90, rounded up.")] | None
     ) = None
     energy_concentration: (
         Annotated[Fraction, Meta(description="Herfindahl index of the energy shares of modules.")] | None
@@ -287,12 +292,27 @@ class AuditSummary(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True
     null_stable_rank_mean: (
         Annotated[float, Meta(description="Stable rank expected of random factors, mean over modules.")] | None
     ) = None
+    update_norm: (
+        Annotated[float, Meta(description="Frobenius norm of the whole update: root of the sum of squares.")] | None
+    ) = None
+    update_size: (
+        Annotated[
+            float,
+            Meta(
+                description="update_norm over that of freshly initialised weights of these shapes, with entries of "
+                "variance 2 / (d_in + d_out) (Glorot and Bengio 2010)."
+            ),
+        ]
+        | None
+    ) = None
 
 
 class Health(msgspec.Struct, kw_only=True, frozen=True):
     """Whether the adapter is in order, before any number about it."""
 
-    verdict: Literal["trained", "near_untrained", "untrained", "partial", "random_like", "broken", "not_analysed"]
+    verdict: Literal[
+        "trained", "near_untrained", "untrained", "partial", "oversized", "random_like", "broken", "not_analysed"
+    ]
     reason: str
 
 
@@ -352,8 +372,14 @@ class AuditReport(Report, kw_only=True, frozen=True):
     suggested: Annotated[
         dict[str, SuggestedRank], Meta(description="`median` (most modules) and `p90` (worst-case tail).")
     ] = {}
+    like_suggested: Annotated[
+        SuggestedRank | None,
+        Meta(
+            description="Each module at its own k@90%, as `gradience resize --like-suggested` cuts it; see per_layer."
+        ),
+    ] = None
     candidates: Annotated[
-        list[SuggestedRank], Meta(description="Cost and saving of each bucket below the present rank.")
+        list[SuggestedRank], Meta(description="Cost and saving of lower ranks: powers of two, and those suggested.")
     ] = []
     rank_rules: Annotated[list[RankRule], Meta(description="Other rules of thumb, beside k@90.")] = []
     rank_disagreements: list[RankDisagreement] = []

@@ -58,8 +58,8 @@ class DenseSpectrum(NamedTuple):
         return int(np.flatnonzero(highest >= wanted)[0]) + 1 if highest[-1] >= wanted else most, most
 
 
-def dense_spectrum(matrix: Matrix, *, seed: int = 0) -> DenseSpectrum:
-    """The spectrum of a finite matrix (m, n), in float64.
+def dense_spectrum(matrix: Matrix, *, values: int = _LEADING, seed: int = 0) -> DenseSpectrum:
+    """The spectrum of a finite matrix (m, n), in float64; of a large one at least so many `values`.
 
     Values under about 1e-8 of the largest are rounding: they come from squares.
     """
@@ -67,7 +67,7 @@ def dense_spectrum(matrix: Matrix, *, seed: int = 0) -> DenseSpectrum:
     if size <= EXACT_UP_TO:
         squares = np.maximum(np.linalg.eigvalsh(_gram(matrix))[::-1], 0.0)
         return DenseSpectrum(np.sqrt(squares), float(squares.sum()), size)
-    part = leading_part(matrix.astype(np.float64), _LEADING, seed=seed)
+    part = leading_part(matrix.astype(np.float64), max(values, _LEADING), seed=seed)
     top = leading(Operator.of(matrix.astype(np.float32, copy=False)), seed=seed)
     rest = leading(_less(matrix, part.low), seed=seed)
     sigma = part.low.sigma.copy()

@@ -73,7 +73,11 @@ JOINS: Final[tuple[Correlation, ...]] = (
             Needs("config", _HIGH_RATE),
             Needs("disk", ("lowest",)),
         ),
-        hints=(Needs("log", ("DIV103", "NOL106")), Needs("config", ("SCH001", "ALP001"))),
+        hints=(
+            Needs("log", ("DIV103", "NOL106", "SIZ215")),
+            Needs("config", ("SCH001", "ALP001")),
+            Needs("weights", ("SIZ215",)),
+        ),
         messages=(
             Message(
                 ("log", "weights"), "The run diverged around step {lowest_step}, and the weights show it: {exploded}."
@@ -213,6 +217,7 @@ JOINS: Final[tuple[Correlation, ...]] = (
         severity="warning",
         title="an update that is huge or hardly there",
         needs=(Needs("weights", ("exploded", "tiny")),),
+        hints=(Needs("weights", ("SIZ215",)), Needs("log", ("SIZ215",))),
         messages=(
             Message(("weights",), "The update is huge: {exploded}."),
             Message(("weights",), "The update is hardly there: {tiny}."),

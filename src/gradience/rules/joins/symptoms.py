@@ -40,7 +40,7 @@ _SHOWN: Final = 3  # targets in a message
 _CONVERTED: Final = ("pissa", "olora", "corda", "eva", "loftq", "orthogonal")
 _RECORDED: Final = (("n_layers", "adapted modules"), ("total_lora_params", "LoRA parameters"))
 _STOPS: Final = ("VAL001", "TGT002")
-_OF_HEALTH: Final = ("NUM201", "TRN202", "RND203")
+_OF_HEALTH: Final = ("NUM201", "TRN202", "RND203", "SIZ215")
 
 
 def config_symptoms(report: CheckReport) -> list[Symptom]:

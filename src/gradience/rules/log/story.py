@@ -43,6 +43,7 @@ _LATER: Final = (
     "TRN202",
     "NUM201",
     "RND203",
+    "SIZ215",
 )
 _LOG: Final = ("TRN115", "DUP117", "RES116")
 _PLACED: Final = {*_BROKEN, *_MEANING, *_SHAPES, *_OBJECTIVE, *_LATER, *_LOG, "END114"}

@@ -25,7 +25,7 @@ from gradience.spectral.batch import spectrum_of
 from gradience.spectral.dense import dense_spectrum
 from gradience.spectral.intruders import count_below, overlaps
 from gradience.spectral.lanczos import Operator, leading
-from gradience.verbs.audit.rows import broken_row, dense_row, module_row
+from gradience.verbs.audit.rows import Shown, broken_row, dense_row, module_row
 
 SHOWN_EPS: Final = (0.3, 0.5, 0.7)
 _SAME_NORM: Final = 1e-5  # relative: the cached Frobenius norm must be this weight's
@@ -141,15 +141,15 @@ class _Run:
 
     def _row(self, module: Module, update: Update) -> tuple[ModuleAudit, bool]:
         """The row of an update computed from the weight, and whether its iterations converged."""
-        top = self._options.top
+        shown = Shown(self._options.top, range(1, module.r + 1))
         values = update.sigma if update.dense is None else update.dense
         if values is None or not np.isfinite(values).all():
             return broken_row(module), True
         if update.dense is None:
             limit = min(len(values), *module.shape)
-            return module_row(module, spectrum_of(values), top=top, limit=limit), True
-        found = dense_spectrum(update.dense, seed=self._options.seed)
-        return dense_row(module, found, top=top), found.converged
+            return module_row(module, spectrum_of(values), shown, limit=limit), True
+        found = dense_spectrum(update.dense, values=module.r, seed=self._options.seed)
+        return dense_row(module, found, shown), found.converged
 
     def _norms_of(self, found: Found, expert: int | None, w: Array, frobenius: float) -> tuple[Norms, bool]:
         key = found.name if expert is None else f"{found.name}[{expert}]"
