@@ -25,6 +25,7 @@ from gradience.spectral.batch import spectrum_of
 from gradience.spectral.dense import dense_spectrum
 from gradience.spectral.intruders import count_below, overlaps
 from gradience.spectral.lanczos import Operator, leading
+from gradience.spectral.threads import threads_for
 from gradience.verbs.audit.rows import Shown, broken_row, dense_row, module_row
 
 SHOWN_EPS: Final = (0.3, 0.5, 0.7)
@@ -112,6 +113,10 @@ class _Run:
         if found is None:
             raise AdapterError(f"the base has no {module.base_name or module.name + '.weight'}")
         w = self._weights.read(found, module.expert)
+        with threads_for(min(w.shape)):
+            return self._beside(module, row, found, w)
+
+    def _beside(self, module: Module, row: ModuleAudit | None, found: Found, w: Array) -> ModuleAudit:
         update = update_of(module, w)
         sums = update.merged(w, found.info.dtype)
         if not math.isfinite(sums.weight):
