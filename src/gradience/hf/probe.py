@@ -175,8 +175,8 @@ def _summary(rows: list[ModuleAudit], summary: AuditSummary) -> dict[str, Any]:
     return {
         **counts,
         **{name: getattr(summary, name) for name in _OF_SUMMARY},
-        "frobenius_norm": math.hypot(*(float(row.frobenius_norm) for row in healthy)),
-        "spectral_norm_max": max(float(row.spectral_norm) for row in healthy),
+        "frobenius_norm": math.hypot(*(float(row.frobenius_norm or 0.0) for row in healthy)),
+        "spectral_norm_max": max(float(row.spectral_norm or 0.0) for row in healthy),
     }
 
 

@@ -59,6 +59,7 @@ def _lines(report: AuditReport, view: View) -> Iterator[str]:
     yield f"Weights:  {clean(report.weights_path)}"
     yield ""
     yield f"Verdict: {words(report.health.verdict).upper()} ({clean(report.health.reason)})"
+    yield from _not_known(report.modules)
     yield ""
     if report.findings:
         yield "Findings:"
@@ -74,11 +75,20 @@ def _lines(report: AuditReport, view: View) -> Iterator[str]:
     yield from _remarks(report, verbose=view.verbose)
 
 
+def _not_known(modules: list[ModuleAudit]) -> Iterator[str]:
+    """A line for each reason why numbers leave modules out, before the numbers."""
+    reasons = Counter(m.note for m in modules if m.state == "not_known")
+    yield from (
+        f"Left out of every number: {n} of {len(modules)} modules ({clean(why or '-')})" for why, n in reasons.items()
+    )
+
+
 def _summary(report: AuditReport) -> Iterator[str]:
     s = report.summary
     yield "Summary:"
     yield f"  LoRA params: {count(s.total_lora_params)}"
     yield f"  Layers:      {s.n_layers}"
+    yield f"  Modules:     {_modules(report)}"
     if (size := update_size(s.update_norm, s.update_size)) is not None:
         beside = report.base.relative_frobenius if report.base is not None else None
         yield f"  Update size: {size}" + ("" if beside is None else f"; {beside:.3g} of the base weights")
@@ -98,6 +108,13 @@ def _summary(report: AuditReport) -> Iterator[str]:
     yield ""
 
 
+def _modules(report: AuditReport) -> str:
+    """How many adapted modules there are (the line above counts them as layers, as logs in the wild do), and where."""
+    n = len(report.layers)
+    where = f", in {n} layer{'s' if n != 1 else ''} of the network" if n else ""
+    return f"{report.summary.n_layers}{where}"
+
+
 def _half(report: AuditReport) -> str:
     """The fewest layers that hold half of the energy, by name if few; empty for one layer, which says nothing."""
     ranked = sorted((x for x in report.layers if x.energy_share), key=lambda x: -(x.energy_share or 0.0))
@@ -106,10 +123,11 @@ def _half(report: AuditReport) -> str:
         if held >= _HALF:
             break
         held += layer.energy_share or 0.0
-        chosen.append(layer.layer)
+        chosen.append(layer)
     if len(ranked) < 2 or held < _HALF:
         return ""
-    named = f" ({', '.join(map(str, sorted(chosen)))})" if len(chosen) <= _NAMED_LAYERS else ""
+    inside = ", ".join(layer.label for layer in sorted(chosen, key=lambda layer: layer.layer))
+    named = f" ({inside})" if len(chosen) <= _NAMED_LAYERS else ""
     return f"{len(chosen)} of {len(ranked)} layers{named}"
 
 
@@ -237,7 +255,7 @@ def _layers(report: AuditReport) -> Iterator[str]:
         yield "By layer:"
         for layer in report.layers:
             yield (
-                f"  layer {layer.layer:>3}  {layer.n:>3} modules  sr={number(layer.stable_rank_mean)}"
+                f"  layer {layer.label:>3}  {layer.n:>3} modules  sr={number(layer.stable_rank_mean)}"
                 f"  energy={percent(layer.energy_share)}"
             )
         yield ""

@@ -7,9 +7,10 @@ layers run to the right and its kinds of module downwards, one character each; t
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Final, Literal, NamedTuple, TypeAlias
 
+from gradience.adapters.names import layer_label
 from gradience.render.text import clean, number
 
 if TYPE_CHECKING:  # a curve is drawn without the schema of audits
@@ -107,7 +108,7 @@ _TICK: Final = 10  # a mark above every tenth layer
 
 _Read: TypeAlias = "Callable[[ModuleAudit], float | None]"
 _READ: Final[dict[str, tuple[str, _Read]]] = {
-    "norm": ("Frobenius norm of dW", lambda m: float(m.frobenius_norm)),
+    "norm": ("Frobenius norm of dW", lambda m: float(m.frobenius_norm or 0.0)),
     "utilization": ("utilization", lambda m: m.utilization),
     "k90": ("energy rank k@90%", lambda m: m.energy_rank_90),
     "udr": ("UDR", lambda m: m.udr if isinstance(m.udr, float) else None),
@@ -122,6 +123,7 @@ class Grid(NamedTuple):
     rows: dict[str, dict[int, Cell]]  # by the kind's name, then by layer
     layers: list[int]
     top: float  # the highest value
+    labels: dict[int, str]  # of the layers, as people name them
 
 
 def grid_of(modules: Sequence[ModuleAudit], of: Quantity = "norm") -> Grid | None:
@@ -139,7 +141,8 @@ def grid_of_cells(title: str, cells: Sequence[tuple[str, int, Cell]]) -> Grid | 
     values = [cell for row in rows.values() for cell in row.values() if isinstance(cell, float)]
     if not values:
         return None
-    return Grid(title, rows, sorted({layer for row in rows.values() for layer in row}), max(values))
+    labels = {layer: layer_label(name) or str(layer) for name, layer, _ in cells}
+    return Grid(title, rows, sorted(labels), max(values), labels)
 
 
 def heatmap(modules: Sequence[ModuleAudit], of: Quantity = "norm", *, unicode: bool = True) -> list[str]:
@@ -187,7 +190,7 @@ def _cell(module: ModuleAudit, read: _Read) -> Cell:
         return "0"
     if module.state == "non_finite":
         return "!"
-    value = read(module)
+    value = None if module.state == "not_known" else read(module)
     return _ABSENT if value is None else float(value)
 
 
@@ -202,19 +205,19 @@ def _blocks(grid: Grid, ramp: str) -> Iterator[str]:
     room = _WIDTH - label - 4
     for start in range(0, len(grid.layers), room):
         layers = grid.layers[start : start + room]
-        yield f"  {'':<{label}}  {_ruler(layers)}".rstrip()
+        yield f"  {'':<{label}}  {_ruler(layers, grid.labels)}".rstrip()
         for name, row in grid.rows.items():
             cells = "".join(_glyph(row.get(layer, _ABSENT), ramp, grid.top) for layer in layers)
             yield f"  {name[-label:]:<{label}}  {cells}".rstrip()
 
 
-def _ruler(layers: Sequence[int]) -> str:
-    """The numbers of the first and of every tenth layer, and of each after a gap, above their columns."""
+def _ruler(layers: Sequence[int], labels: Mapping[int, str]) -> str:
+    """The labels of the first and of every tenth layer, and of each after a gap, above their columns."""
     line = ""
     for place, layer in enumerate(layers):
         marked = place == 0 or layer % _TICK == 0 or layers[place - 1] != layer - 1
         if marked and (not line or len(line) < place):
-            line = line.ljust(place) + str(layer)
+            line = line.ljust(place) + labels[layer]
     return line
 
 

@@ -168,7 +168,10 @@ Role = Literal[
 
 
 class ModuleAudit(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True):
-    """The update dW = s B A of one module. Ratios are null for a zero or non-finite update."""
+    """The update dW of one module: s B A, or W' - W from the base where s B A is not the whole of it.
+
+    Ratios are null for a zero or non-finite update.
+    """
 
     name: Annotated[str, Meta(description="Module path without `base_model.model.`.")]
     module_type: ModuleType
@@ -187,15 +190,30 @@ class ModuleAudit(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True)
     stable_rank: StableRank | None = None
     effective_rank: Annotated[float, Meta(description="exp(entropy of sigma / sum sigma).")] | None = None
     participation_ratio: Annotated[float, Meta(description="(sum sigma^2)^2 / sum sigma^4.")] | None = None
-    utilization: Annotated[float, Meta(description="stable_rank / r.")] | None = None
+    utilization: (
+        Annotated[
+            float,
+            Meta(
+                description="stable_rank over the most that the update's rank can be: r; 2 r where the start took a "
+                "part out of the base; null where r does not bound it (DoRA)."
+            ),
+        ]
+        | None
+    ) = None
     energy_rank_90: Annotated[Rank, Meta(description="Least k holding 90 % of sum sigma^2.")] | None = None
+    energy_rank_90_bounds: (
+        Annotated[list[int], Meta(description="The least and the most that energy_rank_90 can be, where it is null.")]
+        | None
+    ) = None
     energy_rank_95: Rank | None = None
     energy_rank_99: Rank | None = None
     knee_rank: (
         Annotated[Rank, Meta(description="k farthest above the chord of the cumulative energy curve.")] | None
     ) = None
-    spectral_norm: Annotated[Real, Meta(description="sigma_1 of dW, scaled.")]
-    frobenius_norm: Annotated[Real, Meta(description="Frobenius norm of dW, scaled.")]
+    spectral_norm: Annotated[Real, Meta(description="sigma_1 of dW, scaled; null where dW is not known.")] | None
+    frobenius_norm: (
+        Annotated[Real, Meta(description="Frobenius norm of dW, scaled; null where it is not known.")] | None
+    )
     relative_errors: Annotated[
         dict[str, float],
         Meta(description="Relative Frobenius error of the best rank-k update: powers of two k < r, suggested ranks."),
@@ -218,9 +236,13 @@ class ModuleAudit(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True)
     relative_frobenius: Annotated[Real, Meta(description="Frobenius norm of dW over that of W.")] | None = None
     base: BaseComparison | None = None
     note: Annotated[str, Meta(description="What the numbers leave out for this kind of update.")] | None = None
-    state: Annotated[Literal["ok", "zero", "non_finite"], Meta(description="`zero`: the module was never trained.")] = (
-        "ok"
-    )
+    state: Annotated[
+        Literal["ok", "zero", "non_finite", "not_known"],
+        Meta(
+            description="`zero`: the module was never trained. `not_known`: dW is a function of the base weight, which "
+            "was not given, or of what no file holds; `note` says which."
+        ),
+    ] = "ok"
 
 
 class GroupSummary(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True):
@@ -239,6 +261,7 @@ class LayerSummary(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True
     """One layer of the network: its share of the update."""
 
     layer: NonNegativeInt
+    label: Annotated[str, Meta(description="As people name it: `7`, or section and block: `2.7`, `down.1`.")] = ""
     n: NonNegativeInt
     stable_rank_mean: float | None = None
     energy_share: Fraction | None = None

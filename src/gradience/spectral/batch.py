@@ -283,6 +283,14 @@ def spectra(loads: Sequence[Callable[[], Factors]], grams: Sequence[Grams] | Non
         return _finish(loads, held)
 
 
+def spectrum_of(sigma: Matrix) -> Spectrum:
+    """Return the spectrum with these singular values: finite, largest first, in float64, at least one."""
+    with jax.enable_x64(True):  # noqa: FBT003  # JAX's own signature
+        numbers = _quantities(jnp.asarray(sigma, jnp.float64))
+    unknown = np.full(2, np.nan)  # of the factors alone
+    return _spectrum(sigma, numbers, Grams(sigma, sigma, len(sigma), 1.0), unknown, finite=True)
+
+
 def _finish(loads: Sequence[Callable[[], Factors]], grams: Sequence[Grams]) -> list[Spectrum]:
     found: list[Spectrum | None] = [None] * len(grams)
     by_bucket: dict[int, list[int]] = {}
@@ -334,7 +342,7 @@ def _spectrum(sigma: Matrix, numbers: _Quantities, grams: Grams, alone: Matrix, 
         stable_rank=float(numbers.stable_rank),
         effective_rank=float(numbers.effective_rank),
         participation_ratio=float(numbers.participation_ratio),
-        energy_ranks=tuple(int(k) for k in numbers.energy_ranks),  # type: ignore[arg-type]  # three shares
+        energy_ranks=tuple(int(k) for k in np.asarray(numbers.energy_ranks)),  # type: ignore[arg-type]  # three shares
         relative_errors=_padded(np.asarray(numbers.relative_errors), r + 1),
         spectral_norm=float(sigma[0]) * size,
         frobenius_norm=float(numbers.frobenius_norm) * size,

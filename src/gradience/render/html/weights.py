@@ -110,7 +110,7 @@ def _relative(sigma: Floats, _: ModuleAudit) -> Floats:
 
 def _energy(sigma: Floats, module: ModuleAudit) -> Floats:
     first = max(sigma[0], _TINY)  # divided by first: squares of huge or tiny values stay in range
-    total = max(float(module.frobenius_norm) / first, 1.0) ** 2
+    total = max(float(module.frobenius_norm or 0.0) / first, 1.0) ** 2
     return np.asarray(np.minimum(np.cumsum((sigma / first) ** 2) / total, 1.0))
 
 

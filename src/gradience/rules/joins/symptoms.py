@@ -10,6 +10,7 @@ import math
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Final, NamedTuple
 
+from gradience.adapters.names import layer_label
 from gradience.rules.joins.correlation import Symptom
 from gradience.rules.log.record import FEW_ROWS
 from gradience.rules.rule import Observation, Threshold, few
@@ -112,7 +113,9 @@ def _tiny(modules: Sequence[ModuleAudit]) -> Iterator[Symptom]:
 
 
 def _few_layers(modules: Sequence[ModuleAudit]) -> Iterator[Symptom]:
-    """Layers by their numbers: the base has at least as many as the highest says."""
+    """Layers by their numbers: the base has at least as many as the highest says. Sections' numbers do not count."""
+    if any(not (layer_label(module.name) or "0").isdigit() for module in modules):
+        return
     reached = {module.layer for module in modules if module.layer is not None}
     least = max(reached, default=0) + 1
     if least >= MANY_LAYERS.value and len(reached) < FEW_LAYERS.value * least:

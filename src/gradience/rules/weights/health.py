@@ -67,13 +67,17 @@ def health(
         not_analysed: what no number speaks of, for an adapter without an analysed module.
         relative_frobenius: norm of the whole update over that of the base weights, where they were compared.
     """
-    n = len(modules)
     if not modules:
         return _without_modules(peft_type, not_analysed)
+    unknown = [m for m in modules if m.state == "not_known"]
+    if len(unknown) == len(modules):
+        return Health(verdict="not_analysed", reason=unknown[0].note or "no update is known")
+    known = [m for m in modules if m.state != "not_known"]
+    n = len(known)
     return (
-        _of_states(modules)
+        _of_states(known)
         or _of_size(relative_frobenius)
-        or _of_spectra(modules)
+        or _of_spectra(known)
         or Health(verdict="trained", reason=f"{_all(n)} {'carries' if n == 1 else 'carry'} a finite, non-zero update")
     )
 

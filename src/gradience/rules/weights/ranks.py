@@ -96,7 +96,7 @@ def candidates(modules: Sequence[ModuleAudit], *, bytes_per_param: float = 0.0) 
 def cut(modules: Sequence[ModuleAudit], rank_of: Callable[[ModuleAudit], int]) -> tuple[float, float, int]:
     """Return (energy kept, relative error, parameters saved) of cutting each module to its own rank."""
     ranks = [(module, rank_of(module)) for module in modules]
-    energies = [float(module.frobenius_norm) ** 2 for module in modules]
+    energies = [float(module.frobenius_norm or 0.0) ** 2 for module in modules]
     total = sum(energies)
     lost = sum(e * error_at(m, rank) ** 2 for e, (m, rank) in zip(energies, ranks, strict=True))
     share = min(lost / total, 1.0) if total else 0.0
@@ -104,8 +104,11 @@ def cut(modules: Sequence[ModuleAudit], rank_of: Callable[[ModuleAudit], int]) -
 
 
 def error_at(module: ModuleAudit, rank: int) -> float:
-    """The module's relative error at one of the `priced_ranks`; 0 where its rank is no higher."""
-    return 0.0 if rank >= module.r else module.relative_errors[str(rank)]
+    """The module's relative error at one of the `priced_ranks`; where its r is no higher, that at r.
+
+    This is 0, but for an update that r does not bound, such as PiSSA's or DoRA's.
+    """
+    return module.relative_errors.get(str(module.r), 0.0) if rank >= module.r else module.relative_errors[str(rank)]
 
 
 _SAYS: Final = {

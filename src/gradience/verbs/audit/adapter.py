@@ -26,7 +26,7 @@ from gradience.rules.weights.ranks import (
 )
 from gradience.rules.weights.rules import WEIGHTS_RULES, judge_adapter
 from gradience.schema.audit import AUDIT_SCHEMA_ID, AuditReport, BaseReport, ModuleAudit, NotAnalysed, RankPattern
-from gradience.spectral.batch import Factors, spectra
+from gradience.spectral.batch import Factors, Spectrum, spectra
 from gradience.verbs.audit.rows import (
     Shown,
     bytes_per_param,
@@ -34,6 +34,7 @@ from gradience.verbs.audit.rows import (
     ledger_of,
     module_row,
     summary_of,
+    unknown_row,
     with_shares,
 )
 
@@ -97,7 +98,9 @@ def audit_adapter(
     if base is not None:
         from gradience.verbs.audit.against_base import BaseOptions  # noqa: PLC0415  # keeps a plain audit quick
 
-        against = BaseOptions(Path(base), intruders, intruder_k, intruder_eps, seed, norms_cache, progress)
+        against = BaseOptions(
+            Path(base), intruders, intruder_k, intruder_eps, seed, norms_cache, progress, top_singular_values
+        )
     report = audit_opened(
         Path(path), files, adapter, top=top_singular_values, against=against, per_layer=suggest_per_layer
     )
@@ -127,23 +130,46 @@ def audit_opened(
     Raises:
         AdapterError: a tensor cannot be read, or the base cannot.
     """
-    rows = _rows(adapter, top)
+    on_base = bool(adapter.base_dependent) or any(module.dense is not None for module in adapter.modules)
+    rows = _rows(adapter, top, every_rank=on_base and against is not None)
     compared = None
     if against is not None:
         from gradience.verbs.audit.against_base import compare  # noqa: PLC0415  # keeps a plain audit quick
 
         rows, compared = compare(adapter, rows, against)
+        rows = _priced(rows) if on_base else rows
     return _judged(_facts(path, files, adapter), adapter, with_shares(rows), compared, per_layer=per_layer)
 
 
-def _rows(adapter: Adapter, top: int) -> list[ModuleAudit]:
+def _rows(adapter: Adapter, top: int, *, every_rank: bool) -> list[ModuleAudit]:
+    """The rows from the factors; with `every_rank` their errors at each rank, until the base has given all spectra."""
     found = spectra([_load(module) for module in adapter.modules])
     usable = [s.energy_ranks[0] for s in found if s.finite and s.spectral_norm > 0.0]
-    ranks = priced_ranks(usable, max((module.r for module in adapter.modules), default=0))
+    cap = max((module.r for module in adapter.modules), default=0)
+    ranks = range(1, cap) if every_rank else priced_ranks(usable, cap)
     start = adapter.config.init_lora_weights
     from_zero = not isinstance(start, str) or start.lower() == "gaussian"  # PEFT's name for a Gaussian A
     shown = Shown(top, ranks, transposed=adapter.config.fan_in_fan_out, from_zero=from_zero)
-    return [module_row(m, s, shown) for m, s in zip(adapter.modules, found, strict=True)]
+    return [_row(m, s, shown) for m, s in zip(adapter.modules, found, strict=True)]
+
+
+def _row(module: Module, spectrum: Spectrum, shown: Shown) -> ModuleAudit:
+    """The row of a module without the base; factors that are not finite are a fault whatever the update is."""
+    if spectrum.finite and (module.dense is not None or module.is_unknown):
+        return unknown_row(module)
+    return module_row(module, spectrum, shown)
+
+
+def _priced(rows: list[ModuleAudit]) -> list[ModuleAudit]:
+    """The rows with their errors at the ranks that the report prices; and at the present one, where that cuts too."""
+    cap = max((m.r for m in rows), default=0)
+    kept = {str(rank) for rank in priced_ranks([m.energy_rank_90 or 1 for m in measured(rows)], cap)}
+    return [
+        msgspec.structs.replace(
+            m, relative_errors={k: e for k, e in m.relative_errors.items() if k in kept or int(k) == m.r}
+        )
+        for m in rows
+    ]
 
 
 def _load(module: Module) -> Callable[[], Factors]:
