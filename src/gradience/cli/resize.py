@@ -109,9 +109,7 @@ class ByOutputs:
         given = [name for name in ("calibrate", "calibrate_tokens") if getattr(self, name) is not None]
         [criterion] = chosen
         if len(given) > 1:
-            raise AdapterError(
-                "--calibrate and --calibrate-tokens: the inputs are given once", advice="give one of them"
-            )
+            raise AdapterError("got --calibrate and --calibrate-tokens, expected one of them", advice="give one")
         if not given and criterion == "kl":
             raise AdapterError("--kl is measured on inputs, and none are given", advice="give --calibrate FILE")
         if given and criterion not in _BY_OUTPUTS:

@@ -97,12 +97,11 @@ def _resize(report: ResizeReport, *, verbose: bool) -> Iterator[str]:
 
 def _calibration(found: Calibration) -> Iterator[str]:
     """The lines on what was measured, and on how many inputs."""
-    yield f"KL:         {found.kl:.2g} nats per prediction on {_inputs(found.measured_inputs, found.measured_predictions)}"
+    measured = _inputs(found.measured_inputs, found.measured_predictions)
+    yield f"KL:         {found.kl:.2g} nats per prediction on {measured}"
     yield f"Flips:      {percent(found.flips)} of these predictions"
-    yield (
-        f"Pieces:     {found.pieces}, chosen by {_inputs(found.inputs, found.predictions)}, where {found.kl_predicted:.2g} "
-        f"nats were predicted; seed {found.seed}"
-    )
+    yield f"Pieces:     {found.pieces}, chosen by {_inputs(found.inputs, found.predictions)}; seed {found.seed}"
+    yield f"Predicted:  KL {found.kl_predicted:.2g}, on the inputs that they were chosen by"
 
 
 def _inputs(inputs: int, predictions: int) -> str:

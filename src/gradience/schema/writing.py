@@ -51,8 +51,8 @@ class Calibration(msgspec.Struct, kw_only=True, frozen=True):
     pieces: Annotated[
         Literal["two-sided", "svd"],
         Meta(
-            description="`two-sided`: the pieces of H^(1/2) G^(1/2), with the second moments of what goes into and comes "
-            "back to a module's factors. `svd`: those of s B A itself."
+            description="`two-sided`: those of H^(1/2) G^(1/2), with the second moments of what goes into a module's "
+            "factors and of what comes back to them. `svd`: those of s B A itself."
         ),
     ]
     seed: Annotated[NonNegativeInt, Meta(description="Of the choice of inputs and of the labels drawn.")]

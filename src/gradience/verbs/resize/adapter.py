@@ -112,7 +112,7 @@ def resize_adapter(
             "kl": kl,
         }
     )
-    asked = _asked(target, base, calibrate, calibrate_tokens, pieces, seed)
+    asked = _asked(target, base=base, texts=calibrate, token_ids=calibrate_tokens, pieces=pieces, seed=seed)
     files, adapter = open_adapter(path, adapter_config=adapter_config, weights=weights)
     shards = find_shards(Path(base)) if base is not None else []
     is_kohya = adapter.format == "kohya"
@@ -158,6 +158,7 @@ def resize_adapter(
 
 def _asked(
     target: Target,
+    *,
     base: PathLike | None,
     texts: PathLike | None,
     token_ids: PathLike | None,

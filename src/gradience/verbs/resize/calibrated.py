@@ -8,8 +8,7 @@ inputs: KL and flipped predictions against the adapter as it was.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, TypeAlias
 
@@ -24,7 +23,7 @@ from gradience.errors import AdapterError, ConfigError
 from gradience.io.spool import temporary_folder
 from gradience.io.types import PathLike, Progress
 from gradience.models.inputs import Example, batches, digest_of, read_inputs
-from gradience.models.load import FIRST, LoadedModel, load_model
+from gradience.models.load import LoadedModel, load_model
 from gradience.schema.writing import Calibration
 from gradience.spectral.reduced import Floats, Maps
 from gradience.verbs.resize.choice import (
@@ -40,13 +39,12 @@ from gradience.verbs.resize.choice import (
 )
 from gradience.verbs.resize.criteria import Target
 from gradience.verbs.resize.cut import Job
+from gradience.verbs.resize.measured import measuring
 from gradience.verbs.resize.pieces import Pieces, combined, gates_of, pieces_of, share_left_out
 from gradience.verbs.resize.plan import Loss, Plan, plan_of_jobs, resizable_pairs, sizes_of, source_of
 from gradience.verbs.resize.targets import without_modules
 
 if TYPE_CHECKING:
-    import torch
-
     from gradience.models.outputs import Divergence
 
 PiecesOf: TypeAlias = Literal["two-sided", "svd"]
@@ -63,7 +61,7 @@ _BACKWARD: Final = 2  # forward passes that a forward and backward pass is worth
 
 
 class Asked(NamedTuple):
-    """What to calibrate with: the base; a file of texts or of token ids; the kind of pieces; the seed of all choices."""
+    """What to calibrate with: the base; a file of texts or token ids; the kind of pieces; the seed of all choices."""
 
     base: PathLike
     inputs: PathLike
@@ -142,7 +140,7 @@ def calibrate_adapter(
         order=ordered(candidates),
         predictions=found.predictions,
         inputs=inputs,
-        measure=_measuring(
+        measure=measuring(
             loaded, layers, pieces, inputs.measured_on, lambda n: tell(min(done + n, units - 1), units, "measuring")
         ),
     )
@@ -158,8 +156,9 @@ def plan_by_outputs(found: Calibrated, target: Target, *, dtype: str | None = No
     jobs, losses = [], []
     for path, pair in found.pairs.items():
         gram_a, gram_b = _grams(found.adapter, pair)
-        jobs.append(Job(pair, len(kept[path]), maps=_maps(found.pieces[path], kept[path], gram_a, gram_b)))
-        losses.append([_loss(pair, combined(found.pieces[path], kept[path]), gram_a, gram_b)])
+        maps = _maps(found.pieces[path], kept[path], gram_a, gram_b)
+        jobs.append(Job(pair, len(kept[path]), [(gram_a, gram_b)], maps=maps))
+        losses.append([_loss(found, path, kept[path], gram_a, gram_b)])
     plan = plan_of_jobs(source_of(found.adapter), jobs, losses, dtype=dtype)
     costs = predicted_by_module(found.candidates, kept, found.predictions)
     rows = [
@@ -264,9 +263,12 @@ def _maps(pieces: Pieces, kept: Sequence[int], gram_a: Floats, gram_b: Floats) -
     return Maps(left * turn, right / turn[:, None])
 
 
-def _loss(pair: StoredPair, m: Floats, gram_a: Floats, gram_b: Floats) -> Loss:
+def _loss(found: Calibrated, path: str, kept: Sequence[int], gram_a: Floats, gram_b: Floats) -> Loss:
+    pair = found.pairs[path]
     energy = pair.first.scale**2 * float(np.einsum("ij,ji->", gram_b, gram_a))
-    share = share_left_out(m, gram_a, gram_b) or 0.0
+    if len(kept) == pair.layout.rank:
+        return Loss(0.0, energy)  # its tensors are copied
+    share = share_left_out(combined(found.pieces[path], kept), gram_a, gram_b) or 0.0
     return Loss(share**2 * energy, energy)
 
 
@@ -295,63 +297,3 @@ def _record(found: Calibrated, kept: Kept) -> Calibration:
         measured_digest=digest_of(found.inputs.measured_on),
         cut_inputs=found.inputs.cut,
     )
-
-
-def _measuring(
-    loaded: LoadedModel,
-    layers: Mapping[str, Any],
-    pieces: Mapping[str, Pieces],
-    examples: Sequence[Example],
-    tell: Callable[[int], None],
-) -> Callable[[Kept], Divergence]:
-    """A function that measures how far the model with some pieces is from the model with all of them."""
-    from gradience.models.outputs import Reference, divergence, scored, tokens_within  # noqa: PLC0415  # torch
-
-    parts = batches(examples, tokens=tokens_within(loaded), pad=loaded.pad)
-    reference = Reference(loaded)
-    known: dict[tuple[tuple[int, ...], ...], Divergence] = {}
-    count = 0
-
-    def measure(kept: Kept) -> Divergence:
-        nonlocal count
-        key = tuple(tuple(kept[path]) for path in pieces)
-        if key not in known:
-            new = {path: _compressed(layers[path], combined(pieces[path], kept[path])) for path in pieces}
-            rows = []
-            for row in scored(loaded, examples, parts, reference=reference, state=lambda: _with_factors(layers, new)):
-                rows.append(row)
-                count += 1
-                tell(count)
-            known[key] = divergence(rows)
-        return known[key]
-
-    return measure
-
-
-def _factor(layer: Any) -> Any:
-    """The parameter A of a layer of PEFT's."""
-    return layer.lora_embedding_A[FIRST] if FIRST in layer.lora_embedding_A else layer.lora_A[FIRST].weight
-
-
-def _compressed(layer: Any, m: Floats) -> torch.Tensor:
-    """M A of a layer, in A's own dtype and place."""
-    import torch  # noqa: PLC0415  # only a calibration needs it
-
-    a = _factor(layer).data
-    product = torch.from_numpy(m).to(a.device if a.device.type != "mps" else "cpu") @ a.reshape(len(a), -1).to(
-        "cpu" if a.device.type == "mps" else a.device, torch.float64
-    )
-    return product.to(a).reshape(a.shape)
-
-
-@contextmanager
-def _with_factors(layers: Mapping[str, Any], new: Mapping[str, torch.Tensor]) -> Iterator[None]:
-    """A block in which the layers' A are these."""
-    old = {path: _factor(layer).data for path, layer in layers.items()}
-    try:
-        for path, layer in layers.items():
-            _factor(layer).data = new[path]
-        yield
-    finally:
-        for path, layer in layers.items():
-            _factor(layer).data = old[path]

@@ -7,6 +7,7 @@ E[(h^T (I - M) z)^2], were h and z independent. With A A^T and B^T B in the mome
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Final, NamedTuple
 
 import numpy as np
@@ -49,12 +50,14 @@ def gates_of(pieces: Pieces, gradients: Floats) -> Floats:
 
     `gradients` is the sum of h z^T over the tokens of each sequence, (n, r, r); the result (n, r).
     """
-    return np.einsum("nai,ai->ni", gradients @ pieces.right.T, pieces.left)
+    gates: Floats = np.einsum("nai,ai->ni", gradients @ pieces.right.T, pieces.left)
+    return gates
 
 
-def combined(pieces: Pieces, kept: list[int]) -> Floats:
+def combined(pieces: Pieces, kept: Sequence[int]) -> Floats:
     """M, the sum of the pieces kept, (r, r)."""
-    return pieces.left[:, kept] @ pieces.right[kept]
+    some = list(kept)
+    return pieces.left[:, some] @ pieces.right[some]
 
 
 def share_left_out(m: Floats, gram_a: Floats, gram_b: Floats) -> float | None:
