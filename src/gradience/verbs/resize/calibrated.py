@@ -215,7 +215,15 @@ def _pairs(files: AdapterFiles, adapter: Adapter) -> dict[str, StoredPair]:
             "DoRA's magnitudes are relative to norm(W + s B A): what a part of the update does is no sum of pieces",
             advice="resize it by its weights, without --calibrate",
         )
-    return {pair.path: pair for pair in resizable_pairs(adapter)}
+    pairs = {pair.path: pair for pair in resizable_pairs(adapter)}
+    experts = next((path for path, pair in pairs.items() if pair.first.expert is not None), None)
+    if experts is not None:
+        raise AdapterError(
+            f"{experts} is a parameter of experts: their factors are multiplied before any token meets them, so that "
+            "there is no A x to observe",
+            advice="resize it by its weights, without --calibrate",
+        )
+    return pairs
 
 
 def _least(adapter: Adapter, pair: StoredPair) -> int:
