@@ -237,6 +237,7 @@ STATED: list[tuple[str, str, float, dict[str, float]]] = [
     ("SCL207", "warning", 0.9, {}),
     ("SCL208", "info", 0.5, {"alpha_default": 8}),
     ("NUM209", "error", 0.95, {}),
+    ("SIZ215", "error", 0.9, {"oversized": 1.0, "large_size": 3.0}),
     ("MRG210", "warning", 0.9, {"survival_bfloat16": 0.003, "survival_float16": 0.0003, "survival_cosine": 0.9}),
     ("BAS211", "error", 0.95, {}),
     ("INT212", "info", 0.5, {}),
