@@ -14,9 +14,8 @@ from statistics import NormalDist
 from typing import Final, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
-Floats = npt.NDArray[np.float64]
+from gradience.spectral.reduced import Floats
 
 CONFIDENCE: Final = 0.95
 DRAWS: Final = 4000
@@ -154,7 +153,9 @@ class _Shape(NamedTuple):
     def bound(self, n: float, z: float) -> float:
         """The upper bound that 80 % of trials of n examples stay under, by the quantile expansion of Cornish-Fisher."""
         s2, s3, s4 = self.moments
-        mean = self.mean + NormalDist().inv_cdf(POWER) * math.sqrt(s2 / max(n, 1.0))
+        shift = NormalDist().inv_cdf(POWER) * math.sqrt(s2 / max(n, 1.0))
+        mean = self.mean + shift
+        s2 += s3 / s2 * shift if s2 > 0.0 and s3 > 0.0 else 0.0  # a trial with more harm than usual has more spread
         total = n + 1.0
         middle = (n * mean + self.worst) / total
         d, more = mean - middle, self.worst - middle
