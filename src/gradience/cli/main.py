@@ -63,9 +63,21 @@ COMMANDS = {  # name: its function, imported when it runs, and its line in the l
         "gradience.cli.verify_merge:verify_merge",
         "Check that a merged model contains an adapter, tensor by tensor.",
     ),
+    "bench": (
+        "gradience.cli.bench:bench",
+        "Measure on held-out data what a smaller, merged or mitigated adapter loses.",
+    ),
     "rules": ("gradience.cli.schema:rules", "List every rule by where it applies, or explain one with its evidence."),
     "validate": ("gradience.cli.schema:validate", "Check every line of a run.jsonl against the telemetry schema."),
     "schema": ("gradience.cli.schema:schema", "Print a JSON Schema: of a line of a log, or of a report."),
+}
+
+
+BELOW = {  # commands of a command, by the same
+    "bench": {
+        "merge": ("gradience.cli.bench:merge", "Measure what merges lose on each adapter's own data."),
+        "mitigate": ("gradience.cli.bench:mitigate", "Measure what scaling intruder dimensions changes."),
+    }
 }
 
 
@@ -91,6 +103,8 @@ def build_app(asked: str | None = None) -> App:
             app.command(with_flowing_help(target), name=name)
         else:
             app.command(target, name=name, help=line)
+    for name, (target, _) in BELOW.get(asked or "", {}).items():
+        app[asked or ""].command(with_flowing_help(target), name=name)
     return app
 
 

@@ -14,6 +14,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import IO, Any, Final, NamedTuple
 
 import msgspec
@@ -96,10 +97,8 @@ def _waited(process: subprocess.Popen[bytes], files: tuple[IO[bytes], IO[bytes]]
 def _end(process: subprocess.Popen[bytes]) -> None:
     """End the process and all of its group that is left."""
     if hasattr(os, "killpg"):
-        try:
+        with suppress(ProcessLookupError, PermissionError):  # all of it has ended
             os.killpg(process.pid, signal.SIGKILL)
-        except (ProcessLookupError, PermissionError):
-            pass  # all of it has ended
     elif process.poll() is None:
         process.kill()
     process.wait()

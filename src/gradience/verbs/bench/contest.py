@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Final, Literal, NamedTuple, cast, get_args
 
@@ -29,8 +30,8 @@ class Options(NamedTuple):
 
     `base` is a folder or organisation/name in the hub's cache; `metric` is `loss`, `accuracy`, `exact-match`,
     `lm-eval:TASK` or a command with {adapter}, which may have {seed}, {base} and {data}; None is accuracy for a
-    classifier and else loss. `tolerance` is `1%` of the reference's score or `0.01` in the metric's unit. `seeds` is the
-    number of runs of a command with {seed}, and of trainings. `timeout` is of one command, in seconds; `longest` the
+    classifier and else loss. `tolerance` is `1%` of the reference's score or `0.01` in its unit. `seeds` is the number
+    of runs of a command with {seed}, and of trainings. `timeout` is of one command, in seconds; `longest` the
     tokens of an example.
     """
 
@@ -74,9 +75,7 @@ def anchors(store: Store, adapter: Path, *, seed: int) -> list[Entrant]:
     """The adapter without its update, and with its update shuffled."""
     source = adapter_digest(adapter)
     zero = store.made(BASE, {"of": source}, lambda out: write_without_update(adapter, out))
-    shuffled = store.made(
-        SHUFFLED, {"of": source, "seed": seed}, lambda out: write_shuffled(adapter, out, seed=seed)
-    )
+    shuffled = store.made(SHUFFLED, {"of": source, "seed": seed}, lambda out: write_shuffled(adapter, out, seed=seed))
     return [
         Entrant(BASE, "anchor", zero, "the update zero, heads and biases kept"),
         Entrant(SHUFFLED, "anchor", shuffled, f"rows and columns of each update permuted, seed {seed}"),
@@ -137,7 +136,7 @@ class Contest:
             beside = None if entrant.folder == reference else reference
             of = {**evaluator.of, "adapter": hashes[entrant.folder], "reference": beside and hashes[beside]}
             found[entrant.name] = self._store.evaluation(
-                f"{entrant.name}-{entry.name}", of, lambda e=entrant, b=beside: evaluator.evaluate(e.folder, b)
+                f"{entrant.name}-{entry.name}", of, partial(evaluator.evaluate, entrant.folder, beside)
             )
         return found
 
@@ -148,13 +147,14 @@ class Contest:
             GradienceError: an evaluation fails; those before it are kept.
         """
         evaluators = [self.evaluator(entry.data) for entry in entries]
-        total, tasks = sum(len(entry.entrants) for entry in entries), []
+        total = sum(len(entry.entrants) for entry in entries)
+        tasks: list[Task] = []
         for entry, evaluator in zip(entries, evaluators, strict=True):
             done = sum(len(task.evaluations) for task in tasks)
-            found = self.scored(entry, evaluator, done=done, total=total)
+            scores = self.scored(entry, evaluator, done=done, total=total)
             digest = "" if entry.data is None else f"sha256:{file_hash(entry.data)}"
             name = entry.entrants[0].name
-            tasks.append(Task(entry.name, str(entry.data or ""), digest, name, found, judged=entry.judged))
+            tasks.append(Task(entry.name, str(entry.data or ""), digest, name, scores, judged=entry.judged))
         self._progress(total, total, "")
         metric = BenchMetric(
             name=evaluators[0].name, higher_is_better=evaluators[0].higher_is_better, unit=_unit(tasks)

@@ -21,7 +21,15 @@ from gradience.verbs.bench.store import Evaluation
 
 LM_EVAL: Final = "lm-eval:"
 _LARGEST_SAMPLE: Final = 16 << 20  # bytes of one line of lm-eval's samples
-_METRICS: Final = ("acc", "exact_match", "acc_norm", "f1", "bleu", "pass@1", "em")  # lm-eval's, of an example, best first
+_METRICS: Final = (
+    "acc",
+    "exact_match",
+    "acc_norm",
+    "f1",
+    "bleu",
+    "pass@1",
+    "em",
+)  # lm-eval's, of an example, best first
 
 
 class Evaluator(Protocol):

@@ -25,8 +25,8 @@ from gradience.schema.bench import (
     Role,
 )
 from gradience.schema.scalars import real
-from gradience.verbs.bench.store import Evaluation
 from gradience.spectral.reduced import Floats
+from gradience.verbs.bench.store import Evaluation
 from gradience.verbs.bench.trial import Bounds, Sample, bounds, needed, sample_of, student_bounds
 
 BASE: Final = "base"
@@ -101,7 +101,9 @@ def judge(
     found = [_on_task(task, contenders, metric, tolerance, seed) for task in tasks]
     whole = max((c.params for c in contenders if c.role == "reference"), default=0)
     judged = {task.name for task in tasks if task.judged}
-    candidates = [_candidate(c, [rows[c.name] for _, rows in found], judged, whole) for c in contenders]
+    candidates = [
+        _candidate(c, [rows[c.name] for _, rows in found if c.name in rows], judged, whole) for c in contenders
+    ]
     order = {"reference": 0, "anchor": 2}
     candidates.sort(key=lambda c: (order.get(c.role, 1), -c.params))
     described = [task for task, _ in found]
@@ -120,6 +122,7 @@ def _on_task(
     margin = np.full(len(own), tolerance.value)
     if tolerance.relative:
         margin = tolerance.value * own * (math.copysign(1.0, score))
+    contenders = [c for c in contenders if c.name in task.evaluations]
     rows = {c.name: _unscored(task, c) for c in contenders}
     rows[task.reference] = _plain(task, task.reference, "reference")
     for group in (True, False):  # anchors are no candidates: bounds that hold for all at once need not hold for them
@@ -156,7 +159,10 @@ def _compared(
     largest = 1.0 if metric.unit == "example" and _is_binary(task) else None
     sample = sample_of(np.stack(harms, axis=1), np.asarray(reference.weights), margin, largest=largest)
     limits = _limits(sample, metric, seed)
-    return {c.name: _result(task, c, sample, limits, column, metric) for column, c in enumerate(compared)}
+    return {
+        c.name: _result(task.evaluations[c.name], task.name, c.role, sample=sample, limits=limits, column=column)
+        for column, c in enumerate(compared)
+    }
 
 
 def _limits(sample: Sample, metric: BenchMetric, seed: int) -> Bounds | None:
@@ -167,21 +173,20 @@ def _limits(sample: Sample, metric: BenchMetric, seed: int) -> Bounds | None:
 
 
 def _result(
-    task: Task, contender: Contender, sample: Sample, limits: Bounds | None, column: int, metric: BenchMetric
+    evaluation: Evaluation, task: str, role: Role, *, sample: Sample, limits: Bounds | None, column: int
 ) -> BenchResult:
-    evaluation = task.evaluations[contender.name]
     harm = float(sample.mean[column]) + sample.margin
     low = high = None
-    outcome: Outcome = "open" if contender.role == "candidate" else "anchor"
+    outcome: Outcome = "open" if role == "candidate" else "anchor"
     more = None
     if limits is not None:
         low, high = (float(side[column]) + sample.margin for side in (limits.lower, limits.upper))
         if outcome == "open":
             outcome = "within" if limits.upper[column] <= 0.0 else "over" if limits.lower[column] > 0.0 else "open"
-        if outcome == "open" and metric.unit == "example":
+        if outcome == "open" and evaluation.unit == "example":
             more = needed(sample, column, limits.level)
     return BenchResult(
-        task=task.name,
+        task=task,
         score=real(evaluation.mean),
         harm=harm,
         low=low,

@@ -36,7 +36,7 @@ class ModelEvaluator:
     """Scores adapters on one file of rows, beside a reference on the same model. The model is loaded when needed."""
 
     def __init__(self, metric: BuiltIn, *, base: str, data: Path, longest: int, of: dict[str, Any]) -> None:
-        self.name = metric
+        self.name: str = metric
         self.higher_is_better = metric != "loss"
         self.of = {"built_in": metric, "longest": longest, **of}
         self._metric = metric
@@ -91,9 +91,7 @@ class _Held:
         from gradience.models.outputs import Reference, tokens_within  # noqa: PLC0415  # torch, which is there by now
 
         self._examples: list[Example] = found.examples
-        self._parts: list[Batch] = batches(
-            found.examples, tokens=tokens_within(self._loaded), pad=self._loaded.pad
-        )
+        self._parts: list[Batch] = batches(found.examples, tokens=tokens_within(self._loaded), pad=self._loaded.pad)
         self._outputs: Reference = Reference(self._loaded)
 
     def scored(self, adapter: Path | None) -> list[Scored]:

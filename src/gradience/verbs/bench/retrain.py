@@ -10,20 +10,14 @@ from gradience.errors import AdapterError, GradienceError
 from gradience.verbs.audit import audit_adapter
 from gradience.verbs.bench.candidates import Making, made
 from gradience.verbs.bench.command import run, words
-from gradience.verbs.bench.contest import Contest, Entrant, Entry, Options, Sources
+from gradience.verbs.bench.contest import Contest, Entrant, Entry, Options
 from gradience.verbs.bench.store import Store
 
 
 def retrained(
-    store: Store,
-    contest: Contest,
-    entry: Entry,
-    sources: Sources,
-    command: str,
-    ranks: Sequence[str],
-    options: Options,
-) -> tuple[Entry, Sources]:
-    """The entry with an adapter trained at each rank beside the truncated one of the same rank.
+    store: Store, contest: Contest, entry: Entry, *, command: str, ranks: Sequence[str], options: Options
+) -> tuple[Entry, list[str]]:
+    """The entry with an adapter trained at each rank beside the truncated one of the same rank; and notes.
 
     Every seed is trained and scored; the seed with the worst score stands for its rank.
 
@@ -31,7 +25,6 @@ def retrained(
         store: where the trainings are kept.
         contest: scores them.
         entry: the task, with the adapter first.
-        sources: what the report is about.
         command: trains, with {r}, {seed} and {out} filled in.
         ranks: those asked for; without any, those that the audit suggests.
         options: seeds, and the seconds of one training.
@@ -61,7 +54,7 @@ def retrained(
         said = ", ".join(f"{mean:.4g}" for mean in means)
         worst.append(Entrant(f"retrain:{r}", "candidate", seeds[place].folder, f"worst of {len(means)} seeds ({said})"))
     entrants = [*entry.entrants, *truncated, *worst]
-    return entry._replace(entrants=entrants), sources._replace(notes=[*sources.notes, *notes])
+    return entry._replace(entrants=entrants), notes
 
 
 def _ranks(adapter: Path, asked: Sequence[str]) -> list[int]:

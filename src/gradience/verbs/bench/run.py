@@ -28,7 +28,7 @@ def bench_adapter(
     options: Options = _DEFAULTS,
     progress: Progress | None = None,
 ) -> BenchReport:
-    """Score an adapter, smaller versions of it and two anchors on held-out data, and say which loses too little to matter.
+    """Score an adapter, smaller versions of it and two anchors on held-out data.
 
     Always there are `full` (the adapter), `base` (its update zero) and `shuffled` (its update permuted: the same
     norms, no information). Folder and evaluations stay in `out`: a run that was killed goes on where it stopped.
@@ -63,8 +63,8 @@ def bench_adapter(
         entrants = [Entrant(FULL, "reference", adapter, "the adapter as given"), *found]
         entrants += anchors(store, adapter, seed=options.seed)
         entry = Entry("held-out", rows, entrants)
-        sources = Sources("resize", [path], notes)
         if retrain is not None:
             ranks = [name.removeprefix("retrain:") for name in names if name.startswith("retrain:")]
-            entry, sources = retrained(store, contest, entry, sources, retrain, ranks, options)
-        return contest.report([entry], sources)
+            entry, more = retrained(store, contest, entry, command=retrain, ranks=ranks, options=options)
+            notes += more
+        return contest.report([entry], Sources("resize", [path], notes))

@@ -58,9 +58,7 @@ class Bounds(NamedTuple):
     level: float
 
 
-def sample_of(
-    harm: Floats, weight: Floats, margin: Floats, *, largest: float | None
-) -> Sample:
+def sample_of(harm: Floats, weight: Floats, margin: Floats, *, largest: float | None) -> Sample:
     """The sample of harms (n, m), by example and candidate.
 
     Args:
@@ -130,9 +128,7 @@ def needed(sample: Sample, column: int, level: float) -> int | None:
     e, share = sample.excess[:, column], sample.weight / sample.weight.mean()
     mean = float(np.mean(share * e))
     off = share * (e - mean)  # what an example adds to the weighted mean
-    shape = _Shape(
-        max(mean, -sample.margin), [float(np.mean(off**k)) for k in (2, 3, 4)], float(sample.worst[column])
-    )
+    shape = _Shape(max(mean, -sample.margin), [float(np.mean(off**k)) for k in (2, 3, 4)], float(sample.worst[column]))
     z = NormalDist().inv_cdf(level)
     if shape.mean >= 0.0 or shape.bound(_MOST, z) > 0.0:
         return None
