@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import heapq
 import json
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -277,7 +278,8 @@ class _Reader:
             completion = next((row[name] for name in _COMPLETIONS if isinstance(row.get(name), str)), None)
             if completion is None:
                 return self._tokens(prompt), 0, True
-            return self._tokens(prompt + completion), len(self._tokens(prompt)), False
+            whole, own = self._tokens(prompt + completion), self._tokens(prompt)
+            return whole, len(os.path.commonprefix([whole, own])), False  # a tokenizer may end the prompt with a mark
         held = ", ".join(sorted(row)) or "nothing"
         raise self._fault(number, f"holds {held}, expected text, prompt or messages")
 

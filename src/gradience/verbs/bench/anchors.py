@@ -60,12 +60,13 @@ def _write(
     if source is None or not files.config.is_file():
         raise AdapterError(f"{adapter} is no folder as PEFT saves one", advice="see 'gradience convert'")
     new = {}
-    for pair in resizable_pairs(opened) if change is not None else ():
-        layout = pair.layout
-        loads = _Changed(layout, partial(layout.read, source), change)
-        for name in (layout.a_name, layout.b_name):
-            info = source.tensors[name]
-            new[name] = planned(name, info.dtype, info.shape, partial(loads.take, name))
+    layouts = [pair.layout for pair in resizable_pairs(opened)]
+    if change is not None:
+        for layout in layouts:
+            loads = _Changed(layout, partial(layout.read, source), change)
+            for name in (layout.a_name, layout.b_name):
+                info = source.tensors[name]
+                new[name] = planned(name, info.dtype, info.shape, partial(loads.take, name))
     tensors = [new.get(name) or copied(source, name) for name in source.tensors]
     record = provenance_of("bench", [files.config, *opened.weights], {"variant": what}, Changes([]))
     config = _scaled(raw_config(files.config), alpha)

@@ -51,7 +51,7 @@ def made(store: Store, names: Sequence[str], making: Making) -> tuple[list[Entra
         folder = recipe if isinstance(recipe, Path) else _resized(store, name, recipe, source, making)
         digest = adapter_digest(folder)
         if digest in seen or (not isinstance(recipe, Path) and _is_as_large(folder, making.adapter)):
-            notes.append(f"{name} is {seen.get(digest, FULL)}: it keeps all of its parameters")
+            notes.append(f"{name} is left out: it is the same adapter as {seen.get(digest, FULL)}")
             continue
         seen[digest] = name
         found.append(Entrant(name, "candidate", folder, _words(name)))

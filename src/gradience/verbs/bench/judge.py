@@ -193,7 +193,7 @@ def _result(
         worst=high,
         outcome=outcome,
         needed=more,
-        kl=None if evaluation.kl is None else real(evaluation.kl),
+        kl=evaluation.kl,
         flips=evaluation.flips,
     )
 
@@ -262,7 +262,11 @@ def _verdict(tasks: Sequence[BenchTask], candidates: Sequence[BenchCandidate]) -
     if not left:
         return BenchVerdict(state="none", n=n, says="no candidate holds: all lose more than the tolerance")
     wants = [most for c in left if (most := _needed(c)) is not None]
-    more = f"needs about {min(wants)}" if wants else "and with what was seen more would not decide for any"
+    more = (
+        f"needs about {min(wants)}"
+        if wants
+        else "as measured, all lose more than the tolerance, but that is not shown either"
+    )
     return BenchVerdict(
         state="not_decided", n=n, needed=min(wants, default=None), says=f"not decided with n = {n}: {more}"
     )

@@ -165,4 +165,4 @@ class _Shape(NamedTuple):
         fourth = (3 * total * v2**2 + 6 * v4) / ((total + 1) * (total + 2) * (total + 3))
         skew, excess = third / variance**1.5, fourth / variance**2 - 3.0
         steps = z + (z**2 - 1) * skew / 6 + (z**3 - 3 * z) * excess / 24 - (2 * z**3 - 5 * z) * skew**2 / 36
-        return middle + steps * math.sqrt(variance)
+        return float(middle + steps * math.sqrt(variance))
