@@ -13,7 +13,7 @@ from gradience.verbs.bench.mitigations import relative_change
 
 MODELS = {
     "llama": (causal, {"target_modules": ["q_proj", "down_proj", "embed_tokens"], "use_rslora": True}),
-    "gpt2": (gpt2, {"target_modules": ["c_attn"], "fan_in_fan_out": True, "alpha_pattern": {"h.0": 3}}),
+    "gpt2": (gpt2, {"target_modules": ["c_attn"], "fan_in_fan_out": True, "alpha_pattern": {"h.0.attn.c_attn": 3}}),
     "bert": (bert, {"target_modules": ["query"], "modules_to_save": ["classifier"], "task_type": "SEQ_CLS"}),
 }
 

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from pathlib import Path
 
 import jsonschema
@@ -43,15 +44,15 @@ def classified(classifier, tmp_path_factory):
     return bench_adapter(classifier.adapter, out, data=classifier.data, candidates=["svd:4", "svd:1"], options=options)
 
 
-def logits(base, adapter, texts, kind):
+def logits(base, adapter, texts, kind, **options):
     import transformers
     from peft import PeftModel
 
     tokenizer = transformers.AutoTokenizer.from_pretrained(base)
-    model = getattr(transformers, kind).from_pretrained(base, num_labels=3) if "Seq" in kind else getattr(
-        transformers, kind
-    ).from_pretrained(base)  # fmt: skip
-    model = PeftModel.from_pretrained(model, adapter).eval()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model = getattr(transformers, f"AutoModelFor{kind}").from_pretrained(base, **options)
+        model = PeftModel.from_pretrained(model, adapter).eval()
     found = []
     for text in texts:
         ids = tokenizer(text, return_tensors="pt", return_token_type_ids=False)
@@ -63,10 +64,9 @@ def logits(base, adapter, texts, kind):
 def test_accuracy_kl_and_flips_are_those_of_transformers_and_torch(classifier, classified):
     rows = [json.loads(line) for line in classifier.data.read_text().splitlines()]
     folders = [classifier.adapter, next(c.folder for c in classified.candidates if c.name == "svd:1")]
-    full, small = (
-        torch.stack([x for _, x in logits(classifier.base, f, [r["text"] for r in rows], "AutoModelForSequenceClassification")])
-        for f in folders
-    )  # fmt: skip
+    texts = [row["text"] for row in rows]
+    found = (logits(classifier.base, f, texts, "SequenceClassification", num_labels=3) for f in folders)
+    full, small = (torch.stack([x for _, x in some]) for some in found)
     labels = torch.tensor([r["label"] for r in rows])
     assert classified.tasks[0].score == pytest.approx((full.argmax(-1) == labels).double().mean())
     found = row(classified, "svd:1")
@@ -100,7 +100,7 @@ def test_the_metrics_of_a_causal_model_are_those_of_its_completions_tokens(llama
         llama.adapter, tmp_path / "out", data=llama.data, candidates=[], options=Options(base=llama.base, metric=metric)
     )
     losses, hits = [], []
-    for text, (ids, out) in zip(rows, logits(llama.base, llama.adapter, rows, "AutoModelForCausalLM"), strict=True):
+    for text, (ids, out) in zip(rows, logits(llama.base, llama.adapter, rows, "CausalLM"), strict=True):
         first = len(rows[text]["prompt"].split()) + 1  # after [CLS]
         logprobs, target = out[first - 1 : -1].log_softmax(-1), ids[first:]
         losses.append(-logprobs.gather(1, target[:, None])[:, 0])
@@ -266,8 +266,7 @@ def test_merges_are_judged_on_each_adapters_own_data_with_its_own_head(classifie
     one, two = (next(c for c in report.candidates if c.name == n) for n in ("linear:0.5,0.5", "linear:0,1"))
     assert [r.task for r in one.results] == ["adapter", "other"]
     assert two.results[1].harm == pytest.approx(0.0, abs=1e-9)  # weight 1 of the second is the second
-    assert two.results[1].kl == pytest.approx(0.0, abs=1e-9)
-    assert two.results[0].kl > 1e-4
+    assert two.results[1].kl < 1e-6 < 1e-4 < two.results[0].kl
     with pytest.raises(GradienceError, match="1 data files for 2 adapters"):
         bench_merge([classifier.adapter, other], tmp_path / "two", data=[classifier.data])
 
@@ -290,12 +289,14 @@ def test_a_retrained_rank_is_judged_by_its_worst_seed_beside_the_truncated_one(c
     """The training copies the adapter for seeds 0 and 2, and leaves one without an update for seed 1."""
     script = tmp_path / "train.py"
     script.write_text(
-        "import pathlib, shutil, sys\n"
-        "from gradience.verbs.bench.anchors import write_without_update\n"
+        "import shutil, sys\n"
+        "from safetensors.numpy import load_file, save_file\n"
         "source, rank, seed, out = sys.argv[1:]\n"
-        "place = pathlib.Path(out)\n"
-        "place.rmdir()\n"
-        "write_without_update(pathlib.Path(source), place) if seed == '1' else shutil.copytree(source, place)\n"
+        "shutil.copytree(source, out, dirs_exist_ok=True)\n"
+        "file = f'{out}/adapter_model.safetensors'\n"
+        "if seed == '1':\n"
+        "    tensors = load_file(file)\n"
+        "    save_file({n: t * 0 if 'lora_B' in n else t for n, t in tensors.items()}, file)\n"
     )
     command = shlex.join([sys.executable, str(script), str(classifier.adapter)]) + " {r} {seed} {out}"
     arguments = [classifier.adapter, "--base", classifier.base, "--data", classifier.data, "--out", tmp_path / "out"]
