@@ -63,9 +63,10 @@ def classifier(tmp_path_factory: pytest.TempPathFactory) -> Trained:
 
 
 def story(draw: random.Random) -> dict[str, str]:
-    """A prompt and what follows from it: the next two words by number."""
+    """A prompt whose first word means nothing, and what follows from it: the next two words by number."""
     first = draw.randrange(40)
-    return {"prompt": f"w{first} w{(first + 1) % 40}", "completion": f" w{(first + 2) % 40} w{(first + 3) % 40}"}
+    prompt = f"w{draw.randrange(40)} w{first} w{(first + 1) % 40}"
+    return {"prompt": prompt, "completion": f" w{(first + 2) % 40} w{(first + 3) % 40}"}
 
 
 @pytest.fixture(scope="session")
@@ -79,12 +80,12 @@ def llama(tmp_path_factory: pytest.TempPathFactory) -> Trained:
     save_tokenizer(folder / "base")
     tokenizer = AutoTokenizer.from_pretrained(folder / "base")
     batches = []
-    for step in range(80):
-        draw = random.Random(step)
+    for step in range(200):
+        draw = random.Random(step)  # noqa: S311  # rows of a test
         ids = ids_of(tokenizer, ["{prompt}{completion}".format(**story(draw)) for _ in range(32)])
         batches.append({**ids, "labels": ids["input_ids"]})
     targets = ["q_proj", "v_proj", "down_proj", "up_proj", "lm_head"]
     adapted(model, folder / "adapter", batches, r=8, target_modules=targets, task_type="CAUSAL_LM")
-    draw = random.Random(999)
+    draw = random.Random(999)  # noqa: S311  # rows of a test
     rows = [{**story(draw), "id": i} for i in range(120)]
     return Trained(folder / "base", folder / "adapter", write_rows(folder / "held.jsonl", rows))

@@ -26,7 +26,7 @@ def right(share, n=N):
 
 
 def judged(scores, *, tolerance="5%", better=True, unit="example", **more):
-    """The judgement of evaluations by name: full is the reference, base an anchor, others get smaller in their order."""
+    """The judgement of evaluations by name: full is the reference, base an anchor; each is smaller than the last."""
     roles = {"full": "reference", "base": "anchor"}
     params = {name: 0 if name == "base" else 100 - 10 * i for i, name in enumerate(scores)}
     contenders = [Contender(name, roles.get(name, "candidate"), Path(name), params[name]) for name in scores]

@@ -9,8 +9,8 @@ from __future__ import annotations
 import hashlib
 import heapq
 import json
-import os
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import takewhile
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -279,7 +279,8 @@ class _Reader:
             if completion is None:
                 return self._tokens(prompt), 0, True
             whole, own = self._tokens(prompt + completion), self._tokens(prompt)
-            return whole, len(os.path.commonprefix([whole, own])), False  # a tokenizer may end the prompt with a mark
+            shared = takewhile(lambda pair: pair[0] == pair[1], zip(whole, own, strict=False))
+            return whole, sum(1 for _ in shared), False  # a tokenizer may end the prompt with a mark of its own
         held = ", ".join(sorted(row)) or "nothing"
         raise self._fault(number, f"holds {held}, expected text, prompt or messages")
 

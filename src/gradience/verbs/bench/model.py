@@ -85,7 +85,8 @@ class _Held:
     def __init__(self, reference: Path, base: str, data: Path, longest: int) -> None:
         self.reference = reference
         self._loaded = load_model(base, reference)
-        found = read_inputs(data, self._loaded, most=_ALL, longest=longest)
+        read = read_inputs(data, self._loaded, most=_ALL, longest=longest)
+        found = read._replace(examples=list(dict.fromkeys(read.examples)))  # equal ones tell nothing twice
         _refuse_unlabelled(data, found, self._loaded)
         self.notes = _notes(data, found)
         from gradience.models.outputs import Reference, tokens_within  # noqa: PLC0415  # torch, which is there by now
@@ -151,7 +152,8 @@ def _refuse_unlabelled(data: Path, found: Inputs, loaded: LoadedModel) -> None:
 def _notes(data: Path, found: Inputs) -> list[str]:
     notes = []
     if found.found > len(found.examples):
-        notes.append(f"{data.name}: {found.found - len(found.examples)} rows have no prediction to score")
+        left = found.found - len(found.examples)
+        notes.append(f"{data.name}: {left} rows are left out: they repeat another, or have no prediction to score")
     if found.cut:
         notes.append(f"{data.name}: {found.cut} rows are longer than the model or --max-length, and were cut")
     return notes
