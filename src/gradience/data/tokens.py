@@ -18,6 +18,7 @@ from gradience.schema.data import LossMode
 from gradience.schema.scalars import Json
 
 _BATCH: Final = 256  # rows tokenised in one call
+_NOT_CONVERSATIONAL: Final = frozenset({"sharegpt", "text", "tokenised"})
 _IGNORED: Final = -100  # the label that a loss leaves out
 
 
@@ -67,6 +68,11 @@ class Tokeniser:
         self.shape, self.encoder, self.masking = shape, encoder, masking
         if encoder is None and shape.format != "tokenised":
             raise ConfigError(f"rows of format {shape.format} need a tokenizer", advice="give --tokenizer FOLDER")
+        if masking.trl and masking.loss == "assistant" and shape.format in _NOT_CONVERSATIONAL:
+            raise ConfigError(
+                f"--loss assistant on rows of format {shape.format}: SFTTrainer takes it for conversations only",
+                advice="give messages, or prompt and completion as messages; or another --loss",
+            )
         self._prepare = _PREPARE.get(shape.trainer, Tokeniser._sft)
         if shape.format == "tokenised":
             self._prepare = Tokeniser._ready
