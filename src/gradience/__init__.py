@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from gradience.telemetry.validate import validate_log
     from gradience.telemetry.writer import TelemetryWriter
     from gradience.verbs.audit import audit_adapter
-    from gradience.verbs.check import check_config
+    from gradience.verbs.check import check_config, check_data
     from gradience.verbs.compare import compare_adapters
     from gradience.verbs.convert import convert_adapter
     from gradience.verbs.diagnose import diagnose
@@ -37,6 +37,7 @@ _HOMES = {
     "TelemetryWriter": "gradience.telemetry.writer",
     "audit_adapter": "gradience.verbs.audit",
     "check_config": "gradience.verbs.check",
+    "check_data": "gradience.verbs.check",
     "compare_adapters": "gradience.verbs.compare",
     "compare_runs": "gradience.verbs.monitor.compare",
     "convert_adapter": "gradience.verbs.convert",
@@ -64,6 +65,7 @@ __all__ = [
     "TelemetryWriter",
     "audit_adapter",
     "check_config",
+    "check_data",
     "compare_adapters",
     "compare_runs",
     "convert_adapter",

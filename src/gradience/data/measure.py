@@ -41,7 +41,7 @@ class Measured(NamedTuple):
 
     read: int
     sequences: int
-    whole_sequences: int
+    whole_rows: int
     tokens: TokenCounts
     lengths: Lengths
     batching: Batching
@@ -51,6 +51,7 @@ class Measured(NamedTuple):
     labels: dict[str, int]
     labels_total: int
     turn_end: int | None
+    has_labels: bool
     shown: list[ShownRow]
 
 
@@ -72,7 +73,7 @@ class Measure:
         self._answers: Counter[bytes] = Counter()
         self._labels: Counter[str] = Counter()
         self._last: Counter[int] = Counter()
-        self._read = self._whole = 0
+        self._read, self._has_labels = 0, False
         self._texts: dict[int, str] = {}
 
     def add(self, row: Tokenised | Fault) -> None:
@@ -83,6 +84,7 @@ class Measure:
                 self._faults.append(RowFault(row=row.number, reason=row.reason))
             return
         self._read += 1
+        self._has_labels |= "labels" in row.columns
         text = whole_text(row.columns)
         for name in self._seen_in(row, text):
             self._note(name, row.number, text)
@@ -96,7 +98,7 @@ class Measure:
         return Measured(
             read=self._read,
             sequences=len(self._lengths),
-            whole_sequences=self._whole,
+            whole_rows=self._count["whole"],
             tokens=TokenCounts(**self._tokens),
             lengths=_lengths(self._lengths, self._owners, self._limits.max_length),
             batching=batching(
@@ -112,6 +114,7 @@ class Measure:
             labels=dict(self._labels.most_common(_LABELS)),
             labels_total=len(self._labels),
             turn_end=self._turn_end(),
+            has_labels=self._has_labels,
             shown=[ShownRow(row=number, text=text) for number, text in sorted(self._texts.items())],
         )
 
@@ -169,8 +172,7 @@ class Measure:
             if supervised and (dropped or not left):
                 found.append("answer_lost")
             if kept == length and supervised:
-                self._whole += 1
-                found += self._ends_of(ids, mask)
+                found += ["whole", *self._ends_of(ids, mask)]
         elif dropped:
             found.append("answer_lost")
         counts = self._tokens
@@ -206,7 +208,7 @@ class Measure:
     def _turn_end(self) -> int | None:
         """The control token with which most answers end, if it does not end generation."""
         token, times = next(iter(self._last.most_common(1)), (None, 0))
-        return token if token not in self._ends and 2 * times > self._whole else None
+        return token if token not in self._ends and 2 * times > self._count["whole"] else None
 
     def _is_repeated(self, row: Tokenised) -> bool:
         key = _digest(b"\0".join(array("L", sequence.ids).tobytes() for sequence in row.sequences))

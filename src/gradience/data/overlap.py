@@ -13,9 +13,7 @@ import zlib
 from collections.abc import Iterable
 from typing import Any, Final
 
-from gradience.data.rows import Fault
-from gradience.data.shapes import whole_text
-from gradience.data.tokens import Tokenised
+from gradience.data.shapes import Columns, whole_text
 from gradience.schema.data import Overlap, Rows
 
 NEAR: Final = 0.8  # Jaccard similarity of word trigrams
@@ -40,17 +38,15 @@ class EvalRows:
         self._minhash: Any = None
         self._index: Any = None
 
-    def read(self, rows: Iterable[Tokenised | Fault]) -> None:
-        """Take the rows of the evaluation set."""
-        for row in rows:
-            if isinstance(row, Fault):
-                continue
+    def read(self, rows: Iterable[tuple[int, Columns]]) -> None:
+        """Take the rows of the evaluation set, with their numbers."""
+        for number, columns in rows:
             self._rows += 1
-            words = words_of(row)
-            self._exact.setdefault(_key(words), []).append(row.number)
+            words = words_of(columns)
+            self._exact.setdefault(_key(words), []).append(number)
             grams = trigrams(words)
             if len(grams) >= _FEWEST:
-                self._grams[row.number] = grams
+                self._grams[number] = grams
                 self._every |= grams
         self._build()
 
@@ -65,9 +61,9 @@ class EvalRows:
         for number, grams in self._grams.items():
             self._index.insert(number, self._minhash(grams))
 
-    def compare(self, row: Tokenised) -> None:
+    def compare(self, columns: Columns) -> None:
         """Hold a row of the training set against them."""
-        words = words_of(row)
+        words = words_of(columns)
         self._hit_exact.update(self._exact.get(_key(words), ()))
         if self._index is None:
             return
@@ -96,11 +92,11 @@ def _rows(numbers: set[int]) -> Rows:
     return Rows(count=len(numbers), first=sorted(numbers)[:_FIRST])
 
 
-def words_of(row: Tokenised) -> list[str]:
+def words_of(columns: Columns) -> list[str]:
     """The words of a row in lower case; of one that is tokenised already, its ids."""
-    if "input_ids" in row.columns:
-        return [str(one) for one in row.columns["input_ids"]]
-    return _WORD.findall(whole_text(row.columns).lower())
+    if "input_ids" in columns:
+        return [str(one) for one in columns["input_ids"]]
+    return _WORD.findall(whole_text(columns).lower())
 
 
 def _key(words: list[str]) -> bytes:

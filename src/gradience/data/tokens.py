@@ -77,19 +77,23 @@ class Tokeniser:
         if shape.format == "tokenised":
             self._prepare = Tokeniser._ready
 
+    def examples(self, rows: Iterable[Found]) -> Iterator[tuple[int, Columns] | Fault]:
+        """Each row in its trainer's columns, or as a fault."""
+        for found in rows:
+            if isinstance(found, Fault):
+                yield found
+                continue
+            try:
+                yield found[0], self._canonical(found[1])
+            except Unusable as error:
+                yield Fault(found[0], str(error))
+
     def run(self, rows: Iterable[Found]) -> Iterator[Tokenised | Fault]:
         """Each row as tokens, or as a fault, in their order but that faults of a batch come first."""
-        every = iter(rows)
+        every = self.examples(rows)
         while some := list(islice(every, _BATCH)):
-            usable: list[tuple[int, Columns]] = []
-            for found in some:
-                if isinstance(found, Fault):
-                    yield found
-                    continue
-                try:
-                    usable.append((found[0], self._canonical(found[1])))
-                except Unusable as error:
-                    yield Fault(found[0], str(error))
+            yield from (found for found in some if isinstance(found, Fault))
+            usable = [found for found in some if not isinstance(found, Fault)]
             if usable:
                 yield from self._prepare(self, usable)
 

@@ -146,7 +146,7 @@ class DataReport(msgspec.Struct, kw_only=True, frozen=True):
         str, Meta(description="Control token that ends most answers, where it is no end token; else empty.")
     ] = ""
     sequences: NonNegativeInt = 0
-    whole_sequences: Annotated[NonNegativeInt, Meta(description="Supervised sequences that no cut has shortened.")] = 0
+    whole_rows: Annotated[NonNegativeInt, Meta(description="Rows with a supervised sequence that no cut shortens.")] = 0
     tokens: TokenCounts = TokenCounts()
     lengths: Lengths = Lengths()
     batching: Batching = Batching()
