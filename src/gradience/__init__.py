@@ -13,7 +13,8 @@ if TYPE_CHECKING:
     from gradience.telemetry.validate import validate_log
     from gradience.telemetry.writer import TelemetryWriter
     from gradience.verbs.audit import audit_adapter
-    from gradience.verbs.check import check_config, check_data
+    from gradience.verbs.check import check_config
+    from gradience.verbs.check.data import check_data
     from gradience.verbs.compare import compare_adapters
     from gradience.verbs.convert import convert_adapter
     from gradience.verbs.diagnose import diagnose
@@ -37,7 +38,7 @@ _HOMES = {
     "TelemetryWriter": "gradience.telemetry.writer",
     "audit_adapter": "gradience.verbs.audit",
     "check_config": "gradience.verbs.check",
-    "check_data": "gradience.verbs.check",
+    "check_data": "gradience.verbs.check.data",
     "compare_adapters": "gradience.verbs.compare",
     "compare_runs": "gradience.verbs.monitor.compare",
     "convert_adapter": "gradience.verbs.convert",

@@ -7,13 +7,16 @@ import random
 from pathlib import Path
 from typing import Any
 
-WORDS = [line.split() for line in (
-    "the river ran slowly past old stone bridges while children threw bread to grey ducks",
-    "every morning a baker opens his shop before sunrise and sells warm rolls to workers",
-    "nobody knew why seven trains had stopped between two small towns on that winter night",
-    "plants need light water and soil but some grow well inside closed glass jars",
-    "she wrote short letters about music rivers engines and the price of apples",
-)]
+WORDS = [
+    line.split()
+    for line in (
+        "the river ran slowly past old stone bridges while children threw bread to grey ducks",
+        "every morning a baker opens his shop before sunrise and sells warm rolls to workers",
+        "nobody knew why seven trains had stopped between two small towns on that winter night",
+        "plants need light water and soil but some grow well inside closed glass jars",
+        "she wrote short letters about music rivers engines and the price of apples",
+    )
+]
 EVERY = sorted({word for line in WORDS for word in line})
 
 QWEN = (
@@ -39,7 +42,9 @@ STYLES = {
 }
 
 
-def tokenizer(style: str = "qwen", *, template: str | None = None, without: tuple[str, ...] = (), **special: str) -> Any:
+def tokenizer(
+    style: str = "qwen", *, template: str | None = None, without: tuple[str, ...] = (), **special: str
+) -> Any:
     """A byte-level BPE of a few hundred tokens; in the style of Llama 3 it begins texts with its first token."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
     from transformers import PreTrainedTokenizerFast
@@ -84,38 +89,28 @@ def say(text: str) -> dict[str, str]:
 def row(form: str, rng: random.Random) -> dict[str, Any]:
     """A row of a format."""
     asked, said, other = words(rng), words(rng), words(rng)
-    match form:
-        case "messages":
-            more = [ask(other), say(words(rng))] if rng.random() < 0.5 else []
-            return {"messages": [{"role": "system", "content": "be short"}, ask(asked), say(said), *more]}
-        case "sharegpt":
-            return {"conversations": [{"from": "user", "value": asked}, {"from": "assistant", "value": said}]}
-        case "prompt-completion":
-            return {"prompt": asked + " ", "completion": said}
-        case "prompt-completion-chat":
-            return {"prompt": [ask(asked)], "completion": [say(said)]}
-        case "instruction":
-            return {"instruction": asked, "input": other if rng.random() < 0.5 else "", "output": said}
-        case "text":
-            return {"text": f"{asked}. {said}"}
-        case "preference":
-            return {"prompt": asked, "chosen": " " + said, "rejected": " " + other}
-        case "preference-chat":
-            return {"prompt": [ask(asked)], "chosen": [say(said)], "rejected": [say(other)]}
-        case "preference-implicit":
-            return {"chosen": [ask(asked), say(said)], "rejected": [ask(asked), say(other)]}
-        case "kto":
-            return {"prompt": asked, "completion": " " + said, "label": rng.random() < 0.5}
-        case "kto-chat":
-            return {"prompt": [ask(asked)], "completion": [say(said)], "label": rng.random() < 0.5}
-        case "classification":
-            return {"text": f"{asked}. {said}", "label": rng.randrange(3)}
-    raise ValueError(form)
+    more = [ask(other), say(words(rng))] if rng.random() < 0.5 else []
+    pair = [ask(asked), say(said)]
+    made: dict[str, dict[str, Any]] = {
+        "messages": {"messages": [{"role": "system", "content": "be short"}, *pair, *more]},
+        "sharegpt": {"conversations": [{"from": "user", "value": asked}, {"from": "assistant", "value": said}]},
+        "prompt-completion": {"prompt": asked + " ", "completion": said},
+        "prompt-completion-chat": {"prompt": pair[:1], "completion": pair[1:]},
+        "instruction": {"instruction": asked, "input": other if more else "", "output": said},
+        "text": {"text": f"{asked}. {said}"},
+        "preference": {"prompt": asked, "chosen": " " + said, "rejected": " " + other},
+        "preference-chat": {"prompt": pair[:1], "chosen": pair[1:], "rejected": [say(other)]},
+        "preference-implicit": {"chosen": pair, "rejected": [ask(asked), say(other)]},
+        "kto": {"prompt": asked, "completion": " " + said, "label": rng.random() < 0.5},
+        "kto-chat": {"prompt": pair[:1], "completion": pair[1:], "label": rng.random() < 0.5},
+        "classification": {"text": f"{asked}. {said}", "label": rng.randrange(3)},
+    }
+    return made[form]
 
 
 def rows(form: str, count: int = 40, seed: int = 1) -> list[dict[str, Any]]:
     """Rows of a format."""
-    rng = random.Random(seed)
+    rng = random.Random(seed)  # noqa: S311
     return [row(form, rng) for _ in range(count)]
 
 

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from gradience.data.encoder import Encoder, quiet
 from gradience.data.batching import packed_count
+from gradience.data.encoder import Encoder, quiet
 from gradience.data.measure import Limits, Measure, Measured
 from gradience.data.shapes import recognise
 from gradience.data.tokens import Masking, Tokenised, Tokeniser
@@ -62,7 +62,11 @@ def batches(trainer: Any) -> list[dict[str, Any]]:
 
 def cut(found: list[Tokenised], limit: int | None, *, masked: bool = False) -> list[tuple[list[int], list[int]]]:
     """Sequences and masks after the cut; without those that it leaves unsupervised, but where `masked`."""
-    pairs = [(s.ids[:limit], ([1] * len(s.ids) if s.mask is None else s.mask)[:limit]) for one in found for s in one.sequences]
+    pairs = [
+        (s.ids[:limit], ([1] * len(s.ids) if s.mask is None else s.mask)[:limit])
+        for one in found
+        for s in one.sequences
+    ]
     return [(ids, mask) for ids, mask in pairs if masked or any(mask)]
 
 
@@ -205,7 +209,7 @@ def test_packing_makes_as_many_sequences_as_trl() -> None:
     from datasets import Dataset
     from trl import pack_dataset
 
-    rng = random.Random(3)
+    rng = random.Random(3)  # noqa: S311
     lengths = [rng.randint(1, 70) for _ in range(400)]
     data = Dataset.from_dict({"input_ids": [[1] * n for n in lengths]})
     assert packed_count(lengths, 64) == len(pack_dataset(data, 64, "bfd"))

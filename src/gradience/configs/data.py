@@ -126,7 +126,9 @@ def _torchtune(mapping: _Mapping, places: tuple[Path, ...]) -> DataPlan:
         program="torchtune",
         train=_place(data.get("data_files"), places) or _place(data.get("source"), places),
         evaluation=_place(_section(mapping, "dataset_val").get("data_files"), places),
-        tokenizer=None if merges is None else next((p for p in (merges.parent, merges.parent.parent) if _is_tokenizer(p)), None),
+        tokenizer=None
+        if merges is None
+        else next((p for p in (merges.parent, merges.parent.parent) if _is_tokenizer(p)), None),
         max_length=_number(tokenizer.get("max_seq_len")),
         packing=_flag(data.get("packed")),
         loss="all" if data.get("train_on_input") is True else "assistant",
@@ -180,12 +182,8 @@ def _several(count: int) -> tuple[str, ...]:
     return (f"the recipe names {count} data sets: only the first is read",) if count > 1 else ()
 
 
-_PROGRAMS: Final[
-    tuple[tuple[Callable[[_Mapping], bool], Callable[[_Mapping, tuple[Path, ...]], DataPlan]], ...]
-] = (
+_PROGRAMS: Final[tuple[tuple[Callable[[_Mapping], bool], Callable[[_Mapping, tuple[Path, ...]], DataPlan]], ...]] = (
     (lambda mapping: is_torchtune(Fields(mapping, "")), _torchtune),
     (is_axolotl, _axolotl),
     (is_llama_factory, _llama_factory),
 )
-
-

@@ -152,12 +152,14 @@ def quiet() -> Iterator[None]:
     """Keep transformers from writing on stderr what the report says itself, such as a template without blocks."""
     from transformers.utils import logging  # noqa: PLC0415  # seconds, for those who tokenise
 
-    before = logging.get_verbosity()
-    logging.set_verbosity_error()
+    verbosity: Any = logging
+
+    before = verbosity.get_verbosity()
+    verbosity.set_verbosity_error()
     try:
         yield
     finally:
-        logging.set_verbosity(before)
+        verbosity.set_verbosity(before)
 
 
 def _loaded(folder: Path) -> Any:

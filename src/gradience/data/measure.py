@@ -6,7 +6,7 @@ import hashlib
 from array import array
 from collections import Counter
 from collections.abc import Iterable
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from gradience.data.batching import batching
 from gradience.data.encoder import Encoder
@@ -14,7 +14,7 @@ from gradience.data.rows import Fault
 from gradience.data.shapes import Shape, answers_of, whole_text
 from gradience.data.text import REPLACEMENT, is_mojibake
 from gradience.data.tokens import Sequence, Tokenised
-from gradience.schema.data import Answers, Batching, Lengths, RowFault, Rows, RowsSeen, ShownRow, TokenCounts
+from gradience.schema.data import Answers, Lengths, RowFault, Rows, RowsSeen, ShownRow, TokenCounts
 from gradience.schema.scalars import Json
 
 _FIRST: Final = 5  # numbers of rows that are kept of each kind
@@ -37,22 +37,15 @@ class Limits(NamedTuple):
 
 
 class Measured(NamedTuple):
-    """The counts of a data set."""
+    """The counts of a data set: the fields of a `DataReport` that come from its rows."""
 
     read: int
-    sequences: int
-    whole_rows: int
-    tokens: TokenCounts
-    lengths: Lengths
-    batching: Batching
-    seen: RowsSeen
+    fields: dict[str, Any]
     faults: list[RowFault]
-    answers: Answers
-    labels: dict[str, int]
-    labels_total: int
+    tokens: TokenCounts
+    seen: RowsSeen
     turn_end: int | None
-    has_labels: bool
-    shown: list[ShownRow]
+    """The control token with which most answers end, where it does not end generation."""
 
 
 class Measure:
@@ -94,29 +87,30 @@ class Measure:
         """The counts of all rows that were added."""
         cut = array("L", self._cut_lengths())
         pairs = 2 if self._shape.format == "preference" else 1
-        answers = max(self._answers.values(), default=0)
-        return Measured(
-            read=self._read,
-            sequences=len(self._lengths),
-            whole_rows=self._count["whole"],
-            tokens=TokenCounts(**self._tokens),
-            lengths=_lengths(self._lengths, self._owners, self._limits.max_length),
-            batching=batching(
+        tokens = TokenCounts(**self._tokens)
+        seen = RowsSeen(**{name: self._rows(name) for name in RowsSeen.__struct_fields__})
+        fields = {
+            "rows_read": self._read,
+            "sequences": len(self._lengths),
+            "whole_rows": self._count["whole"],
+            "has_labels": self._has_labels,
+            "tokens": tokens,
+            "lengths": _lengths(self._lengths, self._owners, self._limits.max_length),
+            "batching": batching(
                 cut,
                 per_batch=self._limits.batch_size * pairs,
                 batch_size=self._limits.batch_size,
                 max_length=self._limits.max_length if self._shape.trainer == "sft" else None,
                 seed=self._limits.seed,
             ),
-            seen=RowsSeen(**{name: self._rows(name) for name in RowsSeen.__struct_fields__}),
-            faults=self._faults,
-            answers=Answers(rows=self._answers.total(), most_common=answers),
-            labels=dict(self._labels.most_common(_LABELS)),
-            labels_total=len(self._labels),
-            turn_end=self._turn_end(),
-            has_labels=self._has_labels,
-            shown=[ShownRow(row=number, text=text) for number, text in sorted(self._texts.items())],
-        )
+            "seen": seen,
+            "faults": self._faults,
+            "answers": Answers(rows=self._answers.total(), most_common=max(self._answers.values(), default=0)),
+            "labels": dict(self._labels.most_common(_LABELS)),
+            "labels_total": len(self._labels),
+            "shown": [ShownRow(row=number, text=text) for number, text in sorted(self._texts.items())],
+        }
+        return Measured(self._read, fields, self._faults, tokens, seen, self._turn_end())
 
     def _rows(self, name: str) -> Rows:
         return Rows(count=self._count[name], first=self._first.get(name, []))
@@ -222,7 +216,11 @@ class Measure:
         self._labels[str(label)[:64]] += 1
         classes = self._limits.num_labels
         is_id = isinstance(label, int) and not isinstance(label, bool)
-        if is_id and self._shape.trainer == "classification" and (label < 0 or (classes is not None and label >= classes)):
+        if (
+            is_id
+            and self._shape.trainer == "classification"
+            and (label < 0 or (classes is not None and label >= classes))
+        ):
             self._note("label_out_of_range", row.number, text)
 
     def _cut_lengths(self) -> Iterable[int]:
@@ -260,10 +258,8 @@ def quantile(ordered: list[int], percent: int) -> int:
 
 
 def _histogram(ordered: list[int], limit: int | None) -> tuple[int, list[int]]:
-    """The width of a bar and the bars: up to the limit or the 99th percentile, whichever is longer; the last holds more."""
+    """The width of a bar and the bars, up to the longer of limit and 99th percentile; the last holds all longer."""
     top = min(ordered[-1], max(quantile(ordered, 99), 2 * limit if limit else 0))
     width = max(1, -(-(top + 1) // _BARS))
     bars = Counter(min(length // width, _BARS - 1) for length in ordered)
     return width, [bars[i] for i in range(max(bars) + 1)]
-
-

@@ -1,6 +1,6 @@
 """Rows of a data set's files, streamed: JSONL, JSON, CSV, Parquet, Arrow, and folders of `Dataset.save_to_disk`.
 
-A row that cannot be read is a `Fault` with its number, and the next row is read. What is no data set at all is an error.
+A row that cannot be read is a `Fault` with its number, and the next one is read. What is no data set is an error.
 """
 
 from __future__ import annotations
@@ -67,8 +67,8 @@ class Source:
         for file, count in zip(self._files, self._counts, strict=True):
             asked = None if wanted is None else {number - before for number in wanted if before < number}
             for found in _read(file, asked):
-                yield found._replace(number=found.number + before) if isinstance(found, Fault) else _later(
-                    found, before
+                yield (
+                    found._replace(number=found.number + before) if isinstance(found, Fault) else _later(found, before)
                 )
             before += count
 
@@ -135,7 +135,8 @@ def _json_object(path: Path) -> dict[str, Json]:
 
 def _shards(folder: Path) -> list[Path]:
     """The data files of a folder: all of one kind; those of the training split, where splits are in the names."""
-    names = sorted((entry for entry, _ in zip(folder.iterdir(), range(_MAX_FILES), strict=False)), key=natural_key)
+    entries = (entry for entry, _ in zip(folder.iterdir(), range(_MAX_FILES), strict=False))
+    names = sorted(entries, key=lambda path: natural_key(path.name))
     files = [path for path in names if path.suffix.lower() in _KINDS and path.is_file()]
     train = [path for path in files if path.stem.lower().startswith(_COMMON_TRAIN)]
     chosen = train or files
@@ -162,7 +163,7 @@ def _is_json_lines(path: Path) -> bool:
     try:
         with open_regular(path) as file:
             first = file.readline(MAX_LINE)
-        return first.lstrip().startswith(b"{") and isinstance(decode_json(first, Any), dict)  # type: ignore[arg-type]
+        return first.lstrip().startswith(b"{") and isinstance(decode_json(first, object), dict)
     except (OSError, RecursionError, msgspec.DecodeError):
         return False
 
@@ -218,7 +219,7 @@ def _document(path: Path) -> list[Json]:
     if not raw.strip():
         return []
     try:
-        value = decode_json(raw, Any)  # type: ignore[arg-type]  # any JSON value
+        value: Json = decode_json(raw, object)
     except RecursionError as error:
         raise ValueError(str(error)) from None
     except msgspec.DecodeError as error:

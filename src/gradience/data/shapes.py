@@ -38,6 +38,18 @@ class Shape(NamedTuple):
     label_column: str = "label"
 
 
+_KNOWN: Final = (  # the first whose columns are all there
+    (("input_ids",), Shape("tokenised", "sft")),
+    (("chosen", "rejected"), Shape("preference", "dpo")),
+    (("prompt", "completion", "label"), Shape("kto", "kto")),
+    (("prompt", "completion"), Shape("prompt-completion", "sft")),
+    (("messages",), Shape("messages", "sft")),
+    (("conversations",), Shape("sharegpt", "sft")),
+    (("instruction", "output"), Shape("instruction", "sft")),
+    (("instruction", "response"), Shape("instruction", "sft")),
+)
+
+
 def recognise(row: Mapping[str, Json], task: str | None = None) -> Shape:
     """The format of a data set with rows as this one.
 
@@ -48,24 +60,15 @@ def recognise(row: Mapping[str, Json], task: str | None = None) -> Shape:
     Raises:
         ConfigError: the columns are of no known format.
     """
-    has = row.keys().__contains__
-    if has("input_ids"):
-        return Shape("tokenised", "sft")
-    if has("chosen") and has("rejected"):
-        return Shape("preference", "reward" if task in {"reward", "rm"} else "dpo")
-    if has("prompt") and has("completion"):
-        return Shape("kto", "kto") if has("label") else Shape("prompt-completion", "sft")
-    if has("messages"):
-        return Shape("messages", "sft")
-    if has("conversations"):
-        return Shape("sharegpt", "sft")
-    if has("instruction") and (has("output") or has("response")):
-        return Shape("instruction", "sft")
-    label = next((name for name in _LABEL_COLUMNS if has(name)), None)
-    text = next((name for name in _TEXT_COLUMNS if has(name)), None)
+    for columns, shape in _KNOWN:
+        if row.keys() >= set(columns):
+            preferred = shape.format == "preference" and task in {"reward", "rm"}
+            return shape._replace(trainer="reward") if preferred else shape
+    label = next((name for name in _LABEL_COLUMNS if name in row), None)
+    text = next((name for name in _TEXT_COLUMNS if name in row), None)
     if label is not None and text is not None:
         return Shape("classification", "classification", text, label)
-    if has("text"):
+    if "text" in row:
         return Shape("text", "sft")
     raise ConfigError(
         f"columns {_names(row)}: expected those of a known format",
@@ -174,7 +177,10 @@ def _kto(row: Mapping[str, Json], shape: Shape, chat: bool) -> Columns:  # noqa:
     label = _column(row, "label")
     if not isinstance(label, bool) and label not in {0, 1, "true", "false", "True", "False"}:
         raise Unusable("label: expected true or false")
-    return {**_pair(row, shape, chat), "label": label if isinstance(label, bool) else str(label) in {"1", "true", "True"}}
+    return {
+        **_pair(row, shape, chat),
+        "label": label if isinstance(label, bool) else str(label) in {"1", "true", "True"},
+    }
 
 
 def _classification(row: Mapping[str, Json], shape: Shape, _: bool) -> Columns:  # noqa: FBT001
@@ -298,7 +304,11 @@ def answers_of(columns: Columns) -> list[str]:
     """The answers of a row: what a model should learn to write. Of plain text there is none."""
     if "messages" in columns:
         turns = _turns(columns["messages"])
-        return [content_of(turn) for turn in turns if turn.get("role") in {"assistant", "gpt"} and not turn.get("tool_calls")]
+        return [
+            content_of(turn)
+            for turn in turns
+            if turn.get("role") in {"assistant", "gpt"} and not turn.get("tool_calls")
+        ]
     return [text_of(columns[name]) for name in ("completion", "chosen", "rejected") if name in columns]
 
 

@@ -6,7 +6,9 @@ import re
 from typing import Final
 
 # The lead byte of two or three bytes of UTF-8, and what follows it, as Latin-1 or cp1252 shows them.
-_BROKEN: Final = re.compile(r"[\u00c2-\u00df][\u0080-\u00bf\u0152-\u0178\u02c6-\u2122]|[\u00e0-\u00ef][\u0080-\u00bf\u0152-\u0178\u02c6-\u2122]{2}")
+_BROKEN: Final = re.compile(
+    r"[\u00c2-\u00df][\u0080-\u00bf\u0152-\u0178\u02c6-\u2122]|[\u00e0-\u00ef][\u0080-\u00bf\u0152-\u0178\u02c6-\u2122]{2}"
+)
 REPLACEMENT: Final = "\ufffd"
 
 

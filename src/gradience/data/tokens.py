@@ -163,7 +163,8 @@ class Tokeniser:
             if turn.get("role") != "assistant" or not i:
                 continue
             before, after = (
-                self._encode([messages[:end]], [columns], prompt=prompt)[0] for end, prompt in ((i, True), (i + 1, False))
+                self._encode([messages[:end]], [columns], prompt=prompt)[0]
+                for end, prompt in ((i, True), (i + 1, False))
             )
             if not isinstance(before, str) and not isinstance(after, str):
                 start, end = common_prefix(before.ids, whole), common_prefix(after.ids, whole)
@@ -235,7 +236,9 @@ class Tokeniser:
             if "labels" in item:
                 yield Tokenised(number, item, (Sequence(ids, [int(label != _IGNORED) for label in item["labels"]]),))
                 continue
-            names = ("assistant_masks", "completion_mask") if self.masking.loss == "completion" else ("assistant_masks",)
+            names = (
+                ("assistant_masks", "completion_mask") if self.masking.loss == "completion" else ("assistant_masks",)
+            )
             masks = [item[name] for name in names if name in item]
             mask = [int(all(bits)) for bits in zip(*masks, strict=True)] if masks else None
             yield Tokenised(number, item, (Sequence(ids, mask),))

@@ -121,7 +121,12 @@ class Facts:
         """Passes over the data: as configured; with max_steps, by the number of examples where it is known."""
         training = self.config.training
         examples = training.extras.get("train_examples")
-        if training.max_steps is not None and "train_tokens" in training.extras and isinstance(examples, int) and examples:
+        if (
+            training.max_steps is not None
+            and "train_tokens" in training.extras
+            and isinstance(examples, int)
+            and examples
+        ):
             return self.steps * self.effective_batch / examples
         if training.extras.get("epochs_overridden"):
             raise Unknown("max_steps goes before epochs: how often the data repeats is not known")

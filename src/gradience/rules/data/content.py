@@ -69,7 +69,12 @@ def _overlap(data: DataReport) -> Iterator[Observation]:
         parts += [f"{counted(found.near, found.eval_rows)} nearly"] if found.near.count else []
         yield Observation(
             f"evaluation rows stand in the training set: {', '.join(parts)}",
-            {"exact": found.exact.count, "near": found.near.count, "eval_rows": found.eval_rows, "first": found.exact.first},
+            {
+                "exact": found.exact.count,
+                "near": found.near.count,
+                "eval_rows": found.eval_rows,
+                "first": found.exact.first,
+            },
             severity="error" if both >= OVERLAP_MANY.value * found.eval_rows else None,
         )
     if not found.near_judged:
@@ -79,7 +84,10 @@ def _overlap(data: DataReport) -> Iterator[Observation]:
 
 
 def _broken(data: DataReport) -> Iterator[Observation]:
-    for rows, what in ((data.seen.replacement, "U+FFFD, lost characters"), (data.seen.mojibake, "UTF-8 decoded as Latin-1")):
+    for rows, what in (
+        (data.seen.replacement, "U+FFFD, lost characters"),
+        (data.seen.mojibake, "UTF-8 decoded as Latin-1"),
+    ):
         if rows.count:
             yield _broken_rows(data, rows, what)
 
@@ -160,7 +168,7 @@ RULES = (
         severity="warning",
         title="the evaluation set is inside the training set",
         groups=("data",),
-        condition="a row of the evaluation set stands in the training set, exactly or nearly; from {overlap_many}: error",
+        condition="an evaluation row stands in the training set, exactly or nearly; from {overlap_many}: error",
         observe=_overlap,
         confidence=0.9,
         scope="with --eval-data; near is a Jaccard similarity of word trigrams of 0.8 and more",
@@ -175,7 +183,7 @@ RULES = (
         severity="info",
         title="broken text",
         groups=("data",),
-        condition="a row holds U+FFFD, or UTF-8 that was decoded as Latin-1; from {broken_many} of the rows: warning",
+        condition="a row holds U+FFFD, or UTF-8 decoded as Latin-1; from {broken_many} of the rows: warning",
         observe=_broken,
         confidence=0.75,
         scope="rows of text",

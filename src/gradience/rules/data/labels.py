@@ -46,7 +46,9 @@ def _range(data: DataReport) -> Iterator[Observation]:
 def _one_class(data: DataReport) -> Iterator[Observation]:
     if data.labels_total == 1:
         label = next(iter(data.labels))
-        yield Observation(f"all {data.rows_read:,} rows have the label {label}", {"label": label, "rows": data.rows_read})
+        yield Observation(
+            f"all {data.rows_read:,} rows have the label {label}", {"label": label, "rows": data.rows_read}
+        )
 
 
 def _classified(data: DataReport) -> str | None:

@@ -21,7 +21,7 @@ def counted(rows: Rows, of: int, what: str = "rows") -> str:
         return f"all {of:,} {what}"
     more = ", ..." if rows.count > len(rows.first) else ""
     part = 100 * share(rows, of)
-    shown = f"{part:.2g}" if part < 10 else f"{part:.0f}"  # noqa: PLR2004  # two digits
+    shown = f"{part:.2g}" if part < 10 else f"{part:.0f}"  # two digits
     return f"{rows.count:,} of {of:,} {what} ({shown} %: {', '.join(map(str, rows.first))}{more})"
 
 

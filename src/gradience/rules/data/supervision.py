@@ -9,7 +9,9 @@ from gradience.rules.rule import Observation, Rule, Threshold, Unknown
 from gradience.schema.data import DataReport
 from gradience.schema.findings import Evidence
 
-FEW_SUPERVISED = Threshold("few_supervised", 0.02, "share of kept tokens", "proposal: 1 of 50 tokens paid for is learnt")
+FEW_SUPERVISED = Threshold(
+    "few_supervised", 0.02, "share of kept tokens", "proposal: 1 of 50 tokens paid for is learnt"
+)
 END_SELDOM = Threshold("end_seldom", 0.5, "share of whole answers", "proposal: half of the answers teach no end")
 PROMPT_TAUGHT = Threshold(
     "prompt_taught", 0.5, "share of rows", "proposal: a few rows without a prompt are no wrong setting"
@@ -75,7 +77,7 @@ def _prompt_supervised(data: DataReport) -> Iterator[Observation]:
         yield Observation(
             f"the loss is set on {data.loss}, and in {counted(rows, data.rows_read)} every token is supervised",
             values(rows, data.rows_read, loss=data.loss),
-            action="give prompt and completion as columns: SFTTrainer has no completion mask for rows of text or messages"
+            action="give prompt and completion as columns: SFTTrainer masks no prompt in rows of text or messages"
             if data.format in {"text", "messages", "sharegpt"}
             else None,
         )
@@ -228,7 +230,7 @@ RULES = (
         severity="error",
         title="pad and end token are one, and the end is masked with the padding",
         groups=("data",),
-        condition="pad token = end token, and labels mask the end of {masked_end} of the answers; without labels: warning",
+        condition="pad is end token, and labels mask the end of {masked_end} of the answers; without labels: warning",
         observe=_pad_is_end,
         needs=(of_tokens,),
         confidence=0.8,

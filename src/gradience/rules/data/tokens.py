@@ -35,9 +35,11 @@ def _cut(data: DataReport) -> Iterator[Observation]:
         return
     lost = _lost(data) / tokens.total if tokens.total else 0.0
     yield Observation(
-        f"{counted(rows, data.rows_read)} are longer than {data.max_length:,} tokens: {lost:.1%} of all tokens are lost; "
+        f"{counted(rows, data.rows_read)} are longer than {data.max_length:,} tokens: {lost:.1%} of all are lost; "
         f"{lengths.p95:,} tokens keep 95 % of the sequences whole, {lengths.p99:,} keep 99 %",
-        values(rows, data.rows_read, max_length=data.max_length, tokens_lost=_lost(data), p95=lengths.p95, p99=lengths.p99),
+        values(
+            rows, data.rows_read, max_length=data.max_length, tokens_lost=_lost(data), p95=lengths.p95, p99=lengths.p99
+        ),
         severity="warning" if share(rows, data.rows_read) >= CUT_MANY.value else None,
     )
 
@@ -167,7 +169,7 @@ RULES = (
         observe=_split,
         confidence=0.85,
         scope="names such as <|im_start|> and <start_of_turn>",
-        rationale="The base has no such token: turns are marked by pieces of text, and the end of turn is not one token.",
+        rationale="The base has no such token: turns are marked by pieces of text, and no one token ends a turn.",
         action="use the template of this tokenizer, or add the tokens and train their embedding rows",
         verify="tokenizer.tokenize of the token",
         evidence=(Evidence(source="definition", says="the tokenizer's ids of each control token in the template"),),

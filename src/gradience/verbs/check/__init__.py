@@ -1,8 +1,7 @@
-"""The check: a configuration in, and a data set if one is given; a typed report out."""
+"""The check: a configuration in, a typed report out; of a data set, in `data`."""
 
 from __future__ import annotations
 
 from gradience.verbs.check.config import check_config
-from gradience.verbs.check.data import check_data
 
-__all__ = ["check_config", "check_data"]
+__all__ = ["check_config"]

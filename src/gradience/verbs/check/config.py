@@ -129,7 +129,15 @@ def check_config(
     """
     unwanted = excluded_rules([rule.id for rule in RULES], select=select, ignore=ignore, settings=settings)
     folders = [Path(place) for place in (document, peft_dir, training_dir) if place is not None]
-    whole = read_layers(config, document, peft_dir, training_dir, peft, training, overrides)
+    whole = read_layers(
+        config=config,
+        document=document,
+        peft_dir=peft_dir,
+        training_dir=training_dir,
+        peft=peft,
+        training=training,
+        overrides=overrides,
+    )
     if whole.config == ConfigSnapshot():
         message = "nothing to check"
         raise ConfigError(message, advice="give a config file, --peft-dir, --training-dir, or settings such as --lr")
@@ -137,6 +145,7 @@ def check_config(
 
 
 def read_layers(
+    *,
     config: ConfigSnapshot | None,
     document: Place | None,
     peft_dir: Place | None,

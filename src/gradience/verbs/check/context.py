@@ -11,14 +11,13 @@ import msgspec
 from gradience.configs import Layer
 from gradience.configs.lines import keys_of, line_of
 from gradience.rules.config.facts import CheckContext
-from gradience.rules.config.judge import settings_of
-from gradience.rules.data.judge import DATA_RULES
+from gradience.rules.config.judge import RULES, settings_of
 from gradience.schema.config import ConfigSnapshot
 from gradience.schema.findings import Coverage, Finding
 from gradience.schema.reports import CheckReport, SourceFile, SourceLocation
 
-_NOT_CONFIGURATION = {"base", "settings", "data", "evaluation data", "tokenizer"}
-_DATA_RULES = frozenset(rule.id for rule in DATA_RULES)
+_NOT_CONFIGURATION = {"base", "settings", "data", "eval data", "tokenizer"}
+_OF_CONFIGURATION = frozenset(rule.id for rule in RULES)
 _BY_LINE = frozenset({".jsonl", ".ndjson"})
 
 
@@ -27,7 +26,9 @@ def source_locations(report: CheckReport) -> list[SourceLocation | None]:
     files = [source for source in report.sources if source.role not in _NOT_CONFIGURATION]
     data = None if report.data is None else report.data.path
     return [
-        _row(finding, Path(data)) if data is not None and finding.id in _DATA_RULES else _place(finding, files)
+        _row(finding, Path(data))
+        if data is not None and finding.id not in _OF_CONFIGURATION
+        else _place(finding, files)
         for finding in report.findings
     ]
 

@@ -2,60 +2,37 @@
 
 from __future__ import annotations
 
-import random
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import nullcontext
-from itertools import islice
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Final, Literal, NamedTuple, TypeAlias
+from typing import Final, Literal
 
 import msgspec
 
 from gradience.configs import HasToDict, Layer
 from gradience.configs.data import DataPlan, read_data_plan
 from gradience.configs.labels import read_labels
-from gradience.data.encoder import Encoder, quiet
-from gradience.data.measure import Limits, Measure, Measured
-from gradience.data.overlap import EvalRows
-from gradience.data.rows import Fault, Source
-from gradience.data.shapes import Columns, Shape, recognise
-from gradience.data.tokens import Masking, Tokeniser
+from gradience.data.measure import Limits
 from gradience.errors import ConfigError
 from gradience.rules.config.judge import RULES
 from gradience.rules.data.judge import DATA_RULES
 from gradience.rules.rule import judge
 from gradience.rules.select import excluded_rules
 from gradience.schema.config import ConfigSnapshot
-from gradience.schema.data import DataReport, LossMode, Overlap
+from gradience.schema.data import DataReport
 from gradience.schema.findings import NotRun, by_severity
 from gradience.schema.reports import CHECK_SCHEMA_ID, CheckReport, SourceFile
 from gradience.schema.scalars import Json, Real, real
 from gradience.verbs.check.config import Place, judged, read_layers
+from gradience.verbs.check.dataset import Asked, Samples, measure_data
 
 SAMPLES: Final = 10_000  # rows of a quick look: a share of 1 % is then known to 0.1 percentage points
 RECIPE: Final = "recipe"  # in place of a path: the data set that the training recipe names
-_TRL_LENGTH: Final = 1024  # max_length of TRL's SFT, DPO, reward and KTO configs (1.16), where it is not set
 _BATCH: Final = 8  # per_device_train_batch_size of transformers, where it is not set
-_PEEK: Final = 20  # rows of which the first usable one shows the format
+_CONFIG_IDS: Final = tuple(rule.id for rule in RULES)
 _TOKENIZER: Final = ("tokenizer.json", "tokenizer_config.json")
 
-Samples: TypeAlias = int | Literal["all"]
 
-
-class _Asked(NamedTuple):
-    """What the caller asks for, over what the recipe says."""
-
-    plan: DataPlan
-    loss: LossMode | None
-    loss_from: str
-    max_length: int | None
-    length_from: str
-    packing: bool
-    tokenizer: Path | None
-    template: Path | None
-
-
-def check_data(  # noqa: PLR0917  # the first is the subject; a reader names the others
+def check_data(
     data: Place | None = None,
     *,
     eval_data: Place | None = None,
@@ -115,49 +92,62 @@ def check_data(  # noqa: PLR0917  # the first is the subject; a reader names the
         ConfigError: a file cannot be read, is of no known format, or its rows need what was not given.
         AdapterError: the base cannot be read.
     """
-    ids = [rule.id for rule in (*RULES, *DATA_RULES)]
+    ids = [*_CONFIG_IDS, *(rule.id for rule in DATA_RULES)]
     unwanted = excluded_rules(ids, select=select, ignore=ignore, settings=settings)
-    whole = read_layers(config, document, peft_dir, training_dir, peft, training, overrides)
+    whole = read_layers(
+        config=config,
+        document=document,
+        peft_dir=peft_dir,
+        training_dir=training_dir,
+        peft=peft,
+        training=training,
+        overrides=overrides,
+    )
     plan = _plan(training, document)
     train = plan.train if data is None or str(data) == RECIPE else Path(data)
     if train is None:
         raise ConfigError("no data: the recipe names no data set that is found here", advice="give --data FILE")
     folders = [Path(place) for place in (document, peft_dir, training_dir, base) if place is not None]
-    asked = _asked(plan, whole.config, loss, max_length, packing, _path(tokenizer), _path(template))
-    asked = asked._replace(tokenizer=asked.tokenizer or _beside(folders))
-    evaluation = plan.evaluation if eval_data is None else Path(eval_data)
-    limits = Limits(
-        batch_size=whole.config.training.batch_size or _BATCH,
-        num_labels=_classes(whole.config, base),
-        seed=seed,
-        show_rows=show_rows,
+    report = measure_data(
+        Asked(
+            plan=plan,
+            train=train,
+            evaluation=_path(eval_data) or plan.evaluation,
+            loss=loss or plan.loss,
+            loss_from="the option" if loss else "the recipe" if plan.loss else "the trainer's default",
+            max_length=_length(max_length, plan, whole.config),
+            packing=bool(plan.packing) if packing is None else packing,
+            tokenizer=_path(tokenizer) or plan.tokenizer or _beside(folders),
+            template=_path(template) or plan.template,
+            samples=samples,
+            task=task,
+            limits=Limits(
+                batch_size=whole.config.training.batch_size or _BATCH,
+                num_labels=_classes(whole.config, base),
+                seed=seed,
+                show_rows=show_rows,
+            ),
+        )
     )
-    report = _measured(train, evaluation, asked, limits, samples, task)
-    known = _with_data(whole, report)
-    configured = whole.config != ConfigSnapshot()
-    of_config = {rule_id: why for rule_id, why in unwanted.items() if rule_id.startswith(_CONFIG_IDS)}
-    base_report = (
-        judged(known, folders, base=base, task=task or report.trainer, serve=serve, settings=settings, unwanted=of_config)
-        if configured
-        else CheckReport(schema=CHECK_SCHEMA_ID, config=ConfigSnapshot())
-    )
-    return _joined(base_report, report, evaluation, unwanted)
+    of_config = {rule_id: why for rule_id, why in unwanted.items() if rule_id in _CONFIG_IDS}
+    found = CheckReport(schema=CHECK_SCHEMA_ID, config=ConfigSnapshot())
+    if whole.config != ConfigSnapshot():
+        known, named = _with_data(whole, report), task or report.trainer
+        found = judged(known, folders, base=base, task=named, serve=serve, settings=settings, unwanted=of_config)
+    return _joined(found, report, unwanted)
 
 
-_CONFIG_IDS: Final = tuple(rule.id for rule in RULES)
-
-
-def _joined(base: CheckReport, data: DataReport, evaluation: Path | None, unwanted: Mapping[str, str]) -> CheckReport:
+def _joined(base: CheckReport, data: DataReport, unwanted: Mapping[str, str]) -> CheckReport:
     """The report on the configuration with that on its data."""
     verdict = judge([rule for rule in DATA_RULES if rule.id not in unwanted], data)
     left_out = [NotRun(id=rule.id, reason=unwanted[rule.id]) for rule in DATA_RULES if rule.id in unwanted]
     not_run = [*base.not_run, *verdict.not_run, *left_out]
     judged_here = len(DATA_RULES) - len({item.id for item in (*verdict.not_run, *left_out)})
     rules_judged = float(base.derived.get("rules_judged") or 0) + judged_here
-    named = (("data", data.path), ("evaluation data", evaluation))
+    named = (("data", data.path), ("eval data", data.eval_path))
     return msgspec.structs.replace(
         base,
-        sources=[*base.sources, *(SourceFile(role=role, path=str(path)) for role, path in named if path is not None)],
+        sources=[*base.sources, *(SourceFile(role=role, path=path) for role, path in named if path is not None)],
         derived={**base.derived, **_derived(base, data), "rules_judged": rules_judged},
         findings=by_severity([*verdict.findings, *base.findings]),
         not_run=not_run,
@@ -207,39 +197,12 @@ def _plan(training: Place | HasToDict | None, document: Place | None) -> DataPla
     return DataPlan()
 
 
-def _asked(
-    plan: DataPlan,
-    config: ConfigSnapshot,
-    loss: LossMode | None,
-    max_length: int | None,
-    packing: bool | None,  # noqa: FBT001  # a setting among others
-    tokenizer: Path | None,
-    template: Path | None,
-) -> _Asked:
-    length, length_from = next(
-        (
-            (value, source)
-            for value, source in (
-                (max_length, "--max-length"),
-                (plan.max_length, "the recipe"),
-                (config.training.max_length, "the configuration"),
-            )
-            if value is not None
-        ),
-        (None, ""),
-    )
+def _length(given: int | None, plan: DataPlan, config: ConfigSnapshot) -> int | None:
+    """Tokens per sequence: as given, else the recipe's, else the configuration's; 0 for no limit."""
+    length = next((n for n in (given, plan.max_length, config.training.max_length) if n is not None), None)
     if length is not None and length < 0:
         raise ConfigError(f"--max-length: expected tokens, 0 for no limit, got {length}", advice="correct the option")
-    return _Asked(
-        plan,
-        loss or plan.loss,
-        "the option" if loss else "the recipe" if plan.loss else "the trainer's default",
-        length,
-        length_from,
-        plan.packing or False if packing is None else packing,
-        tokenizer or plan.tokenizer,
-        template or plan.template,
-    )
+    return length
 
 
 def _beside(folders: Iterable[Path]) -> Path | None:
@@ -255,152 +218,3 @@ def _classes(config: ConfigSnapshot, base: Place | None) -> int | None:
     if config.num_labels is not None or base is None or not (Path(base) / "config.json").is_file():
         return config.num_labels
     return read_labels(Path(base) / "config.json").config.num_labels
-
-
-def _measured(
-    train: Path, evaluation: Path | None, asked: _Asked, limits: Limits, samples: Samples, task: str | None
-) -> DataReport:
-    source = Source(train)
-    wanted = _sample(source.count, samples, limits.seed)
-    shape = _shape_of(source, task)
-    encoder = None if asked.tokenizer is None or shape.format == "tokenised" else Encoder(asked.tokenizer, asked.template)
-    if shape.format == "tokenised" and asked.tokenizer is not None:
-        encoder = Encoder(asked.tokenizer)
-    masking = Masking(asked.loss, asked.plan.program)
-    tokeniser = Tokeniser(shape, encoder, masking)
-    if masking.trl and asked.loss == "assistant" and encoder is not None and not encoder.marks_answers:
-        encoder.use_training_template()
-    limit, note = _limit(asked, shape, masking)
-    limits = limits._replace(max_length=limit, packing=asked.packing)
-    held_out = None if evaluation is None else _eval_rows(evaluation, tokeniser, task)
-    measure = Measure(shape, encoder, limits)
-    with quiet() if encoder is not None else nullcontext():
-        for row in tokeniser.run(source.rows(wanted)):
-            measure.add(row)
-            if held_out is not None and not isinstance(row, Fault):
-                held_out.compare(row.columns)
-    measured = measure.result()
-    if not measured.read:
-        raise ConfigError(f"{train}: no row can be used: {measured.faults[0].reason}", advice="correct the rows")
-    overlap = None if held_out is None else held_out.result()
-    notes = [*asked.plan.notes, *note, *_notes(shape, masking)]
-    return _report(source, evaluation, shape, encoder, asked, limits, measured, overlap, notes, wanted is not None)
-
-
-def _sample(count: int, samples: Samples, seed: int) -> set[int] | None:
-    """The numbers of the rows to read; None for all of them."""
-    if samples != "all" and samples < 1:
-        raise ConfigError(f"--samples: expected a number of rows or all, got {samples}", advice="correct the option")
-    if samples == "all" or samples >= count:
-        return None
-    return set(random.Random(seed).sample(range(1, count + 1), samples))  # noqa: S311  # rows, not a secret
-
-
-def _shape_of(source: Source, task: str | None) -> Shape:
-    """The format of the first usable row."""
-    faults: list[str] = []
-    for found in islice(source.rows(), _PEEK):
-        if not isinstance(found, Fault):
-            try:
-                return recognise(found[1], task)
-            except ConfigError as error:
-                raise ConfigError(f"{source.path}: {error}", advice=error.advice) from None
-        faults.append(f"row {found.number}: {found.reason}")
-    raise ConfigError(f"{source.path}: no usable row at its beginning: {faults[0]}", advice="correct the rows")
-
-
-def _limit(asked: _Asked, shape: Shape, masking: Masking) -> tuple[int | None, list[str]]:
-    if asked.max_length is not None:
-        return asked.max_length or None, []
-    if masking.trl and shape.trainer != "classification":
-        return _TRL_LENGTH, [f"no length limit is given: TRL's default of {_TRL_LENGTH} tokens"]
-    return None, []
-
-
-def _eval_rows(place: Path, tokeniser: Tokeniser, task: str | None) -> EvalRows:
-    source, found = Source(place), EvalRows()
-    shape = _shape_of(source, task)
-    if shape.format != tokeniser.shape.format:
-        raise ConfigError(
-            f"{place}: rows of format {shape.format}, those of the training set of {tokeniser.shape.format}",
-            advice="give both in one format",
-        )
-
-    def usable() -> Iterator[tuple[int, Columns]]:
-        for example in tokeniser.examples(source.rows()):
-            if not isinstance(example, Fault):
-                yield example
-
-    found.read(usable())
-    return found
-
-
-def _notes(shape: Shape, masking: Masking) -> list[str]:
-    found = []
-    if shape.format == "instruction":
-        found.append("an instruction is written as a user's message with its input, the output as the answer")
-    if not masking.trl:
-        found.append(f"{masking.by} masks by turn: its masks are rebuilt from the chat template, turn by turn")
-    return found
-
-
-def _loss_mode(shape: Shape, masking: Masking) -> LossMode:
-    if shape.trainer in {"reward", "classification"}:
-        return "none"
-    if shape.trainer in {"dpo", "kto"}:
-        return "completion"
-    pairs = shape.format in {"prompt-completion", "instruction"}
-    return masking.loss or ("completion" if pairs else "all")
-
-
-def _report(
-    source: Source,
-    evaluation: Path | None,
-    shape: Shape,
-    encoder: Encoder | None,
-    asked: _Asked,
-    limits: Limits,
-    measured: Measured,
-    overlap: Overlap | None,
-    notes: list[str],
-    sampled: bool,  # noqa: FBT001  # a fact among others
-) -> DataReport:
-    masking = Masking(asked.loss, asked.plan.program)
-    chat = encoder is not None and bool(encoder.template) and shape.format not in {"text", "classification", "tokenised"}
-    return DataReport(
-        path=str(source.path),
-        eval_path=None if evaluation is None else str(evaluation),
-        format=shape.format,
-        trainer=shape.trainer,
-        masked_by=masking.by,
-        rows=source.count,
-        rows_read=measured.read,
-        sampled=sampled,
-        seed=limits.seed,
-        tokenizer=None if encoder is None else encoder.name,
-        template=encoder.template_from if encoder is not None and chat else "",
-        template_marks_answers=encoder.marks_answers if encoder is not None and chat else None,
-        template_tokens_split=encoder.split_controls() if encoder is not None and chat else [],
-        loss=_loss_mode(shape, masking),
-        loss_from=asked.loss_from,
-        max_length=limits.max_length,
-        packing=limits.packing,
-        pad_is_end=None if encoder is None else encoder.pad_is_end,
-        has_labels=measured.has_labels,
-        end_tokens=[] if encoder is None else encoder.names(sorted(encoder.end_ids)),
-        turn_end=encoder.names([measured.turn_end])[0] if encoder is not None and measured.turn_end is not None else "",
-        sequences=measured.sequences,
-        whole_rows=measured.whole_rows,
-        tokens=measured.tokens,
-        lengths=measured.lengths,
-        batching=measured.batching,
-        seen=measured.seen,
-        faults=measured.faults,
-        answers=measured.answers,
-        labels=measured.labels,
-        labels_total=measured.labels_total,
-        num_labels=limits.num_labels,
-        overlap=overlap,
-        shown=measured.shown,
-        notes=notes,
-    )
