@@ -22,7 +22,7 @@ TRL_ZERO = Evidence(
 )
 NO_MARKERS = Evidence(
     source="huggingface/trl#4201; marin-community/marin#7237",
-    says="stock templates have no {% generation %} block: assistant_only_loss masks every token",
+    says="stock templates have no generation block: assistant_only_loss masks every token",
 )
 TRL_REFUSES = Evidence(
     source="TRL 1.16, chat_template_utils.get_training_chat_template",
@@ -152,14 +152,14 @@ RULES = (
         severity="error",
         title="template without generation markers under an assistant-only loss",
         groups=("data",),
-        condition="loss on the assistant's turns by TRL, and the chat template has no {{% generation %}} block",
+        condition="loss on the assistant's turns by TRL, and the chat template has no generation block",
         observe=_no_markers,
         needs=(of_tokens,),
         confidence=0.95,
         scope="TRL's assistant_only_loss; a stock template that the installed TRL replaces by its own is not reported",
         rationale="The mask is built from these blocks: without one every token is masked, or TRL 1.16 refuses to "
         "start.",
-        action="give --template a copy with {% generation %} around the assistant's content and its end token",
+        action="give --template a copy with a generation block around the assistant's content and its end token",
         verify="tokenizer.apply_chat_template(..., return_assistant_tokens_mask=True) holds a 1",
         evidence=(NO_MARKERS, TRL_REFUSES),
         settings=("assistant_only_loss",),
@@ -191,7 +191,7 @@ RULES = (
         confidence=0.85,
         scope="a loss on the assistant's turns or on completions",
         rationale="The model learns to write prompts; the loss looks low for text that repeats.",
-        action="correct the labels, or the {% generation %} block, so that it covers answers only",
+        action="correct the labels, or the generation block, so that it covers answers only",
         verify="decode the supervised tokens of a row",
         thresholds=(PROMPT_TAUGHT,),
         evidence=(
