@@ -97,6 +97,39 @@ def _share(value: float, low: float, high: float) -> float:
     return (value - low) / size if 0.0 < size < math.inf else 0.5
 
 
+def histogram_lines(bins: Sequence[int], width: int, *, limit: int | None = None, height: int = 5) -> list[str]:
+    """A histogram from 0 with the limit as a line through it, and the lengths below.
+
+    Args:
+        bins: how many fall into each bar; the last bar holds all that is longer, too.
+        width: of a bar, in units of the horizontal axis.
+        limit: where to draw the line; None, or beyond the bars: none.
+        height: lines of the bars.
+    """
+    top = max(bins, default=0)
+    if not top:
+        return []
+    levels = [math.ceil(n * height * len(_UNICODE) / top) for n in bins]
+    place = None if limit is None or limit > width * len(bins) else -(-limit // width)
+    lines = []
+    for row in range(height - 1, -1, -1):
+        full = [max(0, min(level - row * len(_UNICODE), len(_UNICODE))) for level in levels]
+        cells = [_UNICODE[part - 1] if part else " " for part in full]
+        line = "".join(cells) if place is None else f"{''.join(cells[:place])}\u2502{''.join(cells[place:])}"
+        label = f"{top:,}" if row == height - 1 else ""
+        lines.append(f"{label:>{_LABEL}} |{line.rstrip()}")
+    below = (
+        "0"
+        if place is None
+        else f"0{f'limit {limit:,}':>{place}}"
+        if place > len(f"limit {limit:,}")
+        else f"0 limit {limit:,}"
+    )
+    end = f"{width * len(bins):,}"
+    room = len(bins) + (place is not None)
+    return [*lines, " " * (_LABEL + 2) + below + end.rjust(max(room - len(below), len(end) + 1))]
+
+
 Quantity: TypeAlias = Literal["norm", "utilization", "k90", "udr"]
 
 _UNICODE: Final = "▁▂▃▄▅▆▇█"
