@@ -249,8 +249,10 @@ class GradienceCallback(TrainerCallback):
             self._stop(step, f"stop_on: {', '.join(stops)}", control)
 
     def _alert(self, step: int, finding: Finding, context: Values) -> None:
-        said = {"severity": finding.severity, "code": finding.id, "message": finding.message}
-        self._recorder.record(lambda log: log.alert(**said, step=step, context=context))
+        severity, code, message = finding.severity, finding.id, finding.message
+        self._recorder.record(
+            lambda log: log.alert(severity=severity, code=code, message=message, step=step, context=context)
+        )
 
     def _stop(self, step: int, reason: str, control: Any) -> None:
         control.should_training_stop = True

@@ -98,20 +98,20 @@ class Watch:
         for p in self.weights.values():
             p.grad = None
         self.bad += 1
-        reason = self._beyond_help()
-        if reason is not None:
+        cooling = step < self.quiet_until
+        if (reason := self._beyond_help(cooling=cooling)) is not None:
             self.on = False
             self.report(step, {"action": "stop", "reason": reason})
-        elif step < self.quiet_until:
+        elif cooling:
             self.report(step, {"action": "drop", "reason": "non-finite gradient, cooling down"})
         else:
             self._roll_back(step)
         return reason
 
-    def _beyond_help(self) -> str | None:
+    def _beyond_help(self, *, cooling: bool) -> str | None:
         if self.bad > self.guard.max_bad:
             return f"non-finite gradients in {self.bad} steps running"
-        if self.rollbacks >= self.guard.max_rollbacks:
+        if self.rollbacks >= self.guard.max_rollbacks and not cooling:
             return f"a non-finite gradient after {self.rollbacks} rollbacks, the limit"
         return None
 

@@ -72,13 +72,13 @@ class Lookout:
             run.lost_norms.add(step)
         run.last_step = step
         if not math.isfinite(loss) or loss == 0.0 or self._is_odd(step, norm):
-            return self._look("odd", step)
+            return self._look("odd")
         if loss < self._lowest:
             self._lowest, self._high = loss, 0
         elif loss > HIGH.value * self._lowest:
             self._high += 1
             if self._high >= _ROWS:
-                return self._look("high", step)
+                return self._look("high")
         else:
             self._high = 0
         return ()
@@ -91,25 +91,25 @@ class Lookout:
         measured = EvalMetrics(loss=loss, accuracy=metrics.get("accuracy"), n=metrics.get("n"))
         self._run.evals.append(Eval(schema=SCHEMA_ID, ts=None, run_id="live", step=step, split=split, metrics=measured))
         self._run.last_step = max(step, self._run.last_step or 0)
-        return self._judge(step)
+        return self._judge()
 
     def stops(self, findings: Iterable[Finding]) -> list[str]:
         """Return the ids among new findings for which training is to stop."""
         return [finding.id for finding in findings if finding.id in self._stop_on]
 
     def _is_odd(self, step: int, norm: float) -> bool:
-        if self._first_norm != self._first_norm and math.isfinite(norm):  # noqa: PLR0124  # not known yet
+        if self._first_norm != self._first_norm and math.isfinite(norm):  # not known yet
             self._first_norm = norm
         return step in self._run.lost_norms or math.isinf(norm) or norm <= SMALL.value * self._first_norm
 
-    def _look(self, reason: str, step: int) -> Sequence[Finding]:
+    def _look(self, reason: str) -> Sequence[Finding]:
         rows = len(self._run.steps)
         if rows < self._next[reason]:
             return ()
         self._next[reason] = rows + 1 + rows // _PAUSE
-        return self._judge(step)
+        return self._judge()
 
-    def _judge(self, step: int) -> Sequence[Finding]:
+    def _judge(self) -> Sequence[Finding]:
         from gradience.rules.log.judge import DETECTORS  # noqa: PLC0415  # a run that shows nothing needs none of it
         from gradience.rules.rule import judge  # noqa: PLC0415  # the same
         from gradience.verbs.monitor.run import facts_of  # noqa: PLC0415  # the same

@@ -131,8 +131,7 @@ class RunRecorder:
     def _reopened(self) -> Iterator[TelemetryWriter]:
         """The log for one event, never a file of its own for it."""
         assert self._path is not None  # noqa: S101  # a run was begun
-        given = {"siblings": False, "allow_text": self._allow_text}
-        writer = TelemetryWriter(self._path, self.run_id, on_error="raise", **given)
+        writer = TelemetryWriter(self._path, self.run_id, allow_text=self._allow_text, siblings=False, on_error="raise")
         try:
             yield writer
         finally:

@@ -1,4 +1,4 @@
-"""What a recorder says while a program trains: through logging, logger `gradience`, on stderr unless set up otherwise."""
+"""What a recorder says while a program trains: through the logger `gradience`, which by default is on stderr."""
 
 from __future__ import annotations
 
@@ -39,5 +39,5 @@ class Voice:
 
     def _say(self, finding: Finding, at: str) -> None:
         if self._loud and SEVERITIES.index(finding.severity) >= SEVERITIES.index("warning"):
-            text = hide_secrets(" ".join(part for part in (finding.message, finding.action) if part))
+            text = hide_secrets(" -> ".join(part for part in (finding.message, finding.action) if part))
             logger.log(_LEVELS[finding.severity], "gradience: %s%s: %s", finding.id, at, text)

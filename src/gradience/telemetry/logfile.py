@@ -57,7 +57,7 @@ class LogFile:
             self._close_torn_tail(fd)
             self._end = os.fstat(fd).st_size
             if unlocked:
-                warnings.warn(f"{self.path} is written without a lock: {unlocked}", RuntimeWarning, stacklevel=3)
+                warnings.warn(f"{self.path} is written without a lock: {unlocked}", RuntimeWarning, stacklevel=4)
         except BaseException:
             self.close()
             raise
@@ -224,7 +224,7 @@ def _claimed(path: Path, sibling: str | None) -> tuple[Path, int, str]:
         raise RecorderError(f"{path} is being written by another process", advice="wait until that run has ended")
     beside = path.with_name(sibling)
     warnings.warn(
-        f"{path} is being written by another process; this run is recorded in {beside}", RuntimeWarning, stacklevel=4
+        f"{path} is being written by another process; this run is recorded in {beside}", RuntimeWarning, stacklevel=5
     )
     if (own := _try(beside)) is None:
         raise RecorderError(f"{beside} is being written by another process", advice="choose another path")

@@ -167,6 +167,7 @@ def facts_of(
         },
         history=run.evals,
         record=record,
+        guarded=run.guarded,
     )
     # only a cross-entropy has a perplexity, and so a gap
     return replace(facts, gap=None) if facts.objective.kind in {"preference", "rl"} else facts
