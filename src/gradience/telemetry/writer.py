@@ -34,6 +34,7 @@ from gradience.schema.events import (
     TrainStep,
 )
 from gradience.schema.scalars import SCHEMA_ID, Severity, Status
+from gradience.telemetry.codec import encode
 from gradience.telemetry.logfile import Fsync, LogFile
 from gradience.telemetry.notice import notice
 from gradience.telemetry.redact import DEFAULT_MAX_STR_LEN, Redaction, redact_id, to_line
@@ -44,6 +45,7 @@ OnError: TypeAlias = Literal["warn", "raise"]
 _DURABLE: Final = (RunStart, Eval, Alert, RunEnd)
 _ADVICE: Final = "see the event's fields in gradience.schema"
 _LOSSES: Final = (RecorderError, RuntimeWarning)  # a warning of ours is raised where warnings are errors
+_FLOATS: Final = {float, type(None)}
 _P = ParamSpec("_P")
 
 
@@ -177,6 +179,9 @@ class TelemetryWriter:
     ) -> None:
         """Record one row of training; further keywords stand beside the known ones."""
         try:
+            if not extras and type(loss) is float and {type(lr), type(grad_norm), type(epoch)} <= _FLOATS:
+                self._record_floats(step, loss, lr, grad_norm, epoch)
+                return
             self._record(
                 TrainStep,
                 step,
@@ -223,8 +228,8 @@ class TelemetryWriter:
     @_counted
     def run_end(self, *, status: Status = "ok", reason: str | None = None) -> None:
         """Close the run. The file stays open for late evaluations until `close`."""
-        if self.lost:
-            reason = "; ".join(part for part in (reason, f"{self.lost} events could not be recorded") if part)
+        if self.lost and reason is None:
+            reason = f"{self.lost} events could not be recorded"
         self._record(RunEnd, None, status=status, reason=reason)
         self._ended = True
 
@@ -289,13 +294,36 @@ class TelemetryWriter:
             )
             self._append(event)  # type: ignore[arg-type]  # every kind of ours is an Event
 
+    def _record_floats(self, step: int, loss: float, lr: Any, grad_norm: Any, epoch: Any) -> None:
+        """Record a row of floats: nothing in it is to be redacted, and no reader can refuse it."""
+        self._require_own()
+        if type(step) is not int or step < 0:
+            step = _step(step)
+        with self._guard:
+            event = TrainStep(
+                schema=SCHEMA_ID,
+                ts=self._clock(),
+                run_id=self.run_id,
+                step=step,
+                seq=self._take_seq(),
+                session=self.session,
+                loss=loss,
+                lr=lr,
+                grad_norm=grad_norm,
+                epoch=epoch,
+            )
+            if self._file is None or step < 0:
+                self._append(event)
+            else:
+                self._file.append(encode(event), durable=False)
+
     def _take_seq(self) -> int:
         seq = self._seq
         self._seq = seq + 1  # even if the write fails: the gap shows the loss
         return seq
 
     def _append(self, event: Event) -> None:
-        line = self._line(event)
+        line = to_line(event, self._rule)
         durable = isinstance(event, _DURABLE)
         if self._file is None and durable:
             self._open()  # it could not be opened before: the disk may have room again
@@ -311,10 +339,6 @@ class TelemetryWriter:
         given = plain(metrics, "metrics")
         known = {k: given.pop(k) for k in ("loss", "ppl", "accuracy", "n") if k in given}
         return EvalMetrics(**known, extras=given)
-
-    def _line(self, event: Event) -> bytes:
-        own = event.run_id == self.run_id and event.session == self.session
-        return to_line(event, self._rule, bare=own and type(event) is TrainStep and not event.extras)
 
     def _reason(self, error: BaseException | None) -> str | None:
         """Return the exception's type; its text may hold prompts or paths and needs the opt-in."""
