@@ -210,7 +210,7 @@ class GradienceCallback(TrainerCallback):
             self._record_metrics(step, "train_summary", {key: described(item) for key, item in parts.summary.items()})
 
     def _take_step(self, step: int, known: Values, extras: Values, control: Any) -> None:
-        self._recorder.record(lambda log: log.train_step(step, **known, **extras))
+        self._recorder.train_step(step, known, extras)
         if self._lookout is not None and (found := self._lookout.row(step, known)):
             self._heed(step, found, control)
 

@@ -52,36 +52,28 @@ class Lookout:
         self._config, self._stop_on = config, stop_on
         self._run = RunSeries("live", config=config)
         self._said: set[str] = set()
-        self._lowest = math.inf
-        self._first_norm = math.nan
+        self._lowest = self._bar = math.inf
+        self._least_norm = -1.0  # no norm was seen
         self._high = 0
         self._next = {"odd": 0, "high": 0}
 
     def row(self, step: int, row: Mapping[str, Any]) -> Sequence[Finding]:
         """Take one row of training by its known columns; return what it newly shows."""
-        loss = row.get("loss")
-        if loss is None:
+        if (given := row.get("loss")) is None:
             return ()
-        loss, norm, run = as_float(loss), row.get("grad_norm"), self._run
-        norm = math.nan if norm is None else as_float(norm)
+        loss, measured, run = as_float(given), row.get("grad_norm"), self._run
+        norm = math.nan if measured is None else as_float(measured)
         run.steps.append(step)
         run.losses.append(loss)
         run.grad_norms.append(norm)
         run.rates.append(_rate(row.get("lr")))
-        if row.get("grad_norm") is not None and norm != norm:  # noqa: PLR0124  # NaN alone differs from itself
-            run.lost_norms.add(step)
         run.last_step = step
-        if not math.isfinite(loss) or loss == 0.0 or self._is_odd(step, norm):
-            return self._look("odd")
-        if loss < self._lowest:
-            self._lowest, self._high = loss, 0
-        elif loss > HIGH.value * self._lowest:
-            self._high += 1
-            if self._high >= _ROWS:
-                return self._look("high")
-        else:
+        if self._least_norm < norm < math.inf and 0.0 < loss < self._bar:  # a row like most
+            if loss < self._lowest:
+                self._lowest, self._bar = loss, HIGH.value * loss
             self._high = 0
-        return ()
+            return ()
+        return self._unusual(step, loss, norm, logged=measured is not None)
 
     def evaluation(self, step: int, split: str, metrics: Mapping[str, Any]) -> Sequence[Finding]:
         """Take one evaluation of one split; return what it newly shows."""
@@ -97,10 +89,17 @@ class Lookout:
         """Return the ids among new findings for which training is to stop."""
         return [finding.id for finding in findings if finding.id in self._stop_on]
 
-    def _is_odd(self, step: int, norm: float) -> bool:
-        if self._first_norm != self._first_norm and math.isfinite(norm):  # not known yet
-            self._first_norm = norm
-        return step in self._run.lost_norms or math.isinf(norm) or norm <= SMALL.value * self._first_norm
+    def _unusual(self, step: int, loss: float, norm: float, *, logged: bool) -> Sequence[Finding]:
+        if logged and math.isnan(norm):
+            self._run.lost_norms.add(step)
+        if loss < self._lowest and loss > 0.0:
+            self._lowest, self._bar = loss, HIGH.value * loss
+        if self._least_norm < 0.0 and math.isfinite(norm):  # the first
+            self._least_norm = SMALL.value * norm
+        if not math.isfinite(loss) or loss == 0.0 or (logged and not self._least_norm < norm < math.inf):
+            return self._look("odd")
+        self._high = self._high + 1 if loss > self._bar else 0
+        return self._look("high") if self._high >= _ROWS else ()
 
     def _look(self, reason: str) -> Sequence[Finding]:
         rows = len(self._run.steps)
@@ -123,5 +122,7 @@ class Lookout:
 
 def _rate(rate: Real | Sequence[Real] | None) -> float:
     """Return the learning rate, of several groups that of the first; NaN where none was logged."""
+    if type(rate) is float:
+        return rate
     first = rate[0] if isinstance(rate, list) and rate else rate
     return math.nan if first is None or isinstance(first, (list, tuple)) else as_float(first)  # type: ignore[arg-type]

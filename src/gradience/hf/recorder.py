@@ -111,6 +111,13 @@ class RunRecorder:
         _open[path] = self
         self._writer.run_start(config, meta=meta, resumed_from_step=step or None)
 
+    def train_step(self, step: int, known: Mapping[str, Any], extras: Mapping[str, Any]) -> None:
+        """Have a row of training written: `record`, in fewer steps while the run is open."""
+        if self._writer is not None and self._enabled and os.getpid() == self._pid:
+            self._writer.train_step(step, **known, **extras)
+        else:
+            self.record(lambda log: log.train_step(step, **known, **extras))
+
     def record(self, write: Callable[[TelemetryWriter], None]) -> None:
         """Have one event written; after the run's end the log is opened for it and closed again.
 

@@ -85,15 +85,18 @@ class LogFile:
         Raises:
             RecorderError: the log is closed or cannot be written.
         """
-        if self._fd is None:
+        fd = self._fd
+        if fd is None:
             raise RecorderError(f"the writer of {self.path} is closed", advice="open a new TelemetryWriter")
+        if os.getpid() != self._pid:
+            self.require_own()
         try:
-            self._write(self._fd, b"\n%b\n" % line if self._torn else b"%b\n" % line)
+            self._write(fd, b"\n%b\n" % line if self._torn else b"%b\n" % line)
             self._lines += 1
             now = time.monotonic()
             if durable or self._fsync == "always" or now - self._settled_at > FSYNC_INTERVAL_S:
                 self._settled_at = now
-                self._settle(self._fd, line)
+                self._settle(fd, line)
         except OSError as error:
             raise RecorderError(
                 f"cannot write {self.path}: {error.strerror}", advice="free space, or choose another path"
@@ -166,13 +169,14 @@ class LogFile:
 
     def _write(self, fd: int, data: bytes) -> None:
         """Write all of the data; if only part of it went out, the next line must start on a fresh one."""
+        size = len(data)
         written = os.write(fd, data)
-        while written < len(data):  # a full disk or a signal cut the write short
+        while written < size:  # a full disk or a signal cut the write short
             self._torn = True
             written += os.write(fd, data[written:])
         self._torn = False
         self._unsynced = True
-        self._end += len(data)
+        self._end += size
 
     def _close_torn_tail(self, fd: int) -> None:
         try:

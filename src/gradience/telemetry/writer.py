@@ -34,7 +34,7 @@ from gradience.schema.events import (
     TrainStep,
 )
 from gradience.schema.scalars import SCHEMA_ID, Severity, Status
-from gradience.telemetry.codec import encode
+from gradience.telemetry.codec import encode_row
 from gradience.telemetry.logfile import Fsync, LogFile
 from gradience.telemetry.notice import notice
 from gradience.telemetry.redact import DEFAULT_MAX_STR_LEN, Redaction, redact_id, to_line
@@ -45,7 +45,6 @@ OnError: TypeAlias = Literal["warn", "raise"]
 _DURABLE: Final = (RunStart, Eval, Alert, RunEnd)
 _ADVICE: Final = "see the event's fields in gradience.schema"
 _LOSSES: Final = (RecorderError, RuntimeWarning)  # a warning of ours is raised where warnings are errors
-_FLOATS: Final = {float, type(None)}
 _P = ParamSpec("_P")
 
 
@@ -179,8 +178,8 @@ class TelemetryWriter:
     ) -> None:
         """Record one row of training; further keywords stand beside the known ones."""
         try:
-            if not extras and type(loss) is float and {type(lr), type(grad_norm), type(epoch)} <= _FLOATS:
-                self._record_floats(step, loss, lr, grad_norm, epoch)
+            floats = type(lr) is type(grad_norm) is type(epoch) is type(loss) is float and not extras
+            if floats and self._record_floats(step, loss, lr, grad_norm, epoch):  # type: ignore[arg-type]  # all floats
                 return
             self._record(
                 TrainStep,
@@ -294,28 +293,31 @@ class TelemetryWriter:
             )
             self._append(event)  # type: ignore[arg-type]  # every kind of ours is an Event
 
-    def _record_floats(self, step: int, loss: float, lr: Any, grad_norm: Any, epoch: Any) -> None:
-        """Record a row of floats: nothing in it is to be redacted, and no reader can refuse it."""
-        self._require_own()
-        if type(step) is not int or step < 0:
-            step = _step(step)
+    def _record_floats(self, step: int, loss: float, lr: Any, grad_norm: Any, epoch: Any) -> bool:
+        """Record a row of floats, in which nothing is to be redacted and no reader refuses anything: the hot path.
+
+        Returns:
+            False where it is no such row, and nothing was written.
+        """
+        file = self._file
+        if file is None or type(step) is not int or step < 0:
+            return False
         with self._guard:
+            self._seq = seq = self._seq + 1
             event = TrainStep(
                 schema=SCHEMA_ID,
                 ts=self._clock(),
                 run_id=self.run_id,
                 step=step,
-                seq=self._take_seq(),
+                seq=seq - 1,
                 session=self.session,
                 loss=loss,
                 lr=lr,
                 grad_norm=grad_norm,
                 epoch=epoch,
             )
-            if self._file is None or step < 0:
-                self._append(event)
-            else:
-                self._file.append(encode(event), durable=False)
+            file.append(encode_row(event), durable=False)
+        return True
 
     def _take_seq(self) -> int:
         seq = self._seq
