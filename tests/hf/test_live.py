@@ -67,7 +67,7 @@ def test_a_finding_that_is_not_in_stop_on_stops_nothing(training, callback, tmp_
 
 
 def test_stop_on_takes_only_ids_that_speak_while_training_runs(callback):
-    with pytest.raises(ValueError, match="stop_on: expected ids among NUM101.* got LR001"):
+    with pytest.raises(ValueError, match=r"stop_on: expected ids among NUM101.* got LR001"):
         callback(stop_on=("NUM101", "LR001"))
     assert callback(stop_on="num101")._stop_on == {"NUM101"}
 
@@ -78,7 +78,7 @@ def test_of_two_callbacks_in_one_trainer_one_records(training, callback, log, tm
     second = first if twins else callback()
     evals = training.sequences(4, seed=2)
     run = training.trainer(tmp_path, first, second, evals=evals, eval_strategy="steps", eval_steps=3)
-    with pytest.warns(RuntimeWarning, match="twice|two callbacks") as caught:
+    with pytest.warns(RuntimeWarning, match="twice|two callbacks") as caught:  # noqa: PT031  # several lines warn
         run.train()
         run.evaluate()
     assert len([w for w in caught if "gradience" in str(w.message)]) == 1
@@ -96,7 +96,7 @@ def test_late_events_of_a_loop_that_was_left_make_no_file_of_their_own(training,
         left.train()
 
     def late(_model):
-        with pytest.warns(RuntimeWarning, match="could not be recorded, .*being written by another process"):
+        with pytest.warns(RuntimeWarning, match="could not be recorded, .*being written by another process"):  # noqa: PT031  # several lines warn
             left.evaluate(training.sequences(4))
             left.evaluate(training.sequences(4))
 

@@ -365,7 +365,7 @@ def said(caught) -> list[str]:
 
 
 def test_by_default_what_cannot_be_written_is_counted_and_said_once_and_at_the_end(log: Path) -> None:
-    with pytest.warns(RuntimeWarning, match="gradience") as caught, TelemetryWriter(log) as writer:
+    with pytest.warns(RuntimeWarning, match="gradience") as caught, TelemetryWriter(log) as writer:  # noqa: PT031  # several lines warn
         writer.train_step(1, loss="low")
         writer.train_step(2, note=object())
         writer.eval(2, split=None, metrics={})
@@ -379,7 +379,7 @@ def test_by_default_what_cannot_be_written_is_counted_and_said_once_and_at_the_e
 
 def test_a_log_that_cannot_be_opened_is_said_and_tried_again_where_it_matters(tmp_path: Path) -> None:
     (tmp_path / "f").touch()
-    with pytest.warns(RuntimeWarning, match="gradience") as caught, TelemetryWriter(tmp_path / "f" / "r.jsonl") as log:
+    with pytest.warns(RuntimeWarning, match="gradience") as caught, TelemetryWriter(tmp_path / "f" / "r.jsonl") as log:  # noqa: PT031  # several lines warn
         log.run_start()
         log.train_step(1, loss=0.5)
         (tmp_path / "f").unlink()
@@ -409,7 +409,7 @@ def test_an_array_whose_data_were_given_away_costs_its_event_only(log: Path) -> 
 
     gone = jnp.float32(1.0) + 0
     gone.delete()
-    with pytest.warns(RuntimeWarning, match="gradience") as caught, TelemetryWriter(log) as writer:
+    with pytest.warns(RuntimeWarning, match="gradience") as caught, TelemetryWriter(log) as writer:  # noqa: PT031  # several lines warn
         writer.train_step(1, loss=gone)
         writer.train_step(2, loss=jnp.float32(0.5), lr=jnp.array([0.5]), n=jnp.arange(2))
     assert "`loss`: expected a number, got jax" in said(caught)[0]

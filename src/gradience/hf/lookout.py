@@ -53,7 +53,7 @@ class Lookout:
         self._run = RunSeries("live", config=config)
         self._said: set[str] = set()
         self._lowest = self._bar = math.inf
-        self._least_norm = -1.0  # no norm was seen
+        self._least_norm = math.inf  # no norm was seen
         self._high = 0
         self._next = {"odd": 0, "high": 0}
 
@@ -94,7 +94,7 @@ class Lookout:
             self._run.lost_norms.add(step)
         if loss < self._lowest and loss > 0.0:
             self._lowest, self._bar = loss, HIGH.value * loss
-        if self._least_norm < 0.0 and math.isfinite(norm):  # the first
+        if math.isinf(self._least_norm) and math.isfinite(norm):  # the first
             self._least_norm = SMALL.value * norm
         if not math.isfinite(loss) or loss == 0.0 or (logged and not self._least_norm < norm < math.inf):
             return self._look("odd")
