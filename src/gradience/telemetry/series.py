@@ -87,6 +87,7 @@ class RunSeries:
     columns: dict[str, Column] = field(default_factory=dict)
     evals: list[Eval] = field(default_factory=list)
     latest_metrics: dict[str, Metrics] = field(default_factory=dict)
+    guarded: list[Metrics] = field(default_factory=list)  # what a guard did to the run, in the order written
     alerts: list[Alert] = field(default_factory=list)
     recommendations: list[RecommendationItem] = field(default_factory=list)
     end: RunEnd | None = None
@@ -118,6 +119,8 @@ class RunSeries:
                 self._take_start(event)
             case Metrics():
                 self.latest_metrics[event.kind] = event
+                if event.kind == "guard":
+                    self.guarded.append(event)
             case Alert():
                 self.alerts.append(event)
             case Recommendation():
@@ -215,6 +218,7 @@ class RunSeries:
         self.superseded += keep.count(False) + len(self.evals) - len(evals)
         self.evals = evals
         self.latest_metrics = {k: m for k, m in self.latest_metrics.items() if m.step is None or m.step <= step}
+        self.guarded = [m for m in self.guarded if m.step is None or m.step <= step]
         self.record.replaced += [(s, loss) for s, loss in zip(self.steps, self.losses, strict=True) if s > step]
         self.lost_norms = {s for s in self.lost_norms if s <= step}
         self.losses = array("d", compress(self.losses, keep))

@@ -20,7 +20,7 @@ from gradience.rules.log.statistics import FEW_POINTS, Trend, median, moves, noi
 from gradience.rules.objective import Objective, objective_by_names, objective_of
 from gradience.rules.rule import Threshold, Unknown
 from gradience.schema.config import ConfigSnapshot
-from gradience.schema.events import Eval
+from gradience.schema.events import Eval, Metrics
 from gradience.schema.findings import Evidence
 from gradience.schema.reports import BadLine, EvalPoint, GapReading
 from gradience.schema.scalars import Json, as_float
@@ -151,6 +151,7 @@ class RunFacts:
     signals: Signals = field(default_factory=dict)  # of those, the columns of rewards and the like
     history: Sequence[Eval] = ()  # all evaluations, in the order written
     record: LogRecord = field(default_factory=LogRecord)  # how the log was written
+    guarded: Sequence[Metrics] = ()  # what a guard did to the run
 
     @cached_property
     def objective(self) -> Objective:

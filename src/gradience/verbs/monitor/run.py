@@ -105,7 +105,7 @@ def report_of(
 ) -> MonitorReport:
     """Return the report of one run of a source; a detector left out is named with its reason."""
     summary, config = source.summary, run.config or ConfigSnapshot()
-    facts = _facts(summary, run, config, gap_threshold)
+    facts = facts_of(summary, run, config, gap_threshold)
     train = _train(run, facts)
     findings, not_run = without(*detect(facts), left_out)
     parts = tell(facts, findings, train)
@@ -138,7 +138,10 @@ def report_of(
     )
 
 
-def _facts(summary: RunSummary, run: RunSeries, config: ConfigSnapshot, gap_threshold: float) -> RunFacts:
+def facts_of(
+    summary: RunSummary, run: RunSeries, config: ConfigSnapshot, gap_threshold: float = DEFAULT_GAP
+) -> RunFacts:
+    """Return what the rules look at in one run of a log."""
     evals, record = latest_evals(run), run.record
     audit = run.latest_metrics.get("lora_audit")
     facts = RunFacts(
@@ -164,6 +167,7 @@ def _facts(summary: RunSummary, run: RunSeries, config: ConfigSnapshot, gap_thre
         },
         history=run.evals,
         record=record,
+        guarded=run.guarded,
     )
     # only a cross-entropy has a perplexity, and so a gap
     return replace(facts, gap=None) if facts.objective.kind in {"preference", "rl"} else facts
