@@ -19,7 +19,7 @@ from gradience.errors import AdapterError, GradienceError
 from gradience.render.fleet import fleet_audit_text, fleet_show_text
 
 if TYPE_CHECKING:
-    from gradience.verbs.fleet.audit import Tally
+    from gradience.verbs.fleet.update import Tally
 
 Engine = Literal["local", "ray"]
 _EVERY: Final = 1 << 40

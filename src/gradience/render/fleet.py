@@ -9,8 +9,8 @@ from gradience.render.text import Columns, banner, clean, counted, labelled, meg
 from gradience.schema.fleet import (
     Counted,
     FleetAuditReport,
-    FleetQueryReport,
     FleetShowReport,
+    QueryReport,
     Serving,
     Similar,
     Wasteful,
@@ -34,7 +34,7 @@ def _audit(report: FleetAuditReport) -> Iterator[str]:
     yield from (f"Note: {clean(note)}." for note in report.notes)
 
 
-def query_text(report: FleetQueryReport) -> str:
+def query_text(report: QueryReport) -> str:
     """The result of a query as a table: numbers to the right, texts to the left."""
     cells = [[_cell(value) for value in row] for row in report.rows]
     names = [clean(column.name) for column in report.columns]

@@ -18,7 +18,7 @@ from gradience.schema.compare import CompareAdaptersReport, CompareReport
 from gradience.schema.diagnose import DiagnoseReport
 from gradience.schema.events import EVENT_TYPES, EvalMetrics, Event, RecommendationItem
 from gradience.schema.findings import RulesReport
-from gradience.schema.fleet import FleetAuditReport, FleetQueryReport, FleetShowReport
+from gradience.schema.fleet import FleetAuditReport, FleetShowReport, QueryReport
 from gradience.schema.merge import MergeCheckReport, MergeReport, VerifyMergeReport
 from gradience.schema.reports import CheckReport, ImportReport, MonitorReport, ValidateReport
 from gradience.schema.writing import ConvertReport, MitigateReport, Provenance, ResizeReport
@@ -43,7 +43,7 @@ SchemaName: TypeAlias = Literal[
     "rules",
     "fleet-audit",
     "fleet-show",
-    "fleet-query",
+    "query",
     "provenance",
 ]
 
@@ -80,7 +80,7 @@ _REPORTS: Final[dict[SchemaName, type[msgspec.Struct]]] = {
     "rules": RulesReport,
     "fleet-audit": FleetAuditReport,
     "fleet-show": FleetShowReport,
-    "fleet-query": FleetQueryReport,
+    "query": QueryReport,
 }
 SCHEMAS: Final[dict[SchemaName, str]] = {
     "telemetry": "telemetry-v1",
