@@ -21,6 +21,7 @@ from gradience.schema.findings import RulesReport
 from gradience.schema.fleet import FleetAuditReport, FleetShowReport, QueryReport
 from gradience.schema.merge import MergeCheckReport, MergeReport, VerifyMergeReport
 from gradience.schema.reports import CheckReport, ImportReport, MonitorReport, ValidateReport
+from gradience.schema.runs import RunsBestReport, RunsCurvesReport, RunsShowReport
 from gradience.schema.writing import ConvertReport, MitigateReport, Provenance, ResizeReport
 
 Json: TypeAlias = Any
@@ -44,6 +45,9 @@ SchemaName: TypeAlias = Literal[
     "fleet-audit",
     "fleet-show",
     "query",
+    "runs-show",
+    "runs-best",
+    "runs-curves",
     "provenance",
 ]
 
@@ -81,6 +85,9 @@ _REPORTS: Final[dict[SchemaName, type[msgspec.Struct]]] = {
     "fleet-audit": FleetAuditReport,
     "fleet-show": FleetShowReport,
     "query": QueryReport,
+    "runs-show": RunsShowReport,
+    "runs-best": RunsBestReport,
+    "runs-curves": RunsCurvesReport,
 }
 SCHEMAS: Final[dict[SchemaName, str]] = {
     "telemetry": "telemetry-v1",
