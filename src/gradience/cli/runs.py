@@ -90,8 +90,7 @@ def query(
 
     Parameters
     ----------
-
-    Arguments:
+    roots:
         Folders or logs, and last the query (unless --named is given).
     out:
         Folder for the tables. Default: in the user's cache.

@@ -36,34 +36,22 @@ def fleet_html(report: FleetShowReport) -> str:
     header = tag(
         "header", tag("p", "Gradience fleet", class_="kicker"), tag("h1", report.fleet), facts([*main, *verdicts])
     )
-    sections = (
-        _section("faulty", "What needs a look", [table(_FAULTY, report.faulty, caption="Adapters by their fault")]),
-        _section(
-            "wasteful",
-            "What could be cut away",
-            [table(_WASTE, report.wasteful, caption="Most bytes first", numbers=4)],
-        ),
-        _section(
-            "serving", "What a server pads", [table(_SERVING, report.serving, caption="By declared base", numbers=5)]
-        ),
-        _section(
-            "alike",
+    close, alike = f"Cosine of the updates at least {report.similar.threshold:g}", report.similar
+    parts: dict[str, tuple[str, list[Element | None]]] = {
+        "faulty": ("What needs a look", [table(_FAULTY, report.faulty, caption="By fault")]),
+        "wasteful": ("What could be cut away", [table(_WASTE, report.wasteful, caption="Most bytes first", numbers=4)]),
+        "serving": ("What a server pads", [table(_SERVING, report.serving, caption="By declared base", numbers=5)]),
+        "alike": (
             "What is alike",
             [
-                table(_SAME, report.similar.same, caption="Equal content", numbers=1),
-                table(
-                    _NEAR,
-                    report.similar.near,
-                    caption=f"Cosine of the updates at least {report.similar.threshold:g}",
-                    numbers=1,
-                ),
+                table(_SAME, alike.same, caption="Equal content", numbers=1),
+                table(_NEAR, alike.near, caption=close, numbers=1),
             ],
         ),
-        _section(
-            "bases", "What declares another base", [table(_OTHER, report.other_shapes, caption="By their shapes")]
-        ),
-        _section("counts", "How many of each", [_counts(report)]),
-    )
+        "bases": ("What declares another base", [table(_OTHER, report.other_shapes, caption="By shape")]),
+        "counts": ("How many of each", [_counts(report)]),
+    }
+    sections = [_section(name, title, content) for name, (title, content) in parts.items()]
     return whole_page(report.fleet, header, sections)
 
 
