@@ -30,7 +30,7 @@ def list_(
     *roots: Path,
     columns: str | None = None,
     where: str | None = None,
-    sort: str = "path",
+    sort: Annotated[str, Parameter(allow_leading_hyphen=True)] = "path",
     out: Path | None = None,
     csv: opt.Flag = False,
     json: opt.AsJson = False,
