@@ -6,7 +6,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from gradience import fleet
+    from gradience import fleet, runs
     from gradience.errors import AdapterError, ConfigError, GradienceError, OutputError, RecorderError, SchemaError
     from gradience.hf.callback import GradienceCallback
     from gradience.importers.run import import_run
@@ -55,7 +55,7 @@ _HOMES = {
     "write_report": "gradience.verbs.report.write",
 }
 
-_ROOMS = frozenset({"fleet"})  # modules that are used by their name: gradience.fleet.open
+_ROOMS = frozenset({"fleet", "runs"})  # modules that are used by their name: gradience.fleet.open
 
 __all__ = [
     "AdapterError",
@@ -81,6 +81,7 @@ __all__ = [
     "mitigate_adapter",
     "monitor_run",
     "resize_adapter",
+    "runs",
     "validate_log",
     "verify_merged",
     "write_report",

@@ -19,9 +19,13 @@ from safetensors.numpy import save_file
 import gradience
 from gradience.errors import GradienceError, OutputError
 from gradience.verbs.audit import audit_adapter
-from gradience.verbs.fleet.audit import audit_fleet
+from gradience.verbs.fleet.audit import _job, audit_fleet, rules_version
 from gradience.verbs.fleet.engines import run_local
+from gradience.verbs.fleet.find import find_adapters
 from gradience.verbs.fleet.read import open_fleet
+from gradience.verbs.fleet.store import Store
+from gradience.verbs.fleet.tables import FLEET
+from gradience.verbs.fleet.update import known_rows, plan_of
 
 
 def rows(fleet):
@@ -100,11 +104,8 @@ def test_changes_are_seen_by_size_time_and_content(tmp_path):
 def test_another_version_of_the_rules_reads_everything_again(collection, fleet, tmp_path, monkeypatch):
     mine = copied(fleet, tmp_path)
     monkeypatch.setattr("gradience.verbs.fleet.audit.RULES_VERSION", "0")
-    plan_of = __import__("gradience.verbs.fleet.audit", fromlist=["_plan"])._plan
-    from gradience.verbs.fleet.store import Store
-    from gradience.verbs.fleet.tables import FLEET
-
-    plan = plan_of(Store(mine, FLEET), [collection], (), None)
+    jobs = [_job(found, None, rules_version(None)) for found in find_adapters([collection])]
+    plan = plan_of(jobs, known_rows(Store(mine, FLEET)), rules_version(None))
     assert (len(plan.jobs), len(plan.gone), plan.removed) == (13, 13, 0)
     assert {job.known_hash for job in plan.jobs} == {""}
 
@@ -147,8 +148,8 @@ def test_a_base_puts_relative_norms_into_the_rows(tmp_path):
 
 def _started(root, out):
     code = (
-        "from gradience.verbs.fleet import audit\n"
-        "audit._BATCH = 2\n"
+        "from gradience.verbs.fleet import audit, update\n"
+        "update.BATCH = 2\n"
         f"audit.audit_fleet({str(root)!r}, out={str(out)!r}, workers=2)"
     )
     return subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.DEVNULL)

@@ -19,7 +19,7 @@ from gradience.errors import AdapterError, GradienceError
 from gradience.render.fleet import fleet_audit_text, fleet_show_text
 
 if TYPE_CHECKING:
-    from gradience.verbs.fleet.audit import Tally
+    from gradience.verbs.fleet.update import Tally
 
 Engine = Literal["local", "ray"]
 _EVERY: Final = 1 << 40
@@ -69,12 +69,12 @@ def audit(
         engine=engine,
         workers=workers,
         address=address,
-        progress=_progress(),
+        progress=rate_on_stderr("fleet"),
     )
     return opt.print_report(report, fleet_audit_text, json=json)
 
 
-def _progress() -> Callable[[Tally], None]:
+def rate_on_stderr(what: str) -> Callable[[Tally], None]:
     """A function that writes rate, time left and failures to stderr: in place on a terminal, else now and then."""
     start = last = time.monotonic()
     watched = sys.stderr.isatty()
@@ -88,7 +88,7 @@ def _progress() -> Callable[[Tally], None]:
         rate = tally.done / max(now - start, 1e-9)
         left = f", {(tally.total - tally.done) / rate:.0f} s left" if tally.done < tally.total else ""
         failures = f", {tally.failures} failed" if tally.failures else ""
-        line = f"fleet: {tally.done}/{tally.total}, {rate:.1f} a second{left}{failures}"
+        line = f"{what}: {tally.done}/{tally.total}, {rate:.1f} a second{left}{failures}"
         end = "\r" if watched and tally.done < tally.total else "\n"
         sys.stderr.write(f"{line:<79}{end}" if watched else f"{line}{end}")
         sys.stderr.flush()
@@ -104,6 +104,8 @@ def show(
     cosine: Annotated[float, Parameter(validator=Number(gt=0.0, lte=1.0))] = 0.99,
     most_pairs: NonNegativeInt = 500,
     verbose: opt.Verbose = False,
+    html: Path | None = None,
+    force: opt.Flag = False,
     json: opt.AsJson = False,
 ) -> int:
     """Show what is in a fleet: bases, ranks, verdicts; what is broken, wasteful, alike, or of another base.
@@ -120,10 +122,18 @@ def show(
         How many pairs of adapters to read for their exact cosine, the likeliest first.
     verbose:
         List every adapter.
+    html:
+        A page to write as well.
+    force:
+        Replace the page if it is there.
     """
     from gradience.verbs.fleet.show import show_fleet  # noqa: PLC0415  # the help needs none of it
 
     report = show_fleet(fleet, top=_EVERY if verbose else top, cosine=cosine, most_pairs=most_pairs)
+    if html is not None:
+        from gradience.verbs.fleet.pages import write_fleet_page  # noqa: PLC0415  # matplotlib
+
+        write_fleet_page(report, html, force=force)
     return opt.print_report(report, fleet_show_text, json=json)
 
 
@@ -150,7 +160,7 @@ class ResultOptions:
     json: opt.AsJson = False
 
 
-_DEFAULT_RESULT = ResultOptions()
+DEFAULT_RESULT = ResultOptions()
 
 
 def query(
@@ -158,7 +168,7 @@ def query(
     sql: str | None = None,
     /,
     *,
-    result: Annotated[ResultOptions, Parameter(name="*")] = _DEFAULT_RESULT,
+    result: Annotated[ResultOptions, Parameter(name="*")] = DEFAULT_RESULT,
 ) -> int:
     """Ask a fleet in SQL (DuckDB): one SELECT over adapters, modules and findings.
 

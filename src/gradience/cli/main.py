@@ -81,6 +81,16 @@ GROUPS = {  # name: its line, and its commands as above
             "query": ("gradience.cli.fleet:query", "Ask a fleet in SQL."),
         },
     ),
+    "runs": (
+        "Many runs: list every log below some folders, then compare and query them.",
+        {
+            "list": ("gradience.cli.runs:list_", "List every run, one row each."),
+            "show": ("gradience.cli.runs:show", "Show what the runs are, and which logs cannot be read."),
+            "query": ("gradience.cli.runs:query", "Ask the runs in SQL."),
+            "best": ("gradience.cli.runs:best", "Find the best run by a metric, of all or of each group."),
+            "curves": ("gradience.cli.runs:curves", "Draw one metric of several runs over each other."),
+        },
+    ),
 }
 
 BELOW = {  # commands of a command, by the same

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Final
 
+from gradience.render.runs import counts_text
 from gradience.render.text import Columns, banner, clean, counted, labelled, megabytes, table, words
 from gradience.schema.fleet import (
-    Counted,
     FleetAuditReport,
-    FleetQueryReport,
     FleetShowReport,
+    QueryReport,
     Serving,
     Similar,
     Wasteful,
@@ -34,7 +34,7 @@ def _audit(report: FleetAuditReport) -> Iterator[str]:
     yield from (f"Note: {clean(note)}." for note in report.notes)
 
 
-def query_text(report: FleetQueryReport) -> str:
+def query_text(report: QueryReport) -> str:
     """The result of a query as a table: numbers to the right, texts to the left."""
     cells = [[_cell(value) for value in row] for row in report.rows]
     names = [clean(column.name) for column in report.columns]
@@ -67,11 +67,11 @@ def fleet_show_text(report: FleetShowReport) -> str:
 def _show(report: FleetShowReport) -> Iterator[str]:
     yield from banner("GRADIENCE FLEET")
     counts = f"{counted(report.adapters, 'adapter')}, {counted(report.modules, 'module')}"
-    yield f"{counts}, {_size(report.bytes)} of tensors"
+    yield f"{counts}, {size_text(report.bytes)} of tensors"
     lines = (("Verdicts", report.verdicts), ("Bases", report.bases), ("Types", report.types), ("Ranks", report.ranks))
-    yield from labelled(((name, _counts(items)) for name, items in lines))
+    yield from labelled(((name, counts_text(items)) for name, items in lines))
     if report.findings:
-        yield from labelled([("Findings", _counts(report.findings))])
+        yield from labelled([("Findings", counts_text(report.findings))])
     yield from _faulty(report)
     yield from _wasteful(report)
     for one in report.serving[:_BASES]:
@@ -86,12 +86,8 @@ def _show(report: FleetShowReport) -> Iterator[str]:
     yield from (f"Note: {clean(note)}." for note in report.notes)
 
 
-def _counts(items: Sequence[Counted]) -> str:
-    shown = ", ".join(f"{clean(item.value)} {item.adapters:,}" for item in items[:_LISTED])
-    return shown + (f" and {len(items) - _LISTED} more" if len(items) > _LISTED else "")
-
-
-def _size(value: int) -> str:
+def size_text(value: int) -> str:
+    """Bytes in megabytes or gigabytes."""
     return f"{value / 1e9:.2f} GB" if value >= 1e9 else megabytes(value)  # noqa: PLR2004  # a gigabyte
 
 
@@ -118,12 +114,11 @@ def _serving(one: Serving) -> Iterator[str]:
     yield ""
     yield f"Serving {clean(one.base_model)} ({ranks}):"
     share = one.padding_bytes / (one.padding_bytes + one.used_bytes) if one.used_bytes else 0.0
-    yield (
-        f"  max_lora_rank {one.max_lora_rank} holds all; {_size(one.padding_bytes)} of slots are padding ({share:.0%})"
-    )
+    padding = f"{size_text(one.padding_bytes)} of slots are padding ({share:.0%})"
+    yield f"  max_lora_rank {one.max_lora_rank} holds all; {padding}"
     for split in one.buckets[1:]:
         sizes = " + ".join(f"{size} ({n:,})" for size, n in zip(split.max_lora_ranks, split.adapters, strict=True))
-        yield f"  servers of rank {sizes}: {_size(split.padding_bytes)}"
+        yield f"  servers of rank {sizes}: {size_text(split.padding_bytes)}"
 
 
 def _similar(found: Similar) -> Iterator[str]:
@@ -145,7 +140,7 @@ def _similar(found: Similar) -> Iterator[str]:
 _LISTED: Final = 8
 _BASES: Final = 3
 _WASTE: Final[Columns[Wasteful]] = (
-    ("saves", ">10", lambda one: _size(one.bytes_saved)),
+    ("saves", ">10", lambda one: size_text(one.bytes_saved)),
     ("r", ">5", lambda one: str(one.r)),
     ("to", ">5", lambda one: str(one.suggested_rank)),
     ("used", ">6", lambda one: f"{one.utilization_mean:.0%}"),

@@ -16,6 +16,8 @@ from gradience.render.text import clean, number
 if TYPE_CHECKING:  # a curve is drawn without the schema of audits
     from gradience.schema.audit import ModuleAudit
 
+LETTERS: Final = "abcdefghijklmnopqrstuvwxyz"
+"""The marks of `curves_lines`, in the order of its curves."""
 _BRAILLE: Final = 0x2800
 _DOTS: Final = ((0x01, 0x08), (0x02, 0x10), (0x04, 0x20), (0x40, 0x80))  # by row and column of a cell
 _LABEL: Final = 8  # columns for the numbers at the left, at least
@@ -52,9 +54,37 @@ def curve_lines(
     rows = [[(chr(_BRAILLE + cell) if dots else "*") if cell else " " for cell in row] for row in grid]
     for x, y in map(area.cell, over):
         rows[y // high][x // wide] = "o"
-    labels = {height - 1: bottom, 0: top}
+    return _framed(rows, label, (bottom, top), (first, last))
+
+
+def curves_lines(curves: Sequence[Sequence[tuple[float, float]]], *, width: int = 72, height: int = 16) -> list[str]:
+    """Several curves over each other, each in its own letter from `a`; the first is in front.
+
+    Args:
+        curves: of each (step, value), by rising step; points that are not finite are left out.
+        width: of a line in characters, at least 20.
+        height: lines of the plot, without that of the steps.
+    """
+    finite = [_finite(points) for points in curves]
+    every = [point for points in finite for point in points]
+    if not every:
+        return []
+    (bottom, top), (first, last) = (_ends([y for _, y in every], ".4g"), _ends([x for x, _ in every], "g"))
+    label = max(_LABEL, len(bottom), len(top))
+    cells = max(width, 2 * label) - label - 2
+    area = _Area(every, cells, height)
+    rows = [[" "] * cells for _ in range(height)]
+    for letter, points in reversed(list(zip(LETTERS, finite, strict=False))):
+        for x, y in area.line(points):
+            rows[y][x] = letter
+    return _framed(rows, label, (bottom, top), (first, last))
+
+
+def _framed(rows: Sequence[Sequence[str]], label: int, values: tuple[str, str], steps: tuple[str, str]) -> list[str]:
+    """The plot with its lowest and highest value at the left, and the first and last step below."""
+    labels, (first, last) = {len(rows) - 1: values[0], 0: values[1]}, steps
     lines = [f"{labels.get(i, ''):>{label}} |{''.join(row).rstrip()}" for i, row in enumerate(rows)]
-    return [*lines, " " * (label + 2) + first + last.rjust(max(cells - len(first), len(last) + 1))]
+    return [*lines, " " * (label + 2) + first + last.rjust(max(len(rows[0]) - len(first), len(last) + 1))]
 
 
 def _ends(values: Sequence[float], spec: str) -> tuple[str, str]:

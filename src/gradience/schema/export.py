@@ -19,9 +19,10 @@ from gradience.schema.compare import CompareAdaptersReport, CompareReport
 from gradience.schema.diagnose import DiagnoseReport
 from gradience.schema.events import EVENT_TYPES, EvalMetrics, Event, RecommendationItem
 from gradience.schema.findings import RulesReport
-from gradience.schema.fleet import FleetAuditReport, FleetQueryReport, FleetShowReport
+from gradience.schema.fleet import FleetAuditReport, FleetShowReport, QueryReport
 from gradience.schema.merge import MergeCheckReport, MergeReport, VerifyMergeReport
 from gradience.schema.reports import CheckReport, ImportReport, MonitorReport, ValidateReport
+from gradience.schema.runs import RunsBestReport, RunsCurvesReport, RunsShowReport
 from gradience.schema.writing import ConvertReport, MitigateReport, Provenance, ResizeReport
 
 Json: TypeAlias = Any
@@ -45,7 +46,10 @@ SchemaName: TypeAlias = Literal[
     "rules",
     "fleet-audit",
     "fleet-show",
-    "fleet-query",
+    "query",
+    "runs-show",
+    "runs-best",
+    "runs-curves",
     "provenance",
 ]
 
@@ -83,7 +87,10 @@ _REPORTS: Final[dict[SchemaName, type[msgspec.Struct]]] = {
     "rules": RulesReport,
     "fleet-audit": FleetAuditReport,
     "fleet-show": FleetShowReport,
-    "fleet-query": FleetQueryReport,
+    "query": QueryReport,
+    "runs-show": RunsShowReport,
+    "runs-best": RunsBestReport,
+    "runs-curves": RunsCurvesReport,
 }
 SCHEMAS: Final[dict[SchemaName, str]] = {
     "telemetry": "telemetry-v1",

@@ -13,7 +13,7 @@ from gradience.schema.scalars import Json, NonNegativeInt
 FLEET_SCHEMA_ID: Final = "gradience.fleet/v1"
 FLEET_AUDIT_SCHEMA_ID: Final = "gradience.fleet-audit/v2"
 FLEET_SHOW_SCHEMA_ID: Final = "gradience.fleet-show/v2"
-FLEET_QUERY_SCHEMA_ID: Final = "gradience.fleet-query/v2"
+QUERY_SCHEMA_ID: Final = "gradience.query/v2"
 
 RowStatus = Literal["ok", "error", "crashed"]
 
@@ -228,10 +228,10 @@ class QueryColumn(msgspec.Struct, kw_only=True, frozen=True):
     type: Annotated[str, Meta(description="As DuckDB names it.")]
 
 
-class FleetQueryReport(Report, kw_only=True, frozen=True):
+class QueryReport(Report, kw_only=True, frozen=True):
     """The result of a query, as `gradience fleet query --json` prints it."""
 
-    schema: Literal["gradience.fleet-query/v2"]
+    schema: Literal["gradience.query/v2"]
     sql: str
     columns: list[QueryColumn]
     rows: Annotated[list[list[Json]], Meta(description="Dates and decimals as text.")]

@@ -6,28 +6,17 @@ import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Final, NamedTuple
 
 from gradience.io.types import PathLike
 from gradience.schema.fleet import FLEET_AUDIT_SCHEMA_ID, FleetAuditReport
 from gradience.verbs.device import prepare_jax
 from gradience.verbs.fleet.engines import Done, Engine, run_local
 from gradience.verbs.fleet.find import Found, find_adapters
-from gradience.verbs.fleet.job import SAME, Job, audit_job, failed, is_failure
+from gradience.verbs.fleet.job import Job, audit_job, failed
 from gradience.verbs.fleet.rows import RULES_VERSION
-from gradience.verbs.fleet.store import Store, Writer
+from gradience.verbs.fleet.store import Store
 from gradience.verbs.fleet.tables import FLEET
-
-_BATCH: Final = 128  # adapters of a part
-_BATCH_SECONDS: Final = 10.0  # what a killed job loses at most, beside what was in flight
-
-
-class Tally(NamedTuple):
-    """How far a job is: sources done, all of them, and failures so far."""
-
-    done: int
-    total: int
-    failures: int
+from gradience.verbs.fleet.update import Tally, carry_out, cores, failures_in, known_rows, plan_of
 
 
 def audit_fleet(
@@ -61,83 +50,36 @@ def audit_fleet(
         OutputError: another job is writing the fleet, or it cannot be written.
     """
     start = time.monotonic()
-    count = workers or _cores()
+    count = workers or cores()
     store = Store(Path(out), FLEET)
     with store.writing() as writer:
-        plan = _plan(store, roots, listed, base)
-        writer.replace(dict.fromkeys(plan.gone))
+        known, rules = known_rows(store), rules_version(base)
+        found = find_adapters(roots, listed, known=known.keys())
+        plan = plan_of((_job(item, base, rules) for item in found), known, rules)
         answers = _answers(plan.jobs, engine, min(count, max(1, len(plan.jobs))), address)
-        tally, touched = _collect(writer, plan, answers, progress)
-    rows = store.table("adapters", ["status"]).column("status").to_pylist()
+        tally, same = carry_out(writer, plan, answers, crashed, progress)
+    errors, deaths = failures_in(store)
     return FleetAuditReport(
         schema=FLEET_AUDIT_SCHEMA_ID,
         out=str(out),
         engine=engine,
         workers=count,
         found=plan.found,
-        audited=tally.done - touched,
-        unchanged=plan.found - tally.done + touched,
+        audited=tally.done - same,
+        unchanged=plan.found - tally.done + same,
         removed=plan.removed,
-        errors=rows.count("error"),
-        crashed=rows.count("crashed"),
+        errors=errors,
+        crashed=deaths,
         seconds=time.monotonic() - start,
     )
 
 
-class _Plan(NamedTuple):
-    """What is to be done: jobs, rows to drop first, and counts."""
-
-    jobs: list[Job]
-    gone: list[str]
-    found: int
-    removed: int
+def crashed(job: Job) -> bytes:
+    """The rows of an adapter on which workers died."""
+    return failed(job, "worker processes died on it twice", crashed=True)
 
 
-def _plan(store: Store, roots: Sequence[PathLike], listed: Iterable[str], base: PathLike | None) -> _Plan:
-    columns = ["path", "stamp", "rules", "content_hash"]
-    table = store.table("adapters", columns)
-    known = {row[0]: row[1:] for row in zip(*(table[name].to_pylist() for name in columns), strict=True)}
-    rules = rules_version(base)
-    jobs: list[Job] = []
-    gone: list[str] = []
-    there: set[str] = set()
-    for found in find_adapters(roots, listed, known=known.keys()):
-        there.add(found.path)
-        stamp, old_rules, content = known.get(found.path, ("", "", ""))
-        if stamp == found.stamp and old_rules == rules and stamp:
-            continue
-        current = bool(content) and old_rules == rules
-        jobs.append(_job(found, content if current else "", base, rules))
-        if found.path in known and not current:
-            gone.append(found.path)
-    removed = known.keys() - there
-    return _Plan(jobs, [*gone, *removed], len(there), len(removed))
-
-
-def _job(found: Found, known_hash: str, base: PathLike | None, rules: str) -> Job:
-    return Job(
-        found.path,
-        found.place,
-        found.files,
-        found.stamp,
-        found.remote,
-        found.fault,
-        known_hash,
-        None if base is None else os.fspath(base),
-        rules,
-    )
-
-
-def rules_version(base: PathLike | None) -> str:
-    """What a row depends on beside its adapter: the rules, and the base that was measured against."""
-    return RULES_VERSION if base is None else f"{RULES_VERSION} base {Path(base).resolve()}"
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _answers(jobs: list[Job], engine: Engine, workers: int, address: str | None) -> Iterator[Done[Job]]:
+def _answers(jobs: Sequence[Job], engine: Engine, workers: int, address: str | None) -> Iterator[Done[Job]]:
     if not jobs:
         return iter(())
     if engine == "ray":
@@ -147,42 +89,18 @@ def _answers(jobs: list[Job], engine: Engine, workers: int, address: str | None)
     return run_local(audit_job, jobs, workers=workers, prepare=prepare_worker)
 
 
+def _job(found: Found, base: PathLike | None, rules: str) -> Job:
+    return Job(**found._asdict(), base=None if base is None else os.fspath(base), rules=rules)
+
+
+def rules_version(base: PathLike | None) -> str:
+    """What a row depends on beside its adapter: the rules, and the base that was measured against."""
+    return RULES_VERSION if base is None else f"{RULES_VERSION} base {Path(base).resolve()}"
+
+
 def prepare_worker() -> None:
     """Limit a worker's libraries to one thread, on the CPU."""
     prepare_jax("cpu", serial_kernels=True)
     from gradience.spectral.batch import use_threads  # noqa: PLC0415  # imports jax, after its environment is set
 
     use_threads(1)
-
-
-def _collect(
-    writer: Writer, plan: _Plan, answers: Iterable[Done[Job]], progress: Callable[[Tally], None] | None
-) -> tuple[Tally, int]:
-    """Write the answers in batches as they come; returns how many there were, and of them whose content was known."""
-    batch: list[bytes] = []
-    replaced: dict[str, str | None] = {}
-    tally, touched, last = Tally(0, len(plan.jobs), 0), 0, time.monotonic()
-
-    def flush() -> None:
-        nonlocal last
-        writer.replace(replaced)
-        writer.add(batch)
-        replaced.clear()
-        batch.clear()
-        last = time.monotonic()
-
-    for job, answer in answers:
-        if answer == SAME:
-            replaced[job.path] = job.stamp
-            touched += 1
-        else:
-            if job.known_hash:
-                replaced[job.path] = None
-            batch.append(failed(job, "worker processes died on it twice", crashed=True) if answer is None else answer)
-        tally = Tally(tally.done + 1, tally.total, tally.failures + is_failure(answer))
-        if progress is not None:
-            progress(tally)
-        if len(batch) >= _BATCH or time.monotonic() - last > _BATCH_SECONDS:
-            flush()
-    flush()
-    return tally, touched

@@ -39,6 +39,10 @@ class Job(msgspec.Struct, frozen=True):
     base: str | None = None
     rules: str = RULES_VERSION
 
+    def knowing(self, content_hash: str) -> Job:
+        """The job of a source that has rows of that content."""
+        return msgspec.structs.replace(self, known_hash=content_hash)
+
 
 SAME: Final = b""
 """The answer for an adapter whose content is as it was."""
@@ -63,7 +67,7 @@ def failed(job: Job, reason: str, *, crashed: bool = False) -> bytes:
         rules=job.rules,
         stamp="" if crashed else job.stamp,
     )
-    return _encoded(row, [], [])
+    return encoded([row], [], [])
 
 
 def _audited(job: Job) -> bytes:
@@ -95,7 +99,8 @@ def _computed(job: Job, place: Path, hashes: tuple[str, str]) -> bytes:
     watched = replace(adapter, modules=[replace(one, load=_sketched(one, sketch)) for one in adapter.modules])
     against = None if job.base is None else BaseOptions(Path(job.base))
     report = audit_opened(place, files, watched, against=against)
-    return _encoded(*rows_of(job.path, report, (job.rules, job.stamp, *hashes), sketch.numbers()))
+    row, modules, findings = rows_of(job.path, report, (job.rules, job.stamp, *hashes), sketch.numbers())
+    return encoded([row], modules, findings)
 
 
 def _sketched(module: Module, sketch: Sketch) -> LoadFactors:
@@ -130,12 +135,15 @@ def is_failure(answer: bytes | None) -> bool:
     """Whether an answer is a row without numbers."""
     if answer == SAME:
         return False
-    return answer is None or msgspec.msgpack.decode(msgspec.msgpack.decode(answer, type=Result).head)["status"] != "ok"
+    if answer is None:
+        return True
+    heads = msgspec.msgpack.decode(msgspec.msgpack.decode(answer, type=Result).heads)
+    return any(head["error"] is not None for head in heads)
 
 
-def _encoded(head: msgspec.Struct, *others: Sequence[msgspec.Struct]) -> bytes:
+def encoded(heads: Sequence[msgspec.Struct], *others: Sequence[msgspec.Struct]) -> bytes:
     """Rows as bytes, in the form in which they cross a process on every engine."""
-    return msgspec.msgpack.encode(Result(_raw(head), tuple(_raw(rows) for rows in others)))
+    return msgspec.msgpack.encode(Result(_raw(heads), tuple(_raw(rows) for rows in others)))
 
 
 def _raw(rows: Json) -> msgspec.Raw:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from gradience.errors import GradienceError
 from gradience.io.atomic import atomic_file
-from gradience.schema.fleet import FLEET_QUERY_SCHEMA_ID, FleetQueryReport, QueryColumn
+from gradience.schema.fleet import QUERY_SCHEMA_ID, QueryColumn, QueryReport
 from gradience.schema.scalars import Json
 from gradience.verbs.fleet.rows import arrow_schema
 from gradience.verbs.fleet.store import INSTALL, Store
@@ -69,7 +69,7 @@ FLEET_QUERIES: Final[Mapping[str, Named]] = {
 }
 
 
-def query_fleet(fleet: str | Path, sql: str) -> FleetQueryReport:
+def query_fleet(fleet: str | Path, sql: str) -> QueryReport:
     """The result of one SELECT over the tables adapters, modules and findings of a fleet.
 
     Raises:
@@ -80,7 +80,7 @@ def query_fleet(fleet: str | Path, sql: str) -> FleetQueryReport:
     return select(existing(fleet), sql)
 
 
-def select(store: Store, sql: str) -> FleetQueryReport:
+def select(store: Store, sql: str) -> QueryReport:
     """The result of one SELECT over the tables of a store.
 
     Raises:
@@ -90,7 +90,7 @@ def select(store: Store, sql: str) -> FleetQueryReport:
         base.execute(_only_select(base, sql))
         columns = [QueryColumn(name=name, type=str(kind)) for name, kind, *_ in base.description]
         rows = [[_plain(value) for value in row] for row in base.fetchall()]
-    return FleetQueryReport(schema=FLEET_QUERY_SCHEMA_ID, sql=sql, columns=columns, rows=rows)
+    return QueryReport(schema=QUERY_SCHEMA_ID, sql=sql, columns=columns, rows=rows)
 
 
 def select_to_parquet(store: Store, sql: str, out: Path, *, force: bool = False) -> None:

@@ -25,9 +25,9 @@ Row: TypeAlias = type[msgspec.Struct]
 
 
 class Result(msgspec.Struct, frozen=True, array_like=True):
-    """What a worker returns for one source: its head row, and the rows of the other tables in their order."""
+    """What a worker returns for one source: its rows of the first table, and those of the others in their order."""
 
-    head: msgspec.Raw
+    heads: msgspec.Raw
     others: tuple[msgspec.Raw, ...] = ()
 
 
@@ -77,7 +77,7 @@ def rows_of(
         sketch: of the update.
     """
     modules = [_module(path, place, module) for place, module in enumerate(report.modules)]
-    found = [_finding(path, place, item) for place, item in enumerate(report.findings)]
+    found = [finding_row(path, place, item) for place, item in enumerate(report.findings)]
     return _adapter(path, report, identity, sketch), modules, found
 
 
@@ -142,8 +142,8 @@ def _module(path: str, place: int, module: ModuleAudit) -> ModuleRow:
         columns=columns,
         r=module.r,
         config_r=module.config_r,
-        alpha=_number(module.alpha),
-        scaling=_number(module.scaling),
+        alpha=number_column(module.alpha),
+        scaling=number_column(module.scaling),
         rslora=module.rslora,
         params=module.params,
         state=module.state,
@@ -155,22 +155,23 @@ def _module(path: str, place: int, module: ModuleAudit) -> ModuleRow:
         energy_rank_95=module.energy_rank_95,
         energy_rank_99=module.energy_rank_99,
         knee_rank=module.knee_rank,
-        spectral_norm=_number(module.spectral_norm),
-        frobenius_norm=_number(module.frobenius_norm),
+        spectral_norm=number_column(module.spectral_norm),
+        frobenius_norm=number_column(module.frobenius_norm),
         null_stable_rank=module.null_stable_rank,
         energy_share=module.energy_share,
-        udr=_number(module.udr),
-        relative_frobenius=_number(module.relative_frobenius),
+        udr=number_column(module.udr),
+        relative_frobenius=number_column(module.relative_frobenius),
     )
 
 
-def _number(value: float | NonFinite | None) -> float | None:
+def number_column(value: float | NonFinite | None) -> float | None:
     """A column's number; NaN and the infinities are null, as `state` says why."""
     number = None if value is None else as_float(value)
     return number if number is not None and math.isfinite(number) else None
 
 
-def _finding(path: str, place: int, finding: Finding) -> FindingRow:
+def finding_row(path: str, place: int, finding: Finding) -> FindingRow:
+    """A finding as a row."""
     return FindingRow(
         path=path,
         position=place,

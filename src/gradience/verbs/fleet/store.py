@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
@@ -155,12 +156,15 @@ class Writer:
     def __init__(self, store: Store, manifest: _Manifest) -> None:
         self._store = store
         self._manifest = manifest
-        self._schemas = {name: arrow_schema(row) for name, row in store.tables.rows.items()}
+
+    @cached_property
+    def _schemas(self) -> dict[str, pa.Schema]:
+        return {name: arrow_schema(row) for name, row in self._store.tables.rows.items()}
 
     def clear(self) -> None:
         """Remove parts that no manifest names, and name the store's schema from the start."""
         live = set(self._manifest.parts)
-        for name in self._schemas:
+        for name in self._store.tables.rows:
             for path in (self._store.folder / name).iterdir():
                 number = path.stem.removeprefix("part-")
                 if not number.isdecimal() or int(number) not in live:
@@ -174,11 +178,11 @@ class Writer:
         Raises:
             OutputError: it cannot be written.
         """
-        rows: dict[str, list[Any]] = {name: [] for name in self._schemas}
+        rows: dict[str, list[Any]] = {name: [] for name in self._store.tables.rows}
         heads, *others = rows
         for result in results:
             found = msgspec.msgpack.decode(result, type=Result)
-            rows[heads].append(msgspec.msgpack.decode(found.head))
+            rows[heads] += msgspec.msgpack.decode(found.heads)
             for name, raw in zip(others, found.others, strict=True):
                 rows[name] += msgspec.msgpack.decode(raw)
         if rows[heads]:
@@ -195,6 +199,8 @@ class Writer:
         Raises:
             OutputError: they cannot be written.
         """
+        if not stale:
+            return
         import pyarrow.compute as pc  # noqa: PLC0415  # extra [fleet]
 
         pa, head = _pyarrow(), self._store.tables.head
