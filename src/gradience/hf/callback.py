@@ -71,6 +71,7 @@ class GradienceCallback(TrainerCallback):
         self._early: list[tuple[int, str, Values]] = []
         self._last_eval: tuple[int, Values] | None = None
         self._alerted: set[str] = set()
+        self._scaled = False
 
     def __enter__(self) -> Self:
         """Begin a block in which training runs."""
@@ -140,6 +141,7 @@ class GradienceCallback(TrainerCallback):
 
     def _begin(self, args: Any, state: Any, shown: Mapping[str, Any]) -> None:
         size = batch_size(args, state)
+        self._scaled = bool(getattr(args, "fp16", False))
         restart = self._recorder.in_run and bool(args.auto_find_batch_size) and size != self._batch_size
         self._batch_size = size
         if not restart:
@@ -200,8 +202,12 @@ class GradienceCallback(TrainerCallback):
         loss, norm = known.get("loss"), known.get("grad_norm")
         if loss is not None and not math.isfinite(as_float(loss)):
             self._alert(step, "NUM101", "the training loss is not finite", known)
-        elif loss == 0.0 and norm is not None and not math.isfinite(as_float(norm)):
+        elif norm is None or math.isfinite(as_float(norm)):
+            return
+        elif loss == 0.0:
             self._alert(step, "NUM102", "a loss of exactly 0 with a gradient norm that is not finite", known)
+        elif not self._scaled:  # a gradient scaler would leave such a step out; here it has reached the weights
+            self._alert(step, "NUM101", "the gradient norm is not finite", known)
 
     def _alert(self, step: int, code: str, message: str, known: Values) -> None:
         if code in self._alerted:

@@ -242,7 +242,11 @@ def _skips(v: Mapping[str, Json]) -> str:
 
 _PHRASES: Final[dict[str, Callable[[Mapping[str, Json]], str | None]]] = {
     "NUM101": _not_finite,
-    "NUM102": lambda v: f"loss is probably NaN-masked from step {v['first_step']}",
+    "NUM102": lambda v: (
+        "loss is 0 throughout: no label counts"
+        if v.get("no_labels")
+        else f"loss is probably NaN-masked from step {v['first_step']}"
+    ),
     "DIV104": _diverged,
     "SCL129": _scale,
     "PRF130": lambda v: f"preferences saturated: margin {_get(v, 'margin', '.3g')}, nothing is left to learn",
