@@ -119,7 +119,7 @@ def _unsaved_head(facts: Facts) -> Iterator[Observation]:
         return
     if lora.peft_type is None:
         raise Unknown("task_type is not given, and the file is not PEFT's, where that would mean unset")
-    if facts.objective.kind == "unknown":
+    if facts.objective.kind in {"unknown", "reward"}:
         raise Unknown(f"task_type is unset; whether there is a new head is not known ({facts.objective.because})")
     if facts.objective.kind == "classification":
         yield Observation(

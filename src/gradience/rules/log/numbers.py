@@ -190,8 +190,8 @@ def _no_labels(facts: RunFacts, bad: Sequence[int]) -> Observation:
         f"The training loss is exactly 0.0 in all {rows} rows: no label counts, or it was NaN from the start.",
         {"rows": rows, "first_step": facts.step(0), "gradient_rows": len(bad), "no_labels": True},
         confidence=0.95 if rows > 1 else 0.7,
-        action="Look at the labels of one batch: are all masked (-100), by a template, a collator or a length that cuts "
-        "answers off? Else look at the first forward pass.",
+        action="Look at the labels of one batch: are all masked (-100), by a template, a collator, or a length that "
+        "cuts answers off? Else look at the first forward pass.",
         evidence=seen(f"loss 0.0 at step {facts.step(0)}", *also),
     )
 
