@@ -207,6 +207,30 @@ def test_a_run_that_goes_nan_says_so_once_and_keeps_its_rows(training, callback,
     assert [(e.code, e.step) for e in events.of("alert")] == [("NUM102" if filtered else "NUM101", 4)]
 
 
+@pytest.mark.parametrize(("fp16", "alerts"), [(False, [("NUM101", 4), ("NUM102", 6)]), (True, [("NUM102", 6)])])
+def test_a_nan_within_a_row_of_several_steps_is_told_with_that_row(training, callback, log, tmp_path, fp16, alerts):
+    """Of a row of two steps the filter hides one loss; fp16's scaler may have left the step out, so zeros tell."""
+
+    def poison(model):
+        next(p for p in model.parameters() if p.requires_grad).data.fill_(float("nan"))
+
+    recorder = callback()
+    run = training.trainer(tmp_path, training.At(3, poison), recorder, logging_steps=2)
+    begin = recorder.on_train_begin
+
+    def scaled(args, *rest, **kwargs):
+        begin(args, *rest, **kwargs)
+        recorder._scaled = fp16
+
+    recorder.on_train_begin = scaled
+    run.train()
+    events = log(tmp_path)
+    losses = [row.loss for row in events.of("train_step")]
+    assert losses[1] > 0.0
+    assert losses[2] == 0.0
+    assert [(event.code, event.step) for event in events.of("alert")] == alerts
+
+
 def test_nothing_private_reaches_the_log(training, callback, log, tmp_path, monkeypatch):
     token = "hf_" + "Ab1" * 12
     monkeypatch.setenv("A_SECRET_OF_MINE", "environment-value-0815")

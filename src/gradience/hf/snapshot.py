@@ -24,7 +24,7 @@ _SPREAD: Final = ("adam_beta1", "adam_beta2", "bf16", "fp16")  # one setting of 
 _OF_TRL: Final = (  # settings of TRL's configs that decide what is optimised, and on what
     *("beta", "loss_type", "loss_weights", "label_smoothing", "cpo_alpha", "simpo_gamma", "desirable_weight"),
     *("undesirable_weight", "num_generations", "num_iterations", "epsilon", "epsilon_high", "scale_rewards"),
-    *("max_length", "max_prompt_length", "max_completion_length", "temperature", "mask_truncated_completions"),
+    *("max_prompt_length", "max_completion_length", "temperature", "mask_truncated_completions"),
     *("packing", "packing_strategy", "padding_free", "completion_only_loss", "assistant_only_loss"),
 )
 _ANY_METHOD: Final = frozenset({"peft_type", "task_type", "modules_to_save"})  # mean the same for every peft_type
