@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from gradience.adapters.config import AdapterConfig
-from gradience.adapters.names import explained, layer_index, module_type, other_role
+from gradience.adapters.names import layer_index, module_type
+from gradience.adapters.roles import explained, other_role
 from gradience.io.sorting import natural_key
 from gradience.schema.audit import LeftoverReason
 
