@@ -167,8 +167,8 @@ def _remarks(report: MergeCheckReport) -> Iterator[str]:
     yield from (f"Note: {clean(note)}." for note in report.notes)
     yield "These numbers describe how far the updates overlap; they do not predict what a merge does to a metric."
     yield "Measured on 12 pairs of MiniLM-L6 adapters: no finding, while accuracy fell by up to 35.5 points."
-    names = " ".join(shlex.quote(clean(item.adapter.name)) for item in report.adapters)
-    yield f"  next, on each adapter's own data: gradience bench merge {names} --help"
+    paths = " ".join(shlex.quote(clean(item.adapter.path)) for item in report.adapters)
+    yield f"  next, on each adapter's own data: gradience bench merge {paths}"
 
 
 _VERDICTS: Final = {  # those that need a look first

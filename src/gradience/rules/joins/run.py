@@ -198,7 +198,11 @@ JOINS: Final[tuple[Correlation, ...]] = (
         id="RWD315",
         severity="warning",
         title="a reward that falls, and what else shows it",
-        needs=(Needs("log", ("RWD122",)), Needs("config", ("LR004",)), Needs("disk", ("best_reward",))),
+        needs=(
+            Needs("log", ("RWD122",), frozenset({"best"})),
+            Needs("config", ("LR004",)),
+            Needs("disk", ("best_reward",)),
+        ),
         hints=(Needs("log", ("KLD124", "ZVR123", "CLP125")),),
         messages=(
             Message(("log", "config"), "The reward fell; by the configuration the rate is high for this objective."),
