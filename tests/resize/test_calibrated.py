@@ -20,8 +20,9 @@ from gradience.models.inputs import batches
 from gradience.models.load import load_model
 from gradience.models.outputs import log_probs, logits_of
 from gradience.models.statistics import lora_layers, statistics
-from gradience.verbs.resize.calibrated import Asked, calibrate_adapter
+from gradience.verbs.resize.calibrated import Asked, calibrate_adapter, kept_for
 from gradience.verbs.resize.choice import Candidate, first_pieces, ordered, predicted_kl, shortest, within
+from gradience.verbs.resize.criteria import Target
 from gradience.verbs.resize.pieces import combined, gates_of, pieces_of
 from gradience.verbs.resize.targets import without_modules
 
@@ -199,10 +200,7 @@ def wanted_merge(model, case: Saved, texts, target, **options):
     """The base's weights plus s B M A by the pieces of the same calibration, in float64."""
     files, adapter = open_adapter(case.adapter)
     found = calibrate_adapter(files, adapter, Asked(case.base, texts, **options))
-    from gradience.verbs.resize.calibrated import _kept
-    from gradience.verbs.resize.criteria import Target
-
-    kept = _kept(found, Target(*target), None)
+    kept = kept_for(found, Target(*target))
     weights = peft_models.weights_of(model)
     for path, pair in found.pairs.items():
         b, a = (f[0].astype(np.float64) for f in pair.layout.read(adapter.source))

@@ -39,7 +39,7 @@ from gradience.verbs.resize.choice import (
 )
 from gradience.verbs.resize.criteria import Target
 from gradience.verbs.resize.cut import Job
-from gradience.verbs.resize.measured import measuring
+from gradience.verbs.resize.measured import Adapted, measuring
 from gradience.verbs.resize.pieces import Pieces, combined, gates_of, pieces_of, share_left_out
 from gradience.verbs.resize.plan import Loss, Plan, plan_of_jobs, resizable_pairs, sizes_of, source_of
 from gradience.verbs.resize.targets import without_modules
@@ -76,8 +76,7 @@ class Calibrated:
 
     adapter: Adapter
     asked: Asked
-    loaded: LoadedModel
-    layers: Mapping[str, Any]
+    model: Adapted
     pairs: Mapping[str, StoredPair]
     pieces: Mapping[str, Pieces]
     candidates: Mapping[str, Candidate]
@@ -110,13 +109,13 @@ def calibrate_adapter(
     from gradience.models.outputs import tokens_within  # noqa: PLC0415  # torch, which only a calibration needs
     from gradience.models.statistics import lora_layers, statistics  # noqa: PLC0415  # the same
 
-    layers = lora_layers(loaded, list(pairs))
+    adapted = Adapted(loaded, lora_layers(loaded, list(pairs)))
     inputs = _split(asked, loaded)
     units = _BACKWARD * len(inputs.chosen_by) + _ROUNDS * len(inputs.measured_on)
     with temporary_folder() as folder:
         found = statistics(
             loaded,
-            layers,
+            adapted.layers,
             batches(inputs.chosen_by, tokens=tokens_within(loaded), pad=loaded.pad),
             seed=asked.seed,
             folder=folder,
@@ -132,8 +131,7 @@ def calibrate_adapter(
     return Calibrated(
         adapter=adapter,
         asked=asked,
-        loaded=loaded,
-        layers=layers,
+        model=adapted,
         pairs=pairs,
         pieces=pieces,
         candidates=candidates,
@@ -141,7 +139,7 @@ def calibrate_adapter(
         predictions=found.predictions,
         inputs=inputs,
         measure=measuring(
-            loaded, layers, pieces, inputs.measured_on, lambda n: tell(min(done + n, units - 1), units, "measuring")
+            adapted, pieces, inputs.measured_on, lambda n: tell(min(done + n, units - 1), units, "measuring")
         ),
     )
 
@@ -152,7 +150,7 @@ def plan_by_outputs(found: Calibrated, target: Target, *, dtype: str | None = No
     Raises:
         AdapterError: the budget has no room for the least that can be written.
     """
-    kept = _kept(found, target, dtype)
+    kept = kept_for(found, target, dtype=dtype)
     jobs, losses = [], []
     for path, pair in found.pairs.items():
         gram_a, gram_b = _grams(found.adapter, pair)
@@ -239,7 +237,12 @@ def _grams(adapter: Adapter, pair: StoredPair) -> tuple[Floats, Floats]:
     return a @ a.T, b.T @ b
 
 
-def _kept(found: Calibrated, target: Target, dtype: str | None) -> Kept:
+def kept_for(found: Calibrated, target: Target, *, dtype: str | None = None) -> Kept:
+    """The pieces that a criterion keeps; `dtype`, of new factors, matters to a size in megabytes.
+
+    Raises:
+        AdapterError: the budget has no room for the least that can be written.
+    """
     order = found.order
     if target.criterion == "kl":
         return first_pieces(order, shortest(order, target.value, lambda n: found.measure(first_pieces(order, n)).kl))
@@ -284,7 +287,7 @@ def _fields(found: Calibrated, kept: Kept) -> dict[str, Any]:
     """The fields of the config that leave the modules out that have no piece left."""
     if all(kept.values()):
         return {}
-    model = found.loaded.model.base_model.model
+    model = found.model.loaded.model.base_model.model
     names = [name.replace(".base_layer", "") for name, _ in model.named_modules() if ".lora_" not in name]
     return without_modules([path for path, pieces in kept.items() if pieces], names)
 
