@@ -15,7 +15,7 @@ noun; and on SmolLM2-135M (all layers) to write WordNet's entries. Each is then 
 * `--calibrate --kl .003`, and .01.
 
 The statistics are taken once for each adapter, and the sizes cut from them as the verb does it, in the loaded model.
-Each line of RUNS/results.jsonl is one adapter in one size: its parameters; KL and flips against the adapter as it was on
+Each line of RUNS/results.jsonl is one adapter in one size: its parameters; KL and flips against the whole adapter on
 third inputs, which no choice has seen; and what the task's metric did on the same rows. The tables are means with 95 %
 intervals (Student's t over adapters; of ratios, over their logarithms). What is there is not made again, so that a run
 may be stopped, and a longer one begun from it. `--cost` measures time and memory of one calibration instead.
@@ -274,66 +274,48 @@ def metric(rows: Any) -> dict[str, float]:
     return {"loss": sum(row.loss for row in rows) / known, "accuracy": sum(row.hits for row in rows) / known}
 
 
+def half_width(values: list[float]) -> float:
+    """Of the 95 % interval of their mean; 0 of one."""
+    if len(values) < 2:
+        return 0.0
+    return T_95[min(len(values) - 2, len(T_95) - 1)] * moments.stdev(values) / math.sqrt(len(values))
+
+
 def interval(values: list[float]) -> str:
     """Mean and 95 % interval."""
-    mean = moments.fmean(values)
-    if len(values) < 2:
-        return f"{mean:.4f} (n = 1)"
-    half = T_95[min(len(values) - 2, len(T_95) - 1)] * moments.stdev(values) / math.sqrt(len(values))
-    return f"{mean:.4f} [{mean - half:.4f}, {mean + half:.4f}] (n = {len(values)})"
+    mean, half = moments.fmean(values), half_width(values)
+    return f"{mean:.4f} [{mean - half:.4f}, {mean + half:.4f}]"
 
 
-def ratio(ratios: list[float]) -> str:
-    """Geometric mean and 95 % interval."""
-    logs = [math.log(one) for one in ratios]
-    mean = moments.fmean(logs)
-    half = (
-        T_95[min(len(logs) - 2, len(T_95) - 1)] * moments.stdev(logs) / math.sqrt(len(logs)) if len(logs) > 1 else 0.0
-    )
-    wins = sum(one < 0.0 for one in logs)
-    low, high = math.exp(mean - half), math.exp(mean + half)
+def ratio(some: dict[str, float], others: dict[str, float]) -> str:
+    """Geometric mean of the KL of some adapters over that of the same ones otherwise, and its 95 % interval."""
+    logs = [math.log(some[run] / others[run]) for run in some if run in others]
+    mean, half = moments.fmean(logs), half_width(logs)
+    low, high, wins = math.exp(mean - half), math.exp(mean + half), sum(one < 0.0 for one in logs)
     return f"{math.exp(mean):.2f} [{low:.2f}, {high:.2f}], smaller in {wins} of {len(logs)}"
 
 
 def show(lines: list[dict[str, Any]]) -> None:
-    """Print the tables, for each model and rank."""
-    groups = sorted({"-".join([line["run"].split("-")[0], line["run"].split("-")[2]]) for line in lines})
-    for group in groups:
-        model, r = group.split("-")
-        mine = [line for line in lines if line["run"].startswith(f"{model}-") and f"-{r}-" in line["run"]]
-        by_size: dict[str, dict[str, dict[str, Any]]] = {}
-        for line in mine:
-            by_size.setdefault(line["size"], {})[line["run"]] = line
-        print(f"\n{group}: {len({line['run'] for line in mine})} adapters")
-        for part in (4, 8):
-            uniform = by_size.get(f"uniform r/{part}", {})
-            for pieces in ("two-sided", "svd"):
-                other = by_size.get(f"{pieces} r/{part}", {})
-                shared = [
-                    run for run in uniform if run in other and uniform[run]["kl"] > 0.0 and other[run]["kl"] > 0.0
-                ]
-                if shared:
-                    print(
-                        f"  KL of {pieces} over uniform at r/{part}:",
-                        ratio([other[x]["kl"] / uniform[x]["kl"] for x in shared]),
-                    )
-        for name, some in by_size.items():
-            rows = list(some.values())
-            print(f"  {name}")
-            print("    parameters kept ", interval([row["params"] for row in rows]))
+    """Print the tables, of each model and rank."""
+    groups: dict[str, dict[str, list[dict[str, Any]]]] = {}
+    for line in lines:
+        model, _, r, _ = line["run"].split("-")
+        groups.setdefault(f"{model} {r}", {}).setdefault(line["size"], []).append(line)
+    for group, by_size in groups.items():
+        print(f"\n{group}: {len({line['run'] for some in by_size.values() for line in some})} adapters")
+        kl = {name: {line["run"]: line["kl"] for line in some} for name, some in by_size.items()}
+        for part, pieces in itertools.product((4, 8), ("two-sided", "svd")):
             print(
-                "    KL on third     ",
-                interval([row["kl"] for row in rows]),
-                "largest",
-                f"{max(row['kl'] for row in rows):.4f}",
+                f"  KL of {pieces} over uniform at r/{part}:", ratio(kl[f"{pieces} r/{part}"], kl[f"uniform r/{part}"])
             )
-            print("    flips           ", interval([row["flips"] for row in rows]))
+        for name, some in by_size.items():
+            print(f"  {name}")
+            print("    parameters kept", interval([line["params"] for line in some]))
+            print("    KL             ", interval([line["kl"] for line in some]), f"<= {max(kl[name].values()):.4f}")
+            print("    flips          ", interval([line["flips"] for line in some]))
             for key in ("accuracy", "loss"):
-                print(
-                    f"    {key:15} ",
-                    interval([row["metric"][key] - row["whole"][key] for row in rows]),
-                    "minus the whole",
-                )
+                changes = [line["metric"][key] - line["whole"][key] for line in some]
+                print(f"    change of {key}", interval(changes))
 
 
 def cost(folder: Path, runs: Path, run: Run) -> None:
