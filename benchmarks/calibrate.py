@@ -261,7 +261,7 @@ def measured(folder: Path, runs: Path, run: Run) -> Iterator[dict[str, Any]]:
             "params": sum(len(kept[path]) * n for path, n in params.items()) / (run.r * sum(params.values())),
             "kl": divergence(rows).kl,
             "flips": divergence(rows).flips,
-            "kl_on_second": None if size.pieces == "uniform" else one.measure(kept).kl,
+            "kl_on_second": one.measure(kept).kl if size.criterion == "kl" else None,
             "whole": whole,
             "metric": metric(rows),
         }
@@ -321,10 +321,16 @@ def show(lines: list[dict[str, Any]]) -> None:
 def cost(folder: Path, runs: Path, run: Run) -> None:
     """Print CPU time of a calibration over that of its forward and backward passes, and the memory it takes."""
     from gradience.models.inputs import batches
+    from gradience.models.load import load_model
     from gradience.models.outputs import log_probs, logits_of, tokens_within
     from gradience.models.statistics import statistics
+    from gradience.verbs.resize import calibrated as _  # imports count before, not for, the calibration
 
+    loaded = load_model(base_of(folder, runs, run.model), runs / "adapters" / run.name)
+    held = int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+    del loaded
     found = calibrated(folder, runs, run, "two-sided")
+    peak = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     model, examples = found.model, found.inputs.chosen_by
     parts = batches(examples, tokens=tokens_within(model.loaded), pad=model.loaded.pad)
     first = next(iter(model.layers.values()))
@@ -345,10 +351,9 @@ def cost(folder: Path, runs: Path, run: Run) -> None:
             began = time.process_time()
             do()
             times[name].append(time.process_time() - began)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     print(f"{run.name}: {len(examples)} inputs in {len(parts)} batches")
     print(f"  CPU time over its own passes: {min(times['whole']) / min(times['passes']):.2f} ({times})")
-    print(f"  peak memory {before / 1e3:.0f} MB")
+    print(f"  peak memory {peak / 1e6:.0f} MB, {(peak - held) / 1e6:.0f} MB over that with the model loaded")
 
 
 def all_runs(args: argparse.Namespace) -> Iterator[Run]:

@@ -218,7 +218,7 @@ def test_the_measured_kl_is_within_the_tolerance_and_is_that_of_the_adapter_as_w
     record = report.calibration
     assert 0.0 < record.kl <= 0.05
     assert report.params_after < report.params_before
-    assert (record.inputs, record.measured_inputs, record.pieces) == (50, 30, kind)
+    assert (record.inputs, record.measured_inputs, record.pieces) == (54, 26, kind)
     whole, cut = load_model(llama.base, llama.adapter), load_model(llama.base, tmp_path / "out")
     files, adapter = open_adapter(llama.adapter)
     examples = calibrate_adapter(files, adapter, Asked(llama.base, texts)).inputs.measured_on
@@ -410,8 +410,8 @@ def test_the_report_says_what_was_measured_and_on_how_many(llama, texts, capsys)
     assert main(["resize", str(llama.adapter), *map(str, arguments)]) == 0
     text = capsys.readouterr().out
     assert "Criterion:  KL of the outputs <= 0.05 nats per prediction" in text
-    assert "nats per prediction on 30 inputs (" in text
-    assert "two-sided, chosen by 50 inputs (" in text
+    assert "nats per prediction on 26 inputs (" in text
+    assert "two-sided, chosen by 54 inputs (" in text
 
 
 def test_files_under_other_names_than_peft_loads_are_refused(llama, texts, tmp_path):

@@ -16,7 +16,7 @@ import msgspec
 import numpy as np
 
 from gradience.adapters.layout import Adapter
-from gradience.adapters.open import CONFIG_NAME, WEIGHT_NAMES, AdapterFiles
+from gradience.adapters.open import CONFIG_NAME, AdapterFiles
 from gradience.adapters.pairs import StoredPair
 from gradience.adapters.traits import traits_of
 from gradience.errors import AdapterError, ConfigError
@@ -56,6 +56,7 @@ LEAST: Final = 24  # different inputs: by 8 nothing was gained, and as many must
 CRITERIA: Final = ("kl", "rank", "max_params", "max_mb")
 """The criteria that a choice by outputs knows: the others are rules on singular values."""
 
+_OF_PEFT: Final = ("adapter_model.safetensors", "adapter_model.bin")
 _ROUNDS: Final = 8  # measurements that a search takes at most, for the progress bar
 _BACKWARD: Final = 2  # forward passes that a forward and backward pass is worth, for the same
 
@@ -174,7 +175,7 @@ class Split(NamedTuple):
 
 
 def _split(asked: Asked, loaded: LoadedModel) -> Split:
-    """The inputs of the file, three eighths of them to measure on where they are fewer than wanted.
+    """The inputs of the file, a third of them to measure on where they are fewer than wanted.
 
     Raises:
         ConfigError: the file cannot be read, or holds too few different inputs.
@@ -187,7 +188,7 @@ def _split(asked: Asked, loaded: LoadedModel) -> Split:
             f"{asked.inputs} has {usable} different inputs that can be used, expected at least {LEAST}",
             advice=f"{CHOSEN_BY + measured} are used where there are so many; they need no labels",
         )
-    count = min(CHOSEN_BY, math.ceil(usable * 5 / 8))
+    count = min(CHOSEN_BY, math.ceil(usable * 2 / 3))
     return Split(found.examples[:count], found.examples[count:], found.cut)
 
 
@@ -202,9 +203,9 @@ def _pairs(files: AdapterFiles, adapter: Adapter) -> dict[str, StoredPair]:
             f"the adapter is in {adapter.format}'s format, which PEFT does not load",
             advice="'gradience convert' makes a PEFT adapter of it",
         )
-    if files.config != files.folder / CONFIG_NAME or files.weights.name not in WEIGHT_NAMES:
+    if files.config != files.folder / CONFIG_NAME or files.weights.name not in _OF_PEFT:
         raise AdapterError(
-            f"PEFT loads {CONFIG_NAME} and {WEIGHT_NAMES[0]} of one folder, and these are {files.config} and "
+            f"PEFT loads {CONFIG_NAME} and {_OF_PEFT[0]} of one folder, and these are {files.config} and "
             f"{files.weights}",
             advice="to calibrate, put both into a folder under these names",
         )
