@@ -346,7 +346,7 @@ def cost(folder: Path, runs: Path, run: Run) -> None:
             statistics(model.loaded, model.layers, parts, seed=0, folder=Path(place))
 
     times: dict[str, list[float]] = {"passes": [], "whole": []}
-    for _ in range(3):
+    for _turn in range(3):
         for name, do in (("passes", passes), ("whole", whole)):
             began = time.process_time()
             do()
