@@ -324,7 +324,7 @@ def cost(folder: Path, runs: Path, run: Run) -> None:
     from gradience.models.load import load_model
     from gradience.models.outputs import log_probs, logits_of, tokens_within
     from gradience.models.statistics import statistics
-    from gradience.verbs.resize import calibrated as _  # imports count before, not for, the calibration
+    from gradience.verbs.resize.calibrated import CHOSEN_BY
 
     loaded = load_model(base_of(folder, runs, run.model), runs / "adapters" / run.name)
     held = int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
@@ -351,7 +351,7 @@ def cost(folder: Path, runs: Path, run: Run) -> None:
             began = time.process_time()
             do()
             times[name].append(time.process_time() - began)
-    print(f"{run.name}: {len(examples)} inputs in {len(parts)} batches")
+    print(f"{run.name}: {len(examples)} of {CHOSEN_BY} inputs in {len(parts)} batches")
     print(f"  CPU time over its own passes: {min(times['whole']) / min(times['passes']):.2f} ({times})")
     print(f"  peak memory {peak / 1e6:.0f} MB, {(peak - held) / 1e6:.0f} MB over that with the model loaded")
 
