@@ -20,6 +20,7 @@ STATED = {
     "NUM131": ("info", 0.9),
     "DIV103": ("warning", 0.8),
     "DIV104": ("error", 0.9),
+    "GUA150": ("warning", 1.0),
     "SCL129": ("warning", 0.85),
     "NOL106": ("warning", 0.75),
     "PLT105": ("info", 0.5),
