@@ -173,6 +173,8 @@ STATED: list[tuple[str, str, float, dict[str, float]]] = [
         "info",
         0.6,
         {
+            "least_evals": 3,
+            "seen_as_new": 1.1,
             "epoch_drop": 0.05,
             "epoch_errors": 3.0,
             "epoch_share": 0.25,
