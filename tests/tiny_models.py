@@ -33,14 +33,29 @@ def causal(width: int = 16, layers: int = 2) -> Any:
     )  # fmt: skip
 
 
-def gpt2() -> Any:
+def gpt2(**options: Any) -> Any:
     """A GPT-2, whose layers are Conv1D."""
     from transformers import GPT2Config, GPT2LMHeadModel
 
     torch.manual_seed(0)
     return GPT2LMHeadModel(
-        GPT2Config(vocab_size=VOCABULARY, n_embd=16, n_layer=2, n_head=2, n_positions=64, initializer_range=0.3)
+        GPT2Config(
+            vocab_size=VOCABULARY, n_embd=16, n_layer=2, n_head=2, n_positions=64, initializer_range=0.3, **options
+        )
     )
+
+
+def mixtral() -> Any:
+    """A Mixtral, whose experts are 3-D parameters."""
+    from transformers import MixtralConfig, MixtralForCausalLM
+
+    torch.manual_seed(0)
+    return MixtralForCausalLM(
+        MixtralConfig(
+            vocab_size=VOCABULARY, hidden_size=16, intermediate_size=24, num_hidden_layers=1, num_attention_heads=2,
+            num_key_value_heads=2, num_local_experts=2, max_position_embeddings=64, pad_token_id=0,
+        )
+    )  # fmt: skip
 
 
 def bert(kind: str = "Sequence", **options: Any) -> Any:

@@ -165,11 +165,11 @@ def _libraries() -> tuple[Any, Any]:
 
 def _device(torch: Any, name: str | None) -> Any:
     if name is None:
-        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+        name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         return torch.device(name)
     except RuntimeError as error:
-        raise GradienceError(f"{name!r} is no device of torch's", advice="give cpu, cuda or mps") from error
+        raise GradienceError(f"{name!r} is no device of torch's", advice="give cpu or cuda") from error
 
 
 @contextmanager

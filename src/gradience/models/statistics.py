@@ -49,18 +49,12 @@ def lora_layers(loaded: LoadedModel, paths: Sequence[str]) -> dict[str, Any]:
     """PEFT's layers of the modules, by path.
 
     Raises:
-        AdapterError: a layer computes something else than B (A x): DoRA and its like, experts, attention as a whole.
+        AdapterError: a layer computes something else than B (A x): a variant, or attention as a whole.
     """
     layers = {}
     for path in paths:
-        layer = _submodule(loaded.model.base_model.model, path)
-        if isinstance(layer, ParamWrapper):
-            raise AdapterError(
-                f"{path} is a parameter of experts, whose factors are multiplied before any token meets them: there is "
-                "no A x to observe",
-                advice="resize it by its weights, without --calibrate",
-            )
-        if not isinstance(layer, LoraLayer) or isinstance(layer, MultiheadAttention):
+        layer = loaded.model.base_model.model.get_submodule(path)
+        if not isinstance(layer, LoraLayer) or isinstance(layer, MultiheadAttention | ParamWrapper):
             raise AdapterError(
                 f"{path} is {type(layer).__name__}: it merges its factors before any token meets them, so there is no "
                 "A x to observe",
@@ -71,16 +65,6 @@ def lora_layers(loaded: LoadedModel, paths: Sequence[str]) -> dict[str, Any]:
             raise AdapterError(f"{path} is a variant of LoRA ({what}): its update is not s B A alone", advice=_CONVERT)
         layers[path] = layer
     return layers
-
-
-def _submodule(model: Any, path: str) -> Any:
-    """The module of that path; a parameter's, where the path names one; None where there is none."""
-    for name in (path, path.rpartition(".")[0]):
-        try:
-            return model.get_submodule(name)
-        except AttributeError:
-            continue
-    return None
 
 
 def statistics(
