@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from gradience.telemetry.validate import validate_log
     from gradience.telemetry.writer import TelemetryWriter
     from gradience.verbs.audit import audit_adapter
+    from gradience.verbs.bench import bench_adapter, bench_merge, bench_mitigate
     from gradience.verbs.check import check_config
     from gradience.verbs.compare import compare_adapters
     from gradience.verbs.convert import convert_adapter
@@ -36,6 +37,9 @@ _HOMES = {
     "TelemetryReader": "gradience.telemetry.reader",
     "TelemetryWriter": "gradience.telemetry.writer",
     "audit_adapter": "gradience.verbs.audit",
+    "bench_adapter": "gradience.verbs.bench",
+    "bench_merge": "gradience.verbs.bench",
+    "bench_mitigate": "gradience.verbs.bench",
     "check_config": "gradience.verbs.check",
     "compare_adapters": "gradience.verbs.compare",
     "compare_runs": "gradience.verbs.monitor.compare",
@@ -63,6 +67,9 @@ __all__ = [
     "TelemetryReader",
     "TelemetryWriter",
     "audit_adapter",
+    "bench_adapter",
+    "bench_merge",
+    "bench_mitigate",
     "check_config",
     "compare_adapters",
     "compare_runs",

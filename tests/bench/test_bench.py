@@ -322,3 +322,18 @@ def test_perplexity_is_beside_the_loss_and_the_verdict_in_words(llama, tmp_path,
     assert f"full {score:.4g} (perplexity {math.exp(score):.4g})" in out
     assert "Verdict: NONE: no candidate holds: all lose more than the tolerance." in out
     assert "lower is better" in out
+
+
+def test_a_size_by_kl_is_calibrated_on_inputs_of_its_own(classifier, tmp_path):
+    texts = write_rows(tmp_path / "texts.jsonl", [{"text": row["text"]} for row in rows_of(300, 5)])
+    report = bench_adapter(
+        classifier.adapter,
+        tmp_path / "out",
+        data=classifier.data,
+        candidates=["kl:.05"],
+        calibrate=texts,
+        options=Options(base=classifier.base),
+    )
+    found = next(c for c in report.candidates if c.name == "kl:.05")
+    assert 0 < found.params < report.candidates[0].params
+    assert found.results[0].kl < 0.1  # measured on other inputs than it was chosen by
