@@ -37,8 +37,7 @@ def test_the_intervals_of_a_terminal_lie_beside_zero_and_the_tolerance(report):
     table, drawn = line_of(text, "b")
     assert table.split()[:4] == ["b", "80", "80%", "0.7"]
     assert table.endswith("over")
-    zero, edge = line_of(text, "a")[1].index("|"), drawn.index(":")
-    assert zero < edge < drawn.index("[") < drawn.index("o") < drawn.index("]")
+    assert drawn.index("|") < drawn.index(":") < drawn.index("[") < drawn.index("o") < drawn.index("]")
     low, high = text.splitlines()[text.splitlines().index(drawn) + 1].split()
     share = (drawn.index("o") - 27) / 60  # where the mean is drawn, between the ends of the scale
     assert float(low) + share * (float(high) - float(low)) == pytest.approx(0.2, abs=0.01)
