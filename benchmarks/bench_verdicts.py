@@ -2,7 +2,7 @@
 
 ``python benchmarks/bench_verdicts.py [--trials N]`` prints two Markdown tables:
 
-1. Candidates that lose exactly the tolerance: the share of trials in which any is said to hold. It has to be at most 5 %.
+1. Candidates that lose exactly the tolerance: the share of trials in which any is said to hold, at most 5 % if right.
 2. The n that a pilot of the same outcomes asks for, beside the n at which 80 % of trials hold.
 """
 
@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
+from functools import cache
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from gradience.verbs.bench.trial import bounds, needed, sample_of
+from gradience.verbs.bench.trial import POWER, bounds, needed, sample_of
 
 Floats = npt.NDArray[np.float64]
 Draw = Callable[[np.random.Generator, tuple[int, int]], Floats]
@@ -23,6 +24,8 @@ DRAWS = 1000
 
 
 class Case(NamedTuple):
+    """Harms of one kind, and the tolerance."""
+
     name: str
     draw: Draw  # harms
     margin: float
@@ -66,6 +69,19 @@ NEEDED = (
 
 def holds(case: Case, rng: np.random.Generator, n: int, candidates: int, seed: int) -> bool:
     harm = case.draw(rng, (n, candidates))
+    if case.largest is not None and candidates == 1:  # answers differ by their counts only, which come again
+        return _of_counts(n, int((harm > 0).sum()), int((harm < 0).sum()), case.margin)
+    return _holds(harm, case, seed)
+
+
+@cache
+def _of_counts(n: int, worse: int, better: int, margin: float) -> bool:
+    harm = np.array([1.0] * worse + [-1.0] * better + [0.0] * (n - worse - better))[:, None]
+    return _holds(harm, Case("", flips(0.0, 0.0), margin, 1.0), 0)
+
+
+def _holds(harm: Floats, case: Case, seed: int) -> bool:
+    n = len(harm)
     sample = sample_of(harm, np.ones(n), np.full(n, case.margin), largest=case.largest)
     return bool((bounds(sample, seed=seed, draws=DRAWS).upper <= 0.0).any())
 
@@ -90,7 +106,7 @@ def reached(case: Case, guess: float, trials: int) -> float:
     low, high = guess / 2.5, guess * 2.5
     for _ in range(6):
         middle = (low * high) ** 0.5
-        low, high = (low, middle) if share(case, round(middle), 1, trials) >= 0.8 else (middle, high)
+        low, high = (low, middle) if share(case, round(middle), 1, trials) >= POWER else (middle, high)
     return (low * high) ** 0.5
 
 
@@ -100,7 +116,7 @@ def main() -> None:
     trials = parser.parse_args().trials
     print(f"| true loss = tolerance ({trials} trials) | n | one candidate | five candidates |\n|---|---|---|---|")
     for case in FALSE:
-        for n in (50, 200, 800):
+        for n in (50, 200, 600):
             one, five = (share(case, n, m, trials) for m in (1, 5))
             print(f"| {case.name} | {n} | {one:.1%} | {five:.1%} |", flush=True)
     print("\n| outcomes | n for 80 % | asked for by large pilots | ratio | by pilots of half of it: quartiles |")
