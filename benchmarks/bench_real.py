@@ -29,8 +29,8 @@ from gradience.verbs.bench.judge import Contender, Task, judge, tolerance_of
 from gradience.verbs.bench.store import Evaluation
 
 PARTS: Final = 6
-MOST: Final = 1440  # rows of a pool
-CANDIDATES: Final = ("svd:12", "svd:8", "svd:4", "svd:2", "kl:.003", "kl:.01", "kl:.03")
+MOST: Final = 1200  # rows of a pool
+CANDIDATES: Final = ("svd:12", "svd:8", "svd:4", "svd:2", "kl:.01")
 
 
 def unseen(folder: Path, run: Run) -> tuple[list[dict[str, object]], list[str]]:
