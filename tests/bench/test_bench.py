@@ -337,3 +337,20 @@ def test_a_size_by_kl_is_calibrated_on_inputs_of_its_own(classifier, tmp_path):
     found = next(c for c in report.candidates if c.name == "kl:.05")
     assert 0 < found.params < report.candidates[0].params
     assert found.results[0].kl < 0.1  # measured on other inputs than it was chosen by
+
+
+def test_a_key_in_a_command_is_in_no_file_of_the_folder(classifier, tmp_path, capsys):
+    secret = "hf_" + "aBcDeFgHiJ" * 3
+    command = f"{counting(tmp_path)} --token {secret}"
+    quietly(classifier.adapter, "--metric", command, "--out", tmp_path / "out", "--candidates", "svd:2", "--json")
+    assert secret not in capsys.readouterr().out
+    files = [path for path in (tmp_path / "out").rglob("*.json") if path.is_file()]
+    assert len(files) > 4
+    assert not any(secret in path.read_text() for path in files)
+
+
+def test_a_base_that_only_the_evaluator_knows_needs_no_files(classifier, tmp_path):
+    arguments = (classifier.adapter, "--metric", counting(tmp_path), "--out", tmp_path / "out", "--candidates", "svd:2")
+    assert quietly(*arguments, "--base", "someone/large-model", "--tolerance", "5%") == 0
+    assert quietly(*arguments, "--base", "someone/other-model", "--tolerance", "5%") == 0
+    assert len(calls(tmp_path)) == 8

@@ -12,6 +12,7 @@ from gradience.base.weights import find_shards, identity
 from gradience.errors import GradienceError
 from gradience.io.types import PathLike, Progress
 from gradience.schema.bench import BenchMetric, BenchReport, Role
+from gradience.telemetry.secrets import hide_in
 from gradience.verbs.bench.anchors import write_shuffled, write_without_update
 from gradience.verbs.bench.command import DEFAULT_TIMEOUT
 from gradience.verbs.bench.evaluators import LM_EVAL, Command, Evaluator, LmEval
@@ -95,7 +96,11 @@ class Contest:
 
     def _base_hash(self) -> str:
         base = self._options.base
-        return "" if base is None else identity(find_shards(Path(base)))
+        if base is None:
+            return ""
+        if self._metric not in get_args(BuiltIn) and not Path(base).exists():
+            return f"named {base}"  # a command may know it by a name that means nothing here
+        return identity(find_shards(Path(base)))
 
     def evaluator(self, data: Path | None) -> Evaluator:
         """What scores adapters on these data.
@@ -178,7 +183,7 @@ class Contest:
             reused=self._store.reused,
             notes=list(dict.fromkeys([*sources.notes, *remarks])),
         )
-        self._store.keep_report(report.to_json())
+        self._store.keep_report(hide_in(report).to_json())
         return report
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
+from hashlib import sha256
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Final, Protocol
@@ -62,7 +63,7 @@ class Command:
         words(command, {}, required="adapter")
         self.name = command
         self.higher_is_better = higher_is_better
-        self.of = {"command": command, "seeds": list(seeds), **of}
+        self.of = {"command": sha256(command.encode()).hexdigest(), "seeds": list(seeds), **of}  # it may hold a key
         self._values = values
         self._seeds = seeds
         self._timeout = timeout
