@@ -126,7 +126,7 @@ if len(names) == int(fail):
         import time; time.sleep(600)
     sys.exit(0)
 config = json.load(open(os.path.join(adapter, "adapter_config.json")))
-good = 0 if "shuffled" in adapter or "base" in adapter else 90
+good = 0 if os.path.basename(adapter).startswith(("shuffled", "base")) else 90
 print(json.dumps([1] * good + [0] * (100 - good)))
 """
 

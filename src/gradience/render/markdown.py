@@ -194,7 +194,15 @@ def _benched(report: BenchReport | None) -> Iterator[str]:
             )
             for row in rows_of(report, task)
         ]
-        titles = ("Adapter", "Parameters", escape(report.metric.name), "Loss [least, worst]", "KL", "Flips", "Verdict")
+        titles = (
+            "Adapter",
+            "Parameters",
+            escape(report.metric.name),
+            "Worse by [least, worst]",
+            "KL",
+            "Flips",
+            "Verdict",
+        )
         yield from _table(titles, rows)
 
 

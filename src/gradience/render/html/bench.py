@@ -26,7 +26,7 @@ from gradience.schema.bench import BenchReport, BenchTask
 from gradience.schema.scalars import as_float
 
 _CAPTION: Final = (
-    "Each candidate's loss against the adapter, by its size: a dot is the mean of the paired differences, the bar "
+    "How much worse than the adapter each candidate is, by its size: a dot is the mean of the paired differences, the bar "
     "spans what is plausible with 95 % for all candidates at once. A bar that ends under the tolerance holds."
 )
 
@@ -77,7 +77,7 @@ def _figure(task: BenchTask, rows: Sequence[Row]) -> Element:
     edge = np.full(2, task.margin)
     limit = _envelope([min(*sizes, 0.0), max(*sizes, 100.0)], edge, edge, edge, apart=False)
     lines = [Line("candidates", bars, points=True), Line("tolerance", limit)]
-    plot = Plot(lines, "parameters, % of the adapter's", "loss against the adapter", log=False)
+    plot = Plot(lines, "parameters, % of the adapter's", "worse than the adapter by", log=False)
     least = ", ".join(f"{row.candidate.name} {harm_cell(row.result)}" for row in rows)
     return plot_figure(
         f"Loss by size on {task.name}", plot, summary=f"Tolerance {task.margin:.3g}: {least}.", caption=_CAPTION
@@ -106,7 +106,7 @@ _COLUMNS: Final[Columns[Row]] = (
     ("Parameters", lambda row: count(row.candidate.params)),
     ("Share", lambda row: "-" if row.candidate.share is None else f"{row.candidate.share:.0%}"),
     ("Score", lambda row: number(row.result.score, ".4g")),
-    ("Loss [least, worst]", lambda row: harm_cell(row.result)),
+    ("Worse by [least, worst]", lambda row: harm_cell(row.result)),
     ("KL", lambda row: number(row.result.kl, ".2g")),
     ("Flips", lambda row: percent(row.result.flips)),
 )
