@@ -26,8 +26,8 @@ from gradience.schema.bench import BenchReport, BenchTask
 from gradience.schema.scalars import as_float
 
 _CAPTION: Final = (
-    "How much worse than the adapter each candidate is, by its size: a dot is the mean of the paired differences, the bar "
-    "spans what is plausible with 95 % for all candidates at once. A bar that ends under the tolerance holds."
+    "How much worse than the adapter each candidate is, by its size: a dot is the mean of the paired differences, "
+    "the bar spans what is plausible with 95 % for all candidates at once. A bar that ends under the tolerance holds."
 )
 
 
