@@ -133,7 +133,7 @@ def _samples(folder: Path) -> Iterator[tuple[str, int, float]]:
         with open_regular(path) as file:
             lines = iter(lambda: file.readline(_LARGEST_SAMPLE), b"")
             rows = [_sample(path, line) for line in lines if line.strip()]
-        name = next((m for m in _METRICS if all(m in row for row in rows)), None)
+        name = next((m for m in _METRICS if all(isinstance(row.get(m), int | float) for row in rows)), None)
         if name is not None:
             yield from ((path.stem, int(row.get("doc_id", i)), float(row[name])) for i, row in enumerate(rows))
 
