@@ -16,7 +16,8 @@ import json, pathlib, sys
 words = sys.argv
 folder = pathlib.Path(words[words.index("--output_path") + 1]) / "model"
 folder.mkdir()
-rows = [{"doc_id": 1, "exact_match": [0, 1], "acc_norm": 0.0, "f1": 1.0}, {"doc_id": 0, "exact_match": [1], "acc_norm": 1.0}]
+rows = [{"doc_id": 1, "exact_match": [0, 1], "acc_norm": 0.0, "f1": 1.0}]
+rows += [{"doc_id": 0, "exact_match": [1], "acc_norm": 1.0}]
 metrics = json.loads(pathlib.Path(__file__).with_name("metrics.json").read_text())
 rows = [{k: v for k, v in row.items() if k in metrics or k == "doc_id"} for row in rows]
 (folder / "samples_task_1.jsonl").write_text("".join(json.dumps(row) + chr(10) for row in rows))
