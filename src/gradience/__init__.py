@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from gradience.errors import AdapterError, ConfigError, GradienceError, OutputError, RecorderError, SchemaError
-    from gradience.hf.callback import GradienceCallback
+    from gradience.hf.callback import GradienceCallback as GradienceCallback
     from gradience.importers.run import import_run
     from gradience.telemetry.reader import TelemetryReader
     from gradience.telemetry.validate import validate_log
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from gradience.verbs.mitigate import mitigate_adapter
     from gradience.verbs.monitor import monitor_run
     from gradience.verbs.monitor.compare import compare_runs
+    from gradience.verbs.reference import json_schema, list_rules
     from gradience.verbs.report.write import write_report
     from gradience.verbs.resize import resize_adapter
     from gradience.verbs.verify_merge import verify_merged
@@ -42,6 +43,8 @@ _HOMES = {
     "convert_adapter": "gradience.verbs.convert",
     "diagnose": "gradience.verbs.diagnose",
     "import_run": "gradience.importers.run",
+    "json_schema": "gradience.verbs.reference",
+    "list_rules": "gradience.verbs.reference",
     "mitigate_adapter": "gradience.verbs.mitigate",
     "merge_adapters": "gradience.verbs.merge",
     "merge_check": "gradience.verbs.merge",
@@ -52,16 +55,19 @@ _HOMES = {
     "write_report": "gradience.verbs.report.write",
 }
 
+__version__: str
+
+# What a base install can import. `GradienceCallback` needs the extra `hf`, and `dir` shows it where that is installed.
 __all__ = [
     "AdapterError",
     "ConfigError",
-    "GradienceCallback",
     "GradienceError",
     "OutputError",
     "RecorderError",
     "SchemaError",
     "TelemetryReader",
     "TelemetryWriter",
+    "__version__",
     "audit_adapter",
     "check_config",
     "compare_adapters",
@@ -69,6 +75,8 @@ __all__ = [
     "convert_adapter",
     "diagnose",
     "import_run",
+    "json_schema",
+    "list_rules",
     "merge_adapters",
     "merge_check",
     "mitigate_adapter",
@@ -82,6 +90,8 @@ __all__ = [
 
 def __getattr__(name: str) -> object:
     """Import a public name on first use, so that `import gradience` costs nothing (PEP 562)."""
+    if name == "__version__":
+        return import_module("importlib.metadata").version("gradience")
     if name not in _HOMES:
         message = f"module {__name__!r} has no attribute {name!r}"
         raise AttributeError(message)
@@ -89,4 +99,7 @@ def __getattr__(name: str) -> object:
 
 
 def __dir__() -> list[str]:
-    return __all__
+    from importlib.util import find_spec  # noqa: PLC0415  # only a person at a prompt asks
+
+    has_callback = all(find_spec(name) for name in ("torch", "transformers"))
+    return sorted([*__all__, *(["GradienceCallback"] if has_callback else [])])
