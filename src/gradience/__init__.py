@@ -9,10 +9,11 @@ if TYPE_CHECKING:
     from gradience.errors import AdapterError, ConfigError, GradienceError, OutputError, RecorderError, SchemaError
     from gradience.hf.callback import GradienceCallback as GradienceCallback
     from gradience.importers.run import import_run
+    from gradience.schema.export import json_schema
     from gradience.telemetry.reader import TelemetryReader
     from gradience.telemetry.validate import validate_log
     from gradience.telemetry.writer import TelemetryWriter
-    from gradience.verbs.audit import audit_adapter
+    from gradience.verbs.audit import audit_adapter, audit_arrays, audit_pytree
     from gradience.verbs.check import check_config
     from gradience.verbs.compare import compare_adapters
     from gradience.verbs.convert import convert_adapter
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from gradience.verbs.mitigate import mitigate_adapter
     from gradience.verbs.monitor import monitor_run
     from gradience.verbs.monitor.compare import compare_runs
-    from gradience.verbs.reference import json_schema, list_rules
+    from gradience.verbs.reference import list_rules
     from gradience.verbs.report.write import write_report
     from gradience.verbs.resize import resize_adapter
     from gradience.verbs.verify_merge import verify_merged
@@ -37,13 +38,15 @@ _HOMES = {
     "TelemetryReader": "gradience.telemetry.reader",
     "TelemetryWriter": "gradience.telemetry.writer",
     "audit_adapter": "gradience.verbs.audit",
+    "audit_arrays": "gradience.verbs.audit",
+    "audit_pytree": "gradience.verbs.audit",
     "check_config": "gradience.verbs.check",
     "compare_adapters": "gradience.verbs.compare",
     "compare_runs": "gradience.verbs.monitor.compare",
     "convert_adapter": "gradience.verbs.convert",
     "diagnose": "gradience.verbs.diagnose",
     "import_run": "gradience.importers.run",
-    "json_schema": "gradience.verbs.reference",
+    "json_schema": "gradience.schema.export",
     "list_rules": "gradience.verbs.reference",
     "mitigate_adapter": "gradience.verbs.mitigate",
     "merge_adapters": "gradience.verbs.merge",
@@ -69,6 +72,8 @@ __all__ = [
     "TelemetryWriter",
     "__version__",
     "audit_adapter",
+    "audit_arrays",
+    "audit_pytree",
     "check_config",
     "compare_adapters",
     "compare_runs",

@@ -1,14 +1,10 @@
-"""What the program knows, as data: its rules, and the JSON Schemas of what it writes."""
+"""The rules that the program has, as a report."""
 
 from __future__ import annotations
 
-import json
-
 from gradience.errors import ConfigError
 from gradience.rules.registry import rule_cards, rules_named
-from gradience.schema.export import SchemaName, schema_text
 from gradience.schema.findings import RULES_SCHEMA_ID, RulesReport
-from gradience.schema.scalars import Json
 
 
 def list_rules(prefix: str | None = None) -> RulesReport:
@@ -21,16 +17,3 @@ def list_rules(prefix: str | None = None) -> RulesReport:
     if not cards:
         raise ConfigError(f"unknown rule {prefix!r}", advice="'gradience rules' lists them")
     return RulesReport(schema=RULES_SCHEMA_ID, rules=list(cards))
-
-
-def json_schema(name: SchemaName = "telemetry") -> dict[str, Json]:
-    """Return a JSON Schema (draft 2020-12): of a line of a log, or of a report such as `audit`.
-
-    Raises:
-        ConfigError: there is no schema of that name.
-    """
-    try:
-        found: dict[str, Json] = json.loads(schema_text(name))
-    except KeyError:
-        raise ConfigError(f"no schema is called {name!r}", advice="'gradience schema --help' lists them") from None
-    return found

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import msgspec
 
+from gradience.adapters.formats.archives import SUFFIXES
 from gradience.adapters.layout import Adapter, Module
 from gradience.adapters.open import AdapterFiles, open_adapter
 from gradience.io.safetensors import is_known
@@ -72,8 +73,13 @@ def audit_adapter(
         raise ValueError(f"expected intruder_k >= 1 and 0 < intruder_eps <= 1, got {intruder_k} and {intruder_eps}")
     ids = [rule.id for rule in WEIGHTS_RULES]
     left_out = excluded_rules(ids, select=select, ignore=ignore, settings=settings)
+    if adapter_config is None and weights is None and Path(path).suffix in SUFFIXES and Path(path).is_file():
+        from gradience.verbs.audit.arrays import audit_array_file  # noqa: PLC0415  # it takes `judged` from here
+
+        top = top_singular_values
+        return audit_array_file(Path(path), top_singular_values=top, select=select, ignore=ignore, settings=settings)
     files, adapter = open_adapter(path, adapter_config=adapter_config, weights=weights)
-    rows = _rows(adapter, top_singular_values)
+    rows = spectral_rows(adapter.modules, top_singular_values)
     against = None
     if base is not None:
         from gradience.verbs.audit.against_base import BaseOptions, compare  # noqa: PLC0415  # keeps a plain audit quick
@@ -81,14 +87,15 @@ def audit_adapter(
         options = BaseOptions(Path(base), intruders, intruder_k, intruder_eps, seed, norms_cache, progress)
         rows, against = compare(adapter, rows, options)
     facts = _facts(Path(path), files, adapter)
-    report = _judged(facts, adapter, with_shares(rows), against, per_layer=suggest_per_layer)
+    report = judged(facts, adapter, with_shares(rows), against, per_layer=suggest_per_layer)
     findings, not_run = without(report.findings, report.not_run, left_out)
     return msgspec.structs.replace(report, findings=findings, not_run=not_run)
 
 
-def _rows(adapter: Adapter, top: int) -> list[ModuleAudit]:
-    found = spectra([_load(module) for module in adapter.modules])
-    return [module_row(m, s, top=top) for m, s in zip(adapter.modules, found, strict=True)]
+def spectral_rows(modules: Sequence[Module], top: int) -> list[ModuleAudit]:
+    """Return the row of each module, with its `top` largest singular values."""
+    found = spectra([_load(module) for module in modules])
+    return [module_row(m, s, top=top) for m, s in zip(modules, found, strict=True)]
 
 
 def _load(module: Module) -> Callable[[], Factors]:
@@ -129,15 +136,15 @@ def _unknown_dtypes(adapter: Adapter) -> Iterator[str]:
         yield f"{len(names)} tensors of dtype {dtype!r}, which safetensors does not know (first: {names[0]})"
 
 
-def _judged(
+def judged(
     facts: AuditReport,
-    adapter: Adapter,
+    adapter: Adapter | None,
     modules: list[ModuleAudit],
     against: BaseReport | None,
     *,
-    per_layer: bool,
+    per_layer: bool = False,
 ) -> AuditReport:
-    """Return the report with its summary, suggestions, verdict and findings."""
+    """Return the report with its summary, suggestions, verdict and findings; `adapter` is None without a file."""
     healthy = measured(modules)
     price = bytes_per_param(facts.ledger)
     summary = summary_of(modules)
@@ -159,14 +166,16 @@ def _judged(
         candidates=candidates(healthy, bytes_per_param=price),
         rank_rules=rank_rules(healthy),
         rank_disagreements=disagreements(healthy),
-        per_layer=rank_pattern(modules, bytes_per_param=price) if per_layer and _takes_patterns(adapter) else None,
+        per_layer=rank_pattern(modules, bytes_per_param=price)
+        if per_layer and adapter and _takes_patterns(adapter)
+        else None,
         modules=modules,
         layers=layer_summaries(modules),
         not_analysed=left,
         base=against,
     )
-    own = (adapter.config.lora_alpha, adapter.config.r) if _takes_patterns(adapter) else (None, None)
-    whole = adapter.config.modules_to_save or []
+    own = (adapter.config.lora_alpha, adapter.config.r) if adapter and _takes_patterns(adapter) else (None, None)
+    whole = (adapter.config.modules_to_save or []) if adapter else []
     verdict = judge_adapter(report, alpha=own[0], r=own[1], modules_to_save=whole)
     return msgspec.structs.replace(report, findings=verdict.findings, not_run=verdict.not_run)
 
