@@ -15,7 +15,7 @@ BASE = """
 import sys
 class Absent:  # what a base install does not have
     def find_spec(self, name, path=None, target=None):
-        if name.split('.')[0] in {'torch', 'transformers', 'peft', 'datasets', 'accelerate', 'matplotlib', 'safetensors'}:
+        if name.split('.')[0] in {'torch', 'transformers', 'peft', 'datasets', 'accelerate', 'matplotlib'}:
             raise ModuleNotFoundError(f'No module named {name!r}', name=name)
 sys.meta_path.insert(0, Absent())
 sys.modules.update(torch=None, transformers=None)

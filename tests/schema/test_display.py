@@ -7,8 +7,9 @@ import math
 import numpy as np
 import pytest
 
-from gradience.schema import Finding, NotRun
-from gradience.schema.reports import CheckReport, ValidateReport
+from gradience.schema import ConfigSnapshot, Finding, NotRun
+from gradience.schema.events import EvalMetrics
+from gradience.schema.reports import CheckReport, EvalPoint, ValidateReport
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +41,7 @@ def test_a_long_text_is_cut_and_an_empty_field_left_out():
 
 def test_the_html_escapes_what_a_file_says():
     finding = Finding(id="LR001", severity="warning", message="<script>alert(1)</script>", action="a & b")
-    page = CheckReport(schema="gradience.check/v2", findings=[finding])._repr_html_()
+    page = CheckReport(schema="gradience.check/v2", config=ConfigSnapshot(), findings=[finding])._repr_html_()
     assert "<script>" not in page
     assert "&lt;script&gt;alert(1)&lt;/script&gt;" in page
     assert "a &amp; b" in page
@@ -51,14 +52,14 @@ def test_the_rows_of_a_list_are_columns_of_a_data_frame(audit, library):
     frames = pytest.importorskip(library)
     frame = frames.DataFrame(audit.rows("modules"))
     assert len(frame) == 61
-    assert list(frame["name"])[0] == "layers.0.q_proj"
+    assert next(iter(frame["name"])) == "layers.0.q_proj"
     assert float(frame["stable_rank"][0]) == pytest.approx(audit.modules[0].stable_rank)
     assert frame["spectral_norm"].dtype in ("float64", getattr(frames, "Float64", None))
 
 
 def test_named_numbers_are_floats_in_rows_and_structs_are_columns_of_their_own():
     class Report(ValidateReport, frozen=True, kw_only=True):
-        points: list[Finding] = []
+        points: list[Finding]
 
     points = [
         Finding(id="A", severity="info", message="m", confidence=0.5),
@@ -73,11 +74,8 @@ def test_named_numbers_are_floats_in_rows_and_structs_are_columns_of_their_own()
 
 
 def test_a_column_of_numbers_with_named_ones_is_of_floats():
-    from gradience.schema.reports import EvalPoint
-    from gradience.schema.events import EvalMetrics
-
     class Report(ValidateReport, frozen=True, kw_only=True):
-        evals: list[EvalPoint] = []
+        evals: list[EvalPoint]
 
     evals = [EvalPoint(split="test", step=s, metrics=EvalMetrics(loss=x)) for s, x in ((1, 1), (2, "Infinity"))]
     report = Report(
@@ -89,7 +87,7 @@ def test_a_column_of_numbers_with_named_ones_is_of_floats():
 
 
 def test_a_list_that_is_not_there_is_refused_with_the_names_of_those_that_are():
-    report = CheckReport(schema="gradience.check/v2", not_run=[NotRun(id="LR001", reason="r")])
-    with pytest.raises(ValueError, match="no table 'modules'; it has .*findings, not_run"):
+    report = CheckReport(schema="gradience.check/v2", config=ConfigSnapshot(), not_run=[NotRun(id="LR001", reason="r")])
+    with pytest.raises(ValueError, match=r"no table 'modules'; it has .*findings, not_run"):
         report.rows("modules")
     assert report.rows("not_run") == [{"id": "LR001", "reason": "r"}]

@@ -1,4 +1,4 @@
-"""Arrays that JAX and Keras programs save: NumPy archives and HDF5 files, read as paths to arrays; nothing is unpickled.
+"""Arrays that JAX and Keras programs save: NumPy archives and HDF5 files, read as paths to arrays, never unpickled.
 
 A checkpoint of Orbax, and a Keras file in which LoRA was merged, are named for what they are.
 """

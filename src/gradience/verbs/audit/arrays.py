@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -35,6 +35,7 @@ class _Pair(NamedTuple):
     d_out: int
     r: int
     d_in: int
+    nbytes: int
 
 
 def audit_arrays(
@@ -70,12 +71,13 @@ def audit_arrays(
     1.0
     """
     left_out = excluded_rules([rule.id for rule in WEIGHTS_RULES], select=select, ignore=ignore, settings=settings)
-    modules = [
-        _module(name, pair, _scale(scale, key)) for key, (a, b) in factors.items() for name, pair in _pairs(key, a, b)
-    ]
+    held = [(name, key, pair) for key, (a, b) in factors.items() for name, pair in _pairs(key, a, b)]
+    modules = [_module(name, pair, _scale(scale, key)) for name, key, pair in held]
     if not modules:
         raise AdapterError("no pair of factors to audit", advice="give {name: (A, B)}")
-    report = judged(_facts(modules, "", "arrays"), None, with_shares(spectral_rows(modules, top_singular_values)), None)
+    report = judged(
+        _facts([pair for _, _, pair in held]), None, with_shares(spectral_rows(modules, top_singular_values)), None
+    )
     findings, not_run = without(report.findings, report.not_run, left_out)
     return msgspec.structs.replace(report, findings=findings, not_run=not_run)
 
@@ -99,7 +101,7 @@ def audit_pytree(params: Any, *, scale: Scale | None = None, **options: Any) -> 
     for path, leaf in leaves.items():
         if found := _split(path):
             sides.setdefault(found[0], {})[found[1]] = leaf
-    pairs = {name: (both["a"], both["b"]) for name, both in sides.items() if len(both) == 2}  # noqa: PLR2004  # a and b
+    pairs = {name: (both["a"], both["b"]) for name, both in sides.items() if len(both) == 2}
     if not pairs:
         some = ", ".join(list(leaves)[:6]) or "nothing"
         raise AdapterError(
@@ -139,7 +141,7 @@ def _keras(model: Any) -> Iterator[tuple[str, Any]]:
 
 def _keras_scales(model: Any, pairs: Mapping[str, Any]) -> Scale:
     """Return alpha / rank of the layers that have their own; 1 everywhere else."""
-    layers = getattr(model, "_flatten_layers", tuple)()
+    layers: Iterable[Any] = getattr(model, "_flatten_layers", tuple)()
     own = {
         layer.path.replace("/", "."): layer.lora_alpha / layer.lora_rank
         for layer in layers
@@ -163,7 +165,7 @@ def _pairs(name: str, a: Any, b: Any) -> Iterator[tuple[str, _Pair]]:
     if pair is not None:
         yield name, pair
         return
-    if min(map(len, shapes)) > 2 and shapes[0][0] == shapes[1][0]:  # noqa: PLR2004  # a matrix has two axes
+    if min(map(len, shapes)) > 2 and shapes[0][0] == shapes[1][0]:
         for index in range(shapes[0][0]):
             yield from _pairs(f"{name}.{index}", a[index], b[index])
         return
@@ -174,16 +176,19 @@ def _pairs(name: str, a: Any, b: Any) -> Iterator[tuple[str, _Pair]]:
 
 
 def _oriented(a: Any, b: Any, of_a: tuple[int, ...], of_b: tuple[int, ...]) -> _Pair | None:
-    if len(of_a) != 2 or len(of_b) < 2 or 0 in (*of_a, *of_b):  # noqa: PLR2004  # a matrix has two axes
+    if len(of_a) != 2 or len(of_b) < 2 or 0 in (*of_a, *of_b):
         return None
-    peft = len(of_b) == 2 and of_a[0] == of_b[1]  # noqa: PLR2004  # the same
+    nbytes = _nbytes(a) + _nbytes(b)
+    peft = len(of_b) == 2 and of_a[0] == of_b[1]
     other = of_a[1] == of_b[0]
     if peft and (not other or of_a[0] <= of_a[1]):
-        return _Pair(lambda: np.asarray(b), lambda: np.asarray(a), of_b[0], of_a[0], of_a[1])
+        return _Pair(lambda: np.asarray(b), lambda: np.asarray(a), of_b[0], of_a[0], of_a[1], nbytes)
     if not other:
         return None
     width = math.prod(of_b[1:])
-    return _Pair(lambda: np.asarray(b).reshape(of_b[0], width).T, lambda: np.asarray(a).T, width, of_a[1], of_a[0])
+    return _Pair(
+        lambda: np.asarray(b).reshape(of_b[0], width).T, lambda: np.asarray(a).T, width, of_a[1], of_a[0], nbytes
+    )
 
 
 def _module(name: str, pair: _Pair, scale: float) -> Module:
@@ -199,18 +204,24 @@ def _module(name: str, pair: _Pair, scale: float) -> Module:
     )
 
 
-def _facts(modules: list[Module], path: str, kind: str) -> AuditReport:
-    params = sum(module.params for module in modules)
-    nbytes = sum(sum(part.nbytes for part in module.load()) for module in modules)
+def _facts(pairs: Sequence[_Pair]) -> AuditReport:
+    params = sum(pair.r * (pair.d_in + pair.d_out) for pair in pairs)
+    nbytes = sum(pair.nbytes for pair in pairs)
     return AuditReport(
         schema=AUDIT_SCHEMA_ID,
-        peft_dir=path,
-        weights_path=path,
-        format=kind,
+        peft_dir="",
+        weights_path="",
+        format="arrays",
         health=health([]),
         summary=summary_of([]),
-        ledger=[LedgerEntry(role="lora_pair", tensors=2 * len(modules), params=params, bytes=nbytes, share=1.0)],
+        ledger=[LedgerEntry(role="lora_pair", tensors=2 * len(pairs), params=params, bytes=nbytes, share=1.0)],
     )
+
+
+def _nbytes(array: Any) -> int:
+    """Return the bytes of an array, without moving it off its device."""
+    itemsize: int = np.dtype(str(array.dtype).removeprefix("torch.")).itemsize
+    return math.prod(map(int, array.shape)) * itemsize
 
 
 def audit_array_file(path: Path, *, scale: Scale = 1.0, **options: Any) -> AuditReport:
