@@ -69,15 +69,27 @@ COMMANDS = {  # name: its function, imported when it runs, and its line in the l
 }
 
 
+GROUPS = {  # heading of the list of commands: those under it; what is in none of them stands under the last
+    "Look": ("monitor", "audit", "compare", "report"),
+    "Judge": ("check", "diagnose", "merge-check", "verify-merge", "rules"),
+    "Act": ("resize", "merge", "mitigate", "convert"),
+    "Record": ("import", "validate", "schema"),
+    "More": (),
+}
+
+
 def build_app(asked: str | None = None) -> App:
     """Return the command table; a command's module is imported when it runs.
 
     Args:
         asked: the command that will run: its help is its own docstring, and the one line here serves the others.
     """
-    from cyclopts import App  # noqa: PLC0415  # see the module's first lines
+    from cyclopts import App, Group  # noqa: PLC0415  # see the module's first lines
 
     from gradience.cli.output import with_flowing_help  # noqa: PLC0415  # the same
+
+    groups = {name: Group(name, sort_key=place) for place, name in enumerate(GROUPS)}
+    group_of = {command: groups[name] for name, commands in GROUPS.items() for command in commands}
 
     app = App(
         name="gradience",
@@ -85,12 +97,17 @@ def build_app(asked: str | None = None) -> App:
         version=_version,
         help_format="plaintext",
         result_action="return_value",
+        group_commands=groups["More"],
     )
+    app["--help"].group = app["--version"].group = groups["More"]
     for name, (target, line) in COMMANDS.items():
+        group = group_of.get(name, groups["More"])
         if name == asked:
-            app.command(with_flowing_help(target), name=name)
+            app.command(with_flowing_help(target), name=name, group=group)
         else:
-            app.command(target, name=name, help=line)
+            app.command(target, name=name, help=line, group=group)
+    completion = "Install completion for your shell, and name the files changed."
+    app.register_install_completion_command(help=completion, group=groups["More"])
     return app
 
 
@@ -134,7 +151,9 @@ def _run(tokens: list[str]) -> int:
     try:
         result = app(tokens, console=console, exit_on_error=False, print_error=False)
     except CycloptsError as error:
-        return _fail(str(error), "see 'gradience --help', or --help after a command")
+        from gradience.cli.output import usage_error  # noqa: PLC0415  # only a mistyped command pays for it
+
+        return _fail(usage_error(error), "see 'gradience --help', or --help after a command")
     if kept is not None:
         emit(kept.text())
     return result if isinstance(result, int) else 0
