@@ -47,6 +47,7 @@ STATED = {
     "RES116": ("info", 1.0),
     "DUP117": ("warning", 0.9),
     "GAP118": ("info", 0.95),
+    "GUA150": ("warning", 1.0),
     "CMP213": ("info", 0.5),
     "TYP214": ("info", 0.4),
 }
