@@ -19,7 +19,7 @@ def test_help_has_the_commands_in_groups(capsys):
         shown = capsys.readouterr().out
         places = [shown.index(f"─ {group} ─") for group in ("Look", "Judge", "Act", "Record", "More")]
         assert places == sorted(places)
-        assert shown.index("monitor") < places[1] < shown.index("check") < places[2] < shown.index("resize")
+        assert shown.index("│ monitor") < places[1] < shown.index("│ check") < places[2] < shown.index("│ resize")
     assert "--version" in shown
     assert "--install-completion" in shown
     assert {name for names in GROUPS.values() for name in names} <= set(COMMANDS)
@@ -78,7 +78,7 @@ def test_on_a_terminal_and_only_there_a_report_has_colour_and_its_width(colour, 
         command, env={**env, "COLUMNS": "60"}, capture_output=True, text=True, check=False, cwd=tmp_path
     )
     leader, follower = pty.openpty()
-    child = subprocess.Popen(command, env={**env, "COLUMNS": "60"}, stdout=follower, cwd=tmp_path)
+    child = subprocess.Popen(command, env=env, stdout=follower, cwd=tmp_path)
     os.close(follower)
     shown = b""
     while True:
@@ -92,9 +92,9 @@ def test_on_a_terminal_and_only_there_a_report_has_colour_and_its_width(colour, 
     child.wait()
     os.close(leader)
     text = shown.decode()
-    assert ("\x1b[33m[WARNING]" in text) is codes
+    assert ("\x1b[36m[INFO]" in text) is codes
     assert "\x1b[" not in piped.stdout
     sentences = [
-        line for line in text.replace("\x1b[33m", "").replace("\x1b[0m", "").split("\r\n") if "  " not in line.lstrip()
+        line for line in text.replace("\x1b[36m", "").replace("\x1b[0m", "").split("\r\n") if "  " not in line.lstrip()
     ]
     assert max(map(len, sentences)) <= 60 < max(map(len, piped.stdout.splitlines()))

@@ -243,16 +243,9 @@ class GradienceCallback(TrainerCallback):
         stops = self._lookout.stops(found)
         for finding in found:
             self._voice.finding(finding, step)
-            context = {**finding.values, **({"stops": True} if finding.id in stops else {})}
-            self._alert(step, finding, context)
+            self._recorder.alert(finding, step, stops=finding.id in stops)
         if stops:
             self._stop(step, f"stop_on: {', '.join(stops)}", control)
-
-    def _alert(self, step: int, finding: Finding, context: Values) -> None:
-        severity, code, message = finding.severity, finding.id, finding.message
-        self._recorder.record(
-            lambda log: log.alert(severity=severity, code=code, message=message, step=step, context=context)
-        )
 
     def _stop(self, step: int, reason: str, control: Any) -> None:
         control.should_training_stop = True
