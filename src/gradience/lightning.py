@@ -5,6 +5,8 @@ logged in them, the configuration, alerts as they happen, `stop_on`, and how tra
 that was not asked to end. Needs `lightning` 2.x, or `pytorch_lightning`.
 """
 
+# ruff: noqa: ARG002  # the hooks and their arguments are Lightning's
+
 from __future__ import annotations
 
 import os
@@ -125,9 +127,7 @@ class GradienceCallback(Callback):
             held = {name: value for name, value in trainer.callback_metrics.items() if name not in self._trained}
             self._evaluated |= set(held)
             for split, metrics in _by_split(held).items():
-                self._recorder.record(lambda log, s=split, m=metrics: log.eval(trainer.global_step, split=s, metrics=m))
-                if self._lookout is not None and self._recorder.in_run:
-                    self._heed(trainer, self._lookout.evaluation(trainer.global_step, split, metrics))
+                self._evaluation(trainer, split, metrics)
 
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
         """Close the run with the exception that ended it."""
@@ -137,6 +137,7 @@ class GradienceCallback(Callback):
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
         """Close the run."""
         most = trainer.max_steps
+        self._lookout = None
         at = f"stopped at step {trainer.global_step}" + (f" of {most}" if most > 0 else "")
         with self._recorder:
             if self._stopped:
@@ -156,6 +157,12 @@ class GradienceCallback(Callback):
         self._recorder.train_step(step, row, {})
         if self._lookout is not None:
             self._heed(trainer, self._lookout.row(step, row))
+
+    def _evaluation(self, trainer: Any, split: str, metrics: dict[str, Any]) -> None:
+        step = trainer.global_step
+        self._recorder.record(lambda log: log.eval(step, split=split, metrics=metrics))
+        if self._lookout is not None:
+            self._heed(trainer, self._lookout.evaluation(step, split, metrics))
 
     def _heed(self, trainer: Any, found: Sequence[Finding]) -> None:
         step, stops = trainer.global_step, self._lookout.stops(found) if self._lookout else []

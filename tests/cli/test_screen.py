@@ -73,10 +73,9 @@ def test_severities_alone_are_coloured():
 @pytest.mark.parametrize(("colour", "codes"), [({}, True), ({"NO_COLOR": "1"}, False), ({"TERM": "dumb"}, False)])
 def test_on_a_terminal_and_only_there_a_report_has_colour_and_its_width(colour, codes, tmp_path):
     command = [sys.executable, "-m", "gradience", "check", "--lr", "5e-5", "--r", "8", "--alpha", "16"]
-    env = {**{k: v for k, v in os.environ.items() if k not in {"NO_COLOR", "COLUMNS"}}, "TERM": "xterm", **colour}
-    piped = subprocess.run(
-        command, env={**env, "COLUMNS": "60"}, capture_output=True, text=True, check=False, cwd=tmp_path
-    )
+    kept = {name: value for name, value in os.environ.items() if name != "NO_COLOR"}
+    env = {**kept, "COLUMNS": "60", "TERM": "xterm", **colour}
+    piped = subprocess.run(command, env=env, capture_output=True, text=True, check=False, cwd=tmp_path)
     leader, follower = pty.openpty()
     child = subprocess.Popen(command, env=env, stdout=follower, cwd=tmp_path)
     os.close(follower)
