@@ -20,7 +20,7 @@ EXAMPLES = {  # name: (arguments, train rows, split of its last evaluation)
 
 @pytest.mark.parametrize("name", EXAMPLES)
 def test_an_example_leaves_a_whole_log(name, root, log, tmp_path):
-    pytest.importorskip("peft", reason="needs the hf extra: pip install 'gradience[hf]'")
+    pytest.importorskip("peft", reason="needs the hf extra: pip install -e '.[hf]'")
     if name == "lightning_loop" and importlib.util.find_spec("lightning") is None:
         pytest.skip("Lightning is not installed: pip install lightning")
     if name == "jax_loop" and importlib.util.find_spec("flax") is None:

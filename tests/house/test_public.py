@@ -69,3 +69,55 @@ def test_rules_and_schemas_are_functions_too():
     with pytest.raises(SchemaError, match="no schema is called 'audits'") as error:
         gradience.json_schema("audits")
     assert "audit, check" in error.value.advice
+
+
+# The name
+
+
+@pytest.fixture
+def other(tmp_path, monkeypatch):
+    """The other project of this name, installed beside ours."""
+    info = tmp_path / "gradience-0.11.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text(
+        "Metadata-Version: 2.1\nName: gradience\nVersion: 0.11.0\nSummary: Spectral telemetry.\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    return tmp_path
+
+
+def test_another_project_of_this_name_is_told_from_this_one(other):
+    from gradience.io.identity import other_project
+
+    assert "another project named gradience (0.11.0) is installed" in other_project()
+    assert "pip uninstall gradience, then install this one from its clone or wheel" in other_project()
+
+
+def test_this_one_is_not_taken_for_another():
+    from gradience.io.identity import other_project
+
+    assert other_project() is None
+
+
+def test_version_names_the_other_project(other, capsys):
+    from gradience.cli.main import main
+
+    assert main(["--version"]) == 0
+    assert "another project named gradience (0.11.0)" in " ".join(capsys.readouterr().out.split())
+
+
+def test_the_summary_is_that_of_the_project_file(root):
+    import tomllib
+
+    from gradience.io.identity import SUMMARY
+
+    assert tomllib.loads((root / "pyproject.toml").read_text())["project"]["description"] == SUMMARY
+
+
+def test_no_installation_line_installs_the_other_project(root):
+    pages = [root / "README.md", *(root / "docs").glob("*.md")]
+    lines = [line for page in pages for line in page.read_text(encoding="utf-8").splitlines()]
+    assert [line for line in lines if "pip install 'gradience" in line or "pip install gradience[" in line] == []
+    said = [line for line in lines if "pip install gradience" in line]
+    assert said
+    assert all("another project" in line for line in said)

@@ -114,7 +114,10 @@ def build_app(asked: str | None = None) -> App:
 def _version() -> str:
     from importlib.metadata import version  # noqa: PLC0415  # 15 ms that only --version pays for
 
-    return version("gradience")
+    from gradience.io.identity import other_project  # noqa: PLC0415  # the same
+
+    other = other_project()
+    return version("gradience") + (f"\n{other}" if other else "")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -191,6 +194,10 @@ def _failed(error: Exception) -> int:
     where = traceback.extract_tb(error.__traceback__)[-1]
     place = f"{type(error).__name__} in {where.name}"
     _tell(f"gradience: a bug of gradience, not of your input ({place}): please report the lines above")
+    from gradience.io.identity import other_project  # noqa: PLC0415  # files of two projects may lie over each other
+
+    if (other := other_project()) is not None:
+        _tell(f"gradience: {other}")
     return SOFTWARE
 
 
