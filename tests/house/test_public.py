@@ -46,7 +46,7 @@ def test_star_import_and_members_work_in_a_base_install():
 
 def test_the_callback_is_shown_where_it_can_be_had_and_asks_for_its_extra_elsewhere():
     assert ("GradienceCallback" in dir(gradience)) == (sys.modules.get("transformers") is not None or _installed())
-    with pytest.raises(AssertionError, match=r"pip install 'gradience\[hf\]'"):
+    with pytest.raises(AssertionError, match=r"in the clone: pip install -e '\.\[hf\]'"):
         in_a_base_install("from gradience import GradienceCallback")
 
 
