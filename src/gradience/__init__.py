@@ -6,6 +6,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from gradience import fleet, runs
     from gradience.errors import AdapterError, ConfigError, GradienceError, OutputError, RecorderError, SchemaError
     from gradience.hf.callback import GradienceCallback as GradienceCallback
     from gradience.importers.run import import_run
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from gradience.telemetry.writer import TelemetryWriter
     from gradience.verbs.audit import audit_adapter, audit_arrays, audit_pytree
     from gradience.verbs.check import check_config
+    from gradience.verbs.check.data import check_data
     from gradience.verbs.compare import compare_adapters
     from gradience.verbs.convert import convert_adapter
     from gradience.verbs.diagnose import diagnose
@@ -41,6 +43,7 @@ _HOMES = {
     "audit_arrays": "gradience.verbs.audit",
     "audit_pytree": "gradience.verbs.audit",
     "check_config": "gradience.verbs.check",
+    "check_data": "gradience.verbs.check.data",
     "compare_adapters": "gradience.verbs.compare",
     "compare_runs": "gradience.verbs.monitor.compare",
     "convert_adapter": "gradience.verbs.convert",
@@ -60,6 +63,8 @@ _HOMES = {
 
 __version__: str
 
+_ROOMS = frozenset({"fleet", "runs"})  # modules that are used by their name: gradience.fleet.open
+
 # What a base install can import. `GradienceCallback` needs the extra `hf`, and `dir` shows it where that is installed.
 __all__ = [
     "AdapterError",
@@ -75,10 +80,12 @@ __all__ = [
     "audit_arrays",
     "audit_pytree",
     "check_config",
+    "check_data",
     "compare_adapters",
     "compare_runs",
     "convert_adapter",
     "diagnose",
+    "fleet",
     "import_run",
     "json_schema",
     "list_rules",
@@ -87,6 +94,7 @@ __all__ = [
     "mitigate_adapter",
     "monitor_run",
     "resize_adapter",
+    "runs",
     "validate_log",
     "verify_merged",
     "write_report",
@@ -97,6 +105,8 @@ def __getattr__(name: str) -> object:
     """Import a public name on first use, so that `import gradience` costs nothing (PEP 562)."""
     if name == "__version__":
         return import_module("importlib.metadata").version("gradience")
+    if name in _ROOMS:
+        return import_module(f"{__name__}.{name}")
     if name not in _HOMES:
         message = f"module {__name__!r} has no attribute {name!r}"
         raise AttributeError(message)

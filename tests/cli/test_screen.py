@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from gradience.cli.main import COMMANDS, GROUPS, main
+from gradience.cli.main import COMMANDS, GROUPS, HEADINGS, main
 from gradience.cli.screen import coloured, wrapped
 
 
@@ -22,7 +22,7 @@ def test_help_has_the_commands_in_groups(capsys):
         assert shown.index("│ monitor") < places[1] < shown.index("│ check") < places[2] < shown.index("│ resize")
     assert "--version" in shown
     assert "--install-completion" in shown
-    assert {name for names in GROUPS.values() for name in names} <= set(COMMANDS)
+    assert {name for names in HEADINGS.values() for name in names} == {*COMMANDS, *GROUPS}
 
 
 def test_completion_is_installed_where_it_is_asked_for(tmp_path):

@@ -208,6 +208,20 @@ def test_a_run_that_goes_nan_says_so_once_and_keeps_its_rows(training, callback,
     assert said == ([("NUM102", 4), ("NUM101", 5)] if filtered else [("NUM101", 4)])
 
 
+def test_a_nan_within_a_row_of_several_steps_is_told_with_that_row(training, callback, log, tmp_path):
+    """Of a row of two steps the filter hides one loss."""
+
+    def poison(model):
+        next(p for p in model.parameters() if p.requires_grad).data.fill_(float("nan"))
+
+    training.trainer(tmp_path, training.At(3, poison), callback(), logging_steps=2).train()
+    events = log(tmp_path)
+    losses = [row.loss for row in events.of("train_step")]
+    assert losses[1] > 0.0
+    assert losses[2] == 0.0
+    assert next((event.code, event.step) for event in events.of("alert")) == ("NUM102", 4)
+
+
 def test_nothing_private_reaches_the_log(training, callback, log, tmp_path, monkeypatch):
     token = "hf_" + "Ab1" * 12
     monkeypatch.setenv("A_SECRET_OF_MINE", "environment-value-0815")

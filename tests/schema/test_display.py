@@ -50,7 +50,7 @@ def test_the_html_escapes_what_a_file_says():
 @pytest.mark.parametrize("library", ["pandas", "polars"])
 def test_the_rows_of_a_list_are_columns_of_a_data_frame(audit, library):
     frames = pytest.importorskip(library)
-    frame = frames.DataFrame(audit.rows("modules"))
+    frame = frames.DataFrame(audit.table("modules"))
     assert len(frame) == 61
     assert next(iter(frame["name"])) == "layers.0.q_proj"
     assert float(frame["stable_rank"][0]) == pytest.approx(audit.modules[0].stable_rank)
@@ -68,7 +68,7 @@ def test_named_numbers_are_floats_in_rows_and_structs_are_columns_of_their_own()
     report = Report(
         schema="gradience.validate/v2", file="f", valid=True, lines=0, issues=[], issues_total=0, points=points
     )
-    rows = report.rows("points")
+    rows = report.table("points")
     assert [row["confidence"] for row in rows] == [0.5, None]
     assert [row["message"] for row in rows] == ["m", "NaN"]  # a text that happens to be a number's name stays one
 
@@ -81,13 +81,13 @@ def test_a_column_of_numbers_with_named_ones_is_of_floats():
     report = Report(
         schema="gradience.validate/v2", file="f", valid=True, lines=0, issues=[], issues_total=0, evals=evals
     )
-    assert [row["metrics.loss"] for row in report.rows("evals")] == [1.0, math.inf]
-    assert [row["step"] for row in report.rows("evals")] == [1, 2]
-    assert all(type(row["step"]) is int for row in report.rows("evals"))
+    assert [row["metrics.loss"] for row in report.table("evals")] == [1.0, math.inf]
+    assert [row["step"] for row in report.table("evals")] == [1, 2]
+    assert all(type(row["step"]) is int for row in report.table("evals"))
 
 
 def test_a_list_that_is_not_there_is_refused_with_the_names_of_those_that_are():
     report = CheckReport(schema="gradience.check/v2", config=ConfigSnapshot(), not_run=[NotRun(id="LR001", reason="r")])
     with pytest.raises(ValueError, match=r"no table 'modules'; it has .*findings, not_run"):
-        report.rows("modules")
-    assert report.rows("not_run") == [{"id": "LR001", "reason": "r"}]
+        report.table("modules")
+    assert report.table("not_run") == [{"id": "LR001", "reason": "r"}]

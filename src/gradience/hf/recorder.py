@@ -16,6 +16,7 @@ from typing import Any, Final, Self
 from weakref import WeakValueDictionary
 
 from gradience.errors import RecorderError, SchemaError
+from gradience.io.reading import open_regular
 from gradience.schema.config import ConfigSnapshot
 from gradience.schema.findings import Finding
 from gradience.schema.scalars import Status
@@ -214,7 +215,7 @@ class RunRecorder:
 def last_run_id(path: Path) -> str | None:
     """Return the run_id of the last event in the log, or None; reads the tail only."""
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             file.seek(max(0, file.seek(0, os.SEEK_END) - _TAIL_BYTES))
             lines = file.read().split(b"\n")
     except OSError:

@@ -39,7 +39,7 @@ def as_html(report: msgspec.Struct) -> str:
     return f"<div><b>{type(report).__name__}</b><table>{rows}</table>{table}</div>"
 
 
-def table(report: msgspec.Struct, name: str) -> list[dict[str, Any]]:
+def table_of(report: msgspec.Struct, name: str) -> list[dict[str, Any]]:
     """Return a list of the report as rows with the same keys: what `pandas.DataFrame` and `polars.DataFrame` take.
 
     Structs within a row become columns `outer.inner`, and a column of numbers is of floats where one is not finite.

@@ -11,7 +11,7 @@ from typing import Any, Final
 
 import msgspec
 
-from gradience.schema.display import as_html, summary, table
+from gradience.schema.display import as_html, summary, table_of
 from gradience.schema.scalars import Json
 
 
@@ -27,13 +27,13 @@ class Report(msgspec.Struct, kw_only=True, frozen=True):
         """The document as indented JSON, with every key of its schema."""
         return msgspec.json.format(msgspec.json.encode(self.to_dict())).decode()
 
-    def rows(self, name: str) -> list[dict[str, Any]]:
+    def table(self, name: str) -> list[dict[str, Any]]:
         """One of its lists as rows of plain values, which pandas.DataFrame and polars.DataFrame take as columns.
 
         Raises:
             ValueError: it has no such list; the message has the names of those it has.
         """
-        return table(self, name)
+        return table_of(self, name)
 
     def __repr__(self) -> str:
         """A summary: scalars, the ids of findings, how long the lists are."""

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from itertools import compress, islice
 from math import isfinite
 from operator import attrgetter, lt
+from typing import Final
 
 from gradience.schema.config import ConfigSnapshot
 from gradience.schema.events import (
@@ -30,6 +31,9 @@ from gradience.telemetry.scan import PlainRow, RowBlock
 from gradience.telemetry.values import number_of
 
 _ABSENT = float("nan")
+SPECTRAL: Final = "spectral"
+"""The kind of `metrics` events that the callback's `spectral_every` writes, and the prefix of their columns."""
+PROBED: Final = ("update_norm", "stable_rank_mean")
 
 
 @dataclass(slots=True)
@@ -121,6 +125,7 @@ class RunSeries:
                 self.latest_metrics[event.kind] = event
                 if event.kind == "guard":
                     self.guarded.append(event)
+                self._take_probe(event)
             case Alert():
                 self.alerts.append(event)
             case Recommendation():
@@ -194,6 +199,12 @@ class RunSeries:
         self.grad_norms.append(norm)
         if row.grad_norm is not None and norm != norm:  # noqa: PLR0124  # NaN alone differs from itself
             self.lost_norms.add(row.step)
+
+    def _take_probe(self, event: Metrics) -> None:
+        """Add what an audit of the adapter in training measured to columns of their own."""
+        if event.kind == SPECTRAL and event.step is not None:
+            for name in PROBED:
+                self._take_value(f"{SPECTRAL}/{name}", event.step, event.metrics.get(name))
 
     def _take_value(self, name: str, step: int, value: Json) -> None:
         """Add a further value of a row; one that is logged but no finite number leaves its column as it is."""

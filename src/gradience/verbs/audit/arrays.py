@@ -11,20 +11,31 @@ from typing import Any, Final, NamedTuple
 import msgspec
 import numpy as np
 
-from gradience.adapters.layout import Array, Module
+from gradience.adapters.config import AdapterConfig
+from gradience.adapters.layout import Adapter, Array, Files, Format, Module
+from gradience.adapters.open import AdapterFiles
 from gradience.errors import AdapterError
+from gradience.io.safetensors import TensorInfo
 from gradience.io.types import PathLike
 from gradience.rules.select import excluded_rules, without
-from gradience.rules.weights.health import health
 from gradience.rules.weights.rules import WEIGHTS_RULES
-from gradience.schema.audit import AUDIT_SCHEMA_ID, AuditReport, LedgerEntry
-from gradience.verbs.audit.adapter import judged, spectral_rows
-from gradience.verbs.audit.rows import summary_of, with_shares
+from gradience.schema.audit import AuditReport
+from gradience.verbs.audit.adapter import audit_opened
 
 Scale = float | Mapping[str, float]
 
 _PART: Final = re.compile(r"(?P<stem>(?:.*_)?lora(?:_.*)?)_(?P<side>a|b)", re.IGNORECASE)
 _WRAPPERS: Final = frozenset({"value", "raw_value"})  # attributes in which Flax's variables hold their array
+
+
+_NAMES: Final = {"float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16"}  # safetensors'
+
+
+def _no_file(_files: Files) -> Adapter:
+    raise AdapterError("factors in memory are of no file")
+
+
+_IN_MEMORY: Final = Format("arrays", lambda _files: False, _no_file, has_config=False)
 
 
 class _Pair(NamedTuple):
@@ -35,7 +46,7 @@ class _Pair(NamedTuple):
     d_out: int
     r: int
     d_in: int
-    nbytes: int
+    stored: tuple[tuple[str, tuple[int, ...]], ...]  # dtype and shape of A and of B
 
 
 def audit_arrays(
@@ -75,9 +86,11 @@ def audit_arrays(
     modules = [_module(name, pair, _scale(scale, key)) for name, key, pair in held]
     if not modules:
         raise AdapterError("no pair of factors to audit", advice="give {name: (A, B)}")
-    report = judged(
-        _facts([pair for _, _, pair in held]), None, with_shares(spectral_rows(modules, top_singular_values)), None
-    )
+    adapter = _adapter(list(zip([pair for _, _, pair in held], modules, strict=True)))
+    nowhere = Path()
+    files = AdapterFiles(nowhere, nowhere / "adapter_config.json", nowhere)
+    report = audit_opened(nowhere, files, adapter, top=top_singular_values)
+    report = msgspec.structs.replace(report, peft_dir="", config_path=None, weights_path="")
     findings, not_run = without(report.findings, report.not_run, left_out)
     return msgspec.structs.replace(report, findings=findings, not_run=not_run)
 
@@ -178,16 +191,16 @@ def _pairs(name: str, a: Any, b: Any) -> Iterator[tuple[str, _Pair]]:
 def _oriented(a: Any, b: Any, of_a: tuple[int, ...], of_b: tuple[int, ...]) -> _Pair | None:
     if len(of_a) != 2 or len(of_b) < 2 or 0 in (*of_a, *of_b):
         return None
-    nbytes = _nbytes(a) + _nbytes(b)
+    stored = _stored(a), _stored(b)
     peft = len(of_b) == 2 and of_a[0] == of_b[1]
     other = of_a[1] == of_b[0]
     if peft and (not other or of_a[0] <= of_a[1]):
-        return _Pair(lambda: np.asarray(b), lambda: np.asarray(a), of_b[0], of_a[0], of_a[1], nbytes)
+        return _Pair(lambda: np.asarray(b), lambda: np.asarray(a), of_b[0], of_a[0], of_a[1], stored)
     if not other:
         return None
     width = math.prod(of_b[1:])
     return _Pair(
-        lambda: np.asarray(b).reshape(of_b[0], width).T, lambda: np.asarray(a).T, width, of_a[1], of_a[0], nbytes
+        lambda: np.asarray(b).reshape(of_b[0], width).T, lambda: np.asarray(a).T, width, of_a[1], of_a[0], stored
     )
 
 
@@ -204,24 +217,24 @@ def _module(name: str, pair: _Pair, scale: float) -> Module:
     )
 
 
-def _facts(pairs: Sequence[_Pair]) -> AuditReport:
-    params = sum(pair.r * (pair.d_in + pair.d_out) for pair in pairs)
-    nbytes = sum(pair.nbytes for pair in pairs)
-    return AuditReport(
-        schema=AUDIT_SCHEMA_ID,
-        peft_dir="",
-        weights_path="",
-        format="arrays",
-        health=health([]),
-        summary=summary_of([]),
-        ledger=[LedgerEntry(role="lora_pair", tensors=2 * len(pairs), params=params, bytes=nbytes, share=1.0)],
+def _adapter(held: Sequence[tuple[_Pair, Module]]) -> Adapter:
+    tensors = {}
+    for pair, module in held:
+        for side, (dtype, shape) in zip("ab", pair.stored, strict=True):
+            nbytes = math.prod(shape) * np.dtype(dtype).itemsize
+            tensors[f"{module.name}.lora_{side}"] = TensorInfo(_NAMES.get(dtype, "F32"), shape, 0, nbytes)
+    return Adapter(
+        file_format=_IN_MEMORY,
+        config=AdapterConfig(),
+        modules=[module for _, module in held],
+        roles=dict.fromkeys(tensors, "lora_pair"),
+        tensors=tensors,
     )
 
 
-def _nbytes(array: Any) -> int:
-    """Return the bytes of an array, without moving it off its device."""
-    itemsize: int = np.dtype(str(array.dtype).removeprefix("torch.")).itemsize
-    return math.prod(map(int, array.shape)) * itemsize
+def _stored(array: Any) -> tuple[str, tuple[int, ...]]:
+    """Return an array's dtype and shape, without moving it off its device."""
+    return str(array.dtype).removeprefix("torch."), tuple(map(int, array.shape))
 
 
 def audit_array_file(path: Path, *, scale: Scale = 1.0, **options: Any) -> AuditReport:
