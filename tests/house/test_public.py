@@ -68,7 +68,7 @@ def test_rules_and_schemas_are_functions_too():
     assert gradience.json_schema("audit")["title"]
     with pytest.raises(SchemaError, match="no schema is called 'audits'") as error:
         gradience.json_schema("audits")
-    assert "audit, check" in error.value.advice
+    assert "audit, bench, check" in error.value.advice
 
 
 # The name
