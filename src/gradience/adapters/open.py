@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from gradience.adapters.formats import format_of, open_weights
+from gradience.adapters.formats.archives import orbax_advice
 from gradience.adapters.layout import Adapter, Files
 from gradience.errors import AdapterError
 from gradience.io.safetensors import ShardedFiles, TensorSource, indexed_files
@@ -122,6 +123,8 @@ def _only_nested(folder: Path) -> tuple[Path, Path]:
             f"{folder} holds {len(nested)} adapters in sub-folders ({_listed(nested)})",
             advice=f"give one of them, for example {nested[-1]}",
         )
+    if (advice := orbax_advice(folder)) is not None:
+        raise AdapterError(f"no adapter weights that can be read from {folder}", advice=advice)
     raise AdapterError(
         f"no adapter weights in {folder} (it holds {_listed(sorted(folder.iterdir())) or 'nothing'})",
         advice=f"expected {WEIGHT_NAMES[0]}; give another with --weights FILE",

@@ -22,7 +22,9 @@ def __getattr__(name: str) -> object:
     try:
         return getattr(import_module(_HOMES[name]), name)
     except ModuleNotFoundError as error:
-        message = f"{name} needs {error.name}: pip install 'gradience[hf]'"
+        from gradience.io.identity import INSTALL, other_project  # noqa: PLC0415  # only a failure pays for it
+
+        message = f"{name} needs {error.name} ({other_project() or INSTALL})"
         raise ModuleNotFoundError(message, name=error.name) from error
 
 

@@ -161,6 +161,7 @@ class GradienceCallback(TrainerCallback):
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ARG002  # theirs
         """Close the run; evaluations that come later are still recorded."""
+        self._lookout = None
         at = f"stopped at step {state.global_step} of {state.max_steps}"
         with self._recorder:
             if self._stopped:
@@ -228,7 +229,7 @@ class GradienceCallback(TrainerCallback):
                 self._early.append((step, split, metrics))  # a baseline: its run is still to begin
                 continue
             self._write_eval(step, split, metrics)
-            if self._recorder.in_run and self._lookout is not None:
+            if self._lookout is not None:
                 self._heed(step, self._lookout.evaluation(step, split, metrics), control)
 
     def _write_eval(self, step: int, split: str, metrics: Values) -> None:
@@ -243,16 +244,9 @@ class GradienceCallback(TrainerCallback):
         stops = self._lookout.stops(found)
         for finding in found:
             self._voice.finding(finding, step)
-            context = {**finding.values, **({"stops": True} if finding.id in stops else {})}
-            self._alert(step, finding, context)
+            self._recorder.alert(finding, step, stops=finding.id in stops)
         if stops:
             self._stop(step, f"stop_on: {', '.join(stops)}", control)
-
-    def _alert(self, step: int, finding: Finding, context: Values) -> None:
-        severity, code, message = finding.severity, finding.id, finding.message
-        self._recorder.record(
-            lambda log: log.alert(severity=severity, code=code, message=message, step=step, context=context)
-        )
 
     def _stop(self, step: int, reason: str, control: Any) -> None:
         control.should_training_stop = True

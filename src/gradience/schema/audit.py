@@ -364,7 +364,7 @@ class AuditReport(Report, kw_only=True, frozen=True):
     config_path: str | None = None
     weights_path: Annotated[str, Meta(description="As given; further files are in `weights_paths`.")]
     weights_paths: list[str] = []
-    format: Annotated[str, Meta(description="`peft`, `mlx`, `kohya`, `diffusers`.")]
+    format: Annotated[str, Meta(description="`peft`, `mlx`, `kohya`, `diffusers`, `npz`, `h5`; `arrays` in memory.")]
     peft_type: str | None = None
     base_model: str | None = None
     health: Health

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from gradience.adapters.formats.archives import SUFFIXES
 from gradience.adapters.layout import Adapter, Module
 from gradience.adapters.open import AdapterFiles, open_adapter
 from gradience.io.safetensors import is_known
@@ -93,6 +94,11 @@ def audit_adapter(
         raise ValueError(f"expected intruder_k >= 1 and 0 < intruder_eps <= 1, got {intruder_k} and {intruder_eps}")
     ids = [rule.id for rule in WEIGHTS_RULES]
     left_out = excluded_rules(ids, select=select, ignore=ignore, settings=settings)
+    if adapter_config is None and weights is None and Path(path).suffix in SUFFIXES and Path(path).is_file():
+        from gradience.verbs.audit.arrays import audit_array_file  # noqa: PLC0415  # it takes `audit_opened` from here
+
+        top = top_singular_values
+        return audit_array_file(Path(path), top_singular_values=top, select=select, ignore=ignore, settings=settings)
     files, adapter = open_adapter(path, adapter_config=adapter_config, weights=weights)
     against = None
     if base is not None:

@@ -64,7 +64,8 @@ def gather_context(
     Raises:
         AdapterError: the base cannot be read.
     """
-    around = _output(whole, CheckContext())
+    keys = tuple(dict.fromkeys(whole.unknown_keys)) if whole.sources else None
+    around = _output(whole, CheckContext(unknown_keys=keys))
     return around if base is None else _with_base(around, config, base, folders, transformers)
 
 
