@@ -37,6 +37,7 @@ def audit_adapter(
     intruder_k: int = 10,
     intruder_eps: float = 0.5,
     norms_cache: bool = True,
+    against: PathLike | None = None,
     seed: int = 0,
     progress: Progress | None = None,
     select: Iterable[str] = (),
@@ -57,6 +58,7 @@ def audit_adapter(
         intruder_k: how many leading left singular vectors of W + dW to look at.
         intruder_eps: the overlap with every singular vector of W under which one is an intruder.
         norms_cache: keep norms of base weights in the user's cache folder, keyed by the base's identity.
+        against: a fleet, as `audit_fleet` writes it: adds `standing`, the percentiles among its healthy adapters.
         seed: of the iterative methods.
         progress: called with (modules done, modules in all, the module's name) while the base is read.
         select: ids of checks, or beginnings of ids, to apply; all by default. The verdict stays whole.
@@ -77,14 +79,18 @@ def audit_adapter(
     ids = [rule.id for rule in WEIGHTS_RULES]
     left_out = excluded_rules(ids, select=select, ignore=ignore, settings=settings)
     files, adapter = open_adapter(path, adapter_config=adapter_config, weights=weights)
-    against = None
+    beside = None
     if base is not None:
         from gradience.verbs.audit.against_base import BaseOptions  # noqa: PLC0415  # keeps a plain audit quick
 
-        against = BaseOptions(Path(base), intruders, intruder_k, intruder_eps, seed, norms_cache, progress)
+        beside = BaseOptions(Path(base), intruders, intruder_k, intruder_eps, seed, norms_cache, progress)
     report = audit_opened(
-        Path(path), files, adapter, top=top_singular_values, against=against, per_layer=suggest_per_layer
+        Path(path), files, adapter, top=top_singular_values, beside=beside, per_layer=suggest_per_layer
     )
+    if against is not None:
+        from gradience.verbs.fleet.standing import with_standing  # noqa: PLC0415  # duckdb, of the extra [fleet]
+
+        report = with_standing(report, against)
     findings, not_run = without(report.findings, report.not_run, left_out)
     return msgspec.structs.replace(report, findings=findings, not_run=not_run)
 
@@ -95,7 +101,7 @@ def audit_opened(
     adapter: Adapter,
     *,
     top: int = 0,
-    against: BaseOptions | None = None,
+    beside: BaseOptions | None = None,
     per_layer: bool = False,
 ) -> AuditReport:
     """The audit of an adapter whose files are open, by all rules.
@@ -105,7 +111,7 @@ def audit_opened(
         files: from `open_adapter`.
         adapter: the same; each of its modules is loaded once, and rarely twice.
         top: how many singular values to keep per module.
-        against: the base, and what to compute beside it.
+        beside: the base, and what to compute beside it.
         per_layer: add `per_layer`.
 
     Raises:
@@ -113,10 +119,10 @@ def audit_opened(
     """
     rows = _rows(adapter, top)
     compared = None
-    if against is not None:
+    if beside is not None:
         from gradience.verbs.audit.against_base import compare  # noqa: PLC0415  # keeps a plain audit quick
 
-        rows, compared = compare(adapter, rows, against)
+        rows, compared = compare(adapter, rows, beside)
     return _judged(_facts(path, files, adapter), adapter, with_shares(rows), compared, per_layer=per_layer)
 
 

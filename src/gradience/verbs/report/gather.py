@@ -31,9 +31,16 @@ _ALL_VALUES: Final = 4096  # singular values kept per module: more than any adap
 
 
 def build_story(
-    sources: Sources, *, base: PathLike | None = None, task: str | None = None, compare: Sequence[PathLike] = ()
+    sources: Sources,
+    *,
+    base: PathLike | None = None,
+    task: str | None = None,
+    compare: Sequence[PathLike] = (),
+    against: PathLike | None = None,
 ) -> Story:
     """The story of a run from sources that were found, with its adapter beside those to compare it with.
+
+    With `against`, a fleet, the audit says where the adapter stands in it.
 
     Raises:
         GradienceError: none of the sources can be read, or one to be compared cannot.
@@ -45,6 +52,10 @@ def build_story(
         reasons = [state.reason for state in read.states.values() if state.state == "unreadable"]
         reason = "; ".join(reasons) or "neither log, adapter nor configuration"
         raise GradienceError(f"{sources.path}: {reason}", advice="give a run, --adapter or --config")
+    if against is not None and read.audit is not None:
+        from gradience.verbs.fleet.standing import with_standing  # noqa: PLC0415  # duckdb, of the extra [fleet]
+
+        read = read._replace(audit=with_standing(read.audit, against))
     comparison = _comparison(sources.weights.path, compare) if compare else None
     names = ("gradience", "numpy", *(("jax",) if read.audit is not None or comparison is not None else ()))
     return Story(
