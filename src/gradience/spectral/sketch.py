@@ -44,8 +44,10 @@ class Sketch:
             self._total += product
 
     def numbers(self) -> list[float]:
-        """The D numbers."""
-        return [float(x) for x in np.fft.irfft(self._total, n=DIMENSIONS).astype(np.float32)]
+        """The D numbers; zeros where one is beyond float32's range."""
+        with np.errstate(over="ignore"):
+            found = np.fft.irfft(self._total, n=DIMENSIONS).astype(np.float32)
+        return [float(x) for x in (found if np.isfinite(found).all() else np.zeros(DIMENSIONS))]
 
 
 def _folded(factor: Matrix, key: int) -> npt.NDArray[np.float64]:

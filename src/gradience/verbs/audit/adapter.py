@@ -18,7 +18,7 @@ from gradience.rules.weights.rank_pattern import rank_pattern
 from gradience.rules.weights.ranks import candidates, disagreements, measured, rank_rules, suggest
 from gradience.rules.weights.rules import WEIGHTS_RULES, judge_adapter
 from gradience.schema.audit import AUDIT_SCHEMA_ID, AuditReport, BaseReport, ModuleAudit, NotAnalysed
-from gradience.spectral.batch import Factors, spectra
+from gradience.spectral.batch import Factors, grams_on_host, spectra
 from gradience.verbs.audit.rows import bytes_per_param, layer_summaries, ledger_of, module_row, summary_of, with_shares
 
 if TYPE_CHECKING:
@@ -103,6 +103,7 @@ def audit_opened(
     top: int = 0,
     beside: BaseOptions | None = None,
     per_layer: bool = False,
+    on_host: bool = False,
 ) -> AuditReport:
     """The audit of an adapter whose files are open, by all rules.
 
@@ -113,11 +114,12 @@ def audit_opened(
         top: how many singular values to keep per module.
         beside: the base, and what to compute beside it.
         per_layer: add `per_layer`.
+        on_host: form the Gram matrices by BLAS on this thread, not by JAX.
 
     Raises:
         AdapterError: a tensor cannot be read, or the base cannot.
     """
-    rows = _rows(adapter, top)
+    rows = _rows(adapter, top, on_host=on_host)
     compared = None
     if beside is not None:
         from gradience.verbs.audit.against_base import compare  # noqa: PLC0415  # keeps a plain audit quick
@@ -126,8 +128,9 @@ def audit_opened(
     return _judged(_facts(path, files, adapter), adapter, with_shares(rows), compared, per_layer=per_layer)
 
 
-def _rows(adapter: Adapter, top: int) -> list[ModuleAudit]:
-    found = spectra([_load(module) for module in adapter.modules])
+def _rows(adapter: Adapter, top: int, *, on_host: bool) -> list[ModuleAudit]:
+    loads = [_load(module) for module in adapter.modules]
+    found = spectra(loads, grams_on_host(loads) if on_host else None)
     return [module_row(m, s, top=top) for m, s in zip(adapter.modules, found, strict=True)]
 
 

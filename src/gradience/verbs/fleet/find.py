@@ -165,7 +165,7 @@ class _Walk:
                 continue
             names = []
             for entry in listed:
-                if not entry.is_dir():
+                if not leads_to_folder(entry):
                     names.append(entry.name)
                 elif not entry.name.startswith("."):
                     (self._linked if entry.is_symlink() else stack).append(entry.path)
@@ -187,6 +187,14 @@ class _Walk:
 
     def _peek(self, path: str) -> bool:
         return path in self._known or holds_adapter(Path(path))
+
+
+def leads_to_folder(entry: os.DirEntry[str]) -> bool:
+    """Whether an entry is a folder or a link to one; a link to itself is neither."""
+    try:
+        return entry.is_dir()
+    except OSError:
+        return False
 
 
 def holds_adapter(path: Path) -> bool:
