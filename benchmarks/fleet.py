@@ -18,7 +18,6 @@ import resource
 import shlex
 import shutil
 import signal
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -158,13 +157,18 @@ def memory(root: Path, options: argparse.Namespace) -> None:
 
 
 def second(root: Path, options: argparse.Namespace) -> None:
-    home, out = toys(root, options.toys), root / "fleet-second"
-    first, _, report = audit(home, out)
-    again = [audit(home, out)[0] for _ in range(3)]
-    n, start = report["found"], timed(ours("fleet", "audit", "--help"))[0]
-    print(f"first call {first:.1f} s, second {statistics.median(again):.2f} s (--help: {start:.2f} s), {n} adapters:")
-    print(f"  {first / statistics.median(again):.0f}x whole processes")
-    print(f"  {1000 * first / n:.2f} ms and {1000 * (statistics.median(again) - start) / n:.3f} ms an adapter")
+    few, home, out = toys(root, 100), toys(root, options.toys), root / "fleet-second"
+    first, first_cpu, report = audit(home, out)
+    audit(few, root / "fleet-few")
+    again = min((audit(home, out)[:2] for _ in range(3)), key=lambda pair: pair[1])
+    little = min(audit(few, root / "fleet-few")[1] for _ in range(3))
+    n = report["found"]
+    print(
+        f"{n} adapters: first {first:.1f} s wall, {first_cpu:.1f} s CPU; second {again[0]:.2f} s, {again[1]:.2f} s CPU"
+    )
+    print(f"  whole processes: {first / again[0]:.0f}x by wall, {first_cpu / again[1]:.0f}x by CPU")
+    each = (again[1] - little) / (n - 100)
+    print(f"  CPU of each further adapter: {1000 * first_cpu / n:.2f} ms, then {1000 * each:.3f} ms")
 
 
 def query(root: Path, options: argparse.Namespace) -> None:

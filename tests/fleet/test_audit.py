@@ -101,6 +101,35 @@ def test_changes_are_seen_by_size_time_and_content(tmp_path):
     assert rows(fresh) == rows(out)
 
 
+def test_a_listed_place_that_is_missing_is_a_row_until_it_is_there(tmp_path):
+    place, out = tmp_path / "later", tmp_path / "fleet"
+    report = audit_fleet(out=out, listed=[str(place)], workers=1)
+    assert (report.found, report.errors, report.crashed) == (1, 1, 0)
+    peft(place)
+    assert audit_fleet(out=out, listed=[str(place)], workers=1).errors == 0
+    assert open_fleet(out).adapters["verdict"].to_pylist() == ["trained"]
+
+
+def test_adapters_behind_a_url_are_copied_audited_and_kept(tmp_path):
+    pytest.importorskip("fsspec")
+    peft(tmp_path / "a" / "one", factors(4))
+    lone = tmp_path / "a" / "lone.safetensors"
+    save_file(factors(5), lone)
+    root, out = f"file://{tmp_path}/a", tmp_path / "fleet"
+    assert audit_fleet(root, out=out, workers=1).audited == 2
+    rows = {row["path"]: row for row in open_fleet(out).adapters.to_pylist()}
+    assert rows[f"{root}/one"]["stable_rank_mean"] == audit_on_host(tmp_path / "a" / "one")
+    assert rows[f"{root}/lone.safetensors"]["status"] == "error"  # PEFT's tensors without their config
+    assert "adapter_config.json" in rows[f"{root}/lone.safetensors"]["error"]
+    assert audit_fleet(root, out=out, workers=1).audited == 0
+    os.utime(tmp_path / "a" / "one" / "adapter_config.json", (1, 1))
+    assert audit_fleet(root, out=out, workers=1).unchanged == 2
+
+
+def audit_on_host(folder):
+    return pytest.approx(audit_adapter(folder).summary.stable_rank_mean, rel=1e-12)
+
+
 def test_another_version_of_the_rules_reads_everything_again(collection, fleet, tmp_path, monkeypatch):
     mine = copied(fleet, tmp_path)
     monkeypatch.setattr("gradience.verbs.fleet.audit.RULES_VERSION", "0")

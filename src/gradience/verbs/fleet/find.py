@@ -108,7 +108,7 @@ def find_adapters(
         except AdapterError as error:
             if required:
                 raise
-            yield Found(place, place, (), "", fault=str(error))
+            yield Found(place, place, (), "missing", fault=str(error))
 
 
 def _below(place: str, walk: _Walk, known: Collection[str]) -> Iterator[Found]:
