@@ -229,8 +229,21 @@ def test_workers_that_cannot_start_are_an_error_and_not_a_loop(killing):
         list(run_local(module.work, jobs, workers=2, prepare=module.die))
 
 
-def test_ray_gives_the_same_rows_and_reports_a_job_that_kills_its_workers(collection, fleet, tmp_path, killing):
-    pytest.importorskip("ray", reason="needs the extra [ray]")
+@pytest.fixture
+def ray_here(killing):
+    """A cluster on this machine for one test, whose workers can import the jobs."""
+    ray = pytest.importorskip("ray", reason="needs the extra [ray]")
+    from gradience.verbs.fleet import on_ray
+
+    connection, ours = on_ray._connected(2, None)
+    assert ours
+    yield connection
+    ray.shutdown()
+
+
+def test_ray_gives_the_same_rows_and_reports_a_job_that_kills_its_workers(
+    collection, fleet, tmp_path, killing, ray_here
+):
     from gradience.verbs.fleet.on_ray import run_ray
 
     module, jobs = killing
@@ -239,3 +252,4 @@ def test_ray_gives_the_same_rows_and_reports_a_job_that_kills_its_workers(collec
     out = tmp_path / "by-ray"
     assert audit_fleet(collection, out=out, engine="ray", workers=2).engine == "ray"
     assert rows(out) == rows(fleet)
+    assert ray_here.is_initialized()  # the caller's connection stays
