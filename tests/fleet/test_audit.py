@@ -122,8 +122,6 @@ def test_adapters_behind_a_url_are_copied_audited_and_kept(tmp_path):
     assert rows[f"{root}/lone.safetensors"]["status"] == "error"  # PEFT's tensors without their config
     assert "adapter_config.json" in rows[f"{root}/lone.safetensors"]["error"]
     assert audit_fleet(root, out=out, workers=1).audited == 0
-    os.utime(tmp_path / "a" / "one" / "adapter_config.json", (1, 1))
-    assert audit_fleet(root, out=out, workers=1).unchanged == 2
 
 
 def audit_on_host(folder):
@@ -179,7 +177,7 @@ def _started(root, out):
     code = (
         "from gradience.verbs.fleet import audit, update\n"
         "update.BATCH = 2\n"
-        f"audit.audit_fleet({str(root)!r}, out={str(out)!r}, workers=2)"
+        f"audit.audit_fleet({str(root)!r}, out={str(out)!r}, workers=1)"
     )
     return subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.DEVNULL)
 
