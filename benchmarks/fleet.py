@@ -257,27 +257,59 @@ def same_rows(one: Path, two: Path) -> bool:
     return all(getattr(left, name).equals(getattr(right, name)) for name in ("adapters", "modules", "findings"))
 
 
+SMALL_BATCHES = """
+import sys
+from gradience.verbs.fleet import audit, update
+update.BATCH = 8
+if __name__ == "__main__":
+    audit.audit_fleet(sys.argv[1], out=sys.argv[2], workers=2)
+"""
+
+
 def kills(root: Path, options: argparse.Namespace) -> None:
-    home, whole = toys(root, options.kill_toys), root / "fleet-whole"
+    """Kill the parent, or a worker, at random: after none to two further parts of eight adapters, and up to 0.3 s."""
+    home, whole, script = toys(root, options.kill_toys), root / "fleet-whole", root / "small_batches.py"
+    script.write_text(SMALL_BATCHES)
     audit(home, whole)
     rng = random.Random(15)  # noqa: S311  # moments to kill at
     for who in ("parent", "worker"):
-        out, done = root / f"fleet-{who}", 0
-        command = ours("fleet", "audit", home, "--out", out, "--workers", "2")
+        out, done, at, ended, equal = root / f"fleet-{who}", 0, [], 0, True
+        shutil.rmtree(out, ignore_errors=True)
         while done < options.kills:
-            shutil.rmtree(out, ignore_errors=True)  # the job before came to its end
-            job = subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
-            while done < options.kills:
-                time.sleep(rng.uniform(0.5, options.kill_within))
-                if job.poll() is not None:
-                    break
+            job = subprocess.Popen([sys.executable, str(script), str(home), str(out)], stderr=subprocess.DEVNULL)
+            while done < options.kills and further(job, out, rng.randrange(3)):
+                time.sleep(rng.uniform(0.0, 0.3))
+                at.append(written(out))
                 done += kill(job, who, rng)
-                if who == "parent":
-                    job = subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
-            job.wait()
+            if job.wait() == 0:
+                ended, equal = ended + 1, equal and not missing(whole, out)
+                shutil.rmtree(out)
         report = audit(home, out)[2]
-        equal = same_rows(whole, out)
-        print(f"{who} killed {done} times: {report['found']} adapters, {report['crashed']} crashed; equal: {equal}")
+        equal = equal and same_rows(whole, out)
+        print(f"{who} killed {done} times, with {min(at)} to {max(at)} parts there, {ended} jobs came to their end:")
+        print(f"  {report['found']} adapters, {report['crashed']} crashed; equal to a job in peace: {equal}")
+
+
+def written(fleet: Path) -> int:
+    return len(list((fleet / "adapters").glob("*.parquet")))
+
+
+def further(job: subprocess.Popen[bytes], fleet: Path, parts: int) -> bool:
+    """Wait until that many further parts are there; False if the job ends before."""
+    before = written(fleet)
+    while job.poll() is None and written(fleet) < before + parts:
+        time.sleep(0.01)
+    return job.poll() is None
+
+
+def missing(whole: Path, fleet: Path) -> set[str]:
+    """Paths of one fleet that another lacks, or has twice; a row of a worker that died twice is there."""
+    import gradience
+
+    ours = gradience.fleet.open(fleet).adapters["path"].to_pylist()
+    if len(set(ours)) < len(ours):
+        return {"twice"}
+    return set(gradience.fleet.open(whole).adapters["path"].to_pylist()) ^ set(ours)
 
 
 def kill(job: subprocess.Popen[bytes], who: str, rng: random.Random) -> bool:
@@ -287,8 +319,9 @@ def kill(job: subprocess.Popen[bytes], who: str, rng: random.Random) -> bool:
         return True
     with suppress(OSError):
         pids = Path(f"/proc/{job.pid}/task/{job.pid}/children").read_text().split()
-        os.kill(int(rng.choice(pids or ["0"])) or job.pid, signal.SIGKILL)
-        return bool(pids)
+        if pids:
+            os.kill(int(rng.choice(pids)), signal.SIGKILL)
+            return True
     return False
 
 
@@ -371,7 +404,6 @@ def main() -> None:
         parser.add_argument(f"--{name}", type=int, default=value)
     for name, value in (("runs", 2000), ("query-rows", 240_000), ("pairs", 200)):
         parser.add_argument(f"--{name}", type=int, default=value)
-    parser.add_argument("--kill-within", type=float, default=4.0, help="seconds")
     parser.add_argument("--peer", help="command of a peer")
     parser.add_argument("--only", choices=PARTS, action="append")
     parser.add_argument("--keep", type=Path, help="folder for what is made, kept")
