@@ -181,3 +181,11 @@ def test_the_page_has_every_list_and_no_script(fleet, tmp_path, capsys):
     assert "<script" not in text
     assert main(["fleet", "show", str(fleet), "--html", str(page)]) == 2
     assert "exists already" in capsys.readouterr().err
+
+
+def test_a_bucket_of_very_many_is_compared_with_neighbours_only():
+    rng = np.random.default_rng(0)
+    one = normalised(rng.standard_normal((1, DIMENSIONS)))
+    pairs = candidate_pairs(np.repeat(one, 600, axis=0))
+    assert (0, 1) in pairs
+    assert len(pairs) == sum(min(16, 599 - n) for n in range(600))

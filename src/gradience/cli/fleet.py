@@ -106,7 +106,7 @@ def show(
     *,
     top: PositiveInt = 10,
     cosine: Annotated[float, Parameter(validator=Number(gt=0.0, lte=1.0))] = 0.99,
-    most_pairs: NonNegativeInt = 500,
+    most_pairs: NonNegativeInt = 100,
     verbose: opt.Verbose = False,
     html: Path | None = None,
     force: opt.Flag = False,
