@@ -15,9 +15,10 @@ def factors(seed=0, *, r=4, width=24, layers=2, decay=0.5, scale=1.0):
     for layer in range(layers):
         for module in ("self_attn.q_proj", "mlp.up_proj"):
             stem = f"base_model.model.model.layers.{layer}.{module}"
-            a = rng.standard_normal((r, width)) * (decay ** np.arange(r))[:, None] * scale
+            fall = np.sqrt(decay) ** np.arange(r)  # of each factor: trained ones decay both
+            a = rng.standard_normal((r, width)) * fall[:, None] * scale
             tensors[f"{stem}.lora_A.weight"] = a.astype(np.float32)
-            tensors[f"{stem}.lora_B.weight"] = rng.standard_normal((2 * width, r)).astype(np.float32)
+            tensors[f"{stem}.lora_B.weight"] = (rng.standard_normal((2 * width, r)) * fall).astype(np.float32)
     return tensors
 
 

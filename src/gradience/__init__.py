@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from gradience.telemetry.writer import TelemetryWriter
     from gradience.verbs.audit import audit_adapter
     from gradience.verbs.check import check_config
+    from gradience.verbs.check.data import check_data
     from gradience.verbs.compare import compare_adapters
     from gradience.verbs.convert import convert_adapter
     from gradience.verbs.diagnose import diagnose
@@ -38,6 +39,7 @@ _HOMES = {
     "TelemetryWriter": "gradience.telemetry.writer",
     "audit_adapter": "gradience.verbs.audit",
     "check_config": "gradience.verbs.check",
+    "check_data": "gradience.verbs.check.data",
     "compare_adapters": "gradience.verbs.compare",
     "compare_runs": "gradience.verbs.monitor.compare",
     "convert_adapter": "gradience.verbs.convert",
@@ -67,6 +69,7 @@ __all__ = [
     "TelemetryWriter",
     "audit_adapter",
     "check_config",
+    "check_data",
     "compare_adapters",
     "compare_runs",
     "convert_adapter",

@@ -8,9 +8,9 @@ from typing import Final
 from cyclopts.types import PositiveFloat
 
 from gradience.cli import options as opt
+from gradience.cli.output import COULD_NOT_JUDGE
 from gradience.schema.findings import RuleGroup
 
-_COULD_NOT_JUDGE: Final = 2
 _GROUPS: Final[tuple[RuleGroup, ...]] = ("config", "base", "log", "weights", "weights_and_base", "joins")
 
 
@@ -73,4 +73,4 @@ def diagnose(
         locations=lambda: source_locations(report),
         not_run=report.not_run,
     )
-    return code if report.complete else _COULD_NOT_JUDGE
+    return code if report.complete else COULD_NOT_JUDGE

@@ -63,6 +63,10 @@ COMMANDS = {  # name: its function, imported when it runs, and its line in the l
         "gradience.cli.verify_merge:verify_merge",
         "Check that a merged model contains an adapter, tensor by tensor.",
     ),
+    "bench": (
+        "gradience.cli.bench:bench",
+        "Measure on held-out data what a smaller, merged or mitigated adapter loses.",
+    ),
     "rules": ("gradience.cli.schema:rules", "List every rule by where it applies, or explain one with its evidence."),
     "validate": ("gradience.cli.schema:validate", "Check every line of a run.jsonl against the telemetry schema."),
     "schema": ("gradience.cli.schema:schema", "Print a JSON Schema: of a line of a log, or of a report."),
@@ -89,6 +93,13 @@ GROUPS = {  # name: its line, and its commands as above
     ),
 }
 
+BELOW = {  # commands of a command, by the same
+    "bench": {
+        "merge": ("gradience.cli.bench:merge", "Measure what merges lose on each adapter's own data."),
+        "mitigate": ("gradience.cli.bench:mitigate", "Measure what scaling intruder dimensions changes."),
+    }
+}
+
 
 def build_app(*asked: str) -> App:
     """Return the command table; a command's module is imported when it runs.
@@ -107,7 +118,10 @@ def build_app(*asked: str) -> App:
         help_format="plaintext",
         result_action="return_value",
     )
-    _fill(app, COMMANDS, asked[0] if asked else None, with_flowing_help)
+    verb = asked[0] if asked else ""
+    _fill(app, COMMANDS, verb, with_flowing_help)
+    for name, (target, _) in BELOW.get(verb, {}).items():
+        app[verb].command(with_flowing_help(target), name=name)
     for name, (line, commands) in GROUPS.items():
         group = App(name=name, help=line, help_format="plaintext", version_flags=())
         _fill(group, commands, asked[1] if asked[:1] == (name,) and len(asked) > 1 else None, with_flowing_help)

@@ -7,9 +7,10 @@ layers run to the right and its kinds of module downwards, one character each; t
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Final, Literal, NamedTuple, TypeAlias
 
+from gradience.adapters.names import layer_label
 from gradience.render.text import clean, number
 
 if TYPE_CHECKING:  # a curve is drawn without the schema of audits
@@ -126,6 +127,39 @@ def _share(value: float, low: float, high: float) -> float:
     return (value - low) / size if 0.0 < size < math.inf else 0.5
 
 
+def histogram_lines(bins: Sequence[int], width: int, *, limit: int | None = None, height: int = 5) -> list[str]:
+    """A histogram from 0 with the limit as a line through it, and the lengths below.
+
+    Args:
+        bins: how many fall into each bar; the last bar holds all that is longer, too.
+        width: of a bar, in units of the horizontal axis.
+        limit: where to draw the line; None, or beyond the bars: none.
+        height: lines of the bars.
+    """
+    top = max(bins, default=0)
+    if not top:
+        return []
+    levels = [math.ceil(n * height * len(_UNICODE) / top) for n in bins]
+    place = None if limit is None or limit > width * len(bins) else -(-limit // width)
+    lines = []
+    for row in range(height - 1, -1, -1):
+        full = [max(0, min(level - row * len(_UNICODE), len(_UNICODE))) for level in levels]
+        cells = [_UNICODE[part - 1] if part else " " for part in full]
+        line = "".join(cells) if place is None else f"{''.join(cells[:place])}\u2502{''.join(cells[place:])}"
+        label = f"{top:,}" if row == height - 1 else ""
+        lines.append(f"{label:>{_LABEL}} |{line.rstrip()}")
+    below = (
+        "0"
+        if place is None
+        else f"0{f'limit {limit:,}':>{place}}"
+        if place > len(f"limit {limit:,}")
+        else f"0 limit {limit:,}"
+    )
+    end = f"{width * len(bins):,}"
+    room = len(bins) + (place is not None)
+    return [*lines, " " * (_LABEL + 2) + below + end.rjust(max(room - len(below), len(end) + 1))]
+
+
 Quantity: TypeAlias = Literal["norm", "utilization", "k90", "udr"]
 
 _UNICODE: Final = "▁▂▃▄▅▆▇█"
@@ -137,7 +171,7 @@ _TICK: Final = 10  # a mark above every tenth layer
 
 _Read: TypeAlias = "Callable[[ModuleAudit], float | None]"
 _READ: Final[dict[str, tuple[str, _Read]]] = {
-    "norm": ("Frobenius norm of dW", lambda m: float(m.frobenius_norm)),
+    "norm": ("Frobenius norm of dW", lambda m: float(m.frobenius_norm or 0.0)),
     "utilization": ("utilization", lambda m: m.utilization),
     "k90": ("energy rank k@90%", lambda m: m.energy_rank_90),
     "udr": ("UDR", lambda m: m.udr if isinstance(m.udr, float) else None),
@@ -152,6 +186,7 @@ class Grid(NamedTuple):
     rows: dict[str, dict[int, Cell]]  # by the kind's name, then by layer
     layers: list[int]
     top: float  # the highest value
+    labels: dict[int, str]  # of the layers, as people name them
 
 
 def grid_of(modules: Sequence[ModuleAudit], of: Quantity = "norm") -> Grid | None:
@@ -169,7 +204,8 @@ def grid_of_cells(title: str, cells: Sequence[tuple[str, int, Cell]]) -> Grid | 
     values = [cell for row in rows.values() for cell in row.values() if isinstance(cell, float)]
     if not values:
         return None
-    return Grid(title, rows, sorted({layer for row in rows.values() for layer in row}), max(values))
+    labels = {layer: layer_label(name) or str(layer) for name, layer, _ in cells}
+    return Grid(title, rows, sorted(labels), max(values), labels)
 
 
 def heatmap(modules: Sequence[ModuleAudit], of: Quantity = "norm", *, unicode: bool = True) -> list[str]:
@@ -217,7 +253,7 @@ def _cell(module: ModuleAudit, read: _Read) -> Cell:
         return "0"
     if module.state == "non_finite":
         return "!"
-    value = read(module)
+    value = None if module.state == "not_known" else read(module)
     return _ABSENT if value is None else float(value)
 
 
@@ -232,19 +268,19 @@ def _blocks(grid: Grid, ramp: str) -> Iterator[str]:
     room = _WIDTH - label - 4
     for start in range(0, len(grid.layers), room):
         layers = grid.layers[start : start + room]
-        yield f"  {'':<{label}}  {_ruler(layers)}".rstrip()
+        yield f"  {'':<{label}}  {_ruler(layers, grid.labels)}".rstrip()
         for name, row in grid.rows.items():
             cells = "".join(_glyph(row.get(layer, _ABSENT), ramp, grid.top) for layer in layers)
             yield f"  {name[-label:]:<{label}}  {cells}".rstrip()
 
 
-def _ruler(layers: Sequence[int]) -> str:
-    """The numbers of the first and of every tenth layer, and of each after a gap, above their columns."""
+def _ruler(layers: Sequence[int], labels: Mapping[int, str]) -> str:
+    """The labels of the first and of every tenth layer, and of each after a gap, above their columns."""
     line = ""
     for place, layer in enumerate(layers):
         marked = place == 0 or layer % _TICK == 0 or layers[place - 1] != layer - 1
         if marked and (not line or len(line) < place):
-            line = line.ljust(place) + str(layer)
+            line = line.ljust(place) + labels[layer]
     return line
 
 

@@ -14,6 +14,7 @@ from typing import Any, Final, Literal, TypeAlias
 import msgspec
 
 from gradience.schema.audit import AuditReport
+from gradience.schema.bench import BenchReport
 from gradience.schema.compare import CompareAdaptersReport, CompareReport
 from gradience.schema.diagnose import DiagnoseReport
 from gradience.schema.events import EVENT_TYPES, EvalMetrics, Event, RecommendationItem
@@ -38,6 +39,7 @@ SchemaName: TypeAlias = Literal[
     "convert",
     "merge",
     "merge-check",
+    "bench",
     "verify-merge",
     "import",
     "validate",
@@ -78,6 +80,7 @@ _REPORTS: Final[dict[SchemaName, type[msgspec.Struct]]] = {
     "merge": MergeReport,
     "merge-check": MergeCheckReport,
     "verify-merge": VerifyMergeReport,
+    "bench": BenchReport,
     "diagnose": DiagnoseReport,
     "import": ImportReport,
     "validate": ValidateReport,

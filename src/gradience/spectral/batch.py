@@ -250,6 +250,8 @@ class Spectrum(NamedTuple):
     relative_errors: npt.NDArray[np.float64]
     spectral_norm: float
     frobenius_norm: float
+    factor_stable_ranks: tuple[float, float]
+    """Of b and of a alone, in this order; of `narrowed` factors where r is larger than a side."""
 
 
 class _Quantities(NamedTuple):
@@ -307,6 +309,14 @@ def spectra(loads: Sequence[Callable[[], Factors]], grams: Sequence[Grams] | Non
         return _finish(loads, held)
 
 
+def spectrum_of(sigma: Matrix) -> Spectrum:
+    """Return the spectrum with these singular values: finite, largest first, in float64, at least one."""
+    with jax.enable_x64(True):  # noqa: FBT003  # JAX's own signature
+        numbers = _quantities(jnp.asarray(sigma, jnp.float64))
+    unknown = np.full(2, np.nan)  # of the factors alone
+    return _spectrum(sigma, numbers, Grams(sigma, sigma, len(sigma), 1.0), unknown, finite=True)
+
+
 def _finish(loads: Sequence[Callable[[], Factors]], grams: Sequence[Grams]) -> list[Spectrum]:
     found: list[Spectrum | None] = [None] * len(grams)
     by_bucket: dict[int, list[int]] = {}
@@ -315,11 +325,11 @@ def _finish(loads: Sequence[Callable[[], Factors]], grams: Sequence[Grams]) -> l
     for bucket, indices in by_bucket.items():
         for start in range(0, len(indices), _MODULES):
             some = indices[start : start + _MODULES]
-            sigma, finite = _sigma(loads, grams, some, bucket)
+            sigma, finite, alone = _sigma(loads, grams, some, bucket)
             numbers = jax.tree.map(np.asarray, _all_quantities(sigma))
             for row, index in enumerate(some):
                 one_row = _Quantities(*(field[row] for field in numbers))
-                found[index] = _spectrum(sigma[row], one_row, grams[index], finite=bool(finite[row]))
+                found[index] = _spectrum(sigma[row], one_row, grams[index], alone[:, row], finite=bool(finite[row]))
     return [spectrum for spectrum in found if spectrum is not None]
 
 
@@ -328,8 +338,11 @@ def _sigma(
     grams: Sequence[Grams],
     some: list[int],
     bucket: int,
-) -> tuple[Matrix, Matrix]:
-    """Return singular values (a fixed number of rows, zero beyond those asked for), and which are finite."""
+) -> tuple[Matrix, Matrix, Matrix]:
+    """Return singular values (a fixed number of rows, zero beyond those asked for), and which are finite.
+
+    And the stable ranks of a's and of b's alone (2, modules).
+    """
     sides = np.zeros((2, len(some), bucket, bucket))
     for row, index in enumerate(some):
         sides[0, row], sides[1, row] = grams[index].gram_a, grams[index].gram_b
@@ -344,10 +357,10 @@ def _sigma(
             exact = update.core_singular_values(factors.b, factors.a)
             sigma[row] = 0.0
             sigma[row, : len(exact)] = exact
-    return sigma, finite
+    return sigma, finite, update.gram_stable_rank(sides)
 
 
-def _spectrum(sigma: Matrix, numbers: _Quantities, grams: Grams, *, finite: bool) -> Spectrum:
+def _spectrum(sigma: Matrix, numbers: _Quantities, grams: Grams, alone: Matrix, *, finite: bool) -> Spectrum:
     r, size = grams.r, abs(grams.scale)
     return Spectrum(
         sigma=_padded(sigma, r) * size,
@@ -355,10 +368,11 @@ def _spectrum(sigma: Matrix, numbers: _Quantities, grams: Grams, *, finite: bool
         stable_rank=float(numbers.stable_rank),
         effective_rank=float(numbers.effective_rank),
         participation_ratio=float(numbers.participation_ratio),
-        energy_ranks=tuple(int(k) for k in numbers.energy_ranks),  # type: ignore[arg-type]  # three shares
+        energy_ranks=tuple(int(k) for k in np.asarray(numbers.energy_ranks)),  # type: ignore[arg-type]  # three shares
         relative_errors=_padded(np.asarray(numbers.relative_errors), r + 1),
         spectral_norm=float(sigma[0]) * size,
         frobenius_norm=float(numbers.frobenius_norm) * size,
+        factor_stable_ranks=(float(alone[1]), float(alone[0])),
     )
 
 

@@ -16,6 +16,7 @@ from gradience.adapters.formats import FORMATS
 from gradience.adapters.layout import Files
 from gradience.adapters.open import CONFIG_NAME, INDEX_NAMES, WEIGHT_NAMES
 from gradience.errors import AdapterError
+from gradience.io.reading import read_small
 from gradience.io.safetensors import SafetensorsFile
 from gradience.schema.document import writable
 
@@ -35,6 +36,7 @@ class Found(NamedTuple):
 Peek: TypeAlias = Callable[[str], bool]
 Target: TypeAlias = tuple[str, tuple[str, ...]]
 
+_MOST_LIST: Final = 256 << 20  # bytes: millions of paths
 _OWN_INDEX: Final = ("adapter_model", "adapters")
 _MLX_STEP: Final = re.compile(r"\d+_adapters\.safetensors")
 _SHARD: Final = "-of-"
@@ -231,7 +233,8 @@ def read_list(path: Path) -> list[str]:
         AdapterError: the file cannot be read.
     """
     try:
-        lines = path.read_text(encoding="utf-8", errors="surrogateescape").splitlines()
+        text = read_small(path, most=_MOST_LIST, what="a list of adapters")
     except OSError as error:
         raise AdapterError(f"cannot read the list {path}: {error.strerror}", advice="check --list") from error
+    lines = text.decode("utf-8", "surrogateescape").splitlines()
     return [line.strip() for line in lines if line.strip() and not line.lstrip().startswith("#")]

@@ -87,7 +87,7 @@ def _adapter(
     rules, stamp, content, weights = identity
     summary, ranks = report.summary, [m.r for m in report.modules]
     cut = report.suggested.get("p90")
-    energies = [as_float(m.frobenius_norm) ** 2 for m in report.modules if m.state == "ok"]
+    energies = [as_float(m.frobenius_norm or 0.0) ** 2 for m in report.modules if m.state == "ok"]
     worst = next((item.severity for item in by_severity(report.findings)), None)
     return AdapterRow(
         path=path,
