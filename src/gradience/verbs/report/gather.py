@@ -38,8 +38,11 @@ def build_story(
     task: str | None = None,
     compare: Sequence[PathLike] = (),
     bench: PathLike | None = None,
+    against: PathLike | None = None,
 ) -> Story:
     """The story of a run from sources that were found, with its adapter beside those to compare it with, and a bench.
+
+    With `against`, a fleet, the audit says where the adapter stands in it.
 
     Raises:
         GradienceError: none of the sources can be read, or one to be compared cannot.
@@ -52,6 +55,10 @@ def build_story(
         reasons = [state.reason for state in read.states.values() if state.state == "unreadable"]
         reason = "; ".join(reasons) or "neither log, adapter nor configuration"
         raise GradienceError(f"{sources.path}: {reason}", advice="give a run, --adapter or --config")
+    if against is not None and read.audit is not None:
+        from gradience.verbs.fleet.standing import with_standing  # noqa: PLC0415  # duckdb, of the extra [fleet]
+
+        read = read._replace(audit=with_standing(read.audit, against))
     comparison = _comparison(sources.weights.path, compare) if compare else None
     names = ("gradience", "numpy", *(("jax",) if read.audit is not None or comparison is not None else ()))
     return Story(
