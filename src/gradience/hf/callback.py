@@ -14,7 +14,10 @@ from transformers import TrainerCallback
 
 from gradience.hf.recorder import RunRecorder
 from gradience.hf.snapshot import batch_size, config_snapshot, dataset_size, run_meta
+from gradience.hf.watch import BatchWatch, watch_batches
 from gradience.schema.config import ConfigSnapshot
+from gradience.schema.data import announced_by
+from gradience.schema.reports import CheckReport
 from gradience.schema.scalars import TaskProfile, as_float
 from gradience.telemetry.rows import Values, eval_columns, split_row, train_columns
 from gradience.telemetry.values import described
@@ -33,6 +36,8 @@ class GradienceCallback(TrainerCallback):
         task_profile: `easy_classification`, `hard_reasoning`, `generation` or `unknown`.
         notes: a sentence for the log.
         spectral_every: audit the adapter in training every so many steps, on the CPU. Off by default.
+        data: count what the model is fed, in the first 8 micro-batches and then one in 100; False: do not. A report of
+            `check_data`: also record what it announced, to be compared with.
         guard: EXPERIMENTAL, acts on the weights: see `gradience.hf.guard`. Off by default.
         allow_text: write strings over 256 characters, and exceptions' texts, in clear.
         meta: further facts for the log's first line.
@@ -49,6 +54,7 @@ class GradienceCallback(TrainerCallback):
         task_profile: TaskProfile = "unknown",
         notes: str | None = None,
         spectral_every: int | None = None,
+        data: bool | CheckReport = True,
         guard: Any = None,
         allow_text: bool = False,
         meta: Mapping[str, Any] | None = None,
@@ -64,6 +70,9 @@ class GradienceCallback(TrainerCallback):
         self._spectral_every = spectral_every
         self._guard = guard
         self._watch: Any = None
+        self._data = data
+        self._batches: BatchWatch | None = None
+        self._data_recorded = False
         self._meta = dict(meta or {})
         self._recorder = RunRecorder(allow_text=allow_text)
         self._finalizer: weakref.finalize[[], GradienceCallback] | None = None
@@ -85,6 +94,8 @@ class GradienceCallback(TrainerCallback):
         if state.is_world_process_zero:
             with self._recorder:
                 self._begin(args, state, kwargs)
+            with self._recorder:
+                self._watch_batches(args, kwargs["model"])
         self._watch = None
         if self._guard:
             with self._recorder:
@@ -120,9 +131,17 @@ class GradienceCallback(TrainerCallback):
                 watch.before_step(state.global_step + 1)
                 self._watch = watch
 
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ARG002  # theirs
+        """Let rows come again: what repeats within an epoch is counted."""
+        if self._batches is not None:
+            self._batches.new_epoch()
+
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ARG002  # theirs
-        """Let the guard copy the weights, and audit the adapter when it is time to."""
+        """Let the guard copy the weights; record the first batches, and audit the adapter when it is time to."""
         step = state.global_step
+        if self._batches is not None and not self._data_recorded and self._batches.settled:
+            with self._recorder:
+                self._record_data(step)
         if (watch := self._watch) is not None:
             self._watch = None
             with self._recorder:
@@ -135,6 +154,11 @@ class GradienceCallback(TrainerCallback):
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ARG002  # theirs
         """Close the run; evaluations that come later are still recorded."""
         early = 0 < state.global_step < state.max_steps
+        if self._batches is not None:
+            with self._recorder:
+                self._record_data(state.global_step)
+            self._batches.close()
+            self._batches = None
         with self._recorder:
             self._recorder.end("ok", f"stopped at step {state.global_step} of {state.max_steps}" if early else None)
 
@@ -216,6 +240,24 @@ class GradienceCallback(TrainerCallback):
         from gradience.hf.probe import spectral_metrics  # noqa: PLC0415  # only where asked for
 
         self._record_metrics(step, "spectral", spectral_metrics(model))
+
+    def _watch_batches(self, args: Any, model: Any) -> None:
+        """Begin to count what the model is fed; a hook of a training that was left is removed."""
+        if self._batches is not None:
+            self._batches.close()
+        self._batches, self._data_recorded = None, False
+        if self._data:
+            length = getattr(args, "max_length", None)
+            self._batches = watch_batches(model, max_length=length if isinstance(length, int) else None)
+
+    def _record_data(self, step: int) -> None:
+        """Record the counts, and what a check of the data announced."""
+        if self._batches is None:
+            return
+        self._data_recorded = True
+        report = self._data.data if isinstance(self._data, CheckReport) else None
+        announced = {} if report is None else {"announced": announced_by(report)}
+        self._record_metrics(step, "data", {**self._batches.values(), **announced})
 
     def _arm(self, args: Any, state: Any, model: Any) -> None:
         from gradience.hf.guard import Guard, Watch  # noqa: PLC0415  # only where asked for

@@ -141,6 +141,7 @@ class RunFacts:
     epoch: float | None = None
     utilization_mean: float | None = None
     audit: Mapping[str, Json] | None = None  # payload of the newest lora_audit
+    data: Mapping[str, Json] | None = None  # the same of `data`: what the model was fed
     status: str = "unknown"
     last_step: int | None = None
     issues: Sequence[BadLine] = ()

@@ -140,7 +140,7 @@ def report_of(
 
 def _facts(summary: RunSummary, run: RunSeries, config: ConfigSnapshot, gap_threshold: float) -> RunFacts:
     evals, record = latest_evals(run), run.record
-    audit = run.latest_metrics.get("lora_audit")
+    audit, data = run.latest_metrics.get("lora_audit"), run.latest_metrics.get("data")
     facts = RunFacts(
         series=Series(
             run.steps, run.losses, run.grad_norms, run.rates, frozenset(run.lost_norms), not record.out_of_order
@@ -152,6 +152,7 @@ def _facts(summary: RunSummary, run: RunSeries, config: ConfigSnapshot, gap_thre
         epoch=run.last_epoch,
         utilization_mean=number_in(audit.metrics, "utilization_mean") if audit else None,
         audit=audit.metrics if audit else None,
+        data=data.metrics if data else None,
         status=run.end.status if run.end else "no_run_end",
         last_step=run.last_step,
         issues=summary.issues,
