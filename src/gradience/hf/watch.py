@@ -6,7 +6,7 @@ watched batches it keeps counts and hashes of rows; no token leaves the process.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any, Final, Self
 
 import torch
@@ -203,14 +203,16 @@ def _mixed(ids: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
     return mixed ^ (mixed >> 29)
 
 
-def _config_of(model: torch.nn.Module) -> Iterable[object]:
-    """The configurations of a model that may name its end tokens, the nearest to generation first."""
-    inner = getattr(model, "module", model)  # DistributedDataParallel and DataParallel
-    return [getattr(inner, "generation_config", None), getattr(inner, "config", None)]
+def _inner(model: torch.nn.Module) -> Any:
+    """The model inside of DistributedDataParallel, torch.compile and PEFT."""
+    inner: Any = getattr(model, "module", model)
+    inner = getattr(inner, "_orig_mod", inner)
+    return inner.get_base_model() if hasattr(inner, "get_base_model") else inner
 
 
 def _end_ids(model: torch.nn.Module) -> list[int]:
-    for config in _config_of(model):
+    inner = _inner(model)
+    for config in (getattr(inner, "generation_config", None), getattr(inner, "config", None)):
         found = getattr(config, "eos_token_id", None)
         if isinstance(found, int):
             return [found]
@@ -220,7 +222,7 @@ def _end_ids(model: torch.nn.Module) -> list[int]:
 
 
 def _classes(model: torch.nn.Module) -> int | None:
-    config = [*_config_of(model)][-1]
-    found = getattr(config, "num_labels", None)
-    named = type(getattr(model, "base_model", model)).__name__, str(getattr(config, "architectures", ""))
-    return found if isinstance(found, int) and any("Classification" in name for name in named) else None
+    """Classes of a model whose head is a classifier's."""
+    inner = _inner(model)
+    found = getattr(getattr(inner, "config", None), "num_labels", None)
+    return found if isinstance(found, int) and "Classification" in type(inner).__name__ else None

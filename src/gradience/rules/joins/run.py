@@ -19,6 +19,9 @@ MID_RUN = Threshold("mid_run", 0.9, "step of the weights over the last step logg
 SIZES = Evidence(
     source="heuristic; adapters at hand", says="an update's entries are 1e-4 to 3e-3 in size in trained adapters"
 )
+MASKED_LABELS = Evidence(
+    source="huggingface/trl#6668", says="SFTTrainer logs loss 0.0 when every label is masked, and trains on"
+)
 ZERO_B = Evidence(source="LoRA, arXiv 2106.09685; PEFT's default", says="B starts at zero: before a step s B A is zero")
 
 _NO_UPDATE: Final = frozenset({"untrained", "near_untrained"})
@@ -27,6 +30,25 @@ _HIGH_RATE: Final = ("LR002", "LR003", "LR004", "LR005", "LR007")
 _LOW_RATE: Final = ("LR001", "ALP002")
 
 JOINS: Final[tuple[Correlation, ...]] = (
+    Correlation(
+        id="DAT330",
+        severity="critical",
+        title="no token supervised, and what follows from it",
+        needs=(
+            Needs("log", ("DAT301",), frozenset({"critical"})),
+            Needs("weights", ("NUM201", "TRN202")),
+        ),
+        messages=(
+            Message(("log", "weights"), "No token was supervised in any batch that was seen, and the weights show it."),
+        ),
+        confidence=0.97,
+        evidence=(MASKED_LABELS,),
+        rationale="Without a supervised token there is no gradient, or one of 0 / 0: the adapter stays as it began, or "
+        "becomes NaN.",
+        action="Look at the labels of a batch; then at the chat template, the columns and the loss mode.",
+        scope="runs whose recorder saw batches with labels of tokens",
+        verify="The share of labels that are not -100 in a batch of the trainer.",
+    ),
     Correlation(
         id="NUM301",
         severity="error",

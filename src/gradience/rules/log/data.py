@@ -19,10 +19,17 @@ from gradience.schema.findings import Evidence
 from gradience.schema.scalars import Json
 
 AT_LIMIT = Threshold("at_limit", 0.05, "share of rows", "as cut_many of DAT305")
-SHARE_APART = Threshold("share_apart", 0.1, "supervised share of tokens", "proposal: more than batches differ by chance")
+SHARE_APART = Threshold(
+    "share_apart", 0.1, "supervised share of tokens", "proposal: more than batches differ by chance"
+)
 LENGTH_APART = Threshold("length_apart", 0.25, "of the announced tokens per sequence", "proposal; the same")
 FEW_ROWS = Threshold("few_rows", 32, "rows seen", "proposal: of fewer, means differ by chance")
 _NOT_RECORDED: Final = "what the model was fed was not recorded (no `data` event in the log)"
+
+
+def _is_recorded(facts: RunFacts) -> bool:
+    """Of a log without the event DAT301 alone says that there is none."""
+    return facts.data is not None
 
 
 def _recorded(facts: RunFacts) -> str | None:
@@ -97,12 +104,20 @@ def _as_of_data(
     return lambda facts: observe(as_data(facts))
 
 
-def _end(facts: RunFacts) -> Iterable[Observation] | Observation | None:
-    if _count(facts, "rows_with_end") is None:
+def _end(facts: RunFacts) -> Iterator[Observation]:
+    ends, rows = _count(facts, "rows_with_end"), _count(facts, "rows") or 0
+    if ends is None:
         raise Unknown("the model's configuration names no end token")
     if everything_masked(facts):
         raise Unknown("no token is supervised (see DAT301)")
-    return _RULES["DAT307"].observe(as_data(facts))
+    if rows < FEW_ROWS.value:
+        raise Unknown(f"{rows} rows were seen; it needs {FEW_ROWS.value:g}")
+    if not ends:
+        yield Observation(
+            f"none of {rows} rows in the batches has a supervised end token of the model",
+            {"with_end": ends, "rows": rows},
+            severity="warning",  # the model may be served with another end token
+        )
 
 
 def _at_limit(facts: RunFacts) -> Iterator[Observation]:
@@ -140,13 +155,13 @@ def _announced(facts: RunFacts) -> Iterator[Observation]:
     supervised = _count(facts, "supervised")
     if isinstance(share, float) and supervised is not None and abs(supervised / total - share) > SHARE_APART.value:
         yield Observation(
-            f"{supervised / total:.0%} of the tokens in the batches are supervised; the check of the data had {share:.0%}",
+            f"{supervised / total:.0%} of the tokens in the batches are supervised, by the check {share:.0%}",
             {"seen": supervised / total, "announced": share},
         )
     packed = (facts.data or {}).get("packed") is True
     if isinstance(length, float) and not packed and abs(total / rows - length) > LENGTH_APART.value * length:
         yield Observation(
-            f"the batches have {total / rows:.0f} tokens a row; the check of the data had {length:.0f}",
+            f"the batches have {total / rows:.0f} tokens a row, by the check {length:.0f}",
             {"seen": total / rows, "announced": length},
         )
 
@@ -155,12 +170,12 @@ _RULES: Final = {rule.id: rule for rule in (*supervision.RULES, *tokens.RULES, *
 
 RULES: Final[tuple[Rule[RunFacts], ...]] = (
     _RULES["DAT301"].over(_as_of_data(_RULES["DAT301"].observe), needs=(_supervision,)),
-    _RULES["DAT303"].over(_as_of_data(_RULES["DAT303"].observe), needs=(_supervision,)),
-    _RULES["DAT305"].over(_at_limit, needs=(_recorded,)),
-    _RULES["DAT307"].over(_end, needs=(_supervision,)),
-    _RULES["DAT313"].over(_as_of_data(_RULES["DAT313"].observe), needs=(_recorded,)),
-    _RULES["DAT316"].over(_labels, needs=(_recorded,)),
-    _RULES["DAT320"].over(_as_of_data(_RULES["DAT320"].observe), needs=(_recorded,)),
+    _RULES["DAT303"].over(_as_of_data(_RULES["DAT303"].observe), needs=(_supervision,), applies=_is_recorded),
+    _RULES["DAT305"].over(_at_limit, needs=(_recorded,), applies=_is_recorded),
+    _RULES["DAT307"].over(_end, needs=(_supervision,), applies=_is_recorded),
+    _RULES["DAT313"].over(_as_of_data(_RULES["DAT313"].observe), needs=(_recorded,), applies=_is_recorded),
+    _RULES["DAT316"].over(_labels, needs=(_recorded,), applies=_is_recorded),
+    _RULES["DAT320"].over(_as_of_data(_RULES["DAT320"].observe), needs=(_recorded,), applies=_is_recorded),
     Rule(
         id="DAT321",
         severity="warning",
@@ -170,6 +185,7 @@ RULES: Final[tuple[Rule[RunFacts], ...]] = (
         "what was announced, from {few_rows} rows on",
         observe=_announced,
         needs=(_recorded,),
+        applies=_is_recorded,
         confidence=0.7,
         scope="runs whose recorder was given the report of check_data",
         rationale="The trainer tokenises, masks or cuts in another way than was checked: what the check found to be "
