@@ -1,4 +1,4 @@
-"""A training loop of ours, with the hook on the model or without, as digests of each step; as a program, two processes."""
+"""A training loop with the hook on the model or without, as digests of each step; as a program, in two processes."""
 
 from __future__ import annotations
 

@@ -155,7 +155,7 @@ def _announced(facts: RunFacts) -> Iterator[Observation]:
     supervised = _count(facts, "supervised")
     if isinstance(share, float) and supervised is not None and abs(supervised / total - share) > SHARE_APART.value:
         yield Observation(
-            f"{supervised / total:.0%} of the tokens in the batches are supervised, by the check {share:.0%}",
+            f"{supervised / total:.0%} of the batches' tokens are supervised, by the check {share:.0%}",
             {"seen": supervised / total, "announced": share},
         )
     packed = (facts.data or {}).get("packed") is True
@@ -181,8 +181,8 @@ RULES: Final[tuple[Rule[RunFacts], ...]] = (
         severity="warning",
         title="the batches are not those that the check of the data announced",
         groups=("log",),
-        condition="the supervised share differs by over {share_apart}, or the tokens of a row by over {length_apart} of "
-        "what was announced, from {few_rows} rows on",
+        condition="from {few_rows} rows on, the supervised share differs by over {share_apart}, or tokens of a row by "
+        "over {length_apart} of what was announced",
         observe=_announced,
         needs=(_recorded,),
         applies=_is_recorded,
