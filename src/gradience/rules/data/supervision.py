@@ -91,6 +91,8 @@ def _end(data: DataReport) -> Iterator[Observation]:
     seen, whole = data.seen.end_supervised, data.whole_rows
     if share(seen, whole) >= END_SELDOM.value:
         return
+    if _masked_as_padding(data):
+        raise Unknown("the end token is masked with the padding (see DAT308)")
     ends = " or ".join(data.end_tokens)
     counts = {"with_end": seen.count, "whole": whole, "end_tokens": data.end_tokens, "turn_end": data.turn_end}
     if data.turn_end:
@@ -110,13 +112,18 @@ def _end(data: DataReport) -> Iterator[Observation]:
         )
 
 
+def _masked_as_padding(data: DataReport) -> bool:
+    masked = share(data.seen.end_masked, data.whole_rows)
+    return data.pad_is_end is True and data.has_labels and masked >= MASKED_END.value
+
+
 def _pad_is_end(data: DataReport) -> Iterator[Observation]:
     if data.pad_is_end is None:
         raise Unknown("no tokenizer is given")
     if not data.pad_is_end:
         return
     masked = data.seen.end_masked
-    if data.has_labels and masked.count and share(masked, data.whole_rows) >= MASKED_END.value:
+    if _masked_as_padding(data):
         yield Observation(
             f"pad and end token are one, and the labels mask the end of {counted(masked, data.whole_rows, 'answers')}",
             values(masked, data.whole_rows),

@@ -110,6 +110,7 @@ def report_of(
     findings, not_run = without(*detect(facts), left_out)
     parts = tell(facts, findings, train)
     audit = run.latest_metrics.get("lora_audit")
+    fed = run.latest_metrics.get("data")
     return MonitorReport(
         schema=MONITOR_SCHEMA_ID,
         story=line_of(parts),
@@ -128,6 +129,7 @@ def report_of(
         gap=None if any(finding.id == "SCL129" for finding in findings) else facts.gap,
         lora_audit=audit.metrics if audit else None,
         lora_audit_step=audit.step if audit else None,
+        data=fed.metrics if fed else None,
         alerts=run.alerts,
         recommendations=run.recommendations,
         findings=findings,
