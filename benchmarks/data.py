@@ -37,7 +37,7 @@ def sentences() -> list[str]:
     """Paragraphs of the documents of this repository."""
     texts = [path.read_text(encoding="utf-8") for path in sorted((ROOT / "docs").glob("*.md"))]
     parts = [" ".join(part.split()) for text in texts for part in re.split(r"\n\s*\n", text)]
-    return [part for part in parts if 40 < len(part) < 900 and "|" not in part]
+    return [part for part in parts if 40 < len(part) < 300 and "|" not in part]
 
 
 def made(form: str, count: int) -> Iterator[dict[str, Any]]:
@@ -73,7 +73,7 @@ def seconds(call: Callable[[], object]) -> float:
     return time.process_time() - before
 
 
-def speed(folder: Path, rows: int) -> None:
+def speed(folder: Path, rows: int, forms: list[str]) -> None:
     import made as shelf
     from transformers import AutoTokenizer
 
@@ -82,7 +82,9 @@ def speed(folder: Path, rows: int) -> None:
     place = trained(folder / "tokenizer", shelf)
     tokenizer = AutoTokenizer.from_pretrained(place)
     print(f"{rows:,} rows; CPU time of the check of all rows over that of the tokenizer alone")
-    for form, loss in (("text", None), ("messages", None), ("messages", "assistant"), ("prompt-completion", None)):
+    for form, loss in (("messages", None), ("messages", "assistant"), ("text", None), ("prompt-completion", None)):
+        if form not in forms:
+            continue
         path = folder / f"{form}.jsonl"
         if not path.exists():
             with path.open("w", encoding="utf-8") as file:
@@ -96,7 +98,10 @@ def speed(folder: Path, rows: int) -> None:
 
         base = seconds(tokenise)
         whole = seconds(lambda path=path, loss=loss: check_data(path, tokenizer=place, samples="all", loss=loss))
-        print(f"  {form:<18} {loss or 'default':<10} {whole / base:.2f}  ({1e6 * base / rows:.0f} us a row alone)")
+        print(
+            f"  {form:<18} {loss or 'default':<10} {whole / base:.2f}  ({1e6 * base / rows:.0f} us a row alone)",
+            flush=True,
+        )
     given = [sys.executable, "-m", "gradience", "check", "--data", str(folder / "messages.jsonl")]
     subprocess.run([*given, "--tokenizer", str(place), "--samples", "all"], check=True, stdout=subprocess.DEVNULL)
     print(f"  greatest resident size: {resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024:.0f} MB")
@@ -204,6 +209,7 @@ def hook() -> None:
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__)
     options.add_argument("--rows", type=int, default=200_000)
+    options.add_argument("--forms", nargs="*", default=["messages", "text", "prompt-completion"])
     for name in ("planted", "overlap", "hook"):
         options.add_argument(f"--{name}", action="store_true")
     given = options.parse_args()
@@ -214,7 +220,7 @@ def main() -> None:
         call()
     if not chosen:
         with tempfile.TemporaryDirectory() as folder:
-            speed(Path(folder), given.rows)
+            speed(Path(folder), given.rows, given.forms)
 
 
 if __name__ == "__main__":

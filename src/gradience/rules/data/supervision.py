@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from gradience.rules.data.rows import counted, of_tokens, share, values
+from gradience.rules.evidence import ALL_MASKED
 from gradience.rules.rule import Observation, Rule, Threshold, Unknown
 from gradience.schema.data import DataReport
 from gradience.schema.findings import Evidence
@@ -17,9 +18,6 @@ PROMPT_TAUGHT = Threshold(
     "prompt_taught", 0.5, "share of rows", "proposal: a few rows without a prompt are no wrong setting"
 )
 MASKED_END = Threshold("masked_end", 0.5, "share of whole answers", "proposal: half of the answers")
-TRL_ZERO = Evidence(
-    source="huggingface/trl#6668", says="SFTTrainer logs loss 0.0 when every label is masked, and trains on"
-)
 NO_MARKERS = Evidence(
     source="huggingface/trl#4201; marin-community/marin#7237",
     says="stock templates have no generation block: assistant_only_loss masks every token",
@@ -151,7 +149,7 @@ RULES = (
         "plausible or zero loss.",
         action="look at these rows: no assistant turn, another role's name, an empty answer; or choose another --loss",
         verify="labels of trainer.train_dataset[i]: all -100",
-        evidence=(TRL_ZERO,),
+        evidence=(ALL_MASKED,),
         settings=("assistant_only_loss", "completion_only_loss", "train_on_inputs", "train_on_prompt"),
     ),
     Rule(

@@ -7,7 +7,17 @@ from __future__ import annotations
 
 from typing import Final
 
-from gradience.rules.evidence import DIVERGENCE, MASKED, NAN_TRL, NEMOTRON, PRECHELT, SAVE_FLOW, SWEEP_HIGH, TRL_RL
+from gradience.rules.evidence import (
+    ALL_MASKED,
+    DIVERGENCE,
+    MASKED,
+    NAN_TRL,
+    NEMOTRON,
+    PRECHELT,
+    SAVE_FLOW,
+    SWEEP_HIGH,
+    TRL_RL,
+)
 from gradience.rules.joins import files
 from gradience.rules.joins.correlation import Correlation, Message, Needs
 from gradience.rules.joins.symptoms import EXPLODED_RMS, FEW_LAYERS, MANY_LAYERS, TINY_RMS
@@ -18,9 +28,6 @@ TIED = Threshold("tied", 1.0, "noise of one evaluation", "one-standard-error rul
 MID_RUN = Threshold("mid_run", 0.9, "step of the weights over the last step logged", "a judgement")
 SIZES = Evidence(
     source="heuristic; adapters at hand", says="an update's entries are 1e-4 to 3e-3 in size in trained adapters"
-)
-MASKED_LABELS = Evidence(
-    source="huggingface/trl#6668", says="SFTTrainer logs loss 0.0 when every label is masked, and trains on"
 )
 ZERO_B = Evidence(source="LoRA, arXiv 2106.09685; PEFT's default", says="B starts at zero: before a step s B A is zero")
 
@@ -42,7 +49,7 @@ JOINS: Final[tuple[Correlation, ...]] = (
             Message(("log", "weights"), "No token was supervised in any batch that was seen, and the weights show it."),
         ),
         confidence=0.97,
-        evidence=(MASKED_LABELS,),
+        evidence=(ALL_MASKED,),
         rationale="Without a supervised token there is no gradient, or one of 0 / 0: the adapter stays as it began, or "
         "becomes NaN.",
         action="Look at the labels of a batch; then at the chat template, the columns and the loss mode.",
