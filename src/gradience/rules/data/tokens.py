@@ -35,8 +35,8 @@ def _cut(data: DataReport) -> Iterator[Observation]:
         return
     lost = _lost(data) / tokens.total if tokens.total else 0.0
     yield Observation(
-        f"{counted(rows, data.rows_read)} are longer than {data.max_length:,} tokens: {lost:.1%} of the tokens are lost; "
-        f"{lengths.p95:,} tokens keep 95 % of the sequences whole, {lengths.p99:,} keep 99 %",
+        f"{counted(rows, data.rows_read)} are longer than {data.max_length:,} tokens: {lost:.1%} of the tokens are "
+        f"lost; {lengths.p95:,} tokens keep 95 % of the sequences whole, {lengths.p99:,} keep 99 %",
         values(
             rows, data.rows_read, max_length=data.max_length, tokens_lost=_lost(data), p95=lengths.p95, p99=lengths.p99
         ),
