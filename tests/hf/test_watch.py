@@ -236,3 +236,50 @@ def test_two_processes_are_bit_for_bit_the_same_with_the_hook(tmp_path):
     given = [sys.executable, str(SCRIPT), str(tmp_path)]
     done = subprocess.run(given, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("packing", [True, False], ids=["packed", "padded"])
+def test_sft_batches_of_trl_are_counted(packing, training, callback, log, tokenizer, tmp_path):
+    pytest.importorskip("trl", reason="TRL is not installed: pip install trl")
+    from datasets import Dataset
+    from trl import SFTConfig, SFTTrainer
+
+    pairs = [{"prompt": f"w{i} w2 w3 ", "completion": f"w4 w{i + 5}"} for i in range(16)]
+    given = {"max_steps": 2, "per_device_train_batch_size": 4, "report_to": [], "use_cpu": True, "bf16": False}
+    run = SFTTrainer(
+        model=training.llama(),
+        args=SFTConfig(
+            str(tmp_path), max_length=32, packing=packing, padding_free=packing, save_strategy="no", **given
+        ),
+        train_dataset=Dataset.from_list(pairs),
+        processing_class=tokenizer,
+        callbacks=[callback()],
+    )
+    run.train()
+    found = log(tmp_path).kind("data")[-1].metrics
+    assert found["packed"] is packing
+    assert (found["tokens"], found["supervised"]) == (6 * found["rows"], 3 * found["rows"])
+    assert found["rows_with_end"] == found["rows"] > 0
+    assert found["rows_unsupervised"] == found["padding"] == 0
+
+
+def test_dpo_batches_hold_both_answers_and_reference_passes_are_not_counted(
+    training, callback, log, tokenizer, tmp_path
+):
+    pytest.importorskip("trl", reason="TRL is not installed: pip install trl")
+    from datasets import Dataset
+    from trl import DPOConfig, DPOTrainer
+
+    pairs = [{"prompt": f"w{i} w2", "chosen": " w4 w5", "rejected": f" w{i + 6}"} for i in range(8)]
+    given = {"max_steps": 2, "per_device_train_batch_size": 2, "report_to": [], "use_cpu": True, "bf16": False}
+    run = DPOTrainer(
+        model=training.llama(),
+        args=DPOConfig(str(tmp_path), max_length=32, save_strategy="no", **given),
+        train_dataset=Dataset.from_list(pairs),
+        processing_class=tokenizer,
+        callbacks=[callback()],
+    )
+    run.train()
+    found = log(tmp_path).kind("data")[-1].metrics
+    assert (found["batches"], found["rows"], found["tokens"], found["padding"]) == (2, 8, 4 * (5 + 4), 4)
+    assert (found["supervised"], found["rows_unsupervised"]) == (4 * (3 + 2), 0)

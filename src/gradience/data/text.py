@@ -9,6 +9,7 @@ from typing import Final
 _BROKEN: Final = re.compile(
     r"[\u00c2-\u00df][\u0080-\u00bf\u0152-\u0178\u02c6-\u2122]|[\u00e0-\u00ef][\u0080-\u00bf\u0152-\u0178\u02c6-\u2122]{2}"
 )
+_RARE: Final = (0x0590, 0x2000)  # scripts of which two Latin letters in a row are seldom the bytes: "ß€" is none
 REPLACEMENT: Final = "\ufffd"
 
 
@@ -27,5 +28,5 @@ def _decodes(piece: str) -> bool:
             found = piece.encode(encoding).decode("utf-8")
         except UnicodeError:
             continue
-        return not found.isspace() or found == "\u00a0"
+        return ord(found) < _RARE[0] or ord(found) >= _RARE[1]
     return False
