@@ -9,7 +9,7 @@ from typing import Final
 _BROKEN: Final = re.compile(
     r"[\u00c2-\u00df][\u0080-\u00bf\u0152-\u0178\u02c6-\u2122]|[\u00e0-\u00ef][\u0080-\u00bf\u0152-\u0178\u02c6-\u2122]{2}"
 )
-_RARE: Final = (0x0590, 0x2000)  # scripts of which two Latin letters in a row are seldom the bytes: "ß€" is none
+_RARE: Final = (0x07C0, 0x0800)  # letters of N'Ko, whose bytes are those of "ß" and a sign: "5ß€" is no mojibake
 REPLACEMENT: Final = "\ufffd"
 
 
