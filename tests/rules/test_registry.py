@@ -57,7 +57,6 @@ def test_every_id_in_the_program_is_listed() -> None:
 def test_every_id_that_is_listed_is_in_the_program_and_listed_once() -> None:
     assert sorted(set(all_ids())) == sorted(all_ids())
     assert set(all_ids()) <= ids_written().keys()
-    assert len(all_ids()) == 129
 
 
 def test_an_id_stands_in_one_record() -> None:
@@ -139,7 +138,7 @@ def test_every_group_has_rules_and_a_rule_of_two_groups_is_in_both() -> None:
         ("base", 3),
         ("serve", 4),
         ("data", 21),
-        ("weights", 9),
+        ("weights", 10),
         ("weights_and_base", 3),
         ("joins", 19),
         ("merge", 8),

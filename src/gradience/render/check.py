@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator
 from typing import Final
 
 from gradience.render.data import data_lines
+from gradience.render.monitor import probe_lines
 from gradience.render.text import (
     action_lines,
     banner,
@@ -232,6 +233,7 @@ def _diagnose(report: DiagnoseReport, *, verbose: bool) -> Iterator[str]:
     yield f"Verdict: {label.upper()}{clean(rest)}"
     if report.monitor is not None and report.monitor.story:
         yield f"Story:   {clean(report.monitor.story)}"
+        yield from (f"Adapter: {line}" for line in probe_lines(report.monitor))
     yield ""
     yield "Sources:"
     yield from (f"  {source.source:<{_SOURCE}}{_source(source)}" for source in report.sources)

@@ -134,6 +134,13 @@ class MonitorReport(Report, kw_only=True, frozen=True):
     signals: Annotated[
         dict[str, SignalSummary], Meta(description="What preference training and RL log beside the loss, by name.")
     ] = {}
+    probes: Annotated[
+        dict[str, SignalSummary],
+        Meta(description="`update_norm` and `stable_rank_mean` of the adapter in training, where it was probed."),
+    ] = {}
+    objective: Annotated[
+        str, Meta(description="`sft`, `classification`, `preference`, `reward`, `rl` or `unknown`.")
+    ] = "unknown"
     evals: list[EvalPoint] = []
     gap: GapReading | None = None
     lora_audit: dict[str, Json] | None = None

@@ -14,6 +14,7 @@ from gradience.rules.log import (
     data,
     divergence,
     gradient,
+    guard,
     held_out,
     learning,
     numbers,
@@ -36,6 +37,7 @@ DETECTORS: Final[tuple[Rule[RunFacts], ...]] = (
     *preference.RULES,
     *rewards.RULES,
     *record.RULES,
+    *guard.RULES,
     *adapter.RULES,
     *data.RULES,
 )
