@@ -40,7 +40,15 @@ def gpt2(**options: Any) -> Any:
     torch.manual_seed(0)
     return GPT2LMHeadModel(
         GPT2Config(
-            vocab_size=VOCABULARY, n_embd=16, n_layer=2, n_head=2, n_positions=64, initializer_range=0.3, **options
+            vocab_size=VOCABULARY,
+            n_embd=16,
+            n_layer=2,
+            n_head=2,
+            n_positions=64,
+            initializer_range=0.3,
+            bos_token_id=2,
+            eos_token_id=3,
+            **options,
         )
     )
 
@@ -54,6 +62,20 @@ def mixtral() -> Any:
         MixtralConfig(
             vocab_size=VOCABULARY, hidden_size=16, intermediate_size=24, num_hidden_layers=1, num_attention_heads=2,
             num_key_value_heads=2, num_local_experts=2, max_position_embeddings=64, pad_token_id=0,
+        )
+    )  # fmt: skip
+
+
+def squeezebert() -> Any:
+    """A SqueezeBERT, whose layers are convolutions of width 1, channels first."""
+    import transformers
+
+    torch.manual_seed(0)
+    return transformers.SqueezeBertForSequenceClassification(
+        transformers.SqueezeBertConfig(
+            vocab_size=VOCABULARY, hidden_size=16, embedding_size=16, intermediate_size=24, num_hidden_layers=1,
+            num_attention_heads=2, max_position_embeddings=64, num_labels=3, initializer_range=0.3, q_groups=1,
+            k_groups=1, v_groups=1, post_attention_groups=1, intermediate_groups=1, output_groups=1,
         )
     )  # fmt: skip
 

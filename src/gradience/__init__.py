@@ -6,6 +6,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from gradience import fleet, runs
     from gradience.errors import AdapterError, ConfigError, GradienceError, OutputError, RecorderError, SchemaError
     from gradience.hf.callback import GradienceCallback
     from gradience.importers.run import import_run
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from gradience.verbs.audit import audit_adapter
     from gradience.verbs.bench import bench_adapter, bench_merge, bench_mitigate
     from gradience.verbs.check import check_config
+    from gradience.verbs.check.data import check_data
     from gradience.verbs.compare import compare_adapters
     from gradience.verbs.convert import convert_adapter
     from gradience.verbs.diagnose import diagnose
@@ -41,6 +43,7 @@ _HOMES = {
     "bench_merge": "gradience.verbs.bench",
     "bench_mitigate": "gradience.verbs.bench",
     "check_config": "gradience.verbs.check",
+    "check_data": "gradience.verbs.check.data",
     "compare_adapters": "gradience.verbs.compare",
     "compare_runs": "gradience.verbs.monitor.compare",
     "convert_adapter": "gradience.verbs.convert",
@@ -55,6 +58,8 @@ _HOMES = {
     "verify_merged": "gradience.verbs.verify_merge",
     "write_report": "gradience.verbs.report.write",
 }
+
+_ROOMS = frozenset({"fleet", "runs"})  # modules that are used by their name: gradience.fleet.open
 
 __all__ = [
     "AdapterError",
@@ -71,16 +76,19 @@ __all__ = [
     "bench_merge",
     "bench_mitigate",
     "check_config",
+    "check_data",
     "compare_adapters",
     "compare_runs",
     "convert_adapter",
     "diagnose",
+    "fleet",
     "import_run",
     "merge_adapters",
     "merge_check",
     "mitigate_adapter",
     "monitor_run",
     "resize_adapter",
+    "runs",
     "validate_log",
     "verify_merged",
     "write_report",
@@ -89,6 +97,8 @@ __all__ = [
 
 def __getattr__(name: str) -> object:
     """Import a public name on first use, so that `import gradience` costs nothing (PEP 562)."""
+    if name in _ROOMS:
+        return import_module(f"{__name__}.{name}")
     if name not in _HOMES:
         message = f"module {__name__!r} has no attribute {name!r}"
         raise AttributeError(message)

@@ -11,18 +11,20 @@ import peft_models
 import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812  # torch's own custom
-from tiny_models import Saved, bert, causal, gpt2, mixtral, saved, write_texts
+from tiny_models import Saved, bert, causal, gpt2, mixtral, saved, squeezebert, write_texts
 
 from gradience import resize_adapter
 from gradience.adapters.open import open_adapter
 from gradience.cli.main import main
-from gradience.models.inputs import batches
+from gradience.models.inputs import batches, read_inputs
 from gradience.models.load import load_model
-from gradience.models.outputs import log_probs, logits_of
+from gradience.models.outputs import log_probs, logits_of, row_sizes
 from gradience.models.statistics import lora_layers, statistics
-from gradience.verbs.resize.calibrated import Asked, calibrate_adapter
+from gradience.verbs.resize.calibrated import Asked, calibrate_adapter, kept_for
 from gradience.verbs.resize.choice import Candidate, first_pieces, ordered, predicted_kl, shortest, within
+from gradience.verbs.resize.criteria import Target
 from gradience.verbs.resize.pieces import combined, gates_of, pieces_of
+from gradience.verbs.resize.plan import resizable_pairs
 from gradience.verbs.resize.targets import without_modules
 
 TARGETS = ["q_proj", "v_proj", "down_proj"]
@@ -116,6 +118,47 @@ def test_statistics_and_gates_are_those_of_a_dense_float64_computation(llama, ca
         np.testing.assert_allclose(gates, wanted, rtol=1e-9, atol=1e-9 * np.abs(wanted).max())
 
 
+@pytest.mark.parametrize(
+    ("make", "options"),
+    [
+        (gpt2, {"target_modules": ["wte", "c_attn"], "task_type": "CAUSAL_LM", "fan_in_fan_out": True}),
+        (squeezebert, {"target_modules": ["query", "intermediate.conv1d"], "task_type": "SEQ_CLS"}),
+    ],
+    ids=["embedding", "convolution"],
+)
+def test_sums_of_each_sequence_are_the_losss_change_with_m(make, options, texts, tmp_path):
+    case = saved(make(), tmp_path, r=2, **options)
+    model = load_model(case.base, case.adapter)
+    model.model.double()
+    _, adapter = open_adapter(case.adapter)
+    examples = read_inputs(texts, model, most=4).examples
+    parts = batches(examples, tokens=12, pad=0)
+    layers = lora_layers(model, [pair.path for pair in resizable_pairs(adapter)])
+    found = statistics(model, layers, parts, seed=0, folder=tmp_path)
+    labels = drawn_labels(model, parts, 0)
+
+    def losses():
+        rows = []
+        for part, mine in zip(parts, labels, strict=True):
+            each = F.cross_entropy(logits_of(model, part), mine, reduction="none")
+            rows += [float(x.sum()) for x in each.split(row_sizes(model, part))]
+        return np.array(rows)
+
+    for path, layer in layers.items():
+        a = layer.lora_embedding_A["default"] if "default" in layer.lora_embedding_A else layer.lora_A["default"].weight
+        whole, step = a.data.clone(), 1e-5
+        for i, j in ((0, 0), (0, 1), (1, 0), (1, 1)):
+            ends = []
+            for sign in (step, -step):
+                m = torch.eye(2, dtype=torch.float64)
+                m[i, j] += sign
+                a.data = (m @ whole.reshape(2, -1)).reshape(whole.shape)
+                ends.append(losses())
+            a.data = whole
+            change = (ends[0] - ends[1]) / (2 * step)
+            np.testing.assert_allclose(found.gradients(path)[:, i, j], change, rtol=1e-5, atol=1e-5)
+
+
 def test_pieces_are_the_svd_of_the_two_roots_and_sum_to_the_identity():
     generator = np.random.default_rng(0)
     g, h = (x @ x.T for x in generator.normal(size=(2, 5, 9)))
@@ -175,7 +218,7 @@ def test_the_measured_kl_is_within_the_tolerance_and_is_that_of_the_adapter_as_w
     record = report.calibration
     assert 0.0 < record.kl <= 0.05
     assert report.params_after < report.params_before
-    assert (record.inputs, record.measured_inputs, record.pieces) == (50, 30, kind)
+    assert (record.inputs, record.measured_inputs, record.pieces) == (54, 26, kind)
     whole, cut = load_model(llama.base, llama.adapter), load_model(llama.base, tmp_path / "out")
     files, adapter = open_adapter(llama.adapter)
     examples = calibrate_adapter(files, adapter, Asked(llama.base, texts)).inputs.measured_on
@@ -199,10 +242,7 @@ def wanted_merge(model, case: Saved, texts, target, **options):
     """The base's weights plus s B M A by the pieces of the same calibration, in float64."""
     files, adapter = open_adapter(case.adapter)
     found = calibrate_adapter(files, adapter, Asked(case.base, texts, **options))
-    from gradience.verbs.resize.calibrated import _kept
-    from gradience.verbs.resize.criteria import Target
-
-    kept = _kept(found, Target(*target), None)
+    kept = kept_for(found, Target(*target))
     weights = peft_models.weights_of(model)
     for path, pair in found.pairs.items():
         b, a = (f[0].astype(np.float64) for f in pair.layout.read(adapter.source))
@@ -370,8 +410,8 @@ def test_the_report_says_what_was_measured_and_on_how_many(llama, texts, capsys)
     assert main(["resize", str(llama.adapter), *map(str, arguments)]) == 0
     text = capsys.readouterr().out
     assert "Criterion:  KL of the outputs <= 0.05 nats per prediction" in text
-    assert "nats per prediction on 30 inputs (" in text
-    assert "two-sided, chosen by 50 inputs (" in text
+    assert "nats per prediction on 26 inputs (" in text
+    assert "two-sided, chosen by 54 inputs (" in text
 
 
 def test_files_under_other_names_than_peft_loads_are_refused(llama, texts, tmp_path):

@@ -14,12 +14,13 @@ from cyclopts.validators import Number
 
 from gradience.cli import options as opt
 from gradience.cli.merge import parsed_weights
-from gradience.cli.output import DONE, FOUND, draws_blocks, on_terminal, prepare_jax
+from gradience.cli.output import DONE, FOUND, draws_blocks, on_terminal
 from gradience.errors import AdapterError, GradienceError
 from gradience.io.types import PathLike, Progress
 from gradience.render.bench import bench_text
 from gradience.schema.bench import BenchReport
 from gradience.schema.merge import MergeMethod
+from gradience.verbs.device import prepare_jax
 
 if TYPE_CHECKING:  # numpy, and what evaluates
     from gradience.verbs.bench.contest import Options

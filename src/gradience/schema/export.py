@@ -19,8 +19,10 @@ from gradience.schema.compare import CompareAdaptersReport, CompareReport
 from gradience.schema.diagnose import DiagnoseReport
 from gradience.schema.events import EVENT_TYPES, EvalMetrics, Event, RecommendationItem
 from gradience.schema.findings import RulesReport
+from gradience.schema.fleet import FleetAuditReport, FleetShowReport, QueryReport
 from gradience.schema.merge import MergeCheckReport, MergeReport, VerifyMergeReport
 from gradience.schema.reports import CheckReport, ImportReport, MonitorReport, ValidateReport
+from gradience.schema.runs import RunsBestReport, RunsCurvesReport, RunsShowReport
 from gradience.schema.writing import ConvertReport, MitigateReport, Provenance, ResizeReport
 
 Json: TypeAlias = Any
@@ -42,6 +44,12 @@ SchemaName: TypeAlias = Literal[
     "import",
     "validate",
     "rules",
+    "fleet-audit",
+    "fleet-show",
+    "query",
+    "runs-show",
+    "runs-best",
+    "runs-curves",
     "provenance",
 ]
 
@@ -77,6 +85,12 @@ _REPORTS: Final[dict[SchemaName, type[msgspec.Struct]]] = {
     "import": ImportReport,
     "validate": ValidateReport,
     "rules": RulesReport,
+    "fleet-audit": FleetAuditReport,
+    "fleet-show": FleetShowReport,
+    "query": QueryReport,
+    "runs-show": RunsShowReport,
+    "runs-best": RunsBestReport,
+    "runs-curves": RunsCurvesReport,
 }
 SCHEMAS: Final[dict[SchemaName, str]] = {
     "telemetry": "telemetry-v1",

@@ -95,6 +95,8 @@ def resize_adapter(
 
     Raises:
         AdapterError: the adapter cannot be read, or is of a kind that cannot be resized; the message says why.
+        ConfigError: the inputs cannot be read, or are too few.
+        GradienceError: calibration needs torch, transformers or PEFT, and it is not installed.
         OutputError: `out` exists, or cannot be written.
         ValueError: not exactly one criterion is given, or its number is out of range.
     """
@@ -123,6 +125,8 @@ def resize_adapter(
         plan = plan_of(adapter, target, dtype=stored, base=BaseWeights(shards) if base is not None else None)
     else:
         plan = plan_by_outputs(calibrate_adapter(files, adapter, asked, progress=progress), target, dtype=stored)
+        if progress is not None:
+            progress(1, 1, "measured")  # a bar that stands is taken away
     config = None if is_kohya else new_config(raw_config(files.config), plan)
     report = ResizeReport(
         source=str(path),

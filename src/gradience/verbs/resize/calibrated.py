@@ -16,7 +16,7 @@ import msgspec
 import numpy as np
 
 from gradience.adapters.layout import Adapter
-from gradience.adapters.open import CONFIG_NAME, WEIGHT_NAMES, AdapterFiles
+from gradience.adapters.open import CONFIG_NAME, AdapterFiles
 from gradience.adapters.pairs import StoredPair
 from gradience.adapters.traits import traits_of
 from gradience.errors import AdapterError, ConfigError
@@ -39,7 +39,7 @@ from gradience.verbs.resize.choice import (
 )
 from gradience.verbs.resize.criteria import Target
 from gradience.verbs.resize.cut import Job
-from gradience.verbs.resize.measured import measuring
+from gradience.verbs.resize.measured import Adapted, measuring
 from gradience.verbs.resize.pieces import Pieces, combined, gates_of, pieces_of, share_left_out
 from gradience.verbs.resize.plan import Loss, Plan, plan_of_jobs, resizable_pairs, sizes_of, source_of
 from gradience.verbs.resize.targets import without_modules
@@ -56,6 +56,7 @@ LEAST: Final = 24  # different inputs: by 8 nothing was gained, and as many must
 CRITERIA: Final = ("kl", "rank", "max_params", "max_mb")
 """The criteria that a choice by outputs knows: the others are rules on singular values."""
 
+_OF_PEFT: Final = ("adapter_model.safetensors", "adapter_model.bin")
 _ROUNDS: Final = 8  # measurements that a search takes at most, for the progress bar
 _BACKWARD: Final = 2  # forward passes that a forward and backward pass is worth, for the same
 
@@ -76,8 +77,7 @@ class Calibrated:
 
     adapter: Adapter
     asked: Asked
-    loaded: LoadedModel
-    layers: Mapping[str, Any]
+    model: Adapted
     pairs: Mapping[str, StoredPair]
     pieces: Mapping[str, Pieces]
     candidates: Mapping[str, Candidate]
@@ -110,13 +110,13 @@ def calibrate_adapter(
     from gradience.models.outputs import tokens_within  # noqa: PLC0415  # torch, which only a calibration needs
     from gradience.models.statistics import lora_layers, statistics  # noqa: PLC0415  # the same
 
-    layers = lora_layers(loaded, list(pairs))
+    adapted = Adapted(loaded, lora_layers(loaded, list(pairs)))
     inputs = _split(asked, loaded)
     units = _BACKWARD * len(inputs.chosen_by) + _ROUNDS * len(inputs.measured_on)
     with temporary_folder() as folder:
         found = statistics(
             loaded,
-            layers,
+            adapted.layers,
             batches(inputs.chosen_by, tokens=tokens_within(loaded), pad=loaded.pad),
             seed=asked.seed,
             folder=folder,
@@ -132,8 +132,7 @@ def calibrate_adapter(
     return Calibrated(
         adapter=adapter,
         asked=asked,
-        loaded=loaded,
-        layers=layers,
+        model=adapted,
         pairs=pairs,
         pieces=pieces,
         candidates=candidates,
@@ -141,7 +140,7 @@ def calibrate_adapter(
         predictions=found.predictions,
         inputs=inputs,
         measure=measuring(
-            loaded, layers, pieces, inputs.measured_on, lambda n: tell(min(done + n, units - 1), units, "measuring")
+            adapted, pieces, inputs.measured_on, lambda n: tell(min(done + n, units - 1), units, "measuring")
         ),
     )
 
@@ -152,7 +151,7 @@ def plan_by_outputs(found: Calibrated, target: Target, *, dtype: str | None = No
     Raises:
         AdapterError: the budget has no room for the least that can be written.
     """
-    kept = _kept(found, target, dtype)
+    kept = kept_for(found, target, dtype=dtype)
     jobs, losses = [], []
     for path, pair in found.pairs.items():
         gram_a, gram_b = _grams(found.adapter, pair)
@@ -176,7 +175,7 @@ class Split(NamedTuple):
 
 
 def _split(asked: Asked, loaded: LoadedModel) -> Split:
-    """The inputs of the file, three eighths of them to measure on where they are fewer than wanted.
+    """The inputs of the file, a third of them to measure on where they are fewer than wanted.
 
     Raises:
         ConfigError: the file cannot be read, or holds too few different inputs.
@@ -189,7 +188,7 @@ def _split(asked: Asked, loaded: LoadedModel) -> Split:
             f"{asked.inputs} has {usable} different inputs that can be used, expected at least {LEAST}",
             advice=f"{CHOSEN_BY + measured} are used where there are so many; they need no labels",
         )
-    count = min(CHOSEN_BY, math.ceil(usable * 5 / 8))
+    count = min(CHOSEN_BY, math.ceil(usable * 2 / 3))
     return Split(found.examples[:count], found.examples[count:], found.cut)
 
 
@@ -204,9 +203,9 @@ def _pairs(files: AdapterFiles, adapter: Adapter) -> dict[str, StoredPair]:
             f"the adapter is in {adapter.format}'s format, which PEFT does not load",
             advice="'gradience convert' makes a PEFT adapter of it",
         )
-    if files.config != files.folder / CONFIG_NAME or files.weights.name not in WEIGHT_NAMES:
+    if files.config != files.folder / CONFIG_NAME or files.weights.name not in _OF_PEFT:
         raise AdapterError(
-            f"PEFT loads {CONFIG_NAME} and {WEIGHT_NAMES[0]} of one folder, and these are {files.config} and "
+            f"PEFT loads {CONFIG_NAME} and {_OF_PEFT[0]} of one folder, and these are {files.config} and "
             f"{files.weights}",
             advice="to calibrate, put both into a folder under these names",
         )
@@ -239,7 +238,12 @@ def _grams(adapter: Adapter, pair: StoredPair) -> tuple[Floats, Floats]:
     return a @ a.T, b.T @ b
 
 
-def _kept(found: Calibrated, target: Target, dtype: str | None) -> Kept:
+def kept_for(found: Calibrated, target: Target, *, dtype: str | None = None) -> Kept:
+    """The pieces that a criterion keeps; `dtype`, of new factors, matters to a size in megabytes.
+
+    Raises:
+        AdapterError: the budget has no room for the least that can be written.
+    """
     order = found.order
     if target.criterion == "kl":
         return first_pieces(order, shortest(order, target.value, lambda n: found.measure(first_pieces(order, n)).kl))
@@ -284,7 +288,7 @@ def _fields(found: Calibrated, kept: Kept) -> dict[str, Any]:
     """The fields of the config that leave the modules out that have no piece left."""
     if all(kept.values()):
         return {}
-    model = found.loaded.model.base_model.model
+    model = found.model.loaded.model.base_model.model
     names = [name.replace(".base_layer", "") for name, _ in model.named_modules() if ".lora_" not in name]
     return without_modules([path for path, pieces in kept.items() if pieces], names)
 

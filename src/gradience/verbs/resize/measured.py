@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from gradience.models.inputs import Example, batches
+from gradience.models.inputs import Batch, Example, batches
 from gradience.models.load import FIRST, LoadedModel
 from gradience.verbs.resize.choice import Kept
 from gradience.verbs.resize.pieces import Floats, Pieces, combined
@@ -14,21 +14,24 @@ from gradience.verbs.resize.pieces import Floats, Pieces, combined
 if TYPE_CHECKING:
     import torch
 
-    from gradience.models.outputs import Divergence
+    from gradience.models.outputs import Divergence, Reference, Scored
 
 
 def measuring(
-    loaded: LoadedModel,
-    layers: Mapping[str, Any],
-    pieces: Mapping[str, Pieces],
-    examples: Sequence[Example],
-    tell: Callable[[int], None],
+    found: Adapted, pieces: Mapping[str, Pieces], examples: Sequence[Example], tell: Callable[[int], None]
 ) -> Callable[[Kept], Divergence]:
-    """A function that measures how far the model with some pieces is from the model with all of them."""
-    from gradience.models.outputs import Reference, divergence, scored, tokens_within  # noqa: PLC0415  # torch
+    """A function that measures how far the model with some pieces is from the model with all of them.
 
-    parts = batches(examples, tokens=tokens_within(loaded), pad=loaded.pad)
-    reference = Reference(loaded)
+    Args:
+        found: the model.
+        pieces: of each module, by path.
+        examples: the inputs.
+        tell: called with the number of inputs that were run.
+    """
+    from gradience.models.outputs import Reference, divergence, tokens_within  # noqa: PLC0415  # torch, late
+
+    parts = batches(examples, tokens=tokens_within(found.loaded), pad=found.loaded.pad)
+    reference = Reference(found.loaded)
     known: dict[tuple[tuple[int, ...], ...], Divergence] = {}
     count = 0
 
@@ -36,9 +39,8 @@ def measuring(
         nonlocal count
         key = tuple(tuple(kept[path]) for path in pieces)
         if key not in known:
-            new = {path: _compressed(layers[path], combined(pieces[path], kept[path])) for path in pieces}
             rows = []
-            for row in scored(loaded, examples, parts, reference=reference, state=lambda: _with_factors(layers, new)):
+            for row in scored_with(found, pieces, kept, examples, parts, reference=reference):
                 rows.append(row)
                 count += 1
                 tell(count)
@@ -46,6 +48,30 @@ def measuring(
         return known[key]
 
     return measure
+
+
+class Adapted(NamedTuple):
+    """A model, and PEFT's layers of its adapter by path."""
+
+    loaded: LoadedModel
+    layers: Mapping[str, Any]
+
+
+def scored_with(
+    found: Adapted,
+    pieces: Mapping[str, Pieces],
+    kept: Kept,
+    examples: Sequence[Example],
+    parts: Sequence[Batch],
+    *,
+    reference: Reference,
+) -> Iterator[Scored]:
+    """The scores of each input with some pieces alone, against a reference."""
+    from gradience.models.outputs import scored  # noqa: PLC0415  # torch, late
+
+    layers = found.layers
+    new = {path: _compressed(layers[path], combined(pieces[path], kept[path])) for path in pieces}
+    return scored(found.loaded, examples, parts, reference=reference, state=lambda: _with_factors(layers, new))
 
 
 def _factor(layer: Any) -> Any:
