@@ -33,7 +33,7 @@ def test_places_that_count_depend_on_the_kind_of_row(loaded, tmp_path):
     assert sorted(inputs.examples) == [
         Example((2, 4, 5, 6, 3), 0, 4, None),  # whole: all but after the last token
         Example((2, 7, 8, 3), 0, 4, None),  # to be continued: after the last token, too
-        Example((2, 9, 10, 11, 3), 2, 4, 1),  # a completion: from the prompt's last token on
+        Example((2, 9, 10, 11, 3), 1, 4, 1),  # a completion: from the last token of the prompt, without its [SEP]
     ]
 
 

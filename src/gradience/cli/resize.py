@@ -14,9 +14,10 @@ from cyclopts.types import NonNegativeInt, PositiveInt
 from cyclopts.validators import Number
 
 from gradience.cli import options as opt
-from gradience.cli.output import on_terminal, prepare_jax
+from gradience.cli.output import on_terminal
 from gradience.errors import AdapterError
 from gradience.render.writing import resize_text
+from gradience.verbs.device import prepare_jax
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +37,7 @@ class Criterion:
     max_params:
         The factors A and B have at most MAX_PARAMS parameters. Ranks go where they keep most sigma^2 per parameter.
     like_suggested:
-        Each module at the rank that 'gradience audit --suggest-per-layer' suggests: k@90%, rounded up to 1, 2, 4, 8...
+        Each module at the rank that 'gradience audit --suggest-per-layer' suggests: its k@90%.
     sv_ratio:
         k = the number of sigma_i > sigma_1 / SV_RATIO. This and the next two as in sd-scripts' resize_lora.py.
     sv_fro:

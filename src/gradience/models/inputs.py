@@ -10,6 +10,7 @@ import hashlib
 import heapq
 import json
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import takewhile
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -277,7 +278,9 @@ class _Reader:
             completion = next((row[name] for name in _COMPLETIONS if isinstance(row.get(name), str)), None)
             if completion is None:
                 return self._tokens(prompt), 0, True
-            return self._tokens(prompt + completion), len(self._tokens(prompt)), False
+            whole, own = self._tokens(prompt + completion), self._tokens(prompt)
+            shared = takewhile(lambda pair: pair[0] == pair[1], zip(whole, own, strict=False))
+            return whole, sum(1 for _ in shared), False  # a tokenizer may end the prompt with a mark of its own
         held = ", ".join(sorted(row)) or "nothing"
         raise self._fault(number, f"holds {held}, expected text, prompt or messages")
 

@@ -162,6 +162,12 @@ class MitigatedModule(msgspec.Struct, kw_only=True, frozen=True):
     relative_change: Annotated[Fraction, Meta(description="Frobenius norm of what was taken out over that of dW.")]
     method: Literal["exact", "lanczos"]
     converged: bool
+    alpha_factor: Annotated[
+        Fraction, Meta(description="The factor of lora_alpha that changes dW by as much: 1 - relative_change.")
+    ] = 1.0
+    alpha_after: Annotated[
+        NonNegativeInt, Meta(description="Intruders of alpha_factor x dW, counted the same way.")
+    ] = 0
 
 
 class MitigateReport(Report, kw_only=True, frozen=True):
@@ -176,6 +182,10 @@ class MitigateReport(Report, kw_only=True, frozen=True):
     eps: Fraction
     before: Annotated[NonNegativeInt, Meta(description="Intruders over all modules.")]
     after: NonNegativeInt
+    alpha_after: Annotated[
+        NonNegativeInt,
+        Meta(description="Intruders where lora_alpha is lowered instead, by the same change per module."),
+    ] = 0
     modules: list[MitigatedModule] = []
     not_looked_at: Annotated[list[NotCompared], Meta(description="Copied bit for bit, with the reason.")] = []
 

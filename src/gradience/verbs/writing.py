@@ -409,8 +409,15 @@ def _is_of_an_adapter(entry: Path) -> bool:
     if entry.is_symlink() or not entry.is_file():
         return False
     if entry.name == _CARD_NAME:
-        return entry.stat().st_size <= _MAX_CARD and entry.read_bytes().count(_CARD_GAP) >= _CARD_GAPS
+        return _is_blank_card(entry)
     return entry.name in _ADAPTER_NAMES or bool(_SHARD.fullmatch(entry.name))
+
+
+def _is_blank_card(entry: Path) -> bool:
+    try:
+        return read_small(entry, most=_MAX_CARD, what="a model card").count(_CARD_GAP) >= _CARD_GAPS
+    except OSError:  # what cannot be read is somebody's
+        return False
 
 
 def weight_files(files: AdapterFiles) -> tuple[Path, ...]:

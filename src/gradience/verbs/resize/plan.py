@@ -20,7 +20,6 @@ from gradience.base.weights import BaseWeights
 from gradience.errors import AdapterError
 from gradience.io.safetensors import DTYPES, PlannedTensor, TensorSource, file_size
 from gradience.rules.weights.rank_pattern import Patterns, alpha_for, patterns_of
-from gradience.rules.weights.ranks import bucket
 from gradience.schema.writing import Calibration, ResizedModule
 from gradience.spectral.batch import Grams, Spectrum, grams_of, spectra
 from gradience.spectral.reduced import Floats
@@ -201,9 +200,8 @@ def _ranks_of(target: Target, measured: Sequence[_Measured], sizes: Sizes) -> di
 
 
 def _suggested(spectrum: Spectrum) -> int:
-    """Return the rank that `gradience audit --suggest-per-layer` reports: the bucket of k@90, a zero update's own."""
-    r = len(spectrum.sigma)
-    return bucket(spectrum.energy_ranks[0], r) if spectrum.spectral_norm > 0.0 else r
+    """The rank that `gradience audit --suggest-per-layer` reports: k@90%; of a zero update its own."""
+    return spectrum.energy_ranks[0] if spectrum.spectral_norm > 0.0 else len(spectrum.sigma)
 
 
 def _within(
