@@ -105,14 +105,18 @@ CASES: list[tuple[str, ConfigSnapshot, CheckContext | None, str]] = [
         "LR001",
         config(optimizer={"lr": 2e-5}, extras={"task": "sft"}),
         None,
-        "lr 2e-05 looks like a full fine-tuning rate, the default of TRL's SFTConfig; LoRA usually wants about 10 x that",
+        (
+            "lr 2e-05 looks like a full fine-tuning rate, the default of TRL's SFTConfig; LoRA usually wants "
+            "about 10 x that"
+        ),
     ),
     (
         "LR001",
         config(optimizer={"lr": 3e-5}),
         None,
         (
-            "lr 3e-05 looks like a full fine-tuning rate; LoRA usually wants about 10 x that in supervised training (the "
+            "lr 3e-05 looks like a full fine-tuning rate; LoRA usually wants about 10 x that in supervised "
+            "training (the "
             "objective is not known: say --task)"
         ),
     ),
@@ -121,7 +125,8 @@ CASES: list[tuple[str, ConfigSnapshot, CheckContext | None, str]] = [
         config(optimizer={"lr": 1e-3}),
         None,
         (
-            "? the objective is not known (no task, task_type or trainer says it): say --task sft, dpo, grpo or a task's "
+            "? the objective is not known (no task, task_type or trainer says it): say --task sft, dpo, grpo or "
+            "a task's "
             "name"
         ),
     ),
@@ -172,7 +177,10 @@ CASES: list[tuple[str, ConfigSnapshot, CheckContext | None, str]] = [
         "SEC001",
         config(training={"extras": {"secret_keys": ["a", "b"]}}),
         None,
-        "a is set in the configuration (its value was not read) | b is set in the configuration (its value was not read)",
+        (
+            "a is set in the configuration (its value was not read) | b is set in the configuration (its value "
+            "was not read)"
+        ),
     ),
     # engines
     (

@@ -72,21 +72,24 @@ WHY = [
     (
         {"k90": 2, "stable_rank": 1.25, "effective_rank": 7.6, "knee_rank": 1},
         (
-            "the first direction holds 80% of the energy and 2 hold 90 %; many small singular values follow, which the entropy "
+            "the first direction holds 80% of the energy and 2 hold 90 %; many small singular values follow, "
+            "which the entropy "
             "of the effective rank counts and energy hardly does"
         ),
     ),
     (
         {"k90": 8, "stable_rank": 2.0, "effective_rank": 8.0, "knee_rank": 1},
         (
-            "the first direction holds 50% of the energy and 8 are needed for 90 %: stable rank and knee see the peak, k@90% "
+            "the first direction holds 50% of the energy and 8 are needed for 90 %: stable rank and knee see the "
+            "peak, k@90% "
             "the tail behind it"
         ),
     ),
     (
         {"k90": 2, "stable_rank": 2.0, "effective_rank": 2.0, "knee_rank": 8},
         (
-            "the first direction holds 50% of the energy, and the spectrum falls without a clear bend: the rules cut at "
+            "the first direction holds 50% of the energy, and the spectrum falls without a clear bend: the rules "
+            "cut at "
             "different places"
         ),
     ),
