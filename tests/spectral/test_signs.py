@@ -1,4 +1,4 @@
-"""Signs, ranks and overlaps at the numbers that decide: the size of a sample, its error, and what counts as rounding."""
+"""Signs, ranks and overlaps at the numbers that decide: a sample's size, its error, and what is rounding."""
 
 from __future__ import annotations
 
