@@ -14,7 +14,7 @@ from typing import Any, Final, NamedTuple
 from gradience.rules.log.facts import RunFacts, Series, Signal
 from gradience.schema import ConfigSnapshot, EvalMetrics, OptimizerSnapshot, TrainingSnapshot
 from gradience.schema.events import Eval
-from gradience.schema.reports import EvalPoint, GapReading
+from gradience.schema.reports import BadLine, EvalPoint, GapReading
 from gradience.telemetry.series import LogRecord
 
 NAN: Final = math.nan
@@ -573,7 +573,27 @@ def _audited(**more: Any) -> RunFacts:
     return run(FALL, audit=audit, utilization_mean=audit["utilization_mean"])
 
 
+def _of_lines(*torn: bool) -> RunFacts:
+    issues = [BadLine(line=9 + n, offset=100 * n, reason="not JSON", torn=each) for n, each in enumerate(torn)]
+    return run(FALL, issues=issues, issues_total=len(issues))
+
+
+def _ended(status: str, *, planned: int | None = None, steps: int = 60) -> RunFacts:
+    training = {"max_steps": planned} if planned else {}
+    return replace(run(FALL[:steps], training=training), status=status, last_step=steps or None)
+
+
 RECORD: Final = [
+    Edge("TRN115", "torn", 1, 2, lambda x: _of_lines(*[x == 1] * x)),
+    Edge("TRN115", "torn_or_not", 0, 1, lambda x: _of_lines(bool(x))),
+    Edge("END114", "ended", 0, 1, lambda x: _ended("no_run_end" if x else "error")),
+    Edge("END114", "planned", 0, 100, lambda x: _ended("no_run_end", planned=x)),
+    Edge("END114", "before_the_first_step", 0, 1, lambda x: _ended("no_run_end", steps=x)),
+    Edge(
+        "DUP117", "evaluations", 0, 1, lambda x: replace(run(FALL), history=run(FALL, held_out=[1.0]).history * (x + 1))
+    ),
+    Edge("DUP117", "interleaved", 0, 3, lambda x: run(FALL, record=LogRecord(interleaved=x))),
+    Edge("RES116", "replayed_again", 0, 1, lambda x: run(FALL, record=LogRecord(resumed_from=[10, 20][: x + 1]))),
     Edge("RES116", "replay_difference", 0.195, 0.205, _replayed),
     Edge("RES116", "replay_rows", 2, 3, lambda x: _replayed(0.5, x)),
     Edge("GAP118", "few_rows", 19, 20, lambda x: run(FALL[:x], held_out=[2.0])),
