@@ -178,6 +178,10 @@ class Reach:
         for statement in ast.parse(text).body:
             made = set() if isinstance(statement, ast.FunctionDef) else set(defined(statement))
             for node in ast.walk(statement):
+                if isinstance(node, ast.FunctionDef):  # its defaults are read at import: whoever calls it sees them
+                    for default in (*node.args.defaults, *filter(None, node.args.kw_defaults)):
+                        for name in {each.id for each in ast.walk(default) if isinstance(each, ast.Name)}:
+                            self._users[name].update((path, part.lineno) for part in node.body)
                 if isinstance(node, ast.Name | ast.Attribute):
                     name = node.id if isinstance(node, ast.Name) else node.attr
                     self._users[name].add((path, node.lineno))

@@ -6,6 +6,7 @@ was meant. Oracles for the formulas are PEFT's own merges, in the other files th
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import re
@@ -22,7 +23,7 @@ from said import numbers, shown
 
 from gradience.adapters.layout import Adapter, Module
 from gradience.adapters.open import open_adapter
-from gradience.adapters.traits import Operation, obstacles
+from gradience.adapters.traits import Operation, obstacles, traits_of
 from gradience.errors import AdapterError
 from gradience.schema.audit import LeftoverReason
 
@@ -102,6 +103,12 @@ CASES: Final[dict[str, Case]] = {
     "olora": Case(peft(init_lora_weights="olora"), lora(Q)),
     "pissa niter": Case(peft(init_lora_weights="pissa_niter_4"), lora(Q)),
     "loftq conv": Case(peft(init_lora_weights="loftq"), CONV),
+    "pissa beside a conv": Case(
+        peft(init_lora_weights="pissa"),
+        lora("layers.0.v_proj") | CONV,
+    ),
+    "dora beside plain": Case(peft(use_dora=True), lora(Q, "layers.2.q_proj") | MAGNITUDE),
+    "embedding tied": Case(peft(target_modules=["embed_tokens"], ensure_weight_tying=True), EMBEDDING),
     "kasa": Case(peft(kasa_config={}), lora(Q, r=2) | {f"{P}{Q}.lora_diag": (2,)}),
     "kasa of another rank": Case(peft(kasa_config={}), lora(Q) | {f"{P}{Q}.lora_diag": (3,)}),
     "qalora": Case(peft(use_qalora=True, qalora_group_size=3), lora(Q)),
@@ -301,6 +308,7 @@ def _lines(adapter: Adapter) -> list[str]:
             f"{adapter.unmatched_alpha_patterns}"
         ),
         f"roles {' '.join(roles)}",
+        f"traits {_traits(adapter)}",
         *(f"module {_module(module)}" for module in adapter.modules),
         *(f"needs base {_module(module)}" for module in adapter.base_dependent),
         *(
@@ -310,6 +318,12 @@ def _lines(adapter: Adapter) -> list[str]:
         *(f"note: {numbers(note)}" for note in adapter.notes),
         *(f"{name} refuses: {' '.join(found)}" for name, found in refusals.items() if found),
     ]
+
+
+def _traits(adapter: Adapter) -> str:
+    traits = dataclasses.asdict(traits_of(adapter))
+    held = {name: sorted(value) if isinstance(value, frozenset) else value for name, value in traits.items()}
+    return " ".join(f"{name}={value}" for name, value in held.items() if value not in (False, (), []))
 
 
 def _module(module: Module) -> str:

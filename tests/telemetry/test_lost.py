@@ -1,0 +1,85 @@
+"""Events that were lost are counted, once each, and what became of a log that vanished is said."""
+
+from __future__ import annotations
+
+import os
+import warnings
+
+import pytest
+
+from gradience.errors import RecorderError
+from gradience.telemetry import TelemetryReader, TelemetryWriter
+
+
+@pytest.fixture
+def log(tmp_path):
+    return tmp_path / "run.jsonl"
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda writer: writer.metrics(1, kind="k", metrics={"x": object()}),
+        lambda writer: writer.eval(1, split="s", metrics={"x": object()}),
+        lambda writer: writer.alert(severity="info", code="c", message="m", context={"x": object()}),
+        lambda writer: writer.run_start(meta={"x": object()}),
+        lambda writer: writer.train_step(1, x=object()),
+        lambda writer: writer.train_step(1, note="x" * 10, more=["y"] * 9_999 + ["z" * 200] * 1),
+        lambda writer: writer.metrics(1, kind="", metrics={"x": 1}, step=2),
+    ],
+)
+def test_an_event_that_cannot_be_written_is_counted_once(log, write):
+    with TelemetryWriter(log) as writer:
+        with pytest.raises((RecorderError, TypeError)) as error:
+            write(writer)
+        lost = int(isinstance(error.value, RecorderError))
+        assert writer.lost == lost
+        if lost:
+            with pytest.raises(RecorderError):
+                write(writer)
+            assert writer.lost == 2
+    end = list(TelemetryReader(log))[-1]
+    assert end.reason == ("2 events could not be recorded" if lost else None)
+
+
+@pytest.mark.parametrize(
+    ("happens", "says", "lost"),
+    [
+        (lambda log: log.unlink(), "was removed while it was written, and 2 of its events are lost", 2),
+        (lambda log: log.rename(log.with_suffix(".old")), "was moved away while it was written", 0),
+        (lambda log: os.truncate(log, 0), "was cut while it was written, and 2 of its events are lost", 2),
+    ],
+    ids=["removed", "moved", "cut"],
+)
+def test_what_became_of_a_log_is_said_and_the_run_goes_on_in_a_new_one(log, happens, says, lost):
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        writer = TelemetryWriter(log, fsync="always")
+        writer.run_start()
+        writer.train_step(1, loss=1.0)
+        happens(log)
+        writer.train_step(2, loss=0.5)
+        assert [str(one.message).removeprefix(f"{log} ") for one in caught] == [says]
+        assert writer.lost == lost
+        writer.train_step(3, loss=0.25)
+        writer.close()
+    assert len(caught) == 1
+    names = [type(event).__name__ for event in TelemetryReader(log)]
+    seen = ["TrainStep"] if says.startswith("was cut") else []  # the row by which it was noticed stands there already
+    assert names == [*seen, "RunStart", "TrainStep", "TrainStep"]
+
+
+def test_a_log_that_another_file_replaced_is_said_so(log):
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        writer = TelemetryWriter(log, fsync="always")
+        writer.train_step(1, loss=1.0)
+        other = log.with_suffix(".other")
+        other.write_text("mine\n")
+        other.replace(log)
+        writer.train_step(2, loss=0.5)
+        writer.close()
+    assert [str(one.message).removeprefix(f"{log} ") for one in caught][:1] == [
+        "was replaced by another file while it was written, and 1 of its events are lost"
+    ]
+    assert log.read_text().startswith("mine\n")
