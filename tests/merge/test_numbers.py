@@ -10,7 +10,7 @@ from safetensors.numpy import load_file, save_file
 
 from gradience import merge_adapters, merge_check
 from gradience.verbs.merge.config import TIES_DENSITY, recipe_of, weights_of
-from gradience.verbs.merge.methods import _balanced
+from gradience.verbs.merge.methods import Recipe, _balanced, _factors
 
 
 def write(folder, modules, *, seed=0, r=2, scale=1.0, **config):
@@ -123,3 +123,32 @@ def test_ranks_and_parameters_of_a_merge(tmp_path, method, rank, r):
         expected = np.linalg.norm(sigma[r:]) / np.linalg.norm(sigma)
         assert report.relative_error == pytest.approx(expected, rel=1e-3)
         assert report.distance_from_sum == pytest.approx(expected, rel=1e-3)
+
+
+def test_without_a_rank_the_largest_of_the_adapters_is_taken(tmp_path):
+    folders = [write(tmp_path / str(r), {"q": (50, 20)}, seed=r, r=r) for r in (2, 5)]
+    for method, density in (("svd", None), ("ties", 0.5)):
+        report = merge_adapters(folders, method=method, density=density)
+        assert (report.r, report.modules[0].ranks) == (5, [2, 5])
+
+
+def test_a_sum_at_its_full_rank_is_only_balanced(tmp_path):
+    rng = np.random.default_rng(0)
+    b, a = rng.standard_normal((9, 3)), rng.standard_normal((3, 7))
+    for recipe in (Recipe("linear", (1.0,)), Recipe("svd", (1.0,), 3), Recipe("cat", (1.0,))):
+        new_b, new_a = _factors((b, a), recipe, 3)
+        for new, old in ((new_b, b), (new_a, a)):
+            steps = np.log2(new / old)
+            np.testing.assert_array_equal(steps, np.round(steps))
+
+
+def test_a_check_of_finite_adapters_has_no_note(tmp_path):
+    folders = [write(tmp_path / str(n), {"q": (6, 5), "v": (6, 5)}, seed=n) for n in (1, 2)]
+    assert merge_check(*folders).notes == []
+    path = folders[1] / "adapter_model.safetensors"
+    tensors = load_file(path)
+    tensors["base_model.model.v.lora_B.weight"][0, 0] = np.nan
+    save_file(tensors, path, metadata={"format": "pt"})
+    report = merge_check(*folders)
+    assert report.notes == ["1 modules hold NaN or infinite numbers and are left out (first: v)"]
+    assert [module.state for module in report.modules] == ["ok", "non_finite"]

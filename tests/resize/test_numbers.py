@@ -95,3 +95,26 @@ def test_a_file_of_kohyas_has_no_patterns_in_its_report(tmp_path):
     for row in report.modules:
         assert new[f"{row.name}.alpha"] == pytest.approx(0.5 * row.rank_after)  # the scale is a half, as before
         assert len(new[f"{row.name}.lora_down.weight"]) == row.rank_after < row.rank_before
+
+
+def test_a_pair_of_lower_rank_than_it_is_cut_to_loses_nothing(tmp_path):
+    folder = write(tmp_path / "a")
+    path = folder / "adapter_model.safetensors"
+    tensors = load_file(path)
+    a, b = (f"base_model.model.q.lora_{x}.weight" for x in "AB")
+    tensors[b][:, 2:] = 0.0
+    save_file(tensors, path, metadata={"format": "pt"})
+    resize_adapter(folder, tmp_path / "out", rank=5)
+    new = load_file(tmp_path / "out" / "adapter_model.safetensors")
+    np.testing.assert_allclose(new[b] @ new[a], tensors[b] @ tensors[a], atol=1e-4)
+
+
+@pytest.mark.parametrize(("init", "after"), [("orthogonal", True), ("mica", True), ("gaussian", "gaussian")])
+def test_an_initialisation_that_peft_would_run_again_is_the_default_afterwards(tmp_path, init, after):
+    folder = write(tmp_path / "a", init_lora_weights=init)
+    report = resize_adapter(folder, tmp_path / "out", rank=2)
+    assert json.loads((tmp_path / "out" / "adapter_config.json").read_text())["init_lora_weights"] is after or (
+        after == init
+    )
+    says = f"init_lora_weights was {init!r}: PEFT would run it again on loading, for a rank it may refuse"
+    assert (says in report.notes) is (after is True)

@@ -25,6 +25,7 @@ from gradience.spectral.merging import (
 from gradience.spectral.narrow import inner_size, narrowed
 from gradience.spectral.reduced import LowRank, decomposed, leading_part, part_with_energy, rank_for_energy, stacked
 from gradience.spectral.subspace import chance_overlap, chance_overlap_sd, overlap, principal_cosines
+from gradience.spectral.update import effective_rank, null_stable_rank
 
 
 def parts(d_out=100, d_in=50, r=2, seed=0, scales=(1.0, 0.5)):
@@ -223,3 +224,28 @@ def test_overlaps_are_those_of_hu_et_al_and_their_chance():
 def test_principal_cosines_are_singular_values_within_zero_and_one():
     np.testing.assert_allclose(principal_cosines(np.asarray([[0.0, 1.0 + 1e-9], [0.5, 0.0]])), [1.0, 0.5])
     assert principal_cosines(np.zeros((0, 3))).shape == (0,)
+
+
+# --- single numbers ----------------------------------------------------------------------------------------------
+
+
+def test_one_row_has_no_error_to_speak_of():
+    found = signs_of(parts(d_out=1), most=None, seed=0)
+    assert (found.conflict_error, found.cancelled_error) == (0.0, 0.0)
+
+
+def test_the_effective_rank_of_nothing_is_zero_and_of_equal_values_their_number():
+    assert float(effective_rank(np.zeros(4))) == 0.0
+    assert float(effective_rank(np.ones(4))) == pytest.approx(4.0, rel=1e-6)
+    assert float(effective_rank(np.asarray([1.0, 0.0, 0.0]))) == pytest.approx(1.0, rel=1e-6)
+
+
+@pytest.mark.parametrize(("r", "d_out", "d_in"), [(4, 4, 4), (4, 4, 30), (3, 20, 30)])
+def test_the_stable_rank_expected_of_random_factors_is_that_of_random_factors(r, d_out, d_in):
+    rng = np.random.default_rng(1)
+    seen = []
+    for _ in range(3000):
+        sigma = np.linalg.svd(rng.standard_normal((d_out, r)) @ rng.standard_normal((r, d_in)), compute_uv=False)
+        seen.append(np.sum(sigma**2) / sigma[0] ** 2)
+    drawn = [null_stable_rank(r, d_out, d_in, seed=seed) for seed in range(60)]
+    assert np.mean(drawn) == pytest.approx(np.mean(seen), abs=0.15 * np.std(seen))

@@ -9,7 +9,8 @@ import pytest
 from gradience.rules.weights.health import AdapterFacts, health, modules_analysed
 from gradience.rules.weights.rank_pattern import alpha_for, patterns_of, rank_pattern
 from gradience.rules.weights.ranks import bucket, candidates, cut, disagreements, measured, rank_rules, suggest
-from gradience.schema.audit import AUDIT_SCHEMA_ID, AuditReport, AuditSummary, ModuleAudit, NotAnalysed
+from gradience.rules.weights.rules import judge_adapter
+from gradience.schema.audit import AUDIT_SCHEMA_ID, AuditReport, AuditSummary, LedgerEntry, ModuleAudit, NotAnalysed
 
 ERRORS = {"1": 0.8, "2": 0.4, "4": 0.2}
 
@@ -162,3 +163,21 @@ def test_health_names_numbers():
     report = AuditReport(schema=AUDIT_SCHEMA_ID, peft_dir="d", weights_path="w", format="peft", health=health([]),
                          ledger=[], summary=summary)  # fmt: skip
     assert modules_analysed(AdapterFacts(report)) == "no module was analysed: the file holds no adapter tensor"
+
+
+def test_what_fills_a_file_beside_lora_is_named_the_two_largest_first():
+    sizes = {"full_module": (40, 0.4), "bias": (10, 0.1), "token_rows": (30, 0.3)}
+    ledger = [LedgerEntry(role=role, tensors=1, params=1, bytes=n, share=share) for role, (n, share) in sizes.items()]
+    report = AuditReport(
+        schema=AUDIT_SCHEMA_ID,
+        peft_dir="d",
+        weights_path="w",
+        format="peft",
+        health=health([module()]),
+        ledger=ledger,
+        summary=AuditSummary(total_lora_params=1, n_layers=1),
+        modules=[module()],
+    )
+    (found,) = [item for item in judge_adapter(report).findings if item.id == "LED205"]
+    assert found.message == "80% of this file is full module and token rows, not LoRA."
+    assert found.evidence[0].says == "80 bytes are no LoRA factor"
