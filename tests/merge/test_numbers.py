@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from gradience import merge_adapters, merge_check
+from gradience import AdapterError, merge_adapters, merge_check
 from gradience.verbs.merge.config import TIES_DENSITY, recipe_of, weights_of
 from gradience.verbs.merge.methods import Recipe, _balanced, _factors
 
@@ -152,3 +152,17 @@ def test_a_check_of_finite_adapters_has_no_note(tmp_path):
     report = merge_check(*folders)
     assert report.notes == ["1 modules hold NaN or infinite numbers and are left out (first: v)"]
     assert [module.state for module in report.modules] == ["ok", "non_finite"]
+
+
+def test_an_entry_beyond_the_dtype_is_refused_and_an_update_of_zero_has_no_ratio(tmp_path):
+    one, two = (write(tmp_path / str(n), {"q": (6, 5)}, seed=n) for n in (1, 2))
+    key = "base_model.model.q.lora_B.weight"
+    for folder, change in ((one, (0, 0, 1e14)), (two, (slice(None), slice(None), 0.0))):
+        path = folder / "adapter_model.safetensors"
+        tensors = load_file(path)
+        tensors[key][change[0], change[1]] = change[2]
+        save_file(tensors, path, metadata={"format": "pt"})
+    with pytest.raises(AdapterError, match="q: the merged factors do not fit float16"):
+        merge_adapters([one, two], method="cat", dtype="float16")
+    (pair,) = merge_check(one, two).pairs
+    assert (pair.scale_ratio, pair.cosine) == (None, None)

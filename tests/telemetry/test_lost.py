@@ -8,7 +8,9 @@ import warnings
 import pytest
 
 from gradience.errors import RecorderError
+from gradience.schema import SCHEMA_ID, ConfigSnapshot, RunStart, TrainStep
 from gradience.telemetry import TelemetryReader, TelemetryWriter
+from gradience.telemetry.redact import redact_event
 
 
 @pytest.fixture
@@ -83,3 +85,24 @@ def test_a_log_that_another_file_replaced_is_said_so(log):
         "was replaced by another file while it was written, and 1 of its events are lost"
     ]
     assert log.read_text().startswith("mine\n")
+
+
+def test_a_log_that_vanishes_twice_loses_what_each_file_held(log):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        writer = TelemetryWriter(log, fsync="always")
+        writer.run_start()
+        for step in (1, 2):
+            log.unlink()
+            writer.train_step(step, loss=1.0)
+        assert writer.lost == 3  # the start; then the start again, and the first row
+        writer.close()
+
+
+def test_an_event_with_nothing_to_hide_is_itself():
+    head = {"schema": SCHEMA_ID, "ts": None, "run_id": "r", "step": 1}
+    plain, secret = TrainStep(**head, extras={"x": 1}), TrainStep(**head, extras={"password": "tiger", "x": 1})
+    assert redact_event(plain) is plain
+    assert redact_event(secret).extras == {"password": "<redacted: secret key>", "x": 1}
+    start = RunStart(**{**head, "step": None}, config=ConfigSnapshot(), meta={"path": "/home/me/x"})
+    assert redact_event(start).meta == {"path": "x"}
