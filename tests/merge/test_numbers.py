@@ -10,7 +10,7 @@ from safetensors.numpy import load_file, save_file
 
 from gradience import AdapterError, merge_adapters, merge_check
 from gradience.verbs.merge.config import TIES_DENSITY, recipe_of, weights_of
-from gradience.verbs.merge.methods import Recipe, _balanced, _factors
+from gradience.verbs.merge.methods import Recipe, _balanced, _factors, _rounded
 
 
 def write(folder, modules, *, seed=0, r=2, scale=1.0, **config):
@@ -166,3 +166,12 @@ def test_an_entry_beyond_the_dtype_is_refused_and_an_update_of_zero_has_no_ratio
         merge_adapters([one, two], method="cat", dtype="float16")
     (pair,) = merge_check(one, two).pairs
     assert (pair.scale_ratio, pair.cosine) == (None, None)
+
+
+@pytest.mark.parametrize("side", [0, 1])
+def test_one_entry_of_either_factor_beyond_the_dtype_is_refused(side):
+    factors = [np.ones((3, 2)), np.ones((2, 4))]
+    assert _rounded(*factors, np.dtype(np.float16), "q").b.dtype == np.float16
+    factors[side][1, 0] = 65_520.0  # rounds to infinity
+    with pytest.raises(AdapterError, match="q: the merged factors do not fit float16"):
+        _rounded(*factors, np.dtype(np.float16), "q")
