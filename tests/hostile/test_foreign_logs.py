@@ -10,6 +10,9 @@ from contextlib import closing
 import pytest
 from hostile.inputs import trainer_state
 
+from gradience.errors import RecorderError
+from gradience.importers.run import import_run
+
 LIMIT = 5
 
 
@@ -177,14 +180,27 @@ def test_a_database_in_a_folder_that_cannot_be_written_is_read(run, tmp_path):
         there.chmod(0o700)
 
 
-def test_a_csv_takes_no_more_than_twice_its_size(run, tmp_path):
-    row = ",".join(["1"] * 60)
-    header = "step,loss," + ",".join(f"c{n}" for n in range(58))
-    (tmp_path / "t.csv").write_text(header + "\n" + (row + "\n") * 60_000)
+@pytest.mark.parametrize(("columns", "rows"), [(60, 30_000), (2, 150_000)])
+def test_a_csv_takes_no_more_than_twice_its_size(run, tmp_path, columns, rows):
+    header = "step,loss" + "".join(f",c{n}" for n in range(columns - 2))
+    cells = ",1" * (columns - 1)
+    (tmp_path / "t.csv").write_text(header + "\n" + "".join(f"{n}{cells}\n" for n in range(rows)))
     size = (tmp_path / "t.csv").stat().st_size / 1e6
-    told = run("import", "t.csv", "--out", "r.jsonl", limit_s=15)
-    assert told.code == 0
-    assert told.memory_mb < 2 * size + 100
+    told = run("import", "t.csv", "--out", "r.jsonl", limit_s=30)
+    assert (told.code, told.err) == (0, "")
+    assert told.memory_mb < 2 * size + 70
+    assert len((tmp_path / "r.jsonl").read_bytes().splitlines()) == rows + 2
+
+
+@pytest.mark.parametrize("row", ["1,1", "1"])
+def test_a_source_of_too_many_rows_names_the_limit(tmp_path, monkeypatch, row):
+    monkeypatch.setattr("gradience.importers.files.MAX_ROWS", 100)
+    (tmp_path / "t.csv").write_text("step,loss\n" + f"{row}\n" * 101)
+    with pytest.raises(RecorderError, match=r"more than 100 rows, the limit for a source"):
+        import_run(tmp_path / "t.csv", tmp_path / "r.jsonl")
+    assert not (tmp_path / "r.jsonl").exists()
+    (tmp_path / "t.csv").write_text("step,loss\n1,1\n" + f"{row}\n" * 99)
+    assert import_run(tmp_path / "t.csv", tmp_path / "r.jsonl").runs[0].last_step == 1
 
 
 @pytest.mark.parametrize("columns", [100, 400, 2000])

@@ -65,6 +65,17 @@ def test_no_size_of_number_ends_in_a_traceback_or_a_warning_of_a_library(run, tm
         json.loads(told.out, parse_constant=pytest.fail)
 
 
+@pytest.mark.parametrize("entry", [np.inf, 3e38, np.nan])
+def test_a_base_whose_weights_overflow_is_a_verdict_without_a_warning(run, tmp_path, entry):
+    weight = np.full((20, 12), entry, np.float32)
+    adapter(tmp_path / "a")
+    base(tmp_path / "base", {"model.layers.0.self_attn.q_proj.weight": weight})
+    base(tmp_path / "merged", {"model.layers.0.self_attn.q_proj.weight": -weight})
+    told = run("verify-merge", "--base", "base", "--adapter", "a", "--merged", "merged", "--json")
+    assert told.code in {1, 3}
+    assert told.errors == []
+
+
 SHAPES = {
     "all differ": [{"q": (20, 12)}, {"q": (40, 24)}],
     "of three all differ": [{"q": (20, 12)}, {"q": (40, 24)}, {"q": (60, 36)}],

@@ -43,7 +43,7 @@ def test_three_runs_in_one_folder_are_three_runs_and_named(tmp_path, import_even
     write_state(tmp_path / "checkpoint-50", rows(range(10, 51, 10), scale=2.0))
     write_state(tmp_path / "checkpoint-90", rows(range(10, 91, 10), scale=3.0))
     events, imported = import_events(tmp_path)
-    assert [len(run.events) for run in imported.runs] == [7, 11, 4]
+    assert [len(list(run.events)) for run in imported.runs] == [7, 11, 4]
     assert events.losses == [1 / 10, 1 / 20]
     assert any("3 runs in one folder" in note for note in imported.notes)
     assert len({run.run_id for run in imported.runs}) == 3

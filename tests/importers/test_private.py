@@ -37,7 +37,7 @@ def test_the_events_in_memory_are_those_of_the_log_that_an_import_writes(tmp_pat
     folder = _leaky(tmp_path, rows, write_state)
     (import_events,) = read_source(folder).runs
     import_run(folder, tmp_path / "run.jsonl")
-    assert list(TelemetryReader(tmp_path / "run.jsonl")) == import_events.events
+    assert list(TelemetryReader(tmp_path / "run.jsonl")) == list(import_events.events)
     (row,) = [event for event in import_events.events if event.step == 4 and "api_key" in event.extras]
     assert row.extras["api_key"] == "<redacted: secret key>"
     assert row.extras["nested"] == {"path": "x.json"}

@@ -7,6 +7,7 @@ own; the run closes with a `run_end` whose status is what the source shows of th
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -19,7 +20,7 @@ from gradience.importers.order import Segment
 from gradience.importers.summary import shown_in_rows
 from gradience.schema.config import ConfigSnapshot, LoraSnapshot, OptimizerSnapshot, TrainingSnapshot
 from gradience.schema.events import Eval, EvalMetrics, Event, Metrics, RunEnd, RunStart, TrainStep
-from gradience.schema.scalars import SCHEMA_ID, Json, Status, as_float, real
+from gradience.schema.scalars import SCHEMA_ID, Json, Real, Status, as_float, real
 from gradience.telemetry.rows import eval_columns, split_row, train_columns
 from gradience.telemetry.values import described, number_of
 
@@ -41,7 +42,7 @@ class _EventBuilder:
     def begin(self, session: str) -> None:
         self.session, self.seq = session, 0
 
-    def head(self, step: int | None, ts: float | None) -> dict[str, Any]:
+    def head(self, step: int | None, ts: Real | None) -> dict[str, Any]:
         self.seq += 1
         return {
             "schema": SCHEMA_ID,
@@ -70,36 +71,80 @@ class _EventBuilder:
             yield Metrics(**self.head(row.step, row.ts), kind="train_summary", metrics=values)
 
 
-def to_events(
-    raw: SourceRun, segments: list[Segment], *, run_id: str, session: str, meta: Mapping[str, Json]
-) -> list[Event]:
-    """Return the run's events, from its run_start to its run_end.
+class RunEvents:
+    """The events of a run, from its run_start to its run_end, made anew from the rows at each iteration.
+
+    What is odd about the source is added to its notes when this is made.
 
     Args:
-        raw: where the rows come from; known columns that held no number are named in its notes.
+        raw: where the rows come from.
         segments: the rows, by starts of the program.
         run_id: of the run.
         session: what the sessions' ids begin with.
         meta: provenance, for run_start.
     """
-    builder = _EventBuilder(run_id, percent=any(_in_percent(row) for segment in segments for row in segment.rows))
-    if builder.percent:
-        raw.notes.append("accuracies above 1 were taken for per cent")
-    config = _config(raw, segments)
-    events: list[Event] = []
-    for number, segment in enumerate(segments):
-        builder.begin(f"{session}-{number}" if number else session)
-        ts = next((row.ts for row in segment.rows if row.ts is not None), None)
-        resumed = segment.resumed_from
-        events.append(RunStart(**builder.head(resumed, ts), config=config, meta=dict(meta), resumed_from_step=resumed))
-        for row in segment.rows:
-            events.extend(builder.row(row))
-    if builder.odd:
-        places = [f"{name} ({raw.unit} {place})" for name, place in builder.odd]
-        raw.notes.append(f"no numbers, kept as they are: {listed(places, _SHOWN)}")
-    if segments:
-        events.append(_end(builder, raw, events))
-    return events
+
+    def __init__(
+        self, raw: SourceRun, segments: list[Segment], *, run_id: str, session: str, meta: Mapping[str, Json]
+    ) -> None:
+        self._segments, self._run_id, self._session, self._meta = segments, run_id, session, meta
+        self._percent = any(_in_percent(row) for segment in segments for row in segment.rows)
+        if self._percent:
+            raw.notes.append("accuracies above 1 were taken for per cent")
+        self._config = _config(raw, segments)
+        builder = self._builder()
+        tally = Tally()
+        for event in self._rows(builder):
+            tally.take(event)
+        if builder.odd:
+            places = [f"{name} ({raw.unit} {place})" for name, place in builder.odd]
+            raw.notes.append(f"no numbers, kept as they are: {listed(places, _SHOWN)}")
+        self.end = _end(builder, raw, tally)
+        tally.counts["run_end"] += 1
+        self.tally = tally
+
+    def __iter__(self) -> Iterator[Event]:
+        """Yield the events."""
+        yield from self._rows(self._builder())
+        yield self.end
+
+    def _builder(self) -> _EventBuilder:
+        return _EventBuilder(self._run_id, percent=self._percent)
+
+    def _rows(self, builder: _EventBuilder) -> Iterator[Event]:
+        for number, segment in enumerate(self._segments):
+            builder.begin(f"{self._session}-{number}" if number else self._session)
+            ts = next((row.ts for row in segment.rows if row.ts is not None), None)
+            resumed, meta = segment.resumed_from, dict(self._meta)
+            yield RunStart(**builder.head(resumed, ts), config=self._config, meta=meta, resumed_from_step=resumed)
+            for row in segment.rows:
+                yield from builder.row(row)
+
+
+@dataclass(slots=True)
+class Tally:
+    """What is counted of a run's events."""
+
+    counts: Counter[str] = field(default_factory=Counter)  # by name
+    first_step: int | None = None  # of all but run_start
+    last_step: int | None = None
+    trained: int = 0  # the last step with a row of training
+    summary: float = -1.0  # the last step of a summary at the end of training; infinite for one without a step
+    ts: Real | None = None  # the last
+
+    def take(self, event: Event) -> None:
+        """Count an event."""
+        self.counts[str(event.__struct_config__.tag)] += 1
+        self.ts = self.ts if event.ts is None else event.ts
+        step = event.step
+        if isinstance(event, Metrics):
+            self.summary = max(math.inf if step is None else step, self.summary)
+        if step is None or isinstance(event, RunStart):
+            return
+        self.first_step = step if self.first_step is None else min(step, self.first_step)
+        self.last_step = step if self.last_step is None else max(step, self.last_step)
+        if isinstance(event, TrainStep):
+            self.trained = max(step, self.trained)
 
 
 def _in_percent(row: LoggedRow) -> bool:
@@ -108,22 +153,17 @@ def _in_percent(row: LoggedRow) -> bool:
     return any(isinstance(number, float) and 1.0 < number <= 100.0 for number in found)  # noqa: PLR2004  # per cent
 
 
-def _end(builder: _EventBuilder, raw: SourceRun, events: list[Event]) -> RunEnd:
-    steps = [e.step for e in events if e.step is not None and not isinstance(e, RunStart)]
-    reached = max([*steps, *([raw.reached] if raw.reached is not None else [])], default=None)
-    ts = next((e.ts for e in reversed(events) if e.ts is not None), None)
-    status, reason = _status(raw, events, reached)
-    head = {**builder.head(reached, None), "ts": ts}
-    return RunEnd(**head, status=status, reason=reason)
+def _end(builder: _EventBuilder, raw: SourceRun, tally: Tally) -> RunEnd:
+    reached = max((step for step in (tally.last_step, raw.reached) if step is not None), default=None)
+    status, reason = _status(raw, tally, reached)
+    return RunEnd(**builder.head(reached, tally.ts), status=status, reason=reason)
 
 
 _ROUNDING: Final = 1000  # a plan from epochs may count a last step that a partial batch does not make: 6565 of 6566
 
 
-def _status(raw: SourceRun, events: list[Event], reached: int | None) -> tuple[Status, str]:
-    trained = max((e.step for e in events if isinstance(e, TrainStep) and e.step is not None), default=0)
-    summaries = [e for e in events if isinstance(e, Metrics)]
-    if raw.finished or any(e.step is None or e.step >= trained for e in summaries):
+def _status(raw: SourceRun, tally: Tally, reached: int | None) -> tuple[Status, str]:
+    if raw.finished or tally.summary >= tally.trained:
         return "ok", "the source has the summary of a finished run"
     planned = raw.planned or raw.layer.config.training.max_steps
     if planned is None or planned <= 0:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
+from functools import lru_cache
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Any, Final
+
+import msgspec
 
 from gradience.configs.settings import Layer
 from gradience.errors import RecorderError, SchemaError
@@ -22,6 +25,7 @@ from gradience.telemetry.values import number_of, step_of
 _SECONDS: Final = (1e9, 1e10)  # Unix time of 2001 to 2286: other values of a `timestamp` column are not a clock
 _MAX_TEXT: Final = 64  # characters of a clock reading
 MAX_BYTES: Final = 512 * 1024**2  # the largest trainer_state.json seen in the wild is under 50 MB
+MAX_ROWS: Final = 1_000_000  # ten times a run that logs 100 000 steps; each takes some 300 bytes beyond its values
 MAX_LINE: Final = 32 * 1024**2  # ms-swift's closing record repeats the whole history on one line
 _BOM: Final = b"\xef\xbb\xbf"
 _LFS: Final = b"version https://git-lfs"
@@ -54,13 +58,35 @@ def clock_of(value: Json) -> float | None:
         return None
 
 
-class LoggedRow(NamedTuple):
-    """One logged row by Trainer's names (`loss`, `learning_rate`, `eval_loss`, ...), without its step and nulls."""
+class LoggedRow:
+    """One logged row by Trainer's names (`loss`, `learning_rate`, `eval_loss`, ...), without its step and nulls.
 
-    place: int  # line of the file, or number of the row, from 1
-    step: int | None
-    values: dict[str, Json]
-    ts: float | None = None
+    Its values are held as JSON, beside names that it shares with other rows: as a dict they take up to 60 times the
+    bytes that a source has for them, and a table has many rows.
+    """
+
+    __slots__ = ("_names", "_packed", "place", "step", "ts")
+
+    def __init__(self, place: int, step: int | None, values: Mapping[str, Json], ts: float | None = None) -> None:
+        self.place = place  # line of the file, or number of the row, from 1
+        self.step = step
+        self.ts = ts
+        self._names = _shared(tuple(values))
+        self._packed = msgspec.json.encode(list(values.values()))
+
+    @property
+    def values(self) -> dict[str, Json]:
+        """The values by their names, decoded anew each time."""
+        return dict(zip(self._names, _unpack(self._packed), strict=True))
+
+
+_unpack: Final = msgspec.json.Decoder(list[Any]).decode
+
+
+@lru_cache(maxsize=64)
+def _shared(names: tuple[str, ...]) -> tuple[str, ...]:
+    """The first tuple that was equal to this one."""
+    return names
 
 
 @dataclass(slots=True)
@@ -80,9 +106,28 @@ class SourceRun:
     notes: list[str] = field(default_factory=list)
     files: list[Path] = field(default_factory=list)  # read, the first of them for the rows
 
+    def add(self, row: LoggedRow) -> None:
+        """Take a row.
+
+        Raises:
+            RecorderError: there are more than a source may have.
+        """
+        self._count()
+        self.rows.append(row)
+
     def skip(self, place: int, reason: str) -> None:
-        """List a row that could not be read; the reason may quote it, secrets redacted."""
+        """List a row that could not be read; the reason may quote it, secrets redacted.
+
+        Raises:
+            RecorderError: as with `add`.
+        """
+        self._count()
         self.skipped.append(SkippedRow(file=self.path.name, line=place, reason=hide_secrets(reason)))
+
+    def _count(self) -> None:
+        if len(self.rows) + len(self.skipped) >= MAX_ROWS:
+            message = f"{self.path} holds more than {MAX_ROWS} rows, the limit for a source"
+            raise RecorderError(message, advice="export every tenth step of it")
 
 
 def listed(items: Sequence[object], most: int) -> str:

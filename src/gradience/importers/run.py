@@ -21,7 +21,7 @@ import msgspec
 
 from gradience.configs.settings import Layer
 from gradience.errors import OutputError, RecorderError
-from gradience.importers.events import to_events
+from gradience.importers.events import RunEvents, Tally
 from gradience.importers.files import SourceRun, is_folder, listed, refuse_summary, require_file, sha256_of
 from gradience.importers.order import arrange
 from gradience.importers.settings import add_settings
@@ -37,7 +37,7 @@ from gradience.importers.sources import (
 )
 from gradience.importers.table import parse_map
 from gradience.io.atomic import atomic_file, refuse_file
-from gradience.schema.events import Event, RunEnd, RunStart
+from gradience.schema.events import Event, RunEnd
 from gradience.schema.reports import IMPORT_SCHEMA_ID, ImportedRunReport, ImportReport, SkippedRow
 from gradience.schema.scalars import Json
 from gradience.telemetry.redact import redact_event, redact_id, to_line
@@ -56,12 +56,12 @@ class ImportedRun:
 
     run_id: str
     name: str
-    events: list[Event]
+    made: RunEvents
 
     @property
-    def counts(self) -> Counter[str]:
-        """Events by name."""
-        return Counter(str(event.__struct_config__.tag) for event in self.events)
+    def events(self) -> Iterator[Event]:
+        """The events, made anew: a run's are never held all at once."""
+        return map(redact_event, self.made)
 
 
 @dataclass(slots=True)
@@ -102,7 +102,7 @@ def read_source(
     _name_apart(source, raws)
     raws = _only(source, raws, run)
     runs = [run for raw in raws for run in _build_runs(source, chosen, raw)]
-    if not any(event for run in runs for event in run.events if event.step is not None or run.counts["eval"]):
+    if not any(_holds_a_row(run.made.tally) for run in runs):
         raise RecorderError(f"{source} holds no row of a run", advice=_ADVICE)
     several = len(raws) > 1
     return Imported(
@@ -119,6 +119,10 @@ def read_source(
     )
 
 
+def _holds_a_row(tally: Tally) -> bool:
+    return tally.last_step is not None or bool(tally.counts["eval"])
+
+
 def read_folder_config(folder: Path) -> Layer:
     """Return the configuration of the run in a folder, its peak learning rate included.
 
@@ -126,7 +130,7 @@ def read_folder_config(folder: Path) -> Layer:
         RecorderError: the folder holds no run.
     """
     imported = read_source(folder)
-    start = imported.runs[-1].events[0]
+    start = next(imported.runs[-1].events)
     return msgspec.structs.replace(imported.layer, config=start.config)  # type: ignore[union-attr]  # a run_start
 
 
@@ -207,8 +211,8 @@ def _build_runs(source: Path, kind: Format, raw: SourceRun) -> list[ImportedRun]
     for number, segments in enumerate(parts, 1):
         run_id = base if len(parts) == 1 else f"{base}-{number}"
         session = f"import-{digest[:8]}" + (f"-r{number}" if len(parts) > 1 else "")
-        events = to_events(raw, segments, run_id=run_id, session=session, meta=meta)
-        runs.append(ImportedRun(run_id, raw.name or raw.path.name, [redact_event(event) for event in events]))
+        made = RunEvents(raw, segments, run_id=run_id, session=session, meta=meta)
+        runs.append(ImportedRun(run_id, raw.name or raw.path.name, made))
     return runs
 
 
@@ -314,15 +318,14 @@ def _lines(run: ImportedRun, refused: list[SkippedRow]) -> Iterator[bytes]:
 
 
 def _run_report(run: ImportedRun) -> ImportedRunReport:
-    end = run.events[-1]
-    steps = [event.step for event in run.events if event.step is not None and not isinstance(event, RunStart)]
+    end, tally = redact_event(run.made.end), run.made.tally
     return ImportedRunReport(
         run_id=run.run_id,
         name=run.name,
         status=end.status if isinstance(end, RunEnd) else "unknown",
         status_reason=end.reason if isinstance(end, RunEnd) else None,
-        first_step=min(steps, default=None),
-        last_step=max(steps, default=None),
-        sessions=run.counts["run_start"],
-        events=dict(run.counts),
+        first_step=tally.first_step,
+        last_step=tally.last_step,
+        sessions=tally.counts["run_start"],
+        events=dict(tally.counts),
     )

@@ -119,7 +119,7 @@ def _is_one_line(path: Path) -> bool:
     try:
         if path.stat().st_size <= MAX_LINE:
             return False
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             return not file.readline(MAX_LINE + 1).endswith(b"\n")
     except OSError:
         return False
@@ -174,7 +174,7 @@ def _header(path: Path, head: bytes) -> bytes:
     if b"\n" in head or len(head) < _HEAD // 2:
         return head
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             return file.readline(MAX_HEADER).removeprefix(b"\xef\xbb\xbf")
     except OSError:
         return head

@@ -8,14 +8,15 @@ from __future__ import annotations
 import csv
 import io
 import re
+from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
-from itertools import chain
+from itertools import count
 from pathlib import Path
-from typing import Final, Literal, TypeAlias
+from typing import Final, Literal, TextIO, TypeAlias
 
 from gradience.errors import RecorderError
 from gradience.importers.files import (
-    MAX_BYTES,
+    MAX_LINE,
     LoggedRow,
     SourceRun,
     clock_of,
@@ -25,7 +26,7 @@ from gradience.importers.files import (
     require_file,
     whole_json,
 )
-from gradience.io.reading import open_regular, read_small
+from gradience.io.reading import open_regular
 from gradience.schema.scalars import Json
 from gradience.telemetry.rows import HELD_OUT
 from gradience.telemetry.values import number_of, step_of
@@ -84,7 +85,7 @@ def _take(raw: SourceRun, place: int, row: dict[str, Json]) -> None:
         return
     raw.planned = planned or raw.planned
     raw.reached = max(step, raw.reached or 0)
-    raw.rows.append(LoggedRow(place, step, values))
+    raw.add(LoggedRow(place, step, values))
 
 
 def _counters(row: dict[str, Json]) -> tuple[int | None, int | None]:
@@ -243,18 +244,21 @@ def rows_to_raw(raw: SourceRun, numbered: Iterable[Numbered], given: Mapping[str
     Raises:
         RecorderError: the columns are not recognised, or there are no rows.
     """
-    rows: list[tuple[int, dict[str, Json]]] = []
+    present: dict[str, None] = {}
     for place, row in numbered:
         if isinstance(row, str):
             raw.skip(place, row)
         else:
-            rows.append((place, row))
-    if not rows:
+            present |= dict.fromkeys(row)
+            raw.add(LoggedRow(place, None, row))
+    if not raw.rows:
         first = f": {raw.skipped[0].reason}" if raw.skipped else ""
         raise RecorderError(f"{raw.path} holds no row{first}", advice="is it the log of a run?")
-    columns = _found(raw.path, chain.from_iterable(row for _, row in rows), given)
-    for place, row in rows:
-        _table_take(raw, place, row, columns)
+    columns = _found(raw.path, present, given)
+    unnamed, raw.rows = deque(raw.rows), []
+    while unnamed:  # each is let go before the next
+        held = unnamed.popleft()
+        _table_take(raw, held.place, held.values, columns)
     own = ", ".join(f"{name}={column}" for column, name in columns.items() if name not in {column, "ts"})
     if own:
         raw.notes.append(f"columns by their names: {own}" if not given else f"columns: {own}")
@@ -278,9 +282,7 @@ def _table_take(raw: SourceRun, place: int, row: dict[str, Json], columns: Colum
         raw.skip(place, "nothing was measured")
     else:
         ts = clock_of(named.get("ts"))
-        raw.rows.append(
-            LoggedRow(place, step, values if ts is not None or "ts" not in named else _kept(values, named), ts)
-        )
+        raw.add(LoggedRow(place, step, values if ts is not None or "ts" not in named else _kept(values, named), ts))
 
 
 def _kept(values: dict[str, Json], named: dict[str, Json]) -> dict[str, Json]:
@@ -321,22 +323,46 @@ def csv_header(line: str) -> tuple[list[str], str]:
 
 
 def _csv_rows(path: Path) -> Iterator[Numbered]:
-    text = _text(path)
-    header, delimiter = csv_header(text.partition("\n")[0].rstrip("\r"))
-    if len(set(header)) < len(header):
-        raise RecorderError(f"{path}: a column name appears twice", advice="give every column a name of its own")
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
-    next(reader, None)
-    while True:
+    with io.TextIOWrapper(open_regular(path), encoding="utf-8-sig", newline="") as text:
+        lines = _lines(path, text)
+        first = next(lines, "")
+        header, delimiter = csv_header(first.rstrip("\r\n"))
+        if len(set(header)) < len(header):
+            raise RecorderError(f"{path}: a column name appears twice", advice="give every column a name of its own")
+        reader = csv.reader(lines, delimiter=delimiter)
+        while True:
+            try:
+                cells = next(reader)
+            except StopIteration:
+                return
+            except csv.Error as error:
+                yield reader.line_num + 1, str(error)
+                continue
+            if cells and any(cell.strip() for cell in cells):
+                yield reader.line_num + 1, _cells(header, cells)
+
+
+def _lines(path: Path, text: TextIO) -> Iterator[str]:
+    """Yield the lines of a text, each with its end.
+
+    Raises:
+        RecorderError: it is no text in UTF-8, or a line is longer than any row.
+    """
+    for number in count(1):
         try:
-            cells = next(reader)
-        except StopIteration:
+            line = text.readline(MAX_LINE)
+        except UnicodeDecodeError:
+            raise RecorderError(
+                f"{path}: not UTF-8 text (after line {number - 1})", advice="give it as UTF-8"
+            ) from None
+        if "\0" in line:
+            raise RecorderError(f"{path}: a binary file (or UTF-16), not a table", advice="give it as UTF-8 text")
+        if len(line) >= MAX_LINE:
+            limit = f"more than {MAX_LINE // 1024**2} MiB, the limit for a row"
+            raise RecorderError(f"{path}: line {number} has {limit}", advice="is it a table?")
+        if not line:
             return
-        except csv.Error as error:
-            yield reader.line_num, str(error)
-            continue
-        if cells and any(cell.strip() for cell in cells):
-            yield reader.line_num, _cells(header, cells)
+        yield line
 
 
 def _cells(header: list[str], cells: list[str]) -> dict[str, Json] | str:
@@ -352,13 +378,3 @@ def _cell(cell: str) -> Json:
     if isinstance(number, float) and number.is_integer() and cell.strip().lstrip("+-").isdecimal():
         return int(cell) if len(cell) < 18 else cell  # digits that a JSON reader keeps
     return cell.strip() if number is None else number
-
-
-def _text(path: Path) -> str:
-    data = read_small(path, most=MAX_BYTES, what="a table")
-    if b"\0" in data:
-        raise RecorderError(f"{path}: a binary file (or UTF-16), not a table", advice="give it as UTF-8 text")
-    try:
-        return data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise RecorderError(f"{path}: not UTF-8 text (byte {error.start})", advice="give it as UTF-8") from None

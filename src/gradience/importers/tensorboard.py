@@ -14,6 +14,7 @@ from gradience.errors import RecorderError, SchemaError
 from gradience.importers.files import SourceRun, require_file
 from gradience.importers.settings import mapping_layer
 from gradience.importers.table import Numbered, rows_to_raw
+from gradience.schema.scalars import real
 from gradience.telemetry.codec import parse
 
 _MARK: Final = b"brain.Event:"  # the first record of every event file
@@ -133,6 +134,6 @@ def _rows(scalars: Iterable[_Scalar]) -> Iterator[Numbered]:
             row = {}
         row.setdefault("step", scalar.step)
         row.setdefault("ts", scalar.ts)
-        row[scalar.tag] = scalar.value
+        row[scalar.tag] = real(scalar.value)
     if row:
         yield place + 1, row

@@ -67,7 +67,7 @@ def _take(raw: SourceRun, place: int, row: Mapping[str, Json]) -> None:
     elif values.keys() <= {"epoch"}:
         raw.skip(place, "nothing was measured")
     else:
-        raw.rows.append(LoggedRow(place, step, values))
+        raw.add(LoggedRow(place, step, values))
 
 
 def find_states(folder: Path) -> list[Path]:
@@ -219,4 +219,4 @@ def _count_examples(raw: SourceRun, results: dict[str, Json]) -> None:
         return
     for place, row in enumerate(raw.rows):
         if "eval_loss" in row.values and "eval_n" not in row.values:
-            raw.rows[place] = row._replace(values={**row.values, "eval_n": n})
+            raw.rows[place] = LoggedRow(row.place, row.step, {**row.values, "eval_n": n}, row.ts)

@@ -59,6 +59,8 @@ def described(value: Any) -> Json:
     >>> described({"per_head": [1.0, float("nan")], "all": list(range(300)), "thing": object()})
     {'per_head': [1.0, 'NaN'], 'all': '<300 values>', 'thing': '<object>'}
     """
+    if (type(value) is float and isfinite(value)) or (type(value) is str and value.isascii()):  # nearly all
+        return value
     try:
         return _plain(value, "", _BOUNDED, 0)
     except RecorderError:  # an object that promises a number and gives none
@@ -84,7 +86,7 @@ def number(value: Any, name: str) -> Real:
         raise _refusal(name, "a number", value)
     try:
         return int(item) if isinstance(item, int) and item.bit_length() <= _WHOLE_BITS else real(float(item))
-    except (TypeError, ValueError, OverflowError) as error:
+    except (TypeError, ValueError, OverflowError, RuntimeError) as error:  # RuntimeError: an array whose data is gone
         raise _refusal(name, "a number", value) from error
 
 

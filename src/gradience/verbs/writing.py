@@ -32,7 +32,14 @@ from gradience.io.types import PathLike
 from gradience.schema.compare import ComparedAdapter, ConfigDifference, OnlyIn, Overlap, SideOverlap
 from gradience.schema.merge import MergeReport
 from gradience.schema.scalars import Json
-from gradience.schema.writing import ConvertReport, ModuleChange, Provenance, ResizeReport, SourceFile
+from gradience.schema.writing import (
+    ConvertReport,
+    ModuleChange,
+    Provenance,
+    ResizedModule,
+    ResizeReport,
+    SourceFile,
+)
 from gradience.spectral.batch import Factors
 from gradience.spectral.narrow import inner_size, narrowed
 from gradience.spectral.subspace import (
@@ -318,10 +325,12 @@ def provenance_of(
                 rank_before=row.rank_before,
                 rank_after=row.rank_after,
                 relative_error=_at_most_one(row.relative_error),
+                kl_predicted=row.kl_predicted if isinstance(row, ResizedModule) else None,
             )
             for row in report.modules
         ],
         notes=list(report.notes),
+        calibration=report.calibration if isinstance(report, ResizeReport) else None,
     )
 
 
@@ -400,8 +409,15 @@ def _is_of_an_adapter(entry: Path) -> bool:
     if entry.is_symlink() or not entry.is_file():
         return False
     if entry.name == _CARD_NAME:
-        return entry.stat().st_size <= _MAX_CARD and entry.read_bytes().count(_CARD_GAP) >= _CARD_GAPS
+        return _is_blank_card(entry)
     return entry.name in _ADAPTER_NAMES or bool(_SHARD.fullmatch(entry.name))
+
+
+def _is_blank_card(entry: Path) -> bool:
+    try:
+        return read_small(entry, most=_MAX_CARD, what="a model card").count(_CARD_GAP) >= _CARD_GAPS
+    except OSError:  # what cannot be read is somebody's
+        return False
 
 
 def weight_files(files: AdapterFiles) -> tuple[Path, ...]:

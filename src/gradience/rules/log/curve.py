@@ -131,12 +131,16 @@ def _candidates(curve: Curve, bar: Bar, k: float) -> Sequence[int]:
         rows: Sequence[float] = values[start : start + _SAMPLE]
         level = min(curve.points[point], curve.points[point - 1])
         if bar.logarithmic:
-            height = level * math.exp(_NEAR * k * max(spread([*map(math.log, rows)]), bar.floor))
+            rise = _NEAR * k * max(spread([*map(math.log, rows)]), bar.floor)
+            height = level * math.exp(min(rise, _HIGHEST))
         else:
             height = level + _NEAR * k * max(spread(rows), bar.floor * abs(level))
         if max(values[start : start + block]) > height:
             found += [i for i in range(start, min(start + block, len(values))) if values[i] > height]
     return found if len(found) <= MOST_POINTS else sorted(sorted(found, key=lambda i: -values[i])[:MOST_POINTS])
+
+
+_HIGHEST: Final = 700.0  # of a logarithm: its exponential is still a float
 
 
 def runs_of(rows: Sequence[int]) -> list[list[int]]:

@@ -182,6 +182,7 @@ def _measured(case: Case, replay: MergeReplay, *, stop: bool) -> Sums | None:
     return Sums(case.w.size, *(int(n) for n in counts), *(float(x) for x in total))
 
 
+@np.errstate(over="ignore", invalid="ignore")  # of weights that are infinite, or at the end of float32's range
 def _span(case: Case, replay: MergeReplay, at: slice, *, stop: bool) -> tuple[list[int], list[float]] | None:
     """Return the counts and the sums over some rows, as `Sums` has them; None if M is not the replay's and `stop`."""
     w, m = case.pair(at)
@@ -235,7 +236,7 @@ def _predicted(case: Case, replay: MergeReplay, at: Array) -> Array:
 
 def distance(case: Case, replay: MergeReplay, at: Array) -> float:
     """Return the sum over some rows of |M - what the replay gives|."""
-    with np.errstate(invalid="ignore"):
+    with np.errstate(over="ignore", invalid="ignore"):
         return float(np.abs(case.pair(at)[1] - _predicted(case, replay, at)).sum(dtype=np.float64))
 
 

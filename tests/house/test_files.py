@@ -1,0 +1,89 @@
+"""The house: a stranger's file is opened in one place, `gradience.io.reading`, and nowhere else."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import gradience
+
+SOURCE = Path(gradience.__file__).parent
+
+OPENERS = frozenset({  # of a path: functions, or methods of anything
+    *("open", "open_binary", "open_text", "fdopen", "fromfile", "memmap", "loadtxt", "genfromtxt", "FileIO"),
+    *("ZipFile", "TarFile", "copyfile", "copy2", "copytree", "connect", "mmap", "safe_open"),
+})  # fmt: skip
+METHODS = frozenset({".read_text", ".read_bytes"})
+LOADERS = frozenset({"np.load", "numpy.load", "jnp.load", "torch.load"})
+
+ALLOWED = {
+    ("adapters/formats/torch_bin.py", "_load", "torch.load"): "weights only, of what was opened as a regular file",
+    ("adapters/formats/torch_bin.py", "_refuse_compressed", "zipfile.ZipFile"): "the same file's list of entries",
+    ("cli/main.py", "script", "Path(os.devnull).open"): "the null device",
+    ("cli/output.py", "leave_stdout", "os.open"): "the null device",
+    ("configs/known.py", "known_keys", "Path(__file__).with_name('known.toml').read_text"): "a file of ours",
+    ("configs/pickled.py", "_entry", "archive.open"): "a member of an archive in memory",
+    ("configs/pickled.py", "_pickle_of", "zipfile.ZipFile"): "of bytes in memory",
+    ("data/encoder.py", "_training_template", "stock.read_text"): "a template in TRL's own package",
+    ("data/encoder.py", "_training_template", "path.read_text"): "the same",
+    ("importers/run.py", "_write", "partial.open"): "written: a new name beside the output",
+    ("importers/trackio.py", "_opened", "copyfile"): "of what `require_file` found to be a regular file",
+    ("importers/trackio.py", "_connected", "sqlite3.connect"): "opens by a path, read only; the same",
+    ("models/statistics.py", "__init__", "path.open"): "scratch of ours, in a temporary folder",
+    ("models/statistics.py", "append", "self._path.open"): "the same",
+    ("models/statistics.py", "read", "self._path.open"): "the same",
+    ("models/statistics.py", "read", "np.fromfile"): "the same",
+    (
+        "render/html/figures.py",
+        "style_sheet",
+        "files('gradience.render.html').joinpath('style.css').read_text",
+    ): "a file of ours",
+    ("verbs/fleet/query.py", "opened", "duckdb.connect"): "a database in memory",
+    ("verbs/fleet/remote.py", "_peeked", "system.open"): "by fsspec: a URL, of whose file a bounded head is read",
+    ("telemetry/logfile.py", "_opened", "os.open"): "the log that is written: without blocking, then checked",
+}
+
+
+def opened(tree: ast.AST, function: str = "") -> Iterator[tuple[str, str]]:
+    """Yield the function in which each file is opened, and by what."""
+    for node in ast.iter_child_nodes(tree):
+        name = node.name if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) else function
+        if isinstance(node, ast.Call):
+            called = ast.unparse(node.func)
+            last = called.rpartition(".")[2]
+            if last in OPENERS or called in LOADERS or called.endswith(tuple(METHODS)):
+                yield name, called
+        yield from opened(node, name)
+
+
+def found() -> set[tuple[str, str, str]]:
+    places = set()
+    for path in sorted(SOURCE.rglob("*.py")):
+        module = path.relative_to(SOURCE).as_posix()
+        if not module.startswith("io/"):
+            for function, called in opened(ast.parse(path.read_text(encoding="utf-8"))):
+                places.add((module, function, called))
+    return places
+
+
+def test_no_file_is_opened_beside_the_one_guarded_place() -> None:
+    assert sorted(found() - ALLOWED.keys()) == []
+
+
+def test_every_exception_is_still_one() -> None:
+    assert sorted(ALLOWED.keys() - found()) == []
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        *("open(path)", "path.open('rb')", "Path(p).read_text()", "p.read_bytes()", "io.open_binary(p)"),
+        *("np.load(p)", "np.fromfile(p)", "sqlite3.connect(p)", "shutil.copyfile(a, b)", "zipfile.ZipFile(p)"),
+        *("torch.load(p)", "safe_open(p, framework='np')", "os.open(p, 0)", "mmap.mmap(-1, 1)"),
+    ],
+)
+def test_each_way_to_open_a_file_is_noticed(line: str) -> None:
+    assert len(list(opened(ast.parse(f"def f():\n    {line}\n")))) == 1
