@@ -267,11 +267,7 @@ LEARNING: Final = [
     Edge("NOL106", "at_ln_k", 0.0095, 0.0105, lambda x: run([math.log(2) * (1.0 + x)] * 20, num_labels=2)),
     Edge("NOL106", "least_fall", 0.0222, 0.023, lambda x: run(line(40, 2.0, 2.0 * (1.0 - x)))),
     Edge(
-        "NOL106",
-        "eval_noise",
-        0.0059,
-        0.0061,
-        lambda x: run(FLAT[:24], held_out=times(line(8, 2.0, 1.9), swings(8, x))),
+        "NOL106", "eval_noise", 0.0001, 0.05, lambda x: run(FLAT[:24], held_out=times(line(8, 2.0, 1.9), swings(8, x)))
     ),
     Edge("PLT105", "flat", 0.04, 0.042, lambda x: _plateau(0.0, x, 30)),
     Edge("PLT105", "still_falls", 0.0068, 0.0072, _plateau),
@@ -409,7 +405,8 @@ REPETITION: Final = [
     Edge("MEM127", "epoch_rows", 7, 8, lambda x: _epochs([0.3], rows=x)),
     Edge("MEM127", "epoch_rest", 1.19, 1.21, lambda x: run([2.0] * 100 + [1.4] * 21, epoch=x)),
     Edge("MEM127", "epochs_many", 3, 4, lambda x: _epochs([*[0.1] * (x - 1), 0.0])),
-    Edge("MEM127", "both_fall", 0.049, 0.051, lambda x: _epochs([0.1], held_out=[1.0, 1.0, 1.0 - x, 1.0 - x])),
+    Edge("MEM127", "both_fall", 0.149, 0.151, lambda x: _epochs([0.3], held_out=[1.0, 1.0 - x])),
+    Edge("MEM127", "seen_as_new", 1.53, 1.55, lambda x: _epochs([0.3], held_out=[1.4, 1.4, x])),
     Edge(
         "MEM127",
         "fell_before",

@@ -43,7 +43,7 @@ def test_each_rule_reads_its_own_number(fields, ranks):
 def test_a_rule_has_the_median_and_the_ninetieth_percentile_over_the_modules():
     found = rank_rules([module(str(k), k90=k) for k in (1, 2, 3, 8)])[0]
     assert (found.median, found.p90) == (2.5, pytest.approx(6.5))
-    assert (found.median_bucket, found.p90_bucket) == (4, 8)
+    assert (found.median_rank, found.p90_rank) == (3, 7)
     assert rank_rules([]) == []
 
 
