@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from gradience.telemetry.validate import validate_log
     from gradience.telemetry.writer import TelemetryWriter
     from gradience.verbs.audit import audit_adapter
+    from gradience.verbs.bench import bench_adapter, bench_merge, bench_mitigate
     from gradience.verbs.check import check_config
     from gradience.verbs.check.data import check_data
     from gradience.verbs.compare import compare_adapters
@@ -38,6 +39,9 @@ _HOMES = {
     "TelemetryReader": "gradience.telemetry.reader",
     "TelemetryWriter": "gradience.telemetry.writer",
     "audit_adapter": "gradience.verbs.audit",
+    "bench_adapter": "gradience.verbs.bench",
+    "bench_merge": "gradience.verbs.bench",
+    "bench_mitigate": "gradience.verbs.bench",
     "check_config": "gradience.verbs.check",
     "check_data": "gradience.verbs.check.data",
     "compare_adapters": "gradience.verbs.compare",
@@ -68,6 +72,9 @@ __all__ = [
     "TelemetryReader",
     "TelemetryWriter",
     "audit_adapter",
+    "bench_adapter",
+    "bench_merge",
+    "bench_mitigate",
     "check_config",
     "check_data",
     "compare_adapters",

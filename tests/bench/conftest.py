@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import sys
 import warnings
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,6 +12,10 @@ import pytest
 import torch
 from bench_rows import rows_of, write_rows
 from tiny_models import bert, causal, save_tokenizer
+
+_HERE = str(Path(__file__).parent)
+if _HERE not in sys.path:  # tests are no package: this puts `test_judge` within reach
+    sys.path.insert(0, _HERE)
 
 
 class Trained(NamedTuple):
@@ -21,14 +26,14 @@ class Trained(NamedTuple):
     data: Path
 
 
-def adapted(model: Any, folder: Path, batches: list[dict[str, torch.Tensor]], **options: Any) -> Path:
+def adapted(model: Any, folder: Path, batches: list[dict[str, torch.Tensor]], *, lr: float, **options: Any) -> Path:
     """Train an adapter on the batches, and save it."""
     from peft import LoraConfig, get_peft_model
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         wrapped = get_peft_model(model, LoraConfig(lora_alpha=16, **options))
-        optimiser = torch.optim.Adam([p for p in wrapped.parameters() if p.requires_grad], 0.01)
+        optimiser = torch.optim.Adam([p for p in wrapped.parameters() if p.requires_grad], lr)
         for batch in batches:
             loss = wrapped(**batch).loss
             loss.backward()
@@ -58,7 +63,7 @@ def classifier(tmp_path_factory: pytest.TempPathFactory) -> Trained:
         labels = torch.tensor([row["label"] for row in rows])
         batches.append({**ids_of(tokenizer, [row["text"] for row in rows]), "labels": labels})
     targets = ["query", "value", "dense"]
-    adapted(model, folder / "adapter", batches, r=8, target_modules=targets, task_type="SEQ_CLS")
+    adapted(model, folder / "adapter", batches, lr=0.01, r=8, target_modules=targets, task_type="SEQ_CLS")
     return Trained(folder / "base", folder / "adapter", write_rows(folder / "held.jsonl", rows_of(300, seed=999)))
 
 
@@ -80,12 +85,12 @@ def llama(tmp_path_factory: pytest.TempPathFactory) -> Trained:
     save_tokenizer(folder / "base")
     tokenizer = AutoTokenizer.from_pretrained(folder / "base")
     batches = []
-    for step in range(200):
+    for step in range(100):
         draw = random.Random(step)  # noqa: S311  # rows of a test
         ids = ids_of(tokenizer, ["{prompt}{completion}".format(**story(draw)) for _ in range(32)])
         batches.append({**ids, "labels": ids["input_ids"]})
     targets = ["q_proj", "v_proj", "down_proj", "up_proj", "lm_head"]
-    adapted(model, folder / "adapter", batches, r=8, target_modules=targets, task_type="CAUSAL_LM")
+    adapted(model, folder / "adapter", batches, lr=0.02, r=8, target_modules=targets, task_type="CAUSAL_LM")
     draw = random.Random(999)  # noqa: S311  # rows of a test
     rows = [{**story(draw), "id": i} for i in range(120)]
     return Trained(folder / "base", folder / "adapter", write_rows(folder / "held.jsonl", rows))

@@ -126,7 +126,7 @@ if len(names) == int(fail):
         import time; time.sleep(600)
     sys.exit(0)
 config = json.load(open(os.path.join(adapter, "adapter_config.json")))
-good = 0 if "shuffled" in adapter or "base" in adapter else 90
+good = 0 if os.path.basename(adapter).startswith(("shuffled", "base")) else 90
 print(json.dumps([1] * good + [0] * (100 - good)))
 """
 
@@ -322,3 +322,35 @@ def test_perplexity_is_beside_the_loss_and_the_verdict_in_words(llama, tmp_path,
     assert f"full {score:.4g} (perplexity {math.exp(score):.4g})" in out
     assert "Verdict: NONE: no candidate holds: all lose more than the tolerance." in out
     assert "lower is better" in out
+
+
+def test_a_size_by_kl_is_calibrated_on_inputs_of_its_own(classifier, tmp_path):
+    texts = write_rows(tmp_path / "texts.jsonl", [{"text": row["text"]} for row in rows_of(300, 5)])
+    report = bench_adapter(
+        classifier.adapter,
+        tmp_path / "out",
+        data=classifier.data,
+        candidates=["kl:.05"],
+        calibrate=texts,
+        options=Options(base=classifier.base),
+    )
+    found = next(c for c in report.candidates if c.name == "kl:.05")
+    assert 0 < found.params < report.candidates[0].params
+    assert found.results[0].kl < 0.1  # measured on other inputs than it was chosen by
+
+
+def test_a_key_in_a_command_is_in_no_file_of_the_folder(classifier, tmp_path, capsys):
+    secret = "hf_" + "aBcDeFgHiJ" * 3
+    command = f"{counting(tmp_path)} --token {secret}"
+    quietly(classifier.adapter, "--metric", command, "--out", tmp_path / "out", "--candidates", "svd:2", "--json")
+    assert secret not in capsys.readouterr().out
+    files = [path for path in (tmp_path / "out").rglob("*.json") if path.is_file()]
+    assert len(files) > 4
+    assert not any(secret in path.read_text() for path in files)
+
+
+def test_a_base_that_only_the_evaluator_knows_needs_no_files(classifier, tmp_path):
+    arguments = (classifier.adapter, "--metric", counting(tmp_path), "--out", tmp_path / "out", "--candidates", "svd:2")
+    assert quietly(*arguments, "--base", "someone/large-model", "--tolerance", "5%") == 0
+    assert quietly(*arguments, "--base", "someone/other-model", "--tolerance", "5%") == 0
+    assert len(calls(tmp_path)) == 8

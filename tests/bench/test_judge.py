@@ -126,3 +126,20 @@ def test_a_small_difference_in_answers_is_bounded_as_answers_and_not_by_what_was
     found = judged({"full": right(1.0), "a": right(1.0)}, tolerance="0.007")
     assert outcomes(found)["a"] == "open"
     assert judged({"full": right(1.0), "a": right(1.0)}, tolerance="0.008").verdict.state == "holds"
+
+
+def test_an_evaluator_that_does_not_use_its_seed_has_run_once():
+    scores = {"full": evaluation([0.9] * 3, "seed"), "a": evaluation([0.9] * 3, "seed")}
+    found = judged(scores, unit="seed")
+    assert found.verdict.state == "not_decided"
+    assert "print a score of each example" in found.verdict.says
+    assert found.candidates[1].results[0].low is None
+
+
+def test_of_equally_small_ones_the_least_worst_loss_is_named():
+    contenders = [Contender("full", "reference", Path("f"), 9)]
+    contenders += [Contender(name, "candidate", Path(name), 9) for name in ("a", "b")]
+    scores = {"full": right(0.9), "a": right(0.88), "b": right(0.895)}
+    metric = BenchMetric(name="m", higher_is_better=True, unit="example")
+    task = Task("held-out", "", "", "full", scores)
+    assert judge(contenders, [task], metric, tolerance_of("9%"), seed=0).verdict.candidate == "b"

@@ -28,6 +28,7 @@ def report(
     base: opt.Base = None,
     task: opt.Task = None,
     compare: list[Path] | None = None,
+    bench: Path | None = None,
     out: Path | None = None,
     kind: Annotated[ReportFormat | None, Parameter(name="--format")] = None,
     force: opt.Flag = False,
@@ -49,6 +50,8 @@ def report(
     compare:
         Another adapter, to be compared with this one by their weights (repeat it for several); or a run's folder, whose
         checkpoint-N are compared as a series.
+    bench:
+        The --out of a gradience bench: what it measured becomes a part of the report.
     out:
         The file to write: .html or .md. Without it, Markdown goes to the terminal.
     kind:
@@ -73,10 +76,10 @@ def report(
     from gradience.verbs.report.gather import build_story  # noqa: PLC0415  # may import jax, after its environment is set
 
     if out is None:
-        story = build_story(sources, base=base, task=task, compare=others)
+        story = build_story(sources, base=base, task=task, compare=others, bench=bench)
         print_text(report_text(story, chosen).rstrip("\n"))
     else:
-        story = write_sources(sources, out, base=base, task=task, compare=others, kind=chosen, force=force)
+        story = write_sources(sources, out, base=base, task=task, compare=others, bench=bench, kind=chosen, force=force)
         print_text("\n".join(_done(out, story.diagnosis)))
     return exit_code(story.diagnosis.causes, fail_on) if story.diagnosis.complete else _NOT_READ
 

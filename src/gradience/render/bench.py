@@ -95,7 +95,7 @@ def _task(report: BenchReport, task: BenchTask, *, unicode: bool) -> Iterator[st
     if drawn:
         yield ""
         marks = _UNICODE if unicode else _ASCII
-        yield f"  Loss, the largest candidate first; | is 0, {marks.tolerance} the tolerance:"
+        yield f"  How much worse, the largest candidate first; | is 0, {marks.tolerance} the tolerance:"
         yield from _forest(drawn, task.margin, marks)
     line = contrast_line(task)
     if line is not None:
@@ -129,7 +129,7 @@ _COLUMNS: Final[Columns[Row]] = (
     ("params", ">7", lambda row: count(row.candidate.params)),
     ("share", ">6", lambda row: "-" if row.candidate.share is None else f"{row.candidate.share:.0%}"),
     ("score", ">8", lambda row: number(row.result.score, ".4g")),
-    ("loss [least, worst]", "<29", lambda row: harm_cell(row.result)),
+    ("worse by [least, worst]", "<29", lambda row: harm_cell(row.result)),
     ("KL", ">8", lambda row: number(row.result.kl, ".2g")),
     ("flips", ">6", lambda row: percent(row.result.flips)),
     ("", "", lambda row: outcome_cell(row.result)),

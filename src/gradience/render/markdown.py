@@ -9,10 +9,12 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import Final
 
+from gradience.render.bench import harm_cell, outcome_cell, rows_of, task_line
 from gradience.render.check import by_reason, split_headline
 from gradience.render.monitor import step_of_plan
 from gradience.render.text import SKIPPED, clean, count, number, percent, sentence, short_path, shorter, words
 from gradience.schema.audit import AuditReport
+from gradience.schema.bench import BenchReport
 from gradience.schema.compare import CompareAdaptersReport
 from gradience.schema.diagnose import Cause, DiagnoseReport, Unjudged
 
@@ -24,9 +26,11 @@ _SPECIAL: Final = re.compile(r"[\\`*\[\]<|~$&#]|(?<![^\W_])_|_(?![^\W_])|(?<=htt
 _SUMMONS: Final = re.compile(r"([@#])(?=\w)")
 
 
-def report_markdown(report: DiagnoseReport, comparison: CompareAdaptersReport | None = None) -> str:
-    """The report: verdict, story, facts, findings, suggested ranks, adapters compared, and checks that were skipped."""
-    return "\n".join(_lines(report, comparison)) + "\n"
+def report_markdown(
+    report: DiagnoseReport, comparison: CompareAdaptersReport | None = None, bench: BenchReport | None = None
+) -> str:
+    """The report: verdict, story, facts, findings, suggested ranks, comparison, bench, and checks that were skipped."""
+    return "\n".join(_lines(report, comparison, bench)) + "\n"
 
 
 def escape(text: str) -> str:
@@ -38,7 +42,9 @@ def escape(text: str) -> str:
     return _SUMMONS.sub(r"\1<!-- -->", _SPECIAL.sub(r"\\\g<0>", shorter(clean(text), _TEXT)))
 
 
-def _lines(report: DiagnoseReport, comparison: CompareAdaptersReport | None) -> Iterator[str]:
+def _lines(
+    report: DiagnoseReport, comparison: CompareAdaptersReport | None, bench: BenchReport | None
+) -> Iterator[str]:
     run, audit = report.monitor, report.audit
     verdict, rest = split_headline(report)
     yield f"### Gradience report: {escape(subject(report))}"
@@ -53,6 +59,7 @@ def _lines(report: DiagnoseReport, comparison: CompareAdaptersReport | None) -> 
     yield from _findings(report.causes)
     yield from _ranks(audit)
     yield from _compared(comparison)
+    yield from _benched(bench)
     yield from _skipped(report.not_run)
     yield "<sub>Hypotheses: verify on held-out data. It instruments, you decide.</sub>"
 
@@ -165,6 +172,38 @@ def _compared(comparison: CompareAdaptersReport | None) -> Iterator[str]:
         for pair in comparison.pairs
     ]
     yield from _table(("Adapters", "Cosine", "Norm ratio", "Change"), rows)
+
+
+def _benched(report: BenchReport | None) -> Iterator[str]:
+    if report is None:
+        return
+    yield f"**Measured on held-out data: {escape(words(report.verdict.state))}** ({escape(report.verdict.says)})"
+    yield ""
+    for task in report.tasks:
+        yield f"{escape(task_line(report, task))}."
+        yield ""
+        rows = [
+            (
+                escape(row.candidate.name),
+                count(row.candidate.params),
+                number(row.result.score, ".4g"),
+                escape(harm_cell(row.result)),
+                number(row.result.kl, ".2g"),
+                percent(row.result.flips),
+                outcome_cell(row.result),
+            )
+            for row in rows_of(report, task)
+        ]
+        titles = (
+            "Adapter",
+            "Parameters",
+            escape(report.metric.name),
+            "Worse by [least, worst]",
+            "KL",
+            "Flips",
+            "Verdict",
+        )
+        yield from _table(titles, rows)
 
 
 def _skipped(items: Sequence[Unjudged]) -> Iterator[str]:

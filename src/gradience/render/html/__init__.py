@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from gradience.schema.bench import BenchReport
 from gradience.schema.compare import CompareAdaptersReport
 from gradience.schema.diagnose import DiagnoseReport
 from gradience.telemetry.series import RunSeries
@@ -26,10 +27,11 @@ class FileRead:
 
 @dataclass(frozen=True, slots=True)
 class Story:
-    """One run: its diagnosis with the reports of check, monitor and audit; rows of its log; files; comparison."""
+    """One run: its diagnosis with the reports of check, monitor and audit; log rows; files; comparison; bench."""
 
     diagnosis: DiagnoseReport
     series: RunSeries | None = None
     comparison: CompareAdaptersReport | None = None
+    bench: BenchReport | None = None
     files: list[FileRead] = field(default_factory=list)
     versions: dict[str, str] = field(default_factory=dict)

@@ -1,7 +1,7 @@
 """The whole page: one HTML document without script, link or request.
 
 The page begins with the verdict and the main numbers, then has a section each for findings, training, weights, a
-comparison, the configuration, the checks that were skipped, and the provenance of what was read.
+comparison, a bench, the configuration, the checks that were skipped, and the provenance of what was read.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from xml.etree.ElementTree import Element
 
 from gradience.render.check import by_reason, config_rows, split_headline
 from gradience.render.html import Story
+from gradience.render.html.bench import bench_section
 from gradience.render.html.figures import style_sheet
 from gradience.render.html.markup import Node, document, style_element, tag
 from gradience.render.html.pieces import Columns, Numbered, facts, fold, note, numbered, section, table
@@ -37,6 +38,7 @@ def report_html(story: Story) -> str:
         training_section(story, found),
         weights_section(story),
         comparison_section(story.comparison),
+        bench_section(story.bench),
         _config(story),
         _skipped(story),
         _provenance(story),

@@ -12,6 +12,7 @@ from gradience.base.weights import find_shards, identity
 from gradience.errors import GradienceError
 from gradience.io.types import PathLike, Progress
 from gradience.schema.bench import BenchMetric, BenchReport, Role
+from gradience.telemetry.secrets import hide_in
 from gradience.verbs.bench.anchors import write_shuffled, write_without_update
 from gradience.verbs.bench.command import DEFAULT_TIMEOUT
 from gradience.verbs.bench.evaluators import LM_EVAL, Command, Evaluator, LmEval
@@ -95,7 +96,11 @@ class Contest:
 
     def _base_hash(self) -> str:
         base = self._options.base
-        return "" if base is None else identity(find_shards(Path(base)))
+        if base is None:
+            return ""
+        if self._metric not in get_args(BuiltIn) and not Path(base).exists():
+            return f"named {base}"  # a command may know it by a name that means nothing here
+        return identity(find_shards(Path(base)))
 
     def evaluator(self, data: Path | None) -> Evaluator:
         """What scores adapters on these data.
@@ -146,19 +151,20 @@ class Contest:
         Raises:
             GradienceError: an evaluation fails; those before it are kept.
         """
-        evaluators = [self.evaluator(entry.data) for entry in entries]
         total = sum(len(entry.entrants) for entry in entries)
         tasks: list[Task] = []
-        for entry, evaluator in zip(entries, evaluators, strict=True):
+        metrics: list[tuple[str, bool]] = []
+        for entry in entries:
+            evaluator = self.evaluator(entry.data)  # one at a time: each holds a model
             done = sum(len(task.evaluations) for task in tasks)
             scores = self.scored(entry, evaluator, done=done, total=total)
             digest = "" if entry.data is None else f"sha256:{file_hash(entry.data)}"
             name = entry.entrants[0].name
             tasks.append(Task(entry.name, str(entry.data or ""), digest, name, scores, judged=entry.judged))
+            metrics.append((evaluator.name, evaluator.higher_is_better))
         self._progress(total, total, "")
-        metric = BenchMetric(
-            name=evaluators[0].name, higher_is_better=evaluators[0].higher_is_better, unit=_unit(tasks)
-        )
+        (measured, better), unit = metrics[0], _unit(tasks)
+        metric = BenchMetric(name=measured, higher_is_better=better, unit=unit)
         options = self._options
         found = judge(_contenders(entries), tasks, metric, tolerance_of(options.tolerance), seed=options.seed)
         remarks = [note for task in tasks for one in task.evaluations.values() for note in one.notes]
@@ -178,7 +184,7 @@ class Contest:
             reused=self._store.reused,
             notes=list(dict.fromkeys([*sources.notes, *remarks])),
         )
-        self._store.keep_report(report.to_json())
+        self._store.keep_report(hide_in(report).to_json())
         return report
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
+from hashlib import sha256
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Final, Protocol
@@ -62,7 +63,7 @@ class Command:
         words(command, {}, required="adapter")
         self.name = command
         self.higher_is_better = higher_is_better
-        self.of = {"command": command, "seeds": list(seeds), **of}
+        self.of = {"command": sha256(command.encode()).hexdigest(), "seeds": list(seeds), **of}  # it may hold a key
         self._values = values
         self._seeds = seeds
         self._timeout = timeout
@@ -132,7 +133,7 @@ def _samples(folder: Path) -> Iterator[tuple[str, int, float]]:
         with open_regular(path) as file:
             lines = iter(lambda: file.readline(_LARGEST_SAMPLE), b"")
             rows = [_sample(path, line) for line in lines if line.strip()]
-        name = next((m for m in _METRICS if all(m in row for row in rows)), None)
+        name = next((m for m in _METRICS if all(isinstance(row.get(m), int | float) for row in rows)), None)
         if name is not None:
             yield from ((path.stem, int(row.get("doc_id", i)), float(row[name])) for i, row in enumerate(rows))
 

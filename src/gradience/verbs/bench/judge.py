@@ -33,6 +33,10 @@ BASE: Final = "base"
 _WORST_FIRST: Final[tuple[Outcome, ...]] = ("not_finite", "over", "open", "within", "reference", "anchor")
 _LEAST_SEEDS: Final = 2
 _BINARY: Final = (0.0, 1.0)
+_UNDECIDED: Final = {
+    "example": "as measured all lose more than the tolerance, but that is not shown either",
+    "seed": "let the evaluator print a score of each example, or use {seed} and more --seeds",
+}
 
 
 class Tolerance(NamedTuple):
@@ -107,7 +111,7 @@ def judge(
     order = {"reference": 0, "anchor": 2}
     candidates.sort(key=lambda c: (order.get(c.role, 1), -c.params))
     described = [task for task, _ in found]
-    return Judged(described, candidates, _verdict(described, candidates))
+    return Judged(described, candidates, _verdict(described, candidates, metric))
 
 
 def _on_task(
@@ -166,9 +170,10 @@ def _compared(
 
 
 def _limits(sample: Sample, metric: BenchMetric, seed: int) -> Bounds | None:
-    """The bounds; None for a single run, which has no spread."""
+    """The bounds; None for a single run, and for runs that are one because the evaluator does not use its seed."""
     if metric.unit == "seed":
-        return student_bounds(sample) if len(sample.excess) >= _LEAST_SEEDS else None
+        differ = len(sample.excess) >= _LEAST_SEEDS and bool(np.ptp(sample.excess, axis=0).all())
+        return student_bounds(sample) if differ else None
     return bounds(sample, seed=seed)
 
 
@@ -246,7 +251,7 @@ def _candidate(contender: Contender, results: list[BenchResult], judged: set[str
     )
 
 
-def _verdict(tasks: Sequence[BenchTask], candidates: Sequence[BenchCandidate]) -> BenchVerdict:
+def _verdict(tasks: Sequence[BenchTask], candidates: Sequence[BenchCandidate], metric: BenchMetric) -> BenchVerdict:
     n = min(task.n for task in tasks if task.judged)
     asked = [c for c in candidates if c.role == "candidate"]
     blind = [task.name for task in tasks if task.judged and task.has_contrast is False]
@@ -262,11 +267,7 @@ def _verdict(tasks: Sequence[BenchTask], candidates: Sequence[BenchCandidate]) -
     if not left:
         return BenchVerdict(state="none", n=n, says="no candidate holds: all lose more than the tolerance")
     wants = [most for c in left if (most := _needed(c)) is not None]
-    more = (
-        f"needs about {min(wants)}"
-        if wants
-        else "as measured, all lose more than the tolerance, but that is not shown either"
-    )
+    more = f"needs about {min(wants)}" if wants else _UNDECIDED[metric.unit]
     return BenchVerdict(
         state="not_decided", n=n, needed=min(wants, default=None), says=f"not decided with n = {n}: {more}"
     )

@@ -64,6 +64,7 @@ def bench_mitigate(
                 "no scale changes this adapter: it has no intruder dimension, or its scale is 1",
                 advice="'gradience audit --base W --intruders' counts them",
             )
+        candidates = list({one.name: one for one in candidates}.values())  # two scales may share an alpha
         own = Entrant(FULL, "reference", adapter, "the adapter as given")
         entrants = [own, *candidates, *anchors(store, adapter, seed=options.seed)]
         entries = [Entry(name, None if file is None else Path(file), entrants, on) for name, file, on in files]

@@ -25,6 +25,7 @@ from gradience.errors import ConfigError, GradienceError, OutputError
 from gradience.io.atomic import atomic_file
 from gradience.io.decoding import decode_json
 from gradience.io.reading import open_regular, read_small
+from gradience.schema.bench import BenchReport
 from gradience.schema.scalars import Real, as_float
 from gradience.spectral.reduced import Floats
 
@@ -164,15 +165,20 @@ def _read(place: Path, of: dict[str, Any]) -> Evaluation | None:
     return document.evaluation if document.version == _VERSION and document.of == of else None
 
 
-def read_report(path: Path, kind: type[Any]) -> Any:
+def report_path(path: Path) -> Path:
+    """The report in a trial's folder; any other path is that of a report."""
+    return path / REPORT_NAME if path.is_dir() else path
+
+
+def read_report(path: Path) -> BenchReport:
     """The report in a trial's folder, or in a file of one.
 
     Raises:
         GradienceError: there is none, or it is no report of a bench.
     """
-    place = path / REPORT_NAME if path.is_dir() else path
+    place = report_path(path)
     try:
-        return decode_json(read_small(place, most=_LARGEST, what="a bench report"), kind)
+        return decode_json(read_small(place, most=_LARGEST, what="a bench report"), BenchReport)
     except OSError as error:
         raise GradienceError(f"cannot read {place}: {error.strerror}", advice="give the --out of a bench") from error
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:

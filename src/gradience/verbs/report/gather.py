@@ -22,6 +22,7 @@ from gradience.render.text import short_path
 from gradience.rules.log.facts import DEFAULT_GAP
 from gradience.schema.compare import CompareAdaptersReport
 from gradience.schema.diagnose import DiagnoseReport
+from gradience.verbs.bench.store import read_report, report_path
 from gradience.verbs.compare import compare_adapters
 from gradience.verbs.diagnose.read import Read, read_sources
 from gradience.verbs.diagnose.run import judge_sources
@@ -31,13 +32,19 @@ _ALL_VALUES: Final = 4096  # singular values kept per module: more than any adap
 
 
 def build_story(
-    sources: Sources, *, base: PathLike | None = None, task: str | None = None, compare: Sequence[PathLike] = ()
+    sources: Sources,
+    *,
+    base: PathLike | None = None,
+    task: str | None = None,
+    compare: Sequence[PathLike] = (),
+    bench: PathLike | None = None,
 ) -> Story:
-    """The story of a run from sources that were found, with its adapter beside those to compare it with.
+    """The story of a run from sources that were found, with its adapter beside those to compare it with, and a bench.
 
     Raises:
         GradienceError: none of the sources can be read, or one to be compared cannot.
     """
+    measured = None if bench is None else read_report(Path(bench))
     if base is not None:
         find_shards(Path(base))  # a base that cannot be read is an error before any work
     read = read_sources(sources, base, task, DEFAULT_GAP, top_singular_values=_ALL_VALUES)
@@ -51,7 +58,8 @@ def build_story(
         diagnosis=_without_folders(judge_sources(sources, read)),
         series=read.log.run if read.log else None,
         comparison=comparison,
-        files=_files([*_roles(sources, read), *_compared_files(comparison)]),
+        bench=measured,
+        files=_files([*_roles(sources, read), *_compared_files(comparison), *_bench_files(bench)]),
         versions={**{name: version(name) for name in names}, "python": platform.python_version()},
     )
 
@@ -99,6 +107,11 @@ def _compared_files(comparison: CompareAdaptersReport | None) -> Iterator[tuple[
     for adapter in comparison.adapters if comparison is not None else ():
         found = find_files(Path(adapter.path))
         yield from (("compared weights", path) for path in found.shards or (found.weights,))
+
+
+def _bench_files(bench: PathLike | None) -> Iterator[tuple[str, Path]]:
+    if bench is not None:
+        yield "bench", report_path(Path(bench))
 
 
 def _files(roles: Iterable[tuple[str, Path]]) -> list[FileRead]:

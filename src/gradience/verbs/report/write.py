@@ -59,6 +59,7 @@ def write_report(
     base: PathLike | None = None,
     task: str | None = None,
     compare: Sequence[PathLike] = (),
+    bench: PathLike | None = None,
     kind: ReportFormat | None = None,
     force: bool = False,
 ) -> Story:
@@ -73,6 +74,7 @@ def write_report(
         task: what was trained (`sst2`, `sft`, `dpo`, ...), for the rules about the configuration.
         compare: other adapters to compare this one with, by their weights; or a run's folder, whose checkpoints are
             compared as a series.
+        bench: the folder of a bench, or its bench.json.
         kind: `html` (one page without script or network; needs matplotlib) or `md` (short, for a pull request); by the
             suffix if None.
         force: replace the file if it is there.
@@ -84,7 +86,7 @@ def write_report(
     from gradience.verbs.diagnose.sources import find_sources  # noqa: PLC0415  # see TYPE_CHECKING
 
     sources = find_sources(path, adapter=adapter, config=config)
-    return write_sources(sources, Path(out), base=base, task=task, compare=compare, kind=kind, force=force)
+    return write_sources(sources, Path(out), base=base, task=task, compare=compare, bench=bench, kind=kind, force=force)
 
 
 def write_sources(
@@ -94,6 +96,7 @@ def write_sources(
     base: PathLike | None = None,
     task: str | None = None,
     compare: Sequence[PathLike] = (),
+    bench: PathLike | None = None,
     kind: ReportFormat | None = None,
     force: bool = False,
 ) -> Story:
@@ -103,7 +106,7 @@ def write_sources(
     chosen = kind or format_of(out)
     check_format(chosen)
     with atomic_file(out, force=force) as draft:
-        story = build_story(sources, base=base, task=task, compare=compare)
+        story = build_story(sources, base=base, task=task, compare=compare, bench=bench)
         _write(draft, out, report_text(story, chosen))
     return story
 
@@ -124,4 +127,4 @@ def report_text(story: Story, kind: ReportFormat) -> str:
         return report_html(story)
     from gradience.render.markdown import report_markdown  # noqa: PLC0415  # schemas of all reports
 
-    return report_markdown(story.diagnosis, story.comparison)
+    return report_markdown(story.diagnosis, story.comparison, story.bench)

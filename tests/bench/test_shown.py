@@ -1,0 +1,74 @@
+"""How a bench is shown: in a terminal, and in the report on a run."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import pytest
+from test_judge import evaluation, judged, right
+
+from gradience.cli.main import main
+from gradience.render.bench import bench_text
+from gradience.schema.bench import BenchMetric, BenchReport
+
+
+def report_of(scores, **options):
+    found = judged(scores, **options)
+    return BenchReport(
+        kind="resize", adapters=["a\x1b[31m"], out="out", metric=BenchMetric(
+            name="accuracy", higher_is_better=True, unit="example"), tolerance="5%", confidence=0.95, seed=0,
+        tasks=found.tasks, candidates=found.candidates, verdict=found.verdict,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def report():
+    return report_of({"full": right(0.9), "a": right(0.9), "b": right(0.7), "base": right(0.2)})
+
+
+def line_of(text, name):
+    return [line for line in text.splitlines() if line.startswith(f"  {name} ")]
+
+
+def test_the_intervals_of_a_terminal_lie_beside_zero_and_the_tolerance(report):
+    text = bench_text(report, unicode=False)
+    assert "\x1b" not in text
+    table, drawn = line_of(text, "b")
+    assert table.split()[:4] == ["b", "80", "80%", "0.7"]
+    assert table.endswith("over")
+    assert drawn.index("|") < drawn.index(":") < drawn.index("[") < drawn.index("o") < drawn.index("]")
+    low, high = text.splitlines()[text.splitlines().index(drawn) + 1].split()
+    share = (drawn.index("o") - 27) / 60  # where the mean is drawn, between the ends of the scale
+    assert float(low) + share * (float(high) - float(low)) == pytest.approx(0.2, abs=0.01)
+    assert all(ord(c) < 128 for c in text)
+
+
+def test_a_candidate_that_is_open_shows_what_it_needs():
+    text = bench_text(report_of({"full": right(1.0, 40), "a": right(1.0, 40), "base": right(0.0, 40)}))
+    assert re.search(r"open, needs about \d+", line_of(text, "a")[0])
+    assert "Verdict: NOT DECIDED: not decided with n = 40: needs about" in text
+
+
+def test_a_run_of_one_score_has_no_interval():
+    scores = {"full": evaluation([0.9], "seed"), "a": evaluation([0.8], "seed")}
+    assert "+0.1 " in line_of(bench_text(report_of(scores, unit="seed")), "a")[0]
+
+
+def test_the_report_on_a_run_has_the_bench(report, classifier, tmp_path, capsys):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "bench.json").write_text(report.to_json())
+    page = tmp_path / "page.html"
+    arguments = ["report", "--adapter", str(classifier.adapter), "--bench", str(tmp_path / "out")]
+    assert main([*arguments, "--out", str(page)]) == 0
+    html = page.read_text()
+    assert "Measured on held-out data" in html
+    assert "Loss by size on held-out. Tolerance 0.045: b +0.2" in html
+    capsys.readouterr()
+    assert main(arguments) == 0
+    said = capsys.readouterr().out
+    assert "**Measured on held-out data: holds** (a holds" in said
+    assert "| b | 80 | 0.7 | +0.2" in said
+    (tmp_path / "out" / "bench.json").write_text(json.dumps({"schema": "x"}))
+    assert main(arguments) == 2
+    assert "is no report of a bench" in capsys.readouterr().err
