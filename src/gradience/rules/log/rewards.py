@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Final
 
@@ -83,7 +82,7 @@ def _few_rewards(values: Sequence[float], steps: Sequence[int]) -> Observation |
 def _zero_variance(facts: RunFacts) -> Observation | None:
     signal = column(facts, "frac_reward_zero_std", FEW_ROWS.value)
     late = last_part(signal.values, _THIRD, 3)
-    share = math.fsum(late) / len(late)
+    share = mean_error(late)[0]
     if share < ZERO_GROUPS.value:
         return None
     most = share >= ZERO_GROUPS_MOST.value
@@ -123,7 +122,7 @@ def _kl(facts: RunFacts) -> Observation | None:
 def _cut_off(facts: RunFacts) -> Observation | None:
     signal = column(facts, "completions/clipped_ratio", FEW_ROWS.value)
     late = last_part(signal.values, _THIRD, 3)
-    share = math.fsum(late) / len(late)
+    share = mean_error(late)[0]
     if share < CUT_OFF.value:
         return None
     groups = facts.signals.get("frac_reward_zero_std")
