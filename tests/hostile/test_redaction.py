@@ -15,8 +15,8 @@ from hostile.secrets import INNOCENTS, KINDS, KNOWN_BY_VALUE, SECRETS, SHAPES
 from gradience import TelemetryWriter
 from gradience.cli.main import main
 from gradience.errors import GradienceError
+from gradience.telemetry.hidden import hide_in
 from gradience.telemetry.redact import Redaction, redact_document
-from gradience.telemetry.secrets import hide_in
 
 OF_KIND = defaultdict(list)
 for secret in SECRETS:

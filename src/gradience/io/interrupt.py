@@ -1,8 +1,13 @@
-"""SIGINT and SIGTERM: they end the program by an exception, and wait while a file takes its name or is removed."""
+"""SIGINT and SIGTERM: they end the program by an exception, and wait while a file takes its name or is removed.
+
+An exception that comes at any moment may be turned into another on its way (NumPy's C code makes an ImportError of it) or
+be dropped, as in a finaliser: `came` knows of it all the same, and what was dropped is raised again.
+"""
 
 from __future__ import annotations
 
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,6 +16,7 @@ from typing import Final
 
 INTERRUPTED: Final = 128 + signal.SIGINT  # as a shell counts a program that the signal ended
 TERMINATED: Final = 128 + signal.SIGTERM
+_SOON: Final = 0.01  # s
 
 
 class _Waiting:
@@ -18,6 +24,7 @@ class _Waiting:
 
     blocks = 0
     signal = 0
+    raised = 0  # the last that was raised
 
 
 def install() -> None:
@@ -31,6 +38,30 @@ def install() -> None:
         signal.signal(signal.SIGTERM, _arrived)
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, _arrived)
+    sys.unraisablehook = _dropped
+
+
+def came() -> int:
+    """The number of the last signal that was raised as an exception, whatever became of it; 0 for none."""
+    return _Waiting.raised
+
+
+def forget() -> None:
+    """Begin anew: what came before was of an earlier command."""
+    _Waiting.raised = 0
+
+
+def _dropped(unraisable: sys.UnraisableHookArgs) -> None:
+    """Raise a signal anew, soon, where its exception could not be raised; report anything else."""
+    if _Waiting.raised and unraisable.exc_type in {KeyboardInterrupt, SystemExit} and hasattr(signal, "setitimer"):
+        signal.signal(signal.SIGALRM, _again)
+        signal.setitimer(signal.ITIMER_REAL, _SOON)
+    else:
+        sys.__unraisablehook__(unraisable)
+
+
+def _again(_number: int, frame: FrameType | None) -> None:
+    _arrived(_Waiting.raised, frame)
 
 
 def ignore() -> None:
@@ -64,6 +95,7 @@ def _arrived(number: int, _frame: FrameType | None) -> None:
 
 
 def _end(number: int) -> None:
+    _Waiting.raised = number
     if number == signal.SIGINT:
         raise KeyboardInterrupt
     raise SystemExit(128 + number)

@@ -7,21 +7,17 @@ the text: look-aheads are bounded, names are matched without going back, and of 
 
 from __future__ import annotations
 
-import dataclasses
 import re
-from collections.abc import Callable, Iterable
 from functools import lru_cache
-from typing import Any, Final
-
-import msgspec
+from typing import Final
 
 from gradience.telemetry.tokens import BEGINNING, COMMANDS, SHAPES, SHAPES_OF_WORDS
 
 MAX_SCANNED: Final = 65 * 1024  # characters of one text: more than a line of a log may have
-_MAX_NAME: Final = 128  # characters of a key that are examined, from its end, where the noun stands
+MAX_NAME: Final = 128  # characters of a key that are examined, from its end, where the noun stands
 _CACHED: Final = 256  # characters: the texts that recur in a log are short
 
-_HIDDEN: Final = "<redacted: secret key>"
+HIDDEN: Final = "<redacted: secret key>"
 
 # Names ----------------------------------------------------------------------------------------------------------------
 
@@ -70,8 +66,8 @@ def holds_secret(key: str, value: str) -> bool:
     >>> holds_secret("hubToken", "a1b2c3d4e5"), holds_secret("pad_token", "<pad>")
     (True, False)
     """
-    kind = _kind(key[-_MAX_NAME:])
-    if not kind or value[:_MAX_NAME].strip().lower() in _HARMLESS or _REDACTED.fullmatch(value):
+    kind = kind_of(key[-MAX_NAME:])
+    if not kind or value[:MAX_NAME].strip().lower() in _HARMLESS or _REDACTED.fullmatch(value):
         return False
     if kind == "token":
         return not _TOKENIZER_VALUE.fullmatch(value)
@@ -79,7 +75,7 @@ def holds_secret(key: str, value: str) -> bool:
 
 
 @lru_cache(maxsize=4096)
-def _kind(name: str) -> str:  # noqa: PLR0911  # one for each form of a name
+def kind_of(name: str) -> str:  # noqa: PLR0911  # one for each form of a name
     """The kind of value a name announces: `secret`; `token` or `key`, which may be harmless; or nothing."""
     parts = [part.lower() for part in _PARTS.split(name) if part]
     while len(parts) > 1 and (_COUNTED.fullmatch(parts[-1]) or parts[-1] in _AFTER):
@@ -196,7 +192,7 @@ def _hide(text: str, key: str) -> str:
     if _HINT.search(text):
         text = COMMANDS.sub(_without_group, _replaced(SHAPES_OF_WORDS, text))
         text = _hide_named(_BESIDE.sub(_without_value, _TAGGED.sub(_without_value, text)))
-    return _HEX40.sub("<redacted: api key>", text) if _WANDB_KEY.search(key[-_MAX_NAME:]) else text
+    return _HEX40.sub("<redacted: api key>", text) if _WANDB_KEY.search(key[-MAX_NAME:]) else text
 
 
 def _replaced(shapes: tuple[tuple[str, re.Pattern[str]], ...], text: str) -> str:
@@ -208,7 +204,7 @@ def _replaced(shapes: tuple[tuple[str, re.Pattern[str]], ...], text: str) -> str
 def _without_group(hit: re.Match[str]) -> str:
     """The match, the one group of it that matched hidden."""
     begin, end = hit.span(hit.lastgroup or 0)
-    return f"{hit[0][: begin - hit.start()]}{_HIDDEN}{hit[0][end - hit.start() :]}"
+    return f"{hit[0][: begin - hit.start()]}{HIDDEN}{hit[0][end - hit.start() :]}"
 
 
 def _without_value(hit: re.Match[str]) -> str:
@@ -218,7 +214,7 @@ def _without_value(hit: re.Match[str]) -> str:
     if not holds_secret(name, value) or _REDACTED.search(value):
         return hit[0]
     begin, end = hit.span("value" if groups["value"] else "input")
-    return f"{hit[0][: begin - hit.start()]}{_HIDDEN}{hit[0][end - hit.start() :]}"
+    return f"{hit[0][: begin - hit.start()]}{HIDDEN}{hit[0][end - hit.start() :]}"
 
 
 def _userinfo(hit: re.Match[str]) -> str:
@@ -243,11 +239,11 @@ def _hide_named(text: str) -> str:
     done = position = 0
     while (hit := _NAMED.search(text, position)) is not None:
         position = hit.end("name")
-        if not (_kind(hit["name"][-_MAX_NAME:]) or hit["name"].lower() in _WHOLE_LINE):
+        if not (kind_of(hit["name"][-MAX_NAME:]) or hit["name"].lower() in _WHOLE_LINE):
             continue
         begin, end = _value(text, hit)
         if begin < end:
-            shown += [text[done:begin], _HIDDEN]
+            shown += [text[done:begin], HIDDEN]
             done = position = end
     return "".join([*shown, text[done:]]) if shown else text
 
@@ -263,8 +259,8 @@ def _value(text: str, hit: re.Match[str]) -> tuple[int, int]:  # noqa: PLR0911  
     if sign in {"", ","} and not hit["dashes"]:
         return _after_a_word(text, hit, opened)
     if opened["bracket"]:
-        return (begin - 1, _balanced(text, begin - 1)) if _kind(name) != "key" else (0, 0)
-    is_header = name.lower() in _WHOLE_LINE or (name[:2].lower() == "x-" and _kind(name) != "")
+        return (begin - 1, _balanced(text, begin - 1)) if kind_of(name) != "key" else (0, 0)
+    is_header = name.lower() in _WHOLE_LINE or (name[:2].lower() == "x-" and kind_of(name) != "")
     if sign == ":" and is_header and not opened["quote"]:
         end = _end_of_header(text, hit.start(), begin)
         return (begin, end) if not _REDACTED.match(text, begin) else (0, 0)
@@ -277,7 +273,7 @@ def _value(text: str, hit: re.Match[str]) -> tuple[int, int]:  # noqa: PLR0911  
         return 0, 0
     is_said = sign in {":", "->", "is", "was"} and not (hit["quote"] or (sign == ":" and opened["quote"]))
     is_prose = is_said and not _is_a_line(text, hit.start(), end)
-    return (0, 0) if is_prose and not _is_mixed(bare) else (begin, begin + len(bare))
+    return (0, 0) if is_prose and not is_mixed(bare) else (begin, begin + len(bare))
 
 
 def _end_of_value(text: str, hit: re.Match[str], opened: re.Match[str]) -> int:
@@ -299,7 +295,7 @@ def _after_a_word(text: str, hit: re.Match[str], opened: re.Match[str]) -> tuple
         return 0, 0
     end = _end_of_value(text, hit, opened)
     value = text[begin:end]
-    plain = is_pair and _kind(name) == "secret" and len(value) >= _PAIRED and not value.isalpha()
+    plain = is_pair and kind_of(name) == "secret" and len(value) >= _PAIRED and not value.isalpha()
     is_secret = holds_secret(name, value) and (_RANDOM.fullmatch(value) or (plain and any(map(str.isdigit, value))))
     return (begin, end) if is_secret else (0, 0)
 
@@ -323,7 +319,7 @@ def _end_of(pattern: re.Pattern[str], text: str, begin: int) -> int:
     return begin if hit is None else hit.end()
 
 
-def _is_mixed(value: str) -> bool:
+def is_mixed(value: str) -> bool:
     """Whether a value is unlike a word: six characters or more, with a digit or a sign among them."""
     return len(value) >= 6 and not value.isalpha()
 
@@ -340,96 +336,3 @@ def _balanced(text: str, begin: int) -> int:
             if not expected:
                 return place + 1
     return len(text)
-
-
-# Documents ------------------------------------------------------------------------------------------------------------
-
-_NAME_KEYS: Final = ("name", "key", "option", "variable", "field")
-_VALUE_KEYS: Final = frozenset({
-    "value", "val", "default", "values",
-})  # fmt: skip
-
-
-def hide_in(value: Any, key: str = "") -> Any:  # noqa: PLR0911  # one for each type
-    """Return a report, or a value of JSON, with the secrets in its texts hidden: a copy where there is one.
-
-    Below a secret name every text is hidden, in lists and mappings, too; so is what follows `--token` in a list of
-    arguments, and the value beside `{"name": "API_KEY"}`. Keys are texts as well.
-    """
-    if isinstance(value, str):
-        return _HIDDEN if holds_secret(key, value) else hide_secrets(value, key)
-    if isinstance(value, msgspec.Struct):
-        return _hide_in_fields(value, value.__struct_fields__, key, msgspec.structs.replace)
-    if dataclasses.is_dataclass(value):
-        return _hide_in_fields(value, [field.name for field in dataclasses.fields(value)], key, dataclasses.replace)
-    if isinstance(value, dict):
-        found = {
-            _key_of(k): hide_in(v, below(key, name))
-            for (k, v), name in zip(value.items(), names_in(value), strict=True)
-        }
-        return value if _same(found, value) else found
-    if isinstance(value, (list, tuple)):
-        named = zip(value, names_beside(value, key), strict=True)
-        items = [item if type(item) in _NUMBERS else hide_in(item, name) for item, name in named]
-        if all(new is old for new, old in zip(items, value, strict=True)):
-            return value
-        return items if isinstance(value, list) else getattr(value, "_make", tuple)(items)
-    return value
-
-
-_NUMBERS: Final = frozenset({int, float, bool})
-
-
-def _hide_in_fields(value: Any, names: Iterable[str], key: str, replace: Callable[..., Any]) -> Any:
-    changed = {}
-    for name in names:
-        old = getattr(value, name)
-        if old is not None and type(old) not in _NUMBERS and (new := hide_in(old, below(key, name))) is not old:
-            changed[name] = new
-    return replace(value, **changed) if changed else value
-
-
-def _key_of(key: Any) -> Any:
-    return hide_secrets(key) if isinstance(key, str) else key
-
-
-def _same(new: dict[Any, Any], old: dict[Any, Any]) -> bool:
-    if len(new) != len(old):
-        return False
-    return all(k is j and v is w for (k, v), (j, w) in zip(new.items(), old.items(), strict=True))
-
-
-def below(key: str, name: Any) -> str:
-    """Return the name under which a value in a mapping of that key is judged: a secret's stays one all the way down.
-
-    >>> below("hub_token", "value"), below("wandb", "key"), below("config", "lr")
-    ('hub_token', 'wandb.key', 'lr')
-    """
-    if not isinstance(name, str):
-        return key
-    if key and _kind(key[-_MAX_NAME:]) in {"secret", "token"} and not _kind(name[-_MAX_NAME:]):
-        return key
-    return f"{key}.{name}" if "wandb" in key[:_MAX_NAME].lower() else name
-
-
-def names_in(mapping: dict[Any, Any]) -> list[Any]:
-    """Return the names under which a mapping's values are judged: its keys; n for v in `{"name": n, "value": v}`."""
-    label = next(
-        (mapping[k] for k in _NAME_KEYS if isinstance(mapping.get(k), str) and _kind(mapping[k][-_MAX_NAME:])), ""
-    )
-    if not label:
-        return list(mapping)
-    return [label if k in _VALUE_KEYS else k for k in mapping]
-
-
-def names_beside(items: list[Any] | tuple[Any, ...], key: str) -> list[str]:
-    """Return the names under which a list's items are judged: the list's own, or the option that stands before one."""
-    names = [key] * len(items)
-    for place, item in enumerate(items[:-1], 1):
-        if isinstance(item, str) and item[:1] == "-" and _kind(item[-_MAX_NAME:]) and "=" not in item:
-            names[place] = item.lstrip("-")
-    if len(items) == 2 and isinstance(items[0], str) and len(items[0]) <= _MAX_NAME:  # one of a list of pairs
-        kind = _kind(items[0])
-        if kind == "secret" or (kind == "token" and isinstance(items[1], str) and _is_mixed(items[1])):
-            names[1] = items[0]
-    return names
