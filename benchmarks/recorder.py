@@ -103,7 +103,7 @@ def failing_disk(log: Path, rng: random.Random) -> None:
     write = os.write
 
     def fail(fd: int, data: bytes) -> int:
-        if rng.random() < 0.5:
+        if rng.getrandbits(1):
             raise OSError(errno.EIO, os.strerror(errno.EIO))
         return write(fd, data)
 
@@ -174,7 +174,7 @@ def hostile(rng: random.Random) -> Callable[[int], dict[str, Any]]:
         1j,
         1e400,
     ]
-    return lambda step: {rng.choice(["x", "loss_", "a" * 300, "\n"]): rng.choice(choices)}
+    return lambda _step: {rng.choice(["x", "loss_", "a" * 300, "\n"]): rng.choice(choices)}
 
 
 def nothing(log: Path, rng: random.Random) -> None:

@@ -19,9 +19,11 @@ import time
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
+
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 
-from hostile.inputs import adapter, base, factors, run_log  # noqa: E402  # after the path is set
+from hostile.inputs import adapter, base, factors, run_log  # after the path is set
 
 VERBS = {
     "convert": ["convert", "a", "--to", "mlx", "--out", "out/c"],
@@ -48,7 +50,9 @@ def place(folder: Path) -> None:
         for stem in names:
             tensors |= factors((256, 256), 8, stem=stem, seed=seed)
         adapter(folder / name, tensors, {"r": 8})
-    base(folder / "base")
+    rng = np.random.default_rng(0)
+    weights = [stem.replace("base_model.model.", "") + ".weight" for stem in names]
+    base(folder / "base", {name: rng.standard_normal((256, 256)).astype(np.float32) for name in weights})
     run_log(folder / "run.jsonl", steps=2000)
     (folder / "t.csv").write_text("step,loss\n" + "".join(f"{n},{1 / (n + 1)}\n" for n in range(3000)))
     (folder / "tmp").mkdir()
@@ -75,9 +79,11 @@ def run(verb: str, folder: Path, number: int, after_s: float) -> tuple[list[str]
     left = [path.name for path in (folder / "tmp").iterdir()]
     made = {path.name: path for path in (folder / "out").iterdir()}
     for name, path in made.items():
-        if name.startswith(".") or (path.is_dir() and not (path / WHOLE.get(name, "-")).is_file()):
-            left.append(name)
-        elif path.is_file() and not path.read_text().rstrip().endswith(("</html>", "}")):
+        if (
+            name.startswith(".")
+            or (path.is_dir() and not (path / WHOLE.get(name, "-")).is_file())
+            or (path.is_file() and not path.read_text().rstrip().endswith(("</html>", "}")))
+        ):
             left.append(name)
     if faults or left:
         sys.stderr.write(f"{verb} {number} after {after_s:.2f} s: {faults} {left}\n{err[-1500:]}\n")
@@ -93,7 +99,7 @@ def main() -> None:
     longest: dict[str, float] = {}
     faults: Counter[str] = Counter()
     codes: Counter[int] = Counter()
-    for n in range(count):
+    for _ in range(count):
         verb, number = rng.choice(list(VERBS)), rng.choice([signal.SIGINT, signal.SIGTERM])
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)

@@ -176,7 +176,7 @@ def script() -> int:
 
 
 def _leave(code: int) -> NoReturn:
-    """End at once: threads that a signal found at work, such as XLA's, can crash the interpreter as it is taken apart."""
+    """End at once: threads that are still at work, such as XLA's, can crash an interpreter that is taken apart."""
     for stream in (sys.stdout, sys.stderr):
         with suppress(OSError, ValueError, AttributeError):
             stream.flush()

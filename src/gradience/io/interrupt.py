@@ -1,7 +1,8 @@
 """SIGINT and SIGTERM: they end the program by an exception, and wait while a file takes its name or is removed.
 
-An exception that comes at any moment may be turned into another on its way (NumPy's C code makes an ImportError of it) or
-be dropped, as in a finaliser: `came` knows of it all the same, and what was dropped is raised again.
+An exception may be turned into another on its way, or be dropped, as in a finaliser: `came` knows of it all the same,
+and what was dropped is raised again. While a module is imported none is raised: C code there makes an ImportError of
+it, or ends the process.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ from typing import Final
 INTERRUPTED: Final = 128 + signal.SIGINT  # as a shell counts a program that the signal ended
 TERMINATED: Final = 128 + signal.SIGTERM
 _SOON: Final = 0.01  # s
+_CAN_WAIT: Final = hasattr(signal, "setitimer")
+_IMPORT: Final = "<frozen importlib._bootstrap>"
 
 
 class _Waiting:
@@ -53,15 +56,23 @@ def forget() -> None:
 
 def _dropped(unraisable: sys.UnraisableHookArgs) -> None:
     """Raise a signal anew, soon, where its exception could not be raised; report anything else."""
-    if _Waiting.raised and unraisable.exc_type in {KeyboardInterrupt, SystemExit} and hasattr(signal, "setitimer"):
-        signal.signal(signal.SIGALRM, _again)
-        signal.setitimer(signal.ITIMER_REAL, _SOON)
+    if _Waiting.raised and unraisable.exc_type in {KeyboardInterrupt, SystemExit} and _CAN_WAIT:
+        _raise_soon(_Waiting.raised)
     else:
         sys.__unraisablehook__(unraisable)
 
 
-def _again(_number: int, frame: FrameType | None) -> None:
-    _arrived(_Waiting.raised, frame)
+def _raise_soon(number: int) -> None:
+    signal.signal(signal.SIGALRM, lambda _, frame: _arrived(number, frame))
+    signal.setitimer(signal.ITIMER_REAL, _SOON)
+
+
+def _is_importing(frame: FrameType | None) -> bool:
+    while frame is not None:
+        if frame.f_code.co_filename == _IMPORT:
+            return True
+        frame = frame.f_back
+    return False
 
 
 def ignore() -> None:
@@ -69,6 +80,8 @@ def ignore() -> None:
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         signal.signal(signal.SIGINT, signal.SIG_IGN)
+        if _CAN_WAIT:
+            signal.setitimer(signal.ITIMER_REAL, 0.0)
 
 
 @contextmanager
@@ -87,9 +100,11 @@ def held() -> Iterator[None]:
         _end(number)
 
 
-def _arrived(number: int, _frame: FrameType | None) -> None:
+def _arrived(number: int, frame: FrameType | None) -> None:
     if _Waiting.blocks:
         _Waiting.signal = number
+    elif _CAN_WAIT and _is_importing(frame):
+        _raise_soon(number)
     else:
         _end(number)
 
