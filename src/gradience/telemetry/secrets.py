@@ -134,7 +134,7 @@ _NAMED: Final = re.compile(
     r"(?P<sign>[ \t]{0,8}(?:=>|->|:=|[=:])[ \t]{0,8}|%3D|[ \t]{1,4}(?:is|was)[ \t]{1,4}(?=[\"'])|,?[ \t]{1,8}|,)"
 )
 _OPEN: Final = re.compile(
-    r"\s{0,8}(?P<block>[|>][+-]?\s|-\s)?\s{0,8}"
+    r"(?:\s|\\n){0,16}(?P<block>[|>][+-]?(?:\s|\\n)|-\s)?(?:\s|\\n){0,16}"  # `\n` in words: an error quotes a text
     r"(?:[rbfu]?(?P<quote>\\{0,8}[\"']|&quot;|&#3[49];)|(?P<bracket>[\[{(]))?"
 )
 _ITEMS: Final = re.compile(
@@ -147,7 +147,7 @@ _BESIDE: Final = re.compile(  # a name and a value as two fields, and pydantic's
     r"|^(?P<field>[A-Za-z_][\w.-]{0,127})\n[ \t]+[^\n]{0,400}?\binput_value=[\"']?(?P<input>[^\s\"',\]]+)",
     re.MULTILINE,
 )
-_BARE: Final = re.compile(r"[^\s\"']+")
+_BARE: Final = re.compile(r"(?:[^\s\"'\\]|\\(?!n))+")
 _OF_A_QUERY: Final = re.compile(r"[^\s\"'&#]+")
 _OF_A_CODED_QUERY: Final = re.compile(r"[^\s\"'&%]+")
 _LINE: Final = re.compile(r"[^\n]+")
