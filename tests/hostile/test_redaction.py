@@ -9,7 +9,7 @@ from collections import defaultdict
 
 import pytest
 from hostile import further
-from hostile.inputs import CONFIG, SCHEMA, log_line
+from hostile.inputs import CONFIG, SCHEMA, adapter, factors, log_line
 from hostile.secrets import INNOCENTS, KINDS, KNOWN_BY_VALUE, SECRETS, SHAPES
 
 from gradience import TelemetryWriter
@@ -226,3 +226,18 @@ def test_of_the_further_innocents_at_most_one_in_a_hundred_is_redacted(place):
     held = [{key if place == "{1}" else "note": place.format(key, value)} for key, value in further.INNOCENTS]
     hit = [document for document in held if "redacted" in json.dumps(redact_document(document, rule))]
     assert len(hit) <= len(held) // 100, hit
+
+
+@pytest.mark.parametrize("value", ["k91mM34VA7KPtAvHNjEv", {"value": "k91mM34VA7KPtAvHNjEv"}])
+def test_a_setting_in_which_adapters_differ_is_hidden_if_its_name_is_a_secrets(tmp_path, value):
+    for seed, name in enumerate("ab"):
+        adapter(tmp_path / name, factors(seed=seed), {"account_key": value} if name == "a" else {})
+    said = command("merge-check", tmp_path / "a", tmp_path / "b", "--json")
+    assert "account_key" in said[0]
+    assert "k91mM34VA7KPtAvHNjEv" not in "".join(said)
+
+
+def test_a_secret_in_a_text_that_an_error_quotes_is_hidden(tmp_path):
+    for text in ("login:\n password: k91mM34VA7KP\n lr: 1", "passwords:\n - a\n - k91mM34VA7KP\nlr: 1"):
+        (tmp_path / "c.json").write_text(json.dumps({"lr": text}))
+        assert "k91mM34VA7KP" not in "".join(command("check", tmp_path / "c.json"))

@@ -48,9 +48,9 @@ _NUMBERS: Final = frozenset({int, float, bool})
 
 def _hide_in_fields(value: Any, names: Iterable[str], key: str, replace: Callable[..., Any]) -> Any:
     changed = {}
-    for name in names:
-        old = getattr(value, name)
-        if old is not None and type(old) not in _NUMBERS and (new := hide_in(old, below(key, name))) is not old:
+    held = {name: getattr(value, name) for name in names}
+    for (name, old), judged in zip(held.items(), names_in(held), strict=True):
+        if old is not None and type(old) not in _NUMBERS and (new := hide_in(old, below(key, judged))) is not old:
             changed[name] = new
     return replace(value, **changed) if changed else value
 
