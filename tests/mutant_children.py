@@ -28,7 +28,7 @@ from typing import Final, NamedTuple, TypeVar
 import pytest
 
 PRELOADED: Final = (
-    *("numpy", "jax", "jax.numpy", "msgspec", "ml_dtypes", "yaml", "cyclopts", "hypothesis.strategies", "filelock"),
+    *("numpy", "jax", "jax.numpy", "msgspec", "ml_dtypes", "yaml", "cyclopts", "hypothesis.strategies"),
     *("torch", "safetensors.torch", "transformers", "peft"),
 )
 SOURCE: Final = Path(__file__).resolve().parents[1] / "src" / "gradience"

@@ -159,9 +159,13 @@ class Reach:
         self._users: dict[str, set[tuple[str, int]]] = defaultdict(set)
         self._feeds: dict[str, set[str]] = defaultdict(set)
         self._once: set[str] = set()
+        self._importers: dict[str, set[str]] = defaultdict(set)
         for record in records:
             self.seconds |= record["tests"]
             names = list(record["tests"])
+            for file in {name.partition("::")[0] for name in names}:
+                for word in set(re.findall(r"\w+", (ROOT / file).read_text(encoding="utf-8"))):
+                    self._importers[word].update(name for name in names if name.startswith(f"{file}::"))
             for path, lines in record["reached"].items():
                 for line, numbers in lines.items():
                     self._tests[path, int(line)].update(names[n] for n in numbers)
@@ -193,9 +197,9 @@ class Reach:
         return found
 
     def _of_names(self, names: Iterable[str]) -> dict[str, int]:
-        """Return the tests that reach a use of a name, or of a name which is made from it at import."""
-        found: dict[str, int] = {}
+        """Return the tests that name it, or reach a use of it or of a name which is made from it at import."""
         front, seen, steps = set(names), set(names), 1
+        found = {test: steps for name in front for test in self._importers[name]}
         while front:
             for test in {test for name in front for place in self._users[name] for test in self._tests[place]}:
                 found.setdefault(test, steps)

@@ -6,6 +6,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from gradience import fleet, runs
     from gradience.errors import AdapterError, ConfigError, GradienceError, OutputError, RecorderError, SchemaError
     from gradience.hf.callback import GradienceCallback
     from gradience.importers.run import import_run
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     from gradience.telemetry.writer import TelemetryWriter
     from gradience.verbs.audit import audit_adapter
     from gradience.verbs.check import check_config
+    from gradience.verbs.check.data import check_data
     from gradience.verbs.compare import compare_adapters
     from gradience.verbs.convert import convert_adapter
     from gradience.verbs.diagnose import diagnose
@@ -37,6 +39,7 @@ _HOMES = {
     "TelemetryWriter": "gradience.telemetry.writer",
     "audit_adapter": "gradience.verbs.audit",
     "check_config": "gradience.verbs.check",
+    "check_data": "gradience.verbs.check.data",
     "compare_adapters": "gradience.verbs.compare",
     "compare_runs": "gradience.verbs.monitor.compare",
     "convert_adapter": "gradience.verbs.convert",
@@ -52,6 +55,8 @@ _HOMES = {
     "write_report": "gradience.verbs.report.write",
 }
 
+_ROOMS = frozenset({"fleet", "runs"})  # modules that are used by their name: gradience.fleet.open
+
 __all__ = [
     "AdapterError",
     "ConfigError",
@@ -64,16 +69,19 @@ __all__ = [
     "TelemetryWriter",
     "audit_adapter",
     "check_config",
+    "check_data",
     "compare_adapters",
     "compare_runs",
     "convert_adapter",
     "diagnose",
+    "fleet",
     "import_run",
     "merge_adapters",
     "merge_check",
     "mitigate_adapter",
     "monitor_run",
     "resize_adapter",
+    "runs",
     "validate_log",
     "verify_merged",
     "write_report",
@@ -82,6 +90,8 @@ __all__ = [
 
 def __getattr__(name: str) -> object:
     """Import a public name on first use, so that `import gradience` costs nothing (PEP 562)."""
+    if name in _ROOMS:
+        return import_module(f"{__name__}.{name}")
     if name not in _HOMES:
         message = f"module {__name__!r} has no attribute {name!r}"
         raise AttributeError(message)

@@ -10,10 +10,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from gradience.adapters.layout import Adapter, Module
 from gradience.adapters.open import find_files, read_adapter
 from gradience.io.safetensors import SafetensorsFile
+from gradience.verbs.audit import audit_adapter
 
 
 class Case(NamedTuple):
@@ -80,11 +82,39 @@ def update(module: Module, base: dict[str, Any]) -> Any:
     return module.scale * (b.astype(np.float64) @ a.astype(np.float64))
 
 
+def assert_audited_as_merged(case: Case) -> None:
+    """Every number of an audit with the base is that of merged minus base, by numpy's SVD."""
+    folder = case.folder.parent / "base"
+    folder.mkdir(exist_ok=True)
+    weights = {n: w.astype(np.float32) if w.dtype == np.float64 else w for n, w in case.base.items()}
+    save_file(weights, folder / "model.safetensors")
+    rows = {row.name: row for row in audit_adapter(case.folder, base=folder, norms_cache=False).modules}
+    adapter = case.read()
+    for module in [*adapter.modules, *adapter.base_dependent]:
+        truth = case.merged[module.base_name] - case.base[module.base_name]
+        truth = truth if module.expert is None else truth[module.expert]
+        sigma = np.linalg.svd(truth.reshape(len(truth), -1), compute_uv=False)
+        energy = np.cumsum(sigma**2)
+        row = rows[module.name]
+        if energy[-1] == 0.0:
+            assert row.state == "zero"
+            continue
+        assert row.state == "ok"
+        assert row.stable_rank == pytest.approx(energy[-1] / sigma[0] ** 2, rel=1e-4)
+        assert row.spectral_norm == row.base.update_spectral_norm == pytest.approx(sigma[0], rel=1e-4)
+        assert row.frobenius_norm == pytest.approx(np.sqrt(energy[-1]), rel=1e-4)
+        ranks = [int(np.argmax(energy >= share * energy[-1])) + 1 for share in (0.90, 0.95, 0.99)]
+        assert [row.energy_rank_90, row.energy_rank_95, row.energy_rank_99] == ranks
+        for k, error in row.relative_errors.items():
+            left_out = np.sqrt(max(0.0, 1.0 - energy[min(int(k), len(energy)) - 1] / energy[-1]))
+            assert error == pytest.approx(left_out, rel=1e-3, abs=1e-4)
+
+
 @pytest.fixture
 def worst_error() -> Callable[[Case], float]:
     """Return the largest error of any module, relative to the largest entry of its true update.
 
-    Every weight that the merge changed must belong to a module.
+    Every weight that the merge changed must belong to a module, and an audit with the base must agree with it.
     """
 
     def measure(case: Case) -> float:
@@ -107,6 +137,7 @@ def worst_error() -> Callable[[Case], float]:
         left = {n for n in changed - seen - whole if not n.endswith(".bias")}
         assert not [n for n in left if not any(np.array_equal(case.base[n], case.base[other]) for other in seen)]
         assert errors, "no module was read"
+        assert_audited_as_merged(case)
         return float(max(errors))
 
     return measure

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from gradience.adapters.config import AdapterConfig
-from gradience.adapters.names import explained, layer_index, module_type, other_role
+from gradience.adapters.names import layer_index, layer_label, module_type
+from gradience.adapters.roles import explained, other_role
 from gradience.io.sorting import natural_key
 from gradience.schema.audit import LeftoverReason
 
@@ -136,7 +137,10 @@ ROLES = [
     (f"{P}classifier.modules_to_save.default.weight", {}, "full_module"),
     (f"{P}classifier.weight", {"modules_to_save": ["classifier"]}, "full_module"),
     (f"{P}my_classifier.weight", {"modules_to_save": ["classifier"]}, "full_module"),
-    (f"{P}classifier.weight", {"modules_to_save": ["score"]}, "unknown"),
+    (f"{P}classifier.weight", {"modules_to_save": ["score"]}, "full_module"),  # a task's head, named or not
+    (f"{P}score.weight", {}, "full_module"),
+    (f"{P}model.score.proj.weight", {}, "full_module"),
+    (f"{P}layers.0.scorer.weight", {}, "unknown"),
     (f"{P}model.embed_tokens.weight", {}, "full_module"),
     (f"{P}lm_head.weight", {}, "full_module"),
     (f"{P}model.norm.weight", {}, "unknown"),
@@ -208,3 +212,20 @@ def test_names_are_sorted_by_their_numbers(names, first):
 )
 def test_the_index_of_a_layer_in_a_section_counts_from_the_sections_start(name, index):
     assert layer_index(name) == index
+
+
+@pytest.mark.parametrize(
+    ("name", "index", "label"),
+    [
+        ("model.layers.11.mlp.up_proj", 11, "11"),
+        ("swin.encoder.layers.2.blocks.7.attention.self.query", 207, "2.7"),
+        ("convnext.encoder.stages.3.layers.0.pwconv1", 300, "3.0"),
+        ("resnet.layer3.1.conv2", 301, "3.1"),
+        ("down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q", 1, "down.1"),
+        ("mid_block.attentions.0.to_q", 100, "mid"),
+        ("single_transformer_blocks.4.attn.to_q", 104, "single.4"),
+        ("classifier", None, None),
+    ],
+)
+def test_a_layer_is_named_by_its_number_or_by_section_and_block(name, index, label):
+    assert (layer_index(name), layer_label(name)) == (index, label)

@@ -37,7 +37,7 @@ def write_adapter(tmp_path: Path) -> Callable[..., Path]:
 
 def low_dimensional(rng: np.random.Generator, r: int = R) -> tuple[np.ndarray, np.ndarray]:
     decay = 0.5 ** np.arange(r)
-    return rng.standard_normal((OUT, r)) * decay, rng.standard_normal((r, INNER))
+    return 0.02 * rng.standard_normal((OUT, r)) * decay, rng.standard_normal((r, INNER))
 
 
 @pytest.fixture

@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from gradience.cli.main import main
 from gradience.errors import AdapterError
+from gradience.render.audit import audit_text
 from gradience.verbs.audit import audit_adapter
 
 LAYERS, OUT, INNER, R = 4, 48, 32, 8  # of write_adapter and write_base
@@ -210,5 +212,86 @@ class TestPeft:
         report = audit_adapter(tmp_path / "peft", base=tmp_path / "hf", suggest_per_layer=True)
         assert report.health.verdict == "trained"
         assert report.not_analysed == []
-        assert all(m.udr > 0 and m.energy_rank_90 is None for m in report.modules)
-        assert report.per_layer is None
+        assert all(m.udr > 0 and m.energy_rank_90 >= 1 for m in report.modules)
+        assert report.summary.stable_rank_mean > 1.0
+
+
+def lora_like(tmp_path, more, std=0.02):
+    """A PEFT adapter with values in every factor, its base beside it, and each module's merged minus base."""
+    torch, peft = pytest.importorskip("torch"), pytest.importorskip("peft")
+    transformers = pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    sizes = transformers.LlamaConfig(
+        hidden_size=48, intermediate_size=80, num_hidden_layers=2, num_attention_heads=2, vocab_size=64
+    )
+    model = transformers.LlamaForCausalLM(sizes)
+    model.save_pretrained(tmp_path / "hf")
+    tuned = peft.get_peft_model(model, peft.LoraConfig(r=4, lora_alpha=8, target_modules=["q_proj", "k_proj"], **more))
+    for name, parameter in tuned.named_parameters():
+        if "lora_A" in name or "lora_B" in name:
+            step = torch.outer(*(torch.randn(n) for n in parameter.shape))  # as training's: of low rank
+            parameter.data += std * step
+    tuned.save_pretrained(tmp_path / "peft")
+    return tmp_path / "peft", tmp_path / "hf"
+
+
+@pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")  # PEFT 0.21 with transformers 5
+@pytest.mark.parametrize(
+    ("more", "limit"),
+    [({"init_lora_weights": "pissa"}, 8), ({"init_lora_weights": "olora"}, 8), ({"use_dora": True}, None)],
+    ids=["pissa", "olora", "dora"],
+)
+def test_an_update_that_factors_do_not_give_is_in_no_number_without_the_base(tmp_path, more, limit):
+    folder, base = lora_like(tmp_path, more)
+    alone = audit_adapter(folder)
+    assert alone.health.verdict == "not_analysed"
+    assert alone.health.reason.endswith("follows only with the base (--base)")
+    assert {m.state for m in alone.modules} == {"not_known"}
+    assert all(m.spectral_norm is m.stable_rank is m.energy_rank_90 is m.energy_share is None for m in alone.modules)
+    assert alone.suggested == {}
+    assert alone.summary.stable_rank_mean is None
+    lines = audit_text(alone).splitlines()
+    note = next(i for i, line in enumerate(lines) if line.startswith("Left out of every number: 4 of 4 modules ("))
+    assert note < lines.index("Summary:")
+    whole = audit_adapter(folder, base=base)
+    assert whole.health.verdict == "trained"
+    for m in whole.modules:
+        assert m.state == "ok"
+        assert m.utilization == (None if limit is None else pytest.approx(m.stable_rank / limit))
+        assert (m.null_stable_rank is None) == (limit is None)
+        assert 1 <= m.energy_rank_90 <= 48
+    assert whole.suggested["p90"].rank <= 4
+    assert whole.suggested["p90"].relative_error > 0.0
+
+
+@pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")  # PEFT 0.21 with transformers 5
+def test_a_start_that_cannot_be_recomputed_is_not_known_with_the_base_either(tmp_path):
+    folder, base = lora_like(tmp_path, {"init_lora_weights": "pissa_niter_4"})
+    report = audit_adapter(folder, base=base)
+    assert report.health.verdict == "not_analysed"
+    assert {m.state for m in report.modules} == {"not_known"}
+    assert report.modules[0].note.endswith("cannot be recomputed: its update cannot be known")
+    assert len(report.base.not_compared) == 4
+    assert report.base.compared == 0
+
+
+@pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")  # PEFT 0.21 with transformers 5
+def test_factors_that_are_not_finite_are_broken_whatever_the_base(tmp_path):
+    folder, base = lora_like(tmp_path, {"init_lora_weights": "pissa"})
+    file = folder / "adapter_model.safetensors"
+    tensors = load_file(file)
+    name = next(n for n in sorted(tensors) if "lora_B" in n)
+    tensors[name] = tensors[name] * np.float32("nan")
+    save_file(tensors, file)
+    for report in (audit_adapter(folder), audit_adapter(folder, base=base)):
+        assert report.health.verdict == "broken"
+        assert [m.state for m in report.modules].count("non_finite") == 1
+
+
+@pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")  # PEFT 0.21 with transformers 5
+@pytest.mark.parametrize("form", ["text", "json", "github", "sarif"])
+def test_an_audit_that_analysed_nothing_could_not_judge_in_any_format(tmp_path, form, capsys):
+    folder, base = lora_like(tmp_path, {"use_dora": True})
+    assert main(["audit", str(folder), "--format", form, "--fail-on", "error"]) == 2
+    assert main(["audit", str(folder), "--base", str(base), "--format", form, "--fail-on", "error"]) == 0
+    capsys.readouterr()

@@ -18,7 +18,7 @@ OUT, INNER, R = 48, 32, 8  # of write_adapter's modules
 
 
 def low_dimensional(rng: np.random.Generator, r: int = R) -> tuple[np.ndarray, np.ndarray]:
-    return rng.standard_normal((OUT, r)) * 0.5 ** np.arange(r), rng.standard_normal((r, INNER))
+    return 0.02 * rng.standard_normal((OUT, r)) * 0.5 ** np.arange(r), rng.standard_normal((r, INNER))
 
 
 def test_a_trained_adapter_is_trained_with_no_warning(write_adapter):
@@ -94,7 +94,8 @@ def test_default_alpha_is_told_only_where_it_weakens_the_update(write_adapter):
 
 def test_suggestions_carry_their_price(write_adapter):
     report = audit_adapter(write_adapter())
-    assert [c.rank for c in report.candidates] == [1, 2, 4]
+    assert [c.rank for c in report.candidates] == [1, 2, 3, 4]
+    assert {name: s.rank for name, s in report.suggested.items()} == {"median": 2, "p90": 3}
     errors = [c.relative_error for c in report.candidates]
     assert errors == sorted(errors, reverse=True)
     for c in report.candidates:

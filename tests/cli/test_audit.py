@@ -30,7 +30,7 @@ def folder(tmp_path):
     tensors = {}
     for i in range(4):
         tensors[STEM.format(i, "A")] = rng.standard_normal((8, 32)).astype(np.float32)
-        tensors[STEM.format(i, "B")] = (rng.standard_normal((48, 8)) * 0.5 ** np.arange(8)).astype(np.float32)
+        tensors[STEM.format(i, "B")] = (0.02 * rng.standard_normal((48, 8)) * 0.5 ** np.arange(8)).astype(np.float32)
     save_file(tensors, path / "adapter_model.safetensors")
     (path / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "r": 8, "lora_alpha": 16}))
     return path

@@ -12,6 +12,7 @@ MORE = {  # what a command asks for beside a path
     "convert": ["--dry-run"],
     "merge": ["missing/other", "--dry-run"],
     "merge-check": ["missing/other"],
+    "bench": ["--metric", "true {adapter}", "--out", "bench"],
 }
 EMPTY, NOISE = "emp\x1bty", "a file"
 REPORTED = {("validate", NOISE), ("diagnose", EMPTY), ("diagnose", NOISE)}  # to say what is wrong is their report

@@ -10,6 +10,7 @@ import msgspec
 import numpy as np
 import pytest
 import torch
+from safetensors.numpy import load_file, save_file
 
 from gradience import AdapterError, compare_adapters, convert_adapter
 from gradience.cli.main import main
@@ -41,6 +42,26 @@ def test_cosine_norms_and_change_are_those_of_pefts_merges_across_ranks_and_scal
 def _cosines_of(x: np.ndarray, y: np.ndarray, ranks: list[int]) -> np.ndarray:
     u, v = (np.linalg.svd(m)[0][:, :r] for m, r in zip((x, y), ranks, strict=True))
     return np.clip(np.linalg.svd(u.T @ v, compute_uv=False), 0, 1)
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_nothing_is_said_of_the_whole_where_numbers_are_nan(save, first, capsys):
+    one, two = save("one", seed=1), save("two", seed=2)
+    broken = (one if first else two).folder / "adapter_model.safetensors"
+    tensors = load_file(broken)
+    name = next(key for key in tensors if "lora_B" in key)
+    save_file({**tensors, name: np.full_like(tensors[name], np.nan)}, broken)
+    assert main(["compare", str(one.folder), str(two.folder), "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    pair = report["pairs"][0]
+    whole = ("cosine", "norm_ratio", "relative_change", "energy_moved")
+    assert [pair[key] for key in whole] == [None] * 4
+    assert [side["frobenius_norm"] is None for side in report["adapters"]] == [first, not first]
+    assert main(["compare", str(one.folder), str(two.folder)]) == 0
+    text = capsys.readouterr().out
+    assert "1 modules hold NaN or infinite numbers" in text
+    assert "cosine -, norm ratio -, change -" in text
+    assert "%" not in text
 
 
 def test_modules_of_one_adapter_only_are_listed_and_count_as_zero_in_the_other(save):

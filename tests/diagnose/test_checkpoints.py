@@ -33,7 +33,7 @@ def test_where_few_examples_carry_the_loss_its_error_is_larger():
 
 @given(st.floats(-1.0, 1.0), st.floats(0.1, 5.0), st.integers(5, 30))
 def test_a_steady_rise_is_no_noise(slope, start, n):
-    noise = loss_noise([start + slope * i for i in range(n)], 1.0)
+    noise = loss_noise([start + slope * i for i in range(n)])
     assert noise.value == pytest.approx(0.0, abs=1e-9)
 
 
@@ -41,11 +41,10 @@ def test_the_noise_of_white_jumps_is_their_standard_deviation():
     import random
 
     draw = random.Random(0)  # noqa: S311  # seeded on purpose
-    noise = loss_noise([draw.gauss(2.0, 0.05) for _ in range(4000)], None)
+    noise = loss_noise([draw.gauss(2.0, 0.05) for _ in range(4000)])
     assert noise.value == pytest.approx(0.05, rel=0.05)
 
 
 def test_too_few_evaluations_fall_back_on_the_error_from_n_else_say_that_it_is_unknown():
-    assert loss_noise([1.0, 2.0, 3.0, 4.0], 0.3).value == 0.3
-    assert loss_noise([1.0, 2.0, 3.0, 4.0], None).value is None
-    assert "unknown" in loss_noise([1.0], None).source
+    assert loss_noise([1.0, 2.0, 3.0, 4.0]).value is None
+    assert "unknown" in loss_noise([1.0]).source

@@ -89,12 +89,40 @@ def test_without_a_copy_the_step_is_dropped_and_nothing_else(run):
     assert _actions(events)[:2] == [("arm", 0), ("drop", 1)]
 
 
-def test_after_its_limit_the_guard_stands_down_and_touches_nothing(run):
+def test_after_its_limit_of_rollbacks_the_guard_stops_the_training_with_weights_that_are_good(run):
     model, events = run(3, 5, 7, every=1, cooldown=0, max_rollbacks=1)
     actions = _actions(events)
-    assert [a for a in actions if a[0] in {"rollback", "stand_down"}] == [("rollback", 3), ("stand_down", 5)]
-    assert actions[-1] == ("stand_down", 5)
-    assert any(not p.isfinite().all() for p in model.parameters())  # the NaN of step 7 went through
+    assert [a for a in actions if a[0] in {"rollback", "stop"}] == [("rollback", 3), ("stop", 5)]
+    assert actions[-1] == ("stop", 5)
+    assert events.steps == [1, 2, 3, 4, 5]
+    reason = "a non-finite gradient after 1 rollbacks, the limit"
+    end = events.of("run_end")[0]
+    assert (end.status, end.reason) == ("aborted", f"stopped at step 5 of 10 by the guard: {reason}")
+    assert all(p.isfinite().all() for p in model.parameters())
+
+
+def test_a_nan_in_every_step_stops_the_training_after_so_many_running(run):
+    _, events = run(*range(3, 41), max_steps=40, every=2, cooldown=20, max_bad=5)
+    assert _actions(events)[-1] == ("stop", 8)
+    assert events.steps[-1] == 8
+
+
+def test_bad_gradients_that_do_not_follow_each_other_stop_nothing(run):
+    _, events = run(3, 5, 7, 9, max_steps=10, every=1, cooldown=20, max_bad=1)
+    assert events.steps[-1] == 10
+
+
+def test_what_the_guard_did_is_in_the_verdict(training, callback, tmp_path):
+    from gradience import diagnose, monitor_run
+    from gradience.hf import Guard
+
+    recorder = callback(guard=Guard(every=2, cooldown=2))
+    training.trainer(tmp_path, recorder, cls=_poisons(training, 5, 6), max_steps=10).train()
+    (found,) = [f for f in monitor_run(tmp_path).findings if f.id == "GUA150"]
+    assert found.severity == "warning"
+    assert "put back to those of step 4 at 5; 1 further steps were dropped, the first at 6" in found.message
+    assert found.values == {"rollbacks": 1, "dropped": 2, "first_step": 5, "stopped_at": None}
+    assert "GUA150" in {cause.id for cause in diagnose(tmp_path).causes}
 
 
 def test_it_stands_down_where_it_must_not_act(training):

@@ -53,6 +53,10 @@ def test_sft_is_recorded_with_trls_own_measurements(training, callback, log, tok
     assert len(events.kind("spectral")) == len(events.kind("train_summary")) == 1
     config = events[0].config
     assert (config.training.extras["trainer"], config.training.max_length) == ("sft", 16)
+    settings = config.training.extras["trl"]
+    assert (settings["packing"], settings["loss_type"]) == (False, run.args.loss_type)
+    assert settings["assistant_only_loss"] is False
+    assert "beta" not in settings
     assert events[0].meta["versions"]["trl"]
 
 
@@ -63,7 +67,7 @@ def test_dpo_is_recorded_with_its_rewards(training, callback, log, tokenizer, tm
     data = Dataset.from_list(PAIRS)
     run = DPOTrainer(
         model=training.llama(),
-        args=DPOConfig(max_length=16, **_given(tmp_path)),
+        args=DPOConfig(max_length=16, beta=0.25, **_given(tmp_path)),
         train_dataset=data,
         eval_dataset=data.select(range(4)),
         processing_class=tokenizer,
@@ -73,6 +77,8 @@ def test_dpo_is_recorded_with_its_rewards(training, callback, log, tokenizer, tm
     events = log(tmp_path)
     assert events.steps == [1, 2, 3, 4]
     assert all("rewards/margins" in row.extras for row in events.of("train_step"))
+    settings = events[0].config.training.extras["trl"]
+    assert (settings["beta"], settings["loss_type"]) == (0.25, run.args.loss_type)
     assert [(e.split, e.step, e.metrics.n) for e in events.of("eval")] == [("eval", 2, 4), ("eval", 4, 4)]
     assert all("rewards/margins" in e.metrics.extras for e in events.of("eval"))
     assert events[0].config.training.extras["trainer"] == "preference"

@@ -47,7 +47,7 @@ def test_no_value_holds_training_up_or_fills_the_memory(run, case, call):
         limit_s=3,
         limit_mb=2000,
         python=f"""{PRELUDE}
-writer = TelemetryWriter("run.jsonl")
+writer = TelemetryWriter("run.jsonl", on_error="raise")
 writer.run_start()
 {VALUES[case]}
 start = time.process_time()
@@ -71,7 +71,7 @@ def test_a_pipe_as_the_log_does_not_hold_training_up(run):
         python=f"""{PRELUDE}
 os.mkfifo("pipe")
 try:
-    writer = TelemetryWriter("pipe")
+    writer = TelemetryWriter("pipe", on_error="raise")
 except GradienceError:
     sys.exit(0)
 lost = 0
@@ -95,7 +95,7 @@ import socket
 served = socket.socket(socket.AF_UNIX)
 served.bind("socket")
 try:
-    TelemetryWriter({path!r})
+    TelemetryWriter({path!r}, on_error="raise")
 except GradienceError as error:
     assert {path!r} in str(error)
     sys.exit(7)
@@ -116,7 +116,7 @@ LOSSES = {
 def test_what_a_vanished_log_costs_is_said(run, case):
     told = run(
         python=f"""{PRELUDE}
-writer = TelemetryWriter("runs/run.jsonl", fsync="always")
+writer = TelemetryWriter("runs/run.jsonl", fsync="always", on_error="raise")
 writer.run_start()
 writer.train_step(1, loss=1.0)
 {LOSSES[case]}

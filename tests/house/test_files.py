@@ -27,14 +27,22 @@ ALLOWED = {
     ("configs/known.py", "known_keys", "Path(__file__).with_name('known.toml').read_text"): "a file of ours",
     ("configs/pickled.py", "_entry", "archive.open"): "a member of an archive in memory",
     ("configs/pickled.py", "_pickle_of", "zipfile.ZipFile"): "of bytes in memory",
+    ("data/encoder.py", "_training_template", "stock.read_text"): "a template in TRL's own package",
+    ("data/encoder.py", "_training_template", "path.read_text"): "the same",
     ("importers/run.py", "_write", "partial.open"): "written: a new name beside the output",
     ("importers/trackio.py", "_opened", "copyfile"): "of what `require_file` found to be a regular file",
     ("importers/trackio.py", "_connected", "sqlite3.connect"): "opens by a path, read only; the same",
+    ("models/statistics.py", "__init__", "path.open"): "scratch of ours, in a temporary folder",
+    ("models/statistics.py", "append", "self._path.open"): "the same",
+    ("models/statistics.py", "read", "self._path.open"): "the same",
+    ("models/statistics.py", "read", "np.fromfile"): "the same",
     (
         "render/html/figures.py",
         "style_sheet",
         "files('gradience.render.html').joinpath('style.css').read_text",
     ): "a file of ours",
+    ("verbs/fleet/query.py", "opened", "duckdb.connect"): "a database in memory",
+    ("verbs/fleet/remote.py", "_peeked", "system.open"): "by fsspec: a URL, of whose file a bounded head is read",
     ("telemetry/logfile.py", "_opened", "os.open"): "the log that is written: without blocking, then checked",
 }
 

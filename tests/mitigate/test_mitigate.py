@@ -34,6 +34,7 @@ def test_the_update_loses_its_share_along_the_intruders_and_nothing_else(make, t
     report = mitigate_adapter(case.folder, case.base, tmp_path / "out", scale=scale, k=8, eps=0.7)
     before, after = case.update(case.folder), case.update(tmp_path / "out")
     assert report.before > 0
+    assert report.alpha_after == sum(row.alpha_after for row in report.modules)
     for row in report.modules:
         name = f"{row.name}.weight"
         w, dw, new = (x[name] for x in (case.model.state_dict(), before, after))
@@ -44,6 +45,8 @@ def test_the_update_loses_its_share_along_the_intruders_and_nothing_else(make, t
         dw, new = (x.reshape(len(x), -1) for x in (dw, new))
         assert row.before == row.scaled == u.shape[1]
         assert row.after == intruders(w, new, 8, 0.7).shape[1]
+        assert row.alpha_factor == pytest.approx(1.0 - row.relative_change)
+        assert row.alpha_after == intruders(w, row.alpha_factor * dw, 8, 0.7).shape[1]
         wanted = dw - (1 - scale) * u @ (u.T @ dw)
         assert np.linalg.norm(new - wanted) < 1e-6 * np.linalg.norm(dw)
         assert row.relative_change == pytest.approx(np.linalg.norm(new - dw) / np.linalg.norm(dw), rel=1e-4)

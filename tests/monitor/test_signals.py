@@ -12,9 +12,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from logs import record
 
+from gradience import diagnose
+from gradience.render.check import diagnose_text
 from gradience.render.compare import compare_text
 from gradience.render.monitor import monitor_text
 from gradience.rules.log.facts import KEPT, SIGNALS
+from gradience.schema import ConfigSnapshot, TrainingSnapshot
 from gradience.telemetry import TelemetryReader
 from gradience.telemetry.series import RunSeries
 from gradience.telemetry.writer import TelemetryWriter
@@ -34,6 +37,48 @@ def test_a_column_is_summed_up_by_its_first_and_last_fifth(tmp_path):
     assert math.isclose(signal.first, 0.545)
     assert math.isclose(signal.last, 0.865)
     assert "  reward: 0.545 -> 0.865  (0.51 to 0.9)" in monitor_text(report)
+
+
+def probed(path):
+    log = TelemetryWriter(path, run_id="r", fsync="never")
+    log.run_start()
+    for step in range(1, 41):
+        log.train_step(step, loss=2.0 - step / 40)
+        if step % 10 == 0:
+            log.metrics(step, kind="spectral", metrics={"update_norm": step / 10, "stable_rank_mean": 5.0 - step / 10})
+    log.eval(40, split="eval", metrics={"loss": 1.0})
+    log.run_end(status="ok")
+    log.close()
+    return path
+
+
+def test_probes_of_the_adapter_in_training_are_read_and_shown(tmp_path):
+    report = monitor_run(probed(tmp_path / "run.jsonl"))
+    norm, rank = report.probes["update_norm"], report.probes["stable_rank_mean"]
+    assert (norm.rows, norm.first, norm.last) == (4, 1.0, 4.0)
+    assert (rank.first, rank.last) == (4.0, 1.0)
+    assert report.signals == {}
+    assert "  norm of the update: 1 -> 4  (1 to 4)" in monitor_text(report)
+    told = diagnose_text(diagnose(tmp_path / "run.jsonl"))
+    assert "Adapter: stable rank, mean: 4 -> 1  (1 to 4)" in told
+
+
+def test_a_loss_of_preferences_rewards_or_rl_has_no_perplexity(tmp_path):
+    for kind in ("preference", "reward", "rl"):
+        setup = ConfigSnapshot(training=TrainingSnapshot(extras={"trainer": kind}))
+        report = monitor_run(record(tmp_path / f"{kind}.jsonl", setup=setup, evals=[(20, 0.7), (40, 0.6)]))
+        assert report.objective == kind
+        assert report.gap is None
+        assert "PPL" not in monitor_text(report)
+        assert "loss: 0.6" in monitor_text(report)
+
+
+def test_zeros_that_hide_a_nan_do_not_enter_the_gap(tmp_path):
+    losses = [2.0] * 30 + [0.0] * 10
+    report = monitor_run(record(tmp_path / "run.jsonl", losses, evals=[(40, 2.0)]))
+    assert math.isclose(report.gap.ratio, 1.0)
+    everywhere = monitor_run(record(tmp_path / "zero.jsonl", [0.0] * 40, evals=[(40, 4.3)]))
+    assert everywhere.gap is None
 
 
 def test_a_log_without_rewards_has_no_such_block(tmp_path):

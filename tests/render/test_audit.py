@@ -29,13 +29,15 @@ from gradience.schema.audit import (
     NotCompared,
 )
 
+ERRORS = {"1": 0.5, "2": 0.3, "4": 0.1, "6": 0.05, "7": 0.02}
+
 
 def module(layer: int, kind: str = "self_attn.q_proj", **fields) -> ModuleAudit:
     given = {
         "module_type": "attn", "layer": layer, "shape": [768, 768], "r": 8, "alpha": 16.0, "scaling": 2.0,
         "params": 12288, "stable_rank": 1.0 + layer / 10, "utilization": (1.0 + layer / 10) / 8,
         "effective_rank": 6.0, "energy_rank_90": 2, "knee_rank": 1, "null_stable_rank": 7.3, "spectral_norm": 1.0,
-        "frobenius_norm": 1.0 + layer, "energy_share": 0.1, "relative_errors": {"1": 0.5, "2": 0.3, "4": 0.1},
+        "frobenius_norm": 1.0 + layer, "energy_share": 0.1, "relative_errors": ERRORS,
         **fields,
     }  # fmt: skip
     return ModuleAudit(name=f"model.layers.{layer}.{kind}", **given)
@@ -123,7 +125,7 @@ def test_equal_scales_share_a_line_and_exceptions_are_named():
 def test_rules_that_disagree_are_grouped_with_one_reason():
     rows = [module(i, effective_rank=7.9, stable_rank=1.5) for i in range(9)]
     text = audit_text(report(rows), View(rank_rules=True))
-    assert "More than a bucket apart on 9 of 9 modules:" in text
+    assert "More than a power of two apart on 9 of 9 modules:" in text
     assert "9 x  k@90% 2, effective rank 8, stable rank 2, knee 1" in text
     assert "and 8 more like it" in text
     assert text.count("the first direction holds") == 1

@@ -40,9 +40,20 @@ def test_at_its_own_rank_or_above_an_adapter_is_copied_bit_for_bit(case, tmp_pat
         assert np.array_equal(update, case.update(tmp_path / "out")[name])
 
 
-def test_the_suggested_ranks_are_exactly_the_ones_that_result(case, tmp_path):
-    suggested = audit_adapter(case.folder, suggest_per_layer=True).per_layer
+def _falling(model) -> None:
+    """Give lora_B the falling spectrum of training, another one in each module; random numbers have no suggestion."""
+    factors = [p for name, p in model.named_parameters() if "lora_B" in name]
+    for place, factor in enumerate(factors, 1):
+        factor.data *= torch.exp(-torch.arange(factor.shape[1]) * (1.2 - 0.2 * place))
+
+
+def test_the_suggested_ranks_are_exactly_the_ones_that_result(make, tmp_path):
+    case = make(Net(), LoraConfig(r=8, lora_alpha=12, target_modules=LINEAR), edit=_falling)
+    audit = audit_adapter(case.folder, suggest_per_layer=True)
+    suggested = audit.per_layer
     report = resize_adapter(case.folder, tmp_path / "out", like_suggested=True)
+    assert audit.like_suggested.params_saved == report.params_before - report.params_after
+    assert audit.like_suggested.relative_error == pytest.approx(report.relative_error, rel=1e-9)
     wanted = {row.name: row.rank for row in suggested.modules}
     assert {row.name: row.rank_after for row in report.modules} == wanted
     after = audit_adapter(tmp_path / "out")

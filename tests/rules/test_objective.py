@@ -18,7 +18,7 @@ from gradience.schema.config import ConfigSnapshot
         ({"extras": {"task": "dpo"}, "lora": {"task_type": "CAUSAL_LM"}}, "preference"),
         ({"extras": {"task": "gsm8k"}, "lora": {"task_type": "CAUSAL_LM"}}, "sft"),
         ({"training": {"extras": {"trainer": "rl"}}, "lora": {"task_type": "CAUSAL_LM"}}, "rl"),
-        ({"training": {"extras": {"trainer": "reward"}}, "lora": {"task_type": "SEQ_CLS"}}, "unknown"),
+        ({"training": {"extras": {"trainer": "reward"}}, "lora": {"task_type": "SEQ_CLS"}}, "reward"),
         ({"lora": {"task_type": "SEQ_CLS"}}, "classification"),
         ({"lora": {"extras": {"base_model_class": "LlamaForCausalLM"}}}, "sft"),
         ({"task_profile": "easy_classification"}, "classification"),

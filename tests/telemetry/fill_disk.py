@@ -28,7 +28,7 @@ def main(log: Path, size: int | None) -> None:
         filler.write_bytes(b"z" * 30_000)
     else:
         limit(size)
-    writer = TelemetryWriter(log, "run", fsync="never")
+    writer = TelemetryWriter(log, "run", fsync="never", on_error="raise")
     writer.run_start()
     step, error = 0, ""
     try:

@@ -38,7 +38,7 @@ def log(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def writer(log: Path):
-    with TelemetryWriter(log, clock=lambda: 1.5) as writer:
+    with TelemetryWriter(log, on_error="raise", clock=lambda: 1.5) as writer:
         yield writer
         writer.close()
 
@@ -196,7 +196,7 @@ def test_an_extra_named_extras_is_a_key_like_any_other(log, writer) -> None:
 
 
 def test_a_line_holds_64_kib_and_not_a_byte_more(log: Path) -> None:
-    with TelemetryWriter(log, allow_text=True, max_str_len=10**6, clock=lambda: 1.5) as writer:
+    with TelemetryWriter(log, allow_text=True, max_str_len=10**6, on_error="raise", clock=lambda: 1.5) as writer:
         writer.train_step(0, pad="")
         room = MAX_LINE_BYTES - (len(log.read_bytes()) - 1)
         writer.train_step(1, pad="x" * room)
@@ -295,7 +295,7 @@ def test_a_wrong_fsync_mode_is_a_value_error(log: Path) -> None:
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
 def test_a_device_that_is_full_is_a_recorder_error_with_advice(tmp_path: Path) -> None:
-    writer = TelemetryWriter(tmp_path / "run.jsonl")
+    writer = TelemetryWriter(tmp_path / "run.jsonl", on_error="raise")
     full = os.open("/dev/full", os.O_WRONLY)
     os.dup2(full, writer._file._fd)
     os.close(full)
@@ -307,7 +307,7 @@ def test_a_device_that_is_full_is_a_recorder_error_with_advice(tmp_path: Path) -
 
 
 def test_a_descriptor_closed_behind_the_writer_is_a_recorder_error(log: Path) -> None:
-    writer = TelemetryWriter(log)
+    writer = TelemetryWriter(log, on_error="raise")
     os.close(writer._file._fd)
     with pytest.raises(RecorderError, match="Bad file descriptor"):
         writer.train_step(1)
@@ -325,7 +325,7 @@ def test_a_line_written_in_part_is_ended_before_the_next(log: Path, monkeypatch:
             raise OSError(28, "No space left on device")
         return real(fd, data[:10]) if len(calls) == 1 else real(fd, data)
 
-    writer = TelemetryWriter(log)
+    writer = TelemetryWriter(log, on_error="raise")
     with monkeypatch.context() as patch:
         patch.setattr(os, "write", short)
         with pytest.raises(RecorderError):
@@ -352,9 +352,69 @@ def test_a_path_that_cannot_be_a_log_is_a_recorder_error(log: Path, make, said: 
     make(log)
     path = log if said.startswith("Is") else log.parent / "f" / "run.jsonl"
     with pytest.raises(RecorderError, match=f"{path}|{path.parent}") as error:
-        TelemetryWriter(path)
+        TelemetryWriter(path, on_error="raise")
     assert error.value.advice
     TelemetryWriter(log.with_name("other.jsonl")).close()  # and no lock is left behind
+
+
+# What it does where it cannot write
+
+
+def said(caught) -> list[str]:
+    return [str(warning.message) for warning in caught]
+
+
+def test_by_default_what_cannot_be_written_is_counted_and_said_once_and_at_the_end(log: Path) -> None:
+    with pytest.warns(RuntimeWarning, match="gradience") as caught, TelemetryWriter(log) as writer:  # noqa: PT031  # several lines warn
+        writer.train_step(1, loss="low")
+        writer.train_step(2, note=object())
+        writer.eval(2, split=None, metrics={})
+        writer.train_step(3, loss=0.5)
+    first, last = said(caught)
+    assert "training goes on: `loss`: expected a number, got str" in first
+    assert last == f"gradience: {log}: 3 events could not be recorded"
+    row, end = lines(log)
+    assert (row["step"], end["reason"], writer.lost) == (3, "3 events could not be recorded", 3)
+
+
+def test_a_log_that_cannot_be_opened_is_said_and_tried_again_where_it_matters(tmp_path: Path) -> None:
+    (tmp_path / "f").touch()
+    with pytest.warns(RuntimeWarning, match="gradience") as caught, TelemetryWriter(tmp_path / "f" / "r.jsonl") as log:  # noqa: PT031  # several lines warn
+        log.run_start()
+        log.train_step(1, loss=0.5)
+        (tmp_path / "f").unlink()
+        log.train_step(2, loss=0.5)
+        log.eval(2, split="test", metrics={"loss": 0.5})
+        log.train_step(3, loss=0.5)
+    assert "this run is not being recorded: cannot make the folder" in said(caught)[0]
+    assert said(caught)[-1].endswith("3 events could not be recorded")
+    assert [line["event"] for line in lines(log.path)] == ["eval", "train_step", "run_end"]
+
+
+def test_a_loop_goes_on_also_where_warnings_are_errors(log: Path) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with TelemetryWriter(log) as writer:
+            writer.train_step(1, loss="low")
+    assert lines(log)[-1]["reason"] == "1 events could not be recorded"
+
+
+def test_another_on_error_is_a_value_error(log: Path) -> None:
+    with pytest.raises(ValueError, match="'warn' or 'raise', not 'ignore'"):
+        TelemetryWriter(log, on_error="ignore")
+
+
+def test_an_array_whose_data_were_given_away_costs_its_event_only(log: Path) -> None:
+    import jax.numpy as jnp
+
+    gone = jnp.float32(1.0) + 0
+    gone.delete()
+    with pytest.warns(RuntimeWarning, match="gradience") as caught, TelemetryWriter(log) as writer:  # noqa: PT031  # several lines warn
+        writer.train_step(1, loss=gone)
+        writer.train_step(2, loss=jnp.float32(0.5), lr=jnp.array([0.5]), n=jnp.arange(2))
+    assert "`loss`: expected a number, got jax" in said(caught)[0]
+    row, _ = lines(log)
+    assert (row["step"], row["loss"], row["lr"], row["n"]) == (2, 0.5, [0.5], [0, 1])
 
 
 # One writer
@@ -380,14 +440,14 @@ def test_a_second_writer_that_wants_no_sibling_is_refused(log, writer) -> None:
     TelemetryWriter(log, siblings=False).close()
 
 
-def test_closing_releases_the_log_and_leaves_one_hidden_lock_file(log: Path) -> None:
+def test_closing_releases_the_log_and_leaves_nothing_beside_it(log: Path) -> None:
     with TelemetryWriter(log):
         pass
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         with TelemetryWriter(log):
             pass
-    assert sorted(path.name for path in log.parent.iterdir()) == [".run.jsonl.lock", "run.jsonl"]
+    assert sorted(path.name for path in log.parent.iterdir()) == ["run.jsonl"]
 
 
 @pytest.mark.parametrize("new", [True, False])
@@ -395,13 +455,10 @@ def test_where_there_are_no_locks_the_log_is_written_all_the_same(log, monkeypat
     if not new:
         log.touch()
 
-    class Lockless:
-        def __init__(self, *_: object, **__: object) -> None: ...
+    def lockless(_fd: int) -> None:
+        raise OSError(37, "No locks available")
 
-        def acquire(self) -> None:
-            raise OSError(37, "No locks available")
-
-    monkeypatch.setattr("gradience.telemetry.logfile.FileLock", Lockless)
+    monkeypatch.setattr("gradience.io.locking._lock", lockless)
     with (
         pytest.warns(RuntimeWarning, match="written without a lock: .*No locks available"),
         TelemetryWriter(log) as writer,
@@ -411,16 +468,16 @@ def test_where_there_are_no_locks_the_log_is_written_all_the_same(log, monkeypat
 
 
 @pytest.mark.skipif(not hasattr(os, "fork") or os.geteuid() != 0, reason="only root can become nobody")
-def test_a_log_in_a_folder_that_is_not_ours_is_written_without_a_lock() -> None:
+def test_a_log_in_a_folder_that_is_not_ours_is_locked_all_the_same() -> None:
     with tempfile.TemporaryDirectory() as folder:
         Path(folder).chmod(0o755)
         log = Path(folder) / "run.jsonl"
         log.touch()
         log.chmod(0o666)
-        assert_written_without_a_lock_by_nobody(log)
+        assert_written_by_nobody(log)
 
 
-def assert_written_without_a_lock_by_nobody(log: Path) -> None:
+def assert_written_by_nobody(log: Path) -> None:
     code = (
         "import os, sys, warnings; from gradience.telemetry import TelemetryWriter; os.setuid(65534)\n"
         "with warnings.catch_warnings(record=True) as caught:\n"
@@ -430,7 +487,7 @@ def assert_written_without_a_lock_by_nobody(log: Path) -> None:
     )
     done = subprocess.run([sys.executable, "-c", code, str(log)], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert "is written without a lock" in done.stdout
+    assert done.stdout == "\n"  # nothing to warn of: the lock is on the log itself
     assert len(lines(log)) == 1
 
 
@@ -453,7 +510,7 @@ import os, sys
 from gradience.errors import RecorderError
 from gradience.telemetry import TelemetryWriter
 log = sys.argv[1]
-with TelemetryWriter(log, "r") as writer:
+with TelemetryWriter(log, "r", on_error="raise") as writer:
     writer.run_start()
     writer._guard.acquire()  # as if another thread were writing at the moment of the fork
     pid = os.fork()
@@ -521,7 +578,7 @@ def test_leaving_in_order_ends_the_run_once(log: Path) -> None:
 
 
 def test_a_writer_that_was_closed_ends_no_run(log: Path) -> None:
-    with TelemetryWriter(log) as writer:
+    with TelemetryWriter(log, on_error="raise") as writer:
         writer.close()
     assert log.read_bytes() == b""
     with pytest.raises(RecorderError, match="is closed"):
@@ -533,7 +590,7 @@ def fail(*_: object) -> int:
 
 
 def test_an_error_of_the_run_is_not_replaced_by_one_of_the_recorder(log, monkeypatch) -> None:
-    writer = TelemetryWriter(log)
+    writer = TelemetryWriter(log, on_error="raise")
 
     def crash() -> None:
         with writer:
@@ -547,7 +604,7 @@ def test_an_error_of_the_run_is_not_replaced_by_one_of_the_recorder(log, monkeyp
 
 
 def test_a_run_that_cannot_be_ended_raises_and_releases_the_log(log, monkeypatch) -> None:
-    writer = TelemetryWriter(log)
+    writer = TelemetryWriter(log, on_error="raise")
     with monkeypatch.context() as patch:
         patch.setattr(os, "write", fail)
         with pytest.raises(RecorderError, match="No space left"), writer:
@@ -556,7 +613,7 @@ def test_a_run_that_cannot_be_ended_raises_and_releases_the_log(log, monkeypatch
 
 
 def test_run_end_says_how_many_events_are_missing(log: Path) -> None:
-    with TelemetryWriter(log) as writer:
+    with TelemetryWriter(log, on_error="raise") as writer:
         for bad in range(2):
             with pytest.raises(RecorderError):
                 writer.train_step(bad, loss=10**400)
@@ -593,7 +650,7 @@ def test_what_is_no_whole_number_is_no_step(log, writer, step) -> None:
     with pytest.raises(RecorderError, match="`step`: expected a whole number"):
         writer.train_step(step)
     assert log.read_bytes() == b""
-    assert writer.lost == 0  # nothing was to be recorded: the caller has the error
+    assert writer.lost == 1
 
 
 def test_an_event_with_a_session_or_a_number_of_its_own_keeps_both(log, writer) -> None:
@@ -606,13 +663,13 @@ def test_an_event_with_a_session_or_a_number_of_its_own_keeps_both(log, writer) 
 
 
 def test_a_reason_that_is_given_stands_though_events_were_lost(log: Path) -> None:
-    with TelemetryWriter(log) as writer:
+    with TelemetryWriter(log, on_error="raise") as writer:
         with pytest.raises(RecorderError):
             writer.train_step(1, loss="low")
         with pytest.raises(RecorderError):
             writer.alert(severity="fatal", code="c", message="m")
         writer.run_end(status="aborted", reason="no time left")
-    assert (lines(log)[-1]["reason"], writer.lost) == ("no time left", 1)
+    assert (lines(log)[-1]["reason"], writer.lost) == ("no time left", 2)
 
 
 def test_rows_are_synced_after_more_than_five_seconds_and_not_after_five(log, monkeypatch) -> None:

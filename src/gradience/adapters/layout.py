@@ -25,6 +25,7 @@ from gradience.schema.audit import LeftoverReason
 Array: TypeAlias = npt.NDArray[Any]
 LoadFactors: TypeAlias = Callable[[], tuple[Array, Array]]
 DenseUpdate: TypeAlias = Callable[[Array], Array]
+FactoredUpdate: TypeAlias = Callable[[Array], tuple[Array, Array]]
 Role: TypeAlias = Literal[
     "lora_pair", "magnitude", "bias", "full_module", "token_rows", "base_copy", "scale", "not_analysed", "unknown"
 ]
@@ -135,6 +136,10 @@ class Module:
     """The base's tensor, such as `model.layers.0.self_attn.q_proj.weight`, before any replication of layers."""
     dense: DenseUpdate | None = None
     """Given the base weight as stored: the true update as a matrix, where s b a is not the whole of it."""
+    factored: FactoredUpdate | None = None
+    """Beside `dense`: the true update as b @ a, where its rank is far below its sides (2 r for PiSSA)."""
+    is_unknown: bool = False
+    """The start changed the base by an amount that no file says: not even the base gives the true update."""
     expert: int | None = None
     """Which slice of the base's 3-D tensor this is; `dense` takes the slice."""
     magnitude: Callable[[], Array] | None = None

@@ -11,22 +11,28 @@ from typing import Final, NamedTuple
 
 import numpy as np
 
-from gradience.adapters.layout import Array, Module
+from gradience.adapters.layout import Array, DenseUpdate, Module, within_range
 from gradience.errors import AdapterError
 from gradience.schema.audit import MergeSurvival
 from gradience.spectral.base import CHUNK_ELEMENTS, Chunk, MergeSums, merge_sums
-from gradience.spectral.lanczos import Operator, leading
+from gradience.spectral.lanczos import Operator
+from gradience.spectral.reduced import decomposed
+from gradience.spectral.update import Floats
 
 _HALF: Final = 2  # bytes of a 16-bit float
 
 
 class Update(NamedTuple):
-    """scale * b @ a, or `dense` where the update is a function of the weight."""
+    """scale * b @ a, or `dense` where the update is a whole matrix.
+
+    `sigma` are the singular values of an update that was factored here; None where the module's factors are the update.
+    """
 
     b: Array
     a: Array
     scale: float
     dense: Array | None = None
+    sigma: Floats | None = None
 
     def operators(self, w: Array) -> tuple[Operator, Operator]:
         """W and W + dW, for a weight in float32."""
@@ -44,13 +50,6 @@ class Update(NamedTuple):
         stored = self.b.dtype.name if self.dense is None and self.b.dtype.itemsize == _HALF else "float32"
         return merge_sums(chunks, scale=self.scale, target=_target(dtype), delta_dtype=stored)
 
-    def dense_norm(self, seed: int) -> tuple[float, bool]:
-        """(norm2 of the dense update, whether it converged); NaN where it is not finite."""
-        if self.dense is None or not np.isfinite(self.dense).all():
-            return math.nan, True
-        top = leading(Operator.of(self.dense), seed=seed)
-        return float(top.sigma[0]), top.converged
-
 
 def update_of(module: Module, w: Array) -> Update:
     """The module's update in the weight's orientation.
@@ -58,16 +57,33 @@ def update_of(module: Module, w: Array) -> Update:
     Raises:
         AdapterError: the base is of another shape.
     """
+    if module.factored is not None:
+        b, a = module.factored(w)
+        _check((len(b), a.shape[1]), w.shape)
+        if not within_range(b, a):
+            return Update(b, a, 1.0, sigma=np.full(1, np.nan))
+        # Orthogonal factors: what the start took out of the base is large beside what is left of it after training.
+        low = decomposed(b, a)
+        return Update((low.u * low.sigma).astype(np.float32), low.v.astype(np.float32), 1.0, sigma=low.sigma)
     if module.dense is not None:
-        dense = module.dense(w)
-        _check(dense.shape, w.shape)
-        return Update(w[:, :0], w[:0], 1.0, dense.astype(np.float32, copy=False))
+        return Update(w[:, :0], w[:0], 1.0, matrix_of(module.dense, w))
     b, a = module.load()
     # Experts whose file does not say how the base stores them: the base's shape decides.
     if (len(b), a.shape[1]) != w.shape and (a.shape[1], len(b)) == w.shape:
         b, a = a.T, b.T
     _check((len(b), a.shape[1]), w.shape)
     return Update(b, a, module.scale)
+
+
+def matrix_of(update: DenseUpdate, w: Array) -> Array:
+    """The update as a matrix, in float32.
+
+    Raises:
+        AdapterError: the base is of another shape.
+    """
+    dense = update(w)
+    _check(dense.shape, w.shape)
+    return dense.astype(np.float32, copy=False)
 
 
 def _check(shape: tuple[int, ...], expected: tuple[int, ...]) -> None:

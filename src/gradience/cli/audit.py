@@ -11,11 +11,12 @@ from cyclopts.types import NonNegativeInt, PositiveInt
 from cyclopts.validators import Number
 
 from gradience.cli import options as opt
-from gradience.cli.output import draws_blocks, on_terminal, prepare_jax
+from gradience.cli.output import COULD_NOT_JUDGE, draws_blocks, on_terminal
 from gradience.errors import AdapterError
 from gradience.render.audit import View, audit_text
 from gradience.render.plots import Quantity
 from gradience.schema.reports import SourceLocation
+from gradience.verbs.device import prepare_jax
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,7 +131,7 @@ def audit(
         from gradience.verbs.audit.append import append_audit  # noqa: PLC0415  # the recorder, only if a log is written
 
         append_audit(append, report)
-    return resolved.show(
+    shown = resolved.show(
         report,
         lambda it: audit_text(it, showing.view()),
         report.findings,
@@ -138,3 +139,4 @@ def audit(
         locations=lambda: [SourceLocation(report.weights_path)] * len(report.findings),
         not_run=report.not_run,
     )
+    return COULD_NOT_JUDGE if report.health.verdict == "not_analysed" else shown

@@ -7,9 +7,10 @@ from pathlib import Path
 from cyclopts.types import NonNegativeInt
 
 from gradience.cli import options as opt
-from gradience.cli.output import draws_blocks, on_terminal, prepare_jax
+from gradience.cli.output import draws_blocks, on_terminal
 from gradience.errors import AdapterError
 from gradience.render.compare import compare_adapters_text
+from gradience.verbs.device import prepare_jax
 
 
 def compare(

@@ -8,9 +8,9 @@ from typing import Final
 from cyclopts.types import PositiveFloat
 
 from gradience.cli import options as opt
+from gradience.cli.output import COULD_NOT_JUDGE
 from gradience.schema.findings import RuleGroup
 
-_COULD_NOT_JUDGE: Final = 2
 _GROUPS: Final[tuple[RuleGroup, ...]] = ("config", "base", "log", "weights", "weights_and_base", "joins")
 
 
@@ -50,7 +50,7 @@ def diagnose(
 
     sources = find_sources(path, run=run, adapter=adapter, config=config)
     if sources.weights.path is not None:
-        from gradience.cli.output import prepare_jax  # noqa: PLC0415  # only where there are weights
+        from gradience.verbs.device import prepare_jax  # noqa: PLC0415  # only where there are weights
 
         prepare_jax("auto")
     from gradience.verbs.diagnose.run import diagnose_sources  # noqa: PLC0415  # imports jax, after its environment is set
@@ -73,4 +73,4 @@ def diagnose(
         locations=lambda: source_locations(report),
         not_run=report.not_run,
     )
-    return code if report.complete else _COULD_NOT_JUDGE
+    return code if report.complete else COULD_NOT_JUDGE

@@ -12,7 +12,7 @@ import gc
 import os
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, NoReturn
@@ -63,13 +63,45 @@ COMMANDS = {  # name: its function, imported when it runs, and its line in the l
         "gradience.cli.verify_merge:verify_merge",
         "Check that a merged model contains an adapter, tensor by tensor.",
     ),
+    "bench": (
+        "gradience.cli.bench:bench",
+        "Measure on held-out data what a smaller, merged or mitigated adapter loses.",
+    ),
     "rules": ("gradience.cli.schema:rules", "List every rule by where it applies, or explain one with its evidence."),
     "validate": ("gradience.cli.schema:validate", "Check every line of a run.jsonl against the telemetry schema."),
     "schema": ("gradience.cli.schema:schema", "Print a JSON Schema: of a line of a log, or of a report."),
 }
 
+GROUPS = {  # name: its line, and its commands as above
+    "fleet": (
+        "Many adapters: audit every one below some folders, then show and query them.",
+        {
+            "audit": ("gradience.cli.fleet:audit", "Audit every adapter below some folders or URLs."),
+            "show": ("gradience.cli.fleet:show", "Show what is in a fleet, and what needs a look."),
+            "query": ("gradience.cli.fleet:query", "Ask a fleet in SQL."),
+        },
+    ),
+    "runs": (
+        "Many runs: list every log below some folders, then compare and query them.",
+        {
+            "list": ("gradience.cli.runs:list_", "List every run, one row each."),
+            "show": ("gradience.cli.runs:show", "Show what the runs are, and which logs cannot be read."),
+            "query": ("gradience.cli.runs:query", "Ask the runs in SQL."),
+            "best": ("gradience.cli.runs:best", "Find the best run by a metric, of all or of each group."),
+            "curves": ("gradience.cli.runs:curves", "Draw one metric of several runs over each other."),
+        },
+    ),
+}
 
-def build_app(asked: str | None = None) -> App:
+BELOW = {  # commands of a command, by the same
+    "bench": {
+        "merge": ("gradience.cli.bench:merge", "Measure what merges lose on each adapter's own data."),
+        "mitigate": ("gradience.cli.bench:mitigate", "Measure what scaling intruder dimensions changes."),
+    }
+}
+
+
+def build_app(*asked: str) -> App:
     """Return the command table; a command's module is imported when it runs.
 
     Args:
@@ -86,12 +118,28 @@ def build_app(asked: str | None = None) -> App:
         help_format="plaintext",
         result_action="return_value",
     )
-    for name, (target, line) in COMMANDS.items():
+    verb = asked[0] if asked else ""
+    _fill(app, COMMANDS, verb, with_flowing_help)
+    for name, (target, _) in BELOW.get(verb, {}).items():
+        app[verb].command(with_flowing_help(target), name=name)
+    for name, (line, commands) in GROUPS.items():
+        group = App(name=name, help=line, help_format="plaintext", version_flags=())
+        _fill(group, commands, asked[1] if asked[:1] == (name,) and len(asked) > 1 else None, with_flowing_help)
+        app.command(group)
+    return app
+
+
+def _fill(
+    app: App,
+    commands: Mapping[str, tuple[str, str]],
+    asked: str | None,
+    with_flowing_help: Callable[[str], Callable[..., object]],
+) -> None:
+    for name, (target, line) in commands.items():
         if name == asked:
             app.command(with_flowing_help(target), name=name)
         else:
             app.command(target, name=name, help=line)
-    return app
 
 
 def _version() -> str:
@@ -135,7 +183,7 @@ def _run(tokens: list[str]) -> int:
 
     from gradience.cli.output import KeptConsole, emit  # noqa: PLC0415  # the same
 
-    app = build_app(tokens[0] if tokens else None)
+    app = build_app(*tokens[:2])
     kept = KeptConsole() if not tokens or _asks_for_help(tokens) else None
     console = None if kept is None else kept.console
     try:

@@ -7,11 +7,12 @@ from pathlib import Path
 from cyclopts.types import NonNegativeInt, PositiveInt
 
 from gradience.cli import options as opt
-from gradience.cli.output import on_terminal, prepare_jax
+from gradience.cli.output import on_terminal
 from gradience.errors import AdapterError
 from gradience.render.merge import merge_check_text, merge_text
 from gradience.schema.merge import MergeMethod
 from gradience.schema.reports import SourceLocation
+from gradience.verbs.device import prepare_jax
 
 
 def merge(

@@ -11,9 +11,10 @@ from cyclopts.types import PositiveInt
 from cyclopts.validators import Number
 
 from gradience.cli import options as opt
-from gradience.cli.output import on_terminal, prepare_jax
+from gradience.cli.output import on_terminal
 from gradience.errors import AdapterError
 from gradience.render.writing import mitigate_text
+from gradience.verbs.device import prepare_jax
 
 
 def mitigate(

@@ -67,7 +67,7 @@ def report(
     sources = find_sources(path, adapter=adapter, config=config)
     others = compare or []
     if sources.weights.path is not None or others:
-        from gradience.cli.output import prepare_jax  # noqa: PLC0415  # only where there are weights
+        from gradience.verbs.device import prepare_jax  # noqa: PLC0415  # only where there are weights
 
         prepare_jax("auto", serial_kernels=bool(others))
     from gradience.verbs.report.gather import build_story  # noqa: PLC0415  # may import jax, after its environment is set

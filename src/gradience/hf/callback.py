@@ -2,26 +2,31 @@
 
 from __future__ import annotations
 
-import math
 import os
 import weakref
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self, get_args
 
 import msgspec
 from transformers import TrainerCallback
 
+from gradience.hf.lookout import Lookout, live_ids
 from gradience.hf.recorder import RunRecorder
 from gradience.hf.snapshot import batch_size, config_snapshot, dataset_size, run_meta
+from gradience.hf.voice import Voice
 from gradience.schema.config import ConfigSnapshot
-from gradience.schema.scalars import TaskProfile, as_float
-from gradience.telemetry.rows import Values, eval_columns, split_row, train_columns
+from gradience.schema.findings import Finding
+from gradience.schema.scalars import TaskProfile
+from gradience.telemetry.rows import Values, eval_columns, plain_columns, split_row, train_columns
 from gradience.telemetry.values import described
 
 
 class GradienceCallback(TrainerCallback):
-    """Records a Trainer's run in `<output_dir>/run.jsonl`. It changes nothing and never ends a training.
+    """Records a Trainer's run in `<output_dir>/run.jsonl`. It changes nothing, and ends a training only on `stop_on`.
+
+    What a person should act on it says through logging (logger `gradience`) as it happens, each rule once a run:
+    findings on the configuration as training begins, then NaN, divergence, overfitting, a loss or a gradient of 0.
 
     Also a context manager: `with GradienceCallback() as recorder:` around `trainer.train()` records at once
     how training was left; without it an exception is recorded when the program ends, when the next training
@@ -34,6 +39,8 @@ class GradienceCallback(TrainerCallback):
         notes: a sentence for the log.
         spectral_every: audit the adapter in training every so many steps, on the CPU. Off by default.
         guard: EXPERIMENTAL, acts on the weights: see `gradience.hf.guard`. Off by default.
+        stop_on: ids of rules, such as `("NUM101", "DIV104")`, at whose first finding the Trainer is asked to stop.
+        verbose: say findings through logging; they are recorded all the same.
         allow_text: write strings over 256 characters, and exceptions' texts, in clear.
         meta: further facts for the log's first line.
 
@@ -50,6 +57,8 @@ class GradienceCallback(TrainerCallback):
         notes: str | None = None,
         spectral_every: int | None = None,
         guard: Any = None,
+        stop_on: Iterable[str] = (),
+        verbose: bool = True,
         allow_text: bool = False,
         meta: Mapping[str, Any] | None = None,
     ) -> None:
@@ -70,7 +79,12 @@ class GradienceCallback(TrainerCallback):
         self._batch_size: int | None = None
         self._early: list[tuple[int, str, Values]] = []
         self._last_eval: tuple[int, Values] | None = None
-        self._alerted: set[str] = set()
+        self._last_row: Any = None
+        self._probed: int | None = None
+        self._stop_on = live_ids(stop_on)
+        self._voice = Voice(loud=verbose)
+        self._lookout: Lookout | None = None
+        self._stopped: str | None = None
 
     def __enter__(self) -> Self:
         """Begin a block in which training runs."""
@@ -82,43 +96,54 @@ class GradienceCallback(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ARG002  # theirs
         """Open the log, or go on with it; on every process, put the guard on duty if there is one."""
+        if self._recorder.records(state):
+            self._recorder.warn("this callback was given to the Trainer twice: each event is recorded once")
+            return
+        self._watch = self._lookout = self._stopped = None
         if state.is_world_process_zero:
             with self._recorder:
                 self._begin(args, state, kwargs)
-        self._watch = None
-        if self._guard:
+        elif self._stop_on:  # all processes see the same rows, and must stop together
+            with self._recorder:
+                self._lookout = Lookout(self._config(args, state, kwargs), self._stop_on)
+        if self._guard and not self._recorder.joined:
             with self._recorder:
                 self._arm(args, state, kwargs["model"])
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:  # noqa: ARG002  # theirs
         """Record a row that the Trainer logs: a step, evaluations or the summary, by its keys."""
-        if not state.is_world_process_zero:
+        if self._recorder.joined or (logs is self._last_row and logs is not None):
+            return
+        self._last_row = logs
+        if not state.is_world_process_zero and self._lookout is None:
             return
         with self._recorder:
             row = dict(logs or {})
             if "train_runtime" in row:
                 _restore_total_flos(row, state.log_history)
-            self._take_row(state.global_step, row, kwargs)
+            self._take_row(state.global_step, row, kwargs, control)
 
     def on_evaluate(self, args: Any, state: Any, control: Any, metrics: Any = None, **kwargs: Any) -> None:  # noqa: ARG002  # theirs
         """Record the evaluation, unless its row came through `on_log` already."""
-        if not state.is_world_process_zero:
+        if self._recorder.joined or not (state.is_world_process_zero or self._lookout):
             return
         with self._recorder:
             evals = split_row(dict(metrics or {})).evals
-            self._take_evals(state.global_step, evals, kwargs.get("eval_dataloader"))
+            self._take_evals(state.global_step, evals, kwargs.get("eval_dataloader"), control)
 
     def on_predict(self, args: Any, state: Any, control: Any, metrics: Any, **kwargs: Any) -> None:
         """Record a prediction's metrics as an evaluation of its split."""
         self.on_evaluate(args, state, control, metrics, **kwargs)
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ARG002  # theirs
-        """Let the guard look at the gradients, on every process."""
+        """Let the guard look at the gradients, on every process; it may ask for the end of a run that is lost."""
         if (watch := self._watch) is not None:
             self._watch = None  # off, should it fail
             with self._recorder:
-                watch.before_step(state.global_step + 1)
+                reason = watch.before_step(state.global_step + 1)
                 self._watch = watch
+                if reason:
+                    self._stop(state.global_step + 1, f"the guard: {reason}", control)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ARG002  # theirs
         """Let the guard copy the weights, and audit the adapter when it is time to."""
@@ -128,27 +153,36 @@ class GradienceCallback(TrainerCallback):
             with self._recorder:
                 watch.after_step(step)
                 self._watch = watch
-        if self._spectral_every and state.is_world_process_zero and step % self._spectral_every == 0:
-            with self._recorder:
-                self._probe(step, kwargs["model"])
+        if self._spectral_every and step % self._spectral_every == 0 and step != self._probed:
+            self._probed = step
+            if state.is_world_process_zero and not self._recorder.joined:
+                with self._recorder:
+                    self._probe(step, kwargs["model"])
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ARG002  # theirs
         """Close the run; evaluations that come later are still recorded."""
-        early = 0 < state.global_step < state.max_steps
+        at = f"stopped at step {state.global_step} of {state.max_steps}"
         with self._recorder:
-            self._recorder.end("ok", f"stopped at step {state.global_step} of {state.max_steps}" if early else None)
+            if self._stopped:
+                self._recorder.end("aborted", f"{at} by {self._stopped}")
+            else:
+                self._recorder.end("ok", at if 0 < state.global_step < state.max_steps else None)
 
     def _begin(self, args: Any, state: Any, shown: Mapping[str, Any]) -> None:
         size = batch_size(args, state)
         restart = self._recorder.in_run and bool(args.auto_find_batch_size) and size != self._batch_size
         self._batch_size = size
         if not restart:
-            self._alerted, self._last_eval = set(), None
+            self._last_eval, self._probed = None, None
         if self._finalizer is None:
             self._finalizer = weakref.finalize(self, self._recorder.close_interrupted)  # freed, or the program ends
         path = self._path or Path(args.output_dir) / "run.jsonl"
         meta = {**run_meta(args), **({"restarted_by": "auto_find_batch_size"} if restart else {}), **self._meta}
-        self._recorder.start(path, self._config(args, state, shown), meta, step=state.global_step, restart=restart)
+        config = self._config(args, state, shown)
+        self._lookout = Lookout(config, self._stop_on)
+        self._recorder.start(path, config, meta, training=state, step=state.global_step, restart=restart)
+        if not self._recorder.joined and not restart:
+            self._voice.config(config)
         early, self._early = self._early, []
         for evaluation in early:
             self._write_eval(*evaluation)
@@ -162,19 +196,25 @@ class GradienceCallback(TrainerCallback):
             self._recorder.warn(f"the configuration could not be read, and is not recorded: {type(error).__name__}")
             return msgspec.structs.replace(self._given, extras={"snapshot_failed": type(error).__name__})
 
-    def _take_row(self, step: int, row: Values, shown: Mapping[str, Any]) -> None:
+    def _take_row(self, step: int, row: Values, shown: Mapping[str, Any], control: Any) -> None:
+        if (plain := plain_columns(row)) is not None:
+            self._take_step(step, plain, {}, control)
+            return
         parts = split_row(row)
         if parts.train.keys() - {"epoch"}:
-            known, extras = train_columns(parts.train)
-            self._recorder.record(lambda log: log.train_step(step, **known, **extras))
-            self._alert_if_diverged(step, known)
+            self._take_step(step, *train_columns(parts.train), control)
         if parts.evals:
             alone = len(parts.evals) == 1 and not parts.train  # else the loader is not that of this row's every split
-            self._take_evals(step, parts.evals, shown.get("eval_dataloader") if alone else None)
+            self._take_evals(step, parts.evals, shown.get("eval_dataloader") if alone else None, control)
         if parts.summary:
             self._record_metrics(step, "train_summary", {key: described(item) for key, item in parts.summary.items()})
 
-    def _take_evals(self, step: int, evals: Mapping[str, Values], dataloader: Any) -> None:
+    def _take_step(self, step: int, known: Values, extras: Values, control: Any) -> None:
+        self._recorder.train_step(step, known, extras)
+        if self._lookout is not None and (found := self._lookout.row(step, known)):
+            self._heed(step, found, control)
+
+    def _take_evals(self, step: int, evals: Mapping[str, Values], dataloader: Any, control: Any) -> None:
         """Record an evaluation once: its row comes through `on_log`, its metrics through `on_evaluate`."""
         mark = (step, {split: measured.get("runtime") for split, measured in evals.items()})
         if not evals or mark == self._last_eval:
@@ -184,10 +224,12 @@ class GradienceCallback(TrainerCallback):
         for split, measured in evals.items():
             known, extras = eval_columns(measured)
             metrics = {**({} if n is None else {"n": n}), **known, **extras}
-            if self._recorder.began:
-                self._write_eval(step, split, metrics)
-            else:
+            if not self._recorder.began:
                 self._early.append((step, split, metrics))  # a baseline: its run is still to begin
+                continue
+            self._write_eval(step, split, metrics)
+            if self._recorder.in_run and self._lookout is not None:
+                self._heed(step, self._lookout.evaluation(step, split, metrics), control)
 
     def _write_eval(self, step: int, split: str, metrics: Values) -> None:
         self._recorder.record(lambda log: log.eval(step, split=split, metrics=metrics))
@@ -195,22 +237,27 @@ class GradienceCallback(TrainerCallback):
     def _record_metrics(self, step: int, kind: str, metrics: Values) -> None:
         self._recorder.record(lambda log: log.metrics(step, kind=kind, metrics=metrics))
 
-    def _alert_if_diverged(self, step: int, known: Values) -> None:
-        """Record an alert, once, of what a diverged run's rows hide: the Trainer averages non-finite losses away."""
-        loss, norm = known.get("loss"), known.get("grad_norm")
-        if loss is not None and not math.isfinite(as_float(loss)):
-            self._alert(step, "NUM101", "the training loss is not finite", known)
-        elif loss == 0.0 and norm is not None and not math.isfinite(as_float(norm)):
-            self._alert(step, "NUM102", "a loss of exactly 0 with a gradient norm that is not finite", known)
+    def _heed(self, step: int, found: Sequence[Finding], control: Any) -> None:
+        """Record and say what is newly found, and stop where that was asked for."""
+        assert self._lookout is not None  # noqa: S101  # it found this
+        stops = self._lookout.stops(found)
+        for finding in found:
+            self._voice.finding(finding, step)
+            context = {**finding.values, **({"stops": True} if finding.id in stops else {})}
+            self._alert(step, finding, context)
+        if stops:
+            self._stop(step, f"stop_on: {', '.join(stops)}", control)
 
-    def _alert(self, step: int, code: str, message: str, known: Values) -> None:
-        if code in self._alerted:
-            return
-        self._alerted.add(code)
-        context = {name: known.get(name) for name in ("loss", "grad_norm", "lr")}
+    def _alert(self, step: int, finding: Finding, context: Values) -> None:
+        severity, code, message = finding.severity, finding.id, finding.message
         self._recorder.record(
-            lambda log: log.alert(severity="error", code=code, message=message, step=step, context=context)
+            lambda log: log.alert(severity=severity, code=code, message=message, step=step, context=context)
         )
+
+    def _stop(self, step: int, reason: str, control: Any) -> None:
+        control.should_training_stop = True
+        self._stopped = reason
+        self._voice.stop(step, reason)
 
     def _probe(self, step: int, model: Any) -> None:
         from gradience.hf.probe import spectral_metrics  # noqa: PLC0415  # only where asked for

@@ -31,17 +31,19 @@ class Guard:
         every: steps between copies of the weights.
         ring: copies kept.
         cooldown: steps after a rollback in which no copy is made, and a bad gradient is only dropped.
-        max_rollbacks: after so many the guard stands down and touches nothing any more.
+        max_rollbacks: rollbacks after which the next bad gradient ends the training: going back does not help.
+        max_bad: bad gradients in steps that follow each other, after which training ends: every step is in vain.
     """
 
     every: int = 50
     ring: int = 3
     cooldown: int = 20
     max_rollbacks: int = 3
+    max_bad: int = 5
 
     def __post_init__(self) -> None:
         """Refuse counts that make no sense."""
-        for name, least in (("every", 1), ("ring", 1), ("cooldown", 0), ("max_rollbacks", 1)):
+        for name, least in (("every", 1), ("ring", 1), ("cooldown", 0), ("max_rollbacks", 1), ("max_bad", 1)):
             if getattr(self, name) < least:
                 message = f"{name} must be at least {least}, not {getattr(self, name)}"
                 raise ValueError(message)
@@ -57,6 +59,7 @@ class Watch:
     copies: deque[tuple[int, list[torch.Tensor]]] = field(default_factory=deque)
     rollbacks: int = 0
     quiet_until: int = -1
+    bad: int = 0  # steps running with a bad gradient
     on: bool = True
     _last: int | None = None
 
@@ -81,19 +84,36 @@ class Watch:
             self._last = None
             self.report(step, {"action": "snapshot", "copies": len(self.copies)})
 
-    def before_step(self, step: int) -> None:
-        """Look at the gradients; drop a bad step, and go back to a good copy unless cooling down."""
-        if not self.on or _finite(p.grad for p in self.weights.values() if p.grad is not None):
-            return
+    def before_step(self, step: int) -> str | None:
+        """Look at the gradients; drop a bad step, and go back to a good copy unless cooling down.
+
+        Returns:
+            Why training is to stop, weights and optimizer untouched by the bad step; None where it goes on.
+        """
+        if not self.on:
+            return None
+        if _finite(p.grad for p in self.weights.values() if p.grad is not None):
+            self.bad = 0
+            return None
         for p in self.weights.values():
             p.grad = None
-        if step < self.quiet_until:
-            self.report(step, {"action": "drop", "reason": "non-finite gradient, cooling down"})
-        elif self.rollbacks >= self.guard.max_rollbacks:
+        self.bad += 1
+        cooling = step < self.quiet_until
+        if (reason := self._beyond_help(cooling=cooling)) is not None:
             self.on = False
-            self.report(step, {"action": "stand_down", "reason": f"{self.rollbacks} rollbacks, the limit"})
+            self.report(step, {"action": "stop", "reason": reason})
+        elif cooling:
+            self.report(step, {"action": "drop", "reason": "non-finite gradient, cooling down"})
         else:
             self._roll_back(step)
+        return reason
+
+    def _beyond_help(self, *, cooling: bool) -> str | None:
+        if self.bad > self.guard.max_bad:
+            return f"non-finite gradients in {self.bad} steps running"
+        if self.rollbacks >= self.guard.max_rollbacks and not cooling:
+            return f"a non-finite gradient after {self.rollbacks} rollbacks, the limit"
+        return None
 
     def _roll_back(self, step: int) -> None:
         if self._last is not None and self.copies and self.copies[-1][0] == self._last:

@@ -40,6 +40,8 @@ _OF_SUMMARY: Final = (
     "utilization_mean",
     "energy_rank_90_p50",
     "energy_rank_90_p90",
+    "update_norm",
+    "update_size",
 )
 
 
@@ -133,7 +135,7 @@ def _audit(live: list[Module]) -> tuple[list[ModuleAudit], AuditSummary]:
 
     with cpu():
         found = spectra([loader(module) for module in live])
-    rows = [module_row(module, spectrum, top=0) for module, spectrum in zip(live, found, strict=True)]
+    rows = [module_row(module, spectrum) for module, spectrum in zip(live, found, strict=True)]
     return rows, summary_of(rows)
 
 
@@ -173,8 +175,8 @@ def _summary(rows: list[ModuleAudit], summary: AuditSummary) -> dict[str, Any]:
     return {
         **counts,
         **{name: getattr(summary, name) for name in _OF_SUMMARY},
-        "frobenius_norm": math.hypot(*(float(row.frobenius_norm) for row in healthy)),
-        "spectral_norm_max": max(float(row.spectral_norm) for row in healthy),
+        "frobenius_norm": math.hypot(*(float(row.frobenius_norm or 0.0) for row in healthy)),
+        "spectral_norm_max": max(float(row.spectral_norm or 0.0) for row in healthy),
     }
 
 

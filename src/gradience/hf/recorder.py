@@ -7,11 +7,10 @@ exit) is closed by `close_interrupted`, with the exception that was its reason a
 
 from __future__ import annotations
 
-import logging
 import os
 import sys
-import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final, Self
 from weakref import WeakValueDictionary
@@ -21,14 +20,17 @@ from gradience.io.reading import open_regular
 from gradience.schema.config import ConfigSnapshot
 from gradience.schema.scalars import Status
 from gradience.telemetry import TelemetryWriter, decode
+from gradience.telemetry.notice import notice
 
 _TAIL_BYTES: Final = 1 << 18  # four lines of the greatest length
-_logger = logging.getLogger("gradience")
 _open: WeakValueDictionary[Path, RunRecorder] = WeakValueDictionary()
 
 
 class RunRecorder:
     """One log, written for one callback.
+
+    Attributes:
+        joined: another callback of the same training records it, and this one writes nothing.
 
     Args:
         allow_text: write long strings and exceptions' texts in clear.
@@ -38,8 +40,11 @@ class RunRecorder:
         self.run_id: str | None = None
         self.in_run = False
         self.dropped = 0
+        self.joined = False
         self._allow_text = allow_text
-        self._path: Path | None = None
+        self._key: Path | None = None  # the log asked for, under which others of this process find the run
+        self._path: Path | None = None  # the log written: another where that one was taken
+        self._training: object = None
         self._writer: TelemetryWriter | None = None
         self._enabled = True
         self._pid = os.getpid()
@@ -56,42 +61,89 @@ class RunRecorder:
         self.fail(error)
         return True
 
+    def records(self, training: object) -> bool:
+        """Whether the run that is open is of this training."""
+        return self.in_run and self._training is training
+
     @property
     def began(self) -> bool:
         """Whether a run was ever begun here, ended or not."""
         return self._path is not None
 
-    def start(self, path: Path, config: ConfigSnapshot, meta: Mapping[str, Any], *, step: int, restart: bool) -> None:
-        """Begin a run at step 0, go on with the log's last run at a later step, or begin the open run again."""
+    def start(
+        self,
+        path: Path,
+        config: ConfigSnapshot,
+        meta: Mapping[str, Any],
+        *,
+        training: object,
+        step: int,
+        restart: bool = False,
+    ) -> None:
+        """Begin a run at step 0, go on with the log's last run at a later step, or begin the open run again.
+
+        Args:
+            path: the log.
+            config: the run's configuration.
+            meta: further facts of the run.
+            training: an object of the loop that trains; of two recorders with the same log and the same object the
+                second joins the first.
+            step: the step at which it begins.
+            restart: the open run begins again, with a smaller batch.
+        """
         if restart and self._writer is not None:
             self._writer.run_start(config, meta=meta, resumed_from_step=step)
             return
         self.close_interrupted()
         path = path.absolute()
-        if (other := _open.get(path)) is not None:
+        other = _open.get(path)
+        self.joined = other is not None and other is not self and other._training is training  # noqa: SLF001  # kin
+        if self.joined:
+            self.warn("two callbacks record this training in one log: the first one writes, the second does nothing")
+            return
+        if other is not None:
             other.close_interrupted()  # a loop in this process that was left, and whose Trainer still lives
         self.run_id = (last_run_id(path) or self.run_id) if step else None
-        self.dropped, self.in_run, self._enabled, self._path = 0, True, True, path
-        self._pid, self._earlier = os.getpid(), id(_uncaught())
-        self._writer = TelemetryWriter(path, self.run_id, allow_text=self._allow_text)
-        self.run_id = self._writer.run_id
+        self.dropped, self.in_run, self._enabled = 0, True, True
+        self._key = self._path = path
+        self._training, self._pid, self._earlier = training, os.getpid(), id(_uncaught())
+        self._writer = TelemetryWriter(path, self.run_id, allow_text=self._allow_text, on_error="raise")
+        self.run_id, self._path = self._writer.run_id, self._writer.path
         _open[path] = self
         self._writer.run_start(config, meta=meta, resumed_from_step=step or None)
 
-    def record(self, write: Callable[[TelemetryWriter], None]) -> None:
-        """Have one event written; after the run's end the log is opened for it and closed again."""
-        if os.getpid() != self._pid:
-            return  # a forked worker: the log is its parent's
-        if not self._enabled or self._path is None:
-            self.dropped += 1
-        elif self._writer is not None:
-            write(self._writer)
+    def train_step(self, step: int, known: Mapping[str, Any], extras: Mapping[str, Any]) -> None:
+        """Have a row of training written: `record`, in fewer steps while the run is open."""
+        if self._writer is not None and self._enabled and os.getpid() == self._pid:
+            self._writer.train_step(step, **known, **extras)
         else:
-            writer = TelemetryWriter(self._path, self.run_id, allow_text=self._allow_text)
-            try:
+            self.record(lambda log: log.train_step(step, **known, **extras))
+
+    def record(self, write: Callable[[TelemetryWriter], None]) -> None:
+        """Have one event written; after the run's end the log is opened for it and closed again.
+
+        Raises:
+            RecorderError: the event cannot be written; after the end also where the log is another's by then.
+        """
+        if self.joined or os.getpid() != self._pid:
+            return  # a forked worker: the log is its parent's
+        if self._writer is not None and self._enabled:
+            write(self._writer)
+        elif not self._enabled or self._path is None:
+            self.dropped += 1
+        else:
+            with self._reopened() as writer:
                 write(writer)
-            finally:
-                writer.close()
+
+    @contextmanager
+    def _reopened(self) -> Iterator[TelemetryWriter]:
+        """The log for one event, never a file of its own for it."""
+        assert self._path is not None  # noqa: S101  # a run was begun
+        writer = TelemetryWriter(self._path, self.run_id, allow_text=self._allow_text, siblings=False, on_error="raise")
+        try:
+            yield writer
+        finally:
+            writer.close()
 
     def fail(self, error: Exception) -> None:
         """Take note of an event that could not be written; give up if the log is at fault."""
@@ -125,14 +177,15 @@ class RunRecorder:
     def _last_line(self, status: Status, reason: str | None) -> None:
         if self._path is not None and (not self._enabled or self._writer is None):
             self._close()  # a new descriptor: the disk may have room again, and a torn line gets its newline
-            self._writer = TelemetryWriter(self._path, self.run_id, allow_text=self._allow_text)
-        if self._writer is not None:
+            with self._reopened() as writer:
+                writer.run_end(status=status, reason=reason)
+        elif self._writer is not None:
             self._writer.run_end(status=status, reason=reason)
 
     def _close(self) -> None:
         writer, self._writer = self._writer, None
-        if self._path is not None and _open.get(self._path) is self:
-            del _open[self._path]
+        if self._key is not None and _open.get(self._key) is self:
+            del _open[self._key]
         if writer is not None:
             try:
                 writer.close()
@@ -149,10 +202,7 @@ class RunRecorder:
 
     def warn(self, message: str) -> None:
         """Say what went wrong; training goes on, also where warnings are errors."""
-        try:
-            warnings.warn(f"gradience: {message}", RuntimeWarning, stacklevel=3)
-        except RuntimeWarning:
-            _logger.warning("gradience: %s", message)
+        notice(message, stacklevel=4)
 
 
 def last_run_id(path: Path) -> str | None:

@@ -21,6 +21,12 @@ from gradience.telemetry.values import described
 MAX_NAMES: Final = 200  # of a list or pattern that a log line of 64 KiB has room for
 
 _SPREAD: Final = ("adam_beta1", "adam_beta2", "bf16", "fp16")  # one setting of ours in several of theirs
+_OF_TRL: Final = (  # settings of TRL's configs that decide what is optimised, and on what
+    *("beta", "loss_type", "loss_weights", "label_smoothing", "cpo_alpha", "simpo_gamma", "desirable_weight"),
+    *("undesirable_weight", "num_generations", "num_iterations", "epsilon", "epsilon_high", "scale_rewards"),
+    *("max_prompt_length", "max_completion_length", "temperature", "mask_truncated_completions"),
+    *("packing", "packing_strategy", "padding_free", "completion_only_loss", "assistant_only_loss"),
+)
 _ANY_METHOD: Final = frozenset({"peft_type", "task_type", "modules_to_save"})  # mean the same for every peft_type
 _WRAPPERS: Final = ("_orig_mod", "module")
 _FILE_BUILDERS: Final = frozenset(
@@ -76,6 +82,9 @@ def _read_arguments(draft: Draft, args: Any) -> None:
     fields = Fields({**trainer, **given}, "TrainingArguments")
     draft.read("optimizer", OPTIMIZER, fields, loose=False)
     draft.read("training", TRAINING, fields, loose=False)
+    chosen = {name: described(getattr(args, name)) for name in _OF_TRL if name in trainer}
+    if chosen:
+        draft.set("training", "trl", {name: value for name, value in chosen.items() if value is not None}, extra=True)
     own_dtype = draft.get("training", "model_dtype")
     if own_dtype is not None and not (given.get("bf16") or given.get("fp16")):
         draft.set("training", "dtype", own_dtype)  # no mixed precision: the weights decide

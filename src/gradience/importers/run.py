@@ -313,7 +313,7 @@ def _write(runs: list[ImportedRun], target: Path, *, force: bool) -> list[Skippe
 def _lines(run: ImportedRun, refused: list[SkippedRow]) -> Iterator[bytes]:
     for number, event in enumerate(run.events, 1):
         try:
-            yield to_line(event, bare=True) + b"\n"  # redacted already
+            yield to_line(event) + b"\n"
         except RecorderError as error:
             refused.append(SkippedRow(file=run.name, line=number, reason=f"event {number} of the run: {error}"))
 

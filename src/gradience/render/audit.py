@@ -10,9 +10,8 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import Final, NamedTuple, TypeAlias
 
-import msgspec
-
 from gradience.render.plots import Quantity, heatmap
+from gradience.render.ranks import rank_pattern, rank_rules, suggested, update_size
 from gradience.render.text import (
     Columns,
     banner,
@@ -27,23 +26,13 @@ from gradience.render.text import (
     table,
     words,
 )
-from gradience.schema.audit import AuditReport, BaseReport, ModuleAudit, RankDisagreement, RankPattern, SuggestedRank
+from gradience.rules.weights.health import suggests_ranks
+from gradience.schema.audit import AuditReport, BaseReport, ModuleAudit
 from gradience.schema.scalars import NonFinite
 
-_MODULES: Final = 8  # of a rank pattern, without --verbose
 _NOT_ANALYSED: Final = 5  # tensors listed without --verbose
 _NAMED_LAYERS: Final = 6
 _HALF: Final = 0.5
-_RULES: Final = {
-    "energy_90": "k@90%",
-    "effective_rank": "effective rank",
-    "stable_rank": "stable rank",
-    "knee": "knee",
-}
-_TRIAL: Final = (  # docs/resize.md, benchmarks/resize_quality.py: 4 tasks, 3 seeds, 95 % intervals
-    "  on trial (12 small adapters) the p90 rank cost 1.4 points of accuracy (0.0 to 2.8), the median 3.9 (1.2 to 6.6)"
-)
-SUGGESTED_FOR: Final = {"median": "most modules (median)", "p90": "worst-case tail (p90)"}
 
 
 class View(NamedTuple):
@@ -70,6 +59,7 @@ def _lines(report: AuditReport, view: View) -> Iterator[str]:
     yield f"Weights:  {clean(report.weights_path)}"
     yield ""
     yield f"Verdict: {words(report.health.verdict).upper()} ({clean(report.health.reason)})"
+    yield from _not_known(report.modules)
     yield ""
     if report.findings:
         yield "Findings:"
@@ -78,10 +68,19 @@ def _lines(report: AuditReport, view: View) -> Iterator[str]:
     if report.modules:
         yield from _summary(report)
         yield from _against_base(report)
-        yield from _suggested(report)
-        yield from _wasteful(report, view.top_wasteful)
+        yield from suggested(report)
+        if suggests_ranks(report.health.verdict):
+            yield from _wasteful(report, view.top_wasteful)
     yield from _on_request(report, view)
     yield from _remarks(report, verbose=view.verbose)
+
+
+def _not_known(modules: list[ModuleAudit]) -> Iterator[str]:
+    """A line for each reason why numbers leave modules out, before the numbers."""
+    reasons = Counter(m.note for m in modules if m.state == "not_known")
+    yield from (
+        f"Left out of every number: {n} of {len(modules)} modules ({clean(why or '-')})" for why, n in reasons.items()
+    )
 
 
 def _summary(report: AuditReport) -> Iterator[str]:
@@ -89,6 +88,10 @@ def _summary(report: AuditReport) -> Iterator[str]:
     yield "Summary:"
     yield f"  LoRA params: {count(s.total_lora_params)}"
     yield f"  Layers:      {s.n_layers}"
+    yield f"  Modules:     {_modules(report)}"
+    if (size := update_size(s.update_norm, s.update_size)) is not None:
+        beside = report.base.relative_frobenius if report.base is not None else None
+        yield f"  Update size: {size}" + ("" if beside is None else f"; {beside:.3g} of the base weights")
     yield f"  Stable rank (mean):    {number(s.stable_rank_mean)}"
     yield f"  Utilization (mean):    {percent(s.utilization_mean)}"
     yield f"  Energy rank k@90% (p50/p90): {number(s.energy_rank_90_p50, '.3g')}/{number(s.energy_rank_90_p90, '.3g')}"
@@ -105,6 +108,13 @@ def _summary(report: AuditReport) -> Iterator[str]:
     yield ""
 
 
+def _modules(report: AuditReport) -> str:
+    """How many adapted modules there are (the line above counts them as layers, as logs in the wild do), and where."""
+    n = len(report.layers)
+    where = f", in {n} layer{'s' if n != 1 else ''} of the network" if n else ""
+    return f"{report.summary.n_layers}{where}"
+
+
 def _half(report: AuditReport) -> str:
     """The fewest layers that hold half of the energy, by name if few; empty for one layer, which says nothing."""
     ranked = sorted((x for x in report.layers if x.energy_share), key=lambda x: -(x.energy_share or 0.0))
@@ -113,10 +123,11 @@ def _half(report: AuditReport) -> str:
         if held >= _HALF:
             break
         held += layer.energy_share or 0.0
-        chosen.append(layer.layer)
+        chosen.append(layer)
     if len(ranked) < 2 or held < _HALF:
         return ""
-    named = f" ({', '.join(map(str, sorted(chosen)))})" if len(chosen) <= _NAMED_LAYERS else ""
+    inside = ", ".join(layer.label for layer in sorted(chosen, key=lambda layer: layer.layer))
+    named = f" ({inside})" if len(chosen) <= _NAMED_LAYERS else ""
     return f"{len(chosen)} of {len(ranked)} layers{named}"
 
 
@@ -170,47 +181,6 @@ def _intruders(modules: list[ModuleAudit], base: BaseReport) -> Iterator[str]:
     )
 
 
-def _suggested(report: AuditReport) -> Iterator[str]:
-    """Cost and saving of each rank below the present one, the suggested ones marked."""
-    if not report.suggested:
-        return
-    columns: Columns[SuggestedRank] = (
-        ("r", ">4", lambda c: str(c.rank)),
-        ("energy kept", ">11", lambda c: percent(c.energy_kept)),
-        ("rel. error", ">10", lambda c: percent(c.relative_error)),
-        ("worst module", ">12", lambda c: percent(c.relative_error_worst)),
-        ("saves", "", lambda c: f"{count(c.params_saved)} params, {megabytes(c.bytes_saved)}{_mark(report, c.rank)}"),
-    )
-    yield "Suggested rank (compress after training; verify with eval):"
-    yield from table(columns, report.candidates)
-    present = present_rank(report)
-    if present is not None:
-        yield f"  {present:>4}  {percent(1.0):>11}  {'the present rank':>16}{_mark(report, present)}"
-    others = [rule for rule in report.rank_rules if rule.rule != "energy_90"]
-    if others:
-        buckets = ", ".join(f"{_RULES[r.rule]} {r.median_bucket}/{r.p90_bucket}" for r in others)
-        yield f"  k@90% decides; other rules say (median/p90): {buckets}"
-    yield _TRIAL
-    yield ""
-
-
-def _mark(report: AuditReport, rank: int) -> str:
-    purpose = suggested_for(report, rank)
-    return f"  <- {purpose}" if purpose else ""
-
-
-def suggested_for(report: AuditReport, rank: int) -> str:
-    """The purposes that the rank is suggested for; empty if it is not."""
-    found = report.suggested
-    return ", ".join(text for key, text in SUGGESTED_FOR.items() if key in found and found[key].rank == rank)
-
-
-def present_rank(report: AuditReport) -> int | None:
-    """The adapter's highest rank, unless it is a candidate itself."""
-    present = max((m.r for m in report.modules), default=0)
-    return None if present in {item.rank for item in report.candidates} else present
-
-
 def _wasteful(report: AuditReport, top: int) -> Iterator[str]:
     ranked = sorted((m for m in report.modules if m.utilization is not None), key=lambda m: m.utilization or 0.0)
     shown = ranked[:top]
@@ -236,9 +206,9 @@ def _on_request(report: AuditReport, view: View) -> Iterator[str]:
     if view.scales:
         yield from _scales(report)
     if (view.rank_rules or view.verbose) and report.rank_rules:
-        yield from _rank_rules(report, verbose=view.verbose)
+        yield from rank_rules(report, verbose=view.verbose)
     if report.per_layer is not None:
-        yield from _rank_pattern(report.per_layer, verbose=view.verbose)
+        yield from rank_pattern(report.per_layer, verbose=view.verbose)
     if view.layers:
         yield from _layers(report)
 
@@ -280,53 +250,12 @@ def _origin(members: list[ModuleAudit], form: str, *, named: bool) -> str:
     return "; ".join(parts) + (f"\n{'':>35}{clean(m.name)}{more}" if named else "")
 
 
-def _rank_rules(report: AuditReport, *, verbose: bool) -> Iterator[str]:
-    """The ranks by each rule, and the modules where they differ by more than a bucket, by those ranks."""
-    yield "Rules for a rank (median/p90, then as ranks):"
-    for rule in report.rank_rules:
-        yield (
-            f"  {_RULES[rule.rule]:<15} {number(rule.median, '.3g'):>5}/{number(rule.p90, '.3g'):<5}"
-            f" r={rule.median_bucket}/{rule.p90_bucket:<4} {rule.says}"
-        )
-    groups: dict[tuple[int, ...], list[RankDisagreement]] = {}
-    for item in report.rank_disagreements:
-        groups.setdefault(tuple(item.buckets.values()), []).append(item)
-    if groups:
-        yield f"  More than a bucket apart on {len(report.rank_disagreements)} of {len(report.modules)} modules:"
-    for items in sorted(groups.values(), key=len, reverse=True):
-        yield f"    {len(items)} x  {', '.join(f'{_RULES[name]} {rank}' for name, rank in items[0].buckets.items())}"
-        lines = [f"      {clean(item.name)}: {clean(item.why)}" for item in items]
-        yield from shortened(lines, None if verbose else 1, of="like it", indent=6)
-    yield ""
-
-
-def _rank_pattern(pattern: RankPattern, *, verbose: bool) -> Iterator[str]:
-    """The pattern as JSON for LoraConfig, with its cost and saving."""
-    yield "Rank per layer (each module at its k@90%, scaling unchanged; arguments of peft.LoraConfig):"
-    fields = ("r", "lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern")
-    arguments = {name: getattr(pattern, name) for name in fields}
-    text = msgspec.json.format(msgspec.json.encode(arguments), indent=2).decode()
-    yield from (f"  {line}" for line in text.splitlines())
-    yield (
-        f"  keeps {percent(pattern.energy_kept)} of the energy; relative error {percent(pattern.relative_error)};"
-        f" saves {count(pattern.params_saved)} params, {megabytes(pattern.bytes_saved)}"
-    )
-    ranks = Counter(item.rank for item in pattern.modules)
-    yield "  modules by rank: " + ", ".join(f"r={rank}: {n}" for rank, n in sorted(ranks.items()))
-    lines = [
-        f"    r={item.r:<3} -> {item.rank:<3} error {percent(item.relative_error):>6}  {clean(item.name)}"
-        for item in sorted(pattern.modules, key=lambda item: -item.relative_error)
-    ]
-    yield from shortened(lines, None if verbose else _MODULES, of="with smaller errors", indent=4)
-    yield ""
-
-
 def _layers(report: AuditReport) -> Iterator[str]:
     if report.layers:
         yield "By layer:"
         for layer in report.layers:
             yield (
-                f"  layer {layer.layer:>3}  {layer.n:>3} modules  sr={number(layer.stable_rank_mean)}"
+                f"  layer {layer.label:>3}  {layer.n:>3} modules  sr={number(layer.stable_rank_mean)}"
                 f"  energy={percent(layer.energy_share)}"
             )
         yield ""

@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import Final
 
+from gradience.render.data import data_lines
+from gradience.render.monitor import probe_lines
 from gradience.render.text import (
     action_lines,
     banner,
@@ -47,12 +49,16 @@ def _check(report: CheckReport, *, verbose: bool) -> Iterator[str]:
     if report.sources:
         yield from labelled(((s.role.capitalize(), clean(s.path)) for s in report.sources), width=14)
         yield ""
-    yield "Config as understood:"
-    yield from labelled(config_rows(report), indent=2)
-    yield ""
+    if report.data is None or report.config != ConfigSnapshot():
+        yield "Config as understood:"
+        yield from labelled(config_rows(report), indent=2)
+        yield ""
     if report.coverage is not None:
         yield f"In the base ({_text(report.coverage.base)}, {_text(report.coverage.layout)}):"
         yield from labelled(_coverage(report.coverage), indent=2)
+        yield ""
+    if report.data is not None:
+        yield from data_lines(report.data, report.derived)
         yield ""
     if report.findings:
         counts = [(severity, sum(f.severity == severity for f in report.findings)) for severity in reversed(SEVERITIES)]
@@ -61,6 +67,10 @@ def _check(report: CheckReport, *, verbose: bool) -> Iterator[str]:
     else:
         yield f"No findings, of {_g(report.derived.get('rules_judged'))} rules that could be judged."
     yield ""
+    if report.data is not None and report.data.shown:
+        yield "Rows named above:"
+        yield from (f"  {shown.row}: {clean(shown.text)}" for shown in report.data.shown)
+        yield ""
     if report.unknown_keys:
         keys = [_text(key) for key in report.unknown_keys]
         yield f"Unknown keys (no setting of PEFT, transformers or TRL): {listed(keys, _NAMES)}"
@@ -223,6 +233,7 @@ def _diagnose(report: DiagnoseReport, *, verbose: bool) -> Iterator[str]:
     yield f"Verdict: {label.upper()}{clean(rest)}"
     if report.monitor is not None and report.monitor.story:
         yield f"Story:   {clean(report.monitor.story)}"
+        yield from (f"Adapter: {line}" for line in probe_lines(report.monitor))
     yield ""
     yield "Sources:"
     yield from (f"  {source.source:<{_SOURCE}}{_source(source)}" for source in report.sources)

@@ -178,6 +178,7 @@ def _findings(runs: Sequence[ComparedRun], *, verbose: bool) -> Iterator[str]:
 
 
 _LAYERS: Final = 6
+_FACTOR: Final = 10.0  # a change of more than 1000 % reads better as a factor
 _MODULES: Final = 5  # named in one line
 _OPPOSED: Final = "-"  # a cosine below 0, on the map
 
@@ -249,11 +250,20 @@ def _cosines(report: CompareAdaptersReport) -> Iterator[str]:
     yield ""
 
 
+def _change(share: float | None) -> str:
+    """A change as a share of the first's norm: in per cent, or as a factor where it is many times as large."""
+    if share is None:
+        return "-"
+    return f"{percent(share)} of the first's norm" if share < _FACTOR else f"{share:.3g} times the first's norm"
+
+
 def _pair(pair: AdapterPair, *, top: int) -> Iterator[str]:
     yield f"{clean(pair.first)} -> {clean(pair.second)} ({pair.compared} modules in both):"
+    if broken := sum(module.state == "non_finite" for module in pair.modules):
+        yield f"  {broken} modules hold NaN or infinite numbers: nothing can be said of the whole"
     yield (
         f"  Whole update: cosine {number(pair.cosine, '.3f')}, norm ratio {number(pair.norm_ratio, '.3g')},"
-        f" change {percent(pair.relative_change)} of the first's norm"
+        f" change {_change(pair.relative_change)}"
     )
     if pair.output_side:
         yield "  Shared directions phi(k, k), mean over modules (1: the same span), and by chance:"

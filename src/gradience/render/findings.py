@@ -13,6 +13,7 @@ _HEADINGS: Final[dict[RuleGroup, str]] = {
     "config": "A configuration (gradience check)",
     "base": "A configuration beside its base model (gradience check --base)",
     "serve": "A configuration where it will run (gradience check --serve)",
+    "data": "A data set (gradience check --data)",
     "log": "A run's log (gradience monitor)",
     "weights": "An adapter's weights (gradience audit)",
     "weights_and_base": "An adapter's weights beside their base (gradience audit --base)",

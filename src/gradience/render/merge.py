@@ -6,6 +6,7 @@ cancel most; a verification its verdict with the counts behind it. Every report 
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator, Sequence
 from typing import Final
 
@@ -164,7 +165,10 @@ def _remarks(report: MergeCheckReport) -> Iterator[str]:
     yield from name_list("Not in all adapters", [item.module for item in report.only_in])
     yield from name_list("Of different shapes", report.different_shapes)
     yield from (f"Note: {clean(note)}." for note in report.notes)
-    yield "Weights that do not collide may still not compose: verify every task on held-out data."
+    yield "These numbers describe how far the updates overlap; they do not predict what a merge does to a metric."
+    yield "Measured on 12 pairs of MiniLM-L6 adapters: no finding, while accuracy fell by up to 35.5 points."
+    paths = " ".join(shlex.quote(clean(item.adapter.path)) for item in report.adapters)
+    yield f"  next, on each adapter's own data: gradience bench merge {paths}"
 
 
 _VERDICTS: Final = {  # those that need a look first

@@ -11,7 +11,10 @@ from collections.abc import Iterator, Sequence
 from typing import Any, Final, NamedTuple
 
 from gradience.render.plots import curve_lines
+from gradience.render.ranks import update_size
 from gradience.render.text import banner, clean, finding_lines, number, percent, skipped_lines, words
+from gradience.rules.objective import has_perplexity
+from gradience.rules.weights.health import suggests_ranks
 from gradience.schema.events import Alert, Eval, EvalMetrics, Event, RunEnd, RunStart, UnknownEvent
 from gradience.schema.reports import EvalPoint, MonitorReport
 from gradience.schema.scalars import NonFinite, as_float
@@ -37,6 +40,7 @@ def _lines(report: MonitorReport, *, verbose: bool) -> Iterator[str]:
     yield ""
     yield from _training(report)
     yield from _signals(report)
+    yield from _probes(report)
     yield from _evals(report)
     yield from _recorded_audit(report)
     yield from _alerts(report)
@@ -80,12 +84,30 @@ def _signals(report: MonitorReport) -> Iterator[str]:
         yield ""
 
 
+def _probes(report: MonitorReport) -> Iterator[str]:
+    if report.probes:
+        rows = max(probe.rows for probe in report.probes.values())
+        yield f"Adapter in training ({rows} probes of spectral_every):"
+        yield from (f"  {line}" for line in probe_lines(report))
+        yield ""
+
+
+_PROBES: Final = {"update_norm": "norm of the update", "stable_rank_mean": "stable rank, mean"}
+
+
+def probe_lines(report: MonitorReport) -> Iterator[str]:
+    """How the adapter's size and rank went over the steps, a line for each."""
+    for name, probe in report.probes.items():
+        span = f"{number(probe.lowest, '.3g')} to {number(probe.highest, '.3g')}"
+        yield f"{_PROBES[name]}: {number(probe.first, '.3g')} -> {number(probe.last, '.3g')}  ({span})"
+
+
 def _evals(report: MonitorReport) -> Iterator[str]:
     yield "Latest eval signals:"
     if not report.evals:
         yield "  none recorded"
     for point in report.evals:
-        if report.signals and point.metrics.ppl is None:  # a loss of preferences or rewards has no perplexity
+        if not has_perplexity(report.objective):  # a loss of preferences or rewards
             yield f"  {_label(point)} loss: {number(point.metrics.loss, '.4g')}"
         else:
             yield f"  {_label(point)} PPL: {number(perplexity(point.metrics))}"
@@ -131,6 +153,11 @@ def _recorded_audit(report: MonitorReport) -> Iterator[str]:
         yield f"  Verdict: {words(clean(str(audit['verdict'])).upper())}"
     p50, p90, median, tail = (number(_number(audit, key), "g") for key in _RANKS)
     yield f"  Energy rank k@90% (p50/p90): {p50}/{p90}"
+    if (size := update_size(_number(audit, "update_norm"), _number(audit, "update_size"))) is not None:
+        yield f"  Update size: {size}"
+    if not suggests_ranks(str(audit.get("verdict", "trained"))):
+        yield ""
+        return
     yield f"  Suggested r (median/p90): {median}/{tail}, after training; verify with eval"
     modules = audit.get("modules")
     for module in modules[:_MODULES] if isinstance(modules, list) else []:

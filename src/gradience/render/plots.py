@@ -7,14 +7,17 @@ layers run to the right and its kinds of module downwards, one character each; t
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Final, Literal, NamedTuple, TypeAlias
 
+from gradience.adapters.names import layer_label
 from gradience.render.text import clean, number
 
 if TYPE_CHECKING:  # a curve is drawn without the schema of audits
     from gradience.schema.audit import ModuleAudit
 
+LETTERS: Final = "abcdefghijklmnopqrstuvwxyz"
+"""The marks of `curves_lines`, in the order of its curves."""
 _BRAILLE: Final = 0x2800
 _DOTS: Final = ((0x01, 0x08), (0x02, 0x10), (0x04, 0x20), (0x40, 0x80))  # by row and column of a cell
 _LABEL: Final = 8  # columns for the numbers at the left, at least
@@ -51,9 +54,37 @@ def curve_lines(
     rows = [[(chr(_BRAILLE + cell) if dots else "*") if cell else " " for cell in row] for row in grid]
     for x, y in map(area.cell, over):
         rows[y // high][x // wide] = "o"
-    labels = {height - 1: bottom, 0: top}
+    return _framed(rows, label, (bottom, top), (first, last))
+
+
+def curves_lines(curves: Sequence[Sequence[tuple[float, float]]], *, width: int = 72, height: int = 16) -> list[str]:
+    """Several curves over each other, each in its own letter from `a`; the first is in front.
+
+    Args:
+        curves: of each (step, value), by rising step; points that are not finite are left out.
+        width: of a line in characters, at least 20.
+        height: lines of the plot, without that of the steps.
+    """
+    finite = [_finite(points) for points in curves]
+    every = [point for points in finite for point in points]
+    if not every:
+        return []
+    (bottom, top), (first, last) = (_ends([y for _, y in every], ".4g"), _ends([x for x, _ in every], "g"))
+    label = max(_LABEL, len(bottom), len(top))
+    cells = max(width, 2 * label) - label - 2
+    area = _Area(every, cells, height)
+    rows = [[" "] * cells for _ in range(height)]
+    for letter, points in reversed(list(zip(LETTERS, finite, strict=False))):
+        for x, y in area.line(points):
+            rows[y][x] = letter
+    return _framed(rows, label, (bottom, top), (first, last))
+
+
+def _framed(rows: Sequence[Sequence[str]], label: int, values: tuple[str, str], steps: tuple[str, str]) -> list[str]:
+    """The plot with its lowest and highest value at the left, and the first and last step below."""
+    labels, (first, last) = {len(rows) - 1: values[0], 0: values[1]}, steps
     lines = [f"{labels.get(i, ''):>{label}} |{''.join(row).rstrip()}" for i, row in enumerate(rows)]
-    return [*lines, " " * (label + 2) + first + last.rjust(max(cells - len(first), len(last) + 1))]
+    return [*lines, " " * (label + 2) + first + last.rjust(max(len(rows[0]) - len(first), len(last) + 1))]
 
 
 def _ends(values: Sequence[float], spec: str) -> tuple[str, str]:
@@ -96,6 +127,39 @@ def _share(value: float, low: float, high: float) -> float:
     return (value - low) / size if 0.0 < size < math.inf else 0.5
 
 
+def histogram_lines(bins: Sequence[int], width: int, *, limit: int | None = None, height: int = 5) -> list[str]:
+    """A histogram from 0 with the limit as a line through it, and the lengths below.
+
+    Args:
+        bins: how many fall into each bar; the last bar holds all that is longer, too.
+        width: of a bar, in units of the horizontal axis.
+        limit: where to draw the line; None, or beyond the bars: none.
+        height: lines of the bars.
+    """
+    top = max(bins, default=0)
+    if not top:
+        return []
+    levels = [math.ceil(n * height * len(_UNICODE) / top) for n in bins]
+    place = None if limit is None or limit > width * len(bins) else -(-limit // width)
+    lines = []
+    for row in range(height - 1, -1, -1):
+        full = [max(0, min(level - row * len(_UNICODE), len(_UNICODE))) for level in levels]
+        cells = [_UNICODE[part - 1] if part else " " for part in full]
+        line = "".join(cells) if place is None else f"{''.join(cells[:place])}\u2502{''.join(cells[place:])}"
+        label = f"{top:,}" if row == height - 1 else ""
+        lines.append(f"{label:>{_LABEL}} |{line.rstrip()}")
+    below = (
+        "0"
+        if place is None
+        else f"0{f'limit {limit:,}':>{place}}"
+        if place > len(f"limit {limit:,}")
+        else f"0 limit {limit:,}"
+    )
+    end = f"{width * len(bins):,}"
+    room = len(bins) + (place is not None)
+    return [*lines, " " * (_LABEL + 2) + below + end.rjust(max(room - len(below), len(end) + 1))]
+
+
 Quantity: TypeAlias = Literal["norm", "utilization", "k90", "udr"]
 
 _UNICODE: Final = "▁▂▃▄▅▆▇█"
@@ -107,7 +171,7 @@ _TICK: Final = 10  # a mark above every tenth layer
 
 _Read: TypeAlias = "Callable[[ModuleAudit], float | None]"
 _READ: Final[dict[str, tuple[str, _Read]]] = {
-    "norm": ("Frobenius norm of dW", lambda m: float(m.frobenius_norm)),
+    "norm": ("Frobenius norm of dW", lambda m: float(m.frobenius_norm or 0.0)),
     "utilization": ("utilization", lambda m: m.utilization),
     "k90": ("energy rank k@90%", lambda m: m.energy_rank_90),
     "udr": ("UDR", lambda m: m.udr if isinstance(m.udr, float) else None),
@@ -122,6 +186,7 @@ class Grid(NamedTuple):
     rows: dict[str, dict[int, Cell]]  # by the kind's name, then by layer
     layers: list[int]
     top: float  # the highest value
+    labels: dict[int, str]  # of the layers, as people name them
 
 
 def grid_of(modules: Sequence[ModuleAudit], of: Quantity = "norm") -> Grid | None:
@@ -139,7 +204,8 @@ def grid_of_cells(title: str, cells: Sequence[tuple[str, int, Cell]]) -> Grid | 
     values = [cell for row in rows.values() for cell in row.values() if isinstance(cell, float)]
     if not values:
         return None
-    return Grid(title, rows, sorted({layer for row in rows.values() for layer in row}), max(values))
+    labels = {layer: layer_label(name) or str(layer) for name, layer, _ in cells}
+    return Grid(title, rows, sorted(labels), max(values), labels)
 
 
 def heatmap(modules: Sequence[ModuleAudit], of: Quantity = "norm", *, unicode: bool = True) -> list[str]:
@@ -187,7 +253,7 @@ def _cell(module: ModuleAudit, read: _Read) -> Cell:
         return "0"
     if module.state == "non_finite":
         return "!"
-    value = read(module)
+    value = None if module.state == "not_known" else read(module)
     return _ABSENT if value is None else float(value)
 
 
@@ -202,19 +268,19 @@ def _blocks(grid: Grid, ramp: str) -> Iterator[str]:
     room = _WIDTH - label - 4
     for start in range(0, len(grid.layers), room):
         layers = grid.layers[start : start + room]
-        yield f"  {'':<{label}}  {_ruler(layers)}".rstrip()
+        yield f"  {'':<{label}}  {_ruler(layers, grid.labels)}".rstrip()
         for name, row in grid.rows.items():
             cells = "".join(_glyph(row.get(layer, _ABSENT), ramp, grid.top) for layer in layers)
             yield f"  {name[-label:]:<{label}}  {cells}".rstrip()
 
 
-def _ruler(layers: Sequence[int]) -> str:
-    """The numbers of the first and of every tenth layer, and of each after a gap, above their columns."""
+def _ruler(layers: Sequence[int], labels: Mapping[int, str]) -> str:
+    """The labels of the first and of every tenth layer, and of each after a gap, above their columns."""
     line = ""
     for place, layer in enumerate(layers):
         marked = place == 0 or layer % _TICK == 0 or layers[place - 1] != layer - 1
         if marked and (not line or len(line) < place):
-            line = line.ljust(place) + str(layer)
+            line = line.ljust(place) + labels[layer]
     return line
 
 

@@ -11,9 +11,10 @@ from collections.abc import Set as AbstractSet
 from typing import Literal, NamedTuple, Protocol
 
 from gradience.schema.config import ConfigSnapshot
-from gradience.schema.logged import OF_PREFERENCE, OF_RL
+from gradience.schema.logged import OF_PREFERENCE, OF_REWARD, OF_RL
 
-Kind = Literal["sft", "classification", "preference", "rl", "unknown"]
+Kind = Literal["sft", "classification", "preference", "reward", "rl", "unknown"]
+"""`reward`: a model of rewards, trained on pairs of answers (TRL's RewardTrainer)."""
 
 
 class Objective(NamedTuple):
@@ -28,6 +29,7 @@ _NAMES: dict[Kind, str] = {
     "classification": "cola sst2 sst-2 mrpc qqp mnli qnli rte wnli stsb imdb ag_news classification",
     "sft": "sft clm causal_lm lm instruct instruction chat generation",
     "preference": "dpo orpo kto ipo simpo cpo preference",
+    "reward": "reward reward_model reward_modeling rm",
     "rl": "grpo ppo rloo rl rlvr online_dpo reinforce",
 }
 _TASKS = {task: kind for kind, names in _NAMES.items() for task in names.split()}
@@ -38,8 +40,12 @@ _TASK_TYPES: dict[str, Kind] = {
     "TOKEN_CLS": "classification",
     "QUESTION_ANS": "classification",
 }
-_TELLING: tuple[tuple[Kind, frozenset[str]], ...] = (("preference", OF_PREFERENCE), ("rl", OF_RL))
-_TRAINERS: dict[str, Kind] = {"sft": "sft", "preference": "preference", "rl": "rl"}
+_TELLING: tuple[tuple[Kind, frozenset[str]], ...] = (
+    ("preference", OF_PREFERENCE),
+    ("rl", OF_RL),
+    ("reward", OF_REWARD),
+)
+_TRAINERS: dict[str, Kind] = {"sft": "sft", "preference": "preference", "reward": "reward", "rl": "rl"}
 
 
 def objective_of(config: ConfigSnapshot) -> Objective:
@@ -93,6 +99,11 @@ def _profiled(config: ConfigSnapshot) -> Objective:
     if config.task_profile == "generation":
         return Objective("sft", "task profile generation", stated=False)
     return Objective("unknown", "no task, task_type or trainer says it", stated=False)
+
+
+def has_perplexity(kind: str) -> bool:
+    """Whether the loss of such a run is a cross-entropy, whose exponential is a perplexity."""
+    return kind not in {"preference", "reward", "rl"}
 
 
 class HasObjective(Protocol):

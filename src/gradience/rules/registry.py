@@ -7,6 +7,7 @@ from functools import cache
 from typing import Final, get_args
 
 from gradience.rules.config.judge import RULES
+from gradience.rules.data.judge import DATA_RULES
 from gradience.rules.joins.run import JOINS
 from gradience.rules.log.judge import DETECTORS
 from gradience.rules.merge import MERGE_RULES
@@ -20,7 +21,7 @@ GROUPS: Final[tuple[RuleGroup, ...]] = get_args(RuleGroup)
 @cache
 def rule_cards() -> tuple[RuleCard, ...]:
     """A card for every rule, each id once, in the order of the groups."""
-    every: tuple[Description, ...] = (*RULES, *DETECTORS, *WEIGHTS_RULES, *JOINS, *MERGE_RULES)
+    every: tuple[Description, ...] = (*RULES, *DATA_RULES, *DETECTORS, *WEIGHTS_RULES, *JOINS, *MERGE_RULES)
     cards = {rule.id: card(rule) for rule in every}
     return tuple(sorted(cards.values(), key=lambda each: GROUPS.index(each.groups[0])))
 

@@ -24,24 +24,25 @@ class SuggestedRank(msgspec.Struct, kw_only=True, frozen=True):
     relative_error_worst: Annotated[Fraction, Meta(description="The same for the worst module.")]
     params_saved: NonNegativeInt
     bytes_saved: Annotated[NonNegativeInt, Meta(description="At the factors' present dtype.")] = 0
+    for_engines: Annotated[Rank, Meta(description="The next power of two, for engines that want one.")] = 1
 
 
 class RankRule(msgspec.Struct, kw_only=True, frozen=True):
-    """The result of one rule of thumb over all modules; `median` and `p90` in directions, then as buckets."""
+    """The result of one rule of thumb over all modules; `median` and `p90` in directions, then as whole ranks."""
 
     rule: Annotated[str, Meta(description="`energy_90`, `effective_rank`, `stable_rank` or `knee`.")]
     says: Annotated[str, Meta(description="The rule in words.")]
     median: float
     p90: float
-    median_bucket: Rank
-    p90_bucket: Rank
+    median_rank: Rank
+    p90_rank: Rank
 
 
 class RankDisagreement(msgspec.Struct, kw_only=True, frozen=True):
     """A module where the rules differ by more than one bucket, and why."""
 
     name: str
-    buckets: Annotated[dict[str, int], Meta(description="Suggested rank by rule.")]
+    buckets: Annotated[dict[str, int], Meta(description="Rank by rule, rounded up to a power of two.")]
     why: str
 
 
@@ -167,7 +168,10 @@ Role = Literal[
 
 
 class ModuleAudit(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True):
-    """The update dW = s B A of one module. Ratios are null for a zero or non-finite update."""
+    """The update dW of one module: s B A, or W' - W from the base where s B A is not the whole of it.
+
+    Ratios are null for a zero or non-finite update.
+    """
 
     name: Annotated[str, Meta(description="Module path without `base_model.model.`.")]
     module_type: ModuleType
@@ -186,22 +190,43 @@ class ModuleAudit(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True)
     stable_rank: StableRank | None = None
     effective_rank: Annotated[float, Meta(description="exp(entropy of sigma / sum sigma).")] | None = None
     participation_ratio: Annotated[float, Meta(description="(sum sigma^2)^2 / sum sigma^4.")] | None = None
-    utilization: Annotated[float, Meta(description="stable_rank / r.")] | None = None
+    utilization: (
+        Annotated[
+            float,
+            Meta(
+                description="stable_rank over the most that the update's rank can be: r; 2 r where the start took a "
+                "part out of the base; null where r does not bound it (DoRA)."
+            ),
+        ]
+        | None
+    ) = None
     energy_rank_90: Annotated[Rank, Meta(description="Least k holding 90 % of sum sigma^2.")] | None = None
+    energy_rank_90_bounds: (
+        Annotated[list[int], Meta(description="The least and the most that energy_rank_90 can be, where it is null.")]
+        | None
+    ) = None
     energy_rank_95: Rank | None = None
     energy_rank_99: Rank | None = None
     knee_rank: (
         Annotated[Rank, Meta(description="k farthest above the chord of the cumulative energy curve.")] | None
     ) = None
-    spectral_norm: Annotated[Real, Meta(description="sigma_1 of dW, scaled.")]
-    frobenius_norm: Annotated[Real, Meta(description="Frobenius norm of dW, scaled.")]
+    spectral_norm: Annotated[Real, Meta(description="sigma_1 of dW, scaled; null where dW is not known.")] | None
+    frobenius_norm: (
+        Annotated[Real, Meta(description="Frobenius norm of dW, scaled; null where it is not known.")] | None
+    )
     relative_errors: Annotated[
         dict[str, float],
-        Meta(description="Relative Frobenius error of the best rank-k update, by bucket k < r."),
+        Meta(description="Relative Frobenius error of the best rank-k update: powers of two k < r, suggested ranks."),
     ] = {}
     null_stable_rank: (
         Annotated[float, Meta(description="Stable rank expected of random factors of this shape.")] | None
     ) = None
+    b_stable_rank: (
+        Annotated[float, Meta(description="Stable rank of lora_B alone, where it starts at zero.")] | None
+    ) = None
+    b_null_stable_rank: Annotated[float, Meta(description="The same of random numbers of lora_B's shape.")] | None = (
+        None
+    )
     energy_share: (
         Annotated[Fraction, Meta(description="Share of the adapter's sum of squared Frobenius norms.")] | None
     ) = None
@@ -211,9 +236,13 @@ class ModuleAudit(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True)
     relative_frobenius: Annotated[Real, Meta(description="Frobenius norm of dW over that of W.")] | None = None
     base: BaseComparison | None = None
     note: Annotated[str, Meta(description="What the numbers leave out for this kind of update.")] | None = None
-    state: Annotated[Literal["ok", "zero", "non_finite"], Meta(description="`zero`: the module was never trained.")] = (
-        "ok"
-    )
+    state: Annotated[
+        Literal["ok", "zero", "non_finite", "not_known"],
+        Meta(
+            description="`zero`: the module was never trained. `not_known`: dW is a function of the base weight, which "
+            "was not given, or of what no file holds; `note` says which."
+        ),
+    ] = "ok"
 
 
 class GroupSummary(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True):
@@ -232,6 +261,7 @@ class LayerSummary(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True
     """One layer of the network: its share of the update."""
 
     layer: NonNegativeInt
+    label: Annotated[str, Meta(description="As people name it: `7`, or section and block: `2.7`, `down.1`.")] = ""
     n: NonNegativeInt
     stable_rank_mean: float | None = None
     energy_share: Fraction | None = None
@@ -252,11 +282,9 @@ class AuditSummary(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True
     energy_rank_90_p50: float | None = None
     energy_rank_90_p90: float | None = None
     by_type: dict[str, GroupSummary] = {}
-    suggested_r_global_median: Annotated[Rank, Meta(description="Bucket of the median of energy_rank_90.")] | None = (
-        None
-    )
+    suggested_r_global_median: Annotated[Rank, Meta(description="Median of energy_rank_90, rounded up.")] | None = None
     suggested_r_global_90: (
-        Annotated[Rank, Meta(description="Bucket of the 90th percentile of energy_rank_90.")] | None
+        Annotated[Rank, Meta(description="90th percentile of energy_rank_90, rounded up.")] | None
     ) = None
     energy_concentration: (
         Annotated[Fraction, Meta(description="Herfindahl index of the energy shares of modules.")] | None
@@ -264,12 +292,27 @@ class AuditSummary(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True
     null_stable_rank_mean: (
         Annotated[float, Meta(description="Stable rank expected of random factors, mean over modules.")] | None
     ) = None
+    update_norm: (
+        Annotated[float, Meta(description="Frobenius norm of the whole update: root of the sum of squares.")] | None
+    ) = None
+    update_size: (
+        Annotated[
+            float,
+            Meta(
+                description="update_norm over that of freshly initialised weights of these shapes, with entries of "
+                "variance 2 / (d_in + d_out) (Glorot and Bengio 2010)."
+            ),
+        ]
+        | None
+    ) = None
 
 
 class Health(msgspec.Struct, kw_only=True, frozen=True):
     """Whether the adapter is in order, before any number about it."""
 
-    verdict: Literal["trained", "near_untrained", "untrained", "partial", "random_like", "broken", "not_analysed"]
+    verdict: Literal[
+        "trained", "near_untrained", "untrained", "partial", "oversized", "random_like", "broken", "not_analysed"
+    ]
     reason: str
 
 
@@ -329,8 +372,12 @@ class AuditReport(Report, kw_only=True, frozen=True):
     suggested: Annotated[
         dict[str, SuggestedRank], Meta(description="`median` (most modules) and `p90` (worst-case tail).")
     ] = {}
+    like_suggested: Annotated[
+        SuggestedRank | None,
+        Meta(description="Each module at its own k@90%, as `resize --like-suggested` cuts it; see per_layer."),
+    ] = None
     candidates: Annotated[
-        list[SuggestedRank], Meta(description="Cost and saving of each bucket below the present rank.")
+        list[SuggestedRank], Meta(description="Cost and saving of lower ranks: powers of two, and those suggested.")
     ] = []
     rank_rules: Annotated[list[RankRule], Meta(description="Other rules of thumb, beside k@90.")] = []
     rank_disagreements: list[RankDisagreement] = []

@@ -104,7 +104,8 @@ class ComparedAdapter(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=T
     rank: Annotated[list[NonNegativeInt], Meta(description="[least, most] over its modules, as on disk.")]
     scaling: Annotated[list[float], Meta(description="[least, most] factor of B A over its modules.")]
     frobenius_norm: Annotated[
-        float | None, Meta(description="Of all its finite updates together: sqrt of the sum of squares.")
+        float | None,
+        Meta(description="Of all its updates: sqrt of the sum of squares; null where one is not finite."),
     ] = None
 
 

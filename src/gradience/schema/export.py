@@ -14,12 +14,15 @@ from typing import Any, Final, Literal, TypeAlias
 import msgspec
 
 from gradience.schema.audit import AuditReport
+from gradience.schema.bench import BenchReport
 from gradience.schema.compare import CompareAdaptersReport, CompareReport
 from gradience.schema.diagnose import DiagnoseReport
 from gradience.schema.events import EVENT_TYPES, EvalMetrics, Event, RecommendationItem
 from gradience.schema.findings import RulesReport
+from gradience.schema.fleet import FleetAuditReport, FleetShowReport, QueryReport
 from gradience.schema.merge import MergeCheckReport, MergeReport, VerifyMergeReport
 from gradience.schema.reports import CheckReport, ImportReport, MonitorReport, ValidateReport
+from gradience.schema.runs import RunsBestReport, RunsCurvesReport, RunsShowReport
 from gradience.schema.writing import ConvertReport, MitigateReport, Provenance, ResizeReport
 
 Json: TypeAlias = Any
@@ -36,10 +39,17 @@ SchemaName: TypeAlias = Literal[
     "convert",
     "merge",
     "merge-check",
+    "bench",
     "verify-merge",
     "import",
     "validate",
     "rules",
+    "fleet-audit",
+    "fleet-show",
+    "query",
+    "runs-show",
+    "runs-best",
+    "runs-curves",
     "provenance",
 ]
 
@@ -70,10 +80,17 @@ _REPORTS: Final[dict[SchemaName, type[msgspec.Struct]]] = {
     "merge": MergeReport,
     "merge-check": MergeCheckReport,
     "verify-merge": VerifyMergeReport,
+    "bench": BenchReport,
     "diagnose": DiagnoseReport,
     "import": ImportReport,
     "validate": ValidateReport,
     "rules": RulesReport,
+    "fleet-audit": FleetAuditReport,
+    "fleet-show": FleetShowReport,
+    "query": QueryReport,
+    "runs-show": RunsShowReport,
+    "runs-best": RunsBestReport,
+    "runs-curves": RunsCurvesReport,
 }
 SCHEMAS: Final[dict[SchemaName, str]] = {
     "telemetry": "telemetry-v1",

@@ -14,7 +14,9 @@ from gradience.schema.scalars import Fraction, Json, NonNegativeInt, Severity
 
 RULES_SCHEMA_ID: Final = "gradience.rules/v2"
 
-RuleGroup: TypeAlias = Literal["config", "base", "serve", "log", "weights", "weights_and_base", "joins", "merge"]
+RuleGroup: TypeAlias = Literal[
+    "config", "base", "serve", "data", "log", "weights", "weights_and_base", "joins", "merge"
+]
 SEVERITIES: Final[tuple[Severity, ...]] = get_args(Severity)  # mildest first
 
 
@@ -84,9 +86,9 @@ class RuleCard(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True):
     groups: Annotated[
         list[RuleGroup],
         Meta(
-            description="Where it applies. `config`: check; `base`: check --base; `serve`: check --serve; `log`: "
-            "monitor; `weights`: audit; `weights_and_base`: audit --base; `joins`: diagnose, over findings of "
-            "several of these; `merge`: merge-check."
+            description="Where it applies. `config`: check; `base`: check --base; `serve`: check --serve; `data`: "
+            "check --data; `log`: monitor; `weights`: audit; `weights_and_base`: audit --base; `joins`: diagnose, over "
+            "findings of several of these; `merge`: merge-check."
         ),
     ] = []
     severity: Annotated[Severity, Meta(description="The usual one: a finding may be milder or graver.")]

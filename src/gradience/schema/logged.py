@@ -8,4 +8,5 @@ OF_PREFERENCE: Final = frozenset(
     {"rewards/margins", "rewards/chosen", "rewards/accuracies", "log_odds_ratio", "log_odds_chosen", "odds_ratio_loss"}
 )
 OF_RL: Final = frozenset({"reward", "reward_std", "frac_reward_zero_std", "objective/kl"})
-TELLING: Final = OF_PREFERENCE | OF_RL
+OF_REWARD: Final = frozenset({"mean_reward", "min_reward", "max_reward"})
+TELLING: Final = OF_PREFERENCE | OF_RL | OF_REWARD

@@ -8,6 +8,7 @@ import msgspec
 from msgspec import Meta
 
 from gradience.schema.config import ConfigSnapshot
+from gradience.schema.data import DataReport
 from gradience.schema.document import Report
 from gradience.schema.events import Alert, EvalMetrics, RecommendationItem
 from gradience.schema.findings import Coverage, Finding, NotRun
@@ -46,6 +47,7 @@ class CheckReport(Report, kw_only=True, frozen=True):
     findings: list[Finding] = []
     not_run: list[NotRun] = []
     unknown_keys: Annotated[list[str], Meta(description="Keys of the input that no rule reads.")] = []
+    data: Annotated[DataReport, Meta(description="With --data: the data set as the trainer feeds it.")] | None = None
 
 
 class BadLine(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True):
@@ -132,6 +134,13 @@ class MonitorReport(Report, kw_only=True, frozen=True):
     signals: Annotated[
         dict[str, SignalSummary], Meta(description="What preference training and RL log beside the loss, by name.")
     ] = {}
+    probes: Annotated[
+        dict[str, SignalSummary],
+        Meta(description="`update_norm` and `stable_rank_mean` of the adapter in training, where it was probed."),
+    ] = {}
+    objective: Annotated[
+        str, Meta(description="`sft`, `classification`, `preference`, `reward`, `rl` or `unknown`.")
+    ] = "unknown"
     evals: list[EvalPoint] = []
     gap: GapReading | None = None
     lora_audit: dict[str, Json] | None = None

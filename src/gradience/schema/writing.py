@@ -22,6 +22,13 @@ class SourceFile(msgspec.Struct, kw_only=True, frozen=True):
     digest: Annotated[str, Meta(description="`sha256:...`, or `etag:...` of a file in the hub's cache.")]
 
 
+NonNegative: TypeAlias = Annotated[float, Meta(ge=0.0)]
+PredictedKl: TypeAlias = Annotated[
+    NonNegative | None,
+    Meta(description="KL by what was left out of this module alone, as predicted; null without calibration."),
+]
+
+
 class ModuleChange(msgspec.Struct, kw_only=True, frozen=True):
     """What became of one module's update."""
 
@@ -32,6 +39,35 @@ class ModuleChange(msgspec.Struct, kw_only=True, frozen=True):
         Fraction | None,
         Meta(description="Frobenius norm of what was left out over that of the update; null where it is zero."),
     ] = None
+    kl_predicted: PredictedKl = None
+
+
+class Calibration(msgspec.Struct, kw_only=True, frozen=True):
+    """How an adapter was cut by what it does to a model's outputs, and what that changed on other inputs.
+
+    KL is that of the smaller adapter's output distribution from the whole one's, in nats per prediction.
+    """
+
+    pieces: Annotated[
+        Literal["two-sided", "svd"],
+        Meta(
+            description="`two-sided`: those of H^(1/2) G^(1/2), with the second moments of what goes into a module's "
+            "factors and of what comes back to them. `svd`: those of s B A itself."
+        ),
+    ]
+    seed: Annotated[NonNegativeInt, Meta(description="Of the choice of inputs and of the labels drawn.")]
+    inputs: Annotated[NonNegativeInt, Meta(description="Inputs that the pieces were chosen by.")]
+    predictions: Annotated[NonNegativeInt, Meta(description="Their predictions.")]
+    digest: Annotated[str, Meta(description="`sha256:...` of their token ids.")]
+    kl_predicted: Annotated[
+        NonNegative, Meta(description="By the pieces left out, on the inputs they were chosen by: too low as a rule.")
+    ]
+    kl: Annotated[NonNegative, Meta(description="Measured on other inputs, before factors are rounded.")]
+    flips: Annotated[Fraction, Meta(description="Share of predictions whose most probable class changed.")]
+    measured_inputs: NonNegativeInt
+    measured_predictions: NonNegativeInt
+    measured_digest: str
+    cut_inputs: Annotated[NonNegativeInt, Meta(description="Inputs of both kinds that were too long and were cut.")] = 0
 
 
 class Provenance(msgspec.Struct, kw_only=True, frozen=True):
@@ -48,12 +84,13 @@ class Provenance(msgspec.Struct, kw_only=True, frozen=True):
     ] = None
     modules: list[ModuleChange] = []
     notes: list[str] = []
+    calibration: Calibration | None = None
 
 
 RESIZE_SCHEMA_ID: Final = "gradience.resize/v2"
 
 Criterion: TypeAlias = Literal[
-    "rank", "energy", "rel_error", "max_mb", "max_params", "like_suggested", "sv_ratio", "sv_fro", "sv_cumulative"
+    "rank", "energy", "rel_error", "max_mb", "max_params", "like_suggested", "sv_ratio", "sv_fro", "sv_cumulative", "kl"
 ]
 
 
@@ -63,17 +100,18 @@ class ResizedModule(msgspec.Struct, kw_only=True, frozen=True):
     name: Annotated[str, Meta(description="Module path without `base_model.model.`.")]
     kind: Annotated[str, Meta(description="How the update is stored: `linear`, `embedding`, `conv`, `dora`, ...")]
     rank_before: NonNegativeInt
-    rank_after: Annotated[NonNegativeInt, Meta(description="The rank of the factors on disk, never 0.")]
+    rank_after: Annotated[NonNegativeInt, Meta(description="The rank of the factors on disk; 0: it left the adapter.")]
     relative_error: Annotated[
         Fraction | None,
         Meta(
             description="Frobenius norm of what was left out over that of the update, before the factors are rounded "
             "to their dtype; null where the update is zero. For DoRA: of the whole change to the weight, magnitudes "
-            "refitted, and it may exceed that of s B A."
+            "refitted, and it may exceed that of s B A. At most 1."
         ),
     ] = None
     params_before: NonNegativeInt
     params_after: NonNegativeInt
+    kl_predicted: PredictedKl = None
 
 
 class ResizeReport(Report, kw_only=True, frozen=True):
@@ -105,6 +143,7 @@ class ResizeReport(Report, kw_only=True, frozen=True):
     bytes_after: NonNegativeInt
     modules: list[ResizedModule] = []
     notes: list[str] = []
+    calibration: Calibration | None = None
 
 
 MITIGATE_SCHEMA_ID: Final = "gradience.mitigate/v2"
@@ -123,6 +162,12 @@ class MitigatedModule(msgspec.Struct, kw_only=True, frozen=True):
     relative_change: Annotated[Fraction, Meta(description="Frobenius norm of what was taken out over that of dW.")]
     method: Literal["exact", "lanczos"]
     converged: bool
+    alpha_factor: Annotated[
+        Fraction, Meta(description="The factor of lora_alpha that changes dW by as much: 1 - relative_change.")
+    ] = 1.0
+    alpha_after: Annotated[
+        NonNegativeInt, Meta(description="Intruders of alpha_factor x dW, counted the same way.")
+    ] = 0
 
 
 class MitigateReport(Report, kw_only=True, frozen=True):
@@ -137,13 +182,15 @@ class MitigateReport(Report, kw_only=True, frozen=True):
     eps: Fraction
     before: Annotated[NonNegativeInt, Meta(description="Intruders over all modules.")]
     after: NonNegativeInt
+    alpha_after: Annotated[
+        NonNegativeInt,
+        Meta(description="Intruders where lora_alpha is lowered instead, by the same change per module."),
+    ] = 0
     modules: list[MitigatedModule] = []
     not_looked_at: Annotated[list[NotCompared], Meta(description="Copied bit for bit, with the reason.")] = []
 
 
 CONVERT_SCHEMA_ID: Final = "gradience.convert/v2"
-
-NonNegative: TypeAlias = Annotated[float, Meta(ge=0.0)]
 
 Target: TypeAlias = Literal["peft", "mlx"]
 

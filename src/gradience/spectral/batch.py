@@ -22,7 +22,7 @@ Matrix: TypeAlias = npt.NDArray[Any]
 _SHORT: Final = 1024  # columns (of A) or rows (of B) in a tile
 _LONG: Final = 4096  # the same, where a factor is that long and a call's tiles still fit the cache
 _BATCH_ELEMENTS: Final = 1 << 18  # a call's tiles as float64 (2 MiB) stay in the cache; measured with 2**16 to 2**19
-_MOST_WORKERS: Final = 8
+_MOST_WORKERS = 8  # threads; `use_threads` lowers it
 _LEAST_SHARE: Final = 8  # modules that are worth a thread
 _IN_FLIGHT: Final = 3
 _LEAST_RANK: Final = 8
@@ -224,6 +224,8 @@ class Spectrum(NamedTuple):
     relative_errors: npt.NDArray[np.float64]
     spectral_norm: float
     frobenius_norm: float
+    factor_stable_ranks: tuple[float, float]
+    """Of b and of a alone, in this order; of `narrowed` factors where r is larger than a side."""
 
 
 class _Quantities(NamedTuple):
@@ -264,6 +266,12 @@ def use_device(device: str) -> None:
         raise ValueError(message) from error
 
 
+def use_threads(most: int) -> None:
+    """Let this process compute with at most so many threads. For one of several processes, each on its own core."""
+    global _MOST_WORKERS  # noqa: PLW0603  # a setting of the process, as the device is
+    _MOST_WORKERS = most
+
+
 def spectra(loads: Sequence[Callable[[], Factors]], grams: Sequence[Grams] | None = None) -> list[Spectrum]:
     """Return the spectrum of each update, in order; from its `grams_of` where the caller has them.
 
@@ -275,6 +283,14 @@ def spectra(loads: Sequence[Callable[[], Factors]], grams: Sequence[Grams] | Non
         return _finish(loads, held)
 
 
+def spectrum_of(sigma: Matrix) -> Spectrum:
+    """Return the spectrum with these singular values: finite, largest first, in float64, at least one."""
+    with jax.enable_x64(True):  # noqa: FBT003  # JAX's own signature
+        numbers = _quantities(jnp.asarray(sigma, jnp.float64))
+    unknown = np.full(2, np.nan)  # of the factors alone
+    return _spectrum(sigma, numbers, Grams(sigma, sigma, len(sigma), 1.0), unknown, finite=True)
+
+
 def _finish(loads: Sequence[Callable[[], Factors]], grams: Sequence[Grams]) -> list[Spectrum]:
     found: list[Spectrum | None] = [None] * len(grams)
     by_bucket: dict[int, list[int]] = {}
@@ -283,11 +299,11 @@ def _finish(loads: Sequence[Callable[[], Factors]], grams: Sequence[Grams]) -> l
     for bucket, indices in by_bucket.items():
         for start in range(0, len(indices), _MODULES):
             some = indices[start : start + _MODULES]
-            sigma, finite = _sigma(loads, grams, some, bucket)
+            sigma, finite, alone = _sigma(loads, grams, some, bucket)
             numbers = jax.tree.map(np.asarray, _all_quantities(sigma))
             for row, index in enumerate(some):
                 one_row = _Quantities(*(field[row] for field in numbers))
-                found[index] = _spectrum(sigma[row], one_row, grams[index], finite=bool(finite[row]))
+                found[index] = _spectrum(sigma[row], one_row, grams[index], alone[:, row], finite=bool(finite[row]))
     return [spectrum for spectrum in found if spectrum is not None]
 
 
@@ -296,8 +312,11 @@ def _sigma(
     grams: Sequence[Grams],
     some: list[int],
     bucket: int,
-) -> tuple[Matrix, Matrix]:
-    """Return singular values (a fixed number of rows, zero beyond those asked for), and which are finite."""
+) -> tuple[Matrix, Matrix, Matrix]:
+    """Return singular values (a fixed number of rows, zero beyond those asked for), and which are finite.
+
+    And the stable ranks of a's and of b's alone (2, modules).
+    """
     sides = np.zeros((2, len(some), bucket, bucket))
     for row, index in enumerate(some):
         sides[0, row], sides[1, row] = grams[index].gram_a, grams[index].gram_b
@@ -312,10 +331,10 @@ def _sigma(
             exact = update.core_singular_values(factors.b, factors.a)
             sigma[row] = 0.0
             sigma[row, : len(exact)] = exact
-    return sigma, finite
+    return sigma, finite, update.gram_stable_rank(sides)
 
 
-def _spectrum(sigma: Matrix, numbers: _Quantities, grams: Grams, *, finite: bool) -> Spectrum:
+def _spectrum(sigma: Matrix, numbers: _Quantities, grams: Grams, alone: Matrix, *, finite: bool) -> Spectrum:
     r, size = grams.r, abs(grams.scale)
     return Spectrum(
         sigma=_padded(sigma, r) * size,
@@ -323,10 +342,11 @@ def _spectrum(sigma: Matrix, numbers: _Quantities, grams: Grams, *, finite: bool
         stable_rank=float(numbers.stable_rank),
         effective_rank=float(numbers.effective_rank),
         participation_ratio=float(numbers.participation_ratio),
-        energy_ranks=tuple(int(k) for k in numbers.energy_ranks),  # type: ignore[arg-type]  # three shares
+        energy_ranks=tuple(int(k) for k in np.asarray(numbers.energy_ranks)),  # type: ignore[arg-type]  # three shares
         relative_errors=_padded(np.asarray(numbers.relative_errors), r + 1),
         spectral_norm=float(sigma[0]) * size,
         frobenius_norm=float(numbers.frobenius_norm) * size,
+        factor_stable_ranks=(float(alone[1]), float(alone[0])),
     )
 
 

@@ -20,6 +20,8 @@ from jax import Array
 
 from gradience.spectral.narrow import inner_size
 
+Floats: TypeAlias = npt.NDArray[np.float64]
+
 _SAMPLES = 8
 
 
@@ -28,6 +30,21 @@ def null_stable_rank(r: int, d_out: int, d_in: int, *, seed: int = 0) -> float:
     """Return the mean stable rank of B A with random B (d_out, r) and A (r, d_in)."""
     rng = np.random.default_rng(seed)
     return float(np.mean([_sample(rng, r, d_out, d_in) for _ in range(_SAMPLES)]))
+
+
+@cache
+def null_factor_stable_rank(r: int, d: int, *, seed: int = 0) -> float:
+    """Return the mean stable rank of one random factor (d, r), r at most d."""
+    rng = np.random.default_rng(seed)
+    grams = (lower @ lower.T for lower in (_bartlett(rng, r, d) for _ in range(_SAMPLES)))
+    return float(np.mean([float(gram_stable_rank(gram)) for gram in grams]))
+
+
+def gram_stable_rank(gram: Floats) -> Floats:
+    """Return the stable rank of a factor from its Gram matrix (..., r, r), finite: trace over largest eigenvalue."""
+    largest = np.linalg.eigvalsh(gram)[..., -1]
+    trace = np.trace(gram, axis1=-2, axis2=-1)
+    return np.asarray(np.where(largest > 0.0, trace / np.where(largest > 0.0, largest, 1.0), 0.0))
 
 
 def _sample(rng: np.random.Generator, r: int, d_out: int, d_in: int) -> float:
@@ -104,8 +121,6 @@ def frobenius_norm(sigma: Array) -> Array:
     """sqrt(sum sigma^2)."""
     return sigma[0] * jnp.sqrt(stable_rank(sigma))
 
-
-Floats: TypeAlias = npt.NDArray[np.float64]
 
 # sigma_1^2 below this share of |A|^2 |B|^2: the Gram route may miss 1e-6 sigma_1 (tests/spectral shows it).
 TRUSTED_SHARE: Final = 1e-2

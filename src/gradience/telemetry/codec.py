@@ -21,6 +21,7 @@ from gradience.schema.events import (
     Event,
     Recommendation,
     RecommendationItem,
+    TrainStep,
     UnknownEvent,
 )
 from gradience.schema.scalars import MAX_INT, SCHEMA_ID, SCHEMA_PREFIX, NonNegativeInt, Real, real
@@ -191,6 +192,14 @@ def encode(event: Event | UnknownEvent) -> bytes:
         if b"null" not in line:  # a null may be a NaN that the encoder did not name
             return _escape(line)
     return encode_document(to_document(event))
+
+
+def encode_row(event: TrainStep) -> bytes:
+    """Return a row without extras as `encode` does, in fewer steps."""
+    line = _encoder.encode(event)
+    if b"null" in line or b"\x7f" in line or not line.isascii():
+        return encode(event)
+    return line
 
 
 def encode_document(document: JsonObject) -> bytes:

@@ -10,9 +10,8 @@ import warnings
 from pathlib import Path
 from typing import Final, Literal, TypeAlias
 
-from filelock import FileLock, Timeout
-
 from gradience.errors import RecorderError
+from gradience.io.locking import lock_file, unlock_file
 
 Fsync: TypeAlias = Literal["always", "auto", "never"]
 
@@ -24,6 +23,8 @@ _ADVICE: Final = "choose a path in a folder you can write to"
 
 class LogFile:
     """An append-only log that this process alone writes. Never truncated; a torn tail is closed first.
+
+    The lock is on the file itself, so that it ends with the process and leaves nothing beside the log.
 
     A log that others remove, replace or cut while it is written is noticed when the next line is pressed onto the disk:
     a warning says so, and a new file is begun under its name.
@@ -50,14 +51,13 @@ class LogFile:
         self._lines = self._end = self.lost = 0
         self._sibling = sibling
         self.opening = b""
-        self.path, held = _locked(path, sibling)
-        self._lock = held if isinstance(held, FileLock) else None
+        self.path, fd, unlocked = _claimed(path, sibling)
+        self._fd: int | None = fd
         try:
-            self._fd: int | None = _opened(self.path)
-            self._close_torn_tail(self._fd)
-            self._end = os.fstat(self._fd).st_size
-            if not isinstance(held, FileLock):
-                warnings.warn(f"{self.path} is written without a lock: {held}", RuntimeWarning, stacklevel=3)
+            self._close_torn_tail(fd)
+            self._end = os.fstat(fd).st_size
+            if unlocked:
+                warnings.warn(f"{self.path} is written without a lock: {unlocked}", RuntimeWarning, stacklevel=4)
         except BaseException:
             self.close()
             raise
@@ -85,15 +85,18 @@ class LogFile:
         Raises:
             RecorderError: the log is closed or cannot be written.
         """
-        if self._fd is None:
+        fd = self._fd
+        if fd is None:
             raise RecorderError(f"the writer of {self.path} is closed", advice="open a new TelemetryWriter")
+        if os.getpid() != self._pid:
+            self.require_own()
         try:
-            self._write(self._fd, b"\n%b\n" % line if self._torn else b"%b\n" % line)
+            self._write(fd, b"\n%b\n" % line if self._torn else b"%b\n" % line)
             self._lines += 1
             now = time.monotonic()
             if durable or self._fsync == "always" or now - self._settled_at > FSYNC_INTERVAL_S:
                 self._settled_at = now
-                self._settle(self._fd, line)
+                self._settle(fd, line)
         except OSError as error:
             raise RecorderError(
                 f"cannot write {self.path}: {error.strerror}", advice="free space, or choose another path"
@@ -101,20 +104,22 @@ class LogFile:
 
     def close(self) -> None:
         """Release the file and its lock; closing twice, or a fork's copy, is harmless."""
-        fd, self._fd = getattr(self, "_fd", None), None
+        fd, self._fd = self._fd, None
+        if fd is None:
+            return
         mine = os.getpid() == self._pid
         try:
-            if fd is not None:
+            try:
                 if mine and self._lines and (why := self._vanished(fd)):
                     self._say_lost(fd, why)
                 if mine and self._unsynced and self._fsync != "never":
                     _fsync(fd)
+            finally:
+                if mine:
+                    unlock_file(fd)
                 os.close(fd)
         except OSError as error:
             raise RecorderError(f"cannot close {self.path}: {error.strerror}", advice="check the disk") from error
-        finally:
-            if mine and self._lock is not None:
-                self._lock.release()
 
     def _settle(self, fd: int, line: bytes) -> None:
         """Press what was written onto the disk, and see whether it is still there."""
@@ -137,30 +142,22 @@ class LogFile:
 
     def _begin_anew(self, why: str, line: bytes) -> None:
         """Go on under the log's name, with its opening and with the line that was written in vain."""
-        old, lock = self._fd, self._lock
-        assert old is not None  # noqa: S101  # `append` has seen to it
+        fd = old = self._fd
+        assert fd is not None  # noqa: S101  # `append` has seen to it
+        assert old is not None  # noqa: S101  # the same
         self._lines -= 1
         self._say_lost(old, why)
         if why != "was cut":
-            self.path, held = _locked(self.path, self._sibling) if self._is_unlocked() else (self.path, lock)
-            self._lock = held if isinstance(held, FileLock) else None
-            self._fd = _opened(self.path)
+            self.path, fd, _ = _claimed(self.path, self._sibling)
+            self._fd = fd
+            unlock_file(old)
             os.close(old)
-            self._close_torn_tail(self._fd)
-        fd = self._fd
-        assert fd is not None  # noqa: S101  # as above
+            self._close_torn_tail(fd)
         self._end = os.fstat(fd).st_size
         self._lines = 0
         for again in (self.opening, line) if self.opening not in {b"", line} else (line,):
             self._write(fd, b"%b\n" % again)
             self._lines += 1
-
-    def _is_unlocked(self) -> bool:
-        """Let go of a lock whose file went with the log's folder; say whether a new one must be taken."""
-        if self._lock is None or os.path.exists(self._lock.lock_file):  # noqa: PTH110  # a str
-            return False
-        self._lock.release()
-        return True
 
     def _say_lost(self, fd: int, why: str) -> None:
         is_gone = why == "was cut" or os.fstat(fd).st_nlink == 0
@@ -172,13 +169,14 @@ class LogFile:
 
     def _write(self, fd: int, data: bytes) -> None:
         """Write all of the data; if only part of it went out, the next line must start on a fresh one."""
+        size = len(data)
         written = os.write(fd, data)
-        while written < len(data):  # a full disk or a signal cut the write short
+        while written < size:  # a full disk or a signal cut the write short
             self._torn = True
             written += os.write(fd, data[written:])
         self._torn = False
         self._unsynced = True
-        self._end += len(data)
+        self._end += size
 
     def _close_torn_tail(self, fd: int) -> None:
         try:
@@ -214,34 +212,36 @@ def _fsync(fd: int) -> None:
             raise
 
 
-def _locked(path: Path, sibling: str | None) -> tuple[Path, FileLock | str]:
-    """Return the path to write, the sibling if the log is taken, and its lock or the reason for having none."""
-    if os.path.exists(path) and not os.path.isfile(path) and not os.path.isdir(path):  # noqa: PTH110, PTH112, PTH113
-        raise _not_a_file(path)  # before a lock is left beside it
+def _claimed(path: Path, sibling: str | None) -> tuple[Path, int, str]:
+    """Return the path to write, the sibling if the log is taken; its descriptor; and why it has no lock, or "".
+
+    Raises:
+        RecorderError: it cannot be opened, or is taken and there is no sibling.
+    """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise RecorderError(f"cannot make the folder {path.parent}: {error.strerror}", advice=_ADVICE) from error
-    if (held := _try_lock(path)) is not None:
-        return path, held
+    if (own := _try(path)) is not None:
+        return path, *own
     if sibling is None:
         raise RecorderError(f"{path} is being written by another process", advice="wait until that run has ended")
     beside = path.with_name(sibling)
     warnings.warn(
-        f"{path} is being written by another process; this run is recorded in {beside}", RuntimeWarning, stacklevel=4
+        f"{path} is being written by another process; this run is recorded in {beside}", RuntimeWarning, stacklevel=5
     )
-    if (held := _try_lock(beside)) is None:
+    if (own := _try(beside)) is None:
         raise RecorderError(f"{beside} is being written by another process", advice="choose another path")
-    return beside, held
+    return beside, *own
 
 
-def _try_lock(path: Path) -> FileLock | str | None:
-    """Return the lock now held, or why the file system gives none; None if another process holds it."""
-    lock = FileLock(path.with_name(f".{path.name}.lock"), timeout=0)
+def _try(path: Path) -> tuple[int, str] | None:
+    """Return the descriptor of a log now locked, and why the file system gives no lock; None if another holds it."""
+    fd = _opened(path)
     try:
-        lock.acquire()
-    except Timeout:
-        return None
-    except (OSError, NotImplementedError) as error:
-        return str(error)
-    return lock
+        if lock_file(fd):
+            return fd, ""
+    except OSError as error:
+        return fd, str(error)
+    os.close(fd)
+    return None

@@ -20,7 +20,6 @@ from gradience.telemetry.codec import (
     convert,
     decode,
     decode_known,
-    encode,
     encode_document,
     to_document,
 )
@@ -73,19 +72,18 @@ def redact_text(text: str, rule: Redaction = DEFAULT_REDACTION, *, key: str = ""
     return _HOME_IN_TEXT.sub(lambda hit: _basename(hit[0]), text)
 
 
-def to_line(event: Event, rule: Redaction = DEFAULT_REDACTION, *, bare: bool = False) -> bytes:
+def to_line(event: Event, rule: Redaction = DEFAULT_REDACTION) -> bytes:
     """Return the event's line without its newline: redacted, and read back, so that no log holds what no reader reads.
 
     Args:
         event: of any kind.
         rule: how much of a string may be written.
-        bare: the event holds no text but our own, so that nothing need be redacted: the writer's hot path.
 
     Raises:
         RecorderError: the event is not valid, or the line is too long.
     """
     try:
-        line = encode(event) if bare else encode_document(redact_document(to_document(event), rule))
+        line = encode_document(redact_document(to_document(event), rule))
         _read_back(line)
     except (msgspec.MsgspecError, SchemaError, TypeError, ValueError, RecursionError) as error:
         advice = "see the event's fields in gradience.schema"

@@ -47,6 +47,22 @@ class Columns(NamedTuple):
     extras: Values
 
 
+def plain_columns(row: Mapping[str, Any]) -> dict[str, float] | None:
+    """Return the known columns of a row that holds nothing else and only floats, as nearly all rows do; else None.
+
+    >>> plain_columns({"loss": 1.5, "learning_rate": 2e-4}), plain_columns({"epoch": 1.0}), plain_columns({"loss": 1})
+    ({'loss': 1.5, 'lr': 0.0002}, None, None)
+    """
+    if "loss" not in row:
+        return None
+    found = {}
+    for key, value in row.items():
+        if type(value) is not float or key not in _COLUMNS:
+            return None
+        found[_COLUMNS[key]] = value
+    return found if len(found) == len(row) else None
+
+
 def train_columns(row: Mapping[str, Any]) -> Columns:
     """Return a training row's columns; a known one that holds no number becomes an extra, `loss_` for `loss`.
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from itertools import compress, islice
 from math import isfinite
 from operator import attrgetter, lt
+from typing import Final
 
 from gradience.schema.config import ConfigSnapshot
 from gradience.schema.events import (
@@ -30,6 +31,9 @@ from gradience.telemetry.scan import PlainRow, RowBlock
 from gradience.telemetry.values import number_of
 
 _ABSENT = float("nan")
+SPECTRAL: Final = "spectral"
+"""The kind of `metrics` events that the callback's `spectral_every` writes, and the prefix of their columns."""
+PROBED: Final = ("update_norm", "stable_rank_mean")
 
 
 @dataclass(slots=True)
@@ -87,6 +91,7 @@ class RunSeries:
     columns: dict[str, Column] = field(default_factory=dict)
     evals: list[Eval] = field(default_factory=list)
     latest_metrics: dict[str, Metrics] = field(default_factory=dict)
+    guarded: list[Metrics] = field(default_factory=list)  # what a guard did to the run, in the order written
     alerts: list[Alert] = field(default_factory=list)
     recommendations: list[RecommendationItem] = field(default_factory=list)
     end: RunEnd | None = None
@@ -118,6 +123,9 @@ class RunSeries:
                 self._take_start(event)
             case Metrics():
                 self.latest_metrics[event.kind] = event
+                if event.kind == "guard":
+                    self.guarded.append(event)
+                self._take_probe(event)
             case Alert():
                 self.alerts.append(event)
             case Recommendation():
@@ -192,6 +200,12 @@ class RunSeries:
         if row.grad_norm is not None and norm != norm:  # noqa: PLR0124  # NaN alone differs from itself
             self.lost_norms.add(row.step)
 
+    def _take_probe(self, event: Metrics) -> None:
+        """Add what an audit of the adapter in training measured to columns of their own."""
+        if event.kind == SPECTRAL and event.step is not None:
+            for name in PROBED:
+                self._take_value(f"{SPECTRAL}/{name}", event.step, event.metrics.get(name))
+
     def _take_value(self, name: str, step: int, value: Json) -> None:
         """Add a further value of a row; one that is logged but no finite number leaves its column as it is."""
         if value is None:
@@ -215,6 +229,7 @@ class RunSeries:
         self.superseded += keep.count(False) + len(self.evals) - len(evals)
         self.evals = evals
         self.latest_metrics = {k: m for k, m in self.latest_metrics.items() if m.step is None or m.step <= step}
+        self.guarded = [m for m in self.guarded if m.step is None or m.step <= step]
         self.record.replaced += [(s, loss) for s, loss in zip(self.steps, self.losses, strict=True) if s > step]
         self.lost_norms = {s for s in self.lost_norms if s <= step}
         self.losses = array("d", compress(self.losses, keep))

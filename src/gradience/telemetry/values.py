@@ -86,7 +86,7 @@ def number(value: Any, name: str) -> Real:
         raise _refusal(name, "a number", value)
     try:
         return int(item) if isinstance(item, int) and item.bit_length() <= _WHOLE_BITS else real(float(item))
-    except (TypeError, ValueError, OverflowError) as error:
+    except (TypeError, ValueError, OverflowError, RuntimeError) as error:  # RuntimeError: an array whose data is gone
         raise _refusal(name, "a number", value) from error
 
 

@@ -10,11 +10,11 @@ import os
 import threading
 import time
 import uuid
-import warnings
 from collections.abc import Callable, Mapping, Sequence
+from functools import wraps
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Final, Self
+from typing import Any, Concatenate, Final, Literal, ParamSpec, Self, TypeAlias
 
 import msgspec
 
@@ -34,12 +34,34 @@ from gradience.schema.events import (
     TrainStep,
 )
 from gradience.schema.scalars import SCHEMA_ID, Severity, Status
+from gradience.telemetry.codec import encode_row
 from gradience.telemetry.logfile import Fsync, LogFile
+from gradience.telemetry.notice import notice
 from gradience.telemetry.redact import DEFAULT_MAX_STR_LEN, Redaction, redact_id, to_line
 from gradience.telemetry.values import number, plain, rates
 
+OnError: TypeAlias = Literal["warn", "raise"]
+
 _DURABLE: Final = (RunStart, Eval, Alert, RunEnd)
 _ADVICE: Final = "see the event's fields in gradience.schema"
+_LOSSES: Final = (RecorderError, RuntimeWarning)  # a warning of ours is raised where warnings are errors
+_P = ParamSpec("_P")
+
+
+def _counted(
+    method: Callable[Concatenate[Any, _P], None],
+) -> Callable[Concatenate[TelemetryWriter, _P], None]:
+    """Return the method with an event that it could not write counted, and forgiven where the writer forgives."""
+
+    @wraps(method)
+    def write(self: TelemetryWriter, /, *args: _P.args, **kwargs: _P.kwargs) -> None:
+        try:
+            method(self, *args, **kwargs)
+        except _LOSSES as error:
+            if not self._forgives(error):
+                raise
+
+    return write
 
 
 class TelemetryWriter:
@@ -54,10 +76,14 @@ class TelemetryWriter:
         max_str_len: characters a string may have before it is redacted.
         fsync: `always`, `never`, or `auto`: at run_start, eval, alert and run_end, else every few seconds.
         siblings: if another process is writing the log, write a file beside it and warn; else refuse.
+        on_error: `warn`: an event that cannot be written is lost and counted, with one warning at the first and one at
+            the end, and no training ends because of it; `raise`: a RecorderError.
         clock: returns Unix seconds.
 
     Raises:
-        RecorderError: the file cannot be opened or written, or an event is not valid.
+        RecorderError: the log is taken and `siblings` is False; under `on_error="raise"` also where the file cannot be
+            opened or written, or an event is not valid.
+        ValueError: an argument is out of its range.
     """
 
     def __init__(
@@ -69,30 +95,40 @@ class TelemetryWriter:
         max_str_len: int = DEFAULT_MAX_STR_LEN,
         fsync: Fsync = "auto",
         siblings: bool = True,
+        on_error: OnError = "warn",
         clock: Callable[[], float] = time.time,
     ) -> None:
         if fsync not in {"always", "auto", "never"}:
             raise ValueError(f"fsync must be 'always', 'auto' or 'never', not {fsync!r}")
+        if on_error not in {"warn", "raise"}:
+            raise ValueError(f"on_error must be 'warn' or 'raise', not {on_error!r}")
         self.run_id: str = redact_id(run_id) if run_id else uuid.uuid4().hex
         self.session = uuid.uuid4().hex[:12]
-        self._refused = 0
+        self._refused = self._said = 0
+        self._raises = on_error == "raise"
         self._rule = Redaction(allow_text, max_str_len)
         self._clock = clock
         self._seq = 0
         self._ended = False
         self._guard = threading.RLock()
-        log = Path(path)
-        self._file = LogFile(log, sibling=f"{log.stem}.{self.session}{log.suffix}" if siblings else None, fsync=fsync)
+        self._asked, self._siblings, self._fsync = Path(path), siblings, fsync
+        self._file: LogFile | None = None
+        try:
+            self._open()
+        except _LOSSES as error:
+            if self._raises or not siblings:
+                raise
+            self._say(f"this run is not being recorded: {error}")
 
     @property
     def lost(self) -> int:
         """Events that were refused, could not be written, or went with a log that was removed."""
-        return self._refused + self._file.lost
+        return self._refused + (self._file.lost if self._file else 0)
 
     @property
     def path(self) -> Path:
         """The file written: the one asked for, or its sibling if that was taken."""
-        return self._file.path
+        return self._file.path if self._file else self._asked
 
     def __enter__(self) -> Self:
         """Return the writer itself."""
@@ -104,15 +140,16 @@ class TelemetryWriter:
         """Record how the run ended, and close; a failure to do so never takes the place of the run's own error."""
         try:
             try:
-                if not self._ended and self._file.is_open:
+                if not self._ended and (self._file is None or self._file.is_open):
                     self.run_end(status=_status(error), reason=self._reason(error))
             finally:
                 self.close()
         except RecorderError as failure:
             if error is None:
                 raise
-            warnings.warn(f"the end of the run was not recorded: {failure}", RuntimeWarning, stacklevel=2)
+            notice(f"the end of the run was not recorded: {failure}")
 
+    @_counted
     def run_start(
         self,
         config: ConfigSnapshot | None = None,
@@ -125,7 +162,7 @@ class TelemetryWriter:
             RunStart,
             resumed_from_step,
             config=config or ConfigSnapshot(),
-            meta=self._held(meta or {}, "meta"),
+            meta=plain(meta or {}, "meta"),
             resumed_from_step=resumed_from_step,
         )
 
@@ -140,24 +177,34 @@ class TelemetryWriter:
         **extras: Any,
     ) -> None:
         """Record one row of training; further keywords stand beside the known ones."""
-        self._record(
-            TrainStep,
-            step,
-            loss=None if loss is None else number(loss, "loss"),
-            lr=None if lr is None else rates(lr),
-            grad_norm=None if grad_norm is None else number(grad_norm, "grad_norm"),
-            epoch=None if epoch is None else number(epoch, "epoch"),
-            extras=self._held(extras, "") if extras else {},
-        )
+        try:
+            floats = type(lr) is type(grad_norm) is type(epoch) is type(loss) is float and not extras
+            if floats and self._record_floats(step, loss, lr, grad_norm, epoch):  # type: ignore[arg-type]  # all floats
+                return
+            self._record(
+                TrainStep,
+                step,
+                loss=None if loss is None else number(loss, "loss"),
+                lr=None if lr is None else rates(lr),
+                grad_norm=None if grad_norm is None else number(grad_norm, "grad_norm"),
+                epoch=None if epoch is None else number(epoch, "epoch"),
+                extras=plain(extras, "") if extras else {},
+            )
+        except _LOSSES as error:
+            if not self._forgives(error):
+                raise
 
+    @_counted
     def eval(self, step: int | None, *, split: str, metrics: Mapping[str, Any] | EvalMetrics) -> None:
         """Record one evaluation of one split: `loss`, `ppl`, `accuracy`, `n`, and whatever else was measured."""
         self._record(Eval, step, split=split, metrics=self._eval_metrics(metrics))
 
+    @_counted
     def metrics(self, step: int | None, *, kind: str, metrics: Mapping[str, Any]) -> None:
         """Record a block of numbers of a named kind."""
-        self._record(Metrics, step, kind=kind, metrics=self._held(metrics, "metrics"))
+        self._record(Metrics, step, kind=kind, metrics=plain(metrics, "metrics"))
 
+    @_counted
     def alert(
         self,
         *,
@@ -169,13 +216,15 @@ class TelemetryWriter:
     ) -> None:
         """Record something a person should see."""
         self._record(
-            Alert, step, severity=severity, code=code, message=message, context=self._held(context or {}, "context")
+            Alert, step, severity=severity, code=code, message=message, context=plain(context or {}, "context")
         )
 
+    @_counted
     def recommendation(self, items: Sequence[RecommendationItem], *, step: int | None = None) -> None:
         """Record suggestions."""
         self._record(Recommendation, step, recommendations=list(items))
 
+    @_counted
     def run_end(self, *, status: Status = "ok", reason: str | None = None) -> None:
         """Close the run. The file stays open for late evaluations until `close`."""
         if self.lost and reason is None:
@@ -184,12 +233,8 @@ class TelemetryWriter:
         self._ended = True
 
     def write(self, event: Event) -> None:
-        """Append one typed event, after redaction; numbered in this session if it has no session of its own.
-
-        Raises:
-            RecorderError: the event is not valid, the line is too long, or the file cannot be written.
-        """
-        self._file.require_own()
+        """Append one typed event, after redaction; numbered in this session if it has no session of its own."""
+        self._require_own()
         with self._guard:
             seq = self._take_seq()
             if event.session is None and event.seq is None:
@@ -197,13 +242,43 @@ class TelemetryWriter:
             self._append(event)
 
     def close(self) -> None:
-        """Release the file and its lock; closing twice is harmless."""
-        if self._file.is_open:
-            with self._guard:
-                self._file.close()
+        """Release the file and its lock, and say how many events were lost; closing twice is harmless.
+
+        Raises:
+            RecorderError: the last lines could not be pressed onto the disk, under `on_error="raise"`.
+        """
+        try:
+            if self._file is not None and self._file.is_open:
+                with self._guard:
+                    self._file.close()
+        except _LOSSES as error:
+            if self._raises:
+                raise
+            self._say(str(error))
+        if self.lost > self._said and not self._raises:
+            self._said = self.lost
+            self._say(f"{self.path}: {self.lost} events could not be recorded")
+
+    def _open(self) -> None:
+        beside = f"{self._asked.stem}.{self.session}{self._asked.suffix}" if self._siblings else None
+        self._file = LogFile(self._asked, sibling=beside, fsync=self._fsync)
+
+    def _forgives(self, error: Exception) -> bool:
+        """Count an event that is lost; say so of the first, unless the caller is to hear of each."""
+        self._refused += 1
+        if not self._raises and self._refused == 1:
+            self._say(f"an event of this run could not be recorded, training goes on: {error}")
+        return not self._raises
+
+    def _say(self, message: str) -> None:
+        notice(message, stacklevel=5)
+
+    def _require_own(self) -> None:
+        if self._file is not None:
+            self._file.require_own()
 
     def _record(self, cls: type[EventBase], step: int | None, /, **fields: Any) -> None:
-        self._file.require_own()
+        self._require_own()
         if step is not None and type(step) is not int:
             step = _step(step)
         with self._guard:  # seq follows the order of the file
@@ -218,39 +293,54 @@ class TelemetryWriter:
             )
             self._append(event)  # type: ignore[arg-type]  # every kind of ours is an Event
 
+    def _record_floats(self, step: int, loss: float, lr: Any, grad_norm: Any, epoch: Any) -> bool:
+        """Record a row of floats, in which nothing is to be redacted and no reader refuses anything: the hot path.
+
+        Returns:
+            False where it is no such row, and nothing was written.
+        """
+        file = self._file
+        if file is None or type(step) is not int or step < 0:
+            return False
+        with self._guard:
+            self._seq = seq = self._seq + 1
+            event = TrainStep(
+                schema=SCHEMA_ID,
+                ts=self._clock(),
+                run_id=self.run_id,
+                step=step,
+                seq=seq - 1,
+                session=self.session,
+                loss=loss,
+                lr=lr,
+                grad_norm=grad_norm,
+                epoch=epoch,
+            )
+            file.append(encode_row(event), durable=False)
+        return True
+
     def _take_seq(self) -> int:
         seq = self._seq
         self._seq = seq + 1  # even if the write fails: the gap shows the loss
         return seq
 
     def _append(self, event: Event) -> None:
-        try:
-            line = self._line(event)
-            if type(event) is RunStart:
-                self._file.opening = line
-            self._file.append(line, durable=isinstance(event, _DURABLE))
-        except RecorderError:
-            self._refused += 1
-            raise
-
-    def _held(self, values: Mapping[str, Any], name: str) -> Any:
-        """Return values of the caller's own as JSON; an event whose values cannot be written is lost."""
-        try:
-            return plain(values, name)
-        except RecorderError:
-            self._refused += 1
-            raise
+        line = to_line(event, self._rule)
+        durable = isinstance(event, _DURABLE)
+        if self._file is None and durable:
+            self._open()  # it could not be opened before: the disk may have room again
+        if self._file is None:
+            raise RecorderError(f"{self._asked} could not be opened")
+        if type(event) is RunStart:
+            self._file.opening = line
+        self._file.append(line, durable=durable)
 
     def _eval_metrics(self, metrics: Mapping[str, Any] | EvalMetrics) -> EvalMetrics:
         if isinstance(metrics, EvalMetrics):
             return metrics
-        given = self._held(metrics, "metrics")
+        given = plain(metrics, "metrics")
         known = {k: given.pop(k) for k in ("loss", "ppl", "accuracy", "n") if k in given}
         return EvalMetrics(**known, extras=given)
-
-    def _line(self, event: Event) -> bytes:
-        own = event.run_id == self.run_id and event.session == self.session
-        return to_line(event, self._rule, bare=own and type(event) is TrainStep and not event.extras)
 
     def _reason(self, error: BaseException | None) -> str | None:
         """Return the exception's type; its text may hold prompts or paths and needs the opt-in."""

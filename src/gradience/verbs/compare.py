@@ -57,7 +57,7 @@ _NO_VECTORS: Final = np.zeros((0, 0))
 
 
 class _Measured(NamedTuple):
-    """An adapter with its modules' spectra, and the squared norm of each finite one by name."""
+    """An adapter with its modules' spectra, and the squared norm of each by name: NaN where it is not finite."""
 
     side: Side
     spectra: list[Spectrum]
@@ -94,7 +94,7 @@ def compare_adapters(*paths: PathLike, progress: Progress | None = None) -> Comp
     geometry, rows = _seen(found, wanted, shown, progress)
     return CompareAdaptersReport(
         schema=COMPARE_ADAPTERS_SCHEMA_ID,
-        adapters=[described(m.side, m.energy**0.5, step=step_of(m.side.path)) for m in measured],
+        adapters=[described(m.side, _norm(m.energy), step=step_of(m.side.path)) for m in measured],
         differences=config_differences(sides),
         cosines=_cosines(measured, geometry) if len(wanted) == len(sides) * (len(sides) - 1) // 2 else [],
         pairs=[_pair(measured, pair, rows[pair], geometry[pair]) for pair in shown],
@@ -108,7 +108,7 @@ def compare_adapters(*paths: PathLike, progress: Progress | None = None) -> Comp
 def _measured(side: Side) -> _Measured:
     found = spectra([factors_of(module) for module in side.adapter.modules])
     pairs = zip(side.adapter.modules, found, strict=True)
-    return _Measured(side, found, {m.name: s.frobenius_norm**2 for m, s in pairs if s.finite})
+    return _Measured(side, found, {m.name: s.frobenius_norm**2 if s.finite else math.nan for m, s in pairs})
 
 
 def _wanted(n: int, *, series: bool) -> list[_Pair]:
@@ -149,7 +149,7 @@ def _cosines(measured: Sequence[_Measured], geometry: _Seen) -> list[list[float 
     n = len(measured)
     table: list[list[float | None]] = [[None] * n for _ in range(n)]
     for place, one in enumerate(measured):
-        table[place][place] = 1.0 if one.energy > 0.0 else None
+        table[place][place] = 1.0 if 0.0 < one.energy < math.inf else None
     for (i, j), seen in geometry.items():
         table[i][j] = table[j][i] = _cosine(measured, (i, j), seen)
     return table
@@ -170,8 +170,8 @@ def _points(measured: Sequence[_Measured], geometry: _Seen) -> list[CheckpointPo
             CheckpointPoint(
                 name=one.side.name,
                 step=step_of(one.side.path),
-                frobenius_norm=one.energy**0.5,
-                cosine_to_final=to_final if place < last else (1.0 if one.energy > 0.0 else None),
+                frobenius_norm=_norm(one.energy),
+                cosine_to_final=to_final if place < last else (1.0 if 0.0 < one.energy < math.inf else None),
                 cosine_to_previous=to_previous,
                 relative_change=_change(measured[place - 1], geometry[before]) if place else None,
                 **means_of(one.spectra),
@@ -181,8 +181,17 @@ def _points(measured: Sequence[_Measured], geometry: _Seen) -> list[CheckpointPo
 
 
 def _change(previous: _Measured, seen: dict[str, PairGeometry]) -> float | None:
-    moved = sum(one.distance**2 for one in seen.values() if one.finite)
-    return float((moved / previous.energy) ** 0.5) if previous.energy > 0.0 else None
+    moved = sum(one.distance**2 if one.finite else math.nan for one in seen.values())
+    return _root_ratio(moved, previous.energy)
+
+
+def _norm(energy: float) -> float | None:
+    return math.sqrt(energy) if math.isfinite(energy) else None
+
+
+def _root_ratio(energy: float, over: float) -> float | None:
+    """The ratio of two norms by their squares; None where either is not finite, or the second is zero."""
+    return math.sqrt(energy / over) if math.isfinite(energy) and 0.0 < over < math.inf else None
 
 
 def _notes(sides: Sequence[Side]) -> list[str]:
@@ -290,11 +299,12 @@ def module_pair(first: Module, second: Module, found: PairGeometry) -> ModulePai
 def cosine_of(found: Iterable[PairGeometry], first: float, second: float) -> float | None:
     """Return the cosine between two adapters as one vector each; None where one is zero.
 
-    `first` and `second` are the squared norms of all finite updates of each, in modules of the other or not.
+    `first` and `second` are the squared norms of all updates of each, in modules of the other or not; None where they
+    are not finite.
     """
-    size = math.sqrt(first * second)
+    size = math.sqrt(first) * math.sqrt(second)
     inner = math.fsum(one.inner for one in found if one.finite)
-    return max(-1.0, min(1.0, inner / size)) if size > 0.0 else None
+    return max(-1.0, min(1.0, inner / size)) if 0.0 < size < math.inf else None
 
 
 def adapter_pair(
@@ -309,21 +319,22 @@ def adapter_pair(
         names: of the two adapters.
         rows: the modules that both have.
         found: their geometry, in the same order.
-        energies: the squared norm of each finite module of each adapter, by name.
+        energies: the squared norm of each module of each adapter, by name; NaN where it is not finite, and then
+            nothing is said of the whole.
     """
     one, two = (math.fsum(table.values()) for table in energies)
     alone = math.fsum(
         energy for mine, other in (energies, energies[::-1]) for name, energy in mine.items() if name not in other
     )
-    changed = math.sqrt(alone + math.fsum(g.distance**2 for g in found if g.finite))
+    changed = alone + math.fsum(g.distance**2 if g.finite else math.nan for g in found)
     shares = _shares(energies)
     return AdapterPair(
         first=names[0],
         second=names[1],
         compared=sum(row.state != "non_finite" for row in rows),
         cosine=cosine_of(found, one, two),
-        norm_ratio=math.sqrt(two / one) if one > 0.0 else None,
-        relative_change=changed / math.sqrt(one) if one > 0.0 else None,
+        norm_ratio=_root_ratio(two, one),
+        relative_change=_root_ratio(changed, one),
         energy_moved=min(1.0, sum(abs(s.first - s.second) for s in shares) / 2) if shares else None,
         output_side=mean_overlaps(row.output_side for row in rows),
         input_side=mean_overlaps(row.input_side for row in rows),

@@ -27,6 +27,7 @@ from gradience.schema.writing import MitigatedModule, MitigateReport, ModuleChan
 from gradience.spectral.intruders import Overlaps, count_below, overlaps
 from gradience.spectral.lanczos import Operator
 from gradience.spectral.reduced import Floats
+from gradience.spectral.threads import threads_for
 from gradience.verbs.writing import (
     PEFT_METADATA,
     Changes,
@@ -114,6 +115,7 @@ def mitigate_adapter(
         eps=eps,
         before=sum(row.before for row in run.rows),
         after=sum(row.after for row in run.rows),
+        alpha_after=sum(row.alpha_after for row in run.rows),
         modules=run.rows,
         not_looked_at=run.left_out,
     )
@@ -163,7 +165,8 @@ class _Run:
         if not within_range(*module.load(), w):
             raise AdapterError(f"it holds NaN, or numbers over the limit of {LARGEST_ENTRY:g}")
         b = self._source.read(layout.b_name).reshape(layout.out, layout.rank)
-        found = mitigated(module, w, b, self._options, transposed=layout.transposed)
+        with threads_for(min(w.shape)):
+            found = mitigated(module, w, b, self._options, transposed=layout.transposed)
         if found.vectors.shape[1]:
             self._intruders[layout.b_name] = found.vectors
         self.rows.append(
@@ -176,6 +179,8 @@ class _Run:
                 relative_change=found.relative_change,
                 method="exact" if found.overlaps.exact else "lanczos",
                 converged=found.overlaps.converged,
+                alpha_factor=1.0 - found.relative_change,
+                alpha_after=found.alpha_after,
             )
         )
         rank, change = module.r, found.relative_change
@@ -222,6 +227,8 @@ class Mitigated(NamedTuple):
     undecided: int
     after: int
     relative_change: float
+    alpha_after: int
+    """Intruders that are left where the whole update is scaled by 1 - relative_change instead."""
 
 
 def mitigated(module: Module, w: Array, b: Array, options: Options, *, transposed: bool) -> Mitigated:
@@ -242,12 +249,15 @@ def mitigated(module: Module, w: Array, b: Array, options: Options, *, transpose
     vectors = np.asarray(before.left, np.float64)[:, before.upper < options.eps]
     count, undecided = count_below(before, options.eps)
     if not vectors.shape[1]:
-        return Mitigated(vectors, before, count, undecided, count, 0.0)
+        return Mitigated(vectors, before, count, undecided, count, 0.0, count)
     stored = scaled(b, vectors, options.scale).astype(b.dtype).astype(np.float32)
     new = update._replace(a=stored.T) if transposed else update._replace(b=stored)
     after, _ = count_below(_overlaps(new, base, options, transposed=transposed), options.eps)
     a = (update.b.T if transposed else update.a).astype(np.float64)
-    return Mitigated(vectors, before, count, undecided, after, _relative_change(b, a, vectors, options.scale))
+    change = _relative_change(b, a, vectors, options.scale)
+    smaller = update._replace(scale=(1.0 - change) * update.scale)
+    by_alpha, _ = count_below(_overlaps(smaller, base, options, transposed=transposed), options.eps)
+    return Mitigated(vectors, before, count, undecided, after, change, by_alpha)
 
 
 def scaled(b: Array, vectors: Floats, scale: float) -> Floats:

@@ -32,7 +32,14 @@ from gradience.io.types import PathLike
 from gradience.schema.compare import ComparedAdapter, ConfigDifference, OnlyIn, Overlap, SideOverlap
 from gradience.schema.merge import MergeReport
 from gradience.schema.scalars import Json
-from gradience.schema.writing import ConvertReport, ModuleChange, Provenance, ResizeReport, SourceFile
+from gradience.schema.writing import (
+    ConvertReport,
+    ModuleChange,
+    Provenance,
+    ResizedModule,
+    ResizeReport,
+    SourceFile,
+)
 from gradience.spectral.batch import Factors
 from gradience.spectral.narrow import inner_size, narrowed
 from gradience.spectral.subspace import (
@@ -318,10 +325,12 @@ def provenance_of(
                 rank_before=row.rank_before,
                 rank_after=row.rank_after,
                 relative_error=_at_most_one(row.relative_error),
+                kl_predicted=row.kl_predicted if isinstance(row, ResizedModule) else None,
             )
             for row in report.modules
         ],
         notes=list(report.notes),
+        calibration=report.calibration if isinstance(report, ResizeReport) else None,
     )
 
 

@@ -91,9 +91,11 @@ def evals(losses, *, every=10, accuracy=None, split="eval"):
 def test_every_detector_of_the_design_is_in_the_table_once():
     numbered = {int(d.id[3:]) for d in DETECTORS if d.id < "NUM2" or d.id[3] == "1"}
     assert numbered >= set(range(101, 133))
-    of_audits = {"NUM201", "TRN202", "RND203", "UTL204", "CMP213", "TYP214"}
+    of_audits = {"NUM201", "TRN202", "RND203", "SIZ215", "UTL204", "CMP213", "TYP214"}
     assert {d.id for d in DETECTORS if d.id[3] == "2"} == of_audits
-    assert len({d.id for d in DETECTORS}) == len(DETECTORS) == 32 + len(of_audits)
+    assert (
+        len({d.id for d in DETECTORS}) == len(DETECTORS) == 32 + len(of_audits) + 1
+    )  # and GUA150, of the guard's deeds
 
 
 def test_every_threshold_names_its_unit_and_source():

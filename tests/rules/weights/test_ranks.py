@@ -17,8 +17,11 @@ from gradience.rules.weights.ranks import (
     disagreements,
     error_at,
     percentile,
+    priced_ranks,
     rank_rules,
     suggest,
+    suggested_ranks,
+    whole,
 )
 from gradience.schema.audit import ModuleAudit
 
@@ -27,7 +30,7 @@ def module(name: str = "m", r: int = 8, k90: int | None = 2, **fields) -> Module
     given_fields = {
         "module_type": "attn", "shape": [16, 12], "params": r * 28, "scaling": 2.0, "spectral_norm": 1.0,
         "frobenius_norm": 1.5, "energy_rank_90": k90, "stable_rank": 1.4, "effective_rank": 3.0, "knee_rank": 2,
-        "relative_errors": {str(k): 0.8 / k for k in BUCKETS if k < r}, **fields,
+        "relative_errors": {str(k): 0.8 / k for k in range(1, r)}, **fields,
     }  # fmt: skip
     return ModuleAudit(name=name, r=r, **given_fields)
 
@@ -62,9 +65,22 @@ def test_energy_kept_weighs_modules_by_their_energy():
     assert suggest([large, small], 1).energy_kept == pytest.approx(1 - 0.8**2)
 
 
-def test_candidates_are_the_buckets_below_the_largest_rank():
+def test_candidates_are_the_powers_of_two_below_the_largest_rank_and_the_suggestions():
     assert [c.rank for c in candidates([module(r=6), module(r=3)])] == [1, 2, 4]
+    assert [(c.rank, c.for_engines) for c in candidates([module(k90=5)])] == [(1, 1), (2, 2), (4, 4), (5, 8)]
     assert candidates([]) == []
+
+
+def test_a_suggestion_is_a_whole_rank_and_no_power_of_two():
+    assert suggested_ranks([9, 9, 11], 16) == {"median": 9, "p90": 11}
+    assert suggested_ranks([2, 3], 16) == {"median": 3, "p90": 3}
+    assert suggested_ranks([], 16) == {}
+    assert [whole(k, 8) for k in (0.0, 2.0, 2.0 + 1e-12, 2.1, 9.0)] == [1, 2, 2, 3, 8]
+
+
+def test_a_report_prices_each_rank_that_a_suggestion_may_name():
+    assert priced_ranks([5, 5, 8], 8) == {1, 2, 4, 5}
+    assert priced_ranks([9, 10, 20], 20) == {1, 2, 4, 8, 9, 10, 16, 18}  # p90 between 10 and 20
 
 
 def test_rules_agree_on_one_direction_and_disagree_with_a_reason_on_a_long_tail():
@@ -127,7 +143,7 @@ def test_peft_resolves_every_pattern_to_the_module_it_was_written_for(ks, rslora
     for item, k in zip(modules, ks, strict=True):
         r = resolve(pattern.rank_pattern, pattern.r, item.name)
         alpha = resolve(pattern.alpha_pattern, pattern.lora_alpha, item.name)
-        assert r == bucket(k, 8)
+        assert r == k
         assert alpha / (math.sqrt(r) if rslora else r) == pytest.approx(scaling)
 
 
@@ -163,5 +179,5 @@ def test_loraconfig_takes_the_pattern_and_the_model_has_its_ranks_and_scalings(r
     model = peft.get_peft_model(Net(), peft.LoraConfig(target_modules=["q"], **fields))
     for item, k in zip(modules, ks, strict=True):
         layer = model.base_model.model.get_submodule(item.name)
-        assert layer.r["default"] == bucket(k, 8)
+        assert layer.r["default"] == k
         assert layer.scaling["default"] == pytest.approx(float(item.scaling))

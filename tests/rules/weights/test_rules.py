@@ -26,6 +26,7 @@ STATED = {
     "NUM201": ("error", 1.0),
     "TRN202": ("error", 0.95),
     "RND203": ("warning", 0.6),
+    "SIZ215": ("error", 0.9),
     "UTL204": ("info", 0.4),
     "LED205": ("info", 1.0),
     "SCL206": ("warning", 0.9),
@@ -123,6 +124,61 @@ def test_near_untrained_needs_a_base_and_a_tiny_norm(relative, verdict):
     assert health([module()], relative_frobenius=relative).verdict == verdict
 
 
+@pytest.mark.parametrize(("relative", "verdict"), [(1.0, "trained"), (1.01, "oversized"), (29.0, "oversized")])
+def test_an_update_larger_than_its_base_is_not_trained(relative, verdict):
+    seen = health([module(str(i)) for i in range(4)], relative_frobenius=relative)
+    assert seen.verdict == verdict
+    assert (f"{relative:.3g} times the norm" in seen.reason) is (verdict == "oversized")
+
+
+@pytest.mark.parametrize(
+    ("n", "b", "verdict"),
+    [
+        (4, 5.4, "random_like"),  # 0.9 of 6
+        (4, 5.39, "trained"),
+        (4, 6.9, "random_like"),
+        (4, 7.0, "trained"),  # midway to 8: orthonormal, as an SVD writes it
+        (3, 5.9, "trained"),
+        (4, None, "trained"),
+    ],
+)
+def test_a_noise_like_second_factor_is_random_like_whatever_the_product(n, b, verdict):
+    rows = [module(str(i), b_stable_rank=b, b_null_stable_rank=6.0 if b else None) for i in range(n)]
+    seen = health(rows)
+    assert seen.verdict == verdict
+    assert ("lora_B" in seen.reason) is (verdict == "random_like")
+
+
+def sized(size, **fields) -> AuditReport:
+    summary = AuditSummary(total_lora_params=1, n_layers=1, utilization_mean=0.5, update_size=size)
+    return report(modules=[module()], summary=summary, **fields)
+
+
+def test_without_a_base_an_update_far_above_ordinary_ones_is_a_warning():
+    assert "SIZ215" not in found(sized(3.0))
+    finding = found(sized(3.1))["SIZ215"]
+    assert (finding.severity, finding.confidence) == ("warning", 0.6)
+    assert finding.values == {"update_size": 3.1}
+
+
+def test_beside_its_base_the_size_relative_to_it_decides_and_intruders_are_a_second_witness():
+    ordinary = BaseReport(path="b", files=1, compared=1, relative_frobenius=0.5)
+    assert "SIZ215" not in found(sized(31.0, base=ordinary))
+    verdict = health([module()], relative_frobenius=29.0)
+    counted = [None, 0, 4]
+    bases = [BaseReport(path="b", files=1, compared=1, relative_frobenius=29.0, intruder_total=n) for n in counted]
+    findings = [found(sized(1.0, base=base, health=verdict))["SIZ215"] for base in bases]
+    assert [(f.severity, f.confidence) for f in findings] == [("error", 0.9), ("error", 0.9), ("error", 0.97)]
+    assert "4 intruder dimensions" in findings[2].evidence[1].says
+
+
+@pytest.mark.parametrize("relative", [1e-5, 2.0])
+def test_low_utilization_advises_nothing_of_an_adapter_that_is_out_of_order(relative):
+    summary = AuditSummary(total_lora_params=1, n_layers=1, utilization_mean=0.1)
+    verdict = health([module()], relative_frobenius=relative)
+    assert "UTL204" in reasons(report(modules=[module()], summary=summary, health=verdict))
+
+
 @pytest.mark.parametrize(
     ("verdict", "rule", "severity", "confidence", "message"),
     [
@@ -131,14 +187,15 @@ def test_near_untrained_needs_a_base_and_a_tiny_norm(relative, verdict):
         ("near_untrained", "TRN202", "warning", 0.7, "Near-untrained: why."),
         ("partial", "TRN202", "warning", 0.9, "Partial: why."),
         ("random_like", "RND203", None, None, "Random-like: why."),
+        ("oversized", "SIZ215", None, None, "Oversized: why."),
     ],
 )
 def test_a_verdict_is_a_finding_of_one_rule(verdict, rule, severity, confidence, message):
     seen = observe_verdict(rule, verdict, "why")
     assert (seen.severity, seen.confidence, seen.message) == (severity, confidence, message)
     assert [(ground.source, ground.says) for ground in seen.evidence] == [("the weights file", "why")]
-    others = {"NUM201", "TRN202", "RND203"} - {rule}
-    assert [observe_verdict(other, verdict, "why") for other in others] == [None, None]
+    others = {"NUM201", "TRN202", "RND203", "SIZ215"} - {rule}
+    assert [observe_verdict(other, verdict, "why") for other in others] == [None] * 3
 
 
 @pytest.mark.parametrize("verdict", ["trained", "not_analysed"])
@@ -319,7 +376,7 @@ def test_rules_without_their_input_say_which_it_is():
     empty = report(modules=[], ledger=[], health=health([], peft_type="IA3"))
     lacking = reasons(empty)
     why = "no module was analysed: peft_type IA3 is recognised, not analysed"
-    assert {lacking[rule] for rule in ("NUM201", "TRN202", "SCL206", "SCL207", "SCL208")} == {why}
+    assert {lacking[rule] for rule in ("NUM201", "TRN202", "SIZ215", "SCL206", "SCL207", "SCL208")} == {why}
     assert {lacking[rule] for rule in ("LED205", "NUM209")} == {"no tensor was read"}
     assert lacking["UTL204"] == "no finite, non-zero update to measure"
     assert lacking["RND203"] == "needs 4 measured modules of rank 4 or more; there are 0"
@@ -357,7 +414,7 @@ def everything() -> AuditReport:
 def test_every_finding_carries_evidence_and_the_gravest_come_first():
     findings = judge_adapter(everything(), alpha=8.0, r=64).findings
     assert [item.id for item in findings] == [
-        "NUM201", "NUM209", "BAS211", "SCL206", "SCL207", "UTL204", "LED205", "SCL208",
+        "NUM201", "NUM209", "BAS211", "SCL206", "SCL207", "LED205", "SCL208",
     ]  # fmt: skip
     assert all(item.evidence and item.confidence is not None for item in findings)
 

@@ -7,7 +7,7 @@ from typing import Final
 
 from gradience.adapters.config import AdapterConfig
 from gradience.adapters.layout import Adapter, Format, Found, Group, Module, NeedsBase, Role, Skipped
-from gradience.adapters.names import explained
+from gradience.adapters.roles import explained
 from gradience.io.safetensors import TensorSource
 from gradience.io.sorting import natural_key
 from gradience.schema.audit import LeftoverReason

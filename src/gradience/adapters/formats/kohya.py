@@ -34,7 +34,7 @@ from gradience.adapters.layout import (
     parse_key,
     reported,
 )
-from gradience.adapters.names import other_role
+from gradience.adapters.roles import other_role
 from gradience.errors import AdapterError
 from gradience.io.decoding import decode_json
 from gradience.io.safetensors import TensorSource

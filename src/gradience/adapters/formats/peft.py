@@ -13,7 +13,7 @@ from gradience.adapters.kinds.lora import adalora_module, lora_module
 from gradience.adapters.kinds.products import loha_module, lokr_module
 from gradience.adapters.kinds.unfactored import hira_module, miss_module, vera_modules
 from gradience.adapters.layout import Adapter, Builder, Context, Files, Format, Group, Module, Role, Skipped, parse_key
-from gradience.adapters.names import other_role
+from gradience.adapters.roles import other_role
 from gradience.adapters.traits import start_of
 from gradience.errors import AdapterError
 from gradience.io.safetensors import TensorSource

@@ -11,7 +11,7 @@ from typing import Final
 
 import numpy as np
 
-from gradience.adapters.layout import Array, DenseUpdate, LoadFactors
+from gradience.adapters.layout import Array, DenseUpdate, FactoredUpdate, LoadFactors
 from gradience.errors import AdapterError
 
 _BLOCK: Final = 1 << 20  # elements worked on in float64 at a time
@@ -71,41 +71,61 @@ def _norms(w: Array, d: Array, axis: int) -> Array:
     return np.sqrt(squares)
 
 
-def pissa(load: LoadFactors, scale: float, r: int) -> DenseUpdate:
+def product(factored: FactoredUpdate) -> DenseUpdate:
+    """The matrix of an update that is known by its factors."""
+
+    def dense(w: Array) -> Array:
+        b, a = factored(w)
+        return np.asarray(b @ a)
+
+    return dense
+
+
+def pissa(load: LoadFactors, scale: float, r: int) -> FactoredUpdate:
     """The update dW = s B A - W_r, W_r the best rank-r part of W, PiSSA's share of it (layer.py, pissa_init)."""
 
-    def update(w: Array) -> Array:
-        exact = w.astype(np.float64)
-        short = exact if w.shape[0] <= w.shape[1] else exact.T
+    def taken(w: Array) -> tuple[Array, Array]:
+        short = w if w.shape[0] <= w.shape[1] else w.T
         _, vectors = np.linalg.eigh(short @ short.T)  # of the smaller side: cheaper than an SVD, as exact
         top = vectors[:, -r:]
-        principal = top @ (top.T @ short)
-        return _product(load, scale, w) - (principal if short is exact else principal.T)
+        part = top, top.T @ short
+        return part if short is w else (part[1].T, part[0].T)
 
-    return _oriented(update)
+    return _without_part(load, scale, taken)
 
 
-def olora(load: LoadFactors, scale: float, r: int) -> DenseUpdate:
+def olora(load: LoadFactors, scale: float, r: int) -> FactoredUpdate:
     """The update dW = s B A - s Q_r Q_r^T W, Q_r from the QR of W's first r columns (layer.py, olora_init)."""
 
-    def update(w: Array) -> Array:
-        exact = w.astype(np.float64)
-        q, _ = np.linalg.qr(exact[:, :r])
-        return _product(load, scale, w) - scale * (q @ (q.T @ exact))
+    def taken(w: Array) -> tuple[Array, Array]:
+        q, _ = np.linalg.qr(w[:, :r])
+        return scale * q, q.T @ w
 
-    return _oriented(update)
+    return _without_part(load, scale, taken)
 
 
-def kasa(load: LoadFactors, scale: float, r: int) -> DenseUpdate:
+def kasa(load: LoadFactors, scale: float, r: int) -> FactoredUpdate:
     """The update dW = s (B diag) A - W's part on its r smallest singular values (variants.py, KasaLinearVariant)."""
 
-    def update(w: Array) -> Array:
-        u, s, vh = np.linalg.svd(w.astype(np.float64), full_matrices=False)
+    def taken(w: Array) -> tuple[Array, Array]:
+        u, s, vh = np.linalg.svd(w, full_matrices=False)
         if r >= len(s):
             raise AdapterError(f"KaSA of rank {r} leaves nothing of a base weight of shape {w.shape}")
-        return np.asarray(_product(load, scale, w) - (u[:, -r:] * s[-r:]) @ vh[-r:])
+        return u[:, -r:] * s[-r:], vh[-r:]
 
-    return _oriented(update)
+    return _without_part(load, scale, taken)
+
+
+def _without_part(load: LoadFactors, scale: float, taken: FactoredUpdate) -> FactoredUpdate:
+    """The update s B A less what the start took out of the base (in float64): together of rank 2 r at most."""
+
+    def factored(w: Array) -> tuple[Array, Array]:
+        exact = w.reshape(w.shape[0], -1).astype(np.float64)
+        b, a, _ = _oriented_factors(load, exact)
+        left, right = taken(exact)
+        return np.hstack([scale * b, -left]), np.vstack([a, right])
+
+    return factored
 
 
 def hira(factors: LoadFactors) -> DenseUpdate:
@@ -113,34 +133,36 @@ def hira(factors: LoadFactors) -> DenseUpdate:
     return _oriented(lambda w: w * _product(factors, 1.0, w))
 
 
-def vera(factors: Callable[[tuple[int, int]], tuple[Array, Array]]) -> DenseUpdate:
+def vera(factors: Callable[[tuple[int, int]], tuple[Array, Array]]) -> FactoredUpdate:
     """The update dW = (b o B) (d o A), with A cut to the width of W (vera/layer.py, get_delta_weight)."""
 
-    def dense(w: Array) -> Array:
-        stored = w.reshape(w.shape[0], -1)
-        b, a = factors((stored.shape[0], stored.shape[1]))
-        return np.asarray(as_float32(b) @ as_float32(a))
+    def factored(w: Array) -> tuple[Array, Array]:
+        b, a = factors((w.shape[0], w.size // max(1, w.shape[0])))
+        return as_float32(b), as_float32(a)
 
-    return dense
+    return factored
 
 
-def miss(block: Callable[[], Array], kind: object) -> DenseUpdate:
-    """MiSS's update (miss/layer.py): each r columns of W gain the same block; `bat` multiplies W too."""
+def miss(block: Callable[[], Array], kind: object) -> FactoredUpdate:
+    """MiSS's update (miss/layer.py): each r columns of W gain the same block, so its rank is r at most."""
 
-    def dense(w: Array) -> Array:
-        matrix = as_float32(w.reshape(w.shape[0], -1))
+    def factored(w: Array) -> tuple[Array, Array]:
         piece = as_float32(block())
-        if piece.ndim == 3:  # only bat has three axes
-            return _bat(matrix, piece)
-        out, inner = matrix.shape
+        out, inner = w.shape[0], w.size // max(1, w.shape[0])
         repeats = out // piece.shape[1]
         if repeats * piece.shape[1] != out or (repeats != 1 and kind != "mini"):
             raise AdapterError(f"a MiSS block of shape {piece.shape} does not fit a base weight of shape {w.shape}")
-        columns = np.tile(piece, (1, repeats)).T
+        r = len(piece)
         # The last repetition is cut where the width is not a multiple of r.
-        return np.tile(columns, (1, -(-inner // piece.shape[0])))[:, :inner]
+        ones = np.tile(np.eye(r, dtype=piece.dtype), (1, -(-inner // r)))[:, :inner]
+        return np.tile(piece, (1, repeats)).T, ones
 
-    return dense
+    return factored
+
+
+def bat(block: Callable[[], Array]) -> DenseUpdate:
+    """The update of MiSS with `init_weights="bat"`: the block multiplies W too (miss/layer.py)."""
+    return _oriented(lambda w: _bat(w, as_float32(block())))
 
 
 def _bat(w: Array, block: Array) -> Array:
@@ -168,17 +190,22 @@ def _product(load: LoadFactors, scale: float, w: Array) -> Array:
 
 def _product_and_orientation(load: LoadFactors, scale: float, w: Array) -> tuple[Array, bool]:
     """The product s B A in W's orientation, and whether that is the factors' transposed; W must fit one of both."""
+    b, a, transposed = _oriented_factors(load, w)
+    return np.asarray((scale * b) @ a), transposed
+
+
+def _oriented_factors(load: LoadFactors, w: Array) -> tuple[Array, Array, bool]:
+    """B and A in W's orientation and precision, and whether that is the file's transposed."""
     b, a = load()
     b, a = as_float32(b), as_float32(a)
     if w.dtype == np.float64:
         b, a = b.astype(np.float64), a.astype(np.float64)
     # Experts of some models are stored (in, out), which their file does not say: W's shape decides.
-    transposed = (len(b), a.shape[1]) != w.shape
-    if transposed:
-        if (a.shape[1], len(b)) != w.shape:
-            raise AdapterError(
-                f"an update of shape ({len(b)}, {a.shape[1]}) does not fit a base weight of shape {w.shape}",
-                advice="give the base model that the adapter was trained on",
-            )
-        b, a = a.T, b.T
-    return np.asarray((scale * b) @ a), transposed
+    if (len(b), a.shape[1]) == w.shape:
+        return b, a, False
+    if (a.shape[1], len(b)) != w.shape:
+        raise AdapterError(
+            f"an update of shape ({len(b)}, {a.shape[1]}) does not fit a base weight of shape {w.shape}",
+            advice="give the base model that the adapter was trained on",
+        )
+    return a.T, b.T, True

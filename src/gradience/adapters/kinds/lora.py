@@ -18,7 +18,7 @@ from gradience.adapters.layout import (
     MOST_ELEMENTS,
     Array,
     Context,
-    DenseUpdate,
+    FactoredUpdate,
     Group,
     LoadFactors,
     Module,
@@ -43,11 +43,10 @@ def lora_module(ctx: Context, group: Group) -> Module:
     # Conv1D (fan_in_fan_out) and embeddings store (in, out); PEFT ignores the option for real convolutions.
     transposed = embedding or (ctx.config.fan_in_fan_out and pair.axes == 2)
     load = flipped(pair.load) if transposed else pair.load
-    update, note = _true_update(ctx, group, pair._replace(load=load), s.scale, transposed=transposed)
-    magnitude = ctx.reader(group, "lora_magnitude_vector") if "lora_magnitude_vector" in group.keys else None
+    of_base = _true_update(ctx, group, pair._replace(load=load), s.scale, transposed=transposed)
     return Module(
         name=ctx.name(group),
-        kind="dora" if magnitude else "embedding" if embedding else "conv" if pair.axes > 2 else "linear",
+        kind="dora" if "magnitude" in of_base else "embedding" if embedding else "conv" if pair.axes > 2 else "linear",
         shape=(pair.inner, pair.out) if transposed else (pair.out, pair.inner),
         r=pair.r,
         alpha=s.alpha,
@@ -55,9 +54,7 @@ def lora_module(ctx: Context, group: Group) -> Module:
         params=ctx.size(group, "lora_B.bias"),  # which the report counts with the biases
         load=load,
         base_name=base_name(ctx, group),
-        dense=update,
-        magnitude=magnitude,
-        note=note,
+        **of_base,
         **common(ctx, group, s),
     )
 
@@ -190,38 +187,42 @@ def _on_diagonal(stacked: Array, n: int) -> Array:
     return spread
 
 
-def _true_update(
-    ctx: Context, group: Group, pair: Pair, scale: float, *, transposed: bool
-) -> tuple[DenseUpdate | None, str | None]:
-    """The update as a function of the base weight, where s B A is not the whole of it, and a remark.
+def _true_update(ctx: Context, group: Group, pair: Pair, scale: float, *, transposed: bool) -> dict[str, Any]:
+    """The fields of a module whose update is not s B A: a function of the base weight, and a remark.
 
     `pair.load` gives the factors in the base's orientation; `transposed` says that this is not the file's.
     """
     init = ctx.config.init_lora_weights
     if "lora_magnitude_vector" in group.keys:
-        if start_of(init).changes_base:
-            return None, f"DoRA on a base that {init} changed: the update cannot be recomputed"
         read = ctx.reader(group, "lora_magnitude_vector")
-        axis = 0 if transposed else 1
-        return dense.dora(pair.load, scale, read, axis=axis), "DoRA: s B A is rescaled by the magnitude"
+        if start_of(init).changes_base:
+            note = f"DoRA on a base that {init} changed: the update cannot be recomputed"
+            return {"magnitude": read, "is_unknown": True, "note": note}
+        update = dense.dora(pair.load, scale, read, axis=0 if transposed else 1)
+        return {"magnitude": read, "dense": update, "note": "DoRA: s B A is rescaled by the magnitude"}
     if "lora_diag" in group.keys:
-        return dense.kasa(pair.load, scale, pair.r), "KaSA took the r smallest singular values out of the base"
+        factored = dense.kasa(pair.load, scale, pair.r)
+        return _factored(factored, "KaSA took the r smallest singular values out of the base")
     if ctx.config.use_qalora:
-        return None, "QALoRA: read from PEFT's forward pass, which has no merge to compare with"
+        return {"note": "QALoRA: read from PEFT's forward pass, which has no merge to compare with"}
     return _on_changed_base(init, pair, scale, linear=pair.axes == 2 and "lora_A" in group.keys)
 
 
-def _on_changed_base(init: object, pair: Pair, scale: float, *, linear: bool) -> tuple[DenseUpdate | None, str | None]:
-    """The update of an adapter whose start took a part out of the base, and a remark; nothing for other starts."""
+def _factored(update: FactoredUpdate, note: str) -> dict[str, Any]:
+    return {"factored": update, "dense": dense.product(update), "note": note}
+
+
+def _on_changed_base(init: object, pair: Pair, scale: float, *, linear: bool) -> dict[str, Any]:
+    """The same for an adapter whose start took a part out of the base; nothing for other starts."""
     start = start_of(init)
     # PEFT changes the weights of linear layers only; before 0.21, LoftQ those of embeddings and convolutions too.
     if not start.changes_base or not (linear or start.name == "loftq"):
-        return None, None
+        return {}
     if not start.recomputable:
-        return None, f"{init} changed the base, by an amount that cannot be recomputed"
+        return {"is_unknown": True, "note": f"{init} changed the base, by an amount that cannot be recomputed"}
     if start.name == "pissa":
-        return dense.pissa(pair.load, scale, pair.r), "PiSSA took the best rank-r part out of the base"
-    return dense.olora(pair.load, scale, pair.r), "OLoRA took a rank-r part out of the base"
+        return _factored(dense.pissa(pair.load, scale, pair.r), "PiSSA took the best rank-r part out of the base")
+    return _factored(dense.olora(pair.load, scale, pair.r), "OLoRA took a rank-r part out of the base")
 
 
 @reported

@@ -14,6 +14,7 @@ from gradience.adapters.layout import (
     Array,
     Context,
     DenseUpdate,
+    FactoredUpdate,
     Group,
     LoadFactors,
     Module,
@@ -92,7 +93,7 @@ def _vera(ctx: Context, group: Group, shared: Group, *, known_width: bool) -> Mo
     if known_width:
         return module
     why = "VeRA: modules of several widths share one projection, and the file does not say how wide this one is"
-    return _only_with_base(ctx, group, "vera", why, r=r, update=dense.vera(factors), shape=(0, 0))
+    return _only_with_base(ctx, group, "vera", why, r=r, factored=dense.vera(factors), shape=(0, 0))
 
 
 def _projections(ctx: Context, shared: Group) -> tuple[Array, Array]:
@@ -140,17 +141,30 @@ def miss_module(ctx: Context, group: Group) -> NeedsBase:
     )
     # (r, out), or for bat (out / r, r, r).
     r = shape[-1] if kind == "bat" else shape[0]
-    update = dense.miss(ctx.reader(group, "miss_block"), kind)
-    return _only_with_base(ctx, group, "miss", why, r=r, update=update, shape=(0, 0))
+    read = ctx.reader(group, "miss_block")
+    if kind == "bat":
+        return _only_with_base(ctx, group, "miss", why, r=r, update=dense.bat(read), shape=(0, 0))
+    return _only_with_base(ctx, group, "miss", why, r=r, factored=dense.miss(read, kind), shape=(0, 0))
 
 
 def _only_with_base(
-    ctx: Context, group: Group, kind: str, why: str, *, r: int, update: DenseUpdate, shape: tuple[int, int]
+    ctx: Context,
+    group: Group,
+    kind: str,
+    why: str,
+    *,
+    r: int,
+    shape: tuple[int, int],
+    update: DenseUpdate | None = None,
+    factored: FactoredUpdate | None = None,
 ) -> NeedsBase:
+    whole = update if factored is None else dense.product(factored)
+
     def refuse() -> NoReturn:
         raise AdapterError(f"{ctx.name(group)}: {why}", advice="give the base model with --base")
 
-    return NeedsBase(_module(ctx, group, kind, shape=shape, r=r, load=refuse, dense=update, note=why), why)
+    module = _module(ctx, group, kind, shape=shape, r=r, load=refuse, dense=whole, factored=factored, note=why)
+    return NeedsBase(module, why)
 
 
 def _module(

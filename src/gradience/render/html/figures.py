@@ -232,7 +232,7 @@ def draw_map(grid: Grid, size: Size, label: str) -> Element:
     for j, layer in enumerate(grid.layers):
         x = left + j * column
         if j % every == 0:
-            content.append(_text(str(layer), x + column / 2, bottom + 15.0, "middle"))
+            content.append(_text(grid.labels[layer], x + column / 2, bottom + 15.0, "middle"))
         for i, (kind, row) in enumerate(grid.rows.items()):
             box = _Box(x, i * _ROW, column)
             content += _cell(row.get(layer, " "), box, f"layer {layer} {kind}", grid.top)

@@ -41,13 +41,27 @@ def report_html(story: Story) -> str:
         _skipped(story),
         _provenance(story),
     )
-    shown = [part for part in sections if part is not None]
     name = subject(story.diagnosis)
+    return whole_page(name, _header(story, name), sections, first=("findings", "Skip to the findings"))
+
+
+def whole_page(
+    name: str, header: Element, sections: Sequence[Element | None], *, first: tuple[str, str] | None = None
+) -> str:
+    """A page of its own: without script, link to elsewhere or request.
+
+    Args:
+        name: of what it is about, for its title.
+        header: its beginning.
+        sections: those that are not None, each listed in the contents.
+        first: the id of a section that a link leads to before all else, and the link's text.
+    """
+    shown = [part for part in sections if part is not None]
     links = [tag("li", tag("a", part[0].text or "", href=f"#{part.get('id')}")) for part in shown]
     body = tag(
         "body",
-        tag("a", "Skip to the findings", href="#findings", class_="skip"),
-        _header(story, name),
+        tag("a", first[1], href=f"#{first[0]}", class_="skip") if first is not None else None,
+        header,
         tag("nav", tag("ul", links), aria_label="Contents"),
         tag("main", shown),
         tag("footer", tag("p", "Made by gradience: it instruments, you decide. No script, no network.")),

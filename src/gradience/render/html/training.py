@@ -19,9 +19,10 @@ from gradience.render.text import number, percent
 from gradience.schema.diagnose import Checkpoint, DiagnoseReport
 from gradience.schema.events import Eval
 from gradience.schema.scalars import as_float
-from gradience.telemetry.series import RunSeries
+from gradience.telemetry.series import SPECTRAL, RunSeries
 
 _CLOSE: Final = (0.5, 99.5)  # percentiles of the rows that a close-up shows
+_PROBES: Final = {"update_norm": "Norm of the update", "stable_rank_mean": "Stable rank, mean over modules"}
 _FAR: Final = 3.0  # range of all rows over that of the percentiles from which a close-up is drawn
 
 
@@ -82,6 +83,12 @@ def _others(run: RunSeries, found: Sequence[Numbered]) -> Iterator[Element]:
     norm = Plot((), "step", "norm before clipping", marks_of(found, "GRD"), zero=True)
     yield from _recorded(run, run.rates, "Learning rate", rate)
     yield from _recorded(run, run.grad_norms, "Gradient norm", norm, run.lost_norms)
+    for name, title in _PROBES.items():
+        column = run.columns.get(f"{SPECTRAL}/{name}")
+        if column is not None and column.steps:
+            lines = [Line(title.lower(), envelope(column.steps, column.values), points=True)]
+            plot = Plot(lines, "step", title.lower(), log=False, zero=True)
+            yield plot_figure(title, plot, summary=_summary(lines), caption=caption_of(title, lines[0].data))
     accuracy = [Line(split, data, points=True) for split, data in _by_split(run, "accuracy").items() if data.rows > 1]
     if accuracy:
         plot = Plot(accuracy[:STYLES], "step", "fraction correct", log=False)

@@ -9,7 +9,6 @@ from xml.etree.ElementTree import Element
 import msgspec
 import numpy as np
 
-from gradience.render.audit import present_rank, suggested_for
 from gradience.render.compare import cosine_cell, span
 from gradience.render.html import Story
 from gradience.render.html.figures import STYLES
@@ -17,6 +16,7 @@ from gradience.render.html.markup import Node, tag
 from gradience.render.html.pieces import Columns, facts, fold, map_figure, note, plot_figure, section, table
 from gradience.render.html.plot import Envelope, Floats, Line, Plot, envelope
 from gradience.render.plots import Quantity, grid_of, grid_of_cells
+from gradience.render.ranks import present_rank, suggested_for, update_size
 from gradience.render.text import count, megabytes, number, percent, shorter, words
 from gradience.schema.audit import AuditReport, LedgerEntry, ModuleAudit, SuggestedRank
 from gradience.schema.compare import (
@@ -59,6 +59,7 @@ def _summary(report: AuditReport) -> Iterator[tuple[str, str]]:
     yield "Utilization, mean", percent(s.utilization_mean)
     energy = f"{number(s.energy_rank_90_p50, '.3g')} / {number(s.energy_rank_90_p90, '.3g')}"
     yield "Energy rank at 90 %, median / 90th percentile", energy
+    yield "Update size", update_size(s.update_norm, s.update_size) or "-"
     if base is not None:
         yield "Size relative to the base", percent(base.relative_frobenius)
         yield "Modules compared with the base", f"{base.compared:,}"
@@ -109,7 +110,7 @@ def _relative(sigma: Floats, _: ModuleAudit) -> Floats:
 
 def _energy(sigma: Floats, module: ModuleAudit) -> Floats:
     first = max(sigma[0], _TINY)  # divided by first: squares of huge or tiny values stay in range
-    total = max(float(module.frobenius_norm) / first, 1.0) ** 2
+    total = max(float(module.frobenius_norm or 0.0) / first, 1.0) ** 2
     return np.asarray(np.minimum(np.cumsum((sigma / first) ** 2) / total, 1.0))
 
 

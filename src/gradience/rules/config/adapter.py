@@ -9,6 +9,7 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import Literal
 
+from gradience.adapters.names import module_type
 from gradience.rules.config.facts import Facts, about_lora, given
 from gradience.rules.evidence import CLASSIFIER_DOCS, LWR, NEMOTRON, RECIPES
 from gradience.rules.rule import Observation, Rule, Threshold, Unknown
@@ -16,36 +17,22 @@ from gradience.schema.findings import Evidence
 
 Part = Literal["attn", "mlp", "either", "unknown"]
 
-_ATTENTION = frozenset(
-    """
-    q_proj k_proj v_proj o_proj qkv_proj q k v o query key value query_key_value c_attn wqkv wq wk wv
-    q_lin k_lin v_lin out_lin query_proj key_proj value_proj in_proj q_a_proj q_b_proj kv_a_proj_with_mqa
-    kv_b_proj out_proj to_q to_k to_v to_qkv self_attn attn attention qkv receptance r_proj
-    """.split()  # noqa: SIM905 - a word list reads better than 100 quoted lines
-)
-_MLP = frozenset(
-    """
-    gate_proj up_proj down_proj gate_up_proj fc1 fc2 fc_in fc_out c_fc dense_h_to_4h dense_4h_to_h w1 w2 w3
-    lin1 lin2 wi wo wi_0 wi_1 mlp ffn feed_forward experts intermediate linear_fc1 linear_fc2 ff_proj ff_out
-    """.split()  # noqa: SIM905 - a word list reads better than 100 quoted lines
-)
 _EITHER = frozenset(["c_proj", "dense", "proj", "output"])  # attention in one model, MLP in another
-_MLP_PATH = re.compile(r"(?:^|[._])(?:mlp|ffn|feed_forward|experts?|intermediate)(?:[._]|$)")
-_ATTENTION_PATH = re.compile(r"(?:^|[._])(?:self_attn|attn|attention|self_attention)(?:[._]|$)")
 _ALL = "all-linear"
 
 
 def part_of(name: str) -> Part:
-    """Return the part by the last component, or by the path where the last is ambiguous.
+    """The part that a module's name, or the end of one, says; "either" where only the rest of its path would tell.
 
     >>> part_of("model.layers.0.mlp.up_proj"), part_of("q_proj"), part_of("dense"), part_of("foo")
     ('mlp', 'attn', 'either', 'unknown')
     """
-    path, _, last = name.lower().rpartition(".")
-    if last in _MLP or _MLP_PATH.search(path):
-        return "mlp"
-    if last in _ATTENTION or _ATTENTION_PATH.search(path):
-        return "attn"
+    if name.lower() in _EITHER:
+        return "either"
+    match module_type(name):
+        case "attn" | "mlp" as part:
+            return part
+    last = name.lower().rpartition(".")[2]
     return "either" if last in _EITHER else "unknown"
 
 
@@ -62,10 +49,10 @@ def reaches_mlp(targets: Sequence[str] | str) -> bool | None:
 def _expression_reaches_mlp(text: str) -> bool | None:
     if text.lower() == _ALL:
         return True
-    words = set(re.findall(r"[a-z][a-z0-9_]*", text.lower()))
-    if words & _MLP:
+    parts = {part_of(word) for word in re.findall(r"[a-z][a-z0-9_]*", text.lower())}
+    if "mlp" in parts:
         return True
-    return False if words & _ATTENTION and not words & _EITHER else None
+    return False if "attn" in parts and "either" not in parts else None
 
 
 _METAMATH = "PEFT method_comparison/MetaMathQA (Llama-3.2-3B, one seed, GSM8K n = 1319: standard error 1.4 pp)"
@@ -119,7 +106,7 @@ def _unsaved_head(facts: Facts) -> Iterator[Observation]:
         return
     if lora.peft_type is None:
         raise Unknown("task_type is not given, and the file is not PEFT's, where that would mean unset")
-    if facts.objective.kind == "unknown":
+    if facts.objective.kind in {"unknown", "reward"}:
         raise Unknown(f"task_type is unset; whether there is a new head is not known ({facts.objective.because})")
     if facts.objective.kind == "classification":
         yield Observation(

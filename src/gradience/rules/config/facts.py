@@ -117,6 +117,22 @@ class Facts:
         return max(1, math.floor(math.ceil(examples / self.effective_batch) * epochs))
 
     @property
+    def epochs(self) -> float:
+        """Passes over the data: as configured; with max_steps, by the number of examples where it is known."""
+        training = self.config.training
+        examples = training.extras.get("train_examples")
+        if (
+            training.max_steps is not None
+            and "train_tokens" in training.extras
+            and isinstance(examples, int)
+            and examples
+        ):
+            return self.steps * self.effective_batch / examples
+        if training.extras.get("epochs_overridden"):
+            raise Unknown("max_steps goes before epochs: how often the data repeats is not known")
+        return as_float(given(training.epochs, "epochs"))
+
+    @property
     def coverage(self) -> Coverage:
         """What the targets reach in the base."""
         if self.around.coverage is None:
@@ -125,7 +141,10 @@ class Facts:
 
     @property
     def tokens(self) -> int:
-        """Tokens trained on, at most: full sequences, every step's data counted as new."""
+        """Tokens of the data set as counted; else at most: full sequences, every step's data counted as new."""
+        counted = self.config.training.extras.get("train_tokens")
+        if isinstance(counted, int) and counted > 0:
+            return counted
         length = _at_least_one(given(self.config.training.max_length, "max_length"), "max_length")
         examples = self.config.training.extras.get("train_examples")
         if isinstance(examples, int) and examples > 0:

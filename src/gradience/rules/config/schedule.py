@@ -52,11 +52,9 @@ def _short_run(facts: Facts) -> Iterator[Observation]:
 
 def _many_epochs(facts: Facts) -> Iterator[Observation]:
     training = facts.config.training
-    if training.extras.get("epochs_overridden"):
-        raise Unknown("max_steps goes before epochs: how often the data repeats is not known")
     if facts.objective.kind == "rl":
         raise Unknown("the objective is rl: every pass samples new completions")
-    epochs = as_float(given(training.epochs, "epochs"))
+    epochs = facts.epochs
     if epochs > EPOCHS_MANY.value:
         off = training.eval_strategy == "no"
         tail = ", and evaluation is off" if off else ""

@@ -122,7 +122,7 @@ class Correlation(Description):
             values,
             severity=message.severity or max((f.severity for f in findings), key=SEVERITIES.index, default=None),
             action=next((symptom.seen.action for symptom in taken if symptom.seen.action), message.action),
-            evidence=(*self.evidence, *(item for found in findings for item in found.evidence)),
+            evidence=tuple(dict.fromkeys([*self.evidence, *(item for found in findings for item in found.evidence)])),
         )
         return Observed(seen, taken)
 

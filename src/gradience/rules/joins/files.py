@@ -171,7 +171,7 @@ JOINS: Final[tuple[Correlation, ...]] = (
         evidence=(UTILIZATION,),
         rationale="Two measurements of one update agree; a low value is normal at r >= 16, and speaks of these "
         "weights.",
-        action="Consider compressing the rank after training; see 'gradience audit' for ranks and their error.",
+        action="Consider compressing it after training: gradience resize --calibrate measures what that changes.",
         scope="trained LoRA adapters",
         verify="Evaluate the compressed adapter on held-out data.",
     ),

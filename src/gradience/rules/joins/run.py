@@ -73,7 +73,11 @@ JOINS: Final[tuple[Correlation, ...]] = (
             Needs("config", _HIGH_RATE),
             Needs("disk", ("lowest",)),
         ),
-        hints=(Needs("log", ("DIV103", "NOL106")), Needs("config", ("SCH001", "ALP001"))),
+        hints=(
+            Needs("log", ("DIV103", "NOL106", "SIZ215")),
+            Needs("config", ("SCH001", "ALP001")),
+            Needs("weights", ("SIZ215",)),
+        ),
         messages=(
             Message(
                 ("log", "weights"), "The run diverged around step {lowest_step}, and the weights show it: {exploded}."
@@ -194,7 +198,11 @@ JOINS: Final[tuple[Correlation, ...]] = (
         id="RWD315",
         severity="warning",
         title="a reward that falls, and what else shows it",
-        needs=(Needs("log", ("RWD122",)), Needs("config", ("LR004",)), Needs("disk", ("best_reward",))),
+        needs=(
+            Needs("log", ("RWD122",), frozenset({"best"})),
+            Needs("config", ("LR004",)),
+            Needs("disk", ("best_reward",)),
+        ),
         hints=(Needs("log", ("KLD124", "ZVR123", "CLP125")),),
         messages=(
             Message(("log", "config"), "The reward fell; by the configuration the rate is high for this objective."),
@@ -213,6 +221,7 @@ JOINS: Final[tuple[Correlation, ...]] = (
         severity="warning",
         title="an update that is huge or hardly there",
         needs=(Needs("weights", ("exploded", "tiny")),),
+        hints=(Needs("weights", ("SIZ215",)), Needs("log", ("SIZ215",))),
         messages=(
             Message(("weights",), "The update is huge: {exploded}."),
             Message(("weights",), "The update is hardly there: {tiny}."),

@@ -10,6 +10,7 @@ import math
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Final, NamedTuple
 
+from gradience.adapters.names import layer_label
 from gradience.rules.joins.correlation import Symptom
 from gradience.rules.log.record import FEW_ROWS
 from gradience.rules.rule import Observation, Threshold, few
@@ -39,7 +40,7 @@ _SHOWN: Final = 3  # targets in a message
 _CONVERTED: Final = ("pissa", "olora", "corda", "eva", "loftq", "orthogonal")
 _RECORDED: Final = (("n_layers", "adapted modules"), ("total_lora_params", "LoRA parameters"))
 _STOPS: Final = ("VAL001", "TGT002")
-_OF_HEALTH: Final = ("NUM201", "TRN202", "RND203")
+_OF_HEALTH: Final = ("NUM201", "TRN202", "RND203", "SIZ215")
 
 
 def config_symptoms(report: CheckReport) -> list[Symptom]:
@@ -112,7 +113,9 @@ def _tiny(modules: Sequence[ModuleAudit]) -> Iterator[Symptom]:
 
 
 def _few_layers(modules: Sequence[ModuleAudit]) -> Iterator[Symptom]:
-    """Layers by their numbers: the base has at least as many as the highest says."""
+    """Layers by their numbers: the base has at least as many as the highest says. Sections' numbers do not count."""
+    if any(not (layer_label(module.name) or "0").isdigit() for module in modules):
+        return
     reached = {module.layer for module in modules if module.layer is not None}
     least = max(reached, default=0) + 1
     if least >= MANY_LAYERS.value and len(reached) < FEW_LAYERS.value * least:

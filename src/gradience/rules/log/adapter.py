@@ -14,11 +14,14 @@ from functools import partial
 from gradience.rules.evidence import ENERGY
 from gradience.rules.log.facts import JUDGEMENT, RunFacts, seen
 from gradience.rules.rule import Observation, Rule, Threshold, Unknown
+from gradience.rules.weights.health import suggests_ranks
 from gradience.rules.weights.rules import (
     LOW_RANK,
     NON_FINITE,
     RANDOM_LIKE,
+    TOO_LARGE,
     ZERO_UPDATE,
+    observe_size,
     observe_utilization,
     observe_verdict,
 )
@@ -29,7 +32,6 @@ IDLE_ENERGY = Threshold("idle_energy", 0.01, "fraction of the update's energy", 
 IDLE_PARAMS = Threshold("idle_params", 0.1, "fraction of the LoRA parameters", JUDGEMENT)
 
 _LOST = (("energy_rank_99", 0.01), ("energy_rank_95", 0.05), ("energy_rank_90", 0.10))  # energy lost from that rank on
-_UNFIT = {"untrained", "near_untrained", "broken", "random_like", "not_analysed"}  # no rank is to be suggested
 
 
 def _utilization(facts: RunFacts) -> Observation | None:
@@ -37,6 +39,9 @@ def _utilization(facts: RunFacts) -> Observation | None:
         raise Unknown("no lora_audit in the log ('gradience audit --append run.jsonl' adds one)")
     if no_weights(facts.audit or {}):
         raise Unknown("the audit in the log found no LoRA weights")
+    verdict = (facts.audit or {}).get("verdict")
+    if isinstance(verdict, str) and not suggests_ranks(verdict):
+        raise Unknown(f"the adapter is {verdict}")
     suggested = _rank(facts.audit or {}, "suggested_r_global_90")
     return observe_utilization(facts.utilization_mean, rank=audited_rank(facts), suggested=suggested)
 
@@ -53,12 +58,17 @@ def _health(rule: str, facts: RunFacts) -> Observation | None:
     return observe_verdict(rule, verdict, "the audit in the log says so", source="the log")
 
 
+def _large(facts: RunFacts) -> Observation | None:
+    return _health("SIZ215", facts) or observe_size(_real(facts.audit or {}, "update_size"))
+
+
 def _compressible(facts: RunFacts) -> Observation | None:
     audit = facts.audit
     if audit is None:
         return None
-    if audit.get("verdict") in _UNFIT:
-        raise Unknown(f"the adapter is {audit['verdict']}: there is no rank to compress it to")
+    verdict = audit.get("verdict")
+    if isinstance(verdict, str) and not suggests_ranks(verdict):
+        raise Unknown(f"the adapter is {verdict}: there is no rank to compress it to")
     rank = audited_rank(facts)
     middle, tail = (_rank(audit, key) for key in ("suggested_r_global_median", "suggested_r_global_90"))
     if rank is None or tail is None:
@@ -164,6 +174,7 @@ def _rank(values: Mapping[str, Json], key: str) -> int | None:
 
 RULES: tuple[Rule[RunFacts], ...] = (
     *(rule.over(partial(_health, rule.id)) for rule in (NON_FINITE, ZERO_UPDATE, RANDOM_LIKE)),
+    TOO_LARGE.over(_large),
     LOW_RANK.over(_utilization),
     Rule(
         id="CMP213",

@@ -122,6 +122,7 @@ class _Levels(NamedTuple):
     """Levels of the loss through few points, and the noise of its logarithm behind the first row."""
 
     points: Sequence[float]
+    places: Sequence[int]  # of the points, in the outline of the loss
     first: float  # of the first row
     first_three: float
     last: float  # median of the last fifth
@@ -135,13 +136,14 @@ class _Levels(NamedTuple):
 
 def divergence(facts: RunFacts) -> Observation | None:
     """How the loss left its level, by the first of five conditions that holds; None where it did not, or is unknown."""
-    points = [point for point in facts.outline.points if point > 0.0]  # rows of exactly 0 are those of NUM102
+    kept = [(i, point) for i, point in enumerate(facts.outline.points) if point > 0.0]  # 0: see NUM102
+    places, points = [i for i, _ in kept], [point for _, point in kept]
     if len(points) < DIVERGED_ROWS.value or facts.loss.lowest < 0.0 or facts.objective.kind == "rl":
         return None
     fifth = max(1, len(points) // _FIFTH)
     sigma = noise([math.log(point) for point in points[1:]])
     first_three = median(points[: min(3, len(points) - 1)])
-    levels = _Levels(points, points[0], first_three, median(points[-fifth:]), fifth, sigma)
+    levels = _Levels(points, places, points[0], first_three, median(points[-fifth:]), fifth, sigma)
     return _at_the_end(facts, levels) or _at_once(facts, levels) or _exploded(facts, levels) or _late(facts, levels)
 
 
@@ -196,8 +198,9 @@ def _late(facts: RunFacts, of: _Levels) -> Observation | None:
     error = median_error(of.sigma, width, width)
     if last <= DIVERGED_RATIO.value * lowest or math.log(last / lowest) <= DIVERGED_NOISE.value * error:
         return None
-    at = facts.step(facts.outline.row(_lowest_at(of.points, width)))
-    says = f"The loss diverged: {last:.4g} at the end, {lowest:.4g} around step {at}"
+    says = (
+        f"The loss diverged: {last:.4g} at the end, {min(lowest, of.start):.4g} around step {_lowest_step(facts, of)}"
+    )
     if last > of.start:
         return _diverged(facts, of, f"{says}; above its start, and it did not recover")
     lost = (last - lowest) / (of.first - lowest) if of.first > lowest else math.inf
@@ -210,23 +213,26 @@ def _windows(points: Sequence[float], width: int) -> Iterator[float]:
     return (median(points[i : i + width]) for i in range(len(points) - width + 1))
 
 
-def _lowest_at(points: Sequence[float], width: int) -> int:
-    windows = list(_windows(points, min(width, len(points))))
-    return windows.index(min(windows))
+def _lowest_step(facts: RunFacts, of: _Levels) -> int:
+    """The step of the lowest point of the lowest level: of the start, where no later level is lower."""
+    width = min(_WINDOW, len(of.points))
+    windows = list(_windows(of.points, width))
+    at = 0 if of.start <= min(windows) else windows.index(min(windows))
+    lowest = min(range(at, at + width), key=of.points.__getitem__)
+    return facts.step(facts.outline.row(of.places[lowest]))
 
 
 def _diverged(facts: RunFacts, of: _Levels, says: str, *, severity: Severity = "error") -> Observation:
     rate = facts.peak_rate
     absurd = rate >= ABSURD_RATE.value
     lowest = min(of.start, *_windows(of.points, min(_WINDOW, len(of.points))))
-    at = 0 if lowest == of.start else _lowest_at(of.points, _WINDOW)
     grave = severity == "error"
     return Observation(
         says + (f"; the learning rate of {rate:.3g} is over any published one." if absurd else "."),
         {
             "first": of.start,
             "lowest": lowest,
-            "lowest_step": facts.step(facts.outline.row(at)),
+            "lowest_step": _lowest_step(facts, of),
             "last": of.last,
             "peak_rate": rate if math.isfinite(rate) else None,
         },
@@ -370,7 +376,7 @@ RULES: Final[tuple[Rule[RunFacts], ...]] = (
         "evaluation and in all of the last half; else a first row over {ln_vocabulary} nats whose second is over "
         "{second_row} of it",
         observe=other_scale,
-        needs=(not_under("rl", "preference"), positive_loss),
+        needs=(not_under("rl", "preference", "reward"), positive_loss),
         confidence=0.85,
         evidence=(
             Evidence(

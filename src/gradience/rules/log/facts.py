@@ -20,11 +20,12 @@ from gradience.rules.log.statistics import FEW_POINTS, Trend, median, moves, noi
 from gradience.rules.objective import Objective, objective_by_names, objective_of
 from gradience.rules.rule import Threshold, Unknown
 from gradience.schema.config import ConfigSnapshot
-from gradience.schema.events import Eval
+from gradience.schema.events import Eval, Metrics
 from gradience.schema.findings import Evidence
+from gradience.schema.logged import TELLING
 from gradience.schema.reports import BadLine, EvalPoint, GapReading
 from gradience.schema.scalars import Json, as_float
-from gradience.telemetry.series import LogRecord
+from gradience.telemetry.series import PROBED, SPECTRAL, LogRecord
 
 LOSS_GAP = Threshold(
     "loss_gap", 1.5, "held-out over train perplexity, 0.41 nats", "a project convention, no source found"
@@ -35,6 +36,7 @@ MOVED = Threshold("moved", 1e-3, "two-sided p that the gradient norm has no tren
 JUDGEMENT: Final = "a judgement"
 REAL_RUNS: Final = "tuning seeds of the real trainings of benchmarks/field.py"
 DEFAULT_GAP: Final = LOSS_GAP.value
+_SHOWS_A_CURVE: Final = 3  # evaluations of another split that say more than one of the split shown
 FEW_EVALS: Final = 5  # evaluations that show their own noise: three second differences
 _PARTS: Final = 5  # of a column: its first and its last are compared
 
@@ -52,18 +54,8 @@ SIGNALS: Final = (  # columns of rewards and the like, in the order of a report
     "objective/kl",
     "completions/clipped_ratio",
 )
-_PREFERENCE: Final = frozenset(
-    {
-        "rewards/margins",
-        "rewards/chosen",
-        "rewards/accuracies",
-        "log_odds_ratio",
-        "log_odds_chosen",
-        "odds_ratio_loss",
-    }
-)
-_RL: Final = frozenset({"reward", "reward_std", "frac_reward_zero_std", "objective/kl"})
-KEPT: Final = frozenset({*SIGNALS, *_PREFERENCE, *_RL})  # further values of training rows that a summary is to keep
+PROBES: Final = tuple(f"{SPECTRAL}/{name}" for name in PROBED)  # the adapter in training, by spectral_every
+KEPT: Final = frozenset({*SIGNALS, *TELLING})  # further values of training rows that a summary is to keep
 
 
 class Signal(NamedTuple):
@@ -142,6 +134,7 @@ class RunFacts:
     utilization_mean: float | None = None
     audit: Mapping[str, Json] | None = None  # payload of the newest lora_audit
     status: str = "unknown"
+    status_reason: str | None = None  # why it ended so, such as the exception's name
     last_step: int | None = None
     issues: Sequence[BadLine] = ()
     issues_total: int = 0
@@ -151,6 +144,7 @@ class RunFacts:
     signals: Signals = field(default_factory=dict)  # of those, the columns of rewards and the like
     history: Sequence[Eval] = ()  # all evaluations, in the order written
     record: LogRecord = field(default_factory=LogRecord)  # how the log was written
+    guarded: Sequence[Metrics] = ()  # what a guard did to the run
 
     @cached_property
     def objective(self) -> Objective:
@@ -213,9 +207,17 @@ class RunFacts:
 
     @property
     def held_out_curve(self) -> HeldOutCurve | None:
-        """The losses of the held-out split that the report shows, None where it has none."""
+        """The losses of the held-out split that the report shows, or of the one evaluated most where it has too few.
+
+        A last `predict` on a test set must not hide the evaluations that were made all along. None without a loss.
+        """
+        with_losses = [curve for curve in self.curves if curve.losses]
         shown = self.held_out.split if self.held_out else None
-        return next((curve for curve in self.curves if curve.split == shown and curve.losses), None)
+        own = [curve for curve in with_losses if curve.split == shown]
+        most = max(with_losses, key=lambda curve: len(curve.losses), default=None)
+        if own and (len(own[0].losses) > 1 or most is None or len(most.losses) < _SHOWS_A_CURVE):
+            return own[0]
+        return most if own else None
 
     @property
     def evaluated(self) -> bool:

@@ -16,7 +16,7 @@ from gradience.rules.evidence import TRIAL
 from gradience.rules.log.curve import Bar, Curve, excesses, runs_of, stands_out
 from gradience.rules.log.divergence import loss_bar
 from gradience.rules.log.facts import JUDGEMENT, RunFacts, seen
-from gradience.rules.log.numbers import skipped_rows
+from gradience.rules.log.numbers import bad_norms, skipped_rows
 from gradience.rules.log.preference import saturated
 from gradience.rules.log.statistics import median
 from gradience.rules.objective import not_under
@@ -47,7 +47,8 @@ RISEN = Threshold("risen", 2.0, "times the lowest rate since, and 10 % of the hi
 def _norms(facts: RunFacts, least: Threshold) -> Curve:
     curve = facts.norm
     if not curve.values:
-        raise Unknown("no gradient norm was recorded")
+        lost = len(bad_norms(facts))
+        raise Unknown(f"none of {lost} recorded gradient norms is finite" if lost else "no gradient norm was recorded")
     if len(curve.values) < least.value:
         raise Unknown(f"{len(curve.values)} rows with a gradient norm; it needs {least.value:g}")
     return curve

@@ -203,7 +203,7 @@ def _unfinished(facts: RunFacts) -> Observation | None:
 
 
 def _at_chance(facts: RunFacts) -> Observation | None:
-    point, classes = facts.held_out, facts.num_labels
+    point, classes = facts.held_out, 2 if facts.objective.kind == "reward" else facts.num_labels  # which of two answers
     if point is None or (point.metrics.accuracy is None and point.metrics.loss is None):
         raise Unknown("no held-out accuracy was recorded")
     if point.metrics.accuracy is None:
@@ -289,7 +289,7 @@ RULES: Final[Sequence[Rule[RunFacts]]] = (
         severity="warning",
         condition="held-out over train perplexity > {loss_gap}, once data repeat",
         observe=_gap,
-        needs=(not_under("rl", "preference"),),
+        needs=(not_under("rl", "preference", "reward"),),
         confidence=0.6,
         evidence=(
             Evidence(source="project convention", says="gap over 1.5x, that is 0.41 nats; no source for the number"),

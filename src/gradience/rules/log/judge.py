@@ -13,6 +13,7 @@ from gradience.rules.log import (
     adapter,
     divergence,
     gradient,
+    guard,
     held_out,
     learning,
     numbers,
@@ -34,6 +35,7 @@ DETECTORS: Final[tuple[Rule[RunFacts], ...]] = (
     *preference.RULES,
     *rewards.RULES,
     *record.RULES,
+    *guard.RULES,
     *adapter.RULES,
 )
 DETECTED: Final[tuple[str, ...]] = tuple(rule.id for rule in DETECTORS)  # what a finding on a log is called

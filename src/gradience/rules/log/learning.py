@@ -26,7 +26,7 @@ from gradience.rules.log.facts import (
     seen,
 )
 from gradience.rules.log.numbers import bad_norms, skipped_rows
-from gradience.rules.log.statistics import FEW_POINTS, Trend, mean_error, median, median_error, theil_sen
+from gradience.rules.log.statistics import FEW_POINTS, Trend, mann_kendall, mean_error, median, median_error, theil_sen
 from gradience.rules.objective import not_under
 from gradience.rules.rule import Observation, Rule, Threshold, Unknown
 from gradience.schema.findings import Evidence
@@ -119,8 +119,10 @@ def _held_out_fell(facts: RunFacts) -> bool:
     curve = facts.held_out_curve
     if curve is None or len(curve.losses) < LEAST_EVALS.value:
         return False
-    first, last = curve.losses[0], curve.losses[-1]
-    return first - min(curve.losses) > max(LEAST_FALL.value * first, EVAL_NOISE.value * curve.noise) and last < first
+    first, last, best = curve.losses[0], curve.losses[-1], min(curve.losses)
+    in_order = 1.0 - best / first >= HELD_STILL.value and mann_kendall(curve.losses) <= ALPHA.value
+    far = first - best > max(LEAST_FALL.value * first, EVAL_NOISE.value * curve.noise)
+    return (far or in_order) and last < first
 
 
 def not_finite(facts: RunFacts) -> bool:
@@ -212,7 +214,7 @@ def _margin_grows(facts: RunFacts) -> bool:
 
 def _chance_level(facts: RunFacts) -> str | None:
     """The name of the level of knowing nothing, if the loss sits there all along."""
-    classes = 2 if facts.objective.kind == "preference" else facts.num_labels
+    classes = 2 if facts.objective.kind in {"preference", "reward"} else facts.num_labels
     if not classes or classes < 2:
         return None
     level, points = math.log(classes), facts.outline.points

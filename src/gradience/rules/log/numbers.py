@@ -166,7 +166,9 @@ def _zeros(facts: RunFacts, zero: Sequence[int], bad: Sequence[int]) -> Observat
     dead = kind != "preference" and any(norms[i] == 0.0 for i in zero)  # PRF130 speaks of saturated preferences
     losses, first = facts.series.losses, zero[0]
     before = median([x for x in losses[max(0, first - 8) : first] if math.isfinite(x)])
-    unlogged = len(zero) > 1 and all(math.isnan(norms[i]) for i in zero)
+    unlogged = len(zero) > 1 and all(math.isnan(norms[i]) and i not in bad for i in zero)
+    if len(zero) == len(losses) and kind != "preference":
+        return _no_labels(facts, bad)
     if not_finite or dead or (unlogged and not before < ROUNDS_TO_ZERO.value):
         return _masked(facts, zero, bad)
     if kind == "preference" or not before < ROUNDS_TO_ZERO.value:
@@ -177,6 +179,20 @@ def _zeros(facts: RunFacts, zero: Sequence[int], bad: Sequence[int]) -> Observat
         severity="info",
         confidence=0.6,
         action="Nothing is left to learn from this data: stop earlier, or look for leaked answers.",
+    )
+
+
+def _no_labels(facts: RunFacts, bad: Sequence[int]) -> Observation:
+    """Zeros from the first row to the last: nothing was broken on the way, there is nothing to learn from."""
+    rows = len(facts.series.losses)
+    also = [f"grad_norm not finite at step {facts.step(i)}" for i in bad[:1]]
+    return Observation(
+        f"The training loss is exactly 0.0 in all {rows} rows: no label counts, or it was NaN from the start.",
+        {"rows": rows, "first_step": facts.step(0), "gradient_rows": len(bad), "no_labels": True},
+        confidence=0.95 if rows > 1 else 0.7,
+        action="Look at the labels of one batch: are all masked (-100), by a template, a collator, or a length that "
+        "cuts answers off? Else look at the first forward pass.",
+        evidence=seen(f"loss 0.0 at step {facts.step(0)}", *also),
     )
 
 
@@ -239,7 +255,8 @@ MASKED_NAN = Rule(
     severity="error",
     condition="loss exactly 0.0 where the gradient is not finite, or 0 too, or in 2 rows without a logged gradient "
     "after losses over {rounds_to_zero}; or a loss over {masked_fall} under the rows before it where the gradient is "
-    "not finite. Zeros after losses under {rounds_to_zero} are rounding, info; a finite gradient over 0 is never it",
+    "not finite. Zeros after losses under {rounds_to_zero} are rounding, info; a finite gradient over 0 is never it. "
+    "Zeros in all rows: no label counts",
     observe=_masked_nan,
     confidence=0.9,
     evidence=(MASKED, NAN_TRL),

@@ -23,7 +23,12 @@ _SEQUENCE: Final = Evidence(
 )
 
 
+_BAD_ENDS: Final = {"error": "ended with an error", "aborted": "was aborted", "interrupted": "was interrupted"}
+
+
 def _no_end(facts: RunFacts) -> Observation | None:
+    if facts.status in _BAD_ENDS:
+        return _bad_end(facts)
     if facts.status != "no_run_end":
         return None
     planned = f" of {facts.max_steps} planned" if facts.max_steps else ""
@@ -31,6 +36,20 @@ def _no_end(facts: RunFacts) -> Observation | None:
     return Observation(
         f"The log stops {at} without run_end: crashed, killed, or still running.",
         evidence=seen("no run_end event for this run"),
+    )
+
+
+def _bad_end(facts: RunFacts) -> Observation:
+    planned = f" of {facts.max_steps} planned" if facts.max_steps else ""
+    at = f" at step {facts.last_step}{planned}" if facts.last_step is not None else " before the first step"
+    why = f": {facts.status_reason}" if facts.status_reason else ", and the log does not say why"
+    return Observation(
+        f"The run {_BAD_ENDS[facts.status]}{at}{why}.",
+        {"status": facts.status, "reason": facts.status_reason},
+        severity="error" if facts.status == "error" else "warning",
+        confidence=1.0,
+        action="Mend what it names and resume from the last checkpoint, or treat the run as incomplete.",
+        evidence=seen(f"run_end with status {facts.status}"),
     )
 
 
@@ -132,10 +151,10 @@ def _sparse(facts: RunFacts) -> Observation | None:
 RULES: Final[Sequence[Rule[RunFacts]]] = (
     Rule(
         id="END114",
-        title="no end",
+        title="no regular end",
         groups=("log",),
         severity="warning",
-        condition="the log has no run_end",
+        condition="the log has no run_end, or one with the status error (an error), aborted or interrupted",
         observe=_no_end,
         confidence=0.9,
         action="If it is not running any more, resume from the last checkpoint or treat the run as incomplete.",

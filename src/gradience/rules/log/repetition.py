@@ -22,7 +22,6 @@ SOME_EPOCHS = Threshold("some_epochs", 10.0, "epochs", "published runs: 20 epoch
 SOME_LEVEL = Threshold("some_level", 0.5, "of the first loss, or nats", JUDGEMENT)
 FEW_EPOCHS = Threshold("few_epochs", 3.5, "epochs, more than", "a judgement: 1 to 3 are ordinary")
 FEW_LEVEL = Threshold("few_level", 0.1, "of the first loss, or nats", "published runs: 6 epochs to 0.006")
-FALLEN = Threshold("fallen", 0.97, "of the first loss", REAL_RUNS)
 
 EPOCH_DROP = Threshold("epoch_drop", 0.05, "fraction of the level before the end of an epoch", JUDGEMENT)
 EPOCH_ERRORS = Threshold("epoch_errors", 3.0, "standard errors of the mean of those fractions", "trial")
@@ -33,6 +32,7 @@ EPOCHS_MANY = Threshold(
     "epochs_many", 4, "ends of epochs, of which one may show no step", "the last one, at a rate of 0"
 )
 BOTH_FALL = Threshold("both_fall", 0.5, "of the training loss's step, held-out", JUDGEMENT)
+SEEN_AS_NEW = Threshold("seen_as_new", 1.1, "held-out over training loss at the end", JUDGEMENT)
 
 LEAK_EPOCHS = Threshold("leak_epochs", 5.0, "epochs", JUDGEMENT)
 LEAK_LEVEL = Threshold("leak_level", 0.15, "of the first loss, training and held-out", REAL_RUNS)
@@ -60,7 +60,7 @@ def _repeated(facts: RunFacts) -> Observation | None:
 
 
 def _down_to(start: float, end: float, level: float) -> bool:
-    return end <= level or (end <= level * start and end < FALLEN.value * start)
+    return end <= level * max(1.0, start)
 
 
 class _Step(NamedTuple):
@@ -88,6 +88,8 @@ def _epoch_steps(facts: RunFacts) -> Observation | None:
     held_out = _held_out_drops(facts, ends)
     if held_out is not None and held_out > BOTH_FALL.value * median(drops):
         raise Unknown(f"held-out loss falls over the same ends of epochs, by {held_out:.0%}: both learn there")
+    if (why := _learns_still(facts)) is not None:
+        raise Unknown(why)
     shown = ", ".join(f"{drop:.0%}" for drop in drops[:5])
     return Observation(
         f"The training loss steps down where an epoch ends (by {shown}): it remembers what it saw.",
@@ -139,6 +141,22 @@ def _held_out_drops(facts: RunFacts, ends: Sequence[float]) -> float | None:
     return median(falls) if falls else None
 
 
+def _learns_still(facts: RunFacts) -> str | None:
+    """Why steps of the training loss are no memory yet: new data gain from them too, or are known as well."""
+    curve = facts.held_out_curve
+    if curve is None or len(curve.losses) < LEAST_EVALS.value:
+        return None
+    last, best = curve.losses[-1], min(curve.losses)
+    if last - best <= curve.noise:
+        return (
+            f"{curve.split} loss is at its best at the end ({last:.4g}): what is learnt of seen data helps on new data"
+        )
+    end = median(last_part(facts.loss.points, 10))
+    if last <= SEEN_AS_NEW.value * end:
+        return f"{curve.split} loss ({last:.4g}) and training loss ({end:.4g}) agree"
+    return None
+
+
 def _leak(facts: RunFacts) -> Observation | None:
     curve, values = facts.held_out_curve, facts.loss.points
     if facts.epoch is None:
@@ -184,7 +202,7 @@ RULES: Final[Sequence[Rule[RunFacts]]] = (
         action="Evaluate on held-out data, and keep an earlier checkpoint: 1 to 3 epochs are usual.",
         scope="runs without any evaluation that log their epoch; not saturated preference training (PRF130)",
         verify="Held-out loss of the last checkpoint against that of an earlier one.",
-        thresholds=(MANY_EPOCHS, SOME_EPOCHS, SOME_LEVEL, FEW_EPOCHS, FEW_LEVEL, FALLEN),
+        thresholds=(MANY_EPOCHS, SOME_EPOCHS, SOME_LEVEL, FEW_EPOCHS, FEW_LEVEL),
     ),
     Rule(
         id="MEM127",
@@ -193,7 +211,8 @@ RULES: Final[Sequence[Rule[RunFacts]]] = (
         severity="info",
         condition="over the ends of epochs (but the least of {epochs_many} and more) the training loss falls by over "
         "{epoch_drop} and {epoch_errors} standard errors in the mean, beyond what it fell just before, and over none "
-        "surely by less; not where the held-out loss falls by over {both_fall} of that",
+        "surely by less; not where the held-out loss falls by over {both_fall} of that, is at its best at the end of "
+        "{least_evals} evaluations and more, or is under {seen_as_new} x the training loss then",
         observe=_epoch_steps,
         needs=(not_under("rl"), positive_loss),
         confidence=0.6,
@@ -209,7 +228,17 @@ RULES: Final[Sequence[Rule[RunFacts]]] = (
         action="Evaluate on held-out data: whether this is harmful, training loss cannot tell.",
         scope="positive losses, data seen more than once in an order of its own",
         verify="Held-out loss over the same steps.",
-        thresholds=(EPOCH_DROP, EPOCH_ERRORS, EPOCH_SHARE, EPOCH_ROWS, EPOCH_REST, EPOCHS_MANY, BOTH_FALL),
+        thresholds=(
+            EPOCH_DROP,
+            EPOCH_ERRORS,
+            EPOCH_SHARE,
+            EPOCH_ROWS,
+            EPOCH_REST,
+            EPOCHS_MANY,
+            BOTH_FALL,
+            LEAST_EVALS,
+            SEEN_AS_NEW,
+        ),
     ),
     Rule(
         id="LEK132",

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from gradience.rules.evidence import TRIAL
-from gradience.rules.log.facts import JUDGEMENT, RunFacts, column, last_part, seen
+from gradience.rules.log.facts import JUDGEMENT, RunFacts, Signal, column, last_part, seen
 from gradience.rules.log.preference import ALPHA, FEW_ROWS, MANY_ROWS
 from gradience.rules.log.statistics import mann_kendall, mean_error, median, median_error, noise
 from gradience.rules.objective import only_under
@@ -79,10 +79,15 @@ def _few_rewards(values: Sequence[float], steps: Sequence[int]) -> Observation |
     raise Unknown(f"{len(values)} rows: a change of the reward by {seen_by_chance:.2g} could not be seen")
 
 
-def _zero_variance(facts: RunFacts) -> Observation | None:
-    signal = column(facts, "frac_reward_zero_std", FEW_ROWS.value)
+def _late_share(facts: RunFacts, name: str) -> tuple[Signal, Sequence[float], float]:
+    """A column, the last third of its values, and their mean."""
+    signal = column(facts, name, FEW_ROWS.value)
     late = last_part(signal.values, _THIRD, 3)
-    share = mean_error(late)[0]
+    return signal, late, mean_error(late)[0]
+
+
+def _zero_variance(facts: RunFacts) -> Observation | None:
+    signal, late, share = _late_share(facts, "frac_reward_zero_std")
     if share < ZERO_GROUPS.value:
         return None
     most = share >= ZERO_GROUPS_MOST.value
@@ -120,9 +125,7 @@ def _kl(facts: RunFacts) -> Observation | None:
 
 
 def _cut_off(facts: RunFacts) -> Observation | None:
-    signal = column(facts, "completions/clipped_ratio", FEW_ROWS.value)
-    late = last_part(signal.values, _THIRD, 3)
-    share = mean_error(late)[0]
+    _, late, share = _late_share(facts, "completions/clipped_ratio")
     if share < CUT_OFF.value:
         return None
     groups = facts.signals.get("frac_reward_zero_std")

@@ -43,6 +43,7 @@ _LATER: Final = (
     "TRN202",
     "NUM201",
     "RND203",
+    "SIZ215",
 )
 _LOG: Final = ("TRN115", "DUP117", "RES116")
 _PLACED: Final = {*_BROKEN, *_MEANING, *_SHAPES, *_OBJECTIVE, *_LATER, *_LOG, "END114"}
@@ -185,7 +186,8 @@ def _end(facts: RunFacts, found: Mapping[str, Finding]) -> Iterator[StoryPart]:
     planned = f" of {facts.max_steps}" if facts.max_steps else ""
     at = f" at step {facts.last_step}{planned}" if facts.last_step is not None else ""
     said = {"no_run_end": "the log stops", "unknown": "how it ended is unknown"}.get(facts.status)
-    says = f"{said or facts.status}{at}" + (" without run_end" if facts.status == "no_run_end" else "")
+    why = f": {facts.status_reason}" if facts.status_reason else ""
+    says = f"{said or facts.status}{at}{why}" + (" without run_end" if facts.status == "no_run_end" else "")
     yield StoryPart(says=says, finding="END114" if "END114" in found else None)
 
 
@@ -241,7 +243,11 @@ def _skips(v: Mapping[str, Json]) -> str:
 
 _PHRASES: Final[dict[str, Callable[[Mapping[str, Json]], str | None]]] = {
     "NUM101": _not_finite,
-    "NUM102": lambda v: f"loss is probably NaN-masked from step {v['first_step']}",
+    "NUM102": lambda v: (
+        "loss is 0 throughout: no label counts"
+        if v.get("no_labels")
+        else f"loss is probably NaN-masked from step {v['first_step']}"
+    ),
     "DIV104": _diverged,
     "SCL129": _scale,
     "PRF130": lambda v: f"preferences saturated: margin {_get(v, 'margin', '.3g')}, nothing is left to learn",

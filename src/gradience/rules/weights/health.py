@@ -1,12 +1,13 @@
-"""Whether an adapter is in order as a whole, before any number about it: trained, untrained, broken, random-like.
+"""Whether an adapter is in order as a whole, before any number about it.
 
-The verdict is part of the audit's report; the rules NUM201, TRN202 and RND203 turn it into findings. `AdapterFacts` is
-what all rules on weights judge.
+It is trained, untrained, broken, larger than its base, or like random numbers. The verdict is part of the audit's
+report; the rules NUM201, TRN202, RND203 and SIZ215 turn it into findings. `AdapterFacts` is what all rules on weights
+judge.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from gradience.rules.rule import Threshold
@@ -14,11 +15,26 @@ from gradience.rules.weights.ranks import percentile
 from gradience.schema.audit import AuditReport, Health, ModuleAudit, NotAnalysed
 
 RANDOM_SHARE = Threshold(
-    "random_share", 0.9, "stable rank over that of random factors, median", "a judgement: factors measured at d = 4096"
+    "random_share",
+    0.9,
+    "stable rank over that of random numbers, median",
+    "measured: lora_B of 39 trained adapters, from one step on, at most 0.66; Gaussian, 35 of them, at least 0.97",
 )
 RANDOM_RANK = Threshold("random_rank", 4, "rank", "a judgement: below it the null leaves no room to tell")
 RANDOM_MODULES = Threshold("random_modules", 4, "modules of that rank", "a judgement: one flat spectrum may be chance")
 NEAR_UNTRAINED = Threshold("near_untrained", 1e-4, "norm of all updates over that of the base weights", "a judgement")
+OVERSIZED = Threshold(
+    "oversized",
+    1.0,
+    "norm of all updates over that of the base weights",
+    "ordinary ones .012 to .044, a diverged one 29",
+)
+LARGE_SIZE = Threshold(
+    "large_size",
+    3.0,
+    "norm of all updates over that of freshly initialised weights of these shapes",
+    "36 trained adapters 2e-4 to 0.72, a random one 2, four diverged ones 6 to 31",
+)
 
 
 class AdapterFacts(NamedTuple):
@@ -51,21 +67,42 @@ def health(
         not_analysed: what no number speaks of, for an adapter without an analysed module.
         relative_frobenius: norm of the whole update over that of the base weights, where they were compared.
     """
-    n = len(modules)
     if not modules:
         return _without_modules(peft_type, not_analysed)
-    if (unwell := _of_states(modules)) is not None:
-        return unwell
+    unknown = [m for m in modules if m.state == "not_known"]
+    if len(unknown) == len(modules):
+        return Health(verdict="not_analysed", reason=unknown[0].note or "no update is known")
+    known = [m for m in modules if m.state != "not_known"]
+    n = len(known)
+    return (
+        _of_states(known)
+        or _of_size(relative_frobenius)
+        or _of_spectra(known)
+        or Health(verdict="trained", reason=f"{_all(n)} {'carries' if n == 1 else 'carry'} a finite, non-zero update")
+    )
+
+
+def _of_size(relative_frobenius: float | None) -> Health | None:
     if relative_frobenius is not None and relative_frobenius < NEAR_UNTRAINED.value:
         return Health(
             verdict="near_untrained",
             reason=f"the update is {relative_frobenius:.1e} of the base weights' norm, under {NEAR_UNTRAINED.value:g}",
         )
-    if _random_like(modules):
+    if relative_frobenius is not None and relative_frobenius > OVERSIZED.value:
+        return Health(
+            verdict="oversized", reason=f"the update has {relative_frobenius:.3g} times the norm of the base weights"
+        )
+    return None
+
+
+def _of_spectra(modules: Sequence[ModuleAudit]) -> Health | None:
+    if _random_like(modules, _of_product):
         return Health(
             verdict="random_like", reason="the spectra are as flat as those of random factors of the same shapes"
         )
-    return Health(verdict="trained", reason=f"{_all(n)} {'carries' if n == 1 else 'carry'} a finite, non-zero update")
+    if _random_like(modules, _of_second_factor):
+        return Health(verdict="random_like", reason="lora_B is as flat as random numbers of its shape, in most modules")
+    return None
 
 
 def _of_states(modules: Sequence[ModuleAudit]) -> Health | None:
@@ -98,10 +135,25 @@ def _without_modules(peft_type: str | None, not_analysed: Sequence[NotAnalysed])
     return Health(verdict="broken", reason="the file holds no adapter tensor")
 
 
-def _random_like(modules: Sequence[ModuleAudit]) -> bool:
-    shares = [
-        m.stable_rank / m.null_stable_rank
-        for m in modules
-        if m.stable_rank is not None and m.null_stable_rank and m.r >= RANDOM_RANK.value
-    ]
+def suggests_ranks(verdict: str) -> bool:
+    """Whether an adapter of this verdict has a rank to compress it to: it carries what training put there."""
+    return verdict in {"trained", "partial"}
+
+
+def _random_like(modules: Sequence[ModuleAudit], share_of: Callable[[ModuleAudit], float | None]) -> bool:
+    shares = [share for m in modules if m.r >= RANDOM_RANK.value and (share := share_of(m)) is not None]
     return len(shares) >= RANDOM_MODULES.value and percentile(shares, 0.5) >= RANDOM_SHARE.value
+
+
+def _of_product(module: ModuleAudit) -> float | None:
+    if module.stable_rank is None or not module.null_stable_rank:
+        return None
+    return module.stable_rank / module.null_stable_rank
+
+
+def _of_second_factor(module: ModuleAudit) -> float | None:
+    """lora_B's stable rank over that of random numbers; 0 where it is flatter than those: orthonormal, not random."""
+    own, null = module.b_stable_rank, module.b_null_stable_rank
+    if own is None or not null:
+        return None
+    return own / null if own < (null + module.r) / 2 else 0.0

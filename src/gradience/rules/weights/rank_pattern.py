@@ -10,7 +10,7 @@ from typing import NamedTuple, TypeAlias, TypeVar
 
 from gradience.adapters.patterns import dotted_tails
 from gradience.rules.weights.ranks import bucket, cut, error_at
-from gradience.schema.audit import ModuleAudit, ModuleRank, RankPattern
+from gradience.schema.audit import ModuleAudit, ModuleRank, RankPattern, SuggestedRank
 
 Number: TypeAlias = int | float
 _T = TypeVar("_T", int, float)
@@ -58,7 +58,7 @@ def _key(path: str, tails: set[str]) -> str:
 
 
 def rank_pattern(modules: Sequence[ModuleAudit], *, bytes_per_param: float) -> RankPattern | None:
-    """Return each module at the bucket of its k@90, its scaling s unchanged; None without usable modules.
+    """Each module at its k@90%, its scaling s unchanged; None without usable modules.
 
     Modules without a spectrum (zero, not finite) keep their rank. Experts of one parameter share theirs.
     """
@@ -84,6 +84,20 @@ def rank_pattern(modules: Sequence[ModuleAudit], *, bytes_per_param: float) -> R
     )
 
 
+def of_pattern(pattern: RankPattern) -> SuggestedRank:
+    """What a pattern costs and saves; its rank is that of the largest module."""
+    rank = max((item.rank for item in pattern.modules), default=0)
+    return SuggestedRank(
+        rank=rank,
+        energy_kept=pattern.energy_kept,
+        relative_error=pattern.relative_error,
+        relative_error_worst=max((item.relative_error for item in pattern.modules), default=0.0),
+        params_saved=pattern.params_saved,
+        bytes_saved=pattern.bytes_saved,
+        for_engines=bucket(rank, max((item.r for item in pattern.modules), default=1)),
+    )
+
+
 def _parameter(module: ModuleAudit) -> str:
     """Return the path that PEFT matches: a module, or a module's 3-D parameter without the expert."""
     return module.name if module.expert is None else module.name.removesuffix(f"[{module.expert}]")
@@ -97,7 +111,7 @@ def _by_parameter(modules: Iterable[ModuleAudit]) -> dict[str, list[ModuleAudit]
 
 
 def _suggested(module: ModuleAudit) -> int:
-    return module.r if module.energy_rank_90 is None else bucket(module.energy_rank_90, module.r)
+    return module.r if module.energy_rank_90 is None else module.energy_rank_90
 
 
 def _alpha(module: ModuleAudit, rank: int) -> Number:

@@ -8,15 +8,27 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Final
+from typing import Final, Literal, TypeAlias
 
 from gradience.schema.audit import ModuleAudit, RankDisagreement, RankRule, SuggestedRank
 
 BUCKETS: Final = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
+"""Ranks that every serving engine takes, and those that a table of costs shows."""
+
+_ROUNDING: Final = 1e-9  # an interpolated percentile's own error must not ask for one more rank
+
+
+def whole(k: float, cap: int) -> int:
+    """The least rank that holds k directions, from 1 and at most the present one.
+
+    >>> whole(2.5, 8), whole(6, 8), whole(9, 8)
+    (3, 6, 8)
+    """
+    return max(1, min(math.ceil(k - _ROUNDING), cap))
 
 
 def bucket(k: float, cap: int) -> int:
-    """Return the least bucket that holds k, never above the present rank and never 0.
+    """Return the least power of two that holds k, never above the present rank and never 0.
 
     >>> bucket(2.5, 8), bucket(6, 8), bucket(6, 6)
     (4, 8, 6)
@@ -52,19 +64,39 @@ def suggest(modules: Sequence[ModuleAudit], rank: int, *, bytes_per_param: float
         relative_error_worst=max((error_at(module, rank) for module in modules), default=0.0),
         params_saved=saved,
         bytes_saved=round(saved * bytes_per_param),
+        for_engines=bucket(rank, max((module.r for module in modules), default=1)),
     )
 
 
+Purpose: TypeAlias = Literal["median", "p90"]
+_SHARES: Final[dict[Purpose, float]] = {"median": 0.5, "p90": 0.9}
+
+
+def suggested_ranks(energy_ranks: Sequence[int], cap: int) -> dict[Purpose, int]:
+    """The rank for most modules and that for the worst-case tail, of each module's k@90%; empty without modules."""
+    if not energy_ranks:
+        return {}
+    return {name: whole(percentile(energy_ranks, share), cap) for name, share in _SHARES.items()}
+
+
+def priced_ranks(energy_ranks: Sequence[int], cap: int) -> set[int]:
+    """The ranks under the present one whose error a report states: powers of two, suggestions, any module's k@90%."""
+    ranks = {*BUCKETS, *energy_ranks, *suggested_ranks(energy_ranks, cap).values()}
+    return {rank for rank in ranks if 0 < rank < cap}
+
+
 def candidates(modules: Sequence[ModuleAudit], *, bytes_per_param: float = 0.0) -> list[SuggestedRank]:
-    """Return cost and saving of every bucket below the largest present rank."""
+    """Cost and saving of the powers of two below the largest present rank, and of the suggested ranks."""
     cap = max((m.r for m in modules), default=0)
-    return [suggest(modules, rank, bytes_per_param=bytes_per_param) for rank in BUCKETS if rank < cap]
+    named = suggested_ranks([m.energy_rank_90 or 1 for m in modules], cap).values()
+    ranks = sorted(rank for rank in {*BUCKETS, *named} if rank < cap)
+    return [suggest(modules, rank, bytes_per_param=bytes_per_param) for rank in ranks]
 
 
 def cut(modules: Sequence[ModuleAudit], rank_of: Callable[[ModuleAudit], int]) -> tuple[float, float, int]:
     """Return (energy kept, relative error, parameters saved) of cutting each module to its own rank."""
     ranks = [(module, rank_of(module)) for module in modules]
-    energies = [float(module.frobenius_norm) ** 2 for module in modules]
+    energies = [float(module.frobenius_norm or 0.0) ** 2 for module in modules]
     total = sum(energies)
     lost = sum(e * error_at(m, rank) ** 2 for e, (m, rank) in zip(energies, ranks, strict=True))
     share = min(lost / total, 1.0) if total else 0.0
@@ -72,8 +104,11 @@ def cut(modules: Sequence[ModuleAudit], rank_of: Callable[[ModuleAudit], int]) -
 
 
 def error_at(module: ModuleAudit, rank: int) -> float:
-    """Return the module's relative error at the rank, a bucket; 0 where it is not above the rank."""
-    return 0.0 if rank >= module.r else module.relative_errors[str(rank)]
+    """The module's relative error at one of the `priced_ranks`; where its r is no higher, that at r.
+
+    This is 0, but for an update that r does not bound, such as PiSSA's or DoRA's.
+    """
+    return module.relative_errors.get(str(module.r), 0.0) if rank >= module.r else module.relative_errors[str(rank)]
 
 
 _SAYS: Final = {
@@ -104,8 +139,8 @@ def _rule(name: str, modules: Sequence[ModuleAudit]) -> RankRule:
         says=_SAYS[name],
         median=middle,
         p90=tail,
-        median_bucket=bucket(middle, cap),
-        p90_bucket=bucket(tail, cap),
+        median_rank=whole(middle, cap),
+        p90_rank=whole(tail, cap),
     )
 
 

@@ -7,6 +7,7 @@ the base model is in `against_base`.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Final, NamedTuple
 
@@ -14,12 +15,15 @@ from gradience.rules.evidence import UTILIZATION
 from gradience.rules.rule import Observation, Rule, Threshold, Unknown, Verdict, few, judge
 from gradience.rules.weights.against_base import BASE_RULES
 from gradience.rules.weights.health import (
+    LARGE_SIZE,
     NEAR_UNTRAINED,
+    OVERSIZED,
     RANDOM_MODULES,
     RANDOM_RANK,
     RANDOM_SHARE,
     AdapterFacts,
     modules_analysed,
+    suggests_ranks,
 )
 from gradience.schema.audit import AuditReport, LeftoverReason
 from gradience.schema.findings import Evidence
@@ -49,6 +53,7 @@ _OF_VERDICT: Final = {
     "untrained": _Case("TRN202"),
     "near_untrained": _Case("TRN202", "warning", 0.7, "Check the learning rate, the number of steps and the scaling."),
     "partial": _Case("TRN202", "warning", 0.9, "Check target_modules and which parameters require gradients."),
+    "oversized": _Case("SIZ215"),
     "random_like": _Case("RND203"),
 }
 
@@ -88,7 +93,36 @@ def observe_utilization(
     )
 
 
+def observe_size(size: float | None) -> Observation | None:
+    """What the size of an update says without its base: as large as new weights is far above the ordinary."""
+    if size is None or size <= LARGE_SIZE.value:
+        return None
+    return Observation(
+        f"The update is {size:.3g} times as large as freshly initialised weights of these shapes; ordinary ones are "
+        "under 1.",
+        {"update_size": size},
+        severity="warning",
+        confidence=0.6,
+        action="Compare it with its base (gradience audit --base MODEL), and its outputs with the base model's.",
+        evidence=(Evidence(source=_FILE, says=f"norm of all updates over that of such weights: {size:.3g}"),),
+    )
+
+
+def _size(facts: AdapterFacts) -> Observation | None:
+    base = facts.report.base
+    if base is None or base.relative_frobenius is None:
+        return observe_size(facts.report.summary.update_size)
+    seen = _of_health("SIZ215", facts)
+    if seen is None or not base.intruder_total:
+        return seen
+    says = f"{base.intruder_total} intruder dimensions in {base.intruder_modules} modules"
+    witness = Evidence(source="against the base", says=says)
+    return replace(seen, confidence=0.97, evidence=(*seen.evidence, witness))
+
+
 def _low_utilization(facts: AdapterFacts) -> Observation | None:
+    if not suggests_ranks(facts.report.health.verdict):
+        raise Unknown(f"the adapter is {facts.report.health.verdict.replace('_', '-')}")
     summary = facts.report.summary
     rank = max((m.r for m in facts.report.modules), default=None)
     return observe_utilization(summary.utilization_mean, rank=rank, suggested=summary.suggested_r_global_90)
@@ -234,16 +268,39 @@ RANDOM_LIKE = Rule(
     severity="warning",
     title="spectra like random factors'",
     groups=("weights", "log"),
-    condition="the median of stable rank over that of random factors is at least {random_share}, in "
-    "{random_modules} or more modules of rank {random_rank} or more",
+    condition="the median of stable rank over that of random numbers is at least {random_share}, of the update or of "
+    "lora_B alone, in {random_modules} or more modules of rank {random_rank} or more",
     observe=partial(_of_health, "RND203"),
     confidence=0.6,
     action="Check that this is the trained adapter, not an initialisation.",
-    scope="LoRA of rank 4 and more, in four modules or more",
+    scope="LoRA of rank 4 and more, in four modules or more; lora_B where training started it at zero",
     verify=_COMPARE,
-    rationale="A trained update is seldom as flat as the product of random factors of its shape.",
+    rationale="lora_B starts at zero and takes its directions from few gradients: one step already makes it far from "
+    "flat.",
     thresholds=(RANDOM_SHARE, RANDOM_RANK, RANDOM_MODULES),
     needs=(_many_modules,),
+)
+TOO_LARGE = Rule(
+    id="SIZ215",
+    severity="error",
+    title="an update as large as the weights",
+    groups=("weights", "log"),
+    condition="with a base, the norm of all updates is over {oversized} of the weights'; without one, over "
+    "{large_size} of that of freshly initialised weights of these shapes (a warning)",
+    observe=_size,
+    confidence=0.9,
+    evidence=(
+        Evidence(
+            source="measured, 12 adapters of MiniLM-L6 and 2 of SmolLM2-135M",
+            says="ordinary updates have .012 to .044 of the base's norm, one whose training diverged 29 times",
+        ),
+    ),
+    action="Do not use it before its outputs were looked at; train again with a lower learning rate or scaling.",
+    scope="any adapter; intruder dimensions (--intruders) are a second witness; sizes without a base are a heuristic",
+    verify=_COMPARE,
+    rationale="Such an update replaces what the base model knows instead of adding to it: training has diverged.",
+    thresholds=(OVERSIZED, LARGE_SIZE),
+    needs=(modules_analysed,),
 )
 LOW_RANK = Rule(
     id="UTL204",
@@ -258,7 +315,7 @@ LOW_RANK = Rule(
         UTILIZATION,
         Evidence(source="SSRN 6580122 (abstract)", says="stable rank grows as about r^0.23 to r^0.30"),
     ),
-    action="Consider compressing the rank after training; see the suggested ranks and their error.",
+    action="Consider compressing it after training: gradience resize --calibrate measures what that changes.",
     scope="trained LoRA adapters",
     verify="Evaluate the compressed adapter on held-out data.",
     rationale="Stable rank grows far slower than r, so a low value is normal at r >= 16; "
@@ -271,6 +328,7 @@ WEIGHTS_RULES: Final[tuple[Rule[AdapterFacts], ...]] = (
     NON_FINITE,
     ZERO_UPDATE,
     RANDOM_LIKE,
+    TOO_LARGE,
     LOW_RANK,
     Rule(
         id="LED205",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -12,13 +13,33 @@ from gradience.adapters.open import AdapterFiles, open_adapter
 from gradience.io.safetensors import is_known
 from gradience.io.types import PathLike, Progress
 from gradience.rules.select import excluded_rules, without
-from gradience.rules.weights.health import health
-from gradience.rules.weights.rank_pattern import rank_pattern
-from gradience.rules.weights.ranks import candidates, disagreements, measured, rank_rules, suggest
+from gradience.rules.weights.health import health, suggests_ranks
+from gradience.rules.weights.rank_pattern import of_pattern, rank_pattern
+from gradience.rules.weights.ranks import (
+    candidates,
+    disagreements,
+    measured,
+    priced_ranks,
+    rank_rules,
+    suggest,
+    suggested_ranks,
+)
 from gradience.rules.weights.rules import WEIGHTS_RULES, judge_adapter
-from gradience.schema.audit import AUDIT_SCHEMA_ID, AuditReport, BaseReport, ModuleAudit, NotAnalysed
-from gradience.spectral.batch import Factors, spectra
-from gradience.verbs.audit.rows import bytes_per_param, layer_summaries, ledger_of, module_row, summary_of, with_shares
+from gradience.schema.audit import AUDIT_SCHEMA_ID, AuditReport, BaseReport, ModuleAudit, NotAnalysed, RankPattern
+from gradience.spectral.batch import Factors, Spectrum, spectra
+from gradience.verbs.audit.rows import (
+    Shown,
+    bytes_per_param,
+    layer_summaries,
+    ledger_of,
+    module_row,
+    summary_of,
+    unknown_row,
+    with_shares,
+)
+
+if TYPE_CHECKING:
+    from gradience.verbs.audit.against_base import BaseOptions
 
 
 def audit_adapter(
@@ -73,22 +94,82 @@ def audit_adapter(
     ids = [rule.id for rule in WEIGHTS_RULES]
     left_out = excluded_rules(ids, select=select, ignore=ignore, settings=settings)
     files, adapter = open_adapter(path, adapter_config=adapter_config, weights=weights)
-    rows = _rows(adapter, top_singular_values)
     against = None
     if base is not None:
-        from gradience.verbs.audit.against_base import BaseOptions, compare  # noqa: PLC0415  # keeps a plain audit quick
+        from gradience.verbs.audit.against_base import BaseOptions  # noqa: PLC0415  # keeps a plain audit quick
 
-        options = BaseOptions(Path(base), intruders, intruder_k, intruder_eps, seed, norms_cache, progress)
-        rows, against = compare(adapter, rows, options)
-    facts = _facts(Path(path), files, adapter)
-    report = _judged(facts, adapter, with_shares(rows), against, per_layer=suggest_per_layer)
+        against = BaseOptions(
+            Path(base), intruders, intruder_k, intruder_eps, seed, norms_cache, progress, top_singular_values
+        )
+    report = audit_opened(
+        Path(path), files, adapter, top=top_singular_values, against=against, per_layer=suggest_per_layer
+    )
     findings, not_run = without(report.findings, report.not_run, left_out)
     return msgspec.structs.replace(report, findings=findings, not_run=not_run)
 
 
-def _rows(adapter: Adapter, top: int) -> list[ModuleAudit]:
+def audit_opened(
+    path: Path,
+    files: AdapterFiles,
+    adapter: Adapter,
+    *,
+    top: int = 0,
+    against: BaseOptions | None = None,
+    per_layer: bool = False,
+) -> AuditReport:
+    """The audit of an adapter whose files are open, by all rules.
+
+    Args:
+        path: what was asked for.
+        files: from `open_adapter`.
+        adapter: the same; each of its modules is loaded once, and rarely twice.
+        top: how many singular values to keep per module.
+        against: the base, and what to compute beside it.
+        per_layer: add `per_layer`.
+
+    Raises:
+        AdapterError: a tensor cannot be read, or the base cannot.
+    """
+    on_base = bool(adapter.base_dependent) or any(module.dense is not None for module in adapter.modules)
+    rows = _rows(adapter, top, every_rank=on_base and against is not None)
+    compared = None
+    if against is not None:
+        from gradience.verbs.audit.against_base import compare  # noqa: PLC0415  # keeps a plain audit quick
+
+        rows, compared = compare(adapter, rows, against)
+        rows = _priced(rows) if on_base else rows
+    return _judged(_facts(path, files, adapter), adapter, with_shares(rows), compared, per_layer=per_layer)
+
+
+def _rows(adapter: Adapter, top: int, *, every_rank: bool) -> list[ModuleAudit]:
+    """The rows from the factors; with `every_rank` their errors at each rank, until the base has given all spectra."""
     found = spectra([_load(module) for module in adapter.modules])
-    return [module_row(m, s, top=top) for m, s in zip(adapter.modules, found, strict=True)]
+    usable = [s.energy_ranks[0] for s in found if s.finite and s.spectral_norm > 0.0]
+    cap = max((module.r for module in adapter.modules), default=0)
+    ranks = range(1, cap) if every_rank else priced_ranks(usable, cap)
+    start = adapter.config.init_lora_weights
+    from_zero = not isinstance(start, str) or start.lower() == "gaussian"  # PEFT's name for a Gaussian A
+    shown = Shown(top, ranks, transposed=adapter.config.fan_in_fan_out, from_zero=from_zero)
+    return [_row(m, s, shown) for m, s in zip(adapter.modules, found, strict=True)]
+
+
+def _row(module: Module, spectrum: Spectrum, shown: Shown) -> ModuleAudit:
+    """The row of a module without the base; factors that are not finite are a fault whatever the update is."""
+    if spectrum.finite and (module.dense is not None or module.is_unknown):
+        return unknown_row(module)
+    return module_row(module, spectrum, shown)
+
+
+def _priced(rows: list[ModuleAudit]) -> list[ModuleAudit]:
+    """The rows with their errors at the ranks that the report prices; and at the present one, where that cuts too."""
+    cap = max((m.r for m in rows), default=0)
+    kept = {str(rank) for rank in priced_ranks([m.energy_rank_90 or 1 for m in measured(rows)], cap)}
+    return [
+        msgspec.structs.replace(
+            m, relative_errors={k: e for k, e in m.relative_errors.items() if k in kept or int(k) == m.r}
+        )
+        for m in rows
+    ]
 
 
 def _load(module: Module) -> Callable[[], Factors]:
@@ -138,37 +219,48 @@ def _judged(
     per_layer: bool,
 ) -> AuditReport:
     """Return the report with its summary, suggestions, verdict and findings."""
-    healthy = measured(modules)
     price = bytes_per_param(facts.ledger)
-    summary = summary_of(modules)
-    ranks = {"median": summary.suggested_r_global_median, "p90": summary.suggested_r_global_90}
     named = {m.name for m in modules}
     left = [item for item in facts.not_analysed if item.name not in named]
+    verdict = health(
+        modules,
+        peft_type=facts.peft_type,
+        not_analysed=left,
+        relative_frobenius=against.relative_frobenius if against is not None else None,
+    )
+    report = msgspec.structs.replace(facts, health=verdict, summary=summary_of(modules), modules=modules)
+    if suggests_ranks(verdict.verdict):
+        report = _with_ranks(report, price, rank_pattern(modules, bytes_per_param=price))
     report = msgspec.structs.replace(
-        facts,
-        summary=summary,
-        health=health(
-            modules,
-            peft_type=facts.peft_type,
-            not_analysed=left,
-            relative_frobenius=against.relative_frobenius if against is not None else None,
-        ),
-        suggested={
-            name: suggest(healthy, rank, bytes_per_param=price) for name, rank in ranks.items() if rank is not None
-        },
-        candidates=candidates(healthy, bytes_per_param=price),
-        rank_rules=rank_rules(healthy),
-        rank_disagreements=disagreements(healthy),
-        per_layer=rank_pattern(modules, bytes_per_param=price) if per_layer and _takes_patterns(adapter) else None,
-        modules=modules,
+        report,
+        per_layer=report.per_layer if per_layer and _takes_patterns(adapter) else None,
         layers=layer_summaries(modules),
         not_analysed=left,
         base=against,
     )
     own = (adapter.config.lora_alpha, adapter.config.r) if _takes_patterns(adapter) else (None, None)
     whole = adapter.config.modules_to_save or []
-    verdict = judge_adapter(report, alpha=own[0], r=own[1], modules_to_save=whole)
-    return msgspec.structs.replace(report, findings=verdict.findings, not_run=verdict.not_run)
+    judged = judge_adapter(report, alpha=own[0], r=own[1], modules_to_save=whole)
+    return msgspec.structs.replace(report, findings=judged.findings, not_run=judged.not_run)
+
+
+def _with_ranks(report: AuditReport, price: float, pattern: RankPattern | None) -> AuditReport:
+    """The report with ranks to compress to; `price` is the bytes of a parameter."""
+    healthy = measured(report.modules)
+    ranks = suggested_ranks([m.energy_rank_90 or 1 for m in healthy], max((m.r for m in healthy), default=0))
+    summary = msgspec.structs.replace(
+        report.summary, suggested_r_global_median=ranks.get("median"), suggested_r_global_90=ranks.get("p90")
+    )
+    return msgspec.structs.replace(
+        report,
+        summary=summary,
+        suggested={name: suggest(healthy, rank, bytes_per_param=price) for name, rank in ranks.items()},
+        like_suggested=None if pattern is None else of_pattern(pattern),
+        candidates=candidates(healthy, bytes_per_param=price),
+        rank_rules=rank_rules(healthy),
+        rank_disagreements=disagreements(healthy),
+        per_layer=pattern,
+    )
 
 
 def _takes_patterns(adapter: Adapter) -> bool:

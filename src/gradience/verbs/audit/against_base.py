@@ -21,10 +21,12 @@ from gradience.io.types import Progress
 from gradience.rules.weights.against_base import at_risk
 from gradience.schema.audit import BaseComparison, BaseReport, Intruders, ModuleAudit, NotCompared
 from gradience.schema.scalars import real
-from gradience.spectral.base import MergeSums
+from gradience.spectral.batch import spectrum_of
+from gradience.spectral.dense import dense_spectrum
 from gradience.spectral.intruders import count_below, overlaps
 from gradience.spectral.lanczos import Operator, leading
-from gradience.verbs.audit.rows import bare_row
+from gradience.spectral.threads import threads_for
+from gradience.verbs.audit.rows import Shown, broken_row, dense_row, module_row
 
 SHOWN_EPS: Final = (0.3, 0.5, 0.7)
 _SAME_NORM: Final = 1e-5  # relative: the cached Frobenius norm must be this weight's
@@ -40,6 +42,8 @@ class BaseOptions(NamedTuple):
     seed: int = 0
     cache: bool = True
     progress: Progress | None = None
+    top: int = 0
+    """Singular values that the row of an update computed here keeps."""
 
 
 class Compared(NamedTuple):
@@ -109,16 +113,27 @@ class _Run:
         if found is None:
             raise AdapterError(f"the base has no {module.base_name or module.name + '.weight'}")
         w = self._weights.read(found, module.expert)
+        with threads_for(min(w.shape)):
+            return self._beside(module, row, found, w)
+
+    def _beside(self, module: Module, row: ModuleAudit | None, found: Found, w: Array) -> ModuleAudit:
         update = update_of(module, w)
         sums = update.merged(w, found.info.dtype)
         if not math.isfinite(sums.weight):
             raise AdapterError(f"{found.name} holds NaN or infinite weights")
         norms, converged = self._norms_of(found, module.expert, w, math.sqrt(sums.weight))
-        size, frobenius, settled = self._size(update, row, sums)
+        if module.dense is not None:
+            sized = dataclasses.replace(module, shape=(w.shape[0], w.shape[1]))
+            row, settled = self._row(sized, update)
+        elif row is None or row.state == "not_known":
+            raise AdapterError(module.note or "its update is not known")
+        else:
+            settled = True
+        size, frobenius = (math.nan if n is None else float(n) for n in (row.spectral_norm, row.frobenius_norm))
         comparison = BaseComparison(
             weight=found.name,
             dtype=found.info.dtype,
-            update="factors" if update.dense is None else "dense",
+            update="factors" if module.dense is None else "dense",
             spectral_norm=norms.spectral,
             frobenius_norm=norms.frobenius,
             update_spectral_norm=real(size),
@@ -127,17 +142,19 @@ class _Run:
             survival=survival_of(sums, found.info.dtype) if 0.0 < size < math.inf else None,
             intruders=self._intruders(module, w, update) if self._options.intruders and 0.0 < size < math.inf else None,
         )
-        if row is None:
-            module = dataclasses.replace(module, shape=(w.shape[0], w.shape[1]))
-            row = bare_row(module, spectral_norm=size, frobenius_norm=frobenius)
         return msgspec.structs.replace(row, base=comparison, **_ratios(size, frobenius, norms))
 
-    def _size(self, update: Update, row: ModuleAudit | None, sums: MergeSums) -> tuple[float, float, bool]:
-        """Return spectral and Frobenius norm of the update, and whether the first has converged."""
-        if update.dense is None and row is not None:
-            return float(row.spectral_norm), float(row.frobenius_norm), True
-        size, converged = update.dense_norm(self._options.seed)
-        return size, math.sqrt(sums.intended), converged
+    def _row(self, module: Module, update: Update) -> tuple[ModuleAudit, bool]:
+        """The row of an update computed from the weight, and whether its iterations converged."""
+        shown = Shown(self._options.top, range(1, module.r + 1))
+        values = update.sigma if update.dense is None else update.dense
+        if values is None or not np.isfinite(values).all():
+            return broken_row(module), True
+        if update.dense is None:
+            limit = min(len(values), *module.shape)
+            return module_row(module, spectrum_of(values), shown, limit=limit), True
+        found = dense_spectrum(update.dense, values=module.r, seed=self._options.seed)
+        return dense_row(module, found, shown), found.converged
 
     def _norms_of(self, found: Found, expert: int | None, w: Array, frobenius: float) -> tuple[Norms, bool]:
         key = found.name if expert is None else f"{found.name}[{expert}]"

@@ -20,6 +20,6 @@ def append_audit(log: Path, report: AuditReport) -> None:
     run = TelemetryReader(log).summarize().last
     if run is None:
         raise RecorderError(f"{log} holds no run to append to", advice="give the run.jsonl of the run")
-    with TelemetryWriter(log, run_id=run.run_id, siblings=False) as writer:
+    with TelemetryWriter(log, run_id=run.run_id, siblings=False, on_error="raise") as writer:
         writer.metrics(run.last_step, kind="lora_audit", metrics=lora_audit_metrics(report))
         writer.close()

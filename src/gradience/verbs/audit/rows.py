@@ -2,59 +2,123 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+import math
+from collections.abc import Callable, Collection, Iterable, Sequence
 from statistics import fmean, median
-from typing import Any
+from typing import Any, Final, NamedTuple
 
 import msgspec
 import numpy as np
 import numpy.typing as npt
 
 from gradience.adapters.layout import Adapter, Module, Role
-from gradience.adapters.names import layer_index, module_type
-from gradience.rules.weights.ranks import BUCKETS, bucket, measured, percentile
+from gradience.adapters.names import layer_index, layer_label, module_type
+from gradience.rules.weights.ranks import measured, percentile
 from gradience.schema.audit import AuditSummary, GroupSummary, LayerSummary, LedgerEntry, ModuleAudit
 from gradience.schema.scalars import real
-from gradience.spectral.batch import Spectrum
-from gradience.spectral.update import null_stable_rank
+from gradience.spectral.batch import SHARES, Spectrum, spectrum_of
+from gradience.spectral.dense import DenseSpectrum
+from gradience.spectral.update import null_factor_stable_rank, null_stable_rank
+
+_FROM_ZERO: Final = frozenset({"linear", "conv", "dora"})
+"""Kinds whose lora_B starts at zero; of an embedding lora_A does, and AdaLoRA's factors are random both."""
 
 
-def module_row(module: Module, spectrum: Spectrum, *, top: int) -> ModuleAudit:
-    """Return the row of a module whose update is s B A, with its `top` largest singular values."""
+class Shown(NamedTuple):
+    """What a report states of every module: how many singular values, the error at which ranks, and of which factor."""
+
+    singular_values: int = 0
+    ranks: Collection[int] = ()
+    transposed: bool = False
+    """Whether the base stores its matrices transposed to B A (Conv1D): the first factor is then A's transposed."""
+    from_zero: bool = False
+    """Whether lora_B was zero before training; other starts put a part of the base, or random numbers, into it."""
+
+
+_NOTHING_MORE: Final = Shown()
+
+
+def module_row(
+    module: Module, spectrum: Spectrum, shown: Shown = _NOTHING_MORE, *, limit: int | None = None
+) -> ModuleAudit:
+    """Return the row of a module from all singular values of its update.
+
+    Args:
+        module: the module, its shape known.
+        spectrum: of its update.
+        shown: what the row states besides.
+        limit: the most that the update's rank can be; r by default.
+    """
     common = _common(module)
+    place = 1 if shown.transposed and module.kind != "conv" else 0  # of lora_B among the update's factors
+    apart = shown.from_zero and module.kind in _FROM_ZERO and module.r <= min(module.shape)
     if not spectrum.finite:
-        return ModuleAudit(**common, state="non_finite", spectral_norm="NaN", frobenius_norm="NaN")
+        return broken_row(module)
     if spectrum.spectral_norm == 0.0:
         return ModuleAudit(**common, state="zero", spectral_norm=0.0, frobenius_norm=0.0)
+    limit = module.r if limit is None else limit
     return ModuleAudit(
         **common,
         stable_rank=spectrum.stable_rank,
         effective_rank=spectrum.effective_rank,
         participation_ratio=spectrum.participation_ratio,
-        utilization=spectrum.stable_rank / module.r,
+        utilization=spectrum.stable_rank / limit,
         energy_rank_90=spectrum.energy_ranks[0],
         energy_rank_95=spectrum.energy_ranks[1],
         energy_rank_99=spectrum.energy_ranks[2],
         knee_rank=knee_rank(spectrum.relative_errors),
         spectral_norm=real(spectrum.spectral_norm),
         frobenius_norm=real(spectrum.frobenius_norm),
-        relative_errors={str(k): float(spectrum.relative_errors[k]) for k in BUCKETS if k < module.r},
-        null_stable_rank=null_stable_rank(module.r, *module.shape),
-        top_singular_values=[float(s) for s in spectrum.sigma[:top]],
+        relative_errors=_errors(spectrum.relative_errors, shown.ranks, limit),
+        null_stable_rank=null_stable_rank(limit, *module.shape),
+        b_stable_rank=spectrum.factor_stable_ranks[place] if apart else None,
+        b_null_stable_rank=null_factor_stable_rank(module.r, module.shape[place]) if apart else None,
+        top_singular_values=[float(s) for s in spectrum.sigma[: shown.singular_values]],
     )
 
 
-def bare_row(module: Module, *, spectral_norm: float, frobenius_norm: float) -> ModuleAudit:
-    """Return the row of a module whose update has no low-rank factors, only its norms."""
-    finite = np.isfinite(spectral_norm) and np.isfinite(frobenius_norm)
-    zero = finite and spectral_norm == 0.0
+def _errors(relative_errors: npt.NDArray[np.float64], ranks: Iterable[int], limit: int) -> dict[str, float]:
+    return {str(k): float(relative_errors[k]) for k in sorted(ranks) if k < min(limit, len(relative_errors) - 1)}
+
+
+def dense_row(module: Module, found: DenseSpectrum, shown: Shown = _NOTHING_MORE) -> ModuleAudit:
+    """Return the row of a module whose update is a whole matrix: r does not bound its rank, random factors are no null.
+
+    Of a large matrix, numbers that need every singular value are null, and energy ranks are given where the bounds on
+    them meet.
+    """
+    if found.energy == 0.0:
+        return ModuleAudit(**_common(module), state="zero", spectral_norm=0.0, frobenius_norm=0.0)
+    if found.is_whole:
+        row = module_row(module, spectrum_of(found.sigma), shown, limit=found.size)
+        return msgspec.structs.replace(row, utilization=None, null_stable_rank=None)
+    ranks = [found.energy_rank(share) for share in SHARES]
+    k90, k95, k99 = (least if least == most else None for least, most in ranks)
+    left_out = np.sqrt(np.maximum(1.0 - np.cumsum(found.sigma**2) / found.energy, 0.0))
     return ModuleAudit(
         **_common(module),
-        state="zero" if zero else "ok" if finite else "non_finite",
-        spectral_norm=real(spectral_norm),
-        frobenius_norm=real(frobenius_norm),
-        stable_rank=(frobenius_norm / spectral_norm) ** 2 if finite and not zero else None,
+        stable_rank=float(found.energy / found.sigma[0] ** 2),
+        energy_rank_90=k90,
+        energy_rank_90_bounds=list(ranks[0]) if k90 is None else None,
+        energy_rank_95=k95,
+        energy_rank_99=k99,
+        spectral_norm=real(float(found.sigma[0])),
+        frobenius_norm=real(math.sqrt(found.energy)),
+        relative_errors={str(k): float(left_out[k - 1]) for k in sorted(shown.ranks) if k <= len(left_out)},
+        top_singular_values=[float(s) for s in found.sigma[: shown.singular_values]],
     )
+
+
+def unknown_row(module: Module) -> ModuleAudit:
+    """Return the row of a module whose update is not s B A, without the base from which it follows."""
+    how = "its update cannot be known" if module.is_unknown else "its update follows only with the base (--base)"
+    common = _common(module) | {"note": f"{module.note}: {how}"}
+    return ModuleAudit(**common, state="not_known", spectral_norm=None, frobenius_norm=None)
+
+
+def broken_row(module: Module) -> ModuleAudit:
+    """Return the row of a module whose update holds NaN or infinite values."""
+    return ModuleAudit(**_common(module), state="non_finite", spectral_norm="NaN", frobenius_norm="NaN")
 
 
 def _common(module: Module) -> dict[str, Any]:
@@ -90,7 +154,7 @@ def knee_rank(relative_errors: npt.NDArray[np.float64]) -> int:
 
 def with_shares(modules: list[ModuleAudit]) -> list[ModuleAudit]:
     """Return the modules with their share of the adapter's squared Frobenius norm."""
-    energies = [float(m.frobenius_norm) ** 2 if m.state == "ok" else 0.0 for m in modules]
+    energies = [float(m.frobenius_norm or 0.0) ** 2 if m.state == "ok" else 0.0 for m in modules]
     total = sum(energies)
     if not 0.0 < total < float("inf"):
         return modules
@@ -109,7 +173,7 @@ def summary_of(modules: Sequence[ModuleAudit]) -> AuditSummary:
     stable = [m.stable_rank or 0.0 for m in healthy]
     k90 = [float(m.energy_rank_90 or 0) for m in healthy]
     weight = sum(m.params for m in healthy) or 1
-    cap = max(m.r for m in healthy)
+    size = math.hypot(*(float(m.frobenius_norm or 0.0) for m in healthy))
     return AuditSummary(
         total_lora_params=params,
         n_layers=len(modules),
@@ -121,10 +185,10 @@ def summary_of(modules: Sequence[ModuleAudit]) -> AuditSummary:
         energy_rank_90_p50=percentile(k90, 0.5),
         energy_rank_90_p90=percentile(k90, 0.9),
         by_type=_by_type(modules),
-        suggested_r_global_median=bucket(percentile(k90, 0.5), cap),
-        suggested_r_global_90=bucket(percentile(k90, 0.9), cap),
         energy_concentration=min(1.0, sum((m.energy_share or 0.0) ** 2 for m in modules)),
         null_stable_rank_mean=_mean(healthy, lambda m: m.null_stable_rank),
+        update_norm=size,
+        update_size=size / math.sqrt(sum(2.0 * math.prod(m.shape) / sum(m.shape) for m in healthy)),
     )
 
 
@@ -168,6 +232,7 @@ def layer_summaries(modules: Iterable[ModuleAudit]) -> list[LayerSummary]:
     return [
         LayerSummary(
             layer=index,
+            label=layer_label(members[0].name) or str(index),
             n=len(members),
             stable_rank_mean=_mean(members, lambda m: m.stable_rank),
             energy_share=_share(members),

@@ -1,4 +1,4 @@
-"""The check: a configuration in, a typed report out."""
+"""The check: a configuration in, a typed report out; of a data set, in `data`."""
 
 from __future__ import annotations
 

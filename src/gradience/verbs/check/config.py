@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from os import PathLike
 from pathlib import Path
@@ -30,10 +30,8 @@ from gradience.rules.config.facts import quantities
 from gradience.rules.config.judge import RULES, judge_config
 from gradience.rules.config.serving import ENGINES
 from gradience.rules.objective import objective_of
-from gradience.rules.rule import Verdict
 from gradience.rules.select import excluded_rules
 from gradience.schema.config import ConfigSnapshot, LoraSnapshot
-from gradience.schema.findings import Coverage
 from gradience.schema.reports import CHECK_SCHEMA_ID, CheckReport, SourceFile
 from gradience.schema.scalars import as_float, real
 from gradience.verbs.check.context import gather_context
@@ -129,16 +127,51 @@ def check_config(
         AdapterError: the base cannot be read.
 
     """
-    ids = [rule.id for rule in RULES]
-    unwanted = excluded_rules(ids, select=select, ignore=ignore, settings=settings)
+    unwanted = excluded_rules([rule.id for rule in RULES], select=select, ignore=ignore, settings=settings)
     folders = [Path(place) for place in (document, peft_dir, training_dir) if place is not None]
-    read = [_read(document, read_any), _read(peft_dir, read_adapter_of), _read(training_dir, read_training_of)]
-    objects = [_adapter(peft), _training(training)]
-    given = [Layer(config=item) if item is not None else None for item in (config, overrides)]
-    whole = stack(layer for layer in (given[0], *read, *objects, given[1]) if layer is not None)
+    whole = read_layers(
+        config=config,
+        document=document,
+        peft_dir=peft_dir,
+        training_dir=training_dir,
+        peft=peft,
+        training=training,
+        overrides=overrides,
+    )
     if whole.config == ConfigSnapshot():
         message = "nothing to check"
         raise ConfigError(message, advice="give a config file, --peft-dir, --training-dir, or settings such as --lr")
+    return judged(whole, folders, base=base, task=task, serve=serve, settings=settings, unwanted=unwanted)
+
+
+def read_layers(
+    *,
+    config: ConfigSnapshot | None,
+    document: Place | None,
+    peft_dir: Place | None,
+    training_dir: Place | None,
+    peft: Place | HasToDict | None,
+    training: Place | HasToDict | None,
+    overrides: ConfigSnapshot | None,
+) -> Layer:
+    """The sources of a configuration as one layer; the arguments as of `check_config`."""
+    read = [_read(document, read_any), _read(peft_dir, read_adapter_of), _read(training_dir, read_training_of)]
+    objects = [_adapter(peft), _training(training)]
+    given = [Layer(config=item) if item is not None else None for item in (config, overrides)]
+    return stack(layer for layer in (given[0], *read, *objects, given[1]) if layer is not None)
+
+
+def judged(
+    whole: Layer,
+    folders: Sequence[Path],
+    *,
+    base: Place | None,
+    task: str | None,
+    serve: Iterable[str],
+    settings: Place | None,
+    unwanted: Mapping[str, str],
+) -> CheckReport:
+    """The report on a configuration that was read; the arguments as of `check_config`."""
     config, versions = _complete(whole, task), _transformers()
     where = None if base is None else Path(base)
     around = gather_context(whole, config, base=where, folders=folders, transformers=versions)
@@ -146,19 +179,13 @@ def check_config(
     named = (("base", base), ("settings", settings))
     sources = [*whole.sources, *(SourceFile(role=role, path=str(path)) for role, path in named if path is not None)]
     verdict = judge_config(config, transformers=versions, around=around, left_out=unwanted)
-    return _report(whole, config, sources, around.coverage, verdict)
-
-
-def _report(
-    whole: Layer, config: ConfigSnapshot, sources: list[SourceFile], coverage: Coverage | None, verdict: Verdict
-) -> CheckReport:
     n_judged = len(RULES) - len({item.id for item in verdict.not_run})
     return CheckReport(
         schema=CHECK_SCHEMA_ID,
         sources=sources,
         config=config,
         derived={**quantities(config), "rules_judged": n_judged},
-        coverage=coverage,
+        coverage=around.coverage,
         findings=verdict.findings,
         not_run=verdict.not_run,
         unknown_keys=list(dict.fromkeys(whole.unknown_keys)),

@@ -12,18 +12,33 @@ from gradience.configs import Layer
 from gradience.configs.lines import keys_of, line_of
 from gradience.io.reading import real_path
 from gradience.rules.config.facts import CheckContext
-from gradience.rules.config.judge import settings_of
+from gradience.rules.config.judge import RULES, settings_of
 from gradience.schema.config import ConfigSnapshot
 from gradience.schema.findings import Coverage, Finding
 from gradience.schema.reports import CheckReport, SourceFile, SourceLocation
 
-_NOT_CONFIGURATION = {"base", "settings"}
+_NOT_CONFIGURATION = {"base", "settings", "data", "eval data", "tokenizer"}
+_OF_CONFIGURATION = frozenset(rule.id for rule in RULES)
+_BY_LINE = frozenset({".jsonl", ".ndjson"})
 
 
 def source_locations(report: CheckReport) -> list[SourceLocation | None]:
     """The source location of each finding, in their order; None where no file was read."""
     files = [source for source in report.sources if source.role not in _NOT_CONFIGURATION]
-    return [_place(finding, files) for finding in report.findings]
+    data = None if report.data is None else report.data.path
+    return [
+        _row(finding, Path(data))
+        if data is not None and finding.id not in _OF_CONFIGURATION
+        else _place(finding, files)
+        for finding in report.findings
+    ]
+
+
+def _row(finding: Finding, data: Path) -> SourceLocation:
+    """The place of a finding on data: the line of its first row, where rows are lines."""
+    first = finding.values.get("first")
+    by_line = data.suffix.lower() in _BY_LINE and isinstance(first, list) and first
+    return SourceLocation(str(data), first[0] if by_line and first else None)
 
 
 def _place(finding: Finding, files: list[SourceFile]) -> SourceLocation | None:

@@ -64,7 +64,7 @@ def choose(
     loss, folder = min(saved, key=lambda item: item[0])
     n, accuracy = _n_and_accuracy(report, split)
     error = standard_error(loss, n, accuracy)
-    noise = loss_noise(list(curve.values()), error)
+    noise = loss_noise(list(curve.values()))
     listed = [_tied(c, loss, noise.value) for c in listed]
     best = BestCheckpoint(
         name=folder.path.name,
@@ -104,23 +104,22 @@ def _n_and_accuracy(report: MonitorReport, split: str) -> tuple[int | None, floa
     return metrics.n, accuracy if accuracy is not None and 0.0 <= accuracy <= 1.0 else None
 
 
-def loss_noise(losses: Sequence[float], standard_error: float | None) -> Noise:
+def loss_noise(losses: Sequence[float]) -> Noise:
     """Return the noise that two evaluations of one set are compared with.
 
     Both saw the same examples, so that the error of the set is mostly theirs in common: what is left shows in how
-    the losses jump about, in second differences, which a steady rise leaves at zero. With too few evaluations for
-    that the standard error stands in, which is too wide rather than too narrow.
+    the losses jump about, in second differences, which a steady rise leaves at zero. Of fewer evaluations it is not
+    known: the standard error of one loss is not that of a difference on the same examples.
 
-    >>> loss_noise([], 0.05).value, loss_noise([], None).value
-    (0.05, None)
+    >>> loss_noise([2.0, 1.0]).value
     """
     if len(losses) >= _LEAST_EVALS:
         slopes = [b - a for a, b in pairwise(losses)]
         jumps = median(abs(b - a) for a, b in pairwise(slopes))
         return Noise(_SECOND * jumps, f"second differences of {len(losses)} evaluations of the same examples")
-    if standard_error is not None:
-        return Noise(standard_error, "standard error from n: too few evaluations to see how they jump about")
-    return Noise(None, f"unknown: n was not recorded, and {len(losses)} evaluations are too few to see it")
+    return Noise(
+        None, f"unknown: {len(losses)} evaluations of the same examples are too few to see how they jump about"
+    )
 
 
 def standard_error(loss: float, n: int | None, accuracy: float | None) -> float | None:
@@ -180,7 +179,7 @@ def disk_symptoms(sources: Sources, choice: Choice, report: MonitorReport, run: 
         yield _before_nan(sources.checkpoints, step)
     if "DIV104" in values:
         yield from _nearest(sources.checkpoints, values["DIV104"].get("lowest_step"), *_AFTER_LOWEST)
-    if "RWD122" in values:
+    if "best_step" in values.get("RWD122", {}):  # a reward that only fails to rise has no best step
         yield from _nearest(sources.checkpoints, values["RWD122"].get("best_step"), *_AFTER_BEST)
     if "END114" in values:
         yield from _short(sources, report.train.last_step)

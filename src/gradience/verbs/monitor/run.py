@@ -13,9 +13,10 @@ from typing import Final
 
 import msgspec
 
-from gradience.rules.log.facts import DEFAULT_GAP, SIGNALS, RunFacts, Series, Signal, ends
+from gradience.rules.log.facts import DEFAULT_GAP, PROBES, SIGNALS, RunFacts, Series, Signal, ends
 from gradience.rules.log.judge import DETECTED, detect
 from gradience.rules.log.story import line_of, tell
+from gradience.rules.objective import has_perplexity
 from gradience.rules.select import excluded_rules, without
 from gradience.schema.config import ConfigSnapshot
 from gradience.schema.events import EvalMetrics
@@ -105,7 +106,7 @@ def report_of(
 ) -> MonitorReport:
     """Return the report of one run of a source; a detector left out is named with its reason."""
     summary, config = source.summary, run.config or ConfigSnapshot()
-    facts = _facts(summary, run, config, gap_threshold)
+    facts = facts_of(summary, run, config, gap_threshold)
     train = _train(run, facts)
     findings, not_run = without(*detect(facts), left_out)
     parts = tell(facts, findings, train)
@@ -124,6 +125,8 @@ def report_of(
         events=dict(summary.counts),
         train=train,
         signals={name: _signal(column) for name, column in facts.signals.items()},
+        probes={name.partition("/")[2]: _signal(_by_step(run.columns[name])) for name in PROBES if name in run.columns},
+        objective=facts.objective.kind,
         evals=list(facts.evals),
         gap=None if any(finding.id == "SCL129" for finding in findings) else facts.gap,
         lora_audit=audit.metrics if audit else None,
@@ -138,7 +141,10 @@ def report_of(
     )
 
 
-def _facts(summary: RunSummary, run: RunSeries, config: ConfigSnapshot, gap_threshold: float) -> RunFacts:
+def facts_of(
+    summary: RunSummary, run: RunSeries, config: ConfigSnapshot, gap_threshold: float = DEFAULT_GAP
+) -> RunFacts:
+    """Return what the rules look at in one run of a log."""
     evals, record = latest_evals(run), run.record
     audit = run.latest_metrics.get("lora_audit")
     facts = RunFacts(
@@ -153,6 +159,7 @@ def _facts(summary: RunSummary, run: RunSeries, config: ConfigSnapshot, gap_thre
         utilization_mean=number_in(audit.metrics, "utilization_mean") if audit else None,
         audit=audit.metrics if audit else None,
         status=run.end.status if run.end else "no_run_end",
+        status_reason=run.end.reason if run.end else None,
         last_step=run.last_step,
         issues=summary.issues,
         issues_total=summary.issues_total,
@@ -164,9 +171,10 @@ def _facts(summary: RunSummary, run: RunSeries, config: ConfigSnapshot, gap_thre
         },
         history=run.evals,
         record=record,
+        guarded=run.guarded,
     )
     # only a cross-entropy has a perplexity, and so a gap
-    return replace(facts, gap=None) if facts.objective.kind in {"preference", "rl"} else facts
+    return facts if has_perplexity(facts.objective.kind) else replace(facts, gap=None)
 
 
 def _by_step(column: Column) -> Signal:
@@ -294,9 +302,9 @@ def _nats(metrics: EvalMetrics) -> float | None:
 
 
 def _recent(run: RunSeries, step: int | None) -> list[float]:
-    """Return the finite training losses logged last up to a step."""
+    """Return the finite training losses logged last up to a step; an exact 0 is no loss: a NaN, or masked labels."""
     backwards = zip(reversed(run.steps), reversed(run.losses), strict=True)
-    wanted = (loss for s, loss in backwards if (step is None or s <= step) and math.isfinite(loss))
+    wanted = (loss for s, loss in backwards if (step is None or s <= step) and math.isfinite(loss) and loss != 0.0)
     return list(islice(wanted, _WINDOW))
 
 

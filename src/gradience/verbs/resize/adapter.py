@@ -19,7 +19,8 @@ from gradience.io.atomic import atomic_file
 from gradience.io.safetensors import PlannedTensor, write_safetensors
 from gradience.io.types import PathLike, Progress
 from gradience.schema.writing import Provenance, ResizeReport
-from gradience.verbs.resize.criteria import target_of
+from gradience.verbs.resize.calibrated import CRITERIA, Asked, PiecesOf, calibrate_adapter, plan_by_outputs
+from gradience.verbs.resize.criteria import Target, target_of
 from gradience.verbs.resize.plan import Plan, new_config, plan_of
 from gradience.verbs.writing import (
     PROVENANCE_NAME,
@@ -51,6 +52,11 @@ def resize_adapter(
     sv_ratio: float | None = None,
     sv_fro: float | None = None,
     sv_cumulative: float | None = None,
+    kl: float | None = None,
+    calibrate: PathLike | None = None,
+    calibrate_tokens: PathLike | None = None,
+    pieces: PiecesOf = "two-sided",
+    seed: int = 0,
     dtype: Dtype | None = None,
     base: PathLike | None = None,
     adapter_config: PathLike | None = None,
@@ -74,8 +80,14 @@ def resize_adapter(
         sv_ratio: k = the number of sigma_i > sigma_1 / sv_ratio.
         sv_fro: least k with sqrt(sum_{i<=k} sigma_i^2 / sum sigma_i^2) >= sv_fro.
         sv_cumulative: least k with sum_{i<=k} sigma_i / sum sigma_i >= sv_cumulative.
+        kl: with inputs: the fewest pieces whose measured KL from the whole adapter is within KL, nats per prediction.
+        calibrate: inputs without labels, by which pieces are chosen over all modules at once for what they do to the
+            outputs: for `kl`, or within `rank` (the parameters of that rank everywhere), `max_params` or `max_mb`.
+        calibrate_tokens: the same as token ids.
+        pieces: of calibration: `two-sided`, or the weights' own by `svd`.
+        seed: of calibration: which inputs, which labels are drawn.
         dtype: of the new factors; without it they keep theirs.
-        base: the base model, which DoRA needs: a folder with safetensors, or organisation/name in the hub's cache.
+        base: the base model, which DoRA and calibration need: a folder, or organisation/name in the hub's cache.
         adapter_config: a config elsewhere than beside the weights.
         weights: a weights file of another name.
         force: replace `out` if it is there, once the new folder is complete.
@@ -83,6 +95,8 @@ def resize_adapter(
 
     Raises:
         AdapterError: the adapter cannot be read, or is of a kind that cannot be resized; the message says why.
+        ConfigError: the inputs cannot be read, or are too few.
+        GradienceError: calibration needs torch, transformers or PEFT, and it is not installed.
         OutputError: `out` exists, or cannot be written.
         ValueError: not exactly one criterion is given, or its number is out of range.
     """
@@ -97,16 +111,23 @@ def resize_adapter(
             "sv_ratio": sv_ratio,
             "sv_fro": sv_fro,
             "sv_cumulative": sv_cumulative,
+            "kl": kl,
         }
     )
+    asked = _asked(target, base=base, texts=calibrate, token_ids=calibrate_tokens, pieces=pieces, seed=seed)
     files, adapter = open_adapter(path, adapter_config=adapter_config, weights=weights)
     shards = find_shards(Path(base)) if base is not None else []
     is_kohya = adapter.format == "kohya"
     if out is not None:
         refuse_place(Path(out), [files], base=shards, force=force, one_file=is_kohya)
     stored = None if dtype is None else STORED[dtype]
-    plan = plan_of(adapter, target, dtype=stored, base=BaseWeights(shards) if base is not None else None)
-    config = None if is_kohya else new_config(raw_config(files.config), plan.patterns)
+    if asked is None:
+        plan = plan_of(adapter, target, dtype=stored, base=BaseWeights(shards) if base is not None else None)
+    else:
+        plan = plan_by_outputs(calibrate_adapter(files, adapter, asked, progress=progress), target, dtype=stored)
+        if progress is not None:
+            progress(1, 1, "measured")  # a bar that stands is taken away
+    config = None if is_kohya else new_config(raw_config(files.config), plan)
     report = ResizeReport(
         source=str(path),
         criterion=target.criterion,
@@ -123,11 +144,12 @@ def resize_adapter(
         bytes_before=sum(file.stat().st_size for file in adapter.weights),
         bytes_after=plan.nbytes,
         modules=plan.rows,
+        calibration=plan.calibration,
         notes=[*(config.notes if config is not None else []), *_notes(plan, dtype), *_left_behind(files)],
     )
     if out is None:
         return report
-    options = {"criterion": target.criterion, "value": target.value, "dtype": dtype}
+    options = {"criterion": target.criterion, "value": target.value, "dtype": dtype}  # calibration has its own record
     record = provenance_of("resize", [files.config, *adapter.weights], options, report)
     tensors = _with_progress(plan, progress)
     if config is None:
@@ -136,6 +158,38 @@ def resize_adapter(
     else:
         write_adapter(Path(out), NewAdapter(tensors, config.fields, plan.metadata), record, force=force)
     return msgspec.structs.replace(report, out=str(out))
+
+
+def _asked(
+    target: Target,
+    *,
+    base: PathLike | None,
+    texts: PathLike | None,
+    token_ids: PathLike | None,
+    pieces: PiecesOf,
+    seed: int,
+) -> Asked | None:
+    """Return what calibration needs, or None without it.
+
+    Raises:
+        ValueError: one of them is missing, given twice, or of no use for the criterion.
+    """
+    inputs = texts if texts is not None else token_ids
+    if inputs is None:
+        if target.criterion == "kl":
+            message = "kl is measured on inputs: expected calibrate or calibrate_tokens"
+            raise ValueError(message)
+        return None
+    if texts is not None and token_ids is not None:
+        message = "expected calibrate or calibrate_tokens, got both"
+        raise ValueError(message)
+    if base is None:
+        message = "calibration runs the model: expected base"
+        raise ValueError(message)
+    if target.criterion not in CRITERIA:
+        message = f"{target.criterion} is a rule on singular values; calibration takes {', '.join(CRITERIA)}"
+        raise ValueError(message)
+    return Asked(base, inputs, token_ids=texts is None, pieces=pieces, seed=seed)
 
 
 def _write_kohya(out: Path, tensors: Sequence[PlannedTensor], plan: Plan, record: Provenance, *, force: bool) -> None:

@@ -32,6 +32,7 @@ _RANGES: Final[dict[Criterion, tuple[Callable[[float], bool], str]]] = {
     "max_mb": (lambda x: 0.0 < x < math.inf, "above 0"),
     "max_params": (lambda x: x >= 1 and x == int(x), "a whole number from 1"),
     "like_suggested": (lambda x: x == 1, "true"),
+    "kl": (lambda x: 0.0 < x < math.inf, "above 0, in nats"),
     "sv_ratio": (lambda x: 1.0 <= x < math.inf, "from 1"),
     "sv_fro": (lambda x: 0.0 < x <= 1.0, "above 0, at most 1"),
     "sv_cumulative": (lambda x: 0.0 < x <= 1.0, "above 0, at most 1"),

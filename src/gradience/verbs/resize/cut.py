@@ -17,19 +17,23 @@ from gradience.adapters.pairs import StoredPair
 from gradience.base.weights import BaseWeights
 from gradience.errors import AdapterError
 from gradience.io.safetensors import DTYPES, PlannedTensor, TensorSource, copied, planned
-from gradience.spectral.reduced import Floats, reduced
+from gradience.spectral.reduced import Floats, Maps, reduced
 
 _HALF: Final = ("BF16", "F16")
 _TILE: Final = 1 << 20  # elements of W in float64 at a time
 
 
 class Job(NamedTuple):
-    """A pair and the rank that it gets; A A^T and B^T B of each of its modules; the base, which DoRA needs."""
+    """A pair and the rank that it gets, 0 to leave it out; A A^T and B^T B of each of its modules; the base, for DoRA.
+
+    With `maps` the new factors are b @ left and right @ a of the file's own, else the best of the rank.
+    """
 
     pair: StoredPair
     rank: int
     grams: Sequence[tuple[Floats, Floats]] = ()
     base: BaseWeights | None = None
+    maps: Maps | None = None
 
     @property
     def unchanged(self) -> bool:
@@ -56,9 +60,13 @@ def planned_file(source: TensorSource, jobs: Iterable[Job], *, dtype: str | None
         AdapterError: factors of 8 bits would be rounded to 8 bits again.
     """
     new: dict[str, PlannedTensor] = {}
+    left_out: set[str] = set()
     for job in jobs:
-        new |= _unchanged(source, job, dtype) if job.unchanged else _cut(source, job, dtype)
-    return [new.get(name) or copied(source, name) for name in source.tensors]
+        if job.rank == 0:
+            left_out |= {job.pair.layout.a_name, job.pair.layout.b_name}
+        else:
+            new |= _unchanged(source, job, dtype) if job.unchanged else _cut(source, job, dtype)
+    return [new.get(name) or copied(source, name) for name in source.tensors if name not in left_out]
 
 
 def _unchanged(source: TensorSource, job: Job, dtype: str | None) -> Mapping[str, PlannedTensor]:
@@ -143,7 +151,9 @@ class _Cut:
 
     def _reduced(self, b: Array, a: Array, grams: tuple[Floats, Floats]) -> tuple[Array, Array]:
         """Return (b', a'); of a zero update, a B of zeros and the first rows of A, the other way round if A is zero."""
-        rank = self._job.rank
+        rank, maps = self._job.rank, self._job.maps
+        if maps is not None:
+            return b.astype(np.float64) @ maps.left, maps.right @ a.astype(np.float64)
         scale = self._job.pair.first.scale or 1.0  # at alpha 0 the product is cut all the same
         new_b, new_a = reduced(b, a, scale, rank, grams=grams, half=self._half)
         if new_b.any():

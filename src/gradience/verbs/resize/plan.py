@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple
 
 import numpy as np
@@ -20,8 +20,7 @@ from gradience.base.weights import BaseWeights
 from gradience.errors import AdapterError
 from gradience.io.safetensors import DTYPES, PlannedTensor, TensorSource, file_size
 from gradience.rules.weights.rank_pattern import Patterns, alpha_for, patterns_of
-from gradience.rules.weights.ranks import bucket
-from gradience.schema.writing import ResizedModule
+from gradience.schema.writing import Calibration, ResizedModule
 from gradience.spectral.batch import Grams, Spectrum, grams_of, spectra
 from gradience.spectral.reduced import Floats
 from gradience.verbs.resize.criteria import Priced, Target, module_rank, ranks_within
@@ -36,13 +35,18 @@ _RUN_AGAIN: Final = ("orthogonal", "mica")  # initialisations that PEFT runs aga
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """The new file, and what it costs. `relative_error` is None where every update is zero."""
+    """The new file, and what it costs. `relative_error` is None where every update is zero.
+
+    `fields` are those of the config that change beside the ranks: target_modules, where modules left the adapter.
+    """
 
     tensors: list[PlannedTensor]
     metadata: Mapping[str, str]
     patterns: Patterns
     rows: list[ResizedModule]
     relative_error: float | None
+    fields: Mapping[str, Any] = field(default_factory=dict)
+    calibration: Calibration | None = None
 
     @property
     def nbytes(self) -> int:
@@ -56,21 +60,33 @@ def plan_of(adapter: Adapter, target: Target, *, dtype: str | None = None, base:
     Raises:
         AdapterError: the adapter is of a kind that cannot be resized, not finite, or larger than the budget.
     """
-    source = adapter.source
-    if source is None:
-        raise AdapterError("the adapter's tensors cannot be read again", advice="open it from its files")
-    metadata = source.metadata or _METADATA
+    source = source_of(adapter)
     measured = _measured(resizable_pairs(adapter))
-    unchanged = planned_file(source, [Job(one.pair, one.pair.layout.rank) for one in measured], dtype=dtype)
-    factors = {name for one in measured for name in (one.pair.layout.a_name, one.pair.layout.b_name)}
-    other = file_size(unchanged, metadata=metadata) - sum(t.nbytes for t in unchanged if t.name in factors)
-    other += _RECORD if adapter.format == "kohya" else 0
-    ranks = _ranks_of(target, measured, _Sizes(source, dtype, other))
+    sizes = sizes_of(adapter, [one.pair for one in measured], dtype)
+    ranks = _ranks_of(target, measured, sizes)
     jobs = [Job(one.pair, ranks[one.pair.path], one.grams, base) for one in measured]
     losses = [_losses(source, job, one.spectra) for job, one in zip(jobs, measured, strict=True)]
+    return plan_of_jobs(source, jobs, losses, dtype=dtype)
+
+
+def source_of(adapter: Adapter) -> TensorSource:
+    """Return the file that the adapter was read from.
+
+    Raises:
+        AdapterError: it has none.
+    """
+    if adapter.source is None:
+        raise AdapterError("the adapter's tensors cannot be read again", advice="open it from its files")
+    return adapter.source
+
+
+def plan_of_jobs(
+    source: TensorSource, jobs: Sequence[Job], losses: Sequence[Sequence[Loss]], *, dtype: str | None
+) -> Plan:
+    """Return the plan of pairs whose ranks are decided; `losses` are of each pair's modules."""
     return Plan(
         planned_file(source, jobs, dtype=dtype),
-        metadata,
+        source.metadata or _METADATA,
         _new_patterns(jobs),
         _rows(jobs, losses),
         _relative_error([loss for some in losses for loss in some]),
@@ -84,9 +100,9 @@ class NewConfig(NamedTuple):
     notes: list[str]
 
 
-def new_config(raw: dict[str, Any], patterns: Patterns) -> NewConfig:
+def new_config(raw: dict[str, Any], plan: Plan) -> NewConfig:
     """Return the config with every key it had and the new ranks."""
-    fields = {**raw, **patterns._asdict()}
+    fields = {**raw, **plan.patterns._asdict(), **plan.fields}
     init = raw.get("init_lora_weights")
     if isinstance(init, str) and init.lower() in _RUN_AGAIN:
         fields["init_lora_weights"] = True
@@ -100,6 +116,8 @@ def _new_patterns(jobs: Iterable[Job]) -> Patterns:
     ranks: dict[str, int] = {}
     alphas = {}
     for job in jobs:
+        if job.rank == 0:
+            continue
         path, module = job.pair.path, job.pair.first
         ranks[path] = min(job.rank, module.r)
         alphas[path] = alpha_for(module.scale, ranks[path], rslora=module.rslora)
@@ -135,7 +153,7 @@ def _of_pair(pair: StoredPair, found: Sequence[tuple[Grams, Spectrum]]) -> _Meas
     return _Measured(pair, [spectrum for _, spectrum in found], grams)
 
 
-class _Sizes(NamedTuple):
+class Sizes(NamedTuple):
     """What the bytes of a pair depend on: the file, the dtype of new factors, the bytes of everything else."""
 
     source: TensorSource
@@ -147,8 +165,22 @@ class _Sizes(NamedTuple):
         infos = (self.source.tensors[name] for name in (pair.layout.a_name, pair.layout.b_name))
         return sum(info.size // pair.layout.rank * DTYPES[self.dtype or info.dtype].itemsize for info in infos)
 
+    def budget(self, megabytes: float) -> int:
+        """Return the bytes that a file of that size leaves for factors."""
+        return int(megabytes * _MEGABYTE) - self.other
 
-def _ranks_of(target: Target, measured: Sequence[_Measured], sizes: _Sizes) -> dict[str, int]:
+
+def sizes_of(adapter: Adapter, pairs: Sequence[StoredPair], dtype: str | None) -> Sizes:
+    """Return the sizes in the adapter's file; `dtype` is of the new factors."""
+    source = source_of(adapter)
+    unchanged = planned_file(source, [Job(pair, pair.layout.rank) for pair in pairs], dtype=dtype)
+    factors = {name for pair in pairs for name in (pair.layout.a_name, pair.layout.b_name)}
+    other = file_size(unchanged, metadata=source.metadata or _METADATA)
+    other -= sum(tensor.nbytes for tensor in unchanged if tensor.name in factors)
+    return Sizes(source, dtype, other + (_RECORD if adapter.format == "kohya" else 0))
+
+
+def _ranks_of(target: Target, measured: Sequence[_Measured], sizes: Sizes) -> dict[str, int]:
     """Return the rank of each path, from 1 and at most the present one; pairs that share a path get the largest.
 
     Raises:
@@ -157,8 +189,9 @@ def _ranks_of(target: Target, measured: Sequence[_Measured], sizes: _Sizes) -> d
     if target.criterion == "max_params":
         return _within(measured, int(target.value), lambda pair: pair.layout.params_per_rank, "parameters")
     if target.criterion == "max_mb":
-        budget = int(target.value * _MEGABYTE) - sizes.other
-        return _within(measured, budget, sizes.bytes_per_rank, f"bytes beside the {sizes.other} of the rest")
+        return _within(
+            measured, sizes.budget(target.value), sizes.bytes_per_rank, f"bytes beside the {sizes.other} of the rest"
+        )
     rank_of = _suggested if target.criterion == "like_suggested" else lambda s: module_rank(target, s.sigma)
     ranks: dict[str, int] = {}
     for one in measured:
@@ -167,9 +200,8 @@ def _ranks_of(target: Target, measured: Sequence[_Measured], sizes: _Sizes) -> d
 
 
 def _suggested(spectrum: Spectrum) -> int:
-    """Return the rank that `gradience audit --suggest-per-layer` reports: the bucket of k@90, a zero update's own."""
-    r = len(spectrum.sigma)
-    return bucket(spectrum.energy_ranks[0], r) if spectrum.spectral_norm > 0.0 else r
+    """The rank that `gradience audit --suggest-per-layer` reports: k@90%; of a zero update its own."""
+    return spectrum.energy_ranks[0] if spectrum.spectral_norm > 0.0 else len(spectrum.sigma)
 
 
 def _within(
@@ -189,25 +221,25 @@ def _within(
     return ranks
 
 
-class _Loss(NamedTuple):
+class Loss(NamedTuple):
     """Squared Frobenius norms of a module: of what is left out, and of its update."""
 
     lost: float
     energy: float
 
 
-def _losses(source: TensorSource, job: Job, found: Sequence[Spectrum]) -> list[_Loss]:
+def _losses(source: TensorSource, job: Job, found: Sequence[Spectrum]) -> list[Loss]:
     if job.magnitude is not None and not job.unchanged:
         fit = refit_of(source, job)
-        return [_Loss(fit.lost, fit.energy)]
+        return [Loss(fit.lost, fit.energy)]
     energies = [s.frobenius_norm**2 for s in found]
     return [
-        _Loss(0.0 if job.unchanged else energy * float(s.relative_errors[job.rank]) ** 2, energy)
+        Loss(0.0 if job.unchanged else energy * float(s.relative_errors[job.rank]) ** 2, energy)
         for s, energy in zip(found, energies, strict=True)
     ]
 
 
-def _rows(jobs: Sequence[Job], losses: Sequence[Sequence[_Loss]]) -> list[ResizedModule]:
+def _rows(jobs: Sequence[Job], losses: Sequence[Sequence[Loss]]) -> list[ResizedModule]:
     return [
         _row(job, module, loss)
         for job, some in zip(jobs, losses, strict=True)
@@ -215,7 +247,7 @@ def _rows(jobs: Sequence[Job], losses: Sequence[Sequence[_Loss]]) -> list[Resize
     ]
 
 
-def _row(job: Job, module: Module, loss: _Loss) -> ResizedModule:
+def _row(job: Job, module: Module, loss: Loss) -> ResizedModule:
     params = job.pair.layout.params_per_rank // len(job.pair.modules)
     rank = min(job.rank, module.r)
     return ResizedModule(
@@ -229,7 +261,7 @@ def _row(job: Job, module: Module, loss: _Loss) -> ResizedModule:
     )
 
 
-def _relative_error(losses: Sequence[_Loss]) -> float | None:
+def _relative_error(losses: Sequence[Loss]) -> float | None:
     lost, energy = sum(one.lost for one in losses), sum(one.energy for one in losses)
     return min(1.0, math.sqrt(lost / energy)) if energy > 0.0 else None
 

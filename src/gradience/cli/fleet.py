@@ -1,0 +1,192 @@
+"""``gradience fleet``: audit, show and query."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Final, Literal
+
+from cyclopts import Parameter
+from cyclopts.types import NonNegativeInt, PositiveInt
+from cyclopts.validators import Number
+
+from gradience.cli import options as opt
+from gradience.cli.sql import answer, chosen, list_queries
+from gradience.errors import AdapterError, GradienceError
+from gradience.render.fleet import fleet_audit_text, fleet_show_text
+
+if TYPE_CHECKING:
+    from gradience.verbs.fleet.update import Tally
+
+Engine = Literal["local", "ray"]
+_EVERY: Final = 1 << 40
+
+
+def audit(
+    *roots: str,
+    out: Path | None = None,
+    list: Path | None = None,  # noqa: A002  # the option's name
+    base: opt.Base = None,
+    engine: Engine = "local",
+    workers: PositiveInt | None = None,
+    address: str | None = None,
+    json: opt.AsJson = False,
+) -> int:
+    """Audit every adapter below some folders or URLs, and keep the numbers as Parquet.
+
+    A second call reads only what changed. One that was killed is taken up where it was.
+
+    Parameters
+    ----------
+    roots:
+        Folders, weights files, or fsspec URLs (s3://, gs://, hf://).
+    out:
+        The fleet's folder: written, or brought up to date.
+    list:
+        A file with one further path or URL on each line.
+    engine:
+        local: worker processes of this machine. ray: tasks of a Ray cluster (pip install 'gradience[ray]').
+    workers:
+        How many processes, or tasks at once. Default: one for each core.
+    address:
+        Of a Ray cluster, or auto. Default: a new one on this machine alone.
+    """
+    if not roots and list is None:
+        raise AdapterError("no folder to look in", advice="give folders with adapters below, or --list FILE")
+    if out is None:
+        raise AdapterError("no output folder", advice="give --out FLEET")
+    from gradience.verbs.fleet.audit import audit_fleet  # noqa: PLC0415  # the help needs none of it
+    from gradience.verbs.fleet.find import read_list  # noqa: PLC0415  # the same
+
+    report = audit_fleet(
+        *roots,
+        out=out,
+        listed=() if list is None else read_list(list),
+        base=base,
+        engine=engine,
+        workers=workers,
+        address=address,
+        progress=rate_on_stderr("fleet"),
+    )
+    return opt.print_report(report, fleet_audit_text, json=json)
+
+
+def rate_on_stderr(what: str) -> Callable[[Tally], None]:
+    """A function that writes rate, time left and failures to stderr: in place on a terminal, else now and then."""
+    start = last = time.monotonic()
+    watched = sys.stderr.isatty()
+
+    def tell(tally: Tally) -> None:
+        nonlocal last
+        now = time.monotonic()
+        if now - last < (0.2 if watched else 30.0) and tally.done < tally.total:
+            return
+        last = now
+        rate = tally.done / max(now - start, 1e-9)
+        left = f", {(tally.total - tally.done) / rate:.0f} s left" if tally.done < tally.total else ""
+        failures = f", {tally.failures} failed" if tally.failures else ""
+        line = f"{what}: {tally.done}/{tally.total}, {rate:.1f} a second{left}{failures}"
+        end = "\r" if watched and tally.done < tally.total else "\n"
+        sys.stderr.write(f"{line:<79}{end}" if watched else f"{line}{end}")
+        sys.stderr.flush()
+
+    return tell
+
+
+def show(
+    fleet: Path,
+    /,
+    *,
+    top: PositiveInt = 10,
+    cosine: Annotated[float, Parameter(validator=Number(gt=0.0, lte=1.0))] = 0.99,
+    most_pairs: NonNegativeInt = 500,
+    verbose: opt.Verbose = False,
+    html: Path | None = None,
+    force: opt.Flag = False,
+    json: opt.AsJson = False,
+) -> int:
+    """Show what is in a fleet: bases, ranks, verdicts; what is broken, wasteful, alike, or of another base.
+
+    Parameters
+    ----------
+    fleet:
+        The folder that fleet audit wrote.
+    top:
+        How many adapters a list names.
+    cosine:
+        Of two updates, from which they are listed as nearly the same.
+    most_pairs:
+        How many pairs of adapters to read for their exact cosine, the likeliest first.
+    verbose:
+        List every adapter.
+    html:
+        A page to write as well.
+    force:
+        Replace the page if it is there.
+    """
+    from gradience.verbs.fleet.show import show_fleet  # noqa: PLC0415  # the help needs none of it
+
+    report = show_fleet(fleet, top=_EVERY if verbose else top, cosine=cosine, most_pairs=most_pairs)
+    if html is not None:
+        from gradience.verbs.fleet.pages import write_fleet_page  # noqa: PLC0415  # matplotlib
+
+        write_fleet_page(report, html, force=force)
+    return opt.print_report(report, fleet_show_text, json=json)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResultOptions:
+    """How a result is written.
+
+    Parameters
+    ----------
+    named:
+        A usual question by its name; see --list-queries.
+    list_queries:
+        List the named queries with their SQL.
+    csv:
+        Print CSV (RFC 4180).
+    parquet:
+        Write the result to a Parquet file instead.
+    """
+
+    named: str | None = None
+    list_queries: opt.Flag = False
+    csv: opt.Flag = False
+    parquet: Path | None = None
+    json: opt.AsJson = False
+
+
+DEFAULT_RESULT = ResultOptions()
+
+
+def query(
+    fleet: Path | None = None,
+    sql: str | None = None,
+    /,
+    *,
+    result: Annotated[ResultOptions, Parameter(name="*")] = DEFAULT_RESULT,
+) -> int:
+    """Ask a fleet in SQL (DuckDB): one SELECT over adapters, modules and findings.
+
+    It is read only: no other file, no network, no settings.
+
+    Parameters
+    ----------
+    fleet:
+        The folder that fleet audit wrote.
+    sql:
+        The query, such as "select r, avg(stable_rank) from modules group by r".
+    """
+    from gradience.verbs.fleet.query import FLEET_QUERIES  # noqa: PLC0415  # the help needs none of it
+
+    if result.list_queries:
+        return list_queries(FLEET_QUERIES)
+    if fleet is None:
+        raise GradienceError("no fleet", advice="give the folder that 'gradience fleet audit' wrote")
+    from gradience.verbs.fleet.read import existing  # noqa: PLC0415  # the same
+
+    return answer(existing(fleet), chosen(FLEET_QUERIES, sql, result.named), result)

@@ -1,0 +1,265 @@
+"""Rows of tokens to the counts of a `DataReport`, in one pass; what is kept of a row is its length and its hashes."""
+
+from __future__ import annotations
+
+import hashlib
+from array import array
+from collections import Counter
+from collections.abc import Iterable
+from typing import Any, Final, NamedTuple
+
+from gradience.data.batching import batching
+from gradience.data.encoder import Encoder
+from gradience.data.rows import Fault
+from gradience.data.shapes import Shape, answers_of, whole_text
+from gradience.data.text import REPLACEMENT, is_mojibake
+from gradience.data.tokens import Sequence, Tokenised
+from gradience.schema.data import Answers, Lengths, RowFault, Rows, RowsSeen, ShownRow, TokenCounts
+from gradience.schema.scalars import Json
+
+_FIRST: Final = 5  # numbers of rows that are kept of each kind
+_FAULTS: Final = 20
+_TEXT: Final = 240  # characters of a row that is shown
+_BARS: Final = 48  # of the histogram
+_LABELS: Final = 50  # that the report lists
+_WHITESPACE: Final = 2  # tokens after a turn's end that are not looked at: a line break
+
+
+class Limits(NamedTuple):
+    """What the trainer makes of long rows."""
+
+    max_length: int | None = None
+    packing: bool = False
+    batch_size: int = 8
+    num_labels: int | None = None
+    seed: int = 0
+    show_rows: bool = False
+
+
+class Measured(NamedTuple):
+    """The counts of a data set: the fields of a `DataReport` that come from its rows."""
+
+    read: int
+    fields: dict[str, Any]
+    faults: list[RowFault]
+    tokens: TokenCounts
+    seen: RowsSeen
+    turn_end: int | None
+    """The control token with which most answers end, where it does not end generation."""
+
+
+class Measure:
+    """Counts rows as they come: `add` each of them, then ask for the `result`."""
+
+    def __init__(self, shape: Shape, encoder: Encoder | None, limits: Limits) -> None:
+        self._shape, self._limits = shape, limits
+        self._ends = encoder.end_ids if encoder is not None else frozenset()
+        self._controls = encoder.control_ids if encoder is not None else frozenset()
+        self._bos = encoder.bos_id if encoder is not None else None
+        self._has_tokens_loss = shape.trainer in {"sft", "dpo", "kto"}
+        self._count: Counter[str] = Counter()
+        self._first: dict[str, list[int]] = {}
+        self._faults: list[RowFault] = []
+        self._lengths, self._owners = array("L"), array("L")
+        self._tokens = dict.fromkeys(TokenCounts.__struct_fields__, 0)
+        self._hashes: set[bytes] = set()
+        self._answers: Counter[bytes] = Counter()
+        self._labels: Counter[str] = Counter()
+        self._last: Counter[int] = Counter()
+        self._read, self._has_labels = 0, False
+        self._texts: dict[int, str] = {}
+
+    def add(self, row: Tokenised | Fault) -> None:
+        """Count a row."""
+        if isinstance(row, Fault):
+            self._note("unreadable", row.number, "")
+            if len(self._faults) < _FAULTS:
+                self._faults.append(RowFault(row=row.number, reason=row.reason))
+            return
+        self._read += 1
+        self._has_labels |= "labels" in row.columns
+        text = whole_text(row.columns)
+        for name in self._seen_in(row, text):
+            self._note(name, row.number, text)
+        self._count_label(row.columns.get("label"), row, text)
+
+    def result(self) -> Measured:
+        """The counts of all rows that were added."""
+        cut = array("L", self._cut_lengths())
+        pairs = 2 if self._shape.format == "preference" else 1
+        tokens = TokenCounts(**self._tokens)
+        seen = RowsSeen(**{name: self._rows(name) for name in RowsSeen.__struct_fields__})
+        fields = {
+            "rows_read": self._read,
+            "sequences": len(self._lengths),
+            "whole_rows": self._count["whole"],
+            "has_labels": self._has_labels,
+            "tokens": tokens,
+            "lengths": _lengths(self._lengths, self._owners, self._limits.max_length),
+            "batching": batching(
+                cut,
+                per_batch=self._limits.batch_size * pairs,
+                batch_size=self._limits.batch_size,
+                max_length=self._limits.max_length if self._shape.trainer == "sft" else None,
+                seed=self._limits.seed,
+            ),
+            "seen": seen,
+            "faults": self._faults,
+            "answers": Answers(rows=self._answers.total(), most_common=max(self._answers.values(), default=0)),
+            "labels": dict(self._labels.most_common(_LABELS)),
+            "labels_total": len(self._labels),
+            "shown": [ShownRow(row=number, text=text) for number, text in sorted(self._texts.items())],
+        }
+        return Measured(self._read, fields, self._faults, tokens, seen, self._turn_end())
+
+    def _rows(self, name: str) -> Rows:
+        return Rows(count=self._count[name], first=self._first.get(name, []))
+
+    def _note(self, name: str, number: int, text: str) -> None:
+        self._count[name] += 1
+        first = self._first.setdefault(name, [])
+        if len(first) < _FIRST:
+            first.append(number)
+            if self._limits.show_rows and text:
+                self._texts[number] = text[:_TEXT]
+
+    def _seen_in(self, row: Tokenised, text: str) -> list[str]:
+        """The names of what is seen in a row."""
+        found = self._seen_in_tokens(row)
+        if REPLACEMENT in text:
+            found.append("replacement")
+        if is_mojibake(text):
+            found.append("mojibake")
+        if self._is_repeated(row):
+            found.append("duplicate")
+        answers = answers_of(row.columns)
+        if any(not answer.strip() for answer in answers):
+            found.append("empty_answer")
+        if answers:
+            self._answers[_digest("\0".join(answers[:1]).encode("utf-8", "replace"))] += 1
+        return found
+
+    def _seen_in_tokens(self, row: Tokenised) -> list[str]:
+        found: list[str] = []
+        for sequence in row.sequences:
+            self._lengths.append(len(sequence.ids))
+            self._owners.append(row.number)
+            found += [name for name in self._seen_in_sequence(sequence, row) if name not in found]
+        return found
+
+    def _seen_in_sequence(self, sequence: Sequence, row: Tokenised) -> list[str]:
+        ids, mask, limit = sequence.ids, sequence.mask, self._limits.max_length
+        length, supervised = len(ids), len(ids) if mask is None else sum(mask)
+        kept = length if limit is None else min(length, limit)
+        left = supervised if kept == length else kept if mask is None else sum(mask[:kept])
+        dropped = kept < length and self._is_dropped(row, left)
+        found = ["cut"] if kept < length else []
+        if len(ids) > 1 and ids[0] == ids[1] == self._bos:
+            found.append("double_bos")
+        if self._has_tokens_loss:
+            if not supervised:
+                found.append("unsupervised")
+            elif supervised == length:
+                found.append("all_supervised")
+            if left < supervised:
+                found.append("answer_cut")
+            if supervised and (dropped or not left):
+                found.append("answer_lost")
+            if kept == length and supervised:
+                found += ["whole", *self._ends_of(ids, mask)]
+        elif dropped:
+            found.append("answer_lost")
+        counts = self._tokens
+        counts["total"] += length
+        counts["kept"] += 0 if dropped else kept
+        if self._has_tokens_loss:
+            counts["supervised"] += 0 if dropped else left
+            counts["supervised_lost"] += supervised if dropped else supervised - left
+        return found
+
+    def _is_dropped(self, row: Tokenised, left: int) -> bool:
+        """Whether TRL leaves out a row that is too long."""
+        limit, trainer = self._limits.max_length, self._shape.trainer
+        if limit is None or trainer == "classification":
+            return False
+        if trainer == "reward":
+            return True
+        return row.prompt >= limit if trainer in {"dpo", "kto"} else not left and not self._limits.packing
+
+    def _ends_of(self, ids: list[int], mask: list[int] | None) -> list[str]:
+        """Whether an end token is supervised, and whether one after an answer is masked; the last control token."""
+        places = [i for end in self._ends if end in ids for i, one in enumerate(ids) if one == end]
+        found = ["end_supervised"] if any(mask is None or mask[i] for i in places) else []
+        if mask is not None and any(not mask[i] and i and mask[i - 1] for i in places):
+            found.append("end_masked")
+        last = len(ids) if mask is None else next((i + 1 for i in range(len(ids) - 1, -1, -1) if mask[i]), 0)
+        tail = ids[max(last - _WHITESPACE, 0) : last]
+        control = next((one for one in reversed(tail) if one in self._controls), None)
+        if control is not None:
+            self._last[control] += 1
+        return found
+
+    def _turn_end(self) -> int | None:
+        """The control token with which most answers end, if it does not end generation."""
+        token, times = next(iter(self._last.most_common(1)), (None, 0))
+        return token if token not in self._ends and 2 * times > self._count["whole"] else None
+
+    def _is_repeated(self, row: Tokenised) -> bool:
+        key = _digest(b"\0".join(array("L", sequence.ids).tobytes() for sequence in row.sequences))
+        size = len(self._hashes)
+        self._hashes.add(key)
+        return len(self._hashes) == size
+
+    def _count_label(self, label: Json, row: Tokenised, text: str) -> None:
+        if label is None:
+            return
+        self._labels[str(label)[:64]] += 1
+        classes = self._limits.num_labels
+        is_id = isinstance(label, int) and not isinstance(label, bool)
+        if (
+            is_id
+            and self._shape.trainer == "classification"
+            and (label < 0 or (classes is not None and label >= classes))
+        ):
+            self._note("label_out_of_range", row.number, text)
+
+    def _cut_lengths(self) -> Iterable[int]:
+        limit = self._limits.max_length
+        if limit is None:
+            return self._lengths
+        if self._shape.trainer == "reward":
+            return (length for length in self._lengths if length <= limit)
+        return (min(length, limit) for length in self._lengths)
+
+
+def _digest(data: bytes) -> bytes:
+    return hashlib.blake2b(data, digest_size=12).digest()
+
+
+def _lengths(lengths: array[int], owners: array[int], limit: int | None) -> Lengths:
+    if not lengths:
+        return Lengths()
+    ordered = sorted(lengths)
+    longest = sorted(range(len(lengths)), key=lengths.__getitem__, reverse=True)[:_FIRST]
+    width, bins = _histogram(ordered, limit)
+    return Lengths(
+        mean=sum(ordered) / len(ordered),
+        **{f"p{percent}": quantile(ordered, percent) for percent in (50, 90, 95, 99)},
+        longest=ordered[-1],
+        longest_rows=[owners[i] for i in longest],
+        bin_width=width,
+        bins=bins,
+    )
+
+
+def quantile(ordered: list[int], percent: int) -> int:
+    """The smallest value that at least so many per cent of the values do not exceed."""
+    return ordered[-(-len(ordered) * percent // 100) - 1]
+
+
+def _histogram(ordered: list[int], limit: int | None) -> tuple[int, list[int]]:
+    """The width of a bar and the bars, up to the longer of limit and 99th percentile; the last holds all longer."""
+    top = min(ordered[-1], max(quantile(ordered, 99), 2 * limit if limit else 0))
+    width = max(1, -(-(top + 1) // _BARS))
+    bars = Counter(min(length // width, _BARS - 1) for length in ordered)
+    return width, [bars[i] for i in range(max(bars) + 1)]

@@ -1,0 +1,122 @@
+"""Rows of an evaluation set that stand in the training set: equal after normalisation, or alike by MinHash.
+
+Candidates for near overlap come from `datasketch`'s MinHash and its LSH index; the similarity of each candidate is then
+computed from the trigrams themselves, so that no pair below the threshold is reported. What LSH misses is measured in
+docs/data.md.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import zlib
+from collections.abc import Iterable
+from typing import Any, Final
+
+from gradience.data.shapes import Columns, whole_text
+from gradience.schema.data import Overlap, Rows
+
+NEAR: Final = 0.8  # Jaccard similarity of word trigrams
+HASHES: Final = 128  # permutations of MinHash: a standard error of 1 / sqrt(128) = 0.09 for an estimate
+_FIRST: Final = 5
+_WORD: Final = re.compile(r"\w+")
+_TRIGRAM: Final = 3
+_FEWEST: Final = 8  # trigrams of a row whose nearness is judged: of fewer, one word decides
+
+
+class EvalRows:
+    """The rows of an evaluation set, against which rows of a training set are held."""
+
+    def __init__(self) -> None:
+        self._exact: dict[bytes, list[int]] = {}
+        self._grams: dict[int, frozenset[int]] = {}
+        self._every: set[int] = set()
+        self._rows = 0
+        self._hit_exact: set[int] = set()
+        self._hit_near: set[int] = set()
+        self._reason = ""
+        self._minhash: Any = None
+        self._index: Any = None
+
+    def read(self, rows: Iterable[tuple[int, Columns]]) -> None:
+        """Take the rows of the evaluation set, with their numbers."""
+        for number, columns in rows:
+            self._rows += 1
+            words = words_of(columns)
+            self._exact.setdefault(_key(words), []).append(number)
+            grams = trigrams(words)
+            if len(grams) >= _FEWEST:
+                self._grams[number] = grams
+                self._every |= grams
+        self._build()
+
+    def _build(self) -> None:
+        try:
+            from datasketch import MinHash, MinHashLSH  # noqa: PLC0415  # an extra, for those who give --eval-data
+        except ModuleNotFoundError:
+            self._reason = "near overlap needs datasketch: pip install 'gradience[data]'"
+            return
+        self._minhash = lambda grams: _hashed(MinHash(num_perm=HASHES, hashfunc=int), grams)
+        self._index = MinHashLSH(threshold=NEAR, num_perm=HASHES)
+        for number, grams in self._grams.items():
+            self._index.insert(number, self._minhash(grams))
+
+    def compare(self, columns: Columns) -> None:
+        """Hold a row of the training set against them."""
+        words = words_of(columns)
+        self._hit_exact.update(self._exact.get(_key(words), ()))
+        if self._index is None:
+            return
+        grams = trigrams(words)
+        # Jaccard similarity is at most the share of these trigrams that any row of the evaluation set has.
+        if len(grams) < _FEWEST or len(grams & self._every) < NEAR * len(grams):
+            return
+        for number in self._index.query(self._minhash(grams)):
+            if number not in self._hit_near and jaccard(grams, self._grams[number]) >= NEAR:
+                self._hit_near.add(number)
+
+    def result(self) -> Overlap:
+        """The rows found so far."""
+        return Overlap(
+            eval_rows=self._rows,
+            exact=_rows(self._hit_exact),
+            near=_rows(self._hit_near - self._hit_exact),
+            near_judged=not self._reason,
+            near_reason=self._reason,
+            threshold=NEAR,
+            hashes=HASHES,
+        )
+
+
+def _rows(numbers: set[int]) -> Rows:
+    return Rows(count=len(numbers), first=sorted(numbers)[:_FIRST])
+
+
+def words_of(columns: Columns) -> list[str]:
+    """The words of a row in lower case; of one that is tokenised already, its ids."""
+    if "input_ids" in columns:
+        return [str(one) for one in columns["input_ids"]]
+    return _WORD.findall(whole_text(columns).lower())
+
+
+def _key(words: list[str]) -> bytes:
+    return hashlib.blake2b(" ".join(words).encode("utf-8", "replace"), digest_size=12).digest()
+
+
+def trigrams(words: list[str]) -> frozenset[int]:
+    """Hashes of every three words that follow each other."""
+    return frozenset(
+        zlib.crc32(" ".join(words[i : i + _TRIGRAM]).encode("utf-8", "replace"))
+        for i in range(len(words) - _TRIGRAM + 1)
+    )
+
+
+def jaccard(some: frozenset[int], others: frozenset[int]) -> float:
+    """The share of what two sets have in common; 0 of two empty ones."""
+    union = len(some | others)
+    return len(some & others) / union if union else 0.0
+
+
+def _hashed(made: Any, grams: frozenset[int]) -> Any:
+    made.update_batch(list(grams))
+    return made

@@ -1,0 +1,328 @@
+"""Rows of a data set's files, streamed: JSONL, JSON, CSV, Parquet, Arrow, and folders of `Dataset.save_to_disk`.
+
+A row that cannot be read is a `Fault` with its number, and the next one is read. What is no data set is an error.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, Final, NamedTuple, TypeAlias
+
+import msgspec
+
+from gradience.errors import ConfigError
+from gradience.io.decoding import decode_json
+from gradience.io.reading import open_regular, read_small
+from gradience.io.sorting import natural_key
+from gradience.schema.scalars import Json
+
+Row: TypeAlias = dict[str, Json]
+
+MAX_LINE: Final = 64 << 20  # bytes of one row
+MAX_JSON: Final = 512 << 20  # bytes of a JSON document, which is decoded whole
+_BATCH: Final = 512  # rows of a columnar file that are in memory at once
+_MAX_FILES: Final = 10_000  # of a folder
+_ADVICE: Final = "give a .jsonl, .json, .csv, .tsv, .parquet or .arrow file, or a folder of Dataset.save_to_disk"
+_COMMON_TRAIN: Final = "train"
+
+
+class Fault(NamedTuple):
+    """A row that cannot be used, and why; numbers count from 1, and are the lines of a JSONL file."""
+
+    number: int
+    reason: str
+
+
+Found: TypeAlias = tuple[int, Row] | Fault
+
+
+class Source:
+    """The rows of one data set.
+
+    Args:
+        path: a file or a folder.
+
+    Raises:
+        ConfigError: it holds no rows of a known format.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._files = _files_of(path)
+        self._counts = [_counted(file) for file in self._files]
+        self.count = sum(self._counts)
+        if not self.count:
+            raise ConfigError(f"{path}: no row in it", advice=_ADVICE)
+
+    def rows(self, wanted: Collection[int] | None = None) -> Iterator[Found]:
+        """Every row, or those of the numbers wanted, in the order of the files.
+
+        Raises:
+            ConfigError: a file cannot be read on.
+        """
+        before = 0
+        for file, count in zip(self._files, self._counts, strict=True):
+            asked = None if wanted is None else {number - before for number in wanted if before < number}
+            for found in _read(file, asked):
+                yield (
+                    found._replace(number=found.number + before) if isinstance(found, Fault) else _later(found, before)
+                )
+            before += count
+
+
+def _later(found: tuple[int, Row], before: int) -> tuple[int, Row]:
+    return (found[0] + before, found[1]) if before else found
+
+
+class _Kind(NamedTuple):
+    count: Callable[[Path], int]
+    rows: Callable[[Path, Collection[int] | None], Iterator[Found]]
+
+
+def _read(path: Path, wanted: Collection[int] | None) -> Iterator[Found]:
+    try:
+        yield from _kind_of(path).rows(path, wanted)
+    except (OSError, ValueError, csv.Error) as error:  # of pyarrow, too: ArrowInvalid is a ValueError
+        raise _unreadable(path, error) from None
+
+
+def _counted(path: Path) -> int:
+    try:
+        return _kind_of(path).count(path)
+    except (OSError, ValueError, csv.Error) as error:
+        raise _unreadable(path, error) from None
+
+
+def _unreadable(path: Path, error: Exception) -> ConfigError:
+    reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error).partition("\n")[0]
+    return ConfigError(f"{path}: {reason}", advice=_ADVICE)
+
+
+def _files_of(path: Path) -> list[Path]:
+    if path.is_dir():
+        return _saved(path) or _shards(path)
+    if not path.exists():
+        raise ConfigError(f"{path}: no such file or folder", advice=_ADVICE)
+    _kind_of(path)
+    return [path]
+
+
+def _saved(folder: Path) -> list[Path]:
+    """The Arrow files of a folder that `save_to_disk` wrote; of several splits, those of `train`."""
+    if (folder / "dataset_dict.json").is_file():
+        splits = _json_object(folder / "dataset_dict.json").get("splits")
+        names = [name for name in splits if isinstance(name, str)] if isinstance(splits, list) else []
+        chosen = _COMMON_TRAIN if _COMMON_TRAIN in names else names[0] if len(names) == 1 else None
+        if chosen is None:
+            raise ConfigError(f"{folder}: several splits: {', '.join(names)}", advice=f"give one: {folder}/SPLIT")
+        return _saved(folder / chosen)
+    if not (folder / "state.json").is_file():
+        return []
+    listed = _json_object(folder / "state.json").get("_data_files")
+    names = [item["filename"] for item in listed if isinstance(item, dict)] if isinstance(listed, list) else []
+    return [folder / Path(name).name for name in names]
+
+
+def _json_object(path: Path) -> dict[str, Json]:
+    try:
+        return decode_json(read_small(path, most=1 << 20, what="a data set's state"), dict[str, Any])
+    except (OSError, ValueError, RecursionError, msgspec.MsgspecError) as error:
+        raise ConfigError(f"{path}: {error}", advice=_ADVICE) from None
+
+
+def _shards(folder: Path) -> list[Path]:
+    """The data files of a folder: all of one kind; those of the training split, where splits are in the names."""
+    entries = (entry for entry, _ in zip(folder.iterdir(), range(_MAX_FILES), strict=False))
+    names = sorted(entries, key=lambda path: natural_key(path.name))
+    files = [path for path in names if path.suffix.lower() in _KINDS and path.is_file()]
+    train = [path for path in files if path.stem.lower().startswith(_COMMON_TRAIN)]
+    chosen = train or files
+    if not chosen:
+        others = sorted({path.suffix.lower() for path in names if path.suffix and path.is_file()})
+        held = f" (it holds {', '.join(others[:5])})" if others else ""
+        raise ConfigError(f"{folder}: a folder without rows of a known format{held}", advice=_ADVICE)
+    if len({path.suffix.lower() for path in chosen}) > 1:
+        raise ConfigError(f"{folder}: data files of several kinds", advice="name the file")
+    return chosen
+
+
+def _kind_of(path: Path) -> _Kind:
+    kind = _KINDS.get(".jsonl" if _is_json_lines(path) else path.suffix.lower())
+    if kind is None:
+        raise ConfigError(f"{path}: {path.suffix or 'no suffix'}: no data file of a known format", advice=_ADVICE)
+    return kind
+
+
+def _is_json_lines(path: Path) -> bool:
+    """Whether a .json file holds one document a line, as `Dataset.to_json` writes them."""
+    if path.suffix.lower() != ".json":
+        return False
+    try:
+        with open_regular(path) as file:
+            first = file.readline(MAX_LINE)
+        return first.lstrip().startswith(b"{") and isinstance(decode_json(first, object), dict)
+    except (OSError, RecursionError, msgspec.DecodeError):
+        return False
+
+
+def _line_count(path: Path) -> int:
+    """Lines that are not blank, without decoding them."""
+    with open_regular(path) as file:
+        return sum(1 for _, line in _lines(file) if not isinstance(line, bytes) or line.strip())
+
+
+def _lines(file: io.BufferedReader) -> Iterator[tuple[int, bytes | None]]:
+    """Lines with their numbers; None for one over the limit."""
+    number = 0
+    while line := file.readline(MAX_LINE):
+        number += 1
+        if len(line) == MAX_LINE and not line.endswith(b"\n"):
+            while (rest := file.readline(MAX_LINE)) and not rest.endswith(b"\n"):
+                pass
+            yield number, None
+        else:
+            yield number, line
+
+
+def _json_lines(path: Path, wanted: Collection[int] | None) -> Iterator[Found]:
+    decoder = msgspec.json.Decoder()
+    nth = 0
+    with open_regular(path) as file:
+        for number, line in _lines(file):
+            raw = line.removeprefix(b"\xef\xbb\xbf") if line is not None and number == 1 else line
+            if raw is not None and not raw.strip():
+                continue
+            nth += 1
+            if wanted is None or nth in wanted:
+                yield _decoded(number, raw, decoder)
+
+
+def _decoded(number: int, raw: bytes | None, decoder: msgspec.json.Decoder[Json]) -> Found:
+    if raw is None:
+        return Fault(number, f"a line of more than {MAX_LINE >> 20} MiB")
+    try:
+        value = decoder.decode(raw)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        return Fault(number, f"not JSON: {error}")
+    return _row(number, value)
+
+
+def _row(number: int, value: Json) -> Found:
+    return (number, value) if isinstance(value, dict) else Fault(number, "not an object of columns")
+
+
+def _document(path: Path) -> list[Json]:
+    raw = read_small(path, most=MAX_JSON, what="a JSON document of rows; JSONL has none")
+    if not raw.strip():
+        return []
+    try:
+        value: Json = decode_json(raw, object)
+    except RecursionError as error:
+        raise ValueError(str(error)) from None
+    except msgspec.DecodeError as error:
+        raise ValueError(f"not JSON: {error}") from None
+    if isinstance(value, dict):
+        lists = [item for item in value.values() if isinstance(item, list) and item and isinstance(item[0], dict)]
+        value = lists[0] if len(lists) == 1 else value
+    if not isinstance(value, list):
+        raise ValueError("expected a list of rows")  # noqa: TRY004  # of the text, not of an argument
+    return value
+
+
+def _json_rows(path: Path, wanted: Collection[int] | None) -> Iterator[Found]:
+    for number, value in enumerate(_document(path), 1):
+        if wanted is None or number in wanted:
+            yield _row(number, value)
+
+
+def _records(path: Path) -> Iterator[tuple[list[str], list[str]]]:
+    """The header and a record, for each record."""
+    csv.field_size_limit(MAX_LINE)
+    with io.TextIOWrapper(open_regular(path), encoding="utf-8-sig", errors="replace", newline="") as file:
+        reader = csv.reader(file, delimiter="\t" if path.suffix.lower() == ".tsv" else ",")
+        header = next(reader, [])
+        yield from ((header, record) for record in reader if record)
+
+
+def _csv_rows(path: Path, wanted: Collection[int] | None) -> Iterator[Found]:
+    for number, (header, record) in enumerate(_records(path), 1):
+        if wanted is not None and number not in wanted:
+            continue
+        if len(record) != len(header):
+            yield Fault(number, f"{len(record)} fields, where the header has {len(header)}")
+        else:
+            yield number, dict(zip(header, record, strict=True))
+
+
+def _arrow_count(path: Path) -> int:
+    return sum(batch.num_rows for batch in _arrow_batches(path))
+
+
+def _arrow_batches(path: Path) -> Iterator[Any]:
+    """Record batches of a stream (what `datasets` writes) or of a file."""
+    pa = _pyarrow()
+    with pa.memory_map(str(path)) as mapped:
+        try:
+            yield from pa.ipc.open_stream(mapped)
+        except pa.ArrowInvalid:
+            reader = pa.ipc.open_file(mapped)
+            yield from (reader.get_batch(index) for index in range(reader.num_record_batches))
+
+
+def _parquet_count(path: Path) -> int:
+    _pyarrow()
+    from pyarrow import parquet  # noqa: PLC0415  # with the hf extra, for those who have such files
+
+    return int(parquet.ParquetFile(path).metadata.num_rows)
+
+
+def _parquet_batches(path: Path) -> Iterator[Any]:
+    from pyarrow import parquet  # noqa: PLC0415  # the same
+
+    with parquet.ParquetFile(path) as file:
+        yield from file.iter_batches(batch_size=_BATCH)
+
+
+def _columnar(batches: Callable[[Path], Iterable[Any]]) -> Callable[[Path, Collection[int] | None], Iterator[Found]]:
+    def rows(path: Path, wanted: Collection[int] | None) -> Iterator[Found]:
+        start = 1
+        for batch in batches(path):
+            for offset in range(0, batch.num_rows, _BATCH):
+                part = batch.slice(offset, _BATCH)
+                numbers = range(start + offset, start + offset + part.num_rows)
+                yield from _taken(part, numbers, wanted)
+            start += batch.num_rows
+
+    return rows
+
+
+def _taken(part: Any, numbers: Sequence[int], wanted: Collection[int] | None) -> Iterator[Found]:
+    if wanted is None:
+        yield from zip(numbers, part.to_pylist(), strict=True)
+        return
+    places = [place for place, number in enumerate(numbers) if number in wanted]
+    if places:
+        yield from zip([numbers[place] for place in places], part.take(places).to_pylist(), strict=True)
+
+
+def _pyarrow() -> Any:
+    try:
+        import pyarrow as pa  # noqa: PLC0415  # for those who have such files
+        import pyarrow.ipc  # noqa: PLC0415  # the same
+    except ModuleNotFoundError:
+        raise ConfigError("Parquet and Arrow need pyarrow", advice="pip install 'gradience[hf]'") from None
+    return pa
+
+
+_KINDS: Final = {
+    ".jsonl": _Kind(_line_count, _json_lines),
+    ".ndjson": _Kind(_line_count, _json_lines),
+    ".json": _Kind(lambda path: len(_document(path)), _json_rows),
+    ".csv": _Kind(lambda path: sum(1 for _ in _records(path)), _csv_rows),
+    ".tsv": _Kind(lambda path: sum(1 for _ in _records(path)), _csv_rows),
+    ".parquet": _Kind(_parquet_count, _columnar(_parquet_batches)),
+    ".arrow": _Kind(_arrow_count, _columnar(_arrow_batches)),
+}

@@ -1,0 +1,268 @@
+"""Rows to tokens and masks, as the trainers of TRL 1.16 prepare them: SFT, DPO, reward and KTO; and a plain classifier.
+
+The prompt ends where the tokens of the prompt and of prompt and answer diverge; text gets the end token, conversations
+what their template writes. Other programs mask by turn; their masks are rebuilt from the template, turn by turn.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
+from typing import Final, NamedTuple
+
+from gradience.data.encoder import Chat, Encoded, Encoder
+from gradience.data.rows import Fault, Found
+from gradience.data.shapes import Columns, Shape, Unusable, canonical
+from gradience.errors import ConfigError
+from gradience.schema.data import LossMode
+from gradience.schema.scalars import Json
+
+_BATCH: Final = 256  # rows tokenised in one call
+_NOT_CONVERSATIONAL: Final = frozenset({"sharegpt", "text", "tokenised"})
+_IGNORED: Final = -100  # the label that a loss leaves out
+
+
+class Sequence(NamedTuple):
+    """Token ids, and 1 for each that the loss is computed on; None where it is on all, or where tokens have no loss."""
+
+    ids: list[int]
+    mask: list[int] | None = None
+
+
+class Tokenised(NamedTuple):
+    """A row as its trainer prepares it, before the cut: one sequence, or the chosen and the rejected one."""
+
+    number: int
+    columns: Columns
+    sequences: tuple[Sequence, ...]
+    prompt: int = 0
+    """Tokens before the answer, where the row has a prompt."""
+
+
+class Masking(NamedTuple):
+    """Which tokens the loss is computed on, and whose rules are followed."""
+
+    loss: LossMode | None = None
+    """None is the trainer's default."""
+    by: str = "trl"
+
+    @property
+    def trl(self) -> bool:
+        """Whether TRL's rules are followed."""
+        return self.by == "trl"
+
+
+class Tokeniser:
+    """Rows of one shape to tokens.
+
+    Args:
+        shape: the format, and its trainer.
+        encoder: the tokenizer; None for rows that are tokenised already.
+        masking: what is supervised.
+
+    Raises:
+        ConfigError: this shape cannot be masked so, or the tokenizer lacks what the rows need.
+    """
+
+    def __init__(self, shape: Shape, encoder: Encoder | None, masking: Masking) -> None:
+        self.shape, self.encoder, self.masking = shape, encoder, masking
+        if encoder is None and shape.format != "tokenised":
+            raise ConfigError(f"rows of format {shape.format} need a tokenizer", advice="give --tokenizer FOLDER")
+        if masking.trl and masking.loss == "assistant" and shape.format in _NOT_CONVERSATIONAL:
+            raise ConfigError(
+                f"--loss assistant on rows of format {shape.format}: SFTTrainer takes it for conversations only",
+                advice="give messages, or prompt and completion as messages; or another --loss",
+            )
+        self._prepare = _PREPARE.get(shape.trainer, Tokeniser._sft)
+        if shape.format == "tokenised":
+            self._prepare = Tokeniser._ready
+
+    def examples(self, rows: Iterable[Found]) -> Iterator[tuple[int, Columns] | Fault]:
+        """Each row in its trainer's columns, or as a fault."""
+        for found in rows:
+            if isinstance(found, Fault):
+                yield found
+                continue
+            try:
+                yield found[0], self._canonical(found[1])
+            except Unusable as error:
+                yield Fault(found[0], str(error))
+
+    def run(self, rows: Iterable[Found]) -> Iterator[Tokenised | Fault]:
+        """Each row as tokens, or as a fault, in their order but that faults of a batch come first."""
+        every = self.examples(rows)
+        while some := list(islice(every, _BATCH)):
+            yield from (found for found in some if isinstance(found, Fault))
+            usable = [found for found in some if not isinstance(found, Fault)]
+            if usable:
+                yield from self._prepare(self, usable)
+
+    def _canonical(self, row: Columns) -> Columns:
+        chat = self.encoder is not None and self.encoder.template is not None
+        return canonical(row, self.shape, chat=chat, trl=self.masking.trl)
+
+    @property
+    def _enc(self) -> Encoder:
+        if self.encoder is None:
+            raise ConfigError("rows of text need a tokenizer", advice="give --tokenizer FOLDER")
+        return self.encoder
+
+    @property
+    def _eos(self) -> str:
+        if self._enc.eos is None:
+            raise ConfigError(
+                f"the tokenizer {self._enc.name} has no end token, which trainers append to text",
+                advice="set eos_token in its tokenizer_config.json",
+            )
+        return self._enc.eos
+
+    def _ended(self, text: str) -> str:
+        return text if text.endswith(self._eos) else text + self._eos
+
+    def _encode(
+        self, said: list[Json], rows: list[Columns], *, prompt: bool = False, answers: bool = False
+    ) -> list[Encoded | str]:
+        """Texts or conversations of these rows; both may stand among them."""
+        out: list[Encoded | str] = [Encoded([])] * len(said)
+        texts = [i for i, item in enumerate(said) if isinstance(item, str)]
+        for i, ids in zip(texts, self._enc.texts([said[i] for i in texts]), strict=True):
+            out[i] = Encoded(ids)
+        chats = [i for i, item in enumerate(said) if not isinstance(item, str)]
+        if chats and self._enc.template is None:
+            raise ConfigError(
+                f"the tokenizer {self._enc.name} has no chat template, and the rows are conversations",
+                advice="give --template FILE, or the tokenizer of an instruct model",
+            )
+        asked = [Chat(said[i], prompt, answers, _passed(rows[i])) for i in chats]
+        for i, encoded in zip(chats, self._enc.chats(asked), strict=True):
+            out[i] = encoded
+        return out
+
+    def _sft(self, rows: list[tuple[int, Columns]]) -> Iterator[Tokenised | Fault]:
+        if self.shape.format in {"messages", "sharegpt", "text"}:
+            return self._language(rows)
+        return self._pairs(rows)
+
+    def _language(self, rows: list[tuple[int, Columns]]) -> Iterator[Tokenised | Fault]:
+        columns = [item for _, item in rows]
+        said = [item["messages"] if "messages" in item else self._ended(item["text"]) for item in columns]
+        by_turn = self.masking.loss in {"assistant", "completion"} and not self.masking.trl
+        answers = self.masking.loss == "assistant" and self.masking.trl
+        for (number, item), found in zip(rows, self._encode(said, columns, answers=answers), strict=True):
+            if isinstance(found, str):
+                yield Fault(number, found)
+            elif by_turn and "messages" in item:
+                yield Tokenised(number, item, (Sequence(found.ids, self._turns(item, found.ids)),))
+            else:
+                yield Tokenised(number, item, (Sequence(found.ids, found.answers),))
+
+    def _turns(self, columns: Columns, whole: list[int]) -> list[int]:
+        """The mask of the assistant's turns: what the template adds with each of them."""
+        messages, mask = columns["messages"], [0] * len(whole)
+        for i, turn in enumerate(messages):
+            if turn.get("role") != "assistant" or not i:
+                continue
+            before, after = (
+                self._encode([messages[:end]], [columns], prompt=prompt)[0]
+                for end, prompt in ((i, True), (i + 1, False))
+            )
+            if not isinstance(before, str) and not isinstance(after, str):
+                start, end = common_prefix(before.ids, whole), common_prefix(after.ids, whole)
+                mask[start:end] = [1] * max(end - start, 0)
+        return mask
+
+    def _pairs(self, rows: list[tuple[int, Columns]]) -> Iterator[Tokenised | Fault]:
+        """Prompt and completion, as SFTTrainer and KTOTrainer prepare them."""
+        columns = [item for _, item in rows]
+        both = [_joined(item["prompt"], self._ended_answer(item["completion"])) for item in columns]
+        always = self.shape.trainer == "kto"
+        answers = self.masking.loss == "assistant" and self.masking.trl and not always
+        wholes = self._encode(both, columns, answers=answers)
+        prompts = self._encode([item["prompt"] for item in columns], columns, prompt=True)
+        for (number, item), prompt, whole in zip(rows, prompts, wholes, strict=True):
+            if isinstance(whole, str) or isinstance(prompt, str):
+                yield Fault(number, whole if isinstance(whole, str) else str(prompt))
+                continue
+            begun = common_prefix(prompt.ids, whole.ids)
+            mask = [0] * begun + [1] * (len(whole.ids) - begun)
+            if self.masking.loss == "all" and not always:
+                yield Tokenised(number, item, (Sequence(whole.ids),), begun)
+                continue
+            if whole.answers is not None:
+                mask = [a & b for a, b in zip(mask, whole.answers, strict=True)]
+            yield Tokenised(number, item, (Sequence(whole.ids, mask),), begun)
+
+    def _ended_answer(self, answer: Json) -> Json:
+        return self._ended(answer) if isinstance(answer, str) else answer
+
+    def _dpo(self, rows: list[tuple[int, Columns]]) -> Iterator[Tokenised | Fault]:
+        columns = [item for _, item in rows]
+        prompts = self._encode([item["prompt"] for item in columns], columns, prompt=True)
+        sides = [
+            self._encode([_joined(item["prompt"], self._ended_answer(item[side])) for item in columns], columns)
+            for side in ("chosen", "rejected")
+        ]
+        for (number, item), prompt, chosen, rejected in zip(rows, prompts, *sides, strict=True):
+            fault = next((found for found in (prompt, chosen, rejected) if isinstance(found, str)), None)
+            if fault is not None:
+                yield Fault(number, fault)
+                continue
+            ids = [found.ids for found in (prompt, chosen, rejected) if not isinstance(found, str)]
+            begun = min(common_prefix(ids[0], ids[1]), common_prefix(ids[0], ids[2]))
+            made = tuple(Sequence(one, [0] * begun + [1] * (len(one) - begun)) for one in ids[1:])
+            yield Tokenised(number, item, made, begun)
+
+    def _reward(self, rows: list[tuple[int, Columns]]) -> Iterator[Tokenised | Fault]:
+        columns = [item for _, item in rows]
+        sides = [
+            self._encode([_joined(item.get("prompt"), self._ended_answer(item[side])) for item in columns], columns)
+            for side in ("chosen", "rejected")
+        ]
+        for (number, item), chosen, rejected in zip(rows, *sides, strict=True):
+            if isinstance(chosen, str) or isinstance(rejected, str):
+                yield Fault(number, chosen if isinstance(chosen, str) else str(rejected))
+            else:
+                yield Tokenised(number, item, (Sequence(chosen.ids), Sequence(rejected.ids)))
+
+    def _classified(self, rows: list[tuple[int, Columns]]) -> Iterator[Tokenised | Fault]:
+        ids = self._enc.texts([item["text"] for _, item in rows])
+        for (number, item), one in zip(rows, ids, strict=True):
+            yield Tokenised(number, item, (Sequence(one),))
+
+    def _ready(self, rows: list[tuple[int, Columns]]) -> Iterator[Tokenised | Fault]:
+        """Tokenised rows: their labels, else the masks in them that SFTTrainer applies."""
+        for number, item in rows:
+            ids: list[int] = item["input_ids"]
+            if "labels" in item:
+                yield Tokenised(number, item, (Sequence(ids, [int(label != _IGNORED) for label in item["labels"]]),))
+                continue
+            names = (
+                ("assistant_masks", "completion_mask") if self.masking.loss == "completion" else ("assistant_masks",)
+            )
+            masks = [item[name] for name in names if name in item]
+            mask = [int(all(bits)) for bits in zip(*masks, strict=True)] if masks else None
+            yield Tokenised(number, item, (Sequence(ids, mask),))
+
+
+_PREPARE: Final[dict[str, Callable[[Tokeniser, list[tuple[int, Columns]]], Iterator[Tokenised | Fault]]]] = {
+    "kto": Tokeniser._pairs,  # noqa: SLF001  # the table of this class's own methods
+    "dpo": Tokeniser._dpo,  # noqa: SLF001
+    "reward": Tokeniser._reward,  # noqa: SLF001
+    "classification": Tokeniser._classified,  # noqa: SLF001
+}
+
+
+def _passed(columns: Columns) -> dict[str, Json]:
+    return {name: columns[name] for name in ("tools", "chat_template_kwargs") if name in columns}
+
+
+def _joined(prompt: Json, answer: Json) -> Json:
+    return answer if prompt is None else prompt + answer
+
+
+def common_prefix(ids: list[int], others: list[int]) -> int:
+    """The number of leading tokens that two sequences share."""
+    shorter = min(len(ids), len(others))
+    if ids[:shorter] == others[:shorter]:
+        return shorter
+    return next(i for i in range(shorter) if ids[i] != others[i])

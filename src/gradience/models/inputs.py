@@ -1,0 +1,302 @@
+"""Inputs of a model from a user's file: rows of text, prompts or conversations, or token ids, as padded batches.
+
+A row is chosen by a seeded hash of its content, so that the choice is the same whatever the order of the rows, equal
+rows count once, and a file of any length is read in one pass with the chosen rows alone in memory. No torch here.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import heapq
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import takewhile
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+from gradience.errors import ConfigError
+from gradience.io.decoding import decode_json
+from gradience.io.reading import open_regular
+from gradience.io.types import PathLike
+from gradience.models.load import LoadedModel
+
+LONGEST: Final = 512  # tokens of an input; what is longer is cut: predictions of the first ones are as good to compare
+_LARGEST_ROW: Final = 16 << 20  # bytes of a line: a conversation of a million tokens has 5
+_PARQUET: Final = b"PAR1"
+_FIELDS: Final = ("messages", "text", "prompt", "input_ids")
+_COMPLETIONS: Final = ("completion", "response", "output")
+_WANTED: Final = "one JSON object a line with text, prompt or messages, or plain text with an input a line"
+
+Ints = npt.NDArray[np.int64]
+Bools = npt.NDArray[np.bool_]
+
+
+class Example(NamedTuple):
+    """One input: its tokens, the places [first, stop) of which a prediction counts, and its label if the row has one.
+
+    A causal model's prediction at place t is of token t + 1; a sequence classifier has one, whatever the places.
+    """
+
+    ids: tuple[int, ...]
+    first: int
+    stop: int
+    label: int | str | None = None
+
+
+class Inputs(NamedTuple):
+    """The inputs that were chosen; how many different ones the file holds; how many were cut to the longest length."""
+
+    examples: list[Example]
+    found: int
+    cut: int
+
+    @property
+    def digest(self) -> str:
+        """`sha256:...` of the token ids in their order: equal if the model saw the same."""
+        return digest_of(self.examples)
+
+
+def digest_of(examples: Iterable[Example]) -> str:
+    """`sha256:...` of the token ids of the examples in their order."""
+    whole = hashlib.sha256()
+    for example in examples:
+        whole.update(json.dumps([example.ids, example.first, example.stop]).encode() + b"\n")
+    return f"sha256:{whole.hexdigest()}"
+
+
+class Batch(NamedTuple):
+    """Rows of about the same length, filled up on the right.
+
+    ids and mask (rows, width), whether a prediction counts (rows, width), and the rows' places among the examples.
+    """
+
+    ids: Ints
+    mask: Ints
+    counts: Bools
+    rows: list[int]
+
+
+def read_inputs(
+    path: PathLike, loaded: LoadedModel, *, most: int, seed: int = 0, longest: int = LONGEST, token_ids: bool = False
+) -> Inputs:
+    """Up to `most` different inputs of a file, chosen by the seed, as tokens of the model.
+
+    Args:
+        path: JSONL or Parquet whose rows have `text`, `prompt` (with `completion`, of which alone predictions count
+            then) or `messages`; else text with an input on each line. With `token_ids`, JSONL of lists of ids, or of
+            objects with `input_ids`.
+        loaded: the model, for its tokenizer, task and length.
+        most: the number of inputs.
+        seed: of the choice.
+        longest: in tokens; longer inputs are cut.
+        token_ids: the file holds token ids.
+
+    Raises:
+        ConfigError: the file cannot be read, or a row is none of these; the message has the line.
+    """
+    place = Path(path)
+    if loaded.tokenizer is None and not token_ids:
+        raise ConfigError(
+            f"{place} holds texts, and neither the base nor the adapter has a tokenizer beside it",
+            advice="give token ids with --calibrate-tokens, or save the tokenizer with the base",
+        )
+    chosen, found = _chosen(_rows(place), most, seed)
+    limit = min(longest, loaded.longest or longest)
+    read = _Reader(place, loaded, limit, token_ids=token_ids)
+    examples = [read.example(number, row) for number, row in chosen]
+    return Inputs([e for e in examples if e.first < e.stop], found, read.cut)
+
+
+def batches(examples: Sequence[Example], *, tokens: int, pad: int | None) -> list[Batch]:
+    """The examples in batches of at most so many tokens with filling (or of one row), the longest first.
+
+    Args:
+        examples: the inputs.
+        tokens: rows times width.
+        pad: the id that fills short rows up; None puts every row in a batch of its own.
+    """
+    order = sorted(range(len(examples)), key=lambda i: (-len(examples[i].ids), i))
+    made: list[Batch] = []
+    while order:
+        width = len(examples[order[0]].ids)
+        count = 1 if pad is None else max(1, tokens // width)
+        rows, order = order[:count], order[count:]
+        made.append(_batch(examples, rows, width, pad or 0))
+    return made
+
+
+def _batch(examples: Sequence[Example], rows: list[int], width: int, pad: int) -> Batch:
+    ids = np.full((len(rows), width), pad, np.int64)
+    mask = np.zeros_like(ids)
+    counts = np.zeros(ids.shape, np.bool_)
+    for place, row in enumerate(rows):
+        example = examples[row]
+        ids[place, : len(example.ids)] = example.ids
+        mask[place, : len(example.ids)] = 1
+        counts[place, example.first : example.stop] = True
+    return Batch(ids, mask, counts, rows)
+
+
+Row = dict[str, Any] | list[Any] | str
+
+
+def _chosen(rows: Iterable[tuple[int, Row]], most: int, seed: int) -> tuple[list[tuple[int, Row]], int]:
+    """The rows with the least hashes of seed and content, in order of these; and the number of different rows."""
+    seen: set[int] = set()
+    kept: list[tuple[int, int, Row]] = []
+    for number, row in rows:
+        content = json.dumps(row, sort_keys=True, ensure_ascii=True, default=str)
+        key = int.from_bytes(hashlib.sha256(f"{seed}\0{content}".encode()).digest()[:8], "big")
+        if key in seen:
+            continue
+        seen.add(key)
+        entry = (-key, number, row)
+        if len(kept) < most:
+            heapq.heappush(kept, entry)
+        elif entry[0] > kept[0][0]:
+            heapq.heapreplace(kept, entry)
+    return [(number, row) for _, number, row in sorted(kept, key=lambda entry: -entry[0])], len(seen)
+
+
+def _rows(path: Path) -> Iterator[tuple[int, Row]]:
+    """Each row with its number from 1: an object or a list, or a line of plain text."""
+    try:
+        with open_regular(path) as file:
+            head = file.peek(4096)[:4096]
+            if head[:4] == _PARQUET:
+                yield from _of_parquet(path)
+                return
+            if not head:
+                raise ConfigError(f"{path} is empty", advice=f"give {_WANTED}")
+            as_json = head.lstrip()[:1] in {b"{", b"["}
+            number = 0
+            while line := file.readline(_LARGEST_ROW + 1):
+                number += 1
+                if len(line) > _LARGEST_ROW:
+                    raise ConfigError(
+                        f"{path}:{number}: a line of over {_LARGEST_ROW >> 20} MiB", advice=f"give {_WANTED}"
+                    )
+                if line.strip():
+                    yield number, _decoded(path, number, line.strip(), as_json=as_json)
+    except OSError as error:
+        raise ConfigError(f"cannot read {path}: {error.strerror}", advice=f"give {_WANTED}") from error
+
+
+def _decoded(path: Path, number: int, line: bytes, *, as_json: bool) -> Row:
+    try:
+        if as_json:
+            row: Row = decode_json(line, dict[str, Any] | list[Any])  # type: ignore[arg-type]  # a union is a type to msgspec
+            return row
+        text = line.decode("utf-8")
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        what = "no JSON object" if as_json else "no UTF-8 text"
+        raise ConfigError(f"{path}:{number}: {what}: {error}", advice=f"give {_WANTED}") from error
+    if "\0" in text:
+        raise ConfigError(f"{path}:{number}: a NUL: this is no text", advice=f"give {_WANTED}")
+    return text
+
+
+def _of_parquet(path: Path) -> Iterator[tuple[int, Row]]:
+    try:
+        import pyarrow as pa  # noqa: PLC0415  # only those with a Parquet file pay for it
+        import pyarrow.parquet as pq  # noqa: PLC0415  # the same
+    except ModuleNotFoundError as error:
+        raise ConfigError(
+            f"{path} is Parquet, which needs pyarrow", advice="pip install pyarrow, or give JSONL"
+        ) from error
+    try:
+        file = pq.ParquetFile(path)
+        wanted = [name for name in (*_FIELDS, *_COMPLETIONS, "label") if name in file.schema_arrow.names]
+        number = 0
+        for part in file.iter_batches(batch_size=256, columns=wanted):
+            for row in part.to_pylist():
+                number += 1
+                yield number, row
+    except pa.ArrowException as error:
+        raise ConfigError(f"{path} is damaged Parquet: {error}", advice=f"give {_WANTED}") from error
+
+
+class _Reader:
+    """Turns rows of one file into examples; counts those that were cut."""
+
+    def __init__(self, path: Path, loaded: LoadedModel, longest: int, *, token_ids: bool) -> None:
+        self._path = path
+        self._loaded = loaded
+        self._longest = longest
+        self._token_ids = token_ids
+        self._vocabulary: int = loaded.model.get_input_embeddings().weight.shape[0]
+        self.cut = 0
+
+    def example(self, number: int, row: Row) -> Example:
+        """The row as an example."""
+        label = row.get("label") if isinstance(row, dict) else None
+        if label is not None and not isinstance(label, int | str):
+            raise self._fault(number, f"label is {type(label).__name__}, expected a number or a name")
+        if self._token_ids:
+            ids, prompt, opened = self._given(number, row), 0, False
+        else:
+            ids, prompt, opened = self._encoded(number, row)
+        if len(ids) > self._longest:
+            self.cut += 1
+            ids, opened = ids[: self._longest], False
+        first, stop = self._places(ids, prompt, opened=opened)
+        return Example(tuple(ids), first, stop, label)
+
+    def _places(self, ids: Sequence[int], prompt: int, *, opened: bool) -> tuple[int, int]:
+        """The span of places whose predictions count; `opened` is a text that the model is to continue."""
+        if self._loaded.task == "causal-lm":
+            return max(prompt - 1, 0), len(ids) - (0 if opened else 1)
+        if self._loaded.task == "sequence-classification":
+            return 0, len(ids)
+        special = set(getattr(self._loaded.tokenizer, "all_special_ids", ()))
+        return int(bool(ids) and ids[0] in special), len(ids) - int(bool(ids) and ids[-1] in special)
+
+    def _given(self, number: int, row: Row) -> list[int]:
+        ids = row.get("input_ids") if isinstance(row, dict) else row
+        if not isinstance(ids, list) or not all(type(one) is int for one in ids) or not ids:
+            raise self._fault(number, "expected a list of token ids, or an object with input_ids")
+        if min(ids) < 0 or max(ids) >= self._vocabulary:
+            odd = next(one for one in ids if not 0 <= one < self._vocabulary)
+            raise self._fault(number, f"token id {odd}, and the base has ids from 0 to {self._vocabulary - 1}")
+        return ids
+
+    def _encoded(self, number: int, row: Row) -> tuple[list[int], int, bool]:
+        """The row's tokens; how many of them are a prompt whose own predictions do not count; whether it is open."""
+        if isinstance(row, str):
+            return self._tokens(row), 0, False
+        if not isinstance(row, dict):
+            raise self._fault(number, "a list, expected an object with text, prompt or messages")
+        if isinstance(messages := row.get("messages"), list):
+            return self._conversation(number, messages)
+        if isinstance(text := row.get("text"), str):
+            return self._tokens(text), 0, False
+        if isinstance(prompt := row.get("prompt"), str):
+            completion = next((row[name] for name in _COMPLETIONS if isinstance(row.get(name), str)), None)
+            if completion is None:
+                return self._tokens(prompt), 0, True
+            whole, own = self._tokens(prompt + completion), self._tokens(prompt)
+            shared = takewhile(lambda pair: pair[0] == pair[1], zip(whole, own, strict=False))
+            return whole, sum(1 for _ in shared), False  # a tokenizer may end the prompt with a mark of its own
+        held = ", ".join(sorted(row)) or "nothing"
+        raise self._fault(number, f"holds {held}, expected text, prompt or messages")
+
+    def _conversation(self, number: int, messages: list[Any]) -> tuple[list[int], int, bool]:
+        tokenizer = self._loaded.tokenizer
+        if getattr(tokenizer, "chat_template", None) is None:
+            raise self._fault(number, "has messages, and the tokenizer has no chat template")
+        if not messages or not all(isinstance(m, dict) and {"role", "content"} <= m.keys() for m in messages):
+            raise self._fault(number, "messages must each have a role and a content")
+        is_open = messages[-1]["role"] != "assistant"
+        text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=is_open)
+        return tokenizer(text, add_special_tokens=False)["input_ids"], 0, is_open
+
+    def _tokens(self, text: str) -> list[int]:
+        ids: list[int] = self._loaded.tokenizer(text)["input_ids"]
+        return ids
+
+    def _fault(self, number: int, what: str) -> ConfigError:
+        return ConfigError(f"{self._path}, row {number}: {what}", advice=f"give {_WANTED}")

@@ -1,0 +1,179 @@
+"""What a model's outputs say: log-probabilities of each prediction, and how far they are from a reference's.
+
+Every prediction's distribution is looked at whole, a batch at a time: nothing is kept of it but numbers for each input,
+and the reference's distributions where they are small.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, Final, NamedTuple
+
+import torch
+
+from gradience.models.inputs import Batch, Example
+from gradience.models.load import LoadedModel
+
+_KEPT: Final = 64 << 20  # bytes of a reference's log-probabilities that are kept rather than computed again
+_ACTIVATIONS: Final = 96 << 20  # bytes that the activations of one batch may take
+_PER_LAYER: Final = 24  # vectors of the hidden size that a layer keeps of a token (17 of Korthikanti et al. 2022, 4.1)
+_PER_CLASS: Final = 4  # copies of the outputs: logits, log-probabilities, their gradient, the loss's own
+
+State = Callable[[], AbstractContextManager[Any]]
+
+
+def tokens_within(loaded: LoadedModel) -> int:
+    """How many tokens a batch may have so that its activations stay within some 100 MB: an estimate by the config."""
+    config = loaded.config
+    hidden = int(getattr(config, "hidden_size", 768))
+    layers = int(getattr(config, "num_hidden_layers", 12))
+    classes = int(getattr(config, "vocab_size", 0)) if loaded.task == "causal-lm" else 0
+    return max(1, _ACTIVATIONS // (4 * (_PER_LAYER * layers * hidden + _PER_CLASS * classes)))
+
+
+def logits_of(loaded: LoadedModel, batch: Batch) -> torch.Tensor:
+    """The model's outputs at the predictions that count, (predictions, classes), in order of rows and places."""
+    ids, mask = (torch.from_numpy(x).to(loaded.device) for x in (batch.ids, batch.mask))
+    options = {"use_cache": False} if loaded.task == "causal-lm" else {}
+    logits: torch.Tensor = loaded.model(input_ids=ids, attention_mask=mask, **options).logits
+    if loaded.task == "sequence-classification":
+        return logits
+    return logits[torch.from_numpy(batch.counts).to(loaded.device)]
+
+
+def log_probs(logits: torch.Tensor) -> torch.Tensor:
+    """Their log-softmax, at least in float32."""
+    return torch.log_softmax(logits if logits.dtype == torch.float64 else logits.float(), dim=-1)
+
+
+def row_sizes(loaded: LoadedModel, batch: Batch) -> list[int]:
+    """How many predictions each row of a batch has."""
+    if loaded.task == "sequence-classification":
+        return [1] * len(batch.rows)
+    return [int(n) for n in batch.counts.sum(axis=1)]
+
+
+class Reference:
+    """The log-probabilities of a model in one of its states, for each batch: kept while small, else computed again."""
+
+    def __init__(self, loaded: LoadedModel, state: State = nullcontext) -> None:
+        self._loaded = loaded
+        self._state = state
+        self._kept: dict[int, torch.Tensor] = {}
+        self._bytes = 0
+
+    def of(self, place: int, batch: Batch) -> torch.Tensor:
+        """Those of the batch at that place, (predictions, classes)."""
+        if place in self._kept:
+            return self._kept[place]
+        with self._state():
+            found = log_probs(logits_of(self._loaded, batch))
+        self._bytes += found.nbytes
+        if self._bytes <= _KEPT:
+            self._kept[place] = found
+        return found
+
+
+class Scored(NamedTuple):
+    """One input: its place among the examples, its predictions, and sums over these.
+
+    `kl` is of KL(reference, model) in nats, `flips` of other most probable classes; `loss` of cross entropy in nats and
+    `hits` of right answers, over `known` predictions whose label is known. Without a reference kl and flips are 0.
+    """
+
+    place: int
+    predictions: int
+    kl: float
+    flips: int
+    known: int
+    loss: float
+    hits: int
+
+
+@torch.inference_mode()
+def scored(
+    loaded: LoadedModel,
+    examples: Sequence[Example],
+    parts: Sequence[Batch],
+    *,
+    reference: Reference | None = None,
+    state: State = nullcontext,
+) -> Iterator[Scored]:
+    """Yield the scores of each input, batch by batch.
+
+    Args:
+        loaded: the model.
+        examples: the inputs.
+        parts: their batches, from `batches`.
+        reference: what is compared with; it has seen the same batches, if any.
+        state: makes the model what is to be scored, for a block.
+    """
+    for number, batch in enumerate(parts):
+        with torch.inference_mode():  # a generator's decorator does not hold between its steps
+            known = reference.of(number, batch) if reference is not None else None
+            with state():
+                found = log_probs(logits_of(loaded, batch))
+            sizes = row_sizes(loaded, batch)
+            kl, flips = _against(known, found)
+            labels = _labels(loaded, examples, batch, found.device)
+            per_row = zip(batch.rows, sizes, *(x.split(sizes) for x in (kl, flips, found, labels)), strict=True)
+            rows = [_scored(place, size, d, other, found=f, labels=y) for place, size, d, other, f, y in per_row]
+        yield from rows
+
+
+def _against(reference: torch.Tensor | None, found: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Of each prediction KL(reference, found) in float64, and whether the most probable class is another."""
+    if reference is None:
+        zeros = torch.zeros(len(found), device=found.device)
+        return zeros.double(), zeros.bool()
+    p = reference.exp()
+    kl = torch.where(p > 0.0, p * (reference - found), 0.0).sum(dim=-1, dtype=torch.float64)  # 0 log 0 is 0
+    return kl.clamp(min=0.0), reference.argmax(dim=-1) != found.argmax(dim=-1)
+
+
+def _scored(
+    place: int, size: int, kl: torch.Tensor, flips: torch.Tensor, *, found: torch.Tensor, labels: torch.Tensor
+) -> Scored:
+    has = labels >= 0
+    known, right = found[has], labels[has]
+    loss = -known.gather(1, right[:, None]).sum(dtype=torch.float64) if len(right) else torch.zeros(())
+    hits = int((known.argmax(dim=-1) == right).sum()) if len(right) else 0
+    return Scored(place, size, float(kl.sum()), int(flips.sum()), len(right), float(loss), hits)
+
+
+def _labels(loaded: LoadedModel, examples: Sequence[Example], batch: Batch, device: torch.device) -> torch.Tensor:
+    """The class of each prediction, -1 where it is not known: a causal model's next token, else the row's label."""
+    if loaded.task == "causal-lm":
+        following = [
+            list(e.ids[e.first + 1 : e.stop + 1]) + [-1] * (e.stop + 1 - len(e.ids)) for e in _rows(examples, batch)
+        ]
+        return torch.tensor([one for row in following for one in row], device=device)
+    if loaded.task == "sequence-classification":
+        return torch.tensor([_class_of(loaded, e.label) for e in _rows(examples, batch)], device=device)
+    return torch.full((sum(row_sizes(loaded, batch)),), -1, device=device)
+
+
+def _rows(examples: Sequence[Example], batch: Batch) -> list[Example]:
+    return [examples[row] for row in batch.rows]
+
+
+def _class_of(loaded: LoadedModel, label: int | str | None) -> int:
+    """A label's number: itself, or that of its name in the base's label2id; -1 where there is none."""
+    if isinstance(label, str):
+        return int((getattr(loaded.config, "label2id", None) or {}).get(label, -1))
+    return -1 if label is None else int(label)
+
+
+class Divergence(NamedTuple):
+    """Of a model from its reference: mean KL in nats and share of other answers, over so many predictions."""
+
+    kl: float
+    flips: float
+    predictions: int
+
+
+def divergence(rows: Sequence[Scored]) -> Divergence:
+    """The mean over all predictions of the inputs."""
+    n = sum(row.predictions for row in rows)
+    return Divergence(sum(row.kl for row in rows) / max(n, 1), sum(row.flips for row in rows) / max(n, 1), n)

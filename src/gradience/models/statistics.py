@@ -1,0 +1,249 @@
+"""What passes through an adapter's factors at each token: z = A x forward, the loss's gradient h = s B^T g backward.
+
+The loss is the cross entropy of labels drawn from the model's own output distribution, summed over the predictions
+that count: its gradients have the Fisher information of the outputs as their second moment, and no label is needed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from peft.tuners.lora.layer import LoraLayer, MultiheadAttention, ParamWrapper
+
+from gradience.errors import AdapterError
+from gradience.io.types import Progress
+from gradience.models.inputs import Batch
+from gradience.models.load import FIRST, LoadedModel
+from gradience.models.outputs import log_probs, logits_of, row_sizes
+
+Floats = npt.NDArray[np.float64]
+
+_CONVERT = "turn it into plain LoRA first: see 'gradience convert --help'"
+
+
+class Moments(NamedTuple):
+    """G = E[z z^T] and H = E[h h^T] of one module over the tokens that it saw, (r, r) in float64."""
+
+    g: Floats
+    h: Floats
+
+
+class Statistics(NamedTuple):
+    """The moments of each module by its path, and the number of predictions.
+
+    `gradients` reads a module's sums of h z^T over the tokens of each sequence, (sequences, r, r), from the folder.
+    """
+
+    moments: dict[str, Moments]
+    predictions: int
+    gradients: Callable[[str], Floats]
+
+
+def lora_layers(loaded: LoadedModel, paths: Sequence[str]) -> dict[str, Any]:
+    """PEFT's layers of the modules, by path.
+
+    Raises:
+        AdapterError: a layer computes something else than B (A x): a variant, or attention as a whole.
+    """
+    layers = {}
+    for path in paths:
+        layer = loaded.model.base_model.model.get_submodule(path)
+        if not isinstance(layer, LoraLayer) or isinstance(layer, MultiheadAttention | ParamWrapper):
+            raise AdapterError(
+                f"{path} is {type(layer).__name__}: it merges its factors before any token meets them, so there is no "
+                "A x to observe",
+                advice="resize it by its weights, without --calibrate",
+            )
+        if FIRST in layer.lora_variant:
+            what = type(layer.lora_variant[FIRST]).__name__
+            raise AdapterError(f"{path} is a variant of LoRA ({what}): its update is not s B A alone", advice=_CONVERT)
+        layers[path] = layer
+    return layers
+
+
+def statistics(
+    loaded: LoadedModel,
+    layers: Mapping[str, Any],
+    parts: Sequence[Batch],
+    *,
+    seed: int,
+    folder: Path,
+    progress: Progress | None = None,
+) -> Statistics:
+    """One forward and one backward pass over the batches.
+
+    Args:
+        loaded: the model.
+        layers: from `lora_layers`.
+        parts: the inputs.
+        seed: of the labels that are drawn.
+        folder: where the sums of each sequence are kept; it must outlive what is returned.
+        progress: called with (sequences done, sequences in all, what is done).
+    """
+    generator = torch.Generator(device=loaded.device).manual_seed(seed)
+    total = sum(len(batch.rows) for batch in parts)
+    ranks = {path: _rank(layer) for path, layer in layers.items()}
+    is_double = next(iter(loaded.model.parameters())).dtype == torch.float64
+    store = _Store(folder / "gradients.bin", ranks, total, np.float64 if is_double else np.float32)
+    sums = {path: _Sums(ranks[path], loaded.device) for path in layers}
+    predictions = done = 0
+    with _observed(layers, sums):
+        for batch in parts:
+            for one in sums.values():
+                one.begin(batch, loaded.device)
+            with torch.enable_grad():
+                log_p = log_probs(logits_of(loaded, batch))
+                drawn = torch.multinomial(log_p.detach().exp(), 1, generator=generator)
+                (-log_p.gather(1, drawn).sum()).backward()
+            store.append({path: one.of_rows for path, one in sums.items()})
+            predictions += sum(row_sizes(loaded, batch))
+            done += len(batch.rows)
+            if progress is not None:
+                progress(done, total, "forward and backward")
+    return Statistics({path: one.moments() for path, one in sums.items()}, predictions, store.read)
+
+
+def _rank(layer: Any) -> int:
+    return int(layer.r[FIRST])
+
+
+class _Sums:
+    """Sums over the tokens of one module: z z^T and h h^T of all, h z^T of each row of the batch at hand."""
+
+    def __init__(self, r: int, device: torch.device) -> None:
+        self._zz = torch.zeros(r, r, dtype=torch.float64, device=device)
+        self._hh = torch.zeros_like(self._zz)
+        self._tokens = 0
+        self._mask = torch.ones(0)
+        self.of_rows = torch.zeros(0, r, r)
+
+    def begin(self, batch: Batch, device: torch.device) -> None:
+        """Make ready for a batch."""
+        self._mask = torch.from_numpy(batch.mask).to(device)
+        self.of_rows = torch.zeros(len(batch.rows), *self._zz.shape, dtype=torch.float64, device=device)
+
+    def add(self, z: torch.Tensor, h: torch.Tensor) -> None:
+        """Count the tokens of one call of the module; z and h are of the same shape, (rows, ..., r).
+
+        Raises:
+            AdapterError: the module does not see the rows of the batch, so no sum belongs to an input.
+        """
+        rows, width = self._mask.shape
+        if z.shape[0] not in {rows, rows * width}:
+            raise AdapterError(
+                f"a module sees {z.shape[0]} rows of a batch of {rows}: its tokens cannot be told apart by input",
+                advice="resize it by its weights, without --calibrate",
+            )
+        z, h = (x.detach().reshape(rows, -1, x.shape[-1]).double() for x in (z, h))
+        if z.shape[1] == width:  # else the module sees a sequence of its own, such as a pooled one
+            z = z * self._mask[:, :, None]
+            h = h * self._mask[:, :, None]
+            self._tokens += int(self._mask.sum())
+        else:
+            self._tokens += z.shape[0] * z.shape[1]
+        self._zz += torch.einsum("nti,ntj->ij", z, z)
+        self._hh += torch.einsum("nti,ntj->ij", h, h)
+        self.of_rows += h.transpose(1, 2) @ z
+
+    def moments(self) -> Moments:
+        """Means over the tokens; zero where no gradient came by."""
+        count = max(self._tokens, 1)
+        return Moments((self._zz / count).cpu().numpy(), (self._hh / count).cpu().numpy())
+
+
+@contextmanager
+def _observed(layers: Mapping[str, Any], sums: Mapping[str, _Sums]) -> Iterator[None]:
+    """A block in which each layer's z and h are added to its sums."""
+    handles = []
+    for path, layer in layers.items():
+        if FIRST in layer.lora_embedding_A:
+            handles.append(layer.register_forward_hook(_of_embedding(sums[path])))
+        else:
+            handles.append(layer.lora_A[FIRST].register_forward_hook(_of_factor(sums[path])))
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _of_factor(sums: _Sums) -> Callable[..., torch.Tensor]:
+    """A hook on A: its output is z, and the gradient there is h."""
+
+    def hook(module: torch.nn.Module, _inputs: Any, z: torch.Tensor) -> torch.Tensor:
+        if not z.requires_grad:  # nothing below it is adapted
+            z = z.detach().requires_grad_()
+        is_conv = not isinstance(module, torch.nn.Linear)
+        kept = z.detach()
+
+        def take(h: torch.Tensor) -> None:
+            sums.add(_channels_last(kept), _channels_last(h)) if is_conv else sums.add(kept, h)
+
+        z.register_hook(take)
+        return z
+
+    return hook
+
+
+def _channels_last(x: torch.Tensor) -> torch.Tensor:
+    return x.movedim(1, -1)
+
+
+def _of_embedding(sums: _Sums) -> Callable[..., torch.Tensor]:
+    """A hook on an embedding's layer, whose factors are no modules: z is A's column of the token, h is s B^T g."""
+
+    def hook(layer: Any, inputs: tuple[torch.Tensor, ...], out: torch.Tensor) -> torch.Tensor:
+        if not out.requires_grad:
+            out = out.detach().requires_grad_()
+        size = layer._get_embed_scale()  # noqa: SLF001  # PEFT's own factor of such embeddings, which has no other name
+        s = layer.scaling[FIRST] * (1.0 if size is None else size)
+        z = torch.nn.functional.embedding(inputs[0], layer.lora_embedding_A[FIRST].T)
+
+        def take(g: torch.Tensor) -> None:
+            sums.add(z, s * (g @ layer.lora_embedding_B[FIRST].to(g.dtype)))
+
+        out.register_hook(take)
+        return out
+
+    return hook
+
+
+class _Store:
+    """The sums of each sequence and module on disk: for hundreds of modules of a large rank they are gigabytes."""
+
+    def __init__(self, path: Path, ranks: Mapping[str, int], total: int, dtype: Any) -> None:
+        self._path = path
+        self._dtype = np.dtype(dtype)
+        self._total = total
+        self._ranks = ranks
+        self._starts: dict[str, int] = {}
+        at = 0
+        for name, r in ranks.items():
+            self._starts[name] = at
+            at += total * r * r * self._dtype.itemsize
+        self._done = 0
+        with path.open("wb") as file:
+            file.truncate(at)
+
+    def append(self, of_rows: Mapping[str, torch.Tensor]) -> None:
+        """Add the rows of one batch."""
+        rows = 0
+        with self._path.open("r+b") as file:
+            for name, sums in of_rows.items():
+                rows = len(sums)
+                file.seek(self._starts[name] + self._done * self._ranks[name] ** 2 * self._dtype.itemsize)
+                file.write(sums.cpu().numpy().astype(self._dtype).tobytes())
+        self._done += rows
+
+    def read(self, name: str) -> Floats:
+        """All sequences of one module, (sequences, r, r)."""
+        r = self._ranks[name]
+        with self._path.open("rb") as file:
+            data = np.fromfile(file, self._dtype, self._total * r * r, offset=self._starts[name])
+        return data.reshape(self._total, r, r).astype(np.float64)

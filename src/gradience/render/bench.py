@@ -1,0 +1,171 @@
+"""The report of a bench as text: the verdict, a table of candidates by size, and their intervals on one axis."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import Final, NamedTuple
+
+from gradience.render.text import Columns, banner, clean, count, labelled, number, percent, short_path, table, words
+from gradience.schema.bench import BenchCandidate, BenchReport, BenchResult, BenchTask
+from gradience.schema.scalars import as_float
+
+OUTCOMES: Final = {
+    "within": "within",
+    "over": "over",
+    "open": "open",
+    "not_finite": "not finite",
+    "reference": "-",
+    "anchor": "-",
+}
+_WIDTH: Final = 61  # characters of the axis
+_NAME: Final = 24
+
+
+class Row(NamedTuple):
+    """A candidate and its result on one task."""
+
+    candidate: BenchCandidate
+    result: BenchResult
+
+
+def rows_of(report: BenchReport, task: BenchTask) -> list[Row]:
+    """The candidates that were scored on a task, in the report's order."""
+    return [Row(c, result) for c in report.candidates for result in c.results if result.task == task.name]
+
+
+def bench_text(report: BenchReport, *, unicode: bool = True) -> str:
+    """The report for a terminal; `unicode` draws intervals with line characters, else in ASCII."""
+    return "\n".join(_bench(report, unicode=unicode))
+
+
+def _bench(report: BenchReport, *, unicode: bool) -> Iterator[str]:
+    yield from banner(f"GRADIENCE BENCH{'' if report.kind == 'resize' else f' {report.kind.upper()}'}")
+    yield from labelled(
+        [
+            *(("Adapter", clean(path)) for path in report.adapters),
+            *([("Base", clean(report.base))] if report.base else []),
+            ("Metric", f"{clean(report.metric.name)} ({direction(report)}), paired by {report.metric.unit}"),
+            ("Tolerance", f"{tolerance_words(report)}; bounds hold with {report.confidence:.0%} for all at once"),
+            ("Evaluated", f"{report.evaluated} now, {report.reused} taken from {clean(report.out)}"),
+        ]
+    )
+    for task in report.tasks:
+        yield ""
+        yield from _task(report, task, unicode=unicode)
+    yield ""
+    yield f"Verdict: {words(report.verdict.state).upper()}: {clean(report.verdict.says)}."
+    yield from (f"Note: {clean(note)}." for note in report.notes)
+    yield "Within the tolerance means no more than that: a difference that looks like a gain may be noise."
+
+
+def direction(report: BenchReport) -> str:
+    """Which way is better."""
+    return "higher is better" if report.metric.higher_is_better else "lower is better"
+
+
+def tolerance_words(report: BenchReport) -> str:
+    """The tolerance in words."""
+    return f"{report.tolerance} of the reference's score" if report.tolerance.endswith("%") else report.tolerance
+
+
+def task_line(report: BenchReport, task: BenchTask) -> str:
+    """The task in one line: its data, its reference's score, and the tolerance there."""
+    score = as_float(task.score)
+    also = f" (perplexity {math.exp(min(score, 700.0)):.4g})" if report.metric.name == "loss" else ""
+    data = f", {short_path(task.data)}" if task.data else ""
+    aside = "" if task.judged else "; reported beside the verdict"
+    unit = report.metric.unit if task.n == 1 else f"{report.metric.unit}s"
+    own = f"{task.reference} {score:.4g}{also}"
+    return f"{task.name}{data}: n = {task.n:,} {unit}, {own}, tolerance {task.margin:.3g}{aside}"
+
+
+def contrast_line(task: BenchTask) -> str | None:
+    """Whether the data can show a loss at all; None where nothing has to be said."""
+    if task.has_contrast is False and task.judged:
+        return "The base without the update is not shown to be worse by the tolerance: these data cannot show a loss."
+    return None
+
+
+def _task(report: BenchReport, task: BenchTask, *, unicode: bool) -> Iterator[str]:
+    rows = rows_of(report, task)
+    yield clean(task_line(report, task))
+    yield from table(_COLUMNS, rows)
+    drawn = [row for row in rows if row.candidate.role == "candidate" and row.result.worst is not None]
+    if drawn:
+        yield ""
+        marks = _UNICODE if unicode else _ASCII
+        yield f"  Loss, the largest candidate first; | is 0, {marks.tolerance} the tolerance:"
+        yield from _forest(drawn, task.margin, marks)
+    line = contrast_line(task)
+    if line is not None:
+        yield line
+
+
+def harm_cell(result: BenchResult) -> str:
+    """The harm with its bounds, or `-`."""
+    if result.harm is None:
+        return "-"
+    if result.low is None or result.worst is None:
+        return signed(result.harm)
+    return f"{signed(result.harm)} [{signed(result.low)}, {signed(result.worst)}]"
+
+
+def signed(value: float | str | None) -> str:
+    """A number with its sign in three digits, `0` where it is none."""
+    if not isinstance(value, float | int):
+        return number(value)  # type: ignore[arg-type]  # None, or the name of a number that is not finite
+    return f"{value:+.3g}" if value else "0"
+
+
+def outcome_cell(result: BenchResult) -> str:
+    """The outcome, with the examples that an open one needs."""
+    more = f", needs about {result.needed:,}" if result.needed is not None else ""
+    return OUTCOMES[result.outcome] + more
+
+
+_COLUMNS: Final[Columns[Row]] = (
+    ("candidate", f"<{_NAME}", lambda row: clean(row.candidate.name)[:_NAME]),
+    ("params", ">7", lambda row: count(row.candidate.params)),
+    ("share", ">6", lambda row: "-" if row.candidate.share is None else f"{row.candidate.share:.0%}"),
+    ("score", ">8", lambda row: number(row.result.score, ".4g")),
+    ("loss [least, worst]", "<29", lambda row: harm_cell(row.result)),
+    ("KL", ">8", lambda row: number(row.result.kl, ".2g")),
+    ("flips", ">6", lambda row: percent(row.result.flips)),
+    ("", "", lambda row: outcome_cell(row.result)),
+)
+
+
+class _Marks(NamedTuple):
+    """The characters of an interval, and of the tolerance."""
+
+    line: str
+    left: str
+    right: str
+    mean: str
+    tolerance: str
+
+
+_UNICODE: Final = _Marks("─", "├", "┤", "●", "┊")
+_ASCII: Final = _Marks("-", "[", "]", "o", ":")
+
+
+def _forest(rows: Sequence[Row], margin: float, marks: _Marks) -> Iterator[str]:
+    """A line for each interval, on one axis that holds them all with 0 and the tolerance."""
+    spans = [[as_float(v) for v in (r.result.low, r.result.harm, r.result.worst) if v is not None] for r in rows]
+    ends = [value for span in spans for value in span]
+    low, high = min([0.0, *ends]), max([margin, *ends])
+
+    def at(value: float) -> int:
+        return round((value - low) / (high - low) * (_WIDTH - 1))
+
+    for row, span in zip(rows, spans, strict=True):
+        drawn = [" "] * _WIDTH
+        drawn[at(0.0)], drawn[at(margin)] = "|", marks.tolerance
+        first, middle, last = map(at, span)
+        drawn[first : last + 1] = marks.line * (last + 1 - first)
+        drawn[first], drawn[last] = marks.left, marks.right
+        drawn[middle] = marks.mean
+        yield f"  {clean(row.candidate.name)[:_NAME]:<{_NAME}} {''.join(drawn).rstrip()}"
+    least = f"{low:.3g}"
+    yield f"  {'':<{_NAME}} {least}{f'{high:.3g}':>{_WIDTH - len(least)}}"

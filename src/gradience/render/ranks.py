@@ -1,0 +1,146 @@
+"""The ranks that an audit suggests as text: what each would keep and save, by which rule, and what to run next."""
+
+from __future__ import annotations
+
+import shlex
+from collections import Counter
+from collections.abc import Iterator
+from typing import Final
+
+import msgspec
+
+from gradience.render.text import Columns, clean, count, megabytes, number, percent, shortened, table
+from gradience.rules.weights.health import LARGE_SIZE
+from gradience.schema.audit import AuditReport, RankDisagreement, RankPattern, SuggestedRank
+
+_MODULES: Final = 8  # of a rank pattern, without --verbose
+_RULES: Final = {
+    "energy_90": "k@90%",
+    "effective_rank": "effective rank",
+    "stable_rank": "stable rank",
+    "knee": "knee",
+}
+_TRIAL: Final = (  # docs/resize.md: benchmarks/resize_quality.py, and the later measurement on pretrained models
+    "  measured, with ranks rounded up to powers of two: 12 adapters of a small Llama trained on digits lost 1.4",
+    "  points of accuracy at p90 (0.0 to 2.8) and 3.9 at the median (1.2 to 6.6). It did not transfer: on MiniLM-L6 it",
+    "  saved nothing, on SmolLM2-135M it cost 2.5 points. Weights alone do not say how small an adapter may become.",
+)
+SUGGESTED_FOR: Final = {"median": "most modules (median)", "p90": "worst-case tail (p90)"}
+
+
+def update_size(norm: float | None, size: float | None) -> str | None:
+    """The size of an update in words, from its norm and its share of freshly initialised weights."""
+    if norm is None or size is None:
+        return None
+    far = "; far above ordinary updates (under 1)" if size > LARGE_SIZE.value else ""
+    return f"norm {norm:.3g}, {size:.3g} of freshly initialised weights of these shapes{far}"
+
+
+def suggested(report: AuditReport) -> Iterator[str]:
+    """Cost and saving of lower ranks, the suggested ones marked; one line where the present rank is suggested."""
+    if not report.suggested:
+        return
+    highest = max(m.r for m in report.modules)
+    if all(item.rank >= highest for item in report.suggested.values()):
+        yield f"Suggested rank: {highest}, the present one; the spectra show nothing to leave out"
+        yield from _next(report)
+        return
+    columns: Columns[SuggestedRank] = (
+        ("r", ">4", lambda c: str(c.rank)),
+        ("energy kept", ">11", lambda c: percent(c.energy_kept)),
+        ("rel. error", ">10", lambda c: percent(c.relative_error)),
+        ("worst module", ">12", lambda c: percent(c.relative_error_worst)),
+        ("saves", "", lambda c: f"{count(c.params_saved)} params, {megabytes(c.bytes_saved)}{_mark(report, c.rank)}"),
+    )
+    yield "Suggested rank (compress after training; verify with eval):"
+    yield from table(columns, report.candidates)
+    present = present_rank(report)
+    if present is not None:
+        yield f"  {present:>4}  {percent(1.0):>11}  {'the present rank':>16}{_mark(report, present)}"
+    others = [rule for rule in report.rank_rules if rule.rule != "energy_90"]
+    if others:
+        ranks = ", ".join(f"{_RULES[r.rule]} {r.median_rank}/{r.p90_rank}" for r in others)
+        yield f"  k@90% decides; other rules say (median/p90): {ranks}"
+    yield from _of_each(report)
+    yield from _TRIAL
+    yield from _next(report)
+
+
+def _of_each(report: AuditReport) -> Iterator[str]:
+    each, named = report.like_suggested, report.suggested
+    if each is not None:
+        yield (
+            f"  each module at its own k@90% (resize --like-suggested): relative error {percent(each.relative_error)}, "
+            f"saves {count(each.params_saved)} params, {megabytes(each.bytes_saved)}"
+        )
+    if any(item.for_engines != item.rank for item in named.values()):
+        listed = ", ".join(f"{item.for_engines} for {SUGGESTED_FOR[name]}" for name, item in named.items())
+        yield f"  for engines that want a power of two: {listed}"
+
+
+def _next(report: AuditReport) -> Iterator[str]:
+    """The commands that measure on the user's own inputs what these numbers leave open."""
+    given = f"--peft-dir {shlex.quote(clean(report.peft_dir))}"
+    base = "MODEL" if report.base is None else shlex.quote(clean(report.base.path))
+    yield "  next, how small it may become by its outputs on your texts, and what that does to your metric:"
+    yield f"    gradience resize {given} --base {base} --calibrate TEXTS --kl .003 --out SMALLER"
+    yield f"    gradience bench {given} --base {base} --data HELDOUT --out BENCH"
+    yield ""
+
+
+def _mark(report: AuditReport, rank: int) -> str:
+    purpose = suggested_for(report, rank)
+    return f"  <- {purpose}" if purpose else ""
+
+
+def suggested_for(report: AuditReport, rank: int) -> str:
+    """The purposes that the rank is suggested for; empty if it is not."""
+    found = report.suggested
+    return ", ".join(text for key, text in SUGGESTED_FOR.items() if key in found and found[key].rank == rank)
+
+
+def present_rank(report: AuditReport) -> int | None:
+    """The adapter's highest rank, unless it is a candidate itself."""
+    present = max((m.r for m in report.modules), default=0)
+    return None if present in {item.rank for item in report.candidates} else present
+
+
+def rank_rules(report: AuditReport, *, verbose: bool) -> Iterator[str]:
+    """The ranks by each rule, and the modules where they differ by more than a power of two, by those ranks."""
+    yield "Rules for a rank (median/p90, then as ranks):"
+    for rule in report.rank_rules:
+        yield (
+            f"  {_RULES[rule.rule]:<15} {number(rule.median, '.3g'):>5}/{number(rule.p90, '.3g'):<5}"
+            f" r={rule.median_rank}/{rule.p90_rank:<4} {rule.says}"
+        )
+    groups: dict[tuple[int, ...], list[RankDisagreement]] = {}
+    for item in report.rank_disagreements:
+        groups.setdefault(tuple(item.buckets.values()), []).append(item)
+    if groups:
+        yield f"  More than a power of two apart on {len(report.rank_disagreements)} of {len(report.modules)} modules:"
+    for items in sorted(groups.values(), key=len, reverse=True):
+        yield f"    {len(items)} x  {', '.join(f'{_RULES[name]} {rank}' for name, rank in items[0].buckets.items())}"
+        lines = [f"      {clean(item.name)}: {clean(item.why)}" for item in items]
+        yield from shortened(lines, None if verbose else 1, of="like it", indent=6)
+    yield ""
+
+
+def rank_pattern(pattern: RankPattern, *, verbose: bool) -> Iterator[str]:
+    """The pattern as JSON for LoraConfig, with its cost and saving."""
+    yield "Rank per layer (each module at its k@90%, scaling unchanged; arguments of peft.LoraConfig):"
+    fields = ("r", "lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern")
+    arguments = {name: getattr(pattern, name) for name in fields}
+    text = msgspec.json.format(msgspec.json.encode(arguments), indent=2).decode()
+    yield from (f"  {line}" for line in text.splitlines())
+    yield (
+        f"  keeps {percent(pattern.energy_kept)} of the energy; relative error {percent(pattern.relative_error)};"
+        f" saves {count(pattern.params_saved)} params, {megabytes(pattern.bytes_saved)}"
+    )
+    ranks = Counter(item.rank for item in pattern.modules)
+    yield "  modules by rank: " + ", ".join(f"r={rank}: {n}" for rank, n in sorted(ranks.items()))
+    lines = [
+        f"    r={item.r:<3} -> {item.rank:<3} error {percent(item.relative_error):>6}  {clean(item.name)}"
+        for item in sorted(pattern.modules, key=lambda item: -item.relative_error)
+    ]
+    yield from shortened(lines, None if verbose else _MODULES, of="with smaller errors", indent=4)
+    yield ""

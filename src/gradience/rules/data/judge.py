@@ -1,0 +1,13 @@
+"""The rules on a data set as one table."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from gradience.rules.data import content, labels, supervision, tokens
+from gradience.rules.rule import Rule
+from gradience.schema.data import DataReport
+
+DATA_RULES: Final[tuple[Rule[DataReport], ...]] = tuple(
+    sorted((*supervision.RULES, *tokens.RULES, *content.RULES, *labels.RULES), key=lambda rule: rule.id)
+)

@@ -1,0 +1,37 @@
+"""Rows as the messages of findings name them: how many, their share, and the numbers of the first."""
+
+from __future__ import annotations
+
+from gradience.schema.data import DataReport, Rows
+from gradience.schema.scalars import Json
+
+
+def share(rows: Rows, of: int) -> float:
+    """The share of rows, of so many; 0 of none."""
+    return rows.count / of if of else 0.0
+
+
+def counted(rows: Rows, of: int, what: str = "rows") -> str:
+    """How many rows, of how many.
+
+    >>> counted(Rows(count=3, first=[1, 4, 9]), 60), counted(Rows(count=60, first=[1]), 60)
+    ('3 of 60 rows (5 %: 1, 4, 9)', 'all 60 rows')
+    """
+    if rows.count == of:
+        return f"all {of:,} {what}"
+    more = ", ..." if rows.count > len(rows.first) else ""
+    part = 100 * share(rows, of)
+    shown = f"{part:.2g}" if part < 10 else f"{part:.0f}"  # two digits
+    return f"{rows.count:,} of {of:,} {what} ({shown} %: {', '.join(map(str, rows.first))}{more})"
+
+
+def values(rows: Rows, of: int, **more: Json) -> dict[str, Json]:
+    """The numbers of a finding on rows."""
+    return {"rows": rows.count, "of": of, "share": share(rows, of), "first": rows.first, **more}
+
+
+def of_tokens(data: DataReport) -> str | None:
+    """The need of a rule on supervised tokens: why a data set has none, or None."""
+    if data.trainer in {"reward", "classification"}:
+        return f"{data.trainer}: the loss is computed on one output per sequence, not on tokens"
+    return None if data.rows_read else "no row could be tokenised"

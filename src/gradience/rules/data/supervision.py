@@ -1,0 +1,250 @@
+"""Rules on what the loss is computed on: no token, too few, the prompt as well, and whether the end is learnt."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from gradience.rules.data.rows import counted, of_tokens, share, values
+from gradience.rules.rule import Observation, Rule, Threshold, Unknown
+from gradience.schema.data import DataReport
+from gradience.schema.findings import Evidence
+
+FEW_SUPERVISED = Threshold(
+    "few_supervised", 0.02, "share of kept tokens", "proposal: 1 of 50 tokens paid for is learnt"
+)
+END_SELDOM = Threshold("end_seldom", 0.5, "share of whole answers", "proposal: half of the answers teach no end")
+PROMPT_TAUGHT = Threshold(
+    "prompt_taught", 0.5, "share of rows", "proposal: a few rows without a prompt are no wrong setting"
+)
+MASKED_END = Threshold("masked_end", 0.5, "share of whole answers", "proposal: half of the answers")
+TRL_ZERO = Evidence(
+    source="huggingface/trl#6668", says="SFTTrainer logs loss 0.0 when every label is masked, and trains on"
+)
+NO_MARKERS = Evidence(
+    source="huggingface/trl#4201; marin-community/marin#7237",
+    says="stock templates have no generation block: assistant_only_loss masks every token",
+)
+TRL_REFUSES = Evidence(
+    source="TRL 1.16, chat_template_utils.get_training_chat_template",
+    says="replaces the stock templates that it knows, and raises ValueError for any other",
+)
+
+
+def unmarked(data: DataReport) -> bool:
+    """Whether an assistant-only loss meets a template that does not mark the answers."""
+    conversations = bool(data.template) and data.format != "text"
+    return data.masked_by == "trl" and data.loss == "assistant" and conversations and not data.template_marks_answers
+
+
+def _no_markers(data: DataReport) -> Iterator[Observation]:
+    if unmarked(data):
+        yield Observation(
+            f"the chat template of {data.template} has no {{% generation %}} block, and the loss is assistant-only",
+            {"template": data.template, "loss": data.loss, "rows": data.rows_read},
+        )
+
+
+def _unsupervised(data: DataReport) -> Iterator[Observation]:
+    if unmarked(data):
+        raise Unknown("the template marks no answer (see DAT302)")
+    rows = data.seen.unsupervised
+    if rows.count:
+        everything = rows.count == data.rows_read
+        yield Observation(
+            f"{counted(rows, data.rows_read)} have no supervised token",
+            values(rows, data.rows_read, loss=data.loss),
+            severity="critical" if everything else None,
+        )
+
+
+def _few_supervised(data: DataReport) -> Iterator[Observation]:
+    tokens = data.tokens
+    if not tokens.kept or not tokens.supervised:
+        raise Unknown("no token is supervised (see DAT301, DAT302)")
+    part = tokens.supervised / tokens.kept
+    if part < FEW_SUPERVISED.value:
+        yield Observation(
+            f"{tokens.supervised:,} of {tokens.kept:,} tokens are supervised ({part:.1%})",
+            {"supervised": tokens.supervised, "tokens": tokens.kept, "share": part},
+        )
+
+
+def _prompt_supervised(data: DataReport) -> Iterator[Observation]:
+    if data.loss not in {"assistant", "completion"}:
+        raise Unknown(f"the loss is set on {data.loss}: prompts are supervised as asked")
+    rows = data.seen.all_supervised
+    if share(rows, data.rows_read) >= PROMPT_TAUGHT.value:
+        yield Observation(
+            f"the loss is set on {data.loss}, and in {counted(rows, data.rows_read)} every token is supervised",
+            values(rows, data.rows_read, loss=data.loss),
+            action="give prompt and completion as columns: SFTTrainer masks no prompt in rows of text or messages"
+            if data.format in {"text", "messages", "sharegpt"}
+            else None,
+        )
+
+
+def _end(data: DataReport) -> Iterator[Observation]:
+    if not data.end_tokens:
+        raise Unknown("the tokenizer has no end token")
+    if not data.whole_rows:
+        raise Unknown("no supervised answer is whole")
+    seen, whole = data.seen.end_supervised, data.whole_rows
+    if share(seen, whole) >= END_SELDOM.value:
+        return
+    ends = " or ".join(data.end_tokens)
+    counts = {"with_end": seen.count, "whole": whole, "end_tokens": data.end_tokens, "turn_end": data.turn_end}
+    if data.turn_end:
+        yield Observation(
+            f"answers end with {data.turn_end}, and generation ends at {ends}",
+            counts,
+            severity="warning",
+            action=f"set eos_token to {data.turn_end}, or add it to eos_token_id of generation_config.json",
+        )
+    elif not seen.count:
+        yield Observation(f"no answer has a supervised end token ({ends})", counts)
+    else:
+        yield Observation(
+            f"an end token ({ends}) is supervised in {counted(seen, whole, 'whole answers')} only",
+            counts,
+            severity="warning",
+        )
+
+
+def _pad_is_end(data: DataReport) -> Iterator[Observation]:
+    if data.pad_is_end is None:
+        raise Unknown("no tokenizer is given")
+    if not data.pad_is_end:
+        return
+    masked = data.seen.end_masked
+    if data.has_labels and masked.count and share(masked, data.whole_rows) >= MASKED_END.value:
+        yield Observation(
+            f"pad and end token are one, and the labels mask the end of {counted(masked, data.whole_rows, 'answers')}",
+            values(masked, data.whole_rows),
+        )
+    elif data.format == "tokenised" and not data.has_labels:
+        yield Observation(
+            "pad and end token are one, and the rows have no labels: a collator that masks padding masks the end",
+            {"has_labels": False},
+            severity="warning",
+        )
+
+
+RULES = (
+    Rule(
+        id="DAT301",
+        severity="error",
+        title="rows without a supervised token",
+        groups=("data",),
+        condition="no token of a row is supervised, before any cut; of all rows: critical",
+        observe=_unsupervised,
+        needs=(of_tokens,),
+        confidence=0.95,
+        scope="losses on tokens; with the masks that the trainer builds from the template and the columns",
+        rationale="The loss of such a row is 0 or undefined; if all are so, the run trains nothing and logs a "
+        "plausible or zero loss.",
+        action="look at these rows: no assistant turn, another role's name, an empty answer; or choose another --loss",
+        verify="labels of trainer.train_dataset[i]: all -100",
+        evidence=(TRL_ZERO,),
+        settings=("assistant_only_loss", "completion_only_loss", "train_on_inputs", "train_on_prompt"),
+    ),
+    Rule(
+        id="DAT302",
+        severity="error",
+        title="template without generation markers under an assistant-only loss",
+        groups=("data",),
+        condition="loss on the assistant's turns by TRL, and the chat template has no generation block",
+        observe=_no_markers,
+        needs=(of_tokens,),
+        confidence=0.95,
+        scope="TRL's assistant_only_loss; a stock template that the installed TRL replaces by its own is not reported",
+        rationale="The mask is built from these blocks: without one every token is masked, or TRL 1.16 refuses to "
+        "start.",
+        action="give --template a copy with a generation block around the assistant's content and its end token",
+        verify="tokenizer.apply_chat_template(..., return_assistant_tokens_mask=True) holds a 1",
+        evidence=(NO_MARKERS, TRL_REFUSES),
+        settings=("assistant_only_loss",),
+    ),
+    Rule(
+        id="DAT303",
+        severity="info",
+        title="few tokens are supervised",
+        groups=("data",),
+        condition="under {few_supervised} of the kept tokens are supervised",
+        observe=_few_supervised,
+        needs=(of_tokens,),
+        confidence=0.5,
+        scope="losses on tokens",
+        rationale="Compute goes into prompts, and the loss is a mean over few tokens: it is noisy.",
+        action="shorten prompts, join turns of one conversation into a row, or raise the batch size",
+        verify="the same run with longer answers, or twice the batch",
+        thresholds=(FEW_SUPERVISED,),
+        evidence=(Evidence(source="definition", says="supervised tokens over tokens after the cut"),),
+    ),
+    Rule(
+        id="DAT304",
+        severity="warning",
+        title="the prompt is supervised against the setting",
+        groups=("data",),
+        condition="the loss is set on answers only, and every token is supervised in {prompt_taught} of the rows",
+        observe=_prompt_supervised,
+        needs=(of_tokens,),
+        confidence=0.85,
+        scope="a loss on the assistant's turns or on completions",
+        rationale="The model learns to write prompts; the loss looks low for text that repeats.",
+        action="correct the labels, or the generation block, so that it covers answers only",
+        verify="decode the supervised tokens of a row",
+        thresholds=(PROMPT_TAUGHT,),
+        evidence=(
+            Evidence(
+                source="TRL 1.16, SFTTrainer._prepare_dataset",
+                says="completion_only_loss acts on a completion mask, which only prompt/completion rows get",
+            ),
+        ),
+        settings=("completion_only_loss", "assistant_only_loss"),
+    ),
+    Rule(
+        id="DAT307",
+        severity="error",
+        title="the end token is not learnt",
+        groups=("data",),
+        condition="an end token is supervised in under {end_seldom} of the whole answers; in some: warning; answers "
+        "that end with another control token: warning",
+        observe=_end,
+        needs=(of_tokens,),
+        confidence=0.8,
+        scope="losses on tokens; end tokens are the tokenizer's and those of a generation_config.json beside it",
+        rationale="A model that never sees the end token in its loss does not stop.",
+        action="end each answer with the end token, inside what is supervised",
+        verify="generate from the adapter: answers run to max_new_tokens",
+        thresholds=(END_SELDOM,),
+        evidence=(
+            Evidence(
+                source="TRL 1.16, is_chat_template_stop_token_trained",
+                says="a template can leave the end of turn out of the mask; the loss still looks healthy",
+            ),
+        ),
+        settings=("eos_token",),
+    ),
+    Rule(
+        id="DAT308",
+        severity="error",
+        title="pad and end token are one, and the end is masked with the padding",
+        groups=("data",),
+        condition="pad is end token, and labels mask the end of {masked_end} of the answers; without labels: warning",
+        observe=_pad_is_end,
+        needs=(of_tokens,),
+        confidence=0.8,
+        scope="rows that are tokenised already; TRL masks padding by position, which leaves the end in the loss",
+        rationale="The end token is never learnt, and the model does not stop.",
+        action="give the tokenizer a pad token of its own, and build the labels anew",
+        verify="labels at the position of the end token: -100",
+        thresholds=(MASKED_END,),
+        evidence=(
+            Evidence(
+                source="transformers 5.24, DataCollatorForLanguageModeling",
+                says="without mlm, labels are input_ids with every pad_token_id set to -100",
+            ),
+        ),
+        settings=("pad_token",),
+    ),
+)

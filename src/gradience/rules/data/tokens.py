@@ -1,0 +1,209 @@
+"""Rules on lengths and special tokens: what the limit cuts, what padding costs, and what the template writes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from gradience.rules.data.rows import counted, of_tokens, share, values
+from gradience.rules.rule import Observation, Rule, Threshold, Unknown, few
+from gradience.schema.data import DataReport
+from gradience.schema.findings import Evidence
+
+CUT_MANY = Threshold("cut_many", 0.05, "share of rows", "proposal: the limit that keeps 95 % is the usual choice")
+LOST_MANY = Threshold("lost_many", 0.05, "share of rows", "proposal: 1 of 20 answers is not learnt at all")
+OUTLIER = Threshold("outlier", 20.0, "longest over median length", "proposal: real sets of chats stay under it")
+OUTLIER_LENGTH = Threshold("outlier_length", 512, "tokens", "proposal: shorter ones cost little")
+PADDING = Threshold("padding", 0.5, "share of a batch's tokens", "proposal: half of the compute goes into padding")
+DOUBLE = Threshold("double", 0.01, "share of rows", "proposal: a text may begin so by chance")
+TRL_CUT = Evidence(
+    source="TRL 1.16, SFTTrainer, DPOTrainer, RewardTrainer",
+    says="SFT and DPO keep the first max_length tokens, and drop a row whose answer is gone; reward drops longer rows",
+)
+
+
+def _limit(data: DataReport) -> str | None:
+    return "no length limit is given" if data.max_length is None else None
+
+
+def _lost(data: DataReport) -> int:
+    return data.tokens.total - data.tokens.kept
+
+
+def _cut(data: DataReport) -> Iterator[Observation]:
+    rows, tokens, lengths = data.seen.cut, data.tokens, data.lengths
+    if not rows.count:
+        return
+    lost = _lost(data) / tokens.total if tokens.total else 0.0
+    yield Observation(
+        f"{counted(rows, data.rows_read)} are longer than {data.max_length:,} tokens: {lost:.1%} of all are lost; "
+        f"{lengths.p95:,} tokens keep 95 % of the sequences whole, {lengths.p99:,} keep 99 %",
+        values(
+            rows, data.rows_read, max_length=data.max_length, tokens_lost=_lost(data), p95=lengths.p95, p99=lengths.p99
+        ),
+        severity="warning" if share(rows, data.rows_read) >= CUT_MANY.value else None,
+    )
+
+
+def _answers_cut(data: DataReport) -> Iterator[Observation]:
+    rows, gone = data.seen.answer_cut, data.seen.answer_lost
+    worst = rows if rows.count >= gone.count else gone
+    if not worst.count:
+        return
+    supervised = data.tokens.supervised + data.tokens.supervised_lost
+    lost = data.tokens.supervised_lost / supervised if supervised else 0.0
+    tail = f"; {counted(gone, data.rows_read)} lose the whole answer" if gone.count else ""
+    yield Observation(
+        f"{counted(worst, data.rows_read)} lose part of their answer at {data.max_length:,} tokens "
+        f"({lost:.1%} of the supervised tokens){tail}",
+        values(worst, data.rows_read, supervised_lost=data.tokens.supervised_lost, whole_answers=gone.count),
+        severity="error" if share(gone, data.rows_read) >= LOST_MANY.value else None,
+    )
+
+
+def _double_bos(data: DataReport) -> Iterator[Observation]:
+    rows = data.seen.double_bos
+    if share(rows, data.rows_read) >= DOUBLE.value:
+        yield Observation(f"{counted(rows, data.rows_read)} begin with two BOS tokens", values(rows, data.rows_read))
+
+
+def _split(data: DataReport) -> Iterator[Observation]:
+    if not data.template:
+        raise Unknown("no chat template is used")
+    names = data.template_tokens_split
+    if names:
+        yield Observation(
+            f"the chat template writes {few(names)}, which {data.tokenizer} splits into pieces or does not know",
+            {"tokens": names},
+        )
+
+
+def _outlier(data: DataReport) -> Iterator[Observation]:
+    lengths = data.lengths
+    if lengths.p50 and lengths.longest > max(OUTLIER.value * lengths.p50, OUTLIER_LENGTH.value):
+        rows = ", ".join(map(str, dict.fromkeys(lengths.longest_rows)))
+        yield Observation(
+            f"the longest sequence has {lengths.longest:,} tokens, the median {lengths.p50:,} (longest rows: {rows})",
+            {"longest": lengths.longest, "median": lengths.p50, "rows": lengths.longest_rows},
+        )
+
+
+def _padding(data: DataReport) -> Iterator[Observation]:
+    batch = data.batching
+    if data.packing:
+        raise Unknown("packing is on: nothing is padded")
+    if batch.padding_share is None:
+        raise Unknown("no batch could be counted")
+    if batch.padding_share < PADDING.value:
+        return
+    saved = ""
+    if batch.packed_sequences:
+        saved = f"; packing makes {batch.packed_sequences:,} full sequences of {data.sequences:,}"
+    yield Observation(
+        f"{batch.padding_share:.0%} of a batch of {batch.batch_size} is padding{saved}",
+        {"padding_share": batch.padding_share, "batch_size": batch.batch_size, "packed": batch.packed_sequences},
+    )
+
+
+RULES = (
+    Rule(
+        id="DAT305",
+        severity="info",
+        title="rows are cut by the length limit",
+        groups=("data",),
+        condition="a row is longer than the limit; from {cut_many} of the rows: warning",
+        observe=_cut,
+        needs=(_limit,),
+        confidence=0.9,
+        scope="every trainer with a length limit",
+        rationale="What is behind the limit is not trained on, and nothing in the log shows it.",
+        action="raise max_length to what keeps 95 or 99 %, or split long rows",
+        verify="the histogram of lengths in this report",
+        thresholds=(CUT_MANY,),
+        evidence=(TRL_CUT,),
+        settings=("max_length",),
+    ),
+    Rule(
+        id="DAT306",
+        severity="warning",
+        title="answers are cut off",
+        groups=("data",),
+        condition="the limit removes supervised tokens of a row; whole answers in {lost_many} of the rows: error",
+        observe=_answers_cut,
+        needs=(_limit,),
+        confidence=0.9,
+        scope="every trainer with a length limit; rows that TRL drops count as lost answers",
+        rationale="A cut answer teaches to stop mid-sentence without an end token, and a lost one teaches nothing.",
+        action="raise max_length, or shorten prompts",
+        verify="decode the last supervised tokens of these rows",
+        thresholds=(LOST_MANY,),
+        evidence=(TRL_CUT,),
+        settings=("max_length",),
+    ),
+    Rule(
+        id="DAT309",
+        severity="warning",
+        title="two BOS tokens",
+        groups=("data",),
+        condition="{double} of the rows begin with the BOS token twice",
+        observe=_double_bos,
+        confidence=0.85,
+        scope="tokenizers with a BOS token",
+        rationale="Text that holds the BOS token gets a second one from the tokenizer: a context that generation "
+        "does not have.",
+        action="leave the BOS token out of the text, or set add_bos_token to false",
+        verify="the first two ids of a row",
+        thresholds=(DOUBLE,),
+        evidence=(
+            Evidence(
+                source="transformers docs, chat_templating",
+                says="a rendered template holds its special tokens: tokenise it with add_special_tokens=False",
+            ),
+        ),
+    ),
+    Rule(
+        id="DAT310",
+        severity="warning",
+        title="control tokens of the template are not in the tokenizer",
+        groups=("data",),
+        condition="a control token written in the template is several tokens, or unknown, to this tokenizer",
+        observe=_split,
+        confidence=0.85,
+        scope="names such as <|im_start|> and <start_of_turn>",
+        rationale="The base has no such token: turns are marked by pieces of text, and no one token ends a turn.",
+        action="use the template of this tokenizer, or add the tokens and train their embedding rows",
+        verify="tokenizer.tokenize of the token",
+        evidence=(Evidence(source="definition", says="the tokenizer's ids of each control token in the template"),),
+    ),
+    Rule(
+        id="DAT319",
+        severity="info",
+        title="outliers in length",
+        groups=("data",),
+        condition="the longest sequence is over {outlier} times the median and over {outlier_length} tokens",
+        observe=_outlier,
+        confidence=0.6,
+        scope="every data set",
+        rationale="One long row sets the memory of its batch, and is often two rows that a parser joined.",
+        action="look at the longest rows",
+        verify="their text",
+        thresholds=(OUTLIER, OUTLIER_LENGTH),
+        evidence=(Evidence(source="definition", says="the longest over the median length"),),
+    ),
+    Rule(
+        id="DAT320",
+        severity="info",
+        title="batches are mostly padding",
+        groups=("data",),
+        condition="{padding} of the tokens of batches in random order are padding",
+        observe=_padding,
+        needs=(of_tokens,),
+        confidence=0.8,
+        scope="losses on tokens, at the batch size given",
+        rationale="Padding is computed and thrown away.",
+        action="group by length, or pack",
+        verify="tokens per second of both",
+        thresholds=(PADDING,),
+        evidence=(Evidence(source="definition", says="one minus tokens over rows times the longest, batch by batch"),),
+        settings=("packing", "batch_size"),
+    ),
+)

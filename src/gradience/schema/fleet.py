@@ -1,0 +1,256 @@
+"""Many adapters in tables: the rows of a fleet, from which its Arrow schema is made, and the reports on it."""
+
+from __future__ import annotations
+
+from typing import Annotated, Final, Literal
+
+import msgspec
+from msgspec import Meta
+
+from gradience.schema.document import Report
+from gradience.schema.scalars import Json, NonNegativeInt
+
+FLEET_SCHEMA_ID: Final = "gradience.fleet/v1"
+FLEET_AUDIT_SCHEMA_ID: Final = "gradience.fleet-audit/v2"
+FLEET_SHOW_SCHEMA_ID: Final = "gradience.fleet-show/v2"
+QUERY_SCHEMA_ID: Final = "gradience.query/v2"
+
+RowStatus = Literal["ok", "error", "crashed"]
+
+
+class AdapterRow(msgspec.Struct, kw_only=True, frozen=True):
+    """One adapter of a fleet. Means run over modules with a finite, non-zero update; null where there is none."""
+
+    path: Annotated[str, Meta(description="Absolute path of the folder or weights file, or its URL.")]
+    status: Annotated[
+        RowStatus, Meta(description="`error`: it cannot be read; `crashed`: a worker died on it twice.")
+    ] = "ok"
+    error: str | None = None
+    content_hash: Annotated[str, Meta(description="XXH3-128 over config and weights; empty where unread.")] = ""
+    weights_hash: Annotated[str, Meta(description="XXH3-128 over the weights files alone.")] = ""
+    rules: Annotated[str, Meta(description="Version of the rules and numbers.")] = ""
+    stamp: Annotated[str, Meta(description="Name, size, mtime and etag of each file: same, and it is not read.")] = ""
+    bytes: NonNegativeInt = 0
+    format: str | None = None
+    peft_type: str | None = None
+    base_model: str | None = None
+    verdict: Annotated[str, Meta(description="As `gradience audit`: trained, untrained, broken, ...")] | None = None
+    reason: str | None = None
+    modules: NonNegativeInt = 0
+    not_analysed: NonNegativeInt = 0
+    r: Annotated[NonNegativeInt, Meta(description="Largest rank of a module.")] | None = None
+    r_min: NonNegativeInt | None = None
+    module_types: Annotated[str, Meta(description="Types of adapted modules, joined by a comma.")] = ""
+    shape_key: Annotated[str, Meta(description="Hash of the adapted modules' names and shapes.")] = ""
+    params: NonNegativeInt = 0
+    stable_rank_mean: float | None = None
+    effective_rank_mean: float | None = None
+    utilization_mean: float | None = None
+    energy_rank_90_p50: float | None = None
+    energy_rank_90_p90: float | None = None
+    null_stable_rank_mean: float | None = None
+    frobenius_norm: Annotated[float, Meta(description="Of the whole update, scaled.")] | None = None
+    relative_frobenius: Annotated[float, Meta(description="Of the update over the base; null without base.")] | None = (
+        None
+    )
+    suggested_rank: Annotated[NonNegativeInt, Meta(description="Bucket of the 90th percentile of k@90.")] | None = None
+    bytes_saved: Annotated[NonNegativeInt, Meta(description="By a cut to `suggested_rank`.")] = 0
+    findings: NonNegativeInt = 0
+    worst: Annotated[str, Meta(description="Severity of the gravest finding.")] | None = None
+    sketch: Annotated[list[float], Meta(description="Random projections of the update: near duplicates agree.")] = []
+
+
+class ModuleRow(msgspec.Struct, kw_only=True, frozen=True):
+    """One module of one adapter: `modules` of `gradience audit --json`, as columns."""
+
+    path: Annotated[str, Meta(description="The adapter's.")]
+    position: Annotated[NonNegativeInt, Meta(description="Place in the adapter, from 0.")]
+    name: str
+    module_type: str
+    layer: NonNegativeInt | None = None
+    kind: str = "linear"
+    rows: NonNegativeInt = 0
+    columns: NonNegativeInt = 0
+    r: NonNegativeInt = 0
+    config_r: NonNegativeInt | None = None
+    alpha: float | None = None
+    scaling: float | None = None
+    rslora: bool = False
+    params: NonNegativeInt = 0
+    state: str = "ok"
+    stable_rank: float | None = None
+    effective_rank: float | None = None
+    participation_ratio: float | None = None
+    utilization: float | None = None
+    energy_rank_90: NonNegativeInt | None = None
+    energy_rank_95: NonNegativeInt | None = None
+    energy_rank_99: NonNegativeInt | None = None
+    knee_rank: NonNegativeInt | None = None
+    spectral_norm: float | None = None
+    frobenius_norm: float | None = None
+    null_stable_rank: float | None = None
+    energy_share: float | None = None
+    udr: float | None = None
+    relative_frobenius: float | None = None
+
+
+class FindingRow(msgspec.Struct, kw_only=True, frozen=True):
+    """One finding of one adapter or run."""
+
+    path: str
+    position: NonNegativeInt
+    id: str
+    severity: str
+    message: str
+    action: str | None = None
+    confidence: float | None = None
+
+
+class FleetAuditReport(Report, kw_only=True, frozen=True):
+    """What `gradience fleet audit` did."""
+
+    schema: Literal["gradience.fleet-audit/v2"]
+    out: str
+    engine: str
+    workers: NonNegativeInt
+    found: Annotated[NonNegativeInt, Meta(description="Adapters below the roots.")]
+    audited: Annotated[NonNegativeInt, Meta(description="Read in this call.")]
+    unchanged: Annotated[NonNegativeInt, Meta(description="Kept: size, mtime, or else content are the same.")]
+    removed: Annotated[NonNegativeInt, Meta(description="Rows whose adapter is no longer below the roots.")]
+    errors: Annotated[NonNegativeInt, Meta(description="Rows that hold an error instead of numbers.")]
+    crashed: NonNegativeInt = 0
+    seconds: float
+    notes: list[str] = []
+
+
+class Counted(msgspec.Struct, kw_only=True, frozen=True):
+    """How many adapters share a value."""
+
+    value: str
+    adapters: NonNegativeInt
+
+
+class Faulty(msgspec.Struct, kw_only=True, frozen=True):
+    """An adapter that needs a look, and why."""
+
+    path: str
+    verdict: str
+    reason: str
+
+
+class Wasteful(msgspec.Struct, kw_only=True, frozen=True):
+    """An adapter of which much could be cut away."""
+
+    path: str
+    r: NonNegativeInt
+    suggested_rank: NonNegativeInt
+    utilization_mean: float
+    bytes_saved: NonNegativeInt
+
+
+class RankBuckets(msgspec.Struct, kw_only=True, frozen=True):
+    """A number of servers, each with its own maximal rank, and what their padding wastes."""
+
+    max_lora_ranks: list[int]
+    adapters: Annotated[list[int], Meta(description="How many fall to each.")]
+    padding_bytes: NonNegativeInt
+
+
+class Serving(msgspec.Struct, kw_only=True, frozen=True):
+    """The healthy adapters of one base on a multi-LoRA server, which pads each to its maximal rank."""
+
+    base_model: str
+    adapters: NonNegativeInt
+    ranks: dict[str, int]
+    max_lora_rank: Annotated[NonNegativeInt, Meta(description="Least size of the server's that holds all.")] | None
+    used_bytes: Annotated[NonNegativeInt, Meta(description="Of the factors, at two bytes a number.")]
+    padding_bytes: Annotated[NonNegativeInt, Meta(description="Zeros beside them at that size.")]
+    buckets: Annotated[list[RankBuckets], Meta(description="The best split into 1, 2, ... sizes.")] = []
+
+
+class Alike(msgspec.Struct, kw_only=True, frozen=True):
+    """Adapters of equal content, or two whose updates nearly agree."""
+
+    paths: list[str]
+    cosine: Annotated[float, Meta(description="Of the updates, by Gram matrices; null for equal content.")] | None = (
+        None
+    )
+
+
+class Similar(msgspec.Struct, kw_only=True, frozen=True):
+    """Equal and nearly equal adapters."""
+
+    threshold: Annotated[float, Meta(description="Cosine from which two are listed.")]
+    same: Annotated[list[Alike], Meta(description="Equal content hash.")] = []
+    near: Annotated[list[Alike], Meta(description="Cosine at or over the threshold, largest first.")] = []
+    compared: Annotated[NonNegativeInt, Meta(description="Pairs whose cosine was computed from the factors.")] = 0
+    not_compared: Annotated[NonNegativeInt, Meta(description="Candidate pairs over the limit, or unreadable.")] = 0
+    all_pairs: Annotated[NonNegativeInt, Meta(description="Pairs of one base and shape there are.")] = 0
+
+
+class OtherShape(msgspec.Struct, kw_only=True, frozen=True):
+    """An adapter whose modules have other shapes than most that declare the same base."""
+
+    path: str
+    base_model: str
+    module: str
+    shape: list[int]
+    usual: list[int]
+    usual_adapters: Annotated[NonNegativeInt, Meta(description="Adapters of that base with the usual shape.")]
+
+
+class FleetShowReport(Report, kw_only=True, frozen=True):
+    """What a person wants first of a fleet, as `gradience fleet show --json` prints it."""
+
+    schema: Literal["gradience.fleet-show/v2"]
+    fleet: str
+    adapters: NonNegativeInt
+    modules: NonNegativeInt
+    bytes: NonNegativeInt
+    bases: list[Counted] = []
+    types: list[Counted] = []
+    ranks: list[Counted] = []
+    verdicts: list[Counted] = []
+    findings: Annotated[list[Counted], Meta(description="Adapters by the id of a finding.")] = []
+    faulty: Annotated[list[Faulty], Meta(description="Unreadable, broken, untrained and random-like ones.")] = []
+    faulty_total: NonNegativeInt = 0
+    wasteful: list[Wasteful] = []
+    serving: list[Serving] = []
+    similar: Similar
+    other_shapes: list[OtherShape] = []
+    notes: list[str] = []
+
+
+class QueryColumn(msgspec.Struct, kw_only=True, frozen=True):
+    """A column of a result."""
+
+    name: str
+    type: Annotated[str, Meta(description="As DuckDB names it.")]
+
+
+class QueryReport(Report, kw_only=True, frozen=True):
+    """The result of a query, as `gradience fleet query --json` prints it."""
+
+    schema: Literal["gradience.query/v2"]
+    sql: str
+    columns: list[QueryColumn]
+    rows: Annotated[list[list[Json]], Meta(description="Dates and decimals as text.")]
+
+
+class Percentile(msgspec.Struct, kw_only=True, frozen=True):
+    """Where one number of an adapter stands among healthy adapters of the same rank and module type."""
+
+    measure: Annotated[str, Meta(description="`stable_rank`, `utilization`, `energy_rank_90`, `udr`, ...")]
+    module_type: str
+    r: NonNegativeInt
+    value: Annotated[float, Meta(description="Mean over the adapter's modules of this type.")]
+    percentile: Annotated[float, Meta(ge=0.0, le=100.0, description="Share below it, ties by half, in per cent.")]
+    n: Annotated[NonNegativeInt, Meta(description="Adapters compared with.")]
+
+
+class Standing(msgspec.Struct, kw_only=True, frozen=True):
+    """An adapter among those of a fleet."""
+
+    fleet: str
+    percentiles: list[Percentile] = []
+    notes: list[str] = []

@@ -1,0 +1,97 @@
+"""The spectrum of an update that is a whole matrix, such as DoRA's: no factors of low rank give it.
+
+Of a small matrix every singular value, from the Gram matrix of its shorter side in float64. Of a large one the leading
+values and bounds on the rest: sums of squares of the leading values bound every energy rank from both sides.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Final, NamedTuple
+
+import numpy as np
+
+from gradience.spectral.lanczos import Matrix, Operator, leading
+from gradience.spectral.reduced import LowRank, leading_part
+from gradience.spectral.update import Floats
+
+EXACT_UP_TO: Final = 2048  # of the shorter side: a second for all singular values
+_LEADING: Final = 64
+_ROWS: Final = 1024  # cast to float64 at a time
+_SLACK: Final = 1e-4  # relative, on the largest value of what the leading part leaves out
+
+
+class DenseSpectrum(NamedTuple):
+    """`sigma` largest first: all singular values, or the leading ones where `is_whole` is false.
+
+    `energy` is the sum of all squared values, `next_square` a bound on the square of every value that `sigma` lacks;
+    `converged` whether the iterations reached their tolerance.
+    """
+
+    sigma: Floats
+    energy: float
+    size: int
+    next_square: float = 0.0
+    is_whole: bool = True
+    converged: bool = True
+
+    def energy_rank(self, share: float) -> tuple[int, int]:
+        """The least and the most that k can be, k the fewest values that hold this share of the energy.
+
+        Values beyond the leading ones fall, so their sums rise at least as a straight line does to the whole energy
+        (the most), and by Ky Fan's inequality no faster than `next_square` a value (the least).
+        """
+        held = np.cumsum(self.sigma**2)
+        wanted = share * self.energy * (1.0 - self.size * np.finfo(np.float64).eps)
+        reached = np.flatnonzero(held >= wanted)
+        if self.is_whole:
+            most = int(reached[0]) + 1 if len(reached) else self.size
+            return most, most
+        rest = max(self.energy - float(held[-1]), 0.0)
+        if len(reached):
+            most = int(reached[0]) + 1
+        else:
+            slope = rest / (self.size - len(self.sigma))
+            most = min(self.size, len(self.sigma) + math.ceil((wanted - float(held[-1])) / slope))
+        counts = np.arange(1, most + 1)
+        highest = held[np.minimum(counts, len(held)) - 1] + np.minimum(counts * self.next_square, rest)
+        return int(np.flatnonzero(highest >= wanted)[0]) + 1 if highest[-1] >= wanted else most, most
+
+
+def dense_spectrum(matrix: Matrix, *, values: int = _LEADING, seed: int = 0) -> DenseSpectrum:
+    """The spectrum of a finite matrix (m, n), in float64; of a large one at least so many `values`.
+
+    Values under about 1e-8 of the largest are rounding: they come from squares.
+    """
+    size = min(matrix.shape)
+    if size <= EXACT_UP_TO:
+        squares = np.maximum(np.linalg.eigvalsh(_gram(matrix))[::-1], 0.0)
+        return DenseSpectrum(np.sqrt(squares), float(squares.sum()), size)
+    part = leading_part(matrix.astype(np.float64), max(values, _LEADING), seed=seed)
+    top = leading(Operator.of(matrix.astype(np.float32, copy=False)), seed=seed)
+    rest = leading(_less(matrix, part.low), seed=seed)
+    sigma = part.low.sigma.copy()
+    sigma[0] = max(sigma[0], float(top.sigma[0]))
+    return DenseSpectrum(
+        sigma,
+        part.norm**2,
+        size,
+        next_square=(float(rest.sigma[0]) * (1.0 + _SLACK)) ** 2,
+        is_whole=False,
+        converged=top.converged and rest.converged,
+    )
+
+
+def _gram(matrix: Matrix) -> Floats:
+    short = matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T
+    total = np.zeros((len(short), len(short)))
+    for start in range(0, short.shape[1], _ROWS):
+        tile = short[:, start : start + _ROWS].astype(np.float64)
+        total += tile @ tile.T
+    return total
+
+
+def _less(matrix: Matrix, low: LowRank) -> Operator:
+    """The matrix without its leading part, which is subtracted as factors."""
+    left = (-low.u * low.sigma).astype(np.float32)
+    return Operator.of(matrix.astype(np.float32, copy=False), left, low.v.astype(np.float32))

@@ -1,0 +1,207 @@
+"""What every bench does: adapters are scored task by task, each evaluation is kept, and a report is made of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Final, Literal, NamedTuple, cast, get_args
+
+from gradience.adapters.open import open_adapter
+from gradience.base.weights import find_shards, identity
+from gradience.errors import GradienceError
+from gradience.io.types import PathLike, Progress
+from gradience.schema.bench import BenchMetric, BenchReport, Role
+from gradience.verbs.bench.anchors import write_shuffled, write_without_update
+from gradience.verbs.bench.command import DEFAULT_TIMEOUT
+from gradience.verbs.bench.evaluators import LM_EVAL, Command, Evaluator, LmEval
+from gradience.verbs.bench.judge import BASE, Contender, Task, judge, tolerance_of
+from gradience.verbs.bench.model import BuiltIn, ModelEvaluator, default_metric
+from gradience.verbs.bench.store import Evaluation, Store, adapter_digest, file_hash
+from gradience.verbs.bench.trial import CONFIDENCE
+
+SHUFFLED: Final = "shuffled"
+LONGEST: Final = 1024
+_SEEDS: Final = 3  # runs of a command that takes a seed
+
+
+class Options(NamedTuple):
+    """How adapters are scored and judged, whatever they are.
+
+    `base` is a folder or organisation/name in the hub's cache; `metric` is `loss`, `accuracy`, `exact-match`,
+    `lm-eval:TASK` or a command with {adapter}, which may have {seed}, {base} and {data}; None is accuracy for a
+    classifier and else loss. `tolerance` is `1%` of the reference's score or `0.01` in its unit. `seeds` is the number
+    of runs of a command with {seed}, and of trainings. `timeout` is of one command, in seconds; `longest` the
+    tokens of an example.
+    """
+
+    base: PathLike | None = None
+    metric: str | None = None
+    tolerance: str = "1%"
+    lower_is_better: bool = False
+    seed: int = 0
+    seeds: int = _SEEDS
+    timeout: float = DEFAULT_TIMEOUT
+    longest: int = LONGEST
+
+
+class Entrant(NamedTuple):
+    """An adapter on one task: the folder that is scored there, and what it is."""
+
+    name: str
+    role: Role
+    folder: Path
+    made: str = ""
+
+
+class Entry(NamedTuple):
+    """A task with its data and entrants, the reference first."""
+
+    name: str
+    data: Path | None
+    entrants: Sequence[Entrant]
+    judged: bool = True
+
+
+class Sources(NamedTuple):
+    """What the report says it is about."""
+
+    kind: Literal["resize", "merge", "mitigate"]
+    adapters: Sequence[PathLike]
+    notes: Sequence[str] = ()
+
+
+def anchors(store: Store, adapter: Path, *, seed: int) -> list[Entrant]:
+    """The adapter without its update, and with its update shuffled."""
+    source = adapter_digest(adapter)
+    zero = store.made(BASE, {"of": source}, lambda out: write_without_update(adapter, out))
+    shuffled = store.made(SHUFFLED, {"of": source, "seed": seed}, lambda out: write_shuffled(adapter, out, seed=seed))
+    return [
+        Entrant(BASE, "anchor", zero, "the update zero, heads and biases kept"),
+        Entrant(SHUFFLED, "anchor", shuffled, f"rows and columns of each update permuted, seed {seed}"),
+    ]
+
+
+class Contest:
+    """The scoring of entrants by one kind of evaluator, with what was scored before taken from the store."""
+
+    def __init__(self, store: Store, options: Options, adapter: Path, progress: Progress | None) -> None:
+        self._store = store
+        self._options = options
+        self._progress = progress or (lambda _done, _total, _name: None)
+        self._metric = options.metric or default_metric(adapter)
+        tolerance_of(options.tolerance)
+        self._base = self._base_hash()
+
+    def _base_hash(self) -> str:
+        base = self._options.base
+        return "" if base is None else identity(find_shards(Path(base)))
+
+    def evaluator(self, data: Path | None) -> Evaluator:
+        """What scores adapters on these data.
+
+        Raises:
+            GradienceError: the data or the base is missing, or lm-eval is not installed.
+        """
+        options, base = self._options, str(self._options.base or "")
+        of = {"base": self._base, "data": "" if data is None else file_hash(data)}
+        if self._metric in get_args(BuiltIn):
+            if data is None or not base:
+                raise GradienceError(
+                    f"the metric {self._metric} needs --base and --data",
+                    advice="give the model and held-out rows, or a command as --metric",
+                )
+            return ModelEvaluator(cast("BuiltIn", self._metric), base=base, data=data, longest=options.longest, of=of)
+        if self._metric.startswith(LM_EVAL):
+            if not base:
+                raise GradienceError("lm-eval needs --base", advice="give the model")
+            return LmEval(self._metric.removeprefix(LM_EVAL), base=base, timeout=options.timeout, of=of)
+        seeds = range(options.seed, options.seed + options.seeds) if "{seed}" in self._metric else [options.seed]
+        return Command(
+            self._metric,
+            values={"base": base, "data": "" if data is None else str(data.resolve())},
+            seeds=seeds,
+            timeout=options.timeout,
+            higher_is_better=not options.lower_is_better,
+            of=of,
+        )
+
+    def scored(self, entry: Entry, evaluator: Evaluator, *, done: int = 0, total: int = 0) -> dict[str, Evaluation]:
+        """The evaluation of each entrant of a task, by name."""
+        reference = entry.entrants[0].folder
+        hashes = {entrant.folder: adapter_digest(entrant.folder) for entrant in entry.entrants}
+        found = {}
+        for place, entrant in enumerate(entry.entrants):
+            self._progress(done + place, total, f"{entry.name} {entrant.name}")
+            beside = None if entrant.folder == reference else reference
+            of = {**evaluator.of, "adapter": hashes[entrant.folder], "reference": beside and hashes[beside]}
+            found[entrant.name] = self._store.evaluation(
+                f"{entrant.name}-{entry.name}", of, partial(evaluator.evaluate, entrant.folder, beside)
+            )
+        return found
+
+    def report(self, entries: Sequence[Entry], sources: Sources) -> BenchReport:
+        """Score all entrants of all tasks, judge them, and keep and return the report.
+
+        Raises:
+            GradienceError: an evaluation fails; those before it are kept.
+        """
+        evaluators = [self.evaluator(entry.data) for entry in entries]
+        total = sum(len(entry.entrants) for entry in entries)
+        tasks: list[Task] = []
+        for entry, evaluator in zip(entries, evaluators, strict=True):
+            done = sum(len(task.evaluations) for task in tasks)
+            scores = self.scored(entry, evaluator, done=done, total=total)
+            digest = "" if entry.data is None else f"sha256:{file_hash(entry.data)}"
+            name = entry.entrants[0].name
+            tasks.append(Task(entry.name, str(entry.data or ""), digest, name, scores, judged=entry.judged))
+        self._progress(total, total, "")
+        metric = BenchMetric(
+            name=evaluators[0].name, higher_is_better=evaluators[0].higher_is_better, unit=_unit(tasks)
+        )
+        options = self._options
+        found = judge(_contenders(entries), tasks, metric, tolerance_of(options.tolerance), seed=options.seed)
+        remarks = [note for task in tasks for one in task.evaluations.values() for note in one.notes]
+        report = BenchReport(
+            kind=sources.kind,
+            adapters=[str(path) for path in sources.adapters],
+            base=str(options.base or ""),
+            out=str(self._store.folder),
+            metric=metric,
+            tolerance=options.tolerance.strip(),
+            confidence=CONFIDENCE,
+            seed=options.seed,
+            tasks=found.tasks,
+            candidates=found.candidates,
+            verdict=found.verdict,
+            evaluated=self._store.evaluated,
+            reused=self._store.reused,
+            notes=list(dict.fromkeys([*sources.notes, *remarks])),
+        )
+        self._store.keep_report(report.to_json())
+        return report
+
+
+def _unit(tasks: Sequence[Task]) -> Literal["example", "seed"]:
+    units = {one.unit for task in tasks for one in task.evaluations.values()}
+    if len(units) > 1:
+        raise GradienceError(
+            "the evaluator printed a score of each example for some adapters, and only one score for others",
+            advice="let it print the same for all",
+        )
+    return units.pop()
+
+
+def _contenders(entries: Sequence[Entry]) -> list[Contender]:
+    """Each entrant once, with the parameters of its factors."""
+    found: dict[str, Contender] = {}
+    for entry in entries:
+        for one in entry.entrants:
+            params = 0 if one.name == BASE else factor_params(one.folder)
+            found.setdefault(one.name, Contender(one.name, one.role, one.folder, params, one.made))
+    return list(found.values())
+
+
+def factor_params(adapter: Path) -> int:
+    """The parameters of an adapter's factors."""
+    return sum(module.params for module in open_adapter(adapter)[1].modules)

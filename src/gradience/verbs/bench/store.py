@@ -1,0 +1,179 @@
+"""The folder of a trial: candidates by how they were made, evaluations by what was evaluated, each whole or not there.
+
+Both are named by a hash of everything that they depend on, so that a run that was killed goes on where it stopped, and
+nothing is taken for what it is not when an adapter, the data or a command has changed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Final, Literal
+
+import msgspec
+import numpy as np
+from filelock import FileLock, Timeout
+
+from gradience.adapters.open import open_adapter
+from gradience.base.weights import identity
+from gradience.errors import ConfigError, GradienceError, OutputError
+from gradience.io.atomic import atomic_file
+from gradience.io.decoding import decode_json
+from gradience.io.reading import open_regular, read_small
+from gradience.schema.scalars import Real, as_float
+from gradience.spectral.reduced import Floats
+
+REPORT_NAME: Final = "bench.json"
+_VERSION: Final = 1
+_EVALUATIONS: Final = "evaluations"
+_LARGEST: Final = 256 << 20  # bytes of an evaluation: a score takes some 40, and a test set may have a million
+_UNFIT: Final = re.compile(r"[^A-Za-z0-9.-]+")
+_HASH: Final = 12  # hexadecimal digits of a hash that a name has
+
+
+class Evaluation(msgspec.Struct, kw_only=True, frozen=True):
+    """The scores of one adapter: of each example with its weight, or of each run with another seed."""
+
+    unit: Literal["example", "seed"]
+    scores: list[Real]
+    weights: list[float]
+    kl: Real | None = None
+    flips: float | None = None
+    notes: list[str] = []
+
+    @property
+    def values(self) -> Floats:
+        """The scores (n,)."""
+        return np.array([as_float(score) for score in self.scores])
+
+    @property
+    def mean(self) -> float:
+        """The weighted mean of the scores."""
+        return float(np.asarray(self.weights) @ self.values / math.fsum(self.weights))
+
+
+class _Document(msgspec.Struct):
+    version: int
+    of: dict[str, Any]
+    evaluation: Evaluation
+
+
+def digest_of(what: dict[str, Any]) -> str:
+    """A hash of a description."""
+    return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()
+
+
+def adapter_digest(adapter: Path) -> str:
+    """A hash of an adapter's weights and config.
+
+    Raises:
+        AdapterError: it cannot be read.
+    """
+    files, opened = open_adapter(adapter)
+    return identity([*([files.config] if files.config.is_file() else []), *opened.weights])
+
+
+def file_hash(path: Path) -> str:
+    """SHA-256 of a file's content, in hexadecimal digits.
+
+    Raises:
+        ConfigError: it cannot be read.
+    """
+    try:
+        with open_regular(path) as stream:
+            return hashlib.file_digest(stream, "sha256").hexdigest()
+    except OSError as error:
+        raise ConfigError(f"cannot read {path}: {error.strerror}", advice="give a file of held-out rows") from error
+
+
+class Store:
+    """One trial's folder. `evaluated` and `reused` count the evaluations of this run."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.evaluated = 0
+        self.reused = 0
+
+    def made(self, name: str, how: dict[str, Any], make: Callable[[Path], None]) -> Path:
+        """The folder of a candidate, made if it is not there; `make` writes it whole or not at all."""
+        place = self.folder / "candidates" / f"{slug(name)}-{digest_of(how)[:_HASH]}"
+        if not place.is_dir():
+            make(place)
+        return place
+
+    def evaluation(self, name: str, of: dict[str, Any], evaluate: Callable[[], Evaluation]) -> Evaluation:
+        """The evaluation described by `of`: as it was kept, else run now and kept."""
+        place = self.folder / _EVALUATIONS / f"{slug(name)}-{digest_of(of)[:_HASH]}.json"
+        kept = _read(place, of)
+        if kept is not None:
+            self.reused += 1
+            return kept
+        found = evaluate()
+        with atomic_file(place, force=True) as draft:
+            draft.write_bytes(msgspec.json.encode(_Document(_VERSION, of, found)))
+        self.evaluated += 1
+        return found
+
+    def keep_report(self, document: str) -> None:
+        """Write the report, in place of an earlier one."""
+        with atomic_file(self.folder / REPORT_NAME, force=True) as draft:
+            draft.write_text(document + "\n", encoding="utf-8")
+
+
+@contextmanager
+def opened_store(folder: Path) -> Iterator[Store]:
+    """The store in a folder, for one process at a time.
+
+    Raises:
+        OutputError: the folder holds something else, cannot be written to, or another process is using it.
+    """
+    try:
+        if folder.is_dir() and any(folder.iterdir()) and not (folder / _EVALUATIONS).is_dir():
+            raise OutputError(f"{folder} is not empty, and no folder of gradience bench", advice="give another --out")
+        (folder / _EVALUATIONS).mkdir(parents=True, exist_ok=True)
+        with FileLock(folder / ".lock", timeout=0):
+            yield Store(folder)
+    except Timeout as error:
+        raise OutputError(f"another process is running a bench in {folder}", advice="wait, or give another") from error
+    except (FileExistsError, NotADirectoryError, PermissionError) as error:
+        raise OutputError(f"cannot write {folder}: {error.strerror}", advice="give another --out") from error
+
+
+def slug(name: str) -> str:
+    """A name as a part of a file's name.
+
+    >>> slug("linear:0.5,0.5")
+    'linear-0.5-0.5'
+    """
+    return _UNFIT.sub("-", name).strip("-.")[:60] or "x"
+
+
+def _read(place: Path, of: dict[str, Any]) -> Evaluation | None:
+    """A kept evaluation; None if there is none of exactly this, or it is damaged: it is then run again."""
+    if not place.is_file():
+        return None
+    try:
+        document = decode_json(read_small(place, most=_LARGEST, what="an evaluation"), _Document)
+    except (OSError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return None
+    return document.evaluation if document.version == _VERSION and document.of == of else None
+
+
+def read_report(path: Path, kind: type[Any]) -> Any:
+    """The report in a trial's folder, or in a file of one.
+
+    Raises:
+        GradienceError: there is none, or it is no report of a bench.
+    """
+    place = path / REPORT_NAME if path.is_dir() else path
+    try:
+        return decode_json(read_small(place, most=_LARGEST, what="a bench report"), kind)
+    except OSError as error:
+        raise GradienceError(f"cannot read {place}: {error.strerror}", advice="give the --out of a bench") from error
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise GradienceError(f"{place} is no report of a bench: {error}", advice="give the --out of a bench") from error

@@ -1,0 +1,1 @@
+"""Many adapters: found, audited once each, kept in open files, shown and queried."""

@@ -1,0 +1,186 @@
+"""Jobs carried out by other processes: worker processes of this machine, or tasks of a Ray cluster.
+
+Both call the same function with the same job, hold few jobs in flight, and answer a worker that dies by trying its job
+once more and then reporting it.
+"""
+
+from __future__ import annotations
+
+import multiprocessing as mp
+import os
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
+from multiprocessing.connection import Connection, wait
+from typing import Final, Generic, Literal, NamedTuple, Protocol, TypeAlias, TypeVar
+
+from gradience.errors import GradienceError
+
+
+class Named(Protocol):
+    """A job, by the path of its source."""
+
+    @property
+    def path(self) -> str:
+        """The key of its rows."""
+        ...
+
+
+JobT = TypeVar("JobT", bound=Named)
+Engine: TypeAlias = Literal["local", "ray"]
+Work: TypeAlias = Callable[[JobT], bytes]
+
+_AHEAD: Final = 3  # jobs a worker has beside the one it works on: it never waits for the parent
+_TRIES: Final = 2
+PINNED: Final = {  # of a worker's libraries: N workers do not fight for cores
+    "OMP_NUM_THREADS": "1",
+    "OPENBLAS_NUM_THREADS": "1",
+    "MKL_NUM_THREADS": "1",
+    "VECLIB_MAXIMUM_THREADS": "1",
+    "JAX_PLATFORMS": "cpu",
+    "MALLOC_ARENA_MAX": "2",
+}
+
+
+class Done(NamedTuple, Generic[JobT]):
+    """A job with its answer; None where workers died on it twice."""
+
+    job: JobT
+    answer: bytes | None
+
+
+def run_local(
+    work: Work[JobT], jobs: Iterable[JobT], *, workers: int, prepare: Callable[[], None]
+) -> Iterator[Done[JobT]]:
+    """Each job with its answer, as they are done, from processes of this machine.
+
+    A process is spawned, so that it inherits neither threads nor locks, and limits its libraries to one thread.
+
+    Args:
+        work: a function of a module, called with a job.
+        jobs: taken one by one as workers become free; each has a `path` of its own.
+        workers: how many processes.
+        prepare: called once in each process, before the first job.
+    """
+    pool = _Pool(work, workers, prepare)
+    try:
+        yield from pool.run(iter(jobs))
+    finally:
+        pool.close()
+
+
+class _Worker(Generic[JobT]):
+    """A process with a pipe, and the jobs it was sent, oldest first."""
+
+    def __init__(self, work: Work[JobT], prepare: Callable[[], None]) -> None:
+        context = mp.get_context("spawn")
+        self.pipe, theirs = context.Pipe()
+        self.process = context.Process(target=_serve, args=(theirs, work, prepare), daemon=True)
+        with _environment():
+            self.process.start()
+        theirs.close()
+        self.ready = False
+        self.sent: deque[JobT] = deque()
+
+    def send(self, job: JobT) -> None:
+        self.sent.append(job)
+        with suppress(BrokenPipeError, ConnectionResetError):  # its death is seen at the other end
+            self.pipe.send(job)
+
+    def answer(self) -> bytes | None:
+        """What it says next; None if it has died."""
+        try:
+            return self.pipe.recv_bytes()
+        except (EOFError, ConnectionResetError):
+            return None
+
+    def end(self) -> None:
+        self.pipe.close()
+        self.process.kill()
+        self.process.join()
+        self.process.close()
+
+
+class _Pool(Generic[JobT]):
+    def __init__(self, work: Work[JobT], workers: int, prepare: Callable[[], None]) -> None:
+        self._work, self._prepare = work, prepare
+        self._workers = [_Worker(work, prepare) for _ in range(workers)]
+        self._again: deque[JobT] = deque()
+        self._deaths: Counter[str] = Counter()
+        self._unborn = 0
+
+    def run(self, jobs: Iterator[JobT]) -> Iterator[Done[JobT]]:
+        exhausted = False
+        while True:
+            for worker in self._workers:
+                while worker.ready and len(worker.sent) <= _AHEAD:
+                    job = self._again.popleft() if self._again else next(jobs, None)
+                    if job is None:
+                        exhausted = True
+                        break
+                    worker.send(job)
+            if exhausted and not self._again and not any(worker.sent for worker in self._workers):
+                return
+            yield from self._heard()
+
+    def _heard(self) -> Iterator[Done[JobT]]:
+        by_pipe = {worker.pipe: worker for worker in self._workers}
+        for pipe in wait(list(by_pipe)):
+            worker = by_pipe[pipe]  # type: ignore[index]  # wait returns what it was given
+            answer = worker.answer()
+            if answer is None:
+                yield from self._died(worker)
+            elif not worker.ready:
+                worker.ready, self._unborn = True, 0
+            else:
+                yield Done(worker.sent.popleft(), answer)
+
+    def _died(self, worker: _Worker[JobT]) -> Iterator[Done[JobT]]:
+        """Start another in its place; the job it worked on is tried once more, those behind it are not to blame."""
+        sent = list(worker.sent)
+        if not worker.ready:
+            self._unborn += 1
+            if self._unborn > 3 * len(self._workers):
+                raise GradienceError("workers die before their first job", advice="try --workers 1; is memory short?")
+        worker.end()
+        self._workers[self._workers.index(worker)] = _Worker(self._work, self._prepare)
+        if not sent:
+            return
+        first, *rest = sent
+        self._deaths[first.path] += 1
+        self._again.extendleft(reversed(rest))
+        if self._deaths[first.path] >= _TRIES:
+            yield Done(first, None)
+        else:
+            self._again.append(first)
+
+    def close(self) -> None:
+        for worker in self._workers:
+            worker.end()
+
+
+def _serve(pipe: Connection, work: Work[JobT], prepare: Callable[[], None]) -> None:
+    """A worker's whole life: say that it is ready, answer jobs, end when the parent does."""
+    import signal  # noqa: PLC0415  # in workers only
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent's to handle: it ends its workers
+    prepare()
+    with suppress(EOFError, BrokenPipeError, ConnectionResetError):
+        pipe.send_bytes(b"ready")
+        while True:
+            pipe.send_bytes(work(pipe.recv()))
+
+
+@contextmanager
+def _environment() -> Iterator[None]:
+    """The environment of one process to start: its libraries read these once."""
+    before = {name: os.environ.get(name) for name in PINNED}
+    os.environ.update(PINNED)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value

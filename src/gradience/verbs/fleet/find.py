@@ -1,0 +1,232 @@
+"""The adapters below folders and URLs, found by the names of their files; a header is read only where a name is open.
+
+A folder may hold one adapter (PEFT, sharded or `.bin`, MLX), several under their own names (kohya, MLX's checkpoints),
+or a config whose weights are gone, which is reported as broken.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Collection, Iterable, Iterator
+from pathlib import Path
+from typing import Final, NamedTuple, TypeAlias
+
+from gradience.adapters.formats import FORMATS
+from gradience.adapters.layout import Files
+from gradience.adapters.open import CONFIG_NAME, INDEX_NAMES, WEIGHT_NAMES
+from gradience.errors import AdapterError
+from gradience.io.reading import read_small
+from gradience.io.safetensors import SafetensorsFile
+from gradience.schema.document import writable
+
+
+class Found(NamedTuple):
+    """One adapter: the key of its row, where it is opened, the names of its files, and their stamps as one text."""
+
+    path: str
+    place: str
+    files: tuple[str, ...]
+    stamp: str
+    remote: bool = False
+    fault: str | None = None
+    """Why there is nothing to open."""
+
+
+Peek: TypeAlias = Callable[[str], bool]
+Target: TypeAlias = tuple[str, tuple[str, ...]]
+
+_MOST_LIST: Final = 256 << 20  # bytes: millions of paths
+_OWN_INDEX: Final = ("adapter_model", "adapters")
+_MLX_STEP: Final = re.compile(r"\d+_adapters\.safetensors")
+_SHARD: Final = "-of-"
+_ENDING: Final = ".safetensors"
+
+
+def targets(names: Collection[str], peek: Peek) -> Iterator[Target]:
+    """The adapters of one folder by its file names: a file's name, or an empty one for the folder, and what is read.
+
+    Args:
+        names: the folder's files.
+        peek: whether a safetensors file of unknown name holds an adapter, or cannot be read.
+    """
+    config = (CONFIG_NAME,) if CONFIG_NAME in names else ()
+    tensors = sorted(name for name in names if name.endswith(_ENDING))
+    main = next((name for name in WEIGHT_NAMES if name in names), None)
+    index = (
+        None if main else next((n for n in INDEX_NAMES if n in names and (config or n.startswith(_OWN_INDEX))), None)
+    )
+    if main is not None:
+        yield "", (*config, main)
+    elif index is not None:
+        yield "", (*config, index, *(name for name in sorted(names) if _SHARD in name))
+    taken = {main} if index is None else {name for name in tensors if _SHARD in name}
+    rest = [name for name in tensors if name not in taken]
+    if main is None and index is None:
+        yield from _unnamed(config, rest, peek)
+    else:
+        yield from ((name, (*config, name)) for name in rest if _MLX_STEP.fullmatch(name) or peek(name))
+
+
+def _unnamed(config: tuple[str, ...], rest: list[str], peek: Peek) -> Iterator[Target]:
+    """The adapters of a folder without a file of a usual name."""
+    shards = [name for name in rest if _SHARD in name]
+    if config and not rest:
+        yield "", config
+    elif config and (len(rest) == 1 or shards == rest):
+        yield "", (*config, *rest)
+    elif shards and shards == rest:
+        if peek(shards[0]):
+            yield "", tuple(shards)
+    else:
+        yield from ((name, (*config, name)) for name in rest if config or peek(name))
+
+
+def find_adapters(
+    roots: Iterable[str | os.PathLike[str]], listed: Iterable[str] = (), *, known: Collection[str] = ()
+) -> Iterator[Found]:
+    """Every adapter below the roots and at the listed places, each once.
+
+    Folders are walked by name; hidden ones are left out, and links to folders are followed last, so that an adapter is
+    named by its real place where both are below the roots.
+
+    Args:
+        roots: folders, weights files or fsspec URLs.
+        listed: the same, of which one that is missing is a broken adapter instead of an error.
+        known: paths that are adapters, whose headers need not be read to tell.
+
+    Raises:
+        AdapterError: a root is missing or cannot be listed.
+    """
+    seen: set[str] = set()
+    walk = _Walk(known)
+    places = [*((os.fspath(root), True) for root in roots), *((place, False) for place in listed)]
+    for place, required in places:
+        try:
+            for found in _below(place, walk, known):
+                if found.path not in seen:
+                    seen.add(found.path)
+                    yield found
+        except AdapterError as error:
+            if required:
+                raise
+            yield Found(place, place, (), "", fault=str(error))
+
+
+def _below(place: str, walk: _Walk, known: Collection[str]) -> Iterator[Found]:
+    if "://" in place:
+        from gradience.verbs.fleet.remote import find_remote  # noqa: PLC0415  # fsspec only for those with URLs
+
+        yield from find_remote(place, known)
+        return
+    path = os.path.abspath(place)  # noqa: PTH100  # no links resolved: a row is named as the user knows it
+    if os.path.isfile(path):  # noqa: PTH113  # Path.is_file raises where a name is too long
+        folder, name = os.path.split(path)
+        config = (CONFIG_NAME,) if os.path.isfile(f"{folder}/{CONFIG_NAME}") else ()  # noqa: PTH113  # the same
+        yield _found(folder, name, (*config, name))
+        return
+    if not os.path.isdir(path):  # noqa: PTH112  # the same
+        raise AdapterError(f"no such file or folder: {place}", advice="give a folder with adapters below it")
+    yield from walk.below(path)
+
+
+class _Walk:
+    """The walk through local folders, each once whatever links lead to it."""
+
+    def __init__(self, known: Collection[str]) -> None:
+        self._known = known
+        self._seen: set[tuple[int, int]] = set()
+        self._linked: list[str] = []
+
+    def below(self, root: str) -> Iterator[Found]:
+        hollow: list[Found] = []
+        parents: set[str] = set()
+        self._linked = [root]
+        while self._linked:
+            for found in self._tree(self._linked.pop(0)):
+                if len(found.files) == 1 and found.files[0] == CONFIG_NAME:
+                    hollow.append(found)
+                    continue
+                parents.add(os.path.dirname(found.place))  # noqa: PTH120  # ten thousand times
+                yield found
+        yield from (found for found in hollow if found.place not in parents)
+
+    def _tree(self, root: str) -> Iterator[Found]:
+        """The folders below one, depth first and by name; links among them are kept for later."""
+        stack = [root]
+        while stack:
+            folder = stack.pop()
+            try:
+                with os.scandir(folder) as entries:
+                    listed = sorted(entries, key=lambda entry: entry.name)
+                if not listed or not self._new(folder):
+                    continue
+            except OSError as error:
+                if folder == root:
+                    raise AdapterError(f"cannot read {folder}: {error.strerror}", advice="check the path") from error
+                continue
+            names = []
+            for entry in listed:
+                if not entry.is_dir():
+                    names.append(entry.name)
+                elif not entry.name.startswith("."):
+                    (self._linked if entry.is_symlink() else stack).append(entry.path)
+            yield from self._of(folder, names)
+
+    def _new(self, folder: str) -> bool:
+        status = os.stat(folder)  # noqa: PTH116  # the same
+        key = (status.st_dev, status.st_ino)
+        if key in self._seen:
+            return False
+        self._seen.add(key)
+        return True
+
+    def _of(self, folder: str, names: list[str]) -> Iterator[Found]:
+        if not any(name.endswith((_ENDING, ".json", ".bin", ".pt")) for name in names):
+            return
+        for name, files in targets(set(names), lambda name: self._peek(f"{folder}/{name}")):
+            yield _found(folder, name, files)
+
+    def _peek(self, path: str) -> bool:
+        return path in self._known or holds_adapter(Path(path))
+
+
+def holds_adapter(path: Path) -> bool:
+    """Whether a safetensors file holds an adapter's tensors, or cannot be read; False for a whole model."""
+    try:
+        files = Files(SafetensorsFile(path), path.with_name(CONFIG_NAME))
+    except AdapterError:
+        return True
+    return any(one.matches(files) for one in FORMATS)
+
+
+def _found(folder: str, name: str, files: tuple[str, ...]) -> Found:
+    place = f"{folder}/{name}" if name else folder
+    return Found(writable(place), place, files, writable(stamp_of(folder, files)))
+
+
+def stamp_of(folder: str, files: Iterable[str]) -> str:
+    """Names, sizes and times of change of local files as one text; a file that is gone has neither."""
+    parts = []
+    for name in files:
+        try:
+            status = os.stat(f"{folder}/{name}")  # noqa: PTH116  # ten thousand times
+        except OSError:
+            parts.append(f"{name} -")
+            continue
+        parts.append(f"{name} {status.st_size} {status.st_mtime_ns}")
+    return "; ".join(parts)
+
+
+def read_list(path: Path) -> list[str]:
+    """The places of a list: one path or URL on a line; empty lines and those that begin with # are left out.
+
+    Raises:
+        AdapterError: the file cannot be read.
+    """
+    try:
+        text = read_small(path, most=_MOST_LIST, what="a list of adapters")
+    except OSError as error:
+        raise AdapterError(f"cannot read the list {path}: {error.strerror}", advice="check --list") from error
+    lines = text.decode("utf-8", "surrogateescape").splitlines()
+    return [line.strip() for line in lines if line.strip() and not line.lstrip().startswith("#")]

@@ -1,0 +1,153 @@
+"""One adapter's audit as a job of a worker process: the same function under every engine, so the rows are the same."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import msgspec
+
+from gradience.adapters.layout import Array, LoadFactors, Module
+from gradience.adapters.open import CONFIG_NAME, open_adapter
+from gradience.errors import GradienceError
+from gradience.io.reading import open_regular
+from gradience.schema.document import writable
+from gradience.schema.fleet import AdapterRow
+from gradience.schema.scalars import Json
+from gradience.verbs.fleet.rows import RULES_VERSION, Result, rows_of
+
+if TYPE_CHECKING:
+    from gradience.spectral.sketch import Sketch
+
+_CHUNK: Final = 1 << 20
+
+
+class Job(msgspec.Struct, frozen=True):
+    """An adapter to audit; fields as in `find.Found`."""
+
+    path: str
+    place: str
+    files: tuple[str, ...]
+    stamp: str
+    remote: bool = False
+    fault: str | None = None
+    known_hash: str = ""
+    """The content hash of its row: if it still holds, nothing is computed."""
+    base: str | None = None
+    rules: str = RULES_VERSION
+
+    def knowing(self, content_hash: str) -> Job:
+        """The job of a source that has rows of that content."""
+        return msgspec.structs.replace(self, known_hash=content_hash)
+
+
+SAME: Final = b""
+"""The answer for an adapter whose content is as it was."""
+
+
+def audit_job(job: Job) -> bytes:
+    """The rows of one adapter; of one that cannot be read a row with the error."""
+    try:
+        return _audited(job)
+    except (GradienceError, OSError, MemoryError) as error:
+        return failed(job, str(error) or type(error).__name__)
+    except Exception as error:  # noqa: BLE001  # the last resort: one adapter is no reason to end the job
+        return failed(job, f"a bug of gradience, not of the adapter: {type(error).__name__}: {error}", crashed=True)
+
+
+def failed(job: Job, reason: str, *, crashed: bool = False) -> bytes:
+    """The rows of an adapter without numbers. A crash has no stamp: the next job tries again."""
+    row = AdapterRow(
+        path=job.path,
+        status="crashed" if crashed else "error",
+        error=" ".join(reason.split()),
+        rules=job.rules,
+        stamp="" if crashed else job.stamp,
+    )
+    return encoded([row], [], [])
+
+
+def _audited(job: Job) -> bytes:
+    if job.fault is not None:
+        raise GradienceError(job.fault)
+    with _local(job) as place:
+        folder = place if place.is_dir() else place.parent
+        hashes = _hashes([(name, folder / name) for name in job.files])
+        if job.known_hash and job.known_hash == hashes[0]:
+            return SAME
+        return _computed(job, place, hashes)
+
+
+def _local(job: Job) -> AbstractContextManager[Path]:
+    if job.remote:
+        from gradience.verbs.fleet.remote import fetched  # noqa: PLC0415  # fsspec only for those with URLs
+
+        return fetched(job.place, job.files)
+    return nullcontext(Path(job.place))
+
+
+def _computed(job: Job, place: Path, hashes: tuple[str, str]) -> bytes:
+    from gradience.spectral.sketch import Sketch  # noqa: PLC0415  # numpy and JAX in workers only
+    from gradience.verbs.audit.adapter import audit_opened  # noqa: PLC0415  # the same
+    from gradience.verbs.audit.against_base import BaseOptions  # noqa: PLC0415  # the same
+
+    files, adapter = open_adapter(place)
+    sketch = Sketch()
+    watched = replace(adapter, modules=[replace(one, load=_sketched(one, sketch)) for one in adapter.modules])
+    against = None if job.base is None else BaseOptions(Path(job.base))
+    report = audit_opened(place, files, watched, against=against)
+    row, modules, findings = rows_of(job.path, report, (job.rules, job.stamp, *hashes), sketch.numbers())
+    return encoded([row], modules, findings)
+
+
+def _sketched(module: Module, sketch: Sketch) -> LoadFactors:
+    """The module's `load`, which adds to the sketch the first time."""
+
+    def load() -> tuple[Array, Array]:
+        b, a = module.load()
+        sketch.add(module.name, b, a, module.scale)
+        return b, a
+
+    return load
+
+
+def _hashes(files: list[tuple[str, Path]]) -> tuple[str, str]:
+    """XXH3 of 128 bits over all files' contents with their roles, and over the weights alone."""
+    from xxhash import xxh3_128  # noqa: PLC0415  # extra [fleet]; SHA-256 would take as long as the audit
+
+    content, weights = xxh3_128(), xxh3_128()
+    for name, path in files:
+        digest = xxh3_128()
+        with open_regular(path) as file:
+            while chunk := file.read(_CHUNK):
+                digest.update(chunk)
+        role = b"config" if name == CONFIG_NAME else b"weights"
+        content.update(role + digest.digest())
+        if role == b"weights":
+            weights.update(digest.digest())
+    return content.hexdigest(), weights.hexdigest()
+
+
+def is_failure(answer: bytes | None) -> bool:
+    """Whether an answer is a row without numbers."""
+    if answer == SAME:
+        return False
+    if answer is None:
+        return True
+    heads = msgspec.msgpack.decode(msgspec.msgpack.decode(answer, type=Result).heads)
+    return any(head["error"] is not None for head in heads)
+
+
+def encoded(heads: Sequence[msgspec.Struct], *others: Sequence[msgspec.Struct]) -> bytes:
+    """Rows as bytes, in the form in which they cross a process on every engine."""
+    return msgspec.msgpack.encode(Result(_raw(heads), tuple(_raw(rows) for rows in others)))
+
+
+def _raw(rows: Json) -> msgspec.Raw:
+    try:
+        return msgspec.Raw(msgspec.msgpack.encode(rows))
+    except UnicodeEncodeError:  # a name that is not UTF-8, in a message
+        return msgspec.Raw(msgspec.msgpack.encode(writable(msgspec.to_builtins(rows))))

@@ -1,0 +1,185 @@
+"""SQL over a store's tables by DuckDB: one SELECT, over these files and no others, without network or settings."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+from gradience.errors import GradienceError
+from gradience.io.atomic import atomic_file
+from gradience.schema.fleet import QUERY_SCHEMA_ID, QueryColumn, QueryReport
+from gradience.schema.scalars import Json
+from gradience.verbs.fleet.rows import arrow_schema
+from gradience.verbs.fleet.store import INSTALL, Store
+
+if TYPE_CHECKING:
+    from duckdb import DuckDBPyConnection, Statement
+
+
+class Named(NamedTuple):
+    """A question with a name."""
+
+    asks: str
+    sql: str
+
+
+FLEET_QUERIES: Final[Mapping[str, Named]] = {
+    "verdicts": Named(
+        "How many adapters of each verdict",
+        "select coalesce(verdict, status) as verdict, count(*) as adapters from adapters group by 1 order by 2 desc, 1",
+    ),
+    "bases": Named(
+        "Adapters, ranks and bytes of each base",
+        "select base_model, count(*) as adapters, min(r_min) as r_min, max(r) as r, sum(bytes) as bytes "
+        "from adapters where status = 'ok' group by 1 order by 2 desc, 1",
+    ),
+    "wasteful": Named(
+        "The adapters that a cut to the suggested rank shrinks most",
+        "select path, r, suggested_rank, round(utilization_mean, 3) as utilization, bytes_saved from adapters "
+        "where verdict = 'trained' and bytes_saved > 0 order by bytes_saved desc, path limit 50",
+    ),
+    "unreadable": Named(
+        "Adapters without numbers, and why",
+        "select path, status, error from adapters where status <> 'ok' order by path",
+    ),
+    "untrained": Named(
+        "Adapters that training hardly changed, or that hold noise",
+        "select path, verdict, reason from adapters "
+        "where verdict in ('untrained', 'near_untrained', 'random_like', 'partial', 'broken') order by verdict, path",
+    ),
+    "findings": Named(
+        "Adapters by the id of a finding",
+        "select id, severity, count(distinct path) as adapters, any_value(message order by path) as example "
+        "from findings group by 1, 2 order by 3 desc, 1",
+    ),
+    "module-types": Named(
+        "Median numbers of each module type and rank",
+        "select module_type, r, count(*) as modules, median(stable_rank) as stable_rank, "
+        "median(utilization) as utilization, median(energy_rank_90) as energy_rank_90 "
+        "from modules where state = 'ok' group by 1, 2 order by 1, 2",
+    ),
+    "same": Named(
+        "Groups of adapters with equal content",
+        "select content_hash, count(*) as adapters, list(path order by path) as paths from adapters "
+        "where content_hash <> '' group by 1 having count(*) > 1 order by 2 desc, 1",
+    ),
+}
+
+
+def query_fleet(fleet: str | Path, sql: str) -> QueryReport:
+    """The result of one SELECT over the tables adapters, modules and findings of a fleet.
+
+    Raises:
+        GradienceError: there is no fleet, duckdb is not installed, or the query is refused or wrong.
+    """
+    from gradience.verbs.fleet.read import existing  # noqa: PLC0415  # the tables of a fleet, not of runs
+
+    return select(existing(fleet), sql)
+
+
+def select(store: Store, sql: str) -> QueryReport:
+    """The result of one SELECT over the tables of a store.
+
+    Raises:
+        GradienceError: duckdb is not installed, or the query is refused or wrong.
+    """
+    with opened(store) as base, _worded():
+        base.execute(_only_select(base, sql))
+        columns = [QueryColumn(name=name, type=str(kind)) for name, kind, *_ in base.description]
+        rows = [[_plain(value) for value in row] for row in base.fetchall()]
+    return QueryReport(schema=QUERY_SCHEMA_ID, sql=sql, columns=columns, rows=rows)
+
+
+def select_to_parquet(store: Store, sql: str, out: Path, *, force: bool = False) -> None:
+    """Write the result of one SELECT as a Parquet file.
+
+    Raises:
+        GradienceError: as `select`.
+        OutputError: it exists already, or cannot be written.
+    """
+    from pyarrow import parquet  # noqa: PLC0415  # extra [fleet]
+
+    with opened(store) as base, _worded(), atomic_file(out, force=force) as partial:
+        parquet.write_table(base.sql(_only_select(base, sql).query).to_arrow_table(), partial)
+
+
+def _only_select(base: DuckDBPyConnection, sql: str) -> Statement:
+    statements = base.extract_statements(sql)
+    if [statement.type.name for statement in statements] != ["SELECT"]:
+        kinds = ", ".join(statement.type.name for statement in statements) or "nothing"
+        raise GradienceError(f"expected one SELECT, got {kinds}", advice="a fleet is read only")
+    return statements[0]
+
+
+@contextmanager
+def opened(store: Store) -> Iterator[DuckDBPyConnection]:
+    """A context with a database in memory whose tables are views of the store's files; it reaches no other file.
+
+    Raises:
+        GradienceError: duckdb is not installed.
+    """
+    try:
+        import duckdb  # noqa: PLC0415  # extra [fleet]
+    except ImportError as error:
+        raise GradienceError("queries need duckdb, which is not installed", advice=INSTALL) from error
+    with _worded(), duckdb.connect() as base:
+        base.execute("set temp_directory = ''")  # nothing is spilled beside the user's files
+        base.execute("set autoload_known_extensions = false; set autoinstall_known_extensions = false")
+        base.execute("set python_enable_replacements = false; set allow_community_extensions = false")
+        names = store.tables.rows
+        live = {name: [str(path.resolve()) for path in store.files(name)] for name in names}
+        base.execute(f"set allowed_paths = {_texts(path for paths in live.values() for path in paths)}")
+        for name, paths in live.items():
+            base.execute(f"create view {name} as {_view(paths) if paths else _empty(store, name)}")
+        base.execute("set enable_external_access = false")
+        base.execute("set lock_configuration = true")
+        yield base
+
+
+def _view(paths: Iterable[str]) -> str:
+    return f"select * from read_parquet({_texts(paths)})"  # noqa: S608  # our own paths, quoted
+
+
+_KINDS: Final = {
+    "int64": "bigint",
+    "double": "double",
+    "string": "varchar",
+    "bool": "boolean",
+    "list<item: float>": "float[]",
+}
+
+
+def _empty(store: Store, name: str) -> str:
+    """A view without rows, of a store without parts."""
+    schema = arrow_schema(store.tables.rows[name])
+    return "select " + ", ".join(f'null::{_KINDS[str(field.type)]} as "{field.name}"' for field in schema) + " limit 0"
+
+
+def _texts(values: Iterable[str]) -> str:
+    return "[" + ", ".join("'" + value.replace("'", "''") + "'" for value in values) + "]"
+
+
+@contextmanager
+def _worded() -> Iterator[None]:
+    """A context in which an error of DuckDB is one of ours: its first line."""
+    import duckdb  # noqa: PLC0415  # extra [fleet]; imported by now
+
+    try:
+        yield
+    except duckdb.Error as error:
+        message = str(error).split("\n\nLINE", maxsplit=1)[0]
+        raise GradienceError(" ".join(message.split()), advice="see --list-queries for examples") from error
+
+
+def _plain(value: Any) -> Json:
+    """A value as JSON holds it."""
+    if value is None or isinstance(value, bool | int | float | str):
+        return value if not isinstance(value, float) or value - value == 0.0 else str(value)
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    return base64.b64encode(value).decode() if isinstance(value, bytes) else str(value)

@@ -1,0 +1,81 @@
+"""Commands of the user's: what they may print, and how they end."""
+
+from __future__ import annotations
+
+import sys
+import time
+
+import pytest
+
+from gradience.errors import GradienceError
+from gradience.verbs.bench.command import parsed, run, words
+
+
+def python(code, *arguments):
+    return [sys.executable, "-c", code, *arguments]
+
+
+@pytest.mark.parametrize(
+    ("output", "score", "scores"),
+    [
+        (b"0.5\n", 0.5, None),
+        (b"loading\nready\n 3e-1 \n", 0.3, None),
+        (b'{"score": 2}', 2.0, None),
+        (b"[1, 0, true, false]", 0.5, [1.0, 0.0, 1.0, 0.0]),
+        (b'log line\n{"scores": [0.25, 0.75], "score": 9}', 0.5, [0.25, 0.75]),
+        (b'{\n  "score": 0.25\n}\n', 0.25, None),
+    ],
+)
+def test_numbers_lists_and_objects_are_understood(output, score, scores):
+    assert parsed(output, ["x"]) == (score, scores)
+
+
+@pytest.mark.parametrize("output", [b"accuracy: high", b"{}", b"[]", b'["a"]', b'{"score": null}', b"\xff\xfe"])
+def test_what_is_no_number_is_refused(output):
+    with pytest.raises(GradienceError, match="printed no number"):
+        parsed(output, ["x"])
+
+
+def test_nothing_is_refused():
+    with pytest.raises(GradienceError, match="printed nothing"):
+        parsed(b" \n", ["x"])
+
+
+def test_places_are_filled_in_word_by_word_and_no_shell_reads_them():
+    found = words("run '{adapter}' --seed={seed} $HOME;", {"adapter": "/a b/$(x)", "seed": "7"}, required="adapter")
+    assert found == ["run", "/a b/$(x)", "--seed=7", "$HOME;"]
+
+
+@pytest.mark.parametrize("command", ["", "run it", "run 'it {adapter}"])
+def test_a_command_without_its_place_or_with_an_open_quote_is_refused(command):
+    with pytest.raises(GradienceError, match="command"):
+        words(command, {}, required="adapter")
+
+
+def test_a_failure_is_its_exit_code_and_its_last_line():
+    with pytest.raises(GradienceError, match=r"failed with exit code 3: no such task$"):
+        run(python("import sys; print('first', file=sys.stderr); print('no such task', file=sys.stderr); sys.exit(3)"),
+            timeout=60)  # fmt: skip
+
+
+def test_a_program_that_is_not_there_is_named():
+    with pytest.raises(GradienceError, match="cannot start no-such-program"):
+        run(["no-such-program"], timeout=1)
+
+
+def test_a_command_that_takes_too_long_ends_with_all_that_it_started(tmp_path):
+    mark = tmp_path / "mark"
+    child = f"import time,pathlib; time.sleep(3); pathlib.Path({str(mark)!r}).touch()"
+    code = f"import subprocess,sys,time; subprocess.Popen([sys.executable, '-c', {child!r}]); time.sleep(60)"
+    began = time.monotonic()
+    with pytest.raises(GradienceError, match="takes longer than its time"):
+        run(python(code), timeout=1.0)
+    assert time.monotonic() - began < 20
+    time.sleep(3.5)
+    assert not mark.exists()
+
+
+def test_a_command_that_prints_without_end_is_ended(monkeypatch):
+    monkeypatch.setattr("gradience.verbs.bench.command.MAX_OUTPUT", 1 << 20)
+    with pytest.raises(GradienceError, match="printed more than 1 MiB"):
+        run(python("while True: print('x' * 10000)"), timeout=60)

@@ -1,0 +1,128 @@
+"""From scores to a verdict."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from gradience.errors import GradienceError
+from gradience.schema.bench import BenchMetric
+from gradience.schema.scalars import real
+from gradience.verbs.bench.judge import Contender, Task, judge, tolerance_of
+from gradience.verbs.bench.store import Evaluation
+
+N = 400
+
+
+def evaluation(scores, unit="example"):
+    return Evaluation(unit=unit, scores=[real(float(s)) for s in scores], weights=[1.0] * len(scores))
+
+
+def right(share, n=N):
+    """Scores of which a share is right, the same examples first."""
+    return evaluation([1.0] * round(share * n) + [0.0] * (n - round(share * n)))
+
+
+def judged(scores, *, tolerance="5%", better=True, unit="example", **more):
+    """The judgement of evaluations by name: full is the reference, base an anchor; each is smaller than the last."""
+    roles = {"full": "reference", "base": "anchor"}
+    params = {name: 0 if name == "base" else 100 - 10 * i for i, name in enumerate(scores)}
+    contenders = [Contender(name, roles.get(name, "candidate"), Path(name), params[name]) for name in scores]
+    tasks = [Task("held-out", "", "", "full", scores), *more.get("tasks", [])]
+    metric = BenchMetric(name="m", higher_is_better=better, unit=unit)
+    return judge(contenders, tasks, metric, tolerance_of(tolerance), seed=0)
+
+
+def outcomes(found):
+    return {c.name: c.outcome for c in found.candidates}
+
+
+def test_the_smallest_that_is_within_the_tolerance_holds():
+    found = judged({"full": right(0.9), "a": right(0.9), "b": right(0.895), "c": right(0.7), "base": right(0.3)})
+    assert outcomes(found) == {"full": "reference", "a": "within", "b": "within", "c": "over", "base": "anchor"}
+    assert (found.verdict.state, found.verdict.candidate) == ("holds", "b")
+    assert found.tasks[0].margin == pytest.approx(0.045)
+    assert found.candidates[2].share == 0.8
+
+
+def test_a_tolerance_without_percent_is_in_the_metrics_unit():
+    assert judged({"full": right(0.5), "a": right(0.5)}, tolerance="0.05").tasks[0].margin == pytest.approx(0.05)
+    assert judged({"full": right(0.5), "a": right(0.5)}, tolerance="5%").tasks[0].margin == pytest.approx(0.025)
+
+
+@pytest.mark.parametrize("text", ["", "%", "x", "0", "-1%", "nan", "inf%"])
+def test_a_tolerance_that_is_none_is_refused(text):
+    with pytest.raises(GradienceError, match="expected such as 1%"):
+        tolerance_of(text)
+
+
+def test_a_lower_loss_is_no_harm_and_a_higher_one_is():
+    rng = np.random.default_rng(0)
+    own = 2.0 + 0.1 * rng.normal(size=N)
+    found = judged(
+        {"full": evaluation(own), "less": evaluation(own - 0.5), "more": evaluation(own + 0.5)}, better=False
+    )
+    assert outcomes(found) == {"full": "reference", "less": "within", "more": "over"}
+    assert [c.results[0].harm for c in found.candidates[1:]] == pytest.approx([-0.5, 0.5])
+
+
+def test_where_no_data_decide_the_number_needed_is_said():
+    found = judged({"full": right(0.9, 60), "a": right(0.9, 60), "base": right(0.2, 60)}, tolerance="1%")
+    assert found.verdict.state == "not_decided"
+    assert found.verdict.needed == pytest.approx(331, rel=0.03)  # 3 / 0.009
+    assert "n = 60" in found.verdict.says
+
+
+def test_where_the_base_is_not_shown_to_be_worse_nothing_follows():
+    found = judged({"full": right(0.9), "a": right(0.9), "base": right(0.89)})
+    assert found.tasks[0].has_contrast is False
+    assert found.verdict.state == "no_contrast"
+    assert outcomes(found)["a"] == "within"
+
+
+def test_all_over_the_tolerance_is_none_and_one_left_open_is_not():
+    over = {"full": right(0.9), "a": right(0.5), "base": right(0.2)}
+    assert judged(over).verdict.state == "none"
+    assert judged({**over, "b": right(0.85)}).verdict.state == "not_decided"
+
+
+def test_a_candidate_whose_scores_are_not_finite_does_not_hold():
+    bad = evaluation([float("nan")] + [1.0] * (N - 1))
+    found = judged({"full": right(0.9), "a": bad, "base": right(0.2)})
+    assert outcomes(found)["a"] == "not_finite"
+    assert found.verdict.state == "none"
+
+
+def test_a_reference_without_finite_scores_and_unequal_lengths_are_errors():
+    with pytest.raises(GradienceError, match="full has no finite score"):
+        judged({"full": evaluation([float("inf")] * 3), "a": right(1.0, 3)})
+    with pytest.raises(GradienceError, match="a has 5 scores on held-out, and full 3"):
+        judged({"full": right(1.0, 3), "a": right(1.0, 5)})
+
+
+def test_a_candidate_must_hold_on_every_judged_task_and_only_on_those():
+    second = {"full": right(0.9), "a": right(0.5), "base": right(0.2)}
+    first = {"full": right(0.9), "a": right(0.9), "base": right(0.2)}
+    assert judged(first, tasks=[Task("other", "", "", "full", second)]).verdict.state == "none"
+    aside = judged(first, tasks=[Task("other", "", "", "full", second, judged=False)])
+    assert (aside.verdict.state, aside.verdict.candidate) == ("holds", "a")
+    assert [row.outcome for row in aside.candidates[1].results] == ["within", "over"]
+
+
+def test_one_run_decides_nothing_and_runs_with_seeds_are_paired():
+    one = judged({"full": evaluation([0.9], "seed"), "a": evaluation([0.9], "seed")}, unit="seed")
+    assert (one.verdict.state, one.candidates[1].results[0].worst) == ("not_decided", None)
+    scores = np.array([0.90, 0.91, 0.89])
+    several = judged(
+        {"full": evaluation(scores, "seed"), "a": evaluation(scores - [0.001, 0.002, 0.001], "seed")}, unit="seed"
+    )
+    assert several.verdict.state == "holds"
+
+
+def test_a_small_difference_in_answers_is_bounded_as_answers_and_not_by_what_was_seen():
+    """400 answers without a flip leave 0.75 % open, whatever the spread of what was seen."""
+    found = judged({"full": right(1.0), "a": right(1.0)}, tolerance="0.007")
+    assert outcomes(found)["a"] == "open"
+    assert judged({"full": right(1.0), "a": right(1.0)}, tolerance="0.008").verdict.state == "holds"

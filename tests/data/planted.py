@@ -1,0 +1,236 @@
+"""Defects planted in rows of every format, and what `check_data` must find in each."""
+
+from __future__ import annotations
+
+import copy
+import json
+import random
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from made import LLAMA3, QWEN, QWEN_PLAIN, rows, saved, tokenizer, words, write
+
+from gradience.schema.reports import CheckReport
+from gradience.verbs.check.data import check_data
+
+Rows = list[dict[str, Any]]
+
+PAIRS = ("prompt-completion", "prompt-completion-chat", "instruction")
+PREFERENCES = ("preference", "preference-chat", "preference-implicit")
+KTO = ("kto", "kto-chat")
+SPOKEN = ("messages", "sharegpt", *PAIRS, "text", *PREFERENCES, *KTO, "classification")
+FORMS = (*SPOKEN, "tokenised")
+ANSWERED = tuple(form for form in SPOKEN if form not in {"text", "classification"})
+TEMPLATED = ("messages", "sharegpt", "prompt-completion-chat", "instruction", "preference-chat", "kto-chat")
+COUNT = 60
+
+
+@dataclass(frozen=True)
+class Defect:
+    """A defect: the rule that must speak, where it can be, how rows get it, and what is asked of the check."""
+
+    rule: str
+    forms: tuple[str, ...]
+    plant: Callable[[Rows, str], Rows | str] = lambda some, _: some
+    options: dict[str, Any] = field(default_factory=dict)
+    tokenizer: dict[str, Any] = field(default_factory=dict)
+
+
+def clean(form: str) -> Rows:
+    """Rows without a defect."""
+    if form != "tokenised":
+        return rows(form, COUNT)
+    made = tokenizer()
+    out = []
+    for one in rows("prompt-completion", COUNT):
+        before, after = (made(text)["input_ids"] for text in (one["prompt"], one["completion"]))
+        ids = [*before, *after, made.eos_token_id]
+        out.append({"input_ids": ids, "labels": [*[-100] * len(before), *ids[len(before) :]]})
+    return out
+
+
+def every_answer(row: dict[str, Any], change: Callable[[str], str]) -> dict[str, Any]:
+    """The row with its answers changed."""
+    row = copy.deepcopy(row)
+    for name in ("completion", "chosen", "rejected", "output", "text"):
+        if isinstance(row.get(name), str):
+            row[name] = change(row[name])
+    for name, role, said in (("conversations", "from", "value"), *((n, "role", "content") for n in _CHAT_COLUMNS)):
+        for turn in row.get(name, ()) if isinstance(row.get(name), list) else ():
+            if turn.get(role) == "assistant":
+                turn[said] = change(turn[said])
+    return row
+
+
+_CHAT_COLUMNS = ("messages", "completion", "chosen", "rejected")
+
+
+def _some(change: Callable[[dict[str, Any]], dict[str, Any]], every: int = 10) -> Callable[[Rows, str], Rows]:
+    return lambda some, _: [change(one) if i % every == 0 else one for i, one in enumerate(some)]
+
+
+def _all(change: Callable[[dict[str, Any]], dict[str, Any]]) -> Callable[[Rows, str], Rows]:
+    return lambda some, _: [change(one) for one in some]
+
+
+def _broken_line(some: Rows, _: str) -> str:
+    lines = [json.dumps(one) for one in some]
+    lines[7] = lines[7][: len(lines[7]) // 2]
+    return "\n".join(lines) + "\n"
+
+
+def _wrong_column(some: Rows, form: str) -> Rows:
+    name = next(iter(some[0]))
+    return [{**one, name: 7} if i == 5 else one for i, one in enumerate(some)]
+
+
+def _user_only(one: dict[str, Any]) -> dict[str, Any]:
+    return {**one, "messages": [turn for turn in one["messages"] if turn["role"] != "assistant"]}
+
+
+def _masked(one: dict[str, Any]) -> dict[str, Any]:
+    return {**one, "labels": [-100] * len(one["labels"])}
+
+
+def _no_end(one: dict[str, Any]) -> dict[str, Any]:
+    return {name: ids[:-1] for name, ids in one.items()}
+
+
+def _masked_end(one: dict[str, Any]) -> dict[str, Any]:
+    return {**one, "labels": [*one["labels"][:-1], -100]}
+
+
+def _long(one: dict[str, Any]) -> dict[str, Any]:
+    return every_answer(one, lambda text: f"{text} {' '.join(['river'] * 1500)}")
+
+
+def _repeated(some: Rows, _: str) -> Rows:
+    return [some[i % 50] for i in range(len(some))]
+
+
+def _bos(one: dict[str, Any]) -> dict[str, Any]:
+    first = "<|begin_of_text|>"
+    name = next(key for key in ("prompt", "instruction", "text") if key in one)
+    return {**one, name: first + one[name]}
+
+
+def _label(value: Any) -> Callable[[dict[str, Any]], dict[str, Any]]:
+    return lambda one: {**one, "label": value}
+
+
+def _unbalanced(some: Rows, _: str) -> Rows:
+    kind = type(some[0]["label"])
+    return [{**one, "label": kind(i % 30 == 0)} for i, one in enumerate(some)]
+
+
+_PADDED = {"pad_token": "<|im_end|>"}
+_BOS_TEMPLATE = LLAMA3.replace("{{ bos_token }}", "{{ bos_token }}{{ bos_token }}")
+_UNMARKED_END = QWEN.replace("<|im_end|>{% endgeneration %}", "{% endgeneration %}<|im_end|>")
+_USER_MARKED = "{% generation %}" + QWEN_PLAIN + "{% endgeneration %}"
+_TEXTS = ("prompt-completion", "text", "preference", "kto", "classification")
+
+DEFECTS: dict[str, Defect] = {
+    "a broken line": Defect("DAT300", FORMS, _broken_line),
+    "a column of another type": Defect("DAT300", FORMS, _wrong_column),
+    "no assistant turn in some rows": Defect("DAT301", ("messages",), _some(_user_only), {"loss": "assistant"}),
+    "no assistant turn in any row": Defect("DAT301", ("messages",), _all(_user_only), {"loss": "assistant"}),
+    "every label masked in some rows": Defect("DAT301", ("tokenised",), _some(_masked)),
+    "every label masked": Defect("DAT301", ("tokenised",), _all(_masked)),
+    "no generation block": Defect(
+        "DAT302",
+        ("messages", "prompt-completion-chat", "instruction"),
+        options={"loss": "assistant"},
+        tokenizer={"template": QWEN_PLAIN},
+    ),
+    "few supervised tokens": Defect(
+        "DAT303",
+        ("prompt-completion",),
+        _all(lambda one: {"prompt": " ".join([one["prompt"]] * 20), "completion": "a"}),
+    ),
+    "prompt in the labels": Defect(
+        "DAT304", ("tokenised",), _all(lambda one: {**one, "labels": one["input_ids"]}), {"loss": "completion"}
+    ),
+    "completion loss on rows without prompts": Defect("DAT304", ("messages", "text"), options={"loss": "completion"}),
+    "generation block around the prompt": Defect(
+        "DAT304", ("messages",), options={"loss": "assistant"}, tokenizer={"template": _USER_MARKED}
+    ),
+    "rows over the limit": Defect("DAT305", FORMS, options={"max_length": 12}),
+    "answers over the limit": Defect("DAT306", (*ANSWERED, "text", "tokenised"), options={"max_length": 12}),
+    "end of turn outside of the block": Defect(
+        "DAT307", ("messages",), options={"loss": "assistant"}, tokenizer={"template": _UNMARKED_END}
+    ),
+    "no end token in the labels": Defect("DAT307", ("tokenised",), _all(_no_end)),
+    "turns end in a token that is not the end token": Defect("DAT307", TEMPLATED, tokenizer={"eos_token": "<|pad|>"}),
+    "pad is end, and masked": Defect("DAT308", ("tokenised",), _all(_masked_end), tokenizer=_PADDED),
+    "pad is end, and no labels": Defect(
+        "DAT308", ("tokenised",), _all(lambda one: {"input_ids": one["input_ids"]}), tokenizer=_PADDED
+    ),
+    "BOS in the text": Defect("DAT309", _TEXTS, _all(_bos), tokenizer={"style": "llama3"}),
+    "BOS twice in the template": Defect(
+        "DAT309",
+        TEMPLATED,
+        tokenizer={"style": "llama3", "template": _BOS_TEMPLATE},
+    ),
+    "template of another model": Defect(
+        "DAT310",
+        TEMPLATED,
+        tokenizer={"template": QWEN.replace("im_start", "turn")},
+    ),
+    "empty answers": Defect("DAT311", ANSWERED, _some(lambda r: every_answer(r, lambda _: " "))),
+    "one answer": Defect("DAT312", ANSWERED, _all(lambda r: every_answer(r, lambda _: " yes"))),
+    "duplicates": Defect("DAT313", FORMS, _repeated),
+    "overlap": Defect("DAT314", FORMS, options={"eval": "same"}),
+    "near overlap": Defect("DAT314", SPOKEN, options={"eval": "near"}),
+    "one label for most": Defect("DAT315", ("classification", *KTO), _unbalanced),
+    "a label out of range": Defect("DAT316", ("classification",), _some(_label(9)), {"num_labels": 3}),
+    "a negative label": Defect("DAT316", ("classification",), _some(_label(-1)), {"num_labels": 3}),
+    "one class": Defect("DAT317", ("classification",), _all(_label(1))),
+    "one KTO label": Defect("DAT317", KTO, _all(_label(value=True))),
+    "U+FFFD": Defect("DAT318", SPOKEN, _some(lambda r: every_answer(r, lambda text: text + " caf\ufffd"))),
+    "mojibake": Defect("DAT318", SPOKEN, _some(lambda r: every_answer(r, lambda text: text + " caf\u00c3\u00a9"))),
+    "one row of 1500 words": Defect("DAT319", SPOKEN, _some(_long, COUNT), {"max_length": 0}),
+    "padding": Defect("DAT320", (*ANSWERED, "text"), _some(_long, 8), {"max_length": 0}),
+}
+
+
+def near(some: Rows) -> Rows:
+    """Rows whose last word is another."""
+    return [every_answer(one, lambda text: text + " indeed") for one in some]
+
+
+def long_rows(form: str) -> Rows:
+    """Rows of enough words that one more leaves them near."""
+    rng = random.Random(9)  # noqa: S311  # rows, no secret
+    return [every_answer(one, lambda text: f"{text} {words(rng, 40, 50)}") for one in rows(form, COUNT)]
+
+
+def checked(folder: Path, form: str, defect: Defect | None) -> CheckReport:
+    """The report on rows with a defect, or without one."""
+    asked = dict(defect.options) if defect is not None else {}
+    held_out, classes = asked.pop("eval", None), asked.pop("num_labels", 3)
+    some = long_rows(form) if held_out == "near" else clean(form)
+    planted = some if defect is None else defect.plant(some, form)
+    path = folder / "train.jsonl"
+    if isinstance(planted, str):
+        path.write_text(planted, encoding="utf-8")
+    else:
+        write(path, planted)
+    if held_out is not None:
+        asked["eval_data"] = write(folder / "eval.jsonl", near(some[:5]) if held_out == "near" else some[:5])
+    made = dict(defect.tokenizer) if defect is not None else {}
+    style = made.pop("style", "qwen")
+    asked = {"max_length": 1024, **asked, "tokenizer": saved(folder / "tokenizer", style, **made)}
+    return check_data(path, **asked, overrides=_classes(classes) if form == "classification" else None, select=["DAT"])
+
+
+def _classes(count: int) -> Any:
+    from gradience.schema.config import ConfigSnapshot
+
+    return ConfigSnapshot(num_labels=count)
+
+
+def cases() -> Iterator[tuple[str, str]]:
+    """Every defect with every format it can be in."""
+    yield from ((name, form) for name, defect in DEFECTS.items() for form in defect.forms)

@@ -1,0 +1,215 @@
+"""Tokens, masks and the cut of every format are those that TRL's trainers put into a batch."""
+
+from __future__ import annotations
+
+import copy
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gradience.data.batching import packed_count
+from gradience.data.encoder import Encoder, quiet
+from gradience.data.measure import Limits, Measure, Measured
+from gradience.data.shapes import recognise
+from gradience.data.tokens import Masking, Tokenised, Tokeniser
+
+from made import ask, rows, say, saved, tokenizer  # isort: skip
+
+pytestmark = pytest.mark.filterwarnings("ignore")  # of TRL and torch about this machine
+
+LIMIT = 24
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    return {style: saved(tmp_path_factory.mktemp(style), style) for style in ("qwen", "llama3")}
+
+
+@pytest.fixture(scope="module")
+def models() -> dict[str, Any]:
+    from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification
+
+    small = {"vocab_size": 600, "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1}
+    config = LlamaConfig(**small, num_attention_heads=2, num_key_value_heads=2, max_position_embeddings=256)
+    one = copy.deepcopy(config)
+    one.num_labels = 1
+    return {"lm": LlamaForCausalLM(config), "reward": LlamaForSequenceClassification(one)}
+
+
+def ours(folder: Path, some: list[dict[str, Any]], loss: Any = None, task: str | None = None) -> list[Tokenised]:
+    encoder = Encoder(folder)
+    tokeniser = Tokeniser(recognise(some[0], task), encoder, Masking(loss))
+    with quiet():
+        found = list(tokeniser.run(enumerate(some, 1)))
+    assert all(isinstance(one, Tokenised) for one in found)
+    return found  # type: ignore[return-value]
+
+
+def arguments(kind: Any, tmp_path: Path, **more: Any) -> Any:
+    return kind(
+        output_dir=str(tmp_path), per_device_train_batch_size=4, report_to=[], use_cpu=True, bf16=False,
+        gradient_checkpointing=False, **more,
+    )  # fmt: skip
+
+
+def batches(trainer: Any) -> list[dict[str, Any]]:
+    """What the trainer's collator makes of its data set, row by row."""
+    data = trainer.train_dataset
+    return [trainer.data_collator([data[i]]) for i in range(len(data))]
+
+
+def cut(found: list[Tokenised], limit: int | None, *, masked: bool = False) -> list[tuple[list[int], list[int]]]:
+    """Sequences and masks after the cut; without those that it leaves unsupervised, but where `masked`."""
+    pairs = [
+        (s.ids[:limit], ([1] * len(s.ids) if s.mask is None else s.mask)[:limit])
+        for one in found
+        for s in one.sequences
+    ]
+    return [(ids, mask) for ids, mask in pairs if masked or any(mask)]
+
+
+def sides(batch: dict[str, Any], mask: Any) -> list[tuple[list[int], list[int]]]:
+    """Tokens and mask of each sequence of a batch, without its padding."""
+    lengths = batch["attention_mask"].sum(1).tolist()
+    pairs = zip(batch["input_ids"].tolist(), mask.tolist(), lengths, strict=True)
+    return [(ids[:n], bits[:n]) for ids, bits, n in pairs]
+
+
+def measured(found: list[Tokenised], folder: Path, some: Any, limit: int, task: str | None = None) -> Measured:
+    measure = Measure(recognise(some[0], task), Encoder(folder), Limits(max_length=limit))
+    for one in found:
+        measure.add(one)
+    return measure.result()
+
+
+SFT = [
+    ("messages", None),
+    ("messages", "assistant"),
+    ("messages", "completion"),
+    ("sharegpt", None),
+    ("prompt-completion", None),
+    ("prompt-completion", "all"),
+    ("prompt-completion-chat", None),
+    ("prompt-completion-chat", "assistant"),
+    ("prompt-completion-chat", "all"),
+    ("text", None),
+    ("text", "completion"),
+]
+FLAGS: dict[str | None, dict[str, bool]] = {
+    None: {},
+    "assistant": {"assistant_only_loss": True},
+    "completion": {"completion_only_loss": True},
+    "all": {"completion_only_loss": False},
+}
+
+
+@pytest.mark.parametrize(("form", "loss", "style"), [(*one, ["qwen", "llama3"][i % 2]) for i, one in enumerate(SFT)])
+def test_sft_rows_are_those_of_the_trainer(
+    form: str, loss: str | None, style: str, folders: Any, models: Any, tmp_path: Path
+) -> None:
+    from datasets import Dataset
+    from trl import SFTConfig, SFTTrainer
+
+    some = rows(form, 12)
+    trainer = SFTTrainer(
+        models["lm"],
+        arguments(SFTConfig, tmp_path, max_length=LIMIT, **FLAGS[loss]),
+        train_dataset=Dataset.from_list(some),
+        processing_class=tokenizer(style),
+    )
+    theirs = [(b["input_ids"][0].tolist(), (b["labels"][0] != -100).long().tolist()) for b in batches(trainer)]
+    found = ours(folders[style], some, loss)
+    assert cut(found, LIMIT) == theirs
+    counted = measured(found, folders[style], some, LIMIT)
+    assert counted.tokens.kept == sum(len(ids) for ids, _ in theirs)
+    assert counted.tokens.supervised == sum(sum(mask) for _, mask in theirs)
+    assert counted.seen.cut.count == sum(len(ids) > LIMIT for ids, _ in cut(found, None)) > 0
+
+
+@pytest.mark.parametrize(
+    ("form", "style"), [("preference", "qwen"), ("preference-chat", "llama3"), ("preference-implicit", "qwen")]
+)
+def test_dpo_rows_are_those_of_the_trainer(form: str, style: str, folders: Any, models: Any, tmp_path: Path) -> None:
+    from datasets import Dataset
+    from trl import DPOConfig, DPOTrainer
+
+    some = rows(form, 12)
+    trainer = DPOTrainer(
+        models["lm"],
+        ref_model=copy.deepcopy(models["lm"]),
+        args=arguments(DPOConfig, tmp_path, max_length=LIMIT),
+        train_dataset=Dataset.from_list(some),
+        processing_class=tokenizer(style),
+    )
+    theirs = [side for batch in batches(trainer) for side in sides(batch, batch["completion_mask"])]
+    found = ours(folders[style], some)
+    assert cut([one for one in found if one.prompt < LIMIT], LIMIT, masked=True) == theirs
+    counted = measured(found, folders[style], some, LIMIT)
+    assert counted.tokens.supervised == sum(sum(mask) for _, mask in theirs)
+    assert counted.tokens.kept == sum(len(ids) for ids, _ in theirs)
+
+
+@pytest.mark.parametrize(
+    ("form", "style"), [("preference", "llama3"), ("preference-chat", "qwen"), ("preference-implicit", "llama3")]
+)
+def test_reward_rows_are_those_of_the_trainer(form: str, style: str, folders: Any, models: Any, tmp_path: Path) -> None:
+    from datasets import Dataset
+    from trl import RewardConfig, RewardTrainer
+
+    some, limit = rows(form, 12), LIMIT if form == "preference" else 40
+    trainer = RewardTrainer(
+        models["reward"],
+        args=arguments(RewardConfig, tmp_path, max_length=limit),
+        train_dataset=Dataset.from_list(some),
+        processing_class=tokenizer(style),
+    )
+    theirs = [ids for batch in batches(trainer) for ids, _ in sides(batch, batch["attention_mask"])]
+    found = ours(folders[style], some, task="reward")
+    kept = [one for one in found if all(len(s.ids) <= limit for s in one.sequences)]
+    assert [s.ids for one in kept for s in one.sequences] == theirs
+    counted = measured(found, folders[style], some, limit, task="reward")
+    assert counted.seen.answer_lost.count == len(found) - len(kept) > 0
+
+
+@pytest.mark.parametrize(("form", "style"), [("kto", "llama3"), ("kto-chat", "qwen")])
+def test_kto_rows_are_those_of_the_trainer(form: str, style: str, folders: Any, models: Any, tmp_path: Path) -> None:
+    from datasets import Dataset
+    from trl import KTOConfig, KTOTrainer
+
+    some = rows(form, 12)
+    trainer = KTOTrainer(
+        models["lm"],
+        ref_model=copy.deepcopy(models["lm"]),
+        args=arguments(KTOConfig, tmp_path, max_length=LIMIT),
+        train_dataset=Dataset.from_list(some),
+        processing_class=tokenizer(style),
+    )
+    data = trainer.train_dataset
+    theirs = [(one["prompt_ids"], one["completion_ids"]) for one in data]
+    found = [one for one in ours(folders[style], some) if one.prompt < LIMIT]
+    assert [(s.ids[: one.prompt], s.ids[one.prompt :]) for one in found for s in one.sequences] == theirs
+
+
+def test_instructions_are_the_messages_that_a_chat_template_renders(folders: Any) -> None:
+    some = rows("instruction", 12)
+    chats = [
+        {
+            "prompt": [ask("\n".join(filter(None, (one["instruction"], one["input"]))))],
+            "completion": [say(one["output"])],
+        }
+        for one in some
+    ]
+    both = [ours(folders["qwen"], given) for given in (some, chats)]
+    assert [one.sequences for one in both[0]] == [one.sequences for one in both[1]]
+
+
+def test_packing_makes_as_many_sequences_as_trl() -> None:
+    from datasets import Dataset
+    from trl import pack_dataset
+
+    rng = random.Random(3)  # noqa: S311
+    lengths = [rng.randint(1, 70) for _ in range(400)]
+    data = Dataset.from_dict({"input_ids": [[1] * n for n in lengths]})
+    assert packed_count(lengths, 64) == len(pack_dataset(data, 64, "bfd"))

@@ -1,0 +1,212 @@
+"""A fleet's rows: equal to single audits, whatever was killed or changed in between, and whichever engine ran."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from filelock import FileLock
+from fleet_inputs import factors, peft
+from safetensors.numpy import save_file
+
+import gradience
+from gradience.errors import GradienceError, OutputError
+from gradience.verbs.audit import audit_adapter
+from gradience.verbs.fleet.audit import _job, audit_fleet, rules_version
+from gradience.verbs.fleet.engines import run_local
+from gradience.verbs.fleet.find import find_adapters
+from gradience.verbs.fleet.read import open_fleet
+from gradience.verbs.fleet.store import Store
+from gradience.verbs.fleet.tables import FLEET
+from gradience.verbs.fleet.update import known_rows, plan_of
+
+
+def rows(fleet):
+    opened = open_fleet(fleet)
+    return [table.to_pylist() for table in (opened.adapters, opened.modules, opened.findings)]
+
+
+def test_a_fleets_rows_are_the_numbers_of_single_audits(collection, fleet):
+    opened = gradience.fleet.open(fleet)
+    row = next(row for row in opened.adapters.to_pylist() if row["path"] == str(collection / "run-2"))
+    report = audit_adapter(collection / "run-2")
+    assert row["verdict"] == report.health.verdict == "trained"
+    assert row["stable_rank_mean"] == pytest.approx(report.summary.stable_rank_mean, rel=1e-12)
+    assert row["bytes_saved"] == report.suggested["p90"].bytes_saved
+    modules = [m for m in opened.modules.to_pylist() if m["path"] == str(collection / "run-2")]
+    assert [m["name"] for m in modules] == [m.name for m in report.modules]
+    for got, expected in zip(modules, report.modules, strict=True):
+        assert (got["rows"], got["columns"], got["r"]) == (*expected.shape, expected.r)
+        assert got["stable_rank"] == pytest.approx(expected.stable_rank, rel=1e-12)
+        assert got["spectral_norm"] == pytest.approx(expected.spectral_norm, rel=1e-12)
+    ids = [f["id"] for f in opened.findings.to_pylist() if f["path"] == str(collection / "run-2")]
+    assert ids == [finding.id for finding in report.findings]
+
+
+def test_a_broken_adapter_is_a_row_with_its_error(collection, fleet):
+    by_name = {Path(row["path"]).name: row for row in open_fleet(fleet).adapters.to_pylist()}
+    assert (by_name["truncated"]["status"], by_name["no-weights"]["status"]) == ("error", "error")
+    assert "truncated: " in by_name["truncated"]["error"]
+    assert "no adapter weights" in by_name["no-weights"]["error"]
+    assert by_name["untrained"]["verdict"] == "untrained"
+
+
+def test_tables_go_to_polars_and_pandas(fleet):
+    polars = pytest.importorskip("polars")
+    opened = open_fleet(fleet)
+    assert polars.from_arrow(opened.modules).height == opened.modules.num_rows == 44
+    assert opened.adapters.schema.field("r").type == "int64"
+    assert not opened.adapters.schema.field("path").nullable
+
+
+def copied(fleet, tmp_path):
+    shutil.copytree(fleet, tmp_path / "fleet")
+    return tmp_path / "fleet"
+
+
+def test_an_unchanged_collection_is_not_read_again(collection, fleet, tmp_path):
+    mine = copied(fleet, tmp_path)
+    before = rows(mine)
+    report = audit_fleet(collection, out=mine, workers=1)
+    assert (report.audited, report.unchanged, report.removed) == (0, 13, 0)
+    assert rows(mine) == before
+
+
+def test_changes_are_seen_by_size_time_and_content(tmp_path):
+    root, out = tmp_path / "many", tmp_path / "fleet"
+    for name in ("kept", "touched", "changed", "removed"):
+        peft(root / name, factors(len(name)))
+    audit_fleet(root, out=out, workers=1)
+    before = {row["path"]: row for row in open_fleet(out).adapters.to_pylist()}
+    os.utime(root / "touched" / "adapter_model.safetensors", ns=(1, 1))
+    save_file(factors(77), root / "changed" / "adapter_model.safetensors")
+    shutil.rmtree(root / "removed")
+    peft(root / "added", factors(5))
+    report = audit_fleet(root, out=out, workers=1)
+    assert (report.found, report.audited, report.unchanged, report.removed) == (4, 2, 2, 1)
+    after = {Path(row["path"]).name: row for row in open_fleet(out).adapters.to_pylist()}
+    assert sorted(after) == ["added", "changed", "kept", "touched"]
+    assert after["touched"]["content_hash"] == before[str(root / "touched")]["content_hash"]
+    assert " 1;" in f"{after['touched']['stamp']};"
+    assert after["changed"]["content_hash"] != before[str(root / "changed")]["content_hash"]
+    fresh = tmp_path / "fresh"
+    audit_fleet(root, out=fresh, workers=1)
+    assert rows(fresh) == rows(out)
+
+
+def test_another_version_of_the_rules_reads_everything_again(collection, fleet, tmp_path, monkeypatch):
+    mine = copied(fleet, tmp_path)
+    monkeypatch.setattr("gradience.verbs.fleet.audit.RULES_VERSION", "0")
+    jobs = [_job(found, None, rules_version(None)) for found in find_adapters([collection])]
+    plan = plan_of(jobs, known_rows(Store(mine, FLEET)), rules_version(None))
+    assert (len(plan.jobs), len(plan.gone), plan.removed) == (13, 13, 0)
+    assert {job.known_hash for job in plan.jobs} == {""}
+
+
+def test_two_jobs_on_one_fleet_refuse_each_other(collection, fleet, tmp_path):
+    mine = copied(fleet, tmp_path)
+    with FileLock(mine / ".lock"), pytest.raises(OutputError, match="another job is writing"):
+        audit_fleet(collection, out=mine, workers=1)
+
+
+def test_a_folder_of_something_else_is_left_alone(tmp_path):
+    (tmp_path / "mine.txt").write_text("x")
+    with pytest.raises(OutputError, match="holds something else"):
+        audit_fleet(tmp_path, out=tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
+    (tmp_path / "mine.txt").rename(tmp_path / "fleet.json")
+    with pytest.raises(GradienceError, match="cannot read"):
+        open_fleet(tmp_path)
+    (tmp_path / "fleet.json").write_text('{"schema": "gradience.fleet/v0"}')
+    with pytest.raises(GradienceError, match=r"expected 'gradience\.fleet/v1'"):
+        open_fleet(tmp_path)
+
+
+def test_a_base_puts_relative_norms_into_the_rows(tmp_path):
+    import numpy as np
+
+    rng = np.random.default_rng(3)
+    base = tmp_path / "base"
+    base.mkdir()
+    names = [f"model.layers.{n}.{m}.weight" for n in range(2) for m in ("self_attn.q_proj", "mlp.up_proj")]
+    save_file({name: rng.standard_normal((48, 24)).astype(np.float32) for name in names}, base / "model.safetensors")
+    folder = peft(tmp_path / "a")
+    audit_fleet(tmp_path / "a", out=tmp_path / "fleet", base=base, workers=1)
+    (row,) = open_fleet(tmp_path / "fleet").adapters.to_pylist()
+    report = audit_adapter(folder, base=base, norms_cache=False)
+    assert row["relative_frobenius"] == pytest.approx(report.base.relative_frobenius, rel=1e-12)
+    assert open_fleet(tmp_path / "fleet").modules["udr"].to_pylist() == pytest.approx([m.udr for m in report.modules])
+    assert row["rules"].endswith(f" base {base}")
+
+
+def _started(root, out):
+    code = (
+        "from gradience.verbs.fleet import audit, update\n"
+        "update.BATCH = 2\n"
+        f"audit.audit_fleet({str(root)!r}, out={str(out)!r}, workers=2)"
+    )
+    return subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.DEVNULL)
+
+
+def wait_until(condition, job):
+    end = time.monotonic() + 60
+    while not condition() and job.poll() is None:
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+def test_a_job_killed_at_any_point_goes_on_and_ends_with_the_same_rows(collection, fleet, tmp_path):
+    out = tmp_path / "fleet"
+    for parts in (1, 3):
+        job = _started(collection, out)
+        wait_until(lambda parts=parts: len(list((out / "adapters").glob("*"))) >= parts, job)
+        job.send_signal(signal.SIGKILL)
+        job.wait()
+    audit_fleet(collection, out=out, workers=2)
+    assert rows(out) == rows(fleet)
+    live = json.loads((out / "fleet.json").read_text())["parts"]
+    assert sorted(p.stem for p in (out / "modules").iterdir()) == [f"part-{number:06d}" for number in sorted(live)]
+
+
+@pytest.fixture
+def killing(tmp_path, monkeypatch):
+    """Jobs of which two kill their workers once, one twice; importable by the workers."""
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(Path(__file__).parents[1]), *sys.path]))
+    module = __import__("killing_jobs")
+    jobs = []
+    for place in range(12):
+        count = tmp_path / f"count-{place}"
+        count.write_text("")
+        jobs.append(module.Job(str(place), {3: 1, 7: 1, 9: 2}.get(place, 0), str(count)))
+    return module, jobs
+
+
+def test_a_dead_workers_job_is_tried_once_more_and_then_reported(killing):
+    module, jobs = killing
+    done = {d.job.path: d.answer for d in run_local(module.work, jobs, workers=2, prepare=module.prepare)}
+    assert done == {job.path: None if job.path == "9" else job.path.encode() for job in jobs}
+
+
+def test_workers_that_cannot_start_are_an_error_and_not_a_loop(killing):
+    module, jobs = killing
+    with pytest.raises(GradienceError, match="die before their first job"):
+        list(run_local(module.work, jobs, workers=2, prepare=module.die))
+
+
+def test_ray_gives_the_same_rows_and_reports_a_job_that_kills_its_workers(collection, fleet, tmp_path, killing):
+    pytest.importorskip("ray", reason="needs the extra [ray]")
+    from gradience.verbs.fleet.on_ray import run_ray
+
+    module, jobs = killing
+    done = {d.job.path: d.answer for d in run_ray(module.work, jobs, workers=2, prepare=module.prepare)}
+    assert done == {job.path: None if job.path == "9" else job.path.encode() for job in jobs}
+    out = tmp_path / "by-ray"
+    assert audit_fleet(collection, out=out, engine="ray", workers=2).engine == "ray"
+    assert rows(out) == rows(fleet)

@@ -1,0 +1,116 @@
+"""What the callback says, and when it stops a training, while the training runs."""
+
+from __future__ import annotations
+
+import logging
+import math
+
+import pytest
+
+
+def poison(model):
+    next(p for p in model.parameters() if p.requires_grad).data.fill_(math.nan)
+
+
+@pytest.fixture
+def said(caplog):
+    """A function that returns what was said so far, by level and first word."""
+    caplog.set_level(logging.INFO, "gradience")
+
+    def read():
+        return [(r.levelname, r.getMessage().removeprefix("gradience: ")) for r in caplog.records]
+
+    return read
+
+
+def test_alerts_are_said_as_they_happen_once_each_with_the_id(training, callback, said, tmp_path):
+    when = []
+    look = training.At(5, lambda _model: when.extend(said()))
+    given = {"learning_rate": 2e-4, "logging_nan_inf_filter": False}
+    training.trainer(tmp_path, training.At(3, poison), look, callback(), **given).train()
+    told = [line for line in said() if "NUM101" in line[1]]
+    assert told == [line for line in when if "NUM101" in line[1]]  # the row of step 4 came before the end of step 5
+    assert [level for level, _ in told] == ["ERROR"]
+    assert told[0][1].startswith("NUM101 at step 4: Not finite: loss at step 4")
+
+
+def test_findings_on_the_config_are_said_when_training_begins(training, callback, said, tmp_path):
+    when = []
+    look = training.At(1, lambda _model: when.extend(said()))
+    training.trainer(tmp_path, look, callback(), max_steps=4, logging_steps=500, learning_rate=5e-5).train()
+    assert {line[:6] for level, line in when if level == "WARNING"} == {"REC001", "LR001:"}
+    assert said() == when
+
+
+def test_verbose_false_silences_and_records_all_the_same(training, callback, said, log, tmp_path):
+    training.trainer(tmp_path, training.At(3, poison), callback(verbose=False), logging_nan_inf_filter=False).train()
+    assert said() == []
+    assert [e.code for e in log(tmp_path).of("alert")] == ["NUM101"]
+
+
+def test_stop_on_ends_the_training_says_so_and_records_it(training, callback, said, log, tmp_path):
+    given = {"logging_nan_inf_filter": False, "max_steps": 40}
+    run = training.trainer(tmp_path, training.At(3, poison), callback(stop_on=("NUM101", "DIV104")), **given)
+    assert run.train().global_step == 4
+    assert ("WARNING", "training stops after step 4, by stop_on: NUM101") in said()
+    events = log(tmp_path)
+    (alert,) = events.of("alert")
+    assert (alert.code, alert.step, alert.context["stops"]) == ("NUM101", 4, True)
+    (end,) = events.of("run_end")
+    assert (end.status, end.reason) == ("aborted", "stopped at step 4 of 40 by stop_on: NUM101")
+
+
+def test_a_finding_that_is_not_in_stop_on_stops_nothing(training, callback, tmp_path):
+    given = {"logging_nan_inf_filter": False}
+    run = training.trainer(tmp_path, training.At(3, poison), callback(stop_on=("DIV104",)), **given)
+    assert run.train().global_step == 6
+
+
+def test_stop_on_takes_only_ids_that_speak_while_training_runs(callback):
+    with pytest.raises(ValueError, match=r"stop_on: expected ids among NUM101.* got LR001"):
+        callback(stop_on=("NUM101", "LR001"))
+    assert callback(stop_on="num101")._stop_on == {"NUM101"}
+
+
+@pytest.mark.parametrize("twins", [True, False], ids=["one object twice", "two objects"])
+def test_of_two_callbacks_in_one_trainer_one_records(training, callback, log, tmp_path, twins):
+    first = callback()
+    second = first if twins else callback()
+    evals = training.sequences(4, seed=2)
+    run = training.trainer(tmp_path, first, second, evals=evals, eval_strategy="steps", eval_steps=3)
+    with pytest.warns(RuntimeWarning, match="twice|two callbacks") as caught:  # noqa: PT031  # several lines warn
+        run.train()
+        run.evaluate()
+    assert len([w for w in caught if "gradience" in str(w.message)]) == 1
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["run.jsonl"]
+    events = log(tmp_path)
+    assert events.steps == [1, 2, 3, 4, 5, 6]
+    assert [e.step for e in events.of("eval")] == [3, 6, 6]
+    assert events.names.count("run_start") == events.names.count("run_end") == 1
+    assert [e.seq for e in events if e.session == events[0].session] == list(range(len(events) - 1))
+
+
+def test_late_events_of_a_loop_that_was_left_make_no_file_of_their_own(training, callback, log, tmp_path):
+    left = training.trainer(tmp_path, training.At(3, training.ACTS["break"]), callback())
+    with pytest.raises(ValueError, match="prompt"):
+        left.train()
+
+    def late(_model):
+        with pytest.warns(RuntimeWarning, match="could not be recorded, .*being written by another process"):  # noqa: PT031  # several lines warn
+            left.evaluate(training.sequences(4))
+            left.evaluate(training.sequences(4))
+
+    training.trainer(tmp_path, training.At(2, late), callback()).train()
+    assert [p.name for p in tmp_path.iterdir()] == ["run.jsonl"]
+
+
+def test_a_log_taken_by_another_process_has_one_sibling_for_the_whole_run(training, callback, log, tmp_path):
+    from gradience import TelemetryWriter
+
+    with TelemetryWriter(tmp_path / "run.jsonl"):
+        run = training.trainer(tmp_path, callback(), evals=training.sequences(4))
+        with pytest.warns(RuntimeWarning, match="is being written by another process"):
+            run.train()
+        run.evaluate()
+    (sibling,) = [p for p in tmp_path.iterdir() if p.name != "run.jsonl"]
+    assert log(sibling).names[-2:] == ["run_end", "eval"]

@@ -1,0 +1,105 @@
+"""Rows become tokens, the choice depends on content and seed alone, and a bad row is named by its number."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from tiny_models import write_texts
+
+from gradience.errors import ConfigError
+from gradience.models.inputs import Example, batches, read_inputs
+
+
+def as_jsonl(path, rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def test_the_choice_is_the_same_in_any_order_and_another_with_another_seed(loaded, texts, tmp_path):
+    lines = texts.read_text().splitlines()
+    turned = tmp_path / "turned.txt"
+    turned.write_text("\n".join([*lines[::-1], *lines[:9]]))
+    first, second = read_inputs(texts, loaded, most=10), read_inputs(turned, loaded, most=10)
+    assert first == second
+    assert first.found == len(set(lines))
+    assert first.digest == second.digest != read_inputs(texts, loaded, most=10, seed=1).digest
+
+
+def test_places_that_count_depend_on_the_kind_of_row(loaded, tmp_path):
+    rows = [{"text": "w0 w1 w2"}, {"prompt": "w3 w4"}, {"prompt": "w5 ", "completion": "w6 w7", "label": 1}]
+    inputs = read_inputs(as_jsonl(tmp_path / "rows.jsonl", rows), loaded, most=9)
+    assert sorted(inputs.examples) == [
+        Example((2, 4, 5, 6, 3), 0, 4, None),  # whole: all but after the last token
+        Example((2, 7, 8, 3), 0, 4, None),  # to be continued: after the last token, too
+        Example((2, 9, 10, 11, 3), 1, 4, 1),  # a completion: from the last token of the prompt, without its [SEP]
+    ]
+
+
+def test_messages_go_through_the_chat_template(loaded, tmp_path, monkeypatch):
+    template = "{% for m in messages %}{{ m.content }} {% endfor %}{% if add_generation_prompt %}w9{% endif %}"
+    rows = [{"messages": [{"role": "user", "content": "w1"}]}]
+    with pytest.raises(ConfigError, match="no chat template"):
+        read_inputs(as_jsonl(tmp_path / "m.jsonl", rows), loaded, most=1)
+    monkeypatch.setattr(loaded.tokenizer, "chat_template", template, raising=False)
+    (example,) = read_inputs(tmp_path / "m.jsonl", loaded, most=1).examples
+    assert example == Example((5, 13), 0, 2)
+
+
+def test_token_ids_need_no_tokenizer_and_long_ones_are_cut(loaded, tmp_path):
+    file = as_jsonl(tmp_path / "ids.jsonl", [[1, 2, 3], {"input_ids": list(range(9))}])
+    inputs = read_inputs(file, loaded, most=9, longest=5, token_ids=True)
+    assert {e.ids for e in inputs.examples} == {(1, 2, 3), (0, 1, 2, 3, 4)}
+    assert inputs.cut == 1
+
+
+def test_parquet_rows_are_read_like_json(loaded, tmp_path):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    pq.write_table(pa.table({"text": ["w0 w1", "w2"], "other": [1, 2]}), tmp_path / "t.parquet")
+    same = as_jsonl(tmp_path / "t.jsonl", [{"text": "w0 w1"}, {"text": "w2"}])
+    assert read_inputs(tmp_path / "t.parquet", loaded, most=5) == read_inputs(same, loaded, most=5)
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (b"", "is empty"),
+        (b'{"text": "w1"}\n{"texts": "w1"}\n', "row 2: holds texts, expected text, prompt or messages"),
+        (b'{"text": "w1"}\nnot json\n', ":2: no JSON object"),
+        (b"\xff\xfe\x00w", ":1: no UTF-8 text"),
+        (b"a\x00b\n", ":1: a NUL"),
+        (b"PAR1 and no more", "damaged Parquet"),
+    ],
+    ids=str,
+)
+def test_a_file_that_holds_no_inputs_is_refused_with_the_line(loaded, tmp_path, content, says):
+    (tmp_path / "bad").write_bytes(content)
+    with pytest.raises(ConfigError) as caught:
+        read_inputs(tmp_path / "bad", loaded, most=5)
+    assert says in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("row", "says"),
+    [([1, 60], "token id 60, and the base has ids from 0 to 59"), ([], "a list of token ids"), ([True], "a list of")],
+    ids=str,
+)
+def test_token_ids_out_of_range_are_refused(loaded, tmp_path, row, says):
+    with pytest.raises(ConfigError, match=says):
+        read_inputs(as_jsonl(tmp_path / "ids.jsonl", [[1], row]), loaded, most=5, token_ids=True)
+
+
+def test_batches_hold_every_row_once_the_longest_first_within_their_tokens(loaded, tmp_path):
+    examples = read_inputs(write_texts(tmp_path / "t.txt", 30), loaded, most=30).examples
+    parts = batches(examples, tokens=40, pad=0)
+    assert sorted(row for part in parts for row in part.rows) == list(range(len(examples)))
+    assert all(part.ids.size <= 40 for part in parts)
+    assert [part.ids.shape[1] for part in parts] == sorted((part.ids.shape[1] for part in parts), reverse=True)
+    for part in parts:
+        for place, row in enumerate(part.rows):
+            assert tuple(part.ids[place][part.mask[place] == 1]) == examples[row].ids
+            assert np.flatnonzero(part.counts[place]).tolist() == list(range(examples[row].first, examples[row].stop))
+    assert [len(part.rows) for part in batches(examples, tokens=40, pad=None)] == [1] * len(examples)

@@ -1,0 +1,423 @@
+"""A choice by outputs is that of a dense computation, and PEFT loads what it writes as s B M A."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import peft_models
+import pytest
+import torch
+import torch.nn.functional as F  # noqa: N812  # torch's own custom
+from tiny_models import Saved, bert, causal, gpt2, mixtral, saved, squeezebert, write_texts
+
+from gradience import resize_adapter
+from gradience.adapters.open import open_adapter
+from gradience.cli.main import main
+from gradience.models.inputs import batches, read_inputs
+from gradience.models.load import load_model
+from gradience.models.outputs import log_probs, logits_of, row_sizes
+from gradience.models.statistics import lora_layers, statistics
+from gradience.verbs.resize.calibrated import Asked, calibrate_adapter, kept_for
+from gradience.verbs.resize.choice import Candidate, first_pieces, ordered, predicted_kl, shortest, within
+from gradience.verbs.resize.criteria import Target
+from gradience.verbs.resize.pieces import combined, gates_of, pieces_of
+from gradience.verbs.resize.plan import resizable_pairs
+from gradience.verbs.resize.targets import without_modules
+
+TARGETS = ["q_proj", "v_proj", "down_proj"]
+
+
+@pytest.fixture(scope="module")
+def llama(tmp_path_factory) -> Saved:
+    return saved(causal(), tmp_path_factory.mktemp("llama"), r=4, target_modules=TARGETS, task_type="CAUSAL_LM")
+
+
+@pytest.fixture(scope="module")
+def texts(tmp_path_factory) -> Path:
+    return write_texts(tmp_path_factory.mktemp("texts") / "texts.txt", 80)
+
+
+@pytest.fixture(scope="module")
+def calibrated(llama, texts):
+    files, adapter = open_adapter(llama.adapter)
+    return calibrate_adapter(files, adapter, Asked(llama.base, texts))
+
+
+def drawn_labels(model, parts, seed):
+    """The labels that the seed draws: one pass in the same order."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        return [
+            torch.multinomial(log_probs(logits_of(model, part)).exp(), 1, generator=generator)[:, 0] for part in parts
+        ]
+
+
+def dense_statistics(model, examples, parts, labels):
+    """Of each module G, H and each sequence's sum of h z^T, by autograd of one token's z at a time in float64.
+
+    z is recomputed from the layer's input, h from the gradient at the layer's output: s B^T g.
+    """
+    layers = {p: m for p, m in model.model.base_model.model.named_modules() if hasattr(m, "lora_A") and "." in p}
+    g, h, sums, count = {}, {}, {p: np.zeros((len(examples), 4, 4)) for p in layers}, 0
+    for place, example in enumerate(examples):
+        seen = {}
+
+        def hook(layer, inputs, out, seen=seen):
+            out = out if out.requires_grad else out.detach().requires_grad_()
+            out.retain_grad()
+            seen[layer] = (inputs[0].detach(), out)
+            return out
+
+        handles = [layer.register_forward_hook(hook) for layer in layers.values()]
+        (batch,) = batches([example], tokens=1, pad=0)
+        (at,) = [(n, part.rows.index(place)) for n, part in enumerate(parts) if place in part.rows]
+        ends = np.cumsum([part_len(parts[at[0]], row) for row in range(len(parts[at[0]].rows))])
+        mine = labels[at[0]][ends[at[1]] - part_len(parts[at[0]], at[1]) : ends[at[1]]]
+        F.cross_entropy(logits_of(model, batch), mine, reduction="sum").backward()
+        for handle in handles:
+            handle.remove()
+        count += len(example.ids)
+        for path, layer in layers.items():
+            x, out = seen[layer]
+            a, b = (f["default"].weight.detach() for f in (layer.lora_A, layer.lora_B))
+            for token in range(x.shape[1]):
+                z = (a @ x[0, token]).numpy()
+                back = (layer.scaling["default"] * b.T @ out.grad[0, token]).numpy()
+                g[path] = g.get(path, 0.0) + np.outer(z, z)
+                h[path] = h.get(path, 0.0) + np.outer(back, back)
+                sums[path][place] += np.outer(back, z)
+    return {p: g[p] / count for p in g}, {p: h[p] / count for p in h}, sums
+
+
+def part_len(part, row):
+    return int(part.counts[row].sum())
+
+
+def test_statistics_and_gates_are_those_of_a_dense_float64_computation(llama, calibrated, tmp_path):
+    model = load_model(llama.base, llama.adapter)
+    model.model.double()
+    examples = calibrated.inputs.chosen_by[:10]
+    parts = batches(examples, tokens=40, pad=0)
+    assert max(len(part.rows) for part in parts) > 1
+    found = statistics(model, lora_layers(model, list(calibrated.pairs)), parts, seed=3, folder=tmp_path)
+    order = [row for part in parts for row in part.rows]
+    g, h, sums = dense_statistics(model, examples, parts, drawn_labels(model, parts, 3))
+    assert found.moments.keys() == g.keys()
+    assert found.predictions == sum(e.stop - e.first for e in examples)
+    for path, moments in found.moments.items():
+        np.testing.assert_allclose(moments.g, g[path], rtol=1e-9, atol=1e-9 * np.abs(g[path]).max())
+        np.testing.assert_allclose(moments.h, h[path], rtol=1e-9, atol=1e-9 * np.abs(h[path]).max())
+        pieces = pieces_of(*moments)
+        wanted = np.array(
+            [[np.sum(sums[path][n] * np.outer(pieces.left[:, i], pieces.right[i])) for i in range(4)] for n in order]
+        )
+        gates = gates_of(pieces, found.gradients(path))
+        np.testing.assert_allclose(gates, wanted, rtol=1e-9, atol=1e-9 * np.abs(wanted).max())
+
+
+@pytest.mark.parametrize(
+    ("make", "options"),
+    [
+        (gpt2, {"target_modules": ["wte", "c_attn"], "task_type": "CAUSAL_LM", "fan_in_fan_out": True}),
+        (squeezebert, {"target_modules": ["query", "intermediate.conv1d"], "task_type": "SEQ_CLS"}),
+    ],
+    ids=["embedding", "convolution"],
+)
+def test_sums_of_each_sequence_are_the_losss_change_with_m(make, options, texts, tmp_path):
+    case = saved(make(), tmp_path, r=2, **options)
+    model = load_model(case.base, case.adapter)
+    model.model.double()
+    _, adapter = open_adapter(case.adapter)
+    examples = read_inputs(texts, model, most=4).examples
+    parts = batches(examples, tokens=12, pad=0)
+    layers = lora_layers(model, [pair.path for pair in resizable_pairs(adapter)])
+    found = statistics(model, layers, parts, seed=0, folder=tmp_path)
+    labels = drawn_labels(model, parts, 0)
+
+    def losses():
+        rows = []
+        for part, mine in zip(parts, labels, strict=True):
+            each = F.cross_entropy(logits_of(model, part), mine, reduction="none")
+            rows += [float(x.sum()) for x in each.split(row_sizes(model, part))]
+        return np.array(rows)
+
+    for path, layer in layers.items():
+        a = layer.lora_embedding_A["default"] if "default" in layer.lora_embedding_A else layer.lora_A["default"].weight
+        whole, step = a.data.clone(), 1e-5
+        for i, j in ((0, 0), (0, 1), (1, 0), (1, 1)):
+            ends = []
+            for sign in (step, -step):
+                m = torch.eye(2, dtype=torch.float64)
+                m[i, j] += sign
+                a.data = (m @ whole.reshape(2, -1)).reshape(whole.shape)
+                ends.append(losses())
+            a.data = whole
+            change = (ends[0] - ends[1]) / (2 * step)
+            np.testing.assert_allclose(found.gradients(path)[:, i, j], change, rtol=1e-5, atol=1e-5)
+
+
+def test_pieces_are_the_svd_of_the_two_roots_and_sum_to_the_identity():
+    generator = np.random.default_rng(0)
+    g, h = (x @ x.T for x in generator.normal(size=(2, 5, 9)))
+    pieces = pieces_of(g, h)
+    import scipy.linalg
+
+    root_g, root_h = scipy.linalg.sqrtm(g).real, scipy.linalg.sqrtm(h).real
+    u, s, v = np.linalg.svd(root_h @ root_g)
+    np.testing.assert_allclose(pieces.sizes, s, rtol=1e-9)
+    for k in range(6):
+        wanted = np.linalg.inv(root_h) @ (u[:, :k] * s[:k]) @ v[:k] @ np.linalg.inv(root_g)
+        np.testing.assert_allclose(combined(pieces, range(k)), wanted, atol=1e-9)
+    np.testing.assert_allclose(combined(pieces, range(5)), np.eye(5), atol=1e-9)
+
+
+def test_pieces_of_the_weights_grams_are_their_singular_vectors():
+    generator = np.random.default_rng(1)
+    b, a = generator.normal(size=(7, 3)), generator.normal(size=(3, 9))
+    pieces = pieces_of(a @ a.T, b.T @ b)
+    u, s, v = np.linalg.svd(b @ a)
+    for k in (1, 2):
+        np.testing.assert_allclose(b @ combined(pieces, range(k)) @ a, (u[:, :k] * s[:k]) @ v[:k], atol=1e-9)
+
+
+def test_directions_that_no_token_used_are_kept_apart_and_zero_moments_give_zero_gates():
+    pieces = pieces_of(np.diag([1.0, 1.0, 0.0]), np.eye(3))
+    np.testing.assert_allclose(combined(pieces, range(3)), np.eye(3), atol=1e-9)
+    np.testing.assert_allclose(pieces.sizes, [1.0, 1.0, 1e-9**0.5], rtol=1e-9)
+    zero = pieces_of(np.eye(2), np.zeros((2, 2)))
+    np.testing.assert_allclose(combined(zero, range(2)), np.eye(2), atol=1e-12)
+
+
+def test_order_is_by_mean_squared_gate_per_parameter_and_what_must_stay_comes_first():
+    gates = {"a": np.array([[3.0, 1.0], [-3.0, 1.0]]), "b": np.array([[4.0, 0.5], [4.0, 0.5]])}
+    order = ordered({"a": Candidate(gates["a"], 1), "b": Candidate(gates["b"], 2)})
+    assert order == ([("a", 0), ("b", 0), ("a", 1), ("b", 1)], 1)  # 9, 16 / 2, 1, .25 / 2
+    kept = first_pieces(order, 2)
+    assert kept == {"a": [0], "b": [0]}
+    candidates = {"a": Candidate(gates["a"], 1), "b": Candidate(gates["b"], 2)}
+    assert predicted_kl(candidates, kept, 10) == pytest.approx(0.5 * (1.5**2 + 1.5**2) / 10)
+    forced = ordered({"a": Candidate(gates["a"], 1), "b": Candidate(gates["b"] / 9, 2, least=1)})
+    assert forced == ([("b", 0), ("a", 0), ("a", 1), ("b", 1)], 1)
+    assert within(forced, 1, {"a": 1, "b": 2}) is None
+    assert within(forced, 3, {"a": 1, "b": 2}) == {"b": [0], "a": [0]}
+    assert within(forced, 4, {"a": 1, "b": 2}) == {"b": [0], "a": [0, 1]}
+
+
+@pytest.mark.parametrize("enough", [1, 2, 17, 40])
+def test_the_shortest_beginning_within_the_tolerance_is_found(enough):
+    order = ordered({"a": Candidate(np.arange(40.0)[None, ::-1] + 1, 1)})
+    assert shortest(order, 0.5, lambda n: 0.5 if n >= enough else 0.6) == enough
+
+
+@pytest.mark.parametrize("kind", ["two-sided", "svd"])
+def test_the_measured_kl_is_within_the_tolerance_and_is_that_of_the_adapter_as_written(llama, texts, tmp_path, kind):
+    report = resize_adapter(llama.adapter, tmp_path / "out", base=llama.base, calibrate=texts, kl=0.05, pieces=kind)
+    record = report.calibration
+    assert 0.0 < record.kl <= 0.05
+    assert report.params_after < report.params_before
+    assert (record.inputs, record.measured_inputs, record.pieces) == (54, 26, kind)
+    whole, cut = load_model(llama.base, llama.adapter), load_model(llama.base, tmp_path / "out")
+    files, adapter = open_adapter(llama.adapter)
+    examples = calibrate_adapter(files, adapter, Asked(llama.base, texts)).inputs.measured_on
+    kl = flips = n = 0
+    with torch.no_grad():
+        for part in batches(examples, tokens=1, pad=0):
+            p, q = (log_probs(logits_of(model, part).double()) for model in (whole, cut))
+            kl += float(F.kl_div(q, p, log_target=True, reduction="sum"))
+            flips += int((p.argmax(-1) != q.argmax(-1)).sum())
+            n += len(p)
+    assert record.measured_predictions == n
+    assert record.kl == pytest.approx(kl / n, rel=1e-3)
+    assert record.flips == pytest.approx(flips / n)
+
+
+def merged(model, folder):
+    return peft_models.merged_weights(peft_models.loaded(model, folder).double())
+
+
+def wanted_merge(model, case: Saved, texts, target, **options):
+    """The base's weights plus s B M A by the pieces of the same calibration, in float64."""
+    files, adapter = open_adapter(case.adapter)
+    found = calibrate_adapter(files, adapter, Asked(case.base, texts, **options))
+    kept = kept_for(found, Target(*target))
+    weights = peft_models.weights_of(model)
+    for path, pair in found.pairs.items():
+        b, a = (f[0].astype(np.float64) for f in pair.layout.read(adapter.source))
+        update = pair.first.scale * b @ combined(found.pieces[path], kept[path]) @ a
+        weights[f"{path}.weight"] = weights[f"{path}.weight"] + (update.T if pair.layout.transposed else update)
+    return weights, kept
+
+
+CASES = {
+    "llama": (causal, {"target_modules": TARGETS, "task_type": "CAUSAL_LM"}),
+    "rslora": (causal, {"target_modules": TARGETS, "task_type": "CAUSAL_LM", "use_rslora": True, "lora_alpha": 3}),
+    "patterns": (
+        causal,
+        {
+            "target_modules": TARGETS,
+            "task_type": "CAUSAL_LM",
+            "rank_pattern": {"q_proj": 3, r"layers\.1\.self_attn\.v_proj": 2},
+            "alpha_pattern": {"down_proj": 5},
+        },
+    ),
+    "conv1d": (gpt2, {"target_modules": ["c_attn", "c_proj"], "task_type": "CAUSAL_LM", "fan_in_fan_out": True}),
+    "embedding": (
+        lambda: gpt2(tie_word_embeddings=False),
+        {"target_modules": ["wte", "c_fc"], "task_type": "CAUSAL_LM", "fan_in_fan_out": True},
+    ),
+    "head": (bert, {"target_modules": ["query", "output.dense"], "task_type": "SEQ_CLS"}),
+    "tokens": (lambda: bert("Token"), {"target_modules": ["query", "value"], "task_type": "TOKEN_CLS"}),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_written_adapter_merges_to_s_b_m_a_and_keeps_all_else(name, texts, tmp_path):
+    make, options = CASES[name]
+    case = saved(make(), tmp_path, r=4, **options)
+    report = resize_adapter(case.adapter, tmp_path / "out", base=case.base, calibrate=texts, rank=2)
+    assert report.params_after <= sum(
+        row.params_before // row.rank_before * min(2, row.rank_before) for row in report.modules
+    )
+    wanted, kept = wanted_merge(make(), case, texts, ("rank", 2.0))
+    assert [row.rank_after for row in report.modules] == [len(kept[row.name]) for row in report.modules]
+    found = merged(make(), tmp_path / "out")
+    before = peft_models.weights_of(make())
+    for weight, value in wanted.items():
+        size = np.linalg.norm(value - before[weight]) or 1.0
+        tail = found.get(weight, found.get(weight.replace("classifier.", "classifier.modules_to_save.default.")))
+        assert np.linalg.norm(tail - value) <= 1e-6 * size, weight
+    old, new = (open_adapter(folder)[1].source for folder in (case.adapter, tmp_path / "out"))
+    others = [tensor for tensor in old.tensors if ".lora_" not in tensor]
+    assert others == [tensor for tensor in new.tensors if ".lora_" not in tensor]
+    assert all(bytes(old.raw(tensor)) == bytes(new.raw(tensor)) for tensor in others)
+
+
+def test_modules_without_a_piece_leave_the_adapter_and_peft_follows(llama, texts, tmp_path):
+    report = resize_adapter(llama.adapter, tmp_path / "out", base=llama.base, calibrate=texts, max_params=150)
+    gone = {row.name for row in report.modules if row.rank_after == 0}
+    assert gone
+    config = json.loads((tmp_path / "out" / "adapter_config.json").read_text())
+    assert config["target_modules"] == sorted(row.name for row in report.modules if row.rank_after)
+    model = peft_models.loaded(causal(), tmp_path / "out")
+    adapted = {name for name, module in model.base_model.model.named_modules() if hasattr(module, "lora_A")}
+    assert adapted == {row.name for row in report.modules} - gone
+    record = json.loads((tmp_path / "out" / "gradience_provenance.json").read_text())
+    assert record["calibration"]["digest"] == report.calibration.digest
+    assert {m["name"] for m in record["modules"] if m["rank_after"] == 0} == gone
+
+
+def test_targets_are_a_list_of_paths_unless_another_module_ends_alike():
+    assert without_modules(["h.0.q", "h.1.q"], ["h.0.q", "h.0.k", "h.1.q", "h"]) == {
+        "target_modules": ["h.0.q", "h.1.q"]
+    }
+    odd = without_modules(["h.0.q"], ["h.0.q", "decoder.h.0.q"])
+    assert odd == {"target_modules": r"(?:h\.0\.q)", "layers_to_transform": None, "layers_pattern": None}
+
+
+def test_a_module_with_a_bias_of_its_own_keeps_a_rank(texts, tmp_path):
+    options = {"target_modules": ["query", "key"], "task_type": "SEQ_CLS", "bias": "lora_only"}
+    case = saved(bert(), tmp_path, r=4, **options)
+    report = resize_adapter(case.adapter, tmp_path / "out", base=case.base, calibrate=texts, rank=1)
+    assert [row.rank_after for row in report.modules] == [1, 1, 1, 1]
+    peft_models.loaded(bert(), tmp_path / "out")
+
+
+def test_the_same_seed_gives_the_same_adapter_and_token_ids_the_same_as_their_texts(llama, texts, tmp_path):
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(llama.base)
+    ids = tmp_path / "ids.jsonl"
+    ids.write_text("".join(json.dumps(tokenizer(line)["input_ids"]) + "\n" for line in texts.read_text().splitlines()))
+    one, two, three = (
+        resize_adapter(llama.adapter, base=llama.base, rank=2, **options)
+        for options in ({"calibrate": texts}, {"calibrate": texts}, {"calibrate": texts, "seed": 1})
+    )
+    assert one == two
+    assert one.calibration.digest != three.calibration.digest
+    by_ids = resize_adapter(llama.adapter, base=llama.base, rank=2, calibrate_tokens=ids)
+    assert (by_ids.calibration.inputs, by_ids.calibration.predictions > 0) == (one.calibration.inputs, True)
+
+
+@pytest.mark.parametrize(
+    ("make", "options", "says"),
+    [
+        (causal, {"target_modules": ["q_proj"], "use_dora": True}, "DoRA's magnitudes"),
+        (causal, {"target_modules": ["q_proj"], "task_type": "CAUSAL_LM", "init_lora_weights": "pissa"}, "pissa"),
+        (mixtral, {"target_parameters": ["mlp.experts.down_proj"], "target_modules": []}, "experts: their factors"),
+    ],
+    ids=["dora", "pissa", "experts"],
+)
+def test_kinds_whose_pieces_do_not_add_up_are_refused(make, options, says, texts, tmp_path):
+    case = saved(make(), tmp_path, r=4, **options)
+    from gradience import AdapterError
+
+    with pytest.raises(AdapterError, match=says):
+        resize_adapter(case.adapter, base=case.base, calibrate=texts, rank=2)
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (b"", "is empty"),
+        (b"one line\n", "has 1 different inputs that can be used, expected at least 24"),
+        (b"\x89PNG\xff\xfe", "no UTF-8 text"),
+        (b'{"question": "w1"}\n', "holds question, expected text, prompt or messages"),
+    ],
+    ids=["empty", "one line", "no text", "other fields"],
+)
+def test_unusable_inputs_are_one_line_and_exit_code_2(llama, tmp_path, capsys, content, says):
+    (tmp_path / "texts").write_bytes(content)
+    arguments = ["--base", llama.base, "--calibrate", tmp_path / "texts", "--out", tmp_path / "out", "--kl", ".01"]
+    assert main(["resize", str(llama.adapter), *map(str, arguments)]) == 2
+    error = capsys.readouterr().err
+    assert says in error
+    assert len(error.splitlines()) == 1
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--kl", ".01"], "give --calibrate FILE"),
+        (["--kl", ".01", "--calibrate", "t"], "give --base MODEL"),
+        (["--energy", ".9", "--calibrate", "t", "--base", "b"], "give one of --kl, --rank, --max-params, --max-mb"),
+        (["--kl", ".01", "--calibrate", "t", "--calibrate-tokens", "t", "--base", "b"], "expected one"),
+        (["--kl", "0", "--calibrate", "t", "--base", "b"], "kl"),
+    ],
+    ids=str,
+)
+def test_options_that_do_not_go_together_are_one_line_and_exit_code_2(llama, capsys, arguments, says):
+    assert main(["resize", str(llama.adapter), "--dry-run", *arguments]) == 2
+    error = capsys.readouterr().err
+    assert says in error
+    assert len(error.splitlines()) == 1
+
+
+def test_a_base_that_does_not_fit_is_one_line_and_exit_code_2(llama, texts, tmp_path, capsys):
+    other = saved(causal(width=20), tmp_path, r=2, target_modules=["q_proj"])
+    arguments = ["--base", other.base, "--calibrate", texts, "--dry-run", "--kl", ".01"]
+    assert main(["resize", str(llama.adapter), *map(str, arguments)]) == 2
+    error = capsys.readouterr().err
+    assert "in the base" in error
+    assert len(error.splitlines()) == 1
+
+
+def test_the_report_says_what_was_measured_and_on_how_many(llama, texts, capsys):
+    arguments = ["--base", llama.base, "--calibrate", texts, "--dry-run", "--kl", ".05"]
+    assert main(["resize", str(llama.adapter), *map(str, arguments)]) == 0
+    text = capsys.readouterr().out
+    assert "Criterion:  KL of the outputs <= 0.05 nats per prediction" in text
+    assert "nats per prediction on 26 inputs (" in text
+    assert "two-sided, chosen by 54 inputs (" in text
+
+
+def test_files_under_other_names_than_peft_loads_are_refused(llama, texts, tmp_path):
+    from gradience import AdapterError
+
+    other = shutil.copytree(llama.adapter, tmp_path / "a")
+    (other / "adapter_config.json").rename(tmp_path / "config.json")
+    with pytest.raises(AdapterError, match="PEFT loads"):
+        resize_adapter(other, base=llama.base, calibrate=texts, rank=2, adapter_config=tmp_path / "config.json")

@@ -1,0 +1,206 @@
+"""Cases in which a detector spoke of the wrong step, the wrong cause, or looked past what was logged."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import pytest
+
+from gradience.rules.joins.correlation import correlate
+from gradience.rules.joins.run import JOINS
+from gradience.rules.joins.symptoms import log_symptoms
+from gradience.rules.log.facts import RunFacts, Series, Signal
+from gradience.rules.log.judge import detect
+from gradience.rules.log.learning import learning
+from gradience.rules.log.story import tell
+from gradience.schema import ConfigSnapshot, EvalMetrics, TrainingSnapshot
+from gradience.schema.events import Eval
+from gradience.schema.reports import EvalPoint, TrainSummary
+
+NAN = math.nan
+
+RL = ConfigSnapshot(training=TrainingSnapshot(extras={"trainer": "rl"}))
+REWARD = ConfigSnapshot(training=TrainingSnapshot(extras={"trainer": "reward"}), num_labels=1)
+
+
+def wavy(level, n, *, fall=0.0):
+    """Losses about a level, one per step, with the ups and downs of a batch."""
+    return [(level - fall * i / n) * (1.0 + 0.002 * math.sin(37.0 * i)) for i in range(n)]
+
+
+def facts(losses=None, *, grads=None, lost=(), **more):
+    losses = wavy(2.0, 60, fall=0.8) if losses is None else losses
+    n = len(losses)
+    norms = [math.exp(0.2 * math.sin(5.0 * i)) for i in range(n)] if grads is None else grads
+    series = Series(list(range(1, n + 1)), losses, norms, [2e-4] * n, frozenset(lost))
+    return RunFacts(series=series, status=more.pop("status", "ok"), **more)
+
+
+def said(about, run):
+    return next((f for f in detect(run)[0] if f.id == about), None)
+
+
+def reason(about, run):
+    return next((item.reason for item in detect(run)[1] if item.id == about), None)
+
+
+def evals(losses, *, every=10, split="eval"):
+    head = {"schema": "gradience.vnext.telemetry/v1", "ts": None, "run_id": "r", "split": split}
+    return [Eval(**head, step=every * (i + 1), metrics=EvalMetrics(loss=x)) for i, x in enumerate(losses)]
+
+
+# --- DIV104: the step of the lowest loss --------------------------------------------------------------------------
+
+
+def test_the_lowest_loss_at_the_start_is_named_with_the_first_step():
+    losses = [1.0, *[4.0] * 40, *[2.5] * 8, *[9.0] * 12]
+    finding = said("DIV104", facts(losses))
+    assert (finding.values["lowest"], finding.values["lowest_step"]) == (1.0, 1)
+
+
+def test_the_lowest_loss_in_mid_run_is_named_with_its_own_step():
+    losses = [3.0] * 40 + [1.2, 1.0, 1.1] + [3.0] * 40 + [9.0] * 40
+    finding = said("DIV104", facts(losses))
+    assert finding.values["lowest_step"] == 42
+
+
+def test_rows_of_zero_do_not_shift_the_step():
+    losses = [0.0] * 10 + [3.0] * 30 + [1.0] * 9 + [9.0] * 60
+    assert 41 <= said("DIV104", facts(losses)).values["lowest_step"] <= 49
+
+
+# --- NOL106: held-out losses in order ------------------------------------------------------------------------------
+
+
+def held_out(losses, *, every=10, **more):
+    history = evals(losses, every=every)
+    last = history[-1]
+    point = EvalPoint(split="eval", step=last.step, metrics=last.metrics)
+    return {"history": history, "held_out": point, "evals": [point], **more}
+
+
+def test_held_out_losses_that_fall_one_after_the_other_are_learning():
+    still = wavy(2.0, 300)
+    falling = [2.0 - 0.0008 * i for i in range(20)]
+    assert said("NOL106", facts(still)) is not None
+    run = facts(still, **held_out(falling))
+    assert learning(run).shown
+    assert said("NOL106", run) is None
+
+
+def test_held_out_losses_out_of_order_are_not():
+    still = wavy(2.0, 300)
+    mixed = [2.0 - 0.0008 * (i % 7) for i in range(20)]
+    assert said("NOL106", facts(still, **held_out(mixed))) is not None
+
+
+# --- NUM102: labels that do not count ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("grads", [[0.0] * 20, [NAN] * 20])
+def test_zeros_from_the_first_row_to_the_last_are_labels_that_do_not_count(grads):
+    lost = range(1, 21) if math.isnan(grads[0]) else ()
+    finding = said("NUM102", facts([0.0] * 20, grads=grads, lost=lost))
+    assert finding.severity == "error"
+    assert "no label counts" in finding.message
+    assert "labels" in finding.action
+    assert finding.values["no_labels"] is True
+
+
+def test_zeros_after_losses_stay_a_masked_nan():
+    finding = said("NUM102", facts([*wavy(2.0, 20), *[0.0] * 10], grads=[*[1.0] * 20, *[NAN] * 10], lost=range(21, 31)))
+    assert "no_labels" not in finding.values
+    assert "masked" in finding.message
+
+
+# --- the end -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("status", "severity"), [("error", "error"), ("aborted", "warning"), ("interrupted", "warning")]
+)
+def test_a_run_that_ended_badly_is_never_fine_and_its_exception_is_named(status, severity):
+    run = replace(facts(last_step=40), status=status, status_reason="OutOfMemoryError")
+    finding = said("END114", run)
+    assert finding.severity == severity
+    assert finding.message.endswith("at step 40: OutOfMemoryError.")
+    story = tell(run, [finding], TrainSummary(rows=60))
+    assert story[-1].says == f"{status} at step 40: OutOfMemoryError"
+
+
+def test_a_run_that_ended_in_order_has_no_such_finding():
+    assert said("END114", facts()) is None
+
+
+# --- the split that is looked at -----------------------------------------------------------------------------------
+
+
+def test_one_last_predict_does_not_hide_the_evaluations_of_the_run():
+    losses = [2.0, 1.7, 1.5, 1.35, 1.2, 1.05, 0.9]
+    predicted = evals([0.95], every=70, split="test")
+    point = EvalPoint(split="test", step=70, metrics=predicted[0].metrics)
+    run = facts(history=[*evals(losses), *predicted], held_out=point, evals=[point])
+    assert run.held_out_curve.split == "eval"
+    assert said("UND126", run).values["split"] == "eval"
+
+
+def test_two_evaluations_of_the_split_shown_are_its_curve():
+    shown = evals([2.0, 1.0], split="test")
+    point = EvalPoint(split="test", step=20, metrics=shown[-1].metrics)
+    run = facts(history=[*evals([1.0] * 5), *shown], held_out=point, evals=[point])
+    assert run.held_out_curve.split == "test"
+
+
+# --- rewards -------------------------------------------------------------------------------------------------------
+
+
+def test_a_constant_reward_did_not_fall():
+    signal = Signal(list(range(1, 61)), [0.5] * 60)
+    run = facts([0.001] * 60, signals={"reward": signal}, config=RL, logged=frozenset({"reward"}))
+    finding = said("RWD122", run)
+    assert finding.severity == "info"
+    report = type("Report", (), {"findings": [finding]})
+    assert [cause.id for cause in correlate(JOINS, log_symptoms(report), frozenset()).causes] == []
+
+
+@pytest.mark.parametrize(("accuracy", "n", "chance"), [(0.5, 400, True), (0.9, 400, False)])
+def test_the_accuracy_of_a_reward_model_is_of_two_answers(accuracy, n, chance):
+    metrics = EvalMetrics(loss=0.69, accuracy=accuracy, n=n)
+    point = EvalPoint(split="eval", step=60, metrics=metrics)
+    finding = said("CHN112", facts(held_out=point, evals=[point], config=REWARD))
+    assert (finding is not None) is chance
+    if chance:
+        assert finding.values["chance"] == 0.5
+
+
+def test_a_reward_model_has_no_gap():
+    run = facts(config=REWARD)
+    assert "does not fit the objective reward" in reason("GAP111", run)
+
+
+# --- gradients -----------------------------------------------------------------------------------------------------
+
+
+def test_norms_that_are_all_nan_were_recorded():
+    run = facts(wavy(2.0, 30), grads=[NAN] * 30, lost=range(1, 31))
+    assert reason("GRD107", run) == "none of 30 recorded gradient norms is finite"
+    assert reason("GRD107", facts(wavy(2.0, 30), grads=[NAN] * 30)) == "no gradient norm was recorded"
+
+
+# --- MEM127 --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("held", "why"),
+    [
+        ([2.2, 2.15, 2.13, 2.12], "at its best at the end"),
+        ([0.9, 0.5, 0.62, 0.6], "agree"),
+        ([2.0, 1.8, 1.9, 2.2], None),
+    ],
+)
+def test_a_step_between_epochs_is_memory_only_where_new_data_gain_nothing(held, why):
+    epochs = [x * 0.7**k for k in range(4) for x in wavy(2.0, 40)]
+    run = facts(epochs, epoch=4.0, last_step=160, **held_out(held, every=40))
+    assert (said("MEM127", run) is None) is (why is not None)
+    assert why is None or why in reason("MEM127", run)

@@ -1,0 +1,220 @@
+"""Many runs: each log found once and read as monitor reads it, kept until it changes, listed, compared and queried."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+for name in ("duckdb", "pyarrow"):
+    pytest.importorskip(name, reason="needs the extra [fleet]")
+
+import gradience
+from gradience.cli.main import main
+from gradience.errors import GradienceError, RecorderError
+from gradience.verbs.fleet.query import select
+from gradience.verbs.monitor import monitor_run
+from gradience.verbs.runs import collect as collecting
+from gradience.verbs.runs.collect import collect_runs
+from gradience.verbs.runs.curves import run_curves
+from gradience.verbs.runs.find import find_runs
+from gradience.verbs.runs.query import RUNS_QUERIES, best_runs, list_runs, show_runs
+
+SCHEMA = "gradience.vnext.telemetry/v1"
+
+
+def log(folder, losses, *, model="m", lr=1e-4, accuracy=None, name="run.jsonl"):
+    """A log of ours with one training row a step, and an evaluation each tenth step."""
+    folder.mkdir(parents=True, exist_ok=True)
+    head = {"schema": SCHEMA, "ts": 1.0, "run_id": folder.name}
+    config = {"model_name": model, "optimizer": {"name": "adamw", "lr": lr}, "lora": {"r": 8, "alpha": 16}}
+    lines = [{**head, "event": "run_start", "step": None, "config": config}]
+    for step, loss in enumerate(losses, 1):
+        lines.append({**head, "event": "train_step", "step": step, "ts": 1.0 + step, "loss": loss, "lr": lr})
+        if step % 10 == 0:
+            metrics = {"loss": loss + 0.1, "accuracy": (accuracy or [0.5])[min(step // 10, len(accuracy or [1])) - 1]}
+            lines.append({**head, "event": "eval", "step": step, "split": "eval", "metrics": {**metrics, "f1": step / 100}})
+    lines.append({**head, "event": "run_end", "step": len(losses), "status": "ok"})
+    (folder / name).write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return folder
+
+
+def state(folder, losses):
+    """A trainer_state.json as the Hugging Face Trainer leaves it in a checkpoint."""
+    folder.mkdir(parents=True, exist_ok=True)
+    history = [{"loss": loss, "step": step, "epoch": step / 10, "learning_rate": 1e-5} for step, loss in enumerate(losses, 1)]
+    (folder / "trainer_state.json").write_text(json.dumps({"log_history": history, "global_step": len(losses)}))
+
+
+FALLING = [2.0 - 0.05 * step for step in range(30)]
+
+
+@pytest.fixture(scope="module")
+def roots(tmp_path_factory):
+    """Two runs of ours on one model, one on another, one of a Trainer, a table, and a log that is broken."""
+    root = tmp_path_factory.mktemp("runs")
+    log(root / "a" / "first", FALLING, accuracy=[0.6, 0.9, 0.8])
+    log(root / "a" / "second", FALLING[:20], accuracy=[0.5, 0.7], lr=2e-4)
+    log(root / "deep" / "er" / "and" / "er" / "third", [3.0] * 12, model="other", accuracy=[0.2])
+    state(root / "hf" / "checkpoint-10", FALLING[:10])
+    state(root / "hf" / "checkpoint-20", FALLING[:20])
+    (root / "hf" / "runs").mkdir()
+    (root / "hf" / "runs" / "events.csv").write_text("step,loss\n1,2.0\n2,1.0\n")
+    (root / "table").mkdir()
+    (root / "table" / "log.csv").write_text("step,loss,learning_rate\n" + "".join(f"{n},{3 - n / 10},0.1\n" for n in range(9)))
+    (root / "broken").mkdir()
+    (root / "broken" / "run.jsonl").write_text(f'{{"schema": "{SCHEMA}", "event": "train_step"}}\n')
+    (root / ".hidden").mkdir()
+    shutil.copy(root / "a" / "first" / "run.jsonl", root / ".hidden" / "run.jsonl")
+    return root
+
+
+@pytest.fixture(scope="module")
+def store(roots, tmp_path_factory):
+    return collect_runs(roots, out=tmp_path_factory.mktemp("store") / "runs")
+
+
+def test_every_log_below_is_found_once_and_a_runs_own_folders_belong_to_it(roots):
+    found = [os.path.relpath(job.path, roots) for job in find_runs([roots, roots / "a"])]
+    assert sorted(found) == [
+        *("a/first/run.jsonl", "a/second/run.jsonl", "broken/run.jsonl", "deep/er/and/er/third/run.jsonl"),
+        *("hf", "table"),
+    ]
+    with pytest.raises(RecorderError, match="no such file"):
+        list(find_runs([roots / "nowhere"]))
+
+
+def test_a_row_is_what_monitor_reports(roots, store):
+    path = roots / "a" / "first" / "run.jsonl"
+    report = monitor_run(path)
+    names = ("status", "lr", "steps", "first_loss", "last_loss", "best_loss", "eval_loss", "best_eval_loss", "best_eval_step")
+    (row,) = list_runs(store, columns=[*names, "eval_accuracy", "findings", "model", "r"], where=f"path = '{path}'").rows
+    assert row[:7] == ["ok", 1e-4, 30, 2.0, pytest.approx(0.55), pytest.approx(0.55), pytest.approx(0.65)]
+    assert row[7:10] == [pytest.approx(0.65), 30, 0.8]
+    assert row[10] == ",".join(finding.id for finding in report.findings)
+    assert row[11:] == ["m", 8]
+    foreign = list_runs(store, columns=["rows", "status", "objective"], where="path like '%/hf'").rows
+    assert foreign == [[20, monitor_run(roots / "hf").status, "unknown"]]
+
+
+def test_rows_evals_and_findings_are_tables_of_their_own(store):
+    counts = select(store, "select (select count(*) from rows), (select count(*) from evals)").rows
+    assert counts == [[30 + 20 + 12 + 20 + 9, 3 * (3 + 2 + 1)]]
+    (one,) = select(store, "select loss, lr, grad_norm from rows where step = 2 and run = 'first'").rows
+    assert one == [1.95, 1e-4, None]
+    assert select(store, "select count(*) from findings join runs using (path, run)").rows[0][0] > 0
+
+
+def test_a_broken_log_is_a_row_with_its_error(store):
+    ((path, error, status),) = list_runs(store, columns=["path", "error", "status"], where="error is not null").rows
+    assert path.endswith("broken/run.jsonl")
+    assert "holds no event of a run" in error
+    assert status == "unreadable"
+
+
+def test_a_list_is_sorted_filtered_and_cut_to_columns(store):
+    sort = list_runs(store, columns=["run", "lr"], where="model is not null", sort="-lr").rows
+    assert sort == [["second", 2e-4], ["first", 1e-4], ["third", 1e-4]]
+    assert [row[1] for row in list_runs(store, columns=["run", "lr"], sort="lr").rows][-1] is None
+    for options in ({"columns": ["nosuch"]}, {"sort": "x; drop"}, {"columns": []}, {"where": "nosuch = 1"}):
+        with pytest.raises(GradienceError):
+            list_runs(store, **options)
+
+
+def test_the_best_run_by_a_metric_is_by_its_best_value(store):
+    best = best_runs(store, "eval/accuracy", by="model")
+    assert best.goal == "most"
+    assert [(b.group, b.runs, b.run, b.value, b.step, b.last) for b in best.best] == [
+        ("m", 2, "first", 0.9, 20, 0.8),
+        ("other", 1, "third", 0.2, 10, 0.2),
+    ]
+    least = best_runs(store, "train/loss")
+    assert (least.goal, [(b.runs, b.run) for b in least.best]) == ("least", [(5, "first")])
+    assert best_runs(store, "eval/f1", goal="least").best[0].value == 0.1
+    with pytest.raises(GradienceError, match=r"no run has 'eval/nosuch'.*"):
+        best_runs(store, "eval/nosuch")
+    with pytest.raises(GradienceError, match="no column"):
+        best_runs(store, "eval/f1", by="model, path")
+
+
+def test_counts_and_hours_are_shown(store):
+    report = show_runs(store)
+    assert (report.runs, report.training_rows) == (5, 91)
+    assert report.hours == pytest.approx((29 + 19 + 11) / 3600, rel=0.1)
+    assert {c.value: c.adapters for c in report.models} == {"m": 2, "other": 1, "not recorded": 2}
+    assert [Path(log.path).parent.name for log in report.unread] == ["broken"]
+
+
+@pytest.mark.parametrize("name", RUNS_QUERIES)
+def test_each_named_query_of_runs_runs(name, store):
+    assert select(store, RUNS_QUERIES[name].sql).columns
+
+
+def test_only_logs_that_changed_are_read_again(tmp_path, monkeypatch):
+    for name in ("one", "two", "gone"):
+        log(tmp_path / "runs" / name, FALLING)
+    read = []
+    monkeypatch.setattr(collecting, "run_job", lambda job, do=collecting.run_job: read.append(job.path) or do(job))
+    collect_runs(tmp_path / "runs", out=tmp_path / "store")
+    assert len(read) == 3
+    collect_runs(tmp_path / "runs", out=tmp_path / "store")
+    assert len(read) == 3
+    with (tmp_path / "runs" / "two" / "run.jsonl").open("a") as file:
+        file.write(json.dumps({"schema": SCHEMA, "ts": 99.0, "run_id": "two", "event": "train_step", "step": 31, "loss": 0.1}) + "\n")
+    shutil.rmtree(tmp_path / "runs" / "gone")
+    store = collect_runs(tmp_path / "runs", out=tmp_path / "store")
+    assert [Path(path).parent.name for path in read[3:]] == ["two"]
+    assert list_runs(store, columns=["run", "steps"]).rows == [["one", 30], ["two", 31]]
+    assert select(store, "select count(distinct run), count(*) from rows").rows == [[2, 61]]
+
+
+def test_many_logs_are_read_by_worker_processes_with_the_same_rows(roots, store, tmp_path, monkeypatch):
+    monkeypatch.setattr(collecting, "_ALONE", 0)
+    other = collect_runs(roots, out=tmp_path / "store", workers=2)
+    for table in ("runs", "rows", "evals", "findings"):
+        sql = f"select * from {table} order by all"
+        assert select(other, sql).rows == select(store, sql).rows
+
+
+def test_the_cache_is_the_users_and_one_for_each_choice_of_folders(roots, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.chdir(roots)
+    assert collect_runs("a").folder == collect_runs(roots / "a").folder
+    assert collect_runs("table").folder != collect_runs("a").folder
+    assert len(list((tmp_path / "gradience" / "runs").iterdir())) == 2
+
+
+def test_curves_are_drawn_over_each_other_and_as_a_page(roots, tmp_path, capsys):
+    report = run_curves(roots / "a", roots / "table")
+    assert [(c.name, len(c.steps), c.values[0]) for c in report.curves] == [("a/first", 30, 2.0), ("a/second", 20, 2.0), ("table", 9, 3.0)]
+    accuracy = run_curves(roots / "a", metric="eval/accuracy").curves
+    assert [(c.steps, c.values) for c in accuracy] == [([10, 20, 30], [0.6, 0.9, 0.8]), ([10, 20], [0.5, 0.7])]
+    with pytest.raises(RecorderError, match="no run has"):
+        run_curves(roots / "a", metric="eval/nosuch")
+    pytest.importorskip("matplotlib")
+    page = tmp_path / "curves.html"
+    assert main(["runs", "curves", str(roots / "a"), "--html", str(page), "--width", "50"]) == 0
+    out = capsys.readouterr().out
+    assert "a first: 2 -> 0.55 at step 30" in out
+    assert "aa" in out.splitlines()[3]
+    assert "<svg" in page.read_text()
+    assert "<script" not in page.read_text()
+    assert main(["runs", "curves", str(roots / "a"), "--html", str(page)]) == 2
+
+
+def test_the_commands_print_what_the_library_returns(roots, tmp_path, capsys):
+    out = ["--out", str(tmp_path / "store")]
+    assert main(["runs", "list", str(roots), *out, "--columns", "run,steps", "--where", "r = 8", "--sort", "-steps", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["rows"] == [["first", 30], ["second", 20], ["third", 12]]
+    assert main(["runs", "show", str(roots), *out]) == 0
+    assert "5 runs, 91 training rows" in capsys.readouterr().out
+    assert main(["runs", "best", str(roots), *out, "--metric", "eval/accuracy", "--by", "model"]) == 0
+    assert "Most eval/accuracy by model" in capsys.readouterr().out
+    assert main(["runs", "query", str(roots), *out, "select count(*) as n from runs", "--csv"]) == 0
+    assert capsys.readouterr().out.split() == ["n", "6"]
+    assert main(["runs", "query", str(roots), *out, "copy runs to 'x'"]) == 2
+    assert main(["runs", "list"]) == 2
+    assert gradience.runs.show(gradience.runs.collect(roots, out=tmp_path / "store")).runs == 5

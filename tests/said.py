@@ -1,0 +1,69 @@
+"""What a report says, number by number: findings and stories without their words, so that wording may change.
+
+`python tests/said.py` writes the golden files of `test_numbers_said.py` anew, after a change that was meant.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Final
+
+from log_runs import RUNS, field_logs
+
+from gradience.rules.log.judge import detect
+from gradience.verbs.monitor import monitor_run
+
+NUMBER: Final = re.compile(r"(?<![\w.])[-+]?\d+(?:\.\d+)?(?:e[-+]?\d+)?%?")
+GOLDEN: Final = Path(__file__).parent / "golden" / "numbers_said.json"
+
+
+def numbers(text: str | None) -> str:
+    """The numbers of a sentence, as it shows them."""
+    return " ".join(NUMBER.findall(text or ""))
+
+
+def shown(value: Any) -> Any:
+    """A value with its floats at five digits: what a platform's libm may change is left out."""
+    if isinstance(value, float):
+        return f"{value:.5g}"
+    if isinstance(value, list):
+        return [shown(each) for each in value[:5]]
+    return value
+
+
+def finding(found: Any) -> str:
+    """A finding on one line: id, severity, confidence; the numbers of its sentences; its values; what it saw."""
+    seen = " | ".join(numbers(ground.says) for ground in found.evidence if ground.source == "the log")
+    values = " ".join(f"{name}={shown(value)}" for name, value in found.values.items())
+    said = f"{numbers(found.message)} | {numbers(found.action)}"
+    return f"{found.id} {found.severity} {found.confidence:g}: {said}; {values}; {seen}"
+
+
+def verdict(findings: Iterable[Any], not_run: Iterable[Any]) -> list[str]:
+    """Findings, and which rules were not judged, with the numbers of the reason."""
+    silent = [f"{item.id} not judged: {numbers(item.reason)}" for item in not_run]
+    return [*map(finding, findings), *silent]
+
+
+def part(clause: Any) -> str:
+    """A clause of a story: the numbers that it shows, and its values."""
+    values = " ".join(f"{name}={shown(value)}" for name, value in clause.values.items())
+    return f"story {clause.finding or ''}: {numbers(clause.says)}; {values}"
+
+
+def all_said() -> Mapping[str, list[str]]:
+    """What is said of every log and run of the golden files, by name."""
+    said = {}
+    for log in field_logs():
+        report = monitor_run(log)
+        said[log.stem] = [*verdict(report.findings, report.not_run), *map(part, report.story_parts)]
+    return said | {name: verdict(*detect(run)) for name, run in RUNS.items()}
+
+
+if __name__ == "__main__":
+    sys.stdout.write(f"{GOLDEN}\n")
+    GOLDEN.write_text(json.dumps(all_said(), indent=0) + "\n", encoding="utf-8")
