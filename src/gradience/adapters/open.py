@@ -12,6 +12,7 @@ from gradience.adapters.formats import format_of, open_weights
 from gradience.adapters.formats.archives import orbax_advice
 from gradience.adapters.layout import Adapter, Files
 from gradience.errors import AdapterError
+from gradience.io.reading import real_path
 from gradience.io.safetensors import ShardedFiles, TensorSource, indexed_files
 from gradience.io.types import PathLike
 
@@ -189,6 +190,6 @@ def _elsewhere(path: Path) -> Path | None:
     """The target of a link that leads outside its folder, but for a hub cache's own blobs; else None."""
     if not path.is_symlink():
         return None
-    target, home = path.resolve(), path.parent.resolve()
+    target, home = real_path(path), real_path(path.parent)
     in_cache = target.parent.name == "blobs" and home.is_relative_to(target.parent.parent / "snapshots")
     return None if target.is_relative_to(home) or in_cache else target

@@ -15,7 +15,7 @@ import traceback
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NoReturn
 
 from gradience.errors import GradienceError
 from gradience.io import interrupt
@@ -172,22 +172,29 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Whatever else is raised is a bug of ours: its traceback, one line that says so, and a 70.
     """
+    interrupt.forget()
     try:
         return _run(list(sys.argv[1:] if argv is None else argv))
-    except GradienceError as error:
+    except Exception as error:  # the last resort
+        if interrupt.came():  # a library made another error of it
+            raise KeyboardInterrupt from error
+        return _code_of(error)
+
+
+def _code_of(error: Exception) -> int:
+    if isinstance(error, GradienceError):
         return _fail(str(error), error.advice)
-    except BrokenPipeError:
+    if isinstance(error, BrokenPipeError):
         from gradience.cli.output import leave_stdout  # noqa: PLC0415  # only this failure pays for it
 
         leave_stdout()  # the reader went away (`| head`): not an error worth a message
         return 0
-    except MemoryError:
+    if isinstance(error, MemoryError):
         return _fail("not enough memory for this input", "give a smaller one, or run it where more is free")
-    except OSError as error:
+    if isinstance(error, OSError) and error.filename is not None:
         # Of a path, such as a name that no disk can hold: the user's. Anything else is ours to have foreseen.
-        return _failed(error) if error.filename is None else _fail(_about(error), "check the path")
-    except Exception as error:  # noqa: BLE001  # the last resort
-        return _failed(error)
+        return _fail(_about(error), "check the path")
+    return _failed(error)
 
 
 def _run(tokens: list[str]) -> int:
@@ -222,13 +229,27 @@ def script() -> int:
         interrupt.install()
         code = main()
         interrupt.ignore()  # the output is whole: an exit code of 0 stays one
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, SystemExit) as end:
         interrupt.ignore()
-        _tell("gradience: interrupted")
-        code = interrupt.INTERRUPTED
+        number = interrupt.came()
+        if isinstance(end, SystemExit) and not number:
+            raise
+        code = 128 + number if number else interrupt.INTERRUPTED
+        if code == interrupt.INTERRUPTED:
+            _tell("gradience: interrupted")
+        if number:
+            _leave(code)
     finally:
         gc.freeze()  # the process ends here: nothing is gained by searching it for garbage once more
     return code
+
+
+def _leave(code: int) -> NoReturn:
+    """End at once: threads that are still at work, such as XLA's, can crash an interpreter that is taken apart."""
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError, AttributeError):
+            stream.flush()
+    os._exit(code)
 
 
 def _about(error: OSError) -> str:

@@ -16,6 +16,7 @@ from gradience.base.weights import find_shards
 from gradience.errors import GradienceError
 from gradience.importers import is_foreign, read_source
 from gradience.importers.files import is_folder, sha256_of
+from gradience.io.reading import real_path
 from gradience.io.types import PathLike
 from gradience.render.html import FileRead, Story
 from gradience.render.text import short_path
@@ -97,7 +98,7 @@ def _comparison(weights: Path | None, others: Sequence[PathLike]) -> CompareAdap
     if len(given) == 1 and _holds_checkpoints_only(given[0]):
         return compare_adapters(given[0])
     adapters = given if weights is None else [weights, *given]
-    if len({adapter.resolve() for adapter in adapters}) < 2:
+    if len({real_path(adapter) for adapter in adapters}) < 2:
         raise GradienceError(
             f"compare: expected a second adapter, got {', '.join(map(str, adapters))}",
             advice="give this run's adapter by --adapter, another by --compare; or a folder of checkpoints",

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final, Literal, TypeAlias
 from gradience.errors import GradienceError, OutputError
 from gradience.io.atomic import atomic_file
 from gradience.io.types import PathLike
-from gradience.telemetry.secrets import hide_in
+from gradience.telemetry.hidden import hide_in
 
 if TYPE_CHECKING:  # reading sources needs numpy, and JAX for weights: `gradience report --help` does not
     from gradience.render.html import Story
