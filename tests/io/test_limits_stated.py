@@ -67,7 +67,7 @@ LIMITS = [
     ("telemetry.scan", "_MAX_NAMES", 256),
     ("telemetry.secrets", "MAX_SCANNED", 65 * 1024),
     ("telemetry.secrets", "_MAX_HOST", 80),
-    ("telemetry.secrets", "_MAX_NAME", 128),
+    ("telemetry.secrets", "MAX_NAME", 128),
     ("telemetry.validate", "DEFAULT_MAX_ISSUES", 100),
     ("telemetry.validate", "_MOST_NAMES", 1000),
     ("telemetry.values", "MAX_ELEMENTS", 4096),
