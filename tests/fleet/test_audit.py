@@ -11,6 +11,7 @@ import sys
 import time
 from pathlib import Path
 
+import msgspec
 import pytest
 from filelock import FileLock
 from fleet_inputs import factors, peft
@@ -130,7 +131,7 @@ def audit_on_host(folder):
 
 def test_another_version_of_the_rules_reads_everything_again(collection, fleet, tmp_path, monkeypatch):
     mine = copied(fleet, tmp_path)
-    monkeypatch.setattr("gradience.verbs.fleet.audit.RULES_VERSION", "0")
+    monkeypatch.setattr("gradience.verbs.fleet.audit.version_of_rules", lambda *_: "0")
     jobs = [_job(found, None, rules_version(None)) for found in find_adapters([collection])]
     plan = plan_of(jobs, known_rows(Store(mine, FLEET)), rules_version(None))
     assert (len(plan.jobs), len(plan.gone), plan.removed) == (13, 13, 0)
@@ -251,3 +252,17 @@ def test_ray_gives_the_same_rows_and_reports_a_job_that_kills_its_workers(
     assert audit_fleet(collection, out=out, engine="ray", workers=2).engine == "ray"
     assert rows(out) == rows(fleet)
     assert ray_here.is_initialized()  # the caller's connection stays
+
+
+def test_the_version_of_the_rules_is_of_all_that_they_state(monkeypatch):
+    from gradience.verbs.fleet import rows
+
+    first = rows.version_of_rules("weights")
+    rows.version_of_rules.cache_clear()
+    assert rows.version_of_rules("weights") == first
+    cards = rows.cards_of("weights")
+    changed = [msgspec.structs.replace(cards[0], confidence=0.123), *cards[1:]]
+    monkeypatch.setattr(rows, "cards_of", lambda *_: changed)
+    rows.version_of_rules.cache_clear()
+    assert rows.version_of_rules("weights") != first
+    rows.version_of_rules.cache_clear()

@@ -51,7 +51,7 @@ def audit(
     list:
         A file with one further path or URL on each line.
     engine:
-        local: worker processes of this machine. ray: tasks of a Ray cluster (pip install 'gradience[ray]').
+        local: worker processes of this machine. ray: tasks of a Ray cluster (in the clone: pip install -e '.[ray]').
     workers:
         How many processes, or tasks at once. Default: one for each core.
     address:

@@ -166,7 +166,7 @@ def _loaded(folder: Path) -> Any:
     try:
         from transformers import AutoTokenizer  # noqa: PLC0415  # seconds, for those who tokenise
     except ModuleNotFoundError:
-        raise ConfigError("tokenising needs transformers", advice="pip install 'gradience[hf]'") from None
+        raise ConfigError("tokenising needs transformers", advice="in the clone: pip install -e '.[hf]'") from None
     place = folder.as_posix()
     if folder.is_dir() and not any(folder.glob("token*")):
         raise ConfigError(f"{folder}: no tokenizer in this folder", advice=_ADVICE)

@@ -55,7 +55,7 @@ class EvalRows:
         try:
             from datasketch import MinHash, MinHashLSH  # noqa: PLC0415  # an extra, for those who give --eval-data
         except ModuleNotFoundError:
-            self._reason = "near overlap needs datasketch: pip install 'gradience[data]'"
+            self._reason = "near overlap needs datasketch: in the clone: pip install -e '.[data]'"
             return
         self._minhash = lambda grams: _hashed(MinHash(num_perm=HASHES, hashfunc=int), grams)
         self._index = MinHashLSH(threshold=_CANDIDATE, num_perm=HASHES)

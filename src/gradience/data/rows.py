@@ -313,7 +313,7 @@ def _pyarrow() -> Any:
         import pyarrow as pa  # noqa: PLC0415  # for those who have such files
         import pyarrow.ipc  # noqa: PLC0415  # the same
     except ModuleNotFoundError:
-        raise ConfigError("Parquet and Arrow need pyarrow", advice="pip install 'gradience[hf]'") from None
+        raise ConfigError("Parquet and Arrow need pyarrow", advice="in the clone: pip install -e '.[hf]'") from None
     return pa
 
 

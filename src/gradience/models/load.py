@@ -158,7 +158,7 @@ def _libraries() -> tuple[Any, Any]:
         import transformers  # noqa: PLC0415  # the same
     except ModuleNotFoundError as error:
         raise GradienceError(
-            f"running a model needs {error.name}, which is not installed", advice="pip install 'gradience[hf]'"
+            f"running a model needs {error.name}, which is not installed", advice="in the clone: pip install -e '.[hf]'"
         ) from error
     return torch, transformers
 

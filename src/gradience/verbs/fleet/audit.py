@@ -13,7 +13,7 @@ from gradience.verbs.device import prepare_jax
 from gradience.verbs.fleet.engines import Done, Engine, run_local
 from gradience.verbs.fleet.find import Found, find_adapters
 from gradience.verbs.fleet.job import Job, audit_job, failed
-from gradience.verbs.fleet.rows import RULES_VERSION
+from gradience.verbs.fleet.rows import version_of_rules
 from gradience.verbs.fleet.store import Store
 from gradience.verbs.fleet.tables import FLEET
 from gradience.verbs.fleet.update import Tally, carry_out, cores, failures_in, known_rows, plan_of
@@ -95,7 +95,8 @@ def _job(found: Found, base: PathLike | None, rules: str) -> Job:
 
 def rules_version(base: PathLike | None) -> str:
     """What a row depends on beside its adapter: the rules, and the base that was measured against."""
-    return RULES_VERSION if base is None else f"{RULES_VERSION} base {Path(base).resolve()}"
+    own = version_of_rules("weights", "weights_and_base")
+    return own if base is None else f"{own} base {Path(base).resolve()}"
 
 
 def prepare_worker() -> None:

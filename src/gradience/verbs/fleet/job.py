@@ -17,7 +17,7 @@ from gradience.io.reading import open_regular
 from gradience.schema.document import writable
 from gradience.schema.fleet import AdapterRow
 from gradience.schema.scalars import Json
-from gradience.verbs.fleet.rows import RULES_VERSION, Result, rows_of
+from gradience.verbs.fleet.rows import Result, rows_of
 
 if TYPE_CHECKING:
     from gradience.spectral.sketch import Sketch
@@ -37,7 +37,7 @@ class Job(msgspec.Struct, frozen=True):
     known_hash: str = ""
     """The content hash of its row: if it still holds, nothing is computed."""
     base: str | None = None
-    rules: str = RULES_VERSION
+    rules: str = ""
 
     def knowing(self, content_hash: str) -> Job:
         """The job of a source that has rows of that content."""

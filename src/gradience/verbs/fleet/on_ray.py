@@ -56,7 +56,9 @@ def _connected(workers: int, address: str | None) -> tuple[Any, bool]:
     try:
         import ray  # noqa: PLC0415  # extra [ray]
     except ImportError as error:
-        raise GradienceError("this needs ray, which is not installed", advice="pip install 'gradience[ray]'") from error
+        raise GradienceError(
+            "this needs ray, which is not installed", advice="in the clone: pip install -e '.[ray]'"
+        ) from error
     if ray.is_initialized():
         return ray, False
     environment = {"env_vars": {**PINNED, "PYTHONPATH": os.environ.get("PYTHONPATH", "")}}

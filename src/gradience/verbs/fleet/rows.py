@@ -5,21 +5,31 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Sequence
+from functools import cache
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 import msgspec
 from msgspec import inspect
 
+from gradience.rules.registry import cards_of
 from gradience.schema.audit import AuditReport, ModuleAudit
-from gradience.schema.findings import Finding, by_severity
+from gradience.schema.findings import Finding, RuleGroup, by_severity
 from gradience.schema.fleet import AdapterRow, FindingRow, ModuleRow
 from gradience.schema.scalars import NonFinite, as_float
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-RULES_VERSION: Final = "1"
-"""Raised when a rule on weights or a number in a row changes: rows of another version are computed again."""
+_NUMBERS: Final = "2"
+"""Raised when a number in a row changes, or the way a rule is judged."""
+
+
+@cache
+def version_of_rules(*groups: RuleGroup) -> str:
+    """What rows depend on beside their source, the rules of these groups: rows of another version are made again."""
+    stated = msgspec.json.encode(cards_of(*groups))
+    return f"{_NUMBERS}-{hashlib.sha256(stated).hexdigest()[:12]}"
+
 
 Row: TypeAlias = type[msgspec.Struct]
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 MANIFEST: Final = "fleet.json"
-INSTALL: Final = "pip install 'gradience[fleet]'"
+INSTALL: Final = "in the clone: pip install -e '.[fleet]'"
 _LOCK: Final = ".lock"
 _MOST_BYTES: Final = 1 << 26  # of the manifest: some million parts
 _GROUP: Final = 1 << 16  # rows of a row group

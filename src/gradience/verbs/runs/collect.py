@@ -14,8 +14,9 @@ from gradience.verbs.fleet.engines import Done, run_local
 from gradience.verbs.fleet.job import Job
 from gradience.verbs.fleet.store import Store
 from gradience.verbs.fleet.update import Plan, Tally, carry_out, cores, known_rows, plan_of
+from gradience.verbs.fleet.rows import version_of_rules
 from gradience.verbs.runs.find import find_runs
-from gradience.verbs.runs.rows import RUNS, RUNS_VERSION, run_failed, run_job
+from gradience.verbs.runs.rows import RUNS, run_failed, run_job
 
 _ALONE: Final = 200  # logs that this process reads itself: a worker takes a second to start
 
@@ -51,7 +52,7 @@ def collect_runs(
 
 def _plan(store: Store, roots: Sequence[PathLike]) -> Plan:
     known = known_rows(store)
-    return plan_of(find_runs(roots, known.keys()), known, RUNS_VERSION)
+    return plan_of(find_runs(roots, known.keys()), known, version_of_rules("config", "log"))
 
 
 def _folder(roots: Sequence[PathLike]) -> Path:

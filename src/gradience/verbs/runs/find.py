@@ -15,7 +15,7 @@ from gradience.schema.document import writable
 from gradience.verbs.fleet.find import leads_to_folder, stamp_of
 from gradience.verbs.fleet.job import Job
 from gradience.verbs.monitor.source import is_log
-from gradience.verbs.runs.rows import RUNS_VERSION
+from gradience.verbs.fleet.rows import version_of_rules
 
 _LOGS: Final = (".jsonl", ".json", ".csv", ".tsv", ".db")
 _SETTINGS: Final = (".yaml", ".yml", "training_args.bin")
@@ -44,7 +44,7 @@ def find_runs(roots: Iterable[PathLike], known: Collection[str] = ()) -> Iterato
         for path, stamp in _below(place, known) if os.path.isdir(place) else [_file(place)]:  # noqa: PTH112  # the same
             if path not in seen:
                 seen.add(path)
-                yield Job(path=writable(path), place=path, files=(), stamp=writable(stamp), rules=RUNS_VERSION)
+                yield Job(path=writable(path), place=path, files=(), stamp=writable(stamp), rules=version_of_rules("config", "log"))
 
 
 def _file(path: str) -> tuple[str, str]:

@@ -23,8 +23,6 @@ from gradience.verbs.monitor.run import number_in, report_of
 from gradience.verbs.monitor.source import open_source
 
 RUNS: Final = Tables(RUNS_SCHEMA_ID, {"runs": RunRow, "rows": StepRow, "evals": EvalRow, "findings": RunFindingRow})
-RUNS_VERSION: Final = "1"
-"""Raised when a rule on logs or a column changes: rows of another version are read again."""
 MAX_RUNS: Final = 1000  # of one log: more are an error, as none is known to hold as many
 
 
