@@ -47,6 +47,7 @@ MAX_ENTRIES: Final = 2000  # of a folder that are looked at
 MAX_RUNS: Final = 100
 MAX_DEPTH: Final = 3  # ms-swift: output/MODEL/v0-DATE/checkpoint-N
 _LOGS: Final = {".jsonl", ".json", ".csv", ".tsv", ".db"}
+TABLES: Final = {".csv", ".tsv"}  # what is named so is a table, though its columns be unknown
 _CONFIGS: Final = re.compile(r"(?:.*config|tokenizer.*|.*index|vocab|special_tokens.*|.*_results|.*args)\.json")
 _CLOSE: Final = 1e-3  # relative: LLaMA-Factory and ms-swift round what they log
 _Reader: TypeAlias = Callable[[Path, Mapping[str, str] | None], list[SourceRun]]
