@@ -16,7 +16,10 @@ from typing import Final, Literal, TypeAlias
 
 from gradience.configs.training import STATE_NAME
 from gradience.errors import RecorderError, SchemaError
+from gradience.importers.database import tables_of
 from gradience.importers.files import MAX_BYTES, MAX_LINE, SourceRun, json_lines
+from gradience.importers.mlflow import META, is_meta, read_mlflow
+from gradience.importers.mlflow import TABLES as MLFLOW_TABLES
 from gradience.importers.settings import add_settings
 from gradience.importers.table import (
     MAX_COLUMNS,
@@ -35,7 +38,7 @@ from gradience.io.sorting import natural_key
 from gradience.schema.scalars import Json
 from gradience.telemetry.codec import parse
 
-Format: TypeAlias = Literal["trainer-state", "llama-factory", "ms-swift", "table", "tensorboard", "trackio"]
+Format: TypeAlias = Literal["trainer-state", "llama-factory", "ms-swift", "table", "tensorboard", "trackio", "mlflow"]
 
 _HEAD: Final = 4096
 MAX_HEADER: Final = 1024**2  # bytes of a table's first line: ten thousand columns of a hundred characters
@@ -57,6 +60,7 @@ _READERS: Final[dict[Format, _Reader]] = {  # the best log of a folder first
     "llama-factory": lambda path, _: [read_json_lines(path)],
     "table": lambda path, columns: [read_table(path, columns)],
     "trackio": read_trackio,
+    "mlflow": read_mlflow,
     "tensorboard": lambda path, columns: [read_tensorboard([path], columns)],
 }
 WITHOUT_SETTINGS: Final = frozenset({"trainer-state", "ms-swift", "llama-factory"})  # they lie beside such a log
@@ -66,7 +70,9 @@ def format_of(path: Path) -> Format | Literal["gradience"] | None:
     """Return the format of a file, `gradience` for a log of ours, None for anything else."""
     head = _head(path)
     if head.startswith(_SQLITE):
-        return "trackio"
+        return "mlflow" if tables_of(path) >= MLFLOW_TABLES else "trackio"
+    if is_meta(path, head):
+        return "mlflow"
     if is_event_file(head):
         return "tensorboard"
     if b"\0" in head:
@@ -257,7 +263,7 @@ def _may_be_log(path: Path) -> bool:
     """Leave out what is large and no log: weights, tokenizers, model configs."""
     if path.name == STATE_NAME or _CONFIGS.fullmatch(path.name):
         return False
-    return path.suffix.lower() in _LOGS or "tfevents" in path.name
+    return path.suffix.lower() in _LOGS or "tfevents" in path.name or path.name == META
 
 
 def find_log(folder: Path) -> Path | None:

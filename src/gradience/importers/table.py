@@ -404,10 +404,11 @@ def _lines(path: Path, text: TextIO) -> Iterator[str]:
 def _cells(header: list[str], cells: list[str]) -> dict[str, Json] | str:
     if len(cells) != len(header):
         return f"{len(cells)} cells for {len(header)} columns"
-    return {name: _cell(cell) for name, cell in zip(header, cells, strict=True)}
+    return {name: cell_value(cell) for name, cell in zip(header, cells, strict=True)}
 
 
-def _cell(cell: str) -> Json:
+def cell_value(cell: str) -> Json:
+    """Return the number a cell holds, None where it is empty, else its text."""
     if cell.strip().lower() in _ABSENT:
         return None
     number = number_of(cell)
