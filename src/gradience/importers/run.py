@@ -37,6 +37,7 @@ from gradience.importers.sources import (
     run_folders,
 )
 from gradience.importers.table import parse_map
+from gradience.importers.unread import refuse_unread
 from gradience.io.atomic import atomic_file, refuse_file
 from gradience.io.reading import real_path
 from gradience.schema.events import Event, RunEnd
@@ -159,6 +160,7 @@ def _read_folder(
 ) -> tuple[Format, list[SourceRun]]:
     folders = run_folders(folder)
     if not folders:
+        refuse_unread(folder)
         raise RecorderError(f"{folder}: no run.jsonl, trainer_state.json, log or event file in it", advice=_ADVICE)
     raws: list[SourceRun] = []
     for each in folders:
