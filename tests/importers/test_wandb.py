@@ -27,7 +27,7 @@ def test_an_offline_log_needs_neither_the_package_nor_a_sync(tmp_path, import_ev
         assert [(e.step, e.metrics.loss) for e in events.of("eval")] == [(10, 1.9), (30, 19 / 30)]
         assert all(e.ts > 1.7e9 for e in events.of("train_step"))
         assert (events.start.config.optimizer.lr, events.start.config.training.max_steps) == (1e-3, 30)
-        assert events.end.status == "ok"
+        assert (events.end.status, events.end.reason) == ("ok", "the source has the summary of a finished run")
 
 
 def test_a_log_cut_off_at_any_byte_is_read_to_there_or_refused_in_one_line(tmp_path, capsys):
