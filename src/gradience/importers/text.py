@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Mapping
+from itertools import chain
 from pathlib import Path
 from typing import Final
 
@@ -46,11 +47,12 @@ def read_text(path: Path, columns: Mapping[str, str] | None = None) -> SourceRun
     """
     require_file(path)
     raw = SourceRun(path, files=[path])
-    rows = list(_rows(raw, path))
-    if not rows:
+    rows = _rows(raw, path)
+    first = next(rows, None)
+    if first is None:
         message = f"{path}: no line is a step as torchtune, MLX-LM or Megatron print it"
         raise RecorderError(message, advice="give the trainer's own log, or a table of its values")
-    return rows_to_raw(raw, rows, columns)
+    return rows_to_raw(raw, chain([first], rows), columns)
 
 
 def _rows(raw: SourceRun, path: Path) -> Iterator[Numbered]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator, Mapping
+from itertools import chain
 from pathlib import Path
 from typing import Final, TypeAlias
 
@@ -63,11 +64,13 @@ def read_wandb(path: Path, columns: Mapping[str, str] | None = None) -> SourceRu
         raise RecorderError(f"{path}: no offline log of W&B", advice=_EXPORT)
     raw = SourceRun(path, unit="record", files=[path])
     settings: dict[str, Json] = {}
-    rows = list(_rows(raw, data, settings))
-    if not rows:
+    rows = _rows(raw, data, settings)
+    first = next(rows, None)
+    if first is None:
         raise RecorderError(f"{path}: no row can be read from this log of W&B", advice=_EXPORT)
-    raw.layer = stack([raw.layer, mapping_layer(settings, raw)])
-    return rows_to_raw(raw, rows, columns)
+    rows_to_raw(raw, chain([first], rows), columns)
+    raw.layer = stack([raw.layer, mapping_layer(settings, raw)])  # the rows were read: with them came the settings
+    return raw
 
 
 def _rows(raw: SourceRun, data: bytes, settings: dict[str, Json]) -> Iterator[Numbered]:
