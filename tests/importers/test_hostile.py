@@ -9,6 +9,7 @@ import os
 import shutil
 import sqlite3
 from contextlib import closing
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -139,6 +140,10 @@ def sound(place):
         "history.json": dump(rows),
         "adapter_config.json": dump({"peft_type": "LORA", "r": 8}),
         "demo.db": base.read_bytes(),
+        "run-a.wandb": (Path(__file__).parent / "golden" / "offline.wandb").read_bytes(),
+        "log.txt": b"".join(b"Step %d | loss:%f lr:0.1 \n" % (r["step"], r["loss"]) for r in rows),
+        "slurm.out": b"".join(b" iteration %d/ 9 | lm loss: %f |\n" % (r["step"], r["loss"]) for r in rows),
+        "training_statistics.json": dump({"training": {"combined": {"loss": [1, 2]}}, "validation": {"out": {}}}),
     }
 
 
@@ -169,7 +174,7 @@ def test_what_is_no_run_is_one_line(place, attempt, content):
     path = place / "thing"
     path.write_bytes(content)
     assert attempt(path) == 2
-    for kind in ("trainer-state", "llama-factory", "ms-swift", "table", "trackio"):
+    for kind in ("trainer-state", "llama-factory", "ms-swift", "table", "trackio", "mlflow", "text", "ludwig", "wandb"):
         attempt(path, "--format", kind)
 
 

@@ -94,3 +94,14 @@ def test_a_bad_row_is_counted(tmp_path, import_events):
     path = write(tmp_path / "demo.db", {"one": [(1, {"train/loss": 1.0}), (2, [1, 2])]})
     _, imported = import_events(path)
     assert [(bad.line, bad.reason) for bad in imported.skipped] == [(2, "its metrics are no JSON object")]
+
+
+def test_the_optimizer_s_steps_count_where_trackio_has_a_counter_of_its_own(tmp_path, import_events):
+    rows = [
+        (0, {"train/loss": 2.0, "train/learning_rate": 1e-4, "train/global_step": 10}),
+        (1, {"eval/loss": 1.9, "train/global_step": 10}),
+        (2, {"train/loss": 1.5, "train/learning_rate": 5e-5, "train/global_step": 20}),
+    ]
+    events, _ = import_events(write(tmp_path / "demo.db", {"one": rows}))
+    assert [(e.step, e.loss, e.lr) for e in events.of("train_step")] == [(10, 2.0, 1e-4), (20, 1.5, 5e-5)]
+    assert [(e.step, e.metrics.loss) for e in events.of("eval")] == [(10, 1.9)]

@@ -26,6 +26,7 @@ from gradience.importers.files import SourceRun, is_folder, listed, refuse_summa
 from gradience.importers.order import arrange
 from gradience.importers.settings import add_settings
 from gradience.importers.sources import (
+    TABLES,
     WITHOUT_SETTINGS,
     Format,
     find_log,
@@ -36,6 +37,7 @@ from gradience.importers.sources import (
     run_folders,
 )
 from gradience.importers.table import parse_map
+from gradience.importers.unread import refuse_unread
 from gradience.io.atomic import atomic_file, refuse_file
 from gradience.io.reading import real_path
 from gradience.schema.events import Event, RunEnd
@@ -82,7 +84,7 @@ def is_foreign(path: Path) -> bool:
     """Whether this is a folder without a log of ours, or a file of a format that can be imported."""
     if is_folder(path):
         return find_log(path) is None
-    return format_of(path) not in {None, "gradience"}
+    return format_of(path) not in {None, "gradience"} or path.suffix.lower() in TABLES
 
 
 def read_source(
@@ -141,6 +143,8 @@ def _read(source: Path, kind: Format | None, columns: Mapping[str, str] | None) 
     refuse_summary(source)
     require_file(source)
     found = kind or ("table" if columns else format_of(source))
+    if found is None and source.suffix.lower() in TABLES:
+        found = "table"  # whose error names the columns
     if found == "gradience":
         raise RecorderError(f"{source} is a log of gradience already", advice="gradience monitor reads it as it is")
     if found is None:
@@ -156,6 +160,7 @@ def _read_folder(
 ) -> tuple[Format, list[SourceRun]]:
     folders = run_folders(folder)
     if not folders:
+        refuse_unread(folder)
         raise RecorderError(f"{folder}: no run.jsonl, trainer_state.json, log or event file in it", advice=_ADVICE)
     raws: list[SourceRun] = []
     for each in folders:

@@ -16,7 +16,11 @@ from typing import Final, Literal, TypeAlias
 
 from gradience.configs.training import STATE_NAME
 from gradience.errors import RecorderError, SchemaError
+from gradience.importers.database import tables_of
 from gradience.importers.files import MAX_BYTES, MAX_LINE, SourceRun, json_lines
+from gradience.importers.ludwig import is_ludwig, read_ludwig
+from gradience.importers.mlflow import META, is_meta, read_mlflow
+from gradience.importers.mlflow import TABLES as MLFLOW_TABLES
 from gradience.importers.settings import add_settings
 from gradience.importers.table import (
     MAX_COLUMNS,
@@ -28,14 +32,18 @@ from gradience.importers.table import (
     read_table,
 )
 from gradience.importers.tensorboard import is_event_file, read_tensorboard
+from gradience.importers.text import is_text_log, read_text
 from gradience.importers.trackio import read_trackio
 from gradience.importers.trainer_state import add_results, find_states, join_states, read_state
+from gradience.importers.wandb import is_wandb, read_wandb
 from gradience.io.reading import open_regular, read_small
 from gradience.io.sorting import natural_key
 from gradience.schema.scalars import Json
 from gradience.telemetry.codec import parse
 
-Format: TypeAlias = Literal["trainer-state", "llama-factory", "ms-swift", "table", "tensorboard", "trackio"]
+Format: TypeAlias = Literal[
+    "trainer-state", "llama-factory", "ms-swift", "table", "tensorboard", "trackio", "mlflow", "text", "ludwig", "wandb"
+]
 
 _HEAD: Final = 4096
 MAX_HEADER: Final = 1024**2  # bytes of a table's first line: ten thousand columns of a hundred characters
@@ -46,7 +54,8 @@ _EVENT: Final = {"event", "run_id"}  # keys that only an event of ours has, thou
 MAX_ENTRIES: Final = 2000  # of a folder that are looked at
 MAX_RUNS: Final = 100
 MAX_DEPTH: Final = 3  # ms-swift: output/MODEL/v0-DATE/checkpoint-N
-_LOGS: Final = {".jsonl", ".json", ".csv", ".tsv", ".db"}
+_LOGS: Final = {".jsonl", ".json", ".csv", ".tsv", ".db", ".txt", ".log", ".out", ".wandb"}
+TABLES: Final = {".csv", ".tsv"}  # what is named so is a table, though its columns be unknown
 _CONFIGS: Final = re.compile(r"(?:.*config|tokenizer.*|.*index|vocab|special_tokens.*|.*_results|.*args)\.json")
 _CLOSE: Final = 1e-3  # relative: LLaMA-Factory and ms-swift round what they log
 _Reader: TypeAlias = Callable[[Path, Mapping[str, str] | None], list[SourceRun]]
@@ -56,6 +65,10 @@ _READERS: Final[dict[Format, _Reader]] = {  # the best log of a folder first
     "llama-factory": lambda path, _: [read_json_lines(path)],
     "table": lambda path, columns: [read_table(path, columns)],
     "trackio": read_trackio,
+    "mlflow": read_mlflow,
+    "ludwig": lambda path, columns: [read_ludwig(path, columns)],
+    "wandb": lambda path, columns: [read_wandb(path, columns)],
+    "text": lambda path, columns: [read_text(path, columns)],
     "tensorboard": lambda path, columns: [read_tensorboard([path], columns)],
 }
 WITHOUT_SETTINGS: Final = frozenset({"trainer-state", "ms-swift", "llama-factory"})  # they lie beside such a log
@@ -64,16 +77,25 @@ WITHOUT_SETTINGS: Final = frozenset({"trainer-state", "ms-swift", "llama-factory
 def format_of(path: Path) -> Format | Literal["gradience"] | None:
     """Return the format of a file, `gradience` for a log of ours, None for anything else."""
     head = _head(path)
-    if head.startswith(_SQLITE):
-        return "trackio"
-    if is_event_file(head):
-        return "tensorboard"
-    if b"\0" in head:
-        return None
+    if b"\0" in head or is_meta(path, head):
+        return _of_logger(path, head)
     text = head.removeprefix(b"\xef\xbb\xbf").lstrip()
     if text.startswith(b"{"):
         return _of_objects(path, text)
-    return "table" if _is_list(path, text) or _is_csv(_header(path, text)) else None
+    if _is_list(path, text) or _is_csv(_header(path, text)):
+        return "table"
+    return "text" if is_text_log(path) else None
+
+
+def _of_logger(path: Path, head: bytes) -> Format | None:
+    """Return the format of a file that only a logger can read."""
+    if head.startswith(_SQLITE):
+        return "mlflow" if tables_of(path) >= MLFLOW_TABLES else "trackio"
+    if is_event_file(head):
+        return "tensorboard"
+    if is_wandb(head):
+        return "wandb"
+    return "mlflow" if is_meta(path, head) else None
 
 
 def _head(path: Path) -> bytes:
@@ -87,12 +109,12 @@ def _head(path: Path) -> bytes:
 
 def _of_objects(path: Path, head: bytes) -> Format | Literal["gradience"] | None:
     if _is_document(head) or _is_one_line(path):
-        return "trainer-state" if _has_history(path) else None
+        return _of_document(path)
     rows = list(islice(_rows(path), _ROWS))
     if any(_is_ours(row) for row in rows):
         return "gradience"
-    if len(rows) == 1 and "log_history" in rows[0] and dialect_of(rows[0]) is None:
-        return "trainer-state"
+    if len(rows) == 1 and dialect_of(rows[0]) is None and (kind := _of_keys(rows[0])) is not None:
+        return kind
     dialects = [dialect for row in rows if (dialect := dialect_of(row)) is not None]
     if dialects:
         return max(dialects, key=dialects.count)
@@ -125,13 +147,19 @@ def _is_one_line(path: Path) -> bool:
         return False
 
 
-def _has_history(path: Path) -> bool:
+def _of_document(path: Path) -> Format | None:
     data = _whole(path)
     try:
         document, _ = parse(data)
     except SchemaError:
-        return b'"log_history"' in data  # cut off: an error when it is read
-    return "log_history" in document
+        return "trainer-state" if b'"log_history"' in data else None  # cut off: an error when it is read
+    return _of_keys(document)
+
+
+def _of_keys(document: Mapping[str, Json]) -> Format | None:
+    if "log_history" in document:
+        return "trainer-state"
+    return "ludwig" if is_ludwig(document) else None
 
 
 def _whole(path: Path) -> bytes:
@@ -256,7 +284,7 @@ def _may_be_log(path: Path) -> bool:
     """Leave out what is large and no log: weights, tokenizers, model configs."""
     if path.name == STATE_NAME or _CONFIGS.fullmatch(path.name):
         return False
-    return path.suffix.lower() in _LOGS or "tfevents" in path.name
+    return path.suffix.lower() in _LOGS or "tfevents" in path.name or path.name == META
 
 
 def find_log(folder: Path) -> Path | None:

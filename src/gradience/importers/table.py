@@ -103,24 +103,30 @@ Columns: TypeAlias = dict[
 ]  # column of the source -> name here: step, ts, or a row's key such as loss or eval_loss
 
 _KNOWN: Final[dict[str, tuple[str, ...]]] = {  # the first that is there counts
-    "step": (
-        "step",
-        "_step",
-        "global_step",
+    "step": (  # the optimizer's before a logger's own row counter: `_step` of W&B, `step` of trackio
         "train_global_step",
         "trainer_global_step",
+        "global_step",
+        "step",
+        "_step",
         "current_steps",
         "train_step",
         "iteration",
         "iter",
         "steps",
+        "epoch",  # Keras' CSVLogger counts nothing else
     ),
-    "loss": ("loss", "train_loss", "training_loss", "train_loss_step", "train_mean_nll", "loss_train"),
+    "loss": (
+        *("loss", "train_loss", "training_loss", "train_loss_step", "train_mean_nll", "loss_train"),
+        *("reduced_train_loss", "lm_loss"),  # NeMo, Megatron
+    ),
     "learning_rate": ("learning_rate", "lr", "train_learning_rate", "train_lr", "optim_lr"),
     "grad_norm": ("grad_norm", "train_grad_norm", "gradient_norm", "global_grad_norm", "grad_norm_total"),
     "epoch": ("epoch", "train_epoch"),
     "ts": ("ts", "_timestamp", "timestamp", "wall_time"),
 }
+_RATES: Final = "lr_"  # Lightning's LearningRateMonitor: `lr-AdamW`, `lr-AdamW/pg2`, ...
+_HELD: Final = {"lm loss validation": "val_loss", "lm loss validation ppl": "val_ppl"}  # Megatron
 _SHORT: Final = {"acc": "accuracy", "ppl": "ppl", "perplexity": "ppl"}
 _TARGETS: Final = {"lr": "learning_rate", **{name: name for name in _KNOWN}}
 _SEPARATOR: Final = re.compile(r"[/.: \-]+")
@@ -197,10 +203,18 @@ def _by_name(names: list[str], taken: set[str]) -> Columns:
     for target, known in _KNOWN.items():
         column = next((plain[name] for name in known if name in plain), None)
         if target not in taken and column is not None:
-            found[column] = target
+            found.setdefault(column, target)
+    rate = next((column for name, column in plain.items() if name.startswith(_RATES)), None)
+    if rate is not None and "learning_rate" not in taken | set(found.values()):
+        found[rate] = "learning_rate"
     used = taken | set(found.values())
     for name in names:
-        if name not in found and (target := _other(name)) not in used:
+        if name in found:
+            continue
+        target = _other(name)
+        if target in used and name in used:
+            target = f"{name}_"  # a row counter called `step` beside the optimizer's steps
+        if target not in used:
             found[name] = target
             used.add(target)
     return found
@@ -208,6 +222,8 @@ def _by_name(names: list[str], taken: set[str]) -> Columns:
 
 def _other(name: str) -> str:
     """Return the name of a column that is not well known: that of a split's metric, or its own."""
+    if name in _HELD:
+        return _HELD[name]
     group = _GROUP.fullmatch(name)
     if group:
         metric = group[2].replace("/", "_")
@@ -259,6 +275,7 @@ def rows_to_raw(raw: SourceRun, numbered: Iterable[Numbered], given: Mapping[str
     while unnamed:  # each is let go before the next
         held = unnamed.popleft()
         _table_take(raw, held.place, held.values, columns)
+    _join_rates(raw)
     own = ", ".join(f"{name}={column}" for column, name in columns.items() if name not in {column, "ts"})
     if own:
         raw.notes.append(f"columns by their names: {own}" if not given else f"columns: {own}")
@@ -283,6 +300,25 @@ def _table_take(raw: SourceRun, place: int, row: dict[str, Json], columns: Colum
     else:
         ts = clock_of(named.get("ts"))
         raw.add(LoggedRow(place, step, values if ts is not None or "ts" not in named else _kept(values, named), ts))
+
+
+def _join_rates(raw: SourceRun) -> None:
+    """Add learning rates that stand in a row of their own, as Lightning logs them, to the step's row of training."""
+    trained = {row.step: place for place, row in enumerate(raw.rows) if "loss" in row.values}
+    joined: set[int] = set()
+    for place, row in enumerate(raw.rows):
+        values, at = row.values, trained.get(row.step)
+        if at is None or "learning_rate" not in values or not all(_is_rate(name) for name in values):
+            continue
+        loss = raw.rows[at]
+        if "learning_rate" not in loss.values:
+            raw.rows[at] = LoggedRow(loss.place, loss.step, {**values, **loss.values}, loss.ts)
+            joined.add(place)
+    raw.rows = [row for place, row in enumerate(raw.rows) if place not in joined]
+
+
+def _is_rate(name: str) -> bool:
+    return name in {"learning_rate", "epoch"} or _SEPARATOR.sub("_", name).startswith(_RATES)
 
 
 def _kept(values: dict[str, Json], named: dict[str, Json]) -> dict[str, Json]:
@@ -368,10 +404,11 @@ def _lines(path: Path, text: TextIO) -> Iterator[str]:
 def _cells(header: list[str], cells: list[str]) -> dict[str, Json] | str:
     if len(cells) != len(header):
         return f"{len(cells)} cells for {len(header)} columns"
-    return {name: _cell(cell) for name, cell in zip(header, cells, strict=True)}
+    return {name: cell_value(cell) for name, cell in zip(header, cells, strict=True)}
 
 
-def _cell(cell: str) -> Json:
+def cell_value(cell: str) -> Json:
+    """Return the number a cell holds, None where it is empty, else its text."""
     if cell.strip().lower() in _ABSENT:
         return None
     number = number_of(cell)

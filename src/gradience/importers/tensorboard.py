@@ -38,7 +38,9 @@ _NUMBERS: Final[dict[int, tuple[str, str]]] = {
 }
 
 
-class _Scalar(NamedTuple):
+class Scalar(NamedTuple):
+    """One number of one tag at one step; `ts` in Unix seconds."""
+
     ts: float
     step: int
     tag: str
@@ -61,10 +63,10 @@ def read_tensorboard(paths: list[Path], columns: Mapping[str, str] | None = None
     scalars = [scalar for read in files for scalar in read]
     if not scalars:
         raise RecorderError(f"{paths[0]} holds no scalar", advice="give the event file that training wrote")
-    return rows_to_raw(raw, _rows(scalars), columns)
+    return rows_to_raw(raw, scalar_rows(scalars), columns)
 
 
-def _read(raw: SourceRun, path: Path) -> list[_Scalar]:
+def _read(raw: SourceRun, path: Path) -> list[Scalar]:
     require_file(path)
     accumulator, decode_error = _package()
     reader = accumulator(str(path), size_guidance=_ALL, purge_orphaned_data=False)
@@ -86,18 +88,18 @@ def _package() -> tuple[Any, type[Exception]]:
     return accumulator.EventAccumulator, error_class
 
 
-def _scalars(reader: Any) -> Iterator[_Scalar]:
+def _scalars(reader: Any) -> Iterator[Scalar]:
     tags = reader.Tags()
     for tag in tags["scalars"]:
         for event in reader.Scalars(tag):
-            yield _Scalar(float(event.wall_time), int(event.step), str(tag), float(event.value))
+            yield Scalar(float(event.wall_time), int(event.step), str(tag), float(event.value))
     for tag in tags["tensors"]:
         if reader.SummaryMetadata(tag).plugin_data.plugin_name == "scalars":
             for event in reader.Tensors(tag):
                 yield from _of_tensor(str(tag), event)
 
 
-def _of_tensor(tag: str, event: Any) -> Iterator[_Scalar]:
+def _of_tensor(tag: str, event: Any) -> Iterator[Scalar]:
     """Yield the tensor's number, if it is one: read by hand, since a tensor may claim any shape for what it holds."""
     proto = event.tensor_proto
     if prod(axis.size for axis in proto.tensor_shape.dim) != 1 or len(proto.tensor_shape.dim) > _MAX_AXES:
@@ -108,7 +110,7 @@ def _of_tensor(tag: str, event: Any) -> Iterator[_Scalar]:
     if value is None and code and len(proto.tensor_content) == calcsize(code):
         value = unpack(code, proto.tensor_content)[0]
     if value is not None:
-        yield _Scalar(float(event.wall_time), int(event.step), tag, float(value))
+        yield Scalar(float(event.wall_time), int(event.step), tag, float(value))
 
 
 def _take_arguments(raw: SourceRun, reader: Any) -> None:
@@ -123,7 +125,7 @@ def _take_arguments(raw: SourceRun, reader: Any) -> None:
     raw.layer = stack([raw.layer, mapping_layer(document, raw)])
 
 
-def _rows(scalars: Iterable[_Scalar]) -> Iterator[Numbered]:
+def scalar_rows(scalars: Iterable[Scalar]) -> Iterator[Numbered]:
     """Yield what was logged together: scalars of one step, until a tag comes again."""
     place = 0
     row: dict[str, Any] = {}

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Iterator, Mapping
-from contextlib import closing, contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
-from shutil import copyfile
-from tempfile import TemporaryDirectory
 from typing import Final
-from urllib.parse import quote
 
 import msgspec
 
 from gradience.configs.settings import stack
 from gradience.errors import RecorderError, SchemaError
+from gradience.importers.database import opened, require_stored
 from gradience.importers.files import SourceRun, clock_of, require_file
 from gradience.importers.settings import mapping_layer
 from gradience.importers.table import Numbered, flatten, rows_to_raw
@@ -27,10 +25,6 @@ _RUNS: Final = (
 _ROWS: Final = "SELECT id, step, timestamp, metrics FROM metrics WHERE {key} = ? ORDER BY id"
 _CONFIG: Final = "SELECT config FROM configs WHERE {key} = ? ORDER BY id DESC LIMIT 1"
 _FILE: Final = "give the .db file of a trackio project"
-_EXPORT: Final = "export the run, and import the table"
-MAX_CELL: Final = 16 * 1024**2  # bytes of one value: a logged row has about 1 KB
-MAX_STEPS: Final = 300_000_000  # of SQLite's virtual machine, a few seconds: a row costs some twenty, ten million fit
-_STEPS_A_CALL: Final = 100_000
 _NEEDED: Final = {"step", "timestamp", "run_name", "metrics"}
 
 
@@ -41,54 +35,11 @@ def read_trackio(path: Path, columns: Mapping[str, str] | None = None) -> list[S
         RecorderError: the file is not trackio's, or holds no run.
     """
     require_file(path)
-    try:
-        with _opened(path) as base:
-            _require_tables(base, path)
-            key = _key(base, path)
-            runs = base.execute(_RUNS.format(key=key)).fetchall()
-            return [_read_run(base, path, key, run[:2], columns) for run in runs] or _none(path)
-    except sqlite3.OperationalError as error:
-        if "interrupted" in str(error):
-            raise RecorderError(f"{path}: reading takes more than {MAX_STEPS:.0e} steps", advice=_EXPORT) from error
-        raise RecorderError(f"{path}: {error}", advice=_FILE) from error
-    except (sqlite3.Error, OSError) as error:
-        raise RecorderError(f"{path}: {error}", advice=_FILE) from error
-
-
-@contextmanager
-def _opened(path: Path) -> Iterator[sqlite3.Connection]:
-    """A connection that writes nothing beside the file, holds no large cell, and gives up on a query without end.
-
-    What a journal holds and the file does not yet is read from copies of both: opened in place, SQLite would write
-    a shared index (`-shm`) beside them.
-    """
-    journal = path.with_name(f"{path.name}-wal")
-    if journal.exists() and journal.stat().st_size:
-        with TemporaryDirectory(prefix="gradience-") as folder:
-            for source in (path, journal):
-                require_file(source)
-                copyfile(source, Path(folder, source.name))
-            yield from _connected(Path(folder, path.name), "mode=rw")
-    else:
-        yield from _connected(path, "mode=ro&immutable=1")
-
-
-def _connected(path: Path, mode: str) -> Iterator[sqlite3.Connection]:
-    with closing(sqlite3.connect(f"file:{quote(str(path.absolute()))}?{mode}", uri=True)) as base:
-        base.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, MAX_CELL)
-        steps = iter(range(MAX_STEPS // _STEPS_A_CALL))
-        base.set_progress_handler(lambda: next(steps, None) is None, _STEPS_A_CALL)
-        base.execute("PRAGMA trusted_schema = OFF")
-        yield base
-
-
-def _require_tables(base: sqlite3.Connection, path: Path) -> None:
-    """Refuse views and computed columns in a table's place: a row of them may cost anything."""
-    kinds = base.execute("SELECT name, type FROM sqlite_master WHERE name IN ('metrics', 'configs')").fetchall()
-    computed = base.execute("SELECT name FROM pragma_table_xinfo('metrics') WHERE hidden <> 0").fetchall()
-    for name, kind in [*kinds, *((f"metrics.{column}", "computed column") for (column,) in computed)]:
-        if kind not in {"table", "index"}:
-            raise RecorderError(f"{path}: `{name}` is a {kind}, not stored rows", advice="give trackio's .db file")
+    with opened(path, advice=_FILE) as base:
+        require_stored(base, path, "metrics", "configs")
+        key = _key(base, path)
+        runs = base.execute(_RUNS.format(key=key)).fetchall()
+        return [_read_run(base, path, key, run[:2], columns) for run in runs] or _none(path)
 
 
 def _key(base: sqlite3.Connection, path: Path) -> str:

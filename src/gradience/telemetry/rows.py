@@ -161,7 +161,7 @@ def _take_summary(values: Values) -> tuple[Values, Values]:
 def _prefixes(values: Values) -> list[str]:
     """Return the prefixes under which the row holds evaluations, the longest first."""
     trained = "loss" in values
-    timed = {key.removesuffix("_runtime") for key in values if key.endswith("_runtime")}
+    timed = {key.removesuffix("_runtime") for key in values if key.endswith("_runtime")} - {""}  # W&B has a `_runtime`
     found = {p for p in timed if p.startswith("eval") or p in HELD_OUT or not trained}
     found = {p for p in found if not any(p.startswith(f"{q}_") for q in found)}  # a metric that is called so
     found |= {word for word in HELD_OUT if any(f"{word}_{metric}" in values for metric in _SPOKEN)}

@@ -1,0 +1,134 @@
+"""Logs that trainers print, and Ludwig's statistics: values by step."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+
+import pytest
+
+from gradience.errors import RecorderError
+
+
+def trained(events):
+    return [(e.step, e.loss, e.lr) for e in events.of("train_step")]
+
+
+def held(events):
+    return [(e.step, e.split, e.metrics.loss) for e in events.of("eval")]
+
+
+def test_torchtune_s_disk_logger(tmp_path, import_events):
+    """The lines are as torchtune.training.metric_logging.DiskLogger.log_dict writes them: it does not install here."""
+    path = tmp_path / "log_1700000000.txt"
+    path.write_text(
+        "Step 1 | loss:2.5 lr:0.0003 tokens_per_second_per_gpu:812.5 \n"
+        "Step 2 | loss:1.25 lr:0.00015 grad_norm:0.5 \n"
+        "Step 2 | val_loss:1.5 \n"
+    )
+    events, imported = import_events(tmp_path)
+    assert imported.format == "text"
+    assert trained(events) == [(1, 2.5, 3e-4), (2, 1.25, 1.5e-4)]
+    assert events.of("train_step")[1].grad_norm == 0.5
+    assert events.of("train_step")[0].extras["tokens_per_second_per_gpu"] == 812.5
+    assert held(events) == [(2, "val", 1.5)]
+
+
+def test_mlx_lm_s_sentences(tmp_path, import_events):
+    """The sentences are those of mlx_lm.tuner.trainer before it drew a table."""
+    path = tmp_path / "train.log"
+    path.write_text(
+        "Loading pretrained model\nStarting training..., iters: 20\n"
+        "Iter 1: Val loss 3.012, Val took 1.234s\n"
+        "Iter 10: Train loss 2.100, Learning Rate 1.000e-05, It/sec 0.5, Tokens/sec 100.1, Trained Tokens 2000, "
+        "Peak mem 4.1 GB\n"
+        "Iter 20: Saved adapter weights to adapters/a.safetensors\n"
+        "Iter 20: Train loss nan, Learning Rate 5.000e-06, It/sec 0.5\n"
+    )
+    events, _ = import_events(path)
+    assert trained(events) == [(10, 2.1, 1e-5), (20, "NaN", 5e-6)]
+    assert held(events) == [(1, "val", 3.012)]
+    assert events.of("train_step")[0].extras["Trained Tokens"] == 2000
+
+
+def test_mlx_lm_s_table_as_mlx_lm_prints_it(tmp_path, import_events):
+    mx, nn, optim = (pytest.importorskip(f"mlx.{name}") for name in ("core", "nn", "optimizers"))
+    trainer = pytest.importorskip("mlx_lm.tuner.trainer")
+    model = nn.Sequential(nn.Embedding(16, 4), nn.Linear(4, 16))
+    data = [([1, 2, 3, 4, 5, 6], 0)] * 4
+    seen = {}
+
+    class Noted(trainer.TrainingCallback):
+        def on_train_loss_report(self, train_info):
+            seen[train_info["iteration"]] = train_info["train_loss"]
+
+        def on_val_loss_report(self, val_info):
+            seen["val", val_info["iteration"] + 1] = val_info["val_loss"]
+
+    args = trainer.TrainingArgs(
+        batch_size=2, iters=6, val_batches=1, steps_per_report=2, steps_per_eval=4, steps_per_save=100,
+        max_seq_length=32, adapter_file=str(tmp_path / "adapters.safetensors"),
+    )  # fmt: skip
+    mx.random.seed(0)
+    said = io.StringIO()
+    with contextlib.redirect_stdout(said):
+        trainer.train(model, optim.Adam(1e-2), data, data, args, training_callback=Noted())
+    path = tmp_path / "train.log"
+    path.write_text(said.getvalue(), encoding="utf-8")
+    events, _ = import_events(path)
+    assert events.steps == [2, 4, 6]
+    assert events.losses == [pytest.approx(seen[step], abs=6e-4) for step in (2, 4, 6)]
+    assert held(events) == [(step, "val", pytest.approx(seen["val", step], abs=6e-4)) for step in (1, 4, 6)]
+
+
+def test_megatron_s_iterations(tmp_path, import_events):
+    """The lines are as megatron.training.training_log and evaluate_and_print_results print them."""
+    path = tmp_path / "slurm.out"
+    path.write_text(
+        "using world size: 1\n" + "  arguments ........................ 1\n" * 1000 +
+        " [2024-01-01 10:00:00] iteration       10/      20 | consumed samples:          320 | "
+        "elapsed time per iteration (ms): 1000.0 | learning rate: 1.500000E-04 | global batch size:    32 | "
+        "lm loss: 1.000000E+00 | loss scale: 1.0 | grad norm: 0.750 | number of nan iterations:   0 |\n"
+        " validation loss at iteration 10 | lm loss value: 1.500000E+00 | lm loss PPL: 4.500000E+00 | \n"
+        " iteration       20/      20 | learning rate: 5.0E-05 | lm loss: 5.000000E-01 | grad norm: 0.5 |\n"
+    )  # fmt: skip
+    events, _ = import_events(path)
+    assert trained(events) == [(10, 1.0, 1.5e-4), (20, 0.5, 5e-5)]
+    assert [e.grad_norm for e in events.of("train_step")] == [0.75, 0.5]
+    assert [(e.step, e.metrics.loss, e.metrics.ppl) for e in events.of("eval")] == [(10, 1.5, 4.5)]
+    assert events.end.status == "ok"  # of 20 planned
+
+
+@pytest.mark.parametrize(("period", "every", "steps"), [("epoch", 1, [1, 2]), ("step", 50, [50, 100])])
+@pytest.mark.parametrize("indent", [4, None])
+def test_ludwig_s_statistics(tmp_path, import_events, period, every, steps, indent):
+    """The layout is that of ludwig.api.TrainingStats, written by save_json."""
+    document = {
+        "evaluation_frequency": {"frequency": every, "period": period},
+        "training": {"combined": {"loss": [2.0, 1.0]}, "out": {"loss": [2.0, 1.0], "perplexity": [7.0, 2.5]}},
+        "validation": {"combined": {"loss": [2.25, [2, 100, 1.25]]}, "out": {}},
+        "test": {},
+    }
+    path = tmp_path / "training_statistics.json"
+    path.write_text(json.dumps(document, indent=indent, sort_keys=True))
+    events, imported = import_events(tmp_path)
+    assert imported.format == "ludwig"
+    assert trained(events) == [(step, loss, None) for step, loss in zip(steps, (2.0, 1.0), strict=True)]
+    assert held(events) == [(step, "val", loss) for step, loss in zip(steps, (2.25, 1.25), strict=True)]
+
+
+def test_prose_is_no_log(tmp_path, import_events):
+    path = tmp_path / "notes.txt"
+    path.write_text("Step one | of: two\nIter: 10\n10 2.1\niteration 10 of 20\n")
+    with pytest.raises(RecorderError, match="no format known here"):
+        import_events(path)
+    with pytest.raises(RecorderError, match="no line is a step"):
+        import_events(path, kind="text")
+
+
+def test_an_aim_repository_is_refused_with_what_to_export(tmp_path, import_events):
+    (tmp_path / ".aim").mkdir()
+    with pytest.raises(RecorderError, match="Aim repository") as caught:
+        import_events(tmp_path)
+    assert "CSV" in caught.value.advice
