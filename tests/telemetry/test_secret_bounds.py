@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from gradience.telemetry.hidden import below, hide_in
-from gradience.telemetry.secrets import hide_secrets, holds_secret, names_beside, names_in
+from gradience.telemetry.hidden import below, hide_in, names_beside, names_in
+from gradience.telemetry.secrets import hide_secrets, holds_secret
 
 BODY = "aB3dE5gH7jK9mN1pQ2" * 20
 HEX = "0a1b2c3d4e5f6789" * 10
