@@ -14,6 +14,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
+from hostile import further
 from hostile.inputs import CONFIG, container, factors, log_line, safetensors
 from hostile.secrets import SECRETS
 
@@ -76,9 +77,9 @@ def draw(number: int, seed: int, dropped: list[int] | tuple[int, ...] = ()) -> I
                 _damage(Random(key), argv, files)  # the same
     planted: tuple[str, ...] = ()
     kind = ""
-    secret = rng.choice(SECRETS) if rng.random() < 0.3 else None  # three in ten
+    secret = rng.choice(PLANTED) if rng.random() < 0.3 else None  # three in ten
     if secret is not None and _plant(rng, argv, files, secret):
-        planted, kind = (secret.core,), f"{secret.kind}, {secret.shape}"
+        planted, kind = (secret.core,), f"{secret.kind}, {getattr(secret, 'shape', 'further')}"
     writes = ("out",)
     if "--append" in argv:
         writes = ("out", "in/run.jsonl", "in/.run.jsonl")
@@ -776,6 +777,8 @@ def _options(rng: Random, argv: list[str]) -> None:
         argv[:] = [word for word in argv if word not in NEVER]
 
 
+PLANTED: Final = [*SECRETS, *further.SECRETS]
+
 # Secrets -------------------------------------------------------------------------------------------------------------
 
 
@@ -784,28 +787,111 @@ SHOWN: Final = ("model_name", "message", "code", "reason", "split", "kind", "sta
 
 def _plant(rng: Random, argv: list[str], files: dict[str, bytes | Special], secret: Any) -> bool:
     """Put a secret where a user may have put it; return whether there was such a place."""
-    fits = [n for n, d in files.items() if n.endswith((".json", ".jsonl")) and not isinstance(d, Special)]
+    fits = [(n, plant) for n, d in files.items() if not isinstance(d, Special) if (plant := _planter_of(n)) is not None]
     if not fits:
         return False
-    name = rng.choice(sorted(fits))
+    name, plant = rng.choice(sorted(fits, key=lambda fit: fit[0]))
     data = files[name]
     assert isinstance(data, bytes)
-    lines = data.split(b"\n") if name.endswith(".jsonl") else [data]
-    showing = [n for n, line in enumerate(lines) if any(b'"%b"' % field.encode() in line for field in SHOWN)]
-    at = rng.choice(showing) if showing and rng.random() < 0.7 else rng.randrange(len(lines))  # mostly
-    try:
-        document = json.loads(lines[at])
-    except (ValueError, RecursionError):
-        return False
+    with suppress(*UNFIT):
+        planted = plant(rng, data, secret)
+        if planted is not None:
+            files[name] = planted
+            return True
+    return False
+
+
+def _planter_of(name: str) -> Callable[[Random, bytes, Any], bytes | None] | None:
+    if name.endswith("index.json"):  # its values are names of files, which an error has to show
+        return None
+    return next((plant for ending, plant in PLANTERS.items() if name.endswith(ending)), None)
+
+
+def _plant_object(rng: Random, data: bytes, secret: Any) -> bytes | None:
+    document = json.loads(data)
+    if isinstance(document, list):
+        document, whole = rng.choice(document), document
+    else:
+        whole = document
     if not isinstance(document, dict):
-        return False
+        return None
     holders = [document, *(v for v in document.values() if isinstance(v, dict))]
-    holder = rng.choice(holders)
-    holder[secret.key] = secret.value
+    holders += [row for v in document.values() if isinstance(v, list) for row in v[:3] if isinstance(row, dict)]
+    rng.choice(holders)[secret.key] = secret.value
     fields = [(h, field) for h in holders for field in SHOWN if isinstance(h.get(field), str)]
     if fields and isinstance(secret.value, str) and secret.key == "note":
         shown, field = rng.choice(fields)
         shown[field] = secret.value
-    lines[at] = json.dumps(document).encode()
-    files[name] = b"\n".join(lines)
-    return True
+    return json.dumps(whole).encode()
+
+
+def _plant_line(rng: Random, data: bytes, secret: Any) -> bytes | None:
+    lines = data.split(b"\n")
+    showing = [n for n, line in enumerate(lines) if any(b'"%b"' % field.encode() in line for field in SHOWN)]
+    at = rng.choice(showing) if showing and rng.random() < 0.7 else rng.randrange(len(lines))  # mostly
+    planted = _plant_object(rng, lines[at], secret)
+    return None if planted is None else b"\n".join([*lines[:at], planted, *lines[at + 1 :]])
+
+
+def _plant_setting(rng: Random, data: bytes, secret: Any, sign: str) -> bytes:
+    """Put it on a line of its own, or behind a value that is shown: JSON's texts are YAML's and TOML's, too."""
+    lines = data.decode("utf-8", "surrogateescape").split("\n")
+    text = json.dumps(secret.value)
+    shown = [n for n, line in enumerate(lines) if any(f"{field}{sign}" in line for field in SHOWN)]
+    if shown and isinstance(secret.value, str) and secret.key == "note" and rng.random() < 0.5:
+        at = rng.choice(shown)
+        lines[at] = lines[at].partition(sign)[0] + sign + " " + text
+    else:
+        lines.insert(rng.choice([0, len(lines) // 2, len(lines)]), f"{secret.key}{sign} {text}")
+    return "\n".join(lines).encode("utf-8", "surrogateescape")
+
+
+def _plant_cells(rng: Random, data: bytes, secret: Any) -> bytes | None:
+    """Put it into a column of its name, or name a column so."""
+    if not isinstance(secret.value, str):
+        return None
+    quoted = b'"' + secret.value.replace('"', '""').encode() + b'"'
+    head, *rows = data.split(b"\n")
+    if secret.key == "note" and rng.random() < 0.3:
+        return b"\n".join([head + b"," + quoted, *(row + b",1" for row in rows)])
+    return b"\n".join([head + b"," + secret.key.encode(), *(row + b"," + quoted for row in rows if row), b""])
+
+
+def _plant_metadata(rng: Random, data: bytes, secret: Any) -> bytes:
+    """Put it into the metadata of an adapter's weights, or into a tensor's name."""
+    length = struct.unpack("<Q", data[:8])[0]
+    header = json.loads(data[8 : 8 + length])
+    text = secret.value if isinstance(secret.value, str) else json.dumps(secret.value)
+    if secret.key == "note" and rng.random() < 0.3:
+        name = rng.choice([n for n in header if n != "__metadata__"])
+        header[f"{text}.{name}"[:900]] = header[name]
+    header["__metadata__"] = {"format": "pt", secret.key: text}
+    return container(json.dumps(header).encode(), data[8 + length :])
+
+
+def _plant_cell_of_a_database(rng: Random, data: bytes, secret: Any) -> bytes:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "t.db"
+        path.write_bytes(data)
+        with closing(sqlite3.connect(path)) as db:
+            text = json.dumps({"train/loss": 1.0, secret.key: secret.value})
+            kind = rng.randrange(3)
+            if kind == 0:
+                db.execute("UPDATE metrics SET metrics = ? WHERE step = 2", (text,))
+            elif kind == 1:
+                db.execute("UPDATE configs SET config = ?", (text,))
+            else:
+                db.execute("UPDATE metrics SET run_name = ?", (text[:200],))
+            db.commit()
+        return path.read_bytes()
+
+
+PLANTERS: Final[dict[str, Callable[[Random, bytes, Any], bytes | None]]] = {
+    ".jsonl": _plant_line,
+    ".json": _plant_object,
+    ".yaml": lambda rng, data, secret: _plant_setting(rng, data, secret, ":"),
+    ".toml": lambda rng, data, secret: _plant_setting(rng, data, secret, " ="),
+    ".csv": _plant_cells,
+    ".safetensors": _plant_metadata,
+    ".db": _plant_cell_of_a_database,
+}

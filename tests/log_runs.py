@@ -14,7 +14,7 @@ from typing import Any, Final, NamedTuple
 from gradience.rules.log.facts import RunFacts, Series, Signal
 from gradience.schema import ConfigSnapshot, EvalMetrics, OptimizerSnapshot, TrainingSnapshot
 from gradience.schema.events import Eval
-from gradience.schema.reports import EvalPoint, GapReading
+from gradience.schema.reports import BadLine, EvalPoint, GapReading
 from gradience.telemetry.series import LogRecord
 
 NAN: Final = math.nan
@@ -267,11 +267,7 @@ LEARNING: Final = [
     Edge("NOL106", "at_ln_k", 0.0095, 0.0105, lambda x: run([math.log(2) * (1.0 + x)] * 20, num_labels=2)),
     Edge("NOL106", "least_fall", 0.0222, 0.023, lambda x: run(line(40, 2.0, 2.0 * (1.0 - x)))),
     Edge(
-        "NOL106",
-        "eval_noise",
-        0.0059,
-        0.0061,
-        lambda x: run(FLAT[:24], held_out=times(line(8, 2.0, 1.9), swings(8, x))),
+        "NOL106", "eval_noise", 0.0001, 0.05, lambda x: run(FLAT[:24], held_out=times(line(8, 2.0, 1.9), swings(8, x)))
     ),
     Edge("PLT105", "flat", 0.04, 0.042, lambda x: _plateau(0.0, x, 30)),
     Edge("PLT105", "still_falls", 0.0068, 0.0072, _plateau),
@@ -409,7 +405,8 @@ REPETITION: Final = [
     Edge("MEM127", "epoch_rows", 7, 8, lambda x: _epochs([0.3], rows=x)),
     Edge("MEM127", "epoch_rest", 1.19, 1.21, lambda x: run([2.0] * 100 + [1.4] * 21, epoch=x)),
     Edge("MEM127", "epochs_many", 3, 4, lambda x: _epochs([*[0.1] * (x - 1), 0.0])),
-    Edge("MEM127", "both_fall", 0.049, 0.051, lambda x: _epochs([0.1], held_out=[1.0, 1.0, 1.0 - x, 1.0 - x])),
+    Edge("MEM127", "both_fall", 0.149, 0.151, lambda x: _epochs([0.3], held_out=[1.0, 1.0 - x])),
+    Edge("MEM127", "seen_as_new", 1.53, 1.55, lambda x: _epochs([0.3], held_out=[1.4, 1.4, x])),
     Edge(
         "MEM127",
         "fell_before",
@@ -573,7 +570,27 @@ def _audited(**more: Any) -> RunFacts:
     return run(FALL, audit=audit, utilization_mean=audit["utilization_mean"])
 
 
+def _of_lines(*torn: bool) -> RunFacts:
+    issues = [BadLine(line=9 + n, offset=100 * n, reason="not JSON", torn=each) for n, each in enumerate(torn)]
+    return run(FALL, issues=issues, issues_total=len(issues))
+
+
+def _ended(status: str, *, planned: int | None = None, steps: int = 60) -> RunFacts:
+    training = {"max_steps": planned} if planned else {}
+    return replace(run(FALL[:steps], training=training), status=status, last_step=steps or None)
+
+
 RECORD: Final = [
+    Edge("TRN115", "torn", 1, 2, lambda x: _of_lines(*[x == 1] * x)),
+    Edge("TRN115", "torn_or_not", 0, 1, lambda x: _of_lines(bool(x))),
+    Edge("END114", "ended", 0, 1, lambda x: _ended("no_run_end" if x else "error")),
+    Edge("END114", "planned", 0, 100, lambda x: _ended("no_run_end", planned=x)),
+    Edge("END114", "before_the_first_step", 0, 1, lambda x: _ended("no_run_end", steps=x)),
+    Edge(
+        "DUP117", "evaluations", 0, 1, lambda x: replace(run(FALL), history=run(FALL, held_out=[1.0]).history * (x + 1))
+    ),
+    Edge("DUP117", "interleaved", 0, 3, lambda x: run(FALL, record=LogRecord(interleaved=x))),
+    Edge("RES116", "replayed_again", 0, 1, lambda x: run(FALL, record=LogRecord(resumed_from=[10, 20][: x + 1]))),
     Edge("RES116", "replay_difference", 0.195, 0.205, _replayed),
     Edge("RES116", "replay_rows", 2, 3, lambda x: _replayed(0.5, x)),
     Edge("GAP118", "few_rows", 19, 20, lambda x: run(FALL[:x], held_out=[2.0])),

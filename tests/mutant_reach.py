@@ -178,6 +178,10 @@ class Reach:
         for statement in ast.parse(text).body:
             made = set() if isinstance(statement, ast.FunctionDef) else set(defined(statement))
             for node in ast.walk(statement):
+                if isinstance(node, ast.FunctionDef):  # its defaults are read at import: whoever calls it sees them
+                    for default in (*node.args.defaults, *filter(None, node.args.kw_defaults)):
+                        for name in {each.id for each in ast.walk(default) if isinstance(each, ast.Name)}:
+                            self._users[name].update((path, part.lineno) for part in node.body)
                 if isinstance(node, ast.Name | ast.Attribute):
                     name = node.id if isinstance(node, ast.Name) else node.attr
                     self._users[name].add((path, node.lineno))
@@ -199,10 +203,11 @@ class Reach:
     def _of_names(self, names: Iterable[str]) -> dict[str, int]:
         """Return the tests that name it, or reach a use of it or of a name which is made from it at import."""
         front, seen, steps = set(names), set(names), 1
-        found = {test: steps for name in front for test in self._importers[name]}
+        found: dict[str, int] = {}
         while front:
-            for test in {test for name in front for place in self._users[name] for test in self._tests[place]}:
-                found.setdefault(test, steps)
+            for name in front:
+                for tests in (self._importers[name], *(self._tests[place] for place in self._users[name])):
+                    found |= dict.fromkeys(tests - found.keys(), steps)
             front = {made for name in front for made in self._feeds[name]} - seen
             seen, steps = seen | front, steps + 1
         return found

@@ -14,7 +14,10 @@ from typing import Any, Final
 
 from log_runs import RUNS, field_logs
 
+from gradience.rules.log.facts import RunFacts
 from gradience.rules.log.judge import detect
+from gradience.rules.log.story import tell
+from gradience.schema.reports import TrainSummary
 from gradience.verbs.monitor import monitor_run
 
 NUMBER: Final = re.compile(r"(?<![\w.])[-+]?\d+(?:\.\d+)?(?:e[-+]?\d+)?%?")
@@ -61,7 +64,14 @@ def all_said() -> Mapping[str, list[str]]:
     for log in field_logs():
         report = monitor_run(log)
         said[log.stem] = [*verdict(report.findings, report.not_run), *map(part, report.story_parts)]
-    return said | {name: verdict(*detect(run)) for name, run in RUNS.items()}
+    return said | {name: _of_run(run) for name, run in RUNS.items()}
+
+
+def _of_run(run: RunFacts) -> list[str]:
+    found = detect(run)
+    losses = run.series.losses
+    train = TrainSummary(rows=len(losses), first_loss=next(iter(losses), None), last_loss=[*losses, None][-2:][0])
+    return [*verdict(*found), *map(part, tell(run, found.findings, train))]
 
 
 if __name__ == "__main__":

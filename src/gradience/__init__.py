@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from gradience import fleet, runs
     from gradience.errors import AdapterError, ConfigError, GradienceError, OutputError, RecorderError, SchemaError
-    from gradience.hf.callback import GradienceCallback
+    from gradience.hf.callback import GradienceCallback as GradienceCallback
     from gradience.importers.run import import_run
+    from gradience.schema.export import json_schema
     from gradience.telemetry.reader import TelemetryReader
     from gradience.telemetry.validate import validate_log
     from gradience.telemetry.writer import TelemetryWriter
-    from gradience.verbs.audit import audit_adapter
+    from gradience.verbs.audit import audit_adapter, audit_arrays, audit_pytree
     from gradience.verbs.bench import bench_adapter, bench_merge, bench_mitigate
     from gradience.verbs.check import check_config
     from gradience.verbs.check.data import check_data
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from gradience.verbs.mitigate import mitigate_adapter
     from gradience.verbs.monitor import monitor_run
     from gradience.verbs.monitor.compare import compare_runs
+    from gradience.verbs.reference import list_rules
     from gradience.verbs.report.write import write_report
     from gradience.verbs.resize import resize_adapter
     from gradience.verbs.verify_merge import verify_merged
@@ -39,6 +41,8 @@ _HOMES = {
     "TelemetryReader": "gradience.telemetry.reader",
     "TelemetryWriter": "gradience.telemetry.writer",
     "audit_adapter": "gradience.verbs.audit",
+    "audit_arrays": "gradience.verbs.audit",
+    "audit_pytree": "gradience.verbs.audit",
     "bench_adapter": "gradience.verbs.bench",
     "bench_merge": "gradience.verbs.bench",
     "bench_mitigate": "gradience.verbs.bench",
@@ -49,6 +53,8 @@ _HOMES = {
     "convert_adapter": "gradience.verbs.convert",
     "diagnose": "gradience.verbs.diagnose",
     "import_run": "gradience.importers.run",
+    "json_schema": "gradience.schema.export",
+    "list_rules": "gradience.verbs.reference",
     "mitigate_adapter": "gradience.verbs.mitigate",
     "merge_adapters": "gradience.verbs.merge",
     "merge_check": "gradience.verbs.merge",
@@ -59,19 +65,24 @@ _HOMES = {
     "write_report": "gradience.verbs.report.write",
 }
 
+__version__: str
+
 _ROOMS = frozenset({"fleet", "runs"})  # modules that are used by their name: gradience.fleet.open
 
+# What a base install can import. `GradienceCallback` needs the extra `hf`, and `dir` shows it where that is installed.
 __all__ = [
     "AdapterError",
     "ConfigError",
-    "GradienceCallback",
     "GradienceError",
     "OutputError",
     "RecorderError",
     "SchemaError",
     "TelemetryReader",
     "TelemetryWriter",
+    "__version__",
     "audit_adapter",
+    "audit_arrays",
+    "audit_pytree",
     "bench_adapter",
     "bench_merge",
     "bench_mitigate",
@@ -83,6 +94,8 @@ __all__ = [
     "diagnose",
     "fleet",
     "import_run",
+    "json_schema",
+    "list_rules",
     "merge_adapters",
     "merge_check",
     "mitigate_adapter",
@@ -97,6 +110,8 @@ __all__ = [
 
 def __getattr__(name: str) -> object:
     """Import a public name on first use, so that `import gradience` costs nothing (PEP 562)."""
+    if name == "__version__":
+        return import_module("importlib.metadata").version("gradience")
     if name in _ROOMS:
         return import_module(f"{__name__}.{name}")
     if name not in _HOMES:
@@ -106,4 +121,7 @@ def __getattr__(name: str) -> object:
 
 
 def __dir__() -> list[str]:
-    return __all__
+    from importlib.util import find_spec  # noqa: PLC0415  # only a person at a prompt asks
+
+    has_callback = all(find_spec(name) for name in ("torch", "transformers"))
+    return sorted([*__all__, *(["GradienceCallback"] if has_callback else [])])

@@ -30,8 +30,8 @@ def load(name, path):
 @pytest.fixture(scope="session")
 def training():
     """The module with the tiny models and their Trainer."""
-    pytest.importorskip("peft", reason="needs the hf extra: pip install 'gradience[hf]'")
-    pytest.importorskip("transformers", reason="needs the hf extra: pip install 'gradience[hf]'")
+    pytest.importorskip("peft", reason="needs the hf extra: pip install -e '.[hf]'")
+    pytest.importorskip("transformers", reason="needs the hf extra: pip install -e '.[hf]'")
     return load("hf_training", TRAINING)
 
 

@@ -101,6 +101,33 @@ def test_changes_are_seen_by_size_time_and_content(tmp_path):
     assert rows(fresh) == rows(out)
 
 
+def test_a_listed_place_that_is_missing_is_a_row_until_it_is_there(tmp_path):
+    place, out = tmp_path / "later", tmp_path / "fleet"
+    report = audit_fleet(out=out, listed=[str(place)], workers=1)
+    assert (report.found, report.errors, report.crashed) == (1, 1, 0)
+    peft(place)
+    assert audit_fleet(out=out, listed=[str(place)], workers=1).errors == 0
+    assert open_fleet(out).adapters["verdict"].to_pylist() == ["trained"]
+
+
+def test_adapters_behind_a_url_are_copied_audited_and_kept(tmp_path):
+    pytest.importorskip("fsspec")
+    peft(tmp_path / "a" / "one", factors(4))
+    lone = tmp_path / "a" / "lone.safetensors"
+    save_file(factors(5), lone)
+    root, out = f"file://{tmp_path}/a", tmp_path / "fleet"
+    assert audit_fleet(root, out=out, workers=1).audited == 2
+    rows = {row["path"]: row for row in open_fleet(out).adapters.to_pylist()}
+    assert rows[f"{root}/one"]["stable_rank_mean"] == audit_on_host(tmp_path / "a" / "one")
+    assert rows[f"{root}/lone.safetensors"]["status"] == "error"  # PEFT's tensors without their config
+    assert "adapter_config.json" in rows[f"{root}/lone.safetensors"]["error"]
+    assert audit_fleet(root, out=out, workers=1).audited == 0
+
+
+def audit_on_host(folder):
+    return pytest.approx(audit_adapter(folder).summary.stable_rank_mean, rel=1e-12)
+
+
 def test_another_version_of_the_rules_reads_everything_again(collection, fleet, tmp_path, monkeypatch):
     mine = copied(fleet, tmp_path)
     monkeypatch.setattr("gradience.verbs.fleet.audit.RULES_VERSION", "0")
@@ -150,7 +177,7 @@ def _started(root, out):
     code = (
         "from gradience.verbs.fleet import audit, update\n"
         "update.BATCH = 2\n"
-        f"audit.audit_fleet({str(root)!r}, out={str(out)!r}, workers=2)"
+        f"audit.audit_fleet({str(root)!r}, out={str(out)!r}, workers=1)"
     )
     return subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.DEVNULL)
 
@@ -200,8 +227,21 @@ def test_workers_that_cannot_start_are_an_error_and_not_a_loop(killing):
         list(run_local(module.work, jobs, workers=2, prepare=module.die))
 
 
-def test_ray_gives_the_same_rows_and_reports_a_job_that_kills_its_workers(collection, fleet, tmp_path, killing):
-    pytest.importorskip("ray", reason="needs the extra [ray]")
+@pytest.fixture
+def ray_here(killing):
+    """A cluster on this machine for one test, whose workers can import the jobs."""
+    ray = pytest.importorskip("ray", reason="needs the extra [ray]")
+    from gradience.verbs.fleet import on_ray
+
+    connection, ours = on_ray._connected(2, None)
+    assert ours
+    yield connection
+    ray.shutdown()
+
+
+def test_ray_gives_the_same_rows_and_reports_a_job_that_kills_its_workers(
+    collection, fleet, tmp_path, killing, ray_here
+):
     from gradience.verbs.fleet.on_ray import run_ray
 
     module, jobs = killing
@@ -210,3 +250,4 @@ def test_ray_gives_the_same_rows_and_reports_a_job_that_kills_its_workers(collec
     out = tmp_path / "by-ray"
     assert audit_fleet(collection, out=out, engine="ray", workers=2).engine == "ray"
     assert rows(out) == rows(fleet)
+    assert ray_here.is_initialized()  # the caller's connection stays

@@ -168,3 +168,24 @@ def test_the_exact_cosine_is_the_dense_one_and_only_pairs_over_the_threshold_are
     assert similar(rows, threshold=expected + 1e-6, most=5).near == []
     assert similar(rows, threshold=expected - 1e-6, most=0).not_compared == 1
     assert similar([rows[0], rows[1] | {"base_model": "c"}], threshold=0.5, most=5).all_pairs == 0
+
+
+def test_the_page_has_every_list_and_no_script(fleet, tmp_path, capsys):
+    pytest.importorskip("matplotlib")
+    page = tmp_path / "fleet.html"
+    assert main(["fleet", "show", str(fleet), "--html", str(page)]) == 0
+    text = page.read_text()
+    for word in ("What needs a look", "What could be cut away", "What a server pads", "What is alike", "another base"):
+        assert word in text
+    assert "no adapter weights" in text
+    assert "<script" not in text
+    assert main(["fleet", "show", str(fleet), "--html", str(page)]) == 2
+    assert "exists already" in capsys.readouterr().err
+
+
+def test_a_bucket_of_very_many_is_compared_with_neighbours_only():
+    rng = np.random.default_rng(0)
+    one = normalised(rng.standard_normal((1, DIMENSIONS)))
+    pairs = candidate_pairs(np.repeat(one, 600, axis=0))
+    assert (0, 1) in pairs
+    assert len(pairs) == sum(min(16, 599 - n) for n in range(600))

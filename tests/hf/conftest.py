@@ -22,8 +22,8 @@ def pytest_collection_modifyitems(items):
 @pytest.fixture(scope="session")
 def training():
     """The module `training.py`."""
-    pytest.importorskip("peft", reason="needs the hf extra: pip install 'gradience[hf]'")
-    pytest.importorskip("transformers", reason="needs the hf extra: pip install 'gradience[hf]'")
+    pytest.importorskip("peft", reason="needs the hf extra: pip install -e '.[hf]'")
+    pytest.importorskip("transformers", reason="needs the hf extra: pip install -e '.[hf]'")
     spec = importlib.util.spec_from_file_location("hf_training", HERE / "training.py")
     module = importlib.util.module_from_spec(spec)
     sys.modules["hf_training"] = module

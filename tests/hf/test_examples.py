@@ -14,14 +14,17 @@ EXAMPLES = {  # name: (arguments, train rows, split of its last evaluation)
     "pytorch_loop": (["--steps", "20"], 20, "test"),
     "accelerate_loop": (["--epochs", "1"], 16, None),
     "lightning_loop": (["--epochs", "1"], 16, "eval"),
+    "jax_loop": (["--steps", "120"], 120, "eval"),
 }
 
 
 @pytest.mark.parametrize("name", EXAMPLES)
 def test_an_example_leaves_a_whole_log(name, root, log, tmp_path):
-    pytest.importorskip("peft", reason="needs the hf extra: pip install 'gradience[hf]'")
+    pytest.importorskip("peft", reason="needs the hf extra: pip install -e '.[hf]'")
     if name == "lightning_loop" and importlib.util.find_spec("lightning") is None:
         pytest.skip("Lightning is not installed: pip install lightning")
+    if name == "jax_loop" and importlib.util.find_spec("flax") is None:
+        pytest.skip("Flax is not installed: pip install flax")
     given, rows, split = EXAMPLES[name]
     env = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     command = [sys.executable, str(root / "examples" / "vnext" / f"{name}.py"), "--out", str(tmp_path), *given]

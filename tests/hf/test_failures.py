@@ -208,6 +208,6 @@ def test_without_transformers_the_error_says_what_to_install(monkeypatch):
 
     monkeypatch.setitem(sys.modules, "transformers", None)
     monkeypatch.delitem(sys.modules, "gradience.hf.callback", raising=False)
-    with pytest.raises(ModuleNotFoundError, match=r"pip install 'gradience\[hf\]'"):
+    with pytest.raises(ModuleNotFoundError, match=r"in the clone: pip install -e '\.\[hf\]'"):
         _ = gradience.hf.GradienceCallback
     assert dir(gradience.hf) == gradience.hf.__all__

@@ -82,7 +82,8 @@ def test_the_config_holds_what_check_judges(plain_run):
 def test_sixty_steps_at_the_default_logging_leave_config_summary_and_end(training, callback, log, tmp_path):
     training.trainer(tmp_path, callback(), max_steps=60, logging_steps=500).train()
     events = log(tmp_path)
-    assert events.names == ["run_start", "metrics", "run_end"]
+    assert events.names == ["run_start", "metrics", "metrics", "metrics", "run_end"]
+    assert [event.kind for event in events.of("metrics")] == ["data", "train_summary", "data"]
     assert events[0].config.training.logging_steps == 500
 
 

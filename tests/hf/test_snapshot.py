@@ -117,11 +117,11 @@ def test_a_quantised_base_says_how(training):
 
 
 def test_a_model_is_found_within_its_wrappers(training):
-    from gradience.hf.snapshot import _unwrapped
+    from gradience.hf.snapshot import unwrapped
 
     model = training.llama()
-    assert _unwrapped(model) is model
-    assert _unwrapped(training.torch.nn.DataParallel(training.torch.compile(model))) is model
+    assert unwrapped(model) is model
+    assert unwrapped(training.torch.nn.DataParallel(training.torch.compile(model))) is model
 
 
 def test_a_stream_of_unknown_length_is_recorded_without_one(training, callback, log, tmp_path):

@@ -8,12 +8,15 @@ import json
 from collections import defaultdict
 
 import pytest
-from hostile.inputs import CONFIG, SCHEMA, log_line
+from hostile import further
+from hostile.inputs import CONFIG, SCHEMA, adapter, factors, log_line
 from hostile.secrets import INNOCENTS, KINDS, KNOWN_BY_VALUE, SECRETS, SHAPES
 
 from gradience import TelemetryWriter
 from gradience.cli.main import main
 from gradience.errors import GradienceError
+from gradience.telemetry.hidden import hide_in
+from gradience.telemetry.redact import Redaction, redact_document
 
 OF_KIND = defaultdict(list)
 for secret in SECRETS:
@@ -205,3 +208,36 @@ def test_at_most_one_in_a_hundred_innocents_is_redacted(tmp_path, place):
     lines = log.read_text().split("\n")[: len(INNOCENTS)]
     hit = [i for i, line in zip(INNOCENTS, lines, strict=True) if "redacted" in line]
     assert len(hit) <= len(INNOCENTS) // 100, hit
+
+
+def test_no_secret_of_the_further_kinds_is_logged_or_shown():
+    assert len(further.SECRETS) >= 300
+    rule = Redaction(allow_text=True, max_str_len=10**6)
+    held = [({s.key: s.value}, s) for s in further.SECRETS]
+    assert all(s.core in json.dumps(document) for document, s in held)
+    assert [s.kind for document, s in held if s.core in json.dumps(redact_document(document, rule))] == []
+    assert [s.kind for document, s in held if s.core in json.dumps(hide_in(document))] == []
+
+
+@pytest.mark.parametrize("place", ["{1}", "using {1} for {0}", "train.py --{0} {1} --lr 1e-4", "a: 1\n{0}: {1}\nb: 2"])
+def test_of_the_further_innocents_at_most_one_in_a_hundred_is_redacted(place):
+    assert len(further.INNOCENTS) >= 150
+    rule = Redaction(allow_text=True, max_str_len=10**6)
+    held = [{key if place == "{1}" else "note": place.format(key, value)} for key, value in further.INNOCENTS]
+    hit = [document for document in held if "redacted" in json.dumps(redact_document(document, rule))]
+    assert len(hit) <= len(held) // 100, hit
+
+
+@pytest.mark.parametrize("value", ["k91mM34VA7KPtAvHNjEv", {"value": "k91mM34VA7KPtAvHNjEv"}])
+def test_a_setting_in_which_adapters_differ_is_hidden_if_its_name_is_a_secrets(tmp_path, value):
+    for seed, name in enumerate("ab"):
+        adapter(tmp_path / name, factors(seed=seed), {"account_key": value} if name == "a" else {})
+    said = command("merge-check", tmp_path / "a", tmp_path / "b", "--json")
+    assert "account_key" in said[0]
+    assert "k91mM34VA7KPtAvHNjEv" not in "".join(said)
+
+
+def test_a_secret_in_a_text_that_an_error_quotes_is_hidden(tmp_path):
+    for text in ("login:\n password: k91mM34VA7KP\n lr: 1", "passwords:\n - a\n - k91mM34VA7KP\nlr: 1"):
+        (tmp_path / "c.json").write_text(json.dumps({"lr": text}))
+        assert "k91mM34VA7KP" not in "".join(command("check", tmp_path / "c.json"))

@@ -120,3 +120,12 @@ def test_a_config_over_the_limit_is_refused_by_the_limits_name(run, tmp_path):
     told = run("audit", folder)
     assert told.refused
     assert "MiB" in told.err
+
+
+def test_links_in_a_circle_are_one_line(run, tmp_path):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "adapter_config.json").symlink_to("adapter_config.json")
+    (tmp_path / "b").symlink_to("b")
+    assert run("compare", "a/adapter_config.json", "--heatmap").refused
+    assert run("compare", "b", "a").refused
+    assert run("resize", "a", "--rank", "2", "--out", "b").refused

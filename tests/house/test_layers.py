@@ -41,7 +41,7 @@ def test_importing_the_package_costs_nothing_but_the_standard_library() -> None:
 
 
 def test_dir_lists_exactly_the_public_names() -> None:
-    assert dir(gradience) == sorted(gradience.__all__)
+    assert set(dir(gradience)) - {"GradienceCallback"} == set(gradience.__all__)  # it needs an extra: test_public.py
 
 
 @pytest.mark.parametrize("name", [n for n in gradience.__all__ if n != "GradienceCallback"])

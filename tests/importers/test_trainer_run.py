@@ -13,8 +13,8 @@ from gradience.telemetry import TelemetryReader
 from gradience.verbs.check import check_config
 from gradience.verbs.monitor import monitor_run
 
-pytest.importorskip("peft", reason="needs the hf extra: pip install 'gradience[hf]'")
-torch = pytest.importorskip("torch", reason="needs the hf extra: pip install 'gradience[hf]'")
+pytest.importorskip("peft", reason="needs the hf extra: pip install -e '.[hf]'")
+torch = pytest.importorskip("torch", reason="needs the hf extra: pip install -e '.[hf]'")
 
 STEPS = 12
 RATE = 1e-2

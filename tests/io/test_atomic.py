@@ -122,3 +122,23 @@ def test_an_old_folder_is_put_back_where_the_new_one_cannot_take_its_place(tmp_p
         _fill(partial, "new")
     assert (out / "a.txt").read_text() == "old"
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_an_interrupt_between_the_old_folder_and_the_new_one_puts_the_old_one_back(tmp_path, monkeypatch):
+    out = tmp_path / "out"
+    out.mkdir()
+    _fill(out, "old")
+    rename, moved = Path.rename, []
+
+    def interrupted(self: Path, target: Path) -> Path:
+        if moved and ".partial-" in self.name and (self / "a.txt").read_text() == "new":
+            raise KeyboardInterrupt
+        moved.extend([target] if self == out else [])
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", interrupted)
+    with pytest.raises(KeyboardInterrupt), atomic_folder(out, force=True) as partial:
+        _fill(partial, "new")
+    assert moved
+    assert (out / "a.txt").read_text() == "old"
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]

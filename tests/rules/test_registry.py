@@ -127,11 +127,22 @@ def test_every_group_has_rules_and_a_rule_of_two_groups_is_in_both() -> None:
         assert card.groups == ["weights", "log"]
         assert card in cards_of("log")
         assert card in cards_of("weights")
+    (card,) = rules_named("DAT301")
+    assert card.groups == ["data", "log"]
 
 
 @pytest.mark.parametrize(
     ("group", "count"),
-    [("config", 27), ("base", 3), ("serve", 4), ("weights", 10), ("weights_and_base", 3), ("joins", 18), ("merge", 8)],
+    [
+        ("config", 28),
+        ("base", 3),
+        ("serve", 4),
+        ("data", 21),
+        ("weights", 10),
+        ("weights_and_base", 3),
+        ("joins", 19),
+        ("merge", 8),
+    ],
 )
 def test_every_group_has_all_its_rules(group, count) -> None:
     assert len(cards_of(group)) == count

@@ -35,6 +35,24 @@ def test_sigma_is_that_of_the_dense_update_at_every_width_and_on_any_number_of_t
         np.testing.assert_allclose(spectrum.sigma[:n], dense[:n], rtol=0, atol=1e-6 * dense[0])
 
 
+@pytest.mark.parametrize("dtype", [np.float32, ml_dtypes.bfloat16])
+def test_grams_on_the_host_are_those_of_the_device(monkeypatch, dtype):
+    monkeypatch.setattr(grams, "_HOST_ELEMENTS", 4096)  # several blocks, the last one shorter
+    cases = [_case(i, *LONG[i % len(LONG)], r=(1, 5, 40)[i % 3], dtype=dtype) for i in range(12)]
+    loads = [lambda case=case: case for case in cases]
+    for host, device in zip(grams.grams_on_host(loads), grams.grams_of(loads), strict=True):
+        assert (host.r, host.scale) == (device.r, device.scale)
+        for one, other in ((host.gram_a, device.gram_a), (host.gram_b, device.gram_b)):
+            np.testing.assert_allclose(one, other, rtol=0, atol=1e-12 * np.abs(other).max())
+
+
+def test_what_is_not_finite_is_told_from_grams_on_the_host():
+    case = _case(1, 20, 30, r=4, dtype=np.float32)
+    case.a[1, 1] = np.inf
+    loads = [lambda: case]
+    assert not spectra(loads, grams.grams_on_host(loads))[0].finite
+
+
 def test_each_module_is_loaded_once_and_several_threads_take_part(monkeypatch):
     monkeypatch.setattr(grams, "_cores", lambda: 2)
     loaded, both = [], threading.Barrier(2)

@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from gradience.adapters.formats import format_of, open_weights
+from gradience.adapters.formats.archives import orbax_advice
 from gradience.adapters.layout import Adapter, Files
 from gradience.errors import AdapterError
+from gradience.io.reading import real_path
 from gradience.io.safetensors import ShardedFiles, TensorSource, indexed_files
 from gradience.io.types import PathLike
 
@@ -122,6 +124,8 @@ def _only_nested(folder: Path) -> tuple[Path, Path]:
             f"{folder} holds {len(nested)} adapters in sub-folders ({_listed(nested)})",
             advice=f"give one of them, for example {nested[-1]}",
         )
+    if (advice := orbax_advice(folder)) is not None:
+        raise AdapterError(f"no adapter weights that can be read from {folder}", advice=advice)
     raise AdapterError(
         f"no adapter weights in {folder} (it holds {_listed(sorted(folder.iterdir())) or 'nothing'})",
         advice=f"expected {WEIGHT_NAMES[0]}; give another with --weights FILE",
@@ -186,6 +190,6 @@ def _elsewhere(path: Path) -> Path | None:
     """The target of a link that leads outside its folder, but for a hub cache's own blobs; else None."""
     if not path.is_symlink():
         return None
-    target, home = path.resolve(), path.parent.resolve()
+    target, home = real_path(path), real_path(path.parent)
     in_cache = target.parent.name == "blobs" and home.is_relative_to(target.parent.parent / "snapshots")
     return None if target.is_relative_to(home) or in_cache else target

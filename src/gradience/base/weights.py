@@ -21,7 +21,7 @@ from gradience.adapters.patterns import dotted_tails
 from gradience.errors import AdapterError, OutputError
 from gradience.io.atomic import atomic_file
 from gradience.io.decoding import decode_json
-from gradience.io.reading import open_regular, read_small
+from gradience.io.reading import open_regular, read_small, real_path
 from gradience.io.safetensors import Array, SafetensorsFile, TensorInfo, indexed_files
 
 _VERSION: Final = 1
@@ -188,7 +188,7 @@ def identity(files: Iterable[Path]) -> str:
 
 def file_digest(file: Path) -> str:
     """`etag:...` of a file in the hub's cache, `sha256:...` of any other."""
-    target = file.resolve()
+    target = real_path(file)
     if file.is_symlink() and target.parent.name == "blobs" and _ETAG.fullmatch(target.name):
         return f"etag:{target.name}"
     with open_regular(file) as stream:

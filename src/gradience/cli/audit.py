@@ -78,6 +78,7 @@ def audit(
     intruder_k: PositiveInt = 10,
     intruder_eps: Annotated[float, Parameter(validator=Number(gt=0.0, lte=1.0))] = 0.5,
     cache: bool = True,
+    against: Path | None = None,
     seed: opt.Seed = 0,
     append: Path | None = None,
     device: opt.Device = "auto",
@@ -103,6 +104,8 @@ def audit(
         A vector that overlaps less than this with each singular vector of W is an intruder.
     cache:
         Keep norms of base weights, keyed by the base's identity, in the user's cache folder.
+    against:
+        A fleet (see gradience fleet audit): where this adapter stands among its healthy ones, in percentiles.
     append:
         A run.jsonl to which the audit is added, as a metrics event under the run's own run_id.
     """
@@ -123,6 +126,7 @@ def audit(
         intruder_k=intruder_k,
         intruder_eps=intruder_eps,
         norms_cache=cache,
+        against=against,
         seed=seed,
         progress=on_terminal("base"),
         **resolved.rules,

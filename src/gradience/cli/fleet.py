@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 
 Engine = Literal["local", "ray"]
 _EVERY: Final = 1 << 40
+_DRAWN: Final = 0.2  # seconds between two drawings on a terminal
+_WRITTEN: Final = 30.0  # the same between two lines of a file
+_SHORT: Final = 2.0  # seconds of a job that is no news for a file
 
 
 def audit(
@@ -82,7 +85,8 @@ def rate_on_stderr(what: str) -> Callable[[Tally], None]:
     def tell(tally: Tally) -> None:
         nonlocal last
         now = time.monotonic()
-        if now - last < (0.2 if watched else 30.0) and tally.done < tally.total:
+        due = now - last >= (_DRAWN if watched else _WRITTEN)
+        if not due and (tally.done < tally.total or (not watched and now - start < _SHORT)):
             return
         last = now
         rate = tally.done / max(now - start, 1e-9)
@@ -102,7 +106,7 @@ def show(
     *,
     top: PositiveInt = 10,
     cosine: Annotated[float, Parameter(validator=Number(gt=0.0, lte=1.0))] = 0.99,
-    most_pairs: NonNegativeInt = 500,
+    most_pairs: NonNegativeInt = 100,
     verbose: opt.Verbose = False,
     html: Path | None = None,
     force: opt.Flag = False,

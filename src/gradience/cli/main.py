@@ -15,13 +15,13 @@ import traceback
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NoReturn
 
 from gradience.errors import GradienceError
 from gradience.io import interrupt
 
 if TYPE_CHECKING:
-    from cyclopts import App
+    from cyclopts import App, Group
 
 UNUSABLE: Final = 2
 SOFTWARE: Final = 70  # EX_SOFTWARE: neither findings (1) nor unusable input (2), which scripts act on
@@ -100,6 +100,14 @@ BELOW = {  # commands of a command, by the same
     }
 }
 
+HEADINGS = {  # heading of the list of commands: those under it; what is in none of them stands under the last
+    "Look": ("monitor", "audit", "compare", "report", "fleet", "runs"),
+    "Judge": ("check", "diagnose", "bench", "merge-check", "verify-merge", "rules"),
+    "Act": ("resize", "merge", "mitigate", "convert"),
+    "Record": ("import", "validate", "schema"),
+    "More": (),
+}
+
 
 def build_app(*asked: str) -> App:
     """Return the command table; a command's module is imported when it runs.
@@ -107,9 +115,12 @@ def build_app(*asked: str) -> App:
     Args:
         asked: the command that will run: its help is its own docstring, and the one line here serves the others.
     """
-    from cyclopts import App  # noqa: PLC0415  # see the module's first lines
+    from cyclopts import App, Group  # noqa: PLC0415  # see the module's first lines
 
     from gradience.cli.output import with_flowing_help  # noqa: PLC0415  # the same
+
+    groups = {name: Group(name, sort_key=place) for place, name in enumerate(HEADINGS)}
+    group_of = {command: groups[name] for name, commands in HEADINGS.items() for command in commands}
 
     app = App(
         name="gradience",
@@ -117,15 +128,19 @@ def build_app(*asked: str) -> App:
         version=_version,
         help_format="plaintext",
         result_action="return_value",
+        group_commands=groups["More"],
     )
+    app["--help"].group = app["--version"].group = groups["More"]
     verb = asked[0] if asked else ""
-    _fill(app, COMMANDS, verb, with_flowing_help)
+    _fill(app, COMMANDS, verb, with_flowing_help, group_of)
     for name, (target, _) in BELOW.get(verb, {}).items():
         app[verb].command(with_flowing_help(target), name=name)
     for name, (line, commands) in GROUPS.items():
-        group = App(name=name, help=line, help_format="plaintext", version_flags=())
-        _fill(group, commands, asked[1] if asked[:1] == (name,) and len(asked) > 1 else None, with_flowing_help)
-        app.command(group)
+        below = App(name=name, help=line, help_format="plaintext", version_flags=(), group=group_of.get(name))
+        _fill(below, commands, asked[1] if asked[:1] == (name,) and len(asked) > 1 else None, with_flowing_help, {})
+        app.command(below)
+    completion = "Install completion for your shell, and name the files changed."
+    app.register_install_completion_command(help=completion, group=groups["More"])
     return app
 
 
@@ -134,18 +149,22 @@ def _fill(
     commands: Mapping[str, tuple[str, str]],
     asked: str | None,
     with_flowing_help: Callable[[str], Callable[..., object]],
+    group_of: Mapping[str, Group],
 ) -> None:
     for name, (target, line) in commands.items():
         if name == asked:
-            app.command(with_flowing_help(target), name=name)
+            app.command(with_flowing_help(target), name=name, group=group_of.get(name))
         else:
-            app.command(target, name=name, help=line)
+            app.command(target, name=name, help=line, group=group_of.get(name))
 
 
 def _version() -> str:
     from importlib.metadata import version  # noqa: PLC0415  # 15 ms that only --version pays for
 
-    return version("gradience")
+    from gradience.io.identity import other_project  # noqa: PLC0415  # the same
+
+    other = other_project()
+    return version("gradience") + (f"\n{other}" if other else "")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -153,22 +172,29 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Whatever else is raised is a bug of ours: its traceback, one line that says so, and a 70.
     """
+    interrupt.forget()
     try:
         return _run(list(sys.argv[1:] if argv is None else argv))
-    except GradienceError as error:
+    except Exception as error:  # the last resort
+        if interrupt.came():  # a library made another error of it
+            raise KeyboardInterrupt from error
+        return _code_of(error)
+
+
+def _code_of(error: Exception) -> int:
+    if isinstance(error, GradienceError):
         return _fail(str(error), error.advice)
-    except BrokenPipeError:
+    if isinstance(error, BrokenPipeError):
         from gradience.cli.output import leave_stdout  # noqa: PLC0415  # only this failure pays for it
 
         leave_stdout()  # the reader went away (`| head`): not an error worth a message
         return 0
-    except MemoryError:
+    if isinstance(error, MemoryError):
         return _fail("not enough memory for this input", "give a smaller one, or run it where more is free")
-    except OSError as error:
+    if isinstance(error, OSError) and error.filename is not None:
         # Of a path, such as a name that no disk can hold: the user's. Anything else is ours to have foreseen.
-        return _failed(error) if error.filename is None else _fail(_about(error), "check the path")
-    except Exception as error:  # noqa: BLE001  # the last resort
-        return _failed(error)
+        return _fail(_about(error), "check the path")
+    return _failed(error)
 
 
 def _run(tokens: list[str]) -> int:
@@ -182,7 +208,9 @@ def _run(tokens: list[str]) -> int:
     try:
         result = app(tokens, console=console, exit_on_error=False, print_error=False)
     except CycloptsError as error:
-        return _fail(str(error), "see 'gradience --help', or --help after a command")
+        from gradience.cli.output import usage_error  # noqa: PLC0415  # only a mistyped command pays for it
+
+        return _fail(usage_error(error), "see 'gradience --help', or --help after a command")
     if kept is not None:
         emit(kept.text())
     return result if isinstance(result, int) else 0
@@ -201,13 +229,27 @@ def script() -> int:
         interrupt.install()
         code = main()
         interrupt.ignore()  # the output is whole: an exit code of 0 stays one
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, SystemExit) as end:
         interrupt.ignore()
-        _tell("gradience: interrupted")
-        code = interrupt.INTERRUPTED
+        number = interrupt.came()
+        if isinstance(end, SystemExit) and not number:
+            raise
+        code = 128 + number if number else interrupt.INTERRUPTED
+        if code == interrupt.INTERRUPTED:
+            _tell("gradience: interrupted")
+        if number:
+            _leave(code)
     finally:
         gc.freeze()  # the process ends here: nothing is gained by searching it for garbage once more
     return code
+
+
+def _leave(code: int) -> NoReturn:
+    """End at once: threads that are still at work, such as XLA's, can crash an interpreter that is taken apart."""
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError, AttributeError):
+            stream.flush()
+    os._exit(code)
 
 
 def _about(error: OSError) -> str:
@@ -220,6 +262,10 @@ def _failed(error: Exception) -> int:
     where = traceback.extract_tb(error.__traceback__)[-1]
     place = f"{type(error).__name__} in {where.name}"
     _tell(f"gradience: a bug of gradience, not of your input ({place}): please report the lines above")
+    from gradience.io.identity import other_project  # noqa: PLC0415  # files of two projects may lie over each other
+
+    if (other := other_project()) is not None:
+        _tell(f"gradience: {other}")
     return SOFTWARE
 
 

@@ -9,13 +9,15 @@ import io
 import os
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
+from difflib import get_close_matches
 from importlib import import_module
 from importlib.metadata import version
 from inspect import cleandoc
 from pathlib import Path
-from typing import Final, Literal, TypeAlias
+from types import NoneType, UnionType
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias, Union, get_args, get_origin
 
 import msgspec
 
@@ -24,6 +26,9 @@ from gradience.schema.document import Report, escape_all, escape_controls, writa
 from gradience.schema.findings import SEVERITIES, Finding, FindingRef, NotRun, RuleGroup
 from gradience.schema.reports import SourceLocation
 from gradience.schema.scalars import Severity
+
+if TYPE_CHECKING:
+    from cyclopts.exceptions import CycloptsError
 
 _UNDERLINE = "----"
 
@@ -128,6 +133,28 @@ class KeptConsole:
         return self._kept.getvalue()
 
 
+def usage_error(error: CycloptsError) -> str:
+    """Return what is wrong with the command line; of a value outside a choice, the choice and the nearest of it."""
+    from cyclopts.exceptions import CoercionError  # noqa: PLC0415  # only a mistyped command pays for it
+
+    allowed = list(_choice(error.target_type)) if isinstance(error, CoercionError) else []
+    if not allowed or not isinstance(error, CoercionError) or error.token is None:
+        return str(error)
+    given, option = error.token.value, error.token.keyword
+    near = get_close_matches(given.lower(), allowed, n=1)
+    meant = f"; did you mean {near[0]}?" if near else ""
+    where = f"{option}: " if option else ""
+    return f"{where}expected {', '.join(allowed[:-1])} or {allowed[-1]}, got {given!r}{meant}"
+
+
+def _choice(kind: Any) -> Iterator[str]:
+    """Yield the values of a Literal, or of a union of them and None; nothing for any other type."""
+    parts = get_args(kind) if get_origin(kind) in {Union, UnionType} else (kind,)
+    if all(part is NoneType or get_origin(part) is Literal for part in parts):
+        for part in parts:
+            yield from get_args(part)
+
+
 def emit_json(text: str) -> None:
     """Write a JSON document as `emit` does, of the same value whatever it holds and wherever it goes.
 
@@ -141,7 +168,12 @@ def print_text(text: str) -> None:
     """Print a report for people, without the secrets that a line shows."""
     from gradience.telemetry.secrets import hide_secrets  # noqa: PLC0415  # --help needs none of it
 
-    emit("".join(f"{hide_secrets(line)}\n" for line in text.split("\n")))
+    shown = "".join(f"{hide_secrets(line)}\n" for line in text.split("\n"))
+    if sys.stdout is not None and sys.stdout.isatty():
+        from gradience.cli.screen import for_screen  # noqa: PLC0415  # a pipe or a file gets the text as it is
+
+        shown = for_screen(shown)
+    emit(shown)
 
 
 def print_document(document: Report) -> None:

@@ -29,6 +29,7 @@ def report(
     task: opt.Task = None,
     compare: list[Path] | None = None,
     bench: Path | None = None,
+    against: Path | None = None,
     out: Path | None = None,
     kind: Annotated[ReportFormat | None, Parameter(name="--format")] = None,
     force: opt.Flag = False,
@@ -52,6 +53,8 @@ def report(
         checkpoint-N are compared as a series.
     bench:
         The --out of a gradience bench: what it measured becomes a part of the report.
+    against:
+        A fleet (see gradience fleet audit): where the adapter stands among its healthy ones, in percentiles.
     out:
         The file to write: .html or .md. Without it, Markdown goes to the terminal.
     kind:
@@ -76,10 +79,20 @@ def report(
     from gradience.verbs.report.gather import build_story  # noqa: PLC0415  # may import jax, after its environment is set
 
     if out is None:
-        story = build_story(sources, base=base, task=task, compare=others, bench=bench)
+        story = build_story(sources, base=base, task=task, compare=others, bench=bench, against=against)
         print_text(report_text(story, chosen).rstrip("\n"))
     else:
-        story = write_sources(sources, out, base=base, task=task, compare=others, bench=bench, kind=chosen, force=force)
+        story = write_sources(
+            sources,
+            out,
+            base=base,
+            task=task,
+            compare=others,
+            bench=bench,
+            against=against,
+            kind=chosen,
+            force=force,
+        )
         print_text("\n".join(_done(out, story.diagnosis)))
     return exit_code(story.diagnosis.causes, fail_on) if story.diagnosis.complete else _NOT_READ
 

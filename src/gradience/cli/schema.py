@@ -9,12 +9,10 @@ from cyclopts.types import NonNegativeInt
 from gradience.cli import options as opt
 from gradience.cli.main import UNUSABLE
 from gradience.cli.output import DONE, emit_json, print_document, print_text
-from gradience.errors import ConfigError
 from gradience.render.findings import rule_text, rules_text, validate_text
-from gradience.rules.registry import rule_cards, rules_named
 from gradience.schema.export import SchemaName, schema_text
-from gradience.schema.findings import RULES_SCHEMA_ID, RuleCard, RulesReport
 from gradience.telemetry.validate import DEFAULT_MAX_ISSUES, validate_log
+from gradience.verbs.reference import list_rules
 
 
 def schema(name: SchemaName = "telemetry", /) -> int:
@@ -37,21 +35,14 @@ def rules(rule_id: str | None = None, /, *, json: opt.AsJson = False) -> int:
     rule_id:
         An id such as LR001, or a prefix of ids such as LR; case does not matter.
     """
-    cards = rule_cards() if rule_id is None else _named(rule_id)
+    report = list_rules(rule_id)
     if json:
-        print_document(RulesReport(schema=RULES_SCHEMA_ID, rules=list(cards)))
-    elif len(cards) == 1:
-        print_text(rule_text(cards[0]))
+        print_document(report)
+    elif len(report.rules) == 1:
+        print_text(rule_text(report.rules[0]))
     else:
-        print_text(rules_text(cards))
+        print_text(rules_text(report.rules))
     return DONE
-
-
-def _named(rule_id: str) -> list[RuleCard]:
-    found = rules_named(rule_id)
-    if not found:
-        raise ConfigError(f"unknown rule {rule_id!r}", advice="'gradience rules' lists them")
-    return found
 
 
 def validate(log: Path, /, *, max_issues: NonNegativeInt = DEFAULT_MAX_ISSUES, json: opt.AsJson = False) -> int:

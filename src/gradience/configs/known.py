@@ -6,9 +6,10 @@ The lists are parsed only where a file holds keys that nobody read, which is wha
 from __future__ import annotations
 
 import tomllib
+from difflib import get_close_matches
 from functools import cache
 from pathlib import Path
-from typing import Literal, TypeAlias
+from typing import Final, Literal, TypeAlias
 
 Dialect: TypeAlias = Literal["lora", "training", "trl", "axolotl", "llama_factory", "mlx", "torchtune"]
 
@@ -16,10 +17,31 @@ _FAMILIES = ("vllm_", "unsloth_", "_")  # settings of engines, and private field
 
 
 @cache
+def _lists() -> dict[str, frozenset[str]]:
+    lists: dict[str, str] = tomllib.loads(Path(__file__).with_name("known.toml").read_text(encoding="utf-8"))
+    return {name: frozenset(words.split()) for name, words in lists.items()}
+
+
 def known_keys(dialect: Dialect) -> frozenset[str]:
     """The keys that a dialect has besides the settings read from it."""
-    lists: dict[str, str] = tomllib.loads(Path(__file__).with_name("known.toml").read_text(encoding="utf-8"))
-    return frozenset(lists[dialect].split())
+    return _lists()[dialect]
+
+
+ALIKE: Final = 0.85  # difflib's ratio, from which a key is taken for a misspelt name
+_SHORT: Final = 4  # characters: between shorter names nearly everything is alike
+
+
+def nearest_known(key: str) -> str | None:
+    """The name of any dialect that a key is a misspelling of, by its last part; None where it is like none.
+
+    >>> nearest_known("learning_rat"), nearest_known("model.lora_rnak"), nearest_known("my_own_note")
+    ('learning_rate', 'lora_rank', None)
+    """
+    last = key.rpartition(".")[2]
+    if len(last) < _SHORT:
+        return None
+    names = sorted(frozenset().union(*_lists().values()) - {last})
+    return next(iter(get_close_matches(last.lower(), names, n=1, cutoff=ALIKE)), None)
 
 
 def knows_lora(key: str) -> bool:

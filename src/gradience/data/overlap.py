@@ -18,6 +18,7 @@ from gradience.schema.data import Overlap, Rows
 
 NEAR: Final = 0.8  # Jaccard similarity of word trigrams
 HASHES: Final = 128  # permutations of MinHash: a standard error of 1 / sqrt(128) = 0.09 for an estimate
+_CANDIDATE: Final = 0.6  # similarity that LSH looks for: under the threshold, so that it misses little above it
 _FIRST: Final = 5
 _WORD: Final = re.compile(r"\w+")
 _TRIGRAM: Final = 3
@@ -57,7 +58,7 @@ class EvalRows:
             self._reason = "near overlap needs datasketch: pip install 'gradience[data]'"
             return
         self._minhash = lambda grams: _hashed(MinHash(num_perm=HASHES, hashfunc=int), grams)
-        self._index = MinHashLSH(threshold=NEAR, num_perm=HASHES)
+        self._index = MinHashLSH(threshold=_CANDIDATE, num_perm=HASHES)
         for number, grams in self._grams.items():
             self._index.insert(number, self._minhash(grams))
 
@@ -74,6 +75,11 @@ class EvalRows:
         for number in self._index.query(self._minhash(grams)):
             if number not in self._hit_near and jaccard(grams, self._grams[number]) >= NEAR:
                 self._hit_near.add(number)
+
+    @property
+    def near_rows(self) -> frozenset[int]:
+        """Rows that are near one of the training set, those that are equal to one included where they are near."""
+        return frozenset(self._hit_near)
 
     def result(self) -> Overlap:
         """The rows found so far."""

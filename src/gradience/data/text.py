@@ -9,6 +9,7 @@ from typing import Final
 _BROKEN: Final = re.compile(
     r"[\u00c2-\u00df][\u0080-\u00bf\u0152-\u0178\u02c6-\u2122]|[\u00e0-\u00ef][\u0080-\u00bf\u0152-\u0178\u02c6-\u2122]{2}"
 )
+_RARE: Final = (0x07C0, 0x0800)  # letters of N'Ko, whose bytes are those of "ß" and a sign: "5ß€" is no mojibake
 REPLACEMENT: Final = "\ufffd"
 
 
@@ -27,5 +28,5 @@ def _decodes(piece: str) -> bool:
             found = piece.encode(encoding).decode("utf-8")
         except UnicodeError:
             continue
-        return not found.isspace() or found == "\u00a0"
+        return ord(found) < _RARE[0] or ord(found) >= _RARE[1]
     return False

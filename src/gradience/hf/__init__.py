@@ -8,10 +8,15 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from gradience.hf.callback import GradienceCallback
     from gradience.hf.guard import Guard
+    from gradience.hf.watch import watch_batches
 
-__all__ = ["GradienceCallback", "Guard"]
+__all__ = ["GradienceCallback", "Guard", "watch_batches"]
 
-_HOMES = {"GradienceCallback": "gradience.hf.callback", "Guard": "gradience.hf.guard"}
+_HOMES = {
+    "GradienceCallback": "gradience.hf.callback",
+    "Guard": "gradience.hf.guard",
+    "watch_batches": "gradience.hf.watch",
+}
 
 
 def __getattr__(name: str) -> object:
@@ -22,7 +27,9 @@ def __getattr__(name: str) -> object:
     try:
         return getattr(import_module(_HOMES[name]), name)
     except ModuleNotFoundError as error:
-        message = f"{name} needs {error.name}: pip install 'gradience[hf]'"
+        from gradience.io.identity import INSTALL, other_project  # noqa: PLC0415  # only a failure pays for it
+
+        message = f"{name} needs {error.name} ({other_project() or INSTALL})"
         raise ModuleNotFoundError(message, name=error.name) from error
 
 

@@ -15,8 +15,11 @@ from gradience.hf.lookout import Lookout, live_ids
 from gradience.hf.recorder import RunRecorder
 from gradience.hf.snapshot import batch_size, config_snapshot, dataset_size, run_meta
 from gradience.hf.voice import Voice
+from gradience.hf.watch import BatchWatch, watch_batches
 from gradience.schema.config import ConfigSnapshot
+from gradience.schema.data import announced_by
 from gradience.schema.findings import Finding
+from gradience.schema.reports import CheckReport
 from gradience.schema.scalars import TaskProfile
 from gradience.telemetry.rows import Values, eval_columns, plain_columns, split_row, train_columns
 from gradience.telemetry.values import described
@@ -38,6 +41,8 @@ class GradienceCallback(TrainerCallback):
         task_profile: `easy_classification`, `hard_reasoning`, `generation` or `unknown`.
         notes: a sentence for the log.
         spectral_every: audit the adapter in training every so many steps, on the CPU. Off by default.
+        data: count what the model is fed, in the first 8 micro-batches and then one in 100; False: do not. A report of
+            `check_data`: also record what it announced, to be compared with.
         guard: EXPERIMENTAL, acts on the weights: see `gradience.hf.guard`. Off by default.
         stop_on: ids of rules, such as `("NUM101", "DIV104")`, at whose first finding the Trainer is asked to stop.
         verbose: say findings through logging; they are recorded all the same.
@@ -56,6 +61,7 @@ class GradienceCallback(TrainerCallback):
         task_profile: TaskProfile = "unknown",
         notes: str | None = None,
         spectral_every: int | None = None,
+        data: bool | CheckReport = True,
         guard: Any = None,
         stop_on: Iterable[str] = (),
         verbose: bool = True,
@@ -73,6 +79,9 @@ class GradienceCallback(TrainerCallback):
         self._spectral_every = spectral_every
         self._guard = guard
         self._watch: Any = None
+        self._data = data
+        self._batches: BatchWatch | None = None
+        self._data_recorded = False
         self._meta = dict(meta or {})
         self._recorder = RunRecorder(allow_text=allow_text)
         self._finalizer: weakref.finalize[[], GradienceCallback] | None = None
@@ -103,6 +112,9 @@ class GradienceCallback(TrainerCallback):
         if state.is_world_process_zero:
             with self._recorder:
                 self._begin(args, state, kwargs)
+            if not self._recorder.joined:
+                with self._recorder:
+                    self._watch_batches(args, kwargs["model"])
         elif self._stop_on:  # all processes see the same rows, and must stop together
             with self._recorder:
                 self._lookout = Lookout(self._config(args, state, kwargs), self._stop_on)
@@ -145,9 +157,17 @@ class GradienceCallback(TrainerCallback):
                 if reason:
                     self._stop(state.global_step + 1, f"the guard: {reason}", control)
 
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ARG002  # theirs
+        """Let rows come again: what repeats within an epoch is counted."""
+        if self._batches is not None:
+            self._batches.new_epoch()
+
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ARG002  # theirs
-        """Let the guard copy the weights, and audit the adapter when it is time to."""
+        """Let the guard copy the weights; record the first batches, and audit the adapter when it is time to."""
         step = state.global_step
+        if self._batches is not None and not self._data_recorded and self._batches.settled:
+            with self._recorder:
+                self._record_data(step)
         if (watch := self._watch) is not None:
             self._watch = None
             with self._recorder:
@@ -161,7 +181,13 @@ class GradienceCallback(TrainerCallback):
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ARG002  # theirs
         """Close the run; evaluations that come later are still recorded."""
+        self._lookout = None
         at = f"stopped at step {state.global_step} of {state.max_steps}"
+        if self._batches is not None:
+            with self._recorder:
+                self._record_data(state.global_step)
+            self._batches.close()
+            self._batches = None
         with self._recorder:
             if self._stopped:
                 self._recorder.end("aborted", f"{at} by {self._stopped}")
@@ -228,7 +254,7 @@ class GradienceCallback(TrainerCallback):
                 self._early.append((step, split, metrics))  # a baseline: its run is still to begin
                 continue
             self._write_eval(step, split, metrics)
-            if self._recorder.in_run and self._lookout is not None:
+            if self._lookout is not None:
                 self._heed(step, self._lookout.evaluation(step, split, metrics), control)
 
     def _write_eval(self, step: int, split: str, metrics: Values) -> None:
@@ -243,16 +269,9 @@ class GradienceCallback(TrainerCallback):
         stops = self._lookout.stops(found)
         for finding in found:
             self._voice.finding(finding, step)
-            context = {**finding.values, **({"stops": True} if finding.id in stops else {})}
-            self._alert(step, finding, context)
+            self._recorder.alert(finding, step, stops=finding.id in stops)
         if stops:
             self._stop(step, f"stop_on: {', '.join(stops)}", control)
-
-    def _alert(self, step: int, finding: Finding, context: Values) -> None:
-        severity, code, message = finding.severity, finding.id, finding.message
-        self._recorder.record(
-            lambda log: log.alert(severity=severity, code=code, message=message, step=step, context=context)
-        )
 
     def _stop(self, step: int, reason: str, control: Any) -> None:
         control.should_training_stop = True
@@ -263,6 +282,24 @@ class GradienceCallback(TrainerCallback):
         from gradience.hf.probe import spectral_metrics  # noqa: PLC0415  # only where asked for
 
         self._record_metrics(step, "spectral", spectral_metrics(model))
+
+    def _watch_batches(self, args: Any, model: Any) -> None:
+        """Begin to count what the model is fed; a hook of a training that was left is removed."""
+        if self._batches is not None:
+            self._batches.close()
+        self._batches, self._data_recorded = None, False
+        if self._data:
+            length = getattr(args, "max_length", None)
+            self._batches = watch_batches(model, max_length=length if isinstance(length, int) else None)
+
+    def _record_data(self, step: int) -> None:
+        """Record the counts, and what a check of the data announced."""
+        if self._batches is None:
+            return
+        self._data_recorded = True
+        report = self._data.data if isinstance(self._data, CheckReport) else None
+        announced = {} if report is None else {"announced": announced_by(report)}
+        self._record_metrics(step, "data", {**self._batches.values(), **announced})
 
     def _arm(self, args: Any, state: Any, model: Any) -> None:
         from gradience.hf.guard import Guard, Watch  # noqa: PLC0415  # only where asked for

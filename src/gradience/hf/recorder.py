@@ -18,6 +18,7 @@ from weakref import WeakValueDictionary
 from gradience.errors import RecorderError, SchemaError
 from gradience.io.reading import open_regular
 from gradience.schema.config import ConfigSnapshot
+from gradience.schema.findings import Finding
 from gradience.schema.scalars import Status
 from gradience.telemetry import TelemetryWriter, decode
 from gradience.telemetry.notice import notice
@@ -119,6 +120,12 @@ class RunRecorder:
         else:
             self.record(lambda log: log.train_step(step, **known, **extras))
 
+    def alert(self, finding: Finding, step: int, *, stops: bool) -> None:
+        """Have a finding written as an alert."""
+        context = {**finding.values, **({"stops": True} if stops else {})}
+        severity, code, message = finding.severity, finding.id, finding.message
+        self.record(lambda log: log.alert(severity=severity, code=code, message=message, step=step, context=context))
+
     def record(self, write: Callable[[TelemetryWriter], None]) -> None:
         """Have one event written; after the run's end the log is opened for it and closed again.
 
@@ -169,10 +176,10 @@ class RunRecorder:
         if lost:
             self.warn(lost)
 
-    def close_interrupted(self) -> None:
-        """Close a run whose training was left without its end: by an exception, Ctrl-C or an exit."""
+    def close_interrupted(self, error: BaseException | None = None) -> None:
+        """Close a run whose training was left without its end: by this exception, another, Ctrl-C or an exit."""
         if self.in_run:
-            self.end(*self._how_it_was_left())
+            self.end(*self._how_it_was_left(error))
 
     def _last_line(self, status: Status, reason: str | None) -> None:
         if self._path is not None and (not self._enabled or self._writer is None):
@@ -192,9 +199,9 @@ class RunRecorder:
             except (RecorderError, OSError) as error:
                 self.warn(f"the log could not be closed: {_shown(error)}")
 
-    def _how_it_was_left(self) -> tuple[Status, str]:
-        """Return the status by the exception in flight, or by the one that ended the program."""
-        error = sys.exception() or _uncaught()
+    def _how_it_was_left(self, error: BaseException | None) -> tuple[Status, str]:
+        """Return the status by the exception, by the one in flight, or by the one that ended the program."""
+        error = error or sys.exception() or _uncaught()
         if error is None or id(error) == self._earlier:
             return "aborted", "training was left before its end"
         reason = f"{type(error).__name__}: {error}" if self._allow_text else type(error).__name__

@@ -50,10 +50,10 @@ def config_snapshot(
         ConfigError: a setting is not of the kind its name promises.
     """
     draft = Draft()
-    _read_model(draft, _unwrapped(model))
+    note_model(draft, unwrapped(model))
     _read_arguments(draft, args)
     _read_plan(draft, args, state, train_dataloader)
-    _read_optimizer(draft, optimizer)
+    note_optimizer(draft, optimizer)
     if (name := _dataset_name(train_dataloader)) is not None:
         draft.set("run", "dataset_name", name)
     return overlay(draft.snapshot(), given)
@@ -108,7 +108,7 @@ def dataset_size(dataloader: Any) -> int | None:
         return None
 
 
-def _read_optimizer(draft: Draft, optimizer: Any) -> None:
+def note_optimizer(draft: Draft, optimizer: Any) -> None:
     """Take the settings in force where the optimizer shows them: a script may bring its own."""
     optimizer = getattr(optimizer, "optimizer", optimizer)  # accelerate's wrapper
     groups = getattr(optimizer, "param_groups", None)
@@ -125,7 +125,8 @@ def _read_optimizer(draft: Draft, optimizer: Any) -> None:
         draft.set("optimizer", "weight_decay", max(decays))
 
 
-def _read_model(draft: Draft, model: Any) -> None:
+def note_model(draft: Draft, model: Any) -> None:
+    """Take what a model shows: its name, its adapter's settings, its classes, dtype and quantization."""
     config = getattr(model, "config", None)
     name = getattr(config, "_name_or_path", None)
     if isinstance(name, str) and name:
@@ -194,7 +195,7 @@ def _active(model: Any, adapters: dict[str, Any]) -> str:
     return active if isinstance(active, str) and active in adapters else next(iter(adapters))
 
 
-def _unwrapped(model: Any) -> Any:
+def unwrapped(model: Any) -> Any:
     """Return the model inside torch.compile's and data-parallel wrappers, whose only child it is."""
     while True:
         children = getattr(model, "_modules", {})

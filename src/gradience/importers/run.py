@@ -37,6 +37,7 @@ from gradience.importers.sources import (
 )
 from gradience.importers.table import parse_map
 from gradience.io.atomic import atomic_file, refuse_file
+from gradience.io.reading import real_path
 from gradience.schema.events import Event, RunEnd
 from gradience.schema.reports import IMPORT_SCHEMA_ID, ImportedRunReport, ImportReport, SkippedRow
 from gradience.schema.scalars import Json
@@ -221,7 +222,7 @@ def _meta(source: Path, kind: Format, raw: SourceRun, digest: str) -> dict[str, 
     others = {_public(path.name): sha256_of(path) for path in raw.files[1:]}
     named = {"source_run": _public(raw.name)} if raw.name else {}
     return {
-        "imported_from": _public(source.resolve().name),
+        "imported_from": _public(real_path(source).name),
         "source_file": _public(raw.path.name),
         "source_sha256": digest,
         "source_format": kind,

@@ -1,8 +1,14 @@
-"""SIGINT and SIGTERM: they end the program by an exception, and wait while a file takes its name or is removed."""
+"""SIGINT and SIGTERM: they end the program by an exception, and wait while a file takes its name or is removed.
+
+An exception may be turned into another on its way, or be dropped, as in a finaliser: `came` knows of it all the same,
+and what was dropped is raised again. While a module is imported none is raised: C code there makes an ImportError of
+it, or ends the process.
+"""
 
 from __future__ import annotations
 
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,6 +17,9 @@ from typing import Final
 
 INTERRUPTED: Final = 128 + signal.SIGINT  # as a shell counts a program that the signal ended
 TERMINATED: Final = 128 + signal.SIGTERM
+_SOON: Final = 0.01  # s
+_CAN_WAIT: Final = hasattr(signal, "setitimer")
+_IMPORT: Final = "<frozen importlib._bootstrap>"
 
 
 class _Waiting:
@@ -18,6 +27,7 @@ class _Waiting:
 
     blocks = 0
     signal = 0
+    raised = 0  # the last that was raised
 
 
 def install() -> None:
@@ -31,6 +41,38 @@ def install() -> None:
         signal.signal(signal.SIGTERM, _arrived)
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, _arrived)
+    sys.unraisablehook = _dropped
+
+
+def came() -> int:
+    """The number of the last signal that was raised as an exception, whatever became of it; 0 for none."""
+    return _Waiting.raised
+
+
+def forget() -> None:
+    """Begin anew: what came before was of an earlier command."""
+    _Waiting.raised = 0
+
+
+def _dropped(unraisable: sys.UnraisableHookArgs) -> None:
+    """Raise a signal anew, soon, where its exception could not be raised; report anything else."""
+    if _Waiting.raised and unraisable.exc_type in {KeyboardInterrupt, SystemExit} and _CAN_WAIT:
+        _raise_soon(_Waiting.raised)
+    else:
+        sys.__unraisablehook__(unraisable)
+
+
+def _raise_soon(number: int) -> None:
+    signal.signal(signal.SIGALRM, lambda _, frame: _arrived(number, frame))
+    signal.setitimer(signal.ITIMER_REAL, _SOON)
+
+
+def _is_importing(frame: FrameType | None) -> bool:
+    while frame is not None:
+        if frame.f_code.co_filename == _IMPORT:
+            return True
+        frame = frame.f_back
+    return False
 
 
 def ignore() -> None:
@@ -38,6 +80,8 @@ def ignore() -> None:
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         signal.signal(signal.SIGINT, signal.SIG_IGN)
+        if _CAN_WAIT:
+            signal.setitimer(signal.ITIMER_REAL, 0.0)
 
 
 @contextmanager
@@ -56,14 +100,17 @@ def held() -> Iterator[None]:
         _end(number)
 
 
-def _arrived(number: int, _frame: FrameType | None) -> None:
+def _arrived(number: int, frame: FrameType | None) -> None:
     if _Waiting.blocks:
         _Waiting.signal = number
+    elif _CAN_WAIT and _is_importing(frame):
+        _raise_soon(number)
     else:
         _end(number)
 
 
 def _end(number: int) -> None:
+    _Waiting.raised = number
     if number == signal.SIGINT:
         raise KeyboardInterrupt
     raise SystemExit(128 + number)

@@ -73,6 +73,11 @@ def read_small(path: str | os.PathLike[str], *, most: int, what: str) -> bytes:
     return data
 
 
+def real_path(path: str | os.PathLike[str]) -> Path:
+    """The path without links and dots; of links in a circle, which `Path.resolve` refuses, as far as they lead."""
+    return Path(os.path.realpath(path))
+
+
 def _not_regular(kind: str, path: str | os.PathLike[str]) -> OSError:
     return OSError(errno.EINVAL, f"{kind}, not a regular file", os.fspath(path))
 

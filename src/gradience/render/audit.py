@@ -68,11 +68,29 @@ def _lines(report: AuditReport, view: View) -> Iterator[str]:
     if report.modules:
         yield from _summary(report)
         yield from _against_base(report)
+        yield from standing_lines(report)
         yield from suggested(report)
         if suggests_ranks(report.health.verdict):
             yield from _wasteful(report, view.top_wasteful)
     yield from _on_request(report, view)
     yield from _remarks(report, verbose=view.verbose)
+
+
+def standing_lines(report: AuditReport) -> Iterator[str]:
+    """Where the adapter stands in a fleet: a line for each number, type of module and rank."""
+    found = report.standing
+    if found is None:
+        return
+    yield f"Among the trained adapters of {clean(found.fleet)}, by type of module and rank:"
+    for item in found.percentiles:
+        value = percent(item.value) if item.measure in _SHARES else number(item.value, ".3g")
+        name = f"{words(item.measure)}, {clean(item.module_type)}, r {item.r}"
+        yield f"  {name:<36}{value:>8}  above {item.percentile:.0f} % of them (n = {item.n})"
+    yield from (f"  {clean(text)}" for text in found.notes)
+    yield ""
+
+
+_SHARES: Final = frozenset({"utilization", "udr", "relative_frobenius"})
 
 
 def _not_known(modules: list[ModuleAudit]) -> Iterator[str]:

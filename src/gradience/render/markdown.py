@@ -13,7 +13,7 @@ from gradience.render.bench import harm_cell, outcome_cell, rows_of, task_line
 from gradience.render.check import by_reason, split_headline
 from gradience.render.monitor import step_of_plan
 from gradience.render.text import SKIPPED, clean, count, number, percent, sentence, short_path, shorter, words
-from gradience.schema.audit import AuditReport
+from gradience.schema.audit import AuditReport, Standing
 from gradience.schema.bench import BenchReport
 from gradience.schema.compare import CompareAdaptersReport
 from gradience.schema.diagnose import Cause, DiagnoseReport, Unjudged
@@ -110,6 +110,14 @@ def main_facts(report: DiagnoseReport) -> Iterator[tuple[str, str]]:
         yield "Adapter", f"{words(audit.health.verdict)} ({audit.health.reason})"
         yield "Parameters", f"{count(s.total_lora_params)} in {s.n_layers} modules"
         yield "Update, means", f"stable rank {number(s.stable_rank_mean)}, utilization {percent(s.utilization_mean)}"
+        if audit.standing is not None:
+            yield f"Utilization among those of {short_path(audit.standing.fleet)}", _among(audit.standing)
+
+
+def _among(standing: Standing) -> str:
+    used = [item for item in standing.percentiles if item.measure == "utilization"]
+    places = (f"{p.module_type}, r {p.r}: above {p.percentile:.0f} % of them (n = {p.n})" for p in used)
+    return "; ".join(places) or "nothing to compare with"
 
 
 def duration(seconds: float) -> str:

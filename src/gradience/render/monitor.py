@@ -7,12 +7,12 @@ recommendations. The live view draws the loss, or under RL the reward, as a curv
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
 from gradience.render.plots import curve_lines
 from gradience.render.ranks import update_size
-from gradience.render.text import banner, clean, finding_lines, number, percent, skipped_lines, words
+from gradience.render.text import banner, clean, count, finding_lines, labelled, number, percent, skipped_lines, words
 from gradience.rules.objective import has_perplexity
 from gradience.rules.weights.health import suggests_ranks
 from gradience.schema.events import Alert, Eval, EvalMetrics, Event, RunEnd, RunStart, UnknownEvent
@@ -42,6 +42,7 @@ def _lines(report: MonitorReport, *, verbose: bool) -> Iterator[str]:
     yield from _signals(report)
     yield from _probes(report)
     yield from _evals(report)
+    yield from _fed(report)
     yield from _recorded_audit(report)
     yield from _alerts(report)
     yield from _recommendations(report, verbose=verbose)
@@ -133,6 +134,34 @@ def perplexity(metrics: EvalMetrics) -> float | NonFinite | None:
         return math.exp(as_float(metrics.loss))
     except OverflowError:
         return "Infinity"
+
+
+def _fed(report: MonitorReport) -> Iterator[str]:
+    """What the model was fed, of the batches that were watched."""
+    rows = fed_rows(report.data or {})
+    if rows:
+        yield "Fed to the model:"
+        yield from labelled(rows, indent=2, width=13)
+        yield ""
+
+
+def fed_rows(data: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Labels and values of a `data` event; empty where it has no counts."""
+    counts = {name: n for name, n in data.items() if isinstance(n, int) and not isinstance(n, bool)}
+    if not {"batches", "watched", "rows", "tokens"} <= counts.keys():
+        return []
+    total, padding = counts["tokens"], counts.get("padding", 0)
+    found = [
+        ("Watched", f"{counts['watched']:,} of {counts['batches']:,} micro-batches, {counts['rows']:,} rows"),
+        ("Tokens", f"{count(total)}, and {percent(padding / max(total + padding, 1))} of the batches is padding"),
+    ]
+    if "supervised" in counts:
+        none = counts.get("rows_unsupervised", 0)
+        share = percent(counts["supervised"] / max(total, 1))
+        found.append(("Supervised", f"{share} of the tokens; {none:,} rows without a supervised token"))
+    if "label_min" in counts and "label_max" in counts:
+        found.append(("Labels", f"{counts['label_min']} to {counts['label_max']}"))
+    return found
 
 
 def _recorded_audit(report: MonitorReport) -> Iterator[str]:

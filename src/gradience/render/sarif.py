@@ -12,6 +12,7 @@ from pathlib import Path, PurePath
 from typing import Final
 from urllib.parse import quote
 
+from gradience.io.reading import real_path
 from gradience.render.text import clean, sentence
 from gradience.schema.findings import Finding, NotRun, RuleCard
 from gradience.schema.reports import SourceLocation
@@ -131,9 +132,9 @@ def _physical(at: SourceLocation, root: Path) -> dict[str, Json]:
 
 def _uri(path: str, root: Path) -> str:
     """The path relative to the root, or as a file: URI if it is outside."""
-    absolute = (root / path).resolve()
+    absolute = real_path(root / path)
     try:
-        return quote(os.fsencode(PurePath(absolute.relative_to(root.resolve())).as_posix()))
+        return quote(os.fsencode(PurePath(absolute.relative_to(real_path(root))).as_posix()))
     except ValueError:
         return absolute.as_uri()
 

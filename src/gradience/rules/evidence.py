@@ -50,6 +50,9 @@ TRIAL = Evidence(
     source="benchmarks/detectors.py", says="recall and false findings on synthetic curves: docs/detectors.md"
 )
 MASKED = Evidence(source="transformers 5.24, observed", says="a NaN step is logged as loss 0.0, grad_norm nan")
+ALL_MASKED = Evidence(
+    source="huggingface/trl#6668", says="SFTTrainer logs loss 0.0 when every label is masked, and trains on"
+)
 NAN_TRL = Evidence(source="huggingface/trl#6702", says="a corrupted run reports a clean loss curve")
 DIVERGENCE = Evidence(
     source="llm-foundry KillLossSpike; Axolotl LossWatchDogCallback",

@@ -356,6 +356,25 @@ class NotAnalysed(msgspec.Struct, kw_only=True, frozen=True):
     cause: LeftoverReason | None = None
 
 
+class Percentile(msgspec.Struct, kw_only=True, frozen=True):
+    """One number of an adapter among healthy adapters with modules of the same rank and type."""
+
+    measure: Annotated[str, Meta(description="A field of the modules, such as `utilization`.")]
+    module_type: ModuleType
+    r: Rank
+    value: Annotated[float, Meta(description="Mean over the adapter's modules of this type and rank.")]
+    percentile: Annotated[float, Meta(ge=0.0, le=100.0, description="Per cent of them below it, ties by half.")]
+    n: Annotated[NonNegativeInt, Meta(description="Adapters compared with; of equal ones, one.")]
+
+
+class Standing(msgspec.Struct, kw_only=True, frozen=True):
+    """An adapter among the healthy ones of a fleet."""
+
+    fleet: str
+    percentiles: list[Percentile] = []
+    notes: list[str] = []
+
+
 class AuditReport(Report, kw_only=True, frozen=True):
     """The audit of one adapter, as `gradience audit --json` prints it."""
 
@@ -364,7 +383,7 @@ class AuditReport(Report, kw_only=True, frozen=True):
     config_path: str | None = None
     weights_path: Annotated[str, Meta(description="As given; further files are in `weights_paths`.")]
     weights_paths: list[str] = []
-    format: Annotated[str, Meta(description="`peft`, `mlx`, `kohya`, `diffusers`.")]
+    format: Annotated[str, Meta(description="`peft`, `mlx`, `kohya`, `diffusers`, `npz`, `h5`; `arrays` in memory.")]
     peft_type: str | None = None
     base_model: str | None = None
     health: Health
@@ -386,6 +405,7 @@ class AuditReport(Report, kw_only=True, frozen=True):
         list[str], Meta(description="Keys of rank_pattern and alpha_pattern that match no module.")
     ] = []
     base: BaseReport | None = None
+    standing: Annotated[Standing, Meta(description="With --against FLEET.")] | None = None
     modules: list[ModuleAudit] = []
     layers: list[LayerSummary] = []
     ledger: list[LedgerEntry] = []

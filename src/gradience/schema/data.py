@@ -7,7 +7,7 @@ from typing import Annotated, Literal, TypeAlias
 import msgspec
 from msgspec import Meta
 
-from gradience.schema.scalars import Fraction, NonNegativeInt
+from gradience.schema.scalars import Fraction, Json, NonNegativeInt
 
 DataFormat: TypeAlias = Literal[
     "messages",
@@ -159,3 +159,16 @@ class DataReport(msgspec.Struct, kw_only=True, frozen=True):
     overlap: Overlap | None = None
     shown: list[ShownRow] = []
     notes: list[str] = []
+
+
+def announced_by(report: DataReport) -> dict[str, Json]:
+    """What a check says that batches will look like: what a recorder can compare with the batches it sees."""
+    tokens = report.tokens
+    return {
+        "supervised_share": tokens.supervised / tokens.kept if tokens.kept and report.loss != "none" else None,
+        "tokens_per_sequence": tokens.kept / report.sequences if report.sequences else None,
+        "rows_read": report.rows_read,
+        "max_length": report.max_length,
+        "bin_width": report.lengths.bin_width,
+        "bins": report.lengths.bins,
+    }

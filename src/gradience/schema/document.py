@@ -7,10 +7,11 @@ its document has every key of its schema at every level: empty lists, null and z
 from __future__ import annotations
 
 import re
-from typing import Final
+from typing import Any, Final
 
 import msgspec
 
+from gradience.schema.display import as_html, summary, table_of
 from gradience.schema.scalars import Json
 
 
@@ -25,6 +26,22 @@ class Report(msgspec.Struct, kw_only=True, frozen=True):
     def to_json(self) -> str:
         """The document as indented JSON, with every key of its schema."""
         return msgspec.json.format(msgspec.json.encode(self.to_dict())).decode()
+
+    def table(self, name: str) -> list[dict[str, Any]]:
+        """One of its lists as rows of plain values, which pandas.DataFrame and polars.DataFrame take as columns.
+
+        Raises:
+            ValueError: it has no such list; the message has the names of those it has.
+        """
+        return table_of(self, name)
+
+    def __repr__(self) -> str:
+        """A summary: scalars, the ids of findings, how long the lists are."""
+        return summary(self)
+
+    def _repr_html_(self) -> str:
+        """The summary and the findings as tables, for a notebook."""
+        return as_html(self)
 
 
 def _expanded(value: Json) -> Json:

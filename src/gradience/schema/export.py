@@ -13,6 +13,7 @@ from typing import Any, Final, Literal, TypeAlias
 
 import msgspec
 
+from gradience.errors import SchemaError
 from gradience.schema.audit import AuditReport
 from gradience.schema.bench import BenchReport
 from gradience.schema.compare import CompareAdaptersReport, CompareReport
@@ -99,8 +100,14 @@ SCHEMAS: Final[dict[SchemaName, str]] = {
 }
 
 
-def json_schema(name: SchemaName) -> dict[str, Json]:
-    """Return the JSON Schema of one line of a log (`telemetry`), of a report, or of an adapter's provenance."""
+def json_schema(name: SchemaName = "telemetry") -> dict[str, Json]:
+    """Return the JSON Schema of one line of a log (`telemetry`), of a report, or of an adapter's provenance.
+
+    Raises:
+        SchemaError: there is none of that name.
+    """
+    if name not in SCHEMAS:
+        raise SchemaError(f"no schema is called {name!r}", advice=f"schemas: {', '.join(sorted(SCHEMAS))}")
     if name == "telemetry":
         return _telemetry()
     return _report(name, _REPORTS[name]) if name in _REPORTS else _document(name, Provenance, "Provenance report v1")

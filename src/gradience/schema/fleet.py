@@ -235,22 +235,3 @@ class QueryReport(Report, kw_only=True, frozen=True):
     sql: str
     columns: list[QueryColumn]
     rows: Annotated[list[list[Json]], Meta(description="Dates and decimals as text.")]
-
-
-class Percentile(msgspec.Struct, kw_only=True, frozen=True):
-    """Where one number of an adapter stands among healthy adapters of the same rank and module type."""
-
-    measure: Annotated[str, Meta(description="`stable_rank`, `utilization`, `energy_rank_90`, `udr`, ...")]
-    module_type: str
-    r: NonNegativeInt
-    value: Annotated[float, Meta(description="Mean over the adapter's modules of this type.")]
-    percentile: Annotated[float, Meta(ge=0.0, le=100.0, description="Share below it, ties by half, in per cent.")]
-    n: Annotated[NonNegativeInt, Meta(description="Adapters compared with.")]
-
-
-class Standing(msgspec.Struct, kw_only=True, frozen=True):
-    """An adapter among those of a fleet."""
-
-    fleet: str
-    percentiles: list[Percentile] = []
-    notes: list[str] = []

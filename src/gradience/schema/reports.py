@@ -145,6 +145,7 @@ class MonitorReport(Report, kw_only=True, frozen=True):
     gap: GapReading | None = None
     lora_audit: dict[str, Json] | None = None
     lora_audit_step: NonNegativeInt | None = None
+    data: Annotated[dict[str, Json], Meta(description="What the model was fed, of the batches watched.")] | None = None
     alerts: list[Alert] = []
     recommendations: list[RecommendationItem] = []
     findings: list[Finding] = []

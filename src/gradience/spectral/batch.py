@@ -88,6 +88,32 @@ def grams_of(loads: Sequence[Callable[[], Factors]]) -> list[Grams]:
     return [one for one in held if one is not None]
 
 
+_HOST_ELEMENTS: Final = 1 << 22  # of a factor in float64 at once: 32 MiB
+
+
+def grams_on_host(loads: Sequence[Callable[[], Factors]]) -> list[Grams]:
+    """The same as `grams_of`, by BLAS on this thread: quicker on a CPU for a process that has one core to itself."""
+    found = []
+    with np.errstate(all="ignore"):  # what is not finite is found by `spectra`
+        for load in loads:
+            b, a, scale = load()
+            narrow_b, narrow_a = narrowed(b, a)
+            grams = (_padded_gram(narrow_a), _padded_gram(narrow_b.T))
+            found.append(Grams(*grams, len(a), scale))
+    return found
+
+
+def _padded_gram(factor: Matrix) -> Matrix:
+    """X X^T of a (r, d) array in float64, padded to the rank's bucket."""
+    r, length = factor.shape
+    gram = np.zeros((_bucket(r), _bucket(r)))
+    step = max(1, _HOST_ELEMENTS // max(r, 1))
+    for start in range(0, length, step):
+        wide = factor[:, start : start + step].astype(np.float64)
+        gram[:r, :r] += wide @ wide.T
+    return gram
+
+
 class _Shares:
     """Indices 0 to n - 1 handed out to threads, a few consecutive ones at a time."""
 

@@ -15,9 +15,13 @@ import numpy.typing as npt
 
 Matrix: TypeAlias = npt.NDArray[Any]
 Floats: TypeAlias = npt.NDArray[np.float32]
+Doubles: TypeAlias = npt.NDArray[np.float64]
 
 DIMENSIONS: Final = 128
 _SEED: Final = 20130811
+
+
+_HELD: Final = 1 << 12  # pairs of folded columns that are kept for one transform: 8 MiB
 
 
 class Sketch:
@@ -26,6 +30,8 @@ class Sketch:
     def __init__(self) -> None:
         self._total = np.zeros(DIMENSIONS // 2 + 1, np.complex128)
         self._added: set[str] = set()
+        self._held: list[tuple[Doubles, Doubles]] = []
+        self._columns = 0
 
     def add(self, name: str, b: Matrix, a: Matrix, scale: float) -> None:
         """Add a module's update scale * b @ a, b (d_out, r), a (r, d_in), unless one of that name was added.
@@ -37,18 +43,32 @@ class Sketch:
         self._added.add(name)
         key = zlib.crc32(name.encode("utf-8", "surrogatepass"))
         with np.errstate(all="ignore"):
-            left = np.fft.rfft(_folded(b.T, 2 * key), axis=1)
-            right = np.fft.rfft(_folded(a, 2 * key + 1), axis=1)
-            product = scale * (left * right).sum(axis=0)
-        if np.isfinite(product).all():
-            self._total += product
+            left, right = _folded(b.T, 2 * key), _folded(a, 2 * key + 1) * scale
+            if not np.isfinite(left.sum() + right.sum()):
+                return
+        self._held.append((left, right))
+        self._columns += len(left)
+        if self._columns >= _HELD:
+            self._transform()
+
+    def _transform(self) -> None:
+        """Convolve each pair of columns, and add all up: the sum is taken before the transform back."""
+        if not self._held:
+            return
+        left, right = (np.fft.rfft(np.concatenate(side), axis=1) for side in zip(*self._held, strict=True))
+        with np.errstate(all="ignore"):
+            self._total += (left * right).sum(axis=0)
+        self._held, self._columns = [], 0
 
     def numbers(self) -> list[float]:
-        """The D numbers."""
-        return [float(x) for x in np.fft.irfft(self._total, n=DIMENSIONS).astype(np.float32)]
+        """The D numbers; zeros where one is beyond float32's range."""
+        self._transform()
+        with np.errstate(all="ignore"):
+            found = np.fft.irfft(self._total, n=DIMENSIONS).astype(np.float32)
+        return [float(x) for x in (found if np.isfinite(found).all() else np.zeros(DIMENSIONS))]
 
 
-def _folded(factor: Matrix, key: int) -> npt.NDArray[np.float64]:
+def _folded(factor: Matrix, key: int) -> Doubles:
     """The factor (r, d) with columns D apart added up, each block of D and each column under a random sign: (r, D)."""
     rank, length = factor.shape
     whole = length // DIMENSIONS
@@ -57,7 +77,7 @@ def _folded(factor: Matrix, key: int) -> npt.NDArray[np.float64]:
     if numbers.flags.c_contiguous:
         folded = signs[:whole] @ even.reshape(rank, whole, DIMENSIONS)
     else:  # a transposed one, summed as it lies in memory
-        folded = np.tensordot(signs[:whole], even.T.reshape(whole, DIMENSIONS, rank), axes=1).T
+        folded = (signs[:whole] @ even.T.reshape(whole, DIMENSIONS * rank)).reshape(DIMENSIONS, rank).T
     total = folded.astype(np.float64)
     rest = numbers[:, whole * DIMENSIONS :]
     total[:, : rest.shape[1]] += signs[whole] * rest

@@ -23,7 +23,8 @@ from gradience.telemetry.codec import (
     encode_document,
     to_document,
 )
-from gradience.telemetry.secrets import below, hide_secrets, holds_secret, names_beside, names_in
+from gradience.telemetry.hidden import below, names_beside, names_in
+from gradience.telemetry.secrets import hide_secrets, holds_secret
 
 DEFAULT_MAX_STR_LEN: Final = 256
 MAX_KEY_LEN: Final = 128

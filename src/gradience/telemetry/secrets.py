@@ -7,19 +7,17 @@ the text: look-aheads are bounded, names are matched without going back, and of 
 
 from __future__ import annotations
 
-import dataclasses
 import re
-from collections.abc import Callable, Iterable
 from functools import lru_cache
-from typing import Any, Final
+from typing import Final
 
-import msgspec
+from gradience.telemetry.tokens import BEGINNING, COMMANDS, SHAPES, SHAPES_OF_WORDS
 
 MAX_SCANNED: Final = 65 * 1024  # characters of one text: more than a line of a log may have
-_MAX_NAME: Final = 128  # characters of a key that are examined, from its end, where the noun stands
+MAX_NAME: Final = 128  # characters of a key that are examined, from its end, where the noun stands
 _CACHED: Final = 256  # characters: the texts that recur in a log are short
 
-_HIDDEN: Final = "<redacted: secret key>"
+HIDDEN: Final = "<redacted: secret key>"
 
 # Names ----------------------------------------------------------------------------------------------------------------
 
@@ -27,6 +25,7 @@ _PARTS: Final = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|[^A-Za-z0-9]+")
 _WORDS: Final = frozenset({
     "token", "secret", "secrets", "password", "passwords", "passwd", "passphrase", "passphrases", "pwd", "pass",
     "authorization", "auth", "credential", "credentials", "cookie", "cookies", "bearer", "webhook", "webhooks",
+    "creds", "jwt", "mnemonic", "passw0rd", "passwort", "passe", "contrasena", "senha", "sessionid",
 })  # fmt: skip
 _KEYS_OF: Final = frozenset({
     "api", "access", "secret", "private", "account", "auth", "authorization", "signing", "sign", "encryption",
@@ -43,6 +42,7 @@ _OF_THE_TOKENIZER: Final = frozenset({
     "pad", "eos", "bos", "unk", "sep", "cls", "mask", "image", "audio", "video", "boi", "eoi", "start", "end",
     "stop", "next", "first", "last", "special", "prefix", "suffix", "middle", "fim",
 })  # fmt: skip
+_AMBIGUOUS: Final = frozenset({"pat", "pw", "cred", "tok", "pin", "sid"})  # secrets where the value is opaque
 _NOT_A_PASSWORD: Final = frozenset({
     "forward", "backward", "fwd", "bwd", "first", "second", "third", "single", "one", "two", "multi", "by",
     "band",
@@ -56,7 +56,7 @@ _GLUED: Final = re.compile(
 _COUNTED: Final = re.compile(r"\d+|v\d+")
 _AFTER: Final = frozenset({
     "value", "val", "plain", "plaintext", "raw", "b64", "base64", "old", "new", "base", "prod", "dev",
-    "staging", "url", "uri", "header",
+    "staging", "url", "uri", "header", "json",
 })  # fmt: skip
 
 
@@ -66,16 +66,16 @@ def holds_secret(key: str, value: str) -> bool:
     >>> holds_secret("hubToken", "a1b2c3d4e5"), holds_secret("pad_token", "<pad>")
     (True, False)
     """
-    kind = _kind(key[-_MAX_NAME:])
-    if not kind or value[:_MAX_NAME].strip().lower() in _HARMLESS or _REDACTED.fullmatch(value):
+    kind = kind_of(key[-MAX_NAME:])
+    if not kind or value[:MAX_NAME].strip().lower() in _HARMLESS or _REDACTED.fullmatch(value):
         return False
     if kind == "token":
         return not _TOKENIZER_VALUE.fullmatch(value)
-    return kind == "secret" or bool(_OPAQUE.fullmatch(value))
+    return kind == "secret" or bool(_OPAQUE.fullmatch(value) or _RANDOM.fullmatch(value))
 
 
 @lru_cache(maxsize=4096)
-def _kind(name: str) -> str:  # noqa: PLR0911  # one for each form of a name
+def kind_of(name: str) -> str:  # noqa: PLR0911  # one for each form of a name
     """The kind of value a name announces: `secret`; `token` or `key`, which may be harmless; or nothing."""
     parts = [part.lower() for part in _PARTS.split(name) if part]
     while len(parts) > 1 and (_COUNTED.fullmatch(parts[-1]) or parts[-1] in _AFTER):
@@ -87,6 +87,8 @@ def _kind(name: str) -> str:  # noqa: PLR0911  # one for each form of a name
         return "" if before in _OF_THE_TOKENIZER else "token"
     if last == "tokens":
         return "token" if before in _TOKENS_OF else ""
+    if last in _AMBIGUOUS:
+        return "key"
     if last in {"key", "keys"}:
         return "secret" if before in _KEYS_OF else "key" if last == "key" else ""
     if last == "pass" and before in _NOT_A_PASSWORD:
@@ -102,78 +104,16 @@ _HARMLESS: Final = frozenset({
 _REDACTED: Final = re.compile(r"<redacted[^<>]*>")
 _TOKENIZER_VALUE: Final = re.compile(r"<[^<>]*>|\[[^\[\]]*\]|.{0,7}", re.DOTALL)
 _OPAQUE: Final = re.compile(r"(?=[^0-9]*[0-9])(?=[^A-Za-z]*[A-Za-z])[A-Za-z0-9+/=_-]{24,}")
-
-# Shapes ---------------------------------------------------------------------------------------------------------------
-
-# A capital, or a digit beside a letter, or it may be words: sk-learn-pipelines-2024, hf_transformers.
-_MIXED: Final = r"(?=[A-Za-z0-9_-]{0,64}(?:[A-Z]|[0-9][a-z]|[a-z][0-9]))"
-_START: Final = r"(?<![A-Za-z0-9])"
-_TEXT: Final = r"[A-Za-z0-9_-]"
-
-_SHAPES: Final = tuple(
-    (name, re.compile(pattern))
-    for name, pattern in (
-        ("hub token", _START + r"(?:hf|api_org)_(?:oauth_)?(?:[A-Za-z0-9]{30,}|" + _MIXED + r"[A-Za-z0-9]{16,})"),
-        ("api key", _START + r"(?:sk|rk|pk)-" + _MIXED + _TEXT + r"{20,}"),
-        ("payment key", _START + r"(?:[rs]k_(?:live|test)|whsec)_[A-Za-z0-9]{16,}"),
-        ("github token", _START + r"(?:gh[pousr]_[A-Za-z0-9]{20,}|github_pat_[A-Za-z0-9_]{20,})"),
-        ("gitlab token", _START + r"gl(?:pat|ptt|dt|rt|cbt|agent|soat|imt|ft)-" + _TEXT + r"{16,}"),
-        ("aws key id", _START + r"(?:AKIA|ASIA|ABIA|ACCA)[0-9A-Z]{16}(?![0-9A-Za-z])"),
-        ("google api key", _START + r"AIza" + _TEXT + r"{30,}"),
-        ("google token", _START + r"(?:ya29\.|GOCSPX-|1//0)" + _TEXT + r"{20,}"),
-        ("slack token", _START + r"xox[abeoprs]-[0-9A-Za-z-]{10,}|" + _START + r"xapp-[0-9A-Za-z-]{20,}"),
-        (
-            "webhook",
-            r"(?:hooks\.slack\.com/(?:services|workflows|triggers)|discord(?:app)?\.com/api/webhooks)/[\w/-]{20,}",
-        ),
-        ("webhook", r"https?://hooks?\.[\w.-]{1,200}/[^\s\"'<>]{16,}"),
-        ("telegram token", _START + r"[0-9]{8,10}:AA" + _TEXT + r"{33}(?![A-Za-z0-9_-])"),
-        ("discord token", _START + r"[MNO]" + _TEXT + r"{23,27}\." + _TEXT + r"{6}\." + _TEXT + r"{27,40}"),
-        ("npm token", _START + r"npm_[A-Za-z0-9]{30,}"),
-        ("pypi token", _START + r"pypi-" + _TEXT + r"{30,}"),
-        ("docker token", _START + r"dckr_(?:pat|oat)_" + _TEXT + r"{20,}"),
-        ("vault token", _START + r"hv[sbr]\." + _TEXT + r"{20,}"),
-        ("terraform token", _START + r"[A-Za-z0-9]{14}\.atlasv1\." + _TEXT + r"{20,}"),
-        ("sendgrid key", _START + r"SG\." + _TEXT + r"{16,200}\." + _TEXT + r"{16,}"),
-        ("databricks token", _START + r"dapi[0-9a-f]{32}(?![0-9a-f])"),
-        ("replicate token", _START + r"r8_[A-Za-z0-9]{30,}"),
-        ("shop token", _START + r"shp(?:at|ca|pa|ss)_[0-9a-fA-F]{32}"),
-        ("mail key", _START + r"key-[0-9a-f]{32}(?![0-9a-f])"),
-        ("vendor key", _START + r"(?:lin_api_[A-Za-z0-9]{30,}|NR(?:AK|JS|II)-[A-Za-z0-9]{20,})"),
-        (
-            "vendor key",
-            _START + r"(?:xai-|gsk_|pplx-|nvapi-|tgp_v1_|wandb_v1_|lsv2_(?:pt|sk)_|do[opr]_v1_|fw_|jina_)"
-            r"(?=[A-Za-z_-]{0,64}[0-9])" + _TEXT + r"{20,}",
-        ),
-        ("json web token", _START + r"eyJ" + _TEXT + r"{8,300}\." + _TEXT + r"{8,2000}\." + _TEXT + r"*"),
-        (
-            "private key",
-            r"-----BEGIN [A-Z ]{0,40}PRIVATE KEY-----(?:(?!-----END)[\s\S])*(?:-----END [A-Z ]{0,40}KEY-----|$)",
-        ),
-        ("age key", r"AGE-SECRET-KEY-1[0-9A-Z]{50,}"),
-    )
+# Letters and digits that change places at least twice, as no word's do: of 16 characters, after a name and a blank.
+_RANDOM: Final = re.compile(
+    r"(?=(?:[A-Za-z+/=_-]*[A-Za-z][0-9]|[0-9+/=_-]*[0-9][A-Za-z])[A-Za-z0-9+/=_-]*?(?:[A-Za-z][0-9]|[0-9][A-Za-z]))"
+    r"[A-Za-z0-9+/=_-]{16,}"
 )
-# One of few words precedes each of these: a single search rules out most texts.
-_BEGINNING: Final = re.compile(
-    r"hf_|api_org_|[srp]k[-_]|whsec_|gh[pousr]_|github_pat|gl[a-z]{2,5}-|A[KSBC][IC]A|AIza|ya29|GOCSPX|1//0|xox|xapp-"
-    r"|hooks?\.|/webhooks|:AA|[MNO][A-Za-z0-9_-]{23}|npm_|pypi-|dckr_|hv[sbr]\.|atlasv1|SG\.|dapi|r8_|shp|key-|lin_api_"
-    r"|NR[AJI]|xai-|pplx-|nvapi|tgp_|wandb_|lsv2_|do[opr]_v1|fw_|jina_|eyJ|-----BEGIN|AGE-SECRET"
-)
-_SHAPES_OF_WORDS: Final = tuple(
-    (name, re.compile(pattern))
-    for name, pattern in (
-        (
-            "authorization",
-            r"(?i)\b(?:bearer|basic|token|digest|apikey)\s{1,8}(?=[^\s]{0,256}[0-9=])[A-Za-z0-9+/_.=-]{16,}",
-        ),
-        ("signature", r"(?i)(?<=[?&;])(?:sig|signature|x-amz-signature|\w{0,40}accesskey|accountkey)=[\w%+/=-]{16,}"),
-        ("key of a request", r"(?i)(?<=[?&])(?:key|code|access|auth|sig|signature)=[^\s&#\"'<>]{16,}"),
-    )
-)
+
+# Places --------------------------------------------------------------------------------------------------------------
+
 _HEX40: Final = re.compile(r"(?<![0-9a-fA-F])[0-9a-f]{40}(?![0-9a-fA-F])")
 _WANDB_KEY: Final = re.compile(r"wandb|weights_?and_?biases", re.IGNORECASE)
-
-# Places ---------------------------------------------------------------------------------------------------------------
 
 _USERINFO: Final = re.compile(r"(?<=://)[^\s\"'<>]{1,512}(?=@)")
 _TOKEN: Final = 16  # characters from which a URL's user is taken for a token
@@ -184,16 +124,36 @@ _PORT: Final = re.compile(r"[^:/@]*:\d{1,5}(?:/|$)")
 
 # A name, and what stands between it and its value: `=`, `:`, or for an option white space or the next item of a list.
 _HINT: Final = re.compile(
-    r"pass|pwd|secret|token|key|auth|cred|cookie|webhook|bearer|conn|basic |digest|sig|code=|access=", re.IGNORECASE
+    r"pass|pwd|secret|token|key|auth|cred|cookie|webhook|bearer|conn|basic |digest|sig|code=|access=|login|curl|mysql"
+    r"|jwt|[_-]pat\b|mnemonic|contrasena|senha|sessionid|sid=",
+    re.IGNORECASE,
 )
 _NAMED: Final = re.compile(
-    r"(?<![A-Za-z0-9_.-])(?P<dashes>-*+)(?P<name>[A-Za-z_][A-Za-z0-9_.-]*+)(?P<quote>\\{0,8}[\"'])?\]?"
-    r"(?P<sign>[ \t]{0,8}(?:=>|:=|[=:])[ \t]{0,8}|,?[ \t]{1,8}|,)"
+    r"(?:(?<![A-Za-z0-9_.-])|(?<=%3F)|(?<=%26))(?P<dashes>-*+)(?P<name>[A-Za-z_][A-Za-z0-9_.-]*+)"
+    r"(?P<quote>\\{0,8}[\"']|&quot;|&#3[49];)?\]?"
+    r"(?P<sign>[ \t]{0,8}(?:=>|->|:=|[=:])[ \t]{0,8}|%3D|[ \t]{1,4}(?:is|was)[ \t]{1,4}(?=[\"'])|,?[ \t]{1,8}|,)"
 )
-_OPEN: Final = re.compile(r"\s{0,8}(?:[rbfu]?(?P<quote>\\{0,8}[\"'])|(?P<bracket>[\[{(]))?")
-_BARE: Final = re.compile(r"[^\s\"']+")
+_OPEN: Final = re.compile(
+    r"(?:\s|\\n){0,16}(?P<block>[|>][+-]?(?:\s|\\n)|-\s)?(?:\s|\\n){0,16}"  # `\n` in words: an error quotes a text
+    r"(?:[rbfu]?(?P<quote>\\{0,8}[\"']|&quot;|&#3[49];)|(?P<bracket>[\[{(]))?"
+)
+_ITEMS: Final = re.compile(
+    r"[^\n]*(?:\n[ \t]*-[ \t][^\n]*|\n[ \t]+(?![\w.-]+:[ \n])[^\n]+)*"
+)  # of a YAML list or block
+_TAGGED: Final = re.compile(r"<(?P<name>[A-Za-z_][\w.-]{0,127})>(?P<value>[^<>\s]{4,512})</(?P=name)>")
+_BESIDE: Final = re.compile(  # a name and a value as two fields, and pydantic's error of a field
+    r"\bname[\"']?\s{0,4}[:=]\s{0,4}[\"']?(?P<name>[A-Za-z_][\w.-]{0,127})[\"']?,?\s{1,80}[\"']?value[\"']?\s{0,4}[:=]"
+    r"\s{0,4}[\"']?(?P<value>[^\s\"',}]+)"
+    r"|^(?P<field>[A-Za-z_][\w.-]{0,127})\n[ \t]+[^\n]{0,400}?\binput_value=[\"']?(?P<input>[^\s\"',\]]+)",
+    re.MULTILINE,
+)
+_BARE: Final = re.compile(r"(?:[^\s\"'\\]|\\(?!n))+")
 _OF_A_QUERY: Final = re.compile(r"[^\s\"'&#]+")
-_LINE: Final = re.compile(r"[^\n\"']+")
+_OF_A_CODED_QUERY: Final = re.compile(r"[^\s\"'&%]+")
+_LINE: Final = re.compile(r"[^\n]+")
+_PAIRED: Final = (
+    8  # characters of a pair's second half, after a secret name, from which it is no word if it has a digit
+)
 _WHOLE_LINE: Final = frozenset({
     "authorization", "proxy-authorization", "cookie", "set-cookie",
 })  # fmt: skip
@@ -227,17 +187,34 @@ def _hide(text: str, key: str) -> str:
         return text
     if "://" in text and "@" in text:
         text = _USERINFO.sub(_userinfo, text)
-    if _BEGINNING.search(text):
-        text = _replaced(_SHAPES, text)
+    if BEGINNING.search(text):
+        text = _replaced(SHAPES, text)
     if _HINT.search(text):
-        text = _hide_named(_replaced(_SHAPES_OF_WORDS, text))
-    return _HEX40.sub("<redacted: api key>", text) if _WANDB_KEY.search(key[-_MAX_NAME:]) else text
+        text = COMMANDS.sub(_without_group, _replaced(SHAPES_OF_WORDS, text))
+        text = _hide_named(_BESIDE.sub(_without_value, _TAGGED.sub(_without_value, text)))
+    return _HEX40.sub("<redacted: api key>", text) if _WANDB_KEY.search(key[-MAX_NAME:]) else text
 
 
 def _replaced(shapes: tuple[tuple[str, re.Pattern[str]], ...], text: str) -> str:
     for name, shape in shapes:
         text = shape.sub(f"<redacted: {name}>", text)
     return text
+
+
+def _without_group(hit: re.Match[str]) -> str:
+    """The match, the one group of it that matched hidden."""
+    begin, end = hit.span(hit.lastgroup or 0)
+    return f"{hit[0][: begin - hit.start()]}{HIDDEN}{hit[0][end - hit.start() :]}"
+
+
+def _without_value(hit: re.Match[str]) -> str:
+    """The match of a name and a value, the value hidden if the name says so."""
+    groups = hit.groupdict()
+    name, value = groups["name"] or groups.get("field") or "", groups["value"] or groups.get("input") or ""
+    if not holds_secret(name, value) or _REDACTED.search(value):
+        return hit[0]
+    begin, end = hit.span("value" if groups["value"] else "input")
+    return f"{hit[0][: begin - hit.start()]}{HIDDEN}{hit[0][end - hit.start() :]}"
 
 
 def _userinfo(hit: re.Match[str]) -> str:
@@ -262,42 +239,79 @@ def _hide_named(text: str) -> str:
     done = position = 0
     while (hit := _NAMED.search(text, position)) is not None:
         position = hit.end("name")
-        if not (_kind(hit["name"][-_MAX_NAME:]) or hit["name"].lower() in _WHOLE_LINE):
+        if not (kind_of(hit["name"][-MAX_NAME:]) or hit["name"].lower() in _WHOLE_LINE):
             continue
         begin, end = _value(text, hit)
         if begin < end:
-            shown += [text[done:begin], _HIDDEN]
+            shown += [text[done:begin], HIDDEN]
             done = position = end
     return "".join([*shown, text[done:]]) if shown else text
 
 
-def _value(text: str, hit: re.Match[str]) -> tuple[int, int]:
+def _value(text: str, hit: re.Match[str]) -> tuple[int, int]:  # noqa: PLR0911  # one for each form of a value
     """Start and end of the secret value of a name; an empty span where it is harmless or absent."""
     name, sign = hit["name"], hit["sign"].strip()
-    if sign in {"", ","} and not hit["dashes"]:
-        return 0, 0  # prose, or a list of names
     opened = _OPEN.match(text, hit.end())
     assert opened is not None  # noqa: S101  # it may be empty
     begin = opened.end()
-    is_header = name.lower() in _WHOLE_LINE or (name[:2].lower() == "x-" and _kind(name) != "")
+    if opened["block"] and sign == ":":
+        return begin, _end_of(_ITEMS, text, begin)
+    if sign in {"", ","} and not hit["dashes"]:
+        return _after_a_word(text, hit, opened)
     if opened["bracket"]:
-        return (begin - 1, _balanced(text, begin - 1)) if _kind(name) != "key" else (0, 0)
-    if opened["quote"]:
-        end = text.find(opened["quote"], begin)
-        end = len(text) if end < 0 else end
-    elif sign == ":" and is_header:
-        end = _end_of(_LINE, text, begin)
+        return (begin - 1, _balanced(text, begin - 1)) if kind_of(name) != "key" else (0, 0)
+    is_header = name.lower() in _WHOLE_LINE or (name[:2].lower() == "x-" and kind_of(name) != "")
+    if sign == ":" and is_header and not opened["quote"]:
+        end = _end_of_header(text, hit.start(), begin)
         return (begin, end) if not _REDACTED.match(text, begin) else (0, 0)
-    elif text[max(0, hit.start() - 1) : hit.start()] in {"?", "&"}:
-        end = _end_of(_OF_A_QUERY, text, begin)
-    else:
-        end = _end_of(_BARE, text, begin)
+    end = _end_of_value(text, hit, opened)
     value = text[begin:end]
     bare = value.rstrip(",;.)}]")
     if value.startswith(("--", "<redacted")) or not holds_secret(name, bare):
         return 0, 0
-    is_prose = sign == ":" and not opened["quote"] and not hit["quote"]
-    return (0, 0) if is_prose and not _is_mixed(bare) else (begin, begin + len(bare))
+    if bare.endswith(":") and "\n" in text[hit.end() : begin]:  # the next name: this one has no value
+        return 0, 0
+    is_said = sign in {":", "->", "is", "was"} and not (hit["quote"] or (sign == ":" and opened["quote"]))
+    is_prose = is_said and not _is_a_line(text, hit.start(), end)
+    return (0, 0) if is_prose and not is_mixed(bare) else (begin, begin + len(bare))
+
+
+def _end_of_value(text: str, hit: re.Match[str], opened: re.Match[str]) -> int:
+    begin = opened.end()
+    if opened["quote"]:
+        end = text.find(opened["quote"], begin)
+        return len(text) if end < 0 else end
+    if hit["sign"] == "%3D":
+        return _end_of(_OF_A_CODED_QUERY, text, begin)
+    of_a_query = text[max(0, hit.start() - 1) : hit.start()] in {"?", "&"}
+    return _end_of(_OF_A_QUERY if of_a_query else _BARE, text, begin)
+
+
+def _after_a_word(text: str, hit: re.Match[str], opened: re.Match[str]) -> tuple[int, int]:
+    """The value after a name and a blank or a comma, if it can be no word: `ENV API_KEY v`, `("api-key", "v")`."""
+    begin, name = opened.end(), hit["name"]
+    is_pair = "," in hit["sign"]
+    if opened["bracket"] or (is_pair and not (hit["quote"] and opened["quote"])):
+        return 0, 0
+    end = _end_of_value(text, hit, opened)
+    value = text[begin:end]
+    plain = is_pair and kind_of(name) == "secret" and len(value) >= _PAIRED and not value.isalpha()
+    is_secret = holds_secret(name, value) and (_RANDOM.fullmatch(value) or (plain and any(map(str.isdigit, value))))
+    return (begin, end) if is_secret else (0, 0)
+
+
+def _end_of_header(text: str, start: int, begin: int) -> int:
+    """The end of a header's value: its line's, or that of the quotes around the header."""
+    end = _end_of(_LINE, text, begin)
+    around = text[max(0, start - 1) : start]
+    closed = text.find(around, begin, end) if around in {"'", '"'} and around else -1
+    return end if closed < 0 else closed
+
+
+def _is_a_line(text: str, start: int, end: int) -> bool:
+    """Whether a name and its value are all of a line among others, as in YAML: no prose."""
+    line = text[text.rfind("\n", 0, start) + 1 : start]
+    return "\n" in text and not line.strip(" \t-") and text[end : end + 1] in {"", "\n", "\r"}
 
 
 def _end_of(pattern: re.Pattern[str], text: str, begin: int) -> int:
@@ -305,7 +319,7 @@ def _end_of(pattern: re.Pattern[str], text: str, begin: int) -> int:
     return begin if hit is None else hit.end()
 
 
-def _is_mixed(value: str) -> bool:
+def is_mixed(value: str) -> bool:
     """Whether a value is unlike a word: six characters or more, with a digit or a sign among them."""
     return len(value) >= 6 and not value.isalpha()
 
@@ -322,94 +336,3 @@ def _balanced(text: str, begin: int) -> int:
             if not expected:
                 return place + 1
     return len(text)
-
-
-# Documents ------------------------------------------------------------------------------------------------------------
-
-_NAME_KEYS: Final = ("name", "key", "option", "variable", "field")
-_VALUE_KEYS: Final = frozenset({
-    "value", "val", "default", "values",
-})  # fmt: skip
-
-
-def hide_in(value: Any, key: str = "") -> Any:  # noqa: PLR0911  # one for each type
-    """Return a report, or a value of JSON, with the secrets in its texts hidden: a copy where there is one.
-
-    Below a secret name every text is hidden, in lists and mappings, too; so is what follows `--token` in a list of
-    arguments, and the value beside `{"name": "API_KEY"}`. Keys are texts as well.
-    """
-    if isinstance(value, str):
-        return _HIDDEN if holds_secret(key, value) else hide_secrets(value, key)
-    if isinstance(value, msgspec.Struct):
-        return _hide_in_fields(value, value.__struct_fields__, key, msgspec.structs.replace)
-    if dataclasses.is_dataclass(value):
-        return _hide_in_fields(value, [field.name for field in dataclasses.fields(value)], key, dataclasses.replace)
-    if isinstance(value, dict):
-        found = {
-            _key_of(k): hide_in(v, below(key, name))
-            for (k, v), name in zip(value.items(), names_in(value), strict=True)
-        }
-        return value if _same(found, value) else found
-    if isinstance(value, (list, tuple)):
-        named = zip(value, names_beside(value, key), strict=True)
-        items = [item if type(item) in _NUMBERS else hide_in(item, name) for item, name in named]
-        if all(new is old for new, old in zip(items, value, strict=True)):
-            return value
-        return items if isinstance(value, list) else getattr(value, "_make", tuple)(items)
-    return value
-
-
-_NUMBERS: Final = frozenset({int, float, bool})
-
-
-def _hide_in_fields(value: Any, names: Iterable[str], key: str, replace: Callable[..., Any]) -> Any:
-    changed = {}
-    for name in names:
-        old = getattr(value, name)
-        if old is not None and type(old) not in _NUMBERS and (new := hide_in(old, below(key, name))) is not old:
-            changed[name] = new
-    return replace(value, **changed) if changed else value
-
-
-def _key_of(key: Any) -> Any:
-    return hide_secrets(key) if isinstance(key, str) else key
-
-
-def _same(new: dict[Any, Any], old: dict[Any, Any]) -> bool:
-    if len(new) != len(old):
-        return False
-    return all(k is j and v is w for (k, v), (j, w) in zip(new.items(), old.items(), strict=True))
-
-
-def below(key: str, name: Any) -> str:
-    """Return the name under which a value in a mapping of that key is judged: a secret's stays one all the way down.
-
-    >>> below("hub_token", "value"), below("wandb", "key"), below("config", "lr")
-    ('hub_token', 'wandb.key', 'lr')
-    """
-    if not isinstance(name, str):
-        return key
-    if key and _kind(key[-_MAX_NAME:]) in {"secret", "token"} and not _kind(name[-_MAX_NAME:]):
-        return key
-    return f"{key}.{name}" if "wandb" in key[:_MAX_NAME].lower() else name
-
-
-def names_in(mapping: dict[Any, Any]) -> list[Any]:
-    """Return the names under which a mapping's values are judged: its keys; n for v in `{"name": n, "value": v}`."""
-    label = next(
-        (mapping[k] for k in _NAME_KEYS if isinstance(mapping.get(k), str) and _kind(mapping[k][-_MAX_NAME:])), ""
-    )
-    if not label:
-        return list(mapping)
-    return [label if k in _VALUE_KEYS else k for k in mapping]
-
-
-def names_beside(items: list[Any] | tuple[Any, ...], key: str) -> list[str]:
-    """Return the names under which a list's items are judged: the list's own, or the option that stands before one."""
-    names = [key] * len(items)
-    for place, item in enumerate(items[:-1], 1):
-        if isinstance(item, str) and item[:1] == "-" and _kind(item[-_MAX_NAME:]) and "=" not in item:
-            names[place] = item.lstrip("-")
-    if len(items) == 2 and isinstance(items[0], str) and len(items[0]) <= _MAX_NAME and _kind(items[0]) == "secret":
-        names[1] = items[0]  # one of a list of pairs
-    return names

@@ -19,6 +19,7 @@ from gradience.adapters.layout import Module
 from gradience.adapters.names import layer_index, module_type
 from gradience.adapters.open import WEIGHT_NAMES
 from gradience.errors import AdapterError
+from gradience.io.reading import real_path
 from gradience.io.types import PathLike, Progress
 from gradience.schema.compare import (
     COMPARE_ADAPTERS_SCHEMA_ID,
@@ -208,13 +209,13 @@ def _notes(sides: Sequence[Side]) -> list[str]:
 
 def step_of(path: Path) -> int | None:
     """Return the step that a folder's name gives, or None."""
-    hit = _CHECKPOINT.fullmatch(path.resolve().name)
+    hit = _CHECKPOINT.fullmatch(real_path(path).name)
     return int(hit[1]) if hit else None
 
 
 def are_series(paths: Sequence[Path]) -> bool:
     """Return whether the folders are checkpoints of one run: named checkpoint-N, in one place."""
-    return all(step_of(path) is not None for path in paths) and len({path.resolve().parent for path in paths}) == 1
+    return all(step_of(path) is not None for path in paths) and len({real_path(path).parent for path in paths}) == 1
 
 
 def checkpoints_of(folder: Path) -> list[Path]:

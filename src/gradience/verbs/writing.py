@@ -25,7 +25,7 @@ from gradience.base.weights import file_digest
 from gradience.errors import AdapterError, OutputError
 from gradience.io.atomic import atomic_folder, refuse_file, refuse_folder
 from gradience.io.decoding import decode_json
-from gradience.io.reading import read_small
+from gradience.io.reading import read_small, real_path
 from gradience.io.safetensors import PlannedTensor, write_safetensors
 from gradience.io.sorting import natural_key
 from gradience.io.types import PathLike
@@ -109,7 +109,7 @@ def open_sides(paths: Sequence[PathLike]) -> list[Side]:
 
 def _names(paths: Sequence[Path]) -> list[str]:
     """Return a short name for each path: its last parts, as few as distinguish them all."""
-    parts = [path.resolve().parts for path in paths]
+    parts = [real_path(path).parts for path in paths]
     for n in range(1, max(map(len, parts)) + 1):
         names = ["/".join(p[-n:]) for p in parts]
         if len(set(names)) == len(names):
@@ -368,11 +368,11 @@ def refuse_place(
         OutputError: `out` holds what is read, lies in the folder of an adapter that is read, or exists and is not to
             be replaced.
     """
-    place = out.resolve()
+    place = real_path(out)
     for files in adapters:
         if any(source.is_relative_to(place) for source in _locations(files.folder, files.config, *weight_files(files))):
             raise OutputError(f"{out} is, or holds, an adapter that is read", advice="write to a place of its own")
-        if (files.folder / CONFIG_NAME).is_file() and place.is_relative_to(files.folder.resolve()):
+        if (files.folder / CONFIG_NAME).is_file() and place.is_relative_to(real_path(files.folder)):
             raise OutputError(f"{out} is in an adapter's folder that is read", advice="write to a place of its own")
     if any(source.is_relative_to(place) for source in _locations(*base)):
         raise OutputError(f"{out} is, or holds, the base model that is read", advice="write to a place of its own")
@@ -428,5 +428,5 @@ def weight_files(files: AdapterFiles) -> tuple[Path, ...]:
 def _locations(*paths: Path) -> Iterator[Path]:
     """Yield where each path leads, and where it lies: the hub's cache and others keep links in their folders."""
     for path in paths:
-        yield path.resolve()
-        yield path.parent.resolve() / path.name
+        yield real_path(path)
+        yield real_path(path.parent) / path.name

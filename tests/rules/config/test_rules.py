@@ -8,7 +8,7 @@ import msgspec
 import pytest
 
 from gradience.rules.config.facts import CheckContext
-from gradience.rules.config.judge import RULES, judge_config
+from gradience.rules.config.judge import RULES, judge_config, settings_of
 from gradience.rules.rule import Verdict
 from gradience.schema.config import ConfigSnapshot
 from gradience.schema.findings import Coverage
@@ -276,6 +276,14 @@ def coverage(**fields: Any) -> CheckContext:
 
 
 AROUND = {  # rule: (fires, silent, cannot tell), each with what the configuration says besides
+    "KEY001": (
+        [
+            (training(), CheckContext(unknown_keys=("learning_rat",))),
+            (training(), CheckContext(unknown_keys=("note", "model.lora_rnak"))),
+        ],
+        [(training(), CheckContext(unknown_keys=())), (training(), CheckContext(unknown_keys=("my_own_note", "lor")))],
+        [(training(), CheckContext())],
+    ),
     "TGT002": (
         [
             (lora(), coverage(modules=0, layers=0)),
@@ -385,6 +393,16 @@ def test_rule_on_what_lies_around_fires_is_silent_or_says_why(
     reasons = [item.reason for item in verdict.not_run if item.id == rule]
     assert (found, bool(reasons)) == (outcome == "fires", outcome == "cannot tell")
     assert all(reasons)
+
+
+def test_a_misspelt_key_is_named_with_the_setting_that_was_meant() -> None:
+    keys = ("learning_rat", "model.lora_rnak", "note")
+    found = [f for f in judge_config(training(), around=CheckContext(unknown_keys=keys)).findings if f.id == "KEY001"]
+    assert [f.message for f in found] == [
+        "no setting is called learning_rat; did you mean learning_rate?",
+        "no setting is called model.lora_rnak; did you mean lora_rank?",
+    ]
+    assert settings_of(found[0]) == ["learning_rat"]
 
 
 def test_no_reached_module_is_an_error_and_few_layers_a_warning() -> None:

@@ -15,6 +15,7 @@ from gradience.schema.findings import Coverage, Finding
 STATED = {
     "VAL001": ("error", 1.0),
     "SEC001": ("warning", 0.95),
+    "KEY001": ("warning", 0.85),
     "LR001": ("warning", 0.8),
     "LR002": ("warning", 0.7),
     "LR003": ("warning", 0.85),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
-from log_runs import EDGES, RUNS, Edge
+from log_runs import EDGES, RUNS
 from said import GOLDEN, all_said
 
 from gradience.rules.log.judge import DETECTORS
@@ -26,20 +26,18 @@ def test_the_golden_file_is_of_these_logs_and_runs(said: dict[str, list[str]]) -
     assert len(RUNS) == 2 * len(EDGES)
 
 
-@pytest.mark.parametrize("name", EXPECTED)
-def test_severities_confidences_values_and_the_numbers_of_every_sentence_are_these(
-    name: str, said: dict[str, list[str]]
-) -> None:
+def test_severities_confidences_values_and_the_numbers_of_every_sentence_are_these(said: dict[str, list[str]]) -> None:
     """`python tests/said.py` writes them anew after a change that was meant."""
-    assert said[name] == EXPECTED[name]
+    changed = {name: set(lines) ^ set(EXPECTED[name]) for name, lines in said.items() if lines != EXPECTED[name]}
+    assert changed == {}
 
 
-@pytest.mark.parametrize("edge", EDGES, ids=lambda edge: f"{edge.rule}-{edge.number}")
-def test_the_answer_of_a_rule_changes_between_the_two_sides_of_its_threshold(
-    edge: Edge, said: dict[str, list[str]]
-) -> None:
-    below, above = ([line for line in said[name] if line.startswith(edge.rule)] for name in edge.names)
-    assert below != above
+def test_the_answer_of_a_rule_changes_between_the_two_sides_of_its_threshold(said: dict[str, list[str]]) -> None:
+    alike = []
+    for edge in EDGES:
+        below, above = ([line for line in said[name] if line.startswith(edge.rule)] for name in edge.names)
+        alike += [f"{edge.rule} {edge.number}"] if below == above else []
+    assert alike == []
 
 
 def test_every_threshold_of_a_rule_on_logs_has_two_sides_here_or_is_held_elsewhere() -> None:

@@ -6,6 +6,7 @@ import math
 
 import pytest
 
+from gradience.rules.data.judge import DATA_RULES
 from gradience.rules.log.facts import RunFacts, Series, Signal
 from gradience.rules.log.judge import DETECTORS, detect
 from gradience.rules.log.learning import learning
@@ -49,6 +50,7 @@ STATED = {
     "DUP117": ("warning", 0.9),
     "GAP118": ("info", 0.95),
     "CMP213": ("info", 0.5),
+    "DAT321": ("warning", 0.7),
     "TYP214": ("info", 0.4),
 }
 
@@ -97,8 +99,8 @@ def reason(about, facts):
 
 
 def test_every_rule_has_the_severity_and_confidence_that_the_docs_state():
-    of_weights = {"NUM201", "TRN202", "RND203", "SIZ215", "UTL204"}
-    assert {d.id: (d.severity, d.confidence) for d in DETECTORS if d.id not in of_weights} == STATED
+    elsewhere = {"NUM201", "TRN202", "RND203", "SIZ215", "UTL204", *(rule.id for rule in DATA_RULES)}
+    assert {d.id: (d.severity, d.confidence) for d in DETECTORS if d.id not in elsewhere} == STATED
 
 
 # --- divergence --------------------------------------------------------------------------------------------------

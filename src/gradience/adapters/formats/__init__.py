@@ -9,10 +9,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Final
 
+from gradience.adapters.formats.archives import SUFFIXES
 from gradience.adapters.formats.kohya import DIFFUSERS, KOHYA
 from gradience.adapters.formats.mlx import MLX, MLX_FULL, TORCHTUNE
 from gradience.adapters.formats.peft import PEFT
 from gradience.adapters.layout import Files, Format
+from gradience.errors import AdapterError
 from gradience.io.safetensors import SafetensorsFile, TensorSource
 
 FORMATS: Final[tuple[Format, ...]] = (MLX, TORCHTUNE, KOHYA, PEFT, DIFFUSERS, MLX_FULL)
@@ -36,4 +38,9 @@ def open_weights(path: Path) -> TensorSource:
         from gradience.adapters.formats.torch_bin import TorchFile  # noqa: PLC0415  # torch only where it is needed
 
         return TorchFile(path)
+    if path.suffix in SUFFIXES:
+        raise AdapterError(
+            f"{path} holds arrays as JAX and Keras programs save them, which only audit reads",
+            advice=f"run: gradience audit {path}",
+        )
     return SafetensorsFile(path)

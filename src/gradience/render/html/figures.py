@@ -215,6 +215,7 @@ _CHARACTER: Final = 7.0  # units, about, of a row's name in the page's font
 _LONGEST: Final = 24  # characters of a row's name
 _ROW: Final = 22.0  # height of a row of a map
 _FOOT: Final = 40.0  # height of the numbers and the label under a map
+_BARS: Final = 160.0  # height of a histogram
 _NUMBER: Final = 24.0  # units that a layer's number needs
 
 
@@ -236,6 +237,25 @@ def draw_map(grid: Grid, size: Size, label: str) -> Element:
         for i, (kind, row) in enumerate(grid.rows.items()):
             box = _Box(x, i * _ROW, column)
             content += _cell(row.get(layer, " "), box, f"layer {layer} {kind}", grid.top)
+    return _svg(content, size._replace(height=bottom + _FOOT), label)
+
+
+def draw_bars(bins: Sequence[int], bin_width: int, size: Size, label: str, limit: int | None = None) -> Element:
+    """A histogram from 0; a bar's title has its range and count, and a line marks the limit."""
+    column, bottom, top = size.width / max(len(bins), 1), _BARS, max(bins, default=0) or 1
+    content = []
+    for i, n in enumerate(bins):
+        low, high = i * bin_width, (i + 1) * bin_width - 1
+        span = {"x": round(i * column + 0.5, 1), "width": round(max(column - 1.0, 0.5), 1)}
+        name = tag("title", f"{low:,} to {high:,}: {n:,}")
+        height = round(bottom * n / top, 1)
+        content.append(tag("rect", name, y=round(bottom - height, 1), height=height, class_="cell", **span))
+    content.append(_text("0", 0.0, bottom + 15.0, ""))
+    content.append(_text(f"{bin_width * len(bins):,}", size.width, bottom + 15.0, "end"))
+    if limit is not None and limit <= bin_width * len(bins):
+        x = limit / bin_width * column
+        content.append(tag("rect", x=round(x - 1.0, 1), y=0.0, width=2.0, height=bottom, class_="cell below"))
+        content.append(_text(f"limit {limit:,}", x, bottom + 15.0, "middle label"))
     return _svg(content, size._replace(height=bottom + _FOOT), label)
 
 

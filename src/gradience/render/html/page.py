@@ -16,6 +16,7 @@ from xml.etree.ElementTree import Element
 from gradience.render.check import by_reason, config_rows, split_headline
 from gradience.render.html import Story
 from gradience.render.html.bench import bench_section
+from gradience.render.html.data import data_section
 from gradience.render.html.figures import style_sheet
 from gradience.render.html.markup import Node, document, style_element, tag
 from gradience.render.html.pieces import Columns, Numbered, facts, fold, note, numbered, section, table
@@ -36,6 +37,7 @@ def report_html(story: Story) -> str:
     sections = (
         _findings(story, found),
         training_section(story, found),
+        data_section(story),
         weights_section(story),
         comparison_section(story.comparison),
         bench_section(story.bench),

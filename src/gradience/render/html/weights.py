@@ -18,7 +18,7 @@ from gradience.render.html.plot import Envelope, Floats, Line, Plot, envelope
 from gradience.render.plots import Quantity, grid_of, grid_of_cells
 from gradience.render.ranks import present_rank, suggested_for, update_size
 from gradience.render.text import count, megabytes, number, percent, shorter, words
-from gradience.schema.audit import AuditReport, LedgerEntry, ModuleAudit, SuggestedRank
+from gradience.schema.audit import AuditReport, LedgerEntry, ModuleAudit, Percentile, SuggestedRank
 from gradience.schema.compare import (
     AdapterPair,
     CheckpointPoint,
@@ -43,6 +43,7 @@ def weights_section(story: Story) -> Element | None:
         "Weights",
         verdict,
         facts(_summary(report)),
+        _standing(report),
         tag("div", figures, class_="figures"),
         _ranks(report),
         _modules(report),
@@ -63,6 +64,24 @@ def _summary(report: AuditReport) -> Iterator[tuple[str, str]]:
     if base is not None:
         yield "Size relative to the base", percent(base.relative_frobenius)
         yield "Modules compared with the base", f"{base.compared:,}"
+
+
+def _standing(report: AuditReport) -> Element | None:
+    """The percentiles among the trained adapters of a fleet."""
+    if report.standing is None:
+        return None
+    caption = f"Among the trained adapters of {report.standing.fleet}, per cent of them below this one"
+    return table(_PERCENTILES, report.standing.percentiles, caption=caption, numbers=4)
+
+
+_PERCENTILES: Final[Columns[Percentile]] = (
+    ("number", lambda item: words(item.measure)),
+    ("modules", lambda item: item.module_type),
+    ("r", lambda item: str(item.r)),
+    ("value", lambda item: number(item.value, ".4g")),
+    ("percentile", lambda item: f"{item.percentile:.0f}"),
+    ("n", lambda item: f"{item.n:,}"),
+)
 
 
 _TINY: Final = 1e-300  # keeps a division by the first singular value finite

@@ -28,6 +28,8 @@ class CheckContext(NamedTuple):
     output: tuple[str, ...] | None = None
     """What of a run the output folder holds, by name."""
     no_output: str = "output_dir is not given"
+    unknown_keys: tuple[str, ...] | None = None
+    """Keys of the input that no setting is read from and no program is known to have; None where no file was read."""
     engines: tuple[str, ...] = ()
     """Engines that the adapter is meant for."""
 

@@ -10,8 +10,9 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from typing import Final, NamedTuple
 
+from gradience.configs.known import ALIKE, nearest_known
 from gradience.rules.config.facts import Facts, about_lora
-from gradience.rules.rule import Observation, Rule, Unknown
+from gradience.rules.rule import Observation, Rule, Threshold, Unknown
 from gradience.schema.config import ConfigSnapshot
 from gradience.schema.findings import Evidence
 from gradience.schema.scalars import Json, NonFinite, as_float, real
@@ -122,6 +123,18 @@ def _fields_of(values: Mapping[str, Json]) -> Iterator[str]:
     return ("betas" if name.startswith("adam beta") else _FIELDS.get(name, name) for name in names)
 
 
+def _misspelt(facts: Facts) -> Iterator[Observation]:
+    if facts.around.unknown_keys is None:
+        raise Unknown("the settings come from no file: there is no key to look at")
+    for key in facts.around.unknown_keys:
+        if (meant := nearest_known(key)) is not None:
+            yield Observation(
+                f"no setting is called {key}; did you mean {meant}?",
+                {"key": key, "nearest": meant},
+                action=f"write {meant}, or remove the key",
+            )
+
+
 RULES = (
     Rule(
         id="VAL001",
@@ -158,5 +171,27 @@ RULES = (
         action="log in with `hf auth login` or an environment variable; revoke it if shared",
         scope="every key ending in token, api_key, secret or password, save a tokenizer's",
         verify="search the output folder for the token's first characters",
+    ),
+    Rule(
+        id="KEY001",
+        severity="warning",
+        title="a key that nobody reads",
+        groups=("config",),
+        condition="a key that no setting is read from and no list of known keys holds is spelt almost as a known one; "
+        "at least {alike} alike",
+        observe=_misspelt,
+        settings=lambda values: [str(values.get("key", ""))],
+        confidence=0.85,
+        evidence=(
+            Evidence(
+                source="definition",
+                says="a trainer that takes unknown keys in silence runs with the default of the setting that was meant",
+            ),
+        ),
+        rationale="The run goes on without the setting, and nothing in its log says so.",
+        action="write the known name, or remove the key",
+        scope="PEFT's, transformers' and TRL's arguments, recipes of Axolotl, LLaMA-Factory, torchtune and MLX-LM",
+        verify="the trainer's own dump of its arguments shows the value or the default",
+        thresholds=(Threshold("alike", ALIKE, "difflib's ratio", "a judgement"),),
     ),
 )

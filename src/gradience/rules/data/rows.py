@@ -19,10 +19,12 @@ def counted(rows: Rows, of: int, what: str = "rows") -> str:
     """
     if rows.count == of:
         return f"all {of:,} {what}"
-    more = ", ..." if rows.count > len(rows.first) else ""
+    named = (
+        f": {', '.join(map(str, rows.first))}{', ...' if rows.count > len(rows.first) else ''}" if rows.first else ""
+    )
     part = 100 * share(rows, of)
     shown = f"{part:.2g}" if part < 10 else f"{part:.0f}"  # two digits
-    return f"{rows.count:,} of {of:,} {what} ({shown} %: {', '.join(map(str, rows.first))}{more})"
+    return f"{rows.count:,} of {of:,} {what} ({shown} %{named})"
 
 
 def values(rows: Rows, of: int, **more: Json) -> dict[str, Json]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from gradience.rules.data.rows import counted, of_tokens, share, values
+from gradience.rules.evidence import ALL_MASKED
 from gradience.rules.rule import Observation, Rule, Threshold, Unknown
 from gradience.schema.data import DataReport
 from gradience.schema.findings import Evidence
@@ -17,9 +18,6 @@ PROMPT_TAUGHT = Threshold(
     "prompt_taught", 0.5, "share of rows", "proposal: a few rows without a prompt are no wrong setting"
 )
 MASKED_END = Threshold("masked_end", 0.5, "share of whole answers", "proposal: half of the answers")
-TRL_ZERO = Evidence(
-    source="huggingface/trl#6668", says="SFTTrainer logs loss 0.0 when every label is masked, and trains on"
-)
 NO_MARKERS = Evidence(
     source="huggingface/trl#4201; marin-community/marin#7237",
     says="stock templates have no generation block: assistant_only_loss masks every token",
@@ -91,6 +89,8 @@ def _end(data: DataReport) -> Iterator[Observation]:
     seen, whole = data.seen.end_supervised, data.whole_rows
     if share(seen, whole) >= END_SELDOM.value:
         return
+    if _masked_as_padding(data):
+        raise Unknown("the end token is masked with the padding (see DAT308)")
     ends = " or ".join(data.end_tokens)
     counts = {"with_end": seen.count, "whole": whole, "end_tokens": data.end_tokens, "turn_end": data.turn_end}
     if data.turn_end:
@@ -110,13 +110,18 @@ def _end(data: DataReport) -> Iterator[Observation]:
         )
 
 
+def _masked_as_padding(data: DataReport) -> bool:
+    masked = share(data.seen.end_masked, data.whole_rows)
+    return data.pad_is_end is True and data.has_labels and masked >= MASKED_END.value
+
+
 def _pad_is_end(data: DataReport) -> Iterator[Observation]:
     if data.pad_is_end is None:
         raise Unknown("no tokenizer is given")
     if not data.pad_is_end:
         return
     masked = data.seen.end_masked
-    if data.has_labels and masked.count and share(masked, data.whole_rows) >= MASKED_END.value:
+    if _masked_as_padding(data):
         yield Observation(
             f"pad and end token are one, and the labels mask the end of {counted(masked, data.whole_rows, 'answers')}",
             values(masked, data.whole_rows),
@@ -134,7 +139,7 @@ RULES = (
         id="DAT301",
         severity="error",
         title="rows without a supervised token",
-        groups=("data",),
+        groups=("data", "log"),
         condition="no token of a row is supervised, before any cut; of all rows: critical",
         observe=_unsupervised,
         needs=(of_tokens,),
@@ -144,7 +149,7 @@ RULES = (
         "plausible or zero loss.",
         action="look at these rows: no assistant turn, another role's name, an empty answer; or choose another --loss",
         verify="labels of trainer.train_dataset[i]: all -100",
-        evidence=(TRL_ZERO,),
+        evidence=(ALL_MASKED,),
         settings=("assistant_only_loss", "completion_only_loss", "train_on_inputs", "train_on_prompt"),
     ),
     Rule(
@@ -168,7 +173,7 @@ RULES = (
         id="DAT303",
         severity="info",
         title="few tokens are supervised",
-        groups=("data",),
+        groups=("data", "log"),
         condition="under {few_supervised} of the kept tokens are supervised",
         observe=_few_supervised,
         needs=(of_tokens,),
@@ -206,7 +211,7 @@ RULES = (
         id="DAT307",
         severity="error",
         title="the end token is not learnt",
-        groups=("data",),
+        groups=("data", "log"),
         condition="an end token is supervised in under {end_seldom} of the whole answers; in some: warning; answers "
         "that end with another control token: warning",
         observe=_end,

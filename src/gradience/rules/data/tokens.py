@@ -35,8 +35,8 @@ def _cut(data: DataReport) -> Iterator[Observation]:
         return
     lost = _lost(data) / tokens.total if tokens.total else 0.0
     yield Observation(
-        f"{counted(rows, data.rows_read)} are longer than {data.max_length:,} tokens: {lost:.1%} of all are lost; "
-        f"{lengths.p95:,} tokens keep 95 % of the sequences whole, {lengths.p99:,} keep 99 %",
+        f"{counted(rows, data.rows_read)} are longer than {data.max_length:,} tokens: {lost:.1%} of the tokens are "
+        f"lost; {lengths.p95:,} tokens keep 95 % of the sequences whole, {lengths.p99:,} keep 99 %",
         values(
             rows, data.rows_read, max_length=data.max_length, tokens_lost=_lost(data), p95=lengths.p95, p99=lengths.p99
         ),
@@ -109,7 +109,7 @@ RULES = (
         id="DAT305",
         severity="info",
         title="rows are cut by the length limit",
-        groups=("data",),
+        groups=("data", "log"),
         condition="a row is longer than the limit; from {cut_many} of the rows: warning",
         observe=_cut,
         needs=(_limit,),
@@ -193,7 +193,7 @@ RULES = (
         id="DAT320",
         severity="info",
         title="batches are mostly padding",
-        groups=("data",),
+        groups=("data", "log"),
         condition="{padding} of the tokens of batches in random order are padding",
         observe=_padding,
         needs=(of_tokens,),

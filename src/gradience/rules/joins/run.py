@@ -7,7 +7,17 @@ from __future__ import annotations
 
 from typing import Final
 
-from gradience.rules.evidence import DIVERGENCE, MASKED, NAN_TRL, NEMOTRON, PRECHELT, SAVE_FLOW, SWEEP_HIGH, TRL_RL
+from gradience.rules.evidence import (
+    ALL_MASKED,
+    DIVERGENCE,
+    MASKED,
+    NAN_TRL,
+    NEMOTRON,
+    PRECHELT,
+    SAVE_FLOW,
+    SWEEP_HIGH,
+    TRL_RL,
+)
 from gradience.rules.joins import files
 from gradience.rules.joins.correlation import Correlation, Message, Needs
 from gradience.rules.joins.symptoms import EXPLODED_RMS, FEW_LAYERS, MANY_LAYERS, TINY_RMS
@@ -27,6 +37,25 @@ _HIGH_RATE: Final = ("LR002", "LR003", "LR004", "LR005", "LR007")
 _LOW_RATE: Final = ("LR001", "ALP002")
 
 JOINS: Final[tuple[Correlation, ...]] = (
+    Correlation(
+        id="DAT330",
+        severity="critical",
+        title="no token supervised, and what follows from it",
+        needs=(
+            Needs("log", ("DAT301",), frozenset({"critical"})),
+            Needs("weights", ("NUM201", "TRN202")),
+        ),
+        messages=(
+            Message(("log", "weights"), "No token was supervised in any batch that was seen, and the weights show it."),
+        ),
+        confidence=0.97,
+        evidence=(ALL_MASKED,),
+        rationale="Without a supervised token there is no gradient, or one of 0 / 0: the adapter stays as it began, or "
+        "becomes NaN.",
+        action="Look at the labels of a batch; then at the chat template, the columns and the loss mode.",
+        scope="runs whose recorder saw batches with labels of tokens",
+        verify="The share of labels that are not -100 in a batch of the trainer.",
+    ),
     Correlation(
         id="NUM301",
         severity="error",

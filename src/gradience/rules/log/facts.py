@@ -133,6 +133,7 @@ class RunFacts:
     epoch: float | None = None
     utilization_mean: float | None = None
     audit: Mapping[str, Json] | None = None  # payload of the newest lora_audit
+    data: Mapping[str, Json] | None = None  # the same of `data`: what the model was fed
     status: str = "unknown"
     status_reason: str | None = None  # why it ended so, such as the exception's name
     last_step: int | None = None

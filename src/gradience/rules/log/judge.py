@@ -11,6 +11,7 @@ from typing import Final
 
 from gradience.rules.log import (
     adapter,
+    data,
     divergence,
     gradient,
     guard,
@@ -24,6 +25,7 @@ from gradience.rules.log import (
 )
 from gradience.rules.log.facts import RunFacts, sorted_by_step
 from gradience.rules.rule import Rule, Verdict, judge
+from gradience.schema.findings import NotRun
 
 DETECTORS: Final[tuple[Rule[RunFacts], ...]] = (
     *numbers.RULES,
@@ -37,7 +39,10 @@ DETECTORS: Final[tuple[Rule[RunFacts], ...]] = (
     *record.RULES,
     *guard.RULES,
     *adapter.RULES,
+    *data.RULES,
 )
+_WITHOUT_LOSS: Final = frozenset(rule.id for rule in (*record.RULES, *adapter.RULES, *data.RULES))
+_MASKED: Final = "no token is supervised (see DAT301): loss and gradient mean nothing"
 DETECTED: Final[tuple[str, ...]] = tuple(rule.id for rule in DETECTORS)  # what a finding on a log is called
 
 
@@ -46,4 +51,8 @@ def detect(facts: RunFacts) -> Verdict:
     series = sorted_by_step(facts.series)
     if series is not facts.series:  # else what the facts worked out already is kept
         facts = dataclasses.replace(facts, series=series)
-    return judge(DETECTORS, facts)
+    if not data.everything_masked(facts):
+        return judge(DETECTORS, facts)
+    verdict = judge((rule for rule in DETECTORS if rule.id in _WITHOUT_LOSS), facts)
+    masked = [NotRun(id=rule.id, reason=_MASKED) for rule in DETECTORS if rule.id not in _WITHOUT_LOSS]
+    return Verdict(verdict.findings, [*masked, *verdict.not_run])

@@ -73,9 +73,9 @@ def _epoch_steps(facts: RunFacts) -> Observation | None:
     if epochs is None or facts.last_step is None:
         raise Unknown("the log does not say how often the data was seen")
     whole = math.ceil(epochs - EPOCH_REST.value) - 1  # ends of epochs with something behind them
-    width = int(EPOCH_SHARE.value * len(curve.points) / epochs) if epochs > 0.0 else 0
     if whole < 1:
         return None
+    width = int(EPOCH_SHARE.value * len(curve.points) / epochs)
     if width < EPOCH_ROWS.value:
         raise Unknown(f"{width} points make {EPOCH_SHARE.value:.0%} of an epoch; it needs {EPOCH_ROWS.value:g}")
     rows = [facts.step(curve.row(point)) for point in range(len(curve.points))]

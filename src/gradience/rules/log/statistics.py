@@ -75,6 +75,7 @@ def noise(values: Sequence[float], *, few: int = _FEW_DIFFERENCES) -> float:
     """
     if len(values) < 3:
         return 0.0
+    values = bounded(values)
     first = [b - a for a, b in pairwise(values)]
     if len(values) == 3:
         return abs(values[-1] - values[0]) / 2 if first[0] * first[1] < 0 else 0.0

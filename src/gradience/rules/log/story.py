@@ -25,7 +25,7 @@ from gradience.schema.scalars import Json, NonFinite, as_float, real
 
 _GRAVE: Final = SEVERITIES.index("warning")
 _ERROR: Final = SEVERITIES.index("error")
-_BROKEN: Final = ("NUM102", "NUM101", "DIV104")  # the worst that a loss can say, worst first
+_BROKEN: Final = ("DAT301", "NUM102", "NUM101", "DIV104")  # the worst that a loss can say, worst first
 _MEANING: Final = ("SCL129", "PRF130")  # what the loss means, before what it does
 _SHAPES: Final = ("OVF110", "NOL106", "CHN112", "PLT105")  # the first of them that was seen is the one reported
 _OBJECTIVE: Final = ("REP128", "CLP125", "PRF119", "RWD122", "ZVR123", "KLD124")
@@ -92,6 +92,8 @@ def _shape(found: Mapping[str, Finding], facts: RunFacts) -> list[StoryPart]:
 
 def _broken(found: Mapping[str, Finding]) -> bool:
     """Whether the loss is broken, so that "it learns" would be false."""
+    if "DAT301" in found and found["DAT301"].severity == "critical":
+        return True
     return "DIV104" in found or any(
         rule in found and SEVERITIES.index(found[rule].severity) >= _ERROR for rule in ("NUM101", "NUM102")
     )
@@ -242,6 +244,7 @@ def _skips(v: Mapping[str, Json]) -> str:
 
 
 _PHRASES: Final[dict[str, Callable[[Mapping[str, Json]], str | None]]] = {
+    "DAT301": lambda v: "no token is supervised" if v["rows"] == v["of"] else None,
     "NUM101": _not_finite,
     "NUM102": lambda v: (
         "loss is 0 throughout: no label counts"

@@ -7,6 +7,7 @@ train with less rank: utilization falls with r by itself.
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from typing import Final, Literal, TypeAlias
 
@@ -33,7 +34,8 @@ def bucket(k: float, cap: int) -> int:
     >>> bucket(2.5, 8), bucket(6, 8), bucket(6, 6)
     (4, 8, 6)
     """
-    return min(next((size for size in BUCKETS if size >= k), cap), cap)
+    place = bisect_left(BUCKETS, k)
+    return min(BUCKETS[place], cap) if place < len(BUCKETS) else cap
 
 
 def percentile(values: Sequence[float], share: float) -> float:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from gradience.adapters.formats.archives import SUFFIXES
 from gradience.adapters.layout import Adapter, Module
 from gradience.adapters.open import AdapterFiles, open_adapter
 from gradience.io.safetensors import is_known
@@ -26,7 +27,7 @@ from gradience.rules.weights.ranks import (
 )
 from gradience.rules.weights.rules import WEIGHTS_RULES, judge_adapter
 from gradience.schema.audit import AUDIT_SCHEMA_ID, AuditReport, BaseReport, ModuleAudit, NotAnalysed, RankPattern
-from gradience.spectral.batch import Factors, Spectrum, spectra
+from gradience.spectral.batch import Factors, Spectrum, grams_on_host, spectra
 from gradience.verbs.audit.rows import (
     Shown,
     bytes_per_param,
@@ -54,6 +55,7 @@ def audit_adapter(
     intruder_k: int = 10,
     intruder_eps: float = 0.5,
     norms_cache: bool = True,
+    against: PathLike | None = None,
     seed: int = 0,
     progress: Progress | None = None,
     select: Iterable[str] = (),
@@ -74,6 +76,7 @@ def audit_adapter(
         intruder_k: how many leading left singular vectors of W + dW to look at.
         intruder_eps: the overlap with every singular vector of W under which one is an intruder.
         norms_cache: keep norms of base weights in the user's cache folder, keyed by the base's identity.
+        against: a fleet, as `audit_fleet` writes it: adds `standing`, the percentiles among its healthy adapters.
         seed: of the iterative methods.
         progress: called with (modules done, modules in all, the module's name) while the base is read.
         select: ids of checks, or beginnings of ids, to apply; all by default. The verdict stays whole.
@@ -93,17 +96,26 @@ def audit_adapter(
         raise ValueError(f"expected intruder_k >= 1 and 0 < intruder_eps <= 1, got {intruder_k} and {intruder_eps}")
     ids = [rule.id for rule in WEIGHTS_RULES]
     left_out = excluded_rules(ids, select=select, ignore=ignore, settings=settings)
+    if adapter_config is None and weights is None and Path(path).suffix in SUFFIXES and Path(path).is_file():
+        from gradience.verbs.audit.arrays import audit_array_file  # noqa: PLC0415  # it takes `audit_opened` from here
+
+        top = top_singular_values
+        return audit_array_file(Path(path), top_singular_values=top, select=select, ignore=ignore, settings=settings)
     files, adapter = open_adapter(path, adapter_config=adapter_config, weights=weights)
-    against = None
+    beside = None
     if base is not None:
         from gradience.verbs.audit.against_base import BaseOptions  # noqa: PLC0415  # keeps a plain audit quick
 
-        against = BaseOptions(
+        beside = BaseOptions(
             Path(base), intruders, intruder_k, intruder_eps, seed, norms_cache, progress, top_singular_values
         )
     report = audit_opened(
-        Path(path), files, adapter, top=top_singular_values, against=against, per_layer=suggest_per_layer
+        Path(path), files, adapter, top=top_singular_values, beside=beside, per_layer=suggest_per_layer
     )
+    if against is not None:
+        from gradience.verbs.fleet.standing import with_standing  # noqa: PLC0415  # duckdb, of the extra [fleet]
+
+        report = with_standing(report, against)
     findings, not_run = without(report.findings, report.not_run, left_out)
     return msgspec.structs.replace(report, findings=findings, not_run=not_run)
 
@@ -114,8 +126,9 @@ def audit_opened(
     adapter: Adapter,
     *,
     top: int = 0,
-    against: BaseOptions | None = None,
+    beside: BaseOptions | None = None,
     per_layer: bool = False,
+    on_host: bool = False,
 ) -> AuditReport:
     """The audit of an adapter whose files are open, by all rules.
 
@@ -124,26 +137,28 @@ def audit_opened(
         files: from `open_adapter`.
         adapter: the same; each of its modules is loaded once, and rarely twice.
         top: how many singular values to keep per module.
-        against: the base, and what to compute beside it.
+        beside: the base, and what to compute beside it.
         per_layer: add `per_layer`.
+        on_host: form the Gram matrices by BLAS on this thread, not by JAX.
 
     Raises:
         AdapterError: a tensor cannot be read, or the base cannot.
     """
     on_base = bool(adapter.base_dependent) or any(module.dense is not None for module in adapter.modules)
-    rows = _rows(adapter, top, every_rank=on_base and against is not None)
+    rows = _rows(adapter, top, every_rank=on_base and beside is not None, on_host=on_host)
     compared = None
-    if against is not None:
+    if beside is not None:
         from gradience.verbs.audit.against_base import compare  # noqa: PLC0415  # keeps a plain audit quick
 
-        rows, compared = compare(adapter, rows, against)
+        rows, compared = compare(adapter, rows, beside)
         rows = _priced(rows) if on_base else rows
     return _judged(_facts(path, files, adapter), adapter, with_shares(rows), compared, per_layer=per_layer)
 
 
-def _rows(adapter: Adapter, top: int, *, every_rank: bool) -> list[ModuleAudit]:
+def _rows(adapter: Adapter, top: int, *, every_rank: bool, on_host: bool) -> list[ModuleAudit]:
     """The rows from the factors; with `every_rank` their errors at each rank, until the base has given all spectra."""
-    found = spectra([_load(module) for module in adapter.modules])
+    loads = [_load(module) for module in adapter.modules]
+    found = spectra(loads, grams_on_host(loads) if on_host else None)
     usable = [s.energy_ranks[0] for s in found if s.finite and s.spectral_norm > 0.0]
     cap = max((module.r for module in adapter.modules), default=0)
     ranks = range(1, cap) if every_rank else priced_ranks(usable, cap)

@@ -10,6 +10,7 @@ import msgspec
 
 from gradience.configs import Layer
 from gradience.configs.lines import keys_of, line_of
+from gradience.io.reading import real_path
 from gradience.rules.config.facts import CheckContext
 from gradience.rules.config.judge import RULES, settings_of
 from gradience.schema.config import ConfigSnapshot
@@ -64,7 +65,8 @@ def gather_context(
     Raises:
         AdapterError: the base cannot be read.
     """
-    around = _output(whole, CheckContext())
+    keys = tuple(dict.fromkeys(whole.unknown_keys)) if whole.sources else None
+    around = _output(whole, CheckContext(unknown_keys=keys))
     return around if base is None else _with_base(around, config, base, folders, transformers)
 
 
@@ -73,7 +75,7 @@ def _output(whole: Layer, around: CheckContext) -> CheckContext:
     if place is None:
         return around
     try:
-        inside = any(Path(place).resolve() in Path(source.path).resolve().parents for source in whole.sources)
+        inside = any(real_path(place) in real_path(source.path).parents for source in whole.sources)
         if inside:
             return around._replace(no_output="the configuration is read from the output folder itself")
         return around._replace(output=tuple(_held(Path(place))))

@@ -58,7 +58,7 @@ def audit_fleet(
         plan = plan_of((_job(item, base, rules) for item in found), known, rules)
         answers = _answers(plan.jobs, engine, min(count, max(1, len(plan.jobs))), address)
         tally, same = carry_out(writer, plan, answers, crashed, progress)
-    errors, deaths = failures_in(store)
+    errors, deaths = failures_in(known_rows(store) if tally.done or plan.gone else known)
     return FleetAuditReport(
         schema=FLEET_AUDIT_SCHEMA_ID,
         out=str(out),

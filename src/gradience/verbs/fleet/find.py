@@ -110,7 +110,7 @@ def find_adapters(
         except AdapterError as error:
             if required:
                 raise
-            yield Found(place, place, (), "", fault=str(error))
+            yield Found(place, place, (), "missing", fault=str(error))
 
 
 def _below(place: str, walk: _Walk, known: Collection[str]) -> Iterator[Found]:
@@ -167,7 +167,7 @@ class _Walk:
                 continue
             names = []
             for entry in listed:
-                if not entry.is_dir():
+                if not leads_to_folder(entry):
                     names.append(entry.name)
                 elif not entry.name.startswith("."):
                     (self._linked if entry.is_symlink() else stack).append(entry.path)
@@ -189,6 +189,14 @@ class _Walk:
 
     def _peek(self, path: str) -> bool:
         return path in self._known or holds_adapter(Path(path))
+
+
+def leads_to_folder(entry: os.DirEntry[str]) -> bool:
+    """Whether an entry is a folder or a link to one; a link to itself is neither."""
+    try:
+        return entry.is_dir()
+    except OSError:
+        return False
 
 
 def holds_adapter(path: Path) -> bool:

@@ -35,20 +35,22 @@ def run_ray(
         jobs: taken one by one as tasks end.
         workers: how many tasks run at once on this machine; on a cluster, how many are kept in flight for.
         prepare: called once in each of Ray's worker processes, before the first job.
-        address: of a cluster, or `auto`; None starts one on this machine, which ends with the jobs.
+        address: of a cluster, or `auto`; None starts one on this machine, which ends with the jobs, unless the caller
+            has called `ray.init`.
 
     Raises:
         GradienceError: ray is not installed, or the cluster cannot be reached.
     """
-    ray = _connected(workers, address)
+    ray, ours = _connected(workers, address)
     try:
         yield from _tasks(ray, work, iter(jobs), workers, prepare)
     finally:
-        if address is None:
+        if ours:
             ray.shutdown()
 
 
-def _connected(workers: int, address: str | None) -> Any:
+def _connected(workers: int, address: str | None) -> tuple[Any, bool]:
+    """Ray, and whether the connection is ours to end: one that the caller made is used as it is."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is sent anywhere
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     try:
@@ -56,7 +58,7 @@ def _connected(workers: int, address: str | None) -> Any:
     except ImportError as error:
         raise GradienceError("this needs ray, which is not installed", advice="pip install 'gradience[ray]'") from error
     if ray.is_initialized():
-        return ray
+        return ray, False
     environment = {"env_vars": {**PINNED, "PYTHONPATH": os.environ.get("PYTHONPATH", "")}}
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR", "runtime_env": environment}
     if address is None:
@@ -70,7 +72,7 @@ def _connected(workers: int, address: str | None) -> Any:
     except (ConnectionError, OSError, RuntimeError, ValueError) as error:
         reason = " ".join(str(error).split())[:200]
         raise GradienceError(f"cannot use Ray: {reason}", advice="check --address, or use --engine local") from error
-    return ray
+    return ray, True
 
 
 def _tasks(

@@ -9,7 +9,7 @@ from gradience.io.atomic import atomic_file, refuse_file
 from gradience.io.types import PathLike
 from gradience.schema.fleet import FleetShowReport
 from gradience.schema.runs import RunsCurvesReport
-from gradience.telemetry.secrets import hide_in
+from gradience.telemetry.hidden import hide_in
 from gradience.verbs.report.write import check_format
 
 

@@ -26,7 +26,7 @@ _FAULTS: Final = ("broken", "untrained", "near_untrained", "partial", "random_li
 _SHARE: Final = 0.5  # of a base's adapters that must agree on a module's shape before another one is strange; heuristic
 
 
-def show_fleet(fleet: PathLike, *, top: int = 10, cosine: float = 0.99, most_pairs: int = 500) -> FleetShowReport:
+def show_fleet(fleet: PathLike, *, top: int = 10, cosine: float = 0.99, most_pairs: int = 100) -> FleetShowReport:
     """What is in a fleet: bases, ranks, verdicts, what is broken, wasteful, alike, or of another base than it declares.
 
     Args:

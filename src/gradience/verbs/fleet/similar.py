@@ -24,7 +24,7 @@ Floats: TypeAlias = npt.NDArray[np.float64]
 BANDS: Final = 12
 BITS: Final = 10  # signs of a band; 12 x 10 of the sketch's 128
 MARGIN: Final = 0.1  # under the threshold, of the sketches' cosine: its error at 0.99 is under 0.01, see docs/fleet.md
-_MOST_IN_BUCKET: Final = 2000  # adapters of one bucket, beyond which each is compared with its neighbours only
+_MOST_IN_BUCKET: Final = 500  # adapters of one bucket, beyond which each is compared with its neighbours only
 _NEIGHBOURS: Final = 16
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Final, NamedTuple
 
 from gradience.verbs.fleet.engines import Done
@@ -30,6 +30,7 @@ class Known(NamedTuple):
     stamp: str = ""
     rules: str = ""
     content_hash: str = ""
+    failed: bool = False
 
 
 def known_rows(store: Store) -> dict[str, Known]:
@@ -37,18 +38,14 @@ def known_rows(store: Store) -> dict[str, Known]:
     if not store.parts:
         return {}
     with opened(store) as base:
-        sql = f"select path, stamp, rules, content_hash from {store.tables.head}"  # noqa: S608  # our own table
+        sql = f"select path, stamp, rules, content_hash, error is not null from {store.tables.head}"  # noqa: S608  # our own table
         return {path: Known(*rest) for path, *rest in base.execute(sql).fetchall()}
 
 
-def failures_in(store: Store) -> tuple[int, int]:
+def failures_in(known: Mapping[str, Known]) -> tuple[int, int]:
     """How many sources have an error in place of numbers, and on how many workers died."""
-    if not store.parts:
-        return 0, 0
-    with opened(store) as base:
-        sql = f"select count(*) filter (stamp <> ''), count(*) from {store.tables.head} where error is not null"  # noqa: S608
-        errors, both = base.execute(sql).fetchone() or (0, 0)
-    return errors, both - errors
+    failed = [row for row in known.values() if row.failed]
+    return sum(bool(row.stamp) for row in failed), sum(not row.stamp for row in failed)
 
 
 class Plan(NamedTuple):
@@ -76,7 +73,7 @@ def plan_of(found: Iterable[Job], known: dict[str, Known], rules: str) -> Plan:
         row = known.get(job.path)
         if row is None:
             jobs.append(job)
-        elif not job.stamp or row.stamp != job.stamp or row.rules != rules:
+        elif job.fault is not None or not row.stamp or row.stamp != job.stamp or row.rules != rules:
             current = bool(row.content_hash) and row.rules == rules
             jobs.append(job.knowing(row.content_hash) if current else job)
             gone += [] if current else [job.path]

@@ -111,6 +111,7 @@ def report_of(
     findings, not_run = without(*detect(facts), left_out)
     parts = tell(facts, findings, train)
     audit = run.latest_metrics.get("lora_audit")
+    fed = run.latest_metrics.get("data")
     return MonitorReport(
         schema=MONITOR_SCHEMA_ID,
         story=line_of(parts),
@@ -131,6 +132,7 @@ def report_of(
         gap=None if any(finding.id == "SCL129" for finding in findings) else facts.gap,
         lora_audit=audit.metrics if audit else None,
         lora_audit_step=audit.step if audit else None,
+        data=fed.metrics if fed else None,
         alerts=run.alerts,
         recommendations=run.recommendations,
         findings=findings,
@@ -146,7 +148,7 @@ def facts_of(
 ) -> RunFacts:
     """Return what the rules look at in one run of a log."""
     evals, record = latest_evals(run), run.record
-    audit = run.latest_metrics.get("lora_audit")
+    audit, data = run.latest_metrics.get("lora_audit"), run.latest_metrics.get("data")
     facts = RunFacts(
         series=Series(
             run.steps, run.losses, run.grad_norms, run.rates, frozenset(run.lost_norms), not record.out_of_order
@@ -158,6 +160,7 @@ def facts_of(
         epoch=run.last_epoch,
         utilization_mean=number_in(audit.metrics, "utilization_mean") if audit else None,
         audit=audit.metrics if audit else None,
+        data=data.metrics if data else None,
         status=run.end.status if run.end else "no_run_end",
         status_reason=run.end.reason if run.end else None,
         last_step=run.last_step,

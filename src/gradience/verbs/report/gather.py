@@ -16,6 +16,7 @@ from gradience.base.weights import find_shards
 from gradience.errors import GradienceError
 from gradience.importers import is_foreign, read_source
 from gradience.importers.files import is_folder, sha256_of
+from gradience.io.reading import real_path
 from gradience.io.types import PathLike
 from gradience.render.html import FileRead, Story
 from gradience.render.text import short_path
@@ -38,8 +39,11 @@ def build_story(
     task: str | None = None,
     compare: Sequence[PathLike] = (),
     bench: PathLike | None = None,
+    against: PathLike | None = None,
 ) -> Story:
     """The story of a run from sources that were found, with its adapter beside those to compare it with, and a bench.
+
+    With `against`, a fleet, the audit says where the adapter stands in it.
 
     Raises:
         GradienceError: none of the sources can be read, or one to be compared cannot.
@@ -52,6 +56,10 @@ def build_story(
         reasons = [state.reason for state in read.states.values() if state.state == "unreadable"]
         reason = "; ".join(reasons) or "neither log, adapter nor configuration"
         raise GradienceError(f"{sources.path}: {reason}", advice="give a run, --adapter or --config")
+    if against is not None and read.audit is not None:
+        from gradience.verbs.fleet.standing import with_standing  # noqa: PLC0415  # duckdb, of the extra [fleet]
+
+        read = read._replace(audit=with_standing(read.audit, against))
     comparison = _comparison(sources.weights.path, compare) if compare else None
     names = ("gradience", "numpy", *(("jax",) if read.audit is not None or comparison is not None else ()))
     return Story(
@@ -90,7 +98,7 @@ def _comparison(weights: Path | None, others: Sequence[PathLike]) -> CompareAdap
     if len(given) == 1 and _holds_checkpoints_only(given[0]):
         return compare_adapters(given[0])
     adapters = given if weights is None else [weights, *given]
-    if len({adapter.resolve() for adapter in adapters}) < 2:
+    if len({real_path(adapter) for adapter in adapters}) < 2:
         raise GradienceError(
             f"compare: expected a second adapter, got {', '.join(map(str, adapters))}",
             advice="give this run's adapter by --adapter, another by --compare; or a folder of checkpoints",

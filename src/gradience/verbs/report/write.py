@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final, Literal, TypeAlias
 from gradience.errors import GradienceError, OutputError
 from gradience.io.atomic import atomic_file
 from gradience.io.types import PathLike
-from gradience.telemetry.secrets import hide_in
+from gradience.telemetry.hidden import hide_in
 
 if TYPE_CHECKING:  # reading sources needs numpy, and JAX for weights: `gradience report --help` does not
     from gradience.render.html import Story
@@ -60,6 +60,7 @@ def write_report(
     task: str | None = None,
     compare: Sequence[PathLike] = (),
     bench: PathLike | None = None,
+    against: PathLike | None = None,
     kind: ReportFormat | None = None,
     force: bool = False,
 ) -> Story:
@@ -75,6 +76,7 @@ def write_report(
         compare: other adapters to compare this one with, by their weights; or a run's folder, whose checkpoints are
             compared as a series.
         bench: the folder of a bench, or its bench.json.
+        against: a fleet, as `audit_fleet` writes it, in which to say where the adapter stands.
         kind: `html` (one page without script or network; needs matplotlib) or `md` (short, for a pull request); by the
             suffix if None.
         force: replace the file if it is there.
@@ -86,7 +88,17 @@ def write_report(
     from gradience.verbs.diagnose.sources import find_sources  # noqa: PLC0415  # see TYPE_CHECKING
 
     sources = find_sources(path, adapter=adapter, config=config)
-    return write_sources(sources, Path(out), base=base, task=task, compare=compare, bench=bench, kind=kind, force=force)
+    return write_sources(
+        sources,
+        Path(out),
+        base=base,
+        task=task,
+        compare=compare,
+        bench=bench,
+        against=against,
+        kind=kind,
+        force=force,
+    )
 
 
 def write_sources(
@@ -97,6 +109,7 @@ def write_sources(
     task: str | None = None,
     compare: Sequence[PathLike] = (),
     bench: PathLike | None = None,
+    against: PathLike | None = None,
     kind: ReportFormat | None = None,
     force: bool = False,
 ) -> Story:
@@ -106,7 +119,7 @@ def write_sources(
     chosen = kind or format_of(out)
     check_format(chosen)
     with atomic_file(out, force=force) as draft:
-        story = build_story(sources, base=base, task=task, compare=compare, bench=bench)
+        story = build_story(sources, base=base, task=task, compare=compare, bench=bench, against=against)
         _write(draft, out, report_text(story, chosen))
     return story
 

@@ -13,7 +13,7 @@ from gradience.io.types import PathLike
 from gradience.verbs.fleet.engines import Done, run_local
 from gradience.verbs.fleet.job import Job
 from gradience.verbs.fleet.store import Store
-from gradience.verbs.fleet.update import Tally, carry_out, cores, known_rows, plan_of
+from gradience.verbs.fleet.update import Plan, Tally, carry_out, cores, known_rows, plan_of
 from gradience.verbs.runs.find import find_runs
 from gradience.verbs.runs.rows import RUNS, RUNS_VERSION, run_failed, run_job
 
@@ -40,13 +40,18 @@ def collect_runs(
         OutputError: another process is bringing it up to date, or it cannot be written.
     """
     store = Store(_folder(roots) if out is None else Path(out), RUNS)
-    known = known_rows(store)
-    plan = plan_of(find_runs(roots, known.keys()), known, RUNS_VERSION)
+    plan = _plan(store, roots)
     if plan.jobs or plan.gone or not store.exists:
         with store.writing() as writer:
+            plan = _plan(store, roots)  # anew: another process may have written since
             answers = _answers(plan.jobs, workers or cores())
             carry_out(writer, plan, answers, _crashed, progress)
     return store
+
+
+def _plan(store: Store, roots: Sequence[PathLike]) -> Plan:
+    known = known_rows(store)
+    return plan_of(find_runs(roots, known.keys()), known, RUNS_VERSION)
 
 
 def _folder(roots: Sequence[PathLike]) -> Path:

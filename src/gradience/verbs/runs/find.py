@@ -12,7 +12,7 @@ from gradience.errors import RecorderError
 from gradience.importers.sources import is_run
 from gradience.io.types import PathLike
 from gradience.schema.document import writable
-from gradience.verbs.fleet.find import stamp_of
+from gradience.verbs.fleet.find import leads_to_folder, stamp_of
 from gradience.verbs.fleet.job import Job
 from gradience.verbs.monitor.source import is_log
 from gradience.verbs.runs.rows import RUNS_VERSION
@@ -61,7 +61,7 @@ def _below(root: str, known: Collection[str]) -> Iterator[tuple[str, str]]:
                 listed = sorted(entries, key=lambda entry: entry.name)
         except OSError:
             continue
-        files = [entry.name for entry in listed if not entry.is_dir()]
+        files = [entry.name for entry in listed if not leads_to_folder(entry)]
         below = [entry.name for entry in listed if entry.is_dir(follow_symlinks=False) and entry.name[0] != "."]
         found = list(_of(folder, files, below, known))
         yield from found

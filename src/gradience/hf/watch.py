@@ -1,0 +1,228 @@
+"""What a model is fed: a forward pre-hook that counts tokens, supervised tokens and padding in some of its batches.
+
+The hook reads the batch that the model gets anyway: no loader is iterated, no number drawn, no input changed. Of the
+watched batches it keeps counts and hashes of rows; no token leaves the process.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final, Self
+
+import torch
+
+FIRST: Final = 8  # micro-batches from the beginning that are watched
+EVERY: Final = 100  # and of the later ones, one in so many
+_IGNORED: Final = -100  # the label that a loss leaves out
+_MIX: Final = (0x1E3779B97F4A7C15, 0x3F58476D1CE4E5B9)  # odd constants of splitmix64, less their highest bit
+_MOST_HASHES: Final = 1_000_000  # of rows: 100 MB
+_COUNTS: Final = ("rows", "tokens", "padding", "supervised", "rows_unsupervised", "rows_at_limit", "rows_with_end")
+
+Values = dict[str, Any]
+
+
+class BatchWatch:
+    """The hook on one model, and what it counted; also a context manager that removes the hook.
+
+    Args:
+        model: any module that gets `input_ids`, and `labels` where the loss is its own.
+        max_length: the length that rows are cut at: rows of it are counted.
+    """
+
+    def __init__(self, model: torch.nn.Module, *, max_length: int | None = None) -> None:
+        self.batches = 0
+        self.watched = 0
+        self._limit = max_length
+        self._counts = dict.fromkeys(_COUNTS, 0)
+        self._without_labels = False
+        self._packed = False
+        self._repeated = 0
+        self._hashes: set[int] = set()
+        self._labels: tuple[int, int] | None = None
+        self._longest = 0
+        self._failed: str | None = None
+        self._classes = _classes(model)
+        self._ends = _end_ids(model)
+        self._handle = model.register_forward_pre_hook(self._see, with_kwargs=True)
+
+    def __enter__(self) -> Self:
+        """Begin a block in which the model is watched."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Remove the hook."""
+        self.close()
+
+    @property
+    def settled(self) -> bool:
+        """Whether the first batches have been counted."""
+        return self.watched >= FIRST
+
+    def close(self) -> None:
+        """Remove the hook; the counts stay."""
+        self._handle.remove()
+
+    def new_epoch(self) -> None:
+        """Forget which rows were seen: from here on they come again."""
+        self._hashes.clear()
+
+    def values(self) -> Values:
+        """The counts, as the `metrics` event of kind `data` has them; None for what could not be seen."""
+        known = {name: None if self._is_hidden(name) else n for name, n in self._counts.items()}
+        low, high = self._labels if self._labels is not None else (None, None)
+        return {
+            "batches": self.batches,
+            "watched": self.watched,
+            **known,
+            "rows_repeated": self._repeated,
+            "longest": self._longest,
+            "max_length": self._limit,
+            "label_min": low,
+            "label_max": high,
+            "num_labels": self._classes,
+            "packed": self._packed,
+            "unseen": self._unseen(),
+        }
+
+    def _is_hidden(self, name: str) -> bool:
+        if name == "rows_at_limit":
+            return self._limit is None
+        if name == "rows_with_end":
+            return self._without_labels or not self._ends
+        return self._without_labels and name in {"supervised", "rows_unsupervised"}
+
+    def _unseen(self) -> str | None:
+        """Why nothing was seen, or None."""
+        if self._failed is not None:
+            return self._failed
+        if not self.batches:
+            return "no batch in training mode passed the hook: the model is compiled, or another one is called"
+        return None if self.watched else "no input_ids among the inputs"
+
+    def _see(self, module: torch.nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+        """Look at a batch; evaluations, generation and reference passes have no gradient, and are not counted."""
+        if torch.compiler.is_compiling() or not module.training or not torch.is_grad_enabled():
+            return
+        number = self.batches
+        self.batches = number + 1
+        if (number >= FIRST and number % EVERY) or self._failed is not None:
+            return
+        ids = kwargs.get("input_ids", args[0] if args else None)
+        if not isinstance(ids, torch.Tensor) or ids.ndim != 2 or ids.is_floating_point() or not ids.numel():
+            return
+        try:
+            with torch.no_grad():
+                self._count(ids, kwargs)
+        except (RuntimeError, ValueError, TypeError, IndexError) as error:  # of inputs of a shape not thought of
+            self._failed = f"the batch could not be counted: {type(error).__name__}"
+
+    def _count(self, ids: torch.Tensor, kwargs: Mapping[str, Any]) -> None:
+        mask = _mask_of(ids, kwargs.get("attention_mask"))
+        labels = kwargs.get("labels")
+        of_tokens = isinstance(labels, torch.Tensor) and labels.shape == ids.shape
+        rows, places = _rows_of(ids, mask, kwargs.get("position_ids"))
+        self._packed |= len(ids) == 1 and bool((rows[-1] > 0).any())
+        n = int(rows.max()) + 1
+        lengths = _by_row(mask, rows, n)
+        hashes = _by_row(_mixed(ids, places) * mask, rows, n)
+        table = [lengths, hashes]
+        if of_tokens:
+            kept = (labels != _IGNORED) & mask.bool()
+            table.append(_by_row(kept, rows, n))
+            table.append(_by_row(kept & torch.isin(ids, self._end_tensor(ids)), rows, n))
+        self._take([column.tolist() for column in table], ids.numel())
+        if isinstance(labels, torch.Tensor) and not of_tokens and not labels.is_floating_point() and labels.numel():
+            self._take_labels(int(labels.min()), int(labels.max()))
+        self._without_labels |= not of_tokens
+        self.watched += 1
+
+    def _take(self, table: list[list[int]], room: int) -> None:
+        lengths, hashes, *of_labels = table
+        counts = self._counts
+        counts["rows"] += len(lengths)
+        counts["tokens"] += sum(lengths)
+        counts["padding"] += room - sum(lengths)
+        self._longest = max(self._longest, *lengths)
+        if self._limit is not None:
+            counts["rows_at_limit"] += sum(length >= self._limit for length in lengths)
+        if of_labels:
+            supervised, ends = of_labels
+            counts["supervised"] += sum(supervised)
+            counts["rows_unsupervised"] += supervised.count(0)
+            counts["rows_with_end"] += len(ends) - ends.count(0)
+        for value in hashes:
+            self._repeated += value in self._hashes
+            if len(self._hashes) < _MOST_HASHES:
+                self._hashes.add(value)
+
+    def _take_labels(self, low: int, high: int) -> None:
+        before = self._labels or (low, high)
+        self._labels = min(low, before[0]), max(high, before[1])
+
+    def _end_tensor(self, ids: torch.Tensor) -> torch.Tensor:
+        return torch.tensor(self._ends or [-1], device=ids.device, dtype=ids.dtype)
+
+
+def watch_batches(model: torch.nn.Module, *, max_length: int | None = None) -> BatchWatch:
+    """Count what a model is fed in a training loop of your own; `values()` of the result has the counts.
+
+    Args:
+        model: the module that is called with `input_ids`; of a compiled model, what `torch.compile` returned.
+        max_length: the length that rows are cut at.
+    """
+    return BatchWatch(model, max_length=max_length)
+
+
+def _mask_of(ids: torch.Tensor, given: object) -> torch.Tensor:
+    """1 for each token that is no padding."""
+    if isinstance(given, torch.Tensor) and given.shape == ids.shape:
+        return (given != 0).to(torch.int64)
+    return torch.ones_like(ids, dtype=torch.int64)
+
+
+def _rows_of(ids: torch.Tensor, mask: torch.Tensor, positions: object) -> tuple[torch.Tensor, torch.Tensor]:
+    """The row that each token is of, and its place in it: packed rows begin where positions begin anew."""
+    if isinstance(positions, torch.Tensor) and positions.shape == ids.shape and len(ids) == 1:
+        begins = (positions == 0).to(torch.int64)
+        begins[:, 0] = 1
+        return begins.cumsum(1) - 1, positions.to(torch.int64)
+    rows = torch.arange(len(ids), device=ids.device).unsqueeze(1).expand_as(ids)
+    return rows, mask.cumsum(1)
+
+
+def _by_row(values: torch.Tensor, rows: torch.Tensor, n: int) -> torch.Tensor:
+    """The sum of each row's values."""
+    sums = torch.zeros(n, dtype=torch.int64, device=values.device)
+    return sums.index_add_(0, rows.reshape(-1), values.to(torch.int64).reshape(-1))
+
+
+def _mixed(ids: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
+    """A number for each token at its place, whose sum is the hash of a row."""
+    mixed = (ids.to(torch.int64) + 1) * _MIX[0] + places * _MIX[1]
+    mixed = (mixed ^ (mixed >> 31)) * _MIX[1]
+    return mixed ^ (mixed >> 29)
+
+
+def _inner(model: torch.nn.Module) -> Any:
+    """The model inside of DistributedDataParallel, torch.compile and PEFT."""
+    inner: Any = getattr(model, "module", model)
+    inner = getattr(inner, "_orig_mod", inner)
+    return inner.get_base_model() if hasattr(inner, "get_base_model") else inner
+
+
+def _end_ids(model: torch.nn.Module) -> list[int]:
+    inner = _inner(model)
+    for config in (getattr(inner, "generation_config", None), getattr(inner, "config", None)):
+        found = getattr(config, "eos_token_id", None)
+        if isinstance(found, int):
+            return [found]
+        if isinstance(found, list) and found:
+            return [one for one in found if isinstance(one, int)]
+    return []
+
+
+def _classes(model: torch.nn.Module) -> int | None:
+    """Classes of a model whose head is a classifier's."""
+    inner = _inner(model)
+    found = getattr(getattr(inner, "config", None), "num_labels", None)
+    return found if isinstance(found, int) and "Classification" in type(inner).__name__ else None

@@ -1,0 +1,249 @@
+"""The flight recorder in Lightning: `lightning.Trainer(..., callbacks=[GradienceCallback()])`.
+
+It does what the callback of the Hugging Face Trainer does: a row for each optimizer step, evaluations with whatever was
+logged in them, the configuration, alerts as they happen, `stop_on`, and how training ended. It never ends a training
+that was not asked to end. Needs `lightning` 2.x, or `pytorch_lightning`.
+"""
+
+# ruff: noqa: ARG002  # the hooks and their arguments are Lightning's
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import lightning
+import torch
+from lightning.pytorch.callbacks import Callback
+
+from gradience.configs.settings import Draft, overlay
+from gradience.hf.lookout import Lookout, live_ids
+from gradience.hf.recorder import RunRecorder
+from gradience.hf.snapshot import note_model, note_optimizer, unwrapped
+from gradience.hf.voice import Voice
+from gradience.schema.config import ConfigSnapshot
+from gradience.schema.findings import Finding
+from gradience.telemetry.rows import eval_columns
+from gradience.telemetry.values import described
+
+_HELD_OUT: Final = re.compile(r"^(?:val|valid|validation|eval|dev)[_/.-]")
+_LOADER: Final = re.compile(r"/dataloader_idx_(\d+)$")
+_DTYPES: Final = {"bf16": "bfloat16", "16": "float16", "32": "float32", "64": "float64"}
+
+
+class GradienceCallback(Callback):
+    """Records a fit in `<default_root_dir>/run.jsonl`, on the first process. It changes no number of the run.
+
+    Args:
+        path: the log, if not `<default_root_dir>/run.jsonl`; appended to, never truncated.
+        config: what is not to be seen from the Trainer and the module; it wins over what is.
+        every: optimizer steps between rows. A row waits for the device; between rows nothing does.
+        stop_on: ids of rules, such as `("NUM101", "DIV104")`, at whose first finding the fit is asked to stop.
+        verbose: say findings through logging (logger `gradience`); they are recorded all the same.
+        allow_text: write strings over 256 characters, and exceptions' texts, in clear.
+        meta: further facts for the log's first line.
+
+    Raises:
+        ValueError: an argument is out of its range.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str] | None = None,
+        *,
+        config: ConfigSnapshot | None = None,
+        every: int = 1,
+        stop_on: Iterable[str] = (),
+        verbose: bool = True,
+        allow_text: bool = False,
+        meta: Mapping[str, Any] | None = None,
+    ) -> None:
+        if every < 1:
+            raise ValueError(f"every must be at least 1 step, not {every}")
+        self._path = None if path is None else Path(path)
+        self._given = config or ConfigSnapshot()
+        self._every = every
+        self._stop_on = live_ids(stop_on)
+        self._voice = Voice(loud=verbose)
+        self._recorder = RunRecorder(allow_text=allow_text)
+        self._meta = dict(meta or {})
+        self._lookout: Lookout | None = None
+        self._stopped: str | None = None
+        self._step = 0
+        self._losses: list[torch.Tensor] = []  # of the batches since the last row
+        self._norm: torch.Tensor | None = None
+        self._rate: float | list[float] | None = None
+        self._trained: set[str] = set()  # names that were logged in training
+        self._evaluated: set[str] = set()
+
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+        """Open the log, or go on with it where a checkpoint was loaded."""
+        self._lookout = self._stopped = None
+        self._step, self._losses = trainer.global_step, []
+        self._trained, self._evaluated = set(), set()
+        with self._recorder:
+            config = overlay(_snapshot(trainer, pl_module, self._every), self._given)
+            self._lookout = Lookout(config, self._stop_on)
+            if trainer.is_global_zero:
+                path = self._path or Path(trainer.default_root_dir) / "run.jsonl"
+                meta = {**_run_meta(pl_module), **self._meta}
+                self._recorder.start(path, config, meta, training=trainer, step=trainer.global_step)
+                if not self._recorder.joined:
+                    self._voice.config(config)
+
+    def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
+        """Take the gradient's norm before it is clipped, and the learning rate that this step uses."""
+        if (trainer.global_step + 1) % self._every:
+            return
+        with self._recorder:
+            grads = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+            plain = [grad for grad in grads if type(grad) is torch.Tensor and not grad.is_sparse]
+            self._norm = torch.nn.utils.get_total_norm(plain) if len(plain) == len(grads) > 0 else None
+            rates = [float(group["lr"]) for group in optimizer.param_groups]
+            self._rate = rates[0] if len(set(rates)) == 1 else rates
+
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """Record a row when an optimizer step was made since the last one: its loss is the mean of its batches."""
+        with self._recorder:
+            self._trained |= set(trainer.callback_metrics) - self._evaluated
+            loss = outputs.get("loss") if isinstance(outputs, Mapping) else outputs
+            if isinstance(loss, torch.Tensor):
+                self._losses.append(loss.detach())
+            step = trainer.global_step
+            if step > self._step and step % self._every == 0:
+                self._step = step
+                self._row(trainer, pl_module, step)
+
+    def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
+        """Record what was logged in a validation, whatever its names, once for each data loader."""
+        if trainer.sanity_checking:
+            return
+        with self._recorder:
+            held = {name: value for name, value in trainer.callback_metrics.items() if name not in self._trained}
+            self._evaluated |= set(held)
+            for split, metrics in _by_split(held).items():
+                self._evaluation(trainer, split, metrics)
+
+    def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
+        """Close the run with the exception that ended it."""
+        with self._recorder:
+            self._recorder.close_interrupted(exception)
+
+    def on_train_end(self, trainer: Any, pl_module: Any) -> None:
+        """Close the run."""
+        most = trainer.max_steps
+        self._lookout = None
+        at = f"stopped at step {trainer.global_step}" + (f" of {most}" if most > 0 else "")
+        with self._recorder:
+            if self._stopped:
+                self._recorder.end("aborted", f"{at} by {self._stopped}")
+            else:
+                self._recorder.end("ok", at if 0 < trainer.global_step < most else None)
+
+    def _row(self, trainer: Any, pl_module: Any, step: int) -> None:
+        known: dict[str, Any] = {"lr": self._rate, "epoch": _epoch(trainer)}
+        if self._losses:  # Lightning divides a loss by the batches of a step before it shows it here
+            share = trainer.accumulate_grad_batches if pl_module.automatic_optimization else 1
+            known["loss"] = float(torch.stack([loss.float().mean() for loss in self._losses]).mean()) * share
+        if self._norm is not None:
+            known["grad_norm"] = float(self._norm)
+        self._losses, self._norm = [], None
+        row = {name: value for name, value in known.items() if value is not None}
+        self._recorder.train_step(step, row, {})
+        if self._lookout is not None:
+            self._heed(trainer, self._lookout.row(step, row))
+
+    def _evaluation(self, trainer: Any, split: str, metrics: dict[str, Any]) -> None:
+        step = trainer.global_step
+        self._recorder.record(lambda log: log.eval(step, split=split, metrics=metrics))
+        if self._lookout is not None:
+            self._heed(trainer, self._lookout.evaluation(step, split, metrics))
+
+    def _heed(self, trainer: Any, found: Sequence[Finding]) -> None:
+        step, stops = trainer.global_step, self._lookout.stops(found) if self._lookout else []
+        for finding in found:
+            if trainer.is_global_zero and not self._recorder.joined:
+                self._voice.finding(finding, step)
+            self._recorder.alert(finding, step, stops=finding.id in stops)
+        if stops:
+            trainer.should_stop = True
+            self._stopped = f"stop_on: {', '.join(stops)}"
+            if trainer.is_global_zero:
+                self._voice.stop(step, self._stopped)
+
+
+def _snapshot(trainer: Any, module: Any, every: int) -> ConfigSnapshot:
+    """Return what the Trainer and the module show of the configuration; no hyperparameter of the user's own is read."""
+    draft = Draft()
+    adapted = (m for m in module.modules() if getattr(m, "peft_config", None))
+    note_model(draft, unwrapped(next(adapted, module)))
+    for optimizer in trainer.optimizers:
+        name = type(optimizer).__name__.lower()
+        draft.set("optimizer", "name", name)
+        rates = [float(group["lr"]) for group in optimizer.param_groups]
+        draft.set("optimizer", "lr", max(rates, default=None))
+        note_optimizer(draft, optimizer)
+    loader = trainer.train_dataloader
+    steps = trainer.max_steps if trainer.max_steps > 0 else trainer.estimated_stepping_batches
+    settings = {
+        "batch_size": getattr(loader, "batch_size", None),
+        "gradient_accumulation": trainer.accumulate_grad_batches,
+        "world_size": trainer.world_size,
+        "max_steps": int(steps) if 0 < steps < float("inf") else None,
+        "epochs": trainer.max_epochs if trainer.max_epochs and trainer.max_epochs > 0 else None,
+        "dtype": _DTYPES.get(str(trainer.precision).partition("-")[0]),
+        "max_grad_norm": trainer.gradient_clip_val,
+        "logging_steps": float(every),
+        "eval_strategy": "steps" if trainer.enable_validation else "no",
+        "seed": int(seed) if (seed := os.environ.get("PL_GLOBAL_SEED", "")).isdecimal() else None,
+    }
+    for name, value in settings.items():
+        if value is not None:
+            draft.set("training", name, value)
+    return draft.snapshot()
+
+
+def _run_meta(module: Any) -> dict[str, Any]:
+    versions = {"python": platform.python_version(), "lightning": lightning.__version__, "torch": torch.__version__}
+    return {
+        "framework": "lightning",
+        "versions": {name: str(found) for name, found in versions.items()},
+        "device": module.device.type,
+        "platform": sys.platform,
+    }
+
+
+def _epoch(trainer: Any) -> float | None:
+    """Return the passes over the data so far; None where the loader has no length."""
+    batches = trainer.num_training_batches
+    if not 0 < batches < float("inf"):
+        return None
+    return float(trainer.current_epoch + (trainer.fit_loop.batch_idx + 1) / batches)
+
+
+def _by_split(logged: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Return a validation's values by data loader, without the prefix of their names; its loss as `loss`.
+
+    >>> _by_split({"val_loss": 0.5, "val/acc": 0.75, "avg_loss/dataloader_idx_1": 1.5})
+    {'eval': {'loss': 0.5, 'accuracy': 0.75}, 'eval_1': {'loss': 1.5}}
+    """
+    splits: dict[str, dict[str, Any]] = {}
+    for key, value in logged.items():
+        loader = _LOADER.search(key)
+        split = f"eval_{loader[1]}" if loader and loader[1] != "0" else "eval"
+        name = _HELD_OUT.sub("", _LOADER.sub("", key))
+        splits.setdefault(split, {})["accuracy" if name == "acc" else name] = described(value)
+    for values in splits.values():
+        losses = [name for name in values if "loss" in name.lower()]
+        if "loss" not in values and len(losses) == 1:
+            values["loss"] = values.pop(losses[0])
+    return {split: {**columns.known, **columns.extras} for split, columns in _columns(splits)}
+
+
+def _columns(splits: Mapping[str, Mapping[str, Any]]) -> Iterable[tuple[str, Any]]:
+    return ((split, eval_columns(values)) for split, values in splits.items())

@@ -1,0 +1,26 @@
+"""The flight recorder in ms-swift 4, which loads this file as a plugin and the callback by its name.
+
+swift sft ... --callbacks gradience --external_plugins "$(python -m gradience.swift)"
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+from gradience.hf.callback import GradienceCallback
+
+
+class SwiftCallback(GradienceCallback):
+    """The callback as ms-swift makes it; the log is `<output_dir>/run.jsonl`. For options of your own, subclass it."""
+
+    def __init__(self, args: Any, trainer: Any, **options: Any) -> None:  # noqa: ARG002  # ms-swift's signature
+        super().__init__(**options)
+
+
+if __name__ == "__main__":
+    sys.stdout.write(f"{__file__}\n")
+else:
+    from swift.callbacks.mapping import callbacks_map
+
+    callbacks_map["gradience"] = SwiftCallback

@@ -1,0 +1,99 @@
+"""Commands at a terminal: groups, completion, colour, width, and what is said of a value outside a choice."""
+
+from __future__ import annotations
+
+import os
+import pty
+import subprocess
+import sys
+
+import pytest
+
+from gradience.cli.main import COMMANDS, GROUPS, HEADINGS, main
+from gradience.cli.screen import coloured, wrapped
+
+
+def test_help_has_the_commands_in_groups(capsys):
+    for arguments in ([], ["--help"]):
+        assert main(arguments) == 0
+        shown = capsys.readouterr().out
+        places = [shown.index(f"─ {group} ─") for group in ("Look", "Judge", "Act", "Record", "More")]
+        assert places == sorted(places)
+        assert shown.index("│ monitor") < places[1] < shown.index("│ check") < places[2] < shown.index("│ resize")
+    assert "--version" in shown
+    assert "--install-completion" in shown
+    assert {name for names in HEADINGS.values() for name in names} == {*COMMANDS, *GROUPS}
+
+
+def test_completion_is_installed_where_it_is_asked_for(tmp_path):
+    env = {**os.environ, "HOME": str(tmp_path), "SHELL": "/bin/bash"}
+    command = [sys.executable, "-m", "gradience", "--install-completion", "--shell", "bash"]
+    done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    written = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert any("verify-merge" in path.read_text() for path in written)
+    assert str(tmp_path) in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (
+            ["check", "--lr", "1e-4", "--fail-on", "warn"],
+            "--fail-on: expected info, warning, error, critical or never, got 'warn'; did you mean warning?",
+        ),
+        (["check", "--lr", "1e-4", "--fail-on", "xyz"], "or never, got 'xyz' (see"),
+        (["schema", "audits"], "got 'audits'; did you mean audit?"),
+        (["monitor", "x", "--gap-threshold", "y"], "--gap-threshold"),
+    ],
+)
+def test_a_value_outside_a_choice_is_answered_with_the_choice(given, said, capsys):
+    assert main(given) == 2
+    err = capsys.readouterr().err
+    assert said in err
+    assert "Literal" not in err
+
+
+def test_sentences_are_wrapped_under_themselves_and_tables_are_left_alone():
+    assert wrapped("  one two three four five six seven eight nine ten", 40) == (
+        "  one two three four five six seven\n    eight nine ten"
+    )
+    table = "  name   1.0   2.0   a row of a table that is wider than the screen"
+    assert wrapped(table, 40) == table
+    assert wrapped("=" * 72, 60) == "=" * 60
+    assert wrapped("short", 40) == "short"
+    assert wrapped("x" * 100, 40) == "x" * 100
+
+
+def test_severities_alone_are_coloured():
+    assert coloured("a [ERROR] b [INFO]") == "a \x1b[31m[ERROR]\x1b[0m b \x1b[36m[INFO]\x1b[0m"
+    assert coloured("an ERROR without brackets") == "an ERROR without brackets"
+
+
+@pytest.mark.parametrize(("colour", "codes"), [({}, True), ({"NO_COLOR": "1"}, False), ({"TERM": "dumb"}, False)])
+def test_on_a_terminal_and_only_there_a_report_has_colour_and_its_width(colour, codes, tmp_path):
+    command = [sys.executable, "-m", "gradience", "check", "--lr", "5e-5", "--r", "8", "--alpha", "16"]
+    kept = {name: value for name, value in os.environ.items() if name != "NO_COLOR"}
+    env = {**kept, "COLUMNS": "60", "TERM": "xterm", **colour}
+    piped = subprocess.run(command, env=env, capture_output=True, text=True, check=False, cwd=tmp_path)
+    leader, follower = pty.openpty()
+    child = subprocess.Popen(command, env=env, stdout=follower, cwd=tmp_path)
+    os.close(follower)
+    shown = b""
+    while True:
+        try:
+            part = os.read(leader, 4096)
+        except OSError:
+            break
+        if not part:
+            break
+        shown += part
+    child.wait()
+    os.close(leader)
+    text = shown.decode()
+    assert ("\x1b[36m[INFO]" in text) is codes
+    assert "\x1b[" not in piped.stdout
+    sentences = [
+        line for line in text.replace("\x1b[36m", "").replace("\x1b[0m", "").split("\r\n") if "  " not in line.lstrip()
+    ]
+    assert max(map(len, sentences)) <= 60 < max(map(len, piped.stdout.splitlines()))

@@ -1,0 +1,140 @@
+"""Single parts: the histogram, quantiles, mojibake, rows of odd shape, overlap, recipes without data."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gradience.configs.data import read_data_plan
+from gradience.data.batching import batching
+from gradience.data.measure import quantile
+from gradience.data.overlap import NEAR, EvalRows, jaccard, trigrams
+from gradience.data.shapes import Shape, Unusable, canonical, recognise
+from gradience.data.text import is_mojibake
+from gradience.data.tokens import common_prefix
+from gradience.render.plots import histogram_lines
+
+
+def test_the_limit_is_drawn_behind_the_bar_that_it_ends() -> None:
+    lines = histogram_lines([1, 4, 2], 10, limit=20, height=2)
+    assert [line[10:] for line in lines] == [" █│", "▄█│█", "0 limit 20 30"]
+    assert histogram_lines([1, 4, 2], 10, limit=31, height=1)[0][10:] == "▂█▄"
+    assert histogram_lines([], 10) == histogram_lines([0, 0], 10) == []
+
+
+@given(st.lists(st.integers(0, 999), min_size=1, max_size=60), st.sampled_from([50, 90, 95, 99]))
+def test_a_quantile_keeps_its_share_whole_and_no_smaller_value_does(values: list[int], percent: int) -> None:
+    found = quantile(sorted(values), percent)
+    assert 100 * sum(value <= found for value in values) >= percent * len(values)
+    assert 100 * sum(value < found for value in values) < percent * len(values)
+
+
+def test_padding_is_what_the_longest_of_each_batch_leaves() -> None:
+    found = batching([2, 2, 2, 10], per_batch=4, batch_size=4, max_length=10, seed=0)
+    assert (found.padding_share, found.packed_sequences) == (1 - 16 / 40, 2)
+    assert found.packed_padding_share == pytest.approx(1 - 16 / 20)
+
+
+@pytest.mark.parametrize("text", ["cafÃ© noir", "itâ€™s", "naÃ¯ve", "â€œquotedâ€\x9d", "Â£5"])
+def test_utf8_read_as_latin_1_is_mojibake(text: str) -> None:
+    assert is_mojibake(text)
+
+
+@pytest.mark.parametrize("text", ["plain", "café", "SÃO PAULO", "Ångström", "日本語", "“quoted”", "a â b", "ÂME"])
+def test_letters_with_accents_are_not(text: str) -> None:
+    assert not is_mojibake(text)
+
+
+@given(st.text(alphabet="äöüßéèñç€", min_size=1, max_size=6))
+def test_any_accented_word_read_as_latin_1_is_mojibake(word: str) -> None:
+    assert is_mojibake(word.encode("utf-8").decode("latin-1"))
+    assert not is_mojibake(word)
+
+
+@given(st.lists(st.integers(0, 3), max_size=8), st.lists(st.integers(0, 3), max_size=8))
+def test_the_common_prefix_ends_where_tokens_differ(some: list[int], others: list[int]) -> None:
+    length = common_prefix(some, others)
+    assert some[:length] == others[:length]
+    assert some[length : length + 1] != others[length : length + 1] or length == min(len(some), len(others))
+
+
+@pytest.mark.parametrize(
+    ("row", "form", "trainer"),
+    [
+        ({"messages": []}, "messages", "sft"),
+        ({"conversations": [], "id": 1}, "sharegpt", "sft"),
+        ({"prompt": "", "completion": "", "label": True}, "kto", "kto"),
+        ({"prompt": "", "chosen": "", "rejected": ""}, "preference", "dpo"),
+        ({"sentence": "", "label": 1, "idx": 0}, "classification", "classification"),
+        ({"text": "", "meta": 1}, "text", "sft"),
+        ({"input_ids": [], "labels": []}, "tokenised", "sft"),
+        ({"instruction": "", "input": "", "response": ""}, "instruction", "sft"),
+    ],
+)
+def test_a_format_is_known_by_its_columns(row: dict[str, object], form: str, trainer: str) -> None:
+    assert recognise(row)[:2] == (form, trainer)
+
+
+def test_preferences_are_a_reward_models_where_that_is_trained() -> None:
+    assert recognise({"chosen": "", "rejected": ""}, "reward").trainer == "reward"
+
+
+MESSAGES = Shape("messages", "sft")
+
+
+@pytest.mark.parametrize(
+    "messages",
+    [
+        None,
+        [],
+        "hello",
+        [1],
+        [{"role": "user"}],
+        [{"content": "x"}],
+        [{"role": "user", "content": [{"type": "image"}]}],
+    ],
+)
+def test_messages_of_another_shape_are_a_reason_and_no_crash(messages: object) -> None:
+    with pytest.raises(Unusable, match="messages: "):
+        canonical({"messages": messages}, MESSAGES, chat=True, trl=True)
+
+
+def test_roles_of_sharegpt_are_kept_for_trl_and_translated_for_others() -> None:
+    row = {"conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]}
+    shape = Shape("sharegpt", "sft")
+    roles = [[turn["role"] for turn in canonical(row, shape, chat=True, trl=trl)["messages"]] for trl in (True, False)]
+    assert roles == [["human", "gpt"], ["user", "assistant"]]
+
+
+def test_near_rows_are_those_at_the_similarity_and_above() -> None:
+    rng = random.Random(2)  # noqa: S311  # rows, no secret
+    base = [f"w{rng.randrange(10_000)}" for _ in range(60)]
+    variants = [[*base[:i], *(f"x{k}" for k in range(i, 60))] for i in (60, 56, 54, 52, 40)]
+    held_out = EvalRows()
+    held_out.read((i, {"text": " ".join(one)}) for i, one in enumerate(variants, 1))
+    held_out.compare({"text": " ".join(base)})
+    near = {i for i, one in enumerate(variants, 1) if jaccard(trigrams(base), trigrams(one)) >= NEAR}
+    found = held_out.result()
+    assert (held_out.near_rows, found.exact.first) == (near, [1])
+    assert found.near.count == len(near) - 1 > 0
+
+
+def test_short_rows_are_compared_exactly_only() -> None:
+    held_out = EvalRows()
+    held_out.read([(1, {"text": "yes please do so"}), (2, {"text": "Yes, please do so!"})])
+    held_out.compare({"text": "yes please do it"})
+    assert held_out.result().near.count == held_out.result().exact.count == 0
+    held_out.compare({"text": "yes please DO so."})
+    assert held_out.result().exact.count == 2
+
+
+def test_a_recipe_of_data_on_the_hub_names_no_file(tmp_path: Path) -> None:
+    recipe = tmp_path / "recipe.json"
+    recipe.write_text(json.dumps({"dataset_name": "org/data", "max_length": 7, "packing": True}), encoding="utf-8")
+    plan = read_data_plan(recipe)
+    assert (plan.train, plan.max_length, plan.packing, plan.program) == (None, 7, True, "trl")

@@ -1,0 +1,79 @@
+"""The plugins for Axolotl and ms-swift, against the interfaces that their sources document: neither runs on a CPU here.
+
+Axolotl: `axolotl.integrations.base` (BasePlugin, load_plugin); ms-swift 4: `swift.callbacks.mapping.callbacks_map`,
+whose classes are made with (args, trainer). Read in November 2026.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import subprocess
+import sys
+from types import ModuleType, SimpleNamespace
+
+import pytest
+
+
+@pytest.fixture
+def stand_in(monkeypatch):
+    """A function that puts a module of given names in the place of one that is not installed."""
+
+    def put(path, **names):
+        parts = path.split(".")
+        for end in range(1, len(parts) + 1):
+            name = ".".join(parts[:end])
+            module = ModuleType(name)
+            module.__path__ = []
+            monkeypatch.setitem(sys.modules, name, module)
+        vars(sys.modules[path]).update(names)
+        return sys.modules[path]
+
+    return put
+
+
+class BasePlugin:
+    """What a plugin inherits, of the methods that matter here."""
+
+    def get_input_args(self):
+        return None
+
+    def add_callbacks_pre_trainer(self, cfg, model):
+        return []
+
+    def add_callbacks_post_trainer(self, cfg, trainer):
+        return []
+
+
+def test_axolotl_finds_the_plugin_its_settings_and_its_callback(training, stand_in, monkeypatch, log, tmp_path):
+    pytest.importorskip("pydantic")
+    stand_in("axolotl.integrations.base", BasePlugin=BasePlugin)
+    monkeypatch.delitem(sys.modules, "gradience.axolotl", raising=False)
+    module_name, class_name = ["gradience.axolotl", "GradiencePlugin"]  # as `load_plugin` does
+    plugin = getattr(importlib.import_module(module_name), class_name)()
+    where, args = plugin.get_input_args().rsplit(".", 1)
+    settings = getattr(importlib.import_module(where), args)
+    assert settings(gradience={"stop_on": ["NUM101"]}).gradience == {"stop_on": ["NUM101"]}
+    assert plugin.add_callbacks_pre_trainer(None, None) == []
+    run = training.trainer(tmp_path, max_steps=2)
+    for callback in plugin.add_callbacks_post_trainer(settings(gradience={"notes": "by plugin"}), run):
+        run.add_callback(callback)
+    run.train()
+    assert (log(tmp_path).steps, log(tmp_path)[0].config.notes) == ([1, 2], "by plugin")
+    (plain,) = plugin.add_callbacks_post_trainer(settings(), run)
+    assert plain._stop_on == frozenset()
+    with pytest.raises(TypeError, match="stop_one"):
+        plugin.add_callbacks_post_trainer(settings(gradience={"stop_one": 1}), run)
+    monkeypatch.delitem(sys.modules, "gradience.axolotl")
+
+
+def test_ms_swift_loads_the_file_and_makes_the_callback_by_its_name(training, stand_in, log, tmp_path):
+    mapping = stand_in("swift.callbacks.mapping", callbacks_map={})
+    done = subprocess.run([sys.executable, "-m", "gradience.swift"], capture_output=True, text=True, check=True)
+    spec = importlib.util.spec_from_file_location("external_plugin", done.stdout.strip())  # as external_plugins are
+    spec.loader.exec_module(importlib.util.module_from_spec(spec))
+    run = training.trainer(tmp_path, max_steps=2)
+    run.add_callback(mapping.callbacks_map["gradience"](run.args, run))
+    run.train()
+    assert log(tmp_path).steps == [1, 2]
+    assert isinstance(mapping.callbacks_map["gradience"](SimpleNamespace(), None), training.GradienceCallback)

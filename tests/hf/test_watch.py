@@ -1,0 +1,285 @@
+"""What the model is fed: counted as it is, in the watched batches only, and without any effect on the training."""
+
+from __future__ import annotations
+
+import importlib.util
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+torch = pytest.importorskip("torch", reason="needs the hf extra: pip install 'gradience[hf]'")
+
+END = 2
+ROWS = [[5, 6, 7, END, 0, 0], [5, 8, 9, 7, 6, END], [5, 6, 7, END, 0, 0], [4, 4, 0, 0, 0, 0]]
+LABELS = [[-100, -100, 7, END, -100, -100], [-100, 8, 9, 7, 6, -100], [-100, -100, 7, END, -100, -100], [-100] * 6]
+
+
+@pytest.fixture(scope="module")
+def watching(training):
+    from gradience.hf import watch_batches
+
+    def watch(model=None, **given):
+        model = model or training.llama()
+        model.config.eos_token_id = END
+        model.generation_config.eos_token_id = END
+        return model, watch_batches(model, **given)
+
+    return watch
+
+
+def batch():
+    ids = torch.tensor(ROWS)
+    return {"input_ids": ids, "attention_mask": (ids != 0).long(), "labels": torch.tensor(LABELS)}
+
+
+def test_a_padded_batch_is_counted_as_it_is(watching):
+    model, watch = watching(max_length=6)
+    model(**batch())
+    assert watch.values() == {
+        "batches": 1,
+        "watched": 1,
+        "rows": 4,
+        "tokens": 4 + 6 + 4 + 2,
+        "padding": 8,
+        "supervised": 2 + 4 + 2,
+        "rows_unsupervised": 1,
+        "rows_at_limit": 1,
+        "rows_with_end": 2,
+        "rows_repeated": 1,
+        "longest": 6,
+        "max_length": 6,
+        "label_min": None,
+        "label_max": None,
+        "num_labels": None,
+        "packed": False,
+        "unseen": None,
+    }
+
+
+def test_a_packed_batch_is_counted_row_by_row(watching):
+    model, watch = watching()
+    whole = [row[: row.index(0)] if 0 in row else row for row in ROWS]
+    cut = [labels[: len(row)] for row, labels in zip(whole, LABELS, strict=True)]
+    model(
+        input_ids=torch.tensor([[one for row in whole for one in row]]),
+        labels=torch.tensor([[one for row in cut for one in row]]),
+        position_ids=torch.tensor([[i for row in whole for i in range(len(row))]]),
+    )
+    found = watch.values()
+    counts = (
+        "rows",
+        "tokens",
+        "padding",
+        "supervised",
+        "rows_unsupervised",
+        "rows_with_end",
+        "rows_repeated",
+        "longest",
+    )
+    assert [found[name] for name in counts] == [4, 16, 0, 8, 1, 2, 1, 6]
+    assert found["packed"] is True
+    assert found["rows_at_limit"] is None
+
+
+def test_padding_on_the_left_hides_no_repeated_row(watching):
+    model, watch = watching()
+    ids = torch.tensor([[5, 6, 7, 0, 0], [0, 0, 5, 6, 7], [0, 0, 7, 6, 5]])
+    model(input_ids=ids, attention_mask=(ids != 0).long(), labels=ids)
+    assert watch.values()["rows_repeated"] == 1
+    watch.new_epoch()
+    model(input_ids=ids, attention_mask=(ids != 0).long(), labels=ids)
+    assert watch.values()["rows_repeated"] == 2
+
+
+def test_the_first_eight_batches_and_one_in_a_hundred_are_watched(watching):
+    class Fed(torch.nn.Module):
+        def forward(self, input_ids=None, labels=None):
+            return input_ids
+
+    from gradience.hf import watch_batches
+
+    model = Fed()
+    watch = watch_batches(model)
+    for _ in range(7):
+        model(input_ids=torch.tensor([[1, 2]]))
+    assert not watch.settled
+    for _ in range(7, 301):
+        model(input_ids=torch.tensor([[1, 2]]))
+    assert watch.settled
+    assert (watch.batches, watch.watched) == (301, 8 + 3)
+
+
+def test_evaluations_generation_and_reference_passes_are_not_counted(watching):
+    model, watch = watching()
+    with torch.no_grad():
+        model(**batch())
+    model.eval()
+    model(**batch())
+    assert watch.values()["batches"] == 0
+    assert "compiled" in watch.values()["unseen"]
+
+
+def test_after_the_block_the_hook_is_gone(watching):
+    model, watch = watching()
+    with watch:
+        model(**batch())
+    model(**batch())
+    assert watch.batches == 1
+
+
+def test_labels_of_classes_have_their_range(training):
+    from gradience.hf import watch_batches
+
+    model = training.distilbert()
+    watch = watch_batches(model)
+    for labels in ([0, 2, 1], [1, 1, 2]):
+        model(input_ids=torch.tensor([[5, 6, 7]] * 3), labels=torch.tensor(labels))
+    found = watch.values()
+    assert [found[name] for name in ("label_min", "label_max", "num_labels", "supervised")] == [0, 2, 3, None]
+
+
+def test_a_compiled_model_is_watched_from_outside_and_says_so_from_inside():
+    from gradience.hf import watch_batches
+
+    class Fed(torch.nn.Module):
+        def forward(self, input_ids):
+            return input_ids * 2
+
+    inside, outside = Fed(), Fed()
+    watches = [watch_batches(inside)]
+    compiled = [torch.compile(one, backend="eager") for one in (inside, outside)]
+    watches.append(watch_batches(compiled[1]))
+    for model in compiled:
+        model(input_ids=torch.tensor([[1, 2]]))
+    assert [watch.values()["rows"] for watch in watches] == [0, 1]
+    assert "compiled" in watches[0].values()["unseen"]
+
+
+def test_inputs_without_tokens_are_said_to_be_unseen():
+    from gradience.hf import watch_batches
+
+    model = torch.nn.Linear(2, 2)
+    watch = watch_batches(model)
+    model(torch.ones(1, 2))
+    assert watch.values()["unseen"] == "no input_ids among the inputs"
+
+
+def test_the_callback_records_the_first_batches_and_all_at_the_end(training, callback, log, tmp_path):
+    training.trainer(tmp_path, callback(), max_steps=10).train()
+    events = log(tmp_path).kind("data")
+    assert [(event.step, event.metrics["watched"]) for event in events] == [(8, 8), (10, 8)]
+    last = events[-1].metrics
+    assert (last["batches"], last["rows"], last["tokens"], last["supervised"]) == (10, 32, 32 * 12, 32 * 12)
+
+
+def test_data_false_records_nothing_and_leaves_no_hook(training, callback, log, tmp_path):
+    model = training.llama()
+    training.trainer(tmp_path, callback(data=False), model=model).train()
+    assert log(tmp_path).kind("data") == []
+    training.trainer(tmp_path / "more", callback(), model=model).train()
+    assert not model._forward_pre_hooks
+
+
+def test_masked_labels_are_one_finding_of_a_run_and_not_three(training, callback, tmp_path):
+    from gradience import monitor_run
+
+    data = training.sequences()
+    masked = [{**row, "labels": torch.full_like(row["labels"], -100)} for row in data]
+    run = training.trainer(tmp_path, callback(), max_steps=12)
+    run.train_dataset = masked
+    run.train()
+    report = monitor_run(tmp_path / "run.jsonl")
+    assert [(f.id, f.severity) for f in report.findings if f.severity != "info"] == [("DAT301", "critical")]
+    assert {item.id: item.reason for item in report.not_run}["NUM101"].startswith("no token is supervised (see DAT301)")
+
+
+def test_what_a_check_announced_is_compared_with_the_batches(training, callback, tmp_path):
+    from gradience import monitor_run
+    from gradience.schema.config import ConfigSnapshot
+    from gradience.schema.data import DataReport, TokenCounts
+    from gradience.schema.reports import CHECK_SCHEMA_ID, CheckReport
+
+    def announced(supervised):
+        counts = TokenCounts(total=1200, kept=1200, supervised=supervised)
+        data = DataReport(
+            path="", format="text", trainer="sft", loss="all", rows_read=100, sequences=100, tokens=counts
+        )
+        return CheckReport(schema=CHECK_SCHEMA_ID, config=ConfigSnapshot(), data=data)
+
+    for name, supervised, ids in (("same", 1200, []), ("other", 300, ["DAT321"])):
+        training.trainer(tmp_path / name, callback(data=announced(supervised)), max_steps=9).train()
+        report = monitor_run(tmp_path / name / "run.jsonl")
+        assert [f.id for f in report.findings if f.id == "DAT321"] == ids
+
+
+SCRIPT = Path(__file__).with_name("watched.py")
+
+
+@pytest.fixture(scope="module")
+def watched(training):
+    spec = importlib.util.spec_from_file_location("hf_watched", SCRIPT)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize("kind", ["float32", "bf16", "fp16"])
+def test_training_is_bit_for_bit_the_same_with_the_hook(kind, watched):
+    without = watched.train(kind, watched=False)
+    assert watched.train(kind, watched=True) == without
+    assert len(set(without)) == 12
+
+
+def test_two_processes_are_bit_for_bit_the_same_with_the_hook(tmp_path):
+    given = [sys.executable, str(SCRIPT), str(tmp_path)]
+    done = subprocess.run(given, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("packing", [True, False], ids=["packed", "padded"])
+def test_sft_batches_of_trl_are_counted(packing, training, callback, log, tokenizer, tmp_path):
+    pytest.importorskip("trl", reason="TRL is not installed: pip install trl")
+    from datasets import Dataset
+    from trl import SFTConfig, SFTTrainer
+
+    pairs = [{"prompt": f"w{i} w2 w3 ", "completion": f"w4 w{i + 5}"} for i in range(16)]
+    given = {"max_steps": 2, "per_device_train_batch_size": 4, "report_to": [], "use_cpu": True, "bf16": False}
+    run = SFTTrainer(
+        model=training.llama(),
+        args=SFTConfig(
+            str(tmp_path), max_length=32, packing=packing, padding_free=packing, save_strategy="no", **given
+        ),
+        train_dataset=Dataset.from_list(pairs),
+        processing_class=tokenizer,
+        callbacks=[callback()],
+    )
+    run.train()
+    found = log(tmp_path).kind("data")[-1].metrics
+    assert found["packed"] is packing
+    assert (found["tokens"], found["supervised"]) == (6 * found["rows"], 3 * found["rows"])
+    assert found["rows_with_end"] == found["rows"] > 0
+    assert found["rows_unsupervised"] == found["padding"] == 0
+
+
+def test_dpo_batches_hold_both_answers_and_reference_passes_are_not_counted(
+    training, callback, log, tokenizer, tmp_path
+):
+    pytest.importorskip("trl", reason="TRL is not installed: pip install trl")
+    from datasets import Dataset
+    from trl import DPOConfig, DPOTrainer
+
+    pairs = [{"prompt": f"w{i} w2", "chosen": " w4 w5", "rejected": f" w{i + 6}"} for i in range(8)]
+    given = {"max_steps": 2, "per_device_train_batch_size": 2, "report_to": [], "use_cpu": True, "bf16": False}
+    run = DPOTrainer(
+        model=training.llama(),
+        args=DPOConfig(str(tmp_path), max_length=32, save_strategy="no", **given),
+        train_dataset=Dataset.from_list(pairs),
+        processing_class=tokenizer,
+        callbacks=[callback()],
+    )
+    run.train()
+    found = log(tmp_path).kind("data")[-1].metrics
+    assert (found["batches"], found["rows"], found["tokens"], found["padding"]) == (2, 8, 4 * (5 + 4), 4)
+    assert (found["supervised"], found["rows_unsupervised"]) == (4 * (3 + 2), 0)

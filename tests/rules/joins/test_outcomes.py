@@ -1,0 +1,82 @@
+"""How a run turned out: what makes a held-out result good, in numbers and in words."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+
+from gradience.rules.joins.outcome import Outcome, outcome_of
+from gradience.schema.config import ConfigSnapshot
+from gradience.schema.events import Eval, EvalMetrics
+from gradience.schema.findings import Finding, NotRun
+from gradience.schema.reports import EvalPoint
+
+
+def outcome(losses=(), *, accuracy=None, labels=None, split="eval", findings=(), not_run=(), status="ok"):
+    metrics = EvalMetrics(loss=losses[-1] if losses else None, accuracy=accuracy)
+    report = SimpleNamespace(
+        status=status,
+        findings=[Finding(id=rule, severity=severity, message="x") for rule, severity in findings],
+        not_run=[NotRun(id=rule, reason="few rows") for rule in not_run],
+        evals=[EvalPoint(split="train", step=1, metrics=metrics), EvalPoint(split=split, step=1, metrics=metrics)],
+        config=ConfigSnapshot(num_labels=labels),
+    )
+    evals = [
+        Eval(
+            schema="gradience.vnext.telemetry/v1",
+            ts=None,
+            run_id="r",
+            step=n,
+            split=split,
+            metrics=EvalMetrics(loss=loss),
+        )
+        for n, loss in enumerate(losses)
+    ]
+    return outcome_of(report, evals)
+
+
+@pytest.mark.parametrize(
+    ("losses", "good"),
+    [
+        ([2.0, 1.5], "held-out loss 2 -> 1.5"),
+        ([2.0, 1.941], ""),
+        ([2.0, 1.939], "held-out loss 2 -> 1.939"),
+        ([2.0, 1.5, 1.529], "held-out loss 2 -> 1.529"),
+        ([2.0, 1.5, 1.531], ""),
+        (["NaN", 2.0, "Infinity", 1.5], "held-out loss 2 -> 1.5"),
+        ([2.0], ""),
+        ([-1.0, -2.0], ""),
+        ([0.0, -2.0], ""),
+    ],
+)
+def test_a_held_out_loss_is_good_that_fell_by_three_per_cent_and_is_near_its_best(losses, good):
+    assert outcome(losses) == Outcome(converged=True, good=good)
+
+
+@pytest.mark.parametrize(
+    ("accuracy", "labels", "good"),
+    [(0.75, None, True), (0.749, None, False), (0.625, 4, True), (0.624, 4, False), (1.0, 2, True), (1.001, 2, False),
+     (0.75, 1, True), (0.75, 0, True)],
+)  # fmt: skip
+def test_an_accuracy_is_good_half_of_the_way_from_chance_to_one(accuracy, labels, good):
+    found = outcome([2.0, 1.0], accuracy=accuracy, labels=labels)
+    assert found.good == (f"held-out accuracy {accuracy:.3g}" if good else "")  # and outweighs the loss
+
+
+@pytest.mark.parametrize(
+    ("more", "converged"),
+    [
+        ({}, True),
+        ({"status": "error"}, False),
+        ({"findings": [("SML113", "info")]}, True),
+        ({"findings": [("OVF110", "warning")]}, False),
+        ({"not_run": ["GAP111"]}, True),
+        ({"not_run": ["NOL106"]}, False),
+        ({"findings": [("NUM101", "info")]}, False),
+        ({"not_run": ["NOL106"], "losses": [2.0, 1.0]}, True),  # the held-out loss says it
+    ],
+)
+def test_a_run_converged_that_was_judged_and_has_no_warning(more, converged):
+    losses = more.pop("losses", [])
+    assert outcome(losses, **more).converged is converged

@@ -1,0 +1,211 @@
+"""What the sources show of an adapter: each fact at its threshold and just beside it, and files of two runs."""
+
+from __future__ import annotations
+
+import math
+from types import SimpleNamespace
+
+import pytest
+
+from gradience.rules.joins.symptoms import (
+    Stated,
+    config_symptoms,
+    disagreements,
+    log_symptoms,
+    recorded_disagreements,
+    weights_symptoms,
+)
+from gradience.schema.audit import AUDIT_SCHEMA_ID, AuditReport, AuditSummary, Health, LedgerEntry, ModuleAudit
+from gradience.schema.config import LoraSnapshot
+from gradience.schema.findings import Finding
+
+
+def module(name="layers.0.q", *, rms=1e-3, r=8, alpha=16.0, layer=None, **fields):
+    shape = [16, 9]
+    norm = rms if isinstance(rms, str) else rms * math.sqrt(16 * 9)
+    given = {"module_type": "attn", "params": r * 25, "scaling": 2.0, "spectral_norm": 1.0, **fields}
+    return ModuleAudit(name=name, shape=shape, r=r, alpha=alpha, layer=layer, frobenius_norm=norm, **given)
+
+
+def report(*modules, verdict="trained", findings=(), roles=("lora_pair", "full_module"), **fields):
+    return AuditReport(
+        schema=AUDIT_SCHEMA_ID,
+        peft_dir="d",
+        weights_path="w",
+        format=fields.pop("format", "peft"),
+        health=Health(verdict=verdict, reason="why"),
+        ledger=[LedgerEntry(role=role, tensors=1, params=1, bytes=1, share=0.5) for role in roles],
+        summary=AuditSummary(total_lora_params=1000, n_layers=len(modules)),
+        modules=list(modules),
+        findings=list(findings),
+        **fields,
+    )
+
+
+def facts(full):
+    return {item.id: item for item in weights_symptoms(full) if item.finding is None}
+
+
+def finding(rule, severity="warning", **values):
+    return Finding(id=rule, severity=severity, message=f"{rule} found", values=values)
+
+
+# --- sizes and layers --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("rms", "fact"),
+    [(0.202, "exploded"), (0.198, None), (6.1e-5, None), (5.9e-5, "tiny"), (0.0, None), ("NaN", None)],
+)
+def test_an_update_is_huge_over_a_fifth_and_hardly_there_under_six_in_a_hundred_thousand(rms, fact):
+    assert set(facts(report(module(rms=rms)))) == ({fact} if fact else set())
+
+
+def test_the_module_with_the_largest_entries_is_named_and_only_a_trained_adapter_is_hardly_there():
+    huge = facts(report(module("a", rms=0.3), module("b", rms=0.5), module("c", rms=1e-5)))
+    assert set(huge) == {"exploded"}
+    assert huge["exploded"].seen.message == "entries of the update are 0.5 in size in b (root mean square)"
+    assert huge["exploded"].seen.values["rms"] == pytest.approx(0.5)
+    assert facts(report(module(rms=1e-5), verdict="partial")) == {}
+    tiny = facts(report(module("a", rms=2e-5), module("b", rms=4e-5)))["tiny"]
+    assert tiny.seen.message == "entries of the largest update are 4e-05 in size (root mean square)"
+    assert tiny.seen.values == {"tiny": tiny.seen.message, "rms": pytest.approx(4e-5)}
+
+
+@pytest.mark.parametrize(
+    ("layers", "found"),
+    [([0, 3], False), ([3], True), ([2], False), ([0, 1, 4], False), ([1, 4], True), ([None], False), ([], False)],
+)
+def test_under_half_of_four_layers_and_more_are_few(layers, found):
+    rows = [module(f"layers.{layer}.q", layer=layer) for layer in layers] or [module(layer=None)]
+    assert ("few_layers" in facts(report(*rows))) is found
+
+
+def test_few_layers_are_counted():
+    few = facts(report(*(module(f"layers.{n}.{x}", layer=n) for n in (1, 7) for x in "qv")))["few_layers"]
+    assert few.seen.message == "2 of at least 8 layers are adapted"
+    assert few.seen.values == {"few": few.seen.message, "layers": 2, "least": 8}
+
+
+def test_a_file_of_factors_alone_has_no_head():
+    assert set(facts(report(module(), roles=("lora_pair",)))) == {"no_head"}
+    assert facts(report(roles=("lora_pair",))) == {}
+
+
+# --- findings as symptoms ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("rule", "verdict", "modules", "tags", "value"),
+    [
+        ("NUM201", "broken", 1, {"broken"}, "lost"),
+        ("NUM201", "broken", 0, set(), "lost"),  # an empty file holds no NaN
+        ("TRN202", "untrained", 1, {"untrained"}, "zero"),
+        ("TRN202", "near_untrained", 1, {"near_untrained"}, "zero"),
+        ("TRN202", "partial", 1, {"partial"}, None),
+        ("RND203", "random_like", 1, {"random_like"}, None),
+        ("SCL206", "broken", 1, set(), None),
+    ],
+)
+def test_a_finding_on_the_weights_has_the_verdict_as_its_tag_and_its_reason_as_a_value(
+    rule, verdict, modules, tags, value
+):
+    full = report(*[module()] * modules, verdict=verdict, findings=[finding(rule, n=1)])
+    symptom = next(item for item in weights_symptoms(full) if item.finding is not None)
+    assert symptom.tags == {*tags, "n", "warning"}
+    assert symptom.seen.values == {"n": 1, **({value: "why"} if value else {})}
+
+
+@pytest.mark.parametrize(
+    ("rows", "evals", "tags"), [(19, 1, {"few_rows"}), (20, 0, {"no_evals"}), (5, 0, {"few_rows", "no_evals"})]
+)
+def test_a_sparse_log_is_tagged_with_what_it_lacks(rows, evals, tags):
+    (symptom,) = log_symptoms(SimpleNamespace(findings=[finding("GAP118", "info", rows=rows, evals=evals)]))
+    assert symptom.tags == {*tags, "rows", "evals", "info"}
+
+
+def test_a_rate_of_zero_says_in_how_many_rows_and_one_that_was_short_of_its_peak_does_not():
+    zero, short = log_symptoms(SimpleNamespace(findings=[finding("LRS109", rows=7), finding("LRS109", peak=1e-5)]))
+    assert zero.seen.values == {"rows": 7, "rate_zero": "the learning rate was 0 in 7 rows"}
+    assert short.seen.values == {"peak": 1e-5}
+
+
+def test_what_stops_a_run_by_itself_says_so():
+    found = config_symptoms(SimpleNamespace(findings=[finding(rule) for rule in ("VAL001", "TGT002", "LR001")]))
+    assert [item.seen.values.get("stops") for item in found] == ["VAL001 found", "TGT002 found", None]
+
+
+# --- files of two runs -------------------------------------------------------------------------------------------
+
+
+def apart(lora, *modules, **fields):
+    found = disagreements([Stated("the config", LoraSnapshot(**lora))], report(*(modules or [module()]), **fields))
+    return [(item.source, item.id, item.seen.values.get("differs") or item.seen.values.get("idle")) for item in found]
+
+
+@pytest.mark.parametrize(
+    ("lora", "modules", "differs"),
+    [
+        ({"r": 8}, [module()], None),
+        ({"r": 4}, [module()], "r=4 in the config, r=8 on disk in layers.0.q"),
+        ({"r": 4, "rank_pattern": {"q": 8}}, [module()], None),
+        ({"r": 4, "init": "pissa_niter_4"}, [module()], None),  # converted: twice the rank
+        ({"r": 2, "init": "pissa"}, [module()], "r=2 in the config, r=8 on disk in layers.0.q"),
+        ({"r": 4, "init": "gaussian"}, [module()], "r=4 in the config, r=8 on disk in layers.0.q"),
+        ({"alpha": 16.0}, [module()], None),
+        ({"alpha": 32.0}, [module()], "lora_alpha=32 in the config, alpha=16 in layers.0.q"),
+        ({"alpha": 32.0, "alpha_pattern": {"q": 16.0}}, [module()], None),
+        ({"alpha": 8.0, "init": "olora"}, [module()], None),
+        ({"alpha": 4.0, "init": "olora"}, [module()], "lora_alpha=4 in the config, alpha=16 in layers.0.q"),
+        ({"alpha": 32.0}, [module(alpha=None)], None),
+        ({"target_modules": ["q"]}, [module()], None),
+        ({"target_modules": ["0.q"]}, [module()], None),
+        ({"target_modules": ["v"]}, [module()], "target_modules v in the config, layers.0.q was adapted"),
+        ({"target_modules": ["v", "k", "o", "x"]}, [module()],
+         "target_modules v, k, o in the config, layers.0.q was adapted"),
+        ({"target_modules": ["v"]}, [module(expert=0)], None),
+        ({"target_modules": "all-linear"}, [module()], None),
+        ({"target_modules": ["v"], "extras": {"target_parameters": ["w"]}}, [module()], None),
+        ({"peft_type": "IA3"}, [module()], "peft_type IA3 in the config, the file holds LoRA factors"),
+    ],
+)  # fmt: skip
+def test_a_configuration_of_another_adapter_is_told_by_rank_alpha_and_names(lora, modules, differs):
+    found = [entry for entry in apart(lora, *modules) if entry[1] != "idle_targets" and entry[1] != "adapted"]
+    expected = [("config", "other_config", differs), ("weights", "other_adapter", None)] if differs else []
+    assert found == expected
+
+
+@pytest.mark.parametrize(
+    ("targets", "idle"),
+    [(["q"], None), (["q", "v"], "v"), (["q", "a", "b", "c", "d"], "a, b, c and 1 more"), ("all-linear", None)],
+)
+def test_a_target_of_whose_name_nothing_was_adapted_is_named(targets, idle):
+    expected = [("config", "idle_targets", idle), ("weights", "adapted", None)] if idle else []
+    assert apart({"target_modules": targets}) == expected
+
+
+def test_adapters_of_other_formats_types_or_without_modules_are_not_compared():
+    assert apart({"r": 4}, format="kohya") == []
+    assert apart({"r": 4}, peft_type="IA3") == []
+    assert len(apart({"r": 4}, peft_type="LORA")) == 2
+    assert disagreements([Stated("the config", LoraSnapshot(r=4))], report()) == []
+
+
+@pytest.mark.parametrize(
+    ("audit", "modules", "found"),
+    [
+        ({"n_layers": 2, "total_lora_params": 500}, 1, 4),
+        ({"n_layers": 1, "total_lora_params": 500}, 1, 0),  # programs count parameters differently
+        ({"n_layers": 2, "total_lora_params": 1000}, 1, 0),
+        ({"n_layers": 2}, 1, 0),
+        ({"n_layers": True, "total_lora_params": 500}, 1, 0),
+        ({"n_layers": 2, "total_lora_params": 500}, 0, 0),
+        (None, 1, 0),
+    ],
+)
+def test_an_audit_in_the_log_is_of_another_adapter_where_all_its_counts_differ(audit, modules, found):
+    seen = recorded_disagreements(SimpleNamespace(lora_audit=audit), report(*[module()] * modules))
+    assert len(seen) == found
+    if found:
+        assert seen[0].seen.values == {"differs": "2 adapted modules recorded, 1 in the file"}
+        assert [item.id for item in seen] == ["other_log", "other_adapter"] * 2

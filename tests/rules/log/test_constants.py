@@ -1,0 +1,120 @@
+"""Constants of the statistics, from their definitions."""
+
+from __future__ import annotations
+
+import math
+import random
+from statistics import NormalDist
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gradience.rules.log import statistics as ours
+from gradience.rules.log.curve import Bar, curve_of, excesses, stands_out, thin
+from gradience.rules.weights.ranks import BUCKETS, percentile
+
+NORMAL = NormalDist()
+
+
+@pytest.mark.parametrize(
+    ("constant", "value"),
+    [
+        (ours.MEDIAN_ERROR, math.sqrt(math.pi / 2)),
+        (ours.NORMAL_95, NORMAL.inv_cdf(0.95)),
+        (ours._OF_MEDIAN, 1 / (NORMAL.inv_cdf(0.75) * math.sqrt(6))),
+        (ours._OF_MEAN, 1 / (math.sqrt(2 / math.pi) * math.sqrt(6))),
+        (ours._POWER, NORMAL.inv_cdf(0.99) + NORMAL.inv_cdf(0.8)),
+    ],
+)
+def test_a_constant_is_that_of_the_normal_distribution(constant, value):
+    assert constant == pytest.approx(value, rel=1e-3)
+
+
+def test_buckets_are_the_powers_of_two_up_to_1024():
+    assert tuple(2**k for k in range(11)) == BUCKETS
+
+
+@given(st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=30), st.floats(0, 1))
+def test_a_percentile_is_numpy_s(values, share):
+    assert percentile(values, share) == pytest.approx(np.percentile(values, 100 * share), abs=1e-6, rel=1e-9)
+
+
+@given(st.lists(st.integers(0, 6), min_size=41, max_size=60))
+def test_the_normal_p_of_an_order_has_kendall_s_variance_with_ties_and_a_correction_for_continuity(values):
+    n = len(values)
+    falls = sum((b < a) - (b > a) for i, a in enumerate(values) for b in values[i + 1 :])
+    ties = sum(k * (k - 1) * (2 * k + 5) for k in np.unique(values, return_counts=True)[1].tolist())
+    variance = (n * (n - 1) * (2 * n + 5) - ties) / 18
+    expected = 1.0 if variance <= 0 else 1 - NORMAL.cdf((falls - (1 if falls > 0 else 0)) / math.sqrt(variance))
+    assert ours.mann_kendall([float(x) for x in values]) == pytest.approx(expected, abs=1e-12)
+
+
+def test_sens_bounds_stand_at_the_ranks_that_kendalls_variance_gives():
+    rng = random.Random(3)  # noqa: S311  # seeded on purpose
+    for n in (4, 9, 30):
+        values = [0.3 * i + rng.gauss(0, 1) for i in range(n)]
+        slopes = sorted((values[j] - values[i]) / (j - i) for i in range(n) for j in range(i + 1, n))
+        half = 1.645 * math.sqrt(n * (n - 1) * (2 * n + 5) / 18)
+        low, high = math.floor((len(slopes) - half) / 2), math.ceil((len(slopes) + half) / 2)
+        found = ours.theil_sen(values)
+        assert found.slope == pytest.approx(np.median(slopes))
+        assert found.low == (slopes[low] if low >= 0 else -math.inf)
+        assert found.high == (slopes[high] if high < len(slopes) else math.inf)
+
+
+@pytest.mark.parametrize("n", [8, 9, 20])
+def test_the_fall_along_the_logarithm_is_a_correlation_times_the_root_of_n_less_one(n):
+    rng = random.Random(n)  # noqa: S311  # seeded on purpose
+    values = [2.0 / (1 + i) + 1.0 + rng.gauss(0, 0.1) for i in range(n)]
+    rows = -np.log(np.arange(1, n + 1))
+    z = np.corrcoef(np.log(values), rows)[0, 1] * math.sqrt(n - 1)
+    assert ours.falls_with_logarithm(values) == pytest.approx(1 - NORMAL.cdf(float(z)) if n >= 9 else 1.0)
+
+
+def test_a_trend_of_few_rows_has_the_numbers_of_its_definition():
+    values = [2.0, 1.5, 1.6, 1.2, 1.3, 1.0, 1.1, 0.9, 1.0, 0.8]
+    found = ours.trend_of(values)
+    second = np.abs(np.diff(values, 2))
+    noise = np.median(second) / (0.6745 * math.sqrt(6)) / 0.9
+    unseen = 3.168 * noise * math.sqrt(12 / 10)
+    assert (found.rows, found.start, found.end) == (10, 2.0, 0.9)
+    assert found.fall == pytest.approx(1 - 0.9 / 2.0)
+    assert found.noise == pytest.approx(noise, rel=1e-3)
+    assert found.least == pytest.approx(unseen / (1 + unseen), rel=1e-3)
+    assert found.p == pytest.approx(2 * min(ours.mann_kendall(values), ours.falls_with_logarithm(values)))
+
+
+@pytest.mark.parametrize(("rows", "start"), [(4, 1.0), (5, 1.4), (19, 1.4), (20, 1.4), (80, 1.4)])
+def test_a_trend_starts_at_the_higher_of_its_first_row_and_its_first_three(rows, start):
+    assert ours.trend_of(([1.0, 1.4, 1.5] + [1.0] * 80)[:rows]).start == start
+
+
+def test_values_beyond_the_range_of_squares_are_put_at_its_ends():
+    assert ours.bounded([1.0, 2.0]) == [1.0, 2.0]
+    assert ours.bounded([1e200, -1e200, 0.0, 1e-200, -3.0]) == [1e100, -1e100, 0.0, 1e-100, -3.0]
+
+
+# --- what stands out ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("rows", "height", "found"), [(1000, 6.1, True), (10_000, 6.1, False), (10_000, 7.6, True)])
+def test_among_ten_times_as_many_rows_a_spike_must_be_a_quarter_higher(rows, height, found):
+    values = [1.0] * rows
+    values[rows // 2] = 1.0 + 0.05 * height
+    assert (excesses(curve_of(values), Bar(6.0, 0.05, logarithmic=False)) != []) is found
+
+
+@pytest.mark.parametrize(("place", "found"), [(7, False), (8, True)])
+def test_the_first_eight_rows_do_not_stand_out(place, found):
+    values = [1.0] * 20
+    values[place] = 9.0
+    assert stands_out(curve_of(values), place, Bar(6.0, 0.05, logarithmic=False)) is found
+    assert not stands_out(curve_of(values), 20, Bar(6.0, 0.05, logarithmic=False))
+
+
+def test_a_thinned_series_has_the_medians_of_equal_blocks():
+    assert thin([1.0, 2.0, 3.0], 3) == [1.0, 2.0, 3.0]
+    assert thin([1.0, 2.0, 9.0, 4.0, 5.0], 3) == [1.5, 6.5, 5.0]
+    assert thin([1.0, 2.0, 9.0, 4.0, 5.0], 2) == [2.0, 4.5]

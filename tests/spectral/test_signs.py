@@ -1,0 +1,251 @@
+"""Signs, ranks and overlaps at the numbers that decide: a sample's size, its error, and what is rounding."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from gradience import merge_check
+from gradience.spectral.merging import (
+    Signs,
+    dropped,
+    elected_mean,
+    mask_generator,
+    numerical_rank,
+    pooled_signs,
+    signs_of,
+    squared_distance,
+    squared_norm,
+    trimmed,
+)
+from gradience.spectral.narrow import inner_size, narrowed
+from gradience.spectral.reduced import LowRank, decomposed, leading_part, part_with_energy, rank_for_energy, stacked
+from gradience.spectral.subspace import chance_overlap, chance_overlap_sd, overlap, principal_cosines
+from gradience.spectral.update import effective_rank, null_stable_rank
+
+
+def parts(d_out=100, d_in=50, r=2, seed=0, scales=(1.0, 0.5)):
+    rng = np.random.default_rng(seed)
+    return [(rng.standard_normal((d_out, r)), rng.standard_normal((r, d_in)), scale) for scale in scales]
+
+
+# --- signs -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("most", "rows"), [(None, 100), (0, 8), (449, 8), (450, 9), (5000, 100), (9999, 100), (4950, 99)]
+)
+def test_a_sample_has_whole_rows_and_eight_at_least(most, rows):
+    found = signs_of(parts(), most=most, seed=1)
+    assert (found.entries, found.of) == (rows * 50, 5000)
+
+
+def test_a_sample_of_fewer_rows_than_eight_is_all_there_are():
+    assert signs_of(parts(d_out=5), most=0, seed=1).entries == 5 * 50
+
+
+def test_errors_are_those_of_rows_drawn_without_replacement():
+    found = signs_of(parts(), most=20 * 50, seed=3)
+    rows = np.sort(np.random.default_rng(3).choice(100, 20, replace=False))
+    x, y = (scale * (b @ a)[rows] for b, a, scale in parts())
+    clash = np.mean(x * y < 0, axis=1)
+    net, gross = np.abs(x + y).sum(axis=1), (np.abs(x) + np.abs(y)).sum(axis=1)
+    ratio = net.sum() / gross.sum()
+    assert found.conflict == pytest.approx(clash.mean(), abs=1e-12)
+    assert found.conflict_error == pytest.approx(math.sqrt(0.8 * np.var(clash, ddof=1) / 20), rel=1e-9)
+    assert found.cancelled == pytest.approx(1 - ratio, rel=1e-5)
+    residual = math.sqrt(0.8 * np.var(net - ratio * gross, ddof=1) / 20) * 20 / gross.sum()
+    assert found.cancelled_error == pytest.approx(residual, rel=1e-4)
+    assert found.weight == pytest.approx(gross.sum() * 100 / 20, rel=1e-6)
+
+
+def test_pooled_errors_are_those_of_independent_samples():
+    one = Signs(0.5, 0.2, 0.03, 0.01, entries=10, of=100, weight=2.0)
+    two = Signs(0.1, 0.4, 0.01, 0.02, entries=20, of=300, weight=6.0)
+    pooled = pooled_signs([one, two])
+    assert pooled is not None
+    assert pooled.conflict == pytest.approx((0.5 * 100 + 0.1 * 300) / 400)
+    assert pooled.cancelled == pytest.approx((0.2 * 2 + 0.4 * 6) / 8)
+    assert pooled.conflict_error == pytest.approx(math.hypot(3.0, 3.0) / 400)
+    assert pooled.cancelled_error == pytest.approx(math.hypot(0.02, 0.12) / 8)
+    assert (pooled.entries, pooled.of, pooled.weight) == (30, 400, 8.0)
+    assert pooled_signs([]) is None
+    assert pooled_signs([Signs(0.0, 0.0, 0.0, 0.0, 1, 1, 0.0)]).cancelled == 0.0
+
+
+def test_a_check_reads_half_a_million_entries_of_a_module_unless_all_are_asked_for(tmp_path):
+    rng = np.random.default_rng(0)
+    for name in ("a", "b"):
+        folder = tmp_path / name
+        folder.mkdir()
+        key = "base_model.model.m.q_proj.lora_"
+        tensors = {f"{key}A.weight": rng.standard_normal((1, 1024)), f"{key}B.weight": rng.standard_normal((1024, 1))}
+        save_file({k: v.astype(np.float32) for k, v in tensors.items()}, folder / "adapter_model.safetensors")
+        config = {"peft_type": "LORA", "r": 1, "lora_alpha": 1, "target_modules": ["q_proj"]}
+        (folder / "adapter_config.json").write_text(json.dumps(config))
+    sampled = merge_check(tmp_path / "a", tmp_path / "b").signs
+    assert (sampled.entries, sampled.of) == (1 << 19, 1 << 20)
+    assert sampled.conflict_error > 0.0
+    assert merge_check(tmp_path / "a", tmp_path / "b", exact=True).signs.entries == 1 << 20
+    other = merge_check(tmp_path / "a", tmp_path / "b", seed=1).signs
+    assert other.conflict != sampled.conflict
+
+
+# --- TIES and DARE -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("density", "kept"), [(0.09, 0), (0.1, 1), (0.29, 2), (0.3, 3), (0.95, 9), (1.0, 10)])
+def test_of_ten_entries_the_floor_of_the_density_is_kept(density, kept):
+    update = np.arange(1.0, 11.0, dtype=np.float32).reshape(2, 5)
+    update[0, 0] = -1.0
+    found = trimmed(update, density)
+    assert np.count_nonzero(found) == kept
+    assert sorted(np.abs(found[found != 0.0])) == list(range(11 - kept, 11))
+
+
+def test_what_is_kept_at_random_is_divided_by_the_density_and_all_of_it_at_one():
+    update = np.ones((50, 50), np.float32)
+    assert dropped(update, 1.0, mask_generator(0, 0, "m")) is update
+    mask = mask_generator(0, 0, "m").random((50, 50), dtype=np.float32) < np.float32(0.2)
+    np.testing.assert_array_equal(dropped(update, 0.2, mask_generator(0, 0, "m")), mask / np.float32(0.2))
+
+
+def test_the_elected_mean_is_over_the_updates_of_the_sum_s_sign():
+    rows = [3.0, 1.0, 0.0, 2.0], [-1.0, 1.0, 0.0, -2.0], [1.0, 0.0, 0.0, 0.0]
+    updates = [np.asarray([row], np.float32) for row in rows]
+    np.testing.assert_array_equal(elected_mean(lambda: iter(updates)), [[2.0, 1.0, 0.0, 0.0]])
+    with pytest.raises(ValueError, match="nothing to merge"):
+        elected_mean(list)
+
+
+# --- ranks and norms ---------------------------------------------------------------------------------------------
+
+
+def diagonal(*sigma):
+    n = len(sigma)
+    return np.eye(40, n) * np.asarray(sigma), np.eye(n, 30)
+
+
+@pytest.mark.parametrize(("least", "rank"), [(1.1e-6, 3), (0.9e-6, 2), (0.0, 2)])
+def test_a_direction_under_a_millionth_of_the_largest_is_rounding(least, rank):
+    assert numerical_rank(*diagonal(1.0, 0.5, least)) == rank
+
+
+def test_parts_that_cancel_have_the_norm_of_what_is_left():
+    b, a = parts(scales=(1.0,))[0][:2]
+    off = 1e-6 * np.random.default_rng(5).standard_normal(b.shape)
+    both_b, both_a = np.hstack([b, b + off]), np.vstack([a, -a])
+    assert squared_norm(both_b, both_a) == pytest.approx(np.sum((off @ a) ** 2), rel=1e-4)
+    assert squared_norm(np.hstack([b, b]), both_a) == 0.0
+    assert squared_norm(b, a) == pytest.approx(np.sum((b @ a) ** 2))
+    with np.errstate(over="ignore", invalid="ignore"):
+        assert squared_norm(b * 1e200, a) == math.inf
+    assert squared_distance((b, a), (b, 0.5 * a)) == pytest.approx(0.25 * np.sum((b @ a) ** 2))
+
+
+def test_a_decomposition_of_a_negative_scale_has_its_sign_and_a_padded_one_the_same_product():
+    b, a = parts(d_out=9, d_in=7, scales=(1.0,))[0][:2]
+    low = decomposed(b, a, -2.0)
+    np.testing.assert_allclose((low.u * low.sigma) @ low.v, -2.0 * b @ a, atol=1e-12)
+    for scale in (-2.0, 3.0):
+        new_b, new_a = decomposed(b, a, scale).factors(4, scale)
+        assert (new_b.shape, new_a.shape) == ((9, 4), (4, 7))
+        np.testing.assert_allclose(scale * new_b @ new_a, scale * b @ a, atol=1e-12)
+        np.testing.assert_allclose(np.linalg.norm(new_b, axis=0), np.linalg.norm(new_a, axis=1), atol=1e-12)
+    assert not decomposed(b, a, 0.0).factors(2, 0.0)[0].any()
+    assert low.error(1) == pytest.approx(low.sigma[1])
+    assert LowRank(low.u, np.asarray([3.0, 4.0, 0.0]), low.v).error(0) == 5.0
+
+
+def test_a_stack_is_the_weighted_sum():
+    some = parts(scales=(2.0, -0.5))
+    b, a = stacked(some)
+    np.testing.assert_allclose(b @ a, sum(s * (x @ y) for x, y, s in some), atol=1e-12)
+
+
+@pytest.mark.parametrize(("energy", "rank"), [(0.5, 1), (0.6401, 2), (0.64, 1), (1.0, 2), (1.0001, None)])
+def test_the_least_rank_with_an_energy_counts_from_one(energy, rank):
+    assert rank_for_energy(np.asarray([0.8, 0.6]), energy, 1.0) == rank
+
+
+def test_the_part_with_an_energy_has_the_least_rank_and_its_rest():
+    matrix = np.diag([8.0, 6.0, 0.1])
+    part = part_with_energy(matrix, 0.9)
+    assert len(part.low.sigma) == 2
+    assert part.rest == pytest.approx(0.1)
+    assert part.norm == pytest.approx(np.linalg.norm([8.0, 6.0, 0.1]))
+    assert leading_part(matrix, 1).rest == pytest.approx(np.linalg.norm([6.0, 0.1]))
+
+
+def test_an_iterated_leading_part_is_that_of_the_dense_decomposition():
+    rng = np.random.default_rng(1)
+    u, v = (np.linalg.qr(rng.standard_normal((800, 30)))[0] for _ in range(2))
+    sigma = 0.7 ** np.arange(30)
+    matrix = (u * sigma) @ v.T
+    part = leading_part(matrix, 5)
+    np.testing.assert_allclose(part.low.sigma, sigma[:5], rtol=1e-4)
+    assert part.rest == pytest.approx(np.linalg.norm(sigma[5:]), rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("rank", "d_out", "d_in", "size"), [(64, 8, 9, 64), (65, 8, 9, 8), (100, 100, 90, 90), (90, 100, 90, 90)]
+)
+def test_factors_of_a_rank_beyond_both_sides_are_brought_down_to_the_lesser(rank, d_out, d_in, size):
+    assert inner_size(rank, d_out, d_in) == size
+    rng = np.random.default_rng(0)
+    b, a = rng.standard_normal((d_out, rank)), rng.standard_normal((rank, d_in))
+    new_b, new_a = narrowed(b, a)
+    assert new_b.shape[1] == new_a.shape[0] == size
+    np.testing.assert_allclose(new_b @ new_a, b @ a, atol=1e-10)
+
+
+# --- subspaces ---------------------------------------------------------------------------------------------------
+
+
+def test_overlaps_are_those_of_hu_et_al_and_their_chance():
+    cross = np.asarray([[1.0, 0.0, 0.0], [0.0, 0.6, 0.0]])
+    assert overlap(cross, 1, 1) == 1.0
+    assert overlap(cross, 2, 3) == pytest.approx((1 + 0.36) / 2)
+    assert overlap(cross, 2, 1) == 1.0
+    assert overlap(cross, 0, 3) == 0.0
+    assert chance_overlap(2, 5, 20) == 0.25
+    assert chance_overlap(2, 5, 0) == 0.0
+    rng = np.random.default_rng(0)
+    seen = [np.sum(np.linalg.qr(rng.standard_normal((12, 2)))[0][:4] ** 2) / 2 for _ in range(4000)]
+    assert np.mean(seen) == pytest.approx(chance_overlap(2, 4, 12), rel=0.02)
+    assert np.std(seen) == pytest.approx(chance_overlap_sd(2, 4, 12), rel=0.05)
+    assert chance_overlap_sd(2, 4, 1) == chance_overlap_sd(0, 4, 12) == chance_overlap_sd(12, 4, 12) == 0.0
+
+
+def test_principal_cosines_are_singular_values_within_zero_and_one():
+    np.testing.assert_allclose(principal_cosines(np.asarray([[0.0, 1.0 + 1e-9], [0.5, 0.0]])), [1.0, 0.5])
+    assert principal_cosines(np.zeros((0, 3))).shape == (0,)
+
+
+# --- single numbers ----------------------------------------------------------------------------------------------
+
+
+def test_one_row_has_no_error_to_speak_of():
+    found = signs_of(parts(d_out=1), most=None, seed=0)
+    assert (found.conflict_error, found.cancelled_error) == (0.0, 0.0)
+
+
+def test_the_effective_rank_of_nothing_is_zero_and_of_equal_values_their_number():
+    assert float(effective_rank(np.zeros(4))) == 0.0
+    assert float(effective_rank(np.ones(4))) == pytest.approx(4.0, rel=1e-6)
+    assert float(effective_rank(np.asarray([1.0, 0.0, 0.0]))) == pytest.approx(1.0, rel=1e-6)
+
+
+@pytest.mark.parametrize(("r", "d_out", "d_in"), [(2, 2, 2), (4, 4, 30), (3, 20, 30)])
+def test_the_stable_rank_expected_of_random_factors_is_that_of_random_factors(r, d_out, d_in):
+    rng = np.random.default_rng(1)
+    seen = []
+    for _ in range(3000):
+        sigma = np.linalg.svd(rng.standard_normal((d_out, r)) @ rng.standard_normal((r, d_in)), compute_uv=False)
+        seen.append(np.sum(sigma**2) / sigma[0] ** 2)
+    drawn = [null_stable_rank(r, d_out, d_in, seed=seed) for seed in range(60)]
+    assert np.mean(drawn) == pytest.approx(np.mean(seen), abs=0.15 * np.std(seen))

@@ -1,0 +1,86 @@
+"""Plain rows read by the block: gaps among them, and further values that some of them lack."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import pytest
+
+from gradience.errors import RecorderError, SchemaError
+from gradience.telemetry import TelemetryReader
+from gradience.telemetry.codec import decode
+from gradience.telemetry.hidden import below, hide_in
+from gradience.telemetry.values import plain
+
+ROWS = 3000  # some blocks of 64 KiB
+
+
+def write(path, change):
+    """A log of plain rows of one session; `change` makes something of a row's number and fields, or drops it."""
+    head = {"schema": "gradience.vnext.telemetry/v1", "ts": 1.0, "run_id": "r", "session": "s"}
+    start = {**head, "event": "run_start", "step": None, "config": {}, "seq": 0}
+    rows = [{**head, "event": "train_step", "step": n, "loss": 1.0 / n, "seq": n} for n in range(1, ROWS + 1)]
+    changed = (change(n, row) for n, row in enumerate(rows, 1))
+    kept = [start, *(row for row in changed if row is not None)]
+    path.write_text("".join(f"{json.dumps(row)}\n" for row in kept), encoding="utf-8")
+    return path
+
+
+@pytest.mark.parametrize("gone", [2, 1500, 2999])
+def test_a_line_that_is_missing_among_thousands_is_counted(tmp_path, gone):
+    log = write(tmp_path / "run.jsonl", lambda n, row: None if n == gone else row)
+    run = TelemetryReader(log).summarize().last
+    assert (run.record.missing, run.record.duplicates, len(run.steps)) == (1, 0, ROWS - 1)
+
+
+def test_a_line_that_is_doubled_among_thousands_is_counted(tmp_path):
+    log = write(tmp_path / "run.jsonl", lambda n, row: {**row, "seq": 1499} if n == 1500 else row)
+    record = TelemetryReader(log).summarize().last.record
+    assert (record.duplicates, record.missing) == (1, 1)
+
+
+@pytest.mark.parametrize("every", [1, 2, 700])
+def test_a_value_that_some_rows_lack_is_kept_where_it_is(tmp_path, every):
+    log = write(tmp_path / "run.jsonl", lambda n, row: {**row, "reward": n / 2} if n % every == 0 else row)
+    summary = TelemetryReader(log).summarize(["reward"])
+    column = summary.last.columns["reward"]
+    assert list(column.steps) == list(range(every, ROWS + 1, every))
+    assert list(column.values) == [step / 2 for step in column.steps]
+    assert summary.counts["train_step"] == ROWS
+    assert len(summary.last.losses) == ROWS
+
+
+def test_rows_without_a_rate_have_nan_there_and_the_last_epoch_is_kept(tmp_path):
+    log = write(tmp_path / "run.jsonl", lambda n, row: {**row, "lr": 0.5, "epoch": n / 100} if n % 3 == 1 else row)
+    run = TelemetryReader(log).summarize().last
+    assert [math.isnan(rate) for rate in run.rates] == [step % 3 != 1 for step in run.steps]
+    assert run.last_epoch == 29.98
+    assert (run.first_ts, run.last_ts, run.last_step) == (1.0, 1.0, ROWS)
+
+
+def test_steps_that_go_back_among_thousands_are_counted(tmp_path):
+    log = write(tmp_path / "run.jsonl", lambda n, row: {**row, "step": 10} if n == 2000 else row)
+    record = TelemetryReader(log).summarize().last.record
+    assert (record.out_of_order, record.duplicates) == (1, 0)
+
+
+def test_what_is_no_text_says_where():
+    line = b'{"schema":"gradience.vnext.telemetry/v1","ts":1,"run_id":"a\xff","event":"run_end","step":null}'
+    with pytest.raises(SchemaError, match=r"^not UTF-8: invalid start byte at byte 1 of a string$"):
+        decode(line)
+
+
+def test_arrays_count_among_the_levels():
+    np = pytest.importorskip("numpy")
+    value = np.zeros((1,) * 32)
+    for _ in range(32):
+        value = [value]
+    assert plain(value, "x")
+    with pytest.raises(RecorderError, match="nested more than 64 levels"):
+        plain([[value]], "x")
+
+
+def test_a_key_that_is_no_text_hides_like_its_parent():
+    assert below("api_key", 1) == "api_key"
+    assert hide_in({"api_key": {1: "a"}, "b": {2: "c"}}) == {"api_key": {1: "<redacted: secret key>"}, "b": {2: "c"}}

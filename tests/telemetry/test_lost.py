@@ -1,0 +1,105 @@
+"""Events that were lost are counted, once each, and what became of a log that vanished is said."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import warnings
+
+import pytest
+
+from gradience.errors import RecorderError
+from gradience.schema import SCHEMA_ID, ConfigSnapshot, RunStart, TrainStep
+from gradience.telemetry import TelemetryReader, TelemetryWriter
+from gradience.telemetry.redact import redact_event
+
+
+@pytest.fixture
+def log(tmp_path):
+    return tmp_path / "run.jsonl"
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda writer: writer.metrics(1, kind="k", metrics={"x": object()}),
+        lambda writer: writer.eval(1, split="s", metrics={"x": object()}),
+        lambda writer: writer.alert(severity="info", code="c", message="m", context={"x": object()}),
+        lambda writer: writer.run_start(meta={"x": object()}),
+        lambda writer: writer.train_step(1, x=object()),
+        lambda writer: writer.train_step(1, note="x" * 10, more=["y"] * 9_999 + ["z" * 200] * 1),
+    ],
+)
+def test_an_event_that_cannot_be_written_is_counted_once(log, write):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with TelemetryWriter(log) as writer:
+            for lost in (1, 2):
+                with contextlib.suppress(RecorderError):
+                    write(writer)
+                assert writer.lost == lost
+    end = list(TelemetryReader(log))[-1]
+    assert end.reason == "2 events could not be recorded"
+
+
+@pytest.mark.parametrize(
+    ("happens", "says", "lost"),
+    [
+        (lambda log: log.unlink(), "was removed while it was written, and 2 of its events are lost", 2),
+        (lambda log: log.rename(log.with_suffix(".old")), "was moved away while it was written", 0),
+        (lambda log: os.truncate(log, 0), "was cut while it was written, and 2 of its events are lost", 2),
+    ],
+    ids=["removed", "moved", "cut"],
+)
+def test_what_became_of_a_log_is_said_and_the_run_goes_on_in_a_new_one(log, happens, says, lost):
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        writer = TelemetryWriter(log, fsync="always")
+        writer.run_start()
+        writer.train_step(1, loss=1.0)
+        happens(log)
+        writer.train_step(2, loss=0.5)
+        assert [str(one.message).removeprefix(f"{log} ") for one in caught] == [says]
+        assert writer.lost == lost
+        writer.train_step(3, loss=0.25)
+        writer.close()
+    names = [type(event).__name__ for event in TelemetryReader(log)]
+    seen = ["TrainStep"] if says.startswith("was cut") else []  # the row by which it was noticed stands there already
+    assert names == [*seen, "RunStart", "TrainStep", "TrainStep"]
+
+
+def test_a_log_that_another_file_replaced_is_said_so(log):
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        writer = TelemetryWriter(log, fsync="always")
+        writer.train_step(1, loss=1.0)
+        other = log.with_suffix(".other")
+        other.write_text("mine\n")
+        other.replace(log)
+        writer.train_step(2, loss=0.5)
+        writer.close()
+    assert [str(one.message).removeprefix(f"{log} ") for one in caught][:1] == [
+        "was replaced by another file while it was written, and 1 of its events are lost"
+    ]
+    assert log.read_text().startswith("mine\n")
+
+
+def test_a_log_that_vanishes_twice_loses_what_each_file_held(log):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        writer = TelemetryWriter(log, fsync="always")
+        writer.run_start()
+        for step in (1, 2):
+            log.unlink()
+            writer.train_step(step, loss=1.0)
+        assert writer.lost == 3  # the start; then the start again, and the first row
+        writer.close()
+
+
+def test_an_event_with_nothing_to_hide_is_itself():
+    head = {"schema": SCHEMA_ID, "ts": None, "run_id": "r", "step": 1}
+    plain, secret = TrainStep(**head, extras={"x": 1}), TrainStep(**head, extras={"password": "tiger", "x": 1})
+    assert redact_event(plain) is plain
+    assert redact_event(secret).extras == {"password": "<redacted: secret key>", "x": 1}
+    start = RunStart(**{**head, "step": None}, config=ConfigSnapshot(), meta={"path": "/home/me/x"})
+    assert redact_event(start).meta == {"path": "x"}

@@ -1,0 +1,147 @@
+"""How long a secret must be to be taken for one: each shape at its least length, and a character under it."""
+
+from __future__ import annotations
+
+import pytest
+
+from gradience.telemetry.hidden import below, hide_in
+from gradience.telemetry.secrets import hide_secrets, holds_secret, names_beside, names_in
+
+BODY = "aB3dE5gH7jK9mN1pQ2" * 20
+HEX = "0a1b2c3d4e5f6789" * 10
+SHAPES = [  # (name, what stands before, the characters, the least number of them)
+    ("hub token", "hf_", BODY, 16),
+    ("hub token", "hf_", "abcdefghij" * 9, 30),  # of one case it may be words
+    ("hub token", "api_org_", BODY, 16),
+    ("api key", "sk-", BODY, 20),
+    ("payment key", "sk_live_", BODY, 16),
+    ("payment key", "whsec_", BODY, 16),
+    ("github token", "ghp_", BODY, 20),
+    ("github token", "github_pat_", BODY, 20),
+    ("gitlab token", "glpat-", BODY, 16),
+    ("aws key id", "AKIA", "0A1B2C3D4E5F6G7H", 16),
+    ("google api key", "AIza", BODY, 30),
+    ("google token", "ya29.", BODY, 20),
+    ("google token", "GOCSPX-", BODY, 20),
+    ("slack token", "xoxb-", BODY, 10),
+    ("slack token", "xapp-", BODY, 20),
+    ("webhook", "hooks.slack.com/services/", BODY, 20),
+    ("webhook", "discord.com/api/webhooks/", BODY, 20),
+    ("webhook", "https://hook.example.com/", BODY, 16),
+    ("npm token", "npm_", BODY, 30),
+    ("pypi token", "pypi-", BODY, 30),
+    ("docker token", "dckr_pat_", BODY, 20),
+    ("vault token", "hvs.", BODY, 20),
+    ("terraform token", "aB3dE5gH7jK9mN.atlasv1.", BODY, 20),
+    ("sendgrid key", f"SG.{BODY[:16]}.", BODY, 16),
+    ("databricks token", "dapi", HEX[:32], 32),
+    ("replicate token", "r8_", BODY, 30),
+    ("shop token", "shpat_", HEX[:32], 32),
+    ("mail key", "key-", HEX[:32], 32),
+    ("vendor key", "lin_api_", BODY, 30),
+    ("vendor key", "NRAK-", BODY, 20),
+    ("vendor key", "gsk_", BODY, 20),
+    ("json web token", f"eyJ{BODY[:8]}.", BODY, 8),
+    ("telegram token", "12345678:AA", BODY[:33], 33),
+    ("discord token", f"M{BODY[:23]}.{BODY[:6]}.", BODY, 27),
+    ("age key", "AGE-SECRET-KEY-1", "0A1B2C3D4E" * 6, 50),
+    ("authorization", "Bearer ", "abc1def2" * 9, 16),
+    ("signature", "https://x.org/a?sig=", "abc1def2" * 9, 16),
+    ("key of a request", "https://x.org/a?code=", "abc1def2" * 9, 16),
+]
+
+
+@pytest.mark.parametrize(("name", "before", "body", "least"), SHAPES, ids=[f"{s[0]}-{s[1][:12]}" for s in SHAPES])
+def test_a_secret_of_the_least_length_is_hidden_and_a_shorter_text_is_not(name, before, body, least):
+    # a JWT ends with a dot and a signature, which may be empty
+    tail = "." if name == "json web token" else ""
+    assert f"<redacted: {name}>" in hide_secrets(f"{before}{body[:least]}{tail}")
+    shorter = f"{before}{body[: least - 1]}{tail}"
+    assert f"<redacted: {name}>" not in hide_secrets(shorter)
+
+
+@pytest.mark.parametrize(("digits", "hidden"), [(39, False), (40, True), (41, False)])
+def test_forty_hexadecimal_digits_are_a_key_under_the_name_of_wandb(digits, hidden):
+    value = HEX[:digits]
+    assert (hide_secrets(value, "wandb") != value) is hidden
+    assert hide_secrets(value, "sha1") == value
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "secret"),
+    [
+        ("key", BODY[:24], True),
+        ("key", BODY[:23], False),
+        ("key", "a" * 24, False),
+        ("token", "12345678", True),
+        ("token", "1234567", False),
+        ("token", "<|endoftext|>", False),
+        ("token", "[PAD]", False),
+        ("password", "x", True),
+        ("password", "none", False),
+        ("password", "<redacted: secret key>", False),
+        ("bypass", "x" * 20, False),
+        ("forward_pass", "x" * 20, False),
+        ("db_pass", "x", True),
+        ("api_key_v2", "x", True),
+        ("api_key_old", "x", True),
+        ("num_tokens", "x" * 20, False),
+        ("access_tokens", "x" * 20, True),
+        ("eos_token", "x" * 20, False),
+        ("sort_keys", "x" * 30, False),
+        ("connection_string", "x", True),
+        ("query_string", "x" * 20, False),
+        ("k" * 200 + "_password", "x", True),
+        ("password" + "_k" * 100, "x", False),
+    ],
+)
+def test_a_name_marks_its_value_by_its_noun(key, value, secret):
+    assert holds_secret(key, value) is secret
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("https://joe@x.org/a", "https://joe@x.org/a"),
+        ("https://joe:pw@x.org/a", "https://<redacted: url password>@x.org/a"),
+        ("https://" + "a" * 15 + "@x.org", "https://" + "a" * 15 + "@x.org"),
+        ("https://" + "a" * 16 + "@x.org", "https://<redacted: url password>@x.org"),
+        ("https://a1bcdefgh@x.org", "https://a1bcdefgh@x.org"),
+        ("https://a1bcdefghi@x.org", "https://<redacted: url password>@x.org"),
+        ("https://abcdefghij@x.org", "https://abcdefghij@x.org"),
+        ("https://x.org:8080/@me", "https://x.org:8080/@me"),
+        ("password: tiger", "password: tiger"),  # prose
+        ("password: tiger1", "password: <redacted: secret key>"),
+        ("password: t1ger", "password: t1ger"),
+        ("password=tiger", "password=<redacted: secret key>"),
+        ("--password tiger", "--password <redacted: secret key>"),
+        ("password tiger", "password tiger"),
+        ("Cookie: a=b; c=d", "Cookie: <redacted: secret key>"),
+        ('passwords=["a", ["b"]] x', "passwords=<redacted: secret key> x"),
+        ("key=[1, 2]", "key=[1, 2]"),
+    ],
+)
+def test_a_secret_is_known_by_its_place(text, shown):
+    assert hide_secrets(text) == shown
+
+
+def test_below_a_secret_name_every_text_is_hidden_and_beside_it_none():
+    hidden = "<redacted: secret key>"
+    assert hide_in({"api_key": ["a", {"deep": "b"}], "lr": "c"}) == {"api_key": [hidden, {"deep": hidden}], "lr": "c"}
+    assert hide_in([{"name": "API_KEY", "value": "a"}, {"name": "lr", "value": "b"}]) == [
+        {"name": "API_KEY", "value": hidden},
+        {"name": "lr", "value": "b"},
+    ]
+    assert hide_in(["--api-key", "a", "--lr", "b"]) == ["--api-key", hidden, "--lr", "b"]
+    assert hide_in(("password", "a")) == ("password", hidden)
+    assert hide_in(["password", "a", "b"]) == ["password", "a", "b"]
+    assert names_beside(["--token=x", "a"], "k") == ["k", "k"]
+    assert names_in({"key": "lr", "value": 1}) == ["key", "value"]
+    assert below("hub_token", "eos_token") == "hub_token"
+    assert below("hub_token", "password") == "password"
+
+
+def test_of_a_long_text_the_beginning_is_kept_and_the_rest_counted():
+    limit = 65 * 1024
+    assert hide_secrets("x " * (limit // 2)) == "x " * (limit // 2)
+    assert hide_secrets("x" * (limit + 7)) == "x" * limit + " <7 more characters>"

@@ -1,0 +1,104 @@
+"""The numbers that a verdict on a merge rests on: factors of mistakes, evidence, and the sums by their formulas."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+from gradience.adapters.layout import Module
+from gradience.io.safetensors import DTYPES
+from gradience.schema.merge import MergeReplay
+from gradience.verbs.verify_merge.delta import UNIT, PlainDelta
+from gradience.verbs.verify_merge.judge import Judge, causes_of, usual_factors
+from gradience.verbs.verify_merge.measure import Case, Sums, in_words, measure, replays
+
+
+def module(scale=2.0, r=4, *, rslora=False):
+    load = lambda: (np.zeros(0), np.zeros(0))  # noqa: E731
+    return Module("m", "linear", (0, 0), r, scale * r, scale, 0, load, rslora=rslora)
+
+
+def factors(some):
+    return {round(factor, 6) for factor in usual_factors(some)}
+
+
+def test_the_factors_of_mistakes_follow_from_scale_and_rank():
+    assert factors(module(scale=4.0, r=16)) == {2.0, 0.5, -1.0, 0.25, 4.0, 16.0}
+    assert factors(module(scale=8.0, r=16, rslora=True)) == {2.0, 0.5, -1.0, 0.125, 8.0, 4.0, 0.25}
+    assert factors(module(scale=1.0, r=1)) == {2.0, 0.5, -1.0}
+    assert usual_factors(module(scale=4.0, r=16))[4.0] == (
+        "as if it had been scaled twice, or as if alpha / r had been taken for rsLoRA's alpha / sqrt(r)"
+    )
+
+
+@pytest.mark.parametrize(
+    ("factor", "found"), [(2.0, True), (2.039, True), (2.045, False), (1.97, True), (1.95, False), (3.0, False)]
+)
+def test_a_factor_within_two_per_cent_has_the_mistake_s_cause(factor, found):
+    assert (causes_of(module(scale=1.0, r=1), factor) is not None) is found
+
+
+def test_sums_give_least_squares_and_what_is_left():
+    sums = Sums(entries=4, ee=5.0, ed=2.0, dd=1.0, pd=0.5)
+    assert (sums.coefficient, sums.expected, sums.residual) == (2.0, 0.5, 1.0)
+    assert Sums().coefficient is Sums().expected is Sums().residual is None
+
+
+def case(w, m, *, scale=1.0, seed=0, r=2, base="F32", merged="F32"):
+    rng = np.random.default_rng(seed)
+    b, a = (rng.standard_normal(shape).astype(np.float32) for shape in ((len(w), r), (r, w.shape[1])))
+    made = Case(w, m, base, merged, PlainDelta(b, a, scale))
+    return made, (scale * b.astype(np.float64) @ a)
+
+
+def test_the_sums_are_those_of_dense_float64():
+    rng = np.random.default_rng(1)
+    w = rng.standard_normal((12, 10)).astype(np.float32)
+    other = rng.standard_normal((12, 10)).astype(np.float32)
+    made, d = case(w, w + other)
+    sums = measure(made, MergeReplay(weight="F32"))
+    e = (w + other).astype(np.float64) - w
+    assert sums.entries == sums.changed == sums.would_change == 120
+    assert sums.ee == pytest.approx(np.sum(e * e), rel=1e-5)
+    assert sums.ed == pytest.approx(np.sum(e * d), rel=1e-4)
+    assert sums.dd == pytest.approx(np.sum(d * d), rel=1e-5)
+    assert sums.pd == pytest.approx(np.sum(d * d), rel=1e-4)
+    assert sums.spread == pytest.approx(np.sum(((e - d) * d) ** 2), rel=1e-4)
+
+
+@pytest.mark.parametrize(("entries", "verdict"), [(35, "unresolved"), (36, "absent")])
+def test_thirty_six_entries_that_a_merge_would_change_are_evidence(entries, verdict):
+    """The update reaches so many entries of a weight in bfloat16 and is rounded away in all others."""
+    w = np.full((1, 400), 4096.0, np.float32)
+    w[0, :entries] = 0.01
+    b, a = np.full((1, 1), 0.05, np.float32), np.full((1, 400), 0.05, np.float32)
+    a[0, entries:] = 1.0
+    made = Case(w.astype(DTYPES["BF16"]), w.astype(DTYPES["BF16"]), "BF16", "BF16", PlainDelta(b, a, 1.0))
+    assert Judge().verdict(made, module(1.0, 1)).verdict == verdict
+
+
+def test_replays_are_words():
+    assert in_words(MergeReplay(weight="F32"), "F32") == "W + dW in float32"
+    assert in_words(MergeReplay(weight="F32", factor=0.5, times=2), "BF16") == (
+        "W + 0.5 dW + 0.5 dW in float32, saved as bfloat16"
+    )
+    assert in_words(MergeReplay(weight="BF16", delta="BF16", factors="BF16", rounds_product=True), "BF16") == (
+        "W + dW in bfloat16, dW rounded to bfloat16 before and after scaling, factors in bfloat16"
+    )
+
+
+def test_a_scale_of_one_needs_no_order_of_scaling():
+    assert not any(replay.scales_factor for replay in replays("BF16", "BF16", scale=1.0))
+    assert any(replay.scales_factor for replay in replays("BF16", "BF16", scale=2.0))
+    assert replays("BF16", "BF16", scale=2.0)[0] == MergeReplay(weight="BF16")
+    assert {replay.weight for replay in replays("F32", "F64", scale=1.0)} >= {"F64", "F32"}
+
+
+def test_units_are_half_of_the_distance_to_the_next_number():
+    for name in ("F32", "F16", "BF16"):
+        info = np.finfo(np.float32) if name == "F32" else None
+        eps = float(info.eps) if info else {"F16": 2.0**-10, "BF16": 2.0**-7}[name]
+        assert UNIT[name] == eps / 2
+        assert math.log2(UNIT[name]).is_integer()
