@@ -100,7 +100,8 @@ def main_facts(report: DiagnoseReport) -> Iterator[tuple[str, str]]:
         for point in run.evals[:_SPLITS]:
             accuracy = "" if point.metrics.accuracy is None else f", accuracy {percent(point.metrics.accuracy)}"
             at = "" if point.step is None else f" at step {point.step}"
-            yield f"Newest evaluation, {point.split}", f"loss {number(point.metrics.loss, '.4g')}{accuracy}{at}"
+            n = "" if point.metrics.n is None else f", {point.metrics.n:,} examples"
+            yield f"Newest evaluation, {point.split}", f"loss {number(point.metrics.loss, '.4g')}{accuracy}{at}{n}"
         if run.gap is not None:
             yield "Perplexity gap", f"{number(run.gap.ratio)}x"
         if t.duration_s is not None:
