@@ -20,7 +20,7 @@ from gradience.render.html.data import data_section
 from gradience.render.html.figures import style_sheet
 from gradience.render.html.markup import Node, document, style_element, tag
 from gradience.render.html.pieces import Columns, Numbered, facts, fold, note, numbered, section, table
-from gradience.render.html.training import training_section
+from gradience.render.html.training import lowest_losses, training_section
 from gradience.render.html.weights import comparison_section, weights_section
 from gradience.render.markdown import main_facts, subject
 from gradience.render.text import SKIPPED, grounds, number, sentence, short_path
@@ -99,7 +99,7 @@ def _header(story: Story, name: str) -> Element:
         tag("h1", name),
         tag("p", tag("strong", sentence(verdict)), rest, class_=f"verdict {report.verdict}"),
         tag("p", f"{sentence(run_story)}.", class_="story") if run_story else None,
-        facts(main_facts(report)),
+        facts(main_facts(report, lowest_losses(story.series))),
     )
 
 
@@ -168,7 +168,12 @@ def _skipped(story: Story) -> Element:
     ran = ", ".join(f"{c.source} {c.judged} of {c.total}" for c in report.coverage)
     lead = tag("p", f"Checks that ran: {ran}. A check that did not run has not passed; these are the reasons.")
     listed = table(_columns("Source", "Reason", "Checks"), rows, caption=f"{SKIPPED}, by reason")
-    return section("not-judged", f"Skipped ({len(report.not_run)})", lead, fold("Each with its reason", listed) if listed is not None else None)
+    return section(
+        "not-judged",
+        f"Skipped ({len(report.not_run)})",
+        lead,
+        fold("Each with its reason", listed) if listed is not None else None,
+    )
 
 
 def _provenance(story: Story) -> Element:

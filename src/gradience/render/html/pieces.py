@@ -163,7 +163,6 @@ class Numbered(NamedTuple):
         values = (self.cause.values.get(name) for name in _STEPS)
         return next((v for v in values if isinstance(v, int) and not isinstance(v, bool)), None)
 
-
     @property
     def steps(self) -> list[int]:
         """Every step at which it was seen, such as each spike of a burst."""

@@ -157,11 +157,21 @@ _EVALUATIONS: Final[Columns[Sequence[Eval]]] = (
 
 
 def _evaluations(run: RunSeries) -> Element | None:
+    caption = "Evaluations by split: the lowest loss, and the newest evaluation"
+    return table(_EVALUATIONS, list(_events_by_split(run).values()), caption=caption, numbers=8)
+
+
+def _events_by_split(run: RunSeries) -> dict[str, list[Eval]]:
     splits: dict[str, list[Eval]] = {}
     for event in run.evals:
         splits.setdefault(event.split, []).append(event)
-    caption = "Evaluations by split: the lowest loss, and the newest evaluation"
-    return table(_EVALUATIONS, list(splits.values()), caption=caption, numbers=8)
+    return splits
+
+
+def lowest_losses(run: RunSeries | None) -> dict[str, tuple[float, int | None]]:
+    """The lowest finite loss of each split that has one, and its step."""
+    best = {} if run is None else {split: _best(events) for split, events in _events_by_split(run).items()}
+    return {split: (loss, step) for split, (loss, step) in best.items() if loss is not None}
 
 
 def _best(events: Sequence[Eval]) -> tuple[float | None, int | None]:
