@@ -63,6 +63,13 @@ def test_the_loss_is_drawn_smoothed_over_the_rows_and_the_caption_says_by_what(s
     assert "The strong line is the running median of 15 rows; the faint one is not smoothed." in page.text
 
 
+def test_the_smoothed_line_has_its_rows_colour_and_the_evaluations_keep_theirs(story):
+    chart = report_html(story).partition("<svg")[2].partition("</svg>")[0]
+    strokes = [colour for colour in ("--c0", "--c1", "--c2") if f'stroke="var({colour})"' in chart]
+    assert strokes == ["--c0", "--c1"]  # those of the legend
+    assert 'stroke-width="2.2"' in chart
+
+
 def test_a_running_median_leaves_out_one_spike_and_keeps_a_level():
     values = np.ones(120)
     values[60], values[100:] = 50.0, 4.0

@@ -177,8 +177,8 @@ def _line(axes: Axes, line: Line, y: Axis, *, crowded: bool) -> None:
     (drawn,) = axes.plot(steps, middle, marker="o", markevery=dots, clip_on=False)
     if smoothed is not None:
         drawn.set(alpha=0.6, linewidth=0.8)
-        usual = {"color": drawn.get_color(), "linestyle": drawn.get_linestyle()}  # else the next line's are used up
-        axes.plot(steps, np.clip(smoothed, y.low, y.high), linewidth=2.2, **usual)
+        colour, dashes = drawn.get_color(), drawn.get_linestyle()  # both given, or the next line's are used up
+        axes.plot(steps, np.clip(smoothed, y.low, y.high), color=colour, linestyle=dashes, linewidth=2.2)
     if data.sampled:
         colour, alpha = drawn.get_color(), 0.07 if crowded else 0.22
         axes.fill_between(steps, low, high, color=colour, alpha=alpha, linewidth=0, clip_on=False)
