@@ -119,3 +119,10 @@ def dist(session: nox.Session) -> None:
     shutil.rmtree("dist", ignore_errors=True)
     session.install("build")
     session.run("python", "-m", "build")
+
+
+@nox.session
+def docs(session: nox.Session) -> None:
+    """Build docs/ and the API reference into site/; a broken link or an unknown name fails."""
+    session.install("-e", ".", *nox.project.dependency_groups(PYPROJECT, "docs"))
+    session.run("mkdocs", "build", "--strict")

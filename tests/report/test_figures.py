@@ -127,7 +127,13 @@ def test_marks_that_are_close_stand_in_rows_of_their_own():
 
 
 def test_every_cell_of_a_map_has_its_value_as_title_and_is_as_strong_as_that():
-    grid = Grid("cosine", {"a": {0: 1.0, 1: 0.5, 2: "!"}, "<b> $x$ \u4e2d": {0: -0.5, 2: 0.0}}, [0, 1, 2], 1.0)
+    grid = Grid(
+        "cosine",
+        {"a": {0: 1.0, 1: 0.5, 2: "!"}, "<b> $x$ \u4e2d": {0: -0.5, 2: 0.0}},
+        [0, 1, 2],
+        1.0,
+        dict(enumerate("012")),
+    )
     svg = draw_map(grid, NARROW, "Map.")
     cells = {
         box[0].text: (box.get("class"), float(box.get("fill-opacity", "1"))) for box in svg.iter("rect") if len(box)
@@ -147,7 +153,8 @@ def test_every_cell_of_a_map_has_its_value_as_title_and_is_as_strong_as_that():
 @given(st.integers(1, 400), st.integers(1, 5), st.text("abc_", min_size=1, max_size=60), SIZES)
 def test_the_cells_of_a_map_do_not_overlap_and_lie_in_the_figure(layers, kinds, name, size):
     rows = {name + "x" * i: dict.fromkeys(range(layers), 1.0) for i in range(kinds)}
-    svg = draw_map(Grid("norm", rows, list(range(layers)), 1.0), size, "Map.")
+    labels = {layer: str(layer) for layer in range(layers)}
+    svg = draw_map(Grid("norm", rows, list(labels), 1.0, labels), size, "Map.")
     height = float(svg.get("viewBox", "").split()[3])
     boxes = [[float(rect.get(key, "")) for key in ("x", "y", "width", "height")] for rect in svg.iter("rect")]
     assert len(boxes) == layers * kinds

@@ -6,7 +6,7 @@ Names come from logs and adapters, so every text is escaped: none becomes markup
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Final
 
 from gradience.render.bench import harm_cell, outcome_cell, rows_of, task_line
@@ -87,8 +87,13 @@ def _table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str
         yield ""
 
 
-def main_facts(report: DiagnoseReport) -> Iterator[tuple[str, str]]:
-    """The main numbers of a run and its adapter: labels and values."""
+def main_facts(
+    report: DiagnoseReport, lowest: Mapping[str, tuple[float, int | None]] | None = None
+) -> Iterator[tuple[str, str]]:
+    """The main numbers of a run and its adapter: labels and values.
+
+    `lowest` has the lowest loss and its step by split.
+    """
     run, audit = report.monitor, report.audit
     if run is not None:
         t = run.train
@@ -98,9 +103,13 @@ def main_facts(report: DiagnoseReport) -> Iterator[tuple[str, str]]:
             best = "" if t.min_loss is None else f" (lowest {number(t.min_loss, '.4g')} at step {t.min_loss_step})"
             yield "Training loss", f"{number(t.first_loss, '.4g')} to {number(t.last_loss, '.4g')}{best}, {t.rows} rows"
         for point in run.evals[:_SPLITS]:
+            low, when = (lowest or {}).get(point.split, (None, None))
+            best = "" if low is None or when == point.step else f" (lowest {number(low, '.4g')} at step {when})"
             accuracy = "" if point.metrics.accuracy is None else f", accuracy {percent(point.metrics.accuracy)}"
             at = "" if point.step is None else f" at step {point.step}"
-            yield f"Newest evaluation, {point.split}", f"loss {number(point.metrics.loss, '.4g')}{accuracy}{at}"
+            n = "" if point.metrics.n is None else f", {point.metrics.n:,} examples"
+            kind = "Newest evaluation" if point.split == "train" else "Held-out loss"
+            yield f"{kind}, {point.split}", f"{number(point.metrics.loss, '.4g')}{at}{best}{accuracy}{n}"
         if run.gap is not None:
             yield "Perplexity gap", f"{number(run.gap.ratio)}x"
         if t.duration_s is not None:

@@ -26,7 +26,18 @@ from matplotlib.ticker import FuncFormatter, NullLocator
 from matplotlib.transforms import offset_copy
 
 from gradience.render.html.markup import tag
-from gradience.render.html.plot import Axis, Floats, Line, Mark, Plot, compact, linear_ticks, x_axis, y_axis
+from gradience.render.html.plot import (
+    Axis,
+    Floats,
+    Line,
+    Mark,
+    Plot,
+    compact,
+    linear_ticks,
+    running_median,
+    x_axis,
+    y_axis,
+)
 from gradience.render.plots import Cell, Grid
 
 STYLES: Final = 8  # of lines: four colours, each solid and dashed
@@ -160,9 +171,14 @@ def _line(axes: Axes, line: Line, y: Axis, *, crowded: bool) -> None:
         np.insert(column, breaks, math.nan)
         for column in (data.steps, *(np.clip(v, y.low, y.high) for v in (data.low, data.middle, data.high)))
     )
+    smoothed = np.insert(running_median(data.middle, line.window), breaks, math.nan) if line.window else None
     alone = _alone(steps)
     dots = np.isfinite(steps) if line.points and len(data.steps) <= _MOST_POINTS else alone
     (drawn,) = axes.plot(steps, middle, marker="o", markevery=dots, clip_on=False)
+    if smoothed is not None:
+        drawn.set(alpha=0.6, linewidth=0.8)
+        colour, dashes = drawn.get_color(), drawn.get_linestyle()  # both given, or the next line's are used up
+        axes.plot(steps, np.clip(smoothed, y.low, y.high), color=colour, linestyle=dashes, linewidth=2.2)
     if data.sampled:
         colour, alpha = drawn.get_color(), 0.07 if crowded else 0.22
         axes.fill_between(steps, low, high, color=colour, alpha=alpha, linewidth=0, clip_on=False)

@@ -20,7 +20,7 @@ from gradience.render.html.data import data_section
 from gradience.render.html.figures import style_sheet
 from gradience.render.html.markup import Node, document, style_element, tag
 from gradience.render.html.pieces import Columns, Numbered, facts, fold, note, numbered, section, table
-from gradience.render.html.training import training_section
+from gradience.render.html.training import lowest_losses, training_section
 from gradience.render.html.weights import comparison_section, weights_section
 from gradience.render.markdown import main_facts, subject
 from gradience.render.text import SKIPPED, grounds, number, sentence, short_path
@@ -99,7 +99,7 @@ def _header(story: Story, name: str) -> Element:
         tag("h1", name),
         tag("p", tag("strong", sentence(verdict)), rest, class_=f"verdict {report.verdict}"),
         tag("p", f"{sentence(run_story)}.", class_="story") if run_story else None,
-        facts(main_facts(report)),
+        facts(main_facts(report, lowest_losses(story.series))),
     )
 
 
@@ -109,16 +109,16 @@ def _findings(story: Story, found: Sequence[Numbered]) -> Element:
     if not found:
         lead = "None of the checks that ran has found anything. Those that could not run are listed under Skipped."
     recorded = _recorded(story.diagnosis.monitor)
-    return section("findings", f"Findings ({len(found)})", note(lead), list(map(_cause, found)), recorded)
+    causes = tag("div", list(map(_cause, found)), class_="causes") if found else None
+    return section("findings", f"Findings ({len(found)})", note(lead), causes, recorded)
 
 
 def _cause(n: Numbered) -> Element:
     cause = n.cause
     step = "" if n.step is None else f", step {n.step:,}"
-    head = tag(
-        "h3",
-        tag("span", str(n.number), class_=f"disc {cause.severity}"),
-        " ",
+    head = tag("h3", tag("span", str(n.number), class_=f"disc {cause.severity}"), " ", cause.message)
+    kind = tag(
+        "p",
         tag("span", cause.severity, class_=f"severity {cause.severity}"),
         f" {cause.id} ",
         tag("span", f"({' and '.join(n.sources)}{step})", class_="where"),
@@ -127,8 +127,7 @@ def _cause(n: Numbered) -> Element:
     pieces = tag("ul", list(map(_piece, cause.pieces)), class_="pieces") if cause.joined else None
     terms = [[tag("dt", sentence(label)), tag("dd", text)] for label, text in grounds(cause)]
     folded = fold("Grounds: why, confidence, evidence, how to verify", tag("dl", terms))
-    body = [tag("p", cause.message), pieces, action, folded]
-    return tag("article", head, body, id=f"finding-{n.number}", class_=cause.severity)
+    return tag("article", head, kind, pieces, action, folded, id=f"finding-{n.number}", class_=cause.severity)
 
 
 def _piece(piece: Piece) -> Element:
@@ -169,7 +168,12 @@ def _skipped(story: Story) -> Element:
     ran = ", ".join(f"{c.source} {c.judged} of {c.total}" for c in report.coverage)
     lead = tag("p", f"Checks that ran: {ran}. A check that did not run has not passed; these are the reasons.")
     listed = table(_columns("Source", "Reason", "Checks"), rows, caption=f"{SKIPPED}, by reason")
-    return section("not-judged", f"Skipped ({len(report.not_run)})", lead, listed)
+    return section(
+        "not-judged",
+        f"Skipped ({len(report.not_run)})",
+        lead,
+        fold("Each with its reason", listed) if listed is not None else None,
+    )
 
 
 def _provenance(story: Story) -> Element:

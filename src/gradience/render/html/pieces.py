@@ -163,6 +163,14 @@ class Numbered(NamedTuple):
         values = (self.cause.values.get(name) for name in _STEPS)
         return next((v for v in values if isinstance(v, int) and not isinstance(v, bool)), None)
 
+    @property
+    def steps(self) -> list[int]:
+        """Every step at which it was seen, such as each spike of a burst."""
+        several = self.cause.values.get("steps")
+        if isinstance(several, list):
+            return [v for v in several if isinstance(v, int) and not isinstance(v, bool)]
+        return [] if self.step is None else [self.step]
+
 
 def numbered(report: DiagnoseReport) -> list[Numbered]:
     """The causes with their numbers, from 1."""
@@ -172,9 +180,10 @@ def numbered(report: DiagnoseReport) -> list[Numbered]:
 def marks_of(found: Sequence[Numbered], prefix: str = "") -> list[Mark]:
     """The marks, by step, of findings in the log whose id or that of one of their pieces begins with the prefix."""
     marks = [
-        Mark(n.number, n.step, n.cause.severity)
+        Mark(n.number, step, n.cause.severity)
         for n in found
-        if n.step is not None and "log" in n.sources
+        if "log" in n.sources
         if any(rule.startswith(prefix) for rule in (n.cause.id, *(piece.id for piece in n.cause.pieces if piece.id)))
+        for step in n.steps
     ]
     return sorted(marks, key=lambda mark: mark.step)

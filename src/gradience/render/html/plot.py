@@ -99,12 +99,31 @@ def _broken(own: npt.NDArray[np.int64], lost: npt.NDArray[np.int64]) -> npt.NDAr
     return np.asarray(np.diff(passed, prepend=passed[:1]) > 0)
 
 
+_SMOOTHED: Final = 100  # values from which a running median is drawn
+
+
+def running_median(values: Floats, window: int) -> Floats:
+    """The median of the window around each value, of what there is of it at the ends.
+
+    >>> running_median(np.array([1.0, 9.0, 2.0, 3.0, 3.0]), 3).tolist()
+    [5.0, 2.0, 3.0, 3.0, 3.0]
+    """
+    padded = np.pad(values, window // 2, constant_values=math.nan)
+    return np.asarray(np.nanmedian(np.lib.stride_tricks.sliding_window_view(padded, window), axis=1))
+
+
 class Line(NamedTuple):
     """One line of a plot."""
 
     label: str
     data: Envelope
     points: bool = False  # a dot at each value, for columns of few values
+    smooth: bool = False  # a running median over the line, which is drawn faint
+
+    @property
+    def window(self) -> int:
+        """Values that each point of the running median is of, an odd number; 0 if none is drawn."""
+        return len(self.data.middle) // 40 * 2 + 1 if self.smooth and len(self.data.middle) >= _SMOOTHED else 0
 
 
 class Mark(NamedTuple):

@@ -44,12 +44,13 @@ def training_section(story: Story, found: Sequence[Numbered]) -> Element | None:
 
 def _loss(run: RunSeries, found: Sequence[Numbered]) -> Iterator[Element]:
     train = envelope(run.steps, run.losses)
-    lines = [Line("training rows", train)] if len(run.steps) else []
+    lines = [Line("training rows", train, smooth=True)] if len(run.steps) else []
     lines += [Line(f"{split}, evaluated", data, points=True) for split, data in _by_split(run, "loss").items()]
     if not lines:
         return
     left_out = len(lines) - STYLES
     captions = [caption_of("Training loss", train)] if len(run.steps) else []
+    captions += [_smoothing(line) for line in lines if line.window]
     captions += [f"Superseded by a resume and not shown: {run.superseded:,} rows."] if run.superseded else []
     captions += [f"{left_out} further splits are in the table only."] if left_out > 0 else []
     plot = Plot(lines[:STYLES], "step", "loss", marks_of(found))
@@ -59,6 +60,11 @@ def _loss(run: RunSeries, found: Sequence[Numbered]) -> Iterator[Element]:
         near = plot._replace(marks=(), span=span)
         text = _beyond(run.losses, y_axis(near))
         yield plot_figure("Loss, close up", near, wide=WIDE, summary=text, caption=text)
+
+
+def _smoothing(line: Line) -> str:
+    of = "buckets" if line.data.sampled else "rows"
+    return f"The strong line is the running median of {line.window} {of}; the faint one is not smoothed."
 
 
 def _close_up(losses: Sequence[float]) -> tuple[float, float] | None:
@@ -102,8 +108,10 @@ def _recorded(
     column = np.asarray(values, np.float64)
     there = ~np.isnan(column) | np.isin(run.steps, list(lost))
     if there.any():
-        lines = [Line(title.lower(), envelope(np.asarray(run.steps)[there], column[there]))]
-        caption = caption_of(title, lines[0].data, absent=int(len(column) - there.sum()))
+        data = envelope(np.asarray(run.steps)[there], column[there])
+        lines = [Line(title.lower(), data, smooth=title == "Gradient norm")]
+        caption = caption_of(title, data, absent=int(len(column) - there.sum()))
+        caption += f" {_smoothing(lines[0])}" if lines[0].window else ""
         yield plot_figure(title, plot._replace(lines=lines), summary=_summary(lines), caption=caption)
 
 
@@ -149,11 +157,21 @@ _EVALUATIONS: Final[Columns[Sequence[Eval]]] = (
 
 
 def _evaluations(run: RunSeries) -> Element | None:
+    caption = "Evaluations by split: the lowest loss, and the newest evaluation"
+    return table(_EVALUATIONS, list(_events_by_split(run).values()), caption=caption, numbers=8)
+
+
+def _events_by_split(run: RunSeries) -> dict[str, list[Eval]]:
     splits: dict[str, list[Eval]] = {}
     for event in run.evals:
         splits.setdefault(event.split, []).append(event)
-    caption = "Evaluations by split: the lowest loss, and the newest evaluation"
-    return table(_EVALUATIONS, list(splits.values()), caption=caption, numbers=8)
+    return splits
+
+
+def lowest_losses(run: RunSeries | None) -> dict[str, tuple[float, int | None]]:
+    """The lowest finite loss of each split that has one, and its step."""
+    best = {} if run is None else {split: _best(events) for split, events in _events_by_split(run).items()}
+    return {split: (loss, step) for split, (loss, step) in best.items() if loss is not None}
 
 
 def _best(events: Sequence[Eval]) -> tuple[float | None, int | None]:

@@ -57,6 +57,7 @@ SECOND_ROW = Threshold("second_row", 0.4, "second row over the first", "one high
 
 _FIFTH: Final = 5
 _WINDOW: Final = 3  # rows that make a level, where 5 % of the rows are fewer
+_SPIKES: Final = 100  # whose steps are listed
 _ACCUMULATED: Final = (2, 4, 6, 8, 10, 12, 16, 20, 24, 32, 48, 64, 128, 256)
 
 
@@ -80,9 +81,10 @@ def _long_spike(facts: RunFacts) -> Observation | None:
     step, loss = facts.step(curve.rows[worst]), curve.values[worst]
     length = f"{len(longest)} rows long" if lasting else "one of" if len(spikes) > 1 else "over at once"
     many = f" {len(spikes)} spikes" if len(spikes) > 1 else ""
+    burst = {"steps": [facts.step(curve.rows[spike[0]]) for spike in spikes[:_SPIKES]]} if len(spikes) > 1 else {}
     return Observation(
         f"The loss spikes to {loss:.4g} at step {step} ({length}{many}; {times[worst]:.1f} times its usual change).",
-        {"spikes": len(spikes), "longest": len(longest), "step": step, "loss": loss, "times": times[worst]},
+        {"spikes": len(spikes), "longest": len(longest), "step": step, "loss": loss, "times": times[worst], **burst},
         severity="warning" if lasting else "info",
         confidence=0.8 if lasting else 0.5,
         evidence=seen(

@@ -1,0 +1,70 @@
+"""The site of docs/: it builds without a warning, and holds every public name."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import gradience
+
+NEEDED = ("mkdocs", "mkdocstrings", "mkdocstrings_handlers.python")
+
+
+def missing(name: str) -> bool:
+    try:
+        return importlib.util.find_spec(name) is None
+    except ModuleNotFoundError:
+        return True
+
+
+def build(root: Path, out: Path, config: Path | None = None) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(out)]
+    command += [] if config is None else ["--config-file", str(config)]
+    return subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
+
+
+@pytest.fixture(scope="module")
+def site(root, tmp_path_factory) -> Path:
+    absent = [name for name in NEEDED if missing(name)]
+    if absent:
+        pytest.skip(f"{absent[0]} is not installed: pip install mkdocs 'mkdocstrings[python]'")
+    out = tmp_path_factory.mktemp("site")
+    done = build(root, out)
+    assert done.returncode == 0, done.stderr
+    return out
+
+
+def test_every_public_name_is_in_the_reference_with_its_docstring(site):
+    page = (site / "api.html").read_text(encoding="utf-8")
+    headings = set(re.findall(r'<h3 id="gradience\.(\w+)"', page))
+    assert headings == {*gradience.__all__, "GradienceCallback"} - {"__version__"}
+    assert "Return the audit of one trained adapter." in page
+
+
+def test_a_link_to_a_file_outside_docs_is_its_name(site):
+    page = (site / "trainer.html").read_text(encoding="utf-8")
+    assert "<code>examples/vnext/jax_loop.py</code>" in page
+    assert "../examples" not in page
+
+
+def test_the_index_names_every_page(root):
+    index = (root / "docs" / "README.md").read_text(encoding="utf-8")
+    pages = {path.name for path in (root / "docs").glob("*.md")} - {"README.md"}
+    assert pages == set(re.findall(r"\((\S+?\.md)\)", index))
+
+
+@pytest.mark.parametrize(("text", "said"), [("[x](absent.md)", "absent.md"), ("[x](../absent.py)", "absent.py")])
+def test_a_link_to_nothing_fails_the_build(site, root, tmp_path, text, said):
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "docs" / "index.md").write_text(f"# Page\n\n{text}\n")
+    config = tmp_path / "mkdocs.yml"
+    hooks = (root / "mkdocs_hooks.py").as_posix()
+    config.write_text(f"site_name: x\nhooks: [{hooks}]\nvalidation: {{unrecognized_links: warn}}\n")
+    done = build(tmp_path, tmp_path / "out", config)
+    assert done.returncode != 0
+    assert said in done.stderr
