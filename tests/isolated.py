@@ -104,6 +104,9 @@ class Stable:
             self._server.stdout.close()
 
 
+OPTIONAL = frozenset({"hf", "axolotl", "lightning", "swift", "__main__"})  # what no command imports
+
+
 def warm(more: tuple[str, ...] = ()) -> None:
     """Import what commands import, without starting a backend: its threads would not survive a fork."""
     gradience = importlib.import_module("gradience")
@@ -112,7 +115,7 @@ def warm(more: tuple[str, ...] = ()) -> None:
     packages = Path(gradience.__file__).parent
     for path in sorted(packages.rglob("*.py")):
         parts = path.relative_to(packages.parent).with_suffix("").parts
-        if "hf" not in parts and parts[-1] != "__main__":
+        if not OPTIONAL.intersection(parts):
             importlib.import_module(".".join(part for part in parts if part != "__init__"))
 
 

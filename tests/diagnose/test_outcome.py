@@ -113,7 +113,7 @@ def test_without_a_held_out_result_a_run_converged_only_where_divergence_was_jud
 def test_the_verdict_says_how_much_was_judged_and_what_was_not_seen(copied):
     folder = copied("healthy")
     report = diagnose(folder)
-    assert report.headline.startswith("no problems found (checked: config 25 of 34, log 36 of 39, weights 10 of 13)")
+    assert report.headline.startswith("no problems found (checked: config 26 of 35, log 42 of 48, weights 10 of 13)")
     shutil.rmtree(folder / "checkpoint-50")
     shutil.rmtree(folder / "checkpoint-100")
     (folder / "adapter_model.safetensors").unlink()

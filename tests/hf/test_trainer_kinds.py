@@ -21,7 +21,7 @@ KINDS = {
     ("trl", "GRPOConfig"): ("rl", "rl"),
     ("trl", "RLOOConfig"): ("rl", "rl"),
     ("trl.experimental.online_dpo", "OnlineDPOConfig"): ("rl", "rl"),
-    ("trl", "RewardConfig"): ("reward", "unknown"),
+    ("trl", "RewardConfig"): ("reward", "reward"),
     ("trl.experimental.gkd", "GKDConfig"): ("distillation", "unknown"),
     ("trl.experimental.gold", "GOLDConfig"): ("distillation", "unknown"),
 }

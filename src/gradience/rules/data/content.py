@@ -47,7 +47,8 @@ def _constant(data: DataReport) -> Iterator[Observation]:
         )
 
 
-def _duplicates(data: DataReport) -> Iterator[Observation]:
+def duplicates(data: DataReport) -> Iterator[Observation]:
+    """Rows whose tokens are those of an earlier row."""
     rows, part = data.seen.duplicate, share(data.seen.duplicate, data.rows_read)
     if part >= DUPLICATES_SOME.value:
         yield Observation(
@@ -149,7 +150,7 @@ RULES = (
         title="duplicate rows",
         groups=("data", "log"),
         condition="{duplicates_some} of the rows repeat an earlier one; from {duplicates_many}: warning",
-        observe=_duplicates,
+        observe=duplicates,
         confidence=0.8,
         scope="rows whose tokens are equal",
         rationale="A row that stands twice is trained on twice an epoch, and may stand in the evaluation set, too.",

@@ -8,6 +8,7 @@ loss and the gradient are not judged.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from typing import Final
 
 from gradience.rules.data import content, labels, supervision, tokens
@@ -144,6 +145,12 @@ def _labels(facts: RunFacts) -> Iterator[Observation]:
         )
 
 
+def _repeated(facts: RunFacts) -> Iterator[Observation]:
+    """Of the few batches that are watched: a hint, whatever the share. The check of the data counts them all."""
+    for found in content.duplicates(as_data(facts)):
+        yield replace(found, severity=None)
+
+
 def _announced(facts: RunFacts) -> Iterator[Observation]:
     told: Json = (facts.data or {}).get("announced")
     rows, total = _count(facts, "rows") or 0, _count(facts, "tokens") or 0
@@ -173,7 +180,7 @@ RULES: Final[tuple[Rule[RunFacts], ...]] = (
     _RULES["DAT303"].over(_as_of_data(_RULES["DAT303"].observe), needs=(_supervision,), applies=_is_recorded),
     _RULES["DAT305"].over(_at_limit, needs=(_recorded,), applies=_is_recorded),
     _RULES["DAT307"].over(_end, needs=(_supervision,), applies=_is_recorded),
-    _RULES["DAT313"].over(_as_of_data(_RULES["DAT313"].observe), needs=(_recorded,), applies=_is_recorded),
+    _RULES["DAT313"].over(_repeated, needs=(_recorded,), applies=_is_recorded),
     _RULES["DAT316"].over(_labels, needs=(_recorded,), applies=_is_recorded),
     _RULES["DAT320"].over(_as_of_data(_RULES["DAT320"].observe), needs=(_recorded,), applies=_is_recorded),
     Rule(
