@@ -70,8 +70,8 @@ def test_forty_hexadecimal_digits_are_a_key_under_the_name_of_wandb(digits, hidd
 @pytest.mark.parametrize(
     ("key", "value", "secret"),
     [
-        ("key", BODY[:24], True),
-        ("key", BODY[:23], False),
+        ("key", BODY[:16], True),
+        ("key", BODY[:15], False),
         ("key", "a" * 24, False),
         ("token", "12345678", True),
         ("token", "1234567", False),
