@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from types import SimpleNamespace
 
@@ -47,6 +48,8 @@ def main():
     recorder.on_train_end(args, state, control, **shown)
     dist.barrier()
     dist.destroy_process_group()
+    sys.stdout.flush()
+    os._exit(0)  # gloo's threads may abort a process that tears down its libraries: seen on a machine under load
 
 
 if __name__ == "__main__":

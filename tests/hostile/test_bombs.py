@@ -181,7 +181,7 @@ def test_a_long_key_is_scanned_for_secrets_in_linear_time(run, case):
 from gradience import TelemetryWriter
 from gradience.errors import GradienceError
 key = {KEYS[case]!r}
-with TelemetryWriter("run.jsonl", allow_text=True) as writer:
+with TelemetryWriter("run.jsonl", allow_text=True, on_error="raise") as writer:
     for extras in ({{key: 1.0}}, {{"x": {{key: "v"}}}}, {{"note": key}}):
         try:
             writer.train_step(1, **extras)

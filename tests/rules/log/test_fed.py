@@ -63,7 +63,7 @@ def test_batches_without_a_fault_have_no_finding() -> None:
         ({"rows_at_limit": 4}, "DAT305", "warning"),
         ({"rows_with_end": 0}, "DAT307", "warning"),
         ({"rows_repeated": 1}, "DAT313", "info"),
-        ({"rows_repeated": 7}, "DAT313", "warning"),
+        ({"rows_repeated": 7}, "DAT313", "info"),  # a few batches are a hint, whatever the share
         ({"label_min": 0, "label_max": 3, "num_labels": 3}, "DAT316", "error"),
         ({"label_min": -1, "label_max": 2, "num_labels": 3}, "DAT316", "error"),
         ({"padding": 6400}, "DAT320", "info"),
