@@ -20,8 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gradience.errors import AdapterError, OutputError
-from gradience.io.decoding import decode_json, name_fault
-from gradience.io.reading import open_regular, read_small
+from gradience.io.reading import decode_json, name_fault, open_regular, read_small
 
 Array: TypeAlias = npt.NDArray[Any]
 

@@ -8,7 +8,7 @@ from typing import Any, Final, NamedTuple
 
 from gradience.adapters.open import open_adapter
 from gradience.errors import AdapterError, GradienceError
-from gradience.io.types import PathLike
+from gradience.io.paths import PathLike
 from gradience.verbs.bench.contest import SHUFFLED, Entrant
 from gradience.verbs.bench.judge import BASE
 from gradience.verbs.bench.store import Store, adapter_digest, file_hash

@@ -20,7 +20,7 @@ from typing import IO, Any, Final, NamedTuple
 import msgspec
 
 from gradience.errors import GradienceError
-from gradience.io.decoding import decode_json
+from gradience.io.reading import decode_json
 
 DEFAULT_TIMEOUT: Final = 3600.0  # seconds of one command
 MAX_OUTPUT: Final = 64 << 20  # bytes that a command may print: scores of a million examples take 20 MB

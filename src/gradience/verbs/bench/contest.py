@@ -10,9 +10,9 @@ from typing import Final, Literal, NamedTuple, cast, get_args
 from gradience.adapters.open import open_adapter
 from gradience.base.weights import find_shards, identity
 from gradience.errors import GradienceError
-from gradience.io.types import PathLike, Progress
+from gradience.io.paths import PathLike, Progress
 from gradience.schema.bench import BenchMetric, BenchReport, Role
-from gradience.telemetry.hidden import hide_in
+from gradience.telemetry.redact import hide_in
 from gradience.verbs.bench.anchors import write_shuffled, write_without_update
 from gradience.verbs.bench.command import DEFAULT_TIMEOUT
 from gradience.verbs.bench.evaluators import LM_EVAL, Command, Evaluator, LmEval

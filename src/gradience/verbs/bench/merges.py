@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from gradience.errors import AdapterError, GradienceError
-from gradience.io.types import PathLike, Progress
+from gradience.io.paths import PathLike, Progress
 from gradience.schema.bench import BenchReport
 from gradience.schema.merge import MergeMethod
 from gradience.verbs.bench.contest import Contest, Entrant, Entry, Options, Sources, anchors

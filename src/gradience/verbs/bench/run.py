@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Final
 
 from gradience.errors import GradienceError
-from gradience.io.types import PathLike, Progress
+from gradience.io.paths import PathLike, Progress
 from gradience.schema.bench import BenchReport
 from gradience.verbs.bench.candidates import FULL, Making, default_names, made
 from gradience.verbs.bench.contest import Contest, Entrant, Entry, Options, Sources, anchors

@@ -9,7 +9,7 @@ from pathlib import Path
 import msgspec
 
 from gradience.configs import Layer
-from gradience.configs.lines import keys_of, line_of
+from gradience.configs.settings import keys_of, line_of
 from gradience.io.reading import real_path
 from gradience.rules.config.facts import CheckContext
 from gradience.rules.config.judge import RULES, settings_of

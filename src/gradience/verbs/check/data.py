@@ -10,7 +10,7 @@ import msgspec
 
 from gradience.configs import HasToDict, Layer
 from gradience.configs.data import DataPlan, read_data_plan
-from gradience.configs.labels import read_labels
+from gradience.configs.peft import read_labels
 from gradience.data.measure import Limits
 from gradience.errors import ConfigError
 from gradience.rules.config.judge import RULES
