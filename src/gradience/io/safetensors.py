@@ -317,7 +317,7 @@ def refuse_long_name(path: Path, name: str) -> None:
     """Refuse a file that names a tensor as no model does.
 
     Raises:
-        AdapterError: the name is over the limits of `io.decoding`.
+        AdapterError: the name is over the limits of `io.reading`.
     """
     if (fault := name_fault(name)) is not None:
         raise AdapterError(f"{path}: the tensor name {name[:_SHOWN]!r}... {fault}", advice=_NO_MODEL)
