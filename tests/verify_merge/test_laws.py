@@ -141,7 +141,7 @@ class OtherMachine(PlainDelta):
         super().__init__(delta._b, delta._a, delta.scale)
         self._order = order
 
-    def _product(self, b, a):
+    def _product(self, b, a, out=None):
         return self._order(b, a)
 
 

@@ -17,6 +17,7 @@ from gradience.adapters.layout import Array, Module
 from gradience.base.orientation import matrix_of, plain_factors
 from gradience.io.safetensors import DTYPES
 from gradience.schema.merge import MergeReplay
+from gradience.verbs.verify_merge.scratch import scratch
 from gradience.verbs.verify_merge.stored import Matrix
 
 UNIT: Final = {"F64": 2.0**-53, "F32": 2.0**-24, "F16": 2.0**-11, "BF16": 2.0**-8}
@@ -97,7 +98,8 @@ class PlainDelta:
         plain = MergeReplay(weight=replay.weight)
         if msgspec.structs.replace(plain, delta=replay.delta) != msgspec.structs.replace(replay, times=1):
             return self.rows(at, replay), self.rows(at, plain)
-        d = self.rows(at, plain)
+        b, a = self._left_and_right(at, plain)
+        d = self._finished(self._product(b, a, out=scratch.array("dW", (len(b), a.shape[1]), np.float32)), plain)
         return rounded(d, replay.delta), d
 
     @np.errstate(over="ignore", invalid="ignore")  # beyond float32 is infinity, as in a merge
@@ -128,8 +130,8 @@ class PlainDelta:
         is_power = abs(math.frexp(self._scale(replay))[0]) == 0.5  # noqa: PLR2004  # frexp's mantissa
         return replay.scales_factor or (is_power and not replay.rounds_product)
 
-    def _product(self, b: Array, a: Array) -> Array:
-        return b @ a
+    def _product(self, b: Array, a: Array, out: Array | None = None) -> Array:
+        return np.matmul(b, a, out=out)
 
     def _scale(self, replay: MergeReplay) -> np.float32:
         return np.float32(self.scale * replay.factor)

@@ -18,7 +18,8 @@ from gradience.schema.merge import MergeReplay
 from gradience.verbs.verify_merge.delta import UNIT, Delta, narrower, working
 from gradience.verbs.verify_merge.misses import Missed, Rows, missed_by
 from gradience.verbs.verify_merge.replays import replayed
-from gradience.verbs.verify_merge.stored import Matrix
+from gradience.verbs.verify_merge.scratch import scratch
+from gradience.verbs.verify_merge.stored import Matrix, Stored
 
 Workers: TypeAlias = Callable[..., Iterable[Any]]
 
@@ -58,9 +59,23 @@ class Case:
         kind = working(self.base, self.merged)
         return self.w[at].astype(kind, copy=False), self.m[at].astype(kind, copy=False)
 
+    def span(self, at: slice) -> tuple[Array, Array]:
+        """Return the same in arrays that this thread uses again for the next span."""
+        kind = working(self.base, self.merged)
+        return _converted(self.w, at, "w", kind), _converted(self.m, at, "m", kind)
+
     def replayed(self, w: Array, delta: Array | None, replay: MergeReplay) -> Array:
         """Return the result of a replay for rows of W; without delta, that of W alone."""
         return replayed(w, delta, replay, base=self.base, merged=self.merged)
+
+
+def _converted(x: Matrix, at: slice, name: str, kind: np.dtype[Any]) -> Array:
+    rows = x.read(at, scratch.array(f"{name} stored", x.extent(at), x.dtype)) if isinstance(x, Stored) else x[at]
+    if rows.dtype == kind:
+        return rows
+    out = scratch.array(name, rows.shape, kind)
+    np.copyto(out, rows)
+    return out
 
 
 class Sums(NamedTuple):
@@ -124,17 +139,17 @@ def _span(
     case: Case, replay: MergeReplay, at: slice, *, stop: bool, quick: bool = True
 ) -> tuple[list[int], list[float]] | None:
     """Return the counts and the sums over some rows, as `Sums` has them; None if M is not the replay's and `stop`."""
-    w, m = case.pair(at)
+    w, m = case.span(at)
     used, d = case.delta.both(at, replay)
     missed = missed_by(Rows(w, m, used), replay, base=case.base, merged=case.merged, quick=quick)
-    e = m - w
+    e = np.subtract(m, w, out=scratch.array("sum", w.shape, w.dtype))
     ee = _dot(e, e)
     if quick and math.isnan(ee):
         return _span(case, replay, at, stop=stop, quick=False)
     if stop and _unreachable(case, replay, at, (w, m), missed):
         return None
     before = case.replayed(w, None, replay)
-    changed = int(np.count_nonzero(m != before))
+    changed = int(np.count_nonzero(np.not_equal(m, before, out=scratch.array("off", m.shape, np.bool_))))
     there = [x.reshape(-1)[missed.where] for x in (m, d, before)]
     more, wrong = _differences(missed.p, *there)
     ed = _dot(e, d)
@@ -169,8 +184,7 @@ def mismatches(case: Case, replay: MergeReplay, at: Array) -> int:
 
 
 def _dot(x: Array, y: Array) -> float:
-    with np.errstate(over="ignore", invalid="ignore"):
-        return float(np.vdot(x, y))
+    return float(np.vdot(x, y))
 
 
 def _predicted(case: Case, replay: MergeReplay, at: Array) -> Array:

@@ -11,6 +11,7 @@ from gradience.adapters.layout import Array
 from gradience.schema.merge import MergeReplay
 from gradience.verbs.verify_merge.delta import HALVES, narrower, rounded
 from gradience.verbs.verify_merge.replays import replayed
+from gradience.verbs.verify_merge.scratch import scratch
 
 _MANY: Final = 16  # one entry of so many: from here on the whole is as quick as its entries (heuristic)
 _HALF_STEP: Final = 0x7FFF  # in units in the last place of float32: just under half of bfloat16's
@@ -62,15 +63,17 @@ def _missed_in_bf16(rows: Rows, replay: MergeReplay, base: str, merged: str) -> 
     and changes of sign are left to the rounding itself.
     """
     w = rounded(rows.w, replay.weight) if narrower(replay.weight, base) else rows.w
-    total, m = (w + rows.delta).reshape(-1), rows.m.reshape(-1)
-    apart = total.view(np.int32) - m.view(np.int32)
+    total = np.add(w, rows.delta, out=scratch.array("sum", w.shape, w.dtype))
+    bits_of_m = rows.m.view(np.int32)
+    apart = np.subtract(total.view(np.int32), bits_of_m, out=total.view(np.int32))
     apart += _HALF_STEP
-    off = apart.view(np.uint32) > 2 * _HALF_STEP
+    off = np.greater(apart.view(np.uint32), 2 * _HALF_STEP, out=scratch.array("off", w.shape, np.bool_))
     if merged != "BF16":
-        off |= (m.view(np.uint32) & _BELOW) != 0
-    if np.count_nonzero(off) > len(m) // _MANY:
-        return None
+        off |= (bits_of_m & _BELOW) != 0
     where = np.flatnonzero(off)
-    p = rounded(total[where], "BF16")
-    wrong = p != m[where]
+    if len(where) > w.size // _MANY:
+        return None
+    w, m, delta = (x.reshape(-1)[where] for x in (w, rows.m, rows.delta))
+    p = rounded(w + delta, "BF16")
+    wrong = p != m
     return Missed(where[wrong], p[wrong])

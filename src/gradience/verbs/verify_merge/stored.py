@@ -45,8 +45,16 @@ class Stored:
         """Return those rows, as stored."""
         if not isinstance(at, slice):
             return np.concatenate([self[row : row + 1] for row in at.tolist()])
+        return self.read(at, np.empty(self.extent(at), self.dtype))
+
+    def extent(self, at: slice) -> tuple[int, int]:
+        """Return the shape of those rows."""
         start, stop, _ = at.indices(len(self))
-        out = np.empty((max(0, stop - start), self.shape[1]), self.dtype)
+        return max(0, stop - start), self.shape[1]
+
+    def read(self, at: slice, out: Array) -> Array:
+        """Fill an array of the right shape and dtype with those rows and return it."""
+        start, stop, _ = at.indices(len(self))
         self._read(start, stop, out.reshape(-1).view(np.uint8))
         return out
 
