@@ -221,14 +221,17 @@ class Reach:
         return found
 
     def chosen(self, mutant: Mutant, cap: int, seconds: float) -> list[str]:
-        """Return the tests to run: the nearest first, one of each function before its variants, the fastest first."""
+        """Return the tests to run, the nearest first: by steps, then by words that the paths share, then the fastest.
+
+        One of each function comes before its variants.
+        """
         steps, variants = self.of(mutant), Counter[str]()
         about = set(re.split(r"[/_.]", mutant.path))
         order = {}
         for test in sorted(steps, key=self.seconds.__getitem__):
             function = test.partition("[")[0]
             kin = len(about & set(re.split(r"[/_.:]", function)))
-            order[test] = (steps[test], variants[function], -kin, self.seconds[test])
+            order[test] = (steps[test], -kin, variants[function], self.seconds[test])
             variants[function] += 1
         taken: list[str] = []
         spent = 0.0

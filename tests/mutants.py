@@ -147,7 +147,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--again", action="store_true", help="what survived last time, against all tests that reach it")
     parser.add_argument("--list", action="store_true", help="list the mutants, run nothing")
     parser.add_argument("--workers", type=int, default=2, help="children at a time")
-    parser.add_argument("--cap", type=int, default=500, help="tests for one mutant")
+    parser.add_argument("--cap", type=int, default=2000, help="tests for one mutant")
     parser.add_argument("--limit", type=float, default=60, help="seconds for one mutant, beyond its tests' own")
     parser.add_argument("--tests", nargs="+", default=["tests"], metavar="PATH", help="tests to use, files or folders")
     parser.add_argument("--record", action="store_true", help="record every test file again")
