@@ -230,7 +230,7 @@ class Reach:
         order = {}
         for test in sorted(steps, key=self.seconds.__getitem__):
             function = test.partition("[")[0]
-            kin = len(about & set(re.split(r"[/_.:]", function)))
+            kin = len(about & set(re.split(r"[/_.]", test.partition("::")[0])))
             order[test] = (steps[test], -kin, variants[function], self.seconds[test])
             variants[function] += 1
         taken: list[str] = []
