@@ -30,6 +30,7 @@ ROOT: Final = Path(__file__).resolve().parents[1]
 CACHE: Final = ROOT / ".cache" / "mutants"
 CONTEXT: Final = "GRADIENCE_MUTANTS_TEST"  # names the running test to the processes that it starts
 RECORDING: Final = 900.0  # seconds for one test file
+_FAR: Final = 99  # steps
 
 
 def say(line: str) -> None:
@@ -204,9 +205,9 @@ class Reach:
         if mutant.path in self._once:
             files = {test.partition("::")[0] for test in found}
             found = {test: 1 for test in self.seconds if test.partition("::")[0] in files} | found
-        if mutant.names or not found:
-            found = self._of_names(mutant.names or (mutant.function.rpartition(".")[2],)) | found
-        return found
+        if mutant.names:  # every command that a test starts runs what is run at import: few of them look at it
+            return dict.fromkeys(found, _FAR) | self._of_names(mutant.names)
+        return found or self._of_names((mutant.function.rpartition(".")[2],))
 
     def _of_names(self, names: Iterable[str]) -> dict[str, int]:
         """Return the tests that name it, or reach a use of it or of a name which is made from it at import."""
@@ -236,8 +237,7 @@ class Reach:
         taken: list[str] = []
         spent = 0.0
         for test in sorted(order, key=order.__getitem__)[:cap]:
-            spent += self.seconds[test]
-            if taken and spent > seconds:
-                break
-            taken.append(test)
+            if not taken or spent + self.seconds[test] <= seconds:
+                taken.append(test)
+                spent += self.seconds[test]
         return taken
