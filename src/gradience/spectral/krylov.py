@@ -151,12 +151,13 @@ def _triangular(block: Matrix) -> tuple[Matrix, Floats]:
     wide = block.astype(np.float64)
     gram = wide @ wide.T
     try:
-        lower = np.linalg.cholesky(gram)
+        lower: Matrix = np.linalg.cholesky(gram)
     except np.linalg.LinAlgError:
         lower = np.zeros_like(gram)
     pivots = np.diagonal(lower) ** 2
     if pivots.min() > _DEPENDENT * pivots.max():
-        return np.linalg.solve(lower, wide).astype(np.float32), lower.T
-    y, r = np.linalg.qr(wide.T)
+        y, r = np.linalg.solve(lower, wide).T, lower.T
+    else:
+        y, r = np.linalg.qr(wide.T)
     factor: Floats = np.asarray(r, np.float64)
     return y.T.astype(np.float32), factor
