@@ -7,14 +7,12 @@ from functools import partial
 from typing import Final, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import numpy.typing as npt
 
 from gradience.spectral import update
 from gradience.spectral.grams import Grams, Loads, Matrix, grams_of, in_threads
-
-SHARES: Final = (0.90, 0.95, 0.99)
+from gradience.spectral.quantities import Quantities, quantities
 
 _MODULES: Final = 64  # modules per call for the quantities
 
@@ -35,27 +33,8 @@ class Spectrum(NamedTuple):
     """Of b and of a alone, in this order; of `narrowed` factors where r is larger than a side."""
 
 
-class _Quantities(NamedTuple):
-    stable_rank: jax.Array
-    effective_rank: jax.Array
-    participation_ratio: jax.Array
-    energy_ranks: jax.Array
-    relative_errors: jax.Array
-    frobenius_norm: jax.Array
-
-
-def _quantities(sigma: jax.Array) -> _Quantities:
-    return _Quantities(
-        stable_rank=update.stable_rank(sigma),
-        effective_rank=update.effective_rank(sigma),
-        participation_ratio=update.participation_ratio(sigma),
-        energy_ranks=jnp.stack([update.energy_rank(sigma, share) for share in SHARES]),
-        relative_errors=update.relative_errors(sigma),
-        frobenius_norm=update.frobenius_norm(sigma),
-    )
-
-
-_all_quantities = jax.jit(jax.vmap(_quantities))
+_of_one = jax.jit(quantities)
+_of_many = jax.jit(jax.vmap(quantities))
 
 
 def use_device(device: str) -> None:
@@ -85,7 +64,7 @@ def spectra(loads: Loads, grams: Sequence[Grams] | None = None) -> list[Spectrum
 def spectrum_of(sigma: Matrix) -> Spectrum:
     """Return the spectrum with these singular values: finite, largest first, in float64, at least one."""
     with jax.enable_x64(True):  # noqa: FBT003  # JAX's own signature
-        numbers = _quantities(jnp.asarray(sigma, jnp.float64))
+        numbers = _of_one(np.asarray(sigma, np.float64))
     unknown = np.full(2, np.nan)  # of the factors alone
     return _spectrum(sigma, numbers, Grams(sigma, sigma, len(sigma), 1.0), unknown, finite=True)
 
@@ -100,11 +79,12 @@ def _finish(loads: Loads, grams: Sequence[Grams]) -> list[Spectrum]:
         for start in range(0, len(indices), _MODULES)
     ]
     found: dict[int, Spectrum] = {}
-    for call, (sigma, finite, alone) in zip(calls, in_threads([partial(_sigma, loads, grams, c) for c in calls])):
+    sigmas = in_threads([partial(_sigma, loads, grams, call) for call in calls])
+    for call, (sigma, finite, alone) in zip(calls, sigmas, strict=True):
         with jax.enable_x64(True):  # noqa: FBT003  # JAX's own signature
-            numbers = jax.tree.map(np.asarray, _all_quantities(sigma))
+            numbers = jax.tree.map(np.asarray, _of_many(sigma))
         for row, index in enumerate(call.modules):
-            one_row = _Quantities(*(field[row] for field in numbers))
+            one_row = Quantities(*(field[row] for field in numbers))
             found[index] = _spectrum(sigma[row], one_row, grams[index], alone[:, row], finite=bool(finite[row]))
     return [found[index] for index in range(len(grams))]
 
@@ -139,7 +119,7 @@ def _sigma(loads: Loads, grams: Sequence[Grams], call: _Call) -> tuple[Matrix, M
     return sigma, finite, update.gram_stable_rank(sides)
 
 
-def _spectrum(sigma: Matrix, numbers: _Quantities, grams: Grams, alone: Matrix, *, finite: bool) -> Spectrum:
+def _spectrum(sigma: Matrix, numbers: Quantities, grams: Grams, alone: Matrix, *, finite: bool) -> Spectrum:
     r, size = grams.r, abs(grams.scale)
     return Spectrum(
         sigma=_padded(sigma, r) * size,

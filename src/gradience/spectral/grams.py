@@ -25,7 +25,7 @@ _T = TypeVar("_T")
 _MOST_WORKERS = 8  # threads; `use_threads` lowers it
 _LEAST_SHARE: Final = 8  # modules that are worth a thread
 _LEAST_RANK: Final = 8
-_BLOCK: Final = 1 << 16  # numbers cast to float64 at a time: 512 KiB stay in a core's cache
+_BLOCK: Final = 1 << 17  # numbers cast to float64 at a time: 1 MiB stays in a core's cache
 _LEAST_WIDTH: Final = 256  # columns in a block, however high it is: a product pays for its own start
 
 
@@ -72,7 +72,7 @@ def on_cpu() -> bool:
     import jax  # noqa: PLC0415  # what is here needs it for this question only
 
     device = jax.config.jax_default_device  # type: ignore[attr-defined]  # set while the program runs
-    return (device or jax.devices()[0]).platform == "cpu"
+    return bool((device or jax.devices()[0]).platform == "cpu")
 
 
 def _shared(loads: Loads, compute: Callable[[Loads, Iterable[int]], Iterable[tuple[int, Grams]]]) -> list[Grams]:
@@ -106,7 +106,7 @@ def _on_host(loads: Loads, indices: Iterable[int]) -> Iterator[tuple[int, Grams]
 def gram(factor: Matrix) -> Matrix:
     """X X^T of a (r, d) array of any real dtype, in float64, padded to the rank's bucket."""
     r, length = factor.shape
-    total = np.zeros((bucket(r), bucket(r)))
+    total = np.zeros((bucket_of(r), bucket_of(r)))
     step = max(_LEAST_WIDTH, _BLOCK // max(r, 1))
     for start in range(0, length, step):
         wide = factor[:, start : start + step].astype(np.float64)
@@ -132,7 +132,7 @@ class _Shares:
             yield from span
 
 
-def bucket(r: int) -> int:
+def bucket_of(r: int) -> int:
     """Return the least power of two that is >= r, from 8."""
     return max(_LEAST_RANK, 1 << (r - 1).bit_length()) if r else _LEAST_RANK
 

@@ -8,10 +8,10 @@ from threading import Lock
 from typing import Final
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
-from gradience.spectral import update
-from gradience.spectral.grams import Factors, Grams, Loads, Matrix, bucket
+from gradience.spectral.grams import Factors, Grams, Loads, Matrix, bucket_of
 from gradience.spectral.narrow import narrowed
 
 _SHORT: Final = 1024  # columns (of A) or rows (of B) in a tile
@@ -38,8 +38,20 @@ class _Kernel:
             return result
 
 
-_gram_rows = _Kernel(update.gram_rows)
-_gram_columns = _Kernel(update.gram_columns)
+def gram_rows(x: jax.Array) -> jax.Array:
+    """Return X X^T of a (r, d) array, accumulated in float64."""
+    wide = x.astype(jnp.float64)
+    return wide @ wide.T
+
+
+def gram_columns(x: jax.Array) -> jax.Array:
+    """Return X^T X of a (d, r) array, accumulated in float64."""
+    wide = x.astype(jnp.float64)
+    return wide.T @ wide
+
+
+_gram_rows = _Kernel(gram_rows)
+_gram_columns = _Kernel(gram_columns)
 
 
 def on_device(loads: Loads, indices: Iterable[int]) -> list[tuple[int, Grams]]:
@@ -75,14 +87,14 @@ class _Adder:
         return [(index, self._grams(index, *told)) for index, told in self._modules.items()]
 
     def _grams(self, index: int, r: int, inner: int, scale: float) -> Grams:
-        size = bucket(inner)
+        size = bucket_of(inner)
         sides = [self._sums.get((index, side)) for side in (0, 1)]
         gram_a, gram_b = (np.zeros((size, size)) if gram is None else gram for gram in sides)
         return Grams(gram_a, gram_b, r, scale)
 
     def _tile(self, owner: tuple[int, int], factor: Matrix, *, rows: bool) -> None:
         r, length = factor.shape if rows else factor.shape[::-1]
-        size, start = bucket(r), 0
+        size, start = bucket_of(r), 0
         while start < length:
             width = _LONG if length - start >= _LONG and size * _LONG <= _BATCH_ELEMENTS else _SHORT
             tile = factor[:, start : start + width] if rows else factor[start : start + width]
