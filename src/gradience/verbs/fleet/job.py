@@ -98,7 +98,7 @@ def _computed(job: Job, place: Path, hashes: tuple[str, str]) -> bytes:
     sketch = Sketch()
     watched = replace(adapter, modules=[replace(one, load=_sketched(one, sketch)) for one in adapter.modules])
     beside = None if job.base is None else BaseOptions(Path(job.base))
-    report = audit_opened(place, files, watched, beside=beside, on_host=True)
+    report = audit_opened(place, files, watched, beside=beside)
     row, modules, findings = rows_of(job.path, report, (job.rules, job.stamp, *hashes), sketch.numbers())
     return encoded([row], modules, findings)
 
