@@ -106,7 +106,7 @@ def grams_on_host(loads: Sequence[Callable[[], Factors]]) -> list[Grams]:
 def _padded_gram(factor: Matrix) -> Matrix:
     """X X^T of a (r, d) array in float64, padded to the rank's bucket."""
     r, length = factor.shape
-    gram = np.zeros((_bucket(r), _bucket(r)))
+    gram = np.zeros((bucket_of(r), bucket_of(r)))
     step = max(1, _HOST_ELEMENTS // max(r, 1))
     for start in range(0, length, step):
         wide = factor[:, start : start + step].astype(np.float64)
@@ -165,14 +165,14 @@ class _Adder:
         return [(index, self._grams(index, *told)) for index, told in self._modules.items()]
 
     def _grams(self, index: int, r: int, inner: int, scale: float) -> Grams:
-        size = _bucket(inner)
+        size = bucket_of(inner)
         sides = [self._sums.get((index, side)) for side in (0, 1)]
         gram_a, gram_b = (np.zeros((size, size)) if gram is None else gram for gram in sides)
         return Grams(gram_a, gram_b, r, scale)
 
     def _tile(self, owner: tuple[int, int], factor: Matrix, *, rows: bool) -> None:
         r, length = factor.shape if rows else factor.shape[::-1]
-        bucket, start = _bucket(r), 0
+        bucket, start = bucket_of(r), 0
         while start < length:
             width = _LONG if length - start >= _LONG and bucket * _LONG <= _BATCH_ELEMENTS else _SHORT
             tile = factor[:, start : start + width] if rows else factor[start : start + width]
@@ -223,7 +223,7 @@ class _Batch:
         self.owners.append(owner)
 
 
-def _bucket(r: int) -> int:
+def bucket_of(r: int) -> int:
     """Return the least power of two that is >= r, from 8."""
     return max(_LEAST_RANK, 1 << (r - 1).bit_length()) if r else _LEAST_RANK
 
