@@ -30,11 +30,12 @@ class Sketch:
 
     def __init__(self) -> None:
         self._total = np.zeros(DIMENSIONS // 2 + 1, np.complex128)
+        self._added: set[str] = set()
         self._held: list[tuple[Doubles, Doubles]] = []
         self._columns = 0
 
     def add(self, name: str, b: Matrix, a: Matrix, scale: float) -> None:
-        """Add a module's update scale * b @ a, b (d_out, r), a (r, d_in).
+        """Add a module's update scale * b @ a, b (d_out, r), a (r, d_in), unless one of that name was added.
 
         An update that is not finite is left out.
         """
@@ -54,13 +55,20 @@ class Sketch:
         others = np.stack([_signs(DIMENSIONS, 1, 2 * key + 1) for key in keys]) * np.array(scales)[:, None]
         columns = left.astype(np.float64) * signs[:, None]
         rows = right.astype(np.float64) * others[:, None]
-        finite = np.isfinite(columns.sum(axis=(1, 2)) + rows.sum(axis=(1, 2)))
-        if not finite.all():
-            columns, rows = columns[finite], rows[finite]
+        wanted = np.isfinite(columns.sum(axis=(1, 2)) + rows.sum(axis=(1, 2))) & self._are_new(names)
+        if not wanted.all():
+            columns, rows = columns[wanted], rows[wanted]
         self._held.append((columns.reshape(-1, DIMENSIONS), rows.reshape(-1, DIMENSIONS)))
         self._columns += len(self._held[-1][0])
         if self._columns >= _HELD:
             self._transform()
+
+    def _are_new(self, names: Sequence[str]) -> list[bool]:
+        found = []
+        for name in names:
+            found.append(name not in self._added)
+            self._added.add(name)
+        return found
 
     def _transform(self) -> None:
         """Convolve each pair of columns, and add all up: the sum is taken before the transform back."""

@@ -18,7 +18,7 @@ from gradience.io.held import Buffer, Bytes
 from gradience.io.reading import open_regular
 from gradience.schema.document import writable
 from gradience.schema.fleet import AdapterRow
-from gradience.schema.scalars import Json
+from gradience.schema.runs import RunRow
 from gradience.verbs.fleet.rows import Result, rows_of
 
 _CHUNK: Final = 1 << 20
@@ -173,19 +173,18 @@ def is_failure(answer: bytes | None) -> bool:
     """Whether an answer is a row without numbers."""
     if answer == SAME:
         return False
-    if answer is None:
-        return True
-    heads = msgspec.msgpack.decode(msgspec.msgpack.decode(answer, type=Result).heads)
-    return any(head["error"] is not None for head in heads)
+    return answer is None or msgspec.msgpack.decode(answer, type=Result).failed
 
 
-def encoded(heads: Sequence[msgspec.Struct], *others: Sequence[msgspec.Struct]) -> bytes:
+def encoded(heads: Sequence[AdapterRow | RunRow], *others: Sequence[msgspec.Struct]) -> bytes:
     """Rows as bytes, in the form in which they cross a process on every engine."""
-    return msgspec.msgpack.encode(Result(_raw(heads), tuple(_raw(rows) for rows in others)))
+    failed = any(head.error is not None for head in heads)
+    return msgspec.msgpack.encode(Result(failed, tuple(_raw(rows) for rows in (heads, *others))))
 
 
-def _raw(rows: Json) -> msgspec.Raw:
+def _raw(rows: Sequence[msgspec.Struct]) -> msgspec.Raw:
+    values = [msgspec.structs.astuple(row) for row in rows]
     try:
-        return msgspec.Raw(msgspec.msgpack.encode(rows))
+        return msgspec.Raw(msgspec.msgpack.encode(values))
     except UnicodeEncodeError:  # a name that is not UTF-8, in a message
-        return msgspec.Raw(msgspec.msgpack.encode(writable(msgspec.to_builtins(rows))))
+        return msgspec.Raw(msgspec.msgpack.encode(writable(msgspec.to_builtins(values))))
