@@ -7,8 +7,7 @@ import doctest
 import pytest
 
 from gradience.schema.diagnose import Cause, DiagnosedSource, SourceCoverage
-from gradience.verbs.diagnose import run
-from gradience.verbs.diagnose.run import headline
+from gradience.verbs.diagnose import headline, run
 
 SOURCES = [
     DiagnosedSource(source="config", state="read"),

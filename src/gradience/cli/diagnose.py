@@ -53,7 +53,7 @@ def diagnose(
         from gradience.verbs.device import prepare_jax  # noqa: PLC0415  # only where there are weights
 
         prepare_jax("auto")
-    from gradience.verbs.diagnose.run import diagnose_sources  # noqa: PLC0415  # imports jax, after its environment is set
+    from gradience.verbs.diagnose import diagnose_sources  # noqa: PLC0415  # imports jax, after its environment is set
 
     report = diagnose_sources(
         sources,
@@ -63,7 +63,7 @@ def diagnose(
         **resolved.rules,
     )
     from gradience.render.check import diagnose_text  # noqa: PLC0415  # --help needs none of it
-    from gradience.verbs.diagnose.run import source_locations  # noqa: PLC0415  # the same
+    from gradience.verbs.diagnose import source_locations  # noqa: PLC0415  # the same
 
     code = resolved.show(
         report,

@@ -14,7 +14,7 @@ from gradience.errors import OutputError
 from gradience.render.text import clean
 from gradience.schema.diagnose import DiagnoseReport
 from gradience.schema.scalars import Severity
-from gradience.verbs.report.write import ReportFormat, check_format, format_of, report_text, write_sources
+from gradience.verbs.report import ReportFormat, check_format, format_of, report_text, write_sources
 
 _NOT_READ: Final = 2
 

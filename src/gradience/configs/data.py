@@ -16,7 +16,7 @@ from gradience.configs.llama_factory import is_llama_factory
 from gradience.configs.torchtune import is_torchtune
 from gradience.configs.training import PICKLED
 from gradience.configs.values import Fields
-from gradience.schema.data import LossMode
+from gradience.schema.reports import LossMode
 from gradience.schema.scalars import Json
 
 _Mapping = dict[str, Json]

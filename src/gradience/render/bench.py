@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from typing import Final, NamedTuple
 
 from gradience.render.text import Columns, banner, clean, count, labelled, number, percent, short_path, table, words
-from gradience.schema.bench import BenchCandidate, BenchReport, BenchResult, BenchTask
+from gradience.schema.compare import BenchCandidate, BenchReport, BenchResult, BenchTask
 from gradience.schema.scalars import as_float
 
 OUTCOMES: Final = {

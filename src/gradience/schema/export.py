@@ -15,8 +15,7 @@ import msgspec
 
 from gradience.errors import SchemaError
 from gradience.schema.audit import AuditReport
-from gradience.schema.bench import BenchReport
-from gradience.schema.compare import CompareAdaptersReport, CompareReport
+from gradience.schema.compare import BenchReport, CompareAdaptersReport, CompareReport
 from gradience.schema.diagnose import DiagnoseReport
 from gradience.schema.events import EVENT_TYPES, EvalMetrics, Event, RecommendationItem
 from gradience.schema.findings import RulesReport

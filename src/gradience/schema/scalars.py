@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Annotated, Any, Final, Literal, TypeAlias
 
 from msgspec import Meta
@@ -48,6 +49,12 @@ def real(value: float) -> float | NonFinite:
     if math.isnan(value):
         return "NaN"
     return "Infinity" if value > 0 else "-Infinity"
+
+
+def number_in(values: Mapping[str, Json], key: str) -> float | None:
+    """The number under a key; None where there is none, or something else."""
+    value = values.get(key)
+    return float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else None
 
 
 def as_float(value: float | NonFinite) -> float:

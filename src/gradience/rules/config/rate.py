@@ -89,7 +89,8 @@ def _divergent(facts: Facts) -> Iterator[Observation]:
 def _preference_rate(facts: Facts) -> Iterator[Observation]:
     kind = facts.objective.kind
     if kind == "unknown":
-        raise Unknown(_objective_unknown(facts))
+        because = facts.objective.because
+        raise Unknown(f"the objective is not known ({because}): say --task sft, dpo, grpo or a task's name")
     if kind in {"preference", "rl"} and facts.adam_lr > PREFERENCE_LR.value:
         what = "preference optimisation" if kind == "preference" else "reinforcement learning"
         yield Observation(
@@ -131,10 +132,6 @@ def _variant_rate(facts: Facts) -> Iterator[Observation]:
 def _not_preference(facts: Facts) -> None:
     if facts.objective.kind in {"preference", "rl"}:
         raise Unknown(f"the objective is {facts.objective.kind}: LR004 speaks of it")
-
-
-def _objective_unknown(facts: Facts) -> str:
-    return f"the objective is not known ({facts.objective.because}): say --task sft, dpo, grpo or a task's name"
 
 
 def _step(facts: Facts, *, default: float) -> float:

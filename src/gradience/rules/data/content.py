@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from gradience.rules.data.rows import DataRule, counted, share, values
 from gradience.rules.rule import Observation, Threshold, Unknown, cite
-from gradience.schema.data import DataReport, Rows
+from gradience.schema.reports import DataReport, Rows
 
 MAJORITY = Threshold("majority", 0.9, "share of rows", "proposal: guessing one class is right in 9 of 10")
 FEW_LABELS = Threshold("few_labels", 20, "rows", "proposal: fewer are no sample")

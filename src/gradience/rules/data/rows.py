@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from gradience.rules.rule import Rule
-from gradience.schema.data import DataReport, Rows
 from gradience.schema.findings import RuleGroup
+from gradience.schema.reports import DataReport, Rows
 from gradience.schema.scalars import Json
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from gradience.rules.data.rows import DataRule, counted, of_tokens, share, values
 from gradience.rules.evidence import ALL_MASKED
 from gradience.rules.rule import Observation, Threshold, Unknown, cite
-from gradience.schema.data import DataReport
+from gradience.schema.reports import DataReport
 
 FEW_SUPERVISED = Threshold(
     "few_supervised", 0.02, "share of kept tokens", "proposal: 1 of 50 tokens paid for is learnt"

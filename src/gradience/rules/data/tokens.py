@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from gradience.rules.data.rows import DataRule, counted, of_tokens, share, values
 from gradience.rules.rule import Observation, Threshold, Unknown, cite, few
-from gradience.schema.data import DataReport
+from gradience.schema.reports import DataReport
 
 CUT_MANY = Threshold("cut_many", 0.05, "share of rows", "proposal: the limit that keeps 95 % is the usual choice")
 LOST_MANY = Threshold("lost_many", 0.05, "share of rows", "proposal: 1 of 20 answers is not learnt at all")

@@ -10,7 +10,6 @@ from gradience.rules.evidence import LOGGING_DEFAULT
 from gradience.rules.log.facts import JUDGEMENT, LogRule, RunFacts, seen
 from gradience.rules.log.statistics import median
 from gradience.rules.rule import Observation, Rule, Threshold, cite, few
-from gradience.schema.events import Metrics
 
 FEW_ROWS = Threshold("few_rows", 20, "training rows", "a judgement: small effects are lost in the noise of fewer")
 REPLAY_DIFFERENCE = Threshold(
@@ -223,7 +222,10 @@ RULES: Final[Sequence[Rule[RunFacts]]] = (
 
 
 def _guarded(facts: RunFacts) -> Observation | None:
-    back, dropped, ended = (_of(facts, action) for action in ("rollback", "drop", "stop"))
+    back, dropped, ended = (
+        [event for event in facts.guarded if event.metrics.get("action") == action]
+        for action in ("rollback", "drop", "stop")
+    )
     if not (back or dropped or ended):
         return None
     done = [f"the weights were put back to those of step {e.metrics.get('to_step')} at {e.step}" for e in back]
@@ -245,10 +247,6 @@ def _guarded(facts: RunFacts) -> Observation | None:
         else None,
         evidence=seen(f"{len(facts.guarded)} guard events in the log"),
     )
-
-
-def _of(facts: RunFacts, action: str) -> list[Metrics]:
-    return [event for event in facts.guarded if event.metrics.get("action") == action]
 
 
 GUARD_RULES: Final[Sequence[Rule[RunFacts]]] = (

@@ -14,10 +14,10 @@ from typing import Final
 
 import msgspec
 
-from gradience.rules.log.adapter import audited_rank
 from gradience.rules.log.divergence import ABSURD_RATE
 from gradience.rules.log.facts import RunFacts, ends
 from gradience.rules.log.learning import Learning, learning
+from gradience.rules.log.recorded import audited_rank
 from gradience.rules.log.rewards import ZERO_GROUPS_ALSO
 from gradience.schema.findings import SEVERITIES, Finding
 from gradience.schema.reports import StoryPart, TrainSummary

@@ -13,7 +13,7 @@ from gradience.verbs.audit import audit_adapter
 from gradience.verbs.bench.contest import SHUFFLED, Contest, Entrant, Entry, Options
 from gradience.verbs.bench.evaluators import run, words
 from gradience.verbs.bench.judge import BASE
-from gradience.verbs.bench.store import Store, adapter_digest, file_hash
+from gradience.verbs.bench.store import Store, adapter_digest, file_hash, refusing
 from gradience.verbs.resize import resize_adapter
 
 FULL: Final = "full"
@@ -88,10 +88,8 @@ def _resized(store: Store, name: str, options: dict[str, Any], source: str, maki
         how["calibrate"] = file_hash(making.calibrate)
 
     def make(out: Path) -> None:
-        try:
+        with refusing(name, f"expected {_GRAMMAR}"):
             resize_adapter(making.adapter, out, **options)
-        except ValueError as error:
-            raise AdapterError(f"{name}: {error}", advice=f"expected {_GRAMMAR}") from error
 
     return store.made(name, how, make)
 

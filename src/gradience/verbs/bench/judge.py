@@ -15,7 +15,7 @@ import msgspec
 import numpy as np
 
 from gradience.errors import GradienceError
-from gradience.schema.bench import (
+from gradience.schema.compare import (
     BenchCandidate,
     BenchMetric,
     BenchResult,

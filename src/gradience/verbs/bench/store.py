@@ -21,11 +21,11 @@ from filelock import FileLock, Timeout
 
 from gradience.adapters.open import open_adapter
 from gradience.base.weights import identity
-from gradience.errors import ConfigError, GradienceError, OutputError
+from gradience.errors import AdapterError, ConfigError, GradienceError, OutputError
 from gradience.io.atomic import atomic_file
 from gradience.io.decoding import decode_json
 from gradience.io.reading import open_regular, read_small
-from gradience.schema.bench import BenchReport
+from gradience.schema.compare import BenchReport
 from gradience.schema.scalars import Real, as_float
 from gradience.spectral.reduced import Floats
 
@@ -90,6 +90,19 @@ def file_hash(path: Path) -> str:
             return hashlib.file_digest(stream, "sha256").hexdigest()
     except OSError as error:
         raise ConfigError(f"cannot read {path}: {error.strerror}", advice="give a file of held-out rows") from error
+
+
+@contextmanager
+def refusing(name: str, advice: str) -> Iterator[None]:
+    """A block in which a candidate is made; a value that its maker refuses is an error that names the candidate.
+
+    Raises:
+        AdapterError: the maker raised ValueError.
+    """
+    try:
+        yield
+    except ValueError as error:
+        raise AdapterError(f"{name}: {error}", advice=advice) from error
 
 
 class Store:

@@ -240,20 +240,16 @@ def _before_nan(folders: Sequence[CheckpointFolder], step: int) -> Symptom:
     """Return the last checkpoint before a step whose weights are finite: they are read, for a log lags behind."""
     before = [folder.path for folder in folders if folder.step < step]
     broken: list[str] = []
+    says, action = f"no checkpoint from before step {step} is on disk", None
     for path in reversed(before[-_TRIED:]):
         if _is_finite(path):
             after = f"; {', '.join(broken)} is not" if broken else ""
             says = f"{path.name}, saved before step {step}: its weights are finite{after}"
             action = f"Go back to {path.name}; look at the learning rate, the precision and the data after it."
-            return Symptom("disk", "before_nan", Observation(says, action=action))
+            break
         broken.append(path.name)
-    if broken:
-        return Symptom(
-            "disk",
-            "before_nan",
-            Observation(f"{', '.join(broken)}, saved before step {step}: not finite or not readable"),
-        )
-    return Symptom("disk", "before_nan", Observation(f"no checkpoint from before step {step} is on disk"))
+        says = f"{', '.join(broken)}, saved before step {step}: not finite or not readable"
+    return Symptom("disk", "before_nan", Observation(says, action=action))
 
 
 def _is_finite(folder: Path) -> bool:

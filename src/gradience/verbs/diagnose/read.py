@@ -25,7 +25,7 @@ from gradience.schema.reports import CheckReport, MonitorReport
 from gradience.telemetry.series import RunSeries
 from gradience.verbs.check import check_config
 from gradience.verbs.diagnose.sources import Found, Sources
-from gradience.verbs.monitor.run import report_of
+from gradience.verbs.monitor import report_of
 from gradience.verbs.monitor.source import open_source
 
 _OF_RUNS_TO_COME: Final = {

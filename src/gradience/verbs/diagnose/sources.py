@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Final, Literal, NamedTuple
 
 from gradience.adapters.open import CONFIG_NAME, WEIGHT_NAMES
 from gradience.configs.training import STATE_NAME as _STATE
@@ -20,6 +20,7 @@ from gradience.configs.training import TRAINING_NAMES
 from gradience.errors import GradienceError
 from gradience.importers.sources import is_run, run_folders
 from gradience.io.types import PathLike
+from gradience.rules.rule import few
 from gradience.schema.diagnose import Source
 
 MAX_ENTRIES: Final = 10_000  # of one folder
@@ -52,40 +53,27 @@ def list_folder(folder: Path) -> Listing:
             seen = sorted(islice(entries, MAX_ENTRIES + 1), key=lambda entry: entry.name)
     except OSError as error:
         raise GradienceError(f"cannot read {folder}: {error.strerror}", advice="check the path") from error
-    notes = [f"more than {MAX_ENTRIES} entries in {folder.name}: the rest was not looked at"]
-    folders = [Path(entry.path) for entry in seen if _is_folder(entry)]
-    links = [entry.name for entry in seen if entry.is_symlink() and _leads_to_folder(entry)]
-    shown = notes if len(seen) > MAX_ENTRIES else []
-    if links:
-        shown = [*shown, f"links to folders, not followed: {', '.join(links[:SHOWN])}"]
-    strange = [
-        entry.name for entry in seen if not _is_folder(entry) and entry.name not in links and not _is_file(entry)
-    ]
-    if strange:
-        shown = [*shown, f"neither files nor folders, not read: {', '.join(strange[:SHOWN])}"]
-    visible = [child for child in folders if not child.name.startswith(".")]
-    return Listing([entry.name for entry in seen if _is_file(entry)], visible, shown)
+    kinds: dict[str, list[str]] = {}
+    for entry in seen:
+        kinds.setdefault(_kind(entry), []).append(entry.name)
+    links, strange = kinds.get("link", []), kinds.get("other", [])
+    said = {
+        f"more than {MAX_ENTRIES} entries in {folder.name}: the rest was not looked at": len(seen) > MAX_ENTRIES,
+        f"links to folders, not followed: {', '.join(links[:SHOWN])}": bool(links),
+        f"neither files nor folders, not read: {', '.join(strange[:SHOWN])}": bool(strange),
+    }
+    visible = [folder / name for name in kinds.get("folder", []) if not name.startswith(".")]
+    return Listing(kinds.get("file", []), visible, [note for note, applies in said.items() if applies])
 
 
-def _is_folder(entry: os.DirEntry[str]) -> bool:
+def _kind(entry: os.DirEntry[str]) -> Literal["folder", "link", "file", "other"]:
+    """What an entry is; `link` is one to a folder."""
     try:
-        return entry.is_dir(follow_symlinks=False)
+        if entry.is_dir():
+            return "folder" if entry.is_dir(follow_symlinks=False) else "link"
+        return "file" if entry.is_file() else "other"
     except OSError:
-        return False
-
-
-def _is_file(entry: os.DirEntry[str]) -> bool:
-    try:
-        return entry.is_file()
-    except OSError:
-        return False
-
-
-def _leads_to_folder(entry: os.DirEntry[str]) -> bool:
-    try:
-        return entry.is_dir()
-    except OSError:
-        return False
+        return "other"
 
 
 def checkpoints_in(folders: Iterable[Path]) -> list[CheckpointFolder]:
@@ -272,5 +260,4 @@ def _log(folder: Path, listing: Listing, inner: list[Path]) -> Found:
 
 
 def _names(folders: list[Path]) -> str:
-    more = f" and {len(folders) - SHOWN} more" if len(folders) > SHOWN else ""
-    return ", ".join(folder.name for folder in folders[:SHOWN]) + more
+    return few([folder.name for folder in folders], SHOWN)

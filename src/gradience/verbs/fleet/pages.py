@@ -9,7 +9,7 @@ from gradience.io.atomic import atomic_file, refuse_file
 from gradience.io.types import PathLike
 from gradience.schema.fleet import FleetShowReport, RunsCurvesReport
 from gradience.telemetry.hidden import hide_in
-from gradience.verbs.report.write import check_format
+from gradience.verbs.report import check_format
 
 
 def write_fleet_page(report: FleetShowReport, out: PathLike, *, force: bool = False) -> None:

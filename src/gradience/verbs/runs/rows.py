@@ -19,7 +19,8 @@ from gradience.telemetry.series import RunSeries
 from gradience.verbs.fleet.job import Job, encoded
 from gradience.verbs.fleet.rows import number_column
 from gradience.verbs.fleet.store import Tables
-from gradience.verbs.monitor.run import number_in, report_of
+from gradience.verbs.monitor import report_of
+from gradience.schema.scalars import number_in
 from gradience.verbs.monitor.source import open_source
 
 RUNS: Final = Tables(RUNS_SCHEMA_ID, {"runs": RunRow, "rows": StepRow, "evals": EvalRow, "findings": RunFindingRow})
