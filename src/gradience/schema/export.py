@@ -106,7 +106,7 @@ SCHEMAS: Final[dict[SchemaName, str]] = {
 
 
 def json_schema(name: SchemaName = "telemetry") -> dict[str, Json]:
-    """Return the JSON Schema of one line of a log (`telemetry`), of a report, or of an adapter's provenance.
+    """The JSON Schema of one line of a log (`telemetry`), of a report, or of an adapter's provenance.
 
     Raises:
         SchemaError: there is none of that name.
@@ -119,7 +119,7 @@ def json_schema(name: SchemaName = "telemetry") -> dict[str, Json]:
 
 
 def schema_text(name: SchemaName) -> str:
-    """Return the JSON Schema as the text of its file."""
+    """The JSON Schema as the text of its file."""
     return json.dumps(json_schema(name), indent=2, ensure_ascii=True) + "\n"
 
 
@@ -216,7 +216,7 @@ def _envelope_first(schema: dict[str, Json]) -> dict[str, Json]:
 
 
 def _tidy(node: Json) -> Json:
-    """Return the schema with one definition of a real number, `const` for an enum of one, and nothing of OpenAPI's."""
+    """The schema with one definition of a real number, `const` for an enum of one, and nothing of OpenAPI's."""
     if isinstance(node, list):
         return [_tidy(item) for item in node]
     if not isinstance(node, dict):

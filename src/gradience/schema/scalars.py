@@ -39,7 +39,7 @@ def about(text: str) -> Meta:
 
 
 def real(value: float) -> float | NonFinite:
-    """Return the value as it goes on the wire: itself if finite, else its name.
+    """The value as it goes on the wire: itself if finite, else its name.
 
     >>> real(0.5), real(float("-inf"))
     (0.5, '-Infinity')
@@ -58,7 +58,7 @@ def number_in(values: Mapping[str, Json], key: str) -> float | None:
 
 
 def as_float(value: float | NonFinite) -> float:
-    """Return the Python float that a value on the wire stands for.
+    """The Python float that a value on the wire stands for.
 
     >>> as_float("Infinity")
     inf

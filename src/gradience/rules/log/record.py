@@ -116,20 +116,20 @@ def _duplicates(facts: RunFacts) -> Observation | None:
     }
     if not any(counts.values()):
         return None
-    told = {
+    words = {
         "duplicates": "rows repeat a step",
         "out_of_order": "rows go back to a step already passed",
         "interleaved": "times another process went on writing",
         "evaluations": "evaluations repeat a step",
     }
     only_evals = not (facts.record.duplicates or facts.record.out_of_order or facts.record.interleaved)
-    said = ", ".join(f"{count} {told[name]}" for name, count in counts.items() if count)
+    shown = ", ".join(f"{count} {words[name]}" for name, count in counts.items() if count)
     return Observation(
-        f"Rows that should be single: {said}.",
+        f"Rows that should be single: {shown}.",
         dict(counts),
         severity="info" if only_evals else "warning",
         action="Nothing to do: a second evaluate() at the end does that; the later one counts." if only_evals else None,
-        evidence=seen(said),
+        evidence=seen(shown),
     )
 
 

@@ -349,13 +349,13 @@ def _repeated(facts: RunFacts) -> Iterator[Observation]:
 
 
 def _announced(facts: RunFacts) -> Iterator[Observation]:
-    told: Json = (facts.data or {}).get("announced")
+    announced: Json = (facts.data or {}).get("announced")
     rows, total = _count(facts, "rows") or 0, _count(facts, "tokens") or 0
-    if not isinstance(told, dict):
+    if not isinstance(announced, dict):
         raise Unknown("no check of the data was given to the recorder (GradienceCallback(data=check_data(...)))")
     if rows < FEW_ROWS.value:
         raise Unknown(f"{rows} rows were seen; it needs {FEW_ROWS.value:g}")
-    share, length = told.get("supervised_share"), told.get("tokens_per_sequence")
+    share, length = announced.get("supervised_share"), announced.get("tokens_per_sequence")
     supervised = _count(facts, "supervised")
     if isinstance(share, float) and supervised is not None and abs(supervised / total - share) > SHARE_APART.value:
         yield Observation(

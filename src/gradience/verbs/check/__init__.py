@@ -76,7 +76,7 @@ def read_training_of(folder: Path) -> Layer:
 
 
 def _read_run(place: Path) -> Layer | RecorderError:
-    """Return the configuration of the run that a folder or file is of, or why there is none."""
+    """The configuration of the run that a folder or file is of, or why there is none."""
     from gradience.importers import read_folder_config  # noqa: PLC0415  # a config file need not pay for it
 
     try:
@@ -204,7 +204,7 @@ def judged(
 
 
 def _engines(given: Iterable[str], settings: Place | None) -> tuple[str, ...]:
-    """Return the engines named, else those of the settings file."""
+    """The engines named, else those of the settings file."""
     asked = [name.strip().lower() for item in given for name in item.split(",")]
     if not asked and settings is not None:
         asked = [name.lower() for name in read_preferences(Path(settings)).serve]
@@ -237,7 +237,7 @@ def _read(place: Place | None, read: Callable[[Path], Layer]) -> Layer | None:
 
 
 def _transformers() -> str | None:
-    """Return the version of transformers installed here, without importing it."""
+    """The version of transformers installed here, without importing it."""
     try:
         return version("transformers")
     except PackageNotFoundError:
@@ -311,7 +311,7 @@ def _output(whole: Layer, around: CheckContext) -> CheckContext:
 
 
 def _held(folder: Path) -> Iterator[str]:
-    """Yield the traces of a run in a folder; none if the folder does not exist."""
+    """The traces of a run in a folder; none if the folder does not exist."""
     if not folder.is_dir():
         return
     with os.scandir(folder) as entries:

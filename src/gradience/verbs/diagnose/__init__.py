@@ -85,7 +85,7 @@ def unjudged(
     audit: AuditReport | None,
     left_out: Mapping[str, str] = MappingProxyType({}),
 ) -> list[Unjudged]:
-    """Return every rule, detector, check and join that did not run, with its reason; of joins also those left out."""
+    """Every rule, detector, check and join that did not run, with its reason; of joins also those left out."""
     skipped: dict[Source, list[NotRun] | None] = {
         "config": check.not_run if check else None,
         "log": monitor.not_run if monitor else None,
@@ -122,7 +122,7 @@ def is_complete(sources: Iterable[DiagnosedSource], coverage: Iterable[SourceCov
 
 
 def verdict_of(causes: Iterable[Cause], *, complete: bool) -> Verdict:
-    """Return the verdict: the gravest cause decides; without one, whether enough could be judged."""
+    """The verdict: the gravest cause decides; without one, whether enough could be judged."""
     worst = max((SEVERITIES.index(cause.severity) for cause in causes), default=-1)
     if worst >= SEVERITIES.index("error"):
         return "broken"
@@ -177,7 +177,7 @@ def diagnose(
     ignore: Iterable[str] = (),
     settings: PathLike | None = None,
 ) -> DiagnoseReport:
-    """Return one verdict on a run from its configuration, its log and its weights, with causes that join them.
+    """One verdict on a run from its configuration, its log and its weights, with causes that join them.
 
     Args:
         path: the folder that a run left; log, adapter and configuration are looked for in it.
@@ -219,7 +219,7 @@ def diagnose_sources(
 
 
 def judge_sources(sources: Sources, read: Read, left_out: Mapping[str, str] = MappingProxyType({})) -> DiagnoseReport:
-    """Return the verdict on what was read; a join left out is named with its reason."""
+    """The verdict on what was read; a join left out is named with its reason."""
     monitor = read.log.report if read.log else None
     if read.check and read.log:
         outcome = outcome_of(read.log.report, read.log.run.evals)
@@ -255,7 +255,7 @@ def judge_sources(sources: Sources, read: Read, left_out: Mapping[str, str] = Ma
 
 
 def _causes(joins: Iterable[Correlation], symptoms: list[Symptom], not_run: list[Unjudged]) -> list[Cause]:
-    """Return the joined causes, and each finding that none of them took by itself; the gravest first."""
+    """The joined causes, and each finding that none of them took by itself; the gravest first."""
     gone = {(item.source, item.id) for item in not_run} | {(symptom.source, symptom.id) for symptom in symptoms}
     silent = frozenset((source, rule) for source, ids in IDS.items() for rule in ids if (source, rule) not in gone)
     joined = correlate(joins, symptoms, silent)
@@ -277,7 +277,7 @@ def _symptoms(sources: Sources, read: Read, choice: Choice) -> Iterator[Symptom]
 
 
 def _stated(sources: Sources, read: Read) -> Iterator[Stated]:
-    """Yield what is stated of the adapter elsewhere than in its own folder."""
+    """What is stated of the adapter elsewhere than in its own folder."""
     if read.log and sources.log.path and sources.log.path.is_file():  # a folder's import has the adapter's own config
         yield Stated("the log's settings", read.log.report.config.lora)
     if read.check and sources.config.path:

@@ -44,7 +44,7 @@ class CheckpointFolder(NamedTuple):
 
 
 def list_folder(folder: Path) -> Listing:
-    """Return the folder's regular files by name and its subfolders, sorted, with notes on what is left out.
+    """The folder's regular files by name and its subfolders, sorted, with notes on what is left out.
 
     Links to folders may lead anywhere, and a pipe would be waited for.
     """
@@ -77,7 +77,7 @@ def _kind(entry: os.DirEntry[str]) -> Literal["folder", "link", "file", "other"]
 
 
 def checkpoints_in(folders: Iterable[Path]) -> list[CheckpointFolder]:
-    """Return the checkpoints among the folders that hold an adapter, by step."""
+    """The checkpoints among the folders that hold an adapter, by step."""
     numbered = [(int(hit[1]), child) for child in folders if (hit := CHECKPOINT.fullmatch(child.name))]
     return [CheckpointFolder(step, child) for step, child in sorted(numbered) if holds_adapter(child)]
 
@@ -207,7 +207,7 @@ def _holds_weights(folder: Path) -> bool:
 
 
 def _of_inner(folder: Path, inner: list[Path]) -> Sources:
-    """Return the sources of the only run in subfolders; of two and more the user is to choose."""
+    """The sources of the only run in subfolders; of two and more the user is to choose."""
     if len(inner) > 1:
         raise GradienceError(
             f"{folder} holds no run itself, and {len(inner)} folders in it do ({_names(inner)})",
@@ -219,7 +219,7 @@ def _of_inner(folder: Path, inner: list[Path]) -> Sources:
 
 
 def _weights(folder: Path, listing: Listing, checkpoints: list[CheckpointFolder]) -> Found:
-    """Return the folder's own adapter, else the one in a subfolder, else that of the last checkpoint."""
+    """The folder's own adapter, else the one in a subfolder, else that of the last checkpoint."""
     others = [c for c in listing.folders if not CHECKPOINT.fullmatch(c.name) and holds_adapter(c)]
     last = f"{checkpoints[-1].path.name} is the last checkpoint" if checkpoints else ""
     if holds_adapter(folder):
@@ -236,7 +236,7 @@ def _weights(folder: Path, listing: Listing, checkpoints: list[CheckpointFolder]
 
 
 def _single_file(folder: Path, files: list[str]) -> Found:
-    """Return the one weights file of another name, as kohya and others write it, or the reason why none counts."""
+    """The one weights file of another name, as kohya and others write it, or the reason why none counts."""
     tensors = [name for name in files if name.endswith(".safetensors")]
     alone = [name for name in tensors if not _WHOLE_MODEL.fullmatch(name)]
     if len(alone) == 1 and len(tensors) == 1:

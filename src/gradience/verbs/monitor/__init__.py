@@ -15,7 +15,7 @@ import msgspec
 
 from gradience.rules.log.facts import DEFAULT_GAP, PROBES, SIGNALS, RunFacts, Series, Signal, ends
 from gradience.rules.log.judge import DETECTED, detect
-from gradience.rules.log.story import line_of, tell
+from gradience.rules.log.story import line_of, story_parts
 from gradience.rules.objective import has_perplexity
 from gradience.rules.select import excluded_rules, without
 from gradience.schema.config import ConfigSnapshot
@@ -60,7 +60,7 @@ def monitor_run(
     ignore: Iterable[str] = (),
     settings: str | os.PathLike[str] | None = None,
 ) -> MonitorReport:
-    """Return the story of the last run in a log, or of one run by its id.
+    """The story of the last run in a log, or of one run by its id.
 
     What other programs leave (an output folder, a trainer_state.json, a table, ...) is imported in memory:
     nothing is written, and a note says what was read.
@@ -89,7 +89,7 @@ def monitor_run(
 def detectors_left_out(
     select: Iterable[str] = (), ignore: Iterable[str] = (), settings: str | os.PathLike[str] | None = None
 ) -> dict[str, str]:
-    """Return the detectors that are not to speak, each with the reason.
+    """The detectors that are not to speak, each with the reason.
 
     Raises:
         ConfigError: an id is not known, or the settings cannot be read.
@@ -104,12 +104,12 @@ def report_of(
     gap_threshold: float = DEFAULT_GAP,
     left_out: Mapping[str, str] = MappingProxyType({}),
 ) -> MonitorReport:
-    """Return the report of one run of a source; a detector left out is named with its reason."""
+    """The report of one run of a source; a detector left out is named with its reason."""
     summary, config = source.summary, run.config or ConfigSnapshot()
     facts = facts_of(summary, run, config, gap_threshold)
     train = _train(run, facts)
     findings, not_run = without(*detect(facts), left_out)
-    parts = tell(facts, findings, train)
+    parts = story_parts(facts, findings, train)
     audit = run.latest_metrics.get("lora_audit")
     fed = run.latest_metrics.get("data")
     return MonitorReport(
@@ -146,7 +146,7 @@ def report_of(
 def facts_of(
     summary: RunSummary, run: RunSeries, config: ConfigSnapshot, gap_threshold: float = DEFAULT_GAP
 ) -> RunFacts:
-    """Return what the rules look at in one run of a log."""
+    """What the rules look at in one run of a log."""
     evals, record = latest_evals(run), run.record
     audit, data = run.latest_metrics.get("lora_audit"), run.latest_metrics.get("data")
     facts = RunFacts(
@@ -181,7 +181,7 @@ def facts_of(
 
 
 def _by_step(column: Column) -> Signal:
-    """Return a column by rising steps; a step that was logged again counts once, as it went the last time."""
+    """A column by rising steps; a step that was logged again counts once, as it went the last time."""
     steps, values = column.steps, column.values
     if all(map(lt, steps, islice(steps, 1, None))):
         return Signal(steps, values)
@@ -250,7 +250,7 @@ def _notes(summary: RunSummary, run: RunSeries) -> list[str]:
 
 
 def latest_evals(run: RunSeries) -> list[EvalPoint]:
-    """Return the newest evaluation of every split, train first, then held-out splits, then others."""
+    """The newest evaluation of every split, train first, then held-out splits, then others."""
     newest = {event.split: event for event in run.evals}
     order = {split: place for place, split in enumerate(("train", *_HELD_OUT))}
     splits = sorted(newest, key=lambda split: (order.get(split, len(order)), split))
@@ -258,7 +258,7 @@ def latest_evals(run: RunSeries) -> list[EvalPoint]:
 
 
 def _with_count(point: EvalPoint) -> EvalPoint:
-    """Return the evaluation with its number of examples, worked out where a log has only its speed."""
+    """The evaluation with its number of examples, worked out where a log has only its speed."""
     metrics = point.metrics
     rate, runtime = (number_in(metrics.extras, key) for key in ("samples_per_second", "runtime"))
     if metrics.n is not None or rate is None or runtime is None or not 0.5 <= rate * runtime < MAX_INT:  # noqa: PLR2004  # rounds to one example at least
@@ -270,18 +270,18 @@ def _with_count(point: EvalPoint) -> EvalPoint:
 
 
 def derived_notes(evals: Sequence[EvalPoint]) -> list[str]:
-    """Return a note on the numbers of examples that were derived."""
+    """A note on the numbers of examples that were derived."""
     counts = [f"{point.split} {point.metrics.n}" for point in evals if _DERIVED in point.metrics.extras]
     return [f"examples per evaluation, derived as {_DERIVATION} (about): {', '.join(counts)}"] if counts else []
 
 
 def held_out_of(evals: Sequence[EvalPoint]) -> EvalPoint | None:
-    """Return the evaluation that stands for held-out data, or None."""
+    """The evaluation that stands for held-out data, or None."""
     return next((point for point in evals if point.split != "train"), None)
 
 
 def gap_of(run: RunSeries, evals: Sequence[EvalPoint]) -> GapReading | None:
-    """Return train against held-out, or None where one of them was not measured."""
+    """Train against held-out, or None where one of them was not measured."""
     held_out = held_out_of(evals)
     if held_out is None or (test := _nats(held_out.metrics)) is None:
         return None
@@ -296,7 +296,7 @@ def gap_of(run: RunSeries, evals: Sequence[EvalPoint]) -> GapReading | None:
 
 
 def _nats(metrics: EvalMetrics) -> float | None:
-    """Return the loss, or the logarithm of the perplexity where only that was recorded."""
+    """The loss, or the logarithm of the perplexity where only that was recorded."""
     if metrics.loss is not None:
         return as_float(metrics.loss)
     if metrics.ppl is None or not as_float(metrics.ppl) > 0.0:
@@ -305,7 +305,7 @@ def _nats(metrics: EvalMetrics) -> float | None:
 
 
 def _recent(run: RunSeries, step: int | None) -> list[float]:
-    """Return the finite training losses logged last up to a step; an exact 0 is no loss: a NaN, or masked labels."""
+    """The finite training losses logged last up to a step; an exact 0 is no loss: a NaN, or masked labels."""
     backwards = zip(reversed(run.steps), reversed(run.losses), strict=True)
     wanted = (loss for s, loss in backwards if (step is None or s <= step) and math.isfinite(loss) and loss != 0.0)
     return list(islice(wanted, _WINDOW))

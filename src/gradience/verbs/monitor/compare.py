@@ -41,7 +41,7 @@ class _Column(NamedTuple):
     losses: Sequence[float]
 
     def between(self, after: int, upto: int) -> list[float]:
-        """Return the finite losses logged after one step and up to another."""
+        """The finite losses logged after one step and up to another."""
         part = self.losses[bisect_right(self.steps, after) : bisect_right(self.steps, upto)]
         return list(filter(math.isfinite, part))
 
@@ -62,7 +62,7 @@ def compare_runs(
     ignore: Iterable[str] = (),
     settings: str | os.PathLike[str] | None = None,
 ) -> CompareReport:
-    """Return several runs side by side.
+    """Several runs side by side.
 
     Args:
         paths: logs, folders of a run, folders of runs, or anything that `gradience import` reads.
@@ -204,7 +204,7 @@ def _cut_short(folders: Sequence[Sequence[Path]]) -> Iterator[str]:
 
 
 def _notes(reports: Sequence[MonitorReport]) -> Iterator[str]:
-    """Yield why the losses may not be comparable."""
+    """Why the losses may not be comparable."""
     asked: dict[str, set[str | None]] = {
         "models": {report.config.model_name for report in reports},
         "data sets": {report.config.dataset_name for report in reports},
