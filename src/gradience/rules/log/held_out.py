@@ -334,9 +334,8 @@ RULES: Final[Sequence[Rule[RunFacts]]] = (
         title="chance level",
         severity="warning",
         condition="accuracy under chance plus {chance_z} standard deviations (plus {chance_margin} where n is "
-        "unknown), "
-        "or loss over {chance_loss} x ln K; where K is unknown, accuracy within {chance_band} of 1 / K and loss within "
-        "{chance_near} of ln K, for a K of 2 to 20",
+        "unknown), or loss over {chance_loss} x ln K; where K is unknown, accuracy within {chance_band} of 1 / K and "
+        "loss within {chance_near} of ln K, for a K of 2 to 20",
         observe=_at_chance,
         needs=(not_under("rl", "preference"),),
         confidence=0.85,

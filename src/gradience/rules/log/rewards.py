@@ -147,10 +147,8 @@ RULES: Final[Sequence[Rule[RunFacts]]] = (
         title="reward falls",
         severity="warning",
         condition="the last fifth is under the best fifth by {reward_errors} standard errors and {reward_fall}, and "
-        "over "
-        "{reward_lost} of the gain is lost; under {many_rows} rows: down by {reward_fall} in an order that chance "
-        "makes "
-        "with p of {alpha} at most; a reward that does not rise is info",
+        "over {reward_lost} of the gain is lost; under {many_rows} rows: down by {reward_fall} in an order that chance "
+        "makes with p of {alpha} at most; a reward that does not rise is info",
         observe=_reward,
         applies=only_under("rl"),
         confidence=0.7,
@@ -210,8 +208,7 @@ RULES: Final[Sequence[Rule[RunFacts]]] = (
         title="completions cut off",
         severity="warning",
         condition="completions/clipped_ratio of {cut_off} and more in the last third, and whether {zero_groups_also} "
-        "of "
-        "the groups have no spread of rewards besides",
+        "of the groups have no spread of rewards besides",
         observe=_cut_off,
         applies=only_under("rl"),
         confidence=0.7,
