@@ -26,13 +26,7 @@ def labelled(pairs: Iterable[tuple[str, str]], *, width: int = 12, indent: int =
 
 
 def table(
-    columns: Columns[T],
-    items: Iterable[T],
-    *,
-    most: int | None = None,
-    of: str = "",
-    indent: int = 2,
-    gap: int = 2,
+    columns: Columns[T], items: Iterable[T], *, most: int | None = None, of: str = "", indent: int = 2, gap: int = 2
 ) -> Iterator[str]:
     """A line of titles and one for each item; `most` and `of` as in `shortened`.
 

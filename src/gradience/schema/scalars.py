@@ -16,8 +16,7 @@ Json: TypeAlias = Any  # any JSON value: msgspec cannot express the recursive al
 NonFinite: TypeAlias = Literal["NaN", "Infinity", "-Infinity"]
 
 Real: TypeAlias = Annotated[
-    float | NonFinite,
-    Meta(description='A number, or "NaN", "Infinity", "-Infinity": JSON has no non-finite numbers.'),
+    float | NonFinite, Meta(description='A number, or "NaN", "Infinity", "-Infinity": JSON has no non-finite numbers.')
 ]
 
 MAX_INT: Final = 2**53 - 1  # what every JSON reader keeps exactly

@@ -111,8 +111,7 @@ def _other_optimizer(facts: Facts) -> Iterator[Observation]:
     name = given(facts.config.optimizer.name, "optimizer")
     if not facts.is_adam:
         yield Observation(
-            f"optimizer {name} is not of the Adam family: the rules on lr were not applied",
-            {"optimizer": name},
+            f"optimizer {name} is not of the Adam family: the rules on lr were not applied", {"optimizer": name}
         )
 
 
@@ -197,10 +196,7 @@ RULES = (
         condition="peak lr >= {divergent_lr}, and scaling x r x lr, where known, > {best_step}",
         observe=_divergent,
         confidence=0.85,
-        evidence=(
-            SWEEP_HIGH,
-            cite("tloen/alpaca-lora#391", "lr 0.003 with r = 128, alpha = 256: the loss went to 0"),
-        ),
+        evidence=(SWEEP_HIGH, cite("tloen/alpaca-lora#391", "lr 0.003 with r = 128, alpha = 256: the loss went to 0")),
         rationale="A diverged run costs as much as a good one.",
         action="lower lr to 1e-3 at most; 2e-4 is the usual start",
         scope=f"not preference or RL; {_BANDS}; evidence from one chat data set with alpha 32",

@@ -339,10 +339,7 @@ RULES: Final[Sequence[Rule[RunFacts]]] = (
         observe=_at_chance,
         needs=(not_under("rl", "preference"),),
         confidence=0.85,
-        evidence=(
-            cite("binomial test, one-sided 95 %", "chance plus 1.64 sqrt(p (1 - p) / n)"),
-            KARPATHY,
-        ),
+        evidence=(cite("binomial test, one-sided 95 %", "chance plus 1.64 sqrt(p (1 - p) / n)"), KARPATHY),
         rationale="At chance level no other number about this run means much.",
         action="Fix the task set-up before tuning LoRA: labels, prompt or head, learning rate, number of steps.",
         scope="classification with balanced classes",

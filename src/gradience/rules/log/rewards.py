@@ -152,10 +152,7 @@ RULES: Final[Sequence[Rule[RunFacts]]] = (
         observe=_reward,
         applies=only_under("rl"),
         confidence=0.7,
-        evidence=(
-            cite("definition", "the policy gradient's loss is 0 on average where advantages are centred"),
-            TRIAL,
-        ),
+        evidence=(cite("definition", "the policy gradient's loss is 0 on average where advantages are centred"), TRIAL),
         rationale="The reward is what is optimised: under RL a loss near 0 is normal and says nothing.",
         action="Go back to the checkpoint with the best reward; lower the learning rate, or raise beta.",
         scope="RL that logs reward; info where it only fails to rise",

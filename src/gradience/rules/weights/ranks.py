@@ -140,12 +140,7 @@ def _rule(name: str, modules: Sequence[ModuleAudit]) -> RankRule:
     cap = max(m.r for m in modules)
     middle, tail = percentile(values, 0.5), percentile(values, 0.9)
     return RankRule(
-        rule=name,
-        says=_SAYS[name],
-        median=middle,
-        p90=tail,
-        median_rank=whole(middle, cap),
-        p90_rank=whole(tail, cap),
+        rule=name, says=_SAYS[name], median=middle, p90=tail, median_rank=whole(middle, cap), p90_rank=whole(tail, cap)
     )
 
 

@@ -309,10 +309,7 @@ LOW_RANK = WeightsRule(
     "{small_rank} or less, or the suggested rank (p90) is no less than r",
     observe=_low_utilization,
     confidence=0.4,
-    evidence=(
-        UTILIZATION,
-        cite("SSRN 6580122 (abstract)", "stable rank grows as about r^0.23 to r^0.30"),
-    ),
+    evidence=(UTILIZATION, cite("SSRN 6580122 (abstract)", "stable rank grows as about r^0.23 to r^0.30")),
     action="Consider compressing it after training: gradience resize --calibrate measures what that changes.",
     scope="trained LoRA adapters",
     verify="Evaluate the compressed adapter on held-out data.",

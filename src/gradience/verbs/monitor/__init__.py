@@ -318,9 +318,5 @@ def _reading(train_split: str, train: float, test_split: str, test: float, *, sa
     except OverflowError:
         ratio = math.inf
     return GapReading(
-        train_split=train_split,
-        test_split=test_split,
-        ratio=real(ratio),
-        nats=real(nats),
-        same_step=same_step,
+        train_split=train_split, test_split=test_split, ratio=real(ratio), nats=real(nats), same_step=same_step
     )

@@ -89,15 +89,7 @@ def write_report(
 
     sources = find_sources(path, adapter=adapter, config=config)
     return write_sources(
-        sources,
-        Path(out),
-        base=base,
-        task=task,
-        compare=compare,
-        bench=bench,
-        against=against,
-        kind=kind,
-        force=force,
+        sources, Path(out), base=base, task=task, compare=compare, bench=bench, against=against, kind=kind, force=force
     )
 
 
