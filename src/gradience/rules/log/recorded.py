@@ -1,12 +1,10 @@
 """TRN202 and its kin on the newest audit in a log; DAT301 and its kin on the batches that the recorder saw.
 
 The audit speaks of the update that was trained: what it could be compressed to afterwards, and at what cost. None of it
-says to train with less rank: utilization falls as r grows, whatever the run. Of a log without an audit UTL204 alone
-says that there is none.
+says to train with less rank: utilization falls as r grows, whatever the run. Without an audit UTL204 alone says so.
 
-The `metrics` event of kind `data` holds counts of some batches. They are judged by the rules on a data set where these
-need no more than that. Where no token was supervised, the loss means nothing: that is one finding, and the rules on the
-loss and the gradient are not judged.
+The `metrics` event of kind `data` holds counts of some batches, judged by the rules on a data set that need no more.
+Where no token was supervised, that is the one finding, and the rules on loss and gradient are not judged.
 """
 
 from __future__ import annotations
@@ -22,7 +20,7 @@ from gradience.rules.data.rows import counted
 from gradience.rules.evidence import ENERGY
 from gradience.rules.log.facts import JUDGEMENT, LogRule, RunFacts, seen
 from gradience.rules.rule import Observation, Rule, Threshold, Unknown, cite
-from gradience.rules.weights.health import suggests_ranks
+from gradience.rules.weights.health import observe_verdict, suggests_ranks
 from gradience.rules.weights.rules import (
     LOW_RANK,
     NON_FINITE,
@@ -31,7 +29,6 @@ from gradience.rules.weights.rules import (
     ZERO_UPDATE,
     observe_size,
     observe_utilization,
-    observe_verdict,
 )
 from gradience.schema.reports import Batching, DataReport, Rows, RowsSeen, TokenCounts
 from gradience.schema.scalars import Json, number_in
