@@ -28,7 +28,7 @@ def rules_text(cards: Sequence[RuleCard]) -> str:
 
 
 def rule_text(card: RuleCard) -> str:
-    """One rule with its condition, numbers and grounds."""
+    """One rule with its condition, numbers and evidence."""
     return "\n".join(_card(card))
 
 

@@ -71,7 +71,7 @@ def runs_curves_text(report: RunsCurvesReport, *, width: int = 72) -> str:
 
 
 def fleet_audit_text(report: FleetAuditReport) -> str:
-    """What a job did, for a terminal."""
+    """The report of a job for a terminal."""
     return "\n".join(_audit(report))
 
 

@@ -1,6 +1,6 @@
 """Which rules a verb applies: those selected, less those ignored, by id or by the beginning of one.
 
-What is left out is not silent: each id is listed as not judged, with the reason.
+An excluded rule is listed as not judged, with the reason.
 """
 
 from __future__ import annotations

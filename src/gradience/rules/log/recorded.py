@@ -223,7 +223,7 @@ _NOT_RECORDED: Final = "what the model was fed was not recorded (no `data` event
 
 
 def _is_recorded(facts: RunFacts) -> bool:
-    """Of a log without the event DAT301 alone says that there is none."""
+    """Whether the log has a `data` event; without one only DAT301 reports its absence."""
     return facts.data is not None
 
 

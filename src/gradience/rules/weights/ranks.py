@@ -249,7 +249,7 @@ def rank_pattern(modules: Sequence[ModuleAudit], *, bytes_per_param: float) -> R
 
 
 def of_pattern(pattern: RankPattern) -> SuggestedRank:
-    """What a pattern costs and saves; its rank is that of the largest module."""
+    """The cost and saving of a pattern; its rank is that of the largest module."""
     rank = max((item.rank for item in pattern.modules), default=0)
     return SuggestedRank(
         rank=rank,

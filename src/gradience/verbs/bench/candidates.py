@@ -25,7 +25,7 @@ _CRITERIA: Final = {"svd": "rank", "energy": "energy", "params": "max_params", "
 
 
 class Making(NamedTuple):
-    """What candidates are made of: the adapter; the base and unlabelled inputs, which `kl:` needs; the seed."""
+    """The inputs that candidates are made from: the adapter; the base and unlabelled inputs, which `kl:` needs; the seed."""
 
     adapter: Path
     base: PathLike | None
@@ -44,7 +44,7 @@ def made(store: Store, names: Sequence[str], making: Making) -> tuple[list[Entra
     """The candidates by those names, beside the three that are always there; and notes on what is left out.
 
     Raises:
-        GradienceError: a name is none that is known, or a candidate cannot be made.
+        GradienceError: a name is not known, or a candidate cannot be made.
     """
     recipes = [(name, _recipe(name, making)) for name in dict.fromkeys(names) if name not in ALWAYS]
     source = adapter_digest(making.adapter)

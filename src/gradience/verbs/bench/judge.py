@@ -79,7 +79,7 @@ class Task(NamedTuple):
 
 
 class Judged(NamedTuple):
-    """What a trial comes to."""
+    """The results and the verdict of a trial."""
 
     tasks: list[BenchTask]
     candidates: list[BenchCandidate]

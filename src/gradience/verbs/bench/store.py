@@ -168,7 +168,7 @@ def slug(name: str) -> str:
 
 
 def _read(place: Path, of: dict[str, Any]) -> Evaluation | None:
-    """A kept evaluation; None if there is none of exactly this, or it is damaged: it is then run again."""
+    """A kept evaluation; None if it is missing, of something else, or damaged: it is then run again."""
     if not place.is_file():
         return None
     try:
@@ -187,7 +187,7 @@ def read_report(path: Path) -> BenchReport:
     """The report in a trial's folder, or in a file of one.
 
     Raises:
-        GradienceError: there is none, or it is no report of a bench.
+        GradienceError: it is missing, or not a report of a bench.
     """
     place = report_path(path)
     try:

@@ -38,7 +38,7 @@ Samples: TypeAlias = int | Literal["all"]
 
 
 class Asked(NamedTuple):
-    """What the caller asks for, over what the recipe says."""
+    """The options of a check, those of the caller over those of the recipe."""
 
     plan: DataPlan
     train: Path

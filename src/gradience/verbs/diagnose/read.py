@@ -41,7 +41,7 @@ class Log(NamedTuple):
 
 
 class Read(NamedTuple):
-    """What was read, and for each source how that went."""
+    """The reports that could be made, and the state of each source."""
 
     states: dict[Source, DiagnosedSource]
     check: CheckReport | None

@@ -146,7 +146,7 @@ def report_of(
 def facts_of(
     summary: RunSummary, run: RunSeries, config: ConfigSnapshot, gap_threshold: float = DEFAULT_GAP
 ) -> RunFacts:
-    """What the rules look at in one run of a log."""
+    """The facts of one run of a log that the rules judge."""
     evals, record = latest_evals(run), run.record
     audit, data = run.latest_metrics.get("lora_audit"), run.latest_metrics.get("data")
     facts = RunFacts(

@@ -104,7 +104,7 @@ _HEAD: Final = 4096  # bytes
 
 
 class Source(NamedTuple):
-    """What was read, from where, and notes on how."""
+    """A log that was read: its place, its summary, and notes on the import."""
 
     path: Path
     summary: RunSummary
