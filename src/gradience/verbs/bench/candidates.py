@@ -25,7 +25,7 @@ _CRITERIA: Final = {"svd": "rank", "energy": "energy", "params": "max_params", "
 
 
 class Making(NamedTuple):
-    """The inputs that candidates are made from: the adapter; the base and unlabelled inputs, which `kl:` needs; the seed."""
+    """The inputs of candidates: the adapter; the base and unlabelled inputs, which `kl:` needs; the seed."""
 
     adapter: Path
     base: PathLike | None
