@@ -20,8 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gradience.errors import AdapterError, OutputError
-from gradience.io.decoding import decode_json, name_fault
-from gradience.io.reading import open_regular, read_small
+from gradience.io.reading import decode_json, name_fault, open_regular, read_small
 
 Array: TypeAlias = npt.NDArray[Any]
 
@@ -318,7 +317,7 @@ def refuse_long_name(path: Path, name: str) -> None:
     """Refuse a file that names a tensor as no model does.
 
     Raises:
-        AdapterError: the name is over the limits of `io.decoding`.
+        AdapterError: the name is over the limits of `io.reading`.
     """
     if (fault := name_fault(name)) is not None:
         raise AdapterError(f"{path}: the tensor name {name[:_SHOWN]!r}... {fault}", advice=_NO_MODEL)
