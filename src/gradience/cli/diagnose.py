@@ -16,7 +16,7 @@ from gradience.render.text import clean
 from gradience.schema.diagnose import DiagnoseReport
 from gradience.schema.findings import RuleGroup
 from gradience.schema.scalars import Severity
-from gradience.verbs.report.write import ReportFormat, check_format, format_of, report_text, write_sources
+from gradience.verbs.report import ReportFormat, check_format, format_of, report_text, write_sources
 
 _GROUPS: Final[tuple[RuleGroup, ...]] = ("config", "base", "log", "weights", "weights_and_base", "joins")
 
@@ -60,7 +60,7 @@ def diagnose(
         from gradience.verbs.device import prepare_jax  # noqa: PLC0415  # only where there are weights
 
         prepare_jax("auto")
-    from gradience.verbs.diagnose.run import diagnose_sources  # noqa: PLC0415  # imports jax, after its environment is set
+    from gradience.verbs.diagnose import diagnose_sources  # noqa: PLC0415  # imports jax, after its environment is set
 
     report = diagnose_sources(
         sources,
@@ -70,7 +70,7 @@ def diagnose(
         **resolved.rules,
     )
     from gradience.render.check import diagnose_text  # noqa: PLC0415  # --help needs none of it
-    from gradience.verbs.diagnose.run import source_locations  # noqa: PLC0415  # the same
+    from gradience.verbs.diagnose import source_locations  # noqa: PLC0415  # the same
 
     code = resolved.show(
         report,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left, bisect_right
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, wraps
 from itertools import islice
@@ -307,16 +307,6 @@ def positive_loss(facts: RunFacts) -> str | None:
     if median(facts.loss.points) <= 0.0:
         return "the loss is not positive: ratios of it mean nothing"
     return None
-
-
-def at_least_rows(least: Threshold) -> Callable[[RunFacts], str | None]:
-    """Need: so many training rows with a finite loss."""
-
-    def reason(facts: RunFacts) -> str | None:
-        rows = len(facts.loss.values)
-        return f"{rows} training rows with a finite loss; it needs {least.value:g}" if rows < least.value else None
-
-    return reason
 
 
 def column(facts: RunFacts, name: str, least: float) -> Signal:
