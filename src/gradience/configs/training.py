@@ -7,7 +7,7 @@ from pathlib import Path
 import msgspec
 
 from gradience.configs.files import MAX_JSON_BYTES, HasToDict, plain_mapping, read_mapping
-from gradience.configs.settings import OPTIMIZER, TRAINING, Draft, Layer, knows_training, stack
+from gradience.configs.settings import OPTIMIZER, TRAINING, Draft, Layer, knows_training, layer_of, stack
 from gradience.configs.values import Fields, flag, real, whole
 from gradience.errors import ConfigError
 from gradience.io.reading import decode_json, read_small
@@ -103,14 +103,8 @@ def _read_mapping(mapping: dict[str, Json], where: str) -> Layer:
     if not fields.n_read:
         message = f"{where}: no training argument in it"
         raise ConfigError(message, advice="give TrainingArguments as JSON; an adapter config goes to --peft")
-    return Layer(
-        config=draft.snapshot(),
-        sources=(SourceFile(role="training", path=where),),
-        unknown_keys=tuple(fields.left_over(knows_training)),
-        secret_keys=tuple(fields.secrets()),
-        masked_keys=tuple(fields.masked()),
-        output_dir=output_dir(fields),
-    )
+    place, unknown = output_dir(fields), fields.left_over(knows_training)
+    return layer_of(draft, SourceFile(role="training", path=where), [fields], unknown=unknown, output_dir=place)
 
 
 def output_dir(fields: Fields) -> str | None:
