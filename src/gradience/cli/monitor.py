@@ -208,7 +208,7 @@ class _Screen:
         self._waiting = False
 
     def wait(self, path: Path) -> None:
-        """Say once that there is no log yet."""
+        """Report, once, that the log does not exist yet."""
         if not self._waiting:
             self._waiting = True
             sys.stderr.write(f"gradience: waiting for {clean(str(path))}\n")
@@ -227,7 +227,7 @@ class _Lines(_Screen):
     """Plain lines, for a file or a pipe."""
 
     def wait(self, path: Path) -> None:
-        """Say once that there is no log yet."""
+        """Report, once, that the log does not exist yet."""
         if not self._waiting:
             self._waiting = True
             _write([f"waiting for {clean(str(path))}"])
@@ -251,7 +251,7 @@ class _Terminal(_Screen):
         self._drawn = 0
 
     def wait(self, path: Path) -> None:
-        """Say once that there is no log yet."""
+        """Report, once, that the log does not exist yet."""
         if not self._drawn:
             self._draw([f"waiting for {clean(str(path))}"])
 

@@ -30,12 +30,12 @@ def read_peft_dir(folder: Path) -> Layer:
 
 
 def read_peft(path: Path) -> Layer:
-    """Read one adapter config; ConfigError where it is none."""
+    """Read one adapter config; ConfigError if it is not one."""
     return _read_mapping(read_mapping(path), str(path))
 
 
 def read_peft_object(config: HasToDict) -> Layer:
-    """Read a `peft.LoraConfig`; ConfigError where the object is none."""
+    """Read a `peft.LoraConfig`; ConfigError if it is not one."""
     return _read_mapping(plain_mapping(config), type(config).__name__)
 
 

@@ -71,7 +71,7 @@ def read_training_dir(folder: Path) -> Layer:
 
 
 def read_training(path: Path) -> Layer:
-    """Read one file of training arguments; ConfigError where it is none."""
+    """Read one file of training arguments; ConfigError if it is not one."""
     if path.suffix not in PICKLED:
         return _read_mapping(read_mapping(path), str(path))
     from gradience.configs.pickled import read_pickled  # noqa: PLC0415  # zipfile, which a JSON config need not pay for
@@ -91,7 +91,7 @@ def _with_processes(mapping: dict[str, Json]) -> dict[str, Json]:
 
 
 def read_training_object(arguments: HasToDict) -> Layer:
-    """Read a `transformers.TrainingArguments`, or a subclass; ConfigError where the object is none."""
+    """Read a `transformers.TrainingArguments`, or a subclass; ConfigError if it is not one."""
     return _read_mapping(plain_mapping(arguments), type(arguments).__name__)
 
 

@@ -75,7 +75,7 @@ def _connected(path: Path, mode: str) -> Iterator[sqlite3.Connection]:
 
 
 def tables_of(path: Path) -> set[str]:
-    """The names of the file's tables; none of a file that is no database."""
+    """The names of the tables; empty if the file is not a database."""
     try:
         with opened(path, advice="") as base:
             return {str(name) for (name,) in base.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
