@@ -37,7 +37,7 @@ LIMITS = [
     ("importers.files", "MAX_BYTES", 512 * 1024**2),
     ("importers.files", "MAX_LINE", 32 * 1024**2),
     ("importers.files", "_MAX_TEXT", 64),
-    ("importers.order", "_MOST", 8),
+    ("importers.events", "_MOST", 8),
     ("importers.run", "MAX_SKIPPED", 100),
     ("importers.sources", "MAX_DEPTH", 3),
     ("importers.sources", "MAX_ENTRIES", 2000),
