@@ -127,13 +127,14 @@ class _Collector:
         self._ran: set[CodeType] = set()
         self._inside = str(home)
 
-    def watch(self, frame: FrameType, event: str, _: object) -> None:
-        if event == "call" and frame.f_code.co_filename.startswith(self._inside):
+    def watch(self, frame: FrameType, _event: str, _: object) -> None:
+        """Note a function of ours that is called; of lines nothing is asked."""
+        if frame.f_code.co_filename.startswith(self._inside):
             self._ran.add(frame.f_code)
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtestloop(self, session: pytest.Session) -> bool:
-        sys.setprofile(None)
+        sys.settrace(None)
         ran = {code for code in self._ran if code.co_flags & inspect.CO_OPTIMIZED}  # no bodies of modules or classes
         warm = Warm(session, self._home, ran)
         gc.collect()
@@ -150,7 +151,7 @@ def collected(files: Sequence[str], paths: Iterable[str], instead: Callable[[War
         sys.path.insert(0, str(home))
         os.environ["PYTHONPATH"] = str(home)
         collector = _Collector(home, instead)
-        sys.setprofile(collector.watch)
+        sys.settrace(collector.watch)
         for path in paths:
             importlib.import_module(
                 ".".join(("gradience", *Path(path).with_suffix("").parts)).removesuffix(".__init__")
