@@ -13,7 +13,7 @@ import pytest
 from gradience.errors import RecorderError, SchemaError
 from gradience.schema.events import UnknownEvent
 from gradience.telemetry.codec import KNOWN_ARRAY, convert, decode, decode_array, decode_lines, find, parse, path_of
-from gradience.telemetry.faults import find_faults, find_unnamed
+from gradience.telemetry.lines import find_faults, find_unnamed
 from gradience.telemetry.rows import split_row
 from gradience.telemetry.values import described, number, number_of, plain, rates, step_of
 
