@@ -256,7 +256,8 @@ def _become(asked: dict[str, Any]) -> int:
         _limit(asked)
         with warnings.catch_warnings():  # a warning that came once comes again
             code = _code_of(asked["python"])
-            sys.stdout.flush()
+            if sys.stdout is not None:
+                sys.stdout.flush()
     except BaseException:  # noqa: BLE001  # as the interpreter ends a program
         traceback.print_exc()
         code = 1

@@ -16,8 +16,6 @@ from torch import nn
 from gradience.adapters.open import find_files, read_adapter
 from gradience.io.safetensors import SafetensorsFile
 
-pytestmark = pytest.mark.filterwarnings("ignore")
-
 TOLERANCE = 1e-5
 SIZES = {"vocab_size": 40, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2}
 HEADS = {"num_attention_heads": 2, "num_key_value_heads": 2}

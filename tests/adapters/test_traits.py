@@ -18,8 +18,6 @@ from torch import nn
 
 from gradience.adapters.traits import KINDS, Obstacle, Operation, module_obstacle, obstacles, start_of, traits_of
 
-pytestmark = pytest.mark.filterwarnings("ignore")
-
 STARTS = [
     *(True, False, None, "gaussian", "eva", "mica", "orthogonal"),
     *("pissa", "pissa_niter_4", "olora", "OLORA", "corda", "lora_ga", "loftq"),
