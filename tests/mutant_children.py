@@ -70,7 +70,7 @@ def forked(
         slots, waiting = [Path(folder) / str(n) for n in range(workers)], list(reversed(jobs))
         running: dict[Path, tuple[Job, Child]] = {}
         for slot in slots:
-            _copy_source(slot)
+            copy_source(slot)
         try:
             while waiting or running:
                 for slot in slots:
@@ -99,7 +99,7 @@ def _end(child: Child) -> None:
         os.killpg(child.pid, signal.SIGKILL)
 
 
-def _copy_source(slot: Path) -> None:
+def copy_source(slot: Path) -> None:
     """Copy `src`, compiled so that Python compares contents, not dates: no edit is missed."""
     shutil.copytree(SOURCE.parent, slot / "src", ignore=shutil.ignore_patterns("__pycache__"))
     compileall.compile_dir(slot / "src", quiet=1, invalidation_mode=py_compile.PycInvalidationMode.CHECKED_HASH)

@@ -22,8 +22,9 @@ from typing import Any, Final
 
 import coverage
 import pytest
-from mutant_children import SOURCE, forked, run_tests
+from mutant_children import SOURCE, forked
 from mutant_edits import Mutant, defined
+from mutant_warm import Warm
 
 ROOT: Final = Path(__file__).resolve().parents[1]
 CACHE: Final = ROOT / ".cache" / "mutants"
@@ -43,6 +44,7 @@ class Contexts:
     def __init__(self, measured: coverage.Coverage) -> None:
         self._measured, self._now = measured, ""
         self.seconds: dict[str, float] = {}
+        self.failed = False
         self.unfit: set[str] = set()  # failed or skipped: they say nothing about a mutant
         self.sharing: dict[str, list[str]] = defaultdict(list)
 
@@ -74,45 +76,46 @@ class Contexts:
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         if not report.passed:
             self.unfit.add(report.nodeid)
+        self.failed = self.failed or report.failed
 
 
 def _fixture(definition: Any) -> str:
     return f"{definition.baseid}#{definition.argname}"
 
 
-def _record(test: str, slot: Path) -> int:
+def _record(test: str, slot: Path, warm: Warm) -> int:
     """Run one test file under coverage, and leave in the slot what its tests reach."""
+    sources = [str(folder / "gradience") for folder in (warm.home, slot / "src")]  # here, and in commands
     config = (
         "[run]",
         f"data_file = {slot}/coverage",
         "parallel = true",
-        f"source = {slot}/src/gradience",
+        f"source = {sources[1]}",
         "core = ctrace",
     )
     (slot / "rc").write_text("\n".join((*config, f"context = ${{{CONTEXT}}}")), encoding="utf-8")
     os.environ["COVERAGE_PROCESS_START"] = str(slot / "rc")  # for the commands that a test starts
     (slot / "src" / "sitecustomize.py").write_text("import coverage\ncoverage.process_startup()\n", encoding="utf-8")
-    measured = coverage.Coverage(
-        str(slot / "coverage"), source=[str(slot / "src" / "gradience")], config_file=False, messages=False
-    )
+    measured = coverage.Coverage(str(slot / "coverage"), source=sources, config_file=False, messages=False)
     contexts = Contexts(measured)
     measured.erase()
     measured.start()
-    code = run_tests(slot, [test], contexts)
+    warm.go([item for name, item in warm.items.items() if name.partition("::")[0] == test], contexts, slot, stop=False)
     measured.stop()
     measured.save()
     measured.combine([str(slot)])
     fit = {name: round(contexts.seconds[name], 3) for name in contexts.seconds if name not in contexts.unfit}
     number = {name: n for n, name in enumerate(fit)}
-    reached: dict[str, dict[int, list[int]]] = defaultdict(dict)
+    reached: dict[str, dict[int, set[int]]] = defaultdict(lambda: defaultdict(set))
     data = measured.get_data()
     for file in data.measured_files():
+        path = file.rpartition("/src/gradience/")[2]
         for line, found in data.contexts_by_lineno(file).items():
             tests = {name for context in found for name in contexts.sharing.get(context, [context])}
             if tests & fit.keys():
-                path = Path(file).relative_to(slot / "src" / "gradience").as_posix()
-                reached[path][line] = sorted(number[name] for name in tests & fit.keys())
-    record = {"tests": fit, "reached": reached, "failed": code not in {0, 5}, "digests": {}}
+                reached[path][line].update(number[name] for name in tests & fit.keys())
+    record = {"tests": fit, "failed": contexts.failed, "digests": {}}
+    record["reached"] = {path: {line: sorted(x) for line, x in lines.items()} for path, lines in reached.items()}
     around = ((parent / "conftest.py").as_posix() for parent in Path(test).parents)
     files = (test, *around, *(f"src/gradience/{path}" for path in reached))
     record["digests"] = {file: _digest(file) for file in files}
@@ -133,11 +136,15 @@ def _is_current(record: Mapping[str, Any]) -> bool:
     return not record["failed"] and all(_digest(file) == digest for file, digest in record["digests"].items())
 
 
-def recorded(tests: Sequence[str], workers: int, *, again: bool) -> Reach:
+def recorded(tests: Sequence[str], workers: int, warm: Warm, *, again: bool) -> Reach:
     """Return what the test files reach, recording those that are new, or changed, or whose sources have."""
     known = {test: record for test in tests if (record := _read_record(test)) and not again}
     stale = [test for test in tests if test not in known or not _is_current(known[test])]
-    for number, (test, code, slot, seconds) in enumerate(forked(stale, workers, _record, lambda _: RECORDING), 1):
+
+    def record(test: str, slot: Path) -> int:
+        return _record(test, slot, warm)
+
+    for number, (test, code, slot, seconds) in enumerate(forked(stale, workers, record, lambda _: RECORDING), 1):
         known.pop(test, None)
         if code == 0:
             (CACHE / f"{test}.json").parent.mkdir(parents=True, exist_ok=True)

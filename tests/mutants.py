@@ -23,10 +23,10 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Final
 
-import pytest
-from mutant_children import SOURCE, forked, preload, run_tests
+from mutant_children import SOURCE, forked, preload
 from mutant_edits import Mutant, all_mutants, sample
 from mutant_reach import CACHE, RECORDING, ROOT, recorded, say
+from mutant_warm import NO_TESTS, Warm, collected
 
 ROOMS: Final = (  # folders or modules under src/gradience; those that do not exist are passed over
     *("policy", "rules", "spectral", "adapters", "telemetry"),
@@ -38,34 +38,14 @@ UNUSED: Final = (  # tests that train for minutes, watch the clock, or read the 
 )
 LAST: Final = CACHE / "last.json"
 ARGUED: Final = Path(__file__).with_suffix(".toml")
-SECONDS: Final = 20.0  # of recorded test time for one mutant
+SECONDS: Final = 10.0  # of recorded test time for one mutant
 NEAREST: Final = 12  # tests of a mutant that are run before the others
-NO_TESTS: Final = 5  # pytest's exit code where it collects none
 FATES: Final = ("killed", "late", "survived", "unreached", "argued")
 UNNOTICED: Final = {"survived", "unreached"}
 _NO_START: Final = "no test can start"
 
 Job = tuple[Mutant, list[str]]  # and its tests
 Key = tuple[str, str, str]
-
-
-class Chosen:
-    """Keeps the chosen tests only, in their order, and notes those that fail."""
-
-    def __init__(self, tests: Sequence[str], note: Path) -> None:
-        self.files = list(dict.fromkeys(test.partition("::")[0] for test in tests))
-        self._order = {test: (self.files.index(test.partition("::")[0]), n) for n, test in enumerate(tests)}
-        self._note = note
-        note.write_text("", encoding="utf-8")
-
-    @pytest.hookimpl(trylast=True)
-    def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
-        items[:] = sorted((i for i in items if i.nodeid in self._order), key=lambda i: self._order[i.nodeid])
-
-    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        if report.failed:
-            with self._note.open("a", encoding="utf-8") as note:
-                note.write(f"{report.nodeid}\n")
 
 
 @dataclass(frozen=True)
@@ -83,17 +63,20 @@ class Result:
 
 
 def tried(
-    jobs: Sequence[Job], texts: Mapping[str, bytes], limit: Callable[[Job], float], workers: int
+    jobs: Sequence[Job], texts: Mapping[str, bytes], limit: Callable[[Job], float], workers: int, warm: Warm
 ) -> Iterator[Result]:
     """Run every mutant against its tests; print and yield what became of it."""
 
     def work(job: Job, slot: Path) -> int:
         mutant, tests = job
-        (slot / "src" / "gradience" / mutant.path).write_bytes(mutant.applied(texts[mutant.path]))
+        note, old = slot / "failed", texts[mutant.path]
+        note.write_text("", encoding="utf-8")
+        (slot / "src" / "gradience" / mutant.path).write_bytes(mutant.applied(old))
+        if warm.put(mutant, old, mutant.applied(old)):
+            return warm.run(tests, note, slot, stop=True)
         code = NO_TESTS
         for part in (tests[:NEAREST], tests[NEAREST:]):  # most die by the nearest: the others' files stay unopened
-            chosen = Chosen(part, slot / "failed")
-            if part and (code := run_tests(slot, chosen.files, chosen, "-x", "--tb=no")) not in {0, NO_TESTS}:
+            if part and (code := warm.run_cold(slot, part, note, "-x", "--tb=no")) not in {0, NO_TESTS}:
                 break
         return code
 
@@ -106,16 +89,20 @@ def tried(
         yield Result(mutant, fate, by, seconds)
 
 
-def failing_anyway(tests: Iterable[str], workers: int) -> set[str]:
+def failing_anyway(tests: Iterable[str], workers: int, warm: Warm) -> set[str]:
     """Return those of the tests that fail on the unchanged source too: flaky ones, or such as need a neighbour."""
     files: dict[str, list[str]] = defaultdict(list)
     for test in tests:
         files[test.partition("::")[0]].append(test)
 
-    def work(chosen: list[str], slot: Path) -> int:
-        return run_tests(slot, [chosen[0].partition("::")[0]], Chosen(chosen, slot / "failed"), "--tb=no")
+    def work(job: tuple[list[str], bool], slot: Path) -> int:
+        chosen, is_warm = job
+        if is_warm:
+            return warm.run(chosen, slot / "failed", slot, stop=False)
+        return warm.run_cold(slot, chosen, slot / "failed", "--tb=no")
 
-    done = forked(list(files.values()), workers, work, lambda _: RECORDING)
+    jobs = [(chosen, is_warm) for chosen in files.values() for is_warm in (True, False)]
+    done = forked(jobs, workers, work, lambda _: RECORDING)
     return {test for *_, slot, _ in done for test in (slot / "failed").read_text(encoding="utf-8").splitlines()}
 
 
@@ -189,10 +176,11 @@ def _texts(rooms: Sequence[str]) -> Iterator[tuple[str, str, bytes]]:
                 yield room, file.relative_to(SOURCE).as_posix(), file.read_bytes()
 
 
-def _run(wanted: Sequence[Mutant], texts: Mapping[str, bytes], options: argparse.Namespace) -> Iterator[Result]:
+def _run(
+    wanted: Sequence[Mutant], texts: Mapping[str, bytes], options: argparse.Namespace, warm: Warm
+) -> Iterator[Result]:
     """Yield what becomes of every mutant. One killed by a test that fails anyway is tried again without that test."""
-    preload()
-    reach = recorded(_test_files(options.tests), options.workers, again=options.record)
+    reach = recorded(_test_files(options.tests), options.workers, warm, again=options.record)
     cap, seconds = (sys.maxsize, float("inf")) if options.again else (options.cap, SECONDS)
     jobs = [(mutant, reach.chosen(mutant, cap, seconds)) for mutant in wanted]
 
@@ -202,12 +190,12 @@ def _run(wanted: Sequence[Mutant], texts: Mapping[str, bytes], options: argparse
     while jobs:
         yield from (Result(mutant, "unreached", "", 0.0) for mutant, tests in jobs if not tests)
         killed = []
-        for result in tried([job for job in jobs if job[1]], texts, limit, options.workers):
+        for result in tried([job for job in jobs if job[1]], texts, limit, options.workers, warm):
             if result.fate == "killed" and result.by != _NO_START:
                 killed.append(result)
             else:
                 yield result
-        flaky = failing_anyway({result.by for result in killed}, options.workers)
+        flaky = failing_anyway({result.by for result in killed}, options.workers, warm)
         yield from (result for result in killed if result.by not in flaky)
         for test in flaky:
             say(f"kills nothing, since it fails on the unchanged source too: {test}")
@@ -226,11 +214,17 @@ def main() -> int:
         say("\n".join(shown(mutant) for mutant in wanted))
         return 0
     began, argued, results = time.monotonic(), read_argued(), []
-    for result in _run(wanted, {path: text for _, path, text in files}, options):
-        if result.fate in UNNOTICED and key(result.mutant) in argued:
-            results.append(replace(result, fate="argued", by=argued[key(result.mutant)]))
-        else:
-            results.append(result)
+    texts = {path: text for _, path, text in files}
+
+    def work(warm: Warm) -> None:
+        for result in _run(wanted, texts, options, warm):
+            if result.fate in UNNOTICED and key(result.mutant) in argued:
+                results.append(replace(result, fate="argued", by=argued[key(result.mutant)]))
+            else:
+                results.append(result)
+
+    preload()
+    collected(_test_files(options.tests), texts, work)
     entries = [{"fate": r.fate, "by": r.by, "seconds": round(r.seconds, 1), **asdict(r.mutant)} for r in results]
     LAST.parent.mkdir(parents=True, exist_ok=True)
     LAST.write_text(json.dumps(entries, indent=1), encoding="utf-8")

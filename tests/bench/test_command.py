@@ -8,7 +8,7 @@ import time
 import pytest
 
 from gradience.errors import GradienceError
-from gradience.verbs.bench.command import parsed, run, words
+from gradience.verbs.bench.evaluators import parsed, run, words
 
 
 def python(code, *arguments):
@@ -76,6 +76,6 @@ def test_a_command_that_takes_too_long_ends_with_all_that_it_started(tmp_path):
 
 
 def test_a_command_that_prints_without_end_is_ended(monkeypatch):
-    monkeypatch.setattr("gradience.verbs.bench.command.MAX_OUTPUT", 1 << 20)
+    monkeypatch.setattr("gradience.verbs.bench.evaluators.MAX_OUTPUT", 1 << 20)
     with pytest.raises(GradienceError, match="printed more than 1 MiB"):
         run(python("while True: print('x' * 10000)"), timeout=60)

@@ -9,9 +9,8 @@ from typing import Any
 
 import pytest
 
-from gradience.data.batching import packed_count
 from gradience.data.encoder import Encoder, quiet
-from gradience.data.measure import Limits, Measure, Measured
+from gradience.data.measure import Limits, Measure, Measured, packed_count
 from gradience.data.shapes import recognise
 from gradience.data.tokens import Masking, Tokenised, Tokeniser
 

@@ -11,11 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gradience.configs.data import read_data_plan
-from gradience.data.batching import batching
-from gradience.data.measure import quantile
+from gradience.data.measure import batching, is_mojibake, quantile
 from gradience.data.overlap import NEAR, EvalRows, jaccard, trigrams
 from gradience.data.shapes import Shape, Unusable, canonical, recognise
-from gradience.data.text import is_mojibake
 from gradience.data.tokens import common_prefix
 from gradience.render.plots import histogram_lines
 

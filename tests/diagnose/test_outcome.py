@@ -10,7 +10,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from gradience import diagnose
-from gradience.rules.joins.outcome import Outcome, outcome_of, outweighed
+from gradience.rules.joins.symptoms import Outcome, outcome_of, outweighed
 from gradience.schema.config import ConfigSnapshot
 from gradience.schema.events import Eval, EvalMetrics
 from gradience.schema.findings import Finding, NotRun

@@ -6,7 +6,8 @@ import ast
 import re
 import string
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Collection
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ from gradience.rules.config.judge import RULES
 from gradience.rules.joins.run import JOINS
 from gradience.rules.merge import MERGE_RULES
 from gradience.rules.registry import GROUPS, all_ids, cards_of, rule_cards, rules_named
+from gradience.rules.rule import Description
 from gradience.rules.weights.rules import WEIGHTS_RULES
 from gradience.schema.findings import RuleCard
 
@@ -26,24 +28,29 @@ ID = re.compile(r"[A-Z]{2,3}\d{3}")
 OWN = (*RULES, *WEIGHTS_RULES, *MERGE_RULES)
 
 
-def trees() -> Iterator[tuple[Path, ast.Module]]:
-    for path in sorted(SOURCE.rglob("*.py")):
-        yield path, ast.parse(path.read_text(encoding="utf-8"))
+@cache
+def nodes() -> list[tuple[Path, ast.AST]]:
+    """Every constant and every call of a name in the program, with its file."""
+    trees = [(path, ast.parse(path.read_text(encoding="utf-8"))) for path in sorted(SOURCE.rglob("*.py"))]
+    return [
+        (path, node) for path, tree in trees for node in ast.walk(tree) if isinstance(node, ast.Constant | ast.Call)
+    ]
 
 
-def calls(name: str) -> Iterator[ast.Call]:
-    for _, tree in trees():
-        for node in ast.walk(tree):
-            if isinstance(node, ast.Call) and getattr(node.func, "id", "") == name:
-                yield node
+def calls(names: Collection[str]) -> list[ast.Call]:
+    return [node for _, node in nodes() if isinstance(node, ast.Call) and getattr(node.func, "id", "") in names]
+
+
+def records(of: type = Description) -> set[str]:
+    """The names of the kinds of rules: the record of a rule, of a correlation, and those of each family of rules."""
+    return {of.__name__}.union(*map(records, of.__subclasses__()))
 
 
 def ids_written() -> dict[str, Path]:
     """Every string in the program that has the shape of an id: a rule cannot be made without one."""
     return {
         node.value: path
-        for path, tree in trees()
-        for node in ast.walk(tree)
+        for path, node in nodes()
         if isinstance(node, ast.Constant) and isinstance(node.value, str) and ID.fullmatch(node.value)
     }
 
@@ -60,22 +67,19 @@ def test_every_id_that_is_listed_is_in_the_program_and_listed_once() -> None:
 
 
 def test_an_id_stands_in_one_record() -> None:
-    records = Counter(
+    found = Counter(
         keyword.value.value
-        for name in ("Rule", "Correlation")
-        for call in calls(name)
+        for call in calls(records())
         for keyword in call.keywords
         if keyword.arg == "id" and isinstance(keyword.value, ast.Constant)
     )
-    assert set(records) == set(all_ids())
-    assert set(records.values()) == {1}
+    assert set(found) == set(all_ids())
+    assert set(found.values()) == {1}
 
 
 def test_a_finding_gets_its_id_from_a_rule_and_not_from_a_text() -> None:
     """So no id can be put together from pieces that the walk above would not see."""
-    named = [
-        kw.value for name in ("Finding", "NotRun") for call in calls(name) for kw in call.keywords if kw.arg == "id"
-    ]
+    named = [kw.value for call in calls({"Finding", "NotRun"}) for kw in call.keywords if kw.arg == "id"]
     assert len(named) > 4
     assert all(isinstance(value, (ast.Attribute, ast.Name)) for value in named)
 
@@ -111,11 +115,7 @@ def test_a_correlation_says_which_findings_of_which_sources_it_puts_together() -
 
 
 def test_no_ground_is_written_twice() -> None:
-    written = Counter(
-        ast.unparse(call)
-        for call in calls("Evidence")
-        if any(keyword.arg == "says" and isinstance(keyword.value, ast.Constant) for keyword in call.keywords)
-    )
+    written = Counter(ast.unparse(call) for call in calls({"cite"}) if isinstance(call.args[1], ast.Constant))
     assert len(written) > 60
     assert [ground for ground, times in written.items() if times > 1] == []
 

@@ -3,19 +3,95 @@
 from __future__ import annotations
 
 import hashlib
+import random
+import re
 from array import array
+from bisect import bisect_left, insort
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, Final, NamedTuple
 
-from gradience.data.batching import batching
 from gradience.data.encoder import Encoder
 from gradience.data.rows import Fault
 from gradience.data.shapes import Shape, answers_of, whole_text
-from gradience.data.text import REPLACEMENT, is_mojibake
-from gradience.data.tokens import Sequence, Tokenised
-from gradience.schema.data import Answers, Lengths, RowFault, Rows, RowsSeen, ShownRow, TokenCounts
+from gradience.data.tokens import Sequence as TokenSequence
+from gradience.data.tokens import Tokenised
+from gradience.schema.data import Answers, Batching, Lengths, RowFault, Rows, RowsSeen, ShownRow, TokenCounts
 from gradience.schema.scalars import Json
+
+
+def batching(lengths: Sequence[int], *, per_batch: int, batch_size: int, max_length: int | None, seed: int) -> Batching:
+    """Padding and packing of sequences that are cut already.
+
+    Args:
+        lengths: tokens of each sequence.
+        per_batch: sequences of a batch: twice the rows where a row is a pair.
+        batch_size: rows of a batch, for the report.
+        max_length: tokens of a packed sequence; None: packing is not counted.
+        seed: of the order.
+    """
+    total = sum(lengths)
+    order = list(lengths)
+    random.Random(seed).shuffle(order)  # noqa: S311  # an order of rows, not a secret
+    room = sum(max(order[i : i + per_batch]) * len(order[i : i + per_batch]) for i in range(0, len(order), per_batch))
+    packed = None if max_length is None or not total else packed_count(lengths, max_length)
+    return Batching(
+        batch_size=batch_size,
+        padding_share=1.0 - total / room if room else None,
+        packed_sequences=packed,
+        packed_padding_share=None if not packed or max_length is None else max(0.0, 1 - total / (packed * max_length)),
+    )
+
+
+def packed_count(lengths: Sequence[int], room: int) -> int:
+    """Bins of `room` tokens that best-fit decreasing fills, as `trl.pack_dataset(strategy="bfd")` does."""
+    free: list[int] = []  # spaces that a bin has left, each once
+    bins_with: Counter[int] = Counter()
+    bins = 0
+    for length in sorted((min(length, room) for length in lengths if length), reverse=True):
+        place = bisect_left(free, length)
+        if place == len(free):
+            bins += 1
+            left = room - length
+        else:
+            space = free[place]
+            bins_with[space] -= 1
+            if not bins_with[space]:
+                del free[place]
+            left = space - length
+        if left:
+            if not bins_with[left]:
+                insort(free, left)
+            bins_with[left] += 1
+    return bins
+
+
+# The lead byte of two or three bytes of UTF-8, and what follows it, as Latin-1 or cp1252 shows them.
+_BROKEN: Final = re.compile(
+    r"[\u00c2-\u00df][\u0080-\u00bf\u0152-\u0178\u02c6-\u2122]|[\u00e0-\u00ef][\u0080-\u00bf\u0152-\u0178\u02c6-\u2122]{2}"
+)
+_RARE: Final = (0x07C0, 0x0800)  # letters of N'Ko, whose bytes are those of "ß" and a sign: "5ß€" is no mojibake
+REPLACEMENT: Final = "\ufffd"
+
+
+def is_mojibake(text: str) -> bool:
+    """Whether a part of the text is UTF-8 that was decoded as Latin-1 or cp1252.
+
+    >>> is_mojibake("caf\u00c3\u00a9"), is_mojibake("caf\u00e9 S\u00c3O")
+    (True, False)
+    """
+    return not text.isascii() and any(_decodes(hit[0]) for hit in _BROKEN.finditer(text))
+
+
+def _decodes(piece: str) -> bool:
+    for encoding in ("cp1252", "latin-1"):
+        try:
+            found = piece.encode(encoding).decode("utf-8")
+        except UnicodeError:
+            continue
+        return ord(found) < _RARE[0] or ord(found) >= _RARE[1]
+    return False
+
 
 _FIRST: Final = 5  # numbers of rows that are kept of each kind
 _FAULTS: Final = 20
@@ -147,7 +223,7 @@ class Measure:
             found += [name for name in self._seen_in_sequence(sequence, row) if name not in found]
         return found
 
-    def _seen_in_sequence(self, sequence: Sequence, row: Tokenised) -> list[str]:
+    def _seen_in_sequence(self, sequence: TokenSequence, row: Tokenised) -> list[str]:
         ids, mask, limit = sequence.ids, sequence.mask, self._limits.max_length
         length, supervised = len(ids), len(ids) if mask is None else sum(mask)
         kept = length if limit is None else min(length, limit)

@@ -8,7 +8,7 @@ from typing import Final
 
 from gradience.importers.files import SourceRun
 from gradience.schema.config import ConfigSnapshot, TrainingSnapshot
-from gradience.schema.logged import TELLING
+from gradience.schema.events import TELLING
 from gradience.schema.scalars import Json, as_float
 from gradience.telemetry.values import number_of
 

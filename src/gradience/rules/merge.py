@@ -7,10 +7,11 @@ a file. The thresholds are heuristics, and each is called one.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Final
 
-from gradience.rules.rule import Observation, Rule, Threshold, Unknown
-from gradience.schema.findings import Evidence
+from gradience.rules.rule import Observation, Rule, Threshold, Unknown, cite
+from gradience.schema.findings import RuleGroup
 from gradience.schema.merge import CheckedPair, MergeCheckReport
 
 OPPOSED = Threshold(
@@ -122,132 +123,119 @@ def _entries_in_common(report: MergeCheckReport) -> str | None:
     return _modules_in_common(report) if report.signs is None else None
 
 
-_ALGEBRA = Evidence(
-    source="definition", says="M = sum w_i dW_i holds <M, dW_i> / norm(dW_i)^2 of adapter i's own update"
-)
-_FILES = Evidence(source="the adapters' files", says="config and tensors")
-_LINEAR: Final = "weighted sums of trained LoRA adapters"
-_EVAL: Final = "Evaluate each adapter and the merged one on held-out data of every task."
+_ALGEBRA = cite("definition", "M = sum w_i dW_i holds <M, dW_i> / norm(dW_i)^2 of adapter i's own update")
+_FILES = cite("the adapters' files", "config and tensors")
+
+
+@dataclass(frozen=True, kw_only=True)
+class _MergeRule(Rule[MergeCheckReport]):
+    """A rule that `gradience merge-check` applies, by default to a sum of trained adapters."""
+
+    groups: tuple[RuleGroup, ...] = ("merge",)
+    scope: str = "weighted sums of trained LoRA adapters"
+    verify: str = "Evaluate each adapter and the merged one on held-out data of every task."
+
 
 MERGE_RULES: Final[tuple[Rule[MergeCheckReport], ...]] = (
-    Rule(
+    _MergeRule(
         id="MRG401",
         severity="warning",
         title="updates that point against each other",
-        groups=("merge",),
         condition="cosine of two weighted updates <= {opposed}",
         observe=_opposed,
         confidence=0.7,
         evidence=(
-            Evidence(
-                source="Ilharco et al. 2022, arXiv 2212.04089",
-                says="fine-tuned updates of different tasks are close to orthogonal; those that are not belong to "
+            cite(
+                "Ilharco et al. 2022, arXiv 2212.04089",
+                "fine-tuned updates of different tasks are close to orthogonal; those that are not belong to "
                 "related tasks",
             ),
             _ALGEBRA,
         ),
         rationale="Each takes away from the other what they have in common.",
         action="See what the sum keeps of each; consider TIES, or serving them apart.",
-        scope=_LINEAR,
-        verify=_EVAL,
         thresholds=(OPPOSED,),
         needs=(_modules_in_common,),
     ),
-    Rule(
+    _MergeRule(
         id="MRG402",
         severity="warning",
         title="updates of very different size",
-        groups=("merge",),
         condition="one weighted update's norm is {scale_ratio} x another's or more",
         observe=_scales,
         confidence=0.6,
         evidence=(_ALGEBRA,),
         rationale="A sum is mostly its largest member: another alpha, rank or learning rate can make an adapter large.",
         action="Give the smaller a larger weight if it is meant to count as much.",
-        scope=_LINEAR,
-        verify=_EVAL,
         thresholds=(SCALE,),
     ),
-    Rule(
+    _MergeRule(
         id="MRG403",
         severity="warning",
         title="an adapter of which the sum keeps less than half",
-        groups=("merge",),
         condition="the sum holds under {kept_share} of what an adapter's weight asks for, along its own update",
         observe=_halved,
         confidence=0.7,
         evidence=(_ALGEBRA,),
         rationale="The other updates have a part along this one's direction, of the opposite sign.",
         action="Change the weights until the coefficients are what is wanted, or consider TIES.",
-        scope=_LINEAR,
-        verify=_EVAL,
         thresholds=(HALVED,),
     ),
-    Rule(
+    _MergeRule(
         id="MRG404",
         severity="warning",
         title="entries that cancel",
-        groups=("merge",),
         condition="over {cancelled} of the updates' magnitude cancels, by two standard errors",
         observe=_cancelled,
         confidence=0.5,
         evidence=(
-            Evidence(
-                source="TIES, Yadav et al. 2023, arXiv 2306.01708",
-                says="values of opposite sign, and redundant small ones, are what a plain mean of updates loses",
+            cite(
+                "TIES, Yadav et al. 2023, arXiv 2306.01708",
+                "values of opposite sign, and redundant small ones, are what a plain mean of updates loses",
             ),
         ),
         rationale="What cancels is lost to all of them.",
         action="Consider TIES, which keeps the majority's sign.",
-        scope=_LINEAR,
-        verify=_EVAL,
         thresholds=(CANCELLED,),
         needs=(_entries_in_common,),
     ),
-    Rule(
+    _MergeRule(
         id="MRG405",
         severity="info",
         title="updates that are nearly one",
-        groups=("merge",),
         condition="cosine of two weighted updates >= {twins}",
         observe=_twins,
         confidence=0.8,
         evidence=(_ALGEBRA,),
         rationale="With weights that sum to more than one the common update grows beyond either's.",
         action="Let the weights of twins sum to one.",
-        scope=_LINEAR,
-        verify=_EVAL,
         thresholds=(TWINS,),
         needs=(_modules_in_common,),
     ),
-    Rule(
+    _MergeRule(
         id="MRG406",
         severity="info",
         title="shared directions with another content",
-        groups=("merge",),
         condition="phi of outputs and of inputs over {shared} and over chance, at a cosine under {unrelated}",
         observe=_shared,
         confidence=0.4,
         evidence=(
-            Evidence(
-                source="LoRA, Hu et al. 2021, arXiv 2106.09685, section 7.2",
-                says="phi(i, j) between two runs of one task: only the leading directions are shared, the rest is near "
+            cite(
+                "LoRA, Hu et al. 2021, arXiv 2106.09685, section 7.2",
+                "phi(i, j) between two runs of one task: only the leading directions are shared, the rest is near "
                 "chance",
             ),
         ),
         rationale="A cosine near 0 says that the updates do not add up or cancel, not that they leave each other "
         "alone. Adapters that were started from one seed share input directions for that reason alone.",
         action="Look at the modules with the largest overlap; evaluate both tasks.",
-        scope=_LINEAR,
-        verify=_EVAL,
         thresholds=(SHARED, UNRELATED),
         needs=(_modules_in_common,),
     ),
-    Rule(
+    _MergeRule(
         id="MRG407",
         severity="warning",
         title="different base models",
-        groups=("merge",),
         condition="the configs name different base models",
         observe=_bases,
         confidence=0.8,
@@ -257,11 +245,10 @@ MERGE_RULES: Final[tuple[Rule[MergeCheckReport], ...]] = (
         scope="configs that name their base",
         verify="Compare the bases' files.",
     ),
-    Rule(
+    _MergeRule(
         id="MRG408",
         severity="warning",
         title="an adapter other than plain LoRA",
-        groups=("merge",),
         condition="an adapter is more or other than s B A",
         observe=_obstacles,
         confidence=0.95,

@@ -11,7 +11,7 @@ from collections.abc import Set as AbstractSet
 from typing import Literal, NamedTuple, Protocol
 
 from gradience.schema.config import ConfigSnapshot
-from gradience.schema.logged import OF_PREFERENCE, OF_REWARD, OF_RL
+from gradience.schema.events import OF_PREFERENCE, OF_REWARD, OF_RL
 
 Kind = Literal["sft", "classification", "preference", "reward", "rl", "unknown"]
 """`reward`: a model of rewards, trained on pairs of answers (TRL's RewardTrainer)."""

@@ -184,6 +184,11 @@ def few(names: Sequence[str], shown: int = 3, between: str = ", ") -> str:
     return between.join(names[:shown]) + more
 
 
+def cite(source: str, says: str) -> Evidence:
+    """The evidence of a rule: a paper, a document, an experiment, and what it says, with its numbers."""
+    return Evidence(source=source, says=says)
+
+
 def card(rule: Description) -> RuleCard:
     """The rule as `gradience rules`, the docs and SARIF show it."""
     return RuleCard(

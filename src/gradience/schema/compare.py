@@ -9,7 +9,7 @@ from msgspec import Meta
 
 from gradience.schema.document import Report
 from gradience.schema.findings import FindingRef
-from gradience.schema.scalars import Fraction, Json, NonNegativeInt, Real
+from gradience.schema.scalars import Fraction, Json, NonNegativeInt, Real, about
 
 COMPARE_SCHEMA_ID: Final = "gradience.compare/v2"
 
@@ -17,11 +17,11 @@ COMPARE_SCHEMA_ID: Final = "gradience.compare/v2"
 class ComparedRun(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True):
     """One run, as a column of the comparison."""
 
-    name: Annotated[str, Meta(description="Short, and its own among the runs compared.")]
+    name: Annotated[str, about("Short, and its own among the runs compared.")]
     file: str
     run_id: str | None = None
-    story: Annotated[str, Meta(description="The run in one line.")] = ""
-    status: Annotated[str, Meta(description="Status of run_end, or `no_run_end`.")]
+    story: Annotated[str, about("The run in one line.")] = ""
+    status: Annotated[str, about("Status of run_end, or `no_run_end`.")]
     rows: NonNegativeInt = 0
     last_step: NonNegativeInt | None = None
     max_steps: NonNegativeInt | None = None
@@ -29,20 +29,17 @@ class ComparedRun(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True)
     last_loss: Real | None = None
     min_loss: Real | None = None
     min_loss_step: NonNegativeInt | None = None
-    split: Annotated[str, Meta(description="The held-out split that the next four speak of.")] | None = None
-    eval_loss: Annotated[Real, Meta(description="Newest held-out loss.")] | None = None
+    split: Annotated[str, about("The held-out split that the next four speak of.")] | None = None
+    eval_loss: Annotated[Real, about("Newest held-out loss.")] | None = None
     best_eval_loss: Real | None = None
     best_eval_step: NonNegativeInt | None = None
-    accuracy: Annotated[Real, Meta(description="Newest held-out accuracy, 0 to 1.")] | None = None
-    gap: Annotated[Real, Meta(description="Held-out over train perplexity.")] | None = None
+    accuracy: Annotated[Real, about("Newest held-out accuracy, 0 to 1.")] | None = None
+    gap: Annotated[Real, about("Held-out over train perplexity.")] | None = None
     signals: Annotated[
-        dict[str, float],
-        Meta(description="Rewards, margins, KL, ...: medians of the last fifth of their rows."),
+        dict[str, float], about("Rewards, margins, KL, ...: medians of the last fifth of their rows.")
     ] = {}
-    lr: Annotated[Real, Meta(description="Peak learning rate: the highest logged, else the configured one.")] | None = (
-        None
-    )
-    r: Annotated[int, Meta(description="Rank where no pattern matches.")] | None = None
+    lr: Annotated[Real, about("Peak learning rate: the highest logged, else the configured one.")] | None = None
+    r: Annotated[int, about("Rank where no pattern matches.")] | None = None
     alpha: Real | None = None
     utilization_mean: float | None = None
     duration_s: float | None = None
@@ -52,19 +49,17 @@ class ComparedRun(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True)
 class ConfigDifference(msgspec.Struct, kw_only=True, frozen=True):
     """One value of the configuration that is not the same in all runs."""
 
-    key: Annotated[str, Meta(description="Place in the configuration, such as `optimizer.lr`.")]
-    values: Annotated[list[Json], Meta(description="One per run, in their order; null where not recorded.")]
+    key: Annotated[str, about("Place in the configuration, such as `optimizer.lr`.")]
+    values: Annotated[list[Json], about("One per run, in their order; null where not recorded.")]
 
 
 class AlignedRow(msgspec.Struct, kw_only=True, frozen=True):
     """The runs over the same steps: those after the step of the row before, up to this one's."""
 
     step: NonNegativeInt
-    train: Annotated[
-        list[Real | None], Meta(description="Median training loss over these steps, one per run; null where none.")
-    ]
+    train: Annotated[list[Real | None], about("Median training loss over these steps, one per run; null where none.")]
     held_out: Annotated[
-        list[Real | None], Meta(description="Newest held-out loss over these steps, one per run; null where none.")
+        list[Real | None], about("Newest held-out loss over these steps, one per run; null where none.")
     ]
 
 
@@ -94,18 +89,17 @@ Cosine = Annotated[float, Meta(ge=-1.0, le=1.0)]
 class ComparedAdapter(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True):
     """One of the adapters."""
 
-    name: Annotated[str, Meta(description="Short, and its own among the adapters of this report.")]
+    name: Annotated[str, about("Short, and its own among the adapters of this report.")]
     path: str
-    format: Annotated[str, Meta(description="`peft`, `mlx`, `kohya` or `diffusers`.")]
+    format: Annotated[str, about("`peft`, `mlx`, `kohya` or `diffusers`.")]
     peft_type: str | None = None
     base_model: str | None = None
-    step: Annotated[NonNegativeInt, Meta(description="Of a checkpoint, from its folder's name.")] | None = None
+    step: Annotated[NonNegativeInt, about("Of a checkpoint, from its folder's name.")] | None = None
     modules: NonNegativeInt
-    rank: Annotated[list[NonNegativeInt], Meta(description="[least, most] over its modules, as on disk.")]
-    scaling: Annotated[list[float], Meta(description="[least, most] factor of B A over its modules.")]
+    rank: Annotated[list[NonNegativeInt], about("[least, most] over its modules, as on disk.")]
+    scaling: Annotated[list[float], about("[least, most] factor of B A over its modules.")]
     frobenius_norm: Annotated[
-        float | None,
-        Meta(description="Of all its updates: sqrt of the sum of squares; null where one is not finite."),
+        float | None, about("Of all its updates: sqrt of the sum of squares; null where one is not finite.")
     ] = None
 
 
@@ -113,17 +107,17 @@ class OnlyIn(msgspec.Struct, kw_only=True, frozen=True):
     """A module that not all of the adapters have."""
 
     module: str
-    adapters: Annotated[list[str], Meta(description="Names of those that have it.")]
+    adapters: Annotated[list[str], about("Names of those that have it.")]
 
 
 class Overlap(msgspec.Struct, kw_only=True, frozen=True):
     """phi(i, j) = norm(U_i^T V_j)_F^2 / min(i, j), of leading singular vectors (arXiv 2106.09685, equation 4)."""
 
-    i: Annotated[NonNegativeInt, Meta(description="Leading directions of the first adapter.")]
-    j: Annotated[NonNegativeInt, Meta(description="Leading directions of the second.")]
-    phi: Annotated[Fraction, Meta(description="1: one span holds the other. 0: orthogonal.")]
-    chance: Annotated[float, Meta(description="Mean for independent random subspaces: max(i, j) / d.")]
-    chance_sd: Annotated[float, Meta(description="Standard deviation for such subspaces.")]
+    i: Annotated[NonNegativeInt, about("Leading directions of the first adapter.")]
+    j: Annotated[NonNegativeInt, about("Leading directions of the second.")]
+    phi: Annotated[Fraction, about("1: one span holds the other. 0: orthogonal.")]
+    chance: Annotated[float, about("Mean for independent random subspaces: max(i, j) / d.")]
+    chance_sd: Annotated[float, about("Standard deviation for such subspaces.")]
 
 
 class SideOverlap(msgspec.Struct, kw_only=True, frozen=True):
@@ -131,8 +125,7 @@ class SideOverlap(msgspec.Struct, kw_only=True, frozen=True):
 
     overlaps: list[Overlap]
     angles: Annotated[
-        list[float],
-        Meta(description="Principal angles between the column (or row) spaces, degrees, smallest first; 16."),
+        list[float], about("Principal angles between the column (or row) spaces, degrees, smallest first; 16.")
     ]
 
 
@@ -142,25 +135,23 @@ class ModulePair(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True):
     name: str
     module_type: str
     layer: NonNegativeInt | None = None
-    state: Annotated[
-        Literal["ok", "zero", "non_finite"], Meta(description="`zero`: the update of one, or of both, is zero.")
-    ] = "ok"
+    state: Annotated[Literal["ok", "zero", "non_finite"], about("`zero`: the update of one, or of both, is zero.")] = (
+        "ok"
+    )
     shape: list[NonNegativeInt]
-    ranks: Annotated[list[NonNegativeInt], Meta(description="On disk, of the first and of the second.")]
-    frobenius_norms: Annotated[list[float] | None, Meta(description="Of s B A, first and second.")] = None
-    norm_ratio: Annotated[float | None, Meta(description="Second over first; null where the first is zero.")] = None
-    cosine: Annotated[
-        Cosine | None, Meta(description="<dW1, dW2>_F / (norm dW1 norm dW2); null where one is zero.")
-    ] = None
-    relative_change: Annotated[float | None, Meta(description="norm(dW2 - dW1) / norm(dW1), Frobenius.")] = None
-    output_side: Annotated[SideOverlap | None, Meta(description="Left singular vectors: the column spaces.")] = None
-    input_side: Annotated[SideOverlap | None, Meta(description="Right singular vectors: the row spaces.")] = None
+    ranks: Annotated[list[NonNegativeInt], about("On disk, of the first and of the second.")]
+    frobenius_norms: Annotated[list[float] | None, about("Of s B A, first and second.")] = None
+    norm_ratio: Annotated[float | None, about("Second over first; null where the first is zero.")] = None
+    cosine: Annotated[Cosine | None, about("<dW1, dW2>_F / (norm dW1 norm dW2); null where one is zero.")] = None
+    relative_change: Annotated[float | None, about("norm(dW2 - dW1) / norm(dW1), Frobenius.")] = None
+    output_side: Annotated[SideOverlap | None, about("Left singular vectors: the column spaces.")] = None
+    input_side: Annotated[SideOverlap | None, about("Right singular vectors: the row spaces.")] = None
 
 
 class LayerShare(msgspec.Struct, kw_only=True, frozen=True):
     """How much of each adapter's squared Frobenius norm lies in a layer."""
 
-    layer: Annotated[NonNegativeInt | None, Meta(description="Null: modules outside any layer.")]
+    layer: Annotated[NonNegativeInt | None, about("Null: modules outside any layer.")]
     first: Fraction
     second: Fraction
 
@@ -170,20 +161,19 @@ class AdapterPair(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True)
 
     first: str
     second: str
-    compared: Annotated[NonNegativeInt, Meta(description="Modules of one name and shape, finite in both.")]
+    compared: Annotated[NonNegativeInt, about("Modules of one name and shape, finite in both.")]
     cosine: Annotated[
-        Cosine | None, Meta(description="Of all updates as one vector; a module that one lacks counts as zero there.")
+        Cosine | None, about("Of all updates as one vector; a module that one lacks counts as zero there.")
     ] = None
-    norm_ratio: Annotated[float | None, Meta(description="Of all updates: second over first.")] = None
+    norm_ratio: Annotated[float | None, about("Of all updates: second over first.")] = None
     relative_change: Annotated[
-        float | None, Meta(description="norm(second - first) / norm(first), of all updates as one vector.")
+        float | None, about("norm(second - first) / norm(first), of all updates as one vector.")
     ] = None
     energy_moved: Annotated[
-        Fraction | None,
-        Meta(description="Half the sum over layers of the change in their share of the squared norm."),
+        Fraction | None, about("Half the sum over layers of the change in their share of the squared norm.")
     ] = None
-    output_side: Annotated[list[Overlap], Meta(description="Mean over modules at i = j = 1, 2, 4, ...")] = []
-    input_side: Annotated[list[Overlap], Meta(description="The same for the right singular vectors.")] = []
+    output_side: Annotated[list[Overlap], about("Mean over modules at i = j = 1, 2, 4, ...")] = []
+    input_side: Annotated[list[Overlap], about("The same for the right singular vectors.")] = []
     layers: list[LayerShare] = []
     modules: list[ModulePair] = []
 
@@ -196,12 +186,10 @@ class CheckpointPoint(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=T
     frobenius_norm: float | None = None
     cosine_to_final: Cosine | None = None
     cosine_to_previous: Cosine | None = None
-    relative_change: Annotated[float | None, Meta(description="From the previous: norm(change) / norm(previous).")] = (
-        None
-    )
+    relative_change: Annotated[float | None, about("From the previous: norm(change) / norm(previous).")] = None
     stable_rank_mean: float | None = None
     effective_rank_mean: float | None = None
-    energy_rank_90_mean: Annotated[float | None, Meta(description="Least k that holds 90 % of the energy.")] = None
+    energy_rank_90_mean: Annotated[float | None, about("Least k that holds 90 % of the energy.")] = None
 
 
 class CheckpointSeries(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True):
@@ -210,15 +198,15 @@ class CheckpointSeries(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=
     points: list[CheckpointPoint]
     settled: Annotated[
         str | None,
-        Meta(
-            description="First checkpoint, before the last, from which every cosine to the final update is at least "
+        about(
+            "First checkpoint, before the last, from which every cosine to the final update is at least "
             "the threshold; null where none is."
         ),
     ] = None
     settled_step: NonNegativeInt | None = None
-    threshold: Annotated[Cosine, Meta(description="A heuristic: .99, an angle of 8 degrees.")]
+    threshold: Annotated[Cosine, about("A heuristic: .99, an angle of 8 degrees.")]
     rank_growth: Annotated[
-        float | None, Meta(description="Mean effective rank of the last checkpoint over that of the first.")
+        float | None, about("Mean effective rank of the last checkpoint over that of the first.")
     ] = None
 
 
@@ -227,14 +215,14 @@ class CompareAdaptersReport(Report, kw_only=True, frozen=True):
 
     schema: Literal["gradience.compare-adapters/v2"]
     adapters: list[ComparedAdapter]
-    differences: Annotated[list[ConfigDifference], Meta(description="One value per adapter, in their order.")] = []
+    differences: Annotated[list[ConfigDifference], about("One value per adapter, in their order.")] = []
     cosines: Annotated[
-        list[list[Cosine | None]], Meta(description="Of the updates as a whole, every adapter with every other.")
+        list[list[Cosine | None]], about("Of the updates as a whole, every adapter with every other.")
     ] = []
     pairs: Annotated[
-        list[AdapterPair], Meta(description="The first with each other one; of a series each with the one before it.")
+        list[AdapterPair], about("The first with each other one; of a series each with the one before it.")
     ] = []
     series: CheckpointSeries | None = None
-    only_in: Annotated[list[OnlyIn], Meta(description="Modules that not all adapters have.")] = []
-    different_shapes: Annotated[list[str], Meta(description="Modules whose shapes differ: not compared.")] = []
+    only_in: Annotated[list[OnlyIn], about("Modules that not all adapters have.")] = []
+    different_shapes: Annotated[list[str], about("Modules whose shapes differ: not compared.")] = []
     notes: list[str] = []

@@ -5,13 +5,12 @@ from __future__ import annotations
 from typing import Annotated, Final, Literal, TypeAlias
 
 import msgspec
-from msgspec import Meta
 
 from gradience.schema.audit import AuditReport
 from gradience.schema.document import Report
 from gradience.schema.findings import Finding, NotRun
 from gradience.schema.reports import CheckReport, MonitorReport
-from gradience.schema.scalars import NonNegativeInt, Real, Severity
+from gradience.schema.scalars import NonNegativeInt, Real, Severity, about
 
 DIAGNOSE_SCHEMA_ID: Final = "gradience.diagnose/v2"
 
@@ -34,19 +33,19 @@ class DiagnosedSource(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=T
     source: Source
     state: Annotated[
         Literal["read", "absent", "unreadable"],
-        Meta(description="`unreadable`: it is there and could not be read, so nothing was judged by it."),
+        about("`unreadable`: it is there and could not be read, so nothing was judged by it."),
     ]
     path: str | None = None
-    holds: Annotated[str, Meta(description="What was read, in a few words.")] = ""
-    chosen: Annotated[str, Meta(description="Why this one, where several could be meant.")] = ""
-    reason: Annotated[str, Meta(description="Why it is absent or unreadable.")] = ""
+    holds: Annotated[str, about("What was read, in a few words.")] = ""
+    chosen: Annotated[str, about("Why this one, where several could be meant.")] = ""
+    reason: Annotated[str, about("Why it is absent or unreadable.")] = ""
 
 
 class Piece(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True):
     """One source's part in a cause."""
 
-    source: Annotated[PieceSource, Meta(description="`disk`: which checkpoints lie there.")]
-    id: Annotated[str, Meta(description="The rule or detector behind it; empty for a plain fact.")] = ""
+    source: Annotated[PieceSource, about("`disk`: which checkpoints lie there.")]
+    id: Annotated[str, about("The rule or detector behind it; empty for a plain fact.")] = ""
     severity: Severity | None = None
     says: str
 
@@ -54,16 +53,14 @@ class Piece(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True):
 class Cause(Finding, kw_only=True, frozen=True, omit_defaults=True):
     """One thing to look at, with the evidence of each source. Every finding of a source is in exactly one cause."""
 
-    joined: Annotated[bool, Meta(description="Whether it joins several findings or facts.")] = False
+    joined: Annotated[bool, about("Whether it joins several findings or facts.")] = False
     pieces: list[Piece] = msgspec.field(default_factory=list)
 
 
 class Unjudged(NotRun, kw_only=True, frozen=True):
     """A check that could not run, and why."""
 
-    source: Annotated[
-        Literal["config", "log", "weights", "join"], Meta(description="What it looks at; `join`: several sources.")
-    ]
+    source: Annotated[Literal["config", "log", "weights", "join"], about("What it looks at; `join`: several sources.")]
 
 
 class SourceCoverage(msgspec.Struct, kw_only=True, frozen=True):
@@ -79,10 +76,8 @@ class Checkpoint(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True):
 
     name: str
     step: NonNegativeInt
-    loss: Annotated[Real, Meta(description="Held-out loss measured at this step, nats.")] | None = None
-    tied: Annotated[
-        bool, Meta(description="Its loss is within the noise of the evaluation of the best checkpoint's.")
-    ] = False
+    loss: Annotated[Real, about("Held-out loss measured at this step, nats.")] | None = None
+    tied: Annotated[bool, about("Its loss is within the noise of the evaluation of the best checkpoint's.")] = False
 
 
 class BestCheckpoint(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True):
@@ -91,20 +86,19 @@ class BestCheckpoint(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=Tr
     name: str
     step: NonNegativeInt
     loss: Real
-    split: Annotated[str, Meta(description="The evaluations that were compared.")]
-    noise: Annotated[float, Meta(description="Noise of one evaluation beside others, nats; null where unknown.")] | None
-    noise_from: Annotated[str, Meta(description="How the noise was come by, or why it is unknown.")]
-    n: Annotated[NonNegativeInt, Meta(description="Examples evaluated.")] | None = None
+    split: Annotated[str, about("The evaluations that were compared.")]
+    noise: Annotated[float, about("Noise of one evaluation beside others, nats; null where unknown.")] | None
+    noise_from: Annotated[str, about("How the noise was come by, or why it is unknown.")]
+    n: Annotated[NonNegativeInt, about("Examples evaluated.")] | None = None
     standard_error: (
-        Annotated[float, Meta(description="Of the loss on other data of this kind and size, nats; a heuristic.")] | None
+        Annotated[float, about("Of the loss on other data of this kind and size, nats; a heuristic.")] | None
     ) = None
-    lowest_loss: Annotated[Real, Meta(description="Lowest held-out loss of the run, saved or not.")]
+    lowest_loss: Annotated[Real, about("Lowest held-out loss of the run, saved or not.")]
     lowest_step: NonNegativeInt
     within_noise: (
-        Annotated[bool, Meta(description="Whether it is as good as the lowest, within the noise; null if unknown.")]
-        | None
+        Annotated[bool, about("Whether it is as good as the lowest, within the noise; null if unknown.")] | None
     ) = None
-    saved_as: Annotated[str, Meta(description="The diagnosed weights, if their file equals this checkpoint's.")] = ""
+    saved_as: Annotated[str, about("The diagnosed weights, if their file equals this checkpoint's.")] = ""
 
 
 class DiagnoseReport(Report, kw_only=True, frozen=True):
@@ -114,24 +108,24 @@ class DiagnoseReport(Report, kw_only=True, frozen=True):
     path: str
     verdict: Annotated[
         Verdict,
-        Meta(
-            description="`broken`: a cause of severity error or critical. `needs_attention`: a warning. "
+        about(
+            "`broken`: a cause of severity error or critical. `needs_attention`: a warning. "
             "`could_not_judge`: nothing of the two, and no source could be judged, or one that is there could not be "
             "read. `no_fault_found`: none of these, in what could be judged; see `sources`, `coverage` and `not_run` "
             "for what was not looked at."
         ),
     ]
-    headline: Annotated[str, Meta(description="The verdict in one line, with what was seen and what was not.")]
+    headline: Annotated[str, about("The verdict in one line, with what was seen and what was not.")]
     complete: Annotated[
-        bool, Meta(description="False where no source could be judged, or one that is there could not be read: exit 2.")
+        bool, about("False where no source could be judged, or one that is there could not be read: exit 2.")
     ]
     sources: list[DiagnosedSource]
-    causes: Annotated[list[Cause], Meta(description="Most severe first.")] = []
+    causes: Annotated[list[Cause], about("Most severe first.")] = []
     coverage: list[SourceCoverage] = []
-    not_run: Annotated[list[Unjudged], Meta(description="Every check that did not run, with the reason.")] = []
+    not_run: Annotated[list[Unjudged], about("Every check that did not run, with the reason.")] = []
     checkpoints: list[Checkpoint] = []
     best_checkpoint: BestCheckpoint | None = None
     check: CheckReport | None = None
     monitor: MonitorReport | None = None
     audit: AuditReport | None = None
-    notes: Annotated[list[str], Meta(description="Choices made, and what was found besides.")] = []
+    notes: Annotated[list[str], about("Choices made, and what was found besides.")] = []

@@ -1,18 +1,125 @@
-"""Report documents: the Structs that verbs return, as JSON in which no key is ever missing.
+"""Report documents: the Structs that verbs return, as JSON in which no key is ever missing, and as a summary.
 
 Telemetry events leave out what is at its default, because a log holds millions of them. A report is read by scripts, so
-its document has every key of its schema at every level: empty lists, null and zero are written out.
+its document has every key of its schema at every level: empty lists, null and zero are written out. At a prompt and in
+a notebook a report is a summary of some lines; its lists are tables for data frames.
 """
 
 from __future__ import annotations
 
+import html
+import math
 import re
-from typing import Any, Final
+from collections.abc import Iterator, Sequence
+from typing import Any, Final, get_args
 
 import msgspec
 
-from gradience.schema.display import as_html, summary, table_of
-from gradience.schema.scalars import Json
+from gradience.schema.scalars import Json, NonFinite, as_float
+
+_WIDTH: Final = 160  # characters of one value in a summary
+_SHOWN: Final = 12  # items of a list of findings
+_NAMES: Final = frozenset(get_args(NonFinite))
+
+
+def summary(report: msgspec.Struct) -> str:
+    """Return the report's class and one line a field: scalars as they are, findings by id, other lists by their length.
+
+    >>> from gradience.schema import NotRun, RulesReport
+    >>> print(summary(RulesReport(schema="gradience.rules/v2", rules=[])))
+    RulesReport(
+      rules=<0 items>,
+    )
+    """
+    lines = [f"  {name}={_cut(shown)}," for name, shown in _fields(report)]
+    return "\n".join([f"{type(report).__name__}(", *lines, ")"])
+
+
+def as_html(report: msgspec.Struct) -> str:
+    """Return the summary as one HTML table, and the findings as another: what a notebook shows."""
+    rows = "".join(f"<tr>{_cell(name, 'th')}{_cell(_cut(shown))}</tr>" for name, shown in _fields(report))
+    found = [item for item in getattr(report, "findings", None) or getattr(report, "causes", []) if _is_finding(item)]
+    heads = ("severity", "id", "message", "action")
+    told = "".join(f"<tr>{''.join(_cell(str(getattr(item, key) or '')) for key in heads)}</tr>" for item in found)
+    table = f"<table><tr>{''.join(_cell(key, 'th') for key in heads)}</tr>{told}</table>" if told else ""
+    return f"<div><b>{type(report).__name__}</b><table>{rows}</table>{table}</div>"
+
+
+def table_of(report: msgspec.Struct, name: str) -> list[dict[str, Any]]:
+    """Return a list of the report as rows with the same keys: what `pandas.DataFrame` and `polars.DataFrame` take.
+
+    Structs within a row become columns `outer.inner`, and a column of numbers is of floats where one is not finite.
+
+    Raises:
+        ValueError: the report has no such list; the message has the names of those it has.
+    """
+    held = getattr(report, name, None) if name in report.__struct_fields__ else None
+    if not (isinstance(held, list) and all(isinstance(item, msgspec.Struct) for item in held)):
+        lists = [key for key in report.__struct_fields__ if isinstance(getattr(report, key), list)]
+        raise ValueError(f"{type(report).__name__} has no table {name!r}; it has {', '.join(lists)}")
+    rows = [dict(_flat(item, "")) for item in held]
+    keys = list(dict.fromkeys(key for row in rows for key in row))
+    for key in keys:
+        column = [row.get(key) for row in rows]
+        real = any(
+            isinstance(value, float) or value in _NAMES for value in column if not isinstance(value, list | dict)
+        )
+        if real and all(_is_number(value) for value in column if value is not None):
+            column = [None if value is None else as_float(value) for value in column]
+        for row, value in zip(rows, column, strict=True):
+            row[key] = value
+    return rows
+
+
+def _fields(report: msgspec.Struct) -> Iterator[tuple[str, str]]:
+    for name in report.__struct_fields__:
+        value = getattr(report, name)
+        if name != "schema" and value is not None and value != "":
+            yield name, _shown(value)
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, list | tuple):
+        if value and all(map(_is_finding, value)):
+            more = f", and {len(value) - _SHOWN} more" if len(value) > _SHOWN else ""
+            return f"[{', '.join(f'{item.id} {item.severity}' for item in value[:_SHOWN])}{more}]"
+        return f"<{len(value)} items>"
+    if isinstance(value, dict):
+        return f"<{len(value)} keys>"
+    if isinstance(value, msgspec.Struct):
+        scalars = ((key, getattr(value, key)) for key in value.__struct_fields__)
+        told = [f"{key}={_scalar(item)}" for key, item in scalars if isinstance(item, str | int | float) and item != ""]
+        return f"{type(value).__name__}({', '.join(told)})"
+    return _scalar(value)
+
+
+def _scalar(value: Any) -> str:
+    return f"{value:.6g}" if isinstance(value, float) and math.isfinite(value) else repr(value)
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= _WIDTH else f"{text[: _WIDTH - 3]}..."
+
+
+def _cell(text: str, tag: str = "td") -> str:
+    return f'<{tag} style="text-align:left">{html.escape(text)}</{tag}>'
+
+
+def _is_finding(item: Any) -> bool:
+    return isinstance(item, msgspec.Struct) and hasattr(item, "id") and hasattr(item, "severity")
+
+
+def _flat(value: msgspec.Struct, prefix: str) -> Iterator[tuple[str, Any]]:
+    for name in value.__struct_fields__:
+        held = getattr(value, name)
+        if isinstance(held, msgspec.Struct):
+            yield from _flat(held, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", msgspec.to_builtins(held) if isinstance(held, Sequence | dict) else held
+
+
+def _is_number(value: Json) -> bool:
+    return (isinstance(value, int | float) and not isinstance(value, bool)) or value in _NAMES
 
 
 class Report(msgspec.Struct, kw_only=True, frozen=True):

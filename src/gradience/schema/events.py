@@ -7,39 +7,40 @@ levels of a config nest their ``extras``.
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, TypeAlias
+from typing import Annotated, Final, Literal, TypeAlias
 
 import msgspec
 from msgspec import Meta
 
 from gradience.schema.config import ConfigSnapshot
-from gradience.schema.scalars import Fraction, Json, NonNegativeInt, Real, Severity, Status
+from gradience.schema.scalars import Fraction, Json, NonNegativeInt, Real, Severity, Status, about
 
-FlatExtras = Annotated[
-    dict[str, Json], Meta(description="Further values; on the wire they stand beside the known keys.")
-]
+OF_PREFERENCE: Final = frozenset(
+    {"rewards/margins", "rewards/chosen", "rewards/accuracies", "log_odds_ratio", "log_odds_chosen", "odds_ratio_loss"}
+)
+OF_RL: Final = frozenset({"reward", "reward_std", "frac_reward_zero_std", "objective/kl"})
+OF_REWARD: Final = frozenset({"mean_reward", "min_reward", "max_reward"})
+TELLING: Final = OF_PREFERENCE | OF_RL | OF_REWARD
+
+
+FlatExtras = Annotated[dict[str, Json], about("Further values; on the wire they stand beside the known keys.")]
 
 
 class EventBase(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True, tag_field="event", gc=False):
     """The envelope of every line."""
 
-    schema: Annotated[
-        Literal["gradience.vnext.telemetry/v1"], Meta(description="Names the format and its major version.")
-    ]
-    ts: Annotated[
-        Real | None,
-        Meta(description="Unix seconds, UTC. Null where the source had no clock; never invented."),
-    ]
+    schema: Annotated[Literal["gradience.vnext.telemetry/v1"], about("Names the format and its major version.")]
+    ts: Annotated[Real | None, about("Unix seconds, UTC. Null where the source had no clock; never invented.")]
     run_id: Annotated[str, Meta(description="One per run; kept across resume.", min_length=1)]
-    step: Annotated[NonNegativeInt | None, Meta(description="Optimizer step; null outside of training.")]
+    step: Annotated[NonNegativeInt | None, about("Optimizer step; null outside of training.")]
     seq: (
         Annotated[
             NonNegativeInt,
-            Meta(description="Counts the lines of a session from 0: reveals lost, duplicate and interleaved lines."),
+            about("Counts the lines of a session from 0: reveals lost, duplicate and interleaved lines."),
         ]
         | None
     ) = None
-    session: Annotated[str, Meta(description="One per process start of the writer.")] | None = None
+    session: Annotated[str, about("One per process start of the writer.")] | None = None
     extras: FlatExtras = {}
 
 
@@ -47,11 +48,10 @@ class RunStart(EventBase, frozen=True, tag="run_start"):
     """A run begins, or goes on after an interruption."""
 
     config: ConfigSnapshot
-    meta: Annotated[dict[str, Json], Meta(description="Framework, versions, provenance.")] = {}
+    meta: Annotated[dict[str, Json], about("Framework, versions, provenance.")] = {}
     resumed_from_step: (
         Annotated[
-            NonNegativeInt,
-            Meta(description="Set on resume: rows of this run with a later step, written before, are superseded."),
+            NonNegativeInt, about("Set on resume: rows of this run with a later step, written before, are superseded.")
         ]
         | None
     ) = None
@@ -60,26 +60,26 @@ class RunStart(EventBase, frozen=True, tag="run_start"):
 class TrainStep(EventBase, frozen=True, tag="train_step"):
     """One logged row of training."""
 
-    loss: Annotated[Real, Meta(description="Training loss as the trainer reports it.")] | None = None
-    lr: Annotated[Real | list[Real], Meta(description="Learning rate used; a list is one per group.")] | None = None
-    grad_norm: Annotated[Real, Meta(description="Norm of the gradient before clipping.")] | None = None
-    epoch: Annotated[Real, Meta(description="Passes over the data so far.")] | None = None
+    loss: Annotated[Real, about("Training loss as the trainer reports it.")] | None = None
+    lr: Annotated[Real | list[Real], about("Learning rate used; a list is one per group.")] | None = None
+    grad_norm: Annotated[Real, about("Norm of the gradient before clipping.")] | None = None
+    epoch: Annotated[Real, about("Passes over the data so far.")] | None = None
 
 
 class EvalMetrics(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True, gc=False):
     """What one evaluation measured."""
 
-    loss: Annotated[Real, Meta(description="Mean loss, nats.")] | None = None
-    ppl: Annotated[Real, Meta(description="exp(loss).")] | None = None
-    accuracy: Annotated[Real, Meta(description="Fraction correct, 0 to 1.")] | None = None
-    n: Annotated[NonNegativeInt, Meta(description="Examples evaluated.")] | None = None
+    loss: Annotated[Real, about("Mean loss, nats.")] | None = None
+    ppl: Annotated[Real, about("exp(loss).")] | None = None
+    accuracy: Annotated[Real, about("Fraction correct, 0 to 1.")] | None = None
+    n: Annotated[NonNegativeInt, about("Examples evaluated.")] | None = None
     extras: FlatExtras = {}
 
 
 class Eval(EventBase, frozen=True, tag="eval"):
     """One evaluation of one split."""
 
-    split: Annotated[str, Meta(description="`train`, `test`, `eval`, or the name of a data set.")]
+    split: Annotated[str, about("`train`, `test`, `eval`, or the name of a data set.")]
     metrics: EvalMetrics
 
 
@@ -94,7 +94,7 @@ class Alert(EventBase, frozen=True, tag="alert"):
     """Something the writer wants a person to see."""
 
     severity: Severity
-    code: Annotated[str, Meta(description="Stable id of the condition.")]
+    code: Annotated[str, about("Stable id of the condition.")]
     message: str
     context: dict[str, Json] = {}
 
@@ -103,7 +103,7 @@ class RecommendationItem(msgspec.Struct, kw_only=True, frozen=True, omit_default
     """One thing to consider, with its grounds."""
 
     severity: Severity
-    action: Annotated[str, Meta(description="Stable id of what is suggested.")]
+    action: Annotated[str, about("Stable id of what is suggested.")]
     message: str
     rationale: str | None = None
     confidence: Fraction | None = None

@@ -1,14 +1,13 @@
-"""Many adapters in tables: the rows of a fleet, from which its Arrow schema is made, and the reports on it."""
+"""Many adapters or runs in tables: the rows, from which Arrow schemas are made, and the reports on them."""
 
 from __future__ import annotations
 
 from typing import Annotated, Final, Literal
 
 import msgspec
-from msgspec import Meta
 
 from gradience.schema.document import Report
-from gradience.schema.scalars import Json, NonNegativeInt
+from gradience.schema.scalars import Json, NonNegativeInt, about
 
 FLEET_SCHEMA_ID: Final = "gradience.fleet/v1"
 FLEET_AUDIT_SCHEMA_ID: Final = "gradience.fleet-audit/v2"
@@ -21,27 +20,25 @@ RowStatus = Literal["ok", "error", "crashed"]
 class AdapterRow(msgspec.Struct, kw_only=True, frozen=True):
     """One adapter of a fleet. Means run over modules with a finite, non-zero update; null where there is none."""
 
-    path: Annotated[str, Meta(description="Absolute path of the folder or weights file, or its URL.")]
-    status: Annotated[
-        RowStatus, Meta(description="`error`: it cannot be read; `crashed`: a worker died on it twice.")
-    ] = "ok"
+    path: Annotated[str, about("Absolute path of the folder or weights file, or its URL.")]
+    status: Annotated[RowStatus, about("`error`: it cannot be read; `crashed`: a worker died on it twice.")] = "ok"
     error: str | None = None
-    content_hash: Annotated[str, Meta(description="XXH3-128 over config and weights; empty where unread.")] = ""
-    weights_hash: Annotated[str, Meta(description="XXH3-128 over the weights files alone.")] = ""
-    rules: Annotated[str, Meta(description="Version of the rules and numbers.")] = ""
-    stamp: Annotated[str, Meta(description="Name, size, mtime and etag of each file: same, and it is not read.")] = ""
+    content_hash: Annotated[str, about("XXH3-128 over config and weights; empty where unread.")] = ""
+    weights_hash: Annotated[str, about("XXH3-128 over the weights files alone.")] = ""
+    rules: Annotated[str, about("Version of the rules and numbers.")] = ""
+    stamp: Annotated[str, about("Name, size, mtime and etag of each file: same, and it is not read.")] = ""
     bytes: NonNegativeInt = 0
     format: str | None = None
     peft_type: str | None = None
     base_model: str | None = None
-    verdict: Annotated[str, Meta(description="As `gradience audit`: trained, untrained, broken, ...")] | None = None
+    verdict: Annotated[str, about("As `gradience audit`: trained, untrained, broken, ...")] | None = None
     reason: str | None = None
     modules: NonNegativeInt = 0
     not_analysed: NonNegativeInt = 0
-    r: Annotated[NonNegativeInt, Meta(description="Largest rank of a module.")] | None = None
+    r: Annotated[NonNegativeInt, about("Largest rank of a module.")] | None = None
     r_min: NonNegativeInt | None = None
-    module_types: Annotated[str, Meta(description="Types of adapted modules, joined by a comma.")] = ""
-    shape_key: Annotated[str, Meta(description="Hash of the adapted modules' names and shapes.")] = ""
+    module_types: Annotated[str, about("Types of adapted modules, joined by a comma.")] = ""
+    shape_key: Annotated[str, about("Hash of the adapted modules' names and shapes.")] = ""
     params: NonNegativeInt = 0
     stable_rank_mean: float | None = None
     effective_rank_mean: float | None = None
@@ -49,22 +46,20 @@ class AdapterRow(msgspec.Struct, kw_only=True, frozen=True):
     energy_rank_90_p50: float | None = None
     energy_rank_90_p90: float | None = None
     null_stable_rank_mean: float | None = None
-    frobenius_norm: Annotated[float, Meta(description="Of the whole update, scaled.")] | None = None
-    relative_frobenius: Annotated[float, Meta(description="Of the update over the base; null without base.")] | None = (
-        None
-    )
-    suggested_rank: Annotated[NonNegativeInt, Meta(description="Bucket of the 90th percentile of k@90.")] | None = None
-    bytes_saved: Annotated[NonNegativeInt, Meta(description="By a cut to `suggested_rank`.")] = 0
+    frobenius_norm: Annotated[float, about("Of the whole update, scaled.")] | None = None
+    relative_frobenius: Annotated[float, about("Of the update over the base; null without base.")] | None = None
+    suggested_rank: Annotated[NonNegativeInt, about("Bucket of the 90th percentile of k@90.")] | None = None
+    bytes_saved: Annotated[NonNegativeInt, about("By a cut to `suggested_rank`.")] = 0
     findings: NonNegativeInt = 0
-    worst: Annotated[str, Meta(description="Severity of the gravest finding.")] | None = None
-    sketch: Annotated[list[float], Meta(description="Random projections of the update: near duplicates agree.")] = []
+    worst: Annotated[str, about("Severity of the gravest finding.")] | None = None
+    sketch: Annotated[list[float], about("Random projections of the update: near duplicates agree.")] = []
 
 
 class ModuleRow(msgspec.Struct, kw_only=True, frozen=True):
     """One module of one adapter: `modules` of `gradience audit --json`, as columns."""
 
-    path: Annotated[str, Meta(description="The adapter's.")]
-    position: Annotated[NonNegativeInt, Meta(description="Place in the adapter, from 0.")]
+    path: Annotated[str, about("The adapter's.")]
+    position: Annotated[NonNegativeInt, about("Place in the adapter, from 0.")]
     name: str
     module_type: str
     layer: NonNegativeInt | None = None
@@ -113,11 +108,11 @@ class FleetAuditReport(Report, kw_only=True, frozen=True):
     out: str
     engine: str
     workers: NonNegativeInt
-    found: Annotated[NonNegativeInt, Meta(description="Adapters below the roots.")]
-    audited: Annotated[NonNegativeInt, Meta(description="Read in this call.")]
-    unchanged: Annotated[NonNegativeInt, Meta(description="Kept: size, mtime, or else content are the same.")]
-    removed: Annotated[NonNegativeInt, Meta(description="Rows whose adapter is no longer below the roots.")]
-    errors: Annotated[NonNegativeInt, Meta(description="Rows that hold an error instead of numbers.")]
+    found: Annotated[NonNegativeInt, about("Adapters below the roots.")]
+    audited: Annotated[NonNegativeInt, about("Read in this call.")]
+    unchanged: Annotated[NonNegativeInt, about("Kept: size, mtime, or else content are the same.")]
+    removed: Annotated[NonNegativeInt, about("Rows whose adapter is no longer below the roots.")]
+    errors: Annotated[NonNegativeInt, about("Rows that hold an error instead of numbers.")]
     crashed: NonNegativeInt = 0
     seconds: float
     notes: list[str] = []
@@ -152,7 +147,7 @@ class RankBuckets(msgspec.Struct, kw_only=True, frozen=True):
     """A number of servers, each with its own maximal rank, and what their padding wastes."""
 
     max_lora_ranks: list[int]
-    adapters: Annotated[list[int], Meta(description="How many fall to each.")]
+    adapters: Annotated[list[int], about("How many fall to each.")]
     padding_bytes: NonNegativeInt
 
 
@@ -162,30 +157,28 @@ class Serving(msgspec.Struct, kw_only=True, frozen=True):
     base_model: str
     adapters: NonNegativeInt
     ranks: dict[str, int]
-    max_lora_rank: Annotated[NonNegativeInt, Meta(description="Least size of the server's that holds all.")] | None
-    used_bytes: Annotated[NonNegativeInt, Meta(description="Of the factors, at two bytes a number.")]
-    padding_bytes: Annotated[NonNegativeInt, Meta(description="Zeros beside them at that size.")]
-    buckets: Annotated[list[RankBuckets], Meta(description="The best split into 1, 2, ... sizes.")] = []
+    max_lora_rank: Annotated[NonNegativeInt, about("Least size of the server's that holds all.")] | None
+    used_bytes: Annotated[NonNegativeInt, about("Of the factors, at two bytes a number.")]
+    padding_bytes: Annotated[NonNegativeInt, about("Zeros beside them at that size.")]
+    buckets: Annotated[list[RankBuckets], about("The best split into 1, 2, ... sizes.")] = []
 
 
 class Alike(msgspec.Struct, kw_only=True, frozen=True):
     """Adapters of equal content, or two whose updates nearly agree."""
 
     paths: list[str]
-    cosine: Annotated[float, Meta(description="Of the updates, by Gram matrices; null for equal content.")] | None = (
-        None
-    )
+    cosine: Annotated[float, about("Of the updates, by Gram matrices; null for equal content.")] | None = None
 
 
 class Similar(msgspec.Struct, kw_only=True, frozen=True):
     """Equal and nearly equal adapters."""
 
-    threshold: Annotated[float, Meta(description="Cosine from which two are listed.")]
-    same: Annotated[list[Alike], Meta(description="Equal content hash.")] = []
-    near: Annotated[list[Alike], Meta(description="Cosine at or over the threshold, largest first.")] = []
-    compared: Annotated[NonNegativeInt, Meta(description="Pairs whose cosine was computed from the factors.")] = 0
-    not_compared: Annotated[NonNegativeInt, Meta(description="Candidate pairs over the limit, or unreadable.")] = 0
-    all_pairs: Annotated[NonNegativeInt, Meta(description="Pairs of one base and shape there are.")] = 0
+    threshold: Annotated[float, about("Cosine from which two are listed.")]
+    same: Annotated[list[Alike], about("Equal content hash.")] = []
+    near: Annotated[list[Alike], about("Cosine at or over the threshold, largest first.")] = []
+    compared: Annotated[NonNegativeInt, about("Pairs whose cosine was computed from the factors.")] = 0
+    not_compared: Annotated[NonNegativeInt, about("Candidate pairs over the limit, or unreadable.")] = 0
+    all_pairs: Annotated[NonNegativeInt, about("Pairs of one base and shape there are.")] = 0
 
 
 class OtherShape(msgspec.Struct, kw_only=True, frozen=True):
@@ -196,7 +189,7 @@ class OtherShape(msgspec.Struct, kw_only=True, frozen=True):
     module: str
     shape: list[int]
     usual: list[int]
-    usual_adapters: Annotated[NonNegativeInt, Meta(description="Adapters of that base with the usual shape.")]
+    usual_adapters: Annotated[NonNegativeInt, about("Adapters of that base with the usual shape.")]
 
 
 class FleetShowReport(Report, kw_only=True, frozen=True):
@@ -211,8 +204,8 @@ class FleetShowReport(Report, kw_only=True, frozen=True):
     types: list[Counted] = []
     ranks: list[Counted] = []
     verdicts: list[Counted] = []
-    findings: Annotated[list[Counted], Meta(description="Adapters by the id of a finding.")] = []
-    faulty: Annotated[list[Faulty], Meta(description="Unreadable, broken, untrained and random-like ones.")] = []
+    findings: Annotated[list[Counted], about("Adapters by the id of a finding.")] = []
+    faulty: Annotated[list[Faulty], about("Unreadable, broken, untrained and random-like ones.")] = []
     faulty_total: NonNegativeInt = 0
     wasteful: list[Wasteful] = []
     serving: list[Serving] = []
@@ -225,7 +218,7 @@ class QueryColumn(msgspec.Struct, kw_only=True, frozen=True):
     """A column of a result."""
 
     name: str
-    type: Annotated[str, Meta(description="As DuckDB names it.")]
+    type: Annotated[str, about("As DuckDB names it.")]
 
 
 class QueryReport(Report, kw_only=True, frozen=True):
@@ -234,4 +227,153 @@ class QueryReport(Report, kw_only=True, frozen=True):
     schema: Literal["gradience.query/v2"]
     sql: str
     columns: list[QueryColumn]
-    rows: Annotated[list[list[Json]], Meta(description="Dates and decimals as text.")]
+    rows: Annotated[list[list[Json]], about("Dates and decimals as text.")]
+
+
+RUNS_SCHEMA_ID: Final = "gradience.runs/v1"
+RUNS_SHOW_SCHEMA_ID: Final = "gradience.runs-show/v2"
+RUNS_CURVES_SCHEMA_ID: Final = "gradience.runs-curves/v2"
+RUNS_BEST_SCHEMA_ID: Final = "gradience.runs-best/v2"
+
+
+class RunRow(msgspec.Struct, kw_only=True, frozen=True):
+    """One run. Numbers that were not logged, or are not finite, are null."""
+
+    path: Annotated[str, about("The log, or the folder of another program's run.")]
+    run: Annotated[str, about("Its id; empty where the log cannot be read.")] = ""
+    error: str | None = None
+    stamp: Annotated[str, about("Name, size and mtime of each file: same, and it is not read.")] = ""
+    rules: Annotated[str, about("Version of the rules and columns.")] = ""
+    content_hash: str = ""
+    model: str | None = None
+    data: str | None = None
+    objective: Annotated[str, about("sft, classification, preference, rl or unknown.")] | None = None
+    status: Annotated[str, about("Status of run_end, `no_run_end`, or `unreadable`.")] = "unreadable"
+    verdict: Annotated[str, about("Severity of the gravest finding, `none` without one.")] | None = None
+    findings: Annotated[str, about("Ids, joined by a comma.")] = ""
+    story: str = ""
+    r: NonNegativeInt | None = None
+    alpha: float | None = None
+    targets: Annotated[str, about("target_modules, joined by a comma.")] | None = None
+    peft_type: str | None = None
+    optimizer: str | None = None
+    lr: Annotated[float, about("Highest logged, else configured.")] | None = None
+    scheduler: str | None = None
+    batch_size: int | None = None
+    seed: int | None = None
+    epochs: Annotated[float, about("Planned.")] | None = None
+    steps: Annotated[NonNegativeInt, about("Last step logged.")] | None = None
+    max_steps: int | None = None
+    rows: NonNegativeInt = 0
+    first_loss: float | None = None
+    last_loss: float | None = None
+    best_loss: float | None = None
+    best_loss_step: NonNegativeInt | None = None
+    split: Annotated[str, about("The held-out split of the next columns.")] | None = None
+    eval_loss: Annotated[float, about("Newest.")] | None = None
+    best_eval_loss: float | None = None
+    best_eval_step: NonNegativeInt | None = None
+    eval_accuracy: Annotated[float, about("Newest, 0 to 1.")] | None = None
+    gap: Annotated[float, about("Held-out over train perplexity.")] | None = None
+    utilization_mean: float | None = None
+    started: Annotated[float, about("First clock reading, seconds since 1970.")] | None = None
+    duration_s: float | None = None
+
+
+class StepRow(msgspec.Struct, kw_only=True, frozen=True):
+    """One training row of a run."""
+
+    path: str
+    run: str
+    step: NonNegativeInt
+    loss: float | None = None
+    lr: float | None = None
+    grad_norm: float | None = None
+
+
+class EvalRow(msgspec.Struct, kw_only=True, frozen=True):
+    """One number of one evaluation."""
+
+    path: str
+    run: str
+    step: NonNegativeInt | None
+    split: str
+    metric: str
+    value: float
+
+
+class RunFindingRow(msgspec.Struct, kw_only=True, frozen=True):
+    """One finding of one run."""
+
+    path: str
+    run: str
+    position: NonNegativeInt
+    id: str
+    severity: str
+    message: str
+    action: str | None = None
+    confidence: float | None = None
+
+
+class UnreadLog(msgspec.Struct, kw_only=True, frozen=True):
+    """A log without numbers, and why."""
+
+    path: str
+    error: str
+
+
+class RunsShowReport(Report, kw_only=True, frozen=True):
+    """What a person wants first of many runs, as `gradience runs show --json` prints it."""
+
+    schema: Literal["gradience.runs-show/v2"]
+    runs: NonNegativeInt
+    training_rows: NonNegativeInt
+    hours: Annotated[float, about("Sum of the durations that are known.")]
+    models: Annotated[list[Counted], about("`adapters` counts runs here and below.")] = []
+    data: list[Counted] = []
+    objectives: list[Counted] = []
+    statuses: list[Counted] = []
+    verdicts: list[Counted] = []
+    findings: list[Counted] = []
+    unread: list[UnreadLog] = []
+
+
+class BestRun(msgspec.Struct, kw_only=True, frozen=True):
+    """The best run of a group."""
+
+    group: Annotated[str, about("The value of the column grouped by; empty for all runs.")]
+    runs: Annotated[NonNegativeInt, about("Runs of the group that have the metric.")]
+    path: str
+    run: str
+    value: float
+    step: NonNegativeInt | None
+    last: Annotated[float, about("The same run's newest value.")]
+
+
+class RunsBestReport(Report, kw_only=True, frozen=True):
+    """The best runs by a metric, as `gradience runs best --json` prints it."""
+
+    schema: Literal["gradience.runs-best/v2"]
+    metric: str
+    goal: Literal["least", "most"]
+    by: str | None
+    best: list[BestRun]
+    known_metrics: list[str] = []
+
+
+class Curve(msgspec.Struct, kw_only=True, frozen=True):
+    """One run's values over its steps."""
+
+    name: Annotated[str, about("Short, and its own among the curves.")]
+    path: str
+    run: str
+    steps: list[int]
+    values: list[float]
+
+
+class RunsCurvesReport(Report, kw_only=True, frozen=True):
+    """Several runs over each other, as `gradience runs curves --json` prints them."""
+
+    schema: Literal["gradience.runs-curves/v2"]
+    metric: str
+    curves: list[Curve]

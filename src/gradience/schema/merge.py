@@ -10,7 +10,7 @@ from msgspec import Meta
 from gradience.schema.compare import ComparedAdapter, ConfigDifference, Cosine, OnlyIn, Overlap
 from gradience.schema.document import Report
 from gradience.schema.findings import Finding, NotRun
-from gradience.schema.scalars import Fraction, Json, NonNegativeInt, Real
+from gradience.schema.scalars import Fraction, Json, NonNegativeInt, Real, about
 
 MERGE_SCHEMA_ID: Final = "gradience.merge/v2"
 MERGE_CHECK_SCHEMA_ID: Final = "gradience.merge-check/v2"
@@ -25,19 +25,18 @@ class MergedModule(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True
     """One module of the merged adapter."""
 
     name: str
-    kind: Annotated[str, Meta(description="`linear`, `embedding`, `conv` or `expert`.")]
-    ranks: Annotated[list[NonNegativeInt], Meta(description="Of each adapter, in their order; 0 where it has none.")]
-    rank: Annotated[NonNegativeInt, Meta(description="As written.")]
+    kind: Annotated[str, about("`linear`, `embedding`, `conv` or `expert`.")]
+    ranks: Annotated[list[NonNegativeInt], about("Of each adapter, in their order; 0 where it has none.")]
+    rank: Annotated[NonNegativeInt, about("As written.")]
     relative_error: Annotated[
         Size | None,
-        Meta(
-            description="norm(written - target) / norm(target), Frobenius, the rounding to the dtype included; target "
-            "is what the method defines. Null where that is zero.",
+        about(
+            "norm(written - target) / norm(target), Frobenius, the rounding to the dtype included; target "
+            "is what the method defines. Null where that is zero."
         ),
     ] = None
     distance_from_sum: Annotated[
-        Size | None,
-        Meta(description="norm(written - S) / norm(S) with S = sum w_i dW_i; null where S is zero."),
+        Size | None, about("norm(written - S) / norm(S) with S = sum w_i dW_i; null where S is zero.")
     ] = None
 
     @property
@@ -56,32 +55,28 @@ class MergeReport(Report, kw_only=True, frozen=True):
 
     schema: Literal["gradience.merge/v2"]
     adapters: list[ComparedAdapter]
-    weights: Annotated[list[float], Meta(description="w_i, in the order of the adapters.")]
+    weights: Annotated[list[float], about("w_i, in the order of the adapters.")]
     method: MergeMethod
-    density: Annotated[Fraction | None, Meta(description="Share of entries that TIES or DARE keeps.")] = None
-    seed: Annotated[NonNegativeInt | None, Meta(description="Of DARE's masks.")] = None
-    rank: Annotated[NonNegativeInt | None, Meta(description="As asked for; null where the method decides.")] = None
-    heads_from: Annotated[str | None, Meta(description="The adapter whose whole tensors were taken, if asked for.")] = (
-        None
-    )
-    out: Annotated[str, Meta(description="The folder that was written; empty on a dry run.")] = ""
-    dtype: Annotated[str, Meta(description="Of the factors, such as `F32`.")]
+    density: Annotated[Fraction | None, about("Share of entries that TIES or DARE keeps.")] = None
+    seed: Annotated[NonNegativeInt | None, about("Of DARE's masks.")] = None
+    rank: Annotated[NonNegativeInt | None, about("As asked for; null where the method decides.")] = None
+    heads_from: Annotated[str | None, about("The adapter whose whole tensors were taken, if asked for.")] = None
+    out: Annotated[str, about("The folder that was written; empty on a dry run.")] = ""
+    dtype: Annotated[str, about("Of the factors, such as `F32`.")]
     r: NonNegativeInt
     lora_alpha: float
     rank_pattern: dict[str, int] = {}
     alpha_pattern: dict[str, Json] = {}
-    relative_error: Annotated[Size | None, Meta(description="Of all modules: root of the sums of squares' ratio.")] = (
-        None
-    )
-    distance_from_sum: Annotated[Size | None, Meta(description="Of all modules, likewise.")] = None
-    params: Annotated[NonNegativeInt, Meta(description="Of the factors written.")] = 0
+    relative_error: Annotated[Size | None, about("Of all modules: root of the sums of squares' ratio.")] = None
+    distance_from_sum: Annotated[Size | None, about("Of all modules, likewise.")] = None
+    params: Annotated[NonNegativeInt, about("Of the factors written.")] = 0
     largest_dense_bytes: Annotated[
-        NonNegativeInt, Meta(description="TIES and DARE: bytes of the largest update as a float64 matrix.")
+        NonNegativeInt, about("TIES and DARE: bytes of the largest update as a float64 matrix.")
     ] = 0
     modules: list[MergedModule] = []
-    only_in: Annotated[list[OnlyIn], Meta(description="Modules that not all adapters have: zero in the others.")] = []
-    carried: Annotated[list[str], Meta(description="Tensors copied bit for bit: heads, biases, token rows.")] = []
-    dropped: Annotated[list[str], Meta(description="Such tensors that were left out, as asked with heads_from.")] = []
+    only_in: Annotated[list[OnlyIn], about("Modules that not all adapters have: zero in the others.")] = []
+    carried: Annotated[list[str], about("Tensors copied bit for bit: heads, biases, token rows.")] = []
+    dropped: Annotated[list[str], about("Such tensors that were left out, as asked with heads_from.")] = []
     notes: list[str] = []
 
 
@@ -90,27 +85,22 @@ class Kept(msgspec.Struct, kw_only=True, frozen=True):
 
     coefficient: Annotated[
         float | None,
-        Meta(
-            description="<M, dW> / norm(dW)^2: how much of the adapter's own update M applies; null where it is zero."
-        ),
+        about("<M, dW> / norm(dW)^2: how much of the adapter's own update M applies; null where it is zero."),
     ]
     other: Annotated[
-        Fraction | None,
-        Meta(description="Share of norm(M)^2 that is orthogonal to the adapter's update; null where M is zero."),
+        Fraction | None, about("Share of norm(M)^2 that is orthogonal to the adapter's update; null where M is zero.")
     ]
 
 
 class SignConflict(msgspec.Struct, kw_only=True, frozen=True):
     """Entries of the weighted updates w_i dW_i, added up."""
 
-    conflict: Annotated[Fraction, Meta(description="Share of entries where two of them have opposite signs.")]
-    cancelled: Annotated[
-        Fraction, Meta(description="1 - sum |sum_i x_i| / sum sum_i |x_i|: the share of magnitude that cancels.")
-    ]
-    conflict_error: Annotated[float, Meta(description="Standard error of `conflict`; 0 where every entry was read.")]
-    cancelled_error: Annotated[float, Meta(description="Standard error of `cancelled`; 0 where exact.")]
-    entries: Annotated[NonNegativeInt, Meta(description="Entries that were read.")]
-    of: Annotated[NonNegativeInt, Meta(description="Entries that there are.")]
+    conflict: Annotated[Fraction, about("Share of entries where two of them have opposite signs.")]
+    cancelled: Annotated[Fraction, about("1 - sum |sum_i x_i| / sum sum_i |x_i|: the share of magnitude that cancels.")]
+    conflict_error: Annotated[float, about("Standard error of `conflict`; 0 where every entry was read.")]
+    cancelled_error: Annotated[float, about("Standard error of `cancelled`; 0 where exact.")]
+    entries: Annotated[NonNegativeInt, about("Entries that were read.")]
+    of: Annotated[NonNegativeInt, about("Entries that there are.")]
 
 
 class CheckedModule(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True):
@@ -119,9 +109,9 @@ class CheckedModule(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=Tru
     name: str
     layer: NonNegativeInt | None = None
     state: Literal["ok", "non_finite"] = "ok"
-    norms: Annotated[list[float], Meta(description="norm(w_i dW_i), 0 for an adapter without it.")] = []
-    lowest_cosine: Annotated[Cosine | None, Meta(description="Of any two of the weighted updates.")] = None
-    kept: Annotated[list[Kept], Meta(description="One per adapter.")] = []
+    norms: Annotated[list[float], about("norm(w_i dW_i), 0 for an adapter without it.")] = []
+    lowest_cosine: Annotated[Cosine | None, about("Of any two of the weighted updates.")] = None
+    kept: Annotated[list[Kept], about("One per adapter.")] = []
     signs: SignConflict | None = None
 
 
@@ -130,9 +120,9 @@ class CheckedAdapter(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=Tr
 
     adapter: ComparedAdapter
     weight: float
-    weighted_norm: Annotated[float, Meta(description="norm(w dW) over all its modules.")]
+    weighted_norm: Annotated[float, about("norm(w dW) over all its modules.")]
     kept: Kept
-    obstacles: Annotated[list[str], Meta(description="Why `gradience merge` would refuse it as it is.")] = []
+    obstacles: Annotated[list[str], about("Why `gradience merge` would refuse it as it is.")] = []
 
 
 class CheckedPair(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True):
@@ -140,10 +130,10 @@ class CheckedPair(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True)
 
     first: str
     second: str
-    cosine: Annotated[Cosine | None, Meta(description="Of w_1 dW_1 and w_2 dW_2 as one vector each.")] = None
-    scale_ratio: Annotated[float | None, Meta(description="The larger weighted norm over the smaller.")] = None
-    output_side: Annotated[list[Overlap], Meta(description="Mean phi(k, k) of left singular vectors.")] = []
-    input_side: Annotated[list[Overlap], Meta(description="The same of right singular vectors.")] = []
+    cosine: Annotated[Cosine | None, about("Of w_1 dW_1 and w_2 dW_2 as one vector each.")] = None
+    scale_ratio: Annotated[float | None, about("The larger weighted norm over the smaller.")] = None
+    output_side: Annotated[list[Overlap], about("Mean phi(k, k) of left singular vectors.")] = []
+    input_side: Annotated[list[Overlap], about("The same of right singular vectors.")] = []
 
 
 class MergeCheckReport(Report, kw_only=True, frozen=True):
@@ -151,13 +141,13 @@ class MergeCheckReport(Report, kw_only=True, frozen=True):
 
     schema: Literal["gradience.merge-check/v2"]
     adapters: list[CheckedAdapter]
-    differences: Annotated[list[ConfigDifference], Meta(description="One value per adapter, in their order.")] = []
+    differences: Annotated[list[ConfigDifference], about("One value per adapter, in their order.")] = []
     pairs: list[CheckedPair] = []
-    signs: Annotated[SignConflict | None, Meta(description="Over all modules that two or more adapters have.")] = None
+    signs: Annotated[SignConflict | None, about("Over all modules that two or more adapters have.")] = None
     expected_conflict: Annotated[
         Fraction | None,
-        Meta(
-            description="Two adapters: arccos(cosine) / pi, the conflict of jointly Gaussian entries of a module's "
+        about(
+            "Two adapters: arccos(cosine) / pi, the conflict of jointly Gaussian entries of a module's "
             "cosine, in the mean over entries."
         ),
     ] = None
@@ -180,55 +170,53 @@ ModuleVerdict: TypeAlias = Literal[
 class MergeReplay(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True):
     """One way in which programs merge: T(T(W) + D(dW)), T and D roundings to a dtype, cast to the merged dtype."""
 
-    weight: Annotated[str, Meta(description="T: the dtype of the model while it was merged, such as `BF16`.")]
-    delta: Annotated[str, Meta(description="D: the dtype in which dW was added.")] = "F32"
-    factors: Annotated[str | None, Meta(description="B and A were cast to it first; null: as stored.")] = None
-    rounds_product: Annotated[bool, Meta(description="B A was rounded to D before it was scaled, and after.")] = False
-    scales_factor: Annotated[bool, Meta(description="(s B) A instead of s (B A).")] = False
-    times: Annotated[NonNegativeInt, Meta(description="How often the merge was done.")] = 1
-    factor: Annotated[float, Meta(description="Of dW.")] = 1.0
+    weight: Annotated[str, about("T: the dtype of the model while it was merged, such as `BF16`.")]
+    delta: Annotated[str, about("D: the dtype in which dW was added.")] = "F32"
+    factors: Annotated[str | None, about("B and A were cast to it first; null: as stored.")] = None
+    rounds_product: Annotated[bool, about("B A was rounded to D before it was scaled, and after.")] = False
+    scales_factor: Annotated[bool, about("(s B) A instead of s (B A).")] = False
+    times: Annotated[NonNegativeInt, about("How often the merge was done.")] = 1
+    factor: Annotated[float, about("Of dW.")] = 1.0
     without_base_change: Annotated[
-        bool, Meta(description="dW = s B A alone, where the true update is a function of W (DoRA, PiSSA).")
+        bool, about("dW = s B A alone, where the true update is a function of W (DoRA, PiSSA).")
     ] = False
 
 
 class VerifiedModule(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True):
     """One tensor that the adapter changes. W is the base's, M the merged one, dW the update."""
 
-    name: Annotated[str, Meta(description="The module's path; `.bias` behind it for a bias.")]
+    name: Annotated[str, about("The module's path; `.bias` behind it for a bias.")]
     kind: Annotated[
         Literal["update", "replacement", "rows"],
-        Meta(description="W + dW, a tensor that the adapter holds whole, or some rows of one."),
+        about("W + dW, a tensor that the adapter holds whole, or some rows of one."),
     ] = "update"
     verdict: Annotated[
         ModuleVerdict,
-        Meta(
-            description="`exact`: every entry is one that a replay gives, in some order of adding up the products in "
+        about(
+            "`exact`: every entry is one that a replay gives, in some order of adding up the products in "
             "B A. `within_rounding`: every entry of M - (W + dW) is within the bound of the dtypes. `unresolved`: M "
             "equals W, and so would a merge, or all but. `absent`: M equals W, a merge would change it. `scaled`: M is "
             "W + factor dW, factor not 1. `other`: none of these. `not_compared`: see `reason`."
         ),
     ]
-    reason: Annotated[str | None, Meta(description="Why it was not compared, or a remark.")] = None
+    reason: Annotated[str | None, about("Why it was not compared, or a remark.")] = None
     base_tensor: str | None = None
     merged_tensor: str | None = None
-    base_dtype: Annotated[str | None, Meta(description="As stored, such as `BF16`.")] = None
+    base_dtype: Annotated[str | None, about("As stored, such as `BF16`.")] = None
     merged_dtype: str | None = None
-    replay: Annotated[MergeReplay | None, Meta(description="The one that gives M.")] = None
-    factor: Annotated[float | None, Meta(description="Of dW in M, where the verdict is `scaled`.")] = None
+    replay: Annotated[MergeReplay | None, about("The one that gives M.")] = None
+    factor: Annotated[float | None, about("Of dW in M, where the verdict is `scaled`.")] = None
     precision: Annotated[
-        str | None,
-        Meta(description="`within_rounding` and `scaled`: the dtype whose roundings of dW explain what is left."),
+        str | None, about("`within_rounding` and `scaled`: the dtype whose roundings of dW explain what is left.")
     ] = None
     coefficient: Annotated[
-        Real | None, Meta(description="c = <M - W, dW> / norm(dW)^2, least squares; null where dW is zero.")
+        Real | None, about("c = <M - W, dW> / norm(dW)^2, least squares; null where dW is zero.")
     ] = None
     expected_coefficient: Annotated[
-        Real | None,
-        Meta(description="c of a correct merge in these dtypes: under 1 where rounding swallows part of dW."),
+        Real | None, about("c of a correct merge in these dtypes: under 1 where rounding swallows part of dW.")
     ] = None
-    residual: Annotated[Real | None, Meta(description="norm(M - W - c dW) / norm(dW), Frobenius.")] = None
-    changed: Annotated[Fraction | None, Meta(description="Share of the entries in which M differs from W.")] = None
+    residual: Annotated[Real | None, about("norm(M - W - c dW) / norm(dW), Frobenius.")] = None
+    changed: Annotated[Fraction | None, about("Share of the entries in which M differs from W.")] = None
 
 
 class OtherTensor(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True):
@@ -237,9 +225,9 @@ class OtherTensor(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True)
     name: str
     what: Annotated[
         Literal["changed", "missing", "added", "not_compared"],
-        Meta(description="`missing`: in the base only. `added`: in the merged model only."),
+        about("`missing`: in the base only. `added`: in the merged model only."),
     ]
-    relative_change: Annotated[Real | None, Meta(description="norm(M - W) / norm(W).")] = None
+    relative_change: Annotated[Real | None, about("norm(M - W) / norm(W).")] = None
     reason: str | None = None
 
 
@@ -252,21 +240,17 @@ class VerifyMergeReport(Report, kw_only=True, frozen=True):
     merged: str
     verdict: Annotated[
         VerifyVerdict,
-        Meta(
-            description="`not_contained`: a module is absent, scaled or other. Else `inconclusive`: one was not "
+        about(
+            "`not_contained`: a module is absent, scaled or other. Else `inconclusive`: one was not "
             "compared, or none was resolved. Else `contained`."
         ),
     ]
-    reasons: Annotated[list[str], Meta(description="Why, where the verdict is not `contained`.")] = []
-    counts: Annotated[dict[str, int], Meta(description="Modules by verdict.")]
-    coefficient: Annotated[
-        Real | None, Meta(description="Of all updates together: sum <M - W, dW> / sum norm(dW)^2.")
-    ] = None
-    replays: Annotated[dict[str, int], Meta(description="The replays that give M, in words.")] = {}
-    dtypes: Annotated[
-        dict[str, int], Meta(description="Tensors by dtype in base and merged model, such as `F32 -> BF16`.")
-    ] = {}
+    reasons: Annotated[list[str], about("Why, where the verdict is not `contained`.")] = []
+    counts: Annotated[dict[str, int], about("Modules by verdict.")]
+    coefficient: Annotated[Real | None, about("Of all updates together: sum <M - W, dW> / sum norm(dW)^2.")] = None
+    replays: Annotated[dict[str, int], about("The replays that give M, in words.")] = {}
+    dtypes: Annotated[dict[str, int], about("Tensors by dtype in base and merged model, such as `F32 -> BF16`.")] = {}
     modules: list[VerifiedModule]
-    untouched: Annotated[NonNegativeInt, Meta(description="Tensors that the adapter does not touch, compared.")] = 0
-    others: Annotated[list[OtherTensor], Meta(description="Those of them that are not the same.")] = []
+    untouched: Annotated[NonNegativeInt, about("Tensors that the adapter does not touch, compared.")] = 0
+    others: Annotated[list[OtherTensor], about("Those of them that are not the same.")] = []
     notes: list[str] = []

@@ -32,6 +32,11 @@ Status: TypeAlias = Literal["ok", "aborted", "error", "interrupted", "unknown"]
 TaskProfile: TypeAlias = Literal["easy_classification", "hard_reasoning", "generation", "unknown"]
 
 
+def about(text: str) -> Meta:
+    """What a field of a Struct is, for its JSON Schema."""
+    return Meta(description=text)
+
+
 def real(value: float) -> float | NonFinite:
     """Return the value as it goes on the wire: itself if finite, else its name.
 

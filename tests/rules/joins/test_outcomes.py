@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from gradience.rules.joins.outcome import Outcome, outcome_of
+from gradience.rules.joins.symptoms import Outcome, outcome_of
 from gradience.schema.config import ConfigSnapshot
 from gradience.schema.events import Eval, EvalMetrics
 from gradience.schema.findings import Finding, NotRun

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gradience.rules.log import statistics as ours
-from gradience.rules.log.curve import Bar, curve_of, excesses, stands_out, thin
+from gradience.rules.log.statistics import Bar, curve_of, excesses, stands_out, thin
 from gradience.rules.weights.ranks import BUCKETS, percentile
 
 NORMAL = NormalDist()

@@ -12,10 +12,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gradience.rules.log.curve import MOST_POINTS, curve_of
 from gradience.rules.log.facts import RunFacts, Series
 from gradience.rules.log.judge import DETECTORS, detect
-from gradience.rules.log.statistics import median, theil_sen
+from gradience.rules.log.statistics import MOST_POINTS, curve_of, median, theil_sen
 from gradience.schema import ConfigSnapshot, EvalMetrics, LoraSnapshot, OptimizerSnapshot, TrainingSnapshot
 from gradience.schema.events import Eval
 from gradience.schema.reports import BadLine, EvalPoint

@@ -7,8 +7,18 @@ import math
 import pytest
 
 from gradience.rules.weights.health import AdapterFacts, health, modules_analysed
-from gradience.rules.weights.rank_pattern import alpha_for, patterns_of, rank_pattern
-from gradience.rules.weights.ranks import bucket, candidates, cut, disagreements, measured, rank_rules, suggest
+from gradience.rules.weights.ranks import (
+    alpha_for,
+    bucket,
+    candidates,
+    cut,
+    disagreements,
+    measured,
+    patterns_of,
+    rank_pattern,
+    rank_rules,
+    suggest,
+)
 from gradience.rules.weights.rules import judge_adapter
 from gradience.schema.audit import AUDIT_SCHEMA_ID, AuditReport, AuditSummary, LedgerEntry, ModuleAudit, NotAnalysed
 

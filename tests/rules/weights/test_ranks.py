@@ -9,7 +9,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gradience.rules.weights.rank_pattern import rank_pattern
 from gradience.rules.weights.ranks import (
     BUCKETS,
     bucket,
@@ -18,6 +17,7 @@ from gradience.rules.weights.ranks import (
     error_at,
     percentile,
     priced_ranks,
+    rank_pattern,
     rank_rules,
     suggest,
     suggested_ranks,

@@ -16,13 +16,14 @@ from gradience.render.text import clean, words
 from gradience.schema.fleet import (
     Alike,
     Counted,
+    Curve,
     Faulty,
     FleetShowReport,
     OtherShape,
+    RunsCurvesReport,
     Serving,
     Wasteful,
 )
-from gradience.schema.runs import Curve, RunsCurvesReport
 
 
 def fleet_html(report: FleetShowReport) -> str:

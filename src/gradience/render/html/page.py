@@ -16,11 +16,10 @@ from xml.etree.ElementTree import Element
 from gradience.render.check import by_reason, config_rows, split_headline
 from gradience.render.html import Story
 from gradience.render.html.bench import bench_section
-from gradience.render.html.data import data_section
 from gradience.render.html.figures import style_sheet
 from gradience.render.html.markup import Node, document, style_element, tag
 from gradience.render.html.pieces import Columns, Numbered, facts, fold, note, numbered, section, table
-from gradience.render.html.training import lowest_losses, training_section
+from gradience.render.html.training import data_section, lowest_losses, training_section
 from gradience.render.html.weights import comparison_section, weights_section
 from gradience.render.markdown import main_facts, subject
 from gradience.render.text import SKIPPED, grounds, number, sentence, short_path

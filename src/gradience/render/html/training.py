@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterator, Sequence
-from typing import Final
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from operator import itemgetter
+from typing import Any, Final
 from xml.etree.ElementTree import Element
 
 import numpy as np
 
 from gradience.render.html import Story
-from gradience.render.html.figures import STYLES, WIDE
+from gradience.render.html.figures import NARROW, STYLES, WIDE, draw_bars
 from gradience.render.html.markup import tag
-from gradience.render.html.pieces import Columns, Numbered, caption_of, marks_of, plot_figure, section, table
+from gradience.render.html.pieces import Columns, Numbered, caption_of, figure, marks_of, plot_figure, section, table
 from gradience.render.html.plot import Axis, Envelope, Line, Plot, envelope, y_axis
-from gradience.render.monitor import perplexity
+from gradience.render.monitor import fed_rows, perplexity
 from gradience.render.text import number, percent
 from gradience.schema.diagnose import Checkpoint, DiagnoseReport
 from gradience.schema.events import Eval
@@ -192,3 +193,33 @@ def _checkpoints(report: DiagnoseReport) -> Element | None:
     )
     caption = f"Checkpoints with an adapter on disk; noise of one evaluation: {noise}"
     return table(columns, report.checkpoints, caption=caption)
+
+
+_MOST: Final = 200  # bars: a log may be anybody's
+
+
+def data_section(story: Story) -> Element | None:
+    """What the model was fed; None where it was not recorded."""
+    report = story.diagnosis.monitor
+    data = (report.data if report is not None else None) or {}
+    rows = fed_rows(data)
+    if not rows:
+        return None
+    columns = [("Count", itemgetter(0)), ("Value", itemgetter(1))]
+    counts = table(columns, rows, caption="Of the micro-batches that the recorder watched")
+    return section("data", "Data", counts, _lengths(data.get("announced")))
+
+
+def _lengths(announced: object) -> Element | None:
+    """The histogram of lengths that a check of the data recorded."""
+    told: Mapping[str, Any] = announced if isinstance(announced, dict) else {}
+    bins, width, limit = told.get("bins"), told.get("bin_width"), told.get("max_length")
+    if not isinstance(bins, list) or not all(isinstance(n, int) and n >= 0 for n in bins) or not any(bins):
+        return None
+    if not isinstance(width, int) or width < 1:
+        return None
+    cut = limit if isinstance(limit, int) and limit > 0 else None
+    label = f"Tokens per sequence: {sum(bins):,} sequences, bars of {width:,} tokens."
+    drawn = [draw_bars(bins[:_MOST], width, size, label, cut) for size in (WIDE, NARROW)]
+    text = f"Sequences by their tokens before the cut, {width:,} tokens a bar; by `gradience check --data`."
+    return figure("Tokens per sequence", drawn, caption=text, wide=True)

@@ -10,10 +10,9 @@ from collections.abc import Iterator, Sequence
 from typing import Literal
 
 from gradience.adapters.names import module_type
-from gradience.rules.config.facts import Facts, about_lora, given
+from gradience.rules.config.facts import Facts, LoraRule, given
 from gradience.rules.evidence import CLASSIFIER_DOCS, LWR, NEMOTRON, RECIPES
-from gradience.rules.rule import Observation, Rule, Threshold, Unknown
-from gradience.schema.findings import Evidence
+from gradience.rules.rule import Observation, Threshold, Unknown, cite
 
 Part = Literal["attn", "mlp", "either", "unknown"]
 
@@ -63,10 +62,8 @@ RSLORA_SCALING = Threshold(
     "rslora_scaling", 8.0, "alpha / sqrt(r)", "PEFT MetaMathQA: r = 64, alpha = 64, scaling 8 was still its best run"
 )
 DATA_LARGE = Threshold("data_large", 50_000, "training examples", "proposal: where an adapter may run out of capacity")
-METAMATH_RSLORA = Evidence(
-    source=_METAMATH, says="r = 64 with rsLoRA, scaling 8: 51.3 %; r = 64, alpha = 128, scaling 2: 47.4 %"
-)
-RSLORA = Evidence(source="rsLoRA, arXiv 2312.03732 (abstract)", says="alpha / r makes high ranks learn slowly")
+METAMATH_RSLORA = cite(_METAMATH, "r = 64 with rsLoRA, scaling 8: 51.3 %; r = 64, alpha = 128, scaling 2: 47.4 %")
+RSLORA = cite("rsLoRA, arXiv 2312.03732 (abstract)", "alpha / r makes high ranks learn slowly")
 
 
 def _attention_only(facts: Facts) -> Iterator[Observation]:
@@ -151,26 +148,20 @@ def _trained_bias(facts: Facts) -> Iterator[Observation]:
 
 
 RULES = (
-    Rule(
+    LoraRule(
         id="TGT001",
         severity="info",
         title="attention-only targets",
-        groups=("config",),
         condition="no target reaches an MLP module; a warning with more than {data_large} training examples",
         observe=_attention_only,
         confidence=0.75,
         evidence=(
-            Evidence(
-                source=LWR, says="all layers, the MLP above all; attention only is worse even at equal parameters"
+            cite(LWR, "all layers, the MLP above all; attention only is worse even at equal parameters"),
+            cite(
+                _METAMATH,
+                "MLP only, r = 10: 49.4 %, train loss 0.581; q and v, r = 32, as many parameters: 47.8 %, 0.607",
             ),
-            Evidence(
-                source=_METAMATH,
-                says="MLP only, r = 10: 49.4 %, train loss 0.581; q and v, r = 32, as many parameters: 47.8 %, 0.607",
-            ),
-            Evidence(
-                source="QLoRA scripts; PEFT docs",
-                says="adapters on all linear layers are needed to equal full fine-tuning",
-            ),
+            cite("QLoRA scripts; PEFT docs", "adapters on all linear layers are needed to equal full fine-tuning"),
             RECIPES,
         ),
         rationale="At equal size an adapter on the MLP, or on all linear layers, usually learns more.",
@@ -178,22 +169,19 @@ RULES = (
         scope="supervised training of a causal LM; RL is fine with little capacity",
         verify="same parameters, same steps, with and without the MLP: compare held-out loss",
         thresholds=(DATA_LARGE,),
-        needs=(about_lora,),
         settings=("target_modules",),
     ),
-    Rule(
+    LoraRule(
         id="TGT003",
         severity="info",
         title="default targets",
-        groups=("config",),
         condition="target_modules is null: PEFT chooses by model type",
         observe=_default_targets,
         confidence=0.9,
         evidence=(
-            Evidence(
-                source="peft/utils/constants.py (0.21)",
-                says="llama, mistral, qwen, gemma: q_proj, v_proj; bert, roberta: query, value; unknown type: "
-                "ValueError",
+            cite(
+                "peft/utils/constants.py (0.21)",
+                "llama, mistral, qwen, gemma: q_proj, v_proj; bert, roberta: query, value; unknown type: ValueError",
             ),
             NEMOTRON,
         ),
@@ -201,14 +189,12 @@ RULES = (
         action="name target_modules, or 'all-linear'",
         scope="PEFT configs before training",
         verify="model.print_trainable_parameters(), and the list of adapted modules",
-        needs=(about_lora,),
         settings=("target_modules",),
     ),
-    Rule(
+    LoraRule(
         id="TGT004",
         severity="warning",
         title="classifier head not saved",
-        groups=("config",),
         condition="classification with task_type and modules_to_save unset",
         observe=_unsaved_head,
         confidence=0.8,
@@ -217,14 +203,12 @@ RULES = (
         action="set task_type='SEQ_CLS' (or TOKEN_CLS), or name the head in modules_to_save",
         scope="classification models, PEFT configs",
         verify="the adapter file holds a tensor of the head (gradience audit lists it)",
-        needs=(about_lora,),
         settings=("task_type", "modules_to_save"),
     ),
-    Rule(
+    LoraRule(
         id="ALP001",
         severity="info",
         title="large rsLoRA scaling",
-        groups=("config",),
         condition="rsLoRA with alpha / sqrt(r) > {rslora_scaling}",
         observe=_large_scaling,
         confidence=0.45,
@@ -234,14 +218,12 @@ RULES = (
         scope="rsLoRA; beyond the largest scaling seen to work, not known to fail",
         verify="grad_norm and loss in the first 100 steps against alpha = 16",
         thresholds=(RSLORA_SCALING,),
-        needs=(about_lora,),
         settings=("alpha", "use_rslora"),
     ),
-    Rule(
+    LoraRule(
         id="ALP002",
         severity="info",
         title="small alpha at high rank",
-        groups=("config",),
         condition="r >= {rank_moderate}, alpha < {small_alpha_ratio} r and lr <= {small_alpha_lr}, without rsLoRA",
         observe=_small_alpha,
         confidence=0.5,
@@ -251,49 +233,36 @@ RULES = (
         scope="plain LoRA; Adam family",
         verify="same run with alpha = r: compare train loss after 100 steps",
         thresholds=(RANK_MODERATE, SMALL_ALPHA_RATIO, SMALL_ALPHA_LR),
-        needs=(about_lora,),
         settings=("alpha",),
     ),
-    Rule(
+    LoraRule(
         id="NUM001",
         severity="warning",
         title="fp16 adapter under fp16 training",
-        groups=("config",),
         condition="fp16 training with autocast_adapter_dtype off",
         observe=_fp16_weights,
         confidence=0.8,
         evidence=(
-            Evidence(
-                source="PEFT docs, troubleshooting",
-                says="fp16 adapter under fp16 AMP: 'Attempting to unscale FP16 gradients'",
-            ),
+            cite("PEFT docs, troubleshooting", "fp16 adapter under fp16 AMP: 'Attempting to unscale FP16 gradients'"),
         ),
         rationale="The gradient scaler refuses fp16 gradients: the run stops at its first step.",
         action="leave autocast_adapter_dtype on, or train in bf16",
         scope="fp16 mixed precision",
         verify="the first optimizer step raises or does not",
-        needs=(about_lora,),
         settings=("dtype", "autocast_adapter_dtype"),
     ),
-    Rule(
+    LoraRule(
         id="BIA001",
         severity="info",
         title="biases of the base model are trained",
-        groups=("config",),
         condition="bias is not 'none'",
         observe=_trained_bias,
         confidence=0.9,
-        evidence=(
-            Evidence(
-                source="PEFT, LoraConfig docstring",
-                says="disabling the adapter no longer gives the base model's output",
-            ),
-        ),
+        evidence=(cite("PEFT, LoraConfig docstring", "disabling the adapter no longer gives the base model's output"),),
         rationale="Disabling the adapter no longer restores the base model; engines refuse it.",
         action="set bias='none' unless this is meant",
         scope="PEFT LoRA configs",
         verify="compare the base model's output with the adapter disabled",
-        needs=(about_lora,),
         settings=("bias",),
     ),
 )

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from gradience.rules.config.facts import Facts, about_lora, given
+from gradience.rules.config.facts import Facts, LoraRule, given
 from gradience.rules.evidence import LWR, NEMOTRON
-from gradience.rules.rule import Observation, Rule, Threshold, Unknown, few
-from gradience.schema.findings import Coverage, Evidence
+from gradience.rules.rule import Observation, Threshold, Unknown, cite, few
+from gradience.schema.findings import Coverage
 
 FEW_LAYERS = Threshold("few_layers", 0.25, "share of the base's layers", "proposal; huggingface/peft#3554 had 4 of 56")
 BITS_PER_PARAMETER = Threshold(
@@ -85,7 +85,7 @@ def _capacity(facts: Facts) -> Iterator[Observation]:
 
 
 RULES = (
-    Rule(
+    LoraRule(
         id="TGT002",
         severity="warning",
         title="targets reach little or nothing",
@@ -95,10 +95,9 @@ RULES = (
         observe=_reach,
         confidence=0.9,
         evidence=(
-            Evidence(
-                source="PEFT 0.21.2, tuners/tuners_utils.py: check_target_module_exists, inject_adapter",
-                says="a name matches whole or after a dot, a text as a full expression; what PEFT has no LoRA for "
-                "raises",
+            cite(
+                "PEFT 0.21.2, tuners/tuners_utils.py: check_target_module_exists, inject_adapter",
+                "a name matches whole or after a dot, a text as a full expression; what PEFT has no LoRA for raises",
             ),
             NEMOTRON,
         ),
@@ -107,10 +106,9 @@ RULES = (
         scope="PEFT LoRA; with --base, for models whose modules are named as in their files",
         verify="model.print_trainable_parameters(), and model.targeted_module_names",
         thresholds=(FEW_LAYERS,),
-        needs=(about_lora,),
         settings=("target_modules", "exclude_modules", "target_parameters"),
     ),
-    Rule(
+    LoraRule(
         id="TGT005",
         severity="warning",
         title="added tokens without trained embeddings",
@@ -119,9 +117,9 @@ RULES = (
         observe=_untrained_tokens,
         confidence=0.7,
         evidence=(
-            Evidence(
-                source="PEFT docs, developer_guides/troubleshooting.md",
-                says="with an extended vocabulary the embedding must be trained and saved, else outputs are wrong "
+            cite(
+                "PEFT docs, developer_guides/troubleshooting.md",
+                "with an extended vocabulary the embedding must be trained and saved, else outputs are wrong "
                 "after loading",
             ),
         ),
@@ -129,10 +127,9 @@ RULES = (
         action="set trainable_token_indices to their ids, or put the embedding in modules_to_save",
         scope="with --base, and a tokenizer saved beside the configuration",
         verify="the adapter file holds token rows or an embedding (gradience audit lists it)",
-        needs=(about_lora,),
         settings=("trainable_token_indices", "modules_to_save", "target_modules"),
     ),
-    Rule(
+    LoraRule(
         id="RNK001",
         severity="info",
         title="more data than the adapter may hold",
@@ -141,9 +138,9 @@ RULES = (
         observe=_capacity,
         confidence=0.35,
         evidence=(
-            Evidence(
-                source=LWR,
-                says="an adapter holds about 2 bits a parameter and a data set about 1 bit a token; past that LoRA "
+            cite(
+                LWR,
+                "an adapter holds about 2 bits a parameter and a data set about 1 bit a token; past that LoRA "
                 "falls behind",
             ),
         ),
@@ -152,7 +149,6 @@ RULES = (
         scope="supervised training; tokens are an upper bound: full sequences, every step counted as new data",
         verify="the same run at twice the rank: compare held-out loss after equal steps",
         thresholds=(BITS_PER_PARAMETER, BITS_PER_TOKEN, CAPACITY_EXCESS),
-        needs=(about_lora,),
         settings=("r",),
     ),
 )

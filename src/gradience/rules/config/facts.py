@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Final, NamedTuple, TypeVar
 
 from gradience.rules.objective import Objective, objective_of
-from gradience.rules.rule import Unknown
+from gradience.rules.rule import Need, Rule, Unknown
 from gradience.schema.config import ConfigSnapshot
-from gradience.schema.findings import Coverage
+from gradience.schema.findings import Coverage, RuleGroup
 from gradience.schema.scalars import NonFinite, Real, as_float, real
 
 T = TypeVar("T")
@@ -207,6 +208,20 @@ def about_lora(facts: Facts) -> str | None:
     """The need of a rule about LoRA: why it does not apply to another adapter, or None."""
     kind = facts.config.lora.peft_type
     return None if kind in {None, "LORA"} else f"peft_type {kind} is not LoRA: the rule does not apply"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConfigRule(Rule[Facts]):
+    """A rule that `gradience check` applies to a configuration."""
+
+    groups: tuple[RuleGroup, ...] = ("config",)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoraRule(ConfigRule):
+    """A rule about LoRA: of another adapter it does not speak."""
+
+    needs: tuple[Need[Facts], ...] = (about_lora,)
 
 
 def given(value: T | None, name: str) -> T:

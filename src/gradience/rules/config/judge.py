@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final
 
-from gradience.rules.config import adapter, coverage, rate, recording, schedule, serving, values
+from gradience.rules.config import adapter, coverage, rate, serving, training, values
 from gradience.rules.config.facts import CheckContext, Facts
 from gradience.rules.rule import Rule, Verdict, judge
 from gradience.schema.config import ConfigSnapshot
@@ -16,8 +16,7 @@ RULES: Final[tuple[Rule[Facts], ...]] = (
     *rate.RULES,
     *adapter.RULES,
     *coverage.RULES,
-    *recording.RULES,
-    *schedule.RULES,
+    *training.RULES,
     *serving.RULES,
 )
 _BY_ID: Final = {rule.id: rule for rule in RULES}

@@ -10,10 +10,9 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
-from gradience.rules.config.facts import Facts, about_lora, given
+from gradience.rules.config.facts import ConfigRule, Facts, LoraRule, given
 from gradience.rules.evidence import LWR, RECIPES, SWEEP, SWEEP_HIGH, TRL_RL
-from gradience.rules.rule import Observation, Rule, Threshold, Unknown
-from gradience.schema.findings import Evidence
+from gradience.rules.rule import Observation, Threshold, Unknown, cite
 
 LOW_LR = Threshold(
     "low_lr", 5e-5, "peak learning rate", "default of transformers' TrainingArguments; just above the sweep's 4e-5"
@@ -37,13 +36,11 @@ BEST_STEP = Threshold(
 )
 RANK_HIGH = Threshold("rank_high", 128, "rank", "proposal: half the rank of Biderman et al. 2024's unstable runs")
 SPIKE_ALPHA_RATIO = Threshold("spike_alpha_ratio", 2.0, "alpha / r", "Biderman et al. 2024, r = 256, alpha = 512")
-BIDERMAN = Evidence(
-    source="LoRA Learns Less and Forgets Less, Biderman et al. 2024, repository README (Llama-2-7B, LionW)",
-    says="r = 256, alpha = 512: 1e-4, not 2e-4, 'due to instabilities/loss spikes'; math 5e-5, not 1e-4",
+BIDERMAN = cite(
+    "LoRA Learns Less and Forgets Less, Biderman et al. 2024, repository README (Llama-2-7B, LionW)",
+    "r = 256, alpha = 512: 1e-4, not 2e-4, 'due to instabilities/loss spikes'; math 5e-5, not 1e-4",
 )
-SWEEP_LOW = Evidence(
-    source=SWEEP, says="median excess test loss: 4e-5 +2.6 % (up to 9.9), 1e-4 +1.1 %, 3e-4 0.0 %, 1e-3 +0.5 %"
-)
+SWEEP_LOW = cite(SWEEP, "median excess test loss: 4e-5 +2.6 % (up to 9.9), 1e-4 +1.1 %, 3e-4 0.0 %, 1e-3 +0.5 %")
 
 _DEFAULTS = {5e-5: "transformers' TrainingArguments", 2e-5: "TRL's SFTConfig"}
 _MLX_DEFAULTS = {1e-5: "MLX-LM"}
@@ -157,37 +154,34 @@ def _step_value(facts: Facts) -> dict[str, float]:
 _BANDS = "Adam family; peak learning rate"
 
 RULES = (
-    Rule(
+    LoraRule(
         id="LR001",
         severity="warning",
         title="learning rate of full fine-tuning",
-        groups=("config",),
         condition="peak lr <= {low_lr}, unless scaling x r x lr >= {usual_step}",
         observe=_full_fine_tuning_rate,
         confidence=0.8,
         evidence=(
             SWEEP_LOW,
-            Evidence(source=LWR, says="the best LoRA rate is about 10 x that of full fine-tuning"),
-            Evidence(
-                source="TRL docs, peft_integration.md",
-                says="LoRA SFT 2e-4 (10 x 2e-5); the same page's command line has 2e-5: it disagrees with itself",
+            cite(LWR, "the best LoRA rate is about 10 x that of full fine-tuning"),
+            cite(
+                "TRL docs, peft_integration.md",
+                "LoRA SFT 2e-4 (10 x 2e-5); the same page's command line has 2e-5: it disagrees with itself",
             ),
             RECIPES,
-            Evidence(source="library defaults", says="transformers 5e-5, TRL's SFTConfig 2e-5, MLX-LM 1e-5"),
+            cite("library defaults", "transformers 5e-5, TRL's SFTConfig 2e-5, MLX-LM 1e-5"),
         ),
         rationale="The adapter learns slowly, and the run ends before it has learnt what it could.",
         action="try 1e-4 to 5e-4 (2e-4 is the usual start)",
         scope=f"supervised LoRA; {_BANDS}; not where scaling x r x lr already reaches a shipped recipe's",
         verify="run both rates for the same number of steps and compare held-out loss",
         thresholds=(LOW_LR, USUAL_STEP),
-        needs=(about_lora,),
         settings=("lr",),
     ),
-    Rule(
+    LoraRule(
         id="LR002",
         severity="warning",
         title="learning rate above the published band",
-        groups=("config",),
         condition="{band_top} < peak lr < {divergent_lr}, and scaling x r x lr, where known, > {best_step}",
         observe=_above_band,
         confidence=0.7,
@@ -197,41 +191,37 @@ RULES = (
         scope=f"not preference or RL; {_BANDS}; evidence from one chat data set",
         verify="the smoothed loss stays below its first rows, and grad_norm does not grow",
         thresholds=(BAND_TOP, DIVERGENT_LR, BEST_STEP),
-        needs=(about_lora,),
         settings=("lr",),
     ),
-    Rule(
+    LoraRule(
         id="LR003",
         severity="warning",
         title="learning rate at which most runs diverge",
-        groups=("config",),
         condition="peak lr >= {divergent_lr}, and scaling x r x lr, where known, > {best_step}",
         observe=_divergent,
         confidence=0.85,
         evidence=(
             SWEEP_HIGH,
-            Evidence(source="tloen/alpaca-lora#391", says="lr 0.003 with r = 128, alpha = 256: the loss went to 0"),
+            cite("tloen/alpaca-lora#391", "lr 0.003 with r = 128, alpha = 256: the loss went to 0"),
         ),
         rationale="A diverged run costs as much as a good one.",
         action="lower lr to 1e-3 at most; 2e-4 is the usual start",
         scope=f"not preference or RL; {_BANDS}; evidence from one chat data set with alpha 32",
         verify="100 steps at this rate: the loss falls below its start and stays there",
         thresholds=(DIVERGENT_LR, BEST_STEP),
-        needs=(about_lora,),
         settings=("lr",),
     ),
-    Rule(
+    LoraRule(
         id="LR004",
         severity="warning",
         title="learning rate too high for preference or RL",
-        groups=("config",),
         condition="peak lr > {preference_lr} under a preference or RL objective",
         observe=_preference_rate,
         confidence=0.7,
         evidence=(
             TRL_RL,
-            Evidence(source="tinker-cookbook, skills/research/references/hyperparams.md", says="DPO 1e-5, GRPO 4e-5"),
-            Evidence(source="Unsloth LoRA hyperparameters guide", says="2e-4 for SFT, 5e-6 for reinforcement learning"),
+            cite("tinker-cookbook, skills/research/references/hyperparams.md", "DPO 1e-5, GRPO 4e-5"),
+            cite("Unsloth LoRA hyperparameters guide", "2e-4 for SFT, 5e-6 for reinforcement learning"),
             RECIPES,
         ),
         rationale="These objectives drift from the reference model long before the loss shows it.",
@@ -239,14 +229,12 @@ RULES = (
         scope=f"preference optimisation and RL with LoRA; {_BANDS}",
         verify="KL to the reference, and the reward on held-out prompts",
         thresholds=(PREFERENCE_LR,),
-        needs=(about_lora,),
         settings=("lr",),
     ),
-    Rule(
+    LoraRule(
         id="LR005",
         severity="warning",
         title="high rank, high alpha and high rate together",
-        groups=("config",),
         condition="r >= {rank_high}, alpha >= {spike_alpha_ratio} r and lr >= {spike_lr}, without rsLoRA",
         observe=_spiking_corner,
         confidence=0.6,
@@ -256,14 +244,12 @@ RULES = (
         scope="plain LoRA; evidence from LionW on one 7B model, so thin for AdamW",
         verify="loss spikes in the first epoch at this rate and not at half of it",
         thresholds=(RANK_HIGH, SPIKE_ALPHA_RATIO, SPIKE_LR),
-        needs=(about_lora,),
         settings=("lr", "r"),
     ),
-    Rule(
+    ConfigRule(
         id="LR006",
         severity="info",
         title="optimizer outside the published bands",
-        groups=("config",),
         condition="the optimizer named is not of the Adam family",
         observe=_other_optimizer,
         confidence=0.9,
@@ -274,18 +260,17 @@ RULES = (
         verify="a short sweep over lr",
         settings=("name",),
     ),
-    Rule(
+    LoraRule(
         id="LR007",
         severity="info",
         title="learning rate for a principal-component start",
-        groups=("config",),
         condition="init_lora_weights is PiSSA, OLoRA or CorDA, and peak lr >= {variant_lr}",
         observe=_variant_rate,
         confidence=0.5,
         evidence=(
-            Evidence(
-                source="Learning Rate Matters: Vanilla LoRA May Suffice, arXiv 2602.04998 (abstract)",
-                says="each variant has its own range of rates, PiSSA's lower; tuned, nine variants are within 1 to 2 %",
+            cite(
+                "Learning Rate Matters: Vanilla LoRA May Suffice, arXiv 2602.04998 (abstract)",
+                "each variant has its own range of rates, PiSSA's lower; tuned, nine variants are within 1 to 2 %",
             ),
         ),
         rationale="Such an adapter starts with large factors: the same rate moves the model further.",
@@ -293,7 +278,6 @@ RULES = (
         scope="PiSSA; OLoRA and CorDA by analogy only",
         verify="compare held-out loss at lr and at lr / 3",
         thresholds=(VARIANT_LR,),
-        needs=(about_lora,),
         settings=("lr", "init"),
     ),
 )

@@ -6,19 +6,20 @@ in source is not here.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from functools import partial
 from typing import Final, Literal, NamedTuple, TypeAlias
 
-from gradience.rules.config.facts import Facts, about_lora
-from gradience.rules.rule import Observation, Rule, Unknown
+from gradience.rules.config.facts import Facts, LoraRule
+from gradience.rules.rule import Observation, Unknown, cite
 from gradience.schema.config import ConfigSnapshot
-from gradience.schema.findings import Evidence
+from gradience.schema.findings import Evidence, RuleGroup
 from gradience.schema.scalars import Json
 
-SERVE_TABLE = Evidence(
-    source="rules/config/serving.py, a table read from the engines' sources",
-    says="each row names its repository, commit and file; each finding cites its own row",
+SERVE_TABLE = cite(
+    "rules/config/serving.py, a table read from the engines' sources",
+    "each row names its repository, commit and file; each finding cites its own row",
 )
 
 Engine: TypeAlias = Literal["vllm", "lorax", "slora", "llamacpp", "mlx"]
@@ -245,7 +246,7 @@ def _effects(effect: Effect, facts: Facts) -> Iterator[Observation]:
                 f"{ENGINES[fact.engine]} {_VERBS[effect]} {feature.name}: {fact.says}",
                 {"engine": fact.engine, "feature": fact.feature, "effect": effect, "url": fact.source.url},
                 action="convert the adapter to the engine's own format" if fact.feature == "peft_format" else None,
-                evidence=(Evidence(source=str(fact.source), says=fact.says),),
+                evidence=(cite(str(fact.source), fact.says),),
             )
 
 
@@ -260,7 +261,7 @@ def _rank_sizes(facts: Facts) -> Iterator[Observation]:
 def _padded(sizes: RankSizes, rank: int) -> Iterator[Observation]:
     engine, room = ENGINES[sizes.engine], sizes.room_for(rank)
     values = {"engine": sizes.engine, "rank": rank, "room": room}
-    evidence = (Evidence(source=str(sizes.source), says=sizes.says),)
+    evidence = (cite(str(sizes.source), sizes.says),)
     if room is None:
         yield Observation(f"{engine} has no room for rank {rank}", values, severity="warning", evidence=evidence)
     elif room > rank:
@@ -281,74 +282,63 @@ def _settings_of(values: Mapping[str, Json]) -> list[str]:
     return [item.setting for name, item in FEATURES.items() if name == values["feature"]]
 
 
-_ACTION: Final = "train without the feature, or merge the adapter into the base before serving"
-_SCOPE: Final = "the engine's commit named in the evidence; a later one may do otherwise"
-_VERIFY: Final = "load the adapter in the version you serve with, and compare its output with PEFT's on a few prompts"
+@dataclass(frozen=True, kw_only=True)
+class _ServeRule(LoraRule):
+    """A rule on what the engines named by --serve do with an adapter."""
+
+    groups: tuple[RuleGroup, ...] = ("serve",)
+    scope: str = "the engine's commit named in the evidence; a later one may do otherwise"
+    evidence: tuple[Evidence, ...] = (SERVE_TABLE,)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _FeatureRule(_ServeRule):
+    """One of the effects that an engine may have on a feature of the adapter."""
+
+    action: str = "train without the feature, or merge the adapter into the base before serving"
+    verify: str = "load the adapter in the version you serve with, and compare its output with PEFT's on a few prompts"
+    settings: Callable[[Mapping[str, Json]], Iterable[str]] = _settings_of
+
 
 RULES = (
-    Rule(
+    _FeatureRule(
         id="SRV001",
         severity="warning",
         title="an engine refuses the adapter",
-        groups=("serve",),
         condition="an engine named by --serve refuses a feature that the adapter has",
         observe=partial(_effects, "refused"),
-        settings=_settings_of,
         confidence=0.8,
-        evidence=(SERVE_TABLE,),
         rationale="The adapter trains well and cannot be loaded where it is meant to run.",
-        action=_ACTION,
-        scope=_SCOPE,
-        verify=_VERIFY,
-        needs=(about_lora,),
     ),
-    Rule(
+    _FeatureRule(
         id="SRV002",
         severity="warning",
         title="an engine misreads the adapter",
-        groups=("serve",),
         condition="an engine named by --serve loads a feature that the adapter has, and computes something else",
         observe=partial(_effects, "misread"),
-        settings=_settings_of,
         confidence=0.75,
-        evidence=(SERVE_TABLE,),
         rationale="It loads without an error and computes something else than what was trained.",
-        action=_ACTION,
-        scope=_SCOPE,
-        verify=_VERIFY,
-        needs=(about_lora,),
     ),
-    Rule(
+    _FeatureRule(
         id="SRV003",
         severity="warning",
         title="an engine leaves parts of the adapter out",
-        groups=("serve",),
         condition="an engine named by --serve loads the adapter and leaves a part out",
         observe=partial(_effects, "dropped"),
-        settings=_settings_of,
         confidence=0.75,
-        evidence=(SERVE_TABLE,),
         rationale="It loads, and parts of what was trained have no effect.",
-        action=_ACTION,
-        scope=_SCOPE,
-        verify=_VERIFY,
-        needs=(about_lora,),
     ),
-    Rule(
+    _ServeRule(
         id="SRV004",
         severity="info",
         title="a rank between an engine's sizes",
-        groups=("serve",),
         condition="the largest rank lies between the sizes that an engine named by --serve allocates, above all of "
         "them, or above its default",
         observe=_rank_sizes,
         confidence=0.8,
-        evidence=(SERVE_TABLE,),
         rationale="An engine that serves many adapters allocates every slot at one of a few sizes.",
         action="take the size itself as r, or the next below",
-        scope=_SCOPE,
         verify="memory of the engine with and without the adapter",
-        needs=(about_lora,),
         settings=("r", "rank_pattern"),
     ),
 )

@@ -11,10 +11,9 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Final, NamedTuple
 
 from gradience.configs.known import ALIKE, nearest_known
-from gradience.rules.config.facts import Facts, about_lora
-from gradience.rules.rule import Observation, Rule, Threshold, Unknown
+from gradience.rules.config.facts import ConfigRule, Facts, about_lora
+from gradience.rules.rule import Observation, Threshold, Unknown, cite
 from gradience.schema.config import ConfigSnapshot
-from gradience.schema.findings import Evidence
 from gradience.schema.scalars import Json, NonFinite, as_float, real
 
 Number = float | NonFinite | None
@@ -136,35 +135,33 @@ def _misspelt(facts: Facts) -> Iterator[Observation]:
 
 
 RULES = (
-    Rule(
+    ConfigRule(
         id="VAL001",
         severity="error",
         title="value out of range",
-        groups=("config",),
         condition="a value that is not finite, or outside the range in which it has a meaning (lr, r and alpha above "
         "0, dropout and betas from 0 to below 1, counts of at least 1, ...)",
         observe=_value_out_of_range,
         settings=_fields_of,
         confidence=1.0,
-        evidence=(Evidence(source="definition", says="outside the range in which the quantity has a meaning"),),
+        evidence=(cite("definition", "outside the range in which the quantity has a meaning"),),
         rationale="A run with this value fails at start, or trains nothing.",
         action="correct the value",
         scope="every run",
         verify="the library that reads the value refuses it, or one step shows no change",
     ),
-    Rule(
+    ConfigRule(
         id="SEC001",
         severity="warning",
         title="a secret in the configuration",
-        groups=("config",),
         condition="a key that holds a secret is set; its value is not read",
         observe=_secret_set,
         settings=lambda values: [str(values.get("key", ""))],
         confidence=0.95,
         evidence=(
-            Evidence(
-                source="experiment, transformers 5.24; huggingface/transformers#34612",
-                says="training_args.bin is a pickle of the arguments, and hub_token stands in it in clear text",
+            cite(
+                "experiment, transformers 5.24; huggingface/transformers#34612",
+                "training_args.bin is a pickle of the arguments, and hub_token stands in it in clear text",
             ),
         ),
         rationale="The trainer writes its arguments beside every checkpoint, and people upload checkpoints.",
@@ -172,20 +169,19 @@ RULES = (
         scope="every key ending in token, api_key, secret or password, save a tokenizer's",
         verify="search the output folder for the token's first characters",
     ),
-    Rule(
+    ConfigRule(
         id="KEY001",
         severity="warning",
         title="a key that nobody reads",
-        groups=("config",),
         condition="a key that no setting is read from and no list of known keys holds is spelt almost as a known one; "
         "at least {alike} alike",
         observe=_misspelt,
         settings=lambda values: [str(values.get("key", ""))],
         confidence=0.85,
         evidence=(
-            Evidence(
-                source="definition",
-                says="a trainer that takes unknown keys in silence runs with the default of the setting that was meant",
+            cite(
+                "definition",
+                "a trainer that takes unknown keys in silence runs with the default of the setting that was meant",
             ),
         ),
         rationale="The run goes on without the setting, and nothing in its log says so.",

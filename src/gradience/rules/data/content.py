@@ -1,13 +1,107 @@
-"""Rules on what rows hold: rows that cannot be used, empty and repeated answers, duplicates, overlap, broken text."""
+"""Rules on what rows hold: labels, rows that cannot be used, answers, duplicates, overlap and broken text."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
-from gradience.rules.data.rows import counted, share, values
-from gradience.rules.rule import Observation, Rule, Threshold, Unknown
+from gradience.rules.data.rows import DataRule, counted, share, values
+from gradience.rules.rule import Observation, Threshold, Unknown, cite
 from gradience.schema.data import DataReport, Rows
-from gradience.schema.findings import Evidence
+
+MAJORITY = Threshold("majority", 0.9, "share of rows", "proposal: guessing one class is right in 9 of 10")
+FEW_LABELS = Threshold("few_labels", 20, "rows", "proposal: fewer are no sample")
+
+
+def _labelled(data: DataReport) -> str | None:
+    return None if data.labels else "the rows have no label"
+
+
+def _balance(data: DataReport) -> Iterator[Observation]:
+    if data.rows_read < FEW_LABELS.value:
+        raise Unknown(f"{data.rows_read} rows, under {FEW_LABELS.value:g}")
+    if data.labels_total < 2:
+        raise Unknown("one label only (see DAT317)")
+    label, most = next(iter(data.labels.items()))
+    part = most / data.rows_read
+    if part >= MAJORITY.value:
+        yield Observation(
+            f"{part:.0%} of {data.rows_read:,} rows have the label {label}",
+            {"label": label, "rows": most, "share": part, "labels": data.labels_total},
+        )
+
+
+def _range(data: DataReport) -> Iterator[Observation]:
+    rows = data.seen.label_out_of_range
+    if rows.count:
+        bound = f"0 to {data.num_labels - 1}" if data.num_labels else "0 and more"
+        yield Observation(
+            f"{counted(rows, data.rows_read)} have a label outside of {bound}",
+            values(rows, data.rows_read, num_labels=data.num_labels),
+        )
+    elif data.num_labels is None:
+        raise Unknown("the number of classes is not known (num_labels, or --base with its config.json)")
+
+
+def _one_class(data: DataReport) -> Iterator[Observation]:
+    if data.labels_total == 1:
+        label = next(iter(data.labels))
+        yield Observation(
+            f"all {data.rows_read:,} rows have the label {label}", {"label": label, "rows": data.rows_read}
+        )
+
+
+def _classified(data: DataReport) -> str | None:
+    return None if data.trainer == "classification" else "the rows are not classified"
+
+
+_ON_LABELS = (
+    DataRule(
+        id="DAT315",
+        severity="warning",
+        title="unbalanced classes",
+        condition="{majority} of at least {few_labels} rows have one label",
+        observe=_balance,
+        needs=(_labelled,),
+        confidence=0.7,
+        scope="classification and KTO",
+        rationale="Accuracy looks high for a model that always answers the same.",
+        action="weight the classes, or report balanced accuracy or F1",
+        verify="accuracy per class",
+        thresholds=(MAJORITY, FEW_LABELS),
+        evidence=(cite("definition", "rows of the most frequent label over all rows"),),
+    ),
+    DataRule(
+        id="DAT316",
+        severity="error",
+        title="labels out of range",
+        groups=("data", "log"),
+        condition="a label is below 0, or not below the number of classes",
+        observe=_range,
+        needs=(_labelled, _classified),
+        confidence=0.95,
+        scope="classification with whole numbers as labels",
+        rationale="Cross entropy raises on the CPU, and ends a CUDA context with an assertion.",
+        action="set num_labels, or map the labels to 0 and up",
+        verify="max(label) < model.config.num_labels",
+        evidence=(cite("torch 2.13, cross_entropy", "Target out of bounds"),),
+        settings=("num_labels",),
+    ),
+    DataRule(
+        id="DAT317",
+        severity="error",
+        title="one class only",
+        condition="every row has the same label",
+        observe=_one_class,
+        needs=(_labelled,),
+        confidence=0.9,
+        scope="classification and KTO",
+        rationale="The model learns to answer one label; the loss goes to 0 and looks like success.",
+        action="look at how rows were selected: sorted files cut at the front have one class",
+        verify="the labels of the whole file (--samples all)",
+        evidence=(cite("definition", "one label among all rows read"),),
+    ),
+)
+
 
 UNREADABLE_MANY = Threshold("unreadable_many", 0.01, "share of rows", "proposal: trainers stop at the first")
 SAME_ANSWER = Threshold("same_answer", 0.5, "share of answers", "proposal: one answer is right for half of the prompts")
@@ -100,11 +194,11 @@ def _broken_rows(data: DataReport, rows: Rows, what: str) -> Observation:
 
 
 RULES = (
-    Rule(
+    *_ON_LABELS,
+    DataRule(
         id="DAT300",
         severity="warning",
         title="rows cannot be used",
-        groups=("data",),
         condition="a row cannot be read, or is not of the data set's format; from {unreadable_many} of the rows: error",
         observe=_unreadable,
         confidence=0.9,
@@ -113,13 +207,12 @@ RULES = (
         action="correct or remove these rows",
         verify="their lines",
         thresholds=(UNREADABLE_MANY,),
-        evidence=(Evidence(source="definition", says="the format is that of the first usable row"),),
+        evidence=(cite("definition", "the format is that of the first usable row"),),
     ),
-    Rule(
+    DataRule(
         id="DAT311",
         severity="warning",
         title="empty answers",
-        groups=("data",),
         condition="an answer holds nothing but white space",
         observe=_empty,
         confidence=0.8,
@@ -127,13 +220,12 @@ RULES = (
         rationale="The model learns to answer with nothing.",
         action="remove these rows",
         verify="their text (--show-rows)",
-        evidence=(Evidence(source="definition", says="the answer without white space is empty"),),
+        evidence=(cite("definition", "the answer without white space is empty"),),
     ),
-    Rule(
+    DataRule(
         id="DAT312",
         severity="warning",
         title="one answer for many prompts",
-        groups=("data",),
         condition="{same_answer} of at least {same_answer_rows} answers are the same text",
         observe=_constant,
         confidence=0.7,
@@ -142,9 +234,9 @@ RULES = (
         action="look whether a column was filled with a constant",
         verify="the most frequent answers",
         thresholds=(SAME_ANSWER, SAME_ANSWER_ROWS),
-        evidence=(Evidence(source="definition", says="rows of the most frequent answer over all answers"),),
+        evidence=(cite("definition", "rows of the most frequent answer over all answers"),),
     ),
-    Rule(
+    DataRule(
         id="DAT313",
         severity="info",
         title="duplicate rows",
@@ -158,17 +250,16 @@ RULES = (
         verify="their numbers",
         thresholds=(DUPLICATES_SOME, DUPLICATES_MANY),
         evidence=(
-            Evidence(
-                source="Lee et al. 2022, arXiv 2107.06499",
-                says="models trained on deduplicated text emit memorised text ten times less often",
+            cite(
+                "Lee et al. 2022, arXiv 2107.06499",
+                "models trained on deduplicated text emit memorised text ten times less often",
             ),
         ),
     ),
-    Rule(
+    DataRule(
         id="DAT314",
         severity="warning",
         title="the evaluation set is inside the training set",
-        groups=("data",),
         condition="an evaluation row stands in the training set, exactly or nearly; from {overlap_many}: error",
         observe=_overlap,
         confidence=0.9,
@@ -177,13 +268,12 @@ RULES = (
         action="remove these rows from one of the sets",
         verify="the evaluation loss on the other rows",
         thresholds=(OVERLAP_MANY,),
-        evidence=(Evidence(source="benchmarks/data.py", says="what MinHash finds and misses: docs/data.md"),),
+        evidence=(cite("benchmarks/data.py", "what MinHash finds and misses: docs/data.md"),),
     ),
-    Rule(
+    DataRule(
         id="DAT318",
         severity="info",
         title="broken text",
-        groups=("data",),
         condition="a row holds U+FFFD, or UTF-8 decoded as Latin-1; from {broken_many} of the rows: warning",
         observe=_broken,
         confidence=0.75,
@@ -192,6 +282,6 @@ RULES = (
         action="read the source as UTF-8 again",
         verify="the text of these rows (--show-rows)",
         thresholds=(BROKEN_MANY,),
-        evidence=(Evidence(source="Unicode 16, U+FFFD", says="stands for what could not be decoded"),),
+        evidence=(cite("Unicode 16, U+FFFD", "stands for what could not be decoded"),),
     ),
 )

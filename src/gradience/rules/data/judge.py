@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Final
 
-from gradience.rules.data import content, labels, supervision, tokens
+from gradience.rules.data import content, supervision, tokens
 from gradience.rules.rule import Rule
 from gradience.schema.data import DataReport
 
 DATA_RULES: Final[tuple[Rule[DataReport], ...]] = tuple(
-    sorted((*supervision.RULES, *tokens.RULES, *content.RULES, *labels.RULES), key=lambda rule: rule.id)
+    sorted((*supervision.RULES, *tokens.RULES, *content.RULES), key=lambda rule: rule.id)
 )

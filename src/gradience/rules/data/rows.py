@@ -2,8 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
+from gradience.rules.rule import Rule
 from gradience.schema.data import DataReport, Rows
+from gradience.schema.findings import RuleGroup
 from gradience.schema.scalars import Json
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataRule(Rule[DataReport]):
+    """A rule that `gradience check --data` applies to a data set."""
+
+    groups: tuple[RuleGroup, ...] = ("data",)
 
 
 def share(rows: Rows, of: int) -> float:

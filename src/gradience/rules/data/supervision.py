@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from gradience.rules.data.rows import counted, of_tokens, share, values
+from gradience.rules.data.rows import DataRule, counted, of_tokens, share, values
 from gradience.rules.evidence import ALL_MASKED
-from gradience.rules.rule import Observation, Rule, Threshold, Unknown
+from gradience.rules.rule import Observation, Threshold, Unknown, cite
 from gradience.schema.data import DataReport
-from gradience.schema.findings import Evidence
 
 FEW_SUPERVISED = Threshold(
     "few_supervised", 0.02, "share of kept tokens", "proposal: 1 of 50 tokens paid for is learnt"
@@ -18,13 +17,13 @@ PROMPT_TAUGHT = Threshold(
     "prompt_taught", 0.5, "share of rows", "proposal: a few rows without a prompt are no wrong setting"
 )
 MASKED_END = Threshold("masked_end", 0.5, "share of whole answers", "proposal: half of the answers")
-NO_MARKERS = Evidence(
-    source="huggingface/trl#4201; marin-community/marin#7237",
-    says="stock templates have no generation block: assistant_only_loss masks every token",
+NO_MARKERS = cite(
+    "huggingface/trl#4201; marin-community/marin#7237",
+    "stock templates have no generation block: assistant_only_loss masks every token",
 )
-TRL_REFUSES = Evidence(
-    source="TRL 1.16, chat_template_utils.get_training_chat_template",
-    says="replaces the stock templates that it knows, and raises ValueError for any other",
+TRL_REFUSES = cite(
+    "TRL 1.16, chat_template_utils.get_training_chat_template",
+    "replaces the stock templates that it knows, and raises ValueError for any other",
 )
 
 
@@ -135,7 +134,7 @@ def _pad_is_end(data: DataReport) -> Iterator[Observation]:
 
 
 RULES = (
-    Rule(
+    DataRule(
         id="DAT301",
         severity="error",
         title="rows without a supervised token",
@@ -152,11 +151,10 @@ RULES = (
         evidence=(ALL_MASKED,),
         settings=("assistant_only_loss", "completion_only_loss", "train_on_inputs", "train_on_prompt"),
     ),
-    Rule(
+    DataRule(
         id="DAT302",
         severity="error",
         title="template without generation markers under an assistant-only loss",
-        groups=("data",),
         condition="loss on the assistant's turns by TRL, and the chat template has no generation block",
         observe=_no_markers,
         needs=(of_tokens,),
@@ -169,7 +167,7 @@ RULES = (
         evidence=(NO_MARKERS, TRL_REFUSES),
         settings=("assistant_only_loss",),
     ),
-    Rule(
+    DataRule(
         id="DAT303",
         severity="info",
         title="few tokens are supervised",
@@ -183,13 +181,12 @@ RULES = (
         action="shorten prompts, join turns of one conversation into a row, or raise the batch size",
         verify="the same run with longer answers, or twice the batch",
         thresholds=(FEW_SUPERVISED,),
-        evidence=(Evidence(source="definition", says="supervised tokens over tokens after the cut"),),
+        evidence=(cite("definition", "supervised tokens over tokens after the cut"),),
     ),
-    Rule(
+    DataRule(
         id="DAT304",
         severity="warning",
         title="the prompt is supervised against the setting",
-        groups=("data",),
         condition="the loss is set on answers only, and every token is supervised in {prompt_taught} of the rows",
         observe=_prompt_supervised,
         needs=(of_tokens,),
@@ -200,14 +197,14 @@ RULES = (
         verify="decode the supervised tokens of a row",
         thresholds=(PROMPT_TAUGHT,),
         evidence=(
-            Evidence(
-                source="TRL 1.16, SFTTrainer._prepare_dataset",
-                says="completion_only_loss acts on a completion mask, which only prompt/completion rows get",
+            cite(
+                "TRL 1.16, SFTTrainer._prepare_dataset",
+                "completion_only_loss acts on a completion mask, which only prompt/completion rows get",
             ),
         ),
         settings=("completion_only_loss", "assistant_only_loss"),
     ),
-    Rule(
+    DataRule(
         id="DAT307",
         severity="error",
         title="the end token is not learnt",
@@ -223,18 +220,17 @@ RULES = (
         verify="generate from the adapter: answers run to max_new_tokens",
         thresholds=(END_SELDOM,),
         evidence=(
-            Evidence(
-                source="TRL 1.16, is_chat_template_stop_token_trained",
-                says="a template can leave the end of turn out of the mask; the loss still looks healthy",
+            cite(
+                "TRL 1.16, is_chat_template_stop_token_trained",
+                "a template can leave the end of turn out of the mask; the loss still looks healthy",
             ),
         ),
         settings=("eos_token",),
     ),
-    Rule(
+    DataRule(
         id="DAT308",
         severity="error",
         title="pad and end token are one, and the end is masked with the padding",
-        groups=("data",),
         condition="pad is end token, and labels mask the end of {masked_end} of the answers; without labels: warning",
         observe=_pad_is_end,
         needs=(of_tokens,),
@@ -245,9 +241,9 @@ RULES = (
         verify="labels at the position of the end token: -100",
         thresholds=(MASKED_END,),
         evidence=(
-            Evidence(
-                source="transformers 5.24, DataCollatorForLanguageModeling",
-                says="without mlm, labels are input_ids with every pad_token_id set to -100",
+            cite(
+                "transformers 5.24, DataCollatorForLanguageModeling",
+                "without mlm, labels are input_ids with every pad_token_id set to -100",
             ),
         ),
         settings=("pad_token",),

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from gradience.rules.data.rows import counted, of_tokens, share, values
-from gradience.rules.rule import Observation, Rule, Threshold, Unknown, few
+from gradience.rules.data.rows import DataRule, counted, of_tokens, share, values
+from gradience.rules.rule import Observation, Threshold, Unknown, cite, few
 from gradience.schema.data import DataReport
-from gradience.schema.findings import Evidence
 
 CUT_MANY = Threshold("cut_many", 0.05, "share of rows", "proposal: the limit that keeps 95 % is the usual choice")
 LOST_MANY = Threshold("lost_many", 0.05, "share of rows", "proposal: 1 of 20 answers is not learnt at all")
@@ -15,9 +14,9 @@ OUTLIER = Threshold("outlier", 20.0, "longest over median length", "proposal: re
 OUTLIER_LENGTH = Threshold("outlier_length", 512, "tokens", "proposal: shorter ones cost little")
 PADDING = Threshold("padding", 0.5, "share of a batch's tokens", "proposal: half of the compute goes into padding")
 DOUBLE = Threshold("double", 0.01, "share of rows", "proposal: a text may begin so by chance")
-TRL_CUT = Evidence(
-    source="TRL 1.16, SFTTrainer, DPOTrainer, RewardTrainer",
-    says="SFT and DPO keep the first max_length tokens, and drop a row whose answer is gone; reward drops longer rows",
+TRL_CUT = cite(
+    "TRL 1.16, SFTTrainer, DPOTrainer, RewardTrainer",
+    "SFT and DPO keep the first max_length tokens, and drop a row whose answer is gone; reward drops longer rows",
 )
 
 
@@ -105,7 +104,7 @@ def _padding(data: DataReport) -> Iterator[Observation]:
 
 
 RULES = (
-    Rule(
+    DataRule(
         id="DAT305",
         severity="info",
         title="rows are cut by the length limit",
@@ -122,11 +121,10 @@ RULES = (
         evidence=(TRL_CUT,),
         settings=("max_length",),
     ),
-    Rule(
+    DataRule(
         id="DAT306",
         severity="warning",
         title="answers are cut off",
-        groups=("data",),
         condition="the limit removes supervised tokens of a row; whole answers in {lost_many} of the rows: error",
         observe=_answers_cut,
         needs=(_limit,),
@@ -139,11 +137,10 @@ RULES = (
         evidence=(TRL_CUT,),
         settings=("max_length",),
     ),
-    Rule(
+    DataRule(
         id="DAT309",
         severity="warning",
         title="two BOS tokens",
-        groups=("data",),
         condition="{double} of the rows begin with the BOS token twice",
         observe=_double_bos,
         confidence=0.85,
@@ -154,17 +151,16 @@ RULES = (
         verify="the first two ids of a row",
         thresholds=(DOUBLE,),
         evidence=(
-            Evidence(
-                source="transformers docs, chat_templating",
-                says="a rendered template holds its special tokens: tokenise it with add_special_tokens=False",
+            cite(
+                "transformers docs, chat_templating",
+                "a rendered template holds its special tokens: tokenise it with add_special_tokens=False",
             ),
         ),
     ),
-    Rule(
+    DataRule(
         id="DAT310",
         severity="warning",
         title="control tokens of the template are not in the tokenizer",
-        groups=("data",),
         condition="a control token written in the template is several tokens, or unknown, to this tokenizer",
         observe=_split,
         confidence=0.85,
@@ -172,13 +168,12 @@ RULES = (
         rationale="The base has no such token: turns are marked by pieces of text, and no one token ends a turn.",
         action="use the template of this tokenizer, or add the tokens and train their embedding rows",
         verify="tokenizer.tokenize of the token",
-        evidence=(Evidence(source="definition", says="the tokenizer's ids of each control token in the template"),),
+        evidence=(cite("definition", "the tokenizer's ids of each control token in the template"),),
     ),
-    Rule(
+    DataRule(
         id="DAT319",
         severity="info",
         title="outliers in length",
-        groups=("data",),
         condition="the longest sequence is over {outlier} times the median and over {outlier_length} tokens",
         observe=_outlier,
         confidence=0.6,
@@ -187,9 +182,9 @@ RULES = (
         action="look at the longest rows",
         verify="their text",
         thresholds=(OUTLIER, OUTLIER_LENGTH),
-        evidence=(Evidence(source="definition", says="the longest over the median length"),),
+        evidence=(cite("definition", "the longest over the median length"),),
     ),
-    Rule(
+    DataRule(
         id="DAT320",
         severity="info",
         title="batches are mostly padding",
@@ -203,7 +198,7 @@ RULES = (
         action="group by length, or pack",
         verify="tokens per second of both",
         thresholds=(PADDING,),
-        evidence=(Evidence(source="definition", says="one minus tokens over rows times the longest, batch by batch"),),
+        evidence=(cite("definition", "one minus tokens over rows times the longest, batch by batch"),),
         settings=("packing", "batch_size"),
     ),
 )

@@ -14,7 +14,7 @@ from gradience.rules.evidence import (
     UTILIZATION,
 )
 from gradience.rules.joins.correlation import Correlation, Message, Needs
-from gradience.schema.findings import Evidence
+from gradience.rules.rule import cite
 
 JOINS: Final[tuple[Correlation, ...]] = (
     Correlation(
@@ -28,9 +28,7 @@ JOINS: Final[tuple[Correlation, ...]] = (
             Message(("log", "weights"), "The log is not of this adapter: {differs}."),
         ),
         confidence=0.85,
-        evidence=(
-            Evidence(source="the weights file", says="rank and names of the modules are those of the factors stored"),
-        ),
+        evidence=(cite("the weights file", "rank and names of the modules are those of the factors stored"),),
         rationale="Findings that join files of two runs explain neither.",
         action="Give the sources of one run with --run, --adapter and --config; else see what was saved over what.",
         scope="plain LoRA; ranks that a conversion doubles (PiSSA and its kin) are left out",
@@ -87,9 +85,8 @@ JOINS: Final[tuple[Correlation, ...]] = (
         ),
         confidence=0.7,
         evidence=(
-            Evidence(
-                source="PEFT, tuners_utils (0.21)",
-                says="target_modules that match nothing raise only where none of them matches",
+            cite(
+                "PEFT, tuners_utils (0.21)", "target_modules that match nothing raise only where none of them matches"
             ),
             NEMOTRON,
         ),

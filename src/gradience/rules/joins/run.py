@@ -21,15 +21,12 @@ from gradience.rules.evidence import (
 from gradience.rules.joins import files
 from gradience.rules.joins.correlation import Correlation, Message, Needs
 from gradience.rules.joins.symptoms import EXPLODED_RMS, FEW_LAYERS, MANY_LAYERS, TINY_RMS
-from gradience.rules.rule import Threshold
-from gradience.schema.findings import Evidence
+from gradience.rules.rule import Threshold, cite
 
 TIED = Threshold("tied", 1.0, "noise of one evaluation", "one-standard-error rule, Breiman et al., CART, 1984")
 MID_RUN = Threshold("mid_run", 0.9, "step of the weights over the last step logged", "a judgement")
-SIZES = Evidence(
-    source="heuristic; adapters at hand", says="an update's entries are 1e-4 to 3e-3 in size in trained adapters"
-)
-ZERO_B = Evidence(source="LoRA, arXiv 2106.09685; PEFT's default", says="B starts at zero: before a step s B A is zero")
+SIZES = cite("heuristic; adapters at hand", "an update's entries are 1e-4 to 3e-3 in size in trained adapters")
+ZERO_B = cite("LoRA, arXiv 2106.09685; PEFT's default", "B starts at zero: before a step s B A is zero")
 
 _NO_UPDATE: Final = frozenset({"untrained", "near_untrained"})
 _VALUES_THAT_STOP: Final = frozenset({"lr", "lora_alpha", "max_steps", "epochs"})
@@ -201,18 +198,18 @@ JOINS: Final[tuple[Correlation, ...]] = (
         confidence=0.85,
         evidence=(
             PRECHELT,
-            Evidence(
-                source="one-standard-error rule, Breiman et al., Classification and Regression Trees, 1984",
-                says="results within one standard error of the best cannot be told from it",
+            cite(
+                "one-standard-error rule, Breiman et al., Classification and Regression Trees, 1984",
+                "results within one standard error of the best cannot be told from it",
             ),
-            Evidence(
-                source="heuristic",
-                says="evaluations of one set share its examples, so what tells two apart is how their losses jump "
+            cite(
+                "heuristic",
+                "evaluations of one set share its examples, so what tells two apart is how their losses jump "
                 "about, seen in second differences, and not the error that other examples would bring",
             ),
-            Evidence(
-                source="heuristic",
-                says="the spread of the losses of single examples is not logged: it is taken as their mean, and with "
+            cite(
+                "heuristic",
+                "the spread of the losses of single examples is not logged: it is taken as their mean, and with "
                 "an accuracy p as sqrt(p / (1 - p)) times their mean if that is more",
             ),
         ),

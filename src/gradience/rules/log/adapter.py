@@ -12,8 +12,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 
 from gradience.rules.evidence import ENERGY
-from gradience.rules.log.facts import JUDGEMENT, RunFacts, seen
-from gradience.rules.rule import Observation, Rule, Threshold, Unknown
+from gradience.rules.log.facts import JUDGEMENT, LogRule, RunFacts, seen
+from gradience.rules.rule import Observation, Rule, Threshold, Unknown, cite
 from gradience.rules.weights.health import suggests_ranks
 from gradience.rules.weights.rules import (
     LOW_RANK,
@@ -25,7 +25,6 @@ from gradience.rules.weights.rules import (
     observe_utilization,
     observe_verdict,
 )
-from gradience.schema.findings import Evidence
 from gradience.schema.scalars import Json
 
 IDLE_ENERGY = Threshold("idle_energy", 0.01, "fraction of the update's energy", JUDGEMENT)
@@ -176,19 +175,15 @@ RULES: tuple[Rule[RunFacts], ...] = (
     *(rule.over(partial(_health, rule.id)) for rule in (NON_FINITE, ZERO_UPDATE, RANDOM_LIKE)),
     TOO_LARGE.over(_large),
     LOW_RANK.over(_utilization),
-    Rule(
+    LogRule(
         id="CMP213",
         title="compressible after training",
-        groups=("log",),
         severity="info",
         condition="the audit in the log: nine modules of ten keep 90 % of their energy at a lower rank than theirs",
         observe=_compressible,
         confidence=0.5,
         evidence=(
-            Evidence(
-                source="Eckart-Young",
-                says="no rank-k matrix is closer: the squared error is the energy of what is cut off",
-            ),
+            cite("Eckart-Young", "no rank-k matrix is closer: the squared error is the energy of what is cut off"),
         ),
         rationale="A smaller adapter is cheaper to store and to serve; the rank it was trained with may still have "
         "been needed to get there.",
@@ -196,10 +191,9 @@ RULES: tuple[Rule[RunFacts], ...] = (
         scope="trained LoRA adapters; logs that hold an audit; an error in weights, not in quality",
         verify="Evaluate the compressed adapter on held-out data beside the whole one.",
     ),
-    Rule(
+    LogRule(
         id="TYP214",
         title="modules that carry nothing",
-        groups=("log",),
         severity="info",
         condition="the audit in the log: a type of modules with over {idle_params} of the parameters and under "
         "{idle_energy} of the energy",

@@ -11,12 +11,11 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from typing import Final
 
-from gradience.rules.data import content, labels, supervision, tokens
+from gradience.rules.data import content, supervision, tokens
 from gradience.rules.data.rows import counted
-from gradience.rules.log.facts import RunFacts
-from gradience.rules.rule import Observation, Rule, Threshold, Unknown
+from gradience.rules.log.facts import LogRule, RunFacts
+from gradience.rules.rule import Observation, Rule, Threshold, Unknown, cite
 from gradience.schema.data import Batching, DataReport, Rows, RowsSeen, TokenCounts
-from gradience.schema.findings import Evidence
 from gradience.schema.scalars import Json
 
 AT_LIMIT = Threshold("at_limit", 0.05, "share of rows", "as cut_many of DAT305")
@@ -173,7 +172,7 @@ def _announced(facts: RunFacts) -> Iterator[Observation]:
         )
 
 
-_RULES: Final = {rule.id: rule for rule in (*supervision.RULES, *tokens.RULES, *content.RULES, *labels.RULES)}
+_RULES: Final = {rule.id: rule for rule in (*supervision.RULES, *tokens.RULES, *content.RULES)}
 
 RULES: Final[tuple[Rule[RunFacts], ...]] = (
     _RULES["DAT301"].over(_as_of_data(_RULES["DAT301"].observe), needs=(_supervision,)),
@@ -183,11 +182,10 @@ RULES: Final[tuple[Rule[RunFacts], ...]] = (
     _RULES["DAT313"].over(_repeated, needs=(_recorded,), applies=_is_recorded),
     _RULES["DAT316"].over(_labels, needs=(_recorded,), applies=_is_recorded),
     _RULES["DAT320"].over(_as_of_data(_RULES["DAT320"].observe), needs=(_recorded,), applies=_is_recorded),
-    Rule(
+    LogRule(
         id="DAT321",
         severity="warning",
         title="the batches are not those that the check of the data announced",
-        groups=("log",),
         condition="from {few_rows} rows on, the supervised share differs by over {share_apart}, or tokens of a row by "
         "over {length_apart} of what was announced",
         observe=_announced,
@@ -200,6 +198,6 @@ RULES: Final[tuple[Rule[RunFacts], ...]] = (
         action="check the data with the trainer's own template, loss mode and length limit",
         verify="decode a batch of the trainer",
         thresholds=(SHARE_APART, LENGTH_APART, FEW_ROWS),
-        evidence=(Evidence(source="the log", says="the counts of the `data` event beside those announced"),),
+        evidence=(cite("the log", "the counts of the `data` event beside those announced"),),
     ),
 )

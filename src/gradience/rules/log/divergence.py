@@ -11,12 +11,10 @@ from collections.abc import Iterator, Sequence
 from typing import Final, NamedTuple
 
 from gradience.rules.evidence import DIVERGENCE, TRIAL
-from gradience.rules.log.curve import Bar, excesses, runs_of
-from gradience.rules.log.facts import JUDGEMENT, REAL_RUNS, RunFacts, positive_loss, seen
-from gradience.rules.log.statistics import median, median_error, noise, spread
+from gradience.rules.log.facts import JUDGEMENT, REAL_RUNS, LogRule, RunFacts, positive_loss, seen
+from gradience.rules.log.statistics import Bar, excesses, median, median_error, noise, runs_of, spread
 from gradience.rules.objective import not_under
-from gradience.rules.rule import Observation, Rule, Threshold, Unknown
-from gradience.schema.findings import Evidence
+from gradience.rules.rule import Observation, Rule, Threshold, Unknown, cite
 from gradience.schema.scalars import Severity
 
 SPIKE_K = Threshold("spike_k", 6.0, "median |first difference| of 32 rows, at least 5 % of the level", "spike trial")
@@ -305,10 +303,9 @@ def _above_equal_odds(facts: RunFacts) -> Observation | None:
 
 
 RULES: Final[tuple[Rule[RunFacts], ...]] = (
-    Rule(
+    LogRule(
         id="DIV103",
         title="loss spike",
-        groups=("log",),
         severity="warning",
         condition="over the median of 8 rows by {spike_k} x the median change of 32 rows (at least {spike_floor} of "
         "the level); a warning from {spike_rows} rows running. From {some_rows} to {many_rows} rows: over the 6 before "
@@ -317,14 +314,14 @@ RULES: Final[tuple[Rule[RunFacts], ...]] = (
         needs=(not_under("rl"), positive_loss),
         confidence=0.8,
         evidence=(
-            Evidence(
-                source="spike trial, 200 clean and 200 spiked curves",
-                says="k = 6: 161 found, 4 false alarms; mean + 6 sigma of 128 rows: 135 and 0, and 0 of 200 in logs "
+            cite(
+                "spike trial, 200 clean and 200 spiked curves",
+                "k = 6: 161 found, 4 false alarms; mean + 6 sigma of 128 rows: 135 and 0, and 0 of 200 in logs "
                 "of 60 rows",
             ),
-            Evidence(
-                source="OLMo-core SkipStepOptimizer; llm-foundry KillLossSpike; Lightning SpikeDetection",
-                says="mean + 6 sigma of 128 rows; 2 x the mean of 100 rows, more than 4 in a row; 2 x the mean of 10",
+            cite(
+                "OLMo-core SkipStepOptimizer; llm-foundry KillLossSpike; Lightning SpikeDetection",
+                "mean + 6 sigma of 128 rows; 2 x the mean of 100 rows, more than 4 in a row; 2 x the mean of 10",
             ),
             TRIAL,
         ),
@@ -334,10 +331,9 @@ RULES: Final[tuple[Rule[RunFacts], ...]] = (
         verify="See whether grad_norm jumps in the same rows or just before.",
         thresholds=(SPIKE_K, SPIKE_FLOOR, SPIKE_ROWS, NOISY, MANY_ROWS, SOME_ROWS, SHORT_SPIKE, SHORT_RATIO),
     ),
-    Rule(
+    LogRule(
         id="DIV104",
         title="divergence",
-        groups=("log",),
         severity="error",
         condition="the last fifth is over {diverged_ratio} x the first three rows by {diverged_errors} standard "
         "errors; "
@@ -369,10 +365,9 @@ RULES: Final[tuple[Rule[RunFacts], ...]] = (
             DIVERGED_ROWS,
         ),
     ),
-    Rule(
+    LogRule(
         id="SCL129",
         title="training loss on another scale",
-        groups=("log",),
         severity="warning",
         condition="training loss over {scale_ratio} x the held-out loss and {scale_nats} nats above it, at the first "
         "evaluation and in all of the last half; else a first row over {ln_vocabulary} nats whose second is over "
@@ -381,10 +376,8 @@ RULES: Final[tuple[Rule[RunFacts], ...]] = (
         needs=(not_under("rl", "preference", "reward"), positive_loss),
         confidence=0.85,
         evidence=(
-            Evidence(
-                source="huggingface/transformers#35204", says="losses summed over the accumulation steps, not averaged"
-            ),
-            Evidence(source="definition", says="equal odds over K words cost ln K nats"),
+            cite("huggingface/transformers#35204", "losses summed over the accumulation steps, not averaged"),
+            cite("definition", "equal odds over K words cost ln K nats"),
         ),
         rationale="A loss on another scale cannot be compared with the held-out loss, and steps are as many times "
         "larger "

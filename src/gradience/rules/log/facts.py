@@ -15,14 +15,12 @@ from itertools import islice
 from operator import itemgetter, le
 from typing import Final, NamedTuple, TypeAlias
 
-from gradience.rules.log.curve import Curve, curve_of
-from gradience.rules.log.statistics import FEW_POINTS, Trend, median, moves, noise, trend_of
+from gradience.rules.log.statistics import FEW_POINTS, Curve, Trend, curve_of, median, moves, noise, trend_of
 from gradience.rules.objective import Objective, objective_by_names, objective_of
-from gradience.rules.rule import Threshold, Unknown
+from gradience.rules.rule import Rule, Threshold, Unknown, cite
 from gradience.schema.config import ConfigSnapshot
-from gradience.schema.events import Eval, Metrics
-from gradience.schema.findings import Evidence
-from gradience.schema.logged import TELLING
+from gradience.schema.events import TELLING, Eval, Metrics
+from gradience.schema.findings import Evidence, RuleGroup
 from gradience.schema.reports import BadLine, EvalPoint, GapReading
 from gradience.schema.scalars import Json, as_float
 from gradience.telemetry.series import PROBED, SPECTRAL, LogRecord
@@ -246,6 +244,13 @@ class RunFacts:
         return self.loss.values[max(0, end - count) : max(1, end)]
 
 
+@dataclass(frozen=True, kw_only=True)
+class LogRule(Rule[RunFacts]):
+    """A rule that `gradience monitor` applies to the log of a run."""
+
+    groups: tuple[RuleGroup, ...] = ("log",)
+
+
 def _curve(split: str, events: Mapping[int, Eval]) -> HeldOutCurve:
     steps = sorted(events)
     evals = [events[step] for step in steps]
@@ -271,7 +276,7 @@ def sorted_by_step(series: Series) -> Series:
 
 def seen(*says: str) -> tuple[Evidence, ...]:
     """What was seen in the log, as evidence of an observation."""
-    return tuple(Evidence(source="the log", says=each) for each in says)
+    return tuple(cite("the log", each) for each in says)
 
 
 def positive_loss(facts: RunFacts) -> str | None:

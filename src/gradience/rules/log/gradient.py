@@ -13,15 +13,13 @@ from itertools import groupby, islice
 from typing import Final, NamedTuple
 
 from gradience.rules.evidence import TRIAL
-from gradience.rules.log.curve import Bar, Curve, excesses, runs_of, stands_out
 from gradience.rules.log.divergence import loss_bar
-from gradience.rules.log.facts import JUDGEMENT, RunFacts, seen
+from gradience.rules.log.facts import JUDGEMENT, LogRule, RunFacts, seen
 from gradience.rules.log.numbers import bad_norms, skipped_rows
 from gradience.rules.log.preference import saturated
-from gradience.rules.log.statistics import median
+from gradience.rules.log.statistics import Bar, Curve, excesses, median, runs_of, stands_out
 from gradience.rules.objective import not_under
-from gradience.rules.rule import Observation, Rule, Threshold, Unknown
-from gradience.schema.findings import Evidence
+from gradience.rules.rule import Observation, Rule, Threshold, Unknown, cite
 from gradience.schema.scalars import as_float
 
 JUMP_ROWS = Threshold("jump_rows", 8, "training rows with a gradient norm", "five before a jump, and three in it")
@@ -267,10 +265,9 @@ def _rises(facts: RunFacts) -> Observation | None:
 
 
 RULES: Final[Sequence[Rule[RunFacts]]] = (
-    Rule(
+    LogRule(
         id="GRD107",
         title="exploding gradients",
-        groups=("log",),
         severity="warning",
         condition="over {gradient_ratio} x the median before for {lasting} rows, or over it by {gradient_k} x the "
         "median change of ln(grad_norm) (at least {gradient_floor}) for {lasting} rows; as info, for fewer rows if the "
@@ -278,14 +275,12 @@ RULES: Final[Sequence[Rule[RunFacts]]] = (
         observe=_explosion,
         confidence=0.8,
         evidence=(
-            Evidence(
-                source="63 trainings of a small encoder, 19 of them healthy",
-                says="a jump of one or two rows was seen in all 19, so it says nothing by itself",
+            cite(
+                "63 trainings of a small encoder, 19 of them healthy",
+                "a jump of one or two rows was seen in all 19, so it says nothing by itself",
             ),
-            Evidence(
-                source="Megatron-LM is_unexpectedly_large; ZClip", says="10 x the largest of 100; z-score over 2.5"
-            ),
-            Evidence(source="definition", says="above max_grad_norm only the direction of the gradient is used"),
+            cite("Megatron-LM is_unexpectedly_large; ZClip", "10 x the largest of 100; z-score over 2.5"),
+            cite("definition", "above max_grad_norm only the direction of the gradient is used"),
             TRIAL,
         ),
         rationale="Clipping hides the size of such steps, not their direction; divergence often follows.",
@@ -294,10 +289,9 @@ RULES: Final[Sequence[Rule[RunFacts]]] = (
         verify="See whether the loss rises in the rows after.",
         thresholds=(GRADIENT_K, GRADIENT_FLOOR, GRADIENT_RATIO, LASTING, ANSWER_K, CLIPPED_SHARE, JUMP_ROWS),
     ),
-    Rule(
+    LogRule(
         id="GRD108",
         title="vanishing gradients",
-        groups=("log",),
         severity="warning",
         condition="grad_norm 0, or under {vanished_ratio} of the early median, in {vanished_rows} rows running while "
         "lr > "
@@ -312,19 +306,18 @@ RULES: Final[Sequence[Rule[RunFacts]]] = (
         verify="Audit the adapter: B = 0 means untrained.",
         thresholds=(VANISHED_RATIO, VANISHED_ROWS, MEMORIZED),
     ),
-    Rule(
+    LogRule(
         id="LRS109",
         title="learning rate not as planned",
-        groups=("log",),
         severity="warning",
         condition="lr 0 for {zero_rate_rows} rows (not the end of a decay, nor steps that the scaler skipped), never "
         "{peak_share} of the configured peak, or {risen} x higher again after a decay without a resume",
         observe=_rate,
         confidence=0.85,
         evidence=(
-            Evidence(
-                source="transformers/optimization.py (5.24)",
-                says="schedules warm up once and decay; only *_with_restarts rise again",
+            cite(
+                "transformers/optimization.py (5.24)",
+                "schedules warm up once and decay; only *_with_restarts rise again",
             ),
             TRIAL,
         ),

@@ -15,15 +15,15 @@ from gradience.rules.log.facts import (
     REAL_RUNS,
     UNFINISHED_FALL,
     HeldOutCurve,
+    LogRule,
     RunFacts,
     seen,
 )
 from gradience.rules.log.learning import LEAST_EVALS
 from gradience.rules.log.statistics import median
 from gradience.rules.objective import not_under
-from gradience.rules.rule import Observation, Rule, Threshold, Unknown
+from gradience.rules.rule import Observation, Rule, Threshold, Unknown, cite
 from gradience.schema.events import Eval
-from gradience.schema.findings import Evidence
 from gradience.schema.reports import EvalPoint
 from gradience.schema.scalars import as_float
 
@@ -265,10 +265,9 @@ def _fitting(loss: float, accuracy: float, n: int | None) -> Iterator[int]:
 
 
 RULES: Final[Sequence[Rule[RunFacts]]] = (
-    Rule(
+    LogRule(
         id="OVF110",
         title="overfitting",
-        groups=("log",),
         severity="warning",
         condition="the last {overfit_evals} evaluations are over the best by {overfit_rise} and {eval_noise} x their "
         "noise, while the training loss fell; a warning over {overfit_much}",
@@ -282,17 +281,16 @@ RULES: Final[Sequence[Rule[RunFacts]]] = (
         verify="Compare the task metric of the best checkpoint with that of the last.",
         thresholds=(OVERFIT_RISE, OVERFIT_MUCH, EVAL_NOISE, OVERFIT_EVALS, LEAST_EVALS),
     ),
-    Rule(
+    LogRule(
         id="GAP111",
         title="gap between train and held-out",
-        groups=("log",),
         severity="warning",
         condition="held-out over train perplexity > {loss_gap}, once data repeat",
         observe=_gap,
         needs=(not_under("rl", "preference", "reward"),),
         confidence=0.6,
         evidence=(
-            Evidence(source="project convention", says="gap over 1.5x, that is 0.41 nats; no source for the number"),
+            cite("project convention", "gap over 1.5x, that is 0.41 nats; no source for the number"),
             INSTRUCT_GPT,
         ),
         rationale="A model that fits its training data much better than held-out data has begun to memorize it.",
@@ -301,25 +299,23 @@ RULES: Final[Sequence[Rule[RunFacts]]] = (
         verify="Compare the task metric of the best checkpoint with that of the last.",
         thresholds=(LOSS_GAP,),
     ),
-    Rule(
+    LogRule(
         id="SML113",
         title="few held-out examples",
-        groups=("log",),
         severity="info",
         condition="half-width of the accuracy's 95 % interval > {small_eval}",
         observe=_small_eval,
         confidence=0.95,
-        evidence=(Evidence(source="binomial 95 % interval", says="1.96 sqrt(p (1 - p) / n)"),),
+        evidence=(cite("binomial 95 % interval", "1.96 sqrt(p (1 - p) / n)"),),
         action="Differences smaller than that say nothing; evaluate on more examples before comparing runs.",
         scope="accuracies",
         rationale="An accuracy of few examples moves by points from chance alone.",
         verify="Evaluate the same checkpoint on other examples of the kind: the accuracy moves by as much.",
         thresholds=(SMALL_EVAL,),
     ),
-    Rule(
+    LogRule(
         id="UND126",
         title="ended while getting better",
-        groups=("log",),
         severity="info",
         condition="the last of {least_evals} evaluations or more is the best, and the loss fell over "
         "{unfinished_fall}, and {eval_noise} x its noise, in the last quarter",
@@ -333,10 +329,9 @@ RULES: Final[Sequence[Rule[RunFacts]]] = (
         verify="Train longer, and look where the held-out loss turns.",
         thresholds=(LEAST_EVALS, UNFINISHED_FALL, EVAL_NOISE),
     ),
-    Rule(
+    LogRule(
         id="CHN112",
         title="chance level",
-        groups=("log",),
         severity="warning",
         condition="accuracy under chance plus {chance_z} standard deviations (plus {chance_margin} where n is "
         "unknown), "
@@ -346,7 +341,7 @@ RULES: Final[Sequence[Rule[RunFacts]]] = (
         needs=(not_under("rl", "preference"),),
         confidence=0.85,
         evidence=(
-            Evidence(source="binomial test, one-sided 95 %", says="chance plus 1.64 sqrt(p (1 - p) / n)"),
+            cite("binomial test, one-sided 95 %", "chance plus 1.64 sqrt(p (1 - p) / n)"),
             KARPATHY,
         ),
         rationale="At chance level no other number about this run means much.",

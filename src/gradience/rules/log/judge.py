@@ -14,7 +14,6 @@ from gradience.rules.log import (
     data,
     divergence,
     gradient,
-    guard,
     held_out,
     learning,
     numbers,
@@ -37,7 +36,7 @@ DETECTORS: Final[tuple[Rule[RunFacts], ...]] = (
     *preference.RULES,
     *rewards.RULES,
     *record.RULES,
-    *guard.RULES,
+    *record.GUARD_RULES,
     *adapter.RULES,
     *data.RULES,
 )

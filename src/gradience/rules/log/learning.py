@@ -13,7 +13,6 @@ from itertools import pairwise
 from typing import Final, NamedTuple
 
 from gradience.rules.evidence import KARPATHY, NEMOTRON, TRIAL
-from gradience.rules.log.curve import thin
 from gradience.rules.log.divergence import divergence
 from gradience.rules.log.facts import (
     EVAL_NOISE,
@@ -21,14 +20,24 @@ from gradience.rules.log.facts import (
     MOVED,
     REAL_RUNS,
     HeldOutCurve,
+    LogRule,
     RunFacts,
     positive_loss,
     seen,
 )
 from gradience.rules.log.numbers import bad_norms, skipped_rows
-from gradience.rules.log.statistics import FEW_POINTS, Trend, mann_kendall, mean_error, median, median_error, theil_sen
+from gradience.rules.log.statistics import (
+    FEW_POINTS,
+    Trend,
+    mann_kendall,
+    mean_error,
+    median,
+    median_error,
+    theil_sen,
+    thin,
+)
 from gradience.rules.objective import not_under
-from gradience.rules.rule import Observation, Rule, Threshold, Unknown
+from gradience.rules.rule import Observation, Rule, Threshold, Unknown, cite
 from gradience.schema.findings import Evidence
 
 ALPHA = Threshold("alpha", 0.01, "one-sided p of the order of the rows", "1 of 100 flat logs")
@@ -295,10 +304,9 @@ def _idle(facts: RunFacts, row: int) -> bool:
 
 
 RULES: Final[Sequence[Rule[RunFacts]]] = (
-    Rule(
+    LogRule(
         id="NOL106",
         title="no learning",
-        groups=("log",),
         severity="warning",
         condition="held-out loss falls by under {held_still} from first to best and training loss not surely; or the "
         "learning rate is under {tiny_rate} and the loss fell by under {tiny_fall}; or, from {still_rows} rows on, the "
@@ -331,10 +339,9 @@ RULES: Final[Sequence[Rule[RunFacts]]] = (
             EVAL_NOISE,
         ),
     ),
-    Rule(
+    LogRule(
         id="PLT105",
         title="plateau",
-        groups=("log",),
         severity="info",
         condition="over the last 30, 50 or 65 % of the rows the loss falls by {flat} x span / 30 % at most, by the "
         "95 % "
@@ -344,8 +351,8 @@ RULES: Final[Sequence[Rule[RunFacts]]] = (
         needs=(not_under("rl"), positive_loss),
         confidence=0.5,
         evidence=(
-            Evidence(source="torch ReduceLROnPlateau", says="no relative improvement over 1e-4 in 10 checks"),
-            Evidence(source="Sen 1968", says="an interval of the median slope from the order of the slopes of pairs"),
+            cite("torch ReduceLROnPlateau", "no relative improvement over 1e-4 in 10 checks"),
+            cite("Sen 1968", "an interval of the median slope from the order of the slopes of pairs"),
             TRIAL,
         ),
         rationale="Steps on a plateau cost as much as others; flat is also what a finished run looks like.",

@@ -14,10 +14,9 @@ from operator import sub
 from typing import Final
 
 from gradience.rules.evidence import MASKED, NAN_TRL
-from gradience.rules.log.facts import JUDGEMENT, RunFacts, last_part, seen
+from gradience.rules.log.facts import JUDGEMENT, LogRule, RunFacts, last_part, seen
 from gradience.rules.log.statistics import median
-from gradience.rules.rule import Observation, Rule, Threshold, Unknown
-from gradience.schema.findings import Evidence
+from gradience.rules.rule import Observation, Rule, Threshold, Unknown, cite
 from gradience.schema.scalars import Severity, as_float
 
 MASKED_FALL = Threshold("masked_fall", 0.15, "fraction of the loss just before", "transformers 5.24: 4.15 to 3.33 seen")
@@ -228,30 +227,25 @@ def _falls(facts: RunFacts, fallen: Sequence[int]) -> Observation:
     )
 
 
-NON_FINITE = Rule(
+NON_FINITE = LogRule(
     id="NUM101",
     title="not a number",
-    groups=("log",),
     severity="error",
     condition="a loss, held-out loss or gradient norm is NaN or infinite; gradient norms alone, one or several single "
     "ones under fp16, are info (skipped steps); those of NUM131 are not counted",
     observe=_non_finite,
     confidence=0.95,
     evidence=(
-        Evidence(
-            source="Composer NaNMonitor; Keras TerminateOnNaN; Lightning check_finite",
-            says="a loss that is not finite: stop",
-        ),
+        cite("Composer NaNMonitor; Keras TerminateOnNaN; Lightning check_finite", "a loss that is not finite: stop"),
     ),
     action="Go back to a checkpoint before it; look at the learning rate, the precision and the data there.",
     scope="any run",
     verify="Audit the adapter: non-finite weights confirm it.",
 )
 
-MASKED_NAN = Rule(
+MASKED_NAN = LogRule(
     id="NUM102",
     title="masked NaN",
-    groups=("log",),
     severity="error",
     condition="loss exactly 0.0 where the gradient is not finite, or 0 too, or in 2 rows without a logged gradient "
     "after losses over {rounds_to_zero}; or a loss over {masked_fall} under the rows before it where the gradient is "
@@ -267,10 +261,9 @@ MASKED_NAN = Rule(
     thresholds=(MASKED_FALL, ROUNDS_TO_ZERO),
 )
 
-SKIPPED = Rule(
+SKIPPED = LogRule(
     id="NUM131",
     title="steps skipped by the gradient scaler",
-    groups=("log",),
     severity="info",
     condition="the gradient norm is not finite and the learning rate stood still (in rows of several steps: moved by "
     "{stood_still} of a step's share less) in {skips_shown} of those rows and more, while it moved elsewhere; a "
@@ -278,9 +271,9 @@ SKIPPED = Rule(
     observe=_skipped,
     confidence=0.9,
     evidence=(
-        Evidence(
-            source="torch.amp.GradScaler; transformers Trainer (5.24)",
-            says="a step whose gradients overflow is left out, and the scheduler is not stepped",
+        cite(
+            "torch.amp.GradScaler; transformers Trainer (5.24)",
+            "a step whose gradients overflow is left out, and the scheduler is not stepped",
         ),
     ),
     rationale="Nothing is broken: the scaler lowers its factor until gradients fit into fp16.",

@@ -7,11 +7,10 @@ from collections.abc import Sequence
 from typing import Final
 
 from gradience.rules.evidence import NEMOTRON, TRIAL
-from gradience.rules.log.facts import JUDGEMENT, REAL_RUNS, RunFacts, column, last_part, seen
+from gradience.rules.log.facts import JUDGEMENT, REAL_RUNS, LogRule, RunFacts, column, last_part, seen
 from gradience.rules.log.statistics import mann_kendall, mean_error, median, median_error, noise
 from gradience.rules.objective import only_under
-from gradience.rules.rule import Observation, Rule, Threshold, Unknown
-from gradience.schema.findings import Evidence
+from gradience.rules.rule import Observation, Rule, Threshold, Unknown, cite
 
 FEW_ROWS = Threshold("few_rows", 3, "rows that logged it", "a mean of fewer is no level")
 MANY_ROWS = Threshold("many_rows", 20, "rows that logged it", "below it the order of the rows is tested instead")
@@ -112,10 +111,9 @@ def _saturated(facts: RunFacts) -> Observation | None:
 
 
 RULES: Final[Sequence[Rule[RunFacts]]] = (
-    Rule(
+    LogRule(
         id="PRF119",
         title="preferences not told apart",
-        groups=("log",),
         severity="warning",
         condition="second half: rewards/accuracies within {separated} (or 2 standard errors) of one half, and a margin "
         "not {surely} standard errors over 0; where the accuracy's error is over {separation_error}, a margin not "
@@ -130,10 +128,9 @@ RULES: Final[Sequence[Rule[RunFacts]]] = (
         verify="Reward accuracy on held-out pairs.",
         thresholds=(SEPARATED, SURELY, SEPARATION_ERROR, MARGIN_ERROR, MARGIN_STILL, SEPARATION_ROWS),
     ),
-    Rule(
+    LogRule(
         id="PRF120",
         title="chosen answers less likely",
-        groups=("log",),
         severity="info",
         condition="rewards/chosen fell by {chosen_fall} or more, and {chosen_errors} standard errors; under "
         "{many_rows} "
@@ -142,9 +139,9 @@ RULES: Final[Sequence[Rule[RunFacts]]] = (
         applies=only_under("preference"),
         confidence=0.5,
         evidence=(
-            Evidence(
-                source="Smaug/DPO-Positive, arXiv 2402.13228 (abstract)",
-                says="DPO can lower the likelihood of the chosen answer as long as the margin grows",
+            cite(
+                "Smaug/DPO-Positive, arXiv 2402.13228 (abstract)",
+                "DPO can lower the likelihood of the chosen answer as long as the margin grows",
             ),
             TRIAL,
         ),
@@ -154,20 +151,16 @@ RULES: Final[Sequence[Rule[RunFacts]]] = (
         verify="Log-probability of chosen answers on held-out pairs.",
         thresholds=(CHOSEN_FALL, CHOSEN_ERRORS, CHOSEN_ROWS, MANY_ROWS, ALPHA),
     ),
-    Rule(
+    LogRule(
         id="PRF121",
         title="starts away from the reference",
-        groups=("log",),
         severity="info",
         condition="a margin over {start_margin} within the first {start_step} steps; not for ORPO and CPO",
         observe=_start,
         applies=only_under("preference"),
         confidence=0.5,
         evidence=(
-            Evidence(
-                source="DPO, arXiv 2305.18290 (the loss)",
-                says="-log sigmoid(0) = ln 2 where policy and reference are the same",
-            ),
+            cite("DPO, arXiv 2305.18290 (the loss)", "-log sigmoid(0) = ln 2 where policy and reference are the same"),
             TRIAL,
         ),
         rationale="The reference is then not the model that training began with, as it mostly should be.",
@@ -176,10 +169,9 @@ RULES: Final[Sequence[Rule[RunFacts]]] = (
         verify="Rewards of both answers before the first step should be 0.",
         thresholds=(START_MARGIN, START_STEP),
     ),
-    Rule(
+    LogRule(
         id="PRF130",
         title="preferences saturated",
-        groups=("log",),
         severity="warning",
         condition="in the last quarter the loss is {saturated_loss} at most and rewards/margins {saturated_margin} at "
         "least (medians), from {few_rows} rows on",
@@ -187,11 +179,11 @@ RULES: Final[Sequence[Rule[RunFacts]]] = (
         applies=only_under("preference"),
         confidence=0.85,
         evidence=(
-            Evidence(
-                source="a published DPO run",
-                says="loss 0.693 to 0.0, margin 0 to 141, accuracy 1.0, gradient norm 1.7e-8 and finite",
+            cite(
+                "a published DPO run",
+                "loss 0.693 to 0.0, margin 0 to 141, accuracy 1.0, gradient norm 1.7e-8 and finite",
             ),
-            Evidence(source="definition", says="-ln sigmoid(margin): 0.018 at 4, its slope too"),
+            cite("definition", "-ln sigmoid(margin): 0.018 at 4, its slope too"),
         ),
         rationale="Beyond that margin the loss has no gradient: later steps only pull the policy from its reference.",
         action="Lower the learning rate or raise beta, and take an earlier checkpoint.",

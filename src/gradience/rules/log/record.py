@@ -1,4 +1,4 @@
-"""END114 to GAP118: whether the log itself is whole, and holds enough to see small effects in."""
+"""END114 to GAP118 on whether the log is whole and shows small effects; GUA150 on what a guard did to the run."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from typing import Final
 
 from gradience.rules.evidence import LOGGING_DEFAULT
-from gradience.rules.log.facts import JUDGEMENT, RunFacts, seen
+from gradience.rules.log.facts import JUDGEMENT, LogRule, RunFacts, seen
 from gradience.rules.log.statistics import median
-from gradience.rules.rule import Observation, Rule, Threshold
-from gradience.schema.findings import Evidence
+from gradience.rules.rule import Observation, Rule, Threshold, cite, few
+from gradience.schema.events import Metrics
 
 FEW_ROWS = Threshold("few_rows", 20, "training rows", "a judgement: small effects are lost in the noise of fewer")
 REPLAY_DIFFERENCE = Threshold(
@@ -18,9 +18,7 @@ REPLAY_DIFFERENCE = Threshold(
 )
 REPLAY_ROWS = Threshold("replay_rows", 3, "steps logged before and after", JUDGEMENT)
 
-_SEQUENCE: Final = Evidence(
-    source="the recorder", says="seq counts the lines of one session; one writer holds the log's lock"
-)
+_SEQUENCE: Final = cite("the recorder", "seq counts the lines of one session; one writer holds the log's lock")
 
 
 _BAD_ENDS: Final = {"error": "ended with an error", "aborted": "was aborted", "interrupted": "was interrupted"}
@@ -149,10 +147,9 @@ def _sparse(facts: RunFacts) -> Observation | None:
 
 
 RULES: Final[Sequence[Rule[RunFacts]]] = (
-    Rule(
+    LogRule(
         id="END114",
         title="no regular end",
-        groups=("log",),
         severity="warning",
         condition="the log has no run_end, or one with the status error (an error), aborted or interrupted",
         observe=_no_end,
@@ -161,18 +158,15 @@ RULES: Final[Sequence[Rule[RunFacts]]] = (
         scope="any log",
         verify="Look for the process, and whether the log still grows.",
     ),
-    Rule(
+    LogRule(
         id="TRN115",
         title="torn, invalid or missing lines",
-        groups=("log",),
         severity="warning",
         condition="lines that are torn, are no events, or are missing from the count; one torn last line is info",
         observe=_bad_lines,
         confidence=1.0,
         evidence=(
-            Evidence(
-                source="the recorder", says="one event is one write: only a kill, a full disk or a second writer tears"
-            ),
+            cite("the recorder", "one event is one write: only a kill, a full disk or a second writer tears"),
             _SEQUENCE,
         ),
         action="Run 'gradience validate' on the log: corruption, or two writers in one file.",
@@ -180,19 +174,18 @@ RULES: Final[Sequence[Rule[RunFacts]]] = (
         rationale="The content of those lines is missing from every number of this report.",
         verify="'gradience validate' names each line, and what is wrong with it.",
     ),
-    Rule(
+    LogRule(
         id="RES116",
         title="resumed",
-        groups=("log",),
         severity="info",
         condition="the log says that it was resumed; a warning where replayed losses differ by over "
         "{replay_difference} in the median of {replay_rows} steps and more",
         observe=_resumed,
         confidence=1.0,
         evidence=(
-            Evidence(
-                source="transformers, ignore_data_skip; TensorBoard's purge of restarted steps",
-                says="a resumed run sees the same data at the same step, so the same loss, unless set otherwise",
+            cite(
+                "transformers, ignore_data_skip; TensorBoard's purge of restarted steps",
+                "a resumed run sees the same data at the same step, so the same loss, unless set otherwise",
             ),
         ),
         action="Nothing to do: rows that the resume superseded are not counted.",
@@ -200,10 +193,9 @@ RULES: Final[Sequence[Rule[RunFacts]]] = (
         verify="Compare the losses of the steps that were run twice.",
         thresholds=(REPLAY_DIFFERENCE, REPLAY_ROWS),
     ),
-    Rule(
+    LogRule(
         id="DUP117",
         title="duplicate or interleaved rows",
-        groups=("log",),
         severity="warning",
         condition="a step twice in one session, steps that go back, or two processes in one log",
         observe=_duplicates,
@@ -213,10 +205,9 @@ RULES: Final[Sequence[Rule[RunFacts]]] = (
         scope="any log",
         verify="Look at run_id and session in the lines around it.",
     ),
-    Rule(
+    LogRule(
         id="GAP118",
         title="sparse log",
-        groups=("log",),
         severity="info",
         condition="fewer than {few_rows} training rows, or no evaluation",
         observe=_sparse,
@@ -227,5 +218,56 @@ RULES: Final[Sequence[Rule[RunFacts]]] = (
         rationale="A curve of few points, or of training loss alone, hides small effects and overfitting.",
         verify="The next log has 50 rows and some evaluations: what could not be judged now is judged then.",
         thresholds=(FEW_ROWS,),
+    ),
+)
+
+
+def _guarded(facts: RunFacts) -> Observation | None:
+    back, dropped, ended = (_of(facts, action) for action in ("rollback", "drop", "stop"))
+    if not (back or dropped or ended):
+        return None
+    done = [f"the weights were put back to those of step {e.metrics.get('to_step')} at {e.step}" for e in back]
+    if dropped:
+        done.append(f"{len(dropped)} further steps were dropped, the first at {dropped[0].step}")
+    if ended:
+        done.append(f"training was stopped at {ended[0].step}: {ended[0].metrics.get('reason')}")
+    return Observation(
+        f"Gradients were not finite, and the guard acted: {few(done, between='; ')}.",
+        {
+            "rollbacks": len(back),
+            "dropped": len(back) + len(dropped) + len(ended),
+            "first_step": min(e.step or 0 for e in (*back, *dropped, *ended)),
+            "stopped_at": ended[0].step if ended else None,
+        },
+        severity="error" if ended else None,
+        action="The NaN came back whatever the guard did: look at the data and the learning rate before another run."
+        if ended
+        else None,
+        evidence=seen(f"{len(facts.guarded)} guard events in the log"),
+    )
+
+
+def _of(facts: RunFacts, action: str) -> list[Metrics]:
+    return [event for event in facts.guarded if event.metrics.get("action") == action]
+
+
+GUARD_RULES: Final[Sequence[Rule[RunFacts]]] = (
+    LogRule(
+        id="GUA150",
+        title="the guard acted",
+        severity="warning",
+        condition="the log has rollbacks, dropped steps or a stop by the guard; an error where it stopped the training",
+        observe=_guarded,
+        confidence=1.0,
+        evidence=(
+            cite(
+                "gradience.hf.guard",
+                "a step with a gradient that is not finite is dropped, and the newest good weights are put back",
+            ),
+        ),
+        rationale="The optimizer's moments, the schedule and the position in the data went on as if nothing had been.",
+        action="See which data stood in those steps; the run is usable where the loss goes on as before.",
+        scope="runs recorded with a guard",
+        verify="Compare the loss before and after the steps named, and audit the adapter for non-finite weights.",
     ),
 )

@@ -9,13 +9,12 @@ from typing import Final, NamedTuple
 
 from gradience.rules.evidence import TRIAL
 from gradience.rules.log.divergence import divergence
-from gradience.rules.log.facts import JUDGEMENT, REAL_RUNS, RunFacts, last_part, positive_loss, seen
+from gradience.rules.log.facts import JUDGEMENT, REAL_RUNS, LogRule, RunFacts, last_part, positive_loss, seen
 from gradience.rules.log.learning import LEAST_EVALS
 from gradience.rules.log.preference import saturated
 from gradience.rules.log.statistics import NORMAL_95, median, median_error, noise
 from gradience.rules.objective import not_under
-from gradience.rules.rule import Observation, Rule, Threshold, Unknown
-from gradience.schema.findings import Evidence
+from gradience.rules.rule import Observation, Rule, Threshold, Unknown, cite
 
 MANY_EPOCHS = Threshold("many_epochs", 20.0, "epochs", "published runs: 50 epochs to 0.74")
 SOME_EPOCHS = Threshold("some_epochs", 10.0, "epochs", "published runs: 20 epochs to 0.07")
@@ -182,10 +181,9 @@ def _leak(facts: RunFacts) -> Observation | None:
 
 
 RULES: Final[Sequence[Rule[RunFacts]]] = (
-    Rule(
+    LogRule(
         id="REP128",
         title="repeated data, nothing held out",
-        groups=("log",),
         severity="warning",
         condition="no evaluation, and {many_epochs} epochs; or {some_epochs} with the training loss down to "
         "{some_level} of its start or {some_level} nats; or over {few_epochs} with it down to {few_level} of either",
@@ -193,9 +191,9 @@ RULES: Final[Sequence[Rule[RunFacts]]] = (
         needs=(not_under("rl"), positive_loss),
         confidence=0.8,
         evidence=(
-            Evidence(
-                source="published runs without evaluations",
-                says="100 epochs to 0.008, 50 to 0.74, 24 to 0.03, 20 to 0.07, 6 of a full fine-tune to 0.006",
+            cite(
+                "published runs without evaluations",
+                "100 epochs to 0.008, 50 to 0.74, 24 to 0.03, 20 to 0.07, 6 of a full fine-tune to 0.006",
             ),
         ),
         rationale="The training loss of data seen many times falls whether the model learns or memorizes it.",
@@ -204,10 +202,9 @@ RULES: Final[Sequence[Rule[RunFacts]]] = (
         verify="Held-out loss of the last checkpoint against that of an earlier one.",
         thresholds=(MANY_EPOCHS, SOME_EPOCHS, SOME_LEVEL, FEW_EPOCHS, FEW_LEVEL),
     ),
-    Rule(
+    LogRule(
         id="MEM127",
         title="steps at the ends of epochs",
-        groups=("log",),
         severity="info",
         condition="over the ends of epochs (but the least of {epochs_many} and more) the training loss falls by over "
         "{epoch_drop} and {epoch_errors} standard errors in the mean, beyond what it fell just before, and over none "
@@ -217,9 +214,9 @@ RULES: Final[Sequence[Rule[RunFacts]]] = (
         needs=(not_under("rl"), positive_loss),
         confidence=0.6,
         evidence=(
-            Evidence(
-                source="fast.ai, Can LLMs learn from a single example? (2023)",
-                says="the training loss falls in steps at the ends of epochs: examples are memorized after one sight",
+            cite(
+                "fast.ai, Can LLMs learn from a single example? (2023)",
+                "the training loss falls in steps at the ends of epochs: examples are memorized after one sight",
             ),
             TRIAL,
         ),
@@ -240,10 +237,9 @@ RULES: Final[Sequence[Rule[RunFacts]]] = (
             SEEN_AS_NEW,
         ),
     ),
-    Rule(
+    LogRule(
         id="LEK132",
         title="held-out loss as low as training loss",
-        groups=("log",),
         severity="info",
         condition="after {leak_epochs} epochs and more, training and held-out loss are both under {leak_level} of "
         "their "
@@ -252,9 +248,9 @@ RULES: Final[Sequence[Rule[RunFacts]]] = (
         needs=(not_under("rl", "preference"),),
         confidence=0.5,
         evidence=(
-            Evidence(
-                source="benchmarks/field.py, real trainings",
-                says="held-out data in the training data: ratio near 1 after 20 epochs; else 2 and more",
+            cite(
+                "benchmarks/field.py, real trainings",
+                "held-out data in the training data: ratio near 1 after 20 epochs; else 2 and more",
             ),
         ),
         rationale="After many epochs training loss is far under that of new data, unless both are the same data.",

@@ -6,12 +6,11 @@ from collections.abc import Sequence
 from typing import Final
 
 from gradience.rules.evidence import TRIAL
-from gradience.rules.log.facts import JUDGEMENT, RunFacts, Signal, column, last_part, seen
+from gradience.rules.log.facts import JUDGEMENT, LogRule, RunFacts, Signal, column, last_part, seen
 from gradience.rules.log.preference import ALPHA, FEW_ROWS, MANY_ROWS
 from gradience.rules.log.statistics import mann_kendall, mean_error, median, median_error, noise
 from gradience.rules.objective import only_under
-from gradience.rules.rule import Observation, Rule, Threshold, Unknown
-from gradience.schema.findings import Evidence
+from gradience.rules.rule import Observation, Rule, Threshold, Unknown, cite
 
 REWARD_ERRORS = Threshold("reward_errors", 4.0, "standard errors of the difference", "trial: the best of ten levels")
 REWARD_FALL = Threshold("reward_fall", 0.1, "fraction of the best level", JUDGEMENT)
@@ -143,10 +142,9 @@ def _cut_off(facts: RunFacts) -> Observation | None:
 
 
 RULES: Final[Sequence[Rule[RunFacts]]] = (
-    Rule(
+    LogRule(
         id="RWD122",
         title="reward falls",
-        groups=("log",),
         severity="warning",
         condition="the last fifth is under the best fifth by {reward_errors} standard errors and {reward_fall}, and "
         "over "
@@ -157,9 +155,7 @@ RULES: Final[Sequence[Rule[RunFacts]]] = (
         applies=only_under("rl"),
         confidence=0.7,
         evidence=(
-            Evidence(
-                source="definition", says="the policy gradient's loss is 0 on average where advantages are centred"
-            ),
+            cite("definition", "the policy gradient's loss is 0 on average where advantages are centred"),
             TRIAL,
         ),
         rationale="The reward is what is optimised: under RL a loss near 0 is normal and says nothing.",
@@ -168,19 +164,18 @@ RULES: Final[Sequence[Rule[RunFacts]]] = (
         verify="Read completions of both ends; evaluate on held-out prompts.",
         thresholds=(FEW_ROWS, MANY_ROWS, ALPHA, REWARD_ERRORS, REWARD_FALL, REWARD_LOST, REWARD_FLAT),
     ),
-    Rule(
+    LogRule(
         id="ZVR123",
         title="groups without variance",
-        groups=("log",),
         severity="warning",
         condition="frac_reward_zero_std of {zero_groups} and more in the last third; a warning from {zero_groups_most}",
         observe=_zero_variance,
         applies=only_under("rl"),
         confidence=0.85,
         evidence=(
-            Evidence(
-                source="DAPO, arXiv 2503.14476 (abstract; method through reviews)",
-                says="groups that are all right or all wrong have no gradient; dynamic sampling leaves them out",
+            cite(
+                "DAPO, arXiv 2503.14476 (abstract; method through reviews)",
+                "groups that are all right or all wrong have no gradient; dynamic sampling leaves them out",
             ),
             TRIAL,
         ),
@@ -190,19 +185,17 @@ RULES: Final[Sequence[Rule[RunFacts]]] = (
         verify="See whether the reward of these groups is all right or all wrong.",
         thresholds=(ZERO_GROUPS, ZERO_GROUPS_MOST, FEW_ROWS),
     ),
-    Rule(
+    LogRule(
         id="KLD124",
         title="far from the reference",
-        groups=("log",),
         severity="info",
         condition="kl > {kl_late} a token in the median of the last third, or > {kl_row} in one row",
         observe=_kl,
         applies=only_under("rl"),
         confidence=0.5,
         evidence=(
-            Evidence(
-                source="TRL 1.16, grpo_trainer.py (read)",
-                says="kl: mean over the tokens against the reference; only with beta > 0",
+            cite(
+                "TRL 1.16, grpo_trainer.py (read)", "kl: mean over the tokens against the reference; only with beta > 0"
             ),
             TRIAL,
         ),
@@ -212,10 +205,9 @@ RULES: Final[Sequence[Rule[RunFacts]]] = (
         verify="Read completions; evaluate on held-out prompts.",
         thresholds=(KL_LATE, KL_ROW, FEW_ROWS),
     ),
-    Rule(
+    LogRule(
         id="CLP125",
         title="completions cut off",
-        groups=("log",),
         severity="warning",
         condition="completions/clipped_ratio of {cut_off} and more in the last third, and whether {zero_groups_also} "
         "of "
@@ -224,9 +216,9 @@ RULES: Final[Sequence[Rule[RunFacts]]] = (
         applies=only_under("rl"),
         confidence=0.7,
         evidence=(
-            Evidence(
-                source="DAPO, arXiv 2503.14476 (through reviews)",
-                says="punishing answers that were cut off adds noise to the reward",
+            cite(
+                "DAPO, arXiv 2503.14476 (through reviews)",
+                "punishing answers that were cut off adds noise to the reward",
             ),
             TRIAL,
         ),

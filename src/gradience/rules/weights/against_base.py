@@ -7,10 +7,9 @@ from __future__ import annotations
 
 from typing import Final, NamedTuple
 
-from gradience.rules.rule import Observation, Rule, Threshold, few
-from gradience.rules.weights.health import AdapterFacts
+from gradience.rules.rule import Observation, Rule, Threshold, cite, few
+from gradience.rules.weights.health import AdapterFacts, WeightsRule
 from gradience.schema.audit import MergeSurvival, ModuleAudit
-from gradience.schema.findings import Evidence
 
 SURVIVAL_BFLOAT16 = Threshold(
     "survival_bfloat16", 3e-3, "norm(dW) / norm(W)", "measured on Gaussian W: 53 % of entries change, cosine .887"
@@ -74,7 +73,7 @@ def _not_compared(facts: AdapterFacts) -> Observation | None:
         {"compared": base.compared, "not_compared": len(missed)},
         severity=None if nothing else "warning",
         action=None if nothing else "See why each of these has no weight in the base; the others' numbers stand.",
-        evidence=tuple(Evidence(source=item.name, says=item.reason) for item in missed[:_SHOWN]),
+        evidence=tuple(cite(item.name, item.reason) for item in missed[:_SHOWN]),
     )
 
 
@@ -104,7 +103,7 @@ def _intruders_counted(facts: AdapterFacts) -> str | None:
 
 
 BASE_RULES: Final[tuple[Rule[AdapterFacts], ...]] = (
-    Rule(
+    WeightsRule(
         id="MRG210",
         severity="warning",
         title="a 16-bit merge that loses the update",
@@ -114,11 +113,11 @@ BASE_RULES: Final[tuple[Rule[AdapterFacts], ...]] = (
         observe=_merge_loss,
         confidence=0.9,
         evidence=(
-            Evidence(
-                source="measured on gaussian weights",
-                says="in bfloat16 norm(dW)/norm(W) of 3e-3 keeps cosine .89, 1e-3 keeps .63, 1e-4 keeps .21",
+            cite(
+                "measured on gaussian weights",
+                "in bfloat16 norm(dW)/norm(W) of 3e-3 keeps cosine .89, 1e-3 keeps .63, 1e-4 keeps .21",
             ),
-            Evidence(source="this adapter and base", says="computed entry by entry, rounding as the merge does"),
+            cite("this adapter and base", "computed entry by entry, rounding as the merge does"),
         ),
         action="Serve the adapter unmerged, or merge in float32 and keep float32.",
         scope="merges into 16-bit weights; info where the base is stored in float32",
@@ -127,7 +126,7 @@ BASE_RULES: Final[tuple[Rule[AdapterFacts], ...]] = (
         thresholds=(SURVIVAL_BFLOAT16, SURVIVAL_FLOAT16, SURVIVAL_COSINE),
         needs=(_base,),
     ),
-    Rule(
+    WeightsRule(
         id="BAS211",
         severity="error",
         title="a base that does not fit",
@@ -141,7 +140,7 @@ BASE_RULES: Final[tuple[Rule[AdapterFacts], ...]] = (
         rationale="A module without its weight has no UDR; the others' numbers stand.",
         needs=(_base,),
     ),
-    Rule(
+    WeightsRule(
         id="INT212",
         severity="info",
         title="intruder dimensions",
@@ -149,9 +148,7 @@ BASE_RULES: Final[tuple[Rule[AdapterFacts], ...]] = (
         condition="a leading singular vector of W + dW overlaps less than --intruder-eps with each of W's",
         observe=_intruders,
         confidence=0.5,
-        evidence=(
-            Evidence(source="arXiv 2410.21228", says="LoRA has intruder dimensions where full fine-tuning has few"),
-        ),
+        evidence=(cite("arXiv 2410.21228", "LoRA has intruder dimensions where full fine-tuning has few"),),
         action="If forgetting matters, evaluate on tasks the base was good at.",
         scope="audits with --base and --intruders",
         verify="Compare with the base on a held-out general benchmark.",

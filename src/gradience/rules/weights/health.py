@@ -8,11 +8,13 @@ judge.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
-from gradience.rules.rule import Threshold
+from gradience.rules.rule import Rule, Threshold
 from gradience.rules.weights.ranks import percentile
 from gradience.schema.audit import AuditReport, Health, ModuleAudit, NotAnalysed
+from gradience.schema.findings import RuleGroup
 
 RANDOM_SHARE = Threshold(
     "random_share",
@@ -45,6 +47,13 @@ class AdapterFacts(NamedTuple):
     r: int | None = None
     modules_to_save: tuple[str, ...] = ()
     """Modules that the config names to be saved whole: a head among them is meant."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class WeightsRule(Rule[AdapterFacts]):
+    """A rule that `gradience audit` applies to an adapter's weights."""
+
+    groups: tuple[RuleGroup, ...] = ("weights",)
 
 
 def modules_analysed(facts: AdapterFacts) -> str | None:

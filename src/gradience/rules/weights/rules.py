@@ -12,7 +12,7 @@ from functools import partial
 from typing import Final, NamedTuple
 
 from gradience.rules.evidence import UTILIZATION
-from gradience.rules.rule import Observation, Rule, Threshold, Unknown, Verdict, few, judge
+from gradience.rules.rule import Observation, Rule, Threshold, Unknown, Verdict, cite, few, judge
 from gradience.rules.weights.against_base import BASE_RULES
 from gradience.rules.weights.health import (
     LARGE_SIZE,
@@ -22,11 +22,11 @@ from gradience.rules.weights.health import (
     RANDOM_RANK,
     RANDOM_SHARE,
     AdapterFacts,
+    WeightsRule,
     modules_analysed,
     suggests_ranks,
 )
 from gradience.schema.audit import AuditReport, LeftoverReason
-from gradience.schema.findings import Evidence
 from gradience.schema.scalars import Severity
 
 LOW_UTILIZATION = Threshold("low_utilization", 0.25, "stable rank / r", "a convention of the project's first document")
@@ -68,7 +68,7 @@ def observe_verdict(rule: str, verdict: str, reason: str, *, source: str = _FILE
         severity=case.severity,
         confidence=case.confidence,
         action=case.action,
-        evidence=(Evidence(source=source, says=reason),),
+        evidence=(cite(source, reason),),
     )
 
 
@@ -104,7 +104,7 @@ def observe_size(size: float | None) -> Observation | None:
         severity="warning",
         confidence=0.6,
         action="Compare it with its base (gradience audit --base MODEL), and its outputs with the base model's.",
-        evidence=(Evidence(source=_FILE, says=f"norm of all updates over that of such weights: {size:.3g}"),),
+        evidence=(cite(_FILE, f"norm of all updates over that of such weights: {size:.3g}"),),
     )
 
 
@@ -116,7 +116,7 @@ def _size(facts: AdapterFacts) -> Observation | None:
     if seen is None or not base.intruder_total:
         return seen
     says = f"{base.intruder_total} intruder dimensions in {base.intruder_modules} modules"
-    witness = Evidence(source="against the base", says=says)
+    witness = cite("against the base", says)
     return replace(seen, confidence=0.97, evidence=(*seen.evidence, witness))
 
 
@@ -146,7 +146,7 @@ def _lone_factor(facts: AdapterFacts) -> Observation | None:
     return Observation(
         f"{len(lone)} modules have one factor only (first: {lone[0].name}): the file is incomplete.",
         {"modules": len(lone)},
-        evidence=tuple(Evidence(source=item.name, says=item.reason) for item in lone[:_SHOWN]),
+        evidence=tuple(cite(item.name, item.reason) for item in lone[:_SHOWN]),
     )
 
 
@@ -160,7 +160,7 @@ def _rank_mismatch(facts: AdapterFacts) -> Observation | None:
         f"{len(wrong)} of {len(modules)} modules have another rank in the file than in the config "
         f"(first: {first.name}, r={first.r} on disk, {first.config_r} by the config).",
         {"modules": len(wrong)},
-        evidence=(Evidence(source=_FILE, says=f"{first.name}: factors of rank {first.r}"),),
+        evidence=(cite(_FILE, f"{first.name}: factors of rank {first.r}"),),
     )
 
 
@@ -199,7 +199,7 @@ def _mostly_other(facts: AdapterFacts) -> Observation | None:
     return Observation(
         f"{share:.0%} of this file is {names}, not LoRA.",
         {"share": share},
-        evidence=(Evidence(source=_FILE, says=f"{size} bytes are no LoRA factor"),),
+        evidence=(cite(_FILE, f"{size} bytes are no LoRA factor"),),
     )
 
 
@@ -231,7 +231,7 @@ def _peft_lora(facts: AdapterFacts) -> str | None:
 
 _COMPARE: Final = "Load the adapter and compare its outputs with the base model's."
 
-NON_FINITE = Rule(
+NON_FINITE = WeightsRule(
     id="NUM201",
     severity="error",
     title="weights that are not finite",
@@ -244,7 +244,7 @@ NON_FINITE = Rule(
     verify=_COMPARE,
     rationale="One NaN in a factor makes every output of its module NaN.",
 )
-ZERO_UPDATE = Rule(
+ZERO_UPDATE = WeightsRule(
     id="TRN202",
     severity="error",
     title="an update of zero",
@@ -253,9 +253,7 @@ ZERO_UPDATE = Rule(
     "under {near_untrained} of the weights' (a warning)",
     observe=partial(_of_health, "TRN202"),
     confidence=0.95,
-    evidence=(
-        Evidence(source="LoRA, arXiv 2106.09685", says="B starts at zero: an update of zero is that of no step"),
-    ),
+    evidence=(cite("LoRA, arXiv 2106.09685", "B starts at zero: an update of zero is that of no step"),),
     action="Check that the adapter's parameters were trained and saved.",
     scope="LoRA that starts at B = 0; warning where some modules only are zero, or where it is tiny beside its base",
     verify=_COMPARE,
@@ -263,7 +261,7 @@ ZERO_UPDATE = Rule(
     thresholds=(NEAR_UNTRAINED,),
     needs=(modules_analysed,),
 )
-RANDOM_LIKE = Rule(
+RANDOM_LIKE = WeightsRule(
     id="RND203",
     severity="warning",
     title="spectra like random factors'",
@@ -280,7 +278,7 @@ RANDOM_LIKE = Rule(
     thresholds=(RANDOM_SHARE, RANDOM_RANK, RANDOM_MODULES),
     needs=(_many_modules,),
 )
-TOO_LARGE = Rule(
+TOO_LARGE = WeightsRule(
     id="SIZ215",
     severity="error",
     title="an update as large as the weights",
@@ -290,9 +288,9 @@ TOO_LARGE = Rule(
     observe=_size,
     confidence=0.9,
     evidence=(
-        Evidence(
-            source="measured, 12 adapters of MiniLM-L6 and 2 of SmolLM2-135M",
-            says="ordinary updates have .012 to .044 of the base's norm, one whose training diverged 29 times",
+        cite(
+            "measured, 12 adapters of MiniLM-L6 and 2 of SmolLM2-135M",
+            "ordinary updates have .012 to .044 of the base's norm, one whose training diverged 29 times",
         ),
     ),
     action="Do not use it before its outputs were looked at; train again with a lower learning rate or scaling.",
@@ -302,7 +300,7 @@ TOO_LARGE = Rule(
     thresholds=(OVERSIZED, LARGE_SIZE),
     needs=(modules_analysed,),
 )
-LOW_RANK = Rule(
+LOW_RANK = WeightsRule(
     id="UTL204",
     severity="info",
     title="low utilization",
@@ -313,7 +311,7 @@ LOW_RANK = Rule(
     confidence=0.4,
     evidence=(
         UTILIZATION,
-        Evidence(source="SSRN 6580122 (abstract)", says="stable rank grows as about r^0.23 to r^0.30"),
+        cite("SSRN 6580122 (abstract)", "stable rank grows as about r^0.23 to r^0.30"),
     ),
     action="Consider compressing it after training: gradience resize --calibrate measures what that changes.",
     scope="trained LoRA adapters",
@@ -330,11 +328,10 @@ WEIGHTS_RULES: Final[tuple[Rule[AdapterFacts], ...]] = (
     RANDOM_LIKE,
     TOO_LARGE,
     LOW_RANK,
-    Rule(
+    WeightsRule(
         id="LED205",
         severity="info",
         title="mostly other tensors than LoRA's",
-        groups=("weights",),
         condition="at least {mostly_other} of the file's bytes are neither LoRA factors nor DoRA magnitudes, "
         "nor modules that the config names in modules_to_save",
         observe=_mostly_other,
@@ -346,11 +343,10 @@ WEIGHTS_RULES: Final[tuple[Rule[AdapterFacts], ...]] = (
         thresholds=(MOSTLY_OTHER,),
         needs=(_tensors,),
     ),
-    Rule(
+    WeightsRule(
         id="SCL206",
         severity="warning",
         title="another rank on disk than in the config",
-        groups=("weights",),
         condition="a module's factors have another rank than the config gives it",
         observe=_rank_mismatch,
         confidence=0.9,
@@ -360,34 +356,30 @@ WEIGHTS_RULES: Final[tuple[Rule[AdapterFacts], ...]] = (
         rationale="The rank on disk is the truth, and s follows it here.",
         needs=(modules_analysed,),
     ),
-    Rule(
+    WeightsRule(
         id="SCL207",
         severity="warning",
         title="patterns that match no module",
-        groups=("weights",),
         condition="a key of rank_pattern or alpha_pattern matches no module in the file",
         observe=_unmatched,
         confidence=0.9,
-        evidence=(
-            Evidence(source="peft/utils/other.py, get_pattern_key", says=r're.match(rf"(.*\.)?({key})$", path)'),
-        ),
+        evidence=(cite("peft/utils/other.py, get_pattern_key", r're.match(rf"(.*\.)?({key})$", path)'),),
         action="A key must match the end of a module's path, beginning at a dot, without base_model.model.",
         scope="PEFT's rank_pattern and alpha_pattern",
         verify="model.named_modules(): the key is the end of none of their names.",
         rationale="PEFT ignores such a key in silence: its modules train at the global rank and alpha.",
     ),
-    Rule(
+    WeightsRule(
         id="SCL208",
         severity="info",
         title="lora_alpha at its default",
-        groups=("weights",),
         condition="lora_alpha is {alpha_default} and r is above it",
         observe=_default_alpha,
         confidence=0.5,
         evidence=(
-            Evidence(
-                source="huggingface/lerobot#3551",
-                says="r=64 with the default alpha gave s=0.125, and a policy that hardly moved until alpha was 64",
+            cite(
+                "huggingface/lerobot#3551",
+                "r=64 with the default alpha gave s=0.125, and a policy that hardly moved until alpha was 64",
             ),
         ),
         action="If alpha was never set on purpose, this adapter is weaker than its rank suggests.",
@@ -397,11 +389,10 @@ WEIGHTS_RULES: Final[tuple[Rule[AdapterFacts], ...]] = (
         thresholds=(ALPHA_DEFAULT,),
         needs=(_peft_lora,),
     ),
-    Rule(
+    WeightsRule(
         id="NUM209",
         severity="error",
         title="one factor without the other",
-        groups=("weights",),
         condition="a module has lora_A without lora_B, or the reverse",
         observe=_lone_factor,
         confidence=0.95,

@@ -15,12 +15,13 @@ from gradience.io.safetensors import is_known
 from gradience.io.types import PathLike, Progress
 from gradience.rules.select import excluded_rules, without
 from gradience.rules.weights.health import health, suggests_ranks
-from gradience.rules.weights.rank_pattern import of_pattern, rank_pattern
 from gradience.rules.weights.ranks import (
     candidates,
     disagreements,
     measured,
+    of_pattern,
     priced_ranks,
+    rank_pattern,
     rank_rules,
     suggest,
     suggested_ranks,

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from gradience.verbs.bench.merges import bench_merge
-from gradience.verbs.bench.mitigations import bench_mitigate
-from gradience.verbs.bench.run import bench_adapter
+from gradience.verbs.bench.run import bench_adapter, bench_merge, bench_mitigate
 
 __all__ = ["bench_adapter", "bench_merge", "bench_mitigate"]

@@ -17,7 +17,7 @@ from gradience.adapters.layout import PREFIX, Array, pattern_name
 from gradience.adapters.pairs import padded, peft_pair
 from gradience.errors import AdapterError
 from gradience.io.safetensors import PlannedTensor, planned
-from gradience.rules.weights.rank_pattern import alpha_for, patterns_of
+from gradience.rules.weights.ranks import alpha_for, patterns_of
 from gradience.verbs.convert.source import Source, dtype_name
 from gradience.verbs.convert.updates import Update, is_router
 

@@ -14,13 +14,14 @@ from gradience.base.weights import find_shards
 from gradience.io.types import PathLike
 from gradience.rules.config.judge import RULES
 from gradience.rules.joins.correlation import Correlation, Symptom, correlate
-from gradience.rules.joins.outcome import outcome_of, outweighed
 from gradience.rules.joins.run import JOINS
 from gradience.rules.joins.symptoms import (
     Stated,
     config_symptoms,
     disagreements,
     log_symptoms,
+    outcome_of,
+    outweighed,
     recorded_disagreements,
     weights_symptoms,
 )
@@ -46,7 +47,7 @@ from gradience.schema.diagnose import (
 from gradience.schema.findings import SEVERITIES, Finding, NotRun
 from gradience.schema.reports import CheckReport, MonitorReport, SourceLocation
 from gradience.verbs.check import check_config
-from gradience.verbs.check.context import source_locations as config_locations
+from gradience.verbs.check.config import source_locations as config_locations
 from gradience.verbs.diagnose.checkpoints import Choice, choose, disk_symptoms
 from gradience.verbs.diagnose.read import Read, read_sources
 from gradience.verbs.diagnose.sources import Sources, find_sources

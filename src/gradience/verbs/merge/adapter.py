@@ -12,7 +12,7 @@ import msgspec
 from gradience.errors import AdapterError
 from gradience.io.spool import Spool, temporary_folder
 from gradience.io.types import PathLike, Progress
-from gradience.rules.weights.rank_pattern import Patterns
+from gradience.rules.weights.ranks import Patterns
 from gradience.schema.merge import MERGE_SCHEMA_ID, MergeMethod, MergeReport
 from gradience.schema.merge import MergedModule as MergedRow
 from gradience.verbs.merge.config import Heads, heads_of, merged_config, merged_patterns, recipe_of, side_named

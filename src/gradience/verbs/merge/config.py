@@ -15,7 +15,7 @@ import numpy as np
 from gradience.adapters.layout import Role
 from gradience.errors import AdapterError
 from gradience.io.safetensors import PlannedTensor, TensorSource, copied
-from gradience.rules.weights.rank_pattern import Patterns, patterns_of
+from gradience.rules.weights.ranks import Patterns, patterns_of
 from gradience.schema.merge import MergeMethod
 from gradience.verbs.merge.methods import DENSE, Recipe
 from gradience.verbs.writing import Side

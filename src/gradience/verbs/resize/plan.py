@@ -19,7 +19,7 @@ from gradience.adapters.traits import Operation, obstacles
 from gradience.base.weights import BaseWeights
 from gradience.errors import AdapterError
 from gradience.io.safetensors import DTYPES, PlannedTensor, TensorSource, file_size
-from gradience.rules.weights.rank_pattern import Patterns, alpha_for, patterns_of
+from gradience.rules.weights.ranks import Patterns, alpha_for, patterns_of
 from gradience.schema.writing import Calibration, ResizedModule
 from gradience.spectral.batch import Grams, Spectrum, grams_of, spectra
 from gradience.spectral.reduced import Floats

@@ -9,7 +9,7 @@ from typing import Final
 
 from gradience.errors import RecorderError
 from gradience.io.types import PathLike
-from gradience.schema.runs import RUNS_CURVES_SCHEMA_ID, Curve, RunsCurvesReport
+from gradience.schema.fleet import RUNS_CURVES_SCHEMA_ID, Curve, RunsCurvesReport
 from gradience.schema.scalars import as_float
 from gradience.telemetry.series import RunSeries
 from gradience.verbs.monitor.run import number_in

@@ -13,7 +13,7 @@ from gradience.schema.config import ConfigSnapshot
 from gradience.schema.events import Eval
 from gradience.schema.findings import by_severity
 from gradience.schema.reports import MonitorReport
-from gradience.schema.runs import RUNS_SCHEMA_ID, EvalRow, RunFindingRow, RunRow, StepRow
+from gradience.schema.fleet import RUNS_SCHEMA_ID, EvalRow, RunFindingRow, RunRow, StepRow
 from gradience.schema.scalars import Real, as_float
 from gradience.telemetry.series import RunSeries
 from gradience.verbs.fleet.job import Job, encoded

@@ -1,15 +1,150 @@
-"""Rules on the schedule: how many steps and epochs, how large a batch, and whether the rate ever gets to its peak."""
+"""Rules on a run: its batch, length and warmup, and what it leaves behind to judge it by.
+
+A setting of the Trainer in steps may also be a ratio of all steps (below 1); `Facts` turns both into steps.
+"""
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator
 
-from gradience.rules.config.facts import Facts, about_lora, given
-from gradience.rules.evidence import INSTRUCT_GPT, LWR, TINKER_STEPS
-from gradience.rules.rule import Observation, Rule, Threshold, Unknown
-from gradience.schema.findings import Evidence
+from gradience.rules.config.facts import ConfigRule, Facts, LoraRule, given
+from gradience.rules.evidence import EVAL_DEFAULT, INSTRUCT_GPT, LWR, NO_TRAIN_LOSS, SAVE_FLOW, TINKER_STEPS
+from gradience.rules.rule import Observation, Threshold, Unknown, cite
 from gradience.schema.scalars import as_float
+
+
+def _no_train_loss(facts: Facts) -> Iterator[Observation]:
+    every = facts.logged_every
+    if math.isinf(every):
+        yield Observation("logging is off: no training loss will be recorded", {"logging_strategy": "no"})
+        return
+    steps = facts.steps
+    if every >= steps:
+        rows = "one row" if every == steps else "no row"
+        yield Observation(
+            f"logging_steps {every:g} against {steps} steps: {rows} of training loss will be recorded",
+            {"logging_steps": every, "steps": steps},
+            action=f"set logging_steps to {max(1, steps // 50)}",
+        )
+
+
+def _no_evaluation(facts: Facts) -> Iterator[Observation]:
+    if given(facts.config.training.eval_strategy, "eval_strategy") == "no":
+        yield Observation("evaluation is off: overfitting cannot be seen", {"eval_strategy": "no"})
+
+
+def _nan_filter(facts: Facts) -> Iterator[Observation]:
+    if given(facts.config.training.logging_nan_inf_filter, "logging_nan_inf_filter"):
+        yield Observation("a NaN loss will be averaged away in the log", {"logging_nan_inf_filter": True})
+
+
+def _no_checkpoint(facts: Facts) -> Iterator[Observation]:
+    every = facts.saved_every
+    if math.isinf(every):
+        yield Observation("saving is off: a crash leaves nothing on disk", {"save_strategy": "no"})
+        return
+    steps = facts.steps
+    if every >= steps:
+        yield Observation(
+            f"save_steps {every:g} against {steps} steps: a crash before the end leaves nothing on disk",
+            {"save_steps": every, "steps": steps},
+        )
+
+
+def _output_in_use(facts: Facts) -> Iterator[Observation]:
+    if facts.around.output is None:
+        raise Unknown(facts.around.no_output)
+    extras = facts.config.training.extras
+    if facts.around.output and not extras.get("resumes") and not extras.get("overwrites_output"):
+        held = ", ".join(facts.around.output)
+        yield Observation(f"the output folder already holds a run: {held}", {"holds": list(facts.around.output)})
+
+
+_RECORDING = (
+    ConfigRule(
+        id="REC001",
+        severity="warning",
+        title="no training loss recorded",
+        condition="logging is off, or logging_steps is as long as the run or longer",
+        observe=_no_train_loss,
+        confidence=0.95,
+        evidence=(NO_TRAIN_LOSS,),
+        rationale="A run without a loss curve cannot be judged afterwards, or compared with the next one.",
+        action="set logging_steps to a fiftieth of the steps",
+        scope="trainers that log by step; a callback of your own may log besides",
+        verify="the log holds train_step rows after the first fiftieth of the run",
+        settings=("logging_steps", "logging_strategy"),
+    ),
+    ConfigRule(
+        id="REC002",
+        severity="info",
+        title="no held-out signal",
+        condition="eval_strategy is 'no'",
+        observe=_no_evaluation,
+        confidence=0.9,
+        evidence=(EVAL_DEFAULT,),
+        rationale="Train loss falls in a run that learns and in one that memorises.",
+        action="hold out a few hundred examples and set eval_strategy='steps'",
+        scope="supervised and preference runs above all; RL has its reward",
+        verify="the log holds eval rows",
+        settings=("eval_strategy",),
+    ),
+    ConfigRule(
+        id="REC003",
+        severity="info",
+        title="NaN losses are filtered from the log",
+        condition="logging_nan_inf_filter is on, which is the Trainer's default",
+        observe=_nan_filter,
+        confidence=0.95,
+        evidence=(
+            cite(
+                "huggingface/trl#6702; experiment, transformers 5.24",
+                "a non-finite loss is replaced by the running mean in the log: the log shows a healthy number",
+            ),
+        ),
+        rationale="The curve looks healthy while the weights are already NaN; only grad_norm tells.",
+        action="set logging_nan_inf_filter=False",
+        scope="transformers' Trainer, where it is the default",
+        verify="grad_norm in the log stays finite",
+        settings=("logging_nan_inf_filter",),
+    ),
+    ConfigRule(
+        id="REC004",
+        severity="info",
+        title="no checkpoint before the end",
+        condition="saving is off, or save_steps is as long as the run or longer",
+        observe=_no_checkpoint,
+        confidence=0.9,
+        evidence=(SAVE_FLOW,),
+        rationale="Long runs die of things that have nothing to do with training.",
+        action="save a few times per run",
+        scope="trainers that save by step",
+        verify="a checkpoint folder appears during the run",
+        settings=("save_steps", "save_strategy"),
+    ),
+    ConfigRule(
+        id="REC005",
+        severity="warning",
+        title="output folder in use",
+        condition="output_dir already holds checkpoints, a log or an adapter, and nothing resumes or overwrites them",
+        observe=_output_in_use,
+        confidence=0.8,
+        evidence=(
+            cite(
+                "huggingface/transformers#19446; roboflow/rf-detr#1325",
+                "a second run into the same folder mixes checkpoints and logs with the first, or overwrites them",
+            ),
+        ),
+        rationale="Two runs in one folder cannot be told apart afterwards, and one may overwrite the other.",
+        action="give a new output_dir, or resume_from_checkpoint if this goes on with that run",
+        scope="trainers with an output_dir; looked up from the folder in which check is run",
+        verify="the folder's checkpoints and logs after the start",
+        settings=("output_dir",),
+    ),
+)
+
 
 BATCH_LARGE = Threshold("batch_large", 256, "sequences per optimizer step", "proposal: twice tinker-cookbook's 128")
 SHORT_RUN = Threshold("short_run", 100, "optimizer steps", "tinker-cookbook hyperparams: at least 100 steps")
@@ -99,34 +234,29 @@ def _major_minor(version: str) -> tuple[int, int]:
 
 
 RULES = (
-    Rule(
+    *_RECORDING,
+    LoraRule(
         id="BAT001",
         severity="info",
         title="large batch",
-        groups=("config",),
         condition="more than {batch_large} sequences per optimizer step",
         observe=_large_batch,
         confidence=0.4,
         evidence=(
-            Evidence(source=LWR, says="large batches hurt LoRA more than full fine-tuning; rank does not fix it"),
-            Evidence(
-                source="TRL docs, lora_without_regret.md",
-                says="effective batch under 32; tinker-cookbook starts at 128",
-            ),
+            cite(LWR, "large batches hurt LoRA more than full fine-tuning; rank does not fix it"),
+            cite("TRL docs, lora_without_regret.md", "effective batch under 32; tinker-cookbook starts at 128"),
         ),
         rationale="LoRA loses more from large batches than full fine-tuning does, and rank does not help.",
         action="compare with a batch of 32 to 128 at the same number of examples",
         scope="supervised LoRA; sources disagree on where it starts",
         verify="held-out loss after the same number of examples",
         thresholds=(BATCH_LARGE,),
-        needs=(about_lora,),
         settings=("batch_size", "gradient_accumulation"),
     ),
-    Rule(
+    LoraRule(
         id="STP001",
         severity="info",
         title="very short run",
-        groups=("config",),
         condition="fewer than {short_run} optimizer steps",
         observe=_short_run,
         confidence=0.6,
@@ -136,18 +266,16 @@ RULES = (
         scope="every LoRA run; a smoke test is meant to be short",
         verify="the loss is still falling at the end",
         thresholds=(SHORT_RUN,),
-        needs=(about_lora,),
         settings=("max_steps", "epochs"),
     ),
-    Rule(
+    ConfigRule(
         id="EPO001",
         severity="info",
         title="many passes over the data",
-        groups=("config",),
         condition="more than {epochs_many} epochs; a warning from {epochs_blind} on with evaluation off",
         observe=_many_epochs,
         confidence=0.5,
-        evidence=(Evidence(source="Unsloth LoRA hyperparameters guide", says="1 to 3 epochs"), INSTRUCT_GPT),
+        evidence=(cite("Unsloth LoRA hyperparameters guide", "1 to 3 epochs"), INSTRUCT_GPT),
         rationale="Repeated data is where memorising starts; without evaluation it goes unseen.",
         action="evaluate each epoch and keep the best checkpoint",
         scope="supervised and preference runs; small classification sets often take more epochs",
@@ -155,19 +283,15 @@ RULES = (
         thresholds=(EPOCHS_MANY, EPOCHS_BLIND),
         settings=("epochs",),
     ),
-    Rule(
+    ConfigRule(
         id="SCH001",
         severity="warning",
         title="warmup that is ignored",
-        groups=("config",),
         condition="lr_scheduler_type is 'constant', and a warmup is set",
         observe=_ignored_warmup,
         confidence=0.95,
         evidence=(
-            Evidence(
-                source="transformers/optimization.py, get_scheduler (5.24)",
-                says="'constant' returns before warmup is looked at",
-            ),
+            cite("transformers/optimization.py, get_scheduler (5.24)", "'constant' returns before warmup is looked at"),
         ),
         rationale="The first step runs at the full rate, which warmup was meant to avoid.",
         action="use lr_scheduler_type='constant_with_warmup'",
@@ -175,17 +299,14 @@ RULES = (
         verify="the logged learning rate of the first rows",
         settings=("lr_scheduler",),
     ),
-    Rule(
+    ConfigRule(
         id="SCH002",
         severity="warning",
         title="warmup over half the run",
-        groups=("config",),
         condition="warmup takes {warmup_long} of all steps or more",
         observe=_long_warmup,
         confidence=0.8,
-        evidence=(
-            Evidence(source="definition", says="the peak rate is reached when warmup ends: after half the run or more"),
-        ),
+        evidence=(cite("definition", "the peak rate is reached when warmup ends: after half the run or more"),),
         rationale="The rate that was chosen is reached late and hardly used.",
         action="warm up for 3 to 10 % of the steps",
         scope="schedules with warmup",
@@ -193,19 +314,17 @@ RULES = (
         thresholds=(WARMUP_LONG,),
         settings=("warmup_steps", "warmup_ratio"),
     ),
-    Rule(
+    ConfigRule(
         id="SCH003",
         severity="warning",
         title="warmup_ratio where it was removed",
-        groups=("config",),
         condition="warmup_ratio is set, and transformers here is {warmup_ratio_removed} or later",
         observe=_removed_ratio,
         confidence=0.9,
         evidence=(
-            Evidence(
-                source="huggingface/peft#2949; transformers 5.24",
-                says="warmup_ratio is deprecated in 5.0 and removed in 5.2; warmup_steps below 1 is a ratio from 5.0 "
-                "on",
+            cite(
+                "huggingface/peft#2949; transformers 5.24",
+                "warmup_ratio is deprecated in 5.0 and removed in 5.2; warmup_steps below 1 is a ratio from 5.0 on",
             ),
         ),
         rationale="TrainingArguments refuses the argument, or a script drops it and trains without warmup.",

@@ -1,0 +1,412 @@
+"""Adapters small enough to merge by hand: reports, errors and refusals, number by number and word by word."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from gradience import AdapterError, merge_adapters, merge_check
+from gradience.verbs.merge.check import cosine_of, kept_of
+
+PREFIX = "base_model.model."
+
+
+def adapter(folder: Path, modules: dict[str, Any], *, extra: dict[str, Any] | None = None, **config: Any) -> Path:
+    """An adapter whose modules have these factors (b, a)."""
+    folder.mkdir(parents=True)
+    tensors = {f"{PREFIX}{name}": np.asarray(value, np.float32) for name, value in (extra or {}).items()}
+    for name, (b, a) in modules.items():
+        tensors[f"{PREFIX}{name}.lora_A.weight"] = np.ascontiguousarray(a, np.float32)
+        tensors[f"{PREFIX}{name}.lora_B.weight"] = np.ascontiguousarray(b, np.float32)
+    save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    r = max(len(a) for _, a in modules.values())
+    given = {"peft_type": "LORA", "r": r, "lora_alpha": r, "target_modules": sorted(modules), **config}
+    (folder / "adapter_config.json").write_text(json.dumps(given))
+    return folder
+
+
+def along(*sizes: float, start: int = 0, d_out: int = 6, d_in: int = 5) -> tuple[np.ndarray, np.ndarray]:
+    """Factors of an update that is diagonal from a place on."""
+    n = len(sizes)
+    b, a = np.zeros((d_out, n)), np.zeros((n, d_in))
+    for k, size in enumerate(sizes):
+        b[start + k, k], a[k, start + k] = size, 1.0
+    return b, a
+
+
+def written(folder: Path) -> dict[str, np.ndarray]:
+    """The dense update of each module, at the config's scale of 1."""
+    tensors = load_file(folder / "adapter_model.safetensors")
+    names = [name.removesuffix(".lora_A.weight") for name in tensors if name.endswith(".lora_A.weight")]
+    return {
+        name.removeprefix(PREFIX): tensors[f"{name}.lora_B.weight"] @ tensors[f"{name}.lora_A.weight"] for name in names
+    }
+
+
+def config_of(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "adapter_config.json").read_text())
+
+
+# --- the report of a merge ---------------------------------------------------------------------------------------
+
+
+def test_what_a_cut_leaves_out_and_how_far_it_is_from_the_sum(tmp_path):
+    one = adapter(tmp_path / "a", {"q": along(4.0, 2.0), "v": along(1.0)}, base_model_name_or_path="m")
+    two = adapter(tmp_path / "b", {"q": along(2.0, start=2)}, lora_alpha=2, base_model_name_or_path="m")
+    seen = []
+    report = merge_adapters(
+        [one, two], tmp_path / "out", method="svd", rank=1, weights=[1.0, 0.5], progress=lambda *at: seen.append(at)
+    )
+    # q is diag(4, 2, 2) and keeps 4; v, of rank 1 where the config says 2, is 2 and is kept whole
+    assert seen == [(1, 2, "q"), (2, 2, "v")]
+    q, v = report.modules
+    assert (q.name, q.kind, q.ranks, q.rank) == ("q", "linear", [2, 1], 1)
+    assert (v.name, v.ranks, v.rank) == ("v", [1, 0], 1)
+    assert q.relative_error == pytest.approx(math.sqrt(8 / 24), rel=1e-6)
+    assert q.distance_from_sum == pytest.approx(math.sqrt(8 / 24), rel=1e-6)
+    assert v.relative_error == pytest.approx(0.0, abs=1e-6)
+    assert report.relative_error == report.distance_from_sum == pytest.approx(math.sqrt(8 / 28), rel=1e-6)
+    assert (report.r, report.lora_alpha, report.params) == (1, 1.0, 2 * 11)
+    assert (report.weights, report.method, report.rank, report.density, report.seed) == (
+        [1.0, 0.5],
+        "svd",
+        1,
+        None,
+        None,
+    )
+    assert (report.largest_dense_bytes, report.dtype, report.out) == (0, "F32", str(tmp_path / "out"))
+    assert [(item.module, item.adapters) for item in report.only_in] == [("v", ["a"])]
+    assert [(side.name, side.modules, side.rank, side.scaling) for side in report.adapters] == [
+        ("a", 2, [1, 2], [1.0, 2.0]),
+        ("b", 1, [1, 1], [2.0, 2.0]),
+    ]
+    assert (report.carried, report.dropped, report.notes, report.heads_from) == ([], [], [], None)
+    np.testing.assert_allclose(written(tmp_path / "out")["q"], np.diag([4.0, 0, 0, 0, 0, 0])[:, :5], atol=1e-6)
+
+
+def test_linear_gives_all_modules_one_rank_as_far_as_their_factors_go(tmp_path):
+    one = adapter(tmp_path / "a", {"q": along(4.0, 2.0, 1.0), "k": along(1.0), "v": along(1.0, 1.0)})
+    two = adapter(tmp_path / "b", {"q": along(4.0, 2.0, 1.0), "k": along(1.0, start=1), "v": along(1.0)})
+    report = merge_adapters([one, two], tmp_path / "out", weights=[1.0, 1.0])
+    assert {row.name: row.rank for row in report.modules} == {"k": 2, "q": 3, "v": 3}
+    assert (report.r, report.rank_pattern, report.alpha_pattern) == (3, {"k": 2}, {"k": 2})
+    cat = merge_adapters([one, two], method="cat", weights=[1.0, 1.0])
+    assert {row.name: row.rank for row in cat.modules} == {"k": 2, "q": 6, "v": 3}
+
+
+def test_only_methods_over_entries_hold_a_dense_update_and_only_dare_draws(tmp_path):
+    one = adapter(tmp_path / "a", {"q": along(4.0), "v": along(1.0, d_out=3, d_in=4)})
+    two = adapter(tmp_path / "b", {"q": along(2.0), "v": along(1.0, d_out=3, d_in=4)})
+    ties = merge_adapters([one, two], method="ties")
+    assert (ties.largest_dense_bytes, ties.seed, ties.density, ties.weights) == (6 * 5 * 8, None, 0.2, [1.0, 1.0])
+    dare = merge_adapters([one, two], method="dare_linear", density=1.0, seed=7)
+    assert (dare.largest_dense_bytes, dare.seed, dare.density, dare.weights) == (6 * 5 * 8, 7, 1.0, [0.5, 0.5])
+    linear = merge_adapters([one, two], seed=7)
+    assert (linear.largest_dense_bytes, linear.seed, linear.density) == (0, None, None)
+
+
+@pytest.mark.parametrize("method", ["linear", "svd", "cat", "ties"])
+def test_an_update_of_zero_keeps_a_rank_and_has_no_error(method, tmp_path):
+    one, two = (adapter(tmp_path / name, {"q": along(0.0, 0.0)}) for name in "ab")
+    report = merge_adapters([one, two], tmp_path / "out", method=method)
+    assert [(row.rank, row.relative_error, row.distance_from_sum) for row in report.modules] == [
+        ({"linear": 1, "svd": 1, "cat": 4, "ties": 2}[method], None, None)
+    ]
+    assert report.relative_error is None
+    assert not written(tmp_path / "out")["q"].any()
+
+
+@pytest.mark.parametrize(
+    ("dtypes", "stored"),
+    [(("F32", "F32"), "F32"), (("F16", "F16"), "F16"), (("F16", "F32"), "F32"), (("F64", "F64"), "F32")],
+)
+def test_factors_keep_a_dtype_that_all_have_if_adapters_are_saved_in_it(dtypes, stored, tmp_path):
+    kinds = {"F16": np.float16, "F32": np.float32, "F64": np.float64}
+    folders = []
+    for name, dtype in zip("ab", dtypes, strict=True):
+        folders.append(adapter(tmp_path / name, {"q": along(2.0)}))
+        path = folders[-1] / "adapter_model.safetensors"
+        save_file({key: value.astype(kinds[dtype]) for key, value in load_file(path).items()}, path)
+    assert merge_adapters(folders).dtype == stored
+    assert merge_adapters(folders, dtype="bfloat16").dtype == "BF16"
+
+
+# --- configs -----------------------------------------------------------------------------------------------------
+
+
+def test_the_config_is_the_first_adapters_with_what_the_merge_decides(tmp_path):
+    first = {
+        "task_type": "CAUSAL_LM",
+        "use_rslora": True,
+        "init_lora_weights": "gaussian",
+        "inference_mode": False,
+        "loftq_config": {"bits": 4},
+        "eva_config": {"rho": 2.0},
+        "r": 4,
+        "lora_alpha": 2,
+        "lora_dropout": 0.1,
+        "bias": "none",
+    }
+    one = adapter(tmp_path / "a", {"q": along(4.0, 2.0, 1.0, 1.0)}, **first)
+    two = adapter(tmp_path / "b", {"v": along(2.0)}, use_dora=False, lora_alpha=1)
+    merge_adapters([one, two], tmp_path / "out", weights=[1.0, 1.0])
+    found = config_of(tmp_path / "out")
+    assert found == {
+        "task_type": "CAUSAL_LM",
+        "use_rslora": False,
+        "use_dora": False,
+        "init_lora_weights": True,
+        "inference_mode": True,
+        "loftq_config": {},
+        "eva_config": None,
+        "r": 4,
+        "lora_alpha": 4,
+        "rank_pattern": {"v": 1},
+        "alpha_pattern": {"v": 1},
+        "lora_dropout": 0.1,
+        "peft_type": "LORA",
+        "target_modules": ["q", "v"],
+        "target_parameters": None,
+        "modules_to_save": None,
+        "bias": "none",
+        "trainable_token_indices": None,
+    }
+
+
+TARGETS = [  # (first config, second, the fields of the result that choose modules)
+    ({"target_modules": ["l.0.q"]}, {"target_modules": ["l.0.q"]}, {"target_modules": ["l.0.q"]}),
+    ({"target_modules": ["q"]}, {"target_modules": ["0.q"]}, {"target_modules": ["0.q", "q"]}),
+    ({"target_modules": "l.*q"}, {"target_modules": "l.*q"}, {"target_modules": "l.*q"}),
+    ({"target_modules": "l.*q"}, {"target_modules": ["q"]}, {"target_modules": ["l.0.q"], "exclude_modules": None}),
+    (
+        {"target_modules": ["q"], "layers_to_transform": [0]},
+        {"target_modules": ["q"]},
+        {"target_modules": ["l.0.q"], "layers_to_transform": None, "layers_pattern": None, "exclude_modules": None},
+    ),
+    (
+        {"target_modules": ["q"], "layers_to_transform": [0], "layers_pattern": "l"},
+        {"target_modules": ["0.q"], "layers_to_transform": [0], "layers_pattern": "l"},
+        {"target_modules": ["0.q", "q"], "layers_to_transform": [0], "layers_pattern": "l"},
+    ),
+    ({"exclude_modules": ["z"]}, {"exclude_modules": ["z"]}, {"target_modules": ["l.0.q"], "exclude_modules": ["z"]}),
+    ({"exclude_modules": []}, {"target_modules": ["q"]}, {"target_modules": ["l.0.q", "q"], "exclude_modules": []}),
+]
+
+
+@pytest.mark.parametrize(("first", "second", "fields"), TARGETS)
+def test_targets_reach_what_both_reach_by_name_or_one_by_one(first, second, fields, tmp_path):
+    one, two = (adapter(tmp_path / n, {"l.0.q": along(1.0)}, **given) for n, given in (("a", first), ("b", second)))
+    merge_adapters([one, two], tmp_path / "out")
+    found = config_of(tmp_path / "out")
+    assert {name: found[name] for name in fields} == fields
+
+
+# --- whole tensors -----------------------------------------------------------------------------------------------
+
+HEAD = {"classifier.weight": np.ones((2, 3))}
+OTHER = {"classifier.weight": np.full((2, 3), 2.0)}
+SAVED = {"modules_to_save": ["classifier"]}
+
+
+def test_an_adapter_is_named_by_its_letter_its_number_its_name_or_its_path(tmp_path):
+    one = adapter(tmp_path / "x", {"q": along(1.0)}, extra=HEAD, **SAVED)
+    two = adapter(tmp_path / "y", {"q": along(1.0)}, extra=OTHER, **SAVED)
+    for name, chosen in (("A", "x"), ("1", "x"), ("x", "x"), ("B", "y"), ("2", "y"), (str(two), "y")):
+        report = merge_adapters([one, two], heads_from=name)
+        assert (report.heads_from, report.carried, report.dropped) == (chosen, [f"{PREFIX}classifier.weight"], [])
+    for name in ("C", "3", "0", "@"):
+        with pytest.raises(AdapterError) as error:
+            merge_adapters([one, two], heads_from=name)
+        assert str(error.value) == f"--heads-from {name!r} names none of the adapters"
+        assert error.value.advice == "give one of A (x), B (y)"
+
+
+def test_whole_tensors_that_differ_are_named_four_at_the_most(tmp_path):
+    for count, shown in ((4, ""), (5, " and 1 more"), (7, " and 3 more")):
+        names = [f"head.{k}" for k in range(count)]
+        one, two = (
+            adapter(
+                tmp_path / f"{count}{name}",
+                {"q": along(1.0)},
+                extra={f"{each}.weight": np.full(3, value) for each in names},
+                modules_to_save=["head"],
+            )
+            for name, value in (("a", 1.0), ("b", 2.0))
+        )
+        with pytest.raises(AdapterError) as error:
+            merge_adapters([one, two])
+        listed = ", ".join(f"{PREFIX}{each}.weight" for each in names[:4])
+        assert str(error.value) == (
+            f"the adapters hold different values of {listed}{shown}: whole tensors (a head, a bias, token rows) have "
+            "no sum"
+        )
+
+
+def test_whole_tensors_of_one_adapter_are_carried_and_fields_agree_or_are_joined(tmp_path):
+    one = adapter(tmp_path / "a", {"q": along(1.0)}, extra=HEAD, **SAVED)
+    two = adapter(tmp_path / "b", {"q": along(1.0)}, extra={"score.weight": np.ones(3)}, modules_to_save=["score"])
+    report = merge_adapters([one, two], tmp_path / "out")
+    assert report.carried == [f"{PREFIX}classifier.weight", f"{PREFIX}score.weight"]
+    assert config_of(tmp_path / "out")["modules_to_save"] == ["classifier", "score"]
+    chosen = merge_adapters([one, two], tmp_path / "of-b", heads_from="B")
+    assert (chosen.carried, chosen.dropped) == ([f"{PREFIX}score.weight"], [f"{PREFIX}classifier.weight"])
+    assert config_of(tmp_path / "of-b")["modules_to_save"] == ["score"]
+
+
+@pytest.mark.parametrize(
+    ("other", "agrees"), [(np.ones((2, 3)), True), (np.ones((3, 2)), False), (np.zeros((2, 3)), False)]
+)
+def test_heads_agree_where_shapes_and_bytes_do(other, agrees, tmp_path):
+    one = adapter(tmp_path / "a", {"q": along(1.0)}, extra=HEAD, **SAVED)
+    two = adapter(tmp_path / "b", {"q": along(1.0)}, extra={"classifier.weight": other}, **SAVED)
+    if agrees:
+        assert merge_adapters([one, two]).carried == [f"{PREFIX}classifier.weight"]
+    else:
+        with pytest.raises(AdapterError, match="different values"):
+            merge_adapters([one, two])
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "kept"), [("none", "all", "all"), ("all", None, "all"), (None, None, "none")]
+)
+def test_a_field_has_the_only_value_that_is_given(first, second, kept, tmp_path):
+    folders = [
+        adapter(tmp_path / n, {"q": along(1.0)}, **({"bias": bias} if bias else {}))
+        for n, bias in (("a", first), ("b", second))
+    ]
+    merge_adapters(folders, tmp_path / "out")
+    assert config_of(tmp_path / "out")["bias"] == kept
+
+
+def test_two_values_of_a_field_are_refused(tmp_path):
+    one, two = (adapter(tmp_path / bias, {"q": along(1.0)}, bias=bias) for bias in ("all", "lora_only"))
+    with pytest.raises(AdapterError) as error:
+        merge_adapters([one, two])
+    assert str(error.value) == "the adapters disagree on bias: 'all' and another"
+    assert error.value.advice == "take one adapter's with --heads-from A (or B, ...)"
+
+
+# --- refusals ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("field", ["fan_in_fan_out", "ensure_weight_tying"])
+def test_a_field_that_must_be_the_same_is_named_with_both_values(field, tmp_path):
+    square = {"q": along(1.0, d_out=5)}
+    one = adapter(tmp_path / "a", square, **{field: True})
+    two = adapter(tmp_path / "b", square, **{field: False})
+    with pytest.raises(AdapterError) as error:
+        merge_adapters([one, two])
+    assert str(error.value) == f"cannot merge these adapters: {field} differs: a has True and b has None"
+    assert error.value.advice == "see 'gradience merge-check'"
+    assert f"{field} differs: a has True and b has None" in merge_check(one, two).notes
+    same = adapter(tmp_path / "c", square, **{field: True})
+    merge_adapters([one, same])
+
+
+def test_other_shapes_and_other_layouts_are_refused_by_name(tmp_path):
+    one = adapter(tmp_path / "a", {"q": along(1.0)})
+    two = adapter(tmp_path / "b", {"q": along(1.0, d_out=4, d_in=3)})
+    with pytest.raises(AdapterError) as error:
+        merge_adapters([one, two])
+    assert str(error.value) == "q is of different shapes in these adapters"
+    with pytest.raises(AdapterError) as error:
+        merge_check(one, two)
+    assert str(error.value) == "no module has the same shape in all adapters: q is 6 x 5 in a, 4 x 3 in b"
+
+
+@pytest.mark.parametrize("poison", [math.nan, math.inf])
+@pytest.mark.parametrize("side", [0, 1])
+def test_a_number_that_is_not_finite_in_either_factor_stops_the_merge(poison, side, tmp_path):
+    factors = [part.copy() for part in along(1.0)]
+    factors[side][0, 0] = poison
+    one, two = adapter(tmp_path / "a", {"q": along(1.0)}), adapter(tmp_path / "b", {"q": factors})
+    with pytest.raises(AdapterError) as error:
+        merge_adapters([one, two])
+    assert str(error.value) == "q holds NaN or infinite numbers in one of the adapters"
+
+
+# --- a check -----------------------------------------------------------------------------------------------------
+
+
+def test_a_check_of_diagonal_updates_is_worked_out_by_hand(tmp_path):
+    one = adapter(tmp_path / "a", {"q": along(3.0), "v": along(4.0)})
+    two = adapter(tmp_path / "b", {"q": along(-1.0, 2.0), "k": along(1.0)}, lora_alpha=4)  # scale 2, of k 4
+    seen = []
+    report = merge_check(one, two, weights=[1.0, 0.5], progress=lambda *at: seen.append(at))
+    assert seen == [(1, 1, "q")]
+    a, b = report.adapters
+    # a is (3; 4; 0), b (-2, 4; 0; 4): M = a + b / 2
+    assert (a.weight, a.adapter.frobenius_norm, a.weighted_norm) == (1.0, pytest.approx(5.0), pytest.approx(5.0))
+    assert (b.weight, b.adapter.frobenius_norm, b.weighted_norm) == (0.5, pytest.approx(6.0), pytest.approx(3.0))
+    assert a.kept.coefficient == pytest.approx((25 - 3) / 25)
+    assert b.kept.coefficient == pytest.approx((18 - 6) / 36)
+    whole = 25 + 9 - 6
+    assert a.kept.other == pytest.approx(1 - 22**2 / (25 * whole))
+    assert b.kept.other == pytest.approx(1 - 12**2 / (36 * whole))
+    (pair,) = report.pairs
+    assert (pair.first, pair.second) == ("a", "b")
+    assert pair.cosine == pytest.approx(-6 / 30)
+    assert pair.scale_ratio == pytest.approx(5 / 3)
+    (module,) = report.modules
+    assert (module.name, module.state, module.layer) == ("q", "ok", None)
+    assert module.norms == pytest.approx([3.0, math.sqrt(5)])
+    assert module.lowest_cosine == pytest.approx(-3 / (3 * math.sqrt(5)))
+    assert [kept.coefficient for kept in module.kept] == pytest.approx([6 / 9, (10 - 6) / 20])
+    assert report.signs is not None
+    assert (report.signs.entries, report.signs.of, report.signs.conflict) == (30, 30, pytest.approx(1 / 30))
+    assert report.signs.cancelled == pytest.approx(1 - 4 / 6)
+    assert report.expected_conflict == pytest.approx(math.acos(-1 / math.sqrt(5)) / math.pi)
+    assert [(item.module, item.adapters) for item in report.only_in] == [("k", ["b"]), ("v", ["a"])]
+    assert report.different_shapes == []
+
+
+def test_three_adapters_have_three_pairs_and_no_expected_conflict(tmp_path):
+    folders = [adapter(tmp_path / n, {"q": along(size)}) for n, size in (("a", 1.0), ("b", 2.0), ("c", -8.0))]
+    report = merge_check(*folders, weights=[1.0, 1.0, 1.0])
+    assert [(p.first, p.second, p.cosine, p.scale_ratio) for p in report.pairs] == [
+        ("a", "b", pytest.approx(1.0), pytest.approx(2.0)),
+        ("a", "c", pytest.approx(-1.0), pytest.approx(8.0)),
+        ("b", "c", pytest.approx(-1.0), pytest.approx(4.0)),
+    ]
+    assert report.expected_conflict is None
+    assert report.modules[0].lowest_cosine == pytest.approx(-1.0)
+
+
+def test_modules_of_other_shapes_are_named_and_the_rest_is_checked(tmp_path):
+    one = adapter(tmp_path / "a", {"q": along(1.0), "v": along(1.0)})
+    two = adapter(tmp_path / "b", {"q": along(1.0), "v": along(1.0, d_out=4, d_in=3)})
+    report = merge_check(one, two)
+    assert report.different_shapes == ["v"]
+    assert [row.name for row in report.modules] == ["q"]
+
+
+def test_parts_of_a_sum_from_its_inner_products():
+    table = np.asarray([[4.0, -2.0], [-2.0, 9.0]])
+    kept = kept_of(table, [1.0, 2.0], 0)
+    assert (kept.coefficient, kept.other) == (0.0, 1.0)
+    other = kept_of(table, [1.0, 2.0], 1)  # along 16, whole 4 - 8 + 36
+    assert (other.coefficient, other.other) == (pytest.approx(16 / 9), pytest.approx(1 - 256 / (9 * 32)))
+    nothing = np.zeros((2, 2))
+    assert kept_of(nothing, [1.0, 1.0], 0) == type(kept)(coefficient=None, other=None)
+    half = np.diag([0.0, 1.0])
+    assert kept_of(half, [1.0, 1.0], 0) == type(kept)(coefficient=None, other=1.0)
+    gone = np.asarray([[1.0, -1.0], [-1.0, 1.0]])
+    assert kept_of(gone, [1.0, 1.0], 0) == type(kept)(coefficient=0.0, other=None)
+    alone = kept_of(np.diag([1.0, 0.0]), [2.0, 1.0], 0)
+    assert (alone.coefficient, alone.other) == (2.0, 0.0)
+
+
+def test_cosines_of_weighted_updates():
+    table = np.asarray([[4.0, 3.0, 0.0], [3.0, 9.0, 0.0], [0.0, 0.0, 0.0]])
+    assert cosine_of(table, [1.0, 2.0, 1.0], (0, 1)) == pytest.approx(0.5)
+    assert cosine_of(table, [-1.0, 2.0, 1.0], (0, 1)) == pytest.approx(-0.5)
+    assert cosine_of(table, [0.0, 2.0, 1.0], (0, 1)) is None
+    assert cosine_of(table, [1.0, 2.0, 1.0], (0, 2)) is None
+    for over, end in ((1.1, 1.0), (-1.1, -1.0)):
+        assert cosine_of(np.asarray([[1.0, over], [over, 1.0]]), [1.0, 1.0], (0, 1)) == end

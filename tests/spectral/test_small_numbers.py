@@ -1,0 +1,399 @@
+"""The core at numbers small enough to work out by hand: where each rule of it changes its answer, and to what."""
+
+from __future__ import annotations
+
+import math
+
+import jax
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+import pytest
+
+from gradience.spectral import batch, dense, reduced, subspace, update
+from gradience.spectral.base import Chunk, MergeSums, merge_sums
+from gradience.spectral.batch import Factors, Grams, grams_of, spectra, spectrum_of
+from gradience.spectral.dense import DenseSpectrum, dense_spectrum
+from gradience.spectral.narrow import inner_size, narrowed
+from gradience.spectral.reduced import LowRank, gram_maps, leading_part, part_with_energy, rank_for_energy
+from gradience.spectral.sketch import DIMENSIONS, Sketch
+from gradience.spectral.subspace import Stacked, pair_geometries
+from gradience.spectral.update import null_factor_stable_rank, null_stable_rank
+
+EPS = float(np.finfo(np.float64).eps)
+
+
+def diagonal(*sigma: float, d_out: int = 40, d_in: int = 30) -> tuple[np.ndarray, np.ndarray]:
+    """Factors whose product has these singular values."""
+    n = len(sigma)
+    return np.eye(d_out, n) * np.asarray(sigma), np.eye(n, d_in)
+
+
+# --- ranks of a spectrum -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("share", "rank"), [(0.5, 5), (0.51, 6), (0.9, 9), (0.899, 9), (0.901, 10), (1.0, 10)])
+def test_ten_equal_values_hold_a_tenth_each(share, rank):
+    with jax.enable_x64(True):  # noqa: FBT003
+        assert int(update.energy_rank(jnp.ones(10), share)) == rank
+        assert int(update.energy_rank(jnp.zeros(10), share)) == 0
+
+
+@pytest.mark.parametrize(("value", "counts"), [(3.9 * EPS, False), (4.1 * EPS, True)])
+def test_a_value_under_the_rank_times_the_rounding_of_the_largest_is_zero(value, counts):
+    found = spectrum_of(np.asarray([2.0, 2.0 * value, 0.0, 0.0]))
+    assert (found.relative_errors[1] > 0.0) == counts
+    assert (found.effective_rank > 1.0) == counts
+
+
+def test_the_numbers_of_four_values():
+    found = spectrum_of(np.asarray([4.0, 2.0, 2.0, 0.0]))
+    assert found.stable_rank == pytest.approx(24 / 16)
+    assert found.participation_ratio == pytest.approx(24**2 / (256 + 32))
+    assert found.effective_rank == pytest.approx(math.exp(0.5 * math.log(2) + 0.5 * math.log(4)))
+    assert found.energy_ranks == (3, 3, 3)
+    assert found.relative_errors == pytest.approx([1.0, math.sqrt(8 / 24), math.sqrt(4 / 24), 0.0, 0.0])
+    assert (found.spectral_norm, found.finite) == (4.0, True)
+    assert found.frobenius_norm == pytest.approx(math.sqrt(24))
+    assert np.isnan(found.factor_stable_ranks).all()
+    assert found.sigma.tolist() == [4.0, 2.0, 2.0, 0.0]
+
+
+def test_the_factors_have_ranks_of_their_own_b_first():
+    b = np.eye(9, 3)
+    a = np.zeros((3, 7))
+    a[0, 0], a[1, 1], a[2, 1] = 2.0, 1.0, 1.0
+    found = spectra([lambda: Factors(b, a, -2.0)])[0]
+    assert found.factor_stable_ranks == pytest.approx((3.0, 6 / 4))
+    assert found.sigma == pytest.approx([4.0, 2.0 * math.sqrt(2), 0.0])
+    assert found.spectral_norm == pytest.approx(4.0)
+    assert found.frobenius_norm == pytest.approx(math.sqrt(16 + 8))
+
+
+def test_a_gram_matrix_has_its_trace_over_its_largest_eigenvalue_and_none_where_it_is_zero():
+    grams = np.stack([np.diag([1.0, 2.0, 4.0]), np.zeros((3, 3)), np.diag([0.0, 0.0, 5.0])])
+    assert update.gram_stable_rank(grams).tolist() == [7 / 4, 0.0, 1.0]
+
+
+@pytest.mark.parametrize(
+    ("ranks", "expected"),
+    [((1, 50, 60), 1.0), ((4, 4, 30), 1.66499), ((8, 64, 96), 4.31223), ((8, 5, 96), 2.51486), ((70, 5, 6), 1.86873)],
+)
+def test_the_null_is_drawn_from_a_seed_and_so_always_the_same(ranks, expected):
+    assert null_stable_rank(*ranks) == pytest.approx(expected, abs=1e-4)
+
+
+@pytest.mark.parametrize(("r", "d", "expected"), [(1, 5, 1.0), (3, 3, 1.33076), (8, 512, 6.58407)])
+def test_the_null_of_one_factor_is_drawn_from_a_seed(r, d, expected):
+    assert null_factor_stable_rank(r, d) == pytest.approx(expected, abs=1e-4)
+
+
+def test_sizes_beyond_the_range_of_squares_are_singular_values_still():
+    b, a = diagonal(3.0, 1.0)
+    for size in (1e200, 1e-200):
+        assert update.core_singular_values(b * size, a) == pytest.approx(np.asarray([3.0, 1.0]) * size)
+    assert update.core_singular_values(b * 0.0, a).tolist() == [0.0, 0.0]
+
+
+@pytest.mark.parametrize(("cosine", "trusted"), [(0.9803, False), (0.9801, True)])
+def test_the_gram_route_vouches_from_a_hundredth_of_the_bound(cosine, trusted):
+    """Rows at an angle, subtracted: (1 - c) / (1 + c) of the bound's square is left, for b of rank one."""
+    a = np.asarray([[1.0, 0.0], [-cosine, -math.sqrt(1 - cosine**2)]])
+    b = np.ones((1, 2))
+    found = update.gram_singular_values(a @ a.T, b.T @ b)
+    assert found.sigma[0] ** 2 == pytest.approx(2 - 2 * cosine)
+    assert bool(found.trusted) == trusted
+    assert bool(update.gram_singular_values(a @ a.T, 0.0 * b.T @ b).trusted)
+    assert bool(update.gram_singular_values(0.0 * a @ a.T, b.T @ b).trusted)
+
+
+# --- factors of a rank beyond their sides ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("rank", "d_out", "d_in", "inner"),
+    [(64, 3, 3, 64), (65, 3, 5, 3), (65, 65, 90, 65), (66, 65, 90, 65), (66, 90, 65, 65), (1, 9, 9, 1)],
+)
+def test_the_inner_size_is_the_lesser_side_beyond_64(rank, d_out, d_in, inner):
+    assert inner_size(rank, d_out, d_in) == inner
+
+
+@pytest.mark.parametrize(("d_out", "d_in", "eye"), [(3, 5, 0), (4, 4, 0), (5, 3, 1)])
+def test_the_smaller_side_becomes_the_identity(d_out, d_in, eye):
+    rng = np.random.default_rng(0)
+    pair = rng.standard_normal((d_out, 70)), rng.standard_normal((70, d_in))
+    found = narrowed(*pair)
+    np.testing.assert_array_equal(found[eye], np.eye(min(d_out, d_in)))
+    np.testing.assert_allclose(found[1 - eye], pair[0] @ pair[1])
+
+
+# --- many modules ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("r", "bucket"), [(0, 8), (1, 8), (8, 8), (9, 16), (16, 16), (17, 32), (64, 64), (65, 128)])
+def test_grams_are_padded_to_the_least_power_of_two_from_eight(r, bucket):
+    factors = Factors(np.ones((200, r), np.float32), np.ones((r, 190), np.float32), 1.0)
+    for grams in (grams_of([lambda: factors])[0], batch.grams_on_host([lambda: factors])[0]):
+        assert grams.gram_a.shape == grams.gram_b.shape == (bucket, bucket)
+        assert grams.r == r
+        np.testing.assert_allclose(grams.gram_a[:r, :r], 190.0)
+        np.testing.assert_allclose(grams.gram_b[:r, :r], 200.0)
+        assert not grams.gram_a[r:].any()
+
+
+@pytest.mark.parametrize(
+    ("modules", "cores", "workers", "first"),
+    [(0, 4, 1, None), (1, 4, 1, 1), (15, 4, 1, 1), (16, 4, 2, 1), (64, 4, 4, 2), (640, 16, 8, 10), (64, 1, 1, 8)],
+)
+def test_modules_are_shared_out_eight_a_thread_at_least_and_in_eight_turns(monkeypatch, modules, cores, workers, first):
+    monkeypatch.setattr(batch, "_cores", lambda: cores)
+    shares = batch._Shares(modules)
+    assert shares.workers == workers
+    spans = list(shares._spans)
+    assert [index for span in spans for index in span] == list(range(modules))
+    assert (len(spans[0]) if spans else None) == first
+
+
+def test_more_modules_than_fit_one_call_are_told_apart():
+    loads = [lambda k=k: Factors(np.full((3, 1), float(k)), np.ones((1, 4)), 1.0) for k in range(1, 131)]
+    found = [one.spectral_norm for one in spectra(loads)]
+    assert found == pytest.approx([math.sqrt(12) * k for k in range(1, 131)])
+
+
+def test_spectra_of_given_grams_load_nothing_that_they_can_vouch_for():
+    def never() -> Factors:
+        raise AssertionError
+
+    b, a = diagonal(3.0, 1.0)
+    grams = [Grams(np.pad(a @ a.T, (0, 6)), np.pad(b.T @ b, (0, 6)), 2, 2.0)]
+    assert spectra([never], grams)[0].sigma == pytest.approx([6.0, 2.0])
+
+
+# --- lower ranks -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("least", "kept"), [(1.1e-7, 3), (0.9e-7, 2)])
+def test_a_direction_under_a_ten_millionth_is_left_out_of_the_maps(least, kept):
+    b, a = diagonal(1.0, 0.5, least)
+    maps = gram_maps(a @ a.T, b.T @ b, 3)
+    assert maps is not None
+    assert np.count_nonzero(np.abs(maps.left).sum(axis=0)) == kept
+    assert np.count_nonzero(np.abs(maps.right).sum(axis=1)) == kept
+
+
+def test_maps_of_nothing_are_zero():
+    b, a = diagonal(1.0, 0.5)
+    for gram_a, gram_b in ((a @ a.T, np.zeros((2, 2))), (np.zeros((2, 2)), b.T @ b)):
+        maps = gram_maps(gram_a, gram_b, 1)
+        assert maps is not None
+        assert (maps.left.tolist(), maps.right.tolist()) == ([[0.0], [0.0]], [[0.0, 0.0]])
+
+
+def test_a_part_at_scale_zero_has_factors_of_zero():
+    low = LowRank(np.eye(4, 2), np.asarray([2.0, 1.0]), np.eye(2, 3))
+    b, a = low.factors(3, 0.0)
+    assert (b.shape, a.shape, b.any(), a.any()) == ((4, 3), (3, 3), False, False)
+    assert low.error(0) == pytest.approx(math.sqrt(5))
+    assert low.error(1) == 1.0
+
+
+@pytest.mark.parametrize(
+    ("shape", "rank", "iterated"),
+    [((768, 900), 2, False), ((769, 900), 2, True), ((900, 769), 176, True), ((900, 769), 177, False)],
+)
+def test_a_matrix_is_iterated_beyond_768_where_a_quarter_of_it_holds_the_rank(monkeypatch, shape, rank, iterated):
+    seen = []
+
+    def instead(matrix, columns, norm, seed):
+        seen.append((columns, seed))
+        return np.zeros((shape[0], columns)), np.zeros(columns), np.zeros((columns, shape[1]))
+
+    def whole(matrix, full_matrices):
+        k = min(shape)
+        return np.zeros((shape[0], k)), np.zeros(k), np.zeros((k, shape[1]))
+
+    monkeypatch.setattr(reduced, "_iterated", instead)
+    monkeypatch.setattr(np.linalg, "svd", whole)
+    part = leading_part(np.zeros(shape), rank, seed=3)
+    assert seen == ([(rank + 16, 3)] if iterated else [])
+    assert part.low.sigma.shape == (rank,)
+
+
+def test_a_long_matrix_less_its_part_is_measured_to_the_last_row():
+    matrix = np.zeros((2500, 3))
+    matrix[0, 0], matrix[1500, 1], matrix[2499, 2] = 5.0, 2.0, 1.0
+    part = leading_part(matrix, 1)
+    assert (part.norm, part.rest) == (pytest.approx(math.sqrt(30)), pytest.approx(math.sqrt(5)))
+
+
+@pytest.mark.parametrize(("energy", "rank"), [(0.25, 1), (0.2501, 2), (0.75, 3), (1.0, 4), (1.01, None)])
+def test_four_equal_values_hold_a_quarter_each(energy, rank):
+    assert rank_for_energy(np.ones(4), energy, 4.0) == rank
+    part = part_with_energy(np.eye(4, 6), energy)
+    assert len(part.low.sigma) == (rank or 4)
+    assert part.norm == 2.0
+    assert part.rest == pytest.approx(math.sqrt(4 - (rank or 4)))
+
+
+def test_an_energy_short_by_rounding_alone_is_held():
+    assert rank_for_energy(np.ones(2), 1.0, 2.0 + 1e-12) == 2
+    assert rank_for_energy(np.ones(2), 1.0, 2.0 + 1e-11) is None
+
+
+# --- two updates -------------------------------------------------------------------------------------------------
+
+
+def stack(b: np.ndarray, a: np.ndarray, scale: float = 1.0) -> Stacked:
+    return Stacked(lambda: (b, a), a.shape[0], scale)
+
+
+def test_two_updates_of_known_directions():
+    one, two = stack(*diagonal(3.0, 1.0)), stack(*diagonal(0.0, 4.0, 2.0), -0.5)
+    (found,) = pair_geometries([(one, two)])
+    assert found.finite
+    assert found.norms == pytest.approx((math.sqrt(10), math.sqrt(5)))
+    assert found.inner == pytest.approx(-2.0)
+    assert found.distance == pytest.approx(math.sqrt(9 + 9 + 1))
+    assert found.cosine == pytest.approx(-2.0 / math.sqrt(50))
+    np.testing.assert_allclose(np.abs(found.left), [[0.0, 0.0], [1.0, 0.0]], atol=1e-7)
+    np.testing.assert_allclose(np.abs(found.right), [[0.0, 0.0], [1.0, 0.0]], atol=1e-7)
+
+
+@pytest.mark.parametrize(("least", "directions"), [(1.1e-6, 2), (0.9e-6, 1)])
+def test_a_direction_under_a_millionth_of_the_largest_has_no_angle(least, directions):
+    (found,) = pair_geometries([(stack(*diagonal(1.0, least)), stack(*diagonal(1.0)))])
+    assert found.left.shape == found.right.shape == (directions, 1)
+
+
+def test_an_update_of_zero_has_no_directions_and_no_cosine():
+    (found,) = pair_geometries([(stack(*diagonal(0.0)), stack(*diagonal(1.0)))])
+    assert (found.left.shape, found.cosine, found.finite) == ((0, 1), None, True)
+
+
+@pytest.mark.parametrize("scale", [math.inf, math.nan])
+def test_a_scale_that_is_not_finite_leaves_nothing_to_compare(scale):
+    (found,) = pair_geometries([(stack(*diagonal(1.0)), stack(*diagonal(1.0), scale))])
+    assert (found.finite, found.cosine, found.left.shape) == (False, None, (0, 0))
+    assert np.isnan([*found.norms, found.inner, found.distance]).all()
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "joined"),
+    [
+        (np.float32, np.float32, np.float32),
+        (np.float16, np.float16, np.float16),
+        (np.float16, ml_dtypes.bfloat16, np.float32),
+        (np.float32, np.float16, np.float32),
+        (np.float64, np.float32, np.float64),
+        (np.float16, np.float64, np.float64),
+    ],
+)
+def test_factors_of_two_dtypes_are_stacked_in_one_that_holds_both(first, second, joined):
+    b, a = diagonal(1.0)
+    load = subspace._together(stack(b.astype(first), a.astype(first)), stack(b.astype(second), a.astype(second)))
+    found = load()
+    assert (found.b.dtype, found.a.dtype, found.scale) == (joined, joined, 1.0)
+    assert (found.b.shape, found.a.shape) == ((40, 2), (2, 30))
+
+
+@pytest.mark.parametrize(("held", "portions"), [(8, [1, 1, 1]), (63, [1, 1, 1]), (64, [2, 1]), (96, [3])])
+def test_pairs_are_taken_as_many_at_a_time_as_their_grams_fit(monkeypatch, held, portions):
+    """A pair of ranks 1 and 1 holds two matrices of 4 x 4 numbers."""
+    monkeypatch.setattr(subspace, "_HELD", held)
+    pair = stack(*diagonal(1.0)), stack(*diagonal(1.0))
+    assert [len(some) for some in subspace._portions([pair] * 3)] == portions
+    assert list(subspace._portions([])) == []
+
+
+# --- whole matrices ----------------------------------------------------------------------------------------------
+
+
+def test_energy_ranks_of_a_whole_spectrum_are_exact_and_of_a_leading_one_bounds():
+    whole = DenseSpectrum(np.asarray([3.0, 2.0, 1.0, 1.0]), 15.0, 4)
+    assert [whole.energy_rank(share) for share in (0.6, 0.61, 13 / 15, 0.9, 1.0)] == [(k, k) for k in (1, 2, 2, 3, 4)]
+    short = DenseSpectrum(np.asarray([3.0, 2.0]), 16.0, 8, next_square=0.5, is_whole=False)
+    # 3 left in 6 values: a straight line gains half a value each, and k values are at most k halves more
+    assert [short.energy_rank(share) for share in (13 / 16, 14 / 16, 15 / 16, 1.0)] == [(2, 2), (2, 4), (4, 6), (6, 8)]
+
+
+@pytest.mark.parametrize(("shape", "whole"), [((24, 60), True), ((60, 24), True), ((25, 60), False), ((60, 25), False)])
+def test_a_matrix_is_whole_up_to_a_shorter_side(monkeypatch, shape, whole):
+    monkeypatch.setattr(dense, "EXACT_UP_TO", 24)
+    found = dense_spectrum(np.random.default_rng(0).standard_normal(shape))
+    assert (found.is_whole, found.size, found.converged) == (whole, min(shape), True)
+    assert found.energy == pytest.approx(np.sum(found.sigma**2), rel=1e-6)
+
+
+def test_a_large_matrix_shows_as_many_values_as_asked_for_and_64_at_least(monkeypatch):
+    monkeypatch.setattr(dense, "EXACT_UP_TO", 80)
+    matrix = np.diag(np.linspace(2.0, 1.0, 90))
+    sigma = np.linalg.svd(matrix, compute_uv=False)
+    for values, shown in ((3, 64), (80, 80)):
+        found = dense_spectrum(matrix, values=values)
+        assert found.sigma == pytest.approx(sigma[:shown], rel=1e-5)
+        assert sigma[shown] ** 2 <= found.next_square <= sigma[shown] ** 2 * 1.0003
+
+
+def test_a_short_side_is_squared_over_all_of_the_long_one():
+    matrix = np.zeros((2, 2500))
+    matrix[0, 0], matrix[1, 1500], matrix[0, 2499] = 3.0, 2.0, 4.0
+    for turned in (matrix, matrix.T):
+        assert dense_spectrum(turned).sigma == pytest.approx([5.0, 2.0])
+
+
+# --- what a merge keeps ------------------------------------------------------------------------------------------
+
+
+def test_a_cosine_of_sums():
+    def sums(inner, realised, intended):
+        return MergeSums(1, 1, inner, realised, intended, 1.0).cosine
+
+    assert (sums(1.0, 1.0, 0.0), sums(0.0, 0.0, 1.0)) == (None, 0.0)
+    assert sums(3.0, 4.0, 9.0) == pytest.approx(0.5)
+
+
+def test_sums_over_three_entries_by_hand():
+    """bfloat16 has steps of 1/128 from 1 to 2: of 0.003 nothing is kept there, of 0.006 a whole step."""
+    w = np.asarray([[1.0, 1.0], [0.0, 2.0]], np.float32)
+    delta = np.asarray([[0.003, 0.006], [0.5, 0.0]], np.float32)
+    chunks = [Chunk(w[:1], np.ones((1, 1)), delta[:1]), Chunk(w[1:], np.ones((1, 1)), delta[1:])]
+    found = merge_sums(chunks, scale=1.0, target="bfloat16", delta_dtype="float32")
+    assert (found.entries, found.changed) == (4, 2)
+    assert found.realised == pytest.approx((1 / 128) ** 2 + 0.25)
+    assert found.intended == pytest.approx(0.003**2 + 0.006**2 + 0.25)
+    assert found.inner == pytest.approx(0.006 / 128 + 0.25)
+    assert found.weight == pytest.approx(6.0)
+
+
+# --- sketches ----------------------------------------------------------------------------------------------------
+
+
+def sketch(*parts: tuple[str, np.ndarray, np.ndarray, float]) -> np.ndarray:
+    made = Sketch()
+    for part in parts:
+        made.add(*part)
+    return np.asarray(made.numbers())
+
+
+def test_a_sketch_is_the_convolution_of_both_sides_folded_under_their_signs():
+    rng = np.random.default_rng(0)
+    b, a = rng.standard_normal((300, 2)).astype(np.float32), rng.standard_normal((2, 130)).astype(np.float32)
+    found = sketch(("m", b, a, 0.5))
+    assert found.shape == (DIMENSIONS,) == (128,)
+    doubled = sketch(("m", b, a, 1.0))
+    np.testing.assert_allclose(doubled, 2 * found, rtol=1e-5)
+    np.testing.assert_allclose(found[[0, 1, 64, 127]], [6.035882, -4.800443, 0.341554, 9.250155], rtol=1e-4)
+    np.testing.assert_allclose(sketch(("m", np.asfortranarray(b), a, 0.5)), found, rtol=1e-4, atol=1e-4)
+
+
+def test_a_sketch_adds_up_leaves_out_what_it_has_and_what_is_not_finite():
+    rng = np.random.default_rng(1)
+    one = ("m", rng.standard_normal((9, 2)), rng.standard_normal((2, 8)), 1.0)
+    two = ("n", rng.standard_normal((9, 2)), rng.standard_normal((2, 8)), 1.0)
+    broken = ("o", np.full((9, 2), np.nan), np.ones((2, 8)), 1.0)
+    both = sketch(one, two, one, broken)
+    np.testing.assert_allclose(both, sketch(one) + sketch(two), rtol=1e-4, atol=1e-5)
+    assert not sketch().any()
+    assert not sketch(("m", np.full((9, 1), 1e30), np.full((1, 8), 1e30), 1.0)).any()
+    many = [(f"m{i}", rng.standard_normal((4, 600)), rng.standard_normal((600, 5)), 1.0) for i in range(8)]
+    np.testing.assert_allclose(sketch(*many), sum(sketch(each) for each in many), rtol=1e-3, atol=1e-3)
