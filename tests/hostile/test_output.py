@@ -38,7 +38,7 @@ LIGHT = {
     "monitor --json": ["monitor", "run.jsonl", "--json"],
     "validate": ["validate", "run.jsonl"],
     "check --format sarif": ["check", "run.jsonl", "--format", "sarif"],
-    "check --format github": ["check", "run.jsonl", "--format", "github"],
+    "check --format github": ["check", "run.jsonl", "--lr", "1", "--format", "github"],
     "--help": ["--help"],
     "--version": ["--version"],
 }
