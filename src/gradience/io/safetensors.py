@@ -10,9 +10,10 @@ import json
 import math
 import os
 import struct
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
-from typing import Any, Final, NamedTuple, Protocol, TypeAlias
+from typing import Any, Final, NamedTuple, Protocol, Self, TypeAlias
 
 import ml_dtypes
 import msgspec
@@ -20,8 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gradience.errors import AdapterError, OutputError
-from gradience.io.decoding import decode_json, name_fault
-from gradience.io.reading import open_regular, read_small
+from gradience.io.reading import decode_json, name_fault, open_raw, open_regular, read_small
 
 Array: TypeAlias = npt.NDArray[Any]
 
@@ -149,6 +149,15 @@ class SafetensorsFile:
         """
         return self._bytes(self.tensors[name].offset, self.tensors[name].nbytes)
 
+    def reader(self, name: str) -> TensorReader:
+        """The tensor's bytes, to be read in parts: the file stays open until the reader is closed.
+
+        Raises:
+            AdapterError: the file is gone, or no regular file any more.
+        """
+        info = self.tensors[name]
+        return TensorReader(self.path, self._start + info.offset, info.nbytes)
+
     def _dtype(self, name: str) -> np.dtype[Any]:
         dtype = self.tensors[name].dtype
         if dtype not in DTYPES:
@@ -165,6 +174,47 @@ class SafetensorsFile:
         if len(data) != count:
             raise _cut_short(self.path, start + count, self.path.stat().st_size)
         return data
+
+
+class TensorReader:
+    """The bytes of one tensor, read into arrays that the caller keeps; a context manager, for several threads."""
+
+    def __init__(self, path: Path, start: int, nbytes: int) -> None:
+        self._path, self._start, self._nbytes = path, start, nbytes
+        try:
+            self._file = open_raw(path)
+        except OSError as error:
+            raise AdapterError(f"cannot read {path}: {error.strerror}", advice="check the path") from error
+        self._lock = threading.Lock()
+
+    def __enter__(self) -> Self:
+        """Return itself."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Close the file."""
+        self._file.close()
+
+    def into(self, offset: int, out: npt.NDArray[np.uint8]) -> None:
+        """Fill a contiguous array with the bytes from an offset within the tensor.
+
+        Raises:
+            AdapterError: the file was cut short since it was opened, or cannot be read.
+            ValueError: the tensor has no such bytes.
+        """
+        if not 0 <= offset <= offset + len(out) <= self._nbytes:
+            raise ValueError(f"bytes {offset} to {offset + len(out)} of a tensor of {self._nbytes}")
+        start = self._start + offset
+        done = 0
+        try:
+            with self._lock:
+                self._file.seek(start)
+                while done < len(out) and (count := self._file.readinto(out[done:].data)):
+                    done += count
+        except OSError as error:
+            raise AdapterError(f"cannot read {self._path}: {error.strerror}", advice="check the path") from error
+        if done < len(out):
+            raise _cut_short(self._path, start + len(out), self._path.stat().st_size)
 
 
 class ShardedFiles:
@@ -318,7 +368,7 @@ def refuse_long_name(path: Path, name: str) -> None:
     """Refuse a file that names a tensor as no model does.
 
     Raises:
-        AdapterError: the name is over the limits of `io.decoding`.
+        AdapterError: the name is over the limits of `io.reading`.
     """
     if (fault := name_fault(name)) is not None:
         raise AdapterError(f"{path}: the tensor name {name[:_SHOWN]!r}... {fault}", advice=_NO_MODEL)
