@@ -17,6 +17,8 @@ from peft import (
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
+pytestmark = pytest.mark.filterwarnings("ignore")
+
 TOLERANCE = 1e-5
 
 

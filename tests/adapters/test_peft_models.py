@@ -200,6 +200,7 @@ def test_an_embedding_saved_with_a_new_vocabulary_is_a_full_module(make):
     assert not adapter.skipped
 
 
+@pytest.mark.filterwarnings(r"ignore:PiSSA changes the base weights:UserWarning:peft\.peft_model")
 def test_a_converted_pissa_adapter_is_the_whole_update(tmp_path):
     model = llama()
     base = {k: v.clone() for k, v in model.state_dict().items()}

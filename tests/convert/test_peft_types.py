@@ -176,6 +176,7 @@ def test_what_is_beside_the_updates_is_carried_bit_for_bit(make, furthest, confi
         np.testing.assert_array_equal(after[name], before[name])
 
 
+@pytest.mark.filterwarnings("ignore")
 def test_a_cut_is_as_near_as_the_one_that_peft_makes_of_the_model_in_memory(make, merged, tmp_path):
     from peft.tuners.lora.conversion import save_as_lora
 
