@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from gradience.spectral import host
-from gradience.spectral.batch import Factors, grams_on_host, spectra
+from gradience.spectral.batch import spectra
+from gradience.spectral.grams import Factors, grams_of
 from gradience.spectral.sketch import Sketch
 
 SHAPES = [(40, 24, 4), (40, 24, 4), (300, 24, 4), (40, 24, 8), (40, 24, 5), (20, 30, 70), (40, 24, 4)]
@@ -29,7 +30,7 @@ def test_stacked_grams_are_those_of_each_update_alone(monkeypatch, dtype):
     for most in (1 << 18, 3000, 1):  # all of a shape in one stack, some, none
         monkeypatch.setattr(host, "_STACKED", most)
         found, _ = host.grams_and_sketch([f"m{i}" for i in range(len(cases))], loads_of(cases))
-        for one, alone in zip(found, grams_on_host(loads_of(cases)), strict=True):
+        for one, alone in zip(found, grams_of(loads_of(cases)), strict=True):
             assert (one.r, one.scale) == (alone.r, alone.scale)
             np.testing.assert_allclose(one.gram_a, alone.gram_a, rtol=1e-13, atol=1e-13)
             np.testing.assert_allclose(one.gram_b, alone.gram_b, rtol=1e-13, atol=1e-13)

@@ -12,8 +12,8 @@ from typing import Any, Final, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from gradience.spectral.batch import Factors, Grams, bucket_of, grams_on_host
-from gradience.spectral.narrow import inner_size
+from gradience.spectral.grams import Factors, Grams, bucket_of, gram
+from gradience.spectral.narrow import inner_size, narrowed
 from gradience.spectral.sketch import Sketch
 
 Matrix: TypeAlias = npt.NDArray[Any]
@@ -44,7 +44,9 @@ class _Pass:
         most = max(b.size, a.size)
         if 2 * most > _STACKED or inner_size(len(a), len(b), a.shape[1]) < len(a):
             self.sketch.add(self._names[index], b, a, scale)
-            (self._found[index],) = grams_on_host([lambda: factors])
+            with np.errstate(all="ignore"):  # what is not finite is found by `spectra`
+                narrow_b, narrow_a = narrowed(b, a)
+                self._found[index] = Grams(gram(narrow_a), gram(narrow_b.T), len(a), scale)
             return
         key = (b.shape, a.shape, b.dtype, a.dtype)
         held = self._open.setdefault(key, [])
@@ -55,7 +57,7 @@ class _Pass:
     def _stack(self, held: list[tuple[int, Factors]]) -> None:
         b, a = (np.stack([factors[side] for _, factors in held]) for side in (0, 1))
         self.sketch.add_stack([self._names[i] for i, _ in held], b, a, [factors.scale for _, factors in held])
-        with np.errstate(all="ignore"):  # what is not finite is found by `spectra`
+        with np.errstate(all="ignore"):  # as above
             wide_b, wide_a = b.astype(np.float64), a.astype(np.float64)
             grams_a = _padded(wide_a @ wide_a.transpose(0, 2, 1))
             grams_b = _padded(wide_b.transpose(0, 2, 1) @ wide_b)

@@ -28,7 +28,8 @@ from gradience.rules.weights.ranks import (
 )
 from gradience.rules.weights.rules import WEIGHTS_RULES, judge_adapter
 from gradience.schema.audit import AUDIT_SCHEMA_ID, AuditReport, BaseReport, ModuleAudit, NotAnalysed, RankPattern
-from gradience.spectral.batch import Factors, Grams, Spectrum, spectra
+from gradience.spectral.batch import Spectrum, spectra
+from gradience.spectral.grams import Factors, Grams
 from gradience.verbs.audit.rows import (
     Shown,
     bytes_per_param,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection, Iterable, Sequence
 from statistics import fmean, median
-from typing import Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import msgspec
 import numpy as np
@@ -16,9 +16,12 @@ from gradience.adapters.names import layer_index, layer_label, module_type
 from gradience.rules.weights.ranks import measured, percentile
 from gradience.schema.audit import AuditSummary, GroupSummary, LayerSummary, LedgerEntry, ModuleAudit
 from gradience.schema.scalars import real
-from gradience.spectral.batch import SHARES, Spectrum, spectrum_of
-from gradience.spectral.dense import DenseSpectrum
+from gradience.spectral.batch import Spectrum, spectrum_of
+from gradience.spectral.quantities import SHARES
 from gradience.spectral.update import null_factor_stable_rank, null_stable_rank
+
+if TYPE_CHECKING:
+    from gradience.spectral.dense import DenseSpectrum
 
 _FROM_ZERO: Final = frozenset({"linear", "conv", "dora"})
 """Kinds whose lora_B starts at zero; of an embedding lora_A does, and AdaLoRA's factors are random both."""
