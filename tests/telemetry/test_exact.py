@@ -189,6 +189,12 @@ def test_a_step_is_a_whole_number_that_every_reader_keeps(value, step):
             {},
         ),
         ({"eval_a_runtime": 1, "eval_a_b_runtime": 2}, {}, {"a": {"runtime": 1, "b_runtime": 2}}, {}),
+        (
+            {"eval_a_runtime": 1, "eval_a_f1": 2, "eval_loss": 3},
+            {},
+            {"a": {"runtime": 1, "f1": 2}, "eval": {"loss": 3}},
+            {},
+        ),
         ({"total_flos": 1, "kl": 2}, {}, {}, {"total_flos": 1, "kl": 2}),
         ({"total_flos": 1, "train_loss": 3, "loss": 2}, {"loss": 2}, {}, {"total_flos": 1, "train_loss": 3}),
         ({"total_flos": 1, "loss": 2, "epoch": 3}, {"loss": 2, "epoch": 3}, {}, {"total_flos": 1, "epoch": 3}),

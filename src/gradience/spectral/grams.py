@@ -112,11 +112,16 @@ def each_in_threads(tasks: Sequence[Callable[[], _T]], *, ahead: int | None = No
 
 def _on_host(loads: Loads, indices: Iterable[int]) -> Iterator[tuple[int, Grams]]:
     """The Gram matrices of one thread's modules, by BLAS."""
+    for index in indices:
+        yield index, grams_on_host(loads[index]())
+
+
+def grams_on_host(factors: Factors) -> Grams:
+    """The Gram matrices of one update, by BLAS on this thread."""
+    b, a, scale = factors
     with np.errstate(all="ignore"):  # what is not finite is found in the spectra
-        for index in indices:
-            b, a, scale = loads[index]()
-            narrow_b, narrow_a = narrowed(b, a)
-            yield index, Grams(gram(narrow_a), gram(narrow_b.T), len(a), scale)
+        narrow_b, narrow_a = narrowed(b, a)
+        return Grams(gram(narrow_a), gram(narrow_b.T), len(a), scale)
 
 
 def gram(factor: Matrix) -> Matrix:

@@ -150,9 +150,12 @@ def knee_rank(relative_errors: npt.NDArray[np.float64]) -> int:
     `relative_errors` are those of the best rank k for k = 0..r. A straight curve has no knee: r.
     """
     r = len(relative_errors) - 1
-    above = (1.0 - relative_errors**2) - np.arange(r + 1) / r
-    best = int(np.argmax(above[1:])) + 1
-    return best if above[best] > r * np.finfo(np.float64).eps else r
+    above = [1.0 - error * error - k / r for k, error in enumerate(relative_errors.tolist())]
+    most = max(above[1:])  # without numpy, whose calls cost more than so few numbers
+    return above.index(most, 1) if most > r * _EPS else r
+
+
+_EPS: Final = float(np.finfo(np.float64).eps)
 
 
 def with_shares(modules: list[ModuleAudit]) -> list[ModuleAudit]:
