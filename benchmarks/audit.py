@@ -7,8 +7,8 @@ Each FOLDER is an adapter. COMMAND is another tool's command line, in an environ
 machine that slows down slows all of them. Printed: median, least and largest wall seconds, peak resident memory,
 and each tool's median as a multiple of ours. `--limit` takes turns with what cannot be left out, a process that only
 imports JAX and numpy's BLAS on the same float64 Gram products on one thread without their reading, and prints our wall
-and CPU time as multiples of both together: least and median. `--growth` times adapters of 1 to 10 000 equal modules made
-on the spot.
+and CPU time as multiples of both together: least and median. `--growth` times adapters of 1 to 10 000 equal modules
+made on the spot.
 """
 
 from __future__ import annotations

@@ -88,11 +88,13 @@ def in_threads(tasks: Sequence[Callable[[], _T]]) -> list[_T]:
     return list(each_in_threads(tasks))
 
 
-def each_in_threads(tasks: Sequence[Callable[[], _T]], *, ahead: int | None = None) -> Generator[_T]:
+def each_in_threads(
+    tasks: Sequence[Callable[[], _T]], *, ahead: int | None = None, waits: bool = True
+) -> Generator[_T]:
     """Yield what each task does, in order: on as many threads as there are cores, BLAS on one of them in each.
 
     The first error reaches the caller, and what was not begun is left. Of results that wait to be taken there are at
-    most `ahead` for each thread.
+    most `ahead` for each thread. An early end waits for what has begun, unless told not to: then it must write nothing.
     """
     threads = min(len(tasks), _cores(), _MOST_WORKERS)
     with one_blas_thread():
@@ -107,7 +109,7 @@ def each_in_threads(tasks: Sequence[Callable[[], _T]], *, ahead: int | None = No
                 waiting.extend(pool.submit(task) for task in islice(todo, 1))
                 yield done
         finally:
-            pool.shutdown(cancel_futures=True)
+            pool.shutdown(wait=waits, cancel_futures=True)
 
 
 def _on_host(loads: Loads, indices: Iterable[int]) -> Iterator[tuple[int, Grams]]:

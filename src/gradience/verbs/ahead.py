@@ -18,7 +18,8 @@ _LARGE: Final = 1 << 26  # bytes: such a tensor, an embedding that is copied, is
 @contextmanager
 def loaded_ahead(tensors: Sequence[PlannedTensor]) -> Iterator[list[PlannedTensor]]:
     """The tensors, to be loaded once and in their order; the next few are computed meanwhile, from several threads."""
-    with closing(each_in_threads([partial(_loader, tensor) for tensor in tensors], ahead=_AHEAD)) as loaders:
+    tasks = [partial(_loader, tensor) for tensor in tensors]
+    with closing(each_in_threads(tasks, ahead=_AHEAD, waits=False)) as loaders:  # a signal ends it at once
 
         def load() -> Array:
             return next(loaders)()
