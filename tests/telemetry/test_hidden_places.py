@@ -13,8 +13,7 @@ from gradience.errors import RecorderError
 from gradience.schema.events import TrainStep
 from gradience.telemetry import TelemetryReader
 from gradience.telemetry.codec import decode
-from gradience.telemetry.redact import below, hide_in, names_beside, names_in
-from gradience.telemetry.redact import Redaction, redact_document, redact_text
+from gradience.telemetry.redact import Redaction, below, hide_in, names_beside, names_in, redact_document, redact_text
 from gradience.telemetry.secrets import hide_secrets, holds_secret, kind_of
 
 HIDDEN = "<redacted: secret key>"

@@ -14,8 +14,7 @@ from gradience.schema.events import UnknownEvent
 from gradience.schema.reports import BadLine
 from gradience.telemetry import TelemetryReader, lines
 from gradience.telemetry.lines import Block
-from gradience.telemetry.reader import RunSummary, summarize
-from gradience.telemetry.reader import validate_log
+from gradience.telemetry.reader import RunSummary, summarize, validate_log
 
 HIDDEN = "<redacted: secret key>"
 SCHEMA = "gradience.vnext.telemetry/v1"
