@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -198,8 +196,7 @@ def test_masked_labels_are_one_finding_of_a_run_and_not_three(training, callback
 def test_what_a_check_announced_is_compared_with_the_batches(training, callback, tmp_path):
     from gradience import monitor_run
     from gradience.schema.config import ConfigSnapshot
-    from gradience.schema.data import DataReport, TokenCounts
-    from gradience.schema.reports import CHECK_SCHEMA_ID, CheckReport
+    from gradience.schema.reports import CHECK_SCHEMA_ID, CheckReport, DataReport, TokenCounts
 
     def announced(supervised):
         counts = TokenCounts(total=1200, kept=1200, supervised=supervised)
@@ -232,9 +229,8 @@ def test_training_is_bit_for_bit_the_same_with_the_hook(kind, watched):
     assert len(set(without)) == 12
 
 
-def test_two_processes_are_bit_for_bit_the_same_with_the_hook(tmp_path):
-    given = [sys.executable, str(SCRIPT), str(tmp_path)]
-    done = subprocess.run(given, capture_output=True, text=True, check=False)
+def test_two_processes_are_bit_for_bit_the_same_with_the_hook(warmed, tmp_path):
+    done = warmed.run(SCRIPT, tmp_path)
     assert done.returncode == 0, done.stderr
 
 

@@ -116,9 +116,8 @@ class SafetensorsFile:
     def __init__(self, path: Path) -> None:
         self.path = path
         raw, size = _read_header(path)
-        self.metadata = _metadata(path, raw)
         self._start = size
-        self.tensors = _checked(path, _declared(path, raw), _data_bytes(path, size))
+        self.tensors, self.metadata = parsed_header(path, raw, _data_bytes(path, size))
 
     def read(self, name: str) -> Array:
         """The tensor as an array of its own dtype; bf16 and fp8 through `ml_dtypes`.
@@ -172,7 +171,7 @@ class SafetensorsFile:
         except OSError as error:
             raise AdapterError(f"cannot read {self.path}: {error.strerror}", advice="check the path") from error
         if len(data) != count:
-            raise _cut_short(self.path, start + count, self.path.stat().st_size)
+            raise cut_short(self.path, start + count, self.path.stat().st_size)
         return data
 
 
@@ -214,7 +213,7 @@ class TensorReader:
         except OSError as error:
             raise AdapterError(f"cannot read {self._path}: {error.strerror}", advice="check the path") from error
         if done < len(out):
-            raise _cut_short(self._path, start + len(out), self._path.stat().st_size)
+            raise cut_short(self._path, start + len(out), self._path.stat().st_size)
 
 
 class ShardedFiles:
@@ -250,11 +249,7 @@ def _read_header(path: Path) -> tuple[bytes, int]:
     try:
         with open_regular(path) as file:
             size = os.fstat(file.fileno()).st_size
-            head = file.read(8)
-            _refuse_other_formats(path, head + file.read(56))
-            length = struct.unpack("<Q", head)[0] if len(head) == 8 else 0
-            if not _LEAST_HEADER <= length <= min(_MAX_HEADER, max(size - 8, 0)):
-                raise _wrong_length(path, length, size)
+            length = header_length(path, file.read(64), size)
             file.seek(8)
             raw = file.read(length)
     except OSError as error:
@@ -262,9 +257,37 @@ def _read_header(path: Path) -> tuple[bytes, int]:
     return raw, 8 + length
 
 
+def header_length(path: Path, head: bytes, size: int) -> int:
+    """The bytes of a header's JSON, which begins at byte 8.
+
+    Args:
+        path: names the file in errors.
+        head: its first 64 bytes, or all of a shorter one.
+        size: of the file.
+
+    Raises:
+        AdapterError: it is of another format, is cut short, or its header is over the format's limit.
+    """
+    _refuse_other_formats(path, head)
+    length = struct.unpack("<Q", head[:8])[0] if len(head) >= 8 else 0
+    if not _LEAST_HEADER <= length <= min(_MAX_HEADER, max(size - 8, 0)):
+        raise _wrong_length(path, int(length), size)
+    return int(length)
+
+
+def parsed_header(path: Path, raw: bytes, available: int) -> tuple[dict[str, TensorInfo], dict[str, str]]:
+    """The tensors and the metadata of a header's JSON; `available` are the bytes of data behind it.
+
+    Raises:
+        AdapterError: it is malformed, or contradicts itself or the file.
+    """
+    metadata = _metadata(path, raw)
+    return _checked(path, _declared(path, raw), available), metadata
+
+
 def _wrong_length(path: Path, length: int, size: int) -> AdapterError:
     if length <= _MAX_HEADER:
-        return _cut_short(path, 8 + length, size)
+        return cut_short(path, 8 + length, size)
     if length > size:
         return _no_safetensors(path)
     return AdapterError(
@@ -315,7 +338,8 @@ def _no_safetensors(path: Path) -> AdapterError:
     )
 
 
-def _cut_short(path: Path, expected: int, got: int) -> AdapterError:
+def cut_short(path: Path, expected: int, got: int) -> AdapterError:
+    """The error for a file of fewer bytes than its header says."""
     return AdapterError(
         f"{path} is truncated: {expected} bytes expected by its header, {got} found",
         advice="the copy or the save was interrupted; copy it again",
@@ -355,7 +379,7 @@ def _checked(path: Path, declared: dict[str, _Declared], available: int) -> dict
         tensors[name] = TensorInfo(entry.dtype, entry.shape, begin, end - begin)
         position = end
     if position > available:
-        raise _cut_short(path, position, available)
+        raise cut_short(path, position, available)
     if position < available:
         raise AdapterError(
             f"{path} holds {available - position} bytes that its header does not name",
