@@ -613,3 +613,45 @@ EDGES: Final = [*NUMBERS, *LEVELS, *LEARNING, *GRADIENTS, *HELD_OUT, *REPETITION
 RUNS: Final[dict[str, RunFacts]] = {
     name: edge.make(x) for edge in EDGES for name, x in zip(edge.names, (edge.below, edge.above), strict=True)
 }
+# Runs exactly at a threshold, whose numbers need no logarithm: whether the threshold itself is over it.
+AT: Final[dict[str, RunFacts]] = {
+    f"{edge.rule} at {edge.number}": edge.make(x)
+    for edge in EDGES
+    for x in [
+        {
+            ("PRF120", "chosen_fall"): 1.0,
+            ("PRF121", "start_margin"): 0.5,
+            ("PRF121", "start_margin_below"): -0.5,
+            ("PRF130", "saturated_margin"): 4.0,
+            ("PRF119", "separated"): 0.55,
+            ("ZVR123", "zero_groups"): 0.5,
+            ("ZVR123", "zero_groups_most"): 0.9,
+            ("KLD124", "kl_late"): 1.0,
+            ("KLD124", "kl_row"): 10.0,
+            ("CLP125", "cut_off"): 0.5,
+            ("CLP125", "zero_groups_also"): 0.3,
+            ("RWD122", "reward_fall"): 0.9,
+            ("DIV104", "diverged_ratio"): 1.5,
+            ("DIV104", "at_once"): 2.0,
+            ("DIV104", "absurd_rate"): 0.01,
+            ("DIV104", "absurd_rise"): 1.3,
+            ("DIV104", "exploded"): 2.0,
+            ("SCL129", "second_row"): 12.6 * 0.4,
+            ("NOL106", "tiny_rate"): 1e-7,
+            ("GRD107", "gradient_ratio"): 10.0,
+            ("GRD107", "clipped_share"): 54,
+            ("GRD108", "vanished_ratio"): 1e-3,
+            ("LRS109", "peak_share"): 1e-4,
+            ("LRS109", "decayed"): 0.5,
+            ("OVF110", "overfit_rise"): 0.02,
+            ("GAP111", "loss_gap"): 1.5,
+            ("CHN112", "chance_margin"): 0.53,
+            ("REP128", "surely"): 0.2,
+            ("MEM127", "epoch_drop"): 0.05,
+            ("TYP214", "idle_energy"): 0.01,
+            ("TYP214", "idle_params"): 100,
+            ("UTL204", "low_utilization"): 0.25,
+        }.get((edge.rule, edge.number))
+    ]
+    if x is not None
+}

@@ -169,12 +169,11 @@ class Reach:
         self._feeds: dict[str, set[str]] = defaultdict(set)
         self._once: set[str] = set()
         self._importers: dict[str, set[str]] = defaultdict(set)
-        self._fixtures: dict[str, float] = defaultdict(float)  # seconds of what a file's tests share, as of its slowest
+        self._fixtures: dict[str, float] = {}  # seconds of what a file's tests share: its first test makes it
         for record in records:
             self.seconds |= record["tests"]
-            for name, seconds in record["tests"].items():
-                file = name.partition("::")[0]
-                self._fixtures[file] = max(self._fixtures[file], seconds)
+            for name, seconds in list(record["tests"].items())[:1]:
+                self._fixtures[name.partition("::")[0]] = seconds
             names = list(record["tests"])
             for file in {name.partition("::")[0] for name in names}:
                 for word in set(re.findall(r"\w+", (ROOT / file).read_text(encoding="utf-8"))):
@@ -243,7 +242,7 @@ class Reach:
         spent = 0.0
         for test in sorted(order, key=order.__getitem__)[:cap]:
             file = test.partition("::")[0]
-            cost = self.seconds[test] + (0.0 if file in opened else self._fixtures[file])
+            cost = self.seconds[test] + (0.0 if file in opened else self._fixtures.get(file, 0.0))
             if not taken or spent + cost <= seconds:
                 taken.append(test)
                 opened.add(file)

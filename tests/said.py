@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from log_runs import RUNS, field_logs
+from log_runs import AT, RUNS, field_logs
 
 from gradience.rules.log.facts import RunFacts
 from gradience.rules.log.judge import detect
@@ -64,7 +64,7 @@ def all_said() -> Mapping[str, list[str]]:
     for log in field_logs():
         report = monitor_run(log)
         said[log.stem] = [*verdict(report.findings, report.not_run), *map(part, report.story_parts)]
-    return said | {name: _of_run(run) for name, run in RUNS.items()}
+    return said | {name: _of_run(run) for name, run in (RUNS | AT).items()}
 
 
 def _of_run(run: RunFacts) -> list[str]:

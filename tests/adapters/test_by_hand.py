@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from gradience.adapters.config import AdapterConfig, ScalingRules, parse_config
 from gradience.adapters.kinds import dense
@@ -17,6 +20,7 @@ from gradience.adapters.layout import (
     pattern_name,
     within_range,
 )
+from gradience.adapters.open import open_adapter
 from gradience.adapters.pairs import LoraPair, padded, peft_pair
 from gradience.adapters.patterns import PatternTable, _most_paths
 from gradience.adapters.traits import start_of
@@ -318,3 +322,46 @@ def test_the_steps_of_a_matcher_are_bounded_for_the_name_at_hand():
     with pytest.raises(AdapterError, match="take for ever"):
         PatternTable([key]).matching(dotted)
     assert _most_paths("a)", 10) == math.inf
+
+
+# --- files -------------------------------------------------------------------------------------------------------
+
+
+def saved(folder: Path, name: str, **config: object) -> Path:
+    """An adapter of one module with a head, in a file of that name."""
+    folder.mkdir()
+    prefix = "base_model.model."
+    tensors = {"q.lora_A.weight": A, "q.lora_B.weight": B, "norm.weight": np.ones(3), "head.weight": np.ones(3)}
+    held = {prefix + key: np.ascontiguousarray(value, np.float32) for key, value in tensors.items()}
+    if name.endswith(".safetensors"):
+        save_file(held, folder / name)
+    else:
+        torch = pytest.importorskip("torch")
+        torch.save({key: torch.from_numpy(value) for key, value in held.items()}, folder / name)
+    given = {"peft_type": "LORA", "r": 2, "lora_alpha": 2, "modules_to_save": ["head"], **config}
+    (folder / "adapter_config.json").write_text(json.dumps(given))
+    return folder
+
+
+@pytest.mark.parametrize("name", ["adapter_model.safetensors", "adapter_model.bin", "adapter_model.pt"])
+def test_an_adapter_is_the_same_in_each_kind_of_file(name, tmp_path):
+    _, found = open_adapter(saved(tmp_path / "a", name))
+    (module,) = found.modules
+    np.testing.assert_allclose(np.matmul(*module.load()), AB, rtol=1e-5)
+    assert {key.removeprefix("base_model.model."): role for key, role in found.roles.items()} == {
+        "q.lora_A.weight": "lora_pair",
+        "q.lora_B.weight": "lora_pair",
+        "norm.weight": "unknown",
+        "head.weight": "full_module",
+    }
+
+
+def test_of_a_type_that_is_not_analysed_only_whole_tensors_have_a_role(tmp_path):
+    _, found = open_adapter(saved(tmp_path / "a", "adapter_model.safetensors", peft_type="IA3"))
+    assert found.modules == []
+    assert {key.removeprefix("base_model.model."): role for key, role in found.roles.items()} == {
+        "q.lora_A.weight": "not_analysed",
+        "q.lora_B.weight": "not_analysed",
+        "norm.weight": "not_analysed",
+        "head.weight": "full_module",
+    }

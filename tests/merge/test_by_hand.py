@@ -13,6 +13,7 @@ from safetensors.numpy import load_file, save_file
 
 from gradience import AdapterError, merge_adapters, merge_check
 from gradience.verbs.merge.check import cosine_of, kept_of
+from gradience.verbs.merge.methods import _balanced
 
 PREFIX = "base_model.model."
 
@@ -410,3 +411,18 @@ def test_cosines_of_weighted_updates():
     assert cosine_of(table, [1.0, 2.0, 1.0], (0, 2)) is None
     for over, end in ((1.1, 1.0), (-1.1, -1.0)):
         assert cosine_of(np.asarray([[1.0, over], [over, 1.0]]), [1.0, 1.0], (0, 1)) == end
+
+
+def test_columns_and_rows_of_zeros_are_left_as_they_are():
+    b, a = np.asarray([[4.0, 0.0, 1.0]]), np.asarray([[1.0], [1.0], [0.0]])
+    new_b, new_a = _balanced(b, a)
+    assert (new_b.tolist(), new_a.tolist()) == ([[2.0, 0.0, 1.0]], [[2.0], [1.0], [0.0]])
+
+
+def test_an_entry_that_one_update_leaves_alone_is_no_conflict(tmp_path):
+    one, two = adapter(tmp_path / "a", {"q": along(3.0, 1.0)}), adapter(tmp_path / "b", {"q": along(-1.0)})
+    three = adapter(tmp_path / "c", {"q": along(-2.0, -2.0)})
+    assert merge_check(one, two).signs.conflict == pytest.approx(1 / 30)
+    assert merge_check(two, one).signs.conflict == pytest.approx(1 / 30)
+    assert merge_check(two, three).signs.conflict == 0.0
+    assert merge_check(one, two, three).signs.conflict == pytest.approx(2 / 30)

@@ -145,6 +145,17 @@ def test_a_rank_costs_the_bytes_of_its_factors_as_they_will_be_stored(dtype, eac
     assert resize_adapter(folder, max_mb=(beside + 2 * each - 1) / 1e6, dtype=dtype).modules[0].rank_after == 1
 
 
+def test_pairs_that_share_their_config_share_the_cost_of_a_rank(tmp_path):
+    b, a = diagonal(4.0, 3.0, 2.0)
+    names = [f"q.lora_{side}.{adapter}.weight" for adapter in ("one", "two") for side in "AB"]
+    folder = adapter(tmp_path / "a", {}, extra=dict(zip(names, (a, b, a, b), strict=True)), r=3, lora_alpha=3)
+    for params, rank in ((22, 1), (43, 1), (44, 2), (65, 2), (66, 3)):
+        report = resize_adapter(folder, max_params=params)
+        assert [(row.rank_after, row.params_after) for row in report.modules] == [(rank, 11 * rank)] * 2
+    with pytest.raises(AdapterError, match="the budget leaves 21 parameters, and rank 1 of every module needs 22"):
+        resize_adapter(folder, max_params=21)
+
+
 def test_the_report_has_the_bytes_of_both_files(tmp_path):
     folder = adapter(tmp_path / "a", {"q": diagonal(4.0, 3.0)}, extra={"head.weight": np.ones(9, np.float32)})
     report = resize_adapter(folder, tmp_path / "out", rank=1)

@@ -191,3 +191,9 @@ def test_the_ends_of_a_range_belong_to_it(name, value):
 def test_what_lies_just_outside_a_range_is_refused(name, value):
     with pytest.raises(ValueError, match=name):
         target_of({name: value})
+
+
+@pytest.mark.parametrize(("least", "rank"), [(2.0, 1), (2.01, 2)])
+def test_a_direction_exactly_at_the_rounding_of_the_largest_is_rounding(least, rank):
+    sigma = np.asarray([1.0, least * np.finfo(np.float64).eps])
+    assert module_rank(Target("rel_error", 0.0), sigma) == rank

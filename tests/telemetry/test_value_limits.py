@@ -11,8 +11,18 @@ import numpy as np
 import pytest
 
 from gradience.errors import RecorderError, SchemaError
-from gradience.schema.events import UnknownEvent
-from gradience.telemetry.codec import KNOWN_ARRAY, convert, decode, decode_array, decode_lines, find, parse, path_of
+from gradience.schema.events import TrainStep, UnknownEvent
+from gradience.telemetry.codec import (
+    KNOWN_ARRAY,
+    convert,
+    decode,
+    decode_array,
+    decode_lines,
+    encode,
+    find,
+    parse,
+    path_of,
+)
 from gradience.telemetry.lines import find_faults, find_unnamed
 from gradience.telemetry.rows import split_row
 from gradience.telemetry.values import described, number, number_of, plain, rates, step_of
@@ -303,3 +313,31 @@ def test_lines_decoded_at_once_are_as_many_as_there_are():
         assert decode_lines(bad) is None
     assert parse(b'{"a": 1e999, "b": -Infinity}') == ({"a": "Infinity", "b": "-Infinity"}, True)
     assert parse(b'{"a": 1}') == ({"a": 1}, False)
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        (b'{"a": NaN, "b": "\xff"}', "not UTF-8: invalid start byte at byte 17"),
+        (b'{"a": "\xff"}', "not UTF-8: invalid start byte at byte 0 of a string"),
+        (b'{"a": NaN', "not JSON: JSON is malformed: invalid character (byte 6)"),
+        (b"[NaN]", "Expected `object`, got `array`"),
+        (b'{"a": NaN, "b": "\\ud800"}', "not Unicode: half of a surrogate pair in a string"),
+    ],
+)
+def test_a_line_that_is_no_object_of_json_says_why_and_where(line, message):
+    with pytest.raises(SchemaError) as error:
+        parse(line)
+    assert str(error.value).startswith(message)
+
+
+def test_extras_stand_beside_the_known_keys_on_the_wire():
+    row = TrainStep(schema=SCHEMA, ts=1.0, run_id="r", step=1, loss=0.5, extras={"kl": 0.25})
+    assert json.loads(encode(row)) == {**ROW, "kl": 0.25}
+    plain_row = TrainStep(schema=SCHEMA, ts=1.0, run_id="r", step=1, loss=0.5)
+    assert json.loads(encode(plain_row)) == ROW
+    evaluation = decode(json.dumps({**HEAD, "event": "eval", "step": 1, "split": "x", "metrics": {"f1": 0.5}}).encode())
+    assert json.loads(encode(evaluation))["metrics"] == {"f1": 0.5}
+    assert decode(encode(UnknownEvent(event="later", ts=1.0, run_id="r", step=None, payload={"x": 1}))).payload == {
+        "x": 1
+    }

@@ -210,3 +210,28 @@ def test_a_report_counts_what_it_does_not_list(tmp_path):
     log.write_text("\n \n")
     empty = validate_log(log)
     assert (empty.valid, empty.lines, empty.notes) == (False, 0, ["the file holds no line that is not blank"])
+
+
+def test_a_resume_sets_aside_what_lies_beyond_its_step_and_keeps_what_lies_at_it(tmp_path):
+    def measured(step: int | None, kind: str) -> dict[str, Any]:
+        return {**HEAD, "event": "metrics", "step": step, "kind": kind, "metrics": {"update_norm": step or 0}}
+
+    lines = [{**ROW, "step": step, "loss": step / 10, "kl": step} for step in range(1, 6)]
+    lines += [{**HEAD, "event": "eval", "step": step, "split": "x", "metrics": {"loss": 1.0}} for step in (3, 4, None)]
+    lines += [measured(3, "a"), measured(4, "b"), measured(None, "c"), measured(3, "guard"), measured(4, "guard")]
+    lines += [measured(3, "spectral"), measured(4, "spectral")]
+    lines += [{**ROW, "step": 4, "grad_norm": "NaN"}, {**ROW, "step": 3, "grad_norm": "NaN"}]
+    lines += [{**HEAD, "event": "run_start", "step": None, "config": {}, "resumed_from_step": 3}]
+    log = tmp_path / "run.jsonl"
+    log.write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    run = summarize(log, {"kl"}).last
+    assert list(run.steps) == [1, 2, 3, 3]
+    assert [event.step for event in run.evals] == [3, None]
+    assert sorted(run.latest_metrics) == ["a", "c"]
+    assert [event.step for event in run.guarded] == [3]
+    assert run.record.replaced == [(4, 0.4), (5, 0.5), (4, 0.5)]
+    assert run.superseded == 3 + 1
+    assert run.lost_norms == {3}
+    assert list(run.columns["kl"].steps) == [1, 2, 3]
+    assert list(run.columns["spectral/update_norm"].values) == [3.0]
+    assert (run.last_step, run.record.resumed_from, run.end) == (3, [3], None)

@@ -28,10 +28,12 @@ def outcome(losses=(), *, accuracy=None, labels=None, split="eval", findings=(),
             ts=None,
             run_id="r",
             step=n,
-            split=split,
+            split=name,
             metrics=EvalMetrics(loss=loss),
         )
-        for n, loss in enumerate(losses)
+        for n, (name, loss) in enumerate(
+            [("other", 9.0), *((split, loss) for loss in losses), (split, None), ("z", 0.1)]
+        )
     ]
     return outcome_of(report, evals)
 
