@@ -13,7 +13,9 @@ nox.options.sessions = ["tests"]
 PYPROJECT = nox.project.load_toml("pyproject.toml")
 TEST_PACKAGES = nox.project.dependency_groups(PYPROJECT, "test")
 ORACLES = nox.project.dependency_groups(PYPROJECT, "oracles")
-PARALLEL = ["-n", "2", "--dist", "loadfile"]  # a file's fixtures are made once
+# Each worker begins with half of the tests in their order, so that a room's fixtures are made once, and takes over half
+# of what the other has left when it is done.
+PARALLEL = ["-n", "2", "--dist", "worksteal"]
 QUICK = [f"tests/{room}" for room in ("configs", "render", "rewrite", "rules", "schema", "spectral", "telemetry")]
 HUB_PACKAGES = ["torch", "transformers", "peft", "safetensors", "datasets"]
 
@@ -55,16 +57,23 @@ def _install(session: nox.Session) -> None:
 
 @nox.session
 def tests(session: nox.Session) -> None:
-    """Lint, types, layers, schemas, and every test with branch coverage, on the built wheel."""
+    """Lint, types, layers, schemas, and every test, on the built wheel."""
     _install(session)
     session.run("ruff", "check", ".")
     session.run("ruff", "format", "--check", ".")
     session.run("mypy")
     session.run("lint-imports", "--no-cache")
+    session.run("pytest", *PARALLEL, *session.posargs)
+
+
+@nox.session
+def coverage(session: nox.Session) -> None:
+    """Every test with branch coverage: its tracer makes tests of ours 1.7 times as long before Python 3.14."""
+    _install(session)
     session.run("coverage", "erase")
     session.run("coverage", "run", "-m", "pytest", *PARALLEL, *session.posargs)
     session.run("coverage", "combine", silent=True)
-    session.run("coverage", "report", "--format=total", silent=False)
+    session.run("coverage", "report", "--format=total", "--fail-under=95", silent=False)
 
 
 @nox.session

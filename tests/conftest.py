@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -24,6 +25,9 @@ ROOT = Path(__file__).resolve().parents[1]
 if str(ROOT / "tests") not in sys.path:  # tests are no package: this puts the modules of this folder within reach
     sys.path.insert(0, str(ROOT / "tests"))
 
+import toy_run  # noqa: E402  # found by the line above
+from warmed import Warmed  # noqa: E402  # the same
+
 
 @pytest.fixture(autouse=True)
 def _signals_as_before():
@@ -32,6 +36,30 @@ def _signals_as_before():
     yield
     for number, handler in old.items():
         signal.signal(number, handler)
+
+
+@pytest.fixture(scope="session")
+def warmed(tmp_path_factory):
+    """Runs Python programs in forks of a process that has imported torch, transformers and PEFT."""
+    for name in ("torch", "transformers", "peft"):
+        if find_spec(name) is None:
+            pytest.skip(f"{name} is not installed: pip install -e '.[hf]'")
+    made = Warmed(tmp_path_factory.mktemp("programs"))
+    yield made
+    made.close()
+
+
+@pytest.fixture(scope="session")
+def toy(root, tmp_path_factory):
+    """The README's first command, run once for all workers in what looks like a fresh clone: (the clone, what it said).
+
+    Every look-up and connection is refused, and named on stderr. Copy the folder before writing into it.
+    """
+    for name in ("torch", "transformers", "peft", "datasets"):
+        if find_spec(name) is None:
+            pytest.skip(f"{name} is not installed: pip install -e '.[hf]'")
+    base = tmp_path_factory.getbasetemp()
+    return toy_run.once(root, base.parent if "PYTEST_XDIST_WORKER" in os.environ else base)
 
 
 @pytest.fixture(scope="session")

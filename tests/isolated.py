@@ -1,29 +1,36 @@
-"""A command line in a process of its own, with a deadline and a memory limit, at the price of a fork.
+"""A command line in a process beside the tests', with a deadline and a memory limit, at the price of a fork or less.
 
 Importing JAX takes a second; a process that has imported everything and computed nothing forks in milliseconds. One
-such process is started per session, and every command runs in a fork of it: what hangs is killed, what fills the
-memory fails, and what aborts takes nothing with it.
+such process is started per session, and commands run in forks of it: what hangs is killed, what fills the memory
+fails, and what aborts takes nothing with it. A fork whose command returned takes the next one, with its signals,
+warnings, environment and limits set anew, so that JAX starts and compiles once for many commands; a piece of Python,
+and a command with an environment of its own, has a fork to itself.
 """
 
 from __future__ import annotations
 
 import contextlib
+import gc
 import importlib
 import json
+import math
 import os
 import resource
+import select
 import signal
 import subprocess
 import sys
 import time
 import traceback
+import warnings
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 __all__ = ["Outcome", "Stable", "warm"]
 
 HEAVY = ("numpy", "msgspec", "cyclopts", "yaml", "jax", "jax.numpy", "sqlite3", "csv", "tomllib", "hashlib")
 ROOMY_MB = 6_000  # of address space, beyond what the imports took: a bomb ends here, not the machine
+ORDERS = 100  # that one fork takes: what commands leave in memory is bounded
 
 
 class Outcome(NamedTuple):
@@ -33,7 +40,7 @@ class Outcome(NamedTuple):
     out: str
     err: str
     seconds: float
-    memory_mb: float  # the most that was resident beyond what the imports took
+    memory_mb: float  # the most that was resident beyond what was before the command
 
     @property
     def errors(self) -> list[str]:
@@ -119,68 +126,147 @@ def warm(more: tuple[str, ...] = ()) -> None:
             importlib.import_module(".".join(part for part in parts if part != "__init__"))
 
 
+class Fork:
+    """A fork of this process that obeys orders until it is let go, or ends by one."""
+
+    def __init__(self) -> None:
+        orders, self._orders = os.pipe()
+        self._answers, answers = os.pipe()
+        self._pid = os.fork()
+        if self._pid == 0:
+            os.close(self._orders)
+            _obey(orders, answers)
+        for end in (orders, answers):
+            os.close(end)
+        os.set_blocking(self._answers, False)  # the signature of os
+        self._ended = os.pidfd_open(self._pid)
+        self._poll = select.poll()
+        for end in (self._answers, self._ended):
+            self._poll.register(end, select.POLLIN)
+
+    def order(self, asked: dict[str, Any]) -> tuple[int, float] | None:
+        """Return the exit code and the memory in MB of a command that returned; None where it ended the process."""
+        os.write(self._orders, json.dumps(asked).encode() + b"\n")
+        if not self._poll.poll(1000 * asked["wall_s"]):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self._pid, signal.SIGKILL)
+            return None
+        with contextlib.suppress(ValueError, BlockingIOError):  # no answer: it has ended
+            code, memory_mb = json.loads(os.read(self._answers, 1000))
+            return code, memory_mb
+        return None
+
+    def end(self) -> tuple[int, float]:
+        """Let it go; return its exit code, and the peak of its resident memory in MB."""
+        os.close(self._orders)
+        _, status, usage = os.wait4(self._pid, 0)
+        os.close(self._answers)
+        os.close(self._ended)
+        return os.waitstatus_to_exitcode(status), usage.ru_maxrss / 1024
+
+
 def _serve() -> None:
-    nothing = os.fork()
-    if nothing == 0:
-        os._exit(0)
-    _, least = _wait(nothing, time.monotonic() + 10)
+    gc.collect()
+    gc.freeze()  # a fork's collector leaves alone what was there before: those pages stay shared
+    least = Fork().end()[1]
+    lasting, taken = Fork(), 0
     for line in sys.stdin:
         asked = json.loads(line)
         start = time.monotonic()
-        child = os.fork()
-        if child == 0:
-            _become(asked)
-        code, peak = _wait(child, start + asked["wall_s"])
-        told = {"code": code, "seconds": time.monotonic() - start, "memory_mb": max(peak - least, 0.0)}
+        alone = bool(asked["python"] or asked["env"])
+        fork = Fork() if alone else lasting
+        answer = fork.order(asked)
+        taken += not alone
+        seconds = time.monotonic() - start
+        if answer is None or alone or taken == ORDERS:
+            code, peak_mb = fork.end()
+            answer = answer or (code, max(peak_mb - least, 0.0))
+            if not alone:
+                lasting, taken = Fork(), 0
+        told = {"code": answer[0], "seconds": seconds, "memory_mb": answer[1]}
         sys.stdout.write(json.dumps(told) + "\n")
         sys.stdout.flush()
+    lasting.end()
 
 
-def _wait(child: int, deadline: float) -> tuple[int, float]:
-    """Return the exit code, and the peak of resident memory in MB."""
-    killed = False
-    while True:
-        ended, status, usage = os.wait4(child, os.WNOHANG)
-        if ended:
-            code = -signal.SIGKILL if killed else os.waitstatus_to_exitcode(status)
-            return code, usage.ru_maxrss / 1024
-        if time.monotonic() > deadline and not killed:
-            killed = True
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(child, signal.SIGKILL)
-        time.sleep(0.002)
+def _obey(orders: int, answers: int) -> NoReturn:
+    """Be the commands, in the child."""
+    code, environment = 0, dict(os.environ)
+    try:
+        os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+        with open(orders, encoding="utf-8") as lines:  # a descriptor
+            for line in lines:
+                asked = json.loads(line)
+                before_mb = _forget_the_peak()
+                code = _become(asked)
+                memory_mb = max(_status_mb("VmHWM") - before_mb, 0.0)
+                os.write(answers, json.dumps([code, memory_mb]).encode())
+                os.environ.clear()
+                os.environ.update(environment)
+    except BaseException:  # noqa: BLE001  # the last frame of this process
+        traceback.print_exc()
+        code = 1
+    finally:
+        os._exit(code)
+
+
+def _forget_the_peak() -> float:
+    """Begin to measure the peak of resident memory anew, and return what is resident, in MB."""
+    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+    return _status_mb("VmRSS")
+
+
+def _status_mb(name: str) -> float:
+    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(f"{name}:")) / 1024
 
 
 def _address_space() -> int:
     return int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
 
 
-def _become(asked: dict[str, Any]) -> None:
-    """Be the command, in the child; never returns."""
+def _limit(asked: dict[str, Any]) -> None:
+    """Bound the address space and the processor time of what comes now; the hard limits stay, for the next."""
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    seconds = math.ceil(used.ru_utime + used.ru_stime) + asked["limit_s"]
+    for kind, bound in (
+        (resource.RLIMIT_AS, _address_space() + asked["limit_mb"] * 1024**2),
+        (resource.RLIMIT_CPU, seconds),
+        (resource.RLIMIT_CORE, 0),
+    ):
+        resource.setrlimit(kind, (bound, resource.getrlimit(kind)[1]))
+
+
+def _become(asked: dict[str, Any]) -> int:
+    """Run a command as a new process would, and return its exit code."""
+    for number, path in ((1, asked["out"]), (2, asked["err"])):
+        target = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        os.dup2(target, number)
+        os.close(target)
+    os.chdir(asked["cwd"])
+    os.environ.update(asked["env"])
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    sys.unraisablehook = sys.__unraisablehook__
+    sys.stdout = open(1, "w", encoding="utf-8", closefd=False)  # noqa: SIM115  # as the interpreter does
+    sys.stderr = open(2, "w", encoding="utf-8", errors="backslashreplace", closefd=False)  # noqa: SIM115
+    sys.argv = ["gradience", *asked["argv"]]
     code = 1
     try:
-        for number, path in ((1, asked["out"]), (2, asked["err"])):
-            target = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-            os.dup2(target, number)
-        os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-        os.chdir(asked["cwd"])
-        os.environ.update(asked["env"])
-        bound = _address_space() + asked["limit_mb"] * 1024**2
-        resource.setrlimit(resource.RLIMIT_AS, (bound, bound))
-        resource.setrlimit(resource.RLIMIT_CPU, (asked["limit_s"], asked["limit_s"] + 1))
-        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-        sys.stdout = open(1, "w", encoding="utf-8", closefd=False)  # noqa: SIM115  # as the interpreter does
-        sys.stderr = open(2, "w", encoding="utf-8", errors="backslashreplace", closefd=False)  # noqa: SIM115
-        sys.argv = ["gradience", *asked["argv"]]
-        code = _code_of(asked["python"])
-        sys.stdout.flush()
-    except BaseException:  # noqa: BLE001  # the last frame of this process
+        _limit(asked)
+        with warnings.catch_warnings():  # a warning that came once comes again
+            code = _code_of(asked["python"])
+            if sys.stdout is not None:
+                sys.stdout.flush()
+    except BaseException:  # noqa: BLE001  # as the interpreter ends a program
         traceback.print_exc()
         code = 1
     finally:
         with contextlib.suppress(Exception):
             sys.stderr.flush()
-        os._exit(code)
+        hard = resource.getrlimit(resource.RLIMIT_AS)[1]
+        resource.setrlimit(resource.RLIMIT_AS, (hard, hard))
+    return code
 
 
 def _code_of(python: str) -> int:

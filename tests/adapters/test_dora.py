@@ -14,8 +14,6 @@ from transformers.pytorch_utils import Conv1D
 from gradience.adapters.open import find_files, read_adapter
 from gradience.errors import AdapterError
 
-pytestmark = pytest.mark.filterwarnings("ignore")
-
 RNG = np.random.default_rng(3)
 
 

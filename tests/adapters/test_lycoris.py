@@ -15,8 +15,6 @@ from torch import nn
 from gradience.adapters.open import find_files, read_adapter
 from gradience.io.safetensors import SafetensorsFile
 
-pytestmark = pytest.mark.filterwarnings("ignore")
-
 lycoris = pytest.importorskip("lycoris", reason="LyCORIS is not installed: pip install lycoris-lora")
 
 INPUTS = {"q_proj": (5, 16), "conv2d": (2, 6, 7, 7), "pointwise": (2, 6, 7, 7)}

@@ -16,8 +16,6 @@ from torch import nn
 from gradience.adapters.open import find_files, read_adapter
 from gradience.io.safetensors import SafetensorsFile
 
-pytestmark = pytest.mark.filterwarnings("ignore")
-
 TOLERANCE = 1e-5
 SIZES = {"vocab_size": 40, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2}
 HEADS = {"num_attention_heads": 2, "num_key_value_heads": 2}
@@ -202,6 +200,7 @@ def test_an_embedding_saved_with_a_new_vocabulary_is_a_full_module(make):
     assert not adapter.skipped
 
 
+@pytest.mark.filterwarnings(r"ignore:PiSSA changes the base weights:UserWarning:peft\.peft_model")
 def test_a_converted_pissa_adapter_is_the_whole_update(tmp_path):
     model = llama()
     base = {k: v.clone() for k, v in model.state_dict().items()}

@@ -18,7 +18,11 @@ from torch import nn
 
 from gradience.adapters.traits import KINDS, Obstacle, Operation, module_obstacle, obstacles, start_of, traits_of
 
-pytestmark = pytest.mark.filterwarnings("ignore")
+pytestmark = [  # what PEFT and torch say of the starts below
+    pytest.mark.filterwarnings(r"ignore:lora with eva initialization used with:UserWarning:peft\.mapping_func"),
+    pytest.mark.filterwarnings("ignore:Full backward hook is firing:UserWarning"),
+    pytest.mark.filterwarnings(r"ignore:`init_lora_weights` is '(eva|corda)':UserWarning:peft\.tuners\.lora\.config"),
+]
 
 STARTS = [
     *(True, False, None, "gaussian", "eva", "mica", "orthogonal"),

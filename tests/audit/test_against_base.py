@@ -146,7 +146,6 @@ def test_progress_counts_to_the_end(write_adapter, write_base):
     assert [done for done, total, _ in seen if total] == sorted(done for done, total, _ in seen if total)
 
 
-@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning", "ignore::DeprecationWarning")  # theirs
 class TestPeft:
     """Real PEFT models, saved, audited against their saved base, compared with merge_and_unload."""
 
@@ -235,7 +234,6 @@ def lora_like(tmp_path, more, std=0.02):
     return tmp_path / "peft", tmp_path / "hf"
 
 
-@pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")  # PEFT 0.21 with transformers 5
 @pytest.mark.parametrize(
     ("more", "limit"),
     [({"init_lora_weights": "pissa"}, 8), ({"init_lora_weights": "olora"}, 8), ({"use_dora": True}, None)],
@@ -264,7 +262,6 @@ def test_an_update_that_factors_do_not_give_is_in_no_number_without_the_base(tmp
     assert whole.suggested["p90"].relative_error > 0.0
 
 
-@pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")  # PEFT 0.21 with transformers 5
 def test_a_start_that_cannot_be_recomputed_is_not_known_with_the_base_either(tmp_path):
     folder, base = lora_like(tmp_path, {"init_lora_weights": "pissa_niter_4"})
     report = audit_adapter(folder, base=base)
@@ -275,7 +272,6 @@ def test_a_start_that_cannot_be_recomputed_is_not_known_with_the_base_either(tmp
     assert report.base.compared == 0
 
 
-@pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")  # PEFT 0.21 with transformers 5
 def test_factors_that_are_not_finite_are_broken_whatever_the_base(tmp_path):
     folder, base = lora_like(tmp_path, {"init_lora_weights": "pissa"})
     file = folder / "adapter_model.safetensors"
@@ -288,7 +284,6 @@ def test_factors_that_are_not_finite_are_broken_whatever_the_base(tmp_path):
         assert [m.state for m in report.modules].count("non_finite") == 1
 
 
-@pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")  # PEFT 0.21 with transformers 5
 @pytest.mark.parametrize("form", ["text", "json", "github", "sarif"])
 def test_an_audit_that_analysed_nothing_could_not_judge_in_any_format(tmp_path, form, capsys):
     folder, base = lora_like(tmp_path, {"use_dora": True})

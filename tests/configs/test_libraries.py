@@ -64,7 +64,6 @@ def test_defaults_of_both_libraries_are_flagged_together(tmp_path: Path, argumen
     }  # fmt: skip
 
 
-@pytest.mark.filterwarnings("ignore:.gradient_checkpointing:FutureWarning")  # of TRL with a newer transformers
 @pytest.mark.parametrize("how", ["torch.save", "torch.save before 1.6", *range(6)])
 @pytest.mark.parametrize("name", ["TrainingArguments", "SFTConfig", "DPOConfig"])
 def test_pickled_arguments_read_as_their_json_does(tmp_path: Path, name: str, how: str | int) -> None:

@@ -13,8 +13,6 @@ from safetensors.numpy import load_file, save_file
 from gradience.errors import AdapterError
 from gradience.verbs.convert import convert_adapter
 
-pytestmark = pytest.mark.filterwarnings("ignore")
-
 INPUTS = {"q_proj": (5, 16), "up_proj": (5, 16), "classifier": (5, 16), "conv2d": (2, 6, 7, 7)}
 INPUTS |= {"pointwise": INPUTS["conv2d"]}
 RNG = np.random.default_rng(0)

@@ -108,7 +108,6 @@ KINDS = ["json", "csv", "tsv", "parquet", "arrow", "folder", "splits", "shards"]
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.filterwarnings("ignore")
 def test_every_kind_of_file_gives_the_rows_of_jsonl(kind: str, tmp_path: Path, tok: Path) -> None:
     some = rows("prompt-completion")
     reports = [gradience.check_data(as_kind(tmp_path, one, some), tokenizer=tok).data for one in ("jsonl", kind)]
@@ -118,7 +117,6 @@ def test_every_kind_of_file_gives_the_rows_of_jsonl(kind: str, tmp_path: Path, t
 
 
 @pytest.mark.parametrize("kind", ["json", "parquet", "folder"])
-@pytest.mark.filterwarnings("ignore")
 def test_messages_are_read_from_nested_columns(kind: str, tmp_path: Path, tok: Path) -> None:
     some = rows("messages")
     reports = [gradience.check_data(as_kind(tmp_path, one, some), tokenizer=tok).data for one in ("jsonl", kind)]

@@ -16,8 +16,6 @@ from gradience.data.tokens import Masking, Tokenised, Tokeniser
 
 from made import ask, rows, say, saved, tokenizer  # isort: skip
 
-pytestmark = pytest.mark.filterwarnings("ignore")  # of TRL and torch about this machine
-
 LIMIT = 24
 
 

@@ -13,12 +13,6 @@ TRAINING = HERE.parent / "hf" / "training.py"
 SOURCES = HERE / "runs.py"
 
 
-def pytest_collection_modifyitems(items):
-    for item in items:
-        if item.path.is_relative_to(HERE):  # other people's deprecations are not ours; our own warnings stay errors
-            item.add_marker(pytest.mark.filterwarnings("default", "error:gradience. .*:RuntimeWarning"))
-
-
 def load(name, path):
     spec = importlib.util.spec_from_file_location(name, path)
     module = importlib.util.module_from_spec(spec)

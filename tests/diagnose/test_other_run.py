@@ -10,6 +10,11 @@ from gradience.rules.joins.symptoms import Stated, disagreements, recorded_disag
 from gradience.schema.config import ConfigSnapshot, LoraSnapshot
 from gradience.schema.reports import MONITOR_SCHEMA_ID, MonitorReport, TrainSummary
 
+pytestmark = [  # what PEFT says of two of the kinds below
+    pytest.mark.filterwarnings(r"ignore:The following rank_pattern keys:RuntimeWarning:peft\.tuners\.tuners_utils"),
+    pytest.mark.filterwarnings(r"ignore:PiSSA changes the base weights:UserWarning:peft\.peft_model"),
+]
+
 KINDS = {
     "plain": {"target_modules": ["q_proj", "v_proj"]},
     "all linear": {"target_modules": "all-linear"},

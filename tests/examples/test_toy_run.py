@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
-import subprocess
 import sys
 from collections import Counter
 from importlib.util import find_spec, module_from_spec, spec_from_file_location
@@ -15,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
+from toy_run import GUARD
 
 from gradience import ConfigError, TelemetryReader, audit_adapter
 
@@ -25,34 +24,19 @@ pytestmark = pytest.mark.skipif(
     reason="the toy run needs the hf extra: pip install -e '.[hf]'",
 )
 
-# Runs a script with every look-up and connection refused, and named on stderr.
-GUARDED = """
-import runpy, sys
-
-def refuse(event, args):
-    if event in {"socket.getaddrinfo", "socket.gethostbyname", "socket.connect"}:
-        print("NETWORK", event, args, file=sys.stderr)
-        raise OSError("this test allows no network")
-
-sys.addaudithook(refuse)
-del sys.argv[0]
-runpy.run_path(sys.argv[0], run_name="__main__")
-"""
+GUARDED = f"{GUARD}\nimport runpy\ndel sys.argv[0]\nrunpy.run_path(sys.argv[0], run_name='__main__')\n"
 
 
-def toy_run(out, *options, guarded=False, **environment):
-    """Run the script in a process of its own; hub settings of the developer's shell do not count."""
-    clean = {name: value for name, value in os.environ.items() if not name.startswith("HF_HUB_OFFLINE")}
-    start = [sys.executable, "-c", GUARDED, str(SCRIPT)] if guarded else [sys.executable, str(SCRIPT)]
-    return subprocess.run(
-        [*start, "--out", str(out), *options],
-        env=clean | environment,
-        capture_output=True,
-        text=True,
-        encoding="utf-8",
-        timeout=180,
-        check=False,
-    )
+@pytest.fixture(scope="module")
+def toy_run(warmed):
+    """A function that runs the script in a process of its own; hub settings of the developer's shell do not count."""
+
+    def run(out, *options, guarded=False, **environment):
+        clean = {"HF_HUB_OFFLINE": environment.pop("HF_HUB_OFFLINE", "0")}
+        start = ["-c", GUARDED, SCRIPT] if guarded else [SCRIPT]
+        return warmed.run(*start, "--out", out, *options, timeout=180, **clean, **environment)
+
+    return run
 
 
 def hashes(folder):
@@ -88,16 +72,13 @@ def script():
 
 
 @pytest.fixture(scope="module")
-def default(tmp_path_factory):
-    """One run with the default options, network refused."""
-    out = tmp_path_factory.mktemp("runs") / "toy"
-    result = toy_run(out, "--device", "cpu", guarded=True)
-    assert result.returncode == 0, result.stderr
-    return out, result
+def default(toy):
+    """The README's run, with the default options, network refused."""
+    return toy.run, toy
 
 
 @pytest.fixture(scope="module")
-def replaced(tmp_path_factory):
+def replaced(toy_run, tmp_path_factory):
     """One short run over an earlier one, without audit, with text, in a folder that holds more than a run."""
     out = tmp_path_factory.mktemp("runs") / "toy"
     for name in ("run.jsonl", "peft/old.bin", "training/old.json", "notes.md"):
@@ -112,8 +93,8 @@ def replaced(tmp_path_factory):
 
 def test_default_run_asks_for_no_network_and_warns_of_nothing(default):
     _, result = default
-    assert "NETWORK" not in result.stderr
-    assert "Warning" not in result.stderr
+    assert "NETWORK" not in result.err
+    assert "Warning" not in result.err
 
 
 def test_leaves_log_adapter_and_settings_and_no_pickle(default):
@@ -192,14 +173,13 @@ def test_writes_no_path_of_the_machine(default):
 
 
 def test_names_the_three_next_commands(default):
-    out, result = default
-    peft, training, log = out / "peft", out / "training", out / "run.jsonl"
-    assert f"gradience check --task sst2 --peft-dir {peft} --training-dir {training}\n" in result.stdout
-    assert f"gradience monitor {log} --verbose\n" in result.stdout
-    assert f"gradience audit --peft-dir {peft} --top-wasteful 10\n" in result.stdout
+    _, result = default
+    assert "gradience check --task sst2 --peft-dir runs/toy/peft --training-dir runs/toy/training\n" in result.out
+    assert "gradience monitor runs/toy/run.jsonl --verbose\n" in result.out
+    assert "gradience audit --peft-dir runs/toy/peft --top-wasteful 10\n" in result.out
 
 
-def test_refuses_a_folder_that_holds_a_run_and_changes_nothing(default):
+def test_refuses_a_folder_that_holds_a_run_and_changes_nothing(default, toy_run):
     out, _ = default
     before = hashes(out)
     assert "--overwrite" in refused(toy_run(out))
@@ -225,7 +205,7 @@ def test_the_saved_base_is_the_one_that_the_adapter_was_trained_on(replaced):
     assert report.base.not_compared == []
 
 
-def test_a_base_is_not_saved_over_something_else(replaced, tmp_path):
+def test_a_base_is_not_saved_over_something_else(replaced, toy_run, tmp_path):
     base = replaced.parent / "base"
     before = hashes(base)
     assert "--save-base" in refused(toy_run(tmp_path / "out", "--save-base", str(base)))
@@ -247,11 +227,11 @@ def test_bad_value_is_one_line_and_writes_nothing(tmp_path, capsys, script, opti
     assert not (tmp_path / "toy").exists()
 
 
-def test_bad_value_is_the_exit_code_of_the_process(tmp_path):
+def test_bad_value_is_the_exit_code_of_the_process(toy_run, tmp_path):
     assert "--r" in refused(toy_run(tmp_path / "toy", "--r", "0"))
 
 
-def test_absent_gpu_is_one_line(tmp_path):
+def test_absent_gpu_is_one_line(toy_run, tmp_path):
     line = refused(toy_run(tmp_path / "toy", "--device", "cuda", CUDA_VISIBLE_DEVICES=""))
     assert "CUDA" in line
     assert "--device cpu" in line
@@ -270,9 +250,8 @@ def test_targets_that_match_nothing_are_named(script):
 
 
 @pytest.mark.parametrize("option", ["--dataset glue/sst2", "--model distilbert-base-uncased"])
-def test_unreachable_hub_is_one_line_that_names_the_offline_default(tmp_path, option):
-    empty_cache = {"HF_HOME": str(tmp_path / "cache"), "HF_HUB_OFFLINE": "1"}
-    line = refused(toy_run(tmp_path / "toy", *option.split(), guarded=True, **empty_cache))
+def test_unreachable_hub_is_one_line_that_names_the_offline_default(toy_run, tmp_path, option):
+    line = refused(toy_run(tmp_path / "toy", *option.split(), guarded=True, HF_HUB_OFFLINE="1"))
     assert option.split()[1] in line
     assert "leave out --model and --dataset" in line
     assert not (tmp_path / "toy").exists()

@@ -11,6 +11,7 @@ from safetensors.numpy import save_file
 
 from gradience.errors import AdapterError
 from gradience.verbs.fleet.find import find_adapters, read_list, targets
+from gradience.verbs.fleet.index import Folders
 
 CONFIG = "adapter_config.json"
 
@@ -131,3 +132,47 @@ def test_adapters_behind_a_url_are_found_by_the_same_names(protocol, tmp_path):
 def test_a_url_of_an_unknown_kind_is_an_error_in_words(tmp_path):
     with pytest.raises(AdapterError, match="nosuch"):
         found("nosuch://bucket/x")
+
+
+def old(folder):
+    """The folders as if nothing in them had changed lately."""
+    for path in (folder, *folder.rglob("*")):
+        if path.is_dir():
+            os.utime(path, ns=(1_000_000_000, 1_000_000_000))
+
+
+def walked(root, before=None):
+    folders = Folders(before)
+    return [(found.path, found.files, found.stamp) for found in find_adapters([root], folders=folders)], folders
+
+
+def test_a_folder_that_did_not_change_is_not_listed_again(tmp_path, monkeypatch):
+    for name in ("a", "b/c", "b/d"):
+        peft(tmp_path / name, factors(1))
+    old(tmp_path)
+    first, folders = walked(tmp_path)
+    assert len(folders.listings) == 5
+    monkeypatch.setattr("gradience.verbs.fleet.find._listed", None)
+    again, later = walked(tmp_path, folders.listings)
+    assert again == first
+    assert later.are_as_before
+    monkeypatch.undo()
+    (tmp_path / "a" / "adapter_model.safetensors").write_bytes(b"")  # in place: the folder's time stays
+    peft(tmp_path / "b" / "e", factors(2))
+    found, later = walked(tmp_path, folders.listings)
+    assert sorted(path.rpartition("/")[2] for path, *_ in found) == ["a", "c", "d", "e"]
+    assert found[-1] != first[-1]
+    assert found[1:-1] == first[:-1]
+    assert not later.are_as_before
+    assert str(tmp_path / "b") not in later.listings  # it has just changed
+
+
+def test_a_folder_with_links_or_with_a_file_that_is_opened_to_tell_is_listed_each_time(tmp_path):
+    peft(tmp_path / "a", factors(1))
+    peft(tmp_path / "linked" / "real", factors(1))
+    (tmp_path / "linked" / "link").symlink_to(tmp_path / "a")
+    (tmp_path / "open").mkdir()
+    save_file({"x": np.zeros(2, np.float32)}, tmp_path / "open" / "model.safetensors")
+    old(tmp_path)
+    _, folders = walked(tmp_path)
+    assert sorted(os.path.relpath(path, tmp_path) for path in folders.listings) == [".", "a", "linked/real"]

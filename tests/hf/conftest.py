@@ -13,12 +13,6 @@ from gradience.telemetry import TelemetryReader
 HERE = Path(__file__).parent
 
 
-def pytest_collection_modifyitems(items):
-    for item in items:
-        if item.path.is_relative_to(HERE):  # other people's deprecations are not ours; our own warnings stay errors
-            item.add_marker(pytest.mark.filterwarnings("default", "error:gradience. .*:RuntimeWarning"))
-
-
 @pytest.fixture(scope="session")
 def training():
     """The module `training.py`."""

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import os
-import subprocess
-import sys
 
 import pytest
 
@@ -19,16 +16,15 @@ EXAMPLES = {  # name: (arguments, train rows, split of its last evaluation)
 
 
 @pytest.mark.parametrize("name", EXAMPLES)
-def test_an_example_leaves_a_whole_log(name, root, log, tmp_path):
+def test_an_example_leaves_a_whole_log(name, root, warmed, log, tmp_path):
     pytest.importorskip("peft", reason="needs the hf extra: pip install -e '.[hf]'")
     if name == "lightning_loop" and importlib.util.find_spec("lightning") is None:
         pytest.skip("Lightning is not installed: pip install lightning")
     if name == "jax_loop" and importlib.util.find_spec("flax") is None:
         pytest.skip("Flax is not installed: pip install flax")
     given, rows, split = EXAMPLES[name]
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    command = [sys.executable, str(root / "examples" / "vnext" / f"{name}.py"), "--out", str(tmp_path), *given]
-    done = subprocess.run(command, check=False, env=env, capture_output=True, text=True, timeout=300)
+    script = root / "examples" / "vnext" / f"{name}.py"
+    done = warmed.run(script, "--out", tmp_path, *given, OMP_NUM_THREADS="1", HF_HUB_OFFLINE="1")
     assert done.returncode == 0, done.stderr
     events = log(tmp_path)
     assert events.steps == list(range(1, rows + 1))

@@ -39,7 +39,10 @@ needs_full = pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs Li
 def test_a_disk_that_fills_up_costs_events_and_not_the_training(training, callback, log, tmp_path):
     fill = training.At(3, _fill_disk(tmp_path / "run.jsonl"))
     run = training.trainer(tmp_path, fill, callback())
-    with pytest.warns(RuntimeWarning, match=LOST) as said:
+    with (
+        pytest.warns(RuntimeWarning, match=LOST) as said,
+        pytest.warns(RuntimeWarning, match="replaced by another file"),
+    ):
         assert run.train().global_step == 6
     ours = [str(w.message) for w in said if "gradience" in str(w.message)]
     assert len(ours) == 2

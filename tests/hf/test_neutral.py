@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import pickle
 import random
-import subprocess
 import sys
 
 import numpy as np
@@ -93,7 +92,7 @@ def test_the_spectral_probe_changes_nothing_either(trace, without, callback):
     assert "jax" in sys.modules
 
 
-def test_the_first_probe_of_a_process_leaves_the_random_states_though_importing_jax_draws_from_numpy():
+def test_the_first_probe_of_a_process_leaves_the_random_states_though_importing_jax_draws_from_numpy(warmed):
     program = """
 import random, sys, numpy as np, torch
 from gradience.hf.probe import spectral_metrics
@@ -113,7 +112,7 @@ assert spectral_metrics(model)["n_layers"] == 1
 assert "jax" in sys.modules
 assert states() == before
 """
-    done = subprocess.run([sys.executable, "-c", program], check=False, capture_output=True, text=True)
+    done = warmed.run("-c", program)
     assert done.returncode == 0, done.stderr
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-import subprocess
 import sys
 from types import ModuleType, SimpleNamespace
 
@@ -67,9 +66,10 @@ def test_axolotl_finds_the_plugin_its_settings_and_its_callback(training, stand_
     monkeypatch.delitem(sys.modules, "gradience.axolotl")
 
 
-def test_ms_swift_loads_the_file_and_makes_the_callback_by_its_name(training, stand_in, log, tmp_path):
+def test_ms_swift_loads_the_file_and_makes_the_callback_by_its_name(training, warmed, stand_in, log, tmp_path):
     mapping = stand_in("swift.callbacks.mapping", callbacks_map={})
-    done = subprocess.run([sys.executable, "-m", "gradience.swift"], capture_output=True, text=True, check=True)
+    done = warmed.run("-m", "gradience.swift")
+    assert (done.returncode, done.stderr) == (0, "")
     spec = importlib.util.spec_from_file_location("external_plugin", done.stdout.strip())  # as external_plugins are
     spec.loader.exec_module(importlib.util.module_from_spec(spec))
     run = training.trainer(tmp_path, max_steps=2)

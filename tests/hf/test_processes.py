@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -14,18 +15,36 @@ import pytest
 PROGRAM = Path(__file__).with_name("training.py")
 
 
-def _run(*command, timeout=300):
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
-    return subprocess.run(
-        [sys.executable, *map(str, command)], check=False, env=env, capture_output=True, text=True, timeout=timeout
-    )
+QUIET = {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
 
 
 @pytest.fixture(scope="module")
-def killed(training, tmp_path_factory):
+def program(training, warmed):
+    """A function that runs the training program in a process of its own."""
+    return lambda *arguments: warmed.run(PROGRAM, *map(str, arguments), **QUIET)
+
+
+@pytest.fixture(scope="module")
+def ranks(training, warmed):
+    """A function that runs a script in two processes that find each other, as a launcher starts them."""
+
+    def run(script, *arguments):
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = str(free.getsockname()[1])
+        shared = {**QUIET, "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        own = [{"RANK": rank, "LOCAL_RANK": rank} for rank in ("0", "1")]
+        started = [warmed.start(script, *map(str, arguments), **shared, **one) for one in own]
+        return [program.wait(120) for program in started]
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def killed(program, tmp_path_factory):
     """A folder left by a run that SIGKILL ended at step 8, three steps after its checkpoint."""
     out = tmp_path_factory.mktemp("killed")
-    done = _run(PROGRAM, out, "--act", "kill")
+    done = program(out, "--act", "kill")
     assert done.returncode == -signal.SIGKILL, done.stderr
     return out
 
@@ -59,23 +78,23 @@ def test_a_resumed_run_is_shown_as_one_with_its_replayed_steps_superseded(killed
     assert run.superseded == 2
 
 
-def test_an_exception_that_ends_the_program_is_recorded(training, log, tmp_path):
-    done = _run(PROGRAM, tmp_path, "--act", "break")
+def test_an_exception_that_ends_the_program_is_recorded(program, log, tmp_path):
+    done = program(tmp_path, "--act", "break")
     assert done.returncode == 1
     assert done.stderr.rstrip().endswith("ValueError: the text of an exception may hold a prompt")
     (end,) = log(tmp_path).of("run_end")
     assert (end.status, end.reason) == ("error", "ValueError")
 
 
-def test_ctrl_c_is_recorded(training, log, tmp_path):
-    done = _run(PROGRAM, tmp_path, "--act", "interrupt")
+def test_ctrl_c_is_recorded(program, log, tmp_path):
+    done = program(tmp_path, "--act", "interrupt")
     assert done.returncode == -signal.SIGINT
     (end,) = log(tmp_path).of("run_end")
     assert (end.status, end.reason) == ("interrupted", "KeyboardInterrupt")
 
 
-def test_sigterm_ends_the_process_as_ever_and_leaves_every_row_but_no_end(training, log, tmp_path):
-    done = _run(PROGRAM, tmp_path, "--act", "terminate")
+def test_sigterm_ends_the_process_as_ever_and_leaves_every_row_but_no_end(program, log, tmp_path):
+    done = program(tmp_path, "--act", "terminate")
     assert done.returncode == -signal.SIGTERM
     events = log(tmp_path)
     assert events.steps == [1, 2, 3, 4, 5, 6, 7]
@@ -83,14 +102,15 @@ def test_sigterm_ends_the_process_as_ever_and_leaves_every_row_but_no_end(traini
 
 
 def test_a_program_that_leaves_on_sigterm_by_sys_exit_has_its_end_recorded(training, log, tmp_path):
-    done = _run(PROGRAM, tmp_path, "--act", "terminate-in-order")
+    command = [sys.executable, str(PROGRAM), str(tmp_path), "--act", "terminate-in-order"]  # an interpreter's own end
+    done = subprocess.run(command, env={**os.environ, **QUIET}, capture_output=True, text=True, check=False)
     assert done.returncode == 143, done.stderr
     (end,) = log(tmp_path).of("run_end")
     assert (end.status, end.reason) == ("aborted", "training was left before its end")
 
 
-def test_a_trainer_that_stops_on_sigterm_by_itself_has_its_end_and_step_recorded(training, log, tmp_path):
-    done = _run(PROGRAM, tmp_path, "--act", "terminate", "--jit", "--steps", 100_000)
+def test_a_trainer_that_stops_on_sigterm_by_itself_has_its_end_and_step_recorded(program, log, tmp_path):
+    done = program(tmp_path, "--act", "terminate", "--jit", "--steps", 100_000)
     assert done.returncode == 0, done.stderr
     events = log(tmp_path)
     (end,) = events.of("run_end")
@@ -108,10 +128,9 @@ def test_no_signal_handler_and_no_hook_is_installed(training, callback, tmp_path
     assert held() == before
 
 
-def test_of_two_processes_one_writes(training, log, tmp_path):
-    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    done = _run(*launch, PROGRAM, tmp_path, "--steps", 6)
-    assert done.returncode == 0, done.stderr
+def test_of_two_processes_one_writes(ranks, log, tmp_path):
+    ended = ranks(PROGRAM, tmp_path, "--steps", 6)
+    assert [done.returncode for done in ended] == [0, 0], [done.stderr for done in ended]
     events = log(tmp_path)
     assert events.names.count("run_start") == 1
     assert events[0].config.training.world_size == 2
@@ -121,10 +140,9 @@ def test_of_two_processes_one_writes(training, log, tmp_path):
     assert [p.name for p in tmp_path.glob("*.jsonl")] == ["run.jsonl"]
 
 
-def test_a_sharded_model_is_recorded_and_neither_probed_nor_guarded_and_none_waits(training, log, tmp_path):
-    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    done = _run(*launch, PROGRAM.with_name("sharded.py"), tmp_path, timeout=120)
-    assert done.returncode == 0, done.stderr
+def test_a_sharded_model_is_recorded_and_neither_probed_nor_guarded_and_none_waits(ranks, log, tmp_path):
+    ended = ranks(PROGRAM.with_name("sharded.py"), tmp_path)
+    assert [done.returncode for done in ended] == [0, 0], [done.stderr for done in ended]
     events = log(tmp_path)
     assert (events.names[0], events[-1].status, events[-1].reason) == ("run_start", "ok", None)
     assert events[0].config.lora.r == 4
@@ -136,5 +154,6 @@ def test_a_sharded_model_is_recorded_and_neither_probed_nor_guarded_and_none_wai
 
 
 def test_the_package_imports_without_torch():
-    done = _run("-c", "import gradience.hf, sys; print({'torch', 'transformers', 'jax'} & set(sys.modules))")
+    code = "import gradience.hf, sys; print({'torch', 'transformers', 'jax'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.stdout.strip() == "set()"

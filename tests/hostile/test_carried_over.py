@@ -56,7 +56,9 @@ def made(kind):
         "an empty tensor of 70 axes",
     ],
 )
-@pytest.mark.filterwarnings("ignore")
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors:UserWarning")  # of the tensors made here
+@pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor:UserWarning")
+@pytest.mark.filterwarnings("ignore:Sparse CSR tensor support:UserWarning")
 def test_a_bin_with_a_strange_tensor_is_read_or_one_line_of_error(run, tmp_path, kind):
     torch_file(tmp_path / "a", made(kind))
     for argv in (["audit", "a", "--json"], ["convert", "a", "--to", "mlx", "--drop", "--out", "o"]):

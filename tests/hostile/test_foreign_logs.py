@@ -180,15 +180,16 @@ def test_a_database_in_a_folder_that_cannot_be_written_is_read(run, tmp_path):
         there.chmod(0o700)
 
 
-@pytest.mark.parametrize(("columns", "rows"), [(60, 30_000), (2, 150_000)])
-def test_a_csv_takes_no_more_than_twice_its_size(run, tmp_path, columns, rows):
+@pytest.mark.parametrize(("columns", "rows", "more_mb"), [(60, 8000, 20), (2, 50_000, 15)])
+def test_a_csv_takes_no_more_than_twice_its_size(run, tmp_path, columns, rows, more_mb):
+    """Its rows as Python objects would take 30 MB and 25 MB."""
     header = "step,loss" + "".join(f",c{n}" for n in range(columns - 2))
     cells = ",1" * (columns - 1)
     (tmp_path / "t.csv").write_text(header + "\n" + "".join(f"{n}{cells}\n" for n in range(rows)))
     size = (tmp_path / "t.csv").stat().st_size / 1e6
     told = run("import", "t.csv", "--out", "r.jsonl", limit_s=30)
     assert (told.code, told.err) == (0, "")
-    assert told.memory_mb < 2 * size + 70
+    assert told.memory_mb < 2 * size + more_mb
     assert len((tmp_path / "r.jsonl").read_bytes().splitlines()) == rows + 2
 
 
@@ -214,13 +215,13 @@ def test_a_header_of_many_columns_is_read(run, tmp_path, columns):
 
 @pytest.mark.parametrize("source", ["out", "out/trainer_state.json", "log.json"])
 def test_a_trainer_state_of_one_long_line_is_read(run, tmp_path, source):
-    more = {f"metric_{n}": 1.2345678901234567 for n in range(25)}
-    history = [{"step": s, "loss": 1.0 / s, **more} for s in range(1, 42_001)]
-    path = trainer_state(tmp_path / "out" / "trainer_state.json", history)
+    history = [{"step": s, "loss": 1.0 / s} for s in range(1, 201)]
+    path = trainer_state(tmp_path / "out" / "trainer_state.json", history, seen=[1.2345678901234567] * 1_700_000)
     assert path.stat().st_size > 32 * 1024**2
     (tmp_path / "log.json").hardlink_to(path)
-    told = run("import", source, "--out", "r.jsonl", limit_s=30)
+    told = run("import", source, "--out", "r.jsonl")
     assert (told.code, told.err) == (0, "")
+    assert (tmp_path / "r.jsonl").read_text().count('"train_step"') == 200
 
 
 @pytest.mark.parametrize(

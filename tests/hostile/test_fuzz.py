@@ -1,4 +1,4 @@
-"""Two thousand damaged inputs over all verbs, the same in every run: `nox -s fuzz` takes more."""
+"""Damaged inputs over all verbs, the same in every run: `nox -s fuzz` takes more."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ import os
 import subprocess
 import sys
 
-INPUTS = 2000
+INPUTS = 2000 if os.environ.get("GRADIENCE_SLOW") else 600
 
 
-def test_two_thousand_damaged_inputs_end_in_a_report_or_one_line(root, tmp_path):
+def test_damaged_inputs_end_in_a_report_or_one_line(root, tmp_path):
     out = tmp_path / "failures"
     command = [sys.executable, str(root / "tests" / "fuzz.py"), "--inputs", str(INPUTS), "--seed", "0", "--raw"]
     told = subprocess.run(
-        [*command, "--workers", str(min(os.cpu_count() or 1, 4)), "--out", str(out)],
+        [*command, "--workers", "1", "--out", str(out)],
         capture_output=True,
         text=True,
         check=False,

@@ -38,13 +38,40 @@ LIGHT = {
     "monitor --json": ["monitor", "run.jsonl", "--json"],
     "validate": ["validate", "run.jsonl"],
     "check --format sarif": ["check", "run.jsonl", "--format", "sarif"],
-    "check --format github": ["check", "run.jsonl", "--format", "github"],
+    "check --format github": ["check", "run.jsonl", "--lr", "1", "--format", "github"],
     "--help": ["--help"],
     "--version": ["--version"],
 }
 
 
+WHOLE = ["monitor", "--help"]  # once as text, once before any command is chosen: the rest end in the same function
+FORKED = """
+import os, sys
+{stdout}
+sys.argv = {argv!r}
+from gradience.cli.main import script
+raise SystemExit(script())
+"""
+FULL_DISK = "os.dup2(os.open('/dev/full', os.O_WRONLY), 1)"
+CLOSED = "sys.stdout = None; os.close(1)"  # as the interpreter begins without one
+READER_GONE = "read, write = os.pipe(); os.close(read); os.dup2(write, 1)"
+
+
+def forked(run, stdout, argv):
+    """Run a command in a fork whose stdout is what the code makes of it."""
+    return run(python=FORKED.format(stdout=stdout, argv=["gradience", *argv]))
+
+
+@pytest.mark.parametrize("stdout", [FULL_DISK, CLOSED], ids=["full disk", "closed"])
 @pytest.mark.parametrize("case", LIGHT)
+def test_a_stdout_that_takes_nothing_is_one_line_of_error(run, tmp_path, case, stdout):
+    run_log(tmp_path / "run.jsonl")
+    told = forked(run, stdout, LIGHT[case])
+    assert told.code == UNWRITABLE
+    assert len(told.errors) == 1
+
+
+@pytest.mark.parametrize("case", WHOLE)
 def test_a_full_disk_under_stdout_is_one_line_of_error(tmp_path, case):
     run_log(tmp_path / "run.jsonl")
     with Path("/dev/full").open("w") as full:
@@ -53,7 +80,7 @@ def test_a_full_disk_under_stdout_is_one_line_of_error(tmp_path, case):
     assert len(told.stderr.splitlines()) == 1
 
 
-@pytest.mark.parametrize("case", LIGHT)
+@pytest.mark.parametrize("case", WHOLE)
 def test_a_closed_stdout_is_one_line_of_error(tmp_path, case):
     run_log(tmp_path / "run.jsonl")
     told = subprocess.run(
@@ -68,7 +95,15 @@ def test_a_closed_stdout_is_one_line_of_error(tmp_path, case):
 
 
 @pytest.mark.parametrize("case", LIGHT)
-def test_a_reader_that_went_away_is_no_error(tmp_path, case):
+def test_a_reader_that_went_away_is_no_error(run, tmp_path, case):
+    run_log(tmp_path / "run.jsonl")
+    told = forked(run, READER_GONE, LIGHT[case])
+    assert told.err == ""
+    assert told.code in {0, 141}
+
+
+@pytest.mark.parametrize("case", WHOLE)
+def test_a_reader_that_went_away_is_no_error_of_a_whole_interpreter(tmp_path, case):
     run_log(tmp_path / "run.jsonl")
     read, write = os.pipe()
     os.close(read)
@@ -82,15 +117,24 @@ def test_a_reader_that_went_away_is_no_error(tmp_path, case):
 
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1", "cp1252", "utf-16", "ascii:strict"])
 @pytest.mark.parametrize("options", [[], ["--json"], ["-v"]])
-def test_a_stdout_that_has_no_such_letters_gets_the_report_all_the_same(tmp_path, options, encoding):
+def test_a_stdout_that_has_no_such_letters_gets_the_report_all_the_same(run, tmp_path, options, encoding):
     alert = log_line("alert", 2, severity="info", code="größe", message="模型 ✓ \U0001f600")
     run_log(tmp_path / "läuft-模型.jsonl", alert, config={"model_name": "org/模型", "notes": "naïve ✓"})
-    env = {"PYTHONIOENCODING": encoding, "PYTHONUTF8": "0"}
-    told = process(["monitor", "läuft-模型.jsonl", *options], tmp_path, stdout=subprocess.PIPE, env=env)
-    assert (told.returncode, told.stderr) == (0, b"")
+    codec, _, errors = encoding.partition(":")
+    stdout = f"sys.stdout = open('out', 'w', encoding={codec!r}, errors={errors or None!r})"
+    told = forked(run, stdout, ["monitor", "läuft-模型.jsonl", *options])
+    assert (told.code, told.err) == (0, "")
+    written = (tmp_path / "out").read_bytes()
+    assert written
     if options == ["--json"]:
-        codec = encoding.partition(":")[0]
-        assert json.loads(told.stdout.decode("utf-8" if codec in {"ascii", "latin-1", "cp1252"} else codec))
+        json.loads(written.decode("utf-8" if codec in {"ascii", "latin-1", "cp1252"} else codec))
+
+
+def test_a_stdout_of_an_encoding_that_the_shell_sets_gets_the_report_all_the_same(tmp_path):
+    run_log(tmp_path / "run.jsonl", config={"model_name": "org/模型", "notes": "naïve ✓"})
+    env = {"PYTHONIOENCODING": "ascii:strict", "PYTHONUTF8": "0"}
+    told = process(["monitor", "run.jsonl"], tmp_path, stdout=subprocess.PIPE, env=env)
+    assert (told.returncode, told.stderr) == (0, b"")
 
 
 def test_the_c_locale_gets_the_report_all_the_same(tmp_path):

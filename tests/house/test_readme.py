@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from toy_run import Toy
 
 MARKED = re.compile(r"<!-- run: (?P<name>[\w-]+) -->\n```(?:bash|python)\n(?P<code>.*?)```", re.DOTALL)
 FENCED = re.compile(r"```bash\n(.*?)```", re.DOTALL)
@@ -24,11 +25,9 @@ def commands(root: Path) -> dict[str, str]:
 
 
 @pytest.fixture(scope="module")
-def clone(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the clone's examples, where runs/ can be written."""
-    folder = tmp_path_factory.mktemp("clone")
-    shutil.copytree(root / "examples", folder / "examples")
-    return folder
+def clone(toy: Toy, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the clone's examples and what the first command left, where runs/ can be written."""
+    return shutil.copytree(toy.clone, tmp_path_factory.mktemp("readme") / "clone")
 
 
 def shell(command: str, cwd: Path) -> subprocess.CompletedProcess[str]:
@@ -38,9 +37,11 @@ def shell(command: str, cwd: Path) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.fixture(scope="module")
-def golden(root: Path, clone: Path) -> dict[str, subprocess.CompletedProcess[str]]:
+def golden(root: Path, toy: Toy, clone: Path) -> dict[str, subprocess.CompletedProcess[str]]:
     """The four steps and what may follow them, run in the README's order."""
-    return {name: shell(code, clone) for name, code in commands(root).items()}
+    first = subprocess.CompletedProcess("toy", 0, toy.out, toy.err)
+    later = {name: shell(code, clone) for name, code in commands(root).items() if name != "toy"}
+    return {"toy": first, **later}
 
 
 def test_the_four_steps_are_there_and_every_marked_command_succeeds(golden):

@@ -10,12 +10,6 @@ import pytest
 from gradience.importers import read_source
 
 
-def pytest_collection_modifyitems(items):
-    for item in items:
-        if item.path.name == "test_trainer_run.py":  # other people's deprecations are not ours
-            item.add_marker(pytest.mark.filterwarnings("default"))
-
-
 def row(step, loss=None, **more):
     """Return one row of a `log_history`."""
     known = {} if loss is None else {"loss": loss, "learning_rate": 1e-4, "grad_norm": 1.0}

@@ -142,7 +142,10 @@ def test_names_in_a_log_and_in_an_adapter_never_become_elements(write_log, write
     assert HOSTILE in found.text
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=15)
+FEW = settings.default.max_examples // 8  # a page takes a second
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=FEW)
 @given(name=st.text(min_size=1, max_size=60), split=st.text(min_size=1, max_size=30))
 def test_no_name_breaks_the_page(write_log, name, split):
     found = parse(report_html(gather(write_log(12, model=name, split=split))))

@@ -55,7 +55,7 @@ class _Pass:
     def _stack(self, held: list[tuple[int, Factors]]) -> None:
         b, a = (np.stack([factors[side] for _, factors in held]) for side in (0, 1))
         self.sketch.add_stack([self._names[i] for i, _ in held], b, a, [factors.scale for _, factors in held])
-        with np.errstate(all="ignore"):  # what is not finite is found by `spectra`
+        with np.errstate(all="ignore"):  # as above
             wide_b, wide_a = b.astype(np.float64), a.astype(np.float64)
             grams_a = _padded(wide_a @ wide_a.transpose(0, 2, 1))
             grams_b = _padded(wide_b.transpose(0, 2, 1) @ wide_b)

@@ -147,7 +147,6 @@ def test_peft_resolves_every_pattern_to_the_module_it_was_written_for(ks, rslora
         assert alpha / (math.sqrt(r) if rslora else r) == pytest.approx(scaling)
 
 
-@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning", "ignore::DeprecationWarning")  # theirs
 @pytest.mark.parametrize("rslora", [False, True])
 def test_loraconfig_takes_the_pattern_and_the_model_has_its_ranks_and_scalings(rslora):
     torch, peft = pytest.importorskip("torch"), pytest.importorskip("peft")

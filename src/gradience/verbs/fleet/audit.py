@@ -12,6 +12,7 @@ from gradience.schema.fleet import FLEET_AUDIT_SCHEMA_ID, FleetAuditReport
 from gradience.verbs.device import prepare_jax
 from gradience.verbs.fleet.engines import Done, Engine, run_local
 from gradience.verbs.fleet.find import Found, find_adapters
+from gradience.verbs.fleet.index import read_index, write_index
 from gradience.verbs.fleet.job import Job, audit_job, failed
 from gradience.verbs.fleet.rows import version_of_rules
 from gradience.verbs.fleet.store import Store
@@ -53,12 +54,17 @@ def audit_fleet(
     count = workers or cores()
     store = Store(Path(out), FLEET)
     with store.writing() as writer:
-        known, rules = known_rows(store), rules_version(base)
-        found = find_adapters(roots, listed, known=known.keys())
+        indexed, folders = read_index(store)
+        known, rules = known_rows(store) if indexed is None else indexed, rules_version(base)
+        found = find_adapters(roots, listed, known=known.keys(), folders=folders)
         plan = plan_of((_job(item, base, rules) for item in found), known, rules)
         answers = _answers(plan.jobs, engine, min(count, max(1, len(plan.jobs))), address)
         tally, same = carry_out(writer, plan, answers, crashed, progress)
-    errors, deaths = failures_in(known_rows(store) if tally.done or plan.gone else known)
+        if indexed is None or tally.done or plan.gone:
+            known = known_rows(store)
+        if indexed is not known or not folders.are_as_before:
+            write_index(store, known, folders)
+    errors, deaths = failures_in(known)
     return FleetAuditReport(
         schema=FLEET_AUDIT_SCHEMA_ID,
         out=str(out),
@@ -90,7 +96,7 @@ def _answers(jobs: Sequence[Job], engine: Engine, workers: int, address: str | N
 
 
 def _job(found: Found, base: PathLike | None, rules: str) -> Job:
-    return Job(**found._asdict(), base=None if base is None else os.fspath(base), rules=rules)
+    return Job(*found, base=None if base is None else os.fspath(base), rules=rules)
 
 
 def rules_version(base: PathLike | None) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Final, NamedTuple, TypeAlias
 
@@ -19,6 +19,7 @@ from gradience.errors import AdapterError
 from gradience.io.reading import read_small
 from gradience.io.safetensors import SafetensorsFile
 from gradience.schema.document import writable
+from gradience.verbs.fleet.index import Folders, Target
 
 
 class Found(NamedTuple):
@@ -34,13 +35,13 @@ class Found(NamedTuple):
 
 
 Peek: TypeAlias = Callable[[str], bool]
-Target: TypeAlias = tuple[str, tuple[str, ...]]
 
 _MOST_LIST: Final = 256 << 20  # bytes: millions of paths
 _OWN_INDEX: Final = ("adapter_model", "adapters")
 _MLX_STEP: Final = re.compile(r"\d+_adapters\.safetensors")
 _SHARD: Final = "-of-"
 _ENDING: Final = ".safetensors"
+_MAY_BE: Final = re.compile(r"\.(?:safetensors|json|bin|pt)$")
 
 
 def targets(names: Collection[str], peek: Peek) -> Iterator[Target]:
@@ -83,7 +84,11 @@ def _unnamed(config: tuple[str, ...], rest: list[str], peek: Peek) -> Iterator[T
 
 
 def find_adapters(
-    roots: Iterable[str | os.PathLike[str]], listed: Iterable[str] = (), *, known: Collection[str] = ()
+    roots: Iterable[str | os.PathLike[str]],
+    listed: Iterable[str] = (),
+    *,
+    known: Collection[str] = (),
+    folders: Folders | None = None,
 ) -> Iterator[Found]:
     """Every adapter below the roots and at the listed places, each once.
 
@@ -94,12 +99,13 @@ def find_adapters(
         roots: folders, weights files or fsspec URLs.
         listed: the same, of which one that is missing is a broken adapter instead of an error.
         known: paths that are adapters, whose headers need not be read to tell.
+        folders: as an earlier walk met them; what has not changed is not listed again.
 
     Raises:
         AdapterError: a root is missing or cannot be listed.
     """
     seen: set[str] = set()
-    walk = _Walk(known)
+    walk = _Walk(known, folders or Folders())
     places = [*((os.fspath(root), True) for root in roots), *((place, False) for place in listed)]
     for place, required in places:
         try:
@@ -133,8 +139,9 @@ def _below(place: str, walk: _Walk, known: Collection[str]) -> Iterator[Found]:
 class _Walk:
     """The walk through local folders, each once whatever links lead to it."""
 
-    def __init__(self, known: Collection[str]) -> None:
+    def __init__(self, known: Collection[str], folders: Folders) -> None:
         self._known = known
+        self._folders = folders
         self._seen: set[tuple[int, int]] = set()
         self._linked: list[str] = []
 
@@ -157,38 +164,56 @@ class _Walk:
         while stack:
             folder = stack.pop()
             try:
-                with os.scandir(folder) as entries:
-                    listed = sorted(entries, key=lambda entry: entry.name)
-                if not listed or not self._new(folder):
-                    continue
+                status = os.stat(folder)  # noqa: PTH116  # ten thousand times
+                listing = self._folders.unchanged(folder, status)
+                listed = [] if listing else _listed(folder)
             except OSError as error:
                 if folder == root:
                     raise AdapterError(f"cannot read {folder}: {error.strerror}", advice="check the path") from error
                 continue
-            names = []
-            for entry in listed:
-                if not leads_to_folder(entry):
-                    names.append(entry.name)
-                elif not entry.name.startswith("."):
-                    (self._linked if entry.is_symlink() else stack).append(entry.path)
-            yield from self._of(folder, names)
+            if not (listing or listed) or not self._new(status):
+                continue
+            below, found = (listing.folders, listing.targets) if listing else self._sorted(folder, status, listed)
+            stack += below
+            for name, files in found:
+                yield _found(folder, name, files)
 
-    def _new(self, folder: str) -> bool:
-        status = os.stat(folder)  # noqa: PTH116  # the same
+    def _new(self, status: os.stat_result) -> bool:
         key = (status.st_dev, status.st_ino)
         if key in self._seen:
             return False
         self._seen.add(key)
         return True
 
-    def _of(self, folder: str, names: list[str]) -> Iterator[Found]:
-        if not any(name.endswith((_ENDING, ".json", ".bin", ".pt")) for name in names):
-            return
-        for name, files in targets(set(names), lambda name: self._peek(f"{folder}/{name}")):
-            yield _found(folder, name, files)
+    def _sorted(
+        self, folder: str, status: os.stat_result, listed: list[os.DirEntry[str]]
+    ) -> tuple[Sequence[str], Sequence[Target]]:
+        """A folder's entries as folders to go on with and adapters; links to folders are kept for later."""
+        names: list[str] = []
+        below: list[str] = []
+        for entry in listed:
+            if not leads_to_folder(entry):
+                names.append(entry.name)
+            elif not entry.name.startswith("."):
+                (self._linked if entry.is_symlink() else below).append(entry.path)
+        opened: list[str] = []
+
+        def peek(name: str) -> bool:
+            opened.append(name)
+            return self._peek(f"{folder}/{name}")
+
+        found = list(targets(set(names), peek)) if any(map(_MAY_BE.search, names)) else []
+        if not opened and not any(entry.is_symlink() for entry in listed):
+            self._folders.met(folder, status, below, found)
+        return below, found
 
     def _peek(self, path: str) -> bool:
         return path in self._known or holds_adapter(Path(path))
+
+
+def _listed(folder: str) -> list[os.DirEntry[str]]:
+    with os.scandir(folder) as entries:
+        return sorted(entries, key=lambda entry: entry.name)
 
 
 def leads_to_folder(entry: os.DirEntry[str]) -> bool:

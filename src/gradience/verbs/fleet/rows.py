@@ -20,7 +20,7 @@ from gradience.schema.scalars import NonFinite, as_float
 if TYPE_CHECKING:
     import pyarrow as pa
 
-_NUMBERS: Final = "2"
+_NUMBERS: Final = "3"
 """Raised when a number in a row changes, or the way a rule is judged."""
 
 

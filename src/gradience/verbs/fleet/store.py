@@ -28,6 +28,8 @@ INSTALL: Final = "in the clone: pip install -e '.[fleet]'"
 _LOCK: Final = ".lock"
 _MOST_BYTES: Final = 1 << 26  # of the manifest: some million parts
 _GROUP: Final = 1 << 16  # rows of a row group
+_FULL: Final = 1 << 15  # rows of all tables from which a part is left as it is: some megabytes to merge at once
+_MANY: Final = 8  # smaller parts that are merged: a query opens each of them
 
 
 class Tables(NamedTuple):
@@ -216,11 +218,44 @@ class Writer:
             if len(kept[head]):
                 changed.append(self._write({**kept, head: _restamped(kept[head], stale)}))
             dropped.append(number)
-        if not dropped:
+        if dropped:
+            self._exchange(dropped, changed)
+
+    def compact(self) -> None:
+        """Merge small parts, where there are many, into full ones; the rows and their order stay.
+
+        Raises:
+            OutputError: they cannot be written.
+        """
+        sizes = {number: self._rows_in(number) for number in self._manifest.parts}
+        small = [number for number, size in sizes.items() if size < _FULL]
+        if len(small) <= _MANY:
             return
-        self._manifest.parts = [n for n in self._manifest.parts if n not in set(dropped)] + changed
+        heaps: list[list[int]] = [[]]
+        for number in small:
+            if sum(sizes[one] for one in heaps[-1]) >= _FULL:
+                heaps.append([])
+            heaps[-1].append(number)
+        merged = [self._write({name: self._joined(name, heap) for name in self._schemas}) for heap in heaps]
+        self._exchange(small, merged)
+
+    def _rows_in(self, number: int) -> int:
+        from pyarrow import parquet  # noqa: PLC0415  # extra [fleet]
+
+        paths = (self._store._part(name, number) for name in self._store.tables.rows)  # noqa: SLF001  # its other half
+        return sum(parquet.read_metadata(path).num_rows for path in paths)
+
+    def _joined(self, name: str, numbers: Iterable[int]) -> pa.Table:
+        schema = self._schemas[name]
+        paths = (self._store._part(name, number) for number in numbers)  # noqa: SLF001  # as above
+        return _pyarrow().concat_tables([self._store._read_part(path, None, schema) for path in paths])  # noqa: SLF001
+
+    def _exchange(self, old: Sequence[int], new: Sequence[int]) -> None:
+        """Name new parts in place of old ones, which then go: whatever kills it between leaves one or the other."""
+        gone = set(old)
+        self._manifest.parts = [number for number in self._manifest.parts if number not in gone] + [*new]
         self._publish()
-        for number in dropped:
+        for number in old:
             for name in self._schemas:
                 self._store._part(name, number).unlink(missing_ok=True)  # noqa: SLF001  # as above
 

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Final, NamedTuple
 
 from gradience.verbs.fleet.engines import Done
+from gradience.verbs.fleet.index import Known
 from gradience.verbs.fleet.job import SAME, Job, is_failure
 from gradience.verbs.fleet.query import opened
 from gradience.verbs.fleet.store import Store, Writer
@@ -22,15 +23,6 @@ class Tally(NamedTuple):
     done: int
     total: int
     failures: int
-
-
-class Known(NamedTuple):
-    """What a row says of its source."""
-
-    stamp: str = ""
-    rules: str = ""
-    content_hash: str = ""
-    failed: bool = False
 
 
 def known_rows(store: Store) -> dict[str, Known]:
@@ -126,4 +118,6 @@ def carry_out(
             batch, replaced, last = [], {}, time.monotonic()
     writer.replace(replaced)
     writer.add(batch)
+    if tally.done or plan.gone:
+        writer.compact()
     return tally, same

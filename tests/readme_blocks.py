@@ -1,0 +1,68 @@
+"""The README's blocks of output, beside what the commands above them print of the run in golden/readme.
+
+That run is what the README's first command left once, so that the blocks are compared word by word on any processor.
+`python tests/readme_blocks.py` writes the blocks anew, after a change that was meant; a toy run copied over the folder
+gives them other numbers.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import re
+import shlex
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+ROOT: Final = Path(__file__).resolve().parents[1]
+RUN: Final = ROOT / "tests" / "golden" / "readme"
+BLOCK: Final = re.compile(r"<!-- run: (\w+) -->\n```bash\n([^`]*)```\n\n```text\n(.*?)```", re.DOTALL)
+CUT: Final = "...\n"  # a block that ends so shows the beginning only
+
+
+@contextlib.contextmanager
+def clone_with_run() -> Iterator[None]:
+    """Be in a folder that holds the run as the README's first command leaves it, at runs/toy."""
+    with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
+        shutil.copytree(RUN, "runs/toy")
+        yield
+
+
+def printed(command: str) -> str:
+    """What one command line prints; the program is called in this process."""
+    from gradience.cli.main import main
+
+    name, *arguments = shlex.split(command)
+    if name != "gradience":
+        raise ValueError(f"expected a gradience command, got {command!r}")
+    out = io.StringIO()
+    with contextlib.redirect_stdout(out):
+        main(arguments)
+    return out.getvalue()
+
+
+def as_shown(block: str, output: str) -> str:
+    """The output, cut where the block is cut."""
+    if not block.endswith(CUT):
+        return output
+    kept = block.removesuffix(CUT).count("\n")
+    return "".join(output.splitlines(keepends=True)[:kept]) + CUT
+
+
+def blocks(text: str) -> dict[str, tuple[str, str]]:
+    """Each block that shows a command's output, and what the command prints now, by the name of its mark."""
+    with clone_with_run():
+        return {name: (block, as_shown(block, printed(command))) for name, command, block in BLOCK.findall(text)}
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("JAX_PLATFORMS", "cpu")
+    readme = ROOT / "README.md"
+    words = readme.read_text(encoding="utf-8")
+    for old, new in blocks(words).values():
+        words = words.replace(old, new)
+    readme.write_text(words, encoding="utf-8")
