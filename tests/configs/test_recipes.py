@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from gradience import check_config
-from gradience.configs import read_document
+from gradience.configs.document import read_document
 from gradience.schema.reports import CheckReport
 
 AXOLOTL = {

@@ -8,7 +8,7 @@ import pytest
 
 pytest.importorskip("trl", reason="TRL is not installed: pip install trl")
 
-from gradience.configs import read_training, read_training_object
+from gradience.configs.training import read_training, read_training_object
 from gradience.rules.objective import objective_of
 
 KINDS = {

@@ -11,22 +11,18 @@ from typing import NamedTuple
 
 import msgspec
 
-from gradience.configs import (
-    HasToDict,
-    Layer,
-    read_document,
-    read_peft,
-    read_peft_dir,
-    read_peft_object,
+from gradience.configs.document import read_document
+from gradience.configs.files import HasToDict
+from gradience.configs.peft import CONFIG_NAME, read_peft, read_peft_dir, read_peft_object
+from gradience.configs.preferences import read_preferences
+from gradience.configs.settings import Layer, keys_of, line_of, stack
+from gradience.configs.training import (
+    STATE_NAME,
+    TRAINING_NAMES,
     read_training,
     read_training_dir,
     read_training_object,
-    stack,
 )
-from gradience.configs.peft import CONFIG_NAME
-from gradience.configs.preferences import read_preferences
-from gradience.configs.settings import keys_of, line_of
-from gradience.configs.training import STATE_NAME, TRAINING_NAMES
 from gradience.errors import ConfigError, RecorderError
 from gradience.io.reading import real_path
 from gradience.rules.config.facts import CheckContext, quantities

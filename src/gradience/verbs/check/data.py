@@ -11,9 +11,10 @@ from typing import Any, Final, Literal, NamedTuple, TypeAlias
 
 import msgspec
 
-from gradience.configs import HasToDict, Layer
 from gradience.configs.data import DataPlan, read_data_plan
+from gradience.configs.files import HasToDict
 from gradience.configs.peft import read_labels
+from gradience.configs.settings import Layer
 from gradience.data.encoder import Encoder, quiet
 from gradience.data.measure import Limits, Measure
 from gradience.data.overlap import EvalRows

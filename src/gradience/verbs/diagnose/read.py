@@ -9,8 +9,7 @@ from typing import Final, NamedTuple
 
 import msgspec
 
-from gradience.configs import read_training
-from gradience.configs.training import PICKLED
+from gradience.configs.training import PICKLED, read_training
 from gradience.errors import ConfigError, GradienceError
 from gradience.io.paths import PathLike
 from gradience.rules.config.judge import RULES

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias
 import msgspec
 from msgspec import inspect
 
-from gradience.rules.registry import cards_of
 from gradience.schema.audit import AuditReport, ModuleAudit
 from gradience.schema.findings import Finding, RuleGroup, by_severity
 from gradience.schema.fleet import AdapterRow, FindingRow, ModuleRow
@@ -27,6 +26,8 @@ _NUMBERS: Final = "3"
 @cache
 def version_of_rules(*groups: RuleGroup) -> str:
     """What rows depend on beside their source, the rules of these groups: rows of another version are made again."""
+    from gradience.rules.registry import cards_of  # noqa: PLC0415  # all rules; a query of a store needs none
+
     stated = msgspec.json.encode(cards_of(*groups))
     return f"{_NUMBERS}-{hashlib.sha256(stated).hexdigest()[:12]}"
 
