@@ -375,3 +375,34 @@ def test_of_a_type_that_is_not_analysed_only_whole_tensors_have_a_role(tmp_path)
         "norm.weight": "not_analysed",
         "head.weight": "full_module",
     }
+
+
+def test_weights_under_other_names_are_counted_and_named(tmp_path):
+    folder = saved(tmp_path / "a", "one.safetensors")
+    assert len(open_adapter(folder)[1].modules) == 1
+    (folder / "two.safetensors").write_bytes((folder / "one.safetensors").read_bytes())
+    with pytest.raises(AdapterError) as error:
+        open_adapter(folder)
+    listed = "one.safetensors, two.safetensors"
+    assert str(error.value) == f"2 weights files, none named as PEFT does, in {folder} ({listed})"
+
+
+@pytest.mark.parametrize(
+    ("ranges", "refused"),
+    [
+        ([[0, 100_000]], None),
+        ([[0, 100_001]], "is not a list of [start, end): [(0, 100001)]"),
+        ([[2, 1]], "is not a list of [start, end): [(2, 1)]"),
+        ([[-1, 1]], "is not a list of [start, end): [(-1, 1)]"),
+        ([[0, 60_000], [0, 40_000]], None),
+        ([[0, 60_000], [0, 40_001]], "makes more than 100 000 layers"),
+    ],
+)
+def test_layers_are_replicated_up_to_a_hundred_thousand(ranges, refused, tmp_path):
+    folder = saved(tmp_path / "a", "adapter_model.safetensors", layer_replication=ranges)
+    if refused is None:
+        assert len(open_adapter(folder)[1].modules) == 1
+    else:
+        with pytest.raises(AdapterError) as error:
+            open_adapter(folder)
+        assert str(error.value) == f"layer_replication in the adapter config {refused}"
