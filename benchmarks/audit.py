@@ -5,8 +5,10 @@
 Each FOLDER is an adapter. COMMAND is another tool's command line, in an environment of its own; `{dir}` and
 `{weights}` stand for the adapter. The tools take turns (A B C, A B C, ...), after one uncounted turn, so that a
 machine that slows down slows all of them. Printed: median, least and largest wall seconds, peak resident memory,
-and each tool's median as a multiple of ours. `--floor` adds what numpy needs for the same float64 Gram products and
-nothing else. `--growth` times adapters of 1 to 10 000 equal modules made on the spot.
+and each tool's median as a multiple of ours. `--limit` takes turns with what cannot be left out, a process that only
+imports JAX and numpy's BLAS on the same float64 Gram products on one thread without their reading, and prints our wall
+and CPU time as multiples of both together: least and median. `--growth` times adapters of 1 to 10 000 equal modules
+made on the spot.
 """
 
 from __future__ import annotations
@@ -34,7 +36,7 @@ with open(path, "rb") as file:
     size = struct.unpack("<Q", file.read(8))[0]
     header = json.loads(file.read(size))
 import time
-spent = 0.0
+wall = cpu = 0.0
 for entry in header.values():
     if "dtype" not in entry:
         continue
@@ -42,18 +44,20 @@ for entry in header.values():
     kind = np.dtype(kinds[entry["dtype"]])
     x = np.fromfile(path, kind, (end - begin) // kind.itemsize, offset=8 + size + begin).reshape(entry["shape"])
     x = x.astype(np.float64)
-    start = time.perf_counter()
+    start = time.perf_counter(), time.process_time()
     x @ x.T if x.shape[0] < x.shape[1] else x.T @ x
-    spent += time.perf_counter() - start
-print(spent)
+    wall += time.perf_counter() - start[0]
+    cpu += time.process_time() - start[1]
+print(wall, cpu)
 """
 
 
 class Cost(NamedTuple):
-    """What one process took: wall seconds, and peak resident megabytes."""
+    """What one process took: wall seconds, peak resident megabytes, and seconds of user and system time."""
 
     seconds: float
     megabytes: float
+    cpu: float
 
 
 def run(command: str) -> Cost:
@@ -65,7 +69,7 @@ def run(command: str) -> Cost:
     seconds = time.perf_counter() - start
     if os.waitstatus_to_exitcode(status) not in {0, 1}:
         raise SystemExit(f"{command} failed: {error.decode(errors='replace')[-400:]}")
-    return Cost(seconds, usage.ru_maxrss / 1024)
+    return Cost(seconds, usage.ru_maxrss / 1024, usage.ru_utime + usage.ru_stime)
 
 
 def weights_of(folder: Path) -> Path:
@@ -103,14 +107,36 @@ def first_run(folder: Path) -> None:
         del os.environ["XDG_CACHE_HOME"]
 
 
-def floor(folder: Path, runs: int) -> None:
-    """Print what the float64 Gram products alone take in numpy's BLAS, without the reading."""
-    times = []
-    for _ in range(runs):
-        command = [sys.executable, "-c", FLOOR, str(weights_of(folder))]
-        done = subprocess.run(command, capture_output=True, text=True, check=True)
-        times.append(float(done.stdout))
-    print(f"  float64 Gram products alone, BLAS: {statistics.median(times):.2f} s")
+def limit(folder: Path, runs: int) -> None:
+    """Print our time over that of importing JAX and of the float64 Gram products in BLAS, in wall and CPU seconds."""
+    ours: list[Cost] = []
+    imports: list[Cost] = []
+    products: list[tuple[float, float]] = []
+    for turn in range(runs + 1):
+        found = run(f"{shlex.quote(sys.executable)} -c 'import jax'"), run(OURS.format(dir=shlex.quote(str(folder))))
+        wall, cpu = products_alone(folder)
+        if turn:
+            imports.append(found[0])
+            ours.append(found[1])
+            products.append((wall, cpu))
+    for kind, mine, alone, work in (
+        ("wall", [c.seconds for c in ours], [c.seconds for c in imports], [wall for wall, _ in products]),
+        ("CPU", [c.cpu for c in ours], [c.cpu for c in imports], [cpu for _, cpu in products]),
+    ):
+        for name, of in (("least", min), ("median", statistics.median)):
+            least = of(alone) + of(work)
+            print(
+                f"  {kind:<5}{name:<7} import {of(alone):.2f} + products {of(work):.2f} = {least:.2f} s;"
+                f" ours {of(mine):.2f} s, {of(mine) / least:.2f} x"
+            )
+
+
+def products_alone(folder: Path) -> tuple[float, float]:
+    """Return the wall and CPU seconds of the products on one thread."""
+    command = [sys.executable, "-c", FLOOR, str(weights_of(folder))]
+    single = os.environ | {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
+    wall, cpu = subprocess.run(command, capture_output=True, text=True, check=True, env=single).stdout.split()
+    return float(wall), float(cpu)
 
 
 def growth() -> None:
@@ -140,7 +166,7 @@ def main() -> None:
     parser.add_argument("folders", nargs="*", type=Path)
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--peer", action="append", default=[], metavar="NAME=COMMAND")
-    parser.add_argument("--floor", action="store_true")
+    parser.add_argument("--limit", action="store_true")
     parser.add_argument("--growth", action="store_true")
     options = parser.parse_args()
     tools = {"gradience (this)": OURS} | dict(peer.split("=", 1) for peer in options.peer)
@@ -148,8 +174,8 @@ def main() -> None:
     for folder in options.folders:
         compare(folder, tools, options.runs)
         first_run(folder)
-        if options.floor:
-            floor(folder, options.runs)
+        if options.limit:
+            limit(folder, options.runs)
     if options.growth:
         growth()
 

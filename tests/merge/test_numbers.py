@@ -9,6 +9,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from gradience import AdapterError, merge_adapters, merge_check
+from gradience.spectral.merging import pair_grams
 from gradience.verbs.merge.config import TIES_DENSITY, recipe_of, weights_of
 from gradience.verbs.merge.methods import Recipe, _balanced, _factors, _rounded
 
@@ -136,7 +137,7 @@ def test_a_sum_at_its_full_rank_is_only_balanced(tmp_path):
     rng = np.random.default_rng(0)
     b, a = rng.standard_normal((9, 3)), rng.standard_normal((3, 7))
     for recipe in (Recipe("linear", (1.0,)), Recipe("svd", (1.0,), 3), Recipe("cat", (1.0,))):
-        new_b, new_a = _factors((b, a), recipe, 3)
+        new_b, new_a = _factors((b, a), pair_grams(b, a), recipe, 3)
         for new, old in ((new_b, b), (new_a, a)):
             steps = np.log2(new / old)
             np.testing.assert_array_equal(steps, np.round(steps))

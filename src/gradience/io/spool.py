@@ -9,6 +9,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import count
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -52,7 +53,7 @@ class Spool:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._count = 0
+        self._count = count()  # of one step, also where several threads keep arrays
 
     def keep(self, array: Array) -> Callable[[], Array]:
         """A function that gives the array back, bit for bit.
@@ -60,8 +61,7 @@ class Spool:
         Raises:
             OutputError: it cannot be written.
         """
-        path = self._folder / str(self._count)
-        self._count += 1
+        path = self._folder / str(next(self._count))
         data = np.ascontiguousarray(array).reshape(-1).view(np.uint8)  # bytes: ml_dtypes' types have no buffer
         try:
             path.write_bytes(data.data)

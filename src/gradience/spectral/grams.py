@@ -7,9 +7,10 @@ own transpose does half the work of a general product, which is what XLA makes o
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from itertools import chain
+from itertools import chain, islice
 from threading import Lock
 from typing import Any, Final, NamedTuple, TypeAlias, TypeVar
 
@@ -83,15 +84,32 @@ def _shared(loads: Loads, compute: Callable[[Loads, Iterable[int]], Iterable[tup
 
 
 def in_threads(tasks: Sequence[Callable[[], _T]]) -> list[_T]:
-    """Return what each task does, in order: on as many threads as there are cores, BLAS on one of them in each.
+    """Return what each task does, in order, as `each_in_threads` does."""
+    return list(each_in_threads(tasks))
 
-    The first error reaches the caller.
+
+def each_in_threads(
+    tasks: Sequence[Callable[[], _T]], *, ahead: int | None = None, waits: bool = True
+) -> Generator[_T]:
+    """Yield what each task does, in order: on as many threads as there are cores, BLAS on one of them in each.
+
+    The first error reaches the caller, and what was not begun is left. Of results that wait to be taken there are at
+    most `ahead` for each thread. An early end waits for what has begun, unless told not to: then it must write nothing.
     """
+    threads = min(len(tasks), _cores(), _MOST_WORKERS)
     with one_blas_thread():
-        if len(tasks) <= 1:
-            return [task() for task in tasks]
-        with ThreadPoolExecutor(min(len(tasks), _cores(), _MOST_WORKERS)) as pool:
-            return [done.result() for done in [pool.submit(task) for task in tasks]]
+        if threads <= 1:
+            yield from (task() for task in tasks)
+            return
+        pool, todo = ThreadPoolExecutor(threads), iter(tasks)
+        try:
+            waiting = deque(pool.submit(task) for task in islice(todo, None if ahead is None else threads * ahead))
+            while waiting:
+                done = waiting.popleft().result()
+                waiting.extend(pool.submit(task) for task in islice(todo, 1))
+                yield done
+        finally:
+            pool.shutdown(wait=waits, cancel_futures=True)
 
 
 def _on_host(loads: Loads, indices: Iterable[int]) -> Iterator[tuple[int, Grams]]:

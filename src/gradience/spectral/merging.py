@@ -23,12 +23,15 @@ _CANCELLED: Final = 1e-10  # of the sum of the columns' squares: below it the Gr
 _NOTHING: Final = 1e-24  # likewise: what is left of parts that cancel is their own rounding
 
 
-def squared_norm(b: Matrix, a: Matrix) -> float:
-    """Return the squared Frobenius norm of b @ a, b (d_out, r), a (r, d_in).
+Pair: TypeAlias = tuple[Floats, Floats]
+
+
+def squared_norm(b: Matrix, a: Matrix, *, grams: Pair | None = None) -> float:
+    """Return the squared Frobenius norm of b @ a, b (d_out, r), a (r, d_in); from their `pair_grams` where known.
 
     It is 0 where it is rounding alone, and inf where it is out of range.
     """
-    gram_b, gram_a = _grams(b, a)
+    gram_b, gram_a = pair_grams(b, a) if grams is None else grams
     size = float(np.diagonal(gram_b) @ np.diagonal(gram_a))
     total = float(np.sum(gram_b * gram_a))
     if not (math.isfinite(size) and math.isfinite(total)):
@@ -39,17 +42,21 @@ def squared_norm(b: Matrix, a: Matrix) -> float:
     return exact if exact > _NOTHING * size else 0.0
 
 
-def squared_distance(one: tuple[Matrix, Matrix], two: tuple[Matrix, Matrix]) -> float:
-    """Return the squared Frobenius norm of b_1 a_1 - b_2 a_2, good to 1e-15 of that of the first."""
-    b = np.concatenate([one[0].astype(np.float64), two[0].astype(np.float64)], axis=1)
-    a = np.concatenate([one[1].astype(np.float64), -two[1].astype(np.float64)], axis=0)
-    gram_b, gram_a = _grams(b, a)
-    return max(0.0, float(np.sum(gram_b * gram_a)))
+def squared_distance(one: tuple[Matrix, Matrix], two: tuple[Matrix, Matrix], *, grams: Pair | None = None) -> float:
+    """Return the squared Frobenius norm of b_1 a_1 - b_2 a_2, good to 1e-15 of that of the first.
+
+    From the `pair_grams` of the first where they are known.
+    """
+    (b1, a1), (b2, a2) = (_narrow(*pair) for pair in (one, two))
+    gram_b, gram_a = pair_grams(b1, a1) if grams is None else grams
+    other_b, other_a = pair_grams(b2, a2)
+    inner = (b1.T @ b2) * (a1 @ a2.T)
+    return max(0.0, float(np.sum(gram_b * gram_a)) - 2.0 * float(np.sum(inner)) + float(np.sum(other_b * other_a)))
 
 
-def numerical_rank(b: Matrix, a: Matrix) -> int:
+def numerical_rank(b: Matrix, a: Matrix, *, grams: Pair | None = None) -> int:
     """Return the number of singular values of b @ a above 1e-6 of the largest, and above the rounding of its parts."""
-    gram_b, gram_a = _grams(b, a)
+    gram_b, gram_a = pair_grams(b, a) if grams is None else grams
     core = gram_core(gram_a, gram_b)
     squares = np.linalg.eigvalsh(core.squared)[::-1] * core.size_a * core.size_b
     if squares[0] < TRUSTED_SHARE * core.largest * core.size_a * core.size_b:
@@ -58,11 +65,16 @@ def numerical_rank(b: Matrix, a: Matrix) -> int:
     return int(np.count_nonzero(squares > max(EXACT**2 * squares[0], rounding)))
 
 
-def _grams(b: Matrix, a: Matrix) -> tuple[Floats, Floats]:
-    """Return B^T B and A A^T."""
-    b, a = narrowed(b, a)
-    left, right = b.astype(np.float64, copy=False), a.astype(np.float64, copy=False)
+def pair_grams(b: Matrix, a: Matrix) -> Pair:
+    """Return B^T B and A A^T of the `narrowed` factors."""
+    left, right = _narrow(b, a)
     return left.T @ left, right @ right.T
+
+
+def _narrow(b: Matrix, a: Matrix) -> Pair:
+    """Return the `narrowed` factors in float64."""
+    b, a = narrowed(b, a)
+    return b.astype(np.float64, copy=False), a.astype(np.float64, copy=False)
 
 
 Singles: TypeAlias = npt.NDArray[np.float32]

@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any, Final, NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
-from gradience.spectral.grams import Factors, Grams, grams_of
+from gradience.spectral.grams import Factors, Grams, each_in_threads, grams_of
 from gradience.spectral.reduced import LowRank, decomposed
 
 Floats: TypeAlias = npt.NDArray[np.float64]
@@ -62,8 +63,7 @@ def pair_geometries(pairs: Sequence[tuple[Stacked, Stacked]]) -> Iterator[PairGe
     """Yield the geometry of each pair, in order; loads are called from several threads, a few pairs at a time."""
     for some in _portions(pairs):
         grams = grams_of([_together(one, two) for one, two in some])
-        for pair, gram in zip(some, grams, strict=True):
-            yield _geometry(pair, gram)
+        yield from each_in_threads([partial(_geometry, *both) for both in zip(some, grams, strict=True)])
 
 
 def _portions(pairs: Sequence[tuple[Stacked, Stacked]]) -> Iterator[list[tuple[Stacked, Stacked]]]:

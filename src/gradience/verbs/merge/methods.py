@@ -22,12 +22,15 @@ from gradience.io.paths import Progress
 from gradience.io.safetensors import DTYPES, PlannedTensor, planned
 from gradience.io.spool import Spool
 from gradience.schema.merge import MergeMethod
+from gradience.spectral.grams import each_in_threads
 from gradience.spectral.merging import (
+    Pair,
     Singles,
     dropped,
     elected_mean,
     mask_generator,
     numerical_rank,
+    pair_grams,
     squared_distance,
     squared_norm,
     trimmed,
@@ -155,18 +158,18 @@ class MergedModule(NamedTuple):
 def merged_modules(
     pairs: Sequence[MergedPair], recipe: Recipe, stored: str, spool: Spool, progress: Progress | None
 ) -> list[list[MergedModule]]:
-    """Return the modules of each pair merged, one in memory at a time; `stored` is the dtype of their factors."""
-    total = sum(len(pair.rows) for pair in pairs)
-    merged: list[list[MergedModule]] = []
-    done = 0
-    for pair in pairs:
-        merged.append([])
-        for row in pair.rows:
-            merged[-1].append(_merged(row, recipe, stored, spool))
-            done += 1
-            if progress is not None:
-                progress(done, total, merged[-1][-1].name)
-    return merged
+    """Return the modules of each pair merged; `stored` is the dtype of their factors.
+
+    One is in memory at a time, or one for each core where no dense matrix is formed.
+    """
+    tasks = [partial(_merged, row, recipe, stored, spool) for pair in pairs for row in pair.rows]
+    found = []
+    for one in (task() for task in tasks) if recipe.method in DENSE else each_in_threads(tasks):
+        found.append(one)
+        if progress is not None:
+            progress(len(found), len(tasks), one.name)
+    rest = iter(found)
+    return [[next(rest) for _ in pair.rows] for pair in pairs]
 
 
 def _merged(row: Row, recipe: Recipe, stored: str, spool: Spool) -> MergedModule:
@@ -277,7 +280,8 @@ def merged_module(row: Row, recipe: Recipe, dtype: np.dtype[Any]) -> tuple[NewFa
         )
     most = max(module.r for module in row if module is not None)
     with np.errstate(over="ignore", invalid="ignore"):
-        energy = squared_norm(*plain)
+        grams = pair_grams(*plain)
+        energy = squared_norm(*plain, grams=grams)
     if not math.isfinite(energy):
         raise AdapterError(f"{name}: the weighted sum is over the range of float64", advice="give smaller --weights")
     if recipe.method in DENSE:
@@ -286,9 +290,9 @@ def merged_module(row: Row, recipe: Recipe, dtype: np.dtype[Any]) -> tuple[NewFa
         rounded = _rounded(*low.factors(len(low.sigma)), dtype, name)
         lost = Losses(float(np.sum(target * target)), _difference(target, rounded), energy, 0.0)
         return rounded, lost._replace(from_plain=squared_distance(plain, rounded))
-    factors = _factors(plain, recipe, most) if energy > 0.0 or recipe.method == "cat" else _zero_update(*plain)
+    factors = _factors(plain, grams, recipe, most) if energy > 0.0 or recipe.method == "cat" else _zero_update(*plain)
     rounded = _rounded(*factors, dtype, name)
-    away = squared_distance(plain, rounded) if energy > 0.0 else 0.0
+    away = squared_distance(plain, rounded, grams=grams) if energy > 0.0 else 0.0
     return rounded, Losses(energy, away, energy, away)
 
 
@@ -299,13 +303,13 @@ def _parts(row: Row, weights: Sequence[float]) -> Iterator[Part]:
             yield (*module.load(), weight * module.scale)
 
 
-def _factors(plain: tuple[Array, Array], recipe: Recipe, most: int) -> tuple[Array, Array]:
+def _factors(plain: tuple[Array, Array], grams: Pair, recipe: Recipe, most: int) -> tuple[Array, Array]:
     """Return the factors of the weighted sum: as they are, at the rank it has, or at the rank that was asked for."""
     held = len(plain[1])
     if recipe.method == "cat":
         return _balanced(*plain)
-    rank = numerical_rank(*plain) if recipe.method == "linear" else min(recipe.rank or most, held)
-    return _balanced(*plain) if rank >= held else reduced(*plain, 1.0, rank)
+    rank = numerical_rank(*plain, grams=grams) if recipe.method == "linear" else min(recipe.rank or most, held)
+    return _balanced(*plain) if rank >= held else reduced(*plain, 1.0, rank, grams=grams[::-1])
 
 
 def _zero_update(b: Array, a: Array) -> tuple[Array, Array]:

@@ -19,6 +19,7 @@ from gradience.io.atomic import atomic_file
 from gradience.io.paths import PathLike, Progress
 from gradience.io.safetensors import PlannedTensor, write_safetensors
 from gradience.schema.writing import Provenance, ResizeReport
+from gradience.verbs.ahead import loaded_ahead
 from gradience.verbs.resize.calibrated import CRITERIA, Asked, PiecesOf, calibrate_adapter, plan_by_outputs
 from gradience.verbs.resize.criteria import Target, target_of
 from gradience.verbs.resize.plan import Plan, new_config, plan_of
@@ -151,12 +152,13 @@ def resize_adapter(
         return report
     options = {"criterion": target.criterion, "value": target.value, "dtype": dtype}  # calibration has its own record
     record = provenance_of("resize", [files.config, *adapter.weights], options, report)
-    tensors = _with_progress(plan, progress)
-    if config is None:
-        _write_kohya(Path(out), tensors, plan, record, force=force)
-        report = msgspec.structs.replace(report, bytes_after=Path(out).stat().st_size)
-    else:
-        write_adapter(Path(out), NewAdapter(tensors, config.fields, plan.metadata), record, force=force)
+    with loaded_ahead(plan.tensors) as loaded:
+        tensors = _with_progress(loaded, progress)
+        if config is None:
+            _write_kohya(Path(out), tensors, plan, record, force=force)
+            report = msgspec.structs.replace(report, bytes_after=Path(out).stat().st_size)
+        else:
+            write_adapter(Path(out), NewAdapter(tensors, config.fields, plan.metadata), record, force=force)
     return msgspec.structs.replace(report, out=str(out))
 
 
@@ -213,19 +215,19 @@ def _write_kohya(out: Path, tensors: Sequence[PlannedTensor], plan: Plan, record
         write_safetensors(partial, tensors, metadata=metadata)
 
 
-def _with_progress(plan: Plan, progress: Progress | None) -> list[PlannedTensor]:
+def _with_progress(tensors: list[PlannedTensor], progress: Progress | None) -> list[PlannedTensor]:
     """Return the tensors, each of which reports progress when it is loaded to be written."""
     if progress is None:
-        return plan.tensors
+        return tensors
 
     def reporting(place: int, tensor: PlannedTensor) -> PlannedTensor:
         def load() -> Array:
-            progress(place, len(plan.tensors), tensor.name)
+            progress(place, len(tensors), tensor.name)
             return tensor.load()
 
         return tensor._replace(load=load)
 
-    return [reporting(place, tensor) for place, tensor in enumerate(plan.tensors, 1)]
+    return [reporting(place, tensor) for place, tensor in enumerate(tensors, 1)]
 
 
 def _left_behind(files: AdapterFiles) -> list[str]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
+from threading import Lock
 from typing import Final, NamedTuple
 
 import numpy as np
@@ -128,14 +129,16 @@ class _Cut:
         self._half = half
         self._job = job
         self._new: dict[str, Array] = {}
+        self._lock = Lock()  # its tensors may be taken by several threads
 
     def taking(self, name: str) -> Callable[[], Array]:
         """Return a loader of one of them."""
 
         def take() -> Array:
-            if name not in self._new:
-                self._new = self._compute()
-            return self._new.pop(name)
+            with self._lock:
+                if name not in self._new:
+                    self._new = self._compute()
+                return self._new.pop(name)
 
         return take
 
