@@ -113,6 +113,15 @@ def test_miss_repeats_its_block_over_the_input_and_in_mini_over_the_output(out, 
     np.testing.assert_allclose(b @ a, wanted, rtol=1e-6)
 
 
+def test_a_base_of_one_row_has_its_own_width():
+    block = drawn(2, 1)
+    b, a = dense.miss(lambda: block, None)(np.zeros((1, 5)))
+    np.testing.assert_allclose(b @ a, [[block[column % 2, 0] for column in range(5)]], rtol=1e-6)
+    seen = []
+    dense.vera(lambda shape: seen.append(shape) or load())(np.zeros((1, 5)))
+    assert seen == [(1, 5)]
+
+
 @pytest.mark.parametrize(("out", "kind"), [(8, None), (6, "mini"), (2, None)])
 def test_a_block_of_miss_that_does_not_fit_is_refused(out, kind):
     with pytest.raises(AdapterError) as error:
@@ -156,6 +165,7 @@ def test_a_pair_of_a_layer_a_kernel_and_experts_has_these_shapes():
     assert layer.shapes(2) == ((2, 5, 2, 2), (6, 2, 1, 1))
     assert layer.params_per_rank == 20 + 6
     stack = LoraPair("a", "b", 2, 5, 6, experts=3)
+    assert (stack.kernel, stack.transposed, LoraPair("a", "b", 2, 5, 6).experts) == ((), False, 1)
     assert stack.shapes(4) == ((12, 5), (6, 12))
     assert stack.params_per_rank == 3 * 11
     embedding = peft_pair("e", 2, (6, 5), embedding=True)
@@ -365,3 +375,34 @@ def test_of_a_type_that_is_not_analysed_only_whole_tensors_have_a_role(tmp_path)
         "norm.weight": "not_analysed",
         "head.weight": "full_module",
     }
+
+
+def test_weights_under_other_names_are_counted_and_named(tmp_path):
+    folder = saved(tmp_path / "a", "one.safetensors")
+    assert len(open_adapter(folder)[1].modules) == 1
+    (folder / "two.safetensors").write_bytes((folder / "one.safetensors").read_bytes())
+    with pytest.raises(AdapterError) as error:
+        open_adapter(folder)
+    listed = "one.safetensors, two.safetensors"
+    assert str(error.value) == f"2 weights files, none named as PEFT does, in {folder} ({listed})"
+
+
+@pytest.mark.parametrize(
+    ("ranges", "refused"),
+    [
+        ([[0, 100_000]], None),
+        ([[0, 100_001]], "is not a list of [start, end): [(0, 100001)]"),
+        ([[2, 1]], "is not a list of [start, end): [(2, 1)]"),
+        ([[-1, 1]], "is not a list of [start, end): [(-1, 1)]"),
+        ([[0, 60_000], [0, 40_000]], None),
+        ([[0, 60_000], [0, 40_001]], "makes more than 100 000 layers"),
+    ],
+)
+def test_layers_are_replicated_up_to_a_hundred_thousand(ranges, refused, tmp_path):
+    folder = saved(tmp_path / "a", "adapter_model.safetensors", layer_replication=ranges)
+    if refused is None:
+        assert len(open_adapter(folder)[1].modules) == 1
+    else:
+        with pytest.raises(AdapterError) as error:
+            open_adapter(folder)
+        assert str(error.value) == f"layer_replication in the adapter config {refused}"

@@ -311,8 +311,8 @@ def test_a_field_that_must_be_the_same_is_named_with_both_values(field, tmp_path
 
 
 def test_other_shapes_and_other_layouts_are_refused_by_name(tmp_path):
-    one = adapter(tmp_path / "a", {"q": along(1.0)})
-    two = adapter(tmp_path / "b", {"q": along(1.0, d_out=4, d_in=3)})
+    one = adapter(tmp_path / "a", {"q": along(1.0), "v": along(1.0)})
+    two = adapter(tmp_path / "b", {"q": along(1.0, d_out=4, d_in=3), "v": along(1.0, d_out=7)})
     with pytest.raises(AdapterError) as error:
         merge_adapters([one, two])
     assert str(error.value) == "q is of different shapes in these adapters"

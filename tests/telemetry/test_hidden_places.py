@@ -76,6 +76,7 @@ PLACES = [  # the secret between [[ and ]]
     "password:\n  [[tiger1]]",
     "name: db\npassword: [[tiger]]\nlr: 1",
     "a password: tiger\nlr: 1",
+    "password: tiger cat\nlr: 1",
     "password: [[tiger]]\r\nlr: 1",
     "- password: [[tiger]]\n",
     "<password>[[tiger]]</password>",

@@ -7,12 +7,13 @@ import math
 import random
 from typing import Any
 
+import numpy as np
 import pytest
 
 from gradience.errors import RecorderError
 from gradience.schema.events import UnknownEvent
 from gradience.schema.reports import BadLine
-from gradience.telemetry import TelemetryReader, lines
+from gradience.telemetry import TelemetryReader, TelemetryWriter, lines
 from gradience.telemetry.lines import Block
 from gradience.telemetry.reader import RunSummary, summarize, validate_log
 
@@ -235,3 +236,18 @@ def test_a_resume_sets_aside_what_lies_beyond_its_step_and_keeps_what_lies_at_it
     assert list(run.columns["kl"].steps) == [1, 2, 3]
     assert list(run.columns["spectral/update_norm"].values) == [3.0]
     assert (run.last_step, run.record.resumed_from, run.end) == (3, [3], None)
+
+
+def test_a_row_of_floats_alone_is_refused_or_written_as_any_other(tmp_path):
+    floats = {"loss": 0.5, "lr": 0.1, "grad_norm": 1.0, "epoch": 0.25}
+    with TelemetryWriter(tmp_path / "run.jsonl", on_error="raise") as writer:
+        writer.train_step(3, **floats)
+        writer.train_step(np.int64(4), **floats)
+        writer.train_step(5.0, **floats)
+        writer.train_step(0, **floats)
+        for step in (-1, 1.5, 2**53):
+            with pytest.raises(RecorderError):
+                writer.train_step(step, **floats)
+    rows = [event for event in TelemetryReader(tmp_path / "run.jsonl") if event.step is not None]
+    assert [event.step for event in rows] == [3, 4, 5, 0]
+    assert {(event.loss, event.lr, event.grad_norm, event.epoch) for event in rows} == {(0.5, 0.1, 1.0, 0.25)}

@@ -33,7 +33,7 @@ from gradience.schema.events import (
     RunStart,
     TrainStep,
 )
-from gradience.schema.scalars import SCHEMA_ID, Severity, Status
+from gradience.schema.scalars import MAX_INT, SCHEMA_ID, Severity, Status
 from gradience.telemetry.codec import encode_row
 from gradience.telemetry.logfile import Fsync, LogFile, notice
 from gradience.telemetry.redact import DEFAULT_MAX_STR_LEN, Redaction, redact_id, to_line
@@ -299,7 +299,7 @@ class TelemetryWriter:
             False where it is no such row, and nothing was written.
         """
         file = self._file
-        if file is None or type(step) is not int or step < 0:
+        if file is None or type(step) is not int or not 0 <= step <= MAX_INT:
             return False
         with self._guard:
             self._seq = seq = self._seq + 1
