@@ -14,6 +14,7 @@ import itertools
 import os
 import sys
 import tempfile
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from types import CodeType, FrameType, FunctionType
@@ -55,6 +56,10 @@ class Warm:
         self.items = {item.nodeid: item for item in session.items}
         self.home = home
         self._session, self._ran = session, ran
+        self._live: dict[CodeType, list[FunctionType]] = defaultdict(list)
+        for each in gc.get_objects():
+            if type(each) is FunctionType and each.__code__.co_filename.startswith(str(home)):
+                self._live[each.__code__].append(each)
 
     def put(self, mutant: Mutant, old: bytes, new: bytes) -> bool:
         """Put a mutant's code in place, in a child; return whether that is all that it takes."""
@@ -63,9 +68,11 @@ class Warm:
         changed = {a: b for a, b in zip(*pairs, strict=False) if a != b}
         if len(pairs[0]) != len(pairs[1]) or changed.keys() & self._ran:
             return False
-        live = [each for each in gc.get_objects() if type(each) is FunctionType and each.__code__ in changed]
-        for function in live:
-            function.__code__ = changed[function.__code__]
+        live = [(function, after) for before, after in changed.items() for function in self._live.get(before, ())]
+        if any(len(function.__code__.co_freevars) != len(after.co_freevars) for function, after in live):
+            return False
+        for function, after in live:
+            function.__code__ = after
         return bool(live)
 
     def run(self, tests: Sequence[str], note: Path, slot: Path, *, stop: bool) -> int:
@@ -121,9 +128,10 @@ class _Collector:
     def pytest_runtestloop(self, session: pytest.Session) -> bool:
         sys.setprofile(None)
         ran = {code for code in self._ran if code.co_flags & inspect.CO_OPTIMIZED}  # no bodies of modules or classes
+        warm = Warm(session, self._home, ran)
         gc.collect()
-        gc.freeze()
-        self._instead(Warm(session, self._home, ran))
+        gc.freeze()  # what children do not touch stays shared
+        self._instead(warm)
         return True
 
 

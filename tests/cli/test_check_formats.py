@@ -9,7 +9,7 @@ import pytest
 
 from gradience import check_config
 from gradience.cli.main import main
-from gradience.configs.lines import keys_of, line_of
+from gradience.configs.settings import keys_of, line_of
 from gradience.errors import ConfigError
 from gradience.rules.config.judge import RULES
 from gradience.verbs.check.config import source_locations

@@ -6,6 +6,7 @@ import itertools
 import json
 import math
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, get_args
 
 import ml_dtypes
@@ -14,12 +15,16 @@ import pytest
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
-from gradience import AdapterError, OutputError, resize_adapter
+from gradience import AdapterError, ConfigError, OutputError, resize_adapter
+from gradience.adapters.open import open_adapter
 from gradience.schema.writing import Criterion
+from gradience.verbs.resize import calibrated
+from gradience.verbs.resize.calibrated import kept_for
 from gradience.verbs.resize.choice import Candidate, Order, first_pieces, ordered, predicted_kl, shortest, within
 from gradience.verbs.resize.criteria import Target, module_rank, target_of
 from gradience.verbs.resize.cut import refitted
 from gradience.verbs.resize.pieces import combined, gates_of, pieces_of, share_left_out
+from gradience.verbs.resize.plan import resizable_pairs
 from gradience.verbs.resize.targets import without_modules
 
 PREFIX = "base_model.model."
@@ -494,3 +499,128 @@ def test_targets_of_the_modules_that_stay():
     assert without_modules(["q", "a.q"], ["q", "a.q", "b.q"]) == pattern
     assert without_modules(["a.q"], ["a.q", "x.a.q"])["target_modules"] == r"(?:a\.q)"
     assert without_modules(["a.q"], ["a.q", "xa.q"])["target_modules"] == ["a.q"]
+
+
+# --- calibration, without a model --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("usable", "task", "chosen", "most"),
+    [
+        (24, "causal", 16, 192),
+        (25, "causal", 17, 192),
+        (191, "causal", 128, 192),
+        (192, "causal", 128, 192),
+        (150, "sequence-classification", 100, 384),
+        (384, "sequence-classification", 128, 384),
+    ],
+)
+def test_two_thirds_of_the_inputs_choose_and_the_rest_measures(usable, task, chosen, most, monkeypatch):
+    asked = []
+
+    def read(path, loaded, *, most, seed, token_ids):
+        asked.append((path, most, seed, token_ids))
+        return SimpleNamespace(examples=list(range(usable)), cut=3)
+
+    monkeypatch.setattr(calibrated, "read_inputs", read)
+    found = calibrated._split(calibrated.Asked("base", "t", token_ids=True, seed=5), SimpleNamespace(task=task))
+    assert asked == [("t", most, 5, True)]
+    assert (found.chosen_by, found.measured_on, found.cut) == (list(range(chosen)), list(range(chosen, usable)), 3)
+
+
+def test_fewer_inputs_than_24_are_refused_with_the_number_that_would_be_used(monkeypatch):
+    monkeypatch.setattr(calibrated, "read_inputs", lambda *_, **__: SimpleNamespace(examples=[0] * 23, cut=0))
+    with pytest.raises(ConfigError) as error:
+        calibrated._split(calibrated.Asked("base", "t"), SimpleNamespace(task="causal"))
+    assert str(error.value) == "t has 23 different inputs that can be used, expected at least 24"
+    assert error.value.advice == "192 are used where there are so many; they need no labels"
+
+
+def opened(folder: Path) -> calibrated.Calibrated:
+    """An adapter as a calibration would leave it, each module's pieces by the weights, gates of one sequence."""
+    _, found = open_adapter(folder)
+    pairs = {pair.path: pair for pair in resizable_pairs(found)}
+    pieces = {path: pieces_of(*calibrated._grams(found, pair)) for path, pair in pairs.items()}
+    candidates = {
+        path: Candidate(pieces[path].sizes[None], pair.layout.params_per_rank, calibrated._least(found, pair))
+        for path, pair in pairs.items()
+    }
+    return calibrated.Calibrated(
+        adapter=found,
+        asked=calibrated.Asked("b", "t"),
+        model=None,
+        pairs=pairs,
+        pieces=pieces,
+        candidates=candidates,
+        order=ordered(candidates),
+        predictions=1,
+        inputs=None,
+        measure=lambda kept: SimpleNamespace(kl=0.1 * (4 - sum(map(len, kept.values())))),
+    )
+
+
+def test_pieces_are_kept_within_each_kind_of_budget(tmp_path):
+    folder = adapter(tmp_path / "a", {"q": diagonal(4.0, 2.0), "v": diagonal(3.0, 1.0, d_out=3, d_in=8)})
+    found = opened(folder)
+    assert found.order.pieces == [("q", 0), ("v", 0), ("q", 1), ("v", 1)]  # both cost eleven
+
+    def kept(criterion: str, value: float, **more: Any) -> dict[str, int]:
+        return {path: len(some) for path, some in kept_for(found, Target(criterion, value), **more).items()}
+
+    assert kept("max_params", 11) == {"q": 1, "v": 0}
+    assert kept("max_params", 32) == {"q": 1, "v": 1}
+    assert kept("max_params", 33) == {"q": 2, "v": 1}
+    assert kept("rank", 1) == {"q": 1, "v": 1}
+    assert kept("rank", 9) == {"q": 2, "v": 2}
+    assert kept("kl", 0.11) == {"q": 2, "v": 1}
+    assert kept("kl", 0.21) == {"q": 1, "v": 1}
+    whole = (folder / "adapter_model.safetensors").stat().st_size
+    assert kept("max_mb", whole / 1e6) == {"q": 2, "v": 2}
+    assert kept("max_mb", (whole - 1) / 1e6) == {"q": 2, "v": 1}
+    assert kept("max_mb", (whole - 2 * 11 * 4) / 1e6, dtype="F16") == {"q": 2, "v": 2}
+    with pytest.raises(AdapterError) as error:
+        kept("max_params", 10)
+    assert str(error.value) == "the budget leaves 10 parameters, and the least that can be written needs more"
+    with pytest.raises(AdapterError, match=r"the budget leaves -?[0-9]+ bytes, and the least"):
+        kept("max_mb", 0.0001)
+
+
+def test_a_module_with_a_bias_beside_its_factors_keeps_a_piece(tmp_path):
+    extra = {"q.bias": np.ones(6, np.float32), "qv.bias": np.ones(6, np.float32)}
+    folder = adapter(tmp_path / "a", {"q": diagonal(1.0), "v": diagonal(9.0)}, extra=extra, bias="lora_only")
+    _, found = open_adapter(folder)
+    assert {pair.path: calibrated._least(found, pair) for pair in resizable_pairs(found)} == {"q": 1, "v": 0}
+
+
+def test_the_maps_of_pieces_share_each_size_evenly_and_their_loss_is_the_share_left_out(tmp_path):
+    b, a = diagonal(4.0, 2.0)
+    folder = adapter(tmp_path / "a", {"q": (b * 1e3, a * 1e-3)}, lora_alpha=4)
+    found = opened(folder)
+    gram_a, gram_b = calibrated._grams(found.adapter, found.pairs["q"])
+    maps = calibrated._maps(found.pieces["q"], [0], gram_a, gram_b)
+    new_b, new_a = b * 1e3 @ maps.left, maps.right @ (a * 1e-3)
+    np.testing.assert_allclose(np.abs(new_b @ new_a)[:2, :2], [[4.0, 0.0], [0.0, 0.0]], atol=1e-6)
+    np.testing.assert_allclose(np.linalg.norm(new_b), np.linalg.norm(new_a), rtol=1e-6)
+    loss = calibrated._loss(found, "q", [0], gram_a, gram_b)
+    assert (loss.lost, loss.energy) == (pytest.approx(4 * 4.0, rel=1e-6), pytest.approx(4 * 20.0, rel=1e-6))
+    assert calibrated._loss(found, "q", [0, 1], gram_a, gram_b) == (0.0, pytest.approx(80.0, rel=1e-6))
+    assert calibrated._loss(found, "q", [], gram_a, gram_b).lost == pytest.approx(80.0, rel=1e-6)
+
+
+def test_what_peft_would_not_load_is_not_calibrated(tmp_path):
+    source = kohya(tmp_path / "in.safetensors", {"a": (*diagonal(4.0, 3.0), 2.0)})
+    files, found = open_adapter(source)
+    with pytest.raises(AdapterError) as error:
+        calibrated._pairs(files, found)
+    assert str(error.value) == "the adapter is in kohya's format, which PEFT does not load"
+    folder = adapter(tmp_path / "a", {"q": diagonal(1.0)})
+    files, found = open_adapter(folder)
+    assert list(calibrated._pairs(files, found)) == ["q"]
+    (folder / "adapter_model.safetensors").rename(folder / "other.safetensors")
+    files, found = open_adapter(folder)
+    with pytest.raises(AdapterError) as error:
+        calibrated._pairs(files, found)
+    assert str(error.value) == (
+        f"PEFT loads adapter_config.json and adapter_model.safetensors of one folder, and these are {files.config} and "
+        f"{files.weights}"
+    )

@@ -16,15 +16,13 @@ import pytest
 from gradience.errors import RecorderError, SchemaError
 from gradience.schema.events import TrainStep, UnknownEvent
 from gradience.schema.reports import BadLine
-from gradience.telemetry import TelemetryReader, scan
+from gradience.telemetry import TelemetryReader, lines
 from gradience.telemetry.codec import KNOWN_ARRAY, convert, decode, decode_array, decode_lines, find, parse, path_of
-from gradience.telemetry.faults import find_faults, find_unnamed
-from gradience.telemetry.hidden import below, hide_in, names_beside, names_in
-from gradience.telemetry.reader import RunSummary, summarize
-from gradience.telemetry.redact import Redaction, redact_document, redact_text
+from gradience.telemetry.lines import Block, find_faults, find_unnamed
+from gradience.telemetry.reader import RunSummary, summarize, validate_log
+from gradience.telemetry.redact import Redaction, below, hide_in, names_beside, names_in, redact_document, redact_text
 from gradience.telemetry.rows import split_row
 from gradience.telemetry.secrets import hide_secrets, holds_secret, kind_of
-from gradience.telemetry.validate import validate_log
 from gradience.telemetry.values import described, number, number_of, plain, rates, step_of
 
 HIDDEN = "<redacted: secret key>"
@@ -191,6 +189,12 @@ def test_a_step_is_a_whole_number_that_every_reader_keeps(value, step):
             {},
         ),
         ({"eval_a_runtime": 1, "eval_a_b_runtime": 2}, {}, {"a": {"runtime": 1, "b_runtime": 2}}, {}),
+        (
+            {"eval_a_runtime": 1, "eval_a_f1": 2, "eval_loss": 3},
+            {},
+            {"a": {"runtime": 1, "f1": 2}, "eval": {"loss": 3}},
+            {},
+        ),
         ({"total_flos": 1, "kl": 2}, {}, {}, {"total_flos": 1, "kl": 2}),
         ({"total_flos": 1, "train_loss": 3, "loss": 2}, {"loss": 2}, {}, {"total_flos": 1, "train_loss": 3}),
         ({"total_flos": 1, "loss": 2, "epoch": 3}, {"loss": 2, "epoch": 3}, {}, {"total_flos": 1, "epoch": 3}),
@@ -414,7 +418,7 @@ def test_a_log_read_by_the_block_is_the_log_read_event_by_event(seed, chunk, tmp
             slow.unknown[event.event] += 1
         else:
             slow.take(event)
-    monkeypatch.setattr(scan, "_CHUNK", chunk)
+    monkeypatch.setattr(lines, "_CHUNK", chunk)
     fast = summarize(log, {"kl"})
     assert state(fast) == state(slow)
     assert fast.lines == len(log.read_text().splitlines())
@@ -451,24 +455,24 @@ def test_sessions_gaps_copies_and_returns_are_counted_by_hand(tmp_path):
 def test_a_block_with_few_changes_is_parted_and_one_with_many_is_not():
     def parts(*lines: bytes) -> list[tuple[int, int, int, bytes]]:
         data = b"".join(line + b"\n" for line in lines)
-        return [(p.number, p.offset, p.count, p.data) for p in scan.Block(10, 100, data, len(lines)).parts()]
+        return [(p.number, p.offset, p.count, p.data) for p in Block(10, 100, data, len(lines)).parts()]
 
     row, other = b'"train_step"', b"x"
     assert parts(*[row] * 7, other) == [(10, 100, 7, (row + b"\n") * 7), (17, 191, 1, b"x\n")]
     assert len(parts(*[row] * 6, other)) == 1
     assert len(parts(*[row] * 8)) == 1
     assert [p[:3] for p in parts(*[row] * 6, other, *[row] * 5)] == [(10, 100, 6), (16, 178, 1), (17, 180, 5)]
-    torn = scan.Block(0, 0, (row + b"\n") * 7 + other, 8).parts()
+    torn = Block(0, 0, (row + b"\n") * 7 + other, 8).parts()
     assert [(p.number, p.count, p.data[-3:]) for p in torn] == [(0, 7, b'p"\n'), (7, 1, b"x")]
 
 
 def test_lines_of_a_block_are_numbered_as_in_the_file():
-    block = scan.Block(4, 50, b"a\n\n bb\nc", 4)
+    block = Block(4, 50, b"a\n\n bb\nc", 4)
     found = [(line.number, line.offset, line.data, line.length, line.ended) for line in block.lines()]
     assert found == [(5, 50, b"a", 1, True), (7, 53, b" bb", 3, True), (8, 57, b"c", 1, False)]
-    first = next(scan.Block(0, 0, b"\xef\xbb\xbfa\n", 1).lines())
+    first = next(Block(0, 0, b"\xef\xbb\xbfa\n", 1).lines())
     assert (first.data, first.length, first.offset) == (b"a", 4, 0)
-    assert next(scan.Block(1, 9, b"\xef\xbb\xbfa\n", 1).lines()).data == b"\xef\xbb\xbfa"
+    assert next(Block(1, 9, b"\xef\xbb\xbfa\n", 1).lines()).data == b"\xef\xbb\xbfa"
 
 
 def test_a_report_counts_what_it_does_not_list(tmp_path):

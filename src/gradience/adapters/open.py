@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from gradience.adapters.formats import format_of, open_weights
-from gradience.adapters.formats.archives import orbax_advice
+from gradience.adapters.formats.containers import orbax_advice
 from gradience.adapters.layout import Adapter, Files
 from gradience.errors import AdapterError
+from gradience.io.paths import PathLike
 from gradience.io.reading import real_path
 from gradience.io.safetensors import ShardedFiles, TensorSource, indexed_files
-from gradience.io.types import PathLike
 
 
 def open_adapter(

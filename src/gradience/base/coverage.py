@@ -16,8 +16,7 @@ import msgspec
 from gradience.adapters.names import module_type
 from gradience.base.peft_emulation.layout import Layout, Site, site_layer
 from gradience.base.peft_emulation.targets import Hits, NotFollowedError, Wanted, lora_sizes, resolve, saved_names
-from gradience.io.decoding import decode_json
-from gradience.io.reading import read_small
+from gradience.io.reading import decode_json, read_small
 from gradience.schema.config import ConfigSnapshot, LoraSnapshot
 from gradience.schema.findings import Coverage, Refused
 from gradience.schema.scalars import Json

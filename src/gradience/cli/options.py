@@ -23,7 +23,7 @@ from gradience.schema.document import Report
 from gradience.schema.findings import Finding, FindingRef, NotRun, RuleGroup
 from gradience.schema.reports import SourceLocation
 from gradience.schema.scalars import Severity
-from gradience.telemetry.hidden import hide_in
+from gradience.telemetry.redact import hide_in
 
 Flag: TypeAlias = Annotated[bool, Parameter(negative=(), show_default=False)]
 Strings: TypeAlias = Annotated[list[str] | None, Parameter(negative=())]

@@ -6,14 +6,11 @@ from pathlib import Path
 
 import msgspec
 
-from gradience.configs.files import MAX_JSON_BYTES, read_mapping
-from gradience.configs.known import knows_training
-from gradience.configs.objects import HasToDict, plain_mapping
-from gradience.configs.settings import OPTIMIZER, TRAINING, Draft, Layer, stack
+from gradience.configs.files import MAX_JSON_BYTES, HasToDict, plain_mapping, read_mapping
+from gradience.configs.settings import OPTIMIZER, TRAINING, Draft, Layer, knows_training, stack
 from gradience.configs.values import Fields, flag, real, whole
 from gradience.errors import ConfigError
-from gradience.io.decoding import decode_json
-from gradience.io.reading import read_small
+from gradience.io.reading import decode_json, read_small
 from gradience.schema.reports import SourceFile
 from gradience.schema.scalars import Json
 
@@ -65,8 +62,7 @@ class _State(msgspec.Struct):
 def read_training_dir(folder: Path) -> Layer:
     """Read the training arguments of a folder, and what a trainer_state.json beside them adds."""
     if folder.is_file():
-        message = f"{folder}: a file, where a folder was expected"
-        raise ConfigError(message, advice="use --training for a file")
+        raise ConfigError(f"{folder}: a file, where a folder was expected", advice="use --training for a file")
     path = next((folder / name for name in TRAINING_NAMES if (folder / name).is_file()), None)
     if path is None:
         raise _nothing_readable(folder)
@@ -189,7 +185,6 @@ def _state_settings(path: Path) -> dict[str, Json]:
 
 def _nothing_readable(folder: Path) -> ConfigError:
     if not folder.is_dir():
-        message = f"{folder}: no such folder"
-        return ConfigError(message, advice="give the folder that holds training_args.json")
+        return ConfigError(f"{folder}: no such folder", advice="give the folder that holds training_args.json")
     message = f"{folder}: none of {', '.join(TRAINING_NAMES)} in it"
     return ConfigError(message, advice="write args.to_json_string() into training_args.json")

@@ -14,9 +14,8 @@ from typing import Any, Final, NamedTuple, TypeAlias
 import msgspec
 
 from gradience.errors import ConfigError
-from gradience.io.decoding import decode_json
-from gradience.io.reading import open_regular, read_small
-from gradience.io.sorting import natural_key
+from gradience.io.paths import natural_key
+from gradience.io.reading import decode_json, open_regular, read_small
 from gradience.schema.scalars import Json
 
 Row: TypeAlias = dict[str, Json]

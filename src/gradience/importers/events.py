@@ -17,7 +17,7 @@ import msgspec
 from gradience.configs.settings import overlay
 from gradience.importers.files import LoggedRow, SourceRun, listed
 from gradience.importers.order import Segment
-from gradience.importers.summary import shown_in_rows
+from gradience.importers.settings import shown_in_rows
 from gradience.schema.config import ConfigSnapshot, LoraSnapshot, OptimizerSnapshot, TrainingSnapshot
 from gradience.schema.events import Eval, EvalMetrics, Event, Metrics, RunEnd, RunStart, TrainStep
 from gradience.schema.scalars import SCHEMA_ID, Json, Real, Status, as_float, real

@@ -3,6 +3,8 @@
 `read_source` finds what a path holds, reads it with the module of its format, puts the rows in order and makes redacted
 events of them: `gradience monitor` stops there, and writes nothing. `import_run` goes on to the file, which appears
 whole or not at all.
+
+Logs that are recognised and not read: each is refused with what to export, and how.
 """
 
 from __future__ import annotations
@@ -37,7 +39,6 @@ from gradience.importers.sources import (
     run_folders,
 )
 from gradience.importers.table import parse_map
-from gradience.importers.unread import refuse_unread
 from gradience.io.atomic import atomic_file, refuse_file
 from gradience.io.reading import real_path
 from gradience.schema.events import Event, RunEnd
@@ -335,3 +336,16 @@ def _run_report(run: ImportedRun) -> ImportedRunReport:
         sessions=tally.counts["run_start"],
         events=dict(tally.counts),
     )
+
+
+def refuse_unread(path: Path) -> None:
+    """Refuse an Aim repository by name.
+
+    Raises:
+        RecorderError: the folder is one, or holds one.
+    """
+    if (path / ".aim").is_dir() or path.name == ".aim":
+        raise RecorderError(
+            f"{path} is an Aim repository, whose database has no documented format",
+            advice="export the run's metrics as CSV in Aim's Metrics Explorer, and import the table",
+        )

@@ -20,8 +20,7 @@ import msgspec
 import numpy as np
 
 from gradience.errors import AdapterError
-from gradience.io.decoding import decode_json, name_fault
-from gradience.io.reading import open_regular
+from gradience.io.reading import decode_json, name_fault, open_regular
 
 _LEAST_HEADER: Final = 2  # bytes: {}
 _MAX_HEADER: Final = 100_000_000  # bytes, the format's own limit
@@ -114,7 +113,7 @@ _PIECE: Final = 1 << 20  # bytes of a header that are decoded at a time
 _BOUNDARY: Final = re.compile(rb'\}(\s*,\s*)"')
 _NOT_STRUCTURE: Final = bytes(set(range(256)) - set(b'[]{}"'))
 _LEVELS: Final = ((b"[]", b""), (b"{}", b""), (b"{}", b""))  # of a header: shapes, entries, the whole
-_SHORT: Final = 64  # characters: no name below is over a limit of `io.decoding`
+_SHORT: Final = 64  # characters: no name below is over a limit of `io.reading`
 
 
 class _UnusualError(Exception):
@@ -315,7 +314,7 @@ def refuse_long_name(path: Path, name: str) -> None:
     """Refuse a file that names a tensor as no model does.
 
     Raises:
-        AdapterError: the name is over the limits of `io.decoding`.
+        AdapterError: the name is over the limits of `io.reading`.
     """
     if (fault := name_fault(name)) is not None:
         raise AdapterError(f"{path}: the tensor name {name[:_SHOWN]!r}... {fault}", advice=_NO_MODEL)

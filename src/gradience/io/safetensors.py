@@ -19,9 +19,8 @@ import numpy as np
 import numpy.typing as npt
 
 from gradience.errors import AdapterError, OutputError
-from gradience.io.decoding import decode_json
 from gradience.io.header import DTYPES, TensorInfo, cut_short, is_float, read_header, refuse_long_name
-from gradience.io.reading import open_raw, read_small
+from gradience.io.reading import decode_json, open_raw, read_small
 
 __all__ = [
     "DTYPES",

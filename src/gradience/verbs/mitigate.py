@@ -20,8 +20,8 @@ from gradience.adapters.traits import Operation, module_obstacle, obstacles
 from gradience.base.update import Update, update_of
 from gradience.base.weights import BaseWeights, find_shards
 from gradience.errors import AdapterError
+from gradience.io.paths import PathLike, Progress
 from gradience.io.safetensors import PlannedTensor, TensorSource, copied, planned
-from gradience.io.types import PathLike, Progress
 from gradience.schema.audit import NotCompared
 from gradience.schema.writing import MitigatedModule, MitigateReport, ModuleChange
 from gradience.spectral.intruders import Overlaps, count_below, overlaps
@@ -89,8 +89,7 @@ def mitigate_adapter(
         ValueError: an option is out of its range.
     """
     if not (0.0 <= scale <= 1.0 and k >= 1 and 0.0 < eps <= 1.0):
-        message = f"expected 0 <= scale <= 1, k >= 1 and 0 < eps <= 1; got {scale}, {k} and {eps}"
-        raise ValueError(message)
+        raise ValueError(f"expected 0 <= scale <= 1, k >= 1 and 0 < eps <= 1; got {scale}, {k} and {eps}")
     files, adapter = open_adapter(path, adapter_config=adapter_config, weights=weights)
     refusal = next(obstacles(adapter, Operation.MITIGATE), None)
     if refusal is not None or adapter.source is None:

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from gradience.adapters.formats.archives import SUFFIXES
+from gradience.adapters.formats.containers import SUFFIXES
 from gradience.adapters.layout import Adapter, Module
 from gradience.adapters.open import AdapterFiles, open_adapter
+from gradience.io.paths import PathLike, Progress
 from gradience.io.safetensors import is_known
-from gradience.io.types import PathLike, Progress
 from gradience.rules.select import excluded_rules, without
 from gradience.rules.weights.health import health, suggests_ranks
 from gradience.rules.weights.ranks import (

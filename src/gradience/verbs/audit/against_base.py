@@ -16,8 +16,7 @@ from gradience.adapters.layout import Adapter, Array, Module
 from gradience.base.update import Update, survival_of, update_of
 from gradience.base.weights import BaseWeights, Found, Norms, NormsCache, find_shards, identity
 from gradience.errors import AdapterError
-from gradience.io.cache import cache_folder
-from gradience.io.types import Progress
+from gradience.io.paths import Progress, cache_folder
 from gradience.rules.weights.against_base import at_risk
 from gradience.schema.audit import BaseComparison, BaseReport, Intruders, ModuleAudit, NotCompared
 from gradience.schema.scalars import real

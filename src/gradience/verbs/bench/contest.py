@@ -18,10 +18,10 @@ from gradience.adapters.open import open_adapter
 from gradience.adapters.pairs import LoraPair
 from gradience.base.weights import find_shards, identity
 from gradience.errors import AdapterError, GradienceError
+from gradience.io.paths import PathLike, Progress
 from gradience.io.safetensors import copied, planned
-from gradience.io.types import PathLike, Progress
 from gradience.schema.bench import BenchMetric, BenchReport, Role
-from gradience.telemetry.hidden import hide_in
+from gradience.telemetry.redact import hide_in
 from gradience.verbs.bench.evaluators import DEFAULT_TIMEOUT, LM_EVAL, Command, Evaluator, LmEval
 from gradience.verbs.bench.judge import BASE, Contender, Task, judge, tolerance_of
 from gradience.verbs.bench.model import BuiltIn, ModelEvaluator, default_metric

@@ -25,8 +25,7 @@ import msgspec
 import numpy as np
 
 from gradience.errors import GradienceError
-from gradience.io.decoding import decode_json
-from gradience.io.reading import open_regular
+from gradience.io.reading import decode_json, open_regular
 from gradience.schema.scalars import real
 from gradience.verbs.bench.store import Evaluation
 

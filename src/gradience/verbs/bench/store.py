@@ -23,8 +23,7 @@ from gradience.adapters.open import open_adapter
 from gradience.base.weights import identity
 from gradience.errors import ConfigError, GradienceError, OutputError
 from gradience.io.atomic import atomic_file
-from gradience.io.decoding import decode_json
-from gradience.io.reading import open_regular, read_small
+from gradience.io.reading import decode_json, open_regular, read_small
 from gradience.schema.bench import BenchReport
 from gradience.schema.scalars import Real, as_float
 from gradience.spectral.reduced import Floats

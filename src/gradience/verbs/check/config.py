@@ -22,9 +22,9 @@ from gradience.configs import (
     read_training_object,
     stack,
 )
-from gradience.configs.lines import keys_of, line_of
 from gradience.configs.peft import CONFIG_NAME
 from gradience.configs.preferences import read_preferences
+from gradience.configs.settings import keys_of, line_of
 from gradience.configs.training import STATE_NAME, TRAINING_NAMES
 from gradience.errors import ConfigError, RecorderError
 from gradience.io.reading import real_path

@@ -13,7 +13,7 @@ import msgspec
 
 from gradience.configs import HasToDict, Layer
 from gradience.configs.data import DataPlan, read_data_plan
-from gradience.configs.labels import read_labels
+from gradience.configs.peft import read_labels
 from gradience.data.encoder import Encoder, quiet
 from gradience.data.measure import Limits, Measure
 from gradience.data.overlap import EvalRows

@@ -20,8 +20,8 @@ from gradience.adapters.open import AdapterFiles, open_adapter
 from gradience.adapters.traits import Operation, Traits, obstacles, traits_of
 from gradience.base.weights import BaseWeights, find_shards
 from gradience.errors import AdapterError
+from gradience.io.paths import PathLike
 from gradience.io.safetensors import DTYPES, TensorSource
-from gradience.io.types import PathLike
 from gradience.verbs.writing import raw_config
 
 _NAMES: Final = {dtype: name for name, dtype in DTYPES.items()}

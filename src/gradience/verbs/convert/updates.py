@@ -17,8 +17,8 @@ from gradience.adapters.layout import Array, Module
 from gradience.adapters.names import module_type
 from gradience.base.weights import BaseWeights, Found
 from gradience.errors import AdapterError
+from gradience.io.paths import Progress
 from gradience.io.spool import Spool
-from gradience.io.types import Progress
 from gradience.schema.writing import Target
 from gradience.verbs.convert.factored import Choice, Factored, from_dense, from_factors, product_norm, refuse_non_finite
 from gradience.verbs.convert.source import Source

@@ -12,7 +12,7 @@ import msgspec
 from gradience.configs import read_training
 from gradience.configs.training import PICKLED
 from gradience.errors import ConfigError, GradienceError
-from gradience.io.types import PathLike
+from gradience.io.paths import PathLike
 from gradience.rules.config.judge import RULES
 from gradience.rules.log.judge import DETECTED
 from gradience.rules.select import without

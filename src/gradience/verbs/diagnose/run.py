@@ -11,7 +11,7 @@ from typing import Final
 import msgspec
 
 from gradience.base.weights import find_shards
-from gradience.io.types import PathLike
+from gradience.io.paths import PathLike
 from gradience.rules.config.judge import RULES
 from gradience.rules.joins.correlation import Correlation, Symptom, correlate
 from gradience.rules.joins.run import JOINS

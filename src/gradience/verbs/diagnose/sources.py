@@ -19,7 +19,7 @@ from gradience.configs.training import STATE_NAME as _STATE
 from gradience.configs.training import TRAINING_NAMES
 from gradience.errors import GradienceError
 from gradience.importers.sources import is_run, run_folders
-from gradience.io.types import PathLike
+from gradience.io.paths import PathLike
 from gradience.schema.diagnose import Source
 
 MAX_ENTRIES: Final = 10_000  # of one folder

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
-from gradience.io.types import PathLike
+from gradience.io.paths import PathLike
 from gradience.schema.fleet import FLEET_AUDIT_SCHEMA_ID, FleetAuditReport
 from gradience.verbs.device import prepare_jax
 from gradience.verbs.fleet.engines import Done, Engine, run_local

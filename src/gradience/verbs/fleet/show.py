@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
-from gradience.io.types import PathLike
+from gradience.io.paths import PathLike
 from gradience.schema.fleet import (
     FLEET_SHOW_SCHEMA_ID,
     Counted,

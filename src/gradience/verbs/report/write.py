@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Final, Literal, TypeAlias
 
 from gradience.errors import GradienceError, OutputError
 from gradience.io.atomic import atomic_file
-from gradience.io.types import PathLike
-from gradience.telemetry.hidden import hide_in
+from gradience.io.paths import PathLike
+from gradience.telemetry.redact import hide_in
 
 if TYPE_CHECKING:  # reading sources needs numpy, and JAX for weights: `gradience report --help` does not
     from gradience.render.html import Story

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Final
 
 from gradience.errors import RecorderError
-from gradience.io.types import PathLike
+from gradience.io.paths import PathLike
 from gradience.schema.fleet import RUNS_CURVES_SCHEMA_ID, Curve, RunsCurvesReport
 from gradience.schema.scalars import as_float
 from gradience.telemetry.series import RunSeries
