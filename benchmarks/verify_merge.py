@@ -5,10 +5,10 @@
 FOLDER takes a synthetic model (bfloat16, hidden size 2048, 32 000 tokens; 2.1 GB at 18 layers), an adapter of all its
 linear layers, and the model merged as PEFT merges on a CPU; they are made once and kept. `read` is a process that does
 no more than read base and merged files through a buffer, `products` one that multiplies factors of these shapes, some
-rows at a time. The ratio at the end is verify-merge's CPU time without the products, over that of reading.
-PATH is the `deltalint` command of deltalint==0.1.0 from the index, in an environment of its own. The tools take turns, after one uncounted turn, so that all read from the page
-cache. CPU time (user and system) is what a loaded machine does not distort. The last lines say what each tool thinks
-of the merged model, and of the base itself in its place.
+rows at a time. The ratio at the end is verify-merge's CPU time without the products, over that of reading. PATH is the
+`deltalint` command of deltalint==0.1.0 from the index, in an environment of its own. The tools take turns, after one
+uncounted turn, so that all read from the page cache. CPU time (user and system) is what a loaded machine does not
+distort. The last lines say what each tool thinks of the merged model, and of the base itself in its place.
 """
 
 from __future__ import annotations
