@@ -171,11 +171,12 @@ def read_adapter(files: AdapterFiles, opened: Callable[[Path], TensorSource] = o
     source = ShardedFiles(files.weights, shards) if shards else opened(files.weights)
     held = Files(source, files.config)
     adapter = format_of(held).read(held)
-    notes = [*adapter.notes, *_notes(files)]
+    notes = [*adapter.notes, *notes_on(files)]
     return replace(adapter, notes=notes, weights=list(files.shards) or [files.weights], source=source)
 
 
-def _notes(files: AdapterFiles) -> list[str]:
+def notes_on(files: AdapterFiles) -> list[str]:
+    """Remarks on where an adapter's files lie."""
     notes = []
     if files.others:
         names = ", ".join(path.name for path in files.others)

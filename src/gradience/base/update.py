@@ -15,7 +15,7 @@ from gradience.adapters.layout import Array, Module, within_range
 from gradience.base.orientation import check_shape, matrix_of, plain_factors
 from gradience.schema.audit import MergeSurvival
 from gradience.spectral.base import CHUNK_ELEMENTS, Chunk, MergeSums, merge_sums
-from gradience.spectral.lanczos import Operator
+from gradience.spectral.krylov import Operator, as_float32
 from gradience.spectral.reduced import decomposed
 from gradience.spectral.update import Floats
 
@@ -35,11 +35,12 @@ class Update(NamedTuple):
     sigma: Floats | None = None
 
     def operators(self, w: Array) -> tuple[Operator, Operator]:
-        """W and W + dW, for a weight in float32."""
+        """W and W + dW, for a weight in float32 as `as_float32` gives it."""
+        base = Operator.of(w)
         if self.dense is not None:
-            return Operator.of(w), Operator.of(w + self.dense)
+            return base, Operator.of(as_float32(w + self.dense))
         left = (self.b.astype(np.float32) * np.float32(self.scale)).astype(np.float32)
-        return Operator.of(w), Operator.of(w, left, self.a)
+        return base, base.plus(left, self.a)
 
     def merged(self, w: Array, dtype: str) -> MergeSums:
         """Sums over the changes that a merge into the weight as stored makes; `dtype` as safetensors names it."""

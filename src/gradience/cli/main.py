@@ -139,8 +139,9 @@ def build_app(*asked: str) -> App:
         below = App(name=name, help=line, help_format="plaintext", version_flags=(), group=group_of.get(name))
         _fill(below, commands, asked[1] if asked[:1] == (name,) and len(asked) > 1 else None, with_flowing_help, {})
         app.command(below)
-    completion = "Install completion for your shell, and name the files changed."
-    app.register_install_completion_command(help=completion, group=groups["More"])
+    if verb not in COMMANDS and verb not in GROUPS:  # no command pays for importing it
+        completion = "Install completion for your shell, and name the files changed."
+        app.register_install_completion_command(help=completion, group=groups["More"])
     return app
 
 

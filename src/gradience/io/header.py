@@ -101,12 +101,20 @@ def read_header(path: Path) -> Header:
         AdapterError: the file is missing, is something else, is cut short, or its header lies.
     """
     raw, start = _header_bytes(path)
-    available = path.stat().st_size - start
+    return Header(*parsed_header(path, raw, path.stat().st_size - start), start)
+
+
+def parsed_header(path: Path, raw: bytes, available: int) -> tuple[dict[str, TensorInfo], dict[str, str]]:
+    """The tensors and the metadata of a header's JSON; `available` are the bytes of data behind it.
+
+    Raises:
+        AdapterError: it is malformed, or contradicts itself or the file.
+    """
     usual = _usual(raw, available)
     if usual is not None:
-        return Header(*usual, start)
+        return usual
     metadata = _metadata(path, raw)
-    return Header(_checked(path, _declared(path, raw), available), metadata, start)
+    return _checked(path, _declared(path, raw), available), metadata
 
 
 _PIECE: Final = 1 << 20  # bytes of a header that are decoded at a time
@@ -199,16 +207,30 @@ def _header_bytes(path: Path) -> tuple[bytes, int]:
     try:
         with open_regular(path) as file:
             size = os.fstat(file.fileno()).st_size
-            head = file.read(8)
-            _refuse_other_formats(path, head + file.read(56))
-            length = struct.unpack("<Q", head)[0] if len(head) == 8 else 0
-            if not _LEAST_HEADER <= length <= min(_MAX_HEADER, max(size - 8, 0)):
-                raise _wrong_length(path, length, size)
+            length = header_length(path, file.read(64), size)
             file.seek(8)
             raw = file.read(length)
     except OSError as error:
         raise AdapterError(f"cannot read {path}: {error.strerror}", advice="check the path") from error
     return raw, 8 + length
+
+
+def header_length(path: Path, head: bytes, size: int) -> int:
+    """The bytes of a header's JSON, which begins at byte 8.
+
+    Args:
+        path: names the file in errors.
+        head: its first 64 bytes, or all of a shorter one.
+        size: of the file.
+
+    Raises:
+        AdapterError: it is of another format, is cut short, or its header is over the format's limit.
+    """
+    _refuse_other_formats(path, head)
+    length = struct.unpack("<Q", head[:8])[0] if len(head) >= 8 else 0
+    if not _LEAST_HEADER <= length <= min(_MAX_HEADER, max(size - 8, 0)):
+        raise _wrong_length(path, int(length), size)
+    return int(length)
 
 
 def _wrong_length(path: Path, length: int, size: int) -> AdapterError:

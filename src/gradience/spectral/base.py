@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from gradience.spectral.lanczos import Matrix
+from gradience.spectral.krylov import Matrix
 
 CHUNK_ELEMENTS: Final = 1 << 22
 _BITS: Final = {"bfloat16": (8, 7), "float16": (5, 10)}

@@ -11,7 +11,8 @@ from typing import Final, NamedTuple
 
 import numpy as np
 
-from gradience.spectral.lanczos import Matrix, Operator, leading
+from gradience.spectral.krylov import Matrix, Operator, as_float32
+from gradience.spectral.lanczos import leading
 from gradience.spectral.reduced import LowRank, leading_part
 from gradience.spectral.update import Floats
 
@@ -68,8 +69,8 @@ def dense_spectrum(matrix: Matrix, *, values: int = _LEADING, seed: int = 0) -> 
         squares = np.maximum(np.linalg.eigvalsh(_gram(matrix))[::-1], 0.0)
         return DenseSpectrum(np.sqrt(squares), float(squares.sum()), size)
     part = leading_part(matrix.astype(np.float64), max(values, _LEADING), seed=seed)
-    top = leading(Operator.of(matrix.astype(np.float32, copy=False)), seed=seed)
-    rest = leading(_less(matrix, part.low), seed=seed)
+    whole = Operator.of(as_float32(matrix))
+    top, rest = (leading(x, seed=seed) for x in (whole, _less(whole, part.low)))
     sigma = part.low.sigma.copy()
     sigma[0] = max(sigma[0], float(top.sigma[0]))
     return DenseSpectrum(
@@ -91,7 +92,6 @@ def _gram(matrix: Matrix) -> Floats:
     return total
 
 
-def _less(matrix: Matrix, low: LowRank) -> Operator:
+def _less(matrix: Operator, low: LowRank) -> Operator:
     """The matrix without its leading part, which is subtracted as factors."""
-    left = (-low.u * low.sigma).astype(np.float32)
-    return Operator.of(matrix.astype(np.float32, copy=False), left, low.v.astype(np.float32))
+    return matrix.plus(-low.u * low.sigma, low.v)

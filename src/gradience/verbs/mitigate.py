@@ -25,7 +25,7 @@ from gradience.io.safetensors import PlannedTensor, TensorSource, copied, planne
 from gradience.schema.audit import NotCompared
 from gradience.schema.writing import MitigatedModule, MitigateReport, ModuleChange
 from gradience.spectral.intruders import Overlaps, count_below, overlaps
-from gradience.spectral.lanczos import Operator
+from gradience.spectral.krylov import Operator, as_float32
 from gradience.spectral.reduced import Floats
 from gradience.spectral.threads import threads_for
 from gradience.verbs.writing import (
@@ -242,7 +242,7 @@ def mitigated(module: Module, w: Array, b: Array, options: Options, *, transpose
         options: what an intruder is.
         transposed: whether w is stored (in, out).
     """
-    base = w.astype(np.float32, copy=False)
+    base = as_float32(w)
     update = update_of(module, base)
     before = _overlaps(update, base, options, transposed=transposed)
     vectors = np.asarray(before.left, np.float64)[:, before.upper < options.eps]

@@ -38,7 +38,7 @@ from gradience.schema.writing import (
     ResizeReport,
     SourceFile,
 )
-from gradience.spectral.batch import Factors
+from gradience.spectral.grams import Factors
 from gradience.spectral.narrow import inner_size, narrowed
 from gradience.spectral.subspace import (
     Floats,

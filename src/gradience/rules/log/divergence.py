@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from typing import Final, NamedTuple
 
 from gradience.rules.evidence import DIVERGENCE, TRIAL
-from gradience.rules.log.facts import JUDGEMENT, REAL_RUNS, LogRule, RunFacts, positive_loss, seen
+from gradience.rules.log.facts import JUDGEMENT, REAL_RUNS, LogRule, RunFacts, once, positive_loss, seen
 from gradience.rules.log.statistics import Bar, excesses, median, median_error, noise, runs_of, spread
 from gradience.rules.objective import not_under
 from gradience.rules.rule import Observation, Rule, Threshold, Unknown, cite
@@ -134,6 +134,7 @@ class _Levels(NamedTuple):
         return min(self.first, self.first_three)
 
 
+@once
 def divergence(facts: RunFacts) -> Observation | None:
     """How the loss left its level, by the first of five conditions that holds; None where it did not, or is unknown."""
     kept = [(i, point) for i, point in enumerate(facts.outline.points) if point > 0.0]  # 0: see NUM102
@@ -249,6 +250,7 @@ def _divergence(facts: RunFacts) -> Observation | None:
     return divergence(facts)
 
 
+@once
 def other_scale(facts: RunFacts) -> Observation | None:
     """Training loss on another scale than the held-out loss, or above that of equal odds; None if not, or unknown."""
     if facts.objective.kind in {"rl", "preference"} or not facts.loss.values or divergence(facts) is not None:

@@ -10,10 +10,10 @@ import math
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, wraps
 from itertools import islice
 from operator import itemgetter, le
-from typing import Final, NamedTuple, TypeAlias
+from typing import Final, NamedTuple, TypeAlias, TypeVar
 
 from gradience.rules.log.statistics import FEW_POINTS, Curve, Trend, curve_of, median, moves, noise, trend_of
 from gradience.rules.objective import Objective, objective_by_names, objective_of
@@ -146,6 +146,11 @@ class RunFacts:
     guarded: Sequence[Metrics] = ()  # what a guard did to the run
 
     @cached_property
+    def found(self) -> dict[str, object]:
+        """What `once` keeps."""
+        return {}
+
+    @cached_property
     def objective(self) -> Objective:
         """What the run optimises: as its config says it, else as the names of the logged values do."""
         stated = objective_of(self.config)
@@ -242,6 +247,22 @@ class RunFacts:
         """The last finite losses logged up to a step, at most so many; of a step before all rows, the first."""
         end = bisect_left(self.loss.rows, bisect_right(self.series.steps, step))
         return self.loss.values[max(0, end - count) : max(1, end)]
+
+
+_Found = TypeVar("_Found")
+
+
+def once(observe: Callable[[RunFacts], _Found]) -> Callable[[RunFacts], _Found]:
+    """An observation that several rules ask for, worked out once of each run, as the properties of `RunFacts` are."""
+    name = f"{observe.__module__}.{observe.__qualname__}"
+
+    @wraps(observe)
+    def kept(facts: RunFacts) -> _Found:
+        if name not in facts.found:
+            facts.found[name] = observe(facts)
+        return facts.found[name]  # type: ignore[return-value]  # what was put there
+
+    return kept
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -23,7 +23,8 @@ from gradience.schema.scalars import real
 from gradience.spectral.batch import spectrum_of
 from gradience.spectral.dense import dense_spectrum
 from gradience.spectral.intruders import count_below, overlaps
-from gradience.spectral.lanczos import Operator, leading
+from gradience.spectral.krylov import Operator, as_float32
+from gradience.spectral.lanczos import leading
 from gradience.spectral.threads import threads_for
 from gradience.verbs.audit.rows import Shown, broken_row, dense_row, module_row
 
@@ -163,7 +164,7 @@ class _Run:
             return known, True
         if known is not None:
             self._notes.append(f"the cached norms of {key} are of another weight: computed again")
-        top = leading(Operator.of(w.astype(np.float32, copy=False)), seed=self._options.seed)
+        top = leading(Operator.of(as_float32(w)), seed=self._options.seed)
         norms = Norms(spectral=float(top.sigma[0]), frobenius=frobenius)
         if top.converged:
             self.norms.put(key, norms)
@@ -171,7 +172,7 @@ class _Run:
 
     def _intruders(self, module: Module, w: Array, update: Update) -> Intruders:
         o = self._options
-        base, tuned = update.operators(w.astype(np.float32, copy=False))
+        base, tuned = update.operators(as_float32(w))
         if self._adapter.config.fan_in_fan_out and module.kind != "embedding":
             base, tuned = (Operator(x.w.T, x.a.T, x.b.T) for x in (base, tuned))
         found = overlaps(base, tuned, o.k, sorted({o.eps, *SHOWN_EPS}), seed=o.seed)

@@ -102,6 +102,6 @@ def rules_version(base: PathLike | None) -> str:
 def prepare_worker() -> None:
     """Limit a worker's libraries to one thread, on the CPU."""
     prepare_jax("cpu", serial_kernels=True)
-    from gradience.spectral.batch import use_threads  # noqa: PLC0415  # imports jax, after its environment is set
+    from gradience.spectral.grams import use_threads  # noqa: PLC0415  # imports jax, after its environment is set
 
     use_threads(1)

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from itertools import zip_longest
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Final
 
 from gradience.errors import GradienceError
@@ -118,17 +117,17 @@ def _best(events: Sequence[Eval], split: str | None) -> tuple[float, int] | None
     return min((pair for pair in losses if math.isfinite(pair[0])), default=None)
 
 
-def _rows(path: str, series: RunSeries) -> Iterator[StepRow]:
-    columns = zip_longest(series.steps, series.losses, series.rates, series.grad_norms)
-    for step, loss, rate, norm in columns:
-        yield StepRow(
-            path=path,
-            run=series.run_id,
-            step=step,
-            loss=number_column(loss),
-            lr=number_column(rate),
-            grad_norm=number_column(norm),
-        )
+def _rows(path: str, series: RunSeries) -> list[StepRow]:
+    run = series.run_id
+    losses, rates, norms = (_finite(column) for column in (series.losses, series.rates, series.grad_norms))
+    return [
+        StepRow(path=path, run=run, step=step, loss=loss, lr=rate, grad_norm=norm)
+        for step, loss, rate, norm in zip(series.steps, losses, rates, norms, strict=True)
+    ]
+
+
+def _finite(column: Iterable[float]) -> list[float | None]:
+    return [value if math.isfinite(value) else None for value in column]
 
 
 def _evals(path: str, series: RunSeries) -> Iterator[EvalRow]:
