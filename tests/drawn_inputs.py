@@ -14,18 +14,18 @@ from pathlib import Path
 from typing import Any, Final
 
 import msgspec
+from gradience.rules.data.judge import DATA_RULES
+from gradience.schema.data import DataReport
 from said import finding, numbers
 
 from gradience.rules.config.facts import CheckContext
 from gradience.rules.config.judge import judge_config
-from gradience.rules.data.judge import DATA_RULES
 from gradience.rules.rule import judge
 from gradience.rules.weights.health import health
 from gradience.rules.weights.ranks import candidates, disagreements, rank_rules
 from gradience.rules.weights.rules import judge_adapter
 from gradience.schema.audit import AuditReport
 from gradience.schema.config import ConfigSnapshot
-from gradience.schema.data import DataReport
 from gradience.schema.findings import Coverage
 
 GOLDEN: Final = Path(__file__).parent / "golden" / "numbers_drawn_inputs.json"

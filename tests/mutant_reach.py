@@ -169,8 +169,12 @@ class Reach:
         self._feeds: dict[str, set[str]] = defaultdict(set)
         self._once: set[str] = set()
         self._importers: dict[str, set[str]] = defaultdict(set)
+        self._fixtures: dict[str, float] = defaultdict(float)  # seconds of what a file's tests share, as of its slowest
         for record in records:
             self.seconds |= record["tests"]
+            for name, seconds in record["tests"].items():
+                file = name.partition("::")[0]
+                self._fixtures[file] = max(self._fixtures[file], seconds)
             names = list(record["tests"])
             for file in {name.partition("::")[0] for name in names}:
                 for word in set(re.findall(r"\w+", (ROOT / file).read_text(encoding="utf-8"))):
@@ -235,9 +239,13 @@ class Reach:
             order[test] = (steps[test], -kin, variants[function], self.seconds[test])
             variants[function] += 1
         taken: list[str] = []
+        opened: set[str] = set()
         spent = 0.0
         for test in sorted(order, key=order.__getitem__)[:cap]:
-            if not taken or spent + self.seconds[test] <= seconds:
+            file = test.partition("::")[0]
+            cost = self.seconds[test] + (0.0 if file in opened else self._fixtures[file])
+            if not taken or spent + cost <= seconds:
                 taken.append(test)
-                spent += self.seconds[test]
+                opened.add(file)
+                spent += cost
         return taken

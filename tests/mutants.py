@@ -38,7 +38,7 @@ UNUSED: Final = (  # tests that train for minutes, watch the clock, or read the 
 )
 LAST: Final = CACHE / "last.json"
 ARGUED: Final = Path(__file__).with_suffix(".toml")
-SECONDS: Final = 4.0  # of recorded test time for one mutant
+SECONDS: Final = 5.0  # of recorded test time for one mutant
 NEAREST: Final = 12  # tests of a mutant that are run before the others
 FATES: Final = ("killed", "late", "survived", "unreached", "argued")
 UNNOTICED: Final = {"survived", "unreached"}

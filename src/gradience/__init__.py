@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from gradience.verbs.monitor import monitor_run
     from gradience.verbs.monitor.compare import compare_runs
     from gradience.verbs.reference import list_rules
-    from gradience.verbs.report.write import write_report
+    from gradience.verbs.report import write_report
     from gradience.verbs.resize import resize_adapter
     from gradience.verbs.verify_merge import verify_merged
 
@@ -61,7 +61,7 @@ _HOMES = {
     "resize_adapter": "gradience.verbs.resize",
     "validate_log": "gradience.telemetry.reader",
     "verify_merged": "gradience.verbs.verify_merge",
-    "write_report": "gradience.verbs.report.write",
+    "write_report": "gradience.verbs.report",
 }
 
 __version__: str

@@ -289,7 +289,7 @@ _STATES: Final = (  # what is in the optimizer's name; the first that fits
 
 
 def _stored_dtype(sites: Iterable[Site]) -> str:
-    """The type that most of the base is stored in: float32 where it is none that trains."""
+    """The dtype of most of the base; float32 if that one cannot be trained."""
     found = Counter(_SHORT[site.dtype] for site in sites if site.dtype in _SHORT)
     return found.most_common(1)[0][0] if found else "float32"
 

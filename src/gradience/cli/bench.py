@@ -18,7 +18,7 @@ from gradience.cli.output import DONE, FOUND, draws_blocks, on_terminal
 from gradience.errors import AdapterError, GradienceError
 from gradience.io.paths import PathLike, Progress
 from gradience.render.bench import bench_text
-from gradience.schema.bench import BenchReport
+from gradience.schema.compare import BenchReport
 from gradience.schema.merge import MergeMethod
 from gradience.verbs.device import prepare_jax
 

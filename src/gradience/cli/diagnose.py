@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Final
+from typing import Annotated, Any, Final
 
 from cyclopts import Parameter
 from cyclopts.types import PositiveFloat
@@ -16,7 +16,7 @@ from gradience.render.text import clean
 from gradience.schema.diagnose import DiagnoseReport
 from gradience.schema.findings import RuleGroup
 from gradience.schema.scalars import Severity
-from gradience.verbs.report.write import ReportFormat, check_format, format_of, report_text, write_sources
+from gradience.verbs.report import ReportFormat, check_format, format_of, report_text, write_sources
 
 _GROUPS: Final[tuple[RuleGroup, ...]] = ("config", "base", "log", "weights", "weights_and_base", "joins")
 
@@ -60,7 +60,7 @@ def diagnose(
         from gradience.verbs.device import prepare_jax  # noqa: PLC0415  # only where there are weights
 
         prepare_jax("auto")
-    from gradience.verbs.diagnose.run import diagnose_sources  # noqa: PLC0415  # imports jax, after its environment is set
+    from gradience.verbs.diagnose import diagnose_sources  # noqa: PLC0415  # imports jax, after its environment is set
 
     report = diagnose_sources(
         sources,
@@ -70,7 +70,7 @@ def diagnose(
         **resolved.rules,
     )
     from gradience.render.check import diagnose_text  # noqa: PLC0415  # --help needs none of it
-    from gradience.verbs.diagnose.run import source_locations  # noqa: PLC0415  # the same
+    from gradience.verbs.diagnose import source_locations  # noqa: PLC0415  # the same
 
     code = resolved.show(
         report,
@@ -139,6 +139,7 @@ def report(
 
     sources = find_sources(path, adapter=adapter, config=config)
     others = compare or []
+    about: dict[str, Any] = {"base": base, "task": task, "compare": others, "bench": bench, "against": against}
     if sources.weights.path is not None or others:
         from gradience.verbs.device import prepare_jax  # noqa: PLC0415  # only where there are weights
 
@@ -146,20 +147,10 @@ def report(
     from gradience.verbs.report.gather import build_story  # noqa: PLC0415  # may import jax, after its environment is set
 
     if out is None:
-        story = build_story(sources, base=base, task=task, compare=others, bench=bench, against=against)
+        story = build_story(sources, **about)
         print_text(report_text(story, chosen).rstrip("\n"))
     else:
-        story = write_sources(
-            sources,
-            out,
-            base=base,
-            task=task,
-            compare=others,
-            bench=bench,
-            against=against,
-            kind=chosen,
-            force=force,
-        )
+        story = write_sources(sources, out, kind=chosen, force=force, **about)
         print_text("\n".join(_done(out, story.diagnosis)))
     return exit_code(story.diagnosis.causes, fail_on) if story.diagnosis.complete else _NOT_READ
 

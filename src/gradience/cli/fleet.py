@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Final, Literal, Protocol
+from typing import TYPE_CHECKING, Annotated, Final, Literal
 
 from cyclopts import Parameter
 from cyclopts.types import NonNegativeInt, PositiveInt
@@ -22,6 +22,8 @@ from gradience.errors import AdapterError, GradienceError
 from gradience.render.fleet import fleet_audit_text, fleet_show_text, query_text
 
 if TYPE_CHECKING:
+    from gradience.verbs.fleet.query import Named
+    from gradience.verbs.fleet.store import Store
     from gradience.verbs.fleet.update import Tally
 
 Engine = Literal["local", "ray"]
@@ -199,30 +201,6 @@ def query(
     return answer(existing(fleet), chosen(FLEET_QUERIES, sql, result.named), result)
 
 
-if TYPE_CHECKING:
-    from gradience.verbs.fleet.query import Named
-    from gradience.verbs.fleet.store import Store
-
-
-class Form(Protocol):
-    """The form of a result."""
-
-    @property
-    def csv(self) -> bool:
-        """As CSV."""
-        ...
-
-    @property
-    def json(self) -> bool:
-        """As one JSON document."""
-        ...
-
-    @property
-    def parquet(self) -> Path | None:
-        """A file to write."""
-        ...
-
-
 def chosen(queries: Mapping[str, Named], sql: str | None, named: str | None) -> str:
     """The query: the one given, or the one named.
 
@@ -242,7 +220,7 @@ def list_queries(queries: Mapping[str, Named]) -> int:
     return DONE
 
 
-def answer(store: Store, sql: str, form: Form) -> int:
+def answer(store: Store, sql: str, form: ResultOptions) -> int:
     """Print the result of a query, or write it to a file, and return exit code 0.
 
     Raises:

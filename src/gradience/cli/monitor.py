@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Final, Protocol
+from typing import Annotated, Final
 
 from cyclopts import Parameter
 from cyclopts.types import PositiveFloat
@@ -146,7 +146,7 @@ def follow_log(log: Path, *, quiet: bool = False, sleep: Callable[[float], None]
     Raises:
         SchemaError: the log is of another major version.
     """
-    screen = _Nothing() if quiet else _Terminal() if _on_screen() else _Lines()
+    screen = _Screen() if quiet else _Terminal() if _on_screen() else _Lines()
     try:
         with Tail(log) as tail:
             _watch(tail, screen, sleep)
@@ -160,18 +160,6 @@ def follow_log(log: Path, *, quiet: bool = False, sleep: Callable[[float], None]
 
 def _on_screen() -> bool:
     return sys.stdout is not None and sys.stdout.isatty()
-
-
-class _Screen(Protocol):
-    """Where a run is shown."""
-
-    def wait(self, path: Path) -> None: ...
-
-    def event(self, event: Event | UnknownEvent) -> None: ...
-
-    def show(self, glance: Glance) -> None: ...
-
-    def close(self) -> None: ...
 
 
 def _watch(tail: Tail, screen: _Screen, sleep: Callable[[float], None]) -> None:
@@ -213,14 +201,14 @@ def _glance(watch: Watch) -> Glance:
     )
 
 
-class _Nothing:
-    """Shows nothing but that it waits, on stderr: for a caller that wants the report at the end alone."""
+class _Screen:
+    """Where a run is shown. This one shows only that it waits, on stderr: for a caller that wants the report alone."""
 
     def __init__(self) -> None:
         self._waiting = False
 
     def wait(self, path: Path) -> None:
-        """Say once that there is no log yet."""
+        """Report, once, that the log does not exist yet."""
         if not self._waiting:
             self._waiting = True
             sys.stderr.write(f"gradience: waiting for {clean(str(path))}\n")
@@ -235,11 +223,11 @@ class _Nothing:
         """Do nothing."""
 
 
-class _Lines(_Nothing):
+class _Lines(_Screen):
     """Plain lines, for a file or a pipe."""
 
     def wait(self, path: Path) -> None:
-        """Say once that there is no log yet."""
+        """Report, once, that the log does not exist yet."""
         if not self._waiting:
             self._waiting = True
             _write([f"waiting for {clean(str(path))}"])
@@ -255,7 +243,7 @@ class _Lines(_Nothing):
         _write([progress_line(glance)])
 
 
-class _Terminal(_Nothing):
+class _Terminal(_Screen):
     """One frame, redrawn in place."""
 
     def __init__(self) -> None:
@@ -263,7 +251,7 @@ class _Terminal(_Nothing):
         self._drawn = 0
 
     def wait(self, path: Path) -> None:
-        """Say once that there is no log yet."""
+        """Report, once, that the log does not exist yet."""
         if not self._drawn:
             self._draw([f"waiting for {clean(str(path))}"])
 

@@ -68,7 +68,7 @@ COULD_NOT_JUDGE: Final = 2
 
 
 def draws_blocks() -> bool:
-    """Return whether stdout can write block characters."""
+    """Whether stdout can write block characters."""
     try:
         "█▁".encode(sys.stdout.encoding or "ascii")
     except (UnicodeEncodeError, LookupError):
@@ -136,7 +136,7 @@ class KeptConsole:
 
 
 def usage_error(error: CycloptsError) -> str:
-    """Return what is wrong with the command line; of a value outside a choice, the choice and the nearest of it."""
+    """The error of the command line; for a value outside a choice, with the choices and the nearest of them."""
     from cyclopts.exceptions import CoercionError  # noqa: PLC0415  # only a mistyped command pays for it
 
     allowed = list(_choice(error.target_type)) if isinstance(error, CoercionError) else []

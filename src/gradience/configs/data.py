@@ -14,7 +14,7 @@ from gradience.configs.files import read_mapping
 from gradience.configs.recipes import is_axolotl, is_llama_factory, is_torchtune
 from gradience.configs.training import PICKLED
 from gradience.configs.values import Fields
-from gradience.schema.data import LossMode
+from gradience.schema.reports import LossMode
 from gradience.schema.scalars import Json
 
 _Mapping = dict[str, Json]

@@ -24,6 +24,7 @@ from gradience.configs.settings import (
     Setting,
     knows_lora,
     knows_training,
+    layer_of,
 )
 from gradience.configs.training import PICKLED, note_training, output_dir, read_training
 from gradience.configs.values import Fields
@@ -59,14 +60,8 @@ def read_document(path: Path) -> Layer:
     if draft.is_empty:
         message = f"{path}: no setting this program knows in it"
         raise ConfigError(message, advice="give keys such as lr, r, lora_alpha, target_modules, max_steps")
-    return Layer(
-        config=draft.snapshot(),
-        sources=(SourceFile(role="config", path=str(path)),),
-        unknown_keys=tuple(unknown),
-        secret_keys=tuple(key for item in levels for key in item.secrets()),
-        masked_keys=tuple(key for item in levels for key in item.masked()),
-        output_dir=next((found for item in levels if (found := output_dir(item))), None),
-    )
+    place = next((found for item in levels if (found := output_dir(item))), None)
+    return layer_of(draft, SourceFile(role="config", path=str(path)), levels, unknown=unknown, output_dir=place)
 
 
 def _read_levels(fields: Fields, draft: Draft) -> tuple[list[Fields], list[str]]:

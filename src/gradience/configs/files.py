@@ -100,7 +100,7 @@ def _read_text(path: Path, most: int) -> str:
 
 
 def read_bytes(path: Path, most: int) -> bytes:
-    """The bytes of a regular file of at most so many; ConfigError where it is none."""
+    """The bytes of a regular file, at most so many; ConfigError if it is not one, or is larger."""
     if os.path.isdir(path):  # noqa: PTH112  # Path.is_dir raises on a name that is too long
         message = f"{path}: a folder, where a file was expected"
         raise ConfigError(message, advice="name a file, or use --peft-dir and --training-dir for folders")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from gradience.configs.files import HasToDict, plain_mapping, read_mapping
 from gradience.configs.recipes import is_mlx, read_mlx_fields
-from gradience.configs.settings import LORA, RUN, Draft, Layer, knows_lora
+from gradience.configs.settings import LORA, RUN, Draft, Layer, knows_lora, layer_of
 from gradience.configs.values import Fields, Malformed, flag, text
 from gradience.errors import ConfigError
 from gradience.schema.config import ConfigSnapshot
@@ -30,12 +30,12 @@ def read_peft_dir(folder: Path) -> Layer:
 
 
 def read_peft(path: Path) -> Layer:
-    """Read one adapter config; ConfigError where it is none."""
+    """Read one adapter config; ConfigError if it is not one."""
     return _read_mapping(read_mapping(path), str(path))
 
 
 def read_peft_object(config: HasToDict) -> Layer:
-    """Read a `peft.LoraConfig`; ConfigError where the object is none."""
+    """Read a `peft.LoraConfig`; ConfigError if it is not one."""
     return _read_mapping(plain_mapping(config), type(config).__name__)
 
 
@@ -45,13 +45,7 @@ def _read_mapping(mapping: dict[str, Json], where: str) -> Layer:
     if not fields.n_read:
         message = f"{where}: no setting of an adapter in it"
         raise ConfigError(message, advice=f"give PEFT's {CONFIG_NAME}; training arguments go to --training")
-    return Layer(
-        config=draft.snapshot(),
-        sources=(SourceFile(role="adapter", path=where),),
-        unknown_keys=tuple(unknown),
-        secret_keys=tuple(fields.secrets()),
-        masked_keys=tuple(fields.masked()),
-    )
+    return layer_of(draft, SourceFile(role="adapter", path=where), [fields], unknown=unknown)
 
 
 def _read_native(fields: Fields, draft: Draft) -> list[str]:

@@ -60,6 +60,26 @@ class Layer(msgspec.Struct, kw_only=True, frozen=True):
     """Where the run will write: a place of the user's, looked at and never reported."""
 
 
+def layer_of(
+    draft: Draft,
+    source: SourceFile,
+    levels: Iterable[Fields],
+    *,
+    unknown: Iterable[str] = (),
+    output_dir: str | None = None,
+) -> Layer:
+    """The layer that one source gives: what was set of it, and what the levels of the document hold besides."""
+    held = list(levels)
+    return Layer(
+        config=draft.snapshot(),
+        sources=(source,),
+        unknown_keys=tuple(unknown),
+        secret_keys=tuple(key for level in held for key in level.secrets()),
+        masked_keys=tuple(key for level in held for key in level.masked()),
+        output_dir=output_dir,
+    )
+
+
 def stack(layers: Iterable[Layer]) -> Layer:
     """The layers as one; where both set a field, the later one wins."""
     whole = Layer()

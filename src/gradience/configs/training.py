@@ -7,7 +7,7 @@ from pathlib import Path
 import msgspec
 
 from gradience.configs.files import MAX_JSON_BYTES, HasToDict, plain_mapping, read_mapping
-from gradience.configs.settings import OPTIMIZER, TRAINING, Draft, Layer, knows_training, stack
+from gradience.configs.settings import OPTIMIZER, TRAINING, Draft, Layer, knows_training, layer_of, stack
 from gradience.configs.values import Fields, flag, real, whole
 from gradience.errors import ConfigError
 from gradience.io.reading import decode_json, read_small
@@ -71,7 +71,7 @@ def read_training_dir(folder: Path) -> Layer:
 
 
 def read_training(path: Path) -> Layer:
-    """Read one file of training arguments; ConfigError where it is none."""
+    """Read one file of training arguments; ConfigError if it is not one."""
     if path.suffix not in PICKLED:
         return _read_mapping(read_mapping(path), str(path))
     from gradience.configs.pickled import read_pickled  # noqa: PLC0415  # zipfile, which a JSON config need not pay for
@@ -91,7 +91,7 @@ def _with_processes(mapping: dict[str, Json]) -> dict[str, Json]:
 
 
 def read_training_object(arguments: HasToDict) -> Layer:
-    """Read a `transformers.TrainingArguments`, or a subclass; ConfigError where the object is none."""
+    """Read a `transformers.TrainingArguments`, or a subclass; ConfigError if it is not one."""
     return _read_mapping(plain_mapping(arguments), type(arguments).__name__)
 
 
@@ -103,14 +103,8 @@ def _read_mapping(mapping: dict[str, Json], where: str) -> Layer:
     if not fields.n_read:
         message = f"{where}: no training argument in it"
         raise ConfigError(message, advice="give TrainingArguments as JSON; an adapter config goes to --peft")
-    return Layer(
-        config=draft.snapshot(),
-        sources=(SourceFile(role="training", path=where),),
-        unknown_keys=tuple(fields.left_over(knows_training)),
-        secret_keys=tuple(fields.secrets()),
-        masked_keys=tuple(fields.masked()),
-        output_dir=output_dir(fields),
-    )
+    place, unknown = output_dir(fields), fields.left_over(knows_training)
+    return layer_of(draft, SourceFile(role="training", path=where), [fields], unknown=unknown, output_dir=place)
 
 
 def output_dir(fields: Fields) -> str | None:

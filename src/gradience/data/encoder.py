@@ -36,7 +36,7 @@ class Chat(NamedTuple):
     prompt: bool = False
     """Add the generation prompt."""
     answers: bool = False
-    """Return the mask of the `{% generation %}` blocks."""
+    """Ask for the mask of the `{% generation %}` blocks."""
     passed: Mapping[str, Json] = {}
 
 

@@ -1,6 +1,6 @@
 """Rows of a data set's files, streamed: JSONL, JSON, CSV, Parquet, Arrow, and folders of `Dataset.save_to_disk`.
 
-A row that cannot be read is a `Fault` with its number, and the next one is read. What is no data set is an error.
+A row that cannot be read is a `Fault` with its number, and the next one is read. A file without a data set is an error.
 """
 
 from __future__ import annotations

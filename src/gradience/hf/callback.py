@@ -16,9 +16,8 @@ from gradience.hf.recorder import RunRecorder
 from gradience.hf.snapshot import batch_size, config_snapshot, dataset_size, run_meta
 from gradience.hf.watch import BatchWatch, watch_batches
 from gradience.schema.config import ConfigSnapshot
-from gradience.schema.data import announced_by
 from gradience.schema.findings import Finding
-from gradience.schema.reports import CheckReport
+from gradience.schema.reports import CheckReport, announced_by
 from gradience.schema.scalars import TaskProfile
 from gradience.telemetry.rows import Values, eval_columns, plain_columns, split_row, train_columns
 from gradience.telemetry.values import described

@@ -115,7 +115,7 @@ class Lookout:
     def _judge(self) -> Sequence[Finding]:
         from gradience.rules.log.judge import DETECTORS  # noqa: PLC0415  # a run that shows nothing needs none of it
         from gradience.rules.rule import judge  # noqa: PLC0415  # the same
-        from gradience.verbs.monitor.run import facts_of  # noqa: PLC0415  # the same
+        from gradience.verbs.monitor import facts_of  # noqa: PLC0415  # the same
 
         facts = facts_of(RunSummary(Path()), self._run, self._config)
         rules = [rule for rule in DETECTORS if rule.id in LIVE and rule.id not in self._said]

@@ -20,10 +20,9 @@ import msgspec
 
 from gradience.configs.settings import stack
 from gradience.errors import RecorderError, SchemaError
-from gradience.importers.files import MAX_BYTES, SourceRun, require_file
+from gradience.importers.files import SourceRun, log_bytes, require_file
 from gradience.importers.settings import mapping_layer
 from gradience.importers.table import Numbered, flatten, rows_to_raw
-from gradience.io.reading import read_small
 from gradience.schema.scalars import Json, real
 from gradience.telemetry.codec import parse
 
@@ -184,10 +183,7 @@ def read_wandb(path: Path, columns: Mapping[str, str] | None = None) -> SourceRu
         RecorderError: the file is no such log, or has no row; with how to export the run.
     """
     require_file(path)
-    try:
-        data = read_small(path, most=MAX_BYTES, what="a log")
-    except OSError as error:
-        raise RecorderError(f"cannot read {path}: {error.strerror}", advice="check the path") from error
+    data = log_bytes(path)
     if not is_wandb(data):
         raise RecorderError(f"{path}: no offline log of W&B", advice=_EXPORT)
     raw = SourceRun(path, unit="record", files=[path])

@@ -21,7 +21,7 @@ import msgspec
 from gradience.configs.settings import stack
 from gradience.errors import RecorderError, SchemaError
 from gradience.importers.binary import Scalar, scalar_rows
-from gradience.importers.files import MAX_ROWS, SourceRun, clock_of, require_file
+from gradience.importers.files import MAX_ROWS, SourceRun, clock_of, readable, require_file
 from gradience.importers.settings import mapping_layer
 from gradience.importers.table import Numbered, cell_value, flatten, rows_to_raw
 from gradience.io.reading import open_regular, read_small
@@ -75,7 +75,7 @@ def _connected(path: Path, mode: str) -> Iterator[sqlite3.Connection]:
 
 
 def tables_of(path: Path) -> set[str]:
-    """The names of the file's tables; none of a file that is no database."""
+    """The names of the tables; empty if the file is not a database."""
     try:
         with opened(path, advice="") as base:
             return {str(name) for (name,) in base.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
@@ -226,10 +226,8 @@ def _files(folder: Path) -> list[Path]:
 
 
 def _text(path: Path) -> str:
-    try:
+    with readable(path):
         return read_small(path, most=_MAX_META, what="MLflow's text").decode("utf-8", "replace")
-    except OSError as error:
-        raise RecorderError(f"cannot read {path}: {error.strerror}", advice="check the path") from error
 
 
 def _readings(raw: SourceRun, folder: Path, path: Path) -> Iterator[Scalar]:

@@ -2,9 +2,7 @@
 
 `read_source` finds what a path holds, reads it with the module of its format, puts the rows in order and makes redacted
 events of them: `gradience monitor` stops there, and writes nothing. `import_run` goes on to the file, which appears
-whole or not at all.
-
-Logs that are recognised and not read: each is refused with what to export, and how.
+whole or not at all. A log that is recognised and not read is refused with what to export, and how.
 """
 
 from __future__ import annotations
@@ -23,9 +21,8 @@ import msgspec
 
 from gradience.configs.settings import Layer
 from gradience.errors import OutputError, RecorderError
-from gradience.importers.events import RunEvents, Tally
+from gradience.importers.events import RunEvents, Tally, arrange
 from gradience.importers.files import SourceRun, is_folder, listed, refuse_summary, require_file, sha256_of
-from gradience.importers.order import arrange
 from gradience.importers.settings import add_settings
 from gradience.importers.sources import (
     TABLES,

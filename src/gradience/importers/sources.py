@@ -19,7 +19,7 @@ from gradience.errors import RecorderError, SchemaError
 from gradience.importers.binary import is_event_file, is_wandb, read_tensorboard, read_wandb
 from gradience.importers.databases import META, is_meta, read_mlflow, read_trackio, tables_of
 from gradience.importers.databases import TABLES as MLFLOW_TABLES
-from gradience.importers.files import MAX_BYTES, MAX_LINE, SourceRun, json_lines
+from gradience.importers.files import MAX_BYTES, MAX_LINE, SourceRun, json_lines, readable
 from gradience.importers.settings import add_settings
 from gradience.importers.table import (
     MAX_COLUMNS,
@@ -267,10 +267,8 @@ def _logs(folder: Path) -> dict[Format, list[Path]]:
 
 
 def _files(folder: Path) -> list[Path]:
-    try:
+    with readable(folder):
         entries = sorted(folder.iterdir())[:MAX_ENTRIES]
-    except OSError as error:
-        raise RecorderError(f"cannot read {folder}: {error.strerror}", advice="check the path") from error
     return [path for path in entries if path.is_file() and _may_be_log(path)]
 
 

@@ -248,11 +248,7 @@ def _base(
 
     try:
         model, said = getattr(transformers, _CLASSES[task]).from_pretrained(
-            os.fspath(base),
-            local_files_only=True,
-            dtype=dtype or torch.float32,
-            output_loading_info=True,
-            **options,
+            os.fspath(base), local_files_only=True, dtype=dtype or torch.float32, output_loading_info=True, **options
         )
     except (OSError, ValueError, RuntimeError, json.JSONDecodeError) as error:
         raise AdapterError(f"cannot load {base} for {task}: {_first_line(error)}", advice=_FITTING) from error

@@ -27,7 +27,7 @@ _ORBAX: Final = ("_CHECKPOINT_METADATA", "manifest.ocdbt", "_METADATA")
 
 
 def orbax_advice(folder: Path) -> str | None:
-    """Return what to do with a folder that Orbax wrote, None for any other folder.
+    """The advice for a folder that Orbax wrote; None for any other folder.
 
     >>> orbax_advice(Path("/"))
     """

@@ -338,12 +338,10 @@ RULES: Final[tuple[Rule[RunFacts], ...]] = (
         title="divergence",
         severity="error",
         condition="the last fifth is over {diverged_ratio} x the first three rows by {diverged_errors} standard "
-        "errors; "
-        "or over {at_once} x the first row, and every later row over {diverged_ratio} x it; or over {absurd_rise} x it "
-        "at a rate of {absurd_rate} and more; or over {diverged_ratio} x the lowest window by {diverged_noise}, and "
-        "above the start. A warning: over {exploded} x the start in the middle and over {no_lower} of it at the end; "
-        "or "
-        "over {lost_share} of the fall is lost again",
+        "errors; or over {at_once} x the first row, and every later row over {diverged_ratio} x it; or over "
+        "{absurd_rise} x it at a rate of {absurd_rate} and more; or over {diverged_ratio} x the lowest window by "
+        "{diverged_noise}, and above the start. A warning: over {exploded} x the start in the middle and over "
+        "{no_lower} of it at the end; or over {lost_share} of the fall is lost again",
         observe=_divergence,
         needs=(not_under("rl"), positive_loss),
         confidence=0.9,
@@ -382,11 +380,9 @@ RULES: Final[tuple[Rule[RunFacts], ...]] = (
             cite("definition", "equal odds over K words cost ln K nats"),
         ),
         rationale="A loss on another scale cannot be compared with the held-out loss, and steps are as many times "
-        "larger "
-        "where the gradient is summed too.",
+        "larger where the gradient is summed too.",
         action="Divide the training loss by that factor before comparing; update transformers, and check the "
-        "gradient's "
-        "scale and the learning rate.",
+        "gradient's scale and the learning rate.",
         scope="token-level or class cross-entropy; silent where the run diverged",
         verify="Evaluate on training data: the loss there is on the scale of the evaluation.",
         thresholds=(SCALE_RATIO, SCALE_NATS, LN_VOCABULARY, SECOND_ROW),

@@ -309,16 +309,6 @@ def positive_loss(facts: RunFacts) -> str | None:
     return None
 
 
-def at_least_rows(least: Threshold) -> Callable[[RunFacts], str | None]:
-    """Need: so many training rows with a finite loss."""
-
-    def reason(facts: RunFacts) -> str | None:
-        rows = len(facts.loss.values)
-        return f"{rows} training rows with a finite loss; it needs {least.value:g}" if rows < least.value else None
-
-    return reason
-
-
 def column(facts: RunFacts, name: str, least: float) -> Signal:
     """A column of the log.
 

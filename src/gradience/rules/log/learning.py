@@ -348,10 +348,9 @@ RULES: Final[Sequence[Rule[RunFacts]]] = (
         id="PLT105",
         title="plateau",
         severity="info",
-        condition="over the last 30, 50 or 65 % of the rows the loss falls by {flat} x span / 30 % at most, by the "
-        "95 % "
-        "bound of Theil-Sen's slope, and not surely by {still_falls}, at over {idle_rate} of the peak rate and a level "
-        "over {fitted}",
+        condition="over the last 30, 50 or 65 % of the rows the loss falls by {flat} x span / 30 % at most, by the 95 "
+        "% bound of Theil-Sen's slope, and not surely by {still_falls}, at over {idle_rate} of the peak rate and a "
+        "level over {fitted}",
         observe=_plateau,
         needs=(not_under("rl"), positive_loss),
         confidence=0.5,

@@ -270,7 +270,7 @@ def ledger_of(adapter: Adapter) -> list[LedgerEntry]:
 
 
 def bytes_per_param(ledger: Iterable[LedgerEntry]) -> float:
-    """Return the mean bytes of a factor's parameter; 0 where there is none."""
+    """Return the mean bytes of a factor's parameter; 0 without one."""
     pairs = [entry for entry in ledger if entry.role == "lora_pair"]
     params = sum(entry.params for entry in pairs)
     return sum(entry.bytes for entry in pairs) / params if params else 0.0

@@ -275,7 +275,7 @@ def _of_examples(scores: list[float]) -> Evaluation:
 
 
 def _samples(folder: Path) -> Iterator[tuple[str, int, float]]:
-    """Yield (task, number of the document, score) of each sample: of the metric that all of a file have."""
+    """Task, number of the document and score of each sample: of the metric that all of a file have."""
     for path in folder.rglob("samples_*.jsonl"):
         with open_regular(path) as file:
             lines = iter(lambda: file.readline(_LARGEST_SAMPLE), b"")

@@ -143,7 +143,7 @@ def _with_large_products(adapter: Adapter, source: TensorSource) -> Adapter:
 
 
 def _on_parameter(source: Source, module: Module) -> bool:
-    """Return whether the module is a single parameter other than a layer's weight."""
+    """Whether the module is a single parameter other than a layer's weight."""
     named = module.base_name is None or not module.base_name.endswith(".weight")
     return bool(source.adapter.config.target_parameters) and module.expert is None and named
 

@@ -25,8 +25,8 @@ from gradience.schema.compare import CompareAdaptersReport
 from gradience.schema.diagnose import DiagnoseReport
 from gradience.verbs.bench.store import read_report, report_path
 from gradience.verbs.compare import compare_adapters
+from gradience.verbs.diagnose import judge_sources
 from gradience.verbs.diagnose.read import Read, read_sources
-from gradience.verbs.diagnose.run import judge_sources
 from gradience.verbs.diagnose.sources import Sources
 
 _ALL_VALUES: Final = 4096  # singular values kept per module: more than any adapter's rank

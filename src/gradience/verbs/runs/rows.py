@@ -12,13 +12,14 @@ from gradience.schema.config import ConfigSnapshot
 from gradience.schema.events import Eval
 from gradience.schema.findings import by_severity
 from gradience.schema.reports import MonitorReport
-from gradience.schema.fleet import RUNS_SCHEMA_ID, EvalRow, RunFindingRow, RunRow, StepRow
+from gradience.schema.runs import RUNS_SCHEMA_ID, EvalRow, RunFindingRow, RunRow, StepRow
 from gradience.schema.scalars import Real, as_float
 from gradience.telemetry.series import RunSeries
 from gradience.verbs.fleet.job import Job, encoded
 from gradience.verbs.fleet.rows import number_column
 from gradience.verbs.fleet.store import Tables
-from gradience.verbs.monitor.run import number_in, report_of
+from gradience.verbs.monitor import report_of
+from gradience.schema.scalars import number_in
 from gradience.verbs.monitor.source import open_source
 
 RUNS: Final = Tables(RUNS_SCHEMA_ID, {"runs": RunRow, "rows": StepRow, "evals": EvalRow, "findings": RunFindingRow})
