@@ -4,10 +4,11 @@
 
 FOLDER takes a synthetic model (bfloat16, hidden size 2048, 32 000 tokens; 2.1 GB at 18 layers), an adapter of all its
 linear layers, and the model merged as PEFT merges on a CPU; they are made once and kept. `read` is a process that does
-no more than read base and merged files through a buffer. PATH is the `deltalint` command of deltalint==0.1.0 from the
-index, in an environment of its own. The tools take turns, after one uncounted turn, so that all read from the page
-cache. CPU time (user and system) is what a loaded machine does not distort. The last lines say what each tool thinks
-of the merged model, and of the base itself in its place.
+no more than read base and merged files through a buffer, `products` one that multiplies factors of these shapes, some
+rows at a time. The ratio at the end is verify-merge's CPU time without the products, over that of reading. PATH is the
+`deltalint` command of deltalint==0.1.0 from the index, in an environment of its own. The tools take turns, after one
+uncounted turn, so that all read from the page cache. CPU time (user and system) is what a loaded machine does not
+distort. The last lines say what each tool thinks of the merged model, and of the base itself in its place.
 """
 
 from __future__ import annotations
@@ -41,6 +42,20 @@ for path in sys.argv[1:]:
     with open(path, "rb", buffering=0) as file:
         while file.readinto(buffer):
             pass
+"""
+
+
+_PRODUCTS = """
+import sys
+import numpy as np
+layers, rank = int(sys.argv[1]), int(sys.argv[2])
+for out, inner in [tuple(map(int, shape.split("x"))) for shape in sys.argv[3:]] * layers:
+    b, a = np.ones((out, rank), np.float32), np.ones((rank, inner), np.float32)
+    rows = max(1, (1 << 18) // inner)
+    product = np.empty((rows, inner), np.float32)
+    for start in range(0, out, rows):
+        part = b[start : start + rows]
+        np.matmul(part, a, out=product[: len(part)])
 """
 
 
@@ -127,7 +142,14 @@ def main() -> None:
     tools = {"verify-merge": [sys.executable, "-m", "gradience", "verify-merge", *sides]}
     if options.peer is not None:
         tools["deltalint 0.1.0"] = [str(options.peer), "check", *sides]
-    turns = {"read": [sys.executable, "-c", _READER, *files], **{name: [*c, str(merged)] for name, c in tools.items()}}
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # as verify-merge sets it
+    shapes = [f"{out}x{inner}" for out, inner in _SHAPES.values()]
+    limits = {
+        "read": [sys.executable, "-c", _READER, *files],
+        "numpy": [sys.executable, "-c", "import numpy"],
+        "products": [sys.executable, "-c", _PRODUCTS, str(options.layers), str(options.rank), *shapes],
+    }
+    turns = {**limits, **{name: [*c, str(merged)] for name, c in tools.items()}}
     costs: dict[str, list[Cost]] = {name: [] for name in turns}
     for turn in range(options.runs + 1):
         for name, command in turns.items():
@@ -149,6 +171,8 @@ def main() -> None:
             f"{name:<16} CPU {cpu:7.2f} s ({cpu / first[0]:5.2f}x)  wall {wall:7.2f} s ({wall / first[1]:5.2f}x)"
             f"  peak {peak:6.0f} MB"
         )
+    products, start, read = (statistics.median(c.cpu for c in costs[name]) for name in ("products", "numpy", "read"))
+    print(f"without the products {(first[0] - products + start) / read:.2f} times the CPU time of reading")
     for name, command in tools.items():
         right, wrong = costs[name][-1].code, run([*command, str(base)]).code
         print(f"{name:<16} exit code {right} for the merged model, {wrong} for the base in its place")

@@ -33,6 +33,7 @@ class Net(nn.Module):
         nn.init.normal_(self.c_attn.weight, std=0.2)
         self.conv = nn.Conv2d(6, 16, 3)
         self.pointwise = nn.Conv2d(6, 20, 1)
+        self.square = nn.Linear(24, 24)
         self.norm = nn.LayerNorm(24)
         self.classifier = nn.Linear(24, 3)
 

@@ -8,8 +8,9 @@ from typing import Final, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from gradience.io.header import cut_short, header_length, parsed_header
 from gradience.io.reading import open_raw
-from gradience.io.safetensors import SafetensorsFile, cut_short, header_length, parsed_header
+from gradience.io.safetensors import SafetensorsFile
 
 Bytes: TypeAlias = npt.NDArray[np.uint8]
 

@@ -177,6 +177,9 @@ class MergeReplay(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True)
     scales_factor: Annotated[bool, about("(s B) A instead of s (B A).")] = False
     times: Annotated[NonNegativeInt, about("How often the merge was done.")] = 1
     factor: Annotated[float, about("Of dW.")] = 1.0
+    rescaled: Annotated[bool, about("f (W + dW) instead, dW = s B A, f = magnitude / norm(W + dW): DoRA's merge.")] = (
+        False
+    )
     without_base_change: Annotated[
         bool, about("dW = s B A alone, where the true update is a function of W (DoRA, PiSSA).")
     ] = False

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Final, NamedTuple
 
 import msgspec
@@ -12,6 +12,7 @@ import numpy as np
 from gradience.adapters.layout import Module
 from gradience.schema.merge import MergeReplay, ModuleVerdict
 from gradience.verbs.verify_merge.delta import HALVES, UNIT, Delta, narrower, rounded
+from gradience.verbs.verify_merge.dora import Dora, is_merge
 from gradience.verbs.verify_merge.measure import (
     Case,
     Sums,
@@ -88,10 +89,14 @@ class Judge:
 
     def __init__(self) -> None:
         self._met: dict[tuple[str, str], MergeReplay] = {}
+        self._rescaled: dict[tuple[str, str], MergeReplay] = {}
 
-    def verdict(self, case: Case, module: Module, *, plain: Delta | None = None) -> Judgement:
-        """Return the verdict; `plain` is s B A where the true update is another."""
-        if (found := self._exact(case, module)) is not None:
+    def verdict(
+        self, case: Case, module: Module, *, plain: Delta | None = None, dora: Sequence[Dora] = ()
+    ) -> Judgement:
+        """Return the verdict; `plain` is s B A where the true update is another, `dora` what DoRA may make of it."""
+        found = self._exact(case, module) if case.delta.is_known else self._exact_dora(case, dora, module)
+        if found is not None:
             return _when_exact(found)
         nearest = _nearest(case, replays(case.base, case.merged, scale=module.scale))
         sums = measure(case, nearest)
@@ -104,6 +109,7 @@ class Judge:
             return Judgement("within_rounding", sums, precision=precision) if resolved else _below_resolution(sums)
         return (
             (None if plain is None else _without_base_change(case, module, plain, sums))
+            or _scaled_dora(case, dora, module)
             or _scaled(case, module, nearest)
             or Judgement("other", sums, reason=_likeness(sums))
         )
@@ -117,6 +123,36 @@ class Judge:
         if found is not None:
             self._met[key] = found.replay
         return found
+
+    def _exact_dora(self, case: Case, dora: Sequence[Dora], module: Module) -> _Exact | None:
+        key = (case.base, case.merged)
+        likely = replays(case.base, case.merged, scale=module.scale)
+        found = _first_rescaled(case, dora, dict.fromkeys([self._rescaled.get(key, likely[0]), *likely]))
+        if found is None:
+            return None
+        self._rescaled[key] = found
+        sums = measure(case, MergeReplay(weight=found.weight))
+        # M is the replay's own, whatever its roundings: what it changes is what M changes.
+        sums = sums._replace(would_change=sums.changed, pd=sums.ed, spread=0.0)
+        return _Exact(msgspec.structs.replace(found, rescaled=True), sums)
+
+
+def _first_rescaled(case: Case, dora: Sequence[Dora], some: Iterable[MergeReplay]) -> MergeReplay | None:
+    return next((replay for replay in some for each in dora if is_merge(case, each, replay)), None)
+
+
+def _scaled_dora(case: Case, dora: Sequence[Dora], module: Module) -> Judgement | None:
+    """Return the verdict where M is a merge of DoRA with another scale."""
+    if not dora:
+        return None
+    orders = [replay for replay in replays(case.base, case.merged, scale=module.scale) if replay.factors is None]
+    some = (with_factor(replay, factor) for factor in usual_factors(module) for replay in orders)
+    found = _first_rescaled(case, dora, some)
+    if found is None:
+        return None
+    replay = msgspec.structs.replace(found, rescaled=True)
+    reason = f"f (W + {found.factor:g} s B A), f by its norm: {usual_factors(module)[found.factor]}"
+    return Judgement("scaled", measure(case, MergeReplay(weight=found.weight)), replay, found.factor, reason=reason)
 
 
 def _first_exact(case: Case, some: Iterable[MergeReplay]) -> _Exact | None:

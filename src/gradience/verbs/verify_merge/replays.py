@@ -63,7 +63,8 @@ def in_words(replay: MergeReplay, merged: str) -> str:
     'W + dW in bfloat16, dW rounded to bfloat16'
     """
     update = "dW" if replay.factor == 1.0 else f"{replay.factor:g} dW"
-    words = [" + ".join(["W", *[update] * replay.times]) + f" in {_WORDS[replay.weight]}"]
+    total = " + ".join(["W", *[update] * replay.times])
+    words = [f"{f'f ({total})' if replay.rescaled else total} in {_WORDS[replay.weight]}"]
     if replay.delta in HALVES:
         words.append(f"dW rounded to {_WORDS[replay.delta]}{' before and after scaling' * replay.rounds_product}")
     if replay.factors is not None:

@@ -20,6 +20,7 @@ from gradience.schema.audit import LeftoverReason
 from gradience.schema.merge import VerifiedModule
 from gradience.schema.scalars import NonFinite, real
 from gradience.verbs.verify_merge.delta import FLOATS, Delta, PlainDelta, WholeDelta, delta_of
+from gradience.verbs.verify_merge.dora import Dora
 from gradience.verbs.verify_merge.judge import FAILING, Judge, Judgement
 from gradience.verbs.verify_merge.measure import Case, Workers
 from gradience.verbs.verify_merge.replays import in_words
@@ -163,7 +164,7 @@ class Rows:
         w, m, delta, note = fitted(module, w, m)
         plain = self._plain(module, w.data.shape) if isinstance(delta, WholeDelta) else None
         case = Case(w.data, m.data, w.dtype, m.dtype, delta, self._workers)
-        judged = self._judge.verdict(case, module, plain=plain)
+        judged = self._judge.verdict(case, module, plain=plain, dora=list(_doras(module, plain, w.data.shape)))
         if judged.verdict in FAILING and self._unknown_base is not None:
             judged = judged._replace(verdict="not_compared", reason=module.note or self._unknown_base.text)
         if after.shared:
@@ -190,7 +191,7 @@ class Rows:
             raise AdapterError(f"{whose}: {place.name}: {why}")
         return place
 
-    def _plain(self, module: Module, shape: tuple[int, ...]) -> Delta | None:
+    def _plain(self, module: Module, shape: tuple[int, ...]) -> PlainDelta | None:
         """Return s B A, where the true update is a function of W and the file holds factors."""
         if any(module is one for one in self._adapter.base_dependent):
             return None
@@ -290,6 +291,16 @@ class Rows:
 
 def _real(value: float | None) -> float | NonFinite | None:
     return None if value is None else real(value)
+
+
+def _doras(module: Module, plain: PlainDelta | None, shape: tuple[int, ...]) -> Iterator[Dora]:
+    """Return DoRA's update; of a square weight both, as its file does not say which of the axes norms run along."""
+    if module.magnitude is None or plain is None:
+        return
+    magnitude = module.magnitude().reshape(-1)
+    for axis in (1, 0):
+        if len(magnitude) == shape[1 - axis]:
+            yield Dora(plain, magnitude, axis)
 
 
 class Held(NamedTuple):

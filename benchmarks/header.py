@@ -1,0 +1,63 @@
+"""The header of a million tensors: CPU time and peak memory of opening the file, beside Python and its imports.
+
+    python benchmarks/header.py FOLDER [--tensors 1000000] [--runs 3]
+
+FOLDER takes the file (some 90 MB, nearly all of it header); it is made once and kept. `json` is a process that does no
+more than decode the header with the standard library, `library` one that opens it with safetensors and lists names.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import struct
+import sys
+from pathlib import Path
+
+from verify_merge import Cost, run
+
+_NAME = "{0}.{1}.lora_{2}.weight"
+_PROGRAMS = {
+    "imports": "import gradience.io.safetensors",
+    "gradience": "import pathlib, gradience.io.safetensors as s; s.SafetensorsFile(pathlib.Path({path!r}))",
+    "json": "import json; f = open({path!r}, 'rb'); n = int.from_bytes(f.read(8), 'little'); json.loads(f.read(n))",
+    "library": "from safetensors import safe_open\nwith safe_open({path!r}, framework='numpy') as f: f.keys()",
+}
+
+
+def make(path: Path, tensors: int) -> None:
+    """Write a file of so many tensors of two bfloat16 numbers."""
+    entries = {}
+    for i in range(tensors):
+        name = _NAME.format(i // 8, "qkvo"[i % 8 // 2], "AB"[i % 2])
+        entries[name] = {"dtype": "BF16", "shape": [1, 2], "data_offsets": [4 * i, 4 * i + 4]}
+    raw = json.dumps(entries, separators=(",", ":")).encode()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(struct.pack("<Q", len(raw)) + raw + bytes(4 * tensors))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--tensors", type=int, default=1_000_000)
+    parser.add_argument("--runs", type=int, default=3)
+    options = parser.parse_args()
+    path = options.folder / f"{options.tensors}.safetensors"
+    if not path.is_file():
+        make(path, options.tensors)
+    costs: dict[str, list[Cost]] = {name: [] for name in _PROGRAMS}
+    for turn in range(options.runs + 1):
+        for name, program in _PROGRAMS.items():
+            cost = run([sys.executable, "-c", program.format(path=str(path))])
+            if turn:
+                costs[name].append(cost)
+    least = statistics.median(cost.cpu for cost in costs["json"])
+    for name, some in costs.items():
+        cpu, peak = (statistics.median(getattr(cost, field) for cost in some) for field in ("cpu", "megabytes"))
+        codes = {cost.code for cost in some}
+        print(f"{name:<10} CPU {cpu:6.2f} s ({cpu / least:5.2f}x json)  peak {peak:6.0f} MB  exit {codes}")
+
+
+if __name__ == "__main__":
+    main()

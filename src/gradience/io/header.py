@@ -1,0 +1,357 @@
+"""The header of a safetensors file: read, checked against the file's real size, and against itself.
+
+The usual header, in the order of its data, is decoded some entries at a time and believed only if each is right. Any
+other is decoded whole and sorted, so that an error names the first entry that is wrong. Both accept the same headers.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+import ml_dtypes
+import msgspec
+import numpy as np
+
+from gradience.errors import AdapterError
+from gradience.io.reading import decode_json, name_fault, open_regular
+
+_LEAST_HEADER: Final = 2  # bytes: {}
+_MAX_HEADER: Final = 100_000_000  # bytes, the format's own limit
+_MOST_AXES: Final = 32
+_SHOWN: Final = 60  # characters of a name that is too long
+_NO_MODEL: Final = "no model has such names: is the file what you think it is?"
+DTYPES: Final[dict[str, np.dtype[Any]]] = {
+    name: np.dtype(kind)
+    for name, kind in {
+        "F64": np.float64,
+        "F32": np.float32,
+        "F16": np.float16,
+        "BF16": ml_dtypes.bfloat16,
+        "F8_E4M3": ml_dtypes.float8_e4m3fn,
+        "F8_E5M2": ml_dtypes.float8_e5m2,
+        "I64": np.int64,
+        "I32": np.int32,
+        "I16": np.int16,
+        "I8": np.int8,
+        "U64": np.uint64,
+        "U32": np.uint32,
+        "U16": np.uint16,
+        "U8": np.uint8,
+        "BOOL": np.bool_,
+    }.items()
+}
+_NOT_WEIGHTS: Final = (
+    (b"version https://git-lfs", "a git-lfs pointer, not the weights", "fetch them with 'git lfs pull'"),
+    (b"PK\x03\x04", "a zip archive (a pickled torch file)", "save the adapter again with safe_serialization=True"),
+    (b"\x80", "a pickle", "save the adapter again with safe_serialization=True"),
+    (b"GGUF", "a GGUF file", "audit the adapter that it was converted from"),
+    (b"\x93NUMPY", "a NumPy file", "save the adapter as safetensors"),
+    (b"<", "an HTML or XML page, not the weights", "download the file again"),
+)
+
+
+class TensorInfo(msgspec.Struct, frozen=True, gc=False):
+    """One tensor as the file declares it. `dtype` is safetensors' name, such as `BF16`."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    offset: int
+    nbytes: int
+
+    @property
+    def size(self) -> int:
+        """The number of elements."""
+        return math.prod(self.shape)
+
+
+def is_float(dtype: str) -> bool:
+    """Whether a dtype, by safetensors' name, is floating point and can be read."""
+    return dtype.startswith(("F", "BF")) and dtype in DTYPES
+
+
+class _Declared(msgspec.Struct, gc=False, frozen=True):
+    dtype: str = ""
+    shape: tuple[int, ...] | None = None
+    data_offsets: tuple[int, int] | None = None
+
+
+class _Head(msgspec.Struct, rename={"metadata": "__metadata__"}):
+    metadata: dict[str, str] | None = None
+
+
+class Header(NamedTuple):
+    """What a header declares, and the offset in bytes where the data begin."""
+
+    tensors: dict[str, TensorInfo]
+    metadata: dict[str, str]
+    start: int
+
+
+def read_header(path: Path) -> Header:
+    """The file's header, which fits the file.
+
+    Raises:
+        AdapterError: the file is missing, is something else, is cut short, or its header lies.
+    """
+    raw, start = _header_bytes(path)
+    return Header(*parsed_header(path, raw, path.stat().st_size - start), start)
+
+
+def parsed_header(path: Path, raw: bytes, available: int) -> tuple[dict[str, TensorInfo], dict[str, str]]:
+    """The tensors and the metadata of a header's JSON; `available` are the bytes of data behind it.
+
+    Raises:
+        AdapterError: it is malformed, or contradicts itself or the file.
+    """
+    usual = _usual(raw, available)
+    if usual is not None:
+        return usual
+    metadata = _metadata(path, raw)
+    return _checked(path, _declared(path, raw), available), metadata
+
+
+_PIECE: Final = 1 << 20  # bytes of a header that are decoded at a time
+_BOUNDARY: Final = re.compile(rb'\}(\s*,\s*)"')
+_NOT_STRUCTURE: Final = bytes(set(range(256)) - set(b'[]{}"'))
+_LEVELS: Final = ((b"[]", b""), (b"{}", b""), (b"{}", b""))  # of a header: shapes, entries, the whole
+_SHORT: Final = 64  # characters: no name below is over a limit of `io.reading`
+
+
+class _UnusualError(Exception):
+    """The header is not what a program writes: to be looked at as a whole."""
+
+
+def _usual(raw: bytes, available: int) -> tuple[dict[str, TensorInfo], dict[str, str]] | None:
+    """The tensors and the metadata of a header that is right, in the order of its data; None of any other."""
+    if not _is_shallow(raw):
+        return None
+    tensors: dict[str, TensorInfo] = {}
+    metadata: dict[str, str] = {}
+    position, kinds = 0, _Kinds()
+    try:
+        for piece in _pieces(raw):
+            entries = msgspec.json.decode(piece, type=dict[str, _Declared | None])
+            if "__metadata__" in entries:
+                metadata = msgspec.json.decode(piece, type=_Head).metadata or {}
+                del entries["__metadata__"]
+            position = _add(tensors, entries, position, kinds)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, _UnusualError):
+        return None
+    # A name given twice leaves one entry. An escaped quote keeps a name from looking like the field.
+    is_whole = position == available and raw.count(b'"data_offsets"') == len(tensors)
+    return (tensors, metadata) if is_whole else None
+
+
+def _is_shallow(raw: bytes) -> bool:
+    """Whether the header, JSON or not, is nested no deeper than one has to be, and no string in it holds a bracket.
+
+    With all else left out, each string is two quotes side by side, unless a bracket is between them: the first such
+    string leaves a quote that has no neighbour. What is left are the brackets, and each step takes off a level.
+    """
+    if b"\\" in raw:
+        return False
+    left = raw.translate(None, _NOT_STRUCTURE).replace(b'""', b"")
+    for pair, nothing in _LEVELS:
+        left = left.replace(pair, nothing)
+    return not left
+
+
+def _pieces(raw: bytes) -> Iterator[bytes]:
+    """The header in pieces that are each an object of some of its entries.
+
+    No string holds a bracket, so that each cut is behind an object; in what is no JSON, a piece is none either.
+    """
+    start = 0
+    while (hit := _BOUNDARY.search(raw, start + _PIECE)) is not None:
+        cut, behind = hit.span(1)
+        yield (b"{" if start else b"") + raw[start:cut] + b"}"
+        start = behind
+    yield (b"{" if start else b"") + raw[start:]
+
+
+class _Kinds(dict[tuple[str, tuple[int, ...] | None], tuple[str, tuple[int, ...], int]]):
+    """For dtype and shape: both, once for all tensors that have them, and the bytes that they need."""
+
+    def __missing__(self, key: tuple[str, tuple[int, ...] | None]) -> tuple[str, tuple[int, ...], int]:
+        """What is right of a dtype and a shape that were not met yet."""
+        dtype, shape = key
+        kind = DTYPES.get(dtype)
+        if kind is None or shape is None or len(shape) > _MOST_AXES or any(n < 0 for n in shape):
+            raise _UnusualError
+        found = self[key] = (dtype, shape, math.prod(shape) * kind.itemsize)
+        return found
+
+
+def _add(tensors: dict[str, TensorInfo], entries: dict[str, _Declared | None], position: int, kinds: _Kinds) -> int:
+    """Add entries whose data follow each other from a position on, and return where the last one's end."""
+    for name, entry in entries.items():
+        if entry is None or (len(name) >= _SHORT and name_fault(name) is not None):
+            raise _UnusualError
+        dtype, shape, nbytes = kinds[entry.dtype, entry.shape]
+        if entry.data_offsets != (position, position + nbytes):
+            raise _UnusualError
+        tensors[name] = TensorInfo(dtype, shape, position, nbytes)
+        position += nbytes
+    return position
+
+
+def _header_bytes(path: Path) -> tuple[bytes, int]:
+    """The header's JSON and the offset where data begin."""
+    try:
+        with open_regular(path) as file:
+            size = os.fstat(file.fileno()).st_size
+            length = header_length(path, file.read(64), size)
+            file.seek(8)
+            raw = file.read(length)
+    except OSError as error:
+        raise AdapterError(f"cannot read {path}: {error.strerror}", advice="check the path") from error
+    return raw, 8 + length
+
+
+def header_length(path: Path, head: bytes, size: int) -> int:
+    """The bytes of a header's JSON, which begins at byte 8.
+
+    Args:
+        path: names the file in errors.
+        head: its first 64 bytes, or all of a shorter one.
+        size: of the file.
+
+    Raises:
+        AdapterError: it is of another format, is cut short, or its header is over the format's limit.
+    """
+    _refuse_other_formats(path, head)
+    length = struct.unpack("<Q", head[:8])[0] if len(head) >= 8 else 0
+    if not _LEAST_HEADER <= length <= min(_MAX_HEADER, max(size - 8, 0)):
+        raise _wrong_length(path, int(length), size)
+    return int(length)
+
+
+def _wrong_length(path: Path, length: int, size: int) -> AdapterError:
+    if length <= _MAX_HEADER:
+        return cut_short(path, 8 + length, size)
+    if length > size:
+        return _no_safetensors(path)
+    return AdapterError(
+        f"{path}: a header of {length} bytes, over the format's limit of {_MAX_HEADER}",
+        advice="split the file, as the safetensors library would have to",
+    )
+
+
+def _declared(path: Path, raw: bytes) -> dict[str, _Declared]:
+    """The header's entries, decoded once and as they are meant: a header may hold a million."""
+    try:
+        found = decode_json(raw, dict[str, _Declared | None])
+    except msgspec.ValidationError as error:
+        raise AdapterError(
+            f"{path}: the safetensors header is malformed: {error}", advice="save the adapter again"
+        ) from error
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise _no_safetensors(path) from error
+    found.pop("__metadata__", None)  # null in what MLX-LM writes
+    entries = {name: entry or _Declared() for name, entry in found.items()}
+    # A name given twice leaves one entry. An escaped quote keeps a name from looking like the field.
+    if raw.count(b'"data_offsets"') > len(entries) + ("data_offsets" in entries):
+        _refuse_twice(path, raw)
+    return entries
+
+
+def _refuse_twice(path: Path, raw: bytes) -> None:
+    def unique(pairs: list[tuple[str, Any]]) -> None:
+        if len({name for name, _ in pairs}) < len(pairs):
+            raise AdapterError(f"{path}: the safetensors header names a tensor twice", advice="save the adapter again")
+
+    try:
+        json.loads(raw, object_pairs_hook=unique)
+    except (ValueError, RecursionError) as error:
+        raise _no_safetensors(path) from error
+
+
+def _refuse_other_formats(path: Path, head: bytes) -> None:
+    for magic, what, advice in _NOT_WEIGHTS:
+        if head.startswith(magic) and not head[8:].startswith(b"{"):
+            raise AdapterError(f"{path} is {what}", advice=advice)
+
+
+def _no_safetensors(path: Path) -> AdapterError:
+    return AdapterError(
+        f"{path} is not a safetensors file: its header cannot be read",
+        advice="the file may be damaged or of another format; copy or save it again",
+    )
+
+
+def cut_short(path: Path, expected: int, got: int) -> AdapterError:
+    """The error of a file that ends before what it declares does."""
+    return AdapterError(
+        f"{path} is truncated: {expected} bytes expected by its header, {got} found",
+        advice="the copy or the save was interrupted; copy it again",
+    )
+
+
+def _metadata(path: Path, raw: bytes) -> dict[str, str]:
+    try:
+        return decode_json(raw, _Head).metadata or {}
+    except msgspec.ValidationError as error:
+        raise AdapterError(f"{path}: __metadata__ must map strings to strings: {error}") from error
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise _no_safetensors(path) from error
+
+
+def _checked(path: Path, declared: dict[str, _Declared], available: int) -> dict[str, TensorInfo]:
+    """The declared tensors; a header that contradicts itself or the file is refused."""
+    tensors: dict[str, TensorInfo] = {}
+    position = 0
+    for name, entry in sorted(declared.items(), key=_position):
+        if entry.data_offsets is None or entry.shape is None:
+            raise AdapterError(f"{path}: the header's entry {name!r} is not a tensor", advice="save the adapter again")
+        refuse_long_name(path, name)
+        if len(entry.shape) > _MOST_AXES:
+            raise AdapterError(f"{path}: tensor {name!r} claims {len(entry.shape)} axes")
+        begin, end = entry.data_offsets
+        if begin != position or end < begin or any(n < 0 for n in entry.shape):
+            raise AdapterError(
+                f"{path}: tensor {name!r} claims bytes {begin} to {end}, expected to begin at {position}",
+                advice="the header is damaged: save the adapter again",
+            )
+        _check_size(path, name, entry, end - begin)
+        tensors[name] = TensorInfo(entry.dtype, entry.shape, begin, end - begin)
+        position = end
+    if position > available:
+        raise cut_short(path, position, available)
+    if position < available:
+        raise AdapterError(
+            f"{path} holds {available - position} bytes that its header does not name",
+            advice="the file is damaged, or something was appended to it: copy or save it again",
+        )
+    return tensors
+
+
+def refuse_long_name(path: Path, name: str) -> None:
+    """Refuse a file that names a tensor as no model does.
+
+    Raises:
+        AdapterError: the name is over the limits of `io.reading`.
+    """
+    if (fault := name_fault(name)) is not None:
+        raise AdapterError(f"{path}: the tensor name {name[:_SHOWN]!r}... {fault}", advice=_NO_MODEL)
+
+
+def _position(item: tuple[str, _Declared]) -> tuple[int, int]:
+    return item[1].data_offsets or (0, 0)
+
+
+def _check_size(path: Path, name: str, entry: _Declared, nbytes: int) -> None:
+    if entry.dtype not in DTYPES or entry.shape is None:
+        return
+    expected = math.prod(entry.shape) * DTYPES[entry.dtype].itemsize
+    if nbytes != expected:
+        raise AdapterError(
+            f"{path}: tensor {name!r} of {entry.dtype} {list(entry.shape)} needs {expected} bytes, has {nbytes}",
+            advice="the header is damaged: save the adapter again",
+        )

@@ -1,0 +1,148 @@
+"""DoRA's merges by PEFT are what a replay gives, in any dtype; those that went wrong are not."""
+
+from __future__ import annotations
+
+import warnings
+
+import pytest
+import torch
+from peft import LoraConfig, PeftModel
+from safetensors.torch import load_file, save_file
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+LAYERS = [
+    {"target_modules": ["q_proj"]},
+    {"target_modules": ["c_attn"], "fan_in_fan_out": True},
+    {"target_modules": ["conv"]},
+    {"target_modules": ["pointwise"]},
+    {"target_modules": ["embed_tokens"]},
+    {"target_modules": ["square"]},
+]
+
+
+def dora(**options) -> LoraConfig:
+    return LoraConfig(**({"r": 4, "lora_alpha": 6, "target_modules": ["q_proj"], "use_dora": True} | options))
+
+
+def found(report) -> set[str]:
+    return {row.verdict for row in report.modules}
+
+
+@pytest.mark.parametrize("options", LAYERS, ids=lambda one: one["target_modules"][0])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("half", [False, True], ids=["float32 adapter", "adapter in the base's dtype"])
+def test_a_merge_of_dora_by_peft_is_exact(make, dtype, options, half):
+    if half and dtype == "float32":
+        return
+    case = make(dora(**options), dtype=DTYPES[dtype])
+    report = case.verify(case.merge(half_adapter=DTYPES[dtype] if half else None))
+    assert report.verdict == "contained"
+    assert [row.verdict for row in report.modules] == ["exact"] * len(report.modules), report.modules
+    assert all(row.replay.rescaled for row in report.modules)
+    assert case.verify(case.base).verdict == "not_contained"
+
+
+@pytest.mark.parametrize("during", DTYPES)
+@pytest.mark.parametrize("save", DTYPES)
+def test_dora_through_other_dtypes_is_exact_too(make, during, save):
+    case = make(dora(), dtype=torch.bfloat16)
+    report = case.verify(case.merge(dtype=DTYPES[during], save=DTYPES[save], safe_merge=True))
+    assert found(report) == {"exact"}
+
+
+def rewritten(case, name, change):
+    """Return the case of an adapter with other tensors beside it."""
+    folder = case.root / name
+    folder.mkdir()
+    tensors = load_file(case.adapter / "adapter_model.safetensors")
+    save_file({key: change(key, x).contiguous() for key, x in tensors.items()}, folder / "adapter_model.safetensors")
+    (folder / "adapter_config.json").write_text((case.adapter / "adapter_config.json").read_text())
+    return case._replace(adapter=folder)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("off", [1.01, 1.001])
+def test_another_magnitude_is_not_the_merge(make, dtype, off):
+    """One output's magnitude is a per cent off, or a tenth of one, which may pass for roundings of 16 bits."""
+    case = make(dora(), dtype=DTYPES[dtype])
+
+    def change(key, x):
+        if "magnitude" in key:
+            x = x.clone()
+            x[3] *= off
+        return x
+
+    report = case.verify(rewritten(case, "other", change).merge())
+    assert "exact" not in found(report)
+    if off == 1.01:
+        assert report.verdict == "not_contained"
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("options", LAYERS[:3], ids=lambda one: one["target_modules"][0])
+def test_dora_merged_twice_is_not_contained(make, dtype, options):
+    case = make(dora(**options), dtype=DTYPES[dtype])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        once = PeftModel.from_pretrained(case.model, case.adapter).merge_and_unload()
+        twice = PeftModel.from_pretrained(once, case.adapter).merge_and_unload()
+    report = case.verify(case.write(twice.state_dict()))
+    assert report.verdict == "not_contained"
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("options", LAYERS[:3], ids=lambda one: one["target_modules"][0])
+def test_another_scale_is_named_with_its_mistake(make, dtype, options):
+    case = make(dora(**options), dtype=DTYPES[dtype])
+    merged = case.merge()
+    case.configure(lora_alpha=12)
+    report = case.verify(merged)
+    assert report.verdict == "not_contained"
+    assert found(report) == {"scaled"}
+    assert {row.factor for row in report.modules} == {0.5}
+    assert all("half strength" in row.reason for row in report.modules)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_dora_without_its_magnitude_is_other(make, dtype):
+    case = make(dora(), dtype=DTYPES[dtype])
+    factors = {k: x for k, x in load_file(case.adapter / "adapter_model.safetensors").items() if "magnitude" not in k}
+    state = case.stored()
+    for layer in range(2):
+        stem = f"base_model.model.layers.{layer}.q_proj"
+        delta = factors[f"{stem}.lora_B.weight"] @ factors[f"{stem}.lora_A.weight"] * 1.5
+        state[f"layers.{layer}.q_proj.weight"] = (state[f"layers.{layer}.q_proj.weight"] + delta).to(DTYPES[dtype])
+    report = case.verify(case.write(state))
+    assert found(report) == {"other"}
+    assert all("magnitude was left out" in row.reason for row in report.modules)
+
+
+@pytest.mark.parametrize(("dtype", "steps"), [("float32", 24), ("bfloat16", 2), ("float16", 2)])
+def test_one_entry_that_no_factor_of_its_output_gives_is_not_exact(make, dtype, steps):
+    """By 24 steps in float32: each of the four products may be off, and 0.5 (24 u) is the bound of the norm."""
+    case = make(dora(), dtype=DTYPES[dtype])
+    state = case.merged()
+    weight = state["layers.0.q_proj.weight"]
+    place = divmod(int(weight.abs().argmax()), weight.shape[1])
+    for _ in range(steps):
+        weight[place] = torch.nextafter(weight[place], 2 * weight[place])
+    verdicts = {row.name: row.verdict for row in case.verify(case.write(state)).modules}
+    assert verdicts["layers.0.q_proj"] != "exact"
+    assert verdicts["layers.1.q_proj"] == "exact"
+
+
+@pytest.mark.parametrize(("off", "verdict"), [(0, "exact"), (10, "exact"), (-10, "exact"), (64, "other than exact")])
+def test_a_norm_that_another_machine_added_up_leaves_the_verdict(make, off, verdict):
+    """f is off by so many units of 2^-24: 24 squares in float32 may be off by 12, root and quotient by 2."""
+    case = make(dora())
+    factors = load_file(case.adapter / "adapter_model.safetensors")
+    state = case.stored()
+    for layer in range(2):
+        stem = f"base_model.model.layers.{layer}.q_proj"
+        v = state[f"layers.{layer}.q_proj.weight"] + 1.5 * (
+            factors[f"{stem}.lora_B.weight"] @ factors[f"{stem}.lora_A.weight"]
+        )
+        f = factors[f"{stem}.lora_magnitude_vector"].double() / v.double().norm(dim=1)
+        f[7] *= 1 + off * 2.0**-24
+        state[f"layers.{layer}.q_proj.weight"] = (f[:, None] * v.double()).float()
+    assert (found(case.verify(case.write(state))) == {"exact"}) is (verdict == "exact")
