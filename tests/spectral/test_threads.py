@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from threadpoolctl import threadpool_info, threadpool_limits
 
-from gradience.spectral.threads import threads_for
+from gradience.spectral.threads import one_thread, threads_for
 
 
 def blas_threads():
@@ -23,4 +23,6 @@ def test_small_matrices_get_one_thread_and_large_ones_all(size, threads):
             pytest.skip("this machine gives BLAS one thread only")
         with threads_for(size):
             assert blas_threads() == threads
+        with one_thread():
+            assert blas_threads() == 1
         assert blas_threads() == 2
