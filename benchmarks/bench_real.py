@@ -22,7 +22,7 @@ import msgspec
 import numpy as np
 from calibrate import BATCH, STEPS, Run, base_of, data_of
 
-from gradience.schema.bench import BenchCandidate, BenchMetric, BenchReport
+from gradience.schema.compare import BenchCandidate, BenchMetric, BenchReport
 from gradience.verbs.bench import bench_adapter
 from gradience.verbs.bench.contest import Options
 from gradience.verbs.bench.judge import Contender, Task, judge, tolerance_of

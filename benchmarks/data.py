@@ -128,7 +128,7 @@ def trained(folder: Path, shelf: Any) -> Path:
 def planted() -> None:
     from planted import DEFECTS, FORMS, cases, checked
 
-    from gradience.rules.data.judge import DATA_RULES
+    from gradience.rules.data import DATA_RULES
 
     severities = {rule.id: rule.severity for rule in DATA_RULES}
     found: dict[str, list[str]] = {}

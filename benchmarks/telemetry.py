@@ -25,9 +25,8 @@ import msgspec
 
 from gradience.schema.events import Event
 from gradience.telemetry import TelemetryWriter
-from gradience.telemetry.reader import summarize
+from gradience.telemetry.reader import summarize, validate_log
 from gradience.telemetry.redact import redact_text
-from gradience.telemetry.validate import validate_log
 
 CORPUS = Path(__file__).parents[1] / "tests"
 

@@ -316,6 +316,13 @@ GRADIENTS: Final = [
         0.0102,
         lambda x: run([2.0] * 20 + [2.0 * x] * 40, norms=[1.0] * 20 + [1e-6] * 40),
     ),
+    Edge(
+        "GRD108",
+        "memorized_in_most_rows",
+        30,
+        50,
+        lambda x: run([2.0] * x + [0.002] * (60 - x), norms=[1.0] * 20 + [1e-6] * 40),
+    ),
     Edge("LRS109", "zero_rate_rows", 2, 3, lambda x: run(FALL, rates=[0.0] * x + [2e-4] * (60 - x))),
     Edge("LRS109", "zero_tail_share", 10, 11, lambda x: run(line(100, 2.0, 1.0), rates=[2e-4] * (100 - x) + [0.0] * x)),
     Edge("LRS109", "peak_share", 0.99e-4, 1.01e-4, lambda x: run(FALL, rates=x, lr=2e-4)),

@@ -33,6 +33,7 @@ PRELOADED: Final = (
 )
 SOURCE: Final = Path(__file__).resolve().parents[1] / "src" / "gradience"
 WAIT: Final = 5  # seconds of the clock per second of the processor: a busy machine must not kill a mutant
+BROKEN: Final = 70  # a child's exit code where the run itself failed, not a test
 MOST_BYTES: Final = 8 << 30  # of memory, and of one file: a mutant may ask for far more than there is
 
 _OUT_OF_TIME: Final = {-signal.SIGKILL, -signal.SIGXCPU}
@@ -109,7 +110,7 @@ def _started(job: Job, slot: Path, work: Callable[[Job, Path], int], limit: floa
     pid = os.fork()
     if pid:
         return Child(pid, time.monotonic() + WAIT * limit)
-    code = 1
+    code = BROKEN
     try:
         os.setsid()  # what a test starts ends with it
         for what, most in ((resource.RLIMIT_DATA, MOST_BYTES), (resource.RLIMIT_FSIZE, MOST_BYTES)):

@@ -30,6 +30,7 @@ ROOT: Final = Path(__file__).resolve().parents[1]
 CACHE: Final = ROOT / ".cache" / "mutants"
 CONTEXT: Final = "GRADIENCE_MUTANTS_TEST"  # names the running test to the processes that it starts
 RECORDING: Final = 900.0  # seconds for one test file
+_FAR: Final = 99  # steps
 
 
 def say(line: str) -> None:
@@ -97,6 +98,7 @@ def _record(test: str, slot: Path, warm: Warm) -> int:
     os.environ["COVERAGE_PROCESS_START"] = str(slot / "rc")  # for the commands that a test starts
     (slot / "src" / "sitecustomize.py").write_text("import coverage\ncoverage.process_startup()\n", encoding="utf-8")
     measured = coverage.Coverage(str(slot / "coverage"), source=sources, config_file=False, messages=False)
+    measured.set_option("run:disable_warnings", ["no-data-collected"])  # by tests that judge what import has made
     contexts = Contexts(measured)
     measured.erase()
     measured.start()
@@ -133,7 +135,7 @@ def _read_record(test: str) -> dict[str, Any] | None:
 
 
 def _is_current(record: Mapping[str, Any]) -> bool:
-    return not record["failed"] and all(_digest(file) == digest for file, digest in record["digests"].items())
+    return all(_digest(file) == digest for file, digest in record["digests"].items())
 
 
 def recorded(tests: Sequence[str], workers: int, warm: Warm, *, again: bool) -> Reach:
@@ -167,8 +169,12 @@ class Reach:
         self._feeds: dict[str, set[str]] = defaultdict(set)
         self._once: set[str] = set()
         self._importers: dict[str, set[str]] = defaultdict(set)
+        self._fixtures: dict[str, float] = defaultdict(float)  # seconds of what a file's tests share, as of its slowest
         for record in records:
             self.seconds |= record["tests"]
+            for name, seconds in record["tests"].items():
+                file = name.partition("::")[0]
+                self._fixtures[file] = max(self._fixtures[file], seconds)
             names = list(record["tests"])
             for file in {name.partition("::")[0] for name in names}:
                 for word in set(re.findall(r"\w+", (ROOT / file).read_text(encoding="utf-8"))):
@@ -203,9 +209,9 @@ class Reach:
         if mutant.path in self._once:
             files = {test.partition("::")[0] for test in found}
             found = {test: 1 for test in self.seconds if test.partition("::")[0] in files} | found
-        if mutant.names or not found:
-            found = self._of_names(mutant.names or (mutant.function.rpartition(".")[2],)) | found
-        return found
+        if mutant.names:  # every command that a test starts runs what is run at import: few of them look at it
+            return dict.fromkeys(found, _FAR) | self._of_names(mutant.names)
+        return found or self._of_names((mutant.function.rpartition(".")[2],))
 
     def _of_names(self, names: Iterable[str]) -> dict[str, int]:
         """Return the tests that name it, or reach a use of it or of a name which is made from it at import."""
@@ -220,20 +226,26 @@ class Reach:
         return found
 
     def chosen(self, mutant: Mutant, cap: int, seconds: float) -> list[str]:
-        """Return the tests to run: the nearest first, one of each function before its variants, the fastest first."""
+        """Return the tests to run, the nearest first: by steps, then by words that the paths share, then the fastest.
+
+        One of each function comes before its variants.
+        """
         steps, variants = self.of(mutant), Counter[str]()
         about = set(re.split(r"[/_.]", mutant.path))
         order = {}
         for test in sorted(steps, key=self.seconds.__getitem__):
             function = test.partition("[")[0]
-            kin = len(about & set(re.split(r"[/_.:]", function)))
-            order[test] = (steps[test], variants[function], -kin, self.seconds[test])
+            kin = len(about & set(re.split(r"[/_.]", test.partition("::")[0])))
+            order[test] = (steps[test], -kin, variants[function], self.seconds[test])
             variants[function] += 1
         taken: list[str] = []
+        opened: set[str] = set()
         spent = 0.0
         for test in sorted(order, key=order.__getitem__)[:cap]:
-            spent += self.seconds[test]
-            if taken and spent > seconds:
-                break
-            taken.append(test)
+            file = test.partition("::")[0]
+            cost = self.seconds[test] + (0.0 if file in opened else self._fixtures[file])
+            if not taken or spent + cost <= seconds:
+                taken.append(test)
+                opened.add(file)
+                spent += cost
         return taken

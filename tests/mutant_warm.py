@@ -14,6 +14,7 @@ import itertools
 import os
 import sys
 import tempfile
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from types import CodeType, FrameType, FunctionType
@@ -41,6 +42,10 @@ class Chosen:
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
         items[:] = sorted((i for i in items if i.nodeid in self._order), key=lambda i: self._order[i.nodeid])
 
+    def place(self, test: str) -> tuple[int, int]:
+        """Where a test stands: the place of its file, then its own."""
+        return self._order[test]
+
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         if report.failed:
             self.failed = True
@@ -55,6 +60,10 @@ class Warm:
         self.items = {item.nodeid: item for item in session.items}
         self.home = home
         self._session, self._ran = session, ran
+        self._live: dict[CodeType, list[FunctionType]] = defaultdict(list)
+        for each in gc.get_objects():
+            if type(each) is FunctionType and each.__code__.co_filename.startswith(str(home)):
+                self._live[each.__code__].append(each)
 
     def put(self, mutant: Mutant, old: bytes, new: bytes) -> bool:
         """Put a mutant's code in place, in a child; return whether that is all that it takes."""
@@ -63,15 +72,20 @@ class Warm:
         changed = {a: b for a, b in zip(*pairs, strict=False) if a != b}
         if len(pairs[0]) != len(pairs[1]) or changed.keys() & self._ran:
             return False
-        live = [each for each in gc.get_objects() if type(each) is FunctionType and each.__code__ in changed]
-        for function in live:
-            function.__code__ = changed[function.__code__]
+        live = [(function, after) for before, after in changed.items() for function in self._live.get(before, ())]
+        if any(len(function.__code__.co_freevars) != len(after.co_freevars) for function, after in live):
+            return False
+        for function, after in live:
+            function.__code__ = after
         return bool(live)
 
     def run(self, tests: Sequence[str], note: Path, slot: Path, *, stop: bool) -> int:
-        """Run collected tests in a child, in this order; note those that fail; return pytest's exit code."""
+        """Run collected tests in a child, those of a file together; note those that fail; return pytest's exit code.
+
+        A file's shared fixtures are then made once.
+        """
         chosen = Chosen(tests, note)
-        items = [self.items[test] for test in tests if test in self.items]
+        items = [self.items[test] for test in sorted(tests, key=chosen.place) if test in self.items]
         self.go(items, chosen, slot, stop=stop)
         return NO_TESTS if not items else int(chosen.failed)
 
@@ -113,17 +127,19 @@ class _Collector:
         self._ran: set[CodeType] = set()
         self._inside = str(home)
 
-    def watch(self, frame: FrameType, event: str, _: object) -> None:
-        if event == "call" and frame.f_code.co_filename.startswith(self._inside):
+    def watch(self, frame: FrameType, _event: str, _: object) -> None:
+        """Note a function of ours that is called; of lines nothing is asked."""
+        if frame.f_code.co_filename.startswith(self._inside):
             self._ran.add(frame.f_code)
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtestloop(self, session: pytest.Session) -> bool:
-        sys.setprofile(None)
+        sys.settrace(None)
         ran = {code for code in self._ran if code.co_flags & inspect.CO_OPTIMIZED}  # no bodies of modules or classes
+        warm = Warm(session, self._home, ran)
         gc.collect()
-        gc.freeze()
-        self._instead(Warm(session, self._home, ran))
+        gc.freeze()  # what children do not touch stays shared
+        self._instead(warm)
         return True
 
 
@@ -135,7 +151,7 @@ def collected(files: Sequence[str], paths: Iterable[str], instead: Callable[[War
         sys.path.insert(0, str(home))
         os.environ["PYTHONPATH"] = str(home)
         collector = _Collector(home, instead)
-        sys.setprofile(collector.watch)
+        sys.settrace(collector.watch)
         for path in paths:
             importlib.import_module(
                 ".".join(("gradience", *Path(path).with_suffix("").parts)).removesuffix(".__init__")

@@ -23,7 +23,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Final
 
-from mutant_children import SOURCE, forked, preload
+from mutant_children import BROKEN, SOURCE, forked, preload
 from mutant_edits import Mutant, all_mutants, sample
 from mutant_reach import CACHE, RECORDING, ROOT, recorded, say
 from mutant_warm import NO_TESTS, Warm, collected
@@ -38,10 +38,11 @@ UNUSED: Final = (  # tests that train for minutes, watch the clock, or read the 
 )
 LAST: Final = CACHE / "last.json"
 ARGUED: Final = Path(__file__).with_suffix(".toml")
-SECONDS: Final = 10.0  # of recorded test time for one mutant
+SECONDS: Final = 5.0  # of recorded test time for one mutant
 NEAREST: Final = 12  # tests of a mutant that are run before the others
 FATES: Final = ("killed", "late", "survived", "unreached", "argued")
 UNNOTICED: Final = {"survived", "unreached"}
+_FATE_OF: Final = {0: "survived", NO_TESTS: "unreached", BROKEN: "survived"}  # what broke has killed nothing
 _NO_START: Final = "no test can start"
 
 Job = tuple[Mutant, list[str]]  # and its tests
@@ -83,9 +84,11 @@ def tried(
     for (mutant, _), code, slot, seconds in forked(jobs, workers, work, limit):
         (slot / "src" / "gradience" / mutant.path).write_bytes(texts[mutant.path])
         failed = (slot / "failed").read_text(encoding="utf-8").splitlines() if code else []
-        fate = "late" if code is None else {0: "survived", NO_TESTS: "unreached"}.get(code, "killed")
+        fate = "late" if code is None else _FATE_OF.get(code, "killed")
         by = (failed[0] if failed else _NO_START) if fate == "killed" else ""
         say(f"{fate:9} {seconds:5.1f} s  {shown(mutant)}" + (f"\n      {by}" if by else ""))
+        if code == BROKEN:
+            say((slot / "log").read_text(encoding="utf-8", errors="replace")[-2000:])
         yield Result(mutant, fate, by, seconds)
 
 
@@ -144,7 +147,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--again", action="store_true", help="what survived last time, against all tests that reach it")
     parser.add_argument("--list", action="store_true", help="list the mutants, run nothing")
     parser.add_argument("--workers", type=int, default=2, help="children at a time")
-    parser.add_argument("--cap", type=int, default=500, help="tests for one mutant")
+    parser.add_argument("--cap", type=int, default=2000, help="tests for one mutant")
     parser.add_argument("--limit", type=float, default=60, help="seconds for one mutant, beyond its tests' own")
     parser.add_argument("--tests", nargs="+", default=["tests"], metavar="PATH", help="tests to use, files or folders")
     parser.add_argument("--record", action="store_true", help="record every test file again")

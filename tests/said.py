@@ -16,7 +16,7 @@ from log_runs import RUNS, field_logs
 
 from gradience.rules.log.facts import RunFacts
 from gradience.rules.log.judge import detect
-from gradience.rules.log.story import tell
+from gradience.rules.log.story import story_parts
 from gradience.schema.reports import TrainSummary
 from gradience.verbs.monitor import monitor_run
 
@@ -71,7 +71,7 @@ def _of_run(run: RunFacts) -> list[str]:
     found = detect(run)
     losses = run.series.losses
     train = TrainSummary(rows=len(losses), first_loss=next(iter(losses), None), last_loss=[*losses, None][-2:][0])
-    return [*verdict(*found), *map(part, tell(run, found.findings, train))]
+    return [*verdict(*found), *map(part, story_parts(run, found.findings, train))]
 
 
 if __name__ == "__main__":

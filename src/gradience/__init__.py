@@ -11,8 +11,7 @@ if TYPE_CHECKING:
     from gradience.hf.callback import GradienceCallback as GradienceCallback
     from gradience.importers.run import import_run
     from gradience.schema.export import json_schema
-    from gradience.telemetry.reader import TelemetryReader
-    from gradience.telemetry.validate import validate_log
+    from gradience.telemetry.reader import TelemetryReader, validate_log
     from gradience.telemetry.writer import TelemetryWriter
     from gradience.verbs.audit import audit_adapter, audit_arrays, audit_pytree
     from gradience.verbs.bench import bench_adapter, bench_merge, bench_mitigate
@@ -26,7 +25,7 @@ if TYPE_CHECKING:
     from gradience.verbs.monitor import monitor_run
     from gradience.verbs.monitor.compare import compare_runs
     from gradience.verbs.reference import list_rules
-    from gradience.verbs.report.write import write_report
+    from gradience.verbs.report import write_report
     from gradience.verbs.resize import resize_adapter
     from gradience.verbs.verify_merge import verify_merged
 
@@ -60,9 +59,9 @@ _HOMES = {
     "merge_check": "gradience.verbs.merge",
     "monitor_run": "gradience.verbs.monitor",
     "resize_adapter": "gradience.verbs.resize",
-    "validate_log": "gradience.telemetry.validate",
+    "validate_log": "gradience.telemetry.reader",
     "verify_merged": "gradience.verbs.verify_merge",
-    "write_report": "gradience.verbs.report.write",
+    "write_report": "gradience.verbs.report",
 }
 
 __version__: str

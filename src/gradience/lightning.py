@@ -22,10 +22,9 @@ import torch
 from lightning.pytorch.callbacks import Callback
 
 from gradience.configs.settings import Draft, overlay
-from gradience.hf.lookout import Lookout, live_ids
+from gradience.hf.lookout import Lookout, Voice, live_ids
 from gradience.hf.recorder import RunRecorder
 from gradience.hf.snapshot import note_model, note_optimizer, unwrapped
-from gradience.hf.voice import Voice
 from gradience.schema.config import ConfigSnapshot
 from gradience.schema.findings import Finding
 from gradience.telemetry.rows import eval_columns

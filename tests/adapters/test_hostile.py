@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
-from gradience.adapters.formats.torch_bin import TorchFile
+from gradience.adapters.formats.containers import TorchFile
 from gradience.adapters.layout import Adapter
 from gradience.adapters.open import find_files, read_adapter
 from gradience.errors import AdapterError

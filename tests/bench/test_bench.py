@@ -21,7 +21,7 @@ from bench_rows import rows_of, write_rows
 
 from gradience.cli.main import main
 from gradience.errors import GradienceError, OutputError
-from gradience.schema.bench import BenchReport
+from gradience.schema.compare import BenchReport
 from gradience.schema.export import json_schema
 from gradience.verbs.bench import bench_adapter, bench_merge
 from gradience.verbs.bench.contest import Options

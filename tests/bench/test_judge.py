@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from gradience.errors import GradienceError
-from gradience.schema.bench import BenchMetric
+from gradience.schema.compare import BenchMetric
 from gradience.schema.scalars import real
 from gradience.verbs.bench.judge import Contender, Task, judge, tolerance_of
 from gradience.verbs.bench.store import Evaluation

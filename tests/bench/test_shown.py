@@ -10,7 +10,7 @@ from test_judge import evaluation, judged, right
 
 from gradience.cli.main import main
 from gradience.render.bench import bench_text
-from gradience.schema.bench import BenchMetric, BenchReport
+from gradience.schema.compare import BenchMetric, BenchReport
 
 
 def report_of(scores, **options):

@@ -9,10 +9,10 @@ import pytest
 
 from gradience import check_config
 from gradience.cli.main import main
-from gradience.configs.lines import keys_of, line_of
+from gradience.configs.settings import keys_of, line_of
 from gradience.errors import ConfigError
 from gradience.rules.config.judge import RULES
-from gradience.verbs.check.config import source_locations
+from gradience.verbs.check import source_locations
 
 JSON = """{
   "learning_rate": 1e-5,

@@ -10,7 +10,7 @@ import sys
 import pytest
 
 from gradience.cli.main import COMMANDS, GROUPS, HEADINGS, main
-from gradience.cli.screen import coloured, wrapped
+from gradience.cli.output import coloured, wrapped
 
 
 def test_help_has_the_commands_in_groups(capsys):

@@ -17,8 +17,7 @@ from typing import Any
 import pytest
 
 from gradience.configs import read_document, read_training, read_training_dir
-from gradience.configs.opcodes import MAX_OPCODES
-from gradience.configs.pickled import MAX_PICKLE, MAX_VALUES, read_pickled
+from gradience.configs.pickled import MAX_OPCODES, MAX_PICKLE, MAX_VALUES, read_pickled
 from gradience.errors import ConfigError
 
 SECRET = "hf_doNotPrintMe"  # noqa: S105  # not one

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from planted import DEFECTS, FORMS, cases, checked
 
-from gradience.rules.data.judge import DATA_RULES
+from gradience.rules.data import DATA_RULES
 
 
 @pytest.mark.parametrize(("name", "form"), list(cases()))

@@ -15,7 +15,7 @@ from gradience.cli.main import main
 from gradience.rules.joins.run import JOINS
 from gradience.schema.diagnose import VERDICT_LABELS
 from gradience.schema.export import json_schema
-from gradience.verbs.diagnose.run import IDS
+from gradience.verbs.diagnose import IDS
 
 KINDS = ["masked_nan", "untrained", "overfit", "head_only", "healthy"]
 

@@ -7,8 +7,8 @@ import doctest
 import pytest
 
 from gradience.schema.diagnose import Cause, DiagnosedSource, SourceCoverage
-from gradience.verbs.diagnose import run
-from gradience.verbs.diagnose.run import headline
+from gradience.verbs import diagnose
+from gradience.verbs.diagnose import headline
 
 SOURCES = [
     DiagnosedSource(source="config", state="read"),
@@ -38,4 +38,4 @@ def test_no_problem_stands_beside_what_was_checked_and_a_problem_beside_its_seve
 
 
 def test_the_example_in_the_module_holds():
-    assert doctest.testmod(run).failed == 0
+    assert doctest.testmod(diagnose).failed == 0

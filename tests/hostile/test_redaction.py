@@ -15,8 +15,7 @@ from hostile.secrets import INNOCENTS, KINDS, KNOWN_BY_VALUE, SECRETS, SHAPES
 from gradience import TelemetryWriter
 from gradience.cli.main import main
 from gradience.errors import GradienceError
-from gradience.telemetry.hidden import hide_in
-from gradience.telemetry.redact import Redaction, redact_document
+from gradience.telemetry.redact import Redaction, hide_in, redact_document
 
 OF_KIND = defaultdict(list)
 for secret in SECRETS:

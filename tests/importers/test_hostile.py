@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gradience.cli.main import main
-from gradience.telemetry.validate import validate_log
+from gradience.telemetry.reader import validate_log
 
 WORDS = "step loss learning_rate lr grad_norm epoch eval_loss eval_runtime eval_n total_flos train_loss train_runtime "
 WORDS += (

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gradience.importers.events import arrange
 from gradience.importers.files import LoggedRow, SourceRun
-from gradience.importers.order import arrange
 
 
 @pytest.fixture

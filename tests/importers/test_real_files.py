@@ -8,7 +8,7 @@ from collections import Counter
 import pytest
 
 from gradience.importers.run import import_run
-from gradience.telemetry.validate import validate_log
+from gradience.telemetry.reader import validate_log
 
 STATES = ("2023-no-grad-norm", "grpo-1134-steps", "sft-60-steps", "sft-mistral-final", "sft-plateau", "six-eval-sets")
 LOGS = ("llama-factory-2023", "llama-factory-2024", "llama-factory-throughput")

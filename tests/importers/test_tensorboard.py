@@ -9,7 +9,7 @@ import json
 import pytest
 
 from gradience.errors import RecorderError
-from gradience.importers.tensorboard import is_event_file
+from gradience.importers.binary import is_event_file
 
 HEAD = b'\x18\0\0\0\0\0\0\0\xa3\x7fK"\t\0\0\xc0\x1fL\xd5\xd8A\x1a\rbrain.Event:2\xec\xa0'
 

@@ -9,7 +9,7 @@ import pytest
 
 from gradience.cli.main import main
 from gradience.errors import RecorderError
-from gradience.importers.wandb import _records
+from gradience.importers.binary import _records
 
 GOLDEN = Path(__file__).parent / "golden" / "offline.wandb"  # wandb.init(mode="offline"), five logs, finish()
 

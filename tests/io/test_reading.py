@@ -12,8 +12,16 @@ import msgspec
 import pytest
 
 from gradience.io import interrupt
-from gradience.io.decoding import MAX_DEPTH, MAX_NAME, MAX_PARTS, check_depth, decode_json, name_fault
-from gradience.io.reading import open_regular, read_small
+from gradience.io.reading import (
+    MAX_DEPTH,
+    MAX_NAME,
+    MAX_PARTS,
+    check_depth,
+    decode_json,
+    name_fault,
+    open_regular,
+    read_small,
+)
 
 
 def test_a_pipe_without_a_writer_is_refused_at_once_by_its_kind(tmp_path):

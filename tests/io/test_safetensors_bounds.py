@@ -191,6 +191,27 @@ def test_a_file_that_is_cut_after_it_was_opened_is_named_with_the_bytes_it_lacks
         file.read("x")
 
 
+def test_a_tensor_is_read_in_parts_of_its_own_bytes_and_no_others(tmp_path):
+    x = np.arange(12, dtype=np.uint8)
+    save_file({"a": np.ones(8, np.uint8), "x": x, "z": np.ones(8, np.uint8)}, tmp_path / "x.safetensors")
+    file = SafetensorsFile(tmp_path / "x.safetensors")
+    out = np.zeros(5, np.uint8)
+    with file.reader("x") as reader:
+        for start in (0, 7, 3):
+            reader.into(start, out)
+            np.testing.assert_array_equal(out, x[start : start + 5])
+        for start in (-1, 8):
+            with pytest.raises(ValueError, match=f"bytes {start} to {start + 5} of a tensor of 12"):
+                reader.into(start, out)
+        whole = file.path.read_bytes()
+        file.path.write_bytes(whole[:-9])
+        with pytest.raises(AdapterError, match=f"truncated: {len(whole) - 8} bytes expected by its header"):
+            reader.into(7, out)
+    file.path.unlink()
+    with pytest.raises(AdapterError, match="cannot read"):
+        file.reader("x")
+
+
 def test_a_dtype_without_an_array_type_is_listed_and_not_read(tmp_path):
     header = json.dumps({"a": entry([4], 0, 3, dtype="F6_E2M3")}).encode()
     file = SafetensorsFile(written(tmp_path / "a.safetensors", header, b"abc"))

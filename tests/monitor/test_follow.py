@@ -17,8 +17,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from logs import falling, record
 
-from gradience.cli.follow import follow_log, log_to_follow
 from gradience.cli.main import main
+from gradience.cli.monitor import follow_log, log_to_follow
 from gradience.errors import RecorderError, SchemaError
 from gradience.render.monitor import Glance, frame_lines
 from gradience.telemetry.codec import MAX_LINE_BYTES

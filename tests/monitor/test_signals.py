@@ -151,7 +151,7 @@ rows = st.lists(st.tuples(st.integers(0, 20), st.dictionaries(names, values, max
 @given(rows, st.sampled_from([1, 5, 30]), st.sampled_from([500, 2000, 65536]))
 def test_columns_by_the_block_are_those_of_the_events_one_by_one(logged, times, size):
     with TemporaryDirectory() as name, pytest.MonkeyPatch.context() as patch:
-        patch.setattr("gradience.telemetry.scan._CHUNK", size)
+        patch.setattr("gradience.telemetry.lines._CHUNK", size)
         path = Path(name) / "run.jsonl"
         log = TelemetryWriter(path, run_id="r", fsync="never")
         log.run_start()

@@ -13,7 +13,7 @@ from logs import config, falling, record
 from gradience.render.monitor import monitor_text
 from gradience.rules.log.facts import RunFacts, Series
 from gradience.rules.log.judge import detect
-from gradience.rules.log.story import line_of, tell
+from gradience.rules.log.story import line_of, story_parts
 from gradience.schema import TrainSummary
 from gradience.verbs.monitor import monitor_run
 
@@ -112,7 +112,7 @@ def test_every_grave_finding_is_in_the_story_of_any_series(values, norm, status)
     n = len(values)
     run = RunFacts(series=Series(range(n), values, [norm] * n, [1e-4] * n), status=status, last_step=n or None)
     findings, _ = detect(run)
-    parts = tell(run, findings, TrainSummary(rows=n, first_loss=0.0, last_loss=0.0))
+    parts = story_parts(run, findings, TrainSummary(rows=n, first_loss=0.0, last_loss=0.0))
     grave = {finding.id for finding in findings if finding.severity != "info"}
     assert grave <= {part.finding for part in parts}
     assert "\n" not in line_of(parts)

@@ -15,8 +15,8 @@ from strategies import logs, mutated_logs
 from gradience.errors import GradienceError, SchemaError
 from gradience.schema import SCHEMA_ID, BadLine, Event, RunStart, TrainStep, UnknownEvent
 from gradience.telemetry import TelemetryReader, decode
+from gradience.telemetry.reader import validate_log
 from gradience.telemetry.series import RunSeries
-from gradience.telemetry.validate import validate_log
 
 
 @pytest.fixture(scope="module")
@@ -92,7 +92,7 @@ def test_how_a_file_is_cut_into_blocks_does_not_matter(log: Path, data: bytes, s
     log.write_bytes(data or b"\n")
     with pytest.MonkeyPatch.context() as patch:
         whole = outcome(log)
-        patch.setattr("gradience.telemetry.scan._CHUNK", size)
+        patch.setattr("gradience.telemetry.lines._CHUNK", size)
         assert outcome(log) == whole
 
 
@@ -159,7 +159,7 @@ def test_decoding_rows_by_the_block_gives_what_reading_event_by_event_gives(log:
             if isinstance(item, RunStart):
                 runs[item.run_id] = runs.pop(item.run_id)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("gradience.telemetry.scan._CHUNK", size)
+        patch.setattr("gradience.telemetry.lines._CHUNK", size)
         summary = TelemetryReader(log).summarize()
         report = validate_log(log)
     assert repr(summary.runs) == repr(runs)

@@ -17,7 +17,7 @@ from gradience.schema import EVENT_TYPES, SCHEMA_ID, Event, UnknownEvent
 from gradience.schema.export import json_schema
 from gradience.telemetry import decode, encode
 from gradience.telemetry.codec import convert, to_document
-from gradience.telemetry.faults import MOST_FAULTS, find_faults
+from gradience.telemetry.lines import MOST_FAULTS, find_faults
 
 
 @cache

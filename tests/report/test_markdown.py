@@ -13,7 +13,7 @@ from pages import gather, parse
 from gradience.render import markdown
 from gradience.render.markdown import escape
 from gradience.render.text import clean
-from gradience.verbs.report.write import report_text
+from gradience.verbs.report import report_text
 
 GFM = MarkdownIt("gfm-like", {"html": True, "linkify": False})
 

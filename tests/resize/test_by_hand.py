@@ -11,39 +11,16 @@ from typing import Any, get_args
 import ml_dtypes
 import numpy as np
 import pytest
+from hand_made import PREFIX, adapter, diagonal, kohya
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 from gradience import AdapterError, OutputError, resize_adapter
 from gradience.schema.writing import Criterion
-from gradience.verbs.resize.choice import Candidate, Order, first_pieces, ordered, predicted_kl, shortest, within
 from gradience.verbs.resize.criteria import Target, module_rank, target_of
 from gradience.verbs.resize.cut import refitted
-from gradience.verbs.resize.pieces import combined, gates_of, pieces_of, share_left_out
-from gradience.verbs.resize.targets import without_modules
 
-PREFIX = "base_model.model."
 CRITERIA = ", ".join(get_args(Criterion))
-
-
-def adapter(folder: Path, modules: dict[str, Any], *, extra: dict[str, Any] | None = None, **config: Any) -> Path:
-    """An adapter whose modules have these factors (b, a), in their own dtypes."""
-    folder.mkdir(parents=True)
-    tensors = {f"{PREFIX}{name}": value for name, value in (extra or {}).items()}
-    for name, (b, a) in modules.items():
-        tensors[f"{PREFIX}{name}.lora_A.weight"] = np.ascontiguousarray(a)
-        tensors[f"{PREFIX}{name}.lora_B.weight"] = np.ascontiguousarray(b)
-    save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
-    r = max(len(a) for _, a in modules.values()) if modules else 1
-    given = {"peft_type": "LORA", "r": r, "lora_alpha": r, "target_modules": sorted(modules), **config}
-    (folder / "adapter_config.json").write_text(json.dumps(given))
-    return folder
-
-
-def diagonal(*sigma: float, d_out: int = 6, d_in: int = 5, dtype: Any = np.float32) -> tuple[np.ndarray, np.ndarray]:
-    """Factors of a diagonal update with these singular values."""
-    n = len(sigma)
-    return (np.eye(d_out, n) * np.asarray(sigma)).astype(dtype), np.eye(n, d_in).astype(dtype)
 
 
 def dense(folder: Path, name: str, scale: float = 1.0) -> np.ndarray:
@@ -175,6 +152,17 @@ def test_the_report_has_the_bytes_of_both_files(tmp_path):
     assert report.bytes_after == (tmp_path / "out" / "adapter_model.safetensors").stat().st_size
     assert report.out == str(tmp_path / "out")
     assert resize_adapter(folder, rank=1).out is None
+
+
+def test_a_folder_that_is_there_is_kept_unless_asked_otherwise(tmp_path):
+    folder = adapter(tmp_path / "a", {"q": diagonal(4.0, 3.0)})
+    for rank in (1, 2):
+        (tmp_path / "out").mkdir(exist_ok=True)
+        (tmp_path / "out" / "adapter_config.json").write_text("{}")
+        with pytest.raises(OutputError, match="exists already"):
+            resize_adapter(folder, tmp_path / "out", rank=rank)
+    resize_adapter(folder, tmp_path / "out", rank=1, force=True)
+    assert config_of(tmp_path / "out")["r"] == 1
 
 
 # --- tensors -----------------------------------------------------------------------------------------------------
@@ -359,16 +347,6 @@ def test_progress_counts_the_tensors_written(tmp_path):
 # --- kohya's files -----------------------------------------------------------------------------------------------
 
 
-def kohya(path: Path, modules: dict[str, tuple[np.ndarray, np.ndarray, float]], **metadata: str) -> Path:
-    tensors = {}
-    for name, (b, a, alpha) in modules.items():
-        tensors[f"lora_unet_{name}.lora_up.weight"] = b
-        tensors[f"lora_unet_{name}.lora_down.weight"] = a
-        tensors[f"lora_unet_{name}.alpha"] = np.asarray(alpha, np.float16)
-    save_file(tensors, path, metadata=metadata)
-    return path
-
-
 @pytest.mark.parametrize(
     ("alphas", "sizes", "dim", "alpha"),
     [
@@ -416,81 +394,3 @@ def test_a_lora_of_kohyas_is_written_to_a_file(tmp_path):
         resize_adapter(source, tmp_path / "out", rank=1)
     assert str(error.value) == f"{tmp_path / 'out'}: a LoRA in kohya's format is one file"
     assert error.value.advice == "give a name that ends in .safetensors"
-
-
-# --- pieces ------------------------------------------------------------------------------------------------------
-
-
-def test_pieces_of_diagonal_moments():
-    pieces = pieces_of(np.diag([4.0, 1.0, 0.0]), np.diag([1.0, 9.0, 1.0]))
-    # roots: 2, 1, sqrt(4e-9) and 1, 3, 1: products 2, 3, 2 sqrt(1e-9)
-    np.testing.assert_allclose(pieces.sizes, [3.0, 2.0, 2.0 * 1e-9**0.5], rtol=1e-9)
-    for k, place in enumerate((1, 0, 2)):
-        unit = np.zeros((3, 3))
-        unit[place, place] = 1.0
-        np.testing.assert_allclose(combined(pieces, [k]), unit, atol=1e-9)
-    lopsided = np.asarray([[1.0, 2.0], [0.0, 1.0]])
-    turned = pieces_of(lopsided, np.eye(2))
-    np.testing.assert_allclose(
-        turned.sizes**2, np.linalg.eigvalsh((lopsided + lopsided.T) / 2)[::-1].clip(2e-9), atol=1e-8
-    )
-
-
-def test_gates_are_the_pieces_parts_of_the_gradients():
-    pieces = pieces_of(np.eye(2) * 4.0, np.eye(2))
-    gradients = np.asarray([[[1.0, 2.0], [3.0, 4.0]], [[0.0, 0.0], [0.0, 1.0]]])
-    found = gates_of(pieces, gradients)
-    wanted = [[float(np.sum(g * np.outer(pieces.left[:, i], pieces.right[i]))) for i in range(2)] for g in gradients]
-    np.testing.assert_allclose(found, wanted)
-    np.testing.assert_allclose(found.sum(axis=1), [5.0, 1.0])  # the pieces sum to the identity
-
-
-def test_a_share_left_out_is_of_the_update_s_norm():
-    gram_a, gram_b = np.diag([1.0, 4.0]), np.diag([9.0, 1.0])  # squares 9 and 4
-    assert share_left_out(np.diag([1.0, 0.0]), gram_a, gram_b) == pytest.approx(math.sqrt(4 / 13))
-    assert share_left_out(np.eye(2), gram_a, gram_b) == 0.0
-    assert share_left_out(np.zeros((2, 2)), gram_a, gram_b) == 1.0
-    assert share_left_out(np.eye(2), 0 * gram_a, gram_b) is None
-
-
-def test_predicted_costs_are_half_the_mean_square_of_what_the_gates_left_out_say():
-    gates = {"a": np.asarray([[3.0, 1.0], [1.0, 2.0]]), "b": np.asarray([[4.0], [-2.0]])}
-    candidates = {name: Candidate(gate, 1) for name, gate in gates.items()}
-    assert predicted_kl(candidates, {"a": [0], "b": []}, 8) == pytest.approx(0.5 * ((1 + 4) ** 2 + 0) / 8)
-    assert predicted_kl(candidates, {"a": [0, 1], "b": [0]}, 8) == 0.0
-    assert predicted_kl(candidates, {"a": [0], "b": [0]}, 0) == pytest.approx(0.5 * (1 + 4))
-
-
-def test_equal_scores_keep_their_order_and_costs_of_nothing_count_as_one():
-    order = ordered({"a": Candidate(np.ones((1, 2)), 0), "b": Candidate(np.ones((1, 1)), 1)})
-    assert order == Order([("a", 0), ("a", 1), ("b", 0)], 1)
-    both = ordered({"a": Candidate(np.ones((1, 2)), 1, least=1), "b": Candidate(2 * np.ones((1, 1)), 1, least=1)})
-    assert both == Order([("b", 0), ("a", 0), ("a", 1)], 2)
-    assert first_pieces(both, 2) == {"a": [0], "b": [0]}
-    assert first_pieces(both, 0) == {"a": [], "b": []}
-    assert within(both, 1, {"a": 1, "b": 1}) is None
-    assert within(both, 2, {"a": 1, "b": 1}) == {"a": [0], "b": [0]}
-
-
-@pytest.mark.parametrize(("pieces", "step"), [(99, 1), (199, 1), (200, 2), (350, 3)])
-def test_the_shortest_beginning_is_sought_to_one_in_a_hundred(pieces, step):
-    order = Order([("a", k) for k in range(pieces)], 1)
-    asked = []
-
-    def measured(count: int) -> float:
-        asked.append(count)
-        return 0.5 if count >= 61 else 0.51
-
-    found = shortest(order, 0.5, measured)
-    assert 61 <= found < 61 + step
-    assert len(asked) <= math.ceil(math.log2(pieces / step)) + 1
-    assert all(1 <= count < pieces for count in asked)
-    assert shortest(Order([("a", 0)], 1), 0.5, measured) == 1
-
-
-def test_targets_of_the_modules_that_stay():
-    assert without_modules(["h.q", "a.q"], ["h.q", "a.q", "h.k"]) == {"target_modules": ["a.q", "h.q"]}
-    pattern = {"target_modules": r"(?:a\.q|q)", "layers_to_transform": None, "layers_pattern": None}
-    assert without_modules(["q", "a.q"], ["q", "a.q", "b.q"]) == pattern
-    assert without_modules(["a.q"], ["a.q", "x.a.q"])["target_modules"] == r"(?:a\.q)"
-    assert without_modules(["a.q"], ["a.q", "xa.q"])["target_modules"] == ["a.q"]

@@ -295,17 +295,21 @@ STATED: list[tuple[str, str, float, dict[str, float]]] = [
     ("DAT321", "warning", 0.7, {"share_apart": 0.1, "length_apart": 0.25, "few_rows": 32}),
     ("DAT330", "critical", 0.97, {}),
 ]
-CARDS = {card.id: card for card in rule_cards()}
 
 
-def test_every_rule_is_in_the_table_once() -> None:
-    assert sorted(rule for rule, *_ in STATED) == sorted(CARDS)
+@pytest.fixture(scope="module")
+def cards() -> dict[str, Any]:
+    return {card.id: card for card in rule_cards()}
+
+
+def test_every_rule_is_in_the_table_once(cards: dict[str, Any]) -> None:
+    assert sorted(rule for rule, *_ in STATED) == sorted(cards)
 
 
 @pytest.mark.parametrize(("rule", "severity", "confidence", "thresholds"), STATED, ids=[row[0] for row in STATED])
 def test_a_rule_states_this_severity_this_confidence_and_these_numbers(
-    rule: str, severity: str, confidence: float, thresholds: dict[str, Any]
+    cards: dict[str, Any], rule: str, severity: str, confidence: float, thresholds: dict[str, Any]
 ) -> None:
-    card = CARDS[rule]
+    card = cards[rule]
     assert (card.severity, card.confidence) == (severity, confidence)
     assert {number.name: number.value for number in card.thresholds} == thresholds

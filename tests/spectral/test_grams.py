@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import threading
 
+import jax
 import ml_dtypes
 import numpy as np
 import pytest
 
-from gradience.spectral import batch as grams
-from gradience.spectral.batch import Factors, spectra
+from gradience.spectral import grams
+from gradience.spectral.batch import spectra
+from gradience.spectral.grams import Factors, grams_of
 
 LONG = [(40, 4096), (4096, 40), (4097, 33), (33, 9000), (9000, 40), (12, 1023), (1025, 12), (1, 5000)]
 
@@ -35,22 +37,34 @@ def test_sigma_is_that_of_the_dense_update_at_every_width_and_on_any_number_of_t
         np.testing.assert_allclose(spectrum.sigma[:n], dense[:n], rtol=0, atol=1e-6 * dense[0])
 
 
-@pytest.mark.parametrize("dtype", [np.float32, ml_dtypes.bfloat16])
-def test_grams_on_the_host_are_those_of_the_device(monkeypatch, dtype):
-    monkeypatch.setattr(grams, "_HOST_ELEMENTS", 4096)  # several blocks, the last one shorter
+@pytest.mark.parametrize("on_cpu", [True, False])
+@pytest.mark.parametrize("dtype", [np.float32, ml_dtypes.bfloat16, np.float64])
+def test_grams_are_those_of_float64_on_the_host_and_on_a_device(monkeypatch, dtype, on_cpu):
+    monkeypatch.setattr(grams, "on_cpu", lambda: on_cpu)
+    monkeypatch.setattr(grams, "_BLOCK", 4096)  # several blocks, the last one shorter
     cases = [_case(i, *LONG[i % len(LONG)], r=(1, 5, 40)[i % 3], dtype=dtype) for i in range(12)]
-    loads = [lambda case=case: case for case in cases]
-    for host, device in zip(grams.grams_on_host(loads), grams.grams_of(loads), strict=True):
-        assert (host.r, host.scale) == (device.r, device.scale)
-        for one, other in ((host.gram_a, device.gram_a), (host.gram_b, device.gram_b)):
-            np.testing.assert_allclose(one, other, rtol=0, atol=1e-12 * np.abs(other).max())
+    for case, found in zip(cases, grams_of([lambda case=case: case for case in cases]), strict=True):
+        b, a = case.b.astype(np.float64), case.a.astype(np.float64)
+        assert (found.r, found.scale) == (len(a), case.scale)
+        size = max(8, 1 << (len(a) - 1).bit_length())
+        for gram, wide in ((found.gram_a, a), (found.gram_b, b.T)):
+            expected = np.zeros((size, size))
+            expected[: len(a), : len(a)] = np.einsum("ik,jk->ij", wide, wide)
+            np.testing.assert_allclose(gram, expected, rtol=0, atol=1e-13 * np.abs(expected).max())
 
 
-def test_what_is_not_finite_is_told_from_grams_on_the_host():
+@pytest.mark.parametrize("on_cpu", [True, False])
+def test_what_is_not_finite_is_told_from_grams(monkeypatch, on_cpu):
+    monkeypatch.setattr(grams, "on_cpu", lambda: on_cpu)
     case = _case(1, 20, 30, r=4, dtype=np.float32)
     case.a[1, 1] = np.inf
-    loads = [lambda: case]
-    assert not spectra(loads, grams.grams_on_host(loads))[0].finite
+    assert not spectra([lambda: case])[0].finite
+
+
+def test_the_device_is_the_one_that_jax_was_given():
+    assert grams.on_cpu() is (jax.devices()[0].platform == "cpu")
+    with jax.default_device(jax.devices("cpu")[0]):
+        assert grams.on_cpu()
 
 
 def test_each_module_is_loaded_once_and_several_threads_take_part(monkeypatch):

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from gradience.spectral.batch import Factors, grams_of, spectra
+from gradience.spectral.batch import spectra
+from gradience.spectral.grams import Factors, grams_of
 from gradience.spectral.narrow import inner_size, narrowed
 from gradience.spectral.reduced import reduced
 

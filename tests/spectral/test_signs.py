@@ -23,9 +23,10 @@ from gradience.spectral.merging import (
     trimmed,
 )
 from gradience.spectral.narrow import inner_size, narrowed
+from gradience.spectral.quantities import effective_rank
 from gradience.spectral.reduced import LowRank, decomposed, leading_part, part_with_energy, rank_for_energy, stacked
 from gradience.spectral.subspace import chance_overlap, chance_overlap_sd, overlap, principal_cosines
-from gradience.spectral.update import effective_rank, null_stable_rank
+from gradience.spectral.update import null_stable_rank
 
 
 def parts(d_out=100, d_in=50, r=2, seed=0, scales=(1.0, 0.5)):

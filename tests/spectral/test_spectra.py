@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gradience.spectral import batch, update
-from gradience.spectral.batch import Factors, spectra
+from gradience.spectral.batch import spectra
+from gradience.spectral.grams import Factors
 from gradience.spectral.update import null_stable_rank
 
 BOUND = 1e-6  # of sigma_1

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from threadpoolctl import threadpool_info, threadpool_limits
 
-from gradience.spectral.threads import one_thread, threads_for
+from gradience.spectral.threads import one_blas_thread, threads_for
 
 
 def blas_threads():
@@ -23,6 +23,18 @@ def test_small_matrices_get_one_thread_and_large_ones_all(size, threads):
             pytest.skip("this machine gives BLAS one thread only")
         with threads_for(size):
             assert blas_threads() == threads
-        with one_thread():
-            assert blas_threads() == 1
+        assert blas_threads() == 2
+
+
+def test_blas_gets_its_threads_back_after_the_last_of_several_blocks():
+    np.ones((2, 2)) @ np.ones((2, 2))  # loads BLAS
+    with threadpool_limits(limits=2, user_api="blas"):
+        if blas_threads() != 2:
+            pytest.skip("this machine gives BLAS one thread only")
+        first, second = one_blas_thread(), one_blas_thread()
+        first.__enter__()
+        second.__enter__()
+        first.__exit__(None, None, None)
+        assert blas_threads() == 1
+        second.__exit__(None, None, None)
         assert blas_threads() == 2

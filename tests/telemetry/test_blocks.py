@@ -10,7 +10,7 @@ import pytest
 from gradience.errors import RecorderError, SchemaError
 from gradience.telemetry import TelemetryReader
 from gradience.telemetry.codec import decode
-from gradience.telemetry.hidden import below, hide_in
+from gradience.telemetry.redact import below, hide_in
 from gradience.telemetry.values import plain
 
 ROWS = 3000  # some blocks of 64 KiB

@@ -14,7 +14,7 @@ import pytest
 
 from gradience.schema import RunEnd, TrainStep
 from gradience.telemetry import TelemetryReader
-from gradience.telemetry.validate import validate_log
+from gradience.telemetry.reader import validate_log
 
 
 def blocks(root: Path, language: str) -> list[str]:

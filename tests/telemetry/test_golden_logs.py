@@ -10,7 +10,7 @@ from golden_logs import BAD, CASES, EXPECTED, GOOD, lines
 from gradience.schema import BadLine, UnknownEvent
 from gradience.telemetry import TelemetryReader, decode
 from gradience.telemetry.codec import to_document
-from gradience.telemetry.validate import validate_log
+from gradience.telemetry.reader import validate_log
 
 NAMES = {path.stem: path for path in GOOD}
 

@@ -11,9 +11,8 @@ from gradience.schema.events import TrainStep, UnknownEvent
 from gradience.schema.scalars import MAX_INT
 from gradience.telemetry import TelemetryReader
 from gradience.telemetry.codec import Place, decode, find, path_of
-from gradience.telemetry.faults import find_faults, find_unnamed
-from gradience.telemetry.reader import unnamed_note
-from gradience.telemetry.validate import validate_log
+from gradience.telemetry.lines import find_faults, find_unnamed
+from gradience.telemetry.reader import unnamed_note, validate_log
 from gradience.telemetry.values import MAX_ELEMENTS, MAX_VALUES, number, number_of, plain, rates, step_of
 
 HEAD = {"schema": "gradience.vnext.telemetry/v1", "ts": 1, "run_id": "r", "step": 1}

@@ -13,7 +13,7 @@ from gradience.errors import RecorderError, SchemaError
 from gradience.schema import BadLine, RunEnd, RunStart, TrainStep, UnknownEvent
 from gradience.telemetry import TelemetryReader, TelemetryWriter
 from gradience.telemetry.codec import MAX_LINE_BYTES
-from gradience.telemetry.validate import validate_log
+from gradience.telemetry.reader import validate_log
 
 START = b'{"schema":"gradience.vnext.telemetry/v1","ts":1,"run_id":"r","event":"run_start","step":null,"config":{}}'
 ROW = b'{"schema":"gradience.vnext.telemetry/v1","ts":1,"run_id":"r","event":"train_step","step":1,"loss":0.5}'
@@ -231,7 +231,7 @@ def test_reading_imports_neither_numpy_nor_jax_nor_torch(log: Path) -> None:
 
     log.write_bytes(ROW + b"\n")
     code = (
-        "import sys; from gradience.telemetry.validate import validate_log; validate_log(sys.argv[1]);"
+        "import sys; from gradience.telemetry.reader import validate_log; validate_log(sys.argv[1]);"
         "print(*({'numpy', 'jax', 'torch', 'jsonschema'} & set(sys.modules)))"
     )
     out = subprocess.run([sys.executable, "-c", code, str(log)], capture_output=True, text=True, check=True).stdout

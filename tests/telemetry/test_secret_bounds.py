@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from gradience.telemetry.hidden import below, hide_in, names_beside, names_in
+from gradience.telemetry.redact import below, hide_in, names_beside, names_in
 from gradience.telemetry.secrets import hide_secrets, holds_secret
 
 BODY = "aB3dE5gH7jK9mN1pQ2" * 20

@@ -458,7 +458,7 @@ def test_where_there_are_no_locks_the_log_is_written_all_the_same(log, monkeypat
     def lockless(_fd: int) -> None:
         raise OSError(37, "No locks available")
 
-    monkeypatch.setattr("gradience.io.locking._lock", lockless)
+    monkeypatch.setattr("gradience.telemetry.logfile._lock", lockless)
     with (
         pytest.warns(RuntimeWarning, match="written without a lock: .*No locks available"),
         TelemetryWriter(log) as writer,

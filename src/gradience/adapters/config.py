@@ -11,8 +11,7 @@ import msgspec
 
 from gradience.adapters.patterns import PatternTable
 from gradience.errors import AdapterError
-from gradience.io.decoding import decode_json
-from gradience.io.reading import read_small
+from gradience.io.reading import decode_json, read_small
 
 ANALYSED: Final = frozenset({"LORA", "ADALORA", "LOHA", "LOKR", "VERA", "HIRA", "MISS", "BONE"})
 """The values of peft_type whose tensors are read as updates; Bone is MiSS's old name."""

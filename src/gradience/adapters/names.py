@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 from typing import Final
 
 
@@ -60,6 +61,10 @@ _LAYER: Final = re.compile(
 )
 
 
+_KEPT: Final = 1 << 14  # names, which the adapters of a collection share: they are asked of each
+
+
+@lru_cache(_KEPT)
 def module_type(name: str) -> str:
     """`attn`, `mlp`, `ssm`, `conv`, `embedding` or `other` for a module path.
 
@@ -99,6 +104,7 @@ def is_embedding(path: str) -> bool:
     return path.rpartition(".")[2].lower() in _EMBEDDINGS
 
 
+@lru_cache(_KEPT)
 def layer_index(name: str) -> int | None:
     """The index of the layer that a module path names, or None.
 

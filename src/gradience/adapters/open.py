@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from gradience.adapters.formats import format_of, open_weights
-from gradience.adapters.formats.archives import orbax_advice
+from gradience.adapters.formats.containers import orbax_advice
 from gradience.adapters.layout import Adapter, Files
 from gradience.errors import AdapterError
+from gradience.io.paths import PathLike
 from gradience.io.reading import real_path
 from gradience.io.safetensors import ShardedFiles, TensorSource, indexed_files
-from gradience.io.types import PathLike
 
 
 def open_adapter(
@@ -171,11 +171,12 @@ def read_adapter(files: AdapterFiles, opened: Callable[[Path], TensorSource] = o
     source = ShardedFiles(files.weights, shards) if shards else opened(files.weights)
     held = Files(source, files.config)
     adapter = format_of(held).read(held)
-    notes = [*adapter.notes, *_notes(files)]
+    notes = [*adapter.notes, *notes_on(files)]
     return replace(adapter, notes=notes, weights=list(files.shards) or [files.weights], source=source)
 
 
-def _notes(files: AdapterFiles) -> list[str]:
+def notes_on(files: AdapterFiles) -> list[str]:
+    """Remarks on where an adapter's files lie."""
     notes = []
     if files.others:
         names = ", ".join(path.name for path in files.others)

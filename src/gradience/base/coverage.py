@@ -16,8 +16,7 @@ import msgspec
 from gradience.adapters.names import module_type
 from gradience.base.peft_emulation.layout import Layout, Site, site_layer
 from gradience.base.peft_emulation.targets import Hits, NotFollowedError, Wanted, lora_sizes, resolve, saved_names
-from gradience.io.decoding import decode_json
-from gradience.io.reading import read_small
+from gradience.io.reading import decode_json, read_small
 from gradience.schema.config import ConfigSnapshot, LoraSnapshot
 from gradience.schema.findings import Coverage, Refused
 from gradience.schema.scalars import Json
@@ -290,7 +289,7 @@ _STATES: Final = (  # what is in the optimizer's name; the first that fits
 
 
 def _stored_dtype(sites: Iterable[Site]) -> str:
-    """The type that most of the base is stored in: float32 where it is none that trains."""
+    """The dtype of most of the base; float32 if that one cannot be trained."""
     found = Counter(_SHORT[site.dtype] for site in sites if site.dtype in _SHORT)
     return found.most_common(1)[0][0] if found else "float32"
 

@@ -11,8 +11,8 @@ from typing import Final, NamedTuple
 
 import numpy as np
 
-from gradience.adapters.layout import Array, DenseUpdate, Module, within_range
-from gradience.errors import AdapterError
+from gradience.adapters.layout import Array, Module, within_range
+from gradience.base.orientation import check_shape, matrix_of, plain_factors
 from gradience.schema.audit import MergeSurvival
 from gradience.spectral.base import CHUNK_ELEMENTS, Chunk, MergeSums, merge_sums
 from gradience.spectral.krylov import Operator, as_float32
@@ -60,7 +60,7 @@ def update_of(module: Module, w: Array) -> Update:
     """
     if module.factored is not None:
         b, a = module.factored(w)
-        _check((len(b), a.shape[1]), w.shape)
+        check_shape((len(b), a.shape[1]), w.shape)
         if not within_range(b, a):
             return Update(b, a, 1.0, sigma=np.full(1, np.nan))
         # Orthogonal factors: what the start took out of the base is large beside what is left of it after training.
@@ -68,28 +68,8 @@ def update_of(module: Module, w: Array) -> Update:
         return Update((low.u * low.sigma).astype(np.float32), low.v.astype(np.float32), 1.0, sigma=low.sigma)
     if module.dense is not None:
         return Update(w[:, :0], w[:0], 1.0, matrix_of(module.dense, w))
-    b, a = module.load()
-    # Experts whose file does not say how the base stores them: the base's shape decides.
-    if (len(b), a.shape[1]) != w.shape and (a.shape[1], len(b)) == w.shape:
-        b, a = a.T, b.T
-    _check((len(b), a.shape[1]), w.shape)
+    b, a = plain_factors(module, w.shape)
     return Update(b, a, module.scale)
-
-
-def matrix_of(update: DenseUpdate, w: Array) -> Array:
-    """The update as a matrix, in float32.
-
-    Raises:
-        AdapterError: the base is of another shape.
-    """
-    dense = update(w)
-    _check(dense.shape, w.shape)
-    return dense.astype(np.float32, copy=False)
-
-
-def _check(shape: tuple[int, ...], expected: tuple[int, ...]) -> None:
-    if shape != expected:
-        raise AdapterError(f"an update of shape {list(shape)} for a base weight of {list(expected)}")
 
 
 def _target(dtype: str) -> str:

@@ -20,8 +20,7 @@ import msgspec
 from gradience.adapters.patterns import dotted_tails
 from gradience.errors import AdapterError, OutputError
 from gradience.io.atomic import atomic_file
-from gradience.io.decoding import decode_json
-from gradience.io.reading import open_regular, read_small, real_path
+from gradience.io.reading import decode_json, open_regular, read_small, real_path
 from gradience.io.safetensors import Array, SafetensorsFile, TensorInfo, indexed_files
 
 _VERSION: Final = 1

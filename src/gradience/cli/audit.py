@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated
 
@@ -60,7 +60,31 @@ class ViewOptions:
         )
 
 
+@dataclass(frozen=True, kw_only=True)
+class BaseOptions:
+    """What is compared with the base model.
+
+    Parameters
+    ----------
+    intruders:
+        With --base, count intruder dimensions (arXiv 2410.21228). Slower.
+    intruder_k:
+        How many leading singular vectors of W + dW to examine.
+    intruder_eps:
+        A vector that overlaps less than this with each singular vector of W is an intruder.
+    norms_cache:
+        Keep norms of base weights, keyed by the base's identity, in the user's cache folder.
+    """
+
+    base: opt.Base = None
+    intruders: opt.Flag = False
+    intruder_k: PositiveInt = 10
+    intruder_eps: Annotated[float, Parameter(validator=Number(gt=0.0, lte=1.0))] = 0.5
+    norms_cache: Annotated[bool, Parameter(name="--cache")] = True
+
+
 _DEFAULT_VIEW = ViewOptions()
+_NO_BASE = BaseOptions()
 
 
 def audit(
@@ -73,11 +97,7 @@ def audit(
     showing: Annotated[ViewOptions, Parameter(name="*")] = _DEFAULT_VIEW,
     suggest_per_layer: opt.Flag = False,
     top_singular_values: NonNegativeInt = 0,
-    base: opt.Base = None,
-    intruders: opt.Flag = False,
-    intruder_k: PositiveInt = 10,
-    intruder_eps: Annotated[float, Parameter(validator=Number(gt=0.0, lte=1.0))] = 0.5,
-    cache: bool = True,
+    beside: Annotated[BaseOptions, Parameter(name="*")] = _NO_BASE,
     against: Path | None = None,
     seed: opt.Seed = 0,
     append: Path | None = None,
@@ -96,23 +116,15 @@ def audit(
         Suggest a rank for each module, as rank_pattern and alpha_pattern of peft.LoraConfig.
     top_singular_values:
         How many singular values per module to put into the JSON.
-    intruders:
-        With --base, count intruder dimensions (arXiv 2410.21228). Slower.
-    intruder_k:
-        How many leading singular vectors of W + dW to examine.
-    intruder_eps:
-        A vector that overlaps less than this with each singular vector of W is an intruder.
-    cache:
-        Keep norms of base weights, keyed by the base's identity, in the user's cache folder.
     against:
         A fleet (see gradience fleet audit): where this adapter stands among its healthy ones, in percentiles.
     append:
         A run.jsonl to which the audit is added, as a metrics event under the run's own run_id.
     """
     resolved, folder = options.resolved(), opt.given_once("audit", path, peft_dir)
-    if base is None and (intruders or showing.view().heatmap == "udr"):
+    if beside.base is None and (beside.intruders or showing.view().heatmap == "udr"):
         raise AdapterError("this needs the base model's weights", advice="give them with --base PATH")
-    prepare_jax(device, serial_kernels=base is None)
+    prepare_jax(device, serial_kernels=beside.base is None)
     from gradience.verbs.audit import audit_adapter  # noqa: PLC0415  # imports jax, after its environment is set
 
     report = audit_adapter(
@@ -121,18 +133,14 @@ def audit(
         weights=weights,
         top_singular_values=top_singular_values,
         suggest_per_layer=suggest_per_layer,
-        base=base,
-        intruders=intruders,
-        intruder_k=intruder_k,
-        intruder_eps=intruder_eps,
-        norms_cache=cache,
         against=against,
         seed=seed,
         progress=on_terminal("base"),
+        **asdict(beside),
         **resolved.rules,
     )
     if append is not None:
-        from gradience.verbs.audit.append import append_audit  # noqa: PLC0415  # the recorder, only if a log is written
+        from gradience.verbs.audit.log import append_audit  # noqa: PLC0415  # numpy, after its environment is set
 
         append_audit(append, report)
     shown = resolved.show(

@@ -16,9 +16,9 @@ from gradience.cli import options as opt
 from gradience.cli.merge import parsed_weights
 from gradience.cli.output import DONE, FOUND, draws_blocks, on_terminal
 from gradience.errors import AdapterError, GradienceError
-from gradience.io.types import PathLike, Progress
+from gradience.io.paths import PathLike, Progress
 from gradience.render.bench import bench_text
-from gradience.schema.bench import BenchReport
+from gradience.schema.compare import BenchReport
 from gradience.schema.merge import MergeMethod
 from gradience.verbs.device import prepare_jax
 

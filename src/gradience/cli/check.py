@@ -216,7 +216,7 @@ def check(
 
         report = check_data(**asdict(data_options), **given)
     from gradience.render.check import check_text  # noqa: PLC0415  # after the check: --help needs none of it
-    from gradience.verbs.check.config import source_locations  # noqa: PLC0415  # the same
+    from gradience.verbs.check import source_locations  # noqa: PLC0415  # the same
 
     return resolved.show(
         report,

@@ -1,15 +1,22 @@
-"""``gradience diagnose``."""
+"""``gradience diagnose`` and ``gradience report``: all that a run left, joined."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Final
+from typing import Annotated, Any, Final
 
+from cyclopts import Parameter
 from cyclopts.types import PositiveFloat
 
 from gradience.cli import options as opt
-from gradience.cli.output import COULD_NOT_JUDGE
+from gradience.cli.output import COULD_NOT_JUDGE, exit_code, print_text
+from gradience.errors import OutputError
+from gradience.render.text import clean
+from gradience.schema.diagnose import DiagnoseReport
 from gradience.schema.findings import RuleGroup
+from gradience.schema.scalars import Severity
+from gradience.verbs.report import ReportFormat, check_format, format_of, report_text, write_sources
 
 _GROUPS: Final[tuple[RuleGroup, ...]] = ("config", "base", "log", "weights", "weights_and_base", "joins")
 
@@ -53,7 +60,7 @@ def diagnose(
         from gradience.verbs.device import prepare_jax  # noqa: PLC0415  # only where there are weights
 
         prepare_jax("auto")
-    from gradience.verbs.diagnose.run import diagnose_sources  # noqa: PLC0415  # imports jax, after its environment is set
+    from gradience.verbs.diagnose import diagnose_sources  # noqa: PLC0415  # imports jax, after its environment is set
 
     report = diagnose_sources(
         sources,
@@ -63,7 +70,7 @@ def diagnose(
         **resolved.rules,
     )
     from gradience.render.check import diagnose_text  # noqa: PLC0415  # --help needs none of it
-    from gradience.verbs.diagnose.run import source_locations  # noqa: PLC0415  # the same
+    from gradience.verbs.diagnose import source_locations  # noqa: PLC0415  # the same
 
     code = resolved.show(
         report,
@@ -74,3 +81,87 @@ def diagnose(
         not_run=report.not_run,
     )
     return code if report.complete else COULD_NOT_JUDGE
+
+
+_NOT_READ: Final = 2
+
+
+def report(
+    path: Path | None = None,
+    /,
+    *,
+    adapter: Path | None = None,
+    config: Path | None = None,
+    base: opt.Base = None,
+    task: opt.Task = None,
+    compare: list[Path] | None = None,
+    bench: Path | None = None,
+    against: Path | None = None,
+    out: Path | None = None,
+    kind: Annotated[ReportFormat | None, Parameter(name="--format")] = None,
+    force: opt.Flag = False,
+    fail_on: Severity | None = None,
+) -> int:
+    """Write one file about a run: a page to look at, or Markdown for a pull request.
+
+    The page needs no script, no server and no network, and says what it could not judge. Exit code 2 means that a
+    source could not be read; if another could, the report on that is there.
+
+    Parameters
+    ----------
+    path:
+        The folder that a run left, in which log, adapter and configuration are looked for; or a log.
+    adapter:
+        Path to the adapter, if it is elsewhere: its folder or its weights file.
+    config:
+        Path to the configuration, if it is elsewhere: anything that gradience check reads.
+    compare:
+        Another adapter, to be compared with this one by their weights (repeat it for several); or a run's folder, whose
+        checkpoint-N are compared as a series.
+    bench:
+        The --out of a gradience bench: what it measured becomes a part of the report.
+    against:
+        A fleet (see gradience fleet audit): where the adapter stands among its healthy ones, in percentiles.
+    out:
+        The file to write: .html or .md. Without it, Markdown goes to the terminal.
+    kind:
+        The format, where the file's name leaves it open.
+    force:
+        Replace the file if it is there.
+    fail_on:
+        Exit with 1 if a finding is at least this severe.
+    """
+    chosen = kind or (format_of(out) if out is not None else "md")
+    if out is None and chosen == "html":
+        raise OutputError("an HTML page needs an output file", advice="say --out report.html")
+    check_format(chosen)
+    from gradience.verbs.diagnose.sources import find_sources  # noqa: PLC0415  # --help pays for nothing of this
+
+    sources = find_sources(path, adapter=adapter, config=config)
+    others = compare or []
+    about: dict[str, Any] = {"base": base, "task": task, "compare": others, "bench": bench, "against": against}
+    if sources.weights.path is not None or others:
+        from gradience.verbs.device import prepare_jax  # noqa: PLC0415  # only where there are weights
+
+        prepare_jax("auto", serial_kernels=bool(others))
+    from gradience.verbs.report.gather import build_story  # noqa: PLC0415  # may import jax, after its environment is set
+
+    if out is None:
+        story = build_story(sources, **about)
+        print_text(report_text(story, chosen).rstrip("\n"))
+    else:
+        story = write_sources(sources, out, kind=chosen, force=force, **about)
+        print_text("\n".join(_done(out, story.diagnosis)))
+    return exit_code(story.diagnosis.causes, fail_on) if story.diagnosis.complete else _NOT_READ
+
+
+def _done(out: Path, report: DiagnoseReport) -> Iterator[str]:
+    """Yield what was written, and which sources are in it only by name."""
+    yield f"wrote {out} ({out.stat().st_size / 1e3:.0f} KB, {_counted(len(report.causes))})"
+    for source in report.sources:
+        if source.state == "unreadable":
+            yield f"not readable, so not judged: {source.source}: {clean(source.reason)}"
+
+
+def _counted(findings: int) -> str:
+    return "1 finding" if findings == 1 else f"{findings} findings"

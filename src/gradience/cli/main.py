@@ -38,29 +38,29 @@ COMMANDS = {  # name: its function, imported when it runs, and its line in the l
         "Join a run's config, log and weights into one verdict with its causes.",
     ),
     "compare": (
-        "gradience.cli.compare:compare",
+        "gradience.cli.merge:compare",
         "Compare trained adapters, or the checkpoints of a run, by their weights.",
     ),
     "report": (
-        "gradience.cli.report:report",
+        "gradience.cli.diagnose:report",
         "Write one file about a run: a page to look at, or Markdown for a pull request.",
     ),
     "resize": (
-        "gradience.cli.resize:resize",
+        "gradience.cli.rewrite:resize",
         "Write a copy of an adapter with lower ranks, each update the best of its rank.",
     ),
     "mitigate": (
-        "gradience.cli.mitigate:mitigate",
+        "gradience.cli.rewrite:mitigate",
         "Write a copy of an adapter whose intruder dimensions are scaled down.",
     ),
-    "convert": ("gradience.cli.convert:convert", "Write an adapter in another format: plain PEFT LoRA or MLX-LM."),
+    "convert": ("gradience.cli.rewrite:convert", "Write an adapter in another format: plain PEFT LoRA or MLX-LM."),
     "merge": (
         "gradience.cli.merge:merge",
         "Merge adapters of one base model into one, with the error of every module.",
     ),
     "merge-check": ("gradience.cli.merge:merge_check", "Report conflicts before merging adapters."),
     "verify-merge": (
-        "gradience.cli.verify_merge:verify_merge",
+        "gradience.cli.merge:verify_merge",
         "Check that a merged model contains an adapter, tensor by tensor.",
     ),
     "bench": (
@@ -139,8 +139,9 @@ def build_app(*asked: str) -> App:
         below = App(name=name, help=line, help_format="plaintext", version_flags=(), group=group_of.get(name))
         _fill(below, commands, asked[1] if asked[:1] == (name,) and len(asked) > 1 else None, with_flowing_help, {})
         app.command(below)
-    completion = "Install completion for your shell, and name the files changed."
-    app.register_install_completion_command(help=completion, group=groups["More"])
+    if verb not in COMMANDS and verb not in GROUPS:  # no command pays for importing it
+        completion = "Install completion for your shell, and name the files changed."
+        app.register_install_completion_command(help=completion, group=groups["More"])
     return app
 
 

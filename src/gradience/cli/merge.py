@@ -1,16 +1,19 @@
-"""``gradience merge``."""
+"""``gradience merge``, ``merge-check``, ``verify-merge``, ``compare``: several adapters, or one merged into a model."""
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
+from typing import Final, Literal
 
 from cyclopts.types import NonNegativeInt, PositiveInt
 
 from gradience.cli import options as opt
-from gradience.cli.output import on_terminal
+from gradience.cli.output import DONE, FOUND, draws_blocks, on_terminal
 from gradience.errors import AdapterError
-from gradience.render.merge import merge_check_text, merge_text
-from gradience.schema.merge import MergeMethod
+from gradience.render.compare import compare_adapters_text
+from gradience.render.merge import merge_check_text, merge_text, verify_merge_text
+from gradience.schema.merge import MergeMethod, VerifyMergeReport
 from gradience.schema.reports import SourceLocation
 from gradience.verbs.device import prepare_jax
 
@@ -140,4 +143,111 @@ def merge_check(
         groups=("merge",),
         locations=lambda: [SourceLocation(report.adapters[0].adapter.path)] * len(report.findings),
         not_run=report.not_run,
+    )
+
+
+_INCONCLUSIVE: Final = 3
+_BLAS: Final = ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "VECLIB_MAXIMUM_THREADS")
+_MOST_THREADS: Final = 4  # more would wait for the disk
+
+FailOn = Literal["verdict", "changes", "never"]
+
+
+def verify_merge(
+    *,
+    base: opt.RequiredBase,
+    adapter: Path,
+    merged: Path,
+    adapter_config: opt.AdapterConfig = None,
+    weights: opt.WeightsFile = None,
+    fail_on: FailOn = "verdict",
+    verbose: opt.Verbose = False,
+    json: opt.AsJson = False,
+) -> int:
+    """Check that a merged model contains an adapter. Only files are read; nothing is written.
+
+    W is the base's weight, M the merged one, dW = s B A the update (DoRA and kin: their true update). exact: M is bit
+    for bit T(T(W) + D(dW)) cast to M's dtype, for dtypes T and D that programs merge in. within rounding: every entry
+    of |M - (W + dW)| is within the bound of the dtypes. absent: M = W. c = <M - W, dW> / norm(dW)^2; residual =
+    norm(M - W - c dW) / norm(dW); expected = the c of a correct merge in these dtypes. Exit codes: 0 contained, 1 not,
+    3 inconclusive, 2 unusable input.
+
+    Parameters
+    ----------
+    adapter:
+        The adapter's folder, or its weights file.
+    merged:
+        The merged model, as the base.
+    fail_on:
+        verdict: exit 0 contained, 1 not, 3 inconclusive. changes: 1 also if any other tensor differs. never: 0.
+    verbose:
+        List every module, and every other tensor that differs.
+    """
+    threads = _threads()
+    from gradience.verbs.verify_merge import verify_merged  # noqa: PLC0415  # imports numpy, after its environment is set
+
+    report = verify_merged(
+        base,
+        adapter,
+        merged,
+        adapter_config=adapter_config,
+        weights=weights,
+        threads=threads,
+        progress=on_terminal("verify-merge"),
+    )
+    opt.print_report(report, lambda it: verify_merge_text(it, verbose=verbose), json=json)
+    return _code(report, fail_on)
+
+
+def _threads() -> int:
+    """Limit BLAS to one thread, whose own threads wait for each other in small products; the number for spans."""
+    for name in _BLAS:
+        os.environ.setdefault(name, "1")
+    return min(os.cpu_count() or 1, _MOST_THREADS)
+
+
+def _code(report: VerifyMergeReport, fail_on: FailOn) -> int:
+    if fail_on == "never":
+        return DONE
+    if report.verdict == "not_contained" or (fail_on == "changes" and report.others):
+        return FOUND
+    return DONE if report.verdict == "contained" else _INCONCLUSIVE
+
+
+def compare(
+    *adapters: Path,
+    top: NonNegativeInt = 5,
+    heatmap: opt.Flag = False,
+    device: opt.Device = "auto",
+    verbose: opt.Verbose = False,
+    json: opt.AsJson = False,
+) -> int:
+    """Compare trained adapters by their weights: two or more, or the checkpoints of one run.
+
+    dW = s B A is a module's update. The cosine is <dW1, dW2> / (norm(dW1) norm(dW2)), with Frobenius norms. Shared
+    directions: phi(i, j) = norm(U_i^T V_j)^2 / min(i, j) over the i and j leading singular vectors of either
+    (arXiv 2106.09685, equation 4), in [0, 1]; by chance max(i, j) / d. Energy moved: half the sum over layers of
+    the change in their share of norm(dW)^2. Ranks and scales may differ; no base model is needed.
+
+    Parameters
+    ----------
+    adapters:
+        The adapters' folders or weights files. Given one folder: a run's, whose checkpoint-N are compared as a series.
+    top:
+        How many modules to list of each pair, the least alike first.
+    heatmap:
+        Add a map of the cosine, layer by kind of module.
+    verbose:
+        List every module; of a series every step from one checkpoint to the next.
+    """
+    if not adapters:
+        raise AdapterError("compare needs adapters, none given", advice="give two, or a run's folder")
+    prepare_jax(device, serial_kernels=True)
+    from gradience.verbs.compare import compare_adapters  # noqa: PLC0415  # after the flags that JAX reads once
+
+    report = compare_adapters(*adapters, progress=on_terminal("compare"))
+    return opt.print_report(
+        report,
+        lambda it: compare_adapters_text(it, top=top, heatmap=heatmap, unicode=draws_blocks(), verbose=verbose),
+        json=json,
     )

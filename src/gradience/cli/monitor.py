@@ -1,21 +1,30 @@
-"""``gradience monitor``."""
+"""``gradience monitor``; with ``--follow`` a run shown while it is written, on a terminal, as lines, or not at all."""
 
 from __future__ import annotations
 
 import os
+import shutil
+import sys
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Final
 
 from cyclopts import Parameter
 from cyclopts.types import PositiveFloat
 
 from gradience.cli import options as opt
-from gradience.cli.follow import follow_log, log_to_follow
-from gradience.cli.output import DONE
+from gradience.cli.output import DONE, emit
 from gradience.errors import RecorderError
-from gradience.render.monitor import monitor_text
+from gradience.io.reading import open_regular
+from gradience.render.monitor import Glance, event_line, frame_lines, monitor_text, progress_line
+from gradience.render.text import clean
+from gradience.schema.config import ConfigSnapshot
+from gradience.schema.events import Event, TrainStep, UnknownEvent
+from gradience.telemetry.secrets import hide_secrets
 from gradience.verbs.monitor import monitor_run
 from gradience.verbs.monitor.source import is_log
+from gradience.verbs.monitor.watch import Tail, Watch
 
 
 def monitor(
@@ -103,3 +112,160 @@ def _follow(log: Path, run: str | None, gap: float, resolved: opt.ResolvedOption
     if follow_log(log, quiet=resolved.format != "text"):
         return _one(log, run, gap, resolved, verbose=verbose)
     return DONE
+
+
+_EVERY: Final = 1.0  # seconds between two looks at the file
+_LOOK: Final = 4096  # bytes in which the first line of a log shows what it is
+
+
+def log_to_follow(path: Path) -> Path:
+    """Return the log that a path stands for, whether it exists yet or not: a folder's is its run.jsonl.
+
+    Raises:
+        RecorderError: there is a file, and it is no log of ours.
+    """
+    log = path / "run.jsonl" if path.is_dir() or not path.suffix else path
+    try:
+        with open_regular(log) as file:
+            begun = b"\n" in file.read(_LOOK)
+    except OSError:
+        return log
+    if begun and not is_log(log):
+        raise RecorderError(f"{log} is no run.jsonl: only that is followed", advice="leave --follow away to import it")
+    return log
+
+
+def follow_log(log: Path, *, quiet: bool = False, sleep: Callable[[float], None] = time.sleep) -> bool:
+    """Watch a log until its run ends, and return whether it did; False if Ctrl-C came first.
+
+    Args:
+        log: the run.jsonl; it may not exist yet.
+        quiet: print nothing, but on stderr that there is no log yet.
+        sleep: waits between two looks, in seconds.
+
+    Raises:
+        SchemaError: the log is of another major version.
+    """
+    screen = _Screen() if quiet else _Terminal() if _on_screen() else _Lines()
+    try:
+        with Tail(log) as tail:
+            _watch(tail, screen, sleep)
+    except KeyboardInterrupt:
+        screen.close()
+        sys.stderr.write("gradience: stopped watching; the run itself goes on\n")
+        return False
+    screen.close()
+    return True
+
+
+def _on_screen() -> bool:
+    return sys.stdout is not None and sys.stdout.isatty()
+
+
+def _watch(tail: Tail, screen: _Screen, sleep: Callable[[float], None]) -> None:
+    watch, restarts = Watch(), 0
+    while True:
+        new = False
+        for line in tail.poll():
+            if tail.restarts != restarts:
+                watch, restarts = Watch(), tail.restarts
+            event = watch.take(line)
+            new = True
+            if event is not None and not isinstance(event, TrainStep):
+                screen.event(event)
+        if new:
+            screen.show(_glance(watch))
+        elif not tail.found:
+            screen.wait(tail.path)
+        if watch.run.end is not None:
+            return
+        sleep(_EVERY)
+
+
+def _glance(watch: Watch) -> Glance:
+    run, rewards = watch.run, watch.rewards
+    config = run.config or ConfigSnapshot()
+    return Glance(
+        model=config.model_name,
+        step=run.last_step,
+        max_steps=config.training.max_steps,
+        loss=run.losses[-1] if run.losses else None,
+        rate=watch.rate,
+        points=watch.points,
+        evals=watch.evals,
+        reward=run.columns["reward"].values[-1] if rewards else None,
+        rewards=rewards,
+        alerts=run.alerts,
+        not_finite=watch.not_finite,
+        bad_lines=watch.bad_lines,
+    )
+
+
+class _Screen:
+    """Where a run is shown. This one shows only that it waits, on stderr: for a caller that wants the report alone."""
+
+    def __init__(self) -> None:
+        self._waiting = False
+
+    def wait(self, path: Path) -> None:
+        """Report, once, that the log does not exist yet."""
+        if not self._waiting:
+            self._waiting = True
+            sys.stderr.write(f"gradience: waiting for {clean(str(path))}\n")
+
+    def event(self, event: Event | UnknownEvent) -> None:
+        """Do nothing."""
+
+    def show(self, glance: Glance) -> None:
+        """Do nothing."""
+
+    def close(self) -> None:
+        """Do nothing."""
+
+
+class _Lines(_Screen):
+    """Plain lines, for a file or a pipe."""
+
+    def wait(self, path: Path) -> None:
+        """Report, once, that the log does not exist yet."""
+        if not self._waiting:
+            self._waiting = True
+            _write([f"waiting for {clean(str(path))}"])
+
+    def event(self, event: Event | UnknownEvent) -> None:
+        """Print a line for an event that deserves one."""
+        line = event_line(event)
+        if line is not None:
+            _write([line])
+
+    def show(self, glance: Glance) -> None:
+        """Print where the run is."""
+        _write([progress_line(glance)])
+
+
+class _Terminal(_Screen):
+    """One frame, redrawn in place."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._drawn = 0
+
+    def wait(self, path: Path) -> None:
+        """Report, once, that the log does not exist yet."""
+        if not self._drawn:
+            self._draw([f"waiting for {clean(str(path))}"])
+
+    def show(self, glance: Glance) -> None:
+        """Draw the run anew."""
+        columns, rows = shutil.get_terminal_size()
+        dots = "utf" in (getattr(sys.stdout, "encoding", None) or "").lower()
+        height = max(3, min(12, rows - 10))
+        self._draw(frame_lines(glance, width=min(columns - 1, 100), height=height, dots=dots))
+
+    def _draw(self, lines: list[str]) -> None:
+        _write(lines, back=f"\x1b[{self._drawn}F\x1b[J" if self._drawn else "")
+        self._drawn = len(lines)
+
+
+def _write(lines: Sequence[str], *, back: str = "") -> None:
+    emit(back + "".join(f"{hide_secrets(line)}\n" for line in lines))

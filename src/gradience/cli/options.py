@@ -18,12 +18,11 @@ from cyclopts.validators import Number
 from gradience.cli.output import DONE, Format, exit_code, print_document, print_for_programs, print_text
 from gradience.configs.preferences import FailOn, Preferences, find_preferences, read_preferences
 from gradience.errors import AdapterError, ConfigError, GradienceError
-from gradience.rules.log.facts import DEFAULT_GAP
 from gradience.schema.document import Report
 from gradience.schema.findings import Finding, FindingRef, NotRun, RuleGroup
 from gradience.schema.reports import SourceLocation
 from gradience.schema.scalars import Severity
-from gradience.telemetry.hidden import hide_in
+from gradience.telemetry.redact import hide_in
 
 Flag: TypeAlias = Annotated[bool, Parameter(negative=(), show_default=False)]
 Strings: TypeAlias = Annotated[list[str] | None, Parameter(negative=())]
@@ -112,6 +111,8 @@ class ResolvedOptions(NamedTuple):
 
     def gap(self, option: float | None) -> float:
         """Held-out over train perplexity from which a gap is a finding: the option, else the settings."""
+        from gradience.rules.log.facts import DEFAULT_GAP  # noqa: PLC0415  # for commands that read a log
+
         return option or self.project.values.gap_threshold or DEFAULT_GAP
 
     def exit_code(self, findings: Iterable[Finding | FindingRef]) -> int:

@@ -1,12 +1,14 @@
 """What every command does around its verb: help, progress, printing, exit codes.
 
-A command prints one report on stdout, once, at its end; progress and errors go to stderr.
+A command prints one report on stdout, once, at its end; progress and errors go to stderr. On a terminal sentences are
+wrapped to its width, and severities are in colour unless NO_COLOR is set.
 """
 
 from __future__ import annotations
 
 import io
 import os
+import re
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -66,7 +68,7 @@ COULD_NOT_JUDGE: Final = 2
 
 
 def draws_blocks() -> bool:
-    """Return whether stdout can write block characters."""
+    """Whether stdout can write block characters."""
     try:
         "█▁".encode(sys.stdout.encoding or "ascii")
     except (UnicodeEncodeError, LookupError):
@@ -134,7 +136,7 @@ class KeptConsole:
 
 
 def usage_error(error: CycloptsError) -> str:
-    """Return what is wrong with the command line; of a value outside a choice, the choice and the nearest of it."""
+    """The error of the command line; for a value outside a choice, with the choices and the nearest of them."""
     from cyclopts.exceptions import CoercionError  # noqa: PLC0415  # only a mistyped command pays for it
 
     allowed = list(_choice(error.target_type)) if isinstance(error, CoercionError) else []
@@ -170,8 +172,6 @@ def print_text(text: str) -> None:
 
     shown = "".join(f"{hide_secrets(line)}\n" for line in text.split("\n"))
     if sys.stdout is not None and sys.stdout.isatty():
-        from gradience.cli.screen import for_screen  # noqa: PLC0415  # a pipe or a file gets the text as it is
-
         shown = for_screen(shown)
     emit(shown)
 
@@ -250,3 +250,50 @@ def print_for_programs(
         root=Path.cwd(),
     )
     emit_json(msgspec.json.format(msgspec.json.encode(writable(log))).decode())
+
+
+_COLOURS: Final = {"CRITICAL": "1;31", "ERROR": "31", "WARNING": "33", "INFO": "36"}  # SGR of ECMA-48
+_TAG: Final = re.compile(r"\[(CRITICAL|ERROR|WARNING|INFO)\]")
+_TABLE: Final = re.compile(r"\S {2,}\S|[\u2500-\u28ff]")  # columns or drawings, which wrapping would tear apart
+_LEAST: Final = 40  # columns, under which wrapping helps nobody
+_HANG: Final = 2  # further columns by which the rest of a sentence is indented
+
+
+def for_screen(text: str) -> str:
+    """Return the text as the terminal of this process should show it."""
+    import shutil  # noqa: PLC0415  # a pipe or a file gets the text as it is
+
+    width = shutil.get_terminal_size().columns
+    lines = [wrapped(line, width) for line in text.split("\n")]
+    shown = "\n".join(lines)
+    return coloured(shown) if has_colour() else shown
+
+
+def has_colour() -> bool:
+    """Whether colours are wanted: not with NO_COLOR (no-color.org), nor on a terminal that has none."""
+    return not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+
+
+def coloured(text: str) -> str:
+    """Return the text with the tags of severities in colour."""
+    return _TAG.sub(lambda hit: f"\x1b[{_COLOURS[hit[1]]}m{hit[0]}\x1b[0m", text)
+
+
+def wrapped(line: str, width: int) -> str:
+    """Return a sentence on lines of the width, the later ones indented under it; a table's line as it is."""
+    body = line.lstrip()
+    if len(line) <= width or width < _LEAST or _TABLE.search(body):
+        return line
+    indent = " " * (len(line) - len(body))
+    if set(body) == {"="}:  # a rule across the page
+        return line[:width]
+    import textwrap  # noqa: PLC0415  # as above
+
+    return textwrap.fill(
+        body,
+        width,
+        initial_indent=indent,
+        subsequent_indent=indent + " " * _HANG,
+        break_long_words=False,
+        break_on_hyphens=False,
+    )

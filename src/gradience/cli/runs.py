@@ -9,8 +9,7 @@ from cyclopts import Parameter
 from cyclopts.types import PositiveInt
 
 from gradience.cli import options as opt
-from gradience.cli.fleet import DEFAULT_RESULT, ResultOptions, rate_on_stderr
-from gradience.cli.sql import answer, chosen, list_queries
+from gradience.cli.fleet import DEFAULT_RESULT, ResultOptions, answer, chosen, list_queries, rate_on_stderr
 from gradience.errors import GradienceError, RecorderError
 from gradience.render.fleet import runs_best_text, runs_curves_text, runs_show_text
 
@@ -54,7 +53,7 @@ def list_(
     csv:
         Print CSV (RFC 4180).
     """
-    from gradience.schema.fleet import RunRow  # noqa: PLC0415  # the help needs none of it
+    from gradience.schema.runs import RunRow  # noqa: PLC0415  # the help needs none of it
     from gradience.verbs.runs.query import COLUMNS, list_sql  # noqa: PLC0415  # the same
 
     every = RunRow.__struct_fields__

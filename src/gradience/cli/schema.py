@@ -11,7 +11,7 @@ from gradience.cli.main import UNUSABLE
 from gradience.cli.output import DONE, emit_json, print_document, print_text
 from gradience.render.findings import rule_text, rules_text, validate_text
 from gradience.schema.export import SchemaName, schema_text
-from gradience.telemetry.validate import DEFAULT_MAX_ISSUES, validate_log
+from gradience.telemetry.reader import DEFAULT_MAX_ISSUES, validate_log
 from gradience.verbs.reference import list_rules
 
 

@@ -10,13 +10,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Final, Literal, NamedTuple
 
-from gradience.configs.axolotl import is_axolotl
 from gradience.configs.files import read_mapping
-from gradience.configs.llama_factory import is_llama_factory
-from gradience.configs.torchtune import is_torchtune
+from gradience.configs.recipes import is_axolotl, is_llama_factory, is_torchtune
 from gradience.configs.training import PICKLED
 from gradience.configs.values import Fields
-from gradience.schema.data import LossMode
+from gradience.schema.reports import LossMode
 from gradience.schema.scalars import Json
 
 _Mapping = dict[str, Json]

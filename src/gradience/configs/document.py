@@ -7,17 +7,25 @@ Recipes of MLX-LM, torchtune, Axolotl and LLaMA-Factory are recognised by their 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
-from gradience.configs.axolotl import is_axolotl, read_axolotl_fields
 from gradience.configs.files import read_mapping
-from gradience.configs.known import knows_lora, knows_training
-from gradience.configs.llama_factory import is_llama_factory, read_llama_factory_fields
-from gradience.configs.mlx import is_mlx, read_mlx_fields
 from gradience.configs.peft import note_adapter
-from gradience.configs.settings import LORA, OPTIMIZER, RUN, TRAINING, Draft, Layer, Level, Setting
-from gradience.configs.torchtune import is_torchtune, read_torchtune_fields
+from gradience.configs.recipes import RECIPES
+from gradience.configs.settings import (
+    LORA,
+    OPTIMIZER,
+    RUN,
+    TRAINING,
+    Draft,
+    Layer,
+    Level,
+    Setting,
+    knows_lora,
+    knows_training,
+    layer_of,
+)
 from gradience.configs.training import PICKLED, note_training, output_dir, read_training
 from gradience.configs.values import Fields
 from gradience.errors import ConfigError
@@ -30,12 +38,6 @@ _SECTIONS: tuple[tuple[str, Level, tuple[Setting, ...]], ...] = (
     ("lora_config", "lora", LORA),
     ("training", "training", TRAINING),
     ("training_args", "training", TRAINING),
-)
-_DIALECTS: tuple[tuple[Callable[[Fields], bool], Callable[[Fields, Draft], list[str]]], ...] = (
-    (is_mlx, read_mlx_fields),
-    (is_torchtune, read_torchtune_fields),
-    (is_axolotl, read_axolotl_fields),
-    (is_llama_factory, read_llama_factory_fields),
 )
 _BARE_NAME = "name"  # the optimizer's, inside its section only: at the top it names something else
 _COMPUTED = {"alpha_over_r", "extras"}
@@ -58,19 +60,13 @@ def read_document(path: Path) -> Layer:
     if draft.is_empty:
         message = f"{path}: no setting this program knows in it"
         raise ConfigError(message, advice="give keys such as lr, r, lora_alpha, target_modules, max_steps")
-    return Layer(
-        config=draft.snapshot(),
-        sources=(SourceFile(role="config", path=str(path)),),
-        unknown_keys=tuple(unknown),
-        secret_keys=tuple(key for item in levels for key in item.secrets()),
-        masked_keys=tuple(key for item in levels for key in item.masked()),
-        output_dir=next((found for item in levels if (found := output_dir(item))), None),
-    )
+    place = next((found for item in levels if (found := output_dir(item))), None)
+    return layer_of(draft, SourceFile(role="config", path=str(path)), levels, unknown=unknown, output_dir=place)
 
 
 def _read_levels(fields: Fields, draft: Draft) -> tuple[list[Fields], list[str]]:
     """Read every level into the draft; return the levels, and the keys nobody knows."""
-    for fits, read in _DIALECTS:
+    for fits, read in RECIPES:
         if fits(fields):
             return [fields], read(fields, draft)
     sections = list(_sections(fields, draft))

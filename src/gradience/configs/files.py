@@ -1,4 +1,4 @@
-"""One file to one mapping of plain values: bounded, strict, and never a surprise.
+"""A configuration to one mapping of plain values: a file's, or a live object's of PEFT or transformers.
 
 A configuration file comes from anywhere. What is refused here, in one line with its cure: folders, pipes,
 large files, binary files, deep nesting, duplicate keys, and anything whose top level is not a mapping.
@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping
+from enum import Enum
+from os import PathLike
 from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
 
 from gradience.configs.values import Malformed, plain
 from gradience.errors import ConfigError
-from gradience.io.decoding import MAX_DEPTH, check_depth
-from gradience.io.reading import open_regular
+from gradience.io.reading import MAX_DEPTH, check_depth, open_regular
 from gradience.schema.scalars import Json
 
 MAX_JSON_BYTES = 5 * 1024 * 1024  # the largest config seen in the wild is under 50 kB
@@ -32,8 +35,7 @@ def read_mapping(path: Path, *, most: int = MAX_JSON_BYTES) -> dict[str, Json]:
     try:
         value = _parse(text, path.suffix.lower())
     except Malformed as error:
-        message = f"{path}: {error}"
-        raise ConfigError(message, advice="give a JSON or YAML mapping of settings") from error
+        raise ConfigError(f"{path}: {error}", advice="give a JSON or YAML mapping of settings") from error
     except RecursionError:
         message = f"{path}: nested more than {MAX_DEPTH} levels deep, the limit"
         raise ConfigError(message, advice="a training configuration is nearly flat") from None
@@ -49,8 +51,7 @@ def _parse(text: str, suffix: str) -> Json:
     if suffix in {".json", ".jsonl"} or (suffix not in {".yaml", ".yml"} and text.startswith("{")):
         return _parse_json(text)
     if len(text) > MAX_YAML_BYTES:
-        message = f"larger than {MAX_YAML_BYTES // 1024} KiB, the limit for YAML"
-        raise Malformed(message)
+        raise Malformed(f"larger than {MAX_YAML_BYTES // 1024} KiB, the limit for YAML")
     from gradience.configs.yaml import parse_yaml  # noqa: PLC0415  # 15 ms that a JSON config need not pay
 
     return parse_yaml(text)
@@ -61,13 +62,11 @@ def _parse_json(text: str) -> Json:
     try:
         value = json.loads(text, object_pairs_hook=_unique)
     except json.JSONDecodeError as error:
-        message = f"not JSON: {error.msg} (line {error.lineno}, column {error.colno})"
-        raise Malformed(message) from None
+        raise Malformed(f"not JSON: {error.msg} (line {error.lineno}, column {error.colno})") from None
     except ValueError as error:  # a number of more digits than Python converts
         if isinstance(error, Malformed):
             raise
-        message = "not usable: a whole number with thousands of digits"
-        raise Malformed(message) from None
+        raise Malformed("not usable: a whole number with thousands of digits") from None
     return value
 
 
@@ -78,8 +77,7 @@ def _unique(pairs: list[tuple[str, Json]]) -> dict[str, Json]:
     seen: set[str] = set()
     for key, _ in pairs:
         if key in seen:
-            message = f"the key {key!r} appears twice in one object"
-            raise Malformed(message)
+            raise Malformed(f"the key {key!r} appears twice in one object")
         seen.add(key)
     return mapping
 
@@ -95,16 +93,14 @@ def _read_text(path: Path, most: int) -> str:
         message = f"{path}: not UTF-8 text (byte {error.start})"
         raise ConfigError(message, advice="give the configuration as UTF-8 JSON or YAML") from None
     if not text:
-        message = f"{path}: the file is empty"
-        raise ConfigError(message, advice="give a JSON or YAML mapping of settings")
+        raise ConfigError(f"{path}: the file is empty", advice="give a JSON or YAML mapping of settings")
     if text.startswith(_LFS):
-        message = f"{path}: a git-lfs pointer, not the file itself"
-        raise ConfigError(message, advice="fetch it with `git lfs pull`")
+        raise ConfigError(f"{path}: a git-lfs pointer, not the file itself", advice="fetch it with `git lfs pull`")
     return text
 
 
 def read_bytes(path: Path, most: int) -> bytes:
-    """The bytes of a regular file of at most so many; ConfigError where it is none."""
+    """The bytes of a regular file, at most so many; ConfigError if it is not one, or is larger."""
     if os.path.isdir(path):  # noqa: PTH112  # Path.is_dir raises on a name that is too long
         message = f"{path}: a folder, where a file was expected"
         raise ConfigError(message, advice="name a file, or use --peft-dir and --training-dir for folders")
@@ -113,9 +109,42 @@ def read_bytes(path: Path, most: int) -> bytes:
             data = file.read(most + 1)
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-        message = f"{path}: {reason}"
-        raise ConfigError(message, advice="check the path") from None
+        raise ConfigError(f"{path}: {reason}", advice="check the path") from None
     if len(data) > most:
         message = f"{path}: larger than {most // 1024**2} MiB: not a configuration"
         raise ConfigError(message, advice="give the adapter_config.json or training_args.json itself")
     return data
+
+
+@runtime_checkable
+class HasToDict(Protocol):
+    """What PEFT's configs and transformers' TrainingArguments have in common."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the settings by name."""
+        ...
+
+
+def plain_mapping(config: HasToDict) -> dict[str, Json]:
+    """Return the object's settings as JSON values: sets sorted, enums by value, anything else by its type's name.
+
+    Raises:
+        ConfigError: `to_dict` returns something other than a mapping.
+    """
+    found = config.to_dict()
+    if not isinstance(found, Mapping):
+        raise ConfigError(f"{type(config).__name__}.to_dict() must return a mapping", advice="give a LoraConfig")
+    return {str(key): _plain(value, MAX_DEPTH) for key, value in found.items()}
+
+
+def _plain(value: object, depth: int) -> Json:
+    if isinstance(value, Enum):
+        value = value.value
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if depth > 0 and isinstance(value, Mapping):
+        return {str(key): _plain(item, depth - 1) for key, item in value.items()}
+    if depth > 0 and isinstance(value, list | tuple | set | frozenset):
+        items = [_plain(item, depth - 1) for item in value]
+        return sorted(items, key=str) if isinstance(value, set | frozenset) else items
+    return str(value) if isinstance(value, PathLike) else type(value).__name__

@@ -1,16 +1,15 @@
-"""``adapter_config.json`` of any PEFT version, and MLX-LM's file of the same name."""
+"""The files beside weights: `adapter_config.json`, of PEFT or MLX-LM, and a model's `config.json`."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from gradience.configs.files import read_mapping
-from gradience.configs.known import knows_lora
-from gradience.configs.mlx import is_mlx, read_mlx_fields
-from gradience.configs.objects import HasToDict, plain_mapping
-from gradience.configs.settings import LORA, RUN, Draft, Layer
+from gradience.configs.files import HasToDict, plain_mapping, read_mapping
+from gradience.configs.recipes import is_mlx, read_mlx_fields
+from gradience.configs.settings import LORA, RUN, Draft, Layer, knows_lora, layer_of
 from gradience.configs.values import Fields, Malformed, flag, text
 from gradience.errors import ConfigError
+from gradience.schema.config import ConfigSnapshot
 from gradience.schema.reports import SourceFile
 from gradience.schema.scalars import Json
 
@@ -23,8 +22,7 @@ _SHARED = {"peft_type", "task_type", "modules_to_save"}  # mean the same for eve
 def read_peft_dir(folder: Path) -> Layer:
     """Read the adapter config of a folder that PEFT (or MLX-LM) saved."""
     if folder.is_file():
-        message = f"{folder}: a file, where a folder was expected"
-        raise ConfigError(message, advice="use --peft for a file")
+        raise ConfigError(f"{folder}: a file, where a folder was expected", advice="use --peft for a file")
     path = folder / CONFIG_NAME
     if not folder.is_dir() or not path.exists():
         raise ConfigError(_missing(folder), advice=_where_else(folder))
@@ -32,12 +30,12 @@ def read_peft_dir(folder: Path) -> Layer:
 
 
 def read_peft(path: Path) -> Layer:
-    """Read one adapter config; ConfigError where it is none."""
+    """Read one adapter config; ConfigError if it is not one."""
     return _read_mapping(read_mapping(path), str(path))
 
 
 def read_peft_object(config: HasToDict) -> Layer:
-    """Read a `peft.LoraConfig`; ConfigError where the object is none."""
+    """Read a `peft.LoraConfig`; ConfigError if it is not one."""
     return _read_mapping(plain_mapping(config), type(config).__name__)
 
 
@@ -47,13 +45,7 @@ def _read_mapping(mapping: dict[str, Json], where: str) -> Layer:
     if not fields.n_read:
         message = f"{where}: no setting of an adapter in it"
         raise ConfigError(message, advice=f"give PEFT's {CONFIG_NAME}; training arguments go to --training")
-    return Layer(
-        config=draft.snapshot(),
-        sources=(SourceFile(role="adapter", path=where),),
-        unknown_keys=tuple(unknown),
-        secret_keys=tuple(fields.secrets()),
-        masked_keys=tuple(fields.masked()),
-    )
+    return layer_of(draft, SourceFile(role="adapter", path=where), [fields], unknown=unknown)
 
 
 def _read_native(fields: Fields, draft: Draft) -> list[str]:
@@ -96,3 +88,21 @@ def _where_else(folder: Path) -> str:
     if found:
         return f"there is one in {found[-1].parent}: give that folder"
     return "give the folder where PEFT's save_pretrained wrote"
+
+
+MODEL_CONFIG = "config.json"
+_HEAD = "Classification"  # in the name of every class of transformers with a classifier head
+
+
+def read_labels(path: Path) -> Layer:
+    """Read the number of classes of a model's config.json; an empty layer where it is of no classifier.
+
+    Raises:
+        ConfigError: the file cannot be read.
+    """
+    model = read_mapping(path)
+    classes, labels = model.get("architectures"), model.get("id2label")
+    named = isinstance(classes, list) and any(str(name).endswith(_HEAD) for name in classes)
+    if not named or not isinstance(labels, dict) or len(labels) < 2 or model.get("problem_type") == "regression":
+        return Layer()
+    return Layer(config=ConfigSnapshot(num_labels=len(labels)), sources=(SourceFile(role="model", path=str(path)),))

@@ -1,26 +1,246 @@
 """A `training_args.bin`, read and never executed: the pickle of a TrainingArguments as a mapping of plain values.
 
 `torch.save` writes it as a zip archive with one pickle in it, old versions as several pickles in a row, and some
-scripts as a bare pickle. All are walked by `opcodes`, which imports and calls nothing; which classes may be named
-stands here.
+scripts as a bare pickle.
+
+A pickle is a program for a small stack machine. Here its opcodes are walked, and nothing is imported, called or
+unpickled: the stack holds only lists, dicts, texts, numbers, `Name` for a class that the program names, and `Record`
+for an object that it would make. A class that is not known here, and an opcode that has no harmless reading, end the
+walk with the reason.
 """
 
 from __future__ import annotations
 
+import pickletools
 import re
 import zipfile
 import zlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
 from io import BytesIO
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 from gradience.configs.files import MAX_JSON_BYTES, read_bytes
-from gradience.configs.opcodes import Name, Record, Walk
-from gradience.configs.values import Malformed
+from gradience.configs.values import Malformed, printable
 from gradience.errors import ConfigError
-from gradience.io.decoding import MAX_DEPTH
+from gradience.io.reading import MAX_DEPTH
 from gradience.schema.scalars import Json
+
+MAX_OPCODES: Final = 100_000  # a TrainingArguments takes 600
+_SHOWN: Final = 80  # characters of a class in an error
+
+_RECONSTRUCT: Final = frozenset({"copyreg _reconstructor", "copy_reg _reconstructor"})
+_GET: Final = frozenset({"builtins getattr", "__builtin__ getattr"})  # how Python 3.11.0 wrote a member of an enum
+
+
+@dataclass(frozen=True, slots=True)
+class Name:
+    """A class or function that the pickle names: `module name`, never looked up."""
+
+    text: str
+
+
+@dataclass(eq=False, slots=True)
+class Record:
+    """An object that the pickle would make: of which class, of which arguments, and with what state."""
+
+    name: Name
+    arguments: tuple[Any, ...] = ()
+    state: dict[Any, Any] = field(default_factory=dict)
+
+
+class _Mark:
+    """Where a group of values begins on the stack."""
+
+
+class Walk:
+    """A stream of pickles, read one after the other."""
+
+    def __init__(self, data: bytes) -> None:
+        self._file = BytesIO(data)
+        self._left = MAX_OPCODES
+        self.stack: list[Any] = []
+        self.memo: dict[int, Any] = {}
+
+    def next(self) -> object:
+        """The next pickle's value.
+
+        Raises:
+            Malformed: it is damaged, too long, or holds what is not allowed.
+        """
+        self.stack, self.memo = [], {}
+        try:
+            for opcode, argument, _ in pickletools.genops(self._file):
+                self._step(opcode.name, argument)
+            return self.stack.pop()
+        except Malformed:
+            raise
+        except (ValueError, IndexError, KeyError, TypeError, OverflowError) as error:
+            raise Malformed("a pickle that is damaged or cut off") from error
+
+    def _step(self, opcode: str, argument: Any) -> None:  # whatever the opcode carries
+        self._left -= 1
+        if self._left < 0:
+            raise Malformed(f"a pickle of more than {MAX_OPCODES} opcodes")
+        action = _ACTIONS.get(opcode)
+        if action is None:
+            raise Malformed(f"a pickle with the opcode {opcode}, which has no harmless reading")
+        action(self, argument)
+
+    def save(self, place: int | None) -> None:
+        """Remember the value on top, at a place or at the next one."""
+        self.memo[len(self.memo) if place is None else place] = self.stack[-1]
+
+    def take(self, n: int) -> tuple[Any, ...]:
+        """Take the last n values."""
+        if len(self.stack) < n:
+            raise IndexError
+        taken = tuple(self.stack[-n:])
+        del self.stack[-n:]
+        return taken
+
+    def group(self) -> list[Any]:
+        """Take the values down to the last mark, and the mark."""
+        places = range(len(self.stack) - 1, -1, -1)
+        at = next((i for i in places if isinstance(self.stack[i], _Mark)), None)
+        if at is None:
+            raise IndexError
+        group = self.stack[at + 1 :]
+        del self.stack[at:]
+        return group
+
+    def name(self, text: str) -> Name:
+        """A class or function by `module name`."""
+        if not is_known(text):
+            raise Malformed(f"a pickle that names {_dotted(text)}, which is none of the classes known here")
+        return Name(text)
+
+    def stack_name(self) -> Name:
+        """The class whose module and name are the last two values."""
+        if not all(isinstance(part, str) for part in self.stack[-2:]):
+            raise TypeError
+        return self.name(" ".join(self.take(2)))
+
+    def call(self, name: object, arguments: object, *keywords: object) -> None:
+        """Put down the record of a call that is not made."""
+        record = _record(name, arguments)
+        for part in keywords:
+            record.state |= _mapping(part)
+        self.stack.append(record)
+
+    def build(self) -> None:
+        """Give the object below it its state; its `__setstate__` is not known here, let alone called."""
+        state, record = self.stack.pop(), self.stack[-1]
+        if not isinstance(record, Record):
+            raise TypeError
+        for part in state if isinstance(state, tuple) else (state,):  # a pair: __dict__ and __slots__
+            record.state |= {} if part is None else _mapping(part)
+
+    def add(self, items: Iterable[Any]) -> None:
+        """Add items to the list on top."""
+        if not isinstance(self.stack[-1], list):
+            raise TypeError
+        self.stack[-1].extend(items)
+
+    def set(self, items: Sequence[Any]) -> None:
+        """Set keys and values, in turn, of the mapping or object on top."""
+        top = self.stack[-1]
+        target = top.state if isinstance(top, Record) else _mapping(top)
+        target.update(_paired(items))
+
+
+_Action: TypeAlias = Callable[[Walk, Any], object]
+
+
+def _put(value: Callable[[Walk, Any], object]) -> _Action:
+    """The action of an opcode that puts a value on the stack."""
+    return lambda walk, argument: walk.stack.append(value(walk, argument))
+
+
+_VALUES: Final = (  # opcodes that carry one
+    *("INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4", "FLOAT", "BINFLOAT"),
+    *("STRING", "BINSTRING", "SHORT_BINSTRING", "UNICODE", "SHORT_BINUNICODE", "BINUNICODE", "BINUNICODE8"),
+    *("BINBYTES", "SHORT_BINBYTES", "BINBYTES8", "BYTEARRAY8"),
+)
+_ACTIONS: Final[dict[str, _Action]] = {
+    **dict.fromkeys(("PROTO", "FRAME", "STOP"), lambda *_: None),
+    **dict.fromkeys(_VALUES, _put(lambda _, value: value)),
+    **dict.fromkeys(("PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE"), Walk.save),
+    **dict.fromkeys(("GET", "BINGET", "LONG_BINGET"), _put(lambda walk, place: walk.memo[place])),
+    **dict.fromkeys(("LIST", "FROZENSET"), _put(lambda walk, _: walk.group())),
+    **dict.fromkeys(("EMPTY_LIST", "EMPTY_SET"), _put(lambda *_: [])),
+    **dict.fromkeys(("REDUCE", "NEWOBJ"), lambda walk, _: walk.call(*walk.take(2))),
+    **dict.fromkeys(("APPENDS", "ADDITEMS"), lambda walk, _: walk.add(walk.group())),
+    "NONE": _put(lambda *_: None),
+    "NEWTRUE": _put(lambda *_: True),
+    "NEWFALSE": _put(lambda *_: False),
+    "EMPTY_TUPLE": _put(lambda *_: ()),
+    "EMPTY_DICT": _put(lambda *_: {}),
+    "TUPLE": _put(lambda walk, _: tuple(walk.group())),
+    "TUPLE1": _put(lambda walk, _: walk.take(1)),
+    "TUPLE2": _put(lambda walk, _: walk.take(2)),
+    "TUPLE3": _put(lambda walk, _: walk.take(3)),
+    "MARK": _put(lambda *_: _Mark()),
+    "POP": lambda walk, _: walk.take(1),
+    "POP_MARK": lambda walk, _: walk.group(),
+    "DUP": _put(lambda walk, _: walk.stack[-1]),
+    "GLOBAL": _put(Walk.name),
+    "STACK_GLOBAL": _put(lambda walk, _: walk.stack_name()),
+    "NEWOBJ_EX": lambda walk, _: walk.call(*walk.take(3)),
+    "INST": lambda walk, text: walk.call(walk.name(text), tuple(walk.group())),
+    "OBJ": lambda walk, _: walk.call(*_first_and_rest(walk.group())),
+    "BUILD": lambda walk, _: walk.build(),
+    "APPEND": lambda walk, _: walk.add(walk.take(1)),
+    "SETITEM": lambda walk, _: walk.set(walk.take(2)),
+    "SETITEMS": lambda walk, _: walk.set(walk.group()),
+    "DICT": _put(lambda walk, _: _paired(walk.group())),
+}
+
+
+def _first_and_rest(group: list[Any]) -> tuple[Any, tuple[Any, ...]]:
+    return group[0], tuple(group[1:])
+
+
+def _record(name: object, arguments: object) -> Record:
+    """The record of `name(*arguments)`, which is not called."""
+    if not isinstance(name, Name) or not isinstance(arguments, tuple):
+        raise TypeError
+    if name.text in _RECONSTRUCT:
+        return _record(arguments[0], ())
+    if name.text in _GET:
+        owner, member = arguments
+        if not isinstance(owner, Name) or not isinstance(member, str):
+            raise TypeError
+        return Record(owner, (member.lower(),))
+    return Record(name, arguments)
+
+
+def _mapping(value: object) -> dict[Any, Any]:
+    if not isinstance(value, dict):
+        raise TypeError
+    return value
+
+
+def _paired(items: Sequence[Any]) -> dict[str, Any]:
+    """A mapping of what are keys and values in turn."""
+    return {_key(key): value for key, value in zip(items[::2], items[1::2], strict=True)}
+
+
+def _key(value: object) -> str:
+    """A key as text; a whole number of JSON's size too."""
+    if isinstance(value, str):
+        return value
+    if isinstance(value, int) and abs(value) < 2**63:
+        return str(value)
+    raise Malformed("a pickle with a key that is no text")
+
+
+def _dotted(text: str) -> str:
+    shown = printable(text).replace(" ", ".")
+    clean = ascii(shown)[1:-1]
+    return clean if len(clean) <= _SHOWN else f"{clean[:_SHOWN]}..."
+
 
 MAX_PICKLE: Final = 1024 * 1024  # bytes; the largest seen in the wild, with a DeepSpeed config in it, has 12 kB
 MAX_VALUES: Final = 20_000  # of the mapping, those that occur twice counted twice
@@ -98,7 +318,7 @@ def _bounded(data: bytes) -> bytes:
 
 
 def _walk(data: bytes) -> object:
-    walk = Walk(data, is_known)
+    walk = Walk(data)
     first = walk.next()
     if type(first) is not int or first != _MAGIC:
         return first
@@ -167,15 +387,11 @@ def _span(record: Record) -> float:
     return sum(part * unit for part, unit in zip(parts, (86400.0, 1.0, 1e-6), strict=False))
 
 
-def _ordered(record: Record) -> dict[Any, Any]:
-    return record.state
-
-
 _CONVERTED: Final[dict[str, Callable[[Record], Any]]] = {
     "torch device": _device,
     "datetime timedelta": _span,
-    "collections OrderedDict": _ordered,
-    "collections defaultdict": _ordered,
+    "collections OrderedDict": lambda record: record.state,
+    "collections defaultdict": lambda record: record.state,
     **{
         f"{module} {kind}": _path
         for module in ("pathlib", "pathlib._local")

@@ -2,12 +2,20 @@
 
 ``native`` are the names of PEFT and of transformers' TrainingArguments; ``loose`` are further names that
 people use in files of their own. A PEFT or training file is read by its native names only.
+
+Beside it known.toml has the keys that are known although no setting is read from them: its lists are parsed only where
+a file holds keys that nobody read, which is what `unknown_keys` reports.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from typing import Literal, NamedTuple, TypeVar
+import re
+import tomllib
+from collections.abc import Callable, Iterable, Mapping
+from difflib import get_close_matches
+from functools import cache
+from pathlib import Path
+from typing import Final, Literal, NamedTuple, TypeAlias, TypeVar
 
 import msgspec
 
@@ -32,6 +40,7 @@ from gradience.configs.values import (
     upper,
     whole,
 )
+from gradience.io.reading import read_small
 from gradience.schema.config import ConfigSnapshot, LoraSnapshot, OptimizerSnapshot, TrainingSnapshot
 from gradience.schema.reports import SourceFile
 from gradience.schema.scalars import Json
@@ -49,6 +58,26 @@ class Layer(msgspec.Struct, kw_only=True, frozen=True):
     masked_keys: tuple[str, ...] = ()
     output_dir: str | None = None
     """Where the run will write: a place of the user's, looked at and never reported."""
+
+
+def layer_of(
+    draft: Draft,
+    source: SourceFile,
+    levels: Iterable[Fields],
+    *,
+    unknown: Iterable[str] = (),
+    output_dir: str | None = None,
+) -> Layer:
+    """The layer that one source gives: what was set of it, and what the levels of the document hold besides."""
+    held = list(levels)
+    return Layer(
+        config=draft.snapshot(),
+        sources=(source,),
+        unknown_keys=tuple(unknown),
+        secret_keys=tuple(key for level in held for key in level.secrets()),
+        masked_keys=tuple(key for level in held for key in level.masked()),
+        output_dir=output_dir,
+    )
 
 
 def stack(layers: Iterable[Layer]) -> Layer:
@@ -88,12 +117,6 @@ def _default_of(field: msgspec.structs.FieldInfo) -> object:
     return field.default_factory() if field.default is msgspec.NODEFAULT else field.default
 
 
-def read_all(draft: Draft, fields: Fields, table: Iterable[tuple[Level, tuple[Setting, ...]]]) -> None:
-    """Read several levels by the native names of their settings."""
-    for level, settings in table:
-        draft.read(level, settings, fields, loose=False)
-
-
 def maybe(value: Json) -> bool | None:
     """Return a yes or no, or None for a word such as `auto` that leaves it to the machine."""
     try:
@@ -115,12 +138,6 @@ def comma_names(value: Json) -> list[str]:
     return found if isinstance(found, list) else split_names(found)
 
 
-def left_over(levels: Iterable[Fields], known: frozenset[str]) -> Iterator[str]:
-    """Yield the keys of these levels that nobody read or knows."""
-    for fields in levels:
-        yield from fields.left_over(known.__contains__)
-
-
 Level = Literal["run", "optimizer", "lora", "training"]
 
 
@@ -136,6 +153,11 @@ class Setting(NamedTuple):
     def names(self, fields: Fields) -> tuple[str, ...]:
         """Return every name of the setting, save loose ones that hold a section of a foreign format."""
         return self.native + tuple(name for name in self.loose if not fields.is_mapping(name))
+
+
+def some_of(settings: tuple[Setting, ...], *fields: str) -> tuple[Setting, ...]:
+    """Those settings of a table that go to the fields named."""
+    return tuple(item for item in settings if item.field in fields)
 
 
 RUN = (
@@ -234,6 +256,11 @@ class Draft:
                 raise fields.contradiction(setting.field)
             self.set(level, setting.field, value, extra=setting.extra)
 
+    def read_all(self, table: Mapping[Level, Iterable[Setting]], fields: Fields) -> None:
+        """Take the settings of several levels out of the fields, by their native names."""
+        for level, settings in table.items():
+            self.read(level, settings, fields, loose=False)
+
     def set(self, level: Level, field: str, value: Json, *, extra: bool = False) -> None:
         """Set one value."""
         (self._extras if extra else self._values)[level][field] = value
@@ -264,3 +291,73 @@ class Draft:
             lora=LoraSnapshot(**self._values["lora"], extras=self._extras["lora"]),
             training=TrainingSnapshot(**self._values["training"], extras=self._extras["training"]),
         )
+
+
+Dialect: TypeAlias = Literal["lora", "training", "trl", "axolotl", "llama_factory", "mlx", "torchtune"]
+
+_FAMILIES = ("vllm_", "unsloth_", "_")  # settings of engines, and private fields of a dataclass
+
+
+@cache
+def _lists() -> dict[str, frozenset[str]]:
+    lists: dict[str, str] = tomllib.loads(Path(__file__).with_name("known.toml").read_text(encoding="utf-8"))
+    return {name: frozenset(words.split()) for name, words in lists.items()}
+
+
+def known_keys(dialect: Dialect) -> frozenset[str]:
+    """The keys that a dialect has besides the settings read from it."""
+    return _lists()[dialect]
+
+
+ALIKE: Final = 0.85  # difflib's ratio, from which a key is taken for a misspelt name
+_SHORT: Final = 4  # characters: between shorter names nearly everything is alike
+
+
+def nearest_known(key: str) -> str | None:
+    """The name of any dialect that a key is a misspelling of, by its last part; None where it is like none.
+
+    >>> nearest_known("learning_rat"), nearest_known("model.lora_rnak"), nearest_known("my_own_note")
+    ('learning_rate', 'lora_rank', None)
+    """
+    last = key.rpartition(".")[2]
+    if len(last) < _SHORT:
+        return None
+    names = sorted(frozenset().union(*_lists().values()) - {last})
+    return next(iter(get_close_matches(last.lower(), names, n=1, cutoff=ALIKE)), None)
+
+
+def knows_lora(key: str) -> bool:
+    """Whether PEFT has a LoRA setting of this name, or had one."""
+    return key in known_keys("lora")
+
+
+def knows_training(key: str) -> bool:
+    """Whether transformers or TRL has a training argument of this name, or had one."""
+    return key in known_keys("training") or key in known_keys("trl") or key.startswith(_FAMILIES)
+
+
+_LARGEST = 1 << 20  # bytes
+_MORE = {"betas": ("adam_beta1", "adam_beta2"), "dtype": ("bf16", "fp16"), "batch_size": ("per_gpu_train_batch_size",)}
+
+
+def keys_of(field: str) -> list[str]:
+    """Return the keys under which a field of the snapshot may stand in a file; itself where none are known."""
+    settings = (item for item in (*LORA, *OPTIMIZER, *TRAINING, *RUN) if item.field == field)
+    found = [name for item in settings for name in (*item.native, *item.loose)]
+    return [*found, *_MORE.get(field, ()), field]
+
+
+def line_of(path: Path, keys: Iterable[str]) -> int | None:
+    """Return the line, from 1, on which the first of the keys that the file has stands; None where none is found."""
+    if path.suffix.lower() not in {".json", ".yaml", ".yml"}:
+        return None
+    try:
+        text = read_small(path, most=_LARGEST, what="a config").decode()
+    except (OSError, UnicodeDecodeError):
+        return None
+    before = "" if path.suffix.lower() == ".json" else r"^[^#\n]*?"  # a commented line of YAML does not count
+    for key in keys:
+        hit = re.search(rf"""{before}(["']?)(?<![\w.-]){re.escape(key)}\1\s*:""", text, re.MULTILINE)
+        if hit is not None:
+            return text.count("\n", 0, hit.end()) + 1
+    return None

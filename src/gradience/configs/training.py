@@ -6,14 +6,11 @@ from pathlib import Path
 
 import msgspec
 
-from gradience.configs.files import MAX_JSON_BYTES, read_mapping
-from gradience.configs.known import knows_training
-from gradience.configs.objects import HasToDict, plain_mapping
-from gradience.configs.settings import OPTIMIZER, TRAINING, Draft, Layer, stack
+from gradience.configs.files import MAX_JSON_BYTES, HasToDict, plain_mapping, read_mapping
+from gradience.configs.settings import OPTIMIZER, TRAINING, Draft, Layer, knows_training, layer_of, stack
 from gradience.configs.values import Fields, flag, real, whole
 from gradience.errors import ConfigError
-from gradience.io.decoding import decode_json
-from gradience.io.reading import read_small
+from gradience.io.reading import decode_json, read_small
 from gradience.schema.reports import SourceFile
 from gradience.schema.scalars import Json
 
@@ -65,8 +62,7 @@ class _State(msgspec.Struct):
 def read_training_dir(folder: Path) -> Layer:
     """Read the training arguments of a folder, and what a trainer_state.json beside them adds."""
     if folder.is_file():
-        message = f"{folder}: a file, where a folder was expected"
-        raise ConfigError(message, advice="use --training for a file")
+        raise ConfigError(f"{folder}: a file, where a folder was expected", advice="use --training for a file")
     path = next((folder / name for name in TRAINING_NAMES if (folder / name).is_file()), None)
     if path is None:
         raise _nothing_readable(folder)
@@ -75,7 +71,7 @@ def read_training_dir(folder: Path) -> Layer:
 
 
 def read_training(path: Path) -> Layer:
-    """Read one file of training arguments; ConfigError where it is none."""
+    """Read one file of training arguments; ConfigError if it is not one."""
     if path.suffix not in PICKLED:
         return _read_mapping(read_mapping(path), str(path))
     from gradience.configs.pickled import read_pickled  # noqa: PLC0415  # zipfile, which a JSON config need not pay for
@@ -95,7 +91,7 @@ def _with_processes(mapping: dict[str, Json]) -> dict[str, Json]:
 
 
 def read_training_object(arguments: HasToDict) -> Layer:
-    """Read a `transformers.TrainingArguments`, or a subclass; ConfigError where the object is none."""
+    """Read a `transformers.TrainingArguments`, or a subclass; ConfigError if it is not one."""
     return _read_mapping(plain_mapping(arguments), type(arguments).__name__)
 
 
@@ -107,14 +103,8 @@ def _read_mapping(mapping: dict[str, Json], where: str) -> Layer:
     if not fields.n_read:
         message = f"{where}: no training argument in it"
         raise ConfigError(message, advice="give TrainingArguments as JSON; an adapter config goes to --peft")
-    return Layer(
-        config=draft.snapshot(),
-        sources=(SourceFile(role="training", path=where),),
-        unknown_keys=tuple(fields.left_over(knows_training)),
-        secret_keys=tuple(fields.secrets()),
-        masked_keys=tuple(fields.masked()),
-        output_dir=output_dir(fields),
-    )
+    place, unknown = output_dir(fields), fields.left_over(knows_training)
+    return layer_of(draft, SourceFile(role="training", path=where), [fields], unknown=unknown, output_dir=place)
 
 
 def output_dir(fields: Fields) -> str | None:
@@ -189,7 +179,6 @@ def _state_settings(path: Path) -> dict[str, Json]:
 
 def _nothing_readable(folder: Path) -> ConfigError:
     if not folder.is_dir():
-        message = f"{folder}: no such folder"
-        return ConfigError(message, advice="give the folder that holds training_args.json")
+        return ConfigError(f"{folder}: no such folder", advice="give the folder that holds training_args.json")
     message = f"{folder}: none of {', '.join(TRAINING_NAMES)} in it"
     return ConfigError(message, advice="write args.to_json_string() into training_args.json")

@@ -258,7 +258,7 @@ class Fields:
         return values[0] if values else None
 
     def section(self, key: str) -> Fields | None:
-        """Return the mapping under a key as fields of its own, or None where there is none."""
+        """The mapping under a key as fields of its own; None without one."""
         value = self._mapping.get(key)
         if not isinstance(value, dict):
             return None
@@ -289,7 +289,7 @@ class Fields:
                 yield printable(key)[:MAX_TEXT]
 
     def scalars(self) -> dict[str, Json]:
-        """Return the short plain values that are no credential: what may be kept of an `extras`."""
+        """The short plain values that are not credentials: what may be kept of an `extras`."""
         kept = {key: value for key, value in self._mapping.items() if _is_short(value) and not _is_secret(key)}
         self._read |= set(kept)
         return {

@@ -10,7 +10,7 @@ from yaml import MappingNode, Node, SafeLoader, ScalarNode, SequenceNode
 from yaml.error import MarkedYAMLError, YAMLError
 
 from gradience.configs.values import MAX_DIGITS, Malformed
-from gradience.io.decoding import MAX_DEPTH, check_depth
+from gradience.io.reading import MAX_DEPTH, check_depth
 from gradience.schema.scalars import Json
 
 MAX_VALUES = 50_000  # values after aliases are written out: what stops a billion laughs
@@ -29,11 +29,9 @@ def parse_yaml(text: str) -> Json:
         node = loader.get_single_node()
     except MarkedYAMLError as error:  # never its text: that quotes the file, secrets and all
         place = f" (line {error.problem_mark.line + 1})" if error.problem_mark else ""
-        message = f"not YAML: {error.problem}{place}"
-        raise Malformed(message) from None
+        raise Malformed(f"not YAML: {error.problem}{place}") from None
     except YAMLError:
-        message = "not YAML: it holds characters that YAML does not allow"
-        raise Malformed(message) from None
+        raise Malformed("not YAML: it holds characters that YAML does not allow") from None
     return None if node is None else _Plain(loader).value(node, 0)
 
 
@@ -47,8 +45,7 @@ class _Plain:
     def value(self, node: Node, depth: int) -> Json:
         self._left -= 1
         if self._left < 0:
-            message = f"more than {MAX_VALUES} values once its aliases are written out"
-            raise Malformed(message)
+            raise Malformed(f"more than {MAX_VALUES} values once its aliases are written out")
         if depth > MAX_DEPTH:
             raise RecursionError
         if not isinstance(node, ScalarNode) and node.tag.removeprefix(_PREFIX) not in _CONTAINERS:

@@ -13,8 +13,7 @@ from typing import Any, Final, NamedTuple
 import msgspec
 
 from gradience.errors import ConfigError
-from gradience.io.decoding import decode_json
-from gradience.io.reading import read_small
+from gradience.io.reading import decode_json, read_small
 from gradience.schema.scalars import Json
 
 _MARKER: Final = re.compile(r"\{%-?\s*generation\s*-?%\}")  # as trl.chat_template_utils.has_generation_markers
@@ -37,7 +36,7 @@ class Chat(NamedTuple):
     prompt: bool = False
     """Add the generation prompt."""
     answers: bool = False
-    """Return the mask of the `{% generation %}` blocks."""
+    """Ask for the mask of the `{% generation %}` blocks."""
     passed: Mapping[str, Json] = {}
 
 

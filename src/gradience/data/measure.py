@@ -16,7 +16,7 @@ from gradience.data.rows import Fault
 from gradience.data.shapes import Shape, answers_of, whole_text
 from gradience.data.tokens import Sequence as TokenSequence
 from gradience.data.tokens import Tokenised
-from gradience.schema.data import Answers, Batching, Lengths, RowFault, Rows, RowsSeen, ShownRow, TokenCounts
+from gradience.schema.reports import Answers, Batching, Lengths, RowFault, Rows, RowsSeen, ShownRow, TokenCounts
 from gradience.schema.scalars import Json
 
 

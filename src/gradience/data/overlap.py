@@ -14,7 +14,7 @@ from collections.abc import Iterable
 from typing import Any, Final
 
 from gradience.data.shapes import Columns, whole_text
-from gradience.schema.data import Overlap, Rows
+from gradience.schema.reports import Overlap, Rows
 
 NEAR: Final = 0.8  # Jaccard similarity of word trigrams
 HASHES: Final = 128  # permutations of MinHash: a standard error of 1 / sqrt(128) = 0.09 for an estimate

@@ -1,6 +1,6 @@
 """Rows of a data set's files, streamed: JSONL, JSON, CSV, Parquet, Arrow, and folders of `Dataset.save_to_disk`.
 
-A row that cannot be read is a `Fault` with its number, and the next one is read. What is no data set is an error.
+A row that cannot be read is a `Fault` with its number, and the next one is read. A file without a data set is an error.
 """
 
 from __future__ import annotations
@@ -14,9 +14,8 @@ from typing import Any, Final, NamedTuple, TypeAlias
 import msgspec
 
 from gradience.errors import ConfigError
-from gradience.io.decoding import decode_json
-from gradience.io.reading import open_regular, read_small
-from gradience.io.sorting import natural_key
+from gradience.io.paths import natural_key
+from gradience.io.reading import decode_json, open_regular, read_small
 from gradience.schema.scalars import Json
 
 Row: TypeAlias = dict[str, Json]

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Final, NamedTuple
 
 from gradience.errors import ConfigError
-from gradience.schema.data import DataFormat, Trainer
+from gradience.schema.reports import DataFormat, Trainer
 from gradience.schema.scalars import Json
 
 Columns = dict[str, Json]

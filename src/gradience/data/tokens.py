@@ -14,7 +14,7 @@ from gradience.data.encoder import Chat, Encoded, Encoder
 from gradience.data.rows import Fault, Found
 from gradience.data.shapes import Columns, Shape, Unusable, canonical
 from gradience.errors import ConfigError
-from gradience.schema.data import LossMode
+from gradience.schema.reports import LossMode
 from gradience.schema.scalars import Json
 
 _BATCH: Final = 256  # rows tokenised in one call
@@ -195,13 +195,17 @@ class Tokeniser:
     def _ended_answer(self, answer: Json) -> Json:
         return self._ended(answer) if isinstance(answer, str) else answer
 
+    def _sides(self, columns: list[Columns]) -> list[list[Encoded | str]]:
+        """The chosen and the rejected answers, each behind its prompt where there is one."""
+        return [
+            self._encode([_joined(item.get("prompt"), self._ended_answer(item[side])) for item in columns], columns)
+            for side in ("chosen", "rejected")
+        ]
+
     def _dpo(self, rows: list[tuple[int, Columns]]) -> Iterator[Tokenised | Fault]:
         columns = [item for _, item in rows]
         prompts = self._encode([item["prompt"] for item in columns], columns, prompt=True)
-        sides = [
-            self._encode([_joined(item["prompt"], self._ended_answer(item[side])) for item in columns], columns)
-            for side in ("chosen", "rejected")
-        ]
+        sides = self._sides(columns)
         for (number, item), prompt, chosen, rejected in zip(rows, prompts, *sides, strict=True):
             fault = next((found for found in (prompt, chosen, rejected) if isinstance(found, str)), None)
             if fault is not None:
@@ -213,11 +217,7 @@ class Tokeniser:
             yield Tokenised(number, item, made, begun)
 
     def _reward(self, rows: list[tuple[int, Columns]]) -> Iterator[Tokenised | Fault]:
-        columns = [item for _, item in rows]
-        sides = [
-            self._encode([_joined(item.get("prompt"), self._ended_answer(item[side])) for item in columns], columns)
-            for side in ("chosen", "rejected")
-        ]
+        sides = self._sides([item for _, item in rows])
         for (number, item), chosen, rejected in zip(rows, *sides, strict=True):
             if isinstance(chosen, str) or isinstance(rejected, str):
                 yield Fault(number, chosen if isinstance(chosen, str) else str(rejected))

@@ -20,10 +20,9 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> object:
-    """Import a public name on first use: `gradience.adapters.formats.torch_bin` needs torch only."""
+    """Import a public name on first use: `gradience.adapters.formats.containers` needs torch only."""
     if name not in _HOMES:
-        message = f"module {__name__!r} has no attribute {name!r}"
-        raise AttributeError(message)
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     try:
         return getattr(import_module(_HOMES[name]), name)
     except ModuleNotFoundError as error:

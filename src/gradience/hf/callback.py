@@ -11,15 +11,13 @@ from typing import Any, Self, get_args
 import msgspec
 from transformers import TrainerCallback
 
-from gradience.hf.lookout import Lookout, live_ids
+from gradience.hf.lookout import Lookout, Voice, live_ids
 from gradience.hf.recorder import RunRecorder
 from gradience.hf.snapshot import batch_size, config_snapshot, dataset_size, run_meta
-from gradience.hf.voice import Voice
 from gradience.hf.watch import BatchWatch, watch_batches
 from gradience.schema.config import ConfigSnapshot
-from gradience.schema.data import announced_by
 from gradience.schema.findings import Finding
-from gradience.schema.reports import CheckReport
+from gradience.schema.reports import CheckReport, announced_by
 from gradience.schema.scalars import TaskProfile
 from gradience.telemetry.rows import Values, eval_columns, plain_columns, split_row, train_columns
 from gradience.telemetry.values import described
@@ -69,11 +67,9 @@ class GradienceCallback(TrainerCallback):
         meta: Mapping[str, Any] | None = None,
     ) -> None:
         if task_profile not in get_args(TaskProfile):
-            message = f"task_profile must be one of {', '.join(get_args(TaskProfile))}, not {task_profile!r}"
-            raise ValueError(message)
+            raise ValueError(f"task_profile must be one of {', '.join(get_args(TaskProfile))}, not {task_profile!r}")
         if spectral_every is not None and spectral_every < 1:
-            message = f"spectral_every must be at least 1 step, not {spectral_every}"
-            raise ValueError(message)
+            raise ValueError(f"spectral_every must be at least 1 step, not {spectral_every}")
         self._path = None if path is None else Path(path)
         self._given = ConfigSnapshot(dataset_name=dataset_name, task_profile=task_profile, notes=notes)
         self._spectral_every = spectral_every

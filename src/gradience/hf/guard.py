@@ -45,8 +45,7 @@ class Guard:
         """Refuse counts that make no sense."""
         for name, least in (("every", 1), ("ring", 1), ("cooldown", 0), ("max_rollbacks", 1), ("max_bad", 1)):
             if getattr(self, name) < least:
-                message = f"{name} must be at least {least}, not {getattr(self, name)}"
-                raise ValueError(message)
+                raise ValueError(f"{name} must be at least {least}, not {getattr(self, name)}")
 
 
 @dataclass(slots=True)

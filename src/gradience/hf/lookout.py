@@ -1,11 +1,13 @@
-"""What a run's rows show while they come: the rules of `monitor` that a person at the screen would act on.
+"""What a run's rows show while they come, and what the recorder says of it.
 
-Nothing is judged but where a cheap look at the newest row gives a reason to: a number that is not finite, a loss of 0,
-no gradient, three rows well above the lowest loss, an evaluation. A rule speaks once a run.
+Judged by the rules of `monitor` that a person at the screen would act on, and only where a cheap look at the newest row
+gives a reason to: a number that is not finite, a loss of 0, no gradient, three rows well above the lowest loss, an
+evaluation. A rule speaks once a run, through the logger `gradience`, which by default is on stderr.
 """
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -14,9 +16,11 @@ from typing import Any, Final
 from gradience.rules.rule import Threshold
 from gradience.schema.config import ConfigSnapshot
 from gradience.schema.events import Eval, EvalMetrics
-from gradience.schema.findings import Finding
+from gradience.schema.findings import SEVERITIES, Finding
 from gradience.schema.scalars import SCHEMA_ID, Real, as_float
+from gradience.telemetry.logfile import logger
 from gradience.telemetry.reader import RunSummary
+from gradience.telemetry.secrets import hide_secrets
 from gradience.telemetry.series import RunSeries
 
 LIVE: Final = ("NUM101", "NUM102", "DIV104", "GRD108", "OVF110")
@@ -111,7 +115,7 @@ class Lookout:
     def _judge(self) -> Sequence[Finding]:
         from gradience.rules.log.judge import DETECTORS  # noqa: PLC0415  # a run that shows nothing needs none of it
         from gradience.rules.rule import judge  # noqa: PLC0415  # the same
-        from gradience.verbs.monitor.run import facts_of  # noqa: PLC0415  # the same
+        from gradience.verbs.monitor import facts_of  # noqa: PLC0415  # the same
 
         facts = facts_of(RunSummary(Path()), self._run, self._config)
         rules = [rule for rule in DETECTORS if rule.id in LIVE and rule.id not in self._said]
@@ -126,3 +130,36 @@ def _rate(rate: Real | Sequence[Real] | None) -> float:
         return rate
     first = rate[0] if isinstance(rate, list) and rate else rate
     return math.nan if first is None or isinstance(first, (list, tuple)) else as_float(first)  # type: ignore[arg-type]
+
+
+_LEVELS: Final = {"warning": logging.WARNING, "error": logging.ERROR, "critical": logging.CRITICAL}
+
+
+class Voice:
+    """Says findings, one line each; nothing where it is not `loud`."""
+
+    def __init__(self, *, loud: bool) -> None:
+        self._loud = loud
+
+    def config(self, config: ConfigSnapshot) -> None:
+        """Say the findings on a configuration, warnings and graver, as training begins."""
+        if not self._loud:
+            return
+        from gradience.rules.config.judge import judge_config  # noqa: PLC0415  # a silent run needs none of it
+
+        for finding in judge_config(config).findings:
+            self._say(finding, "")
+
+    def finding(self, finding: Finding, step: int) -> None:
+        """Say a finding on the rows up to a step."""
+        self._say(finding, f" at step {step}")
+
+    def stop(self, step: int, reason: str) -> None:
+        """Say that training ends early, and by what."""
+        if self._loud:
+            logger.warning("gradience: training stops after step %d, by %s", step, reason)
+
+    def _say(self, finding: Finding, at: str) -> None:
+        if self._loud and SEVERITIES.index(finding.severity) >= SEVERITIES.index("warning"):
+            text = hide_secrets(" -> ".join(part for part in (finding.message, finding.action) if part))
+            logger.log(_LEVELS[finding.severity], "gradience: %s%s: %s", finding.id, at, text)

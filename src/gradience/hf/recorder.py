@@ -21,7 +21,7 @@ from gradience.schema.config import ConfigSnapshot
 from gradience.schema.findings import Finding
 from gradience.schema.scalars import Status
 from gradience.telemetry import TelemetryWriter, decode
-from gradience.telemetry.notice import notice
+from gradience.telemetry.logfile import notice
 
 _TAIL_BYTES: Final = 1 << 18  # four lines of the greatest length
 _open: WeakValueDictionary[Path, RunRecorder] = WeakValueDictionary()

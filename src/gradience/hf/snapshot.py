@@ -11,8 +11,7 @@ from collections.abc import Iterable
 from importlib.metadata import version
 from typing import Any, Final
 
-from gradience.configs.known import known_keys
-from gradience.configs.settings import LORA, OPTIMIZER, RUN, TRAINING, Draft, Setting, overlay
+from gradience.configs.settings import LORA, OPTIMIZER, RUN, TRAINING, Draft, Setting, known_keys, overlay
 from gradience.configs.training import note_training
 from gradience.configs.values import Fields, short_name
 from gradience.schema.config import ConfigSnapshot

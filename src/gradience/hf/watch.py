@@ -174,7 +174,7 @@ def watch_batches(model: torch.nn.Module, *, max_length: int | None = None) -> B
 
 
 def _mask_of(ids: torch.Tensor, given: object) -> torch.Tensor:
-    """1 for each token that is no padding."""
+    """1 for each token, 0 for padding."""
     if isinstance(given, torch.Tensor) and given.shape == ids.shape:
         return (given != 0).to(torch.int64)
     return torch.ones_like(ids, dtype=torch.int64)

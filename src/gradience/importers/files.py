@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import lru_cache
@@ -189,13 +190,23 @@ def is_folder(path: Path) -> bool:
         return False
 
 
-def sha256_of(path: Path) -> str:
-    """Return the file's SHA-256, in hexadecimal."""
+@contextmanager
+def readable(path: Path) -> Iterator[None]:
+    """A block that reads a path.
+
+    Raises:
+        RecorderError: it cannot be read.
+    """
     try:
-        with open_regular(path) as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        yield
     except OSError as error:
         raise RecorderError(f"cannot read {path}: {error.strerror}", advice="check the path") from error
+
+
+def sha256_of(path: Path) -> str:
+    """Return the file's SHA-256, in hexadecimal."""
+    with readable(path), open_regular(path) as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def whole_json(path: Path) -> Json:
@@ -205,7 +216,7 @@ def whole_json(path: Path) -> Json:
         RecorderError: the file does not hold one JSON document.
     """
     require_file(path)
-    data = _whole(path).removeprefix(_BOM).strip()
+    data = log_bytes(path).removeprefix(_BOM).strip()
     array = data.startswith(b"[")
     try:
         document, _ = parse(b'{"rows":%b}' % data if array else data)
@@ -214,11 +225,14 @@ def whole_json(path: Path) -> Json:
     return document.get("rows") if array else document
 
 
-def _whole(path: Path) -> bytes:
-    try:
+def log_bytes(path: Path) -> bytes:
+    """Return the bytes of a log that is read whole.
+
+    Raises:
+        RecorderError: it cannot be read, or is too large.
+    """
+    with readable(path):
         return read_small(path, most=MAX_BYTES, what="a log")
-    except OSError as error:
-        raise RecorderError(f"cannot read {path}: {error.strerror}", advice="check the path") from error
 
 
 def json_lines(path: Path) -> Iterator[tuple[int, dict[str, Json] | str]]:

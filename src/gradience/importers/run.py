@@ -2,7 +2,7 @@
 
 `read_source` finds what a path holds, reads it with the module of its format, puts the rows in order and makes redacted
 events of them: `gradience monitor` stops there, and writes nothing. `import_run` goes on to the file, which appears
-whole or not at all.
+whole or not at all. A log that is recognised and not read is refused with what to export, and how.
 """
 
 from __future__ import annotations
@@ -21,9 +21,8 @@ import msgspec
 
 from gradience.configs.settings import Layer
 from gradience.errors import OutputError, RecorderError
-from gradience.importers.events import RunEvents, Tally
+from gradience.importers.events import RunEvents, Tally, arrange
 from gradience.importers.files import SourceRun, is_folder, listed, refuse_summary, require_file, sha256_of
-from gradience.importers.order import arrange
 from gradience.importers.settings import add_settings
 from gradience.importers.sources import (
     TABLES,
@@ -37,7 +36,6 @@ from gradience.importers.sources import (
     run_folders,
 )
 from gradience.importers.table import parse_map
-from gradience.importers.unread import refuse_unread
 from gradience.io.atomic import atomic_file, refuse_file
 from gradience.io.reading import real_path
 from gradience.schema.events import Event, RunEnd
@@ -335,3 +333,16 @@ def _run_report(run: ImportedRun) -> ImportedRunReport:
         sessions=tally.counts["run_start"],
         events=dict(tally.counts),
     )
+
+
+def refuse_unread(path: Path) -> None:
+    """Refuse an Aim repository by name.
+
+    Raises:
+        RecorderError: the folder is one, or holds one.
+    """
+    if (path / ".aim").is_dir() or path.name == ".aim":
+        raise RecorderError(
+            f"{path} is an Aim repository, whose database has no documented format",
+            advice="export the run's metrics as CSV in Aim's Metrics Explorer, and import the table",
+        )

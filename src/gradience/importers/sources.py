@@ -16,28 +16,22 @@ from typing import Final, Literal, TypeAlias
 
 from gradience.configs.training import STATE_NAME
 from gradience.errors import RecorderError, SchemaError
-from gradience.importers.database import tables_of
-from gradience.importers.files import MAX_BYTES, MAX_LINE, SourceRun, json_lines
-from gradience.importers.ludwig import is_ludwig, read_ludwig
-from gradience.importers.mlflow import META, is_meta, read_mlflow
-from gradience.importers.mlflow import TABLES as MLFLOW_TABLES
+from gradience.importers.binary import is_event_file, is_wandb, read_tensorboard, read_wandb
+from gradience.importers.databases import META, is_meta, read_mlflow, read_trackio, tables_of
+from gradience.importers.databases import TABLES as MLFLOW_TABLES
+from gradience.importers.files import MAX_BYTES, MAX_LINE, SourceRun, json_lines, readable
 from gradience.importers.settings import add_settings
 from gradience.importers.table import (
     MAX_COLUMNS,
     csv_header,
-    dialect_of,
     find_columns,
     flatten,
-    read_json_lines,
     read_table,
 )
-from gradience.importers.tensorboard import is_event_file, read_tensorboard
-from gradience.importers.text import is_text_log, read_text
-from gradience.importers.trackio import read_trackio
+from gradience.importers.text import dialect_of, is_ludwig, is_text_log, read_json_lines, read_ludwig, read_text
 from gradience.importers.trainer_state import add_results, find_states, join_states, read_state
-from gradience.importers.wandb import is_wandb, read_wandb
+from gradience.io.paths import natural_key
 from gradience.io.reading import open_regular, read_small
-from gradience.io.sorting import natural_key
 from gradience.schema.scalars import Json
 from gradience.telemetry.codec import parse
 
@@ -273,10 +267,8 @@ def _logs(folder: Path) -> dict[Format, list[Path]]:
 
 
 def _files(folder: Path) -> list[Path]:
-    try:
+    with readable(folder):
         entries = sorted(folder.iterdir())[:MAX_ENTRIES]
-    except OSError as error:
-        raise RecorderError(f"cannot read {folder}: {error.strerror}", advice="check the path") from error
     return [path for path in entries if path.is_file() and _may_be_log(path)]
 
 

@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import count
 from pathlib import Path
-from typing import Final, Literal, TextIO, TypeAlias
+from typing import Final, TextIO, TypeAlias
 
 from gradience.errors import RecorderError
 from gradience.importers.files import (
@@ -20,7 +20,6 @@ from gradience.importers.files import (
     LoggedRow,
     SourceRun,
     clock_of,
-    count_of,
     json_lines,
     listed,
     require_file,
@@ -31,76 +30,7 @@ from gradience.schema.scalars import Json
 from gradience.telemetry.rows import HELD_OUT
 from gradience.telemetry.values import number_of, step_of
 
-Dialect: TypeAlias = Literal["llama-factory", "ms-swift"]
-
-_PLACE: Final = "global_step/max_steps"  # ms-swift: "12/100"
-_PROGRESS: Final = frozenset({"percentage", "remaining_time"})  # follow from the step; not copied
-_COUNTERS: Final = frozenset({"current_steps", "total_steps", "step", "global_step", _PLACE})
-_IDLE: Final = frozenset({"epoch", "elapsed_time", "total_tokens", "throughput", "memory(GiB)", "train_speed(s/it)"})
-_SHOWN: Final = 5
-_CLOSING: Final = "log_history"  # ms-swift's last line repeats all rows
-
-
-def dialect_of(row: dict[str, Json]) -> Dialect | None:
-    """Return the program that logged a row, by its keys; None for any other.
-
-    >>> dialect_of({"current_steps": 5, "total_steps": 10, "loss": 1.0}), dialect_of({"step": 5, "loss": 1.0})
-    ('llama-factory', None)
-    """
-    if isinstance(row.get(_PLACE), str):
-        return "ms-swift"
-    if "total_steps" in row and ("current_steps" in row or "step" in row):
-        return "llama-factory"
-    return None
-
-
-def read_json_lines(path: Path) -> SourceRun:
-    """Return the rows of the log; lines that are not rows are listed as skipped.
-
-    Raises:
-        RecorderError: the file cannot be read.
-    """
-    raw = SourceRun(path, files=[path])
-    for place, row in json_lines(path):
-        if isinstance(row, str):
-            raw.skip(place, row)
-        elif _CLOSING in row:
-            raw.notes.append(f"line {place} repeats the whole history and was not read")
-        else:
-            _take(raw, place, row)
-    idle = [row.place for row in raw.rows if row.values.keys() <= _IDLE]
-    raw.rows = [row for row in raw.rows if not row.values.keys() <= _IDLE]
-    if idle:
-        lines = ", ".join(map(str, idle[:_SHOWN])) + (" ..." if len(idle) > _SHOWN else "")
-        raw.notes.append(f"measured nothing, marks of progress only: line {lines}")
-    raw.notes.append(f"not copied, for they follow from the step: {', '.join(sorted(_PROGRESS))}")
-    return raw
-
-
-def _take(raw: SourceRun, place: int, row: dict[str, Json]) -> None:
-    step, planned = _counters(row)
-    values = {k: v for k, v in row.items() if v is not None and k not in _COUNTERS | _PROGRESS}
-    if step is None:
-        raw.skip(place, "no step in it")
-        return
-    raw.planned = planned or raw.planned
-    raw.reached = max(step, raw.reached or 0)
-    raw.add(LoggedRow(place, step, values))
-
-
-def _counters(row: dict[str, Json]) -> tuple[int | None, int | None]:
-    """Return the step, and how many are planned."""
-    place = row.get(_PLACE)
-    if isinstance(place, str):
-        step, _, planned = place.partition("/")
-        return step_of(step), count_of(planned)
-    steps: Iterator[int] = (s for key in ("current_steps", "step") if (s := step_of(row.get(key))) is not None)
-    return next(steps, None), count_of(row.get("total_steps"))
-
-
-Columns: TypeAlias = dict[
-    str, str
-]  # column of the source -> name here: step, ts, or a row's key such as loss or eval_loss
+Columns: TypeAlias = dict[str, str]  # a source's column to its name here: step, ts, or a row's key such as eval_loss
 
 _KNOWN: Final[dict[str, tuple[str, ...]]] = {  # the first that is there counts
     "step": (  # the optimizer's before a logger's own row counter: `_step` of W&B, `step` of trackio
@@ -132,7 +62,7 @@ _TARGETS: Final = {"lr": "learning_rate", **{name: name for name in _KNOWN}}
 _SEPARATOR: Final = re.compile(r"[/.: \-]+")
 _GROUP: Final = re.compile(rf"({'|'.join(HELD_OUT)})[/._](.+)", re.IGNORECASE)
 _ADVICE: Final = "for example --map loss=train/loss,step=_step,eval.loss=val_loss"
-_TABLE_SHOWN: Final = 12
+_SHOWN: Final = 12
 Numbered: TypeAlias = tuple[int, dict[str, Json] | str]  # place, and the row or what is wrong with it
 _ABSENT: Final = frozenset({"", "none", "null", "n/a", "na", "-"})
 _DELIMITERS: Final = ",;\t|"
@@ -232,7 +162,7 @@ def _other(name: str) -> str:
 
 
 def _names(names: list[str]) -> str:
-    return listed([name[:40] for name in names], _TABLE_SHOWN)
+    return listed([name[:40] for name in names], _SHOWN)
 
 
 def read_table(path: Path, columns: Mapping[str, str] | None = None) -> SourceRun:
@@ -274,7 +204,7 @@ def rows_to_raw(raw: SourceRun, numbered: Iterable[Numbered], given: Mapping[str
     unnamed, raw.rows = deque(raw.rows), []
     while unnamed:  # each is let go before the next
         held = unnamed.popleft()
-        _table_take(raw, held.place, held.values, columns)
+        _take(raw, held.place, held.values, columns)
     _join_rates(raw)
     own = ", ".join(f"{name}={column}" for column, name in columns.items() if name not in {column, "ts"})
     if own:
@@ -289,7 +219,7 @@ def _found(path: Path, present: Iterable[str], given: Mapping[str, str] | None) 
         raise RecorderError(f"{path}: {error}", advice=error.advice) from error
 
 
-def _table_take(raw: SourceRun, place: int, row: dict[str, Json], columns: Columns) -> None:
+def _take(raw: SourceRun, place: int, row: dict[str, Json], columns: Columns) -> None:
     named = {columns.get(name, name): value for name, value in row.items() if value is not None}
     step = step_of(named.get("step"))
     values = {name: value for name, value in named.items() if name not in _OWN}

@@ -1,4 +1,9 @@
-"""Logs that a trainer prints: torchtune's DiskLogger, MLX-LM (sentences, and the table of newer versions), Megatron."""
+"""Logs of a trainer's own form: what it prints, or writes as JSON lines or as statistics.
+
+Printed are the steps of torchtune (DiskLogger), MLX-LM (sentences, and the table of newer versions) and Megatron.
+LLaMA-Factory and ms-swift write a JSON object a line. Ludwig's `training_statistics.json` holds lists of values by
+split, output feature and metric, one value an evaluation.
+"""
 
 from __future__ import annotations
 
@@ -6,13 +11,14 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from itertools import chain
 from pathlib import Path
-from typing import Final
+from typing import Final, Literal, TypeAlias
 
 from gradience.errors import RecorderError
-from gradience.importers.files import SourceRun, count_of, require_file
+from gradience.importers.files import MAX_ROWS, LoggedRow, SourceRun, count_of, json_lines, require_file, whole_json
 from gradience.importers.table import Numbered, cell_value, rows_to_raw
 from gradience.io.reading import open_regular
 from gradience.schema.scalars import Json
+from gradience.telemetry.values import step_of
 
 _HEAD: Final = 1 << 20  # bytes looked at: Megatron prints some 20 KB of arguments first
 _MAX_LINE: Final = 64 * 1024
@@ -117,3 +123,121 @@ def _pairs(text: str) -> _Row:
 
 
 _READERS: Final[tuple[Callable[[str], _Row | None], ...]] = (_torchtune, _mlx, _mlx_table, _megatron)
+
+Dialect: TypeAlias = Literal["llama-factory", "ms-swift"]
+
+_PLACE: Final = "global_step/max_steps"  # ms-swift: "12/100"
+_PROGRESS: Final = frozenset({"percentage", "remaining_time"})  # follow from the step; not copied
+_COUNTERS: Final = frozenset({"current_steps", "total_steps", "step", "global_step", _PLACE})
+_IDLE: Final = frozenset({"epoch", "elapsed_time", "total_tokens", "throughput", "memory(GiB)", "train_speed(s/it)"})
+_SHOWN: Final = 5
+_CLOSING: Final = "log_history"  # ms-swift's last line repeats all rows
+
+
+def dialect_of(row: dict[str, Json]) -> Dialect | None:
+    """Return the program that logged a row, by its keys; None for any other.
+
+    >>> dialect_of({"current_steps": 5, "total_steps": 10, "loss": 1.0}), dialect_of({"step": 5, "loss": 1.0})
+    ('llama-factory', None)
+    """
+    if isinstance(row.get(_PLACE), str):
+        return "ms-swift"
+    if "total_steps" in row and ("current_steps" in row or "step" in row):
+        return "llama-factory"
+    return None
+
+
+def read_json_lines(path: Path) -> SourceRun:
+    """Return the rows of the log; lines that are not rows are listed as skipped.
+
+    Raises:
+        RecorderError: the file cannot be read.
+    """
+    raw = SourceRun(path, files=[path])
+    for place, row in json_lines(path):
+        if isinstance(row, str):
+            raw.skip(place, row)
+        elif _CLOSING in row:
+            raw.notes.append(f"line {place} repeats the whole history and was not read")
+        else:
+            _take_line(raw, place, row)
+    idle = [row.place for row in raw.rows if row.values.keys() <= _IDLE]
+    raw.rows = [row for row in raw.rows if not row.values.keys() <= _IDLE]
+    if idle:
+        lines = ", ".join(map(str, idle[:_SHOWN])) + (" ..." if len(idle) > _SHOWN else "")
+        raw.notes.append(f"measured nothing, marks of progress only: line {lines}")
+    raw.notes.append(f"not copied, for they follow from the step: {', '.join(sorted(_PROGRESS))}")
+    return raw
+
+
+def _take_line(raw: SourceRun, place: int, row: dict[str, Json]) -> None:
+    step, planned = _counters(row)
+    values = {k: v for k, v in row.items() if v is not None and k not in _COUNTERS | _PROGRESS}
+    if step is None:
+        raw.skip(place, "no step in it")
+        return
+    raw.planned = planned or raw.planned
+    raw.reached = max(step, raw.reached or 0)
+    raw.add(LoggedRow(place, step, values))
+
+
+def _counters(row: dict[str, Json]) -> tuple[int | None, int | None]:
+    """Return the step, and how many are planned."""
+    place = row.get(_PLACE)
+    if isinstance(place, str):
+        step, _, planned = place.partition("/")
+        return step_of(step), count_of(planned)
+    steps: Iterator[int] = (s for key in ("current_steps", "step") if (s := step_of(row.get(key))) is not None)
+    return next(steps, None), count_of(row.get("total_steps"))
+
+
+_SPLITS: Final = {"training": "", "validation": "val_", "test": "test_"}
+_COMBINED: Final = "combined"  # all output features: its loss is the one that is minimised
+_TRIPLE: Final = 3  # epoch, step and value, where a metric was not flattened
+
+
+def is_ludwig(document: Mapping[str, Json]) -> bool:
+    """Whether the document holds such statistics."""
+    training = document.get("training")
+    return isinstance(training, dict) and isinstance(training.get(_COMBINED), dict)
+
+
+def read_ludwig(path: Path, columns: Mapping[str, str] | None = None) -> SourceRun:
+    """Return the run: its evaluations, counted in steps where Ludwig evaluated every so many, else in epochs.
+
+    Raises:
+        RecorderError: the file holds no such statistics.
+    """
+    document = whole_json(path)
+    if not isinstance(document, dict) or not is_ludwig(document):
+        raise RecorderError(f"{path}: no training statistics of Ludwig", advice="give training_statistics.json")
+    raw = SourceRun(path, unit="evaluation", files=[path])
+    every, unit = _frequency(document.get("evaluation_frequency"))
+    raw.notes.append(f"one value every {every} {unit}: steps are counted in {unit}")
+    return rows_to_raw(raw, _evaluations(document, every), columns)
+
+
+def _frequency(value: Json) -> tuple[int, str]:
+    given = value if isinstance(value, dict) else {}
+    if given.get("period") == "step" and (every := step_of(given.get("frequency"))):
+        return every, "steps"
+    return 1, "epochs"
+
+
+def _evaluations(document: Mapping[str, Json], every: int) -> Iterator[Numbered]:
+    columns = {name: values for split, prefix in _SPLITS.items() for name, values in _columns(document, split, prefix)}
+    for place in range(1, min(max(map(len, columns.values()), default=0), MAX_ROWS) + 1):
+        row = {name: _value(values[place - 1]) for name, values in columns.items() if len(values) >= place}
+        yield place, {**row, "step": place * every}
+
+
+def _columns(document: Mapping[str, Json], split: str, prefix: str) -> Iterator[tuple[str, list[Json]]]:
+    features = document.get(split)
+    for feature, metrics in features.items() if isinstance(features, dict) else ():
+        for metric, values in metrics.items() if isinstance(metrics, dict) else ():
+            if isinstance(values, list):
+                yield f"{prefix}{metric}" if feature == _COMBINED else f"{prefix}{feature}_{metric}", values
+
+
+def _value(value: Json) -> Json:
+    return value[-1] if isinstance(value, list) and len(value) == _TRIPLE else value

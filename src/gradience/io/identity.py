@@ -14,7 +14,7 @@ INSTALL: Final = "in the clone: pip install -e '.[hf]'"
 
 
 def other_project() -> str | None:
-    """Return a sentence where a distribution of this name is another project's; None where there is none."""
+    """A warning if another project's distribution has this name; None if not."""
     found = [dist for dist in distributions(name="gradience") if _is_other(dist)]
     if not found:
         return None

@@ -10,9 +10,10 @@ import json
 import math
 import os
 import struct
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
-from typing import Any, Final, NamedTuple, Protocol, TypeAlias
+from typing import Any, Final, NamedTuple, Protocol, Self, TypeAlias
 
 import ml_dtypes
 import msgspec
@@ -20,8 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gradience.errors import AdapterError, OutputError
-from gradience.io.decoding import decode_json, name_fault
-from gradience.io.reading import open_regular, read_small
+from gradience.io.reading import decode_json, name_fault, open_raw, open_regular, read_small
 
 Array: TypeAlias = npt.NDArray[Any]
 
@@ -116,9 +116,8 @@ class SafetensorsFile:
     def __init__(self, path: Path) -> None:
         self.path = path
         raw, size = _read_header(path)
-        self.metadata = _metadata(path, raw)
         self._start = size
-        self.tensors = _checked(path, _declared(path, raw), _data_bytes(path, size))
+        self.tensors, self.metadata = parsed_header(path, raw, _data_bytes(path, size))
 
     def read(self, name: str) -> Array:
         """The tensor as an array of its own dtype; bf16 and fp8 through `ml_dtypes`.
@@ -149,6 +148,15 @@ class SafetensorsFile:
         """
         return self._bytes(self.tensors[name].offset, self.tensors[name].nbytes)
 
+    def reader(self, name: str) -> TensorReader:
+        """The tensor's bytes, to be read in parts: the file stays open until the reader is closed.
+
+        Raises:
+            AdapterError: the file is gone, or no regular file any more.
+        """
+        info = self.tensors[name]
+        return TensorReader(self.path, self._start + info.offset, info.nbytes)
+
     def _dtype(self, name: str) -> np.dtype[Any]:
         dtype = self.tensors[name].dtype
         if dtype not in DTYPES:
@@ -163,8 +171,49 @@ class SafetensorsFile:
         except OSError as error:
             raise AdapterError(f"cannot read {self.path}: {error.strerror}", advice="check the path") from error
         if len(data) != count:
-            raise _cut_short(self.path, start + count, self.path.stat().st_size)
+            raise cut_short(self.path, start + count, self.path.stat().st_size)
         return data
+
+
+class TensorReader:
+    """The bytes of one tensor, read into arrays that the caller keeps; a context manager, for several threads."""
+
+    def __init__(self, path: Path, start: int, nbytes: int) -> None:
+        self._path, self._start, self._nbytes = path, start, nbytes
+        try:
+            self._file = open_raw(path)
+        except OSError as error:
+            raise AdapterError(f"cannot read {path}: {error.strerror}", advice="check the path") from error
+        self._lock = threading.Lock()
+
+    def __enter__(self) -> Self:
+        """Return itself."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Close the file."""
+        self._file.close()
+
+    def into(self, offset: int, out: npt.NDArray[np.uint8]) -> None:
+        """Fill a contiguous array with the bytes from an offset within the tensor.
+
+        Raises:
+            AdapterError: the file was cut short since it was opened, or cannot be read.
+            ValueError: the tensor has no such bytes.
+        """
+        if not 0 <= offset <= offset + len(out) <= self._nbytes:
+            raise ValueError(f"bytes {offset} to {offset + len(out)} of a tensor of {self._nbytes}")
+        start = self._start + offset
+        done = 0
+        try:
+            with self._lock:
+                self._file.seek(start)
+                while done < len(out) and (count := self._file.readinto(out[done:].data)):
+                    done += count
+        except OSError as error:
+            raise AdapterError(f"cannot read {self._path}: {error.strerror}", advice="check the path") from error
+        if done < len(out):
+            raise cut_short(self._path, start + len(out), self._path.stat().st_size)
 
 
 class ShardedFiles:
@@ -200,11 +249,7 @@ def _read_header(path: Path) -> tuple[bytes, int]:
     try:
         with open_regular(path) as file:
             size = os.fstat(file.fileno()).st_size
-            head = file.read(8)
-            _refuse_other_formats(path, head + file.read(56))
-            length = struct.unpack("<Q", head)[0] if len(head) == 8 else 0
-            if not _LEAST_HEADER <= length <= min(_MAX_HEADER, max(size - 8, 0)):
-                raise _wrong_length(path, length, size)
+            length = header_length(path, file.read(64), size)
             file.seek(8)
             raw = file.read(length)
     except OSError as error:
@@ -212,9 +257,37 @@ def _read_header(path: Path) -> tuple[bytes, int]:
     return raw, 8 + length
 
 
+def header_length(path: Path, head: bytes, size: int) -> int:
+    """The bytes of a header's JSON, which begins at byte 8.
+
+    Args:
+        path: names the file in errors.
+        head: its first 64 bytes, or all of a shorter one.
+        size: of the file.
+
+    Raises:
+        AdapterError: it is of another format, is cut short, or its header is over the format's limit.
+    """
+    _refuse_other_formats(path, head)
+    length = struct.unpack("<Q", head[:8])[0] if len(head) >= 8 else 0
+    if not _LEAST_HEADER <= length <= min(_MAX_HEADER, max(size - 8, 0)):
+        raise _wrong_length(path, int(length), size)
+    return int(length)
+
+
+def parsed_header(path: Path, raw: bytes, available: int) -> tuple[dict[str, TensorInfo], dict[str, str]]:
+    """The tensors and the metadata of a header's JSON; `available` are the bytes of data behind it.
+
+    Raises:
+        AdapterError: it is malformed, or contradicts itself or the file.
+    """
+    metadata = _metadata(path, raw)
+    return _checked(path, _declared(path, raw), available), metadata
+
+
 def _wrong_length(path: Path, length: int, size: int) -> AdapterError:
     if length <= _MAX_HEADER:
-        return _cut_short(path, 8 + length, size)
+        return cut_short(path, 8 + length, size)
     if length > size:
         return _no_safetensors(path)
     return AdapterError(
@@ -265,7 +338,8 @@ def _no_safetensors(path: Path) -> AdapterError:
     )
 
 
-def _cut_short(path: Path, expected: int, got: int) -> AdapterError:
+def cut_short(path: Path, expected: int, got: int) -> AdapterError:
+    """The error for a file of fewer bytes than its header says."""
     return AdapterError(
         f"{path} is truncated: {expected} bytes expected by its header, {got} found",
         advice="the copy or the save was interrupted; copy it again",
@@ -305,7 +379,7 @@ def _checked(path: Path, declared: dict[str, _Declared], available: int) -> dict
         tensors[name] = TensorInfo(entry.dtype, entry.shape, begin, end - begin)
         position = end
     if position > available:
-        raise _cut_short(path, position, available)
+        raise cut_short(path, position, available)
     if position < available:
         raise AdapterError(
             f"{path} holds {available - position} bytes that its header does not name",
@@ -318,7 +392,7 @@ def refuse_long_name(path: Path, name: str) -> None:
     """Refuse a file that names a tensor as no model does.
 
     Raises:
-        AdapterError: the name is over the limits of `io.decoding`.
+        AdapterError: the name is over the limits of `io.reading`.
     """
     if (fault := name_fault(name)) is not None:
         raise AdapterError(f"{path}: the tensor name {name[:_SHOWN]!r}... {fault}", advice=_NO_MODEL)

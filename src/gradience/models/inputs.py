@@ -19,9 +19,8 @@ import numpy as np
 import numpy.typing as npt
 
 from gradience.errors import ConfigError
-from gradience.io.decoding import decode_json
-from gradience.io.reading import open_regular
-from gradience.io.types import PathLike
+from gradience.io.paths import PathLike
+from gradience.io.reading import decode_json, open_regular
 from gradience.models.load import LoadedModel
 
 LONGEST: Final = 512  # tokens of an input; what is longer is cut: predictions of the first ones are as good to compare

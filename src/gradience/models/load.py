@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias, get_args
 from gradience.adapters.layout import PREFIX, Adapter
 from gradience.adapters.open import open_adapter
 from gradience.errors import AdapterError, GradienceError
-from gradience.io.types import PathLike
+from gradience.io.paths import PathLike
 
 if TYPE_CHECKING:
     import torch
@@ -248,11 +248,7 @@ def _base(
 
     try:
         model, said = getattr(transformers, _CLASSES[task]).from_pretrained(
-            os.fspath(base),
-            local_files_only=True,
-            dtype=dtype or torch.float32,
-            output_loading_info=True,
-            **options,
+            os.fspath(base), local_files_only=True, dtype=dtype or torch.float32, output_loading_info=True, **options
         )
     except (OSError, ValueError, RuntimeError, json.JSONDecodeError) as error:
         raise AdapterError(f"cannot load {base} for {task}: {_first_line(error)}", advice=_FITTING) from error

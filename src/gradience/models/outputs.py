@@ -100,7 +100,7 @@ def scored(
     reference: Reference | None = None,
     state: State = nullcontext,
 ) -> Iterator[Scored]:
-    """Yield the scores of each input, batch by batch.
+    """The scores of each input, batch by batch.
 
     Args:
         loaded: the model.

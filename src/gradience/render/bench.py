@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from typing import Final, NamedTuple
 
 from gradience.render.text import Columns, banner, clean, count, labelled, number, percent, short_path, table, words
-from gradience.schema.bench import BenchCandidate, BenchReport, BenchResult, BenchTask
+from gradience.schema.compare import BenchCandidate, BenchReport, BenchResult, BenchTask
 from gradience.schema.scalars import as_float
 
 OUTCOMES: Final = {
@@ -81,7 +81,7 @@ def task_line(report: BenchReport, task: BenchTask) -> str:
 
 
 def contrast_line(task: BenchTask) -> str | None:
-    """Whether the data can show a loss at all; None where nothing has to be said."""
+    """A warning where the data cannot show a loss; None elsewhere."""
     if task.has_contrast is False and task.judged:
         return "The base without the update is not shown to be worse by the tolerance: these data cannot show a loss."
     return None
@@ -112,7 +112,7 @@ def harm_cell(result: BenchResult) -> str:
 
 
 def signed(value: float | str | None) -> str:
-    """A number with its sign in three digits, `0` where it is none."""
+    """A number with its sign in three digits, `0` for zero."""
     if not isinstance(value, float | int):
         return number(value)  # type: ignore[arg-type]  # None, or the name of a number that is not finite
     return f"{value:+.3g}" if value else "0"

@@ -28,10 +28,9 @@ from gradience.render.text import (
     skipped_lines,
 )
 from gradience.schema.config import ConfigSnapshot, LoraSnapshot, TrainingSnapshot
-from gradience.schema.data import DataReport
 from gradience.schema.diagnose import VERDICT_LABELS, BestCheckpoint, Cause, DiagnosedSource, DiagnoseReport, Unjudged
 from gradience.schema.findings import SEVERITIES, Coverage
-from gradience.schema.reports import CheckReport
+from gradience.schema.reports import CheckReport, DataReport
 from gradience.schema.scalars import Real, as_float
 
 _TRAINERS = {

@@ -23,12 +23,12 @@ _HEADINGS: Final[dict[RuleGroup, str]] = {
 
 
 def rules_text(cards: Sequence[RuleCard]) -> str:
-    """Return the rules as a table, a part for each group; a rule that applies in two stands in both."""
+    """The rules as a table, a part for each group; a rule that applies in two stands in both."""
     return "\n".join(_table(cards))
 
 
 def rule_text(card: RuleCard) -> str:
-    """Return one rule with its condition, numbers and grounds."""
+    """One rule with its condition, numbers and evidence."""
     return "\n".join(_card(card))
 
 
@@ -76,7 +76,7 @@ def _numbers(card: RuleCard) -> Iterable[str]:
 
 
 def validate_text(report: ValidateReport) -> str:
-    """Return the report as text: one line for a valid log, else a line per fault."""
+    """The report as text: one line for a valid log, else a line per fault."""
     return "\n".join(_lines(report))
 
 
@@ -112,7 +112,7 @@ _SHOWN: Final = 10
 
 
 def import_text(report: ImportReport) -> str:
-    """Return the report for a terminal."""
+    """The report for a terminal."""
     return "\n".join(_import_lines(report))
 
 

@@ -7,19 +7,8 @@ from typing import Final
 
 from gradience.render.plots import LETTERS, curves_lines
 from gradience.render.text import Columns, banner, clean, counted, labelled, megabytes, table, words
-from gradience.schema.fleet import (
-    BestRun,
-    Counted,
-    FleetAuditReport,
-    FleetShowReport,
-    QueryReport,
-    RunsBestReport,
-    RunsCurvesReport,
-    RunsShowReport,
-    Serving,
-    Similar,
-    Wasteful,
-)
+from gradience.schema.fleet import Counted, FleetAuditReport, FleetShowReport, QueryReport, Serving, Similar, Wasteful
+from gradience.schema.runs import BestRun, RunsBestReport, RunsCurvesReport, RunsShowReport
 from gradience.schema.scalars import Json
 
 _LISTED: Final = 8
@@ -82,7 +71,7 @@ def runs_curves_text(report: RunsCurvesReport, *, width: int = 72) -> str:
 
 
 def fleet_audit_text(report: FleetAuditReport) -> str:
-    """What a job did, for a terminal."""
+    """The report of a job for a terminal."""
     return "\n".join(_audit(report))
 
 

@@ -14,8 +14,7 @@ from gradience.render.check import by_reason, split_headline
 from gradience.render.monitor import step_of_plan
 from gradience.render.text import SKIPPED, clean, count, number, percent, sentence, short_path, shorter, words
 from gradience.schema.audit import AuditReport, Standing
-from gradience.schema.bench import BenchReport
-from gradience.schema.compare import CompareAdaptersReport
+from gradience.schema.compare import BenchReport, CompareAdaptersReport
 from gradience.schema.diagnose import Cause, DiagnoseReport, Unjudged
 
 _ROWS: Final = 20

@@ -17,7 +17,7 @@ from gradience.rules.objective import has_perplexity
 from gradience.rules.weights.health import suggests_ranks
 from gradience.schema.events import Alert, Eval, EvalMetrics, Event, RunEnd, RunStart, UnknownEvent
 from gradience.schema.reports import EvalPoint, MonitorReport
-from gradience.schema.scalars import NonFinite, as_float
+from gradience.schema.scalars import NonFinite, as_float, number_in
 
 _MODULES: Final = 3  # least used modules of the audit in the log
 _ALERTS: Final = 3  # in a frame
@@ -173,16 +173,16 @@ def _recorded_audit(report: MonitorReport) -> Iterator[str]:
         yield ""
         return
     yield "Diagnostics:"
-    yield f"  Stable rank (mean): {number(_number(audit, 'stable_rank_mean'))}"
-    yield f"  Utilization (mean): {percent(_number(audit, 'utilization_mean'))}"
+    yield f"  Stable rank (mean): {number(number_in(audit, 'stable_rank_mean'))}"
+    yield f"  Utilization (mean): {percent(number_in(audit, 'utilization_mean'))}"
     yield ""
     at = "" if report.lora_audit_step is None else f" (step {report.lora_audit_step})"
     yield f"LoRA audit{at}:"
     if "verdict" in audit:
         yield f"  Verdict: {words(clean(str(audit['verdict'])).upper())}"
-    p50, p90, median, tail = (number(_number(audit, key), "g") for key in _RANKS)
+    p50, p90, median, tail = (number(number_in(audit, key), "g") for key in _RANKS)
     yield f"  Energy rank k@90% (p50/p90): {p50}/{p90}"
-    if (size := update_size(_number(audit, "update_norm"), _number(audit, "update_size"))) is not None:
+    if (size := update_size(number_in(audit, "update_norm"), number_in(audit, "update_size"))) is not None:
         yield f"  Update size: {size}"
     if not suggests_ranks(str(audit.get("verdict", "trained"))):
         yield ""
@@ -192,16 +192,11 @@ def _recorded_audit(report: MonitorReport) -> Iterator[str]:
     for module in modules[:_MODULES] if isinstance(modules, list) else []:
         if isinstance(module, dict):  # anyone may have written the log
             name = clean(str(module.get("name", "-")))
-            yield f"  least used: util={percent(_number(module, 'utilization'))}  {name}"
+            yield f"  least used: util={percent(number_in(module, 'utilization'))}  {name}"
     yield ""
 
 
 _RANKS: Final = ("energy_rank_90_p50", "energy_rank_90_p90", "suggested_r_global_median", "suggested_r_global_90")
-
-
-def _number(values: dict[str, Any], key: str) -> float | None:
-    value = values.get(key)
-    return float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else None
 
 
 def _alerts(report: MonitorReport) -> Iterator[str]:

@@ -14,12 +14,7 @@ from gradience.rules.weights.health import LARGE_SIZE
 from gradience.schema.audit import AuditReport, RankDisagreement, RankPattern, SuggestedRank
 
 _MODULES: Final = 8  # of a rank pattern, without --verbose
-_RULES: Final = {
-    "energy_90": "k@90%",
-    "effective_rank": "effective rank",
-    "stable_rank": "stable rank",
-    "knee": "knee",
-}
+_RULES: Final = {"energy_90": "k@90%", "effective_rank": "effective rank", "stable_rank": "stable rank", "knee": "knee"}
 _TRIAL: Final = (  # docs/resize.md: benchmarks/resize_quality.py, and the later measurement on pretrained models
     "  measured, with ranks rounded up to powers of two: 12 adapters of a small Llama trained on digits lost 1.4",
     "  points of accuracy at p90 (0.0 to 2.8) and 3.9 at the median (1.2 to 6.6). It did not transfer: on MiniLM-L6 it",

@@ -1,7 +1,7 @@
 """Findings where programs show them: SARIF 2.1.0 (OASIS, errata 01) and GitHub's workflow commands.
 
 SARIF is built as plain dicts with the standard's own keys and names; tests validate them against its official schema. A
-finding becomes a result, a rule its descriptor, and a rule that could not be judged a notification: silence is no pass.
+finding becomes a result, a rule its descriptor, and a rule that could not be judged a notification.
 """
 
 from __future__ import annotations

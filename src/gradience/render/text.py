@@ -26,13 +26,7 @@ def labelled(pairs: Iterable[tuple[str, str]], *, width: int = 12, indent: int =
 
 
 def table(
-    columns: Columns[T],
-    items: Iterable[T],
-    *,
-    most: int | None = None,
-    of: str = "",
-    indent: int = 2,
-    gap: int = 2,
+    columns: Columns[T], items: Iterable[T], *, most: int | None = None, of: str = "", indent: int = 2, gap: int = 2
 ) -> Iterator[str]:
     """A line of titles and one for each item; `most` and `of` as in `shortened`.
 
@@ -162,14 +156,14 @@ def short_path(path: str | PurePath) -> str:
 
 
 def finding_lines(findings: Iterable[Finding], *, verbose: bool) -> Iterator[str]:
-    """A line per finding and one with its action; verbose adds its grounds."""
+    """A line per finding and one with its action; verbose adds its evidence."""
     for finding in findings:
         yield f"  [{finding.severity.upper()}] {finding.id}: {clean(finding.message)}"
         yield from action_lines(finding, verbose=verbose)
 
 
 def action_lines(finding: Finding, *, verbose: bool) -> Iterator[str]:
-    """The action of a finding; verbose adds its grounds."""
+    """The action of a finding; verbose adds its evidence."""
     if finding.action:
         yield f"      -> {clean(finding.action)}"
     yield from (f"      {label}: {clean(text)}" for label, text in grounds(finding) if verbose)

@@ -1,4 +1,4 @@
-"""What a run optimises, and on what grounds that is believed.
+"""The objective of a run, and the evidence for it.
 
 Most published numbers hold for one kind of objective. `objective_of` derives the kind from a configuration, and
 `only_under` and `not_under` are the two ways in which a rule abstains where it does not fit.

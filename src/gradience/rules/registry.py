@@ -7,7 +7,7 @@ from functools import cache
 from typing import Final, get_args
 
 from gradience.rules.config.judge import RULES
-from gradience.rules.data.judge import DATA_RULES
+from gradience.rules.data import DATA_RULES
 from gradience.rules.joins.run import JOINS
 from gradience.rules.log.judge import DETECTORS
 from gradience.rules.merge import MERGE_RULES

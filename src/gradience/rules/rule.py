@@ -40,7 +40,7 @@ class Threshold(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Observation:
-    """What a rule saw in one case. A field that is None, or empty, is the rule's own.
+    """One case that a rule found. A field that is None, or empty, is taken from the rule.
 
     Attributes:
         message: one sentence with the numbers of this case.
@@ -63,7 +63,7 @@ class Observation:
 
 @dataclass(frozen=True, kw_only=True)
 class Description:
-    """What a rule says of itself, whether or not it has found something.
+    """The description of a rule, as its card shows it.
 
     Attributes:
         id: stable, such as `LR001`.

@@ -1,6 +1,6 @@
 """Which rules a verb applies: those selected, less those ignored, by id or by the beginning of one.
 
-What is left out is not silent: each id is listed as not judged, with the reason.
+An excluded rule is listed as not judged, with the reason.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from gradience.schema.findings import Excluded, Finding, NotRun
 
 
 def left_out(known: Sequence[str], wanted: Collection[str], unwanted: Collection[str]) -> dict[str, str]:
-    """Return the known ids that are not to be applied, each with the reason for the report.
+    """The known ids that are not to be applied, each with the reason for the report.
 
     >>> left_out(["LR001", "LR002", "TGT001"], ["LR001", "LR002"], ["LR002"])
     {'LR002': 'ignored on request', 'TGT001': 'not selected'}
@@ -27,7 +27,7 @@ def left_out(known: Sequence[str], wanted: Collection[str], unwanted: Collection
 
 
 def matching(known: Sequence[str], entries: Iterable[str], option: str) -> list[str]:
-    """Return the ids that begin with one of the entries, in any case; `ALL` is every id.
+    """The ids that begin with one of the entries, in any case; `ALL` is every id.
 
     Raises:
         ConfigError: an entry is the beginning of no id.
@@ -49,7 +49,7 @@ def _hits(known: Sequence[str], entry: str) -> list[str]:
 def without(
     findings: Iterable[Finding], not_run: Iterable[NotRun], reasons: Mapping[str, str]
 ) -> tuple[list[Finding], list[NotRun]]:
-    """Return the findings and the rules not run, less those left out; these are among the latter with their reason."""
+    """The findings and the rules not run, less those left out; these are among the latter with their reason."""
     kept = [finding for finding in findings if finding.id not in reasons]
     others = [item for item in not_run if item.id not in reasons]
     return kept, others + [NotRun(id=rule_id, reason=reason) for rule_id, reason in reasons.items()]
@@ -62,7 +62,7 @@ def excluded_rules(
     ignore: Iterable[str] = (),
     settings: str | PathLike[str] | None = None,
 ) -> dict[str, str]:
-    """Return the rules that a verb is not to apply, each with the reason for its report.
+    """The rules that a verb is not to apply, each with the reason for its report.
 
     Args:
         ids: the rules that the verb has.

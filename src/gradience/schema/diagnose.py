@@ -109,10 +109,9 @@ class DiagnoseReport(Report, kw_only=True, frozen=True):
     verdict: Annotated[
         Verdict,
         about(
-            "`broken`: a cause of severity error or critical. `needs_attention`: a warning. "
-            "`could_not_judge`: nothing of the two, and no source could be judged, or one that is there could not be "
-            "read. `no_fault_found`: none of these, in what could be judged; see `sources`, `coverage` and `not_run` "
-            "for what was not looked at."
+            "`broken`: a cause of severity error or critical. `needs_attention`: a warning. `could_not_judge`: nothing "
+            "of the two, and no source could be judged, or one that is there could not be read. `no_fault_found`: none "
+            "of these, in what could be judged; see `sources`, `coverage` and `not_run` for what was not looked at."
         ),
     ]
     headline: Annotated[str, about("The verdict in one line, with what was seen and what was not.")]

@@ -23,7 +23,7 @@ _NAMES: Final = frozenset(get_args(NonFinite))
 
 
 def summary(report: msgspec.Struct) -> str:
-    """Return the report's class and one line a field: scalars as they are, findings by id, other lists by their length.
+    """The report's class and one line a field: scalars as they are, findings by id, other lists by their length.
 
     >>> from gradience.schema import NotRun, RulesReport
     >>> print(summary(RulesReport(schema="gradience.rules/v2", rules=[])))
@@ -36,17 +36,17 @@ def summary(report: msgspec.Struct) -> str:
 
 
 def as_html(report: msgspec.Struct) -> str:
-    """Return the summary as one HTML table, and the findings as another: what a notebook shows."""
+    """The summary as one HTML table, and the findings as another: what a notebook shows."""
     rows = "".join(f"<tr>{_cell(name, 'th')}{_cell(_cut(shown))}</tr>" for name, shown in _fields(report))
     found = [item for item in getattr(report, "findings", None) or getattr(report, "causes", []) if _is_finding(item)]
     heads = ("severity", "id", "message", "action")
-    told = "".join(f"<tr>{''.join(_cell(str(getattr(item, key) or '')) for key in heads)}</tr>" for item in found)
-    table = f"<table><tr>{''.join(_cell(key, 'th') for key in heads)}</tr>{told}</table>" if told else ""
+    rows_found = "".join(f"<tr>{''.join(_cell(str(getattr(item, key) or '')) for key in heads)}</tr>" for item in found)
+    table = f"<table><tr>{''.join(_cell(key, 'th') for key in heads)}</tr>{rows_found}</table>" if rows_found else ""
     return f"<div><b>{type(report).__name__}</b><table>{rows}</table>{table}</div>"
 
 
 def table_of(report: msgspec.Struct, name: str) -> list[dict[str, Any]]:
-    """Return a list of the report as rows with the same keys: what `pandas.DataFrame` and `polars.DataFrame` take.
+    """A list of the report as rows with the same keys: what `pandas.DataFrame` and `polars.DataFrame` take.
 
     Structs within a row become columns `outer.inner`, and a column of numbers is of floats where one is not finite.
 
@@ -88,8 +88,10 @@ def _shown(value: Any) -> str:
         return f"<{len(value)} keys>"
     if isinstance(value, msgspec.Struct):
         scalars = ((key, getattr(value, key)) for key in value.__struct_fields__)
-        told = [f"{key}={_scalar(item)}" for key, item in scalars if isinstance(item, str | int | float) and item != ""]
-        return f"{type(value).__name__}({', '.join(told)})"
+        shown = [
+            f"{key}={_scalar(item)}" for key, item in scalars if isinstance(item, str | int | float) and item != ""
+        ]
+        return f"{type(value).__name__}({', '.join(shown)})"
     return _scalar(value)
 
 

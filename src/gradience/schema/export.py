@@ -15,21 +15,14 @@ import msgspec
 
 from gradience.errors import SchemaError
 from gradience.schema.audit import AuditReport
-from gradience.schema.bench import BenchReport
-from gradience.schema.compare import CompareAdaptersReport, CompareReport
+from gradience.schema.compare import BenchReport, CompareAdaptersReport, CompareReport
 from gradience.schema.diagnose import DiagnoseReport
 from gradience.schema.events import EVENT_TYPES, EvalMetrics, Event, RecommendationItem
 from gradience.schema.findings import RulesReport
-from gradience.schema.fleet import (
-    FleetAuditReport,
-    FleetShowReport,
-    QueryReport,
-    RunsBestReport,
-    RunsCurvesReport,
-    RunsShowReport,
-)
+from gradience.schema.fleet import FleetAuditReport, FleetShowReport, QueryReport
 from gradience.schema.merge import MergeCheckReport, MergeReport, VerifyMergeReport
 from gradience.schema.reports import CheckReport, ImportReport, MonitorReport, ValidateReport
+from gradience.schema.runs import RunsBestReport, RunsCurvesReport, RunsShowReport
 from gradience.schema.writing import ConvertReport, MitigateReport, Provenance, ResizeReport
 
 Json: TypeAlias = Any
@@ -107,7 +100,7 @@ SCHEMAS: Final[dict[SchemaName, str]] = {
 
 
 def json_schema(name: SchemaName = "telemetry") -> dict[str, Json]:
-    """Return the JSON Schema of one line of a log (`telemetry`), of a report, or of an adapter's provenance.
+    """The JSON Schema of one line of a log (`telemetry`), of a report, or of an adapter's provenance.
 
     Raises:
         SchemaError: there is none of that name.
@@ -120,7 +113,7 @@ def json_schema(name: SchemaName = "telemetry") -> dict[str, Json]:
 
 
 def schema_text(name: SchemaName) -> str:
-    """Return the JSON Schema as the text of its file."""
+    """The JSON Schema as the text of its file."""
     return json.dumps(json_schema(name), indent=2, ensure_ascii=True) + "\n"
 
 
@@ -217,7 +210,7 @@ def _envelope_first(schema: dict[str, Json]) -> dict[str, Json]:
 
 
 def _tidy(node: Json) -> Json:
-    """Return the schema with one definition of a real number, `const` for an enum of one, and nothing of OpenAPI's."""
+    """The schema with one definition of a real number, `const` for an enum of one, and nothing of OpenAPI's."""
     if isinstance(node, list):
         return [_tidy(item) for item in node]
     if not isinstance(node, dict):

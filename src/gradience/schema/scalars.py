@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Annotated, Any, Final, Literal, TypeAlias
 
 from msgspec import Meta
@@ -15,8 +16,7 @@ Json: TypeAlias = Any  # any JSON value: msgspec cannot express the recursive al
 NonFinite: TypeAlias = Literal["NaN", "Infinity", "-Infinity"]
 
 Real: TypeAlias = Annotated[
-    float | NonFinite,
-    Meta(description='A number, or "NaN", "Infinity", "-Infinity": JSON has no non-finite numbers.'),
+    float | NonFinite, Meta(description='A number, or "NaN", "Infinity", "-Infinity": JSON has no non-finite numbers.')
 ]
 
 MAX_INT: Final = 2**53 - 1  # what every JSON reader keeps exactly
@@ -38,7 +38,7 @@ def about(text: str) -> Meta:
 
 
 def real(value: float) -> float | NonFinite:
-    """Return the value as it goes on the wire: itself if finite, else its name.
+    """The value as it goes on the wire: itself if finite, else its name.
 
     >>> real(0.5), real(float("-inf"))
     (0.5, '-Infinity')
@@ -50,8 +50,14 @@ def real(value: float) -> float | NonFinite:
     return "Infinity" if value > 0 else "-Infinity"
 
 
+def number_in(values: Mapping[str, Json], key: str) -> float | None:
+    """The number under a key; None where there is none, or something else."""
+    value = values.get(key)
+    return float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else None
+
+
 def as_float(value: float | NonFinite) -> float:
-    """Return the Python float that a value on the wire stands for.
+    """The Python float that a value on the wire stands for.
 
     >>> as_float("Infinity")
     inf

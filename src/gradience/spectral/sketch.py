@@ -7,6 +7,7 @@ their circular convolution is added up. It costs one pass over the factors, and 
 from __future__ import annotations
 
 import zlib
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any, Final, TypeAlias
 
@@ -38,18 +39,36 @@ class Sketch:
 
         An update that is not finite is left out.
         """
-        if name in self._added:
-            return
-        self._added.add(name)
-        key = zlib.crc32(name.encode("utf-8", "surrogatepass"))
         with np.errstate(all="ignore"):
-            left, right = _folded(b.T, 2 * key), _folded(a, 2 * key + 1) * scale
-            if not np.isfinite(left.sum() + right.sum()):
-                return
-        self._held.append((left, right))
-        self._columns += len(left)
+            left = _folded_columns(b[None]) if b.flags.c_contiguous else _folded_rows(b.T[None])
+            right = _folded_rows(a[None]) if a.flags.c_contiguous else _folded_columns(a.T[None])
+            self._add([name], left, right, [scale])
+
+    def add_stack(self, names: Sequence[str], b: Matrix, a: Matrix, scales: Sequence[float]) -> None:
+        """Add several modules of one shape: b (modules, d_out, r), a (modules, r, d_in), both contiguous."""
+        with np.errstate(all="ignore"):
+            self._add(names, _folded_columns(b), _folded_rows(a), scales)
+
+    def _add(self, names: Sequence[str], left: Floats, right: Floats, scales: Sequence[float]) -> None:
+        keys = [zlib.crc32(name.encode("utf-8", "surrogatepass")) for name in names]
+        signs = np.stack([_signs(DIMENSIONS, 1, 2 * key) for key in keys])
+        others = np.stack([_signs(DIMENSIONS, 1, 2 * key + 1) for key in keys]) * np.array(scales)[:, None]
+        columns = left.astype(np.float64) * signs[:, None]
+        rows = right.astype(np.float64) * others[:, None]
+        wanted = np.isfinite(columns.sum(axis=(1, 2)) + rows.sum(axis=(1, 2))) & self._are_new(names)
+        if not wanted.all():
+            columns, rows = columns[wanted], rows[wanted]
+        self._held.append((columns.reshape(-1, DIMENSIONS), rows.reshape(-1, DIMENSIONS)))
+        self._columns += len(self._held[-1][0])
         if self._columns >= _HELD:
             self._transform()
+
+    def _are_new(self, names: Sequence[str]) -> list[bool]:
+        found = []
+        for name in names:
+            found.append(name not in self._added)
+            self._added.add(name)
+        return found
 
     def _transform(self) -> None:
         """Convolve each pair of columns, and add all up: the sum is taken before the transform back."""
@@ -65,23 +84,31 @@ class Sketch:
         self._transform()
         with np.errstate(all="ignore"):
             found = np.fft.irfft(self._total, n=DIMENSIONS).astype(np.float32)
-        return [float(x) for x in (found if np.isfinite(found).all() else np.zeros(DIMENSIONS))]
+        return found.tolist() if np.isfinite(found).all() else [0.0] * DIMENSIONS
 
 
-def _folded(factor: Matrix, key: int) -> Doubles:
-    """The factor (r, d) with columns D apart added up, each block of D and each column under a random sign: (r, D)."""
-    rank, length = factor.shape
-    whole = length // DIMENSIONS
-    numbers = factor.astype(np.float32, copy=False)
-    signs, even = _signs(whole + 1, 0), numbers[:, : whole * DIMENSIONS]
-    if numbers.flags.c_contiguous:
-        folded = signs[:whole] @ even.reshape(rank, whole, DIMENSIONS)
-    else:  # a transposed one, summed as it lies in memory
-        folded = (signs[:whole] @ even.T.reshape(whole, DIMENSIONS * rank)).reshape(DIMENSIONS, rank).T
-    total = folded.astype(np.float64)
+def _folded_rows(stack: Matrix) -> Floats:
+    """Matrices (n, r, d) with columns D apart added up, each block of D under a random sign: (n, r, D)."""
+    n, rank, length = stack.shape
+    numbers, whole = stack.astype(np.float32, copy=False), length // DIMENSIONS
+    signs = _signs(whole + 1, 0)
+    even = numbers[..., : whole * DIMENSIONS].reshape(n, rank, whole, DIMENSIONS)
+    total = signs[:whole] @ even
+    rest = numbers[..., whole * DIMENSIONS :]
+    total[..., : rest.shape[-1]] += signs[whole] * rest
+    return total
+
+
+def _folded_columns(stack: Matrix) -> Floats:
+    """The same of matrices (n, d, r), summed as they lie in memory: (n, r, D)."""
+    n, length, rank = stack.shape
+    numbers, whole = stack.astype(np.float32, copy=False), length // DIMENSIONS
+    signs = _signs(whole + 1, 0)
+    even = numbers[:, : whole * DIMENSIONS].reshape(n, whole, DIMENSIONS * rank)
+    total = (signs[:whole] @ even).reshape(n, DIMENSIONS, rank)
     rest = numbers[:, whole * DIMENSIONS :]
     total[:, : rest.shape[1]] += signs[whole] * rest
-    return total * _signs(DIMENSIONS, 1, key)
+    return total.transpose(0, 2, 1)
 
 
 @lru_cache(maxsize=4096)

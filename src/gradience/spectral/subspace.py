@@ -15,7 +15,7 @@ from typing import Any, Final, NamedTuple, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from gradience.spectral.batch import Factors, Grams, grams_of
+from gradience.spectral.grams import Factors, Grams, grams_of
 from gradience.spectral.reduced import LowRank, decomposed
 
 Floats: TypeAlias = npt.NDArray[np.float64]

@@ -1,8 +1,8 @@
 """The singular values of one low-rank update B A, without ever forming it.
 
-The long axes are summed away on the device, in float64: `gram_rows` and `gram_columns` are JAX, and see
-every byte of the adapter. What is left is r x r, and LAPACK on the host does that faster than any
-accelerator and as exactly on every backend; those functions take numpy arrays with any leading axes.
+`grams` sums the long axes away, in float64, and sees every byte of the adapter. What is left is r x r, and
+LAPACK on the host does that faster than any accelerator and as exactly on every backend; these functions
+take numpy arrays with any leading axes.
 
 The Gram route loses about sqrt(eps) * |A| * |B|, so it is trusted only where sigma_1 is not much smaller
 than that product. `core_singular_values` (QR of both factors) is backward stable and covers the rest.
@@ -13,10 +13,8 @@ from __future__ import annotations
 from functools import cache
 from typing import Any, Final, NamedTuple, TypeAlias
 
-import jax.numpy as jnp
 import numpy as np
 import numpy.typing as npt
-from jax import Array
 
 from gradience.spectral.narrow import inner_size
 
@@ -65,63 +63,6 @@ def _bartlett(rng: np.random.Generator, r: int, d: int) -> npt.NDArray[np.float6
     return np.asarray(lower + diagonal)
 
 
-def _relative(sigma: Array) -> Array:
-    """Return sigma / sigma_1, with values under the floor of r * eps set to zero."""
-    largest = sigma[0]
-    ratio = sigma / jnp.where(largest > 0.0, largest, 1.0)
-    floor = sigma.shape[0] * np.finfo(sigma.dtype).eps
-    return jnp.where(ratio > floor, ratio, 0.0)
-
-
-def stable_rank(sigma: Array) -> Array:
-    """Sum sigma^2 / sigma_1^2, in [1, r]. Rudelson & Vershynin, J. ACM 54(4), 2007."""
-    return jnp.sum(_relative(sigma) ** 2)
-
-
-def effective_rank(sigma: Array) -> Array:
-    """exp(entropy of sigma / sum sigma), in [1, r]. Roy & Vetterli, EUSIPCO 2007."""
-    ratio = _relative(sigma)
-    total = jnp.sum(ratio)
-    share = ratio / jnp.where(total > 0.0, total, 1.0)
-    entropy = -jnp.sum(share * jnp.log(jnp.where(share > 0.0, share, 1.0)))
-    return jnp.where(total > 0.0, jnp.exp(entropy), 0.0)
-
-
-def participation_ratio(sigma: Array) -> Array:
-    """(sum sigma^2)^2 / sum sigma^4, in [1, r]."""
-    energy = _relative(sigma) ** 2
-    fourth = jnp.sum(energy**2)
-    return jnp.sum(energy) ** 2 / jnp.where(fourth > 0.0, fourth, 1.0)
-
-
-def energy_rank(sigma: Array, share: float) -> Array:
-    """Least k with sum_{i<=k} sigma^2 >= share * sum sigma^2; the best rank-k error is sqrt(1 - share)."""
-    energy = _relative(sigma) ** 2
-    total = jnp.sum(energy)
-    # The sum's own rounding must not ask for one more rank where the first k reach the share exactly.
-    slack = 1.0 - sigma.shape[0] * np.finfo(sigma.dtype).eps
-    reached = jnp.cumsum(energy) >= share * total * slack
-    return jnp.where(total > 0.0, jnp.argmax(reached) + 1, 0)
-
-
-def relative_errors(sigma: Array) -> Array:
-    """sqrt(sum_{i>k} sigma^2 / sum sigma^2) for k = 0..r: the relative Frobenius error of the best rank k."""
-    energy = _relative(sigma) ** 2
-    total = jnp.sum(energy)
-    tails = jnp.concatenate([jnp.cumsum(energy[::-1])[::-1], jnp.zeros(1, sigma.dtype)])
-    return jnp.sqrt(tails / jnp.where(total > 0.0, total, 1.0))
-
-
-def spectral_norm(sigma: Array) -> Array:
-    """sigma_1."""
-    return sigma[0]
-
-
-def frobenius_norm(sigma: Array) -> Array:
-    """sqrt(sum sigma^2)."""
-    return sigma[0] * jnp.sqrt(stable_rank(sigma))
-
-
 # sigma_1^2 below this share of |A|^2 |B|^2: the Gram route may miss 1e-6 sigma_1 (tests/spectral shows it).
 TRUSTED_SHARE: Final = 1e-2
 
@@ -131,18 +72,6 @@ class GramSpectrum(NamedTuple):
 
     sigma: Floats
     trusted: npt.NDArray[np.bool_]
-
-
-def gram_rows(x: Array) -> Array:
-    """Return X X^T of a (r, d) array, accumulated in float64."""
-    wide = x.astype(jnp.float64)
-    return wide @ wide.T
-
-
-def gram_columns(x: Array) -> Array:
-    """Return X^T X of a (d, r) array, accumulated in float64."""
-    wide = x.astype(jnp.float64)
-    return wide.T @ wide
 
 
 def gram_singular_values(gram_a: Floats, gram_b: Floats) -> GramSpectrum:

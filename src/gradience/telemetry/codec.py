@@ -11,7 +11,7 @@ from typing import Any, Final, NamedTuple, TypeAlias, TypeVar
 import msgspec
 
 from gradience.errors import SchemaError
-from gradience.io.decoding import check_depth
+from gradience.io.reading import check_depth
 from gradience.schema.config import ConfigSnapshot, LoraSnapshot, OptimizerSnapshot, TrainingSnapshot
 from gradience.schema.document import escape_controls
 from gradience.schema.events import (

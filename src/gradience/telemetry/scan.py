@@ -12,19 +12,15 @@ read twice.
 
 from __future__ import annotations
 
-import errno
 import os
 from collections.abc import Collection, Iterator, Sequence
 from functools import lru_cache
-from itertools import groupby
-from pathlib import Path
-from typing import Annotated, Any, BinaryIO, Final, Literal, NamedTuple, TypeAlias
+from typing import Annotated, Any, Final, Literal, NamedTuple, TypeAlias
 
 import msgspec
 from msgspec import Meta
 
-from gradience.errors import RecorderError, SchemaError
-from gradience.io.reading import open_regular
+from gradience.errors import SchemaError
 from gradience.schema.events import Event, RunStart, TrainStep, UnknownEvent
 from gradience.schema.reports import BadLine
 from gradience.schema.scalars import SCHEMA_ID, NonNegativeInt
@@ -40,134 +36,12 @@ from gradience.telemetry.codec import (
     decode_object,
     parse,
 )
-from gradience.telemetry.faults import MOST_FAULTS, Fault, find_faults, find_unnamed
+from gradience.telemetry.lines import MOST_FAULTS, Block, Fault, Line, find_faults, find_unnamed, read_blocks
 
 MAX_ISSUES: Final = 100  # bad lines kept; all are counted
 
 _MAX_NAMES: Final = 256  # of further values in a log's rows: with more, its rows are decoded as typed events
 _ROW_FIELDS: Final = frozenset({*TrainStep.__struct_fields__, "event"}) - {"extras"}
-_SHORT_PART: Final = 4  # lines of a part, on average, from which parting a block pays
-_CHUNK: Final = MAX_LINE_BYTES  # so that only the first line of a block can be longer than a line may be
-_BOM: Final = b"\xef\xbb\xbf"
-_ADVICE: Final = "give the run.jsonl that a run wrote"
-
-
-class Line(msgspec.Struct, frozen=True, gc=False):
-    """One raw line without its newline; `data` is cut where the line is longer than one may be."""
-
-    number: int
-    offset: int
-    data: bytes
-    length: int
-    ended: bool = True
-
-
-class Block(msgspec.Struct, frozen=True, gc=False):
-    """Some whole lines as one piece of bytes, none of them too long; `number` lines precede its `count`."""
-
-    number: int
-    offset: int
-    data: bytes
-    count: int
-
-    def lines(self) -> Iterator[Line]:
-        """Yield the block's lines that are not blank, numbered as in the file."""
-        offset = self.offset
-        pieces = self.data.split(b"\n")
-        for number, piece in enumerate(pieces, self.number + 1):
-            data = piece.removeprefix(_BOM) if offset == 0 else piece
-            if data.strip():
-                yield Line(number, offset, data, len(piece), number - self.number < len(pieces))
-            offset += len(piece) + 1
-
-    def parts(self) -> list[Block]:
-        """Return the block parted where lines that look like rows of training meet others; itself if that is often."""
-        lines = self.data.removesuffix(b"\n").split(b"\n")
-        groups = [list(group) for _, group in groupby(lines, _looks_like_row)]
-        if len(groups) == 1 or len(groups) > len(lines) // _SHORT_PART:
-            return [self]
-        parts: list[Block] = []
-        number, offset = self.number, self.offset
-        for group in groups:
-            data = b"\n".join(group) + b"\n"
-            parts.append(Block(number, offset, data, len(group)))
-            number, offset = number + len(group), offset + len(data)
-        if not self.data.endswith(b"\n"):
-            parts[-1] = msgspec.structs.replace(parts[-1], data=parts[-1].data[:-1])
-        return parts
-
-
-def _looks_like_row(line: bytes) -> bool:
-    return b'"train_step"' in line
-
-
-def require_log(path: Path) -> None:
-    """Refuse a path that cannot be a log, by name.
-
-    Raises:
-        RecorderError: the path is missing, empty, or not a file.
-    """
-    try:
-        if path.is_dir():
-            raise RecorderError(f"{path} is a folder, not a log", advice=f"give the file, such as {path / 'run.jsonl'}")
-        if path.stat().st_size == 0 and path.is_file():
-            raise RecorderError(f"{path} is empty: no event was ever written", advice=_ADVICE)
-    except (OSError, ValueError) as error:
-        raise RecorderError(f"cannot read {path}: {_why(error)}", advice=_ADVICE) from error
-
-
-_LONGEST_LINE: Final = 256 << 20  # bytes: a longer line is measured no further, a sparse file has no end
-
-
-def read_blocks(path: str | os.PathLike[str]) -> Iterator[Block | Line]:
-    """Yield the log in blocks of whole lines; a line longer than one may be comes as itself.
-
-    Raises:
-        RecorderError: the file cannot be read.
-    """
-    try:
-        with open_regular(path) as file:
-            yield from _split(file)
-    except OSError as error:
-        raise RecorderError(f"cannot read {path}: {_why(error)}", advice=_ADVICE) from error
-
-
-def _split(file: BinaryIO) -> Iterator[Block | Line]:
-    number, offset, carry = 0, 0, b""
-    while chunk := file.read(_CHUNK):
-        data = carry + chunk
-        first = data.find(b"\n")
-        if (len(data) if first < 0 else first) > MAX_LINE_BYTES:
-            line, data = _too_long(file, data, first, number + 1, offset)
-            yield line
-            number, offset = number + 1, offset + line.length + line.ended
-        cut = data.rfind(b"\n") + 1
-        if cut:
-            count = data.count(b"\n")
-            yield Block(number, offset, data[:cut], count)
-            number, offset = number + count, offset + cut
-        carry = data[cut:]
-    if carry:
-        yield Block(number, offset, carry, 1)
-
-
-def _too_long(file: BinaryIO, data: bytes, first: int, number: int, offset: int) -> tuple[Line, bytes]:
-    """Return the over-long line that starts the data, measured to its end but not kept, and what follows it."""
-    head = data[:MAX_LINE_BYTES]
-    if first >= 0:
-        return Line(number, offset, head, first), data[first + 1 :]
-    length, ended = len(data), False
-    while not ended and (more := file.readline(_CHUNK)):
-        if length > _LONGEST_LINE:
-            message = f"line {number} is longer than {_LONGEST_LINE >> 20} MiB, the limit for a line of any log"
-            raise OSError(errno.EFBIG, message)
-        ended = more.endswith(b"\n")
-        length += len(more) - ended
-    return Line(number, offset, head, length, ended), b""
-
-
-def _why(error: OSError | ValueError) -> str:
-    return (error.strerror if isinstance(error, OSError) else None) or str(error)
 
 
 class PlainRow(msgspec.Struct, frozen=True, kw_only=True, gc=False, tag_field="event", tag="train_step"):

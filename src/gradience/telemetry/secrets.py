@@ -11,7 +11,7 @@ import re
 from functools import lru_cache
 from typing import Final
 
-from gradience.telemetry.tokens import BEGINNING, COMMANDS, SHAPES, SHAPES_OF_WORDS
+from gradience.telemetry.tokens import BEGINNING, COMMANDS, Shapes, shapes, shapes_of_words
 
 MAX_SCANNED: Final = 65 * 1024  # characters of one text: more than a line of a log may have
 MAX_NAME: Final = 128  # characters of a key that are examined, from its end, where the noun stands
@@ -188,15 +188,15 @@ def _hide(text: str, key: str) -> str:
     if "://" in text and "@" in text:
         text = _USERINFO.sub(_userinfo, text)
     if BEGINNING.search(text):
-        text = _replaced(SHAPES, text)
+        text = _replaced(shapes(), text)
     if _HINT.search(text):
-        text = COMMANDS.sub(_without_group, _replaced(SHAPES_OF_WORDS, text))
+        text = COMMANDS.sub(_without_group, _replaced(shapes_of_words(), text))
         text = _hide_named(_BESIDE.sub(_without_value, _TAGGED.sub(_without_value, text)))
     return _HEX40.sub("<redacted: api key>", text) if _WANDB_KEY.search(key[-MAX_NAME:]) else text
 
 
-def _replaced(shapes: tuple[tuple[str, re.Pattern[str]], ...], text: str) -> str:
-    for name, shape in shapes:
+def _replaced(patterns: Shapes, text: str) -> str:
+    for name, shape in patterns:
         text = shape.sub(f"<redacted: {name}>", text)
     return text
 

@@ -35,8 +35,7 @@ from gradience.schema.events import (
 )
 from gradience.schema.scalars import SCHEMA_ID, Severity, Status
 from gradience.telemetry.codec import encode_row
-from gradience.telemetry.logfile import Fsync, LogFile
-from gradience.telemetry.notice import notice
+from gradience.telemetry.logfile import Fsync, LogFile, notice
 from gradience.telemetry.redact import DEFAULT_MAX_STR_LEN, Redaction, redact_id, to_line
 from gradience.telemetry.values import number, plain, rates
 

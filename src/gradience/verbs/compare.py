@@ -19,8 +19,8 @@ from gradience.adapters.layout import Module
 from gradience.adapters.names import layer_index, module_type
 from gradience.adapters.open import WEIGHT_NAMES
 from gradience.errors import AdapterError
+from gradience.io.paths import PathLike, Progress
 from gradience.io.reading import real_path
-from gradience.io.types import PathLike, Progress
 from gradience.schema.compare import (
     COMPARE_ADAPTERS_SCHEMA_ID,
     AdapterPair,

@@ -48,7 +48,7 @@ def prepare_jax(device: str, *, serial_kernels: bool = False) -> None:
 
 def _cache_dir() -> Path | None:
     """Return the user's cache folder for compiled kernels, or None where there is none to write to."""
-    from gradience.io.cache import cache_folder  # noqa: PLC0415  # --help pays for none of it
+    from gradience.io.paths import cache_folder  # noqa: PLC0415  # --help pays for none of it
 
     root = cache_folder("jax")
     try:

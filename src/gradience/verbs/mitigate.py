@@ -20,14 +20,14 @@ from gradience.adapters.traits import Operation, module_obstacle, obstacles
 from gradience.base.update import Update, update_of
 from gradience.base.weights import BaseWeights, find_shards
 from gradience.errors import AdapterError
+from gradience.io.paths import PathLike, Progress
 from gradience.io.safetensors import PlannedTensor, TensorSource, copied, planned
-from gradience.io.types import PathLike, Progress
 from gradience.schema.audit import NotCompared
 from gradience.schema.writing import MitigatedModule, MitigateReport, ModuleChange
 from gradience.spectral.intruders import Overlaps, count_below, overlaps
 from gradience.spectral.krylov import Operator, as_float32
 from gradience.spectral.reduced import Floats
-from gradience.spectral.threads import one_thread
+from gradience.spectral.threads import one_blas_thread
 from gradience.verbs.writing import (
     PEFT_METADATA,
     Changes,
@@ -89,8 +89,7 @@ def mitigate_adapter(
         ValueError: an option is out of its range.
     """
     if not (0.0 <= scale <= 1.0 and k >= 1 and 0.0 < eps <= 1.0):
-        message = f"expected 0 <= scale <= 1, k >= 1 and 0 < eps <= 1; got {scale}, {k} and {eps}"
-        raise ValueError(message)
+        raise ValueError(f"expected 0 <= scale <= 1, k >= 1 and 0 < eps <= 1; got {scale}, {k} and {eps}")
     files, adapter = open_adapter(path, adapter_config=adapter_config, weights=weights)
     refusal = next(obstacles(adapter, Operation.MITIGATE), None)
     if refusal is not None or adapter.source is None:
@@ -165,7 +164,7 @@ class _Run:
         if not within_range(*module.load(), w):
             raise AdapterError(f"it holds NaN, or numbers over the limit of {LARGEST_ENTRY:g}")
         b = self._source.read(layout.b_name).reshape(layout.out, layout.rank)
-        with one_thread():
+        with one_blas_thread():
             found = mitigated(module, w, b, self._options, transposed=layout.transposed)
         if found.vectors.shape[1]:
             self._intruders[layout.b_name] = found.vectors

@@ -24,11 +24,9 @@ from gradience.adapters.open import INDEX_NAMES, WEIGHT_NAMES, AdapterFiles, ope
 from gradience.base.weights import file_digest
 from gradience.errors import AdapterError, OutputError
 from gradience.io.atomic import atomic_folder, refuse_file, refuse_folder
-from gradience.io.decoding import decode_json
-from gradience.io.reading import read_small, real_path
+from gradience.io.paths import PathLike, natural_key
+from gradience.io.reading import decode_json, read_small, real_path
 from gradience.io.safetensors import PlannedTensor, write_safetensors
-from gradience.io.sorting import natural_key
-from gradience.io.types import PathLike
 from gradience.schema.compare import ComparedAdapter, ConfigDifference, OnlyIn, Overlap, SideOverlap
 from gradience.schema.merge import MergeReport
 from gradience.schema.scalars import Json
@@ -40,7 +38,7 @@ from gradience.schema.writing import (
     ResizeReport,
     SourceFile,
 )
-from gradience.spectral.batch import Factors
+from gradience.spectral.grams import Factors
 from gradience.spectral.narrow import inner_size, narrowed
 from gradience.spectral.subspace import (
     Floats,

@@ -7,10 +7,10 @@ from typing import Any
 import msgspec
 import pytest
 
-from gradience.rules.data.judge import DATA_RULES
+from gradience.rules.data import DATA_RULES
 from gradience.rules.rule import judge
-from gradience.schema.data import DataReport
 from gradience.schema.findings import Finding
+from gradience.schema.reports import DataReport
 
 STATED = {
     "DAT300": ("warning", 0.9),

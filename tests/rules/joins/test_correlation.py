@@ -15,7 +15,7 @@ from gradience.rules.joins.run import JOINS
 from gradience.rules.rule import Observation
 from gradience.schema.diagnose import SOURCES, DiagnosedSource
 from gradience.schema.findings import SEVERITIES, Finding
-from gradience.verbs.diagnose.run import IDS, unjudged, verdict_of
+from gradience.verbs.diagnose import IDS, unjudged, verdict_of
 
 JOIN = {join.id: join for join in JOINS}
 FACTS = {

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gradience.rules.log.adapter import error_bound
 from gradience.rules.log.facts import RunFacts, Series
 from gradience.rules.log.judge import detect
+from gradience.rules.log.recorded import error_bound
 from gradience.schema import ConfigSnapshot, LoraSnapshot
 
 

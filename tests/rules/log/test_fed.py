@@ -10,7 +10,7 @@ from gradience.rules.joins.correlation import Symptom, correlate
 from gradience.rules.joins.run import JOINS
 from gradience.rules.log.facts import RunFacts, Series
 from gradience.rules.log.judge import DETECTORS, detect
-from gradience.rules.log.story import tell
+from gradience.rules.log.story import story_parts
 from gradience.rules.rule import Observation, Verdict
 from gradience.schema.findings import Finding
 from gradience.schema.reports import TrainSummary
@@ -103,7 +103,7 @@ def test_masked_labels_and_a_loss_of_zero_are_one_finding() -> None:
 
 def test_the_story_of_such_a_run_begins_with_it_and_learns_nothing() -> None:
     masked = facts([3.0 - 0.05 * i for i in range(40)], **MASKED)
-    parts = tell(masked, detect(masked).findings, TrainSummary(rows=40))
+    parts = story_parts(masked, detect(masked).findings, TrainSummary(rows=40))
     assert (parts[0].says, parts[0].finding) == ("no token is supervised", "DAT301")
     assert not any("learns" in part.says for part in parts)
 

@@ -13,7 +13,7 @@ from gradience.rules.joins.symptoms import log_symptoms
 from gradience.rules.log.facts import RunFacts, Series, Signal
 from gradience.rules.log.judge import detect
 from gradience.rules.log.learning import learning
-from gradience.rules.log.story import tell
+from gradience.rules.log.story import story_parts
 from gradience.schema import ConfigSnapshot, EvalMetrics, TrainingSnapshot
 from gradience.schema.events import Eval
 from gradience.schema.reports import EvalPoint, TrainSummary
@@ -125,7 +125,7 @@ def test_a_run_that_ended_badly_is_never_fine_and_its_exception_is_named(status,
     finding = said("END114", run)
     assert finding.severity == severity
     assert finding.message.endswith("at step 40: OutOfMemoryError.")
-    story = tell(run, [finding], TrainSummary(rows=60))
+    story = story_parts(run, [finding], TrainSummary(rows=60))
     assert story[-1].says == f"{status} at step 40: OutOfMemoryError"
 
 

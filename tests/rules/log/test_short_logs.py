@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from gradience.rules.data.judge import DATA_RULES
+from gradience.rules.data import DATA_RULES
 from gradience.rules.log.facts import RunFacts, Series, Signal
 from gradience.rules.log.judge import DETECTORS, detect
 from gradience.rules.log.learning import learning

@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Final
 
-from gradience.adapters.formats.archives import SUFFIXES
+from gradience.adapters.formats.containers import SUFFIXES
 from gradience.adapters.formats.kohya import DIFFUSERS, KOHYA
 from gradience.adapters.formats.mlx import MLX, MLX_FULL, TORCHTUNE
 from gradience.adapters.formats.peft import PEFT
@@ -35,7 +35,7 @@ def open_weights(path: Path) -> TensorSource:
         AdapterError: it is missing, damaged or of neither kind; a pickle without torch installed.
     """
     if path.suffix in _PICKLED:
-        from gradience.adapters.formats.torch_bin import TorchFile  # noqa: PLC0415  # torch only where it is needed
+        from gradience.adapters.formats.containers import TorchFile  # noqa: PLC0415  # torch only where it is needed
 
         return TorchFile(path)
     if path.suffix in SUFFIXES:

@@ -15,7 +15,7 @@ from typing import Any, Final
 import msgspec
 
 from gradience.adapters.config import AdapterConfig, ScalingRules, parse_config
-from gradience.adapters.formats.assembly import Assembly, grouped, role_of
+from gradience.adapters.formats.assembly import Assembly, grouped, other_role, role_of
 from gradience.adapters.kinds.dense import as_float32
 from gradience.adapters.kinds.lora import Pair, lora_module, pair_of
 from gradience.adapters.kinds.products import product_module, unfolded, with_magnitude
@@ -34,9 +34,8 @@ from gradience.adapters.layout import (
     parse_key,
     reported,
 )
-from gradience.adapters.roles import other_role
 from gradience.errors import AdapterError
-from gradience.io.decoding import decode_json
+from gradience.io.reading import decode_json
 from gradience.io.safetensors import TensorSource
 from gradience.schema.audit import LeftoverReason
 

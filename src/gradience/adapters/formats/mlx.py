@@ -29,7 +29,7 @@ from gradience.adapters.layout import (
     reported,
 )
 from gradience.errors import AdapterError
-from gradience.io.sorting import natural_key
+from gradience.io.paths import natural_key
 from gradience.schema.audit import LeftoverReason
 
 _STACKED: Final = 3  # axes

@@ -12,8 +12,7 @@ from typing import Final
 import msgspec
 
 from gradience.errors import AdapterError
-from gradience.io.decoding import decode_json
-from gradience.io.reading import read_small
+from gradience.io.reading import decode_json, read_small
 
 _LARGEST: Final = 16 << 20  # bytes
 

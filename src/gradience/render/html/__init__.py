@@ -9,8 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from gradience.schema.bench import BenchReport
-from gradience.schema.compare import CompareAdaptersReport
+from gradience.schema.compare import BenchReport, CompareAdaptersReport
 from gradience.schema.diagnose import DiagnoseReport
 from gradience.telemetry.series import RunSeries
 

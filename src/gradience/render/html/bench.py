@@ -22,7 +22,7 @@ from gradience.render.html.markup import tag
 from gradience.render.html.pieces import Columns, facts, note, plot_figure, section, table
 from gradience.render.html.plot import Envelope, Line, Plot
 from gradience.render.text import count, number, percent, sentence, words
-from gradience.schema.bench import BenchReport, BenchTask
+from gradience.schema.compare import BenchReport, BenchTask
 from gradience.schema.scalars import as_float
 
 _CAPTION: Final = (
@@ -73,29 +73,15 @@ def _figure(task: BenchTask, rows: Sequence[Row]) -> Element:
         np.array([as_float(v) for v in values if v is not None])
         for values in zip(*((r.result.low, r.result.harm, r.result.worst) for r in rows), strict=True)
     )
-    bars = _envelope(sizes, low, middle, high, apart=True)
+    bars = Envelope.of(sizes, low, middle, high, apart=True, sampled=True)
     edge = np.full(2, task.margin)
-    limit = _envelope([min(*sizes, 0.0), max(*sizes, 100.0)], edge, edge, edge, apart=False)
+    ends = [min(*sizes, 0.0), max(*sizes, 100.0)]
+    limit = Envelope.of(ends, edge, edge, edge, apart=False, sampled=False)
     lines = [Line("candidates", bars, points=True), Line("tolerance", limit)]
     plot = Plot(lines, "parameters, % of the adapter's", "worse than the adapter by", log=False)
     least = ", ".join(f"{row.candidate.name} {harm_cell(row.result)}" for row in rows)
     return plot_figure(
         f"Loss by size on {task.name}", plot, summary=f"Tolerance {task.margin:.3g}: {least}.", caption=_CAPTION
-    )
-
-
-def _envelope(sizes: Sequence[float], low: object, middle: object, high: object, *, apart: bool) -> Envelope:
-    """Bars, each by itself, or a line."""
-    return Envelope(
-        steps=np.asarray(sizes, np.float64),
-        low=np.asarray(low, np.float64),
-        middle=np.asarray(middle, np.float64),
-        high=np.asarray(high, np.float64),
-        lost=np.empty(0),
-        broken=np.array([apart and place > 0 for place in range(len(sizes))]),
-        rows=len(sizes),
-        lost_rows=0,
-        sampled=apart,
     )
 
 

@@ -13,17 +13,8 @@ from gradience.render.html.page import whole_page
 from gradience.render.html.pieces import Columns, facts, note, plot_figure, section, table
 from gradience.render.html.plot import Line, Plot, envelope
 from gradience.render.text import clean, words
-from gradience.schema.fleet import (
-    Alike,
-    Counted,
-    Curve,
-    Faulty,
-    FleetShowReport,
-    OtherShape,
-    RunsCurvesReport,
-    Serving,
-    Wasteful,
-)
+from gradience.schema.fleet import Alike, Counted, Faulty, FleetShowReport, OtherShape, Serving, Wasteful
+from gradience.schema.runs import Curve, RunsCurvesReport
 
 
 def fleet_html(report: FleetShowReport) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -39,6 +39,14 @@ class Envelope(NamedTuple):
     rows: int  # finite
     lost_rows: int
     sampled: bool
+
+    @classmethod
+    def of(cls, steps: npt.ArrayLike, low: Floats, middle: Floats, high: Floats, *, apart: bool, sampled: bool) -> Self:
+        """Bands of finite values, one at each step: joined by a line, or each `apart`."""
+        at = np.asarray(steps, np.float64)
+        broken = np.full(len(at), apart)
+        broken[:1] = False
+        return cls(at, low, middle, high, np.empty(0), broken, rows=len(at), lost_rows=0, sampled=sampled)
 
     @property
     def per_bucket(self) -> int:

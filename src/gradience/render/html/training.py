@@ -212,8 +212,8 @@ def data_section(story: Story) -> Element | None:
 
 def _lengths(announced: object) -> Element | None:
     """The histogram of lengths that a check of the data recorded."""
-    told: Mapping[str, Any] = announced if isinstance(announced, dict) else {}
-    bins, width, limit = told.get("bins"), told.get("bin_width"), told.get("max_length")
+    counts: Mapping[str, Any] = announced if isinstance(announced, dict) else {}
+    bins, width, limit = counts.get("bins"), counts.get("bin_width"), counts.get("max_length")
     if not isinstance(bins, list) or not all(isinstance(n, int) and n >= 0 for n in bins) or not any(bins):
         return None
     if not isinstance(width, int) or width < 1:

@@ -144,17 +144,8 @@ def _spread(group: Sequence[ModuleAudit], quantity: _Spectrum) -> Envelope:
     values = np.concatenate(rows)
     columns = [column for k in np.unique(steps) if len(column := values[(steps == k) & np.isfinite(values)])]
     low, middle, high = (np.array([f(column) for column in columns]) for f in (np.min, np.median, np.max))
-    return Envelope(
-        steps=np.arange(1.0, len(columns) + 1),
-        low=low,
-        middle=middle,
-        high=high,
-        lost=np.empty(0),
-        broken=np.zeros(len(columns), np.bool_),
-        rows=len(columns),
-        lost_rows=0,
-        sampled=len(group) > 1,
-    )
+    steps = np.arange(1.0, len(columns) + 1)
+    return Envelope.of(steps, low, middle, high, apart=False, sampled=len(group) > 1)
 
 
 def _maps(report: AuditReport) -> Iterator[Element]:

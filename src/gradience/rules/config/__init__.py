@@ -1,1 +1,1 @@
-"""What the sources say, with their numbers: a rule cites from these tables and nowhere else, besides its own input."""
+"""Rules on a configuration, and the facts that they read of it."""

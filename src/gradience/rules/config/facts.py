@@ -225,7 +225,7 @@ class LoraRule(ConfigRule):
 
 
 def given(value: T | None, name: str) -> T:
-    """Return the value, or raise Unknown with its name."""
+    """The value, or raise Unknown with its name."""
     if value is None:
         raise Unknown(f"{name} is not given")
     return value
@@ -261,7 +261,7 @@ _QUANTITIES: Final = (
 
 
 def quantities(config: ConfigSnapshot) -> dict[str, Real]:
-    """Return the quantities that the configuration determines, by name; the others are left out.
+    """The quantities that the configuration determines, by name; the others are left out.
 
     Why one is not known, the rules that need it say.
     """

@@ -89,7 +89,8 @@ def _divergent(facts: Facts) -> Iterator[Observation]:
 def _preference_rate(facts: Facts) -> Iterator[Observation]:
     kind = facts.objective.kind
     if kind == "unknown":
-        raise Unknown(_objective_unknown(facts))
+        because = facts.objective.because
+        raise Unknown(f"the objective is not known ({because}): say --task sft, dpo, grpo or a task's name")
     if kind in {"preference", "rl"} and facts.adam_lr > PREFERENCE_LR.value:
         what = "preference optimisation" if kind == "preference" else "reinforcement learning"
         yield Observation(
@@ -110,8 +111,7 @@ def _other_optimizer(facts: Facts) -> Iterator[Observation]:
     name = given(facts.config.optimizer.name, "optimizer")
     if not facts.is_adam:
         yield Observation(
-            f"optimizer {name} is not of the Adam family: the rules on lr were not applied",
-            {"optimizer": name},
+            f"optimizer {name} is not of the Adam family: the rules on lr were not applied", {"optimizer": name}
         )
 
 
@@ -131,10 +131,6 @@ def _variant_rate(facts: Facts) -> Iterator[Observation]:
 def _not_preference(facts: Facts) -> None:
     if facts.objective.kind in {"preference", "rl"}:
         raise Unknown(f"the objective is {facts.objective.kind}: LR004 speaks of it")
-
-
-def _objective_unknown(facts: Facts) -> str:
-    return f"the objective is not known ({facts.objective.because}): say --task sft, dpo, grpo or a task's name"
 
 
 def _step(facts: Facts, *, default: float) -> float:
@@ -200,10 +196,7 @@ RULES = (
         condition="peak lr >= {divergent_lr}, and scaling x r x lr, where known, > {best_step}",
         observe=_divergent,
         confidence=0.85,
-        evidence=(
-            SWEEP_HIGH,
-            cite("tloen/alpaca-lora#391", "lr 0.003 with r = 128, alpha = 256: the loss went to 0"),
-        ),
+        evidence=(SWEEP_HIGH, cite("tloen/alpaca-lora#391", "lr 0.003 with r = 128, alpha = 256: the loss went to 0")),
         rationale="A diverged run costs as much as a good one.",
         action="lower lr to 1e-3 at most; 2e-4 is the usual start",
         scope=f"not preference or RL; {_BANDS}; evidence from one chat data set with alpha 32",

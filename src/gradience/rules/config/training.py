@@ -150,10 +150,7 @@ BATCH_LARGE = Threshold("batch_large", 256, "sequences per optimizer step", "pro
 SHORT_RUN = Threshold("short_run", 100, "optimizer steps", "tinker-cookbook hyperparams: at least 100 steps")
 EPOCHS_MANY = Threshold("epochs_many", 3, "epochs", "Unsloth's guide: 1 to 3 epochs")
 EPOCHS_BLIND = Threshold(
-    "epochs_blind",
-    10,
-    "epochs",
-    "a judgement: real runs of 20 epochs and more ended at a loss near 0",
+    "epochs_blind", 10, "epochs", "a judgement: real runs of 20 epochs and more ended at a loss near 0"
 )
 WARMUP_LONG = Threshold("warmup_long", 0.5, "share of all steps", "mechanical: the peak comes after half the run")
 WARMUP_RATIO_REMOVED = Threshold(

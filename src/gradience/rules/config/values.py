@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from typing import Final, NamedTuple
 
-from gradience.configs.known import ALIKE, nearest_known
+from gradience.configs.settings import ALIKE, nearest_known
 from gradience.rules.config.facts import ConfigRule, Facts, about_lora
 from gradience.rules.rule import Observation, Threshold, Unknown, cite
 from gradience.schema.config import ConfigSnapshot

@@ -1,1 +1,13 @@
-"""Rules on a data set: what the loss sees of it, what the length limit costs, what its rows hold."""
+"""The rules on a data set as one table."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from gradience.rules.data import content, supervision, tokens
+from gradience.rules.rule import Rule
+from gradience.schema.reports import DataReport
+
+DATA_RULES: Final[tuple[Rule[DataReport], ...]] = tuple(
+    sorted((*supervision.RULES, *tokens.RULES, *content.RULES), key=lambda rule: rule.id)
+)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from gradience.rules.data.rows import DataRule, counted, share, values
+from gradience.rules.data.rows import DataRule, counted, on_rows, share, values
 from gradience.rules.rule import Observation, Threshold, Unknown, cite
-from gradience.schema.data import DataReport, Rows
+from gradience.schema.reports import DataReport
+from gradience.schema.scalars import Severity
 
 MAJORITY = Threshold("majority", 0.9, "share of rows", "proposal: guessing one class is right in 9 of 10")
 FEW_LABELS = Threshold("few_labels", 20, "rows", "proposal: fewer are no sample")
@@ -34,10 +35,7 @@ def _range(data: DataReport) -> Iterator[Observation]:
     rows = data.seen.label_out_of_range
     if rows.count:
         bound = f"0 to {data.num_labels - 1}" if data.num_labels else "0 and more"
-        yield Observation(
-            f"{counted(rows, data.rows_read)} have a label outside of {bound}",
-            values(rows, data.rows_read, num_labels=data.num_labels),
-        )
+        yield on_rows(data, rows, f"have a label outside of {bound}", num_labels=data.num_labels)
     elif data.num_labels is None:
         raise Unknown("the number of classes is not known (num_labels, or --base with its config.json)")
 
@@ -124,9 +122,8 @@ def _unreadable(data: DataReport) -> Iterator[Observation]:
 
 
 def _empty(data: DataReport) -> Iterator[Observation]:
-    rows = data.seen.empty_answer
-    if rows.count:
-        yield Observation(f"{counted(rows, data.rows_read)} have an empty answer", values(rows, data.rows_read))
+    if data.seen.empty_answer.count:
+        yield on_rows(data, data.seen.empty_answer, "have an empty answer")
 
 
 def _constant(data: DataReport) -> Iterator[Observation]:
@@ -145,11 +142,8 @@ def duplicates(data: DataReport) -> Iterator[Observation]:
     """Rows whose tokens are those of an earlier row."""
     rows, part = data.seen.duplicate, share(data.seen.duplicate, data.rows_read)
     if part >= DUPLICATES_SOME.value:
-        yield Observation(
-            f"{counted(rows, data.rows_read)} repeat an earlier row",
-            values(rows, data.rows_read),
-            severity="warning" if part >= DUPLICATES_MANY.value else None,
-        )
+        severity: Severity | None = "warning" if part >= DUPLICATES_MANY.value else None
+        yield on_rows(data, rows, "repeat an earlier row", severity=severity)
     elif data.sampled:
         raise Unknown("a sample shows few of the duplicates: --samples all")
 
@@ -184,13 +178,8 @@ def _broken(data: DataReport) -> Iterator[Observation]:
         (data.seen.mojibake, "UTF-8 decoded as Latin-1"),
     ):
         if rows.count:
-            yield _broken_rows(data, rows, what)
-
-
-def _broken_rows(data: DataReport, rows: Rows, what: str) -> Observation:
-    many = share(rows, data.rows_read) >= BROKEN_MANY.value
-    message = f"{counted(rows, data.rows_read)} hold {what}"
-    return Observation(message, values(rows, data.rows_read), severity="warning" if many else None)
+            many = share(rows, data.rows_read) >= BROKEN_MANY.value
+            yield on_rows(data, rows, f"hold {what}", severity="warning" if many else None)
 
 
 RULES = (

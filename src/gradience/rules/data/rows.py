@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from gradience.rules.rule import Rule
-from gradience.schema.data import DataReport, Rows
+from gradience.rules.rule import Observation, Rule
 from gradience.schema.findings import RuleGroup
-from gradience.schema.scalars import Json
+from gradience.schema.reports import DataReport, Rows
+from gradience.schema.scalars import Json, Severity
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +41,12 @@ def counted(rows: Rows, of: int, what: str = "rows") -> str:
 def values(rows: Rows, of: int, **more: Json) -> dict[str, Json]:
     """The numbers of a finding on rows."""
     return {"rows": rows.count, "of": of, "share": share(rows, of), "first": rows.first, **more}
+
+
+def on_rows(data: DataReport, rows: Rows, says: str, *, severity: Severity | None = None, **more: Json) -> Observation:
+    """What was seen in some of the rows that were read, with their numbers."""
+    of = data.rows_read
+    return Observation(f"{counted(rows, of)} {says}", values(rows, of, **more), severity=severity)
 
 
 def of_tokens(data: DataReport) -> str | None:

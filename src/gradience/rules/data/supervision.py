@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from gradience.rules.data.rows import DataRule, counted, of_tokens, share, values
+from gradience.rules.data.rows import DataRule, counted, of_tokens, on_rows, share, values
 from gradience.rules.evidence import ALL_MASKED
 from gradience.rules.rule import Observation, Threshold, Unknown, cite
-from gradience.schema.data import DataReport
+from gradience.schema.reports import DataReport
+from gradience.schema.scalars import Severity
 
 FEW_SUPERVISED = Threshold(
     "few_supervised", 0.02, "share of kept tokens", "proposal: 1 of 50 tokens paid for is learnt"
@@ -46,12 +47,8 @@ def _unsupervised(data: DataReport) -> Iterator[Observation]:
         raise Unknown("the template marks no answer (see DAT302)")
     rows = data.seen.unsupervised
     if rows.count:
-        everything = rows.count == data.rows_read
-        yield Observation(
-            f"{counted(rows, data.rows_read)} have no supervised token",
-            values(rows, data.rows_read, loss=data.loss),
-            severity="critical" if everything else None,
-        )
+        severity: Severity | None = "critical" if rows.count == data.rows_read else None
+        yield on_rows(data, rows, "have no supervised token", severity=severity, loss=data.loss)
 
 
 def _few_supervised(data: DataReport) -> Iterator[Observation]:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from gradience.rules.data.rows import DataRule, counted, of_tokens, share, values
+from gradience.rules.data.rows import DataRule, counted, of_tokens, on_rows, share
 from gradience.rules.rule import Observation, Threshold, Unknown, cite, few
-from gradience.schema.data import DataReport
+from gradience.schema.reports import DataReport
 
 CUT_MANY = Threshold("cut_many", 0.05, "share of rows", "proposal: the limit that keeps 95 % is the usual choice")
 LOST_MANY = Threshold("lost_many", 0.05, "share of rows", "proposal: 1 of 20 answers is not learnt at all")
@@ -24,22 +24,21 @@ def _limit(data: DataReport) -> str | None:
     return "no length limit is given" if data.max_length is None else None
 
 
-def _lost(data: DataReport) -> int:
-    return data.tokens.total - data.tokens.kept
-
-
 def _cut(data: DataReport) -> Iterator[Observation]:
     rows, tokens, lengths = data.seen.cut, data.tokens, data.lengths
     if not rows.count:
         return
-    lost = _lost(data) / tokens.total if tokens.total else 0.0
-    yield Observation(
-        f"{counted(rows, data.rows_read)} are longer than {data.max_length:,} tokens: {lost:.1%} of the tokens are "
-        f"lost; {lengths.p95:,} tokens keep 95 % of the sequences whole, {lengths.p99:,} keep 99 %",
-        values(
-            rows, data.rows_read, max_length=data.max_length, tokens_lost=_lost(data), p95=lengths.p95, p99=lengths.p99
-        ),
+    lost = tokens.total - tokens.kept
+    yield on_rows(
+        data,
+        rows,
+        f"are longer than {data.max_length:,} tokens: {lost / tokens.total if tokens.total else 0.0:.1%} of the tokens "
+        f"are lost; {lengths.p95:,} tokens keep 95 % of the sequences whole, {lengths.p99:,} keep 99 %",
         severity="warning" if share(rows, data.rows_read) >= CUT_MANY.value else None,
+        max_length=data.max_length,
+        tokens_lost=lost,
+        p95=lengths.p95,
+        p99=lengths.p99,
     )
 
 
@@ -51,18 +50,20 @@ def _answers_cut(data: DataReport) -> Iterator[Observation]:
     supervised = data.tokens.supervised + data.tokens.supervised_lost
     lost = data.tokens.supervised_lost / supervised if supervised else 0.0
     tail = f"; {counted(gone, data.rows_read)} lose the whole answer" if gone.count else ""
-    yield Observation(
-        f"{counted(worst, data.rows_read)} lose part of their answer at {data.max_length:,} tokens "
-        f"({lost:.1%} of the supervised tokens){tail}",
-        values(worst, data.rows_read, supervised_lost=data.tokens.supervised_lost, whole_answers=gone.count),
+    yield on_rows(
+        data,
+        worst,
+        f"lose part of their answer at {data.max_length:,} tokens ({lost:.1%} of the supervised tokens){tail}",
         severity="error" if share(gone, data.rows_read) >= LOST_MANY.value else None,
+        supervised_lost=data.tokens.supervised_lost,
+        whole_answers=gone.count,
     )
 
 
 def _double_bos(data: DataReport) -> Iterator[Observation]:
     rows = data.seen.double_bos
     if share(rows, data.rows_read) >= DOUBLE.value:
-        yield Observation(f"{counted(rows, data.rows_read)} begin with two BOS tokens", values(rows, data.rows_read))
+        yield on_rows(data, rows, "begin with two BOS tokens")
 
 
 def _split(data: DataReport) -> Iterator[Observation]:

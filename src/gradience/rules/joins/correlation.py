@@ -55,7 +55,7 @@ class Symptom(NamedTuple):
 
 
 class Needs(NamedTuple):
-    """What is asked of one source: any of these ids, or that every id of `silent` was judged and found nothing."""
+    """The condition on one source: any of these ids, or that every id of `silent` was judged and found nothing."""
 
     source: PieceSource
     ids: tuple[str, ...] = ()
@@ -109,7 +109,7 @@ class Correlation(Description):
         return f"needs {' and '.join(fewest)}" if fewest else None
 
     def observe(self, symptoms: Sequence[Symptom], silent: Silent) -> Observed | None:
-        """What it makes of the symptoms, and those that it takes; None where it does not hold."""
+        """The observation on these symptoms, and those it explains; None where the correlation does not hold."""
         core = _fitting(self.needs, symptoms, silent)
         taken = [*core, *_fitting(self.hints, _without(symptoms, core), silent)]
         values = _values(taken)
@@ -138,7 +138,7 @@ class Correlation(Description):
 
 
 class Observed(NamedTuple):
-    """What a correlation saw, and the symptoms that are then explained."""
+    """The observation of a correlation, and the symptoms that it explains."""
 
     seen: Observation
     taken: list[Symptom]

@@ -38,10 +38,7 @@ JOINS: Final[tuple[Correlation, ...]] = (
         id="DAT330",
         severity="critical",
         title="no token supervised, and what follows from it",
-        needs=(
-            Needs("log", ("DAT301",), frozenset({"critical"})),
-            Needs("weights", ("NUM201", "TRN202")),
-        ),
+        needs=(Needs("log", ("DAT301",), frozenset({"critical"})), Needs("weights", ("NUM201", "TRN202"))),
         messages=(
             Message(("log", "weights"), "No token was supervised in any batch that was seen, and the weights show it."),
         ),
@@ -117,11 +114,7 @@ JOINS: Final[tuple[Correlation, ...]] = (
             Message(("log",), "The run diverged around step {lowest_step}."),
         ),
         confidence=0.9,
-        evidence=(
-            DIVERGENCE,
-            SWEEP_HIGH,
-            SIZES,
-        ),
+        evidence=(DIVERGENCE, SWEEP_HIGH, SIZES),
         rationale="Steps that are too long grow the update faster than the loss can correct it.",
         action="Go back to the checkpoint nearest the lowest loss; lower the learning rate or lengthen warmup.",
         scope="positive losses; the size of the update counts only where the log diverged too",

@@ -1,4 +1,4 @@
-"""What each source shows: its findings with their tags, and the facts that mean something beside others only.
+"""The symptoms of each source: its findings with tags, and facts that mean something only beside others.
 
 Among the facts is whether a configuration, a log and an adapter can be of one run: what each states of the adapter is
 held against the factors in the file.

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from typing import Final, NamedTuple
 
 from gradience.rules.evidence import DIVERGENCE, TRIAL
-from gradience.rules.log.facts import JUDGEMENT, REAL_RUNS, LogRule, RunFacts, positive_loss, seen
+from gradience.rules.log.facts import JUDGEMENT, REAL_RUNS, LogRule, RunFacts, once, positive_loss, seen
 from gradience.rules.log.statistics import Bar, excesses, median, median_error, noise, runs_of, spread
 from gradience.rules.objective import not_under
 from gradience.rules.rule import Observation, Rule, Threshold, Unknown, cite
@@ -134,6 +134,7 @@ class _Levels(NamedTuple):
         return min(self.first, self.first_three)
 
 
+@once
 def divergence(facts: RunFacts) -> Observation | None:
     """How the loss left its level, by the first of five conditions that holds; None where it did not, or is unknown."""
     kept = [(i, point) for i, point in enumerate(facts.outline.points) if point > 0.0]  # 0: see NUM102
@@ -249,6 +250,7 @@ def _divergence(facts: RunFacts) -> Observation | None:
     return divergence(facts)
 
 
+@once
 def other_scale(facts: RunFacts) -> Observation | None:
     """Training loss on another scale than the held-out loss, or above that of equal odds; None if not, or unknown."""
     if facts.objective.kind in {"rl", "preference"} or not facts.loss.values or divergence(facts) is not None:
@@ -336,12 +338,10 @@ RULES: Final[tuple[Rule[RunFacts], ...]] = (
         title="divergence",
         severity="error",
         condition="the last fifth is over {diverged_ratio} x the first three rows by {diverged_errors} standard "
-        "errors; "
-        "or over {at_once} x the first row, and every later row over {diverged_ratio} x it; or over {absurd_rise} x it "
-        "at a rate of {absurd_rate} and more; or over {diverged_ratio} x the lowest window by {diverged_noise}, and "
-        "above the start. A warning: over {exploded} x the start in the middle and over {no_lower} of it at the end; "
-        "or "
-        "over {lost_share} of the fall is lost again",
+        "errors; or over {at_once} x the first row, and every later row over {diverged_ratio} x it; or over "
+        "{absurd_rise} x it at a rate of {absurd_rate} and more; or over {diverged_ratio} x the lowest window by "
+        "{diverged_noise}, and above the start. A warning: over {exploded} x the start in the middle and over "
+        "{no_lower} of it at the end; or over {lost_share} of the fall is lost again",
         observe=_divergence,
         needs=(not_under("rl"), positive_loss),
         confidence=0.9,
@@ -380,11 +380,9 @@ RULES: Final[tuple[Rule[RunFacts], ...]] = (
             cite("definition", "equal odds over K words cost ln K nats"),
         ),
         rationale="A loss on another scale cannot be compared with the held-out loss, and steps are as many times "
-        "larger "
-        "where the gradient is summed too.",
+        "larger where the gradient is summed too.",
         action="Divide the training loss by that factor before comparing; update transformers, and check the "
-        "gradient's "
-        "scale and the learning rate.",
+        "gradient's scale and the learning rate.",
         scope="token-level or class cross-entropy; silent where the run diverged",
         verify="Evaluate on training data: the loss there is on the scale of the evaluation.",
         thresholds=(SCALE_RATIO, SCALE_NATS, LN_VOCABULARY, SECOND_ROW),

@@ -10,10 +10,10 @@ import math
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, wraps
 from itertools import islice
 from operator import itemgetter, le
-from typing import Final, NamedTuple, TypeAlias
+from typing import Final, NamedTuple, TypeAlias, TypeVar
 
 from gradience.rules.log.statistics import FEW_POINTS, Curve, Trend, curve_of, median, moves, noise, trend_of
 from gradience.rules.objective import Objective, objective_by_names, objective_of
@@ -146,6 +146,11 @@ class RunFacts:
     guarded: Sequence[Metrics] = ()  # what a guard did to the run
 
     @cached_property
+    def found(self) -> dict[str, object]:
+        """What `once` keeps."""
+        return {}
+
+    @cached_property
     def objective(self) -> Objective:
         """What the run optimises: as its config says it, else as the names of the logged values do."""
         stated = objective_of(self.config)
@@ -244,6 +249,22 @@ class RunFacts:
         return self.loss.values[max(0, end - count) : max(1, end)]
 
 
+_Found = TypeVar("_Found")
+
+
+def once(observe: Callable[[RunFacts], _Found]) -> Callable[[RunFacts], _Found]:
+    """An observation that several rules ask for, worked out once of each run, as the properties of `RunFacts` are."""
+    name = f"{observe.__module__}.{observe.__qualname__}"
+
+    @wraps(observe)
+    def kept(facts: RunFacts) -> _Found:
+        if name not in facts.found:
+            facts.found[name] = observe(facts)
+        return facts.found[name]  # type: ignore[return-value]  # what was put there
+
+    return kept
+
+
 @dataclass(frozen=True, kw_only=True)
 class LogRule(Rule[RunFacts]):
     """A rule that `gradience monitor` applies to the log of a run."""
@@ -286,16 +307,6 @@ def positive_loss(facts: RunFacts) -> str | None:
     if median(facts.loss.points) <= 0.0:
         return "the loss is not positive: ratios of it mean nothing"
     return None
-
-
-def at_least_rows(least: Threshold) -> Callable[[RunFacts], str | None]:
-    """Need: so many training rows with a finite loss."""
-
-    def reason(facts: RunFacts) -> str | None:
-        rows = len(facts.loss.values)
-        return f"{rows} training rows with a finite loss; it needs {least.value:g}" if rows < least.value else None
-
-    return reason
 
 
 def column(facts: RunFacts, name: str, least: float) -> Signal:

@@ -294,8 +294,7 @@ RULES: Final[Sequence[Rule[RunFacts]]] = (
         title="vanishing gradients",
         severity="warning",
         condition="grad_norm 0, or under {vanished_ratio} of the early median, in {vanished_rows} rows running while "
-        "lr > "
-        "0; info where the loss is under {memorized} of the early one",
+        "lr > 0; info where the loss is under {memorized} of the early one",
         observe=_vanishing,
         needs=(not_under("rl"),),
         confidence=0.85,

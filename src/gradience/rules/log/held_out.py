@@ -334,16 +334,12 @@ RULES: Final[Sequence[Rule[RunFacts]]] = (
         title="chance level",
         severity="warning",
         condition="accuracy under chance plus {chance_z} standard deviations (plus {chance_margin} where n is "
-        "unknown), "
-        "or loss over {chance_loss} x ln K; where K is unknown, accuracy within {chance_band} of 1 / K and loss within "
-        "{chance_near} of ln K, for a K of 2 to 20",
+        "unknown), or loss over {chance_loss} x ln K; where K is unknown, accuracy within {chance_band} of 1 / K and "
+        "loss within {chance_near} of ln K, for a K of 2 to 20",
         observe=_at_chance,
         needs=(not_under("rl", "preference"),),
         confidence=0.85,
-        evidence=(
-            cite("binomial test, one-sided 95 %", "chance plus 1.64 sqrt(p (1 - p) / n)"),
-            KARPATHY,
-        ),
+        evidence=(cite("binomial test, one-sided 95 %", "chance plus 1.64 sqrt(p (1 - p) / n)"), KARPATHY),
         rationale="At chance level no other number about this run means much.",
         action="Fix the task set-up before tuning LoRA: labels, prompt or head, learning rate, number of steps.",
         scope="classification with balanced classes",

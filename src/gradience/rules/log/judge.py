@@ -10,8 +10,6 @@ import dataclasses
 from typing import Final
 
 from gradience.rules.log import (
-    adapter,
-    data,
     divergence,
     gradient,
     held_out,
@@ -19,6 +17,7 @@ from gradience.rules.log import (
     numbers,
     preference,
     record,
+    recorded,
     repetition,
     rewards,
 )
@@ -37,10 +36,9 @@ DETECTORS: Final[tuple[Rule[RunFacts], ...]] = (
     *rewards.RULES,
     *record.RULES,
     *record.GUARD_RULES,
-    *adapter.RULES,
-    *data.RULES,
+    *recorded.RULES,
 )
-_WITHOUT_LOSS: Final = frozenset(rule.id for rule in (*record.RULES, *adapter.RULES, *data.RULES))
+_WITHOUT_LOSS: Final = frozenset(rule.id for rule in (*record.RULES, *recorded.RULES))
 _MASKED: Final = "no token is supervised (see DAT301): loss and gradient mean nothing"
 DETECTED: Final[tuple[str, ...]] = tuple(rule.id for rule in DETECTORS)  # what a finding on a log is called
 
@@ -50,7 +48,7 @@ def detect(facts: RunFacts) -> Verdict:
     series = sorted_by_step(facts.series)
     if series is not facts.series:  # else what the facts worked out already is kept
         facts = dataclasses.replace(facts, series=series)
-    if not data.everything_masked(facts):
+    if not recorded.everything_masked(facts):
         return judge(DETECTORS, facts)
     verdict = judge((rule for rule in DETECTORS if rule.id in _WITHOUT_LOSS), facts)
     masked = [NotRun(id=rule.id, reason=_MASKED) for rule in DETECTORS if rule.id not in _WITHOUT_LOSS]

@@ -22,6 +22,7 @@ from gradience.rules.log.facts import (
     HeldOutCurve,
     LogRule,
     RunFacts,
+    once,
     positive_loss,
     seen,
 )
@@ -94,6 +95,7 @@ class Learning(NamedTuple):
         return f"{moved}; a fall under {self.least:.0%} could not have been told from the noise of {rows} rows"
 
 
+@once
 def learning(facts: RunFacts) -> Learning:
     """Whether held-out or training loss fell by more than chance would have let it."""
     trend, held = facts.trend, _held_out_fell(facts)
@@ -124,6 +126,7 @@ def _few_least(rows: int, every: float, noise: float) -> float:
     return min(_FEW_FALL.get(rows, 0.2), max(0.05, quantile * math.sqrt(2.0) * max(noise, usual)))
 
 
+@once
 def _held_out_fell(facts: RunFacts) -> bool:
     curve = facts.held_out_curve
     if curve is None or len(curve.losses) < LEAST_EVALS.value:
@@ -134,6 +137,7 @@ def _held_out_fell(facts: RunFacts) -> bool:
     return (far or in_order) and last < first
 
 
+@once
 def not_finite(facts: RunFacts) -> bool:
     """Whether losses, or gradients in rows that were not skipped, are not finite: shapes then mean little."""
     if len(facts.loss.values) < len(facts.series.losses):
@@ -142,6 +146,7 @@ def not_finite(facts: RunFacts) -> bool:
     return any(b - a == 1 for a, b in pairwise(bad))
 
 
+@once
 def no_learning(facts: RunFacts) -> Observation | None:
     """That nothing is learnt, by held-out loss, rate or bounds of the fall; None where that is not shown."""
     result = learning(facts)
@@ -343,10 +348,9 @@ RULES: Final[Sequence[Rule[RunFacts]]] = (
         id="PLT105",
         title="plateau",
         severity="info",
-        condition="over the last 30, 50 or 65 % of the rows the loss falls by {flat} x span / 30 % at most, by the "
-        "95 % "
-        "bound of Theil-Sen's slope, and not surely by {still_falls}, at over {idle_rate} of the peak rate and a level "
-        "over {fitted}",
+        condition="over the last 30, 50 or 65 % of the rows the loss falls by {flat} x span / 30 % at most, by the 95 "
+        "% bound of Theil-Sen's slope, and not surely by {still_falls}, at over {idle_rate} of the peak rate and a "
+        "level over {fitted}",
         observe=_plateau,
         needs=(not_under("rl"), positive_loss),
         confidence=0.5,

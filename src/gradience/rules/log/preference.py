@@ -133,8 +133,7 @@ RULES: Final[Sequence[Rule[RunFacts]]] = (
         title="chosen answers less likely",
         severity="info",
         condition="rewards/chosen fell by {chosen_fall} or more, and {chosen_errors} standard errors; under "
-        "{many_rows} "
-        "rows, in an order that chance makes with p of {alpha} at most",
+        "{many_rows} rows, in an order that chance makes with p of {alpha} at most",
         observe=_chosen_falls,
         applies=only_under("preference"),
         confidence=0.5,

@@ -10,7 +10,6 @@ from gradience.rules.evidence import LOGGING_DEFAULT
 from gradience.rules.log.facts import JUDGEMENT, LogRule, RunFacts, seen
 from gradience.rules.log.statistics import median
 from gradience.rules.rule import Observation, Rule, Threshold, cite, few
-from gradience.schema.events import Metrics
 
 FEW_ROWS = Threshold("few_rows", 20, "training rows", "a judgement: small effects are lost in the noise of fewer")
 REPLAY_DIFFERENCE = Threshold(
@@ -117,20 +116,20 @@ def _duplicates(facts: RunFacts) -> Observation | None:
     }
     if not any(counts.values()):
         return None
-    told = {
+    words = {
         "duplicates": "rows repeat a step",
         "out_of_order": "rows go back to a step already passed",
         "interleaved": "times another process went on writing",
         "evaluations": "evaluations repeat a step",
     }
     only_evals = not (facts.record.duplicates or facts.record.out_of_order or facts.record.interleaved)
-    said = ", ".join(f"{count} {told[name]}" for name, count in counts.items() if count)
+    shown = ", ".join(f"{count} {words[name]}" for name, count in counts.items() if count)
     return Observation(
-        f"Rows that should be single: {said}.",
+        f"Rows that should be single: {shown}.",
         dict(counts),
         severity="info" if only_evals else "warning",
         action="Nothing to do: a second evaluate() at the end does that; the later one counts." if only_evals else None,
-        evidence=seen(said),
+        evidence=seen(shown),
     )
 
 
@@ -223,7 +222,10 @@ RULES: Final[Sequence[Rule[RunFacts]]] = (
 
 
 def _guarded(facts: RunFacts) -> Observation | None:
-    back, dropped, ended = (_of(facts, action) for action in ("rollback", "drop", "stop"))
+    back, dropped, ended = (
+        [event for event in facts.guarded if event.metrics.get("action") == action]
+        for action in ("rollback", "drop", "stop")
+    )
     if not (back or dropped or ended):
         return None
     done = [f"the weights were put back to those of step {e.metrics.get('to_step')} at {e.step}" for e in back]
@@ -245,10 +247,6 @@ def _guarded(facts: RunFacts) -> Observation | None:
         else None,
         evidence=seen(f"{len(facts.guarded)} guard events in the log"),
     )
-
-
-def _of(facts: RunFacts, action: str) -> list[Metrics]:
-    return [event for event in facts.guarded if event.metrics.get("action") == action]
 
 
 GUARD_RULES: Final[Sequence[Rule[RunFacts]]] = (

@@ -173,8 +173,7 @@ def _leak(facts: RunFacts) -> Observation | None:
         return None
     return Observation(
         f"After {facts.epoch:.0f} epochs {curve.split} loss ({last:.3g}) is as low as training loss ({end:.3g}): an "
-        f"easy "
-        "task, or held-out data in the training data.",
+        "easy task, or held-out data in the training data.",
         {"epochs": facts.epoch, "train": end, "held_out": last},
         evidence=seen(f"training loss from {values[0]:.4g}, {curve.split} loss from {curve.losses[0]:.4g}"),
     )
@@ -242,8 +241,7 @@ RULES: Final[Sequence[Rule[RunFacts]]] = (
         title="held-out loss as low as training loss",
         severity="info",
         condition="after {leak_epochs} epochs and more, training and held-out loss are both under {leak_level} of "
-        "their "
-        "first, and held-out loss under {leak_near} x training loss",
+        "their first, and held-out loss under {leak_near} x training loss",
         observe=_leak,
         needs=(not_under("rl", "preference"),),
         confidence=0.5,

@@ -147,17 +147,12 @@ RULES: Final[Sequence[Rule[RunFacts]]] = (
         title="reward falls",
         severity="warning",
         condition="the last fifth is under the best fifth by {reward_errors} standard errors and {reward_fall}, and "
-        "over "
-        "{reward_lost} of the gain is lost; under {many_rows} rows: down by {reward_fall} in an order that chance "
-        "makes "
-        "with p of {alpha} at most; a reward that does not rise is info",
+        "over {reward_lost} of the gain is lost; under {many_rows} rows: down by {reward_fall} in an order that chance "
+        "makes with p of {alpha} at most; a reward that does not rise is info",
         observe=_reward,
         applies=only_under("rl"),
         confidence=0.7,
-        evidence=(
-            cite("definition", "the policy gradient's loss is 0 on average where advantages are centred"),
-            TRIAL,
-        ),
+        evidence=(cite("definition", "the policy gradient's loss is 0 on average where advantages are centred"), TRIAL),
         rationale="The reward is what is optimised: under RL a loss near 0 is normal and says nothing.",
         action="Go back to the checkpoint with the best reward; lower the learning rate, or raise beta.",
         scope="RL that logs reward; info where it only fails to rise",
@@ -210,8 +205,7 @@ RULES: Final[Sequence[Rule[RunFacts]]] = (
         title="completions cut off",
         severity="warning",
         condition="completions/clipped_ratio of {cut_off} and more in the last third, and whether {zero_groups_also} "
-        "of "
-        "the groups have no spread of rewards besides",
+        "of the groups have no spread of rewards besides",
         observe=_cut_off,
         applies=only_under("rl"),
         confidence=0.7,

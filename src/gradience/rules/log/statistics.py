@@ -10,8 +10,8 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
-from itertools import combinations, compress, islice, pairwise
-from operator import sub
+from itertools import chain, compress, islice, pairwise
+from operator import gt, lt, sub
 from statistics import NormalDist
 from typing import Final, NamedTuple
 
@@ -94,7 +94,7 @@ class Slope(NamedTuple):
 def theil_sen(values: Sequence[float]) -> Slope:
     """The slope of a series; of fewer than two values it is 0, without bounds."""
     n = len(values)
-    slopes = sorted((b - a) / (j - i) for (i, a), (j, b) in combinations(enumerate(values), 2))
+    slopes = sorted(chain.from_iterable(_slopes(values, apart) for apart in range(1, n)))
     if not slopes:
         return Slope(0.0, -math.inf, math.inf)
     half = NORMAL_95 * math.sqrt(n * (n - 1) * (2 * n + 5) / 18)
@@ -104,12 +104,16 @@ def theil_sen(values: Sequence[float]) -> Slope:
     )
 
 
+def _slopes(values: Sequence[float], apart: int) -> list[float]:
+    return [(b - a) / apart for a, b in zip(values, values[apart:], strict=False)]
+
+
 def mann_kendall(values: Sequence[float]) -> float:
     """One-sided p that a series falls, if its order were chance: exact up to 40 values without ties, else normal."""
     n = len(values)
     if n < 2:
         return 1.0
-    falls = sum((b < a) - (b > a) for a, b in combinations(values, 2))
+    falls = sum(_falls(values, values[apart:]) for apart in range(1, n))
     counts: dict[float, int] = {}
     for value in values:
         counts[value] = counts.get(value, 0) + 1
@@ -119,6 +123,13 @@ def mann_kendall(values: Sequence[float]) -> float:
     ties = sum(k * (k - 1) * (2 * k + 5) for k in counts.values())
     variance = (n * (n - 1) * (2 * n + 5) - ties) / 18
     return _upper_tail((falls - (falls > 0)) / math.sqrt(variance)) if variance > 0 else 1.0
+
+
+def _falls(values: Sequence[float], later: Sequence[float]) -> int:
+    """How many values lie over the one that comes later by a set distance, less how many lie under it."""
+    over: Iterable[bool] = map(gt, values, later)
+    under: Iterable[bool] = map(lt, values, later)
+    return sum(over) - sum(under)
 
 
 @lru_cache(maxsize=_EXACT + 1)
@@ -293,7 +304,7 @@ class Bar(NamedTuple):
 def excesses(curve: Curve, bar: Bar) -> list[tuple[int, float]]:
     """The values that stand out, by place among the curve's values, and by how many times the spread."""
     k = _raised(curve, bar)
-    judged = ((i, _excess(curve.values, i, bar)) for i in _candidates(curve, bar, k))
+    judged = ((i, _excess(curve.values, i, bar, over=k)) for i in _candidates(curve, bar, k))
     return [(i, times) for i, times in judged if times > k]
 
 
@@ -306,15 +317,22 @@ def _raised(curve: Curve, bar: Bar) -> float:
     return bar.k * (1.0 + 0.25 * max(0.0, math.log10(max(len(curve.values), 1) / _MANY)))
 
 
-def _excess(values: Sequence[float], place: int, bar: Bar) -> float:
-    """A value's height over the median of the 8 before it, in units of their spread; 0 where they are all equal."""
+def _excess(values: Sequence[float], place: int, bar: Bar, *, over: float = 0.0) -> float:
+    """A value's height over the median of the 8 before it, in units of their spread; 0 where they are all equal.
+
+    And 0 where the least spread there can be shows that it is no more than `over`: few rows stand out, and the spread
+    of the 32 before is what costs.
+    """
     before, value = values[max(0, place - _SAMPLE) : place], values[place]
     if bar.logarithmic:
         if value <= 0.0 or min(before) <= 0.0:
             return 0.0
         before, value = [*map(math.log, before)], math.log(value)
     level = median(before[-_BEFORE:])
-    scale = max(spread(before), bar.floor if bar.logarithmic else bar.floor * abs(level))
+    least = bar.floor if bar.logarithmic else bar.floor * abs(level)
+    if least > 0.0 and (value - level) / least <= over:
+        return 0.0
+    scale = max(spread(before), least)
     return (value - level) / scale if scale > 0.0 else 0.0
 
 

@@ -14,10 +14,10 @@ from typing import Final
 
 import msgspec
 
-from gradience.rules.log.adapter import audited_rank
 from gradience.rules.log.divergence import ABSURD_RATE
 from gradience.rules.log.facts import RunFacts, ends
 from gradience.rules.log.learning import Learning, learning
+from gradience.rules.log.recorded import audited_rank
 from gradience.rules.log.rewards import ZERO_GROUPS_ALSO
 from gradience.schema.findings import SEVERITIES, Finding
 from gradience.schema.reports import StoryPart, TrainSummary
@@ -56,11 +56,11 @@ def line_of(parts: Iterable[StoryPart]) -> str:
     return "; ".join(part.says for part in parts)
 
 
-def tell(facts: RunFacts, findings: Iterable[Finding], train: TrainSummary) -> list[StoryPart]:
+def story_parts(facts: RunFacts, findings: Iterable[Finding], train: TrainSummary) -> list[StoryPart]:
     """The story's parts: how the run went, its loss, held-out data, the update, and how the log ends."""
     found = {f.id: f for f in findings if SEVERITIES.index(f.severity) >= _GRAVE or f.id in _ALSO_AS_INFO}
     shape = _shape(found, facts)
-    told = {part.finding for part in shape}
+    shaped = {part.finding for part in shape}
     parts = chain(
         _spoken(found, _BROKEN),
         _spoken(found, _MEANING),
@@ -68,7 +68,7 @@ def tell(facts: RunFacts, findings: Iterable[Finding], train: TrainSummary) -> l
         _loss(facts, train),
         _spoken(found, _OBJECTIVE),
         _reward(facts),
-        _spoken(found, [rule for rule in _LATER if rule not in told]),
+        _spoken(found, [rule for rule in _LATER if rule not in shaped]),
         _held_out(facts, found),
         _update(facts),
         _spoken(found, sorted(found.keys() - _PLACED)),

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
-from gradience.rules.rule import Rule, Threshold
+from gradience.rules.rule import Observation, Rule, Threshold, cite
 from gradience.rules.weights.ranks import percentile
 from gradience.schema.audit import AuditReport, Health, ModuleAudit, NotAnalysed
 from gradience.schema.findings import RuleGroup
+from gradience.schema.scalars import Severity
 
 RANDOM_SHARE = Threshold(
     "random_share",
@@ -166,3 +167,39 @@ def _of_second_factor(module: ModuleAudit) -> float | None:
     if own is None or not null:
         return None
     return own / null if own < (null + module.r) / 2 else 0.0
+
+
+THE_FILE: Final = "the weights file"  # as the source of an observation
+
+
+class _Case(NamedTuple):
+    """How a verdict on the whole adapter becomes a finding: of which rule, and what differs from its usual one."""
+
+    rule: str
+    severity: Severity | None = None
+    confidence: float | None = None
+    action: str | None = None
+
+
+_OF_VERDICT: Final = {
+    "broken": _Case("NUM201"),
+    "untrained": _Case("TRN202"),
+    "near_untrained": _Case("TRN202", "warning", 0.7, "Check the learning rate, the number of steps and the scaling."),
+    "partial": _Case("TRN202", "warning", 0.9, "Check target_modules and which parameters require gradients."),
+    "oversized": _Case("SIZ215"),
+    "random_like": _Case("RND203"),
+}
+
+
+def observe_verdict(rule: str, verdict: str, reason: str, *, source: str = THE_FILE) -> Observation | None:
+    """What the rule of this id sees in a verdict of `health`; None where the verdict is another rule's, or good."""
+    case = _OF_VERDICT.get(verdict)
+    if case is None or case.rule != rule:
+        return None
+    return Observation(
+        f"{verdict.replace('_', '-').capitalize()}: {reason}.",
+        severity=case.severity,
+        confidence=case.confidence,
+        action=case.action,
+        evidence=(cite(source, reason),),
+    )

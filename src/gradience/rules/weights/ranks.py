@@ -32,7 +32,7 @@ def whole(k: float, cap: int) -> int:
 
 
 def bucket(k: float, cap: int) -> int:
-    """Return the least power of two that holds k, never above the present rank and never 0.
+    """The least power of two that holds k, never above the present rank and never 0.
 
     >>> bucket(2.5, 8), bucket(6, 8), bucket(6, 6)
     (4, 8, 6)
@@ -42,7 +42,7 @@ def bucket(k: float, cap: int) -> int:
 
 
 def percentile(values: Sequence[float], share: float) -> float:
-    """Return the value at the share (0..1) of the sorted sequence, interpolated linearly.
+    """The value at the share (0..1) of the sorted sequence, interpolated linearly.
 
     >>> percentile([1, 2, 3, 10], 0.5)
     2.5
@@ -55,7 +55,7 @@ def percentile(values: Sequence[float], share: float) -> float:
 
 
 def measured(modules: Sequence[ModuleAudit]) -> list[ModuleAudit]:
-    """Return the modules whose spectrum is known: finite, not zero, given by its factors."""
+    """The modules whose spectrum is known: finite, not zero, given by its factors."""
     return [m for m in modules if m.state == "ok" and m.energy_rank_90 is not None]
 
 
@@ -99,7 +99,7 @@ def candidates(modules: Sequence[ModuleAudit], *, bytes_per_param: float = 0.0) 
 
 
 def cut(modules: Sequence[ModuleAudit], rank_of: Callable[[ModuleAudit], int]) -> tuple[float, float, int]:
-    """Return (energy kept, relative error, parameters saved) of cutting each module to its own rank."""
+    """Energy kept, relative error and parameters saved of cutting each module to its own rank."""
     ranks = [(module, rank_of(module)) for module in modules]
     energies = [float(module.frobenius_norm or 0.0) ** 2 for module in modules]
     total = sum(energies)
@@ -131,7 +131,7 @@ _READ: Final[dict[str, Callable[[ModuleAudit], int]]] = {
 
 
 def rank_rules(modules: Sequence[ModuleAudit]) -> list[RankRule]:
-    """Return median and 90th percentile of each rule over the modules; empty without modules."""
+    """Median and 90th percentile of each rule over the modules; empty without modules."""
     return [_rule(name, modules) for name in _READ] if modules else []
 
 
@@ -140,17 +140,12 @@ def _rule(name: str, modules: Sequence[ModuleAudit]) -> RankRule:
     cap = max(m.r for m in modules)
     middle, tail = percentile(values, 0.5), percentile(values, 0.9)
     return RankRule(
-        rule=name,
-        says=_SAYS[name],
-        median=middle,
-        p90=tail,
-        median_rank=whole(middle, cap),
-        p90_rank=whole(tail, cap),
+        rule=name, says=_SAYS[name], median=middle, p90=tail, median_rank=whole(middle, cap), p90_rank=whole(tail, cap)
     )
 
 
 def disagreements(modules: Sequence[ModuleAudit]) -> list[RankDisagreement]:
-    """Return the modules where the rules lie more than one bucket apart, widest first."""
+    """The modules where the rules lie more than one bucket apart, widest first."""
     found = []
     for module in modules:
         buckets = {name: bucket(read(module), module.r) for name, read in _READ.items()}
@@ -197,7 +192,7 @@ class Patterns(NamedTuple):
 def patterns_of(
     ranks: Mapping[str, int], alphas: Mapping[str, Number], *, default: tuple[int, Number] | None = None
 ) -> Patterns:
-    """Return the fields for modules by path (as PEFT matches them); both mappings have the same keys.
+    """The fields for modules by path (as PEFT matches them); both mappings have the same keys.
 
     The default rank and alpha are the given ones, else the commonest of each; then there is at least one key.
     """
@@ -212,7 +207,7 @@ def patterns_of(
 
 
 def alpha_for(scale: float, rank: int, *, rslora: bool) -> Number:
-    """Return the alpha that gives the scale at the rank: s r, or s sqrt(r) with rsLoRA; whole numbers as such."""
+    """The alpha that gives the scale at the rank: s r, or s sqrt(r) with rsLoRA; whole numbers as such."""
     alpha = scale * (math.sqrt(rank) if rslora else rank)
     near = round(alpha)
     return near if math.isclose(alpha, near, rel_tol=1e-12) else alpha
@@ -254,7 +249,7 @@ def rank_pattern(modules: Sequence[ModuleAudit], *, bytes_per_param: float) -> R
 
 
 def of_pattern(pattern: RankPattern) -> SuggestedRank:
-    """What a pattern costs and saves; its rank is that of the largest module."""
+    """The cost and saving of a pattern; its rank is that of the largest module."""
     rank = max((item.rank for item in pattern.modules), default=0)
     return SuggestedRank(
         rank=rank,
@@ -268,7 +263,7 @@ def of_pattern(pattern: RankPattern) -> SuggestedRank:
 
 
 def _parameter(module: ModuleAudit) -> str:
-    """Return the path that PEFT matches: a module, or a module's 3-D parameter without the expert."""
+    """The path that PEFT matches: a module, or a module's 3-D parameter without the expert."""
     return module.name if module.expert is None else module.name.removesuffix(f"[{module.expert}]")
 
 

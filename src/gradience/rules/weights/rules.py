@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Final, NamedTuple
+from typing import Final
 
 from gradience.rules.evidence import UTILIZATION
 from gradience.rules.rule import Observation, Rule, Threshold, Unknown, Verdict, cite, few, judge
@@ -21,55 +21,22 @@ from gradience.rules.weights.health import (
     RANDOM_MODULES,
     RANDOM_RANK,
     RANDOM_SHARE,
+    THE_FILE,
     AdapterFacts,
     WeightsRule,
     modules_analysed,
+    observe_verdict,
     suggests_ranks,
 )
 from gradience.schema.audit import AuditReport, LeftoverReason
-from gradience.schema.scalars import Severity
 
 LOW_UTILIZATION = Threshold("low_utilization", 0.25, "stable rank / r", "a convention of the project's first document")
 SMALL_RANK = Threshold("small_rank", 4, "rank", "a judgement: below it there is next to nothing to save")
 MOSTLY_OTHER = Threshold("mostly_other", 0.5, "share of the file's bytes", "definition: more than half")
 ALPHA_DEFAULT = Threshold("alpha_default", 8, "lora_alpha", "PEFT's LoraConfig")
 
-_FILE: Final = "the weights file"
 _SHOWN: Final = 3  # grounds of a finding
 _KEPT: Final = 20  # names among the values
-
-
-class _Case(NamedTuple):
-    """How a verdict on the whole adapter becomes a finding: of which rule, and what differs from its usual one."""
-
-    rule: str
-    severity: Severity | None = None
-    confidence: float | None = None
-    action: str | None = None
-
-
-_OF_VERDICT: Final = {
-    "broken": _Case("NUM201"),
-    "untrained": _Case("TRN202"),
-    "near_untrained": _Case("TRN202", "warning", 0.7, "Check the learning rate, the number of steps and the scaling."),
-    "partial": _Case("TRN202", "warning", 0.9, "Check target_modules and which parameters require gradients."),
-    "oversized": _Case("SIZ215"),
-    "random_like": _Case("RND203"),
-}
-
-
-def observe_verdict(rule: str, verdict: str, reason: str, *, source: str = _FILE) -> Observation | None:
-    """What the rule of this id sees in a verdict of `health`; None where the verdict is another rule's, or good."""
-    case = _OF_VERDICT.get(verdict)
-    if case is None or case.rule != rule:
-        return None
-    return Observation(
-        f"{verdict.replace('_', '-').capitalize()}: {reason}.",
-        severity=case.severity,
-        confidence=case.confidence,
-        action=case.action,
-        evidence=(cite(source, reason),),
-    )
 
 
 def observe_utilization(
@@ -104,7 +71,7 @@ def observe_size(size: float | None) -> Observation | None:
         severity="warning",
         confidence=0.6,
         action="Compare it with its base (gradience audit --base MODEL), and its outputs with the base model's.",
-        evidence=(cite(_FILE, f"norm of all updates over that of such weights: {size:.3g}"),),
+        evidence=(cite(THE_FILE, f"norm of all updates over that of such weights: {size:.3g}"),),
     )
 
 
@@ -160,7 +127,7 @@ def _rank_mismatch(facts: AdapterFacts) -> Observation | None:
         f"{len(wrong)} of {len(modules)} modules have another rank in the file than in the config "
         f"(first: {first.name}, r={first.r} on disk, {first.config_r} by the config).",
         {"modules": len(wrong)},
-        evidence=(cite(_FILE, f"{first.name}: factors of rank {first.r}"),),
+        evidence=(cite(THE_FILE, f"{first.name}: factors of rank {first.r}"),),
     )
 
 
@@ -199,7 +166,7 @@ def _mostly_other(facts: AdapterFacts) -> Observation | None:
     return Observation(
         f"{share:.0%} of this file is {names}, not LoRA.",
         {"share": share},
-        evidence=(cite(_FILE, f"{size} bytes are no LoRA factor"),),
+        evidence=(cite(THE_FILE, f"{size} bytes are no LoRA factor"),),
     )
 
 
@@ -309,10 +276,7 @@ LOW_RANK = WeightsRule(
     "{small_rank} or less, or the suggested rank (p90) is no less than r",
     observe=_low_utilization,
     confidence=0.4,
-    evidence=(
-        UTILIZATION,
-        cite("SSRN 6580122 (abstract)", "stable rank grows as about r^0.23 to r^0.30"),
-    ),
+    evidence=(UTILIZATION, cite("SSRN 6580122 (abstract)", "stable rank grows as about r^0.23 to r^0.30")),
     action="Consider compressing it after training: gradience resize --calibrate measures what that changes.",
     scope="trained LoRA adapters",
     verify="Evaluate the compressed adapter on held-out data.",

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import msgspec
 
-from gradience.adapters.formats.archives import SUFFIXES
+from gradience.adapters.formats.containers import SUFFIXES
 from gradience.adapters.layout import Adapter, Module
 from gradience.adapters.open import AdapterFiles, open_adapter
+from gradience.io.paths import PathLike, Progress
 from gradience.io.safetensors import is_known
-from gradience.io.types import PathLike, Progress
 from gradience.rules.select import excluded_rules, without
 from gradience.rules.weights.health import health, suggests_ranks
 from gradience.rules.weights.ranks import (
@@ -28,7 +28,8 @@ from gradience.rules.weights.ranks import (
 )
 from gradience.rules.weights.rules import WEIGHTS_RULES, judge_adapter
 from gradience.schema.audit import AUDIT_SCHEMA_ID, AuditReport, BaseReport, ModuleAudit, NotAnalysed, RankPattern
-from gradience.spectral.batch import Factors, Spectrum, grams_on_host, spectra
+from gradience.spectral.batch import Spectrum, spectra
+from gradience.spectral.grams import Factors, Grams
 from gradience.verbs.audit.rows import (
     Shown,
     bytes_per_param,
@@ -129,7 +130,7 @@ def audit_opened(
     top: int = 0,
     beside: BaseOptions | None = None,
     per_layer: bool = False,
-    on_host: bool = False,
+    grams: Sequence[Grams] | None = None,
 ) -> AuditReport:
     """The audit of an adapter whose files are open, by all rules.
 
@@ -140,13 +141,13 @@ def audit_opened(
         top: how many singular values to keep per module.
         beside: the base, and what to compute beside it.
         per_layer: add `per_layer`.
-        on_host: form the Gram matrices by BLAS on this thread, not by JAX.
+        grams: of its modules in their order, where the caller has them.
 
     Raises:
         AdapterError: a tensor cannot be read, or the base cannot.
     """
     on_base = bool(adapter.base_dependent) or any(module.dense is not None for module in adapter.modules)
-    rows = _rows(adapter, top, every_rank=on_base and beside is not None, on_host=on_host)
+    rows = _rows(adapter, top, every_rank=on_base and beside is not None, grams=grams)
     compared = None
     if beside is not None:
         from gradience.verbs.audit.against_base import compare  # noqa: PLC0415  # keeps a plain audit quick
@@ -156,10 +157,9 @@ def audit_opened(
     return _judged(_facts(path, files, adapter), adapter, with_shares(rows), compared, per_layer=per_layer)
 
 
-def _rows(adapter: Adapter, top: int, *, every_rank: bool, on_host: bool) -> list[ModuleAudit]:
+def _rows(adapter: Adapter, top: int, *, every_rank: bool, grams: Sequence[Grams] | None) -> list[ModuleAudit]:
     """The rows from the factors; with `every_rank` their errors at each rank, until the base has given all spectra."""
-    loads = [_load(module) for module in adapter.modules]
-    found = spectra(loads, grams_on_host(loads) if on_host else None)
+    found = spectra([factors_of(module) for module in adapter.modules], grams)
     usable = [s.energy_ranks[0] for s in found if s.finite and s.spectral_norm > 0.0]
     cap = max((module.r for module in adapter.modules), default=0)
     ranks = range(1, cap) if every_rank else priced_ranks(usable, cap)
@@ -188,7 +188,9 @@ def _priced(rows: list[ModuleAudit]) -> list[ModuleAudit]:
     ]
 
 
-def _load(module: Module) -> Callable[[], Factors]:
+def factors_of(module: Module) -> Callable[[], Factors]:
+    """What loads a module's factors."""
+
     def load() -> Factors:
         b, a = module.load()
         return Factors(b=b, a=a, scale=module.scale)

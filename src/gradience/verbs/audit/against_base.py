@@ -17,8 +17,7 @@ from gradience.adapters.layout import Adapter, Array, Module
 from gradience.base.update import Update, survival_of, update_of
 from gradience.base.weights import BaseWeights, Found, Norms, NormsCache, find_shards, identity
 from gradience.errors import AdapterError
-from gradience.io.cache import cache_folder
-from gradience.io.types import Progress
+from gradience.io.paths import Progress, cache_folder
 from gradience.rules.weights.against_base import at_risk
 from gradience.schema.audit import BaseComparison, BaseReport, Intruders, ModuleAudit, NotCompared
 from gradience.schema.scalars import real
@@ -27,7 +26,7 @@ from gradience.spectral.dense import dense_spectrum
 from gradience.spectral.intruders import count_below, overlaps
 from gradience.spectral.krylov import Operator, as_float32
 from gradience.spectral.lanczos import leading
-from gradience.spectral.threads import one_thread, threads_for
+from gradience.spectral.threads import one_blas_thread, threads_for
 from gradience.verbs.audit.rows import Shown, broken_row, dense_row, module_row
 
 SHOWN_EPS: Final = (0.3, 0.5, 0.7)
@@ -115,7 +114,7 @@ class _Run:
         if found is None:
             raise AdapterError(f"the base has no {module.base_name or module.name + '.weight'}")
         w = self._weights.read(found, module.expert)
-        with one_thread() if module.dense is None else threads_for(min(w.shape)):
+        with one_blas_thread() if module.dense is None else threads_for(min(w.shape)):
             return self._beside(module, row, found, w)
 
     def _beside(self, module: Module, row: ModuleAudit | None, found: Found, w: Array) -> ModuleAudit:
@@ -133,6 +132,7 @@ class _Run:
         else:
             settled = True
         size, frobenius = (math.nan if n is None else float(n) for n in (row.spectral_norm, row.frobenius_norm))
+        is_update = 0.0 < size < math.inf
         comparison = BaseComparison(
             weight=found.name,
             dtype=found.info.dtype,
@@ -142,10 +142,8 @@ class _Run:
             update_spectral_norm=real(size),
             update_frobenius_norm=real(frobenius),
             converged=converged and settled,
-            survival=survival_of(sums, found.info.dtype) if 0.0 < size < math.inf else None,
-            intruders=self._intruders(module, wide(), update)
-            if self._options.intruders and 0.0 < size < math.inf
-            else None,
+            survival=survival_of(sums, found.info.dtype) if is_update else None,
+            intruders=self._intruders(module, wide(), update) if self._options.intruders and is_update else None,
         )
         return msgspec.structs.replace(row, base=comparison, **_ratios(size, frobenius, norms))
 

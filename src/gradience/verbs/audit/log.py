@@ -1,11 +1,13 @@
-"""An audit as the payload of a log line."""
+"""An audit as a line of the log of the run that made the adapter."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, Final
 
 import msgspec
 
+from gradience.errors import RecorderError
 from gradience.schema.audit import AuditReport, ModuleAudit
 
 _EVENT_BYTES: Final = 56 * 1024  # of the 64 KiB a log line may have
@@ -46,3 +48,20 @@ def _row(module: ModuleAudit) -> dict[str, Any]:
 
 def _wastefulness(module: ModuleAudit) -> float:
     return 2.0 if module.utilization is None else module.utilization
+
+
+def append_audit(log: Path, report: AuditReport) -> None:
+    """Add a `metrics` event of kind `lora_audit` to the log, under its last run's run_id.
+
+    Raises:
+        RecorderError: the log is missing, holds no run, or is being written by another process.
+    """
+    from gradience.telemetry.reader import TelemetryReader  # noqa: PLC0415  # the recorder, only if a log is written
+    from gradience.telemetry.writer import TelemetryWriter  # noqa: PLC0415  # the same
+
+    run = TelemetryReader(log).summarize().last
+    if run is None:
+        raise RecorderError(f"{log} holds no run to append to", advice="give the run.jsonl of the run")
+    with TelemetryWriter(log, run_id=run.run_id, siblings=False, on_error="raise") as writer:
+        writer.metrics(run.last_step, kind="lora_audit", metrics=lora_audit_metrics(report))
+        writer.close()

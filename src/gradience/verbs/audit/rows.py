@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection, Iterable, Sequence
 from statistics import fmean, median
-from typing import Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import msgspec
 import numpy as np
@@ -16,9 +16,12 @@ from gradience.adapters.names import layer_index, layer_label, module_type
 from gradience.rules.weights.ranks import measured, percentile
 from gradience.schema.audit import AuditSummary, GroupSummary, LayerSummary, LedgerEntry, ModuleAudit
 from gradience.schema.scalars import real
-from gradience.spectral.batch import SHARES, Spectrum, spectrum_of
-from gradience.spectral.dense import DenseSpectrum
+from gradience.spectral.batch import Spectrum, spectrum_of
+from gradience.spectral.quantities import SHARES
 from gradience.spectral.update import null_factor_stable_rank, null_stable_rank
+
+if TYPE_CHECKING:
+    from gradience.spectral.dense import DenseSpectrum
 
 _FROM_ZERO: Final = frozenset({"linear", "conv", "dora"})
 """Kinds whose lora_B starts at zero; of an embedding lora_A does, and AdaLoRA's factors are random both."""
@@ -147,9 +150,12 @@ def knee_rank(relative_errors: npt.NDArray[np.float64]) -> int:
     `relative_errors` are those of the best rank k for k = 0..r. A straight curve has no knee: r.
     """
     r = len(relative_errors) - 1
-    above = (1.0 - relative_errors**2) - np.arange(r + 1) / r
-    best = int(np.argmax(above[1:])) + 1
-    return best if above[best] > r * np.finfo(np.float64).eps else r
+    above = [1.0 - error * error - k / r for k, error in enumerate(relative_errors.tolist())]
+    most = max(above[1:])  # without numpy, whose calls cost more than so few numbers
+    return above.index(most, 1) if most > r * _EPS else r
+
+
+_EPS: Final = float(np.finfo(np.float64).eps)
 
 
 def with_shares(modules: list[ModuleAudit]) -> list[ModuleAudit]:
@@ -264,7 +270,7 @@ def ledger_of(adapter: Adapter) -> list[LedgerEntry]:
 
 
 def bytes_per_param(ledger: Iterable[LedgerEntry]) -> float:
-    """Return the mean bytes of a factor's parameter; 0 where there is none."""
+    """Return the mean bytes of a factor's parameter; 0 without one."""
     pairs = [entry for entry in ledger if entry.role == "lora_pair"]
     params = sum(entry.params for entry in pairs)
     return sum(entry.bytes for entry in pairs) / params if params else 0.0

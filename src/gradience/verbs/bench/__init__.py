@@ -1,7 +1,248 @@
-"""``gradience.verbs.bench``: what smaller, merged or mitigated adapters lose on the user's own data."""
+"""The verbs `bench`, `bench merge` and `bench mitigate`: candidates beside an adapter on held-out data."""
 
 from __future__ import annotations
 
-from gradience.verbs.bench.run import bench_adapter, bench_merge, bench_mitigate
+import math
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, Final
 
-__all__ = ["bench_adapter", "bench_merge", "bench_mitigate"]
+import numpy as np
+
+from gradience.adapters.open import open_adapter
+from gradience.errors import AdapterError, GradienceError
+from gradience.io.paths import PathLike, Progress
+from gradience.schema.compare import BenchReport
+from gradience.schema.merge import MergeMethod
+from gradience.verbs.bench.candidates import FULL, Making, default_names, made, retrained
+from gradience.verbs.bench.contest import Contest, Entrant, Entry, Options, Sources, anchors, write_scaled
+from gradience.verbs.bench.store import Store, adapter_digest, file_hash, opened_store, refusing
+from gradience.verbs.merge import merge_adapters
+from gradience.verbs.mitigate import mitigate_adapter
+from gradience.verbs.writing import open_sides
+
+_DEFAULTS: Final = Options()
+
+
+def bench_adapter(
+    path: PathLike,
+    out: PathLike,
+    *,
+    data: PathLike | None = None,
+    candidates: Sequence[str] | None = None,
+    calibrate: PathLike | None = None,
+    retrain: str | None = None,
+    options: Options = _DEFAULTS,
+    progress: Progress | None = None,
+) -> BenchReport:
+    """Score an adapter, smaller versions of it and two anchors on held-out data.
+
+    Always there are `full` (the adapter), `base` (its update zero) and `shuffled` (its update permuted: the same
+    norms, no information). Folder and evaluations stay in `out`: a run that was killed goes on where it stopped.
+
+    Args:
+        path: the folder that PEFT saved. It is not changed.
+        out: a folder for candidates, evaluations and the report; it may be that of an earlier run.
+        data: JSONL with an example on each line: text, prompt and completion, messages, or text and label.
+        candidates: `svd:RANK`, `p90`, `energy:SHARE`, `params:N`, `kl:NATS` or `adapter:FOLDER`.
+        calibrate: inputs without labels for `kl:`, others than the data.
+        retrain: a command that trains an adapter of rank {r} with seed {seed} into the folder {out}.
+        options: base, metric, tolerance, seeds and limits.
+        progress: called with (evaluations done, in all, the current one).
+
+    Raises:
+        GradienceError: an input cannot be used, or an evaluation fails; evaluations before it are kept.
+    """
+    adapter, rows = Path(path), None if data is None else Path(data)
+    inputs = None if calibrate is None else Path(calibrate)
+    if rows is not None and inputs is not None and file_hash(rows) == file_hash(inputs):
+        raise GradienceError(
+            f"{inputs} is what candidates are judged by: chosen on it, they would look better than they are",
+            advice="give other inputs to --calibrate",
+        )
+    with opened_store(Path(out)) as store:
+        contest = Contest(store, options, adapter, progress)
+        contest.evaluator(rows)  # what is missing is an error before any work
+        making = Making(adapter, options.base, inputs, options.seed)
+        names = candidates if candidates is not None else default_names(adapter, calibrated=inputs is not None)
+        plain = [name for name in names if not name.startswith("retrain:")]
+        found, notes = made(store, plain, making)
+        entrants = [Entrant(FULL, "reference", adapter, "the adapter as given"), *found]
+        entrants += anchors(store, adapter, seed=options.seed)
+        entry = Entry("held-out", rows, entrants)
+        if retrain is not None:
+            ranks = [name.removeprefix("retrain:") for name in names if name.startswith("retrain:")]
+            entry, more = retrained(store, contest, entry, command=retrain, ranks=ranks, options=options)
+            notes += more
+        return contest.report([entry], Sources("resize", [path], notes))
+
+
+METHODS: Final[tuple[MergeMethod, ...]] = ("linear", "svd", "ties")
+_DENSITY: Final = 0.5  # of DARE, which has no default of its own: its paper's least for adapters of one base
+
+
+def bench_merge(
+    paths: Sequence[PathLike],
+    out: PathLike,
+    *,
+    data: Sequence[PathLike] = (),
+    methods: Sequence[MergeMethod] = METHODS,
+    weights: Sequence[Sequence[float] | None] = (None,),
+    density: float | None = None,
+    options: Options = _DEFAULTS,
+    progress: Progress | None = None,
+) -> BenchReport:
+    """Score merges of adapters on each adapter's own data, beside that adapter alone.
+
+    A merge holds where it does on the data of all adapters. Where adapters have heads of their own, each data set is
+    scored with the head of its adapter.
+
+    Args:
+        paths: two adapters or more, of one base. They are not changed.
+        out: a folder for merges, evaluations and the report; it may be that of an earlier run.
+        data: one file for each adapter, in their order; an evaluator with data of its own needs none.
+        methods: of `merge_adapters`.
+        weights: each list has one number per adapter; None is the method's default.
+        density: the share of entries that TIES and DARE keep; without it 0.2 and 0.5.
+        options: base, metric, tolerance, seeds and limits.
+        progress: called with (evaluations done, in all, the current one).
+
+    Raises:
+        GradienceError: the adapters cannot be merged, or an evaluation fails; evaluations before it are kept.
+    """
+    sides = open_sides(paths)
+    if data and len(data) != len(sides):
+        raise GradienceError(f"{len(data)} data files for {len(sides)} adapters", advice="give one for each, in order")
+    rows: list[Path | None] = [*map(Path, data)] or [None] * len(sides)
+    own_heads = any("full_module" in side.adapter.roles.values() for side in sides)
+    with opened_store(Path(out)) as store:
+        contest = Contest(store, options, sides[0].path, progress)
+        for file in rows:
+            contest.evaluator(file)  # what is missing is an error before any work
+        recipes = {
+            _name(method, some): _recipe(method, some, density, options.seed) for method in methods for some in weights
+        }
+        entries = []
+        for side, file in zip(sides, rows, strict=True):
+            heads = side.name if own_heads else None
+            merges = [
+                Entrant(name, "candidate", _merged(store, name, paths, recipe, heads), _words(recipe))
+                for name, recipe in recipes.items()
+            ]
+            own = Entrant(f"{side.name} alone", "reference", side.path, "the adapter as given")
+            entries.append(Entry(side.name, file, [own, *merges, *anchors(store, side.path, seed=options.seed)]))
+        return contest.report(entries, Sources("merge", paths))
+
+
+def _name(method: str, weights: Sequence[float] | None) -> str:
+    return method if weights is None else f"{method}:{','.join(f'{w:g}' for w in weights)}"
+
+
+def _recipe(method: MergeMethod, weights: Sequence[float] | None, density: float | None, seed: int) -> dict[str, Any]:
+    if method.startswith("dare"):
+        density = density or _DENSITY
+    elif method != "ties":
+        density = None
+    return {"method": method, "weights": weights and list(weights), "density": density, "seed": seed}
+
+
+def _words(recipe: dict[str, Any]) -> str:
+    density = f", density {recipe['density']:g}" if recipe["density"] else ""
+    return f"merged by {recipe['method']}{density}"
+
+
+def _merged(store: Store, name: str, paths: Sequence[PathLike], recipe: dict[str, Any], heads: str | None) -> Path:
+    how = {"of": [adapter_digest(Path(path)) for path in paths], "heads": heads, **recipe}
+
+    def make(out: Path) -> None:
+        with refusing(name, "see 'gradience merge --help'"):
+            merge_adapters(paths, out, heads_from=heads, **recipe)
+
+    return store.made(name if heads is None else f"{name}-{heads}", how, make)
+
+
+SCALES: Final = (0.0, 0.5)
+
+
+def bench_mitigate(
+    path: PathLike,
+    out: PathLike,
+    *,
+    data: PathLike | None = None,
+    kept: PathLike | None = None,
+    scales: Sequence[float] = SCALES,
+    options: Options = _DEFAULTS,
+    progress: Progress | None = None,
+) -> BenchReport:
+    """Score copies of an adapter with less of its intruder dimensions, each beside alpha scaled by the same change.
+
+    The change is norm(dW - dW') over norm(dW), Frobenius, of all modules together: alpha x (1 - change) has it, too.
+
+    Args:
+        path: the folder that PEFT saved. It is not changed.
+        out: a folder for candidates, evaluations and the report; it may be that of an earlier run.
+        data: held-out rows of what was trained: the verdict is on them.
+        kept: rows of what should not be forgotten: reported beside it.
+        scales: what is left of dW along each intruder.
+        options: base (which is needed), metric, tolerance, seeds and limits.
+        progress: called with (evaluations done, in all, the current one).
+
+    Raises:
+        GradienceError: there is no intruder, or an evaluation fails; evaluations before it are kept.
+    """
+    adapter = Path(path)
+    if options.base is None:
+        raise GradienceError("intruders are told from the base's directions", advice="give the model with --base")
+    with opened_store(Path(out)) as store:
+        contest = Contest(store, options, adapter, progress)
+        files = [("held-out", data, True), *([("kept", kept, False)] if kept is not None else [])]
+        for _, file, _ in files:
+            contest.evaluator(None if file is None else Path(file))  # what is missing is an error before any work
+        candidates = [one for scale in scales for one in _pair(store, adapter, options.base, scale, options.seed)]
+        if not candidates:
+            raise AdapterError(
+                "no scale changes this adapter: it has no intruder dimension, or its scale is 1",
+                advice="'gradience audit --base W --intruders' counts them",
+            )
+        candidates = list({one.name: one for one in candidates}.values())  # two scales may share an alpha
+        own = Entrant(FULL, "reference", adapter, "the adapter as given")
+        entrants = [own, *candidates, *anchors(store, adapter, seed=options.seed)]
+        entries = [Entry(name, None if file is None else Path(file), entrants, on) for name, file, on in files]
+        return contest.report(entries, Sources("mitigate", [path]))
+
+
+def _pair(store: Store, adapter: Path, base: PathLike, scale: float, seed: int) -> list[Entrant]:
+    """The adapter with its intruders at that scale, and with alpha scaled by the same change; none without a change."""
+    source, name = adapter_digest(adapter), f"scale:{scale:g}"
+
+    def make(out: Path) -> None:
+        with refusing(name, "see 'gradience mitigate --help'"):
+            mitigate_adapter(adapter, base, out, scale=scale, seed=seed)
+
+    calmed = store.made(name, {"of": source, "base": str(base), "scale": scale, "seed": seed}, make)
+    change = relative_change(adapter, calmed)
+    if change <= 0.0:
+        return []
+    factor = float(f"{1.0 - change:.4g}")
+    scaled = store.made(
+        f"alpha-{factor:g}", {"of": source, "alpha": factor}, partial(write_scaled, adapter, factor=factor)
+    )
+    return [
+        Entrant(name, "candidate", calmed, f"{scale:g} of the update along each intruder; change {change:.1%}"),
+        Entrant(f"alpha:{factor:g}", "candidate", scaled, f"the whole update times {factor:g}, as beside {name}"),
+    ]
+
+
+def relative_change(before: Path, after: Path) -> float:
+    """norm(dW - dW') / norm(dW) over all modules, of an adapter and a copy of which only lora_B differs."""
+    removed = whole = 0.0
+    others = {module.name: module for module in open_adapter(after)[1].modules}
+    for module in open_adapter(before)[1].modules:
+        (b, a), (new_b, new_a) = (
+            tuple(np.asarray(x, np.float64) for x in one.load()) for one in (module, others[module.name])
+        )
+        whole += module.scale**2 * float(np.sum((b.T @ b) * (a @ a.T)))
+        left, right = np.hstack([b, -new_b]), np.vstack([a, new_a])
+        removed += module.scale**2 * max(0.0, float(np.sum((left.T @ left) * (right @ right.T))))
+    return math.sqrt(removed / whole) if whole > 0.0 else 0.0

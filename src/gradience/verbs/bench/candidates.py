@@ -8,12 +8,12 @@ from typing import Any, Final, NamedTuple
 
 from gradience.adapters.open import open_adapter
 from gradience.errors import AdapterError, GradienceError
-from gradience.io.types import PathLike
+from gradience.io.paths import PathLike
 from gradience.verbs.audit import audit_adapter
 from gradience.verbs.bench.contest import SHUFFLED, Contest, Entrant, Entry, Options
 from gradience.verbs.bench.evaluators import run, words
 from gradience.verbs.bench.judge import BASE
-from gradience.verbs.bench.store import Store, adapter_digest, file_hash
+from gradience.verbs.bench.store import Store, adapter_digest, file_hash, refusing
 from gradience.verbs.resize import resize_adapter
 
 FULL: Final = "full"
@@ -25,7 +25,7 @@ _CRITERIA: Final = {"svd": "rank", "energy": "energy", "params": "max_params", "
 
 
 class Making(NamedTuple):
-    """What candidates are made of: the adapter; the base and unlabelled inputs, which `kl:` needs; the seed."""
+    """The inputs of candidates: the adapter; the base and unlabelled inputs, which `kl:` needs; the seed."""
 
     adapter: Path
     base: PathLike | None
@@ -44,7 +44,7 @@ def made(store: Store, names: Sequence[str], making: Making) -> tuple[list[Entra
     """The candidates by those names, beside the three that are always there; and notes on what is left out.
 
     Raises:
-        GradienceError: a name is none that is known, or a candidate cannot be made.
+        GradienceError: a name is not known, or a candidate cannot be made.
     """
     recipes = [(name, _recipe(name, making)) for name in dict.fromkeys(names) if name not in ALWAYS]
     source = adapter_digest(making.adapter)
@@ -88,10 +88,8 @@ def _resized(store: Store, name: str, options: dict[str, Any], source: str, maki
         how["calibrate"] = file_hash(making.calibrate)
 
     def make(out: Path) -> None:
-        try:
+        with refusing(name, f"expected {_GRAMMAR}"):
             resize_adapter(making.adapter, out, **options)
-        except ValueError as error:
-            raise AdapterError(f"{name}: {error}", advice=f"expected {_GRAMMAR}") from error
 
     return store.made(name, how, make)
 

@@ -18,10 +18,10 @@ from gradience.adapters.open import open_adapter
 from gradience.adapters.pairs import LoraPair
 from gradience.base.weights import find_shards, identity
 from gradience.errors import AdapterError, GradienceError
+from gradience.io.paths import PathLike, Progress
 from gradience.io.safetensors import copied, planned
-from gradience.io.types import PathLike, Progress
-from gradience.schema.bench import BenchMetric, BenchReport, Role
-from gradience.telemetry.hidden import hide_in
+from gradience.schema.compare import BenchMetric, BenchReport, Role
+from gradience.telemetry.redact import hide_in
 from gradience.verbs.bench.evaluators import DEFAULT_TIMEOUT, LM_EVAL, Command, Evaluator, LmEval
 from gradience.verbs.bench.judge import BASE, Contender, Task, judge, tolerance_of
 from gradience.verbs.bench.model import BuiltIn, ModelEvaluator, default_metric
@@ -62,7 +62,7 @@ def _write(
     """Write the adapter with its factors b (E, out, r) and a (E, r, in) changed.
 
     Raises:
-        AdapterError: it is no adapter as PEFT saves one, or its tensors are not all understood.
+        AdapterError: it is not an adapter as PEFT saves one, or its tensors are not all understood.
         OutputError: the folder cannot be written.
     """
     files, opened = open_adapter(adapter)
@@ -153,7 +153,7 @@ class Entry(NamedTuple):
 
 
 class Sources(NamedTuple):
-    """What the report says it is about."""
+    """The subject of the report."""
 
     kind: Literal["resize", "merge", "mitigate"]
     adapters: Sequence[PathLike]
@@ -191,7 +191,7 @@ class Contest:
         return identity(find_shards(Path(base)))
 
     def evaluator(self, data: Path | None) -> Evaluator:
-        """What scores adapters on these data.
+        """The evaluator of adapters on these data.
 
         Raises:
             GradienceError: the data or the base is missing, or lm-eval is not installed.

@@ -25,8 +25,7 @@ import msgspec
 import numpy as np
 
 from gradience.errors import GradienceError
-from gradience.io.decoding import decode_json
-from gradience.io.reading import open_regular
+from gradience.io.reading import decode_json, open_regular
 from gradience.schema.scalars import real
 from gradience.verbs.bench.store import Evaluation
 
@@ -276,7 +275,7 @@ def _of_examples(scores: list[float]) -> Evaluation:
 
 
 def _samples(folder: Path) -> Iterator[tuple[str, int, float]]:
-    """Yield (task, number of the document, score) of each sample: of the metric that all of a file have."""
+    """Task, number of the document and score of each sample: of the metric that all of a file have."""
     for path in folder.rglob("samples_*.jsonl"):
         with open_regular(path) as file:
             lines = iter(lambda: file.readline(_LARGEST_SAMPLE), b"")

@@ -15,15 +15,7 @@ import msgspec
 import numpy as np
 
 from gradience.errors import GradienceError
-from gradience.schema.bench import (
-    BenchCandidate,
-    BenchMetric,
-    BenchResult,
-    BenchTask,
-    BenchVerdict,
-    Outcome,
-    Role,
-)
+from gradience.schema.compare import BenchCandidate, BenchMetric, BenchResult, BenchTask, BenchVerdict, Outcome, Role
 from gradience.schema.scalars import real
 from gradience.spectral.reduced import Floats
 from gradience.verbs.bench.store import Evaluation
@@ -87,7 +79,7 @@ class Task(NamedTuple):
 
 
 class Judged(NamedTuple):
-    """What a trial comes to."""
+    """The results and the verdict of a trial."""
 
     tasks: list[BenchTask]
     candidates: list[BenchCandidate]

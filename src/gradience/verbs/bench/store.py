@@ -21,11 +21,10 @@ from filelock import FileLock, Timeout
 
 from gradience.adapters.open import open_adapter
 from gradience.base.weights import identity
-from gradience.errors import ConfigError, GradienceError, OutputError
+from gradience.errors import AdapterError, ConfigError, GradienceError, OutputError
 from gradience.io.atomic import atomic_file
-from gradience.io.decoding import decode_json
-from gradience.io.reading import open_regular, read_small
-from gradience.schema.bench import BenchReport
+from gradience.io.reading import decode_json, open_regular, read_small
+from gradience.schema.compare import BenchReport
 from gradience.schema.scalars import Real, as_float
 from gradience.spectral.reduced import Floats
 
@@ -92,6 +91,19 @@ def file_hash(path: Path) -> str:
         raise ConfigError(f"cannot read {path}: {error.strerror}", advice="give a file of held-out rows") from error
 
 
+@contextmanager
+def refusing(name: str, advice: str) -> Iterator[None]:
+    """A block in which a candidate is made; a value that its maker refuses is an error that names the candidate.
+
+    Raises:
+        AdapterError: the maker raised ValueError.
+    """
+    try:
+        yield
+    except ValueError as error:
+        raise AdapterError(f"{name}: {error}", advice=advice) from error
+
+
 class Store:
     """One trial's folder. `evaluated` and `reused` count the evaluations of this run."""
 
@@ -155,7 +167,7 @@ def slug(name: str) -> str:
 
 
 def _read(place: Path, of: dict[str, Any]) -> Evaluation | None:
-    """A kept evaluation; None if there is none of exactly this, or it is damaged: it is then run again."""
+    """A kept evaluation; None if it is missing, of something else, or damaged: it is then run again."""
     if not place.is_file():
         return None
     try:
@@ -174,7 +186,7 @@ def read_report(path: Path) -> BenchReport:
     """The report in a trial's folder, or in a file of one.
 
     Raises:
-        GradienceError: there is none, or it is no report of a bench.
+        GradienceError: it is missing, or not a report of a bench.
     """
     place = report_path(path)
     try:

@@ -1,7 +1,355 @@
-"""The check: a configuration in, a typed report out; of a data set, in `data`."""
+"""The verb ``check``: a configuration from files, objects and overrides to a report."""
 
 from __future__ import annotations
 
-from gradience.verbs.check.config import check_config
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from os import PathLike
+from pathlib import Path
+from typing import NamedTuple
 
-__all__ = ["check_config"]
+import msgspec
+
+from gradience.configs import (
+    HasToDict,
+    Layer,
+    read_document,
+    read_peft,
+    read_peft_dir,
+    read_peft_object,
+    read_training,
+    read_training_dir,
+    read_training_object,
+    stack,
+)
+from gradience.configs.peft import CONFIG_NAME
+from gradience.configs.preferences import read_preferences
+from gradience.configs.settings import keys_of, line_of
+from gradience.configs.training import STATE_NAME, TRAINING_NAMES
+from gradience.errors import ConfigError, RecorderError
+from gradience.io.reading import real_path
+from gradience.rules.config.facts import CheckContext, quantities
+from gradience.rules.config.judge import RULES, judge_config, settings_of
+from gradience.rules.config.serving import ENGINES
+from gradience.rules.objective import objective_of
+from gradience.rules.select import excluded_rules
+from gradience.schema.config import ConfigSnapshot, LoraSnapshot
+from gradience.schema.findings import Coverage, Finding
+from gradience.schema.reports import CHECK_SCHEMA_ID, CheckReport, SourceFile, SourceLocation
+from gradience.schema.scalars import as_float, real
+
+
+def read_any(place: Path) -> Layer:
+    """Read one file, or a folder that a run left: its adapter config, its arguments, and what its log shows."""
+    if not os.path.isdir(place) and place.name != STATE_NAME:  # noqa: PTH112  # never raises
+        return read_document(place)
+    found = _read_run(place)
+    if isinstance(found, Layer):
+        return found
+    if not (place / CONFIG_NAME).is_file():
+        raise ConfigError(str(found), advice=f"give a folder with {STATE_NAME} or {CONFIG_NAME}") from found
+    return read_peft_dir(place)  # an adapter without a log
+
+
+def read_adapter_of(folder: Path) -> Layer:
+    """Read the adapter config of a folder, else that of the checkpoint which its run came furthest with."""
+    if not folder.is_dir() or (folder / CONFIG_NAME).is_file():
+        return read_peft_dir(folder)
+    found = _read_run(folder)
+    if not isinstance(found, Layer) or not any(source.role == "adapter" for source in found.sources):
+        return read_peft_dir(folder)
+    adapter = ConfigSnapshot(model_name=found.config.model_name, lora=found.config.lora)
+    return Layer(config=adapter, sources=tuple(source for source in found.sources if source.role == "adapter"))
+
+
+def read_training_of(folder: Path) -> Layer:
+    """Read the training arguments of a folder, else what the log of its run shows of them."""
+    if not folder.is_dir() or any((folder / name).is_file() for name in TRAINING_NAMES):
+        return read_training_dir(folder)
+    found = _read_run(folder)
+    if not isinstance(found, Layer):
+        return read_training_dir(folder)
+    sources = tuple(source for source in found.sources if source.role != "adapter")
+    config = msgspec.structs.replace(found.config, model_name=None, lora=LoraSnapshot())
+    return msgspec.structs.replace(found, config=config, sources=sources)
+
+
+def _read_run(place: Path) -> Layer | RecorderError:
+    """The configuration of the run that a folder or file is of, or why there is none."""
+    from gradience.importers import read_folder_config  # noqa: PLC0415  # a config file need not pay for it
+
+    try:
+        return read_folder_config(place)
+    except RecorderError as error:
+        return error
+
+
+Place = str | PathLike[str]
+
+_MAX_TASK = 256  # characters
+
+
+def check_config(
+    config: ConfigSnapshot | None = None,
+    *,
+    document: Place | None = None,
+    peft_dir: Place | None = None,
+    training_dir: Place | None = None,
+    peft: Place | HasToDict | None = None,
+    training: Place | HasToDict | None = None,
+    overrides: ConfigSnapshot | None = None,
+    base: Place | None = None,
+    task: str | None = None,
+    serve: Iterable[str] = (),
+    select: Iterable[str] = (),
+    ignore: Iterable[str] = (),
+    settings: Place | None = None,
+) -> CheckReport:
+    """The findings of the rules on a configuration. A later source wins over an earlier one.
+
+    Args:
+        config: a Struct.
+        document: one file of any shape, or the folder a run left.
+        peft_dir: a folder with an adapter config.
+        training_dir: a folder with training arguments.
+        peft: an adapter config: a file, or a `peft.LoraConfig`.
+        training: training arguments: a file, or a `transformers.TrainingArguments` of any trainer.
+        overrides: a Struct that wins over all of these.
+        base: the base model, a folder or organisation/name in the hub's local cache. Its config.json and safetensors
+            headers determine what the targets reach; no weight is read.
+        task: what is trained: `sst2`, `sft`, `dpo`, ...
+        serve: engines the adapter is meant for: vllm, lorax, slora, llamacpp, mlx.
+        select: ids of rules, or beginnings of ids, to apply; all by default.
+        ignore: ids of rules, or beginnings of ids, to leave out.
+        settings: a gradience.toml, or a pyproject.toml with `[tool.gradience]`, whose `select` and `ignore` apply where
+            the arguments of that name are empty. None is looked for.
+
+    Raises:
+        ConfigError: a source cannot be read, nothing was given, or a rule id is not known.
+        AdapterError: the base cannot be read.
+
+    """
+    unwanted = excluded_rules([rule.id for rule in RULES], select=select, ignore=ignore, settings=settings)
+    given = ConfigSources(config, document, peft_dir, training_dir, peft, training, overrides)
+    whole = given.read()
+    if whole.config == ConfigSnapshot():
+        message = "nothing to check"
+        raise ConfigError(message, advice="give a config file, --peft-dir, --training-dir, or settings such as --lr")
+    return judged(whole, given.folders, base=base, task=task, serve=serve, settings=settings, unwanted=unwanted)
+
+
+class ConfigSources(NamedTuple):
+    """Where a configuration is read from, as of `check_config`; a later source wins over an earlier one."""
+
+    config: ConfigSnapshot | None
+    document: Place | None
+    peft_dir: Place | None
+    training_dir: Place | None
+    peft: Place | HasToDict | None
+    training: Place | HasToDict | None
+    overrides: ConfigSnapshot | None
+
+    @property
+    def folders(self) -> list[Path]:
+        """The folders and files in which more may lie, such as a tokenizer."""
+        return [Path(place) for place in (self.document, self.peft_dir, self.training_dir) if place is not None]
+
+    def read(self) -> Layer:
+        """All of them as one layer."""
+        first, last = (Layer(config=item) if item is not None else None for item in (self.config, self.overrides))
+        layers = (
+            first,
+            _read(self.document, read_any),
+            _read(self.peft_dir, read_adapter_of),
+            _read(self.training_dir, read_training_of),
+            read_peft_object(self.peft) if isinstance(self.peft, HasToDict) else _read(self.peft, read_peft),
+            read_training_object(self.training)
+            if isinstance(self.training, HasToDict)
+            else _read(self.training, read_training),
+            last,
+        )
+        return stack(layer for layer in layers if layer is not None)
+
+
+def judged(
+    whole: Layer,
+    folders: Sequence[Path],
+    *,
+    base: Place | None,
+    task: str | None,
+    serve: Iterable[str],
+    settings: Place | None,
+    unwanted: Mapping[str, str],
+) -> CheckReport:
+    """The report on a configuration that was read; the arguments as of `check_config`."""
+    config, versions = _complete(whole, task), _transformers()
+    where = None if base is None else Path(base)
+    around = gather_context(whole, config, base=where, folders=folders, transformers=versions)
+    around = around._replace(engines=_engines(serve, settings))
+    named = (("base", base), ("settings", settings))
+    sources = [*whole.sources, *(SourceFile(role=role, path=str(path)) for role, path in named if path is not None)]
+    verdict = judge_config(config, transformers=versions, around=around, left_out=unwanted)
+    n_judged = len(RULES) - len({item.id for item in verdict.not_run})
+    return CheckReport(
+        schema=CHECK_SCHEMA_ID,
+        sources=sources,
+        config=config,
+        derived={**quantities(config), "rules_judged": n_judged},
+        coverage=around.coverage,
+        findings=verdict.findings,
+        not_run=verdict.not_run,
+        unknown_keys=list(dict.fromkeys(whole.unknown_keys)),
+    )
+
+
+def _engines(given: Iterable[str], settings: Place | None) -> tuple[str, ...]:
+    """The engines named, else those of the settings file."""
+    asked = [name.strip().lower() for item in given for name in item.split(",")]
+    if not asked and settings is not None:
+        asked = [name.lower() for name in read_preferences(Path(settings)).serve]
+    strange = sorted(name or "an empty text" for name in asked if name not in ENGINES)
+    if strange:
+        raise ConfigError(f"no engine is called {', '.join(strange)}", advice=f"engines: {', '.join(ENGINES)}")
+    return tuple(dict.fromkeys(asked))
+
+
+def _complete(whole: Layer, task: str | None) -> ConfigSnapshot:
+    """Add what follows from several sources together: task and objective, the keys of secrets, and alpha / r."""
+    config = whole.config
+    stated = {"task": task[:_MAX_TASK]} if task else {}
+    lora = config.lora
+    if lora.r is not None and lora.r > 0 and lora.alpha is not None:
+        lora = msgspec.structs.replace(lora, alpha_over_r=real(as_float(lora.alpha) / lora.r))
+    secrets = {"secret_keys": whole.secret_keys, "masked_keys": whole.masked_keys}
+    extras = {key: list(dict.fromkeys(names)) for key, names in secrets.items() if names}
+    training = msgspec.structs.replace(config.training, extras={**config.training.extras, **extras})
+    named = msgspec.structs.replace(config, lora=lora, training=training, extras={**config.extras, **stated})
+    objective = objective_of(named)
+    if objective.kind == "unknown":
+        return named
+    understood = {"objective": objective.kind, "objective_because": objective.because}
+    return msgspec.structs.replace(named, extras={**named.extras, **understood})
+
+
+def _read(place: Place | None, read: Callable[[Path], Layer]) -> Layer | None:
+    return None if place is None else read(Path(place))
+
+
+def _transformers() -> str | None:
+    """The version of transformers installed here, without importing it."""
+    try:
+        return version("transformers")
+    except PackageNotFoundError:
+        return None
+
+
+_NOT_CONFIGURATION = {"base", "settings", "data", "eval data", "tokenizer"}
+_OF_CONFIGURATION = frozenset(rule.id for rule in RULES)
+_BY_LINE = frozenset({".jsonl", ".ndjson"})
+
+
+def source_locations(report: CheckReport) -> list[SourceLocation | None]:
+    """The source location of each finding, in their order; None where no file was read."""
+    files = [source for source in report.sources if source.role not in _NOT_CONFIGURATION]
+    data = None if report.data is None else report.data.path
+    return [
+        _row(finding, Path(data))
+        if data is not None and finding.id not in _OF_CONFIGURATION
+        else _place(finding, files)
+        for finding in report.findings
+    ]
+
+
+def _row(finding: Finding, data: Path) -> SourceLocation:
+    """The place of a finding on data: the line of its first row, where rows are lines."""
+    first = finding.values.get("first")
+    by_line = data.suffix.lower() in _BY_LINE and isinstance(first, list) and first
+    return SourceLocation(str(data), first[0] if by_line and first else None)
+
+
+def _place(finding: Finding, files: list[SourceFile]) -> SourceLocation | None:
+    if not files:
+        return None
+    keys = [key for field in settings_of(finding) for key in keys_of(field)]
+    for source in reversed(files):  # a later source wins
+        line = line_of(Path(source.path), keys)
+        if line is not None:
+            return SourceLocation(source.path, line)
+    return SourceLocation(files[0].path)
+
+
+_OF_A_RUN = ("trainer_state.json", "run.jsonl", "adapter_model.safetensors", "model.safetensors", "trainer_log.jsonl")
+_MOST_NAMES = 5
+_MOST_ENTRIES = 2000  # of the output folder that are looked at
+
+
+def gather_context(
+    whole: Layer, config: ConfigSnapshot, *, base: Path | None, folders: Iterable[Path], transformers: str | None
+) -> CheckContext:
+    """The context of a check; without a base, its files are not read.
+
+    Raises:
+        AdapterError: the base cannot be read.
+    """
+    keys = tuple(dict.fromkeys(whole.unknown_keys)) if whole.sources else None
+    around = _output(whole, CheckContext(unknown_keys=keys))
+    return around if base is None else _with_base(around, config, base, folders, transformers)
+
+
+def _output(whole: Layer, around: CheckContext) -> CheckContext:
+    place = whole.output_dir
+    if place is None:
+        return around
+    try:
+        inside = any(real_path(place) in real_path(source.path).parents for source in whole.sources)
+        if inside:
+            return around._replace(no_output="the configuration is read from the output folder itself")
+        return around._replace(output=tuple(_held(Path(place))))
+    except (OSError, ValueError, RuntimeError):
+        return around._replace(no_output="the output folder cannot be looked into")
+
+
+def _held(folder: Path) -> Iterator[str]:
+    """The traces of a run in a folder; none if the folder does not exist."""
+    if not folder.is_dir():
+        return
+    with os.scandir(folder) as entries:
+        names = [entry.name for entry, _ in zip(entries, range(_MOST_ENTRIES), strict=False)]
+    found = sorted(name for name in names if name in _OF_A_RUN or name.startswith("checkpoint-"))
+    yield from found[:_MOST_NAMES]
+    if len(found) > _MOST_NAMES:
+        yield f"and {len(found) - _MOST_NAMES} more"
+
+
+def _with_base(
+    around: CheckContext, config: ConfigSnapshot, base: Path, folders: Iterable[Path], transformers: str | None
+) -> CheckContext:
+    from gradience.base.coverage import cover  # noqa: PLC0415  # numpy, for those who give a base
+    from gradience.base.peft_emulation.layout import read_layout  # noqa: PLC0415
+    from gradience.base.peft_emulation.targets import NotFollowedError  # noqa: PLC0415  # numpy, for those who give a base
+
+    if config.lora.peft_type not in {None, "LORA"}:
+        return around._replace(no_coverage=f"peft_type {config.lora.peft_type} is not LoRA: not counted")
+    if config.extras.get("format") == "mlx-lm":
+        return around._replace(no_coverage="MLX-LM counts its layers from the end: its targets are not followed")
+    layout = read_layout(base, transformers=transformers, task_type=config.lora.task_type)
+    try:
+        coverage = cover(config, layout, base=base.name or str(base))
+    except NotFollowedError as error:
+        return around._replace(no_coverage=str(error))
+    return _with_tokens(around, coverage, base, folders)
+
+
+def _with_tokens(around: CheckContext, coverage: Coverage, base: Path, folders: Iterable[Path]) -> CheckContext:
+    """Add the tokens that the run's tokenizer has and the base's has not."""
+    from gradience.base.coverage import added_tokens, read_vocabulary  # noqa: PLC0415  # as above
+    from gradience.base.weights import find_shards  # noqa: PLC0415  # as above
+
+    run = next((found for folder in folders if (found := read_vocabulary(folder)) is not None), None)
+    if run is None:
+        return around._replace(coverage=coverage, no_tokenizers="no tokenizer lies beside the configuration")
+    known = read_vocabulary(find_shards(base)[0].parent)
+    if known is None:
+        return around._replace(coverage=coverage, no_tokenizers="no tokenizer lies beside the base")
+    return around._replace(coverage=msgspec.structs.replace(coverage, added_tokens=added_tokens(run, known)))

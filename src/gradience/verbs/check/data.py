@@ -13,7 +13,7 @@ import msgspec
 
 from gradience.configs import HasToDict, Layer
 from gradience.configs.data import DataPlan, read_data_plan
-from gradience.configs.labels import read_labels
+from gradience.configs.peft import read_labels
 from gradience.data.encoder import Encoder, quiet
 from gradience.data.measure import Limits, Measure
 from gradience.data.overlap import EvalRows
@@ -22,15 +22,14 @@ from gradience.data.shapes import Columns, Shape, recognise
 from gradience.data.tokens import Masking, Tokeniser
 from gradience.errors import ConfigError
 from gradience.rules.config.judge import RULES
-from gradience.rules.data.judge import DATA_RULES
+from gradience.rules.data import DATA_RULES
 from gradience.rules.rule import judge
 from gradience.rules.select import excluded_rules
 from gradience.schema.config import ConfigSnapshot
-from gradience.schema.data import DataReport, LossMode
 from gradience.schema.findings import NotRun, by_severity
-from gradience.schema.reports import CHECK_SCHEMA_ID, CheckReport, SourceFile
+from gradience.schema.reports import CHECK_SCHEMA_ID, CheckReport, DataReport, LossMode, SourceFile
 from gradience.schema.scalars import Json, Real, real
-from gradience.verbs.check.config import Place, judged, read_layers
+from gradience.verbs.check import ConfigSources, Place, judged
 
 _TRL_LENGTH: Final = 1024  # max_length of TRL's SFT, DPO, reward and KTO configs (1.16), where it is not set
 _PEEK: Final = 20  # rows of which the first usable one shows the format
@@ -39,7 +38,7 @@ Samples: TypeAlias = int | Literal["all"]
 
 
 class Asked(NamedTuple):
-    """What the caller asks for, over what the recipe says."""
+    """The options of a check, those of the caller over those of the recipe."""
 
     plan: DataPlan
     train: Path
@@ -259,20 +258,13 @@ def check_data(
     """
     ids = [*_CONFIG_IDS, *(rule.id for rule in DATA_RULES)]
     unwanted = excluded_rules(ids, select=select, ignore=ignore, settings=settings)
-    whole = read_layers(
-        config=config,
-        document=document,
-        peft_dir=peft_dir,
-        training_dir=training_dir,
-        peft=peft,
-        training=training,
-        overrides=overrides,
-    )
+    given = ConfigSources(config, document, peft_dir, training_dir, peft, training, overrides)
+    whole = given.read()
     plan = _plan(training, document)
     train = plan.train if data is None or str(data) == RECIPE else Path(data)
     if train is None:
         raise ConfigError("no data: the recipe names no data set that is found here", advice="give --data FILE")
-    folders = [Path(place) for place in (document, peft_dir, training_dir, base) if place is not None]
+    folders = [*given.folders, *([] if base is None else [Path(base)])]
     report = measure_data(
         Asked(
             plan=plan,

@@ -11,9 +11,9 @@ import msgspec
 
 from gradience.adapters.layout import Role
 from gradience.errors import AdapterError
+from gradience.io.paths import PathLike, Progress
 from gradience.io.safetensors import PlannedTensor, copied
 from gradience.io.spool import Spool, temporary_folder
-from gradience.io.types import PathLike, Progress
 from gradience.schema.writing import CONVERT_SCHEMA_ID, ConvertedModule, ConvertReport, Target
 from gradience.verbs.convert.factored import Choice
 from gradience.verbs.convert.source import (

@@ -20,8 +20,8 @@ from gradience.adapters.open import AdapterFiles, open_adapter
 from gradience.adapters.traits import Operation, Traits, obstacles, traits_of
 from gradience.base.weights import BaseWeights, find_shards
 from gradience.errors import AdapterError
+from gradience.io.paths import PathLike
 from gradience.io.safetensors import DTYPES, TensorSource
-from gradience.io.types import PathLike
 from gradience.verbs.writing import raw_config
 
 _NAMES: Final = {dtype: name for name, dtype in DTYPES.items()}
@@ -143,7 +143,7 @@ def _with_large_products(adapter: Adapter, source: TensorSource) -> Adapter:
 
 
 def _on_parameter(source: Source, module: Module) -> bool:
-    """Return whether the module is a single parameter other than a layer's weight."""
+    """Whether the module is a single parameter other than a layer's weight."""
     named = module.base_name is None or not module.base_name.endswith(".weight")
     return bool(source.adapter.config.target_parameters) and module.expert is None and named
 

@@ -17,8 +17,8 @@ from gradience.adapters.layout import Array, Module
 from gradience.adapters.names import module_type
 from gradience.base.weights import BaseWeights, Found
 from gradience.errors import AdapterError
+from gradience.io.paths import Progress
 from gradience.io.spool import Spool
-from gradience.io.types import Progress
 from gradience.schema.writing import Target
 from gradience.verbs.convert.factored import Choice, Factored, from_dense, from_factors, product_norm, refuse_non_finite
 from gradience.verbs.convert.source import Source
@@ -82,7 +82,7 @@ class Update(NamedTuple):
 
 
 def is_router(path: str) -> bool:
-    """Return whether a layer beside experts is their router, a bare parameter in transformers 5."""
+    """Whether a layer beside experts is their router, a bare parameter in transformers 5."""
     return path.endswith((".mlp.gate", ".block_sparse_moe.gate"))
 
 
@@ -137,7 +137,7 @@ def _layer(run: Conversion, module: Module, path: str) -> Update:
 
 
 def _is_pair(source: Source, module: Module) -> bool:
-    """Return whether the file's own numbers are the two factors, in either orientation."""
+    """Whether the file's own numbers are the two factors, in either orientation."""
     if source.adapter.file_format.is_peft and source.traits.peft_type != "LORA":
         return False
     computed = any(field.startswith(("hada_", "lokr_", "lora_mid", "lora_diag")) for field in module.keys)
@@ -214,7 +214,7 @@ def _kernel(source: Source, module: Module, found: Found | None) -> tuple[int, .
 
 
 def _takes_dora(source: Source, module: Module, target: Target) -> bool:
-    """Return whether the target can hold the module's magnitudes as they are: norms over the same axis."""
+    """Whether the target can hold the module's magnitudes as they are: norms over the same axis."""
     if (source.adapter.file_format.is_peft and target == "peft") or _is_embedding(source, module):
         return False
     if "magnitude" in module.keys:  # of kohya's files, which also know magnitudes of inputs

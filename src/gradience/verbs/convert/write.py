@@ -177,7 +177,7 @@ def peft_notes(updates: Sequence[Update]) -> list[str]:
 
 
 def _is_parameter(update: Update, updates: Sequence[Update]) -> bool:
-    """Return whether PEFT reaches it through target_parameters: experts, and beside them their router."""
+    """Whether PEFT reaches it through target_parameters: experts, and beside them their router."""
     has_experts = any(one.parameter is not None for one in updates)
     return update.parameter is not None or (has_experts and is_router(update.path))
 
@@ -210,7 +210,7 @@ def peft_config(source: Source, updates: Sequence[Update]) -> dict[str, Any]:
 
 
 def _fan_in_fan_out(layers: Sequence[Update]) -> bool:
-    """Return whether the base stores the layers' weights (in, out)."""
+    """Whether the base stores the layers' weights (in, out)."""
     linear = [one for one in layers if not one.embedding and not one.kernel]
     return bool(linear) and all(one.stored_transposed for one in linear)
 

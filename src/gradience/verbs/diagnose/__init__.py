@@ -1,7 +1,289 @@
-"""The diagnosis: config, log and weights of one run in, one verdict with its causes out."""
+"""The diagnosis of a run: reports of check, monitor and audit, skipped rules with reasons, joined into causes."""
 
 from __future__ import annotations
 
-from gradience.verbs.diagnose.run import diagnose
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from types import MappingProxyType
+from typing import Final
 
-__all__ = ["diagnose"]
+import msgspec
+
+from gradience.base.weights import find_shards
+from gradience.io.paths import PathLike
+from gradience.rules.config.judge import RULES
+from gradience.rules.joins.correlation import Correlation, Symptom, correlate
+from gradience.rules.joins.run import JOINS
+from gradience.rules.joins.symptoms import (
+    Stated,
+    config_symptoms,
+    disagreements,
+    log_symptoms,
+    outcome_of,
+    outweighed,
+    recorded_disagreements,
+    weights_symptoms,
+)
+from gradience.rules.log.facts import DEFAULT_GAP
+from gradience.rules.log.judge import DETECTORS
+from gradience.rules.select import excluded_rules
+from gradience.rules.weights.rules import WEIGHTS_RULES
+from gradience.schema.audit import AuditReport
+from gradience.schema.diagnose import (
+    DIAGNOSE_SCHEMA_ID,
+    SOURCES,
+    VERDICT_LABELS,
+    Cause,
+    DiagnosedSource,
+    DiagnoseReport,
+    Piece,
+    PieceSource,
+    Source,
+    SourceCoverage,
+    Unjudged,
+    Verdict,
+)
+from gradience.schema.findings import SEVERITIES, Finding, NotRun
+from gradience.schema.reports import CheckReport, MonitorReport, SourceLocation
+from gradience.verbs.check import check_config
+from gradience.verbs.check import source_locations as config_locations
+from gradience.verbs.diagnose.checkpoints import Choice, choose, disk_symptoms
+from gradience.verbs.diagnose.read import Read, read_sources
+from gradience.verbs.diagnose.sources import Sources, find_sources
+from gradience.verbs.monitor.source import log_place
+
+
+def source_locations(report: DiagnoseReport) -> list[SourceLocation | None]:
+    """The source location of each cause, in their order: that of its first piece that has one."""
+    of_source = {
+        "log": log_place(report.monitor.file) if report.monitor else None,
+        "weights": SourceLocation(report.audit.weights_path) if report.audit else None,
+    }
+    of_config: dict[str, SourceLocation | None] = {}
+    if report.check is not None:
+        for finding, place in zip(report.check.findings, config_locations(report.check), strict=True):
+            of_config.setdefault(finding.id, place)  # of several findings of a rule the first
+
+    def location(piece: Piece) -> SourceLocation | None:
+        return of_config.get(piece.id) if piece.source == "config" else of_source.get(piece.source)
+
+    return [next(filter(None, map(location, cause.pieces)), None) for cause in report.causes]
+
+
+IDS: Final[dict[Source, tuple[str, ...]]] = {
+    "config": tuple(rule.id for rule in RULES),
+    "log": tuple(detector.id for detector in DETECTORS),
+    "weights": tuple(rule.id for rule in WEIGHTS_RULES),
+}
+
+
+def unjudged(
+    sources: Iterable[DiagnosedSource],
+    check: CheckReport | None,
+    monitor: MonitorReport | None,
+    audit: AuditReport | None,
+    left_out: Mapping[str, str] = MappingProxyType({}),
+) -> list[Unjudged]:
+    """Every rule, detector, check and join that did not run, with its reason; of joins also those left out."""
+    skipped: dict[Source, list[NotRun] | None] = {
+        "config": check.not_run if check else None,
+        "log": monitor.not_run if monitor else None,
+        "weights": audit.not_run if audit else None,
+    }
+    read = frozenset(source.source for source in sources if source.state == "read")
+    found: list[Unjudged] = []
+    for source in sources:
+        items = skipped[source.source]
+        if items is None:
+            items = [NotRun(id=rule, reason=source.reason) for rule in IDS[source.source]]
+        found += [Unjudged(source=source.source, id=item.id, reason=item.reason) for item in items]
+    lacking = ((join.id, left_out.get(join.id) or join.missing(read)) for join in JOINS)
+    return found + [Unjudged(source="join", id=rule, reason=why) for rule, why in lacking if why is not None]
+
+
+def coverage_of(not_run: Iterable[Unjudged]) -> list[SourceCoverage]:
+    """The number of rules of each kind that ran."""
+    gone: dict[str, set[str]] = {}
+    for item in not_run:
+        gone.setdefault(item.source, set()).add(item.id)
+    counts = [
+        SourceCoverage(source=source, judged=len(set(ids) - gone.get(source, set())), total=len(ids))
+        for source, ids in IDS.items()
+    ]
+    lost = len(gone.get("join", set()))
+    return [*counts, SourceCoverage(source="join", judged=len(JOINS) - lost, total=len(JOINS))]
+
+
+def is_complete(sources: Iterable[DiagnosedSource], coverage: Iterable[SourceCoverage]) -> bool:
+    """Whether something was judged, and every source that is there could be read."""
+    judged = sum(item.judged for item in coverage if item.source != "join")
+    return judged > 0 and all(source.state != "unreadable" for source in sources)
+
+
+def verdict_of(causes: Iterable[Cause], *, complete: bool) -> Verdict:
+    """The verdict: the gravest cause decides; without one, whether enough could be judged."""
+    worst = max((SEVERITIES.index(cause.severity) for cause in causes), default=-1)
+    if worst >= SEVERITIES.index("error"):
+        return "broken"
+    if worst >= SEVERITIES.index("warning"):
+        return "needs_attention"
+    return "no_fault_found" if complete else "could_not_judge"
+
+
+def headline(
+    verdict: Verdict, sources: Sequence[DiagnosedSource], causes: Sequence[Cause], coverage: Sequence[SourceCoverage]
+) -> str:
+    """The verdict in one line, with the causes, the rules that ran, and the sources that are missing.
+
+    >>> headline("could_not_judge", [DiagnosedSource(source="log", state="absent")], [], [])
+    'could not judge; checked: nothing; not there: log'
+    """
+    ran = {item.source: f"{item.judged} of {item.total}" for item in coverage}
+    read, absent, unreadable = (
+        [source.source for source in sources if source.state == state] for state in ("read", "absent", "unreadable")
+    )
+    counts = ", ".join(_counts(causes))
+    checked = f"checked: {', '.join(f'{source} {ran[source]}' for source in read) or 'nothing'}"
+    # "No problems found" is worth what was checked, so that stands first; of a problem its severity does.
+    first, second = (checked, counts) if verdict == "no_fault_found" else (counts, checked)
+    missing = (("not there", absent), ("there but not readable", unreadable))
+    parts = (second, *(f"{label}: {', '.join(names)}" for label, names in missing if names))
+    return "; ".join([VERDICT_LABELS[verdict] + (f" ({first})" if first else ""), *(part for part in parts if part)])
+
+
+def _counts(causes: Sequence[Cause]) -> list[str]:
+    counts = Counter(cause.severity for cause in causes)
+    return [_counted(counts[severity], severity) for severity in reversed(SEVERITIES) if counts[severity]]
+
+
+def _counted(n: int, severity: str) -> str:
+    return f"{n} {severity}" if n == 1 or severity == "info" else f"{n} {severity}s"
+
+
+_ALL: Final = [*dict.fromkeys(rule for ids in IDS.values() for rule in ids), *(join.id for join in JOINS)]
+
+
+def diagnose(
+    path: PathLike | None = None,
+    *,
+    run: PathLike | None = None,
+    adapter: PathLike | None = None,
+    config: PathLike | None = None,
+    base: PathLike | None = None,
+    task: str | None = None,
+    gap_threshold: float = DEFAULT_GAP,
+    select: Iterable[str] = (),
+    ignore: Iterable[str] = (),
+    settings: PathLike | None = None,
+) -> DiagnoseReport:
+    """One verdict on a run from its configuration, its log and its weights, with causes that join them.
+
+    Args:
+        path: the folder that a run left; log, adapter and configuration are looked for in it.
+        run: the log, where it is elsewhere: anything that `gradience monitor` reads.
+        adapter: the adapter, where it is elsewhere: anything that `gradience audit` reads.
+        config: the configuration, where it is elsewhere: anything that `gradience check` reads.
+        base: the base model, for the audit and the check: a folder or `organisation/name` in the hub's local cache.
+        task: what was trained (`sst2`, `sft`, `dpo`, ...), for the check.
+        gap_threshold: held-out over train perplexity from which the gap is a finding.
+        select: ids of rules, detectors, checks and joins, or beginnings of ids, to apply; all by default.
+        ignore: ids, or beginnings of ids, to leave out; what is left out is in no cause.
+        settings: a gradience.toml, or a pyproject.toml with `[tool.gradience]`, whose `select` and `ignore` apply where
+            the arguments of that name are empty. None is looked for.
+
+    Raises:
+        GradienceError: an id is not known, nothing was given, a path does not exist, or the folder holds several runs.
+    """
+    sources = find_sources(path, run=run, adapter=adapter, config=config)
+    return diagnose_sources(
+        sources, base=base, task=task, gap_threshold=gap_threshold, select=select, ignore=ignore, settings=settings
+    )
+
+
+def diagnose_sources(
+    sources: Sources,
+    *,
+    base: PathLike | None = None,
+    task: str | None = None,
+    gap_threshold: float = DEFAULT_GAP,
+    select: Iterable[str] = (),
+    ignore: Iterable[str] = (),
+    settings: PathLike | None = None,
+) -> DiagnoseReport:
+    """The verdict on sources that were found; one that cannot be read is reported, and the rest is judged."""
+    left_out = excluded_rules(_ALL, select=select, ignore=ignore, settings=settings)
+    if base is not None:
+        find_shards(Path(base))  # a base that cannot be read is an error at once
+    return judge_sources(sources, read_sources(sources, base, task, gap_threshold, left_out=left_out), left_out)
+
+
+def judge_sources(sources: Sources, read: Read, left_out: Mapping[str, str] = MappingProxyType({})) -> DiagnoseReport:
+    """The verdict on what was read; a join left out is named with its reason."""
+    monitor = read.log.report if read.log else None
+    if read.check and read.log:
+        outcome = outcome_of(read.log.report, read.log.run.evals)
+        read = read._replace(check=outweighed(read.check, outcome))
+    choice = Choice([])
+    if read.log:
+        choice = choose(sources.checkpoints, read.log.run.evals, read.log.report, sources.weights.path)
+    states = [read.states[source] for source in SOURCES]
+    not_run = unjudged(states, read.check, monitor, read.audit, left_out)
+    coverage = coverage_of(not_run)
+    causes = _causes(
+        [join for join in JOINS if join.id not in left_out], list(_symptoms(sources, read, choice)), not_run
+    )
+    complete = is_complete(states, coverage)
+    verdict = verdict_of(causes, complete=complete)
+    return DiagnoseReport(
+        schema=DIAGNOSE_SCHEMA_ID,
+        path=str(sources.path),
+        verdict=verdict,
+        headline=headline(verdict, states, causes, coverage),
+        complete=complete,
+        sources=states,
+        causes=causes,
+        coverage=coverage,
+        not_run=not_run,
+        checkpoints=choice.checkpoints,
+        best_checkpoint=choice.best,
+        check=read.check,
+        monitor=monitor,
+        audit=read.audit,
+        notes=[*sources.notes, *(monitor.notes if monitor else []), *(read.audit.notes if read.audit else [])],
+    )
+
+
+def _causes(joins: Iterable[Correlation], symptoms: list[Symptom], not_run: list[Unjudged]) -> list[Cause]:
+    """The joined causes, and each finding that none of them took by itself; the gravest first."""
+    gone = {(item.source, item.id) for item in not_run} | {(symptom.source, symptom.id) for symptom in symptoms}
+    silent = frozenset((source, rule) for source, ids in IDS.items() for rule in ids if (source, rule) not in gone)
+    joined = correlate(joins, symptoms, silent)
+    causes = [*joined.causes, *(_alone(symptom.source, symptom.finding) for symptom in joined.left if symptom.finding)]
+    return sorted(causes, key=lambda cause: (-SEVERITIES.index(cause.severity), not cause.joined))
+
+
+def _symptoms(sources: Sources, read: Read, choice: Choice) -> Iterator[Symptom]:
+    if read.check:
+        yield from config_symptoms(read.check)
+    if read.log:
+        yield from log_symptoms(read.log.report)
+        yield from disk_symptoms(sources, choice, read.log.report, read.log.run)
+    if read.audit:
+        yield from weights_symptoms(read.audit)
+        yield from disagreements(_stated(sources, read), read.audit)
+        if read.log:
+            yield from recorded_disagreements(read.log.report, read.audit)
+
+
+def _stated(sources: Sources, read: Read) -> Iterator[Stated]:
+    """What is stated of the adapter elsewhere than in its own folder."""
+    if read.log and sources.log.path and sources.log.path.is_file():  # a folder's import has the adapter's own config
+        yield Stated("the log's settings", read.log.report.config.lora)
+    if read.check and sources.config.path:
+        yield Stated(sources.config.path.name, check_config(document=sources.config.path).config.lora)
+
+
+def _alone(source: PieceSource, finding: Finding) -> Cause:
+    piece = Piece(source=source, id=finding.id, severity=finding.severity, says=finding.message)
+    return Cause(**msgspec.structs.asdict(finding), pieces=[piece])

@@ -43,7 +43,7 @@ class Choice(NamedTuple):
 def choose(
     folders: Sequence[CheckpointFolder], evals: Iterable[Eval], report: MonitorReport, weights: Path | None
 ) -> Choice:
-    """Return the checkpoints on disk, and the one whose held-out loss is lowest.
+    """The checkpoints on disk, and the one whose held-out loss is lowest.
 
     Args:
         folders: the checkpoints, by step.
@@ -84,13 +84,13 @@ def choose(
 
 
 def _split(report: MonitorReport) -> str | None:
-    """Return the held-out split that was found to overfit, else the one that the monitor shows first."""
+    """The held-out split that was found to overfit, else the one that the monitor shows first."""
     overfit = next((f.values.get("split") for f in report.findings if f.id == "OVF110"), None)
     return overfit or next((point.split for point in report.evals if point.split != "train"), None)
 
 
 def _curve(evals: Iterable[Eval], split: str | None) -> dict[int, float]:
-    """Return the split's finite losses by step; of two at one step the later."""
+    """The split's finite losses by step; of two at one step the later."""
     of_split = ((e.step, e.metrics.loss) for e in evals if e.split == split)
     found = {step: as_float(loss) for step, loss in of_split if step is not None and loss is not None}
     return {step: loss for step, loss in sorted(found.items()) if math.isfinite(loss)}
@@ -105,7 +105,7 @@ def _n_and_accuracy(report: MonitorReport, split: str) -> tuple[int | None, floa
 
 
 def loss_noise(losses: Sequence[float]) -> Noise:
-    """Return the noise that two evaluations of one set are compared with.
+    """The noise that two evaluations of one set are compared with.
 
     Both saw the same examples, so that the error of the set is mostly theirs in common: what is left shows in how
     the losses jump about, in second differences, which a steady rise leaves at zero. Of fewer evaluations it is not
@@ -123,7 +123,7 @@ def loss_noise(losses: Sequence[float]) -> Noise:
 
 
 def standard_error(loss: float, n: int | None, accuracy: float | None) -> float | None:
-    """Return the standard error of a mean loss over n examples, nats; None where n is not known.
+    """The standard error of a mean loss over n examples, nats; None where n is not known.
 
     A heuristic, for the losses of single examples are not logged: their spread is taken as their mean, and with an
     accuracy p as sqrt(p / (1 - p)) times their mean if that is more, for then the wrong ones carry the loss.
@@ -168,7 +168,7 @@ _NEXT_TIME: Final = "and stop earlier; fewer epochs or more data come before les
 
 
 def disk_symptoms(sources: Sources, choice: Choice, report: MonitorReport, run: RunSeries) -> Iterator[Symptom]:
-    """Yield what the checkpoints on disk add to the findings of the log; needs a folder."""
+    """What the checkpoints on disk add to the findings of the log; needs a folder."""
     if sources.folder is None:
         return
     values = {finding.id: finding.values for finding in report.findings}
@@ -225,7 +225,7 @@ def _noise(best: BestCheckpoint) -> str:
 
 
 def _lasting(run: RunSeries, found: Iterable[Mapping[str, Any]]) -> int | None:
-    """Return the step from which numbers are bad for good, or None.
+    """The step from which numbers are bad for good, or None.
 
     That is where the loss is masked or not finite first, or where the rows begin that have no finite gradient up to
     the end. A gradient in between was skipped by fp16's loss scaling.
@@ -237,23 +237,19 @@ def _lasting(run: RunSeries, found: Iterable[Mapping[str, Any]]) -> int | None:
 
 
 def _before_nan(folders: Sequence[CheckpointFolder], step: int) -> Symptom:
-    """Return the last checkpoint before a step whose weights are finite: they are read, for a log lags behind."""
+    """The last checkpoint before a step whose weights are finite: they are read, for a log lags behind."""
     before = [folder.path for folder in folders if folder.step < step]
     broken: list[str] = []
+    says, action = f"no checkpoint from before step {step} is on disk", None
     for path in reversed(before[-_TRIED:]):
         if _is_finite(path):
             after = f"; {', '.join(broken)} is not" if broken else ""
             says = f"{path.name}, saved before step {step}: its weights are finite{after}"
             action = f"Go back to {path.name}; look at the learning rate, the precision and the data after it."
-            return Symptom("disk", "before_nan", Observation(says, action=action))
+            break
         broken.append(path.name)
-    if broken:
-        return Symptom(
-            "disk",
-            "before_nan",
-            Observation(f"{', '.join(broken)}, saved before step {step}: not finite or not readable"),
-        )
-    return Symptom("disk", "before_nan", Observation(f"no checkpoint from before step {step} is on disk"))
+        says = f"{', '.join(broken)}, saved before step {step}: not finite or not readable"
+    return Symptom("disk", "before_nan", Observation(says, action=action))
 
 
 def _is_finite(folder: Path) -> bool:
@@ -268,7 +264,7 @@ def _is_finite(folder: Path) -> bool:
 def _nearest(
     folders: Sequence[CheckpointFolder], step: int | None, fact: str, what: str, then: str
 ) -> Iterator[Symptom]:
-    """Yield the checkpoint nearest a step, one before it rather than after."""
+    """The checkpoint nearest a step, one before it rather than after."""
     if not folders or step is None:
         return
     near = min(folders, key=lambda folder: (folder.step > step, abs(folder.step - step))).path.name
@@ -278,7 +274,7 @@ def _nearest(
 
 
 def _mid_run(sources: Sources, choice: Choice, last: int | None) -> Iterator[Symptom]:
-    """Yield the weights' step where it is far from the log's last one, and no evaluation chose it."""
+    """The weights' step where it is far from the log's last one, and no evaluation chose it."""
     at = next((c for c in reversed(sources.checkpoints) if _is_or_equals(c.path, sources.weights.path)), None)
     if at is None or last is None or at.step >= MID_RUN.value * last:
         return
@@ -293,7 +289,7 @@ def _is_or_equals(checkpoint: Path, weights: Path | None) -> bool:
 
 
 def _short(sources: Sources, last: int | None) -> Iterator[Symptom]:
-    """Yield the weights' step if it is earlier than the log's last one, by the name of their folder."""
+    """The weights' step if it is earlier than the log's last one, by the name of their folder."""
     step = next((c.step for c in sources.checkpoints if c.path == sources.weights.path), None)
     if step is not None and last is not None and step < last:
         says = f"{sources.weights.path.name if sources.weights.path else ''} is the newest; the log reaches step {last}"

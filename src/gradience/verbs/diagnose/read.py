@@ -12,7 +12,7 @@ import msgspec
 from gradience.configs import read_training
 from gradience.configs.training import PICKLED
 from gradience.errors import ConfigError, GradienceError
-from gradience.io.types import PathLike
+from gradience.io.paths import PathLike
 from gradience.rules.config.judge import RULES
 from gradience.rules.log.judge import DETECTED
 from gradience.rules.select import without
@@ -25,7 +25,7 @@ from gradience.schema.reports import CheckReport, MonitorReport
 from gradience.telemetry.series import RunSeries
 from gradience.verbs.check import check_config
 from gradience.verbs.diagnose.sources import Found, Sources
-from gradience.verbs.monitor.run import report_of
+from gradience.verbs.monitor import report_of
 from gradience.verbs.monitor.source import open_source
 
 _OF_RUNS_TO_COME: Final = {
@@ -41,7 +41,7 @@ class Log(NamedTuple):
 
 
 class Read(NamedTuple):
-    """What was read, and for each source how that went."""
+    """The reports that could be made, and the state of each source."""
 
     states: dict[Source, DiagnosedSource]
     check: CheckReport | None
@@ -118,7 +118,7 @@ def _read_config(
     task: str | None,
     left_out: Mapping[str, str],
 ) -> tuple[CheckReport | None, DiagnosedSource]:
-    """Return the check of what the log states, below the files: what was named, else arguments and adapter config."""
+    """The check of what the log states, below the files: what was named, else arguments and adapter config."""
     logged = None if logged == ConfigSnapshot() else logged
     named, training = sources.config.path, sources.training
     beside = _config_beside(sources.weights.path) if named is None else None
@@ -142,7 +142,7 @@ def _read_config(
         return None, _state("config", found, fault=fault)
     files = [Path(file.path).name for file in check.sources if file.role != "base"]
     holds = ", ".join(dict.fromkeys([*(["settings in the log"] if logged else []), *files]))
-    return _told(check, reasons), _state("config", found, holds=holds)
+    return _with_reasons(check, reasons), _state("config", found, holds=holds)
 
 
 def _unused(training: Path) -> str:
@@ -155,14 +155,14 @@ def _unused(training: Path) -> str:
     return ""
 
 
-def _told(check: CheckReport, reasons: Mapping[str, str]) -> CheckReport:
-    """Return the check with the reasons why rules were left out."""
+def _with_reasons(check: CheckReport, reasons: Mapping[str, str]) -> CheckReport:
+    """The check with the reasons why rules were left out."""
     named = {rule: NotRun(id=rule, reason=reason) for rule, reason in reasons.items()}
     return msgspec.structs.replace(check, not_run=[named.get(item.id, item) for item in check.not_run])
 
 
 def _of(ids: Iterable[str], left_out: Mapping[str, str]) -> dict[str, str]:
-    """Return the reasons of those that one source has."""
+    """The reasons of those that one source has."""
     return {rule: left_out[rule] for rule in ids if rule in left_out}
 
 

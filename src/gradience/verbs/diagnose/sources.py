@@ -12,14 +12,15 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Final, Literal, NamedTuple
 
 from gradience.adapters.open import CONFIG_NAME, WEIGHT_NAMES
 from gradience.configs.training import STATE_NAME as _STATE
 from gradience.configs.training import TRAINING_NAMES
 from gradience.errors import GradienceError
 from gradience.importers.sources import is_run, run_folders
-from gradience.io.types import PathLike
+from gradience.io.paths import PathLike
+from gradience.rules.rule import few
 from gradience.schema.diagnose import Source
 
 MAX_ENTRIES: Final = 10_000  # of one folder
@@ -43,7 +44,7 @@ class CheckpointFolder(NamedTuple):
 
 
 def list_folder(folder: Path) -> Listing:
-    """Return the folder's regular files by name and its subfolders, sorted, with notes on what is left out.
+    """The folder's regular files by name and its subfolders, sorted, with notes on what is left out.
 
     Links to folders may lead anywhere, and a pipe would be waited for.
     """
@@ -52,44 +53,31 @@ def list_folder(folder: Path) -> Listing:
             seen = sorted(islice(entries, MAX_ENTRIES + 1), key=lambda entry: entry.name)
     except OSError as error:
         raise GradienceError(f"cannot read {folder}: {error.strerror}", advice="check the path") from error
-    notes = [f"more than {MAX_ENTRIES} entries in {folder.name}: the rest was not looked at"]
-    folders = [Path(entry.path) for entry in seen if _is_folder(entry)]
-    links = [entry.name for entry in seen if entry.is_symlink() and _leads_to_folder(entry)]
-    shown = notes if len(seen) > MAX_ENTRIES else []
-    if links:
-        shown = [*shown, f"links to folders, not followed: {', '.join(links[:SHOWN])}"]
-    strange = [
-        entry.name for entry in seen if not _is_folder(entry) and entry.name not in links and not _is_file(entry)
-    ]
-    if strange:
-        shown = [*shown, f"neither files nor folders, not read: {', '.join(strange[:SHOWN])}"]
-    visible = [child for child in folders if not child.name.startswith(".")]
-    return Listing([entry.name for entry in seen if _is_file(entry)], visible, shown)
+    kinds: dict[str, list[str]] = {}
+    for entry in seen:
+        kinds.setdefault(_kind(entry), []).append(entry.name)
+    links, strange = kinds.get("link", []), kinds.get("other", [])
+    said = {
+        f"more than {MAX_ENTRIES} entries in {folder.name}: the rest was not looked at": len(seen) > MAX_ENTRIES,
+        f"links to folders, not followed: {', '.join(links[:SHOWN])}": bool(links),
+        f"neither files nor folders, not read: {', '.join(strange[:SHOWN])}": bool(strange),
+    }
+    visible = [folder / name for name in kinds.get("folder", []) if not name.startswith(".")]
+    return Listing(kinds.get("file", []), visible, [note for note, applies in said.items() if applies])
 
 
-def _is_folder(entry: os.DirEntry[str]) -> bool:
+def _kind(entry: os.DirEntry[str]) -> Literal["folder", "link", "file", "other"]:
+    """What an entry is; `link` is one to a folder."""
     try:
-        return entry.is_dir(follow_symlinks=False)
+        if entry.is_dir():
+            return "folder" if entry.is_dir(follow_symlinks=False) else "link"
+        return "file" if entry.is_file() else "other"
     except OSError:
-        return False
-
-
-def _is_file(entry: os.DirEntry[str]) -> bool:
-    try:
-        return entry.is_file()
-    except OSError:
-        return False
-
-
-def _leads_to_folder(entry: os.DirEntry[str]) -> bool:
-    try:
-        return entry.is_dir()
-    except OSError:
-        return False
+        return "other"
 
 
 def checkpoints_in(folders: Iterable[Path]) -> list[CheckpointFolder]:
-    """Return the checkpoints among the folders that hold an adapter, by step."""
+    """The checkpoints among the folders that hold an adapter, by step."""
     numbered = [(int(hit[1]), child) for child in folders if (hit := CHECKPOINT.fullmatch(child.name))]
     return [CheckpointFolder(step, child) for step, child in sorted(numbered) if holds_adapter(child)]
 
@@ -219,7 +207,7 @@ def _holds_weights(folder: Path) -> bool:
 
 
 def _of_inner(folder: Path, inner: list[Path]) -> Sources:
-    """Return the sources of the only run in subfolders; of two and more the user is to choose."""
+    """The sources of the only run in subfolders; of two and more the user is to choose."""
     if len(inner) > 1:
         raise GradienceError(
             f"{folder} holds no run itself, and {len(inner)} folders in it do ({_names(inner)})",
@@ -231,7 +219,7 @@ def _of_inner(folder: Path, inner: list[Path]) -> Sources:
 
 
 def _weights(folder: Path, listing: Listing, checkpoints: list[CheckpointFolder]) -> Found:
-    """Return the folder's own adapter, else the one in a subfolder, else that of the last checkpoint."""
+    """The folder's own adapter, else the one in a subfolder, else that of the last checkpoint."""
     others = [c for c in listing.folders if not CHECKPOINT.fullmatch(c.name) and holds_adapter(c)]
     last = f"{checkpoints[-1].path.name} is the last checkpoint" if checkpoints else ""
     if holds_adapter(folder):
@@ -248,7 +236,7 @@ def _weights(folder: Path, listing: Listing, checkpoints: list[CheckpointFolder]
 
 
 def _single_file(folder: Path, files: list[str]) -> Found:
-    """Return the one weights file of another name, as kohya and others write it, or the reason why none counts."""
+    """The one weights file of another name, as kohya and others write it, or the reason why none counts."""
     tensors = [name for name in files if name.endswith(".safetensors")]
     alone = [name for name in tensors if not _WHOLE_MODEL.fullmatch(name)]
     if len(alone) == 1 and len(tensors) == 1:
@@ -272,5 +260,4 @@ def _log(folder: Path, listing: Listing, inner: list[Path]) -> Found:
 
 
 def _names(folders: list[Path]) -> str:
-    more = f" and {len(folders) - SHOWN} more" if len(folders) > SHOWN else ""
-    return ", ".join(folder.name for folder in folders[:SHOWN]) + more
+    return few([folder.name for folder in folders], SHOWN)

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
-from gradience.io.types import PathLike
+from gradience.io.paths import PathLike
 from gradience.schema.fleet import FLEET_AUDIT_SCHEMA_ID, FleetAuditReport
 from gradience.verbs.device import prepare_jax
 from gradience.verbs.fleet.engines import Done, Engine, run_local
@@ -102,6 +102,6 @@ def rules_version(base: PathLike | None) -> str:
 def prepare_worker() -> None:
     """Limit a worker's libraries to one thread, on the CPU."""
     prepare_jax("cpu", serial_kernels=True)
-    from gradience.spectral.batch import use_threads  # noqa: PLC0415  # imports jax, after its environment is set
+    from gradience.spectral.grams import use_threads  # noqa: PLC0415  # imports jax, after its environment is set
 
     use_threads(1)

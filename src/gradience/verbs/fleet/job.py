@@ -4,25 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import replace
+from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 import msgspec
 
-from gradience.adapters.layout import Array, LoadFactors, Module
-from gradience.adapters.open import CONFIG_NAME, open_adapter
+from gradience.adapters.again import Layouts
+from gradience.adapters.layout import Adapter
+from gradience.adapters.open import CONFIG_NAME, AdapterFiles, find_files, open_adapter
 from gradience.errors import GradienceError
+from gradience.io.held import Buffer, Bytes
 from gradience.io.reading import open_regular
 from gradience.schema.document import writable
 from gradience.schema.fleet import AdapterRow
-from gradience.schema.scalars import Json
+from gradience.schema.runs import RunRow
 from gradience.verbs.fleet.rows import Result, rows_of
 
-if TYPE_CHECKING:
-    from gradience.spectral.sketch import Sketch
-
 _CHUNK: Final = 1 << 20
+_ENDING: Final = ".safetensors"
+_MOST_HELD: Final = 1 << 26  # bytes of a file that a worker holds whole
 
 
 class Job(msgspec.Struct, frozen=True):
@@ -74,11 +75,7 @@ def _audited(job: Job) -> bytes:
     if job.fault is not None:
         raise GradienceError(job.fault)
     with _local(job) as place:
-        folder = place if place.is_dir() else place.parent
-        hashes = _hashes([(name, folder / name) for name in job.files])
-        if job.known_hash and job.known_hash == hashes[0]:
-            return SAME
-        return _computed(job, place, hashes)
+        return _of_one_file(job, place) or _of_any_files(job, place)
 
 
 def _local(job: Job) -> AbstractContextManager[Path]:
@@ -89,65 +86,105 @@ def _local(job: Job) -> AbstractContextManager[Path]:
     return nullcontext(Path(job.place))
 
 
-def _computed(job: Job, place: Path, hashes: tuple[str, str]) -> bytes:
-    from gradience.spectral.sketch import Sketch  # noqa: PLC0415  # numpy and JAX in workers only
-    from gradience.verbs.audit.adapter import audit_opened  # noqa: PLC0415  # the same
+def _of_one_file(job: Job, place: Path) -> bytes | None:
+    """The rows of an adapter in one safetensors file that memory holds, read once; None for another."""
+    *others, last = job.files
+    if not last.endswith(_ENDING) or others not in ([], [CONFIG_NAME]):
+        return None
+    files = find_files(place)
+    if files.weights.name != last or files.shards:
+        return None
+    data = _kept().buffer.read(files.weights)
+    if data is None:
+        return None
+    hashes = _hashes([(name, files.folder / name) for name in others], last, data)
+    if job.known_hash and job.known_hash == hashes[0]:
+        return SAME
+    return _computed(job, place, hashes, files, _kept().layouts.read(files, data))
+
+
+def _of_any_files(job: Job, place: Path) -> bytes:
+    folder = place if place.is_dir() else place.parent
+    hashes = _hashes([(name, folder / name) for name in job.files])
+    if job.known_hash and job.known_hash == hashes[0]:
+        return SAME
+    return _computed(job, place, hashes, *open_adapter(place))
+
+
+def _computed(job: Job, place: Path, hashes: tuple[str, str], files: AdapterFiles, adapter: Adapter) -> bytes:
+    from gradience.spectral.host import grams_and_sketch  # noqa: PLC0415  # numpy and JAX in workers only
+    from gradience.verbs.audit.adapter import audit_opened, factors_of  # noqa: PLC0415  # the same
     from gradience.verbs.audit.against_base import BaseOptions  # noqa: PLC0415  # the same
 
-    files, adapter = open_adapter(place)
-    sketch = Sketch()
-    watched = replace(adapter, modules=[replace(one, load=_sketched(one, sketch)) for one in adapter.modules])
+    names = [module.name for module in adapter.modules]
+    grams, sketch = grams_and_sketch(names, [factors_of(module) for module in adapter.modules])
     beside = None if job.base is None else BaseOptions(Path(job.base))
-    report = audit_opened(place, files, watched, beside=beside, on_host=True)
-    row, modules, findings = rows_of(job.path, report, (job.rules, job.stamp, *hashes), sketch.numbers())
+    report = audit_opened(place, files, adapter, beside=beside, grams=grams)
+    row, modules, findings = rows_of(job.path, report, (job.rules, job.stamp, *hashes), sketch)
     return encoded([row], modules, findings)
 
 
-def _sketched(module: Module, sketch: Sketch) -> LoadFactors:
-    """The module's `load`, which adds to the sketch the first time."""
+class _Kept:
+    """What a worker process keeps from job to job."""
 
-    def load() -> tuple[Array, Array]:
-        b, a = module.load()
-        sketch.add(module.name, b, a, module.scale)
-        return b, a
-
-    return load
+    def __init__(self) -> None:
+        self.buffer = Buffer(_MOST_HELD)
+        self.layouts = Layouts()
 
 
-def _hashes(files: list[tuple[str, Path]]) -> tuple[str, str]:
-    """XXH3 of 128 bits over all files' contents with their roles, and over the weights alone."""
+@cache
+def _kept() -> _Kept:
+    return _Kept()
+
+
+def _hashes(files: list[tuple[str, Path]], last: str | None = None, data: Bytes | None = None) -> tuple[str, str]:
+    """XXH3 of 128 bits over all files' contents with their roles, and over the weights alone.
+
+    Args:
+        files: names and places, in order.
+        last: the name of one more file, whose bytes are `data`.
+        data: its bytes.
+    """
     from xxhash import xxh3_128  # noqa: PLC0415  # extra [fleet]; SHA-256 would take as long as the audit
 
     content, weights = xxh3_128(), xxh3_128()
-    for name, path in files:
-        digest = xxh3_128()
-        with open_regular(path) as file:
-            while chunk := file.read(_CHUNK):
-                digest.update(chunk)
+    digests = [(name, _digest(path)) for name, path in files]
+    if last is not None and data is not None:
+        digests.append((last, xxh3_128(data.data).digest()))
+    for name, digest in digests:
         role = b"config" if name == CONFIG_NAME else b"weights"
-        content.update(role + digest.digest())
+        content.update(role + digest)
         if role == b"weights":
-            weights.update(digest.digest())
+            weights.update(digest)
     return content.hexdigest(), weights.hexdigest()
+
+
+def _digest(path: Path) -> bytes:
+    from xxhash import xxh3_128  # noqa: PLC0415  # as above
+
+    digest = xxh3_128()
+    with open_regular(path) as file:
+        while chunk := file.read(_CHUNK):
+            digest.update(chunk)
+    return digest.digest()
 
 
 def is_failure(answer: bytes | None) -> bool:
     """Whether an answer is a row without numbers."""
     if answer == SAME:
         return False
-    if answer is None:
-        return True
-    heads = msgspec.msgpack.decode(msgspec.msgpack.decode(answer, type=Result).heads)
-    return any(head["error"] is not None for head in heads)
+    return answer is None or msgspec.msgpack.decode(answer, type=Result).failed
 
 
-def encoded(heads: Sequence[msgspec.Struct], *others: Sequence[msgspec.Struct]) -> bytes:
+def encoded(heads: Sequence[AdapterRow | RunRow], *others: Sequence[msgspec.Struct]) -> bytes:
     """Rows as bytes, in the form in which they cross a process on every engine."""
-    return msgspec.msgpack.encode(Result(_raw(heads), tuple(_raw(rows) for rows in others)))
+    failed = any(head.error is not None for head in heads)
+    return msgspec.msgpack.encode(Result(failed, tuple(_raw(rows) for rows in (heads, *others))))
 
 
-def _raw(rows: Json) -> msgspec.Raw:
+def _raw(rows: Sequence[msgspec.Struct]) -> msgspec.Raw:
+    values = [msgspec.structs.astuple(row) for row in rows]
     try:
-        return msgspec.Raw(msgspec.msgpack.encode(rows))
+        return msgspec.Raw(msgspec.msgpack.encode(values))
     except UnicodeEncodeError:  # a name that is not UTF-8, in a message
-        return msgspec.Raw(msgspec.msgpack.encode(writable(msgspec.to_builtins(rows))))
+        return msgspec.Raw(msgspec.msgpack.encode(writable(msgspec.to_builtins(values))))

@@ -6,10 +6,11 @@ from pathlib import Path
 
 from gradience.errors import OutputError
 from gradience.io.atomic import atomic_file, refuse_file
-from gradience.io.types import PathLike
-from gradience.schema.fleet import FleetShowReport, RunsCurvesReport
-from gradience.telemetry.hidden import hide_in
-from gradience.verbs.report.write import check_format
+from gradience.io.paths import PathLike
+from gradience.schema.fleet import FleetShowReport
+from gradience.schema.runs import RunsCurvesReport
+from gradience.telemetry.redact import hide_in
+from gradience.verbs.report import check_format
 
 
 def write_fleet_page(report: FleetShowReport, out: PathLike, *, force: bool = False) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gradience.errors import GradienceError
-from gradience.io.types import PathLike
+from gradience.io.paths import PathLike
 from gradience.verbs.fleet.store import Store, Tables
 from gradience.verbs.fleet.tables import FLEET
 

@@ -35,10 +35,11 @@ Row: TypeAlias = type[msgspec.Struct]
 
 
 class Result(msgspec.Struct, frozen=True, array_like=True):
-    """What a worker returns for one source: its rows of the first table, and those of the others in their order."""
+    """What a worker returns for one source: the rows of each table, in order, each row as the values of its columns."""
 
-    heads: msgspec.Raw
-    others: tuple[msgspec.Raw, ...] = ()
+    failed: bool
+    """Whether the first table has a row without numbers."""
+    tables: tuple[msgspec.Raw, ...]
 
 
 def arrow_schema(row: Row) -> pa.Schema:

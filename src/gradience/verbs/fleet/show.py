@@ -4,16 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
-from gradience.io.types import PathLike
-from gradience.schema.fleet import (
-    FLEET_SHOW_SCHEMA_ID,
-    Counted,
-    Faulty,
-    FleetShowReport,
-    OtherShape,
-    Serving,
-    Wasteful,
-)
+from gradience.io.paths import PathLike
+from gradience.schema.fleet import FLEET_SHOW_SCHEMA_ID, Counted, Faulty, FleetShowReport, OtherShape, Serving, Wasteful
 from gradience.verbs.fleet.query import opened
 from gradience.verbs.fleet.read import existing
 from gradience.verbs.fleet.serving import Load, serving

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
-from gradience.io.types import PathLike
+from gradience.io.paths import PathLike
 from gradience.rules.weights.ranks import measured
 from gradience.schema.audit import AuditReport, ModuleAudit, Percentile, Standing
 from gradience.schema.document import writable

@@ -179,13 +179,11 @@ class Writer:
             OutputError: it cannot be written.
         """
         rows: dict[str, list[Any]] = {name: [] for name in self._store.tables.rows}
-        heads, *others = rows
         for result in results:
             found = msgspec.msgpack.decode(result, type=Result)
-            rows[heads] += msgspec.msgpack.decode(found.heads)
-            for name, raw in zip(others, found.others, strict=True):
+            for name, raw in zip(rows, found.tables, strict=True):
                 rows[name] += msgspec.msgpack.decode(raw)
-        if rows[heads]:
+        if rows[self._store.tables.head]:
             tables = {name: _table(rows[name], schema) for name, schema in self._schemas.items()}
             self._manifest.parts.append(self._write(tables))
             self._publish()
@@ -246,9 +244,10 @@ class Writer:
 
 
 def _table(rows: list[Any], schema: pa.Schema) -> pa.Table:
-    """Rows as a table, column by column: a tenth of the time of `from_pylist`."""
+    """Rows, each the values of its columns, as a table."""
     pa = _pyarrow()
-    return pa.table([pa.array([row[f.name] for row in rows], f.type) for f in schema], schema=schema)
+    columns = list(zip(*rows, strict=True)) or [()] * len(schema)
+    return pa.table([pa.array(c, f.type) for c, f in zip(columns, schema, strict=True)], schema=schema)
 
 
 def _restamped(table: pa.Table, stale: Mapping[str, str | None]) -> pa.Table:

@@ -10,8 +10,8 @@ from typing import NamedTuple
 import msgspec
 
 from gradience.errors import AdapterError
+from gradience.io.paths import PathLike, Progress
 from gradience.io.spool import Spool, temporary_folder
-from gradience.io.types import PathLike, Progress
 from gradience.rules.weights.ranks import Patterns
 from gradience.schema.merge import MERGE_SCHEMA_ID, MergeMethod, MergeReport
 from gradience.schema.merge import MergedModule as MergedRow

@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from gradience.adapters.names import layer_index
 from gradience.errors import AdapterError
-from gradience.io.types import PathLike, Progress
+from gradience.io.paths import PathLike, Progress
 from gradience.rules.merge import MERGE_RULES
 from gradience.rules.rule import judge
 from gradience.rules.select import excluded_rules, without

@@ -18,9 +18,9 @@ from gradience.adapters.layout import PREFIX, Array, Module, parse_key
 from gradience.adapters.pairs import LoraPair, StoredPair, padded, stored_pairs
 from gradience.adapters.traits import Operation, obstacles
 from gradience.errors import AdapterError
+from gradience.io.paths import Progress
 from gradience.io.safetensors import DTYPES, PlannedTensor, planned
 from gradience.io.spool import Spool
-from gradience.io.types import Progress
 from gradience.schema.merge import MergeMethod
 from gradience.spectral.merging import (
     Singles,

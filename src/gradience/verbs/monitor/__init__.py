@@ -1,7 +1,322 @@
-"""The monitor: a log in, the high-level story of its last run out."""
+"""One run of a source as a report: its facts gathered, then judged."""
 
 from __future__ import annotations
 
-from gradience.verbs.monitor.run import monitor_run
+import math
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from itertools import islice
+from operator import lt
+from types import MappingProxyType
+from typing import Final
 
-__all__ = ["monitor_run"]
+import msgspec
+
+from gradience.rules.log.facts import DEFAULT_GAP, PROBES, SIGNALS, RunFacts, Series, Signal, ends
+from gradience.rules.log.judge import DETECTED, detect
+from gradience.rules.log.story import line_of, story_parts
+from gradience.rules.objective import has_perplexity
+from gradience.rules.select import excluded_rules, without
+from gradience.schema.config import ConfigSnapshot
+from gradience.schema.events import EvalMetrics
+from gradience.schema.reports import (
+    MONITOR_SCHEMA_ID,
+    EvalPoint,
+    GapReading,
+    MonitorReport,
+    SignalSummary,
+    TrainSummary,
+)
+from gradience.schema.scalars import MAX_INT, NonFinite, as_float, number_in, real
+from gradience.telemetry.reader import RunSummary
+from gradience.telemetry.series import Column, RunSeries
+from gradience.verbs.monitor.source import Source, open_source
+
+_HELD_OUT: Final = ("test", "eval", "validation", "valid", "val", "dev")
+_WINDOW: Final = 10  # training rows averaged where the train split was never evaluated
+_DERIVED: Final = "n_derived_from"
+_DERIVATION: Final = "runtime * samples_per_second"
+_CLASSES: Final = {  # of data sets, where the log does not state them
+    "sst2": 2,
+    "cola": 2,
+    "mrpc": 2,
+    "qqp": 2,
+    "qnli": 2,
+    "rte": 2,
+    "wnli": 2,
+    "mnli": 3,
+    "imdb": 2,
+    "ag_news": 4,
+}
+
+
+def monitor_run(
+    path: str | os.PathLike[str],
+    *,
+    gap_threshold: float = DEFAULT_GAP,
+    run: str | None = None,
+    select: Iterable[str] = (),
+    ignore: Iterable[str] = (),
+    settings: str | os.PathLike[str] | None = None,
+) -> MonitorReport:
+    """The story of the last run in a log, or of one run by its id.
+
+    What other programs leave (an output folder, a trainer_state.json, a table, ...) is imported in memory:
+    nothing is written, and a note says what was read.
+
+    Args:
+        path: a run.jsonl, a folder that holds one, or anything that `gradience import` reads.
+        gap_threshold: held-out over train perplexity from which the gap is a finding.
+        run: id, or name in an import, of the run to show; the last if None.
+        select: ids of detectors, or beginnings of ids, to apply; all by default.
+        ignore: ids of detectors, or beginnings of ids, to leave out.
+        settings: a gradience.toml, or a pyproject.toml with `[tool.gradience]`, whose `select` and `ignore` apply where
+            the arguments of that name are empty. None is looked for.
+
+    Raises:
+        RecorderError: the log is missing, empty, or holds no event at all, or no such run.
+        ConfigError: an id is not known, or the settings cannot be read.
+        SchemaError: the log is of another major version.
+    """
+    left_out = detectors_left_out(select, ignore, settings)
+    source = open_source(path, run)
+    shown = source.summary.last
+    assert shown is not None  # noqa: S101  # open_source refuses a source without a run
+    return report_of(source, shown, gap_threshold=gap_threshold, left_out=left_out)
+
+
+def detectors_left_out(
+    select: Iterable[str] = (), ignore: Iterable[str] = (), settings: str | os.PathLike[str] | None = None
+) -> dict[str, str]:
+    """The detectors that are not to speak, each with the reason.
+
+    Raises:
+        ConfigError: an id is not known, or the settings cannot be read.
+    """
+    return excluded_rules(DETECTED, select=select, ignore=ignore, settings=settings)
+
+
+def report_of(
+    source: Source,
+    run: RunSeries,
+    *,
+    gap_threshold: float = DEFAULT_GAP,
+    left_out: Mapping[str, str] = MappingProxyType({}),
+) -> MonitorReport:
+    """The report of one run of a source; a detector left out is named with its reason."""
+    summary, config = source.summary, run.config or ConfigSnapshot()
+    facts = facts_of(summary, run, config, gap_threshold)
+    train = _train(run, facts)
+    findings, not_run = without(*detect(facts), left_out)
+    parts = story_parts(facts, findings, train)
+    audit = run.latest_metrics.get("lora_audit")
+    fed = run.latest_metrics.get("data")
+    return MonitorReport(
+        schema=MONITOR_SCHEMA_ID,
+        story=line_of(parts),
+        story_parts=parts,
+        file=str(source.path),
+        run_id=run.run_id,
+        other_runs=[run_id for run_id in summary.runs if run_id != run.run_id],
+        sessions=len(run.record.sessions),
+        config=config,
+        status=facts.status,
+        status_reason=run.end.reason if run.end else None,
+        events=dict(summary.counts),
+        train=train,
+        signals={name: _signal(column) for name, column in facts.signals.items()},
+        probes={name.partition("/")[2]: _signal(_by_step(run.columns[name])) for name in PROBES if name in run.columns},
+        objective=facts.objective.kind,
+        evals=list(facts.evals),
+        gap=None if any(finding.id == "SCL129" for finding in findings) else facts.gap,
+        lora_audit=audit.metrics if audit else None,
+        lora_audit_step=audit.step if audit else None,
+        data=fed.metrics if fed else None,
+        alerts=run.alerts,
+        recommendations=run.recommendations,
+        findings=findings,
+        not_run=not_run,
+        issues=summary.issues,
+        issues_total=summary.issues_total,
+        notes=[*source.notes, *_notes(summary, run), *derived_notes(facts.evals)],
+    )
+
+
+def facts_of(
+    summary: RunSummary, run: RunSeries, config: ConfigSnapshot, gap_threshold: float = DEFAULT_GAP
+) -> RunFacts:
+    """The facts of one run of a log that the rules judge."""
+    evals, record = latest_evals(run), run.record
+    audit, data = run.latest_metrics.get("lora_audit"), run.latest_metrics.get("data")
+    facts = RunFacts(
+        series=Series(
+            run.steps, run.losses, run.grad_norms, run.rates, frozenset(run.lost_norms), not record.out_of_order
+        ),
+        evals=evals,
+        gap=gap_of(run, evals),
+        held_out=held_out_of(evals),
+        num_labels=_num_labels(config),
+        epoch=run.last_epoch,
+        utilization_mean=number_in(audit.metrics, "utilization_mean") if audit else None,
+        audit=audit.metrics if audit else None,
+        data=data.metrics if data else None,
+        status=run.end.status if run.end else "no_run_end",
+        status_reason=run.end.reason if run.end else None,
+        last_step=run.last_step,
+        issues=summary.issues,
+        issues_total=summary.issues_total,
+        gap_threshold=gap_threshold,
+        config=config,
+        logged=frozenset(run.columns),
+        signals={
+            name: _by_step(run.columns[name]) for name in SIGNALS if name in run.columns and run.columns[name].steps
+        },
+        history=run.evals,
+        record=record,
+        guarded=run.guarded,
+    )
+    # only a cross-entropy has a perplexity, and so a gap
+    return facts if has_perplexity(facts.objective.kind) else replace(facts, gap=None)
+
+
+def _by_step(column: Column) -> Signal:
+    """A column by rising steps; a step that was logged again counts once, as it went the last time."""
+    steps, values = column.steps, column.values
+    if all(map(lt, steps, islice(steps, 1, None))):
+        return Signal(steps, values)
+    last = dict(zip(steps, values, strict=True))
+    return Signal(sorted(last), [last[step] for step in sorted(last)])
+
+
+def _num_labels(config: ConfigSnapshot) -> int | None:
+    if config.num_labels:
+        return config.num_labels
+    recorded = config.extras.get("num_labels")
+    if isinstance(recorded, int):
+        return recorded
+    name = (config.dataset_name or "").lower().replace("-", "_").rsplit("/", 1)[-1]
+    return _CLASSES.get(name)
+
+
+def _train(run: RunSeries, facts: RunFacts) -> TrainSummary:
+    losses, steps = run.losses, run.steps
+    lowest = _known(facts.loss.lowest)
+    return TrainSummary(
+        rows=len(losses),
+        superseded_rows=run.superseded,
+        non_finite_rows=len(losses) - len(facts.loss.values),
+        first_step=steps[0] if steps else None,
+        last_step=run.last_step,
+        first_loss=_real(losses, 0),
+        last_loss=_real(losses, -1),
+        min_loss=lowest,
+        min_loss_step=None if lowest is None else steps[losses.index(lowest)],
+        max_lr=_known(facts.peak_rate),
+        duration_s=None if run.first_ts is None or run.last_ts is None else run.last_ts - run.first_ts,
+    )
+
+
+def _signal(column: Signal) -> SignalSummary:
+    first, last, _ = ends(column)
+    values = column.values
+    return SignalSummary(rows=len(values), first=first, last=last, lowest=min(values), highest=max(values))
+
+
+def _known(value: float) -> float | None:
+    return None if math.isnan(value) else value
+
+
+def _real(values: Sequence[float], index: int) -> float | NonFinite | None:
+    return real(values[index]) if values else None
+
+
+def _notes(summary: RunSummary, run: RunSeries) -> list[str]:
+    notes = []
+    if run.config is None:
+        notes.append("no run_start in the log: the configuration is unknown")
+    if len(summary.runs) > 1:
+        others = ", ".join(run_id for run_id in summary.runs if run_id != run.run_id)
+        notes.append(f"{len(summary.runs)} runs in this log; {run.run_id} is shown, --all-runs compares; also {others}")
+    if run.record.resumed_from:
+        steps = ", ".join(map(str, run.record.resumed_from))
+        notes.append(f"resumed from step {steps}; {run.superseded} superseded rows are not shown")
+    if summary.unknown:
+        known = ", ".join(f"{name} ({n})" for name, n in summary.unknown.items())
+        notes.append(f"events of a name unknown here were kept and not used: {known}")
+    if summary.bare_tokens:
+        notes.append(f"{summary.bare_tokens} lines hold bare NaN or Infinity, which is not JSON; they were read anyway")
+    return notes
+
+
+def latest_evals(run: RunSeries) -> list[EvalPoint]:
+    """The newest evaluation of every split, train first, then held-out splits, then others."""
+    newest = {event.split: event for event in run.evals}
+    order = {split: place for place, split in enumerate(("train", *_HELD_OUT))}
+    splits = sorted(newest, key=lambda split: (order.get(split, len(order)), split))
+    return [_with_count(EvalPoint(split=s, step=newest[s].step, metrics=newest[s].metrics)) for s in splits]
+
+
+def _with_count(point: EvalPoint) -> EvalPoint:
+    """The evaluation with its number of examples, worked out where a log has only its speed."""
+    metrics = point.metrics
+    rate, runtime = (number_in(metrics.extras, key) for key in ("samples_per_second", "runtime"))
+    if metrics.n is not None or rate is None or runtime is None or not 0.5 <= rate * runtime < MAX_INT:  # noqa: PLR2004  # rounds to one example at least
+        return point
+    extras = {**metrics.extras, _DERIVED: _DERIVATION}
+    return msgspec.structs.replace(
+        point, metrics=msgspec.structs.replace(metrics, n=round(rate * runtime), extras=extras)
+    )
+
+
+def derived_notes(evals: Sequence[EvalPoint]) -> list[str]:
+    """A note on the numbers of examples that were derived."""
+    counts = [f"{point.split} {point.metrics.n}" for point in evals if _DERIVED in point.metrics.extras]
+    return [f"examples per evaluation, derived as {_DERIVATION} (about): {', '.join(counts)}"] if counts else []
+
+
+def held_out_of(evals: Sequence[EvalPoint]) -> EvalPoint | None:
+    """The evaluation that stands for held-out data, or None."""
+    return next((point for point in evals if point.split != "train"), None)
+
+
+def gap_of(run: RunSeries, evals: Sequence[EvalPoint]) -> GapReading | None:
+    """Train against held-out, or None where one of them was not measured."""
+    held_out = held_out_of(evals)
+    if held_out is None or (test := _nats(held_out.metrics)) is None:
+        return None
+    train = next((point for point in evals if point.split == "train"), None)
+    if train is not None and (nats := _nats(train.metrics)) is not None:
+        return _reading("train", nats, held_out.split, test, same_step=train.step == held_out.step)
+    window = _recent(run, held_out.step)
+    if not window:
+        return None
+    name = f"train rows (mean of {len(window)})"
+    return _reading(name, sum(window) / len(window), held_out.split, test, same_step=True)
+
+
+def _nats(metrics: EvalMetrics) -> float | None:
+    """The loss, or the logarithm of the perplexity where only that was recorded."""
+    if metrics.loss is not None:
+        return as_float(metrics.loss)
+    if metrics.ppl is None or not as_float(metrics.ppl) > 0.0:
+        return None
+    return math.log(as_float(metrics.ppl))
+
+
+def _recent(run: RunSeries, step: int | None) -> list[float]:
+    """The finite training losses logged last up to a step; an exact 0 is no loss: a NaN, or masked labels."""
+    backwards = zip(reversed(run.steps), reversed(run.losses), strict=True)
+    wanted = (loss for s, loss in backwards if (step is None or s <= step) and math.isfinite(loss) and loss != 0.0)
+    return list(islice(wanted, _WINDOW))
+
+
+def _reading(train_split: str, train: float, test_split: str, test: float, *, same_step: bool) -> GapReading:
+    nats = test - train
+    try:
+        ratio = math.exp(nats)
+    except OverflowError:
+        ratio = math.inf
+    return GapReading(
+        train_split=train_split, test_split=test_split, ratio=real(ratio), nats=real(nats), same_step=same_step
+    )

@@ -27,8 +27,8 @@ from gradience.schema.compare import (
 from gradience.schema.events import Eval
 from gradience.schema.findings import FindingRef
 from gradience.schema.reports import MonitorReport
-from gradience.schema.scalars import Json, NonFinite, as_float, real
-from gradience.verbs.monitor.run import detectors_left_out, number_in, report_of
+from gradience.schema.scalars import Json, as_float, number_in, real
+from gradience.verbs.monitor import detectors_left_out, report_of
 from gradience.verbs.monitor.source import names_of, open_source, runs_in
 
 _ROWS: Final = 12  # of the table by step
@@ -41,7 +41,7 @@ class _Column(NamedTuple):
     losses: Sequence[float]
 
     def between(self, after: int, upto: int) -> list[float]:
-        """Return the finite losses logged after one step and up to another."""
+        """The finite losses logged after one step and up to another."""
         part = self.losses[bisect_right(self.steps, after) : bisect_right(self.steps, upto)]
         return list(filter(math.isfinite, part))
 
@@ -62,7 +62,7 @@ def compare_runs(
     ignore: Iterable[str] = (),
     settings: str | os.PathLike[str] | None = None,
 ) -> CompareReport:
-    """Return several runs side by side.
+    """Several runs side by side.
 
     Args:
         paths: logs, folders of a run, folders of runs, or anything that `gradience import` reads.
@@ -186,20 +186,16 @@ def _flat(node: dict[str, Json], above: str = "") -> Iterator[tuple[str, Json]]:
 
 def _aligned(runs: Sequence[_Run]) -> Iterator[AlignedRow]:
     last = max((run.train.steps[-1] for run in runs if run.train.steps), default=0)
+    sides = [run.train for run in runs], [run.held_out for run in runs]
     before = -1
     for step in sorted({math.ceil(last * part / _ROWS) for part in range(1, _ROWS + 1)} - {0}):
-        train = [_median(run.train.between(before, step)) for run in runs]
-        held_out = [_last(run.held_out.between(before, step)) for run in runs]
-        yield AlignedRow(step=step, train=train, held_out=held_out)
+        trained, measured = ([column.between(before, step) for column in columns] for columns in sides)
+        yield AlignedRow(
+            step=step,
+            train=[real(median(losses)) if losses else None for losses in trained],
+            held_out=[real(losses[-1]) if losses else None for losses in measured],
+        )
         before = step
-
-
-def _median(values: Sequence[float]) -> float | NonFinite | None:
-    return real(median(values)) if values else None
-
-
-def _last(values: Sequence[float]) -> float | NonFinite | None:
-    return real(values[-1]) if values else None
 
 
 def _cut_short(folders: Sequence[Sequence[Path]]) -> Iterator[str]:
@@ -208,7 +204,7 @@ def _cut_short(folders: Sequence[Sequence[Path]]) -> Iterator[str]:
 
 
 def _notes(reports: Sequence[MonitorReport]) -> Iterator[str]:
-    """Yield why the losses may not be comparable."""
+    """Why the losses may not be comparable."""
     asked: dict[str, set[str | None]] = {
         "models": {report.config.model_name for report in reports},
         "data sets": {report.config.dataset_name for report in reports},

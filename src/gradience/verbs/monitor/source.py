@@ -23,7 +23,7 @@ _OF_FOLDERS: Final = ("run.jsonl", "trainer_state.json")
 
 
 def log_place(file: str) -> SourceLocation | None:
-    """Return the place of a log: itself, of a folder the log in it, or None where several files were read."""
+    """The place of a log: itself, of a folder the log in it, or None where several files were read."""
     path = Path(file)
     if path.is_file():
         return SourceLocation(file)
@@ -35,7 +35,7 @@ _MAX_ENTRIES: Final = 2000  # of a folder that are looked at
 
 
 def runs_in(path: str | os.PathLike[str]) -> list[Path]:
-    """Return the runs of a folder of runs, by name; the path itself where it is a run, or anything else.
+    """The runs of a folder of runs, by name; the path itself where it is a run, or anything else.
 
     A folder that one run wrote into is that run. Else each log of ours in it or up to three levels below is a
     run, and so is each folder there that another program's run wrote into; at most 100.
@@ -74,7 +74,7 @@ def _logs(folder: Path, depth: int) -> Iterator[Path]:
 
 
 def names_of(paths: Sequence[Path]) -> list[str]:
-    """Return short names of the paths, each its own: what they share in front and at the end is left out.
+    """Short names of the paths, each its own: what they share in front and at the end is left out.
 
     >>> names_of([Path("runs/a/run.jsonl"), Path("runs/b/run.jsonl")])
     ['a', 'b']
@@ -90,7 +90,7 @@ def names_of(paths: Sequence[Path]) -> list[str]:
 
 
 def _without_ending(names: Sequence[str]) -> list[str]:
-    """Return the names without what all end in, from a point, dash or underscore on."""
+    """The names without what all end in, from a point, dash or underscore on."""
     if len(names) == 1:
         return list(names)
     same = takewhile(lambda letters: len(set(letters)) == 1, zip(*map(reversed, names), strict=False))
@@ -104,7 +104,7 @@ _HEAD: Final = 4096  # bytes
 
 
 class Source(NamedTuple):
-    """What was read, from where, and notes on how."""
+    """A log that was read: its place, its summary, and notes on the import."""
 
     path: Path
     summary: RunSummary
@@ -112,7 +112,7 @@ class Source(NamedTuple):
 
 
 def open_source(path: str | os.PathLike[str], run: str | None = None) -> Source:
-    """Return the runs of a log, of the folder that holds one, or of anything that can be imported.
+    """The runs of a log, of the folder that holds one, or of anything that can be imported.
 
     Args:
         path: a run.jsonl, the folder of a run, or anything that `gradience import` reads.
@@ -165,7 +165,7 @@ def _show(summary: RunSummary, run: str) -> None:
 
 
 def _import(path: Path, run: str | None) -> Source:
-    """Return the runs that another program left, in memory."""
+    """The runs that another program left, in memory."""
     from gradience.importers import read_source  # noqa: PLC0415  # the same
 
     imported = read_source(path, run=run)

@@ -48,7 +48,7 @@ class Tail:
         self._overlong = False  # inside a line longer than one may be: no event, skipped to its end
 
     def __enter__(self) -> Self:
-        """Return the tail itself."""
+        """The tail itself."""
         return self
 
     def __exit__(
@@ -63,7 +63,7 @@ class Tail:
         return self._file is not None
 
     def poll(self) -> Iterator[bytes]:
-        """Yield the lines that were finished since the last call, without their newlines."""
+        """The lines that were finished since the last call, without their newlines."""
         if self._file is None and not self._open():
             return
         if self._was_written_over():
@@ -199,7 +199,7 @@ class Watch:
 
 
 def thinned(steps: Sequence[int], values: Sequence[float]) -> list[tuple[int, float]]:
-    """Return a curve of at most 512 points by rising step: each the mean of as many rows, at the last one's step.
+    """A curve of at most 512 points by rising step: each the mean of as many rows, at the last one's step.
 
     The rows of a point are a power of two, so that a growing curve keeps its points until it halves them. A value that
     is not finite is left out.

@@ -16,8 +16,8 @@ from gradience.base.weights import find_shards
 from gradience.errors import GradienceError
 from gradience.importers import is_foreign, read_source
 from gradience.importers.files import is_folder, sha256_of
+from gradience.io.paths import PathLike
 from gradience.io.reading import real_path
-from gradience.io.types import PathLike
 from gradience.render.html import FileRead, Story
 from gradience.render.text import short_path
 from gradience.rules.log.facts import DEFAULT_GAP
@@ -25,8 +25,8 @@ from gradience.schema.compare import CompareAdaptersReport
 from gradience.schema.diagnose import DiagnoseReport
 from gradience.verbs.bench.store import read_report, report_path
 from gradience.verbs.compare import compare_adapters
+from gradience.verbs.diagnose import judge_sources
 from gradience.verbs.diagnose.read import Read, read_sources
-from gradience.verbs.diagnose.run import judge_sources
 from gradience.verbs.diagnose.sources import Sources
 
 _ALL_VALUES: Final = 4096  # singular values kept per module: more than any adapter's rank

@@ -20,8 +20,8 @@ from gradience.adapters.open import CONFIG_NAME, AdapterFiles
 from gradience.adapters.pairs import StoredPair
 from gradience.adapters.traits import traits_of
 from gradience.errors import AdapterError, ConfigError
+from gradience.io.paths import PathLike, Progress
 from gradience.io.spool import temporary_folder
-from gradience.io.types import PathLike, Progress
 from gradience.models.inputs import Example, batches, digest_of, read_inputs
 from gradience.models.load import LoadedModel, load_model
 from gradience.schema.writing import Calibration

@@ -21,7 +21,8 @@ from gradience.errors import AdapterError
 from gradience.io.safetensors import DTYPES, PlannedTensor, TensorSource, file_size
 from gradience.rules.weights.ranks import Patterns, alpha_for, patterns_of
 from gradience.schema.writing import Calibration, ResizedModule
-from gradience.spectral.batch import Grams, Spectrum, grams_of, spectra
+from gradience.spectral.batch import Spectrum, spectra
+from gradience.spectral.grams import Grams, grams_of
 from gradience.spectral.reduced import Floats
 from gradience.verbs.resize.criteria import Priced, Target, module_rank, ranks_within
 from gradience.verbs.resize.cut import Job, planned_file, refit_of

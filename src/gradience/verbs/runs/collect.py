@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
-from gradience.io.cache import cache_folder
-from gradience.io.types import PathLike
+from gradience.io.paths import cache_folder
+from gradience.io.paths import PathLike
 from gradience.verbs.fleet.engines import Done, run_local
 from gradience.verbs.fleet.job import Job
 from gradience.verbs.fleet.store import Store

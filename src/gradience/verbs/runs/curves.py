@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Final
 
 from gradience.errors import RecorderError
-from gradience.io.types import PathLike
-from gradience.schema.fleet import RUNS_CURVES_SCHEMA_ID, Curve, RunsCurvesReport
+from gradience.io.paths import PathLike
+from gradience.schema.runs import RUNS_CURVES_SCHEMA_ID, Curve, RunsCurvesReport
 from gradience.schema.scalars import as_float
 from gradience.telemetry.series import RunSeries
-from gradience.verbs.monitor.run import number_in
+from gradience.schema.scalars import number_in
 from gradience.verbs.monitor.source import names_of, open_source, runs_in
 
 MOST_CURVES: Final = 26  # as many letters as there are

@@ -10,7 +10,7 @@ from typing import Final
 from gradience.configs.training import STATE_NAME
 from gradience.errors import RecorderError
 from gradience.importers.sources import is_run
-from gradience.io.types import PathLike
+from gradience.io.paths import PathLike
 from gradience.schema.document import writable
 from gradience.verbs.fleet.find import leads_to_folder, stamp_of
 from gradience.verbs.fleet.job import Job

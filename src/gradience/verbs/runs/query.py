@@ -8,15 +8,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 
 from gradience.errors import GradienceError
 from gradience.schema.fleet import Counted, QueryReport
-from gradience.schema.fleet import (
-    RUNS_BEST_SCHEMA_ID,
-    RUNS_SHOW_SCHEMA_ID,
-    BestRun,
-    RunRow,
-    RunsBestReport,
-    RunsShowReport,
-    UnreadLog,
-)
+from gradience.schema.runs import RUNS_BEST_SCHEMA_ID, RUNS_SHOW_SCHEMA_ID, BestRun, RunRow, RunsBestReport, RunsShowReport, UnreadLog
 from gradience.verbs.fleet.query import Named, opened, select
 from gradience.verbs.fleet.store import Store
 

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from itertools import zip_longest
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Final
 
 from gradience.errors import GradienceError
@@ -13,13 +12,14 @@ from gradience.schema.config import ConfigSnapshot
 from gradience.schema.events import Eval
 from gradience.schema.findings import by_severity
 from gradience.schema.reports import MonitorReport
-from gradience.schema.fleet import RUNS_SCHEMA_ID, EvalRow, RunFindingRow, RunRow, StepRow
+from gradience.schema.runs import RUNS_SCHEMA_ID, EvalRow, RunFindingRow, RunRow, StepRow
 from gradience.schema.scalars import Real, as_float
 from gradience.telemetry.series import RunSeries
 from gradience.verbs.fleet.job import Job, encoded
 from gradience.verbs.fleet.rows import number_column
 from gradience.verbs.fleet.store import Tables
-from gradience.verbs.monitor.run import number_in, report_of
+from gradience.verbs.monitor import report_of
+from gradience.schema.scalars import number_in
 from gradience.verbs.monitor.source import open_source
 
 RUNS: Final = Tables(RUNS_SCHEMA_ID, {"runs": RunRow, "rows": StepRow, "evals": EvalRow, "findings": RunFindingRow})
@@ -118,17 +118,17 @@ def _best(events: Sequence[Eval], split: str | None) -> tuple[float, int] | None
     return min((pair for pair in losses if math.isfinite(pair[0])), default=None)
 
 
-def _rows(path: str, series: RunSeries) -> Iterator[StepRow]:
-    columns = zip_longest(series.steps, series.losses, series.rates, series.grad_norms)
-    for step, loss, rate, norm in columns:
-        yield StepRow(
-            path=path,
-            run=series.run_id,
-            step=step,
-            loss=number_column(loss),
-            lr=number_column(rate),
-            grad_norm=number_column(norm),
-        )
+def _rows(path: str, series: RunSeries) -> list[StepRow]:
+    run = series.run_id
+    losses, rates, norms = (_finite(column) for column in (series.losses, series.rates, series.grad_norms))
+    return [
+        StepRow(path=path, run=run, step=step, loss=loss, lr=rate, grad_norm=norm)
+        for step, loss, rate, norm in zip(series.steps, losses, rates, norms, strict=True)
+    ]
+
+
+def _finite(column: Iterable[float]) -> list[float | None]:
+    return [value if math.isfinite(value) else None for value in column]
 
 
 def _evals(path: str, series: RunSeries) -> Iterator[EvalRow]:

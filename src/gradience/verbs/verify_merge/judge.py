@@ -21,9 +21,8 @@ from gradience.verbs.verify_merge.measure import (
     is_weight,
     measure,
     mismatches,
-    replays,
-    with_factor,
 )
+from gradience.verbs.verify_merge.replays import replays, with_factor
 
 FAILING: Final = {
     "absent": "without the update",
@@ -254,6 +253,6 @@ def _without_base_change(case: Case, module: Module, plain: Delta, sums: Sums) -
 
 def _not_finite(case: Case) -> str:
     for name, x in (("the merged tensor", case.m), ("the base's tensor", case.w)):
-        if not np.isfinite(x.astype(np.float32)).all():
+        if not np.isfinite(x[:].astype(np.float32)).all():
             return f"{name} holds NaN or infinite numbers"
     return "the update holds NaN or infinite numbers"

@@ -1,4 +1,4 @@
-"""One weight, its merged twin and the update between them: replays of a merge, and what M holds of the update.
+"""One weight, its merged twin and the update between them: what M holds of the update.
 
 All arithmetic is that of a merge: float32, or float64 where a tensor is stored so, rounded to the dtypes of a replay.
 Matrices are gone through in spans of rows that a processor's cache holds, by several threads if asked.
@@ -6,82 +6,20 @@ Matrices are gone through in spans of rows that a processor's cache holds, by se
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple, TypeAlias
 
-import msgspec
 import numpy as np
 
 from gradience.adapters.layout import Array
 from gradience.schema.merge import MergeReplay
-from gradience.verbs.verify_merge.delta import HALVES, UNIT, Delta, narrower, rounded, working
-
-_WORDS: Final = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
-
-
-def replays(base: str, merged: str, *, scale: float) -> list[MergeReplay]:
-    """Return the ways to merge that could have made a tensor of one dtype out of another's, likeliest first."""
-    return list(dict.fromkeys(_replays(base, merged, scale)))
-
-
-def _replays(base: str, merged: str, scale: float) -> Iterator[MergeReplay]:
-    computed = "F64" if "F64" in {base, merged} else "F32"
-    halves = sorted(HALVES, key=lambda dtype: dtype not in {base, merged})
-    weights = [base, computed, merged, *halves]
-    for weight in weights:
-        yield MergeReplay(weight=weight)
-        if weight in HALVES:
-            yield MergeReplay(weight=weight, delta=weight)
-    for weight in weights:
-        for half in halves:
-            yield MergeReplay(weight=weight, delta=half, factors=half)
-            yield MergeReplay(weight=weight, delta=half, factors=half, rounds_product=True)
-        if scale != 1.0:
-            yield MergeReplay(weight=weight, scales_factor=True)
-            if weight in HALVES:
-                yield MergeReplay(weight=weight, delta=weight, scales_factor=True)
-
-
-def with_factor(replay: MergeReplay, factor: float, *, times: int = 1) -> MergeReplay:
-    """Return the same order of arithmetic for another factor of dW."""
-    return msgspec.structs.replace(replay, factor=factor, times=times)
-
-
-def replayed(w: Array, delta: Array | None, replay: MergeReplay, *, base: str, merged: str) -> Array:
-    """Return the result of a merge, cast to the merged dtype, in the dtype of `w`; without delta the weight alone.
-
-    `w` holds values of the dtype `base`.
-    """
-    value, held = w, base
-    if narrower(replay.weight, base):
-        value, held = rounded(w, replay.weight), replay.weight
-    if delta is not None:
-        for _ in range(replay.times):
-            value, held = rounded(value + delta, replay.weight), replay.weight
-    return rounded(value, merged) if narrower(merged, held) else value
-
-
-def in_words(replay: MergeReplay, merged: str) -> str:
-    """Return a replay as a formula and its dtypes.
-
-    >>> in_words(MergeReplay(weight="BF16", delta="BF16"), "BF16")
-    'W + dW in bfloat16, dW rounded to bfloat16'
-    """
-    update = "dW" if replay.factor == 1.0 else f"{replay.factor:g} dW"
-    words = [" + ".join(["W", *[update] * replay.times]) + f" in {_WORDS[replay.weight]}"]
-    if replay.delta in HALVES:
-        words.append(f"dW rounded to {_WORDS[replay.delta]}{' before and after scaling' * replay.rounds_product}")
-    if replay.factors is not None:
-        words.append(f"factors in {_WORDS[replay.factors]}")
-    if replay.scales_factor:
-        words.append("(s B) A")
-    if replay.without_base_change:
-        words.append("dW = s B A alone")
-    if UNIT[merged] != UNIT[replay.weight]:
-        words.append(f"saved as {_WORDS[merged]}")
-    return ", ".join(words)
-
+from gradience.verbs.verify_merge.delta import UNIT, Delta, narrower, working
+from gradience.verbs.verify_merge.misses import Missed, Rows, missed_by
+from gradience.verbs.verify_merge.replays import replayed
+from gradience.verbs.verify_merge.scratch import scratch
+from gradience.verbs.verify_merge.stored import Matrix, Stored
 
 Workers: TypeAlias = Callable[..., Iterable[Any]]
 
@@ -94,8 +32,8 @@ _F16_STEP: Final = 2.0**-25  # half of float16's least step
 class Case:
     """W and M as stored, matrices of one shape, with safetensors' names of their dtypes, and dW."""
 
-    w: Array
-    m: Array
+    w: Matrix
+    m: Matrix
     base: str
     merged: str
     delta: Delta
@@ -121,9 +59,23 @@ class Case:
         kind = working(self.base, self.merged)
         return self.w[at].astype(kind, copy=False), self.m[at].astype(kind, copy=False)
 
+    def span(self, at: slice) -> tuple[Array, Array]:
+        """Return the same in arrays that this thread uses again for the next span."""
+        kind = working(self.base, self.merged)
+        return _converted(self.w, at, "w", kind), _converted(self.m, at, "m", kind)
+
     def replayed(self, w: Array, delta: Array | None, replay: MergeReplay) -> Array:
         """Return the result of a replay for rows of W; without delta, that of W alone."""
         return replayed(w, delta, replay, base=self.base, merged=self.merged)
+
+
+def _converted(x: Matrix, at: slice, name: str, kind: np.dtype[Any]) -> Array:
+    rows = x.read(at, scratch.array(f"{name} stored", x.extent(at), x.dtype)) if isinstance(x, Stored) else x[at]
+    if rows.dtype == kind:
+        return rows
+    out = scratch.array(name, rows.shape, kind)
+    np.copyto(out, rows)
+    return out
 
 
 class Sums(NamedTuple):
@@ -183,51 +135,56 @@ def _measured(case: Case, replay: MergeReplay, *, stop: bool) -> Sums | None:
 
 
 @np.errstate(over="ignore", invalid="ignore")  # of weights that are infinite, or at the end of float32's range
-def _span(case: Case, replay: MergeReplay, at: slice, *, stop: bool) -> tuple[list[int], list[float]] | None:
+def _span(
+    case: Case, replay: MergeReplay, at: slice, *, stop: bool, quick: bool = True
+) -> tuple[list[int], list[float]] | None:
     """Return the counts and the sums over some rows, as `Sums` has them; None if M is not the replay's and `stop`."""
-    w, m = case.pair(at)
-    used = case.delta.rows(at, replay)
-    p = case.replayed(w, used, replay)
-    if stop and _mismatches(case, replay, at, p):
+    w, m = case.span(at)
+    used, d = case.delta.both(at, replay)
+    missed = missed_by(Rows(w, m, used), replay, base=case.base, merged=case.merged, quick=quick)
+    e = np.subtract(m, w, out=scratch.array("sum", w.shape, w.dtype))
+    ee = _dot(e, e)
+    if quick and math.isnan(ee):
+        return _span(case, replay, at, stop=stop, quick=False)
+    if stop and _unreachable(case, replay, at, (w, m), missed):
         return None
-    shared = (replay.factor, replay.delta, replay.factors, replay.scales_factor) == (1.0, "F32", None, False)
-    d = used if shared else case.delta.rows(at, MergeReplay(weight=replay.weight))
     before = case.replayed(w, None, replay)
-    counts = [int(np.count_nonzero(m != before)), int(np.count_nonzero(p != before))]
-    return counts, _span_sums(m - w, d, None if np.array_equal(m, p) else (p - w, m - p))
-
-
-def _mismatches(case: Case, replay: MergeReplay, at: slice | Array, p: Array) -> int:
-    """Return in how many entries of some rows M is nothing that the replay gives, in any order of adding up products.
-
-    `p` is what this machine's own order gives.
-    """
-    w, m = case.pair(at)
-    if np.array_equal(m, p):
-        return 0
-    low, high = (case.replayed(w, delta, replay) for delta in case.delta.bounds(at, replay))
-    return m.size - int(np.count_nonzero((low <= m) & (m <= high)))
-
-
-@np.errstate(over="ignore", invalid="ignore")  # of weights at the end of float32's range
-def _span_sums(e: Array, d: Array, apart: tuple[Array, Array] | None) -> list[float]:
-    """Return ee, ed, dd, pd and the spread; `apart` holds p - W and M - p where M is not p."""
+    changed = int(np.count_nonzero(np.not_equal(m, before, out=scratch.array("off", m.shape, np.bool_))))
+    there = [x.reshape(-1)[missed.where] for x in (m, d, before)]
+    more, wrong = _differences(missed.p, *there)
     ed = _dot(e, d)
-    if apart is None:
-        return [_dot(e, e), ed, _dot(d, d), ed, 0.0]
-    realised, wrong = apart
-    off = wrong * d
-    return [_dot(e, e), ed, _dot(d, d), _dot(realised, d), _dot(off, off)]
+    sums = [ee, ed, _dot(d, d), ed - float(wrong.sum(dtype=np.float64)), _dot(wrong, wrong)]
+    return [changed, changed + more], sums
+
+
+def _differences(p: Array, m: Array, d: Array, before: Array) -> tuple[int, Array]:
+    """Return how many more entries p changes than M does, and (M - p) d."""
+    return int(np.count_nonzero(p != before)) - int(np.count_nonzero(m != before)), (m - p) * d
+
+
+def _unreachable(case: Case, replay: MergeReplay, at: slice | Array, pair: tuple[Array, Array], missed: Missed) -> int:
+    """Return in how many entries M is nothing that the replay gives, in any order of adding up products."""
+    where = missed.where
+    if not isinstance(where, slice) and len(where) == 0:
+        return 0
+    entries = None if isinstance(where, slice) else where
+    w, m = (x.reshape(-1)[where] for x in pair)
+    ends = (x.reshape(-1) for x in case.delta.bounds(at, replay, entries))
+    low, high = (case.replayed(w, end, replay) for end in ends)
+    hit = (missed.p == m) | ((low <= m) & (m <= high))
+    return m.size - int(np.count_nonzero(hit))
+
+
+@np.errstate(over="ignore", invalid="ignore")
+def mismatches(case: Case, replay: MergeReplay, at: Array) -> int:
+    """Return in how many entries of some rows M is nothing that the replay gives, in any order of sums."""
+    w, m = case.pair(at)
+    missed = missed_by(Rows(w, m, case.delta.rows(at, replay)), replay, base=case.base, merged=case.merged)
+    return _unreachable(case, replay, at, (w, m), missed)
 
 
 def _dot(x: Array, y: Array) -> float:
-    with np.errstate(over="ignore", invalid="ignore"):
-        return float(np.vdot(x, y))
-
-
-def mismatches(case: Case, replay: MergeReplay, at: Array) -> int:
-    """Return in how many entries of some rows M is not what the replay gives."""
-    return _mismatches(case, replay, at, _predicted(case, replay, at))
+    return float(np.vdot(x, y))
 
 
 def _predicted(case: Case, replay: MergeReplay, at: Array) -> Array:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import ExitStack
 from typing import Final, NamedTuple
 
 import numpy as np
 
-from gradience.adapters.layout import Adapter, Array, Module
+from gradience.adapters.layout import Adapter, Module
 from gradience.adapters.names import is_embedding
 from gradience.adapters.traits import Operation, obstacles
 from gradience.base.weights import BaseWeights, Found
@@ -20,7 +21,9 @@ from gradience.schema.merge import VerifiedModule
 from gradience.schema.scalars import NonFinite, real
 from gradience.verbs.verify_merge.delta import FLOATS, Delta, PlainDelta, WholeDelta, delta_of
 from gradience.verbs.verify_merge.judge import FAILING, Judge, Judgement
-from gradience.verbs.verify_merge.measure import Case, Workers, in_words
+from gradience.verbs.verify_merge.measure import Case, Workers
+from gradience.verbs.verify_merge.replays import in_words
+from gradience.verbs.verify_merge.stored import Matrix, head, stored
 from gradience.verbs.verify_merge.whole import Copy, base_copies, compare_copy, same_length, token_rows
 
 _PARTS: Final = {
@@ -107,16 +110,6 @@ def refusal(weights: BaseWeights, place: Place) -> str | None:
     return next((why for found in place.tensors if (why := weights.refusal(found)) is not None), None)
 
 
-def read_place(weights: BaseWeights, place: Place) -> Array:
-    """Return the weight as stored, as a matrix.
-
-    Raises:
-        AdapterError: a file was cut short, or an expert is out of range.
-    """
-    parts = [weights.read(found, place.expert) for found in place.tensors]
-    return parts[0] if len(parts) == 1 else np.concatenate(parts)
-
-
 class Rows:
     """One adapter between two models. `touched` and `used` are the tensors that it accounts for in each."""
 
@@ -155,16 +148,20 @@ class Rows:
         return rows
 
     def _weight(self, module: Module) -> VerifiedModule:
+        with ExitStack() as files:
+            return self._judged(module, files)
+
+    def _judged(self, module: Module, files: ExitStack) -> VerifiedModule:
         in_base, in_merged = names_of(module, self._adapter)
         after = self._place(self._merged, in_merged, module.expert, "the merged model")
         self.touched.update(found.name for found in after.tensors)
-        w = self._before(module, in_base)
+        w = self._before(module, in_base, files)
         if after.name in self._places:
             raise AdapterError(f"another update of the adapter goes to {after.name}, too")
         self._places.add(after.name)
-        m = Held(after.name, after.dtype, read_place(self._merged, after))
+        m = Held(after.name, after.dtype, stored(after.tensors, after.expert, files))
         w, m, delta, note = fitted(module, w, m)
-        plain = self._plain(module, w.data) if isinstance(delta, WholeDelta) else None
+        plain = self._plain(module, w.data.shape) if isinstance(delta, WholeDelta) else None
         case = Case(w.data, m.data, w.dtype, m.dtype, delta, self._workers)
         judged = self._judge.verdict(case, module, plain=plain)
         if judged.verdict in FAILING and self._unknown_base is not None:
@@ -173,7 +170,7 @@ class Rows:
             note = f"{in_merged} shares the embedding's matrix"
         return self._row(module.name, judged, w, m, note)
 
-    def _before(self, module: Module, name: str) -> Held:
+    def _before(self, module: Module, name: str, files: ExitStack) -> Held:
         """Return W: the base's, or the copy of it that the adapter's file holds (a vocabulary that was resized)."""
         key = self._copies.get(module.name)
         place = find_place(self._base, name, module.expert)
@@ -183,7 +180,7 @@ class Rows:
             data = self._source.read(key)
             return Held(f"{key} (in the adapter)", self._source.tensors[key].dtype, data.reshape(len(data), -1))
         place = self._place(self._base, name, module.expert, "the base")
-        return Held(place.name, place.dtype, read_place(self._base, place))
+        return Held(place.name, place.dtype, stored(place.tensors, place.expert, files))
 
     def _place(self, weights: BaseWeights, name: str, expert: int | None, whose: str) -> Place:
         place = find_place(weights, name, expert)
@@ -193,12 +190,12 @@ class Rows:
             raise AdapterError(f"{whose}: {place.name}: {why}")
         return place
 
-    def _plain(self, module: Module, w: Array) -> Delta | None:
+    def _plain(self, module: Module, shape: tuple[int, ...]) -> Delta | None:
         """Return s B A, where the true update is a function of W and the file holds factors."""
         if any(module is one for one in self._adapter.base_dependent):
             return None
         b, a = module.load()
-        transposed = (len(b), a.shape[1]) != w.shape
+        transposed = (len(b), a.shape[1]) != shape
         return PlainDelta(a.T, b.T, module.scale) if transposed else PlainDelta(b, a, module.scale)
 
     def _bias(self, module: Module) -> VerifiedModule:
@@ -300,7 +297,7 @@ class Held(NamedTuple):
 
     name: str
     dtype: str
-    data: Array
+    data: Matrix
 
 
 def fitted(module: Module, w: Held, m: Held) -> tuple[Held, Held, Delta, str | None]:
@@ -316,7 +313,8 @@ def fitted(module: Module, w: Held, m: Held) -> tuple[Held, Held, Delta, str | N
         n = min(counts)
         b, a = module.load()
         note = f"rows of base, merged model and adapter: {', '.join(map(str, counts))}: the first {n} are compared"
-        return w._replace(data=w.data[:n]), m._replace(data=m.data[:n]), PlainDelta(b[:n], a, module.scale), note
+        w, m = (held._replace(data=head(held.data, n)) for held in (w, m))
+        return w, m, PlainDelta(b[:n], a, module.scale), note
     if w.data.shape != m.data.shape:
         raise AdapterError(f"{m.name} is of shape {list(m.data.shape)}, in the base {list(w.data.shape)}")
     return w, m, delta_of(module, w.data), None

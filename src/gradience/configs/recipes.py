@@ -1,0 +1,397 @@
+"""Recipes of MLX-LM, torchtune, Axolotl and LLaMA-Factory: recognised by their keys, read by their own names.
+
+Each program has a table of its names for the settings (`settings.py`), and a function for what a table cannot say.
+
+MLX-LM's file has the name of PEFT's. MLX computes ``y + scale * (x A) B``: its scale is PEFT's alpha / r, so alpha is
+read as scale * rank. An ``alpha`` beside it is not read by MLX. MLX counts iterations, which are optimizer steps
+without accumulation.
+
+torchtune's recipes are components with arguments; its names of modules are given in Hugging Face's words. Read in
+pytorch/torchtune, recipes/configs/llama3_1: 8B_lora_single_device.yaml and 8B_lora_dpo.yaml.
+
+Axolotl has its own names for PEFT's and the Trainer's settings. Read in axolotl-ai-cloud/axolotl, examples/llama-3:
+lora-8b.yml, qlora-fsdp-70b.yaml, instruct-dpo-lora-8b.yml.
+
+LLaMA-Factory has TrainingArguments under their own names, and LoRA's under others. Read in hiyouga/LLaMA-Factory,
+examples/train_lora and src/llamafactory/hparams/finetuning_args.py: lora_alpha is twice lora_rank where it is not
+given, lora_rank 8, and lora_target every linear layer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Container
+from typing import Final, TypeAlias
+
+from gradience.configs.settings import (
+    LORA,
+    OPTIMIZER,
+    TRAINING,
+    Draft,
+    Level,
+    Setting,
+    comma_names,
+    known_keys,
+    knows_training,
+    maybe,
+    some_of,
+    split_names,
+)
+from gradience.configs.training import note_training
+from gradience.configs.values import (
+    Fields,
+    as_text,
+    flag,
+    keyword,
+    layer_numbers,
+    name_list,
+    pattern,
+    real,
+    reals,
+    short_name,
+    text,
+    whole,
+)
+from gradience.schema.scalars import Json, as_float
+from gradience.schema.scalars import real as on_the_wire
+
+_Table: TypeAlias = dict[Level, tuple[Setting, ...]]
+
+# MLX-LM --------------------------------------------------------------------------------------------------------------
+
+_MLX: Final[_Table] = {
+    "run": (Setting("model_name", short_name, ("model",)),),
+    "optimizer": (*some_of(OPTIMIZER, "lr"), Setting("name", keyword, ("optimizer",))),
+    "training": (
+        *some_of(TRAINING, "seed"),
+        Setting("batch_size", whole, ("batch_size",)),
+        Setting("gradient_accumulation", whole, ("grad_accumulation_steps",)),
+        Setting("iterations", whole, ("iters",), extra=True),
+        Setting("max_length", whole, ("max_seq_length",)),
+        Setting("logging_steps", real, ("steps_per_report",)),
+        Setting("save_steps", real, ("save_every",)),
+    ),
+}
+_MLX_LORA: Final = (
+    Setting("r", whole, ("rank",)),
+    Setting("dropout", real, ("dropout",)),
+    Setting("target_modules", name_list, ("keys",)),
+)
+_MLX_SCHEDULE: Final = (
+    Setting("lr_scheduler", keyword, ("name",)),
+    Setting("warmup_steps", real, ("warmup",)),
+)
+_MLX_OPTIMIZER: Final = (  # arguments of the optimizer in use
+    *some_of(OPTIMIZER, "weight_decay"),
+    Setting("betas", reals, ("betas",)),
+    Setting("eps", real, ("eps",)),
+)
+
+
+def is_mlx(mapping: Container[object]) -> bool:
+    """Whether the keys are MLX-LM's."""
+    return "peft_type" not in mapping and ("lora_parameters" in mapping or "fine_tune_type" in mapping)
+
+
+def read_mlx_fields(fields: Fields, draft: Draft) -> list[str]:
+    """Read an MLX-LM configuration into the draft; return the keys nobody knows."""
+    draft.read_all(_MLX, fields)
+    draft.set("run", "format", "mlx-lm", extra=True)
+    if draft.get("training", "save_steps") is not None:
+        draft.set("training", "save_strategy", "steps")
+    if fields.take(["steps_per_eval"], real) is not None:
+        draft.set("training", "eval_strategy", "steps")
+    iterations, accumulation = draft.get("training", "iterations"), draft.get("training", "gradient_accumulation") or 1
+    if iterations is not None and accumulation > 0:
+        draft.set("training", "max_steps", iterations // accumulation)
+    _note_mlx_schedule(fields, draft)
+    _note_mlx_optimizer(fields, draft)
+    mode = fields.take(["training_mode"], keyword)
+    draft.set("run", "task", "sft" if mode in {None, "normal"} else mode, extra=True)
+    unknown = list(fields.left_over(known_keys("mlx").__contains__))
+    kind = fields.take(["fine_tune_type"], keyword) or "lora"
+    draft.set("lora", "peft_type", "LORA" if kind in {"lora", "dora"} else kind.upper())
+    draft.set("lora", "use_dora", kind == "dora")
+    section = fields.section("lora_parameters")
+    if section is None or kind not in {"lora", "dora"}:
+        return unknown
+    return unknown + _note_mlx_lora(section, draft)
+
+
+def _note_mlx_lora(section: Fields, draft: Draft) -> list[str]:
+    draft.read("lora", _MLX_LORA, section, loose=False)
+    draft.set("lora", "task_type", "CAUSAL_LM")
+    scale, rank = section.take(["scale"], real), draft.get("lora", "r")
+    if scale is not None and rank is not None:
+        draft.set("lora", "alpha", on_the_wire(as_float(scale) * rank))
+    return list(section.left_over(frozenset[str]().__contains__))
+
+
+def _note_mlx_schedule(fields: Fields, draft: Draft) -> None:
+    """Read the schedule; its first argument is the peak rate, and goes before learning_rate."""
+    section = fields.section("lr_schedule")
+    if section is None:
+        return
+    draft.read("training", _MLX_SCHEDULE, section, loose=False)
+    arguments = section.take(["arguments"], reals)
+    if arguments:
+        draft.set("optimizer", "lr", arguments[0])
+
+
+def _note_mlx_optimizer(fields: Fields, draft: Draft) -> None:
+    section = fields.section("optimizer_config")
+    own = None if section is None else section.section(draft.get("optimizer", "name") or "adam")
+    if own is not None:
+        draft.read("optimizer", _MLX_OPTIMIZER, own, loose=False)
+
+
+# torchtune -----------------------------------------------------------------------------------------------------------
+
+_TORCHTUNE: Final[_Table] = {
+    "training": (
+        *some_of(TRAINING, "seed", "gradient_accumulation"),
+        Setting("batch_size", whole, ("batch_size",)),
+        Setting("epochs", real, ("epochs",)),
+        Setting("max_grad_norm", real, ("clip_grad_norm",)),
+        Setting("logging_steps", real, ("log_every_n_steps",)),
+        Setting("steps_per_epoch", whole, ("max_steps_per_epoch",), extra=True),
+    )
+}
+_TORCHTUNE_OPTIMIZER: Final = (
+    *some_of(OPTIMIZER, "weight_decay"),
+    Setting("lr", real, ("lr",)),
+    Setting("eps", real, ("eps",)),
+)
+_TORCHTUNE_LORA: Final = (
+    Setting("r", whole, ("lora_rank",)),
+    *some_of(LORA, "alpha", "dropout", "use_dora"),
+)
+_TORCHTUNE_SCHEDULE: Final = (Setting("warmup_steps", real, ("num_warmup_steps",)),)
+_TORCHTUNE_TOKENIZER: Final = (Setting("max_length", whole, ("max_seq_len",)),)
+_NAMES: Final = {"output_proj": "o_proj"}  # torchtune's names of modules that the hub's models call otherwise
+_MLP: Final = ["gate_proj", "up_proj", "down_proj"]
+_DTYPES: Final = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
+_LOSSES: Final = {"dpoloss": "dpo", "rsoloss": "dpo", "simpoloss": "simpo", "grposimpleloss": "grpo", "ppoloss": "ppo"}
+_SECTIONS: Final = ("model", "optimizer", "lr_scheduler", "dataset", "tokenizer", "loss")
+
+
+def is_torchtune(fields: Fields) -> bool:
+    """Whether the sections are torchtune's: components with their arguments."""
+    return fields.holds("model", "_component_") and fields.holds("optimizer", "_component_")
+
+
+def _read_torchtune(fields: Fields, draft: Draft) -> list[str]:
+    sections = {key: found for key in _SECTIONS if (found := fields.section(key)) is not None}
+    draft.read_all(_TORCHTUNE, fields)
+    draft.set("run", "format", "torchtune", extra=True)
+    draft.set("training", "save_strategy", "epoch")
+    if "run_val_every_n_steps" not in fields and "dataset_val" not in fields:
+        draft.set("training", "eval_strategy", "no")
+    dtype = fields.take(["dtype"], keyword)
+    if dtype is not None:
+        draft.set("training", "dtype", _DTYPES.get(dtype, dtype))
+    per_epoch, epochs = draft.get("training", "steps_per_epoch"), draft.get("training", "epochs")
+    if per_epoch is not None and isinstance(epochs, int | float):
+        draft.set("training", "max_steps", int(per_epoch * epochs))
+    for key, note in _TORCHTUNE_NOTES.items():
+        if key in sections:
+            note(sections[key], draft)
+    loss = _component(sections["loss"]).lower() if "loss" in sections else ""
+    draft.set("run", "task", _LOSSES.get(loss, "sft"), extra=True)
+    known = known_keys("torchtune") | set(_SECTIONS)
+    return [key for level in (fields, *sections.values()) for key in level.left_over(known.__contains__)]
+
+
+def _component(fields: Fields) -> str:
+    return (fields.take(["_component_"], text) or "").rpartition(".")[2]
+
+
+def _note_model(fields: Fields, draft: Draft) -> None:
+    name = _component(fields)
+    kind, _, rest = name.partition("_")
+    if kind in {"lora", "qlora"}:
+        draft.set("lora", "peft_type", "LORA")
+        draft.set("lora", "task_type", "CAUSAL_LM")
+    draft.set("run", "model_name", rest if kind in {"lora", "qlora", "dora"} and rest else name)
+    draft.read("lora", _TORCHTUNE_LORA, fields, loose=False)
+    named = fields.take(["lora_attn_modules"], comma_names)
+    if named is None:
+        return
+    mlp, output = fields.take(["apply_lora_to_mlp"], flag), fields.take(["apply_lora_to_output"], flag)
+    targets = [_NAMES.get(item, item) for item in named] + (_MLP if mlp else []) + (["lm_head"] if output else [])
+    draft.set("lora", "target_modules", list(dict.fromkeys(targets)))
+
+
+def _note_optimizer(fields: Fields, draft: Draft) -> None:
+    draft.set("optimizer", "name", _component(fields).lower())
+    draft.read("optimizer", _TORCHTUNE_OPTIMIZER, fields, loose=False)
+
+
+def _note_schedule(fields: Fields, draft: Draft) -> None:
+    draft.set("training", "lr_scheduler", _component(fields).lower().removeprefix("get_"))
+    draft.read("training", _TORCHTUNE_SCHEDULE, fields, loose=False)
+
+
+_TORCHTUNE_NOTES: Final[dict[str, Callable[[Fields, Draft], None]]] = {
+    "model": _note_model,
+    "optimizer": _note_optimizer,
+    "lr_scheduler": _note_schedule,
+    "dataset": lambda fields, draft: draft.set("run", "dataset_name", _component(fields) or None),
+    "tokenizer": lambda fields, draft: draft.read("training", _TORCHTUNE_TOKENIZER, fields, loose=False),
+}
+
+# Axolotl -------------------------------------------------------------------------------------------------------------
+
+_AXOLOTL: Final[_Table] = {
+    "run": (Setting("model_name", short_name, ("base_model",)),),
+    "optimizer": (
+        Setting("name", keyword, ("optimizer",)),
+        *some_of(OPTIMIZER, "lr", "weight_decay", "eps"),
+    ),
+    "lora": (
+        Setting("r", whole, ("lora_r",)),
+        *some_of(LORA, "alpha", "dropout"),
+        Setting("use_dora", flag, ("peft_use_dora",)),
+        Setting("use_rslora", flag, ("peft_use_rslora",)),
+        Setting("init", as_text, ("peft_init_lora_weights",)),
+        Setting("modules_to_save", comma_names, ("lora_modules_to_save",)),
+        Setting("rank_pattern", pattern(whole), ("lora_rank_pattern",)),
+        Setting("alpha_pattern", pattern(real), ("lora_alpha_pattern",)),
+        Setting("target_parameters", comma_names, ("lora_target_parameters",), extra=True),
+        Setting("layers_to_transform", layer_numbers, ("peft_layers_to_transform",), extra=True),
+        Setting("layers_pattern", comma_names, ("peft_layers_pattern",), extra=True),
+    ),
+    "training": (
+        *some_of(TRAINING, "seed", "gradient_accumulation", "max_steps", "warmup_steps", "warmup_ratio"),
+        *some_of(TRAINING, "max_grad_norm", "logging_steps", "eval_strategy", "save_strategy", "save_steps"),
+        Setting("batch_size", whole, ("micro_batch_size",)),
+        Setting("epochs", real, ("num_epochs",)),
+        Setting("lr_scheduler", keyword, ("lr_scheduler",)),
+        Setting("max_length", whole, ("sequence_len",)),
+    ),
+}
+_AXOLOTL_ADAPTERS: Final = {"lora": "LORA", "qlora": "LORA"}
+
+
+def is_axolotl(mapping: Container[object]) -> bool:
+    """Whether the keys are Axolotl's."""
+    own = ("micro_batch_size", "sequence_len", "lora_target_linear", "datasets", "num_epochs")
+    return "base_model" in mapping and sum(key in mapping for key in own) > 1
+
+
+def _read_axolotl(fields: Fields, draft: Draft) -> list[str]:
+    draft.read_all(_AXOLOTL, fields)
+    draft.set("run", "format", "axolotl", extra=True)
+    _note_axolotl_adapter(fields, draft)
+    _note_axolotl_task(fields, draft)
+    bf16, fp16 = fields.take(["bf16", "bfloat16"], _full), fields.take(["fp16", "float16"], _full)
+    if bf16 or fp16:
+        draft.set("training", "dtype", "bfloat16" if bf16 else "float16")
+    _note_axolotl_rhythm(fields, draft)
+    return list(fields.left_over(lambda key: key in known_keys("axolotl") or knows_training(key)))
+
+
+def _full(value: Json) -> bool | None:
+    return True if value == "full" else maybe(value)
+
+
+def _note_axolotl_adapter(fields: Fields, draft: Draft) -> None:
+    kind = fields.take(["adapter"], keyword)
+    if kind is not None:
+        draft.set("lora", "peft_type", _AXOLOTL_ADAPTERS.get(kind, kind.upper()))
+    if fields.take(["lora_target_linear"], flag):  # adds every linear layer to whatever is named besides
+        draft.set("lora", "target_modules", "all-linear")
+        return
+    named = fields.take(["lora_target_modules"], lambda value: value if isinstance(value, str) else comma_names(value))
+    if named is not None:
+        draft.set("lora", "target_modules", named)
+
+
+def _note_axolotl_task(fields: Fields, draft: Draft) -> None:
+    kind = fields.take(["rl"], keyword)
+    reward = fields.take(["reward_model"], flag)
+    draft.set("run", "task", kind or ("reward" if reward else "sft"), extra=True)
+    draft.set("lora", "task_type", "SEQ_CLS" if reward else "CAUSAL_LM")
+    first = fields.take(["datasets"], _first_path)
+    if first:
+        draft.set("run", "dataset_name", first)
+
+
+def _first_path(value: Json) -> str:
+    rows = value if isinstance(value, list) else []
+    paths = [row["path"] for row in rows if isinstance(row, dict) and isinstance(row.get("path"), str)]
+    return short_name(paths[0]) if len(paths) == 1 else ""
+
+
+def _note_axolotl_rhythm(fields: Fields, draft: Draft) -> None:
+    """Set when it saves and evaluates: so many times an epoch is a ratio of all steps."""
+    epochs = as_float(draft.get("training", "epochs") or 1.0)
+    saves = fields.take(["saves_per_epoch"], real)
+    if saves is not None and as_float(saves) > 0 and epochs > 0:
+        draft.set("training", "save_strategy", "steps")
+        draft.set("training", "save_steps", on_the_wire(1.0 / (as_float(saves) * epochs)))
+    often = fields.take(["evals_per_epoch", "eval_steps"], lambda value: as_float(real(value)) > 0)
+    held_out = fields.take(["val_set_size"], real)
+    if draft.get("training", "eval_strategy") is None and held_out is not None:
+        some = as_float(held_out) > 0 or "test_datasets" in fields
+        draft.set("training", "eval_strategy", ("steps" if often else "epoch") if some else "no")
+
+
+# LLaMA-Factory -------------------------------------------------------------------------------------------------------
+
+_LLAMA_FACTORY: Final[_Table] = {
+    "run": (
+        Setting("model_name", short_name, ("model_name_or_path",)),
+        Setting("dataset_name", short_name, ("dataset",)),
+    ),
+    "optimizer": OPTIMIZER,
+    "lora": (
+        Setting("r", whole, ("lora_rank",)),
+        *some_of(LORA, "alpha", "dropout", "use_dora", "use_rslora"),
+        Setting("modules_to_save", comma_names, ("additional_target",)),
+    ),
+    "training": (*TRAINING, Setting("max_length", whole, ("cutoff_len",))),
+}
+_STAGES: Final = {"pt": "clm", "rm": "reward"}  # the others have our names
+
+
+def is_llama_factory(mapping: Container[object]) -> bool:
+    """Whether the keys are LLaMA-Factory's."""
+    own = ("stage", "finetuning_type", "lora_target", "cutoff_len", "template")
+    return "model_name_or_path" in mapping and sum(key in mapping for key in own) > 1
+
+
+def _read_llama_factory(fields: Fields, draft: Draft) -> list[str]:
+    draft.read_all(_LLAMA_FACTORY, fields)
+    note_training(fields, draft)
+    draft.set("run", "format", "llama-factory", extra=True)
+    stage = fields.take(["stage"], keyword) or "sft"
+    draft.set("run", "task", _STAGES.get(stage, stage), extra=True)
+    kind = fields.take(["finetuning_type"], keyword) or "lora"
+    draft.set("lora", "peft_type", kind.upper())
+    if kind == "lora":
+        _note_llama_factory_lora(fields, draft, stage)
+    if draft.get("training", "eval_strategy") is None and "val_size" not in fields and "eval_dataset" not in fields:
+        draft.set("training", "eval_strategy", "no")
+    return list(fields.left_over(lambda key: key in known_keys("llama_factory") or knows_training(key)))
+
+
+def _note_llama_factory_lora(fields: Fields, draft: Draft, stage: str) -> None:
+    draft.set("lora", "task_type", "CAUSAL_LM" if stage != "rm" else "TOKEN_CLS")
+    target = fields.take(["lora_target"], lambda value: ",".join(comma_names(value)))
+    named = split_names(target or "all")
+    draft.set("lora", "target_modules", "all-linear" if named == ["all"] else named)
+    if fields.take(["pissa_init"], flag):
+        draft.set("lora", "init", "pissa")
+    if draft.get("lora", "r") is None:
+        draft.set("lora", "r", 8)
+    if draft.get("lora", "alpha") is None:
+        draft.set("lora", "alpha", as_float(2 * draft.get("lora", "r")))
+
+
+# Whether the keys are a program's, and its reader, which returns the keys nobody knows; the first that fits counts.
+RECIPES: Final[tuple[tuple[Callable[[Fields], bool], Callable[[Fields, Draft], list[str]]], ...]] = (
+    (is_mlx, read_mlx_fields),
+    (is_torchtune, _read_torchtune),
+    (is_axolotl, _read_axolotl),
+    (is_llama_factory, _read_llama_factory),
+)

@@ -1,0 +1,83 @@
+"""A safetensors file whose bytes are all in memory: read once, to be hashed and computed with."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Final, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from gradience.io.reading import open_raw
+from gradience.io.safetensors import SafetensorsFile, cut_short, header_length, parsed_header
+
+Bytes: TypeAlias = npt.NDArray[np.uint8]
+
+_FIRST_ROOM: Final = 1 << 22  # bytes
+
+
+class Buffer:
+    """Room for one file at a time, kept from file to file: fresh memory costs as much as reading into it."""
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._room: Bytes = np.empty(0, np.uint8)
+
+    def read(self, path: Path) -> Bytes | None:
+        """All bytes of a regular file, which hold until the next call; None where there are more than `most`.
+
+        Raises:
+            OSError: it cannot be opened or read, or is not a regular file.
+        """
+        size = 0
+        with open_raw(path) as file:
+            while size < len(self._room) or self._grow():
+                got = file.readinto(self._room.data[size:])
+                if not got:
+                    return self._room[:size]
+                size += got
+            return None if file.read(1) else self._room
+
+    def _grow(self) -> bool:
+        """Make room for twice as much, and return whether there is more than before."""
+        size = min(max(2 * len(self._room), _FIRST_ROOM), self._most)
+        if size <= len(self._room):
+            return False
+        room = np.empty(size, np.uint8)
+        room[: len(self._room)] = self._room
+        self._room = room
+        return True
+
+
+def header_of(path: Path, data: Bytes) -> bytes:
+    """The JSON of a file's header; `path` names it in errors.
+
+    Raises:
+        AdapterError: it is no safetensors file, or is cut short within the header.
+    """
+    length = header_length(path, data[:64].tobytes(), len(data))
+    return data[8 : 8 + length].tobytes()
+
+
+class HeldFile(SafetensorsFile):
+    """A file by its bytes: arrays are views of them.
+
+    Raises:
+        AdapterError: as for `SafetensorsFile`.
+    """
+
+    def __init__(self, path: Path, data: Bytes, header: bytes) -> None:
+        self.path = path
+        self._data = data
+        self._start = 8 + len(header)
+        self.tensors, self.metadata = parsed_header(path, header, len(data) - self._start)
+
+    def turn_to(self, path: Path, data: Bytes) -> None:
+        """Read from another file from now on, which has the same header and the same size."""
+        self.path, self._data = path, data
+
+    def _bytes(self, offset: int, count: int) -> Bytes:
+        start = self._start + offset
+        if start + count > len(self._data):
+            raise cut_short(self.path, start + count, len(self._data))
+        return self._data[start : start + count]

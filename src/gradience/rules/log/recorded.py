@@ -1,0 +1,399 @@
+"""TRN202 and its kin on the newest audit in a log; DAT301 and its kin on the batches that the recorder saw.
+
+The audit speaks of the update that was trained: what it could be compressed to afterwards, and at what cost. None of it
+says to train with less rank: utilization falls as r grows, whatever the run. Without an audit UTL204 alone says so.
+
+The `metrics` event of kind `data` holds counts of some batches, judged by the rules on a data set that need no more.
+Where no token was supervised, that is the one finding, and the rules on loss and gradient are not judged.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Final
+
+from gradience.rules.data import content, supervision, tokens
+from gradience.rules.data.rows import counted
+from gradience.rules.evidence import ENERGY
+from gradience.rules.log.facts import JUDGEMENT, LogRule, RunFacts, seen
+from gradience.rules.rule import Observation, Rule, Threshold, Unknown, cite
+from gradience.rules.weights.health import observe_verdict, suggests_ranks
+from gradience.rules.weights.rules import (
+    LOW_RANK,
+    NON_FINITE,
+    RANDOM_LIKE,
+    TOO_LARGE,
+    ZERO_UPDATE,
+    observe_size,
+    observe_utilization,
+)
+from gradience.schema.reports import Batching, DataReport, Rows, RowsSeen, TokenCounts
+from gradience.schema.scalars import Json, number_in
+
+IDLE_ENERGY = Threshold("idle_energy", 0.01, "fraction of the update's energy", JUDGEMENT)
+IDLE_PARAMS = Threshold("idle_params", 0.1, "fraction of the LoRA parameters", JUDGEMENT)
+
+_LOST = (("energy_rank_99", 0.01), ("energy_rank_95", 0.05), ("energy_rank_90", 0.10))  # energy lost from that rank on
+
+
+def _utilization(facts: RunFacts) -> Observation | None:
+    if facts.utilization_mean is None:
+        raise Unknown("no lora_audit in the log ('gradience audit --append run.jsonl' adds one)")
+    if no_weights(facts.audit or {}):
+        raise Unknown("the audit in the log found no LoRA weights")
+    verdict = (facts.audit or {}).get("verdict")
+    if isinstance(verdict, str) and not suggests_ranks(verdict):
+        raise Unknown(f"the adapter is {verdict}")
+    suggested = _rank(facts.audit or {}, "suggested_r_global_90")
+    return observe_utilization(facts.utilization_mean, rank=audited_rank(facts), suggested=suggested)
+
+
+def no_weights(audit: Mapping[str, Json]) -> bool:
+    """Whether an audit says that it found nothing to measure: its means are then no measurements."""
+    return any(audit.get(name) == 0 for name in ("n_layers", "total_lora_params"))
+
+
+def _health(rule: str, facts: RunFacts) -> Observation | None:
+    verdict = (facts.audit or {}).get("verdict")
+    if not isinstance(verdict, str):
+        return None
+    return observe_verdict(rule, verdict, "the audit in the log says so", source="the log")
+
+
+def _large(facts: RunFacts) -> Observation | None:
+    return _health("SIZ215", facts) or observe_size(_real(facts.audit or {}, "update_size"))
+
+
+def _compressible(facts: RunFacts) -> Observation | None:
+    audit = facts.audit
+    if audit is None:
+        return None
+    verdict = audit.get("verdict")
+    if isinstance(verdict, str) and not suggests_ranks(verdict):
+        raise Unknown(f"the adapter is {verdict}: there is no rank to compress it to")
+    rank = audited_rank(facts)
+    middle, tail = (_rank(audit, key) for key in ("suggested_r_global_median", "suggested_r_global_90"))
+    if rank is None or tail is None:
+        raise Unknown("the audit in the log suggests no rank, or its modules do not share one")
+    if tail >= rank:
+        return None
+    bound = error_bound(_modules(audit), tail) if "modules_omitted" not in audit else None
+    return Observation(
+        f"After training the update fits rank {tail} of {rank} in nine modules of ten"
+        + (f", rank {middle} in half of them" if middle is not None and middle < tail else "")
+        + f": {_cost(tail, bound)}.",
+        {"rank": rank, "suggested_median": middle, "suggested_p90": tail, "error_bound": bound},
+        action=f"Consider compressing the trained adapter to rank {tail} and evaluating it; keep training at r={rank}.",
+        evidence=seen(
+            f"k@90 % of the modules: median {audit.get('energy_rank_90_p50')}, p90 {audit.get('energy_rank_90_p90')}"
+        ),
+    )
+
+
+def _cost(rank: int, bound: float | None) -> str:
+    if bound is None:
+        return "where 90 % of a module's energy is kept, its relative error is 31.6 % at most"
+    return f"cut to rank {rank}, the relative error of the whole update is {bound:.1%} at most"
+
+
+def error_bound(modules: Sequence[Mapping[str, Json]], rank: int) -> float | None:
+    """An upper bound of the relative Frobenius error of cutting all modules to a rank; None without norms.
+
+    From the ranks that hold 90, 95 and 99 % of the energy; below those, k of r directions hold k / r at least.
+    """
+    total = lost = 0.0
+    for module in modules:
+        norm, r = _real(module, "frobenius_norm"), _rank(module, "r")
+        if norm is None or not r:
+            return None
+        total += norm * norm
+        lost += norm * norm * _lost(module, rank, r)
+    return math.sqrt(lost / total) if total > 0.0 else None
+
+
+def _lost(module: Mapping[str, Json], rank: int, r: int) -> float:
+    if rank >= r:
+        return 0.0
+    shares = [share for key, share in _LOST if (k := _rank(module, key)) is not None and rank >= k]
+    return min([*shares, 1.0 - rank / r])
+
+
+def _idle_types(facts: RunFacts) -> Observation | None:
+    audit = facts.audit
+    if audit is None:
+        return None
+    groups = audit.get("by_type")
+    types = {k: v for k, v in groups.items() if isinstance(v, dict)} if isinstance(groups, dict) else {}
+    params = sum(_real(group, "params") or 0.0 for group in types.values())
+    if (
+        len(types) < 2 or not params or all(_real(g, "energy_share") is None for g in types.values())
+    ):  # of one kind there is nothing to compare
+        raise Unknown("the audit in the log does not say how the energy is spread over two types of modules or more")
+    idle = list(_idle(types, params))
+    if not idle:
+        return None
+    name, share, energy, n = max(idle, key=lambda item: item[1])
+    others = f" (and {', '.join(item[0] for item in idle if item[0] != name)})" if len(idle) > 1 else ""
+    return Observation(
+        f"Modules of type {name}{others} carry next to nothing: {n} modules, {share:.0%} of the LoRA parameters, "
+        f"{energy:.2%} of the update's energy.",
+        {"type": name, "modules": n, "params_share": share, "energy_share": energy},
+        evidence=seen(f"energy_share of {name} {energy:.4f}"),
+    )
+
+
+def _idle(types: Mapping[str, Mapping[str, Json]], params: float) -> Iterator[tuple[str, float, float, int]]:
+    for name, group in types.items():
+        share, energy = (_real(group, "params") or 0.0) / params, _real(group, "energy_share")
+        if energy is not None and energy < IDLE_ENERGY.value and share >= IDLE_PARAMS.value:
+            yield name, share, energy, _rank(group, "n") or 0
+
+
+def audited_rank(facts: RunFacts) -> int | None:
+    """The rank that the audited modules share, None where they differ; the config's where no module says."""
+    ranks = {rank for module in _modules(facts.audit or {}) if (rank := _rank(module, "r")) is not None}
+    if ranks:
+        return ranks.pop() if len(ranks) == 1 else None
+    return None if facts.config.lora.rank_pattern else facts.config.lora.r
+
+
+def _modules(audit: Mapping[str, Json]) -> list[Mapping[str, Json]]:
+    modules = audit.get("modules")
+    return [m for m in modules if isinstance(m, dict)] if isinstance(modules, list) else []
+
+
+def _real(values: Mapping[str, Json], key: str) -> float | None:
+    value = number_in(values, key)
+    return None if value is None or not math.isfinite(value) else value
+
+
+def _rank(values: Mapping[str, Json], key: str) -> int | None:
+    value = _real(values, key)
+    return int(value) if value is not None and value.is_integer() and value >= 0 else None
+
+
+_ON_THE_ADAPTER: tuple[Rule[RunFacts], ...] = (
+    *(rule.over(partial(_health, rule.id)) for rule in (NON_FINITE, ZERO_UPDATE, RANDOM_LIKE)),
+    TOO_LARGE.over(_large),
+    LOW_RANK.over(_utilization),
+    LogRule(
+        id="CMP213",
+        title="compressible after training",
+        severity="info",
+        condition="the audit in the log: nine modules of ten keep 90 % of their energy at a lower rank than theirs",
+        observe=_compressible,
+        confidence=0.5,
+        evidence=(
+            cite("Eckart-Young", "no rank-k matrix is closer: the squared error is the energy of what is cut off"),
+        ),
+        rationale="A smaller adapter is cheaper to store and to serve; the rank it was trained with may still have "
+        "been needed to get there.",
+        action="Consider compressing the trained adapter, and evaluate it.",
+        scope="trained LoRA adapters; logs that hold an audit; an error in weights, not in quality",
+        verify="Evaluate the compressed adapter on held-out data beside the whole one.",
+    ),
+    LogRule(
+        id="TYP214",
+        title="modules that carry nothing",
+        severity="info",
+        condition="the audit in the log: a type of modules with over {idle_params} of the parameters and under "
+        "{idle_energy} of the energy",
+        observe=_idle_types,
+        confidence=0.4,
+        evidence=(ENERGY,),
+        rationale="Parameters that hardly move cost memory and optimizer state.",
+        action="Leave these modules out of a copy of the adapter and evaluate it; it is no verdict on the next run.",
+        scope="LoRA on several types of modules; energy of dW, not relative to the base weights",
+        verify="Held-out loss with and without them.",
+        thresholds=(IDLE_ENERGY, IDLE_PARAMS),
+    ),
+)
+
+
+AT_LIMIT = Threshold("at_limit", 0.05, "share of rows", "as cut_many of DAT305")
+SHARE_APART = Threshold(
+    "share_apart", 0.1, "supervised share of tokens", "proposal: more than batches differ by chance"
+)
+LENGTH_APART = Threshold("length_apart", 0.25, "of the announced tokens per sequence", "proposal; the same")
+FEW_ROWS = Threshold("few_rows", 32, "rows seen", "proposal: of fewer, means differ by chance")
+_NOT_RECORDED: Final = "what the model was fed was not recorded (no `data` event in the log)"
+
+
+def _is_recorded(facts: RunFacts) -> bool:
+    """Whether the log has a `data` event; without one only DAT301 reports its absence."""
+    return facts.data is not None
+
+
+def _recorded(facts: RunFacts) -> str | None:
+    if facts.data is None:
+        return _NOT_RECORDED
+    unseen = facts.data.get("unseen")
+    return f"the recorder saw no batch: {unseen}" if isinstance(unseen, str) else None
+
+
+def _supervision(facts: RunFacts) -> str | None:
+    lacking = _recorded(facts)
+    if lacking is None and _count(facts, "supervised") is None:
+        return "the batches hold no labels of tokens"
+    return lacking
+
+
+def _number(facts: RunFacts, name: str) -> int | None:
+    value: Json = (facts.data or {}).get(name)
+    return value if isinstance(value, int) and not isinstance(value, bool) else None
+
+
+def _count(facts: RunFacts, name: str) -> int | None:
+    value = _number(facts, name)
+    return None if value is None or value < 0 else value
+
+
+def everything_masked(facts: RunFacts) -> bool:
+    """Whether no token of any batch that was seen is supervised."""
+    rows = _count(facts, "rows")
+    return bool(rows) and _count(facts, "rows_unsupervised") == rows and _count(facts, "supervised") == 0
+
+
+def as_data(facts: RunFacts) -> DataReport:
+    """The batches as a data set: the counts that both have."""
+
+    def seen(name: str) -> Rows:
+        return Rows(count=_count(facts, name) or 0)
+
+    rows, total, padding = (_count(facts, name) or 0 for name in ("rows", "tokens", "padding"))
+    low, high, classes = (_number(facts, name) for name in ("label_min", "label_max", "num_labels"))
+    outside = low is not None and high is not None and (low < 0 or (classes is not None and high >= classes))
+    return DataReport(
+        path="",
+        format="tokenised",
+        trainer="sft",
+        rows=rows,
+        rows_read=rows,
+        sequences=rows,
+        whole_rows=rows,
+        loss="all",
+        has_labels=True,
+        packing=(facts.data or {}).get("packed") is True,
+        end_tokens=["the model's end token"],
+        num_labels=classes,
+        tokens=TokenCounts(total=total, kept=total, supervised=_count(facts, "supervised") or 0),
+        batching=Batching(
+            batch_size=facts.config.training.batch_size or 0,
+            padding_share=padding / (total + padding) if total + padding else None,
+        ),
+        seen=RowsSeen(
+            unsupervised=seen("rows_unsupervised"),
+            end_supervised=seen("rows_with_end"),
+            duplicate=seen("rows_repeated"),
+            label_out_of_range=Rows(count=int(outside)),
+        ),
+    )
+
+
+def _as_of_data(
+    observe: Callable[[DataReport], Iterable[Observation] | Observation | None],
+) -> Callable[[RunFacts], Iterable[Observation] | Observation | None]:
+    return lambda facts: observe(as_data(facts))
+
+
+def _end(facts: RunFacts) -> Iterator[Observation]:
+    ends, rows = _count(facts, "rows_with_end"), _count(facts, "rows") or 0
+    if ends is None:
+        raise Unknown("the model's configuration names no end token")
+    if everything_masked(facts):
+        raise Unknown("no token is supervised (see DAT301)")
+    if rows < FEW_ROWS.value:
+        raise Unknown(f"{rows} rows were seen; it needs {FEW_ROWS.value:g}")
+    if not ends:
+        yield Observation(
+            f"none of {rows} rows in the batches has a supervised end token of the model",
+            {"with_end": ends, "rows": rows},
+            severity="warning",  # the model may be served with another end token
+        )
+
+
+def _at_limit(facts: RunFacts) -> Iterator[Observation]:
+    at, rows = _count(facts, "rows_at_limit"), _count(facts, "rows") or 0
+    if at is None:
+        raise Unknown("the length limit was not known to the recorder")
+    if rows and at >= AT_LIMIT.value * rows:
+        yield Observation(
+            f"{counted(Rows(count=at), rows)} in the batches are as long as the limit: they were cut, or nearly",
+            {"rows": at, "of": rows, "max_length": _count(facts, "max_length")},
+            severity="warning",
+        )
+
+
+def _labels(facts: RunFacts) -> Iterator[Observation]:
+    low, high, classes = (_number(facts, name) for name in ("label_min", "label_max", "num_labels"))
+    if low is None or high is None:
+        raise Unknown("the batches hold no labels of classes")
+    if as_data(facts).seen.label_out_of_range.count:
+        bound = f"0 to {classes - 1}" if classes else "0 and more"
+        yield Observation(
+            f"labels in the batches run from {low} to {high}, the model takes {bound}",
+            {"label_min": low, "label_max": high, "num_labels": classes},
+        )
+
+
+def _repeated(facts: RunFacts) -> Iterator[Observation]:
+    """Of the few batches that are watched: a hint, whatever the share. The check of the data counts them all."""
+    for found in content.duplicates(as_data(facts)):
+        yield replace(found, severity=None)
+
+
+def _announced(facts: RunFacts) -> Iterator[Observation]:
+    announced: Json = (facts.data or {}).get("announced")
+    rows, total = _count(facts, "rows") or 0, _count(facts, "tokens") or 0
+    if not isinstance(announced, dict):
+        raise Unknown("no check of the data was given to the recorder (GradienceCallback(data=check_data(...)))")
+    if rows < FEW_ROWS.value:
+        raise Unknown(f"{rows} rows were seen; it needs {FEW_ROWS.value:g}")
+    share, length = announced.get("supervised_share"), announced.get("tokens_per_sequence")
+    supervised = _count(facts, "supervised")
+    if isinstance(share, float) and supervised is not None and abs(supervised / total - share) > SHARE_APART.value:
+        yield Observation(
+            f"{supervised / total:.0%} of the batches' tokens are supervised, by the check {share:.0%}",
+            {"seen": supervised / total, "announced": share},
+        )
+    packed = (facts.data or {}).get("packed") is True
+    if isinstance(length, float) and not packed and abs(total / rows - length) > LENGTH_APART.value * length:
+        yield Observation(
+            f"the batches have {total / rows:.0f} tokens a row, by the check {length:.0f}",
+            {"seen": total / rows, "announced": length},
+        )
+
+
+_OF_DATA: Final = {rule.id: rule for rule in (*supervision.RULES, *tokens.RULES, *content.RULES)}
+
+RULES: Final[tuple[Rule[RunFacts], ...]] = (
+    *_ON_THE_ADAPTER,
+    _OF_DATA["DAT301"].over(_as_of_data(_OF_DATA["DAT301"].observe), needs=(_supervision,)),
+    _OF_DATA["DAT303"].over(_as_of_data(_OF_DATA["DAT303"].observe), needs=(_supervision,), applies=_is_recorded),
+    _OF_DATA["DAT305"].over(_at_limit, needs=(_recorded,), applies=_is_recorded),
+    _OF_DATA["DAT307"].over(_end, needs=(_supervision,), applies=_is_recorded),
+    _OF_DATA["DAT313"].over(_repeated, needs=(_recorded,), applies=_is_recorded),
+    _OF_DATA["DAT316"].over(_labels, needs=(_recorded,), applies=_is_recorded),
+    _OF_DATA["DAT320"].over(_as_of_data(_OF_DATA["DAT320"].observe), needs=(_recorded,), applies=_is_recorded),
+    LogRule(
+        id="DAT321",
+        severity="warning",
+        title="the batches are not those that the check of the data announced",
+        condition="from {few_rows} rows on, the supervised share differs by over {share_apart}, or tokens of a row by "
+        "over {length_apart} of what was announced",
+        observe=_announced,
+        needs=(_recorded,),
+        applies=_is_recorded,
+        confidence=0.7,
+        scope="runs whose recorder was given the report of check_data",
+        rationale="The trainer tokenises, masks or cuts in another way than was checked: what the check found to be "
+        "right need not be so.",
+        action="check the data with the trainer's own template, loss mode and length limit",
+        verify="decode a batch of the trainer",
+        thresholds=(SHARE_APART, LENGTH_APART, FEW_ROWS),
+        evidence=(cite("the log", "the counts of the `data` event beside those announced"),),
+    ),
+)

@@ -1,0 +1,147 @@
+"""Gram matrices of many updates, in float64: the long axes are summed away, and what is left of a module is r x r.
+
+On an accelerator by JAX (`tiles`). On a CPU by BLAS, each core on modules of its own: its product of a matrix with its
+own transpose does half the work of a general product, which is what XLA makes of it there.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import chain
+from threading import Lock
+from typing import Any, Final, NamedTuple, TypeAlias, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from gradience.spectral.narrow import narrowed
+from gradience.spectral.threads import one_blas_thread
+
+Matrix: TypeAlias = npt.NDArray[Any]
+_T = TypeVar("_T")
+
+_MOST_WORKERS = 8  # threads; `use_threads` lowers it
+_LEAST_SHARE: Final = 8  # modules that are worth a thread
+_LEAST_RANK: Final = 8
+_BLOCK: Final = 1 << 17  # numbers cast to float64 at a time: 1 MiB stays in a core's cache
+_LEAST_WIDTH: Final = 256  # columns in a block, however high it is: a product pays for its own start
+
+
+class Factors(NamedTuple):
+    """One update: `scale` * b @ a, with b (d_out, r) and a (r, d_in) of any real dtype."""
+
+    b: Matrix
+    a: Matrix
+    scale: float
+
+
+class Grams(NamedTuple):
+    """What is left of a module once its long axes are summed away: A A^T and B^T B, padded to the rank's bucket.
+
+    Of `narrowed` factors, where r is larger than a side.
+    """
+
+    gram_a: Matrix
+    gram_b: Matrix
+    r: int
+    scale: float
+
+
+Loads: TypeAlias = Sequence[Callable[[], Factors]]
+
+
+def use_threads(most: int) -> None:
+    """Let this process compute with at most so many threads. For one of several processes, each on its own core."""
+    global _MOST_WORKERS  # noqa: PLW0603  # a setting of the process, as the device is
+    _MOST_WORKERS = most
+
+
+def grams_of(loads: Loads) -> list[Grams]:
+    """Return the Gram matrices of each update, in order; each load is called once, from one of several threads."""
+    if on_cpu():
+        return _shared(loads, _on_host)
+    from gradience.spectral.tiles import on_device  # noqa: PLC0415  # only where there is an accelerator
+
+    return _shared(loads, on_device)
+
+
+def on_cpu() -> bool:
+    """Whether JAX computes on the CPU in this process."""
+    import jax  # noqa: PLC0415  # what is here needs it for this question only
+
+    device = jax.config.jax_default_device  # type: ignore[attr-defined]  # set while the program runs
+    return bool((device or jax.devices()[0]).platform == "cpu")
+
+
+def _shared(loads: Loads, compute: Callable[[Loads, Iterable[int]], Iterable[tuple[int, Grams]]]) -> list[Grams]:
+    """The Gram matrices of all modules, by as many threads as are worth it."""
+    shares = _Shares(len(loads))
+    held = dict(chain.from_iterable(in_threads([lambda: list(compute(loads, shares))] * shares.workers)))
+    return [held[index] for index in range(len(loads))]
+
+
+def in_threads(tasks: Sequence[Callable[[], _T]]) -> list[_T]:
+    """Return what each task does, in order: on as many threads as there are cores, BLAS on one of them in each.
+
+    The first error reaches the caller.
+    """
+    with one_blas_thread():
+        if len(tasks) <= 1:
+            return [task() for task in tasks]
+        with ThreadPoolExecutor(min(len(tasks), _cores(), _MOST_WORKERS)) as pool:
+            return [done.result() for done in [pool.submit(task) for task in tasks]]
+
+
+def _on_host(loads: Loads, indices: Iterable[int]) -> Iterator[tuple[int, Grams]]:
+    """The Gram matrices of one thread's modules, by BLAS."""
+    for index in indices:
+        yield index, grams_on_host(loads[index]())
+
+
+def grams_on_host(factors: Factors) -> Grams:
+    """The Gram matrices of one update, by BLAS on this thread."""
+    b, a, scale = factors
+    with np.errstate(all="ignore"):  # what is not finite is found in the spectra
+        narrow_b, narrow_a = narrowed(b, a)
+        return Grams(gram(narrow_a), gram(narrow_b.T), len(a), scale)
+
+
+def gram(factor: Matrix) -> Matrix:
+    """X X^T of a (r, d) array of any real dtype, in float64, padded to the rank's bucket."""
+    r, length = factor.shape
+    total = np.zeros((bucket_of(r), bucket_of(r)))
+    step = max(_LEAST_WIDTH, _BLOCK // max(r, 1))
+    for start in range(0, length, step):
+        wide = factor[:, start : start + step].astype(np.float64)
+        total[:r, :r] += wide @ wide.T
+    return total
+
+
+class _Shares:
+    """Indices 0 to n - 1 handed out to threads, a few consecutive ones at a time."""
+
+    def __init__(self, n: int) -> None:
+        self.workers = max(1, min(_cores(), _MOST_WORKERS, n // _LEAST_SHARE))
+        size = max(1, n // (8 * self.workers))
+        self._spans = iter([range(start, min(start + size, n)) for start in range(0, n, size)])
+        self._lock = Lock()
+
+    def __iter__(self) -> Iterator[int]:
+        while True:
+            with self._lock:
+                span = next(self._spans, None)
+            if span is None:
+                return
+            yield from span
+
+
+def bucket_of(r: int) -> int:
+    """Return the least power of two that is >= r, from 8."""
+    return max(_LEAST_RANK, 1 << (r - 1).bit_length()) if r else _LEAST_RANK
+
+
+def _cores() -> int:
+    """The number of cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

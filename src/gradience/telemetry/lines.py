@@ -1,0 +1,269 @@
+"""A log's lines: read in blocks of whole lines, in constant memory, and everything that is wrong with one of them.
+
+A fault has its path, and what was expected. msgspec names the first fault of a document only. So that the next one
+shows, the document is mended fault by fault with stand-in values, which nobody sees.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import math
+import os
+import re
+from collections.abc import Iterator
+from itertools import groupby, islice
+from pathlib import Path
+from typing import Any, BinaryIO, Final, get_args
+
+import msgspec
+
+from gradience.errors import RecorderError, SchemaError
+from gradience.io.reading import open_regular
+from gradience.schema.scalars import SCHEMA_ID, Severity, Status, TaskProfile, real
+from gradience.telemetry.codec import MAX_LINE_BYTES, JsonObject, convert, find, path_of
+
+_SHORT_PART: Final = 4  # lines of a part, on average, from which parting a block pays
+_CHUNK: Final = MAX_LINE_BYTES  # so that only the first line of a block can be longer than a line may be
+_BOM: Final = b"\xef\xbb\xbf"
+_ADVICE: Final = "give the run.jsonl that a run wrote"
+
+
+class Line(msgspec.Struct, frozen=True, gc=False):
+    """One raw line without its newline; `data` is cut where the line is longer than one may be."""
+
+    number: int
+    offset: int
+    data: bytes
+    length: int
+    ended: bool = True
+
+
+class Block(msgspec.Struct, frozen=True, gc=False):
+    """Some whole lines as one piece of bytes, none of them too long; `number` lines precede its `count`."""
+
+    number: int
+    offset: int
+    data: bytes
+    count: int
+
+    def lines(self) -> Iterator[Line]:
+        """Yield the block's lines that are not blank, numbered as in the file."""
+        offset = self.offset
+        pieces = self.data.split(b"\n")
+        for number, piece in enumerate(pieces, self.number + 1):
+            data = piece.removeprefix(_BOM) if offset == 0 else piece
+            if data.strip():
+                yield Line(number, offset, data, len(piece), number - self.number < len(pieces))
+            offset += len(piece) + 1
+
+    def parts(self) -> list[Block]:
+        """Return the block parted where lines that look like rows of training meet others; itself if that is often."""
+        lines = self.data.removesuffix(b"\n").split(b"\n")
+        groups = [list(group) for _, group in groupby(lines, _looks_like_row)]
+        if len(groups) == 1 or len(groups) > len(lines) // _SHORT_PART:
+            return [self]
+        parts: list[Block] = []
+        number, offset = self.number, self.offset
+        for group in groups:
+            data = b"\n".join(group) + b"\n"
+            parts.append(Block(number, offset, data, len(group)))
+            number, offset = number + len(group), offset + len(data)
+        if not self.data.endswith(b"\n"):
+            parts[-1] = msgspec.structs.replace(parts[-1], data=parts[-1].data[:-1])
+        return parts
+
+
+def _looks_like_row(line: bytes) -> bool:
+    return b'"train_step"' in line
+
+
+def require_log(path: Path) -> None:
+    """Refuse a path that cannot be a log, by name.
+
+    Raises:
+        RecorderError: the path is missing, empty, or not a file.
+    """
+    try:
+        if path.is_dir():
+            raise RecorderError(f"{path} is a folder, not a log", advice=f"give the file, such as {path / 'run.jsonl'}")
+        if path.stat().st_size == 0 and path.is_file():
+            raise RecorderError(f"{path} is empty: no event was ever written", advice=_ADVICE)
+    except (OSError, ValueError) as error:
+        raise RecorderError(f"cannot read {path}: {_why(error)}", advice=_ADVICE) from error
+
+
+_LONGEST_LINE: Final = 256 << 20  # bytes: a longer line is measured no further, a sparse file has no end
+
+
+def read_blocks(path: str | os.PathLike[str]) -> Iterator[Block | Line]:
+    """Yield the log in blocks of whole lines; a line longer than one may be comes as itself.
+
+    Raises:
+        RecorderError: the file cannot be read.
+    """
+    try:
+        with open_regular(path) as file:
+            yield from _split(file)
+    except OSError as error:
+        raise RecorderError(f"cannot read {path}: {_why(error)}", advice=_ADVICE) from error
+
+
+def _split(file: BinaryIO) -> Iterator[Block | Line]:
+    number, offset, carry = 0, 0, b""
+    while chunk := file.read(_CHUNK):
+        data = carry + chunk
+        first = data.find(b"\n")
+        if (len(data) if first < 0 else first) > MAX_LINE_BYTES:
+            line, data = _too_long(file, data, first, number + 1, offset)
+            yield line
+            number, offset = number + 1, offset + line.length + line.ended
+        cut = data.rfind(b"\n") + 1
+        if cut:
+            count = data.count(b"\n")
+            yield Block(number, offset, data[:cut], count)
+            number, offset = number + count, offset + cut
+        carry = data[cut:]
+    if carry:
+        yield Block(number, offset, carry, 1)
+
+
+def _too_long(file: BinaryIO, data: bytes, first: int, number: int, offset: int) -> tuple[Line, bytes]:
+    """Return the over-long line that starts the data, measured to its end but not kept, and what follows it."""
+    head = data[:MAX_LINE_BYTES]
+    if first >= 0:
+        return Line(number, offset, head, first), data[first + 1 :]
+    length, ended = len(data), False
+    while not ended and (more := file.readline(_CHUNK)):
+        if length > _LONGEST_LINE:
+            message = f"line {number} is longer than {_LONGEST_LINE >> 20} MiB, the limit for a line of any log"
+            raise OSError(errno.EFBIG, message)
+        ended = more.endswith(b"\n")
+        length += len(more) - ended
+    return Line(number, offset, head, length, ended), b""
+
+
+def _why(error: OSError | ValueError) -> str:
+    return (error.strerror if isinstance(error, OSError) else None) or str(error)
+
+
+MOST_FAULTS: Final = 64  # of one line
+_SHOWN: Final = 80
+
+_EXPECTED = re.compile(r"^Expected (?P<expected>.+?)(?:, got `(?P<got>[^`]+)`)?$")
+_MISSING = re.compile(r"^Object missing required field `(?P<field>[^`]+)`")
+_A_NUMBER: Final = 'a number, "NaN", "Infinity" or "-Infinity"'
+_ENUMS: Final = {
+    "schema": SCHEMA_ID,
+    "severity": "one of " + ", ".join(get_args(Severity)),
+    "status": "one of " + ", ".join(get_args(Status)),
+    "task_profile": "one of " + ", ".join(get_args(TaskProfile)),
+}
+_STAND_INS: Final[JsonObject] = {
+    "schema": SCHEMA_ID,
+    "ts": None,
+    "step": None,
+    "run_id": "-",
+    "event": "-",
+    "config": {},
+    "metrics": {},
+    "split": "-",
+    "kind": "-",
+    "severity": "info",
+    "code": "-",
+    "message": "-",
+    "action": "-",
+    "recommendations": [],
+    "status": "unknown",
+}
+
+
+class Fault(msgspec.Struct, frozen=True):
+    """One thing wrong with one line, and where in it."""
+
+    reason: str
+    path: str | None = None
+    expected: str | None = None
+    got: str | None = None
+
+
+def find_faults(document: JsonObject, most: int = MOST_FAULTS) -> list[Fault]:
+    """Return everything wrong with one parsed line, in the order found; empty for a valid event.
+
+    The document is mended fault by fault on the way, so that the next one shows.
+    """
+    found: list[Fault] = []
+    while len(found) < most:
+        try:
+            convert(document)
+        except msgspec.ValidationError as error:
+            fault = _fault(str(error), document)
+            found.append(fault)
+            if not _mend(document, fault):
+                return found
+        except SchemaError as error:
+            found.append(Fault(str(error), "$.schema", SCHEMA_ID, _shown(document, "$.schema")))
+            document["schema"] = SCHEMA_ID
+        else:
+            return found
+    return found
+
+
+def find_unnamed(line: bytes, most: int = MOST_FAULTS) -> list[Fault]:
+    """Return every bare NaN or Infinity of a line that is JSON but for them."""
+    paths = islice(_non_finite(json.loads(line), "$"), most)
+    reason = "Bare NaN and Infinity are not JSON"
+    return [Fault(reason, path, f'"{name}"', f"{name} without quotes") for path, name in paths]
+
+
+def _non_finite(value: Any, path: str) -> Iterator[tuple[str, str]]:
+    if isinstance(value, dict):
+        for k, v in value.items():
+            yield from _non_finite(v, f"{path}.{k}")
+    elif isinstance(value, list):
+        for i, v in enumerate(value):
+            yield from _non_finite(v, f"{path}[{i}]")
+    elif isinstance(value, float) and not math.isfinite(value):
+        yield path, str(real(value))
+
+
+def _fault(message: str, document: JsonObject) -> Fault:
+    path = path_of(message)
+    reason = message.removesuffix(f" - at `{path}`")
+    if missing := _MISSING.search(reason):
+        return Fault(reason, f"{path}.{missing['field']}", "a value (required)", "nothing")
+    hit = _EXPECTED.search(reason)
+    expected = hit["expected"].replace("`", "") if hit else _ENUMS.get(path.rsplit(".", 1)[-1], _A_NUMBER)
+    got = hit["got"] if hit and hit["got"] else _shown(document, path)
+    return Fault(reason, path, expected, got)
+
+
+def _shown(document: JsonObject, path: str) -> str | None:
+    place = find(document, path)
+    try:
+        return repr(place.value)[:_SHOWN] if place else None
+    except (KeyError, IndexError, TypeError):
+        return None
+
+
+def _mend(document: JsonObject, fault: Fault) -> bool:
+    """Put a valid value where the fault was; False where that is not possible."""
+    place = find(document, fault.path or "$")
+    if place is None or not isinstance(place.container, (dict, list)):
+        return False
+    container, key = place.container, place.key
+    if isinstance(container, list):
+        container[int(key)] = _item(fault.expected or "")
+        return True
+    if key in _STAND_INS:
+        stand_in = _STAND_INS[str(key)]
+        container[key] = type(stand_in)() if isinstance(stand_in, (dict, list)) else stand_in
+        return True
+    return container.pop(key, container) is not container
+
+
+def _item(expected: str) -> object:
+    """Return a valid item for a list: its places must not shift."""
+    if "object" in expected:
+        return {"severity": "info", "action": "-", "message": "-"}
+    return 0 if any(word in expected for word in ("float", "int", "number")) else "-"

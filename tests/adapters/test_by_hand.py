@@ -1,0 +1,320 @@
+"""Updates, layouts and scales small enough to work out by hand, against the formula of each kind written out."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+from gradience.adapters.config import AdapterConfig, ScalingRules, parse_config
+from gradience.adapters.kinds import dense
+from gradience.adapters.layout import (
+    LARGEST_ENTRY,
+    Key,
+    module_path,
+    parse_key,
+    pattern_name,
+    within_range,
+)
+from gradience.adapters.pairs import LoraPair, padded, peft_pair
+from gradience.adapters.patterns import PatternTable, _most_paths
+from gradience.adapters.traits import start_of
+from gradience.errors import AdapterError
+
+
+def drawn(*shape: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).standard_normal(shape)
+
+
+B, A, W = drawn(6, 2, seed=1), drawn(2, 4, seed=2), drawn(6, 4, seed=3)
+AB = B @ A
+
+
+def load() -> tuple[np.ndarray, np.ndarray]:
+    return B, A
+
+
+# --- updates that need the base ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("block", [1, 9, 1 << 20])
+@pytest.mark.parametrize("axis", [1, 0])
+def test_dora_rescales_rows_or_columns_of_the_sum_to_the_magnitudes(axis, block, monkeypatch):
+    monkeypatch.setattr(dense, "_BLOCK", block)
+    m = np.arange(1.0, 7.0 if axis else 5.0)
+    whole = W + 0.5 * AB
+    along = m[:, None] if axis else m[None, :]
+    wanted = along * whole / np.linalg.norm(whole, axis=axis, keepdims=True) - W
+    np.testing.assert_allclose(dense.dora(load, 0.5, lambda: m, axis=axis)(W), wanted, atol=1e-12)
+    # stored transposed, the other axis is the outputs'
+    np.testing.assert_allclose(dense.dora(load, 0.5, lambda: m, axis=axis)(W.T), wanted.T, atol=1e-12)
+
+
+def test_a_magnitude_of_another_length_is_refused_with_both_sizes():
+    with pytest.raises(AdapterError) as error:
+        dense.dora(load, 1.0, lambda: np.ones(4), axis=1)(W)
+    assert str(error.value) == "a magnitude of 4 entries does not fit a base weight of shape (6, 4)"
+    with pytest.raises(AdapterError) as error:
+        dense.dora(load, 1.0, lambda: np.ones(6), axis=1)(np.ones((5, 4)))
+    assert str(error.value) == "an update of shape (6, 4) does not fit a base weight of shape (5, 4)"
+    assert error.value.advice == "give the base model that the adapter was trained on"
+
+
+@pytest.mark.parametrize("w", [W, W.T], ids=["tall", "wide"])
+def test_pissa_gives_back_the_principal_part_it_took(w):
+    factors = load if w is W else dense.flipped(load)
+    u, s, v = np.linalg.svd(w, full_matrices=False)
+    wanted = 0.5 * np.matmul(*factors()) - (u[:, :2] * s[:2]) @ v[:2]
+    made = dense.pissa(factors, 0.5, 2)
+    np.testing.assert_allclose(np.matmul(*made(w)), wanted, atol=1e-10)
+    np.testing.assert_allclose(dense.product(made)(w), wanted, atol=1e-10)
+    assert made(w)[0].shape[1] == 4
+
+
+def test_olora_gives_back_its_orthonormal_columns():
+    q, _ = np.linalg.qr(W[:, :2])
+    np.testing.assert_allclose(np.matmul(*dense.olora(load, 0.5, 2)(W)), 0.5 * AB - 0.5 * q @ q.T @ W, atol=1e-12)
+
+
+def test_kasa_gives_back_the_least_singular_values_and_must_leave_some():
+    u, s, v = np.linalg.svd(W, full_matrices=False)
+    wanted = 0.5 * AB - (u[:, -3:] * s[-3:]) @ v[-3:]
+    np.testing.assert_allclose(np.matmul(*dense.kasa(load, 0.5, 3)(W)), wanted, atol=1e-12)
+    with pytest.raises(AdapterError) as error:
+        dense.kasa(load, 0.5, 4)(W)
+    assert str(error.value) == "KaSA of rank 4 leaves nothing of a base weight of shape (6, 4)"
+
+
+def test_hira_is_the_base_times_the_product_entry_by_entry():
+    np.testing.assert_allclose(dense.hira(load)(W), W * AB, atol=1e-12)
+    np.testing.assert_allclose(dense.hira(load)(W.T), (W * AB).T, atol=1e-12)
+    kernel = dense.hira(load)(W.reshape(6, 2, 2))
+    np.testing.assert_allclose(kernel, W * AB, atol=1e-12)
+
+
+def test_vera_asks_for_its_factors_at_the_base_s_shape():
+    seen = []
+    found = dense.vera(lambda shape: seen.append(shape) or load())(np.zeros((6, 2, 2)))
+    assert seen == [(6, 4)]
+    assert [x.dtype for x in found] == [np.float64, np.float64]
+    assert dense.as_float32(np.ones(1, np.float16)).dtype == np.float32
+
+
+@pytest.mark.parametrize(("out", "inner", "kind"), [(4, 6, None), (4, 5, None), (8, 6, "mini"), (8, 7, "mini")])
+def test_miss_repeats_its_block_over_the_input_and_in_mini_over_the_output(out, inner, kind):
+    block = drawn(2, 4)  # (r, out of the block)
+    b, a = dense.miss(lambda: block, kind)(np.zeros((out, inner)))
+    wanted = np.stack([np.tile(block[column % 2], out // 4) for column in range(inner)], axis=1)
+    np.testing.assert_allclose(b @ a, wanted, rtol=1e-6)
+
+
+@pytest.mark.parametrize(("out", "kind"), [(8, None), (6, "mini"), (2, None)])
+def test_a_block_of_miss_that_does_not_fit_is_refused(out, kind):
+    with pytest.raises(AdapterError) as error:
+        dense.miss(lambda: drawn(2, 4), kind)(np.zeros((out, 6)))
+    assert str(error.value) == f"a MiSS block of shape (2, 4) does not fit a base weight of shape ({out}, 6)"
+
+
+def test_bat_multiplies_each_block_of_the_base():
+    block = drawn(3, 2, 2)  # six rows, in three pairs
+    found = dense.bat(lambda: block)(W)
+    for row in range(3):
+        for column in range(2):
+            part = W[2 * row : 2 * row + 2, 2 * column : 2 * column + 2]
+            wanted = part @ block[row].astype(np.float64) + block[row]
+            np.testing.assert_allclose(found[2 * row : 2 * row + 2, 2 * column : 2 * column + 2], wanted, rtol=1e-6)
+    for shape in ((4, 4), (6, 5)):
+        with pytest.raises(AdapterError) as error:
+            dense.bat(lambda: block)(np.zeros(shape))
+        assert str(error.value) == f"a MiSS block of shape (3, 2, 2) does not fit a base weight of shape {shape}"
+
+
+def test_factors_are_turned_to_the_base_that_they_fit():
+    b, a = dense.flipped(load)()
+    np.testing.assert_array_equal(b @ a, A.T @ B.T)
+
+
+# --- layouts -----------------------------------------------------------------------------------------------------
+
+
+def test_a_pair_of_a_layer_a_kernel_and_experts_has_these_shapes():
+    layer = peft_pair("m", 3, (6, 20), kernel=(2, 2))
+    assert (layer.a_name, layer.b_name) == ("base_model.model.m.lora_A.weight", "base_model.model.m.lora_B.weight")
+    assert (layer.rank, layer.inner, layer.out, layer.kernel, layer.experts, layer.transposed) == (
+        3,
+        5,
+        6,
+        (2, 2),
+        1,
+        False,
+    )
+    assert layer.shapes(2) == ((2, 5, 2, 2), (6, 2, 1, 1))
+    assert layer.params_per_rank == 20 + 6
+    stack = LoraPair("a", "b", 2, 5, 6, experts=3)
+    assert stack.shapes(4) == ((12, 5), (6, 12))
+    assert stack.params_per_rank == 3 * 11
+    embedding = peft_pair("e", 2, (6, 5), embedding=True)
+    assert (embedding.a_name, embedding.transposed) == ("base_model.model.e.lora_embedding_A", True)
+
+
+def test_experts_are_outermost_in_a_and_innermost_in_b():
+    pair = LoraPair("a", "b", 2, 5, 6, experts=3)
+    b, a = drawn(6, 6), drawn(6, 5, seed=9)
+    split_b, split_a = pair.split(b, a)
+    for e in range(3):
+        np.testing.assert_array_equal(split_b[e], b[:, [e, 3 + e]])
+        np.testing.assert_array_equal(split_a[e], a[2 * e : 2 * e + 2])
+    joined_b, joined_a = pair.joined(split_b, split_a, 2)
+    np.testing.assert_array_equal(joined_b, b)
+    np.testing.assert_array_equal(joined_a, a)
+    wide_b, wide_a = pair.joined(split_b, split_a, 3)
+    assert (wide_b.shape, wide_a.shape) == ((6, 9), (9, 5))
+    again = LoraPair("a", "b", 3, 5, 6, experts=3).split(wide_b, wide_a)
+    np.testing.assert_array_equal(again[0] @ again[1], split_b @ split_a)
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+def test_a_transposed_pair_is_turned_and_turned_back(transposed):
+    pair = LoraPair("a", "b", 2, 5, 6, transposed=transposed)
+    b, a = drawn(1, 6, 2), drawn(1, 2, 5)
+    turned = pair.oriented(b, a)
+    np.testing.assert_array_equal(turned[0] @ turned[1], (b @ a).swapaxes(1, 2) if transposed else b @ a)
+    for one, two in zip(pair.oriented(*turned), (b, a), strict=True):
+        np.testing.assert_array_equal(one, two)
+    assert pair.swapped("b", "a") == (("a", "b") if transposed else ("b", "a"))
+
+
+def test_padding_adds_zeros_at_the_end_of_each_axis():
+    one = np.ones((1, 2))
+    assert padded(one, (1, 2)) is one
+    assert padded(one, (2, 3)).tolist() == [[1, 1, 0], [0, 0, 0]]
+
+
+@pytest.mark.parametrize(
+    ("name", "key"),
+    [
+        ("base_model.model.h.0.q.lora_A.weight", Key("h.0.q", "lora_A", "", "weight")),
+        ("h.0.q.lora_B.one.two.weight", Key("h.0.q", "lora_B", "one.two", "weight")),
+        ("q.lora_B.bias", Key("q", "lora_B", "", "bias")),
+        ("e.lora_embedding_A.default", Key("e", "lora_embedding_A", "default", "")),
+        ("_orig_mod.q.lora_A.weight", Key("q", "lora_A", "", "weight")),
+        ("lora_A.q.lora_B.weight", Key("lora_A.q", "lora_B", "", "weight")),
+        ("lora_A.weight", None),
+        ("q.weight", None),
+    ],
+)
+def test_a_name_is_taken_apart_from_its_end(name, key):
+    assert parse_key(name) == key
+
+
+def test_paths_of_wrapped_modules():
+    assert module_path("m.base_layer.base_layer.q") == "m.q"
+    assert pattern_name("m.base_layer.out_proj") == "m"
+    assert pattern_name("m.out_proj") == "m.out_proj"
+
+
+@pytest.mark.parametrize(
+    ("value", "dtype", "within"),
+    [
+        (LARGEST_ENTRY, np.float64, True),
+        (-LARGEST_ENTRY * 1.01, np.float64, False),
+        (math.inf, np.float32, False),
+        (math.nan, np.float16, False),
+        (3.4e38, np.float32, True),
+    ],
+)
+def test_numbers_of_an_update_are_within_the_range_of_float32(value, dtype, within):
+    assert within_range(np.ones(2), np.asarray([0.0, value], dtype)) is within
+
+
+# --- scales ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("fields", "name", "r", "scale", "config_r"),
+    [
+        ({"r": 8, "lora_alpha": 16}, "q", 8, 2.0, 8),
+        ({"r": 8, "lora_alpha": 16}, "q", 4, 4.0, 8),
+        ({"r": 8, "lora_alpha": 16}, "q", None, 2.0, 8),
+        ({"r": 8, "lora_alpha": 16, "use_rslora": True}, "q", 16, 4.0, 8),
+        ({"r": 8, "lora_alpha": 16, "rank_pattern": {"q": 2}}, "q", None, 8.0, 2),
+        ({"r": 8, "lora_alpha": 16, "rank_pattern": {"q": [True]}}, "q", None, 2.0, 8),
+        ({"r": 8, "lora_alpha": 16, "alpha_pattern": {"q": 0.5}}, "l.q", 2, 0.25, 8),
+        ({"r": 0, "lora_alpha": 16}, "q", None, 16.0, 0),
+        ({"r": 0, "lora_alpha": 16, "use_rslora": True}, "q", None, 16.0, 0),
+    ],
+)
+def test_a_scale_is_alpha_over_the_rank_on_disk_or_its_root(fields, name, r, scale, config_r):
+    found = ScalingRules(AdapterConfig(**fields)).of(name, r)
+    assert (found.scale, found.config_r, found.path) == (scale, config_r, name)
+
+
+def test_keys_of_equal_values_do_not_contest_and_unused_keys_are_named():
+    config = AdapterConfig(rank_pattern={"q": 2, "1.q": 2, "k": 3}, alpha_pattern={"v": 1.0, "0.v": 2.0, "z": 1.0})
+    rules = ScalingRules(config)
+    assert (rules.of("1.q").rank_pattern, rules.of("0.v").alpha_pattern) == ("q", "v")
+    assert rules.contested == ["0.v"]
+    assert rules.unmatched() == (["k"], ["z"])
+    assert rules.of("x", 4, default_alpha=2.0).scale == 0.5
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('{"lora_alpha": 1.1e30}', "c: lora_alpha is 1.1e+30, over the limit of 1e+30"),
+        ('{"alpha": -2e30}', "c: alpha is -2e+30, over the limit of 1e+30"),
+        ('{"alpha_pattern": {"q": 1e31}}', "c: alpha_pattern of 'q' is 1e+31, over the limit of 1e+30"),
+        ('{"r": 0}', "c is not an adapter config: r is 0, expected at least 1"),
+        ('{"peft_type": "LOKR", "r": 0}', "c is not an adapter config: r is 0, expected at least 1"),
+    ],
+)
+def test_a_config_beyond_its_limits_is_refused_with_them(text, message):
+    with pytest.raises(AdapterError) as error:
+        parse_config(text, "c")
+    assert str(error.value) == message
+
+
+def test_a_config_at_its_limits_is_read():
+    assert parse_config('{"lora_alpha": -1e30, "alpha": 1e30, "r": 1}', "c").r == 1
+    assert parse_config('{"peft_type": "VERA", "r": 0}', "c").r == 0
+    other = parse_config('{"peft_type": "IA3", "r": "x", "task_type": "t", "modules_to_save": ["h"]}', "c")
+    assert (other.peft_type, other.task_type, other.modules_to_save, other.r) == ("IA3", "t", ["h"], 8)
+    with pytest.raises(AdapterError, match="is not an adapter config"):
+        parse_config('{"peft_type": "lora", "r": "x"}', "c")
+    long = "k" * 70
+    with pytest.raises(AdapterError) as error:
+        parse_config(f'{{"alpha_pattern": {{"{long}": 1e31}}}}', "c")
+    assert f"alpha_pattern of '{'k' * 60}' is" in str(error.value)
+
+
+def test_the_start_that_a_name_means():
+    for name, changes, recomputable, principal, convertible in (
+        ("pissa", True, True, True, True),
+        ("PiSSA_niter_4", True, False, True, True),
+        ("olora", True, True, True, True),
+        ("corda", True, False, True, True),
+        ("lora_ga", True, False, False, True),
+        ("loftq", True, False, False, False),
+        ("eva", False, False, False, False),
+        ("eva_x", False, False, False, False),
+    ):
+        start = start_of(name)
+        assert start[1:] == (changes, recomputable, principal, convertible), name
+
+
+# --- patterns that only a backtracking matcher reads ---------------------------------------------------------------
+
+
+def test_the_steps_of_a_matcher_are_bounded_for_the_name_at_hand():
+    key = r"a*a*a*(?=b)"
+    assert PatternTable([key]).matching("a" * 60) == []
+    with pytest.raises(AdapterError) as error:
+        PatternTable([key]).matching("a" * 2000)
+    assert str(error.value) == (
+        f"the pattern {key!r} in the adapter config could take for ever to match on the name {'a' * 77 + '...'!r}"
+    )
+    dotted = ".".join("a" * 300)  # each dot may end the prefix
+    with pytest.raises(AdapterError, match="take for ever"):
+        PatternTable([key]).matching(dotted)
+    assert _most_paths("a)", 10) == math.inf

@@ -1,0 +1,240 @@
+"""Pieces, their order and their budgets, and what a calibration decides without a model, by hand."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, get_args
+
+import numpy as np
+import pytest
+from hand_made import PREFIX, adapter, diagonal, kohya
+from safetensors.numpy import load_file
+
+from gradience import AdapterError, ConfigError
+from gradience.adapters.open import open_adapter
+from gradience.schema.writing import Criterion
+from gradience.verbs.resize import calibrated
+from gradience.verbs.resize.calibrated import kept_for
+from gradience.verbs.resize.choice import Candidate, Order, first_pieces, ordered, predicted_kl, shortest, within
+from gradience.verbs.resize.criteria import Target
+from gradience.verbs.resize.pieces import combined, gates_of, pieces_of, share_left_out
+from gradience.verbs.resize.plan import resizable_pairs
+from gradience.verbs.resize.targets import without_modules
+
+CRITERIA = ", ".join(get_args(Criterion))
+
+
+def dense(folder: Path, name: str, scale: float = 1.0) -> np.ndarray:
+    tensors = load_file(folder / "adapter_model.safetensors")
+    b, a = (tensors[f"{PREFIX}{name}.lora_{x}.weight"].astype(np.float64) for x in "BA")
+    return scale * b @ a
+
+
+def config_of(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "adapter_config.json").read_text())
+
+
+# --- pieces ------------------------------------------------------------------------------------------------------
+
+
+def test_pieces_of_diagonal_moments():
+    pieces = pieces_of(np.diag([4.0, 1.0, 0.0]), np.diag([1.0, 9.0, 1.0]))
+    # roots: 2, 1, sqrt(4e-9) and 1, 3, 1: products 2, 3, 2 sqrt(1e-9)
+    np.testing.assert_allclose(pieces.sizes, [3.0, 2.0, 2.0 * 1e-9**0.5], rtol=1e-9)
+    for k, place in enumerate((1, 0, 2)):
+        unit = np.zeros((3, 3))
+        unit[place, place] = 1.0
+        np.testing.assert_allclose(combined(pieces, [k]), unit, atol=1e-9)
+    lopsided = np.asarray([[1.0, 2.0], [0.0, 1.0]])
+    turned = pieces_of(lopsided, np.eye(2))
+    np.testing.assert_allclose(
+        turned.sizes**2, np.linalg.eigvalsh((lopsided + lopsided.T) / 2)[::-1].clip(2e-9), atol=1e-8
+    )
+
+
+def test_gates_are_the_pieces_parts_of_the_gradients():
+    pieces = pieces_of(np.eye(2) * 4.0, np.eye(2))
+    gradients = np.asarray([[[1.0, 2.0], [3.0, 4.0]], [[0.0, 0.0], [0.0, 1.0]]])
+    found = gates_of(pieces, gradients)
+    wanted = [[float(np.sum(g * np.outer(pieces.left[:, i], pieces.right[i]))) for i in range(2)] for g in gradients]
+    np.testing.assert_allclose(found, wanted)
+    np.testing.assert_allclose(found.sum(axis=1), [5.0, 1.0])  # the pieces sum to the identity
+
+
+def test_a_share_left_out_is_of_the_update_s_norm():
+    gram_a, gram_b = np.diag([1.0, 4.0]), np.diag([9.0, 1.0])  # squares 9 and 4
+    assert share_left_out(np.diag([1.0, 0.0]), gram_a, gram_b) == pytest.approx(math.sqrt(4 / 13))
+    assert share_left_out(np.eye(2), gram_a, gram_b) == 0.0
+    assert share_left_out(np.zeros((2, 2)), gram_a, gram_b) == 1.0
+    assert share_left_out(np.eye(2), 0 * gram_a, gram_b) is None
+
+
+def test_predicted_costs_are_half_the_mean_square_of_what_the_gates_left_out_say():
+    gates = {"a": np.asarray([[3.0, 1.0], [1.0, 2.0]]), "b": np.asarray([[4.0], [-2.0]])}
+    candidates = {name: Candidate(gate, 1) for name, gate in gates.items()}
+    assert predicted_kl(candidates, {"a": [0], "b": []}, 8) == pytest.approx(0.5 * ((1 + 4) ** 2 + 0) / 8)
+    assert predicted_kl(candidates, {"a": [0, 1], "b": [0]}, 8) == 0.0
+    assert predicted_kl(candidates, {"a": [0], "b": [0]}, 0) == pytest.approx(0.5 * (1 + 4))
+
+
+def test_equal_scores_keep_their_order_and_costs_of_nothing_count_as_one():
+    order = ordered({"a": Candidate(np.ones((1, 2)), 0), "b": Candidate(np.ones((1, 1)), 1)})
+    assert order == Order([("a", 0), ("a", 1), ("b", 0)], 1)
+    both = ordered({"a": Candidate(np.ones((1, 2)), 1, least=1), "b": Candidate(2 * np.ones((1, 1)), 1, least=1)})
+    assert both == Order([("b", 0), ("a", 0), ("a", 1)], 2)
+    assert first_pieces(both, 2) == {"a": [0], "b": [0]}
+    assert first_pieces(both, 0) == {"a": [], "b": []}
+    assert within(both, 1, {"a": 1, "b": 1}) is None
+    assert within(both, 2, {"a": 1, "b": 1}) == {"a": [0], "b": [0]}
+
+
+@pytest.mark.parametrize(("pieces", "step"), [(99, 1), (199, 1), (200, 2), (350, 3)])
+def test_the_shortest_beginning_is_sought_to_one_in_a_hundred(pieces, step):
+    order = Order([("a", k) for k in range(pieces)], 1)
+    asked = []
+
+    def measured(count: int) -> float:
+        asked.append(count)
+        return 0.5 if count >= 61 else 0.51
+
+    found = shortest(order, 0.5, measured)
+    assert 61 <= found < 61 + step
+    assert len(asked) <= math.ceil(math.log2(pieces / step)) + 1
+    assert all(1 <= count < pieces for count in asked)
+    assert shortest(Order([("a", 0)], 1), 0.5, measured) == 1
+
+
+def test_targets_of_the_modules_that_stay():
+    assert without_modules(["h.q", "a.q"], ["h.q", "a.q", "h.k"]) == {"target_modules": ["a.q", "h.q"]}
+    pattern = {"target_modules": r"(?:a\.q|q)", "layers_to_transform": None, "layers_pattern": None}
+    assert without_modules(["q", "a.q"], ["q", "a.q", "b.q"]) == pattern
+    assert without_modules(["a.q"], ["a.q", "x.a.q"])["target_modules"] == r"(?:a\.q)"
+    assert without_modules(["a.q"], ["a.q", "xa.q"])["target_modules"] == ["a.q"]
+
+
+# --- calibration, without a model --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("usable", "task", "chosen", "most"),
+    [
+        (24, "causal", 16, 192),
+        (25, "causal", 17, 192),
+        (191, "causal", 128, 192),
+        (192, "causal", 128, 192),
+        (150, "sequence-classification", 100, 384),
+        (384, "sequence-classification", 128, 384),
+    ],
+)
+def test_two_thirds_of_the_inputs_choose_and_the_rest_measures(usable, task, chosen, most, monkeypatch):
+    asked = []
+
+    def read(path, loaded, *, most, seed, token_ids):
+        asked.append((path, most, seed, token_ids))
+        return SimpleNamespace(examples=list(range(usable)), cut=3)
+
+    monkeypatch.setattr(calibrated, "read_inputs", read)
+    found = calibrated._split(calibrated.Asked("base", "t", token_ids=True, seed=5), SimpleNamespace(task=task))
+    assert asked == [("t", most, 5, True)]
+    assert (found.chosen_by, found.measured_on, found.cut) == (list(range(chosen)), list(range(chosen, usable)), 3)
+
+
+def test_fewer_inputs_than_24_are_refused_with_the_number_that_would_be_used(monkeypatch):
+    monkeypatch.setattr(calibrated, "read_inputs", lambda *_, **__: SimpleNamespace(examples=[0] * 23, cut=0))
+    with pytest.raises(ConfigError) as error:
+        calibrated._split(calibrated.Asked("base", "t"), SimpleNamespace(task="causal"))
+    assert str(error.value) == "t has 23 different inputs that can be used, expected at least 24"
+    assert error.value.advice == "192 are used where there are so many; they need no labels"
+
+
+def opened(folder: Path) -> calibrated.Calibrated:
+    """An adapter as a calibration would leave it, each module's pieces by the weights, gates of one sequence."""
+    _, found = open_adapter(folder)
+    pairs = {pair.path: pair for pair in resizable_pairs(found)}
+    pieces = {path: pieces_of(*calibrated._grams(found, pair)) for path, pair in pairs.items()}
+    candidates = {
+        path: Candidate(pieces[path].sizes[None], pair.layout.params_per_rank, calibrated._least(found, pair))
+        for path, pair in pairs.items()
+    }
+    return calibrated.Calibrated(
+        adapter=found,
+        asked=calibrated.Asked("b", "t"),
+        model=None,
+        pairs=pairs,
+        pieces=pieces,
+        candidates=candidates,
+        order=ordered(candidates),
+        predictions=1,
+        inputs=None,
+        measure=lambda kept: SimpleNamespace(kl=0.1 * (4 - sum(map(len, kept.values())))),
+    )
+
+
+def test_pieces_are_kept_within_each_kind_of_budget(tmp_path):
+    folder = adapter(tmp_path / "a", {"q": diagonal(4.0, 2.0), "v": diagonal(3.0, 1.0, d_out=3, d_in=8)})
+    found = opened(folder)
+    assert found.order.pieces == [("q", 0), ("v", 0), ("q", 1), ("v", 1)]  # both cost eleven
+
+    def kept(criterion: str, value: float, **more: Any) -> dict[str, int]:
+        return {path: len(some) for path, some in kept_for(found, Target(criterion, value), **more).items()}
+
+    assert kept("max_params", 11) == {"q": 1, "v": 0}
+    assert kept("max_params", 32) == {"q": 1, "v": 1}
+    assert kept("max_params", 33) == {"q": 2, "v": 1}
+    assert kept("rank", 1) == {"q": 1, "v": 1}
+    assert kept("rank", 9) == {"q": 2, "v": 2}
+    assert kept("kl", 0.11) == {"q": 2, "v": 1}
+    assert kept("kl", 0.21) == {"q": 1, "v": 1}
+    whole = (folder / "adapter_model.safetensors").stat().st_size
+    assert kept("max_mb", whole / 1e6) == {"q": 2, "v": 2}
+    assert kept("max_mb", (whole - 1) / 1e6) == {"q": 2, "v": 1}
+    assert kept("max_mb", (whole - 2 * 11 * 4) / 1e6, dtype="F16") == {"q": 2, "v": 2}
+    with pytest.raises(AdapterError) as error:
+        kept("max_params", 10)
+    assert str(error.value) == "the budget leaves 10 parameters, and the least that can be written needs more"
+    with pytest.raises(AdapterError, match=r"the budget leaves -?[0-9]+ bytes, and the least"):
+        kept("max_mb", 0.0001)
+
+
+def test_a_module_with_a_bias_beside_its_factors_keeps_a_piece(tmp_path):
+    extra = {"q.bias": np.ones(6, np.float32), "qv.bias": np.ones(6, np.float32)}
+    folder = adapter(tmp_path / "a", {"q": diagonal(1.0), "v": diagonal(9.0)}, extra=extra, bias="lora_only")
+    _, found = open_adapter(folder)
+    assert {pair.path: calibrated._least(found, pair) for pair in resizable_pairs(found)} == {"q": 1, "v": 0}
+
+
+def test_the_maps_of_pieces_share_each_size_evenly_and_their_loss_is_the_share_left_out(tmp_path):
+    b, a = diagonal(4.0, 2.0)
+    folder = adapter(tmp_path / "a", {"q": (b * 1e3, a * 1e-3)}, lora_alpha=4)
+    found = opened(folder)
+    gram_a, gram_b = calibrated._grams(found.adapter, found.pairs["q"])
+    maps = calibrated._maps(found.pieces["q"], [0], gram_a, gram_b)
+    new_b, new_a = b * 1e3 @ maps.left, maps.right @ (a * 1e-3)
+    np.testing.assert_allclose(np.abs(new_b @ new_a)[:2, :2], [[4.0, 0.0], [0.0, 0.0]], atol=1e-6)
+    np.testing.assert_allclose(np.linalg.norm(new_b), np.linalg.norm(new_a), rtol=1e-6)
+    loss = calibrated._loss(found, "q", [0], gram_a, gram_b)
+    assert (loss.lost, loss.energy) == (pytest.approx(4 * 4.0, rel=1e-6), pytest.approx(4 * 20.0, rel=1e-6))
+    assert calibrated._loss(found, "q", [0, 1], gram_a, gram_b) == (0.0, pytest.approx(80.0, rel=1e-6))
+    assert calibrated._loss(found, "q", [], gram_a, gram_b).lost == pytest.approx(80.0, rel=1e-6)
+
+
+def test_what_peft_would_not_load_is_not_calibrated(tmp_path):
+    source = kohya(tmp_path / "in.safetensors", {"a": (*diagonal(4.0, 3.0), 2.0)})
+    files, found = open_adapter(source)
+    with pytest.raises(AdapterError) as error:
+        calibrated._pairs(files, found)
+    assert str(error.value) == "the adapter is in kohya's format, which PEFT does not load"
+    folder = adapter(tmp_path / "a", {"q": diagonal(1.0)})
+    files, found = open_adapter(folder)
+    assert list(calibrated._pairs(files, found)) == ["q"]
+    (folder / "adapter_model.safetensors").rename(folder / "other.safetensors")
+    files, found = open_adapter(folder)
+    with pytest.raises(AdapterError) as error:
+        calibrated._pairs(files, found)
+    assert str(error.value) == (
+        f"PEFT loads adapter_config.json and adapter_model.safetensors of one folder, and these are {files.config} and "
+        f"{files.weights}"
+    )

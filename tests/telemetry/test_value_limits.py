@@ -1,0 +1,305 @@
+"""Values, rows and lines at their limits, and what is said beyond them."""
+
+from __future__ import annotations
+
+import json
+import math
+from array import array
+from typing import Any
+
+import numpy as np
+import pytest
+
+from gradience.errors import RecorderError, SchemaError
+from gradience.schema.events import UnknownEvent
+from gradience.telemetry.codec import KNOWN_ARRAY, convert, decode, decode_array, decode_lines, find, parse, path_of
+from gradience.telemetry.lines import find_faults, find_unnamed
+from gradience.telemetry.rows import split_row
+from gradience.telemetry.values import described, number, number_of, plain, rates, step_of
+
+HIDDEN = "<redacted: secret key>"
+SCHEMA = "gradience.vnext.telemetry/v1"
+HEAD: dict[str, Any] = {"schema": SCHEMA, "ts": 1.0, "run_id": "r"}
+ROW: dict[str, Any] = {**HEAD, "event": "train_step", "step": 1, "loss": 0.5}
+ADVICE = "record numbers, strings, booleans, and lists or mappings of them"
+
+
+def refusal(make: Any) -> str:
+    with pytest.raises(RecorderError) as error:
+        make()
+    assert error.value.advice == ADVICE
+    return str(error.value)
+
+
+# --- values ------------------------------------------------------------------------------------------------------
+
+
+def test_an_event_has_ten_thousand_values_in_all():
+    assert len(plain(list(range(10_000)), "x")) == 10_000
+    assert plain({"a": list(range(9_998)), "b": 1}, "x")["b"] == 1
+    says = "holds more values than the 10000 of one event"
+    assert refusal(lambda: plain(list(range(10_001)), "x")) == f"`x` {says}"
+    assert refusal(lambda: plain({"a": list(range(9_999)), "b": 1}, "x")) == f"`x.a` {says}"
+    assert refusal(lambda: plain({"a": [0], "b": set(range(9_998))}, "")) == f"`b` {says}"
+
+
+def test_values_are_nested_64_levels_deep():
+    def nested(levels: int) -> Any:
+        value: Any = 1
+        for _ in range(levels):
+            value = [value]
+        return value
+
+    assert plain(nested(65), "x") == nested(65)
+    assert refusal(lambda: plain(nested(66), "x")).endswith(" is nested more than 64 levels deep")
+
+
+def test_an_integer_has_4096_bits():
+    for value in (2**4096 - 1, -(2**4096 - 1)):
+        assert plain(value, "x") == value
+        assert number(value, "x") == value
+    assert refusal(lambda: plain(2**4096, "x")) == "`x`: expected an integer of at most 4096 bits, got int"
+    assert refusal(lambda: number(2**4096, "x")) == "`x`: expected a number, got int"
+    assert described(2**199 - 1) == str(2**199 - 1)
+    assert described(2**199) == "<a huge number>"
+    assert described(2**53) == str(2**53)
+    assert described(-(2**53 - 1)) == -(2**53 - 1)
+
+
+def test_an_array_has_4096_values():
+    assert plain(np.zeros(4096), "x") == [0.0] * 4096
+    assert plain(array("d", [0.0] * 4096), "x") == [0.0] * 4096
+    assert refusal(lambda: plain(np.zeros((17, 241)), "x")) == "`x`: expected at most 4096 values, got numpy.ndarray"
+    says = "`x`: expected at most 4096 values, got array.array"
+    assert refusal(lambda: plain(array("d", [0.0] * 4097), "x")) == says
+
+
+@pytest.mark.parametrize(
+    ("value", "found"),
+    [
+        (1.5, 1.5),
+        (math.nan, "NaN"),
+        ("-Infinity", "-Infinity"),
+        (np.float32(0.5), 0.5),
+        (np.ones((1, 1)), 1.0),
+        ([[2]], 2),
+        (np.int64(3), 3),
+        (np.float64("inf"), "Infinity"),
+    ],
+)
+def test_a_number_is_one_element_of_any_kind(value, found):
+    assert number(value, "x") == found
+    assert type(number(value, "x")) is type(found)
+
+
+@pytest.mark.parametrize(
+    ("value", "got"), [(True, "bool"), ("1", "str"), ([1, 2], "list"), ([], "list"), (None, "NoneType")]
+)
+def test_what_is_no_number_is_refused_with_its_type(value, got):
+    assert refusal(lambda: number(value, "x")) == f"`x`: expected a number, got {got}"
+
+
+def test_rates_are_one_or_a_list():
+    assert (rates(0.5), rates(math.inf), rates([0.5, 1]), rates(np.asarray([0.5]))) == (
+        0.5,
+        "Infinity",
+        [0.5, 1],
+        [0.5],
+    )
+    assert (rates("NaN"), rates(2), rates(np.float32(0.5))) == ("NaN", 2, 0.5)
+    assert refusal(lambda: rates([0.5, None])) == "`lr[1]`: expected a number, got NoneType"
+    assert refusal(lambda: rates(None)) == "`lr`: expected a number, got NoneType"
+
+
+@pytest.mark.parametrize(
+    ("value", "found"),
+    [
+        ("1" * 64, float("1" * 64)),
+        ("1" * 65, None),
+        (" 1e3 ", 1000.0),
+        ("1.", 1.0),
+        (".5", 0.5),
+        ("-inf", "-Infinity"),
+        ("NaN", "NaN"),
+        ("1e", None),
+        ("", None),
+        (10**400, None),
+        (3, 3.0),
+        (False, None),
+        (None, None),
+        ([1], None),
+    ],
+)
+def test_a_number_may_be_text_of_64_characters(value, found):
+    assert number_of(value) == found
+
+
+@pytest.mark.parametrize(
+    ("value", "step"),
+    [
+        (2**53 - 1, 2**53 - 1),
+        (2**53, None),
+        (0, 0),
+        (-0.0, 0),
+        (-1, None),
+        ("9" * 15, int("9" * 15)),
+        ("9" * 16, None),
+        ("1" * 17, None),
+        (" 12.00 ", 12),
+        ("12.5", None),
+        (12.5, None),
+        (math.inf, None),
+        (True, None),
+        (None, None),
+    ],
+)
+def test_a_step_is_a_whole_number_that_every_reader_keeps(value, step):
+    assert step_of(value) == step
+
+
+# --- rows --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("row", "train", "evals", "summary"),
+    [
+        ({"loss": 1, "eval_runtime": 2}, {"loss": 1}, {"eval": {"runtime": 2}}, {}),
+        ({"loss": 1, "x_runtime": 2}, {"loss": 1, "x_runtime": 2}, {}, {}),
+        ({"x_runtime": 2, "x_f1": 1, "epoch": 3}, {}, {"x": {"runtime": 2, "f1": 1, "epoch": 3}}, {}),
+        ({"_runtime": 2, "reward": 1}, {"_runtime": 2, "reward": 1}, {}, {}),
+        ({"eval_f1": 1, "epoch": 2}, {}, {"eval": {"f1": 1, "epoch": 2}}, {}),
+        ({"eval_a_loss": 1, "eval_a_f1": 2}, {}, {"a": {"loss": 1, "f1": 2}}, {}),
+        ({"eval_a_loss": 1, "eval_b_f1": 2}, {}, {"eval": {"a_loss": 1, "b_f1": 2}}, {}),
+        ({"eval_a_loss": 1, "eval_b_loss": 2}, {}, {"eval": {"a_loss": 1, "b_loss": 2}}, {}),
+        ({"test_f1": 1}, {"test_f1": 1}, {}, {}),
+        ({"test_acc": 1, "test_f1": 2}, {}, {"test": {"acc": 1, "f1": 2}}, {}),
+        ({"val_loss": 1, "eval_loss": 2}, {}, {"val": {"loss": 1}, "eval": {"loss": 2}}, {}),
+        (
+            {"eval_a_runtime": 1, "eval_b_runtime": 2, "epoch": 3, "kl": 4},
+            {"kl": 4},
+            {"a": {"runtime": 1, "epoch": 3}, "b": {"runtime": 2, "epoch": 3}},
+            {},
+        ),
+        ({"eval_a_runtime": 1, "eval_a_b_runtime": 2}, {}, {"a": {"runtime": 1, "b_runtime": 2}}, {}),
+        (
+            {"eval_a_runtime": 1, "eval_a_f1": 2, "eval_loss": 3},
+            {},
+            {"a": {"runtime": 1, "f1": 2}, "eval": {"loss": 3}},
+            {},
+        ),
+        ({"total_flos": 1, "kl": 2}, {}, {}, {"total_flos": 1, "kl": 2}),
+        ({"total_flos": 1, "train_loss": 3, "loss": 2}, {"loss": 2}, {}, {"total_flos": 1, "train_loss": 3}),
+        ({"total_flos": 1, "loss": 2, "epoch": 3}, {"loss": 2, "epoch": 3}, {}, {"total_flos": 1, "epoch": 3}),
+        ({"total_flos": 1, "eval_loss": 2}, {}, {"eval": {"loss": 2}}, {"total_flos": 1}),
+        ({"predict_ppl": 1, "lr": 2, "epoch": 3}, {"lr": 2, "epoch": 3}, {"predict": {"ppl": 1}}, {}),
+        ({"eval_loss": 1, "loss": 3, "f1": 2}, {"loss": 3, "f1": 2}, {"eval": {"loss": 1}}, {}),
+        ({"eval_loss": 1, "f1": 2}, {}, {"eval": {"loss": 1, "f1": 2}}, {}),
+    ],
+)
+def test_a_row_is_taken_apart_value_by_value(row, train, evals, summary):
+    assert split_row(row) == (train, evals, summary)
+
+
+# --- lines -------------------------------------------------------------------------------------------------------
+
+
+REAL = 'a number, "NaN", "Infinity" or "-Infinity"'
+
+
+@pytest.mark.parametrize(
+    ("change", "faults"),
+    [
+        ({}, []),
+        ({"step": -1}, [("Expected `int` >= 0", "$.step", "int >= 0", "-1")]),
+        ({"step": "x"}, [("Expected `int | null`, got `str`", "$.step", "int | null", "str")]),
+        ({"loss": "x"}, [("Invalid enum value 'x'", "$.loss", REAL, "'x'")]),
+        ({"run_id": ""}, [("Expected `str` of length >= 1", "$.run_id", "str of length >= 1", "''")]),
+        (
+            {"step": 1.5, "loss": [], "run_id": 3},
+            [
+                ("Expected `str`, got `int`", "$.run_id", "str", "int"),
+                ("Expected `int | null`, got `float`", "$.step", "int | null", "float"),
+                ("Expected `float | str | null`, got `array`", "$.loss", "float | str | null", "array"),
+            ],
+        ),
+        ({"lr": [0.1, "y", {}]}, None),
+    ],
+)
+def test_every_fault_of_a_line_is_named_with_its_place(change, faults):
+    found = find_faults({**ROW, **change})
+    if faults is None:
+        assert [one.path for one in found] == ["$.lr[1]", "$.lr[2]"] or [one.path for one in found] == ["$.lr[...]"]
+        return
+    assert sorted((one.reason, one.path, one.expected, one.got) for one in found) == sorted(faults)
+
+
+def test_as_many_faults_are_named_as_asked_for():
+    bad = {**ROW, "step": -1, "loss": "x", "lr": "y", "grad_norm": "z"}
+    assert [len(find_faults(dict(bad), most)) for most in (1, 2, 3, 4, 9)] == [1, 2, 3, 4, 4]
+    missing = {key: value for key, value in ROW.items() if key not in {"run_id", "ts"}}
+    assert sorted((one.path, one.expected, one.got) for one in find_faults(missing)) == [
+        ("$.run_id", "a value (required)", "nothing"),
+        ("$.ts", "a value (required)", "nothing"),
+    ]
+    long = {**ROW, "loss": "x" * 500}
+    (one,) = find_faults(long)
+    assert one.got == repr("x" * 500)[: len(one.got)]
+    assert 20 <= len(one.got) <= 200
+
+
+def test_bare_numbers_are_named_one_by_one_up_to_the_most():
+    line = b'{"a": NaN, "b": [1, -Infinity], "c": {"d": Infinity}}'
+    assert [(one.path, one.expected, one.got) for one in find_unnamed(line)] == [
+        ("$.a", '"NaN"', "NaN without quotes"),
+        ("$.b[1]", '"-Infinity"', "-Infinity without quotes"),
+        ("$.c.d", '"Infinity"', "Infinity without quotes"),
+    ]
+    assert [one.path for one in find_unnamed(line, 2)] == ["$.a", "$.b[1]"]
+    assert {one.reason for one in find_unnamed(line)} == {"Bare NaN and Infinity are not JSON"}
+
+
+def test_a_path_names_a_place():
+    document = {"a": [{"b": 1}, {"b": 2}], "c": 3}
+    assert path_of("Expected `int` - at `$.a[0].b`") == "$.a[0].b"
+    assert path_of("Expected `int`") == "$"
+    place = find(document, "$.a[1].b")
+    assert (place.container, place.key, place.every, place.value) == ({"b": 2}, "b", False, 2)
+    assert find(document, "$.a[1]").key == 1
+    assert find(document, "$.a[...]").every
+    assert (find(document, "$"), find(document, "$.x.y"), find(document, "$.a[9].b"), find(document, "$.c.d.e")) == (
+        None,
+    ) * 4
+
+
+@pytest.mark.parametrize(
+    ("value", "step"), [(4.0, 4), (float(2**53 - 2), 2**53 - 2), (float(2**53), None), (4.5, None)]
+)
+def test_a_whole_float_is_an_integer_where_one_is_asked_for(value, step):
+    line = json.dumps({**ROW, "step": value}).encode()
+    if step is None:
+        with pytest.raises(SchemaError):
+            decode(line)
+    else:
+        assert decode(line).step == step
+
+
+def test_another_version_is_named_by_its_first_80_characters():
+    with pytest.raises(SchemaError) as error:
+        convert({**ROW, "schema": "gradience.vnext.telemetry/" + "9" * 90})
+    shown = "gradience.vnext.telemetry/" + "9" * 54
+    assert str(error.value) == f"this log is {shown!r}, this reader knows {SCHEMA!r}"
+    event = decode(json.dumps({**HEAD, "event": "later", "step": 3, "x": 1}).encode())
+    assert event == UnknownEvent(event="later", ts=1.0, run_id="r", step=3, payload={"x": 1})
+
+
+def test_lines_decoded_at_once_are_as_many_as_there_are():
+    row = json.dumps(ROW).encode()
+    assert len(decode_array(row + b"\n" + row + b"\n", 2, KNOWN_ARRAY)) == 2
+    assert decode_array(row + b"," + row + b"\n", 1, KNOWN_ARRAY) is None
+    assert decode_lines(row + b"," + row + b"\n") is None
+    assert len(decode_lines(row + b"\n" + row)) == 2
+    for bad in (b'{"a":"\xff"}\n', b"{}\n"):
+        assert decode_array(bad, 1, KNOWN_ARRAY) is None
+        assert decode_lines(bad) is None
+    assert parse(b'{"a": 1e999, "b": -Infinity}') == ({"a": "Infinity", "b": "-Infinity"}, True)
+    assert parse(b'{"a": 1}') == ({"a": 1}, False)

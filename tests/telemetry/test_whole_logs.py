@@ -1,0 +1,212 @@
+"""Whole logs: read by the block as event by event, and counted to the last line."""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+from typing import Any
+
+import pytest
+
+from gradience.errors import RecorderError
+from gradience.schema.events import UnknownEvent
+from gradience.schema.reports import BadLine
+from gradience.telemetry import TelemetryReader, lines
+from gradience.telemetry.lines import Block
+from gradience.telemetry.reader import RunSummary, summarize, validate_log
+
+HIDDEN = "<redacted: secret key>"
+SCHEMA = "gradience.vnext.telemetry/v1"
+HEAD: dict[str, Any] = {"schema": SCHEMA, "ts": 1.0, "run_id": "r"}
+ROW: dict[str, Any] = {**HEAD, "event": "train_step", "step": 1, "loss": 0.5}
+ADVICE = "record numbers, strings, booleans, and lists or mappings of them"
+
+
+def refusal(make: Any) -> str:
+    with pytest.raises(RecorderError) as error:
+        make()
+    assert error.value.advice == ADVICE
+    return str(error.value)
+
+
+# --- whole logs --------------------------------------------------------------------------------------------------
+
+
+def drawn_row(rng: random.Random, step: int) -> dict[str, Any]:
+    """A row with some of its columns, now and then odd ones."""
+    chances = {"lr": 0.9, "grad_norm": 0.8, "epoch": 0.7, "kl": 0.6, "other": 0.3}
+    row: dict[str, Any] = {"event": "train_step", "step": step, "loss": rng.random()}
+    row |= {name: rng.random() for name, chance in chances.items() if rng.random() < chance}
+    odd = [{"grad_norm": "NaN"}, {"lr": [0.5, 0.25]}, {"kl": rng.choice(["x", None, "0.25"])}, {"loss": None}]
+    return row | (rng.choice(odd) if rng.random() < 0.07 else {})
+
+
+class Drawn:
+    """A log as a seed draws it: rows, evaluations, resumes, sessions, gaps, copies and foreign events."""
+
+    def __init__(self, seed: int) -> None:
+        self.rng = random.Random(seed)  # noqa: S311  # a test repeats itself
+        self.lines: list[dict[str, Any]] = []
+        self.step = self.seq = 0
+        self.session: str | None = "s0"
+        self.run = "a"
+        self.add(event="run_start", step=None, config={})
+        rare = [self.evaluate, self.measure, self.warn, self.foreign, self.begin_again, self.lose, self.change]
+        for _ in range(self.rng.choice([120, 200])):
+            moves = [1, 1, 1, 1, 1, 0, 3, -2] if self.rng.random() < 0.3 else [1]
+            self.step = max(self.step + self.rng.choice(moves), 0)
+            self.add(**drawn_row(self.rng, self.step))
+            if self.rng.random() < 0.1:
+                self.rng.choice(rare)()
+        self.add(event="run_end", step=None, status="ok")
+
+    def add(self, **fields: Any) -> None:
+        own = {} if self.session is None else {"session": self.session, "seq": self.seq}
+        self.lines.append({"schema": SCHEMA, "ts": 100.0 + len(self.lines), "run_id": self.run, **own, **fields})
+        self.seq += 1
+
+    def evaluate(self) -> None:
+        metrics = {"loss": self.rng.random(), "f1": 0.5}
+        self.add(event="eval", step=self.step, split=self.rng.choice("xy"), metrics=metrics)
+
+    def measure(self) -> None:
+        kind = self.rng.choice(["spectral", "guard"])
+        self.add(event="metrics", step=self.step, kind=kind, metrics={"update_norm": 1.0})
+
+    def warn(self) -> None:
+        self.add(event="alert", step=self.step, severity="info", code="c", message="m")
+
+    def foreign(self) -> None:
+        self.add(event="later", step=self.step)
+
+    def begin_again(self) -> None:
+        self.session, self.seq = self.rng.choice(["s0", "s1", "s2", None]), self.rng.choice([0, self.seq])
+        back = self.rng.choice([None, max(self.step - 7, 0)])
+        self.add(event="run_start", step=None, config={}, resumed_from_step=back)
+        self.step = self.step if back is None else back
+
+    def lose(self) -> None:
+        self.seq = max(self.seq + self.rng.choice([-1, 1, 5]), 0)
+
+    def change(self) -> None:
+        self.run = self.rng.choice("ab")
+
+
+def state(summary: RunSummary) -> dict[str, Any]:
+    """All of a summary, in a form that compares: NaN equals itself, extras of rows left out."""
+
+    def of(run: Any) -> dict[str, Any]:
+        fields = (
+            "run_id",
+            "superseded",
+            "first_ts",
+            "last_ts",
+            "last_step",
+            "last_epoch",
+            "lost_norms",
+            "record",
+            "end",
+        )
+        held = {name: repr(getattr(run, name)) for name in fields}
+        for name in ("steps", "losses", "rates", "grad_norms"):
+            held[name] = repr(list(getattr(run, name)))
+        held["columns"] = {k: (list(c.steps), list(c.values)) for k, c in sorted(run.columns.items())}
+        held["evals"] = repr(run.evals)
+        held["others"] = repr((run.latest_metrics, run.guarded, run.alerts))
+        return held
+
+    return {
+        "runs": [of(run) for run in summary.runs.values()],
+        "counts": dict(summary.counts),
+        "unknown": summary.unknown,
+    }
+
+
+@pytest.mark.parametrize("chunk", [300, 900, 4000, 1 << 16])
+@pytest.mark.parametrize("seed", range(12))
+def test_a_log_read_by_the_block_is_the_log_read_event_by_event(seed, chunk, tmp_path, monkeypatch):
+    log = tmp_path / "run.jsonl"
+    log.write_text("".join(f"{json.dumps(line)}\n" for line in Drawn(seed).lines), encoding="utf-8")
+    slow = RunSummary(log, frozenset({"kl"}))
+    for event in TelemetryReader(log).read():
+        assert not isinstance(event, BadLine)
+        if isinstance(event, UnknownEvent):
+            slow.unknown[event.event] += 1
+        else:
+            slow.take(event)
+    monkeypatch.setattr(lines, "_CHUNK", chunk)
+    fast = summarize(log, {"kl"})
+    assert state(fast) == state(slow)
+    assert fast.lines == len(log.read_text().splitlines())
+
+
+def test_sessions_gaps_copies_and_returns_are_counted_by_hand(tmp_path):
+    def row(step: int, session: str | None, seq: int | None, **more: Any) -> dict[str, Any]:
+        own = {key: value for key, value in (("session", session), ("seq", seq)) if value is not None}
+        return {**ROW, **own, "step": step, **more}
+
+    rows = [
+        row(1, "a", 0, lr=0.5),
+        row(2, "a", 3),  # two are missing
+        row(2, "a", 4),  # the step again
+        row(1, "a", 4),  # a copy of a line, and a step that is past
+        row(5, "b", 7),
+        row(6, "a", 5),  # back to a session
+        row(7, None, None),
+        row(8, "b", 9, grad_norm="NaN", lr=[0.25, 1.0]),  # back again, one missing
+        row(9, "c", None, lr=[]),
+    ]
+    log = tmp_path / "run.jsonl"
+    log.write_text("".join(f"{json.dumps(line)}\n" for line in rows))
+    run = summarize(log).last
+    record = run.record
+    assert (record.missing, record.duplicates, record.out_of_order, record.interleaved) == (3, 2, 1, 2)
+    assert record.sessions == {"a", "b", "c"}
+    assert run.lost_norms == {8}
+    assert list(run.steps) == [1, 2, 2, 1, 5, 6, 7, 8, 9]
+    assert [None if math.isnan(rate) else rate for rate in run.rates] == [0.5, *[None] * 6, 0.25, None]
+    assert run.last_step == 9
+
+
+def test_a_block_with_few_changes_is_parted_and_one_with_many_is_not():
+    def parts(*lines: bytes) -> list[tuple[int, int, int, bytes]]:
+        data = b"".join(line + b"\n" for line in lines)
+        return [(p.number, p.offset, p.count, p.data) for p in Block(10, 100, data, len(lines)).parts()]
+
+    row, other = b'"train_step"', b"x"
+    assert parts(*[row] * 7, other) == [(10, 100, 7, (row + b"\n") * 7), (17, 191, 1, b"x\n")]
+    assert len(parts(*[row] * 6, other)) == 1
+    assert len(parts(*[row] * 8)) == 1
+    assert [p[:3] for p in parts(*[row] * 6, other, *[row] * 5)] == [(10, 100, 6), (16, 178, 1), (17, 180, 5)]
+    torn = Block(0, 0, (row + b"\n") * 7 + other, 8).parts()
+    assert [(p.number, p.count, p.data[-3:]) for p in torn] == [(0, 7, b'p"\n'), (7, 1, b"x")]
+
+
+def test_lines_of_a_block_are_numbered_as_in_the_file():
+    block = Block(4, 50, b"a\n\n bb\nc", 4)
+    found = [(line.number, line.offset, line.data, line.length, line.ended) for line in block.lines()]
+    assert found == [(5, 50, b"a", 1, True), (7, 53, b" bb", 3, True), (8, 57, b"c", 1, False)]
+    first = next(Block(0, 0, b"\xef\xbb\xbfa\n", 1).lines())
+    assert (first.data, first.length, first.offset) == (b"a", 4, 0)
+    assert next(Block(1, 9, b"\xef\xbb\xbfa\n", 1).lines()).data == b"\xef\xbb\xbfa"
+
+
+def test_a_report_counts_what_it_does_not_list(tmp_path):
+    log = tmp_path / "run.jsonl"
+    unknown = [json.dumps({**HEAD, "event": f"e{n}", "step": None}) for n in range(1001)]
+    log.write_text("\n".join([json.dumps(ROW), "bad", '{"a":1}', *unknown, unknown[0], '{"torn']))
+    report = validate_log(log, max_issues=1)
+    assert (report.lines, len(report.issues), report.valid) == (1006, 1, False)
+    assert report.issues_total == len(validate_log(log).issues) > 3
+    assert report.unknown_events["..."] == 1
+    assert report.unknown_events["e0"] == 2
+    assert len(report.unknown_events) == 1001
+    assert report.events == {"train_step": 1}
+    assert validate_log(log).notes == [
+        f"1002 events of a name unknown to {SCHEMA} here: legal, not checked further",
+        "a torn tail is what a killed process leaves: the events around it are whole",
+    ]
+    log.write_text("\n \n")
+    empty = validate_log(log)
+    assert (empty.valid, empty.lines, empty.notes) == (False, 0, ["the file holds no line that is not blank"])
