@@ -36,7 +36,7 @@ class _Single:
 def one_blas_thread() -> Iterator[None]:
     """A context in which BLAS works on one thread in each of ours; may be entered by several at once.
 
-    Also where XLA's threads do the large products: BLAS's would spin between its calls and take the processors from them.
+    Also where XLA's threads do the large products: BLAS's would spin between its calls, and take processors from them.
     """
     with _Single.lock:
         if _Single.blocks == 0:
