@@ -9,8 +9,8 @@ within h |t| of zero at c, and
     overlap^2 <= |t|^2 (1 + s h^2) [(1 + s M^T M)^-1]_yy,    M those rows less c, for every s > 0
 
 which the eigenvectors of the small matrix give in closed form. Rounding widens h. The same of W^T y on W^T W, divided
-by sigma^2, has no part in the null space of W^T: the better bound of small sigma. From below: the weight of a Ritz
-vector that has settled.
+by sigma^2, has no part in the null space of W^T, and W W^T alone does not count a vector twice near zero: the better
+bounds of small sigma. From below: the weight of a Ritz vector that has settled.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from gradience.spectral.lanczos import Ritz, ritz_of
 
 _SETTLED: Final = 1e-4  # residual of a Ritz value, of the value itself: it belongs to one singular vector
 _ROUNDING: Final = 2e-6  # of sigma_1: how well float32 products obey the recurrence, and the width of no interval
-_RESOLVED: Final = 1e-4  # of sigma_1: below it float32 products tell few singular vectors apart
+_RESOLVED: Final = 1e-3  # of sigma_1: below it float32 products tell few singular vectors apart
 _INTERVALS: Final = 160  # from there to sigma_1, at first
 _SHARE: Final = 0.05  # s h^2: what the width of an interval adds to the bound of its middle
 
@@ -64,17 +64,29 @@ def atoms(basis: Bidiagonal, k: int, thresholds: Sequence[float]) -> Atoms:
     return Atoms(lower, np.minimum(np.maximum(lower, upper), 1.0))
 
 
-def _measures(basis: Bidiagonal, ritz: Ritz, k: int) -> tuple[_Measure, _Measure]:
-    """Return the augmented matrix, whose eigenvalues are +-sigma and zeros, and W^T W on Q."""
+class _Measures(NamedTuple):
+    """Of the augmented matrix, with eigenvalues +-sigma and zeros; of W W^T on P; of W^T W on Q, begun at W^T y."""
+
+    both: _Measure
+    outer: _Measure
+    inner: _Measure
+
+
+def _measures(basis: Bidiagonal, ritz: Ritz, k: int) -> _Measures:
     c = basis.width
-    sigma, left, right = ritz.sigma, ritz.left / np.sqrt(2.0), ritz.right
-    null = np.linalg.qr(ritz.left, mode="complete")[0][:, len(sigma) :]
-    whole = np.concatenate([left, left, null], axis=1)
-    augmented = _Measure(np.concatenate([sigma, -sigma, np.zeros(c)]), whole[:k], whole[-c:])
-    return augmented, _Measure(sigma**2, ritz.left[:k] * sigma, right[-c:])
+    sigma, left, right = ritz.sigma, ritz.left, ritz.right
+    null = np.linalg.qr(left, mode="complete")[0][:, len(sigma) :]
+    twice = np.concatenate([left, left, np.sqrt(2.0) * null], axis=1) / np.sqrt(2.0)
+    whole = np.concatenate([left, null], axis=1)
+    zeros = np.zeros(c)
+    return _Measures(
+        _Measure(np.concatenate([sigma, -sigma, zeros]), twice[:k], twice[-c:]),
+        _Measure(np.concatenate([sigma**2, zeros]), whole[:k], whole[-c:]),
+        _Measure(sigma**2, left[:k] * sigma, right[-c:]),
+    )
 
 
-def _search(measures: tuple[_Measure, _Measure], largest: float, known: Floats, thresholds: Sequence[float]) -> Floats:
+def _search(measures: _Measures, largest: float, known: Floats, thresholds: Sequence[float]) -> Floats:
     """Return upper bounds over all sigma that float32 resolves, as sharp as the thresholds above `known` need.
 
     Intervals where a bound is not under the next threshold are halved, as long as the bound at their middles is.
@@ -85,7 +97,7 @@ def _search(measures: tuple[_Measure, _Measure], largest: float, known: Floats, 
     upper = known
     while len(middle):
         least = np.maximum(_SETTLED / 2.0 * middle, _ROUNDING * largest)
-        wide, sharp = (_over(measures, middle, x + _ROUNDING * largest) for x in (half, np.minimum(half, least)))
+        wide, sharp = (_over(measures, middle, x, largest) for x in (half, np.minimum(half, least)))
         known = np.maximum(known, sharp.max(axis=0))
         goals = steps[np.searchsorted(steps, known, side="right")]
         halved = np.any(wide >= goals, axis=1) & (half > least)
@@ -95,14 +107,16 @@ def _search(measures: tuple[_Measure, _Measure], largest: float, known: Floats, 
     return upper
 
 
-def _over(measures: tuple[_Measure, _Measure], middle: Floats, half: Floats) -> Floats:
+def _over(measures: _Measures, middle: Floats, half: Floats, largest: float) -> Floats:
     """Return bounds (intervals, k) on the atoms within each interval [middle - half, middle + half] of sigma."""
-    augmented, inner = measures
-    of_both = 2.0 * _bound(augmented, middle, half)
     least = np.maximum(middle - half, np.finfo(np.float64).tiny)
-    of_inner = _bound(inner, middle**2 + half**2, 2.0 * middle * half) / least[:, None] ** 2
-    least_of_both: Floats = np.minimum(of_both, of_inner)
-    return least_of_both
+    rounding = _ROUNDING * largest
+    of_both = 2.0 * _bound(measures.both, middle, half + rounding)
+    square, width = middle**2 + half**2, 2.0 * middle * half + rounding * (largest + middle)
+    of_outer = _bound(measures.outer, square, width)
+    of_inner = _bound(measures.inner, square, width) / least[:, None] ** 2
+    least_of_all: Floats = np.minimum(of_both, np.minimum(of_outer, of_inner))
+    return least_of_all
 
 
 def _bound(measure: _Measure, middle: Floats, half: Floats) -> Floats:

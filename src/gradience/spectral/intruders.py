@@ -17,7 +17,7 @@ from gradience.spectral.atoms import Atoms, atoms
 from gradience.spectral.krylov import Bidiagonal, Matrix, Operator
 from gradience.spectral.lanczos import Triplets, leading
 
-EXACT_UP_TO: Final = 256  # of the smaller side: dense SVDs take no longer than the bounds
+EXACT_UP_TO: Final = 384  # of the smaller side: dense SVDs take no longer than the bounds
 SETTLED_BY_SVD: Final = 768  # the same, where the bounds leave a vector open: about 0.6 s of dense SVDs
 _VECTORS: Final = 640  # of a basis, at most
 _FIRST_LOOK: Final = 3  # steps

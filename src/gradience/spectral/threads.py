@@ -34,7 +34,10 @@ class _Single:
 
 @contextmanager
 def one_blas_thread() -> Iterator[None]:
-    """A context in which BLAS works on one thread in each of ours; may be entered by several at once."""
+    """A context in which BLAS works on one thread in each of ours; may be entered by several at once.
+
+    Also where XLA's threads do the large products: BLAS's would spin between its calls, and take processors from them.
+    """
     with _Single.lock:
         if _Single.blocks == 0:
             _Single.limit = _controller().limit(limits=1, user_api="blas")

@@ -27,7 +27,7 @@ from gradience.schema.writing import MitigatedModule, MitigateReport, ModuleChan
 from gradience.spectral.intruders import Overlaps, count_below, overlaps
 from gradience.spectral.krylov import Operator, as_float32
 from gradience.spectral.reduced import Floats
-from gradience.spectral.threads import threads_for
+from gradience.spectral.threads import one_blas_thread
 from gradience.verbs.writing import (
     PEFT_METADATA,
     Changes,
@@ -164,7 +164,7 @@ class _Run:
         if not within_range(*module.load(), w):
             raise AdapterError(f"it holds NaN, or numbers over the limit of {LARGEST_ENTRY:g}")
         b = self._source.read(layout.b_name).reshape(layout.out, layout.rank)
-        with threads_for(min(w.shape)):
+        with one_blas_thread():
             found = mitigated(module, w, b, self._options, transposed=layout.transposed)
         if found.vectors.shape[1]:
             self._intruders[layout.b_name] = found.vectors

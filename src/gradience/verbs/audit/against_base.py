@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from functools import cache, partial
 from pathlib import Path
 from statistics import median
 from typing import Final, NamedTuple
@@ -25,7 +26,7 @@ from gradience.spectral.dense import dense_spectrum
 from gradience.spectral.intruders import count_below, overlaps
 from gradience.spectral.krylov import Operator, as_float32
 from gradience.spectral.lanczos import leading
-from gradience.spectral.threads import threads_for
+from gradience.spectral.threads import one_blas_thread, threads_for
 from gradience.verbs.audit.rows import Shown, broken_row, dense_row, module_row
 
 SHOWN_EPS: Final = (0.3, 0.5, 0.7)
@@ -113,7 +114,7 @@ class _Run:
         if found is None:
             raise AdapterError(f"the base has no {module.base_name or module.name + '.weight'}")
         w = self._weights.read(found, module.expert)
-        with threads_for(min(w.shape)):
+        with one_blas_thread() if module.dense is None else threads_for(min(w.shape)):
             return self._beside(module, row, found, w)
 
     def _beside(self, module: Module, row: ModuleAudit | None, found: Found, w: Array) -> ModuleAudit:
@@ -121,7 +122,8 @@ class _Run:
         sums = update.merged(w, found.info.dtype)
         if not math.isfinite(sums.weight):
             raise AdapterError(f"{found.name} holds NaN or infinite weights")
-        norms, converged = self._norms_of(found, module.expert, w, math.sqrt(sums.weight))
+        wide = cache(partial(as_float32, w))  # made once, and only where it is needed
+        norms, converged = self._norms_of(found, module.expert, wide, math.sqrt(sums.weight))
         if module.dense is not None:
             sized = dataclasses.replace(module, shape=(w.shape[0], w.shape[1]))
             row, settled = self._row(sized, update)
@@ -130,6 +132,7 @@ class _Run:
         else:
             settled = True
         size, frobenius = (math.nan if n is None else float(n) for n in (row.spectral_norm, row.frobenius_norm))
+        is_update = 0.0 < size < math.inf
         comparison = BaseComparison(
             weight=found.name,
             dtype=found.info.dtype,
@@ -139,8 +142,8 @@ class _Run:
             update_spectral_norm=real(size),
             update_frobenius_norm=real(frobenius),
             converged=converged and settled,
-            survival=survival_of(sums, found.info.dtype) if 0.0 < size < math.inf else None,
-            intruders=self._intruders(module, w, update) if self._options.intruders and 0.0 < size < math.inf else None,
+            survival=survival_of(sums, found.info.dtype) if is_update else None,
+            intruders=self._intruders(module, wide(), update) if self._options.intruders and is_update else None,
         )
         return msgspec.structs.replace(row, base=comparison, **_ratios(size, frobenius, norms))
 
@@ -156,7 +159,9 @@ class _Run:
         found = dense_spectrum(update.dense, values=module.r, seed=self._options.seed)
         return dense_row(module, found, shown), found.converged
 
-    def _norms_of(self, found: Found, expert: int | None, w: Array, frobenius: float) -> tuple[Norms, bool]:
+    def _norms_of(
+        self, found: Found, expert: int | None, wide: Callable[[], Array], frobenius: float
+    ) -> tuple[Norms, bool]:
         key = found.name if expert is None else f"{found.name}[{expert}]"
         known = self.norms.get(key)
         if known is not None and math.isclose(known.frobenius, frobenius, rel_tol=_SAME_NORM):
@@ -164,7 +169,7 @@ class _Run:
             return known, True
         if known is not None:
             self._notes.append(f"the cached norms of {key} are of another weight: computed again")
-        top = leading(Operator.of(as_float32(w)), seed=self._options.seed)
+        top = leading(Operator.of(wide()), seed=self._options.seed)
         norms = Norms(spectral=float(top.sigma[0]), frobenius=frobenius)
         if top.converged:
             self.norms.put(key, norms)
@@ -172,7 +177,7 @@ class _Run:
 
     def _intruders(self, module: Module, w: Array, update: Update) -> Intruders:
         o = self._options
-        base, tuned = update.operators(as_float32(w))
+        base, tuned = update.operators(w)
         if self._adapter.config.fan_in_fan_out and module.kind != "embedding":
             base, tuned = (Operator(x.w.T, x.a.T, x.b.T) for x in (base, tuned))
         found = overlaps(base, tuned, o.k, sorted({o.eps, *SHOWN_EPS}), seed=o.seed)

@@ -1,0 +1,189 @@
+"""An adapter beside a base of a Llama 7B: `audit --base` and `--intruders`, whole processes, beside their limits.
+
+    python benchmarks/against_base.py make FOLDER [--layers 32] [--size 7b]   # 13 GB; made shard by shard
+    python benchmarks/against_base.py run FOLDER [--intruders]
+    python benchmarks/against_base.py busy FOLDER          # CPU seconds beside two processes that compute, and without
+
+A weight is a Gaussian matrix whose rows and columns differ in size, and 256 directions that fall as a power of their
+place: a bulk under a heavy tail, as trained weights have. Exponents and sizes differ between modules. It is stored in
+bfloat16. `--distinct N` repeats the weights of N layers.
+The adapter is of rank 16; in every fourth layer it is eight times as large, and leading directions are its own.
+`make --size minilm` is six layers of 384 and 1536.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shlex
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+
+SIZES = {"7b": (4096, 11008), "minilm": (384, 1536), "toy": (768, 768)}
+RANK = 16
+TAIL = 256
+
+
+def modules(size: str) -> list[tuple[str, int, int]]:
+    hidden, ffn = SIZES[size]
+    square = [(f"self_attn.{m}_proj", hidden, hidden) for m in "qkvo"]
+    return [*square, ("mlp.gate_proj", ffn, hidden), ("mlp.up_proj", ffn, hidden), ("mlp.down_proj", hidden, ffn)]
+
+
+def weight(shape: tuple[int, int], seed: int) -> np.ndarray:
+    """A matrix of the spectrum that the module's docstring says."""
+    rng = np.random.default_rng(seed)
+    m, n = shape
+    tail = min(TAIL, m // 4, n // 4)
+    w = rng.standard_normal(shape, dtype=np.float32)
+    w *= np.exp(0.3 * rng.standard_normal((m, 1), dtype=np.float32))
+    w *= np.exp(0.3 * rng.standard_normal((1, n), dtype=np.float32))
+    edge = np.sqrt(m) + np.sqrt(n)
+    largest, power = rng.uniform(1.5, 8.0), rng.uniform(0.4, 0.8)
+    sigma = (largest * edge * np.arange(1, tail + 1) ** -power).astype(np.float32)
+    u = rng.standard_normal((m, tail), dtype=np.float32) / np.float32(np.sqrt(m))
+    v = rng.standard_normal((tail, n), dtype=np.float32) / np.float32(np.sqrt(n))
+    w += (u * sigma) @ v
+    w *= np.float32(0.02)
+    return w.astype(ml_dtypes.bfloat16)
+
+
+def make(folder: Path, layers: int, size: str, distinct: int) -> None:
+    """Write base and adapter; what is there already is kept."""
+    from safetensors.numpy import save_file
+
+    base, adapter = folder / "base", folder / "adapter"
+    base.mkdir(parents=True, exist_ok=True)
+    adapter.mkdir(exist_ok=True)
+    where, factors = {}, {}
+    rng = np.random.default_rng(0)
+    for layer in range(layers):
+        shard = base / f"model-{layer + 1:05}-of-{layers:05}.safetensors"
+        names = {f"model.layers.{layer}.{name}.weight": (d_out, d_in) for name, d_out, d_in in modules(size)}
+        where |= dict.fromkeys(names, shard.name)
+        if not shard.exists():
+            tensors = {
+                name: weight(shape, 100 * (layer % distinct) + i) for i, (name, shape) in enumerate(names.items())
+            }
+            save_file(tensors, shard.with_suffix(".part"), metadata={"format": "pt"})
+            shard.with_suffix(".part").rename(shard)
+        for name, d_out, d_in in modules(size):
+            stem = f"base_model.model.model.layers.{layer}.{name}"
+            fall = (0.7 ** np.arange(RANK)).astype(np.float32)[:, None] * (8.0 if layer % 4 == 0 else 1.0)
+            a = rng.standard_normal((RANK, d_in), dtype=np.float32) / np.float32(np.sqrt(d_in)) * fall
+            factors[f"{stem}.lora_A.weight"] = a.astype(np.float32)
+            factors[f"{stem}.lora_B.weight"] = rng.standard_normal((d_out, RANK), dtype=np.float32) * np.float32(0.01)
+    (base / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": where}))
+    save_file(factors, adapter / "adapter_model.safetensors", metadata={"format": "pt"})
+    targets = sorted({name.rsplit(".", 1)[-1] for name, _, _ in modules(size)})
+    config = {"peft_type": "LORA", "r": RANK, "lora_alpha": 2 * RANK, "target_modules": targets}
+    (adapter / "adapter_config.json").write_text(json.dumps(config))
+
+
+READ = """
+import sys, time
+import numpy as np
+from pathlib import Path
+from gradience.base.weights import BaseWeights, find_shards
+base = BaseWeights(find_shards(Path(sys.argv[1])))
+start = time.perf_counter()
+for file in base.files:
+    for name in file.tensors:
+        file.read(name).astype(np.float32)
+print(time.perf_counter() - start)
+"""
+
+
+def reading(base: Path) -> float:
+    """Seconds to read the base's tensors, each once, and to convert them to float32, one at a time."""
+    done = subprocess.run([sys.executable, "-c", READ, str(base)], capture_output=True, text=True, check=True)
+    return float(done.stdout)
+
+
+def audit(folder: Path, *options: str) -> tuple[dict[str, float], dict[str, object]]:
+    """What one process took, with an empty norms cache, and its report."""
+    command = [sys.executable, "-m", "gradience", "audit", str(folder / "adapter"), "--base", str(folder / "base")]
+    with tempfile.TemporaryDirectory() as cache:
+        start = time.perf_counter()
+        process = subprocess.Popen(
+            [*command, "--json", *options],
+            stdout=subprocess.PIPE,
+            env=os.environ | {"XDG_CACHE_HOME": cache},
+        )
+        output = process.stdout.read() if process.stdout else b""
+        _, status, usage = os.wait4(process.pid, 0)
+        wall = time.perf_counter() - start
+    if os.waitstatus_to_exitcode(status) not in {0, 1}:
+        raise SystemExit(f"{shlex.join(command)} failed")
+    cost = {"wall": wall, "cpu": usage.ru_utime + usage.ru_stime, "MB": usage.ru_maxrss / 1024}
+    return cost, json.loads(output)
+
+
+def run(folder: Path, *, intruders: bool, cached: bool) -> None:
+    limit = reading(folder / "base")
+    options = ["--intruders"] * intruders + ["--no-cache"] * (not cached)
+    cost, report = audit(folder, *options)
+    print(f"load {os.getloadavg()[0]:.1f}, {os.cpu_count()} cores; reading and converting {limit:.2f} s")
+    print(
+        f"audit --base {' '.join(options)}: wall {cost['wall']:.1f} s ({cost['wall'] / limit:.2f} x reading), "
+        f"CPU {cost['cpu']:.1f} s, peak {cost['MB']:.0f} MB"
+    )
+    rows = [m["base"] for m in report["modules"] if m.get("base")]
+    print(f"  {len(rows)} modules compared, {sum(not r['converged'] for r in rows)} norms not converged")
+    found = [r["intruders"] for r in rows if r.get("intruders")]
+    if found:
+        open_ = sum(i["undecided"] for i in found)
+        counts = Counter()
+        for i in found:
+            counts.update(i["counts"])
+        print(
+            f"  intruders {dict(counts)}, {open_} undecided at eps {found[0]['eps']}, "
+            f"{sum(not i['converged'] for i in found)} modules not converged, "
+            f"{dict(Counter(i['method'] for i in found))}"
+        )
+
+
+SPIN = "import numpy as np\nx = np.ones((700, 700))\nwhile True: x @ x"
+
+
+def busy(folder: Path, runs: int = 3) -> None:
+    """Print CPU seconds beside processes that keep every core busy, as a multiple of those without."""
+    quiet = min(audit(folder, "--intruders", "--no-cache")[0]["cpu"] for _ in range(runs))
+    others = [subprocess.Popen([sys.executable, "-c", SPIN]) for _ in range(os.cpu_count() or 1)]
+    try:
+        loaded = min(audit(folder, "--intruders", "--no-cache")[0]["cpu"] for _ in range(runs))
+    finally:
+        for process in others:
+            process.kill()
+            process.wait()
+    print(f"CPU {quiet:.2f} s alone, {loaded:.2f} s beside {len(others)} busy processes: {loaded / quiet:.2f} x")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("do", choices=("make", "run", "busy"))
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--layers", type=int, default=32)
+    parser.add_argument("--distinct", type=int, default=32)
+    parser.add_argument("--size", choices=SIZES, default="7b")
+    parser.add_argument("--intruders", action="store_true")
+    parser.add_argument("--cached", action="store_true", help="fill the norms cache as well, which hashes the base")
+    options = parser.parse_args()
+    if options.do == "make":
+        make(options.folder, options.layers, options.size, options.distinct)
+    elif options.do == "run":
+        run(options.folder, intruders=options.intruders, cached=options.cached)
+    else:
+        busy(options.folder)
+
+
+if __name__ == "__main__":
+    main()
