@@ -255,14 +255,15 @@ def test_ray_gives_the_same_rows_and_reports_a_job_that_kills_its_workers(
 
 
 def test_the_version_of_the_rules_is_of_all_that_they_state(monkeypatch):
+    from gradience.rules import registry
     from gradience.verbs.fleet import rows
 
     first = rows.version_of_rules("weights")
     rows.version_of_rules.cache_clear()
     assert rows.version_of_rules("weights") == first
-    cards = rows.cards_of("weights")
+    cards = registry.cards_of("weights")
     changed = [msgspec.structs.replace(cards[0], confidence=0.123), *cards[1:]]
-    monkeypatch.setattr(rows, "cards_of", lambda *_: changed)
+    monkeypatch.setattr(registry, "cards_of", lambda *_: changed)
     rows.version_of_rules.cache_clear()
     assert rows.version_of_rules("weights") != first
     rows.version_of_rules.cache_clear()
