@@ -156,7 +156,7 @@ def _triangular(block: Matrix) -> tuple[Matrix, Floats]:
         lower = np.zeros_like(gram)
     pivots = np.diagonal(lower) ** 2
     if pivots.min() > _DEPENDENT * pivots.max():
-        y, r = np.linalg.solve(lower, wide).T, lower.T
+        y, r = (np.linalg.inv(lower) @ wide).T, lower.T  # a product: LAPACK solves for wide right sides slowly
     else:
         y, r = np.linalg.qr(wide.T)
     factor: Floats = np.asarray(r, np.float64)
