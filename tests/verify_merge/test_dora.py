@@ -146,3 +146,24 @@ def test_a_norm_that_another_machine_added_up_leaves_the_verdict(make, off, verd
         f[7] *= 1 + off * 2.0**-24
         state[f"layers.{layer}.q_proj.weight"] = (f[:, None] * v.double()).float()
     assert (found(case.verify(case.write(state))) == {"exact"}) is (verdict == "exact")
+
+
+def test_entries_that_are_zero_are_divided_by_in_silence_on_any_thread(make):
+    """Any f takes a zero to a zero; warnings are errors here. The note of an audit without a base has no place."""
+    case = make(dora(), dtype=torch.bfloat16)
+    name = next(key for key, _ in case.model.named_parameters() if key.endswith("q_proj.weight"))
+    case.model.get_parameter(name).data[:, 5] = 0.0
+    state = case.stored()
+    state[name][:, 5] = 0.0
+    save_file(state, case.base / "model.safetensors", metadata={"format": "pt"})
+
+    def change(key, x):
+        if "lora_A" in key:
+            x = x.clone()
+            x[:, 5] = 0.0
+        return x
+
+    other = rewritten(case, "zeros", change)
+    report = other.verify(other.merge(), threads=2)
+    assert found(report) == {"exact"}
+    assert not [note for note in report.notes if "below" in note]

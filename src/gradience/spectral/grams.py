@@ -72,7 +72,7 @@ def on_cpu() -> bool:
     """Whether JAX computes on the CPU in this process."""
     import jax  # noqa: PLC0415  # what is here needs it for this question only
 
-    device = jax.config.jax_default_device  # type: ignore[attr-defined]  # set while the program runs
+    device = jax.config.jax_default_device  # type: ignore[attr-defined, unused-ignore]  # JAX from 0.12 declares it
     return bool((device or jax.devices()[0]).platform == "cpu")
 
 

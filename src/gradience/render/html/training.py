@@ -75,7 +75,7 @@ def _close_up(losses: Sequence[float]) -> tuple[float, float] | None:
     if not len(finite):
         return None
     low, high = (4 * float(x) for x in np.percentile(finite / 4, _CLOSE))  # or 1e308 less -1e308 overflows
-    return (low, high) if 0.0 < (high - low) * _FAR < float(finite.max()) - float(finite.min()) else None
+    return (low, high) if 0.0 < (high - low) * _FAR < float(np.max(finite)) - float(np.min(finite)) else None
 
 
 def _beyond(losses: Sequence[float], axis: Axis) -> str:
@@ -136,7 +136,7 @@ def _line_summary(line: Line) -> str:
     lost = f", {data.lost_rows} not finite" if data.lost_rows else ""
     if not data.rows:
         return f"{line.label}: no finite row{lost}."
-    low, high = int(data.low.argmin()), int(data.high.argmax())
+    low, high = int(np.argmin(data.low)), int(np.argmax(data.high))
     return (
         f"{line.label}: {data.middle[0]:.4g} at step {data.steps[0]:.0f}, {data.middle[-1]:.4g} at step "
         f"{data.steps[-1]:.0f}; lowest {data.low[low]:.4g} near step {data.steps[low]:.0f}, highest "

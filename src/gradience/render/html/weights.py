@@ -311,7 +311,7 @@ def _curves(title: str, columns: Mapping[str, _Points], x_label: str, y_label: s
     ]
     if lines:
         summary = " ".join(f"{x.label}: {x.data.middle[0]:.4g} to {x.data.middle[-1]:.4g}." for x in lines)
-        plot = Plot(lines, x_label, y_label, log=False, zero=min(float(x.data.low.min()) for x in lines) >= 0.0)
+        plot = Plot(lines, x_label, y_label, log=False, zero=min(float(np.min(x.data.low)) for x in lines) >= 0.0)
         yield plot_figure(title, plot, summary=summary, caption=caption)
 
 

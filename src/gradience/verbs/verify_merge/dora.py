@@ -19,6 +19,7 @@ from gradience.verbs.verify_merge.measure import Case
 _LEAST: Final = {"F16": 2.0**-25}  # half of float16's least step; bfloat16 and float32 have far smaller ones
 _SMALLEST: Final = 2.0**-149
 _WIDER: Final = 1.0 + 1e-6  # of half a step: the bounds are computed in float64, which rounds too
+_silent = np.errstate(all="ignore")  # of NaN and infinity no comparison holds; a setting of the thread that calls
 
 
 class Dora(NamedTuple):
@@ -39,11 +40,11 @@ def is_merge(case: Case, dora: Dora, replay: MergeReplay) -> bool:
     dora.plain.prepare(replay)
     if not _could_hold(case, replay):
         return False
-    with np.errstate(all="ignore"):  # of NaN and infinity no comparison holds
-        return _by_rows(case, dora, replay) if dora.axis == 1 else _by_columns(case, dora, replay)
+    return _by_rows(case, dora, replay) if dora.axis == 1 else _by_columns(case, dora, replay)
 
 
 def _by_rows(case: Case, dora: Dora, replay: MergeReplay) -> bool:
+    @_silent
     def holds(at: slice) -> bool:
         sums = _sums(case, dora, replay, at)
         low, high = _squares(sums)
@@ -54,6 +55,7 @@ def _by_rows(case: Case, dora: Dora, replay: MergeReplay) -> bool:
     return all(case.workers(holds, case.spans()))
 
 
+@_silent
 def _by_columns(case: Case, dora: Dora, replay: MergeReplay) -> bool:
     rows, columns = case.w.shape
     low, high = np.zeros(columns), np.zeros(columns)
@@ -140,7 +142,7 @@ def _allowed(case: Case, replay: MergeReplay, at: slice, sums: _Bounds, factors:
     binade = np.ldexp(0.5, np.frexp(m)[1])
     step = np.maximum(sum(UNIT[dtype] for dtype in chain) * binade, max(_LEAST.get(d, _SMALLEST) for d in chain))
     ends = [(m + off) / v for off in (-step * _WIDER, step * _WIDER) for v in sums]
-    low, high = np.minimum.reduce(ends), np.maximum.reduce(ends)
+    low, high = np.min(ends, axis=0), np.max(ends, axis=0)
     # Where V may be zero or of either sign, any f will do that reaches M.
     crosses = (sums.low <= 0.0) & (sums.high >= 0.0)
     reach = np.maximum(np.abs(factors.low), np.abs(factors.high)) * np.maximum(np.abs(sums.low), np.abs(sums.high))
