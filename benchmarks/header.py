@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
 import statistics
 import struct
 import sys
@@ -44,8 +45,10 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=3)
     options = parser.parse_args()
     path = options.folder / f"{options.tensors}.safetensors"
-    if not path.is_file():
-        make(path, options.tensors)
+    if not path.is_file():  # in a process of its own: a child's peak begins at its parent's
+        maker = multiprocessing.get_context("spawn").Process(target=make, args=(path, options.tensors))
+        maker.start()
+        maker.join()
     costs: dict[str, list[Cost]] = {name: [] for name in _PROGRAMS}
     for turn in range(options.runs + 1):
         for name, program in _PROGRAMS.items():
