@@ -102,6 +102,22 @@ def test_changes_are_seen_by_size_time_and_content(tmp_path):
     assert rows(fresh) == rows(out)
 
 
+def test_an_adapter_whose_content_is_known_is_read_once(tmp_path, monkeypatch):
+    from gradience.schema.fleet import AdapterRow
+    from gradience.verbs.fleet import job as jobs
+    from gradience.verbs.fleet.rows import Result
+
+    place = peft(tmp_path / "one", factors(3))
+    files = ("adapter_config.json", "adapter_model.safetensors")
+    job = jobs.Job(path="one", place=str(place), files=files, stamp="")
+    (row,) = msgspec.msgpack.decode(msgspec.msgpack.decode(jobs.audit_job(job), type=Result).tables[0])
+    content = dict(zip(AdapterRow.__struct_fields__, row, strict=True))["content_hash"]
+    reads = []
+    monkeypatch.setattr(jobs, "_of_any_files", lambda *_: reads.append("again"))
+    assert jobs.audit_job(job.knowing(content)) == jobs.SAME
+    assert reads == []
+
+
 def test_a_listed_place_that_is_missing_is_a_row_until_it_is_there(tmp_path):
     place, out = tmp_path / "later", tmp_path / "fleet"
     report = audit_fleet(out=out, listed=[str(place)], workers=1)

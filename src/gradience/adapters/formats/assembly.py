@@ -86,7 +86,7 @@ def _entries(keys: list[str], cause: LeftoverReason) -> Iterable[Skipped]:
     return [Skipped(f"{keys[0]} and {len(keys) - 1} more", _TEXTS[cause], cause)]
 
 
-DORA_NOTE: Final = "DoRA: the numbers below describe s B A, before the rescaling by magnitude, which needs the base"
+DORA_NOTE: Final = "DoRA: the update is s B A rescaled by the magnitude, and follows only with the base"
 _ROLES: Final[dict[str, Role]] = {
     "alpha": "scale",
     **dict.fromkeys(("magnitude", "m", "lora_magnitude_vector"), "magnitude"),  # LyCORIS, MLX-LM, PEFT

@@ -202,12 +202,10 @@ def _notes_on_the_base(config: AdapterConfig) -> list[str]:
     if start_of(config.init_lora_weights).changes_base:
         notes.append(
             f"init_lora_weights={config.init_lora_weights!r} changed the base model's weights at the start: "
-            "the numbers below describe s B A, which is not the whole change to the original base"
+            "s B A is not the whole change to the original base"
         )
     if config.kasa_config is not None:
-        notes.append(
-            "KaSA removed the r smallest singular values from the base: the numbers below describe s B A alone"
-        )
+        notes.append("KaSA removed the r smallest singular values from the base: s B A is not the whole change to it")
     if config.alora_invocation_tokens:
         notes.append("aLoRA: the update applies only after its invocation tokens, and cannot be merged")
     if config.arrow_config is not None:

@@ -75,7 +75,8 @@ def _audited(job: Job) -> bytes:
     if job.fault is not None:
         raise GradienceError(job.fault)
     with _local(job) as place:
-        return _of_one_file(job, place) or _of_any_files(job, place)
+        found = _of_one_file(job, place)
+        return _of_any_files(job, place) if found is None else found  # SAME is empty, and an answer
 
 
 def _local(job: Job) -> AbstractContextManager[Path]:

@@ -11,7 +11,6 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Final
 
-from gradience.adapters.formats.assembly import DORA_NOTE
 from gradience.adapters.layout import Adapter
 from gradience.adapters.open import open_adapter
 from gradience.base.weights import BaseWeights, find_shards
@@ -83,7 +82,7 @@ def verify_merged(
         modules=found,
         untouched=rest.compared,
         others=others,
-        notes=[note for note in held.notes if note != DORA_NOTE],  # the base is at hand here
+        notes=held.notes,
     )
 
 
