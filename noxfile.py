@@ -71,7 +71,7 @@ def tests(session: nox.Session) -> None:
 
 @nox.session
 def quick(session: nox.Session) -> None:
-    """For a change under way, in under a minute: lint, types, layers, and the rooms whose tests need no training."""
+    """For a change under way, in some three minutes: lint, types, layers, and rooms whose tests need no training."""
     _install(session)
     session.run("ruff", "check", ".")
     session.run("mypy")
