@@ -25,7 +25,7 @@ _NAMES: Final = frozenset(get_args(NonFinite))
 def summary(report: msgspec.Struct) -> str:
     """The report's class and one line a field: scalars as they are, findings by id, other lists by their length.
 
-    >>> from gradience.schema import NotRun, RulesReport
+    >>> from gradience.schema.findings import RulesReport
     >>> print(summary(RulesReport(schema="gradience.rules/v2", rules=[])))
     RulesReport(
       rules=<0 items>,
