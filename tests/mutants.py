@@ -2,7 +2,8 @@
 
     python tests/mutants.py --count 400 --seed 0     a sample, equal from every room; --skip 200: without its first
     python tests/mutants.py --only FILE              every mutant of a file; --file-line FILE:LINE of a line
-    python tests/mutants.py --again                  what survived last time, against every test that reaches it
+    python tests/mutants.py --again                  what survived last time and is not argued, against every test that
+                                                     reaches it
 
 A mutant is killed when a test fails, when nothing can be imported, or when time runs out. A test that then fails on the
 unchanged source too kills nothing. A mutant that no test can kill, or that is not worth a test, is argued in
@@ -173,7 +174,7 @@ def _options() -> argparse.Namespace:
 def _wanted(mutants: Sequence[Mutant], options: argparse.Namespace) -> Sequence[Mutant]:
     if options.again:
         last = json.loads(LAST.read_bytes())
-        left = {(m["function"], m["before"], m["after"]) for m in last if m["fate"] in UNNOTICED}
+        left = {(m["function"], m["before"], m["after"]) for m in last if m["fate"] in UNNOTICED} - read_argued().keys()
         return [mutant for mutant in mutants if key(mutant) in left]
     if options.file_line or options.only:
         file, _, line = (options.file_line or options.only).partition(":")
