@@ -26,6 +26,8 @@ import warnings
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
+from kept_signatures import keep_signatures
+
 __all__ = ["Outcome", "Stable", "warm"]
 
 HEAVY = ("numpy", "msgspec", "cyclopts", "yaml", "jax", "jax.numpy", "sqlite3", "csv", "tomllib", "hashlib")
@@ -111,11 +113,13 @@ class Stable:
             self._server.stdout.close()
 
 
-OPTIONAL = frozenset({"hf", "axolotl", "lightning", "swift", "__main__"})  # what no command imports
+# What no command imports; `models` imports torch and PEFT at its first lines, for commands that run a model.
+OPTIONAL = frozenset({"hf", "axolotl", "lightning", "swift", "models", "__main__"})
 
 
 def warm(more: tuple[str, ...] = ()) -> None:
     """Import what commands import, without starting a backend: its threads would not survive a fork."""
+    keep_signatures()
     gradience = importlib.import_module("gradience")
     for name in (*HEAVY, *more):
         importlib.import_module(name)
