@@ -142,7 +142,7 @@ def test_names_in_a_log_and_in_an_adapter_never_become_elements(write_log, write
     assert HOSTILE in found.text
 
 
-FEW = settings.default.max_examples // 8  # a page takes a second
+FEW = settings.default.max_examples // 10  # a page takes a second
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=FEW)

@@ -111,8 +111,8 @@ def _lay_out(axes: Axes, size: Size) -> None:
 
     matplotlib's own layouts measure twice and draw the whole figure once more.
     """
-    inner, outer = axes.bbox, axes.get_tightbbox(for_layout_only=True)
-    assert outer is not None  # visible axes have one
+    inner = axes.bbox
+    outer = axes.get_tightbbox(for_layout_only=True) or inner  # None of invisible axes
     left, right = inner.x0 - outer.x0 + _MARGIN, outer.x1 - inner.x1 + _MARGIN
     below, above = inner.y0 - outer.y0 + _MARGIN, outer.y1 - inner.y1 + _MARGIN
     width, height = size.width - left - right, size.height - below - above
