@@ -39,7 +39,8 @@ def main() -> None:
     lines = []
     for kind, (task_type, make) in MODELS.items():
         model = make(transformers)
-        configs = {name: peft.LoraConfig(r=4, task_type=task_type, **more) for name, more in SETTINGS.items()}
+        settings = copy.deepcopy(SETTINGS)  # PEFT adds a head to the list that it was given
+        configs = {name: peft.LoraConfig(r=4, task_type=task_type, **more) for name, more in settings.items()}
         counts = {name: by_peft(model, config) for name, config in configs.items()}
         lines.append(f" {json.dumps(kind)}: {json.dumps(counts)}")
     GOLDEN.write_text("{\n" + ",\n".join(lines) + "\n}\n", encoding="utf-8")

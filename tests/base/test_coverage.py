@@ -15,7 +15,7 @@ import pytest
 
 from gradience.base.coverage import cover
 from gradience.base.peft_emulation.architecture import Architecture
-from gradience.base.peft_emulation.layout import build_layout, read_layout
+from gradience.base.peft_emulation.layout import Layout, build_layout, read_layout
 from gradience.base.peft_emulation.targets import NotFollowedError
 from gradience.configs.peft import read_peft_dir
 from gradience.schema.config import ConfigSnapshot, LoraSnapshot
@@ -40,19 +40,23 @@ by_peft = _beside("peft_counts").by_peft
 
 
 @pytest.fixture(scope="module", params=list(models.MODELS))
-def base(request: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[str | None, Any, Path]:
-    """A model, its task type, and the folder it was saved to."""
+def base(request: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[str | None, Any, Layout]:
+    """A model, its task type, and what is read of the folder that it was saved to."""
     task_type, make = models.MODELS[request.param]
     model = make(transformers)
     folder = tmp_path_factory.mktemp(request.param)
     model.save_pretrained(folder)
-    return task_type, model, folder
+    return task_type, model, layout_of(folder, task_type)
 
 
-def by_headers(folder: Path, config: Any, tmp_path: Path) -> Coverage | None:
+def layout_of(folder: Path, task_type: str | None) -> Layout:
+    return read_layout(folder, transformers=transformers.__version__, task_type=task_type)
+
+
+def by_headers(base: Path | Layout, config: Any, tmp_path: Path) -> Coverage | None:
     """Return what we count, or None where we say that PEFT refuses or that nothing is reached."""
     config.save_pretrained(tmp_path)
-    layout = read_layout(folder, transformers=transformers.__version__, task_type=config.task_type)
+    layout = layout_of(base, config.task_type) if isinstance(base, Path) else base
     try:
         found = cover(read_peft_dir(tmp_path).config, layout, base="base")
     except NotFollowedError:
@@ -70,10 +74,11 @@ def test_modules_and_trainable_parameters_are_those_of_get_peft_model(
     request: pytest.FixtureRequest, base: Any, name: str, tmp_path: Path
 ) -> None:
     """PEFT, which takes most of the time, is asked again for every fourth pair, and for all with GRADIENCE_SLOW=1."""
-    task_type, model, folder = base
+    task_type, model, layout = base
     kind = request.node.callspec.params["base"]
-    config = peft.LoraConfig(r=4, task_type=task_type, **models.SETTINGS[name])
-    mine = by_headers(folder, copy.deepcopy(config), tmp_path)
+    settings = copy.deepcopy(models.SETTINGS[name])  # PEFT adds a head to the list that it was given
+    config = peft.LoraConfig(r=4, task_type=task_type, **settings)
+    mine = by_headers(layout, copy.deepcopy(config), tmp_path)
     theirs = COUNTED[kind][name] and tuple(COUNTED[kind][name])
     assert (mine and (mine.modules, mine.trainable_params)) == theirs
     if (list(models.MODELS).index(kind) + list(models.SETTINGS).index(name)) % EVERY == 0:
