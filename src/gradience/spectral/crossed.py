@@ -6,6 +6,7 @@ own transpose has all of them at once: half the work of general products.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Final, NamedTuple, TypeAlias
 
@@ -70,6 +71,19 @@ def _portions(
         yield held, some
 
 
+class _Scratch(threading.local):
+    """Room for a block, kept by each thread: new memory for every module costs as much as the casts."""
+
+    def __init__(self) -> None:
+        self._room = np.empty(_BLOCK)
+
+    def of(self, count: int) -> Floats:
+        return self._room[:count] if count <= len(self._room) else np.empty(count)
+
+
+_scratch: Final = _Scratch()
+
+
 def _products(factors: Mapping[int, Matrix], wanted: Sequence[Places]) -> dict[Places, Floats]:
     """X_i X_j^T of arrays (r_i, d), in float64."""
     spans, height = {}, 0
@@ -79,8 +93,10 @@ def _products(factors: Mapping[int, Matrix], wanted: Sequence[Places]) -> dict[P
     first = next(iter(factors.values()))
     length = first.shape[1]
     width = min(length, max(_LEAST_WIDTH, _BLOCK // max(height, 1)))
-    block = np.empty((height, width)) if first.flags.c_contiguous else np.empty((width, height)).T
-    whole = 2 * len(wanted) >= len(factors) * (len(factors) - 1)  # most pairs: one product has them all
+    numbers = _scratch.of(height * width)
+    block = numbers.reshape(height, width) if first.flags.c_contiguous else numbers.reshape(width, height).T
+    crosses = sum(i != j for i, j in wanted)
+    whole = 2 * crosses == len(factors) * (len(factors) - 1)  # every pair: one symmetric product has them all
     totals = {(0, 0): np.zeros((height, height))} if whole else {}
     for start in range(0, length, width):
         part = block[:, : min(width, length - start)]
