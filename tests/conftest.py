@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import sys
@@ -27,6 +28,17 @@ if str(ROOT / "tests") not in sys.path:  # tests are no package: this puts the m
 
 import toy_run  # noqa: E402  # found by the line above
 from warmed import Warmed  # noqa: E402  # the same
+
+_FROZEN = {"modules": 0}  # how many modules there were when the collector last set aside all that lived
+
+
+@pytest.fixture(autouse=True)
+def _imports_are_not_garbage():
+    """Keep what large imports made out of every later collection: each end of a Trainer asks for a whole one."""
+    if len(sys.modules) > _FROZEN["modules"] + 300:
+        gc.collect()
+        gc.freeze()
+        _FROZEN["modules"] = len(sys.modules)
 
 
 @pytest.fixture(autouse=True)
