@@ -62,7 +62,7 @@ def warmed(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def toy(root, tmp_path_factory):
+def toy(root, tmp_path_factory, request):
     """The README's first command, run once for all workers in what looks like a fresh clone: (the clone, what it said).
 
     Every look-up and connection is refused, and named on stderr. Copy the folder before writing into it.
@@ -71,7 +71,8 @@ def toy(root, tmp_path_factory):
         if find_spec(name) is None:
             pytest.skip(f"{name} is not installed: pip install -e '.[hf]'")
     base = tmp_path_factory.getbasetemp()
-    return toy_run.once(root, base.parent if "PYTEST_XDIST_WORKER" in os.environ else base)
+    shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    return toy_run.once(root, shared, lambda: request.getfixturevalue("warmed"))
 
 
 @pytest.fixture(scope="session")
