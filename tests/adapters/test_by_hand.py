@@ -249,7 +249,8 @@ def test_every_pattern_of_16_bits_is_finite_or_not_as_numpy_says(dtype):
     kind = np.dtype(dtype)
     if kind.itemsize == 2:
         each = np.arange(1 << 16, dtype=np.uint16).view(kind)
-        assert [all_finite(each[i : i + 1]) for i in range(0, 1 << 16, 31)] == np.isfinite(each[::31]).tolist()
+        truth = np.isfinite(each[::31].astype(np.float32))  # of bfloat16 itself it warns
+        assert [all_finite(each[i : i + 1]) for i in range(0, 1 << 16, 31)] == truth.tolist()
     for value in (np.inf, -np.inf, np.nan):
         assert not all_finite(np.asarray([[1.0, value], [0.0, -2.0]], kind))
     assert all_finite(np.asarray([[1.0, -3.0], [0.0, -2.0]], kind).T)
