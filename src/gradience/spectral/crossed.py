@@ -6,12 +6,13 @@ own transpose has all of them at once: half the work of general products.
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Final, NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
+
+from gradience.spectral.scratch import Scratch
 
 Floats: TypeAlias = npt.NDArray[np.float64]
 Matrix: TypeAlias = npt.NDArray[Any]
@@ -71,17 +72,7 @@ def _portions(
         yield held, some
 
 
-class _Scratch(threading.local):
-    """Room for a block, kept by each thread: new memory for every module costs as much as the casts."""
-
-    def __init__(self) -> None:
-        self._room = np.empty(_BLOCK)
-
-    def of(self, count: int) -> Floats:
-        return self._room[:count] if count <= len(self._room) else np.empty(count)
-
-
-_scratch: Final = _Scratch()
+_scratch: Final = Scratch()
 
 
 def _products(factors: Mapping[int, Matrix], wanted: Sequence[Places]) -> dict[Places, Floats]:
@@ -93,8 +84,8 @@ def _products(factors: Mapping[int, Matrix], wanted: Sequence[Places]) -> dict[P
     first = next(iter(factors.values()))
     length = first.shape[1]
     width = min(length, max(_LEAST_WIDTH, _BLOCK // max(height, 1)))
-    numbers = _scratch.of(height * width)
-    block = numbers.reshape(height, width) if first.flags.c_contiguous else numbers.reshape(width, height).T
+    in_rows = first.flags.c_contiguous
+    block = _scratch.of((height, width), np.float64) if in_rows else _scratch.of((width, height), np.float64).T
     crosses = sum(i != j for i, j in wanted)
     whole = 2 * crosses == len(factors) * (len(factors) - 1)  # every pair: one symmetric product has them all
     totals = {(0, 0): np.zeros((height, height))} if whole else {}
