@@ -36,7 +36,8 @@ from gradience.spectral.merging import (
     trimmed,
 )
 from gradience.spectral.reduced import leading_part, reduced, stacked
-from gradience.verbs.writing import STORED, Side
+from gradience.verbs.sides import Side
+from gradience.verbs.writing import STORED
 
 _CONVERT: Final = "'gradience convert' makes a plain LoRA of most types"
 _SAME: Final = ("fan_in_fan_out", "layer_replication", "ensure_weight_tying")

@@ -23,13 +23,14 @@ from gradience.verbs.ahead import loaded_ahead
 from gradience.verbs.resize.calibrated import CRITERIA, Asked, PiecesOf, calibrate_adapter, plan_by_outputs
 from gradience.verbs.resize.criteria import Target, target_of
 from gradience.verbs.resize.plan import Plan, new_config, plan_of
+from gradience.verbs.sides import raw_config
 from gradience.verbs.writing import (
     PROVENANCE_NAME,
     STORED,
     Dtype,
     NewAdapter,
+    Sources,
     provenance_of,
-    raw_config,
     refuse_place,
     weight_files,
     write_adapter,
@@ -122,6 +123,7 @@ def resize_adapter(
     if out is not None:
         refuse_place(Path(out), [files], base=shards, force=force, one_file=is_kohya)
     stored = None if dtype is None else STORED[dtype]
+    sources = Sources([] if out is None else [files.config, *adapter.weights])
     if asked is None:
         plan = plan_of(adapter, target, dtype=stored, base=BaseWeights(shards) if base is not None else None)
     else:
@@ -151,7 +153,7 @@ def resize_adapter(
     if out is None:
         return report
     options = {"criterion": target.criterion, "value": target.value, "dtype": dtype}  # calibration has its own record
-    record = provenance_of("resize", [files.config, *adapter.weights], options, report)
+    record = provenance_of("resize", sources, options, report)
     with loaded_ahead(plan.tensors) as loaded:
         tensors = _with_progress(loaded, progress)
         if config is None:
