@@ -85,16 +85,12 @@ def test_every_function_with_a_default_is_listed():
 
 # --- flags -------------------------------------------------------------------------------------------------------
 
-ROOMS = ("adapters", "base", "io", "rules", "spectral", "telemetry", "verbs.merge", "verbs.resize", "verbs.writing")
+ROOMS = ("adapters", "base", "io", "rules", "spectral", "telemetry", "verbs.merge", "verbs.resize", "verbs.sides")
 ON = {
-    *("adapters.config.AdapterConfig.init_lora_weights", "adapters.config.AdapterConfig.init_weights"),  # PEFT's own
-    "adapters.config.AdapterConfig.save_projection",
-    *(f"adapters.layout.Format.{name}" for name in ("has_config", "module_paths", "convertible")),
-    *("spectral.dense.DenseSpectrum.is_whole", "spectral.dense.DenseSpectrum.converged"),
-    "spectral.grams.each_in_threads.waits",
-    "telemetry.lines.Line.ended",
-    "telemetry.writer.TelemetryWriter.siblings",
-    "verbs.writing.matched.overlapping",
+    *("AdapterConfig.init_lora_weights", "AdapterConfig.init_weights", "AdapterConfig.save_projection"),  # PEFT's own
+    *("Format.has_config", "Format.module_paths", "Format.convertible"),
+    *("DenseSpectrum.is_whole", "DenseSpectrum.converged"),
+    *("each_in_threads.waits", "Line.ended", "TelemetryWriter.siblings", "matched.overlapping"),
 }
 
 
@@ -126,11 +122,11 @@ def flags(of: Any) -> Iterator[tuple[str, bool]]:
 
 def test_a_flag_is_off_unless_asked_for_but_for_these():
     found = {
-        f"{module.__name__.removeprefix('gradience.')}.{name}.{flag}": value
+        (f"{name}.{flag}", value)
         for module in modules()
         for name, each in vars(module).items()
         if getattr(each, "__module__", "") == module.__name__
         for flag, value in flags(each)
     }
     assert len(found) > 50
-    assert {name for name, value in found.items() if value} == ON
+    assert {name for name, value in found if value} == ON
