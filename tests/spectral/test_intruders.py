@@ -49,7 +49,7 @@ def test_a_vector_is_open_where_the_threshold_lies_above_its_lower_bound_and_not
     assert count_below(found, 0.5) == counted
 
 
-@pytest.mark.parametrize("shape", [(400, 8), (8, 400)])
+@pytest.mark.parametrize("shape", [(800, 8), (8, 800)])
 def test_the_shorter_side_decides_whether_overlaps_are_exact(shape):
     w = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
     b, a = np.ones((shape[0], 1), np.float32), np.ones((1, shape[1]), np.float32)
