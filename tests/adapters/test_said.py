@@ -312,3 +312,10 @@ def test_mlx_s_scale_is_a_number_up_to_the_limit_of_an_alpha(scale, reads, tmp_p
     else:
         with pytest.raises(AdapterError):
             open_adapter(tmp_path / "a")
+
+
+def test_a_pickled_file_that_is_not_there_is_named(tmp_path):
+    for path in (tmp_path / "gone.bin", tmp_path):
+        with pytest.raises(AdapterError) as error:
+            containers.TorchFile(path)
+        assert str(error.value) == f"no weights file at {path}"

@@ -428,6 +428,42 @@ def test_an_entry_that_one_update_leaves_alone_is_no_conflict(tmp_path):
     assert merge_check(one, two, three).signs.conflict == pytest.approx(2 / 30)
 
 
+def test_adapters_of_different_numbers_of_experts_are_refused_with_the_parameter(tmp_path):
+    config = {"r": 1, "lora_alpha": 1, "target_parameters": ["experts.down_proj"], "target_modules": []}
+    one, two, three = (
+        adapter(tmp_path / name, {"experts": (np.ones((6, n)), np.ones((n, 5)))}, **config)
+        for name, n in (("a", 2), ("b", 2), ("c", 3))
+    )
+    assert [row.name for row in merge_adapters([one, two]).modules] == ["experts.down_proj[0]", "experts.down_proj[1]"]
+    with pytest.raises(AdapterError) as error:
+        merge_adapters([one, three])
+    assert str(error.value) == "the adapters have different numbers of experts in experts.down_proj"
+
+
+@pytest.mark.parametrize(
+    ("given", "refused"),
+    [
+        ({"density": 0.001}, None),
+        ({"density": 1.0}, None),
+        ({"density": 0.0}, "density is 0.0: expected over 0 and at most 1"),
+        ({"density": 1.001}, "density is 1.001: expected over 0 and at most 1"),
+        ({"density": -0.1}, "density is -0.1: expected over 0 and at most 1"),
+        ({"rank": 1}, None),
+        ({"rank": 0}, "rank is 0: expected at least 1"),
+        ({"weights": [1e6, -1e6]}, None),
+        ({"weights": [1e6, 1.1e6]}, "weights are [1000000.0, 1100000.0]: expected at most 1e+06 in size"),
+    ],
+)
+def test_an_option_at_the_end_of_its_range_is_taken_and_one_beyond_it_is_not(given, refused, tmp_path):
+    one, two = (adapter(tmp_path / name, {"q": along(1.0)}) for name in "ab")
+    if refused is None:
+        merge_adapters([one, two], method="ties", **given)
+    else:
+        with pytest.raises(ValueError) as error:  # noqa: PT011  # the whole message follows
+            merge_adapters([one, two], method="ties", **given)
+        assert str(error.value) == refused
+
+
 def test_one_module_in_two_layouts_is_refused_with_both(tmp_path):
     plain = adapter(tmp_path / "a", {"q": along(1.0)})
     b, a = along(1.0)

@@ -21,6 +21,7 @@ from gradience.schema.writing import Criterion
 from gradience.verbs.resize.adapter import _notes as resize_notes
 from gradience.verbs.resize.criteria import Target, module_rank, target_of
 from gradience.verbs.resize.cut import refitted
+from gradience.verbs.resize.plan import Loss, _relative_error
 
 CRITERIA = ", ".join(get_args(Criterion))
 
@@ -440,3 +441,11 @@ def test_an_adapter_that_keeps_its_ranks_loses_nothing(tmp_path):
     report = resize_adapter(folder, rank=2)
     assert [(row.rank_after, row.relative_error) for row in report.modules] == [(2, 0.0), (2, 0.0)]
     assert report.relative_error == 0.0
+
+
+@pytest.mark.parametrize(
+    ("lost", "energy", "error"),
+    [(1.0, 4.0, 0.5), (1e-30, 4e-30, 0.5), (1.1, 1.0, 1.0), (0.0, 1.0, 0.0), (0.0, 0.0, None)],
+)
+def test_an_error_is_a_share_of_the_energy_and_never_over_one(lost, energy, error):
+    assert _relative_error([Loss(lost / 2, energy / 2)] * 2) == (None if error is None else pytest.approx(error))

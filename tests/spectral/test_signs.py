@@ -250,3 +250,11 @@ def test_the_stable_rank_expected_of_random_factors_is_that_of_random_factors(r,
         seen.append(np.sum(sigma**2) / sigma[0] ** 2)
     drawn = [null_stable_rank(r, d_out, d_in, seed=seed) for seed in range(60)]
     assert np.mean(drawn) == pytest.approx(np.mean(seen), abs=0.15 * np.std(seen))
+
+
+@pytest.mark.parametrize("size", [1.0, 1e36, 1e38])
+def test_signs_of_entries_beyond_float32_are_those_of_small_ones(size):
+    b, a = np.asarray([[1.0], [-2.0]]), np.asarray([[3.0, 1.0, 2.0]])
+    found = signs_of([(b, a, size), (b, a, -0.5 * size)], most=None, seed=0)
+    assert (found.conflict, found.cancelled) == (1.0, pytest.approx(1.0 - 0.5 / 1.5))
+    assert math.isfinite(found.weight)

@@ -397,3 +397,12 @@ def test_a_sketch_adds_up_leaves_out_what_it_has_and_what_is_not_finite():
     assert not sketch(("m", np.full((9, 1), 1e30), np.full((1, 8), 1e30), 1.0)).any()
     many = [(f"m{i}", rng.standard_normal((4, 600)), rng.standard_normal((600, 5)), 1.0) for i in range(8)]
     np.testing.assert_allclose(sketch(*many), sum(sketch(each) for each in many), rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("padding", [0, 6])
+def test_grams_are_taken_where_they_are_of_the_factors_own_rank_and_made_anew_where_they_are_padded(padding):
+    b, a = diagonal(3.0, 1.0)
+    given = tuple(np.pad(gram, (0, padding)) for gram in (a @ a.T, b.T @ b))
+    new_b, new_a = reduced.reduced(b, a, 1.0, 1, grams=given)
+    assert (new_b.shape, new_a.shape) == ((40, 1), (1, 30))
+    np.testing.assert_allclose((new_b @ new_a)[:2, :2], [[3.0, 0.0], [0.0, 0.0]], atol=1e-12)

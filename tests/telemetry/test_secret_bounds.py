@@ -113,6 +113,9 @@ def test_a_name_marks_its_value_by_its_noun(key, value, secret):
         (f"https://{BODY[:24]}/aB3@{'h' * 77}.com", f"https://<redacted: url password>@{'h' * 77}.com"),
         (f"https://{BODY[:24]}/aB3@{'h' * 78}.com", f"https://{BODY[:24]}/aB3@{'h' * 78}.com"),  # no host's length
         (f"https://{BODY[:24]}/aB3@part@x.com/", "https://<redacted: url password>@x.com/"),
+        ("?password=tiger&lr=1", "?password=<redacted: secret key>&lr=1"),
+        ("a?lr=1&password=tiger&x=1", "a?lr=1&password=<redacted: secret key>&x=1"),
+        ("password=tiger&x=1", "password=<redacted: secret key>"),  # no query: the value goes on
         ("password: tiger", "password: tiger"),  # prose
         ("password: tiger1", "password: <redacted: secret key>"),
         ("password: t1ger", "password: t1ger"),
