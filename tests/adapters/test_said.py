@@ -319,3 +319,17 @@ def test_a_pickled_file_that_is_not_there_is_named(tmp_path):
         with pytest.raises(AdapterError) as error:
             containers.TorchFile(path)
         assert str(error.value) == f"no weights file at {path}"
+
+
+def test_a_cp_decomposed_convolution_needs_two_matrices_and_a_core(tmp_path):
+    good = {"down": (2, 3, 1, 1), "up": (5, 2, 1, 1), "mid": (2, 2, 1, 1)}
+    wrong = {"up": (5,), "down": (2,), "mid": (2, 2, 1)}
+    for changed, shape in ((None, ()), *wrong.items()):
+        shapes = good | ({changed: shape} if changed else {})
+        tensors = {f"lora_unet_x.lora_{name}.weight": np.ones(s, np.float32) for name, s in shapes.items()}
+        save_file(tensors, tmp_path / "x.safetensors")
+        _, found = open_adapter(tmp_path / "x.safetensors")
+        assert [module.shape for module in found.modules] == ([] if changed else [(5, 3)])
+        up, mid, down = (list(shapes[name]) for name in ("up", "mid", "down"))
+        why = f"factors of shape {up}, {mid} and {down}: expected (out, r), (r, r, k, k), (r, in)"
+        assert [item.reason for item in found.skipped] == ([why] if changed else [])

@@ -438,6 +438,9 @@ def test_adapters_of_different_numbers_of_experts_are_refused_with_the_parameter
     with pytest.raises(AdapterError) as error:
         merge_adapters([one, three])
     assert str(error.value) == "the adapters have different numbers of experts in experts.down_proj"
+    merge_adapters([adapter(tmp_path / "plain", {"q": along(1.0)}), one], tmp_path / "out")
+    found = config_of(tmp_path / "out")
+    assert (found["target_parameters"], found["target_modules"]) == (["experts.down_proj"], ["q"])
 
 
 @pytest.mark.parametrize(

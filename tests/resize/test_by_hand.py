@@ -20,7 +20,7 @@ from gradience import AdapterError, OutputError, resize_adapter
 from gradience.schema.writing import Criterion
 from gradience.verbs.resize.adapter import _notes as resize_notes
 from gradience.verbs.resize.criteria import Target, module_rank, target_of
-from gradience.verbs.resize.cut import refitted
+from gradience.verbs.resize.cut import refit_of, refitted
 from gradience.verbs.resize.plan import Loss, _relative_error
 
 CRITERIA = ", ".join(get_args(Criterion))
@@ -449,3 +449,13 @@ def test_an_adapter_that_keeps_its_ranks_loses_nothing(tmp_path):
 )
 def test_an_error_is_a_share_of_the_energy_and_never_over_one(lost, energy, error):
     assert _relative_error([Loss(lost / 2, energy / 2)] * 2) == (None if error is None else pytest.approx(error))
+
+
+@pytest.mark.parametrize(("given", "asked"), [("h.attn.in_proj_weight", "h.attn.in_proj_weight"), (None, "q.weight")])
+def test_dora_asks_its_base_for_the_tensor_that_the_module_names(given, asked):
+    module = SimpleNamespace(name="q", base_name=given)
+    base = SimpleNamespace(find=lambda name: None)
+    job = SimpleNamespace(pair=SimpleNamespace(first=module, layout=None), base=base, magnitude="m")
+    with pytest.raises(AdapterError) as error:
+        refit_of(None, job)
+    assert str(error.value) == f"the base has no {asked}"

@@ -73,6 +73,7 @@ def test_the_factors_have_ranks_of_their_own_b_first():
 def test_a_gram_matrix_has_its_trace_over_its_largest_eigenvalue_and_none_where_it_is_zero():
     grams = np.stack([np.diag([1.0, 2.0, 4.0]), np.zeros((3, 3)), np.diag([0.0, 0.0, 5.0])])
     assert update.gram_stable_rank(grams).tolist() == [7 / 4, 0.0, 1.0]
+    assert update.gram_stable_rank(grams * 2.0**-40).tolist() == [7 / 4, 0.0, 1.0]  # whatever its size
 
 
 @pytest.mark.parametrize(

@@ -184,6 +184,7 @@ def test_values_are_hidden_by_the_names_around_them():
     assert hide_in(["k" * 129, "x"]) == ["k" * 129, "x"]
     assert names_beside(["--api-key", "v", "x"], "k") == ["k", "api-key", "k"]
     assert names_beside(["api_key", "v", "x"], "k") == ["k", "k", "k"]
+    assert hide_in({"password=tiger": 1, "password=lion": 2}) == {f"password={HIDDEN}": 2}  # two names become one
     assert names_beside(["password", 1234], "k") == ["k", "password"]  # a value need be no text
     assert names_beside([1234, "password"], "k") == ["k", "k"]
     assert names_beside(["v", "--api-key"], "k") == ["k", "k"]
@@ -251,3 +252,11 @@ def test_logs_have_paths(tmp_path):
 def _one(folder: Path) -> Path:
     (folder / "run.jsonl").write_text(json.dumps(ROW))
     return folder / "run.jsonl"
+
+
+@pytest.mark.parametrize("name", [5, None, 1.5, ["a"]])
+def test_an_id_that_is_no_text_is_left_as_it_is(name):
+    document = {"run_id": name, "session": "s"}
+    if isinstance(name, list):  # which no cache can hold
+        document = {"run_id": "r", "session": "s", "x": name}
+    assert redact_document(document, Redaction()) == document
