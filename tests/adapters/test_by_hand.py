@@ -6,6 +6,7 @@ import json
 import math
 from pathlib import Path
 
+import ml_dtypes
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
@@ -15,6 +16,7 @@ from gradience.adapters.kinds import dense
 from gradience.adapters.layout import (
     LARGEST_ENTRY,
     Key,
+    all_finite,
     module_path,
     parse_key,
     pattern_name,
@@ -240,6 +242,19 @@ def test_paths_of_wrapped_modules():
 )
 def test_numbers_of_an_update_are_within_the_range_of_float32(value, dtype, within):
     assert within_range(np.ones(2), np.asarray([0.0, value], dtype)) is within
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.dtype(">f2"), ml_dtypes.bfloat16, np.float32, ml_dtypes.float8_e5m2])
+def test_every_pattern_of_16_bits_is_finite_or_not_as_numpy_says(dtype):
+    kind = np.dtype(dtype)
+    if kind.itemsize == 2:
+        each = np.arange(1 << 16, dtype=np.uint16).view(kind)
+        truth = np.isfinite(each[::31].astype(np.float32))  # of bfloat16 itself it warns
+        assert [all_finite(each[i : i + 1]) for i in range(0, 1 << 16, 31)] == truth.tolist()
+    for value in (np.inf, -np.inf, np.nan):
+        assert not all_finite(np.asarray([[1.0, value], [0.0, -2.0]], kind))
+    assert all_finite(np.asarray([[1.0, -3.0], [0.0, -2.0]], kind).T)
+    assert all_finite(np.zeros((0, 2), kind))
 
 
 # --- scales ------------------------------------------------------------------------------------------------------

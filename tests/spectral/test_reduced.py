@@ -8,6 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gradience.spectral.batch import spectra_and_maps
+from gradience.spectral.grams import Factors
 from gradience.spectral.reduced import gram_maps, reduced
 
 
@@ -79,3 +81,24 @@ def test_a_zero_product_is_zero():
     for b, a in ((np.zeros((5, 3)), np.ones((3, 4))), (np.ones((5, 3)), np.zeros((3, 4)))):
         new_b, new_a = reduced(b, a, 1.0, 2)
         assert not (new_b @ new_a).any()
+
+
+@pytest.mark.parametrize("rank", [3, 9])
+def test_the_maps_that_come_with_the_spectra_are_those_of_the_grams_at_every_lower_rank(rank):
+    """At rank 9 of 6 what lies beyond is zero; the Gram matrices are padded to 8."""
+    b, a = _factors(3, 50, 6, 40, 0.6)
+    (spectrum,), (maps,) = spectra_and_maps([lambda: Factors(b, a, -0.5)])
+    assert spectrum.sigma == pytest.approx(np.linalg.svd(0.5 * b @ a, compute_uv=False)[:6], rel=1e-10)
+    assert np.isnan(spectrum.factor_stable_ranks).all()
+    given_b, given_a = reduced(b, a, -0.5, rank, maps=maps)
+    u, sigma, v = np.linalg.svd(b @ a)
+    kept = min(rank, 6)
+    best = (u[:, :kept] * sigma[:kept]) @ v[:kept]
+    np.testing.assert_allclose(given_b @ given_a, best, atol=1e-12 * sigma[0])
+    assert (given_b.shape, given_a.shape) == ((50, rank), (rank, 40))
+
+
+def test_factors_that_all_but_cancel_come_with_no_maps():
+    b, a = _factors(0, 30, 4, 40, 1.0)
+    b2 = np.hstack([b, b + 1e-6 * np.random.default_rng(1).standard_normal(b.shape)])
+    assert spectra_and_maps([lambda: Factors(b2, np.vstack([a, -a]), 1.0)])[1] == [None]

@@ -40,7 +40,19 @@ LARGEST_ENTRY: Final = 3.4e38
 
 def within_range(*arrays: Array) -> bool:
     """Whether all entries are finite and at most `LARGEST_ENTRY` in size."""
-    return all(bool(np.isfinite(array).all()) and not _beyond(array) for array in arrays)
+    return all(all_finite(array) and not _beyond(array) for array in arrays)
+
+
+_EXPONENTS: Final = {"float16": 0x7C00, "bfloat16": 0x7F80}  # all of whose bits are set in what is not finite
+
+
+def all_finite(array: Array) -> bool:
+    """Whether all entries are finite; of 16 bits from their patterns, an eighth of the work of looking at each."""
+    exponent = _EXPONENTS.get(array.dtype.name)
+    if exponent is None or array.dtype.byteorder == ">":
+        return bool(np.isfinite(array).all())
+    bits = array.view(np.uint16) & np.uint16(0x7FFF)
+    return not bits.size or bool(bits.max() < exponent)
 
 
 def _beyond(array: Array) -> bool:

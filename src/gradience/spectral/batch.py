@@ -13,8 +13,10 @@ import numpy.typing as npt
 from gradience.spectral import update
 from gradience.spectral.grams import Grams, Loads, Matrix, grams_of, in_threads
 from gradience.spectral.quantities import Quantities, quantities
+from gradience.spectral.reduced import Maps, core_maps
 
 _MODULES: Final = 64  # modules per call for the quantities
+_USED: Final = np.zeros((0, 0))
 
 
 class Spectrum(NamedTuple):
@@ -58,7 +60,17 @@ def spectra(loads: Loads, grams: Sequence[Grams] | None = None) -> list[Spectrum
     Each load is called once (twice for the rare update whose factors all but cancel), and from several
     threads: consecutive loads mostly from the same one. Each thread holds one module at a time.
     """
-    return _finish(loads, grams_of(loads) if grams is None else grams)
+    return _finish(loads, grams_of(loads) if grams is None else list(grams))
+
+
+def spectra_and_maps(loads: Loads) -> tuple[list[Spectrum], list[Maps | None]]:
+    """Return each update's spectrum and what `gram_maps` gives at its whole rank, from one decomposition.
+
+    The spectra lack `factor_stable_ranks`. Loads are called as by `spectra`.
+    """
+    maps: dict[int, Maps | None] = {}
+    found = _finish(loads, grams_of(loads), maps)
+    return found, [maps[index] for index in range(len(loads))]
 
 
 def spectrum_of(sigma: Matrix) -> Spectrum:
@@ -69,7 +81,7 @@ def spectrum_of(sigma: Matrix) -> Spectrum:
     return _spectrum(sigma, numbers, Grams(sigma, sigma, len(sigma), 1.0), unknown, finite=True)
 
 
-def _finish(loads: Loads, grams: Sequence[Grams]) -> list[Spectrum]:
+def _finish(loads: Loads, grams: list[Grams], maps: dict[int, Maps | None] | None = None) -> list[Spectrum]:
     by_bucket: dict[int, list[int]] = {}
     for index, one in enumerate(grams):
         by_bucket.setdefault(len(one.gram_a), []).append(index)
@@ -79,7 +91,7 @@ def _finish(loads: Loads, grams: Sequence[Grams]) -> list[Spectrum]:
         for start in range(0, len(indices), _MODULES)
     ]
     found: dict[int, Spectrum] = {}
-    sigmas = in_threads([partial(_sigma, loads, grams, call) for call in calls])
+    sigmas = in_threads([partial(_sigma, loads, grams, call, maps) for call in calls])
     for call, (sigma, finite, alone) in zip(calls, sigmas, strict=True):
         with jax.enable_x64(True):  # noqa: FBT003  # JAX's own signature
             numbers = jax.tree.map(np.asarray, _of_many(sigma))
@@ -96,10 +108,12 @@ class _Call(NamedTuple):
     modules: list[int]
 
 
-def _sigma(loads: Loads, grams: Sequence[Grams], call: _Call) -> tuple[Matrix, Matrix, Matrix]:
+def _sigma(
+    loads: Loads, grams: list[Grams], call: _Call, maps: dict[int, Maps | None] | None
+) -> tuple[Matrix, Matrix, Matrix]:
     """Return singular values (a fixed number of rows, zero beyond those asked for), and which are finite.
 
-    And the stable ranks of a's and of b's alone (2, modules).
+    And the stable ranks of a's and of b's alone (2, modules); or NaN, and each module's maps are put into `maps`.
     """
     size, some = call
     sides = np.zeros((2, len(some), size, size))
@@ -107,7 +121,17 @@ def _sigma(loads: Loads, grams: Sequence[Grams], call: _Call) -> tuple[Matrix, M
         sides[0, row], sides[1, row] = grams[index].gram_a, grams[index].gram_b
     finite = np.asarray(np.isfinite(sides).all(axis=(0, 2, 3)))
     sides[:, ~finite] = 0.0
-    spectrum = update.gram_singular_values(sides[0], sides[1])
+    if maps is None:
+        spectrum = update.gram_singular_values(sides[0], sides[1])
+        alone = update.gram_stable_rank(sides)
+    else:
+        core = update.gram_core(sides[0], sides[1])
+        squares, vectors = np.linalg.eigh(core.squared)
+        spectrum, alone = update.core_spectrum(core, squares), np.full(sides.shape[:2], np.nan)
+        for row, index in enumerate(some):
+            one = update.GramCore(*(field[row] for field in core))
+            maps[index] = core_maps(one, squares[row], vectors[row], size)
+            grams[index] = grams[index]._replace(gram_a=_USED, gram_b=_USED)  # maps are as large
     sigma = np.zeros((_MODULES, size))
     sigma[: len(some)] = spectrum.sigma
     for row, index in enumerate(some):
@@ -116,7 +140,7 @@ def _sigma(loads: Loads, grams: Sequence[Grams], call: _Call) -> tuple[Matrix, M
             exact = update.core_singular_values(factors.b, factors.a)
             sigma[row] = 0.0
             sigma[row, : len(exact)] = exact
-    return sigma, finite, update.gram_stable_rank(sides)
+    return sigma, finite, alone
 
 
 def _spectrum(sigma: Matrix, numbers: Quantities, grams: Grams, alone: Matrix, *, finite: bool) -> Spectrum:

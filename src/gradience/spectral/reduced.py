@@ -13,7 +13,8 @@ import numpy as np
 import numpy.typing as npt
 
 from gradience.spectral.narrow import narrowed
-from gradience.spectral.update import TRUSTED_SHARE, gram_core
+from gradience.spectral.scratch import Scratch
+from gradience.spectral.update import TRUSTED_SHARE, GramCore, gram_core
 
 Floats: TypeAlias = npt.NDArray[np.float64]
 Matrix: TypeAlias = npt.NDArray[Any]
@@ -60,7 +61,7 @@ def stacked(parts: Sequence[tuple[Matrix, Matrix, float]]) -> tuple[Floats, Floa
     return b, a
 
 
-_TILE: Final = 1 << 20  # elements cast to float64 at a time (8 MiB)
+_TILE: Final = 1 << 18  # elements cast to floats at a time (2 MiB as float64); measured with 2**14 to 2**20
 _FLOOR: Final = 1e-7  # of sigma_1: below it a squared singular value is rounding; left out, it costs no more than that
 
 
@@ -70,9 +71,23 @@ class Maps(NamedTuple):
     left: Floats
     right: Floats
 
+    def cut(self, inner: int, rank: int) -> Maps:
+        """Return the first `rank` columns and rows, of factors of that inner size: those beyond are zero."""
+        kept = min(rank, self.left.shape[1])
+        left, right = np.zeros((inner, rank)), np.zeros((rank, inner))
+        left[:, :kept], right[:kept] = self.left[:inner, :kept], self.right[:kept, :inner]
+        return Maps(left, right)
+
 
 def reduced(
-    b: Matrix, a: Matrix, scale: float, rank: int, *, grams: tuple[Floats, Floats] | None = None, half: bool = False
+    b: Matrix,
+    a: Matrix,
+    scale: float,
+    rank: int,
+    *,
+    grams: tuple[Floats, Floats] | None = None,
+    maps: Maps | None = None,
+    half: bool = False,
 ) -> tuple[Matrix, Matrix]:
     """Return (b', a') with scale * b' @ a' the best approximation of scale * b @ a of that rank.
 
@@ -85,11 +100,15 @@ def reduced(
         scale: of the product; not part of b' and a'.
         rank: k.
         grams: A A^T and B^T B, both (r, r) in float64, where they are known.
+        maps: those of `gram_maps` at this rank or a higher one, where they are known.
         half: the result will be stored in 16 bits, so float32 products do.
     """
     b, a = narrowed(b, a)
-    gram_a, gram_b = (_gram(a), _gram(b.T)) if grams is None or len(grams[0]) != len(a) else grams
-    maps = gram_maps(gram_a, gram_b, rank)
+    if maps is None:
+        gram_a, gram_b = (_gram(a), _gram(b.T)) if grams is None or len(grams[0]) != len(a) else grams
+        maps = gram_maps(gram_a, gram_b, rank)
+    else:
+        maps = maps.cut(len(a), rank)
     if maps is None:
         return _by_qr(b, a, scale, rank)
     kind = np.float32 if half else np.float64
@@ -98,7 +117,7 @@ def reduced(
     for span, tile in _tiles(b, kind):
         np.matmul(tile, left, out=new_b[span])
     for span, tile in _tiles(a.T, kind):
-        new_a[:, span] = right @ tile.T
+        np.matmul(right, tile.T, out=new_a[:, span])
     return new_b, new_a
 
 
@@ -108,8 +127,12 @@ def gram_maps(gram_a: Floats, gram_b: Floats, rank: int) -> Maps | None:
     Columns beyond the numerical rank are zero.
     """
     core = gram_core(gram_a, gram_b)
-    r = len(gram_a)
-    squares, vectors = np.linalg.eigh(core.squared)
+    return core_maps(core, *np.linalg.eigh(core.squared), rank)
+
+
+def core_maps(core: GramCore, squares: Floats, vectors: Floats, rank: int) -> Maps | None:
+    """Return the same from the eigenvalues of the core of one update, in ascending order, and its eigenvectors."""
+    r = len(squares)
     squares, vectors = np.maximum(squares[::-1], 0.0), vectors[:, ::-1]
     left, right = np.zeros((r, rank)), np.zeros((rank, r))
     if not (core.size_a > 0.0 and core.size_b > 0.0):
@@ -139,11 +162,22 @@ def _gram(x: Matrix) -> Floats:
 
 
 def _tiles(x: Matrix, kind: type[np.float32 | np.float64]) -> Iterator[tuple[slice, Matrix]]:
-    """Yield the rows of (d, r) as floats of that kind, some at a time, with where they are."""
-    rows = max(1, _TILE // max(1, x.shape[1]))
-    for start in range(0, len(x), rows):
-        span = slice(start, start + rows)
-        yield span, x[span].astype(kind)
+    """Yield the rows of (d, r) as floats of that kind, some at a time, with where they are: each good until the next.
+
+    A tile's numbers lie as those of x do.
+    """
+    length, r = x.shape
+    rows = max(1, _TILE // max(1, r))
+    for start in range(0, length, rows):
+        span = slice(start, min(start + rows, length))
+        count = span.stop - start
+        in_rows = x.flags.c_contiguous
+        tile = _scratch.of((count, r), kind) if in_rows else _scratch.of((r, count), kind).T
+        tile[...] = x[span]
+        yield span, tile
+
+
+_scratch: Final = Scratch()
 
 
 _DENSE_UNDER: Final = 768  # rows or columns, whichever are fewer: a full SVD takes about a second

@@ -81,7 +81,12 @@ def gram_singular_values(gram_a: Floats, gram_b: Floats) -> GramSpectrum:
     are scaled to trace one: neither a row's scale nor the adapter's costs accuracy.
     """
     core = gram_core(gram_a, gram_b)
-    squares = np.maximum(np.linalg.eigvalsh(core.squared)[..., ::-1], 0.0)
+    return core_spectrum(core, np.asarray(np.linalg.eigvalsh(core.squared), np.float64))
+
+
+def core_spectrum(core: GramCore, eigenvalues: Floats) -> GramSpectrum:
+    """Return the same from the core's eigenvalues, in ascending order."""
+    squares = np.maximum(eigenvalues[..., ::-1], 0.0)
     trusted = (squares[..., 0] >= TRUSTED_SHARE * core.largest) | (core.size_a == 0.0) | (core.size_b == 0.0)
     scale = np.sqrt(core.size_a) * np.sqrt(core.size_b)
     return GramSpectrum(np.sqrt(squares) * scale[..., None], trusted)

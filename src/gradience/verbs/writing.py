@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from importlib.metadata import version
@@ -39,15 +40,11 @@ from gradience.schema.writing import (
     SourceFile,
 )
 from gradience.spectral.grams import Factors
-from gradience.spectral.narrow import inner_size, narrowed
 from gradience.spectral.subspace import (
     Floats,
-    PairGeometry,
-    Stacked,
     chance_overlap,
     chance_overlap_sd,
     overlap,
-    pair_geometries,
     principal_cosines,
 )
 
@@ -190,25 +187,6 @@ def factors_of(module: Module) -> Callable[[], Factors]:
     return load
 
 
-def shared_modules(found: Matching, pairs: Iterable[tuple[int, int]]) -> list[tuple[tuple[int, int], Module, Module]]:
-    """Return (pair, module of its first adapter, module of its second) of each module that both of a pair have."""
-    return [
-        (pair, one, two)
-        for pair in pairs
-        for row in found.rows.values()
-        if (one := row[pair[0]]) is not None and (two := row[pair[1]]) is not None
-    ]
-
-
-def geometries(shared: Iterable[tuple[tuple[int, int], Module, Module]]) -> Iterator[PairGeometry]:
-    """Yield how the two updates lie to each other, in the same order, without the dense matrices."""
-    return iter(pair_geometries([(_stacked(one), _stacked(two)) for _, one, two in shared]))
-
-
-def _stacked(module: Module) -> Stacked:
-    return Stacked(lambda: narrowed(*module.load()), inner_size(module.r, *module.shape), module.scale)
-
-
 def side_overlap(cross: Floats, d: int) -> SideOverlap:
     """Return phi(k, k) for k = 1, 2, 4, ... and phi of the whole spans, in R^d, from all inner products U^T V."""
     k, n = cross.shape
@@ -300,9 +278,37 @@ class Changes(NamedTuple):
     notes: Sequence[str] = ()
 
 
+class Sources:
+    """The files that are read, hashed on a thread of their own while other work goes on, if there are any."""
+
+    def __init__(self, files: Iterable[Path]) -> None:
+        self._files = [file for file in files if file.is_file()]
+        self._found: list[SourceFile] = []
+        self._error: Exception | None = None
+        self._thread = threading.Thread(target=self._hash, daemon=True)  # a signal ends it at once
+        self._thread.start()
+
+    def _hash(self) -> None:
+        try:
+            self._found = _hashed(self._files)
+        except Exception as error:  # noqa: BLE001  # raised where it is asked for
+            self._error = error
+
+    def hashed(self) -> list[SourceFile]:
+        """Return the files with their sizes and digests, once they are known."""
+        self._thread.join()
+        if self._error is not None:
+            raise self._error
+        return self._found
+
+
+def _hashed(files: Iterable[Path]) -> list[SourceFile]:
+    return [SourceFile(name=f.name, bytes=f.stat().st_size, digest=file_digest(f)) for f in files if f.is_file()]
+
+
 def provenance_of(
     operation: str,
-    files: Iterable[Path],
+    files: Iterable[Path] | Sources,
     options: Mapping[str, Any],
     report: ResizeReport | ConvertReport | MergeReport | Changes,
 ) -> Provenance:
@@ -315,7 +321,7 @@ def provenance_of(
         version=version("gradience"),
         created=time.time(),
         options=dict(options),
-        sources=[SourceFile(name=f.name, bytes=f.stat().st_size, digest=file_digest(f)) for f in files if f.is_file()],
+        sources=files.hashed() if isinstance(files, Sources) else _hashed(files),
         relative_error=_at_most_one(report.relative_error),
         modules=[
             ModuleChange(

@@ -28,6 +28,7 @@ from gradience.verbs.writing import (
     STORED,
     Dtype,
     NewAdapter,
+    Sources,
     provenance_of,
     raw_config,
     refuse_place,
@@ -122,6 +123,7 @@ def resize_adapter(
     if out is not None:
         refuse_place(Path(out), [files], base=shards, force=force, one_file=is_kohya)
     stored = None if dtype is None else STORED[dtype]
+    sources = Sources([] if out is None else [files.config, *adapter.weights])
     if asked is None:
         plan = plan_of(adapter, target, dtype=stored, base=BaseWeights(shards) if base is not None else None)
     else:
@@ -151,7 +153,7 @@ def resize_adapter(
     if out is None:
         return report
     options = {"criterion": target.criterion, "value": target.value, "dtype": dtype}  # calibration has its own record
-    record = provenance_of("resize", [files.config, *adapter.weights], options, report)
+    record = provenance_of("resize", sources, options, report)
     with loaded_ahead(plan.tensors) as loaded:
         tensors = _with_progress(loaded, progress)
         if config is None:

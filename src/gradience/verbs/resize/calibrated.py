@@ -156,7 +156,7 @@ def plan_by_outputs(found: Calibrated, target: Target, *, dtype: str | None = No
     for path, pair in found.pairs.items():
         gram_a, gram_b = _grams(found.adapter, pair)
         maps = _maps(found.pieces[path], kept[path], gram_a, gram_b)
-        jobs.append(Job(pair, len(kept[path]), [(gram_a, gram_b)], maps=maps))
+        jobs.append(Job(pair, len(kept[path]), [None], maps=maps))
         losses.append([_loss(found, path, kept[path], gram_a, gram_b)])
     plan = plan_of_jobs(source_of(found.adapter), jobs, losses, dtype=dtype)
     costs = predicted_by_module(found.candidates, kept, found.predictions)

@@ -13,7 +13,7 @@ from typing import Final, NamedTuple
 
 import numpy as np
 
-from gradience.adapters.layout import Array
+from gradience.adapters.layout import Array, all_finite
 from gradience.adapters.pairs import StoredPair
 from gradience.base.weights import BaseWeights
 from gradience.errors import AdapterError
@@ -25,14 +25,15 @@ _TILE: Final = 1 << 20  # elements of W in float64 at a time
 
 
 class Job(NamedTuple):
-    """A pair and the rank that it gets, 0 to leave it out; A A^T and B^T B of each of its modules; the base, for DoRA.
+    """A pair and the rank that it gets, 0 to leave it out; the base, for DoRA.
 
-    With `maps` the new factors are b @ left and right @ a of the file's own, else the best of the rank.
+    `best` are each module's maps to its best factors, in the file's orientation, None where QR must decide. With `maps`
+    the new factors are b @ left and right @ a of the file's own, else the best of the rank.
     """
 
     pair: StoredPair
     rank: int
-    grams: Sequence[tuple[Floats, Floats]] = ()
+    best: Sequence[Maps | None] = ()
     base: BaseWeights | None = None
     maps: Maps | None = None
 
@@ -114,7 +115,7 @@ def _cast(
         data = load().reshape(sizes)
         with np.errstate(over="ignore"):
             stored = data.astype(DTYPES[kind])
-        if not np.isfinite(stored).all():
+        if not all_finite(stored):
             raise AdapterError(f"{name}: the new factors do not fit {kind}", advice="name a wider --dtype")
         return stored
 
@@ -147,23 +148,28 @@ class _Cut:
         if job.magnitude is not None:
             fit = refit_of(self._source, job)
             return {layout.a_name: fit.a, layout.b_name: fit.b, job.magnitude: fit.magnitude}
-        factors = zip(*layout.read(self._source), job.grams, strict=True)
-        cuts = [self._reduced(b, a, grams) for b, a, grams in factors]
-        b, a = layout.joined(np.stack([b for b, _ in cuts]), np.stack([a for _, a in cuts]), job.rank)
+        factors = zip(*layout.read(self._source), job.best, strict=True)
+        cuts = [self._reduced(b, a, best) for b, a, best in factors]
+        b, a = layout.joined(_stack([b for b, _ in cuts]), _stack([a for _, a in cuts]), job.rank)
         return {layout.a_name: a, layout.b_name: b}
 
-    def _reduced(self, b: Array, a: Array, grams: tuple[Floats, Floats]) -> tuple[Array, Array]:
+    def _reduced(self, b: Array, a: Array, best: Maps | None) -> tuple[Array, Array]:
         """Return (b', a'); of a zero update, a B of zeros and the first rows of A, the other way round if A is zero."""
         rank, maps = self._job.rank, self._job.maps
         if maps is not None:
             return b.astype(np.float64) @ maps.left, maps.right @ a.astype(np.float64)
         scale = self._job.pair.first.scale or 1.0  # at alpha 0 the product is cut all the same
-        new_b, new_a = reduced(b, a, scale, rank, grams=grams, half=self._half)
+        new_b, new_a = reduced(b, a, scale, rank, maps=best, half=self._half)
         if new_b.any():
             return new_b, new_a
         if a.any():
             return np.zeros((len(b), rank)), a[:rank]
         return b[:, :rank], np.zeros((rank, a.shape[1]))
+
+
+def _stack(arrays: Sequence[Array]) -> Array:
+    """Return the arrays as one with a further axis in front; of a single one no copy."""
+    return arrays[0][None] if len(arrays) == 1 else np.stack(arrays)
 
 
 class Refit(NamedTuple):

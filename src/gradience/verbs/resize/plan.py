@@ -21,9 +21,8 @@ from gradience.errors import AdapterError
 from gradience.io.safetensors import DTYPES, PlannedTensor, TensorSource, file_size
 from gradience.rules.weights.ranks import Patterns, alpha_for, patterns_of
 from gradience.schema.writing import Calibration, ResizedModule
-from gradience.spectral.batch import Spectrum, spectra
-from gradience.spectral.grams import Grams, grams_of
-from gradience.spectral.reduced import Floats
+from gradience.spectral.batch import Spectrum, spectra_and_maps
+from gradience.spectral.reduced import Floats, Maps
 from gradience.verbs.resize.criteria import Priced, Target, module_rank, ranks_within
 from gradience.verbs.resize.cut import Job, planned_file, refit_of
 from gradience.verbs.writing import factors_of
@@ -65,7 +64,7 @@ def plan_of(adapter: Adapter, target: Target, *, dtype: str | None = None, base:
     measured = _measured(resizable_pairs(adapter))
     sizes = sizes_of(adapter, [one.pair for one in measured], dtype)
     ranks = _ranks_of(target, measured, sizes)
-    jobs = [Job(one.pair, ranks[one.pair.path], one.grams, base) for one in measured]
+    jobs = [Job(one.pair, ranks[one.pair.path], one.best, base) for one in measured]
     losses = [_losses(source, job, one.spectra) for job, one in zip(jobs, measured, strict=True)]
     return plan_of_jobs(source, jobs, losses, dtype=dtype)
 
@@ -126,17 +125,16 @@ def _new_patterns(jobs: Iterable[Job]) -> Patterns:
 
 
 class _Measured(NamedTuple):
-    """A pair; of each of its modules the spectrum, scaled, and A A^T and B^T B in the file's orientation."""
+    """A pair; of each of its modules the spectrum, scaled, and the maps to its best factors as the file has them."""
 
     pair: StoredPair
     spectra: list[Spectrum]
-    grams: list[tuple[Floats, Floats]]
+    best: list[Maps | None]
 
 
 def _measured(pairs: Sequence[StoredPair]) -> list[_Measured]:
     loads = [factors_of(module) for pair in pairs for module in pair.modules]
-    grams = grams_of(loads)
-    found = zip(grams, spectra(loads, grams), strict=True)
+    found = zip(*spectra_and_maps(loads), strict=True)
     measured = [_of_pair(pair, [next(found) for _ in pair.modules]) for pair in pairs]
     for one in measured:
         for module, spectrum in zip(one.pair.modules, one.spectra, strict=True):
@@ -148,10 +146,14 @@ def _measured(pairs: Sequence[StoredPair]) -> list[_Measured]:
     return measured
 
 
-def _of_pair(pair: StoredPair, found: Sequence[tuple[Grams, Spectrum]]) -> _Measured:
-    r = pair.layout.rank  # Gram matrices are padded to a bucket of ranks
-    grams = [pair.layout.swapped(one.gram_a[:r, :r], one.gram_b[:r, :r]) for one, _ in found]
-    return _Measured(pair, [spectrum for _, spectrum in found], grams)
+def _of_pair(pair: StoredPair, found: Sequence[tuple[Spectrum, Maps | None]]) -> _Measured:
+    best = [None if maps is None else Maps(*pair.layout.swapped(*_turned(pair, maps))) for _, maps in found]
+    return _Measured(pair, [spectrum for spectrum, _ in found], best)
+
+
+def _turned(pair: StoredPair, maps: Maps) -> tuple[Floats, Floats]:
+    """The maps, or their transposes where the file holds the factors of the transposed update."""
+    return (maps.left.T, maps.right.T) if pair.layout.transposed else (maps.left, maps.right)
 
 
 class Sizes(NamedTuple):
