@@ -31,6 +31,7 @@ __all__ = [
     "TensorInfo",
     "TensorReader",
     "TensorSource",
+    "aligned",
     "copied",
     "file_size",
     "indexed_files",
@@ -42,6 +43,8 @@ __all__ = [
 ]
 
 Array: TypeAlias = npt.NDArray[Any]
+_CACHE_LINE: Final = 64  # bytes: XLA uses an array that begins at a multiple of it where it lies
+_LARGE: Final = 1 << 20  # bytes: from here on a copy costs more than to open the file once more
 _NO_INDEX: Final = "give the weights file itself"
 
 
@@ -119,6 +122,11 @@ class SafetensorsFile:
     def _bytes(self, offset: int, count: int) -> npt.NDArray[np.uint8]:
         """Bytes from an offset within the data, which begin behind the header."""
         start = self._start + offset
+        if count >= _LARGE:
+            data = aligned(count)
+            with TensorReader(self.path, start, count) as reader:
+                reader.into(0, data)
+            return data
         try:
             data = np.fromfile(self.path, np.uint8, count, offset=start)
         except OSError as error:
@@ -126,6 +134,12 @@ class SafetensorsFile:
         if len(data) != count:
             raise cut_short(self.path, start + count, self.path.stat().st_size)
         return data
+
+
+def aligned(count: int) -> npt.NDArray[np.uint8]:
+    """So many bytes of memory, as they are found, that begin at a multiple of 64."""
+    raw = np.empty(count + _CACHE_LINE, np.uint8)
+    return raw[-raw.ctypes.data % _CACHE_LINE :][:count]
 
 
 class TensorReader:
