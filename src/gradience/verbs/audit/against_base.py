@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import threading
 from collections.abc import Iterable, Sequence
 from functools import partial
 from pathlib import Path
@@ -18,6 +19,7 @@ from gradience.base.update import Update, survival_of, update_of
 from gradience.base.weights import BaseWeights, Found, Norms, NormsCache, find_shards, identity
 from gradience.errors import AdapterError
 from gradience.io.paths import Progress, cache_folder
+from gradience.io.safetensors import Memory
 from gradience.rules.weights.against_base import at_risk
 from gradience.schema.audit import BaseComparison, BaseReport, Intruders, ModuleAudit, NotCompared
 from gradience.schema.scalars import real
@@ -102,6 +104,13 @@ class _Norms(NamedTuple):
     note: str | None = None
 
 
+class _Memories(threading.local):
+    """Room for each thread's weight."""
+
+    def __init__(self) -> None:
+        self.of_thread = Memory()
+
+
 class _Run:
     """The comparison of one adapter with one base."""
 
@@ -110,6 +119,7 @@ class _Run:
         self._adapter = adapter
         self._weights = weights
         self._options = options
+        self._memory = _Memories()
         self._told: list[_Told] = []
 
     def modules(self, jobs: Sequence[_Job]) -> list[ModuleAudit]:
@@ -139,7 +149,7 @@ class _Run:
         found = self._weights.find(module.base_name or f"{module.name}.weight")
         if found is None:
             raise AdapterError(f"the base has no {module.base_name or module.name + '.weight'}")
-        w = self._weights.read(found, module.expert)
+        w = self._weights.read(found, module.expert, self._memory.of_thread)
         with one_blas_thread() if module.dense is None else threads_for(min(w.shape)):
             return self._beside(module, row, found, w)
 
