@@ -15,6 +15,7 @@ from safetensors.numpy import save_file
 
 from gradience.errors import AdapterError
 from gradience.io.safetensors import (
+    Memory,
     SafetensorsFile,
     ShardedFiles,
     file_size,
