@@ -3,6 +3,7 @@
     python benchmarks/against_base.py make FOLDER [--layers 32] [--size 7b]   # 13 GB; made shard by shard
     python benchmarks/against_base.py run FOLDER [--intruders]
     python benchmarks/against_base.py busy FOLDER [--runs 3]   # CPU seconds beside processes that compute, and without
+    python benchmarks/against_base.py peft FOLDER          # beside PEFT's reduce_intruder_dimension, for small sizes
 
 A weight is a Gaussian matrix whose rows and columns differ in size, and 256 directions that fall as a power of their
 place: a bulk under a heavy tail, as trained weights have. Exponents and sizes differ between modules. It is stored in
@@ -167,9 +168,52 @@ def busy(folder: Path, runs: int) -> None:
     print(f"CPU {quiet:.2f} s alone, {loaded:.2f} s beside {len(others)} busy processes: {loaded / quiet:.2f} x")
 
 
+PEFT = """
+import json, sys, time
+from pathlib import Path
+import torch
+from peft import PeftModel
+from peft.tuners.lora.intruders import reduce_intruder_dimension
+from safetensors.torch import load_file
+from transformers import LlamaConfig, LlamaForCausalLM
+folder, layers, hidden, inner = Path(sys.argv[1]), *map(int, sys.argv[2:])
+config = LlamaConfig(vocab_size=8, hidden_size=hidden, intermediate_size=inner, num_hidden_layers=layers,
+                     num_attention_heads=4, num_key_value_heads=4)
+model = LlamaForCausalLM(config)
+weights = {k: v for file in sorted((folder / "base").glob("*.safetensors")) for k, v in load_file(file).items()}
+left = model.load_state_dict({k: v.float() for k, v in weights.items()}, strict=False)
+assert not left.unexpected_keys and not any("proj" in k for k in left.missing_keys)
+tuned = PeftModel.from_pretrained(model, str(folder / "adapter"))
+said = []
+start, wall = time.process_time(), time.perf_counter()
+reduce_intruder_dimension(tuned, top_k=10, threshold_epsilon=0.5, logging_sink=said.append)
+print(json.dumps({"cpu": time.process_time() - start, "wall": time.perf_counter() - wall, "said": said}))
+"""
+
+
+def peft(folder: Path, size: str) -> None:
+    """Print what PEFT's search takes, imports left out, and what the whole `audit --base --intruders` takes, in turns.
+
+    PEFT then writes an adapter without the intruders as well, which costs one product a module.
+    """
+    layers = len([*(folder / "base").glob("*.safetensors")])
+    for _ in range(2):
+        command = [sys.executable, "-c", PEFT, str(folder), str(layers), *map(str, SIZES[size])]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        theirs = json.loads(done.stdout.splitlines()[-1])
+        ours, report = audit(folder, "--intruders", "--no-cache")
+    none = sum("No intruders" in line for line in theirs["said"])
+    without = sum(not m["base"]["intruders"]["count"] for m in report["modules"])
+    print(f"PEFT        CPU {theirs['cpu']:7.2f} s  wall {theirs['wall']:7.2f} s  {none} modules without intruders")
+    print(f"audit       CPU {ours['cpu']:7.2f} s  wall {ours['wall']:7.2f} s  {without} modules without intruders")
+    print(
+        f"PEFT takes {theirs['cpu'] / ours['cpu']:.1f} times the CPU time, {theirs['wall'] / ours['wall']:.1f} the wall"
+    )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("do", choices=("make", "run", "busy"))
+    parser.add_argument("do", choices=("make", "run", "busy", "peft"))
     parser.add_argument("folder", type=Path)
     parser.add_argument("--layers", type=int, default=32)
     parser.add_argument("--distinct", type=int, default=32)
@@ -182,8 +226,10 @@ def main() -> None:
         make(options.folder, options.layers, options.size, options.distinct)
     elif options.do == "run":
         run(options.folder, intruders=options.intruders, cached=options.cached)
-    else:
+    elif options.do == "busy":
         busy(options.folder, options.runs)
+    else:
+        peft(options.folder, options.size)
 
 
 if __name__ == "__main__":

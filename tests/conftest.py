@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import sys
@@ -28,6 +29,17 @@ if str(ROOT / "tests") not in sys.path:  # tests are no package: this puts the m
 import toy_run  # noqa: E402  # found by the line above
 from warmed import Warmed  # noqa: E402  # the same
 
+_FROZEN = {"modules": 0}  # how many modules there were when the collector last set aside all that lived
+
+
+@pytest.fixture(autouse=True)
+def _imports_are_not_garbage():
+    """Keep what large imports made out of every later collection: each end of a Trainer asks for a whole one."""
+    if len(sys.modules) > _FROZEN["modules"] + 300:
+        gc.collect()
+        gc.freeze()
+        _FROZEN["modules"] = len(sys.modules)
+
 
 @pytest.fixture(autouse=True)
 def _signals_as_before():
@@ -50,7 +62,7 @@ def warmed(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def toy(root, tmp_path_factory):
+def toy(root, tmp_path_factory, request):
     """The README's first command, run once for all workers in what looks like a fresh clone: (the clone, what it said).
 
     Every look-up and connection is refused, and named on stderr. Copy the folder before writing into it.
@@ -59,7 +71,8 @@ def toy(root, tmp_path_factory):
         if find_spec(name) is None:
             pytest.skip(f"{name} is not installed: pip install -e '.[hf]'")
     base = tmp_path_factory.getbasetemp()
-    return toy_run.once(root, base.parent if "PYTEST_XDIST_WORKER" in os.environ else base)
+    shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    return toy_run.once(root, shared, lambda: request.getfixturevalue("warmed"))
 
 
 @pytest.fixture(scope="session")

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import fcntl
 import json
-import os
 import re
+import shlex
 import shutil
-import subprocess
-import sys
-from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-__all__ = ["GUARD", "Toy", "once"]
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from warmed import Warmed
+
+__all__ = ["GUARDED", "Toy", "once"]
 
 # Refuses every look-up and connection of an interpreter, and names it on stderr.
 GUARD = """
@@ -25,6 +28,8 @@ def refuse(event, args):
 
 sys.addaudithook(refuse)
 """
+# Runs the script that its arguments name, under the guard.
+GUARDED = f"{GUARD}\nimport runpy\ndel sys.argv[0]\nrunpy.run_path(sys.argv[0], run_name='__main__')\n"
 COMMAND = re.compile(r"<!-- run: toy -->\n```bash\n(.*?)\n```", re.DOTALL)
 
 
@@ -41,29 +46,22 @@ class Toy(NamedTuple):
         return self.clone / "runs" / "toy"
 
 
-def once(root: Path, shared: Path) -> Toy:
+def once(root: Path, shared: Path, warmed: Callable[[], Warmed]) -> Toy:
     """Run the command in a folder that all workers of a session share, unless one of them has."""
     clone, said = shared / "toy-clone", shared / "toy-said.json"
     with (shared / "toy.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not said.exists():
-            said.write_text(json.dumps(_run(root, clone)), encoding="utf-8")
+            said.write_text(json.dumps(_run(root, clone, warmed())), encoding="utf-8")
     code, out, err = json.loads(said.read_text(encoding="utf-8"))
     assert code == 0, err
     return Toy(clone, out, err)
 
 
-def _run(root: Path, clone: Path) -> tuple[int, str, str]:
-    command = COMMAND.findall((root / "README.md").read_text(encoding="utf-8"))[0]
+def _run(root: Path, clone: Path, warmed: Warmed) -> tuple[int, str, str]:
+    """Run it under the guard; what the imports made before wrote to stderr is part of what it said."""
+    python, *words = shlex.split(COMMAND.findall((root / "README.md").read_text(encoding="utf-8"))[0])
+    assert python == "python"
     shutil.copytree(root / "examples", clone / "examples")
-    guard = clone.with_name("toy-guard")
-    guard.mkdir()
-    (guard / "sitecustomize.py").write_text(GUARD, encoding="utf-8")
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    modules = os.pathsep.join(filter(None, [str(guard), os.environ.get("PYTHONPATH")]))
-    hub = {name: value for name, value in os.environ.items() if not name.startswith("HF_HUB_OFFLINE")}
-    environment = {**hub, "PATH": path, "PYTHONPATH": modules}
-    done = subprocess.run(
-        ["bash", "-c", command], cwd=clone, env=environment, capture_output=True, text=True, check=False
-    )
-    return done.returncode, done.stdout, done.stderr
+    done = warmed.run("-c", GUARDED, *words, cwd=clone, HF_HUB_OFFLINE="0")
+    return done.returncode, done.stdout, warmed.imports_said + done.stderr

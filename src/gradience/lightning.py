@@ -35,7 +35,7 @@ _LOADER: Final = re.compile(r"/dataloader_idx_(\d+)$")
 _DTYPES: Final = {"bf16": "bfloat16", "16": "float16", "32": "float32", "64": "float64"}
 
 
-class GradienceCallback(Callback):
+class GradienceCallback(Callback):  # type: ignore[misc]
     """Records a fit in `<default_root_dir>/run.jsonl`, on the first process. It changes no number of the run.
 
     Args:

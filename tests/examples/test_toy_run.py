@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
-from toy_run import GUARD
+from toy_run import GUARDED
 
 from gradience import ConfigError, TelemetryReader, audit_adapter
 
@@ -23,8 +23,6 @@ pytestmark = pytest.mark.skipif(
     any(find_spec(name) is None for name in ("torch", "transformers", "peft", "datasets")),
     reason="the toy run needs the hf extra: pip install -e '.[hf]'",
 )
-
-GUARDED = f"{GUARD}\nimport runpy\ndel sys.argv[0]\nrunpy.run_path(sys.argv[0], run_name='__main__')\n"
 
 
 @pytest.fixture(scope="module")

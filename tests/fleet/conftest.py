@@ -41,3 +41,15 @@ def fleet(collection, tmp_path_factory) -> Path:
     report = audit_fleet(collection, out=out, workers=2)
     assert (report.found, report.audited, report.errors, report.crashed) == (13, 13, 2, 0)
     return out
+
+
+@pytest.fixture
+def called(monkeypatch):
+    """Jobs are called in this process, where what is asked is which jobs there are and what becomes of their rows."""
+    from gradience.verbs.fleet import audit
+    from gradience.verbs.fleet.engines import Done
+
+    def run(work, jobs, **_):
+        return (Done(job, work(job)) for job in jobs)
+
+    monkeypatch.setattr(audit, "run_local", run)

@@ -80,6 +80,7 @@ def test_an_unchanged_collection_is_not_read_again(collection, fleet, tmp_path):
     assert rows(mine) == before
 
 
+@pytest.mark.usefixtures("called")
 def test_changes_are_seen_by_size_time_and_content(tmp_path):
     root, out = tmp_path / "many", tmp_path / "fleet"
     for name in ("kept", "touched", "changed", "removed"):
@@ -118,6 +119,7 @@ def test_an_adapter_whose_content_is_known_is_read_once(tmp_path, monkeypatch):
     assert reads == []
 
 
+@pytest.mark.usefixtures("called")
 def test_a_listed_place_that_is_missing_is_a_row_until_it_is_there(tmp_path):
     place, out = tmp_path / "later", tmp_path / "fleet"
     report = audit_fleet(out=out, listed=[str(place)], workers=1)
@@ -127,6 +129,7 @@ def test_a_listed_place_that_is_missing_is_a_row_until_it_is_there(tmp_path):
     assert open_fleet(out).adapters["verdict"].to_pylist() == ["trained"]
 
 
+@pytest.mark.usefixtures("called")
 def test_adapters_behind_a_url_are_copied_audited_and_kept(tmp_path):
     pytest.importorskip("fsspec")
     peft(tmp_path / "a" / "one", factors(4))
@@ -173,6 +176,7 @@ def test_a_folder_of_something_else_is_left_alone(tmp_path):
         open_fleet(tmp_path)
 
 
+@pytest.mark.usefixtures("called")
 def test_a_base_puts_relative_norms_into_the_rows(tmp_path):
     import numpy as np
 

@@ -78,6 +78,7 @@ def test_a_fleet_without_adapters_has_its_tables_all_the_same(tmp_path):
     ]
 
 
+@pytest.mark.usefixtures("called")
 def test_an_injected_path_is_a_text(tmp_path):
     peft(tmp_path / "a'); drop--")
     audit_fleet(tmp_path, out=tmp_path / "it's", workers=1)

@@ -23,7 +23,7 @@ from gradience.telemetry.rows import Values, eval_columns, plain_columns, split_
 from gradience.telemetry.values import described
 
 
-class GradienceCallback(TrainerCallback):
+class GradienceCallback(TrainerCallback):  # type: ignore[misc]
     """Records a Trainer's run in `<output_dir>/run.jsonl`. It changes nothing, and ends a training only on `stop_on`.
 
     What a person should act on it says through logging (logger `gradience`) as it happens, each rule once a run:

@@ -1,7 +1,7 @@
 """Two updates of one shape side by side: inner product, distance, and the angles between their subspaces.
 
 Both are stacked, dW_1 = s_1 B_1 A_1 with B = [B_1 B_2] and A = [A_1; A_2], and their long axes are summed away
-in one pass (`grams_of`). With X^T X = B^T B and Y^T Y = A A^T, the r x r matrices s_i X_i Y_i^T have the singular
+in one pass (`crossed`). With X^T X = B^T B and Y^T Y = A A^T, the r x r matrices s_i X_i Y_i^T have the singular
 values of the dW_i, their inner products and the angles between their subspaces: nothing d x d is formed. Where the
 factors of an update all but cancel, X and Y come from a QR of the stacked factors instead.
 """
@@ -16,13 +16,15 @@ from typing import Any, Final, NamedTuple, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from gradience.spectral.grams import Factors, Grams, each_in_threads, grams_of
+from gradience.spectral.crossed import Places, crossed
+from gradience.spectral.grams import Factors, each_in_threads, grams_of, on_cpu
 from gradience.spectral.reduced import LowRank, decomposed
 
 Floats: TypeAlias = npt.NDArray[np.float64]
 Matrix: TypeAlias = npt.NDArray[Any]
 
 _HELD: Final = 1 << 23  # numbers of Gram matrices held at a time (64 MiB)
+_AHEAD: Final = 2  # rows for each thread: one at work, one that waits to be taken
 # sigma_1^2 below this share of sum |b_k|^2 |a_k|^2: columns are good to 1e-8 of their length, sigma_1 no more to 1e-6.
 _TRUSTED: Final = 1e-4
 _FLOOR: Final = 1e-6  # of sigma_1: a direction below it is rounding, for factors stored in float32
@@ -59,11 +61,69 @@ class PairGeometry(NamedTuple):
         return max(-1.0, min(1.0, self.inner / size))
 
 
+class RowGeometry(NamedTuple):
+    """Updates of one shape: B^T B and A A^T of each by its place, and the geometry of each pair."""
+
+    own: dict[int, tuple[Floats, Floats]]
+    pairs: dict[Places, PairGeometry]
+
+
+Row: TypeAlias = Sequence[Stacked | None]
+
+
+def row_geometries(rows: Sequence[Row], pairs: Sequence[Places]) -> Iterator[RowGeometry]:
+    """Yield how the updates of each row lie to each other, of the pairs (i, j), i < j, of which the row has both.
+
+    Loads are called from several threads: once, where the row's factors fit the memory that is allowed them.
+    """
+    if on_cpu():
+        yield from each_in_threads([partial(_row, row, _pairs_in(row, pairs)) for row in rows], ahead=_AHEAD)
+        return
+    jobs = [(row, pair) for row in rows for pair in _pairs_in(row, pairs)]
+    found = _on_device([_both(row, pair) for row, pair in jobs])
+    for row in rows:
+        geometry = RowGeometry({}, {})
+        for i, j in _pairs_in(row, pairs):
+            gram_b, gram_a = next(found)
+            first = _rank_of(row, i)
+            geometry.own.setdefault(i, (gram_b[:first, :first], gram_a[:first, :first]))
+            geometry.own.setdefault(j, (gram_b[first:, first:], gram_a[first:, first:]))
+            geometry.pairs[i, j] = _geometry(_both(row, (i, j)), gram_b, gram_a)
+        yield geometry
+
+
 def pair_geometries(pairs: Sequence[tuple[Stacked, Stacked]]) -> Iterator[PairGeometry]:
-    """Yield the geometry of each pair, in order; loads are called from several threads, a few pairs at a time."""
+    """Yield the geometry of each pair, in order."""
+    return (found.pairs[0, 1] for found in row_geometries(pairs, [(0, 1)]))
+
+
+def _pairs_in(row: Row, pairs: Sequence[Places]) -> list[Places]:
+    return [(i, j) for i, j in pairs if row[i] is not None and row[j] is not None]
+
+
+def _both(row: Row, pair: Places) -> tuple[Stacked, Stacked]:
+    one, two = (row[place] for place in pair)
+    if one is None or two is None:
+        raise ValueError(f"the row has not both of {pair}")
+    return one, two
+
+
+def _rank_of(row: Row, place: int) -> int:
+    return 0 if (one := row[place]) is None else one.rank
+
+
+def _row(row: Row, pairs: Sequence[Places]) -> RowGeometry:
+    """The geometry of one row, on this thread."""
+    found = crossed({place: one.load for place, one in enumerate(row) if one is not None}, pairs)
+    own = {i: (found.b[i, i], found.a[i, i]) for i, j in found.b if i == j}
+    return RowGeometry(own, {pair: _geometry(_both(row, pair), *found.together(pair)) for pair in pairs})
+
+
+def _on_device(pairs: Sequence[tuple[Stacked, Stacked]]) -> Iterator[tuple[Floats, Floats]]:
+    """Yield B^T B and A A^T of each pair's stacked factors."""
     for some in _portions(pairs):
-        grams = grams_of([_together(one, two) for one, two in some])
-        yield from each_in_threads([partial(_geometry, *both) for both in zip(some, grams, strict=True)])
+        for grams in grams_of([_together(one, two) for one, two in some]):
+            yield grams.gram_b[: grams.r, : grams.r], grams.gram_a[: grams.r, : grams.r]
 
 
 def _portions(pairs: Sequence[tuple[Stacked, Stacked]]) -> Iterator[list[tuple[Stacked, Stacked]]]:
@@ -96,42 +156,47 @@ def _joined(one: Matrix, two: Matrix, *, axis: int) -> Matrix:
     return np.concatenate([one, two], axis=axis)
 
 
-def _geometry(pair: tuple[Stacked, Stacked], grams: Grams) -> PairGeometry:
-    r = grams.r
-    gram_b, gram_a = grams.gram_b[:r, :r], grams.gram_a[:r, :r]
+def _geometry(pair: tuple[Stacked, Stacked], gram_b: Floats, gram_a: Floats) -> PairGeometry:
+    """The geometry of a pair from B^T B and A A^T of its stacked factors."""
     if not (np.isfinite(gram_a).all() and np.isfinite(gram_b).all() and all(math.isfinite(p.scale) for p in pair)):
         none = np.zeros((0, 0))
         return PairGeometry(
             finite=False, norms=(math.nan, math.nan), inner=math.nan, distance=math.nan, left=none, right=none
         )
-    x, y = _root(gram_b), _root(gram_a)
-    low = _parts(pair, x, y)
-    if not all(
-        _trusted(part, one, gram_b[s, s], gram_a[s, s]) for part, one, s in zip(low, pair, _spans(pair), strict=True)
-    ):
+    low = _parts(pair, _root(gram_b), _root(gram_a))
+    spans = slice(0, pair[0].rank), slice(pair[0].rank, None)
+    if not all(_trusted(part, one, gram_b[s, s], gram_a[s, s]) for part, one, s in zip(low, pair, spans, strict=True)):
         factors = _together(*pair)()
         x = np.asarray(np.linalg.qr(factors.b.astype(np.float64), mode="r"))
         y = np.asarray(np.linalg.qr(factors.a.T.astype(np.float64), mode="r"))
         low = _parts(pair, x, y)
-    return _compared(low)
-
-
-def _spans(pair: tuple[Stacked, Stacked]) -> tuple[slice, slice]:
-    first = pair[0].rank
-    return slice(0, first), slice(first, first + pair[1].rank)
+    return _compared(*low)
 
 
 def _parts(pair: tuple[Stacked, Stacked], x: Floats, y: Floats) -> tuple[LowRank, LowRank]:
-    one, two = (decomposed(x[:, s], y[:, s].T, p.scale) for p, s in zip(pair, _spans(pair), strict=True))
-    return one, two
+    """Return both updates in the bases in which X and Y, upper triangular, stand: the first has its first rows only."""
+    one, two = pair
+    r = one.rank
+    u, sigma, v = np.linalg.svd(x[:r, :r] @ y[:r, :r].T, full_matrices=False)
+    first = LowRank(u * (-1.0 if one.scale < 0.0 else 1.0), sigma * abs(one.scale), v)
+    return first, decomposed(x[:, r:], y[:, r:].T, two.scale)
 
 
 def _root(gram: Floats) -> Floats:
-    """Return X with X^T X = gram; columns are brought to length one first: none drowns in another's rounding."""
+    """Return an upper triangular X with X^T X = gram, or of less error than the rounding of that.
+
+    Columns are brought to length one first: none drowns in another's rounding.
+    """
     length = np.sqrt(np.maximum(np.diagonal(gram), 0.0))
     safe = np.where(length > 0.0, length, 1.0)
-    values, vectors = np.linalg.eigh(gram / np.outer(safe, safe))
-    return np.asarray(np.sqrt(np.maximum(values, 0.0))[:, None] * vectors.T * length)
+    unit = gram / np.outer(safe, safe)
+    np.fill_diagonal(unit, 1.0)
+    try:
+        return np.asarray(np.linalg.cholesky(unit).T * length)
+    except np.linalg.LinAlgError:  # not positive, but for its rounding: columns depend on others
+        values, vectors = np.linalg.eigh(unit)
+        root = np.sqrt(np.maximum(values, 0.0))[:, None] * vectors.T * length
+        return np.asarray(np.linalg.qr(root, mode="r"))
 
 
 def _trusted(low: LowRank, one: Stacked, gram_b: Floats, gram_a: Floats) -> bool:
@@ -139,11 +204,12 @@ def _trusted(low: LowRank, one: Stacked, gram_b: Floats, gram_a: Floats) -> bool
     return bound == 0.0 or bool(low.sigma[0] ** 2 >= _TRUSTED * bound)
 
 
-def _compared(low: tuple[LowRank, LowRank]) -> PairGeometry:
-    one, two = low
-    left, right = one.u.T @ two.u, one.v @ two.v.T
+def _compared(one: LowRank, two: LowRank) -> PairGeometry:
+    rows, columns = len(one.u), one.v.shape[1]
+    left, right = one.u.T @ two.u[:rows], one.v @ two.v[:, :columns].T
     inner = float(one.sigma @ (left * right) @ two.sigma)
-    dense = (two.u * two.sigma) @ two.v - (one.u * one.sigma) @ one.v
+    dense = (two.u * two.sigma) @ two.v
+    dense[:rows, :columns] -= (one.u * one.sigma) @ one.v
     k, n = _rank(one), _rank(two)
     return PairGeometry(
         finite=True,

@@ -30,19 +30,16 @@ from gradience.schema.compare import (
     LayerShare,
     ModulePair,
 )
-from gradience.spectral.batch import Spectrum, spectra
+from gradience.spectral.batch import Spectrum
 from gradience.spectral.subspace import PairGeometry
+from gradience.verbs.beside import Own, beside
 from gradience.verbs.writing import (
-    Matching,
     Side,
     config_differences,
     described,
-    factors_of,
-    geometries,
     matched,
     mean_overlaps,
     open_sides,
-    shared_modules,
     side_overlap,
 )
 
@@ -51,17 +48,20 @@ _CHECKPOINT: Final = re.compile(r"checkpoint-(\d{1,15})")
 
 
 _Pair: TypeAlias = tuple[int, int]
-_Seen: TypeAlias = dict[_Pair, dict[str, PairGeometry]]
+_Geometry: TypeAlias = dict[_Pair, dict[str, PairGeometry]]
 
 _NO_VECTORS: Final = np.zeros((0, 0))
 
 
 class _Measured(NamedTuple):
-    """An adapter with its modules' spectra, and the squared norm of each by name: NaN where it is not finite."""
+    """An adapter with the squared norm of each module by name, NaN where it is not finite; its spectra in a series."""
 
     side: Side
-    spectra: list[Spectrum]
-    energies: dict[str, float]
+    own: Own
+
+    @property
+    def energies(self) -> dict[str, float]:
+        return self.own.energies
 
     @property
     def energy(self) -> float:
@@ -88,10 +88,12 @@ def compare_adapters(*paths: PathLike, progress: Progress | None = None) -> Comp
         places = sorted(places, key=lambda place: step_of(place) or 0)
     sides = open_sides(places)
     found = matched(sides)
-    measured = [_measured(side) for side in sides]
     wanted = _wanted(len(sides), series=is_series)
     shown = list(pairwise(range(len(sides)))) if is_series else [(0, place) for place in range(1, len(sides))]
-    geometry, rows = _seen(found, wanted, shown, progress)
+    seen = _Seen(wanted, shown, sum(_both(row, pair) for row in found.rows.values() for pair in wanted), progress)
+    own = beside(sides, found, wanted, seen.take, whole=is_series)
+    measured = [_Measured(side, one) for side, one in zip(sides, own, strict=True)]
+    geometry, rows = seen.geometry, seen.rows
     return CompareAdaptersReport(
         schema=COMPARE_ADAPTERS_SCHEMA_ID,
         adapters=[described(m.side, _norm(m.energy), step=step_of(m.side.path)) for m in measured],
@@ -105,12 +107,6 @@ def compare_adapters(*paths: PathLike, progress: Progress | None = None) -> Comp
     )
 
 
-def _measured(side: Side) -> _Measured:
-    found = spectra([factors_of(module) for module in side.adapter.modules])
-    pairs = zip(side.adapter.modules, found, strict=True)
-    return _Measured(side, found, {m.name: s.frobenius_norm**2 if s.finite else math.nan for m, s in pairs})
-
-
 def _wanted(n: int, *, series: bool) -> list[_Pair]:
     """Return the pairs to look at: all; of a series each with the next and with the last."""
     if not series:
@@ -118,23 +114,31 @@ def _wanted(n: int, *, series: bool) -> list[_Pair]:
     return sorted({*pairwise(range(n)), *((place, n - 1) for place in range(n - 1))})
 
 
-def _seen(
-    found: Matching, wanted: Sequence[_Pair], shown: Sequence[_Pair], progress: Progress | None
-) -> tuple[_Seen, dict[_Pair, list[ModulePair]]]:
-    """Return the geometry of every module that both of a pair have, by pair and name, without its vectors.
+def _both(row: Sequence[Module | None], pair: _Pair) -> bool:
+    return row[pair[0]] is not None and row[pair[1]] is not None
+
+
+class _Seen:
+    """The geometry of every module that both of a pair have, by pair and name, without its vectors.
 
     And the modules' rows, where they are shown.
     """
-    jobs = shared_modules(found, wanted)
-    kept: _Seen = {pair: {} for pair in wanted}
-    rows: dict[_Pair, list[ModulePair]] = {pair: [] for pair in shown}
-    for place, ((pair, one, two), geometry) in enumerate(zip(jobs, geometries(jobs), strict=True), 1):
-        kept[pair][one.name] = geometry._replace(left=_NO_VECTORS, right=_NO_VECTORS)
-        if pair in rows:
-            rows[pair].append(module_pair(one, two, geometry))
-        if progress is not None:
-            progress(place, len(jobs), one.name)
-    return kept, rows
+
+    def __init__(self, wanted: Sequence[_Pair], shown: Sequence[_Pair], jobs: int, progress: Progress | None) -> None:
+        self.geometry: _Geometry = {pair: {} for pair in wanted}
+        self.rows: dict[_Pair, list[ModulePair]] = {pair: [] for pair in shown}
+        self._jobs = jobs
+        self._done = 0
+        self._progress = progress
+
+    def take(self, pair: _Pair, one: Module, two: Module, geometry: PairGeometry) -> None:
+        """Keep what is found of one module."""
+        self.geometry[pair][one.name] = geometry._replace(left=_NO_VECTORS, right=_NO_VECTORS)
+        if pair in self.rows:
+            self.rows[pair].append(module_pair(one, two, geometry))
+        self._done += 1
+        if self._progress is not None:
+            self._progress(self._done, self._jobs, one.name)
 
 
 def _pair(
@@ -145,7 +149,7 @@ def _pair(
     return adapter_pair(names, rows, list(geometry.values()), (one.energies, two.energies))
 
 
-def _cosines(measured: Sequence[_Measured], geometry: _Seen) -> list[list[float | None]]:
+def _cosines(measured: Sequence[_Measured], geometry: _Geometry) -> list[list[float | None]]:
     n = len(measured)
     table: list[list[float | None]] = [[None] * n for _ in range(n)]
     for place, one in enumerate(measured):
@@ -159,7 +163,7 @@ def _cosine(measured: Sequence[_Measured], pair: _Pair, seen: dict[str, PairGeom
     return cosine_of(seen.values(), measured[pair[0]].energy, measured[pair[1]].energy)
 
 
-def _points(measured: Sequence[_Measured], geometry: _Seen) -> list[CheckpointPoint]:
+def _points(measured: Sequence[_Measured], geometry: _Geometry) -> list[CheckpointPoint]:
     last = len(measured) - 1
     points = []
     for place, one in enumerate(measured):
@@ -174,7 +178,7 @@ def _points(measured: Sequence[_Measured], geometry: _Seen) -> list[CheckpointPo
                 cosine_to_final=to_final if place < last else (1.0 if 0.0 < one.energy < math.inf else None),
                 cosine_to_previous=to_previous,
                 relative_change=_change(measured[place - 1], geometry[before]) if place else None,
-                **means_of(one.spectra),
+                **means_of(list(one.own.spectra.values())),
             )
         )
     return points

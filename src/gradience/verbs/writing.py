@@ -39,15 +39,11 @@ from gradience.schema.writing import (
     SourceFile,
 )
 from gradience.spectral.grams import Factors
-from gradience.spectral.narrow import inner_size, narrowed
 from gradience.spectral.subspace import (
     Floats,
-    PairGeometry,
-    Stacked,
     chance_overlap,
     chance_overlap_sd,
     overlap,
-    pair_geometries,
     principal_cosines,
 )
 
@@ -188,25 +184,6 @@ def factors_of(module: Module) -> Callable[[], Factors]:
         return Factors(b=b, a=a, scale=module.scale)
 
     return load
-
-
-def shared_modules(found: Matching, pairs: Iterable[tuple[int, int]]) -> list[tuple[tuple[int, int], Module, Module]]:
-    """Return (pair, module of its first adapter, module of its second) of each module that both of a pair have."""
-    return [
-        (pair, one, two)
-        for pair in pairs
-        for row in found.rows.values()
-        if (one := row[pair[0]]) is not None and (two := row[pair[1]]) is not None
-    ]
-
-
-def geometries(shared: Iterable[tuple[tuple[int, int], Module, Module]]) -> Iterator[PairGeometry]:
-    """Yield how the two updates lie to each other, in the same order, without the dense matrices."""
-    return iter(pair_geometries([(_stacked(one), _stacked(two)) for _, one, two in shared]))
-
-
-def _stacked(module: Module) -> Stacked:
-    return Stacked(lambda: narrowed(*module.load()), inner_size(module.r, *module.shape), module.scale)
 
 
 def side_overlap(cross: Floats, d: int) -> SideOverlap:

@@ -79,7 +79,7 @@ class _Worker(Generic[JobT]):
         context = mp.get_context("spawn")
         self.pipe, theirs = context.Pipe()
         self.process = context.Process(target=_serve, args=(theirs, work, prepare), daemon=True)
-        with _environment():
+        with pinned():
             self.process.start()
         theirs.close()
         self.ready = False
@@ -175,8 +175,8 @@ def _serve(pipe: Connection, work: Work[JobT], prepare: Callable[[], None]) -> N
 
 
 @contextmanager
-def _environment() -> Iterator[None]:
-    """The environment of one process to start: its libraries read these once."""
+def pinned() -> Iterator[None]:
+    """The environment of processes to start: their libraries read these once."""
     before = {name: os.environ.get(name) for name in PINNED}
     os.environ.update(PINNED)
     try:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Final, TypeVar
 
 from gradience.errors import GradienceError
-from gradience.verbs.fleet.engines import PINNED, Done, Named, Work
+from gradience.verbs.fleet.engines import PINNED, Done, Named, Work, pinned
 
 JobT = TypeVar("JobT", bound=Named)
 
@@ -61,14 +61,14 @@ def _connected(workers: int, address: str | None) -> tuple[Any, bool]:
         ) from error
     if ray.is_initialized():
         return ray, False
-    environment = {"env_vars": {**PINNED, "PYTHONPATH": os.environ.get("PYTHONPATH", "")}}
-    options: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR", "runtime_env": environment}
-    if address is None:
+    options: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
+    if address is None:  # its processes inherit the environment: the workers that Ray starts ahead are those it uses
         options |= {"num_cpus": workers, "include_dashboard": False, "object_store_memory": 80_000_000}
     else:
-        options |= {"address": address}
+        environment = {**PINNED, "PYTHONPATH": os.environ.get("PYTHONPATH", "")}
+        options |= {"address": address, "runtime_env": {"env_vars": environment}}
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), pinned():
             warnings.simplefilter("ignore")
             ray.init(**options)
     except (ConnectionError, OSError, RuntimeError, ValueError) as error:

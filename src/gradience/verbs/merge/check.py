@@ -16,6 +16,7 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
+from gradience.adapters.layout import Module
 from gradience.adapters.names import layer_index
 from gradience.errors import AdapterError
 from gradience.io.paths import PathLike, Progress
@@ -32,8 +33,9 @@ from gradience.schema.merge import (
     MergeCheckReport,
     SignConflict,
 )
-from gradience.spectral.batch import spectra
 from gradience.spectral.merging import Signs, pooled_signs, signs_of
+from gradience.spectral.subspace import PairGeometry
+from gradience.verbs.beside import beside
 from gradience.verbs.merge.config import heads_of, weights_of
 from gradience.verbs.merge.methods import obstacles_between, obstacles_of
 from gradience.verbs.writing import (
@@ -41,12 +43,9 @@ from gradience.verbs.writing import (
     Side,
     config_differences,
     described,
-    factors_of,
-    geometries,
     matched,
     mean_overlaps,
     open_sides,
-    shared_modules,
     side_overlap,
 )
 
@@ -238,22 +237,22 @@ class Products(NamedTuple):
 
 
 def products_of(sides: Sequence[Side], found: Matching) -> Products:
-    """Return the inner products and overlaps of every two adapters; each module is read once a pair and once more."""
+    """Return the inner products and overlaps of every two adapters; the modules are read once for all of it."""
     n = len(sides)
     by_module = {name: np.zeros((n, n)) for name in found.rows}
-    for place, side in enumerate(sides):
-        seen = spectra([factors_of(module) for module in side.adapter.modules])
-        for module, spectrum in zip(side.adapter.modules, seen, strict=True):
-            if module.name in by_module:
-                by_module[module.name][place, place] = spectrum.frobenius_norm**2 if spectrum.finite else math.nan
     overlaps = {pair: Overlaps([], []) for pair in combinations(range(n), 2)}
-    jobs = shared_modules(found, list(overlaps))
-    for ((i, j), one, _), geometry in zip(jobs, geometries(jobs), strict=True):
-        table = by_module[one.name]
+
+    def take(pair: Places, one: Module, _two: Module, geometry: PairGeometry) -> None:
+        table, (i, j) = by_module[one.name], pair
         table[i, j] = table[j, i] = geometry.inner
         if geometry.left.size:
-            overlaps[i, j].output.append(side_overlap(geometry.left, one.shape[0]))
-            overlaps[i, j].input.append(side_overlap(geometry.right, one.shape[1]))
+            overlaps[pair].output.append(side_overlap(geometry.left, one.shape[0]))
+            overlaps[pair].input.append(side_overlap(geometry.right, one.shape[1]))
+
+    for place, own in enumerate(beside(sides, found, list(overlaps), take, whole=False)):
+        for name, energy in own.energies.items():
+            if name in by_module:
+                by_module[name][place, place] = energy
     return Products(by_module, overlaps)
 
 

@@ -1,0 +1,103 @@
+"""The products of several updates' factors in one pass, against the dense products of the factors in float64."""
+
+from __future__ import annotations
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+from gradience.spectral import crossed as module
+from gradience.spectral import subspace
+from gradience.spectral.crossed import crossed
+from gradience.spectral.subspace import Stacked, row_geometries
+
+RANKS = (3, 5, 2, 4)
+DTYPES = (np.float32, ml_dtypes.bfloat16, np.float64, np.float16)
+
+
+@pytest.fixture
+def factors():
+    rng = np.random.default_rng(0)
+    shapes = [((700, r), (r, 530)) for r in RANKS]
+    return [
+        tuple(rng.standard_normal(shape).astype(kind) for shape in some)
+        for some, kind in zip(shapes, DTYPES, strict=True)
+    ]
+
+
+def _wide(factors):
+    return [tuple(x.astype(np.float64) for x in some) for some in factors]
+
+
+@pytest.mark.parametrize("pairs", [[(0, 1)], [(0, 1), (0, 2), (1, 2)], [(0, 3), (1, 2)], [(0, 1), (1, 2), (2, 3)]])
+@pytest.mark.parametrize("fortran", [False, True])
+def test_products_are_those_of_the_factors_in_float64(factors, pairs, fortran):
+    if fortran:
+        factors = [(np.asfortranarray(b), np.asfortranarray(a)) for b, a in factors]
+    found = crossed({i: lambda some=some: some for i, some in enumerate(factors)}, pairs)
+    named = {i for pair in pairs for i in pair}
+    wide = _wide(factors)
+    assert found.b.keys() == found.a.keys()
+    assert found.b.keys() >= {*pairs, *((i, i) for i in named)}
+    for i, j in found.b:
+        np.testing.assert_allclose(found.b[i, j], wide[i][0].T @ wide[j][0], rtol=1e-12, atol=1e-11)
+        np.testing.assert_allclose(found.a[i, j], wide[i][1] @ wide[j][1].T, rtol=1e-12, atol=1e-11)
+    i, j = pairs[0]
+    gram_b, gram_a = found.together((i, j))
+    both_b, both_a = np.hstack([wide[i][0], wide[j][0]]), np.vstack([wide[i][1], wide[j][1]])
+    np.testing.assert_allclose(gram_b, both_b.T @ both_b, rtol=1e-12, atol=1e-11)
+    np.testing.assert_allclose(gram_a, both_a @ both_a.T, rtol=1e-12, atol=1e-11)
+
+
+@pytest.mark.parametrize(("kept", "loads"), [(0, [3, 3, 3]), (1 << 25, [1, 1, 1])])
+def test_factors_are_loaded_once_where_they_fit_and_again_where_not(factors, monkeypatch, kept, loads):
+    """With no room, (0, 1) is followed by (0, 2), which keeps 0, and by (1, 2), which keeps 2."""
+    monkeypatch.setattr(module, "_KEPT", kept)
+    seen = [0] * 3
+
+    def load(i):
+        seen[i] += 1
+        return factors[i]
+
+    found = crossed({i: lambda i=i: load(i) for i in range(3)}, [(0, 1), (0, 2), (1, 2)])
+    assert seen == ([1, 2, 1] if kept == 0 else loads)
+    wide = _wide(factors)
+    np.testing.assert_allclose(found.b[1, 2], wide[1][0].T @ wide[2][0], rtol=1e-12, atol=1e-11)
+
+
+def test_what_is_not_finite_stays_with_its_own_update(factors):
+    factors[1][0][3, 1] = np.nan
+    found = crossed({i: lambda some=some: some for i, some in enumerate(factors[:3])}, [(0, 1), (0, 2), (1, 2)])
+    assert not np.isfinite(found.b[1, 1]).all()
+    assert not np.isfinite(found.b[0, 1]).all()
+    assert np.isfinite(found.b[0, 2]).all()
+
+
+def test_a_row_of_three_has_the_geometry_of_each_two_and_passes_over_a_gap(factors):
+    row = [Stacked(lambda some=some: some, some[1].shape[0], 0.5 - i) for i, some in enumerate(factors[:3])]
+    whole, gap = row_geometries([row, [row[0], None, row[2]]], [(0, 1), (0, 2), (1, 2)])
+    dense = [(0.5 - i) * b @ a for i, (b, a) in enumerate(_wide(factors[:3]))]
+    assert set(whole.pairs) == {(0, 1), (0, 2), (1, 2)}
+    assert (set(gap.pairs), set(gap.own)) == ({(0, 2)}, {0, 2})
+    for (i, j), found in whole.pairs.items():
+        assert found.inner == pytest.approx(np.sum(dense[i] * dense[j]), rel=1e-9)
+        assert found.norms == pytest.approx((np.linalg.norm(dense[i]), np.linalg.norm(dense[j])), rel=1e-12)
+        assert found.distance == pytest.approx(np.linalg.norm(dense[j] - dense[i]), rel=1e-12)
+        vectors = [np.linalg.svd(dense[k]) for k in (i, j)]
+        sides = ((found.left, [u for u, _, _ in vectors]), (found.right, [v.T for _, _, v in vectors]))
+        for cross, (one, two) in sides:
+            truth = one[:, : RANKS[i]].T @ two[:, : RANKS[j]]
+            np.testing.assert_allclose(np.abs(cross), np.abs(truth), atol=1e-11)
+    assert gap.pairs[0, 2].inner == whole.pairs[0, 2].inner
+
+
+@pytest.mark.parametrize("dependent", [False, True])
+def test_a_root_is_upper_triangular_and_its_square_is_the_gram_matrix(dependent):
+    x = np.random.default_rng(1).standard_normal((40, 6)) * np.logspace(0, -9, 6)
+    if dependent:
+        x[:, 4] = x[:, 0] - x[:, 1]
+    gram = x.T @ x
+    root = subspace._root(gram)
+    assert np.array_equal(root, np.triu(root))
+    length = np.sqrt(np.diagonal(gram))
+    np.testing.assert_allclose(root.T @ root / np.outer(length, length), gram / np.outer(length, length), atol=1e-14)
