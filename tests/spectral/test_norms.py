@@ -69,3 +69,11 @@ def test_where_one_vector_does_not_get_there_a_block_does(monkeypatch):
     assert found.converged
     assert found.passes > 3
     assert found.value == pytest.approx(np.linalg.norm(w, 2), rel=1e-6)
+
+
+@pytest.mark.parametrize("scale", [1e-36, 1e-24, 1e-17, 1e17, 1e25, 1e35])
+def test_a_weight_whose_squares_leave_float32_has_its_norm(scale):
+    w = (of(FLAT) * np.float64(scale)).astype(np.float32)
+    found = spectral_norm(w)
+    assert found.converged
+    assert found.value == pytest.approx(np.linalg.norm(w.astype(np.float64), 2), rel=1e-5)

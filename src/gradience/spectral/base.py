@@ -97,7 +97,8 @@ def _sums_of(chunk: Chunk, scale: float, target: str, delta_dtype: str) -> jax.A
 
 def _on_device(w: Matrix) -> jax.Array:
     """Return w for the kernels, bfloat16 as bits; not copied where it lies as XLA wants it, so it must not change."""
-    return jax.device_put(w.view(np.uint16) if w.dtype == _BFLOAT16 else w, may_alias=True)
+    put: jax.Array = jax.device_put(w.view(np.uint16) if w.dtype == _BFLOAT16 else w, may_alias=True)
+    return put
 
 
 @partial(jax.jit, static_argnames=("target", "delta_dtype"))

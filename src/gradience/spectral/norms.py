@@ -19,6 +19,7 @@ _PART: Final = 1 << 17  # numbers of W that are widened at a time: 512 KiB stay 
 _WIDTH: Final = 2  # vectors, so that two values all but equal are told apart; thin matrix products cost more than this
 _STEPS: Final = 64
 _ERROR: Final = 2e-6  # of sigma
+_LEAST: Final = 1e-15  # its square, spread over the entries of W^T W x, is far from where float32 loses digits
 
 
 class SpectralNorm(NamedTuple):
@@ -32,11 +33,12 @@ class SpectralNorm(NamedTuple):
 def spectral_norm(w: Matrix, *, seed: int = 0) -> SpectralNorm:
     """Return the largest singular value of a finite matrix of any float dtype.
 
-    Blocks of eight vectors where two do not get there; of small matrices a dense SVD.
+    Blocks of eight vectors where two do not get there, or float32 does not hold squares; of small matrices a dense SVD.
     """
     if min(w.shape) > EXACT_UNDER:
-        found = _iterated(_Rows(w), np.random.default_rng(seed))
-        if found.converged:
+        with np.errstate(over="ignore", invalid="ignore"):
+            found = _iterated(_Rows(w), np.random.default_rng(seed))
+        if found.converged and found.value > _LEAST:
             return found
     top = leading(Operator.of(as_float32(w)), seed=seed)
     return SpectralNorm(float(top.sigma[0]), 2 * top.steps, top.converged)
@@ -75,6 +77,8 @@ def _iterated(w: _Rows, rng: np.random.Generator) -> SpectralNorm:
     for step in range(most):
         here, known = slice(c * step, c * (step + 1)), basis[: c * (step + 1)]
         product = w.squared(basis[here])
+        if not np.isfinite(product).all():
+            return SpectralNorm(float("inf"), step + 1, converged=False)
         inner = known.astype(np.float64) @ product.T
         core[: len(known), here], core[here, : len(known)] = inner, inner.T
         basis[len(known) : len(known) + c], left = orthonormal(product, known)
