@@ -260,7 +260,7 @@ class _Run:
             frozenset({"lanczos"}): "; intruders by Lanczos with bounds on every overlap",
             frozenset({"exact", "lanczos"}): "; intruders by dense SVD of small, bounded Lanczos of large weights",
         }.get(frozenset(ways), "")
-        return f"norms by Golub-Kahan-Lanczos, seed {self._options.seed}, to 1e-5{intruders}"
+        return f"norms by Lanczos, seed {self._options.seed}, to 1e-5{intruders}"
 
 
 def _median(values: Iterable[float]) -> float | None:
