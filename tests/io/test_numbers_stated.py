@@ -55,8 +55,9 @@ STATED: dict[str, dict[str, Any]] = {
     "spectral.dense": {"EXACT_UP_TO": 2048, "_LEADING": 64, "_SLACK": 1e-4},
     "spectral.intruders": {"EXACT_UP_TO": 384, "SETTLED_BY_SVD": 768, "_VECTORS": 640, "_ROUNDING": 1e-4},
     "spectral.krylov": {"_DEPENDENT": 1e-10},
-    "spectral.lanczos": {"_GUARD": 6, "_VECTORS": 768, "_EXACT_UNDER": 96, "_SMALL": 768, "_ANGLE": 2e-3},
+    "spectral.lanczos": {"_GUARD": 6, "_VECTORS": 768, "EXACT_UNDER": 96, "_SMALL": 768, "_ANGLE": 2e-3},
     "spectral.merging": {"EXACT": 1e-6, "_CANCELLED": 1e-10, "_NOTHING": 1e-24, "_SINGLE": 1e37},
+    "spectral.norms": {"_WIDTH": 2, "_STEPS": 64, "_ERROR": 2e-6},
     "spectral.quantities": {"SHARES": (0.9, 0.95, 0.99)},
     "spectral.reduced": {
         "_FLOOR": 1e-7,
