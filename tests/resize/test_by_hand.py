@@ -459,3 +459,14 @@ def test_dora_asks_its_base_for_the_tensor_that_the_module_names(given, asked):
     with pytest.raises(AdapterError) as error:
         refit_of(None, job)
     assert str(error.value) == f"the base has no {asked}"
+
+
+def test_a_tensor_that_may_depend_on_the_rank_is_named_with_its_reason(tmp_path):
+    b, a = diagonal(4.0, 2.0)
+    folder = adapter(tmp_path / "a", {"q": (b, a), "v": (b, a[:1])})
+    with pytest.raises(AdapterError) as error:
+        resize_adapter(folder, rank=1)
+    assert str(error.value) == (
+        f"cannot resize this adapter: 2 of its tensors may depend on the rank ({PREFIX}v.lora_A.weight: factors of "
+        "shape [1, 5] and [6, 2]: ranks disagree)"
+    )
