@@ -14,7 +14,7 @@ from typing import Any, Final, Literal, NamedTuple, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from gradience.adapters.layout import PREFIX, Array, Module, parse_key
+from gradience.adapters.layout import PREFIX, Array, Module, all_finite, parse_key
 from gradience.adapters.pairs import LoraPair, StoredPair, padded, stored_pairs
 from gradience.adapters.traits import Operation, obstacles
 from gradience.errors import AdapterError
@@ -28,6 +28,7 @@ from gradience.spectral.merging import (
     Singles,
     dropped,
     elected_mean,
+    gram_norm,
     mask_generator,
     numerical_rank,
     pair_grams,
@@ -36,6 +37,7 @@ from gradience.spectral.merging import (
     trimmed,
 )
 from gradience.spectral.reduced import leading_part, reduced, stacked
+from gradience.spectral.sums import balanced_sum, is_narrow, low_rank_sum, sum_grams
 from gradience.verbs.writing import STORED, Side
 
 _CONVERT: Final = "'gradience convert' makes a plain LoRA of most types"
@@ -273,17 +275,19 @@ def merged_module(row: Row, recipe: Recipe, dtype: np.dtype[Any]) -> tuple[NewFa
     """
     parts = list(_parts(row, recipe.weights))
     name = next(module.name for module in row if module is not None)
-    plain = stacked(parts)
-    if not (np.isfinite(plain[0]).all() and np.isfinite(plain[1]).all()):
+    if not all(all_finite(b) and all_finite(a) and math.isfinite(c) for b, a, c in parts):
         raise AdapterError(
             f"{name} holds NaN or infinite numbers in one of the adapters", advice="'gradience audit' says which"
         )
     most = max(module.r for module in row if module is not None)
+    if recipe.method not in DENSE and is_narrow(parts):
+        return _merged_sum(name, parts, recipe, dtype, most)
+    with np.errstate(over="ignore"):
+        plain = stacked(parts)
     with np.errstate(over="ignore", invalid="ignore"):
         grams = pair_grams(*plain)
         energy = squared_norm(*plain, grams=grams)
-    if not math.isfinite(energy):
-        raise AdapterError(f"{name}: the weighted sum is over the range of float64", advice="give smaller --weights")
+    _refuse_overflow(name, energy)
     if recipe.method in DENSE:
         target = _dense_target(name, row, parts, recipe)
         low = leading_part(target, min(recipe.rank or most, *target.shape)).low
@@ -294,6 +298,35 @@ def merged_module(row: Row, recipe: Recipe, dtype: np.dtype[Any]) -> tuple[NewFa
     rounded = _rounded(*factors, dtype, name)
     away = squared_distance(plain, rounded, grams=grams) if energy > 0.0 else 0.0
     return rounded, Losses(energy, away, energy, away)
+
+
+def _refuse_overflow(name: str, energy: float) -> None:
+    if not math.isfinite(energy):
+        raise AdapterError(f"{name}: the weighted sum is over the range of float64", advice="give smaller --weights")
+
+
+def _merged_sum(
+    name: str, parts: Sequence[Part], recipe: Recipe, dtype: np.dtype[Any], most: int
+) -> tuple[NewFactors, Losses]:
+    """Return the factors of the weighted sum and what they cost; `most` is the largest rank of the adapters."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        grams = sum_grams(parts)
+        energy = gram_norm(grams, lambda: stacked(parts))
+        _refuse_overflow(name, energy)
+        found = None
+        if energy > 0.0 and recipe.method != "cat":
+            found = low_rank_sum(parts, grams, recipe.rank or most if recipe.method == "svd" else None, dtype)
+        elif energy == 0.0 and recipe.method != "cat":
+            return _rounded(*_zero_update(*parts[0][:2]), dtype, name), Losses(0.0, 0.0, 0.0, 0.0)
+        b, a, lost = balanced_sum(parts, grams, dtype) if found is None else found
+    _refuse_unfit(name, b, a, dtype)
+    lost = lost if energy > 0.0 else 0.0
+    return NewFactors(b, a), Losses(energy, lost, energy, lost)
+
+
+def _refuse_unfit(name: str, b: Array, a: Array, dtype: np.dtype[Any]) -> None:
+    if not (all_finite(b) and all_finite(a)):
+        raise AdapterError(f"{name}: the merged factors do not fit {dtype}", advice="name a wider --dtype")
 
 
 def _parts(row: Row, weights: Sequence[float]) -> Iterator[Part]:
@@ -329,8 +362,7 @@ def _balanced(b: Array, a: Array) -> tuple[Array, Array]:
 def _rounded(b: Array, a: Array, dtype: np.dtype[Any], name: str) -> NewFactors:
     with np.errstate(over="ignore"):
         rounded = NewFactors(b.astype(dtype), a.astype(dtype))
-    if not (np.isfinite(rounded.b).all() and np.isfinite(rounded.a).all()):
-        raise AdapterError(f"{name}: the merged factors do not fit {dtype}", advice="name a wider --dtype")
+    _refuse_unfit(name, *rounded, dtype)
     return rounded
 
 
