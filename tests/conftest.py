@@ -27,7 +27,10 @@ if str(ROOT / "tests") not in sys.path:  # tests are no package: this puts the m
     sys.path.insert(0, str(ROOT / "tests"))
 
 import toy_run  # noqa: E402  # found by the line above
+from kept_signatures import keep_signatures  # noqa: E402  # the same
 from warmed import Warmed  # noqa: E402  # the same
+
+keep_signatures()
 
 _FROZEN = {"modules": 0}  # how many modules there were when the collector last set aside all that lived
 

@@ -68,7 +68,7 @@ def main() -> int:
     shutil.rmtree(out, ignore_errors=True)
     out.mkdir(parents=True)
     _settle()
-    numbers = [options.only] if options.only is not None else list(range(options.inputs))
+    numbers = [options.only] if options.only is not None else _spread(options.inputs, options.seed, options.each)
     start = time.monotonic()
     verdicts = dict(_run_all(numbers, options.seed, options.workers, options.minutes))
     failed = {n: v for n, v in verdicts.items() if v.faults}
@@ -87,11 +87,26 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--inputs", type=int, default=1000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--each", type=int, default=None, help="most inputs of one verb and kind of file")
     parser.add_argument("--minutes", type=float, default=24 * 60.0, help="stop drawing after so long")
     parser.add_argument("--out", default=str(Path(tempfile.gettempdir()) / "gradience-fuzz"))
     parser.add_argument("--only", type=int, default=None, help="run this input alone")
     parser.add_argument("--raw", action="store_true", help="keep failing inputs as they were drawn")
     return parser.parse_args()
+
+
+def _spread(inputs: int, seed: int, each: int | None) -> list[int]:
+    """Return the numbers of the inputs, without those of a verb and a kind of file that came `each` times before."""
+    if each is None:
+        return list(range(inputs))
+    seen: Counter[tuple[str, str]] = Counter()
+    numbers = []
+    for number in range(inputs):
+        given = draw(number, seed)
+        seen[given.argv[0], given.kind] += 1
+        if seen[given.argv[0], given.kind] <= each:
+            numbers.append(number)
+    return numbers
 
 
 def _settle() -> None:

@@ -26,6 +26,8 @@ import warnings
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
+from kept_signatures import keep_signatures
+
 __all__ = ["Outcome", "Stable", "warm"]
 
 HEAVY = ("numpy", "msgspec", "cyclopts", "yaml", "jax", "jax.numpy", "sqlite3", "csv", "tomllib", "hashlib")
@@ -76,11 +78,12 @@ class Stable:
         limit_mb: int = ROOMY_MB,
         env: dict[str, str] | None = None,
         python: str = "",
+        imports: tuple[str, ...] = (),
     ) -> Outcome:
         """Run `gradience` with the arguments, or a piece of Python in its place, and return what became of it.
 
         It may use `limit_s` seconds of processor time, which no other program's load changes, and `wall_s` on the wall
-        (ten times that without it).
+        (ten times that without it). What is heavy and named by `imports` is imported once, before any fork that comes.
         """
         out, err = self._folder / "stdout", self._folder / "stderr"
         asked = {
@@ -93,6 +96,7 @@ class Stable:
             "err": str(err),
             "env": env or {},
             "python": python,
+            "imports": imports,
         }
         assert self._server.stdin is not None
         assert self._server.stdout is not None
@@ -111,11 +115,13 @@ class Stable:
             self._server.stdout.close()
 
 
-OPTIONAL = frozenset({"hf", "axolotl", "lightning", "swift", "__main__"})  # what no command imports
+# What no command imports; `models` imports torch and PEFT at its first lines, for commands that run a model.
+OPTIONAL = frozenset({"hf", "axolotl", "lightning", "swift", "models", "__main__"})
 
 
 def warm(more: tuple[str, ...] = ()) -> None:
     """Import what commands import, without starting a backend: its threads would not survive a fork."""
+    keep_signatures()
     gradience = importlib.import_module("gradience")
     for name in (*HEAVY, *more):
         importlib.import_module(name)
@@ -172,6 +178,11 @@ def _serve() -> None:
     lasting, taken = Fork(), 0
     for line in sys.stdin:
         asked = json.loads(line)
+        if not set(asked["imports"]).issubset(sys.modules):
+            lasting.end()
+            for name in asked["imports"]:
+                importlib.import_module(name)
+            least, lasting, taken = Fork().end()[1], Fork(), 0
         start = time.monotonic()
         alone = bool(asked["python"] or asked["env"])
         fork = Fork() if alone else lasting

@@ -251,15 +251,16 @@ def test_a_header_over_the_formats_limit_is_named_and_not_read(tmp_path):
     tracemalloc.stop()
 
 
-def test_two_hundred_thousand_tensors_are_read(tmp_path):
+def test_tens_of_thousands_of_tensors_are_read(tmp_path):
     """In seconds; growth that is not linear would not end within a test run."""
-    names = (f"{STEM}{i}.lora_{side}.weight" for i in range(100_000) for side in "AB")
+    n = 100_000 if os.environ.get("GRADIENCE_SLOW") else 20_000
+    names = (f"{STEM}{i}.lora_{side}.weight" for i in range(n) for side in "AB")
     header = (
         "{" + ",".join(f'"{n}":{{"dtype":"F32","shape":[0,4],"data_offsets":[0,0]}}' for n in names) + "}"
     ).encode()
     path = folder(tmp_path, container(header))
     adapter = read(path)
-    assert len(adapter.tensors) == 200_000
+    assert len(adapter.tensors) == 2 * n
 
 
 def test_reading_a_module_needs_no_more_memory_than_its_tensors(tmp_path):
@@ -514,7 +515,7 @@ configs = st.fixed_dictionaries(
 )
 
 
-@settings(max_examples=400)
+@settings(max_examples=4 * settings.default.max_examples)
 @given(tensors=tensor_sets(), config=configs)
 def test_any_tensors_under_any_config_are_read_or_refused_in_words(tmp_path_factory, tensors, config):
     path = tmp_path_factory.mktemp("any")
@@ -531,14 +532,14 @@ def test_any_tensors_under_any_config_are_read_or_refused_in_words(tmp_path_fact
             assert dw is None or dw.shape == (len(weight), 6)
 
 
-@settings(max_examples=300)
+@settings(max_examples=2 * settings.default.max_examples)
 @given(data=st.binary(max_size=200), name=st.sampled_from(["adapter_model.safetensors", "adapter_model.bin"]))
 def test_any_bytes_are_refused_in_words(tmp_path_factory, data, name):
     path = folder(tmp_path_factory.mktemp("bytes"), data, name=name)
     in_words(lambda: read(path))
 
 
-@settings(max_examples=300)
+@settings(max_examples=2 * settings.default.max_examples)
 @given(at=st.integers(0, 2000), value=st.integers(0, 255))
 def test_a_good_file_with_one_byte_changed_is_read_or_refused_in_words(tmp_path_factory, at, value):
     path = folder(tmp_path_factory.mktemp("flip"))

@@ -12,7 +12,7 @@ import jsonschema
 import pytest
 
 from gradience.cli import main as main_module
-from gradience.cli.main import COMMANDS, main
+from gradience.cli.main import COMMANDS, build_app, main
 from gradience.cli.output import flowing
 from gradience.telemetry.writer import TelemetryWriter
 
@@ -81,11 +81,39 @@ def test_a_reader_that_goes_away_is_no_traceback(log):
     assert done.stderr == ""
 
 
-def test_help_of_every_command_exits_with_zero():
-    for command in ("check", "monitor", "audit", "validate", "schema"):
-        done = run(command, "--help")
-        assert done.returncode == 0
-        assert command in done.stdout
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_of_every_command_exits_with_zero(command, capsys):
+    assert main([command, "--help"]) == 0
+    assert f"Usage: gradience {command}" in capsys.readouterr().out
+
+
+def test_a_command_that_is_given_again_keeps_nothing_of_what_it_was_given_first(log, capsys):
+    """Tests run many commands in one process: `kept_signatures.py`."""
+    assert main(["monitor", str(log), "--json", "--fail-on", "info"]) == 1
+    assert json.loads(capsys.readouterr().out)
+    assert main(["monitor", str(log)]) == 0
+    assert capsys.readouterr().out.startswith("=")
+    assert main(["monitor"]) == 2
+    assert main(["monitor", str(log), str(log), "--json"]) == 0
+
+
+@pytest.mark.parametrize("command", ["monitor", "audit", "check", "merge"])
+def test_the_kept_table_of_options_is_that_of_cyclopts(command):
+    app = build_app(command)[command]
+    kept, made = (
+        [
+            (a.field_info.name, a.keys, a.index, a.names, a.hint, a.required, a.parameter.show, len(a.children))
+            for a in table
+        ]
+        for table in (app.assemble_argument_collection(), app.assemble_argument_collection(parse_docstring=True))
+    )
+    assert kept == made
+
+
+def test_help_of_a_command_is_the_whole_output_of_a_program():
+    done = run("check", "--help")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "check" in done.stdout
 
 
 def test_a_bug_of_ours_keeps_its_traceback_and_ends_with_70(monkeypatch, log, capsys):

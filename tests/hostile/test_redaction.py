@@ -23,17 +23,18 @@ for secret in SECRETS:
     OF_KIND[secret.kind].append(secret)
 
 
-EVERY = 1 if os.environ.get("GRADIENCE_SLOW") else 4
+EVERY = 1 if os.environ.get("GRADIENCE_SLOW") else 8
 
 
 def kinds(places, place):
-    """Return (turn, secrets of a kind) that a place is tried with: a fourth of the kinds, all of them in four places.
+    """Return (turn, secrets of a kind) that a place is tried with: an eighth of the kinds, all of them in three places.
 
     The writer meets every secret (`test_no_secret_reaches_a_log_through_the_writer`); GRADIENCE_SLOW=1 gives each place
     every kind.
     """
     every = list(enumerate(OF_KIND.values()))
-    return every[places.index(place) % EVERY :: EVERY]
+    before = sum(map(len, PLACES[: PLACES.index(places)]))
+    return every[(before + places.index(place)) % EVERY :: EVERY]
 
 
 def holds(text, core):
@@ -62,6 +63,12 @@ def test_the_corpus_is_as_large_as_is_claimed():
     assert len({s.core for s in SECRETS}) > 400
     assert len(INNOCENTS) >= 400
     assert all(s.core in json.dumps(s.value) for s in SECRETS)
+
+
+@pytest.mark.skipif(EVERY < 3, reason="each place is tried with every kind")
+def test_every_kind_is_tried_in_three_places():
+    tried = [turn for places in PLACES for place in places for turn, _ in kinds(places, place)]
+    assert min(tried.count(turn) for turn in range(len(OF_KIND))) >= 3
 
 
 def test_no_secret_reaches_a_log_through_the_writer(tmp_path):
@@ -142,7 +149,7 @@ def test_no_secret_of_a_foreign_log_is_shown(tmp_path, verb):
 def test_no_secret_of_a_foreign_log_is_in_its_page(tmp_path):
     leaks = []
     page = tmp_path / "page.html"
-    for turn, secrets in enumerate(list(OF_KIND.values())[::8]):
+    for turn, secrets in enumerate(list(OF_KIND.values())[:: 2 * EVERY]):
         log = foreign_log(tmp_path / "run.jsonl", secrets, turn)
         said = command("report", log, "--out", page, "--force")
         leaks += shown(secrets, *said, page.read_text())
@@ -192,6 +199,7 @@ def test_no_secret_of_the_command_line_is_repeated(option):
 
 
 RUNS = ["trainer_state.json", "t.jsonl", "t.csv", "args.json"]
+PLACES = [VERBS, OPTIONS, KEYS, GIVEN, RUNS]
 
 
 @pytest.mark.parametrize("source", RUNS)

@@ -52,7 +52,7 @@ def test_a_page_of_extreme_values_is_drawn_soon_or_says_what_it_left_out(run, tm
 
 @pytest.mark.parametrize("values", [[1e308, 1e-300, "NaN", 1.0, 5e-324, "Infinity"], [1e-300, 1e300, 1e-20, 1e20]])
 def test_a_long_run_of_extreme_values_takes_seconds(run, tmp_path, values):
-    rows = (values[step * step % len(values)] for step in range(20_000))
+    rows = (values[step * step % len(values)] for step in range(6_000))
     lines = [log_line("train_step", step, loss=value, lr=value, grad_norm=value) for step, value in enumerate(rows)]
     run_log(tmp_path / "run.jsonl", *lines, steps=0)
     told = run("report", "run.jsonl", "--out", "page.html", limit_s=LIMIT)

@@ -16,6 +16,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from gradience.render.html import figures
 from gradience.render.html.figures import NARROW, STYLES, WIDE, draw, draw_map, style_sheet
 from gradience.render.html.plot import Line, Mark, Plot, envelope
 from gradience.render.plots import Grid
@@ -65,6 +66,17 @@ def test_whatever_the_values_every_colour_is_a_variable_and_every_shape_lies_in_
             places = numbers(shape.get("d", ""))
             assert all(-1.0 <= x <= size.width + 1.0 for x in places[::2])
             assert all(-1.0 <= y <= size.height + 1.0 for y in places[1::2])
+
+
+@pytest.mark.parametrize("size", [WIDE, NARROW])
+@pytest.mark.parametrize("values", [[1.0, 2.0], [1e-9, 1e12, 3.0], [-1234.5, 0.25]], ids=str)
+def test_what_stands_around_a_plot_has_the_margin_that_is_left_and_no_more(monkeypatch, values, size):
+    kept, paint = [], figures._paint
+    monkeypatch.setattr(figures, "_paint", lambda *given: (kept.append(given[1]), paint(*given)))
+    draw(plot_of(values, marks=[Mark(1, 0, "warning"), Mark(2, 1, "error")]), size, "Loss.")
+    (axes,) = kept
+    box = axes.get_tightbbox(for_layout_only=True)  # measured anew, in its place
+    assert (box.x0, box.y0, size.width - box.x1, size.height - box.y1) == pytest.approx([6.0] * 4, abs=0.3)
 
 
 def test_a_line_breaks_where_rows_are_lost_and_a_row_alone_is_a_dot():

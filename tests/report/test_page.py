@@ -29,8 +29,13 @@ CSS = files("gradience.render.html").joinpath("style.css").read_text(encoding="u
 
 
 @pytest.fixture(scope="module")
-def page(log, adapter):
-    return report_html(gather(log, adapter=adapter))
+def story(log, adapter):
+    return gather(log, adapter=adapter)
+
+
+@pytest.fixture(scope="module")
+def page(story):
+    return report_html(story)
 
 
 def test_the_page_holds_every_part_of_the_story(page):
@@ -51,10 +56,9 @@ def test_the_page_holds_every_part_of_the_story(page):
         assert any(a.get("aria-label", "").startswith(title) for a in found.all("svg"))
 
 
-def test_every_cause_is_there_with_its_evidence_and_is_marked_at_its_step(log, adapter):
-    story = gather(log, adapter=adapter)
+def test_every_cause_is_there_with_its_evidence_and_is_marked_at_its_step(story, page):
     causes = story.diagnosis.causes
-    found = parse(report_html(story))
+    found = parse(page)
     assert [a["id"] for a in found.all("article")] == [f"finding-{n}" for n in range(1, len(causes) + 1)]
     for cause in causes:
         assert cause.message in found.text
@@ -142,7 +146,7 @@ def test_names_in_a_log_and_in_an_adapter_never_become_elements(write_log, write
     assert HOSTILE in found.text
 
 
-FEW = settings.default.max_examples // 8  # a page takes a second
+FEW = settings.default.max_examples // 10  # a page takes a second
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=FEW)
@@ -162,8 +166,8 @@ def test_a_log_without_rows_and_one_of_nothing_but_nan_have_their_page(write_log
     assert "12 of them are not finite: crosses at the top" in page.text
 
 
-def test_a_long_log_fits_two_megabytes_and_takes_seconds(write_log, adapter, tmp_path):
-    log, out = write_log(100_000), tmp_path / "report.html"
+def test_a_long_log_fits_two_megabytes_and_takes_seconds(write_long_log, adapter, tmp_path):
+    log, out = write_long_log(100_000), tmp_path / "report.html"
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     command = [sys.executable, "-m", "gradience", "report", str(log), "--adapter", str(adapter), "--out", str(out)]
     subprocess.run(command, check=True, capture_output=True)
@@ -226,8 +230,7 @@ def test_the_colours_of_two_lines_stay_apart_under_colour_blindness(scheme, visi
     assert min(apart) > 10.0  # about four just noticeable differences of CIE76 (2.3)
 
 
-def test_a_page_stays_small_whatever_the_number_of_modules_splits_and_alerts(log, adapter):
-    story = gather(log, adapter=adapter)
+def test_a_page_stays_small_whatever_the_number_of_modules_splits_and_alerts(story):
     audit, monitor, series = story.diagnosis.audit, story.diagnosis.monitor, story.series
     assert audit is not None
     assert monitor is not None

@@ -27,6 +27,7 @@ Matrix: TypeAlias = npt.NDArray[Any]
 Part: TypeAlias = tuple[Matrix, Matrix, float]
 
 _BLOCK: Final = 1 << 18  # numbers of the stacked factors at a time
+_BESIDE: Final = 1e-10  # of the squared norm: where less is left out, its product with E F is under a rounding of E F's
 _HALF: Final = 2  # bytes of a dtype for whose rounding float32 products do
 
 
@@ -51,11 +52,15 @@ def sum_grams(parts: Sequence[Part]) -> Pair:
 
 
 class Side(NamedTuple):
-    """A new factor as it is stored, (k, d); of its rounding E, E E^T (k, k) and X E^T (r, k), X the stacked factor."""
+    """A new factor as it is stored, (k, d), and of its rounding E: E E^T (k, k) and U E^T (k, k), U the factor before.
+
+    `crossed` is X E^T (r, k) with the stacked factor X, where that was asked for.
+    """
 
     stored: Matrix
     squared: Floats
-    crossed: Floats
+    own: Floats
+    crossed: Floats | None
 
 
 class Rounded(NamedTuple):
@@ -72,11 +77,10 @@ def balanced_sum(parts: Sequence[Part], grams: Pair, dtype: np.dtype[Any]) -> Ro
     both = (columns > 0.0) & (rows > 0.0)
     ratio = np.where(both, rows, 1.0) / np.where(both, columns, 1.0)
     step = np.exp2(np.round(np.log2(ratio) / 2))
-    b, a = _rounded(parts, step, 1.0 / step, dtype)
+    b, a = _rounded(parts, step, 1.0 / step, dtype, crosses=False)
     gram_b, gram_a = grams
     turned = gram_b * np.outer(step, step), gram_a / np.outer(step, step)
-    left, right = (step * _weights(parts))[:, None] * b.crossed, a.crossed / step[:, None]
-    return Rounded(b.stored.T, a.stored, _loss((b, a), turned, left, right))
+    return Rounded(b.stored.T, a.stored, max(0.0, _loss((b, a), turned)))
 
 
 def low_rank_sum(parts: Sequence[Part], grams: Pair, rank: int | None, dtype: np.dtype[Any]) -> Rounded | None:
@@ -98,13 +102,14 @@ def low_rank_sum(parts: Sequence[Part], grams: Pair, rank: int | None, dtype: np
     if maps is None:
         return _by_qr(parts, grams, rank, dtype)
     sigma = np.sqrt(np.maximum(squares[::-1], 0.0) * core.size_a * core.size_b)
-    weights = _weights(parts)
-    b, a = sides = _rounded(parts, maps.left, maps.right.T, dtype)
-    across = weights[:, None] * b.crossed  # B^T E
-    left, right = maps.left.T @ across, maps.right @ a.crossed
-    beside = float(np.sum(across * a.crossed) - np.sum(left * right))  # S - U V with E F
+    rest = float(np.sum(sigma[rank:] ** 2))
+    crosses = rest > _BESIDE * float(np.sum(sigma**2))
+    b, a = sides = _rounded(parts, maps.left, maps.right.T, dtype, crosses=crosses)
     kept = np.diag(sigma[:rank])  # U^T U and V V^T, to which S - U V is orthogonal
-    loss = float(np.sum(sigma[rank:] ** 2)) + _loss(sides, (kept, kept), left, right) - 2.0 * beside
+    loss = rest + _loss(sides, (kept, kept))
+    if b.crossed is not None and a.crossed is not None:  # S - U V with E F
+        across = _weights(parts)[:, None] * b.crossed
+        loss -= 2.0 * float(np.sum(across * a.crossed) - np.sum(b.own * a.own))
     return Rounded(b.stored.T, a.stored, max(0.0, loss))
 
 
@@ -121,20 +126,23 @@ def _weights(parts: Sequence[Part]) -> Floats:
     return np.concatenate([np.full(len(a), c) for _, a, c in parts])
 
 
-def _rounded(parts: Sequence[Part], left: Floats, right: Floats, dtype: np.dtype[Any]) -> tuple[Side, Side]:
+def _rounded(
+    parts: Sequence[Part], left: Floats, right: Floats, dtype: np.dtype[Any], *, crosses: bool
+) -> tuple[Side, Side]:
     """Return B left and A^T right of the stacked factors, transposed and rounded to the dtype."""
     weighted = (_weights(parts) * left.T).T
-    return _side([b.T for b, _, _ in parts], weighted, dtype), _side([a for _, a, _ in parts], right, dtype)
+    b, a = [b.T for b, _, _ in parts], [a for _, a, _ in parts]
+    return _side(b, weighted, dtype, crosses=crosses), _side(a, right, dtype, crosses=crosses)
 
 
-def _side(factors: Sequence[Matrix], turn: Floats, dtype: np.dtype[Any]) -> Side:
+def _side(factors: Sequence[Matrix], turn: Floats, dtype: np.dtype[Any], *, crosses: bool) -> Side:
     """Return turn^T X of the stacked factors X (r, d), lying as they do; `turn` is (r, k), or the diagonal of one."""
     kind: type[np.float32 | np.float64] = np.float32 if dtype.itemsize <= _HALF else np.float64
     turn = turn.astype(kind)
     height, k, length = len(turn), turn.shape[-1], factors[0].shape[1]
     in_rows = factors[0].flags.c_contiguous
     stored = np.empty((k, length), dtype) if in_rows else np.empty((length, k), dtype).T
-    squared, products = np.zeros((k, k)), np.zeros((height, k))
+    squared, own, products = np.zeros((k, k)), np.zeros((k, k)), np.zeros((height, k))
     width = max(1, min(length, _BLOCK // height))
     for start in range(0, length, width):
         span = slice(start, min(start + width, length))
@@ -149,8 +157,10 @@ def _side(factors: Sequence[Matrix], turn: Floats, dtype: np.dtype[Any]) -> Side
         lost = stored[:, span].astype(kind) - new
         if lost.any():
             squared += lost @ lost.T
-            products += block @ lost.T
-    return Side(stored, squared, products)
+            own += new @ lost.T
+            if crosses:
+                products += block @ lost.T
+    return Side(stored, squared, own, products if crosses else None)
 
 
 def _turned(block: Matrix, turn: Matrix, *, in_rows: bool) -> Matrix:
@@ -162,9 +172,9 @@ def _turned(block: Matrix, turn: Matrix, *, in_rows: bool) -> Matrix:
 _scratch: Final = Scratch()
 
 
-def _loss(sides: tuple[Side, Side], grams: Pair, left: Floats, right: Floats) -> float:
-    """Return the squared norm of U V - (U + E) (V + F), from U^T U and V V^T, and U^T E and V F^T, all (k, k)."""
-    of_e, of_f = sides[0].squared, sides[1].squared
+def _loss(sides: tuple[Side, Side], grams: Pair) -> float:
+    """Return the squared norm of U V - (U + E) (V + F), from U^T U and V V^T, both (k, k)."""
+    (_, of_e, left, _), (_, of_f, right, _) = sides  # left is U^T E, right V F^T
     found = (
         float(np.sum(grams[0] * of_f)),
         float(np.sum(grams[1] * of_e)),
@@ -173,4 +183,4 @@ def _loss(sides: tuple[Side, Side], grams: Pair, left: Floats, right: Floats) ->
         2.0 * float(np.sum(left * of_f)),  # U F with E F
         2.0 * float(np.sum(of_e * right)),  # E V with E F
     )
-    return max(0.0, math.fsum(found)) if all(map(math.isfinite, found)) else math.inf
+    return math.fsum(found) if all(map(math.isfinite, found)) else math.inf

@@ -81,7 +81,7 @@ def gram_singular_values(gram_a: Floats, gram_b: Floats) -> GramSpectrum:
     are scaled to trace one: neither a row's scale nor the adapter's costs accuracy.
     """
     core = gram_core(gram_a, gram_b)
-    return core_spectrum(core, np.linalg.eigvalsh(core.squared))
+    return core_spectrum(core, np.asarray(np.linalg.eigvalsh(core.squared), np.float64))
 
 
 def core_spectrum(core: GramCore, eigenvalues: Floats) -> GramSpectrum:

@@ -16,7 +16,7 @@ from gradience.spectral.batch import Spectrum, spectra
 from gradience.spectral.grams import Grams, bucket_of
 from gradience.spectral.narrow import inner_size, narrowed
 from gradience.spectral.subspace import Floats, PairGeometry, Stacked, row_geometries
-from gradience.verbs.writing import Matching, Side, factors_of
+from gradience.verbs.sides import Matching, Side, factors_of
 
 Places: TypeAlias = tuple[int, int]
 Take: TypeAlias = Callable[[Places, Module, Module, PairGeometry], object]

@@ -28,15 +28,8 @@ from gradience.spectral.intruders import Overlaps, count_below, overlaps
 from gradience.spectral.krylov import Operator, as_float32
 from gradience.spectral.reduced import Floats
 from gradience.spectral.threads import one_blas_thread
-from gradience.verbs.writing import (
-    PEFT_METADATA,
-    Changes,
-    NewAdapter,
-    provenance_of,
-    raw_config,
-    refuse_place,
-    write_adapter,
-)
+from gradience.verbs.sides import raw_config
+from gradience.verbs.writing import PEFT_METADATA, Changes, NewAdapter, provenance_of, refuse_place, write_adapter
 
 _NEAR: Final = (0.3, 0.5, 0.7)  # thresholds that the bounds should separate, as in an audit
 

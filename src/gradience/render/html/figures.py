@@ -21,6 +21,7 @@ from xml.etree.ElementTree import Element, fromstring
 import numpy as np
 from matplotlib import style
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullLocator
 from matplotlib.transforms import offset_copy
@@ -47,6 +48,7 @@ _MOST_POINTS: Final = 120  # with a dot each
 _BADGE: Final = 9.0  # radius of a numbered mark
 _BADGE_ROWS: Final = 3
 _ASIDE: Final = 70.0  # units beside the plot, about, for the numbers of the vertical axis
+_MARGIN: Final = 6.0  # units around a figure
 _POINT: Final = 72  # units an inch of matplotlib's SVG; a unit is a pixel at the figure's usual size
 
 
@@ -95,10 +97,26 @@ def draw(plot: Plot, size: Size, label: str) -> Element:
     with style.context(sheets), warnings.catch_warnings(), np.errstate(over="ignore"):
         warnings.filterwarnings("ignore", message="Glyph .* missing from")  # only widths are guessed from its font
         figure = Figure(figsize=(size.width / _POINT, size.height / _POINT), dpi=_POINT)
-        _paint(figure, figure.add_subplot(), plot, size)
+        FigureCanvasSVG(figure)  # which measures text
+        axes = figure.add_subplot()
+        _paint(figure, axes, plot, size)
+        _lay_out(axes, size)
         figure.savefig(text, format="svg", metadata={"Date": None})
     root = fromstring(text.getvalue())  # noqa: S314  # the text that matplotlib has just written
     return _svg(list(_elements(root)), size, label)
+
+
+def _lay_out(axes: Axes, size: Size) -> None:
+    """Give the plot all the room but for what stands around it, measured once: its ticks do not hang on its size.
+
+    matplotlib's own layouts measure twice and draw the whole figure once more.
+    """
+    inner = axes.bbox
+    outer = axes.get_tightbbox(for_layout_only=True) or inner  # None of invisible axes
+    left, right = inner.x0 - outer.x0 + _MARGIN, outer.x1 - inner.x1 + _MARGIN
+    below, above = inner.y0 - outer.y0 + _MARGIN, outer.y1 - inner.y1 + _MARGIN
+    width, height = size.width - left - right, size.height - below - above
+    axes.set_position((left / size.width, below / size.height, width / size.width, height / size.height))
 
 
 def _svg(content: Sequence[Element], size: Size, label: str) -> Element:

@@ -20,7 +20,7 @@ from gradience.verbs.bench.contest import Contest, Entrant, Entry, Options, Sour
 from gradience.verbs.bench.store import Store, adapter_digest, file_hash, opened_store, refusing
 from gradience.verbs.merge import merge_adapters
 from gradience.verbs.mitigate import mitigate_adapter
-from gradience.verbs.writing import open_sides
+from gradience.verbs.sides import open_sides
 
 _DEFAULTS: Final = Options()
 

@@ -28,7 +28,8 @@ from gradience.verbs.bench.model import BuiltIn, ModelEvaluator, default_metric
 from gradience.verbs.bench.store import Evaluation, Store, adapter_digest, file_hash
 from gradience.verbs.bench.trial import CONFIDENCE
 from gradience.verbs.resize.plan import resizable_pairs
-from gradience.verbs.writing import PEFT_METADATA, Changes, NewAdapter, provenance_of, raw_config, write_adapter
+from gradience.verbs.sides import raw_config
+from gradience.verbs.writing import PEFT_METADATA, Changes, NewAdapter, provenance_of, write_adapter
 
 Factors: TypeAlias = tuple[Array, Array]
 

@@ -22,7 +22,7 @@ from gradience.base.weights import BaseWeights, find_shards
 from gradience.errors import AdapterError
 from gradience.io.paths import PathLike
 from gradience.io.safetensors import DTYPES, TensorSource
-from gradience.verbs.writing import raw_config
+from gradience.verbs.sides import raw_config
 
 _NAMES: Final = {dtype: name for name, dtype in DTYPES.items()}
 

@@ -27,20 +27,8 @@ from gradience.verbs.merge.methods import (
     refuse,
     tensors_of,
 )
-from gradience.verbs.writing import (
-    STORED,
-    Dtype,
-    Matching,
-    NewAdapter,
-    Side,
-    Sources,
-    described,
-    matched,
-    open_sides,
-    provenance_of,
-    refuse_place,
-    write_adapter,
-)
+from gradience.verbs.sides import Matching, Side, described, matched, open_sides
+from gradience.verbs.writing import STORED, Dtype, NewAdapter, Sources, provenance_of, refuse_place, write_adapter
 
 _RECORDED = ("method", "weights", "density", "seed", "rank", "heads_from", "dtype")  # options, in the record
 

@@ -38,7 +38,7 @@ from gradience.spectral.subspace import PairGeometry
 from gradience.verbs.beside import beside
 from gradience.verbs.merge.config import heads_of, weights_of
 from gradience.verbs.merge.methods import obstacles_between, obstacles_of
-from gradience.verbs.writing import (
+from gradience.verbs.sides import (
     Matching,
     Side,
     config_differences,

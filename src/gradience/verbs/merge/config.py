@@ -18,7 +18,7 @@ from gradience.io.safetensors import PlannedTensor, TensorSource, copied
 from gradience.rules.weights.ranks import Patterns, patterns_of
 from gradience.schema.merge import MergeMethod
 from gradience.verbs.merge.methods import DENSE, Recipe
-from gradience.verbs.writing import Side
+from gradience.verbs.sides import Side
 
 TIES_DENSITY: Final = 0.2  # arXiv 2306.01708: the top 20 % of the entries, where nothing can be validated
 _LARGEST: Final = 1e6  # of a weight: no sum of updates is meant by more, and products of float32 stay in range

@@ -38,7 +38,8 @@ from gradience.spectral.merging import (
 )
 from gradience.spectral.reduced import leading_part, reduced, stacked
 from gradience.spectral.sums import balanced_sum, is_narrow, low_rank_sum, sum_grams
-from gradience.verbs.writing import STORED, Side
+from gradience.verbs.sides import Side
+from gradience.verbs.writing import STORED
 
 _CONVERT: Final = "'gradience convert' makes a plain LoRA of most types"
 _SAME: Final = ("fan_in_fan_out", "layer_replication", "ensure_weight_tying")
@@ -152,7 +153,8 @@ class MergedModule(NamedTuple):
     kind: str
     ranks: list[int]
     rank: int
-    load: Callable[[], tuple[Array, Array]]
+    load_b: Callable[[], Array]
+    load_a: Callable[[], Array]
     losses: Losses
     dense_bytes: int
 
@@ -183,7 +185,8 @@ def _merged(row: Row, recipe: Recipe, stored: str, spool: Spool) -> MergedModule
         module.kind,
         ranks=[m.r if m is not None else 0 for m in row],
         rank=factors.b.shape[1],
-        load=lambda: (load_b(), load_a()),
+        load_b=load_b,
+        load_a=load_a,
         losses=losses,
         dense_bytes=math.prod(module.shape) * _DOUBLE if recipe.method in DENSE else 0,
     )
@@ -227,11 +230,16 @@ def tensors_of(
 
 def _joined(layout: LoraPair, modules: Sequence[MergedModule], rank: int, side: Literal["A", "B"]) -> Array:
     """Return one of the file's tensors from the modules' factors, each of which may be of a lower rank."""
-    factors = [module.load() for module in modules]
-    b = np.stack([padded(b, (len(b), rank)) for b, _ in factors])
-    a = np.stack([padded(a, (rank, a.shape[1])) for _, a in factors])
-    tensor_b, tensor_a = layout.joined(*layout.oriented(b, a), rank)
-    return tensor_b if side == "B" else tensor_a
+    is_b = side == "B"
+    if is_b != layout.transposed:
+        parts = [module.load_b() for module in modules]
+        factors = [padded(b, (len(b), rank)) for b in parts]
+    else:
+        parts = [module.load_a() for module in modules]
+        factors = [padded(a, (rank, a.shape[1])) for a in parts]
+    stack = factors[0][None] if len(factors) == 1 else np.stack(factors)
+    stack = stack.swapaxes(1, 2) if layout.transposed else stack
+    return layout.joined_b(stack, rank) if is_b else layout.joined_a(stack, rank)
 
 
 DENSE: Final = frozenset({"ties", "dare_linear", "dare_ties"})

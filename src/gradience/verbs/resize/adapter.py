@@ -23,6 +23,7 @@ from gradience.verbs.ahead import loaded_ahead
 from gradience.verbs.resize.calibrated import CRITERIA, Asked, PiecesOf, calibrate_adapter, plan_by_outputs
 from gradience.verbs.resize.criteria import Target, target_of
 from gradience.verbs.resize.plan import Plan, new_config, plan_of
+from gradience.verbs.sides import raw_config
 from gradience.verbs.writing import (
     PROVENANCE_NAME,
     STORED,
@@ -30,7 +31,6 @@ from gradience.verbs.writing import (
     NewAdapter,
     Sources,
     provenance_of,
-    raw_config,
     refuse_place,
     weight_files,
     write_adapter,

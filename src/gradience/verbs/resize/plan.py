@@ -25,7 +25,7 @@ from gradience.spectral.batch import Spectrum, spectra_and_maps
 from gradience.spectral.reduced import Floats, Maps
 from gradience.verbs.resize.criteria import Priced, Target, module_rank, ranks_within
 from gradience.verbs.resize.cut import Job, planned_file, refit_of
-from gradience.verbs.writing import factors_of
+from gradience.verbs.sides import factors_of
 
 _MEGABYTE: Final = 1_000_000
 _METADATA: Final = {"format": "pt"}
