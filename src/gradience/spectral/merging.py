@@ -66,7 +66,7 @@ def numerical_rank(b: Matrix, a: Matrix, *, grams: Pair | None = None) -> int:
     return core_rank(core, np.linalg.eigvalsh(core.squared), (gram_b, gram_a), lambda: (b, a))
 
 
-def core_rank(core: GramCore, eigenvalues: Floats, grams: Pair, factors: Callable[[], tuple[Matrix, Matrix]]) -> int:
+def core_rank(core: GramCore, eigenvalues: Matrix, grams: Pair, factors: Callable[[], tuple[Matrix, Matrix]]) -> int:
     """Return the same from the core of the `pair_grams` and its eigenvalues, in ascending order."""
     gram_b, gram_a = grams
     squares = eigenvalues[::-1] * core.size_a * core.size_b

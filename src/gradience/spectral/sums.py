@@ -154,7 +154,7 @@ def _side(factors: Sequence[Matrix], turn: Floats, dtype: np.dtype[Any], *, cros
             row += len(factor)
         new = _turned(block, turn, in_rows=in_rows)
         stored[:, span] = new
-        lost = stored[:, span].astype(kind) - new
+        lost: Matrix = stored[:, span].astype(kind) - new
         if lost.any():
             squared += lost @ lost.T
             own += new @ lost.T

@@ -12,7 +12,6 @@ from functools import partial
 from typing import Any, Final, Literal, NamedTuple, TypeAlias
 
 import numpy as np
-import numpy.typing as npt
 
 from gradience.adapters.layout import PREFIX, Array, Module, all_finite, parse_key
 from gradience.adapters.pairs import LoraPair, StoredPair, padded, stored_pairs
@@ -25,19 +24,15 @@ from gradience.schema.merge import MergeMethod
 from gradience.spectral.grams import each_in_threads
 from gradience.spectral.merging import (
     Pair,
-    Singles,
-    dropped,
-    elected_mean,
     gram_norm,
-    mask_generator,
     numerical_rank,
     pair_grams,
     squared_distance,
     squared_norm,
-    trimmed,
 )
 from gradience.spectral.reduced import leading_part, reduced, stacked
 from gradience.spectral.sums import balanced_sum, is_narrow, low_rank_sum, sum_grams
+from gradience.verbs.merge.dense import dense_target, difference
 from gradience.verbs.sides import Side
 from gradience.verbs.writing import STORED
 
@@ -243,7 +238,6 @@ def _joined(layout: LoraPair, modules: Sequence[MergedModule], rank: int, side: 
 
 
 DENSE: Final = frozenset({"ties", "dare_linear", "dare_ties"})
-_ROWS: Final = 1024  # of a dense matrix, compared at a time
 
 Part: TypeAlias = tuple[Array, Array, float]
 Row = Sequence[Module | None]
@@ -297,10 +291,10 @@ def merged_module(row: Row, recipe: Recipe, dtype: np.dtype[Any]) -> tuple[NewFa
         energy = squared_norm(*plain, grams=grams)
     _refuse_overflow(name, energy)
     if recipe.method in DENSE:
-        target = _dense_target(name, row, parts, recipe)
+        target = dense_target(name, row, parts, recipe)
         low = leading_part(target, min(recipe.rank or most, *target.shape)).low
         rounded = _rounded(*low.factors(len(low.sigma)), dtype, name)
-        lost = Losses(float(np.sum(target * target)), _difference(target, rounded), energy, 0.0)
+        lost = Losses(float(np.sum(target * target)), difference(target, rounded), energy, 0.0)
         return rounded, lost._replace(from_plain=squared_distance(plain, rounded))
     factors = _factors(plain, grams, recipe, most) if energy > 0.0 or recipe.method == "cat" else _zero_update(*plain)
     rounded = _rounded(*factors, dtype, name)
@@ -372,41 +366,3 @@ def _rounded(b: Array, a: Array, dtype: np.dtype[Any], name: str) -> NewFactors:
         rounded = NewFactors(b.astype(dtype), a.astype(dtype))
     _refuse_unfit(name, *rounded, dtype)
     return rounded
-
-
-def _dense_target(name: str, row: Row, parts: Sequence[Part], recipe: Recipe) -> npt.NDArray[np.float64]:
-    """Return the update that TIES or DARE defines from the dense ones, in float64."""
-    places = [place for place, module in enumerate(row) if module is not None]
-    density = 1.0 if recipe.density is None else recipe.density
-
-    def updates() -> Iterator[Singles]:
-        for place, (b, a, scale) in zip(places, parts, strict=True):
-            dense = (b.astype(np.float32) * np.float32(scale)) @ a.astype(np.float32)
-            if recipe.method == "ties":
-                yield trimmed(dense, density)
-            else:
-                yield dropped(dense, density, mask_generator(recipe.seed, place, name))
-
-    with np.errstate(over="ignore", invalid="ignore"):
-        merged = _summed(updates) if recipe.method == "dare_linear" else elected_mean(updates)
-    if not np.isfinite(merged).all():
-        raise AdapterError(f"{name}: an update is over the range of float32", advice="linear, cat and svd are float64")
-    return merged.astype(np.float64)
-
-
-def _summed(updates: Callable[[], Iterator[Singles]]) -> Singles:
-    found = updates()
-    total = next(found).copy()
-    for update in found:
-        total += update
-    return total
-
-
-def _difference(target: npt.NDArray[np.float64], rounded: NewFactors) -> float:
-    """Return the squared norm of target - b a, some rows at a time."""
-    a = rounded.a.astype(np.float64)
-    total = 0.0
-    for start in range(0, len(target), _ROWS):
-        span = slice(start, start + _ROWS)
-        total += float(np.sum((target[span] - rounded.b[span].astype(np.float64) @ a) ** 2))
-    return total
