@@ -2,7 +2,7 @@
 
     python benchmarks/against_base.py make FOLDER [--layers 32] [--size 7b]   # 13 GB; made shard by shard
     python benchmarks/against_base.py run FOLDER [--intruders]
-    python benchmarks/against_base.py busy FOLDER          # CPU seconds beside two processes that compute, and without
+    python benchmarks/against_base.py busy FOLDER [--runs 3]   # CPU seconds beside processes that compute, and without
     python benchmarks/against_base.py peft FOLDER          # beside PEFT's reduce_intruder_dimension, for small sizes
 
 A weight is a Gaussian matrix whose rows and columns differ in size, and 256 directions that fall as a power of their
@@ -155,7 +155,7 @@ def run(folder: Path, *, intruders: bool, cached: bool) -> None:
 SPIN = "import numpy as np\nx = np.ones((700, 700))\nwhile True: x @ x"
 
 
-def busy(folder: Path, runs: int = 3) -> None:
+def busy(folder: Path, runs: int) -> None:
     """Print CPU seconds beside processes that keep every core busy, as a multiple of those without."""
     quiet = min(audit(folder, "--intruders", "--no-cache")[0]["cpu"] for _ in range(runs))
     others = [subprocess.Popen([sys.executable, "-c", SPIN]) for _ in range(os.cpu_count() or 1)]
@@ -218,6 +218,7 @@ def main() -> None:
     parser.add_argument("--layers", type=int, default=32)
     parser.add_argument("--distinct", type=int, default=32)
     parser.add_argument("--size", choices=SIZES, default="7b")
+    parser.add_argument("--runs", type=int, default=3, help="of `busy`, each way: one is slow where others compute too")
     parser.add_argument("--intruders", action="store_true")
     parser.add_argument("--cached", action="store_true", help="fill the norms cache as well, which hashes the base")
     options = parser.parse_args()
@@ -226,7 +227,7 @@ def main() -> None:
     elif options.do == "run":
         run(options.folder, intruders=options.intruders, cached=options.cached)
     elif options.do == "busy":
-        busy(options.folder)
+        busy(options.folder, options.runs)
     else:
         peft(options.folder, options.size)
 

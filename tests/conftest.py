@@ -26,11 +26,14 @@ ROOT = Path(__file__).resolve().parents[1]
 if str(ROOT / "tests") not in sys.path:  # tests are no package: this puts the modules of this folder within reach
     sys.path.insert(0, str(ROOT / "tests"))
 
-import toy_run  # noqa: E402  # found by the line above
+import compiled_once  # noqa: E402  # found by the line above
+import toy_run  # noqa: E402  # the same
 from kept_signatures import keep_signatures  # noqa: E402  # the same
 from warmed import Warmed  # noqa: E402  # the same
 
 keep_signatures()
+if find_spec("jinja2") is not None:
+    compiled_once.install()
 
 _FROZEN = {"modules": 0}  # how many modules there were when the collector last set aside all that lived
 

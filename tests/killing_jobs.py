@@ -24,6 +24,11 @@ def work(job: Job) -> bytes:
     return job.path.encode()
 
 
+def limit(_: Job) -> bytes:
+    """What this worker's environment says of malloc's arenas, one of the limits of `PINNED`."""
+    return os.environ.get("MALLOC_ARENA_MAX", "").encode()
+
+
 def prepare() -> None:
     """Nothing is needed."""
 

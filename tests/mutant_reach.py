@@ -31,6 +31,8 @@ CACHE: Final = ROOT / ".cache" / "mutants"
 CONTEXT: Final = "GRADIENCE_MUTANTS_TEST"  # names the running test to the processes that it starts
 RECORDING: Final = 900.0  # seconds for one test file
 _FAR: Final = 99  # steps
+_NEAR: Final = 2 / 3  # of the seconds of a mutant, for the nearest tests
+_OF_THE_ROOM: Final = 2  # words that the paths share, `py` among them
 
 
 def say(line: str) -> None:
@@ -167,6 +169,7 @@ class Reach:
         self._tests: dict[tuple[str, int], set[str]] = defaultdict(set)
         self._users: dict[str, set[tuple[str, int]]] = defaultdict(set)
         self._feeds: dict[str, set[str]] = defaultdict(set)
+        self._inside: dict[tuple[str, int], str] = {}  # the function of a line
         self._once: set[str] = set()
         self._importers: dict[str, set[str]] = defaultdict(set)
         self._fixtures: dict[str, float] = {}  # seconds of what a file's tests share: its first test makes it
@@ -190,7 +193,9 @@ class Reach:
         for statement in ast.parse(text).body:
             made = set() if isinstance(statement, ast.FunctionDef) else set(defined(statement))
             for node in ast.walk(statement):
-                if isinstance(node, ast.FunctionDef):  # its defaults are read at import: whoever calls it sees them
+                if isinstance(node, ast.FunctionDef):
+                    self._inside |= {(path, n): node.name for n in range(node.lineno, (node.end_lineno or 0) + 1)}
+                    # its defaults are read at import: whoever calls it sees them
                     for default in (*node.args.defaults, *filter(None, node.args.kw_defaults)):
                         for name in {each.id for each in ast.walk(default) if isinstance(each, ast.Name)}:
                             self._users[name].update((path, part.lineno) for part in node.body)
@@ -213,21 +218,26 @@ class Reach:
         return found or self._of_names((mutant.function.rpartition(".")[2],))
 
     def _of_names(self, names: Iterable[str]) -> dict[str, int]:
-        """Return the tests that name it, or reach a use of it or of a name which is made from it at import."""
+        """Return the tests that name it, or reach a use of it or of a name which is made from it at import.
+
+        A use that no test reaches, in a function whose result was kept before any test, counts for the function.
+        """
         front, seen, steps = set(names), set(names), 1
         found: dict[str, int] = {}
         while front:
-            for name in front:
-                for tests in (self._importers[name], *(self._tests[place] for place in self._users[name])):
-                    found |= dict.fromkeys(tests - found.keys(), steps)
-            front = {made for name in front for made in self._feeds[name]} - seen
+            places = {place for name in front for place in self._users[name]}
+            for tests in (*(self._importers[name] for name in front), *(self._tests[place] for place in places)):
+                found |= dict.fromkeys(tests - found.keys(), steps)
+            kept = {self._inside[place] for place in places if not self._tests[place] and place in self._inside}
+            front = ({made for name in front for made in self._feeds[name]} | kept) - seen
             seen, steps = seen | front, steps + 1
         return found
 
     def chosen(self, mutant: Mutant, cap: int, seconds: float) -> list[str]:
         """Return the tests to run, the nearest first: by steps, then by words that the paths share, then the fastest.
 
-        One of each function comes before its variants.
+        One of each function comes before its variants. The last third of the seconds goes to the fastest tests of the
+        same room, however many steps away: a table of what is stated costs next to nothing.
         """
         steps, variants = self.of(mutant), Counter[str]()
         about = set(re.split(r"[/_.]", mutant.path))
@@ -237,14 +247,16 @@ class Reach:
             kin = len(about & set(re.split(r"[/_.]", test.partition("::")[0])))
             order[test] = (steps[test], -kin, variants[function], self.seconds[test])
             variants[function] += 1
-        taken: list[str] = []
+        near = sorted(order, key=order.__getitem__)[:cap]
+        fast = sorted((test for test in near if -order[test][1] >= _OF_THE_ROOM), key=self.seconds.__getitem__)
+        taken: dict[str, None] = {}
         opened: set[str] = set()
         spent = 0.0
-        for test in sorted(order, key=order.__getitem__)[:cap]:
+        for test, within in (*((test, seconds * _NEAR) for test in near), *((test, seconds) for test in fast)):
             file = test.partition("::")[0]
             cost = self.seconds[test] + (0.0 if file in opened else self._fixtures.get(file, 0.0))
-            if not taken or spent + cost <= seconds:
-                taken.append(test)
+            if test not in taken and (not taken or spent + cost <= within):
+                taken[test] = None
                 opened.add(file)
                 spent += cost
-        return taken
+        return list(taken)

@@ -1,8 +1,9 @@
 """The mutation run: change one token of the source, run the tests that reach it, and see whether one of them fails.
 
-    python tests/mutants.py --count 400 --seed 0     a sample, equal from every room
+    python tests/mutants.py --count 400 --seed 0     a sample, equal from every room; --skip 200: without its first
     python tests/mutants.py --only FILE              every mutant of a file; --file-line FILE:LINE of a line
-    python tests/mutants.py --again                  what survived last time, against every test that reaches it
+    python tests/mutants.py --again                  what survived last time and is not argued, against every test that
+                                                     reaches it
 
 A mutant is killed when a test fails, when nothing can be imported, or when time runs out. A test that then fails on the
 unchanged source too kills nothing. A mutant that no test can kill, or that is not worth a test, is argued in
@@ -54,13 +55,14 @@ class Result:
     """What became of a mutant, by which test or for which reason, and how long it took.
 
     Killed and late (out of time) count as noticed, survived and unreached (no test comes near) do not, and those argued
-    are left out. Seconds are of the processor.
+    are left out. Seconds are of the processor. `is_cold`: its tests ran in a process that had imported nothing of ours.
     """
 
     mutant: Mutant
     fate: str
     by: str
     seconds: float
+    is_cold: bool = False
 
 
 def tried(
@@ -72,9 +74,11 @@ def tried(
         mutant, tests = job
         note, old = slot / "failed", texts[mutant.path]
         note.write_text("", encoding="utf-8")
+        (slot / "cold").unlink(missing_ok=True)
         (slot / "src" / "gradience" / mutant.path).write_bytes(mutant.applied(old))
         if warm.put(mutant, old, mutant.applied(old)):
             return warm.run(tests, note, slot, stop=True)
+        (slot / "cold").touch()
         code = NO_TESTS
         for part in (tests[:NEAREST], tests[NEAREST:]):  # most die by the nearest: the others' files stay unopened
             if part and (code := warm.run_cold(slot, part, note, "-x", "--tb=no")) not in {0, NO_TESTS}:
@@ -89,22 +93,25 @@ def tried(
         say(f"{fate:9} {seconds:5.1f} s  {shown(mutant)}" + (f"\n      {by}" if by else ""))
         if code == BROKEN:
             say((slot / "log").read_text(encoding="utf-8", errors="replace")[-2000:])
-        yield Result(mutant, fate, by, seconds)
+        yield Result(mutant, fate, by, seconds, (slot / "cold").exists())
 
 
-def failing_anyway(tests: Iterable[str], workers: int, warm: Warm) -> set[str]:
-    """Return those of the tests that fail on the unchanged source too: flaky ones, or such as need a neighbour."""
-    files: dict[str, list[str]] = defaultdict(list)
-    for test in tests:
-        files[test.partition("::")[0]].append(test)
+def failing_anyway(killed: Iterable[Result], workers: int, warm: Warm) -> set[str]:
+    """Return the tests that killed and fail on the unchanged source too: flaky ones, or such as need a neighbour.
+
+    Each runs as it ran when it killed: in a process that has imported everything, or in one that has imported nothing.
+    """
+    files: dict[tuple[str, bool], dict[str, None]] = defaultdict(dict)
+    for result in killed:
+        files[result.by.partition("::")[0], result.is_cold][result.by] = None
 
     def work(job: tuple[list[str], bool], slot: Path) -> int:
-        chosen, is_warm = job
-        if is_warm:
+        chosen, is_cold = job
+        if not is_cold:
             return warm.run(chosen, slot / "failed", slot, stop=False)
         return warm.run_cold(slot, chosen, slot / "failed", "--tb=no")
 
-    jobs = [(chosen, is_warm) for chosen in files.values() for is_warm in (True, False)]
+    jobs = [(list(chosen), is_cold) for (_, is_cold), chosen in files.items()]
     done = forked(jobs, workers, work, lambda _: RECORDING)
     return {test for *_, slot, _ in done for test in (slot / "failed").read_text(encoding="utf-8").splitlines()}
 
@@ -126,6 +133,13 @@ def shown(mutant: Mutant) -> str:
     return f"{where}\n      - {mutant.before}\n      + {mutant.after}"
 
 
+def keep(results: Sequence[Result]) -> None:
+    """Write what is known so far, for `--again`: a run that is ended early has not run for nothing."""
+    entries = [{"fate": r.fate, "by": r.by, "seconds": round(r.seconds, 1), **asdict(r.mutant)} for r in results]
+    LAST.parent.mkdir(parents=True, exist_ok=True)
+    LAST.write_text(json.dumps(entries, indent=1), encoding="utf-8")
+
+
 def report(results: Sequence[Result]) -> float:
     """Print a line per room and one for all; return the percentage noticed of those that are not argued."""
     percent = 100.0
@@ -141,7 +155,9 @@ def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--count", type=int, default=400, help="mutants to draw")
     parser.add_argument("--seed", type=int, default=0, help="of the draw")
+    parser.add_argument("--skip", type=int, default=0, help="mutants of the draw that were run before")
     parser.add_argument("--rooms", nargs="+", default=ROOMS, metavar="ROOM", help="folders under src/gradience")
+    parser.add_argument("--kinds", nargs="+", metavar="KIND", help="of these kinds only, such as bound or message")
     parser.add_argument("--only", metavar="FILE", help="every mutant of one file, as src/gradience/...")
     parser.add_argument("--file-line", metavar="FILE:LINE", help="every mutant of one line")
     parser.add_argument("--again", action="store_true", help="what survived last time, against all tests that reach it")
@@ -158,12 +174,12 @@ def _options() -> argparse.Namespace:
 def _wanted(mutants: Sequence[Mutant], options: argparse.Namespace) -> Sequence[Mutant]:
     if options.again:
         last = json.loads(LAST.read_bytes())
-        left = {(m["function"], m["before"], m["after"]) for m in last if m["fate"] in UNNOTICED}
+        left = {(m["function"], m["before"], m["after"]) for m in last if m["fate"] in UNNOTICED} - read_argued().keys()
         return [mutant for mutant in mutants if key(mutant) in left]
     if options.file_line or options.only:
         file, _, line = (options.file_line or options.only).partition(":")
         return [mutant for mutant in mutants if file.endswith(mutant.path) and line in {"", str(mutant.line)}]
-    return sample(mutants, options.count, options.seed)
+    return sample(mutants, options.count, options.seed)[options.skip :]
 
 
 def _test_files(paths: Sequence[str]) -> list[str]:
@@ -198,7 +214,7 @@ def _run(
                 killed.append(result)
             else:
                 yield result
-        flaky = failing_anyway({result.by for result in killed}, options.workers, warm)
+        flaky = failing_anyway(killed, options.workers, warm)
         yield from (result for result in killed if result.by not in flaky)
         for test in flaky:
             say(f"kills nothing, since it fails on the unchanged source too: {test}")
@@ -212,7 +228,7 @@ def main() -> int:
     options = _options()
     files = list(_texts(options.rooms))
     every = all_mutants(files)
-    wanted = _wanted(every, options)
+    wanted = _wanted([m for m in every if not options.kinds or m.kind in options.kinds], options)
     if options.list:
         say("\n".join(shown(mutant) for mutant in wanted))
         return 0
@@ -225,12 +241,10 @@ def main() -> int:
                 results.append(replace(result, fate="argued", by=argued[key(result.mutant)]))
             else:
                 results.append(result)
+            keep(results)
 
     preload()
     collected(_test_files(options.tests), texts, work)
-    entries = [{"fate": r.fate, "by": r.by, "seconds": round(r.seconds, 1), **asdict(r.mutant)} for r in results]
-    LAST.parent.mkdir(parents=True, exist_ok=True)
-    LAST.write_text(json.dumps(entries, indent=1), encoding="utf-8")
     for result in results:
         if result.fate != "killed":
             say(f"{result.fate:9} {shown(result.mutant)}" + (f"\n      {result.by}" if result.by else ""))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -100,3 +101,25 @@ def test_only_the_layouts_met_last_are_kept(tmp_path, monkeypatch, parsed):
     for folder in (one, one, other, other, one):
         read(folder)
     assert parsed == ["a", "b", "a"]
+
+
+PAIR = {"expert": None, "dense": None, "is_unknown": False}
+
+
+@pytest.mark.parametrize(
+    ("second", "fields", "plain"),
+    [
+        ({}, {}, True),
+        ({"expert": 0}, {}, False),
+        ({"dense": len}, {}, False),
+        ({"is_unknown": True}, {}, False),
+        ({}, {"base_dependent": [1]}, False),
+        ({}, {"format": "kohya"}, False),
+        ({}, {"config": SimpleNamespace(peft_type=None)}, True),
+        ({}, {"config": SimpleNamespace(peft_type="LOHA")}, False),
+    ],
+)
+def test_a_layout_is_kept_where_every_module_is_a_pair_read_by_itself(second, fields, plain):
+    modules = [SimpleNamespace(**PAIR), SimpleNamespace(**{**PAIR, **second})]
+    common = {"format": "peft", "config": SimpleNamespace(peft_type="LORA"), "base_dependent": []}
+    assert again._is_plain(SimpleNamespace(**{**common, **fields}, modules=modules)) is plain

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
+from types import SimpleNamespace
 
 import ml_dtypes
 import numpy as np
@@ -23,7 +24,7 @@ from gradience.adapters.layout import (
     within_range,
 )
 from gradience.adapters.open import open_adapter
-from gradience.adapters.pairs import LoraPair, padded, peft_pair
+from gradience.adapters.pairs import LoraPair, padded, peft_pair, stored_pairs
 from gradience.adapters.patterns import PatternTable, _most_paths
 from gradience.adapters.traits import start_of
 from gradience.errors import AdapterError
@@ -421,3 +422,13 @@ def test_layers_are_replicated_up_to_a_hundred_thousand(ranges, refused, tmp_pat
         with pytest.raises(AdapterError) as error:
             open_adapter(folder)
         assert str(error.value) == f"layer_replication in the adapter config {refused}"
+
+
+def test_experts_of_a_parameter_without_a_name_are_refused_by_the_first():
+    keys = {"lora_A": "a", "lora_B": "b"}
+    modules = [SimpleNamespace(name=f"x[{n}]", keys=keys, pattern_path="x", expert=n, base_name=None) for n in range(3)]
+    with pytest.raises(AdapterError) as error:
+        stored_pairs(SimpleNamespace(modules=modules, format="peft"))
+    assert str(error.value) == (
+        "x[0]: the config does not say which parameter this pair belongs to, so no pattern can give it a rank"
+    )

@@ -197,6 +197,7 @@ def test_an_alpha_tensor_beside_diffusers_names_is_its_scale(tmp_path):
     }
     (module,) = write(tmp_path, tensors).modules
     assert module.scale == 0.5
+    assert module.keys.keys() == {"lora_A", "lora_B"}
 
 
 def test_real_adapters_of_others_are_read_whole(shared_data):

@@ -25,13 +25,24 @@ pytestmark = pytest.mark.skipif(
 )
 
 
+# Runs the script whose base has learnt next to nothing, where it is not asked what it has learnt.
+UNLEARNT = """
+import importlib.util, sys
+spec = importlib.util.spec_from_file_location("toy_lora_run", sys.argv[1])
+script = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(script)
+script.WARM_UP_BATCHES = 2
+sys.exit(script.main(sys.argv[2:]))
+"""
+
+
 @pytest.fixture(scope="module")
 def toy_run(warmed):
     """A function that runs the script in a process of its own; hub settings of the developer's shell do not count."""
 
-    def run(out, *options, guarded=False, **environment):
+    def run(out, *options, guarded=False, unlearnt=False, **environment):
         clean = {"HF_HUB_OFFLINE": environment.pop("HF_HUB_OFFLINE", "0")}
-        start = ["-c", GUARDED, SCRIPT] if guarded else [SCRIPT]
+        start = ["-c", UNLEARNT if unlearnt else GUARDED, SCRIPT] if guarded or unlearnt else [SCRIPT]
         return warmed.run(*start, "--out", out, *options, timeout=180, **clean, **environment)
 
     return run
@@ -84,7 +95,7 @@ def replaced(toy_run, tmp_path_factory):
         (out / name).write_text("earlier", encoding="utf-8")
     few = ("--steps", "2", "--samples", "8", "--eval-samples", "8", "--device", "cpu")
     base = ("--save-base", str(out.parent / "base"))
-    result = toy_run(out, "--overwrite", "--no-audit", "--telemetry-allow-text", *base, *few)
+    result = toy_run(out, "--overwrite", "--no-audit", "--telemetry-allow-text", *base, *few, unlearnt=True)
     assert result.returncode == 0, result.stderr
     return out
 

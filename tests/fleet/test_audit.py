@@ -268,6 +268,8 @@ def test_ray_gives_the_same_rows_and_reports_a_job_that_kills_its_workers(
     module, jobs = killing
     done = {d.job.path: d.answer for d in run_ray(module.work, jobs, workers=2, prepare=module.prepare)}
     assert done == {job.path: None if job.path == "9" else job.path.encode() for job in jobs}
+    (limit,) = run_ray(module.limit, jobs[:1], workers=2, prepare=module.prepare)
+    assert limit.answer == b"2"
     out = tmp_path / "by-ray"
     assert audit_fleet(collection, out=out, engine="ray", workers=2).engine == "ray"
     assert rows(out) == rows(fleet)

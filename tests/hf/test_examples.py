@@ -11,7 +11,7 @@ EXAMPLES = {  # name: (arguments, train rows, split of its last evaluation)
     "pytorch_loop": (["--steps", "20"], 20, "test"),
     "accelerate_loop": (["--epochs", "1"], 16, None),
     "lightning_loop": (["--epochs", "1"], 16, "eval"),
-    "jax_loop": (["--steps", "120"], 120, "eval"),
+    "jax_loop": (["--steps", "40"], 40, "eval"),
 }
 
 

@@ -59,7 +59,7 @@ def grpo(training, callback, tokenizer, out, reward):
     run = GRPOTrainer(
         model=training.llama(),
         reward_funcs=reward,
-        args=GRPOConfig(max_completion_length=8, num_generations=4, beta=0.01, **given(out)),
+        args=GRPOConfig(max_completion_length=8, num_generations=4, beta=0.01, **given(out, max_steps=24)),
         train_dataset=Dataset.from_list([{"prompt": "w1 w2 w3"}, {"prompt": "w4 w5"}] * 16),
         processing_class=tokenizer,
         callbacks=[callback()],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -49,11 +50,21 @@ ALLOWED = {
 }
 
 
+_CANDIDATES = OPENERS | {name.rpartition(".")[2] for name in METHODS | LOADERS}
+
+
+def _last_name(function: ast.expr) -> str:
+    """`c` of `a.b.c(...)`: most calls need not be written out."""
+    if isinstance(function, ast.Attribute):
+        return function.attr
+    return function.id if isinstance(function, ast.Name) else ast.unparse(function).rpartition(".")[2]
+
+
 def opened(tree: ast.AST, function: str = "") -> Iterator[tuple[str, str]]:
     """Yield the function in which each file is opened, and by what."""
     for node in ast.iter_child_nodes(tree):
         name = node.name if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) else function
-        if isinstance(node, ast.Call):
+        if isinstance(node, ast.Call) and _last_name(node.func) in _CANDIDATES:
             called = ast.unparse(node.func)
             last = called.rpartition(".")[2]
             if last in OPENERS or called in LOADERS or called.endswith(tuple(METHODS)):
@@ -61,6 +72,7 @@ def opened(tree: ast.AST, function: str = "") -> Iterator[tuple[str, str]]:
         yield from opened(node, name)
 
 
+@cache
 def found() -> set[tuple[str, str, str]]:
     places = set()
     for path in sorted(SOURCE.rglob("*.py")):

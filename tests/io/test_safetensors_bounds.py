@@ -15,6 +15,7 @@ from safetensors.numpy import save_file
 
 from gradience.errors import AdapterError
 from gradience.io.safetensors import (
+    Memory,
     SafetensorsFile,
     ShardedFiles,
     file_size,
@@ -275,3 +276,17 @@ def test_bfloat16_keeps_its_bits(tmp_path):
     file = SafetensorsFile(written(tmp_path / "a.safetensors", header, b"\x80\x3f\x00\x40"))
     assert file.read("a").dtype == ml_dtypes.bfloat16
     assert file.read("a").astype(np.float32).tolist() == [1.0, 2.0]
+
+
+def test_memory_that_is_given_holds_one_tensor_after_the_other_where_xla_wants_it(tmp_path):
+    tensors = {"small": np.arange(6, dtype=np.int16).reshape(2, 3), "large": np.arange(4000.0).reshape(2, 2000)}
+    save_file(tensors, tmp_path / "x.safetensors")
+    file, memory = SafetensorsFile(tmp_path / "x.safetensors"), Memory()
+    for name in ("small", "large", "small"):
+        found = file.read(name, memory)
+        assert found.ctypes.data % 64 == 0
+        assert found.dtype == tensors[name].dtype
+        assert np.array_equal(found, tensors[name])
+    again = file.read_slice("large", 1, memory)
+    assert again.ctypes.data == found.ctypes.data  # the larger room is kept
+    assert np.array_equal(again, tensors["large"][1])

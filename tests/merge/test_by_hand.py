@@ -426,3 +426,49 @@ def test_an_entry_that_one_update_leaves_alone_is_no_conflict(tmp_path):
     assert merge_check(two, one).signs.conflict == pytest.approx(1 / 30)
     assert merge_check(two, three).signs.conflict == 0.0
     assert merge_check(one, two, three).signs.conflict == pytest.approx(2 / 30)
+
+
+def test_one_module_in_two_layouts_is_refused_with_both(tmp_path):
+    plain = adapter(tmp_path / "a", {"q": along(1.0)})
+    b, a = along(1.0)
+    conv = adapter(tmp_path / "b", {"q": (b[:, :, None, None], a[:, :, None, None])})
+    with pytest.raises(AdapterError) as error:
+        merge_adapters([plain, conv])
+    name = f"{PREFIX}q.lora_A.weight"
+    assert str(error.value) == (f"q is laid out as {name} (r, 5) in one adapter and as {name} (r, 5, 1, 1) in another")
+    assert error.value.advice == "are they of one base model?"
+
+
+@pytest.mark.parametrize(
+    ("exact", "most", "entries"), [(False, 55, 55), (False, 54, 50), (False, 1, 40), (True, 1, 60)]
+)
+def test_signs_of_a_large_module_are_counted_in_eight_rows_and_more_unless_all_are_asked_for(
+    exact, most, entries, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("gradience.verbs.merge.check._SAMPLE", most)
+    one, two = (adapter(tmp_path / name, {"q": along(1.0, 1.0, 1.0, d_out=12)}) for name in "ab")
+    (row,) = merge_check(one, two, exact=exact).modules
+    assert (row.signs.entries, row.signs.of) == (entries, 60)
+
+
+@pytest.mark.parametrize("size", [1.0, 1e-3, 1e-6])
+def test_ratios_are_the_same_whatever_the_size_of_the_updates(size, tmp_path):
+    one = adapter(tmp_path / "a", {"q": along(4.0 * size, 2.0 * size)})
+    two = adapter(tmp_path / "b", {"q": along(2.0 * size, start=2)})
+    merged = merge_adapters([one, two], method="svd", rank=1, weights=[1.0, 1.0])
+    assert merged.relative_error == merged.modules[0].relative_error == pytest.approx(math.sqrt(8 / 24), rel=1e-5)
+    checked = merge_check(one, two)
+    assert checked.pairs[0].cosine == pytest.approx(0.0, abs=1e-6)
+    assert checked.pairs[0].scale_ratio == pytest.approx(math.sqrt(20) / 2, rel=1e-5)
+    assert [side.kept.coefficient for side in checked.adapters] == pytest.approx([0.5, 0.5], rel=1e-5)
+    assert [side.kept.other for side in checked.adapters] == pytest.approx([4 / 24, 20 / 24], rel=1e-5)
+
+
+def test_signs_are_counted_between_those_that_have_the_module(tmp_path):
+    one = adapter(tmp_path / "a", {"q": along(1.0), "v": along(1.0)})
+    two = adapter(tmp_path / "b", {"q": along(-1.0), "v": along(1.0)})
+    three = adapter(tmp_path / "c", {"v": along(1.0)})
+    report = merge_check(one, two, three)
+    conflicts = {row.name: (row.signs.conflict, row.signs.of) for row in report.modules}
+    assert conflicts == {"q": (1 / 30, 30), "v": (0.0, 30)}
+    assert [row.kept[2].coefficient for row in report.modules] == [None, 1.0]

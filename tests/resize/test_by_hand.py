@@ -6,6 +6,7 @@ import itertools
 import json
 import math
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, get_args
 
 import ml_dtypes
@@ -17,6 +18,7 @@ from safetensors.numpy import load_file, save_file
 
 from gradience import AdapterError, OutputError, resize_adapter
 from gradience.schema.writing import Criterion
+from gradience.verbs.resize.adapter import _notes as resize_notes
 from gradience.verbs.resize.criteria import Target, module_rank, target_of
 from gradience.verbs.resize.cut import refitted
 
@@ -405,3 +407,36 @@ def test_a_lora_of_kohyas_is_written_to_a_file(tmp_path):
         resize_adapter(source, tmp_path / "out", rank=1)
     assert str(error.value) == f"{tmp_path / 'out'}: a LoRA in kohya's format is one file"
     assert error.value.advice == "give a name that ends in .safetensors"
+
+
+@pytest.mark.parametrize(
+    ("rows", "dtype", "notes"),
+    [
+        ([("dora", 4, 2), ("linear", 4, 2), ("dora", 4, 4)], None, ["DoRA: magnitudes fitted anew"]),
+        ([("dora", 4, 4), ("linear", 4, 2)], None, []),
+        ([("linear", 4, 2)], "bfloat16", ["errors are those of the lower rank; rounding the factors to bfloat16"]),
+        ([("linear", 4, 2)], "float32", []),
+    ],
+)
+def test_a_note_on_dora_where_one_was_cut_and_on_rounding_where_the_dtype_has_16_bits(rows, dtype, notes):
+    plan = SimpleNamespace(rows=[SimpleNamespace(kind=k, rank_before=b, rank_after=a) for k, b, a in rows])
+    found = resize_notes(plan, dtype)
+    assert len(found) == len(notes)
+    assert all(note.startswith(start) for note, start in zip(found, notes, strict=True))
+
+
+@pytest.mark.parametrize("size", [1.0, 1e-3, 1e-6])
+@pytest.mark.parametrize("target", [{"rank": 1}, {"energy": 0.7}, {"rel_error": 0.6}, {"sv_ratio": 1.5}])
+def test_an_error_is_the_same_share_whatever_the_size_of_the_update(size, target, tmp_path):
+    folder = adapter(tmp_path / "a", {"q": diagonal(4.0 * size, 2.0 * size, 2.0 * size)})
+    report = resize_adapter(folder, **target)
+    rank, lost = (2, 4) if "energy" in target else (1, 8)
+    assert report.modules[0].rank_after == rank
+    assert report.relative_error == pytest.approx(math.sqrt(lost / 24), rel=1e-5)
+
+
+def test_an_adapter_that_keeps_its_ranks_loses_nothing(tmp_path):
+    folder = adapter(tmp_path / "a", {"q": diagonal(4.0, 2.0), "v": diagonal(1.0, 0.5)})
+    report = resize_adapter(folder, rank=2)
+    assert [(row.rank_after, row.relative_error) for row in report.modules] == [(2, 0.0), (2, 0.0)]
+    assert report.relative_error == 0.0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import shutil
 from pathlib import Path
@@ -214,7 +215,18 @@ def test_the_shortest_beginning_within_the_tolerance_is_found(enough):
 
 @pytest.mark.parametrize("kind", ["two-sided", "svd"])
 def test_the_measured_kl_is_within_the_tolerance_and_is_that_of_the_adapter_as_written(llama, texts, tmp_path, kind):
-    report = resize_adapter(llama.adapter, tmp_path / "out", base=llama.base, calibrate=texts, kl=0.05, pieces=kind)
+    told = []
+    report = resize_adapter(
+        llama.adapter,
+        tmp_path / "out",
+        base=llama.base,
+        calibrate=texts,
+        kl=0.05,
+        pieces=kind,
+        progress=lambda *at: told.append(at),
+    )
+    assert [at for at in told if at[2] == "measured"] == [(1, 1, "measured")]
+    assert all(done < units for done, units, what in told if what == "measuring")
     record = report.calibration
     assert 0.0 < record.kl <= 0.05
     assert report.params_after < report.params_before
@@ -232,6 +244,19 @@ def test_the_measured_kl_is_within_the_tolerance_and_is_that_of_the_adapter_as_w
     assert record.measured_predictions == n
     assert record.kl == pytest.approx(kl / n, rel=1e-3)
     assert record.flips == pytest.approx(flips / n)
+    lost = {row.name: row.relative_error**2 for row in report.modules}
+    assert all(_is_a_sum_of_some(lost[m.name], _energies(m)) for m in adapter.modules) is (kind == "svd")
+
+
+def _energies(module):
+    """The shares of a module's energy along its own singular vectors."""
+    sigma = np.linalg.svd(np.matmul(*(f.astype(np.float64) for f in module.load())), compute_uv=False)
+    return sigma[: module.r] ** 2 / np.sum(sigma**2)
+
+
+def _is_a_sum_of_some(value, shares):
+    some = itertools.product((0.0, 1.0), repeat=len(shares))
+    return min(abs(float(np.dot(taken, shares)) - value) for taken in some) < 1e-6
 
 
 def merged(model, folder):

@@ -221,6 +221,18 @@ def test_the_maps_of_pieces_share_each_size_evenly_and_their_loss_is_the_share_l
     assert calibrated._loss(found, "q", [], gram_a, gram_b).lost == pytest.approx(80.0, rel=1e-6)
 
 
+def test_maps_share_a_size_evenly_whatever_moments_the_pieces_are_of(tmp_path):
+    b, a = diagonal(4.0, 2.0)
+    found = opened(adapter(tmp_path / "a", {"q": (b * 1e3, a * 1e-3)}, lora_alpha=4))
+    gram_a, gram_b = calibrated._grams(found.adapter, found.pairs["q"])
+    maps = calibrated._maps(pieces_of(np.eye(2), np.eye(2)), [0, 1], gram_a, gram_b)
+    new_b, new_a = b * 1e3 @ maps.left, maps.right @ (a * 1e-3)
+    np.testing.assert_allclose(new_b @ new_a, b @ a, rtol=1e-6)
+    np.testing.assert_allclose(np.linalg.norm(new_b, axis=0), np.linalg.norm(new_a, axis=1), rtol=1e-6)
+    one_sided = calibrated._maps(pieces_of(np.eye(2), np.eye(2)), [0, 1], np.zeros((2, 2)), gram_b)
+    np.testing.assert_allclose(one_sided.left @ one_sided.right, np.eye(2), atol=1e-12)
+
+
 def test_what_peft_would_not_load_is_not_calibrated(tmp_path):
     source = kohya(tmp_path / "in.safetensors", {"a": (*diagonal(4.0, 3.0), 2.0)})
     files, found = open_adapter(source)

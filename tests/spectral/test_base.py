@@ -47,7 +47,9 @@ def test_spectral_norm_is_within_1e_5_of_dense_float64(kind, scale):
 @pytest.mark.parametrize("shape", [(5, 7), (300, 40), (40, 300), (97, 97), (1, 8)])
 def test_small_thin_and_flat_matrices_are_right_too(shape):
     w = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
-    assert leading(Operator.of(w)).sigma[0] == pytest.approx(np.linalg.norm(w, 2), rel=1e-6)
+    found = leading(Operator.of(w))
+    assert found.sigma[0] == pytest.approx(np.linalg.norm(w, 2), rel=1e-6)
+    assert found.exact is (min(shape) <= 96)
 
 
 def test_leading_values_and_left_vectors_match_the_dense_svd():
@@ -134,3 +136,21 @@ def test_chunks_of_any_number_of_rows_give_the_same_sums():
     cut = merge_sums(parts, scale=1e-3, target="bfloat16", delta_dtype="float32")
     assert cut.changed == whole.changed
     assert cut.realised == pytest.approx(whole.realised, rel=1e-12)
+
+
+@pytest.mark.parametrize(("stored", "is_dense"), [(ml_dtypes.bfloat16, False), (np.float32, True)])
+def test_a_weight_larger_than_the_cache_counts_each_row_once(stored, is_dense):
+    """Of 701 rows 436 are summed at a time: the last part begins within the first."""
+    rng = np.random.default_rng(0)
+    w = (rng.standard_normal((701, 300)) * 0.02).astype(stored)
+    b, a = (rng.standard_normal(s).astype(np.float32) for s in ((701, R), (R, 300)))
+    delta = b @ a * np.float32(1e-4)
+    chunk = Chunk(w, b, a, delta if is_dense else None)
+    found = merge_sums([chunk], scale=1e-4, target="bfloat16", delta_dtype="float32")
+    before = w.astype(ml_dtypes.bfloat16).astype(np.float32)
+    realised = (before + delta).astype(ml_dtypes.bfloat16).astype(np.float64) - before
+    assert abs(found.changed - np.count_nonzero(realised)) <= 4  # a product may round the other way
+    assert found.weight == pytest.approx(np.sum(w.astype(np.float64) ** 2), rel=1e-6)
+    assert found.intended == pytest.approx(np.sum(delta.astype(np.float64) ** 2), rel=1e-5)
+    assert found.realised == pytest.approx(np.sum(realised**2), rel=1e-3)
+    assert found.inner == pytest.approx(np.sum(realised * delta), rel=1e-3)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from gradience.spectral import intruders
+from gradience.spectral import atoms, intruders
 from gradience.spectral.intruders import count_below, overlaps
 from gradience.spectral.krylov import Operator
 
@@ -40,6 +40,22 @@ def test_exact_overlaps_are_the_dense_definition(decay, strength):
     assert np.allclose(found.lower, dense_overlaps(w, w + b @ a, K), atol=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("lower", "upper", "counted"),
+    [(0.4, 0.49, (1, 0)), (0.4, 0.5, (1, 1)), (0.49, 0.6, (1, 1)), (0.5, 0.6, (0, 0)), (0.5, 0.5, (0, 0))],
+)
+def test_a_vector_is_open_where_the_threshold_lies_above_its_lower_bound_and_not_above_its_upper(lower, upper, counted):
+    found = intruders.Overlaps(np.asarray([lower]), np.asarray([upper]), exact=False, converged=True, left=np.eye(1))
+    assert count_below(found, 0.5) == counted
+
+
+@pytest.mark.parametrize("shape", [(400, 8), (8, 400)])
+def test_the_shorter_side_decides_whether_overlaps_are_exact(shape):
+    w = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
+    b, a = np.ones((shape[0], 1), np.float32), np.ones((1, shape[1]), np.float32)
+    assert overlaps(Operator.of(w), Operator.of(w).plus(b, a), 2, EPS).exact
+
+
 @pytest.mark.parametrize(("decay", "strength"), CASES)
 def test_lanczos_bounds_hold_the_dense_overlaps_and_give_its_counts(monkeypatch, decay, strength):
     monkeypatch.setattr(intruders, "EXACT_UP_TO", 0)
@@ -69,3 +85,30 @@ def test_a_strong_new_direction_is_one_intruder_and_no_update_is_none(monkeypatc
 def test_k_beyond_the_matrix_is_cut_to_it():
     w = np.diag(np.arange(1.0, 6.0)).astype(np.float32)
     assert len(overlaps(Operator.of(w), Operator.of(w), 10, EPS).lower) == 5
+
+
+def test_an_overlap_with_a_direction_below_what_float32_resolves_is_not_ruled_out(monkeypatch):
+    monkeypatch.setattr(intruders, "EXACT_UP_TO", 0)
+    monkeypatch.setattr(intruders, "SETTLED_BY_SVD", 0)
+    rng = np.random.default_rng(3)
+    u, _, vt = np.linalg.svd(rng.standard_normal((M, N)), full_matrices=False)
+    s = np.concatenate([np.linspace(2.0, 1.0, 20), np.geomspace(9e-4, 1e-5, N - 20)])  # behind the 20th hardly there
+    w = ((u * s) @ vt).astype(np.float32)
+    b, a = u[:, 24:25].astype(np.float32), (3.0 * vt[24:25]).astype(np.float32)
+    found = overlaps(Operator.of(w), Operator.of(w).plus(b, a), 1, EPS)
+    assert dense_overlaps(w, w + b @ a, 1)[0] > 0.9
+    assert found.upper[0] > 0.9
+
+
+def test_an_interval_of_values_and_of_their_squares_has_room_for_rounding(monkeypatch):
+    asked = {}
+    monkeypatch.setattr(
+        atoms, "_bound", lambda of, middle, half: asked.update({of: (middle, half)}) or np.ones((len(middle), 1))
+    )
+    middle, half, rounding = np.asarray([0.5, 0.1]), np.asarray([1e-6, 1e-5]), 2e-6 * 2.0
+    atoms._over(atoms._Measures("both", "outer", "inner"), middle, half, 2.0)
+    np.testing.assert_allclose(asked["both"], [middle, half + rounding])
+    # (m + h)^2 and (m - h)^2 are m^2 + h^2 +- 2 m h; a value and the largest bound the rounding of a square
+    wanted = [middle**2 + half**2, 2 * middle * half + rounding * (2.0 + middle)]
+    np.testing.assert_allclose(asked["outer"], wanted)
+    np.testing.assert_allclose(asked["inner"], wanted)

@@ -184,6 +184,8 @@ def test_values_are_hidden_by_the_names_around_them():
     assert hide_in(["k" * 129, "x"]) == ["k" * 129, "x"]
     assert names_beside(["--api-key", "v", "x"], "k") == ["k", "api-key", "k"]
     assert names_beside(["api_key", "v", "x"], "k") == ["k", "k", "k"]
+    assert names_beside(["password", 1234], "k") == ["k", "password"]  # a value need be no text
+    assert names_beside([1234, "password"], "k") == ["k", "k"]
     assert names_beside(["v", "--api-key"], "k") == ["k", "k"]
     assert names_in({"option": "password", "default": 1, "help": 2}) == ["option", "password", "help"]
     assert names_in({"name": 3, "value": 1}) == ["name", "value"]

@@ -160,6 +160,9 @@ def test_a_log_cut_at_each_byte_keeps_all_whole_lines(log: Path) -> None:
         assert all(item.torn for item in items if isinstance(item, BadLine))
 
 
+NOVEL = ROW.replace(b'"train_step"', b'"novel"')
+
+
 @pytest.mark.parametrize(
     ("after", "named"),
     [
@@ -167,8 +170,14 @@ def test_a_log_cut_at_each_byte_keeps_all_whole_lines(log: Path) -> None:
         (ROW[:-1] + b',"session":"b"}', True),
         (ROW[:-1] + b',"session":"a"}', False),
         (ROW, False),
+        (NOVEL[:-1] + b',"session":"b"}', True),
+        (NOVEL[:-1] + b',"session":"a"}', False),
+        (NOVEL[:-1] + b',"session":1}', False),
     ],
-    ids=["run_start", "another session", "same session", "no session"],
+    ids=[
+        *("run_start", "another session", "same session", "no session"),
+        *("unknown event, another session", "unknown event, same session", "unknown event, no session"),
+    ],
 )
 def test_a_torn_line_is_named_so_only_before_a_later_session(log: Path, after: bytes, *, named: bool) -> None:
     first = ROW[:-1] + b',"session":"a"}'

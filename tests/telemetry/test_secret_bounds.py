@@ -110,6 +110,9 @@ def test_a_name_marks_its_value_by_its_noun(key, value, secret):
         ("https://a1bcdefghi@x.org", "https://<redacted: url password>@x.org"),
         ("https://abcdefghij@x.org", "https://abcdefghij@x.org"),
         ("https://x.org:8080/@me", "https://x.org:8080/@me"),
+        (f"https://{BODY[:24]}/aB3@{'h' * 77}.com", f"https://<redacted: url password>@{'h' * 77}.com"),
+        (f"https://{BODY[:24]}/aB3@{'h' * 78}.com", f"https://{BODY[:24]}/aB3@{'h' * 78}.com"),  # no host's length
+        (f"https://{BODY[:24]}/aB3@part@x.com/", "https://<redacted: url password>@x.com/"),
         ("password: tiger", "password: tiger"),  # prose
         ("password: tiger1", "password: <redacted: secret key>"),
         ("password: t1ger", "password: t1ger"),

@@ -9,7 +9,7 @@ import pytest
 from gradience.telemetry import TelemetryReader, TelemetryWriter
 from gradience.telemetry.reader import RunSummary
 from gradience.telemetry.scan import LogScan
-from gradience.telemetry.series import RunSeries
+from gradience.telemetry.series import RunSeries, _ends
 
 HEAD = {"schema": "gradience.vnext.telemetry/v1", "ts": 1.0, "run_id": "r"}
 
@@ -195,3 +195,18 @@ def test_more_names_of_further_values_than_a_decoder_is_made_for_cost_none_of_th
     scan = LogScan(log, values={"kl"})
     assert sum(len(found) for found in scan) == 3999
     assert len(scan._names) < 3000  # of 12,000: memory stays constant
+
+
+@pytest.mark.parametrize(
+    ("values", "ends"),
+    [
+        ([3.0, 1.0, 2.0], [1.0, 3.0]),
+        ([None, 2.0, 1.0, None], [1.0, 2.0]),
+        ([2.0], [2.0, 2.0]),
+        ([None, None], []),
+        ([None], []),
+        ([], []),
+    ],
+)
+def test_the_least_and_the_greatest_of_times_in_any_order(values, ends):
+    assert _ends(values) == ends

@@ -287,6 +287,26 @@ def test_auto_syncs_rows_every_few_seconds_and_on_closing(log: Path, monkeypatch
     assert len(synced) == 3
 
 
+@pytest.mark.parametrize(
+    ("mode", "durable", "more"),
+    [("always", False, 0), ("auto", False, 1), ("auto", True, 0), ("never", False, 0), ("never", True, 0)],
+)
+def test_closing_syncs_what_is_not_on_the_disk_yet_unless_nothing_is_to_be(
+    log, monkeypatch, mode, durable, more
+) -> None:
+    synced: list[int] = []
+    monkeypatch.setattr(os, "fsync", synced.append)
+    monkeypatch.setattr("gradience.telemetry.logfile.time.monotonic", lambda: 100.0)
+    writer = TelemetryWriter(log, fsync=mode)
+    writer.train_step(1)
+    writer.train_step(2)
+    if durable:
+        writer.run_end()
+    before = len(synced)
+    writer.close()
+    assert len(synced) - before == more
+
+
 def test_a_wrong_fsync_mode_is_a_value_error(log: Path) -> None:
     with pytest.raises(ValueError, match="'always', 'auto' or 'never'"):
         TelemetryWriter(log, fsync="sometimes")
@@ -698,4 +718,17 @@ def test_further_values_hold_64_levels_and_not_one_more(log, writer) -> None:
     writer.train_step(1, deep=nested(64))
     with pytest.raises(RecorderError, match="nested more than 64 levels deep"):
         writer.train_step(2, deep=nested(65))
+    assert [line["step"] for line in lines(log)] == [1]
+
+
+def test_an_enumeration_s_value_is_one_level_further_down(log, writer) -> None:
+    class Kind(enum.Enum):
+        LISTED = (1,)
+
+    def nested(levels: int) -> object:
+        return [nested(levels - 1)] if levels else Kind.LISTED
+
+    writer.train_step(1, deep=nested(62))
+    with pytest.raises(RecorderError, match="nested more than 64 levels deep"):
+        writer.train_step(2, deep=nested(63))
     assert [line["step"] for line in lines(log)] == [1]

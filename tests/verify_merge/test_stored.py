@@ -31,7 +31,8 @@ def weights(tmp_path):
     return held, BaseWeights([tmp_path / "model.safetensors"])
 
 
-AT = [slice(0, 2), slice(2, 7), slice(4, 5), slice(5, 99), slice(0, 9), slice(7, 7), np.array([8, 0, 4, 5])]
+AT = [slice(0, 2), slice(2, 7), slice(4, 5), slice(5, 99), slice(0, 9), slice(7, 7)]
+PICKED = [[8, 0, 4, 5], [3, 4, 5, 6], [0], [6, 5, 4], [2, 2], [1, 3]]
 
 
 @pytest.mark.parametrize("at", AT, ids=str)
@@ -47,6 +48,26 @@ def test_rows_of_tensors_below_each_other_are_those_of_both(weights, at):
             assert len(cut) == rows
             np.testing.assert_array_equal(cut[:], whole[:rows])
     np.testing.assert_array_equal(head(whole, 2), whole[:2])
+
+
+def test_rows_by_number_are_read_once_and_anew_when_others_are_asked_for(weights, monkeypatch):
+    held, base = weights
+    whole, reads = np.concatenate([held["a.weight"], held["b.weight"]]), []
+    with ExitStack() as files:
+        found = stored([base.find("a.weight"), base.find("b.weight")], None, files)
+        read = found.read
+        monkeypatch.setattr(found, "read", lambda at, out: reads.append(at) or read(at, out))
+        for numbers in PICKED * 2:
+            at = np.array(numbers)
+            np.testing.assert_array_equal(found[at], whole[at])
+            before = len(reads)
+            np.testing.assert_array_equal(found[at.copy()], whole[at])
+            assert len(reads) == before
+            with pytest.raises(ValueError, match="read-only"):
+                found[at][0] = 0
+        reads.clear()
+        assert len(found[np.array([3, 4, 5, 8])]) == 4
+        assert reads == [slice(3, 6), slice(8, 9)]
 
 
 def test_a_convolution_is_flattened_and_an_expert_is_its_slice(weights):

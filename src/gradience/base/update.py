@@ -14,7 +14,7 @@ import numpy as np
 from gradience.adapters.layout import Array, Module, within_range
 from gradience.base.orientation import check_shape, matrix_of, plain_factors
 from gradience.schema.audit import MergeSurvival
-from gradience.spectral.base import CHUNK_ELEMENTS, Chunk, MergeSums, merge_sums
+from gradience.spectral.base import Chunk, MergeSums, merge_sums
 from gradience.spectral.krylov import Operator, as_float32
 from gradience.spectral.reduced import decomposed
 from gradience.spectral.update import Floats
@@ -44,12 +44,11 @@ class Update(NamedTuple):
 
     def merged(self, w: Array, dtype: str) -> MergeSums:
         """Sums over the changes that a merge into the weight as stored makes; `dtype` as safetensors names it."""
-        rows = max(1, CHUNK_ELEMENTS // w.shape[1])
-        spans = (slice(start, start + rows) for start in range(0, len(w), rows))
-        chunks = (Chunk(w[s], self.b[s], self.a, None if self.dense is None else self.dense[s]) for s in spans)
         # PEFT rounds the product of 16-bit factors to their own type before it adds it to the weight.
         stored = self.b.dtype.name if self.dense is None and self.b.dtype.itemsize == _HALF else "float32"
-        return merge_sums(chunks, scale=self.scale, target=_target(dtype), delta_dtype=stored)
+        return merge_sums(
+            [Chunk(w, self.b, self.a, self.dense)], scale=self.scale, target=_target(dtype), delta_dtype=stored
+        )
 
 
 def update_of(module: Module, w: Array) -> Update:

@@ -21,7 +21,7 @@ from gradience.adapters.patterns import dotted_tails
 from gradience.errors import AdapterError, OutputError
 from gradience.io.atomic import atomic_file
 from gradience.io.reading import decode_json, open_regular, read_small, real_path
-from gradience.io.safetensors import Array, SafetensorsFile, TensorInfo, indexed_files
+from gradience.io.safetensors import Array, Memory, SafetensorsFile, TensorInfo, indexed_files
 
 _VERSION: Final = 1
 _LARGEST: Final = 64 << 20  # bytes: a norm takes 100
@@ -237,23 +237,25 @@ class BaseWeights:
             name = hits[0]
         return Found(name, self._held[name].tensors[name], self._held[name])
 
-    def read(self, found: Found, expert: int | None = None) -> Array:
+    def read(self, found: Found, expert: int | None = None, memory: Memory | None = None) -> Array:
         """The weight as stored, as a matrix: an expert's slice, a convolution flattened after its first axis.
+
+        In `memory`, where that is given, until the next weight is read into it.
 
         Raises:
             AdapterError: the weight is quantised, or no matrix.
         """
         if (reason := self.refusal(found)) is not None:
             raise AdapterError(f"{found.name}: {reason}")
-        part = found.file.read(found.name) if expert is None else self._slice(found, expert)
+        part = found.file.read(found.name, memory) if expert is None else self._slice(found, expert, memory)
         return part.reshape(part.shape[0], -1)
 
-    def _slice(self, found: Found, expert: int) -> Array:
+    def _slice(self, found: Found, expert: int, memory: Memory | None) -> Array:
         """One slice along the first axis, reading no other."""
         count, *rest = found.info.shape
         if expert >= count or len(rest) < 2:
             raise AdapterError(f"{found.name}: of shape {list(found.info.shape)}: no expert {expert}")
-        return found.file.read_slice(found.name, expert)
+        return found.file.read_slice(found.name, expert, memory)
 
     def refusal(self, found: Found) -> str | None:
         """The reason why no number can be derived from the tensor, or None."""

@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from gradience.io.header import cut_short, header_length, parsed_header
 from gradience.io.reading import open_raw
-from gradience.io.safetensors import SafetensorsFile
+from gradience.io.safetensors import Memory, SafetensorsFile
 
 Bytes: TypeAlias = npt.NDArray[np.uint8]
 
@@ -77,7 +77,7 @@ class HeldFile(SafetensorsFile):
         """Read from another file from now on, which has the same header and the same size."""
         self.path, self._data = path, data
 
-    def _bytes(self, offset: int, count: int) -> Bytes:
+    def _bytes(self, offset: int, count: int, memory: Memory | None = None) -> Bytes:  # noqa: ARG002  # has its own
         start = self._start + offset
         if start + count > len(self._data):
             raise cut_short(self.path, start + count, len(self._data))

@@ -25,6 +25,7 @@ from gradience.io.reading import decode_json, open_raw, read_small
 __all__ = [
     "DTYPES",
     "Array",
+    "Memory",
     "PlannedTensor",
     "SafetensorsFile",
     "ShardedFiles",
@@ -42,6 +43,7 @@ __all__ = [
 ]
 
 Array: TypeAlias = npt.NDArray[Any]
+_CACHE_LINE: Final = 64  # bytes
 _NO_INDEX: Final = "give the weights file itself"
 
 
@@ -72,16 +74,18 @@ class SafetensorsFile:
         self.path = path
         self.tensors, self.metadata, self._start = read_header(path)
 
-    def read(self, name: str) -> Array:
+    def read(self, name: str, memory: Memory | None = None) -> Array:
         """The tensor as an array of its own dtype; bf16 and fp8 through `ml_dtypes`.
+
+        In `memory`, where that is given, until the next tensor is read into it.
 
         Raises:
             AdapterError: the dtype has no array type, or the file was cut short since it was opened.
         """
         info = self.tensors[name]
-        return self._bytes(info.offset, info.nbytes).view(self._dtype(name)).reshape(info.shape)
+        return self._bytes(info.offset, info.nbytes, memory).view(self._dtype(name)).reshape(info.shape)
 
-    def read_slice(self, name: str, index: int) -> Array:
+    def read_slice(self, name: str, index: int, memory: Memory | None = None) -> Array:
         """One slice along the tensor's first axis, such as one expert of a stack, and read no other.
 
         Raises:
@@ -91,7 +95,7 @@ class SafetensorsFile:
         if not info.shape or not 0 <= index < info.shape[0]:
             raise AdapterError(f"{self.path}: tensor {name!r} of shape {list(info.shape)} has no slice {index}")
         size = info.nbytes // info.shape[0]
-        return self._bytes(info.offset + index * size, size).view(self._dtype(name)).reshape(info.shape[1:])
+        return self._bytes(info.offset + index * size, size, memory).view(self._dtype(name)).reshape(info.shape[1:])
 
     def raw(self, name: str) -> npt.NDArray[np.uint8]:
         """The tensor's bytes, whatever their dtype.
@@ -116,9 +120,14 @@ class SafetensorsFile:
             raise AdapterError(f"{self.path}: tensor {name!r} is of dtype {dtype}, which cannot be read")
         return DTYPES[dtype]
 
-    def _bytes(self, offset: int, count: int) -> npt.NDArray[np.uint8]:
+    def _bytes(self, offset: int, count: int, memory: Memory | None = None) -> npt.NDArray[np.uint8]:
         """Bytes from an offset within the data, which begin behind the header."""
         start = self._start + offset
+        if memory is not None:
+            data = memory.take(count)
+            with TensorReader(self.path, start, count) as reader:
+                reader.into(0, data)
+            return data
         try:
             data = np.fromfile(self.path, np.uint8, count, offset=start)
         except OSError as error:
@@ -126,6 +135,24 @@ class SafetensorsFile:
         if len(data) != count:
             raise cut_short(self.path, start + count, self.path.stat().st_size)
         return data
+
+
+class Memory:
+    """Room for one tensor at a time, kept between them: fresh pages cost the system more than to copy a file's.
+
+    It begins at a multiple of 64 bytes, as XLA wants an array that it is to use where it lies.
+    """
+
+    def __init__(self) -> None:
+        self._held = np.empty(0, np.uint8)
+
+    def take(self, count: int) -> npt.NDArray[np.uint8]:
+        """So many bytes, as they are found; the same ones again at the next call."""
+        if len(self._held) < count:
+            self._held = np.empty(0, np.uint8)  # given back before more is asked for
+            raw = np.empty(count + _CACHE_LINE, np.uint8)
+            self._held = raw[-raw.ctypes.data % _CACHE_LINE :]
+        return self._held[:count]
 
 
 class TensorReader:

@@ -92,7 +92,7 @@ class Bidiagonal:
         self.steps = 0
         self._left, self._right = (np.empty((c * (most + 1), size), np.float32) for size in (m, n))
         self._core = np.zeros((c * (most + 1), c * (most + 1)))
-        self._left[:c], _ = _orthonormal(start, self._left[:0])
+        self._left[:c], _ = orthonormal(start, self._left[:0])
         self._turn()
 
     @property
@@ -119,21 +119,21 @@ class Bidiagonal:
     def step(self) -> None:
         """Add a block to each side."""
         here, last = self._block(self.steps + 1), self._block(self.steps)
-        self._left[here], size = _orthonormal(self._matrix.times(self._right[last]), self.left)
+        self._left[here], size = orthonormal(self._matrix.times(self._right[last]), self.left)
         self._core[here, last] = size
         self.steps += 1
         self._turn()
 
     def _turn(self) -> None:
         last = self._block(self.steps)
-        self._right[last], size = _orthonormal(self._matrix.turned(self._left[last]), self.right)
+        self._right[last], size = orthonormal(self._matrix.turned(self._left[last]), self.right)
         self._core[last, last] = size.T
 
     def _block(self, place: int) -> slice:
         return slice(place * self.width, (place + 1) * self.width)
 
 
-def _orthonormal(block: Matrix, basis: Matrix) -> tuple[Matrix, Floats]:
+def orthonormal(block: Matrix, basis: Matrix) -> tuple[Matrix, Floats]:
     """Return (Y, R) with block - its part in the span of the basis = R^T Y, rows of Y orthonormal, also to the basis.
 
     Where rows depend on each other Y has others in their place, and R nothing but rounding there.

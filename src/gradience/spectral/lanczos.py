@@ -16,7 +16,7 @@ from gradience.spectral.krylov import Bidiagonal, Floats, Matrix, Operator
 _GUARD: Final = 6  # vectors of a block beyond those that are asked for
 _WIDTHS: Final = 8  # a block is a multiple of it: so wide is a register
 _VECTORS: Final = 768  # of each basis, at most
-_EXACT_UNDER: Final = 96  # smaller matrices: dense float64 SVD
+EXACT_UNDER: Final = 96  # smaller matrices: dense float64 SVD
 _SMALL: Final = 768  # the same, where the iteration did not converge
 _FIRST_LOOK: Final = 3  # steps
 _ANGLE: Final = 2e-3
@@ -48,7 +48,7 @@ def leading(matrix: Operator, k: int = 1, *, tolerance: float = 2e-6, vectors: b
     k = min(k, m, n)
     width = _WIDTHS * -(-(k + (_GUARD if vectors else 0)) // _WIDTHS)
     most = min(_VECTORS, m, n) // width - 1
-    if min(m, n) <= _EXACT_UNDER or most < 1:
+    if min(m, n) <= EXACT_UNDER or most < 1:
         return _dense(matrix, k)
     found = _iterated(matrix, k, (width, most), tolerance, vectors=vectors, seed=seed)
     return found if found.converged or min(m, n) > _SMALL else _dense(matrix, k)

@@ -55,6 +55,17 @@ def test_lorax_pads_to_eight_and_then_by_sixteen(rank: int, room: int) -> None:
     assert sizes.room_for(rank) == room
 
 
+def test_an_adapter_is_converted_where_its_format_is_not_read_and_elsewhere_the_feature_is_left_out() -> None:
+    report = check_config(DORA, serve=["mlx,vllm"], select=["SRV00"])
+    actions = {
+        (item.values["engine"], item.values["feature"]): item.action
+        for item in report.findings
+        if "feature" in item.values
+    }
+    assert actions["mlx", "peft_format"] == "convert the adapter to the engine's own format"
+    assert actions["vllm", "dora"] == "train without the feature, or merge the adapter into the base before serving"
+
+
 def test_each_finding_cites_its_own_row() -> None:
     report = check_config(DORA, serve=["vllm,llamacpp"], select=["SRV"])
     cited = {(item.id, item.values["engine"]): item.evidence[0].source for item in report.findings}

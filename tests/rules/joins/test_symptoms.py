@@ -81,6 +81,12 @@ def test_under_half_of_four_layers_and_more_are_few(layers, found):
     assert ("few_layers" in facts(report(*rows))) is found
 
 
+@pytest.mark.parametrize("names", [["down_blocks.1.q", "up_blocks.3.q"], ["layers.7.q", "down_blocks.1.q"]])
+def test_layers_in_sections_are_not_counted(names):
+    rows = [module(name, layer=7 + 100 * n) for n, name in enumerate(names)]
+    assert "few_layers" not in facts(report(*rows))
+
+
 def test_few_layers_are_counted():
     few = facts(report(*(module(f"layers.{n}.{x}", layer=n) for n in (1, 7) for x in "qv")))["few_layers"]
     assert few.seen.message == "2 of at least 8 layers are adapted"

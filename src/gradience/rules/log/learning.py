@@ -195,11 +195,11 @@ def _bounded(facts: RunFacts, trend: Trend) -> Observation | None:
     if median(head) <= 0.0:
         return None
     fall = 1.0 - median(points[n // 2 :]) / median(head)
-    most = max(-low * (n - 1) / trend.start, fall + 1.645 * median_error(trend.noise, len(head), n / 2))
+    most = max(0.0 - low * (n - 1) / trend.start, fall + 1.645 * median_error(trend.noise, len(head), n / 2))
     sloped = -slope * (n - 1) / trend.start
     if fall >= STILL.value or sloped >= STILL_SLOPE.value or most >= STILL_BOUND.value:
         return None
-    says = f"The loss does not fall: it {_by(fall)}; noise leaves a fall of {max(most, 0.0):.1%} open at most"
+    says = f"The loss does not fall: it {_by(fall)}; noise leaves a fall of {max(0.0, most):.1%} open at most"
     return _does_not_fall(facts, trend, says, seen(f"Theil-Sen slope and medians of {n} points"), most=most)
 
 
@@ -279,7 +279,7 @@ def _flat_from(facts: RunFacts, start: int, share: float, reasons: list[str]) ->
         reasons.append(f"{len(span)} points in the last {share:.0%} of the rows have no bound on their slope")
         return None
     slope, low, high = theil_sen(span)
-    fall, most, least = (-each * (len(span) - 1) / level for each in (slope, low, high))
+    fall, most, least = (0.0 - each * (len(span) - 1) / level for each in (slope, low, high))  # never -0.0
     bar = FLAT.value * share / _SPANS[0]
     if most > bar:
         if least < bar:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterable, Sequence
-from functools import cache, partial
+import threading
+from collections.abc import Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from statistics import median
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, TypeAlias
 
 import msgspec
 import numpy as np
@@ -18,14 +19,16 @@ from gradience.base.update import Update, survival_of, update_of
 from gradience.base.weights import BaseWeights, Found, Norms, NormsCache, find_shards, identity
 from gradience.errors import AdapterError
 from gradience.io.paths import Progress, cache_folder
+from gradience.io.safetensors import Memory
 from gradience.rules.weights.against_base import at_risk
 from gradience.schema.audit import BaseComparison, BaseReport, Intruders, ModuleAudit, NotCompared
 from gradience.schema.scalars import real
 from gradience.spectral.batch import spectrum_of
 from gradience.spectral.dense import dense_spectrum
+from gradience.spectral.grams import each_in_threads
 from gradience.spectral.intruders import count_below, overlaps
 from gradience.spectral.krylov import Operator, as_float32
-from gradience.spectral.lanczos import leading
+from gradience.spectral.norms import spectral_norm
 from gradience.spectral.threads import one_blas_thread, threads_for
 from gradience.verbs.audit.rows import Shown, broken_row, dense_row, module_row
 
@@ -55,7 +58,7 @@ class Compared(NamedTuple):
 
 
 def compare(adapter: Adapter, rows: Sequence[ModuleAudit], options: BaseOptions) -> Compared:
-    """Return the rows with numbers against the base, one weight in memory at a time.
+    """Return the rows with numbers against the base, one weight in memory at a time or one for each core.
 
     Modules that only a base can give numbers to are added behind the rows.
 
@@ -65,16 +68,9 @@ def compare(adapter: Adapter, rows: Sequence[ModuleAudit], options: BaseOptions)
     files = find_shards(options.path)
     norms = NormsCache(cache_folder("norms") if options.cache else None, _identity(files, options))
     run = _Run(adapter, BaseWeights(files), norms, options)
-    jobs: list[tuple[Module, ModuleAudit | None]] = [*zip(adapter.modules, rows, strict=True)]
+    jobs: list[_Job] = [*zip(adapter.modules, rows, strict=True)]
     jobs += [(module, None) for module in adapter.base_dependent]
-    done = []
-    for place, (module, row) in enumerate(jobs):
-        if options.progress is not None:
-            options.progress(place, len(jobs), module.name)
-        if (compared := run.module(module, row)) is not None:
-            done.append(compared)
-    if options.progress is not None:
-        options.progress(len(jobs), len(jobs), "")
+    done = run.modules(jobs)
     run.norms.save()
     return Compared(done, run.report(done))
 
@@ -87,6 +83,34 @@ def _identity(files: Sequence[Path], options: BaseOptions) -> str:
     return identity(files)
 
 
+_Job: TypeAlias = tuple[Module, ModuleAudit | None]
+
+
+class _Told(NamedTuple):
+    """A module's row, and what is to be said of its comparison."""
+
+    row: ModuleAudit | None
+    missed: NotCompared | None = None
+    note: str | None = None
+    cached: bool = False
+
+
+class _Norms(NamedTuple):
+    """The norms of a weight, whether they are as exact as they claim to be, and where they come from."""
+
+    norms: Norms
+    converged: bool
+    cached: bool = False
+    note: str | None = None
+
+
+class _Memories(threading.local):
+    """Room for each thread's weight."""
+
+    def __init__(self) -> None:
+        self.of_thread = Memory()
+
+
 class _Run:
     """The comparison of one adapter with one base."""
 
@@ -95,35 +119,46 @@ class _Run:
         self._adapter = adapter
         self._weights = weights
         self._options = options
-        self._missed: list[NotCompared] = []
-        self._cached = 0
-        self._notes = [norms.refused] if norms.refused else []
+        self._memory = _Memories()
+        self._told: list[_Told] = []
 
-    def module(self, module: Module, row: ModuleAudit | None) -> ModuleAudit | None:
-        """Return the row with its comparison; as it was (or None) where there is none."""
+    def modules(self, jobs: Sequence[_Job]) -> list[ModuleAudit]:
+        """Return the rows with their comparisons, as they were where there is none.
+
+        On every core where each weight is only read and summed; what takes products of large matrices, one at a time.
+        """
+        tasks = [partial(self._module, *job) for job in jobs]
+        is_light = not self._options.intruders and all(module.dense is None for module, _ in jobs)
+        told = each_in_threads(tasks, ahead=1) if is_light else (task() for task in tasks)
+        tell = self._options.progress or (lambda *_: None)
+        for place, (module, _) in enumerate(jobs):
+            tell(place, len(jobs), module.name)
+            self._told.append(next(told))
+        tell(len(jobs), len(jobs), "")
+        return [one.row for one in self._told if one.row is not None]
+
+    def _module(self, module: Module, row: ModuleAudit | None) -> _Told:
         if row is not None and row.state == "non_finite":
-            return row
+            return _Told(row)
         try:
             return self._compared(module, row)
         except AdapterError as error:
-            self._missed.append(NotCompared(name=module.name, reason=str(error)))
-            return row
+            return _Told(row, missed=NotCompared(name=module.name, reason=str(error)))
 
-    def _compared(self, module: Module, row: ModuleAudit | None) -> ModuleAudit:
+    def _compared(self, module: Module, row: ModuleAudit | None) -> _Told:
         found = self._weights.find(module.base_name or f"{module.name}.weight")
         if found is None:
             raise AdapterError(f"the base has no {module.base_name or module.name + '.weight'}")
-        w = self._weights.read(found, module.expert)
+        w = self._weights.read(found, module.expert, self._memory.of_thread)
         with one_blas_thread() if module.dense is None else threads_for(min(w.shape)):
             return self._beside(module, row, found, w)
 
-    def _beside(self, module: Module, row: ModuleAudit | None, found: Found, w: Array) -> ModuleAudit:
+    def _beside(self, module: Module, row: ModuleAudit | None, found: Found, w: Array) -> _Told:
         update = update_of(module, w)
         sums = update.merged(w, found.info.dtype)
         if not math.isfinite(sums.weight):
             raise AdapterError(f"{found.name} holds NaN or infinite weights")
-        wide = cache(partial(as_float32, w))  # made once, and only where it is needed
-        norms, converged = self._norms_of(found, module.expert, wide, math.sqrt(sums.weight))
+        norms, converged, cached, note = self._norms_of(found, module.expert, w, math.sqrt(sums.weight))
         if module.dense is not None:
             sized = dataclasses.replace(module, shape=(w.shape[0], w.shape[1]))
             row, settled = self._row(sized, update)
@@ -143,9 +178,10 @@ class _Run:
             update_frobenius_norm=real(frobenius),
             converged=converged and settled,
             survival=survival_of(sums, found.info.dtype) if is_update else None,
-            intruders=self._intruders(module, wide(), update) if self._options.intruders and is_update else None,
+            intruders=self._intruders(module, as_float32(w), update) if self._options.intruders and is_update else None,
         )
-        return msgspec.structs.replace(row, base=comparison, **_ratios(size, frobenius, norms))
+        row = msgspec.structs.replace(row, base=comparison, **_ratios(size, frobenius, norms))
+        return _Told(row, note=note, cached=cached)
 
     def _row(self, module: Module, update: Update) -> tuple[ModuleAudit, bool]:
         """The row of an update computed from the weight, and whether its iterations converged."""
@@ -159,21 +195,17 @@ class _Run:
         found = dense_spectrum(update.dense, values=module.r, seed=self._options.seed)
         return dense_row(module, found, shown), found.converged
 
-    def _norms_of(
-        self, found: Found, expert: int | None, wide: Callable[[], Array], frobenius: float
-    ) -> tuple[Norms, bool]:
+    def _norms_of(self, found: Found, expert: int | None, w: Array, frobenius: float) -> _Norms:
         key = found.name if expert is None else f"{found.name}[{expert}]"
         known = self.norms.get(key)
         if known is not None and math.isclose(known.frobenius, frobenius, rel_tol=_SAME_NORM):
-            self._cached += 1
-            return known, True
-        if known is not None:
-            self._notes.append(f"the cached norms of {key} are of another weight: computed again")
-        top = leading(Operator.of(wide()), seed=self._options.seed)
-        norms = Norms(spectral=float(top.sigma[0]), frobenius=frobenius)
+            return _Norms(known, converged=True, cached=True)
+        note = None if known is None else f"the cached norms of {key} are of another weight: computed again"
+        top = spectral_norm(w, seed=self._options.seed)
+        norms = Norms(spectral=top.value, frobenius=frobenius)
         if top.converged:
             self.norms.put(key, norms)
-        return norms, top.converged
+        return _Norms(norms, top.converged, note=note)
 
     def _intruders(self, module: Module, w: Array, update: Update) -> Intruders:
         o = self._options
@@ -205,8 +237,8 @@ class _Run:
             identity=self.norms.identity or None,
             files=len(self._weights.files),
             compared=len(pairs),
-            not_compared=self._missed,
-            norms_cached=self._cached,
+            not_compared=[one.missed for one in self._told if one.missed is not None],
+            norms_cached=sum(one.cached for one in self._told),
             relative_frobenius=math.sqrt(sum(d for d, _ in both) / base_energy) if base_energy else None,
             udr_median=_median(udr),
             udr_max=max(udr, default=None),
@@ -218,7 +250,7 @@ class _Run:
             intruder_total=sum(i.count for i in found) if found else None,
             intruder_modules=sum(i.count > 0 for i in found) if found else None,
             method=self._method(found),
-            notes=self._notes,
+            notes=[note for note in (self.norms.refused, *(one.note for one in self._told)) if note is not None],
         )
 
     def _method(self, found: Sequence[Intruders]) -> str:
@@ -228,7 +260,7 @@ class _Run:
             frozenset({"lanczos"}): "; intruders by Lanczos with bounds on every overlap",
             frozenset({"exact", "lanczos"}): "; intruders by dense SVD of small, bounded Lanczos of large weights",
         }.get(frozenset(ways), "")
-        return f"norms by Golub-Kahan-Lanczos, seed {self._options.seed}, to 1e-5{intruders}"
+        return f"norms by Lanczos, seed {self._options.seed}, to 1e-5{intruders}"
 
 
 def _median(values: Iterable[float]) -> float | None:

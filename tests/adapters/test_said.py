@@ -1,0 +1,314 @@
+"""What is said of an adapter's files: refusals, reasons and notes, word by word and number by number."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from gradience.adapters.formats import containers
+from gradience.adapters.kinds import lora as lora_kinds
+from gradience.adapters.kinds import products
+from gradience.adapters.layout import UnsuitableError
+from gradience.adapters.open import open_adapter
+from gradience.errors import AdapterError
+
+PREFIX = "base_model.model."
+MANY = 8  # names that are listed one by one
+
+
+def saved(folder: Path, shapes: dict[str, tuple[int, ...]], **config: Any) -> Path:
+    """An adapter whose tensors count from one, in these shapes."""
+    folder.mkdir(parents=True)
+    tensors = {
+        f"{PREFIX}{name}": 1.0 + np.arange(math.prod(s), dtype=np.float32).reshape(s) for name, s in shapes.items()
+    }
+    save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    given = {"peft_type": "LORA", "r": 2, "lora_alpha": 4, **config}
+    (folder / "adapter_config.json").write_text(json.dumps(given))
+    return folder
+
+
+def lora(*names: str, r: int = 2, d_out: int = 5, d_in: int = 3) -> dict[str, tuple[int, ...]]:
+    return {f"{n}.lora_{x}.weight": s for n in names for x, s in (("A", (r, d_in)), ("B", (d_out, r)))}
+
+
+ADALORA = {"q.lora_A": (2, 3), "q.lora_B": (5, 2), "q.lora_E": (2, 1)}
+LOKR = {"q.lokr_w1": (2, 3), "q.lokr_w2": (5, 2)}
+REASONS: list[tuple[dict[str, tuple[int, ...]], dict[str, Any], str]] = [
+    (lora("q") | {"q.lora_A.weight": (3, 3)}, {}, "factors of shape [3, 3] and [5, 2]: ranks disagree"),
+    (
+        {"q.lora_A.weight": (2, 3, 1, 1), "q.lora_B.weight": (5, 2, 1, 3)},
+        {},
+        "factors of shape [2, 3, 1, 1] and [5, 2, 1, 3]: expected a 1 x 1 kernel in B",
+    ),
+    (
+        {"q.lora_A.weight": (2, 3), "q.lora_B.weight": (5, 2, 1)},
+        {},
+        "factors of shape [2, 3] and [5, 2, 1]: expected (r, in) and (out, r)",
+    ),
+    (
+        ADALORA | {"q.lora_E": (3, 1)},
+        {"peft_type": "ADALORA"},
+        "AdaLoRA factors of shape [2, 3], [5, 2] and [3, 1]: expected (r, in), (out, r) and (r, 1)",
+    ),
+    (ADALORA, {"peft_type": "ADALORA", "init_r": 0}, "init_r is 0 in the config, expected at least 1"),
+    (lora("q") | {"q.lora_diag": (3,)}, {}, "lora_diag has 3 entries, expected the rank 2"),
+    (
+        lora("q"),
+        {"use_qalora": True, "qalora_group_size": 0},
+        "a QALoRA group size of 0 does not fit A of shape [2, 3]",
+    ),
+    (
+        lora("q"),
+        {"use_bdlora": {"nblocks": 3, "target_modules_bd_a": ["v", "q"]}},
+        "3 BD-LoRA blocks do not fit factors of shape [2, 3] and [5, 2]",
+    ),
+    (
+        {"q.lora_A.weight": (4, 3), "q.lora_B.weight": (5, 3)},
+        {"use_bdlora": {"nblocks": 2, "target_modules_bd_a": ["q"]}},
+        "2 BD-LoRA blocks do not fit factors of shape [4, 3] and [5, 3]",
+    ),
+    (LOKR, {"peft_type": "LOKR", "rank_pattern": {"q": 0}}, "the config gives it rank 0, expected at least 1"),
+]
+
+
+@pytest.mark.parametrize(("shapes", "config", "reason"), REASONS)
+def test_what_is_not_analysed_has_its_reason(shapes, config, reason, tmp_path):
+    _, found = open_adapter(saved(tmp_path / "a", shapes, **config))
+    assert found.modules == []
+    assert [item.reason for item in found.skipped] == [reason]
+    assert set(found.roles.values()) == {"not_analysed"}
+
+
+@pytest.mark.parametrize(
+    ("role", "text"),
+    [
+        ("strange.x", "not part of any adapter layout known here"),
+        ("q.oft_r.", "a tensor of a kind that is not analysed"),
+    ],
+)
+@pytest.mark.parametrize(("count", "counted"), [(MANY, False), (MANY + 1, True)])
+def test_what_no_module_holds_is_named_or_from_many_on_counted(role, text, count, counted, tmp_path):
+    names = [f"{role}{n}" for n in range(count)]
+    _, found = open_adapter(saved(tmp_path / "a", lora("q") | dict.fromkeys(names, (1,))))
+    keys = sorted(f"{PREFIX}{name}" for name in names)
+    said = [f"{keys[0]} and {MANY} more"] if counted else keys
+    assert [(item.name, item.reason) for item in found.skipped] == [(name, text) for name in said]
+
+
+CONTESTED = (
+    "2 modules match several keys of a pattern, with different values (first: a.q): PEFT sorts the keys when it saves, "
+    "so the one that held in training may be another than the first, which PEFT applies on loading and is used here"
+)
+UNMATCHED = "keys of {} match no module of the file (first: '{}')".format
+NOTES = [
+    (lora("q", "v"), {"rank_pattern": {"x": 4, "y": 4}}, f"2 {UNMATCHED('rank_pattern', 'x')}"),
+    (lora("q"), {"alpha_pattern": {"y": 4}}, f"1 {UNMATCHED('alpha_pattern', 'y')}"),
+    (
+        lora("a.q", "b.q", "v"),
+        {"alpha_pattern": {"a.q": 2, "b.q": 2, "q": 4}},
+        CONTESTED,
+    ),
+    (
+        lora("a", "b", "k"),
+        {"rank_pattern": {"a": 8, "b": 8}},
+        "2 of 3 modules (first: a) have another rank in the file than in the config; the file's is used",
+    ),
+    (
+        lora("q"),
+        {"target_modules": ["v", "k", "o", "x", "y"]},
+        "no target module of the config (v, k, o, x) is in the file: is it another adapter's?",
+    ),
+]
+
+
+@pytest.mark.parametrize(("shapes", "config", "note"), NOTES)
+def test_a_note_counts_and_names_the_first(shapes, config, note, tmp_path):
+    _, found = open_adapter(saved(tmp_path / "a", shapes, **config))
+    assert found.notes == [note]
+
+
+@pytest.mark.parametrize(
+    ("declared", "shapes", "held"),
+    [
+        ("LOHA", lora("q"), "LORA"),
+        ("LORA", LOKR, "LOKR"),
+        ("LORA", ADALORA, "ADALORA"),
+        ("VERA", LOKR | lora("q"), "LOKR and LORA"),
+    ],
+)
+def test_a_config_of_another_type_than_its_tensors_is_refused_with_both(declared, shapes, held, tmp_path):
+    with pytest.raises(AdapterError) as error:
+        open_adapter(saved(tmp_path / "a", shapes, peft_type=declared))
+    assert str(error.value) == f"the config says peft_type {declared}, but the file holds tensors of {held}"
+
+
+@pytest.mark.parametrize(("shapes", "kind"), [(lora("q"), "linear"), (LOKR, "lokr"), (ADALORA, "adalora")])
+def test_a_config_without_a_type_leaves_it_to_the_tensors(shapes, kind, tmp_path):
+    _, found = open_adapter(saved(tmp_path / "a", shapes, peft_type=None))
+    assert [module.kind for module in found.modules] == [kind]
+
+
+def test_a_folder_of_adapters_is_not_one_and_one_nested_adapter_is_taken(tmp_path):
+    saved(tmp_path / "all" / "one", lora("q"))
+    assert open_adapter(tmp_path / "all")[0].folder == tmp_path / "all" / "one"
+    saved(tmp_path / "all" / "two", lora("q"))
+    with pytest.raises(AdapterError) as error:
+        open_adapter(tmp_path / "all")
+    assert str(error.value) == f"{tmp_path / 'all'} holds 2 adapters in sub-folders (one, two)"
+    assert error.value.advice == f"give one of them, for example {tmp_path / 'all' / 'two'}"
+
+
+def test_a_folder_without_weights_is_listed_up_to_eight_names(tmp_path):
+    for n in range(8):
+        (tmp_path / f"{n}.txt").touch()
+    eight = "0.txt, 1.txt, 2.txt, 3.txt, 4.txt, 5.txt, 6.txt, 7.txt"
+    for listed in (eight, f"{eight}, ..."):
+        with pytest.raises(AdapterError) as error:
+            open_adapter(tmp_path)
+        assert str(error.value) == f"no adapter weights in {tmp_path} (it holds {listed})"
+        assert error.value.advice == "expected adapter_model.safetensors; give another with --weights FILE"
+        (tmp_path / "8.txt").touch()
+
+
+def test_missing_shards_are_counted(tmp_path):
+    folder = saved(tmp_path / "a", lora("q"))
+    shard = folder / "adapter_model-00001-of-00002.safetensors"
+    (folder / "adapter_model.safetensors").rename(shard)
+    with pytest.raises(AdapterError) as error:
+        open_adapter(folder)
+    assert str(error.value) == f"1 shards beside {shard}, expected 00002"
+
+
+def test_an_array_over_the_limit_is_refused_with_its_name(tmp_path, monkeypatch):
+    path = tmp_path / "x.npz"
+    np.savez(path, a=np.ones(2), b=np.ones(3))
+    with np.load(path) as held:
+        size = max(len(held.zip.read(name)) for name in ("a.npy", "b.npy"))
+    monkeypatch.setattr(containers, "MOST_ELEMENTS", size // 8)
+    assert list(containers.read_archive(path)) == ["a", "b"]
+    monkeypatch.setattr(containers, "MOST_ELEMENTS", size // 8 - 1)
+    with pytest.raises(AdapterError) as error:
+        containers.read_archive(path)
+    assert str(error.value) == f"{path}: b.npy is larger than {size - 8} bytes, the limit"
+
+
+def test_an_hdf5_file_without_factors_says_how_many_arrays_it_holds(tmp_path):
+    h5py = pytest.importorskip("h5py")
+    path = tmp_path / "x.h5"
+    with h5py.File(path, "w") as file:
+        file["layers/kernel"], file["layers/bias"] = np.ones(2), np.ones(3)
+    with pytest.raises(AdapterError) as error:
+        containers.read_archive(path)
+    assert str(error.value) == (
+        f"{path} holds 2 arrays and no LoRA factors: Keras merges them into the kernels as it saves"
+    )
+
+
+# --- limits ------------------------------------------------------------------------------------------------------
+
+LOHA = {f"q.hada_w{i}_{x}": s for i in (1, 2) for x, s in (("a", (5, 2)), ("b", (2, 3)))}
+TUCKER = {
+    **{f"q.hada_w{i}_{x}": s for i in (1, 2) for x, s in (("a", (2, 5)), ("b", (2, 3)))},
+    **{f"q.hada_t{i}": (2, 2, 2, 2) for i in (1, 2)},
+}
+LIMITS = [  # module, limit, the size that just fits, an adapter of it, why it is not read where one less fits
+    (
+        lora_kinds, "MOST_ELEMENTS", 12, lora("q"), {"use_qalora": True, "qalora_group_size": 2},
+        "a QALoRA group size of 2 does not fit A of shape [2, 3]",
+    ),
+    (
+        lora_kinds, "MOST_ELEMENTS", 24, {"q.lora_A.weight": (4, 3), "q.lora_B.weight": (5, 4)},
+        {"use_bdlora": {"nblocks": 2, "target_modules_bd_a": ["q"]}},
+        "2 BD-LoRA blocks do not fit factors of shape [4, 3] and [5, 4]",
+    ),
+    (
+        products, "MOST_ELEMENTS", 20, LOHA, {"peft_type": "LOHA"},
+        "an update of rank up to 4: too large to be analysed as a pair of factors",
+    ),
+    (
+        products, "MOST_ELEMENTS", 48, TUCKER, {"peft_type": "LOHA"},
+        "an update of rank up to 4: too large to be analysed as a pair of factors",
+    ),
+    (
+        products, "MOST_RANK", 2, {"q.lokr_w1": (1, 3), "q.lokr_w2": (2, 5)}, {"peft_type": "LOKR"},
+        "lokr_w2 of shape [2, 5]: too large to be analysed as a pair of factors",
+    ),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("where", "name", "most", "shapes", "config", "reason"), LIMITS)
+def test_a_size_at_the_limit_is_read_and_one_over_it_is_not(
+    where, name, most, shapes, config, reason, tmp_path, monkeypatch
+):
+    folder = saved(tmp_path / "a", shapes, **config)
+    for limit, count in ((most, 1), (most - 1, 0)):
+        monkeypatch.setattr(where, name, limit)
+        _, found = open_adapter(folder)
+        assert len(found.modules) == count
+        assert [item.reason for item in found.skipped] == [reason] * (1 - count)
+
+
+@pytest.mark.parametrize(("most", "reads"), [(12, True), (11, False)])
+def test_a_core_is_unfolded_up_to_the_limit(most, reads, monkeypatch):
+    monkeypatch.setattr(products, "MOST_ELEMENTS", most)
+    core = np.arange(8.0).reshape(2, 2, 1, 2)
+    q = np.arange(6.0).reshape(2, 3)
+    if not reads:
+        with pytest.raises(UnsuitableError, match=r"a core of shape \[2, 2, 1, 2\] is too large to be unfolded"):
+            products.unfolded(core.shape, 6, lambda: core, lambda: q)
+        return
+    wanted = [[[core[i, :, 0, k] @ q[:, r] for k in range(2)] for r in range(3)] for i in range(2)]
+    found = products.unfolded(core.shape, 6, lambda: core, lambda: q)()
+    np.testing.assert_array_equal(found, np.reshape(wanted, (2, 6)))
+
+
+@pytest.mark.parametrize(("size", "kept"), [(2, ["bias", "lora_a"]), (1, [])])
+def test_an_hdf5_array_over_the_limit_is_left_out(size, kept, tmp_path, monkeypatch):
+    h5py = pytest.importorskip("h5py")
+    path = tmp_path / "x.h5"
+    with h5py.File(path, "w") as file:
+        file["lora_a"], file["bias"], file["kernel"] = np.ones(2), np.ones(2), np.ones(3)
+    monkeypatch.setattr(containers, "MOST_ELEMENTS", size)
+    if kept:
+        assert sorted(containers.read_archive(path)) == kept
+    else:
+        with pytest.raises(AdapterError, match="holds 0 arrays and no LoRA factors"):
+            containers.read_archive(path)
+
+
+def test_adalora_of_rank_one_is_the_least_that_is_read(tmp_path):
+    _, found = open_adapter(saved(tmp_path / "a", ADALORA, peft_type="ADALORA", init_r=1))
+    assert [module.scale for module in found.modules] == [4.0 / (1 + 1e-5)]
+
+
+def test_a_core_has_as_many_rows_as_its_first_factor():
+    rng = np.random.default_rng(0)
+    p, q, core = rng.standard_normal((2, 5)), rng.standard_normal((4, 3)), rng.standard_normal((2, 4, 1, 2))
+    made = products._tucker([x.shape for x in (p, q, core)], [lambda x=x: x for x in (p, q, core)])
+    assert made.shape == (5, 2, 6)
+    b, a = made.load()
+    wanted = np.einsum("ijkl,ip,jr->prkl", core, p, q).reshape(5, 6)
+    np.testing.assert_allclose(b @ a, wanted, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("scale", "reads"), [(1e30, True), (-1e30, True), (1.01e30, False), (math.inf, False), (True, False)]
+)
+def test_mlx_s_scale_is_a_number_up_to_the_limit_of_an_alpha(scale, reads, tmp_path):
+    (tmp_path / "a").mkdir()
+    tensors = {"layers.0.q.lora_a": np.ones((3, 2), np.float32), "layers.0.q.lora_b": np.ones((2, 5), np.float32)}
+    save_file(tensors, tmp_path / "a" / "adapters.safetensors")
+    config = {"fine_tune_type": "lora", "lora_parameters": {"rank": 2, "scale": scale}}
+    (tmp_path / "a" / "adapter_config.json").write_text(json.dumps(config))
+    if reads:
+        assert [module.scale for module in open_adapter(tmp_path / "a")[1].modules] == [scale]
+    else:
+        with pytest.raises(AdapterError):
+            open_adapter(tmp_path / "a")

@@ -1,0 +1,126 @@
+"""Corners of the rules on logs: a filter, a guard or a first row that decides, each in a run made for it."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+from log_runs import FALL, FLAT, NAN, line, run
+
+from gradience.rules.log.facts import RunFacts, Series, sorted_by_step
+from gradience.rules.log.judge import detect
+from gradience.rules.log.numbers import skipped_rows
+from gradience.rules.log.preference import RULES
+from gradience.schema import EvalMetrics
+from gradience.schema.events import Eval
+from gradience.schema.findings import Finding
+
+
+def found(rule: str, facts: RunFacts) -> Finding | None:
+    return next((x for x in detect(facts).findings if x.id == rule), None)
+
+
+@pytest.mark.parametrize(("zeros", "rows"), [(3, 3), (4, 4)])
+def test_a_rate_of_zero_from_the_first_row_on_is_no_decay_however_short_the_run(zeros, rows):
+    seen = found("LRS109", run(line(rows, 2.0, 1.9), rates=[0.0] * zeros))
+    assert seen is not None
+    assert seen.values == {"rows": zeros, "step": 1, "throughout": True}
+
+
+def test_a_row_amid_a_constant_rate_is_not_known_to_be_skipped():
+    norms = [1.0] * 60
+    norms[30] = NAN
+    moving = [1e-4 + 1e-6 * i for i in range(60)]
+    flat_around = [*moving[:20], *[moving[20]] * 20, *moving[40:]]
+    assert skipped_rows(run(FALL, norms=norms, rates=flat_around, lost=[31])) == []
+    still = [*moving[:30], moving[29], *moving[30:59]]
+    assert skipped_rows(run(FALL, norms=norms, rates=still, lost=[31])) == [30]
+
+
+def test_a_loss_before_a_fall_that_is_not_finite_is_no_level():
+    """Two rows of five before it are infinite: the median is that of the other three."""
+    losses, norms = list(FLAT), [1.0] * 60
+    losses[28] = losses[29] = math.inf
+    losses[25], losses[26], losses[27], losses[30] = 1.0, 1.0, 3.0, 1.0
+    norms[30] = NAN
+    assert found("NUM102", run(losses, norms=norms, lost=[31])) is None
+    losses[30] = 0.84
+    seen = found("NUM102", run(losses, norms=norms, lost=[31]))
+    assert seen is not None
+    assert seen.message.startswith("The loss falls to 0.84 at step 31")
+
+
+@pytest.mark.parametrize(
+    ("end", "accuracy", "severity", "confidence", "task"),
+    [
+        (1.3, (0.7, 0.8), "info", 0.6, "accuracy"),
+        (1.3, (0.8, 0.8), "info", 0.6, None),
+        (1.5, (0.7, 0.8), "warning", 0.6, "accuracy"),
+        (1.5, (0.8, 0.7), "warning", 0.85, None),
+    ],
+)
+def test_overfitting_is_less_sure_where_the_task_metric_disagrees_or_little_is_lost(
+    end, accuracy, severity, confidence, task
+):
+    losses = [1.5, 1.2, 1.29, end]
+    curve = [0.6, accuracy[0], 0.7, accuracy[1]]
+    history = [
+        Eval(
+            schema="gradience.vnext.telemetry/v1", ts=None, run_id="r", step=12 * (i + 1), split="eval",
+            metrics=EvalMetrics(loss=loss, accuracy=acc),
+        )
+        for i, (loss, acc) in enumerate(zip(losses, curve, strict=True))
+    ]  # fmt: skip
+    facts = run(FALL)
+    seen = found("OVF110", RunFacts(series=facts.series, history=history, status="ok"))
+    assert seen is not None
+    assert (seen.severity, seen.confidence, seen.values["task_metric_rising"]) == (severity, confidence, task)
+    assert (" The task metric may disagree: accuracy kept rising." in seen.message) is (task is not None)
+
+
+@pytest.mark.parametrize(("kind", "labels", "classes"), [("reward", None, 2), ("reward", 5, 2), (None, 5, 5)])
+def test_a_reward_model_chooses_between_two_answers_whatever_the_labels(kind, labels, classes):
+    facts = run(FALL, held_out=[0.69, 0.69], accuracy=1.0 / classes, n=400, kind=kind, num_labels=labels)
+    seen = found("CHN112", facts)
+    assert seen is not None
+    assert seen.values["chance"] == 1.0 / classes
+    assert f"for {classes} classes, n=400)" in seen.message
+
+
+def test_rows_are_put_in_order_unless_they_are_known_to_be():
+    rows = ([3, 1, 2, 1], [0.3, 0.1, 0.2, 0.15], [3.0, 1.0, 2.0, 1.5])
+    found = sorted_by_step(Series(*rows))
+    assert (found.steps, found.losses, found.grad_norms) == ([1, 1, 2, 3], [0.1, 0.15, 0.2, 0.3], [1.0, 1.5, 2.0, 3.0])
+    assert sorted_by_step(Series(*rows, in_order=True)).steps == [3, 1, 2, 1]
+
+
+def test_of_several_idle_types_the_one_with_most_parameters_is_counted_and_the_others_are_named():
+    groups = {
+        "attn": {"n": 8, "params": 400, "energy_share": 0.99},
+        "mlp": {"n": 6, "params": 200, "energy_share": 0.004},
+        "other": {"n": 4, "params": 250, "energy_share": 0.005},
+        "conv": {"n": 2, "params": 150, "energy_share": 0.001},
+    }
+    seen = found("TYP214", RunFacts(series=run(FALL).series, status="ok", audit={"by_type": groups}))
+    assert seen is not None
+    assert seen.message == (
+        "Modules of type other (and mlp, conv) carry next to nothing: 4 modules, 25% of the LoRA parameters, 0.50% of "
+        "the update's energy."
+    )
+    assert seen.values == {"type": "other", "modules": 4, "params_share": 0.25, "energy_share": 0.005}
+
+
+@pytest.mark.parametrize(("first", "speaks"), [(2.0, True), (1.2, True), (1.19, False), (0.9, False)])
+def test_a_leak_is_measured_from_the_higher_first_loss_of_the_two(first, speaks):
+    facts = run([1.0, *[0.15] * 9], held_out=[first, 0.6, 0.18], epoch=6.0)
+    assert (found("LEK132", facts) is not None) is speaks
+
+
+@pytest.mark.parametrize(("error", "confidence"), [(0.03, 0.8), (0.031, 0.6)])
+def test_a_separation_is_as_sure_as_stated_up_to_an_error_of_three_in_a_hundred(error, confidence, monkeypatch):
+    answers = iter([(0.5, error), (0.0, 1.0)])
+    monkeypatch.setattr("gradience.rules.log.preference.mean_error", lambda _: next(answers))
+    columns = {"rewards/accuracies": [0.5] * 20, "rewards/margins": [0.0] * 20}
+    rule = next(rule for rule in RULES if rule.id == "PRF119")
+    seen = rule.observe(run(kind="dpo", columns=columns))
+    assert (seen.confidence or rule.confidence) == confidence

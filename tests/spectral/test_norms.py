@@ -1,0 +1,79 @@
+"""The norm of a weight as it is stored, against dense float64."""
+
+from __future__ import annotations
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+from gradience.spectral import norms
+from gradience.spectral.norms import spectral_norm
+
+M, N = 260, 200
+RNG = np.random.default_rng(3)
+U, V = (np.linalg.qr(RNG.standard_normal((size, N)))[0] for size in (M, N))
+FLAT = np.linalg.svd(RNG.standard_normal((M, N)), compute_uv=False)
+SPECTRA = {
+    "flat": FLAT,
+    "decaying": 1.0 / np.arange(1, N + 1),
+    "one spike": np.r_[100.0, FLAT[1:] / FLAT[1]],
+    "rank 3": np.r_[3.0, 2.0, 1.0, np.zeros(N - 3)],
+    "two equal on top": np.r_[2.0, 2.0, FLAT[2:] / FLAT[2]],
+    "all equal": np.ones(N),
+    "ill-conditioned": np.logspace(0, -12, N),
+    "zero": np.zeros(N),
+}
+
+
+def of(sigma, scale=1.0) -> np.ndarray:
+    return (((U * sigma) @ V.T) * scale).astype(np.float32)
+
+
+@pytest.mark.parametrize("kind", SPECTRA)
+@pytest.mark.parametrize("scale", [1e-6, 1.0, 1e6])
+def test_it_is_within_1e_5_of_dense_float64(kind, scale):
+    w = of(SPECTRA[kind], scale)
+    found = spectral_norm(w)
+    assert found.converged
+    assert found.value == pytest.approx(np.linalg.norm(w.astype(np.float64), 2), rel=3e-6, abs=1e-30)
+
+
+@pytest.mark.parametrize("apart", [3e-5, 1e-4, 3e-4, 1e-3, 1e-2])
+def test_a_second_value_all_but_as_large_does_not_hide_the_first(apart):
+    """The next value that a few products show is far away: its distance would have vouched for a mean of the two."""
+    w = of(np.r_[1.0 + apart, 1.0, 0.3 * FLAT[2:] / FLAT[2]])
+    true = np.linalg.norm(w.astype(np.float64), 2)
+    for seed in range(10):
+        found = spectral_norm(w, seed=seed)
+        assert found.converged
+        assert found.value == pytest.approx(true, rel=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [ml_dtypes.bfloat16, np.float16, np.float32, np.float64])
+@pytest.mark.parametrize("shape", [(701, 300), (300, 701), (5, 7), (97, 97), (1, 8)])
+def test_every_dtype_and_shape_has_the_norm_of_its_own_values(dtype, shape):
+    w = np.random.default_rng(0).standard_normal(shape).astype(dtype)
+    assert spectral_norm(w).value == pytest.approx(np.linalg.norm(w.astype(np.float64), 2), rel=3e-6)
+
+
+def test_a_space_of_few_directions_ends_early_and_one_seed_gives_one_answer():
+    assert spectral_norm(of(SPECTRA["rank 3"])).passes <= 4
+    assert spectral_norm(of(SPECTRA["one spike"])).passes <= 4
+    assert spectral_norm(of(FLAT), seed=7) == spectral_norm(of(FLAT), seed=7)
+
+
+def test_where_one_vector_does_not_get_there_a_block_does(monkeypatch):
+    monkeypatch.setattr(norms, "_STEPS", 3)
+    w = of(FLAT)
+    found = spectral_norm(w)
+    assert found.converged
+    assert found.passes > 3
+    assert found.value == pytest.approx(np.linalg.norm(w, 2), rel=1e-6)
+
+
+@pytest.mark.parametrize("scale", [1e-36, 1e-24, 1e-17, 1e17, 1e25, 1e35])
+def test_a_weight_whose_squares_leave_float32_has_its_norm(scale):
+    w = (of(FLAT) * np.float64(scale)).astype(np.float32)
+    found = spectral_norm(w)
+    assert found.converged
+    assert found.value == pytest.approx(np.linalg.norm(w.astype(np.float64), 2), rel=1e-5)
