@@ -14,7 +14,7 @@ def test_glibc_is_told_how_much_to_keep(monkeypatch):
     library = type("Library", (), {"mallopt": staticmethod(lambda what, value: told.append((what, value)))})
     monkeypatch.setattr(ctypes, "CDLL", lambda _name: library)
     keep_freed()
-    assert told == [(-3, 16 << 20), (-1, 32 << 20)]
+    assert told == [(-3, 16 << 20), (-1, 16 << 20)]
 
 
 @pytest.mark.parametrize("error", [AttributeError, OSError, TypeError])
