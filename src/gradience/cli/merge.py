@@ -60,6 +60,8 @@ def merge(
     """
     place = opt.output_path(out, dry_run=dry_run)
     chosen = parsed_weights(weights)
+    if method in {"linear", "cat", "svd"}:
+        os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # each core takes modules of its own
     keep_freed()
     from gradience.verbs.merge import merge_adapters  # noqa: PLC0415  # numpy, after the arguments are known to be right
 

@@ -277,19 +277,16 @@ def merged_module(row: Row, recipe: Recipe, dtype: np.dtype[Any]) -> tuple[NewFa
     """
     parts = list(_parts(row, recipe.weights))
     name = next(module.name for module in row if module is not None)
-    if not all(all_finite(b) and all_finite(a) and math.isfinite(c) for b, a, c in parts):
-        raise AdapterError(
-            f"{name} holds NaN or infinite numbers in one of the adapters", advice="'gradience audit' says which"
-        )
     most = max(module.r for module in row if module is not None)
     if recipe.method not in DENSE and is_narrow(parts):
         return _merged_sum(name, parts, recipe, dtype, most)
+    _refuse_broken(name, parts)
     with np.errstate(over="ignore"):
         plain = stacked(parts)
     with np.errstate(over="ignore", invalid="ignore"):
         grams = pair_grams(*plain)
         energy = squared_norm(*plain, grams=grams)
-    _refuse_overflow(name, energy)
+    _refuse_overflow(name, energy, parts)
     if recipe.method in DENSE:
         target = dense_target(name, row, parts, recipe)
         low = leading_part(target, min(recipe.rank or most, *target.shape)).low
@@ -302,8 +299,17 @@ def merged_module(row: Row, recipe: Recipe, dtype: np.dtype[Any]) -> tuple[NewFa
     return rounded, Losses(energy, away, energy, away)
 
 
-def _refuse_overflow(name: str, energy: float) -> None:
+def _refuse_broken(name: str, parts: Sequence[Part]) -> None:
+    if not all(all_finite(b) and all_finite(a) and math.isfinite(c) for b, a, c in parts):
+        raise AdapterError(
+            f"{name} holds NaN or infinite numbers in one of the adapters", advice="'gradience audit' says which"
+        )
+
+
+def _refuse_overflow(name: str, energy: float, parts: Sequence[Part]) -> None:
+    """Refuse a sum whose squared norm is not finite, which what is not finite in a factor makes it."""
     if not math.isfinite(energy):
+        _refuse_broken(name, parts)
         raise AdapterError(f"{name}: the weighted sum is over the range of float64", advice="give smaller --weights")
 
 
@@ -314,7 +320,7 @@ def _merged_sum(
     with np.errstate(over="ignore", invalid="ignore"):
         grams = sum_grams(parts)
         energy = gram_norm(grams, lambda: stacked(parts))
-        _refuse_overflow(name, energy)
+        _refuse_overflow(name, energy, parts)
         found = None
         if energy > 0.0 and recipe.method != "cat":
             found = low_rank_sum(parts, grams, recipe.rank or most if recipe.method == "svd" else None, dtype)
