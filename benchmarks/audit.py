@@ -7,7 +7,9 @@ Each FOLDER is an adapter. COMMAND is another tool's command line, in an environ
 machine that slows down slows all of them. Printed: median, least and largest wall seconds, peak resident memory,
 and each tool's median as a multiple of ours. `--limit` takes turns with what cannot be left out, a process that only
 imports JAX and numpy's BLAS on the same float64 Gram products on one thread without their reading, and prints our wall
-and CPU time as multiples of both together: least and median. `--growth` times adapters of 1 to 10 000 equal modules
+and CPU time as multiples of both together: least and median. `--beside OTHER` takes turns with `resize`, `compare` and
+`merge` of the adapter (and OTHER, of the same shapes), and prints their medians as multiples of the audit's, for each
+adapter that is read. `--growth` times adapters of 1 to 10 000 equal modules
 made on the spot.
 """
 
@@ -17,6 +19,7 @@ import argparse
 import json
 import os
 import shlex
+import shutil
 import statistics
 import subprocess
 import sys
@@ -139,6 +142,40 @@ def products_alone(folder: Path) -> tuple[float, float]:
     return float(wall), float(cpu)
 
 
+def verbs(folder: Path, other: Path, runs: int) -> None:
+    """Print wall and CPU time of the verbs that read the same adapters, over the audit's, per adapter read."""
+    one, two = (shlex.quote(str(place)) for place in (folder, other))
+    begin = f"{shlex.quote(sys.executable)} -m gradience"
+    with tempfile.TemporaryDirectory(dir=folder.parent) as place:
+        out = Path(place) / "out"
+        written = shlex.quote(str(out))
+        tools = {
+            "audit": (1, f"{begin} audit --json {one}"),
+            "resize --rank 16": (1, f"{begin} resize {one} --rank 16 --out {written}"),
+            "compare": (2, f"{begin} compare --json {one} {two}"),
+            "merge svd --rank 16": (
+                2,
+                f"{begin} merge {one} {two} --method svd --rank 16 --out {shlex.quote(str(out))}",
+            ),
+            "merge linear": (2, f"{begin} merge {one} {two} --out {shlex.quote(str(out))}"),
+        }
+        costs: dict[str, list[Cost]] = {name: [] for name in tools}
+        for turn in range(runs + 1):
+            for name, (_, command) in tools.items():
+                shutil.rmtree(out, ignore_errors=True)
+                cost = run(command)
+                if turn:
+                    costs[name].append(cost)
+    median = {name: [statistics.median(x) for x in zip(*found, strict=True)] for name, found in costs.items()}
+    for name, (seconds, megabytes, cpu) in median.items():
+        n = tools[name][0]
+        wall_ratio, cpu_ratio = seconds / n / median["audit"][0], cpu / n / median["audit"][2]
+        print(
+            f"  {name:<24} {seconds:8.2f} s wall {cpu:8.2f} s CPU {megabytes:7.0f} MB"
+            f"  {wall_ratio:5.2f} x / {cpu_ratio:.2f} x audit per adapter"
+        )
+
+
 def growth() -> None:
     """Print seconds for 1 to 10 000 equal modules."""
     import numpy as np
@@ -167,6 +204,7 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--peer", action="append", default=[], metavar="NAME=COMMAND")
     parser.add_argument("--limit", action="store_true")
+    parser.add_argument("--beside", type=Path, metavar="OTHER")
     parser.add_argument("--growth", action="store_true")
     options = parser.parse_args()
     tools = {"gradience (this)": OURS} | dict(peer.split("=", 1) for peer in options.peer)
@@ -176,6 +214,8 @@ def main() -> None:
         first_run(folder)
         if options.limit:
             limit(folder, options.runs)
+        if options.beside is not None:
+            verbs(folder, options.beside, options.runs)
     if options.growth:
         growth()
 

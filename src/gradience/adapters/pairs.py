@@ -61,9 +61,15 @@ class LoraPair(NamedTuple):
 
     def joined(self, b: Array, a: Array, rank: int) -> tuple[Array, Array]:
         """Return the file's (B, A) of b (E, out, k) and a (E, k, in * kernel), padded with zeros to the rank."""
-        shape_a, shape_b = self.shapes(rank)
-        b = padded(b, (self.experts, self.out, rank)).transpose(1, 2, 0)
-        return b.reshape(shape_b), padded(a, (self.experts, rank, a.shape[2])).reshape(shape_a)
+        return self.joined_b(b, rank), self.joined_a(a, rank)
+
+    def joined_b(self, b: Array, rank: int) -> Array:
+        """Return the file's B alone."""
+        return padded(b, (self.experts, self.out, rank)).transpose(1, 2, 0).reshape(self.shapes(rank)[1])
+
+    def joined_a(self, a: Array, rank: int) -> Array:
+        """Return the file's A alone."""
+        return padded(a, (self.experts, rank, a.shape[2])).reshape(self.shapes(rank)[0])
 
     def read(self, source: TensorSource) -> tuple[Array, Array]:
         """Return b (E, out, r) and a (E, r, in * kernel) of a file, in the file's orientation."""

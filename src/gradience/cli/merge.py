@@ -9,6 +9,7 @@ from typing import Final, Literal
 from cyclopts.types import NonNegativeInt, PositiveInt
 
 from gradience.cli import options as opt
+from gradience.cli.memory import keep_freed
 from gradience.cli.output import DONE, FOUND, draws_blocks, on_terminal
 from gradience.errors import AdapterError
 from gradience.render.compare import compare_adapters_text
@@ -59,6 +60,9 @@ def merge(
     """
     place = opt.output_path(out, dry_run=dry_run)
     chosen = parsed_weights(weights)
+    if method in {"linear", "cat", "svd"}:
+        os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # each core takes modules of its own
+    keep_freed()
     from gradience.verbs.merge import merge_adapters  # noqa: PLC0415  # numpy, after the arguments are known to be right
 
     try:
@@ -242,6 +246,8 @@ def compare(
     """
     if not adapters:
         raise AdapterError("compare needs adapters, none given", advice="give two, or a run's folder")
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # each core takes modules of its own
+    keep_freed()
     prepare_jax(device, serial_kernels=True)
     from gradience.verbs.compare import compare_adapters  # noqa: PLC0415  # after the flags that JAX reads once
 

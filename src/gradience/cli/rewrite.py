@@ -14,6 +14,7 @@ from cyclopts.types import NonNegativeInt, PositiveInt
 from cyclopts.validators import Number
 
 from gradience.cli import options as opt
+from gradience.cli.memory import keep_freed
 from gradience.cli.output import on_terminal
 from gradience.errors import AdapterError
 from gradience.render.writing import convert_text, mitigate_text, resize_text
@@ -164,6 +165,7 @@ def resize(
     chosen = criterion.chosen()
     by_outputs.check(chosen, base)
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # r x r problems only: more threads wait for each other
+    keep_freed()
     prepare_jax("auto")
     from gradience.verbs.resize import resize_adapter  # noqa: PLC0415  # imports jax, after its environment is set
 

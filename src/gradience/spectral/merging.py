@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from gradience.spectral.narrow import narrowed
 from gradience.spectral.reduced import Floats, Matrix
-from gradience.spectral.update import TRUSTED_SHARE, core_singular_values, gram_core
+from gradience.spectral.update import TRUSTED_SHARE, GramCore, core_singular_values, gram_core
 
 EXACT: Final = 1e-6  # of sigma_1: a direction below it is rounding, for factors stored in float32
 _CANCELLED: Final = 1e-10  # of the sum of the columns' squares: below it the Gram route has lost half its digits
@@ -31,14 +31,19 @@ def squared_norm(b: Matrix, a: Matrix, *, grams: Pair | None = None) -> float:
 
     It is 0 where it is rounding alone, and inf where it is out of range.
     """
-    gram_b, gram_a = pair_grams(b, a) if grams is None else grams
+    return gram_norm(pair_grams(b, a) if grams is None else grams, lambda: (b, a))
+
+
+def gram_norm(grams: Pair, factors: Callable[[], tuple[Matrix, Matrix]]) -> float:
+    """Return the same from the `pair_grams` alone: the factors are asked for only where these do not tell."""
+    gram_b, gram_a = grams
     size = float(np.diagonal(gram_b) @ np.diagonal(gram_a))
     total = float(np.sum(gram_b * gram_a))
     if not (math.isfinite(size) and math.isfinite(total)):
         return math.inf
     if total > _CANCELLED * size or size == 0.0:
         return total
-    exact = float(np.sum(core_singular_values(b, a) ** 2))
+    exact = float(np.sum(core_singular_values(*factors()) ** 2))
     return exact if exact > _NOTHING * size else 0.0
 
 
@@ -58,9 +63,15 @@ def numerical_rank(b: Matrix, a: Matrix, *, grams: Pair | None = None) -> int:
     """Return the number of singular values of b @ a above 1e-6 of the largest, and above the rounding of its parts."""
     gram_b, gram_a = pair_grams(b, a) if grams is None else grams
     core = gram_core(gram_a, gram_b)
-    squares = np.linalg.eigvalsh(core.squared)[::-1] * core.size_a * core.size_b
+    return core_rank(core, np.linalg.eigvalsh(core.squared), (gram_b, gram_a), lambda: (b, a))
+
+
+def core_rank(core: GramCore, eigenvalues: Matrix, grams: Pair, factors: Callable[[], tuple[Matrix, Matrix]]) -> int:
+    """Return the same from the core of the `pair_grams` and its eigenvalues, in ascending order."""
+    gram_b, gram_a = grams
+    squares = eigenvalues[::-1] * core.size_a * core.size_b
     if squares[0] < TRUSTED_SHARE * core.largest * core.size_a * core.size_b:
-        squares = core_singular_values(b, a) ** 2
+        squares = core_singular_values(*factors()) ** 2
     rounding = (len(gram_a) * np.finfo(np.float64).eps) ** 2 * float(np.diagonal(gram_b) @ np.diagonal(gram_a))
     return int(np.count_nonzero(squares > max(EXACT**2 * squares[0], rounding)))
 

@@ -7,16 +7,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Final, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias
 
 import numpy as np
 
 from gradience.adapters.layout import Module
-from gradience.spectral.batch import Spectrum, spectra
 from gradience.spectral.grams import Grams, bucket_of
 from gradience.spectral.narrow import inner_size, narrowed
 from gradience.spectral.subspace import Floats, PairGeometry, Stacked, row_geometries
 from gradience.verbs.sides import Matching, Side, factors_of
+
+if TYPE_CHECKING:
+    from gradience.spectral.batch import Spectrum
 
 Places: TypeAlias = tuple[int, int]
 Take: TypeAlias = Callable[[Places, Module, Module, PairGeometry], object]
@@ -77,6 +79,8 @@ class _Owns:
 
     def finish(self) -> list[Own]:
         """All of them, in the order of the adapters' modules: those that no pair has are read here."""
+        from gradience.spectral.batch import spectra  # noqa: PLC0415  # jax, which a merge does without
+
         self._close()
         for place, side in enumerate(self._sides):
             rest = [module for module in side.adapter.modules if module.name not in self._owns[place].energies]
@@ -88,6 +92,8 @@ class _Owns:
         ]
 
     def _close(self) -> None:
+        from gradience.spectral.batch import spectra  # noqa: PLC0415  # as above
+
         loads = [factors_of(module) for _, module, _ in self._open]
         found = spectra(loads, [grams for _, _, grams in self._open])
         self._keep([(place, module) for place, module, _ in self._open], found)

@@ -12,9 +12,8 @@ from functools import partial
 from typing import Any, Final, Literal, NamedTuple, TypeAlias
 
 import numpy as np
-import numpy.typing as npt
 
-from gradience.adapters.layout import PREFIX, Array, Module, parse_key
+from gradience.adapters.layout import PREFIX, Array, Module, all_finite, parse_key
 from gradience.adapters.pairs import LoraPair, StoredPair, padded, stored_pairs
 from gradience.adapters.traits import Operation, obstacles
 from gradience.errors import AdapterError
@@ -25,17 +24,15 @@ from gradience.schema.merge import MergeMethod
 from gradience.spectral.grams import each_in_threads
 from gradience.spectral.merging import (
     Pair,
-    Singles,
-    dropped,
-    elected_mean,
-    mask_generator,
+    gram_norm,
     numerical_rank,
     pair_grams,
     squared_distance,
     squared_norm,
-    trimmed,
 )
 from gradience.spectral.reduced import leading_part, reduced, stacked
+from gradience.spectral.sums import balanced_sum, is_narrow, low_rank_sum, sum_grams
+from gradience.verbs.merge.dense import dense_target, difference
 from gradience.verbs.sides import Side
 from gradience.verbs.writing import STORED
 
@@ -151,7 +148,8 @@ class MergedModule(NamedTuple):
     kind: str
     ranks: list[int]
     rank: int
-    load: Callable[[], tuple[Array, Array]]
+    load_b: Callable[[], Array]
+    load_a: Callable[[], Array]
     losses: Losses
     dense_bytes: int
 
@@ -182,7 +180,8 @@ def _merged(row: Row, recipe: Recipe, stored: str, spool: Spool) -> MergedModule
         module.kind,
         ranks=[m.r if m is not None else 0 for m in row],
         rank=factors.b.shape[1],
-        load=lambda: (load_b(), load_a()),
+        load_b=load_b,
+        load_a=load_a,
         losses=losses,
         dense_bytes=math.prod(module.shape) * _DOUBLE if recipe.method in DENSE else 0,
     )
@@ -226,15 +225,19 @@ def tensors_of(
 
 def _joined(layout: LoraPair, modules: Sequence[MergedModule], rank: int, side: Literal["A", "B"]) -> Array:
     """Return one of the file's tensors from the modules' factors, each of which may be of a lower rank."""
-    factors = [module.load() for module in modules]
-    b = np.stack([padded(b, (len(b), rank)) for b, _ in factors])
-    a = np.stack([padded(a, (rank, a.shape[1])) for _, a in factors])
-    tensor_b, tensor_a = layout.joined(*layout.oriented(b, a), rank)
-    return tensor_b if side == "B" else tensor_a
+    is_b = side == "B"
+    if is_b != layout.transposed:
+        parts = [module.load_b() for module in modules]
+        factors = [padded(b, (len(b), rank)) for b in parts]
+    else:
+        parts = [module.load_a() for module in modules]
+        factors = [padded(a, (rank, a.shape[1])) for a in parts]
+    stack = factors[0][None] if len(factors) == 1 else np.stack(factors)
+    stack = stack.swapaxes(1, 2) if layout.transposed else stack
+    return layout.joined_b(stack, rank) if is_b else layout.joined_a(stack, rank)
 
 
 DENSE: Final = frozenset({"ties", "dare_linear", "dare_ties"})
-_ROWS: Final = 1024  # of a dense matrix, compared at a time
 
 Part: TypeAlias = tuple[Array, Array, float]
 Row = Sequence[Module | None]
@@ -274,27 +277,64 @@ def merged_module(row: Row, recipe: Recipe, dtype: np.dtype[Any]) -> tuple[NewFa
     """
     parts = list(_parts(row, recipe.weights))
     name = next(module.name for module in row if module is not None)
-    plain = stacked(parts)
-    if not (np.isfinite(plain[0]).all() and np.isfinite(plain[1]).all()):
-        raise AdapterError(
-            f"{name} holds NaN or infinite numbers in one of the adapters", advice="'gradience audit' says which"
-        )
     most = max(module.r for module in row if module is not None)
+    if recipe.method not in DENSE and is_narrow(parts):
+        return _merged_sum(name, parts, recipe, dtype, most)
+    _refuse_broken(name, parts)
+    with np.errstate(over="ignore"):
+        plain = stacked(parts)
     with np.errstate(over="ignore", invalid="ignore"):
         grams = pair_grams(*plain)
         energy = squared_norm(*plain, grams=grams)
-    if not math.isfinite(energy):
-        raise AdapterError(f"{name}: the weighted sum is over the range of float64", advice="give smaller --weights")
+    _refuse_overflow(name, energy, parts)
     if recipe.method in DENSE:
-        target = _dense_target(name, row, parts, recipe)
+        target = dense_target(name, row, parts, recipe)
         low = leading_part(target, min(recipe.rank or most, *target.shape)).low
         rounded = _rounded(*low.factors(len(low.sigma)), dtype, name)
-        lost = Losses(float(np.sum(target * target)), _difference(target, rounded), energy, 0.0)
+        lost = Losses(float(np.sum(target * target)), difference(target, rounded), energy, 0.0)
         return rounded, lost._replace(from_plain=squared_distance(plain, rounded))
     factors = _factors(plain, grams, recipe, most) if energy > 0.0 or recipe.method == "cat" else _zero_update(*plain)
     rounded = _rounded(*factors, dtype, name)
     away = squared_distance(plain, rounded, grams=grams) if energy > 0.0 else 0.0
     return rounded, Losses(energy, away, energy, away)
+
+
+def _refuse_broken(name: str, parts: Sequence[Part]) -> None:
+    if not all(all_finite(b) and all_finite(a) and math.isfinite(c) for b, a, c in parts):
+        raise AdapterError(
+            f"{name} holds NaN or infinite numbers in one of the adapters", advice="'gradience audit' says which"
+        )
+
+
+def _refuse_overflow(name: str, energy: float, parts: Sequence[Part]) -> None:
+    """Refuse a sum whose squared norm is not finite, which what is not finite in a factor makes it."""
+    if not math.isfinite(energy):
+        _refuse_broken(name, parts)
+        raise AdapterError(f"{name}: the weighted sum is over the range of float64", advice="give smaller --weights")
+
+
+def _merged_sum(
+    name: str, parts: Sequence[Part], recipe: Recipe, dtype: np.dtype[Any], most: int
+) -> tuple[NewFactors, Losses]:
+    """Return the factors of the weighted sum and what they cost; `most` is the largest rank of the adapters."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        grams = sum_grams(parts)
+        energy = gram_norm(grams, lambda: stacked(parts))
+        _refuse_overflow(name, energy, parts)
+        found = None
+        if energy > 0.0 and recipe.method != "cat":
+            found = low_rank_sum(parts, grams, recipe.rank or most if recipe.method == "svd" else None, dtype)
+        elif energy == 0.0 and recipe.method != "cat":
+            return _rounded(*_zero_update(*parts[0][:2]), dtype, name), Losses(0.0, 0.0, 0.0, 0.0)
+        b, a, lost = balanced_sum(parts, grams, dtype) if found is None else found
+    _refuse_unfit(name, b, a, dtype)
+    lost = lost if energy > 0.0 else 0.0
+    return NewFactors(b, a), Losses(energy, lost, energy, lost)
+
+
+def _refuse_unfit(name: str, b: Array, a: Array, dtype: np.dtype[Any]) -> None:
+    if not (all_finite(b) and all_finite(a)):
+        raise AdapterError(f"{name}: the merged factors do not fit {dtype}", advice="name a wider --dtype")
 
 
 def _parts(row: Row, weights: Sequence[float]) -> Iterator[Part]:
@@ -330,44 +370,5 @@ def _balanced(b: Array, a: Array) -> tuple[Array, Array]:
 def _rounded(b: Array, a: Array, dtype: np.dtype[Any], name: str) -> NewFactors:
     with np.errstate(over="ignore"):
         rounded = NewFactors(b.astype(dtype), a.astype(dtype))
-    if not (np.isfinite(rounded.b).all() and np.isfinite(rounded.a).all()):
-        raise AdapterError(f"{name}: the merged factors do not fit {dtype}", advice="name a wider --dtype")
+    _refuse_unfit(name, *rounded, dtype)
     return rounded
-
-
-def _dense_target(name: str, row: Row, parts: Sequence[Part], recipe: Recipe) -> npt.NDArray[np.float64]:
-    """Return the update that TIES or DARE defines from the dense ones, in float64."""
-    places = [place for place, module in enumerate(row) if module is not None]
-    density = 1.0 if recipe.density is None else recipe.density
-
-    def updates() -> Iterator[Singles]:
-        for place, (b, a, scale) in zip(places, parts, strict=True):
-            dense = (b.astype(np.float32) * np.float32(scale)) @ a.astype(np.float32)
-            if recipe.method == "ties":
-                yield trimmed(dense, density)
-            else:
-                yield dropped(dense, density, mask_generator(recipe.seed, place, name))
-
-    with np.errstate(over="ignore", invalid="ignore"):
-        merged = _summed(updates) if recipe.method == "dare_linear" else elected_mean(updates)
-    if not np.isfinite(merged).all():
-        raise AdapterError(f"{name}: an update is over the range of float32", advice="linear, cat and svd are float64")
-    return merged.astype(np.float64)
-
-
-def _summed(updates: Callable[[], Iterator[Singles]]) -> Singles:
-    found = updates()
-    total = next(found).copy()
-    for update in found:
-        total += update
-    return total
-
-
-def _difference(target: npt.NDArray[np.float64], rounded: NewFactors) -> float:
-    """Return the squared norm of target - b a, some rows at a time."""
-    a = rounded.a.astype(np.float64)
-    total = 0.0
-    for start in range(0, len(target), _ROWS):
-        span = slice(start, start + _ROWS)
-        total += float(np.sum((target[span] - rounded.b[span].astype(np.float64) @ a) ** 2))
-    return total

@@ -1,0 +1,130 @@
+"""A weighted sum of updates from its parts, against the dense matrix: Gram matrices, new factors, and their loss."""
+
+from __future__ import annotations
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+from gradience.spectral import sums
+from gradience.spectral.merging import gram_norm, numerical_rank
+from gradience.spectral.sums import balanced_sum, is_narrow, low_rank_sum, sum_grams
+
+DTYPES = [np.dtype(kind) for kind in (ml_dtypes.bfloat16, np.float16, np.float32, np.float64)]
+
+
+def _parts(seed: int = 0, *, out: int = 30, inner: int = 20, ranks: tuple[int, ...] = (4, 5), kind=np.float32):
+    rng = np.random.default_rng(seed)
+    return [
+        (rng.standard_normal((out, r)).astype(kind), rng.standard_normal((r, inner)).astype(kind), 0.7 - i)
+        for i, r in enumerate(ranks)
+    ]
+
+
+def _dense(parts) -> np.ndarray:
+    return sum(c * b.astype(np.float64) @ a.astype(np.float64) for b, a, c in parts)
+
+
+def _stacked(parts) -> tuple[np.ndarray, np.ndarray]:
+    return np.hstack([c * b.astype(float) for b, _, c in parts]), np.vstack([a.astype(float) for _, a, _ in parts])
+
+
+@pytest.mark.parametrize("ranks", [(4,), (4, 5), (2, 3, 4)])
+def test_gram_matrices_are_those_of_the_weighted_stack(ranks):
+    parts = _parts(ranks=ranks)
+    b, a = _stacked(parts)
+    gram_b, gram_a = sum_grams(parts)
+    np.testing.assert_allclose(gram_b, b.T @ b, atol=1e-12 * np.abs(b.T @ b).max())
+    np.testing.assert_allclose(gram_a, a @ a.T, atol=1e-12 * np.abs(a @ a.T).max())
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("rank", [3, 5, 8])
+@pytest.mark.parametrize("block", [1 << 18, 60])
+def test_the_loss_is_that_of_what_is_stored_and_the_factors_are_the_best(dtype, rank, block, monkeypatch):
+    monkeypatch.setattr(sums, "_BLOCK", block)
+    parts = _parts(kind=ml_dtypes.bfloat16)
+    dense = _dense(parts)
+    b, a, loss = low_rank_sum(parts, sum_grams(parts), rank, dtype)
+    assert (b.shape, a.shape, b.dtype, a.dtype) == ((30, rank), (rank, 20), dtype, dtype)
+    product = b.astype(np.float64) @ a.astype(np.float64)
+    assert loss == pytest.approx(np.sum((dense - product) ** 2), rel=1e-7)
+    u, sigma, v = np.linalg.svd(dense)
+    best = (u[:, :rank] * sigma[:rank]) @ v[:rank]
+    rounding = max(float(ml_dtypes.finfo(dtype).eps), 1e-14)
+    np.testing.assert_allclose(product, best, atol=2.0 * rounding * sigma[0])
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_the_product_of_what_is_left_out_with_the_roundings_counts(dtype):
+    """Of 3 x 3 matrices nothing averages out: without any one term of the loss these would differ."""
+    for seed in range(6):
+        parts = _parts(seed, out=3, inner=3, ranks=(1, 2))
+        b, a, loss = low_rank_sum(parts, sum_grams(parts), 2, dtype)
+        truth = np.sum((_dense(parts) - b.astype(np.float64) @ a.astype(np.float64)) ** 2)
+        assert loss == pytest.approx(truth, rel=2e-6, abs=1e-14)
+
+
+def test_a_sum_at_its_own_rank_loses_its_rounding_alone_and_a_full_one_stays_as_it_is():
+    b, a, _ = _parts()[0]
+    twice = [(b, a, 1.0), (b, a, 0.5)]
+    found = low_rank_sum(twice, sum_grams(twice), None, np.dtype(ml_dtypes.bfloat16))
+    assert found.b.shape == (30, 4)
+    product = found.b.astype(np.float64) @ found.a.astype(np.float64)
+    assert found.loss == pytest.approx(np.sum((_dense(twice) - product) ** 2), rel=1e-4)  # float32 found the roundings
+    parts = _parts()
+    assert numerical_rank(*_stacked(parts)) == 9
+    assert low_rank_sum(parts, sum_grams(parts), None, np.dtype(np.float32)) is None
+    assert low_rank_sum(parts, sum_grams(parts), 9, np.dtype(np.float32)) is None
+
+
+def test_parts_that_all_but_cancel_are_taken_apart_by_qr():
+    b, a, _ = _parts(kind=np.float64)[0]
+    near = b + 1e-6 * np.random.default_rng(1).standard_normal(b.shape)
+    parts = [(b, a, 1.0), (near, a, -1.0)]
+    found = low_rank_sum(parts, sum_grams(parts), 2, np.dtype(np.float64))
+    dense = _dense(parts)
+    sigma = np.linalg.svd(dense, compute_uv=False)
+    assert np.linalg.norm(dense - found.b @ found.a) == pytest.approx(np.linalg.norm(sigma[2:]), rel=1e-6)
+    assert gram_norm(sum_grams(parts), lambda: _stacked(parts)) == pytest.approx(np.sum(dense**2), rel=1e-6)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("fortran", [False, True])
+def test_balanced_factors_lose_what_rounding_costs_and_nothing_where_weights_are_powers_of_two(dtype, fortran):
+    parts = [((1e3 * b).astype(ml_dtypes.bfloat16), a, c) for b, a, c in _parts(kind=ml_dtypes.bfloat16)]
+    if fortran:
+        parts = [(np.asfortranarray(b), np.asfortranarray(a), c) for b, a, c in parts]
+    b, a, loss = balanced_sum(parts, sum_grams(parts), dtype)
+    product = b.astype(np.float64) @ a.astype(np.float64)
+    size = np.sum(_dense(parts) ** 2)
+    # Of half precision by products in float32; what float32 rounds is known to 1e-7 of it.
+    assert loss == pytest.approx(np.sum((_dense(parts) - product) ** 2), rel=1e-3, abs=1e-13 * size)
+    lengths = np.linalg.norm(b.astype(float), axis=0) / np.linalg.norm(a.astype(float), axis=1)
+    assert ((lengths > 0.49) & (lengths < 2.01)).all()
+    exact = [(b, a, 0.5 - i) for i, (b, a, _) in enumerate(parts)]
+    b, a, loss = balanced_sum(exact, sum_grams(exact), dtype)
+    assert loss == 0.0
+    np.testing.assert_allclose(b.astype(float) @ a.astype(float), _dense(exact), rtol=1e-13, atol=1e-13 * size**0.5)
+
+
+@pytest.mark.parametrize(("ranks", "narrow"), [((40, 24), True), ((40, 25), False)])
+def test_more_ranks_than_a_side_has_rows_are_another_form(ranks, narrow):
+    assert is_narrow(_parts(out=30, inner=20, ranks=ranks)) == narrow
+
+
+def test_each_term_of_the_loss_counts_for_roundings_as_large_as_the_factors():
+    rng = np.random.default_rng(2)
+    u, e = rng.standard_normal((2, 7, 3))
+    v, f = rng.standard_normal((2, 3, 5))
+    sides = sums.Side(u.T, e.T @ e, u.T @ e, None), sums.Side(v, f @ f.T, v @ f.T, None)
+    assert sums._loss(sides, (u.T @ u, v @ v.T)) == pytest.approx(np.sum((u @ v - (u + e) @ (v + f)) ** 2), rel=1e-12)
+
+
+def test_what_float32_rounds_is_known_too():
+    b, a, _ = _parts()[0]
+    twice = [(b, a, 0.3), (b, a, 0.4)]
+    found = low_rank_sum(twice, sum_grams(twice), None, np.dtype(np.float32))
+    truth = np.sum((_dense(twice) - found.b.astype(np.float64) @ found.a.astype(np.float64)) ** 2)
+    assert found.loss == pytest.approx(truth, rel=1e-2)
+    assert truth > 0.0
