@@ -109,8 +109,9 @@ class _Owns:
 
 def _energy(gram_b: Floats, gram_a: Floats, scale: float) -> float | None:
     """The squared norm of scale * b @ a from B^T B and A A^T; None where these alone do not vouch for it."""
-    size = float(np.diagonal(gram_b) @ np.diagonal(gram_a))
-    total = float(np.sum(gram_b * gram_a))
+    with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is not vouched for
+        size = float(np.diagonal(gram_b) @ np.diagonal(gram_a))
+        total = float(np.sum(gram_b * gram_a))
     vouched = math.isfinite(size) and (total > _VOUCHED * size or size == 0.0) and math.isfinite(total * scale**2)
     return total * scale**2 if vouched else None
 
