@@ -176,6 +176,9 @@ def test_values_are_hidden_by_the_names_around_them():
     assert hide_in(secret) == {"api_key": [HIDDEN, {"b": 1, "c": HIDDEN, 5: HIDDEN}]}
     harmless = {"lr": [1, 2.5, None, "x"], "a": ("b", True)}
     assert hide_in(harmless) is harmless
+    for _ in range(2):  # the same texts again, as other objects
+        again = {"".join(["l", "r"]): "".join(["con", "stant"]), "a": ["".join(["co", "sine"])]}
+        assert hide_in(again) is again
     assert hide_in({"password=tiger": 1}) == {f"password={HIDDEN}": 1}
     assert hide_in(["--lr", "a", "-token", "b1b1b1b1"]) == ["--lr", "a", "-token", HIDDEN]
     assert hide_in(["api_key", "b"]) == ["api_key", HIDDEN]

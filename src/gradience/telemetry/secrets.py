@@ -151,9 +151,7 @@ _BARE: Final = re.compile(r"(?:[^\s\"'\\]|\\(?!n))+")
 _OF_A_QUERY: Final = re.compile(r"[^\s\"'&#]+")
 _OF_A_CODED_QUERY: Final = re.compile(r"[^\s\"'&%]+")
 _LINE: Final = re.compile(r"[^\n]+")
-_PAIRED: Final = (
-    8  # characters of a pair's second half, after a secret name, from which it is no word if it has a digit
-)
+_PAIRED: Final = 8  # characters of a pair's second half, after a secret name: no word from there on, if it has a digit
 _WHOLE_LINE: Final = frozenset({
     "authorization", "proxy-authorization", "cookie", "set-cookie",
 })  # fmt: skip
@@ -171,7 +169,8 @@ def hide_secrets(text: str, key: str = "") -> str:
     'train.py --db-pass <redacted: secret key> --lr 1e-4'
     """
     if len(text) <= _CACHED and len(key) <= _CACHED:
-        return _hide_short(text, key)
+        hidden = _hide_short(text, key)  # of an equal text, perhaps another object
+        return text if hidden == text else hidden
     if len(text) > MAX_SCANNED:
         return f"{_hide(text[:MAX_SCANNED], key)} <{len(text) - MAX_SCANNED} more characters>"
     return _hide(text, key)
