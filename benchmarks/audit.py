@@ -41,7 +41,7 @@ with open(path, "rb") as file:
 import time
 wall = cpu = 0.0
 for entry in header.values():
-    if "dtype" not in entry:
+    if len(entry.get("shape", ())) != 2:  # metadata, or a head's bias
         continue
     begin, end = entry["data_offsets"]
     kind = np.dtype(kinds[entry["dtype"]])
