@@ -95,3 +95,14 @@ def test_each_operation_refuses_what_it_must_in_these_words_and_nothing_else(sha
     _, adapter = open_adapter(saved(tmp_path / "a", shapes, **config))
     found = {operation.value: [one.text for one in obstacles(adapter, operation)] for operation in Operation}
     assert {operation: texts for operation, texts in found.items() if texts} == refused
+
+
+@pytest.mark.parametrize(
+    ("half", "said"),
+    [({"a": (4, 2), "b": (2, 3)}, "(5, 3) and (4, 3)"), ({"a": (5, 2), "b": (2, 6)}, "(5, 3) and (5, 6)")],
+)
+def test_halves_of_a_loha_that_differ_in_shape_are_no_update(half, said, tmp_path):
+    shapes = LOHA | {f"q.hada_w2_{x}": shape for x, shape in half.items()}
+    _, adapter = open_adapter(saved(tmp_path / "a", shapes, peft_type="LOHA"))
+    assert not adapter.modules
+    assert [one.reason for one in adapter.skipped] == [f"LoHa halves of shape {said} do not match"]
