@@ -7,34 +7,20 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
+from shaped import SPECTRA, M, N, of
 
 from gradience.spectral.base import Chunk, merge_sums, rounded
 from gradience.spectral.krylov import Operator
 from gradience.spectral.lanczos import leading
 
-M, N, R = 260, 200, 4  # one shape for all, so that kernels compile once
+R = 4
 
 
 def matrix(kind: str) -> np.ndarray:
-    rng = np.random.default_rng(3)
-    flat = rng.standard_normal((M, N))
-    u, s, vt = np.linalg.svd(flat, full_matrices=False)
-    spectra = {
-        "flat": s,
-        "decaying": 1.0 / np.arange(1, N + 1),
-        "one spike": np.r_[100.0, s[1:] / s[1]],
-        "rank 3": np.r_[3.0, 2.0, 1.0, np.zeros(N - 3)],
-        "two equal on top": np.r_[2.0, 2.0, s[2:] / s[2]],
-        "ill-conditioned": np.logspace(0, -12, N),
-        "zero": np.zeros(N),
-    }
-    return ((u * spectra[kind]) @ vt).astype(np.float32)
+    return of(SPECTRA[kind])
 
 
-KINDS = ("flat", "decaying", "one spike", "rank 3", "two equal on top", "ill-conditioned", "zero")
-
-
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", SPECTRA)
 @pytest.mark.parametrize("scale", [1e-6, 1.0, 1e6])
 def test_spectral_norm_is_within_1e_5_of_dense_float64(kind, scale):
     w = matrix(kind) * np.float32(scale)

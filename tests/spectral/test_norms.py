@@ -5,28 +5,10 @@ from __future__ import annotations
 import ml_dtypes
 import numpy as np
 import pytest
+from shaped import FLAT, SPECTRA, of
 
 from gradience.spectral import norms
 from gradience.spectral.norms import spectral_norm
-
-M, N = 260, 200
-RNG = np.random.default_rng(3)
-U, V = (np.linalg.qr(RNG.standard_normal((size, N)))[0] for size in (M, N))
-FLAT = np.linalg.svd(RNG.standard_normal((M, N)), compute_uv=False)
-SPECTRA = {
-    "flat": FLAT,
-    "decaying": 1.0 / np.arange(1, N + 1),
-    "one spike": np.r_[100.0, FLAT[1:] / FLAT[1]],
-    "rank 3": np.r_[3.0, 2.0, 1.0, np.zeros(N - 3)],
-    "two equal on top": np.r_[2.0, 2.0, FLAT[2:] / FLAT[2]],
-    "all equal": np.ones(N),
-    "ill-conditioned": np.logspace(0, -12, N),
-    "zero": np.zeros(N),
-}
-
-
-def of(sigma, scale=1.0) -> np.ndarray:
-    return (((U * sigma) @ V.T) * scale).astype(np.float32)
 
 
 @pytest.mark.parametrize("kind", SPECTRA)

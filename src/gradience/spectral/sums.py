@@ -71,12 +71,17 @@ class Rounded(NamedTuple):
     loss: float
 
 
+def balancing(columns: Floats, rows: Floats) -> Floats:
+    """Return the powers of two that make columns of B as long as rows of A, where neither is zero: no digit is lost."""
+    both = (columns > 0.0) & (rows > 0.0)
+    ratio = np.where(both, rows, 1.0) / np.where(both, columns, 1.0)
+    return np.asarray(np.exp2(np.round(np.log2(ratio) / 2)))
+
+
 def balanced_sum(parts: Sequence[Part], grams: Pair, dtype: np.dtype[Any]) -> Rounded:
     """Return the stacked factors, column k of B as long as row k of A up to a power of two, rounded to the dtype."""
     columns, rows = (np.sqrt(np.maximum(np.diagonal(gram), 0.0)) for gram in grams)
-    both = (columns > 0.0) & (rows > 0.0)
-    ratio = np.where(both, rows, 1.0) / np.where(both, columns, 1.0)
-    step = np.exp2(np.round(np.log2(ratio) / 2))
+    step = balancing(columns, rows)
     b, a = _rounded(parts, step, 1.0 / step, dtype, crosses=False)
     gram_b, gram_a = grams
     turned = gram_b * np.outer(step, step), gram_a / np.outer(step, step)

@@ -31,7 +31,7 @@ from gradience.spectral.merging import (
     squared_norm,
 )
 from gradience.spectral.reduced import leading_part, reduced, stacked
-from gradience.spectral.sums import balanced_sum, is_narrow, low_rank_sum, sum_grams
+from gradience.spectral.sums import balanced_sum, balancing, is_narrow, low_rank_sum, sum_grams
 from gradience.verbs.merge.dense import dense_target, difference
 from gradience.verbs.sides import Side
 from gradience.verbs.writing import STORED
@@ -322,10 +322,10 @@ def _merged_sum(
         energy = gram_norm(grams, lambda: stacked(parts))
         _refuse_overflow(name, energy, parts)
         found = None
-        if energy > 0.0 and recipe.method != "cat":
+        if recipe.method != "cat":
+            if energy == 0.0:
+                return _rounded(*_zero_update(*parts[0][:2]), dtype, name), Losses(0.0, 0.0, 0.0, 0.0)
             found = low_rank_sum(parts, grams, recipe.rank or most if recipe.method == "svd" else None, dtype)
-        elif energy == 0.0 and recipe.method != "cat":
-            return _rounded(*_zero_update(*parts[0][:2]), dtype, name), Losses(0.0, 0.0, 0.0, 0.0)
         b, a, lost = balanced_sum(parts, grams, dtype) if found is None else found
     _refuse_unfit(name, b, a, dtype)
     lost = lost if energy > 0.0 else 0.0
@@ -360,10 +360,7 @@ def _zero_update(b: Array, a: Array) -> tuple[Array, Array]:
 
 def _balanced(b: Array, a: Array) -> tuple[Array, Array]:
     """Return the factors with column k of b as long as row k of a, up to a power of two: no digit is lost."""
-    columns, rows = np.linalg.norm(b, axis=0), np.linalg.norm(a, axis=1)
-    both = (columns > 0.0) & (rows > 0.0)
-    ratio = np.where(both, rows, 1.0) / np.where(both, columns, 1.0)
-    step = np.exp2(np.round(np.log2(ratio) / 2))
+    step = balancing(np.linalg.norm(b, axis=0), np.linalg.norm(a, axis=1))
     return b * step, a / step[:, None]
 
 
