@@ -85,7 +85,7 @@ STATED: dict[str, dict[str, Any]] = {
         "_MILLI": 1000.0,
         "_FIELDS": 3,
     },
-    "importers.events": {"_FEW": 3, "_LOST": 3, "_SHOWN": 5, "_LAST_STEPS": 0.001, "_ROUNDING": 1000},
+    "importers.events": {"_FEW": 3, "_LOST": 3, "_SHOWN": 5, "_ROUNDING": 1000},
     "importers.files": {"_SECONDS": (1e9, 1e10), "MAX_ROWS": 1_000_000},
     "importers.run": {"_SHOWN": 10},
     "importers.settings": {"_ROUNDED": 0.0005},
