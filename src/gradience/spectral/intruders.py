@@ -83,7 +83,7 @@ def _is_wide(matrix: Matrix) -> bool:
 
 
 def _short_side(matrix: Matrix) -> tuple[Matrix, Matrix]:
-    """Singular values, largest first, and as columns the vectors of the shorter side: the left ones of a wide matrix."""
+    """Singular values, largest first, and as columns the vectors of the shorter side, left ones if it is wide."""
     squares, vectors = np.linalg.eigh(gram_of(matrix))
     return np.sqrt(np.maximum(squares[::-1], 0.0)), vectors[:, ::-1]
 
