@@ -79,7 +79,7 @@ def _whole(matrix: Operator) -> Matrix:
 
 
 def _is_wide(matrix: Matrix) -> bool:
-    return matrix.shape[0] <= matrix.shape[1]
+    return len(matrix) <= len(matrix.T)
 
 
 def _short_side(matrix: Matrix) -> tuple[Matrix, Matrix]:
