@@ -19,7 +19,7 @@ from typing import Any, Final
 import ml_dtypes
 import msgspec
 import numpy as np
-from safetensors.numpy import save_file
+from safetensors.numpy import load_file, save_file
 
 import gradience as g
 from gradience.errors import GradienceError
@@ -47,8 +47,8 @@ PLACES: Final = {
 }
 
 
-def adapter(folder: Path, rng: random.Random, *, plain: bool) -> Path:
-    """An adapter of three of the modules; `plain` is one that can be merged."""
+def adapter(folder: Path, rng: random.Random, *, plain: bool, zero: str = "") -> Path:
+    """An adapter of three of the modules; `plain` is one that can be merged, the module `zero` was not trained."""
     numbers = np.random.default_rng(rng.randrange(1 << 30))
     names = rng.sample(sorted(SHAPES), 3)
     r = rng.choice([3, 4])
@@ -66,6 +66,8 @@ def adapter(folder: Path, rng: random.Random, *, plain: bool) -> Path:
         stem = f"base_model.model.{name}"
         tensors[f"{stem}.lora_A.weight"] = (numbers.standard_normal((ranks[name], width)) * fall[:, None]).astype(kind)
         tensors[f"{stem}.lora_B.weight"] = (numbers.standard_normal((out, ranks[name])) * fall).astype(kind)
+        if name == zero:
+            tensors[f"{stem}.lora_B.weight"] *= 0
         if config["use_dora"]:
             tensors[f"{stem}.lora_magnitude_vector"] = numbers.uniform(1, 3, out).astype(kind)
     folder.mkdir(parents=True)
@@ -81,6 +83,13 @@ def base(folder: Path, rng: random.Random) -> Path:
     weights = {f"{name}.weight": numbers.standard_normal(shape).astype(np.float32) for name, shape in SHAPES.items()}
     save_file(weights, folder / "model.safetensors")
     return folder
+
+
+def _trained(file: Path, share: float) -> None:
+    """Move each B of a file a share of the way from its mirror image."""
+    tensors = load_file(file)
+    turned = {name: x if "lora_A" in name else x * share + x[::-1] * (1 - share) for name, x in tensors.items()}
+    save_file({name: np.ascontiguousarray(x.astype(tensors[name].dtype)) for name, x in turned.items()}, file)
 
 
 def numbers(value: Any, at: str = "") -> Iterator[str]:
@@ -123,8 +132,12 @@ def verbs(root: Path, seed: int) -> Iterator[tuple[str, Callable[[], Any]]]:
     """The verbs on the adapters of a seed."""
     rng = random.Random(f"adapters {seed}")  # noqa: S311  # an input repeats itself
     under = base(root / "base", rng)
-    one, two = (adapter(root / name, rng, plain=True) for name in ("one", "two"))
-    other = adapter(root / "other", rng, plain=False)
+    zero = "layers.1.q_proj" if seed % 2 else ""
+    one, two = (adapter(root / name, rng, plain=True, zero=zero) for name in ("one", "two"))
+    other = adapter(root / "other", rng, plain=False, zero=zero)
+    for step in (10, 20, 30):
+        adapter(root / "run" / f"checkpoint-{step}", random.Random(f"run {seed}"), plain=True)  # noqa: S311  # as above
+        _trained(root / "run" / f"checkpoint-{step}" / "adapter_model.safetensors", step / 30)
     for name, options in CRITERIA.items():
         yield f"resize {name}", lambda options=options: g.resize_adapter(other, base=under, **options)
     for name, options in METHODS.items():
@@ -132,6 +145,7 @@ def verbs(root: Path, seed: int) -> Iterator[tuple[str, Callable[[], Any]]]:
     yield "merge-check", lambda: g.merge_check(one, two, weights=[0.7, 0.6], exact=True)
     yield "compare", lambda: g.compare_adapters(one, two)
     yield "compare three", lambda: g.compare_adapters(one, two, other)
+    yield "compare a series", lambda: g.compare_adapters(root / "run")
     yield "audit", lambda: g.audit_adapter(other, top_singular_values=3, suggest_per_layer=True)
     yield "audit beside a base", lambda: g.audit_adapter(other, base=under, intruders=True, norms_cache=False)
     yield "mitigate", lambda: mitigate_adapter(one, under, scale=0.25, k=3, eps=0.8)

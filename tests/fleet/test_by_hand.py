@@ -10,12 +10,14 @@ from typing import Any
 import msgspec
 import numpy as np
 import pytest
+from fleet_inputs import peft
+from safetensors.numpy import load_file
 
 from gradience.schema.audit import AuditReport, ModuleAudit
 from gradience.schema.fleet import AdapterRow, ModuleRow
 from gradience.verbs.fleet import similar as comparing
 from gradience.verbs.fleet.index import Folders, Known, Listing
-from gradience.verbs.fleet.job import Job, failed, is_failure
+from gradience.verbs.fleet.job import Job, audit_job, failed, is_failure
 from gradience.verbs.fleet.query import _plain
 from gradience.verbs.fleet.rows import number_column, rows_of
 from gradience.verbs.fleet.serving import Load, serving
@@ -68,6 +70,25 @@ def test_a_failure_is_a_row_without_numbers_and_a_crash_has_no_stamp():
         assert (values["path"], values["status"], values["error"], values["stamp"]) == ("a", status, "why so", stamp)
     assert is_failure(None)
     assert not is_failure(b"")
+
+
+@pytest.mark.parametrize("name", ["adapter_model.safetensors", "adapter_model.bin"])
+def test_content_that_is_as_it_was_is_not_read_again_and_other_content_is(tmp_path, name):
+    """One file in memory, or files of any kind: the hash of the row decides, not that there is one."""
+    folder = peft(tmp_path / "a")
+    files = ("adapter_config.json", "adapter_model.safetensors")
+    if name.endswith(".bin"):
+        torch = pytest.importorskip("torch")
+        tensors = {key: torch.from_numpy(x) for key, x in load_file(folder / files[1]).items()}
+        torch.save(tensors, folder / name)
+        (folder / files[1]).unlink()
+        files = (files[0], name)
+    asked = Job(str(folder), str(folder), files, "s")
+    rows = {known: audit_job(asked.knowing(known)) for known in ("", "another")}
+    assert rows[""] == rows["another"] != b""
+    (row,) = msgspec.msgpack.decode(rows[""])[1][0]
+    content = dict(zip(AdapterRow.__struct_fields__, row, strict=True))["content_hash"]
+    assert audit_job(asked.knowing(content)) == b""
 
 
 SECOND = 1_000_000_000
