@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 import pytest
 
+from gradience.schema.events import Eval, EvalMetrics
+from gradience.schema.scalars import real
+from gradience.verbs.monitor.compare import _evals
 from gradience.verbs.monitor.source import _logs, _without_ending, names_of, runs_in
 
+SCHEMA = "gradience.vnext.telemetry/v1"
 START = {
-    "schema": "gradience.vnext.telemetry/v1",
+    "schema": SCHEMA,
     "event": "run_start",
     "ts": None,
     "run_id": "r",
@@ -71,3 +76,14 @@ def test_an_ending_is_left_out_from_a_point_dash_or_underscore_on():
         (["one.x"], ["one.x"]),
     ]
     assert [_without_ending(names) for names, _ in some] == [shorter for _, shorter in some]
+
+
+def evaluation(step: int | None, loss: float | None, split: str = "eval") -> Eval:
+    metrics = EvalMetrics(loss=None if loss is None else real(loss))
+    return Eval(schema=SCHEMA, ts=None, run_id="r", step=step, split=split, metrics=metrics)
+
+
+def test_evaluations_beside_each_other_are_finite_by_step_the_later_of_two():
+    some = [evaluation(*one) for one in ((20, 1.0), (10, 2.0), (30, math.nan), (None, 3.0), (40, None), (20, 0.5))]
+    found = _evals([*some, evaluation(50, 1.0, "test")], "eval")
+    assert (list(found.steps), list(found.losses)) == ([10, 20], [2.0, 0.5])
