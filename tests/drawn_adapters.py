@@ -1,7 +1,7 @@
 """Adapters drawn by a seed, small enough that every verb takes a moment, and the numbers of the reports on them.
 
 Each file has three modules of ranks and scales of its own, with patterns, DoRA, rsLoRA or another dtype by chance. The
-numbers are pinned in `golden/adapters_drawn.json`, at four digits; `python tests/drawn_adapters.py` writes them anew
+numbers are pinned in `golden/adapters_drawn.json`, at six digits; `python tests/drawn_adapters.py` writes them anew
 after a change that was meant.
 """
 
@@ -110,10 +110,25 @@ def leaves(value: Any, at: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def numbers(value: Any) -> Iterator[str]:
-    """The same as lines, numbers at four digits."""
+    """The same as lines, numbers at six digits."""
     for at, leaf in leaves(value):
-        is_number = isinstance(leaf, float) and math.isfinite(leaf)
-        yield f"{at} {0.0 if abs(leaf) < 1e-5 else leaf:.4g}" if is_number else f"{at} {leaf}"
+        yield f"{at} {leaf:.6g}" if isinstance(leaf, float) and math.isfinite(leaf) else f"{at} {leaf}"
+
+
+def differences(found: list[str], expected: list[str]) -> list[str]:
+    """The lines that are not as expected, and where numbers are not the same to a ten-thousandth."""
+    missing = [f"{len(found)} lines, not {len(expected)}"] * (len(found) != len(expected))
+    pairs = zip(found, expected, strict=False)
+    return missing + [f"{one} (was: {other})" for one, other in pairs if one != other and not _close(one, other)]
+
+
+def _close(one: str, other: str) -> bool:
+    """Whether two lines speak of the same place, and of numbers that processors may add up to."""
+    (place, _, number), (place_of_other, _, other_number) = one.rpartition(" "), other.rpartition(" ")
+    try:
+        return place == place_of_other and math.isclose(float(number), float(other_number), rel_tol=1e-4, abs_tol=1e-5)
+    except ValueError:
+        return False
 
 
 CRITERIA: Final[dict[str, dict[str, Any]]] = {
