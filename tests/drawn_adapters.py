@@ -173,6 +173,7 @@ def verbs(root: Path, seed: int, size: float = 1.0) -> Iterator[tuple[str, Calla
     yield "audit", lambda: g.audit_adapter(other, top_singular_values=3, suggest_per_layer=True)
     yield "audit beside a base", lambda: g.audit_adapter(other, base=under, intruders=True, norms_cache=False)
     yield "mitigate", lambda: mitigate_adapter(one, under, scale=0.25, k=3, eps=0.8)
+    yield "mitigate another", lambda: mitigate_adapter(other, under)
     yield "convert", lambda: g.convert_adapter(other, rank=2, base=under)
     yield "convert to mlx", lambda: g.convert_adapter(one, to="mlx", energy=0.8)
 
