@@ -56,7 +56,8 @@ def test_an_adapter_may_be_that_of_the_last_checkpoint(folder, tmp_path):
     (made / "checkpoint-1").mkdir()
     for name, content in (("adapter_config", ADAPTER), ("trainer_state", STATE)):
         (made / "checkpoint-1" / f"{name}.json").write_text(json.dumps(content))
-    assert read_adapter_of(made).config.lora.r == 6
+    found = read_adapter_of(made)
+    assert (found.config.lora.r, {source.role for source in found.sources}) == (6, {"adapter"})
     (made / "checkpoint-1" / "adapter_config.json").unlink()
     with pytest.raises(ConfigError):
         read_adapter_of(made)

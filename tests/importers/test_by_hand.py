@@ -205,3 +205,14 @@ def test_a_run_is_chosen_by_its_name_or_id_and_the_others_are_named():
         chosen(Path("f"), raws, "x" * 70)
     assert str(caught.value) == f"f: no run is called {'x' * 60!r}"
     assert caught.value.advice == "there are one, log.jsonl, three"
+
+
+def test_rates_are_rounded_to_three_decimals_and_no_more():
+    assert samples_per_step({"train_samples_per_second": 4.8, "train_steps_per_second": 0.05}, steps=None) == 96
+    halves = {
+        "train_samples_per_second": 95.0,
+        "train_steps_per_second": 10.0,
+    }  # 9.5 a step, 2 steps an epoch: 10 to 18
+    assert samples_per_step(halves, steps=2, epochs=1.0, micro_batch=19) is None
+    assert samples_per_step(halves, steps=2, epochs=1.0, micro_batch=18) == 18
+    assert samples_per_step(halves, steps=2, epochs=1.0, micro_batch=9) == 18
