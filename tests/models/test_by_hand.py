@@ -60,6 +60,13 @@ def test_rows_that_a_module_sees_one_by_one_are_put_together_again():
     assert summed([[1, 1], [1, 0]], flat, whole)[1] == pytest.approx(summed([[1, 1], [1, 0]], Z, H)[1])
 
 
+def test_a_mask_is_of_places_not_of_rows():
+    z = np.arange(12.0).reshape(2, 3, 2)
+    moments, rows = summed([[1, 1, 0], [1, 0, 0]], z.tolist(), np.ones((2, 3, 2)).tolist())
+    assert rows[0] == pytest.approx(np.tile(z[0, :2].sum(axis=0), (2, 1)))
+    assert moments.h == pytest.approx(np.ones((2, 2)))
+
+
 def test_a_sequence_of_its_own_has_no_mask():
     moments, rows = summed([[1, 0], [1, 0]], [[1.0, 2.0], [3.0, 4.0]], [[1.0, 0.0], [0.0, 1.0]])
     assert moments.g == pytest.approx(np.array([[10.0, 14.0], [14.0, 20.0]]) / 2)
@@ -93,6 +100,7 @@ def test_kl_and_flips_of_two_classes():
     kl, flips = _against(p, q)
     assert kl.tolist() == pytest.approx([0.75 * np.log(3) - 0.25 * np.log(3), 0.0])
     assert flips.tolist() == [True, False]
+    assert _against(p, p + 0.1)[0].tolist() == [0.0, 0.0]  # no rounding makes it less
     certain = torch.tensor([[1.0, 0.0]]).log()
     assert _against(certain, certain)[0].tolist() == [0.0]
     assert [x.tolist() for x in _against(None, q)] == [[0.0, 0.0], [False, False]]
