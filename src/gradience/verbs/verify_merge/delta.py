@@ -7,6 +7,7 @@ in the last bits. `PlainDelta.bounds` gives all that any order can give: what is
 from __future__ import annotations
 
 import math
+from functools import cache
 from typing import Any, Final
 
 import msgspec
@@ -61,6 +62,13 @@ def _rounded_to_bf16(x: Array) -> Array:
     return np.where(np.isnan(x), x, y) if np.isnan(x).any() else y
 
 
+@cache  # asked for every span
+def _plain(replay: MergeReplay) -> tuple[MergeReplay, bool]:
+    """Return the replay that adds dW in float32 with a factor of 1, and whether the other only rounds its dW besides."""
+    plain = MergeReplay(weight=replay.weight)
+    return plain, msgspec.structs.replace(plain, delta=replay.delta) == msgspec.structs.replace(replay, times=1)
+
+
 _ROUNDINGS: Final = 8  # of a dense update in float32: norms, quotients and products before the sum (heuristic)
 
 
@@ -75,6 +83,7 @@ class PlainDelta:
     def __init__(self, b: Array, a: Array, scale: float) -> None:
         self._b, self._a, self.scale = b, a, scale
         self._cast: dict[str | None, tuple[Array, Array]] = {}
+        self._ready: dict[MergeReplay, tuple[Array, Array]] = {}
         self._sizes: tuple[Array, Array] | None = None
 
     @property
@@ -82,10 +91,12 @@ class PlainDelta:
         """The number of products that each entry is a sum of."""
         return len(self._a)
 
+    @np.errstate(over="ignore", invalid="ignore")  # beyond float32 is infinity, as in a merge
     def prepare(self, replay: MergeReplay) -> None:
         """Read what the replay needs, before several threads ask for it."""
-        self._factors(replay.factors)
         self._factors(None)
+        whole = slice(None)
+        self._ready = {each: self._left_and_right(whole, each) for each in (replay, _plain(replay)[0])}
 
     @np.errstate(over="ignore", invalid="ignore")  # beyond float32 is infinity, as in a merge
     def rows(self, at: slice | Array, replay: MergeReplay) -> Array:
@@ -95,8 +106,8 @@ class PlainDelta:
     @np.errstate(over="ignore", invalid="ignore")  # beyond float32 is infinity, as in a merge
     def both(self, at: slice | Array, replay: MergeReplay) -> tuple[Array, Array]:
         """Return those rows of dW as the replay adds them, and as they are in float32 with a factor of 1."""
-        plain = MergeReplay(weight=replay.weight)
-        if msgspec.structs.replace(plain, delta=replay.delta) != msgspec.structs.replace(replay, times=1):
+        plain, shares_product = _plain(replay)
+        if not shares_product:
             return self.rows(at, replay), self.rows(at, plain)
         b, a = self._left_and_right(at, plain)
         d = self._finished(self._product(b, a, out=scratch.array("dW", (len(b), a.shape[1]), np.float32)), plain)
@@ -122,6 +133,8 @@ class PlainDelta:
 
     def _left_and_right(self, at: slice | Array, replay: MergeReplay) -> tuple[Array, Array]:
         """Return the factors to multiply: rows of b, perhaps scaled, and a."""
+        if (ready := self._ready.get(replay)) is not None:
+            return ready[0][at], ready[1]
         b, a = self._factors(replay.factors)
         return self._scale(replay) * b[at] if self._is_scaled_first(replay) else b[at], a
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Final, NamedTuple
 
 import numpy as np
@@ -38,7 +39,7 @@ def missed_by(rows: Rows, replay: MergeReplay, *, base: str, merged: str, quick:
 
     `quick` takes a NaN in M for one in p: whoever asks has to look for NaN.
     """
-    if quick and rows.w.dtype == np.float32 and replay.times == 1 and _roundings(replay, merged) == ["BF16"]:
+    if quick and rows.w.dtype == np.float32 and _is_rounded_once(replay, merged):
         found = _missed_in_bf16(rows, replay, base, merged)
         if found is not None:
             return found
@@ -48,6 +49,12 @@ def missed_by(rows: Rows, replay: MergeReplay, *, base: str, merged: str, quick:
         return Missed(slice(None), p.reshape(-1))
     where = np.flatnonzero(off)
     return Missed(where, p.reshape(-1)[where])
+
+
+@cache  # asked for every span
+def _is_rounded_once(replay: MergeReplay, merged: str) -> bool:
+    """Return whether the sum is rounded to bfloat16 and no more."""
+    return replay.times == 1 and _roundings(replay, merged) == ["BF16"]
 
 
 def _roundings(replay: MergeReplay, merged: str) -> list[str]:

@@ -16,14 +16,19 @@ class Scratch(threading.local):
 
     def __init__(self) -> None:
         self._held: dict[str, npt.NDArray[np.uint8]] = {}
+        self._last: dict[str, Array] = {}
 
     def array(self, name: str, shape: tuple[int, ...], dtype: npt.DTypeLike) -> Array:
         """Return an array of that shape and dtype, with any values."""
+        last = self._last.get(name)
+        if last is not None and last.shape == shape and last.dtype == dtype:
+            return last  # spans of one matrix follow each other
         nbytes = math.prod(shape) * np.dtype(dtype).itemsize
         held = self._held.get(name)
         if held is None or len(held) < nbytes:
             held = self._held[name] = np.empty(nbytes, np.uint8)
-        return held[:nbytes].view(dtype).reshape(shape)
+        last = self._last[name] = held[:nbytes].view(dtype).reshape(shape)
+        return last
 
 
 scratch = Scratch()
