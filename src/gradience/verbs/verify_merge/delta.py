@@ -64,7 +64,7 @@ def _rounded_to_bf16(x: Array) -> Array:
 
 @cache  # asked for every span
 def _plain(replay: MergeReplay) -> tuple[MergeReplay, bool]:
-    """Return the replay that adds dW in float32 with a factor of 1, and whether the other only rounds its dW besides."""
+    """Return the replay that adds dW in float32 with a factor of 1, and whether the other only rounds that dW."""
     plain = MergeReplay(weight=replay.weight)
     return plain, msgspec.structs.replace(plain, delta=replay.delta) == msgspec.structs.replace(replay, times=1)
 

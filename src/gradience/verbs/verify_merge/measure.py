@@ -154,9 +154,7 @@ def _group(case: Case, replay: MergeReplay, some: Iterable[slice], *, stop: bool
 
 
 @np.errstate(over="ignore", invalid="ignore")  # of weights that are infinite, or at the end of float32's range
-def _span(
-    case: Case, replay: MergeReplay, at: slice, *, stop: bool, quick: bool = True
-) -> _Found | None:
+def _span(case: Case, replay: MergeReplay, at: slice, *, stop: bool, quick: bool = True) -> _Found | None:
     """Return the counts and the sums over some rows, as `Sums` has them; None if M is not the replay's and `stop`."""
     w, m = case.span(at)
     used, d = case.delta.both(at, replay)
