@@ -380,7 +380,7 @@ OF_PACE: dict[str, str] = {  # and of pixels; or what a file format or the syste
     "verbs.monitor.watch": "_CHUNK",
     "verbs.resize.cut": "_TILE",
     "verbs.runs.collect": "_ALONE",
-    "verbs.verify_merge.measure": "_SPAN",
+    "verbs.verify_merge.measure": "_SPAN _GROUP",
     "verbs.verify_merge.whole": "_SPAN _BLOCK",
 }
 MADE = {"DEFAULT_GAP", "_GRAVE", "_WARNING", "_ERROR", "_ABSENT", "_EPS"}  # of a threshold, a place in a list, or NaN
