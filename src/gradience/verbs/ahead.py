@@ -28,8 +28,8 @@ def loaded_ahead(tensors: Sequence[PlannedTensor]) -> Iterator[list[PlannedTenso
 
 
 def _loader(tensor: PlannedTensor) -> Callable[[], Array]:
-    """What gives the data: at hand, or for a large tensor still to be read."""
-    if tensor.nbytes > _LARGE:
+    """What gives the data: at hand, or to be asked for where they are large or another thread is about to have them."""
+    if tensor.nbytes > _LARGE or tensor.with_another:
         return tensor.load
     data = tensor.load()
     return lambda: data

@@ -10,7 +10,7 @@ import json
 import re
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Final, Literal, NamedTuple, TypeAlias
@@ -60,18 +60,22 @@ class NewAdapter(NamedTuple):
     weights_name: str = WEIGHTS_NAME
 
 
-def write_adapter(out: Path, new: NewAdapter, provenance: Provenance, *, force: bool = False) -> None:
+def write_adapter(
+    out: Path, new: NewAdapter, provenance: Provenance | Callable[[], Provenance], *, force: bool = False
+) -> None:
     """Write a folder with the weights, the config (keys sorted, as PEFT does) and the record.
 
-    Tensors are loaded one at a time. `force` replaces an adapter that exists, once the new one is complete.
+    Tensors are loaded one at a time; a record that follows from them is asked for behind the last.
+    `force` replaces an adapter that exists, once the new one is complete.
 
     Raises:
         OutputError: the folder exists, holds more than an adapter, or cannot be written.
     """
     with atomic_folder(out, force=force, check=refuse_to_lose) as folder:
         write_safetensors(folder / new.weights_name, new.tensors, metadata=new.metadata)
+        record = provenance() if callable(provenance) else provenance
         _write(folder / CONFIG_NAME, (json.dumps(new.config, indent=2, sort_keys=True) + "\n").encode())
-        _write(folder / PROVENANCE_NAME, msgspec.json.format(msgspec.json.encode(provenance), indent=2) + b"\n")
+        _write(folder / PROVENANCE_NAME, msgspec.json.format(msgspec.json.encode(record), indent=2) + b"\n")
 
 
 def _write(path: Path, data: bytes) -> None:
