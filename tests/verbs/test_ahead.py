@@ -56,6 +56,21 @@ def test_a_large_tensor_is_read_when_it_is_written(monkeypatch):
 
 
 @pytest.mark.usefixtures("two_cores")
+def test_what_comes_with_another_tensor_keeps_no_thread_waiting_for_it():
+    loaded_by = {}
+
+    def load(place):
+        loaded_by[place] = threading.current_thread()
+        return np.zeros(3, np.float32)
+
+    pairs = [tensor._replace(with_another=place % 2 == 1) for place, tensor in enumerate(tensors(load, 6))]
+    with loaded_ahead(pairs) as waiting:
+        for tensor in waiting:
+            tensor.load()
+    assert [thread is threading.main_thread() for _, thread in sorted(loaded_by.items())] == [False, True] * 3
+
+
+@pytest.mark.usefixtures("two_cores")
 def test_an_error_reaches_the_writer_and_the_rest_is_left():
     read = []
 
