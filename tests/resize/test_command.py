@@ -90,7 +90,7 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 import gradience.verbs.resize.cut as cut
 fast = cut.reduced
 def slow(*arguments, **options):
-    os.write(1, b"begun\n")  # several threads cut, and a line must stay one
+    os.write(1, b"begun\\n")  # several threads cut, and a line must stay one
     time.sleep(30)
     return fast(*arguments, **options)
 cut.reduced = slow
