@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from gradience.adapters.layout import Module
 from gradience.schema.merge import MergeReplay
+from gradience.verbs.verify_merge import measure
 from gradience.verbs.verify_merge.delta import PlainDelta, rounded
 from gradience.verbs.verify_merge.judge import Judge
 from gradience.verbs.verify_merge.measure import Case
@@ -88,3 +89,25 @@ def test_nan_is_never_exact_in_bfloat16(both):
     judged = Judge().verdict(Case(w, m, "BF16", "BF16", delta), module)
     assert judged.verdict == "other"
     assert "NaN" in judged.reason
+
+
+def test_what_was_merged_twice_is_rounded_twice():
+    w, d = np.full((4, 8), 1.0, np.float32), np.full((4, 8), 0.75 * 2.0**-7, np.float32)  # rounds up a step
+    m = np.full((4, 8), 1.0 + 2.0**-6, np.float32)
+    twice = MergeReplay(weight="BF16", times=2)
+    assert len(missed_by(Rows(w, m, d), twice, base="BF16", merged="BF16").where) == 0
+    assert missed_by(Rows(w, m, d), MergeReplay(weight="BF16"), base="BF16", merged="BF16").p.size == m.size
+
+
+def test_a_thread_leaves_the_spans_behind_the_first_that_is_no_merge(monkeypatch):
+    seen = []
+
+    def span(_case, _replay, at, *, stop):
+        seen.append(at.start)
+        return None if at.start == 1 and stop else ([0, 0], [0.0] * 5)
+
+    monkeypatch.setattr(measure, "_span", span)
+    some = [slice(start, start + 1) for start in range(4)]
+    assert measure._group(None, None, some, stop=True)[-1] is None
+    assert seen == [0, 1]
+    assert len(measure._group(None, None, some, stop=False)) == 4

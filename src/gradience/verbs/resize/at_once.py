@@ -61,7 +61,7 @@ def planned_at_once(adapter: Adapter, target: Target, *, dtype: str | None) -> A
         return None
     measuring = Measuring()
     jobs = [
-        Job(pair, min(int(target.value), pair.first.r), measure=partial(_measured, measuring, place, pair))
+        Job(pair, int(target.value), measure=partial(_measured, measuring, place, pair))
         for place, pair in enumerate(pairs)
     ]
     return AtOnce(adapter, plan_of_files(source_of(adapter), jobs, dtype=dtype), jobs, measuring)
