@@ -45,7 +45,7 @@ ALLOWED = {
         "files('gradience.render.html').joinpath('style.css').read_text",
     ): "a file of ours",
     ("verbs/fleet/query.py", "opened", "duckdb.connect"): "a database in memory",
-    ("verbs/fleet/remote.py", "_peeked", "system.open"): "by fsspec: a URL, of whose file a bounded head is read",
+    ("verbs/fleet/find.py", "_peeked", "system.open"): "by fsspec: a URL, of whose file a bounded head is read",
     ("telemetry/logfile.py", "_opened", "os.open"): "the log that is written: without blocking, then checked",
 }
 

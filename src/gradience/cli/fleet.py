@@ -22,9 +22,9 @@ from gradience.errors import AdapterError, GradienceError
 from gradience.render.fleet import fleet_audit_text, fleet_show_text, query_text
 
 if TYPE_CHECKING:
+    from gradience.verbs.fleet.audit import Tally
     from gradience.verbs.fleet.query import Named
     from gradience.verbs.fleet.store import Store
-    from gradience.verbs.fleet.update import Tally
 
 Engine = Literal["local", "ray"]
 _EVERY: Final = 1 << 40
@@ -140,7 +140,7 @@ def show(
 
     report = show_fleet(fleet, top=_EVERY if verbose else top, cosine=cosine, most_pairs=most_pairs)
     if html is not None:
-        from gradience.verbs.fleet.pages import write_fleet_page  # noqa: PLC0415  # matplotlib
+        from gradience.verbs.report import write_fleet_page  # noqa: PLC0415  # matplotlib
 
         write_fleet_page(report, html, force=force)
     return opt.print_report(report, fleet_show_text, json=json)
@@ -196,7 +196,7 @@ def query(
         return list_queries(FLEET_QUERIES)
     if fleet is None:
         raise GradienceError("no fleet", advice="give the folder that 'gradience fleet audit' wrote")
-    from gradience.verbs.fleet.read import existing  # noqa: PLC0415  # the same
+    from gradience.verbs.fleet.query import existing  # noqa: PLC0415  # the same
 
     return answer(existing(fleet), chosen(FLEET_QUERIES, sql, result.named), result)
 

@@ -81,7 +81,7 @@ def _audited(job: Job) -> bytes:
 
 def _local(job: Job) -> AbstractContextManager[Path]:
     if job.remote:
-        from gradience.verbs.fleet.remote import fetched  # noqa: PLC0415  # fsspec only for those with URLs
+        from gradience.verbs.fleet.find import fetched  # noqa: PLC0415  # fsspec only for those with URLs
 
         return fetched(job.place, job.files)
     return nullcontext(Path(job.place))

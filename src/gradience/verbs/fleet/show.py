@@ -1,21 +1,52 @@
-"""The verb `fleet show`: what a person wants first of many adapters, by SQL over the fleet's tables."""
+"""What a fleet's tables say, by SQL: the verb `fleet show`, and where one adapter stands among them.
+
+`fleet show` is what a person wants first of many adapters; of it, `serving` is what a multi-LoRA server wastes on
+padding, since each adapter takes the room of the server's maximal rank. `with_standing` gives an audit its percentiles
+among the healthy adapters with modules of its types and ranks.
+"""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
+from statistics import fmean
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+import msgspec
 
 from gradience.io.paths import PathLike
-from gradience.schema.fleet import FLEET_SHOW_SCHEMA_ID, Counted, Faulty, FleetShowReport, OtherShape, Serving, Wasteful
-from gradience.verbs.fleet.query import opened
-from gradience.verbs.fleet.read import existing
-from gradience.verbs.fleet.serving import Load, serving
+from gradience.rules.config.serving import RANKS
+from gradience.rules.weights.ranks import measured
+from gradience.schema.audit import AuditReport, ModuleAudit, Percentile, Standing
+from gradience.schema.document import writable
+from gradience.schema.fleet import (
+    FLEET_SHOW_SCHEMA_ID,
+    Counted,
+    Faulty,
+    FleetShowReport,
+    OtherShape,
+    RankBuckets,
+    Serving,
+    Wasteful,
+)
+from gradience.verbs.fleet.query import existing, opened
+from gradience.verbs.fleet.rows import number_column
 
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
 
+
 _OK: Final = "status = 'ok'"
 _FAULTS: Final = ("broken", "untrained", "near_untrained", "partial", "random_like", "not_analysed")
 _SHARE: Final = 0.5  # of a base's adapters that must agree on a module's shape before another one is strange; heuristic
+_VLLM: Final = next(sizes for sizes in RANKS if sizes.engine == "vllm")
+room_for: Final = _VLLM.room_for
+"""The least max_lora_rank that holds a rank; None above all."""
+_BYTES: Final = 2  # of a number: servers hold adapters in 16 bits
+_MOST_BUCKETS: Final = 3
+MEASURES: Final = ("stable_rank", "utilization", "energy_rank_90", "udr", "relative_frobenius")
+FEW: Final = 20  # adapters under which a percentile moves by 5 or more with each; a judgement
 
 
 def show_fleet(fleet: PathLike, *, top: int = 10, cosine: float = 0.99, most_pairs: int = 100) -> FleetShowReport:
@@ -120,3 +151,120 @@ def _other_shapes(base: DuckDBPyConnection) -> list[OtherShape]:
         qualify row_number() over (partition by path order by position) = 1 order by path"""  # noqa: S608  # our own
     names = ("path", "base_model", "module", "shape", "usual", "usual_adapters")
     return [OtherShape(**dict(zip(names, row, strict=True))) for row in _all(base, sql)]
+
+
+class Load(NamedTuple):
+    """Adapters of one rank: how many, the sum over their modules of rows + columns, and of r (rows + columns)."""
+
+    adapters: int
+    width: int
+    used: int
+
+
+def serving(base: str, loads: Mapping[int, Load]) -> Serving:
+    """What one base's adapters take on a server, by their largest rank, and the splits that waste least."""
+    served = {rank: load for rank, load in loads.items() if room_for(rank) is not None}
+    largest = room_for(max(loads, default=0))
+    used = sum(load.used for load in served.values()) * _BYTES
+    splits = [
+        best_split(served, parts) for parts in range(1, min(_MOST_BUCKETS, len({room_for(r) for r in served})) + 1)
+    ]
+    return Serving(
+        base_model=base,
+        adapters=sum(load.adapters for load in loads.values()),
+        ranks={str(rank): load.adapters for rank, load in sorted(loads.items())},
+        max_lora_rank=largest,
+        used_bytes=used,
+        padding_bytes=splits[0].padding_bytes if splits else 0,
+        buckets=splits,
+    )
+
+
+def padding(load: Load, size: int) -> int:
+    """Bytes of zeros beside the factors of these adapters on a server of that size."""
+    return (load.width * size - load.used) * _BYTES
+
+
+def best_split(loads: Mapping[int, Load], parts: int) -> RankBuckets:
+    """The sizes of that many servers that waste least, each adapter on the smallest that holds it."""
+    ranks = sorted(loads)
+
+    @cache
+    def best(start: int, left: int) -> tuple[int, tuple[int, ...]]:
+        """The least padding of the ranks from `start` on, and the ends of their groups."""
+        if left == 1 or start == len(ranks) - 1:
+            return _cost(loads, ranks[start:]), (len(ranks),)
+        options: list[tuple[int, tuple[int, ...]]] = [(_cost(loads, ranks[start:]), (len(ranks),))]
+        for end in range(start + 1, len(ranks)):
+            rest, ends = best(end, left - 1)
+            options.append((_cost(loads, ranks[start:end]) + rest, (end, *ends)))
+        return min(options)
+
+    total, ends = best(0, parts)
+    groups = [ranks[start:end] for start, end in zip((0, *ends), ends, strict=False)]
+    return RankBuckets(
+        max_lora_ranks=[room_for(group[-1]) or 0 for group in groups],
+        adapters=[sum(loads[rank].adapters for rank in group) for group in groups],
+        padding_bytes=total,
+    )
+
+
+def _cost(loads: Mapping[int, Load], ranks: Sequence[int]) -> int:
+    size = room_for(ranks[-1]) or 0
+    return sum(padding(loads[rank], size) for rank in ranks)
+
+
+def with_standing(report: AuditReport, fleet: PathLike) -> AuditReport:
+    """The report with `standing`.
+
+    Of each number, the mean over the adapter's healthy modules of one type and rank is compared with the same mean of
+    each trained adapter of the fleet. Adapters of equal content count once, and the adapter itself does not.
+
+    Raises:
+        GradienceError: there is no fleet, or duckdb is missing.
+    """
+    own = writable(os.path.abspath(report.peft_dir))  # noqa: PTH100  # as a fleet names it: no links resolved
+    groups: dict[tuple[str, int], list[ModuleAudit]] = {}
+    for module in measured(report.modules):
+        groups.setdefault((module.module_type, module.r), []).append(module)
+    with opened(existing(fleet)) as base:
+        found = [item for key, members in groups.items() for item in _percentiles(base, own, key, members)]
+    notes = ["no trained adapter of the fleet has modules of these types and ranks"] if not found else []
+    few = min((item.n for item in found), default=FEW)
+    notes += [f"few to compare with: n = {few}"] if few < FEW else []
+    return msgspec.structs.replace(report, standing=Standing(fleet=str(fleet), percentiles=found, notes=notes))
+
+
+def _percentiles(
+    base: DuckDBPyConnection, own: str, key: tuple[str, int], members: Sequence[ModuleAudit]
+) -> Iterator[Percentile]:
+    means = ", ".join(f"avg(m.{name})" for name in MEASURES)
+    sql = f"""with others as (
+            select min(path) as path from adapters where verdict = 'trained'
+            and content_hash not in (select content_hash from adapters where path = $own) group by content_hash)
+        select {means} from modules m join others using (path)
+        where m.state = 'ok' and m.module_type = $type and m.r = $r group by path"""  # noqa: S608  # our own names
+    rows = base.execute(sql, {"own": own, "type": key[0], "r": key[1]}).fetchall()
+    for place, measure in enumerate(MEASURES):
+        mine = [value for m in members if (value := number_column(getattr(m, measure))) is not None]
+        theirs: list[Any] = [row[place] for row in rows if row[place] is not None]
+        if mine and theirs:
+            value = fmean(mine)
+            yield Percentile(
+                measure=measure,
+                module_type=key[0],
+                r=key[1],
+                value=value,
+                percentile=share_below(value, theirs),
+                n=len(theirs),
+            )
+
+
+def share_below(value: float, others: Sequence[float]) -> float:
+    """Per cent of the others below a value, those equal to it by half.
+
+    >>> share_below(2.0, [1.0, 2.0, 3.0, 4.0])
+    37.5
+    """
+    below, equal = sum(other < value for other in others), sum(other == value for other in others)
+    return 100.0 * (below + equal / 2) / len(others)

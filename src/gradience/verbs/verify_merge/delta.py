@@ -17,8 +17,7 @@ from gradience.adapters.layout import Array, Module
 from gradience.base.orientation import matrix_of, plain_factors
 from gradience.io.safetensors import DTYPES
 from gradience.schema.merge import MergeReplay
-from gradience.verbs.verify_merge.scratch import scratch
-from gradience.verbs.verify_merge.stored import Matrix
+from gradience.verbs.verify_merge.stored import Matrix, scratch
 
 UNIT: Final = {"F64": 2.0**-53, "F32": 2.0**-24, "F16": 2.0**-11, "BF16": 2.0**-8}
 """Unit roundoff: the relative error of rounding a normal number to nearest (IEEE 754; bfloat16 keeps 8 bits)."""

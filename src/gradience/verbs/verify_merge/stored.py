@@ -1,8 +1,13 @@
-"""A weight in its file: a matrix of which rows are read as they are asked for, so that none is in memory whole."""
+"""A weight in its file: a matrix of which rows are read as they are asked for, so that none is in memory whole.
+
+Arrays of a span's size are used again by the thread that had them: fresh ones cost more in page faults than the
+arithmetic in them.
+"""
 
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from typing import Any, NamedTuple, TypeAlias
@@ -124,3 +129,21 @@ def stored(tensors: Iterable[Found], expert: int | None, files: ExitStack) -> St
 def head(data: Matrix, rows: int) -> Matrix:
     """Return the first rows."""
     return data.head(rows) if isinstance(data, Stored) else data[:rows]
+
+
+class Scratch(threading.local):
+    """Uninitialised arrays by name. Each call with a name takes back what the last one with that name gave."""
+
+    def __init__(self) -> None:
+        self._held: dict[str, npt.NDArray[np.uint8]] = {}
+
+    def array(self, name: str, shape: tuple[int, ...], dtype: npt.DTypeLike) -> Array:
+        """Return an array of that shape and dtype, with any values."""
+        nbytes = math.prod(shape) * np.dtype(dtype).itemsize
+        held = self._held.get(name)
+        if held is None or len(held) < nbytes:
+            held = self._held[name] = np.empty(nbytes, np.uint8)
+        return held[:nbytes].view(dtype).reshape(shape)
+
+
+scratch = Scratch()
