@@ -32,7 +32,7 @@ ALLOWED = {
     ("configs/pickled.py", "_pickle_of", "zipfile.ZipFile"): "of bytes in memory",
     ("data/encoder.py", "_training_template", "stock.read_text"): "a template in TRL's own package",
     ("data/encoder.py", "_training_template", "path.read_text"): "the same",
-    ("importers/run.py", "_write", "partial.open"): "written: a new name beside the output",
+    ("importers/__init__.py", "_write", "partial.open"): "written: a new name beside the output",
     ("importers/databases.py", "_copied", "copyfile"): "of what `require_file` found to be a regular file",
     ("importers/databases.py", "_connected", "sqlite3.connect"): "opens by a path, read only; the same",
     ("models/statistics.py", "__init__", "path.open"): "scratch of ours, in a temporary folder",

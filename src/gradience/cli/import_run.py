@@ -8,7 +8,7 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from gradience.cli import options as opt
-from gradience.importers.run import import_run as write_log
+from gradience.importers import import_run as write_log
 from gradience.importers.sources import Format
 from gradience.importers.table import parse_map
 

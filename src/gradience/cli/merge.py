@@ -9,8 +9,7 @@ from typing import Final, Literal
 from cyclopts.types import NonNegativeInt, PositiveInt
 
 from gradience.cli import options as opt
-from gradience.cli.memory import keep_freed
-from gradience.cli.output import DONE, FOUND, draws_blocks, on_terminal
+from gradience.cli.output import DONE, FOUND, draws_blocks, keep_freed, on_terminal
 from gradience.errors import AdapterError
 from gradience.render.compare import compare_adapters_text
 from gradience.render.merge import merge_check_text, merge_text, verify_merge_text

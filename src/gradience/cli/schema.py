@@ -10,9 +10,9 @@ from gradience.cli import options as opt
 from gradience.cli.main import UNUSABLE
 from gradience.cli.output import DONE, emit_json, print_document, print_text
 from gradience.render.findings import rule_text, rules_text, validate_text
+from gradience.rules.registry import list_rules
 from gradience.schema.export import SchemaName, schema_text
 from gradience.telemetry.reader import DEFAULT_MAX_ISSUES, validate_log
-from gradience.verbs.reference import list_rules
 
 
 def schema(name: SchemaName = "telemetry", /) -> int:

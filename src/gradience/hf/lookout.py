@@ -113,7 +113,7 @@ class Lookout:
         return self._judge()
 
     def _judge(self) -> Sequence[Finding]:
-        from gradience.rules.log.judge import DETECTORS  # noqa: PLC0415  # a run that shows nothing needs none of it
+        from gradience.rules.log import DETECTORS  # noqa: PLC0415  # a run that shows nothing needs none of it
         from gradience.rules.rule import judge  # noqa: PLC0415  # the same
         from gradience.verbs.monitor import facts_of  # noqa: PLC0415  # the same
 
@@ -145,7 +145,7 @@ class Voice:
         """Say the findings on a configuration, warnings and graver, as training begins."""
         if not self._loud:
             return
-        from gradience.rules.config.judge import judge_config  # noqa: PLC0415  # a silent run needs none of it
+        from gradience.rules.config import judge_config  # noqa: PLC0415  # a silent run needs none of it
 
         for finding in judge_config(config).findings:
             self._say(finding, "")

@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final
 
-from gradience.rules.evidence import TRIAL
 from gradience.rules.log.facts import JUDGEMENT, LogRule, RunFacts, Signal, column, last_part, seen
 from gradience.rules.log.preference import ALPHA, FEW_ROWS, MANY_ROWS
 from gradience.rules.log.statistics import mann_kendall, mean_error, median, median_error, noise
 from gradience.rules.objective import only_under
-from gradience.rules.rule import Observation, Rule, Threshold, Unknown, cite
+from gradience.rules.rule import TRIAL, Observation, Rule, Threshold, Unknown, cite
 
 REWARD_ERRORS = Threshold("reward_errors", 4.0, "standard errors of the difference", "trial: the best of ten levels")
 REWARD_FALL = Threshold("reward_fall", 0.1, "fraction of the best level", JUDGEMENT)

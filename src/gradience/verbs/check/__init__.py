@@ -11,9 +11,8 @@ from typing import NamedTuple
 
 import msgspec
 
-from gradience.configs.document import read_document
+from gradience.configs.document import CONFIG_NAME, read_document, read_peft, read_peft_dir, read_peft_object
 from gradience.configs.files import HasToDict
-from gradience.configs.peft import CONFIG_NAME, read_peft, read_peft_dir, read_peft_object
 from gradience.configs.preferences import read_preferences
 from gradience.configs.settings import Layer, keys_of, line_of, stack
 from gradience.configs.training import (
@@ -25,8 +24,8 @@ from gradience.configs.training import (
 )
 from gradience.errors import ConfigError, RecorderError
 from gradience.io.reading import real_path
+from gradience.rules.config import RULES, judge_config, settings_of
 from gradience.rules.config.facts import CheckContext, quantities
-from gradience.rules.config.judge import RULES, judge_config, settings_of
 from gradience.rules.config.serving import ENGINES
 from gradience.rules.objective import objective_of
 from gradience.rules.select import excluded_rules

@@ -12,7 +12,7 @@ import msgspec
 
 from gradience.base.weights import find_shards
 from gradience.io.paths import PathLike
-from gradience.rules.config.judge import RULES
+from gradience.rules.config import RULES
 from gradience.rules.joins.correlation import Correlation, Symptom, correlate
 from gradience.rules.joins.run import JOINS
 from gradience.rules.joins.symptoms import (
@@ -25,8 +25,8 @@ from gradience.rules.joins.symptoms import (
     recorded_disagreements,
     weights_symptoms,
 )
+from gradience.rules.log import DETECTORS
 from gradience.rules.log.facts import DEFAULT_GAP
-from gradience.rules.log.judge import DETECTORS
 from gradience.rules.select import excluded_rules
 from gradience.rules.weights.rules import WEIGHTS_RULES
 from gradience.schema.audit import AuditReport

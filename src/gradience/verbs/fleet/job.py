@@ -10,9 +10,8 @@ from typing import Final
 
 import msgspec
 
-from gradience.adapters.again import Layouts
 from gradience.adapters.layout import Adapter
-from gradience.adapters.open import CONFIG_NAME, AdapterFiles, find_files, open_adapter
+from gradience.adapters.open import CONFIG_NAME, AdapterFiles, Layouts, find_files, open_adapter
 from gradience.errors import GradienceError
 from gradience.io.held import Buffer, Bytes
 from gradience.io.reading import open_regular

@@ -13,8 +13,8 @@ from typing import Final
 
 import msgspec
 
+from gradience.rules.log import DETECTED, detect
 from gradience.rules.log.facts import DEFAULT_GAP, PROBES, SIGNALS, RunFacts, Series, Signal, ends
-from gradience.rules.log.judge import DETECTED, detect
 from gradience.rules.log.story import line_of, story_parts
 from gradience.rules.objective import has_perplexity
 from gradience.rules.select import excluded_rules, without

@@ -148,7 +148,7 @@ def write_fleet_page(report: FleetShowReport, out: PathLike, *, force: bool = Fa
         OutputError: the file exists already, or cannot be written.
     """
     check_format("html")
-    from gradience.render.html.collections import fleet_html  # noqa: PLC0415  # matplotlib
+    from gradience.render.html.page import fleet_html  # noqa: PLC0415  # matplotlib
 
     _write_page(fleet_html(hide_in(report)), Path(out), force=force)
 
@@ -161,7 +161,7 @@ def write_curves_page(report: RunsCurvesReport, out: PathLike, *, force: bool = 
         OutputError: the file exists already, or cannot be written.
     """
     check_format("html")
-    from gradience.render.html.collections import curves_html  # noqa: PLC0415  # matplotlib
+    from gradience.render.html.page import curves_html  # noqa: PLC0415  # matplotlib
 
     _write_page(curves_html(hide_in(report)), Path(out), force=force)
 
