@@ -8,8 +8,9 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import wraps
 from pathlib import PurePath
-from typing import Final, TypeAlias, TypeVar
+from typing import Final, ParamSpec, TypeAlias, TypeVar
 
 from gradience.schema.findings import Excluded, Finding, NotRun
 from gradience.schema.scalars import NonFinite
@@ -17,7 +18,18 @@ from gradience.schema.scalars import NonFinite
 NAMES: Final = 4  # of a list in one sentence
 
 T = TypeVar("T")
+P = ParamSpec("P")
 Columns: TypeAlias = Sequence[tuple[str, str, Callable[[T], str]]]  # title, format specification, and cell of an item
+
+
+def as_text(lines: Callable[P, Iterable[str]]) -> Callable[P, str]:
+    """A report whose lines are yielded one by one, as a function of its whole text."""
+
+    @wraps(lines)
+    def text(*args: P.args, **kwargs: P.kwargs) -> str:
+        return "\n".join(lines(*args, **kwargs))
+
+    return text
 
 
 def labelled(pairs: Iterable[tuple[str, str]], *, width: int = 12, indent: int = 0) -> Iterator[str]:
