@@ -53,7 +53,7 @@ def list_(
     csv:
         Print CSV (RFC 4180).
     """
-    from gradience.schema.runs import RunRow  # noqa: PLC0415  # the help needs none of it
+    from gradience.schema.fleet import RunRow  # noqa: PLC0415  # the help needs none of it
     from gradience.verbs.runs.query import COLUMNS, list_sql  # noqa: PLC0415  # the same
 
     every = RunRow.__struct_fields__

@@ -7,8 +7,19 @@ from typing import Final
 
 from gradience.render.plots import LETTERS, curves_lines
 from gradience.render.text import Columns, as_text, banner, clean, counted, labelled, listed, megabytes, table, words
-from gradience.schema.fleet import Counted, FleetAuditReport, FleetShowReport, QueryReport, Serving, Similar, Wasteful
-from gradience.schema.runs import BestRun, RunsBestReport, RunsCurvesReport, RunsShowReport
+from gradience.schema.fleet import (
+    BestRun,
+    Counted,
+    FleetAuditReport,
+    FleetShowReport,
+    QueryReport,
+    RunsBestReport,
+    RunsCurvesReport,
+    RunsShowReport,
+    Serving,
+    Similar,
+    Wasteful,
+)
 from gradience.schema.scalars import Json
 
 _LISTED: Final = 8

@@ -27,9 +27,18 @@ from gradience.render.html.weights import comparison_section, weights_section
 from gradience.render.markdown import main_facts, subject
 from gradience.render.text import SKIPPED, clean, grounds, number, sentence, short_path, words
 from gradience.schema.diagnose import Piece
-from gradience.schema.fleet import Alike, Counted, Faulty, FleetShowReport, OtherShape, Serving, Wasteful
+from gradience.schema.fleet import (
+    Alike,
+    Counted,
+    Curve,
+    Faulty,
+    FleetShowReport,
+    OtherShape,
+    RunsCurvesReport,
+    Serving,
+    Wasteful,
+)
 from gradience.schema.reports import MonitorReport
-from gradience.schema.runs import Curve, RunsCurvesReport
 
 _NOTES: Final = 50
 _TEXT: Final = 600  # characters of a note

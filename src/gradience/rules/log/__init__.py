@@ -19,7 +19,6 @@ from gradience.rules.log import (
     record,
     recorded,
     repetition,
-    rewards,
 )
 from gradience.rules.log.facts import RunFacts, sorted_by_step
 from gradience.rules.rule import Rule, Verdict, judge
@@ -33,7 +32,6 @@ DETECTORS: Final[tuple[Rule[RunFacts], ...]] = (
     *held_out.RULES,
     *repetition.RULES,
     *preference.RULES,
-    *rewards.RULES,
     *record.RULES,
     *record.GUARD_RULES,
     *recorded.RULES,

@@ -16,8 +16,7 @@ from gradience.errors import GradienceError
 from gradience.io.held import Buffer, Bytes
 from gradience.io.reading import open_regular
 from gradience.schema.document import writable
-from gradience.schema.fleet import AdapterRow
-from gradience.schema.runs import RunRow
+from gradience.schema.fleet import AdapterRow, RunRow
 from gradience.verbs.fleet.rows import Result, rows_of
 
 _CHUNK: Final = 1 << 20

@@ -15,8 +15,7 @@ from typing import TYPE_CHECKING, Final, Literal, TypeAlias
 from gradience.errors import GradienceError, OutputError
 from gradience.io.atomic import atomic_file
 from gradience.io.paths import PathLike
-from gradience.schema.fleet import FleetShowReport
-from gradience.schema.runs import RunsCurvesReport
+from gradience.schema.fleet import FleetShowReport, RunsCurvesReport
 from gradience.telemetry.redact import hide_in
 
 if TYPE_CHECKING:

@@ -22,8 +22,8 @@ from gradience.schema.config import ConfigSnapshot
 from gradience.schema.document import writable
 from gradience.schema.events import Eval
 from gradience.schema.findings import by_severity
+from gradience.schema.fleet import RUNS_SCHEMA_ID, EvalRow, RunFindingRow, RunRow, StepRow
 from gradience.schema.reports import MonitorReport
-from gradience.schema.runs import RUNS_SCHEMA_ID, EvalRow, RunFindingRow, RunRow, StepRow
 from gradience.schema.scalars import Real, as_float, number_in
 from gradience.telemetry.series import RunSeries
 from gradience.verbs.fleet.audit import Plan, Tally, carry_out, cores, known_rows, plan_of

@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 
 from gradience.errors import GradienceError, RecorderError
 from gradience.io.paths import PathLike
-from gradience.schema.fleet import Counted, QueryReport
-from gradience.schema.runs import (
+from gradience.schema.fleet import (
     RUNS_BEST_SCHEMA_ID,
     RUNS_CURVES_SCHEMA_ID,
     RUNS_SHOW_SCHEMA_ID,
     BestRun,
+    Counted,
     Curve,
+    QueryReport,
     RunRow,
     RunsBestReport,
     RunsCurvesReport,
