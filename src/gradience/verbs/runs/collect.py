@@ -30,7 +30,7 @@ from gradience.verbs.fleet.audit import Plan, Tally, carry_out, cores, known_row
 from gradience.verbs.fleet.engines import Done, run_local
 from gradience.verbs.fleet.find import leads_to_folder, stamp_of
 from gradience.verbs.fleet.job import Job, encoded
-from gradience.verbs.fleet.rows import number_column, version_of_rules
+from gradience.verbs.fleet.rows import finding_columns, number_column, version_of_rules
 from gradience.verbs.fleet.store import Store, Tables
 from gradience.verbs.monitor import report_of
 from gradience.verbs.monitor.source import is_log, open_source
@@ -187,7 +187,11 @@ def run_job(job: Job) -> bytes:
         [_run(job, series, report) for series, report in pairs],
         [row for series in runs for row in _rows(job.path, series)],
         [row for series in runs for row in _evals(job.path, series)],
-        [row for series, report in pairs for row in _findings(job.path, series.run_id, report)],
+        [
+            RunFindingRow(path=job.path, run=series.run_id, position=place, **finding_columns(finding))
+            for series, report in pairs
+            for place, finding in enumerate(report.findings)
+        ],
     )
 
 
@@ -289,17 +293,3 @@ def _evals(path: str, series: RunSeries) -> Iterator[EvalRow]:
                 yield EvalRow(
                     path=path, run=series.run_id, step=event.step, split=event.split, metric=metric, value=number
                 )
-
-
-def _findings(path: str, run: str, report: MonitorReport) -> Iterator[RunFindingRow]:
-    for place, finding in enumerate(report.findings):
-        yield RunFindingRow(
-            path=path,
-            run=run,
-            position=place,
-            id=finding.id,
-            severity=finding.severity,
-            message=finding.message,
-            action=finding.action,
-            confidence=finding.confidence,
-        )
