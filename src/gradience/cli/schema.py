@@ -1,4 +1,4 @@
-"""``gradience import``, ``validate``, ``schema`` and ``rules``: a log of another program; what formats and rules are."""
+"""``gradience import``, ``validate``, ``schema`` and ``rules``: logs of other programs, the formats and the rules."""
 
 from __future__ import annotations
 

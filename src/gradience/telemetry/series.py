@@ -108,6 +108,12 @@ class RunSeries:
         """Return the newest evaluation of the split, or None."""
         return next((e for e in reversed(self.evals) if e.split == split), None)
 
+    def losses_of(self, split: str | None) -> dict[int, float]:
+        """The finite losses of a split's evaluations, by rising step; of two at one step the later."""
+        of_split = ((e.step, e.metrics.loss) for e in self.evals if e.split == split)
+        found = {step: as_float(loss) for step, loss in of_split if step is not None and loss is not None}
+        return {step: loss for step, loss in sorted(found.items()) if isfinite(loss)}
+
     def take(self, event: Event) -> None:
         """Add one event."""
         self._take_clock(event.ts)

@@ -280,6 +280,12 @@ def held_out_of(evals: Sequence[EvalPoint]) -> EvalPoint | None:
     return next((point for point in evals if point.split != "train"), None)
 
 
+def held_out_split(report: MonitorReport) -> str | None:
+    """The held-out split that a report shows, or None."""
+    point = held_out_of(report.evals)
+    return point.split if point else None
+
+
 def gap_of(run: RunSeries, evals: Sequence[EvalPoint]) -> GapReading | None:
     """Train against held-out, or None where one of them was not measured."""
     held_out = held_out_of(evals)

@@ -32,7 +32,7 @@ from gradience.verbs.fleet.find import leads_to_folder, stamp_of
 from gradience.verbs.fleet.job import Job, encoded
 from gradience.verbs.fleet.rows import finding_columns, number_column, version_of_rules
 from gradience.verbs.fleet.store import Store, Tables
-from gradience.verbs.monitor import report_of
+from gradience.verbs.monitor import held_out_of, report_of
 from gradience.verbs.monitor.source import is_log, open_source
 
 _ALONE: Final = 200  # logs that this process reads itself: a worker takes a second to start
@@ -204,7 +204,7 @@ def run_failed(job: Job, reason: str, *, crashed: bool = False) -> bytes:
 def _run(job: Job, series: RunSeries, report: MonitorReport) -> RunRow:
     config, train = report.config, report.train
     lora, loop = config.lora, config.training
-    point = next((point for point in report.evals if point.split != "train"), None)
+    point = held_out_of(report.evals)
     best = _best(series.evals, point.split if point else None)
     worst = next((finding.severity for finding in by_severity(report.findings)), "none")
     targets = lora.target_modules
