@@ -135,14 +135,9 @@ class GradienceCallback(Callback):  # type: ignore[misc]
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
         """Close the run."""
-        most = trainer.max_steps
         self._lookout = None
-        at = f"stopped at step {trainer.global_step}" + (f" of {most}" if most > 0 else "")
         with self._recorder:
-            if self._stopped:
-                self._recorder.end("aborted", f"{at} by {self._stopped}")
-            else:
-                self._recorder.end("ok", at if 0 < trainer.global_step < most else None)
+            self._recorder.finish(trainer.global_step, trainer.max_steps, self._stopped)
 
     def _row(self, trainer: Any, pl_module: Any, step: int) -> None:
         known: dict[str, Any] = {"lr": self._rate, "epoch": _epoch(trainer)}

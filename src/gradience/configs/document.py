@@ -15,6 +15,7 @@ from gradience.configs.files import HasToDict, plain_mapping, read_mapping
 from gradience.configs.recipes import RECIPES, is_mlx, read_mlx_fields
 from gradience.configs.settings import (
     LORA,
+    OF_ANY_METHOD,
     OPTIMIZER,
     RUN,
     TRAINING,
@@ -36,7 +37,6 @@ from gradience.schema.scalars import Json
 CONFIG_NAME = "adapter_config.json"
 
 _VARIANTS = ("use_bdlora", "use_qalora", "kasa_config", "monteclora_config", "velora_config", "arrow_config")
-_SHARED = {"peft_type", "task_type", "modules_to_save"}  # mean the same for every peft_type
 _SECTIONS: tuple[tuple[str, Level, tuple[Setting, ...]], ...] = (
     ("optimizer", "optimizer", OPTIMIZER),
     ("lora", "lora", LORA),
@@ -81,7 +81,7 @@ def _read_mapping(mapping: dict[str, Json], where: str) -> Layer:
 
 def _read_native(fields: Fields, draft: Draft) -> list[str]:
     draft.read("run", RUN, fields, loose=False)
-    draft.read("lora", (item for item in LORA if item.field in _SHARED), fields, loose=False)
+    draft.read("lora", OF_ANY_METHOD, fields, loose=False)
     if draft.get("lora", "peft_type") not in {None, "LORA"}:
         return []  # another method: its settings are not LoRA's, even where they share a name
     draft.read("lora", LORA, fields, loose=False)

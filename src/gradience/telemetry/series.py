@@ -199,8 +199,7 @@ class RunSeries:
             self.record.out_of_order += row.step < self.steps[-1]
         self.steps.append(row.step)
         self.losses.append(as_float(row.loss))
-        rate = row.lr[0] if isinstance(row.lr, list) and row.lr else row.lr
-        self.rates.append(_ABSENT if rate is None or isinstance(rate, list) else as_float(rate))
+        self.rates.append(rate_of(row.lr))
         norm = _ABSENT if row.grad_norm is None else as_float(row.grad_norm)
         self.grad_norms.append(norm)
         if row.grad_norm is not None and norm != norm:  # noqa: PLR0124  # NaN alone differs from itself
@@ -255,6 +254,14 @@ class RunSeries:
             return
         self.first_ts = ts if self.first_ts is None else min(self.first_ts, ts)
         self.last_ts = ts if self.last_ts is None else max(self.last_ts, ts)
+
+
+def rate_of(rate: Real | Sequence[Real] | None) -> float:
+    """The learning rate, of several groups that of the first; NaN where none was logged."""
+    if type(rate) is float:
+        return rate
+    first = rate[0] if isinstance(rate, list) and rate else rate
+    return _ABSENT if first is None or isinstance(first, (list, tuple)) else as_float(first)  # type: ignore[arg-type]
 
 
 def _ends(values: list[float | None]) -> list[float]:
