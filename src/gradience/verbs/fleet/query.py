@@ -108,7 +108,7 @@ def select(store: Store, sql: str) -> QueryReport:
     return QueryReport(schema=QUERY_SCHEMA_ID, sql=sql, columns=columns, rows=rows)
 
 
-def select_to_parquet(store: Store, sql: str, out: Path, *, force: bool = False) -> None:
+def select_to_parquet(store: Store, sql: str, out: Path) -> None:
     """Write the result of one SELECT as a Parquet file.
 
     Raises:
@@ -117,7 +117,7 @@ def select_to_parquet(store: Store, sql: str, out: Path, *, force: bool = False)
     """
     from pyarrow import parquet  # noqa: PLC0415  # extra [fleet]
 
-    with opened(store) as base, _worded(), atomic_file(out, force=force) as partial:
+    with opened(store) as base, _worded(), atomic_file(out) as partial:
         parquet.write_table(base.sql(_only_select(base, sql).query).to_arrow_table(), partial)
 
 

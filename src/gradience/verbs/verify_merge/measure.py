@@ -15,9 +15,8 @@ import numpy as np
 
 from gradience.adapters.layout import Array
 from gradience.schema.merge import MergeReplay
-from gradience.verbs.verify_merge.delta import UNIT, Delta, narrower, working
+from gradience.verbs.verify_merge.delta import UNIT, Delta, Matrix, Stored, narrower, scratch, working
 from gradience.verbs.verify_merge.replays import Missed, Rows, missed_by, replayed
-from gradience.verbs.verify_merge.stored import Matrix, Stored, scratch
 
 Workers: TypeAlias = Callable[..., Iterable[Any]]
 

@@ -20,8 +20,7 @@ import numpy.typing as npt
 
 from gradience.adapters.layout import Array
 from gradience.schema.merge import MergeReplay
-from gradience.verbs.verify_merge.delta import HALVES, UNIT, PlainDelta, narrower, rounded
-from gradience.verbs.verify_merge.stored import scratch
+from gradience.verbs.verify_merge.delta import HALVES, UNIT, PlainDelta, narrower, rounded, scratch
 
 if TYPE_CHECKING:
     from gradience.verbs.verify_merge.measure import Case
