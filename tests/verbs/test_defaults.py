@@ -214,7 +214,12 @@ WITHIN: dict[str, dict[str, Any]] = {
     "schema.document": {"_cell.tag": "td"},
     "schema.export": {"json_schema.name": "telemetry"},
     "schema.findings": {"Coverage.adapter_dtype": "float32"},
-    "schema.fleet": {"AdapterRow.status": "ok", "ModuleRow.kind": "linear", "ModuleRow.state": "ok"},
+    "schema.fleet": {
+        "AdapterRow.status": "ok",
+        "ModuleRow.kind": "linear",
+        "ModuleRow.state": "ok",
+        "RunRow.status": "unreadable",
+    },
     "schema.merge": {
         "CheckedModule.state": "ok",
         "MergeReplay.delta": "F32",
@@ -229,7 +234,6 @@ WITHIN: dict[str, dict[str, Any]] = {
         "ImportedRunReport.status": "unknown",
         "ImportedRunReport.sessions": 1,
     },
-    "schema.runs": {"RunRow.status": "unreadable"},
     "schema.writing": {"MitigatedModule.alpha_factor": 1.0},
     "spectral.dense": {"DenseSpectrum.is_whole": True, "DenseSpectrum.converged": True, "dense_spectrum.values": 64},
     "spectral.grams": {"each_in_threads.waits": True},
@@ -266,7 +270,7 @@ WITHIN: dict[str, dict[str, Any]] = {
     "verbs.bench.judge": {"Task.judged": True},
     "verbs.bench.trial": {"bounds.confidence": 0.95, "bounds.draws": 4000, "student_bounds.confidence": 0.95},
     "verbs.check.data": {"check_data.samples": 10000},
-    "verbs.convert.adapter": {"convert_adapter.to": "peft"},
+    "verbs.convert": {"convert_adapter.to": "peft"},
     "verbs.convert.updates": {"Update.experts": 1},
     "verbs.diagnose": {"diagnose.gap_threshold": 1.5, "diagnose_sources.gap_threshold": 1.5},
     "verbs.fleet.audit": {"audit_fleet.engine": "local"},
@@ -285,8 +289,8 @@ WITHIN: dict[str, dict[str, Any]] = {
     "verbs.monitor.compare": {"compare_runs.gap_threshold": 1.5},
     "verbs.resize.adapter": {"resize_adapter.pieces": "two-sided"},
     "verbs.resize.calibrated": {"Asked.pieces": "two-sided"},
-    "verbs.runs.curves": {"run_curves.metric": "train/loss"},
     "verbs.runs.query": {
+        "run_curves.metric": "train/loss",
         "list_runs.columns": (
             "path",
             "run",
@@ -307,10 +311,9 @@ WITHIN: dict[str, dict[str, Any]] = {
         "show_runs.top": 10,
     },
     "verbs.sides": {"matched.overlapping": True},
+    "verbs.verify_merge": {"verify_merged.threads": 1},
     "verbs.verify_merge.measure": {"_span.quick": True},
-    "verbs.verify_merge.misses": {"missed_by.quick": True},
-    "verbs.verify_merge.model": {"verify_merged.threads": 1},
-    "verbs.verify_merge.replays": {"with_factor.times": 1},
+    "verbs.verify_merge.replays": {"missed_by.quick": True, "with_factor.times": 1},
     "verbs.verify_merge.whole": {"Copy.kind": "replacement"},
     "verbs.writing": {"NewAdapter.weights_name": "adapter_model.safetensors"},
 }
