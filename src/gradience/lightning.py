@@ -236,8 +236,5 @@ def _by_split(logged: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
         losses = [name for name in values if "loss" in name.lower()]
         if "loss" not in values and len(losses) == 1:
             values["loss"] = values.pop(losses[0])
-    return {split: {**columns.known, **columns.extras} for split, columns in _columns(splits)}
-
-
-def _columns(splits: Mapping[str, Mapping[str, Any]]) -> Iterable[tuple[str, Any]]:
-    return ((split, eval_columns(values)) for split, values in splits.items())
+    columns = {split: eval_columns(values) for split, values in splits.items()}
+    return {split: {**known, **extras} for split, (known, extras) in columns.items()}

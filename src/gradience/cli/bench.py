@@ -15,7 +15,7 @@ from cyclopts.validators import Number
 
 from gradience.cli import options as opt
 from gradience.cli.merge import parsed_weights
-from gradience.cli.output import DONE, FOUND, draws_blocks, on_terminal
+from gradience.cli.output import DONE, FOUND, NOT_DECIDED, draws_blocks, on_terminal
 from gradience.errors import AdapterError, GradienceError
 from gradience.render.bench import bench_text
 from gradience.schema.compare import BenchReport
@@ -25,8 +25,7 @@ from gradience.verbs.device import prepare_jax
 if TYPE_CHECKING:  # numpy, and what evaluates
     from gradience.verbs.bench.contest import Options
 
-_UNDECIDED: Final = 3
-_CODES: Final = {"holds": DONE, "none": FOUND, "not_decided": _UNDECIDED, "no_contrast": _UNDECIDED}
+_CODES: Final = {"holds": DONE, "none": FOUND, "not_decided": NOT_DECIDED, "no_contrast": NOT_DECIDED}
 
 
 @dataclass(frozen=True, kw_only=True)

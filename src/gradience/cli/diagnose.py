@@ -83,9 +83,6 @@ def diagnose(
     return code if report.complete else COULD_NOT_JUDGE
 
 
-_NOT_READ: Final = 2
-
-
 def report(
     path: Path | None = None,
     /,
@@ -152,7 +149,7 @@ def report(
     else:
         story = write_sources(sources, out, kind=chosen, force=force, **about)
         print_text("\n".join(_done(out, story.diagnosis)))
-    return exit_code(story.diagnosis.causes, fail_on) if story.diagnosis.complete else _NOT_READ
+    return exit_code(story.diagnosis.causes, fail_on) if story.diagnosis.complete else COULD_NOT_JUDGE
 
 
 def _done(out: Path, report: DiagnoseReport) -> Iterator[str]:

@@ -16,7 +16,6 @@ from cyclopts.types import NonNegativeInt, PositiveInt
 from cyclopts.validators import Number
 
 from gradience.cli import options as opt
-from gradience.cli.options import print_report
 from gradience.cli.output import DONE, emit, print_text
 from gradience.errors import AdapterError, GradienceError
 from gradience.render.fleet import fleet_audit_text, fleet_show_text, query_text
@@ -235,7 +234,7 @@ def answer(store: Store, sql: str, form: ResultOptions) -> int:
         return DONE
     report = select(store, sql)
     if not form.csv:
-        return print_report(report, query_text, json=form.json)
+        return opt.print_report(report, query_text, json=form.json)
     text = io.StringIO()
     writer = csv.writer(text)
     writer.writerow([column.name for column in report.columns])

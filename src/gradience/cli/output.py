@@ -69,6 +69,7 @@ def _depth(line: str) -> int:
 DONE: Final = 0
 FOUND: Final = 1
 COULD_NOT_JUDGE: Final = 2
+NOT_DECIDED: Final = 3
 
 
 def draws_blocks() -> bool:

@@ -20,9 +20,9 @@ from typing import Final
 import msgspec
 
 from gradience.configs.settings import Layer
-from gradience.errors import OutputError, RecorderError
+from gradience.errors import OutputError, RecorderError, few
 from gradience.importers.events import RunEvents, Tally, arrange
-from gradience.importers.files import SourceRun, is_folder, listed, refuse_summary, require_file, sha256_of
+from gradience.importers.files import SourceRun, is_folder, refuse_summary, require_file, sha256_of
 from gradience.importers.settings import add_settings
 from gradience.importers.sources import (
     TABLES,
@@ -202,7 +202,7 @@ def _several(raws: list[SourceRun]) -> list[str]:
     if len(raws) == 1:
         return []
     names = [str(raw.name or raw.path.name) for raw in raws]
-    return [f"{len(raws)} runs: {listed(names, _SHOWN)}; {names[-1]} is shown; --run NAME chooses"]
+    return [f"{len(raws)} runs: {few(names, _SHOWN)}; {names[-1]} is shown; --run NAME chooses"]
 
 
 def _build_runs(source: Path, kind: Format, raw: SourceRun) -> list[ImportedRun]:

@@ -20,7 +20,8 @@ from typing import Any, Final, NamedTuple
 import msgspec
 
 from gradience.configs.settings import overlay, with_ratio
-from gradience.importers.files import LoggedRow, SourceRun, listed
+from gradience.errors import few
+from gradience.importers.files import LoggedRow, SourceRun
 from gradience.importers.settings import shown_in_rows
 from gradience.schema.config import ConfigSnapshot, OptimizerSnapshot, TrainingSnapshot
 from gradience.schema.events import Eval, EvalMetrics, Event, Metrics, RunEnd, RunStart, TrainStep
@@ -135,7 +136,7 @@ def _note_jumps(raw: SourceRun, walk: _Walk) -> None:
 
 
 def _places(unit: str, places: list[int]) -> str:
-    return f"{unit}{'s' if len(places) > 1 else ''} {listed(places, _SHOWN)}"
+    return f"{unit}{'s' if len(places) > 1 else ''} {few(places, _SHOWN)}"
 
 
 def _sorted(segment: Segment) -> Segment:
@@ -273,7 +274,7 @@ class RunEvents:
             tally.take(event)
         if builder.odd:
             places = [f"{name} ({raw.unit} {place})" for name, place in builder.odd]
-            raw.notes.append(f"no numbers, kept as they are: {listed(places, _SHOWN)}")
+            raw.notes.append(f"no numbers, kept as they are: {few(places, _SHOWN)}")
         self.end = _end(builder, raw, tally)
         tally.counts["run_end"] += 1
         self.tally = tally

@@ -12,6 +12,7 @@ from functools import wraps
 from pathlib import PurePath
 from typing import Final, ParamSpec, TypeAlias, TypeVar
 
+from gradience.errors import few
 from gradience.schema.findings import Excluded, Finding, NotRun
 from gradience.schema.scalars import NonFinite
 
@@ -80,8 +81,7 @@ def listed(names: Sequence[str], most: int = NAMES, *, separator: str = ", ") ->
     >>> listed(["a", "b", "c"], 2)
     'a, b and 1 more'
     """
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return clean(separator.join(names[:most])) + more
+    return clean(few(names, most, separator))
 
 
 def counted(n: int, noun: str) -> str:

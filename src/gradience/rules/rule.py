@@ -14,7 +14,7 @@ in that file, beside its rules.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Generic, NamedTuple, TypeAlias, TypeVar
 
@@ -175,16 +175,6 @@ def finding(rule: Description, seen: Observation) -> Finding:
         evidence=list(dict.fromkeys((*seen.evidence, *rule.evidence))),
         values={name: real(value) if isinstance(value, float) else value for name, value in seen.values.items()},
     )
-
-
-def few(names: Sequence[str], shown: int = 3, between: str = ", ") -> str:
-    """The first of many names, for a message, and how many more there are.
-
-    >>> few(["q", "k", "v", "o"]), few(["q", "k"])
-    ('q, k, v and 1 more', 'q, k')
-    """
-    more = f" and {len(names) - shown} more" if len(names) > shown else ""
-    return between.join(names[:shown]) + more
 
 
 def cite(source: str, says: str) -> Evidence:

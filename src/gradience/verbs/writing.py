@@ -24,7 +24,7 @@ import msgspec
 from gradience.adapters.layout import Array
 from gradience.adapters.open import INDEX_NAMES, WEIGHT_NAMES, AdapterFiles
 from gradience.base.weights import file_digest
-from gradience.errors import OutputError
+from gradience.errors import OutputError, few
 from gradience.io.atomic import atomic_folder, refuse_file, refuse_folder
 from gradience.io.reading import read_small, real_path
 from gradience.io.safetensors import PlannedTensor, write_safetensors
@@ -206,9 +206,8 @@ def refuse_to_lose(folder: Path) -> None:
         )
     others = sorted(entry.name + "/" * entry.is_dir() for entry in folder.iterdir() if not _is_of_an_adapter(entry))
     if others:
-        more = f" and {len(others) - _NAMED} more" if len(others) > _NAMED else ""
         raise OutputError(
-            f"{folder} holds more than an adapter, which --force would remove: {', '.join(others[:_NAMED])}{more}",
+            f"{folder} holds more than an adapter, which --force would remove: {few(others, _NAMED)}",
             advice="choose another name, or move these away",
         )
 

@@ -14,7 +14,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
-from gradience.rules.rule import Observation, Rule, Threshold, cite, few
+from gradience.errors import few
+from gradience.rules.rule import Observation, Rule, Threshold, cite
 from gradience.rules.weights.ranks import percentile
 from gradience.schema.audit import AuditReport, Health, MergeSurvival, ModuleAudit, NotAnalysed
 from gradience.schema.findings import RuleGroup

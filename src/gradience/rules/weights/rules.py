@@ -11,7 +11,8 @@ from dataclasses import replace
 from functools import partial
 from typing import Final
 
-from gradience.rules.rule import UTILIZATION, Observation, Rule, Threshold, Unknown, Verdict, cite, few, judge
+from gradience.errors import few
+from gradience.rules.rule import UTILIZATION, Observation, Rule, Threshold, Unknown, Verdict, cite, judge
 from gradience.rules.weights.health import (
     BASE_RULES,
     LARGE_SIZE,

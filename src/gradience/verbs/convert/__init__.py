@@ -10,7 +10,7 @@ from typing import Final, NamedTuple
 import msgspec
 
 from gradience.adapters.layout import Role
-from gradience.errors import AdapterError
+from gradience.errors import AdapterError, few
 from gradience.io.paths import PathLike, Progress
 from gradience.io.safetensors import PlannedTensor, copied
 from gradience.io.spool import Spool, temporary_folder
@@ -40,7 +40,6 @@ from gradience.verbs.writing import NewAdapter, provenance_of, refuse_place, wri
 
 _WHOLE_IN_PEFT: Final[frozenset[Role]] = frozenset({"full_module", "bias", "base_copy", "token_rows"})
 _UPDATES: Final[frozenset[Role]] = frozenset({"lora_pair", "magnitude", "scale"})
-_SHOWN: Final = 3
 
 
 def convert_adapter(
@@ -157,11 +156,9 @@ def _rest(source: Source, target: Target, *, drop: bool, other_components: Colle
     carried = [copied(source.tensors, name) for name, role in roles.items() if role in kept]
     dropped = [name for name, role in roles.items() if role not in kept | _UPDATES]
     if dropped and not drop:
-        more = f" and {len(dropped) - _SHOWN} more" if len(dropped) > _SHOWN else ""
         what = "MLX-LM's LoRA" if target == "mlx" else "a plain PEFT LoRA"
         raise AdapterError(
-            f"{what} has no place for {len(dropped)} tensors of {source.files.weights}: "
-            f"{', '.join(dropped[:_SHOWN])}{more}",
+            f"{what} has no place for {len(dropped)} tensors of {source.files.weights}: {few(dropped)}",
             advice="leave them out with --drop, or keep the adapter as it is",
         )
     return _Rest(carried, dropped)

@@ -79,22 +79,11 @@ def monitor_run(
         ConfigError: an id is not known, or the settings cannot be read.
         SchemaError: the log is of another major version.
     """
-    left_out = detectors_left_out(select, ignore, settings)
+    left_out = excluded_rules(DETECTED, select=select, ignore=ignore, settings=settings)
     source = open_source(path, run)
     shown = source.summary.last
     assert shown is not None  # noqa: S101  # open_source refuses a source without a run
     return report_of(source, shown, gap_threshold=gap_threshold, left_out=left_out)
-
-
-def detectors_left_out(
-    select: Iterable[str] = (), ignore: Iterable[str] = (), settings: str | os.PathLike[str] | None = None
-) -> dict[str, str]:
-    """The detectors that are not to speak, each with the reason.
-
-    Raises:
-        ConfigError: an id is not known, or the settings cannot be read.
-    """
-    return excluded_rules(DETECTED, select=select, ignore=ignore, settings=settings)
 
 
 def report_of(
@@ -122,7 +111,7 @@ def report_of(
         sessions=len(run.record.sessions),
         config=config,
         status=facts.status,
-        status_reason=run.end.reason if run.end else None,
+        status_reason=facts.status_reason,
         events=dict(summary.counts),
         train=train,
         signals={name: _signal(column) for name, column in facts.signals.items()},

@@ -13,9 +13,11 @@ import msgspec
 
 from gradience.errors import GradienceError, RecorderError
 from gradience.importers.sources import MAX_RUNS
+from gradience.rules.log import DETECTED
 from gradience.rules.log.facts import DEFAULT_GAP, Series, sorted_by_step
 from gradience.rules.log.statistics import median
 from gradience.rules.objective import objective_of
+from gradience.rules.select import excluded_rules
 from gradience.schema.compare import (
     COMPARE_SCHEMA_ID,
     AlignedRow,
@@ -27,7 +29,7 @@ from gradience.schema.compare import (
 from gradience.schema.findings import FindingRef
 from gradience.schema.reports import MonitorReport
 from gradience.schema.scalars import Json, number_in, real
-from gradience.verbs.monitor import detectors_left_out, held_out_of, held_out_split, report_of
+from gradience.verbs.monitor import held_out_of, held_out_split, report_of
 from gradience.verbs.monitor.source import names_of, open_source, runs_in
 
 _ROWS: Final = 12  # of the table by step
@@ -76,7 +78,7 @@ def compare_runs(
         RecorderError: a path is missing or holds no run; within a folder of runs such a log is listed as unread.
         SchemaError: a log is of another major version.
     """
-    left_out = detectors_left_out(select, ignore, settings)
+    left_out = excluded_rules(DETECTED, select=select, ignore=ignore, settings=settings)
     runs: list[_Run] = []
     unread: list[UnreadRun] = []
     folders = [runs_in(given) for given in paths]
