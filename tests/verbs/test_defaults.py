@@ -150,6 +150,7 @@ WITHIN: dict[str, dict[str, Any]] = {
     "data.measure": {"Limits.batch_size": 8},
     "data.shapes": {"Shape.text_column": "text", "Shape.label_column": "label"},
     "data.tokens": {"Masking.by": "trl"},
+    "errors": {"few.shown": 3},
     "importers.events": {"_Walk.last": -1, "_Walk.first": -1, "_Stream.last": -1, "Tally.summary": -1.0},
     "importers.files": {"SourceRun.unit": "line"},
     "importers.table": {"flatten.depth": 1},
@@ -201,7 +202,6 @@ WITHIN: dict[str, dict[str, Any]] = {
     "rules.log.statistics": {"noise.few": 6},
     "rules.log.story": {"_get.spec": ".4g"},
     "rules.merge": {"_MergeRule.groups": ("merge",)},
-    "rules.rule": {"few.shown": 3},
     "rules.weights.health": {"WeightsRule.groups": ("weights",)},
     "schema.audit": {
         "SuggestedRank.for_engines": 1,
