@@ -1,106 +1,26 @@
-"""The types of logs and reports, with units. Needs msgspec only."""
+"""The types of logs and reports, with units. Needs msgspec only.
+
+Each is had from here by its name, as in `from gradience.schema import ConfigSnapshot`; the module that holds it is
+imported when it is asked for.
+"""
 
 from __future__ import annotations
 
-from gradience.schema.audit import (
-    AUDIT_SCHEMA_ID,
-    AuditReport,
-    AuditSummary,
-    GroupSummary,
-    Health,
-    LayerSummary,
-    LedgerEntry,
-    ModuleAudit,
-    NotAnalysed,
-    SuggestedRank,
-)
-from gradience.schema.config import ConfigSnapshot, LoraSnapshot, OptimizerSnapshot, TrainingSnapshot
-from gradience.schema.diagnose import DIAGNOSE_SCHEMA_ID, DiagnoseReport
-from gradience.schema.events import (
-    EVENT_TYPES,
-    Alert,
-    Eval,
-    EvalMetrics,
-    Event,
-    EventBase,
-    Metrics,
-    Recommendation,
-    RecommendationItem,
-    RunEnd,
-    RunStart,
-    TrainStep,
-    UnknownEvent,
-)
-from gradience.schema.findings import Evidence, Finding, NotRun
-from gradience.schema.reports import (
-    CHECK_SCHEMA_ID,
-    IMPORT_SCHEMA_ID,
-    MONITOR_SCHEMA_ID,
-    VALIDATE_SCHEMA_ID,
-    BadLine,
-    CheckReport,
-    EvalPoint,
-    GapReading,
-    ImportReport,
-    MonitorReport,
-    SourceFile,
-    TrainSummary,
-    ValidateReport,
-)
-from gradience.schema.scalars import SCHEMA_ID, NonFinite, Real, Severity, Status, TaskProfile, as_float, real
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, Final
 
-__all__ = [
-    "AUDIT_SCHEMA_ID",
-    "CHECK_SCHEMA_ID",
-    "DIAGNOSE_SCHEMA_ID",
-    "EVENT_TYPES",
-    "IMPORT_SCHEMA_ID",
-    "MONITOR_SCHEMA_ID",
-    "SCHEMA_ID",
-    "VALIDATE_SCHEMA_ID",
-    "Alert",
-    "AuditReport",
-    "AuditSummary",
-    "BadLine",
-    "CheckReport",
-    "ConfigSnapshot",
-    "DiagnoseReport",
-    "Eval",
-    "EvalMetrics",
-    "EvalPoint",
-    "Event",
-    "EventBase",
-    "Evidence",
-    "Finding",
-    "GapReading",
-    "GroupSummary",
-    "Health",
-    "ImportReport",
-    "LayerSummary",
-    "LedgerEntry",
-    "LoraSnapshot",
-    "Metrics",
-    "ModuleAudit",
-    "MonitorReport",
-    "NonFinite",
-    "NotAnalysed",
-    "NotRun",
-    "OptimizerSnapshot",
-    "Real",
-    "Recommendation",
-    "RecommendationItem",
-    "RunEnd",
-    "RunStart",
-    "Severity",
-    "SourceFile",
-    "Status",
-    "SuggestedRank",
-    "TaskProfile",
-    "TrainStep",
-    "TrainSummary",
-    "TrainingSnapshot",
-    "UnknownEvent",
-    "ValidateReport",
-    "as_float",
-    "real",
-]
+if TYPE_CHECKING:
+    from gradience.schema.config import ConfigSnapshot, LoraSnapshot, OptimizerSnapshot, TrainingSnapshot
+
+__all__ = ["ConfigSnapshot", "LoraSnapshot", "OptimizerSnapshot", "TrainingSnapshot"]
+
+_HOMES: Final = ("config", "events", "findings", "reports", "audit", "diagnose", "scalars")
+
+
+def __getattr__(name: str) -> Any:
+    """A type or constant of one of the modules."""
+    for home in () if name.startswith("_") else _HOMES:
+        module = import_module(f"{__name__}.{home}")
+        if hasattr(module, name):
+            return getattr(module, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
