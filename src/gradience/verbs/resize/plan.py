@@ -1,7 +1,8 @@
 """Everything that is decided before a byte is written: which pairs, their ranks, the config, and what is lost.
 
 The factors are read once, one module at a time, for their Gram matrices: singular values, ranks and errors follow from
-these, and the new factors themselves are computed only while the file is written (`cut`).
+these, and the new factors themselves are computed only while the file is written (`cut`). Of plain factors that get one
+rank, `at_once` does both together.
 """
 
 from __future__ import annotations
