@@ -10,8 +10,8 @@ import pytest
 
 from gradience.io.safetensors import planned
 from gradience.spectral import grams
-from gradience.verbs import ahead
-from gradience.verbs.ahead import loaded_ahead
+from gradience.verbs import writing
+from gradience.verbs.writing import loaded_ahead
 
 
 @pytest.fixture
@@ -43,7 +43,7 @@ def test_data_come_in_order_and_several_threads_compute_no_more_than_a_few_ahead
 
 @pytest.mark.usefixtures("two_cores")
 def test_a_large_tensor_is_read_when_it_is_written(monkeypatch):
-    monkeypatch.setattr(ahead, "_LARGE", 12)
+    monkeypatch.setattr(writing, "_LARGE", 12)
     read = []
 
     def load(place):

@@ -2,6 +2,8 @@
 
 A folder appears whole or not at all, and never in place of what is read. Beside the weights and the config lies
 `gradience_provenance.json`: which files were read, by which operation, at what cost in each module.
+
+Tensors are computed by threads while others are written.
 """
 
 from __future__ import annotations
@@ -11,15 +13,18 @@ import re
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Final, Literal, NamedTuple, TypeAlias
 
 import msgspec
 
+from gradience.adapters.layout import Array
 from gradience.adapters.open import INDEX_NAMES, WEIGHT_NAMES, AdapterFiles
 from gradience.base.weights import file_digest
-from gradience.errors import OutputError
+from gradience.errors import OutputError, few
 from gradience.io.atomic import atomic_folder, refuse_file, refuse_folder
 from gradience.io.reading import read_small, real_path
 from gradience.io.safetensors import PlannedTensor, write_safetensors
@@ -32,6 +37,7 @@ from gradience.schema.writing import (
     ResizeReport,
     SourceFile,
 )
+from gradience.spectral.grams import each_in_threads
 
 WEIGHTS_NAME: Final = "adapter_model.safetensors"
 CONFIG_NAME: Final = "adapter_config.json"
@@ -49,6 +55,8 @@ _MAX_CARD: Final = 64 * 1024  # bytes; PEFT's card has 5 KB
 Dtype: TypeAlias = Literal["float32", "float16", "bfloat16"]
 STORED: Final[Mapping[str, str]] = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 """The dtypes that factors are written in, and safetensors' names of them."""
+_AHEAD: Final = 2  # for each thread: one at work, one that waits to be written
+_LARGE: Final = 1 << 26  # bytes: such a tensor, an embedding that is copied, is alone in memory
 
 
 class NewAdapter(NamedTuple):
@@ -202,9 +210,8 @@ def refuse_to_lose(folder: Path) -> None:
         )
     others = sorted(entry.name + "/" * entry.is_dir() for entry in folder.iterdir() if not _is_of_an_adapter(entry))
     if others:
-        more = f" and {len(others) - _NAMED} more" if len(others) > _NAMED else ""
         raise OutputError(
-            f"{folder} holds more than an adapter, which --force would remove: {', '.join(others[:_NAMED])}{more}",
+            f"{folder} holds more than an adapter, which --force would remove: {few(others, _NAMED)}",
             advice="choose another name, or move these away",
         )
 
@@ -235,3 +242,23 @@ def _locations(*paths: Path) -> Iterator[Path]:
     for path in paths:
         yield real_path(path)
         yield real_path(path.parent) / path.name
+
+
+@contextmanager
+def loaded_ahead(tensors: Sequence[PlannedTensor]) -> Iterator[list[PlannedTensor]]:
+    """The tensors, to be loaded once and in their order; the next few are computed meanwhile, from several threads."""
+    tasks = [partial(_loader, tensor) for tensor in tensors]
+    with closing(each_in_threads(tasks, ahead=_AHEAD, waits=False)) as loaders:  # a signal ends it at once
+
+        def load() -> Array:
+            return next(loaders)()
+
+        yield [tensor._replace(load=load) for tensor in tensors]
+
+
+def _loader(tensor: PlannedTensor) -> Callable[[], Array]:
+    """What gives the data: at hand, or to be asked for where they are large or another thread is about to have them."""
+    if tensor.nbytes > _LARGE or tensor.with_another:
+        return tensor.load
+    data = tensor.load()
+    return lambda: data

@@ -19,7 +19,6 @@ from gradience.io.atomic import atomic_file
 from gradience.io.paths import PathLike, Progress
 from gradience.io.safetensors import PlannedTensor, write_safetensors
 from gradience.schema.writing import Provenance, ResizeReport
-from gradience.verbs.ahead import loaded_ahead
 from gradience.verbs.resize.at_once import planned_at_once
 from gradience.verbs.resize.calibrated import CRITERIA, Asked, PiecesOf, calibrate_adapter, plan_by_outputs
 from gradience.verbs.resize.criteria import Target, target_of
@@ -31,6 +30,7 @@ from gradience.verbs.writing import (
     Dtype,
     NewAdapter,
     Sources,
+    loaded_ahead,
     provenance_of,
     refuse_place,
     weight_files,

@@ -16,11 +16,8 @@ import numpy as np
 
 from gradience.adapters.layout import Array
 from gradience.schema.merge import MergeReplay
-from gradience.verbs.verify_merge.delta import UNIT, Delta, narrower, working
-from gradience.verbs.verify_merge.misses import Missed, Rows, missed_by
-from gradience.verbs.verify_merge.replays import replayed
-from gradience.verbs.verify_merge.scratch import scratch
-from gradience.verbs.verify_merge.stored import Matrix, Stored
+from gradience.verbs.verify_merge.delta import UNIT, Delta, Matrix, Stored, narrower, scratch, working
+from gradience.verbs.verify_merge.replays import Missed, Rows, missed_by, replayed
 
 Workers: TypeAlias = Callable[..., Iterable[Any]]
 _Found: TypeAlias = tuple[list[int], list[float]]
