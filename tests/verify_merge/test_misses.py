@@ -92,11 +92,15 @@ def test_nan_is_never_exact_in_bfloat16(both):
 
 
 def test_what_was_merged_twice_is_rounded_twice():
-    w, d = np.full((4, 8), 1.0, np.float32), np.full((4, 8), 0.75 * 2.0**-7, np.float32)  # rounds up a step
-    m = np.full((4, 8), 1.0 + 2.0**-6, np.float32)
-    twice = MergeReplay(weight="BF16", times=2)
-    assert len(missed_by(Rows(w, m, d), twice, base="BF16", merged="BF16").where) == 0
-    assert missed_by(Rows(w, m, d), MergeReplay(weight="BF16"), base="BF16", merged="BF16").p.size == m.size
+    w, d = np.ones((4, 8), np.float32), np.zeros((4, 8), np.float32)
+    d[1, 2] = 0.75 * 2.0**-7  # rounds up to a step of bfloat16
+    m = w.copy()
+    m[1, 2] += 2.0**-6
+    found = [
+        missed_by(Rows(w, m, d), MergeReplay(weight="BF16", times=times), base="BF16", merged="BF16").where
+        for times in (1, 2)
+    ]
+    assert [where.tolist() for where in found] == [[10], []]
 
 
 def test_a_thread_leaves_the_spans_behind_the_first_that_is_no_merge(monkeypatch):
