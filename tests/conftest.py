@@ -12,6 +12,10 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 
+# Before numpy and torch are imported: each worker has a core, and a second thread of BLAS or OpenMP spins in wait for one
+# that the other worker holds up. With it the tests of `resize` took three times the processor time.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 settings.register_profile(
     "ci", max_examples=40, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
 )
