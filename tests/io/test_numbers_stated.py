@@ -1,23 +1,157 @@
 """Numbers within the code that decide an answer, by value: most were measured, and one that moves is a decision.
 
 The thresholds of rules have a table of their own, and so have limits. Sizes of buffers and the like, which decide how
-fast an answer comes and not which, are in neither.
+fast an answer comes and not which, are named without a value. A number that is in no table is a decision not taken.
 """
 
 from __future__ import annotations
 
+import pkgutil
+import runpy
+from collections.abc import Iterator
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+import gradience
+
 STATED: dict[str, dict[str, Any]] = {
+    "adapters.formats.assembly": {"_MANY": 8},
+    "adapters.formats.kohya": {"_CORE": 4},
+    "adapters.formats.mlx": {"_STACKED": 3},
+    "adapters.kinds.products": {"_CORE": 4},
+    "adapters.kinds.unfactored": {"_BAT": 3},
+    "adapters.layout": {"LARGEST_ENTRY": 3.4e38, "_EXPONENTS": {"float16": 0x7C00, "bfloat16": 0x7F80}},
+    "adapters.names": {"_SECTION_START": {"down_blocks": 0, "mid_block": 100, "up_blocks": 200}, "_SECTION_SIZE": 100},
+    "adapters.patterns": {"_MOST_PATHS": 5e7, "_USUAL_NAME": 64, "_DEEPEST": 50},
+    "base.coverage": {"_STACK": 3, "_BYTES": {"float32": 4, "bfloat16": 2, "float16": 2}},
+    "base.peft_emulation.layout": {"_FUSED_FROM": 5},
+    "base.peft_emulation.targets": {"_CONVERTING": 5, "_STACK": 3},
+    "base.update": {"_HALF": 2},
+    "base.weights": {"_VERSION": 1, "_REPO_PARTS": 2},
+    "cli.bench": {"_UNDECIDED": 3, "_CODES": {"holds": 0, "none": 1, "not_decided": 3, "no_contrast": 3}},
+    "cli.diagnose": {"_NOT_READ": 2},
+    "cli.main": {"UNUSABLE": 2, "SOFTWARE": 70, "_MAX_ERROR": 800},
+    "cli.merge": {"_INCONCLUSIVE": 3},
+    "cli.monitor": {"_EVERY": 1.0},
+    "cli.output": {"DONE": 0, "FOUND": 1, "COULD_NOT_JUDGE": 2, "_WIDTH": 79, "_LEAST": 40, "_HANG": 2},
+    "configs.pickled": {"_SHOWN": 80, "_BEFORE_THE_OBJECT": 2},
+    "configs.settings": {"ALIKE": 0.85, "_SHORT": 4},
+    "data.encoder": {"_MAX_TEMPLATE": 1 << 20},
+    "data.measure": {
+        "_RARE": (0x07C0, 0x0800),
+        "_FIRST": 5,
+        "_FAULTS": 20,
+        "_TEXT": 240,
+        "_BARS": 48,
+        "_LABELS": 50,
+        "_WHITESPACE": 2,
+    },
+    "data.overlap": {"NEAR": 0.8, "HASHES": 128, "_CANDIDATE": 0.6, "_FIRST": 5, "_TRIGRAM": 3, "_FEWEST": 8},
+    "data.rows": {"MAX_LINE": 64 << 20, "MAX_JSON": 512 << 20, "_MAX_FILES": 10000},
+    "data.shapes": {"_MOST_COLUMNS": 12},
+    "data.tokens": {"_IGNORED": -100},
+    "importers.binary": {
+        "_ALL": {"scalars": 0, "tensors": 0, "images": 1, "audio": 1, "histograms": 1, "compressedHistograms": 1},
+        "_START": 7,
+        "_BLOCK": 32 * 1024,
+        "_FULL": 1,
+        "_FIRST": 2,
+        "_MIDDLE": 3,
+        "_LAST": 4,
+        "_HISTORY": 2,
+        "_CONFIG": 5,
+        "_RUN": 17,
+        "_EXIT": 18,
+        "_ITEM": 1,
+        "_KEY": 1,
+        "_NESTED": 2,
+        "_VALUE": 16,
+        "_RUN_ID": 1,
+        "_RUN_CONFIG": 4,
+        "_RUN_NAME": 8,
+        "_VARINT": 0,
+        "_LONG": 1,
+        "_BYTES": 2,
+        "_SHORT": 5,
+        "_MOST_BITS": 64,
+    },
+    "importers.databases": {
+        "_MAX_META": 1 << 20,
+        "_MAX_LINE": 4096,
+        "_MAX_FILES": 5000,
+        "_MILLI": 1000.0,
+        "_FIELDS": 3,
+    },
+    "importers.events": {"_FEW": 3, "_LOST": 3, "_SHOWN": 5, "_ROUNDING": 1000},
+    "importers.files": {"_SECONDS": (1e9, 1e10), "MAX_ROWS": 1_000_000},
+    "importers.run": {"_SHOWN": 10},
+    "importers.settings": {"_ROUNDED": 0.0005},
+    "importers.sources": {"_HEAD": 4096, "_ROWS": 50, "_CLOSE": 0.001},
+    "importers.table": {"_SHOWN": 12},
+    "importers.text": {"_HEAD": 1 << 20, "_MAX_LINE": 64 * 1024, "_SHOWN": 5, "_TRIPLE": 3},
+    "io.header": {"_LEAST_HEADER": 2, "_SHOWN": 60},
+    "io.interrupt": {"TERMINATED": 143},
+    "io.reading": {"_MIB": 1 << 20, "_KIB": 1 << 10},
+    "io.safetensors": {"_OTHER_BITS": {"C64": 64, "F8_E8M0": 8, "F6_E2M3": 6, "F6_E3M2": 6, "F4": 4}, "_ALIGNMENT": 8},
+    "models.inputs": {"LONGEST": 512, "_LARGEST_ROW": 16 << 20},
+    "render.audit": {"_NOT_ANALYSED": 5, "_NAMED_LAYERS": 6, "_HALF": 0.5},
+    "render.bench": {"_WIDTH": 61, "_NAME": 24},
+    "render.check": {"_LABELS": 6, "_NAMES": 10, "_UNMATCHED": 5, "_TEXT": 60, "_SOURCE": 8, "_TWO_DIGITS": 10},
+    "render.compare": {
+        "_SIDE_BY_SIDE": 4,
+        "_COLUMN": 16,
+        "_LABEL": 22,
+        "_NAME": 28,
+        "_VALUE": 40,
+        "_JSON_VALUE": 60,
+        "_SHOWN_IDS": 2,
+        "_LAYERS": 6,
+        "_FACTOR": 10.0,
+        "_MODULES": 5,
+    },
+    "render.findings": {"_SHOWN": 10},
+    "render.fleet": {"_LISTED": 8, "_PAIRS": 8, "_BASES": 3},
+    "render.html.figures": {"STYLES": 8, "_FEW_LINES": 3, "_MOST_POINTS": 120, "_LONGEST": 24},
+    "render.html.page": {"_NOTES": 50, "_TEXT": 600},
+    "render.html.pieces": {"_MARKS": 40, "_ROWS": 100, "_CELLS": 2000, "_LAYERS": 400},
+    "render.html.plot": {
+        "BUCKETS": 480,
+        "_LARGEST": 1e300,
+        "_SMOOTHED": 100,
+        "_SPREAD": 100.0,
+        "_LEAST": 1e-290,
+        "_TICKS": 5,
+        "_THOUSANDTH": 0.001,
+        "_THOUSAND": 1000.0,
+        "_MILLION": 1e6,
+        "_BILLION": 1e9,
+    },
+    "render.html.training": {"_CLOSE": (0.5, 99.5), "_FAR": 3.0, "_MOST": 200},
+    "render.html.weights": {"_TINY": 1e-300, "_PAIRS": 3, "_TEXT": 120},
+    "render.markdown": {"_ROWS": 20, "_SPLITS": 5, "_TEXT": 300},
+    "render.merge": {"_MEGABYTE": 1e6},
+    "render.monitor": {"_MODULES": 3, "_ALERTS": 3},
+    "render.plots": {
+        "_BRAILLE": 0x2800,
+        "_DOTS": ((1, 8), (2, 16), (4, 32), (64, 128)),
+        "_LABEL": 8,
+        "_WIDTH": 100,
+        "_ROW_NAME": 24,
+        "_TICK": 10,
+    },
+    "render.ranks": {"_MODULES": 8},
+    "render.text": {"NAMES": 4, "WIDTH": 72},
+    "render.writing": {"MODULES": 12, "EXACT": 1e-06},
     "rules.config.rate": {
         "_HINTED_CONFIDENCE": 0.6,
         "_BLIND_CONFIDENCE": 0.4,
         "_PISSA_CONFIDENCE": 0.5,
         "_OTHER_INIT_CONFIDENCE": 0.3,
     },
+    "rules.joins.symptoms": {"_SHOWN": 3},
     "rules.log.divergence": {
         "_FIFTH": 5,
         "_WINDOW": 3,
@@ -35,6 +169,7 @@ STATED: dict[str, dict[str, Any]] = {
         "_SPANS": (0.3, 0.5, 0.65),
     },
     "rules.log.numbers": {"_STRAIGHT": 0.02, "_AROUND": 6, "_SAME_RATE": 1e-9},
+    "rules.log.recorded": {"_LOST": (("energy_rank_99", 0.01), ("energy_rank_95", 0.05), ("energy_rank_90", 0.1))},
     "rules.log.rewards": {"_THIRD": 3},
     "rules.log.statistics": {
         "FEW_POINTS": 128,
@@ -49,15 +184,39 @@ STATED: dict[str, dict[str, Any]] = {
         "_MANY": 1000,
         "_NEAR": 0.6,
         "_HIGHEST": 700.0,
+        "MEDIAN_ERROR": 1.2533,
+        "NORMAL_95": 1.645,
+        "_OF_MEDIAN": 0.6053,
+        "_OF_MEAN": 0.5117,
+        "_POWER": 2.326 + 0.842,
     },
-    "rules.weights.ranks": {"_ROUNDING": 1e-9},
-    "spectral.atoms": {"_SETTLED": 1e-4, "_ROUNDING": 2e-6, "_RESOLVED": 1e-3, "_SHARE": 0.05},
+    "rules.weights.against_base": {"_SHOWN": 5},
+    "rules.weights.ranks": {
+        "_ROUNDING": 1e-9,
+        "BUCKETS": (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024),
+        "_SHARES": {"median": 0.5, "p90": 0.9},
+    },
+    "rules.weights.rules": {"_SHOWN": 3, "_KEPT": 20},
+    "schema.document": {"_WIDTH": 160, "_SHOWN": 12},
+    "schema.scalars": {"MAX_INT": 2**53 - 1},
+    "spectral.atoms": {"_SETTLED": 1e-4, "_ROUNDING": 2e-6, "_RESOLVED": 1e-3, "_SHARE": 0.05, "_INTERVALS": 160},
+    "spectral.base": {
+        "_BITS": {"bfloat16": (8, 7), "float16": (5, 10)},
+        "_F16_NORMAL": 2.0 ** (-14),
+        "_F16_STEP": 2.0 ** (-24),
+    },
     "spectral.dense": {"EXACT_UP_TO": 2048, "_LEADING": 64, "_SLACK": 1e-4},
-    "spectral.intruders": {"EXACT_UP_TO": 384, "SETTLED_BY_SVD": 768, "_VECTORS": 640, "_ROUNDING": 1e-4},
+    "spectral.intruders": {
+        "EXACT_UP_TO": 768,
+        "SETTLED_UP_TO": 2048,
+        "_VECTORS": 640,
+        "_RESOLVED": 1e-7,
+        "_ROUNDING": 1e-4,
+    },
     "spectral.krylov": {"_DEPENDENT": 1e-10},
     "spectral.lanczos": {"_GUARD": 6, "_VECTORS": 768, "EXACT_UNDER": 96, "_SMALL": 768, "_ANGLE": 2e-3},
     "spectral.merging": {"EXACT": 1e-6, "_CANCELLED": 1e-10, "_NOTHING": 1e-24, "_SINGLE": 1e37},
-    "spectral.norms": {"_WIDTH": 2, "_STEPS": 64, "_ERROR": 2e-6},
+    "spectral.norms": {"_WIDTH": 2, "_STEPS": 64, "_ERROR": 2e-6, "_LEAST": 1e-15},
     "spectral.quantities": {"SHARES": (0.9, 0.95, 0.99)},
     "spectral.reduced": {
         "_FLOOR": 1e-7,
@@ -69,9 +228,68 @@ STATED: dict[str, dict[str, Any]] = {
     },
     "spectral.sketch": {"DIMENSIONS": 128, "_SEED": 20130811},
     "spectral.subspace": {"_TRUSTED": 1e-4, "_FLOOR": 1e-6},
+    "spectral.sums": {"_BESIDE": 1e-10, "_HALF": 2},
     "spectral.update": {"_SAMPLES": 8, "TRUSTED_SHARE": 1e-2},
+    "telemetry.lines": {"_SHORT_PART": 4, "_SHOWN": 80},
+    "telemetry.logfile": {"FSYNC_INTERVAL_S": 5.0, "_PRIVATE_MODE": 0o600, "_BEYOND": (1 << 31) - 1},
+    "telemetry.redact": {"_SCANNED_KEY": 1024},
+    "telemetry.secrets": {"_TOKEN": 16, "_PAIRED": 8},
+    "telemetry.values": {"_WHOLE_BITS": 4096},
+    "verbs.audit.against_base": {"SHOWN_EPS": (0.3, 0.5, 0.7), "_SAME_NORM": 1e-05},
+    "verbs.audit.log": {"_EVENT_BYTES": 56 * 1024},
+    "verbs.bench": {"_DENSITY": 0.5, "SCALES": (0.0, 0.5)},
+    "verbs.bench.contest": {"LONGEST": 1024, "_SEEDS": 3},
+    "verbs.bench.evaluators": {
+        "DEFAULT_TIMEOUT": 3600.0,
+        "MAX_OUTPUT": 64 << 20,
+        "_TAIL": 2048,
+        "_SHOWN": 200,
+        "_LARGEST_SAMPLE": 16 << 20,
+    },
+    "verbs.bench.judge": {"_LEAST_SEEDS": 2, "_BINARY": (0.0, 1.0)},
+    "verbs.bench.store": {"_VERSION": 1, "_LARGEST": 256 << 20, "_HASH": 12},
+    "verbs.bench.trial": {"CONFIDENCE": 0.95, "DRAWS": 4000, "POWER": 0.8, "REACH": 2.0, "_MOST": 1e9},
+    "verbs.beside": {"_VOUCHED": 0.01},
+    "verbs.check.data": {"_TRL_LENGTH": 1024, "_PEEK": 20, "SAMPLES": 10000, "_BATCH": 8},
+    "verbs.compare": {"SETTLED": 0.99},
+    "verbs.convert.adapter": {"_SHOWN": 3},
+    "verbs.convert.source": {"_SHOWN": 3},
+    "verbs.convert.write": {"_ALL_LAYERS": -1},
+    "verbs.diagnose.checkpoints": {"_SECOND": 0.6053, "_LEAST_EVALS": 5, "_TRIED": 3},
+    "verbs.diagnose.sources": {"SHOWN": 5},
+    "verbs.fleet.engines": {"_TRIES": 2},
+    "verbs.fleet.find": {"_MOST_LIST": 256 << 20},
+    "verbs.fleet.index": {"_VERSION": 1, "_MOST_BYTES": 1 << 30, "_SETTLED": 3_000_000_000},
+    "verbs.fleet.remote": {"_MOST_HEADER": 100_000_000},
+    "verbs.fleet.serving": {"_BYTES": 2, "_MOST_BUCKETS": 3},
+    "verbs.fleet.show": {"_SHARE": 0.5},
+    "verbs.fleet.similar": {"BANDS": 12, "BITS": 10, "MARGIN": 0.1, "_MOST_IN_BUCKET": 500, "_NEIGHBOURS": 16},
+    "verbs.fleet.standing": {"FEW": 20},
+    "verbs.fleet.store": {"_MOST_BYTES": 1 << 26, "_FULL": 1 << 15, "_MANY": 8},
+    "verbs.fleet.update": {"BATCH": 128, "BATCH_SECONDS": 10.0},
     "verbs.merge.check": {"_SAMPLE": 1 << 19},
     "verbs.merge.config": {"TIES_DENSITY": 0.2, "_LARGEST": 1e6, "_SHOWN": 4},
+    "verbs.merge.methods": {"_DOUBLE": 8},
+    "verbs.mitigate": {"_NEAR": (0.3, 0.5, 0.7)},
+    "verbs.monitor": {
+        "_WINDOW": 10,
+        "_CLASSES": {
+            "sst2": 2,
+            "cola": 2,
+            "mrpc": 2,
+            "qqp": 2,
+            "qnli": 2,
+            "rte": 2,
+            "wnli": 2,
+            "mnli": 3,
+            "imdb": 2,
+            "ag_news": 4,
+        },
+    },
+    "verbs.monitor.compare": {"_ROWS": 12, "_SHORT": 8},
+    "verbs.monitor.source": {"_MAX_ENTRIES": 2000, "_HEAD": 4096},
+    "verbs.monitor.watch": {"_HEAD": 256, "_MOST_POINTS": 512, "_MOST_EVALS": 1000},
+    "verbs.report.gather": {"_ALL_VALUES": 4096},
     "verbs.resize.adapter": {"_NAMED": 8},
     "verbs.resize.calibrated": {
         "CHOSEN_BY": 128,
@@ -84,10 +302,116 @@ STATED: dict[str, dict[str, Any]] = {
     "verbs.resize.choice": {"_STEPS": 100},
     "verbs.resize.pieces": {"FLOOR": 1e-9},
     "verbs.resize.plan": {"_MEGABYTE": 1_000_000, "_RECORD": 4096},
+    "verbs.runs.curves": {"MOST_CURVES": 26},
+    "verbs.runs.rows": {"MAX_RUNS": 1000, "_MOST_INT": 2**63 - 1},
+    "verbs.sides": {"_ANGLES": 16},
+    "verbs.verify_merge.delta": {
+        "UNIT": {"F64": 2.0 ** (-53), "F32": 2.0 ** (-24), "F16": 2.0 ** (-11), "BF16": 2.0 ** (-8)},
+        "_ROUNDINGS": 8,
+    },
+    "verbs.verify_merge.dora": {"_LEAST": {"F16": 2.0 ** (-25)}, "_SMALLEST": 2.0 ** (-149), "_WIDER": 1.0 + 1e-06},
+    "verbs.verify_merge.judge": {
+        "_SAME": 0.02,
+        "_FEW": 36,
+        "_RESOLVED": 0.9,
+        "_NEAR": 0.01,
+        "_SIGMAS": 6.0,
+        "_ROUNDINGS": 3,
+        "_FULL_TRIES": 3,
+    },
+    "verbs.verify_merge.measure": {"_PROBE": 1 << 16, "_F16_STEP": 2.0 ** (-25)},
+    "verbs.verify_merge.misses": {"_MANY": 16, "_HALF_STEP": 0x7FFF, "_BELOW": 0xFFFF},
+    "verbs.verify_merge.whole": {"_LEAST": 2.0 ** (-25)},
+    "verbs.writing": {"_NAMED": 5, "_CARD_GAPS": 20},
 }
+OF_PACE: dict[str, str] = {  # and of pixels; or what a file format or the system says
+    "adapters.again": "_MOST _MOST_HEADER",
+    "adapters.kinds.dense": "_BLOCK",
+    "adapters.names": "_KEPT",
+    "cli.fleet": "_DRAWN _WRITTEN _SHORT _EVERY",
+    "cli.main": "_GC_THRESHOLDS",
+    "cli.memory": "_TRIM _MMAP _KEPT _OWN",
+    "cli.merge": "_MOST_THREADS",
+    "cli.monitor": "_LOOK",
+    "cli.output": "_EVERY",
+    "configs.pickled": "_MAGIC",
+    "data.rows": "_BATCH",
+    "data.tokens": "_BATCH",
+    "importers.databases": "_STEPS_A_CALL",
+    "importers.files": "_CHUNK",
+    "io.header": "_PIECE _SHORT",
+    "io.held": "_FIRST_ROOM",
+    "io.interrupt": "_SOON INTERRUPTED TERMINATED",
+    "io.reading": "_FLAGS",
+    "io.safetensors": "_CACHE_LINE",
+    "render.html.figures": "_BADGE _ASIDE _MARGIN _POINT _CHARACTER _ROW _FOOT _BARS _NUMBER _BADGE_ROWS",
+    "spectral.base": "_PART",
+    "spectral.batch": "_MODULES",
+    "spectral.crossed": "_BLOCK _LEAST_WIDTH _KEPT",
+    "spectral.dense": "_ROWS",
+    "spectral.grams": "_MOST_WORKERS _LEAST_SHARE _LEAST_RANK _BLOCK _LEAST_WIDTH",
+    "spectral.host": "_STACKED",
+    "spectral.intruders": "_FIRST_LOOK",
+    "spectral.krylov": "_ALIGNMENT",
+    "spectral.lanczos": "_FIRST_LOOK _WIDTHS",
+    "spectral.merging": "_CHUNK",
+    "spectral.narrow": "_CHEAP",
+    "spectral.norms": "_PART",
+    "spectral.reduced": "_TILE _OVERSAMPLING _ROWS",
+    "spectral.scratch": "_KEPT",
+    "spectral.sketch": "_HELD",
+    "spectral.subspace": "_HELD _AHEAD",
+    "spectral.sums": "_BLOCK",
+    "spectral.threads": "_LARGE",
+    "spectral.tiles": "_SHORT _LONG _BATCH_ELEMENTS _IN_FLIGHT",
+    "telemetry.lines": "_CHUNK",
+    "telemetry.secrets": "_CACHED",
+    "verbs.ahead": "_AHEAD _LARGE",
+    "verbs.bench.evaluators": "_POLL",
+    "verbs.bench.model": "_ALL",
+    "verbs.bench.trial": "_CELLS",
+    "verbs.beside": "_HELD",
+    "verbs.convert.factored": "_BLOCK",
+    "verbs.fleet.engines": "_AHEAD",
+    "verbs.fleet.job": "_CHUNK _MOST_HELD",
+    "verbs.fleet.on_ray": "_AHEAD _SPAN",
+    "verbs.fleet.store": "_GROUP",
+    "verbs.merge.dense": "_ROWS",
+    "verbs.monitor.watch": "_CHUNK",
+    "verbs.resize.cut": "_TILE",
+    "verbs.runs.collect": "_ALONE",
+    "verbs.verify_merge.measure": "_SPAN",
+    "verbs.verify_merge.whole": "_SPAN _BLOCK",
+}
+MADE = {"DEFAULT_GAP", "_GRAVE", "_WARNING", "_ERROR", "_ABSENT", "_EPS"}  # of a threshold, a place in a list, or NaN
+APART = ("hf", "lightning", "swift", "axolotl", "__main__", "models.statistics", "models.outputs")  # need torch, or run
 
 
 @pytest.mark.parametrize("module", STATED)
 def test_a_number_that_decides_an_answer_is_as_stated(module):
     held = vars(import_module(f"gradience.{module}"))
     assert {name: held[name] for name in STATED[module]} == STATED[module]
+
+
+def held(prefix: str = "gradience.") -> Iterator[tuple[str, str]]:
+    """The module and the name of each number that a module holds under a name of its own, in capitals."""
+    for found in pkgutil.walk_packages(gradience.__path__, prefix):
+        module = found.name.removeprefix(prefix)
+        if not module.startswith(APART):
+            values = vars(import_module(found.name))
+            yield from ((module, n) for n, v in values.items() if n.isupper() and type(v) in {int, float})
+
+
+def test_every_number_under_a_name_is_in_a_table_or_known_to_decide_nothing():
+    limits = runpy.run_path(str(Path(__file__).with_name("test_limits_stated.py")))["LIMITS"]
+    stated = {(module, name) for module, names in STATED.items() for name in names}
+    stated |= {(module, name) for module, name, _ in limits}
+    stated |= {(module, name) for module, names in OF_PACE.items() for name in names.split()}
+    found = set(held())
+    names = {name for _, name in stated} | MADE  # those of another module are imported from it
+    assert len(found) > 400
+    assert {
+        (module, name) for module, name in found - stated if name not in (MADE if name.startswith("_") else names)
+    } == set()
+    gone = {(module, name) for module, name in stated if not hasattr(import_module(f"gradience.{module}"), name)}
+    assert gone == set()

@@ -40,6 +40,41 @@ def test_exact_overlaps_are_the_dense_definition(decay, strength):
     assert np.allclose(found.lower, dense_overlaps(w, w + b @ a, K), atol=1e-5)
 
 
+@pytest.mark.parametrize("shape", [(90, 90), (60, 300), (300, 60)])
+@pytest.mark.parametrize("seed", range(3))
+def test_exact_overlaps_of_wide_and_tall_weights_are_those_of_both_whole_svds(shape, seed):
+    rng = np.random.default_rng(seed)
+    w = (rng.standard_normal(shape) * rng.exponential(size=shape[1])).astype(np.float32)
+    b, a = rng.standard_normal((shape[0], 3)).astype(np.float32), rng.standard_normal((3, shape[1])).astype(np.float32)
+    found = overlaps(Operator.of(w), Operator.of(w).plus(b, a), 5, EPS)
+    changed = w.astype(np.float64) + b.astype(np.float64) @ a
+    np.testing.assert_allclose(found.lower, dense_overlaps(w, changed, 5), atol=1e-9)
+    np.testing.assert_array_equal(found.lower, found.upper)
+    left = np.linalg.svd(changed, full_matrices=False)[0][:, :5]
+    np.testing.assert_allclose(np.abs(np.sum(found.left * left, axis=0)), 1.0, atol=1e-9)
+    assert found.left.shape == (shape[0], 5)
+
+
+def test_what_a_tall_weight_of_low_rank_does_not_reach_is_an_intruder_and_what_is_zero_is_none():
+    rng = np.random.default_rng(0)
+    w = (rng.standard_normal((200, 4)) @ rng.standard_normal((4, 40))).astype(np.float32)  # rank 4
+    new = np.linalg.svd(w.astype(np.float64))[0][:, 100:101].astype(np.float32)  # at right angles to all four
+    found = overlaps(Operator.of(w), Operator.of(w).plus(new * 1e3, np.ones((1, 40), np.float32)), 8, EPS)
+    np.testing.assert_allclose(found.lower[0], 0.0, atol=0.01)
+    np.testing.assert_array_equal(found.lower[5:], 1.0)  # the sum has rank 5: there are no more directions
+    nothing = Operator.of(np.zeros((30, 20), np.float32))
+    assert count_below(overlaps(nothing, nothing, 8, EPS), 0.7) == (0, 0)
+
+
+@pytest.mark.parametrize(("settled_up_to", "exact"), [(M, True), (N, True), (N - 1, False)])
+def test_what_the_bounds_leave_open_is_settled_where_the_shorter_side_allows_it(monkeypatch, settled_up_to, exact):
+    monkeypatch.setattr(intruders, "EXACT_UP_TO", N - 1)
+    monkeypatch.setattr(intruders, "SETTLED_UP_TO", settled_up_to)
+    w, b, a = case(0.0, 0.9)
+    at = float(dense_overlaps(w, w + b @ a, 1)[0])  # no bounds part a vector from its own overlap
+    assert overlaps(Operator.of(w), Operator.of(w).plus(b, a), 1, [at]).exact is exact
+
+
 @pytest.mark.parametrize(
     ("lower", "upper", "counted"),
     [(0.4, 0.49, (1, 0)), (0.4, 0.5, (1, 1)), (0.49, 0.6, (1, 1)), (0.5, 0.6, (0, 0)), (0.5, 0.5, (0, 0))],
@@ -59,7 +94,7 @@ def test_the_shorter_side_decides_whether_overlaps_are_exact(shape):
 @pytest.mark.parametrize(("decay", "strength"), CASES)
 def test_lanczos_bounds_hold_the_dense_overlaps_and_give_its_counts(monkeypatch, decay, strength):
     monkeypatch.setattr(intruders, "EXACT_UP_TO", 0)
-    monkeypatch.setattr(intruders, "SETTLED_BY_SVD", 0)
+    monkeypatch.setattr(intruders, "SETTLED_UP_TO", 0)
     w, b, a = case(decay, strength)
     found = overlaps(Operator.of(w), Operator.of(w).plus(b, a), K, EPS)
     true = dense_overlaps(w, w + b @ a, K)
@@ -89,7 +124,7 @@ def test_k_beyond_the_matrix_is_cut_to_it():
 
 def test_an_overlap_with_a_direction_below_what_float32_resolves_is_not_ruled_out(monkeypatch):
     monkeypatch.setattr(intruders, "EXACT_UP_TO", 0)
-    monkeypatch.setattr(intruders, "SETTLED_BY_SVD", 0)
+    monkeypatch.setattr(intruders, "SETTLED_UP_TO", 0)
     rng = np.random.default_rng(3)
     u, _, vt = np.linalg.svd(rng.standard_normal((M, N)), full_matrices=False)
     s = np.concatenate([np.linspace(2.0, 1.0, 20), np.geomspace(9e-4, 1e-5, N - 20)])  # behind the 20th hardly there

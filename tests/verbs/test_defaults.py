@@ -1,6 +1,7 @@
 """What the library's functions do unless told otherwise, by value: a default that moves is a decision.
 
-A default that writes over a file, or that costs minutes, is off.
+A default that writes over a file, or that costs minutes, is off. So are all others of functions and records within that
+are not listed: a number is 0, a flag is off, a word is empty.
 """
 
 from __future__ import annotations
@@ -10,7 +11,6 @@ import inspect
 import pkgutil
 from collections.abc import Iterator
 from importlib import import_module
-from types import ModuleType
 from typing import Any
 
 import pytest
@@ -83,50 +83,271 @@ def test_every_function_with_a_default_is_listed():
     assert {name for name in functions if defaults(name)} == (DEFAULTS.keys() | BENCHES.keys()) & functions
 
 
-# --- flags -------------------------------------------------------------------------------------------------------
+# --- within ------------------------------------------------------------------------------------------------------
 
-ROOMS = ("adapters", "base", "io", "rules", "spectral", "telemetry", "verbs.merge", "verbs.resize", "verbs.sides")
-ON = {
-    *("AdapterConfig.init_lora_weights", "AdapterConfig.init_weights", "AdapterConfig.save_projection"),  # PEFT's own
-    *("Format.has_config", "Format.module_paths", "Format.convertible"),
-    *("DenseSpectrum.is_whole", "DenseSpectrum.converged"),
-    *("each_in_threads.waits", "Line.ended", "TelemetryWriter.siblings", "matched.overlapping"),
+APART = ("hf", "lightning", "swift", "axolotl", "__main__", "models.statistics", "models.outputs")  # need torch, or run
+WITHIN: dict[str, dict[str, Any]] = {
+    "adapters.config": {
+        "AdapterConfig.r": 8,
+        "AdapterConfig.lora_alpha": 8.0,
+        "AdapterConfig.bias": "none",
+        "AdapterConfig.init_lora_weights": True,
+        "AdapterConfig.qalora_group_size": 16,
+        "AdapterConfig.init_r": 12,
+        "AdapterConfig.init_weights": True,
+        "AdapterConfig.mini_r": 1,
+        "AdapterConfig.save_projection": True,
+    },
+    "adapters.kinds.products": {"loha_module.most_rank": 1024, "lokr_module.most_rank": 1024},
+    "adapters.layout": {"Format.has_config": True, "Format.module_paths": True, "Format.convertible": True},
+    "adapters.pairs": {"LoraPair.experts": 1, "peft_pair.experts": 1},
+    "adapters.patterns": {"_Cost.paths": 1.0, "_Cost.steps": 1.0},
+    "cli.audit": {
+        "ViewOptions.top_wasteful": 5,
+        "ViewOptions.heatmap_of": "norm",
+        "BaseOptions.intruder_k": 10,
+        "BaseOptions.intruder_eps": 0.5,
+        "BaseOptions.norms_cache": True,
+        "audit.device": "auto",
+    },
+    "cli.bench": {
+        "BenchOptions.tolerance": "1%",
+        "BenchOptions.seeds": 3,
+        "BenchOptions.timeout": 3600.0,
+        "BenchOptions.max_length": 1024,
+        "merge.method": "linear,svd,ties",
+        "mitigate.scales": "0,0.5",
+    },
+    "cli.check": {"DataOptions.samples": 10000},
+    "cli.fleet": {"audit.engine": "local", "show.top": 10, "show.cosine": 0.99, "show.most_pairs": 100},
+    "cli.merge": {
+        "merge.method": "linear",
+        "merge_check.top": 5,
+        "merge_check.device": "auto",
+        "verify_merge.fail_on": "verdict",
+        "compare.top": 5,
+        "compare.device": "auto",
+    },
+    "cli.rewrite": {
+        "ByOutputs.pieces": "two-sided",
+        "mitigate.scale": 0.5,
+        "mitigate.k": 10,
+        "mitigate.eps": 0.5,
+        "convert.to": "peft",
+    },
+    "cli.runs": {
+        "list_.sort": "path",
+        "show.top": 10,
+        "best.metric": "eval/loss",
+        "curves.metric": "train/loss",
+        "curves.width": 72,
+    },
+    "cli.schema": {"schema.name": "telemetry", "validate.max_issues": 100},
+    "configs.data": {"DataPlan.program": "trl"},
+    "configs.files": {"read_mapping.most": 5242880},
+    "configs.pickled": {"_Plain.value.depth": 64},
+    "configs.values": {"Fields.at": "$"},
+    "data.measure": {"Limits.batch_size": 8},
+    "data.shapes": {"Shape.text_column": "text", "Shape.label_column": "label"},
+    "data.tokens": {"Masking.by": "trl"},
+    "importers.events": {"_Walk.last": -1, "_Walk.first": -1, "_Stream.last": -1, "Tally.summary": -1.0},
+    "importers.files": {"SourceRun.unit": "line"},
+    "importers.table": {"flatten.depth": 1},
+    "models.inputs": {"read_inputs.longest": 512},
+    "render.audit": {"View.top_wasteful": 5, "View.unicode": True},
+    "render.bench": {"bench_text.unicode": True},
+    "render.compare": {"compare_adapters_text.top": 5, "compare_adapters_text.unicode": True},
+    "render.fleet": {"runs_curves_text.width": 72},
+    "render.html.plot": {"envelope.buckets": 480},
+    "render.merge": {"merge_check_text.top": 5},
+    "render.monitor": {"frame_lines.width": 72, "frame_lines.height": 10, "frame_lines.dots": True},
+    "render.plots": {
+        "curve_lines.width": 72,
+        "curve_lines.height": 10,
+        "curve_lines.dots": True,
+        "curves_lines.width": 72,
+        "curves_lines.height": 16,
+        "histogram_lines.height": 5,
+        "grid_of.of": "norm",
+        "heatmap.of": "norm",
+        "heatmap.unicode": True,
+        "grid_lines.unicode": True,
+    },
+    "render.text": {
+        "labelled.width": 12,
+        "table.indent": 2,
+        "table.gap": 2,
+        "shortened.indent": 2,
+        "listed.most": 4,
+        "number.spec": ".2f",
+    },
+    "rules.config.facts": {"ConfigRule.groups": ("config",), "LoraRule.groups": ("config",)},
+    "rules.config.serving": {
+        "Source.seen": "2026-11",
+        "RankSizes.least": 1,
+        "RankSizes.step": 1,
+        "_ServeRule.groups": ("serve",),
+        "_FeatureRule.groups": ("serve",),
+    },
+    "rules.data.rows": {"DataRule.groups": ("data",), "counted.what": "rows"},
+    "rules.joins.correlation": {"Correlation.groups": ("joins",), "Correlation.least": 2},
+    "rules.log.divergence": {"_diverged.severity": "error"},
+    "rules.log.facts": {
+        "last_part.least": 1,
+        "RunFacts.status": "unknown",
+        "RunFacts.gap_threshold": 1.5,
+        "LogRule.groups": ("log",),
+    },
+    "rules.log.statistics": {"noise.few": 6},
+    "rules.log.story": {"_get.spec": ".4g"},
+    "rules.merge": {"_MergeRule.groups": ("merge",)},
+    "rules.rule": {"few.shown": 3},
+    "rules.weights.health": {"WeightsRule.groups": ("weights",)},
+    "schema.audit": {
+        "SuggestedRank.for_engines": 1,
+        "BaseComparison.converged": True,
+        "ModuleAudit.kind": "linear",
+        "ModuleAudit.state": "ok",
+    },
+    "schema.compare": {"ModulePair.state": "ok", "BenchTask.judged": True},
+    "schema.config": {"ConfigSnapshot.task_profile": "unknown"},
+    "schema.document": {"_cell.tag": "td"},
+    "schema.export": {"json_schema.name": "telemetry"},
+    "schema.findings": {"Coverage.adapter_dtype": "float32"},
+    "schema.fleet": {"AdapterRow.status": "ok", "ModuleRow.kind": "linear", "ModuleRow.state": "ok"},
+    "schema.merge": {
+        "CheckedModule.state": "ok",
+        "MergeReplay.delta": "F32",
+        "MergeReplay.times": 1,
+        "MergeReplay.factor": 1.0,
+        "VerifiedModule.kind": "update",
+    },
+    "schema.reports": {
+        "Lengths.bin_width": 1,
+        "DataReport.masked_by": "trl",
+        "MonitorReport.objective": "unknown",
+        "ImportedRunReport.status": "unknown",
+        "ImportedRunReport.sessions": 1,
+    },
+    "schema.runs": {"RunRow.status": "unreadable"},
+    "schema.writing": {"MitigatedModule.alpha_factor": 1.0},
+    "spectral.dense": {"DenseSpectrum.is_whole": True, "DenseSpectrum.converged": True, "dense_spectrum.values": 64},
+    "spectral.grams": {"each_in_threads.waits": True},
+    "spectral.lanczos": {"leading.k": 1, "leading.tolerance": 2e-06},
+    "spectral.reduced": {"LowRank.factors.scale": 1.0, "decomposed.scale": 1.0},
+    "telemetry.lines": {"Line.ended": True, "find_faults.most": 64, "find_unnamed.most": 64},
+    "telemetry.logfile": {"notice.stacklevel": 3},
+    "telemetry.reader": {"validate_log.max_issues": 100},
+    "telemetry.redact": {"Redaction.max_str_len": 256},
+    "telemetry.writer": {
+        "TelemetryWriter.max_str_len": 256,
+        "TelemetryWriter.fsync": "auto",
+        "TelemetryWriter.siblings": True,
+        "TelemetryWriter.on_error": "warn",
+        "TelemetryWriter.run_end.status": "ok",
+    },
+    "verbs.audit.adapter": {
+        "audit_adapter.intruder_k": 10,
+        "audit_adapter.intruder_eps": 0.5,
+        "audit_adapter.norms_cache": True,
+    },
+    "verbs.audit.against_base": {"BaseOptions.k": 10, "BaseOptions.eps": 0.5, "BaseOptions.cache": True},
+    "verbs.audit.arrays": {"audit_arrays.scale": 1.0, "audit_array_file.scale": 1.0},
+    "verbs.bench": {"bench_merge.methods": ("linear", "svd", "ties")},
+    "verbs.bench.contest": {
+        "_write.alpha": 1.0,
+        "Options.tolerance": "1%",
+        "Options.seeds": 3,
+        "Options.timeout": 3600.0,
+        "Options.longest": 1024,
+        "Entry.judged": True,
+    },
+    "verbs.bench.evaluators": {"Command.higher_is_better": True},
+    "verbs.bench.judge": {"Task.judged": True},
+    "verbs.bench.trial": {"bounds.confidence": 0.95, "bounds.draws": 4000, "student_bounds.confidence": 0.95},
+    "verbs.check.data": {"check_data.samples": 10000},
+    "verbs.convert.adapter": {"convert_adapter.to": "peft"},
+    "verbs.convert.updates": {"Update.experts": 1},
+    "verbs.diagnose": {"diagnose.gap_threshold": 1.5, "diagnose_sources.gap_threshold": 1.5},
+    "verbs.fleet.audit": {"audit_fleet.engine": "local"},
+    "verbs.fleet.show": {"show_fleet.top": 10, "show_fleet.cosine": 0.99, "show_fleet.most_pairs": 100},
+    "verbs.fleet.store": {"_Manifest.next": 1},
+    "verbs.merge.adapter": {"merge_adapters.method": "linear"},
+    "verbs.merge.config": {"weights_of.method": "linear"},
+    "verbs.mitigate": {
+        "Options.k": 10,
+        "Options.eps": 0.5,
+        "mitigate_adapter.scale": 0.5,
+        "mitigate_adapter.k": 10,
+        "mitigate_adapter.eps": 0.5,
+    },
+    "verbs.monitor": {"monitor_run.gap_threshold": 1.5, "report_of.gap_threshold": 1.5, "facts_of.gap_threshold": 1.5},
+    "verbs.monitor.compare": {"compare_runs.gap_threshold": 1.5},
+    "verbs.resize.adapter": {"resize_adapter.pieces": "two-sided"},
+    "verbs.resize.calibrated": {"Asked.pieces": "two-sided"},
+    "verbs.runs.curves": {"run_curves.metric": "train/loss"},
+    "verbs.runs.query": {
+        "list_runs.columns": (
+            "path",
+            "run",
+            "model",
+            "data",
+            "status",
+            "verdict",
+            "r",
+            "lr",
+            "steps",
+            "first_loss",
+            "last_loss",
+            "best_eval_loss",
+            "eval_accuracy",
+            "findings",
+        ),
+        "list_runs.sort": "path",
+        "show_runs.top": 10,
+    },
+    "verbs.sides": {"matched.overlapping": True},
+    "verbs.verify_merge.measure": {"_span.quick": True},
+    "verbs.verify_merge.misses": {"missed_by.quick": True},
+    "verbs.verify_merge.model": {"verify_merged.threads": 1},
+    "verbs.verify_merge.replays": {"with_factor.times": 1},
+    "verbs.verify_merge.whole": {"Copy.kind": "replacement"},
+    "verbs.writing": {"NewAdapter.weights_name": "adapter_model.safetensors"},
 }
 
 
-def modules() -> Iterator[ModuleType]:
-    for room in ROOMS:
-        package = import_module(f"gradience.{room}")
-        yield package
-        for found in pkgutil.walk_packages(getattr(package, "__path__", ()), f"{package.__name__}."):
-            yield import_module(found.name)
-
-
-def flags(of: Any) -> Iterator[tuple[str, bool]]:
-    """The flags of a function's parameters, of a record's fields, and of a class's methods, with their defaults."""
+def named(of: Any) -> Iterator[tuple[str, Any]]:
+    """The defaults of a function's parameters, of a record's fields, and of a class's methods."""
+    found: dict[str, Any] = {}
     if inspect.isfunction(of):
-        named = {p.name: p.default for p in inspect.signature(of).parameters.values()}
+        found = {p.name: p.default for p in inspect.signature(of).parameters.values()}
     elif inspect.isclass(of):
-        named = dict(getattr(of, "_field_defaults", {}))
+        found = dict(getattr(of, "_field_defaults", {}))
         if hasattr(of, "__struct_fields__"):
             last = of.__struct_defaults__
-            named |= dict(zip(of.__struct_fields__[-len(last) :], last, strict=False))
+            found |= dict(zip(of.__struct_fields__[len(of.__struct_fields__) - len(last) :], last, strict=True))
         if dataclasses.is_dataclass(of):
-            named |= {field.name: field.default for field in dataclasses.fields(of)}
+            found |= {field.name: field.default for field in dataclasses.fields(of)}
         for method in filter(inspect.isfunction, vars(of).values()):
-            named |= dict(flags(method))
-    else:
-        return
-    yield from ((name, value) for name, value in named.items() if isinstance(value, bool))
+            head = "" if method.__name__ == "__init__" else f"{method.__name__}."
+            found |= {f"{head}{name}": value for name, value in named(method)}
+    yield from found.items()
 
 
-def test_a_flag_is_off_unless_asked_for_but_for_these():
-    found = {
-        (f"{name}.{flag}", value)
-        for module in modules()
-        for name, each in vars(module).items()
-        if getattr(each, "__module__", "") == module.__name__
-        for flag, value in flags(each)
-    }
-    assert len(found) > 40
-    assert {name for name, value in found if value} == ON
+def is_given(value: Any) -> bool:
+    """Whether a default is a number, a flag, a word or several of these, and not that of nothing."""
+    is_plain = isinstance(value, bool | int | float) or (type(value) is str and " " not in value and "/v" not in value)
+    return bool(value) and (is_plain or (type(value) is tuple and all(map(is_given, value))))
+
+
+def test_what_is_not_nothing_unless_told_otherwise_is_listed_by_value():
+    found: dict[str, dict[str, Any]] = {}
+    for place in pkgutil.walk_packages(gradience.__path__, "gradience."):
+        module = place.name.removeprefix("gradience.")
+        if not module.startswith(APART):
+            for name, each in vars(import_module(place.name)).items():
+                if getattr(each, "__module__", "") == place.name:
+                    held = {f"{name}.{key}": value for key, value in named(each) if is_given(value)}
+                    found.setdefault(module, {}).update(held)
+    assert {module: held for module, held in found.items() if held != WITHIN.get(module, {})} == {}
+    assert WITHIN.keys() <= found.keys()

@@ -66,7 +66,7 @@ def dense_spectrum(matrix: Matrix, *, values: int = _LEADING, seed: int = 0) -> 
     """
     size = min(matrix.shape)
     if size <= EXACT_UP_TO:
-        squares = np.maximum(np.linalg.eigvalsh(_gram(matrix))[::-1], 0.0)
+        squares = np.maximum(np.linalg.eigvalsh(gram_of(matrix))[::-1], 0.0)
         return DenseSpectrum(np.sqrt(squares), float(squares.sum()), size)
     part = leading_part(matrix.astype(np.float64), max(values, _LEADING), seed=seed)
     whole = Operator.of(as_float32(matrix))
@@ -83,7 +83,8 @@ def dense_spectrum(matrix: Matrix, *, values: int = _LEADING, seed: int = 0) -> 
     )
 
 
-def _gram(matrix: Matrix) -> Floats:
+def gram_of(matrix: Matrix) -> Floats:
+    """The Gram matrix of the shorter side of a matrix (m, n), in float64: X X^T of a wide one, X^T X of a tall one."""
     short = matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T
     total = np.zeros((len(short), len(short)))
     for start in range(0, short.shape[1], _ROWS):

@@ -2,7 +2,8 @@
 
 Block Lanczos for the leading vectors of W + dW, then block Golub-Kahan on W begun at these: all vectors share each
 product, and what one finds serves the others. `atoms` bounds every overlap from both sides, so an intruder is shown
-without the full SVD of W. Small matrices, and those of moderate size that the bounds leave open: dense float64 SVD.
+without the full SVD of W. Small matrices, and those of moderate size that the bounds leave open, are done exactly: the
+eigenvectors of their Gram matrices in float64.
 """
 
 from __future__ import annotations
@@ -14,13 +15,15 @@ import numpy as np
 import numpy.typing as npt
 
 from gradience.spectral.atoms import Atoms, atoms
+from gradience.spectral.dense import gram_of
 from gradience.spectral.krylov import Bidiagonal, Matrix, Operator
 from gradience.spectral.lanczos import Triplets, leading
 
-EXACT_UP_TO: Final = 384  # of the smaller side: dense SVDs take no longer than the bounds
-SETTLED_BY_SVD: Final = 768  # the same, where the bounds leave a vector open: about 0.6 s of dense SVDs
+EXACT_UP_TO: Final = 768  # of the smaller side: .3 s, where the bounds take .2 to 3
+SETTLED_UP_TO: Final = 2048  # the same, where the bounds leave a vector open: 5 s
 _VECTORS: Final = 640  # of a basis, at most
 _FIRST_LOOK: Final = 3  # steps
+_RESOLVED: Final = 1e-7  # of the largest singular value: what float32 weights tell from zero
 _ROUNDING: Final = 1e-4  # of an overlap: float32 vectors of unit length, and bases orthogonal to as much
 
 
@@ -47,7 +50,7 @@ def overlaps(base: Operator, tuned: Operator, k: int, eps: Sequence[float], *, s
         return _exact(base, tuned, k)
     found = _bounded(base, leading(tuned, k, vectors=True, seed=seed), eps)
     is_open = not found.converged or any(count_below(found, e)[1] for e in eps)
-    return _exact(base, tuned, k) if is_open and size <= SETTLED_BY_SVD else found
+    return _exact(base, tuned, k) if is_open and size <= SETTLED_UP_TO else found
 
 
 def count_below(found: Overlaps, eps: float) -> tuple[int, int]:
@@ -57,14 +60,37 @@ def count_below(found: Overlaps, eps: float) -> tuple[int, int]:
 
 
 def _exact(base: Operator, tuned: Operator, k: int) -> Overlaps:
-    u_base, u_tuned = (_left_vectors(matrix) for matrix in (base, tuned))
-    best = np.max(np.abs(u_base.T @ u_tuned[:, :k]), axis=0)
-    return Overlaps(best, best, exact=True, converged=True, left=u_tuned[:, :k])
+    """The overlaps themselves, of left vectors that belong to a singular value above zero.
+
+    A left vector of a tall matrix is W v / s, so that U^T u = (u^T W) V / s takes no product of two large matrices.
+    Where W + dW has fewer singular values above zero than k, the rest is no new direction: its overlap is 1.
+    """
+    w, changed = (_whole(matrix) for matrix in (base, tuned))
+    s, vectors = _short_side(changed)
+    left = vectors[:, :k] if _is_wide(changed) else _over(changed @ vectors[:, :k], s[:k])
+    s_base, vectors = _short_side(w)
+    all_inner = left.T @ vectors if _is_wide(w) else _over((left.T @ w) @ vectors, s_base)
+    best = np.where(s[:k] > _RESOLVED * s[0], np.max(np.abs(all_inner), axis=1), 1.0)
+    return Overlaps(best, best, exact=True, converged=True, left=left)
 
 
-def _left_vectors(matrix: Operator) -> Matrix:
-    full = np.asarray(matrix.w, np.float64) + np.asarray(matrix.b, np.float64) @ np.asarray(matrix.a, np.float64)
-    return np.linalg.svd(full, full_matrices=False)[0]
+def _whole(matrix: Operator) -> Matrix:
+    return np.asarray(matrix.w, np.float64) + np.asarray(matrix.b, np.float64) @ np.asarray(matrix.a, np.float64)
+
+
+def _is_wide(matrix: Matrix) -> bool:
+    return len(matrix) <= len(matrix.T)
+
+
+def _short_side(matrix: Matrix) -> tuple[Matrix, Matrix]:
+    """Singular values, largest first, and as columns the vectors of the shorter side, left ones if it is wide."""
+    squares, vectors = np.linalg.eigh(gram_of(matrix))
+    return np.sqrt(np.maximum(squares[::-1], 0.0)), vectors[:, ::-1]
+
+
+def _over(columns: Matrix, s: Matrix) -> Matrix:
+    """Each column divided by its singular value; nothing where that is zero."""
+    return np.divide(columns, s, out=np.zeros_like(columns), where=s > _RESOLVED * s[0])
 
 
 def _bounded(base: Operator, top: Triplets, eps: Sequence[float]) -> Overlaps:

@@ -85,7 +85,7 @@ def _names(paths: Sequence[Path]) -> list[str]:
     """Return a short name for each path: its last parts, as few as distinguish them all."""
     parts = [real_path(path).parts for path in paths]
     for n in range(1, max(map(len, parts)) + 1):
-        names = ["/".join(p[-n:]) for p in parts]
+        names = [Path(*p[-n:]).as_posix() for p in parts]
         if len(set(names)) == len(names):
             return names
     return [f"{p[-1]}#{place}" for place, p in enumerate(parts, 1)]

@@ -130,8 +130,7 @@ def _factors(squares: _Bounds, magnitude: Array, terms: int, replay: MergeReplay
     for norm, off in zip(norms, (1.0 + unit, 1.0 - unit), strict=True):
         short = norm if half is None else rounded(norm.astype(np.float32), half).astype(np.float64)
         quotient = m.astype(np.float64) / short
-        grown = np.where(quotient > 0.0, quotient * off, quotient * (2.0 - off))
-        ends.append(grown if half is None else rounded(quotient.astype(np.float32), half).astype(np.float64))
+        ends.append(quotient * off if half is None else rounded(quotient.astype(np.float32), half).astype(np.float64))
     return _Bounds(np.minimum(*ends), np.maximum(*ends))
 
 

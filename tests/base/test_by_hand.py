@@ -1,0 +1,218 @@
+"""A configuration's reach in a base of two small layers, counted on paper."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from gradience.base.coverage import Vocabulary, _memory_of, _numbers, _state, _stored_dtype, added_tokens, cover
+from gradience.base.peft_emulation.architecture import Architecture
+from gradience.base.peft_emulation.layout import Site, build_layout
+from gradience.schema.config import ConfigSnapshot, LoraSnapshot, OptimizerSnapshot
+
+VOCABULARY, WIDTH, INNER = 30, 8, 12
+LAYER = {
+    "self_attn.q_proj": (WIDTH, WIDTH),
+    "self_attn.v_proj": (4, WIDTH),
+    "mlp.up_proj": (INNER, WIDTH),
+    "mlp.down_proj": (WIDTH, INNER),
+}
+
+
+def llama(*, dtype: str = "BF16", head: bool = True, **more: tuple[int, ...]) -> dict[str, tuple[tuple[int, ...], str]]:
+    """The tensors of a model of two layers: those of `LAYER`, with norms and a bias on v_proj."""
+    shapes: dict[str, tuple[int, ...]] = {
+        "model.embed_tokens.weight": (VOCABULARY, WIDTH),
+        "model.norm.weight": (WIDTH,),
+    }
+    for layer in (0, 1):
+        shapes |= {f"model.layers.{layer}.{name}.weight": shape for name, shape in LAYER.items()}
+        shapes[f"model.layers.{layer}.self_attn.v_proj.bias"] = (4,)
+        shapes[f"model.layers.{layer}.input_layernorm.weight"] = (WIDTH,)
+    if head:
+        shapes["lm_head.weight"] = (VOCABULARY, WIDTH)
+    return {
+        name: (shape, dtype) for name, shape in (shapes | {k.replace("__", "."): v for k, v in more.items()}).items()
+    }
+
+
+def covered(
+    tensors: dict[str, tuple[tuple[int, ...], str]],
+    *,
+    model: str = "llama",
+    version: str = "5.1",
+    optimizer: str | None = None,
+    **lora: Any,
+) -> Any:
+    layout = build_layout(Architecture(model_type=model, architectures=["XForCausalLM"]), tensors, transformers=version)
+    config = ConfigSnapshot(lora=LoraSnapshot(**{"r": 2, **lora}), optimizer=OptimizerSnapshot(name=optimizer))
+    return cover(config, layout, base="b")
+
+
+def test_parameters_are_rank_times_both_sides():
+    found = covered(llama(), target_modules=["q_proj", "down_proj"])
+    assert (found.modules, found.layers, found.layers_total) == (4, 2, 2)
+    assert found.by_type == {"attn": 2, "mlp": 2}
+    assert found.lora_params == found.trainable_params == 2 * 2 * ((8 + 8) + (8 + 12))
+    per_layer = 64 + 32 + 4 + 96 + 96 + 8
+    assert found.base_params == 2 * per_layer + 8 + 2 * 240
+    assert (found.vocabulary, found.embedding_trained, found.base, found.layout) == (30, False, "b", "transformers 5")
+
+
+def test_patterns_layers_and_biases_change_what_is_counted():
+    assert (
+        covered(llama(), target_modules=["q_proj"], rank_pattern={"0.self_attn.q_proj": 5, "q_proj": 3}).lora_params
+        == (5 + 3) * 16
+    )
+    one = covered(llama(), target_modules=["q_proj"], extras={"layers_to_transform": 1})
+    assert (one.layers, one.lora_params) == (1, 2 * 16)
+    dora = covered(llama(), target_modules=["v_proj"], use_dora=True)
+    assert dora.lora_params == 2 * (2 * (4 + 8) + 4)
+    both = covered(llama(), target_modules=["v_proj"], use_dora=True, extras={"lora_bias": True})
+    assert both.lora_params == 2 * (2 * (4 + 8) + 4 + 4)
+    assert covered(llama(), target_modules=["embed_tokens"], use_dora=True).lora_params == 2 * (30 + 8) + 8
+    assert covered(llama(), target_modules=["q_proj"], rank_pattern={"q_proj": 0}).lora_params is None
+
+
+def test_what_is_trained_besides_is_counted_by_kind():
+    assert covered(llama(), target_modules=["q_proj"], bias="all").trained_besides == {"bias": 8}
+    assert covered(llama(), target_modules=["q_proj"], bias="lora_only").trained_besides == {}
+    assert covered(llama(), target_modules=["v_proj"], bias="lora_only").trained_besides == {"bias": 8}
+    head = covered(llama(), target_modules=["q_proj"], modules_to_save=["lm_head"])
+    assert head.trained_besides == {"modules_to_save": 240}
+    assert head.trainable_params == head.lora_params + 240
+    rows = covered(llama(), target_modules=["q_proj"], extras={"trainable_token_indices": [3, 3, 7]})
+    assert (rows.trained_besides, rows.embedding_trained) == ({"token_rows": 2 * 8}, True)
+    assert covered(llama(), target_modules=["embed_tokens"]).embedding_trained
+    assert covered(llama(), target_modules=["q_proj"], modules_to_save=["embed_tokens"]).embedding_trained
+    tied = {"embed_tokens": [1, 2], "lm_head": [1, 2, 3]}
+    assert covered(
+        llama(head=False), target_modules=["q_proj"], extras={"trainable_token_indices": tied}
+    ).trained_besides == {"token_rows": 16}
+    assert covered(llama(), target_modules=["q_proj"], extras={"trainable_token_indices": tied}).trained_besides == {
+        "token_rows": 40
+    }
+
+
+def test_a_head_that_shares_the_embedding_counts_once_in_the_base():
+    own, tied = covered(llama(), target_modules=["q_proj"]), covered(llama(head=False), target_modules=["q_proj"])
+    assert own.base_params - tied.base_params == 240
+    every = covered(llama(), target_modules="all-linear")
+    assert every.modules == 8
+    assert every.unmatched_targets == []
+
+
+def test_names_that_hit_nothing_and_modules_that_are_refused_are_listed():
+    found = covered(
+        llama(), target_modules=["q_proj", "k_proj", "input_layernorm"], extras={"exclude_modules": ["x", "v_proj"]}
+    )
+    assert (found.unmatched_targets, found.unmatched_excludes) == (["k_proj"], ["x"])
+    assert [(one.name, one.reason) for one in found.refused] == [
+        (f"model.layers.{n}.input_layernorm", "a norm or another layer that PEFT has no LoRA for") for n in (0, 1)
+    ]
+    also = covered(llama(), target_modules=["q_proj", "lm_head"], modules_to_save=["lm_head"])
+    assert [one.name for one in also.refused] == []  # saved whole: PEFT leaves it alone
+    assert also.modules == 2
+
+
+EXPERTS = {
+    f"model__layers__0__mlp__experts__{n}__{part}__weight": shape
+    for n in range(3)
+    for part, shape in (("gate_proj", (6, WIDTH)), ("up_proj", (6, WIDTH)), ("down_proj", (WIDTH, 6)))
+}
+
+
+def test_experts_are_stacked_as_transformers_5_has_them():
+    tensors = llama(model__layers__0__mlp__gate__weight=(3, WIDTH), **EXPERTS)
+    found = covered(
+        tensors, model="qwen3_moe", target_modules=["q_proj"], extras={"target_parameters": ["experts.down_proj"]}
+    )
+    assert found.lora_params == 2 * 2 * 16 + 2 * 3 * (8 + 6)
+    assert found.notes == ["1 stacks of experts are 3-D parameters that no target reaches: target_parameters would"]
+    doubled = covered(tensors, model="qwen3_moe", target_modules=["gate_proj", "up_proj"])
+    assert doubled.lora_params == 4 * 3 * (12 + 8)  # a name that stands for experts reaches no layer beside them
+    assert "PEFT doubles rank and alpha where it fuses two targets (gate_up_proj)" in doubled.notes
+    router = covered(
+        tensors,
+        model="qwen3_moe",
+        target_modules=["q_proj"],
+        use_dora=True,
+        extras={"target_parameters": ["gate.weight"]},
+    )
+    assert [one.reason for one in router.refused] == ["a parameter (target_parameters): PEFT refuses use_dora there"]
+    old = covered(tensors, model="qwen3_moe", version="4.57", target_modules=["down_proj"])
+    assert old.lora_params == 2 * (2 * (8 + 12) + 3 * (8 + 6))
+
+
+def test_convolutions_are_ungrouped_and_depthwise_ones_are_not_counted():
+    conv = llama(model__layers__0__conv__weight=(16, 8, 3))
+    assert covered(conv, target_modules=["conv"]).lora_params == 2 * (8 * 3 + 16)
+    assert covered(conv, target_modules=["conv"]).notes == [
+        "convolutions are counted as ungrouped: the headers do not give their groups"
+    ]
+    assert covered(llama(model__layers__0__conv__weight=(16, 1, 3)), target_modules=["conv"]).lora_params is None
+    assert covered(llama(model__layers__0__conv__weight=(1, 1, 3)), target_modules=["conv"]).lora_params == 2 * (3 + 1)
+
+
+def test_gpt2_stores_its_layers_turned():
+    tensors = {"transformer.wte.weight": ((9, 4), "F32"), "transformer.h.0.attn.c_attn.weight": ((4, 12), "F32")}
+    layout = build_layout(Architecture(model_type="gpt2", architectures=["GPT2LMHeadModel"]), tensors)
+    assert layout.sites["transformer.h.0.attn.c_attn"].shape == (12, 4)
+    assert layout.sites["lm_head"] == Site("linear", (9, 4), 36, 0, "F32", tied=True)
+    assert (layout.transformers, layout.output, layout.embedding) == (5, "lm_head", "transformer.wte")
+
+
+# --- bytes -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "moments", "each"),
+    [
+        ("adamw_torch", 2, 4),
+        (None, 2, 4),
+        ("paged_adamw_8bit", 2, 1),
+        ("lion_32bit", 1, 4),
+        ("lion_8bit", 1, 1),
+        ("sgd", None, 0),
+    ],
+)
+def test_memory_is_that_of_numbers_gradients_and_moments(optimizer, moments, each):
+    found = covered(llama(), target_modules=["q_proj"], optimizer=optimizer)
+    n = found.lora_params
+    assert (found.adapter_dtype, found.adapter_bytes) == ("float32", 4 * n)
+    assert found.optimizer_bytes == (None if moments is None else 4 * n + moments * each * n)
+    assert (found.optimizer_assumption == "") is (moments is None)
+
+
+def test_what_is_saved_whole_keeps_the_bases_type_and_lora_s_numbers_are_float32():
+    found = _memory_of(
+        10,
+        {"modules_to_save": 3, "bias": 2, "token_rows": 4},
+        optimizer="adamw",
+        adapter_dtype="float32",
+        stored="bfloat16",
+    )
+    assert found.trained == 4 * (10 + 4) + 2 * (3 + 2)
+    assert found.optimizer == found.trained + 2 * 4 * 14 + 2 * 2 * 5
+    assert found.assumption.endswith("each trained number, in float32; the base loaded in bfloat16")
+    uncast = covered(llama(), target_modules=["q_proj"], extras={"autocast_adapter_dtype": False})
+    assert (uncast.adapter_dtype, uncast.adapter_bytes) == ("bfloat16", 2 * uncast.lora_params)
+
+
+def test_the_type_is_that_of_most_of_the_base():
+    def site(dtype: str) -> Site:
+        return Site("linear", (2, 2), 4, dtype=dtype)
+
+    assert _stored_dtype([site("F16"), site("BF16"), site("BF16"), site("I8"), site("I8"), site("I8")]) == "bfloat16"
+    assert _stored_dtype([site("I8")]) == "float32"
+    state = _state("adamw_8bit")
+    assert state is not None
+    assert state.packed
+
+
+def test_numbers_of_layers_and_tokens_are_read_as_peft_reads_them():
+    assert [_numbers(value) for value in (3, [1, 2], ["a"], [], None)] == [[3], [1, 2], None, None, None]
+    run = Vocabulary({"<b>": 11, "<a>": 10, "<c>": 3})
+    assert added_tokens(run, Vocabulary({"<c>": 9})) == ["<a>", "<b>"]
+    assert added_tokens(run, Vocabulary({}, frozenset({"<a>"}))) == ["<c>", "<b>"]

@@ -1,0 +1,163 @@
+"""What is said of adapters side by side: names, fields, modules in common and overlaps, worked out on paper."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from gradience.errors import AdapterError
+from gradience.schema.compare import Overlap, SideOverlap
+from gradience.verbs.sides import (
+    Side,
+    _names,
+    config_differences,
+    described,
+    matched,
+    mean_overlaps,
+    open_sides,
+    raw_config,
+    side_overlap,
+    span,
+)
+
+
+def save(folder: Path, modules: dict[str, tuple[int, int, int]], **config: Any) -> Path:
+    """An adapter with modules of these (out, r, in)."""
+    folder.mkdir(parents=True)
+    tensors = {}
+    for name, (out, r, width) in modules.items():
+        tensors[f"base_model.model.{name}.lora_A.weight"] = np.ones((r, width), np.float32)
+        tensors[f"base_model.model.{name}.lora_B.weight"] = np.ones((out, r), np.float32)
+    save_file(tensors, folder / "adapter_model.safetensors")
+    given = {"peft_type": "LORA", "r": 4, "lora_alpha": 8, "target_modules": sorted(modules), **config}
+    (folder / "adapter_config.json").write_text(json.dumps(given))
+    return folder
+
+
+def test_a_name_is_as_many_of_the_last_parts_as_distinguish_all():
+    assert _names([Path("/x/a/run"), Path("/x/b/run")]) == ["a/run", "b/run"]
+    assert _names([Path("/x/a/one"), Path("/x/a/two")]) == ["one", "two"]
+    assert _names([Path("/x/a/b/run"), Path("/y/a/b/run"), Path("/y/c/run")]) == ["x/a/b/run", "y/a/b/run", "/y/c/run"]
+    assert _names([Path("/x/run")] * 3) == ["run#1", "run#2", "run#3"]
+
+
+def test_two_adapters_at_least_are_compared(tmp_path):
+    one = save(tmp_path / "one", {"m.q": (6, 2, 5)})
+    with pytest.raises(AdapterError, match=r"^1 adapters given, expected at least two"):
+        open_sides([one])
+    two = save(tmp_path / "two", {"m.q": (6, 3, 5), "m.v": (4, 2, 5)}, rank_pattern={"v": 2}, r=3)
+    first, second = open_sides([one, two])
+    assert (first.name, second.name) == ("one", "two")
+    row = described(second, 1.5, step=7)
+    assert (row.name, row.path, row.modules, row.rank, row.frobenius_norm, row.step) == (
+        "two",
+        str(two),
+        2,
+        [2, 3],
+        1.5,
+        7,
+    )
+    assert (row.scaling, row.peft_type, row.format) == ([8 / 3, 4.0], "LORA", "peft")
+
+
+def test_modules_are_matched_by_name_and_shape_in_natural_order(tmp_path):
+    sides = open_sides(
+        [
+            save(tmp_path / "a", {"m.10.q": (6, 2, 5), "m.9.q": (6, 2, 5), "m.1.v": (6, 2, 5)}),
+            save(tmp_path / "b", {"m.10.q": (6, 1, 5), "m.9.q": (6, 2, 7), "m.2.k": (3, 2, 5)}),
+        ]
+    )
+    found = matched(sides)
+    assert list(found.rows) == ["m.1.v", "m.2.k", "m.10.q"]
+    assert (found.odd, list(found.common)) == (["m.9.q"], ["m.10.q"])
+    assert [(only.module, only.adapters) for only in found.partial] == [("m.1.v", ["a"]), ("m.2.k", ["b"])]
+    assert [[m and m.r for m in row] for row in found.rows.values()] == [[2, None], [None, 2], [2, 1]]
+
+
+def test_adapters_without_a_module_in_common_are_refused_unless_that_is_allowed(tmp_path):
+    sides = open_sides([save(tmp_path / "a", {"m.q": (6, 2, 5)}), save(tmp_path / "b", {"m.v": (6, 2, 5)})])
+    with pytest.raises(AdapterError, match=r"no module in common \(a has m\.q, b has m\.v\)"):
+        matched(sides)
+    assert matched(sides, overlapping=False).common == {}
+    three = open_sides([*(side.path for side in sides), save(tmp_path / "c", {"m.v": (6, 2, 5)})])
+    assert [len([m for m in row if m]) for row in matched(three).rows.values()] == [1, 2]
+
+
+def of_config(name: str, **raw: Any) -> Side:
+    return Side(name, Path(name), None, None, raw)  # type: ignore[arg-type]  # only the config is looked at
+
+
+def test_fields_differ_by_what_they_mean():
+    one = of_config("a", r=8, target_modules=["v", "q"], bias="", inference_mode=True, peft_version="1", auto_mapping=1)
+    two = of_config("b", r=8, target_modules=["q", "v"], modules_to_save=[], rank_pattern={}, inference_mode=False)
+    assert config_differences([one, two]) == []
+    two = of_config("b", r=16, target_modules=["q"], layers_pattern=["b", "a"])
+    three = of_config("c", r=8, target_modules=["q"], layers_pattern=["a", "b"])
+    found = {item.key: item.values for item in config_differences([one, two, three])}
+    assert found == {
+        "layers_pattern": [None, ["b", "a"], ["a", "b"]],  # the order of any other list means something
+        "r": [8, 16, 8],
+        "target_modules": [["q", "v"], ["q"], ["q"]],
+    }
+
+
+def test_a_span_is_least_and_most():
+    assert span([3.0, 1.0, 2.0]) == [1.0, 3.0]
+
+
+def test_overlaps_are_of_powers_of_two_and_of_the_whole():
+    cross = np.eye(5, 6)
+    found = side_overlap(cross, 50)
+    assert [(o.i, o.j) for o in found.overlaps] == [(1, 1), (2, 2), (4, 4), (5, 6)]
+    assert [o.phi for o in found.overlaps] == [1.0] * 4
+    assert found.overlaps[1].chance == pytest.approx(2 / 50)  # E phi(i, j) = max(i, j) / d
+    assert found.overlaps[3].chance == pytest.approx(6 / 50)
+    assert found.angles == [0.0] * 5
+    assert [(o.i, o.j) for o in side_overlap(np.eye(4), 9).overlaps] == [(1, 1), (2, 2), (4, 4)]
+    turned = side_overlap(np.diag([math.cos(math.radians(30)), 0.5]), 9)
+    assert turned.angles == pytest.approx([30.0, 60.0])
+    assert len(side_overlap(np.eye(20), 40).angles) == 16
+
+
+def of_phi(*some: tuple[int, int, float, float]) -> SideOverlap:
+    return SideOverlap(overlaps=[Overlap(i=i, j=j, phi=p, chance=c, chance_sd=c / 2) for i, j, p, c in some], angles=[])
+
+
+def test_the_mean_over_modules_is_of_equal_powers_of_two():
+    one = of_phi((1, 1, 0.2, 0.1), (2, 2, 0.4, 0.2), (3, 3, 0.9, 0.3))
+    two = of_phi((1, 1, 0.6, 0.3), (4, 5, 0.9, 0.3))
+    found = mean_overlaps([one, None, two])
+    assert [(o.i, o.j) for o in found] == [(1, 1), (2, 2)]
+    assert (found[0].phi, found[0].chance) == (pytest.approx(0.4), pytest.approx(0.2))
+    assert found[0].chance_sd == pytest.approx(math.hypot(0.05, 0.15) / 2)
+    assert (found[1].phi, found[1].chance_sd) == (pytest.approx(0.4), pytest.approx(0.1))
+    assert mean_overlaps([of_phi((1, 1, 1.0 + 1e-9, 0.1))])[0].phi == 1.0
+
+
+def test_a_config_is_a_json_object(tmp_path):
+    for text, why in (("[1]", "is not an adapter config"), ("{", "is not an adapter config")):
+        (tmp_path / "c.json").write_text(text)
+        with pytest.raises(AdapterError, match=why):
+            raw_config(tmp_path / "c.json")
+    with pytest.raises(AdapterError, match="cannot read"):
+        raw_config(tmp_path / "none.json")
+    (tmp_path / "c.json").write_text('{"r": 8, "new": [1]}')
+    assert raw_config(tmp_path / "c.json") == {"r": 8, "new": [1]}
+
+
+def test_an_adapter_without_a_pair_is_refused_with_the_reason(tmp_path, monkeypatch):
+    one = save(tmp_path / "one", {"m.q": (6, 2, 5)})
+    bare = SimpleNamespace(modules=[], skipped=[])
+    monkeypatch.setattr("gradience.verbs.sides.open_adapter", lambda _: (None, bare))
+    with pytest.raises(AdapterError, match="it holds no LoRA pair"):
+        open_sides([one, one])
+    bare.skipped = [SimpleNamespace(reason="a strange shape"), SimpleNamespace(reason="another")]
+    with pytest.raises(AdapterError, match="a strange shape"):
+        open_sides([one, one])

@@ -1,0 +1,217 @@
+"""What is counted of single rows of tokens, each bound from either side; numbers worked out on paper."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from gradience.data.measure import Limits, Measure, _histogram, batching, packed_count, quantile
+from gradience.data.overlap import EvalRows, jaccard, trigrams, words_of
+from gradience.data.rows import Fault
+from gradience.data.shapes import Shape
+from gradience.data.tokens import Sequence, Tokenised
+
+BOS, END, TURN = 1, 2, 3  # the tokens that end: generation; and a turn, as a control token
+
+
+def measured(*rows: Any, trainer: str = "sft", form: str = "tokenised", **limits: Any) -> Any:
+    """The counts of rows of (ids, mask), or of whole `Tokenised` rows."""
+    encoder = SimpleNamespace(end_ids=frozenset({END}), control_ids=frozenset({END, TURN}), bos_id=BOS)
+    measure = Measure(Shape(form, trainer), encoder, Limits(**limits))
+    for number, row in enumerate(rows, 1):
+        is_made = isinstance(row, Tokenised | Fault)
+        measure.add(row if is_made else Tokenised(number, {}, (Sequence(*row),)))
+    return measure.result()
+
+
+def seen(*rows: Any, **options: Any) -> dict[str, int]:
+    """How many rows of each kind were seen."""
+    found = measured(*rows, **options).seen
+    return {name: getattr(found, name).count for name in found.__struct_fields__ if getattr(found, name).count}
+
+
+NINE = list(range(10, 19))
+
+
+@pytest.mark.parametrize(
+    ("row", "options", "found"),
+    [
+        ((NINE, [1] * 9), {}, {"all_supervised": 1}),
+        ((NINE, None), {}, {"all_supervised": 1}),
+        ((NINE, [0] * 9), {}, {"unsupervised": 1}),
+        ((NINE, [0] * 8 + [1]), {}, {}),
+        ((NINE, [0] * 8 + [1]), {"max_length": 9}, {}),
+        ((NINE, [0] * 7 + [1, 1]), {"max_length": 8}, {"cut": 1, "answer_cut": 1}),
+        ((NINE, [1] * 8 + [0]), {"max_length": 8}, {"cut": 1}),
+        ((NINE, [0] * 8 + [1]), {"max_length": 8}, {"cut": 1, "answer_cut": 1, "answer_lost": 1}),
+        ((NINE, None), {"max_length": 8}, {"cut": 1, "all_supervised": 1, "answer_cut": 1}),
+        ((NINE, None), {"max_length": 8, "trainer": "reward"}, {"cut": 1, "answer_lost": 1}),
+        ((NINE, None), {"max_length": 9, "trainer": "reward"}, {}),
+        ((NINE, None), {"max_length": 8, "trainer": "classification"}, {"cut": 1}),
+        (([BOS, BOS], [0, 1]), {}, {"double_bos": 1}),
+        (([BOS], [1]), {}, {"all_supervised": 1}),
+        (([BOS, 9, BOS], [0, 0, 1]), {}, {}),
+        (([9, END], [0, 1]), {}, {"end_supervised": 1}),
+        (([9, 9, END], [0, 1, 0]), {}, {"end_masked": 1}),
+        (([9, END, 9], [0, 0, 1]), {}, {}),  # an end after what is masked is a prompt's
+        (([END, 9], [0, 1]), {}, {}),
+        (([9, END], [1, 1]), {"max_length": 1}, {"cut": 1, "all_supervised": 1, "answer_cut": 1}),
+    ],
+)
+def test_what_is_seen_in_a_row(row, options, found):
+    assert seen(row, **options) == found
+
+
+@pytest.mark.parametrize(
+    ("trainer", "prompt", "lost"), [("dpo", 8, 1), ("dpo", 7, 0), ("kto", 8, 1), ("kto", 7, 0), ("sft", 8, 0)]
+)
+def test_a_pair_is_dropped_whose_prompt_fills_the_limit(trainer, prompt, lost):
+    row = Tokenised(1, {}, (Sequence(NINE, [0] * 6 + [1] * 3),), prompt)
+    assert seen(row, trainer=trainer, max_length=8).get("answer_lost", 0) == lost
+
+
+@pytest.mark.parametrize(("packing", "kept"), [(False, 0), (True, 8)])
+def test_a_row_without_an_answer_left_is_dropped_unless_rows_are_packed(packing, kept):
+    found = measured((NINE, [0] * 8 + [1]), max_length=8, packing=packing).tokens
+    assert (found.total, found.kept, found.supervised, found.supervised_lost) == (9, kept, 0, 1)
+
+
+def test_tokens_are_counted_before_and_after_the_cut():
+    found = measured((NINE, [0] * 6 + [1] * 3), ([5] * 4, [0, 1, 1, 1]), max_length=8).tokens
+    assert (found.total, found.kept, found.supervised, found.supervised_lost) == (13, 12, 5, 1)
+
+
+def test_the_turn_s_end_is_the_control_token_that_ends_most_answers():
+    plain, turn = ([9, 8, 7], [0, 1, 1]), ([9, 8, TURN], [0, 1, 1])
+    assert measured(turn, turn, plain).turn_end == TURN
+    assert measured(turn, plain).turn_end is None  # half is not most
+    assert measured(([9, TURN, 5], [0, 1, 1])).turn_end == TURN  # a line break may follow
+    assert measured(([TURN, 5, 6], [1, 1, 1])).turn_end is None
+    assert measured(([9, TURN, 5], [0, 1, 0])).turn_end == TURN  # what is masked behind the answer is not of it
+    assert measured(([9, 8, END], [0, 1, 1])).turn_end is None
+
+
+def test_labels_out_of_their_range_are_named():
+    def of(label: Any, **limits: Any) -> dict[str, int]:
+        row = Tokenised(1, {"label": label, "text": "a"}, (Sequence([9]),))
+        return seen(row, trainer="classification", form="classification", **limits)
+
+    out = {"label_out_of_range": 1}
+    assert [of(n, num_labels=3) for n in (-1, 0, 2, 3)] == [out, {}, {}, out]
+    assert [of(n) for n in (-1, 7)] == [out, {}]
+    assert [of(label, num_labels=1) for label in ("x", True)] == [{}, {}]
+
+
+def test_labels_are_counted_by_their_first_sixty_four_letters():
+    rows = [Tokenised(n, {"label": "x" * 63 + end}, (Sequence([n]),)) for n, end in enumerate(("a", "ab", "b"))]
+    fields = measured(*rows, trainer="classification", form="classification").fields
+    assert fields["labels"] == {"x" * 63 + "a": 2, "x" * 63 + "b": 1}
+    assert fields["labels_total"] == 2
+
+
+def test_the_first_five_rows_of_a_kind_are_named_and_shown_if_asked_for():
+    rows = [Tokenised(n, {"text": "\ufffd" * 300}, (Sequence([n]),)) for n in range(1, 9)]
+    found = measured(*rows, show_rows=True)
+    assert found.seen.replacement.first == [1, 2, 3, 4, 5]
+    assert [(shown.row, shown.text) for shown in found.fields["shown"]] == [(n, "\ufffd" * 240) for n in range(1, 6)]
+    assert measured(*rows).fields["shown"] == []
+
+
+def test_unreadable_rows_are_counted_and_twenty_listed():
+    found = measured(*[Fault(n, f"why {n}") for n in range(1, 24)])
+    assert (found.read, found.seen.unreadable.count, len(found.faults)) == (0, 23, 20)
+    assert (found.faults[-1].row, found.faults[-1].reason) == (20, "why 20")
+
+
+def test_rows_of_equal_tokens_are_copies():
+    pair = (Sequence([1, 2]), Sequence([3]))
+    rows = [Tokenised(n, {}, one) for n, one in enumerate((pair, pair[::-1], pair, (Sequence([1, 2, 3]),)))]
+    assert seen(*rows, trainer="reward", form="preference")["duplicate"] == 1
+
+
+def test_batches_of_pairs_hold_twice_their_rows():
+    pair = (Sequence([5] * 2), Sequence([5] * 4))
+    rows = [Tokenised(1, {}, pair), Tokenised(2, {}, pair)]
+    options: dict[str, Any] = {"form": "preference", "batch_size": 2}
+    found = measured(*rows, trainer="dpo", **options).fields["batching"]
+    assert (found.batch_size, found.padding_share) == (2, 1 - 12 / 16)
+    assert measured(*rows, trainer="reward", max_length=3, **options).fields["batching"].padding_share == 0.0
+
+
+def test_padding_of_nothing_is_not_known():
+    options: dict[str, Any] = {"per_batch": 2, "batch_size": 2, "seed": 0}
+    none = batching([], max_length=8, **options)
+    assert (none.padding_share, none.packed_sequences, none.packed_padding_share) == (None, None, None)
+    assert batching([3, 3], max_length=None, **options).packed_sequences is None
+    two = batching([8, 1, 8], max_length=8, **options)
+    assert (two.packed_sequences, two.packed_padding_share) == (3, pytest.approx(1 - 17 / 24))
+
+
+@pytest.mark.parametrize(
+    ("lengths", "bins"),
+    [
+        ([], 0),
+        ([0], 0),
+        ([8], 1),
+        ([9], 1),
+        ([5, 3], 1),
+        ([5, 4], 2),
+        ([4, 4, 4], 2),
+        ([5, 5, 3, 3], 2),
+        ([6, 5, 3, 2], 2),
+    ],
+)
+def test_best_fit_decreasing_fills_bins_of_eight(lengths, bins):
+    assert packed_count(lengths, 8) == bins
+
+
+def test_bars_reach_to_the_99th_percentile_or_twice_the_limit():
+    assert _histogram([1, 1, 3], None) == (1, [0, 2, 0, 1])
+    many = [10] * 199 + [1000]
+    assert _histogram(many, None) == (1, [0] * 10 + [199] + [0] * 36 + [1])  # the last bar has all longer ones
+    width, bars = _histogram(many, 100)
+    assert (width, len(bars), bars[2], bars[40]) == (5, 48, 199, 0)  # 0 to 200, in 48 bars
+    assert _histogram([95], None) == (2, [0] * 47 + [1])
+    assert _histogram([96], None)[0] == 3  # 97 lengths do not fit into 48 bars of two
+
+
+def test_quantiles_of_a_hundred_are_the_numbers_themselves():
+    assert [quantile(list(range(1, 101)), p) for p in (50, 90, 95, 99)] == [50, 90, 95, 99]
+    assert [quantile([7, 9], p) for p in (50, 90)] == [7, 9]
+
+
+# --- overlap -----------------------------------------------------------------------------------------------------
+
+
+def words(*numbers: int) -> dict[str, str]:
+    return {"text": " ".join(f"w{n}" for n in numbers)}
+
+
+def test_trigrams_are_all_of_three_words_in_a_row():
+    assert [len(trigrams([str(n) for n in range(k)])) for k in range(6)] == [0, 0, 0, 1, 2, 3]
+    assert words_of({"text": "One, two ONE"}) == ["one", "two", "one"]
+    assert words_of({"input_ids": [4, 5]}) == ["4", "5"]
+    assert jaccard(frozenset({1, 2, 3}), frozenset({2, 3, 4})) == 0.5
+    assert jaccard(frozenset(), frozenset()) == 0.0
+
+
+@pytest.mark.parametrize(("length", "near"), [(10, 1), (9, 0)])
+def test_a_row_of_eight_trigrams_is_judged(length, near):
+    pytest.importorskip("datasketch")
+    rows = EvalRows()
+    rows.read([(1, words(*range(length)))])
+    rows.compare(words(*range(length)))
+    assert len(rows.near_rows) == near
+    found = rows.result()
+    assert (found.eval_rows, found.exact.count, found.near.count, found.near_judged) == (1, 1, 0, True)
+
+
+@pytest.mark.parametrize(("length", "near"), [(18, 1), (17, 0)])  # trigrams: 16 of 20 are .8, 15 of 20 are .75
+def test_rows_are_near_from_four_fifths_of_their_trigrams_on(length, near):
+    pytest.importorskip("datasketch")
+    rows = EvalRows()
+    rows.read([(3, words(*range(22)))])
+    rows.compare(words(*range(length)))
+    assert len(rows.near_rows) == near

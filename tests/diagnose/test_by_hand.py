@@ -1,0 +1,225 @@
+"""Which checkpoint to keep, go back to, or is short of the end: worked out on paper, each bound from either side."""
+
+from __future__ import annotations
+
+import math
+from itertools import pairwise
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from gradience.schema.diagnose import BestCheckpoint
+from gradience.schema.events import Eval, EvalMetrics
+from gradience.schema.reports import EvalPoint
+from gradience.schema.scalars import real
+from gradience.telemetry.series import RunSeries
+from gradience.verbs.diagnose import checkpoints as choosing
+from gradience.verbs.diagnose.checkpoints import (
+    Choice,
+    _before_nan,
+    _beside_lowest,
+    _lasting,
+    _mid_run,
+    _nearest,
+    _noise,
+    _short,
+    _to_keep,
+    _within,
+    choose,
+    loss_noise,
+    standard_error,
+)
+from gradience.verbs.diagnose.sources import CheckpointFolder
+
+
+def evals(losses: dict[int, float], split: str = "eval") -> list[Eval]:
+    return [
+        Eval(
+            schema="gradience.vnext.telemetry/v1",
+            ts=None,
+            run_id="r",
+            step=step,
+            split=split,
+            metrics=EvalMetrics(loss=real(loss)),
+        )
+        for step, loss in losses.items()
+    ]
+
+
+def report(split: str = "eval", *, n: int | None = None, accuracy: float | None = None, findings: Any = ()) -> Any:
+    points = [
+        EvalPoint(split="train", step=9, metrics=EvalMetrics(n=7)),
+        EvalPoint(split=split, step=9, metrics=EvalMetrics(n=n, accuracy=accuracy)),
+    ]
+    return SimpleNamespace(evals=points, findings=list(findings))
+
+
+def folders(*steps: int) -> list[CheckpointFolder]:
+    return [CheckpointFolder(step, Path(f"/run/checkpoint-{step}")) for step in steps]
+
+
+LOSSES = {10: 2.0, 20: 1.5, 30: 1.25, 40: 1.3, 50: 1.75}
+
+
+def test_the_checkpoint_with_the_lowest_loss_is_the_best_and_the_lowest_of_all_is_named():
+    found = choose(folders(20, 40, 50), evals(LOSSES), report(n=100, accuracy=0.5), None)
+    best = found.best
+    assert best is not None
+    assert (best.name, best.step, best.loss, best.split, best.n) == ("checkpoint-40", 40, 1.3, "eval", 100)
+    assert (best.lowest_step, best.lowest_loss, best.saved_as) == (30, 1.25, "")
+    slopes = [-0.5, -0.25, 0.05, 0.45]
+    jumps = sorted(abs(b - a) for a, b in pairwise(slopes))
+    assert best.noise == pytest.approx(0.6053 * jumps[1])
+    assert best.standard_error == pytest.approx(1.3 / 10)
+    assert best.within_noise is True
+    assert [(c.step, c.loss, c.tied) for c in found.checkpoints] == [
+        (20, 1.5, False),
+        (40, 1.3, False),
+        (50, 1.75, False),
+    ]
+
+
+def test_a_checkpoint_within_the_noise_of_the_best_is_tied():
+    found = choose(folders(20, 30, 40), evals(LOSSES), report(), None)  # a noise of .18
+    assert [(c.step, c.tied) for c in found.checkpoints] == [(20, False), (30, False), (40, True)]
+
+
+def test_what_was_not_evaluated_cannot_be_chosen():
+    assert choose(folders(20), [], report(), None) == Choice(
+        choose(folders(20), evals(LOSSES, "other"), report(), None).checkpoints
+    )
+    none = choose(folders(25), evals(LOSSES), report(), None)
+    assert (none.best, [(c.name, c.loss) for c in none.checkpoints]) == (None, [("checkpoint-25", None)])
+    odd = choose(folders(20), evals({20: math.nan, 10: 1.0}), report(), None)
+    assert odd.best is None
+    later = choose(folders(20), [*evals({20: 9.0}), *evals({20: 1.0})], report(), None)
+    assert later.best is not None
+    assert later.best.loss == 1.0
+
+
+def test_the_split_that_was_found_to_overfit_comes_first():
+    overfit = SimpleNamespace(id="OVF110", values={"split": "other"})
+    other = [*evals(LOSSES), *evals({20: 0.5}, "other")]
+    for findings, split in (((), "eval"), ((overfit,), "other")):
+        best = choose(folders(20), other, report(findings=findings), None).best
+        assert best is not None
+        assert best.split == split
+
+
+@pytest.mark.parametrize(
+    ("loss", "noise", "within"),
+    [(1.0, None, True), (1.1, None, None), (1.25, 0.25, True), (1.2501, 0.25, False), (0.9, 0.1, True)],
+)
+def test_a_loss_is_as_good_as_the_lowest_within_one_noise(loss, noise, within):
+    assert _within(loss, 1.0, noise) is within
+
+
+def test_four_evaluations_show_no_noise_and_five_do():
+    assert loss_noise([1.0, 2.0, 1.0, 2.0]).value is None
+    assert loss_noise([1.0, 2.0, 1.0, 2.0, 1.0]).value == pytest.approx(0.6053 * 2.0)
+    assert "4 evaluations" in loss_noise([1.0] * 4).source
+    assert "5 evaluations" in loss_noise([1.0] * 5).source
+
+
+def test_the_standard_error_is_the_loss_over_the_root_of_n():
+    assert standard_error(0.5, 25, None) == pytest.approx(0.1)
+    assert standard_error(0.5, 25, 0.4) == pytest.approx(0.1)  # sqrt(.4 / .6) is under 1
+    assert standard_error(0.5, 25, 0.8) == pytest.approx(0.2)
+    assert [standard_error(0.5, n, None) for n in (0, None)] == [None, None]
+    assert standard_error(-0.5, 25, None) is None
+
+
+def best(**more: Any) -> BestCheckpoint:
+    fields = {
+        "name": "checkpoint-40",
+        "step": 40,
+        "loss": 1.3,
+        "split": "eval",
+        "noise": 0.25,
+        "noise_from": "why",
+        "lowest_loss": 1.25,
+        "lowest_step": 30,
+    }
+    return BestCheckpoint(**{**fields, **more})
+
+
+def test_the_best_is_described_beside_the_lowest():
+    assert _beside_lowest(best(lowest_loss=1.3)) == "the lowest of the run"
+    for within, words in ((True, "within the noise of"), (False, "above"), (None, "perhaps no worse than")):
+        expected = f"{words} the lowest, 1.25 at step 30, which was not saved"
+        assert _beside_lowest(best(within_noise=within)) == expected
+    assert _noise(best()) == "+/- 0.25 (why)"
+    assert _noise(best(noise=None)) == "why"
+    assert _noise(best(n=9, standard_error=0.125)) == "+/- 0.25 (why); on other data +/- 0.12 (n=9; a heuristic)"
+    assert _noise(best(standard_error=0.25)) == "+/- 0.25 (why)"
+
+
+def test_without_evaluations_the_nearest_checkpoint_is_named():
+    found = _to_keep(folders(10, 24, 40), Choice([]), {"best_step": 31})
+    assert (found.id, found.seen.values) == (
+        "best_checkpoint",
+        {"checkpoint": "checkpoint-24 (the nearest to step 31; not evaluated at its own step)"},
+    )
+    assert _to_keep([], Choice([]), {"best_step": 31}).id == "no_checkpoint"
+    kept = _to_keep([], Choice([], best(saved_as="w")), {"best_step": 31})
+    assert kept.seen.values["saved_as"] == "checkpoint-40"
+    assert kept.seen.action is None
+
+
+@pytest.mark.parametrize(("step", "near"), [(25, 20), (20, 20), (19, 10), (35, 30), (5, 10), (100, 40)])
+def test_one_goes_back_to_the_checkpoint_before_rather_than_after(step, near):
+    (found,) = _nearest(folders(10, 20, 30, 40), step, "lowest", "what", "then")
+    assert found.seen.message == f"checkpoint-{near} is the nearest to step {step}, what"
+    assert found.seen.action == f"Go back to checkpoint-{near}; then"
+    assert list(_nearest([], step, "lowest", "", "")) == list(_nearest(folders(10), None, "lowest", "", "")) == []
+
+
+def sources(at: Path | None, *steps: int) -> Any:
+    return SimpleNamespace(checkpoints=folders(*steps), weights=SimpleNamespace(path=at))
+
+
+@pytest.mark.parametrize(("last", "mid"), [(100, False), (101, True), (None, False)])
+def test_weights_from_before_nine_tenths_of_the_log_are_from_mid_run(last, mid):
+    found = list(_mid_run(sources(Path("/run/checkpoint-90"), 50, 90), Choice([]), last))
+    assert [symptom.seen.values for symptom in found] == [{"weights_step": 90, "last_step": last}] * mid
+    assert list(_mid_run(sources(Path("/run/checkpoint-90"), 90), Choice([], best(step=90)), last)) == []
+    assert list(_mid_run(sources(None, 90), Choice([]), last)) == []
+
+
+@pytest.mark.parametrize(("last", "short"), [(90, False), (91, True), (None, False)])
+def test_weights_older_than_the_log_are_short_of_the_end(last, short):
+    found = list(_short(sources(Path("/run/checkpoint-90"), 50, 90), last))
+    assert [symptom.seen.values for symptom in found] == [{"weights_step": 90}] * short
+    assert list(_short(sources(Path("/elsewhere"), 90), last)) == []
+
+
+def series(norms: dict[int, float], lost: frozenset[int] = frozenset()) -> RunSeries:
+    run = RunSeries("r")
+    run.steps.extend(norms)
+    run.grad_norms.extend(norms.values())
+    run.lost_norms = set(lost)
+    return run
+
+
+def test_numbers_are_bad_for_good_from_a_masked_loss_or_from_where_no_gradient_is_finite_up_to_the_end():
+    inf = math.inf
+    assert _lasting(series({1: 1.0, 2: inf, 3: 1.0}), [{}]) is None
+    assert _lasting(series({1: 1.0, 2: inf, 3: 1.0, 4: inf, 5: inf}), [{}]) == 4
+    assert _lasting(series({1: 1.0, 2: math.nan, 3: math.nan}, frozenset({3})), [{}]) == 3  # at 2 none was logged
+    assert _lasting(series({1: 1.0, 2: inf}), [{"first_step": 7}, {"first_step": 5}]) == 2
+    assert _lasting(series({1: 1.0}), [{"first_step": 7}, {"first_step": 5}]) == 5
+
+
+def test_of_the_last_three_checkpoints_before_a_step_the_latest_finite_one_is_named(monkeypatch):
+    finite = {"checkpoint-20"}
+    monkeypatch.setattr(choosing, "_is_finite", lambda path: path.name in finite)
+    found = _before_nan(folders(10, 20, 30, 40), 40).seen
+    assert found.message == "checkpoint-20, saved before step 40: its weights are finite; checkpoint-30 is not"
+    found = _before_nan(folders(10, 20, 30, 40, 50), 60).seen
+    assert (
+        found.message == "checkpoint-50, checkpoint-40, checkpoint-30, saved before step 60: not finite or not readable"
+    )
+    assert found.action is None
+    assert _before_nan(folders(40), 40).seen.message == "no checkpoint from before step 40 is on disk"

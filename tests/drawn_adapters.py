@@ -1,0 +1,173 @@
+"""Adapters drawn by a seed, small enough that every verb takes a moment, and the numbers of the reports on them.
+
+Each file has three modules of ranks and scales of its own, with patterns, DoRA, rsLoRA or another dtype by chance. The
+numbers are pinned in `golden/adapters_drawn.json`, at six digits; `python tests/drawn_adapters.py` writes them anew
+after a change that was meant.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Final
+
+import ml_dtypes
+import msgspec
+import numpy as np
+from safetensors.numpy import save_file
+
+import gradience as g
+from gradience.errors import GradienceError
+from gradience.verbs.mitigate import mitigate_adapter
+
+GOLDEN: Final = Path(__file__).parent / "golden" / "adapters_drawn.json"
+SEEDS: Final = 4
+SHAPES: Final = {
+    "layers.0.q_proj": (9, 7),
+    "layers.0.up_proj": (12, 7),
+    "layers.1.q_proj": (9, 7),
+    "layers.1.v_proj": (8, 8),
+}
+PLACES: Final = {
+    "path",
+    "source",
+    "sources",
+    "peft_dir",
+    "weights_path",
+    "config_path",
+    "base",
+    "out",
+    "name",
+    "seconds",
+}
+
+
+def adapter(folder: Path, rng: random.Random, *, plain: bool) -> Path:
+    """An adapter of three of the modules; `plain` is one that can be merged."""
+    numbers = np.random.default_rng(rng.randrange(1 << 30))
+    names = rng.sample(sorted(SHAPES), 3)
+    r = rng.choice([3, 4])
+    ranks = {name: r if rng.random() < 0.6 else rng.choice([1, 2, 5]) for name in names}
+    config: dict[str, Any] = {"peft_type": "LORA", "r": r, "lora_alpha": rng.choice([2, 6, 8]), "target_modules": names}
+    config["rank_pattern"] = {name: rank for name, rank in ranks.items() if rank != r}
+    config["alpha_pattern"] = {names[0]: 5} if rng.random() < 0.5 else {}
+    config["use_rslora"] = rng.random() < 0.3
+    config["use_dora"] = not plain and rng.random() < 0.6
+    kind = rng.choice([np.float32, np.float32, ml_dtypes.bfloat16])
+    tensors = {}
+    for name in names:
+        out, width = SHAPES[name]
+        fall = rng.choice([1.0, 0.6, 0.3]) ** np.arange(ranks[name])
+        stem = f"base_model.model.{name}"
+        tensors[f"{stem}.lora_A.weight"] = (numbers.standard_normal((ranks[name], width)) * fall[:, None]).astype(kind)
+        tensors[f"{stem}.lora_B.weight"] = (numbers.standard_normal((out, ranks[name])) * fall).astype(kind)
+        if config["use_dora"]:
+            tensors[f"{stem}.lora_magnitude_vector"] = numbers.uniform(1, 3, out).astype(kind)
+    folder.mkdir(parents=True)
+    save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    (folder / "adapter_config.json").write_text(json.dumps(config), encoding="utf-8")
+    return folder
+
+
+def base(folder: Path, rng: random.Random) -> Path:
+    """A base with all modules."""
+    numbers = np.random.default_rng(rng.randrange(1 << 30))
+    folder.mkdir(parents=True)
+    weights = {f"{name}.weight": numbers.standard_normal(shape).astype(np.float32) for name, shape in SHAPES.items()}
+    save_file(weights, folder / "model.safetensors")
+    return folder
+
+
+def numbers(value: Any, at: str = "") -> Iterator[str]:
+    """Each number, flag and short word of a report with its place, without what names files."""
+    if isinstance(value, dict):
+        for name, item in value.items():
+            if name not in PLACES:
+                yield from numbers(item, f"{at}.{name}" if at else str(name))
+    elif isinstance(value, list):
+        for place, item in enumerate(value):
+            yield from numbers(item, f"{at}[{place}]")
+    elif isinstance(value, float) and math.isfinite(value):
+        yield f"{at} {value:.6g}"
+    elif value is not None and not (isinstance(value, str) and len(value) > 60):
+        yield f"{at} {value}"
+
+
+def differences(found: list[str], expected: list[str]) -> list[str]:
+    """The lines that are not as expected, and where numbers are not the same to a ten-thousandth."""
+    missing = [f"{len(found)} lines, not {len(expected)}"] * (len(found) != len(expected))
+    pairs = zip(found, expected, strict=False)
+    return missing + [f"{one} (was: {other})" for one, other in pairs if one != other and not _close(one, other)]
+
+
+def _close(one: str, other: str) -> bool:
+    """Whether two lines speak of the same place, and of numbers that processors may add up to."""
+    (place, _, number), (place_of_other, _, other_number) = one.rpartition(" "), other.rpartition(" ")
+    try:
+        return place == place_of_other and math.isclose(float(number), float(other_number), rel_tol=1e-4, abs_tol=1e-5)
+    except ValueError:
+        return False
+
+
+CRITERIA: Final[dict[str, dict[str, Any]]] = {
+    "rank": {"rank": 2},
+    "energy": {"energy": 0.9},
+    "rel_error": {"rel_error": 0.35},
+    "max_params": {"max_params": 90},
+    "max_mb": {"max_mb": 0.0018},
+    "suggested": {"like_suggested": True},
+    "sv_ratio": {"sv_ratio": 2.5},
+    "sv_fro": {"sv_fro": 0.9},
+    "sv_cumulative": {"sv_cumulative": 0.7},
+}
+METHODS: Final[dict[str, dict[str, Any]]] = {
+    "linear": {},
+    "cat": {"method": "cat", "weights": [1.0, -0.5]},
+    "svd": {"method": "svd", "rank": 2, "weights": [0.3, 0.9]},
+    "ties": {"method": "ties", "density": 0.4},
+    "dare": {"method": "dare_linear", "density": 0.5, "seed": 3},
+    "dare ties": {"method": "dare_ties", "density": 0.7, "rank": 3},
+}
+
+
+def verbs(root: Path, seed: int) -> Iterator[tuple[str, Callable[[], Any]]]:
+    """The verbs on the adapters of a seed."""
+    rng = random.Random(f"adapters {seed}")  # noqa: S311  # an input repeats itself
+    under = base(root / "base", rng)
+    one, two = (adapter(root / name, rng, plain=True) for name in ("one", "two"))
+    other = adapter(root / "other", rng, plain=False)
+    for name, options in CRITERIA.items():
+        yield f"resize {name}", lambda options=options: g.resize_adapter(other, base=under, **options)
+    for name, options in METHODS.items():
+        yield f"merge {name}", lambda options=options: g.merge_adapters([one, two], **options)
+    yield "merge-check", lambda: g.merge_check(one, two, weights=[0.7, 0.6], exact=True)
+    yield "compare", lambda: g.compare_adapters(one, two)
+    yield "compare three", lambda: g.compare_adapters(one, two, other)
+    yield "audit", lambda: g.audit_adapter(other, top_singular_values=3, suggest_per_layer=True)
+    yield "audit beside a base", lambda: g.audit_adapter(other, base=under, intruders=True, norms_cache=False)
+    yield "mitigate", lambda: mitigate_adapter(one, under, scale=0.25, k=3, eps=0.8)
+    yield "convert", lambda: g.convert_adapter(other, rank=2, base=under)
+    yield "convert to mlx", lambda: g.convert_adapter(one, to="mlx", energy=0.8)
+
+
+def all_numbers(seed: int) -> dict[str, list[str]]:
+    """The numbers of every verb on the adapters of a seed; a refusal is its sentence."""
+    found = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for name, call in verbs(Path(folder), seed):
+            try:
+                found[name] = list(numbers(msgspec.to_builtins(call())))
+            except GradienceError as error:
+                found[name] = [str(error).replace(folder, "")]
+    return found
+
+
+if __name__ == "__main__":
+    sys.stdout.write(f"{GOLDEN}\n")
+    every = {str(seed): all_numbers(seed) for seed in range(SEEDS)}
+    GOLDEN.write_text(json.dumps(every, indent=0, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -1,0 +1,213 @@
+"""Reports drawn by a seed from their own types, and what the terminal shows of each, line by line.
+
+Every field of a report has some value of its type, or its default: branches of a view are met that no run at hand
+leads to. What is shown is pinned in `golden/reports_drawn.json`; `python tests/drawn_reports.py` writes it anew after a
+change that was meant, and its diff is the change as a reader sees it.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final
+
+from msgspec import inspect
+
+from gradience.render import audit, bench, check, compare, findings, fleet, markdown, merge, monitor, writing
+from gradience.schema import audit as of_audit
+from gradience.schema import compare as of_compare
+from gradience.schema import diagnose as of_diagnose
+from gradience.schema import findings as of_findings
+from gradience.schema import fleet as of_fleet
+from gradience.schema import merge as of_merge
+from gradience.schema import reports as of_reports
+from gradience.schema import runs as of_runs
+from gradience.schema import writing as of_writing
+
+GOLDEN: Final = Path(__file__).parent / "golden" / "reports_drawn.json"
+WORDS: Final = [
+    "alpha",
+    "model.layers.3.self_attn.q_proj",
+    "model.layers.10.mlp.up_proj",
+    "eval",
+    "a b",
+    "checkpoint-20",
+]
+WHOLE: Final = [0, 1, 2, 3, 5, 8, 12, 33, 1234, 5_000_000]
+NUMBERS: Final = [0.0, 1e-7, 3e-4, 0.02, 0.25, 0.5, 0.96, 1.0, 1.5, 3.25, 12.0, 1234.5]
+DEEPEST: Final = 5
+
+Make = Callable[[random.Random, Any, int], Any]
+
+
+def _within(kind: Any, values: list[Any], rng: random.Random) -> Any:
+    least = kind.ge if kind.ge is not None else -1e300
+    most = kind.le if kind.le is not None else 1e300
+    return rng.choice([value for value in values if least <= value <= most])
+
+
+def _struct(rng: random.Random, kind: Any, depth: int) -> Any:
+    given = {}
+    for field in kind.fields:
+        optional = not field.required
+        if optional and (depth > DEEPEST or rng.random() < 0.25):
+            continue
+        given[field.name] = made(rng, field.type, depth + 1)
+    return kind.cls(**given)
+
+
+def _union(rng: random.Random, kind: Any, depth: int) -> Any:
+    some = [one for one in kind.types if not isinstance(one, inspect.NoneType)]
+    if len(some) < len(kind.types) and rng.random() < 0.3:
+        return None
+    return made(rng, some[0] if rng.random() < 0.9 else rng.choice(some), depth)
+
+
+def _several(rng: random.Random) -> int:
+    return rng.choice([0, 1, 2, 2, 3, 7])
+
+
+MAKERS: Final[dict[type, Make]] = {
+    inspect.BoolType: lambda rng, _, __: rng.random() < 0.5,
+    inspect.IntType: lambda rng, kind, _: _within(kind, WHOLE, rng),
+    inspect.FloatType: lambda rng, kind, _: _within(kind, NUMBERS, rng),
+    inspect.StrType: lambda rng, _, __: rng.choice(WORDS),
+    inspect.NoneType: lambda *_: None,
+    inspect.AnyType: lambda rng, _, __: rng.choice([None, 3, 0.125, "word", [1, 2]]),
+    inspect.LiteralType: lambda rng, kind, _: rng.choice(list(kind.values)),
+    inspect.EnumType: lambda rng, kind, _: rng.choice(list(kind.cls)),
+    inspect.UnionType: _union,
+    inspect.StructType: _struct,
+    inspect.Metadata: lambda rng, kind, depth: made(rng, kind.type, depth),
+    inspect.ListType: lambda rng, kind, depth: [made(rng, kind.item_type, depth + 1) for _ in range(_several(rng))],
+    inspect.VarTupleType: lambda rng, kind, depth: tuple(
+        made(rng, kind.item_type, depth + 1) for _ in range(_several(rng))
+    ),
+    inspect.TupleType: lambda rng, kind, depth: tuple(made(rng, one, depth + 1) for one in kind.item_types),
+    inspect.DictType: lambda rng, kind, depth: {
+        _key(rng, kind.key_type): made(rng, kind.value_type, depth + 1) for _ in range(_several(rng))
+    },
+}
+
+
+def _key(rng: random.Random, kind: Any) -> Any:
+    return rng.choice(["1", "2", "4", "8", *WORDS]) if isinstance(kind, inspect.StrType) else made(rng, kind, DEEPEST)
+
+
+def made(rng: random.Random, kind: Any, depth: int = 0) -> Any:
+    """Some value of a type."""
+    return MAKERS[type(kind)](rng, kind, depth)
+
+
+def report_of(kind: type, seed: str) -> Any:
+    """A report of the type: what is drawn of one seed is always the same."""
+    return made(random.Random(seed), inspect.type_info(kind))  # noqa: S311  # an input repeats itself
+
+
+def _page(html: str) -> str:
+    """The text of a page, a line for each element, without its style and the coordinates of its figures."""
+    bare = re.sub(r"<style.*?</style>|<script.*?</script>", "", html, flags=re.DOTALL)
+    return "\n".join(text for part in re.split(r"<[^>]*>", bare) if (text := " ".join(part.split())))
+
+
+def _fleet_page(report: Any) -> str:
+    from gradience.render.html.collections import fleet_html  # needs matplotlib
+
+    return _page(fleet_html(report))
+
+
+def _curves_page(report: Any) -> str:
+    from gradience.render.html.collections import curves_html  # needs matplotlib
+
+    return _page(curves_html(report))
+
+
+def _run_page(report: Any) -> str:
+    from gradience.render.html import Story  # as above
+    from gradience.render.html.page import report_html  # needs matplotlib
+
+    return _page(report_html(Story(report)))
+
+
+PAGES: Final = ("page of a fleet", "page of curves", "page of a run")
+FULL: Final = audit.View(layers=True, scales=True, rank_rules=True, heatmap="norm", verbose=True, top_wasteful=2)
+VIEWS: Final[dict[str, tuple[type, Callable[[Any], str]]]] = {
+    "audit": (of_audit.AuditReport, audit.audit_text),
+    "audit in full": (of_audit.AuditReport, lambda it: audit.audit_text(it, FULL)),
+    "check": (of_reports.CheckReport, check.check_text),
+    "check in full": (of_reports.CheckReport, lambda it: check.check_text(it, verbose=True)),
+    "diagnose": (of_diagnose.DiagnoseReport, check.diagnose_text),
+    "diagnose in full": (of_diagnose.DiagnoseReport, lambda it: check.diagnose_text(it, verbose=True)),
+    "Markdown": (of_diagnose.DiagnoseReport, lambda it: markdown.report_markdown(it, None, None)),
+    "compare runs": (of_compare.CompareReport, compare.compare_text),
+    "compare runs in full": (of_compare.CompareReport, lambda it: compare.compare_text(it, verbose=True)),
+    "compare": (of_compare.CompareAdaptersReport, compare.compare_adapters_text),
+    "compare in full": (
+        of_compare.CompareAdaptersReport,
+        lambda it: compare.compare_adapters_text(it, top=2, heatmap=True, verbose=True),
+    ),
+    "bench": (of_compare.BenchReport, bench.bench_text),
+    "monitor": (of_reports.MonitorReport, monitor.monitor_text),
+    "monitor in full": (of_reports.MonitorReport, lambda it: monitor.monitor_text(it, verbose=True)),
+    "merge": (of_merge.MergeReport, merge.merge_text),
+    "merge in full": (of_merge.MergeReport, lambda it: merge.merge_text(it, verbose=True)),
+    "merge-check": (of_merge.MergeCheckReport, merge.merge_check_text),
+    "merge-check in full": (of_merge.MergeCheckReport, lambda it: merge.merge_check_text(it, verbose=True)),
+    "verify-merge": (of_merge.VerifyMergeReport, merge.verify_merge_text),
+    "verify-merge in full": (of_merge.VerifyMergeReport, lambda it: merge.verify_merge_text(it, verbose=True)),
+    "resize": (of_writing.ResizeReport, writing.resize_text),
+    "resize in full": (of_writing.ResizeReport, lambda it: writing.resize_text(it, verbose=True)),
+    "mitigate": (of_writing.MitigateReport, writing.mitigate_text),
+    "mitigate in full": (of_writing.MitigateReport, lambda it: writing.mitigate_text(it, verbose=True)),
+    "convert": (of_writing.ConvertReport, writing.convert_text),
+    "convert in full": (of_writing.ConvertReport, lambda it: writing.convert_text(it, verbose=True)),
+    "fleet audit": (of_fleet.FleetAuditReport, fleet.fleet_audit_text),
+    "fleet show": (of_fleet.FleetShowReport, fleet.fleet_show_text),
+    "query": (of_fleet.QueryReport, fleet.query_text),
+    "runs show": (of_runs.RunsShowReport, fleet.runs_show_text),
+    "runs best": (of_runs.RunsBestReport, fleet.runs_best_text),
+    "runs curves": (of_runs.RunsCurvesReport, fleet.runs_curves_text),
+    "validate": (of_reports.ValidateReport, findings.validate_text),
+    "import": (of_reports.ImportReport, findings.import_text),
+    "rule": (of_findings.RuleCard, findings.rule_text),
+    "page of a fleet": (of_fleet.FleetShowReport, _fleet_page),
+    "page of curves": (of_runs.RunsCurvesReport, _curves_page),
+    "page of a run": (of_diagnose.DiagnoseReport, _run_page),
+}
+EACH: Final = 5  # reports of each view
+LONGEST: Final = 250  # lines
+TRIED: Final = 60  # seeds, of which some make reports that contradict themselves
+
+
+def shown(name: str, seed: int) -> list[str]:
+    """The lines of one report."""
+    kind, view = VIEWS[name]
+    return view(report_of(kind, f"{name} {seed}")).split("\n")
+
+
+def all_shown() -> dict[str, list[str]]:
+    """What is shown of the first reports of each view that can be shown."""
+    found: dict[str, list[str]] = {}
+    for name in VIEWS:
+        left = EACH
+        for seed in range(TRIED):
+            try:
+                lines = shown(name, seed)
+            except (ArithmeticError, LookupError, TypeError, ValueError, AttributeError):
+                continue
+            if len(lines) > LONGEST:
+                continue
+            found[f"{name} {seed}"] = lines
+            left -= 1
+            if not left:
+                break
+    return found
+
+
+if __name__ == "__main__":
+    sys.stdout.write(f"{GOLDEN}\n")
+    GOLDEN.write_text(json.dumps(all_shown(), indent=0, ensure_ascii=False) + "\n", encoding="utf-8")

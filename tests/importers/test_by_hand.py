@@ -1,0 +1,193 @@
+"""How a source ended, what a step holds, and whose row a row is: worked out on paper, each bound from either side."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+
+from gradience.configs.settings import Layer
+from gradience.importers.events import Tally, _Stream, _stream_of, _stride, arrange
+from gradience.importers.events import _status as status_of
+from gradience.importers.files import LoggedRow, SourceRun, clock_of, count_of, listed
+from gradience.importers.settings import _interval, _only, samples_per_step
+from gradience.schema.config import ConfigSnapshot, TrainingSnapshot
+
+PLAN = "the planned steps were made"
+
+
+def run(**fields):
+    return SourceRun(Path("log.jsonl"), **fields)
+
+
+@pytest.mark.parametrize(
+    ("reached", "status"), [(6566, "ok"), (6560, "ok"), (6559, "unknown"), (7000, "ok"), (None, "unknown")]
+)
+def test_a_thousandth_of_the_plan_may_be_missing(reached, status):
+    found, reason = status_of(run(planned=6566), Tally(), reached)
+    assert found == status
+    assert reason == (PLAN if status == "ok" else "the source ends before its 6566 planned steps")
+
+
+@pytest.mark.parametrize(("planned", "reached", "status"), [(999, 999, "ok"), (999, 998, "unknown"), (1, 1, "ok")])
+def test_a_short_plan_is_made_whole_or_not(planned, reached, status):
+    assert status_of(run(planned=planned), Tally(), reached)[0] == status
+
+
+def test_the_plan_is_the_source_s_own_or_that_of_its_config():
+    layer = Layer(config=ConfigSnapshot(training=TrainingSnapshot(max_steps=10)))
+    assert status_of(run(layer=layer), Tally(), 10) == ("ok", PLAN)
+    assert status_of(run(layer=layer, planned=20), Tally(), 10)[1] == "the source ends before its 20 planned steps"
+    for planned in (None, -1):
+        layer = Layer(config=ConfigSnapshot(training=TrainingSnapshot(max_steps=planned)))
+        assert status_of(run(layer=layer), Tally(), 10) == ("unknown", "the source does not say how training ended")
+
+
+@pytest.mark.parametrize(
+    ("summary", "trained", "status"),
+    [(-1.0, 0, "unknown"), (9.0, 10, "unknown"), (10.0, 10, "ok"), (math.inf, 10, "ok")],
+)
+def test_a_summary_ends_the_run_unless_it_was_trained_on(summary, trained, status):
+    assert status_of(run(), Tally(summary=summary, trained=trained), 10)[0] == status
+    assert status_of(run(finished=True), Tally(trained=5), None)[0] == "ok"
+
+
+def rounded(batch, steps, seconds):
+    return {
+        "train_samples_per_second": round(batch * steps / seconds, 3),
+        "train_steps_per_second": round(steps / seconds, 3),
+        "train_runtime": round(seconds, 4),
+    }
+
+
+@pytest.mark.parametrize("batch", [1, 2, 8, 12, 64, 96, 256])
+def test_the_batch_is_found_again_in_a_summary_rounded_as_the_trainer_rounds(batch):
+    for steps, seconds in ((100, 71.37), (1000, 3333.3), (37, 5.5)):
+        summary = rounded(batch, steps, seconds)
+        assert samples_per_step(summary, steps=steps) == batch
+        assert samples_per_step(summary, steps=steps, micro_batch=batch) == batch
+
+
+def test_the_last_step_of_an_epoch_may_be_smaller():
+    """1000 examples in batches of 32: 32 steps an epoch, the last of 8; over 3 epochs 31.25 sequences a step."""
+    summary = {"train_samples_per_second": 3000 / 10.0, "train_steps_per_second": 9.6, "train_runtime": 10.0}
+    assert samples_per_step(summary, steps=96) is None
+    assert samples_per_step(summary, steps=96, epochs=3.0) == 32
+    assert samples_per_step(summary, steps=96, epochs=96.0) is None  # one step an epoch: any batch would do
+    assert samples_per_step(summary, steps=96, epochs=3.0, micro_batch=5) is None
+
+
+def test_without_rates_there_is_no_batch():
+    assert samples_per_step({"train_steps_per_second": 1.0, "train_runtime": 1.0}, steps=9) is None
+    assert samples_per_step({"train_samples_per_second": 8.0, "train_runtime": 9.0}, steps=None) is None
+    assert samples_per_step({"train_samples_per_second": 0.0, "train_steps_per_second": 1.0}, steps=9) is None
+    assert samples_per_step({"train_samples_per_second": 8.0, "train_steps_per_second": 1.0}, steps=9) == 8
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "unit", "found"),
+    [
+        (7.9, 8.1, 1, 8),
+        (8.0, 8.0, 1, 8),
+        (8.1, 8.9, 1, None),
+        (7.0, 9.0, 1, 8),  # of several the power of two
+        (5.0, 7.0, 1, None),
+        (3.0, 9.0, 1, None),  # 4 and 8
+        (7.0, 9.0, 3, 9),
+        (5.9, 6.1, 4, None),
+        (0.0, 1.0, 1, None),
+        (9.0, 8.0, 1, None),
+        (1.0, 2.0**20, 1, None),
+        (8.0, 8.0, 0, None),
+    ],
+)
+def test_one_multiple_between_two_bounds_is_the_batch(low, high, unit, found):
+    assert _only(low, high, unit) == found
+
+
+def test_an_interval_is_a_number_above_zero():
+    assert [_interval(v) for v in (5, 0.1, 0, -1, True, "5", math.inf, math.nan, None)] == [5.0, 0.1] + [None] * 7
+    assert [count_of(v) for v in (5, 5.0, 0, -1, True, None)] == [5, 5, None, None, None, None]
+
+
+def test_a_clock_shows_seconds_or_thousandths_since_1970():
+    assert [clock_of(v) for v in (1e9, 999_999_999.0, 9_999_999_999.0, 1e10)] == [1e9, None, 9_999_999_999.0, None]
+    assert [clock_of(v) for v in (1e12, 9.9e12, 1e13)] == [1e9, 9.9e9, None]
+    assert clock_of("2001-09-09T01:46:40Z") == 1e9
+    assert clock_of("2001-09-09T01:46:40") is None
+
+
+def test_a_list_names_the_first_and_how_many_more():
+    assert [listed(range(n), 2) for n in (1, 2, 3, 5)] == ["0", "0, 1", "0, 1 and 1 more", "0, 1 and 3 more"]
+
+
+def row(step, place=1, **values):
+    return LoggedRow(place, step, values or {"loss": 1.0})
+
+
+def test_the_stride_is_the_commonest_distance_of_training_rows():
+    assert _stride([row(s) for s in (10, 20, 30, 35, 5)]) == 5
+    assert _stride([row(s) for s in (10, 20, 30, 33)] + [row(31, eval_loss=1.0)]) == 10
+    assert _stride([row(4)]) == _stride([]) == 1
+
+
+def streams(*lasts):
+    return [_Stream(last=last, turn=turn) for turn, last in enumerate(lasts)]
+
+
+@pytest.mark.parametrize(
+    ("step", "lasts", "whose"),
+    [
+        (20, (10, 15), 0),  # one stride on
+        (20, (10, 20), 0),  # its own step is no next one
+        (40, (10,), 0),  # three strides: two rows lost
+        (41, (10,), None),
+        (30, (10, 15), 1),  # 15 from it, the other 20: nearer to a stride of 10
+        (20, (10, 10), 0),  # of equals the one that wrote longest ago
+    ],
+)
+def test_a_row_is_of_the_writer_whose_next_step_it_is(step, lasts, whose):
+    some = streams(*lasts)
+    found = _stream_of(row(step), some, 10)
+    assert (None if found is None else some.index(found)) == whose
+
+
+def test_an_evaluation_is_of_the_writer_at_its_step_or_of_the_last_one():
+    some = streams(10, 20, 30)
+    assert _stream_of(row(20, eval_loss=1.0), some, 10) is some[1]
+    assert _stream_of(row(25, eval_loss=1.0), some, 10) is some[2]
+    assert _stream_of(row(None), [], 10) is None
+
+
+def test_beyond_eight_writers_a_row_goes_to_one_behind_it():
+    assert _stream_of(row(500), streams(*range(7)), 1) is None
+    some = streams(*range(8))
+    assert _stream_of(row(500), some, 1) is some[7]
+    assert _stream_of(row(0), streams(*range(1, 9)), 1) is None
+
+
+def arranged(steps):
+    raw = run(rows=[LoggedRow(place, step, {"loss": place / 7}) for place, step in enumerate(steps, 1)])
+    return arrange(raw), raw.notes
+
+
+def test_three_jumps_with_few_rows_between_them_are_two_writers():
+    runs, notes = arranged([10, 20, 10, 30, 20, 40, 30, 40])  # 3 jumps, 8 rows
+    assert [[r.step for s in segments for r in s.rows] for segments in runs] == [[10, 20, 30, 40]] * 2
+    assert notes[0].startswith("2 writers at once")
+    runs, notes = arranged([10, 20, 30, 40, 20, 30, 40, 50, 30, 40, 50, 60])  # two resumes
+    assert [segment.resumed_from for segment in runs[0]] == [None, 10, 20]
+    assert notes == [
+        f"steps go back from {last} to {kept} at line {place}: taken for a resume; replayed rows superseded"
+        for last, kept, place in ((40, 10, 5), (50, 20, 9))
+    ]
+
+
+def test_five_resumes_are_named_and_the_others_counted():
+    steps = list(range(10, 70, 10))
+    for _ in range(7):
+        steps += range(30, 70, 10)
+    runs, notes = arranged(steps)
+    assert len(runs[0]) == 8
+    assert notes[5:] == ["... and 2 more such resumes"]

@@ -1,0 +1,28 @@
+"""The numbers of every verb on adapters that a seed drew."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from drawn_adapters import GOLDEN, all_numbers, differences
+
+EXPECTED: dict[str, dict[str, list[str]]] = json.loads(GOLDEN.read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("seed", EXPECTED)
+def test_the_reports_on_drawn_adapters_have_these_numbers(seed: str) -> None:
+    """`python tests/drawn_adapters.py` writes them anew after a change that was meant."""
+    found = all_numbers(int(seed))
+    assert list(found) == list(EXPECTED[seed])
+    odd = {name: differences(lines, EXPECTED[seed][name]) for name, lines in found.items()}
+    assert {name: lines for name, lines in odd.items() if lines} == {}
+
+
+@pytest.mark.parametrize(
+    ("found", "is_other"),
+    [("a.b 1.00005", False), ("a.b 1.0003", True), ("a.c 1", True), ("a.b 1 2", True), ("a.b one", True)],
+)
+def test_numbers_are_the_same_to_a_ten_thousandth(found, is_other):
+    assert bool(differences([found], ["a.b 1"])) is is_other
+    assert differences(["a.b 1", "a.b 1"], ["a.b 1"]) == ["2 lines, not 1"]

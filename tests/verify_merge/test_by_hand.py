@@ -1,0 +1,269 @@
+"""The bounds that a replay is held against: they hold what any order of sums gives, and little more."""
+
+from __future__ import annotations
+
+import math
+from itertools import permutations, product
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+from gradience.errors import AdapterError
+from gradience.schema.merge import MergeReplay
+from gradience.verbs.verify_merge.delta import PlainDelta, WholeDelta, narrower, rounded, working
+from gradience.verbs.verify_merge.dora import (
+    Dora,
+    _allowed,
+    _Bounds,
+    _factors,
+    _half,
+    _overlap,
+    _roundings,
+    _squares,
+    is_merge,
+)
+from gradience.verbs.verify_merge.judge import _bounds as bounds_of_precision
+from gradience.verbs.verify_merge.measure import Case, _largest_ratio, distance, excess, is_weight
+from gradience.verbs.verify_merge.whole import compare_copy, same_length, token_rows
+
+U = 2.0**-24
+F32 = MergeReplay(weight="F32")
+KINDS = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16}
+
+
+@pytest.mark.parametrize(("dtype", "other"), list(product(KINDS, KINDS)))
+def test_a_dtype_is_narrower_if_one_of_the_others_values_changes_in_it(dtype, other):
+    kind = np.finfo if other in {"F64", "F32", "F16"} else ml_dtypes.finfo
+    info = kind(KINDS[other])
+    values = np.array([float(info.max), float(info.smallest_subnormal), 1.0 + float(info.eps)]).astype(KINDS[other])
+    with np.errstate(over="ignore"):
+        changed = values.astype(KINDS[dtype]).astype(np.float64) != values.astype(np.float64)
+    assert narrower(dtype, other) is bool(changed.any())
+
+
+def test_computing_is_in_float32_unless_a_tensor_is_in_float64():
+    assert [working("F32", "BF16"), working("F16"), working("F32", "F64")] == [np.float32, np.float32, np.float64]
+
+
+@pytest.mark.parametrize("r", [1, 3, 8])
+def test_an_entry_of_dw_lies_within_gamma_of_its_sum_whatever_the_order(r):
+    rng = np.random.default_rng(r)
+    b, a = rng.standard_normal((5, r)).astype(np.float32), rng.standard_normal((r, 4)).astype(np.float32)
+    delta = PlainDelta(b, a, 3.0)
+    low, high = delta.bounds(slice(0, 5), F32)
+    exact, size = b.astype(float) @ a, np.abs(b).astype(float) @ np.abs(a)
+    gamma = r * U / (1 - r * U)
+    assert np.all(low <= high)
+    assert np.all(np.abs(high - 3.0 * (exact + gamma * size)) <= 4 * U * np.abs(3.0 * exact) + 4 * U * size * gamma)
+    assert np.all(np.abs(low - 3.0 * (exact - gamma * size)) <= 4 * U * np.abs(3.0 * exact) + 4 * U * size * gamma)
+    some = delta.bounds(slice(0, 5), F32, np.array([3, 17]))
+    assert np.array_equal(some[0], low.reshape(-1)[[3, 17]])
+    if r == 3:
+        for order in permutations(range(r)):
+            total = np.zeros((5, 4), np.float32)
+            for k in order:
+                total += b[:, k : k + 1] * a[k]
+            assert np.all((low <= total * np.float32(3)) & (total * np.float32(3) <= high))
+
+
+def test_a_negative_scale_turns_the_bounds_around():
+    b, a = np.ones((2, 3), np.float32), np.ones((3, 2), np.float32)
+    low, high = PlainDelta(b, a, -2.5).bounds(slice(0, 2), F32)
+    assert np.all(low <= high)
+    assert low[0, 0] == pytest.approx(-7.5)
+    assert PlainDelta(b, a, -2.5).size(slice(0, 1))[0].tolist() == pytest.approx([7.5, 7.5])
+
+
+def test_a_whole_update_s_size_is_the_root_mean_square_of_its_row():
+    delta = WholeDelta(np.array([[3.0, 4.0], [0.0, 2.0]], np.float32), 1, is_known=True)
+    assert delta.size(slice(0, 2)).tolist() == [[math.sqrt(12.5)] * 2, [math.sqrt(2)] * 2]
+    assert delta.rows(slice(1, 2), MergeReplay(weight="F32", factor=-2.0)).tolist() == [[0.0, -4.0]]
+    assert delta.both(slice(1, 2), MergeReplay(weight="F32", factor=3.0))[1].tolist() == [[0.0, 2.0]]
+
+
+# --- DoRA --------------------------------------------------------------------------------------------------------
+
+
+def test_squares_of_an_interval():
+    found = _squares(_Bounds(np.array([1.0, -3.0, -1.0, 0.0]), np.array([2.0, -2.0, 2.0, 1.0])))
+    assert found.low.tolist() == [1.0, 4.0, 0.0, 0.0]
+    assert found.high.tolist() == [4.0, 9.0, 4.0, 1.0]
+
+
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+@pytest.mark.parametrize("terms", [4, 1000])
+def test_a_factor_is_the_magnitude_over_a_norm_within_the_rounding_of_so_many_squares(terms, sign):
+    squares = np.array([3.7])
+    low, high = _factors(_Bounds(squares, squares), np.array([2.3 * sign], np.float32), terms, F32)
+    exact, gamma = float(np.float32(2.3)) * sign / math.sqrt(3.7), terms * U / (1 - terms * U)
+    off = gamma / 2 + 2 * U  # half of the sum's, the root's, the quotient's
+    assert low[0] < exact < high[0]
+    assert (high[0] - exact) / abs(exact) == pytest.approx(off, rel=1e-3)
+    assert (exact - low[0]) / abs(exact) == pytest.approx(off, rel=1e-3)
+
+
+def test_in_sixteen_bits_norm_and_factor_are_rounded():
+    replay = MergeReplay(weight="BF16", delta="BF16")
+    low, high = _factors(_Bounds(np.array([9.1]), np.array([9.1])), np.array([2.0], np.float32), 4, replay)
+    assert low[0] == high[0] == float(ml_dtypes.bfloat16(2.0 / float(ml_dtypes.bfloat16(math.sqrt(9.1)))))
+    assert (_half(replay), _half(F32), _half(MergeReplay(weight="BF16"))) == ("BF16", None, None)
+
+
+def case(w, m, base="F32", merged="F32", delta=None):
+    return Case(
+        np.asarray(w),
+        np.asarray(m),
+        base,
+        merged,
+        delta or PlainDelta(np.zeros((len(w), 1)), np.zeros((1, len(w[0]))), 1.0),
+    )
+
+
+@pytest.mark.parametrize(("merged", "unit"), [("F32", U), ("BF16", U + 2.0**-8), ("F16", U + 2.0**-11)])
+def test_an_entry_allows_the_factors_that_are_rounded_to_it(merged, unit):
+    """M = 3 of V = 2: f is 1.5 within half a step of 3, whose binade begins at 2."""
+    m = np.full((1, 1), 3.0, KINDS[merged])
+    sums, wide = _Bounds(np.array([[2.0]]), np.array([[2.0]])), _Bounds(np.array([[1.0]]), np.array([[2.0]]))
+    low, high = _allowed(case(m, m, merged, merged), F32, slice(0, 1), sums, wide)
+    assert (high[0, 0] - 1.5) == pytest.approx(unit * 2 / 2, rel=1e-4)
+    assert (1.5 - low[0, 0]) == pytest.approx(unit * 2 / 2, rel=1e-4)
+
+
+def test_where_v_may_be_zero_any_factor_will_do_that_reaches_m():
+    sums, factors = _Bounds(np.array([[-0.5]]), np.array([[0.25]])), _Bounds(np.array([[-2.0]]), np.array([[1.0]]))
+    for value, reached in ((0.9, True), (1.0, True), (1.001, False), (-0.9, True), (-1.1, False)):
+        m = np.full((1, 1), value, np.float32)
+        low, high = _allowed(case(m, m), F32, slice(0, 1), sums, factors)
+        assert (low[0, 0], high[0, 0]) == ((-np.inf, np.inf) if reached else (np.inf, -np.inf))
+
+
+def test_intervals_overlap_where_they_touch():
+    one = _Bounds(np.array([1.0]), np.array([2.0]))
+    assert [_overlap(one, _Bounds(np.array([x]), np.array([x + 1]))) for x in (2.0, 2.1, 0.0, -0.1)] == [
+        True,
+        False,
+        True,
+        False,
+    ]
+
+
+def test_a_product_is_rounded_to_each_narrower_dtype_on_its_way():
+    some = case([[1.0]], [[1.0]], "F32", "BF16")
+    assert _roundings(some, F32) == ["F32", "BF16"]
+    assert _roundings(some, MergeReplay(weight="BF16", delta="BF16")) == ["BF16"]
+    assert _roundings(case([[1.0]], [[1.0]]), MergeReplay(weight="BF16")) == ["F32", "BF16"]
+
+
+@pytest.mark.parametrize("axis", [0, 1])
+@pytest.mark.parametrize("off", [1.0, 1.0 + 2e-5])
+def test_doras_merge_is_by_rows_or_by_columns(axis, off):
+    """Magnitudes of outputs lie along rows of W; of an embedding along columns, which makes another merge."""
+    rng = np.random.default_rng(0)
+    w, b, a = (rng.standard_normal(shape).astype(np.float32) for shape in ((6, 6), (6, 2), (2, 6)))
+    magnitude = rng.uniform(1, 2, 6).astype(np.float32)
+    v = w + (b @ a) * np.float32(0.5)
+    f = magnitude / np.linalg.norm(v, axis=axis)
+    merged = (f[:, None] if axis == 1 else f) * v
+    merged[2] *= np.float32(off)
+    plain = PlainDelta(b, a, 0.5)
+    found = [is_merge(case(w, merged, delta=plain), Dora(plain, magnitude, one), F32) for one in (0, 1)]
+    assert found == [axis == 0 and off == 1.0, axis == 1 and off == 1.0]
+
+
+# --- rounding ----------------------------------------------------------------------------------------------------
+
+
+def test_precisions_are_tried_from_the_finest():
+    found = list(bounds_of_precision(16))
+    assert found == [("F32", 24 * U), ("F16", 3 * 2.0**-11), ("BF16", 3 * 2.0**-8)]
+
+
+def test_spans_cover_the_matrix_and_a_probe_is_spread_evenly():
+    wide = case(np.zeros((10, 1 << 17)), np.zeros((10, 1 << 17)))
+    assert [(at.start, at.stop) for at in wide.spans()] == [(start, start + 2) for start in range(0, 10, 2)]
+    assert wide.probe().tolist() == [0, 3, 6, 9]
+    narrow = case(np.zeros((100, 1 << 12)), np.zeros((100, 1 << 12)))
+    assert (len(narrow.probe()), narrow.probe()[0], narrow.probe()[-1]) == (16, 0, 99)
+    assert case(np.zeros((3, 4)), np.zeros((3, 4))).probe().tolist() == [0, 1, 2]
+
+
+@pytest.mark.parametrize(("merged", "times"), [("F32", 1), ("BF16", 1), ("BF16", 2), ("F16", 1)])
+@pytest.mark.parametrize("factor", [1.0, -2.0])
+def test_an_error_of_dw_counts_beyond_what_the_sum_s_own_rounding_may_be(merged, times, factor):
+    rng = np.random.default_rng(1)
+    b, a = rng.standard_normal((4, 2)).astype(np.float32), rng.standard_normal((2, 3)).astype(np.float32)
+    w = rng.standard_normal((4, 3)).astype(np.float32)
+    d = factor * (b @ a)
+    m = (w + d * 1.5).astype(KINDS[merged])
+    found = excess(case(w, m, "F32", merged, PlainDelta(b, a, 1.0)), MergeReplay(weight="F32", times=times), factor)
+    half = 0.0 if merged == "F32" else {"BF16": 2.0**-8, "F16": 2.0**-11}[merged]
+    unit, step = U + half, 2 * 2.0**-25 * (merged == "F16")
+    own = m.astype(np.float32)
+    allowed = (1.01 * unit * times + 2 * U) * np.abs(own) + (half + 2 * U) * np.abs(w) + step
+    size = np.abs(d) + abs(factor) * np.outer(np.linalg.norm(b, axis=1), np.linalg.norm(a, axis=0))
+    assert found == pytest.approx(np.max((np.abs(own - w - d) - allowed) / size), rel=1e-3)
+    assert found > 0.01
+
+
+def test_a_ratio_of_nothing_is_zero_and_of_something_over_nothing_infinite():
+    assert _largest_ratio(np.array([-1.0, 0.0]), np.array([1.0, 0.0])) == 0.0
+    assert _largest_ratio(np.array([1.0, 3.0]), np.array([1.0, 6.0])) == 1.0
+    assert _largest_ratio(np.array([1.0]), np.array([0.0])) == math.inf
+    assert _largest_ratio(np.array([np.nan, 1.0]), np.array([1.0, 1.0])) == math.inf
+
+
+def test_the_distance_is_a_sum_of_absolute_values_and_a_cast_of_w_is_w():
+    b, a = np.array([[1.0], [2.0]], np.float32), np.array([[1.0, -1.0]], np.float32)
+    w = np.array([[0.1, 0.2], [0.3, 0.4]], np.float32)
+    made = case(w, w, delta=PlainDelta(b, a, 1.0))
+    assert distance(made, F32, np.array([0, 1])) == pytest.approx(6.0)
+    assert distance(made, F32, np.array([1])) == pytest.approx(4.0)
+    assert [is_weight(made, through) for through in ("F32", "BF16")] == [True, False]
+    cast = case(w, rounded(w, "BF16"))
+    assert [is_weight(cast, through) for through in ("F32", "BF16")] == [False, True]
+
+
+# --- copies ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("off", "verdict"),
+    [(0.0, "exact"), (1.9 * U, "within_rounding"), (2.1 * U, "other"), (-1.9 * U, "within_rounding")],
+)
+def test_a_copy_may_be_two_roundings_off(off, verdict):
+    held = np.full((2, 2), 1.0)
+    m = held * (1.0 + off) + (2.0**-25 if verdict == "other" else 0.0)
+    assert compare_copy(held, None, m, ("F64", None, "F32")).verdict == verdict
+
+
+def test_a_copy_that_is_the_bases_says_nothing():
+    one, two = np.full((1, 2), 0.1, np.float32), np.full((1, 2), 0.2, np.float32)
+    names = ("F32", "F32", "F32")
+    assert compare_copy(one, one, one, names).verdict == "unresolved"
+    assert compare_copy(one, two, two, names).verdict == "absent"
+    assert compare_copy(one, two, one, names).verdict == "exact"
+    changed = compare_copy(one, two, np.full((1, 2), 0.15, np.float32), names)
+    assert (changed.verdict, changed.reason) == ("other", "norm(M - saved) / norm(saved): 0.5")
+    assert compare_copy(one, two, rounded(one, "F16"), names).verdict == "exact"  # through a 16-bit dtype
+    assert "NaN" in (compare_copy(one, two, one * np.nan, names).reason or "")
+
+
+def test_token_rows_are_those_of_their_numbers():
+    x = np.arange(8).reshape(4, 2)
+    assert token_rows(x, (3, 0), 2).tolist() == [[6, 7], [0, 1]]
+    for rows, n in ((None, 2), ((0,), 2), ((4,), 1)):
+        with pytest.raises(AdapterError, match="token rows do not fit") as caught:
+            token_rows(x, rows, n)
+        assert f"{n} token rows" in str(caught.value)
+        assert "4 rows" in str(caught.value)
+
+
+def test_of_a_padded_vocabulary_the_first_rows_are_compared():
+    held, m, note = same_length(np.zeros((5, 2)), np.ones((8, 2)), "model.embed_tokens.weight")
+    assert (held.shape, m.shape, note) == ((5, 2), (5, 2), "3 rows are in one of them only")
+    held, m, note = same_length(np.zeros((8, 2)), np.ones((5, 2)), "lm_head.embed_tokens.weight")
+    assert (len(held), len(m), note) == (5, 5, "3 rows are in one of them only")
+    for shape, name in (((8, 3), "embed_tokens.weight"), ((8, 2), "m.q_proj.weight")):
+        with pytest.raises(AdapterError, match=r"in the adapter \[5, 2\]"):
+            same_length(np.zeros((5, 2)), np.ones(shape), name)
