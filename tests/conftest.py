@@ -15,6 +15,9 @@ from hypothesis import HealthCheck, settings
 # Before numpy and torch are imported: each worker has a core, and a second thread of BLAS or OpenMP spins in wait for
 # one that the other worker holds up. With it the tests of `resize` took three times the processor time.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Kernels of some dozen numbers are compiled for longer than they run. Without LLVM's slow passes an audit is the same
+# to the last bit (2026-11-27, JAX 0.10); JAX_DISABLE_MOST_OPTIMIZATIONS would change bits.
+os.environ.setdefault("XLA_FLAGS", "--xla_llvm_disable_expensive_passes=true")
 
 settings.register_profile(
     "ci", max_examples=40, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
