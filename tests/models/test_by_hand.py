@@ -168,6 +168,11 @@ def test_rows_are_chosen_by_the_hash_of_their_content():
         assert _chosen(rows[::-1], most, 0)[0] == [(number + 7, row) for number, row in every[:most]]
 
 
+def test_an_object_is_the_same_in_any_order_of_its_keys():
+    one, two = {"text": "a", "label": 1}, {"label": 1, "text": "a"}
+    assert _chosen([(1, one), (2, two), (3, {"text": "a", "label": 2})], 9, 0)[1] == 2
+
+
 def reader(task: str = "causal-lm", *, longest: int = 9) -> _Reader:
     return _Reader("rows.jsonl", model(task), longest, token_ids=True)  # type: ignore[arg-type]  # named in errors
 
