@@ -12,6 +12,13 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 
+# Before numpy and torch are imported: each worker has a core, and a second thread of BLAS or OpenMP spins in wait for
+# one that the other worker holds up. With it the tests of `resize` took three times the processor time.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Kernels of some dozen numbers are compiled for longer than they run. Without LLVM's slow passes an audit is the same
+# to the last bit (2026-11-27, JAX 0.10); JAX_DISABLE_MOST_OPTIMIZATIONS would change bits.
+os.environ.setdefault("XLA_FLAGS", "--xla_llvm_disable_expensive_passes=true")
+
 settings.register_profile(
     "ci", max_examples=40, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
 )
@@ -35,6 +42,7 @@ keep_signatures()
 if find_spec("jinja2") is not None:
     compiled_once.install()
 
+gc.set_threshold(20_000)  # at 700, a test in ten waits for a collection of some 100 000 objects that all live
 _FROZEN = {"modules": 0}  # how many modules there were when the collector last set aside all that lived
 
 
@@ -62,9 +70,15 @@ def warmed(tmp_path_factory):
     for name in ("torch", "transformers", "peft"):
         if find_spec(name) is None:
             pytest.skip(f"{name} is not installed: pip install -e '.[hf]'")
-    made = Warmed(tmp_path_factory.mktemp("programs"))
+    made = Warmed(tmp_path_factory.mktemp("programs"), _shared(tmp_path_factory))
     yield made
     made.close()
+
+
+def _shared(tmp_path_factory) -> Path:
+    """A folder of all workers of this session."""
+    base = tmp_path_factory.getbasetemp()
+    return base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
 
 
 @pytest.fixture(scope="session")
@@ -76,9 +90,7 @@ def toy(root, tmp_path_factory, request):
     for name in ("torch", "transformers", "peft", "datasets"):
         if find_spec(name) is None:
             pytest.skip(f"{name} is not installed: pip install -e '.[hf]'")
-    base = tmp_path_factory.getbasetemp()
-    shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
-    return toy_run.once(root, shared, lambda: request.getfixturevalue("warmed"))
+    return toy_run.once(root, _shared(tmp_path_factory), lambda: request.getfixturevalue("warmed"))
 
 
 @pytest.fixture(scope="session")

@@ -118,7 +118,8 @@ def _settle() -> None:
         "NO_COLOR": "1",
         "COLUMNS": "120",
     }
-    os.environ |= {"XLA_FLAGS": "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"}
+    serial = "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"
+    os.environ |= {"XLA_FLAGS": f"{serial} --xla_llvm_disable_expensive_passes=true"}  # it compiles more than it runs
     warnings.simplefilter("ignore")
     warm(MORE)
     with contextlib.suppress(ImportError):

@@ -1,11 +1,14 @@
 """cyclopts makes its table of a command's options once in a process, and not at every call of the command in it.
 
 A program runs one command, tests run thousands in one process, and two thirds of a short command's time is that table.
+Where anything has imported pydantic, as the tests' libraries do and no command of ours, cyclopts has it look at each
+value, too, by a validator made for that value alone; those are kept as well.
 """
 
 from __future__ import annotations
 
 import copy
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -32,6 +35,32 @@ def keep_signatures() -> None:
 
     assemble.kept = kept  # type: ignore[attr-defined]  # what tells it from cyclopts' own
     App.assemble_argument_collection = assemble  # type: ignore[method-assign]
+    _keep_validators()
+
+
+def _keep_validators() -> None:
+    """Have cyclopts find pydantic's validator of a type, where it made one, and not make another."""
+    validate = Argument.validate
+    kept: dict[int, tuple[Any, Any]] = {}  # by the id of the type, which is held beside its validator
+
+    def validated(argument: Argument, value: Any) -> Any:
+        pydantic: Any = sys.modules.get("pydantic")
+        if pydantic is None:
+            return validate(argument, value)
+        make = pydantic.TypeAdapter
+
+        def adapter(hint: Any) -> Any:
+            if id(hint) not in kept:
+                kept[id(hint)] = hint, make(hint)
+            return kept[id(hint)][1]
+
+        pydantic.TypeAdapter = adapter
+        try:
+            return validate(argument, value)
+        finally:
+            pydantic.TypeAdapter = make
+
+    Argument.validate = validated  # type: ignore[method-assign]
 
 
 def _without_tokens(pristine: ArgumentCollection) -> ArgumentCollection:

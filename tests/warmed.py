@@ -8,24 +8,29 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import fcntl
 import gc
+import hashlib
 import importlib
 import json
 import os
 import runpy
 import select
 import signal
+import socket
 import subprocess
 import sys
 import threading
+import time
 import traceback
 import warnings
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, Final, NoReturn, TextIO
 
 __all__ = ["Program", "Warmed"]
 
 PRELOADED = ("numpy", "torch", "transformers", "peft", "transformers.trainer", "transformers.training_args")
+WELCOME: Final = b"here\n"
 MODELS = ("AutoTokenizer", "DistilBertForSequenceClassification", "LlamaForCausalLM", "Trainer")  # imported when named
 
 
@@ -43,31 +48,60 @@ class Program:
 
 
 class Warmed:
-    """Starts programs in forks of one process that has imported what is heavy."""
+    """Starts programs in forks of one process that has imported what is heavy.
 
-    def __init__(self, folder: Path) -> None:
-        self._folder, self._started = folder, 0
+    Args:
+        folder: where this caller's programs write, and run if they are not told where.
+        shared: a folder of all callers of a session, who share the process; the first starts it, and it ends with the
+            last.
+    """
+
+    def __init__(self, folder: Path, shared: Path) -> None:
+        self._folder, self._shared, self._started = folder, shared, 0
+        self._server: subprocess.Popen[bytes] | None = None
+        name = hashlib.sha256(str(shared.resolve()).encode()).hexdigest()[:32]
+        self._address = f"\0gradience-{name}"  # a name without a file, gone with the process; a path may be too long
+        with (shared / "warmed.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            self._connection = self._connected() or self._begun()
+        self._answers = self._connection.makefile()
+
+    def _connected(self) -> socket.socket | None:
+        """Return a connection to the process, or None where there is none, or one that is about to end."""
+        one = socket.socket(socket.AF_UNIX)
+        with contextlib.suppress(OSError):
+            one.connect(self._address)
+            if one.recv(len(WELCOME)) == WELCOME:
+                return one
+        one.close()
+        return None
+
+    def _begun(self) -> socket.socket:
+        """Start the process, and return a connection to it."""
         environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
         environment.pop("PYTHONWARNINGS", None)
-        environment["HF_HOME"] = str(folder / "hub")  # an empty cache: both are read once, by an import
-        with (folder / "imports.err").open("wb") as said:
+        environment["HF_HOME"] = str(self._shared / "hub")  # an empty cache: both are read once, by an import
+        with socket.socket(socket.AF_UNIX) as listener, (self._shared / "imports.err").open("wb") as said:
+            listener.bind(self._address)
+            listener.listen()
             self._server = subprocess.Popen(
-                [sys.executable, __file__],
-                stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=said, text=True, env=environment,
+                [sys.executable, __file__, str(listener.fileno())],
+                stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=said,
+                env=environment, pass_fds=[listener.fileno()],
             )  # fmt: skip
+        connection = self._connected()
+        assert connection is not None, self.imports_said
+        return connection
 
     @property
     def imports_said(self) -> str:
         """What the imports that every program finds made wrote to stderr: warnings, and look-ups of hosts."""
-        return (self._folder / "imports.err").read_bytes().decode("utf-8", "backslashreplace")
+        return (self._shared / "imports.err").read_bytes().decode("utf-8", "backslashreplace")
 
     def ask(self, request: dict[str, Any]) -> int:
         """Return the server's answer to one request."""
-        assert self._server.stdin is not None
-        assert self._server.stdout is not None
-        self._server.stdin.write(json.dumps(request) + "\n")
-        self._server.stdin.flush()
-        return int(self._server.stdout.readline())
+        self._connection.sendall(json.dumps(request).encode() + b"\n")
+        return int(self._answers.readline())
 
     def start(
         self, *command: str | os.PathLike[str], cwd: Path | None = None, taken_apart: bool = False, **environment: str
@@ -95,30 +129,100 @@ class Warmed:
         return self.start(*command, cwd=cwd, taken_apart=taken_apart, **environment).wait(timeout)
 
     def close(self) -> None:
-        """End the server."""
-        assert self._server.stdin is not None
-        assert self._server.stdout is not None
-        self._server.stdin.close()
-        self._server.wait(30)
-        self._server.stdout.close()
+        """Let the process go; who started it waits for its end, which is that of its last caller."""
+        self._answers.close()
+        self._connection.close()
+        if self._server is not None:
+            self._server.wait()
 
 
-def _serve() -> None:
-    answers = os.fdopen(os.dup(1), "w")
-    _import()
-    gc.collect()
-    gc.freeze()  # a fork's collector leaves alone what was there before: those pages stay shared
-    for line in sys.stdin:
-        asked = json.loads(line)
-        answer = _ended(asked["wait"], asked["timeout"]) if "wait" in asked else os.fork()
-        if answer == 0 and "wait" not in asked:
-            _become(asked)
-            if not asked["taken_apart"]:
-                _end_of(asked["command"])
-            _run(asked["command"])  # what it raises, as `SystemExit`, is this interpreter's end
-            break
-        answers.write(f"{answer}\n")
-        answers.flush()
+class Server:
+    """Forks for its callers, each of whom asks one thing at a time, until the last of them has gone."""
+
+    def __init__(self, listener: socket.socket) -> None:
+        self._listener, self._poll = listener, select.poll()
+        self._callers: dict[int, tuple[socket.socket, TextIO]] = {}  # by descriptor
+        self._awaited: dict[int, tuple[int, int, float]] = {}  # by pidfd: the process, who waits for it, and until when
+        self._poll.register(listener, select.POLLIN)
+
+    def serve(self) -> dict[str, Any] | None:
+        """Answer until all callers have gone; return what is asked of this process where it is the fork."""
+        came = False
+        while self._callers or not came:
+            ends = [until for _, _, until in self._awaited.values()]
+            left_ms = None if not ends else max(1000 * (min(ends) - time.monotonic()), 0)
+            for descriptor, _ in self._poll.poll(left_ms):
+                if descriptor == self._listener.fileno():
+                    self._welcome()
+                    came = True
+                elif descriptor in self._awaited:
+                    self._reap(descriptor)
+                elif (asked := self._answer(descriptor)) is not None:
+                    return asked
+            for pidfd, (pid, _, until) in list(self._awaited.items()):
+                if time.monotonic() > until:
+                    os.kill(pid, signal.SIGKILL)
+                    self._reap(pidfd)
+        return None
+
+    def _welcome(self) -> None:
+        caller, _ = self._listener.accept()
+        self._callers[caller.fileno()] = caller, caller.makefile()
+        self._poll.register(caller, select.POLLIN)
+        self._tell(caller.fileno(), WELCOME)
+
+    def _tell(self, caller: int, answer: bytes) -> None:
+        with contextlib.suppress(BrokenPipeError, KeyError):  # it has gone
+            self._callers[caller][0].sendall(answer)
+
+    def _reap(self, pidfd: int) -> None:
+        """Tell who waits for it what a process ended with."""
+        pid, caller, _ = self._awaited.pop(pidfd)
+        self._poll.unregister(pidfd)
+        os.close(pidfd)
+        self._tell(caller, b"%d\n" % os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+
+    def _answer(self, caller: int) -> dict[str, Any] | None:
+        line = self._callers[caller][1].readline()
+        if not line:
+            self._poll.unregister(caller)
+            for end in self._callers.pop(caller):
+                end.close()
+            return None
+        asked: dict[str, Any] = json.loads(line)
+        if "wait" in asked:
+            pidfd = os.pidfd_open(asked["wait"])
+            self._awaited[pidfd] = asked["wait"], caller, time.monotonic() + asked["timeout"]
+            self._poll.register(pidfd, select.POLLIN)
+            return None
+        pid = os.fork()
+        if pid == 0:
+            self._let_go()
+            return asked
+        self._tell(caller, b"%d\n" % pid)
+        return None
+
+    def _let_go(self) -> None:
+        """Close, in a fork, what is the server's alone."""
+        self._listener.close()
+        for caller in self._callers.values():
+            for end in caller:
+                end.close()
+        for pidfd in self._awaited:
+            os.close(pidfd)
+
+
+def _serve(listener: int) -> None:
+    with socket.socket(fileno=listener) as heard:
+        _import()
+        gc.collect()
+        gc.freeze()  # a fork's collector leaves alone what was there before: those pages stay shared
+        asked = Server(heard).serve()
+    if asked is not None:
+        _become(asked)
+        if not asked["taken_apart"]:
+            _end_of(asked["command"])
+        _run(asked["command"])  # what it raises, as `SystemExit`, is this interpreter's end
 
 
 def _import() -> None:
@@ -136,17 +240,6 @@ def _import() -> None:
     for name in MODELS:
         getattr(sys.modules["transformers"], name)
     importing = False
-
-
-def _ended(pid: int, timeout: float) -> int:
-    """Wait for a fork, kill it if it takes too long, and return its exit code."""
-    descriptor = os.pidfd_open(pid)
-    poll = select.poll()
-    poll.register(descriptor, select.POLLIN)
-    if not poll.poll(1000 * timeout):
-        os.kill(pid, signal.SIGKILL)
-    os.close(descriptor)
-    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
 def _become(asked: dict[str, Any]) -> None:
@@ -214,4 +307,4 @@ def _code_of(command: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    _serve()
+    _serve(int(sys.argv[1]))

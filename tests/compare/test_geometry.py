@@ -76,10 +76,8 @@ def test_an_update_beside_itself_in_other_factors_is_the_same_update():
 @pytest.mark.parametrize(("i", "j", "d"), [(1, 1, 12), (2, 5, 12), (6, 6, 12), (3, 4, 40)])
 def test_chance_overlap_is_what_random_subspaces_give(i, j, d):
     rng = np.random.default_rng(7)
-    seen = []
-    for _ in range(4000):
-        u, v = (np.linalg.qr(rng.standard_normal((d, k)))[0] for k in (i, j))
-        seen.append(overlap(u.T @ v, i, j))
+    u, v = (np.linalg.qr(rng.standard_normal((4000, d, k)))[0] for k in (i, j))
+    seen = [overlap(cross, i, j) for cross in u.transpose(0, 2, 1) @ v]
     error = np.std(seen) / np.sqrt(len(seen))
     assert np.mean(seen) == pytest.approx(chance_overlap(i, j, d), abs=4 * error)
     assert np.std(seen) == pytest.approx(chance_overlap_sd(i, j, d), rel=0.06)

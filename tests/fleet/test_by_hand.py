@@ -16,18 +16,24 @@ from safetensors.numpy import load_file
 from gradience.schema.audit import AuditReport, ModuleAudit
 from gradience.schema.fleet import AdapterRow, ModuleRow
 from gradience.verbs.fleet import engines
-from gradience.verbs.fleet import similar as comparing
+from gradience.verbs.fleet import show as comparing
+from gradience.verbs.fleet.audit import failures_in, plan_of
 from gradience.verbs.fleet.index import INDEX, Folders, Known, Listing, read_index, write_index
 from gradience.verbs.fleet.job import Job, audit_job, encoded, failed, is_failure
-from gradience.verbs.fleet.query import _plain
+from gradience.verbs.fleet.query import FLEET, _plain
 from gradience.verbs.fleet.rows import number_column, rows_of
-from gradience.verbs.fleet.serving import Load, serving
-from gradience.verbs.fleet.show import show_fleet
-from gradience.verbs.fleet.similar import _candidates, _pairs_in, candidate_pairs, similar
-from gradience.verbs.fleet.standing import share_below, with_standing
+from gradience.verbs.fleet.show import (
+    Load,
+    _candidates,
+    _pairs_in,
+    candidate_pairs,
+    serving,
+    share_below,
+    show_fleet,
+    similar,
+    with_standing,
+)
 from gradience.verbs.fleet.store import Store
-from gradience.verbs.fleet.tables import FLEET
-from gradience.verbs.fleet.update import failures_in, plan_of
 
 # --- what is to be done again ------------------------------------------------------------------------------------
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import logging
 import sys
 from pathlib import Path
 
@@ -42,6 +43,29 @@ def tokenizer(training):
 def callback(training):
     """The class GradienceCallback."""
     return training.GradienceCallback
+
+
+class Kept(logging.Handler):
+    """Keeps every record of a logger."""
+
+    def __init__(self):
+        super().__init__()
+        self.records = []
+
+    def emit(self, record):
+        self.records.append(record)
+
+
+@pytest.fixture
+def records():
+    """What is logged by `gradience` during the test, from INFO up, as it comes."""
+    logger, kept = logging.getLogger("gradience"), Kept()
+    level = logger.level
+    logger.setLevel(logging.INFO)
+    logger.addHandler(kept)
+    yield kept.records
+    logger.removeHandler(kept)
+    logger.setLevel(level)
 
 
 @pytest.fixture(scope="session")

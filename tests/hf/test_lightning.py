@@ -134,16 +134,15 @@ def test_the_config_is_read_from_the_trainer_the_module_and_its_adapter(fit):
     assert events[0].meta["versions"]["lightning"] == lightning.__version__
 
 
-def test_stop_on_ends_the_fit_and_is_recorded_and_said(fit, caplog):
+def test_stop_on_ends_the_fit_and_is_recorded_and_said(fit, records):
     from gradience.lightning import GradienceCallback
 
-    caplog.set_level(logging.INFO, "gradience")
     _, events = fit(module(poison=5), callback=GradienceCallback(stop_on=("NUM101",)), max_epochs=4)
     assert events.steps == [1, 2, 3, 4, 5, 6]
     assert [(e.code, e.step) for e in events.of("alert")] == [("NUM101", 6)]
     (end,) = events.of("run_end")
     assert (end.status, end.reason) == ("aborted", "stopped at step 6 by stop_on: NUM101")
-    assert any("NUM101 at step 6" in record.getMessage() for record in caplog.records)
+    assert any("NUM101 at step 6" in record.getMessage() for record in records)
 
 
 def test_an_exception_is_the_end_that_the_log_names(fit, tmp_path, log):

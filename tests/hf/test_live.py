@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import math
 
 import pytest
@@ -13,12 +12,11 @@ def poison(model):
 
 
 @pytest.fixture
-def said(caplog):
+def said(records):
     """A function that returns what was said so far, by level and first word."""
-    caplog.set_level(logging.INFO, "gradience")
 
     def read():
-        return [(r.levelname, r.getMessage().removeprefix("gradience: ")) for r in caplog.records]
+        return [(r.levelname, r.getMessage().removeprefix("gradience: ")) for r in records]
 
     return read
 

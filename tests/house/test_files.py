@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -32,7 +33,7 @@ ALLOWED = {
     ("configs/pickled.py", "_pickle_of", "zipfile.ZipFile"): "of bytes in memory",
     ("data/encoder.py", "_training_template", "stock.read_text"): "a template in TRL's own package",
     ("data/encoder.py", "_training_template", "path.read_text"): "the same",
-    ("importers/run.py", "_write", "partial.open"): "written: a new name beside the output",
+    ("importers/__init__.py", "_write", "partial.open"): "written: a new name beside the output",
     ("importers/databases.py", "_copied", "copyfile"): "of what `require_file` found to be a regular file",
     ("importers/databases.py", "_connected", "sqlite3.connect"): "opens by a path, read only; the same",
     ("models/statistics.py", "__init__", "path.open"): "scratch of ours, in a temporary folder",
@@ -45,12 +46,13 @@ ALLOWED = {
         "files('gradience.render.html').joinpath('style.css').read_text",
     ): "a file of ours",
     ("verbs/fleet/query.py", "opened", "duckdb.connect"): "a database in memory",
-    ("verbs/fleet/remote.py", "_peeked", "system.open"): "by fsspec: a URL, of whose file a bounded head is read",
+    ("verbs/fleet/find.py", "_peeked", "system.open"): "by fsspec: a URL, of whose file a bounded head is read",
     ("telemetry/logfile.py", "_opened", "os.open"): "the log that is written: without blocking, then checked",
 }
 
 
 _CANDIDATES = OPENERS | {name.rpartition(".")[2] for name in METHODS | LOADERS}
+NAMED = re.compile("|".join(sorted(_CANDIDATES)))
 
 
 def _last_name(function: ast.expr) -> str:
@@ -76,9 +78,9 @@ def opened(tree: ast.AST, function: str = "") -> Iterator[tuple[str, str]]:
 def found() -> set[tuple[str, str, str]]:
     places = set()
     for path in sorted(SOURCE.rglob("*.py")):
-        module = path.relative_to(SOURCE).as_posix()
-        if not module.startswith("io/"):
-            for function, called in opened(ast.parse(path.read_text(encoding="utf-8"))):
+        module, text = path.relative_to(SOURCE).as_posix(), path.read_text(encoding="utf-8")
+        if not module.startswith("io/") and NAMED.search(text):  # where no name of them stands, nothing is called
+            for function, called in opened(ast.parse(text)):
                 places.add((module, function, called))
     return places
 

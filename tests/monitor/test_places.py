@@ -10,7 +10,7 @@ import pytest
 
 from gradience.schema.events import Eval, EvalMetrics
 from gradience.schema.scalars import real
-from gradience.verbs.monitor.compare import _evals
+from gradience.telemetry.series import RunSeries
 from gradience.verbs.monitor.source import _logs, _without_ending, names_of, runs_in
 
 SCHEMA = "gradience.vnext.telemetry/v1"
@@ -85,5 +85,5 @@ def evaluation(step: int | None, loss: float | None, split: str = "eval") -> Eva
 
 def test_evaluations_beside_each_other_are_finite_by_step_the_later_of_two():
     some = [evaluation(*one) for one in ((20, 1.0), (10, 2.0), (30, math.nan), (None, 3.0), (40, None), (20, 0.5))]
-    found = _evals([*some, evaluation(50, 1.0, "test")], "eval")
-    assert (list(found.steps), list(found.losses)) == ([10, 20], [2.0, 0.5])
+    found = RunSeries("r", evals=[*some, evaluation(50, 1.0, "test")]).losses_of("eval")
+    assert list(found.items()) == [(10, 2.0), (20, 0.5)]

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
+import pickle
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from xml.etree.ElementTree import Element
 
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
+from gradience.render.html import pieces
 from gradience.schema.config import ConfigSnapshot, LoraSnapshot, OptimizerSnapshot, TrainingSnapshot
 from gradience.telemetry.writer import TelemetryWriter
 
@@ -106,6 +110,32 @@ def write_adapter(tmp_path_factory) -> Callable[..., Path]:
 @pytest.fixture(scope="session")
 def adapter(write_adapter) -> Path:
     return write_adapter()
+
+
+@pytest.fixture(autouse=True)
+def drawn(monkeypatch, drawings) -> dict[bytes, Element]:
+    """What pages have drawn so far, by what was asked for: two of three figures of these tests were drawn before.
+
+    Empty it where what is claimed is of drawing itself. `test_figures` calls `draw`, which keeps nothing.
+    """
+    for name in ("draw", "draw_map"):
+        monkeypatch.setattr(pieces, name, _kept(getattr(pieces, name), drawings))
+    return drawings
+
+
+@pytest.fixture(scope="session")
+def drawings() -> dict[bytes, Element]:
+    return {}
+
+
+def _kept(draw: Callable[..., Element], drawings: dict[bytes, Element]) -> Callable[..., Element]:
+    def kept(*asked: object) -> Element:
+        key = pickle.dumps((draw.__name__, *asked))
+        if key not in drawings:
+            drawings[key] = draw(*asked)
+        return copy.deepcopy(drawings[key])
+
+    return kept
 
 
 @pytest.fixture(autouse=True)

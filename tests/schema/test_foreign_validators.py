@@ -67,11 +67,12 @@ def ajv(tmp_path_factory) -> Path:
     folder = Path(os.environ.get("GRADIENCE_AJV") or tmp_path_factory.getbasetemp().parent / f"ajv-{AJV}")
     if not (folder / "node_modules" / "ajv").is_dir():
         folder.mkdir(parents=True, exist_ok=True)
-        command = ["npm", "install", "--prefix", str(folder), "--no-audit", "--no-fund", f"ajv@{AJV}"]
+        command = ["npm", "install", "--prefix", str(folder), "--no-audit", "--no-fund", "--fetch-retries=0"]
+        command += [f"ajv@{AJV}"]
         try:
-            done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+            done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=20)
         except subprocess.TimeoutExpired:
-            pytest.skip("the npm registry did not answer within a minute")
+            pytest.skip("the npm registry did not answer within 20 seconds")
         if done.returncode:
             pytest.skip(f"npm could not install ajv: {done.stderr.strip()[-200:]}")
     (folder / "check.mjs").write_text(SCRIPT)

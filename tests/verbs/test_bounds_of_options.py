@@ -14,7 +14,7 @@ import gradience as g
 from gradience.cli.rewrite import ByOutputs
 from gradience.configs.settings import split_names
 from gradience.errors import AdapterError
-from gradience.rules.config.judge import RULES
+from gradience.rules.config import RULES
 from gradience.verbs.mitigate import _Run, mitigate_adapter
 
 
