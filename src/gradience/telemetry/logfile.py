@@ -153,12 +153,14 @@ class LogFile:
         assert old is not None  # noqa: S101  # the same
         self._lines -= 1
         self._say_lost(old, why)
-        if why != "was cut":
+        if why == "was cut":
+            _take_back(fd, line)
+        else:
             self.path, fd, _ = _claimed(self.path, self._sibling)
             self._fd = fd
             unlock_file(old)
             os.close(old)
-            self._close_torn_tail(fd)
+        self._close_torn_tail(fd)
         self._end = os.fstat(fd).st_size
         self._lines = 0
         for again in (self.opening, line) if self.opening not in {b"", line} else (line,):
@@ -191,6 +193,14 @@ class LogFile:
                 self._write(fd, b"\n")
         except OSError as error:
             raise RecorderError(f"cannot open {self.path} for writing: {error.strerror}", advice=_ADVICE) from error
+
+
+def _take_back(fd: int, line: bytes) -> None:
+    """Remove a line that was written behind a cut, perhaps onto half of another: it is to follow the opening."""
+    data = b"%b\n" % line
+    rest = os.fstat(fd).st_size - len(data)
+    if rest >= 0 and os.pread(fd, len(data), rest) == data:
+        os.ftruncate(fd, rest)
 
 
 def _opened(path: Path) -> int:
