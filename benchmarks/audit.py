@@ -207,6 +207,7 @@ def main() -> None:
     parser.add_argument("--beside", type=Path, metavar="OTHER")
     parser.add_argument("--growth", action="store_true")
     options = parser.parse_args()
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # what is installed is not compiled anew by every run
     tools = {"gradience (this)": OURS} | dict(peer.split("=", 1) for peer in options.peer)
     print(f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.2f}")
     for folder in options.folders:

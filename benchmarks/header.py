@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import multiprocessing
+import os
 import statistics
 import struct
 import sys
@@ -44,6 +45,7 @@ def main() -> None:
     parser.add_argument("--tensors", type=int, default=1_000_000)
     parser.add_argument("--runs", type=int, default=3)
     options = parser.parse_args()
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # what is installed is not compiled anew by every run
     path = options.folder / f"{options.tensors}.safetensors"
     if not path.is_file():  # in a process of its own: a child's peak begins at its parent's
         maker = multiprocessing.get_context("spawn").Process(target=make, args=(path, options.tensors))

@@ -79,6 +79,7 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--peer", type=Path)
     options = parser.parse_args()
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # what is installed is not compiled anew by every run
     ours = [sys.executable, "-m", "gradience"]
     with tempfile.TemporaryDirectory(dir=options.folder.parent) as temporary:
         place = Path(temporary)

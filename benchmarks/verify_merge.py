@@ -134,6 +134,7 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--peer", type=Path)
     options = parser.parse_args()
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # what is installed is not compiled anew by every run
     if not (options.folder / "adapter" / "adapter_config.json").is_file():
         make(options.folder, layers=options.layers, rank=options.rank)
     base, adapter, merged = (options.folder / name for name in ("base", "adapter", "merged"))

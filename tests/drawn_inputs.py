@@ -16,8 +16,8 @@ from typing import Any, Final
 import msgspec
 from said import finding, numbers
 
+from gradience.rules.config import judge_config
 from gradience.rules.config.facts import CheckContext
-from gradience.rules.config.judge import judge_config
 from gradience.rules.data import DATA_RULES
 from gradience.rules.rule import judge
 from gradience.rules.weights.health import health

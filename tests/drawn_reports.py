@@ -23,9 +23,9 @@ from gradience.schema import compare as of_compare
 from gradience.schema import diagnose as of_diagnose
 from gradience.schema import findings as of_findings
 from gradience.schema import fleet as of_fleet
+from gradience.schema import fleet as of_runs
 from gradience.schema import merge as of_merge
 from gradience.schema import reports as of_reports
-from gradience.schema import runs as of_runs
 from gradience.schema import writing as of_writing
 
 GOLDEN: Final = Path(__file__).parent / "golden" / "reports_drawn.json"
@@ -115,13 +115,13 @@ def _page(html: str) -> str:
 
 
 def _fleet_page(report: Any) -> str:
-    from gradience.render.html.collections import fleet_html  # needs matplotlib
+    from gradience.render.html.page import fleet_html  # needs matplotlib
 
     return _page(fleet_html(report))
 
 
 def _curves_page(report: Any) -> str:
-    from gradience.render.html.collections import curves_html  # needs matplotlib
+    from gradience.render.html.page import curves_html  # needs matplotlib
 
     return _page(curves_html(report))
 

@@ -14,8 +14,8 @@ from typing import Any, Final
 
 from log_runs import AT, RUNS, field_logs
 
+from gradience.rules.log import detect
 from gradience.rules.log.facts import RunFacts
-from gradience.rules.log.judge import detect
 from gradience.rules.log.story import story_parts
 from gradience.schema.reports import TrainSummary
 from gradience.verbs.monitor import monitor_run

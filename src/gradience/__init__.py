@@ -9,7 +9,8 @@ if TYPE_CHECKING:
     from gradience import fleet, runs
     from gradience.errors import AdapterError, ConfigError, GradienceError, OutputError, RecorderError, SchemaError
     from gradience.hf.callback import GradienceCallback as GradienceCallback
-    from gradience.importers.run import import_run
+    from gradience.importers import import_run
+    from gradience.rules.registry import list_rules
     from gradience.schema.export import json_schema
     from gradience.telemetry.reader import TelemetryReader, validate_log
     from gradience.telemetry.writer import TelemetryWriter
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
     from gradience.verbs.mitigate import mitigate_adapter
     from gradience.verbs.monitor import monitor_run
     from gradience.verbs.monitor.compare import compare_runs
-    from gradience.verbs.reference import list_rules
     from gradience.verbs.report import write_report
     from gradience.verbs.resize import resize_adapter
     from gradience.verbs.verify_merge import verify_merged
@@ -51,9 +51,9 @@ _HOMES = {
     "compare_runs": "gradience.verbs.monitor.compare",
     "convert_adapter": "gradience.verbs.convert",
     "diagnose": "gradience.verbs.diagnose",
-    "import_run": "gradience.importers.run",
+    "import_run": "gradience.importers",
     "json_schema": "gradience.schema.export",
-    "list_rules": "gradience.verbs.reference",
+    "list_rules": "gradience.rules.registry",
     "mitigate_adapter": "gradience.verbs.mitigate",
     "merge_adapters": "gradience.verbs.merge",
     "merge_check": "gradience.verbs.merge",

@@ -1,6 +1,8 @@
-"""Errors a caller can act on: each says what is wrong and carries one line of advice."""
+"""Errors a caller can act on: each says what is wrong and carries one line of advice; and how messages name many."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 
 class GradienceError(Exception):
@@ -29,3 +31,13 @@ class ConfigError(GradienceError):
 
 class OutputError(GradienceError):
     """A file or folder cannot be written, or something of its name exists already."""
+
+
+def few(items: Sequence[object], shown: int = 3, between: str = ", ") -> str:
+    """The first of many items, for a message, and how many more there are.
+
+    >>> few(["q", "k", "v", "o"]), few(["q", "k"])
+    ('q, k, v and 1 more', 'q, k')
+    """
+    more = f" and {len(items) - shown} more" if len(items) > shown else ""
+    return between.join(map(str, items[:shown])) + more

@@ -135,14 +135,9 @@ class GradienceCallback(Callback):  # type: ignore[misc]
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
         """Close the run."""
-        most = trainer.max_steps
         self._lookout = None
-        at = f"stopped at step {trainer.global_step}" + (f" of {most}" if most > 0 else "")
         with self._recorder:
-            if self._stopped:
-                self._recorder.end("aborted", f"{at} by {self._stopped}")
-            else:
-                self._recorder.end("ok", at if 0 < trainer.global_step < most else None)
+            self._recorder.finish(trainer.global_step, trainer.max_steps, self._stopped)
 
     def _row(self, trainer: Any, pl_module: Any, step: int) -> None:
         known: dict[str, Any] = {"lr": self._rate, "epoch": _epoch(trainer)}
@@ -241,8 +236,5 @@ def _by_split(logged: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
         losses = [name for name in values if "loss" in name.lower()]
         if "loss" not in values and len(losses) == 1:
             values["loss"] = values.pop(losses[0])
-    return {split: {**columns.known, **columns.extras} for split, columns in _columns(splits)}
-
-
-def _columns(splits: Mapping[str, Mapping[str, Any]]) -> Iterable[tuple[str, Any]]:
-    return ((split, eval_columns(values)) for split, values in splits.items())
+    columns = {split: eval_columns(values) for split, values in splits.items()}
+    return {split: {**known, **extras} for split, (known, extras) in columns.items()}

@@ -9,9 +9,8 @@ import numpy as np
 import pytest
 from fleet_inputs import factors, peft
 
-from gradience.adapters import again
-from gradience.adapters.again import Layouts
-from gradience.adapters.open import find_files, read_adapter
+from gradience.adapters import open as opening
+from gradience.adapters.open import Layouts, find_files, read_adapter
 from gradience.errors import AdapterError
 from gradience.io.held import Buffer
 
@@ -42,9 +41,9 @@ def with_config(folder, **fields):
 def parsed(monkeypatch):
     """The folders whose names were taken apart."""
     seen = []
-    real = again.read_adapter
+    real = opening.read_adapter
     monkeypatch.setattr(
-        again, "read_adapter", lambda files, opened: seen.append(files.folder.name) or real(files, opened)
+        opening, "read_adapter", lambda files, opened: seen.append(files.folder.name) or real(files, opened)
     )
     return seen
 
@@ -95,7 +94,7 @@ def test_a_config_that_is_gone_or_wrong_is_an_error_although_the_header_is_known
 
 
 def test_only_the_layouts_met_last_are_kept(tmp_path, monkeypatch, parsed):
-    monkeypatch.setattr(again, "_MOST", 1)
+    monkeypatch.setattr(opening, "_MOST", 1)
     read = Reader()
     one, other = peft(tmp_path / "a", factors(0)), peft(tmp_path / "b", factors(1, r=3), r=3)
     for folder in (one, one, other, other, one):
@@ -122,4 +121,4 @@ PAIR = {"expert": None, "dense": None, "is_unknown": False}
 def test_a_layout_is_kept_where_every_module_is_a_pair_read_by_itself(second, fields, plain):
     modules = [SimpleNamespace(**PAIR), SimpleNamespace(**{**PAIR, **second})]
     common = {"format": "peft", "config": SimpleNamespace(peft_type="LORA"), "base_dependent": []}
-    assert again._is_plain(SimpleNamespace(**{**common, **fields}, modules=modules)) is plain
+    assert opening._is_plain(SimpleNamespace(**{**common, **fields}, modules=modules)) is plain

@@ -17,7 +17,7 @@ from gradience.base.coverage import cover
 from gradience.base.peft_emulation.architecture import Architecture
 from gradience.base.peft_emulation.layout import Layout, build_layout, read_layout
 from gradience.base.peft_emulation.targets import NotFollowedError
-from gradience.configs.peft import read_peft_dir
+from gradience.configs.document import read_peft_dir
 from gradience.schema.config import ConfigSnapshot, LoraSnapshot
 from gradience.schema.findings import Coverage
 

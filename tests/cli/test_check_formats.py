@@ -11,7 +11,7 @@ from gradience import check_config
 from gradience.cli.main import main
 from gradience.configs.settings import keys_of, line_of
 from gradience.errors import ConfigError
-from gradience.rules.config.judge import RULES
+from gradience.rules.config import RULES
 from gradience.verbs.check import source_locations
 
 JSON = """{

@@ -6,7 +6,7 @@ import ctypes
 
 import pytest
 
-from gradience.cli.memory import keep_freed
+from gradience.cli.output import keep_freed
 
 
 def test_glibc_is_told_how_much_to_keep(monkeypatch):

@@ -8,9 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from gradience.configs.document import read_document
+from gradience.configs.document import read_document, read_peft, read_peft_dir
 from gradience.configs.files import MAX_JSON_BYTES, MAX_YAML_BYTES
-from gradience.configs.peft import read_peft, read_peft_dir
 from gradience.configs.settings import Layer, overlay
 from gradience.configs.training import read_training, read_training_dir
 from gradience.configs.values import MAX_TEXT, short_name

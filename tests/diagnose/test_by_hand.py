@@ -48,6 +48,10 @@ def evals(losses: dict[int, float], split: str = "eval") -> list[Eval]:
     ]
 
 
+def run_of(measured: list[Eval]) -> RunSeries:
+    return RunSeries("r", evals=measured)
+
+
 def report(split: str = "eval", *, n: int | None = None, accuracy: float | None = None, findings: Any = ()) -> Any:
     points = [
         EvalPoint(split="train", step=9, metrics=EvalMetrics(n=7)),
@@ -64,7 +68,7 @@ LOSSES = {10: 2.0, 20: 1.5, 30: 1.25, 40: 1.3, 50: 1.75}
 
 
 def test_the_checkpoint_with_the_lowest_loss_is_the_best_and_the_lowest_of_all_is_named():
-    found = choose(folders(20, 40, 50), evals(LOSSES), report(n=100, accuracy=0.5), None)
+    found = choose(folders(20, 40, 50), run_of(evals(LOSSES)), report(n=100, accuracy=0.5), None)
     best = found.best
     assert best is not None
     assert (best.name, best.step, best.loss, best.split, best.n) == ("checkpoint-40", 40, 1.3, "eval", 100)
@@ -82,19 +86,19 @@ def test_the_checkpoint_with_the_lowest_loss_is_the_best_and_the_lowest_of_all_i
 
 
 def test_a_checkpoint_within_the_noise_of_the_best_is_tied():
-    found = choose(folders(20, 30, 40), evals(LOSSES), report(), None)  # a noise of .18
+    found = choose(folders(20, 30, 40), run_of(evals(LOSSES)), report(), None)  # a noise of .18
     assert [(c.step, c.tied) for c in found.checkpoints] == [(20, False), (30, False), (40, True)]
 
 
 def test_what_was_not_evaluated_cannot_be_chosen():
-    assert choose(folders(20), [], report(), None) == Choice(
-        choose(folders(20), evals(LOSSES, "other"), report(), None).checkpoints
+    assert choose(folders(20), run_of([]), report(), None) == Choice(
+        choose(folders(20), run_of(evals(LOSSES, "other")), report(), None).checkpoints
     )
-    none = choose(folders(25), evals(LOSSES), report(), None)
+    none = choose(folders(25), run_of(evals(LOSSES)), report(), None)
     assert (none.best, [(c.name, c.loss) for c in none.checkpoints]) == (None, [("checkpoint-25", None)])
-    odd = choose(folders(20), evals({20: math.nan, 10: 1.0}), report(), None)
+    odd = choose(folders(20), run_of(evals({20: math.nan, 10: 1.0})), report(), None)
     assert odd.best is None
-    later = choose(folders(20), [*evals({20: 9.0}), *evals({20: 1.0})], report(), None)
+    later = choose(folders(20), run_of([*evals({20: 9.0}), *evals({20: 1.0})]), report(), None)
     assert later.best is not None
     assert later.best.loss == 1.0
 
@@ -103,7 +107,7 @@ def test_the_split_that_was_found_to_overfit_comes_first():
     overfit = SimpleNamespace(id="OVF110", values={"split": "other"})
     other = [*evals(LOSSES), *evals({20: 0.5}, "other")]
     for findings, split in (((), "eval"), ((overfit,), "other")):
-        best = choose(folders(20), other, report(findings=findings), None).best
+        best = choose(folders(20), run_of(other), report(findings=findings), None).best
         assert best is not None
         assert best.split == split
 

@@ -20,13 +20,11 @@ from safetensors.numpy import save_file
 import gradience
 from gradience.errors import GradienceError, OutputError
 from gradience.verbs.audit import audit_adapter
-from gradience.verbs.fleet.audit import _job, audit_fleet, rules_version
+from gradience.verbs.fleet.audit import _job, audit_fleet, known_rows, plan_of, rules_version
 from gradience.verbs.fleet.engines import run_local
 from gradience.verbs.fleet.find import find_adapters
-from gradience.verbs.fleet.read import open_fleet
+from gradience.verbs.fleet.query import FLEET, open_fleet
 from gradience.verbs.fleet.store import Store
-from gradience.verbs.fleet.tables import FLEET
-from gradience.verbs.fleet.update import known_rows, plan_of
 
 
 def rows(fleet):
@@ -252,9 +250,9 @@ def test_workers_that_cannot_start_are_an_error_and_not_a_loop(killing):
 def ray_here(killing):
     """A cluster on this machine for one test, whose workers can import the jobs."""
     ray = pytest.importorskip("ray", reason="needs the extra [ray]")
-    from gradience.verbs.fleet import on_ray
+    from gradience.verbs.fleet import engines
 
-    connection, ours = on_ray._connected(2, None)
+    connection, ours = engines._connected(2, None)
     assert ours
     yield connection
     ray.shutdown()
@@ -263,7 +261,7 @@ def ray_here(killing):
 def test_ray_gives_the_same_rows_and_reports_a_job_that_kills_its_workers(
     collection, fleet, tmp_path, killing, ray_here
 ):
-    from gradience.verbs.fleet.on_ray import run_ray
+    from gradience.verbs.fleet.engines import run_ray
 
     module, jobs = killing
     done = {d.job.path: d.answer for d in run_ray(module.work, jobs, workers=2, prepare=module.prepare)}

@@ -13,15 +13,13 @@ import pytest
 
 from gradience.schema.audit import AuditReport, ModuleAudit
 from gradience.schema.fleet import AdapterRow, ModuleRow
-from gradience.verbs.fleet import similar as comparing
+from gradience.verbs.fleet import show as comparing
+from gradience.verbs.fleet.audit import failures_in, plan_of
 from gradience.verbs.fleet.index import Folders, Known, Listing
 from gradience.verbs.fleet.job import Job, failed, is_failure
 from gradience.verbs.fleet.query import _plain
 from gradience.verbs.fleet.rows import number_column, rows_of
-from gradience.verbs.fleet.serving import Load, serving
-from gradience.verbs.fleet.similar import _candidates, _pairs_in, candidate_pairs, similar
-from gradience.verbs.fleet.standing import share_below
-from gradience.verbs.fleet.update import failures_in, plan_of
+from gradience.verbs.fleet.show import Load, _candidates, _pairs_in, candidate_pairs, serving, share_below, similar
 
 # --- what is to be done again ------------------------------------------------------------------------------------
 

@@ -12,8 +12,7 @@ from fleet_inputs import factors, peft
 
 from gradience.cli.main import main
 from gradience.verbs.fleet.audit import audit_fleet
-from gradience.verbs.fleet.query import query_fleet
-from gradience.verbs.fleet.read import open_fleet
+from gradience.verbs.fleet.query import open_fleet, query_fleet
 from gradience.verbs.fleet.show import show_fleet
 
 _SPEC = importlib.util.spec_from_file_location("hostile_inputs", Path(__file__).parents[1] / "hostile" / "inputs.py")

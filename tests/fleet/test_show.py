@@ -12,9 +12,17 @@ from fleet_inputs import factors, peft, with_noise
 from gradience.adapters.open import open_adapter
 from gradience.cli.main import main
 from gradience.spectral.sketch import DIMENSIONS, Sketch
-from gradience.verbs.fleet.serving import Load, best_split, padding, room_for, serving
-from gradience.verbs.fleet.show import show_fleet
-from gradience.verbs.fleet.similar import candidate_pairs, similar, update_cosine
+from gradience.verbs.fleet.show import (
+    Load,
+    best_split,
+    candidate_pairs,
+    padding,
+    room_for,
+    serving,
+    show_fleet,
+    similar,
+    update_cosine,
+)
 
 
 @pytest.fixture(scope="module")

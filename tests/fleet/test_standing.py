@@ -10,8 +10,8 @@ from fleet_inputs import factors, peft
 from gradience.cli.main import main
 from gradience.errors import GradienceError
 from gradience.verbs.audit import audit_adapter
-from gradience.verbs.fleet.read import open_fleet
-from gradience.verbs.fleet.standing import MEASURES, share_below
+from gradience.verbs.fleet.query import open_fleet
+from gradience.verbs.fleet.show import MEASURES, share_below
 
 
 def expected(fleet, report, measure, kind, r, *, without=()):

@@ -8,11 +8,11 @@ import pytest
 
 from gradience.schema.fleet import AdapterRow, ModuleRow
 from gradience.verbs.fleet import store as storing
+from gradience.verbs.fleet.audit import known_rows
 from gradience.verbs.fleet.index import INDEX, Folders, Known, read_index, write_index
 from gradience.verbs.fleet.job import encoded
+from gradience.verbs.fleet.query import FLEET
 from gradience.verbs.fleet.store import Store
-from gradience.verbs.fleet.tables import FLEET
-from gradience.verbs.fleet.update import known_rows
 
 
 def result(name, modules=3):

@@ -7,7 +7,7 @@ import json
 import msgspec
 import pytest
 
-from gradience.configs.peft import read_peft_dir
+from gradience.configs.document import read_peft_dir
 from gradience.telemetry.rows import eval_columns, train_columns
 
 

@@ -12,7 +12,7 @@ import pytest
 from hostile.inputs import trainer_state
 
 from gradience.errors import RecorderError
-from gradience.importers.run import import_run
+from gradience.importers import import_run
 
 LIMIT = 5
 

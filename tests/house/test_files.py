@@ -33,7 +33,7 @@ ALLOWED = {
     ("configs/pickled.py", "_pickle_of", "zipfile.ZipFile"): "of bytes in memory",
     ("data/encoder.py", "_training_template", "stock.read_text"): "a template in TRL's own package",
     ("data/encoder.py", "_training_template", "path.read_text"): "the same",
-    ("importers/run.py", "_write", "partial.open"): "written: a new name beside the output",
+    ("importers/__init__.py", "_write", "partial.open"): "written: a new name beside the output",
     ("importers/databases.py", "_copied", "copyfile"): "of what `require_file` found to be a regular file",
     ("importers/databases.py", "_connected", "sqlite3.connect"): "opens by a path, read only; the same",
     ("models/statistics.py", "__init__", "path.open"): "scratch of ours, in a temporary folder",
@@ -46,7 +46,7 @@ ALLOWED = {
         "files('gradience.render.html').joinpath('style.css').read_text",
     ): "a file of ours",
     ("verbs/fleet/query.py", "opened", "duckdb.connect"): "a database in memory",
-    ("verbs/fleet/remote.py", "_peeked", "system.open"): "by fsspec: a URL, of whose file a bounded head is read",
+    ("verbs/fleet/find.py", "_peeked", "system.open"): "by fsspec: a URL, of whose file a bounded head is read",
     ("telemetry/logfile.py", "_opened", "os.open"): "the log that is written: without blocking, then checked",
 }
 

@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 
 from gradience.configs.settings import Layer
+from gradience.errors import few
 from gradience.importers.events import Tally, _Stream, _stream_of, _stride, arrange
 from gradience.importers.events import _status as status_of
-from gradience.importers.files import LoggedRow, SourceRun, clock_of, count_of, listed
+from gradience.importers.files import LoggedRow, SourceRun, clock_of, count_of
 from gradience.importers.settings import _interval, _only, samples_per_step
 from gradience.schema.config import ConfigSnapshot, TrainingSnapshot
 
@@ -119,7 +120,7 @@ def test_a_clock_shows_seconds_or_thousandths_since_1970():
 
 
 def test_a_list_names_the_first_and_how_many_more():
-    assert [listed(range(n), 2) for n in (1, 2, 3, 5)] == ["0", "0, 1", "0, 1 and 1 more", "0, 1 and 3 more"]
+    assert [few(range(n), 2) for n in (1, 2, 3, 5)] == ["0", "0, 1", "0, 1 and 1 more", "0, 1 and 3 more"]
 
 
 def row(step, place=1, **values):

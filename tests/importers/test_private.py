@@ -6,8 +6,7 @@ import json
 
 import msgspec
 
-from gradience.importers import read_source
-from gradience.importers.run import import_run
+from gradience.importers import import_run, read_source
 from gradience.telemetry import TelemetryReader
 from gradience.verbs.monitor import monitor_run
 

@@ -7,7 +7,7 @@ from collections import Counter
 
 import pytest
 
-from gradience.importers.run import import_run
+from gradience.importers import import_run
 from gradience.telemetry.reader import validate_log
 
 STATES = ("2023-no-grad-norm", "grpo-1134-steps", "sft-60-steps", "sft-mistral-final", "sft-plateau", "six-eval-sets")

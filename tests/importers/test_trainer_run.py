@@ -8,7 +8,7 @@ import shutil
 import msgspec
 import pytest
 
-from gradience.importers.run import import_run
+from gradience.importers import import_run
 from gradience.telemetry import TelemetryReader
 from gradience.verbs.check import check_config
 from gradience.verbs.monitor import monitor_run

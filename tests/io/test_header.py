@@ -105,6 +105,29 @@ def test_a_usual_header_needs_no_second_look(monkeypatch, separators, piece):
     assert header._usual(raw, 199) is header._usual(raw, 201) is None
 
 
+def test_each_entry_has_its_own_dtype_and_shape_whatever_the_one_before_had():
+    declared = [("F32", [2]), ("F32", [1]), ("BF16", [1]), ("BF16", [1]), ("U8", [2, 1])]
+    entries, position = {}, 0
+    for i, (dtype, shape) in enumerate(declared):
+        end = position + SIZES[dtype] * shape[0]
+        entries[str(i)] = {"dtype": dtype, "shape": shape, "data_offsets": [position, end]}
+        position = end
+    tensors, _ = header._usual(json.dumps(entries).encode(), position)
+    assert [(one.dtype, list(one.shape), one.offset, one.nbytes) for one in tensors.values()] == [
+        ("F32", [2], 0, 8),
+        ("F32", [1], 8, 4),
+        ("BF16", [1], 12, 2),
+        ("BF16", [1], 14, 2),
+        ("U8", [2, 1], 16, 2),
+    ]
+
+
+@pytest.mark.parametrize("entry", [{}, {"dtype": ""}, {"dtype": "F32"}, {"shape": []}, {"shape": [0]}], ids=str)
+def test_a_first_entry_that_lacks_dtype_or_shape_is_no_usual_one(entry):
+    raw = json.dumps({"a": entry | {"data_offsets": [0, 0]}}).encode()
+    assert header._usual(raw, 0) is None
+
+
 @pytest.mark.parametrize(
     ("text", "shallow"),
     [

@@ -38,7 +38,7 @@ LIMITS = [
     ("importers.files", "MAX_LINE", 32 * 1024**2),
     ("importers.files", "_MAX_TEXT", 64),
     ("importers.events", "_MOST", 8),
-    ("importers.run", "MAX_SKIPPED", 100),
+    ("importers", "MAX_SKIPPED", 100),
     ("importers.sources", "MAX_DEPTH", 3),
     ("importers.sources", "MAX_ENTRIES", 2000),
     ("importers.sources", "MAX_HEADER", 1024**2),
@@ -81,7 +81,7 @@ LIMITS = [
     ("verbs.convert.source", "_LARGEST_PRODUCT", 1 << 14),
     ("verbs.diagnose.sources", "MAX_ENTRIES", 10_000),
     ("verbs.merge.config", "_LARGEST", 1e6),
-    ("verbs.verify_merge.model", "_MOST", 5),
+    ("verbs.verify_merge", "_MOST", 5),
     ("verbs.writing", "_MAX_CARD", 64 * 1024),
 ]
 

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from logs import config, falling, record
 
 from gradience.render.monitor import monitor_text
+from gradience.rules.log import detect
 from gradience.rules.log.facts import RunFacts, Series
-from gradience.rules.log.judge import detect
 from gradience.rules.log.story import line_of, story_parts
 from gradience.schema import TrainSummary
 from gradience.verbs.monitor import monitor_run

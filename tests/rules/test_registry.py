@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import gradience
-from gradience.rules.config.judge import RULES
+from gradience.rules.config import RULES
 from gradience.rules.joins.run import JOINS
 from gradience.rules.merge import MERGE_RULES
 from gradience.rules.registry import GROUPS, all_ids, cards_of, rule_cards, rules_named

@@ -18,10 +18,8 @@ from gradience.errors import GradienceError, RecorderError
 from gradience.verbs.fleet.query import select
 from gradience.verbs.monitor import monitor_run
 from gradience.verbs.runs import collect as collecting
-from gradience.verbs.runs.collect import collect_runs
-from gradience.verbs.runs.curves import run_curves
-from gradience.verbs.runs.find import find_runs
-from gradience.verbs.runs.query import RUNS_QUERIES, best_runs, list_runs, show_runs
+from gradience.verbs.runs.collect import collect_runs, find_runs
+from gradience.verbs.runs.query import RUNS_QUERIES, best_runs, list_runs, run_curves, show_runs
 
 SCHEMA = "gradience.vnext.telemetry/v1"
 
@@ -36,7 +34,9 @@ def log(folder, losses, *, model="m", lr=1e-4, accuracy=None, name="run.jsonl"):
         lines.append({**head, "event": "train_step", "step": step, "ts": 1.0 + step, "loss": loss, "lr": lr})
         if step % 10 == 0:
             metrics = {"loss": loss + 0.1, "accuracy": (accuracy or [0.5])[min(step // 10, len(accuracy or [1])) - 1]}
-            lines.append({**head, "event": "eval", "step": step, "split": "eval", "metrics": {**metrics, "f1": step / 100}})
+            lines.append(
+                {**head, "event": "eval", "step": step, "split": "eval", "metrics": {**metrics, "f1": step / 100}}
+            )
     lines.append({**head, "event": "run_end", "step": len(losses), "status": "ok"})
     (folder / name).write_text("".join(json.dumps(line) + "\n" for line in lines))
     return folder
@@ -45,7 +45,9 @@ def log(folder, losses, *, model="m", lr=1e-4, accuracy=None, name="run.jsonl"):
 def state(folder, losses):
     """A trainer_state.json as the Hugging Face Trainer leaves it in a checkpoint."""
     folder.mkdir(parents=True, exist_ok=True)
-    history = [{"loss": loss, "step": step, "epoch": step / 10, "learning_rate": 1e-5} for step, loss in enumerate(losses, 1)]
+    history = [
+        {"loss": loss, "step": step, "epoch": step / 10, "learning_rate": 1e-5} for step, loss in enumerate(losses, 1)
+    ]
     (folder / "trainer_state.json").write_text(json.dumps({"log_history": history, "global_step": len(losses)}))
 
 
@@ -64,7 +66,9 @@ def roots(tmp_path_factory):
     (root / "hf" / "runs").mkdir()
     (root / "hf" / "runs" / "events.csv").write_text("step,loss\n1,2.0\n2,1.0\n")
     (root / "table").mkdir()
-    (root / "table" / "log.csv").write_text("step,loss,learning_rate\n" + "".join(f"{n},{3 - n / 10},0.1\n" for n in range(9)))
+    (root / "table" / "log.csv").write_text(
+        "step,loss,learning_rate\n" + "".join(f"{n},{3 - n / 10},0.1\n" for n in range(9))
+    )
     (root / "broken").mkdir()
     (root / "broken" / "run.jsonl").write_text(f'{{"schema": "{SCHEMA}", "event": "train_step"}}\n')
     (root / ".hidden").mkdir()
@@ -90,8 +94,20 @@ def test_every_log_below_is_found_once_and_a_runs_own_folders_belong_to_it(roots
 def test_a_row_is_what_monitor_reports(roots, store):
     path = roots / "a" / "first" / "run.jsonl"
     report = monitor_run(path)
-    names = ("status", "lr", "steps", "first_loss", "last_loss", "best_loss", "eval_loss", "best_eval_loss", "best_eval_step")
-    (row,) = list_runs(store, columns=[*names, "eval_accuracy", "findings", "model", "r"], where=f"path = '{path}'").rows
+    names = (
+        "status",
+        "lr",
+        "steps",
+        "first_loss",
+        "last_loss",
+        "best_loss",
+        "eval_loss",
+        "best_eval_loss",
+        "best_eval_step",
+    )
+    (row,) = list_runs(
+        store, columns=[*names, "eval_accuracy", "findings", "model", "r"], where=f"path = '{path}'"
+    ).rows
     assert row[:7] == ["ok", 1e-4, 30, 2.0, pytest.approx(0.55), pytest.approx(0.55), pytest.approx(0.65)]
     assert row[7:10] == [pytest.approx(0.65), 30, 0.8]
     assert row[10] == ",".join(finding.id for finding in report.findings)
@@ -163,7 +179,10 @@ def test_only_logs_that_changed_are_read_again(tmp_path, monkeypatch):
     collect_runs(tmp_path / "runs", out=tmp_path / "store")
     assert len(read) == 3
     with (tmp_path / "runs" / "two" / "run.jsonl").open("a") as file:
-        file.write(json.dumps({"schema": SCHEMA, "ts": 99.0, "run_id": "two", "event": "train_step", "step": 31, "loss": 0.1}) + "\n")
+        file.write(
+            json.dumps({"schema": SCHEMA, "ts": 99.0, "run_id": "two", "event": "train_step", "step": 31, "loss": 0.1})
+            + "\n"
+        )
     shutil.rmtree(tmp_path / "runs" / "gone")
     store = collect_runs(tmp_path / "runs", out=tmp_path / "store")
     assert [Path(path).parent.name for path in read[3:]] == ["two"]
@@ -189,7 +208,11 @@ def test_the_cache_is_the_users_and_one_for_each_choice_of_folders(roots, tmp_pa
 
 def test_curves_are_drawn_over_each_other_and_as_a_page(roots, tmp_path, capsys):
     report = run_curves(roots / "a", roots / "table")
-    assert [(c.name, len(c.steps), c.values[0]) for c in report.curves] == [("a/first", 30, 2.0), ("a/second", 20, 2.0), ("table", 9, 3.0)]
+    assert [(c.name, len(c.steps), c.values[0]) for c in report.curves] == [
+        ("a/first", 30, 2.0),
+        ("a/second", 20, 2.0),
+        ("table", 9, 3.0),
+    ]
     accuracy = run_curves(roots / "a", metric="eval/accuracy").curves
     assert [(c.steps, c.values) for c in accuracy] == [([10, 20, 30], [0.6, 0.9, 0.8]), ([10, 20], [0.5, 0.7])]
     with pytest.raises(RecorderError, match="no run has"):
@@ -207,7 +230,24 @@ def test_curves_are_drawn_over_each_other_and_as_a_page(roots, tmp_path, capsys)
 
 def test_the_commands_print_what_the_library_returns(roots, tmp_path, capsys):
     out = ["--out", str(tmp_path / "store")]
-    assert main(["runs", "list", str(roots), *out, "--columns", "run,steps", "--where", "r = 8", "--sort", "-steps", "--json"]) == 0
+    assert (
+        main(
+            [
+                "runs",
+                "list",
+                str(roots),
+                *out,
+                "--columns",
+                "run,steps",
+                "--where",
+                "r = 8",
+                "--sort",
+                "-steps",
+                "--json",
+            ]
+        )
+        == 0
+    )
     assert json.loads(capsys.readouterr().out)["rows"] == [["first", 30], ["second", 20], ["third", 12]]
     assert main(["runs", "show", str(roots), *out]) == 0
     assert "5 runs, 91 training rows" in capsys.readouterr().out

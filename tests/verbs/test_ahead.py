@@ -10,8 +10,8 @@ import pytest
 
 from gradience.io.safetensors import planned
 from gradience.spectral import grams
-from gradience.verbs import ahead
-from gradience.verbs.ahead import loaded_ahead
+from gradience.verbs import writing
+from gradience.verbs.writing import loaded_ahead
 
 
 @pytest.fixture
@@ -43,7 +43,7 @@ def test_data_come_in_order_and_several_threads_compute_no_more_than_a_few_ahead
 
 @pytest.mark.usefixtures("two_cores")
 def test_a_large_tensor_is_read_when_it_is_written(monkeypatch):
-    monkeypatch.setattr(ahead, "_LARGE", 12)
+    monkeypatch.setattr(writing, "_LARGE", 12)
     read = []
 
     def load(place):
@@ -53,6 +53,21 @@ def test_a_large_tensor_is_read_when_it_is_written(monkeypatch):
     with loaded_ahead(tensors(load, 3, (4,))) as waiting:
         waiting[0].load()
         assert read == [0]
+
+
+@pytest.mark.usefixtures("two_cores")
+def test_what_comes_with_another_tensor_keeps_no_thread_waiting_for_it():
+    loaded_by = {}
+
+    def load(place):
+        loaded_by[place] = threading.current_thread()
+        return np.zeros(3, np.float32)
+
+    pairs = [tensor._replace(with_another=place % 2 == 1) for place, tensor in enumerate(tensors(load, 6))]
+    with loaded_ahead(pairs) as waiting:
+        for tensor in waiting:
+            tensor.load()
+    assert [thread is threading.main_thread() for _, thread in sorted(loaded_by.items())] == [False, True] * 3
 
 
 @pytest.mark.usefixtures("two_cores")

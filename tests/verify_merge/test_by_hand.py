@@ -12,19 +12,19 @@ import pytest
 from gradience.errors import AdapterError
 from gradience.schema.merge import MergeReplay
 from gradience.verbs.verify_merge.delta import PlainDelta, WholeDelta, narrower, rounded, working
-from gradience.verbs.verify_merge.dora import (
+from gradience.verbs.verify_merge.judge import _bounds as bounds_of_precision
+from gradience.verbs.verify_merge.measure import Case, _largest_ratio, distance, excess, is_weight
+from gradience.verbs.verify_merge.replays import (
     Dora,
     _allowed,
     _Bounds,
     _factors,
     _half,
     _overlap,
-    _roundings,
+    _roundings_held,
     _squares,
     is_merge,
 )
-from gradience.verbs.verify_merge.judge import _bounds as bounds_of_precision
-from gradience.verbs.verify_merge.measure import Case, _largest_ratio, distance, excess, is_weight
 from gradience.verbs.verify_merge.whole import compare_copy, same_length, token_rows
 
 U = 2.0**-24
@@ -150,9 +150,9 @@ def test_intervals_overlap_where_they_touch():
 
 def test_a_product_is_rounded_to_each_narrower_dtype_on_its_way():
     some = case([[1.0]], [[1.0]], "F32", "BF16")
-    assert _roundings(some, F32) == ["F32", "BF16"]
-    assert _roundings(some, MergeReplay(weight="BF16", delta="BF16")) == ["BF16"]
-    assert _roundings(case([[1.0]], [[1.0]]), MergeReplay(weight="BF16")) == ["F32", "BF16"]
+    assert _roundings_held(some, F32) == ["F32", "BF16"]
+    assert _roundings_held(some, MergeReplay(weight="BF16", delta="BF16")) == ["BF16"]
+    assert _roundings_held(case([[1.0]], [[1.0]]), MergeReplay(weight="BF16")) == ["F32", "BF16"]
 
 
 @pytest.mark.parametrize("axis", [0, 1])

@@ -10,10 +10,11 @@ from hypothesis import strategies as st
 
 from gradience.adapters.layout import Module
 from gradience.schema.merge import MergeReplay
+from gradience.verbs.verify_merge import measure
 from gradience.verbs.verify_merge.delta import PlainDelta, rounded
 from gradience.verbs.verify_merge.judge import Judge
 from gradience.verbs.verify_merge.measure import Case
-from gradience.verbs.verify_merge.misses import Rows, missed_by
+from gradience.verbs.verify_merge.replays import Rows, missed_by
 
 BF16 = ml_dtypes.bfloat16
 SEEDS = st.integers(0, 2**32 - 1)
@@ -88,3 +89,29 @@ def test_nan_is_never_exact_in_bfloat16(both):
     judged = Judge().verdict(Case(w, m, "BF16", "BF16", delta), module)
     assert judged.verdict == "other"
     assert "NaN" in judged.reason
+
+
+def test_what_was_merged_twice_is_rounded_twice():
+    w, d = np.ones((4, 8), np.float32), np.zeros((4, 8), np.float32)
+    d[1, 2] = 0.75 * 2.0**-7  # rounds up to a step of bfloat16
+    m = w.copy()
+    m[1, 2] += 2.0**-6
+    found = [
+        missed_by(Rows(w, m, d), MergeReplay(weight="BF16", times=times), base="BF16", merged="BF16").where
+        for times in (1, 2)
+    ]
+    assert [where.tolist() for where in found] == [[10], []]
+
+
+def test_a_thread_leaves_the_spans_behind_the_first_that_is_no_merge(monkeypatch):
+    seen = []
+
+    def span(_case, _replay, at, *, stop):
+        seen.append(at.start)
+        return None if at.start == 1 and stop else ([0, 0], [0.0] * 5)
+
+    monkeypatch.setattr(measure, "_span", span)
+    some = [slice(start, start + 1) for start in range(4)]
+    assert measure._group(None, None, some, stop=True)[-1] is None
+    assert seen == [0, 1]
+    assert len(measure._group(None, None, some, stop=False)) == 4

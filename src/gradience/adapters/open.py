@@ -1,20 +1,33 @@
-"""An adapter opened for whatever reads or rewrites it: safetensors, or torch's own files where torch is installed."""
+"""An adapter opened for whatever reads or rewrites it: safetensors, or torch's own files where torch is installed.
+
+The checkpoints of one model, and adapters of one base by one recipe, have equal headers: their modules differ in
+nothing but the numbers. `Layouts` does not work out again what names and config decide. Only plain LoRA in PEFT's
+layout is kept; whatever else is read as ever.
+"""
 
 from __future__ import annotations
 
 import os
+from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Final, NamedTuple
 
+import msgspec
+
+from gradience.adapters.config import AdapterConfig, read_config
 from gradience.adapters.formats import format_of, open_weights
 from gradience.adapters.formats.containers import orbax_advice
 from gradience.adapters.layout import Adapter, Files
 from gradience.errors import AdapterError
+from gradience.io.held import Bytes, HeldFile, header_of
 from gradience.io.paths import PathLike
 from gradience.io.reading import real_path
 from gradience.io.safetensors import ShardedFiles, TensorSource, indexed_files
+
+_MOST: Final = 32  # layouts that are kept
+_MOST_HEADER: Final = 1 << 20  # bytes of the header of one: thousands of modules
 
 
 def open_adapter(
@@ -194,3 +207,67 @@ def _elsewhere(path: Path) -> Path | None:
     target, home = real_path(path), real_path(path.parent)
     in_cache = target.parent.name == "blobs" and home.is_relative_to(target.parent.parent / "snapshots")
     return None if target.is_relative_to(home) or in_cache else target
+
+
+class _Known(NamedTuple):
+    size: int
+    source: HeldFile
+    config: bytes
+    adapter: Adapter
+    notes: list[str]
+
+
+class Layouts:
+    """The layouts last met, by the header of the file. For one thread: an adapter holds until the next is read."""
+
+    def __init__(self) -> None:
+        self._known: OrderedDict[bytes, _Known] = OrderedDict()
+
+    def read(self, files: AdapterFiles, data: Bytes) -> Adapter:
+        """The adapter of one safetensors file whose bytes are in memory, as `read_adapter` reads it.
+
+        Raises:
+            AdapterError: as `read_adapter`.
+        """
+        header = header_of(files.weights, data)
+        known = self._known.get(header)
+        config = None if known is None or known.size != len(data) else _config(files.config)
+        if known is not None and config is not None and _decisive(config) == known.config:
+            self._known.move_to_end(header)
+            return _again(known, files, data, config)
+        source = HeldFile(files.weights, data, header)
+        adapter = read_adapter(files, lambda _: source)
+        if _is_plain(adapter) and len(header) <= _MOST_HEADER:
+            notes = adapter.notes[: len(adapter.notes) - len(notes_on(files))]
+            self._known[header] = _Known(len(data), source, _decisive(adapter.config), adapter, notes)
+            if len(self._known) > _MOST:
+                self._known.popitem(last=False)
+        return adapter
+
+
+def _again(known: _Known, files: AdapterFiles, data: Bytes, config: AdapterConfig) -> Adapter:
+    known.source.turn_to(files.weights, data)
+    notes = [*known.notes, *notes_on(files)]
+    return replace(known.adapter, config=config, notes=notes, weights=[files.weights])
+
+
+def _config(path: Path) -> AdapterConfig | None:
+    try:
+        return read_config(path)
+    except AdapterError:  # which the format's own reader says, where it reads one at all
+        return None
+
+
+def _decisive(config: AdapterConfig) -> bytes:
+    """A config but for the name of the base, which decides nothing; as text, where 1 is not true and order counts."""
+    return msgspec.json.encode(msgspec.structs.replace(config, base_model_name_or_path=None))
+
+
+def _is_plain(adapter: Adapter) -> bool:
+    """Whether the modules are pairs read by themselves, of a config that was read: nothing is kept between two."""
+    return (
+        adapter.format == "peft"
+        and adapter.config.peft_type in {"LORA", None}
+        and not adapter.base_dependent
+        and all(m.expert is None and m.dense is None and not m.is_unknown for m in adapter.modules)
+    )

@@ -49,15 +49,9 @@ class ViewOptions:
 
     def view(self) -> View:
         """The same, for this terminal."""
-        return View(
-            top_wasteful=self.top_wasteful,
-            layers=self.layers,
-            scales=self.scales,
-            rank_rules=self.rank_rules,
-            heatmap=self.heatmap_of if self.heatmap else None,
-            unicode=draws_blocks(),
-            verbose=self.verbose,
-        )
+        chosen = asdict(self)
+        quantity = chosen.pop("heatmap_of")
+        return View(**chosen | {"heatmap": quantity if self.heatmap else None}, unicode=draws_blocks())
 
 
 @dataclass(frozen=True, kw_only=True)

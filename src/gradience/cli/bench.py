@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final, get_args
 
@@ -14,9 +15,8 @@ from cyclopts.validators import Number
 
 from gradience.cli import options as opt
 from gradience.cli.merge import parsed_weights
-from gradience.cli.output import DONE, FOUND, draws_blocks, on_terminal
+from gradience.cli.output import DONE, FOUND, NOT_DECIDED, draws_blocks, on_terminal
 from gradience.errors import AdapterError, GradienceError
-from gradience.io.paths import PathLike, Progress
 from gradience.render.bench import bench_text
 from gradience.schema.compare import BenchReport
 from gradience.schema.merge import MergeMethod
@@ -25,8 +25,7 @@ from gradience.verbs.device import prepare_jax
 if TYPE_CHECKING:  # numpy, and what evaluates
     from gradience.verbs.bench.contest import Options
 
-_UNDECIDED: Final = 3
-_CODES: Final = {"holds": DONE, "none": FOUND, "not_decided": _UNDECIDED, "no_contrast": _UNDECIDED}
+_CODES: Final = {"holds": DONE, "none": FOUND, "not_decided": NOT_DECIDED, "no_contrast": NOT_DECIDED}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,16 +64,9 @@ class BenchOptions:
         """The options of the library's functions."""
         from gradience.verbs.bench.contest import Options  # noqa: PLC0415  # numpy, after its environment is set
 
-        return Options(
-            base=self.base,
-            metric=self.metric,
-            tolerance=self.tolerance,
-            lower_is_better=self.lower_is_better,
-            seed=self.seed,
-            seeds=self.seeds,
-            timeout=self.timeout,
-            longest=self.max_length,
-        )
+        given = asdict(self)
+        del given["json"]
+        return Options(longest=given.pop("max_length"), **given)
 
 
 _DEFAULTS = BenchOptions()
@@ -121,20 +113,8 @@ def bench(
     _prepare()
     from gradience.verbs.bench import bench_adapter  # noqa: PLC0415  # imports jax, after its environment is set
 
-    return _shown(
-        lambda place, progress: bench_adapter(
-            adapter,
-            place,
-            data=data,
-            candidates=names,
-            calibrate=calibrate,
-            retrain=retrain,
-            options=options.of_verb(),
-            progress=progress,
-        ),
-        out,
-        options,
-    )
+    run = partial(bench_adapter, adapter, data=data, candidates=names, calibrate=calibrate, retrain=retrain)
+    return _shown(run, out, options)
 
 
 def merge(
@@ -169,20 +149,8 @@ def merge(
     _prepare()
     from gradience.verbs.bench import bench_merge  # noqa: PLC0415  # imports jax, after its environment is set
 
-    return _shown(
-        lambda place, progress: bench_merge(
-            adapters,
-            place,
-            data=data or (),
-            methods=chosen,
-            weights=numbers,
-            density=density,
-            options=options.of_verb(),
-            progress=progress,
-        ),
-        out,
-        options,
-    )
+    run = partial(bench_merge, adapters, data=data or (), methods=chosen, weights=numbers, density=density)
+    return _shown(run, out, options)
 
 
 def mitigate(
@@ -219,19 +187,8 @@ def mitigate(
     _prepare()
     from gradience.verbs.bench import bench_mitigate  # noqa: PLC0415  # imports jax, after its environment is set
 
-    return _shown(
-        lambda place, progress: bench_mitigate(
-            adapter,
-            place,
-            data=data,
-            kept=kept,
-            scales=shares,
-            options=options.of_verb(),
-            progress=progress,
-        ),
-        out,
-        options,
-    )
+    run = partial(bench_mitigate, adapter, data=data, kept=kept, scales=shares)
+    return _shown(run, out, options)
 
 
 def _prepare() -> None:
@@ -248,9 +205,9 @@ def _methods(text: str) -> list[MergeMethod]:
     return names  # type: ignore[return-value]  # each is one of the names
 
 
-def _shown(run: Callable[[PathLike, Progress | None], BenchReport], out: Path | None, options: BenchOptions) -> int:
+def _shown(run: Callable[..., BenchReport], out: Path | None, options: BenchOptions) -> int:
     if out is None:
         raise AdapterError("no output path", advice="give --out FOLDER: evaluations are kept there")
-    report = run(out, on_terminal("bench"))
+    report = run(out, options=options.of_verb(), progress=on_terminal("bench"))
     opt.print_report(report, lambda it: bench_text(it, unicode=draws_blocks()), json=options.json)
     return _CODES[report.verdict.state]

@@ -12,7 +12,7 @@ from cyclopts.types import PositiveFloat
 from gradience.cli import options as opt
 from gradience.cli.output import COULD_NOT_JUDGE, exit_code, print_text
 from gradience.errors import OutputError
-from gradience.render.text import clean
+from gradience.render.text import clean, counted
 from gradience.schema.diagnose import DiagnoseReport
 from gradience.schema.findings import RuleGroup
 from gradience.schema.scalars import Severity
@@ -83,9 +83,6 @@ def diagnose(
     return code if report.complete else COULD_NOT_JUDGE
 
 
-_NOT_READ: Final = 2
-
-
 def report(
     path: Path | None = None,
     /,
@@ -152,16 +149,12 @@ def report(
     else:
         story = write_sources(sources, out, kind=chosen, force=force, **about)
         print_text("\n".join(_done(out, story.diagnosis)))
-    return exit_code(story.diagnosis.causes, fail_on) if story.diagnosis.complete else _NOT_READ
+    return exit_code(story.diagnosis.causes, fail_on) if story.diagnosis.complete else COULD_NOT_JUDGE
 
 
 def _done(out: Path, report: DiagnoseReport) -> Iterator[str]:
     """Yield what was written, and which sources are in it only by name."""
-    yield f"wrote {out} ({out.stat().st_size / 1e3:.0f} KB, {_counted(len(report.causes))})"
+    yield f"wrote {out} ({out.stat().st_size / 1e3:.0f} KB, {counted(len(report.causes), 'finding')})"
     for source in report.sources:
         if source.state == "unreadable":
             yield f"not readable, so not judged: {source.source}: {clean(source.reason)}"
-
-
-def _counted(findings: int) -> str:
-    return "1 finding" if findings == 1 else f"{findings} findings"

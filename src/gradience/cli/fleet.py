@@ -16,15 +16,14 @@ from cyclopts.types import NonNegativeInt, PositiveInt
 from cyclopts.validators import Number
 
 from gradience.cli import options as opt
-from gradience.cli.options import print_report
 from gradience.cli.output import DONE, emit, print_text
 from gradience.errors import AdapterError, GradienceError
 from gradience.render.fleet import fleet_audit_text, fleet_show_text, query_text
 
 if TYPE_CHECKING:
+    from gradience.verbs.fleet.audit import Tally
     from gradience.verbs.fleet.query import Named
     from gradience.verbs.fleet.store import Store
-    from gradience.verbs.fleet.update import Tally
 
 Engine = Literal["local", "ray"]
 _EVERY: Final = 1 << 40
@@ -140,7 +139,7 @@ def show(
 
     report = show_fleet(fleet, top=_EVERY if verbose else top, cosine=cosine, most_pairs=most_pairs)
     if html is not None:
-        from gradience.verbs.fleet.pages import write_fleet_page  # noqa: PLC0415  # matplotlib
+        from gradience.verbs.report import write_fleet_page  # noqa: PLC0415  # matplotlib
 
         write_fleet_page(report, html, force=force)
     return opt.print_report(report, fleet_show_text, json=json)
@@ -196,7 +195,7 @@ def query(
         return list_queries(FLEET_QUERIES)
     if fleet is None:
         raise GradienceError("no fleet", advice="give the folder that 'gradience fleet audit' wrote")
-    from gradience.verbs.fleet.read import existing  # noqa: PLC0415  # the same
+    from gradience.verbs.fleet.query import existing  # noqa: PLC0415  # the same
 
     return answer(existing(fleet), chosen(FLEET_QUERIES, sql, result.named), result)
 
@@ -235,7 +234,7 @@ def answer(store: Store, sql: str, form: ResultOptions) -> int:
         return DONE
     report = select(store, sql)
     if not form.csv:
-        return print_report(report, query_text, json=form.json)
+        return opt.print_report(report, query_text, json=form.json)
     text = io.StringIO()
     writer = csv.writer(text)
     writer.writerow([column.name for column in report.columns])

@@ -31,7 +31,7 @@ _GC_THRESHOLDS = (100_000, 50, 100)  # importing jax alone runs the defaults (70
 COMMANDS = {  # name: its function, imported when it runs, and its line in the list of commands
     "check": ("gradience.cli.check:check", "Validate a PEFT and training configuration before burning compute."),
     "monitor": ("gradience.cli.monitor:monitor", "Summarise a run from its telemetry (run.jsonl)."),
-    "import": ("gradience.cli.import_run:import_run", "Turn a finished run of another program into a run.jsonl."),
+    "import": ("gradience.cli.schema:import_run", "Turn a finished run of another program into a run.jsonl."),
     "audit": ("gradience.cli.audit:audit", "Analyse a trained adapter for waste, and for what is wrong with it."),
     "diagnose": (
         "gradience.cli.diagnose:diagnose",

@@ -9,8 +9,7 @@ from typing import Final, Literal
 from cyclopts.types import NonNegativeInt, PositiveInt
 
 from gradience.cli import options as opt
-from gradience.cli.memory import keep_freed
-from gradience.cli.output import DONE, FOUND, draws_blocks, on_terminal
+from gradience.cli.output import DONE, FOUND, NOT_DECIDED, draws_blocks, keep_freed, on_terminal
 from gradience.errors import AdapterError
 from gradience.render.compare import compare_adapters_text
 from gradience.render.merge import merge_check_text, merge_text, verify_merge_text
@@ -150,7 +149,6 @@ def merge_check(
     )
 
 
-_INCONCLUSIVE: Final = 3
 _BLAS: Final = ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "VECLIB_MAXIMUM_THREADS")
 _MOST_THREADS: Final = 4  # more would wait for the disk
 
@@ -215,7 +213,7 @@ def _code(report: VerifyMergeReport, fail_on: FailOn) -> int:
         return DONE
     if report.verdict == "not_contained" or (fail_on == "changes" and report.others):
         return FOUND
-    return DONE if report.verdict == "contained" else _INCONCLUSIVE
+    return DONE if report.verdict == "contained" else NOT_DECIDED
 
 
 def compare(

@@ -14,8 +14,7 @@ from cyclopts.types import NonNegativeInt, PositiveInt
 from cyclopts.validators import Number
 
 from gradience.cli import options as opt
-from gradience.cli.memory import keep_freed
-from gradience.cli.output import on_terminal
+from gradience.cli.output import keep_freed, on_terminal
 from gradience.errors import AdapterError
 from gradience.render.writing import convert_text, mitigate_text, resize_text
 from gradience.schema.writing import Target

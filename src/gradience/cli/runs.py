@@ -53,7 +53,7 @@ def list_(
     csv:
         Print CSV (RFC 4180).
     """
-    from gradience.schema.runs import RunRow  # noqa: PLC0415  # the help needs none of it
+    from gradience.schema.fleet import RunRow  # noqa: PLC0415  # the help needs none of it
     from gradience.verbs.runs.query import COLUMNS, list_sql  # noqa: PLC0415  # the same
 
     every = RunRow.__struct_fields__
@@ -159,11 +159,11 @@ def curves(
     """
     if not runs:
         raise RecorderError("no run to draw", advice="give logs, or folders of runs")
-    from gradience.verbs.runs.curves import run_curves  # noqa: PLC0415  # the help needs none of it
+    from gradience.verbs.runs.query import run_curves  # noqa: PLC0415  # the help needs none of it
 
     report = run_curves(*runs, metric=metric)
     if html is not None:
-        from gradience.verbs.fleet.pages import write_curves_page  # noqa: PLC0415  # matplotlib
+        from gradience.verbs.report import write_curves_page  # noqa: PLC0415  # matplotlib
 
         write_curves_page(report, html, force=force)
     return opt.print_report(report, lambda it: runs_curves_text(it, width=max(width, 20)), json=json)

@@ -1,18 +1,22 @@
-"""``gradience schema``, ``gradience rules`` and ``gradience validate``: what the formats and the rules are."""
+"""``gradience import``, ``validate``, ``schema`` and ``rules``: logs of other programs, the formats and the rules."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Annotated
 
+from cyclopts import Parameter
 from cyclopts.types import NonNegativeInt
 
 from gradience.cli import options as opt
 from gradience.cli.main import UNUSABLE
 from gradience.cli.output import DONE, emit_json, print_document, print_text
-from gradience.render.findings import rule_text, rules_text, validate_text
+from gradience.importers import import_run as write_log
+from gradience.importers.sources import Format
+from gradience.importers.table import parse_map
+from gradience.render.findings import import_text, rule_text, rules_text, validate_text
 from gradience.schema.export import SchemaName, schema_text
 from gradience.telemetry.reader import DEFAULT_MAX_ISSUES, validate_log
-from gradience.verbs.reference import list_rules
 
 
 def schema(name: SchemaName = "telemetry", /) -> int:
@@ -35,6 +39,8 @@ def rules(rule_id: str | None = None, /, *, json: opt.AsJson = False) -> int:
     rule_id:
         An id such as LR001, or a prefix of ids such as LR; case does not matter.
     """
+    from gradience.rules.registry import list_rules  # noqa: PLC0415  # all rules, for those who ask
+
     report = list_rules(rule_id)
     if json:
         print_document(report)
@@ -60,3 +66,39 @@ def validate(log: Path, /, *, max_issues: NonNegativeInt = DEFAULT_MAX_ISSUES, j
     report = validate_log(log, max_issues=max_issues)
     opt.print_report(report, validate_text, json=json)
     return DONE if report.valid else UNUSABLE
+
+
+def import_run(
+    source: Path,
+    /,
+    *,
+    out: Path | None = None,
+    columns: Annotated[list[str] | None, Parameter(name="--map", negative=())] = None,
+    kind: Annotated[Format | None, Parameter(name="--format")] = None,
+    run: str | None = None,
+    force: opt.Flag = False,
+    json: opt.AsJson = False,
+) -> int:
+    """Turn a finished run of another program into a run.jsonl.
+
+    Reads an output folder of the Hugging Face Trainer, TRL, Axolotl, Unsloth, LLaMA-Factory or ms-swift, any CSV
+    or JSON-lines table, TensorBoard event files, trackio's database, MLflow's stores, W&B's offline logs, and what
+    torchtune, MLX-LM, Megatron and Ludwig leave. The source is never changed.
+
+    Parameters
+    ----------
+    source:
+        The output folder, a folder of such folders, a trainer_state.json, or a log.
+    out:
+        The run.jsonl to write; without it, run.jsonl in the source folder.
+    columns:
+        Columns of a table, such as loss=train/loss,step=_step,eval.loss=val_loss; may be repeated.
+    kind:
+        The source's format, where its content leaves it open.
+    run:
+        Only the run of this name, where the source holds several.
+    force:
+        Overwrite the log if it is there.
+    """
+    report = write_log(source, out, kind=kind, columns=parse_map(columns) if columns else None, run=run, force=force)
+    return opt.print_report(report, import_text, json=json)

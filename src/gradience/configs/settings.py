@@ -43,7 +43,8 @@ from gradience.configs.values import (
 from gradience.io.reading import read_small
 from gradience.schema.config import ConfigSnapshot, LoraSnapshot, OptimizerSnapshot, TrainingSnapshot
 from gradience.schema.reports import SourceFile
-from gradience.schema.scalars import Json
+from gradience.schema.scalars import Json, as_float
+from gradience.schema.scalars import real as on_the_wire
 
 S = TypeVar("S", bound=msgspec.Struct)
 
@@ -115,6 +116,13 @@ def _joined(name: str, lower: object, upper: object) -> object:
 
 def _default_of(field: msgspec.structs.FieldInfo) -> object:
     return field.default_factory() if field.default is msgspec.NODEFAULT else field.default
+
+
+def with_ratio(lora: LoraSnapshot) -> LoraSnapshot:
+    """The adapter's settings with alpha / r, where both are known."""
+    if lora.r is None or lora.r <= 0 or lora.alpha is None:
+        return lora
+    return msgspec.structs.replace(lora, alpha_over_r=on_the_wire(as_float(lora.alpha) / lora.r))
 
 
 def maybe(value: Json) -> bool | None:
@@ -204,6 +212,8 @@ LORA = (
     Setting("trainable_token_indices", token_indices, ("trainable_token_indices",), extra=True),
     Setting("layer_replication", layer_ranges, ("layer_replication",), extra=True),
 )
+
+OF_ANY_METHOD = some_of(LORA, "peft_type", "task_type", "modules_to_save")  # mean the same for every peft_type
 
 TRAINING = (
     Setting("seed", whole, ("seed",)),

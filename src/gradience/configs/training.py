@@ -7,7 +7,7 @@ from pathlib import Path
 import msgspec
 
 from gradience.configs.files import MAX_JSON_BYTES, HasToDict, plain_mapping, read_mapping
-from gradience.configs.settings import OPTIMIZER, TRAINING, Draft, Layer, knows_training, layer_of, stack
+from gradience.configs.settings import OPTIMIZER, TRAINING, Draft, Layer, knows_training, layer_of, some_of, stack
 from gradience.configs.values import Fields, flag, real, whole
 from gradience.errors import ConfigError
 from gradience.io.reading import decode_json, read_small
@@ -48,11 +48,10 @@ _TRAINERS = {  # a key that only one family of TRL's configs has, and what that 
     "assistant_only_loss": "sft",
 }
 _RESUMES = ["resume_from_checkpoint", "auto_resume_from_checkpoints"]
-_STATE_FIELDS = {"max_steps", "logging_steps", "save_steps"}
 
 
 class _State(msgspec.Struct):
-    """The plan in a trainer_state.json, under the names of `_STATE_FIELDS` in the Trainer."""
+    """The plan in a trainer_state.json."""
 
     max_steps: Json = None
     logging_steps: Json = None
@@ -155,8 +154,7 @@ def _note_dtype(fields: Fields, draft: Draft) -> None:
 
 def _read_state(path: Path) -> Layer:
     fields, draft = Fields(_state_settings(path), str(path)), Draft()
-    wanted = (item for item in TRAINING if item.field in _STATE_FIELDS)
-    draft.read("training", wanted, fields, loose=False)
+    draft.read("training", some_of(TRAINING, *_State.__struct_fields__), fields, loose=False)
     return Layer(config=draft.snapshot(), sources=(SourceFile(role="trainer state", path=str(path)),))
 
 

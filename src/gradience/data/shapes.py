@@ -10,7 +10,7 @@ import json
 from collections.abc import Callable, Iterable, Mapping
 from typing import Final, NamedTuple
 
-from gradience.errors import ConfigError
+from gradience.errors import ConfigError, few
 from gradience.schema.reports import DataFormat, Trainer
 from gradience.schema.scalars import Json
 
@@ -71,16 +71,10 @@ def recognise(row: Mapping[str, Json], task: str | None = None) -> Shape:
     if "text" in row:
         return Shape("text", "sft")
     raise ConfigError(
-        f"columns {_names(row)}: expected those of a known format",
+        f"columns {few(list(row), _MOST_COLUMNS) or 'none'}: expected those of a known format",
         advice="messages; conversations; prompt, completion; instruction, output; text; chosen, rejected; "
         "text, label; input_ids, labels",
     )
-
-
-def _names(row: Mapping[str, Json]) -> str:
-    names = [str(name) for name in row]
-    more = f" and {len(names) - _MOST_COLUMNS} more" if len(names) > _MOST_COLUMNS else ""
-    return ", ".join(names[:_MOST_COLUMNS]) + more if names else "none"
 
 
 def canonical(row: Mapping[str, Json], shape: Shape, *, chat: bool, trl: bool) -> Columns:

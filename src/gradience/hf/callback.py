@@ -178,17 +178,13 @@ class GradienceCallback(TrainerCallback):  # type: ignore[misc]
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ARG002  # theirs
         """Close the run; evaluations that come later are still recorded."""
         self._lookout = None
-        at = f"stopped at step {state.global_step} of {state.max_steps}"
         if self._batches is not None:
             with self._recorder:
                 self._record_data(state.global_step)
             self._batches.close()
             self._batches = None
         with self._recorder:
-            if self._stopped:
-                self._recorder.end("aborted", f"{at} by {self._stopped}")
-            else:
-                self._recorder.end("ok", at if 0 < state.global_step < state.max_steps else None)
+            self._recorder.finish(state.global_step, state.max_steps, self._stopped)
 
     def _begin(self, args: Any, state: Any, shown: Mapping[str, Any]) -> None:
         size = batch_size(args, state)

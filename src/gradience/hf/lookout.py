@@ -17,11 +17,11 @@ from gradience.rules.rule import Threshold
 from gradience.schema.config import ConfigSnapshot
 from gradience.schema.events import Eval, EvalMetrics
 from gradience.schema.findings import SEVERITIES, Finding
-from gradience.schema.scalars import SCHEMA_ID, Real, as_float
+from gradience.schema.scalars import SCHEMA_ID, as_float
 from gradience.telemetry.logfile import logger
 from gradience.telemetry.reader import RunSummary
 from gradience.telemetry.secrets import hide_secrets
-from gradience.telemetry.series import RunSeries
+from gradience.telemetry.series import RunSeries, rate_of
 
 LIVE: Final = ("NUM101", "NUM102", "DIV104", "GRD108", "OVF110")
 HIGH = Threshold("high", 1.3, "times the lowest loss, in three rows running", "a judgement: a reason to look, no more")
@@ -70,7 +70,7 @@ class Lookout:
         run.steps.append(step)
         run.losses.append(loss)
         run.grad_norms.append(norm)
-        run.rates.append(_rate(row.get("lr")))
+        run.rates.append(rate_of(row.get("lr")))
         run.last_step = step
         if self._least_norm < norm < math.inf and 0.0 < loss < self._bar:  # a row like most
             if loss < self._lowest:
@@ -113,7 +113,7 @@ class Lookout:
         return self._judge()
 
     def _judge(self) -> Sequence[Finding]:
-        from gradience.rules.log.judge import DETECTORS  # noqa: PLC0415  # a run that shows nothing needs none of it
+        from gradience.rules.log import DETECTORS  # noqa: PLC0415  # a run that shows nothing needs none of it
         from gradience.rules.rule import judge  # noqa: PLC0415  # the same
         from gradience.verbs.monitor import facts_of  # noqa: PLC0415  # the same
 
@@ -122,14 +122,6 @@ class Lookout:
         found = [finding for finding in judge(rules, facts).findings if finding.severity in _GRAVE]
         self._said.update(finding.id for finding in found)
         return list({finding.id: finding for finding in reversed(found)}.values())
-
-
-def _rate(rate: Real | Sequence[Real] | None) -> float:
-    """Return the learning rate, of several groups that of the first; NaN where none was logged."""
-    if type(rate) is float:
-        return rate
-    first = rate[0] if isinstance(rate, list) and rate else rate
-    return math.nan if first is None or isinstance(first, (list, tuple)) else as_float(first)  # type: ignore[arg-type]
 
 
 _LEVELS: Final = {"warning": logging.WARNING, "error": logging.ERROR, "critical": logging.CRITICAL}
@@ -145,7 +137,7 @@ class Voice:
         """Say the findings on a configuration, warnings and graver, as training begins."""
         if not self._loud:
             return
-        from gradience.rules.config.judge import judge_config  # noqa: PLC0415  # a silent run needs none of it
+        from gradience.rules.config import judge_config  # noqa: PLC0415  # a silent run needs none of it
 
         for finding in judge_config(config).findings:
             self._say(finding, "")

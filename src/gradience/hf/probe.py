@@ -124,18 +124,11 @@ def _random_states_kept() -> Iterator[None]:
 def _audit(live: list[Module]) -> tuple[list[ModuleAudit], AuditSummary]:
     cpu = _cpu_only()
     from gradience.spectral.batch import spectra  # noqa: PLC0415  # JAX, only where asked for
-    from gradience.spectral.grams import Factors  # noqa: PLC0415  # the same
+    from gradience.verbs.audit.adapter import factors_of  # noqa: PLC0415  # the same
     from gradience.verbs.audit.rows import module_row, summary_of  # noqa: PLC0415  # the same
 
-    def loader(module: Module) -> Callable[[], Factors]:
-        def load() -> Factors:
-            b, a = module.load()
-            return Factors(b=b, a=a, scale=module.scale)
-
-        return load
-
     with cpu():
-        found = spectra([loader(module) for module in live])
+        found = spectra(list(map(factors_of, live)))
     rows = [module_row(module, spectrum) for module, spectrum in zip(live, found, strict=True)]
     return rows, summary_of(rows)
 

@@ -176,6 +176,14 @@ class RunRecorder:
         if lost:
             self.warn(lost)
 
+    def finish(self, step: int, planned: int, stopped: str | None) -> None:
+        """Close a run that came to its end at a step, or was stopped there, and by what."""
+        at = f"stopped at step {step}" + (f" of {planned}" if planned > 0 else "")
+        if stopped:
+            self.end("aborted", f"{at} by {stopped}")
+        else:
+            self.end("ok", at if 0 < step < planned else None)
+
     def close_interrupted(self, error: BaseException | None = None) -> None:
         """Close a run whose training was left without its end: by this exception, another, Ctrl-C or an exit."""
         if self.in_run:

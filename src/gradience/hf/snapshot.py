@@ -7,11 +7,10 @@ from __future__ import annotations
 
 import platform
 import sys
-from collections.abc import Iterable
 from importlib.metadata import version
 from typing import Any, Final
 
-from gradience.configs.settings import LORA, OPTIMIZER, RUN, TRAINING, Draft, Setting, known_keys, overlay
+from gradience.configs.settings import LORA, OF_ANY_METHOD, OPTIMIZER, RUN, TRAINING, Draft, known_keys, overlay
 from gradience.configs.training import note_training
 from gradience.configs.values import Fields, short_name
 from gradience.schema.config import ConfigSnapshot
@@ -26,7 +25,6 @@ _OF_TRL: Final = (  # settings of TRL's configs that decide what is optimised, a
     *("max_prompt_length", "max_completion_length", "temperature", "mask_truncated_completions"),
     *("packing", "packing_strategy", "padding_free", "completion_only_loss", "assistant_only_loss"),
 )
-_ANY_METHOD: Final = frozenset({"peft_type", "task_type", "modules_to_save"})  # mean the same for every peft_type
 _WRAPPERS: Final = ("_orig_mod", "module")
 _FILE_BUILDERS: Final = frozenset(
     {"arrow", "audiofolder", "csv", "generator", "imagefolder", "json", "pandas", "parquet", "text", "webdataset"}
@@ -163,7 +161,7 @@ def _read_adapter(draft: Draft, config: Any) -> None:
     names = [name for setting in (*RUN, *LORA) for name in setting.native]
     fields = Fields({name: _short(getattr(config, name)) for name in names if hasattr(config, name)}, "PEFT")
     draft.read("run", RUN, fields, loose=False)
-    draft.read("lora", _shared(LORA), fields, loose=False)
+    draft.read("lora", OF_ANY_METHOD, fields, loose=False)
     if draft.get("lora", "peft_type") not in {None, "LORA"}:
         return
     draft.read("lora", LORA, fields, loose=False)
@@ -172,10 +170,6 @@ def _read_adapter(draft: Draft, config: Any) -> None:
     r, alpha = draft.get("lora", "r"), draft.get("lora", "alpha")
     if r and isinstance(alpha, (int, float)):
         draft.set("lora", "alpha_over_r", alpha / r)
-
-
-def _shared(settings: Iterable[Setting]) -> list[Setting]:
-    return [setting for setting in settings if setting.field in _ANY_METHOD]
 
 
 def _short(value: Any) -> Any:

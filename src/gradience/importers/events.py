@@ -19,10 +19,11 @@ from typing import Any, Final, NamedTuple
 
 import msgspec
 
-from gradience.configs.settings import overlay
-from gradience.importers.files import LoggedRow, SourceRun, listed
+from gradience.configs.settings import overlay, with_ratio
+from gradience.errors import few
+from gradience.importers.files import LoggedRow, SourceRun
 from gradience.importers.settings import shown_in_rows
-from gradience.schema.config import ConfigSnapshot, LoraSnapshot, OptimizerSnapshot, TrainingSnapshot
+from gradience.schema.config import ConfigSnapshot, OptimizerSnapshot, TrainingSnapshot
 from gradience.schema.events import Eval, EvalMetrics, Event, Metrics, RunEnd, RunStart, TrainStep
 from gradience.schema.scalars import SCHEMA_ID, Json, Real, Status, as_float, real
 from gradience.telemetry.rows import eval_columns, split_row, train_columns
@@ -135,7 +136,7 @@ def _note_jumps(raw: SourceRun, walk: _Walk) -> None:
 
 
 def _places(unit: str, places: list[int]) -> str:
-    return f"{unit}{'s' if len(places) > 1 else ''} {listed(places, _SHOWN)}"
+    return f"{unit}{'s' if len(places) > 1 else ''} {few(places, _SHOWN)}"
 
 
 def _sorted(segment: Segment) -> Segment:
@@ -273,7 +274,7 @@ class RunEvents:
             tally.take(event)
         if builder.odd:
             places = [f"{name} ({raw.unit} {place})" for name, place in builder.odd]
-            raw.notes.append(f"no numbers, kept as they are: {listed(places, _SHOWN)}")
+            raw.notes.append(f"no numbers, kept as they are: {few(places, _SHOWN)}")
         self.end = _end(builder, raw, tally)
         tally.counts["run_end"] += 1
         self.tally = tally
@@ -356,7 +357,7 @@ def _config(raw: SourceRun, segments: list[Segment]) -> ConfigSnapshot:
     if config.optimizer.lr is not None:
         shown = msgspec.structs.replace(shown, optimizer=OptimizerSnapshot())
     shown = overlay(shown, shown_in_rows(raw, config))
-    return overlay(overlay(shown, config), ConfigSnapshot(lora=_ratio(config.lora)))
+    return msgspec.structs.replace(overlay(shown, config), lora=with_ratio(config.lora))
 
 
 def _peak(rows: Iterable[LoggedRow]) -> OptimizerSnapshot:
@@ -365,9 +366,3 @@ def _peak(rows: Iterable[LoggedRow]) -> OptimizerSnapshot:
     if highest <= 0.0:
         return OptimizerSnapshot()
     return OptimizerSnapshot(lr=highest, extras={"lr_from": "the largest learning rate logged"})
-
-
-def _ratio(lora: LoraSnapshot) -> LoraSnapshot:
-    if not lora.r or lora.r < 0 or lora.alpha is None:
-        return LoraSnapshot()
-    return LoraSnapshot(alpha_over_r=real(as_float(lora.alpha) / lora.r))

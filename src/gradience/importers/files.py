@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -129,16 +129,6 @@ class SourceRun:
         if len(self.rows) + len(self.skipped) >= MAX_ROWS:
             message = f"{self.path} holds more than {MAX_ROWS} rows, the limit for a source"
             raise RecorderError(message, advice="export every tenth step of it")
-
-
-def listed(items: Sequence[object], most: int) -> str:
-    """Return the first items, and how many more there are.
-
-    >>> listed(["a", "b", "c"], 2)
-    'a, b and 1 more'
-    """
-    more = f" and {len(items) - most} more" if len(items) > most else ""
-    return ", ".join(map(str, items[:most])) + more
 
 
 def require_file(path: Path) -> None:

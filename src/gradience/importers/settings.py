@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Final
 
-from gradience.configs.peft import CONFIG_NAME, MODEL_CONFIG, read_labels, read_peft
+from gradience.configs.document import CONFIG_NAME, MODEL_CONFIG, read_labels, read_peft
 from gradience.configs.settings import LORA, OPTIMIZER, RUN, TRAINING, Draft, Layer, Level, stack
 from gradience.configs.training import STATE_NAME, TRAINING_NAMES, note_training, read_training
 from gradience.configs.values import Fields

@@ -14,14 +14,13 @@ from itertools import count
 from pathlib import Path
 from typing import Final, TextIO, TypeAlias
 
-from gradience.errors import RecorderError
+from gradience.errors import RecorderError, few
 from gradience.importers.files import (
     MAX_LINE,
     LoggedRow,
     SourceRun,
     clock_of,
     json_lines,
-    listed,
     require_file,
     whole_json,
 )
@@ -162,7 +161,7 @@ def _other(name: str) -> str:
 
 
 def _names(names: list[str]) -> str:
-    return listed([name[:40] for name in names], _SHOWN)
+    return few([name[:40] for name in names], _SHOWN)
 
 
 def read_table(path: Path, columns: Mapping[str, str] | None = None) -> SourceRun:

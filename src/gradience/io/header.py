@@ -191,14 +191,20 @@ class _Kinds(dict[tuple[str, tuple[int, ...] | None], tuple[str, tuple[int, ...]
 
 def _add(tensors: dict[str, TensorInfo], entries: dict[str, _Declared | None], position: int, kinds: _Kinds) -> int:
     """Add entries whose data follow each other from a position on, and return where the last one's end."""
+    shape: tuple[int, ...] = ()
+    dtype, nbytes = "", 0
+    last: _Declared | None = None
     for name, entry in entries.items():
         if entry is None or (len(name) >= _SHORT and name_fault(name) is not None):
             raise _UnusualError
-        dtype, shape, nbytes = kinds[entry.dtype, entry.shape]
-        if entry.data_offsets != (position, position + nbytes):
+        if last is None or entry.shape != last.shape or entry.dtype != last.dtype:  # mostly those of the entry before
+            dtype, shape, nbytes = kinds[entry.dtype, entry.shape]
+            last = entry
+        end = position + nbytes
+        if entry.data_offsets != (position, end):
             raise _UnusualError
         tensors[name] = TensorInfo(dtype, shape, position, nbytes)
-        position += nbytes
+        position = end
     return position
 
 

@@ -267,13 +267,17 @@ _ALIGNMENT: Final = 8  # bytes, of the first tensor: the format's own
 
 
 class PlannedTensor(NamedTuple):
-    """A tensor to be written: `dtype` by safetensors' name, `load` gives `nbytes` bytes of data when its turn comes."""
+    """A tensor to be written: `dtype` by safetensors' name, `load` gives `nbytes` bytes of data when its turn comes.
+
+    Of one that comes `with_another` the data are at hand once those of another tensor are, as a rule the one before.
+    """
 
     name: str
     dtype: str
     shape: tuple[int, ...]
     nbytes: int
     load: Callable[[], npt.NDArray[Any]]
+    with_another: bool = False
 
 
 def copied(source: TensorSource, name: str, *, as_name: str | None = None) -> PlannedTensor:

@@ -14,6 +14,7 @@ from gradience.render.plots import Quantity, heatmap
 from gradience.render.ranks import rank_pattern, rank_rules, suggested, update_size
 from gradience.render.text import (
     Columns,
+    as_text,
     banner,
     clean,
     count,
@@ -47,12 +48,10 @@ class View(NamedTuple):
     verbose: bool = False
 
 
-def audit_text(report: AuditReport, view: View | None = None) -> str:
+@as_text
+def audit_text(report: AuditReport, view: View | None = None) -> Iterator[str]:
     """The report for a terminal."""
-    return "\n".join(_lines(report, view or View()))
-
-
-def _lines(report: AuditReport, view: View) -> Iterator[str]:
+    view = view or View()
     yield from banner("GRADIENCE LoRA AUDIT")
     yield f"PEFT dir: {clean(report.peft_dir)}"
     yield f"Config:   {clean(report.config_path or '-')}"

@@ -6,7 +6,19 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import Final, NamedTuple
 
-from gradience.render.text import Columns, banner, clean, count, labelled, number, percent, short_path, table, words
+from gradience.render.text import (
+    Columns,
+    as_text,
+    banner,
+    clean,
+    count,
+    labelled,
+    number,
+    percent,
+    short_path,
+    table,
+    words,
+)
 from gradience.schema.compare import BenchCandidate, BenchReport, BenchResult, BenchTask
 from gradience.schema.scalars import as_float
 
@@ -34,12 +46,9 @@ def rows_of(report: BenchReport, task: BenchTask) -> list[Row]:
     return [Row(c, result) for c in report.candidates for result in c.results if result.task == task.name]
 
 
-def bench_text(report: BenchReport, *, unicode: bool = True) -> str:
+@as_text
+def bench_text(report: BenchReport, *, unicode: bool = True) -> Iterator[str]:
     """The report for a terminal; `unicode` draws intervals with line characters, else in ASCII."""
-    return "\n".join(_bench(report, unicode=unicode))
-
-
-def _bench(report: BenchReport, *, unicode: bool) -> Iterator[str]:
     yield from banner(f"GRADIENCE BENCH{'' if report.kind == 'resize' else f' {report.kind.upper()}'}")
     yield from labelled(
         [

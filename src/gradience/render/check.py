@@ -14,6 +14,7 @@ from gradience.render.monitor import probe_lines
 from gradience.render.plots import histogram_lines
 from gradience.render.text import (
     action_lines,
+    as_text,
     banner,
     clean,
     count,
@@ -124,12 +125,9 @@ _SOURCE: Final = 8  # columns of a source's name
 _TWO_DIGITS: Final = 10  # megabytes from which a size is shown without decimals
 
 
-def check_text(report: CheckReport, *, verbose: bool = False) -> str:
+@as_text
+def check_text(report: CheckReport, *, verbose: bool = False) -> Iterator[str]:
     """The report for a terminal; `verbose` adds the evidence of findings, and the rules that were skipped."""
-    return "\n".join(_check(report, verbose=verbose))
-
-
-def _check(report: CheckReport, *, verbose: bool) -> Iterator[str]:
     yield from banner("GRADIENCE CHECK")
     if report.sources:
         yield from labelled(((s.role.capitalize(), clean(s.path)) for s in report.sources), width=14)
@@ -306,12 +304,9 @@ def _g(value: Real | None) -> str:
     return "?" if value is None else f"{as_float(value):.4g}"
 
 
-def diagnose_text(report: DiagnoseReport, *, verbose: bool = False) -> str:
+@as_text
+def diagnose_text(report: DiagnoseReport, *, verbose: bool = False) -> Iterator[str]:
     """The report for a terminal; `verbose` adds the evidence of each cause, and the checks that were skipped."""
-    return "\n".join(_diagnose(report, verbose=verbose))
-
-
-def _diagnose(report: DiagnoseReport, *, verbose: bool) -> Iterator[str]:
     yield from banner("GRADIENCE DIAGNOSE")
     yield f"Run:     {clean(report.path)}"
     label, rest = split_headline(report)

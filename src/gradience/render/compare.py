@@ -12,7 +12,7 @@ from typing import Final
 import msgspec
 
 from gradience.render.plots import Cell, Grid, grid_lines, grid_of_cells
-from gradience.render.text import Columns, banner, clean, listed, number, percent, shorter, table, words
+from gradience.render.text import Columns, as_text, banner, clean, listed, number, percent, shorter, table, words
 from gradience.schema.compare import (
     AdapterPair,
     AlignedRow,
@@ -40,12 +40,9 @@ _SHOWN_IDS: Final = 2  # findings that fit a column
 _GRAVE: Final = SEVERITIES.index("warning")
 
 
-def compare_text(report: CompareReport, *, verbose: bool = False) -> str:
+@as_text
+def compare_text(report: CompareReport, *, verbose: bool = False) -> Iterator[str]:
     """The comparison of runs for a terminal; `verbose` adds each run's findings of severity info."""
-    return "\n".join(_runs(report, verbose=verbose))
-
-
-def _runs(report: CompareReport, *, verbose: bool) -> Iterator[str]:
     side_by_side = len(report.runs) <= _SIDE_BY_SIDE
     yield from banner(f"GRADIENCE MONITOR: {len(report.runs)} RUNS")
     yield from (_columns(report.runs) if side_by_side else table(_RUN_COLUMNS, report.runs, indent=0, gap=1))
@@ -183,9 +180,10 @@ _MODULES: Final = 5  # named in one line
 _OPPOSED: Final = "-"  # a cosine below 0, on the map
 
 
+@as_text
 def compare_adapters_text(
     report: CompareAdaptersReport, *, top: int = 5, heatmap: bool = False, unicode: bool = True, verbose: bool = False
-) -> str:
+) -> Iterator[str]:
     """The comparison of adapters for a terminal.
 
     Args:
@@ -195,10 +193,6 @@ def compare_adapters_text(
         unicode: whether the map may use block characters.
         verbose: list every module, every difference in full, and of a series every pair.
     """
-    return "\n".join(_adapters(report, top=top, heatmap=heatmap, unicode=unicode, verbose=verbose))
-
-
-def _adapters(report: CompareAdaptersReport, *, top: int, heatmap: bool, unicode: bool, verbose: bool) -> Iterator[str]:
     yield from banner("GRADIENCE COMPARE")
     yield from map(_adapter, report.adapters)
     yield ""

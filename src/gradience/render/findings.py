@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Final
 
-from gradience.render.text import banner, clean
+from gradience.render.text import as_text, banner, clean
 from gradience.schema.findings import RuleCard, RuleGroup
 from gradience.schema.reports import BadLine, ImportedRunReport, ImportReport, ValidateReport
 
@@ -22,17 +22,9 @@ _HEADINGS: Final[dict[RuleGroup, str]] = {
 }
 
 
-def rules_text(cards: Sequence[RuleCard]) -> str:
+@as_text
+def rules_text(cards: Sequence[RuleCard]) -> Iterator[str]:
     """The rules as a table, a part for each group; a rule that applies in two stands in both."""
-    return "\n".join(_table(cards))
-
-
-def rule_text(card: RuleCard) -> str:
-    """One rule with its condition, numbers and evidence."""
-    return "\n".join(_card(card))
-
-
-def _table(cards: Sequence[RuleCard]) -> Iterator[str]:
     yield from banner("GRADIENCE RULES")
     for group, heading in _HEADINGS.items():
         members = [card for card in cards if group in card.groups]
@@ -47,7 +39,9 @@ def _sure(card: RuleCard) -> str:
     return "   -" if card.confidence is None else f"{card.confidence:.2f}"
 
 
-def _card(card: RuleCard) -> Iterator[str]:
+@as_text
+def rule_text(card: RuleCard) -> Iterator[str]:
+    """One rule with its condition, numbers and evidence."""
     yield from banner(f"{card.id}: {card.title}")
     where = "; ".join(_HEADINGS[group] for group in card.groups)
     sure = "" if card.confidence is None else f"{card.confidence:.2f} (a judgement)"
@@ -75,12 +69,9 @@ def _numbers(card: RuleCard) -> Iterable[str]:
     return ["Thresholds:", *numbers] if numbers else []
 
 
-def validate_text(report: ValidateReport) -> str:
+@as_text
+def validate_text(report: ValidateReport) -> Iterator[str]:
     """The report as text: one line for a valid log, else a line per fault."""
-    return "\n".join(_lines(report))
-
-
-def _lines(report: ValidateReport) -> Iterator[str]:
     yield f"{clean(report.file)}: {_verdict(report)}"
     for bad in report.issues:
         yield f"  {_fault(bad)}"
@@ -111,12 +102,9 @@ def _fault(bad: BadLine) -> str:
 _SHOWN: Final = 10
 
 
-def import_text(report: ImportReport) -> str:
+@as_text
+def import_text(report: ImportReport) -> Iterator[str]:
     """The report for a terminal."""
-    return "\n".join(_import_lines(report))
-
-
-def _import_lines(report: ImportReport) -> Iterator[str]:
     yield from banner("GRADIENCE IMPORT")
     yield f"Source: {clean(report.source)} ({report.format})"
     for path in report.files:

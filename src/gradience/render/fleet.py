@@ -6,20 +6,28 @@ from collections.abc import Iterator, Sequence
 from typing import Final
 
 from gradience.render.plots import LETTERS, curves_lines
-from gradience.render.text import Columns, banner, clean, counted, labelled, megabytes, table, words
-from gradience.schema.fleet import Counted, FleetAuditReport, FleetShowReport, QueryReport, Serving, Similar, Wasteful
-from gradience.schema.runs import BestRun, RunsBestReport, RunsCurvesReport, RunsShowReport
+from gradience.render.text import Columns, as_text, banner, clean, counted, labelled, listed, megabytes, table, words
+from gradience.schema.fleet import (
+    BestRun,
+    Counted,
+    FleetAuditReport,
+    FleetShowReport,
+    QueryReport,
+    RunsBestReport,
+    RunsCurvesReport,
+    RunsShowReport,
+    Serving,
+    Similar,
+    Wasteful,
+)
 from gradience.schema.scalars import Json
 
 _LISTED: Final = 8
 
 
-def runs_show_text(report: RunsShowReport) -> str:
+@as_text
+def runs_show_text(report: RunsShowReport) -> Iterator[str]:
     """Many runs for a terminal."""
-    return "\n".join(_show(report))
-
-
-def _show(report: RunsShowReport) -> Iterator[str]:
     yield from banner("GRADIENCE RUNS")
     yield f"{counted(report.runs, 'run')}, {counted(report.training_rows, 'training row')}, {report.hours:.1f} hours"
     groups = {
@@ -39,8 +47,7 @@ def _show(report: RunsShowReport) -> Iterator[str]:
 
 def counts_text(items: Sequence[Counted]) -> str:
     """Values with their counts, the most frequent first."""
-    shown = ", ".join(f"{clean(item.value)} {item.adapters:,}" for item in items[:_LISTED])
-    return shown + (f" and {len(items) - _LISTED} more" if len(items) > _LISTED else "")
+    return listed([f"{item.value} {item.adapters:,}" for item in items], _LISTED)
 
 
 def runs_best_text(report: RunsBestReport) -> str:
@@ -70,12 +77,9 @@ def runs_curves_text(report: RunsCurvesReport, *, width: int = 72) -> str:
     return "\n".join([clean(report.metric), *curves_lines(points, width=width), *legend])
 
 
-def fleet_audit_text(report: FleetAuditReport) -> str:
+@as_text
+def fleet_audit_text(report: FleetAuditReport) -> Iterator[str]:
     """The report of a job for a terminal."""
-    return "\n".join(_audit(report))
-
-
-def _audit(report: FleetAuditReport) -> Iterator[str]:
     yield from banner("GRADIENCE FLEET AUDIT")
     yield f"Fleet: {clean(report.out)}"
     rate = f" ({report.audited / report.seconds:.1f} a second)" if report.audited and report.seconds else ""
@@ -111,12 +115,9 @@ def _cell(value: Json) -> str:
     return "" if value is None else clean(str(value))
 
 
-def fleet_show_text(report: FleetShowReport) -> str:
+@as_text
+def fleet_show_text(report: FleetShowReport) -> Iterator[str]:
     """A fleet for a terminal."""
-    return "\n".join(_fleet_show(report))
-
-
-def _fleet_show(report: FleetShowReport) -> Iterator[str]:
     yield from banner("GRADIENCE FLEET")
     counts = f"{counted(report.adapters, 'adapter')}, {counted(report.modules, 'module')}"
     yield f"{counts}, {size_text(report.bytes)} of tensors"

@@ -13,6 +13,7 @@ from typing import Final
 from gradience.render.compare import difference_text
 from gradience.render.text import (
     Columns,
+    as_text,
     banner,
     clean,
     count,
@@ -42,12 +43,9 @@ _MEGABYTE: Final = 1e6
 _RELEVANT: Final = frozenset({"r", "lora_alpha", "target_modules", "use_rslora"})  # keys that change what a merge does
 
 
-def merge_text(report: MergeReport, *, verbose: bool = False) -> str:
+@as_text
+def merge_text(report: MergeReport, *, verbose: bool = False) -> Iterator[str]:
     """The report of a merge for a terminal; `verbose` lists every module."""
-    return "\n".join(_merge(report, verbose=verbose))
-
-
-def _merge(report: MergeReport, *, verbose: bool) -> Iterator[str]:
     yield from banner("GRADIENCE MERGE")
     yield from _method(report)
     yield ""
@@ -87,12 +85,9 @@ def _error(value: float | None) -> str:
     return "none beyond the rounding of float32" if value <= EXACT else f"{value:.2%}"
 
 
-def merge_check_text(report: MergeCheckReport, *, top: int = 5, verbose: bool = False) -> str:
+@as_text
+def merge_check_text(report: MergeCheckReport, *, top: int = 5, verbose: bool = False) -> Iterator[str]:
     """The check for a terminal: `top` modules are listed; `verbose` adds evidence and skipped rules."""
-    return "\n".join(_check(report, top=top, verbose=verbose))
-
-
-def _check(report: MergeCheckReport, *, top: int, verbose: bool) -> Iterator[str]:
     yield from banner("GRADIENCE MERGE CHECK")
     yield "M = " + " + ".join(f"{item.weight:g} x {clean(item.adapter.name)}" for item in report.adapters)
     yield ""
@@ -182,12 +177,10 @@ _VERDICTS: Final = {  # those that need a look first
 }
 
 
-def verify_merge_text(report: VerifyMergeReport, *, verbose: bool = False) -> str:
+@as_text
+def verify_merge_text(report: VerifyMergeReport, *, verbose: bool = False) -> Iterator[str]:
     """The report for a terminal; `verbose` lists every module and every other tensor that differs."""
-    return "\n".join(_verification(report, None if verbose else MODULES))
-
-
-def _verification(report: VerifyMergeReport, most: int | None) -> Iterator[str]:
+    most = None if verbose else MODULES
     yield from banner("GRADIENCE VERIFY-MERGE")
     yield f"Base W:    {clean(short_path(report.base))}"
     yield f"Adapter:   {clean(short_path(report.adapter))}"

@@ -12,7 +12,18 @@ from typing import Any, Final, NamedTuple
 
 from gradience.render.plots import curve_lines
 from gradience.render.ranks import update_size
-from gradience.render.text import banner, clean, count, finding_lines, labelled, number, percent, skipped_lines, words
+from gradience.render.text import (
+    as_text,
+    banner,
+    clean,
+    count,
+    finding_lines,
+    labelled,
+    number,
+    percent,
+    skipped_lines,
+    words,
+)
 from gradience.rules.objective import has_perplexity
 from gradience.rules.weights.health import suggests_ranks
 from gradience.schema.events import Alert, Eval, EvalMetrics, Event, RunEnd, RunStart, UnknownEvent
@@ -23,12 +34,9 @@ _MODULES: Final = 3  # least used modules of the audit in the log
 _ALERTS: Final = 3  # in a frame
 
 
-def monitor_text(report: MonitorReport, *, verbose: bool = False) -> str:
+@as_text
+def monitor_text(report: MonitorReport, *, verbose: bool = False) -> Iterator[str]:
     """The report for a terminal; `verbose` adds the evidence of findings, skipped rules, and counts of events."""
-    return "\n".join(_lines(report, verbose=verbose))
-
-
-def _lines(report: MonitorReport, *, verbose: bool) -> Iterator[str]:
     yield from banner("GRADIENCE MONITOR")
     yield f"Story: {clean(report.story)}"
     yield f"File: {clean(report.file)}"

@@ -8,16 +8,29 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import wraps
 from pathlib import PurePath
-from typing import Final, TypeAlias, TypeVar
+from typing import Final, ParamSpec, TypeAlias, TypeVar
 
+from gradience.errors import few
 from gradience.schema.findings import Excluded, Finding, NotRun
 from gradience.schema.scalars import NonFinite
 
 NAMES: Final = 4  # of a list in one sentence
 
 T = TypeVar("T")
+P = ParamSpec("P")
 Columns: TypeAlias = Sequence[tuple[str, str, Callable[[T], str]]]  # title, format specification, and cell of an item
+
+
+def as_text(lines: Callable[P, Iterable[str]]) -> Callable[P, str]:
+    """A report whose lines are yielded one by one, as a function of its whole text."""
+
+    @wraps(lines)
+    def text(*args: P.args, **kwargs: P.kwargs) -> str:
+        return "\n".join(lines(*args, **kwargs))
+
+    return text
 
 
 def labelled(pairs: Iterable[tuple[str, str]], *, width: int = 12, indent: int = 0) -> Iterator[str]:
@@ -68,8 +81,7 @@ def listed(names: Sequence[str], most: int = NAMES, *, separator: str = ", ") ->
     >>> listed(["a", "b", "c"], 2)
     'a, b and 1 more'
     """
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return clean(separator.join(names[:most])) + more
+    return clean(few(names, most, separator))
 
 
 def counted(n: int, noun: str) -> str:

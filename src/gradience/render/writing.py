@@ -10,7 +10,19 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Final
 
-from gradience.render.text import Columns, banner, clean, count, labelled, listed, megabytes, number, percent, table
+from gradience.render.text import (
+    Columns,
+    as_text,
+    banner,
+    clean,
+    count,
+    labelled,
+    listed,
+    megabytes,
+    number,
+    percent,
+    table,
+)
 from gradience.schema.writing import (
     Calibration,
     ConvertedModule,
@@ -57,12 +69,9 @@ def name_list(title: str, names: Sequence[str]) -> Iterator[str]:
         yield f"{title} ({len(names)}): {listed(names)}"
 
 
-def resize_text(report: ResizeReport, *, verbose: bool = False) -> str:
+@as_text
+def resize_text(report: ResizeReport, *, verbose: bool = False) -> Iterator[str]:
     """The report for a terminal; `verbose` lists every module."""
-    return "\n".join(_resize(report, verbose=verbose))
-
-
-def _resize(report: ResizeReport, *, verbose: bool) -> Iterator[str]:
     yield from banner("GRADIENCE RESIZE")
     yield f"From: {clean(report.source)}"
     yield f"To:   {destination(report.out)}"
@@ -125,12 +134,9 @@ def _worst(errors: Iterable[float | None]) -> float:
     return max((error or 0.0 for error in errors), default=0.0)
 
 
-def mitigate_text(report: MitigateReport, *, verbose: bool = False) -> str:
+@as_text
+def mitigate_text(report: MitigateReport, *, verbose: bool = False) -> Iterator[str]:
     """The report for a terminal; `verbose` lists the modules without intruders as well."""
-    return "\n".join(_mitigate(report, verbose=verbose))
-
-
-def _mitigate(report: MitigateReport, *, verbose: bool) -> Iterator[str]:
     yield from banner("GRADIENCE MITIGATE")
     yield f"From: {clean(report.source)}"
     yield f"Base: {clean(report.base)}"
@@ -176,12 +182,9 @@ _MITIGATED: Final[Columns[MitigatedModule]] = (
 )
 
 
-def convert_text(report: ConvertReport, *, verbose: bool = False) -> str:
+@as_text
+def convert_text(report: ConvertReport, *, verbose: bool = False) -> Iterator[str]:
     """The report for a terminal; `verbose` lists every module."""
-    return "\n".join(_convert(report, verbose=verbose))
-
-
-def _convert(report: ConvertReport, *, verbose: bool) -> Iterator[str]:
     yield from banner("GRADIENCE CONVERT")
     yield f"From: {clean(report.source)}  ({clean(report.source_type)})"
     yield f"To:   {destination(report.out)}  ({_FORMATS[report.target_format]})"

@@ -6,14 +6,15 @@ from collections.abc import Sequence
 from functools import cache
 from typing import Final, get_args
 
-from gradience.rules.config.judge import RULES
+from gradience.errors import ConfigError
+from gradience.rules.config import RULES
 from gradience.rules.data import DATA_RULES
 from gradience.rules.joins.run import JOINS
-from gradience.rules.log.judge import DETECTORS
+from gradience.rules.log import DETECTORS
 from gradience.rules.merge import MERGE_RULES
 from gradience.rules.rule import Description, card
 from gradience.rules.weights.rules import WEIGHTS_RULES
-from gradience.schema.findings import RuleCard, RuleGroup
+from gradience.schema.findings import RULES_SCHEMA_ID, RuleCard, RuleGroup, RulesReport
 
 GROUPS: Final[tuple[RuleGroup, ...]] = get_args(RuleGroup)
 
@@ -41,3 +42,15 @@ def rules_named(name: str) -> list[RuleCard]:
     wanted = name.strip().upper()
     begun = [each for each in rule_cards() if wanted and each.id.startswith(wanted)]
     return [each for each in begun if each.id == wanted] or begun
+
+
+def list_rules(prefix: str | None = None) -> RulesReport:
+    """Return every rule, or those whose id begins with a text such as `LR`; case does not matter.
+
+    Raises:
+        ConfigError: no id begins so.
+    """
+    cards = rule_cards() if prefix is None else rules_named(prefix)
+    if not cards:
+        raise ConfigError(f"unknown rule {prefix!r}", advice="'gradience rules' lists them")
+    return RulesReport(schema=RULES_SCHEMA_ID, rules=list(cards))

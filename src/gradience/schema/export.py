@@ -19,10 +19,16 @@ from gradience.schema.compare import BenchReport, CompareAdaptersReport, Compare
 from gradience.schema.diagnose import DiagnoseReport
 from gradience.schema.events import EVENT_TYPES, EvalMetrics, Event, RecommendationItem
 from gradience.schema.findings import RulesReport
-from gradience.schema.fleet import FleetAuditReport, FleetShowReport, QueryReport
+from gradience.schema.fleet import (
+    FleetAuditReport,
+    FleetShowReport,
+    QueryReport,
+    RunsBestReport,
+    RunsCurvesReport,
+    RunsShowReport,
+)
 from gradience.schema.merge import MergeCheckReport, MergeReport, VerifyMergeReport
 from gradience.schema.reports import CheckReport, ImportReport, MonitorReport, ValidateReport
-from gradience.schema.runs import RunsBestReport, RunsCurvesReport, RunsShowReport
 from gradience.schema.writing import ConvertReport, MitigateReport, Provenance, ResizeReport
 
 Json: TypeAlias = Any

@@ -108,6 +108,12 @@ class RunSeries:
         """Return the newest evaluation of the split, or None."""
         return next((e for e in reversed(self.evals) if e.split == split), None)
 
+    def losses_of(self, split: str | None) -> dict[int, float]:
+        """The finite losses of a split's evaluations, by rising step; of two at one step the later."""
+        of_split = ((e.step, e.metrics.loss) for e in self.evals if e.split == split)
+        found = {step: as_float(loss) for step, loss in of_split if step is not None and loss is not None}
+        return {step: loss for step, loss in sorted(found.items()) if isfinite(loss)}
+
     def take(self, event: Event) -> None:
         """Add one event."""
         self._take_clock(event.ts)
@@ -193,8 +199,7 @@ class RunSeries:
             self.record.out_of_order += row.step < self.steps[-1]
         self.steps.append(row.step)
         self.losses.append(as_float(row.loss))
-        rate = row.lr[0] if isinstance(row.lr, list) and row.lr else row.lr
-        self.rates.append(_ABSENT if rate is None or isinstance(rate, list) else as_float(rate))
+        self.rates.append(rate_of(row.lr))
         norm = _ABSENT if row.grad_norm is None else as_float(row.grad_norm)
         self.grad_norms.append(norm)
         if row.grad_norm is not None and norm != norm:  # noqa: PLR0124  # NaN alone differs from itself
@@ -249,6 +254,14 @@ class RunSeries:
             return
         self.first_ts = ts if self.first_ts is None else min(self.first_ts, ts)
         self.last_ts = ts if self.last_ts is None else max(self.last_ts, ts)
+
+
+def rate_of(rate: Real | Sequence[Real] | None) -> float:
+    """The learning rate, of several groups that of the first; NaN where none was logged."""
+    if type(rate) is float:
+        return rate
+    first = rate[0] if isinstance(rate, list) and rate else rate
+    return _ABSENT if first is None or isinstance(first, (list, tuple)) else as_float(first)  # type: ignore[arg-type]
 
 
 def _ends(values: list[float | None]) -> list[float]:

@@ -2,6 +2,8 @@
 
 A folder appears whole or not at all, and never in place of what is read. Beside the weights and the config lies
 `gradience_provenance.json`: which files were read, by which operation, at what cost in each module.
+
+Tensors are computed by threads while others are written.
 """
 
 from __future__ import annotations
@@ -10,16 +12,19 @@ import json
 import re
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Final, Literal, NamedTuple, TypeAlias
 
 import msgspec
 
+from gradience.adapters.layout import Array
 from gradience.adapters.open import INDEX_NAMES, WEIGHT_NAMES, AdapterFiles
 from gradience.base.weights import file_digest
-from gradience.errors import OutputError
+from gradience.errors import OutputError, few
 from gradience.io.atomic import atomic_folder, refuse_file, refuse_folder
 from gradience.io.reading import read_small, real_path
 from gradience.io.safetensors import PlannedTensor, write_safetensors
@@ -32,6 +37,7 @@ from gradience.schema.writing import (
     ResizeReport,
     SourceFile,
 )
+from gradience.spectral.grams import each_in_threads
 
 WEIGHTS_NAME: Final = "adapter_model.safetensors"
 CONFIG_NAME: Final = "adapter_config.json"
@@ -49,6 +55,8 @@ _MAX_CARD: Final = 64 * 1024  # bytes; PEFT's card has 5 KB
 Dtype: TypeAlias = Literal["float32", "float16", "bfloat16"]
 STORED: Final[Mapping[str, str]] = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 """The dtypes that factors are written in, and safetensors' names of them."""
+_AHEAD: Final = 2  # for each thread: one at work, one that waits to be written
+_LARGE: Final = 1 << 26  # bytes: such a tensor, an embedding that is copied, is alone in memory
 
 
 class NewAdapter(NamedTuple):
@@ -60,18 +68,22 @@ class NewAdapter(NamedTuple):
     weights_name: str = WEIGHTS_NAME
 
 
-def write_adapter(out: Path, new: NewAdapter, provenance: Provenance, *, force: bool = False) -> None:
+def write_adapter(
+    out: Path, new: NewAdapter, provenance: Provenance | Callable[[], Provenance], *, force: bool = False
+) -> None:
     """Write a folder with the weights, the config (keys sorted, as PEFT does) and the record.
 
-    Tensors are loaded one at a time. `force` replaces an adapter that exists, once the new one is complete.
+    Tensors are loaded one at a time; a record that follows from them is asked for behind the last.
+    `force` replaces an adapter that exists, once the new one is complete.
 
     Raises:
         OutputError: the folder exists, holds more than an adapter, or cannot be written.
     """
     with atomic_folder(out, force=force, check=refuse_to_lose) as folder:
         write_safetensors(folder / new.weights_name, new.tensors, metadata=new.metadata)
+        record = provenance() if callable(provenance) else provenance
         _write(folder / CONFIG_NAME, (json.dumps(new.config, indent=2, sort_keys=True) + "\n").encode())
-        _write(folder / PROVENANCE_NAME, msgspec.json.format(msgspec.json.encode(provenance), indent=2) + b"\n")
+        _write(folder / PROVENANCE_NAME, msgspec.json.format(msgspec.json.encode(record), indent=2) + b"\n")
 
 
 def _write(path: Path, data: bytes) -> None:
@@ -198,9 +210,8 @@ def refuse_to_lose(folder: Path) -> None:
         )
     others = sorted(entry.name + "/" * entry.is_dir() for entry in folder.iterdir() if not _is_of_an_adapter(entry))
     if others:
-        more = f" and {len(others) - _NAMED} more" if len(others) > _NAMED else ""
         raise OutputError(
-            f"{folder} holds more than an adapter, which --force would remove: {', '.join(others[:_NAMED])}{more}",
+            f"{folder} holds more than an adapter, which --force would remove: {few(others, _NAMED)}",
             advice="choose another name, or move these away",
         )
 
@@ -231,3 +242,23 @@ def _locations(*paths: Path) -> Iterator[Path]:
     for path in paths:
         yield real_path(path)
         yield real_path(path.parent) / path.name
+
+
+@contextmanager
+def loaded_ahead(tensors: Sequence[PlannedTensor]) -> Iterator[list[PlannedTensor]]:
+    """The tensors, to be loaded once and in their order; the next few are computed meanwhile, from several threads."""
+    tasks = [partial(_loader, tensor) for tensor in tensors]
+    with closing(each_in_threads(tasks, ahead=_AHEAD, waits=False)) as loaders:  # a signal ends it at once
+
+        def load() -> Array:
+            return next(loaders)()
+
+        yield [tensor._replace(load=load) for tensor in tensors]
+
+
+def _loader(tensor: PlannedTensor) -> Callable[[], Array]:
+    """What gives the data: at hand, or to be asked for where they are large or another thread is about to have them."""
+    if tensor.nbytes > _LARGE or tensor.with_another:
+        return tensor.load
+    data = tensor.load()
+    return lambda: data

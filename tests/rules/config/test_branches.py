@@ -7,9 +7,9 @@ from typing import Any
 import msgspec
 import pytest
 
+from gradience.rules.config import judge_config, settings_of
 from gradience.rules.config.adapter import part_of, reaches_mlp
 from gradience.rules.config.facts import CheckContext, Facts
-from gradience.rules.config.judge import judge_config, settings_of
 from gradience.rules.config.serving import RANKS
 from gradience.rules.objective import objective_by_names
 from gradience.rules.rule import Unknown

@@ -7,8 +7,8 @@ from typing import Any
 import msgspec
 import pytest
 
+from gradience.rules.config import RULES, judge_config, settings_of
 from gradience.rules.config.facts import CheckContext
-from gradience.rules.config.judge import RULES, judge_config, settings_of
 from gradience.rules.rule import Verdict
 from gradience.schema.config import ConfigSnapshot
 from gradience.schema.findings import Coverage

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gradience.rules.log import detect
 from gradience.rules.log.facts import RunFacts, Series
-from gradience.rules.log.judge import detect
 from gradience.rules.log.recorded import error_bound
 from gradience.schema import ConfigSnapshot, LoraSnapshot
 

@@ -7,8 +7,8 @@ import math
 import pytest
 from log_runs import FALL, FLAT, NAN, line, run
 
+from gradience.rules.log import detect
 from gradience.rules.log.facts import RunFacts, Series, sorted_by_step
-from gradience.rules.log.judge import detect
 from gradience.rules.log.numbers import skipped_rows
 from gradience.rules.log.preference import RULES
 from gradience.schema import EvalMetrics

@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from gradience.rules.log import DETECTORS, detect
 from gradience.rules.log.facts import RunFacts, Series
-from gradience.rules.log.judge import DETECTORS, detect
 from gradience.rules.log.statistics import MOST_POINTS, curve_of, median, theil_sen
 from gradience.schema import ConfigSnapshot, EvalMetrics, LoraSnapshot, OptimizerSnapshot, TrainingSnapshot
 from gradience.schema.events import Eval
@@ -626,5 +626,5 @@ def test_the_theil_sen_slope_ignores_an_outlier():
 def test_the_detectors_import_neither_numpy_nor_torch():
     import subprocess
 
-    code = "import sys, gradience.rules.log.judge; sys.exit(bool({'numpy','jax','torch'} & set(sys.modules)))"
+    code = "import sys, gradience.rules.log; sys.exit(bool({'numpy','jax','torch'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

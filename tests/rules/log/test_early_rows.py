@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from log_runs import run
 
-from gradience.rules.log.judge import detect
+from gradience.rules.log import detect
 
 
 def said(about, facts):

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from gradience.rules.log import detect
 from gradience.rules.log.facts import RunFacts, Series
-from gradience.rules.log.judge import detect
 from gradience.schema import SCHEMA_ID
 from gradience.schema.events import Metrics
 

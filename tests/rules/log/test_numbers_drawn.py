@@ -7,7 +7,7 @@ import json
 import pytest
 from drawn_runs import COUNT, GOLDEN, all_drawn, drawn
 
-from gradience.rules.log.judge import detect
+from gradience.rules.log import detect
 
 EXPECTED: dict[str, list[str]] = json.loads(GOLDEN.read_text(encoding="utf-8"))
 

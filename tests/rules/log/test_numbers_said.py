@@ -8,7 +8,7 @@ import pytest
 from log_runs import EDGES, RUNS
 from said import GOLDEN, all_said
 
-from gradience.rules.log.judge import DETECTORS
+from gradience.rules.log import DETECTORS
 
 EXPECTED: dict[str, list[str]] = json.loads(GOLDEN.read_text(encoding="utf-8"))
 ELSEWHERE = {  # thresholds whose two sides are held apart in another file

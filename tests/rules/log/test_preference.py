@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gradience.rules.log import detect
 from gradience.rules.log.facts import RunFacts, Series, Signal
-from gradience.rules.log.judge import detect
 from gradience.schema import ConfigSnapshot, TrainingSnapshot
 
 N = 60

@@ -8,8 +8,8 @@ from dataclasses import replace
 
 import pytest
 
+from gradience.rules.log import detect
 from gradience.rules.log.facts import RunFacts, Series
-from gradience.rules.log.judge import detect
 from gradience.schema import ConfigSnapshot, EvalMetrics, TrainingSnapshot
 from gradience.schema.events import Eval
 from gradience.schema.reports import EvalPoint

@@ -10,8 +10,8 @@ import pytest
 from gradience.rules.joins.correlation import correlate
 from gradience.rules.joins.run import JOINS
 from gradience.rules.joins.symptoms import log_symptoms
+from gradience.rules.log import detect
 from gradience.rules.log.facts import RunFacts, Series, Signal
-from gradience.rules.log.judge import detect
 from gradience.rules.log.learning import learning
 from gradience.rules.log.story import story_parts
 from gradience.schema import ConfigSnapshot, EvalMetrics, TrainingSnapshot

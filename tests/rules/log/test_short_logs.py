@@ -7,8 +7,8 @@ import math
 import pytest
 
 from gradience.rules.data import DATA_RULES
+from gradience.rules.log import DETECTORS, detect
 from gradience.rules.log.facts import RunFacts, Series, Signal
-from gradience.rules.log.judge import DETECTORS, detect
 from gradience.rules.log.learning import learning
 from gradience.schema import ConfigSnapshot, EvalMetrics, TrainingSnapshot
 from gradience.schema.events import Eval

@@ -8,8 +8,8 @@ from __future__ import annotations
 import pytest
 from log_runs import AT, FALL, RUNS, run
 
+from gradience.rules.log import detect
 from gradience.rules.log.facts import RunFacts
-from gradience.rules.log.judge import detect
 from gradience.telemetry.series import LogRecord
 
 ALL = RUNS | AT

@@ -1,1 +1,45 @@
-"""Rules on a configuration, and the facts that they read of it."""
+"""The rules on a configuration as one table, and their verdict: findings, most severe first, and rules left out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Final
+
+from gradience.rules.config import adapter, coverage, rate, serving, training, values
+from gradience.rules.config.facts import CheckContext, Facts
+from gradience.rules.rule import Rule, Verdict, judge
+from gradience.schema.config import ConfigSnapshot
+from gradience.schema.findings import Finding, NotRun
+
+RULES: Final[tuple[Rule[Facts], ...]] = (
+    *values.RULES,
+    *rate.RULES,
+    *adapter.RULES,
+    *coverage.RULES,
+    *training.RULES,
+    *serving.RULES,
+)
+_BY_ID: Final = {rule.id: rule for rule in RULES}
+
+
+def judge_config(
+    config: ConfigSnapshot,
+    *,
+    transformers: str | None = None,
+    around: CheckContext | None = None,
+    left_out: Mapping[str, str] | None = None,
+) -> Verdict:
+    """The verdict on a configuration, most severe findings first; a rule left out is listed with its reason."""
+    reasons = left_out or {}
+    facts = Facts(config, transformers=transformers, around=around)
+    verdict = judge([rule for rule in RULES if rule.id not in reasons], facts)
+    skipped = [NotRun(id=rule_id, reason=reason) for rule_id, reason in reasons.items()]
+    return Verdict(verdict.findings, verdict.not_run + skipped)
+
+
+def settings_of(finding: Finding) -> list[str]:
+    """The fields of a configuration, or keys of its file, that a finding is about, the nearest first."""
+    rule = _BY_ID.get(finding.id)
+    if rule is None:
+        return []
+    return list(rule.settings(finding.values) if callable(rule.settings) else rule.settings)

@@ -11,8 +11,7 @@ from typing import Literal
 
 from gradience.adapters.names import module_type
 from gradience.rules.config.facts import Facts, LoraRule, given
-from gradience.rules.evidence import CLASSIFIER_DOCS, LWR, NEMOTRON, RECIPES
-from gradience.rules.rule import Observation, Threshold, Unknown, cite
+from gradience.rules.rule import CLASSIFIER_DOCS, LWR, NEMOTRON, RECIPES, Observation, Threshold, Unknown, cite
 
 Part = Literal["attn", "mlp", "either", "unknown"]
 

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from gradience.errors import few
 from gradience.rules.config.facts import Facts, LoraRule, given
-from gradience.rules.evidence import LWR, NEMOTRON
-from gradience.rules.rule import Observation, Threshold, Unknown, cite, few
+from gradience.rules.rule import LWR, NEMOTRON, Observation, Threshold, Unknown, cite
 from gradience.schema.findings import Coverage
 
 FEW_LAYERS = Threshold("few_layers", 0.25, "share of the base's layers", "proposal; huggingface/peft#3554 had 4 of 56")

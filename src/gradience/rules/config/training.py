@@ -10,8 +10,18 @@ import re
 from collections.abc import Iterator
 
 from gradience.rules.config.facts import ConfigRule, Facts, LoraRule, given
-from gradience.rules.evidence import EVAL_DEFAULT, INSTRUCT_GPT, LWR, NO_TRAIN_LOSS, SAVE_FLOW, TINKER_STEPS
-from gradience.rules.rule import Observation, Threshold, Unknown, cite
+from gradience.rules.rule import (
+    EVAL_DEFAULT,
+    INSTRUCT_GPT,
+    LWR,
+    NO_TRAIN_LOSS,
+    SAVE_FLOW,
+    TINKER_STEPS,
+    Observation,
+    Threshold,
+    Unknown,
+    cite,
+)
 from gradience.schema.scalars import as_float
 
 

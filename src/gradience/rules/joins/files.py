@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Final
 
-from gradience.rules.evidence import (
+from gradience.rules.joins.correlation import Correlation, Message, Needs
+from gradience.rules.rule import (
     CLASSIFIER_DOCS,
     EVAL_DEFAULT,
     LOGGING_DEFAULT,
@@ -12,9 +13,8 @@ from gradience.rules.evidence import (
     NO_TRAIN_LOSS,
     SAVE_FLOW,
     UTILIZATION,
+    cite,
 )
-from gradience.rules.joins.correlation import Correlation, Message, Needs
-from gradience.rules.rule import cite
 
 JOINS: Final[tuple[Correlation, ...]] = (
     Correlation(

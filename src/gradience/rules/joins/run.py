@@ -7,7 +7,10 @@ from __future__ import annotations
 
 from typing import Final
 
-from gradience.rules.evidence import (
+from gradience.rules.joins import files
+from gradience.rules.joins.correlation import Correlation, Message, Needs
+from gradience.rules.joins.symptoms import EXPLODED_RMS, FEW_LAYERS, MANY_LAYERS, TINY_RMS
+from gradience.rules.rule import (
     ALL_MASKED,
     DIVERGENCE,
     MASKED,
@@ -17,11 +20,9 @@ from gradience.rules.evidence import (
     SAVE_FLOW,
     SWEEP_HIGH,
     TRL_RL,
+    Threshold,
+    cite,
 )
-from gradience.rules.joins import files
-from gradience.rules.joins.correlation import Correlation, Message, Needs
-from gradience.rules.joins.symptoms import EXPLODED_RMS, FEW_LAYERS, MANY_LAYERS, TINY_RMS
-from gradience.rules.rule import Threshold, cite
 
 TIED = Threshold("tied", 1.0, "noise of one evaluation", "one-standard-error rule, Breiman et al., CART, 1984")
 MID_RUN = Threshold("mid_run", 0.9, "step of the weights over the last step logged", "a judgement")

@@ -13,9 +13,10 @@ from typing import Final, NamedTuple
 import msgspec
 
 from gradience.adapters.names import layer_label
+from gradience.errors import few
 from gradience.rules.joins.correlation import Symptom
 from gradience.rules.log.record import FEW_ROWS
-from gradience.rules.rule import Observation, Threshold, cite, few
+from gradience.rules.rule import Observation, Threshold, cite
 from gradience.schema.audit import AuditReport, ModuleAudit
 from gradience.schema.config import LoraSnapshot
 from gradience.schema.diagnose import Source

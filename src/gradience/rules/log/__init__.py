@@ -1,1 +1,53 @@
-"""The rules on the log of a run, by what they look at; `judge` has the table of all of them."""
+"""The rules on a run's log as one table, and their verdict: findings, and what could not be judged with the reason.
+
+All look at the series with superseded rows removed and sorted by step. A rule that cannot tell says so, with the least
+effect that it would have seen.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Final
+
+from gradience.rules.log import (
+    divergence,
+    gradient,
+    held_out,
+    learning,
+    numbers,
+    preference,
+    record,
+    recorded,
+    repetition,
+)
+from gradience.rules.log.facts import RunFacts, sorted_by_step
+from gradience.rules.rule import Rule, Verdict, judge
+from gradience.schema.findings import NotRun
+
+DETECTORS: Final[tuple[Rule[RunFacts], ...]] = (
+    *numbers.RULES,
+    *divergence.RULES,
+    *learning.RULES,
+    *gradient.RULES,
+    *held_out.RULES,
+    *repetition.RULES,
+    *preference.RULES,
+    *record.RULES,
+    *record.GUARD_RULES,
+    *recorded.RULES,
+)
+_WITHOUT_LOSS: Final = frozenset(rule.id for rule in (*record.RULES, *recorded.RULES))
+_MASKED: Final = "no token is supervised (see DAT301): loss and gradient mean nothing"
+DETECTED: Final[tuple[str, ...]] = tuple(rule.id for rule in DETECTORS)  # what a finding on a log is called
+
+
+def detect(facts: RunFacts) -> Verdict:
+    """The findings, most severe first, and the rules that could not be judged."""
+    series = sorted_by_step(facts.series)
+    if series is not facts.series:  # else what the facts worked out already is kept
+        facts = dataclasses.replace(facts, series=series)
+    if not recorded.everything_masked(facts):
+        return judge(DETECTORS, facts)
+    verdict = judge((rule for rule in DETECTORS if rule.id in _WITHOUT_LOSS), facts)
+    masked = [NotRun(id=rule.id, reason=_MASKED) for rule in DETECTORS if rule.id not in _WITHOUT_LOSS]
+    return Verdict(verdict.findings, [*masked, *verdict.not_run])

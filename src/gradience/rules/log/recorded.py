@@ -17,9 +17,8 @@ from typing import Final
 
 from gradience.rules.data import content, supervision, tokens
 from gradience.rules.data.rows import counted
-from gradience.rules.evidence import ENERGY
 from gradience.rules.log.facts import JUDGEMENT, LogRule, RunFacts, seen
-from gradience.rules.rule import Observation, Rule, Threshold, Unknown, cite
+from gradience.rules.rule import ENERGY, Observation, Rule, Threshold, Unknown, cite
 from gradience.rules.weights.health import observe_verdict, suggests_ranks
 from gradience.rules.weights.rules import (
     LOW_RANK,

@@ -17,8 +17,8 @@ import msgspec
 from gradience.rules.log.divergence import ABSURD_RATE
 from gradience.rules.log.facts import RunFacts, ends
 from gradience.rules.log.learning import Learning, learning
+from gradience.rules.log.preference import ZERO_GROUPS_ALSO
 from gradience.rules.log.recorded import audited_rank
-from gradience.rules.log.rewards import ZERO_GROUPS_ALSO
 from gradience.schema.findings import SEVERITIES, Finding
 from gradience.schema.reports import StoryPart, TrainSummary
 from gradience.schema.scalars import Json, NonFinite, as_float, real

@@ -11,10 +11,10 @@ from dataclasses import replace
 from functools import partial
 from typing import Final
 
-from gradience.rules.evidence import UTILIZATION
-from gradience.rules.rule import Observation, Rule, Threshold, Unknown, Verdict, cite, few, judge
-from gradience.rules.weights.against_base import BASE_RULES
+from gradience.errors import few
+from gradience.rules.rule import UTILIZATION, Observation, Rule, Threshold, Unknown, Verdict, cite, judge
 from gradience.rules.weights.health import (
+    BASE_RULES,
     LARGE_SIZE,
     NEAR_UNTRAINED,
     OVERSIZED,

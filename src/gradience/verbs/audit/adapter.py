@@ -115,7 +115,7 @@ def audit_adapter(
         Path(path), files, adapter, top=top_singular_values, beside=beside, per_layer=suggest_per_layer
     )
     if against is not None:
-        from gradience.verbs.fleet.standing import with_standing  # noqa: PLC0415  # duckdb, of the extra [fleet]
+        from gradience.verbs.fleet.show import with_standing  # noqa: PLC0415  # duckdb, of the extra [fleet]
 
         report = with_standing(report, against)
     findings, not_run = without(report.findings, report.not_run, left_out)

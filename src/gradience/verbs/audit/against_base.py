@@ -20,7 +20,7 @@ from gradience.base.weights import BaseWeights, Found, Norms, NormsCache, find_s
 from gradience.errors import AdapterError
 from gradience.io.paths import Progress, cache_folder
 from gradience.io.safetensors import Memory
-from gradience.rules.weights.against_base import at_risk
+from gradience.rules.weights.health import at_risk
 from gradience.schema.audit import BaseComparison, BaseReport, Intruders, ModuleAudit, NotCompared
 from gradience.schema.scalars import real
 from gradience.spectral.batch import spectrum_of

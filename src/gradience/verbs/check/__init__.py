@@ -11,11 +11,10 @@ from typing import NamedTuple
 
 import msgspec
 
-from gradience.configs.document import read_document
+from gradience.configs.document import CONFIG_NAME, read_document, read_peft, read_peft_dir, read_peft_object
 from gradience.configs.files import HasToDict
-from gradience.configs.peft import CONFIG_NAME, read_peft, read_peft_dir, read_peft_object
 from gradience.configs.preferences import read_preferences
-from gradience.configs.settings import Layer, keys_of, line_of, stack
+from gradience.configs.settings import Layer, keys_of, line_of, stack, with_ratio
 from gradience.configs.training import (
     STATE_NAME,
     TRAINING_NAMES,
@@ -25,15 +24,14 @@ from gradience.configs.training import (
 )
 from gradience.errors import ConfigError, RecorderError
 from gradience.io.reading import real_path
+from gradience.rules.config import RULES, judge_config, settings_of
 from gradience.rules.config.facts import CheckContext, quantities
-from gradience.rules.config.judge import RULES, judge_config, settings_of
 from gradience.rules.config.serving import ENGINES
 from gradience.rules.objective import objective_of
 from gradience.rules.select import excluded_rules
 from gradience.schema.config import ConfigSnapshot, LoraSnapshot
 from gradience.schema.findings import Coverage, Finding
 from gradience.schema.reports import CHECK_SCHEMA_ID, CheckReport, SourceFile, SourceLocation
-from gradience.schema.scalars import as_float, real
 
 
 def read_any(place: Path) -> Layer:
@@ -214,13 +212,12 @@ def _complete(whole: Layer, task: str | None) -> ConfigSnapshot:
     """Add what follows from several sources together: task and objective, the keys of secrets, and alpha / r."""
     config = whole.config
     stated = {"task": task[:_MAX_TASK]} if task else {}
-    lora = config.lora
-    if lora.r is not None and lora.r > 0 and lora.alpha is not None:
-        lora = msgspec.structs.replace(lora, alpha_over_r=real(as_float(lora.alpha) / lora.r))
     secrets = {"secret_keys": whole.secret_keys, "masked_keys": whole.masked_keys}
     extras = {key: list(dict.fromkeys(names)) for key, names in secrets.items() if names}
     training = msgspec.structs.replace(config.training, extras={**config.training.extras, **extras})
-    named = msgspec.structs.replace(config, lora=lora, training=training, extras={**config.extras, **stated})
+    named = msgspec.structs.replace(
+        config, lora=with_ratio(config.lora), training=training, extras={**config.extras, **stated}
+    )
     objective = objective_of(named)
     if objective.kind == "unknown":
         return named

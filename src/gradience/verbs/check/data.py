@@ -12,8 +12,8 @@ from typing import Any, Final, Literal, NamedTuple, TypeAlias
 import msgspec
 
 from gradience.configs.data import DataPlan, read_data_plan
+from gradience.configs.document import read_labels
 from gradience.configs.files import HasToDict
-from gradience.configs.peft import read_labels
 from gradience.configs.settings import Layer
 from gradience.data.encoder import Encoder, quiet
 from gradience.data.measure import Limits, Measure
@@ -22,7 +22,7 @@ from gradience.data.rows import Fault, Source
 from gradience.data.shapes import Columns, Shape, recognise
 from gradience.data.tokens import Masking, Tokeniser
 from gradience.errors import ConfigError
-from gradience.rules.config.judge import RULES
+from gradience.rules.config import RULES
 from gradience.rules.data import DATA_RULES
 from gradience.rules.rule import judge
 from gradience.rules.select import excluded_rules

@@ -12,7 +12,8 @@ import msgspec
 
 from gradience.base.weights import find_shards
 from gradience.io.paths import PathLike
-from gradience.rules.config.judge import RULES
+from gradience.render.text import counted
+from gradience.rules.config import RULES
 from gradience.rules.joins.correlation import Correlation, Symptom, correlate
 from gradience.rules.joins.run import JOINS
 from gradience.rules.joins.symptoms import (
@@ -25,8 +26,8 @@ from gradience.rules.joins.symptoms import (
     recorded_disagreements,
     weights_symptoms,
 )
+from gradience.rules.log import DETECTORS
 from gradience.rules.log.facts import DEFAULT_GAP
-from gradience.rules.log.judge import DETECTORS
 from gradience.rules.select import excluded_rules
 from gradience.rules.weights.rules import WEIGHTS_RULES
 from gradience.schema.audit import AuditReport
@@ -154,11 +155,7 @@ def headline(
 
 def _counts(causes: Sequence[Cause]) -> list[str]:
     counts = Counter(cause.severity for cause in causes)
-    return [_counted(counts[severity], severity) for severity in reversed(SEVERITIES) if counts[severity]]
-
-
-def _counted(n: int, severity: str) -> str:
-    return f"{n} {severity}" if n == 1 or severity == "info" else f"{n} {severity}s"
+    return [counted(counts[severity], severity) for severity in reversed(SEVERITIES) if counts[severity]]
 
 
 _ALL: Final = [*dict.fromkeys(rule for ids in IDS.values() for rule in ids), *(join.id for join in JOINS)]
@@ -226,7 +223,7 @@ def judge_sources(sources: Sources, read: Read, left_out: Mapping[str, str] = Ma
         read = read._replace(check=outweighed(read.check, outcome))
     choice = Choice([])
     if read.log:
-        choice = choose(sources.checkpoints, read.log.run.evals, read.log.report, sources.weights.path)
+        choice = choose(sources.checkpoints, read.log.run, read.log.report, sources.weights.path)
     states = [read.states[source] for source in SOURCES]
     not_run = unjudged(states, read.check, monitor, read.audit, left_out)
     coverage = coverage_of(not_run)

@@ -16,11 +16,11 @@ from gradience.rules.joins.correlation import Symptom
 from gradience.rules.joins.run import MID_RUN, TIED
 from gradience.rules.rule import Observation
 from gradience.schema.diagnose import BestCheckpoint, Checkpoint
-from gradience.schema.events import Eval
 from gradience.schema.reports import MonitorReport
 from gradience.schema.scalars import as_float
 from gradience.telemetry.series import RunSeries
 from gradience.verbs.diagnose.sources import CheckpointFolder, Sources
+from gradience.verbs.monitor import held_out_split
 
 _SECOND: Final = 0.6053  # standard deviation over the median |second difference|: 1 / (0.6745 sqrt 6)
 _LEAST_EVALS: Final = 5  # three second differences
@@ -40,19 +40,17 @@ class Choice(NamedTuple):
     best: BestCheckpoint | None = None
 
 
-def choose(
-    folders: Sequence[CheckpointFolder], evals: Iterable[Eval], report: MonitorReport, weights: Path | None
-) -> Choice:
+def choose(folders: Sequence[CheckpointFolder], run: RunSeries, report: MonitorReport, weights: Path | None) -> Choice:
     """The checkpoints on disk, and the one whose held-out loss is lowest.
 
     Args:
         folders: the checkpoints, by step.
-        evals: every evaluation of the run.
+        run: what it logged.
         report: the monitor's; its held-out split is the one compared.
         weights: the folder of the diagnosed adapter, to see which checkpoint it is.
     """
     split = _split(report)
-    curve = _curve(evals, split)
+    curve = run.losses_of(split)
     bare = [Checkpoint(name=f.path.name, step=f.step) for f in folders]
     if split is None or not curve:
         return Choice(bare)
@@ -86,14 +84,7 @@ def choose(
 def _split(report: MonitorReport) -> str | None:
     """The held-out split that was found to overfit, else the one that the monitor shows first."""
     overfit = next((f.values.get("split") for f in report.findings if f.id == "OVF110"), None)
-    return overfit or next((point.split for point in report.evals if point.split != "train"), None)
-
-
-def _curve(evals: Iterable[Eval], split: str | None) -> dict[int, float]:
-    """The split's finite losses by step; of two at one step the later."""
-    of_split = ((e.step, e.metrics.loss) for e in evals if e.split == split)
-    found = {step: as_float(loss) for step, loss in of_split if step is not None and loss is not None}
-    return {step: loss for step, loss in sorted(found.items()) if math.isfinite(loss)}
+    return overfit or held_out_split(report)
 
 
 def _n_and_accuracy(report: MonitorReport, split: str) -> tuple[int | None, float | None]:

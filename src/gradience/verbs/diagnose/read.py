@@ -12,8 +12,8 @@ import msgspec
 from gradience.configs.training import PICKLED, read_training
 from gradience.errors import ConfigError, GradienceError
 from gradience.io.paths import PathLike
-from gradience.rules.config.judge import RULES
-from gradience.rules.log.judge import DETECTED
+from gradience.rules.config import RULES
+from gradience.rules.log import DETECTED
 from gradience.rules.select import without
 from gradience.rules.weights.rules import WEIGHTS_RULES
 from gradience.schema.audit import AuditReport

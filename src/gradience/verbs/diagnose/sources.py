@@ -17,10 +17,9 @@ from typing import Final, Literal, NamedTuple
 from gradience.adapters.open import CONFIG_NAME, WEIGHT_NAMES
 from gradience.configs.training import STATE_NAME as _STATE
 from gradience.configs.training import TRAINING_NAMES
-from gradience.errors import GradienceError
+from gradience.errors import GradienceError, few
 from gradience.importers.sources import is_run, run_folders
 from gradience.io.paths import PathLike
-from gradience.rules.rule import few
 from gradience.schema.diagnose import Source
 
 MAX_ENTRIES: Final = 10_000  # of one folder

@@ -10,15 +10,13 @@ from typing import Final
 
 import msgspec
 
-from gradience.adapters.again import Layouts
 from gradience.adapters.layout import Adapter
-from gradience.adapters.open import CONFIG_NAME, AdapterFiles, find_files, open_adapter
+from gradience.adapters.open import CONFIG_NAME, AdapterFiles, Layouts, find_files, open_adapter
 from gradience.errors import GradienceError
 from gradience.io.held import Buffer, Bytes
 from gradience.io.reading import open_regular
 from gradience.schema.document import writable
-from gradience.schema.fleet import AdapterRow
-from gradience.schema.runs import RunRow
+from gradience.schema.fleet import AdapterRow, RunRow
 from gradience.verbs.fleet.rows import Result, rows_of
 
 _CHUNK: Final = 1 << 20
@@ -81,7 +79,7 @@ def _audited(job: Job) -> bytes:
 
 def _local(job: Job) -> AbstractContextManager[Path]:
     if job.remote:
-        from gradience.verbs.fleet.remote import fetched  # noqa: PLC0415  # fsspec only for those with URLs
+        from gradience.verbs.fleet.find import fetched  # noqa: PLC0415  # fsspec only for those with URLs
 
         return fetched(job.place, job.files)
     return nullcontext(Path(job.place))

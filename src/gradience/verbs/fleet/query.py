@@ -1,22 +1,39 @@
-"""SQL over a store's tables by DuckDB: one SELECT, over these files and no others, without network or settings."""
+"""A store opened for reading: a fleet's tables as Arrow, which polars and pandas take without a copy, and SQL over any.
+
+A query is one SELECT by DuckDB, over these files and no others, without network or settings.
+"""
 
 from __future__ import annotations
 
 import base64
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from gradience.errors import GradienceError
 from gradience.io.atomic import atomic_file
-from gradience.schema.fleet import QUERY_SCHEMA_ID, QueryColumn, QueryReport
+from gradience.io.paths import PathLike
+from gradience.schema.fleet import (
+    FLEET_SCHEMA_ID,
+    QUERY_SCHEMA_ID,
+    AdapterRow,
+    FindingRow,
+    ModuleRow,
+    QueryColumn,
+    QueryReport,
+)
 from gradience.schema.scalars import Json
 from gradience.verbs.fleet.rows import arrow_schema
-from gradience.verbs.fleet.store import INSTALL, Store
+from gradience.verbs.fleet.store import INSTALL, Store, Tables
 
 if TYPE_CHECKING:
+    import pyarrow as pa
     from duckdb import DuckDBPyConnection, Statement
+
+
+FLEET: Final = Tables(FLEET_SCHEMA_ID, {"adapters": AdapterRow, "modules": ModuleRow, "findings": FindingRow})
 
 
 class Named(NamedTuple):
@@ -75,8 +92,6 @@ def query_fleet(fleet: str | Path, sql: str) -> QueryReport:
     Raises:
         GradienceError: there is no fleet, duckdb is not installed, or the query is refused or wrong.
     """
-    from gradience.verbs.fleet.read import existing  # noqa: PLC0415  # the tables of a fleet, not of runs
-
     return select(existing(fleet), sql)
 
 
@@ -93,7 +108,7 @@ def select(store: Store, sql: str) -> QueryReport:
     return QueryReport(schema=QUERY_SCHEMA_ID, sql=sql, columns=columns, rows=rows)
 
 
-def select_to_parquet(store: Store, sql: str, out: Path, *, force: bool = False) -> None:
+def select_to_parquet(store: Store, sql: str, out: Path) -> None:
     """Write the result of one SELECT as a Parquet file.
 
     Raises:
@@ -102,7 +117,7 @@ def select_to_parquet(store: Store, sql: str, out: Path, *, force: bool = False)
     """
     from pyarrow import parquet  # noqa: PLC0415  # extra [fleet]
 
-    with opened(store) as base, _worded(), atomic_file(out, force=force) as partial:
+    with opened(store) as base, _worded(), atomic_file(out) as partial:
         parquet.write_table(base.sql(_only_select(base, sql).query).to_arrow_table(), partial)
 
 
@@ -183,3 +198,52 @@ def _plain(value: Any) -> Json:
     if isinstance(value, dict):
         return {str(key): _plain(item) for key, item in value.items()}
     return base64.b64encode(value).decode() if isinstance(value, bytes) else str(value)
+
+
+class Fleet:
+    """The tables of a fleet, each read when it is first asked for."""
+
+    def __init__(self, store: Store) -> None:
+        self.path = store.folder
+        self._store = store
+
+    @cached_property
+    def adapters(self) -> pa.Table:
+        """A row for each adapter (`schema.fleet.AdapterRow`), by path."""
+        return self._store.table("adapters").sort_by("path")
+
+    @cached_property
+    def modules(self) -> pa.Table:
+        """A row for each module (`schema.fleet.ModuleRow`), by path and position."""
+        return self._ordered("modules")
+
+    @cached_property
+    def findings(self) -> pa.Table:
+        """A row for each finding (`schema.fleet.FindingRow`), by path and position."""
+        return self._ordered("findings")
+
+    def _ordered(self, name: str) -> pa.Table:
+        return self._store.table(name).sort_by([("path", "ascending"), ("position", "ascending")])
+
+
+def open_fleet(path: PathLike) -> Fleet:
+    """The fleet that `fleet audit` wrote to a folder.
+
+    Raises:
+        GradienceError: there is none, or it is of another version.
+
+    >>> open_fleet("fleet").modules.column("stable_rank")  # doctest: +SKIP
+    """
+    return Fleet(existing(path))
+
+
+def existing(path: PathLike, tables: Tables = FLEET) -> Store:
+    """The store in a folder.
+
+    Raises:
+        GradienceError: there is none, or it is of another version.
+    """
+    store = Store(Path(path), tables)
+    if not store.exists:
+        raise GradienceError(f"no fleet in {path}", advice="write one with 'gradience fleet audit ROOT --out FLEET'")
+    return store

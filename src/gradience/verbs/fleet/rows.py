@@ -89,7 +89,9 @@ def rows_of(
         sketch: of the update.
     """
     modules = [_module(path, place, module) for place, module in enumerate(report.modules)]
-    found = [finding_row(path, place, item) for place, item in enumerate(report.findings)]
+    found = [
+        FindingRow(path=path, position=place, **finding_columns(item)) for place, item in enumerate(report.findings)
+    ]
     return _adapter(path, report, identity, sketch), modules, found
 
 
@@ -141,39 +143,15 @@ def _shape_key(modules: Sequence[ModuleAudit]) -> str:
     return hashlib.sha256(repr(shapes).encode("utf-8", "surrogatepass")).hexdigest()[:16] if shapes else ""
 
 
+_COPIED: Final = tuple(name for name in ModuleRow.__struct_fields__ if name in ModuleAudit.__struct_fields__)
+_MAY_BE_NON_FINITE: Final = {"alpha", "scaling", "spectral_norm", "frobenius_norm", "udr", "relative_frobenius"}
+
+
 def _module(path: str, place: int, module: ModuleAudit) -> ModuleRow:
     rows, columns = module.shape
-    return ModuleRow(
-        path=path,
-        position=place,
-        name=module.name,
-        module_type=module.module_type,
-        layer=module.layer,
-        kind=module.kind,
-        rows=rows,
-        columns=columns,
-        r=module.r,
-        config_r=module.config_r,
-        alpha=number_column(module.alpha),
-        scaling=number_column(module.scaling),
-        rslora=module.rslora,
-        params=module.params,
-        state=module.state,
-        stable_rank=module.stable_rank,
-        effective_rank=module.effective_rank,
-        participation_ratio=module.participation_ratio,
-        utilization=module.utilization,
-        energy_rank_90=module.energy_rank_90,
-        energy_rank_95=module.energy_rank_95,
-        energy_rank_99=module.energy_rank_99,
-        knee_rank=module.knee_rank,
-        spectral_norm=number_column(module.spectral_norm),
-        frobenius_norm=number_column(module.frobenius_norm),
-        null_stable_rank=module.null_stable_rank,
-        energy_share=module.energy_share,
-        udr=number_column(module.udr),
-        relative_frobenius=number_column(module.relative_frobenius),
-    )
+    values = {name: getattr(module, name) for name in _COPIED}
+    values |= {name: number_column(values[name]) for name in _MAY_BE_NON_FINITE}
+    return ModuleRow(path=path, position=place, rows=rows, columns=columns, **values)
 
 
 def number_column(value: float | NonFinite | None) -> float | None:
@@ -182,14 +160,6 @@ def number_column(value: float | NonFinite | None) -> float | None:
     return number if number is not None and math.isfinite(number) else None
 
 
-def finding_row(path: str, place: int, finding: Finding) -> FindingRow:
-    """A finding as a row."""
-    return FindingRow(
-        path=path,
-        position=place,
-        id=finding.id,
-        severity=finding.severity,
-        message=finding.message,
-        action=finding.action,
-        confidence=finding.confidence,
-    )
+def finding_columns(finding: Finding) -> dict[str, Any]:
+    """What a row says of a finding, beside whose it is."""
+    return {name: getattr(finding, name) for name in ("id", "severity", "message", "action", "confidence")}

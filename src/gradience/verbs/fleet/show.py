@@ -1,21 +1,72 @@
-"""The verb `fleet show`: what a person wants first of many adapters, by SQL over the fleet's tables."""
+"""What a fleet's tables say: the verb `fleet show`, where one adapter stands among them, and which are the same.
+
+`fleet show` is what a person wants first of many adapters; of it, `serving` is what a multi-LoRA server wastes on
+padding, since each adapter takes the room of the server's maximal rank. `with_standing` gives an audit its percentiles
+among the healthy adapters with modules of its types and ranks.
+
+`similar` compares only adapters of one base and one set of modules and shapes. Of those, two are candidates where one
+of the bands of their sketches' signs agrees; the estimated cosine of the sketches then leaves a few, whose factors are
+read.
+"""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import cache
+from itertools import combinations
+from pathlib import Path
+from statistics import fmean
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
 
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+from gradience.adapters.layout import Adapter
+from gradience.adapters.open import open_adapter
+from gradience.errors import AdapterError
 from gradience.io.paths import PathLike
-from gradience.schema.fleet import FLEET_SHOW_SCHEMA_ID, Counted, Faulty, FleetShowReport, OtherShape, Serving, Wasteful
-from gradience.verbs.fleet.query import opened
-from gradience.verbs.fleet.read import existing
-from gradience.verbs.fleet.serving import Load, serving
+from gradience.rules.config.serving import RANKS
+from gradience.rules.weights.ranks import measured
+from gradience.schema.audit import AuditReport, ModuleAudit, Percentile, Standing
+from gradience.schema.document import writable
+from gradience.schema.fleet import (
+    FLEET_SHOW_SCHEMA_ID,
+    Alike,
+    Counted,
+    Faulty,
+    FleetShowReport,
+    OtherShape,
+    RankBuckets,
+    Serving,
+    Similar,
+    Wasteful,
+)
+from gradience.verbs.fleet.query import existing, opened
+from gradience.verbs.fleet.rows import number_column
 
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
 
+
 _OK: Final = "status = 'ok'"
 _FAULTS: Final = ("broken", "untrained", "near_untrained", "partial", "random_like", "not_analysed")
 _SHARE: Final = 0.5  # of a base's adapters that must agree on a module's shape before another one is strange; heuristic
+_VLLM: Final = next(sizes for sizes in RANKS if sizes.engine == "vllm")
+room_for: Final = _VLLM.room_for
+"""The least max_lora_rank that holds a rank; None above all."""
+_BYTES: Final = 2  # of a number: servers hold adapters in 16 bits
+_MOST_BUCKETS: Final = 3
+MEASURES: Final = ("stable_rank", "utilization", "energy_rank_90", "udr", "relative_frobenius")
+FEW: Final = 20  # adapters under which a percentile moves by 5 or more with each; a judgement
+Floats: TypeAlias = npt.NDArray[np.float64]
+
+BANDS: Final = 12
+BITS: Final = 10  # signs of a band; 12 x 10 of the sketch's 128
+MARGIN: Final = 0.1  # under the threshold, of the sketches' cosine: its error at 0.99 is under 0.01, see docs/fleet.md
+_MOST_IN_BUCKET: Final = 500  # adapters of one bucket, beyond which each is compared with its neighbours only
+_NEIGHBOURS: Final = 16
 
 
 def show_fleet(fleet: PathLike, *, top: int = 10, cosine: float = 0.99, most_pairs: int = 100) -> FleetShowReport:
@@ -30,8 +81,6 @@ def show_fleet(fleet: PathLike, *, top: int = 10, cosine: float = 0.99, most_pai
     Raises:
         GradienceError: there is no fleet, or a package is missing.
     """
-    from gradience.verbs.fleet.similar import similar  # noqa: PLC0415  # numpy only here
-
     store = existing(fleet)
     with opened(store) as base:
         count, size, crashed = _one(base, "select count(*), sum(bytes), count(*) filter (status <> 'ok') from adapters")
@@ -120,3 +169,215 @@ def _other_shapes(base: DuckDBPyConnection) -> list[OtherShape]:
         qualify row_number() over (partition by path order by position) = 1 order by path"""  # noqa: S608  # our own
     names = ("path", "base_model", "module", "shape", "usual", "usual_adapters")
     return [OtherShape(**dict(zip(names, row, strict=True))) for row in _all(base, sql)]
+
+
+class Load(NamedTuple):
+    """Adapters of one rank: how many, the sum over their modules of rows + columns, and of r (rows + columns)."""
+
+    adapters: int
+    width: int
+    used: int
+
+
+def serving(base: str, loads: Mapping[int, Load]) -> Serving:
+    """What one base's adapters take on a server, by their largest rank, and the splits that waste least."""
+    served = {rank: load for rank, load in loads.items() if room_for(rank) is not None}
+    largest = room_for(max(loads, default=0))
+    used = sum(load.used for load in served.values()) * _BYTES
+    splits = [
+        best_split(served, parts) for parts in range(1, min(_MOST_BUCKETS, len({room_for(r) for r in served})) + 1)
+    ]
+    return Serving(
+        base_model=base,
+        adapters=sum(load.adapters for load in loads.values()),
+        ranks={str(rank): load.adapters for rank, load in sorted(loads.items())},
+        max_lora_rank=largest,
+        used_bytes=used,
+        padding_bytes=splits[0].padding_bytes if splits else 0,
+        buckets=splits,
+    )
+
+
+def padding(load: Load, size: int) -> int:
+    """Bytes of zeros beside the factors of these adapters on a server of that size."""
+    return (load.width * size - load.used) * _BYTES
+
+
+def best_split(loads: Mapping[int, Load], parts: int) -> RankBuckets:
+    """The sizes of that many servers that waste least, each adapter on the smallest that holds it."""
+    ranks = sorted(loads)
+
+    @cache
+    def best(start: int, left: int) -> tuple[int, tuple[int, ...]]:
+        """The least padding of the ranks from `start` on, and the ends of their groups."""
+        if left == 1 or start == len(ranks) - 1:
+            return _cost(loads, ranks[start:]), (len(ranks),)
+        options: list[tuple[int, tuple[int, ...]]] = [(_cost(loads, ranks[start:]), (len(ranks),))]
+        for end in range(start + 1, len(ranks)):
+            rest, ends = best(end, left - 1)
+            options.append((_cost(loads, ranks[start:end]) + rest, (end, *ends)))
+        return min(options)
+
+    total, ends = best(0, parts)
+    groups = [ranks[start:end] for start, end in zip((0, *ends), ends, strict=False)]
+    return RankBuckets(
+        max_lora_ranks=[room_for(group[-1]) or 0 for group in groups],
+        adapters=[sum(loads[rank].adapters for rank in group) for group in groups],
+        padding_bytes=total,
+    )
+
+
+def _cost(loads: Mapping[int, Load], ranks: Sequence[int]) -> int:
+    size = room_for(ranks[-1]) or 0
+    return sum(padding(loads[rank], size) for rank in ranks)
+
+
+def with_standing(report: AuditReport, fleet: PathLike) -> AuditReport:
+    """The report with `standing`.
+
+    Of each number, the mean over the adapter's healthy modules of one type and rank is compared with the same mean of
+    each trained adapter of the fleet. Adapters of equal content count once, and the adapter itself does not.
+
+    Raises:
+        GradienceError: there is no fleet, or duckdb is missing.
+    """
+    own = writable(os.path.abspath(report.peft_dir))  # noqa: PTH100  # as a fleet names it: no links resolved
+    groups: dict[tuple[str, int], list[ModuleAudit]] = {}
+    for module in measured(report.modules):
+        groups.setdefault((module.module_type, module.r), []).append(module)
+    with opened(existing(fleet)) as base:
+        found = [item for key, members in groups.items() for item in _percentiles(base, own, key, members)]
+    notes = ["no trained adapter of the fleet has modules of these types and ranks"] if not found else []
+    few = min((item.n for item in found), default=FEW)
+    notes += [f"few to compare with: n = {few}"] if few < FEW else []
+    return msgspec.structs.replace(report, standing=Standing(fleet=str(fleet), percentiles=found, notes=notes))
+
+
+def _percentiles(
+    base: DuckDBPyConnection, own: str, key: tuple[str, int], members: Sequence[ModuleAudit]
+) -> Iterator[Percentile]:
+    means = ", ".join(f"avg(m.{name})" for name in MEASURES)
+    sql = f"""with others as (
+            select min(path) as path from adapters where verdict = 'trained'
+            and content_hash not in (select content_hash from adapters where path = $own) group by content_hash)
+        select {means} from modules m join others using (path)
+        where m.state = 'ok' and m.module_type = $type and m.r = $r group by path"""  # noqa: S608  # our own names
+    rows = base.execute(sql, {"own": own, "type": key[0], "r": key[1]}).fetchall()
+    for place, measure in enumerate(MEASURES):
+        mine = [value for m in members if (value := number_column(getattr(m, measure))) is not None]
+        theirs: list[Any] = [row[place] for row in rows if row[place] is not None]
+        if mine and theirs:
+            value = fmean(mine)
+            yield Percentile(
+                measure=measure,
+                module_type=key[0],
+                r=key[1],
+                value=value,
+                percentile=share_below(value, theirs),
+                n=len(theirs),
+            )
+
+
+def share_below(value: float, others: Sequence[float]) -> float:
+    """Per cent of the others below a value, those equal to it by half.
+
+    >>> share_below(2.0, [1.0, 2.0, 3.0, 4.0])
+    37.5
+    """
+    below, equal = sum(other < value for other in others), sum(other == value for other in others)
+    return 100.0 * (below + equal / 2) / len(others)
+
+
+def similar(rows: Sequence[Mapping[str, Any]], *, threshold: float, most: int) -> Similar:
+    """What is alike among adapters.
+
+    Args:
+        rows: of each readable adapter `path`, `base_model`, `shape_key`, `content_hash` and `sketch`.
+        threshold: the cosine from which two are nearly the same.
+        most: how many pairs to compute the cosine of, those first whose sketches are closest.
+    """
+    groups: dict[str, list[str]] = {}
+    for row in rows:
+        groups.setdefault(row["content_hash"], []).append(row["path"])
+    blocks: dict[tuple[str | None, str], dict[str, Mapping[str, Any]]] = {}
+    for row in rows:
+        if row["shape_key"]:
+            blocks.setdefault((row["base_model"], row["shape_key"]), {}).setdefault(row["content_hash"], row)
+    found = [pair for block in blocks.values() for pair in _candidates(list(block.values()), threshold - MARGIN)]
+    found.sort(reverse=True)
+    near, failed = _exact([(one, two) for _, one, two in found[:most]], threshold)
+    return Similar(
+        threshold=threshold,
+        same=[Alike(paths=sorted(paths)) for paths in groups.values() if len(paths) > 1],
+        near=near,
+        compared=min(len(found), most) - failed,
+        not_compared=max(0, len(found) - most) + failed,
+        all_pairs=sum(len(block) * (len(block) - 1) // 2 for block in blocks.values()),
+    )
+
+
+def _candidates(block: Sequence[Mapping[str, Any]], least: float) -> Iterator[tuple[float, str, str]]:
+    if len(block) < 2:
+        return
+    sketches = np.array([row["sketch"] for row in block], dtype=np.float64)
+    sizes = np.linalg.norm(sketches, axis=1)
+    unit = sketches / np.where(sizes > 0.0, sizes, 1.0)[:, None]
+    for one, two in candidate_pairs(unit):
+        cosine = float(unit[one] @ unit[two])
+        if cosine >= least:
+            yield cosine, block[one]["path"], block[two]["path"]
+
+
+def candidate_pairs(unit: Floats) -> set[tuple[int, int]]:
+    """Pairs of sketches, unit vectors (n, D), of which at least one band of signs agrees."""
+    signs = (unit > 0.0)[:, : BANDS * BITS].reshape(len(unit), BANDS, BITS)
+    keys = signs @ (1 << np.arange(BITS))
+    alive = np.flatnonzero(unit.any(axis=1))
+    pairs: set[tuple[int, int]] = set()
+    for band in range(BANDS):
+        buckets: dict[int, list[int]] = {}
+        for index in alive:
+            buckets.setdefault(int(keys[index, band]), []).append(int(index))
+        for members in buckets.values():
+            pairs.update(_pairs_in(members))
+    return pairs
+
+
+def _pairs_in(members: list[int]) -> Iterable[tuple[int, int]]:
+    if len(members) <= _MOST_IN_BUCKET:
+        return combinations(members, 2)
+    return ((one, two) for at, one in enumerate(members) for two in members[at + 1 : at + 1 + _NEIGHBOURS])
+
+
+def _exact(pairs: Sequence[tuple[str, str]], threshold: float) -> tuple[list[Alike], int]:
+    """The pairs whose cosine is at least the threshold, and how many could not be compared."""
+    near, failed = [], 0
+    for one, two in pairs:
+        try:
+            cosine = update_cosine(open_adapter(Path(one))[1], open_adapter(Path(two))[1])
+        except (AdapterError, OSError):  # gone since, or behind a URL
+            failed += 1
+            continue
+        if cosine >= threshold:
+            near.append(Alike(paths=[one, two], cosine=cosine))
+    return sorted(near, key=lambda alike: -(alike.cosine or 0.0)), failed
+
+
+def update_cosine(one: Adapter, two: Adapter) -> float:
+    """<dW1, dW2> / (norm(dW1) norm(dW2)) over the modules of both, by Gram matrices in float64; 0 where one is zero."""
+    others = {module.name: module for module in two.modules}
+    sums = np.zeros(3)
+    for module in one.modules:
+        other = others.get(module.name)
+        if other is None:
+            continue
+        b1, a1 = (part.astype(np.float64) for part in module.load())
+        b2, a2 = (part.astype(np.float64) for part in other.load())
+        s1, s2 = module.scale, other.scale
+        sums += (
+            s1 * s2 * np.sum((b1.T @ b2) * (a1 @ a2.T)),
+            s1 * s1 * np.sum((b1.T @ b1) * (a1 @ a1.T)),
+            s2 * s2 * np.sum((b2.T @ b2) * (a2 @ a2.T)),
+        )
+    size = float(np.sqrt(sums[1] * sums[2]))
+    return float(sums[0]) / size if size > 0.0 else 0.0

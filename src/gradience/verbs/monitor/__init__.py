@@ -13,8 +13,8 @@ from typing import Final
 
 import msgspec
 
+from gradience.rules.log import DETECTED, detect
 from gradience.rules.log.facts import DEFAULT_GAP, PROBES, SIGNALS, RunFacts, Series, Signal, ends
-from gradience.rules.log.judge import DETECTED, detect
 from gradience.rules.log.story import line_of, story_parts
 from gradience.rules.objective import has_perplexity
 from gradience.rules.select import excluded_rules, without
@@ -79,22 +79,11 @@ def monitor_run(
         ConfigError: an id is not known, or the settings cannot be read.
         SchemaError: the log is of another major version.
     """
-    left_out = detectors_left_out(select, ignore, settings)
+    left_out = excluded_rules(DETECTED, select=select, ignore=ignore, settings=settings)
     source = open_source(path, run)
     shown = source.summary.last
     assert shown is not None  # noqa: S101  # open_source refuses a source without a run
     return report_of(source, shown, gap_threshold=gap_threshold, left_out=left_out)
-
-
-def detectors_left_out(
-    select: Iterable[str] = (), ignore: Iterable[str] = (), settings: str | os.PathLike[str] | None = None
-) -> dict[str, str]:
-    """The detectors that are not to speak, each with the reason.
-
-    Raises:
-        ConfigError: an id is not known, or the settings cannot be read.
-    """
-    return excluded_rules(DETECTED, select=select, ignore=ignore, settings=settings)
 
 
 def report_of(
@@ -122,7 +111,7 @@ def report_of(
         sessions=len(run.record.sessions),
         config=config,
         status=facts.status,
-        status_reason=run.end.reason if run.end else None,
+        status_reason=facts.status_reason,
         events=dict(summary.counts),
         train=train,
         signals={name: _signal(column) for name, column in facts.signals.items()},
@@ -278,6 +267,12 @@ def derived_notes(evals: Sequence[EvalPoint]) -> list[str]:
 def held_out_of(evals: Sequence[EvalPoint]) -> EvalPoint | None:
     """The evaluation that stands for held-out data, or None."""
     return next((point for point in evals if point.split != "train"), None)
+
+
+def held_out_split(report: MonitorReport) -> str | None:
+    """The held-out split that a report shows, or None."""
+    point = held_out_of(report.evals)
+    return point.split if point else None
 
 
 def gap_of(run: RunSeries, evals: Sequence[EvalPoint]) -> GapReading | None:

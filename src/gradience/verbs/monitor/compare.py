@@ -13,9 +13,11 @@ import msgspec
 
 from gradience.errors import GradienceError, RecorderError
 from gradience.importers.sources import MAX_RUNS
+from gradience.rules.log import DETECTED
 from gradience.rules.log.facts import DEFAULT_GAP, Series, sorted_by_step
 from gradience.rules.log.statistics import median
 from gradience.rules.objective import objective_of
+from gradience.rules.select import excluded_rules
 from gradience.schema.compare import (
     COMPARE_SCHEMA_ID,
     AlignedRow,
@@ -24,11 +26,10 @@ from gradience.schema.compare import (
     ConfigDifference,
     UnreadRun,
 )
-from gradience.schema.events import Eval
 from gradience.schema.findings import FindingRef
 from gradience.schema.reports import MonitorReport
-from gradience.schema.scalars import Json, as_float, number_in, real
-from gradience.verbs.monitor import detectors_left_out, report_of
+from gradience.schema.scalars import Json, number_in, real
+from gradience.verbs.monitor import held_out_of, held_out_split, report_of
 from gradience.verbs.monitor.source import names_of, open_source, runs_in
 
 _ROWS: Final = 12  # of the table by step
@@ -77,7 +78,7 @@ def compare_runs(
         RecorderError: a path is missing or holds no run; within a folder of runs such a log is listed as unread.
         SchemaError: a log is of another major version.
     """
-    left_out = detectors_left_out(select, ignore, settings)
+    left_out = excluded_rules(DETECTED, select=select, ignore=ignore, settings=settings)
     runs: list[_Run] = []
     unread: list[UnreadRun] = []
     folders = [runs_in(given) for given in paths]
@@ -107,18 +108,8 @@ def _read(path: Path, gap_threshold: float, left_out: Mapping[str, str], *, all_
     for series in chosen if all_runs else chosen[-1:]:
         report = report_of(source, series, gap_threshold=gap_threshold, left_out=left_out)
         rows = sorted_by_step(Series(series.steps, series.losses, (), in_order=not series.record.out_of_order))
-        yield _Run(source.path, report, _Column(rows.steps, rows.losses), _evals(series.evals, _split(report)))
-
-
-def _split(report: MonitorReport) -> str | None:
-    return next((point.split for point in report.evals if point.split != "train"), None)
-
-
-def _evals(events: Sequence[Eval], split: str | None) -> _Column:
-    mine = (e for e in events if e.split == split and e.step is not None and e.metrics.loss is not None)
-    by_step = {e.step or 0: as_float(e.metrics.loss or 0.0) for e in mine}
-    steps = sorted(step for step, loss in by_step.items() if math.isfinite(loss))
-    return _Column(steps, [by_step[step] for step in steps])
+        curve = series.losses_of(held_out_split(report))
+        yield _Run(source.path, report, _Column(rows.steps, rows.losses), _Column(list(curve), list(curve.values())))
 
 
 def _names(runs: Sequence[_Run]) -> list[str]:
@@ -136,7 +127,7 @@ def _names(runs: Sequence[_Run]) -> list[str]:
 
 def _column(name: str, run: _Run) -> ComparedRun:
     report, train = run.report, run.report.train
-    point = next((point for point in report.evals if point.split != "train"), None)
+    point = held_out_of(report.evals)
     best = min(zip(run.held_out.losses, run.held_out.steps, strict=True), default=None)
     lora = report.config.lora
     return ComparedRun(
@@ -209,7 +200,7 @@ def _notes(reports: Sequence[MonitorReport]) -> Iterator[str]:
         "models": {report.config.model_name for report in reports},
         "data sets": {report.config.dataset_name for report in reports},
         "objectives": {objective_of(report.config).kind for report in reports},
-        "held-out splits": {_split(report) for report in reports} - {None},
+        "held-out splits": {held_out_split(report) for report in reports} - {None},
     }
     apart = [name for name, values in asked.items() if len(values) > 1]
     if apart:

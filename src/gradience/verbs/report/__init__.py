@@ -1,7 +1,8 @@
 """The verb ``report``: a run, its config and its adapter in one file that can be passed on.
 
 The file is an HTML page or Markdown, by its suffix. It is written whole or not at all, and a name that is taken is
-refused before any work. Only the page needs matplotlib, which the extra `report` installs.
+refused before any work. Only the page needs matplotlib, which the extra `report` installs. A fleet, and the curves of
+several runs, have pages of the same kind.
 """
 
 from __future__ import annotations
@@ -14,11 +15,14 @@ from typing import TYPE_CHECKING, Final, Literal, TypeAlias
 from gradience.errors import GradienceError, OutputError
 from gradience.io.atomic import atomic_file
 from gradience.io.paths import PathLike
+from gradience.schema.fleet import FleetShowReport, RunsCurvesReport
 from gradience.telemetry.redact import hide_in
 
-if TYPE_CHECKING:  # reading sources needs numpy, and JAX for weights: `gradience report --help` does not
+if TYPE_CHECKING:
+    # reading sources needs numpy, and JAX for weights: `gradience report --help` does not
     from gradience.render.html import Story
     from gradience.verbs.diagnose.sources import Sources
+
 
 ReportFormat: TypeAlias = Literal["html", "md"]
 
@@ -133,3 +137,34 @@ def report_text(story: Story, kind: ReportFormat) -> str:
     from gradience.render.markdown import report_markdown  # noqa: PLC0415  # schemas of all reports
 
     return report_markdown(story.diagnosis, story.comparison, story.bench)
+
+
+def write_fleet_page(report: FleetShowReport, out: PathLike, *, force: bool = False) -> None:
+    """Write the page about a fleet, whole or not at all.
+
+    Raises:
+        GradienceError: matplotlib is not installed.
+        OutputError: the file exists already, or cannot be written.
+    """
+    check_format("html")
+    from gradience.render.html.page import fleet_html  # noqa: PLC0415  # matplotlib
+
+    _write_page(fleet_html(hide_in(report)), Path(out), force=force)
+
+
+def write_curves_page(report: RunsCurvesReport, out: PathLike, *, force: bool = False) -> None:
+    """Write the page with the curves of runs, whole or not at all.
+
+    Raises:
+        GradienceError: matplotlib is not installed.
+        OutputError: the file exists already, or cannot be written.
+    """
+    check_format("html")
+    from gradience.render.html.page import curves_html  # noqa: PLC0415  # matplotlib
+
+    _write_page(curves_html(hide_in(report)), Path(out), force=force)
+
+
+def _write_page(text: str, out: Path, *, force: bool) -> None:
+    with atomic_file(out, force=force) as draft:
+        _write(draft, out, text)

@@ -57,7 +57,7 @@ def build_story(
         reason = "; ".join(reasons) or "neither log, adapter nor configuration"
         raise GradienceError(f"{sources.path}: {reason}", advice="give a run, --adapter or --config")
     if against is not None and read.audit is not None:
-        from gradience.verbs.fleet.standing import with_standing  # noqa: PLC0415  # duckdb, of the extra [fleet]
+        from gradience.verbs.fleet.show import with_standing  # noqa: PLC0415  # duckdb, of the extra [fleet]
 
         read = read._replace(audit=with_standing(read.audit, against))
     comparison = _comparison(sources.weights.path, compare) if compare else None

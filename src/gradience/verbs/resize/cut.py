@@ -36,6 +36,8 @@ class Job(NamedTuple):
     best: Sequence[Maps | None] = ()
     base: BaseWeights | None = None
     maps: Maps | None = None
+    measure: Callable[[Array, Array], Maps | None] | None = None
+    """Gives the maps to a plain module's best factors from these, as they are cut, where they are not known before."""
 
     @property
     def unchanged(self) -> bool:
@@ -63,12 +65,26 @@ def planned_file(source: TensorSource, jobs: Iterable[Job], *, dtype: str | None
     """
     new: dict[str, PlannedTensor] = {}
     left_out: set[str] = set()
-    for job in jobs:
+    together: dict[str, int] = {}
+    for place, job in enumerate(jobs):
         if job.rank == 0:
             left_out |= {job.pair.layout.a_name, job.pair.layout.b_name}
+        elif job.unchanged:
+            new |= _unchanged(source, job, dtype)
         else:
-            new |= _unchanged(source, job, dtype) if job.unchanged else _cut(source, job, dtype)
-    return [new.get(name) or copied(source, name) for name in source.tensors if name not in left_out]
+            new |= _cut(source, job, dtype)
+            together |= dict.fromkeys((job.pair.layout.a_name, job.pair.layout.b_name), place)
+    found = [new.get(name) or copied(source, name) for name in source.tensors if name not in left_out]
+    return list(_marked(found, together))
+
+
+def _marked(tensors: Iterable[PlannedTensor], together: Mapping[str, int]) -> Iterator[PlannedTensor]:
+    """Yield the tensors, the later of the two of a number as one that comes with another."""
+    begun: set[int] = set()
+    for tensor in tensors:
+        place = together.get(tensor.name)
+        yield tensor if place is None else tensor._replace(with_another=place in begun)
+        begun |= set() if place is None else {place}
 
 
 def _unchanged(source: TensorSource, job: Job, dtype: str | None) -> Mapping[str, PlannedTensor]:
@@ -148,8 +164,9 @@ class _Cut:
         if job.magnitude is not None:
             fit = refit_of(self._source, job)
             return {layout.a_name: fit.a, layout.b_name: fit.b, job.magnitude: fit.magnitude}
-        factors = zip(*layout.read(self._source), job.best, strict=True)
-        cuts = [self._reduced(b, a, best) for b, a, best in factors]
+        bs, as_ = layout.read(self._source)
+        known = job.best if job.measure is None else [job.measure(bs[0], as_[0])]
+        cuts = [self._reduced(b, a, best) for b, a, best in zip(bs, as_, known, strict=True)]
         b, a = layout.joined(_stack([b for b, _ in cuts]), _stack([a for _, a in cuts]), job.rank)
         return {layout.a_name: a, layout.b_name: b}
 

@@ -1,14 +1,15 @@
 """Everything that is decided before a byte is written: which pairs, their ranks, the config, and what is lost.
 
 The factors are read once, one module at a time, for their Gram matrices: singular values, ranks and errors follow from
-these, and the new factors themselves are computed only while the file is written (`cut`).
+these, and the new factors themselves are computed only while the file is written (`cut`). Of plain factors that get one
+rank, `at_once` does both together.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final, NamedTuple
 
 import numpy as np
@@ -61,11 +62,11 @@ def plan_of(adapter: Adapter, target: Target, *, dtype: str | None = None, base:
         AdapterError: the adapter is of a kind that cannot be resized, not finite, or larger than the budget.
     """
     source = source_of(adapter)
-    measured = _measured(resizable_pairs(adapter))
+    measured = measured_pairs(resizable_pairs(adapter))
     sizes = sizes_of(adapter, [one.pair for one in measured], dtype)
     ranks = _ranks_of(target, measured, sizes)
     jobs = [Job(one.pair, ranks[one.pair.path], one.best, base) for one in measured]
-    losses = [_losses(source, job, one.spectra) for job, one in zip(jobs, measured, strict=True)]
+    losses = [losses_of(source, job, one.spectra) for job, one in zip(jobs, measured, strict=True)]
     return plan_of_jobs(source, jobs, losses, dtype=dtype)
 
 
@@ -84,13 +85,19 @@ def plan_of_jobs(
     source: TensorSource, jobs: Sequence[Job], losses: Sequence[Sequence[Loss]], *, dtype: str | None
 ) -> Plan:
     """Return the plan of pairs whose ranks are decided; `losses` are of each pair's modules."""
-    return Plan(
-        planned_file(source, jobs, dtype=dtype),
-        source.metadata or _METADATA,
-        _new_patterns(jobs),
-        _rows(jobs, losses),
-        _relative_error([loss for some in losses for loss in some]),
-    )
+    return with_losses(plan_of_files(source, jobs, dtype=dtype), jobs, losses)
+
+
+def plan_of_files(source: TensorSource, jobs: Sequence[Job], *, dtype: str | None) -> Plan:
+    """Return the same without what it costs: no rows yet."""
+    tensors = planned_file(source, jobs, dtype=dtype)
+    return Plan(tensors, source.metadata or _METADATA, _new_patterns(jobs), [], None)
+
+
+def with_losses(plan: Plan, jobs: Sequence[Job], losses: Sequence[Sequence[Loss]]) -> Plan:
+    """Return the plan with what it costs."""
+    error = _relative_error([loss for some in losses for loss in some])
+    return replace(plan, rows=_rows(jobs, losses), relative_error=error)
 
 
 class NewConfig(NamedTuple):
@@ -132,18 +139,32 @@ class _Measured(NamedTuple):
     best: list[Maps | None]
 
 
-def _measured(pairs: Sequence[StoredPair]) -> list[_Measured]:
+def measured_pairs(pairs: Sequence[StoredPair]) -> list[_Measured]:
+    """Return the pairs with their spectra and maps.
+
+    Raises:
+        AdapterError: one is not finite.
+    """
     loads = [factors_of(module) for pair in pairs for module in pair.modules]
     found = zip(*spectra_and_maps(loads), strict=True)
     measured = [_of_pair(pair, [next(found) for _ in pair.modules]) for pair in pairs]
     for one in measured:
         for module, spectrum in zip(one.pair.modules, one.spectra, strict=True):
-            if not (spectrum.finite and math.isfinite(module.scale)):
-                raise AdapterError(
-                    f"{module.name} holds NaN or infinite numbers: it has no best update of a lower rank",
-                    advice="'gradience audit' names all such modules",
-                )
+            refuse_broken(module, finite=spectrum.finite)
     return measured
+
+
+def refuse_broken(module: Module, *, finite: bool) -> None:
+    """Refuse a module whose update is not finite.
+
+    Raises:
+        AdapterError: its factors, as found, or its scale are not.
+    """
+    if not (finite and math.isfinite(module.scale)):
+        raise AdapterError(
+            f"{module.name} holds NaN or infinite numbers: it has no best update of a lower rank",
+            advice="'gradience audit' names all such modules",
+        )
 
 
 def _of_pair(pair: StoredPair, found: Sequence[tuple[Spectrum, Maps | None]]) -> _Measured:
@@ -231,7 +252,8 @@ class Loss(NamedTuple):
     energy: float
 
 
-def _losses(source: TensorSource, job: Job, found: Sequence[Spectrum]) -> list[Loss]:
+def losses_of(source: TensorSource, job: Job, found: Sequence[Spectrum]) -> list[Loss]:
+    """Return what each module of a pair loses, from the spectra."""
     if job.magnitude is not None and not job.unchanged:
         fit = refit_of(source, job)
         return [Loss(fit.lost, fit.energy)]

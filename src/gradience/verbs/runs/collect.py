@@ -1,24 +1,47 @@
-"""The runs below some folders as a store: kept in the user's cache, and read again only where a log has changed."""
+"""The runs below some folders as a store: kept in the user's cache, and read again only where a log has changed.
+
+A run is a run.jsonl, or the folder or file that another program's run wrote. Its rows are what monitor tells of it, its
+training rows, its evaluations and its findings.
+"""
 
 from __future__ import annotations
 
 import hashlib
+import math
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
-from gradience.io.paths import cache_folder
-from gradience.io.paths import PathLike
+from gradience.configs.training import STATE_NAME
+from gradience.errors import GradienceError, RecorderError
+from gradience.importers.sources import is_run
+from gradience.io.paths import PathLike, cache_folder
+from gradience.rules.objective import objective_of
+from gradience.schema.config import ConfigSnapshot
+from gradience.schema.document import writable
+from gradience.schema.events import Eval
+from gradience.schema.findings import by_severity
+from gradience.schema.fleet import RUNS_SCHEMA_ID, EvalRow, RunFindingRow, RunRow, StepRow
+from gradience.schema.reports import MonitorReport
+from gradience.schema.scalars import Real, as_float, number_in
+from gradience.telemetry.series import RunSeries
+from gradience.verbs.fleet.audit import Plan, Tally, carry_out, cores, known_rows, plan_of
 from gradience.verbs.fleet.engines import Done, run_local
-from gradience.verbs.fleet.job import Job
-from gradience.verbs.fleet.store import Store
-from gradience.verbs.fleet.update import Plan, Tally, carry_out, cores, known_rows, plan_of
-from gradience.verbs.fleet.rows import version_of_rules
-from gradience.verbs.runs.find import find_runs
-from gradience.verbs.runs.rows import RUNS, run_failed, run_job
+from gradience.verbs.fleet.find import leads_to_folder, stamp_of
+from gradience.verbs.fleet.job import Job, encoded
+from gradience.verbs.fleet.rows import finding_columns, number_column, version_of_rules
+from gradience.verbs.fleet.store import Store, Tables
+from gradience.verbs.monitor import held_out_of, report_of
+from gradience.verbs.monitor.source import is_log, open_source
 
 _ALONE: Final = 200  # logs that this process reads itself: a worker takes a second to start
+_LOGS: Final = (".jsonl", ".json", ".csv", ".tsv", ".db")
+_SETTINGS: Final = (".yaml", ".yml", "training_args.bin")
+_OF_LOGGERS: Final = frozenset({"runs", "logs", "tensorboard", "wandb", "mlruns"})
+_CHECKPOINT: Final = "checkpoint-"
+RUNS: Final = Tables(RUNS_SCHEMA_ID, {"runs": RunRow, "rows": StepRow, "evals": EvalRow, "findings": RunFindingRow})
+MAX_RUNS: Final = 1000  # of one log: more are an error, as none is known to hold as many
 
 
 def collect_runs(
@@ -73,3 +96,200 @@ def _nothing() -> None:
 
 def _crashed(job: Job) -> bytes:
     return run_failed(job, "worker processes died on it twice", crashed=True)
+
+
+def find_runs(roots: Iterable[PathLike], known: Collection[str] = ()) -> Iterator[Job]:
+    """A job for every run below the roots.
+
+    A run.jsonl is one, and so is another file that begins as a log of ours; else a folder in which another program
+    left a log or a state. Its checkpoints and its logger's own folders belong to it.
+
+    Args:
+        roots: folders, or logs.
+        known: paths that are runs, which need not be opened to tell.
+
+    Raises:
+        RecorderError: a root is missing.
+    """
+    seen: set[str] = set()
+    for root in roots:
+        place = os.path.abspath(root)  # noqa: PTH100  # no links resolved: a row is named as the user knows it
+        if not os.path.exists(place):  # noqa: PTH110  # Path.exists raises where a name is too long
+            raise RecorderError(f"no such file or folder: {root}", advice="give a folder with runs below it")
+        for path, stamp in _below(place, known) if os.path.isdir(place) else [_file(place)]:  # noqa: PTH112  # the same
+            if path not in seen:
+                seen.add(path)
+                yield Job(
+                    path=writable(path),
+                    place=path,
+                    files=(),
+                    stamp=writable(stamp),
+                    rules=version_of_rules("config", "log"),
+                )
+
+
+def _file(path: str) -> tuple[str, str]:
+    folder, name = os.path.split(path)
+    return path, stamp_of(folder, [name])
+
+
+def _below(root: str, known: Collection[str]) -> Iterator[tuple[str, str]]:
+    stack = [root]
+    while stack:
+        folder = stack.pop()
+        try:
+            with os.scandir(folder) as entries:
+                listed = sorted(entries, key=lambda entry: entry.name)
+        except OSError:
+            continue
+        files = [entry.name for entry in listed if not leads_to_folder(entry)]
+        below = [entry.name for entry in listed if entry.is_dir(follow_symlinks=False) and entry.name[0] != "."]
+        found = list(_of(folder, files, below, known))
+        yield from found
+        passed = _OF_LOGGERS if found else frozenset()
+        stack += [f"{folder}/{name}" for name in reversed(below) if not _belongs(name, found) and name not in passed]
+
+
+def _belongs(name: str, found: list[tuple[str, str]]) -> bool:
+    return bool(found) and name.startswith(_CHECKPOINT)
+
+
+def _of(folder: str, files: list[str], below: list[str], known: Collection[str]) -> Iterator[tuple[str, str]]:
+    """The runs of one folder: its logs of ours, or else itself."""
+    paths = [f"{folder}/{name}" for name in files if name.endswith(".jsonl")]
+    ours = [path for path in paths if path in known or is_log(Path(path))]
+    if ours:
+        yield from map(_file, ours)
+        return
+    logs = [name for name in files if name.endswith(_LOGS) or "tfevents" in name]
+    states = [f"{name}/{STATE_NAME}" for name in below if name.startswith(_CHECKPOINT)]
+    if not logs and not states:
+        return
+    if folder in known or is_run(Path(folder)):
+        settings = [name for name in files if name.endswith(_SETTINGS)]
+        yield folder, stamp_of(folder, [*logs, *settings, *states])
+
+
+def run_job(job: Job) -> bytes:
+    """The rows of one source; of one that cannot be read a row with the error."""
+    try:
+        source = open_source(job.place)
+        runs = list(source.summary.runs.values())
+        if len(runs) > MAX_RUNS:
+            raise GradienceError(f"{len(runs)} runs in one log, over the limit of {MAX_RUNS}")
+        reports = [report_of(source, series) for series in runs]
+    except (GradienceError, OSError, MemoryError) as error:
+        return run_failed(job, str(error) or type(error).__name__)
+    except Exception as error:  # noqa: BLE001  # the last resort: one log is no reason to end the job
+        return run_failed(job, f"a bug of gradience, not of the log: {type(error).__name__}: {error}", crashed=True)
+    pairs = list(zip(runs, reports, strict=True))
+    return encoded(
+        [_run(job, series, report) for series, report in pairs],
+        [row for series in runs for row in _rows(job.path, series)],
+        [row for series in runs for row in _evals(job.path, series)],
+        [
+            RunFindingRow(path=job.path, run=series.run_id, position=place, **finding_columns(finding))
+            for series, report in pairs
+            for place, finding in enumerate(report.findings)
+        ],
+    )
+
+
+def run_failed(job: Job, reason: str, *, crashed: bool = False) -> bytes:
+    """The rows of a log without numbers. A crash has no stamp: the next call tries again."""
+    stamp = "" if crashed else job.stamp
+    return encoded([RunRow(path=job.path, error=" ".join(reason.split()), stamp=stamp, rules=job.rules)], [], [], [])
+
+
+def _run(job: Job, series: RunSeries, report: MonitorReport) -> RunRow:
+    config, train = report.config, report.train
+    lora, loop = config.lora, config.training
+    point = held_out_of(report.evals)
+    best = _best(series.evals, point.split if point else None)
+    worst = next((finding.severity for finding in by_severity(report.findings)), "none")
+    targets = lora.target_modules
+    return RunRow(
+        path=job.path,
+        run=series.run_id,
+        stamp=job.stamp,
+        rules=job.rules,
+        model=config.model_name,
+        data=config.dataset_name,
+        objective=objective_of(config).kind,
+        status=report.status,
+        verdict=worst,
+        findings=",".join(finding.id for finding in report.findings),
+        story=report.story,
+        r=lora.r if lora.r is not None and lora.r >= 0 else None,
+        alpha=number_column(lora.alpha),
+        targets=",".join(targets) if isinstance(targets, list) else targets,
+        peft_type=lora.peft_type,
+        optimizer=config.optimizer.name,
+        lr=number_column(config.optimizer.lr if train.max_lr is None else train.max_lr),
+        scheduler=loop.lr_scheduler,
+        batch_size=loop.batch_size,
+        seed=_seed(config),
+        epochs=number_column(loop.epochs),
+        steps=train.last_step,
+        max_steps=loop.max_steps,
+        rows=train.rows,
+        first_loss=number_column(train.first_loss),
+        last_loss=number_column(train.last_loss),
+        best_loss=number_column(train.min_loss),
+        best_loss_step=train.min_loss_step,
+        split=point.split if point else None,
+        eval_loss=number_column(point.metrics.loss) if point else None,
+        best_eval_loss=best[0] if best else None,
+        best_eval_step=best[1] if best else None,
+        eval_accuracy=number_column(point.metrics.accuracy) if point else None,
+        gap=number_column(report.gap.ratio) if report.gap else None,
+        utilization_mean=number_in(report.lora_audit or {}, "utilization_mean"),
+        started=series.first_ts,
+        duration_s=train.duration_s,
+    )
+
+
+_MOST_INT: Final = 2**63 - 1  # of a column
+
+
+def _seed(config: ConfigSnapshot) -> int | None:
+    seed = config.training.seed
+    return seed if seed is not None and abs(seed) <= _MOST_INT else None
+
+
+def _best(events: Sequence[Eval], split: str | None) -> tuple[float, int] | None:
+    losses = [
+        (as_float(event.metrics.loss), event.step or 0)
+        for event in events
+        if event.split == split and event.metrics.loss is not None
+    ]
+    return min((pair for pair in losses if math.isfinite(pair[0])), default=None)
+
+
+def _rows(path: str, series: RunSeries) -> list[StepRow]:
+    run = series.run_id
+    losses, rates, norms = (_finite(column) for column in (series.losses, series.rates, series.grad_norms))
+    return [
+        StepRow(path=path, run=run, step=step, loss=loss, lr=rate, grad_norm=norm)
+        for step, loss, rate, norm in zip(series.steps, losses, rates, norms, strict=True)
+    ]
+
+
+def _finite(column: Iterable[float]) -> list[float | None]:
+    return [value if math.isfinite(value) else None for value in column]
+
+
+def _evals(path: str, series: RunSeries) -> Iterator[EvalRow]:
+    for event in series.evals:
+        named: dict[str, Real | None] = {
+            "loss": event.metrics.loss,
+            "ppl": event.metrics.ppl,
+            "accuracy": event.metrics.accuracy,
+        }
+        extras = {name: number_in(event.metrics.extras, name) for name in event.metrics.extras}
+        for metric, value in (named | extras).items():
+            number = number_column(value)
+            if number is not None:
+                yield EvalRow(
+                    path=path, run=series.run_id, step=event.step, split=event.split, metric=metric, value=number
+                )

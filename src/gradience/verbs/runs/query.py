@@ -1,19 +1,38 @@
-"""Questions to many runs: a list with its columns, order and condition, a summary, the best by a metric, and SQL."""
+"""Questions to many runs: a list with its columns, order and condition, a summary, the best by a metric, SQL, and curves."""
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal
 
-from gradience.errors import GradienceError
-from gradience.schema.fleet import Counted, QueryReport
-from gradience.schema.runs import RUNS_BEST_SCHEMA_ID, RUNS_SHOW_SCHEMA_ID, BestRun, RunRow, RunsBestReport, RunsShowReport, UnreadLog
+from gradience.errors import GradienceError, RecorderError
+from gradience.io.paths import PathLike
+from gradience.schema.fleet import (
+    RUNS_BEST_SCHEMA_ID,
+    RUNS_CURVES_SCHEMA_ID,
+    RUNS_SHOW_SCHEMA_ID,
+    BestRun,
+    Counted,
+    Curve,
+    QueryReport,
+    RunRow,
+    RunsBestReport,
+    RunsCurvesReport,
+    RunsShowReport,
+    UnreadLog,
+)
+from gradience.schema.scalars import as_float, number_in
+from gradience.telemetry.series import RunSeries
 from gradience.verbs.fleet.query import Named, opened, select
 from gradience.verbs.fleet.store import Store
+from gradience.verbs.monitor.source import names_of, open_source, runs_in
 
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
+
 
 Goal = Literal["least", "most"]
 
@@ -40,13 +59,16 @@ RUNS_QUERIES: Final[Mapping[str, Named]] = {
         "select split || '/' || metric as metric, count(distinct (path, run)) as runs, min(value) as lowest, "
         "max(value) as highest from evals group by 1 order by 2 desc, 1",
     ),
-    "unreadable": Named("Logs without numbers, and why", "select path, error from runs where error is not null order by path"),
+    "unreadable": Named(
+        "Logs without numbers, and why", "select path, error from runs where error is not null order by path"
+    ),
     "learning-rates": Named(
         "Held-out loss by learning rate and rank",
         "select model, lr, r, count(*) as runs, min(best_eval_loss) as best, median(best_eval_loss) as median "
         "from runs where best_eval_loss is not null group by 1, 2, 3 order by 1, 5",
     ),
 }
+MOST_CURVES: Final = 26  # as many letters as there are
 
 
 def list_runs(
@@ -117,9 +139,7 @@ def _counted(base: DuckDBPyConnection, value: str, table: str) -> list[Counted]:
     return [Counted(value=str(name), adapters=n) for name, n in base.execute(sql).fetchall()]
 
 
-def best_runs(
-    store: Store, metric: str, *, by: str | None = None, goal: Goal | None = None
-) -> RunsBestReport:
+def best_runs(store: Store, metric: str, *, by: str | None = None, goal: Goal | None = None) -> RunsBestReport:
     """The best run of each group, by the best value that its log holds of a metric.
 
     Args:
@@ -132,7 +152,9 @@ def best_runs(
         GradienceError: no run has the metric, or there is no such column.
     """
     if by is not None and by not in _KNOWN:
-        raise GradienceError(f"no column is called {by[:60]}", advice=f"there are {', '.join(RunRow.__struct_fields__)}")
+        raise GradienceError(
+            f"no column is called {by[:60]}", advice=f"there are {', '.join(RunRow.__struct_fields__)}"
+        )
     wanted: Goal = goal or ("least" if _LESS_IS_MORE.search(metric) else "most")
     split, _, name = metric.rpartition("/")
     order = "value" if wanted == "least" else "value desc"
@@ -160,3 +182,46 @@ def best_runs(
         best=[BestRun(**dict(zip(names, row, strict=True))) for row in rows],
         known_metrics=metrics,
     )
+
+
+def run_curves(*paths: PathLike, metric: str = "train/loss") -> RunsCurvesReport:
+    """One metric of each run, by rising step; a step that was logged again counts as it went the last time.
+
+    Args:
+        paths: logs, folders of a run, or folders of runs; of a log with several runs the last is taken.
+        metric: split and name, such as `eval/accuracy`; `train/loss`, `train/lr` and `train/grad_norm` are columns of
+            training rows. Without a split, `train`.
+
+    Raises:
+        RecorderError: a path cannot be read, no run has the metric, or there are more than 26.
+    """
+    places = [place for path in paths for place in runs_in(path)]
+    if not 0 < len(places) <= MOST_CURVES:
+        raise RecorderError(f"expected 1 to {MOST_CURVES} runs, got {len(places)}", advice="give fewer, by name")
+    curves = [_curve(name, place, metric) for name, place in zip(names_of(places), places, strict=True)]
+    drawn = [curve for curve in curves if curve.steps]
+    if not drawn:
+        raise RecorderError(f"no run has {metric[:60]!r}", advice="see 'gradience runs query ROOT --named metrics'")
+    return RunsCurvesReport(schema=RUNS_CURVES_SCHEMA_ID, metric=metric, curves=drawn)
+
+
+def _curve(name: str, place: Path, metric: str) -> Curve:
+    series = open_source(place).summary.last
+    assert series is not None  # noqa: S101  # open_source refuses a source without a run
+    points = {step: value for step, value in _points(series, metric) if math.isfinite(value)}
+    steps = sorted(points)
+    return Curve(name=name, path=str(place), run=series.run_id, steps=steps, values=[points[step] for step in steps])
+
+
+def _points(series: RunSeries, metric: str) -> Iterator[tuple[int, float]]:
+    split, _, name = metric.rpartition("/")
+    columns = {"loss": series.losses, "lr": series.rates, "grad_norm": series.grad_norms}
+    if split in {"", "train"} and name in columns:
+        yield from zip(series.steps, columns[name], strict=False)
+    for event in series.evals:
+        if event.split != (split or "train") or event.step is None:
+            continue
+        known = {"loss": event.metrics.loss, "ppl": event.metrics.ppl, "accuracy": event.metrics.accuracy}
+        value = known[name] if name in known else number_in(event.metrics.extras, name)
+        if value is not None:
+            yield event.step, as_float(value)

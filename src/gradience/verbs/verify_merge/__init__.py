@@ -1,7 +1,148 @@
-"""Whether a merged model contains an adapter."""
+"""The verb `verify-merge`: base, adapter and merged model side by side, one tensor in memory at a time.
+
+Every module of the adapter gets a verdict of its own; together they decide whether the merged model contains it.
+"""
 
 from __future__ import annotations
 
-from gradience.verbs.verify_merge.model import verify_merged
+from collections import Counter
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Final
 
-__all__ = ["verify_merged"]
+from gradience.adapters.layout import Adapter
+from gradience.adapters.open import open_adapter
+from gradience.base.weights import BaseWeights, find_shards
+from gradience.errors import AdapterError
+from gradience.io.paths import PathLike, Progress
+from gradience.schema.merge import VERIFY_MERGE_SCHEMA_ID, VerifiedModule, VerifyMergeReport, VerifyVerdict
+from gradience.schema.scalars import real
+from gradience.verbs.verify_merge.judge import FAILING
+from gradience.verbs.verify_merge.rows import Rows
+from gradience.verbs.verify_merge.whole import Rest, copies_of
+
+_PROVEN: Final = {"exact", "within_rounding"}
+_MOST: Final = 5  # reasons of one kind that are named
+
+
+def verify_merged(
+    base: PathLike,
+    adapter: PathLike,
+    merged: PathLike,
+    *,
+    adapter_config: PathLike | None = None,
+    weights: PathLike | None = None,
+    threads: int = 1,
+    progress: Progress | None = None,
+) -> VerifyMergeReport:
+    """Return whether a merged model contains an adapter, from the three sets of files alone.
+
+    Each tensor M of the merged model is compared, bit for bit, with what the orders of arithmetic that programs merge
+    in make of the base's W and the adapter's dW; where none fits, with W + dW within the bound of the dtypes, with W,
+    and with W + f dW. Heads and biases that the adapter holds whole are compared as they are, and tensors that it does
+    not touch with the base's. Outputs of the models are not compared.
+
+    Args:
+        base: the base model: a folder with safetensors, or organisation/name in the hub's local cache.
+        adapter: the folder that PEFT (or MLX-LM, kohya, diffusers) saved, or its weights file.
+        merged: the merged model, as `base`.
+        adapter_config: an adapter_config.json elsewhere than beside the weights.
+        weights: a weights file of another name.
+        threads: how many to compute with; more than one pays only where BLAS itself has one (OPENBLAS_NUM_THREADS=1).
+        progress: called with (tensors done, tensors in all, the tensor's name).
+
+    Raises:
+        AdapterError: one of the three cannot be read, or the adapter holds nothing that a merge would add.
+    """
+    held = open_adapter(adapter, adapter_config=adapter_config, weights=weights)[1]
+    before = BaseWeights(find_shards(Path(base)))
+    after = _merged_weights(Path(merged))
+    shown = progress or (lambda _done, _total, _name: None)
+    with ThreadPoolExecutor(max(1, threads)) as pool:
+        rows = Rows(held, before, after, workers=pool.map if threads > 1 else map)
+        found = _judged(held, rows, shown, extra=sum(len(file.tensors) for file in after.files))
+        rest = Rest(before, after, touched=rows.touched, used=rows.used)
+        done, total = len(found), len(found) + len(rest.names)
+        others = list(rest.compare(lambda name: shown(done + rest.compared, total, name)))
+    shown(total, total, "")
+    found += rows.skipped()
+    verdict, reasons = concluded(found)
+    return VerifyMergeReport(
+        schema=VERIFY_MERGE_SCHEMA_ID,
+        base=str(base),
+        adapter=str(adapter),
+        merged=str(merged),
+        verdict=verdict,
+        reasons=reasons,
+        counts=dict(Counter(row.verdict for row in found).most_common()),
+        coefficient=real(rows.ed / rows.dd) if rows.dd > 0.0 else None,
+        replays=dict(rows.replays),
+        dtypes=dict(rows.dtypes),
+        modules=found,
+        untouched=rest.compared,
+        others=others,
+        notes=held.notes,
+    )
+
+
+def _judged(adapter: Adapter, rows: Rows, shown: Progress, *, extra: int) -> list[VerifiedModule]:
+    """Return a row for each module and each tensor that is held whole; `extra` tensors are still to come.
+
+    Raises:
+        AdapterError: there is neither.
+    """
+    modules, copies = [*adapter.modules, *adapter.base_dependent], list(copies_of(adapter))
+    if not modules and not copies:
+        why = adapter.skipped[0].reason if adapter.skipped else "it holds no tensor"
+        raise AdapterError(
+            f"the adapter holds nothing that a merge would add: {why}", advice="'gradience audit' says what it holds"
+        )
+    total = max(extra, len(modules) + len(copies))
+    found: list[VerifiedModule] = []
+    for module in modules:
+        shown(len(found), total, module.name)
+        found += rows.update(module)
+    for copy in copies:
+        shown(len(found), total, copy.name)
+        found.append(rows.copy(copy))
+    return found
+
+
+def _merged_weights(path: Path) -> BaseWeights:
+    try:
+        return BaseWeights(find_shards(path))
+    except AdapterError as error:
+        raise AdapterError(f"the merged model: {error}", advice=error.advice) from error
+
+
+def concluded(rows: Sequence[VerifiedModule]) -> tuple[VerifyVerdict, list[str]]:
+    """Return the verdict of the whole, and why it is not `contained`."""
+    failing = [_phrase(rows, verdict, words) for verdict, words in FAILING.items() if _named(rows, verdict)]
+    if failing:
+        return "not_contained", failing
+    missed = [row for row in rows if row.verdict == "not_compared"]
+    if missed:
+        by_reason: dict[str, list[str]] = {}
+        for row in missed:
+            by_reason.setdefault(row.reason or "", []).append(row.name)
+        named = [f"{_first(names)} not compared: {reason}" for reason, names in by_reason.items()]
+        more = [f"and {len(named) - _MOST} more reasons"] if len(named) > _MOST else []
+        return "inconclusive", [*named[:_MOST], *more]
+    if not any(row.verdict in _PROVEN for row in rows):
+        reasons = dict.fromkeys(row.reason or "" for row in rows)
+        return "inconclusive", [f"no module can tell: {reason}" for reason in reasons]
+    return "contained", []
+
+
+def _named(rows: Sequence[VerifiedModule], verdict: str) -> list[str]:
+    return [row.name for row in rows if row.verdict == verdict]
+
+
+def _phrase(rows: Sequence[VerifiedModule], verdict: str, words: str) -> str:
+    names = _named(rows, verdict)
+    return f"{len(names)} of {len(rows)} {words} (first: {names[0]})"
+
+
+def _first(names: Sequence[str]) -> str:
+    return names[0] if len(names) == 1 else f"{len(names)} (first: {names[0]})"

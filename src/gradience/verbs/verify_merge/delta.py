@@ -1,4 +1,7 @@
-"""The update of one module, some rows at a time, in the precision of a replay; and the dtypes that replays round to.
+"""Weights and updates by rows: W in its file, read as it is asked for, and dW in the precision of a replay.
+
+None of them is in memory whole. Arrays of a span's size are used again by the thread that had them: fresh ones cost
+more in page faults than the arithmetic in them.
 
 A product B A in float32 depends on the order in which a machine adds up its r terms, so two correct merges may differ
 in the last bits. `PlainDelta.bounds` gives all that any order can give: what is called exact must not depend on one.
@@ -7,7 +10,11 @@ in the last bits. `PlainDelta.bounds` gives all that any order can give: what is
 from __future__ import annotations
 
 import math
-from typing import Any, Final
+import threading
+from collections.abc import Iterable, Sequence
+from contextlib import ExitStack
+from functools import cache
+from typing import Any, Final, NamedTuple, TypeAlias
 
 import msgspec
 import numpy as np
@@ -15,16 +22,149 @@ import numpy.typing as npt
 
 from gradience.adapters.layout import Array, Module
 from gradience.base.orientation import matrix_of, plain_factors
-from gradience.io.safetensors import DTYPES
+from gradience.base.weights import Found
+from gradience.errors import AdapterError
+from gradience.io.safetensors import DTYPES, TensorReader
 from gradience.schema.merge import MergeReplay
-from gradience.verbs.verify_merge.scratch import scratch
-from gradience.verbs.verify_merge.stored import Matrix
 
 UNIT: Final = {"F64": 2.0**-53, "F32": 2.0**-24, "F16": 2.0**-11, "BF16": 2.0**-8}
 """Unit roundoff: the relative error of rounding a normal number to nearest (IEEE 754; bfloat16 keeps 8 bits)."""
 
 FLOATS: Final = frozenset(UNIT)
 HALVES: Final = ("BF16", "F16")
+
+
+class _Part(NamedTuple):
+    """Rows that follow each other in one tensor; `start` is the first one's offset in bytes."""
+
+    reader: TensorReader
+    start: int
+    rows: int
+
+
+class Stored:
+    """Rows of one tensor, or of several below each other. Indexed by a slice or by an array of row numbers."""
+
+    def __init__(self, parts: Sequence[_Part], columns: int, dtype: np.dtype[Any]) -> None:
+        self._parts = parts
+        self.dtype = dtype
+        self.shape = (sum(part.rows for part in parts), columns)
+        self._last: tuple[bytes, Array] = (b"", np.empty((0, columns), dtype))
+
+    def __len__(self) -> int:
+        """Return the number of rows."""
+        return self.shape[0]
+
+    @property
+    def size(self) -> int:
+        """The number of entries."""
+        return self.shape[0] * self.shape[1]
+
+    def __getitem__(self, at: slice | Array) -> Array:
+        """Return those rows, as stored; rows asked for by their numbers, as `Case.probe` picks them, are read-only."""
+        if isinstance(at, slice):
+            return self.read(at, np.empty(self.extent(at), self.dtype))
+        numbers = at.tobytes()
+        asked, rows = self._last
+        if asked != numbers:  # each replay is tried on the same few rows
+            rows = self._picked(at)
+            self._last = numbers, rows
+        return rows
+
+    def _picked(self, at: Array) -> Array:
+        """Rows by their numbers, those that follow each other in one piece."""
+        runs = np.split(at, np.flatnonzero(np.diff(at) != 1) + 1)
+        rows = np.concatenate([self[int(run[0]) : int(run[-1]) + 1] for run in runs if len(run)])
+        rows.flags.writeable = False
+        return rows
+
+    def extent(self, at: slice) -> tuple[int, int]:
+        """Return the shape of those rows."""
+        start, stop, _ = at.indices(len(self))
+        return max(0, stop - start), self.shape[1]
+
+    def read(self, at: slice, out: Array) -> Array:
+        """Fill an array of the right shape and dtype with those rows and return it."""
+        start, stop, _ = at.indices(len(self))
+        self._read(start, stop, out.reshape(-1).view(np.uint8))
+        return out
+
+    def head(self, rows: int) -> Stored:
+        """Return the first rows."""
+        kept, left = [], rows
+        for part in self._parts:
+            kept.append(part._replace(rows=min(part.rows, left)))
+            left -= kept[-1].rows
+        return Stored(kept, self.shape[1], self.dtype)
+
+    def _read(self, start: int, stop: int, out: npt.NDArray[np.uint8]) -> None:
+        width = self.shape[1] * self.dtype.itemsize
+        above = 0
+        for part in self._parts:
+            first, last = max(start - above, 0), min(stop - above, part.rows)
+            if first < last:
+                into = out[(above + first - start) * width : (above + last - start) * width]
+                part.reader.into(part.start + first * width, into)
+            above += part.rows
+
+
+Matrix: TypeAlias = Array | Stored
+
+
+def stored(tensors: Iterable[Found], expert: int | None, files: ExitStack) -> Stored:
+    """Return the tensors' rows, one tensor below the other, a convolution flattened after its first axis.
+
+    Args:
+        tensors: of two axes or more, and with elements.
+        expert: the slice of the first axis that is meant, of tensors of three axes or more.
+        files: keeps them open.
+
+    Raises:
+        AdapterError: there is no such expert, or the tensors are not of one dtype and width.
+    """
+    parts, forms = [], set()
+    for found in tensors:
+        count, *rest = found.info.shape
+        start = 0
+        if expert is not None:
+            if expert >= count or len(rest) < 2:
+                raise AdapterError(f"{found.name}: of shape {list(found.info.shape)}: no expert {expert}")
+            start = expert * (found.info.nbytes // count)
+            count, *rest = rest
+        forms.add((found.info.dtype, math.prod(rest)))
+        parts.append(_Part(files.enter_context(found.file.reader(found.name)), start, count))
+    if len(forms) != 1:
+        raise AdapterError(f"the parts of one weight are of several dtypes or widths: {sorted(forms)}")
+    ((dtype, columns),) = forms
+    return Stored(parts, columns, DTYPES[dtype])
+
+
+def head(data: Matrix, rows: int) -> Matrix:
+    """Return the first rows."""
+    return data.head(rows) if isinstance(data, Stored) else data[:rows]
+
+
+class Scratch(threading.local):
+    """Uninitialised arrays by name. Each call with a name takes back what the last one with that name gave."""
+
+    def __init__(self) -> None:
+        self._held: dict[str, npt.NDArray[np.uint8]] = {}
+        self._last: dict[str, Array] = {}
+
+    def array(self, name: str, shape: tuple[int, ...], dtype: npt.DTypeLike) -> Array:
+        """Return an array of that shape and dtype, with any values."""
+        last = self._last.get(name)
+        if last is not None and last.shape == shape and last.dtype == dtype:
+            return last  # spans of one matrix follow each other
+        nbytes = math.prod(shape) * np.dtype(dtype).itemsize
+        held = self._held.get(name)
+        if held is None or len(held) < nbytes:
+            held = self._held[name] = np.empty(nbytes, np.uint8)
+        last = self._last[name] = held[:nbytes].view(dtype).reshape(shape)
+        return last
+
+
+scratch = Scratch()
 
 
 def narrower(dtype: str, other: str) -> bool:
@@ -61,6 +201,13 @@ def _rounded_to_bf16(x: Array) -> Array:
     return np.where(np.isnan(x), x, y) if np.isnan(x).any() else y
 
 
+@cache  # asked for every span
+def _plain(replay: MergeReplay) -> tuple[MergeReplay, bool]:
+    """Return the replay that adds dW in float32 with a factor of 1, and whether the other only rounds that dW."""
+    plain = MergeReplay(weight=replay.weight)
+    return plain, msgspec.structs.replace(plain, delta=replay.delta) == msgspec.structs.replace(replay, times=1)
+
+
 _ROUNDINGS: Final = 8  # of a dense update in float32: norms, quotients and products before the sum (heuristic)
 
 
@@ -75,6 +222,7 @@ class PlainDelta:
     def __init__(self, b: Array, a: Array, scale: float) -> None:
         self._b, self._a, self.scale = b, a, scale
         self._cast: dict[str | None, tuple[Array, Array]] = {}
+        self._ready: dict[MergeReplay, tuple[Array, Array]] = {}
         self._sizes: tuple[Array, Array] | None = None
 
     @property
@@ -82,10 +230,12 @@ class PlainDelta:
         """The number of products that each entry is a sum of."""
         return len(self._a)
 
+    @np.errstate(over="ignore", invalid="ignore")  # beyond float32 is infinity, as in a merge
     def prepare(self, replay: MergeReplay) -> None:
         """Read what the replay needs, before several threads ask for it."""
-        self._factors(replay.factors)
         self._factors(None)
+        whole = slice(None)
+        self._ready = {each: self._left_and_right(whole, each) for each in (replay, _plain(replay)[0])}
 
     @np.errstate(over="ignore", invalid="ignore")  # beyond float32 is infinity, as in a merge
     def rows(self, at: slice | Array, replay: MergeReplay) -> Array:
@@ -95,8 +245,8 @@ class PlainDelta:
     @np.errstate(over="ignore", invalid="ignore")  # beyond float32 is infinity, as in a merge
     def both(self, at: slice | Array, replay: MergeReplay) -> tuple[Array, Array]:
         """Return those rows of dW as the replay adds them, and as they are in float32 with a factor of 1."""
-        plain = MergeReplay(weight=replay.weight)
-        if msgspec.structs.replace(plain, delta=replay.delta) != msgspec.structs.replace(replay, times=1):
+        plain, shares_product = _plain(replay)
+        if not shares_product:
             return self.rows(at, replay), self.rows(at, plain)
         b, a = self._left_and_right(at, plain)
         d = self._finished(self._product(b, a, out=scratch.array("dW", (len(b), a.shape[1]), np.float32)), plain)
@@ -122,6 +272,8 @@ class PlainDelta:
 
     def _left_and_right(self, at: slice | Array, replay: MergeReplay) -> tuple[Array, Array]:
         """Return the factors to multiply: rows of b, perhaps scaled, and a."""
+        if (ready := self._ready.get(replay)) is not None:
+            return ready[0][at], ready[1]
         b, a = self._factors(replay.factors)
         return self._scale(replay) * b[at] if self._is_scaled_first(replay) else b[at], a
 

@@ -12,7 +12,6 @@ import numpy as np
 from gradience.adapters.layout import Module
 from gradience.schema.merge import MergeReplay, ModuleVerdict
 from gradience.verbs.verify_merge.delta import HALVES, UNIT, Delta, narrower, rounded
-from gradience.verbs.verify_merge.dora import Dora, is_merge
 from gradience.verbs.verify_merge.measure import (
     Case,
     Sums,
@@ -23,7 +22,7 @@ from gradience.verbs.verify_merge.measure import (
     measure,
     mismatches,
 )
-from gradience.verbs.verify_merge.replays import replays, with_factor
+from gradience.verbs.verify_merge.replays import Dora, is_merge, replays, with_factor
 
 FAILING: Final = {
     "absent": "without the update",

@@ -9,21 +9,21 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, Final, NamedTuple, TypeAlias
 
 import numpy as np
 
 from gradience.adapters.layout import Array
 from gradience.schema.merge import MergeReplay
-from gradience.verbs.verify_merge.delta import UNIT, Delta, narrower, working
-from gradience.verbs.verify_merge.misses import Missed, Rows, missed_by
-from gradience.verbs.verify_merge.replays import replayed
-from gradience.verbs.verify_merge.scratch import scratch
-from gradience.verbs.verify_merge.stored import Matrix, Stored
+from gradience.verbs.verify_merge.delta import UNIT, Delta, Matrix, Stored, narrower, scratch, working
+from gradience.verbs.verify_merge.replays import Missed, Rows, missed_by, replayed
 
 Workers: TypeAlias = Callable[..., Iterable[Any]]
+_Found: TypeAlias = tuple[list[int], list[float]]
 
 _SPAN: Final = 1 << 18  # entries at a time: what a processor's cache holds
+_GROUP: Final = 4  # spans that a thread takes at a time
 _PROBE: Final = 1 << 16  # entries of the rows on which replays are tried
 _F16_STEP: Final = 2.0**-25  # half of float16's least step
 
@@ -48,6 +48,11 @@ class Case:
         """Return slices of rows that cover the matrix."""
         rows = max(1, _SPAN // max(1, self.w.shape[1]))
         return (slice(start, start + rows) for start in range(0, len(self.w), rows))
+
+    def groups(self) -> Iterator[list[slice]]:
+        """Return the same, several at a time."""
+        spans = self.spans()
+        return iter(lambda: list(islice(spans, _GROUP)), [])
 
     def probe(self) -> Array:
         """Return the indices of rows, evenly spread, that are compared first."""
@@ -126,18 +131,27 @@ def exact(case: Case, replay: MergeReplay) -> Sums | None:
 def _measured(case: Case, replay: MergeReplay, *, stop: bool) -> Sums | None:
     case.delta.prepare(replay)
     total, counts = np.zeros(5), np.zeros(2, np.int64)
-    for found in case.workers(lambda at: _span(case, replay, at, stop=stop), case.spans()):
-        if found is None:
-            return None
-        counts += found[0]
-        total += found[1]
+    for several in case.workers(lambda some: _group(case, replay, some, stop=stop), case.groups()):
+        for found in several:
+            if found is None:
+                return None
+            counts += found[0]
+            total += found[1]
     return Sums(case.w.size, *(int(n) for n in counts), *(float(x) for x in total))
 
 
+def _group(case: Case, replay: MergeReplay, some: Iterable[slice], *, stop: bool) -> list[_Found | None]:
+    """Return what `_span` gives for each, until it gives None."""
+    found: list[_Found | None] = []
+    for at in some:
+        found.append(_span(case, replay, at, stop=stop))
+        if found[-1] is None:
+            break
+    return found
+
+
 @np.errstate(over="ignore", invalid="ignore")  # of weights that are infinite, or at the end of float32's range
-def _span(
-    case: Case, replay: MergeReplay, at: slice, *, stop: bool, quick: bool = True
-) -> tuple[list[int], list[float]] | None:
+def _span(case: Case, replay: MergeReplay, at: slice, *, stop: bool, quick: bool = True) -> _Found | None:
     """Return the counts and the sums over some rows, as `Sums` has them; None if M is not the replay's and `stop`."""
     w, m = case.span(at)
     used, d = case.delta.both(at, replay)
@@ -146,15 +160,17 @@ def _span(
     ee = _dot(e, e)
     if quick and math.isnan(ee):
         return _span(case, replay, at, stop=stop, quick=False)
-    if stop and _unreachable(case, replay, at, (w, m), missed):
+    fits = not isinstance(missed.where, slice) and len(missed.where) == 0
+    if stop and not fits and _unreachable(case, replay, at, (w, m), missed):
         return None
     before = case.replayed(w, None, replay)
     changed = int(np.count_nonzero(np.not_equal(m, before, out=scratch.array("off", m.shape, np.bool_))))
+    ed, dd = _dot(e, d), _dot(d, d)
+    if fits:
+        return [changed, changed], [ee, ed, dd, ed, 0.0]
     there = [x.reshape(-1)[missed.where] for x in (m, d, before)]
     more, wrong = _differences(missed.p, *there)
-    ed = _dot(e, d)
-    sums = [ee, ed, _dot(d, d), ed - float(wrong.sum(dtype=np.float64)), _dot(wrong, wrong)]
-    return [changed, changed + more], sums
+    return [changed, changed + more], [ee, ed, dd, ed - float(wrong.sum(dtype=np.float64)), _dot(wrong, wrong)]
 
 
 def _differences(p: Array, m: Array, d: Array, before: Array) -> tuple[int, Array]:

@@ -19,12 +19,10 @@ from gradience.io.safetensors import TensorSource
 from gradience.schema.audit import LeftoverReason
 from gradience.schema.merge import VerifiedModule
 from gradience.schema.scalars import NonFinite, real
-from gradience.verbs.verify_merge.delta import FLOATS, Delta, PlainDelta, WholeDelta, delta_of
-from gradience.verbs.verify_merge.dora import Dora
+from gradience.verbs.verify_merge.delta import FLOATS, Delta, Matrix, PlainDelta, WholeDelta, delta_of, head, stored
 from gradience.verbs.verify_merge.judge import FAILING, Judge, Judgement
 from gradience.verbs.verify_merge.measure import Case, Workers
-from gradience.verbs.verify_merge.replays import in_words
-from gradience.verbs.verify_merge.stored import Matrix, head, stored
+from gradience.verbs.verify_merge.replays import Dora, in_words
 from gradience.verbs.verify_merge.whole import Copy, base_copies, compare_copy, same_length, token_rows
 
 _PARTS: Final = {

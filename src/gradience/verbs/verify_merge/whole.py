@@ -19,8 +19,7 @@ from gradience.base.weights import BaseWeights, Found
 from gradience.errors import AdapterError
 from gradience.schema.merge import ModuleVerdict, OtherTensor
 from gradience.schema.scalars import real
-from gradience.verbs.verify_merge.delta import FLOATS, HALVES, UNIT, narrower, rounded, working
-from gradience.verbs.verify_merge.scratch import scratch
+from gradience.verbs.verify_merge.delta import FLOATS, HALVES, UNIT, narrower, rounded, scratch, working
 
 _SPAN: Final = 1 << 20  # entries that are cast at a time
 _BLOCK: Final = 1 << 19  # bytes that are compared at a time: what a processor's cache holds

@@ -1,0 +1,30 @@
+"""The types by their short names: what type checkers are told is what a program gets."""
+
+from __future__ import annotations
+
+import ast
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+
+from gradience import schema
+
+DECLARED = [
+    (node.module, name.asname)
+    for node in ast.walk(ast.parse(Path(schema.__file__).read_text(encoding="utf-8")))
+    if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("gradience.schema")
+    for name in node.names
+]
+
+
+def test_every_declared_name_is_the_one_of_its_module():
+    assert len(DECLARED) > 50
+    for module, name in DECLARED:
+        assert getattr(schema, name) is getattr(import_module(module), name)
+
+
+@pytest.mark.parametrize("name", ["TrainStepp", "_Missing", "codec"])
+def test_another_name_is_an_error_that_names_it(name):
+    with pytest.raises(AttributeError, match=f"module 'gradience.schema' has no attribute '{name}'"):
+        getattr(schema, name)
