@@ -19,7 +19,7 @@ from typing import Any, Final
 import ml_dtypes
 import msgspec
 import numpy as np
-from safetensors.numpy import save_file
+from safetensors.numpy import load_file, save_file
 
 import gradience as g
 from gradience.errors import GradienceError
@@ -47,8 +47,11 @@ PLACES: Final = {
 }
 
 
-def adapter(folder: Path, rng: random.Random, *, plain: bool) -> Path:
-    """An adapter of three of the modules; `plain` is one that can be merged."""
+def adapter(folder: Path, rng: random.Random, *, plain: bool, zero: str = "", size: float = 1.0) -> Path:
+    """An adapter of three of the modules; `plain` is one that can be merged, the module `zero` was not trained.
+
+    Updates are `size` times as large, with DoRA's magnitudes.
+    """
     numbers = np.random.default_rng(rng.randrange(1 << 30))
     names = rng.sample(sorted(SHAPES), 3)
     r = rng.choice([3, 4])
@@ -66,36 +69,50 @@ def adapter(folder: Path, rng: random.Random, *, plain: bool) -> Path:
         stem = f"base_model.model.{name}"
         tensors[f"{stem}.lora_A.weight"] = (numbers.standard_normal((ranks[name], width)) * fall[:, None]).astype(kind)
         tensors[f"{stem}.lora_B.weight"] = (numbers.standard_normal((out, ranks[name])) * fall).astype(kind)
+        tensors[f"{stem}.lora_B.weight"] *= kind(0.0 if name == zero else size)
         if config["use_dora"]:
-            tensors[f"{stem}.lora_magnitude_vector"] = numbers.uniform(1, 3, out).astype(kind)
+            tensors[f"{stem}.lora_magnitude_vector"] = (numbers.uniform(1, 3, out) * size).astype(kind)
     folder.mkdir(parents=True)
     save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
     (folder / "adapter_config.json").write_text(json.dumps(config), encoding="utf-8")
     return folder
 
 
-def base(folder: Path, rng: random.Random) -> Path:
+def base(folder: Path, rng: random.Random, size: float = 1.0) -> Path:
     """A base with all modules."""
     numbers = np.random.default_rng(rng.randrange(1 << 30))
     folder.mkdir(parents=True)
-    weights = {f"{name}.weight": numbers.standard_normal(shape).astype(np.float32) for name, shape in SHAPES.items()}
+    weights = {
+        f"{name}.weight": (numbers.standard_normal(shape) * size).astype(np.float32) for name, shape in SHAPES.items()
+    }
     save_file(weights, folder / "model.safetensors")
     return folder
 
 
-def numbers(value: Any, at: str = "") -> Iterator[str]:
+def _trained(file: Path, share: float) -> None:
+    """Move each B of a file a share of the way from its mirror image."""
+    tensors = load_file(file)
+    turned = {name: x if "lora_A" in name else x * share + x[::-1] * (1 - share) for name, x in tensors.items()}
+    save_file({name: np.ascontiguousarray(x.astype(tensors[name].dtype)) for name, x in turned.items()}, file)
+
+
+def leaves(value: Any, at: str = "") -> Iterator[tuple[str, Any]]:
     """Each number, flag and short word of a report with its place, without what names files."""
     if isinstance(value, dict):
         for name, item in value.items():
             if name not in PLACES:
-                yield from numbers(item, f"{at}.{name}" if at else str(name))
+                yield from leaves(item, f"{at}.{name}" if at else str(name))
     elif isinstance(value, list):
         for place, item in enumerate(value):
-            yield from numbers(item, f"{at}[{place}]")
-    elif isinstance(value, float) and math.isfinite(value):
-        yield f"{at} {value:.6g}"
+            yield from leaves(item, f"{at}[{place}]")
     elif value is not None and not (isinstance(value, str) and len(value) > 60):
-        yield f"{at} {value}"
+        yield at, value
+
+
+def numbers(value: Any) -> Iterator[str]:
+    """The same as lines, numbers at six digits."""
+    for at, leaf in leaves(value):
+        yield f"{at} {leaf:.6g}" if isinstance(leaf, float) and math.isfinite(leaf) else f"{at} {leaf}"
 
 
 def differences(found: list[str], expected: list[str]) -> list[str]:
@@ -135,12 +152,16 @@ METHODS: Final[dict[str, dict[str, Any]]] = {
 }
 
 
-def verbs(root: Path, seed: int) -> Iterator[tuple[str, Callable[[], Any]]]:
-    """The verbs on the adapters of a seed."""
+def verbs(root: Path, seed: int, size: float = 1.0) -> Iterator[tuple[str, Callable[[], Any]]]:
+    """The verbs on the adapters of a seed, all of whose weights are `size` times as large."""
     rng = random.Random(f"adapters {seed}")  # noqa: S311  # an input repeats itself
-    under = base(root / "base", rng)
-    one, two = (adapter(root / name, rng, plain=True) for name in ("one", "two"))
-    other = adapter(root / "other", rng, plain=False)
+    under = base(root / "base", rng, size)
+    zero = "layers.1.q_proj" if seed % 2 else ""
+    one, two = (adapter(root / name, rng, plain=True, zero=zero, size=size) for name in ("one", "two"))
+    other = adapter(root / "other", rng, plain=False, zero=zero, size=size)
+    for step in (10, 20, 30):
+        adapter(root / "run" / f"checkpoint-{step}", random.Random(f"run {seed}"), plain=True, size=size)  # noqa: S311  # as above
+        _trained(root / "run" / f"checkpoint-{step}" / "adapter_model.safetensors", step / 30)
     for name, options in CRITERIA.items():
         yield f"resize {name}", lambda options=options: g.resize_adapter(other, base=under, **options)
     for name, options in METHODS.items():
@@ -148,11 +169,25 @@ def verbs(root: Path, seed: int) -> Iterator[tuple[str, Callable[[], Any]]]:
     yield "merge-check", lambda: g.merge_check(one, two, weights=[0.7, 0.6], exact=True)
     yield "compare", lambda: g.compare_adapters(one, two)
     yield "compare three", lambda: g.compare_adapters(one, two, other)
+    yield "compare a series", lambda: g.compare_adapters(root / "run")
     yield "audit", lambda: g.audit_adapter(other, top_singular_values=3, suggest_per_layer=True)
     yield "audit beside a base", lambda: g.audit_adapter(other, base=under, intruders=True, norms_cache=False)
     yield "mitigate", lambda: mitigate_adapter(one, under, scale=0.25, k=3, eps=0.8)
+    yield "mitigate another", lambda: mitigate_adapter(other, under)
     yield "convert", lambda: g.convert_adapter(other, rank=2, base=under)
     yield "convert to mlx", lambda: g.convert_adapter(one, to="mlx", energy=0.8)
+
+
+def all_leaves(seed: int, size: float) -> dict[str, dict[str, Any]]:
+    """What every verb reports of the adapters of a seed and a size; a refusal is its sentence."""
+    found = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for name, call in verbs(Path(folder), seed, size):
+            try:
+                found[name] = dict(leaves(msgspec.to_builtins(call())))
+            except GradienceError as error:
+                found[name] = {"refused": str(error).replace(folder, "")}
+    return found
 
 
 def all_numbers(seed: int) -> dict[str, list[str]]:

@@ -18,7 +18,7 @@ import pytest
 
 from gradience.configs.document import read_document
 from gradience.configs.pickled import MAX_OPCODES, MAX_PICKLE, MAX_VALUES, read_pickled
-from gradience.configs.training import read_training, read_training_dir
+from gradience.configs.training import _with_processes, read_training, read_training_dir
 from gradience.errors import ConfigError
 
 SECRET = "hf_doNotPrintMe"  # noqa: S105  # not one
@@ -331,3 +331,24 @@ def test_weights_given_as_a_configuration_are_refused(tmp_path: Path) -> None:
     path = archived(tmp_path, b"\x80\x02ctorch._utils\n_rebuild_tensor_v2\n.")
     with pytest.raises(ConfigError, match=r"names torch\._utils\._rebuild_tensor_v2"):
         read_document(path)
+
+
+@pytest.mark.parametrize(
+    ("mapping", "processes"),
+    [
+        ({"distributed_state": {"num_processes": 4}}, 4),
+        ({"distributed_state": {"num_processes": 2}, "_n_gpu": 3}, 6),
+        ({"distributed_state": {"num_processes": 2}, "_n_gpu": 1}, 2),
+        ({"distributed_state": {"num_processes": 2}, "_n_gpu": 0}, 2),
+        ({"distributed_state": {"num_processes": 2}, "_n_gpu": "3"}, 2),
+        ({"distributed_state": {"num_processes": 1}}, 1),
+        ({"distributed_state": {"num_processes": 0}}, None),
+        ({"distributed_state": {"num_processes": "4"}}, None),
+        ({"distributed_state": "x"}, None),
+        ({"distributed_state": {"num_processes": 4}, "world_size": 9}, 9),
+        ({"distributed_state": {"num_processes": 0}, "world_size": 9}, 9),
+        ({}, None),
+    ],
+)
+def test_processes_times_their_gpus_are_the_world_unless_it_is_given(mapping, processes):
+    assert _with_processes(mapping).get("world_size") == processes

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from gradience.data.measure import Limits, Measure, _histogram, batching, packed_count, quantile
+from gradience.data.measure import Limits, Measure, _histogram, batching, is_mojibake, packed_count, quantile
 from gradience.data.overlap import EvalRows, jaccard, trigrams, words_of
 from gradience.data.rows import Fault
 from gradience.data.shapes import Shape
@@ -180,6 +180,13 @@ def test_bars_reach_to_the_99th_percentile_or_twice_the_limit():
 def test_quantiles_of_a_hundred_are_the_numbers_themselves():
     assert [quantile(list(range(1, 101)), p) for p in (50, 90, 95, 99)] == [50, 90, 95, 99]
     assert [quantile([7, 9], p) for p in (50, 90)] == [7, 9]
+
+
+@pytest.mark.parametrize(
+    ("code", "is_one"), [(0x7BF, True), (0x7C0, False), (0x7FF, False), (0x800, True), (0xE9, True)]
+)
+def test_letters_of_nko_alone_are_taken_for_what_they_look_like(code, is_one):
+    assert is_mojibake(chr(code).encode("utf-8").decode("latin-1")) is is_one
 
 
 # --- overlap -----------------------------------------------------------------------------------------------------

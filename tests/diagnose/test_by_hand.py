@@ -10,11 +10,12 @@ from typing import Any
 
 import pytest
 
-from gradience.schema.diagnose import BestCheckpoint
+from gradience.schema.diagnose import BestCheckpoint, DiagnosedSource
 from gradience.schema.events import Eval, EvalMetrics
 from gradience.schema.reports import EvalPoint
 from gradience.schema.scalars import real
 from gradience.telemetry.series import RunSeries
+from gradience.verbs.diagnose import IDS, unjudged
 from gradience.verbs.diagnose import checkpoints as choosing
 from gradience.verbs.diagnose.checkpoints import (
     Choice,
@@ -227,3 +228,17 @@ def test_of_the_last_three_checkpoints_before_a_step_the_latest_finite_one_is_na
     )
     assert found.action is None
     assert _before_nan(folders(40), 40).seen.message == "no checkpoint from before step 40 is on disk"
+
+
+# --- what was not judged -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("read", ["config", "log", "weights"])
+def test_of_a_source_that_was_read_its_own_list_counts_and_of_another_every_rule_is_missing(read):
+    own: Any = SimpleNamespace(not_run=[SimpleNamespace(id="X1", reason="own")])
+    reports = [own if source == read else None for source in ("config", "log", "weights")]
+    some = [DiagnosedSource(source=s, state="read" if s == read else "absent", reason=f"no {s}") for s in IDS]
+    found = [item for item in unjudged(some, *reports) if item.source != "join"]
+    for source, rules in IDS.items():
+        expected = [("X1", "own")] if source == read else [(rule, f"no {source}") for rule in rules]
+        assert [(item.id, item.reason) for item in found if item.source == source] == expected

@@ -10,16 +10,30 @@ from typing import Any
 import msgspec
 import numpy as np
 import pytest
+from fleet_inputs import peft
+from safetensors.numpy import load_file
 
 from gradience.schema.audit import AuditReport, ModuleAudit
 from gradience.schema.fleet import AdapterRow, ModuleRow
+from gradience.verbs.fleet import engines
 from gradience.verbs.fleet import show as comparing
 from gradience.verbs.fleet.audit import failures_in, plan_of
-from gradience.verbs.fleet.index import Folders, Known, Listing
-from gradience.verbs.fleet.job import Job, failed, is_failure
-from gradience.verbs.fleet.query import _plain
+from gradience.verbs.fleet.index import INDEX, Folders, Known, Listing, read_index, write_index
+from gradience.verbs.fleet.job import Job, audit_job, encoded, failed, is_failure
+from gradience.verbs.fleet.query import FLEET, _plain
 from gradience.verbs.fleet.rows import number_column, rows_of
-from gradience.verbs.fleet.show import Load, _candidates, _pairs_in, candidate_pairs, serving, share_below, similar
+from gradience.verbs.fleet.show import (
+    Load,
+    _candidates,
+    _pairs_in,
+    candidate_pairs,
+    serving,
+    share_below,
+    show_fleet,
+    similar,
+    with_standing,
+)
+from gradience.verbs.fleet.store import Store
 
 # --- what is to be done again ------------------------------------------------------------------------------------
 
@@ -66,6 +80,25 @@ def test_a_failure_is_a_row_without_numbers_and_a_crash_has_no_stamp():
         assert (values["path"], values["status"], values["error"], values["stamp"]) == ("a", status, "why so", stamp)
     assert is_failure(None)
     assert not is_failure(b"")
+
+
+@pytest.mark.parametrize("name", ["adapter_model.safetensors", "adapter_model.bin"])
+def test_content_that_is_as_it_was_is_not_read_again_and_other_content_is(tmp_path, name):
+    """One file in memory, or files of any kind: the hash of the row decides, not that there is one."""
+    folder = peft(tmp_path / "a")
+    files = ("adapter_config.json", "adapter_model.safetensors")
+    if name.endswith(".bin"):
+        torch = pytest.importorskip("torch")
+        tensors = {key: torch.from_numpy(x) for key, x in load_file(folder / files[1]).items()}
+        torch.save(tensors, folder / name)
+        (folder / files[1]).unlink()
+        files = (files[0], name)
+    asked = Job(str(folder), str(folder), files, "s")
+    rows = {known: audit_job(asked.knowing(known)) for known in ("", "another")}
+    assert rows[""] == rows["another"] != b""
+    (row,) = msgspec.msgpack.decode(rows[""])[1][0]
+    content = dict(zip(AdapterRow.__struct_fields__, row, strict=True))["content_hash"]
+    assert audit_job(asked.knowing(content)) == b""
 
 
 SECOND = 1_000_000_000
@@ -282,3 +315,102 @@ def test_pairs_that_cannot_be_read_are_not_compared(monkeypatch):
     monkeypatch.setattr(comparing, "open_adapter", gone)
     found = similar(block(np.ones(128), np.ones(128)), threshold=0.99, most=5)
     assert (found.near, found.compared, found.not_compared) == ([], 0, 1)
+
+
+# --- small fleets, written row by row ----------------------------------------------------------------------------
+
+
+def stored(folder: Any, *rows: tuple[dict[str, Any], list[dict[str, Any]]]) -> Any:
+    """A fleet of adapters with these fields, and modules."""
+    store = Store(folder, FLEET)
+    usual = {"status": "ok", "stamp": "s", "rules": "1", "verdict": "trained", "base_model": "b"}
+    shape = {"module_type": "attn", "kind": "linear", "rows": 8, "columns": 4, "r": 2, "params": 24, "state": "ok"}
+    made = []
+    for place, (fields, modules) in enumerate(rows):
+        name = f"a{place:02d}"
+        row = AdapterRow(**{"path": name, "content_hash": name, **usual, **fields})
+        some = [
+            ModuleRow(**{"path": name, "position": n, "name": f"m{n}", **shape, **one}) for n, one in enumerate(modules)
+        ]
+        made.append(encoded([row], some, []))
+    with store.writing() as writer:
+        writer.add(made)
+    return folder
+
+
+def test_a_list_names_as_many_as_asked_for_and_counts_all(tmp_path):
+    broken = [({"status": "error", "verdict": None, "error": "e"}, [])] * 4
+    wasteful = [
+        ({"r": 8, "suggested_rank": 2, "utilization_mean": 0.1, "bytes_saved": size}, []) for size in (5, 7, 0, 6)
+    ]
+    found = show_fleet(stored(tmp_path / "f", *broken, *wasteful), top=2)
+    assert ([item.path for item in found.faulty], found.faulty_total) == (["a00", "a01"], 4)
+    assert [(item.path, item.bytes_saved) for item in found.wasteful] == [("a05", 7), ("a07", 6)]
+    assert found.notes == ["4 adapters have no numbers: see faulty"]
+    assert (found.adapters, found.modules, found.bytes) == (8, 0, 0)
+
+
+@pytest.mark.parametrize(
+    ("usual", "other", "named"), [(2, 1, 1), (1, 1, 0), (1, 0, 0), (3, 2, 2), (2, 2, 0), (2, 3, 2)]
+)
+def test_a_shape_is_strange_where_over_half_of_two_or_more_have_another(tmp_path, usual, other, named):
+    rows = [({}, [{}])] * usual + [({}, [{"rows": 16}])] * other
+    found = show_fleet(stored(tmp_path / "f", *rows)).other_shapes
+    assert len(found) == named
+    if named and usual > other:
+        assert (found[0].shape, found[0].usual, found[0].usual_adapters) == ([16, 4], [8, 4], usual)
+
+
+@pytest.mark.parametrize(("others", "few"), [(19, True), (20, False)])
+def test_under_twenty_others_are_few_to_compare_with(tmp_path, others, few):
+    place = stored(tmp_path / "f", *[({}, [{"stable_rank": 1.0 + n}]) for n in range(others)])
+    numbers = {"stable_rank": 3.0, "utilization": None, "udr": None, "relative_frobenius": None}
+    own = report({**module("m", 0, r=2), **numbers})
+    found = with_standing(own, place).standing
+    assert [(one.measure, one.n, one.value) for one in found.percentiles] == [("stable_rank", others, 3.0)]
+    assert found.percentiles[0].percentile == pytest.approx(100 * 2.5 / others)
+    assert found.notes == ([f"few to compare with: n = {others}"] if few else [])
+
+
+def test_an_index_of_another_version_or_of_other_parts_says_nothing(tmp_path):
+    place = stored(tmp_path / "f", ({}, []))
+    store = Store(place, FLEET)
+    write_index(store, {"a00": Known("s", "1", "h")}, Folders())
+    assert read_index(store)[0] == {"a00": Known("s", "1", "h")}
+    raw = msgspec.msgpack.decode((place / INDEX).read_bytes())
+    for change in ({0: 2}, {0: 0}, {1: [7]}):
+        (place / INDEX).write_bytes(msgspec.msgpack.encode([change.get(n, item) for n, item in enumerate(raw)]))
+        assert read_index(store)[0] is None
+
+
+@pytest.mark.parametrize(("deaths", "tried"), [(0, 1), (1, 2), (2, 2), (5, 2)])
+def test_a_job_on_which_workers_die_is_tried_twice(monkeypatch, deaths, tried):
+    left, asked = [deaths], []
+
+    class Worker:
+        def __init__(self, *_: Any) -> None:
+            self.pipe, self.ready, self.sent = object(), False, engines.deque()
+
+        def send(self, some: Any) -> None:
+            asked.append(some.path)
+            self.sent.append(some)
+
+        def answer(self) -> bytes | None:
+            if not self.ready:
+                return b"ready"
+            if self.sent[0].path == "bad" and left[0]:
+                left[0] -= 1
+                return None
+            return self.sent[0].path.encode()
+
+        def end(self) -> None:
+            """Nothing to end."""
+
+    monkeypatch.setattr(engines, "_Worker", Worker)
+    monkeypatch.setattr(engines, "wait", lambda pipes: pipes)
+    jobs = [SimpleNamespace(path=path) for path in ("one", "bad", "two", "three")]
+    done = list(engines.run_local(None, jobs, workers=1, prepare=None))  # type: ignore[arg-type]  # by the stand-ins
+    assert asked.count("bad") == tried
+    assert {one.job.path: one.answer for one in done} == {
+        "one": b"one", "bad": None if deaths >= 2 else b"bad", "two": b"two", "three": b"three",
+    }  # fmt: skip

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from gradience.configs.settings import Layer
-from gradience.errors import few
+from gradience.errors import RecorderError, few
+from gradience.importers import _only as chosen
 from gradience.importers.events import Tally, _Stream, _stream_of, _stride, arrange
 from gradience.importers.events import _status as status_of
 from gradience.importers.files import LoggedRow, SourceRun, clock_of, count_of
@@ -192,3 +193,26 @@ def test_five_resumes_are_named_and_the_others_counted():
     runs, notes = arranged(steps)
     assert len(runs[0]) == 8
     assert notes[5:] == ["... and 2 more such resumes"]
+
+
+def test_a_run_is_chosen_by_its_name_or_id_and_the_others_are_named():
+    raws = [run(name="one"), run(run_id="two"), run(name="three", run_id="3")]
+    assert chosen(Path("f"), raws, None) == raws
+    assert chosen(Path("f"), raws, "one") == raws[:1]
+    assert chosen(Path("f"), raws, "two") == raws[1:2]
+    assert chosen(Path("f"), raws, "3") == chosen(Path("f"), raws, "three") == raws[2:]
+    with pytest.raises(RecorderError) as caught:
+        chosen(Path("f"), raws, "x" * 70)
+    assert str(caught.value) == f"f: no run is called {'x' * 60!r}"
+    assert caught.value.advice == "there are one, log.jsonl, three"
+
+
+def test_rates_are_rounded_to_three_decimals_and_no_more():
+    assert samples_per_step({"train_samples_per_second": 4.8, "train_steps_per_second": 0.05}, steps=None) == 96
+    halves = {
+        "train_samples_per_second": 95.0,
+        "train_steps_per_second": 10.0,
+    }  # 9.5 a step, 2 steps an epoch: 10 to 18
+    assert samples_per_step(halves, steps=2, epochs=1.0, micro_batch=19) is None
+    assert samples_per_step(halves, steps=2, epochs=1.0, micro_batch=18) == 18
+    assert samples_per_step(halves, steps=2, epochs=1.0, micro_batch=9) == 18

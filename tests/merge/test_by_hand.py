@@ -425,6 +425,10 @@ def test_an_entry_that_one_update_leaves_alone_is_no_conflict(tmp_path):
     assert merge_check(one, two).signs.conflict == pytest.approx(1 / 30)
     assert merge_check(two, one).signs.conflict == pytest.approx(1 / 30)
     assert merge_check(two, three).signs.conflict == 0.0
+    assert merge_check(three, two).signs.conflict == 0.0
+    four = adapter(tmp_path / "d", {"q": along(2.0, 2.0)})
+    five = adapter(tmp_path / "e", {"q": along(3.0)})
+    assert merge_check(four, five).signs.conflict == merge_check(five, four).signs.conflict == 0.0
     assert merge_check(one, two, three).signs.conflict == pytest.approx(2 / 30)
 
 

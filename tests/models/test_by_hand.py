@@ -60,6 +60,13 @@ def test_rows_that_a_module_sees_one_by_one_are_put_together_again():
     assert summed([[1, 1], [1, 0]], flat, whole)[1] == pytest.approx(summed([[1, 1], [1, 0]], Z, H)[1])
 
 
+def test_a_mask_is_of_places_not_of_rows():
+    z = np.arange(12.0).reshape(2, 3, 2)
+    moments, rows = summed([[1, 1, 0], [1, 0, 0]], z.tolist(), np.ones((2, 3, 2)).tolist())
+    assert rows[0] == pytest.approx(np.tile(z[0, :2].sum(axis=0), (2, 1)))
+    assert moments.h == pytest.approx(np.ones((2, 2)))
+
+
 def test_a_sequence_of_its_own_has_no_mask():
     moments, rows = summed([[1, 0], [1, 0]], [[1.0, 2.0], [3.0, 4.0]], [[1.0, 0.0], [0.0, 1.0]])
     assert moments.g == pytest.approx(np.array([[10.0, 14.0], [14.0, 20.0]]) / 2)
@@ -93,6 +100,7 @@ def test_kl_and_flips_of_two_classes():
     kl, flips = _against(p, q)
     assert kl.tolist() == pytest.approx([0.75 * np.log(3) - 0.25 * np.log(3), 0.0])
     assert flips.tolist() == [True, False]
+    assert _against(p, p + 0.1)[0].tolist() == [0.0, 0.0]  # no rounding makes it less
     certain = torch.tensor([[1.0, 0.0]]).log()
     assert _against(certain, certain)[0].tolist() == [0.0]
     assert [x.tolist() for x in _against(None, q)] == [[0.0, 0.0], [False, False]]
@@ -166,6 +174,11 @@ def test_rows_are_chosen_by_the_hash_of_their_content():
     assert (found, sorted(number for number, _ in every)) == (7, [1, 2, 3, 4, 5, 6, 7])  # a copy is not counted
     for most in range(1, 8):
         assert _chosen(rows[::-1], most, 0)[0] == [(number + 7, row) for number, row in every[:most]]
+
+
+def test_an_object_is_the_same_in_any_order_of_its_keys():
+    one, two = {"text": "a", "label": 1}, {"label": 1, "text": "a"}
+    assert _chosen([(1, one), (2, two), (3, {"text": "a", "label": 2})], 9, 0)[1] == 2
 
 
 def reader(task: str = "causal-lm", *, longest: int = 9) -> _Reader:

@@ -43,6 +43,15 @@ def test_a_magnitude_of_zero_takes_its_row_out():
     assert fit.magnitude[3] == 0.0
 
 
+def test_a_row_a_millionth_as_long_as_the_others_is_fitted_like_them():
+    w, b, a, m = factors(3)
+    small = np.where(np.arange(7) == 4, 1e-6, 1.0)
+    one = refitted(w, b, a, m, scale=1.5, rank=2)
+    two = refitted(small[:, None] * w, small[:, None] * b, a, m, scale=1.5, rank=2)
+    np.testing.assert_allclose(two.magnitude, one.magnitude, rtol=1e-9)
+    assert two.lost == pytest.approx(one.lost, rel=1e-9)
+
+
 @pytest.mark.parametrize("rank", [1, 2, 3, 4])
 def test_the_loss_is_the_squared_distance_of_both_weights_and_the_energy_that_of_the_change(rank):
     w, b, a, m = factors(2)

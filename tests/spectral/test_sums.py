@@ -8,7 +8,7 @@ import pytest
 
 from gradience.spectral import sums
 from gradience.spectral.merging import gram_norm, numerical_rank
-from gradience.spectral.sums import balanced_sum, is_narrow, low_rank_sum, sum_grams
+from gradience.spectral.sums import balanced_sum, balancing, is_narrow, low_rank_sum, sum_grams
 
 DTYPES = [np.dtype(kind) for kind in (ml_dtypes.bfloat16, np.float16, np.float32, np.float64)]
 
@@ -128,3 +128,8 @@ def test_what_float32_rounds_is_known_too():
     truth = np.sum((_dense(twice) - found.b.astype(np.float64) @ found.a.astype(np.float64)) ** 2)
     assert found.loss == pytest.approx(truth, rel=1e-2)
     assert truth > 0.0
+
+
+def test_a_column_or_a_row_of_zeros_is_left_as_it_is():
+    columns, rows = np.array([0.0, 2.0, 3.0, 0.0, 1.0]), np.array([8.0, 8.0, 0.0, 0.0, 1.5])
+    assert balancing(columns, rows).tolist() == [1.0, 2.0, 1.0, 1.0, 1.0]  # sqrt(4), and the nearest power to sqrt(1.5)

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import math
 from itertools import permutations, product
+from types import SimpleNamespace
 
 import ml_dtypes
 import numpy as np
 import pytest
 
 from gradience.errors import AdapterError
+from gradience.schema.audit import LeftoverReason
 from gradience.schema.merge import MergeReplay
 from gradience.verbs.verify_merge.delta import PlainDelta, WholeDelta, narrower, rounded, working
 from gradience.verbs.verify_merge.judge import _bounds as bounds_of_precision
-from gradience.verbs.verify_merge.measure import Case, _largest_ratio, distance, excess, is_weight
+from gradience.verbs.verify_merge.judge import _precision
+from gradience.verbs.verify_merge.measure import Case, Sums, _largest_ratio, distance, excess, is_weight
 from gradience.verbs.verify_merge.replays import (
     Dora,
     _allowed,
@@ -25,6 +28,7 @@ from gradience.verbs.verify_merge.replays import (
     _squares,
     is_merge,
 )
+from gradience.verbs.verify_merge.rows import Rows, find_place
 from gradience.verbs.verify_merge.whole import compare_copy, same_length, token_rows
 
 U = 2.0**-24
@@ -267,3 +271,80 @@ def test_of_a_padded_vocabulary_the_first_rows_are_compared():
     for shape, name in (((8, 3), "embed_tokens.weight"), ((8, 2), "m.q_proj.weight")):
         with pytest.raises(AdapterError, match=r"in the adapter \[5, 2\]"):
             same_length(np.zeros((5, 2)), np.ones(shape), name)
+
+
+# --- what a verdict rests on -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("axis", [0, 1])
+@pytest.mark.parametrize(("share", "found"), [(0.0, True), (0.9, True), (-0.9, True), (1.2, False)])
+def test_a_norm_may_be_off_by_the_roundings_of_its_own_number_of_squares(axis, share, found):
+    """V has 4000 rows and 2 columns, or the other way round: gamma of 4000 squares is 2000 times that of 2."""
+    rng = np.random.default_rng(0)
+    shape = (4000, 2) if axis == 0 else (2, 4000)
+    w = rng.uniform(1, 2, shape).astype(np.float32)
+    gamma = 4000 * U / (1 - 4000 * U)
+    magnitude = np.array([3.0, 5.0], np.float32)
+    squares = np.sum(w.astype(float) ** 2, axis=axis) * (1 + share * gamma)
+    f = magnitude / np.sqrt(squares)
+    merged = ((f if axis == 0 else f[:, None]) * w).astype(np.float32)
+    plain = PlainDelta(np.zeros((shape[0], 1)), np.zeros((1, shape[1])), 1.0)
+    assert is_merge(case(w, merged, delta=plain), Dora(plain, magnitude, axis), F32) is found
+
+
+def test_a_merge_through_bfloat16_holds_numbers_of_it_only():
+    rng = np.random.default_rng(1)
+    w, magnitude = rng.uniform(1, 2, (3, 40)).astype(np.float32), np.array([3.0, 5.0, 7.0], np.float32)
+    plain, replay = PlainDelta(np.zeros((3, 1)), np.zeros((1, 40)), 1.0), MergeReplay(weight="BF16")
+    stored = rounded(w, "BF16")
+    f = (magnitude / np.linalg.norm(stored.astype(float), axis=1)).astype(np.float32)
+    merged = rounded(f[:, None] * stored, "BF16")
+    assert is_merge(case(w, merged, delta=plain), Dora(plain, magnitude, 1), replay)
+    merged[1, 7] = np.nextafter(merged[1, 7], np.float32(9))
+    assert not is_merge(case(w, merged, delta=plain), Dora(plain, magnitude, 1), replay)
+
+
+@pytest.mark.parametrize(("off", "precision"), [(0.0, "F32"), (0.99, "F32"), (1.01, "F16")])
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+def test_a_coefficient_may_be_off_by_the_bound_and_by_six_deviations_of_chance(off, precision, sign):
+    b, a = np.ones((3, 1), np.float32), np.ones((1, 3), np.float32)
+    w = np.zeros((3, 3), np.float32)
+    made = case(w, w + b @ a, delta=PlainDelta(b, a, 1.0))
+    bound, chance = 9 * U, 6 * math.sqrt(1e-12) / 9
+    sums = Sums(entries=9, ed=9 * (1 + sign * off * (bound + chance)), dd=9.0, pd=9.0, spread=1e-12)
+    assert _precision(made, F32, sums) == precision
+
+
+class Weights:
+    """Stands for a model's files."""
+
+    def __init__(self, **shapes: tuple[int, ...]) -> None:
+        self._found = {
+            name.replace("__", "."): SimpleNamespace(info=SimpleNamespace(shape=s), name=name)
+            for name, s in shapes.items()
+        }
+        self.files = [SimpleNamespace(tensors=list(self._found))]
+
+    def find(self, name):
+        return self._found.get(name)
+
+
+def test_the_embedding_that_an_output_shares_is_the_one_with_most_rows():
+    weights = Weights(
+        model__embed_tokens__weight=(9, 2), model__embed_positions__weight=(5, 8), model__q__weight=(50, 50)
+    )
+    place = find_place(weights, "lm_head.weight")
+    assert place is not None
+    assert (place.tensors[0].name, place.shared) == ("model__embed_tokens__weight", True)
+    assert find_place(weights, "model.k.weight") is None
+    assert find_place(weights, "model.q.weight").shared is False
+
+
+def test_what_is_left_of_an_adapter_is_listed_but_for_what_waits_for_the_base_or_is_of_training():
+    causes = [LeftoverReason.SHAPE, LeftoverReason.TRAINING_ONLY, LeftoverReason.SHAPE]
+    skipped = [
+        SimpleNamespace(name=name, reason=f"why {name}", cause=cause) for name, cause in zip("abc", causes, strict=True)
+    ]
+    adapter = SimpleNamespace(base_dependent=[SimpleNamespace(name="c")], skipped=skipped)
+    found = Rows.skipped(SimpleNamespace(_adapter=adapter))
+    assert [(row.name, row.verdict, row.reason) for row in found] == [("a", "not_compared", "why a")]

@@ -263,12 +263,15 @@ class Measure:
         return row.prompt >= limit if trainer in {"dpo", "kto"} else not left and not self._limits.packing
 
     def _ends_of(self, ids: list[int], mask: list[int] | None) -> list[str]:
-        """Whether an end token is supervised, and whether one after an answer is masked; the last control token."""
+        """Whether an end token is supervised, and whether one after an answer is masked; the last control token.
+
+        A token at least is supervised.
+        """
         places = [i for end in self._ends if end in ids for i, one in enumerate(ids) if one == end]
         found = ["end_supervised"] if any(mask is None or mask[i] for i in places) else []
         if mask is not None and any(not mask[i] and i and mask[i - 1] for i in places):
             found.append("end_masked")
-        last = len(ids) if mask is None else next((i + 1 for i in range(len(ids) - 1, -1, -1) if mask[i]), 0)
+        last = len(ids) if mask is None else next(i + 1 for i in range(len(ids) - 1, -1, -1) if mask[i])
         tail = ids[max(last - _WHITESPACE, 0) : last]
         control = next((one for one in reversed(tail) if one in self._controls), None)
         if control is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
 from typing import Final, NamedTuple
 
 import msgspec
@@ -155,13 +156,12 @@ def _scaled_dora(case: Case, dora: Sequence[Dora], module: Module) -> Judgement 
 
 
 def _first_exact(case: Case, some: Iterable[MergeReplay]) -> _Exact | None:
-    """Return the first of the replays that M equals, of those that fail in few entries of the probe."""
+    """Return the first of the replays that M equals, of those that give its rows of the probe."""
     if not case.delta.is_known:
         return None
     at = case.probe()
-    few = len(at) * case.w.shape[1] // 100
-    likely = [(wrong, replay) for replay in some if (wrong := mismatches(case, replay, at)) <= few]
-    for _, replay in sorted(likely, key=lambda item: item[0])[:_FULL_TRIES]:
+    likely = (replay for replay in some if not mismatches(case, replay, at))
+    for replay in islice(likely, _FULL_TRIES):
         if (sums := exact(case, replay)) is not None:
             return _Exact(replay, sums)
     return None

@@ -1,0 +1,41 @@
+"""An audit in a log: as many modules as a line holds, the most wasteful first, and how many were left out."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import msgspec
+import pytest
+
+from gradience.schema.audit import AuditSummary, ModuleAudit
+from gradience.verbs.audit import log
+from gradience.verbs.audit.log import lora_audit_metrics
+
+
+def report(*utilizations):
+    usual = {"module_type": "attn", "shape": [6, 5], "r": 2, "params": 22, "alpha": 4.0, "scaling": 2.0}
+    norms = {"spectral_norm": 1.0, "frobenius_norm": 1.0}
+    modules = [ModuleAudit(name=f"m{n}", utilization=u, **usual, **norms) for n, u in enumerate(utilizations)]
+    return SimpleNamespace(
+        summary=AuditSummary(total_lora_params=44, n_layers=2),
+        modules=modules,
+        health=SimpleNamespace(verdict="trained"),
+    )
+
+
+def test_all_modules_that_fit_are_kept_and_nothing_is_omitted():
+    payload = lora_audit_metrics(report(0.5, None, 0.25))
+    assert [row["name"] for row in payload["modules"]] == ["m2", "m0", "m1"]
+    assert (payload["verdict"], "modules_omitted" in payload) == ("trained", False)
+
+
+@pytest.mark.parametrize(("short_by", "kept"), [(0, 3), (1, 2)])
+def test_a_byte_less_leaves_out_the_least_wasteful(monkeypatch, short_by, kept):
+    made = report(0.5, 0.75, 0.25)
+    whole = lora_audit_metrics(made)
+    rows = whole.pop("modules")
+    room = len(msgspec.json.encode(whole)) + sum(len(msgspec.json.encode(row)) + 1 for row in rows)
+    monkeypatch.setattr(log, "_EVENT_BYTES", room - short_by)
+    payload = lora_audit_metrics(made)
+    assert [row["name"] for row in payload["modules"]] == ["m2", "m0", "m1"][:kept]
+    assert payload.get("modules_omitted") == (None if kept == 3 else 1)

@@ -1,0 +1,63 @@
+"""What a place stands for: a file, a run's folder, an adapter's folder, or nothing that can be checked."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from gradience.errors import ConfigError
+from gradience.verbs.check import read_adapter_of, read_any, read_training_of
+
+ADAPTER = {"peft_type": "LORA", "r": 6, "lora_alpha": 12, "target_modules": ["q_proj"]}
+STATE = {"log_history": [{"loss": 1.0, "step": 1}], "max_steps": 40}
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A function that makes a folder with these JSON files."""
+
+    def make(**files):
+        for name, content in files.items():
+            (tmp_path / f"{name}.json").write_text(json.dumps(content))
+        return tmp_path
+
+    return make
+
+
+def test_an_adapter_s_folder_without_a_log_is_its_config(folder):
+    found = read_any(folder(adapter_config=ADAPTER))
+    assert (found.config.lora.r, found.config.training.max_steps) == (6, None)
+
+
+def test_a_run_s_folder_is_its_adapter_and_what_its_log_shows(folder):
+    found = read_any(folder(adapter_config=ADAPTER, trainer_state=STATE))
+    assert (found.config.lora.r, found.config.training.max_steps) == (6, 40)
+    assert read_any(folder() / "trainer_state.json").config.training.max_steps == 40
+
+
+def test_a_folder_with_neither_is_refused_with_what_to_give(folder):
+    with pytest.raises(ConfigError) as caught:
+        read_any(folder(other={}))
+    assert caught.value.advice == "give a folder with trainer_state.json or adapter_config.json"
+
+
+def test_the_adapter_and_the_training_of_a_folder_are_read_apart(folder):
+    made = folder(adapter_config=ADAPTER, trainer_state=STATE)
+    adapter, training = read_adapter_of(made), read_training_of(made)
+    assert (adapter.config.lora.r, adapter.config.training.max_steps) == (6, None)
+    assert (training.config.lora.r, training.config.training.max_steps) == (None, 40)
+    assert {source.role for source in adapter.sources} == {"adapter"}
+    assert "adapter" not in {source.role for source in training.sources}
+
+
+def test_an_adapter_may_be_that_of_the_last_checkpoint(folder, tmp_path):
+    made = folder(trainer_state=STATE)
+    (made / "checkpoint-1").mkdir()
+    for name, content in (("adapter_config", ADAPTER), ("trainer_state", STATE)):
+        (made / "checkpoint-1" / f"{name}.json").write_text(json.dumps(content))
+    found = read_adapter_of(made)
+    assert (found.config.lora.r, {source.role for source in found.sources}) == (6, {"adapter"})
+    (made / "checkpoint-1" / "adapter_config.json").unlink()
+    with pytest.raises(ConfigError):
+        read_adapter_of(made)

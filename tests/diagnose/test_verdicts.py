@@ -1,0 +1,48 @@
+"""The verdict of a diagnosis follows from its gravest cause, or from whether enough could be judged."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from gradience.verbs.diagnose import is_complete, verdict_of
+from gradience.verbs.diagnose.read import _plural
+
+
+@pytest.mark.parametrize(
+    ("severities", "complete", "verdict"),
+    [
+        ((), True, "no_fault_found"),
+        ((), False, "could_not_judge"),
+        (("info",), True, "no_fault_found"),
+        (("info",), False, "could_not_judge"),
+        (("info", "warning"), True, "needs_attention"),
+        (("warning",), False, "needs_attention"),
+        (("error", "info"), True, "broken"),
+        (("critical",), False, "broken"),
+    ],
+)
+def test_the_gravest_cause_decides(severities, complete, verdict):
+    causes: Any = [SimpleNamespace(severity=one) for one in severities]
+    assert verdict_of(causes, complete=complete) == verdict
+
+
+@pytest.mark.parametrize(
+    ("states", "judged", "complete"),
+    [
+        (("read", "absent"), {"config": 1, "log": 0}, True),
+        (("read", "unreadable"), {"config": 1, "log": 0}, False),
+        (("read", "absent"), {"config": 0, "log": 0}, False),
+        (("read",), {"join": 5, "log": 0}, False),
+    ],
+)
+def test_enough_was_judged_if_something_was_and_all_could_be_read(states, judged, complete):
+    sources: Any = [SimpleNamespace(state=state) for state in states]
+    coverage: Any = [SimpleNamespace(source=source, judged=n) for source, n in judged.items()]
+    assert is_complete(sources, coverage) is complete
+
+
+def test_one_has_no_plural():
+    assert [_plural(n, "row") for n in (0, 1, 2)] == ["0 rows", "1 row", "2 rows"]

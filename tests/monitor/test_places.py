@@ -1,0 +1,89 @@
+"""Which logs a folder holds, what they are called, and how the runs of two are laid beside each other."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+
+from gradience.schema.events import Eval, EvalMetrics
+from gradience.schema.scalars import real
+from gradience.telemetry.series import RunSeries
+from gradience.verbs.monitor.source import _logs, _without_ending, names_of, runs_in
+
+SCHEMA = "gradience.vnext.telemetry/v1"
+START = {
+    "schema": SCHEMA,
+    "event": "run_start",
+    "ts": None,
+    "run_id": "r",
+    "step": None,
+    "config": {},
+}
+
+
+def log(path: Path, text: str | None = None) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(START) + "\n" if text is None else text)
+    return path
+
+
+def test_logs_are_files_of_ours_by_suffix_and_content_as_deep_as_asked(tmp_path):
+    whole = [log(tmp_path / name) for name in ("a.jsonl", "b.jsonl", "deep/c.jsonl", "deep/er/d.jsonl")]
+    log(tmp_path / "a.txt")
+    log(tmp_path / "no.jsonl", '{"loss": 1.0}\n')
+    log(tmp_path / ".hidden" / "x.jsonl")
+    (tmp_path / "link").symlink_to(tmp_path / "deep")
+    assert list(_logs(tmp_path, 2)) == whole
+    assert list(_logs(tmp_path, 1)) == whole[:3]
+    assert list(_logs(tmp_path, 0)) == whole[:2]
+    assert list(_logs(tmp_path / "none", 1)) == []
+
+
+def test_beside_a_run_s_own_log_nothing_else_is_a_run(tmp_path):
+    own = log(tmp_path / "one" / "run.jsonl")
+    log(tmp_path / "one" / "more.jsonl")
+    log(tmp_path / "one" / "below" / "run.jsonl")
+    other = log(tmp_path / "two" / "run.jsonl")
+    assert list(_logs(tmp_path, 3)) == [own, other]
+    assert runs_in(tmp_path) == [own, other]
+    assert runs_in(own) == [own]
+
+
+@pytest.mark.parametrize(
+    ("paths", "names"),
+    [
+        (["runs/a/run.jsonl", "runs/b/run.jsonl"], ["a", "b"]),
+        (["x/a/1.jsonl", "x/b/1.jsonl"], ["a/1", "b/1"]),
+        (["x/seed1.jsonl", "x/seed12.jsonl"], ["seed1", "seed12"]),
+        (["x/a.jsonl", "x/a.jsonl"], ["x/a.jsonl", "x/a.jsonl"]),
+        (["run.jsonl"], ["run.jsonl"]),
+        (["a/b/c.jsonl"], ["c.jsonl"]),
+    ],
+)
+def test_names_leave_out_what_paths_share(paths, names):
+    assert names_of([Path(path) for path in paths]) == names
+
+
+def test_an_ending_is_left_out_from_a_point_dash_or_underscore_on():
+    some: list[tuple[list[str], list[str]]] = [
+        (["a-run", "b-run"], ["a", "b"]),
+        (["arun", "brun"], ["arun", "brun"]),
+        (["a_x.y", "b_x.y"], ["a", "b"]),
+        ([".x", "a.x"], [".x", "a.x"]),
+        (["one.x"], ["one.x"]),
+    ]
+    assert [_without_ending(names) for names, _ in some] == [shorter for _, shorter in some]
+
+
+def evaluation(step: int | None, loss: float | None, split: str = "eval") -> Eval:
+    metrics = EvalMetrics(loss=None if loss is None else real(loss))
+    return Eval(schema=SCHEMA, ts=None, run_id="r", step=step, split=split, metrics=metrics)
+
+
+def test_evaluations_beside_each_other_are_finite_by_step_the_later_of_two():
+    some = [evaluation(*one) for one in ((20, 1.0), (10, 2.0), (30, math.nan), (None, 3.0), (40, None), (20, 0.5))]
+    found = RunSeries("r", evals=[*some, evaluation(50, 1.0, "test")]).losses_of("eval")
+    assert list(found.items()) == [(10, 2.0), (20, 0.5)]

@@ -1,0 +1,43 @@
+"""Which steps of a curve a finding marks."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from gradience.render.html.pieces import Numbered, marks_of
+from gradience.schema.diagnose import Cause, Piece
+
+
+def cause(rule: str, source: str = "log", pieces: tuple[str, ...] = (), **values: Any) -> Cause:
+    some = [Piece(source=source, id=one, severity=None, says="") for one in (rule, *pieces)]
+    return Cause(id=rule, severity="warning", message="m", values=values, joined=False, pieces=some)
+
+
+@pytest.mark.parametrize(
+    ("values", "steps"),
+    [
+        ({"steps": [3, 5, True, "x", 2.0]}, [3, 5]),
+        ({"steps": []}, []),
+        ({"steps": 4}, []),
+        ({"first_step": 7}, [7]),
+        ({"first_step": True}, []),
+        ({"steps": [1], "first_step": 7}, [1]),
+        ({}, []),
+    ],
+)
+def test_steps_are_whole_numbers(values, steps):
+    assert Numbered(1, cause("DIV103", **values)).steps == steps
+
+
+def test_marks_are_of_findings_in_the_log_by_step_and_by_the_beginning_of_an_id():
+    found = [
+        Numbered(1, cause("DIV103", steps=[9, 2])),
+        Numbered(2, cause("NUM101", "weights", first_step=5)),
+        Numbered(3, cause("OVF110", pieces=("DIV104",), first_step=4)),
+    ]
+    assert [(mark.number, mark.step) for mark in marks_of(found)] == [(1, 2), (3, 4), (1, 9)]
+    assert [(mark.number, mark.step) for mark in marks_of(found, "DIV")] == [(1, 2), (3, 4), (1, 9)]
+    assert [mark.number for mark in marks_of(found, "OVF")] == [3]
+    assert marks_of(found, "NUM") == []

@@ -1,0 +1,106 @@
+"""Options at the ends of their ranges are taken, and those beyond are refused in words that name the range."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from drawn_adapters import adapter, base
+
+import gradience as g
+from gradience.cli.rewrite import ByOutputs
+from gradience.configs.settings import split_names
+from gradience.errors import AdapterError
+from gradience.rules.config import RULES
+from gradience.verbs.mitigate import _Run, mitigate_adapter
+
+
+@pytest.fixture(scope="module")
+def places(tmp_path_factory) -> tuple[Path, Path]:
+    """An adapter and its base."""
+    root, rng = tmp_path_factory.mktemp("drawn"), random.Random(0)  # noqa: S311  # an input repeats itself
+    return adapter(root / "adapter", rng, plain=True), base(root / "base", rng)
+
+
+@pytest.mark.parametrize("options", [{"scale": 0.0}, {"scale": 1.0}, {"k": 1}, {"eps": 1.0}, {"eps": 1e-9}])
+def test_ends_of_a_mitigation_are_taken(places, options):
+    assert mitigate_adapter(*places, **options).modules
+
+
+@pytest.mark.parametrize(
+    "options", [{"scale": -0.01}, {"scale": 1.01}, {"k": 0}, {"eps": 0.0}, {"eps": 1.01}, {"scale": float("nan")}]
+)
+def test_beyond_them_it_is_refused(places, options):
+    given = {"scale": 0.5, "k": 10, "eps": 0.5, **options}
+    says = "expected 0 <= scale <= 1, k >= 1 and 0 < eps <= 1; got {scale}, {k} and {eps}"
+    with pytest.raises(ValueError, match="expected 0 <= scale") as caught:
+        mitigate_adapter(*places, **options)
+    assert str(caught.value) == says.format(**given)
+
+
+@pytest.mark.parametrize(
+    ("options", "good"),
+    [
+        ({"intruder_k": 1}, True),
+        ({"intruder_k": 0}, False),
+        ({"intruder_eps": 1.0}, True),
+        ({"intruder_eps": 0.0}, False),
+        ({"intruder_eps": 1.1}, False),
+    ],
+)
+def test_intruders_of_an_audit_have_a_number_and_a_bound(places, options, good):
+    call = lambda: g.audit_adapter(places[0], base=places[1], norms_cache=False, intruders=True, **options)  # noqa: E731
+    if good:
+        assert call().base.intruder_total is not None
+        return
+    given = {"intruder_k": 10, "intruder_eps": 0.5, **options}
+    with pytest.raises(ValueError, match="intruder_k >= 1") as caught:
+        call()
+    says = "expected intruder_k >= 1 and 0 < intruder_eps <= 1, got {intruder_k} and {intruder_eps}"
+    assert str(caught.value) == says.format(**given)
+
+
+def test_intruders_are_counted_where_they_are_asked_for(places):
+    found = g.audit_adapter(places[0], base=places[1], norms_cache=False)
+    assert found.base.intruder_total is None
+    assert all(module.base.intruders is None for module in found.modules)
+
+
+@pytest.mark.parametrize(
+    ("given", "criterion", "has_base", "says"),
+    [
+        ({"calibrate": Path("a"), "calibrate_tokens": Path("b")}, "kl", True, "expected one of them"),
+        ({}, "kl", True, "--kl is measured on inputs"),
+        ({"calibrate": Path("a")}, "energy", True, "--energy is a rule on singular values"),
+        ({"calibrate_tokens": Path("a")}, "rank", False, "--calibrate-tokens runs the model"),
+        ({"calibrate": Path("a")}, "rank", True, None),
+        ({}, "energy", False, None),
+    ],
+)
+def test_inputs_of_a_resize_go_with_a_base_and_a_criterion_of_outputs(given, criterion, has_base, says):
+    options = ByOutputs(**given)
+    if says is None:
+        assert options.check([criterion], Path("m") if has_base else None) is None
+        return
+    with pytest.raises(AdapterError, match=says):
+        options.check([criterion], Path("m") if has_base else None)
+
+
+def test_the_base_s_own_name_of_a_weight_is_looked_up_else_the_module_s():
+    asked: list[str] = []
+    weights: Any = SimpleNamespace(find=lambda name: asked.append(name) or "held", read=lambda held: held)
+    for own in ("layers.3.q.weight", None):
+        assert _Run._weight(SimpleNamespace(_base=weights), SimpleNamespace(base_name=own, name="layers.0.q")) == "held"  # type: ignore[arg-type]
+    assert asked == ["layers.3.q.weight", "layers.0.q.weight"]
+
+
+def test_what_was_judged_is_every_rule_but_those_that_were_not(places):
+    found = g.check_config(peft_dir=places[0])
+    assert found.derived["rules_judged"] + len({item.id for item in found.not_run}) == len(RULES)
+
+
+def test_names_in_a_text_are_apart_by_commas():
+    assert split_names(" a, b,,c ,") == ["a", "b", "c"]
