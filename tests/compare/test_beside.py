@@ -12,7 +12,7 @@ from gradience.adapters.layout import Module
 from gradience.spectral.subspace import PairGeometry
 from gradience.verbs import beside
 from gradience.verbs.beside import _energy, _Owns, _padded
-from gradience.verbs.compare import _wanted, module_pair
+from gradience.verbs.compare import SETTLED, _shares, _wanted, module_pair, series_of
 
 
 def test_the_squared_norm_is_that_of_the_dense_update_or_is_not_vouched_for():
@@ -92,3 +92,27 @@ def test_a_pair_of_which_one_is_zero_has_no_directions_in_common(norms, state, r
     )
     assert (row.state, row.norm_ratio, row.frobenius_norms) == (state, ratio, list(norms))
     assert (row.output_side is not None, row.input_side is not None) == (sides, sides)
+
+
+@pytest.mark.parametrize(
+    ("cosines", "settled"),
+    [([0.5, SETTLED, 1.0], 1), ([SETTLED, 0.5, 1.0], None), ([None, SETTLED, 1.0], 1), ([SETTLED, 1.0, 1.0], 0)],
+)
+def test_a_series_has_settled_from_where_every_cosine_is_at_the_threshold(cosines, settled):
+    points: Any = [
+        SimpleNamespace(cosine_to_final=c, effective_rank_mean=2.0 + i, name=f"c{i}", step=i)
+        for i, c in enumerate(cosines)
+    ]
+    found = series_of(points)
+    assert (found.settled_step, found.rank_growth) == (settled, 2.0)
+    for place in (0, -1):
+        kept, points[place].effective_rank_mean = points[place].effective_rank_mean, None
+        assert series_of(points).rank_growth is None
+        points[place].effective_rank_mean = kept
+
+
+@pytest.mark.parametrize("total", [0.0, np.inf, np.nan])
+def test_there_are_no_shares_of_an_energy_that_is_none(total):
+    assert _shares(({"layers.0.q": total}, {"layers.0.q": 1.0})) == []
+    assert _shares(({"layers.0.q": 1.0}, {"layers.0.q": total})) == []
+    assert len(_shares(({"layers.0.q": 1.0}, {"layers.0.q": 2.0}))) == 1

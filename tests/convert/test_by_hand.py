@@ -13,7 +13,7 @@ from gradience.errors import AdapterError
 from gradience.io.spool import Spool
 from gradience.spectral.reduced import decomposed
 from gradience.verbs.convert.factored import Choice, _truncated, from_factors
-from gradience.verbs.convert.source import _peft_path
+from gradience.verbs.convert.source import _peft_path, renamed
 from gradience.verbs.convert.updates import _stack
 from gradience.verbs.convert.write import peft_notes
 
@@ -93,3 +93,11 @@ def test_the_smaller_of_two_choices_decides_and_one_at_least_is_kept(tmp_path, f
     found = _truncated(low, Choice(first), Choice(second), Spool(tmp_path), 2.0)
     assert found.rank == kept
     assert found.rest == pytest.approx(float(np.linalg.norm(low.sigma[kept:])))
+
+
+@pytest.mark.parametrize(
+    ("path", "new", "renamed_to"),
+    [("model", "x", "x"), ("model.a", "x", "x.a"), ("model.a", "", "a"), ("models.a", "x", "models.a")],
+)
+def test_a_prefix_is_a_whole_path_or_ends_on_a_dot(path, new, renamed_to):
+    assert renamed(path, {"model": new}) == renamed_to

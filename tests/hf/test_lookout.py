@@ -91,3 +91,13 @@ def test_only_what_is_asked_for_stops():
     found = lookout.row(1, {"loss": math.inf})
     assert lookout.stops(found) == ["NUM101"]
     assert Lookout(ConfigSnapshot(), set(LIVE) - {"NUM101"}).stops(found) == []
+
+
+def test_three_high_rows_running_or_one_odd_row_are_a_reason_to_look(monkeypatch):
+    lookout, looks = Lookout(ConfigSnapshot()), []
+    monkeypatch.setattr(lookout, "_look", lambda reason: looks.append((len(lookout._run.steps), reason)) or ())
+    losses = [1.0, 2.0, 2.0, 1.0, 2.0, 2.0, 2.0, 2.0, 0.0, -1.0, 1.3, math.inf]
+    for step, loss in enumerate(losses, 1):
+        lookout.row(step, {"loss": loss, "grad_norm": 1.0})
+    assert looks == [(7, "high"), (8, "high"), (9, "odd"), (12, "odd")]
+    assert lookout._lowest == 1.0  # neither zero nor less is a level

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from gradience import AdapterError, merge_adapters, merge_check
+from gradience.verbs.merge.adapter import _notes as merge_notes
 from gradience.verbs.merge.check import cosine_of, kept_of
 from gradience.verbs.merge.methods import _balanced
 
@@ -515,3 +517,13 @@ def test_signs_are_counted_between_those_that_have_the_module(tmp_path):
     conflicts = {row.name: (row.signs.conflict, row.signs.of) for row in report.modules}
     assert conflicts == {"q": (1 / 30, 30), "v": (0.0, 30)}
     assert [row.kept[2].coefficient for row in report.modules] == [None, 1.0]
+
+
+@pytest.mark.parametrize(("tasks", "told"), [(["A", "A"], 0), (["A", "B"], 1), (["A", None], 1), (["A", "B", "C"], 1)])
+def test_other_task_types_are_noted(tasks, told):
+    def side(task: str | None) -> Any:
+        config = SimpleNamespace(base_model_name_or_path="b", task_type=task, use_rslora=False)
+        return SimpleNamespace(adapter=SimpleNamespace(config=config))
+
+    said = merge_notes([side(task) for task in tasks])
+    assert said == ["the configs name different task types: the first one's is kept"] * told
