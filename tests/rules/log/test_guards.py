@@ -96,7 +96,7 @@ def test_a_guard_is_told_of_whatever_it_did(action, rollbacks, stopped, severity
 @pytest.mark.parametrize(("first", "frozen"), [(0.0, 0), (1e-5, 1)])
 def test_a_rate_must_move_in_more_than_half_of_the_other_rows(first, frozen):
     """Of 18 other moves, 9 or 10 are not zero."""
-    moves = [first, 1e-5] * 1 + [0.0, 1e-5] * 9
+    moves = [first, *[1e-5, 0.0] * 9, 1e-5]
     rates = list(accumulate(moves, initial=1e-5))
     facts: Any = SimpleNamespace(series=SimpleNamespace(rates=rates, steps=range(1, 22)), peak_rate=max(rates))
     assert _frozen(facts, [10]) == frozen
