@@ -13,6 +13,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from gradience.adapters.config import AdapterConfig, ScalingRules, parse_config
+from gradience.adapters.formats.peft import _matches
 from gradience.adapters.kinds import dense
 from gradience.adapters.layout import (
     LARGEST_ENTRY,
@@ -432,3 +433,19 @@ def test_experts_of_a_parameter_without_a_name_are_refused_by_the_first():
     assert str(error.value) == (
         "x[0]: the config does not say which parameter this pair belongs to, so no pattern can give it a rank"
     )
+
+
+@pytest.mark.parametrize(
+    ("key", "config", "matches"),
+    [
+        ("base_model.strange.weight", False, True),
+        ("m.q.lora_A.weight", False, True),
+        ("strange.weight", True, False),
+        ("unet.q.lora_A.weight", True, True),
+        ("unet.q.lora_A.weight", False, False),
+        ("unet.q.strange.weight", True, False),
+    ],
+)
+def test_a_file_is_peft_s_by_a_name_and_with_a_config_even_one_that_diffusers_has(key, config, matches):
+    source = SimpleNamespace(tensors={key: None}, metadata={})
+    assert _matches(SimpleNamespace(source=source, has_config=config)) is matches

@@ -59,3 +59,8 @@ def test_the_knee_is_where_the_share_kept_is_farthest_above_the_straight_line():
     assert knee_rank(errors(9.0, 9.0, 0.01, 0.01, 0.01)) == 2
     assert knee_rank(errors(1.0, 1.0, 1.0, 1.0)) == 4
     assert knee_rank(errors(5.0)) == 1
+
+
+def test_a_leading_part_that_is_all_of_it_leaves_nothing_out():
+    row = dense_row(module(), spectrum(2.0, 1.0, whole=False), Shown(1, (1, 2)))
+    assert row.relative_errors == {"1": pytest.approx(0.2**0.5), "2": 0.0}

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 
 import pytest
 
 from gradience.errors import ConfigError
 from gradience.verbs.check import read_adapter_of, read_any, read_training_of
+from gradience.verbs.check.data import _beside, _tokenizer
 
 ADAPTER = {"peft_type": "LORA", "r": 6, "lora_alpha": 12, "target_modules": ["q_proj"]}
 STATE = {"log_history": [{"loss": 1.0, "step": 1}], "max_steps": 40}
@@ -61,3 +63,41 @@ def test_an_adapter_may_be_that_of_the_last_checkpoint(folder, tmp_path):
     (made / "checkpoint-1" / "adapter_config.json").unlink()
     with pytest.raises(ConfigError):
         read_adapter_of(made)
+
+
+@pytest.mark.parametrize(
+    ("template", "format", "told"),
+    [
+        ("x", "messages", True),
+        ("", "messages", False),
+        ("x", "text", False),
+        ("", "text", False),
+        ("x", "tokenised", False),
+    ],
+)
+def test_a_template_is_told_of_where_there_is_one_and_rows_are_conversations(template, format, told):  # noqa: A002
+    encoder = SimpleNamespace(
+        name="t",
+        pad_is_end=True,
+        end_ids={3, 2},
+        names=lambda ids: [f"<{i}>" for i in ids],
+        template=template,
+        template_from="base",
+        marks_answers=False,
+        split_controls=list,
+    )
+    found = _tokenizer(encoder, SimpleNamespace(format=format))
+    assert found["end_tokens"] == ["<2>", "<3>"]
+    assert found.get("template") == ("base" if told else None)
+    assert ("template_marks_answers" in found, "template_tokens_split" in found) == (told, told)
+    assert _tokenizer(None, SimpleNamespace(format=format)) == {}
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json"])
+def test_a_tokenizer_is_beside_by_either_of_its_files(name, tmp_path):
+    first, second = tmp_path / "a", tmp_path / "b"
+    first.mkdir()
+    second.mkdir()
+    (second / name).write_text("{}")
+    assert _beside([first, second]) == second
+    assert _beside([first]) is None

@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+from typing import Any
+
 import numpy as np
 import pytest
 
-from gradience.verbs.beside import _energy
+from gradience.adapters.layout import Module
+from gradience.spectral.subspace import PairGeometry
+from gradience.verbs import beside
+from gradience.verbs.beside import _energy, _Owns, _padded
+from gradience.verbs.compare import _wanted, module_pair
 
 
 def test_the_squared_norm_is_that_of_the_dense_update_or_is_not_vouched_for():
@@ -23,3 +30,65 @@ def test_parts_that_all_but_cancel_are_left_to_the_spectrum(angle, vouched):
     gram_b = np.array([[1.0, -1.0], [-1.0, 1.0]])
     gram_a = np.array([[1.0, np.cos(angle)], [np.cos(angle), 1.0]])
     assert (_energy(gram_b, gram_a, 1.0) is not None) == vouched
+
+
+def owns(*, whole: bool) -> tuple[_Owns, Module]:
+    """What is gathered of one adapter with one module, b a = 3 on a diagonal of two, so that its norm is 18^0.5."""
+    b, a = 3.0 * np.eye(4, 2), np.eye(2, 3)
+    module = Module("m.q", "lora", (4, 3), 2, 2.0, 1.0, 14, lambda: (b, a))
+    side: Any = SimpleNamespace(adapter=SimpleNamespace(modules=[module]))
+    return _Owns([side], whole=whole), module
+
+
+@pytest.mark.parametrize(("whole", "waiting"), [(False, 0), (True, 1)])
+def test_spectra_are_computed_only_where_they_are_asked_for(whole, waiting):
+    found, module = owns(whole=whole)
+    found.put(0, module, 9.0 * np.eye(2), np.eye(2))
+    assert len(found._open) == waiting
+    (own,) = found.finish()
+    assert own.energies["m.q"] == pytest.approx(18.0)
+    assert [s.sigma[:2].tolist() for s in own.spectra.values()] == [[3.0, 3.0]] * waiting
+
+
+def test_a_norm_that_is_not_vouched_for_is_that_of_the_spectrum():
+    found, module = owns(whole=False)
+    found.put(0, module, np.full((2, 2), np.nan), np.eye(2))
+    assert [name for _, name, _ in found._open] == [module]
+    found.put(0, module, 9.0 * np.eye(2), np.eye(2))  # and vouched for, it waits for nothing
+    assert len(found._open) == 1
+    assert found.finish()[0].spectra == {}
+
+
+def test_what_waits_is_let_go_at_the_limit(monkeypatch):
+    found, module = owns(whole=True)
+    size = 2 * _padded(np.eye(2)).size
+    monkeypatch.setattr(beside, "_HELD", 2 * size)
+    found.put(0, module, 9.0 * np.eye(2), np.eye(2))
+    assert (len(found._open), found._held) == (1, size)
+    found.put(0, module, 9.0 * np.eye(2), np.eye(2))
+    assert (len(found._open), found._held) == (0, 0)
+
+
+@pytest.mark.parametrize(
+    ("n", "series", "pairs"),
+    [
+        (2, True, [(0, 1)]),
+        (4, True, [(0, 1), (0, 3), (1, 2), (1, 3), (2, 3)]),
+        (4, False, [(0, 1), (0, 2), (0, 3), (1, 2), (1, 3), (2, 3)]),
+    ],
+)
+def test_of_a_series_each_is_compared_with_the_next_and_the_last(n, series, pairs):
+    assert _wanted(n, series=series) == pairs
+
+
+@pytest.mark.parametrize(
+    ("norms", "state", "ratio", "sides"),
+    [((2.0, 3.0), "ok", 1.5, True), ((2.0, 0.0), "zero", 0.0, False), ((0.0, 3.0), "zero", None, False)],
+)
+def test_a_pair_of_which_one_is_zero_has_no_directions_in_common(norms, state, ratio, sides):
+    _, module = owns(whole=False)
+    row = module_pair(
+        module, module, PairGeometry(finite=True, norms=norms, inner=1.0, distance=1.0, left=np.eye(2), right=np.eye(2))
+    )
+    assert (row.state, row.norm_ratio, row.frobenius_norms) == (state, ratio, list(norms))
+    assert (row.output_side is not None, row.input_side is not None) == (sides, sides)

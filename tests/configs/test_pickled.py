@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from gradience.configs.document import read_document
-from gradience.configs.pickled import MAX_OPCODES, MAX_PICKLE, MAX_VALUES, read_pickled
+from gradience.configs.pickled import MAX_OPCODES, MAX_PICKLE, MAX_VALUES, Name, Record, Walk, _Plain, read_pickled
 from gradience.configs.training import _with_processes, read_training, read_training_dir
 from gradience.errors import ConfigError
 
@@ -352,3 +352,30 @@ def test_weights_given_as_a_configuration_are_refused(tmp_path: Path) -> None:
 )
 def test_processes_times_their_gpus_are_the_world_unless_it_is_given(mapping, processes):
     assert _with_processes(mapping).get("world_size") == processes
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "value"),
+    [
+        ("transformers.trainer_utils SchedulerType", ("cosine",), "cosine"),
+        ("transformers.trainer_utils SchedulerType", (), "SchedulerType"),
+        ("transformers.trainer_utils SchedulerType", ("a", "b"), "SchedulerType"),
+        ("builtins set", (["a", "b"],), ["a", "b"]),
+        ("builtins frozenset", (["a"],), ["a"]),
+        ("builtins tuple", (("a",),), ["a"]),
+        ("builtins set", (), "set"),
+        ("builtins list", (["a"], ["b"]), "list"),
+        ("builtins int", (3,), "int"),
+        ("builtins object", (), "object"),
+    ],
+)
+def test_a_choice_and_a_collection_are_their_one_argument_and_else_a_name(name, arguments, value):
+    assert _Plain().value(Record(Name(name), arguments)) == value
+
+
+def test_a_state_may_be_of_slots_alone():
+    walk = Walk(b"")
+    record = Record(Name("argparse Namespace"))
+    walk.stack += [record, (None, {"a": 1})]
+    walk.build()
+    assert (record.state, walk.stack) == ({"a": 1}, [record])

@@ -242,3 +242,16 @@ def test_of_a_source_that_was_read_its_own_list_counts_and_of_another_every_rule
     for source, rules in IDS.items():
         expected = [("X1", "own")] if source == read else [(rule, f"no {source}") for rule in rules]
         assert [(item.id, item.reason) for item in found if item.source == source] == expected
+
+
+@pytest.mark.parametrize(
+    ("accuracy", "known"), [(0.0, 0.0), (1.0, 1.0), (0.5, 0.5), (-0.01, None), (1.01, None), (None, None)]
+)
+def test_an_accuracy_is_a_share_and_its_ends_are(accuracy, known):
+    held = {"accuracy": None if accuracy is None else real(accuracy)}
+    points = [
+        SimpleNamespace(split="test", metrics=None),
+        SimpleNamespace(split="eval", metrics=EvalMetrics(n=7, **held)),
+    ]
+    assert choosing._n_and_accuracy(SimpleNamespace(evals=points), "eval") == (7, known)
+    assert choosing._n_and_accuracy(SimpleNamespace(evals=points), "train") == (None, None)

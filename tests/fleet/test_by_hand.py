@@ -414,3 +414,10 @@ def test_a_job_on_which_workers_die_is_tried_twice(monkeypatch, deaths, tried):
     assert {one.job.path: one.answer for one in done} == {
         "one": b"one", "bad": None if deaths >= 2 else b"bad", "two": b"two", "three": b"three",
     }  # fmt: skip
+
+
+def test_pairs_compared_are_those_there_are_up_to_the_most():
+    row = {"path": "a", "base_model": None, "shape_key": "", "content_hash": "1", "sketch": b""}
+    found = comparing.similar([row, {**row, "path": "b"}], threshold=0.9, most=5)
+    assert (found.compared, found.not_compared, found.all_pairs, found.near) == (0, 0, 0, [])
+    assert [alike.paths for alike in found.same] == [["a", "b"]]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -14,6 +15,8 @@ from gradience.importers.events import Tally, _Stream, _stream_of, _stride, arra
 from gradience.importers.events import _status as status_of
 from gradience.importers.files import LoggedRow, SourceRun, clock_of, count_of
 from gradience.importers.settings import _interval, _only, samples_per_step
+from gradience.importers.table import MAX_COLUMNS, find_columns
+from gradience.importers.trainer_state import _several_note
 from gradience.schema.config import ConfigSnapshot, TrainingSnapshot
 
 PLAN = "the planned steps were made"
@@ -216,3 +219,20 @@ def test_rates_are_rounded_to_three_decimals_and_no_more():
     assert samples_per_step(halves, steps=2, epochs=1.0, micro_batch=19) is None
     assert samples_per_step(halves, steps=2, epochs=1.0, micro_batch=18) == 18
     assert samples_per_step(halves, steps=2, epochs=1.0, micro_batch=9) == 18
+
+
+def test_a_table_at_the_limit_of_columns_is_read_and_one_beyond_is_counted():
+    names = ["step", "loss", *(f"x{i}" for i in range(MAX_COLUMNS - 2))]
+    assert find_columns(names)["step"] == "step"
+    with pytest.raises(RecorderError) as caught:
+        find_columns([*names, "one_more"])
+    assert str(caught.value).startswith("10001 columns, over the limit of 10000")
+
+
+def test_runs_in_one_folder_are_named_by_three_files_each():
+    def several(*names):
+        return [SimpleNamespace(raw=SimpleNamespace(path=Path("/run", name))) for name in names]
+
+    said = _several_note(Path("/run"), [several("a", "b", "c", "d"), several("e")])
+    assert said.startswith("2 runs in one folder")
+    assert said.endswith("the first is shown: a + b + c; e")

@@ -218,3 +218,7 @@ def test_long_rows_are_cut_and_counted():
     assert some.cut == 2
     with pytest.raises(ConfigError, match="label is float"):
         some.example(1, {"input_ids": [1], "label": 0.5})
+
+
+def test_one_prediction_is_its_own_mean():
+    assert divergence([Scored(0, 1, 0.5, 1, 0.0, 0.0, 0)]) == (0.5, 1.0, 1)
