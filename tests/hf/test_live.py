@@ -88,6 +88,18 @@ def test_of_two_callbacks_in_one_trainer_one_records(training, callback, log, tm
     assert [e.seq for e in events if e.session == events[0].session] == list(range(len(events) - 1))
 
 
+def test_two_evaluations_of_one_step_that_took_equally_long_are_two_and_one_that_is_said_twice_is_one(
+    training, callback, log, tmp_path
+):
+    recorder = callback()
+    run = training.trainer(tmp_path, recorder)
+    run.train()
+    for rows in (254.0, 253.8, 253.8):
+        metrics = {"eval_loss": 4.0, "eval_runtime": 0.0158, "eval_samples_per_second": rows}
+        recorder.on_evaluate(run.args, run.state, run.control, metrics)
+    assert [e.metrics.extras["samples_per_second"] for e in log(tmp_path).of("eval")] == [254.0, 253.8]
+
+
 def test_late_events_of_a_loop_that_was_left_make_no_file_of_their_own(training, callback, log, tmp_path):
     left = training.trainer(tmp_path, training.At(3, training.ACTS["break"]), callback())
     with pytest.raises(ValueError, match="prompt"):

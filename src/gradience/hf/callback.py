@@ -6,7 +6,7 @@ import os
 import weakref
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Self, get_args
+from typing import Any, Final, Self, get_args
 
 import msgspec
 from transformers import TrainerCallback
@@ -21,6 +21,8 @@ from gradience.schema.reports import CheckReport, announced_by
 from gradience.schema.scalars import TaskProfile
 from gradience.telemetry.rows import Values, eval_columns, plain_columns, split_row, train_columns
 from gradience.telemetry.values import described
+
+_TIMES: Final = ("runtime", "samples_per_second", "steps_per_second")  # rounded, so that two runs may share the first
 
 
 class GradienceCallback(TrainerCallback):  # type: ignore[misc]
@@ -83,7 +85,7 @@ class GradienceCallback(TrainerCallback):  # type: ignore[misc]
         self._finalizer: weakref.finalize[[], GradienceCallback] | None = None
         self._batch_size: int | None = None
         self._early: list[tuple[int, str, Values]] = []
-        self._last_eval: tuple[int, Values] | None = None
+        self._last_eval: tuple[int, dict[str, list[Any]]] | None = None
         self._last_row: Any = None
         self._probed: int | None = None
         self._stop_on = live_ids(stop_on)
@@ -234,7 +236,7 @@ class GradienceCallback(TrainerCallback):  # type: ignore[misc]
 
     def _take_evals(self, step: int, evals: Mapping[str, Values], dataloader: Any, control: Any) -> None:
         """Record an evaluation once: its row comes through `on_log`, its metrics through `on_evaluate`."""
-        mark = (step, {split: measured.get("runtime") for split, measured in evals.items()})
+        mark = (step, {split: [measured.get(name) for name in _TIMES] for split, measured in evals.items()})
         if not evals or mark == self._last_eval:
             return
         self._last_eval = mark
