@@ -16,7 +16,7 @@ from gradience.importers.events import _status as status_of
 from gradience.importers.files import LoggedRow, SourceRun, clock_of, count_of
 from gradience.importers.settings import _interval, _only, samples_per_step
 from gradience.importers.table import MAX_COLUMNS, find_columns
-from gradience.importers.trainer_state import _several_note
+from gradience.importers.trainer_state import _several_note, _union
 from gradience.schema.config import ConfigSnapshot, TrainingSnapshot
 
 PLAN = "the planned steps were made"
@@ -236,3 +236,26 @@ def test_runs_in_one_folder_are_named_by_three_files_each():
     said = _several_note(Path("/run"), [several("a", "b", "c", "d"), several("e")])
     assert said.startswith("2 runs in one folder")
     assert said.endswith("the first is shown: a + b + c; e")
+
+
+@pytest.mark.parametrize(("other", "furthest"), [(9, "other"), (1, "best")])
+def test_rows_of_several_checkpoints_are_put_together_and_the_furthest_one_gives_the_settings(other, furthest):
+    def state(name: str, reached: int, *steps: int):
+        rows = [LoggedRow(1, step, {"loss": 1.0}) for step in steps]
+        raw = SimpleNamespace(
+            path=Path("/run", name),
+            rows=rows,
+            files=[],
+            notes=[],
+            skipped=[],
+            planned=None,
+            reached=reached,
+            layer=name,
+        )
+        return SimpleNamespace(raw=raw, reached=reached)
+
+    found = _union(Path("/run"), [state("best", 5, 1, 5), state("other", other, 1, 3), state("same", 1, 5)])
+    assert [row.step for row in found.rows] == [1, 3, 5]
+    assert found.files == [Path("/run/other")]
+    assert found.notes == ["1 rows come from other: best lacks them"]
+    assert (found.layer, found.reached) == (furthest, max(5, other))
