@@ -1,0 +1,228 @@
+"""Rules on logs exactly at their thresholds: whether the threshold itself counts, for each comparison.
+
+A number such as 0.02 has no exact value in binary, so that few runs are exactly at it. Where that is so, the threshold
+is set to a sum of powers of two, of which a run can have exactly as much. What noise leaves open is set, too, where a
+rule compares with it.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import pytest
+from log_runs import FALL, FLAT, line, run, with_row
+
+from gradience.rules.log import detect
+from gradience.rules.log.facts import RunFacts
+from gradience.schema import ConfigSnapshot
+
+LN2 = math.log(2.0)
+
+
+class At(NamedTuple):
+    """A rule, what is set in this case, runs by a number, and the answer to each: a severity, "?", or None."""
+
+    rule: str
+    thresholds: dict[str, Any]  # by module and name: a threshold's value, or a function's answer
+    make: Callable[[Any], RunFacts]
+    answers: dict[Any, str | None]
+
+
+def answer(rule: str, facts: RunFacts) -> str | None:
+    """The severity of the rule's finding, "?" where it was not judged, None where it is silent."""
+    verdict = detect(facts)
+    if any(item.id == rule for item in verdict.not_run):
+        return "?"
+    return next((found.severity for found in verdict.findings if found.id == rule), None)
+
+
+def evaluated(*losses: float, **more: Any) -> RunFacts:
+    return run(FALL, held_out=losses, **more)
+
+
+def classes(loss: float, accuracy: float | None = None, *, n: int | None = None, of: int | None = None) -> RunFacts:
+    facts = run(FALL, held_out=[1.4, loss], accuracy=accuracy, n=n, num_labels=of)
+    return replace(facts, config=ConfigSnapshot(num_labels=of)) if of else facts
+
+
+def straight(rise: float, rows: int = 33) -> list[float]:
+    """From 2 on, each row by as much higher."""
+    return [2.0 + rise * row for row in range(rows)]
+
+
+def falls_then_drifts(fall: float) -> RunFacts:
+    """21 rows from 2 to 1, and 9 about 1, each lower than the one before by an eighth of the fall."""
+    return run([*line(21, 2.0, 1.0), *[1.0 + fall * (4 - row) / 8 for row in range(9)]])
+
+
+STEP = 2.0**-10  # of a row of `straight`: over 32 rows 2^-5, of a start of 2 the 64th part
+LEARNING: Sequence[At] = [
+    At(
+        "NOL106",
+        {"learning.HELD_STILL": 0.0625},
+        lambda x: run([2.0, 2.1, 1.9, 2.0] * 3, held_out=[2.0, x]),
+        {1.875: "?", 1.8755: "warning"},
+    ),
+    At(
+        "NOL106",
+        {"learning.STILL": 2.0**-6, "learning.STILL_SLOPE": 0.9, "learning.STILL_BOUND": 0.9},
+        lambda x: run([2.0] * 8 + [2.0 - x] * 32),
+        {0.03125: "?", 0.03124: "warning"},
+    ),
+    At(
+        "NOL106",
+        {"learning.STILL": 0.9, "learning.STILL_SLOPE": 2.0**-6, "learning.STILL_BOUND": 0.9},
+        lambda x: run(straight(-x)),
+        {STEP: "?", 0.999 * STEP: "warning"},
+    ),
+    At(
+        "NOL106",
+        {"learning.STILL": 0.9, "learning.STILL_SLOPE": 0.9, "learning.STILL_BOUND": 2.0**-6},
+        lambda x: run(straight(-x)),
+        {STEP: "?", 0.999 * STEP: "warning"},
+    ),
+    At(
+        "NOL106",
+        {"learning.LEAST_FALL": 0.03125, "learning.STILL_ROWS": 99},
+        lambda x: run([2.0, 2.0, 2.0, *line(45, 2.0, 2.0 - 0.9 * x), *[2.0 - x] * 12]),
+        {0.0625: None, 0.0624: "?"},
+    ),
+    At("NOL106", {}, lambda x: run([LN2] * 40, kind="preference", columns={"rewards/margins": [x] * 40}), {0.0: "warning", 0.1: None}),
+    At("PLT105", {}, lambda x: run(line(20, 1.0, x) + [x] * 40), {0.02: None, 0.0201: "info"}),
+    At("PLT105", {"learning.STILL_FALLS": 2.0**-9}, falls_then_drifts, {2.0**-9: "info", 1.01 * 2.0**-9: "?"}),
+]  # fmt: skip
+CHANCE = {"held_out.CHANCE_MARGIN": 0.0625, "held_out.CHANCE_NEAR": 0.0625}
+HELD_OUT: Sequence[At] = [
+    At(
+        "OVF110",
+        {"held_out.OVERFIT_MUCH": 0.125},
+        lambda x: evaluated(1.5, 1.0, x, x),
+        {1.125: "info", 1.1251: "warning"},
+    ),
+    At("OVF110", {"held_out.OVERFIT_RISE": 0.125}, lambda x: evaluated(1.5, 1.0, x, x), {1.125: None, 1.1251: "warning"}),
+    At("SML113", {"held_out.SMALL_EVAL": 1.96 * 0.05}, lambda n: classes(0.5, 0.5, n=n), {100: None, 99: "info"}),
+    At("CHN112", {}, lambda x: classes(x, of=2), {0.98 * LN2: "warning", 0.979 * LN2: None, math.inf: None}),
+    At("CHN112", CHANCE, lambda x: classes(math.log(2.0), x), {0.5625: "warning", 0.4375: "warning", 0.563: "?", 0.437: "?"}),
+    At(
+        "CHN112",
+        CHANCE | {"held_out.CHANCE_NEAR": 1.0},
+        lambda x: classes(LN2 * x, 0.5),
+        {2.0: "warning", 0.0: "warning", 2.001: "?", -0.001: "?"},
+    ),
+    At("UND126", {"facts.UNFINISHED_FALL": 0.125}, lambda x: evaluated(2.0, 1.0, x), {0.875: None, 0.8749: "info"}),
+]  # fmt: skip
+
+
+
+def of(level: float) -> Callable[..., float]:
+    """A function with one answer."""
+    return lambda *_, **__: level
+
+
+def noisy_with_a_zero(spike: float) -> RunFacts:
+    """Half of the rows twice the others, one exactly 0, and one far above: no logarithm is taken."""
+    return run([0.0 if i == 2 else spike if i == 40 else 1.0 + i % 2 for i in range(60)])
+
+
+UP = [*[1.0] * 4, *[4.0] * 4, *[0.98] * 12]  # and down again
+BACK = [*[1.0] * 8, *[0.5] * 4, *[1.0] * 8]
+LEVELS: Sequence[At] = [
+    At("DIV103", {}, noisy_with_a_zero, {20.0: "info", 2.0: None}),
+    At("DIV104", {"divergence.median_error": of(LN2 / 4)}, lambda x: run([1.0] * 16 + [x] * 4), {2.0: None, 2.01: "error"}),
+    At("DIV104", {"divergence.noise": of(math.log(4) / 4)}, lambda x: run([1.0, *[x] * 9]), {4.0: None, 4.01: "error"}),
+    At("DIV104", {"divergence.noise": of(math.log(4) / 6)}, lambda x: run([*UP[:4], *[x] * 4, *UP[8:]]), {4.0: None, 4.01: "warning"}),
+    At("DIV104", {"divergence.noise": of(0.0)}, lambda n: run([1.0, *[3.0] * (n - 2), 1.0]), {5: "warning", 4: None}),
+    At("DIV104", {"divergence.median_error": of(LN2 / 6)}, lambda x: run([*BACK[:8], *[x] * 4, *BACK[12:]]), {0.5: None, 0.49: "warning"}),
+    At("SCL129", {}, lambda x: run([x] * 12, held_out=[2.0] * 3), {6.0: "warning", 5.99: None}),
+    At("SCL129", {}, lambda n: run([1.0, 1.0, 6.0] * n, held_out=[2.0] * 4), {4: "warning", 8: None}),
+    At("SCL129", {}, lambda n: run([12.6, 5.1, 5.0][:n]), {1: None, 2: "warning", 3: "warning"}),
+    At("SCL129", {}, lambda x: run([x, 10.0, 4.0, 3.0]), {math.log(262_144): None, 12.4767: "warning"}),
+]  # fmt: skip
+
+
+def separated(accuracy: float, error: float, margin: float, margin_error: float) -> RunFacts:
+    """Columns whose second half begins with what `mean_error` is to answer."""
+    columns = {"rewards/accuracies": (accuracy, error), "rewards/margins": (margin, margin_error)}
+    return run(
+        [0.69] * 20,
+        kind="preference",
+        columns={name: [*[0.0] * 10, *answers, *[0.0] * 8] for name, answers in columns.items()},
+    )
+
+
+def chosen(*, rows: int, fall: float = 2.0) -> RunFacts:
+    return run([0.69] * rows, kind="preference", columns={"rewards/chosen": [1.0] * (rows // 2) + [1.0 - fall] * (rows - rows // 2)})
+
+
+def rewarded(first: float, best: float, last: float) -> RunFacts:
+    return run(kind="rl", columns={"reward": [*[first] * 4, *[best] * 8, *[last] * 8]})
+
+
+def rewarded_seldom(last: float) -> RunFacts:
+    return run(kind="rl", columns={"reward": [2.0, 2.0, 1.5, 1.5, last, last]})
+
+
+BY_COLUMN = {"preference.mean_error": lambda values: (values[0], values[1])}
+REWARDS: Sequence[At] = [
+    At("PRF119", BY_COLUMN, lambda x: separated(x, 0.03125, 0.0, 1.0), {0.5625: "warning", 0.5626: None}),
+    At("PRF119", BY_COLUMN, lambda x: separated(x, 0.01, 0.4, 0.125), {0.5: None, 0.499: "warning"}),
+    At("PRF119", BY_COLUMN, lambda x: separated(0.5, 0.01, x, 0.125), {0.375: "warning", 0.3751: None}),
+    At("PRF119", BY_COLUMN, lambda x: separated(0.5, x, 0.0, 0.125), {0.08: "warning", 0.0801: "?"}),
+    At("PRF119", BY_COLUMN, lambda x: separated(0.5, 0.05, x, 0.125), {0.125: "warning", 0.126: "?"}),
+    At("PRF119", BY_COLUMN, lambda x: separated(0.5, x, 0.2, 0.125), {0.03: "warning", 0.0301: "?"}),
+    At("PRF120", {"preference.mann_kendall": of(0.01)}, lambda x: chosen(rows=10, fall=x), {2.0: "info", 0.9: None}),
+    At("PRF120", {"preference.mann_kendall": of(0.0101)}, lambda n: chosen(rows=n), {19: None, 20: "info"}),
+    At("RWD122", {"preference.median_error": of(0.25)}, lambda x: rewarded(0.5, 2.0, x), {1.0: "?", 0.99: "warning"}),
+    At("RWD122", {"preference.median_error": of(0.125)}, lambda x: rewarded(0.0, 2.0, x), {1.0: None, 0.99: "warning"}),
+    At(
+        "RWD122",
+        {"preference.median_error": of(0.25), "preference.REWARD_FLAT": 0.2},
+        lambda x: rewarded(1.0, 1.5, x),
+        {1.5: "info", 1.51: None, 1.2: "?"},
+    ),
+    At(
+        "RWD122",
+        {"preference.median_error": of(0.25), "preference.REWARD_FLAT": 0.25},
+        lambda x: rewarded(x, x, x),
+        {1.0: "info", -1.0: "info", 0.999: "?"},
+    ),
+    At("RWD122", {"preference.mann_kendall": of(0.01), "preference.REWARD_FALL": 0.5}, rewarded_seldom, {1.0: None, 0.99: "warning"}),
+    At("RWD122", {"preference.mann_kendall": of(0.0101)}, rewarded_seldom, {0.99: "?"}),
+]  # fmt: skip
+
+
+def repeated(epochs: float, start: float, end: float) -> RunFacts:
+    return run([start] * 20 + [end] * 20, epoch=epochs)
+
+
+def stepping(held_out: float) -> RunFacts:
+    """Two epochs of 32 rows, the second lower by a sixteenth; the evaluations fall as said between them."""
+    return run([1.0] * 32 + [0.9375] * 32, epoch=2.5, held_out=[1.0, 1.0 - held_out])
+
+
+REPETITION: Sequence[At] = [
+    At("REP128", {}, lambda x: repeated(10.0, 2.0, x), {1.0: "warning", 1.01: None}),
+    At("REP128", {}, lambda x: repeated(3.6, 1.0, x), {0.1: "warning", 0.101: None}),
+    At("REP128", {}, lambda x: repeated(x, 1.0, 0.05), {3.5: None, 3.51: "warning"}),
+    At("REP128", {}, lambda x: repeated(x, 3.0, 1.5), {9.9: None, 10.0: "warning"}),
+    At("REP128", {}, lambda x: repeated(x, 3.0, 2.0), {19.9: None, 20.0: "warning"}),
+]
+
+
+@pytest.mark.parametrize(
+    "case",
+    [*LEARNING, *HELD_OUT, *LEVELS, *REWARDS, *REPETITION],
+    ids=lambda case: f"{case.rule} {' '.join(case.thresholds)} {' '.join(map(str, case.answers))}",
+)
+def test_a_threshold_itself_is_on_this_side(case: At, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in case.thresholds.items():
+        module, _, threshold = name.partition(".")
+        held = importlib.import_module(f"gradience.rules.log.{module}")
+        is_function = inspect.isfunction(getattr(held, threshold))
+        monkeypatch.setattr(held, threshold, value if is_function else getattr(held, threshold)._replace(value=value))
+    assert {x: answer(case.rule, case.make(x)) for x in case.answers} == case.answers
