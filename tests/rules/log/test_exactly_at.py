@@ -129,15 +129,46 @@ def noisy_with_a_zero(spike: float) -> RunFacts:
     return run([0.0 if i == 2 else spike if i == 40 else 1.0 + i % 2 for i in range(60)])
 
 
+def quite_noisy(apart: float) -> RunFacts:
+    """By turns at 8 less 1 and 8 plus 1: changes of a quarter of the median. A spike of 30 is 11 such changes high, but
+    in the logarithm, which is taken of noisier losses, only 5.
+    """
+    rows = [8.0 + (apart if i % 2 else -apart) for i in range(60)]
+    return run([*rows[:40], 30.0, *rows[41:], 8.0 - apart, 8.0 - apart])
+
+
 UP = [*[1.0] * 4, *[4.0] * 4, *[0.98] * 12]  # and down again
 BACK = [*[1.0] * 8, *[0.5] * 4, *[1.0] * 8]
 LEVELS: Sequence[At] = [
     At("DIV103", {}, noisy_with_a_zero, {20.0: "info", 2.0: None}),
+    At("DIV103", {}, quite_noisy, {1.0: "info", 1.1: None}),
+    At("DIV103", {}, lambda x: run(with_row([1.0] * 12, 8, by=x)), {1.5: None, 1.51: "info"}),
     At("DIV104", {"divergence.median_error": of(LN2 / 4)}, lambda x: run([1.0] * 16 + [x] * 4), {2.0: None, 2.01: "error"}),
     At("DIV104", {"divergence.noise": of(math.log(4) / 4)}, lambda x: run([1.0, *[x] * 9]), {4.0: None, 4.01: "error"}),
     At("DIV104", {"divergence.noise": of(math.log(4) / 6)}, lambda x: run([*UP[:4], *[x] * 4, *UP[8:]]), {4.0: None, 4.01: "warning"}),
     At("DIV104", {"divergence.noise": of(0.0)}, lambda n: run([1.0, *[3.0] * (n - 2), 1.0]), {5: "warning", 4: None}),
     At("DIV104", {"divergence.median_error": of(LN2 / 6)}, lambda x: run([*BACK[:8], *[x] * 4, *BACK[12:]]), {0.5: None, 0.49: "warning"}),
+    At("DIV104", {}, lambda x: run([*line(15, 3.0, 1.0), *[1.0] * 5, *[x] * 10]), {2.0: None, 2.01: "warning"}),
+    At("DIV104", {}, lambda x: run([*[1.0] * 4, *[3.0] * 4, *[x] * 12]), {0.97: None, 0.98: "warning"}),
+    At(
+        "DIV104",
+        {"divergence.ABSURD_LEVEL": 1.25},
+        lambda x: run([1.0, 1.4, 1.4, x, *[1.4] * 6], rates=0.05),
+        {1.25: None, 1.26: "error"},
+    ),
+    At(
+        "DIV104",
+        {"divergence.noise": of(0.0)},
+        lambda n: run([1.0, 1.0, *[0.5] * (n - 5), 1.1, 1.1, 1.1]),
+        {7: None, 8: "error"},
+    ),
+    At(
+        "DIV104",
+        {"divergence.noise": of(0.0), "divergence.median_error": of(9.0)},
+        lambda x: run([1.0, x, *[4.0] * 10]),
+        {1.5: "warning", 1.51: "error"},
+    ),
+    At("SCL129", {}, lambda x: run([x] * 12, held_out=[0.5] * 3), {1.5: "warning", 1.49: None}),
     At("SCL129", {}, lambda x: run([x] * 12, held_out=[2.0] * 3), {6.0: "warning", 5.99: None}),
     At("SCL129", {}, lambda n: run([1.0, 1.0, 6.0] * n, held_out=[2.0] * 4), {4: "warning", 8: None}),
     At("SCL129", {}, lambda n: run([12.6, 5.1, 5.0][:n]), {1: None, 2: "warning", 3: "warning"}),
