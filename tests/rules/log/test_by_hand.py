@@ -8,17 +8,21 @@ from typing import Any
 
 import pytest
 from log_runs import FALL, NAN, line, run
+from log_runs import _skipped as skipped
 
 from gradience.rules.log import detect, repetition
 from gradience.rules.log.facts import RunFacts
 from gradience.rules.log.held_out import _train_falls
 from gradience.rules.log.learning import Learning, _few_least, learning, not_finite
+from gradience.rules.log.numbers import _stood_still
 from gradience.rules.log.repetition import _all_step_down, _held_out_drops, _learns_still, _Step, _step
 from gradience.rules.log.statistics import Trend
+from gradience.rules.log.story import _held_out
 from gradience.rules.rule import Unknown
 from gradience.schema import ConfigSnapshot, EvalMetrics, LoraSnapshot
 from gradience.schema.events import Eval
 from gradience.schema.reports import EvalPoint
+from gradience.telemetry.series import LogRecord
 
 SCHEMA = "gradience.vnext.telemetry/v1"
 
@@ -261,7 +265,8 @@ def test_rows_over_ten_nats_are_counted():
 
 
 @pytest.mark.parametrize(
-    ("accuracy", "how"), [(0.4375, "not told apart"), (0.437, "told apart the wrong way round"), (0.5, "not told apart")]
+    ("accuracy", "how"),
+    [(0.4375, "not told apart"), (0.437, "told apart the wrong way round"), (0.5, "not told apart")],
 )
 def test_rewards_are_the_wrong_way_round_beyond_two_standard_errors(accuracy, how, monkeypatch):
     monkeypatch.setattr("gradience.rules.log.preference.mean_error", lambda values: (values[0], 0.03125))
@@ -355,3 +360,150 @@ def test_a_held_out_loss_that_falls_by_half_as_much_learns_there_too(held_out, s
         assert found == "held-out loss falls over the same ends of epochs, by 3%: both learn there"
     else:
         assert found.id == "MEM127"
+
+
+# --- gradients and numbers ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("moves", "every", "still"),
+    [
+        ([1.0] * 5 + [1e-9] + [1.0] * 6, 1, True),  # of the highest rate, which is 1
+        ([1.0] * 5 + [1.1e-9] + [1.0] * 6, 1, False),
+        ([1.0] * 4 + [0.0] + [1.0] * 7, 1, True),  # the move before the row, or the one after it
+        ([1.0] * 3 + [0.0] + [1.0] * 8, 1, False),
+        ([1.0] * 6 + [0.0] + [1.0] * 5, 1, False),
+        ([100.0] * 5 + [65.0] + [100.0] * 6, 2, True),  # 70 % of a step's half
+        ([100.0] * 5 + [65.1] + [100.0] * 6, 2, False),
+        ([102.0, *[100.0] * 4, 65.0, *[100.0] * 6], 2, True),  # on a line, up to 2 %
+        ([102.1, *[100.0] * 4, 65.0, *[100.0] * 6], 2, False),
+        ([0.0] * 12, 1, False),  # nothing moves
+    ],
+)
+def test_a_rate_stood_still_where_its_move_is_that_of_a_step_less(moves, every, still):
+    assert _stood_still(moves, {4, 5}, 5, every, 1.0) is still
+
+
+def test_moves_beyond_six_rows_away_are_not_the_usual_ones():
+    assert _stood_still([50.0, *[100.0] * 10, 65.0, *[100.0] * 6, 50.0], {10, 11}, 11, 2, 1.0)
+    assert _stood_still([50.0, 50.0, 50.0, 50.0, 50.0, *[100.0] * 6, 65.0, *[100.0] * 6], {10, 11}, 11, 2, 1.0)
+    assert not _stood_still([*[100.0] * 4, 50.0, 50.0, *[100.0] * 5, 65.0, *[100.0] * 6], {10, 11}, 11, 2, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("rows", "what"),
+    [
+        ([5], "1 optimizer step (6) was"),
+        ([5, 9], "2 optimizer steps (6, 10) were"),
+        ([5, 9, 13, 17, 21], "5 optimizer steps (6, 10, 14, 18, 22) were"),
+        ([5, 9, 13, 17, 21, 25], "6 optimizer steps (6, 10, 14, 18, 22, ...) were"),
+    ],
+)
+def test_up_to_five_skipped_steps_are_named(rows, what):
+    found = said("NUM131", skipped(rows, rows))
+    assert found.message == f"{what} skipped by the gradient scaler: the learning rate stood still there."
+    assert found.values == {"rows": len(rows), "share": len(rows) / 40, "first_step": 6}
+
+
+@pytest.mark.parametrize(("rows", "confidence"), [(1, 0.7), (2, 0.95)])
+def test_a_loss_of_zero_throughout_is_surer_in_two_rows(rows, confidence):
+    found = said("NUM102", run([0.0] * rows))
+    assert (found.confidence, found.severity) == (confidence, "error")
+    assert found.message == (
+        f"The training loss is exactly 0.0 in all {rows} rows: no label counts, or it was NaN from the start."
+    )
+
+
+def test_of_several_jumps_that_the_loss_answers_the_highest_is_named():
+    norms = [{20: 100.0, 40: 300.0, 50: 200.0}.get(row, 1.0) for row in range(60)]
+    found = said("GRD107", run([2.0 + 3.0 * (row in {20, 40, 50}) for row in range(60)], norms=norms))
+    assert found.message == (
+        "The gradient norm jumps to 300 at step 41, from 1, and the loss rises with it (3 such bursts, the longest of "
+        "1 rows)."
+    )
+
+
+# --- how the log was written, and what it holds besides ----------------------------------------------------------
+
+
+def test_a_replayed_loss_that_is_not_finite_is_compared_with_nothing():
+    replaced = [(11, math.inf), (12, 1.0), (13, 1.0), (14, 0.0), (99, 1.0)]
+    facts = replace(run([1.0] * 20), record=LogRecord(resumed_from=[10], replaced=replaced))
+    found = said("RES116", facts)
+    assert found.message == "Resumed from step 10; 2 logged steps were run again."
+    assert (found.values["replayed"], found.values["difference"]) == (2, 0.0)
+
+
+def test_a_type_without_a_share_of_the_energy_is_passed_over():
+    groups = {"attn": {"n": 8, "params": 500}, "mlp": {"n": 6, "params": 500, "energy_share": 0.001}}
+    assert said("TYP214", run(FALL, audit={"by_type": groups})).values["type"] == "mlp"
+    groups["mlp"].pop("energy_share")
+    assert said("TYP214", run(FALL, audit={"by_type": groups})).startswith("the audit in the log does not say how")
+
+
+@pytest.mark.parametrize(
+    ("losses", "says"),
+    [
+        ((1.2,), "eval loss 1.2"),
+        ((1.4, 1.2), "eval loss 1.2, its best"),
+        ((1.2, 1.4), "eval loss 1.4 (best 1.2 at step 30)"),
+    ],
+)
+def test_the_best_of_several_evaluations_is_told(losses, says):
+    parts = [part.says for part in _held_out(run(FALL, held_out=losses), {})]
+    assert parts == [says]
+
+
+@pytest.mark.parametrize(
+    ("rates", "warming"),
+    [
+        ([1.0, 2.0], False),  # the middle one of two is the last
+        ([1.0, 2.0, 3.0], True),
+        ([1.0, 3.0, 3.0], False),
+        ([1.0, 2.0, 3.0, 2.9], False),
+        ([1.0], False),
+        ([], False),
+    ],
+)
+def test_a_run_is_warming_up_while_its_last_rate_is_the_highest_and_over_that_of_the_middle(rates, warming):
+    assert run([2.0] * len(rates) or [2.0], rates=rates).warming_up is warming
+
+
+@pytest.mark.parametrize(
+    ("step", "count", "losses"),
+    [(5, 2, [4.0, 5.0]), (5, 9, [1.0, 2.0, 4.0, 5.0]), (2, 1, [2.0]), (3, 1, [2.0]), (0, 3, [1.0]), (99, 1, [6.0])],
+)
+def test_the_last_losses_up_to_a_step_are_the_finite_ones(step, count, losses):
+    assert list(run([1.0, 2.0, NAN, 4.0, 5.0, 6.0]).losses_until(step, count)) == losses
+
+
+@pytest.mark.parametrize(
+    ("own", "other", "split"),
+    [(1, 2, "test"), (1, 3, "eval"), (2, 9, "test"), (0, 9, None), (1, 0, "test")],
+)
+def test_a_last_evaluation_of_another_split_does_not_hide_a_curve(own, other, split):
+    events = [evaluation(step, 1.0) for step in range(1, other + 1)]
+    events += [evaluation(step, 1.0, "test") for step in range(50, 50 + own)] or [evaluation(50, None, "test")]
+    curve = with_history(*events).held_out_curve
+    assert (curve.split if curve else None) == split
+
+
+def test_of_no_tokens_no_share_is_supervised():
+    data = {
+        "rows": 64,
+        "tokens": 0,
+        "supervised": 0,
+        "announced": {"supervised_share": 0.5, "tokens_per_sequence": 9.0},
+    }
+    found = said("DAT321", run(FALL, data=data))
+    assert found.message == "the batches have 0 tokens a row, by the check 9"
+
+
+@pytest.mark.parametrize(("rows", "speaks"), [(31, False), (32, True)])
+def test_an_end_token_is_missed_from_32_rows_on(rows, speaks):
+    data = {"rows": rows, "tokens": 100, "supervised": 50, "rows_with_end": 0, "rows_unsupervised": 0}
+    found = said("DAT307", run(FALL, data=data))
+    if speaks:
+        assert found.message == "none of 32 rows in the batches has a supervised end token of the model"
+    else:
+        assert found == "31 rows were seen; it needs 32"

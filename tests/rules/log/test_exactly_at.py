@@ -15,11 +15,13 @@ from dataclasses import replace
 from typing import Any, NamedTuple
 
 import pytest
-from log_runs import FALL, FLAT, line, run, with_row
+from log_runs import FALL, FLAT, NAN, line, run, with_row
+from log_runs import _skipped as skipped
 
 from gradience.rules.log import detect
 from gradience.rules.log.facts import RunFacts
 from gradience.schema import ConfigSnapshot
+from gradience.telemetry.series import LogRecord
 
 LN2 = math.log(2.0)
 
@@ -92,10 +94,15 @@ LEARNING: Sequence[At] = [
         lambda x: run([2.0, 2.0, 2.0, *line(45, 2.0, 2.0 - 0.9 * x), *[2.0 - x] * 12]),
         {0.0625: None, 0.0624: "?"},
     ),
-    At("NOL106", {}, lambda x: run([LN2] * 40, kind="preference", columns={"rewards/margins": [x] * 40}), {0.0: "warning", 0.1: None}),
+    At(
+        "NOL106",
+        {},
+        lambda x: run([LN2] * 40, kind="preference", columns={"rewards/margins": [x] * 40}),
+        {0.0: "warning", 0.1: None},
+    ),
     At("PLT105", {}, lambda x: run(line(20, 1.0, x) + [x] * 40), {0.02: None, 0.0201: "info"}),
     At("PLT105", {"learning.STILL_FALLS": 2.0**-9}, falls_then_drifts, {2.0**-9: "info", 1.01 * 2.0**-9: "?"}),
-]  # fmt: skip
+]
 CHANCE = {"held_out.CHANCE_MARGIN": 0.0625, "held_out.CHANCE_NEAR": 0.0625}
 HELD_OUT: Sequence[At] = [
     At(
@@ -104,10 +111,20 @@ HELD_OUT: Sequence[At] = [
         lambda x: evaluated(1.5, 1.0, x, x),
         {1.125: "info", 1.1251: "warning"},
     ),
-    At("OVF110", {"held_out.OVERFIT_RISE": 0.125}, lambda x: evaluated(1.5, 1.0, x, x), {1.125: None, 1.1251: "warning"}),
+    At(
+        "OVF110",
+        {"held_out.OVERFIT_RISE": 0.125},
+        lambda x: evaluated(1.5, 1.0, x, x),
+        {1.125: None, 1.1251: "warning"},
+    ),
     At("SML113", {"held_out.SMALL_EVAL": 1.96 * 0.05}, lambda n: classes(0.5, 0.5, n=n), {100: None, 99: "info"}),
     At("CHN112", {}, lambda x: classes(x, of=2), {0.98 * LN2: "warning", 0.979 * LN2: None, math.inf: None}),
-    At("CHN112", CHANCE, lambda x: classes(math.log(2.0), x), {0.5625: "warning", 0.4375: "warning", 0.563: "?", 0.437: "?"}),
+    At(
+        "CHN112",
+        CHANCE,
+        lambda x: classes(math.log(2.0), x),
+        {0.5625: "warning", 0.4375: "warning", 0.563: "?", 0.437: "?"},
+    ),
     At(
         "CHN112",
         CHANCE | {"held_out.CHANCE_NEAR": 1.0},
@@ -115,8 +132,7 @@ HELD_OUT: Sequence[At] = [
         {2.0: "warning", 0.0: "warning", 2.001: "?", -0.001: "?"},
     ),
     At("UND126", {"facts.UNFINISHED_FALL": 0.125}, lambda x: evaluated(2.0, 1.0, x), {0.875: None, 0.8749: "info"}),
-]  # fmt: skip
-
+]
 
 
 def of(level: float) -> Callable[..., float]:
@@ -143,11 +159,26 @@ LEVELS: Sequence[At] = [
     At("DIV103", {}, noisy_with_a_zero, {20.0: "info", 2.0: None}),
     At("DIV103", {}, quite_noisy, {1.0: "info", 1.1: None}),
     At("DIV103", {}, lambda x: run(with_row([1.0] * 12, 8, by=x)), {1.5: None, 1.51: "info"}),
-    At("DIV104", {"divergence.median_error": of(LN2 / 4)}, lambda x: run([1.0] * 16 + [x] * 4), {2.0: None, 2.01: "error"}),
+    At(
+        "DIV104",
+        {"divergence.median_error": of(LN2 / 4)},
+        lambda x: run([1.0] * 16 + [x] * 4),
+        {2.0: None, 2.01: "error"},
+    ),
     At("DIV104", {"divergence.noise": of(math.log(4) / 4)}, lambda x: run([1.0, *[x] * 9]), {4.0: None, 4.01: "error"}),
-    At("DIV104", {"divergence.noise": of(math.log(4) / 6)}, lambda x: run([*UP[:4], *[x] * 4, *UP[8:]]), {4.0: None, 4.01: "warning"}),
+    At(
+        "DIV104",
+        {"divergence.noise": of(math.log(4) / 6)},
+        lambda x: run([*UP[:4], *[x] * 4, *UP[8:]]),
+        {4.0: None, 4.01: "warning"},
+    ),
     At("DIV104", {"divergence.noise": of(0.0)}, lambda n: run([1.0, *[3.0] * (n - 2), 1.0]), {5: "warning", 4: None}),
-    At("DIV104", {"divergence.median_error": of(LN2 / 6)}, lambda x: run([*BACK[:8], *[x] * 4, *BACK[12:]]), {0.5: None, 0.49: "warning"}),
+    At(
+        "DIV104",
+        {"divergence.median_error": of(LN2 / 6)},
+        lambda x: run([*BACK[:8], *[x] * 4, *BACK[12:]]),
+        {0.5: None, 0.49: "warning"},
+    ),
     At("DIV104", {}, lambda x: run([*line(15, 3.0, 1.0), *[1.0] * 5, *[x] * 10]), {2.0: None, 2.01: "warning"}),
     At("DIV104", {}, lambda x: run([*[1.0] * 4, *[3.0] * 4, *[x] * 12]), {0.97: None, 0.98: "warning"}),
     At(
@@ -173,7 +204,7 @@ LEVELS: Sequence[At] = [
     At("SCL129", {}, lambda n: run([1.0, 1.0, 6.0] * n, held_out=[2.0] * 4), {4: "warning", 8: None}),
     At("SCL129", {}, lambda n: run([12.6, 5.1, 5.0][:n]), {1: None, 2: "warning", 3: "warning"}),
     At("SCL129", {}, lambda x: run([x, 10.0, 4.0, 3.0]), {math.log(262_144): None, 12.4767: "warning"}),
-]  # fmt: skip
+]
 
 
 def separated(accuracy: float, error: float, margin: float, margin_error: float) -> RunFacts:
@@ -187,7 +218,11 @@ def separated(accuracy: float, error: float, margin: float, margin_error: float)
 
 
 def chosen(*, rows: int, fall: float = 2.0) -> RunFacts:
-    return run([0.69] * rows, kind="preference", columns={"rewards/chosen": [1.0] * (rows // 2) + [1.0 - fall] * (rows - rows // 2)})
+    return run(
+        [0.69] * rows,
+        kind="preference",
+        columns={"rewards/chosen": [1.0] * (rows // 2) + [1.0 - fall] * (rows - rows // 2)},
+    )
 
 
 def rewarded(first: float, best: float, last: float) -> RunFacts:
@@ -222,9 +257,14 @@ REWARDS: Sequence[At] = [
         lambda x: rewarded(x, x, x),
         {1.0: "info", -1.0: "info", 0.999: "?"},
     ),
-    At("RWD122", {"preference.mann_kendall": of(0.01), "preference.REWARD_FALL": 0.5}, rewarded_seldom, {1.0: None, 0.99: "warning"}),
+    At(
+        "RWD122",
+        {"preference.mann_kendall": of(0.01), "preference.REWARD_FALL": 0.5},
+        rewarded_seldom,
+        {1.0: None, 0.99: "warning"},
+    ),
     At("RWD122", {"preference.mann_kendall": of(0.0101)}, rewarded_seldom, {0.99: "?"}),
-]  # fmt: skip
+]
 
 
 def repeated(epochs: float, start: float, end: float) -> RunFacts:
@@ -245,9 +285,95 @@ REPETITION: Sequence[At] = [
 ]
 
 
+def rates(*levels: float) -> RunFacts:
+    """The learning rate of each third."""
+    return run(FALL, rates=[level for level in levels for _ in range(20)])
+
+
+def norms(of_rows: Sequence[float], losses: Sequence[float] = FALL, **more: Any) -> RunFacts:
+    return run(losses, norms=of_rows, **more)
+
+
+def answered(row: int, losses: Sequence[float] = (2.0,) * 60, rise: float = 3.0) -> RunFacts:
+    """One norm that jumps, in row 40, and one loss that rises."""
+    return norms(with_row([1.0] * 60, 40, by=100.0), [x + rise * (i == row) for i, x in enumerate(losses)])
+
+
+def masked(loss: float, *, before: Sequence[float] = (2.0,) * 20, norm: float = NAN) -> RunFacts:
+    """A row whose gradient is not finite, and its loss."""
+    rows = len(before)
+    return norms([*[1.0] * rows, norm, *[1.0] * 5], [*before, loss, *[2.0] * 5], lost=[rows + 1])
+
+
+def zeros(*last: float, before: Sequence[float] = (2.0,) * 20, kind: str | None = None) -> RunFacts:
+    """Losses of exactly 0 in the last rows, with these gradient norms."""
+    return norms([*[1.0] * len(before), *last], [*before, *[0.0] * len(last)], kind=kind)
+
+
+def replayed(loss: float) -> RunFacts:
+    """Three steps that had a loss of 1 before the resume, and have another now."""
+    now = run([loss] * 20)
+    return replace(now, record=LogRecord(resumed_from=[10], replaced=[(step, 1.0) for step in (11, 12, 13)]))
+
+
+GRADIENTS: Sequence[At] = [
+    At("GRD107", {}, lambda x: norms([x] * 60, training={"max_grad_norm": 1.0}), {1.0: None, 1.01: "info"}),
+    At(
+        "GRD107",
+        {},
+        lambda x: norms([0.5] * 60, training={"max_grad_norm": x}),
+        {0.0: None, 0.4: "info", math.inf: None},
+    ),
+    At(
+        "GRD107",
+        {},
+        lambda n: norms([100.0 if 2000 <= i < 2000 + n else 1.0 for i in range(4096)], line(4096, 2.0, 1.0), rates=[]),
+        {2: None, 4: "warning"},
+    ),
+    At(
+        "GRD107",
+        {},
+        lambda x: norms([1.0, 1.0, x, *with_row([1.0] * 57, *range(37, 40), by=7.5)]),
+        {1.0: "warning", 0.0: None},
+    ),
+    At("GRD107", {}, answered, {39: None, 40: "info", 41: "info", 42: None}),
+    At("GRD107", {}, lambda x: answered(41, [x + 0.01 * (i % 3 - 1) for i in range(60)]), {0.0: None, 1.0: "info"}),
+    At(
+        "GRD108",
+        {},
+        lambda x: run([2.0] * 20 + [x] * 40, norms=[1.0] * 20 + [1e-6] * 40),
+        {0.02: "warning", 0.019: "info", 0.0: "warning"},
+    ),
+    At("LRS109", {}, lambda x: rates(10.0, 0.5, x), {1.5: None, 1.51: "warning"}),
+    At("LRS109", {}, lambda x: rates(1.0, 0.25, x), {0.5: None, 0.51: "warning"}),
+    At("LRS109", {}, lambda x: rates(1.0, x, 1.0), {0.5: None, 0.4375: "warning"}),
+    At("LRS109", {}, lambda n: run(FALL, rates=[NAN] * (60 - n) + [2e-4] * n), {2: "?", 3: None}),
+]
+NUMBERS: Sequence[At] = [
+    At("NUM131", {}, lambda n: skipped([5, 9, 13, 17, 21], [5, 9, 13][:n]), {2: None, 3: "info"}),
+    At("NUM101", {}, lambda n: skipped([5, 9, 13, 17, 21], [5, 9, 13][:n]), {2: "warning", 3: None}),
+    At("NUM102", {}, masked, {1.7: None, 1.699: "error"}),
+    At("NUM102", {}, lambda x: masked(x, norm=math.inf), {1.7: None, 1.699: "error"}),
+    At("NUM102", {}, lambda x: zeros(NAN, NAN, before=[2.0] * 12 + [x] * 8), {0.05: "error", 0.049: "info"}),
+    At("NUM102", {}, lambda x: zeros(x, 1e-8), {0.0: "error", 1e-8: None}),
+    At("NUM102", {}, lambda kind: zeros(0.0, 0.0, kind=kind), {"preference": None, None: "error"}),
+    At("NUM102", {}, lambda n: zeros(*[NAN] * n), {1: None, 2: "error"}),
+]
+RECORD: Sequence[At] = [
+    At(
+        "RES116",
+        {"record.REPLAY_DIFFERENCE": 0.25},
+        replayed,
+        {1.25: "info", 0.75: "info", 1.26: "warning", 0.74: "warning"},
+    ),
+    At("NOL106", {"facts.moves": of(1e-3)}, lambda n: run(FLAT[:n]), {40: "?"}),
+    At("NOL106", {"facts.moves": of(1.001e-3)}, lambda n: run(FLAT[:n]), {40: "warning"}),
+]
+
+
 @pytest.mark.parametrize(
     "case",
-    [*LEARNING, *HELD_OUT, *LEVELS, *REWARDS, *REPETITION],
+    [*LEARNING, *HELD_OUT, *LEVELS, *REWARDS, *REPETITION, *GRADIENTS, *NUMBERS, *RECORD],
     ids=lambda case: f"{case.rule} {' '.join(case.thresholds)} {' '.join(map(str, case.answers))}",
 )
 def test_a_threshold_itself_is_on_this_side(case: At, monkeypatch: pytest.MonkeyPatch) -> None:
