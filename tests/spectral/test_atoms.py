@@ -87,7 +87,7 @@ def stepped(seed=0, steps=3):
 
 
 def test_measures_are_of_the_augmented_matrix_and_of_both_squares():
-    """Rows of eigenvectors give back the blocks of each matrix that they are of: at the first vectors and at the last."""
+    """Rows of eigenvectors give back the blocks of each matrix that they are of."""
     basis, k = stepped(), 2
     core = basis.core
     both, outer, inner = _measures(basis, ritz_of(basis), k)
@@ -140,7 +140,7 @@ def test_an_interval_is_bounded_by_the_best_of_three_matrices():
 
 @pytest.mark.parametrize("weight", [0.2, 0.5, 0.8])
 def test_a_vector_in_a_whole_space_is_known_from_both_sides(weight):
-    """W of 12 x 10 in three steps of four: y = sqrt(weight) u_1 + the rest along u_4 has overlaps weight and 1 - weight."""
+    """W of 12 x 10 in three steps of four; y = sqrt(weight) u_1 + sqrt(1 - weight) u_4."""
     u, w = turned(12, 10, np.linspace(3.0, 1.0, 10))
     y = np.sqrt(weight) * u[:, 0] + np.sqrt(1 - weight) * u[:, 3]
     rest = np.linalg.qr(np.column_stack([y, np.random.default_rng(0).standard_normal((12, 3))]))[0].T
