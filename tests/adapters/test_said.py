@@ -370,3 +370,20 @@ def test_a_core_that_does_not_fit_its_two_matrices_is_refused_with_all_three(wro
 def test_half_of_a_pair_is_named_with_the_half_that_is_missing(held, reason, tmp_path):
     _, found = open_adapter(saved(tmp_path / "a", {f"e.{name}": shape for name, shape in held.items()}))
     assert ([*found.modules], [item.reason for item in found.skipped]) == ([], [reason])
+
+
+@pytest.mark.parametrize(
+    ("rank", "shape", "names", "note"),
+    [
+        (2, (4, 5), ["x.experts.w[0]", "x.experts.w[1]"], False),
+        (2, (5, 5), ["x.experts.w[0]", "x.experts.w[1]"], True),
+        (4, (5, 5), ["x.experts.w"], False),  # one matrix, which a layer's weight is
+    ],
+)
+def test_of_square_experts_it_is_said_that_their_orientation_is_not_known(rank, shape, names, note, tmp_path):
+    shapes = {"x.experts.lora_A.weight": (4, shape[1]), "x.experts.lora_B.weight": (shape[0], 4)}
+    _, found = open_adapter(saved(tmp_path / "a", shapes, r=rank, target_parameters=["experts.w"]))
+    assert [module.name for module in found.modules] == names
+    said = "a square weight: the file does not say whether the base stores it transposed"
+    assert {module.note for module in found.modules} == {said if note else None}
+    assert {module.kind for module in found.modules} == {"expert" if len(names) > 1 else "linear"}

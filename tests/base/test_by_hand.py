@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 
 from gradience.base.coverage import Vocabulary, _memory_of, _numbers, _state, _stored_dtype, added_tokens, cover
 from gradience.base.peft_emulation.architecture import Architecture
-from gradience.base.peft_emulation.layout import Site, build_layout, site_layer
+from gradience.base.peft_emulation.layout import Site, build_layout, site_layer, sites_of
 from gradience.base.peft_emulation.targets import NotFollowedError
 from gradience.schema.config import ConfigSnapshot, LoraSnapshot, OptimizerSnapshot
 
@@ -247,3 +248,12 @@ def test_from_transformers_5_on_the_old_name_of_an_expert_is_no_target_without_a
         llama(**EXPERTS), model="qwen3_moe", version=version, target_modules=["q_proj", "experts.w9.down_proj"]
     )
     assert found.unmatched_targets == unmatched
+
+
+@pytest.mark.parametrize(
+    ("shape", "kind"), [((3,), "other"), ((3, 4), "parameter"), ((2, 3, 4), "parameter"), ((), "other")]
+)
+def test_what_is_no_weight_of_a_module_is_a_parameter_from_two_axes_on(shape, kind):
+    architecture = Architecture(model_type="llama", architectures=["XForCausalLM"])
+    site = sites_of(architecture, {"model.scale": (shape, "F32")})["model.scale"]
+    assert (site.kind, site.shape, site.entries) == (kind, shape, int(np.prod(shape)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -16,9 +17,13 @@ from gradience.verbs import beside
 from gradience.verbs.beside import _energy, _Owns, _padded
 from gradience.verbs.compare import (
     SETTLED,
+    _cosines,
+    _points,
+    _root_ratio,
     _shares,
     _wanted,
     adapter_pair,
+    are_series,
     checkpoints_of,
     cosine_of,
     module_pair,
@@ -197,3 +202,50 @@ def test_a_cosine_is_within_one_and_none_of_what_is_zero_or_not_finite(inner, si
     none = np.zeros((0, 0))
     found = PairGeometry(finite=True, norms=(1.0, 1.0), inner=inner, distance=0.0, left=none, right=none)
     assert cosine_of([found], *sizes) == cosine
+
+
+@pytest.mark.parametrize(
+    ("energy", "over", "ratio"),
+    [
+        (4.0, 1.0, 2.0),
+        (0.0, 1.0, 0.0),
+        (1.0, 0.0, None),
+        (1.0, math.inf, None),
+        (math.inf, 1.0, None),
+        (math.nan, 1.0, None),
+    ],
+)
+def test_a_ratio_of_norms_is_of_finite_ones_over_one_that_is_not_zero(energy, over, ratio):
+    assert _root_ratio(energy, over) == ratio
+
+
+@pytest.mark.parametrize(("energy", "own"), [(4.0, 1.0), (0.0, None), (math.inf, None), (math.nan, None)])
+def test_an_update_is_itself_unless_it_is_zero_or_not_finite(energy, own):
+    sides: Any = [SimpleNamespace(energy=energy), SimpleNamespace(energy=9.0)]
+    assert [row[place] for place, row in enumerate(_cosines(sides, {}))] == [own, 1.0]
+    spectra: Any = SimpleNamespace(spectra={})
+    measured: Any = [
+        SimpleNamespace(energy=one.energy, own=spectra, side=SimpleNamespace(name="c", path=Path("checkpoint-7")))
+        for one in sides[::-1]
+    ]
+    none = np.zeros((0, 0))
+    seen = {"q": PairGeometry(finite=True, norms=(2.0, 3.0), inner=6.0, distance=1.5, left=none, right=none)}
+    first, last = _points(measured, {(0, 1): seen})
+    assert (last.cosine_to_final, last.step) == (own, 7)
+    cosine = 1.0 if energy == 4.0 else None
+    assert (first.cosine_to_final, last.cosine_to_previous, first.cosine_to_previous) == (cosine, cosine, None)
+    assert (first.relative_change, last.relative_change) == (None, 0.5)  # 1.5 over the 3 of the one before
+    assert first.frobenius_norm == 3.0
+
+
+@pytest.mark.parametrize(
+    ("names", "is_series"),
+    [
+        (["run/checkpoint-1", "run/checkpoint-20"], True),
+        (["run/checkpoint-1", "other/checkpoint-20"], False),
+        (["run/checkpoint-1", "run/final"], False),
+        (["run/checkpoint-1", "run/checkpoint-x"], False),
+    ],
+)
+def test_checkpoints_in_one_place_are_a_series(names, is_series, tmp_path):
+    assert are_series([tmp_path / name for name in names]) is is_series
