@@ -11,11 +11,13 @@ import pytest
 
 from gradience.adapters.layout import Module
 from gradience.base.update import _target, survival_of
+from gradience.base.weights import Norms
 from gradience.schema.audit import ModuleAudit
 from gradience.spectral.base import MergeSums
 from gradience.spectral.batch import spectrum_of
 from gradience.spectral.dense import DenseSpectrum
 from gradience.verbs.audit.adapter import _unknown_dtypes
+from gradience.verbs.audit.against_base import _ratios
 from gradience.verbs.audit.rows import (
     Shown,
     bytes_per_param,
@@ -188,3 +190,20 @@ def test_what_survives_a_merge_is_a_share_a_cosine_and_a_gain(sums, changed, cos
     found = survival_of(sums, "F32")
     assert (found.dtype, found.changed, found.cosine, found.gain) == ("bfloat16", changed, cosine, gain)
     assert [_target(dtype) for dtype in ("F16", "BF16", "F32", "F64")] == ["float16", *["bfloat16"] * 3]
+
+
+@pytest.mark.parametrize(
+    ("size", "norms", "found"),
+    [
+        (2.0, (8.0, 10.0), {"udr": 0.25, "sdi": math.log10(0.25), "relative_frobenius": 0.3}),
+        (0.0, (8.0, 10.0), {"udr": 0.0, "sdi": None, "relative_frobenius": 0.3}),
+        (math.inf, (8.0, 10.0), {"udr": "Infinity", "sdi": None, "relative_frobenius": 0.3}),
+        (math.nan, (8.0, 10.0), {"udr": "NaN", "sdi": None, "relative_frobenius": 0.3}),
+        (2.0, (0.0, 10.0), {}),
+        (2.0, (8.0, 0.0), {}),
+    ],
+)
+def test_ratios_to_the_base_are_of_norms_that_are_not_zero(size, norms, found):
+    assert _ratios(size, 3.0, Norms(*norms)) == {
+        name: pytest.approx(value) if isinstance(value, float) else value for name, value in found.items()
+    }

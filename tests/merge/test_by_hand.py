@@ -16,7 +16,8 @@ from gradience import AdapterError, merge_adapters, merge_check
 from gradience.verbs.merge.adapter import _notes as merge_notes
 from gradience.verbs.merge.check import cosine_of, kept_of
 from gradience.verbs.merge.dense import dense_target
-from gradience.verbs.merge.methods import Recipe, _balanced
+from gradience.verbs.merge.methods import Recipe, _balanced, obstacles_between
+from gradience.verbs.sides import open_sides
 
 PREFIX = "base_model.model."
 
@@ -538,3 +539,20 @@ def test_a_dense_recipe_without_a_density_keeps_every_entry():
     for method in ("ties", "dare_ties", "dare_linear"):
         found = dense_target("q", row, [(b, a, 0.5)], Recipe(method, (0.5, 0.5)))
         np.testing.assert_allclose(found, 0.5 * b @ a)
+
+
+def test_parameters_that_differ_are_named_by_both_lists(tmp_path):
+    stack = {"experts": (np.ones((6, 2)), np.ones((2, 5)))}
+    config = {"r": 1, "lora_alpha": 1, "target_modules": []}
+    one, two, three = (
+        adapter(tmp_path / name, stack, target_parameters=listed, **config)
+        for name, listed in zip(
+            "abc", (["experts.down_proj", "x"], ["x", "experts.down_proj"], ["experts.up_proj"]), strict=True
+        )
+    )
+    assert not [note for note in merge_check(one, two).notes if "target_parameters" in note]  # in any order
+    said = "target_parameters differs (['experts.down_proj', 'x'] and ['experts.up_proj'])"
+    for paths in ([one, three], [one, two, three]):
+        assert list(obstacles_between(open_sides(paths))) == [
+            f"{said}, and with it which tensors are of which parameter"
+        ]

@@ -17,7 +17,7 @@ from safetensors.numpy import load_file, save_file
 from gradience import AdapterError, mitigate_adapter
 from gradience.adapters.layout import LARGEST_ENTRY
 from gradience.verbs import mitigate
-from gradience.verbs.mitigate import Options, mitigated, scaled
+from gradience.verbs.mitigate import Options, _relative_change, mitigated, scaled
 
 PREFIX = "base_model.model."
 
@@ -249,3 +249,10 @@ def test_other_formats_are_refused_and_what_needs_its_base_is_listed(tmp_path):
     vocabulary = {f"{PREFIX}e.lora_embedding_{s}": np.ones(n, np.float32) for s, n in (("A", (2, 9)), ("B", (5, 2)))}
     report = mitigate_adapter(adapter(tmp_path / "e", extra=vocabulary), tmp_path / "base")
     assert [(item.name, item.reason) for item in report.not_looked_at] == [("e", "e is of kind embedding")]
+
+
+def test_of_an_update_of_zero_nothing_changes():
+    u = np.eye(3)[:, :1]
+    assert _relative_change(np.zeros((3, 2)), np.ones((2, 4)), u, 0.0) == 0.0
+    assert _relative_change(np.ones((3, 2)), np.zeros((2, 4)), u, 0.0) == 0.0
+    assert _relative_change(np.eye(3, 2), np.ones((2, 4)), u, 0.25) == pytest.approx(0.75 / math.sqrt(2))

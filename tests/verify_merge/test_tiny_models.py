@@ -216,6 +216,7 @@ def test_tensors_that_the_adapter_leaves_are_the_same_changed_added_missing_or_b
         "shape": np.ones((2, 3), np.float32),
         "packed": np.ones(2, np.int8),
         "missing": np.ones(1, np.float32),
+        "zeros": np.zeros(2, np.float32),
     }
     after = held | {
         "cast": held["cast"].astype(np.float16),
@@ -224,6 +225,7 @@ def test_tensors_that_the_adapter_leaves_are_the_same_changed_added_missing_or_b
         "shape": np.ones((3, 2), np.float32),
         "packed": np.ones(2, np.float32),
         "added": np.ones(1, np.float32),
+        "zeros": np.ones(2, np.float32),
     }
     del after["missing"]
     report = verify_merged(
@@ -239,8 +241,9 @@ def test_tensors_that_the_adapter_leaves_are_the_same_changed_added_missing_or_b
         "packed": ("not_compared", None, "stored as F32, in the base as I8"),
         "added": ("added", None, None),
         "missing": ("missing", None, None),
+        "zeros": ("changed", "Infinity", None),
     }
-    assert (report.untouched, report.verdict) == (6, "contained")
+    assert (report.untouched, report.verdict) == (7, "contained")
 
 
 def test_of_codes_that_are_no_numbers_it_is_said_that_their_bytes_are_others(tmp_path):
