@@ -265,8 +265,8 @@ def test_of_codes_that_are_no_numbers_it_is_said_that_their_bytes_are_others(tmp
 def test_a_weight_that_is_not_there_is_said_of_whom_and_what_is_there_instead(tmp_path):
     words = {
         "q__base_layer__weight": "it was saved with the adapter beside it, not merged",
-        "q__qweight": "it is quantised, and there is no number to compare",
-        "q__weight_packed": "it is quantised, and there is no number to compare",
+        "q__qweight": "it is quantised, and there is not a number to compare",
+        "q__weight_packed": "it is quantised, and there is not a number to compare",
         "k__weight": None,
     }
     base, folder = model(tmp_path / "w", q__weight=W), adapter(tmp_path / "a")
