@@ -29,7 +29,7 @@ Engine = Literal["local", "ray"]
 _EVERY: Final = 1 << 40
 _DRAWN: Final = 0.2  # seconds between two drawings on a terminal
 _WRITTEN: Final = 30.0  # the same between two lines of a file
-_SHORT: Final = 2.0  # seconds of a job that is no news for a file
+_SHORT: Final = 2.0  # seconds of a job too short for a progress file
 
 
 def audit(

@@ -31,7 +31,7 @@ _SHARE: Final = 0.05  # s h^2: what the width of an interval adds to the bound o
 
 
 class Atoms(NamedTuple):
-    """Bounds on max_i <u_i, y>^2 for each vector; `upper` is no sharper than the thresholds that were given need."""
+    """Bounds on max_i <u_i, y>^2 for each vector; `upper` is only as sharp as the given thresholds need."""
 
     lower: Floats
     upper: Floats

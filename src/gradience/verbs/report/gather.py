@@ -21,10 +21,8 @@ from gradience.io.reading import real_path
 from gradience.render.html import FileRead, Story
 from gradience.render.text import short_path
 from gradience.rules.log.facts import DEFAULT_GAP
-from gradience.schema.compare import CompareAdaptersReport
+from gradience.schema.compare import BenchReport, CompareAdaptersReport
 from gradience.schema.diagnose import DiagnoseReport
-from gradience.verbs.bench.store import read_report, report_path
-from gradience.verbs.compare import compare_adapters
 from gradience.verbs.diagnose import judge_sources
 from gradience.verbs.diagnose.read import Read, read_sources
 from gradience.verbs.diagnose.sources import Sources
@@ -48,7 +46,7 @@ def build_story(
     Raises:
         GradienceError: none of the sources can be read, or one to be compared cannot.
     """
-    measured = None if bench is None else read_report(Path(bench))
+    measured, benched = (None, []) if bench is None else _measured(Path(bench))
     if base is not None:
         find_shards(Path(base))  # a base that cannot be read is an error before any work
     read = read_sources(sources, base, task, DEFAULT_GAP, top_singular_values=_ALL_VALUES)
@@ -67,7 +65,7 @@ def build_story(
         series=read.log.run if read.log else None,
         comparison=comparison,
         bench=measured,
-        files=_files([*_roles(sources, read), *_compared_files(comparison), *_bench_files(bench)]),
+        files=_files([*_roles(sources, read), *_compared_files(comparison), *benched]),
         versions={**{name: version(name) for name in names}, "python": platform.python_version()},
     )
 
@@ -94,6 +92,8 @@ def _comparison(weights: Path | None, others: Sequence[PathLike]) -> CompareAdap
     Raises:
         GradienceError: there is nothing to compare, or an adapter cannot be read.
     """
+    from gradience.verbs.compare import compare_adapters  # noqa: PLC0415  # imports jax: a log alone does without
+
     given = [Path(other) for other in others]
     if len(given) == 1 and _holds_checkpoints_only(given[0]):
         return compare_adapters(given[0])
@@ -117,9 +117,11 @@ def _compared_files(comparison: CompareAdaptersReport | None) -> Iterator[tuple[
         yield from (("compared weights", path) for path in found.shards or (found.weights,))
 
 
-def _bench_files(bench: PathLike | None) -> Iterator[tuple[str, Path]]:
-    if bench is not None:
-        yield "bench", report_path(Path(bench))
+def _measured(bench: Path) -> tuple[BenchReport, list[tuple[str, Path]]]:
+    """What a bench measured, and its file with its role."""
+    from gradience.verbs.bench.store import read_report, report_path  # noqa: PLC0415  # the same
+
+    return read_report(bench), [("bench", report_path(bench))]
 
 
 def _files(roles: Iterable[tuple[str, Path]]) -> list[FileRead]:
