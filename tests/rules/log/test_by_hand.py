@@ -11,12 +11,13 @@ from log_runs import FALL, NAN, line, run
 from log_runs import _skipped as skipped
 
 from gradience.rules.log import detect, repetition
-from gradience.rules.log.facts import RunFacts
+from gradience.rules.log.facts import HeldOutCurve, RunFacts
 from gradience.rules.log.held_out import _train_falls
 from gradience.rules.log.learning import Learning, _few_least, learning, not_finite
-from gradience.rules.log.numbers import _stood_still
+from gradience.rules.log.numbers import _fallen, _stood_still
+from gradience.rules.log.recorded import no_weights
 from gradience.rules.log.repetition import _all_step_down, _held_out_drops, _learns_still, _Step, _step
-from gradience.rules.log.statistics import Trend
+from gradience.rules.log.statistics import Bar, Trend, curve_of, excesses, mann_kendall
 from gradience.rules.log.story import _held_out
 from gradience.rules.rule import Unknown
 from gradience.schema import ConfigSnapshot, EvalMetrics, LoraSnapshot
@@ -507,3 +508,74 @@ def test_an_end_token_is_missed_from_32_rows_on(rows, speaks):
         assert found.message == "none of 32 rows in the batches has a supervised end token of the model"
     else:
         assert found == "31 rows were seen; it needs 32"
+
+
+def test_an_audit_of_no_module_or_of_no_parameter_measured_nothing():
+    assert no_weights({"n_layers": 0})
+    assert no_weights({"n_layers": 3, "total_lora_params": 0})
+    assert not no_weights({"n_layers": 3, "total_lora_params": 5})
+    assert not no_weights({})
+
+
+@pytest.mark.parametrize(
+    ("rows", "held_out", "lacks"),
+    [
+        (19, (), "19 training rows with a loss and no evaluation"),
+        (19, (2.0,), "19 training rows with a loss"),
+        (20, (), "no evaluation"),
+        (20, (2.0,), None),
+    ],
+)
+def test_a_sparse_log_names_what_it_lacks(rows, held_out, lacks):
+    found = said("GAP118", run(FALL[:rows], held_out=held_out))
+    assert (found and found.message) == (lacks and f"Sparse log: {lacks}; only large effects show in it.")
+
+
+def test_of_two_stretches_without_a_rate_the_longer_is_named():
+    rates = [0.0 if 10 <= row < 14 or 30 <= row < 35 else 2e-4 for row in range(60)]
+    found = said("LRS109", run(FALL, rates=rates))
+    assert found.values == {"rows": 5, "step": 31, "throughout": False}
+    assert found.message == "The learning rate is 0 in 5 rows from step 31 on: nothing is learnt there."
+
+
+@pytest.mark.parametrize(
+    ("losses", "fallen"),
+    [
+        ([2.0, 2.0, 1.69], [2]),
+        ([2.0, 2.0, 1.71], []),
+        ([-1.0, 1.0, -2.0], []),
+        ([-2.0, -2.0, -3.0], []),
+        ([1.0], []),
+        ([9.0, 2.0, 2.0, 2.0, 2.0, 2.0, 1.6], [6]),  # five rows before, and no sixth
+        ([1.0, 1.0, 1.0, 2.0, 2.0, 2.0, 1.6], [6]),
+    ],
+)
+def test_a_loss_falls_by_more_than_15_per_cent_of_the_five_rows_before_if_these_are_positive(losses, fallen):
+    assert _fallen(losses, [len(losses) - 1]) == fallen
+
+
+@pytest.mark.parametrize(
+    ("median", "says"),
+    [(1, "rank 2 of 16 in nine modules of ten, rank 1 in half of them:"), (2, "rank 2 of 16 in nine modules of ten:")],
+)
+def test_the_rank_of_half_of_the_modules_is_told_where_it_is_lower(median, says):
+    audit = {"suggested_r_global_median": median, "suggested_r_global_90": 2, "modules": [{"r": 16}]}
+    assert says in said("CMP213", run(FALL, audit=audit)).message
+
+
+@pytest.mark.parametrize(("losses", "noise"), [([1.0, 2.0, 1.0, 2.0, 1.0], 0.6053 * 2.0), ([1.0, 2.0, 1.0, 2.0], 0.0)])
+def test_five_evaluations_show_their_own_noise(losses, noise):
+    assert HeldOutCurve("eval", [], [1, 2, 3, 4, 5], losses).noise == pytest.approx(noise)
+
+
+def test_the_order_of_forty_values_is_counted_and_of_more_approached():
+    assert mann_kendall(range(40, 0, -1)) == 1 / math.factorial(40)
+    assert mann_kendall(range(41, 0, -1)) == pytest.approx(0.0, abs=1e-15)
+
+
+@pytest.mark.parametrize(("height", "found"), [(1.8125, []), (1.82, [30])])
+def test_what_stands_out_is_more_than_six_usual_changes_over_the_level(height, found):
+    """By turns 1 and 1.125: changes of an eighth about 1.0625, and six of them are 0.75."""
+    values = [1.0 + (row % 2) / 8 for row in range(60)]
+    values[30] = height
+    assert [place for place, _ in excesses(curve_of(values), Bar(6.0, 0.0625, logarithmic=False))] == found

@@ -131,6 +131,7 @@ HELD_OUT: Sequence[At] = [
         lambda x: classes(LN2 * x, 0.5),
         {2.0: "warning", 0.0: "warning", 2.001: "?", -0.001: "?"},
     ),
+    At("UND126", {}, lambda x: evaluated(2.0, 1.0, 1.5, x), {1.2: None, 0.99: "info"}),
     At("UND126", {"facts.UNFINISHED_FALL": 0.125}, lambda x: evaluated(2.0, 1.0, x), {0.875: None, 0.8749: "info"}),
 ]
 
@@ -316,7 +317,15 @@ def replayed(loss: float) -> RunFacts:
     return replace(now, record=LogRecord(resumed_from=[10], replaced=[(step, 1.0) for step in (11, 12, 13)]))
 
 
+def faded(losses: Sequence[float], first: int = 20, last: int = 60) -> RunFacts:
+    """Norms of next to nothing in some rows."""
+    return norms([1e-6 if first <= row < last else 1.0 for row in range(60)], losses)
+
+
 GRADIENTS: Sequence[At] = [
+    At("GRD107", {}, lambda n: norms(with_row([1.0] * 60, 20, *range(40, 40 + n), by=7.5)), {2: None, 3: "warning"}),
+    At("GRD108", {}, lambda x: faded([2.0] * 20 + [x] * 20 + [2.0] * 20, last=40), {0.001: "info", 0.1: "warning"}),
+    At("GRD108", {}, lambda x: faded([1.0] * 3 + [x] * 17 + [0.02] * 40), {9.0: "info", 1.0: "warning"}),
     At("GRD107", {}, lambda x: norms([x] * 60, training={"max_grad_norm": 1.0}), {1.0: None, 1.01: "info"}),
     At(
         "GRD107",
@@ -349,7 +358,17 @@ GRADIENTS: Sequence[At] = [
     At("LRS109", {}, lambda x: rates(1.0, x, 1.0), {0.5: None, 0.4375: "warning"}),
     At("LRS109", {}, lambda n: run(FALL, rates=[NAN] * (60 - n) + [2e-4] * n), {2: "?", 3: None}),
 ]
+
+
+def at_the_end(norm: float) -> RunFacts:
+    """Skipped steps up to the last row, whose norm is as said."""
+    facts = skipped(range(8, 11), range(8, 11), 12)
+    facts.series.grad_norms[11] = norm  # type: ignore[index]  # a list
+    return facts
+
+
 NUMBERS: Sequence[At] = [
+    At("NUM102", {}, lambda x: zeros(NAN, x), {1e-8: None, NAN: "error"}),
     At("NUM131", {}, lambda n: skipped([5, 9, 13, 17, 21], [5, 9, 13][:n]), {2: None, 3: "info"}),
     At("NUM101", {}, lambda n: skipped([5, 9, 13, 17, 21], [5, 9, 13][:n]), {2: "warning", 3: None}),
     At("NUM102", {}, masked, {1.7: None, 1.699: "error"}),
@@ -359,7 +378,30 @@ NUMBERS: Sequence[At] = [
     At("NUM102", {}, lambda kind: zeros(0.0, 0.0, kind=kind), {"preference": None, None: "error"}),
     At("NUM102", {}, lambda n: zeros(*[NAN] * n), {1: None, 2: "error"}),
 ]
+
+
+def fed(**counts: Any) -> RunFacts:
+    """What the recorder saw of the batches."""
+    return run(FALL, data={"rows": 100, "tokens": 100, "supervised": 100, "rows_unsupervised": 0, **counts})
+
+
+def announced(tokens: int, *, share: float | None = None, length: float | None = None, rows: int = 100) -> RunFacts:
+    known = {"supervised_share": share, "tokens_per_sequence": length}
+    return fed(tokens=tokens, rows=rows, announced=known)
+
+
 RECORD: Sequence[At] = [
+    At("DAT305", {}, lambda n: fed(rows_at_limit=n), {4: None, 5: "warning"}),
+    At(
+        "DAT321",
+        {},
+        lambda n: announced(n, length=100.0),
+        {12_500: None, 12_600: "warning", 7_500: None, 7_400: "warning"},
+    ),
+    At("DAT321", {"recorded.SHARE_APART": 0.125}, lambda x: announced(200, share=x), {0.375: None, 0.374: "warning"}),
+    At("DAT321", {}, lambda n: announced(900, length=1.0, rows=n), {31: "?", 32: "warning"}),
+    At("NUM131", {}, at_the_end, {1.0: "info", math.inf: None, 0.0: None}),
+    At("GAP118", {}, lambda n: run(FALL[:n], held_out=[2.0]), {19: "info", 20: None}),
     At(
         "RES116",
         {"record.REPLAY_DIFFERENCE": 0.25},
