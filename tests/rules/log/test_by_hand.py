@@ -15,9 +15,9 @@ from gradience.rules.log.facts import HeldOutCurve, RunFacts
 from gradience.rules.log.held_out import _train_falls
 from gradience.rules.log.learning import Learning, _few_least, learning, not_finite
 from gradience.rules.log.numbers import _fallen, _stood_still
-from gradience.rules.log.recorded import no_weights
+from gradience.rules.log.recorded import _rank, error_bound, no_weights
 from gradience.rules.log.repetition import _all_step_down, _held_out_drops, _learns_still, _Step, _step
-from gradience.rules.log.statistics import Bar, Trend, curve_of, excesses, mann_kendall
+from gradience.rules.log.statistics import Bar, Trend, bounded, curve_of, excesses, mann_kendall, noise
 from gradience.rules.log.story import _held_out
 from gradience.rules.rule import Unknown
 from gradience.schema import ConfigSnapshot, EvalMetrics, LoraSnapshot
@@ -579,3 +579,89 @@ def test_what_stands_out_is_more_than_six_usual_changes_over_the_level(height, f
     values = [1.0 + (row % 2) / 8 for row in range(60)]
     values[30] = height
     assert [place for place, _ in excesses(curve_of(values), Bar(6.0, 0.0625, logarithmic=False))] == found
+
+
+def test_the_first_and_the_last_row_have_one_move():
+    assert _stood_still([0.0, *[1.0] * 8], {0, 1}, 1, 1, 1.0)
+    assert _stood_still([0.0, *[1.0] * 8], {0}, 0, 1, 1.0)
+    assert not _stood_still([*[1.0] * 8, 0.0], {0}, 0, 1, 1.0)
+    assert _stood_still([*[1.0] * 8, 0.0], {8}, 9, 1, 1.0)
+
+
+def test_of_two_stretches_of_vanished_norms_the_longer_is_named():
+    norms = [1e-6 if 10 <= row < 16 or 30 <= row < 37 else 1.0 for row in range(60)]
+    found = said("GRD108", run(FALL, norms=norms))
+    assert found.values == {"step": 31, "rows": 7, "early": 1.0}
+    assert found.message == (
+        "The gradient norm is under 0.001 x its early level from step 31 on in 7 rows while the learning rate is not 0."
+    )
+
+
+def test_an_evaluation_without_a_finite_loss_over_nothing_is_left_out():
+    events = [evaluation(step, loss) for step, loss in enumerate((1.0, "NaN", None, 0.0, -1.0, 0.5), 1)]
+    (curve,) = with_history(*events).curves
+    assert (curve.steps, curve.losses) == ([1, 6], [1.0, 0.5])
+
+
+@pytest.mark.parametrize(
+    ("rank", "error"),
+    [(4, 0.0), (5, 0.0), (3, 0.1), (2, math.sqrt(0.05)), (1, math.sqrt(0.1)), (0, 1.0)],
+)
+def test_the_error_of_a_cut_is_bounded_by_the_energy_that_a_rank_is_known_to_hold(rank, error):
+    """A module of rank 4 that holds 90, 95 and 99 % in 1, 2 and 3."""
+    ranks = {"energy_rank_90": 1, "energy_rank_95": 2, "energy_rank_99": 3}
+    assert error_bound([{"r": 4, "frobenius_norm": 2.0, **ranks}], rank) == pytest.approx(error)
+    assert error_bound([{"r": 4, "frobenius_norm": 2.0}], rank) == pytest.approx(math.sqrt(max(0.0, 1 - rank / 4)))
+
+
+def test_the_error_of_a_cut_is_of_the_whole_update():
+    modules = [{"r": 4, "frobenius_norm": 3.0}, {"r": 2, "frobenius_norm": 4.0}]
+    assert error_bound(modules, 2) == pytest.approx(math.sqrt(9 * 0.5 / 25))
+    assert error_bound([*modules, {"r": 0, "frobenius_norm": 1.0}], 2) is None
+    assert error_bound([*modules, {"r": 4}], 2) is None
+    assert error_bound([{"r": 4, "frobenius_norm": 0.0}], 2) is None
+
+
+@pytest.mark.parametrize(
+    ("value", "rank"), [(0, 0), (3, 3), (3.0, 3), (-1, None), (2.5, None), ("NaN", None), (None, None), ([3], None)]
+)
+def test_a_rank_is_a_whole_number_from_0(value, rank):
+    assert _rank({"r": value}, "r") == rank
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ([], 0.0),
+        ([1.0, 3.0], 0.0),
+        ([1.0, 3.0, 2.0], 0.5),  # half of what it moved where it turns
+        ([1.0, 2.0, 3.0], 0.0),
+        ([1.0, 1.0, 2.0], 0.0),
+        ([1.0, 2.0, 1.0, 2.0], 0.5117 * 2.0),
+        ([1.0, 2.0, 3.0, 4.0], 0.0),
+        ([0.0, 1.0, 0.0, 1.0, 0.0, 1.0, 9.0], 0.5117 * (4 * 2.0 + 7.0) / 5),  # five differences: their mean
+        ([0.0, 1.0, 0.0, 1.0, 0.0, 1.0, 0.0, 9.0], 0.6053 * 2.0),  # six: their median
+    ],
+)
+def test_the_noise_of_a_few_values(values, expected):
+    assert noise(values) == pytest.approx(expected)
+
+
+def test_small_values_are_put_at_the_least_whose_square_is_one():
+    assert bounded([1e-200, 1.0]) == [1e-100, 1.0]
+    assert bounded([-1e-200, 1.0]) == [-1e-100, 1.0]
+
+
+def test_rows_that_rise_as_often_as_they_fall_have_even_odds():
+    assert mann_kendall([*range(21), *range(19, -1, -1)]) == 0.5
+
+
+def test_spikes_of_a_long_series_are_found_once_each_also_behind_a_step_down():
+    """Blocks of 64 rows: one ends at 10, the next is at 1."""
+    values = [10.0] * 64_000 + [1.0] * 67_072
+    for row in (64_060, 100_000, 120_000):
+        values[row] = 2.0
+    found = excesses(curve_of(values), Bar(6.0, 0.05, logarithmic=False))
+    assert found == [(64_060, pytest.approx(20.0)), (100_000, pytest.approx(20.0)), (120_000, pytest.approx(20.0))]
+    by_logarithm = excesses(curve_of(values), Bar(6.0, 0.05, logarithmic=True))
+    assert [row for row, _ in by_logarithm] == [64_060, 100_000, 120_000]

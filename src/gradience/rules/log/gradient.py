@@ -139,7 +139,7 @@ def _vanishing(facts: RunFacts) -> Observation | None:
         return None  # PRF130 says why
     rows = int(VANISHED_ROWS.value)
     early = median([x for x in islice(curve.points, max(5, len(curve.points) // 10)) if x > 0.0])
-    bar = VANISHED_RATIO.value * early if early > 0.0 else 0.0
+    bar = VANISHED_RATIO.value * early  # NaN, which nothing is under, where no early norm is over 0
     exact = curve.lowest <= 0.0 and 0.0 in curve.values
     values, block = (curve.values, 1) if exact else (curve.points, curve.block)
     low = runs_of([i for i, norm in enumerate(values) if norm == 0.0 or norm < bar])
