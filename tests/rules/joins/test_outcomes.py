@@ -43,6 +43,8 @@ def outcome(losses=(), *, accuracy=None, labels=None, split="eval", findings=(),
     [
         ([2.0, 1.5], "held-out loss 2 -> 1.5"),
         ([2.0, 1.941], ""),
+        ([2.0, 1.94], "held-out loss 2 -> 1.94"),
+        ([2.0, 1.0, 1.02], "held-out loss 2 -> 1.02"),
         ([2.0, 1.939], "held-out loss 2 -> 1.939"),
         ([2.0, 1.5, 1.529], "held-out loss 2 -> 1.529"),
         ([2.0, 1.5, 1.531], ""),

@@ -12,12 +12,23 @@ from log_runs import _skipped as skipped
 
 from gradience.rules.log import detect, repetition
 from gradience.rules.log.facts import HeldOutCurve, RunFacts
+from gradience.rules.log.gradient import _grown
 from gradience.rules.log.held_out import _train_falls
 from gradience.rules.log.learning import Learning, _few_least, learning, not_finite
 from gradience.rules.log.numbers import _fallen, _stood_still
 from gradience.rules.log.recorded import _rank, error_bound, no_weights
 from gradience.rules.log.repetition import _all_step_down, _held_out_drops, _learns_still, _Step, _step
-from gradience.rules.log.statistics import Bar, Trend, bounded, curve_of, excesses, mann_kendall, noise
+from gradience.rules.log.statistics import (
+    Bar,
+    Trend,
+    bounded,
+    curve_of,
+    excesses,
+    falls_with_logarithm,
+    mann_kendall,
+    noise,
+    trend_of,
+)
 from gradience.rules.log.story import _held_out
 from gradience.rules.rule import Unknown
 from gradience.schema import ConfigSnapshot, EvalMetrics, LoraSnapshot
@@ -665,3 +676,26 @@ def test_spikes_of_a_long_series_are_found_once_each_also_behind_a_step_down():
     assert found == [(64_060, pytest.approx(20.0)), (100_000, pytest.approx(20.0)), (120_000, pytest.approx(20.0))]
     by_logarithm = excesses(curve_of(values), Bar(6.0, 0.05, logarithmic=True))
     assert [row for row, _ in by_logarithm] == [64_060, 100_000, 120_000]
+
+
+@pytest.mark.parametrize(
+    ("norms", "place"),
+    [
+        ([*[1.0] * 20, *[10.0] * 20], None),
+        ([*[1.0] * 20, *[10.1] * 20], 20),
+        ([*[1.0] * 5, *[100.0] * 5], 5),  # five points make a level
+        ([*[1.0] * 4, *[100.0] * 6], 5),
+        ([*[1.0] * 10, *[100.0] * 90], 10),  # of a hundred, ten
+        ([*[1.0] * 20, 100.0, 100.0, 1.0, 100.0, 100.0, 100.0], 23),
+        ([*[0.0] * 20, *[1.0] * 20], None),
+    ],
+)
+def test_a_norm_grows_where_three_points_running_are_over_ten_times_the_median_before(norms, place):
+    assert _grown(norms, 3) == place
+
+
+def test_a_fall_along_the_logarithm_is_looked_for_from_nine_rows_on():
+    values = [4.0, 2.0, 1.5, 1.2, 1.3, 1.1, 1.15, 1.05, 1.0]
+    straight, curved = mann_kendall(values), falls_with_logarithm(values)
+    assert trend_of(values).p == 2 * min(straight, curved)
+    assert trend_of(values[:8]).p == mann_kendall(values[:8])

@@ -323,6 +323,9 @@ def faded(losses: Sequence[float], first: int = 20, last: int = 60) -> RunFacts:
 
 
 GRADIENTS: Sequence[At] = [
+    At("GRD108", {}, lambda x: norms([1.0] * 20 + [x] * 40), {1e-3: None, 0.99e-3: "warning"}),
+    At("GRD108", {}, lambda x: norms([*[0.0] * 4, x, x, *[1.0] * 24, *[1e-6] * 30]), {1.0: "warning", 1e-4: None}),
+    At("LRS109", {}, lambda x: run(FALL, lr=x), {0.0: None, -1.0: None, 4e-4: None, 4.1e-4: "warning", NAN: None}),
     At("GRD107", {}, lambda x: norms([x] * 20 + [1.0] * 40), {0.0: None, 0.05: "warning"}),
     At(
         "GRD108",

@@ -221,7 +221,7 @@ def _is_end(stretch: _Stretch, rows: int) -> bool:
 def _short_of_peak(facts: RunFacts) -> Observation | None:
     planned = facts.config.optimizer.lr
     peak = facts.peak_rate
-    if planned is None or not as_float(planned) > 0.0 or peak >= PEAK_SHARE.value * as_float(planned):
+    if planned is None or not peak < PEAK_SHARE.value * as_float(planned):
         return None
     if facts.status == "no_run_end" and facts.rate.values[-1] == peak:
         return None  # perhaps still running, and warming up
