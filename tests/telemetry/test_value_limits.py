@@ -382,3 +382,13 @@ def test_a_line_is_measured_up_to_the_limit(tmp_path, monkeypatch, length, is_re
     else:
         with pytest.raises(RecorderError, match=r"line 1 is longer than 0 MiB, the limit for a line of any log"):
             list(read_blocks(log))
+
+
+class Count(int):
+    """A whole number of a type of its own."""
+
+
+def test_a_whole_number_of_another_type_has_4096_bits_too():
+    assert number(Count(2**4096 - 1), "x") == 2**4096 - 1
+    assert type(number(Count(3), "x")) is int
+    assert refusal(lambda: number(Count(2**4096), "x")).startswith("`x`: expected a number, got ")
