@@ -52,6 +52,7 @@ def outcome(losses=(), *, accuracy=None, labels=None, split="eval", findings=(),
         ([2.0], ""),
         ([-1.0, -2.0], ""),
         ([0.0, -2.0], ""),
+        ([0.0, 0.0], ""),
     ],
 )
 def test_a_held_out_loss_is_good_that_fell_by_three_per_cent_and_is_near_its_best(losses, good):

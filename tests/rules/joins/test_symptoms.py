@@ -251,3 +251,16 @@ def test_a_converted_start_has_twice_the_rank_and_alpha_in_every_module_that_dif
     stated = Stated("the config", LoraSnapshot(r=8, alpha=16.0, init=init))
     found = disagreements([stated], report(*rows))
     assert [item.seen.values["differs"] for item in found if item.source == "config"] == ([differs] if differs else [])
+
+
+def test_targets_that_hit_one_module_of_two_are_not_idle():
+    stated = Stated("the config", LoraSnapshot(target_modules=["q", "v", "k_proj"]))
+    idle = disagreements([stated], report(module("layers.0.q"), module("layers.0.v")))
+    assert [item.seen.message for item in idle] == [
+        "the config: target_modules k_proj",
+        "2 modules in the file, the first layers.0.q",
+    ]
+
+
+def test_an_update_without_an_entry_has_no_size():
+    assert facts(report(msgspec.structs.replace(module(), shape=[0, 9], frobenius_norm=0.0))) == {}
