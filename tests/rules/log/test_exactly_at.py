@@ -322,6 +322,11 @@ def faded(losses: Sequence[float], first: int = 20, last: int = 60) -> RunFacts:
     return norms([1e-6 if first <= row < last else 1.0 for row in range(60)], losses)
 
 
+def tiny_rows(rows: tuple[int, int]) -> RunFacts:
+    """A long log, judged by pairs of rows: the first pair of an odd row is not low."""
+    return norms([1e-6 if rows[0] <= i < rows[1] else 1.0 for i in range(4096)], line(4096, 2.0, 1.0), rates=[])
+
+
 GRADIENTS: Sequence[At] = [
     At("GRD108", {}, lambda x: norms([1.0] * 20 + [x] * 40), {1e-3: None, 0.99e-3: "warning"}),
     At("GRD108", {}, lambda x: norms([*[0.0] * 4, x, x, *[1.0] * 24, *[1e-6] * 30]), {1.0: "warning", 1e-4: None}),
@@ -333,6 +338,7 @@ GRADIENTS: Sequence[At] = [
         lambda n: norms([float(not 2001 <= i < 2001 + n) for i in range(4096)], line(4096, 2.0, 1.0), rates=[]),
         {4: None, 5: "warning"},
     ),
+    At("GRD108", {}, tiny_rows, {(2001, 2006): None, (2000, 2006): "warning"}),
     At("NOL106", {}, lambda x: norms([1.0] * 39 + [x], FLAT[:40]), {0.0: "warning", 1.0: "warning"}),
     At("GRD107", {}, lambda n: norms(with_row([1.0] * 60, 20, *range(40, 40 + n), by=7.5)), {2: None, 3: "warning"}),
     At("GRD108", {}, lambda x: faded([2.0] * 20 + [x] * 20 + [2.0] * 20, last=40), {0.001: "info", 0.1: "warning"}),
