@@ -8,8 +8,8 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from gradience.spectral import dense, grams, reduced, subspace, update
-from gradience.spectral.base import Chunk, MergeSums, merge_sums
+from gradience.spectral import dense, grams, reduced, subspace, threads, update
+from gradience.spectral.base import MergeSums, Updated, merge_sums
 from gradience.spectral.batch import spectra, spectrum_of
 from gradience.spectral.dense import DenseSpectrum, dense_spectrum
 from gradience.spectral.grams import Factors, Grams, grams_of, grams_on_host
@@ -147,7 +147,7 @@ def test_grams_are_padded_to_the_least_power_of_two_from_eight(r, bucket):
     [(0, 4, 1, None), (1, 4, 1, 1), (15, 4, 1, 1), (16, 4, 2, 1), (64, 4, 4, 2), (640, 16, 8, 10), (64, 1, 1, 8)],
 )
 def test_modules_are_shared_out_eight_a_thread_at_least_and_in_eight_turns(monkeypatch, modules, cores, workers, first):
-    monkeypatch.setattr(grams, "_cores", lambda: cores)
+    monkeypatch.setattr(threads, "cores", lambda: cores)
     shares = grams._Shares(modules)
     assert shares.workers == workers
     spans = list(shares._spans)
@@ -357,8 +357,8 @@ def test_sums_over_three_entries_by_hand():
     """bfloat16 has steps of 1/128 from 1 to 2: of 0.003 nothing is kept there, of 0.006 a whole step."""
     w = np.asarray([[1.0, 1.0], [0.0, 2.0]], np.float32)
     delta = np.asarray([[0.003, 0.006], [0.5, 0.0]], np.float32)
-    chunks = [Chunk(w[:1], np.ones((1, 1)), delta[:1]), Chunk(w[1:], np.ones((1, 1)), delta[1:])]
-    found = merge_sums(chunks, scale=1.0, target="bfloat16", delta_dtype="float32")
+    whole = Updated(w, w[:, :0], w[:0], delta)
+    found = merge_sums(whole, scale=1.0, target="bfloat16", delta_dtype="float32")
     assert (found.entries, found.changed) == (4, 2)
     assert found.realised == pytest.approx((1 / 128) ** 2 + 0.25)
     assert found.intended == pytest.approx(0.003**2 + 0.006**2 + 0.25)

@@ -7,6 +7,7 @@ merge are then found without the product ever being in memory.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Final, NamedTuple
 
 import numpy as np
@@ -14,7 +15,8 @@ import numpy as np
 from gradience.adapters.layout import Array, Module, within_range
 from gradience.base.orientation import check_shape, matrix_of, plain_factors
 from gradience.schema.audit import MergeSurvival
-from gradience.spectral.base import Chunk, MergeSums, merge_sums
+from gradience.spectral.base import MergeSums, Updated, merge_sums
+from gradience.spectral.grams import Factors
 from gradience.spectral.krylov import Operator, as_float32
 from gradience.spectral.reduced import decomposed
 from gradience.spectral.update import Floats
@@ -46,9 +48,18 @@ class Update(NamedTuple):
         """Sums over the changes that a merge into the weight as stored makes; `dtype` as safetensors names it."""
         # PEFT rounds the product of 16-bit factors to their own type before it adds it to the weight.
         stored = self.b.dtype.name if self.dense is None and self.b.dtype.itemsize == _HALF else "float32"
-        return merge_sums(
-            [Chunk(w, self.b, self.a, self.dense)], scale=self.scale, target=_target(dtype), delta_dtype=stored
-        )
+        whole = Updated(w, self.b, self.a, self.dense)
+        return merge_sums(whole, scale=self.scale, target=_target(dtype), delta_dtype=stored)
+
+
+def factors_of(module: Module) -> Callable[[], Factors]:
+    """A loader of the module's update for the spectral kernels."""
+
+    def load() -> Factors:
+        b, a = module.load()
+        return Factors(b=b, a=a, scale=module.scale)
+
+    return load
 
 
 def update_of(module: Module, w: Array) -> Update:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Final, NamedTuple
 
@@ -11,9 +11,10 @@ import numpy as np
 import numpy.typing as npt
 
 from gradience.spectral import update
-from gradience.spectral.grams import Factors, Grams, Loads, Matrix, grams_of, grams_on_host, in_threads
+from gradience.spectral.grams import Grams, Loads, Matrix, grams_of
 from gradience.spectral.quantities import Quantities, quantities
 from gradience.spectral.reduced import Maps, core_maps
+from gradience.spectral.threads import in_threads
 
 _MODULES: Final = 64  # modules per call for the quantities
 _USED: Final = np.zeros((0, 0))
@@ -73,35 +74,6 @@ def spectra_and_maps(loads: Loads) -> tuple[list[Spectrum], list[Maps | None]]:
     return found, [maps[index] for index in range(len(loads))]
 
 
-class Measuring:
-    """Updates that are measured one at a time, on the thread that has one at hand; their spectra follow together.
-
-    Each number is what `spectra_and_maps` gives on a CPU.
-    """
-
-    def __init__(self) -> None:
-        self._found: dict[int, tuple[Matrix, Grams]] = {}
-
-    def maps_of(self, index: int, factors: Factors) -> tuple[Maps | None, bool]:
-        """Return the maps of an update, and whether it is finite; its singular values are kept by the index."""
-        grams, maps = [grams_on_host(factors)], dict[int, Maps | None]()
-        sigma, finite, _ = _sigma([lambda: factors], grams, _Call(len(grams[0].gram_a), [0]), maps)
-        self._found[index] = sigma[0], grams[0]
-        return maps[0], bool(finite[0])
-
-    def spectra(self) -> dict[int, Spectrum]:
-        """Return the spectra of all, by their indices; those of finite updates."""
-        indices = sorted(self._found)
-        grams = {index: self._found[index][1] for index in indices}
-        found: dict[int, Spectrum] = {}
-        for call in _calls({index: len(self._found[index][0]) for index in indices}):
-            sigma = np.zeros((_MODULES, call.size))
-            sigma[: len(call.modules)] = [self._found[index][0] for index in call.modules]
-            every = np.ones(len(call.modules), np.bool_)
-            found.update(_spectra(call, sigma, every, np.full((2, len(every)), np.nan), grams))
-        return found
-
-
 def spectrum_of(sigma: Matrix) -> Spectrum:
     """Return the spectrum with these singular values: finite, largest first, in float64, at least one."""
     with jax.enable_x64(True):  # noqa: FBT003  # JAX's own signature
@@ -111,52 +83,30 @@ def spectrum_of(sigma: Matrix) -> Spectrum:
 
 
 def _finish(loads: Loads, grams: list[Grams], maps: dict[int, Maps | None] | None = None) -> list[Spectrum]:
-    calls = _calls({index: len(one.gram_a) for index, one in enumerate(grams)})
+    by_bucket: dict[int, list[int]] = {}
+    for index, one in enumerate(grams):
+        by_bucket.setdefault(len(one.gram_a), []).append(index)
+    calls = [some[start : start + _MODULES] for some in by_bucket.values() for start in range(0, len(some), _MODULES)]
+    sigmas = in_threads([partial(_sigma, loads, grams, some, maps) for some in calls])
     found: dict[int, Spectrum] = {}
-    sigmas = in_threads([partial(_sigma, loads, grams, call, maps) for call in calls])
-    for call, (sigma, finite, alone) in zip(calls, sigmas, strict=True):
-        found.update(_spectra(call, sigma, finite, alone, dict(enumerate(grams))))
+    for some, (sigma, finite, alone) in zip(calls, sigmas, strict=True):
+        with jax.enable_x64(True):  # noqa: FBT003  # JAX's own signature
+            numbers = jax.tree.map(np.asarray, _of_many(sigma))
+        for row, index in enumerate(some):
+            one_row = Quantities(*(field[row] for field in numbers))
+            found[index] = _spectrum(sigma[row], one_row, grams[index], alone[:, row], finite=bool(finite[row]))
     return [found[index] for index in range(len(grams))]
 
 
-class _Call(NamedTuple):
-    """Modules whose Gram matrices have one size, at most as many as a call takes."""
-
-    size: int
-    modules: list[int]
-
-
-def _calls(sizes: Mapping[int, int]) -> list[_Call]:
-    """Return the calls for updates of these sizes, by their indices."""
-    by_bucket: dict[int, list[int]] = {}
-    for index, size in sizes.items():
-        by_bucket.setdefault(size, []).append(index)
-    return [
-        _Call(size, indices[start : start + _MODULES])
-        for size, indices in by_bucket.items()
-        for start in range(0, len(indices), _MODULES)
-    ]
-
-
-def _spectra(
-    call: _Call, sigma: Matrix, finite: Matrix, alone: Matrix, grams: Mapping[int, Grams]
-) -> Iterator[tuple[int, Spectrum]]:
-    """Yield the spectra of a call by index, from what `_sigma` returns."""
-    with jax.enable_x64(True):  # noqa: FBT003  # JAX's own signature
-        numbers = jax.tree.map(np.asarray, _of_many(sigma))
-    for row, index in enumerate(call.modules):
-        one_row = Quantities(*(field[row] for field in numbers))
-        yield index, _spectrum(sigma[row], one_row, grams[index], alone[:, row], finite=bool(finite[row]))
-
-
 def _sigma(
-    loads: Loads, grams: list[Grams], call: _Call, maps: dict[int, Maps | None] | None
+    loads: Loads, grams: list[Grams], some: Sequence[int], maps: dict[int, Maps | None] | None
 ) -> tuple[Matrix, Matrix, Matrix]:
     """Return singular values (a fixed number of rows, zero beyond those asked for), and which are finite.
 
+    `some` are the indices of updates whose Gram matrices have one size, at most as many as there are rows.
     And the stable ranks of a's and of b's alone (2, modules); or NaN, and each module's maps are put into `maps`.
     """
-    size, some = call
+    size = len(grams[some[0]].gram_a)
     sides = np.zeros((2, len(some), size, size))
     for row, index in enumerate(some):
         sides[0, row], sides[1, row] = grams[index].gram_a, grams[index].gram_b

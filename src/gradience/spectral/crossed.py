@@ -12,7 +12,7 @@ from typing import Any, Final, NamedTuple, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from gradience.spectral.scratch import Scratch
+from gradience.spectral.threads import scratch
 
 Floats: TypeAlias = npt.NDArray[np.float64]
 Matrix: TypeAlias = npt.NDArray[Any]
@@ -72,9 +72,6 @@ def _portions(
         yield held, some
 
 
-_scratch: Final = Scratch()
-
-
 def _products(factors: Mapping[int, Matrix], wanted: Sequence[Places]) -> dict[Places, Floats]:
     """X_i X_j^T of arrays (r_i, d), in float64."""
     spans, height = {}, 0
@@ -84,8 +81,7 @@ def _products(factors: Mapping[int, Matrix], wanted: Sequence[Places]) -> dict[P
     first = next(iter(factors.values()))
     length = first.shape[1]
     width = min(length, max(_LEAST_WIDTH, _BLOCK // max(height, 1)))
-    in_rows = first.flags.c_contiguous
-    block = _scratch.of((height, width), np.float64) if in_rows else _scratch.of((width, height), np.float64).T
+    block = scratch.like(first, "crossed", (height, width), np.float64)
     crosses = sum(i != j for i, j in wanted)
     whole = 2 * crosses == len(factors) * (len(factors) - 1)  # every pair: one symmetric product has them all
     totals = {(0, 0): np.zeros((height, height))} if whole else {}

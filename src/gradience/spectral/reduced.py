@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gradience.spectral.narrow import narrowed
-from gradience.spectral.scratch import Scratch
+from gradience.spectral.threads import scratch
 from gradience.spectral.update import TRUSTED_SHARE, GramCore, gram_core
 
 Floats: TypeAlias = npt.NDArray[np.float64]
@@ -171,13 +171,9 @@ def _tiles(x: Matrix, kind: type[np.float32 | np.float64]) -> Iterator[tuple[sli
     for start in range(0, length, rows):
         span = slice(start, min(start + rows, length))
         count = span.stop - start
-        in_rows = x.flags.c_contiguous
-        tile = _scratch.of((count, r), kind) if in_rows else _scratch.of((r, count), kind).T
+        tile = scratch.like(x, "reduced", (count, r), kind)
         tile[...] = x[span]
         yield span, tile
-
-
-_scratch: Final = Scratch()
 
 
 _DENSE_UNDER: Final = 768  # rows or columns, whichever are fewer: a full SVD takes about a second

@@ -17,8 +17,9 @@ import numpy as np
 import numpy.typing as npt
 
 from gradience.spectral.crossed import Places, crossed
-from gradience.spectral.grams import Factors, each_in_threads, grams_of, on_cpu
+from gradience.spectral.grams import Factors, grams_of, on_cpu
 from gradience.spectral.reduced import LowRank, decomposed
+from gradience.spectral.threads import each_in_threads
 
 Floats: TypeAlias = npt.NDArray[np.float64]
 Matrix: TypeAlias = npt.NDArray[Any]

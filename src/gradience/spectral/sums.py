@@ -19,7 +19,7 @@ from gradience.spectral.crossed import crossed
 from gradience.spectral.merging import Pair, core_rank, squared_distance
 from gradience.spectral.narrow import inner_size
 from gradience.spectral.reduced import core_maps, decomposed, stacked
-from gradience.spectral.scratch import Scratch
+from gradience.spectral.threads import scratch
 from gradience.spectral.update import gram_core
 
 Floats: TypeAlias = npt.NDArray[np.float64]
@@ -152,7 +152,7 @@ def _side(factors: Sequence[Matrix], turn: Floats, dtype: np.dtype[Any], *, cros
     for start in range(0, length, width):
         span = slice(start, min(start + width, length))
         count = span.stop - start
-        block = _scratch.of((height, count), kind) if in_rows else _scratch.of((count, height), kind).T
+        block = scratch.like(factors[0], "sums", (height, count), kind)
         row = 0
         for factor in factors:
             block[row : row + len(factor)] = factor[:, span]
@@ -172,9 +172,6 @@ def _turned(block: Matrix, turn: Matrix, *, in_rows: bool) -> Matrix:
     if turn.ndim == 1:
         return np.asarray(block * turn[:, None])
     return np.asarray(turn.T @ block if in_rows else (block.T @ turn).T)
-
-
-_scratch: Final = Scratch()
 
 
 def _loss(sides: tuple[Side, Side], grams: Pair) -> float:

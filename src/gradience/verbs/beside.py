@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias
 import numpy as np
 
 from gradience.adapters.layout import Module
+from gradience.base.update import factors_of
 from gradience.spectral.grams import Grams, bucket_of
 from gradience.spectral.narrow import inner_size, narrowed
 from gradience.spectral.subspace import Floats, PairGeometry, Stacked, row_geometries
-from gradience.verbs.sides import Matching, Side, factors_of
+from gradience.verbs.sides import Matching, Side
 
 if TYPE_CHECKING:
     from gradience.spectral.batch import Spectrum

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -18,7 +18,6 @@ from gradience.io.paths import PathLike, natural_key
 from gradience.io.reading import decode_json, read_small, real_path
 from gradience.schema.compare import ComparedAdapter, ConfigDifference, OnlyIn, Overlap, SideOverlap
 from gradience.schema.scalars import Json
-from gradience.spectral.grams import Factors
 from gradience.spectral.subspace import (
     Floats,
     chance_overlap,
@@ -154,16 +153,6 @@ def described(side: Side, norm: float | None, *, step: int | None = None) -> Com
         scaling=span([m.scale for m in modules]),
         frobenius_norm=norm,
     )
-
-
-def factors_of(module: Module) -> Callable[[], Factors]:
-    """Return a loader of the module's update for the spectral kernels."""
-
-    def load() -> Factors:
-        b, a = module.load()
-        return Factors(b=b, a=a, scale=module.scale)
-
-    return load
 
 
 def side_overlap(cross: Floats, d: int) -> SideOverlap:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,6 +11,7 @@ import msgspec
 from gradience.adapters.formats.containers import SUFFIXES
 from gradience.adapters.layout import Adapter, Module
 from gradience.adapters.open import AdapterFiles, open_adapter
+from gradience.base.update import factors_of
 from gradience.io.paths import PathLike, Progress
 from gradience.io.safetensors import is_known
 from gradience.rules.select import excluded_rules, without
@@ -29,7 +30,7 @@ from gradience.rules.weights.ranks import (
 from gradience.rules.weights.rules import WEIGHTS_RULES, judge_adapter
 from gradience.schema.audit import AUDIT_SCHEMA_ID, AuditReport, BaseReport, ModuleAudit, NotAnalysed, RankPattern
 from gradience.spectral.batch import Spectrum, spectra
-from gradience.spectral.grams import Factors, Grams
+from gradience.spectral.grams import Grams
 from gradience.verbs.audit.rows import (
     Shown,
     bytes_per_param,
@@ -186,16 +187,6 @@ def _priced(rows: list[ModuleAudit]) -> list[ModuleAudit]:
         )
         for m in rows
     ]
-
-
-def factors_of(module: Module) -> Callable[[], Factors]:
-    """What loads a module's factors."""
-
-    def load() -> Factors:
-        b, a = module.load()
-        return Factors(b=b, a=a, scale=module.scale)
-
-    return load
 
 
 def _facts(path: Path, files: AdapterFiles, adapter: Adapter) -> AuditReport:

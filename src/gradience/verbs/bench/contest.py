@@ -29,7 +29,7 @@ from gradience.verbs.bench.store import Evaluation, Store, adapter_digest, file_
 from gradience.verbs.bench.trial import CONFIDENCE
 from gradience.verbs.resize.plan import resizable_pairs
 from gradience.verbs.sides import raw_config
-from gradience.verbs.writing import PEFT_METADATA, Changes, NewAdapter, provenance_of, write_adapter
+from gradience.verbs.writing import PEFT_METADATA, Changes, NewAdapter, SourceFiles, provenance_of, write_adapter
 
 Factors: TypeAlias = tuple[Array, Array]
 
@@ -79,7 +79,9 @@ def _write(
                 info = source.tensors[name]
                 new[name] = planned(name, info.dtype, info.shape, partial(loads.take, name))
     tensors = [new.get(name) or copied(source, name) for name in source.tensors]
-    record = provenance_of("bench", [files.config, *opened.weights], {"variant": what}, Changes([]))
+    record = partial(
+        provenance_of, "bench", SourceFiles([files.config, *opened.weights]), {"variant": what}, Changes([])
+    )
     config = _scaled(raw_config(files.config), alpha)
     write_adapter(out, NewAdapter(tensors, config, source.metadata or PEFT_METADATA), record)
 

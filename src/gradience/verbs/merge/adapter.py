@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -28,7 +29,7 @@ from gradience.verbs.merge.methods import (
     tensors_of,
 )
 from gradience.verbs.sides import Matching, Side, described, matched, open_sides
-from gradience.verbs.writing import STORED, Dtype, NewAdapter, Sources, provenance_of, refuse_place, write_adapter
+from gradience.verbs.writing import STORED, Dtype, NewAdapter, SourceFiles, provenance_of, refuse_place, write_adapter
 
 _RECORDED = ("method", "weights", "density", "seed", "rank", "heads_from", "dtype")  # options, in the record
 
@@ -88,7 +89,7 @@ def merge_adapters(
     pairs = merged_pairs(sides, found.rows)
     stored = STORED[dtype] if dtype is not None else common_dtype(sides, pairs)
     files = [path for side in sides for path in (side.files.config, *side.adapter.weights)]
-    sources = Sources([] if out is None else files)
+    sources = SourceFiles([] if out is None else files)
     with temporary_folder() as folder:
         merged = merged_modules(pairs, recipe, stored, Spool(folder), progress)
         ranks = ranks_of(pairs, merged, recipe)
@@ -99,7 +100,7 @@ def merge_adapters(
         modules = list(dict.fromkeys(pair.path for pair in pairs if not pair.is_parameter))
         tensors = [*heads.carried, *tensors_of(pairs, merged, ranks, stored)]
         config = merged_config(sides, decided.patterns, heads, modules)
-        record = provenance_of("merge", sources, {name: getattr(report, name) for name in _RECORDED}, report)
+        record = partial(provenance_of, "merge", sources, {name: getattr(report, name) for name in _RECORDED}, report)
         new = NewAdapter(sorted(tensors, key=lambda tensor: tensor.name), config)
         write_adapter(Path(out), new, record, force=force)
     return msgspec.structs.replace(report, out=str(out))

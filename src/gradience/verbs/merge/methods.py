@@ -21,7 +21,6 @@ from gradience.io.paths import Progress
 from gradience.io.safetensors import DTYPES, PlannedTensor, planned
 from gradience.io.spool import Spool
 from gradience.schema.merge import MergeMethod
-from gradience.spectral.grams import each_in_threads
 from gradience.spectral.merging import (
     Pair,
     gram_norm,
@@ -32,6 +31,7 @@ from gradience.spectral.merging import (
 )
 from gradience.spectral.reduced import leading_part, reduced, stacked
 from gradience.spectral.sums import balanced_sum, balancing, is_narrow, low_rank_sum, sum_grams
+from gradience.spectral.threads import each_in_threads
 from gradience.verbs.merge.dense import dense_target, difference
 from gradience.verbs.sides import Side
 from gradience.verbs.writing import STORED

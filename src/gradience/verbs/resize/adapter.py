@@ -6,8 +6,9 @@ The output is a folder that PEFT loads, or one file for kohya's format, written 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Final
 
 import msgspec
 
@@ -19,7 +20,6 @@ from gradience.io.atomic import atomic_file
 from gradience.io.paths import PathLike, Progress
 from gradience.io.safetensors import PlannedTensor, write_safetensors
 from gradience.schema.writing import Provenance, ResizeReport
-from gradience.verbs.resize.at_once import planned_at_once
 from gradience.verbs.resize.calibrated import CRITERIA, Asked, PiecesOf, calibrate_adapter, plan_by_outputs
 from gradience.verbs.resize.criteria import Target, target_of
 from gradience.verbs.resize.plan import NewConfig, Plan, new_config, plan_of
@@ -29,7 +29,7 @@ from gradience.verbs.writing import (
     STORED,
     Dtype,
     NewAdapter,
-    Sources,
+    SourceFiles,
     loaded_ahead,
     provenance_of,
     refuse_place,
@@ -124,75 +124,59 @@ def resize_adapter(
     if out is not None:
         refuse_place(Path(out), [files], base=shards, force=force, one_file=is_kohya)
     stored = None if dtype is None else STORED[dtype]
-    sources = Sources([] if out is None else [files.config, *adapter.weights])
-    at_once = planned_at_once(adapter, target, dtype=stored) if out is not None and asked is None else None
-    if at_once is not None:
-        plan = at_once.plan
-    elif asked is None:
+    sources = SourceFiles([] if out is None else [files.config, *adapter.weights])
+    if asked is None:
         plan = plan_of(adapter, target, dtype=stored, base=BaseWeights(shards) if base is not None else None)
     else:
         plan = plan_by_outputs(calibrate_adapter(files, adapter, asked, progress=progress), target, dtype=stored)
         if progress is not None:
             progress(1, 1, "measured")  # a bar that stands is taken away
     config = None if is_kohya else new_config(raw_config(files.config), plan)
-    known = _Known(str(path), files, adapter, target, dtype, config)
+    report = _report(path, files, adapter, target, plan, dtype=dtype, config=config)
     if out is None:
-        return known.report(plan)
+        return report
     options = {"criterion": target.criterion, "value": target.value, "dtype": dtype}  # calibration has its own record
-    report: ResizeReport | None = None
-
-    def record() -> Provenance:
-        nonlocal report
-        report = known.report(plan if at_once is None else at_once.finished())
-        return provenance_of("resize", sources, options, report)
-
+    record = partial(provenance_of, "resize", sources, options, report)
     with loaded_ahead(plan.tensors) as loaded:
         tensors = _with_progress(loaded, progress)
         if config is None:
             _write_kohya(Path(out), tensors, plan, record(), force=force)
         else:
             write_adapter(Path(out), NewAdapter(tensors, config.fields, plan.metadata), record, force=force)
-    report = known.report(plan) if report is None else report
     nbytes = Path(out).stat().st_size if config is None else report.bytes_after
     return msgspec.structs.replace(report, out=str(out), bytes_after=nbytes)
 
 
-class _Known(NamedTuple):
-    """What a report says beside the plan."""
-
-    source: str
-    files: AdapterFiles
-    adapter: Adapter
-    target: Target
-    dtype: Dtype | None
-    config: NewConfig | None
-
-    def report(self, plan: Plan) -> ResizeReport:
-        """Return the report of a plan that has its rows."""
-        adapter, config = self.adapter, self.config
-        return ResizeReport(
-            source=self.source,
-            criterion=self.target.criterion,
-            value=self.target.value,
-            dtype=None if self.dtype is None else STORED[self.dtype],
-            use_rslora=adapter.config.use_rslora,
-            r=plan.patterns.r,
-            lora_alpha=plan.patterns.lora_alpha,
-            rank_pattern=plan.patterns.rank_pattern if config is not None else {},
-            alpha_pattern=plan.patterns.alpha_pattern if config is not None else {},
-            relative_error=plan.relative_error,
-            params_before=sum(row.params_before for row in plan.rows),
-            params_after=sum(row.params_after for row in plan.rows),
-            bytes_before=sum(file.stat().st_size for file in adapter.weights),
-            bytes_after=plan.nbytes,
-            modules=plan.rows,
-            calibration=plan.calibration,
-            notes=[
-                *(config.notes if config is not None else []),
-                *_notes(plan, self.dtype),
-                *_left_behind(self.files),
-            ],
-        )
+def _report(
+    path: PathLike,
+    files: AdapterFiles,
+    adapter: Adapter,
+    target: Target,
+    plan: Plan,
+    *,
+    dtype: Dtype | None,
+    config: NewConfig | None,
+) -> ResizeReport:
+    """The report of a plan; `config` is that of the new folder, None of kohya's one file."""
+    return ResizeReport(
+        source=str(path),
+        criterion=target.criterion,
+        value=target.value,
+        dtype=None if dtype is None else STORED[dtype],
+        use_rslora=adapter.config.use_rslora,
+        r=plan.patterns.r,
+        lora_alpha=plan.patterns.lora_alpha,
+        rank_pattern=plan.patterns.rank_pattern if config is not None else {},
+        alpha_pattern=plan.patterns.alpha_pattern if config is not None else {},
+        relative_error=plan.relative_error,
+        params_before=sum(row.params_before for row in plan.rows),
+        params_after=sum(row.params_after for row in plan.rows),
+        bytes_before=sum(file.stat().st_size for file in adapter.weights),
+        bytes_after=plan.nbytes,
+        modules=plan.rows,
+        calibration=plan.calibration,
+        notes=[*(config.notes if config is not None else []), *_notes(plan, dtype), *_left_behind(files)],
+    )
 
 
 def _asked(

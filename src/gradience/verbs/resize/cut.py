@@ -36,8 +36,6 @@ class Job(NamedTuple):
     best: Sequence[Maps | None] = ()
     base: BaseWeights | None = None
     maps: Maps | None = None
-    measure: Callable[[Array, Array], Maps | None] | None = None
-    """Gives the maps to a plain module's best factors from these, as they are cut, where they are not known before."""
 
     @property
     def unchanged(self) -> bool:
@@ -165,8 +163,7 @@ class _Cut:
             fit = refit_of(self._source, job)
             return {layout.a_name: fit.a, layout.b_name: fit.b, job.magnitude: fit.magnitude}
         bs, as_ = layout.read(self._source)
-        known = job.best if job.measure is None else [job.measure(bs[0], as_[0])]
-        cuts = [self._reduced(b, a, best) for b, a, best in zip(bs, as_, known, strict=True)]
+        cuts = [self._reduced(b, a, best) for b, a, best in zip(bs, as_, job.best, strict=True)]
         b, a = layout.joined(_stack([b for b, _ in cuts]), _stack([a for _, a in cuts]), job.rank)
         return {layout.a_name: a, layout.b_name: b}
 
