@@ -40,10 +40,6 @@ class Case:
     workers: Workers = map
     """How spans are gone through: `map`, or that of a pool of threads."""
 
-    def with_delta(self, delta: Delta) -> Case:
-        """Return the same weights with another update."""
-        return Case(self.w, self.m, self.base, self.merged, delta, self.workers)
-
     def spans(self) -> Iterator[slice]:
         """Return slices of rows that cover the matrix."""
         rows = max(1, _SPAN // max(1, self.w.shape[1]))
