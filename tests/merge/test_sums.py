@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gradience import merge_adapters
-from gradience.spectral.merging import numerical_rank, squared_distance, squared_norm
+from gradience.spectral.sums import numerical_rank, squared_distance, squared_norm
 
 KINDS = {
     "linear": {},

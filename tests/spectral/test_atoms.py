@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from gradience.spectral.atoms import atoms
+from gradience.spectral.intruders import atoms
 from gradience.spectral.krylov import Bidiagonal, Operator
 
 SIZE, WIDTH = 120, 5

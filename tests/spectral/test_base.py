@@ -10,8 +10,7 @@ import pytest
 from shaped import SPECTRA, M, N, of
 
 from gradience.spectral.base import Updated, merge_sums, rounded
-from gradience.spectral.krylov import Operator
-from gradience.spectral.lanczos import leading
+from gradience.spectral.krylov import Operator, leading
 
 R = 4
 

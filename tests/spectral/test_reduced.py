@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from gradience.spectral.batch import spectra_and_maps
 from gradience.spectral.grams import Factors
-from gradience.spectral.reduced import gram_maps, reduced
+from gradience.spectral.update import gram_maps, reduced
 
 
 def _factors(seed: int, out: int, r: int, inner: int, fall: float) -> tuple[np.ndarray, np.ndarray]:

@@ -8,16 +8,14 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from gradience.spectral import dense, grams, reduced, subspace, threads, update
+from gradience.spectral import dense, grams, subspace, threads, update
 from gradience.spectral.base import MergeSums, Updated, merge_sums
 from gradience.spectral.batch import spectra, spectrum_of
-from gradience.spectral.dense import DenseSpectrum, dense_spectrum
-from gradience.spectral.grams import Factors, Grams, grams_of, grams_on_host
-from gradience.spectral.narrow import inner_size, narrowed
-from gradience.spectral.reduced import LowRank, gram_maps, leading_part, part_with_energy, rank_for_energy
+from gradience.spectral.dense import DenseSpectrum, dense_spectrum, leading_part, part_with_energy, rank_for_energy
+from gradience.spectral.grams import Factors, Grams, grams_of, grams_on_host, inner_size, narrowed
 from gradience.spectral.sketch import DIMENSIONS, Sketch
 from gradience.spectral.subspace import Stacked, pair_geometries
-from gradience.spectral.update import null_factor_stable_rank, null_stable_rank
+from gradience.spectral.update import LowRank, gram_maps, null_factor_stable_rank, null_stable_rank, reduced
 
 EPS = float(np.finfo(np.float64).eps)
 
@@ -213,7 +211,7 @@ def test_a_matrix_is_iterated_beyond_768_where_a_quarter_of_it_holds_the_rank(mo
         k = min(shape)
         return np.zeros((shape[0], k)), np.zeros(k), np.zeros((k, shape[1]))
 
-    monkeypatch.setattr(reduced, "_iterated", instead)
+    monkeypatch.setattr(dense, "_iterated", instead)
     monkeypatch.setattr(np.linalg, "svd", whole)
     part = leading_part(np.zeros(shape), rank, seed=3)
     assert seen == ([(rank + 16, 3)] if iterated else [])
@@ -404,6 +402,6 @@ def test_a_sketch_adds_up_leaves_out_what_it_has_and_what_is_not_finite():
 def test_grams_are_taken_where_they_are_of_the_factors_own_rank_and_made_anew_where_they_are_padded(padding):
     b, a = diagonal(3.0, 1.0)
     given = tuple(np.pad(gram, (0, padding)) for gram in (a @ a.T, b.T @ b))
-    new_b, new_a = reduced.reduced(b, a, 1.0, 1, grams=given)
+    new_b, new_a = reduced(b, a, 1.0, 1, grams=given)
     assert (new_b.shape, new_a.shape) == ((40, 1), (1, 30))
     np.testing.assert_allclose((new_b @ new_a)[:2, :2], [[3.0, 0.0], [0.0, 0.0]], atol=1e-12)

@@ -18,8 +18,7 @@ from gradience.schema.audit import MergeSurvival
 from gradience.spectral.base import MergeSums, Updated, merge_sums
 from gradience.spectral.grams import Factors
 from gradience.spectral.krylov import Operator, as_float32
-from gradience.spectral.reduced import decomposed
-from gradience.spectral.update import Floats
+from gradience.spectral.update import Floats, decomposed
 
 _HALF: Final = 2  # bytes of a 16-bit float
 

@@ -13,8 +13,7 @@ import numpy as np
 
 from gradience.adapters.layout import Module
 from gradience.base.update import factors_of
-from gradience.spectral.grams import Grams, bucket_of
-from gradience.spectral.narrow import inner_size, narrowed
+from gradience.spectral.grams import Grams, bucket_of, inner_size, narrowed
 from gradience.spectral.subspace import Floats, PairGeometry, Stacked, row_geometries
 from gradience.verbs.sides import Matching, Side
 

@@ -26,8 +26,8 @@ from gradience.schema.audit import NotCompared
 from gradience.schema.writing import MitigatedModule, MitigateReport, ModuleChange
 from gradience.spectral.intruders import Overlaps, count_below, overlaps
 from gradience.spectral.krylov import Operator, as_float32
-from gradience.spectral.reduced import Floats
 from gradience.spectral.threads import one_blas_thread
+from gradience.spectral.update import Floats
 from gradience.verbs.sides import raw_config
 from gradience.verbs.writing import (
     PEFT_METADATA,

@@ -26,8 +26,7 @@ from gradience.schema.scalars import real
 from gradience.spectral.batch import spectrum_of
 from gradience.spectral.dense import dense_spectrum
 from gradience.spectral.intruders import count_below, overlaps
-from gradience.spectral.krylov import Operator, as_float32
-from gradience.spectral.norms import spectral_norm
+from gradience.spectral.krylov import Operator, as_float32, spectral_norm
 from gradience.spectral.threads import each_in_threads, one_blas_thread, threads_for
 from gradience.verbs.audit.rows import Shown, broken_row, dense_row, module_row
 

@@ -21,17 +21,22 @@ from gradience.io.paths import Progress
 from gradience.io.safetensors import DTYPES, PlannedTensor, planned
 from gradience.io.spool import Spool
 from gradience.schema.merge import MergeMethod
-from gradience.spectral.merging import (
+from gradience.spectral.dense import leading_part
+from gradience.spectral.sums import (
     Pair,
+    balanced_sum,
+    balancing,
     gram_norm,
+    is_narrow,
+    low_rank_sum,
     numerical_rank,
     pair_grams,
     squared_distance,
     squared_norm,
+    sum_grams,
 )
-from gradience.spectral.reduced import leading_part, reduced, stacked
-from gradience.spectral.sums import balanced_sum, balancing, is_narrow, low_rank_sum, sum_grams
 from gradience.spectral.threads import each_in_threads
+from gradience.spectral.update import reduced, stacked
 from gradience.verbs.merge.dense import dense_target, difference
 from gradience.verbs.sides import Side
 from gradience.verbs.writing import STORED

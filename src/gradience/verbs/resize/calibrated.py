@@ -25,7 +25,7 @@ from gradience.io.spool import temporary_folder
 from gradience.models.inputs import Example, batches, digest_of, read_inputs
 from gradience.models.load import LoadedModel, load_model
 from gradience.schema.writing import Calibration
-from gradience.spectral.reduced import Floats, Maps
+from gradience.spectral.update import Floats, Maps
 from gradience.verbs.resize.choice import (
     Candidate,
     Kept,

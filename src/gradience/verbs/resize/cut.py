@@ -18,7 +18,7 @@ from gradience.adapters.pairs import StoredPair
 from gradience.base.weights import BaseWeights
 from gradience.errors import AdapterError
 from gradience.io.safetensors import DTYPES, PlannedTensor, TensorSource, copied, planned
-from gradience.spectral.reduced import Floats, Maps, reduced
+from gradience.spectral.update import Floats, Maps, reduced
 
 _HALF: Final = ("BF16", "F16")
 _TILE: Final = 1 << 20  # elements of W in float64 at a time
