@@ -13,7 +13,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from gradience import AdapterError, merge_adapters, merge_check
-from gradience.verbs.merge.adapter import _notes as merge_notes
+from gradience.verbs.merge import _notes as merge_notes
 from gradience.verbs.merge.check import cosine_of, kept_of
 from gradience.verbs.merge.methods import _balanced
 

@@ -249,7 +249,7 @@ WITHIN: dict[str, dict[str, Any]] = {
         "TelemetryWriter.on_error": "warn",
         "TelemetryWriter.run_end.status": "ok",
     },
-    "verbs.audit.adapter": {
+    "verbs.audit": {
         "audit_adapter.intruder_k": 10,
         "audit_adapter.intruder_eps": 0.5,
         "audit_adapter.norms_cache": True,
@@ -273,10 +273,10 @@ WITHIN: dict[str, dict[str, Any]] = {
     "verbs.convert.updates": {"Update.experts": 1},
     "verbs.diagnose": {"diagnose.gap_threshold": 1.5, "diagnose_sources.gap_threshold": 1.5},
     "spectral.threads": {"each_in_threads.waits": True},
-    "verbs.fleet.audit": {"audit_fleet.engine": "local"},
+    "verbs.fleet": {"audit_fleet.engine": "local"},
     "verbs.fleet.show": {"show_fleet.top": 10, "show_fleet.cosine": 0.99, "show_fleet.most_pairs": 100},
     "verbs.fleet.store": {"_Manifest.next": 1},
-    "verbs.merge.adapter": {"merge_adapters.method": "linear"},
+    "verbs.merge": {"merge_adapters.method": "linear"},
     "verbs.merge.config": {"weights_of.method": "linear"},
     "verbs.mitigate": {
         "Options.k": 10,
@@ -287,9 +287,9 @@ WITHIN: dict[str, dict[str, Any]] = {
     },
     "verbs.monitor": {"monitor_run.gap_threshold": 1.5, "report_of.gap_threshold": 1.5, "facts_of.gap_threshold": 1.5},
     "verbs.monitor.compare": {"compare_runs.gap_threshold": 1.5},
-    "verbs.resize.adapter": {"resize_adapter.pieces": "two-sided"},
+    "verbs.resize": {"resize_adapter.pieces": "two-sided"},
     "verbs.resize.calibrated": {"Asked.pieces": "two-sided"},
-    "verbs.runs.query": {
+    "verbs.runs": {
         "run_curves.metric": "train/loss",
         "list_runs.columns": (
             "path",

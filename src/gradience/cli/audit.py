@@ -134,7 +134,7 @@ def audit(
         **resolved.rules,
     )
     if append is not None:
-        from gradience.verbs.audit.log import append_audit  # noqa: PLC0415  # numpy, after its environment is set
+        from gradience.verbs.audit import append_audit  # noqa: PLC0415  # numpy, after its environment is set
 
         append_audit(append, report)
     shown = resolved.show(

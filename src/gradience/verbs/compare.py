@@ -31,8 +31,17 @@ from gradience.schema.compare import (
 )
 from gradience.spectral.batch import Spectrum
 from gradience.spectral.subspace import PairGeometry
-from gradience.verbs.beside import Own, beside
-from gradience.verbs.sides import Side, config_differences, described, matched, mean_overlaps, open_sides, side_overlap
+from gradience.verbs.sides import (
+    Own,
+    Side,
+    beside,
+    config_differences,
+    described,
+    matched,
+    mean_overlaps,
+    open_sides,
+    side_overlap,
+)
 
 SETTLED: Final = 0.99  # cosine to the final update: 8 degrees, or a seventh of its norm; a heuristic of the project
 

@@ -22,6 +22,7 @@ from gradience.spectral.update import null_factor_stable_rank, null_stable_rank
 if TYPE_CHECKING:
     from gradience.spectral.dense import DenseSpectrum
 
+
 _FROM_ZERO: Final = frozenset({"linear", "conv", "dora"})
 """Kinds whose lora_B starts at zero; of an embedding lora_A does, and AdaLoRA's factors are random both."""
 
