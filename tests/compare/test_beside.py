@@ -10,6 +10,7 @@ import pytest
 
 from gradience.adapters.layout import Module
 from gradience.spectral.subspace import PairGeometry
+from gradience.verbs import sides as sides_module
 from gradience.verbs.compare import SETTLED, _shares, _wanted, module_pair, series_of
 from gradience.verbs.sides import _energy, _Owns, _padded
 

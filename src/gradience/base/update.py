@@ -16,9 +16,9 @@ from gradience.adapters.layout import Array, Module, within_range
 from gradience.base.orientation import check_shape, matrix_of, plain_factors
 from gradience.schema.audit import MergeSurvival
 from gradience.spectral.base import MergeSums, Updated, merge_sums
-from gradience.spectral.grams import Factors
+from gradience.spectral.grams import Factors, Floats
 from gradience.spectral.krylov import Operator, as_float32
-from gradience.spectral.update import Floats, decomposed
+from gradience.spectral.update import decomposed
 
 _HALF: Final = 2  # bytes of a 16-bit float
 

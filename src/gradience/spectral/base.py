@@ -18,7 +18,7 @@ import ml_dtypes
 import numpy as np
 from jax import lax
 
-from gradience.spectral.krylov import Matrix
+from gradience.spectral.grams import Matrix
 
 _PART: Final = 1 << 17  # numbers of W that are widened at a time: 512 KiB stay in a core's cache
 _BFLOAT16: Final = np.dtype(ml_dtypes.bfloat16)

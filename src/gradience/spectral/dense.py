@@ -11,8 +11,9 @@ from typing import Final, NamedTuple
 
 import numpy as np
 
-from gradience.spectral.krylov import Matrix, Operator, as_float32, leading
-from gradience.spectral.update import Floats, LowRank
+from gradience.spectral.grams import Floats, Matrix
+from gradience.spectral.krylov import Operator, as_float32, leading
+from gradience.spectral.update import LowRank
 
 _DENSE_UNDER: Final = 768  # rows or columns, whichever are fewer: a full SVD takes about a second
 _OVERSAMPLING: Final = 16  # columns beyond the rank

@@ -27,7 +27,8 @@ import numpy as np
 import numpy.typing as npt
 
 from gradience.spectral.dense import gram_of
-from gradience.spectral.krylov import Bidiagonal, Floats, Matrix, Operator, Ritz, Triplets, leading, ritz_of
+from gradience.spectral.grams import Floats, Matrix
+from gradience.spectral.krylov import Bidiagonal, Operator, Ritz, Triplets, leading, ritz_of
 
 _SETTLED: Final = 1e-4  # residual of a Ritz value, of the value itself: it belongs to one singular vector
 _RECURRENCE: Final = 2e-6  # of sigma_1: how well float32 products obey the recurrence, and the width of no interval

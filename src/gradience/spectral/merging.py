@@ -10,7 +10,7 @@ from typing import Any, Final, NamedTuple, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from gradience.spectral.update import Floats, Matrix
+from gradience.spectral.grams import Floats, Matrix
 
 Singles: TypeAlias = npt.NDArray[np.float32]
 

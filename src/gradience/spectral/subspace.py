@@ -17,9 +17,9 @@ from typing import Any, Final, NamedTuple, TypeAlias
 
 import numpy as np
 
-from gradience.spectral.grams import Factors, grams_of, on_cpu
+from gradience.spectral.grams import Factors, Floats, Matrix, grams_of, on_cpu
 from gradience.spectral.threads import each_in_threads, scratch
-from gradience.spectral.update import Floats, LowRank, Matrix, decomposed
+from gradience.spectral.update import LowRank, decomposed
 
 Places: TypeAlias = tuple[int, int]
 Load: TypeAlias = Callable[[], tuple[Matrix, Matrix]]

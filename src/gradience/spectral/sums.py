@@ -16,14 +16,12 @@ from typing import Any, Final, NamedTuple, TypeAlias
 
 import numpy as np
 
-from gradience.spectral.grams import inner_size, narrowed
+from gradience.spectral.grams import Floats, Matrix, inner_size, narrowed
 from gradience.spectral.subspace import crossed
 from gradience.spectral.threads import scratch
 from gradience.spectral.update import (
     TRUSTED_SHARE,
-    Floats,
     GramCore,
-    Matrix,
     core_maps,
     core_singular_values,
     decomposed,

@@ -23,9 +23,8 @@ from gradience.io.paths import PathLike, natural_key
 from gradience.io.reading import decode_json, read_small, real_path
 from gradience.schema.compare import ComparedAdapter, ConfigDifference, OnlyIn, Overlap, SideOverlap
 from gradience.schema.scalars import Json
-from gradience.spectral.grams import Grams, bucket_of, inner_size, narrowed
+from gradience.spectral.grams import Floats, Grams, bucket_of, inner_size, narrowed
 from gradience.spectral.subspace import (
-    Floats,
     PairGeometry,
     Stacked,
     chance_overlap,

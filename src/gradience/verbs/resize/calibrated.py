@@ -26,7 +26,8 @@ from gradience.io.spool import temporary_folder
 from gradience.models.inputs import Example, batches, digest_of, read_inputs
 from gradience.models.load import LoadedModel, load_model
 from gradience.schema.writing import Calibration
-from gradience.spectral.update import Floats, Maps
+from gradience.spectral.grams import Floats
+from gradience.spectral.update import Maps
 from gradience.verbs.resize.criteria import Target
 from gradience.verbs.resize.cut import Job
 from gradience.verbs.resize.pieces import (

@@ -18,7 +18,8 @@ from gradience.adapters.pairs import StoredPair
 from gradience.base.weights import BaseWeights
 from gradience.errors import AdapterError
 from gradience.io.safetensors import DTYPES, PlannedTensor, TensorSource, copied, planned
-from gradience.spectral.update import Floats, Maps, reduced
+from gradience.spectral.grams import Floats
+from gradience.spectral.update import Maps, reduced
 
 _HALF: Final = ("BF16", "F16")
 _TILE: Final = 1 << 20  # elements of W in float64 at a time

@@ -23,7 +23,8 @@ from gradience.io.safetensors import DTYPES, PlannedTensor, TensorSource, file_s
 from gradience.rules.weights.ranks import Patterns, alpha_for, patterns_of
 from gradience.schema.writing import Calibration, ResizedModule
 from gradience.spectral.batch import Spectrum, spectra_and_maps
-from gradience.spectral.update import Floats, Maps
+from gradience.spectral.grams import Floats
+from gradience.spectral.update import Maps
 from gradience.verbs.resize.criteria import Priced, Target, module_rank, ranks_within
 from gradience.verbs.resize.cut import Job, planned_file, refit_of
 
