@@ -38,7 +38,7 @@ _SHARE: Final = 0.05  # s h^2: what the width of an interval adds to the bound o
 
 
 class Atoms(NamedTuple):
-    """Bounds on max_i <u_i, y>^2 for each vector; `upper` is no sharper than the thresholds that were given need."""
+    """Bounds on max_i <u_i, y>^2 for each vector; `upper` is only as sharp as the given thresholds need."""
 
     lower: Floats
     upper: Floats
@@ -188,7 +188,7 @@ def _exact(base: Operator, tuned: Operator, k: int) -> Overlaps:
     """The overlaps themselves, of left vectors that belong to a singular value above zero.
 
     A left vector of a tall matrix is W v / s, so that U^T u = (u^T W) V / s takes no product of two large matrices.
-    Where W + dW has fewer singular values above zero than k, the rest is no new direction: its overlap is 1.
+    Where W + dW has fewer singular values above zero than k, the rest are not new directions: its overlap is 1.
     """
     w, changed = (_whole(matrix) for matrix in (base, tuned))
     s, vectors = _short_side(changed)

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, Literal, TypeAlias
+from typing import Final, Literal, TypeAlias
 
 import msgspec
 
@@ -28,20 +28,13 @@ from gradience.io.reading import real_path
 from gradience.render.html import FileRead, Story
 from gradience.render.text import short_path
 from gradience.rules.log.facts import DEFAULT_GAP
-from gradience.schema.compare import CompareAdaptersReport
+from gradience.schema.compare import BenchReport, CompareAdaptersReport
 from gradience.schema.diagnose import DiagnoseReport
 from gradience.schema.fleet import FleetShowReport, RunsCurvesReport
 from gradience.telemetry.redact import hide_in
-from gradience.verbs.bench.store import read_report, report_path
-from gradience.verbs.compare import compare_adapters
 from gradience.verbs.diagnose import judge_sources
 from gradience.verbs.diagnose.read import Read, read_sources
-from gradience.verbs.diagnose.sources import Sources
-
-if TYPE_CHECKING:
-    from gradience.render.html import Story
-    from gradience.verbs.diagnose.sources import Sources
-
+from gradience.verbs.diagnose.sources import Sources, find_sources
 
 _ALL_VALUES: Final = 4096  # singular values kept per module: more than any adapter's rank
 
@@ -62,7 +55,7 @@ def build_story(
     Raises:
         GradienceError: none of the sources can be read, or one to be compared cannot.
     """
-    measured = None if bench is None else read_report(Path(bench))
+    measured, benched = (None, []) if bench is None else _measured(Path(bench))
     if base is not None:
         find_shards(Path(base))  # a base that cannot be read is an error before any work
     read = read_sources(sources, base, task, DEFAULT_GAP, top_singular_values=_ALL_VALUES)
@@ -81,7 +74,7 @@ def build_story(
         series=read.log.run if read.log else None,
         comparison=comparison,
         bench=measured,
-        files=_files([*_roles(sources, read), *_compared_files(comparison), *_bench_files(bench)]),
+        files=_files([*_roles(sources, read), *_compared_files(comparison), *benched]),
         versions={**{name: version(name) for name in names}, "python": platform.python_version()},
     )
 
@@ -108,6 +101,8 @@ def _comparison(weights: Path | None, others: Sequence[PathLike]) -> CompareAdap
     Raises:
         GradienceError: there is nothing to compare, or an adapter cannot be read.
     """
+    from gradience.verbs.compare import compare_adapters  # noqa: PLC0415  # imports jax: a log alone does without
+
     given = [Path(other) for other in others]
     if len(given) == 1 and _holds_checkpoints_only(given[0]):
         return compare_adapters(given[0])
@@ -131,9 +126,11 @@ def _compared_files(comparison: CompareAdaptersReport | None) -> Iterator[tuple[
         yield from (("compared weights", path) for path in found.shards or (found.weights,))
 
 
-def _bench_files(bench: PathLike | None) -> Iterator[tuple[str, Path]]:
-    if bench is not None:
-        yield "bench", report_path(Path(bench))
+def _measured(bench: Path) -> tuple[BenchReport, list[tuple[str, Path]]]:
+    """What a bench measured, and its file with its role."""
+    from gradience.verbs.bench.store import read_report, report_path  # noqa: PLC0415  # the same
+
+    return read_report(bench), [("bench", report_path(bench))]
 
 
 def _files(roles: Iterable[tuple[str, Path]]) -> list[FileRead]:
@@ -226,8 +223,6 @@ def write_report(
         GradienceError: a source cannot be read, the file cannot be written or is there already, or matplotlib is
             missing.
     """
-    from gradience.verbs.diagnose.sources import find_sources  # noqa: PLC0415  # see TYPE_CHECKING
-
     sources = find_sources(path, adapter=adapter, config=config)
     return write_sources(
         sources, Path(out), base=base, task=task, compare=compare, bench=bench, against=against, kind=kind, force=force
@@ -247,8 +242,6 @@ def write_sources(
     force: bool = False,
 ) -> Story:
     """Write a report on sources that were found, as `write_report` does."""
-    from gradience.verbs.report import build_story  # noqa: PLC0415  # see TYPE_CHECKING
-
     chosen = kind or format_of(out)
     check_format(chosen)
     with atomic_file(out, force=force) as draft:
@@ -276,32 +269,17 @@ def report_text(story: Story, kind: ReportFormat) -> str:
     return report_markdown(story.diagnosis, story.comparison, story.bench)
 
 
-def write_fleet_page(report: FleetShowReport, out: PathLike, *, force: bool = False) -> None:
-    """Write the page about a fleet, whole or not at all.
+def write_page(report: FleetShowReport | RunsCurvesReport, out: PathLike, *, force: bool) -> None:
+    """Write the page about a fleet, or with the curves of runs, whole or not at all.
 
     Raises:
         GradienceError: matplotlib is not installed.
         OutputError: the file exists already, or cannot be written.
     """
     check_format("html")
-    from gradience.render.html.page import fleet_html  # noqa: PLC0415  # matplotlib
+    from gradience.render.html.page import curves_html, fleet_html  # noqa: PLC0415  # matplotlib
 
-    _write_page(fleet_html(hide_in(report)), Path(out), force=force)
-
-
-def write_curves_page(report: RunsCurvesReport, out: PathLike, *, force: bool = False) -> None:
-    """Write the page with the curves of runs, whole or not at all.
-
-    Raises:
-        GradienceError: matplotlib is not installed.
-        OutputError: the file exists already, or cannot be written.
-    """
-    check_format("html")
-    from gradience.render.html.page import curves_html  # noqa: PLC0415  # matplotlib
-
-    _write_page(curves_html(hide_in(report)), Path(out), force=force)
-
-
-def _write_page(text: str, out: Path, *, force: bool) -> None:
-    with atomic_file(out, force=force) as draft:
-        _write(draft, out, text)
+    shown = hide_in(report)
+    text = fleet_html(shown) if isinstance(shown, FleetShowReport) else curves_html(shown)
+    with atomic_file(Path(out), force=force) as draft:
+        _write(draft, Path(out), text)

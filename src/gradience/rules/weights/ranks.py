@@ -109,7 +109,7 @@ def cut(modules: Sequence[ModuleAudit], rank_of: Callable[[ModuleAudit], int]) -
 
 
 def error_at(module: ModuleAudit, rank: int) -> float:
-    """The module's relative error at one of the `priced_ranks`; where its r is no higher, that at r.
+    """The module's relative error at one of the `priced_ranks`; where its r is not higher, that at r.
 
     This is 0, but for an update that r does not bound, such as PiSSA's or DoRA's.
     """

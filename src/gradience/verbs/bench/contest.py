@@ -69,7 +69,7 @@ def _write(
     files, opened = open_adapter(adapter)
     source = opened.source
     if source is None or not files.config.is_file():
-        raise AdapterError(f"{adapter} is no folder as PEFT saves one", advice="see 'gradience convert'")
+        raise AdapterError(f"{adapter} is not a folder that PEFT saved", advice="see 'gradience convert'")
     new = {}
     layouts = [pair.layout for pair in resizable_pairs(opened)]
     if change is not None:
