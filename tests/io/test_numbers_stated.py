@@ -318,7 +318,7 @@ STATED: dict[str, dict[str, Any]] = {
     "verbs.monitor.compare": {"_ROWS": 12, "_SHORT": 8},
     "verbs.monitor.source": {"_MAX_ENTRIES": 2000, "_HEAD": 4096},
     "verbs.monitor.watch": {"_HEAD": 256, "_MOST_POINTS": 512, "_MOST_EVALS": 1000},
-    "verbs.report": {"_ALL_VALUES": 4096},
+    "verbs.report.gather": {"_ALL_VALUES": 4096},
     "verbs.resize": {"_NAMED": 8},
     "verbs.resize.calibrated": {
         "CHOSEN_BY": 128,
