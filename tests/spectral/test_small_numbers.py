@@ -8,14 +8,22 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from gradience.spectral import dense, grams, subspace, threads, update
+from gradience.spectral import batch, grams, subspace, threads, update
 from gradience.spectral.base import MergeSums, Updated, merge_sums
-from gradience.spectral.batch import spectra, spectrum_of
-from gradience.spectral.dense import DenseSpectrum, dense_spectrum, leading_part, part_with_energy, rank_for_energy
+from gradience.spectral.batch import DenseSpectrum, dense_spectrum, spectra, spectrum_of
 from gradience.spectral.grams import Factors, Grams, grams_of, grams_on_host, inner_size, narrowed
 from gradience.spectral.sketch import DIMENSIONS, Sketch
 from gradience.spectral.subspace import Stacked, pair_geometries
-from gradience.spectral.update import LowRank, gram_maps, null_factor_stable_rank, null_stable_rank, reduced
+from gradience.spectral.update import (
+    LowRank,
+    gram_maps,
+    leading_part,
+    null_factor_stable_rank,
+    null_stable_rank,
+    part_with_energy,
+    rank_for_energy,
+    reduced,
+)
 
 EPS = float(np.finfo(np.float64).eps)
 
@@ -211,7 +219,7 @@ def test_a_matrix_is_iterated_beyond_768_where_a_quarter_of_it_holds_the_rank(mo
         k = min(shape)
         return np.zeros((shape[0], k)), np.zeros(k), np.zeros((k, shape[1]))
 
-    monkeypatch.setattr(dense, "_iterated", instead)
+    monkeypatch.setattr(update, "_iterated", instead)
     monkeypatch.setattr(np.linalg, "svd", whole)
     part = leading_part(np.zeros(shape), rank, seed=3)
     assert seen == ([(rank + 16, 3)] if iterated else [])
@@ -317,14 +325,14 @@ def test_energy_ranks_of_a_whole_spectrum_are_exact_and_of_a_leading_one_bounds(
 
 @pytest.mark.parametrize(("shape", "whole"), [((24, 60), True), ((60, 24), True), ((25, 60), False), ((60, 25), False)])
 def test_a_matrix_is_whole_up_to_a_shorter_side(monkeypatch, shape, whole):
-    monkeypatch.setattr(dense, "EXACT_UP_TO", 24)
+    monkeypatch.setattr(batch, "EXACT_UP_TO", 24)
     found = dense_spectrum(np.random.default_rng(0).standard_normal(shape))
     assert (found.is_whole, found.size, found.converged) == (whole, min(shape), True)
     assert found.energy == pytest.approx(np.sum(found.sigma**2), rel=1e-6)
 
 
 def test_a_large_matrix_shows_as_many_values_as_asked_for_and_64_at_least(monkeypatch):
-    monkeypatch.setattr(dense, "EXACT_UP_TO", 80)
+    monkeypatch.setattr(batch, "EXACT_UP_TO", 80)
     matrix = np.diag(np.linspace(2.0, 1.0, 90))
     sigma = np.linalg.svd(matrix, compute_uv=False)
     for values, shown in ((3, 64), (80, 80)):

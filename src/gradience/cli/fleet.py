@@ -21,7 +21,7 @@ from gradience.errors import AdapterError, GradienceError
 from gradience.render.fleet import fleet_audit_text, fleet_show_text, query_text
 
 if TYPE_CHECKING:
-    from gradience.verbs.fleet import Tally
+    from gradience.verbs.fleet.audit import Tally
     from gradience.verbs.fleet.query import Named
     from gradience.verbs.fleet.store import Store
 
@@ -65,7 +65,7 @@ def audit(
         raise AdapterError("no folder to look in", advice="give folders with adapters below, or --list FILE")
     if out is None:
         raise AdapterError("no output folder", advice="give --out FLEET")
-    from gradience.verbs.fleet import audit_fleet  # noqa: PLC0415  # the help needs none of it
+    from gradience.verbs.fleet.audit import audit_fleet  # noqa: PLC0415  # the help needs none of it
     from gradience.verbs.fleet.find import read_list  # noqa: PLC0415  # the same
 
     report = audit_fleet(

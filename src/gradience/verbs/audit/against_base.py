@@ -23,8 +23,7 @@ from gradience.io.safetensors import Memory
 from gradience.rules.weights.health import at_risk
 from gradience.schema.audit import BaseComparison, BaseReport, Intruders, ModuleAudit, NotCompared
 from gradience.schema.scalars import real
-from gradience.spectral.batch import spectrum_of
-from gradience.spectral.dense import dense_spectrum
+from gradience.spectral.batch import dense_spectrum, spectrum_of
 from gradience.spectral.intruders import count_below, overlaps
 from gradience.spectral.krylov import Operator, as_float32, spectral_norm
 from gradience.spectral.threads import each_in_threads, one_blas_thread, threads_for

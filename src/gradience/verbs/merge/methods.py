@@ -16,7 +16,6 @@ import numpy.typing as npt
 from gradience.adapters.layout import Array, Module, all_finite
 from gradience.errors import AdapterError
 from gradience.schema.merge import MergeMethod
-from gradience.spectral.dense import leading_part
 from gradience.spectral.merging import Singles, dropped, elected_mean, mask_generator, trimmed
 from gradience.spectral.sums import (
     Pair,
@@ -31,7 +30,7 @@ from gradience.spectral.sums import (
     squared_norm,
     sum_grams,
 )
-from gradience.spectral.update import reduced, stacked
+from gradience.spectral.update import leading_part, reduced, stacked
 
 _ROWS: Final = 1024  # of a dense matrix, compared at a time
 
