@@ -8,7 +8,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from gradience.spectral import batch, grams, subspace, threads, update
+from gradience.spectral import batch, grams, subspace, sums, threads, update
 from gradience.spectral.base import MergeSums, Updated, merge_sums
 from gradience.spectral.batch import DenseSpectrum, dense_spectrum, spectra, spectrum_of
 from gradience.spectral.grams import Factors, Grams, grams_of, grams_on_host, inner_size, narrowed
@@ -413,3 +413,24 @@ def test_grams_are_taken_where_they_are_of_the_factors_own_rank_and_made_anew_wh
     new_b, new_a = reduced(b, a, 1.0, 1, grams=given)
     assert (new_b.shape, new_a.shape) == ((40, 1), (1, 30))
     np.testing.assert_allclose((new_b @ new_a)[:2, :2], [[3.0, 0.0], [0.0, 0.0]], atol=1e-12)
+
+
+def test_what_is_the_trusted_share_itself_is_trusted(monkeypatch):
+    """Of rank one, sigma_1^2 is all that the two Gram matrices bound: a share of one."""
+    one = np.array([[4.0]])
+    for module in (update, sums):
+        monkeypatch.setattr(module, "TRUSTED_SHARE", 1.0)
+    assert update.gram_singular_values(one, 9.0 * one).trusted
+    assert gram_maps(one, one, 1) is not None
+    core = update.gram_core(one, one)
+
+    def never() -> tuple[np.ndarray, np.ndarray]:
+        raise AssertionError
+
+    assert sums.core_rank(core, np.linalg.eigvalsh(core.squared), (one, one), never) == 1
+    for module in (update, sums):
+        monkeypatch.setattr(module, "TRUSTED_SHARE", 1.01)
+    assert not update.gram_singular_values(one, 9.0 * one).trusted
+    assert gram_maps(one, one, 1) is None
+    with pytest.raises(AssertionError):
+        sums.core_rank(core, np.linalg.eigvalsh(core.squared), (one, one), never)

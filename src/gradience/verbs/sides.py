@@ -298,9 +298,14 @@ class _Owns:
     def _keep(self, modules: Sequence[tuple[int, Module]], found: Sequence[Spectrum]) -> None:
         for (place, module), spectrum in zip(modules, found, strict=True):
             own = self._owns[place]
-            own.energies[module.name] = spectrum.frobenius_norm**2 if spectrum.finite else math.nan
+            own.energies[module.name] = _squared(spectrum.frobenius_norm) if spectrum.finite else math.nan
             if self._whole:
                 own.spectra[module.name] = spectrum
+
+
+def _squared(x: float) -> float:
+    """The square; infinity out of range, where Python's own power raises."""
+    return x * x
 
 
 def _energy(gram_b: Floats, gram_a: Floats, scale: float) -> float | None:

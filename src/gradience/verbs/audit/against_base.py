@@ -224,8 +224,8 @@ class _Run:
     def report(self, rows: Sequence[ModuleAudit]) -> BaseReport:
         """Return the adapter as a whole beside the base."""
         pairs = [(m, m.base) for m in rows if m.base is not None]
-        both = [(float(b.update_frobenius_norm) ** 2, float(b.frobenius_norm) ** 2) for _, b in pairs]
-        base_energy = sum(w for _, w in both)
+        update_norm = math.hypot(*(float(b.update_frobenius_norm) for _, b in pairs))
+        base_norm = math.hypot(*(float(b.frobenius_norm) for _, b in pairs))
         survivals = [b.survival for _, b in pairs if b.survival is not None and b.survival.cosine is not None]
         found = [b.intruders for _, b in pairs if b.intruders is not None]
         udr = [m.udr for m, _ in pairs if isinstance(m.udr, float)]
@@ -236,7 +236,7 @@ class _Run:
             compared=len(pairs),
             not_compared=[one.missed for one in self._told if one.missed is not None],
             norms_cached=sum(one.cached for one in self._told),
-            relative_frobenius=math.sqrt(sum(d for d, _ in both) / base_energy) if base_energy else None,
+            relative_frobenius=update_norm / base_norm if base_norm else None,
             udr_median=_median(udr),
             udr_max=max(udr, default=None),
             sdi_median=_median(m.sdi for m, _ in pairs if isinstance(m.sdi, float)),
