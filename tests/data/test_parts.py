@@ -7,8 +7,7 @@ import random
 from pathlib import Path
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from gradience.configs.data import read_data_plan
 from gradience.data.measure import batching, is_mojibake, quantile

@@ -5,8 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from gradience import merge_adapters
 from gradience.spectral.sums import numerical_rank, squared_distance, squared_norm
