@@ -12,6 +12,7 @@ import pytest
 
 from gradience.adapters.layout import Module
 from gradience.errors import AdapterError
+from gradience.spectral.grams import padded
 from gradience.spectral.subspace import PairGeometry
 from gradience.verbs import sides as sides_module
 from gradience.verbs.compare import (
@@ -28,7 +29,7 @@ from gradience.verbs.compare import (
     module_pair,
     series_of,
 )
-from gradience.verbs.sides import _energy, _Owns, _padded
+from gradience.verbs.sides import _energy, _Owns
 
 
 def test_the_squared_norm_is_that_of_the_dense_update_or_is_not_vouched_for():
@@ -86,7 +87,7 @@ def test_a_norm_that_is_not_vouched_for_is_that_of_the_spectrum():
 
 def test_what_waits_is_let_go_at_the_limit(monkeypatch):
     found, module = owns(whole=True)
-    size = 2 * _padded(np.eye(2)).size
+    size = 2 * padded(np.eye(2)).size
     monkeypatch.setattr(sides_module, "_HELD", 2 * size)
     found.put(0, module, 9.0 * np.eye(2), np.eye(2))
     assert (len(found._open), found._held) == (1, size)

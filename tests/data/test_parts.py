@@ -117,7 +117,7 @@ def test_near_rows_are_those_at_the_similarity_and_above() -> None:
     held_out.compare({"text": " ".join(base)})
     near = {i for i, one in enumerate(variants, 1) if jaccard(trigrams(base), trigrams(one)) >= NEAR}
     found = held_out.result()
-    assert (held_out.near_rows, found.exact.first) == (near, [1])
+    assert (held_out._hit_near, found.exact.first) == (near, [1])
     assert found.near.count == len(near) - 1 > 0
 
 

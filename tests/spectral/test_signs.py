@@ -14,7 +14,7 @@ from gradience.spectral.batch import effective_rank
 from gradience.spectral.grams import inner_size, narrowed
 from gradience.spectral.merging import Signs, dropped, elected_mean, mask_generator, pooled_signs, signs_of, trimmed
 from gradience.spectral.subspace import chance_overlap, chance_overlap_sd, overlap, principal_cosines
-from gradience.spectral.sums import numerical_rank, squared_distance, squared_norm
+from gradience.spectral.sums import gram_norm, numerical_rank, pair_grams, squared_distance
 from gradience.spectral.update import (
     LowRank,
     decomposed,
@@ -24,6 +24,10 @@ from gradience.spectral.update import (
     rank_for_energy,
     stacked,
 )
+
+
+def squared_norm(b: np.ndarray, a: np.ndarray) -> float:
+    return gram_norm(pair_grams(b, a), lambda: (b, a))
 
 
 def parts(d_out=100, d_in=50, r=2, seed=0, scales=(1.0, 0.5)):

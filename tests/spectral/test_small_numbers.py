@@ -13,7 +13,7 @@ from gradience.spectral.base import MergeSums, Updated, merge_sums
 from gradience.spectral.batch import DenseSpectrum, dense_spectrum, spectra, spectrum_of
 from gradience.spectral.grams import Factors, Grams, grams_of, grams_on_host, inner_size, narrowed
 from gradience.spectral.sketch import DIMENSIONS, Sketch
-from gradience.spectral.subspace import Stacked, pair_geometries
+from gradience.spectral.subspace import PairGeometry, Stacked, row_geometries
 from gradience.spectral.update import (
     LowRank,
     gram_maps,
@@ -254,9 +254,14 @@ def stack(b: np.ndarray, a: np.ndarray, scale: float = 1.0) -> Stacked:
     return Stacked(lambda: (b, a), a.shape[0], scale)
 
 
+def geometry(one: Stacked, two: Stacked) -> PairGeometry:
+    (row,) = row_geometries([[one, two]], [(0, 1)])
+    return row.pairs[0, 1]
+
+
 def test_two_updates_of_known_directions():
     one, two = stack(*diagonal(3.0, 1.0)), stack(*diagonal(0.0, 4.0, 2.0), -0.5)
-    (found,) = pair_geometries([(one, two)])
+    found = geometry(one, two)
     assert found.finite
     assert found.norms == pytest.approx((math.sqrt(10), math.sqrt(5)))
     assert found.inner == pytest.approx(-2.0)
@@ -268,18 +273,18 @@ def test_two_updates_of_known_directions():
 
 @pytest.mark.parametrize(("least", "directions"), [(1.1e-6, 2), (0.9e-6, 1)])
 def test_a_direction_under_a_millionth_of_the_largest_has_no_angle(least, directions):
-    (found,) = pair_geometries([(stack(*diagonal(1.0, least)), stack(*diagonal(1.0)))])
+    found = geometry(stack(*diagonal(1.0, least)), stack(*diagonal(1.0)))
     assert found.left.shape == found.right.shape == (directions, 1)
 
 
 def test_an_update_of_zero_has_no_directions_and_no_cosine():
-    (found,) = pair_geometries([(stack(*diagonal(0.0)), stack(*diagonal(1.0)))])
+    found = geometry(stack(*diagonal(0.0)), stack(*diagonal(1.0)))
     assert (found.left.shape, found.cosine, found.finite) == ((0, 1), None, True)
 
 
 @pytest.mark.parametrize("scale", [math.inf, math.nan])
 def test_a_scale_that_is_not_finite_leaves_nothing_to_compare(scale):
-    (found,) = pair_geometries([(stack(*diagonal(1.0)), stack(*diagonal(1.0), scale))])
+    found = geometry(stack(*diagonal(1.0)), stack(*diagonal(1.0), scale))
     assert (found.finite, found.cosine, found.left.shape) == (False, None, (0, 0))
     assert np.isnan([*found.norms, found.inner, found.distance]).all()
 

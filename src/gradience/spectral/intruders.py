@@ -190,17 +190,13 @@ def _exact(base: Operator, tuned: Operator, k: int) -> Overlaps:
     A left vector of a tall matrix is W v / s, so that U^T u = (u^T W) V / s takes no product of two large matrices.
     Where W + dW has fewer singular values above zero than k, the rest are not new directions: its overlap is 1.
     """
-    w, changed = (_whole(matrix) for matrix in (base, tuned))
+    w, changed = (matrix.whole() for matrix in (base, tuned))
     s, vectors = _short_side(changed)
     left = vectors[:, :k] if _is_wide(changed) else _over(changed @ vectors[:, :k], s[:k])
     s_base, vectors = _short_side(w)
     all_inner = left.T @ vectors if _is_wide(w) else _over((left.T @ w) @ vectors, s_base)
     best = np.where(s[:k] > _RESOLVED * s[0], np.max(np.abs(all_inner), axis=1), 1.0)
     return Overlaps(best, best, exact=True, converged=True, left=left)
-
-
-def _whole(matrix: Operator) -> Matrix:
-    return np.asarray(matrix.w, np.float64) + np.asarray(matrix.b, np.float64) @ np.asarray(matrix.a, np.float64)
 
 
 def _is_wide(matrix: Matrix) -> bool:

@@ -23,7 +23,7 @@ from gradience.io.paths import PathLike, natural_key
 from gradience.io.reading import decode_json, read_small, real_path
 from gradience.schema.compare import ComparedAdapter, ConfigDifference, OnlyIn, Overlap, SideOverlap
 from gradience.schema.scalars import Json
-from gradience.spectral.grams import Floats, Grams, bucket_of, inner_size, narrowed
+from gradience.spectral.grams import Floats, Grams, inner_size, narrowed, padded
 from gradience.spectral.subspace import (
     PairGeometry,
     Stacked,
@@ -267,7 +267,7 @@ class _Owns:
         if energy is not None:
             self._owns[place].energies[module.name] = energy
             return
-        grams = Grams(_padded(gram_a), _padded(gram_b), module.r, module.scale)
+        grams = Grams(padded(gram_a), padded(gram_b), module.r, module.scale)
         self._open.append((place, module, grams))
         self._held += 2 * grams.gram_a.size
         if self._held >= _HELD:
@@ -315,14 +315,6 @@ def _energy(gram_b: Floats, gram_a: Floats, scale: float) -> float | None:
         total = float(np.sum(gram_b * gram_a))
     vouched = math.isfinite(size) and (total > _VOUCHED * size or size == 0.0) and math.isfinite(total * scale**2)
     return total * scale**2 if vouched else None
-
-
-def _padded(gram: Floats) -> Floats:
-    """A Gram matrix, padded to the rank's bucket."""
-    r = len(gram)
-    padded = np.zeros((bucket_of(r), bucket_of(r)))
-    padded[:r, :r] = gram
-    return padded
 
 
 def _stacked(module: Module) -> Stacked:

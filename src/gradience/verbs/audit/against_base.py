@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import threading
 from collections.abc import Iterable, Sequence
 from functools import partial
 from pathlib import Path
@@ -101,13 +100,6 @@ class _Norms(NamedTuple):
     note: str | None = None
 
 
-class _Memories(threading.local):
-    """Room for each thread's weight."""
-
-    def __init__(self) -> None:
-        self.of_thread = Memory()
-
-
 class _Run:
     """The comparison of one adapter with one base."""
 
@@ -116,7 +108,7 @@ class _Run:
         self._adapter = adapter
         self._weights = weights
         self._options = options
-        self._memory = _Memories()
+        self._memory = Memory()
         self._told: list[_Told] = []
 
     def modules(self, jobs: Sequence[_Job]) -> list[ModuleAudit]:
@@ -146,7 +138,7 @@ class _Run:
         found = self._weights.find(module.base_name or f"{module.name}.weight")
         if found is None:
             raise AdapterError(f"the base has no {module.base_name or module.name + '.weight'}")
-        w = self._weights.read(found, module.expert, self._memory.of_thread)
+        w = self._weights.read(found, module.expert, self._memory)
         with one_blas_thread() if module.dense is None else threads_for(min(w.shape)):
             return self._beside(module, row, found, w)
 

@@ -27,7 +27,6 @@ from gradience.spectral.sums import (
     numerical_rank,
     pair_grams,
     squared_distance,
-    squared_norm,
     sum_grams,
 )
 from gradience.spectral.update import leading_part, reduced, stacked
@@ -121,7 +120,7 @@ def merged_module(row: Row, recipe: Recipe, dtype: np.dtype[Any]) -> tuple[NewFa
         plain = stacked(parts)
     with np.errstate(over="ignore", invalid="ignore"):
         grams = pair_grams(*plain)
-        energy = squared_norm(*plain, grams=grams)
+        energy = gram_norm(grams, lambda: plain)
     _refuse_overflow(name, energy, parts)
     if recipe.method in DENSE:
         target = dense_target(name, row, parts, recipe)
