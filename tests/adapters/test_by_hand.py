@@ -15,15 +15,7 @@ from safetensors.numpy import save_file
 from gradience.adapters.config import AdapterConfig, ScalingRules, parse_config
 from gradience.adapters.formats.peft import _matches
 from gradience.adapters.kinds import dense
-from gradience.adapters.layout import (
-    LARGEST_ENTRY,
-    Key,
-    all_finite,
-    module_path,
-    parse_key,
-    pattern_name,
-    within_range,
-)
+from gradience.adapters.layout import LARGEST_ENTRY, Key, all_finite, module_path, parse_key, pattern_name, within_range
 from gradience.adapters.open import open_adapter
 from gradience.adapters.pairs import LoraPair, padded, peft_pair, stored_pairs
 from gradience.adapters.patterns import PatternTable, _most_paths

@@ -28,10 +28,7 @@ if TYPE_CHECKING:
         OptimizerSnapshot as OptimizerSnapshot,
         TrainingSnapshot as TrainingSnapshot,
     )
-    from gradience.schema.diagnose import (
-        DIAGNOSE_SCHEMA_ID as DIAGNOSE_SCHEMA_ID,
-        DiagnoseReport as DiagnoseReport,
-    )
+    from gradience.schema.diagnose import DIAGNOSE_SCHEMA_ID as DIAGNOSE_SCHEMA_ID, DiagnoseReport as DiagnoseReport
     from gradience.schema.events import (
         EVENT_TYPES as EVENT_TYPES,
         Alert as Alert,
@@ -47,11 +44,7 @@ if TYPE_CHECKING:
         TrainStep as TrainStep,
         UnknownEvent as UnknownEvent,
     )
-    from gradience.schema.findings import (
-        Evidence as Evidence,
-        Finding as Finding,
-        NotRun as NotRun,
-    )
+    from gradience.schema.findings import Evidence as Evidence, Finding as Finding, NotRun as NotRun
     from gradience.schema.reports import (
         CHECK_SCHEMA_ID as CHECK_SCHEMA_ID,
         IMPORT_SCHEMA_ID as IMPORT_SCHEMA_ID,
