@@ -259,10 +259,10 @@ def same_rows(one: Path, two: Path) -> bool:
 
 SMALL_BATCHES = """
 import sys
-from gradience.verbs import fleet
-fleet.BATCH = 8
+from gradience.verbs.fleet import audit
+audit.BATCH = 8
 if __name__ == "__main__":
-    fleet.audit_fleet(sys.argv[1], out=sys.argv[2], workers=2)
+    audit.audit_fleet(sys.argv[1], out=sys.argv[2], workers=2)
 """
 
 

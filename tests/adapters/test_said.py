@@ -12,8 +12,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from gradience.adapters.formats import containers
-from gradience.adapters.kinds import lora as lora_kinds
-from gradience.adapters.kinds import products
+from gradience.adapters.kinds import lora as lora_kinds, products
 from gradience.adapters.layout import UnsuitableError
 from gradience.adapters.open import open_adapter
 from gradience.errors import AdapterError
@@ -333,3 +332,57 @@ def test_a_cp_decomposed_convolution_needs_two_matrices_and_a_core(tmp_path):
         up, mid, down = (list(shapes[name]) for name in ("up", "mid", "down"))
         why = f"factors of shape {up}, {mid} and {down}: expected (out, r), (r, r, k, k), (r, in)"
         assert [item.reason for item in found.skipped] == ([why] if changed else [])
+
+
+BAD_CORES = [  # shapes of p, q and the core; good are (2, 5), (4, 3) and (2, 4, 1, 2)
+    {"p": (2, 5, 1)},
+    {"q": (4, 3, 1)},
+    {"p": (3, 5)},
+    {"q": (3, 3)},
+    {"t": (2, 4, 2)},
+    {"t": (4, 2, 1, 2)},
+]
+
+
+@pytest.mark.parametrize("wrong", BAD_CORES, ids=str)
+def test_a_core_that_does_not_fit_its_two_matrices_is_refused_with_all_three(wrong):
+    shapes: dict[str, tuple[int, ...]] = {"p": (2, 5), "q": (4, 3), "t": (2, 4, 1, 2)} | wrong
+    with pytest.raises(UnsuitableError) as error:
+        products._tucker(list(shapes.values()), [pytest.fail] * 3)
+    p, q, t = (list(shapes[name]) for name in "pqt")
+    assert error.value.reason == (
+        f"a core of shape {t} with factors {p} and {q}: expected (r, r, k, k), (r, out), (r, in)"
+    )
+
+
+@pytest.mark.parametrize(
+    ("held", "reason"),
+    [
+        ({"lora_embedding_A": (2, 3)}, "lora_embedding_B is missing beside lora_embedding_A"),
+        ({"lora_embedding_B": (5, 2)}, "lora_embedding_A is missing beside lora_embedding_B"),
+        ({"lora_A.weight": (2, 3)}, "lora_B is missing beside lora_A"),
+        ({"lora_B.weight": (5, 2)}, "lora_A is missing beside lora_B"),
+        ({"lora_magnitude_vector": (5,)}, "lora_A, lora_B is missing beside nothing else"),
+        ({"lora_A.weight": (0, 3), "lora_B.weight": (5, 0)}, "factors of shape [0, 3] and [5, 0]: no elements"),
+    ],
+)
+def test_half_of_a_pair_is_named_with_the_half_that_is_missing(held, reason, tmp_path):
+    _, found = open_adapter(saved(tmp_path / "a", {f"e.{name}": shape for name, shape in held.items()}))
+    assert ([*found.modules], [item.reason for item in found.skipped]) == ([], [reason])
+
+
+@pytest.mark.parametrize(
+    ("rank", "shape", "names", "note"),
+    [
+        (2, (4, 5), ["x.experts.w[0]", "x.experts.w[1]"], False),
+        (2, (5, 5), ["x.experts.w[0]", "x.experts.w[1]"], True),
+        (4, (5, 5), ["x.experts.w"], False),  # one matrix, which a layer's weight is
+    ],
+)
+def test_of_square_experts_it_is_said_that_their_orientation_is_not_known(rank, shape, names, note, tmp_path):
+    shapes = {"x.experts.lora_A.weight": (4, shape[1]), "x.experts.lora_B.weight": (shape[0], 4)}
+    _, found = open_adapter(saved(tmp_path / "a", shapes, r=rank, target_parameters=["experts.w"]))
+    assert [module.name for module in found.modules] == names
+    said = "a square weight: the file does not say whether the base stores it transposed"
+    assert {module.note for module in found.modules} == {said if note else None}
+    assert {module.kind for module in found.modules} == {"expert" if len(names) > 1 else "linear"}

@@ -136,6 +136,21 @@ def test_a_tail_that_two_tensors_share_is_not_guessed(tmp_path):
     assert weights.find("layers.0.k.weight") is None
 
 
+@pytest.mark.parametrize(
+    ("held", "asked", "is_found"),
+    [
+        ("q.weight", "h.0.q.weight", False),  # one part and the leaf would fit too many
+        ("0.q.weight", "h.0.q.weight", True),
+        ("h.0.q.weight", "q.weight", True),  # the other way round what is asked for says enough
+        ("weight", "q.weight", False),
+    ],
+)
+def test_a_tail_of_two_parts_and_the_leaf_is_enough(held, asked, is_found, tmp_path):
+    weights = BaseWeights([shard(tmp_path / "model.safetensors", **{held: np.ones((2, 2), np.float32)})])
+    found = weights.find(asked)
+    assert (found is not None and found.name == held) is is_found
+
+
 def test_one_expert_is_read_without_the_others(tmp_path):
     stack = np.arange(24, dtype=np.float32).reshape(3, 2, 4)
     weights = BaseWeights([shard(tmp_path / "model.safetensors", **{"mlp.experts.w": stack})])

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 
 from gradience.base.coverage import Vocabulary, _memory_of, _numbers, _state, _stored_dtype, added_tokens, cover
 from gradience.base.peft_emulation.architecture import Architecture
-from gradience.base.peft_emulation.layout import Site, build_layout
+from gradience.base.peft_emulation.layout import Site, build_layout, site_layer, sites_of
+from gradience.base.peft_emulation.targets import NotFollowedError
 from gradience.schema.config import ConfigSnapshot, LoraSnapshot, OptimizerSnapshot
 
 VOCABULARY, WIDTH, INNER = 30, 8, 12
@@ -216,3 +218,42 @@ def test_numbers_of_layers_and_tokens_are_read_as_peft_reads_them():
     run = Vocabulary({"<b>": 11, "<a>": 10, "<c>": 3})
     assert added_tokens(run, Vocabulary({"<c>": 9})) == ["<a>", "<b>"]
     assert added_tokens(run, Vocabulary({}, frozenset({"<a>"}))) == ["<c>", "<b>"]
+
+
+@pytest.mark.parametrize(
+    ("name", "layer"),
+    [
+        ("model.layers.3.mlp.experts.7.w1", "model.layers.3"),
+        ("h.0.attn.c_attn", "h.0"),
+        ("encoder.layer.11.output.dense", "encoder.layer.11"),
+        ("lm_head", None),
+    ],
+)
+def test_a_layer_is_the_path_of_its_stack_and_its_number(name, layer):
+    assert site_layer(name) == layer
+
+
+@pytest.mark.parametrize(("half", "missing"), [("gate_proj", "up_proj"), ("up_proj", "gate_proj")])
+def test_one_half_of_what_transformers_5_fuses_is_refused_by_both_names(half, missing):
+    tensors = llama(**EXPERTS)
+    with pytest.raises(NotFollowedError) as error:
+        covered(tensors, model="qwen3_moe", target_modules=["q_proj", half])
+    assert str(error.value) == f"PEFT refuses {half} without {missing}: transformers 5 fuses them"
+    assert covered(tensors, model="qwen3_moe", version="4.57", target_modules=["q_proj", half]).modules > 2
+
+
+@pytest.mark.parametrize(("version", "unmatched"), [("5.0", []), ("4.57", ["experts.w9.down_proj"])])
+def test_from_transformers_5_on_the_old_name_of_an_expert_is_no_target_without_a_hit(version, unmatched):
+    found = covered(
+        llama(**EXPERTS), model="qwen3_moe", version=version, target_modules=["q_proj", "experts.w9.down_proj"]
+    )
+    assert found.unmatched_targets == unmatched
+
+
+@pytest.mark.parametrize(
+    ("shape", "kind"), [((3,), "other"), ((3, 4), "parameter"), ((2, 3, 4), "parameter"), ((), "other")]
+)
+def test_what_is_no_weight_of_a_module_is_a_parameter_from_two_axes_on(shape, kind):
+    architecture = Architecture(model_type="llama", architectures=["XForCausalLM"])
+    site = sites_of(architecture, {"model.scale": (shape, "F32")})["model.scale"]
+    assert (site.kind, site.shape, site.entries) == (kind, shape, int(np.prod(shape)))

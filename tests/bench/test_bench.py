@@ -206,8 +206,8 @@ def test_data_of_one_class_and_labels_that_are_none_are_refused(classifier, tmp_
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["--candidates", "svd:x"], "'svd:x': 'x' is no number"),
-        (["--candidates", "half"], "'half' is no candidate"),
+        (["--candidates", "svd:x"], "'svd:x': 'x' is not a number"),
+        (["--candidates", "half"], "'half' is not a candidate"),
         (["--candidates", "kl:.01"], "needs inputs to calibrate on"),
         (["--tolerance", "some"], "the tolerance is 'some'"),
         (["--metric", "run-me"], "has no {adapter}"),

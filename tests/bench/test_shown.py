@@ -71,4 +71,4 @@ def test_the_report_on_a_run_has_the_bench(report, classifier, tmp_path, capsys)
     assert "| b | 80 | 0.7 | +0.2" in said
     (tmp_path / "out" / "bench.json").write_text(json.dumps({"schema": "x"}))
     assert main(arguments) == 2
-    assert "is no report of a bench" in capsys.readouterr().err
+    assert "is not a bench report" in capsys.readouterr().err

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -9,10 +11,25 @@ import numpy as np
 import pytest
 
 from gradience.adapters.layout import Module
+from gradience.errors import AdapterError
+from gradience.spectral.grams import padded
 from gradience.spectral.subspace import PairGeometry
 from gradience.verbs import sides as sides_module
-from gradience.verbs.compare import SETTLED, _shares, _wanted, module_pair, series_of
-from gradience.verbs.sides import _energy, _Owns, _padded
+from gradience.verbs.compare import (
+    SETTLED,
+    _cosines,
+    _points,
+    _root_ratio,
+    _shares,
+    _wanted,
+    adapter_pair,
+    are_series,
+    checkpoints_of,
+    cosine_of,
+    module_pair,
+    series_of,
+)
+from gradience.verbs.sides import _energy, _Owns
 
 
 def test_the_squared_norm_is_that_of_the_dense_update_or_is_not_vouched_for():
@@ -30,6 +47,15 @@ def test_parts_that_all_but_cancel_are_left_to_the_spectrum(angle, vouched):
     gram_b = np.array([[1.0, -1.0], [-1.0, 1.0]])
     gram_a = np.array([[1.0, np.cos(angle)], [np.cos(angle), 1.0]])
     assert (_energy(gram_b, gram_a, 1.0) is not None) == vouched
+
+
+def test_what_is_the_share_itself_does_not_vouch_for_a_norm(monkeypatch):
+    """Of sums that binary numbers hold: 0.25 of 1 is left, of halves less 0.25 in the place of each product."""
+    monkeypatch.setattr(sides_module, "_VOUCHED", 0.25)
+    gram_b, gram_a = np.array([[0.5, -0.375], [-0.375, 0.5]]), np.ones((2, 2))
+    assert _energy(gram_b, gram_a, 2.0) is None
+    gram_b[0, 1] += 2.0**-20
+    assert _energy(gram_b, gram_a, 2.0) == 4.0 * (0.25 + 2.0**-20)
 
 
 def owns(*, whole: bool) -> tuple[_Owns, Module]:
@@ -61,7 +87,7 @@ def test_a_norm_that_is_not_vouched_for_is_that_of_the_spectrum():
 
 def test_what_waits_is_let_go_at_the_limit(monkeypatch):
     found, module = owns(whole=True)
-    size = 2 * _padded(np.eye(2)).size
+    size = 2 * padded(np.eye(2)).size
     monkeypatch.setattr(sides_module, "_HELD", 2 * size)
     found.put(0, module, 9.0 * np.eye(2), np.eye(2))
     assert (len(found._open), found._held) == (1, size)
@@ -116,3 +142,111 @@ def test_there_are_no_shares_of_an_energy_that_is_none(total):
     assert _shares(({"layers.0.q": total}, {"layers.0.q": 1.0})) == []
     assert _shares(({"layers.0.q": 1.0}, {"layers.0.q": total})) == []
     assert len(_shares(({"layers.0.q": 1.0}, {"layers.0.q": 2.0}))) == 1
+
+
+@pytest.mark.parametrize(("held", "count"), [([], 0), ([10], 1), ([10, 200, 30], None)])
+def test_a_run_has_two_checkpoints_at_least(held, count, tmp_path):
+    for step in held:
+        (tmp_path / f"checkpoint-{step}").mkdir()
+        (tmp_path / f"checkpoint-{step}" / "adapter_model.safetensors").write_text("")
+    (tmp_path / "checkpoint-5").mkdir()  # holds no adapter
+    (tmp_path / "final").mkdir()
+    (tmp_path / "final" / "adapter_model.safetensors").write_text("")
+    if count is None:
+        assert [path.name for path in checkpoints_of(tmp_path)] == [f"checkpoint-{step}" for step in (10, 30, 200)]
+        return
+    with pytest.raises(AdapterError) as error:
+        checkpoints_of(tmp_path)
+    assert str(error.value) == (f"{tmp_path} holds {count} checkpoint-N folders with an adapter, expected at least two")
+    with pytest.raises(AdapterError, match="no such folder"):
+        checkpoints_of(tmp_path / "missing")
+
+
+def test_two_adapters_by_their_energies_and_distances():
+    """q is in both and turned, v in the first and k in the second alone."""
+
+    def geometry(inner: float, distance: float, *, finite: bool = True) -> PairGeometry:
+        none = np.zeros((0, 0))
+        return PairGeometry(finite=finite, norms=(3.0, 4.0), inner=inner, distance=distance, left=none, right=none)
+
+    _, module = owns(whole=False)
+    rows = [module_pair(module, module, geometry(6.0, 5.0))]
+    energies = ({"layers.0.q": 9.0, "layers.1.v": 16.0}, {"layers.0.q": 4.0, "layers.2.k": 32.0})
+    found = adapter_pair(("a", "b"), rows, [geometry(6.0, 5.0)], energies)
+    assert (found.first, found.second, found.compared) == ("a", "b", 1)
+    assert found.cosine == pytest.approx(6.0 / (5.0 * 6.0))
+    assert found.norm_ratio == pytest.approx(6.0 / 5.0)
+    assert found.relative_change == pytest.approx(math.sqrt((16.0 + 32.0 + 25.0) / 25.0))
+    assert [(s.layer, s.first, s.second) for s in found.layers] == [
+        (0, pytest.approx(9 / 25), pytest.approx(4 / 36)),
+        (1, pytest.approx(16 / 25), 0.0),
+        (2, 0.0, pytest.approx(32 / 36)),
+    ]
+    assert found.energy_moved == pytest.approx((9 / 25 - 4 / 36 + 16 / 25 + 32 / 36) / 2)
+    broken = adapter_pair(("a", "b"), rows, [geometry(6.0, 5.0, finite=False)], energies)
+    assert (broken.cosine, broken.relative_change) == (0.0, None)
+
+
+@pytest.mark.parametrize(
+    ("inner", "sizes", "cosine"),
+    [
+        (6.0, (9.0, 16.0), 0.5),
+        (-6.0, (9.0, 16.0), -0.5),
+        (13.0, (9.0, 16.0), 1.0),  # rounding
+        (-13.0, (9.0, 16.0), -1.0),
+        (0.0, (0.0, 16.0), None),
+        (1.0, (math.inf, 16.0), None),
+        (1.0, (math.nan, 16.0), None),
+    ],
+)
+def test_a_cosine_is_within_one_and_none_of_what_is_zero_or_not_finite(inner, sizes, cosine):
+    none = np.zeros((0, 0))
+    found = PairGeometry(finite=True, norms=(1.0, 1.0), inner=inner, distance=0.0, left=none, right=none)
+    assert cosine_of([found], *sizes) == cosine
+
+
+@pytest.mark.parametrize(
+    ("energy", "over", "ratio"),
+    [
+        (4.0, 1.0, 2.0),
+        (0.0, 1.0, 0.0),
+        (1.0, 0.0, None),
+        (1.0, math.inf, None),
+        (math.inf, 1.0, None),
+        (math.nan, 1.0, None),
+    ],
+)
+def test_a_ratio_of_norms_is_of_finite_ones_over_one_that_is_not_zero(energy, over, ratio):
+    assert _root_ratio(energy, over) == ratio
+
+
+@pytest.mark.parametrize(("energy", "own"), [(4.0, 1.0), (0.0, None), (math.inf, None), (math.nan, None)])
+def test_an_update_is_itself_unless_it_is_zero_or_not_finite(energy, own):
+    sides: Any = [SimpleNamespace(energy=energy), SimpleNamespace(energy=9.0)]
+    assert [row[place] for place, row in enumerate(_cosines(sides, {}))] == [own, 1.0]
+    spectra: Any = SimpleNamespace(spectra={})
+    measured: Any = [
+        SimpleNamespace(energy=one.energy, own=spectra, side=SimpleNamespace(name="c", path=Path("checkpoint-7")))
+        for one in sides[::-1]
+    ]
+    none = np.zeros((0, 0))
+    seen = {"q": PairGeometry(finite=True, norms=(2.0, 3.0), inner=6.0, distance=1.5, left=none, right=none)}
+    first, last = _points(measured, {(0, 1): seen})
+    assert (last.cosine_to_final, last.step) == (own, 7)
+    cosine = 1.0 if energy == 4.0 else None
+    assert (first.cosine_to_final, last.cosine_to_previous, first.cosine_to_previous) == (cosine, cosine, None)
+    assert (first.relative_change, last.relative_change) == (None, 0.5)  # 1.5 over the 3 of the one before
+    assert first.frobenius_norm == 3.0
+
+
+@pytest.mark.parametrize(
+    ("names", "is_series"),
+    [
+        (["run/checkpoint-1", "run/checkpoint-20"], True),
+        (["run/checkpoint-1", "other/checkpoint-20"], False),
+        (["run/checkpoint-1", "run/final"], False),
+        (["run/checkpoint-1", "run/checkpoint-x"], False),
+    ],
+)
+def test_checkpoints_in_one_place_are_a_series(names, is_series, tmp_path):
+    assert are_series([tmp_path / name for name in names]) is is_series

@@ -12,10 +12,11 @@ from gradience.adapters.layout import Module
 from gradience.errors import AdapterError
 from gradience.io.spool import Spool
 from gradience.spectral.update import decomposed
-from gradience.verbs.convert.factored import Choice, _truncated, from_factors
+from gradience.verbs.convert import _choice
+from gradience.verbs.convert.factored import Choice, Factored, _truncated, from_factors
 from gradience.verbs.convert.source import _peft_path, renamed
-from gradience.verbs.convert.updates import _stack
-from gradience.verbs.convert.write import peft_notes
+from gradience.verbs.convert.updates import Update, _stack
+from gradience.verbs.convert.write import mlx_notes, mlx_tensors, peft_notes
 
 
 def update(rank: int, parameter: str | None) -> Any:
@@ -101,3 +102,104 @@ def test_the_smaller_of_two_choices_decides_and_one_at_least_is_kept(tmp_path, f
 )
 def test_a_prefix_is_a_whole_path_or_ends_on_a_dot(path, new, renamed_to):
     assert renamed(path, {"model": new}) == renamed_to
+
+
+def written(rank: int, scale: float, name: str = "m.q", *, dora: bool = False, **more: Any) -> Update:
+    """A layer on its way into MLX-LM's files, of W 6 x 5."""
+    rng = np.random.default_rng(rank)
+    b, a = rng.standard_normal((6, rank)).astype(np.float32), rng.standard_normal((rank, 5)).astype(np.float32)
+    part = Factored(
+        rank, scale, (6, 5), (np.dtype(np.float32), np.dtype(np.float32)), lambda: (b, a), "copied", 1.0, 0.0
+    )
+    magnitude = (lambda: np.ones(6, np.float32)) if dora else None
+    return Update((name,), "linear", name, rank, part, magnitude=magnitude, **more)
+
+
+PADDED, FOLDED = (
+    "MLX-LM takes one rank: {} modules of a lower one are padded with zeros to {}",
+    "MLX-LM takes one scale: in {} modules the ratio to {} goes into lora_b",
+)
+
+
+@pytest.mark.parametrize(
+    ("some", "notes"),
+    [
+        ([(4, 2.0), (4, 2.0)], []),
+        ([(4, 2.0), (3, 2.0), (1, 2.0)], [PADDED.format(2, 4)]),
+        ([(4, 2.0), (4, 0.5), (4, 2.0)], [FOLDED.format(1, 2)]),
+        ([(4, 0.5), (2, 8.0), (3, 8.0)], [PADDED.format(2, 4), FOLDED.format(1, 8)]),
+    ],
+)
+def test_mlx_lm_has_one_rank_the_largest_and_one_scale_the_commonest(some, notes):
+    updates = [written(rank, scale, f"m.{n}") for n, (rank, scale) in enumerate(some)]
+    assert mlx_notes(updates) == notes
+    tensors = {tensor.name: tensor for tensor in mlx_tensors(updates)}
+    shared = max(rank for rank, _ in some), 8.0 if (2, 8.0) in some else 2.0
+    for update in updates:
+        a, b = (tensors[f"{update.path}.lora_{side}"] for side in "ab")
+        assert (a.shape, b.shape) == ((5, shared[0]), (shared[0], 6))
+        own_b, own_a = update.part.load()
+        made = shared[1] * a.load() @ b.load()
+        np.testing.assert_allclose(made.T, update.part.scale * own_b @ own_a, rtol=1e-6)
+        np.testing.assert_array_equal(a.load()[:, : update.part.rank], own_a.T)
+        assert not a.load()[:, update.part.rank :].any()
+
+
+def test_factors_of_16_bits_that_take_a_ratio_are_stored_in_float32():
+    half = np.dtype(np.float16)
+    b, a = np.full((6, 2), 3.0, half), np.full((2, 5), 0.5, half)
+    part = Factored(2, 3.0, (6, 5), (half, half), lambda: (b, a), "copied", 1.0, 0.0)
+    own = Update(("m.z",), "linear", "m.z", 2, part)
+    found = {tensor.name: tensor for tensor in mlx_tensors([written(2, 2.0), written(2, 2.0, "m.v"), own])}
+    assert (found["m.z.lora_a"].dtype, found["m.z.lora_b"].dtype) == ("F16", "F32")
+    np.testing.assert_allclose(found["m.z.lora_b"].load(), 4.5)
+    alone = {tensor.name: tensor.dtype for tensor in mlx_tensors([own])}
+    assert alone == {"m.z.lora_a": "F16", "m.z.lora_b": "F16"}
+
+
+@pytest.mark.parametrize(
+    ("some", "said"),
+    [
+        ([written(2, 1.0), written(2, 1.0, "m.c", kernel=(3, 3))], "m.c: MLX-LM has no LoRA layer for a convolution"),
+        (
+            [written(2, 1.0, "m.a", dora=True), written(2, 1.0, "m.b"), written(2, 1.0, "m.c")],
+            "m.b: no DoRA, and MLX-LM makes all modules of an adapter DoRA or none",
+        ),
+        (
+            [written(2, 1.0, "m.a", dora=True), written(2, 1.0, "m.switch_mlp", parameter="up_proj")],
+            "m.switch_mlp.up_proj: MLX-LM has no DoRA for experts",
+        ),
+        ([written(2, 1.0, "m.a", dora=True), written(2, 1.0, "m.b", dora=True)], None),
+        ([written(2, 1.0, "m.a"), written(2, 1.0, "m.b")], None),
+    ],
+)
+def test_what_mlx_lm_has_no_layer_for_is_refused_by_name(some, said):
+    if said is None:
+        assert len(mlx_tensors(some)) == 2 * 2 + sum(one.magnitude is not None for one in some)
+        return
+    with pytest.raises(AdapterError) as error:
+        mlx_tensors(some)
+    assert str(error.value) == said
+
+
+@pytest.mark.parametrize(
+    ("rank", "energy", "said"),
+    [
+        (1, None, None),
+        (0, None, "rank is 0, expected at least 1"),
+        (None, 1.0, None),
+        (None, 0.001, None),
+        (None, 0.0, "energy is 0.0, expected over 0 and at most 1"),
+        (None, 1.001, "energy is 1.001, expected over 0 and at most 1"),
+        (None, -0.1, "energy is -0.1, expected over 0 and at most 1"),
+        (4, 0.9, "give a rank or an energy, not both"),
+        (None, None, None),
+    ],
+)
+def test_what_is_asked_for_is_within_its_range(rank, energy, said):
+    if said is None:
+        assert _choice(rank, energy) == Choice(rank, energy)
+        return
+    with pytest.raises(ValueError) as error:  # noqa: PT011  # the whole message follows
+        _choice(rank, energy)
+    assert str(error.value) == said

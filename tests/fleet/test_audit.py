@@ -20,7 +20,7 @@ from safetensors.numpy import save_file
 import gradience
 from gradience.errors import GradienceError, OutputError
 from gradience.verbs.audit import audit_adapter
-from gradience.verbs.fleet import _job, audit_fleet, known_rows, plan_of, rules_version
+from gradience.verbs.fleet.audit import _job, audit_fleet, known_rows, plan_of, rules_version
 from gradience.verbs.fleet.engines import run_local
 from gradience.verbs.fleet.find import find_adapters
 from gradience.verbs.fleet.query import FLEET, open_fleet
@@ -104,7 +104,7 @@ def test_changes_are_seen_by_size_time_and_content(tmp_path):
 def test_an_adapter_whose_content_is_known_is_read_once(tmp_path, monkeypatch):
     from gradience.schema.fleet import AdapterRow
     from gradience.verbs.fleet import job as jobs
-    from gradience.verbs.fleet.job import Result
+    from gradience.verbs.fleet.rows import Result
 
     place = peft(tmp_path / "one", factors(3))
     files = ("adapter_config.json", "adapter_model.safetensors")
@@ -148,7 +148,7 @@ def audit_on_host(folder):
 
 def test_another_version_of_the_rules_reads_everything_again(collection, fleet, tmp_path, monkeypatch):
     mine = copied(fleet, tmp_path)
-    monkeypatch.setattr("gradience.verbs.fleet.version_of_rules", lambda *_: "0")
+    monkeypatch.setattr("gradience.verbs.fleet.audit.version_of_rules", lambda *_: "0")
     jobs = [_job(found, None, rules_version(None)) for found in find_adapters([collection])]
     plan = plan_of(jobs, known_rows(Store(mine, FLEET)), rules_version(None))
     assert (len(plan.jobs), len(plan.gone), plan.removed) == (13, 13, 0)
@@ -194,9 +194,9 @@ def test_a_base_puts_relative_norms_into_the_rows(tmp_path):
 
 def _started(root, out):
     code = (
-        "import gradience.verbs.fleet as fleet\n"
-        "fleet.BATCH = 2\n"
-        f"fleet.audit_fleet({str(root)!r}, out={str(out)!r}, workers=1)"
+        "from gradience.verbs.fleet import audit\n"
+        "audit.BATCH = 2\n"
+        f"audit.audit_fleet({str(root)!r}, out={str(out)!r}, workers=1)"
     )
     return subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.DEVNULL)
 
@@ -277,14 +277,14 @@ def test_ray_gives_the_same_rows_and_reports_a_job_that_kills_its_workers(
 
 def test_the_version_of_the_rules_is_of_all_that_they_state(monkeypatch):
     from gradience.rules import registry
-    from gradience.verbs.fleet import job
+    from gradience.verbs.fleet import rows
 
-    first = job.version_of_rules("weights")
-    job.version_of_rules.cache_clear()
-    assert job.version_of_rules("weights") == first
+    first = rows.version_of_rules("weights")
+    rows.version_of_rules.cache_clear()
+    assert rows.version_of_rules("weights") == first
     cards = registry.cards_of("weights")
     changed = [msgspec.structs.replace(cards[0], confidence=0.123), *cards[1:]]
     monkeypatch.setattr(registry, "cards_of", lambda *_: changed)
-    job.version_of_rules.cache_clear()
-    assert job.version_of_rules("weights") != first
-    job.version_of_rules.cache_clear()
+    rows.version_of_rules.cache_clear()
+    assert rows.version_of_rules("weights") != first
+    rows.version_of_rules.cache_clear()

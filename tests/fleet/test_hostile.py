@@ -11,7 +11,7 @@ import pytest
 from fleet_inputs import factors, peft
 
 from gradience.cli.main import main
-from gradience.verbs.fleet import audit_fleet
+from gradience.verbs.fleet.audit import audit_fleet
 from gradience.verbs.fleet.query import open_fleet, query_fleet
 from gradience.verbs.fleet.show import show_fleet
 

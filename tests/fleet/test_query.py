@@ -11,7 +11,7 @@ from fleet_inputs import peft
 
 from gradience.cli.main import main
 from gradience.errors import GradienceError
-from gradience.verbs.fleet import audit_fleet
+from gradience.verbs.fleet.audit import audit_fleet
 from gradience.verbs.fleet.query import FLEET_QUERIES, open_fleet, query_fleet
 
 HOSTILE = [

@@ -15,7 +15,9 @@ from safetensors.numpy import load_file, save_file
 from gradience import AdapterError, merge_adapters, merge_check
 from gradience.verbs.merge import _notes as merge_notes
 from gradience.verbs.merge.check import cosine_of, kept_of
-from gradience.verbs.merge.methods import _balanced
+from gradience.verbs.merge.methods import Recipe, _balanced, dense_target
+from gradience.verbs.merge.pairs import obstacles_between
+from gradience.verbs.sides import open_sides
 
 PREFIX = "base_model.model."
 
@@ -115,11 +117,13 @@ def test_only_methods_over_entries_hold_a_dense_update_and_only_dare_draws(tmp_p
 
 
 @pytest.mark.parametrize("method", ["linear", "svd", "cat", "ties"])
-def test_an_update_of_zero_keeps_a_rank_and_has_no_error(method, tmp_path):
-    one, two = (adapter(tmp_path / name, {"q": along(0.0, 0.0)}) for name in "ab")
+@pytest.mark.parametrize("r", [2, 40])  # together within the sides, and beyond them and 64
+def test_an_update_of_zero_keeps_a_rank_and_has_no_error(method, r, tmp_path):
+    zero = np.zeros((6, r)), np.ones((r, 5))
+    one, two = (adapter(tmp_path / name, {"q": zero}) for name in "ab")
     report = merge_adapters([one, two], tmp_path / "out", method=method)
     assert [(row.rank, row.relative_error, row.distance_from_sum) for row in report.modules] == [
-        ({"linear": 1, "svd": 1, "cat": 4, "ties": 2}[method], None, None)
+        ({"linear": 1, "svd": 1, "cat": 2 * r, "ties": min(r, 5)}[method], None, None)
     ]
     assert report.relative_error is None
     assert not written(tmp_path / "out")["q"].any()
@@ -527,3 +531,28 @@ def test_other_task_types_are_noted(tasks, told):
 
     said = merge_notes([side(task) for task in tasks])
     assert said == ["the configs name different task types: the first one's is kept"] * told
+
+
+def test_a_dense_recipe_without_a_density_keeps_every_entry():
+    b, a = np.arange(1.0, 7.0)[:, None], np.arange(1.0, 6.0)[None]
+    row: Any = [SimpleNamespace(), None]
+    for method in ("ties", "dare_ties", "dare_linear"):
+        found = dense_target("q", row, [(b, a, 0.5)], Recipe(method, (0.5, 0.5)))
+        np.testing.assert_allclose(found, 0.5 * b @ a)
+
+
+def test_parameters_that_differ_are_named_by_both_lists(tmp_path):
+    stack = {"experts": (np.ones((6, 2)), np.ones((2, 5)))}
+    config = {"r": 1, "lora_alpha": 1, "target_modules": []}
+    one, two, three = (
+        adapter(tmp_path / name, stack, target_parameters=listed, **config)
+        for name, listed in zip(
+            "abc", (["experts.down_proj", "x"], ["x", "experts.down_proj"], ["experts.up_proj"]), strict=True
+        )
+    )
+    assert not [note for note in merge_check(one, two).notes if "target_parameters" in note]  # in any order
+    said = "target_parameters differs (['experts.down_proj', 'x'] and ['experts.up_proj'])"
+    for paths in ([one, three], [one, two, three]):
+        assert list(obstacles_between(open_sides(paths))) == [
+            f"{said}, and with it which tensors are of which parameter"
+        ]

@@ -13,8 +13,7 @@ import sys
 import time
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 from logs import falling, record
 
 from gradience.cli.main import main
@@ -236,7 +235,7 @@ def test_a_folder_is_followed_by_its_log_even_before_either_exists(tmp_path):
 
 
 def test_what_is_no_log_of_ours_is_not_followed(shared_data):
-    with pytest.raises(RecorderError, match=r"no run\.jsonl"):
+    with pytest.raises(RecorderError, match=r"not a run\.jsonl"):
         log_to_follow(shared_data / "trainer_logs" / "llama-factory-2024.jsonl")
 
 

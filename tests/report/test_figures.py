@@ -13,8 +13,7 @@ from itertools import pairwise
 import matplotlib as mpl
 import numpy as np
 import pytest
-from hypothesis import example, given, settings
-from hypothesis import strategies as st
+from hypothesis import example, given, settings, strategies as st
 
 from gradience.render.html import figures
 from gradience.render.html.figures import NARROW, STYLES, WIDE, draw, draw_map, style_sheet
@@ -186,12 +185,12 @@ def test_a_users_matplotlib_settings_change_nothing_and_are_left_alone():
     assert [(s.tag, s.attrib) for s in shapes(before)] == [(s.tag, s.attrib) for s in shapes(after)]
 
 
-def test_only_the_page_imports_matplotlib_and_never_pyplot(log, tmp_path):
+def test_of_a_logs_reports_only_the_page_imports_matplotlib_and_none_pyplot_jax_or_torch(log, tmp_path):
     script = (
         "import json, sys; from gradience.cli.main import main\n"
         "for tokens in json.loads(sys.argv[1]):\n"
         "    main(tokens)\n"
-        "    found = [name for name in ('matplotlib', 'matplotlib.pyplot') if name in sys.modules]\n"
+        "    found = [name for name in ('matplotlib', 'matplotlib.pyplot', 'jax', 'torch') if name in sys.modules]\n"
         "    print(found, file=sys.stderr)"
     )
     last = ["report", str(log), "--out", str(tmp_path / "a.html")]

@@ -17,11 +17,12 @@ from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 from gradience import AdapterError, OutputError, resize_adapter
+from gradience.adapters.open import open_adapter
 from gradience.schema.writing import Criterion
 from gradience.verbs.resize import _notes as resize_notes
 from gradience.verbs.resize.criteria import Target, module_rank, target_of
-from gradience.verbs.resize.cut import refit_of, refitted
-from gradience.verbs.resize.plan import Loss, _relative_error
+from gradience.verbs.resize.cut import Job, planned_file, refit_of, refitted
+from gradience.verbs.resize.plan import Loss, _relative_error, resizable_pairs
 
 CRITERIA = ", ".join(get_args(Criterion))
 
@@ -400,6 +401,24 @@ def test_a_budget_for_a_file_of_kohyas_has_room_for_its_record(tmp_path):
     beside = int(words[words.index("beside") + 2])
     plain = resize_adapter(source, rank=1).bytes_after
     assert beside - 4096 in range(plain - 44 - 16, plain - 44 + 17)
+
+
+def test_what_lies_beside_a_file_of_kohyas_is_no_part_of_it(tmp_path):
+    source = kohya(tmp_path / "in.safetensors", {"a": (*diagonal(4.0, 3.0), 2.0)})
+    (tmp_path / "notes.txt").write_text("mine")
+    assert resize_adapter(source, rank=1).notes == []
+
+
+def test_a_pair_at_rank_zero_leaves_the_file_and_all_others_stay_in_their_order(tmp_path):
+    folder = adapter(tmp_path / "a", {"q": diagonal(4.0, 2.0), "v": diagonal(1.0, 0.5), "w": diagonal(2.0)})
+    _, found = open_adapter(folder)
+    ranks = {"q": 0, "v": 1, "w": 1}
+    jobs = [Job(pair, ranks[pair.path]) for pair in resizable_pairs(found)]
+    tensors = planned_file(found.source, jobs)
+    names = [f"{PREFIX}{name}.lora_{side}.weight" for name in "vw" for side in "AB"]
+    assert [tensor.name for tensor in tensors] == names
+    assert [tensor.shape for tensor in tensors] == [(1, 5), (6, 1)] * 2
+    assert [tensor.with_another for tensor in tensors] == [False, True, False, False]  # w is copied
 
 
 def test_a_lora_of_kohyas_is_written_to_a_file(tmp_path):

@@ -75,7 +75,9 @@ def test_force_replaces_the_card_that_peft_left_blank_and_none_that_somebody_wro
     card = "\n".join(f"- **Field {n}:** [More Information Needed]" for n in range(30))
     (out / "README.md").write_text(card)
     refuse_place(out, [files], force=True)
-    (out / "README.md").write_text(card.replace("[More Information Needed]", "mine", 20))
+    (out / "README.md").write_text(card.replace("[More Information Needed]", "mine", 10))  # twenty are left open
+    refuse_place(out, [files], force=True)
+    (out / "README.md").write_text(card.replace("[More Information Needed]", "mine", 11))
     refused(out, files, "README.md")
 
 

@@ -19,7 +19,7 @@ from gradience.verbs.fleet.query import select
 from gradience.verbs.monitor import monitor_run
 from gradience.verbs.runs import collect as collecting
 from gradience.verbs.runs.collect import collect_runs, find_runs
-from gradience.verbs.runs import RUNS_QUERIES, best_runs, list_runs, run_curves, show_runs
+from gradience.verbs.runs.query import RUNS_QUERIES, best_runs, list_runs, run_curves, show_runs
 
 SCHEMA = "gradience.vnext.telemetry/v1"
 

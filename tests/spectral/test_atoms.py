@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from gradience.spectral.intruders import atoms
-from gradience.spectral.krylov import Bidiagonal, Operator
+from gradience.spectral.intruders import _bound, _Measure, _measures, _within, atoms
+from gradience.spectral.krylov import Bidiagonal, Operator, ritz_of
 
 SIZE, WIDTH = 120, 5
 THRESHOLDS = (0.09, 0.25, 0.49)
@@ -74,3 +74,80 @@ def test_a_matrix_of_zeros_has_no_overlaps():
     basis.step()
     found = atoms(basis, 2, THRESHOLDS)
     assert (found.lower.tolist(), found.upper.tolist()) == ([0.0, 0.0], [0.0, 0.0])
+
+
+def stepped(seed=0, steps=3):
+    rng = np.random.default_rng(seed)
+    w = rng.standard_normal((40, 30))
+    basis = Bidiagonal(Operator.of(w), rng.standard_normal((WIDTH, 40)).astype(np.float32), steps)
+    for _ in range(steps):
+        basis.step()
+    return basis
+
+
+def test_measures_are_of_the_augmented_matrix_and_of_both_squares():
+    """Rows of eigenvectors give back the blocks of each matrix that they are of."""
+    basis, k = stepped(), 2
+    core = basis.core
+    both, outer, inner = _measures(basis, ritz_of(basis), k)
+    square = core @ core.T
+    for measure, power in ((both, 2), (outer, 1)):  # [0 C; C^T 0] has C C^T as the first block of its square
+        values, first, last = measure
+        for one, rows in ((first, slice(0, k)), (last, slice(-WIDTH, None))):
+            for two, columns in ((first, slice(0, k)), (last, slice(-WIDTH, None))):
+                np.testing.assert_allclose(one @ two.T, np.eye(len(core))[rows, columns], atol=1e-12)
+                np.testing.assert_allclose((one * values**power) @ two.T, square[rows, columns], atol=1e-9)
+    np.testing.assert_allclose((both.first * both.values) @ both.last.T, 0.0, atol=1e-9)
+    np.testing.assert_allclose(inner.first @ inner.first.T, square[:k, :k], atol=1e-9)
+    np.testing.assert_allclose((inner.first * inner.values) @ inner.first.T, (square @ square)[:k, :k], atol=1e-8)
+    np.testing.assert_allclose(inner.last @ inner.last.T, np.eye(WIDTH), atol=1e-12)
+    last = (inner.last * inner.values) @ inner.last.T
+    np.testing.assert_allclose(last, (core.T @ core)[-WIDTH:, -WIDTH:], atol=1e-9)
+
+
+@pytest.mark.parametrize("half", [0.05, 0.5])
+def test_the_bound_is_that_of_the_dense_formula(half):
+    """(1 + s h^2) [(1 + s M^T M)^-1]_yy with M all but the last block of rows of T - c, and s h^2 = 0.05."""
+    rng = np.random.default_rng(4)
+    n, k, c = 9, 2, 3
+    t = rng.standard_normal((n, n))
+    t += t.T
+    values, vectors = np.linalg.eigh(t)
+    middle = np.array([-1.0, 0.3, 2.0])
+    found = _bound(_Measure(values, vectors[:k], vectors[-c:]), middle, np.full(3, half))
+    for at, centre in enumerate(middle):
+        rows = (t - centre * np.eye(n))[:-c]
+        whole = 1.05 * np.linalg.inv(np.eye(n) + 0.05 / half**2 * rows.T @ rows)
+        np.testing.assert_allclose(found[at], np.diagonal(whole)[:k], rtol=1e-9)
+
+
+def test_an_interval_is_bounded_by_the_best_of_three_matrices():
+    """Of sigma in [c - h, c + h] sigma^2 is in c^2 + h^2 +- 2 c h; what W^T y shows is divided by the least sigma^2."""
+    basis, k = stepped(1), 2
+    measures = _measures(basis, ritz_of(basis), k)
+    largest = float(ritz_of(basis).sigma[0])
+    middle, half = np.array([0.3, 0.5, 0.9]) * largest, np.array([0.01, 0.02, 0.1]) * largest
+    off = 2e-6 * largest
+    square, width = middle**2 + half**2, 2 * middle * half + off * (largest + middle)
+    three = (
+        2.0 * _bound(measures.both, middle, half + off),
+        _bound(measures.outer, square, width),
+        _bound(measures.inner, square, width) / (middle - half)[:, None] ** 2,
+    )
+    np.testing.assert_allclose(_within(measures, middle, half, largest), np.min(three, axis=0), rtol=1e-12)
+
+
+@pytest.mark.parametrize("weight", [0.2, 0.5, 0.8])
+def test_a_vector_in_a_whole_space_is_known_from_both_sides(weight):
+    """W of 12 x 10 in three steps of four; y = sqrt(weight) u_1 + sqrt(1 - weight) u_4."""
+    u, w = turned(12, 10, np.linspace(3.0, 1.0, 10))
+    y = np.sqrt(weight) * u[:, 0] + np.sqrt(1 - weight) * u[:, 3]
+    rest = np.linalg.qr(np.column_stack([y, np.random.default_rng(0).standard_normal((12, 3))]))[0].T
+    rest *= np.sign(rest[0] @ y)
+    basis = Bidiagonal(Operator.of(w), rest.astype(np.float32), 2)
+    for _ in range(2):
+        basis.step()
+    found = atoms(basis, 1, THRESHOLDS)
+    larger = max(weight, 1 - weight)
+    assert found.lower[0] <= larger + 1e-4
+    assert larger - 1e-4 <= found.upper[0] <= 1.0

@@ -6,8 +6,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from gradience.spectral import subspace
-from gradience.spectral import subspace as module
+from gradience.spectral import subspace, subspace as module
 from gradience.spectral.subspace import Stacked, crossed, row_geometries
 
 RANKS = (3, 5, 2, 4)

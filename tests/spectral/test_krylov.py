@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from gradience.spectral import krylov
 from gradience.spectral.krylov import Bidiagonal, Operator, as_float32
 
 WIDTH = 4
@@ -62,3 +63,78 @@ def test_float32_is_aligned_and_made_once():
     turned = as_float32(found.T)
     assert turned.flags.c_contiguous
     assert np.array_equal(turned, x.T)
+
+
+APART, EQUAL = (2.0, 1.75, 1.25), (2.0, 2.0, 1.25)
+
+
+@pytest.mark.parametrize(
+    ("sigma", "residuals", "vectors", "converged"),
+    [
+        # within 2^-8: the residual rho, or rho^2 over the gap of 1/4
+        (APART, (2.0**-5, 2.0**-5), False, True),
+        (APART, (2.0**-4.9, 2.0**-9), False, False),
+        (APART, (2.0**-9, 2.0**-4.9), False, False),
+        (EQUAL, (2.0**-8, 2.0**-8), False, True),
+        (EQUAL, (2.0**-7.9, 2.0**-9), False, False),
+        # and the angle rho over the gap within 2^-4, but for equal values, which have no vectors of their own
+        (APART, (2.0**-6, 2.0**-6), True, True),
+        (APART, (2.0**-5.9, 2.0**-9), True, False),
+        (APART, (2.0**-9, 2.0**-5.9), True, False),
+        (EQUAL, (2.0**-8, 2.0**-8), True, True),
+        (EQUAL, (2.0**-9, 2.0**-7.9), True, False),
+    ],
+)
+def test_a_value_has_converged_by_its_residual_and_a_vector_by_its_angle(
+    sigma, residuals, vectors, converged, monkeypatch
+):
+    monkeypatch.setattr(krylov, "_ANGLE", 2.0**-4)
+    ritz = krylov.Ritz(np.array(sigma), np.eye(3), np.eye(3), np.array([*residuals, 9.0]))
+    assert krylov._converged(ritz, 2, 2.0**-9, vectors=vectors) is converged
+
+
+def test_a_gap_is_that_to_the_nearest_neighbour():
+    assert krylov._gaps(np.array([9.0, 7.0, 6.0, 1.0])).tolist() == [2.0, 1.0, 1.0, 5.0]
+    assert krylov._gaps(np.array([2.0, 2.0]))[0] == np.finfo(np.float64).tiny
+
+
+def triplets(k, *, converged):
+    one = np.ones((1, k))
+    return krylov.Triplets(one[0], one, one[0], 1, converged=converged, exact=False, guard=one)
+
+
+@pytest.mark.parametrize(
+    ("shape", "k", "vectors", "width", "most"),
+    [
+        ((200, 120), 1, False, 8, 14),  # as many steps as leave the basis under the lesser side
+        ((120, 200), 8, False, 8, 14),
+        ((200, 120), 9, False, 16, 6),
+        ((200, 120), 2, True, 8, 14),  # with six beyond those asked for
+        ((200, 120), 3, True, 16, 6),
+        ((97, 97), 1, False, 8, 11),
+    ],
+)
+def test_a_block_is_of_eights_and_a_basis_within_the_matrix(shape, k, vectors, width, most, monkeypatch):
+    asked = []
+
+    def spy(_matrix, count, sizes, _tolerance, **_more):
+        asked.append((count, sizes))
+        return triplets(k, converged=True)
+
+    monkeypatch.setattr(krylov, "_iterated", spy)
+    krylov.leading(Operator.of(np.ones(shape)), k, vectors=vectors)
+    assert asked == [(k, (width, most))]
+
+
+@pytest.mark.parametrize(("size", "exact"), [(96, True), (97, False)])
+def test_small_matrices_are_done_exactly(size, exact):
+    w = np.diag(np.arange(size, 0.0, -1.0))
+    assert krylov.leading(Operator.of(w)).exact is exact
+
+
+@pytest.mark.parametrize(("size", "exact"), [(768, True), (769, False)])
+def test_what_did_not_converge_is_done_exactly_up_to_the_limit(size, exact, monkeypatch):
+    found = triplets(1, converged=False)
+    monkeypatch.setattr(krylov, "_iterated", lambda *_args, **_more: found)
+    monkeypatch.setattr(krylov, "_dense", lambda *_args: found._replace(exact=True))
+    assert krylov.leading(Operator.of(np.ones((size, size + 1)))).exact is exact

@@ -8,14 +8,22 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from gradience.spectral import dense, grams, subspace, threads, update
+from gradience.spectral import batch, grams, subspace, sums, threads, update
 from gradience.spectral.base import MergeSums, Updated, merge_sums
-from gradience.spectral.batch import spectra, spectrum_of
-from gradience.spectral.dense import DenseSpectrum, dense_spectrum, leading_part, part_with_energy, rank_for_energy
+from gradience.spectral.batch import DenseSpectrum, dense_spectrum, spectra, spectrum_of
 from gradience.spectral.grams import Factors, Grams, grams_of, grams_on_host, inner_size, narrowed
 from gradience.spectral.sketch import DIMENSIONS, Sketch
-from gradience.spectral.subspace import Stacked, pair_geometries
-from gradience.spectral.update import LowRank, gram_maps, null_factor_stable_rank, null_stable_rank, reduced
+from gradience.spectral.subspace import PairGeometry, Stacked, row_geometries
+from gradience.spectral.update import (
+    LowRank,
+    gram_maps,
+    leading_part,
+    null_factor_stable_rank,
+    null_stable_rank,
+    part_with_energy,
+    rank_for_energy,
+    reduced,
+)
 
 EPS = float(np.finfo(np.float64).eps)
 
@@ -211,7 +219,7 @@ def test_a_matrix_is_iterated_beyond_768_where_a_quarter_of_it_holds_the_rank(mo
         k = min(shape)
         return np.zeros((shape[0], k)), np.zeros(k), np.zeros((k, shape[1]))
 
-    monkeypatch.setattr(dense, "_iterated", instead)
+    monkeypatch.setattr(update, "_iterated", instead)
     monkeypatch.setattr(np.linalg, "svd", whole)
     part = leading_part(np.zeros(shape), rank, seed=3)
     assert seen == ([(rank + 16, 3)] if iterated else [])
@@ -246,9 +254,14 @@ def stack(b: np.ndarray, a: np.ndarray, scale: float = 1.0) -> Stacked:
     return Stacked(lambda: (b, a), a.shape[0], scale)
 
 
+def geometry(one: Stacked, two: Stacked) -> PairGeometry:
+    (row,) = row_geometries([[one, two]], [(0, 1)])
+    return row.pairs[0, 1]
+
+
 def test_two_updates_of_known_directions():
     one, two = stack(*diagonal(3.0, 1.0)), stack(*diagonal(0.0, 4.0, 2.0), -0.5)
-    (found,) = pair_geometries([(one, two)])
+    found = geometry(one, two)
     assert found.finite
     assert found.norms == pytest.approx((math.sqrt(10), math.sqrt(5)))
     assert found.inner == pytest.approx(-2.0)
@@ -260,18 +273,18 @@ def test_two_updates_of_known_directions():
 
 @pytest.mark.parametrize(("least", "directions"), [(1.1e-6, 2), (0.9e-6, 1)])
 def test_a_direction_under_a_millionth_of_the_largest_has_no_angle(least, directions):
-    (found,) = pair_geometries([(stack(*diagonal(1.0, least)), stack(*diagonal(1.0)))])
+    found = geometry(stack(*diagonal(1.0, least)), stack(*diagonal(1.0)))
     assert found.left.shape == found.right.shape == (directions, 1)
 
 
 def test_an_update_of_zero_has_no_directions_and_no_cosine():
-    (found,) = pair_geometries([(stack(*diagonal(0.0)), stack(*diagonal(1.0)))])
+    found = geometry(stack(*diagonal(0.0)), stack(*diagonal(1.0)))
     assert (found.left.shape, found.cosine, found.finite) == ((0, 1), None, True)
 
 
 @pytest.mark.parametrize("scale", [math.inf, math.nan])
 def test_a_scale_that_is_not_finite_leaves_nothing_to_compare(scale):
-    (found,) = pair_geometries([(stack(*diagonal(1.0)), stack(*diagonal(1.0), scale))])
+    found = geometry(stack(*diagonal(1.0)), stack(*diagonal(1.0), scale))
     assert (found.finite, found.cosine, found.left.shape) == (False, None, (0, 0))
     assert np.isnan([*found.norms, found.inner, found.distance]).all()
 
@@ -317,14 +330,14 @@ def test_energy_ranks_of_a_whole_spectrum_are_exact_and_of_a_leading_one_bounds(
 
 @pytest.mark.parametrize(("shape", "whole"), [((24, 60), True), ((60, 24), True), ((25, 60), False), ((60, 25), False)])
 def test_a_matrix_is_whole_up_to_a_shorter_side(monkeypatch, shape, whole):
-    monkeypatch.setattr(dense, "EXACT_UP_TO", 24)
+    monkeypatch.setattr(batch, "EXACT_UP_TO", 24)
     found = dense_spectrum(np.random.default_rng(0).standard_normal(shape))
     assert (found.is_whole, found.size, found.converged) == (whole, min(shape), True)
     assert found.energy == pytest.approx(np.sum(found.sigma**2), rel=1e-6)
 
 
 def test_a_large_matrix_shows_as_many_values_as_asked_for_and_64_at_least(monkeypatch):
-    monkeypatch.setattr(dense, "EXACT_UP_TO", 80)
+    monkeypatch.setattr(batch, "EXACT_UP_TO", 80)
     matrix = np.diag(np.linspace(2.0, 1.0, 90))
     sigma = np.linalg.svd(matrix, compute_uv=False)
     for values, shown in ((3, 64), (80, 80)):
@@ -405,3 +418,24 @@ def test_grams_are_taken_where_they_are_of_the_factors_own_rank_and_made_anew_wh
     new_b, new_a = reduced(b, a, 1.0, 1, grams=given)
     assert (new_b.shape, new_a.shape) == ((40, 1), (1, 30))
     np.testing.assert_allclose((new_b @ new_a)[:2, :2], [[3.0, 0.0], [0.0, 0.0]], atol=1e-12)
+
+
+def test_what_is_the_trusted_share_itself_is_trusted(monkeypatch):
+    """Of rank one, sigma_1^2 is all that the two Gram matrices bound: a share of one."""
+    one = np.array([[4.0]])
+    for module in (update, sums):
+        monkeypatch.setattr(module, "TRUSTED_SHARE", 1.0)
+    assert update.gram_singular_values(one, 9.0 * one).trusted
+    assert gram_maps(one, one, 1) is not None
+    core = update.gram_core(one, one)
+
+    def never() -> tuple[np.ndarray, np.ndarray]:
+        raise AssertionError
+
+    assert sums.core_rank(core, np.linalg.eigvalsh(core.squared), (one, one), never) == 1
+    for module in (update, sums):
+        monkeypatch.setattr(module, "TRUSTED_SHARE", 1.01)
+    assert not update.gram_singular_values(one, 9.0 * one).trusted
+    assert gram_maps(one, one, 1) is None
+    with pytest.raises(AssertionError):
+        sums.core_rank(core, np.linalg.eigvalsh(core.squared), (one, one), never)

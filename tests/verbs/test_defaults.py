@@ -235,7 +235,7 @@ WITHIN: dict[str, dict[str, Any]] = {
         "ImportedRunReport.sessions": 1,
     },
     "schema.writing": {"MitigatedModule.alpha_factor": 1.0},
-    "spectral.dense": {"DenseSpectrum.is_whole": True, "DenseSpectrum.converged": True, "dense_spectrum.values": 64},
+    "spectral.batch": {"DenseSpectrum.is_whole": True, "DenseSpectrum.converged": True, "dense_spectrum.values": 64},
     "spectral.krylov": {"leading.k": 1, "leading.tolerance": 2e-06},
     "spectral.update": {"LowRank.factors.scale": 1.0, "decomposed.scale": 1.0},
     "telemetry.lines": {"Line.ended": True, "find_faults.most": 64, "find_unnamed.most": 64},
@@ -273,7 +273,7 @@ WITHIN: dict[str, dict[str, Any]] = {
     "verbs.convert.updates": {"Update.experts": 1},
     "verbs.diagnose": {"diagnose.gap_threshold": 1.5, "diagnose_sources.gap_threshold": 1.5},
     "spectral.threads": {"each_in_threads.waits": True},
-    "verbs.fleet": {"audit_fleet.engine": "local"},
+    "verbs.fleet.audit": {"audit_fleet.engine": "local"},
     "verbs.fleet.show": {"show_fleet.top": 10, "show_fleet.cosine": 0.99, "show_fleet.most_pairs": 100},
     "verbs.fleet.store": {"_Manifest.next": 1},
     "verbs.merge": {"merge_adapters.method": "linear"},
@@ -289,7 +289,7 @@ WITHIN: dict[str, dict[str, Any]] = {
     "verbs.monitor.compare": {"compare_runs.gap_threshold": 1.5},
     "verbs.resize": {"resize_adapter.pieces": "two-sided"},
     "verbs.resize.calibrated": {"Asked.pieces": "two-sided"},
-    "verbs.runs": {
+    "verbs.runs.query": {
         "run_curves.metric": "train/loss",
         "list_runs.columns": (
             "path",

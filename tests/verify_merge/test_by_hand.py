@@ -14,8 +14,7 @@ from gradience.errors import AdapterError
 from gradience.schema.audit import LeftoverReason
 from gradience.schema.merge import MergeReplay
 from gradience.verbs.verify_merge.delta import PlainDelta, WholeDelta, narrower, rounded, working
-from gradience.verbs.verify_merge.judge import _bounds as bounds_of_precision
-from gradience.verbs.verify_merge.judge import _precision
+from gradience.verbs.verify_merge.judge import _bounds as bounds_of_precision, _precision
 from gradience.verbs.verify_merge.measure import Case, Sums, _largest_ratio, distance, excess, is_weight
 from gradience.verbs.verify_merge.replays import (
     Dora,
@@ -348,3 +347,16 @@ def test_what_is_left_of_an_adapter_is_listed_but_for_what_waits_for_the_base_or
     adapter = SimpleNamespace(base_dependent=[SimpleNamespace(name="c")], skipped=skipped)
     found = Rows.skipped(SimpleNamespace(_adapter=adapter))
     assert [(row.name, row.verdict, row.reason) for row in found] == [("a", "not_compared", "why a")]
+
+
+@pytest.mark.parametrize(
+    ("off", "verdict"),
+    [
+        (2.0**-23 + 2.0**-25, "within_rounding"),  # two roundings of 1, and half of float16's least step
+        (2.0**-23 + 2.0**-25 + 2.0**-40, "other"),
+        (-(2.0**-23) - 2.0**-25, "within_rounding"),
+    ],
+)
+def test_a_copy_at_the_bound_itself_is_within_rounding(off, verdict):
+    held = np.ones((2, 2))
+    assert compare_copy(held, None, held + off, ("F64", None, "F32")).verdict == verdict

@@ -26,8 +26,8 @@ def test_one_other_byte_anywhere_is_another_tensor(tmp_path, size, at):
     two = one.copy()
     if at is not None:
         two[at] += 1
-    share = _difference(found(tmp_path / "one", one), found(tmp_path / "two", two))
-    assert share == (None if at is None else pytest.approx(1 / size))
+    change = _difference(found(tmp_path / "one", one), found(tmp_path / "two", two))
+    assert change == (None if at is None else pytest.approx(1.0 / np.linalg.norm(one)))
 
 
 def test_copies_of_the_base_are_of_its_weights():

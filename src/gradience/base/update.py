@@ -7,7 +7,6 @@ merge are then found without the product ever being in memory.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Final, NamedTuple
 
 import numpy as np
@@ -16,7 +15,7 @@ from gradience.adapters.layout import Array, Module, within_range
 from gradience.base.orientation import check_shape, matrix_of, plain_factors
 from gradience.schema.audit import MergeSurvival
 from gradience.spectral.base import MergeSums, Updated, merge_sums
-from gradience.spectral.grams import Factors, Floats
+from gradience.spectral.grams import Floats
 from gradience.spectral.krylov import Operator, as_float32
 from gradience.spectral.update import decomposed
 
@@ -49,16 +48,6 @@ class Update(NamedTuple):
         stored = self.b.dtype.name if self.dense is None and self.b.dtype.itemsize == _HALF else "float32"
         whole = Updated(w, self.b, self.a, self.dense)
         return merge_sums(whole, scale=self.scale, target=_target(dtype), delta_dtype=stored)
-
-
-def factors_of(module: Module) -> Callable[[], Factors]:
-    """A loader of the module's update for the spectral kernels."""
-
-    def load() -> Factors:
-        b, a = module.load()
-        return Factors(b=b, a=a, scale=module.scale)
-
-    return load
 
 
 def update_of(module: Module, w: Array) -> Update:

@@ -201,7 +201,7 @@ def _methods(text: str) -> list[MergeMethod]:
     known = get_args(MergeMethod)
     odd = [name for name in names if name not in known]
     if odd or not names:
-        raise GradienceError(f"{(odd or [text])[0]!r} is no method", advice=f"expected some of {', '.join(known)}")
+        raise GradienceError(f"{(odd or [text])[0]!r} is not a method", advice=f"expected some of {', '.join(known)}")
     return names  # type: ignore[return-value]  # each is one of the names
 
 

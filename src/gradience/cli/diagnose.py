@@ -141,7 +141,7 @@ def report(
         from gradience.verbs.device import prepare_jax  # noqa: PLC0415  # only where there are weights
 
         prepare_jax("auto", serial_kernels=bool(others))
-    from gradience.verbs.report import build_story  # noqa: PLC0415  # may import jax, after its environment is set
+    from gradience.verbs.report.gather import build_story  # noqa: PLC0415  # may import jax, after its environment is set
 
     if out is None:
         story = build_story(sources, **about)

@@ -21,7 +21,7 @@ from gradience.errors import AdapterError, GradienceError
 from gradience.render.fleet import fleet_audit_text, fleet_show_text, query_text
 
 if TYPE_CHECKING:
-    from gradience.verbs.fleet import Tally
+    from gradience.verbs.fleet.audit import Tally
     from gradience.verbs.fleet.query import Named
     from gradience.verbs.fleet.store import Store
 
@@ -29,7 +29,7 @@ Engine = Literal["local", "ray"]
 _EVERY: Final = 1 << 40
 _DRAWN: Final = 0.2  # seconds between two drawings on a terminal
 _WRITTEN: Final = 30.0  # the same between two lines of a file
-_SHORT: Final = 2.0  # seconds of a job that is no news for a file
+_SHORT: Final = 2.0  # seconds of a job too short for a progress file
 
 
 def audit(
@@ -65,7 +65,7 @@ def audit(
         raise AdapterError("no folder to look in", advice="give folders with adapters below, or --list FILE")
     if out is None:
         raise AdapterError("no output folder", advice="give --out FLEET")
-    from gradience.verbs.fleet import audit_fleet  # noqa: PLC0415  # the help needs none of it
+    from gradience.verbs.fleet.audit import audit_fleet  # noqa: PLC0415  # the help needs none of it
     from gradience.verbs.fleet.find import read_list  # noqa: PLC0415  # the same
 
     report = audit_fleet(
@@ -139,9 +139,9 @@ def show(
 
     report = show_fleet(fleet, top=_EVERY if verbose else top, cosine=cosine, most_pairs=most_pairs)
     if html is not None:
-        from gradience.verbs.report import write_fleet_page  # noqa: PLC0415  # matplotlib
+        from gradience.verbs.report import write_page  # noqa: PLC0415  # matplotlib
 
-        write_fleet_page(report, html, force=force)
+        write_page(report, html, force=force)
     return opt.print_report(report, fleet_show_text, json=json)
 
 

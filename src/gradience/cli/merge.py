@@ -87,7 +87,7 @@ def parsed_weights(text: str | None) -> list[float] | None:
     """Return the numbers of a list such as `0.5,0.5`, or None where none is given.
 
     Raises:
-        AdapterError: one is no number.
+        AdapterError: one is not a number.
     """
     if text is None:
         return None

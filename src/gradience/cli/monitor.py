@@ -122,7 +122,7 @@ def log_to_follow(path: Path) -> Path:
     """Return the log that a path stands for, whether it exists yet or not: a folder's is its run.jsonl.
 
     Raises:
-        RecorderError: there is a file, and it is no log of ours.
+        RecorderError: the file is not one of our logs.
     """
     log = path / "run.jsonl" if path.is_dir() or not path.suffix else path
     try:
@@ -131,7 +131,7 @@ def log_to_follow(path: Path) -> Path:
     except OSError:
         return log
     if begun and not is_log(log):
-        raise RecorderError(f"{log} is no run.jsonl: only that is followed", advice="leave --follow away to import it")
+        raise RecorderError(f"{log} is not a run.jsonl: only that is followed", advice="import it without --follow")
     return log
 
 

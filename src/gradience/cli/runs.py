@@ -54,7 +54,7 @@ def list_(
         Print CSV (RFC 4180).
     """
     from gradience.schema.fleet import RunRow  # noqa: PLC0415  # the help needs none of it
-    from gradience.verbs.runs import COLUMNS, list_sql  # noqa: PLC0415  # the same
+    from gradience.verbs.runs.query import COLUMNS, list_sql  # noqa: PLC0415  # the same
 
     every = RunRow.__struct_fields__
     names = COLUMNS if columns is None else every if columns == "all" else [n.strip() for n in columns.split(",")]
@@ -73,7 +73,7 @@ def show(*roots: Path, top: PositiveInt = 10, out: Path | None = None, json: opt
     out:
         Folder for the tables. Default: in the user's cache.
     """
-    from gradience.verbs.runs import show_runs  # noqa: PLC0415  # the help needs none of it
+    from gradience.verbs.runs.query import show_runs  # noqa: PLC0415  # the help needs none of it
 
     return opt.print_report(show_runs(_collected(roots, out), top=top), runs_show_text, json=json)
 
@@ -94,7 +94,7 @@ def query(
     out:
         Folder for the tables. Default: in the user's cache.
     """
-    from gradience.verbs.runs import RUNS_QUERIES  # noqa: PLC0415  # the help needs none of it
+    from gradience.verbs.runs.query import RUNS_QUERIES  # noqa: PLC0415  # the help needs none of it
 
     if result.list_queries:
         return list_queries(RUNS_QUERIES)
@@ -128,7 +128,7 @@ def best(
     out:
         Folder for the tables. Default: in the user's cache.
     """
-    from gradience.verbs.runs import best_runs  # noqa: PLC0415  # the help needs none of it
+    from gradience.verbs.runs.query import best_runs  # noqa: PLC0415  # the help needs none of it
 
     report = best_runs(_collected(roots, out), metric, by=by, goal=goal)
     return opt.print_report(report, runs_best_text, json=json)
@@ -159,11 +159,11 @@ def curves(
     """
     if not runs:
         raise RecorderError("no run to draw", advice="give logs, or folders of runs")
-    from gradience.verbs.runs import run_curves  # noqa: PLC0415  # the help needs none of it
+    from gradience.verbs.runs.query import run_curves  # noqa: PLC0415  # the help needs none of it
 
     report = run_curves(*runs, metric=metric)
     if html is not None:
-        from gradience.verbs.report import write_curves_page  # noqa: PLC0415  # matplotlib
+        from gradience.verbs.report import write_page  # noqa: PLC0415  # matplotlib
 
-        write_curves_page(report, html, force=force)
+        write_page(report, html, force=force)
     return opt.print_report(report, lambda it: runs_curves_text(it, width=max(width, 20)), json=json)

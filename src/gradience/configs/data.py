@@ -1,7 +1,7 @@
 """What a trainer's recipe says about its data: files, template, cutoff, loss mode, packing.
 
 Read in TRL 1.16 (SFTConfig; scripts/sft.py), Axolotl (docs/dataset-formats), LLaMA-Factory (hparams/data_args.py,
-data/parser.py) and torchtune (datasets/_sft.py). A name that is no file here is a data set of the hub: not looked up.
+data/parser.py) and torchtune (datasets/_sft.py). A name that is not a file here is a hub data set: not looked up.
 """
 
 from __future__ import annotations

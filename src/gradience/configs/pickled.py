@@ -233,7 +233,7 @@ def _key(value: object) -> str:
         return value
     if isinstance(value, int) and abs(value) < 2**63:
         return str(value)
-    raise Malformed("a pickle with a key that is no text")
+    raise Malformed("a pickle with a key that is not text")
 
 
 def _dotted(text: str) -> str:

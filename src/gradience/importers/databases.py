@@ -43,7 +43,7 @@ def opened(path: Path, *, advice: str) -> Iterator[sqlite3.Connection]:
     a shared index (`-shm`) beside them.
 
     Raises:
-        RecorderError: the file is no database, or a query was wrong for it; with the advice given.
+        RecorderError: the file is not a database, or a query was wrong for it; with the advice given.
     """
     try:
         yield from _copied(path)
@@ -87,7 +87,7 @@ def require_stored(base: sqlite3.Connection, path: Path, *tables: str) -> None:
     """Refuse views and computed columns in a table's place: a row of them may cost anything.
 
     Raises:
-        RecorderError: one of the tables is no plain table.
+        RecorderError: one of the tables is not a plain table.
     """
     for table in tables:
         kinds = base.execute("SELECT name, type FROM sqlite_master WHERE name = ?", (table,)).fetchall()

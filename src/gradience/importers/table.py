@@ -15,15 +15,7 @@ from pathlib import Path
 from typing import Final, TextIO, TypeAlias
 
 from gradience.errors import RecorderError, few
-from gradience.importers.files import (
-    MAX_LINE,
-    LoggedRow,
-    SourceRun,
-    clock_of,
-    json_lines,
-    require_file,
-    whole_json,
-)
+from gradience.importers.files import MAX_LINE, LoggedRow, SourceRun, clock_of, json_lines, require_file, whole_json
 from gradience.io.reading import open_regular
 from gradience.schema.scalars import Json
 from gradience.telemetry.rows import HELD_OUT
@@ -223,7 +215,7 @@ def _take(raw: SourceRun, place: int, row: dict[str, Json], columns: Columns) ->
     step = step_of(named.get("step"))
     values = {name: value for name, value in named.items() if name not in _OWN}
     if step is None:
-        raw.skip(place, "no step in it" if named.get("step") is None else "the step is no whole number")
+        raw.skip(place, "no step in it" if named.get("step") is None else "the step is not a whole number")
     elif values.keys() <= {"epoch"}:
         raw.skip(place, "nothing was measured")
     else:
@@ -311,7 +303,7 @@ def _lines(path: Path, text: TextIO) -> Iterator[str]:
     """Yield the lines of a text, each with its end.
 
     Raises:
-        RecorderError: it is no text in UTF-8, or a line is longer than any row.
+        RecorderError: it is not text in UTF-8, or a line is longer than any row.
     """
     for number in count(1):
         try:

@@ -63,7 +63,7 @@ def _take(raw: SourceRun, place: int, row: Mapping[str, Json]) -> None:
     given = row.get("step")
     step = step_of(given)
     if step is None and given is not None:
-        raw.skip(place, f"`step` is no step: {str(given)[:40]!r}")
+        raw.skip(place, f"`step` is not a step: {str(given)[:40]!r}")
     elif values.keys() <= {"epoch"}:
         raw.skip(place, "nothing was measured")
     else:

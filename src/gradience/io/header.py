@@ -166,7 +166,7 @@ def _is_shallow(raw: bytes) -> bool:
 def _pieces(raw: bytes) -> Iterator[bytes]:
     """The header in pieces that are each an object of some of its entries.
 
-    No string holds a bracket, so that each cut is behind an object; in what is no JSON, a piece is none either.
+    No string holds a bracket, so that each cut is behind an object; in what is not JSON, a piece is not either.
     """
     start = 0
     while (hit := _BOUNDARY.search(raw, start + _PIECE)) is not None:

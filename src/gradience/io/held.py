@@ -54,7 +54,7 @@ def header_of(path: Path, data: Bytes) -> bytes:
     """The JSON of a file's header; `path` names it in errors.
 
     Raises:
-        AdapterError: it is no safetensors file, or is cut short within the header.
+        AdapterError: it is not a safetensors file, or is cut short within the header.
     """
     length = header_length(path, data[:64].tobytes(), len(data))
     return data[8 : 8 + length].tobytes()

@@ -195,7 +195,7 @@ def _decoded(path: Path, number: int, line: bytes, *, as_json: bool) -> Row:
         what = "no JSON object" if as_json else "no UTF-8 text"
         raise ConfigError(f"{path}:{number}: {what}: {error}", advice=f"give {_WANTED}") from error
     if "\0" in text:
-        raise ConfigError(f"{path}:{number}: a NUL: this is no text", advice=f"give {_WANTED}")
+        raise ConfigError(f"{path}:{number}: a NUL: this is not text", advice=f"give {_WANTED}")
     return text
 
 

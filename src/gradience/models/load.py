@@ -169,7 +169,7 @@ def _device(torch: Any, name: str | None) -> Any:
     try:
         return torch.device(name)
     except RuntimeError as error:
-        raise GradienceError(f"{name!r} is no device of torch's", advice="give cpu or cuda") from error
+        raise GradienceError(f"{name!r} is not a device that torch knows", advice="give cpu or cuda") from error
 
 
 @contextmanager
@@ -335,7 +335,7 @@ def _refuse_unplaced(model: Any, adapter: Adapter, name: str) -> None:
 def _tokenizer(transformers: Any, places: list[PathLike | None]) -> Any:
     """The tokenizer of the first place that has one, or None."""
     for place in places:
-        if place is None or (os.path.isdir(place) and not any((Path(place) / n).is_file() for n in _TOKENIZER)):  # noqa: PTH112  # a hub's name is no path
+        if place is None or (os.path.isdir(place) and not any((Path(place) / n).is_file() for n in _TOKENIZER)):  # noqa: PTH112  # a hub's name is not a path
             continue
         try:
             return transformers.AutoTokenizer.from_pretrained(os.fspath(place), local_files_only=True)

@@ -57,7 +57,7 @@ def compare_text(report: CompareReport, *, verbose: bool = False) -> Iterator[st
     yield from _findings(report.runs, verbose=verbose)
     yield from (f"Not read: {clean(unread.file)}: {clean(unread.reason)}" for unread in report.unread)
     yield from (f"Note: {clean(note)}." for note in report.notes)
-    yield "One run of each is no experiment: a difference may be the seed's. Verify on held-out data."
+    yield "One run of each is not an experiment: a difference may be the seed's. Verify on held-out data."
 
 
 def _steps(run: ComparedRun) -> str:
@@ -339,7 +339,7 @@ def _remarks(report: CompareAdaptersReport) -> Iterator[str]:
     if report.different_shapes:
         yield f"Of different shapes, not compared: {listed(report.different_shapes, _MODULES)}"
     yield from (f"Note: {clean(note)}." for note in report.notes)
-    yield "Two runs differ by their seed alone as well; a cosine of weights is no measure of behaviour."
+    yield "Two runs differ by their seed alone as well; a cosine of weights does not measure behaviour."
 
 
 def cosine_grid(pair: AdapterPair) -> Grid | None:

@@ -144,7 +144,7 @@ class DataReport(msgspec.Struct, kw_only=True, frozen=True):
     pad_is_end: Annotated[bool, about("Pad and end token are one.")] | None = None
     has_labels: Annotated[bool, about("Labels stand in the rows.")] = False
     end_tokens: list[str] = []
-    turn_end: Annotated[str, about("Control token that ends most answers, where it is no end token; else empty.")] = ""
+    turn_end: Annotated[str, about("Control token that ends most answers unless it is an end token; else empty.")] = ""
     sequences: NonNegativeInt = 0
     whole_rows: Annotated[NonNegativeInt, about("Rows with a supervised sequence that no cut shortens.")] = 0
     tokens: TokenCounts = TokenCounts()

@@ -1,12 +1,17 @@
-"""The spectra of many modules at once: their Gram matrices, then every quantity in one vmapped call.
+"""The spectra of updates: of many modules at once from their Gram matrices, and of one that is a whole matrix.
 
-The quantities are written for one module, and jitted here. Every first call of a process traces these lines, which
+The quantities are written for one module, vmapped and jitted. Every first call of a process traces these lines, which
 takes as long as they are many: what several quantities share is computed once, and primitives of `lax` stand where
 numpy's manners would be paid for.
+
+No factors of low rank give the spectrum of a whole matrix, such as DoRA's update. Of a small one it is every singular
+value, from the Gram matrix of its shorter side in float64. Of a large one the leading values and bounds on the rest:
+sums of squares of the leading values bound every energy rank from both sides.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from functools import partial
 from typing import Final, NamedTuple
@@ -17,9 +22,10 @@ import numpy.typing as npt
 from jax import Array, lax
 
 from gradience.spectral import update
-from gradience.spectral.grams import Grams, Loads, Matrix, grams_of
+from gradience.spectral.grams import Floats, Grams, Loads, Matrix, grams_of
+from gradience.spectral.krylov import Operator, as_float32, leading
 from gradience.spectral.threads import in_threads
-from gradience.spectral.update import Maps, core_maps
+from gradience.spectral.update import LowRank, Maps, core_maps, leading_part
 
 SHARES: Final = (0.90, 0.95, 0.99)
 
@@ -256,3 +262,85 @@ def _spectrum(sigma: Matrix, numbers: Quantities, grams: Grams, alone: Matrix, *
 def _padded(values: Matrix, length: int) -> Matrix:
     """The first values, and zeros beyond them: what lies past the product's own rank is zero."""
     return np.pad(values, (0, length - len(values))) if length > len(values) else values[:length]
+
+
+EXACT_UP_TO: Final = 2048  # of the shorter side: a second for all singular values
+_COLUMNS: Final = 1024  # cast to float64 at a time
+_LEADING: Final = 64
+_SLACK: Final = 1e-4  # relative, on the largest value of what the leading part leaves out
+
+
+class DenseSpectrum(NamedTuple):
+    """`sigma` largest first: all singular values, or the leading ones where `is_whole` is false.
+
+    `energy` is the sum of all squared values, `next_square` a bound on the square of every value that `sigma` lacks;
+    `converged` whether the iterations reached their tolerance.
+    """
+
+    sigma: Floats
+    energy: float
+    size: int
+    next_square: float = 0.0
+    is_whole: bool = True
+    converged: bool = True
+
+    def energy_rank(self, share: float) -> tuple[int, int]:
+        """The least and the most that k can be, k the fewest values that hold this share of the energy.
+
+        Values beyond the leading ones fall, so their sums rise at least as a straight line does to the whole energy
+        (the most), and by Ky Fan's inequality no faster than `next_square` a value (the least).
+        """
+        held = np.cumsum(self.sigma**2)
+        wanted = share * self.energy * (1.0 - self.size * np.finfo(np.float64).eps)
+        reached = np.flatnonzero(held >= wanted)
+        if self.is_whole:
+            most = int(reached[0]) + 1 if len(reached) else self.size
+            return most, most
+        rest = max(self.energy - float(held[-1]), 0.0)
+        if len(reached):
+            most = int(reached[0]) + 1
+        else:
+            slope = rest / (self.size - len(self.sigma))
+            most = min(self.size, len(self.sigma) + math.ceil((wanted - float(held[-1])) / slope))
+        counts = np.arange(1, most + 1)
+        highest = held[np.minimum(counts, len(held)) - 1] + np.minimum(counts * self.next_square, rest)
+        return int(np.flatnonzero(highest >= wanted)[0]) + 1 if highest[-1] >= wanted else most, most
+
+
+def dense_spectrum(matrix: Matrix, *, values: int = _LEADING, seed: int = 0) -> DenseSpectrum:
+    """The spectrum of a finite matrix (m, n), in float64; of a large one at least so many `values`.
+
+    Values under about 1e-8 of the largest are rounding: they come from squares.
+    """
+    size = min(matrix.shape)
+    if size <= EXACT_UP_TO:
+        squares = np.maximum(np.linalg.eigvalsh(gram_of(matrix))[::-1], 0.0)
+        return DenseSpectrum(np.sqrt(squares), float(squares.sum()), size)
+    part = leading_part(matrix.astype(np.float64), max(values, _LEADING), seed=seed)
+    whole = Operator.of(as_float32(matrix))
+    top, rest = (leading(x, seed=seed) for x in (whole, _less(whole, part.low)))
+    sigma = part.low.sigma.copy()
+    sigma[0] = max(sigma[0], float(top.sigma[0]))
+    return DenseSpectrum(
+        sigma,
+        part.norm**2,
+        size,
+        next_square=(float(rest.sigma[0]) * (1.0 + _SLACK)) ** 2,
+        is_whole=False,
+        converged=top.converged and rest.converged,
+    )
+
+
+def gram_of(matrix: Matrix) -> Floats:
+    """The Gram matrix of the shorter side of a matrix (m, n), in float64: X X^T of a wide one, X^T X of a tall one."""
+    short = matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T
+    total = np.zeros((len(short), len(short)))
+    for start in range(0, short.shape[1], _COLUMNS):
+        tile = short[:, start : start + _COLUMNS].astype(np.float64)
+        total += tile @ tile.T
+    return total
+
+
+def _less(matrix: Operator, low: LowRank) -> Operator:
+    """The matrix without its leading part, which is subtracted as factors."""
+    return matrix.plus(-low.u * low.sigma, low.v)

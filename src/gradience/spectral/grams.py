@@ -140,6 +140,17 @@ class _Shares:
             yield from span
 
 
+def padded(grams: Floats) -> Floats:
+    """Gram matrices (..., r, r), padded to the rank's bucket."""
+    r = grams.shape[-1]
+    size = bucket_of(r)
+    if size == r:
+        return grams
+    found = np.zeros((*grams.shape[:-2], size, size))
+    found[..., :r, :r] = grams
+    return found
+
+
 def bucket_of(r: int) -> int:
     """Return the least power of two that is >= r, from 8."""
     return max(_LEAST_RANK, 1 << (r - 1).bit_length()) if r else _LEAST_RANK

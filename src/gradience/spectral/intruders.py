@@ -26,7 +26,7 @@ from typing import Final, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from gradience.spectral.dense import gram_of
+from gradience.spectral.batch import gram_of
 from gradience.spectral.grams import Floats, Matrix
 from gradience.spectral.krylov import Bidiagonal, Operator, Ritz, Triplets, leading, ritz_of
 
@@ -38,7 +38,7 @@ _SHARE: Final = 0.05  # s h^2: what the width of an interval adds to the bound o
 
 
 class Atoms(NamedTuple):
-    """Bounds on max_i <u_i, y>^2 for each vector; `upper` is no sharper than the thresholds that were given need."""
+    """Bounds on max_i <u_i, y>^2 for each vector; `upper` is only as sharp as the given thresholds need."""
 
     lower: Floats
     upper: Floats
@@ -188,19 +188,15 @@ def _exact(base: Operator, tuned: Operator, k: int) -> Overlaps:
     """The overlaps themselves, of left vectors that belong to a singular value above zero.
 
     A left vector of a tall matrix is W v / s, so that U^T u = (u^T W) V / s takes no product of two large matrices.
-    Where W + dW has fewer singular values above zero than k, the rest is no new direction: its overlap is 1.
+    Where W + dW has fewer singular values above zero than k, the rest are not new directions: its overlap is 1.
     """
-    w, changed = (_whole(matrix) for matrix in (base, tuned))
+    w, changed = (matrix.whole() for matrix in (base, tuned))
     s, vectors = _short_side(changed)
     left = vectors[:, :k] if _is_wide(changed) else _over(changed @ vectors[:, :k], s[:k])
     s_base, vectors = _short_side(w)
     all_inner = left.T @ vectors if _is_wide(w) else _over((left.T @ w) @ vectors, s_base)
     best = np.where(s[:k] > _RESOLVED * s[0], np.max(np.abs(all_inner), axis=1), 1.0)
     return Overlaps(best, best, exact=True, converged=True, left=left)
-
-
-def _whole(matrix: Operator) -> Matrix:
-    return np.asarray(matrix.w, np.float64) + np.asarray(matrix.b, np.float64) @ np.asarray(matrix.a, np.float64)
 
 
 def _is_wide(matrix: Matrix) -> bool:

@@ -54,6 +54,11 @@ class Operator(NamedTuple):
         """Return W + b a, of the same W."""
         return Operator(self.w, jnp.asarray(b, jnp.float32), jnp.asarray(a, jnp.float32))
 
+    def whole(self) -> Floats:
+        """Return the sum, in float64."""
+        w, b, a = (np.asarray(x, np.float64) for x in self)
+        return w + b @ a
+
     def times(self, v: Matrix) -> Matrix:
         """Return (W + B A) v of vectors as rows, v (c, n)."""
         return np.asarray(_times(self, v.T)).T
@@ -234,8 +239,7 @@ def _iterated(
 
 
 def _dense(matrix: Operator, k: int) -> Triplets:
-    full = np.asarray(matrix.w, np.float64) + np.asarray(matrix.b, np.float64) @ np.asarray(matrix.a, np.float64)
-    left, sigma, _ = np.linalg.svd(full, full_matrices=False)
+    left, sigma, _ = np.linalg.svd(matrix.whole(), full_matrices=False)
     return Triplets(sigma[:k], left[:, :k], np.zeros(k), 0, converged=True, exact=True, guard=left[:, k:k])
 
 

@@ -18,7 +18,7 @@ from typing import Final, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from gradience.spectral.grams import Factors, Grams, Matrix, bucket_of, grams_on_host, inner_size
+from gradience.spectral.grams import Factors, Grams, Matrix, grams_on_host, inner_size, padded
 
 Floats: TypeAlias = npt.NDArray[np.float32]
 Doubles: TypeAlias = npt.NDArray[np.float64]
@@ -163,8 +163,8 @@ class _Pass:
         self.sketch.add_stack([self._names[i] for i, _ in held], b, a, [factors.scale for _, factors in held])
         with np.errstate(all="ignore"):  # as above
             wide_b, wide_a = b.astype(np.float64), a.astype(np.float64)
-            grams_a = _padded(wide_a @ wide_a.transpose(0, 2, 1))
-            grams_b = _padded(wide_b.transpose(0, 2, 1) @ wide_b)
+            grams_a = padded(wide_a @ wide_a.transpose(0, 2, 1))
+            grams_b = padded(wide_b.transpose(0, 2, 1) @ wide_b)
         for place, (index, factors) in enumerate(held):
             self._found[index] = Grams(grams_a[place], grams_b[place], a.shape[1], factors.scale)
 
@@ -173,14 +173,3 @@ class _Pass:
         while self._open:
             self._stack(self._open.popitem()[1])
         return [self._found[index] for index in sorted(self._found)]
-
-
-def _padded(grams: Matrix) -> Matrix:
-    """Gram matrices (n, r, r), padded to the rank's bucket."""
-    n, r, _ = grams.shape
-    size = bucket_of(r)
-    if size == r:
-        return grams
-    found = np.zeros((n, size, size))
-    found[:, :r, :r] = grams
-    return found

@@ -174,11 +174,6 @@ def row_geometries(rows: Sequence[Row], pairs: Sequence[Places]) -> Iterator[Row
         yield geometry
 
 
-def pair_geometries(pairs: Sequence[tuple[Stacked, Stacked]]) -> Iterator[PairGeometry]:
-    """Yield the geometry of each pair, in order."""
-    return (found.pairs[0, 1] for found in row_geometries(pairs, [(0, 1)]))
-
-
 def _pairs_in(row: Row, pairs: Sequence[Places]) -> list[Places]:
     return [(i, j) for i, j in pairs if row[i] is not None and row[j] is not None]
 

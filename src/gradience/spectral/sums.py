@@ -37,16 +37,11 @@ _NOTHING: Final = 1e-24  # likewise: what is left of parts that cancel is their 
 Pair: TypeAlias = tuple[Floats, Floats]
 
 
-def squared_norm(b: Matrix, a: Matrix, *, grams: Pair | None = None) -> float:
-    """Return the squared Frobenius norm of b @ a, b (d_out, r), a (r, d_in); from their `pair_grams` where known.
-
-    It is 0 where it is rounding alone, and inf where it is out of range.
-    """
-    return gram_norm(pair_grams(b, a) if grams is None else grams, lambda: (b, a))
-
-
 def gram_norm(grams: Pair, factors: Callable[[], tuple[Matrix, Matrix]]) -> float:
-    """Return the same from the `pair_grams` alone: the factors are asked for only where these do not tell."""
+    """Return the squared Frobenius norm of b @ a from their `pair_grams`; 0 where it is rounding, inf out of range.
+
+    The factors, b (d_out, r) and a (r, d_in), are asked for only where the Gram matrices do not tell.
+    """
     gram_b, gram_a = grams
     size = float(np.diagonal(gram_b) @ np.diagonal(gram_a))
     total = float(np.sum(gram_b * gram_a))

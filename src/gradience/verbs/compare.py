@@ -184,7 +184,7 @@ def _points(measured: Sequence[_Measured], geometry: _Geometry) -> list[Checkpoi
 
 
 def _change(previous: _Measured, seen: dict[str, PairGeometry]) -> float | None:
-    moved = sum(one.distance**2 if one.finite else math.nan for one in seen.values())
+    moved = sum(one.distance * one.distance if one.finite else math.nan for one in seen.values())
     return _root_ratio(moved, previous.energy)
 
 
@@ -325,7 +325,7 @@ def adapter_pair(
     alone = math.fsum(
         energy for mine, other in (energies, energies[::-1]) for name, energy in mine.items() if name not in other
     )
-    changed = alone + math.fsum(g.distance**2 if g.finite else math.nan for g in found)
+    changed = alone + math.fsum(g.distance * g.distance if g.finite else math.nan for g in found)
     shares = _shares(energies)
     return AdapterPair(
         first=names[0],

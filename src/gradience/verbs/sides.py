@@ -17,13 +17,13 @@ import numpy as np
 from gradience.adapters.config import LARGEST_CONFIG
 from gradience.adapters.layout import Adapter, Module
 from gradience.adapters.open import AdapterFiles, open_adapter
-from gradience.base.update import factors_of
+from gradience.base.orientation import factors_of
 from gradience.errors import AdapterError
 from gradience.io.paths import PathLike, natural_key
 from gradience.io.reading import decode_json, read_small, real_path
 from gradience.schema.compare import ComparedAdapter, ConfigDifference, OnlyIn, Overlap, SideOverlap
 from gradience.schema.scalars import Json
-from gradience.spectral.grams import Floats, Grams, bucket_of, inner_size, narrowed
+from gradience.spectral.grams import Floats, Grams, inner_size, narrowed, padded
 from gradience.spectral.subspace import (
     PairGeometry,
     Stacked,
@@ -267,7 +267,7 @@ class _Owns:
         if energy is not None:
             self._owns[place].energies[module.name] = energy
             return
-        grams = Grams(_padded(gram_a), _padded(gram_b), module.r, module.scale)
+        grams = Grams(padded(gram_a), padded(gram_b), module.r, module.scale)
         self._open.append((place, module, grams))
         self._held += 2 * grams.gram_a.size
         if self._held >= _HELD:
@@ -298,9 +298,14 @@ class _Owns:
     def _keep(self, modules: Sequence[tuple[int, Module]], found: Sequence[Spectrum]) -> None:
         for (place, module), spectrum in zip(modules, found, strict=True):
             own = self._owns[place]
-            own.energies[module.name] = spectrum.frobenius_norm**2 if spectrum.finite else math.nan
+            own.energies[module.name] = _squared(spectrum.frobenius_norm) if spectrum.finite else math.nan
             if self._whole:
                 own.spectra[module.name] = spectrum
+
+
+def _squared(x: float) -> float:
+    """The square; infinity out of range, where Python's own power raises."""
+    return x * x
 
 
 def _energy(gram_b: Floats, gram_a: Floats, scale: float) -> float | None:
@@ -310,14 +315,6 @@ def _energy(gram_b: Floats, gram_a: Floats, scale: float) -> float | None:
         total = float(np.sum(gram_b * gram_a))
     vouched = math.isfinite(size) and (total > _VOUCHED * size or size == 0.0) and math.isfinite(total * scale**2)
     return total * scale**2 if vouched else None
-
-
-def _padded(gram: Floats) -> Floats:
-    """A Gram matrix, padded to the rank's bucket."""
-    r = len(gram)
-    padded = np.zeros((bucket_of(r), bucket_of(r)))
-    padded[:r, :r] = gram
-    return padded
 
 
 def _stacked(module: Module) -> Stacked:

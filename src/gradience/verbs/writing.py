@@ -29,14 +29,7 @@ from gradience.io.atomic import atomic_folder, refuse_file, refuse_folder
 from gradience.io.reading import read_small, real_path
 from gradience.io.safetensors import PlannedTensor, write_safetensors
 from gradience.schema.merge import MergeReport
-from gradience.schema.writing import (
-    ConvertReport,
-    ModuleChange,
-    Provenance,
-    ResizedModule,
-    ResizeReport,
-    SourceFile,
-)
+from gradience.schema.writing import ConvertReport, ModuleChange, Provenance, ResizedModule, ResizeReport, SourceFile
 from gradience.spectral.threads import each_in_threads
 
 WEIGHTS_NAME: Final = "adapter_model.safetensors"

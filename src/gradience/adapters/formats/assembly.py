@@ -1,4 +1,4 @@
-"""What a format's tensors are: modules put together, and the role of each tensor that is no part of a module's update.
+"""What a format's tensors are: modules put together, and the role of each tensor outside a module's update.
 
 Roles are heads, biases, copies of the base, leftovers.
 """

@@ -228,7 +228,7 @@ def _bar(share: float) -> Element:
 
 _PAIRS: Final = 3  # with maps
 _TEXT: Final = 120  # characters of a configuration's value
-_CAUTION: Final = "Two runs differ by their seed alone as well; a cosine of weights is no measure of behaviour."
+_CAUTION: Final = "Two runs differ by their seed alone as well; a cosine of weights does not measure behaviour."
 _Points: TypeAlias = Sequence[tuple[int, float]]
 
 

@@ -126,7 +126,7 @@ FACTS: Final[tuple[ServeFact, ...]] = (
     *_rows(
         "vllm",
         Source(_VLLM, "001e63a8", "vllm/lora/utils.py"),
-        ("token_rows", "refused", "a tensor that is no factor is an unsupported LoRA weight"),
+        ("token_rows", "refused", "a tensor that is not a factor is an unsupported LoRA weight"),
     ),
     *_rows(
         "lorax",

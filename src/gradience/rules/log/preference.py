@@ -11,7 +11,7 @@ from gradience.rules.log.statistics import mann_kendall, mean_error, median, med
 from gradience.rules.objective import only_under
 from gradience.rules.rule import NEMOTRON, TRIAL, Observation, Rule, Threshold, Unknown, cite
 
-FEW_ROWS = Threshold("few_rows", 3, "rows that logged it", "a mean of fewer is no level")
+FEW_ROWS = Threshold("few_rows", 3, "rows that logged it", "a mean of fewer is not a level")
 MANY_ROWS = Threshold("many_rows", 20, "rows that logged it", "below it the order of the rows is tested instead")
 ALPHA = Threshold("alpha", 0.01, "one-sided p of the order of few rows", "1 of 100 flat columns")
 

@@ -101,7 +101,9 @@ def candidates(modules: Sequence[ModuleAudit], *, bytes_per_param: float = 0.0) 
 def cut(modules: Sequence[ModuleAudit], rank_of: Callable[[ModuleAudit], int]) -> tuple[float, float, int]:
     """Energy kept, relative error and parameters saved of cutting each module to its own rank."""
     ranks = [(module, rank_of(module)) for module in modules]
-    energies = [float(module.frobenius_norm or 0.0) ** 2 for module in modules]
+    norms = [float(module.frobenius_norm or 0.0) for module in modules]
+    largest = max(norms, default=0.0) or 1.0
+    energies = [(norm / largest) ** 2 for norm in norms]  # whose sum no size of the adapter takes out of range
     total = sum(energies)
     lost = sum(e * error_at(m, rank) ** 2 for e, (m, rank) in zip(energies, ranks, strict=True))
     share = min(lost / total, 1.0) if total else 0.0
@@ -109,7 +111,7 @@ def cut(modules: Sequence[ModuleAudit], rank_of: Callable[[ModuleAudit], int]) -
 
 
 def error_at(module: ModuleAudit, rank: int) -> float:
-    """The module's relative error at one of the `priced_ranks`; where its r is no higher, that at r.
+    """The module's relative error at one of the `priced_ranks`; where its r is not higher, that at r.
 
     This is 0, but for an update that r does not bound, such as PiSSA's or DoRA's.
     """

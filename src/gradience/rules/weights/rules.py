@@ -273,7 +273,7 @@ LOW_RANK = WeightsRule(
     title="low utilization",
     groups=("weights", "log"),
     condition="mean of stable rank / r < {low_utilization}, in the file or in the audit in a log; not where r is "
-    "{small_rank} or less, or the suggested rank (p90) is no less than r",
+    "{small_rank} or less, or the suggested rank (p90) is not less than r",
     observe=_low_utilization,
     confidence=0.4,
     evidence=(UTILIZATION, cite("SSRN 6580122 (abstract)", "stable rank grows as about r^0.23 to r^0.30")),

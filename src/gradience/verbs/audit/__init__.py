@@ -11,7 +11,7 @@ import msgspec
 from gradience.adapters.formats.containers import SUFFIXES
 from gradience.adapters.layout import Adapter, Module
 from gradience.adapters.open import AdapterFiles, open_adapter
-from gradience.base.update import factors_of
+from gradience.base.orientation import factors_of
 from gradience.errors import RecorderError
 from gradience.io.paths import PathLike, Progress
 from gradience.io.safetensors import is_known

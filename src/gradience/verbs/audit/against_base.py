@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import threading
 from collections.abc import Iterable, Sequence
 from functools import partial
 from pathlib import Path
@@ -23,8 +22,7 @@ from gradience.io.safetensors import Memory
 from gradience.rules.weights.health import at_risk
 from gradience.schema.audit import BaseComparison, BaseReport, Intruders, ModuleAudit, NotCompared
 from gradience.schema.scalars import real
-from gradience.spectral.batch import spectrum_of
-from gradience.spectral.dense import dense_spectrum
+from gradience.spectral.batch import dense_spectrum, spectrum_of
 from gradience.spectral.intruders import count_below, overlaps
 from gradience.spectral.krylov import Operator, as_float32, spectral_norm
 from gradience.spectral.threads import each_in_threads, one_blas_thread, threads_for
@@ -96,13 +94,6 @@ class _Norms(NamedTuple):
     note: str | None = None
 
 
-class _Memories(threading.local):
-    """Room for each thread's weight."""
-
-    def __init__(self) -> None:
-        self.of_thread = Memory()
-
-
 class _Run:
     """The comparison of one adapter with one base."""
 
@@ -111,7 +102,7 @@ class _Run:
         self._adapter = adapter
         self._weights = weights
         self._options = options
-        self._memory = _Memories()
+        self._memory = Memory()
         self._told: list[_Told] = []
 
     def modules(self, jobs: Sequence[_Job]) -> list[ModuleAudit]:
@@ -141,7 +132,7 @@ class _Run:
         found = self._weights.find(module.base_name or f"{module.name}.weight")
         if found is None:
             raise AdapterError(f"the base has no {module.base_name or module.name + '.weight'}")
-        w = self._weights.read(found, module.expert, self._memory.of_thread)
+        w = self._weights.read(found, module.expert, self._memory)
         with one_blas_thread() if module.dense is None else threads_for(min(w.shape)):
             return self._beside(module, row, found, w)
 
@@ -219,8 +210,8 @@ class _Run:
     def report(self, rows: Sequence[ModuleAudit]) -> BaseReport:
         """Return the adapter as a whole beside the base."""
         pairs = [(m, m.base) for m in rows if m.base is not None]
-        both = [(float(b.update_frobenius_norm) ** 2, float(b.frobenius_norm) ** 2) for _, b in pairs]
-        base_energy = sum(w for _, w in both)
+        update_norm = math.hypot(*(float(b.update_frobenius_norm) for _, b in pairs))
+        base_norm = math.hypot(*(float(b.frobenius_norm) for _, b in pairs))
         survivals = [b.survival for _, b in pairs if b.survival is not None and b.survival.cosine is not None]
         found = [b.intruders for _, b in pairs if b.intruders is not None]
         udr = [m.udr for m, _ in pairs if isinstance(m.udr, float)]
@@ -231,7 +222,7 @@ class _Run:
             compared=len(pairs),
             not_compared=[one.missed for one in self._told if one.missed is not None],
             norms_cached=sum(one.cached for one in self._told),
-            relative_frobenius=math.sqrt(sum(d for d, _ in both) / base_energy) if base_energy else None,
+            relative_frobenius=update_norm / base_norm if base_norm else None,
             udr_median=_median(udr),
             udr_max=max(udr, default=None),
             sdi_median=_median(m.sdi for m, _ in pairs if isinstance(m.sdi, float)),

@@ -20,7 +20,7 @@ from gradience.spectral.batch import SHARES, Spectrum, spectrum_of
 from gradience.spectral.update import null_factor_stable_rank, null_stable_rank
 
 if TYPE_CHECKING:
-    from gradience.spectral.dense import DenseSpectrum
+    from gradience.spectral.batch import DenseSpectrum
 
 
 _FROM_ZERO: Final = frozenset({"linear", "conv", "dora"})
@@ -160,10 +160,12 @@ _EPS: Final = float(np.finfo(np.float64).eps)
 
 def with_shares(modules: list[ModuleAudit]) -> list[ModuleAudit]:
     """Return the modules with their share of the adapter's squared Frobenius norm."""
-    energies = [float(m.frobenius_norm or 0.0) ** 2 if m.state == "ok" else 0.0 for m in modules]
-    total = sum(energies)
-    if not 0.0 < total < float("inf"):
+    norms = [float(m.frobenius_norm or 0.0) if m.state == "ok" else 0.0 for m in modules]
+    largest = max(norms, default=0.0)
+    if not 0.0 < largest < float("inf"):
         return modules
+    energies = [(norm / largest) ** 2 for norm in norms]  # whose sum no size of the adapter takes out of range
+    total = sum(energies)
     return [
         msgspec.structs.replace(m, energy_share=energy / total) if m.state == "ok" else m
         for m, energy in zip(modules, energies, strict=True)

@@ -68,11 +68,11 @@ def _recipe(name: str, making: Making) -> dict[str, Any] | Path:
     if kind == "adapter" and value:
         return Path(value)
     if kind not in _TYPES:
-        raise GradienceError(f"{name!r} is no candidate", advice=f"expected {_GRAMMAR}")
+        raise GradienceError(f"{name!r} is not a candidate", advice=f"expected {_GRAMMAR}")
     try:
         number = _TYPES[kind](value)
     except ValueError as error:
-        raise GradienceError(f"{name!r}: {value!r} is no number", advice=f"expected {_GRAMMAR}") from error
+        raise GradienceError(f"{name!r}: {value!r} is not a number", advice=f"expected {_GRAMMAR}") from error
     if kind != "kl":
         return {_CRITERIA[kind]: number}
     if making.calibrate is None or making.base is None:

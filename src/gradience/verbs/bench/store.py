@@ -194,4 +194,4 @@ def read_report(path: Path) -> BenchReport:
     except OSError as error:
         raise GradienceError(f"cannot read {place}: {error.strerror}", advice="give the --out of a bench") from error
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-        raise GradienceError(f"{place} is no report of a bench: {error}", advice="give the --out of a bench") from error
+        raise GradienceError(f"{place} is not a bench report: {error}", advice="give the --out of a bench") from error

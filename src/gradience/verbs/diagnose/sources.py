@@ -15,8 +15,7 @@ from pathlib import Path
 from typing import Final, Literal, NamedTuple
 
 from gradience.adapters.open import CHECKPOINT, CONFIG_NAME, holds_adapter
-from gradience.configs.training import STATE_NAME as _STATE
-from gradience.configs.training import TRAINING_NAMES
+from gradience.configs.training import STATE_NAME as _STATE, TRAINING_NAMES
 from gradience.errors import GradienceError, few
 from gradience.importers.sources import is_run, run_folders
 from gradience.io.paths import PathLike

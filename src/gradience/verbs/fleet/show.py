@@ -43,8 +43,8 @@ from gradience.schema.fleet import (
     Similar,
     Wasteful,
 )
-from gradience.verbs.fleet.job import number_column
 from gradience.verbs.fleet.query import existing, opened
+from gradience.verbs.fleet.rows import number_column
 
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection

@@ -273,12 +273,12 @@ def kept_of(table: Floats, weights: Sequence[float], place: int) -> Kept:
     along, own, whole = float(w @ table[:, place]), float(table[place, place]), float(w @ table @ w)
     if own <= 0.0:
         return Kept(coefficient=None, other=1.0 if whole > 0.0 else None)
-    other = min(1.0, max(0.0, 1.0 - along**2 / (own * whole))) if whole > 0.0 else None
+    other = min(1.0, max(0.0, 1.0 - (along / own) * (along / whole))) if whole > 0.0 else None
     return Kept(coefficient=along / own, other=other)
 
 
 def cosine_of(table: Floats, weights: Sequence[float], places: Places) -> float | None:
     """Return the cosine between two weighted updates; None where one is zero."""
     i, j = places
-    size = abs(weights[i] * weights[j]) * math.sqrt(table[i, i] * table[j, j])
+    size = abs(weights[i] * weights[j]) * math.sqrt(table[i, i]) * math.sqrt(table[j, j])
     return max(-1.0, min(1.0, weights[i] * weights[j] * float(table[i, j]) / size)) if size > 0.0 else None

@@ -16,7 +16,6 @@ import numpy.typing as npt
 from gradience.adapters.layout import Array, Module, all_finite
 from gradience.errors import AdapterError
 from gradience.schema.merge import MergeMethod
-from gradience.spectral.dense import leading_part
 from gradience.spectral.merging import Singles, dropped, elected_mean, mask_generator, trimmed
 from gradience.spectral.sums import (
     Pair,
@@ -28,10 +27,9 @@ from gradience.spectral.sums import (
     numerical_rank,
     pair_grams,
     squared_distance,
-    squared_norm,
     sum_grams,
 )
-from gradience.spectral.update import reduced, stacked
+from gradience.spectral.update import leading_part, reduced, stacked
 
 _ROWS: Final = 1024  # of a dense matrix, compared at a time
 
@@ -122,7 +120,7 @@ def merged_module(row: Row, recipe: Recipe, dtype: np.dtype[Any]) -> tuple[NewFa
         plain = stacked(parts)
     with np.errstate(over="ignore", invalid="ignore"):
         grams = pair_grams(*plain)
-        energy = squared_norm(*plain, grams=grams)
+        energy = gram_norm(grams, lambda: plain)
     _refuse_overflow(name, energy, parts)
     if recipe.method in DENSE:
         target = dense_target(name, row, parts, recipe)

@@ -300,7 +300,7 @@ def _nats(metrics: EvalMetrics) -> float | None:
 
 
 def _recent(run: RunSeries, step: int | None) -> list[float]:
-    """The finite training losses logged last up to a step; an exact 0 is no loss: a NaN, or masked labels."""
+    """The finite training losses logged last up to a step; an exact 0 is not a loss but a NaN, or masked labels."""
     backwards = zip(reversed(run.steps), reversed(run.losses), strict=True)
     wanted = (loss for s, loss in backwards if (step is None or s <= step) and math.isfinite(loss) and loss != 0.0)
     return list(islice(wanted, _WINDOW))

@@ -244,7 +244,7 @@ def _pairs(files: AdapterFiles, adapter: Adapter) -> dict[str, StoredPair]:
         )
     if traits_of(adapter).dora:
         raise AdapterError(
-            "DoRA's magnitudes are relative to norm(W + s B A): what a part of the update does is no sum of pieces",
+            "DoRA's magnitudes are relative to norm(W + s B A): what a part of the update does is not a sum of pieces",
             advice="resize it by its weights, without --calibrate",
         )
     pairs = {pair.path: pair for pair in resizable_pairs(adapter)}

@@ -16,7 +16,7 @@ import numpy as np
 from gradience.adapters.layout import Adapter, Module
 from gradience.adapters.pairs import StoredPair, stored_pairs
 from gradience.adapters.traits import Operation, obstacles
-from gradience.base.update import factors_of
+from gradience.base.orientation import factors_of
 from gradience.base.weights import BaseWeights
 from gradience.errors import AdapterError
 from gradience.io.safetensors import DTYPES, PlannedTensor, TensorSource, file_size
@@ -238,7 +238,11 @@ def _losses_of(source: TensorSource, job: Job, found: Sequence[Spectrum]) -> lis
     if job.magnitude is not None and not job.unchanged:
         fit = refit_of(source, job)
         return [Loss(fit.lost, fit.energy)]
-    energies = [s.frobenius_norm**2 for s in found]
+    energies = [s.frobenius_norm * s.frobenius_norm for s in found]
+    if math.inf in energies:
+        raise AdapterError(
+            f"{job.pair.first.name}: the square of its norm is over the range of float64", advice="lower its alpha"
+        )
     return [
         Loss(0.0 if job.unchanged else energy * float(s.relative_errors[job.rank]) ** 2, energy)
         for s, energy in zip(found, energies, strict=True)

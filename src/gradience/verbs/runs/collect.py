@@ -27,11 +27,11 @@ from gradience.schema.reports import MonitorReport
 from gradience.schema.scalars import Real, as_float, number_in
 from gradience.spectral.threads import cores
 from gradience.telemetry.series import RunSeries
-from gradience.verbs.fleet import Plan, Tally, carry_out, known_rows, plan_of
+from gradience.verbs.fleet.audit import Plan, Tally, carry_out, known_rows, plan_of
 from gradience.verbs.fleet.engines import Done, run_local
 from gradience.verbs.fleet.find import leads_to_folder, stamp_of
 from gradience.verbs.fleet.job import Job, encoded
-from gradience.verbs.fleet.job import finding_columns, number_column, version_of_rules
+from gradience.verbs.fleet.rows import finding_columns, number_column, version_of_rules
 from gradience.verbs.fleet.store import Store, Tables
 from gradience.verbs.monitor import held_out_of, report_of
 from gradience.verbs.monitor.source import is_log, open_source

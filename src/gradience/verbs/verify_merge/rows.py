@@ -100,7 +100,7 @@ def reason_missing(weights: BaseWeights, name: str) -> str:
         return f"has {kept.name} instead of {name}: it was saved with the adapter beside it, not merged"
     packed = (weights.find(f"{stem}.{suffix}") for suffix in _PACKED)
     if (found := next((one for one in packed if one is not None), None)) is not None:
-        return f"has {found.name} instead of {name}: it is quantised, and there is no number to compare"
+        return f"has {found.name} instead of {name}: it is quantised, and there is not a number to compare"
     return f"has no {name}"
 
 

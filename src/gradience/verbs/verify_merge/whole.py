@@ -17,6 +17,7 @@ from gradience.adapters.layout import PREFIX, Adapter, Array
 from gradience.adapters.names import is_embedding
 from gradience.base.weights import BaseWeights, Found
 from gradience.errors import AdapterError
+from gradience.io.safetensors import DTYPES
 from gradience.schema.merge import ModuleVerdict, OtherTensor
 from gradience.schema.scalars import real
 from gradience.spectral.threads import scratch
@@ -217,8 +218,10 @@ def _difference(w: Found, m: Found) -> float | None:
     if own == merged:
         if _same_bytes(w, m):
             return None
-        if own not in FLOATS:
-            return float(np.mean(w.file.raw(w.name) != m.file.raw(m.name)))
+        if own not in DTYPES:
+            raise AdapterError(f"its bytes are others, and {own} is not read as numbers")
+        if own not in FLOATS:  # whole numbers and codes, as numbers in float64
+            return _relative_change(w.file.read(w.name), m.file.read(m.name), "F64", "F64")
     if not {own, merged} <= FLOATS:
         raise AdapterError(f"stored as {merged}, in the base as {own}")
     x, y = w.file.read(w.name), m.file.read(m.name)

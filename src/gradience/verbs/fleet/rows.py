@@ -1,0 +1,165 @@
+"""Audit reports as rows of tables, and the Arrow schema of each table, generated from the Struct of its rows."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Sequence
+from functools import cache
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
+
+import msgspec
+from msgspec import inspect
+
+from gradience.schema.audit import AuditReport, ModuleAudit
+from gradience.schema.findings import Finding, RuleGroup, by_severity
+from gradience.schema.fleet import AdapterRow, FindingRow, ModuleRow
+from gradience.schema.scalars import NonFinite, as_float
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+_NUMBERS: Final = "3"
+"""Raised when a number in a row changes, or the way a rule is judged."""
+
+
+@cache
+def version_of_rules(*groups: RuleGroup) -> str:
+    """What rows depend on beside their source, the rules of these groups: rows of another version are made again."""
+    from gradience.rules.registry import cards_of  # noqa: PLC0415  # all rules; a query of a store needs none
+
+    stated = msgspec.json.encode(cards_of(*groups))
+    return f"{_NUMBERS}-{hashlib.sha256(stated).hexdigest()[:12]}"
+
+
+Row: TypeAlias = type[msgspec.Struct]
+
+
+class Result(msgspec.Struct, frozen=True, array_like=True):
+    """What a worker returns for one source: the rows of each table, in order, each row as the values of its columns."""
+
+    failed: bool
+    """Whether the first table has a row without numbers."""
+    tables: tuple[msgspec.Raw, ...]
+
+
+def arrow_schema(row: Row) -> pa.Schema:
+    """The Arrow schema of a table: a column for each field of the Struct, nullable where None is allowed."""
+    import pyarrow as pa  # noqa: PLC0415  # extra [fleet]
+
+    kind = inspect.type_info(row)
+    assert isinstance(kind, inspect.StructType)  # noqa: S101  # the argument's type
+    fields = [pa.field(field.encode_name, *_arrow(pa, field.type)) for field in kind.fields]
+    return pa.schema(fields)
+
+
+_SCALARS: Final[dict[type[inspect.Type], str]] = {
+    inspect.StrType: "string",
+    inspect.IntType: "int64",
+    inspect.FloatType: "float64",
+    inspect.BoolType: "bool_",
+    inspect.LiteralType: "string",
+}
+
+
+def _arrow(pa: Any, kind: inspect.Type) -> tuple[Any, bool]:
+    """An Arrow type, and whether it is nullable."""
+    if isinstance(kind, inspect.Metadata):
+        return _arrow(pa, kind.type)
+    if isinstance(kind, inspect.UnionType):
+        (inner,) = (one for one in kind.types if not isinstance(one, inspect.NoneType))
+        return _arrow(pa, inner)[0], True
+    if isinstance(kind, inspect.ListType):
+        item = _arrow(pa, kind.item_type)[0]
+        return pa.list_(pa.float32() if item == pa.float64() else item), False
+    if isinstance(kind, inspect.StructType):
+        return pa.struct([pa.field(f.encode_name, *_arrow(pa, f.type)) for f in kind.fields]), False
+    return getattr(pa, _SCALARS[type(kind)])(), False
+
+
+def rows_of(
+    path: str, report: AuditReport, identity: tuple[str, str, str, str], sketch: Sequence[float]
+) -> tuple[AdapterRow, list[ModuleRow], list[FindingRow]]:
+    """The rows of one adapter.
+
+    Args:
+        path: their key.
+        report: the audit.
+        identity: version of the rules, stamp of the files, hash of the content and of the weights.
+        sketch: of the update.
+    """
+    modules = [_module(path, place, module) for place, module in enumerate(report.modules)]
+    found = [
+        FindingRow(path=path, position=place, **finding_columns(item)) for place, item in enumerate(report.findings)
+    ]
+    return _adapter(path, report, identity, sketch), modules, found
+
+
+def _adapter(
+    path: str, report: AuditReport, identity: tuple[str, str, str, str], sketch: Sequence[float]
+) -> AdapterRow:
+    rules, stamp, content, weights = identity
+    summary, ranks = report.summary, [m.r for m in report.modules]
+    cut = report.suggested.get("p90")
+    energies = [as_float(m.frobenius_norm or 0.0) ** 2 for m in report.modules if m.state == "ok"]
+    worst = next((item.severity for item in by_severity(report.findings)), None)
+    return AdapterRow(
+        path=path,
+        content_hash=content,
+        weights_hash=weights,
+        rules=rules,
+        stamp=stamp,
+        bytes=sum(entry.bytes for entry in report.ledger),
+        format=report.format,
+        peft_type=report.peft_type,
+        base_model=report.base_model,
+        verdict=report.health.verdict,
+        reason=report.health.reason,
+        modules=len(report.modules),
+        not_analysed=len(report.not_analysed),
+        r=max(ranks, default=None),
+        r_min=min(ranks, default=None),
+        module_types=",".join(sorted({m.module_type for m in report.modules})),
+        shape_key=_shape_key(report.modules),
+        params=summary.total_lora_params,
+        stable_rank_mean=summary.stable_rank_mean,
+        effective_rank_mean=summary.effective_rank_mean,
+        utilization_mean=summary.utilization_mean,
+        energy_rank_90_p50=summary.energy_rank_90_p50,
+        energy_rank_90_p90=summary.energy_rank_90_p90,
+        null_stable_rank_mean=summary.null_stable_rank_mean,
+        frobenius_norm=math.sqrt(sum(energies)) if energies else None,
+        relative_frobenius=report.base.relative_frobenius if report.base is not None else None,
+        suggested_rank=cut.rank if cut is not None else None,
+        bytes_saved=cut.bytes_saved if cut is not None else 0,
+        findings=len(report.findings),
+        worst=worst,
+        sketch=list(sketch),
+    )
+
+
+def _shape_key(modules: Sequence[ModuleAudit]) -> str:
+    shapes = sorted((m.name, *m.shape) for m in modules)
+    return hashlib.sha256(repr(shapes).encode("utf-8", "surrogatepass")).hexdigest()[:16] if shapes else ""
+
+
+_COPIED: Final = tuple(name for name in ModuleRow.__struct_fields__ if name in ModuleAudit.__struct_fields__)
+_MAY_BE_NON_FINITE: Final = {"alpha", "scaling", "spectral_norm", "frobenius_norm", "udr", "relative_frobenius"}
+
+
+def _module(path: str, place: int, module: ModuleAudit) -> ModuleRow:
+    rows, columns = module.shape
+    values = {name: getattr(module, name) for name in _COPIED}
+    values |= {name: number_column(values[name]) for name in _MAY_BE_NON_FINITE}
+    return ModuleRow(path=path, position=place, rows=rows, columns=columns, **values)
+
+
+def number_column(value: float | NonFinite | None) -> float | None:
+    """A column's number; NaN and the infinities are null, as `state` says why."""
+    number = None if value is None else as_float(value)
+    return number if number is not None and math.isfinite(number) else None
+
+
+def finding_columns(finding: Finding) -> dict[str, Any]:
+    """What a row says of a finding, beside whose it is."""
+    return {name: getattr(finding, name) for name in ("id", "severity", "message", "action", "confidence")}

@@ -1,0 +1,149 @@
+"""What a report is made from: a diagnosis of a run, the rows behind it, a comparison, and the files that were read."""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Iterable, Iterator, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from gradience.adapters.open import WEIGHT_NAMES, find_files
+from gradience.base.weights import find_shards
+from gradience.errors import GradienceError
+from gradience.importers import is_foreign, read_source
+from gradience.importers.files import is_folder, sha256_of
+from gradience.io.paths import PathLike
+from gradience.io.reading import real_path
+from gradience.render.html import FileRead, Story
+from gradience.render.text import short_path
+from gradience.rules.log.facts import DEFAULT_GAP
+from gradience.schema.compare import BenchReport, CompareAdaptersReport
+from gradience.schema.diagnose import DiagnoseReport
+from gradience.verbs.diagnose import judge_sources
+from gradience.verbs.diagnose.read import Read, read_sources
+from gradience.verbs.diagnose.sources import Sources
+
+_ALL_VALUES: Final = 4096  # singular values kept per module: more than any adapter's rank
+
+
+def build_story(
+    sources: Sources,
+    *,
+    base: PathLike | None = None,
+    task: str | None = None,
+    compare: Sequence[PathLike] = (),
+    bench: PathLike | None = None,
+    against: PathLike | None = None,
+) -> Story:
+    """The story of a run from sources that were found, with its adapter beside those to compare it with, and a bench.
+
+    With `against`, a fleet, the audit says where the adapter stands in it.
+
+    Raises:
+        GradienceError: none of the sources can be read, or one to be compared cannot.
+    """
+    measured, benched = (None, []) if bench is None else _measured(Path(bench))
+    if base is not None:
+        find_shards(Path(base))  # a base that cannot be read is an error before any work
+    read = read_sources(sources, base, task, DEFAULT_GAP, top_singular_values=_ALL_VALUES)
+    if read.check is None and read.log is None and read.audit is None:
+        reasons = [state.reason for state in read.states.values() if state.state == "unreadable"]
+        reason = "; ".join(reasons) or "neither log, adapter nor configuration"
+        raise GradienceError(f"{sources.path}: {reason}", advice="give a run, --adapter or --config")
+    if against is not None and read.audit is not None:
+        from gradience.verbs.fleet.show import with_standing  # noqa: PLC0415  # duckdb, of the extra [fleet]
+
+        read = read._replace(audit=with_standing(read.audit, against))
+    comparison = _comparison(sources.weights.path, compare) if compare else None
+    names = ("gradience", "numpy", *(("jax",) if read.audit is not None or comparison is not None else ()))
+    return Story(
+        diagnosis=_without_folders(judge_sources(sources, read)),
+        series=read.log.run if read.log else None,
+        comparison=comparison,
+        bench=measured,
+        files=_files([*_roles(sources, read), *_compared_files(comparison), *benched]),
+        versions={**{name: version(name) for name in names}, "python": platform.python_version()},
+    )
+
+
+def _without_folders(report: DiagnoseReport) -> DiagnoseReport:
+    """The diagnosis with paths in its reasons cut to their last two parts: a report is passed on."""
+    paths = [source.path for source in report.sources if source.path is not None]
+
+    def short(reason: str) -> str:
+        for path in paths:
+            reason = reason.replace(path, short_path(path))
+        return reason
+
+    return msgspec.structs.replace(
+        report,
+        sources=[msgspec.structs.replace(s, reason=short(s.reason)) for s in report.sources],
+        not_run=[msgspec.structs.replace(item, reason=short(item.reason)) for item in report.not_run],
+    )
+
+
+def _comparison(weights: Path | None, others: Sequence[PathLike]) -> CompareAdaptersReport:
+    """The run's adapter beside others; or the checkpoints in a folder as a series, if it is the only one given.
+
+    Raises:
+        GradienceError: there is nothing to compare, or an adapter cannot be read.
+    """
+    from gradience.verbs.compare import compare_adapters  # noqa: PLC0415  # imports jax: a log alone does without
+
+    given = [Path(other) for other in others]
+    if len(given) == 1 and _holds_checkpoints_only(given[0]):
+        return compare_adapters(given[0])
+    adapters = given if weights is None else [weights, *given]
+    if len({real_path(adapter) for adapter in adapters}) < 2:
+        raise GradienceError(
+            f"compare: expected a second adapter, got {', '.join(map(str, adapters))}",
+            advice="give this run's adapter by --adapter, another by --compare; or a folder of checkpoints",
+        )
+    return compare_adapters(*adapters)
+
+
+def _holds_checkpoints_only(folder: Path) -> bool:
+    own = any((folder / name).is_file() for name in WEIGHT_NAMES)
+    return folder.is_dir() and not own and any(folder.glob("checkpoint-*"))
+
+
+def _compared_files(comparison: CompareAdaptersReport | None) -> Iterator[tuple[str, Path]]:
+    for adapter in comparison.adapters if comparison is not None else ():
+        found = find_files(Path(adapter.path))
+        yield from (("compared weights", path) for path in found.shards or (found.weights,))
+
+
+def _measured(bench: Path) -> tuple[BenchReport, list[tuple[str, Path]]]:
+    """What a bench measured, and its file with its role."""
+    from gradience.verbs.bench.store import read_report, report_path  # noqa: PLC0415  # the same
+
+    return read_report(bench), [("bench", report_path(bench))]
+
+
+def _files(roles: Iterable[tuple[str, Path]]) -> list[FileRead]:
+    """The files, each once, by the first role it was read in."""
+    found: dict[str, tuple[str, Path]] = {}
+    for role, path in roles:
+        if path.is_file():
+            found.setdefault(os.path.realpath(path), (role, path))
+    return [FileRead(role, path, path.stat().st_size, sha256_of(path)) for role, path in found.values()]
+
+
+def _roles(sources: Sources, read: Read) -> Iterator[tuple[str, Path]]:
+    """The files that the sources were read from, each with its role."""
+    log = sources.log.path
+    if read.log and log:
+        # The log of another program is read from several files of its folder, which its importer knows.
+        logs = read_source(log).files if is_folder(log) and is_foreign(log) else [Path(read.log.report.file)]
+        yield from (("log", path) for path in logs)
+    if read.audit is not None:
+        for weights in read.audit.weights_paths or [read.audit.weights_path]:
+            yield "weights", Path(weights)
+        if read.audit.config_path:
+            yield "adapter config", Path(read.audit.config_path)
+    for source in read.check.sources if read.check is not None else ():
+        yield source.role, Path(source.path)

@@ -1,0 +1,208 @@
+"""Rows, shares, knees and ledgers of an audit, worked out on paper."""
+
+from __future__ import annotations
+
+import math
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from gradience.adapters.layout import Module
+from gradience.base.update import _target, survival_of
+from gradience.base.weights import Norms
+from gradience.schema.audit import ModuleAudit
+from gradience.spectral.base import MergeSums
+from gradience.spectral.batch import DenseSpectrum, spectrum_of
+from gradience.verbs.audit import _unknown_dtypes
+from gradience.verbs.audit.against_base import _ratios
+from gradience.verbs.audit.rows import (
+    Shown,
+    bytes_per_param,
+    dense_row,
+    knee_rank,
+    layer_summaries,
+    ledger_of,
+    module_row,
+    summary_of,
+    with_shares,
+)
+
+
+def row(name: str, norm: Any, state: str = "ok", *, params: int = 10, k90: int | None = 1, **more: Any) -> ModuleAudit:
+    made = {"module_type": "attn", "layer": None, "shape": [4, 4], "r": 2, "alpha": 2.0, "scaling": 1.0, **more}
+    return ModuleAudit(
+        name=name, state=state, frobenius_norm=norm, spectral_norm=norm, params=params, energy_rank_90=k90, **made
+    )
+
+
+def test_shares_are_of_the_squares_and_only_of_what_is_measured():
+    rows = with_shares([row("a", 3.0), row("b", 4.0), row("c", 0.0, "zero"), row("d", "NaN", "non_finite")])
+    assert [one.energy_share for one in rows] == [pytest.approx(0.36), pytest.approx(0.64), None, None]
+    for none in ([], [row("a", 0.0, "zero")], [row("a", "Infinity"), row("b", 1.0)], [row("a", "NaN", "non_finite")]):
+        assert with_shares(none) == none
+
+
+@pytest.mark.parametrize(
+    ("squares", "knee"),
+    [
+        ([8.0, 1.0, 1.0], 1),  # held .8, .9, 1 less the chord's 1/3, 2/3, 1: farthest at 1
+        ([4.0, 4.0, 1.0, 1.0], 2),  # .4, .8, .9, 1 less .25, .5, .75, 1
+        ([1.0, 1.0, 1.0, 1.0], 4),  # a straight line has none
+        ([5.0], 1),
+        ([3.0, 3.0, 0.0], 2),
+    ],
+)
+def test_the_knee_lies_farthest_above_the_chord(squares, knee):
+    tails = np.append(np.cumsum(squares[::-1])[::-1], 0.0)
+    assert knee_rank(np.sqrt(tails / tails[0])) == knee
+
+
+def module(kind: str = "linear", *, r: int = 3, shape: tuple[int, int] = (6, 5), **more: Any) -> Module:
+    return Module("layers.2.q_proj", kind, shape, r, 6.0, 2.0, 33, lambda: (np.zeros(0), np.zeros(0)), **more)
+
+
+def spectrum(*sigma: float) -> Any:
+    return spectrum_of(np.asarray(sigma))._replace(factor_stable_ranks=(1.25, 2.5))
+
+
+def test_a_row_has_the_quantities_of_its_singular_values():
+    found = module_row(module(config_r=4), spectrum(2.0, 1.0, 1.0), Shown(2, (1, 2, 3), from_zero=True))
+    assert (found.stable_rank, found.utilization) == (pytest.approx(6 / 4), pytest.approx(0.5))
+    assert found.participation_ratio == pytest.approx(36 / 18)
+    entropy = -(0.5 * math.log(0.5) + 2 * 0.25 * math.log(0.25))
+    assert found.effective_rank == pytest.approx(math.exp(entropy))
+    assert (found.energy_rank_90, found.energy_rank_95, found.energy_rank_99) == (3, 3, 3)
+    assert (found.spectral_norm, found.frobenius_norm) == (2.0, pytest.approx(math.sqrt(6)))
+    assert found.relative_errors == {"1": pytest.approx(math.sqrt(2 / 6)), "2": pytest.approx(math.sqrt(1 / 6))}
+    assert (found.top_singular_values, found.layer, found.module_type) == ([2.0, 1.0], 2, "attn")
+    assert (found.r, found.config_r, found.alpha, found.scaling, found.params) == (3, 4, 6.0, 2.0, 33)
+    assert module_row(module(config_r=3), spectrum(2.0, 1.0, 1.0)).config_r is None
+
+
+@pytest.mark.parametrize(
+    ("kind", "shown", "r", "stable"),
+    [
+        ("linear", {"from_zero": True}, 3, 1.25),
+        ("conv", {"from_zero": True}, 3, 1.25),
+        ("dora", {"from_zero": True}, 3, 1.25),
+        ("linear", {"from_zero": True, "transposed": True}, 3, 2.5),
+        ("conv", {"from_zero": True, "transposed": True}, 3, 1.25),  # PEFT ignores the option there
+        ("embedding", {"from_zero": True}, 3, None),
+        ("adalora", {"from_zero": True}, 3, None),
+        ("linear", {}, 3, None),
+        ("linear", {"from_zero": True}, 5, 1.25),  # as many as the lesser side
+        ("linear", {"from_zero": True}, 6, None),
+    ],
+)
+def test_the_factor_that_began_at_zero_has_its_own_stable_rank(kind, shown, r, stable):
+    found = module_row(module(kind, r=r), spectrum(2.0, 1.0, 1.0), Shown(**shown))
+    assert found.b_stable_rank == stable
+    assert (found.b_null_stable_rank is None) is (stable is None)
+
+
+@pytest.mark.parametrize(
+    ("sigma", "energy", "beyond", "k90", "bounds"),
+    [
+        ([3.0, 1.0], 10.0, 0.0, 1, None),  # 9 of 10 is .9
+        ([3.0, 1.0], 10.5, 0.25, 2, None),  # 9.45 is over 9 + .25
+        ([3.0, 1.0], 10.5, 0.5, None, [1, 2]),
+        # 9 of 10, where both hold 5: at most k more come with k of at most 1, at least 5 / 8 with each of the eight
+        ([2.0, 1.0], 10.0, 1.0, None, [4, 2 + math.ceil(4 / (5 / 8))]),
+    ],
+)
+def test_of_a_large_matrix_energy_ranks_are_given_where_their_bounds_meet(sigma, energy, beyond, k90, bounds):
+    """Ten values in all, of which these are the largest; `beyond` bounds each further one's square."""
+    held = DenseSpectrum(np.asarray(sigma), energy, 10, next_square=beyond, is_whole=False)
+    found = dense_row(module("dora"), held, Shown(1, (1, 2, 3)))
+    assert (found.energy_rank_90, found.energy_rank_90_bounds) == (k90, bounds)
+    assert found.stable_rank == pytest.approx(energy / sigma[0] ** 2)
+    assert found.frobenius_norm == pytest.approx(math.sqrt(energy))
+    assert found.relative_errors == {
+        "1": pytest.approx(math.sqrt(1 - sigma[0] ** 2 / energy)),
+        "2": pytest.approx(math.sqrt(1 - sum(s * s for s in sigma) / energy), abs=1e-9),
+    }
+    assert (found.utilization, found.null_stable_rank, found.top_singular_values) == (None, None, [sigma[0]])
+
+
+def test_the_summary_is_of_what_is_measured():
+    rows = with_shares(
+        [
+            row("layers.0.q", 3.0, params=30, k90=1, stable_rank=1.0, effective_rank=2.0, layer=0),
+            row("layers.0.up", 4.0, params=10, k90=4, stable_rank=3.0, module_type="mlp", layer=0),
+            row("layers.1.up", 0.0, "zero", params=60, k90=None, module_type="mlp", layer=1),
+        ]
+    )
+    found = summary_of(rows)
+    assert (found.total_lora_params, found.n_layers) == (100, 3)
+    assert (found.stable_rank_mean, found.stable_rank_median) == (2.0, 2.0)
+    assert found.stable_rank_weighted_mean == pytest.approx((30 * 1.0 + 10 * 3.0) / 40)
+    assert (found.effective_rank_mean, found.utilization_mean) == (2.0, None)
+    assert (found.energy_rank_90_p50, found.energy_rank_90_p90) == (2.5, pytest.approx(3.7))
+    assert found.energy_concentration == pytest.approx(0.36**2 + 0.64**2)
+    assert (found.update_norm, found.update_size) == (pytest.approx(5.0), pytest.approx(5.0 / math.sqrt(2 * 4.0)))
+    groups = {kind: (one.n, one.params, one.energy_share) for kind, one in found.by_type.items()}
+    assert groups == {"attn": (1, 30, pytest.approx(0.36)), "mlp": (2, 70, pytest.approx(0.64))}
+    layers = [(one.layer, one.label, one.n, one.energy_share) for one in layer_summaries(rows)]
+    assert layers == [(0, "0", 2, pytest.approx(1.0)), (1, "1", 1, None)]
+    empty = summary_of([row("a", 0.0, "zero", params=7, k90=None)])
+    assert (empty.total_lora_params, empty.n_layers, empty.stable_rank_mean, empty.update_norm) == (7, 1, None, None)
+
+
+def test_the_ledger_has_every_tensor_by_its_role():
+    sizes = {"a": ("lora_pair", 10, 2), "b": ("lora_pair", 30, 4), "c": ("full_module", 100, 2), "d": ("scale", 1, 4)}
+    tensors = {name: SimpleNamespace(size=n, nbytes=n * each) for name, (_, n, each) in sizes.items()}
+    adapter: Any = SimpleNamespace(tensors=tensors, roles={name: role for name, (role, *_) in sizes.items()})
+    found = ledger_of(adapter)
+    assert [(e.role, e.tensors, e.params, e.bytes) for e in found] == [
+        ("full_module", 1, 100, 200),
+        ("lora_pair", 2, 40, 140),
+        ("scale", 1, 1, 4),
+    ]
+    assert [e.share for e in found] == pytest.approx([200 / 344, 140 / 344, 4 / 344])
+    assert bytes_per_param(found) == 3.5
+    assert bytes_per_param(found[:1]) == 0.0
+    empty: Any = SimpleNamespace(tensors={"a": SimpleNamespace(size=0, nbytes=0)}, roles={"a": "lora_pair"})
+    assert [e.share for e in ledger_of(empty)] == [0.0]
+    assert bytes_per_param(ledger_of(empty)) == 0.0
+
+
+def test_a_dtype_that_safetensors_does_not_know_is_counted_and_its_first_tensor_named():
+    dtypes = {"a": "F32", "b": "X9", "c": "Y1", "d": "X9"}
+    adapter: Any = SimpleNamespace(tensors={name: SimpleNamespace(dtype=dtype) for name, dtype in dtypes.items()})
+    assert list(_unknown_dtypes(adapter)) == [
+        "2 tensors of dtype 'X9', which safetensors does not know (first: b)",
+        "1 tensors of dtype 'Y1', which safetensors does not know (first: c)",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("sums", "changed", "cosine", "gain"),
+    [
+        (MergeSums(8, 2, 3.0, 4.0, 9.0, 1.0), 0.25, 0.5, pytest.approx(2 / 3)),
+        (MergeSums(8, 0, 0.0, 0.0, 9.0, 1.0), 0.0, 0.0, 0.0),
+        (MergeSums(8, 0, 0.0, 0.0, 0.0, 1.0), 0.0, None, None),
+    ],
+)
+def test_what_survives_a_merge_is_a_share_a_cosine_and_a_gain(sums, changed, cosine, gain):
+    found = survival_of(sums, "F32")
+    assert (found.dtype, found.changed, found.cosine, found.gain) == ("bfloat16", changed, cosine, gain)
+    assert [_target(dtype) for dtype in ("F16", "BF16", "F32", "F64")] == ["float16", *["bfloat16"] * 3]
+
+
+@pytest.mark.parametrize(
+    ("size", "norms", "found"),
+    [
+        (2.0, (8.0, 10.0), {"udr": 0.25, "sdi": math.log10(0.25), "relative_frobenius": 0.3}),
+        (0.0, (8.0, 10.0), {"udr": 0.0, "sdi": None, "relative_frobenius": 0.3}),
+        (math.inf, (8.0, 10.0), {"udr": "Infinity", "sdi": None, "relative_frobenius": 0.3}),
+        (math.nan, (8.0, 10.0), {"udr": "NaN", "sdi": None, "relative_frobenius": 0.3}),
+        (2.0, (0.0, 10.0), {}),
+        (2.0, (8.0, 0.0), {}),
+    ],
+)
+def test_ratios_to_the_base_are_of_norms_that_are_not_zero(size, norms, found):
+    assert _ratios(size, 3.0, Norms(*norms)) == {
+        name: pytest.approx(value) if isinstance(value, float) else value for name, value in found.items()
+    }
