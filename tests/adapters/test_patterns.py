@@ -5,8 +5,7 @@ from __future__ import annotations
 import re
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from gradience.adapters.config import AdapterConfig, ScalingRules
 from gradience.adapters.patterns import PatternTable, _most_paths, dotted_tails
