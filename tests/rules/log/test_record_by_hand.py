@@ -6,8 +6,7 @@ import math
 from dataclasses import replace
 
 import pytest
-from log_runs import FALL, NAN, evaluation, run, said, with_history
-from log_runs import _skipped as skipped
+from log_runs import FALL, NAN, _skipped as skipped, evaluation, run, said, with_history
 
 from gradience.rules.log.facts import HeldOutCurve
 from gradience.rules.log.gradient import _grown
