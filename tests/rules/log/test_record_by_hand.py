@@ -282,3 +282,10 @@ def test_a_rank_is_a_whole_number_from_0(value, rank):
 )
 def test_a_norm_grows_where_three_points_running_are_over_ten_times_the_median_before(norms, place):
     assert _grown(norms, 3) == place
+
+
+def test_a_burst_is_named_with_its_first_row_and_not_its_highest():
+    norms = [{40: 8.0, 41: 9.0, 42: 10.0, 50: 300.0}.get(row, 1.0) for row in range(60)]
+    found = said("GRD107", run(FALL, norms=norms))
+    assert found.message == ("The gradient norm jumps to 8 at step 41, from 1 (2 such bursts, the longest of 3 rows).")
+    assert found.values == {"step": 41, "norm": 8.0, "usual": 1.0, "bursts": 2, "longest": 3}

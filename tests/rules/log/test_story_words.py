@@ -16,6 +16,7 @@ from gradience.rules.log.recorded import _count, _real, audited_rank
 from gradience.rules.log.story import _PHRASES, _end, _held_out, _n, _phrase
 from gradience.schema import ConfigSnapshot, LoraSnapshot
 from gradience.schema.findings import Finding
+from gradience.schema.reports import BadLine
 from gradience.telemetry.series import LogRecord
 
 OVERFIT = {"best_step": 43, "split": "test", "rise": 0.125, "best_loss": 1.23456}
@@ -112,6 +113,7 @@ def test_how_the_run_ended_is_told(status, reason, planned, last, says):
     facts = replace(facts, status=status, status_reason=reason, last_step=last)
     assert [part.says for part in _end(facts, {})] == says
     assert [part.finding for part in _end(facts, {"END114": None})] == ["END114"] * len(says)
+    assert [part.finding for part in _end(facts, {})] == [None] * len(says)
 
 
 @pytest.mark.parametrize(
@@ -155,6 +157,10 @@ def guarded(action: str) -> RunFacts:
     return replace(run(FALL), guarded=[event])
 
 
+def damaged(*, torn: bool) -> RunFacts:
+    return run(FALL, issues=[BadLine(line=9, offset=80, reason="not JSON", torn=torn)], issues_total=1)
+
+
 HALF = [row for row in range(40) if row % 4 < 2]
 OWN = {rule.id: rule.action for rule in DETECTORS}
 ACTIONS = [
@@ -172,6 +178,8 @@ ACTIONS = [
         _skipped([*HALF, 2], [*HALF, 2]),
         "Half of the steps train nothing: train in bf16, or lower the learning rate.",
     ),
+    ("TRN115", damaged(torn=True), "Nothing to do: the next writer repairs it."),
+    ("TRN115", damaged(torn=False), OWN["TRN115"]),
     ("GUA150", guarded("rollback"), OWN["GUA150"]),
     (
         "GUA150",
