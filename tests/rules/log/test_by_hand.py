@@ -164,7 +164,11 @@ def test_overfitting_names_its_split_and_up_to_three_others():
         ({"accuracy": 0.7, "f1": 0.5}, {"accuracy": 0.6, "f1": 0.6}, "f1"),
         ({"accuracy": 0.6, "f1": 0.5}, {"accuracy": 0.7, "f1": 0.4}, "accuracy"),
         ({"f1": 0.5}, {"f1": 0.5}, None),
-        ({"bleu": 20.0}, {"bleu": 20.5}, "bleu"),
+        *(
+            ({name: 0.5}, {name: 0.6}, name)
+            for name in ("exact_match", "rewards/accuracies", "rouge1", "rougeL", "bleu")
+        ),
+        ({"mse": 0.5}, {"mse": 0.6}, None),
         ({"f1": 0.5}, {}, None),
     ],
 )
@@ -332,3 +336,10 @@ def test_a_held_out_loss_that_falls_by_half_as_much_learns_there_too(held_out, s
         assert found == "held-out loss falls over the same ends of epochs, by 3%: both learn there"
     else:
         assert found.id == "MEM127"
+
+
+@pytest.mark.parametrize("name", ["log_odds_ratio", "nll_loss", "odds_ratio_loss"])
+def test_an_objective_without_a_reference_has_no_known_start(name):
+    columns = {"rewards/margins": [9.0] * 20, name: [1.0] * 20}
+    reason = said("PRF121", run([0.69] * 20, kind="preference", columns=columns))
+    assert reason == "an objective without a reference: it has no known start"
