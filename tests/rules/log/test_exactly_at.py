@@ -426,6 +426,8 @@ RECORD: Sequence[At] = [
         replayed,
         {1.25: "info", 0.75: "info", 1.26: "warning", 0.74: "warning"},
     ),
+    At("NOL106", {}, lambda x: run(line(40, 2.0, 2.0 * (1.0 - x)), rates=5e-8), {0.08: None, 0.01: "warning"}),
+    At("SCL129", {}, lambda x: run([*[6.0] * 16, *[x] * 4], held_out=[2.0] * 3), {12.0: None, 6.0: "warning"}),
     At("NOL106", {"facts.moves": of(1e-3)}, lambda n: run(FLAT[:n]), {40: "?"}),
     At("NOL106", {"facts.moves": of(1.001e-3)}, lambda n: run(FLAT[:n]), {40: "warning"}),
 ]

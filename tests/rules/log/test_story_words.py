@@ -207,6 +207,7 @@ RISING = [1e-4 * row for row in range(1, 41)]
         ("PLT105", run(FALL[:7]), "no bound on the slope of 7 rows; 8 have one"),
         ("DAT301", run(FALL, data={**FED, "supervised": None}), "the batches hold no labels of tokens"),
         ("DAT303", run(FALL, data={**FED, "supervised": None}), "the batches hold no labels of tokens"),
+        ("DAT316", run(FALL, data=FED), "the batches hold no labels of classes"),
         (
             "DAT307",
             run(FALL, data={**FED, "rows_with_end": None}),
@@ -312,3 +313,39 @@ def test_several_single_steps_under_fp16_are_skipped_ones_and_hide_no_nan(dtype,
     losses = [1.0 if row in bad else 2.0 for row in range(60)]
     norms = [math.inf if row in bad else 1.0 for row in range(60)]
     assert (said("NUM102", run(losses, norms=norms, training={"dtype": dtype})) is not None) is found
+
+
+@pytest.mark.parametrize(
+    ("status", "planned", "last", "says"),
+    [
+        ("no_run_end", None, 60, "The log stops at step 60 without run_end: crashed, killed, or still running."),
+        (
+            "no_run_end",
+            100,
+            60,
+            "The log stops at step 60 of 100 planned without run_end: crashed, killed, or still running.",
+        ),
+        (
+            "no_run_end",
+            100,
+            None,
+            "The log stops before the first step without run_end: crashed, killed, or still running.",
+        ),
+        ("error", None, 60, "The run ended with an error at step 60, and the log does not say why."),
+        ("aborted", 100, 60, "The run was aborted at step 60 of 100 planned, and the log does not say why."),
+        ("interrupted", None, None, "The run was interrupted before the first step, and the log does not say why."),
+    ],
+)
+def test_a_run_without_a_regular_end_says_where_it_stopped(status, planned, last, says):
+    facts = run(FALL, training={"max_steps": planned} if planned else {})
+    found = said("END114", replace(facts, status=status, last_step=last))
+    assert found.message == says
+    assert (found.severity, found.confidence) == {
+        "no_run_end": ("warning", 0.9),
+        "error": ("error", 1.0),
+    }.get(status, ("warning", 1.0))
+
+
+def test_a_run_that_diverged_has_its_highest_rate_where_it_was_logged():
+    assert said("DIV104", run([1.0] * 16 + [3.0] * 4, rates=[])).values["peak_rate"] is None
+    assert said("DIV104", run([1.0] * 16 + [3.0] * 4)).values["peak_rate"] == 2e-4
