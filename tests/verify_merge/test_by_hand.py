@@ -140,6 +140,12 @@ def test_where_v_may_be_zero_any_factor_will_do_that_reaches_m():
         m = np.full((1, 1), value, np.float32)
         low, high = _allowed(case(m, m), F32, slice(0, 1), sums, factors)
         assert (low[0, 0], high[0, 0]) == ((-np.inf, np.inf) if reached else (np.inf, -np.inf))
+    for ends in ((0.0, 0.5), (-0.5, 0.0)):  # zero as an end, too
+        m = np.full((1, 1), 0.9, np.float32)
+        sums = _Bounds(np.array([ends[:1]]), np.array([ends[1:]]))
+        with np.errstate(divide="ignore"):  # as whoever asks does
+            low, high = _allowed(case(m, m), F32, slice(0, 1), sums, factors)
+        assert (low[0, 0], high[0, 0]) == (-np.inf, np.inf)
 
 
 def test_intervals_overlap_where_they_touch():
