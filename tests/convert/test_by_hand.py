@@ -14,7 +14,7 @@ from gradience.io.spool import Spool
 from gradience.spectral.reduced import decomposed
 from gradience.verbs.convert import _choice
 from gradience.verbs.convert.factored import Choice, Factored, _truncated, from_factors
-from gradience.verbs.convert.source import _peft_path, renamed
+from gradience.verbs.convert.source import _kohya_paths, _peft_path, renamed
 from gradience.verbs.convert.updates import Update, _stack
 from gradience.verbs.convert.write import mlx_notes, mlx_tensors, peft_notes
 
@@ -203,3 +203,19 @@ def test_what_is_asked_for_is_within_its_range(rank, energy, said):
     with pytest.raises(ValueError) as error:  # noqa: PT011  # the whole message follows
         _choice(rank, energy)
     assert str(error.value) == said
+
+
+@pytest.mark.parametrize("count", [1, 3, 5])
+def test_modules_that_a_base_does_not_name_are_counted_and_three_are_listed(count):
+    base: Any = SimpleNamespace(files=[SimpleNamespace(tensors=["down.0.to_q.weight", "a_b.c.weight", "a.b_c.weight"])])
+    known = module("lora_unet_down_0_to_q")
+    assert _kohya_paths([known], base) == {"lora_unet_down_0_to_q": "down.0.to_q"}
+    strangers = [module(f"lora_unet_x{n}") for n in range(count - 1)] + [
+        module("lora_unet_a_b_c")
+    ]  # which two could be
+    with pytest.raises(AdapterError) as error:
+        _kohya_paths([known, *strangers], base)
+    listed = ", ".join(one.name for one in strangers[:3])
+    assert str(error.value) == (f"{count} of {count + 1} modules are not in the base under their names ({listed})")
+    with pytest.raises(AdapterError, match="which only the base's own names undo"):
+        _kohya_paths([known], None)

@@ -428,3 +428,9 @@ def test_what_is_the_trusted_share_itself_is_trusted(monkeypatch):
     assert gram_maps(one, one, 1) is None
     with pytest.raises(AssertionError):
         merging.core_rank(core, np.linalg.eigvalsh(core.squared), (one, one), never)
+
+
+@pytest.mark.parametrize(("sigma", "rank"), [((4.0, 1.0, 0.5), 1), ((4.0, 1.25, 1.0), 2), ((0.0, 0.0), 0), ((), 0)])
+def test_a_direction_counts_from_above_the_floor(sigma, rank, monkeypatch):
+    monkeypatch.setattr(subspace, "_FLOOR", 0.25)
+    assert subspace._rank(LowRank(np.eye(3), np.array(sigma), np.eye(3))) == rank

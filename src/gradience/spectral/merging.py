@@ -31,7 +31,13 @@ def squared_norm(b: Matrix, a: Matrix, *, grams: Pair | None = None) -> float:
 
     It is 0 where it is rounding alone, and inf where it is out of range.
     """
-    return gram_norm(pair_grams(b, a) if grams is None else grams, lambda: (b, a))
+    grams = pair_grams(b, a) if grams is None else grams
+    found = gram_norm(grams, lambda: (b, a))
+    if len(grams[0]) == b.shape[1] or not math.isfinite(found):
+        return found
+    # Of narrowed factors the product is known, and not what cancelled in it: that is asked of the columns.
+    size = float(np.sum(b.astype(np.float64) ** 2, axis=0) @ np.sum(a.astype(np.float64) ** 2, axis=1))
+    return found if found > _NOTHING * size else 0.0
 
 
 def gram_norm(grams: Pair, factors: Callable[[], tuple[Matrix, Matrix]]) -> float:
