@@ -269,7 +269,7 @@ def test_intruders_are_counted_by_vector_and_by_module(tmp_path, monkeypatch):
     assert audit_adapter(folder, base=tmp_path / "base", seed=3).base.method == "norms by Lanczos, seed 3, to 1e-5"
 
 
-@pytest.mark.parametrize(("a", "b"), [((2, 3), (5, 4)), ((2, 2, 3), (3, 5, 2)), ((2,), (5, 2))])
+@pytest.mark.parametrize(("a", "b"), [((2, 3), (5, 4)), ((3, 4), (3, 5)), ((2, 2, 3), (3, 5, 2)), ((2,), (5, 2))])
 def test_arrays_that_share_no_rank_are_named_by_both_shapes(a, b):
     with pytest.raises(AdapterError) as error:
         audit_arrays({"m": (np.ones(a), np.ones(b))})

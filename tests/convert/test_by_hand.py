@@ -88,6 +88,16 @@ def test_factors_are_the_files_own_unless_something_is_left_out(tmp_path, choice
     assert np.linalg.norm(found.scale * (b.astype(float) @ a) - whole) == pytest.approx(found.rest, abs=1e-5)
 
 
+def test_factors_of_as_many_columns_as_the_lesser_side_are_kept_as_they_are(tmp_path):
+    own = pair(5, 2.0)
+    found = from_factors(own, Choice(), Spool(tmp_path), scale=0.5, copy=False)
+    (b, a), (own_b, own_a) = found.load(), own.load()
+    np.testing.assert_array_equal(b, own_b)
+    np.testing.assert_array_equal(a, 4.0 * own_a)
+    more = from_factors(pair(6, 2.0), Choice(), Spool(tmp_path), scale=0.5, copy=False)
+    assert (more.rank, more.load()[0].shape) == (5, (6, 5))
+
+
 @pytest.mark.parametrize(("first", "second", "kept"), [(3, 2, 2), (2, 3, 2), (1, None, 1), (0, 0, 1)])
 def test_the_smaller_of_two_choices_decides_and_one_at_least_is_kept(tmp_path, first, second, kept):
     low = decomposed(*pair().load(), 2.0)
