@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -15,7 +16,15 @@ from gradience.spectral.reduced import decomposed
 from gradience.verbs.convert import _choice
 from gradience.verbs.convert.factored import Choice, Factored, _truncated, from_factors
 from gradience.verbs.convert.source import _kohya_paths, _peft_path, renamed
-from gradience.verbs.convert.updates import Update, _stack
+from gradience.verbs.convert.updates import (
+    Update,
+    _gate_up,
+    _is_pair,
+    _rank_bound,
+    _scale,
+    _stack,
+    _takes_dora,
+)
 from gradience.verbs.convert.write import mlx_notes, mlx_tensors, peft_notes
 
 
@@ -229,3 +238,99 @@ def test_modules_that_a_base_does_not_name_are_counted_and_three_are_listed(coun
     assert str(error.value) == (f"{count} of {count + 1} modules are not in the base under their names ({listed})")
     with pytest.raises(AdapterError, match="which only the base's own names undo"):
         _kohya_paths([known], None)
+
+
+def source_of(
+    peft_type: str = "LORA", *, changes: bool = False, is_peft: bool = True, weights: str | None = None
+) -> Any:
+    return SimpleNamespace(
+        adapter=SimpleNamespace(
+            file_format=SimpleNamespace(is_peft=is_peft, embeds_by_name=False),
+            config=SimpleNamespace(init_weights=weights),
+            tensors={},
+        ),
+        traits=SimpleNamespace(peft_type=peft_type, start=SimpleNamespace(changes_base=changes), bdlora=False),
+    )
+
+
+@pytest.mark.parametrize(
+    ("source", "kind", "keys", "magnitude", "bound"),
+    [
+        (source_of(changes=True), "linear", {}, False, 2 * 3),  # the trained pair, and what the start took out
+        (source_of(), "linear", {"lora_diag": "x"}, False, 2 * 3),
+        (source_of(), "dora", {}, True, None),
+        (source_of(changes=True), "dora", {}, True, None),
+        (source_of("HIRA"), "hira", {}, False, None),
+        (source_of("MISS"), "miss", {}, False, 3),
+        (source_of("MISS", weights="bat"), "miss", {}, False, None),
+        (source_of("VERA"), "vera", {}, False, 3),
+        (source_of(), "linear", {}, False, None),
+    ],
+)
+def test_the_rank_that_an_update_cannot_exceed(source, kind, keys, magnitude, bound):
+    one = replace(module("m", **keys), kind=kind, r=3, magnitude=(lambda: np.ones(6)) if magnitude else None)
+    assert _rank_bound(source, one) == bound
+
+
+@pytest.mark.parametrize(
+    ("source", "keys", "is_pair", "scale"),
+    [
+        (source_of(), {"lora_A": "a"}, True, 2.0),
+        (source_of(), {"lora_diag": "d"}, False, 2.0),
+        (source_of("ADALORA"), {"lora_A": "a"}, False, 1.0),  # E is multiplied into A
+        (source_of(is_peft=False), {"lora_A": "a"}, True, 2.0),
+        (source_of(is_peft=False), {"lora_mid": "a"}, False, 2.0),
+        (source_of(is_peft=False), {"hada_w1_a": "a"}, False, 2.0),
+        (source_of(is_peft=False), {"lokr_w1": "a"}, False, 2.0),
+    ],
+)
+def test_the_files_own_numbers_and_scale_are_written_where_they_are_a_pair(source, keys, is_pair, scale):
+    one = replace(module("m", **keys), scale=2.0)
+    assert (_is_pair(source, one), _scale(source, one)) == (is_pair, scale)
+
+
+@pytest.mark.parametrize(
+    ("target", "is_peft", "rows", "kept"),
+    [
+        ("mlx", True, None, True),
+        ("peft", True, None, False),  # PEFT's DoRA to PEFT's plain LoRA
+        ("peft", False, None, True),
+        ("peft", False, (6, 1), True),  # kohya's norms of outputs
+        ("peft", False, (1, 5), False),  # and those of inputs
+        ("peft", False, (6, 5), False),
+        ("peft", False, (5, 1), False),
+    ],
+)
+def test_magnitudes_are_kept_where_the_target_has_them_of_each_output(target, is_peft, rows, kept):
+    source = source_of(is_peft=is_peft)
+    source.adapter.tensors = {"n": SimpleNamespace(shape=rows)}
+    keys = {} if rows is None else {"magnitude": "n"}
+    one = replace(module("m", **keys), kind="dora", shape=(6, 5))
+    assert _takes_dora(source, one, target) is kept
+
+
+@pytest.mark.parametrize("shared", [True, False])
+@pytest.mark.parametrize("halves", ["both", "gate", "up"])
+def test_gate_and_up_become_one_pair_of_both_halves(halves, shared):
+    """dW of gate above that of up; one A where both have the same, else the two below each other."""
+    rng = np.random.default_rng(3)
+    a = rng.standard_normal((2, 3, 5)).astype(np.float32)
+
+    def stack(name: str, rank: int, own_a: np.ndarray) -> Update:
+        b = rng.standard_normal((2, 6, rank)).astype(np.float32)
+        kinds = (np.dtype(np.float32), np.dtype(np.float32))
+        part = Factored(rank, 2.0, (6, 5), kinds, lambda: (b, own_a), "copied", 3.0 if name == "gate" else 4.0, 0.0)
+        return Update((f"m.{name}_proj",), "expert", "m", rank, part, parameter=f"{name}_proj", experts=2)
+
+    other = a if shared else rng.standard_normal((2, 4, 5)).astype(np.float32)
+    gate, up = stack("gate", 3, a), stack("up", other.shape[1], other)
+    found = _gate_up(gate if halves != "up" else None, up if halves != "gate" else None)
+    b_both, a_both = found.part.load()
+    rank = {"both": 3 if shared else 7, "gate": 3, "up": other.shape[1]}[halves]
+    assert (found.part.rank, found.part.shape, found.parameter) == (rank, (12, 5), "gate_up_proj")
+    assert found.part.norm == {"both": 5.0, "gate": 3.0, "up": 4.0}[halves]
+    made = b_both @ a_both
+    for half, span in ((gate, slice(0, 6)), (up, slice(6, 12))):
+        own_b, own_a = half.part.load()
+        is_there = halves in {"both", "gate" if half is gate else "up"}
+        np.testing.assert_allclose(made[:, span], own_b @ own_a if is_there else 0.0, rtol=1e-5, atol=1e-6)
