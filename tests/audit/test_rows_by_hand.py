@@ -20,6 +20,8 @@ from gradience.schema.audit import ModuleAudit
 from gradience.spectral.base import MergeSums
 from gradience.spectral.batch import spectrum_of
 from gradience.spectral.dense import DenseSpectrum
+from gradience.spectral.norms import SpectralNorm
+from gradience.verbs.audit import against_base
 from gradience.verbs.audit.adapter import _unknown_dtypes
 from gradience.verbs.audit.against_base import _ratios
 from gradience.verbs.audit.rows import (
@@ -274,3 +276,19 @@ def test_arrays_that_share_no_rank_are_named_by_both_shapes(a, b):
     with pytest.raises(AdapterError) as error:
         audit_arrays({"m": (np.ones(a), np.ones(b))})
     assert str(error.value) == f"m: factors of shape {list(a)} and {list(b)} share no rank"
+
+
+@pytest.mark.parametrize("converged", [True, False])
+def test_a_norm_that_did_not_converge_is_computed_again_the_next_time(converged, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    folder = on_axes(tmp_path / "a", q=(4.0,))
+    (tmp_path / "base").mkdir()
+    save_file({"q.weight": np.eye(11, 10, dtype=np.float32)}, tmp_path / "base" / "model.safetensors")
+    found = SpectralNorm(2.0, 9, converged)
+    monkeypatch.setattr(against_base, "spectral_norm", lambda *_args, **_more: found)
+    for cached in (0, int(converged)):
+        base = audit_adapter(folder, base=tmp_path / "base").base
+        assert base is not None
+        assert base.norms_cached == cached
+    assert audit_adapter(folder, base=tmp_path / "base", norms_cache=False).base.norms_cached == 0
+    assert audit_adapter(folder, base=tmp_path / "base").modules[0].base.converged is converged

@@ -14,6 +14,7 @@ from safetensors.numpy import save_file
 from gradience import AdapterError, verify_merged
 from gradience.schema.merge import VerifiedModule
 from gradience.verbs.verify_merge import concluded
+from gradience.verbs.verify_merge.delta import rounded
 
 PREFIX = "base_model.model."
 RNG = np.random.default_rng(5)
@@ -437,3 +438,11 @@ def test_a_square_weight_that_is_stored_turned_does_not_take_the_update_as_it_is
         folder = adapter(tmp_path / f"a{given}", extra=extra, fan_in_fan_out=given)
         found = [only(base, folder, model(tmp_path / f"{given}{n}", q__weight=w + d)) for n, d in enumerate((dw, dw.T))]
         assert [row.verdict for row in found] == (["other", "exact"] if given else ["exact", "other"])
+
+
+@pytest.mark.parametrize("half", ["F16", "BF16"])
+def test_a_base_that_went_through_16_bits_is_absent_and_nothing_has_changed(half, tmp_path):
+    row = only(
+        model(tmp_path / "w", q__weight=W), adapter(tmp_path / "a"), model(tmp_path / "m", q__weight=rounded(W, half))
+    )
+    assert (row.verdict, row.changed, row.reason) == ("absent", 0.0, None)
