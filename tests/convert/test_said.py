@@ -47,6 +47,7 @@ def written(folder: Path, name: str = "q") -> np.ndarray:
     return config["alpha_pattern"].get(name, config["lora_alpha"]) / r * b @ a
 
 
+FIRST_THREE = ", ".join(f"{PREFIX}{name}" for name in ("head.weight", "u.v", "x.y"))
 REFUSED: list[tuple[dict[str, np.ndarray], dict[str, Any], dict[str, Any], str, str]] = [
     (LORA, {}, {}, "{weights} is a plain PEFT LoRA already", "use it as it is"),
     (LORA, {}, {"rank": 1}, "{weights} is a plain PEFT LoRA already", "gradience resize changes its rank"),
@@ -61,7 +62,7 @@ REFUSED: list[tuple[dict[str, np.ndarray], dict[str, Any], dict[str, Any], str, 
         LORA | {"head.weight": M, "x.y": M, "z.w": M, "u.v": M},
         {"modules_to_save": ["head"]},
         {"to": "mlx"},
-        f"MLX-LM's LoRA has no place for 4 tensors of {{weights}}: {PREFIX}head.weight, {PREFIX}u.v, {PREFIX}x.y and 1 more",
+        f"MLX-LM's LoRA has no place for 4 tensors of {{weights}}: {FIRST_THREE} and 1 more",
         "leave them out with --drop, or keep the adapter as it is",
     ),
     (
