@@ -24,6 +24,7 @@ from gradience.verbs.convert.updates import (
     _scale,
     _stack,
     _takes_dora,
+    expert_updates,
 )
 from gradience.verbs.convert.write import mlx_notes, mlx_tensors, peft_notes
 
@@ -334,3 +335,59 @@ def test_gate_and_up_become_one_pair_of_both_halves(halves, shared):
         own_b, own_a = half.part.load()
         is_there = halves in {"both", "gate" if half is gate else "up"}
         np.testing.assert_allclose(made[:, span], own_b @ own_a if is_there else 0.0, rtol=1e-5, atol=1e-6)
+
+
+def expert(name: str, index: int, shape: tuple[int, int], r: int = 2) -> Module:
+    rng = np.random.default_rng([len(name), index])
+    b, a = (rng.standard_normal(s).astype(np.float32) for s in ((shape[0], r), (r, shape[1])))
+    return Module(f"{name}[{index}]", "expert", shape, r, 6.0, 3.0, 0, lambda: (b, a), expert=index)
+
+
+@pytest.mark.parametrize(
+    ("parameter", "shape", "names"),
+    [
+        ("gate_up_proj", (8, 5), ["m.mlp.switch_mlp.gate_proj", "m.mlp.switch_mlp.up_proj"]),
+        ("down_proj", (5, 4), ["m.mlp.switch_mlp.down_proj"]),
+    ],
+)
+def test_experts_of_peft_are_those_of_mlx_lm_a_fused_parameter_in_two(parameter, shape, names):
+    some = [expert(f"m.mlp.experts.{parameter}", e, shape) for e in range(3)]
+    found = expert_updates(some, "mlx")
+    assert [(one.target, one.experts, one.part.scale) for one in found] == [(name, 3, 3.0) for name in names]
+    rows = shape[0] // len(names)
+    for place, one in enumerate(found):
+        b, a = one.load()
+        half = slice(place * rows, (place + 1) * rows)
+        for e, own in enumerate(some):
+            own_b, own_a = own.load()
+            np.testing.assert_array_equal(b[e], own_b[half])
+            np.testing.assert_array_equal(a[e], own_a)
+        truth = [3.0 * own.load()[0][half].astype(float) @ own.load()[1] for own in some]
+        assert one.part.norm == pytest.approx(np.linalg.norm(truth), rel=1e-6)
+        assert one.shape == (rows, shape[1])
+
+
+@pytest.mark.parametrize(
+    ("path", "target"),
+    [
+        ("m.mlp.switch_mlp", "m.mlp.experts"),
+        ("m.block_sparse_moe.switch_mlp", "m.mlp.experts"),  # Mixtral's in MLX-LM and in transformers 5
+    ],
+)
+def test_experts_of_mlx_lm_are_parameters_in_the_order_of_transformers(path, target):
+    shapes = {"down_proj": (5, 4), "up_proj": (4, 5), "gate_proj": (4, 5)}
+    some = [expert(f"{path}.{name}", e, shape) for name, shape in shapes.items() for e in range(2)]
+    found = expert_updates(some, "peft")
+    assert [one.target for one in found] == [f"{target}.gate_up_proj", f"{target}.down_proj"]
+    assert found[0].names == (f"{path}.gate_proj", f"{path}.up_proj")
+    assert [one.shape for one in found] == [(8, 5), (5, 4)]
+    squares = sum(np.sum((3.0 * np.matmul(*(x.astype(float) for x in one.load()))) ** 2) for one in some[2:])
+    assert found[0].part.norm == pytest.approx(np.sqrt(squares), rel=1e-6)
+    with pytest.raises(AdapterError) as error:
+        expert_updates([expert("m.mlp.experts.down_proj", 0, (5, 4))], "peft")
+    assert str(error.value) == (
+        "m.mlp.experts.down_proj: only MLX-LM's switch_mlp has a known counterpart in transformers"
+    )
+    odd = [expert(f"{path}.gate_proj", 0, (4, 5)), expert(f"{path}.up_proj", 0, (6, 5))]
+    with pytest.raises(AdapterError, match="gate_proj and up_proj of an expert layer have different shapes"):
+        expert_updates(odd, "peft")
