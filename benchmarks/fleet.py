@@ -259,8 +259,8 @@ def same_rows(one: Path, two: Path) -> bool:
 
 SMALL_BATCHES = """
 import sys
-from gradience.verbs.fleet import audit, update
-update.BATCH = 8
+from gradience.verbs.fleet import audit
+audit.BATCH = 8
 if __name__ == "__main__":
     audit.audit_fleet(sys.argv[1], out=sys.argv[2], workers=2)
 """
@@ -331,7 +331,7 @@ def large_ones(root: Path, options: argparse.Namespace) -> None:
 import os, sys, time
 from gradience.verbs.device import prepare_jax
 prepare_jax("cpu", serial_kernels=True)
-from gradience.spectral.grams import use_threads
+from gradience.spectral.threads import use_threads
 use_threads(1)
 from gradience.verbs.audit import audit_adapter
 audit_adapter(sys.argv[1])

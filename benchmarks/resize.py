@@ -53,8 +53,7 @@ def run(command: list[str]) -> Cost:
 def errors(source: Path, resized: Path, rank: int) -> tuple[float, float]:
     """Return the largest (error - least possible error) and the largest error, over a sample of modules."""
     from gradience.adapters.open import open_adapter
-    from gradience.spectral.reduced import stacked
-    from gradience.spectral.update import core_singular_values
+    from gradience.spectral.update import core_singular_values, stacked
 
     before, after = open_adapter(source)[1].modules, open_adapter(resized)[1].modules
     by_name = {module.name: module for module in after}

@@ -18,15 +18,17 @@ from typing import Any, Final
 from msgspec import inspect
 
 from gradience.render import audit, bench, check, compare, findings, fleet, markdown, merge, monitor, writing
-from gradience.schema import audit as of_audit
-from gradience.schema import compare as of_compare
-from gradience.schema import diagnose as of_diagnose
-from gradience.schema import findings as of_findings
-from gradience.schema import fleet as of_fleet
-from gradience.schema import fleet as of_runs
-from gradience.schema import merge as of_merge
-from gradience.schema import reports as of_reports
-from gradience.schema import writing as of_writing
+from gradience.schema import (
+    audit as of_audit,
+    compare as of_compare,
+    diagnose as of_diagnose,
+    findings as of_findings,
+    fleet as of_fleet,
+    fleet as of_runs,
+    merge as of_merge,
+    reports as of_reports,
+    writing as of_writing,
+)
 
 GOLDEN: Final = Path(__file__).parent / "golden" / "reports_drawn.json"
 WORDS: Final = [

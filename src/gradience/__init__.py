@@ -14,14 +14,16 @@ if TYPE_CHECKING:
     from gradience.schema.export import json_schema
     from gradience.telemetry.reader import TelemetryReader, validate_log
     from gradience.telemetry.writer import TelemetryWriter
-    from gradience.verbs.audit import audit_adapter, audit_arrays, audit_pytree
+    from gradience.verbs.audit import audit_adapter
+    from gradience.verbs.audit.arrays import audit_arrays, audit_pytree
     from gradience.verbs.bench import bench_adapter, bench_merge, bench_mitigate
     from gradience.verbs.check import check_config
     from gradience.verbs.check.data import check_data
     from gradience.verbs.compare import compare_adapters
     from gradience.verbs.convert import convert_adapter
     from gradience.verbs.diagnose import diagnose
-    from gradience.verbs.merge import merge_adapters, merge_check
+    from gradience.verbs.merge import merge_adapters
+    from gradience.verbs.merge.check import merge_check
     from gradience.verbs.mitigate import mitigate_adapter
     from gradience.verbs.monitor import monitor_run
     from gradience.verbs.monitor.compare import compare_runs
@@ -40,8 +42,8 @@ _HOMES = {
     "TelemetryReader": "gradience.telemetry.reader",
     "TelemetryWriter": "gradience.telemetry.writer",
     "audit_adapter": "gradience.verbs.audit",
-    "audit_arrays": "gradience.verbs.audit",
-    "audit_pytree": "gradience.verbs.audit",
+    "audit_arrays": "gradience.verbs.audit.arrays",
+    "audit_pytree": "gradience.verbs.audit.arrays",
     "bench_adapter": "gradience.verbs.bench",
     "bench_merge": "gradience.verbs.bench",
     "bench_mitigate": "gradience.verbs.bench",
@@ -56,7 +58,7 @@ _HOMES = {
     "list_rules": "gradience.rules.registry",
     "mitigate_adapter": "gradience.verbs.mitigate",
     "merge_adapters": "gradience.verbs.merge",
-    "merge_check": "gradience.verbs.merge",
+    "merge_check": "gradience.verbs.merge.check",
     "monitor_run": "gradience.verbs.monitor",
     "resize_adapter": "gradience.verbs.resize",
     "validate_log": "gradience.telemetry.reader",

@@ -9,9 +9,11 @@ from __future__ import annotations
 
 from gradience.verbs.fleet.query import select as query
 from gradience.verbs.runs.collect import collect_runs as collect
-from gradience.verbs.runs.query import best_runs as best
-from gradience.verbs.runs.query import list_runs as list  # noqa: A004  # gradience.runs.list
-from gradience.verbs.runs.query import run_curves as curves
-from gradience.verbs.runs.query import show_runs as show
+from gradience.verbs.runs.query import (
+    best_runs as best,
+    list_runs as list,  # noqa: A004  # gradience.runs.list
+    run_curves as curves,
+    show_runs as show,
+)
 
 __all__ = ["best", "collect", "curves", "list", "query", "show"]

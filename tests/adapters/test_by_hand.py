@@ -15,15 +15,7 @@ from safetensors.numpy import save_file
 from gradience.adapters.config import AdapterConfig, ScalingRules, parse_config
 from gradience.adapters.formats.peft import _matches
 from gradience.adapters.kinds import dense
-from gradience.adapters.layout import (
-    LARGEST_ENTRY,
-    Key,
-    all_finite,
-    module_path,
-    parse_key,
-    pattern_name,
-    within_range,
-)
+from gradience.adapters.layout import LARGEST_ENTRY, Key, all_finite, module_path, parse_key, pattern_name, within_range
 from gradience.adapters.open import open_adapter
 from gradience.adapters.pairs import LoraPair, padded, peft_pair, stored_pairs
 from gradience.adapters.patterns import PatternTable, _most_paths
@@ -193,13 +185,8 @@ def test_experts_are_outermost_in_a_and_innermost_in_b():
 
 
 @pytest.mark.parametrize("transposed", [False, True])
-def test_a_transposed_pair_is_turned_and_turned_back(transposed):
+def test_what_belongs_to_a_transposed_pair_is_swapped(transposed):
     pair = LoraPair("a", "b", 2, 5, 6, transposed=transposed)
-    b, a = drawn(1, 6, 2), drawn(1, 2, 5)
-    turned = pair.oriented(b, a)
-    np.testing.assert_array_equal(turned[0] @ turned[1], (b @ a).swapaxes(1, 2) if transposed else b @ a)
-    for one, two in zip(pair.oriented(*turned), (b, a), strict=True):
-        np.testing.assert_array_equal(one, two)
     assert pair.swapped("b", "a") == (("a", "b") if transposed else ("b", "a"))
 
 

@@ -5,15 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from peft import (
-    AdaLoraConfig,
-    HiraConfig,
-    LoHaConfig,
-    LoKrConfig,
-    LoraConfig,
-    MissConfig,
-    VeraConfig,
-)
+from peft import AdaLoraConfig, HiraConfig, LoHaConfig, LoKrConfig, LoraConfig, MissConfig, VeraConfig
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 

@@ -12,8 +12,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from gradience.adapters.formats import containers
-from gradience.adapters.kinds import lora as lora_kinds
-from gradience.adapters.kinds import products
+from gradience.adapters.kinds import lora as lora_kinds, products
 from gradience.adapters.layout import UnsuitableError
 from gradience.adapters.open import open_adapter
 from gradience.errors import AdapterError

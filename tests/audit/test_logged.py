@@ -8,8 +8,8 @@ import msgspec
 import pytest
 
 from gradience.schema.audit import AuditSummary, ModuleAudit
-from gradience.verbs.audit import log
-from gradience.verbs.audit.log import lora_audit_metrics
+from gradience.verbs import audit
+from gradience.verbs.audit import lora_audit_metrics
 
 
 def report(*utilizations):
@@ -35,7 +35,7 @@ def test_a_byte_less_leaves_out_the_least_wasteful(monkeypatch, short_by, kept):
     whole = lora_audit_metrics(made)
     rows = whole.pop("modules")
     room = len(msgspec.json.encode(whole)) + sum(len(msgspec.json.encode(row)) + 1 for row in rows)
-    monkeypatch.setattr(log, "_EVENT_BYTES", room - short_by)
+    monkeypatch.setattr(audit, "_EVENT_BYTES", room - short_by)
     payload = lora_audit_metrics(made)
     assert [row["name"] for row in payload["modules"]] == ["m2", "m0", "m1"][:kept]
     assert payload.get("modules_omitted") == (None if kept == 3 else 1)

@@ -18,11 +18,9 @@ from gradience.base.update import _target, survival_of
 from gradience.base.weights import Norms
 from gradience.schema.audit import ModuleAudit
 from gradience.spectral.base import MergeSums
-from gradience.spectral.batch import spectrum_of
-from gradience.spectral.dense import DenseSpectrum
-from gradience.spectral.norms import SpectralNorm
-from gradience.verbs.audit import against_base
-from gradience.verbs.audit.adapter import _unknown_dtypes
+from gradience.spectral.batch import DenseSpectrum, spectrum_of
+from gradience.spectral.krylov import SpectralNorm
+from gradience.verbs.audit import _unknown_dtypes, against_base
 from gradience.verbs.audit.against_base import _ratios
 from gradience.verbs.audit.rows import (
     Shown,

@@ -13,9 +13,9 @@ import pytest
 from gradience.adapters.layout import Module
 from gradience.errors import AdapterError
 from gradience.spectral.batch import spectrum_of
+from gradience.spectral.grams import padded
 from gradience.spectral.subspace import PairGeometry
-from gradience.verbs import beside
-from gradience.verbs.beside import _energy, _Owns, _padded
+from gradience.verbs import sides as sides_module
 from gradience.verbs.compare import (
     SETTLED,
     _cosines,
@@ -32,6 +32,7 @@ from gradience.verbs.compare import (
     module_pair,
     series_of,
 )
+from gradience.verbs.sides import _energy, _Owns
 
 
 def test_the_squared_norm_is_that_of_the_dense_update_or_is_not_vouched_for():
@@ -53,7 +54,7 @@ def test_parts_that_all_but_cancel_are_left_to_the_spectrum(angle, vouched):
 
 def test_what_is_the_share_itself_does_not_vouch_for_a_norm(monkeypatch):
     """Of sums that binary numbers hold: 0.25 of 1 is left, of halves less 0.25 in the place of each product."""
-    monkeypatch.setattr(beside, "_VOUCHED", 0.25)
+    monkeypatch.setattr(sides_module, "_VOUCHED", 0.25)
     gram_b, gram_a = np.array([[0.5, -0.375], [-0.375, 0.5]]), np.ones((2, 2))
     assert _energy(gram_b, gram_a, 2.0) is None
     gram_b[0, 1] += 2.0**-20
@@ -89,8 +90,8 @@ def test_a_norm_that_is_not_vouched_for_is_that_of_the_spectrum():
 
 def test_what_waits_is_let_go_at_the_limit(monkeypatch):
     found, module = owns(whole=True)
-    size = 2 * _padded(np.eye(2)).size
-    monkeypatch.setattr(beside, "_HELD", 2 * size)
+    size = 2 * padded(np.eye(2)).size
+    monkeypatch.setattr(sides_module, "_HELD", 2 * size)
     found.put(0, module, 9.0 * np.eye(2), np.eye(2))
     assert (len(found._open), found._held) == (1, size)
     found.put(0, module, 9.0 * np.eye(2), np.eye(2))

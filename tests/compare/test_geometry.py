@@ -4,21 +4,26 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from gradience.spectral.subspace import (
+    PairGeometry,
     Stacked,
     chance_overlap,
     chance_overlap_sd,
     overlap,
-    pair_geometries,
     principal_cosines,
+    row_geometries,
 )
 
 
 def _stacked(b: np.ndarray, a: np.ndarray, scale: float = 1.0) -> Stacked:
     return Stacked(lambda: (b, a), a.shape[0], scale)
+
+
+def geometry(one: Stacked, two: Stacked) -> PairGeometry:
+    (row,) = row_geometries([[one, two]], [(0, 1)])
+    return row.pairs[0, 1]
 
 
 def _factors(seed: int, out: int, r: int, inner: int) -> tuple[np.ndarray, np.ndarray]:
@@ -35,7 +40,7 @@ def _factors(seed: int, out: int, r: int, inner: int) -> tuple[np.ndarray, np.nd
 )
 def test_geometry_is_that_of_the_dense_updates(seed, out, inner, ranks, scales):
     one, two = (_factors(seed + place, out, r, inner) for place, r in enumerate(ranks))
-    (found,) = pair_geometries([(_stacked(*one, scales[0]), _stacked(*two, scales[1]))])
+    found = geometry(_stacked(*one, scales[0]), _stacked(*two, scales[1]))
     first, second = scales[0] * one[0] @ one[1], scales[1] * two[0] @ two[1]
     size = np.linalg.norm(first) * np.linalg.norm(second)
     assert found.norms == pytest.approx((np.linalg.norm(first), np.linalg.norm(second)), rel=1e-9)
@@ -57,7 +62,7 @@ def test_factors_that_all_but_cancel_do_not_cost_the_cosine(seed, tiny):
     b1 = np.hstack([b, -b, tiny * left[:, :1]])
     a1 = np.vstack([a, a, right[:1]])
     other = _factors(seed + 1, 30, 4, 20)
-    (found,) = pair_geometries([(_stacked(b1, a1), _stacked(*other))])
+    found = geometry(_stacked(b1, a1), _stacked(*other))
     dense = b1 @ a1
     truth = np.sum(dense * (other[0] @ other[1])) / (np.linalg.norm(dense) * np.linalg.norm(other[0] @ other[1]))
     assert found.cosine == pytest.approx(truth, abs=1e-6)
@@ -66,7 +71,7 @@ def test_factors_that_all_but_cancel_do_not_cost_the_cosine(seed, tiny):
 def test_an_update_beside_itself_in_other_factors_is_the_same_update():
     b, a = _factors(0, 50, 6, 30)
     turn = np.linalg.qr(np.random.default_rng(1).standard_normal((6, 6)))[0]
-    (found,) = pair_geometries([(_stacked(b, a, 2.0), _stacked(b @ turn, turn.T @ a, 2.0))])
+    found = geometry(_stacked(b, a, 2.0), _stacked(b @ turn, turn.T @ a, 2.0))
     assert found.cosine == pytest.approx(1.0, abs=1e-12)
     assert found.distance < 1e-6 * found.norms[0]
     assert overlap(found.left, 6, 6) == pytest.approx(1.0, abs=1e-9)
@@ -85,7 +90,7 @@ def test_chance_overlap_is_what_random_subspaces_give(i, j, d):
 
 def test_a_zero_update_has_no_cosine_and_no_directions():
     b, a = _factors(0, 8, 2, 5)
-    (found,) = pair_geometries([(_stacked(np.zeros((8, 2)), a), _stacked(b, a))])
+    found = geometry(_stacked(np.zeros((8, 2)), a), _stacked(b, a))
     assert found.cosine is None
     assert found.left.shape == (0, 2)
 
@@ -94,6 +99,6 @@ def test_an_update_that_is_not_finite_says_so():
     b, a = _factors(0, 8, 2, 5)
     broken = b.copy()
     broken[3, 1] = np.nan
-    (found,) = pair_geometries([(_stacked(broken, a), _stacked(b, a))])
+    found = geometry(_stacked(broken, a), _stacked(b, a))
     assert not found.finite
     assert found.cosine is None

@@ -12,7 +12,7 @@ import pytest
 from gradience.adapters.layout import Module
 from gradience.errors import AdapterError
 from gradience.io.spool import Spool
-from gradience.spectral.reduced import decomposed
+from gradience.spectral.update import decomposed
 from gradience.verbs.convert import _choice
 from gradience.verbs.convert.factored import Choice, Factored, _truncated, from_factors
 from gradience.verbs.convert.source import _kohya_paths, _peft_path, renamed

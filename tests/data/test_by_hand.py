@@ -210,7 +210,7 @@ def test_a_row_of_eight_trigrams_is_judged(length, near):
     rows = EvalRows()
     rows.read([(1, words(*range(length)))])
     rows.compare(words(*range(length)))
-    assert len(rows.near_rows) == near
+    assert len(rows._hit_near) == near
     found = rows.result()
     assert (found.eval_rows, found.exact.count, found.near.count, found.near_judged) == (1, 1, 0, True)
 
@@ -221,4 +221,4 @@ def test_rows_are_near_from_four_fifths_of_their_trigrams_on(length, near):
     rows = EvalRows()
     rows.read([(3, words(*range(22)))])
     rows.compare(words(*range(length)))
-    assert len(rows.near_rows) == near
+    assert len(rows._hit_near) == near

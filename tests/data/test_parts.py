@@ -7,8 +7,7 @@ import random
 from pathlib import Path
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from gradience.configs.data import read_data_plan
 from gradience.data.measure import batching, is_mojibake, quantile
@@ -118,7 +117,7 @@ def test_near_rows_are_those_at_the_similarity_and_above() -> None:
     held_out.compare({"text": " ".join(base)})
     near = {i for i, one in enumerate(variants, 1) if jaccard(trigrams(base), trigrams(one)) >= NEAR}
     found = held_out.result()
-    assert (held_out.near_rows, found.exact.first) == (near, [1])
+    assert (held_out._hit_near, found.exact.first) == (near, [1])
     assert found.near.count == len(near) - 1 > 0
 
 

@@ -15,8 +15,7 @@ from gradience.schema.events import Eval, EvalMetrics
 from gradience.schema.reports import EvalPoint
 from gradience.schema.scalars import real
 from gradience.telemetry.series import RunSeries
-from gradience.verbs.diagnose import IDS, unjudged
-from gradience.verbs.diagnose import checkpoints as choosing
+from gradience.verbs.diagnose import IDS, checkpoints as choosing, unjudged
 from gradience.verbs.diagnose.checkpoints import (
     Choice,
     _before_nan,

@@ -194,8 +194,8 @@ def test_a_base_puts_relative_norms_into_the_rows(tmp_path):
 
 def _started(root, out):
     code = (
-        "from gradience.verbs.fleet import audit, update\n"
-        "update.BATCH = 2\n"
+        "from gradience.verbs.fleet import audit\n"
+        "audit.BATCH = 2\n"
         f"audit.audit_fleet({str(root)!r}, out={str(out)!r}, workers=1)"
     )
     return subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.DEVNULL)
@@ -215,6 +215,7 @@ def test_a_job_killed_at_any_point_goes_on_and_ends_with_the_same_rows(collectio
         wait_until(lambda parts=parts: len(list((out / "adapters").glob("*"))) >= parts, job)
         job.send_signal(signal.SIGKILL)
         job.wait()
+        assert list((out / "adapters").glob("*"))
     audit_fleet(collection, out=out, workers=2)
     assert rows(out) == rows(fleet)
     live = json.loads((out / "fleet.json").read_text())["parts"]

@@ -15,8 +15,7 @@ from safetensors.numpy import load_file
 
 from gradience.schema.audit import AuditReport, ModuleAudit
 from gradience.schema.fleet import AdapterRow, ModuleRow
-from gradience.verbs.fleet import engines
-from gradience.verbs.fleet import show as comparing
+from gradience.verbs.fleet import engines, show as comparing
 from gradience.verbs.fleet.audit import failures_in, plan_of
 from gradience.verbs.fleet.index import INDEX, Folders, Known, Listing, read_index, write_index
 from gradience.verbs.fleet.job import Job, audit_job, encoded, failed, is_failure

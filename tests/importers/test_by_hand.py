@@ -11,8 +11,7 @@ import pytest
 from gradience.configs.settings import Layer
 from gradience.errors import RecorderError, few
 from gradience.importers import _only as chosen
-from gradience.importers.events import Tally, _Stream, _stream_of, _stride, arrange
-from gradience.importers.events import _status as status_of
+from gradience.importers.events import Tally, _status as status_of, _Stream, _stream_of, _stride, arrange
 from gradience.importers.files import LoggedRow, SourceRun, clock_of, count_of
 from gradience.importers.settings import _interval, _only, samples_per_step
 from gradience.importers.table import MAX_COLUMNS, find_columns

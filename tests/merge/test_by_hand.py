@@ -13,10 +13,10 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from gradience import AdapterError, merge_adapters, merge_check
-from gradience.verbs.merge.adapter import _notes as merge_notes
+from gradience.verbs.merge import _notes as merge_notes
 from gradience.verbs.merge.check import cosine_of, kept_of
-from gradience.verbs.merge.dense import dense_target
-from gradience.verbs.merge.methods import Recipe, _balanced, obstacles_between
+from gradience.verbs.merge.methods import Recipe, _balanced, dense_target
+from gradience.verbs.merge.pairs import obstacles_between
 from gradience.verbs.sides import open_sides
 
 PREFIX = "base_model.model."
@@ -304,7 +304,11 @@ def test_two_values_of_a_field_are_refused(tmp_path):
 
 @pytest.mark.parametrize(
     ("field", "value", "none"),
-    [("fan_in_fan_out", True, False), ("ensure_weight_tying", True, False), ("layer_replication", [[0, 2], [1, 3]], [])],
+    [
+        ("fan_in_fan_out", True, False),
+        ("ensure_weight_tying", True, False),
+        ("layer_replication", [[0, 2], [1, 3]], []),
+    ],
 )
 def test_a_field_that_must_be_the_same_is_named_with_both_values(field, value, none, tmp_path):
     square = {"q": along(1.0, d_out=5)}

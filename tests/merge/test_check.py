@@ -7,8 +7,7 @@ import json
 import jsonschema
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 from safetensors.numpy import load_file, save_file
 
 from gradience import merge_check

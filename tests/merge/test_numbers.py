@@ -9,7 +9,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from gradience import AdapterError, merge_adapters, merge_check
-from gradience.spectral.merging import pair_grams
+from gradience.spectral.sums import pair_grams
 from gradience.verbs.merge.config import TIES_DENSITY, recipe_of, weights_of
 from gradience.verbs.merge.methods import Recipe, _balanced, _factors, _rounded
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from gradience.spectral.merging import pair_grams
+from gradience.spectral.sums import pair_grams
 from gradience.verbs.compare import _wanted
 from gradience.verbs.merge.methods import Recipe, _factors
 

@@ -5,11 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from gradience import merge_adapters
-from gradience.spectral.merging import numerical_rank, squared_distance, squared_norm
+from gradience.spectral.sums import gram_norm, numerical_rank, pair_grams, squared_distance
 
 KINDS = {
     "linear": {},
@@ -25,6 +24,10 @@ KINDS = {
 
 
 SIDES = [("one", 1, {"r": 4}), ("two", 2, {"r": 3, "lora_alpha": 16})]
+
+
+def squared_norm(b: np.ndarray, a: np.ndarray) -> float:
+    return gram_norm(pair_grams(b, a), lambda: (b, a))
 
 
 @pytest.mark.parametrize("method", ["linear", "cat"])

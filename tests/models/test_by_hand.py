@@ -13,16 +13,7 @@ pytest.importorskip("peft")
 
 from gradience.errors import AdapterError, ConfigError  # noqa: E402  # after what may be missing
 from gradience.models.inputs import Batch, Example, _chosen, _Reader, batches  # noqa: E402
-from gradience.models.outputs import (  # noqa: E402
-    Scored,
-    _against,
-    _class_of,
-    _labels,
-    _scored,
-    divergence,
-    row_sizes,
-    tokens_within,
-)
+from gradience.models.outputs import Scored, _against, _class_of, _labels, _scored, divergence, row_sizes, tokens_within  # noqa: E402
 from gradience.models.statistics import _Store, _Sums  # noqa: E402
 
 # --- sums over tokens --------------------------------------------------------------------------------------------

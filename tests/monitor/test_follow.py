@@ -13,8 +13,7 @@ import sys
 import time
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 from logs import falling, record
 
 from gradience.cli.main import main

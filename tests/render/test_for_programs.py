@@ -9,8 +9,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from gradience.render.sarif import github_lines, sarif_log
 from gradience.schema.findings import Evidence, Finding, NotRun, RuleCard

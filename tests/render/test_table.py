@@ -6,12 +6,9 @@ import doctest
 from operator import itemgetter
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
-from gradience.render import check, text
-from gradience.render import sarif as github
-from gradience.render import text as table
+from gradience.render import check, sarif as github, text, text as table
 from gradience.render.text import labelled, listed, shortened, skipped_lines
 from gradience.schema.findings import NotRun
 

@@ -7,8 +7,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import example, given
-from hypothesis import strategies as st
+from hypothesis import example, given, strategies as st
 
 from gradience.render.html import plot
 from gradience.render.html.plot import axis_of, linear_ticks

@@ -13,8 +13,7 @@ from itertools import pairwise
 import matplotlib as mpl
 import numpy as np
 import pytest
-from hypothesis import example, given, settings
-from hypothesis import strategies as st
+from hypothesis import example, given, settings, strategies as st
 
 from gradience.render.html import figures
 from gradience.render.html.figures import NARROW, STYLES, WIDE, draw, draw_map, style_sheet

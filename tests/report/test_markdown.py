@@ -5,8 +5,7 @@ from __future__ import annotations
 import doctest
 
 import pytest
-from hypothesis import example, given
-from hypothesis import strategies as st
+from hypothesis import example, given, strategies as st
 from markdown_it import MarkdownIt
 from pages import gather, parse
 

@@ -16,8 +16,7 @@ from itertools import combinations, pairwise
 import msgspec
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
+from hypothesis import HealthCheck, given, settings, strategies as st
 from pages import gather, parse
 
 from gradience.render.html.page import report_html

@@ -19,7 +19,7 @@ from safetensors.numpy import load_file, save_file
 from gradience import AdapterError, OutputError, resize_adapter
 from gradience.adapters.open import open_adapter
 from gradience.schema.writing import Criterion
-from gradience.verbs.resize.adapter import _notes as resize_notes
+from gradience.verbs.resize import _notes as resize_notes
 from gradience.verbs.resize.criteria import Target, module_rank, target_of
 from gradience.verbs.resize.cut import Job, planned_file, refit_of, refitted
 from gradience.verbs.resize.plan import Loss, _relative_error, resizable_pairs

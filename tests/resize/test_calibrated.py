@@ -21,12 +21,20 @@ from gradience.models.inputs import batches, read_inputs
 from gradience.models.load import load_model
 from gradience.models.outputs import log_probs, logits_of, row_sizes
 from gradience.models.statistics import lora_layers, statistics
-from gradience.verbs.resize.calibrated import Asked, calibrate_adapter, kept_for
-from gradience.verbs.resize.choice import Candidate, first_pieces, ordered, predicted_kl, shortest, within
+from gradience.verbs.resize.calibrated import Asked, calibrate_adapter, kept_for, without_modules
 from gradience.verbs.resize.criteria import Target
-from gradience.verbs.resize.pieces import combined, gates_of, pieces_of
+from gradience.verbs.resize.pieces import (
+    Candidate,
+    combined,
+    first_pieces,
+    gates_of,
+    ordered,
+    pieces_of,
+    predicted_kl,
+    shortest,
+    within,
+)
 from gradience.verbs.resize.plan import resizable_pairs
-from gradience.verbs.resize.targets import without_modules
 
 TARGETS = ["q_proj", "v_proj", "down_proj"]
 

@@ -17,12 +17,23 @@ from gradience import AdapterError, ConfigError
 from gradience.adapters.open import open_adapter
 from gradience.schema.writing import Criterion
 from gradience.verbs.resize import calibrated
-from gradience.verbs.resize.calibrated import _maps, kept_for
-from gradience.verbs.resize.choice import Candidate, Order, first_pieces, ordered, predicted_kl, shortest, within
+from gradience.verbs.resize.calibrated import _maps, kept_for, without_modules
 from gradience.verbs.resize.criteria import Target
-from gradience.verbs.resize.pieces import Pieces, combined, gates_of, pieces_of, share_left_out
+from gradience.verbs.resize.pieces import (
+    Candidate,
+    Order,
+    Pieces,
+    combined,
+    first_pieces,
+    gates_of,
+    ordered,
+    pieces_of,
+    predicted_kl,
+    share_left_out,
+    shortest,
+    within,
+)
 from gradience.verbs.resize.plan import resizable_pairs
-from gradience.verbs.resize.targets import without_modules
 
 CRITERIA = ", ".join(get_args(Criterion))
 

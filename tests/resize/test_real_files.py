@@ -9,8 +9,7 @@ import pytest
 
 from gradience import resize_adapter
 from gradience.adapters.open import open_adapter
-from gradience.spectral.reduced import stacked
-from gradience.spectral.update import core_singular_values
+from gradience.spectral.update import core_singular_values, stacked
 
 ADAPTERS = ["convnext-fc-r8", "dialogpt-random-r8", "roberta-agnews-r4-bias-all", "roberta-portuguese-r8"]
 

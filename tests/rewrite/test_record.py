@@ -14,9 +14,13 @@ from safetensors import safe_open
 
 from gradience.errors import OutputError
 from gradience.io.safetensors import planned
-from gradience.schema.writing import Calibration, ModuleChange, ResizedModule, ResizeReport
+from gradience.schema.writing import Calibration, ModuleChange, Provenance, ResizedModule, ResizeReport
 from gradience.verbs import writing
-from gradience.verbs.writing import Changes, NewAdapter, Sources, provenance_of, refuse_to_lose, write_adapter
+from gradience.verbs.writing import Changes, NewAdapter, SourceFiles, provenance_of, refuse_to_lose, write_adapter
+
+
+def record_of(verb: str) -> Provenance:
+    return provenance_of(verb, SourceFiles([]), {}, Changes([]))
 
 
 def test_a_record_has_the_files_with_their_digests_and_each_module(tmp_path):
@@ -33,21 +37,20 @@ def test_a_record_has_the_files_with_their_digests_and_each_module(tmp_path):
         ["a note"],
     )
     before = time.time()
-    for given in (files, Sources(files)):
-        found = provenance_of("resize", given, {"rank": 4}, changes)
-        assert [(one.name, one.bytes, one.digest) for one in found.sources] == [
-            ("a.bin", 3, f"sha256:{hashlib.sha256(b'abc').hexdigest()}"),
-            ("b.bin", 0, f"sha256:{hashlib.sha256(b'').hexdigest()}"),
-        ]
-        assert before <= found.created <= time.time()
-        assert (found.operation, found.version, found.options) == ("resize", version("gradience"), {"rank": 4})
-        assert [(m.name, m.rank_before, m.rank_after, m.relative_error, m.kl_predicted) for m in found.modules] == [
-            ("q", 8, 4, 0.25, None),
-            ("v", 8, 8, 1.0, None),
-            ("z", 8, 1, None, None),
-        ]
-        assert (found.relative_error, found.notes, found.calibration) == (1.0, ["a note"], None)
-    assert provenance_of("x", [], {}, Changes([])).relative_error is None
+    found = provenance_of("resize", SourceFiles(files), {"rank": 4}, changes)
+    assert [(one.name, one.bytes, one.digest) for one in found.sources] == [
+        ("a.bin", 3, f"sha256:{hashlib.sha256(b'abc').hexdigest()}"),
+        ("b.bin", 0, f"sha256:{hashlib.sha256(b'').hexdigest()}"),
+    ]
+    assert before <= found.created <= time.time()
+    assert (found.operation, found.version, found.options) == ("resize", version("gradience"), {"rank": 4})
+    assert [(m.name, m.rank_before, m.rank_after, m.relative_error, m.kl_predicted) for m in found.modules] == [
+        ("q", 8, 4, 0.25, None),
+        ("v", 8, 8, 1.0, None),
+        ("z", 8, 1, None, None),
+    ]
+    assert (found.relative_error, found.notes, found.calibration) == (1.0, ["a note"], None)
+    assert record_of("x").relative_error is None
 
 
 def test_a_record_of_a_resize_has_its_calibration_and_what_its_pieces_were_predicted_to_cost():
@@ -82,7 +85,7 @@ def test_a_record_of_a_resize_has_its_calibration_and_what_its_pieces_were_predi
         "calibration": measured,
     }
     report: Any = ResizeReport(**given)
-    found = provenance_of("resize", [], {}, report)
+    found = provenance_of("resize", SourceFiles([]), {}, report)
     assert (found.modules[0].kl_predicted, found.calibration, found.relative_error) == (0.125, measured, 0.5)
 
 
@@ -90,8 +93,9 @@ def test_an_error_of_hashing_is_raised_where_the_digests_are_asked_for(tmp_path,
     def broken(_files: Any) -> Any:
         raise PermissionError(13, "denied")
 
-    monkeypatch.setattr(writing, "_hashed", broken)
-    sources = Sources([tmp_path])
+    monkeypatch.setattr(writing, "file_digest", broken)
+    (tmp_path / "a").write_text("")
+    sources = SourceFiles([tmp_path / "a"])
     with pytest.raises(PermissionError):
         sources.hashed()
 
@@ -106,8 +110,7 @@ def contents(*, fails: bool = False) -> NewAdapter:
 
 
 def test_a_folder_is_as_peft_saves_one_with_the_record_beside_it(tmp_path):
-    record = provenance_of("merge", [], {}, Changes([]))
-    write_adapter(tmp_path / "out", contents(), record)
+    write_adapter(tmp_path / "out", contents(), lambda: record_of("merge"))
     names = ["adapter_config.json", "adapter_model.safetensors", "gradience_provenance.json"]
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == names
     text = (tmp_path / "out" / "adapter_config.json").read_text()
@@ -125,8 +128,8 @@ def test_a_folder_is_as_peft_saves_one_with_the_record_beside_it(tmp_path):
 def test_with_force_an_old_adapter_stays_until_the_new_one_is_complete(fails, tmp_path):
     """And whatever happens nothing else is left in the folder above."""
     out = tmp_path / "out"
-    record = provenance_of("merge", [], {}, Changes([]))
-    write_adapter(out, contents(), record)
+    record = record_of("merge")
+    write_adapter(out, contents(), lambda: record)
     before = {path.name: path.read_bytes() for path in out.iterdir()}
 
     def told() -> Any:
@@ -149,12 +152,11 @@ def test_with_force_an_old_adapter_stays_until_the_new_one_is_complete(fails, tm
 
 def test_without_force_nothing_is_replaced_and_with_it_all_is(tmp_path):
     out = tmp_path / "out"
-    first, second = (provenance_of(name, [], {}, Changes([])) for name in ("merge", "resize"))
-    write_adapter(out, contents(), first)
+    write_adapter(out, contents(), lambda: record_of("merge"))
     with pytest.raises(OutputError, match="exists already"):
-        write_adapter(out, contents(), second)
+        write_adapter(out, contents(), lambda: record_of("resize"))
     assert json.loads((out / "gradience_provenance.json").read_text())["operation"] == "merge"
-    write_adapter(out, contents(), second, force=True)
+    write_adapter(out, contents(), lambda: record_of("resize"), force=True)
     assert json.loads((out / "gradience_provenance.json").read_text())["operation"] == "resize"
 
 

@@ -5,9 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from gradience.spectral.atoms import _bound, _Measure, _measures, _over, atoms
-from gradience.spectral.krylov import Bidiagonal, Operator
-from gradience.spectral.lanczos import ritz_of
+from gradience.spectral.intruders import _bound, _Measure, _measures, _within, atoms
+from gradience.spectral.krylov import Bidiagonal, Operator, ritz_of
 
 SIZE, WIDTH = 120, 5
 THRESHOLDS = (0.09, 0.25, 0.49)
@@ -135,7 +134,7 @@ def test_an_interval_is_bounded_by_the_best_of_three_matrices():
         _bound(measures.outer, square, width),
         _bound(measures.inner, square, width) / (middle - half)[:, None] ** 2,
     )
-    np.testing.assert_allclose(_over(measures, middle, half, largest), np.min(three, axis=0), rtol=1e-12)
+    np.testing.assert_allclose(_within(measures, middle, half, largest), np.min(three, axis=0), rtol=1e-12)
 
 
 @pytest.mark.parametrize("weight", [0.2, 0.5, 0.8])

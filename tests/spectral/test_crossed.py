@@ -6,10 +6,8 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from gradience.spectral import crossed as module
-from gradience.spectral import subspace
-from gradience.spectral.crossed import crossed
-from gradience.spectral.subspace import Stacked, row_geometries
+from gradience.spectral import subspace, subspace as module
+from gradience.spectral.subspace import Stacked, crossed, row_geometries
 
 RANKS = (3, 5, 2, 4)
 DTYPES = (np.float32, ml_dtypes.bfloat16, np.float64, np.float16)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from gradience.spectral import dense
-from gradience.spectral.dense import DenseSpectrum, dense_spectrum
+from gradience.spectral import batch
+from gradience.spectral.batch import DenseSpectrum, dense_spectrum
 
 
 def matrix_with(sigma, m, n, seed=0):
@@ -42,7 +42,7 @@ SPECTRA = {
 
 @pytest.mark.parametrize("kind", SPECTRA)
 def test_bounds_of_a_large_matrix_hold_the_true_energy_ranks(kind, monkeypatch):
-    monkeypatch.setattr(dense, "EXACT_UP_TO", 100)
+    monkeypatch.setattr(batch, "EXACT_UP_TO", 100)
     sigma = SPECTRA[kind]
     found = dense_spectrum(matrix_with(sigma, 300, 340))
     assert not found.is_whole

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from gradience.spectral import atoms, intruders
+from gradience.spectral import intruders
 from gradience.spectral.intruders import count_below, overlaps
 from gradience.spectral.krylov import Operator
 
@@ -138,10 +138,10 @@ def test_an_overlap_with_a_direction_below_what_float32_resolves_is_not_ruled_ou
 def test_an_interval_of_values_and_of_their_squares_has_room_for_rounding(monkeypatch):
     asked = {}
     monkeypatch.setattr(
-        atoms, "_bound", lambda of, middle, half: asked.update({of: (middle, half)}) or np.ones((len(middle), 1))
+        intruders, "_bound", lambda of, middle, half: asked.update({of: (middle, half)}) or np.ones((len(middle), 1))
     )
     middle, half, rounding = np.asarray([0.5, 0.1]), np.asarray([1e-6, 1e-5]), 2e-6 * 2.0
-    atoms._over(atoms._Measures("both", "outer", "inner"), middle, half, 2.0)
+    intruders._within(intruders._Measures("both", "outer", "inner"), middle, half, 2.0)
     np.testing.assert_allclose(asked["both"], [middle, half + rounding])
     # (m + h)^2 and (m - h)^2 are m^2 + h^2 +- 2 m h; a value and the largest bound the rounding of a square
     wanted = [middle**2 + half**2, 2 * middle * half + rounding * (2.0 + middle)]

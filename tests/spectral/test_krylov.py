@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from gradience.spectral import lanczos
+from gradience.spectral import krylov
 from gradience.spectral.krylov import Bidiagonal, Operator, as_float32
 
 WIDTH = 4
@@ -88,19 +88,19 @@ APART, EQUAL = (2.0, 1.75, 1.25), (2.0, 2.0, 1.25)
 def test_a_value_has_converged_by_its_residual_and_a_vector_by_its_angle(
     sigma, residuals, vectors, converged, monkeypatch
 ):
-    monkeypatch.setattr(lanczos, "_ANGLE", 2.0**-4)
-    ritz = lanczos.Ritz(np.array(sigma), np.eye(3), np.eye(3), np.array([*residuals, 9.0]))
-    assert lanczos._converged(ritz, 2, 2.0**-9, vectors=vectors) is converged
+    monkeypatch.setattr(krylov, "_ANGLE", 2.0**-4)
+    ritz = krylov.Ritz(np.array(sigma), np.eye(3), np.eye(3), np.array([*residuals, 9.0]))
+    assert krylov._converged(ritz, 2, 2.0**-9, vectors=vectors) is converged
 
 
 def test_a_gap_is_that_to_the_nearest_neighbour():
-    assert lanczos._gaps(np.array([9.0, 7.0, 6.0, 1.0])).tolist() == [2.0, 1.0, 1.0, 5.0]
-    assert lanczos._gaps(np.array([2.0, 2.0]))[0] == np.finfo(np.float64).tiny
+    assert krylov._gaps(np.array([9.0, 7.0, 6.0, 1.0])).tolist() == [2.0, 1.0, 1.0, 5.0]
+    assert krylov._gaps(np.array([2.0, 2.0]))[0] == np.finfo(np.float64).tiny
 
 
 def triplets(k, *, converged):
     one = np.ones((1, k))
-    return lanczos.Triplets(one[0], one, one[0], 1, converged=converged, exact=False, guard=one)
+    return krylov.Triplets(one[0], one, one[0], 1, converged=converged, exact=False, guard=one)
 
 
 @pytest.mark.parametrize(
@@ -121,20 +121,20 @@ def test_a_block_is_of_eights_and_a_basis_within_the_matrix(shape, k, vectors, w
         asked.append((count, sizes))
         return triplets(k, converged=True)
 
-    monkeypatch.setattr(lanczos, "_iterated", spy)
-    lanczos.leading(Operator.of(np.ones(shape)), k, vectors=vectors)
+    monkeypatch.setattr(krylov, "_iterated", spy)
+    krylov.leading(Operator.of(np.ones(shape)), k, vectors=vectors)
     assert asked == [(k, (width, most))]
 
 
 @pytest.mark.parametrize(("size", "exact"), [(96, True), (97, False)])
 def test_small_matrices_are_done_exactly(size, exact):
     w = np.diag(np.arange(size, 0.0, -1.0))
-    assert lanczos.leading(Operator.of(w)).exact is exact
+    assert krylov.leading(Operator.of(w)).exact is exact
 
 
 @pytest.mark.parametrize(("size", "exact"), [(768, True), (769, False)])
 def test_what_did_not_converge_is_done_exactly_up_to_the_limit(size, exact, monkeypatch):
     found = triplets(1, converged=False)
-    monkeypatch.setattr(lanczos, "_iterated", lambda *_args, **_more: found)
-    monkeypatch.setattr(lanczos, "_dense", lambda *_args: found._replace(exact=True))
-    assert lanczos.leading(Operator.of(np.ones((size, size + 1)))).exact is exact
+    monkeypatch.setattr(krylov, "_iterated", lambda *_args, **_more: found)
+    monkeypatch.setattr(krylov, "_dense", lambda *_args: found._replace(exact=True))
+    assert krylov.leading(Operator.of(np.ones((size, size + 1)))).exact is exact

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
-from gradience.spectral.reduced import decomposed, stacked
+from gradience.spectral.update import decomposed, stacked
 
 
 def _factors(seed: int, out: int, r: int, inner: int) -> tuple[np.ndarray, np.ndarray]:

@@ -6,9 +6,8 @@ import numpy as np
 import pytest
 
 from gradience.spectral.batch import spectra
-from gradience.spectral.grams import Factors, grams_of
-from gradience.spectral.narrow import inner_size, narrowed
-from gradience.spectral.reduced import reduced
+from gradience.spectral.grams import Factors, grams_of, inner_size, narrowed
+from gradience.spectral.update import reduced
 
 
 @pytest.mark.parametrize(("d_out", "d_in", "rank"), [(1, 1, 500), (3, 70, 400), (70, 3, 400)])

@@ -7,10 +7,8 @@ import numpy as np
 import pytest
 from shaped import FLAT, SPECTRA, of
 
-from gradience.spectral import norms
-from gradience.spectral.krylov import Operator, as_float32
-from gradience.spectral.lanczos import leading
-from gradience.spectral.norms import spectral_norm
+from gradience.spectral import krylov
+from gradience.spectral.krylov import Operator, as_float32, leading, spectral_norm
 
 
 @pytest.mark.parametrize("kind", SPECTRA)
@@ -53,7 +51,7 @@ def test_a_space_of_few_directions_ends_early_and_one_seed_gives_one_answer():
 
 
 def test_where_one_vector_does_not_get_there_a_block_does(monkeypatch):
-    monkeypatch.setattr(norms, "_STEPS", 3)
+    monkeypatch.setattr(krylov, "_PASSES", 3)
     w = of(FLAT)
     found = spectral_norm(w)
     assert found.converged

@@ -5,12 +5,11 @@ from __future__ import annotations
 import ml_dtypes
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
-from gradience.spectral.batch import Measuring, spectra_and_maps
+from gradience.spectral.batch import spectra_and_maps
 from gradience.spectral.grams import Factors
-from gradience.spectral.reduced import gram_maps, reduced
+from gradience.spectral.update import gram_maps, reduced
 
 
 def _factors(seed: int, out: int, r: int, inner: int, fall: float) -> tuple[np.ndarray, np.ndarray]:
@@ -102,19 +101,3 @@ def test_factors_that_all_but_cancel_come_with_no_maps():
     b, a = _factors(0, 30, 4, 40, 1.0)
     b2 = np.hstack([b, b + 1e-6 * np.random.default_rng(1).standard_normal(b.shape)])
     assert spectra_and_maps([lambda: Factors(b2, np.vstack([a, -a]), 1.0)])[1] == [None]
-
-
-def test_updates_measured_one_at_a_time_have_the_numbers_of_all_together():
-    loads = [lambda i=i: Factors(*_factors(i, 30, 3 + i % 9, 25, 0.7), 0.5) for i in range(70)]
-    together, maps = spectra_and_maps(loads)
-    measuring = Measuring()
-    for index in reversed(range(70)):
-        found, finite = measuring.maps_of(index, loads[index]())
-        assert finite
-        np.testing.assert_array_equal(found.left, maps[index].left)
-        np.testing.assert_array_equal(found.right, maps[index].right)
-    spectra = measuring.spectra()
-    assert list(range(70)) == sorted(spectra)
-    for index, one in enumerate(together):
-        for mine, theirs in zip(spectra[index], one, strict=True):
-            np.testing.assert_array_equal(mine, theirs)

@@ -10,23 +10,24 @@ import pytest
 from safetensors.numpy import save_file
 
 from gradience import merge_check
-from gradience.spectral.merging import (
-    Signs,
-    dropped,
-    elected_mean,
-    mask_generator,
-    numerical_rank,
-    pooled_signs,
-    signs_of,
-    squared_distance,
-    squared_norm,
-    trimmed,
-)
-from gradience.spectral.narrow import inner_size, narrowed
-from gradience.spectral.quantities import effective_rank
-from gradience.spectral.reduced import LowRank, decomposed, leading_part, part_with_energy, rank_for_energy, stacked
+from gradience.spectral.batch import effective_rank
+from gradience.spectral.grams import inner_size, narrowed
+from gradience.spectral.merging import Signs, dropped, elected_mean, mask_generator, pooled_signs, signs_of, trimmed
 from gradience.spectral.subspace import chance_overlap, chance_overlap_sd, overlap, principal_cosines
-from gradience.spectral.update import null_stable_rank
+from gradience.spectral.sums import gram_norm, numerical_rank, pair_grams, squared_distance
+from gradience.spectral.update import (
+    LowRank,
+    decomposed,
+    leading_part,
+    null_stable_rank,
+    part_with_energy,
+    rank_for_energy,
+    stacked,
+)
+
+
+def squared_norm(b: np.ndarray, a: np.ndarray) -> float:
+    return gram_norm(pair_grams(b, a), lambda: (b, a))
 
 
 def parts(d_out=100, d_in=50, r=2, seed=0, scales=(1.0, 0.5)):

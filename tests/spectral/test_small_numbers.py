@@ -8,16 +8,22 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from gradience.spectral import dense, grams, intruders, merging, reduced, subspace, update
-from gradience.spectral.base import Chunk, MergeSums, merge_sums
-from gradience.spectral.batch import spectra, spectrum_of
-from gradience.spectral.dense import DenseSpectrum, dense_spectrum
-from gradience.spectral.grams import Factors, Grams, grams_of, grams_on_host
-from gradience.spectral.narrow import inner_size, narrowed
-from gradience.spectral.reduced import LowRank, gram_maps, leading_part, part_with_energy, rank_for_energy
+from gradience.spectral import batch, grams, intruders, subspace, sums, threads, update
+from gradience.spectral.base import MergeSums, Updated, merge_sums
+from gradience.spectral.batch import DenseSpectrum, dense_spectrum, spectra, spectrum_of
+from gradience.spectral.grams import Factors, Grams, grams_of, grams_on_host, inner_size, narrowed
 from gradience.spectral.sketch import DIMENSIONS, Sketch
-from gradience.spectral.subspace import Stacked, pair_geometries
-from gradience.spectral.update import null_factor_stable_rank, null_stable_rank
+from gradience.spectral.subspace import PairGeometry, Stacked, row_geometries
+from gradience.spectral.update import (
+    LowRank,
+    gram_maps,
+    leading_part,
+    null_factor_stable_rank,
+    null_stable_rank,
+    part_with_energy,
+    rank_for_energy,
+    reduced,
+)
 
 EPS = float(np.finfo(np.float64).eps)
 
@@ -147,7 +153,7 @@ def test_grams_are_padded_to_the_least_power_of_two_from_eight(r, bucket):
     [(0, 4, 1, None), (1, 4, 1, 1), (15, 4, 1, 1), (16, 4, 2, 1), (64, 4, 4, 2), (640, 16, 8, 10), (64, 1, 1, 8)],
 )
 def test_modules_are_shared_out_eight_a_thread_at_least_and_in_eight_turns(monkeypatch, modules, cores, workers, first):
-    monkeypatch.setattr(grams, "_cores", lambda: cores)
+    monkeypatch.setattr(threads, "cores", lambda: cores)
     shares = grams._Shares(modules)
     assert shares.workers == workers
     spans = list(shares._spans)
@@ -213,7 +219,7 @@ def test_a_matrix_is_iterated_beyond_768_where_a_quarter_of_it_holds_the_rank(mo
         k = min(shape)
         return np.zeros((shape[0], k)), np.zeros(k), np.zeros((k, shape[1]))
 
-    monkeypatch.setattr(reduced, "_iterated", instead)
+    monkeypatch.setattr(update, "_iterated", instead)
     monkeypatch.setattr(np.linalg, "svd", whole)
     part = leading_part(np.zeros(shape), rank, seed=3)
     assert seen == ([(rank + 16, 3)] if iterated else [])
@@ -248,9 +254,14 @@ def stack(b: np.ndarray, a: np.ndarray, scale: float = 1.0) -> Stacked:
     return Stacked(lambda: (b, a), a.shape[0], scale)
 
 
+def geometry(one: Stacked, two: Stacked) -> PairGeometry:
+    (row,) = row_geometries([[one, two]], [(0, 1)])
+    return row.pairs[0, 1]
+
+
 def test_two_updates_of_known_directions():
     one, two = stack(*diagonal(3.0, 1.0)), stack(*diagonal(0.0, 4.0, 2.0), -0.5)
-    (found,) = pair_geometries([(one, two)])
+    found = geometry(one, two)
     assert found.finite
     assert found.norms == pytest.approx((math.sqrt(10), math.sqrt(5)))
     assert found.inner == pytest.approx(-2.0)
@@ -262,18 +273,18 @@ def test_two_updates_of_known_directions():
 
 @pytest.mark.parametrize(("least", "directions"), [(1.1e-6, 2), (0.9e-6, 1)])
 def test_a_direction_under_a_millionth_of_the_largest_has_no_angle(least, directions):
-    (found,) = pair_geometries([(stack(*diagonal(1.0, least)), stack(*diagonal(1.0)))])
+    found = geometry(stack(*diagonal(1.0, least)), stack(*diagonal(1.0)))
     assert found.left.shape == found.right.shape == (directions, 1)
 
 
 def test_an_update_of_zero_has_no_directions_and_no_cosine():
-    (found,) = pair_geometries([(stack(*diagonal(0.0)), stack(*diagonal(1.0)))])
+    found = geometry(stack(*diagonal(0.0)), stack(*diagonal(1.0)))
     assert (found.left.shape, found.cosine, found.finite) == ((0, 1), None, True)
 
 
 @pytest.mark.parametrize("scale", [math.inf, math.nan])
 def test_a_scale_that_is_not_finite_leaves_nothing_to_compare(scale):
-    (found,) = pair_geometries([(stack(*diagonal(1.0)), stack(*diagonal(1.0), scale))])
+    found = geometry(stack(*diagonal(1.0)), stack(*diagonal(1.0), scale))
     assert (found.finite, found.cosine, found.left.shape) == (False, None, (0, 0))
     assert np.isnan([*found.norms, found.inner, found.distance]).all()
 
@@ -319,14 +330,14 @@ def test_energy_ranks_of_a_whole_spectrum_are_exact_and_of_a_leading_one_bounds(
 
 @pytest.mark.parametrize(("shape", "whole"), [((24, 60), True), ((60, 24), True), ((25, 60), False), ((60, 25), False)])
 def test_a_matrix_is_whole_up_to_a_shorter_side(monkeypatch, shape, whole):
-    monkeypatch.setattr(dense, "EXACT_UP_TO", 24)
+    monkeypatch.setattr(batch, "EXACT_UP_TO", 24)
     found = dense_spectrum(np.random.default_rng(0).standard_normal(shape))
     assert (found.is_whole, found.size, found.converged) == (whole, min(shape), True)
     assert found.energy == pytest.approx(np.sum(found.sigma**2), rel=1e-6)
 
 
 def test_a_large_matrix_shows_as_many_values_as_asked_for_and_64_at_least(monkeypatch):
-    monkeypatch.setattr(dense, "EXACT_UP_TO", 80)
+    monkeypatch.setattr(batch, "EXACT_UP_TO", 80)
     matrix = np.diag(np.linspace(2.0, 1.0, 90))
     sigma = np.linalg.svd(matrix, compute_uv=False)
     for values, shown in ((3, 64), (80, 80)):
@@ -357,8 +368,8 @@ def test_sums_over_three_entries_by_hand():
     """bfloat16 has steps of 1/128 from 1 to 2: of 0.003 nothing is kept there, of 0.006 a whole step."""
     w = np.asarray([[1.0, 1.0], [0.0, 2.0]], np.float32)
     delta = np.asarray([[0.003, 0.006], [0.5, 0.0]], np.float32)
-    chunks = [Chunk(w[:1], np.ones((1, 1)), delta[:1]), Chunk(w[1:], np.ones((1, 1)), delta[1:])]
-    found = merge_sums(chunks, scale=1.0, target="bfloat16", delta_dtype="float32")
+    whole = Updated(w, w[:, :0], w[:0], delta)
+    found = merge_sums(whole, scale=1.0, target="bfloat16", delta_dtype="float32")
     assert (found.entries, found.changed) == (4, 2)
     assert found.realised == pytest.approx((1 / 128) ** 2 + 0.25)
     assert found.intended == pytest.approx(0.003**2 + 0.006**2 + 0.25)
@@ -404,7 +415,7 @@ def test_a_sketch_adds_up_leaves_out_what_it_has_and_what_is_not_finite():
 def test_grams_are_taken_where_they_are_of_the_factors_own_rank_and_made_anew_where_they_are_padded(padding):
     b, a = diagonal(3.0, 1.0)
     given = tuple(np.pad(gram, (0, padding)) for gram in (a @ a.T, b.T @ b))
-    new_b, new_a = reduced.reduced(b, a, 1.0, 1, grams=given)
+    new_b, new_a = reduced(b, a, 1.0, 1, grams=given)
     assert (new_b.shape, new_a.shape) == ((40, 1), (1, 30))
     np.testing.assert_allclose((new_b @ new_a)[:2, :2], [[3.0, 0.0], [0.0, 0.0]], atol=1e-12)
 
@@ -412,7 +423,7 @@ def test_grams_are_taken_where_they_are_of_the_factors_own_rank_and_made_anew_wh
 def test_what_is_the_trusted_share_itself_is_trusted(monkeypatch):
     """Of rank one, sigma_1^2 is all that the two Gram matrices bound: a share of one."""
     one = np.array([[4.0]])
-    for module in (update, reduced, merging):
+    for module in (update, sums):
         monkeypatch.setattr(module, "TRUSTED_SHARE", 1.0)
     assert update.gram_singular_values(one, 9.0 * one).trusted
     assert gram_maps(one, one, 1) is not None
@@ -421,13 +432,13 @@ def test_what_is_the_trusted_share_itself_is_trusted(monkeypatch):
     def never() -> tuple[np.ndarray, np.ndarray]:
         raise AssertionError
 
-    assert merging.core_rank(core, np.linalg.eigvalsh(core.squared), (one, one), never) == 1
-    for module in (update, reduced, merging):
+    assert sums.core_rank(core, np.linalg.eigvalsh(core.squared), (one, one), never) == 1
+    for module in (update, sums):
         monkeypatch.setattr(module, "TRUSTED_SHARE", 1.01)
     assert not update.gram_singular_values(one, 9.0 * one).trusted
     assert gram_maps(one, one, 1) is None
     with pytest.raises(AssertionError):
-        merging.core_rank(core, np.linalg.eigvalsh(core.squared), (one, one), never)
+        sums.core_rank(core, np.linalg.eigvalsh(core.squared), (one, one), never)
 
 
 @pytest.mark.parametrize(("sigma", "rank"), [((4.0, 1.0, 0.5), 1), ((4.0, 1.25, 1.0), 2), ((0.0, 0.0), 0), ((), 0)])
@@ -455,8 +466,8 @@ def test_an_update_is_known_from_gram_matrices_unless_it_all_but_cancels_whateve
 def test_the_update_is_rounded_to_the_dtype_of_its_factors_before_it_is_added(delta_dtype, kept):
     """1 + 3/1024 is a number of float16; of bfloat16 1 is the nearest. W is wide enough to hold either."""
     one = np.ones((1, 1), np.float32)
-    chunk = Chunk(0.0 * one, one, np.float32(1.0029296875 / 2) * one)
-    found = merge_sums([chunk], scale=2.0, target="float32", delta_dtype=delta_dtype)
+    made = Updated(0.0 * one, one, np.float32(1.0029296875 / 2) * one)
+    found = merge_sums(made, scale=2.0, target="float32", delta_dtype=delta_dtype)
     assert (found.intended, found.realised, found.inner) == (kept**2, kept**2, kept**2)
 
 

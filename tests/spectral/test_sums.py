@@ -7,8 +7,15 @@ import numpy as np
 import pytest
 
 from gradience.spectral import sums
-from gradience.spectral.merging import gram_norm, numerical_rank
-from gradience.spectral.sums import balanced_sum, balancing, is_narrow, low_rank_sum, sum_grams
+from gradience.spectral.sums import (
+    balanced_sum,
+    balancing,
+    gram_norm,
+    is_narrow,
+    low_rank_sum,
+    numerical_rank,
+    sum_grams,
+)
 
 DTYPES = [np.dtype(kind) for kind in (ml_dtypes.bfloat16, np.float16, np.float32, np.float64)]
 

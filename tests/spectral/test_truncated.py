@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
-from gradience.spectral import reduced as truncated
-from gradience.spectral.reduced import leading_part, part_with_energy, rank_for_energy
+from gradience.spectral import update
+from gradience.spectral.update import leading_part, part_with_energy, rank_for_energy
 
 
 def decaying(m, n, decay, seed=0):
@@ -25,7 +24,7 @@ def decaying(m, n, decay, seed=0):
 @pytest.mark.parametrize("shape", [(300, 200), (200, 300)])
 def test_a_part_leaves_out_no_more_than_the_best_of_its_rank(monkeypatch, shape, decay, iterated):
     if iterated:
-        monkeypatch.setattr(truncated, "_DENSE_UNDER", 0)
+        monkeypatch.setattr(update, "_DENSE_UNDER", 0)
     matrix, sigma = decaying(*shape, decay)
     part = leading_part(matrix, 8)
     best = np.linalg.norm(sigma[8:])
@@ -36,7 +35,7 @@ def test_a_part_leaves_out_no_more_than_the_best_of_its_rank(monkeypatch, shape,
 
 
 def test_a_matrix_of_low_rank_is_found_whole_by_iteration(monkeypatch):
-    monkeypatch.setattr(truncated, "_DENSE_UNDER", 0)
+    monkeypatch.setattr(update, "_DENSE_UNDER", 0)
     rng = np.random.default_rng(0)
     matrix = rng.standard_normal((400, 6)) @ rng.standard_normal((6, 300))
     part = leading_part(matrix, 6)
@@ -47,8 +46,8 @@ def test_a_matrix_of_low_rank_is_found_whole_by_iteration(monkeypatch):
 @pytest.mark.parametrize("energy", [0.3, 0.9, 0.9999, 1.0])
 def test_an_energy_is_held_by_the_least_rank(monkeypatch, energy, iterated):
     if iterated:
-        monkeypatch.setattr(truncated, "_DENSE_UNDER", 0)
-        monkeypatch.setattr(truncated, "_FIRST_RANK", 2)
+        monkeypatch.setattr(update, "_DENSE_UNDER", 0)
+        monkeypatch.setattr(update, "_FIRST_RANK", 2)
     matrix, sigma = decaying(160, 120, 0.8)
     part = part_with_energy(matrix, energy)
     share = np.cumsum(sigma**2) / np.sum(sigma**2)

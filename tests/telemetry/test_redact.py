@@ -5,8 +5,7 @@ from pathlib import Path
 
 import pytest
 from corpus import INNOCENTS, PATHS, SECRETS, SHAPED
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from gradience.schema import SCHEMA_ID, ConfigSnapshot, OptimizerSnapshot, RunStart, TrainStep
 from gradience.telemetry import TelemetryWriter

@@ -7,8 +7,7 @@ from decimal import Decimal
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from gradience.telemetry.rows import eval_columns, split_of, split_row, train_columns
 from gradience.telemetry.values import described

@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 
 from gradience.io.safetensors import planned
-from gradience.spectral import grams
+from gradience.spectral import threads
 from gradience.verbs import writing
 from gradience.verbs.writing import loaded_ahead
 
 
 @pytest.fixture
 def two_cores(monkeypatch):
-    monkeypatch.setattr(grams, "_cores", lambda: 2)
+    monkeypatch.setattr(threads, "cores", lambda: 2)
 
 
 def tensors(load, count, shape=(3,)):

@@ -14,8 +14,7 @@ from gradience.errors import AdapterError
 from gradience.schema.audit import LeftoverReason
 from gradience.schema.merge import MergeReplay
 from gradience.verbs.verify_merge.delta import PlainDelta, WholeDelta, narrower, rounded, working
-from gradience.verbs.verify_merge.judge import _bounds as bounds_of_precision
-from gradience.verbs.verify_merge.judge import _precision
+from gradience.verbs.verify_merge.judge import _bounds as bounds_of_precision, _precision
 from gradience.verbs.verify_merge.measure import Case, Sums, _largest_ratio, distance, excess, is_weight
 from gradience.verbs.verify_merge.replays import (
     Dora,

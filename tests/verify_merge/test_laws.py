@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from gradience.adapters.layout import Module
 from gradience.io.safetensors import DTYPES
@@ -191,7 +191,7 @@ def test_an_update_that_no_machine_computes_to_the_last_bit_is_within_rounding_n
     dense = case.delta.rows(slice(None), MergeReplay(weight="F32"))
     judged = [
         Judge().verdict(
-            with_merge(case.with_delta(WholeDelta(dense, 3, is_known=known)), MergeReplay(weight="F32")),
+            with_merge(replace(case, delta=WholeDelta(dense, 3, is_known=known)), MergeReplay(weight="F32")),
             module_of(1.5, 3),
         )
         for known in (True, False)

@@ -8,6 +8,7 @@ layout is kept; whatever else is read as ever.
 from __future__ import annotations
 
 import os
+import re
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import replace
@@ -53,12 +54,19 @@ def _path(path: PathLike | None) -> Path | None:
 
 CONFIG_NAME: Final = "adapter_config.json"
 WEIGHT_NAMES: Final = ("adapter_model.safetensors", "adapters.safetensors", "adapter_model.bin", "adapter_model.pt")
+CHECKPOINT: Final = re.compile(r"checkpoint-(\d{1,15})")
+"""The folder of a run's step, as the Trainer names it."""
 INDEX_NAMES: Final = (
     "adapter_model.safetensors.index.json",
     "model.safetensors.index.json",
     "adapters.safetensors.index.json",
     "adapter_model.bin.index.json",
 )
+
+
+def holds_adapter(folder: Path) -> bool:
+    """Whether a folder holds weights under a name that PEFT or MLX-LM gives them."""
+    return any((folder / name).is_file() for name in WEIGHT_NAMES)
 
 
 class AdapterFiles(NamedTuple):

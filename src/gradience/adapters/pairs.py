@@ -50,10 +50,6 @@ class LoraPair(NamedTuple):
         """Return two things that belong to B and A of the file in the order of the base's orientation, or back."""
         return (right, left) if self.transposed else (left, right)
 
-    def oriented(self, b: Array, a: Array) -> tuple[Array, Array]:
-        """Return 3-D (b, a) of the file's orientation in the base's, or the other way round: (B A)^T = A^T B^T."""
-        return (a.swapaxes(1, 2), b.swapaxes(1, 2)) if self.transposed else (b, a)
-
     def split(self, b: Array, a: Array) -> tuple[Array, Array]:
         """Return b (E, out, r) and a (E, r, in * kernel) of the file's tensors, as views."""
         experts_last = b.reshape(self.out, self.rank, self.experts)

@@ -1,11 +1,24 @@
-"""A module's update in the orientation and shape of the base's weight."""
+"""A module's update by its factors, and in the orientation and shape of the base's weight."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import numpy as np
 
 from gradience.adapters.layout import Array, DenseUpdate, Module
 from gradience.errors import AdapterError
+from gradience.spectral.grams import Factors
+
+
+def factors_of(module: Module) -> Callable[[], Factors]:
+    """A loader of the module's update for the spectral kernels."""
+
+    def load() -> Factors:
+        b, a = module.load()
+        return Factors(b=b, a=a, scale=module.scale)
+
+    return load
 
 
 def plain_factors(module: Module, shape: tuple[int, ...]) -> tuple[Array, Array]:

@@ -14,10 +14,10 @@ import numpy as np
 from gradience.adapters.layout import Array, Module, within_range
 from gradience.base.orientation import check_shape, matrix_of, plain_factors
 from gradience.schema.audit import MergeSurvival
-from gradience.spectral.base import Chunk, MergeSums, merge_sums
+from gradience.spectral.base import MergeSums, Updated, merge_sums
+from gradience.spectral.grams import Floats
 from gradience.spectral.krylov import Operator, as_float32
-from gradience.spectral.reduced import decomposed
-from gradience.spectral.update import Floats
+from gradience.spectral.update import decomposed
 
 _HALF: Final = 2  # bytes of a 16-bit float
 
@@ -46,9 +46,8 @@ class Update(NamedTuple):
         """Sums over the changes that a merge into the weight as stored makes; `dtype` as safetensors names it."""
         # PEFT rounds the product of 16-bit factors to their own type before it adds it to the weight.
         stored = self.b.dtype.name if self.dense is None and self.b.dtype.itemsize == _HALF else "float32"
-        return merge_sums(
-            [Chunk(w, self.b, self.a, self.dense)], scale=self.scale, target=_target(dtype), delta_dtype=stored
-        )
+        whole = Updated(w, self.b, self.a, self.dense)
+        return merge_sums(whole, scale=self.scale, target=_target(dtype), delta_dtype=stored)
 
 
 def update_of(module: Module, w: Array) -> Update:

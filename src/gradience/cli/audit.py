@@ -67,7 +67,7 @@ class BaseOptions:
     intruder_eps:
         A vector that overlaps less than this with each singular vector of W is an intruder.
     norms_cache:
-        Keep norms of base weights, keyed by the base's identity, in the user's cache folder.
+        Keep norms of base weights in the user's cache folder until the base's files change.
     """
 
     base: opt.Base = None
@@ -134,7 +134,7 @@ def audit(
         **resolved.rules,
     )
     if append is not None:
-        from gradience.verbs.audit.log import append_audit  # noqa: PLC0415  # numpy, after its environment is set
+        from gradience.verbs.audit import append_audit  # noqa: PLC0415  # numpy, after its environment is set
 
         append_audit(append, report)
     shown = resolved.show(

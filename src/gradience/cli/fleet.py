@@ -139,9 +139,9 @@ def show(
 
     report = show_fleet(fleet, top=_EVERY if verbose else top, cosine=cosine, most_pairs=most_pairs)
     if html is not None:
-        from gradience.verbs.report import write_fleet_page  # noqa: PLC0415  # matplotlib
+        from gradience.verbs.report import write_page  # noqa: PLC0415  # matplotlib
 
-        write_fleet_page(report, html, force=force)
+        write_page(report, html, force=force)
     return opt.print_report(report, fleet_show_text, json=json)
 
 

@@ -126,7 +126,7 @@ def merge_check(
     """
     resolved, chosen = options.resolved(), parsed_weights(weights)
     prepare_jax(device, serial_kernels=True)
-    from gradience.verbs.merge import merge_check as check  # noqa: PLC0415  # after the flags that JAX reads once
+    from gradience.verbs.merge.check import merge_check as check  # noqa: PLC0415  # after the flags that JAX reads once
 
     try:
         report = check(

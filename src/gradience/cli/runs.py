@@ -163,7 +163,7 @@ def curves(
 
     report = run_curves(*runs, metric=metric)
     if html is not None:
-        from gradience.verbs.report import write_curves_page  # noqa: PLC0415  # matplotlib
+        from gradience.verbs.report import write_page  # noqa: PLC0415  # matplotlib
 
-        write_curves_page(report, html, force=force)
+        write_page(report, html, force=force)
     return opt.print_report(report, lambda it: runs_curves_text(it, width=max(width, 20)), json=json)

@@ -43,8 +43,7 @@ from gradience.configs.values import (
 from gradience.io.reading import read_small
 from gradience.schema.config import ConfigSnapshot, LoraSnapshot, OptimizerSnapshot, TrainingSnapshot
 from gradience.schema.reports import SourceFile
-from gradience.schema.scalars import Json, as_float
-from gradience.schema.scalars import real as on_the_wire
+from gradience.schema.scalars import Json, as_float, real as on_the_wire
 
 S = TypeVar("S", bound=msgspec.Struct)
 

@@ -14,8 +14,7 @@ from typing import Any, Final, NamedTuple
 from gradience.data.encoder import Encoder
 from gradience.data.rows import Fault
 from gradience.data.shapes import Shape, answers_of, whole_text
-from gradience.data.tokens import Sequence as TokenSequence
-from gradience.data.tokens import Tokenised
+from gradience.data.tokens import Sequence as TokenSequence, Tokenised
 from gradience.schema.reports import Answers, Batching, Lengths, RowFault, Rows, RowsSeen, ShownRow, TokenCounts
 from gradience.schema.scalars import Json
 

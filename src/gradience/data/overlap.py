@@ -76,11 +76,6 @@ class EvalRows:
             if number not in self._hit_near and jaccard(grams, self._grams[number]) >= NEAR:
                 self._hit_near.add(number)
 
-    @property
-    def near_rows(self) -> frozenset[int]:
-        """Rows that are near one of the training set, those that are equal to one included where they are near."""
-        return frozenset(self._hit_near)
-
     def result(self) -> Overlap:
         """The rows found so far."""
         return Overlap(

@@ -15,15 +15,7 @@ from pathlib import Path
 from typing import Final, TextIO, TypeAlias
 
 from gradience.errors import RecorderError, few
-from gradience.importers.files import (
-    MAX_LINE,
-    LoggedRow,
-    SourceRun,
-    clock_of,
-    json_lines,
-    require_file,
-    whole_json,
-)
+from gradience.importers.files import MAX_LINE, LoggedRow, SourceRun, clock_of, json_lines, require_file, whole_json
 from gradience.io.reading import open_regular
 from gradience.schema.scalars import Json
 from gradience.telemetry.rows import HELD_OUT

@@ -137,8 +137,8 @@ class SafetensorsFile:
         return data
 
 
-class Memory:
-    """Room for one tensor at a time, kept between them: fresh pages cost the system more than to copy a file's.
+class Memory(threading.local):
+    """Room for one tensor at a time, of each thread its own: fresh pages cost the system more than to copy a file's.
 
     It begins at a multiple of 64 bytes, as XLA wants an array that it is to use where it lies.
     """
@@ -280,10 +280,30 @@ class PlannedTensor(NamedTuple):
     with_another: bool = False
 
 
-def copied(source: TensorSource, name: str, *, as_name: str | None = None) -> PlannedTensor:
+class Together:
+    """Arrays that are computed together, when the first of them is asked for, and each released when it is taken."""
+
+    def __init__(self, compute: Callable[[], dict[str, Array]]) -> None:
+        self._compute = compute
+        self._made: dict[str, Array] = {}
+        self._lock = threading.Lock()  # they may be taken by several threads
+
+    def taking(self, name: str) -> Callable[[], Array]:
+        """Return a loader of one of them."""
+
+        def take() -> Array:
+            with self._lock:
+                if name not in self._made:
+                    self._made = self._compute()
+                return self._made.pop(name)
+
+        return take
+
+
+def copied(source: TensorSource, name: str) -> PlannedTensor:
     """A tensor that is written bit for bit as the source holds it, perhaps under another name."""
     info = source.tensors[name]
-    return PlannedTensor(as_name or name, info.dtype, info.shape, info.nbytes, lambda: source.raw(name))
+    return PlannedTensor(name, info.dtype, info.shape, info.nbytes, lambda: source.raw(name))
 
 
 def planned(name: str, dtype: str, shape: Sequence[int], load: Callable[[], npt.NDArray[Any]]) -> PlannedTensor:

@@ -6,8 +6,7 @@ Most published numbers hold for one kind of objective. `objective_of` derives th
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from collections.abc import Set as AbstractSet
+from collections.abc import Callable, Set as AbstractSet
 from typing import Literal, NamedTuple, Protocol
 
 from gradience.schema.config import ConfigSnapshot

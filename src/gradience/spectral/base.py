@@ -8,7 +8,7 @@ a bfloat16 takes twenty times as long. Rows are added up in float64.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from functools import partial
 from typing import Final, NamedTuple
 
@@ -18,7 +18,7 @@ import ml_dtypes
 import numpy as np
 from jax import lax
 
-from gradience.spectral.krylov import Matrix
+from gradience.spectral.grams import Matrix
 
 _PART: Final = 1 << 17  # numbers of W that are widened at a time: 512 KiB stay in a core's cache
 _BFLOAT16: Final = np.dtype(ml_dtypes.bfloat16)
@@ -27,8 +27,8 @@ _F16_NORMAL: Final = 2.0**-14  # below it float16 counts in steps of 2^-24
 _F16_STEP: Final = 2.0**-24
 
 
-class Chunk(NamedTuple):
-    """Some rows of W as stored, and of dW there: scale * left @ right, or `dense` where that is given."""
+class Updated(NamedTuple):
+    """W as stored, and dW: scale * left @ right, or `dense` where that is given."""
 
     w: Matrix
     left: Matrix
@@ -70,29 +70,19 @@ def rounded(x: jax.Array, dtype: str) -> jax.Array:
     return jnp.where(jnp.abs(x) < _F16_NORMAL, jnp.round(x / _F16_STEP) * _F16_STEP, coarse)
 
 
-def merge_sums(chunks: Iterable[Chunk], *, scale: float, target: str, delta_dtype: str) -> MergeSums:
+def merge_sums(update: Updated, *, scale: float, target: str, delta_dtype: str) -> MergeSums:
     """The effective change of merging s * left @ right into W when the result is stored as `target`.
 
     PEFT computes the product in float32, rounds it to the adapter's dtype (`delta_dtype`) and adds it to the
     stored weight; so does this.
     """
-    total = np.zeros(5)
-    entries = 0
-    for chunk in chunks:
-        entries += chunk.w.size
-        total += np.asarray(_sums_of(chunk, scale, target, delta_dtype)).sum(axis=1, dtype=np.float64)
-    return MergeSums(entries, int(total[0]), *(float(x) for x in total[1:]))
-
-
-def _sums_of(chunk: Chunk, scale: float, target: str, delta_dtype: str) -> jax.Array:
-    sums: jax.Array
-    w = _on_device(chunk.w)
-    if chunk.dense is not None:
-        sums = _sums_dense(w, chunk.dense, target=target)
+    w = _on_device(update.w)
+    if update.dense is not None:
+        sums = _sums_dense(w, update.dense, target=target)
     else:
-        size = np.float32(scale)
-        sums = _sums_low(w, chunk.left, chunk.right, size, target=target, delta_dtype=delta_dtype)
-    return sums
+        sums = _sums_low(w, update.left, update.right, np.float32(scale), target=target, delta_dtype=delta_dtype)
+    changed, *rest = np.asarray(sums).sum(axis=1, dtype=np.float64)
+    return MergeSums(update.w.size, int(changed), *(float(x) for x in rest))
 
 
 def _on_device(w: Matrix) -> jax.Array:

@@ -1,19 +1,129 @@
-"""The spectra of many modules at once: their Gram matrices, then every quantity in one vmapped call."""
+"""The spectra of updates: of many modules at once from their Gram matrices, and of one that is a whole matrix.
+
+The quantities are written for one module, vmapped and jitted. Every first call of a process traces these lines, which
+takes as long as they are many: what several quantities share is computed once, and primitives of `lax` stand where
+numpy's manners would be paid for.
+
+No factors of low rank give the spectrum of a whole matrix, such as DoRA's update. Of a small one it is every singular
+value, from the Gram matrix of its shorter side in float64. Of a large one the leading values and bounds on the rest:
+sums of squares of the leading values bound every energy rank from both sides.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import math
+from collections.abc import Sequence
 from functools import partial
 from typing import Final, NamedTuple
 
 import jax
 import numpy as np
 import numpy.typing as npt
+from jax import Array, lax
 
 from gradience.spectral import update
-from gradience.spectral.grams import Factors, Grams, Loads, Matrix, grams_of, grams_on_host, in_threads
-from gradience.spectral.quantities import Quantities, quantities
-from gradience.spectral.reduced import Maps, core_maps
+from gradience.spectral.grams import Floats, Grams, Loads, Matrix, grams_of
+from gradience.spectral.krylov import Operator, as_float32, leading
+from gradience.spectral.threads import in_threads
+from gradience.spectral.update import LowRank, Maps, core_maps, leading_part
+
+SHARES: Final = (0.90, 0.95, 0.99)
+
+
+class Quantities(NamedTuple):
+    """The numbers of one module; of a batch of them, each with a leading axis."""
+
+    stable_rank: Array
+    effective_rank: Array
+    participation_ratio: Array
+    energy_ranks: Array
+    relative_errors: Array
+    frobenius_norm: Array
+
+
+def quantities(sigma: Array) -> Quantities:
+    """Return every quantity of singular values (r,), largest first; all are 0 where the values are."""
+    largest = lax.index_in_dim(sigma, 0, keepdims=False)
+    ratio = _relative(sigma, largest)
+    energy = lax.mul(ratio, ratio)
+    total = _sum(energy)
+    held, tails = lax.cumsum(energy), lax.cumsum(energy, reverse=True)
+    return Quantities(
+        stable_rank=total,
+        effective_rank=effective_rank(ratio),
+        participation_ratio=participation_ratio(energy, total),
+        energy_ranks=energy_ranks(held, total),
+        relative_errors=relative_errors(tails, total),
+        frobenius_norm=lax.mul(largest, lax.sqrt(total)),
+    )
+
+
+def _relative(sigma: Array, largest: Array) -> Array:
+    """Return sigma / sigma_1, with values under the floor of r * eps set to zero.
+
+    The sum of its squares is the stable rank, in [1, r]. Rudelson & Vershynin, J. ACM 54(4), 2007.
+    """
+    ratio = lax.div(sigma, _spread(_or_one(largest), sigma))
+    floor = lax.full_like(ratio, sigma.shape[0] * np.finfo(sigma.dtype).eps)
+    return _where(lax.gt(ratio, floor), ratio, 0.0)
+
+
+def _or_one(x: Array) -> Array:
+    """Return x where it is above zero, else 1: a divisor."""
+    return _where(_is_positive(x), x, 1.0)
+
+
+def _is_positive(x: Array) -> Array:
+    return lax.gt(x, lax.full_like(x, 0.0))
+
+
+def _where(condition: Array, x: Array, other: float) -> Array:
+    return lax.select(condition, x, lax.full_like(x, other))
+
+
+def _spread(x: Array, like: Array) -> Array:
+    """Return a scalar as an array of the shape of another."""
+    return lax.broadcast(x, like.shape)
+
+
+def _sum(x: Array) -> Array:
+    return lax.reduce_sum(x, (x.ndim - 1,))
+
+
+def effective_rank(ratio: Array) -> Array:
+    """exp(entropy of sigma / sum sigma), in [1, r]. Roy & Vetterli, EUSIPCO 2007."""
+    total = _sum(ratio)
+    share = lax.div(ratio, _spread(_or_one(total), ratio))
+    entropy = lax.neg(_sum(lax.mul(share, lax.log(_or_one(share)))))
+    return _where(_is_positive(total), lax.exp(entropy), 0.0)
+
+
+def participation_ratio(energy: Array, total: Array) -> Array:
+    """(sum sigma^2)^2 / sum sigma^4, in [1, r]."""
+    return lax.div(lax.mul(total, total), _or_one(_sum(lax.mul(energy, energy))))
+
+
+def energy_ranks(held: Array, total: Array) -> Array:
+    """Least k with sum_{i<=k} sigma^2 >= share * sum sigma^2, of each share; the best rank-k error is sqrt(1 - share).
+
+    `held` (r,) are the sums of the first k squares.
+    """
+    # The sum's own rounding must not ask for one more rank where the first k reach the share exactly.
+    slack = 1.0 - held.shape[0] * np.finfo(held.dtype).eps
+    bars = lax.mul(np.asarray(SHARES, held.dtype) * slack, lax.broadcast(total, (len(SHARES),)))
+    size = (len(SHARES), *held.shape)
+    reached = lax.ge(lax.broadcast_in_dim(held, size, (1,)), lax.broadcast_in_dim(bars, size, (0,)))
+    least = lax.add(lax.argmax(reached, 1, np.int32), np.int32(1))
+    return lax.select(lax.broadcast(_is_positive(total), (len(SHARES),)), least, lax.full_like(least, 0))
+
+
+def relative_errors(tails: Array, total: Array) -> Array:
+    """sqrt(sum_{i>k} sigma^2 / sum sigma^2) for k = 0..r: the relative Frobenius error of the best rank k.
+
+    `tails` (r,) are the sums of the squares from the k-th on, k = 0..r-1.
+    """
+    return lax.pad(lax.sqrt(lax.div(tails, _spread(_or_one(total), tails))), np.zeros((), tails.dtype), ((0, 1, 0),))
+
 
 _MODULES: Final = 64  # modules per call for the quantities
 _USED: Final = np.zeros((0, 0))
@@ -73,35 +183,6 @@ def spectra_and_maps(loads: Loads) -> tuple[list[Spectrum], list[Maps | None]]:
     return found, [maps[index] for index in range(len(loads))]
 
 
-class Measuring:
-    """Updates that are measured one at a time, on the thread that has one at hand; their spectra follow together.
-
-    Each number is what `spectra_and_maps` gives on a CPU.
-    """
-
-    def __init__(self) -> None:
-        self._found: dict[int, tuple[Matrix, Grams]] = {}
-
-    def maps_of(self, index: int, factors: Factors) -> tuple[Maps | None, bool]:
-        """Return the maps of an update, and whether it is finite; its singular values are kept by the index."""
-        grams, maps = [grams_on_host(factors)], dict[int, Maps | None]()
-        sigma, finite, _ = _sigma([lambda: factors], grams, _Call(len(grams[0].gram_a), [0]), maps)
-        self._found[index] = sigma[0], grams[0]
-        return maps[0], bool(finite[0])
-
-    def spectra(self) -> dict[int, Spectrum]:
-        """Return the spectra of all, by their indices; those of finite updates."""
-        indices = sorted(self._found)
-        grams = {index: self._found[index][1] for index in indices}
-        found: dict[int, Spectrum] = {}
-        for call in _calls({index: len(self._found[index][0]) for index in indices}):
-            sigma = np.zeros((_MODULES, call.size))
-            sigma[: len(call.modules)] = [self._found[index][0] for index in call.modules]
-            every = np.ones(len(call.modules), np.bool_)
-            found.update(_spectra(call, sigma, every, np.full((2, len(every)), np.nan), grams))
-        return found
-
-
 def spectrum_of(sigma: Matrix) -> Spectrum:
     """Return the spectrum with these singular values: finite, largest first, in float64, at least one."""
     with jax.enable_x64(True):  # noqa: FBT003  # JAX's own signature
@@ -111,52 +192,30 @@ def spectrum_of(sigma: Matrix) -> Spectrum:
 
 
 def _finish(loads: Loads, grams: list[Grams], maps: dict[int, Maps | None] | None = None) -> list[Spectrum]:
-    calls = _calls({index: len(one.gram_a) for index, one in enumerate(grams)})
+    by_bucket: dict[int, list[int]] = {}
+    for index, one in enumerate(grams):
+        by_bucket.setdefault(len(one.gram_a), []).append(index)
+    calls = [some[start : start + _MODULES] for some in by_bucket.values() for start in range(0, len(some), _MODULES)]
+    sigmas = in_threads([partial(_sigma, loads, grams, some, maps) for some in calls])
     found: dict[int, Spectrum] = {}
-    sigmas = in_threads([partial(_sigma, loads, grams, call, maps) for call in calls])
-    for call, (sigma, finite, alone) in zip(calls, sigmas, strict=True):
-        found.update(_spectra(call, sigma, finite, alone, dict(enumerate(grams))))
+    for some, (sigma, finite, alone) in zip(calls, sigmas, strict=True):
+        with jax.enable_x64(True):  # noqa: FBT003  # JAX's own signature
+            numbers = jax.tree.map(np.asarray, _of_many(sigma))
+        for row, index in enumerate(some):
+            one_row = Quantities(*(field[row] for field in numbers))
+            found[index] = _spectrum(sigma[row], one_row, grams[index], alone[:, row], finite=bool(finite[row]))
     return [found[index] for index in range(len(grams))]
 
 
-class _Call(NamedTuple):
-    """Modules whose Gram matrices have one size, at most as many as a call takes."""
-
-    size: int
-    modules: list[int]
-
-
-def _calls(sizes: Mapping[int, int]) -> list[_Call]:
-    """Return the calls for updates of these sizes, by their indices."""
-    by_bucket: dict[int, list[int]] = {}
-    for index, size in sizes.items():
-        by_bucket.setdefault(size, []).append(index)
-    return [
-        _Call(size, indices[start : start + _MODULES])
-        for size, indices in by_bucket.items()
-        for start in range(0, len(indices), _MODULES)
-    ]
-
-
-def _spectra(
-    call: _Call, sigma: Matrix, finite: Matrix, alone: Matrix, grams: Mapping[int, Grams]
-) -> Iterator[tuple[int, Spectrum]]:
-    """Yield the spectra of a call by index, from what `_sigma` returns."""
-    with jax.enable_x64(True):  # noqa: FBT003  # JAX's own signature
-        numbers = jax.tree.map(np.asarray, _of_many(sigma))
-    for row, index in enumerate(call.modules):
-        one_row = Quantities(*(field[row] for field in numbers))
-        yield index, _spectrum(sigma[row], one_row, grams[index], alone[:, row], finite=bool(finite[row]))
-
-
 def _sigma(
-    loads: Loads, grams: list[Grams], call: _Call, maps: dict[int, Maps | None] | None
+    loads: Loads, grams: list[Grams], some: Sequence[int], maps: dict[int, Maps | None] | None
 ) -> tuple[Matrix, Matrix, Matrix]:
     """Return singular values (a fixed number of rows, zero beyond those asked for), and which are finite.
 
+    `some` are the indices of updates whose Gram matrices have one size, at most as many as there are rows.
     And the stable ranks of a's and of b's alone (2, modules); or NaN, and each module's maps are put into `maps`.
     """
-    size, some = call
+    size = len(grams[some[0]].gram_a)
     sides = np.zeros((2, len(some), size, size))
     for row, index in enumerate(some):
         sides[0, row], sides[1, row] = grams[index].gram_a, grams[index].gram_b
@@ -203,3 +262,85 @@ def _spectrum(sigma: Matrix, numbers: Quantities, grams: Grams, alone: Matrix, *
 def _padded(values: Matrix, length: int) -> Matrix:
     """The first values, and zeros beyond them: what lies past the product's own rank is zero."""
     return np.pad(values, (0, length - len(values))) if length > len(values) else values[:length]
+
+
+EXACT_UP_TO: Final = 2048  # of the shorter side: a second for all singular values
+_COLUMNS: Final = 1024  # cast to float64 at a time
+_LEADING: Final = 64
+_SLACK: Final = 1e-4  # relative, on the largest value of what the leading part leaves out
+
+
+class DenseSpectrum(NamedTuple):
+    """`sigma` largest first: all singular values, or the leading ones where `is_whole` is false.
+
+    `energy` is the sum of all squared values, `next_square` a bound on the square of every value that `sigma` lacks;
+    `converged` whether the iterations reached their tolerance.
+    """
+
+    sigma: Floats
+    energy: float
+    size: int
+    next_square: float = 0.0
+    is_whole: bool = True
+    converged: bool = True
+
+    def energy_rank(self, share: float) -> tuple[int, int]:
+        """The least and the most that k can be, k the fewest values that hold this share of the energy.
+
+        Values beyond the leading ones fall, so their sums rise at least as a straight line does to the whole energy
+        (the most), and by Ky Fan's inequality no faster than `next_square` a value (the least).
+        """
+        held = np.cumsum(self.sigma**2)
+        wanted = share * self.energy * (1.0 - self.size * np.finfo(np.float64).eps)
+        reached = np.flatnonzero(held >= wanted)
+        if self.is_whole:
+            most = int(reached[0]) + 1 if len(reached) else self.size
+            return most, most
+        rest = max(self.energy - float(held[-1]), 0.0)
+        if len(reached):
+            most = int(reached[0]) + 1
+        else:
+            slope = rest / (self.size - len(self.sigma))
+            most = min(self.size, len(self.sigma) + math.ceil((wanted - float(held[-1])) / slope))
+        counts = np.arange(1, most + 1)
+        highest = held[np.minimum(counts, len(held)) - 1] + np.minimum(counts * self.next_square, rest)
+        return int(np.flatnonzero(highest >= wanted)[0]) + 1 if highest[-1] >= wanted else most, most
+
+
+def dense_spectrum(matrix: Matrix, *, values: int = _LEADING, seed: int = 0) -> DenseSpectrum:
+    """The spectrum of a finite matrix (m, n), in float64; of a large one at least so many `values`.
+
+    Values under about 1e-8 of the largest are rounding: they come from squares.
+    """
+    size = min(matrix.shape)
+    if size <= EXACT_UP_TO:
+        squares = np.maximum(np.linalg.eigvalsh(gram_of(matrix))[::-1], 0.0)
+        return DenseSpectrum(np.sqrt(squares), float(squares.sum()), size)
+    part = leading_part(matrix.astype(np.float64), max(values, _LEADING), seed=seed)
+    whole = Operator.of(as_float32(matrix))
+    top, rest = (leading(x, seed=seed) for x in (whole, _less(whole, part.low)))
+    sigma = part.low.sigma.copy()
+    sigma[0] = max(sigma[0], float(top.sigma[0]))
+    return DenseSpectrum(
+        sigma,
+        part.norm**2,
+        size,
+        next_square=(float(rest.sigma[0]) * (1.0 + _SLACK)) ** 2,
+        is_whole=False,
+        converged=top.converged and rest.converged,
+    )
+
+
+def gram_of(matrix: Matrix) -> Floats:
+    """The Gram matrix of the shorter side of a matrix (m, n), in float64: X X^T of a wide one, X^T X of a tall one."""
+    short = matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T
+    total = np.zeros((len(short), len(short)))
+    for start in range(0, short.shape[1], _COLUMNS):
+        tile = short[:, start : start + _COLUMNS].astype(np.float64)
+        total += tile @ tile.T
+    return total
+
+
+def _less(matrix: Operator, low: LowRank) -> Operator:
+    """The matrix without its leading part, which is subtracted as factors."""
+    return matrix.plus(-low.u * low.sigma, low.v)

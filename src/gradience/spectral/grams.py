@@ -2,28 +2,48 @@
 
 On an accelerator by JAX (`tiles`). On a CPU by BLAS, each core on modules of its own: its product of a matrix with its
 own transpose does half the work of a general product, which is what XLA makes of it there.
+
+Factors of a rank beyond their product's are brought down to it first: all work then grows with min(d_out, d_in, r).
 """
 
 from __future__ import annotations
 
-import os
-from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from itertools import chain, islice
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import chain
 from threading import Lock
-from typing import Any, Final, NamedTuple, TypeAlias, TypeVar
+from typing import Any, Final, NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
-from gradience.spectral.narrow import narrowed
-from gradience.spectral.threads import one_blas_thread
+from gradience.spectral.threads import in_threads, most_threads
 
 Matrix: TypeAlias = npt.NDArray[Any]
-_T = TypeVar("_T")
+Floats: TypeAlias = npt.NDArray[np.float64]
 
-_MOST_WORKERS = 8  # threads; `use_threads` lowers it
+_CHEAP: Final = 64  # r x r matrices of that size cost nothing: factors up to it are left as they are
+
+
+def inner_size(rank: int, d_out: int, d_in: int) -> int:
+    """The inner size of `narrowed` factors: the rank, or the lesser side where that is smaller."""
+    return rank if rank <= max(_CHEAP, min(d_out, d_in)) else min(d_out, d_in)
+
+
+def narrowed(b: Matrix, a: Matrix) -> tuple[Matrix, Matrix]:
+    """Return (b', a') with the same product as b (d_out, r) and a (r, d_in), of inner size `inner_size`.
+
+    Where r is larger than a side, one factor becomes the identity and the other the product, in float64: it has no more
+    entries than the larger factor.
+    """
+    d_out, rank = b.shape
+    d_in = a.shape[1]
+    if inner_size(rank, d_out, d_in) == rank:
+        return b, a
+    with np.errstate(all="ignore"):  # of entries that are not finite, which the caller finds in the product
+        product = b.astype(np.float64) @ a.astype(np.float64)
+    return (np.eye(d_out), product) if d_out <= d_in else (product, np.eye(d_in))
+
+
 _LEAST_SHARE: Final = 8  # modules that are worth a thread
 _LEAST_RANK: Final = 8
 _BLOCK: Final = 1 << 17  # numbers cast to float64 at a time: 1 MiB stays in a core's cache
@@ -53,12 +73,6 @@ class Grams(NamedTuple):
 Loads: TypeAlias = Sequence[Callable[[], Factors]]
 
 
-def use_threads(most: int) -> None:
-    """Let this process compute with at most so many threads. For one of several processes, each on its own core."""
-    global _MOST_WORKERS  # noqa: PLW0603  # a setting of the process, as the device is
-    _MOST_WORKERS = most
-
-
 def grams_of(loads: Loads) -> list[Grams]:
     """Return the Gram matrices of each update, in order; each load is called once, from one of several threads."""
     if on_cpu():
@@ -81,35 +95,6 @@ def _shared(loads: Loads, compute: Callable[[Loads, Iterable[int]], Iterable[tup
     shares = _Shares(len(loads))
     held = dict(chain.from_iterable(in_threads([lambda: list(compute(loads, shares))] * shares.workers)))
     return [held[index] for index in range(len(loads))]
-
-
-def in_threads(tasks: Sequence[Callable[[], _T]]) -> list[_T]:
-    """Return what each task does, in order, as `each_in_threads` does."""
-    return list(each_in_threads(tasks))
-
-
-def each_in_threads(
-    tasks: Sequence[Callable[[], _T]], *, ahead: int | None = None, waits: bool = True
-) -> Generator[_T]:
-    """Yield what each task does, in order: on as many threads as there are cores, BLAS on one of them in each.
-
-    The first error reaches the caller, and what was not begun is left. Of results that wait to be taken there are at
-    most `ahead` for each thread. An early end waits for what has begun, unless told not to: then it must write nothing.
-    """
-    threads = min(len(tasks), _cores(), _MOST_WORKERS)
-    with one_blas_thread():
-        if threads <= 1:
-            yield from (task() for task in tasks)
-            return
-        pool, todo = ThreadPoolExecutor(threads), iter(tasks)
-        try:
-            waiting = deque(pool.submit(task) for task in islice(todo, None if ahead is None else threads * ahead))
-            while waiting:
-                done = waiting.popleft().result()
-                waiting.extend(pool.submit(task) for task in islice(todo, 1))
-                yield done
-        finally:
-            pool.shutdown(wait=waits, cancel_futures=True)
 
 
 def _on_host(loads: Loads, indices: Iterable[int]) -> Iterator[tuple[int, Grams]]:
@@ -141,7 +126,7 @@ class _Shares:
     """Indices 0 to n - 1 handed out to threads, a few consecutive ones at a time."""
 
     def __init__(self, n: int) -> None:
-        self.workers = max(1, min(_cores(), _MOST_WORKERS, n // _LEAST_SHARE))
+        self.workers = max(1, min(most_threads(), n // _LEAST_SHARE))
         size = max(1, n // (8 * self.workers))
         self._spans = iter([range(start, min(start + size, n)) for start in range(0, n, size)])
         self._lock = Lock()
@@ -155,11 +140,17 @@ class _Shares:
             yield from span
 
 
+def padded(grams: Floats) -> Floats:
+    """Gram matrices (..., r, r), padded to the rank's bucket."""
+    r = grams.shape[-1]
+    size = bucket_of(r)
+    if size == r:
+        return grams
+    found = np.zeros((*grams.shape[:-2], size, size))
+    found[..., :r, :r] = grams
+    return found
+
+
 def bucket_of(r: int) -> int:
     """Return the least power of two that is >= r, from 8."""
     return max(_LEAST_RANK, 1 << (r - 1).bit_length()) if r else _LEAST_RANK
-
-
-def _cores() -> int:
-    """The number of cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,8 +1,4 @@
-"""A sum of low-rank updates as one pair of stacked factors: its norm and its rank, by Gram matrices in float64.
-
-norm(B A)^2 is the sum over entries of B^T B times A A^T, which only multiplies the long axes. Where the parts all but
-cancel, that is a difference of large numbers, and QR of both factors decides.
-"""
+"""What TIES and DARE do to the entries of updates, and how far the signs of several updates disagree."""
 
 from __future__ import annotations
 
@@ -14,85 +10,7 @@ from typing import Any, Final, NamedTuple, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from gradience.spectral.narrow import narrowed
-from gradience.spectral.reduced import Floats, Matrix
-from gradience.spectral.update import TRUSTED_SHARE, GramCore, core_singular_values, gram_core
-
-EXACT: Final = 1e-6  # of sigma_1: a direction below it is rounding, for factors stored in float32
-_CANCELLED: Final = 1e-10  # of the sum of the columns' squares: below it the Gram route has lost half its digits
-_NOTHING: Final = 1e-24  # likewise: what is left of parts that cancel is their own rounding
-
-
-Pair: TypeAlias = tuple[Floats, Floats]
-
-
-def squared_norm(b: Matrix, a: Matrix, *, grams: Pair | None = None) -> float:
-    """Return the squared Frobenius norm of b @ a, b (d_out, r), a (r, d_in); from their `pair_grams` where known.
-
-    It is 0 where it is rounding alone, and inf where it is out of range.
-    """
-    grams = pair_grams(b, a) if grams is None else grams
-    found = gram_norm(grams, lambda: (b, a))
-    if len(grams[0]) == b.shape[1] or not math.isfinite(found):
-        return found
-    # Of narrowed factors the product is known, and not what cancelled in it: that is asked of the columns.
-    size = float(np.sum(b.astype(np.float64) ** 2, axis=0) @ np.sum(a.astype(np.float64) ** 2, axis=1))
-    return found if found > _NOTHING * size else 0.0
-
-
-def gram_norm(grams: Pair, factors: Callable[[], tuple[Matrix, Matrix]]) -> float:
-    """Return the same from the `pair_grams` alone: the factors are asked for only where these do not tell."""
-    gram_b, gram_a = grams
-    size = float(np.diagonal(gram_b) @ np.diagonal(gram_a))
-    total = float(np.sum(gram_b * gram_a))
-    if not (math.isfinite(size) and math.isfinite(total)):
-        return math.inf
-    if total > _CANCELLED * size or size == 0.0:
-        return total
-    exact = float(np.sum(core_singular_values(*factors()) ** 2))
-    return exact if exact > _NOTHING * size else 0.0
-
-
-def squared_distance(one: tuple[Matrix, Matrix], two: tuple[Matrix, Matrix], *, grams: Pair | None = None) -> float:
-    """Return the squared Frobenius norm of b_1 a_1 - b_2 a_2, good to 1e-15 of that of the first.
-
-    From the `pair_grams` of the first where they are known.
-    """
-    (b1, a1), (b2, a2) = (_narrow(*pair) for pair in (one, two))
-    gram_b, gram_a = pair_grams(b1, a1) if grams is None else grams
-    other_b, other_a = pair_grams(b2, a2)
-    inner = (b1.T @ b2) * (a1 @ a2.T)
-    return max(0.0, float(np.sum(gram_b * gram_a)) - 2.0 * float(np.sum(inner)) + float(np.sum(other_b * other_a)))
-
-
-def numerical_rank(b: Matrix, a: Matrix, *, grams: Pair | None = None) -> int:
-    """Return the number of singular values of b @ a above 1e-6 of the largest, and above the rounding of its parts."""
-    gram_b, gram_a = pair_grams(b, a) if grams is None else grams
-    core = gram_core(gram_a, gram_b)
-    return core_rank(core, np.linalg.eigvalsh(core.squared), (gram_b, gram_a), lambda: (b, a))
-
-
-def core_rank(core: GramCore, eigenvalues: Matrix, grams: Pair, factors: Callable[[], tuple[Matrix, Matrix]]) -> int:
-    """Return the same from the core of the `pair_grams` and its eigenvalues, in ascending order."""
-    gram_b, gram_a = grams
-    squares = eigenvalues[::-1] * core.size_a * core.size_b
-    if squares[0] < TRUSTED_SHARE * core.largest * core.size_a * core.size_b:
-        squares = core_singular_values(*factors()) ** 2
-    rounding = (len(gram_a) * np.finfo(np.float64).eps) ** 2 * float(np.diagonal(gram_b) @ np.diagonal(gram_a))
-    return int(np.count_nonzero(squares > max(EXACT**2 * squares[0], rounding)))
-
-
-def pair_grams(b: Matrix, a: Matrix) -> Pair:
-    """Return B^T B and A A^T of the `narrowed` factors."""
-    left, right = _narrow(b, a)
-    return left.T @ left, right @ right.T
-
-
-def _narrow(b: Matrix, a: Matrix) -> Pair:
-    """Return the `narrowed` factors in float64."""
-    b, a = narrowed(b, a)
-    return b.astype(np.float64, copy=False), a.astype(np.float64, copy=False)
-
+from gradience.spectral.grams import Floats, Matrix
 
 Singles: TypeAlias = npt.NDArray[np.float32]
 

@@ -1,29 +1,110 @@
-"""A weighted sum of low-rank updates from their factors as stored: only blocks of them are stacked.
+"""A weighted sum of low-rank updates from their factors as stored: its norm, its rank and its best factors.
 
-S = sum c_i B_i A_i = B A with B = [c_1 B_1, c_2 B_2, ...] and A = [A_1; A_2; ...]. Its Gram matrices come from one
-pass, its best factors U V of a rank from a second, in which these are rounded and what the rounding costs is found: of
-D = S - (U + E)(V + F), for E and F the roundings, the squared norm follows from small products.
+S = sum c_i B_i A_i = B A with B = [c_1 B_1, c_2 B_2, ...] and A = [A_1; A_2; ...], of which only blocks are stacked.
+norm(B A)^2 is the sum over entries of B^T B times A A^T. Where the parts all but cancel, that is a difference of large
+numbers, and QR of both factors decides. The Gram matrices come from one pass, the best factors U V of a rank from a
+second, in which these are rounded and what the rounding costs is found: of D = S - (U + E)(V + F), for E and F the
+roundings, the squared norm follows from small products.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import combinations
 from typing import Any, Final, NamedTuple, TypeAlias
 
 import numpy as np
-import numpy.typing as npt
 
-from gradience.spectral.crossed import crossed
-from gradience.spectral.merging import Pair, core_rank, squared_distance
-from gradience.spectral.narrow import inner_size
-from gradience.spectral.reduced import core_maps, decomposed, stacked
-from gradience.spectral.scratch import Scratch
-from gradience.spectral.update import gram_core
+from gradience.spectral.grams import Floats, Matrix, inner_size, narrowed
+from gradience.spectral.subspace import crossed
+from gradience.spectral.threads import scratch
+from gradience.spectral.update import (
+    TRUSTED_SHARE,
+    GramCore,
+    core_maps,
+    core_singular_values,
+    decomposed,
+    gram_core,
+    stacked,
+)
 
-Floats: TypeAlias = npt.NDArray[np.float64]
-Matrix: TypeAlias = npt.NDArray[Any]
+EXACT: Final = 1e-6  # of sigma_1: a direction below it is rounding, for factors stored in float32
+_CANCELLED: Final = 1e-10  # of the sum of the columns' squares: below it the Gram route has lost half its digits
+_NOTHING: Final = 1e-24  # likewise: what is left of parts that cancel is their own rounding
+
+
+Pair: TypeAlias = tuple[Floats, Floats]
+
+
+def gram_norm(grams: Pair, factors: Callable[[], tuple[Matrix, Matrix]]) -> float:
+    """Return the squared Frobenius norm of b @ a from their `pair_grams`; 0 where it is rounding, inf out of range.
+
+    The factors, b (d_out, r) and a (r, d_in), are asked for only where the Gram matrices do not tell.
+    """
+    gram_b, gram_a = grams
+    size = float(np.diagonal(gram_b) @ np.diagonal(gram_a))
+    total = float(np.sum(gram_b * gram_a))
+    if not (math.isfinite(size) and math.isfinite(total)):
+        return math.inf
+    if total > _CANCELLED * size or size == 0.0:
+        return total
+    exact = float(np.sum(core_singular_values(*factors()) ** 2))
+    return exact if exact > _NOTHING * size else 0.0
+
+
+def norm_beyond_the_sides(b: Matrix, a: Matrix, grams: Pair) -> float:
+    """Return the same of stacked factors b, a of more columns than a side has, from their `pair_grams`.
+
+    These are of the narrowed factors, the product and an identity, and hide what cancelled in it.
+    """
+    found = gram_norm(grams, lambda: (b, a))
+    size = float(np.sum(b * b, axis=0) @ np.sum(a * a, axis=1))
+    is_nothing = math.isfinite(found) and math.isfinite(size) and found <= _NOTHING * size
+    return 0.0 if is_nothing else found
+
+
+def squared_distance(one: tuple[Matrix, Matrix], two: tuple[Matrix, Matrix], *, grams: Pair | None = None) -> float:
+    """Return the squared Frobenius norm of b_1 a_1 - b_2 a_2, good to 1e-15 of that of the first.
+
+    From the `pair_grams` of the first where they are known.
+    """
+    (b1, a1), (b2, a2) = (_narrow(*pair) for pair in (one, two))
+    gram_b, gram_a = pair_grams(b1, a1) if grams is None else grams
+    other_b, other_a = pair_grams(b2, a2)
+    inner = (b1.T @ b2) * (a1 @ a2.T)
+    return max(0.0, float(np.sum(gram_b * gram_a)) - 2.0 * float(np.sum(inner)) + float(np.sum(other_b * other_a)))
+
+
+def numerical_rank(b: Matrix, a: Matrix, *, grams: Pair | None = None) -> int:
+    """Return the number of singular values of b @ a above 1e-6 of the largest, and above the rounding of its parts."""
+    gram_b, gram_a = pair_grams(b, a) if grams is None else grams
+    core = gram_core(gram_a, gram_b)
+    return core_rank(core, np.linalg.eigvalsh(core.squared), (gram_b, gram_a), lambda: (b, a))
+
+
+def core_rank(core: GramCore, eigenvalues: Matrix, grams: Pair, factors: Callable[[], tuple[Matrix, Matrix]]) -> int:
+    """Return the same from the core of the `pair_grams` and its eigenvalues, in ascending order."""
+    gram_b, gram_a = grams
+    squares = eigenvalues[::-1] * core.size_a * core.size_b
+    if squares[0] < TRUSTED_SHARE * core.largest * core.size_a * core.size_b:
+        squares = core_singular_values(*factors()) ** 2
+    rounding = (len(gram_a) * np.finfo(np.float64).eps) ** 2 * float(np.diagonal(gram_b) @ np.diagonal(gram_a))
+    return int(np.count_nonzero(squares > max(EXACT**2 * squares[0], rounding)))
+
+
+def pair_grams(b: Matrix, a: Matrix) -> Pair:
+    """Return B^T B and A A^T of the `narrowed` factors."""
+    left, right = _narrow(b, a)
+    return left.T @ left, right @ right.T
+
+
+def _narrow(b: Matrix, a: Matrix) -> Pair:
+    """Return the `narrowed` factors in float64."""
+    b, a = narrowed(b, a)
+    return b.astype(np.float64, copy=False), a.astype(np.float64, copy=False)
+
+
 Part: TypeAlias = tuple[Matrix, Matrix, float]
 
 _BLOCK: Final = 1 << 18  # numbers of the stacked factors at a time
@@ -152,7 +233,7 @@ def _side(factors: Sequence[Matrix], turn: Floats, dtype: np.dtype[Any], *, cros
     for start in range(0, length, width):
         span = slice(start, min(start + width, length))
         count = span.stop - start
-        block = _scratch.of((height, count), kind) if in_rows else _scratch.of((count, height), kind).T
+        block = scratch.like(factors[0], "sums", (height, count), kind)
         row = 0
         for factor in factors:
             block[row : row + len(factor)] = factor[:, span]
@@ -172,9 +253,6 @@ def _turned(block: Matrix, turn: Matrix, *, in_rows: bool) -> Matrix:
     if turn.ndim == 1:
         return np.asarray(block * turn[:, None])
     return np.asarray(turn.T @ block if in_rows else (block.T @ turn).T)
-
-
-_scratch: Final = Scratch()
 
 
 def _loss(sides: tuple[Side, Side], grams: Pair) -> float:

@@ -11,8 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gradience.spectral.grams import Factors, Grams, Loads, Matrix, bucket_of
-from gradience.spectral.narrow import narrowed
+from gradience.spectral.grams import Factors, Grams, Loads, Matrix, bucket_of, narrowed
 
 _SHORT: Final = 1024  # columns (of A) or rows (of B) in a tile
 _LONG: Final = 4096  # the same, where a factor is that long and a call's tiles still fit the cache

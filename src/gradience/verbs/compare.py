@@ -7,7 +7,6 @@ matrix is formed. Adapters may differ in rank and scale, not in the base model.
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import combinations, pairwise
 from pathlib import Path
@@ -17,7 +16,7 @@ import numpy as np
 
 from gradience.adapters.layout import Module
 from gradience.adapters.names import layer_index, module_type
-from gradience.adapters.open import WEIGHT_NAMES
+from gradience.adapters.open import CHECKPOINT, holds_adapter
 from gradience.errors import AdapterError
 from gradience.io.paths import PathLike, Progress
 from gradience.io.reading import real_path
@@ -32,11 +31,19 @@ from gradience.schema.compare import (
 )
 from gradience.spectral.batch import Spectrum
 from gradience.spectral.subspace import PairGeometry
-from gradience.verbs.beside import Own, beside
-from gradience.verbs.sides import Side, config_differences, described, matched, mean_overlaps, open_sides, side_overlap
+from gradience.verbs.sides import (
+    Own,
+    Side,
+    beside,
+    config_differences,
+    described,
+    matched,
+    mean_overlaps,
+    open_sides,
+    side_overlap,
+)
 
 SETTLED: Final = 0.99  # cosine to the final update: 8 degrees, or a seventh of its norm; a heuristic of the project
-_CHECKPOINT: Final = re.compile(r"checkpoint-(\d{1,15})")
 
 
 _Pair: TypeAlias = tuple[int, int]
@@ -205,7 +212,7 @@ def _notes(sides: Sequence[Side]) -> list[str]:
 
 def step_of(path: Path) -> int | None:
     """Return the step that a folder's name gives, or None."""
-    hit = _CHECKPOINT.fullmatch(real_path(path).name)
+    hit = CHECKPOINT.fullmatch(real_path(path).name)
     return int(hit[1]) if hit else None
 
 
@@ -222,17 +229,13 @@ def checkpoints_of(folder: Path) -> list[Path]:
     """
     if not folder.is_dir():
         raise AdapterError(f"no such folder: {folder}", advice="give two adapters, or a run's folder with checkpoints")
-    found = [child for child in folder.iterdir() if step_of(child) is not None and _holds_adapter(child)]
+    found = [child for child in folder.iterdir() if step_of(child) is not None and holds_adapter(child)]
     if len(found) < 2:
         raise AdapterError(
             f"{folder} holds {len(found)} checkpoint-N folders with an adapter, expected at least two",
             advice="give a second adapter, or the folder of a run that saved checkpoints",
         )
     return sorted(found, key=lambda child: step_of(child) or 0)
-
-
-def _holds_adapter(folder: Path) -> bool:
-    return any((folder / name).is_file() for name in WEIGHT_NAMES)
 
 
 def means_of(spectra: Sequence[Spectrum]) -> dict[str, float]:

@@ -24,12 +24,20 @@ from gradience.io.paths import PathLike, Progress
 from gradience.io.safetensors import PlannedTensor, TensorSource, copied, planned
 from gradience.schema.audit import NotCompared
 from gradience.schema.writing import MitigatedModule, MitigateReport, ModuleChange
+from gradience.spectral.grams import Floats
 from gradience.spectral.intruders import Overlaps, count_below, overlaps
 from gradience.spectral.krylov import Operator, as_float32
-from gradience.spectral.reduced import Floats
 from gradience.spectral.threads import one_blas_thread
 from gradience.verbs.sides import raw_config
-from gradience.verbs.writing import PEFT_METADATA, Changes, NewAdapter, provenance_of, refuse_place, write_adapter
+from gradience.verbs.writing import (
+    PEFT_METADATA,
+    Changes,
+    NewAdapter,
+    SourceFiles,
+    provenance_of,
+    refuse_place,
+    write_adapter,
+)
 
 _NEAR: Final = (0.3, 0.5, 0.7)  # thresholds that the bounds should separate, as in an audit
 
@@ -96,7 +104,8 @@ def mitigate_adapter(
     run.measure(progress)
     if out is not None:
         new = NewAdapter(run.tensors(), raw_config(files.config), adapter.source.metadata or PEFT_METADATA)
-        record = provenance_of("mitigate", [files.config, *adapter.weights], options._asdict(), Changes(run.changes))
+        sources = SourceFiles([files.config, *adapter.weights])
+        record = partial(provenance_of, "mitigate", sources, options._asdict(), Changes(run.changes))
         write_adapter(Path(out), new, record, force=force)
     return MitigateReport(
         source=str(path),

@@ -1,11 +1,15 @@
-"""Adapters side by side: opened by their headers, modules matched by name, and what a report says of each."""
+"""Adapters side by side: opened by their headers, modules matched by name, and what a report says of each.
+
+`beside` goes through them module by module: how the updates of each pair lie, and each adapter's own numbers. Every
+module's factors are read once for all its pairs, and its own spectrum follows from what was summed for these.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
 
 import msgspec
 import numpy as np
@@ -13,19 +17,26 @@ import numpy as np
 from gradience.adapters.config import LARGEST_CONFIG
 from gradience.adapters.layout import Adapter, Module
 from gradience.adapters.open import AdapterFiles, open_adapter
+from gradience.base.orientation import factors_of
 from gradience.errors import AdapterError
 from gradience.io.paths import PathLike, natural_key
 from gradience.io.reading import decode_json, read_small, real_path
 from gradience.schema.compare import ComparedAdapter, ConfigDifference, OnlyIn, Overlap, SideOverlap
 from gradience.schema.scalars import Json
-from gradience.spectral.grams import Factors
+from gradience.spectral.grams import Floats, Grams, inner_size, narrowed, padded
 from gradience.spectral.subspace import (
-    Floats,
+    PairGeometry,
+    Stacked,
     chance_overlap,
     chance_overlap_sd,
     overlap,
     principal_cosines,
+    row_geometries,
 )
+
+if TYPE_CHECKING:
+    from gradience.spectral.batch import Spectrum
+
 
 _SETS: Final = {"target_modules", "modules_to_save", "exclude_modules", "target_parameters"}  # order means nothing
 _ANGLES: Final = 16  # principal angles that a report lists
@@ -156,16 +167,6 @@ def described(side: Side, norm: float | None, *, step: int | None = None) -> Com
     )
 
 
-def factors_of(module: Module) -> Callable[[], Factors]:
-    """Return a loader of the module's update for the spectral kernels."""
-
-    def load() -> Factors:
-        b, a = module.load()
-        return Factors(b=b, a=a, scale=module.scale)
-
-    return load
-
-
 def side_overlap(cross: Floats, d: int) -> SideOverlap:
     """Return phi(k, k) for k = 1, 2, 4, ... and phi of the whole spans, in R^d, from all inner products U^T V."""
     k, n = cross.shape
@@ -213,3 +214,108 @@ def raw_config(path: Path) -> dict[str, Any]:
         raise AdapterError(f"cannot read {path}: {error.strerror}", advice="give the right file") from error
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise AdapterError(f"{path} is not an adapter config: {error}", advice="give the right file") from error
+
+
+Places: TypeAlias = tuple[int, int]
+Take: TypeAlias = Callable[[Places, Module, Module, PairGeometry], object]
+
+_HELD: Final = 1 << 21  # numbers of Gram matrices that wait for their spectra (16 MiB)
+_VOUCHED: Final = 1e-2  # of the sum of squares of the parts |b_k| |a_k|: above it the norm is good to 1e-12
+
+
+class Own(NamedTuple):
+    """The squared norm of each module's update by name, NaN where it is not finite; and its spectrum where asked."""
+
+    energies: dict[str, float]
+    spectra: dict[str, Spectrum]
+
+
+def beside(sides: Sequence[Side], found: Matching, pairs: Sequence[Places], take: Take, *, whole: bool) -> list[Own]:
+    """Call `take` with the geometry of each module that both of a pair have, and return each adapter's own numbers.
+
+    Args:
+        sides: the adapters.
+        found: their modules by name.
+        pairs: places of two adapters, the lesser first.
+        take: called by module, in the order of `found`, and by pair within it.
+        whole: return the spectra of all modules.
+    """
+    owns = _Owns(sides, whole=whole)
+    rows = [[None if module is None else _stacked(module) for module in row] for row in found.rows.values()]
+    for row, seen in zip(found.rows.values(), row_geometries(rows, pairs), strict=True):
+        for (i, j), geometry in seen.pairs.items():
+            if (one := row[i]) is not None and (two := row[j]) is not None:
+                take((i, j), one, two, geometry)
+        for place, grams in seen.own.items():
+            if (module := row[place]) is not None:
+                owns.put(place, module, *grams)
+    return owns.finish()
+
+
+class _Owns:
+    """What each adapter's modules come to, from their Gram matrices as they arrive."""
+
+    def __init__(self, sides: Sequence[Side], *, whole: bool) -> None:
+        self._sides = sides
+        self._whole = whole
+        self._owns = [Own({}, {}) for _ in sides]
+        self._open: list[tuple[int, Module, Grams]] = []
+        self._held = 0
+
+    def put(self, place: int, module: Module, gram_b: Floats, gram_a: Floats) -> None:
+        energy = None if self._whole else _energy(gram_b, gram_a, module.scale)
+        if energy is not None:
+            self._owns[place].energies[module.name] = energy
+            return
+        grams = Grams(padded(gram_a), padded(gram_b), module.r, module.scale)
+        self._open.append((place, module, grams))
+        self._held += 2 * grams.gram_a.size
+        if self._held >= _HELD:
+            self._close()
+
+    def finish(self) -> list[Own]:
+        """All of them, in the order of the adapters' modules: those that no pair has are read here."""
+        from gradience.spectral.batch import spectra  # noqa: PLC0415  # jax, which a merge does without
+
+        self._close()
+        for place, side in enumerate(self._sides):
+            rest = [module for module in side.adapter.modules if module.name not in self._owns[place].energies]
+            self._keep([(place, module) for module in rest], spectra([factors_of(module) for module in rest]))
+        names = [[module.name for module in side.adapter.modules] for side in self._sides]
+        return [
+            Own({name: own.energies[name] for name in some}, {name: own.spectra[name] for name in some if self._whole})
+            for own, some in zip(self._owns, names, strict=True)
+        ]
+
+    def _close(self) -> None:
+        from gradience.spectral.batch import spectra  # noqa: PLC0415  # as above
+
+        loads = [factors_of(module) for _, module, _ in self._open]
+        found = spectra(loads, [grams for _, _, grams in self._open])
+        self._keep([(place, module) for place, module, _ in self._open], found)
+        self._open, self._held = [], 0
+
+    def _keep(self, modules: Sequence[tuple[int, Module]], found: Sequence[Spectrum]) -> None:
+        for (place, module), spectrum in zip(modules, found, strict=True):
+            own = self._owns[place]
+            own.energies[module.name] = _squared(spectrum.frobenius_norm) if spectrum.finite else math.nan
+            if self._whole:
+                own.spectra[module.name] = spectrum
+
+
+def _squared(x: float) -> float:
+    """The square; infinity out of range, where Python's own power raises."""
+    return x * x
+
+
+def _energy(gram_b: Floats, gram_a: Floats, scale: float) -> float | None:
+    """The squared norm of scale * b @ a from B^T B and A A^T; None where these alone do not vouch for it."""
+    with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is not vouched for
+        size = float(np.diagonal(gram_b) @ np.diagonal(gram_a))
+        total = float(np.sum(gram_b * gram_a))
+    vouched = math.isfinite(size) and (total > _VOUCHED * size or size == 0.0) and math.isfinite(total * scale**2)
+    return total * scale**2 if vouched else None
+
+
+def _stacked(module: Module) -> Stacked:
+    return Stacked(lambda: narrowed(*module.load()), inner_size(module.r, *module.shape), module.scale)

@@ -29,15 +29,8 @@ from gradience.io.atomic import atomic_folder, refuse_file, refuse_folder
 from gradience.io.reading import read_small, real_path
 from gradience.io.safetensors import PlannedTensor, write_safetensors
 from gradience.schema.merge import MergeReport
-from gradience.schema.writing import (
-    ConvertReport,
-    ModuleChange,
-    Provenance,
-    ResizedModule,
-    ResizeReport,
-    SourceFile,
-)
-from gradience.spectral.grams import each_in_threads
+from gradience.schema.writing import ConvertReport, ModuleChange, Provenance, ResizedModule, ResizeReport, SourceFile
+from gradience.spectral.threads import each_in_threads
 
 WEIGHTS_NAME: Final = "adapter_model.safetensors"
 CONFIG_NAME: Final = "adapter_config.json"
@@ -68,12 +61,10 @@ class NewAdapter(NamedTuple):
     weights_name: str = WEIGHTS_NAME
 
 
-def write_adapter(
-    out: Path, new: NewAdapter, provenance: Provenance | Callable[[], Provenance], *, force: bool = False
-) -> None:
+def write_adapter(out: Path, new: NewAdapter, provenance: Callable[[], Provenance], *, force: bool = False) -> None:
     """Write a folder with the weights, the config (keys sorted, as PEFT does) and the record.
 
-    Tensors are loaded one at a time; a record that follows from them is asked for behind the last.
+    Tensors are loaded one at a time; the record is asked for behind the last, when its hashes are known as well.
     `force` replaces an adapter that exists, once the new one is complete.
 
     Raises:
@@ -81,7 +72,7 @@ def write_adapter(
     """
     with atomic_folder(out, force=force, check=refuse_to_lose) as folder:
         write_safetensors(folder / new.weights_name, new.tensors, metadata=new.metadata)
-        record = provenance() if callable(provenance) else provenance
+        record = provenance()
         _write(folder / CONFIG_NAME, (json.dumps(new.config, indent=2, sort_keys=True) + "\n").encode())
         _write(folder / PROVENANCE_NAME, msgspec.json.format(msgspec.json.encode(record), indent=2) + b"\n")
 
@@ -101,7 +92,7 @@ class Changes(NamedTuple):
     notes: Sequence[str] = ()
 
 
-class Sources:
+class SourceFiles:
     """The files that are read, hashed on a thread of their own while other work goes on, if there are any."""
 
     def __init__(self, files: Iterable[Path]) -> None:
@@ -113,7 +104,7 @@ class Sources:
 
     def _hash(self) -> None:
         try:
-            self._found = _hashed(self._files)
+            self._found = [SourceFile(name=f.name, bytes=f.stat().st_size, digest=file_digest(f)) for f in self._files]
         except Exception as error:  # noqa: BLE001  # raised where it is asked for
             self._error = error
 
@@ -125,17 +116,13 @@ class Sources:
         return self._found
 
 
-def _hashed(files: Iterable[Path]) -> list[SourceFile]:
-    return [SourceFile(name=f.name, bytes=f.stat().st_size, digest=file_digest(f)) for f in files if f.is_file()]
-
-
 def provenance_of(
     operation: str,
-    files: Iterable[Path] | Sources,
+    sources: SourceFiles,
     options: Mapping[str, Any],
     report: ResizeReport | ConvertReport | MergeReport | Changes,
 ) -> Provenance:
-    """Return the record of an operation on the files, which are hashed; `options` must not hold paths.
+    """Return the record of an operation on the files; `options` must not hold paths.
 
     Errors over 1 (rounding to a narrow dtype can add to what is left out) are recorded as 1.
     """
@@ -144,7 +131,7 @@ def provenance_of(
         version=version("gradience"),
         created=time.time(),
         options=dict(options),
-        sources=files.hashed() if isinstance(files, Sources) else _hashed(files),
+        sources=sources.hashed(),
         relative_error=_at_most_one(report.relative_error),
         modules=[
             ModuleChange(

@@ -8,8 +8,7 @@ from statistics import NormalDist
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from gradience.rules.log import statistics as ours
 from gradience.rules.log.statistics import Bar, curve_of, excesses, stands_out, thin

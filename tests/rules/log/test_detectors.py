@@ -9,8 +9,7 @@ import sys
 from array import array
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from gradience.rules.log import DETECTORS, detect
 from gradience.rules.log.facts import RunFacts, Series

@@ -6,8 +6,7 @@ import math
 import random
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from gradience.rules.log import detect
 from gradience.rules.log.facts import RunFacts, Series, Signal

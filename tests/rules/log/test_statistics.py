@@ -8,8 +8,7 @@ import statistics as standard
 from itertools import combinations, permutations
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from gradience.rules.log.statistics import (
     falls_with_logarithm,

@@ -1,9 +1,335 @@
-"""The audit: an adapter's files in, a typed report out."""
+"""The audit of one adapter: opens the files, computes spectra, summarises them, and applies the rules on weights."""
 
 from __future__ import annotations
 
-from gradience.verbs.audit.adapter import audit_adapter
-from gradience.verbs.audit.arrays import audit_arrays, audit_pytree
-from gradience.verbs.audit.log import lora_audit_metrics
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
 
-__all__ = ["audit_adapter", "audit_arrays", "audit_pytree", "lora_audit_metrics"]
+import msgspec
+
+from gradience.adapters.formats.containers import SUFFIXES
+from gradience.adapters.layout import Adapter, Module
+from gradience.adapters.open import AdapterFiles, open_adapter
+from gradience.base.orientation import factors_of
+from gradience.errors import RecorderError
+from gradience.io.paths import PathLike, Progress
+from gradience.io.safetensors import is_known
+from gradience.rules.select import excluded_rules, without
+from gradience.rules.weights.health import health, suggests_ranks
+from gradience.rules.weights.ranks import (
+    candidates,
+    disagreements,
+    measured,
+    of_pattern,
+    priced_ranks,
+    rank_pattern,
+    rank_rules,
+    suggest,
+    suggested_ranks,
+)
+from gradience.rules.weights.rules import WEIGHTS_RULES, judge_adapter
+from gradience.schema.audit import AUDIT_SCHEMA_ID, AuditReport, BaseReport, ModuleAudit, NotAnalysed, RankPattern
+from gradience.spectral.batch import Spectrum, spectra
+from gradience.spectral.grams import Grams
+from gradience.verbs.audit.rows import (
+    Shown,
+    bytes_per_param,
+    layer_summaries,
+    ledger_of,
+    module_row,
+    summary_of,
+    unknown_row,
+    with_shares,
+)
+
+if TYPE_CHECKING:
+    from gradience.verbs.audit.against_base import BaseOptions
+
+
+def audit_adapter(
+    path: PathLike,
+    *,
+    adapter_config: PathLike | None = None,
+    weights: PathLike | None = None,
+    top_singular_values: int = 0,
+    suggest_per_layer: bool = False,
+    base: PathLike | None = None,
+    intruders: bool = False,
+    intruder_k: int = 10,
+    intruder_eps: float = 0.5,
+    norms_cache: bool = True,
+    against: PathLike | None = None,
+    seed: int = 0,
+    progress: Progress | None = None,
+    select: Iterable[str] = (),
+    ignore: Iterable[str] = (),
+    settings: PathLike | None = None,
+) -> AuditReport:
+    """Return the audit of one trained adapter.
+
+    Args:
+        path: the folder that PEFT (or MLX-LM, kohya, diffusers) saved, or its weights file.
+        adapter_config: a config elsewhere than beside the weights.
+        weights: a weights file of another name.
+        top_singular_values: how many singular values (scaled, largest first) to keep per module.
+        suggest_per_layer: add `per_layer`, a rank_pattern and alpha_pattern for PEFT's LoraConfig.
+        base: the base model: a folder with safetensors, or `organisation/name` in the hub's local cache.
+            Adds `udr`, `sdi`, `relative_frobenius` and `base` to the modules. Nothing is downloaded.
+        intruders: with a base, count intruder dimensions (arXiv 2410.21228); slower.
+        intruder_k: how many leading left singular vectors of W + dW to look at.
+        intruder_eps: the overlap with every singular vector of W under which one is an intruder.
+        norms_cache: keep norms of base weights in the user's cache folder until the base's files change.
+        against: a fleet, as `audit_fleet` writes it: adds `standing`, the percentiles among its healthy adapters.
+        seed: of the iterative methods.
+        progress: called with (modules done, modules in all, the module's name) while the base is read.
+        select: ids of checks, or beginnings of ids, to apply; all by default. The verdict stays whole.
+        ignore: ids of checks, or beginnings of ids, to leave out.
+        settings: a gradience.toml, or a pyproject.toml with `[tool.gradience]`, whose `select` and `ignore` apply where
+            the arguments of that name are empty. None is looked for.
+
+    Raises:
+        ConfigError: an id is not known, or the settings cannot be read.
+        AdapterError: files are missing, damaged or of another format.
+        ValueError: an option is out of its range.
+
+    >>> audit_adapter("runs/toy/peft").summary.stable_rank_mean  # doctest: +SKIP
+    1.47
+    """
+    if intruder_k < 1 or not 0.0 < intruder_eps <= 1.0:
+        raise ValueError(f"expected intruder_k >= 1 and 0 < intruder_eps <= 1, got {intruder_k} and {intruder_eps}")
+    ids = [rule.id for rule in WEIGHTS_RULES]
+    left_out = excluded_rules(ids, select=select, ignore=ignore, settings=settings)
+    if adapter_config is None and weights is None and Path(path).suffix in SUFFIXES and Path(path).is_file():
+        from gradience.verbs.audit.arrays import audit_array_file  # noqa: PLC0415  # it takes `audit_opened` from here
+
+        top = top_singular_values
+        return audit_array_file(Path(path), top_singular_values=top, select=select, ignore=ignore, settings=settings)
+    files, adapter = open_adapter(path, adapter_config=adapter_config, weights=weights)
+    beside = None
+    if base is not None:
+        from gradience.verbs.audit.against_base import BaseOptions  # noqa: PLC0415  # keeps a plain audit quick
+
+        beside = BaseOptions(
+            Path(base), intruders, intruder_k, intruder_eps, seed, norms_cache, progress, top_singular_values
+        )
+    report = audit_opened(
+        Path(path), files, adapter, top=top_singular_values, beside=beside, per_layer=suggest_per_layer
+    )
+    if against is not None:
+        from gradience.verbs.fleet.show import with_standing  # noqa: PLC0415  # duckdb, of the extra [fleet]
+
+        report = with_standing(report, against)
+    findings, not_run = without(report.findings, report.not_run, left_out)
+    return msgspec.structs.replace(report, findings=findings, not_run=not_run)
+
+
+def audit_opened(
+    path: Path,
+    files: AdapterFiles,
+    adapter: Adapter,
+    *,
+    top: int = 0,
+    beside: BaseOptions | None = None,
+    per_layer: bool = False,
+    grams: Sequence[Grams] | None = None,
+) -> AuditReport:
+    """The audit of an adapter whose files are open, by all rules.
+
+    Args:
+        path: what was asked for.
+        files: from `open_adapter`.
+        adapter: the same; each of its modules is loaded once, and rarely twice.
+        top: how many singular values to keep per module.
+        beside: the base, and what to compute beside it.
+        per_layer: add `per_layer`.
+        grams: of its modules in their order, where the caller has them.
+
+    Raises:
+        AdapterError: a tensor cannot be read, or the base cannot.
+    """
+    on_base = bool(adapter.base_dependent) or any(module.dense is not None for module in adapter.modules)
+    rows = _rows(adapter, top, every_rank=on_base and beside is not None, grams=grams)
+    compared = None
+    if beside is not None:
+        from gradience.verbs.audit.against_base import compare  # noqa: PLC0415  # keeps a plain audit quick
+
+        rows, compared = compare(adapter, rows, beside)
+        rows = _priced(rows) if on_base else rows
+    return _judged(_facts(path, files, adapter), adapter, with_shares(rows), compared, per_layer=per_layer)
+
+
+def _rows(adapter: Adapter, top: int, *, every_rank: bool, grams: Sequence[Grams] | None) -> list[ModuleAudit]:
+    """The rows from the factors; with `every_rank` their errors at each rank, until the base has given all spectra."""
+    found = spectra([factors_of(module) for module in adapter.modules], grams)
+    usable = [s.energy_ranks[0] for s in found if s.finite and s.spectral_norm > 0.0]
+    cap = max((module.r for module in adapter.modules), default=0)
+    ranks = range(1, cap) if every_rank else priced_ranks(usable, cap)
+    start = adapter.config.init_lora_weights
+    from_zero = not isinstance(start, str) or start.lower() == "gaussian"  # PEFT's name for a Gaussian A
+    shown = Shown(top, ranks, transposed=adapter.config.fan_in_fan_out, from_zero=from_zero)
+    return [_row(m, s, shown) for m, s in zip(adapter.modules, found, strict=True)]
+
+
+def _row(module: Module, spectrum: Spectrum, shown: Shown) -> ModuleAudit:
+    """The row of a module without the base; factors that are not finite are a fault whatever the update is."""
+    if spectrum.finite and (module.dense is not None or module.is_unknown):
+        return unknown_row(module)
+    return module_row(module, spectrum, shown)
+
+
+def _priced(rows: list[ModuleAudit]) -> list[ModuleAudit]:
+    """The rows with their errors at the ranks that the report prices; and at the present one, where that cuts too."""
+    cap = max((m.r for m in rows), default=0)
+    kept = {str(rank) for rank in priced_ranks([m.energy_rank_90 or 1 for m in measured(rows)], cap)}
+    return [
+        msgspec.structs.replace(
+            m, relative_errors={k: e for k, e in m.relative_errors.items() if k in kept or int(k) == m.r}
+        )
+        for m in rows
+    ]
+
+
+def _facts(path: Path, files: AdapterFiles, adapter: Adapter) -> AuditReport:
+    """The report as far as the files determine it, before any number is judged."""
+    return AuditReport(
+        schema=AUDIT_SCHEMA_ID,
+        peft_dir=str(path),
+        config_path=str(files.config) if files.config.is_file() else None,
+        weights_path=str(files.weights),
+        weights_paths=[str(p) for p in adapter.weights] if len(adapter.weights) > 1 else [],
+        format=adapter.format,
+        peft_type=adapter.config.peft_type,
+        base_model=adapter.config.base_model_name_or_path,
+        health=health([]),
+        summary=summary_of([]),
+        ledger=ledger_of(adapter),
+        not_analysed=[NotAnalysed(name=item.name, reason=item.reason, cause=item.cause) for item in adapter.skipped],
+        unmatched_patterns=[*adapter.unmatched_rank_patterns, *adapter.unmatched_alpha_patterns],
+        notes=[*adapter.notes, *_unknown_dtypes(adapter)],
+    )
+
+
+def _unknown_dtypes(adapter: Adapter) -> Iterator[str]:
+    """Yield a remark on each dtype that safetensors does not know: the file opens nowhere else."""
+    strange: dict[str, list[str]] = {}
+    for name, info in adapter.tensors.items():
+        if not is_known(info.dtype):
+            strange.setdefault(info.dtype, []).append(name)
+    for dtype, names in strange.items():
+        yield f"{len(names)} tensors of dtype {dtype!r}, which safetensors does not know (first: {names[0]})"
+
+
+def _judged(
+    facts: AuditReport,
+    adapter: Adapter,
+    modules: list[ModuleAudit],
+    against: BaseReport | None,
+    *,
+    per_layer: bool,
+) -> AuditReport:
+    """Return the report with its summary, suggestions, verdict and findings."""
+    price = bytes_per_param(facts.ledger)
+    named = {m.name for m in modules}
+    left = [item for item in facts.not_analysed if item.name not in named]
+    verdict = health(
+        modules,
+        peft_type=facts.peft_type,
+        not_analysed=left,
+        relative_frobenius=against.relative_frobenius if against is not None else None,
+    )
+    report = msgspec.structs.replace(facts, health=verdict, summary=summary_of(modules), modules=modules)
+    if suggests_ranks(verdict.verdict):
+        report = _with_ranks(report, price, rank_pattern(modules, bytes_per_param=price))
+    report = msgspec.structs.replace(
+        report,
+        per_layer=report.per_layer if per_layer and _takes_patterns(adapter) else None,
+        layers=layer_summaries(modules),
+        not_analysed=left,
+        base=against,
+    )
+    own = (adapter.config.lora_alpha, adapter.config.r) if _takes_patterns(adapter) else (None, None)
+    whole = adapter.config.modules_to_save or []
+    judged = judge_adapter(report, alpha=own[0], r=own[1], modules_to_save=whole)
+    return msgspec.structs.replace(report, findings=judged.findings, not_run=judged.not_run)
+
+
+def _with_ranks(report: AuditReport, price: float, pattern: RankPattern | None) -> AuditReport:
+    """The report with ranks to compress to; `price` is the bytes of a parameter."""
+    healthy = measured(report.modules)
+    ranks = suggested_ranks([m.energy_rank_90 or 1 for m in healthy], max((m.r for m in healthy), default=0))
+    summary = msgspec.structs.replace(
+        report.summary, suggested_r_global_median=ranks.get("median"), suggested_r_global_90=ranks.get("p90")
+    )
+    return msgspec.structs.replace(
+        report,
+        summary=summary,
+        suggested={name: suggest(healthy, rank, bytes_per_param=price) for name, rank in ranks.items()},
+        like_suggested=None if pattern is None else of_pattern(pattern),
+        candidates=candidates(healthy, bytes_per_param=price),
+        rank_rules=rank_rules(healthy),
+        rank_disagreements=disagreements(healthy),
+        per_layer=pattern,
+    )
+
+
+def _takes_patterns(adapter: Adapter) -> bool:
+    """Whether PEFT's LoraConfig describes the adapter; other formats have no rank_pattern."""
+    return adapter.format == "peft" and adapter.config.peft_type in {"LORA", None}
+
+
+_EVENT_BYTES: Final = 56 * 1024  # of the 64 KiB a log line may have
+_KEPT: Final = (  # SCIENCE.md, section 1; what else a module's row holds stays in the report
+    *("name", "module_type", "layer", "r", "alpha", "scaling", "params", "state"),
+    *("stable_rank", "effective_rank", "participation_ratio", "utilization"),
+    *("energy_rank_90", "energy_rank_95", "energy_rank_99", "spectral_norm", "frobenius_norm"),
+    *("udr", "sdi", "relative_frobenius"),
+)
+
+
+def lora_audit_metrics(report: AuditReport) -> dict[str, Any]:
+    """Return the report as the payload of a `metrics` event of kind `lora_audit`: summary and modules.
+
+    A log line holds 64 KiB. Where the modules do not fit, the least utilised are kept and
+    `modules_omitted` counts the rest.
+    """
+    payload: dict[str, Any] = msgspec.to_builtins(report.summary)
+    payload["verdict"] = report.health.verdict
+    rows = [_event_row(module) for module in sorted(report.modules, key=_wastefulness)]
+    room = _EVENT_BYTES - len(msgspec.json.encode(payload))
+    kept: list[dict[str, Any]] = []
+    for row in rows:
+        room -= len(msgspec.json.encode(row)) + 1
+        if room < 0:
+            break
+        kept.append(row)
+    payload["modules"] = kept
+    if len(kept) < len(rows):
+        payload["modules_omitted"] = len(rows) - len(kept)
+    return payload
+
+
+def _event_row(module: ModuleAudit) -> dict[str, Any]:
+    row: dict[str, Any] = msgspec.to_builtins(module)
+    return {key: row[key] for key in _KEPT if key in row}
+
+
+def _wastefulness(module: ModuleAudit) -> float:
+    return 2.0 if module.utilization is None else module.utilization
+
+
+def append_audit(log: Path, report: AuditReport) -> None:
+    """Add a `metrics` event of kind `lora_audit` to the log, under its last run's run_id.
+
+    Raises:
+        RecorderError: the log is missing, holds no run, or is being written by another process.
+    """
+    from gradience.telemetry.reader import TelemetryReader  # noqa: PLC0415  # the recorder, only if a log is written
+    from gradience.telemetry.writer import TelemetryWriter  # noqa: PLC0415  # the same
+
+    run = TelemetryReader(log).summarize().last
+    if run is None:
+        raise RecorderError(f"{log} holds no run to append to", advice="give the run.jsonl of the run")
+    with TelemetryWriter(log, run_id=run.run_id, siblings=False, on_error="raise") as writer:
+        writer.metrics(run.last_step, kind="lora_audit", metrics=lora_audit_metrics(report))
+        writer.close()

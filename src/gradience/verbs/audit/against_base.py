@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import threading
 from collections.abc import Iterable, Sequence
 from functools import partial
 from pathlib import Path
@@ -16,20 +15,17 @@ import numpy as np
 
 from gradience.adapters.layout import Adapter, Array, Module
 from gradience.base.update import Update, survival_of, update_of
-from gradience.base.weights import BaseWeights, Found, Norms, NormsCache, find_shards, identity
+from gradience.base.weights import BaseWeights, Found, Norms, NormsCache, find_shards
 from gradience.errors import AdapterError
 from gradience.io.paths import Progress, cache_folder
 from gradience.io.safetensors import Memory
 from gradience.rules.weights.health import at_risk
 from gradience.schema.audit import BaseComparison, BaseReport, Intruders, ModuleAudit, NotCompared
 from gradience.schema.scalars import real
-from gradience.spectral.batch import spectrum_of
-from gradience.spectral.dense import dense_spectrum
-from gradience.spectral.grams import each_in_threads
+from gradience.spectral.batch import dense_spectrum, spectrum_of
 from gradience.spectral.intruders import count_below, overlaps
-from gradience.spectral.krylov import Operator, as_float32
-from gradience.spectral.norms import spectral_norm
-from gradience.spectral.threads import one_blas_thread, threads_for
+from gradience.spectral.krylov import Operator, as_float32, spectral_norm
+from gradience.spectral.threads import each_in_threads, one_blas_thread, threads_for
 from gradience.verbs.audit.rows import Shown, broken_row, dense_row, module_row
 
 SHOWN_EPS: Final = (0.3, 0.5, 0.7)
@@ -66,21 +62,15 @@ def compare(adapter: Adapter, rows: Sequence[ModuleAudit], options: BaseOptions)
         AdapterError: the base cannot be read.
     """
     files = find_shards(options.path)
-    norms = NormsCache(cache_folder("norms") if options.cache else None, _identity(files, options))
+    if options.cache and options.progress is not None:
+        options.progress(0, 0, "which base this is")
+    norms = NormsCache(cache_folder("norms") if options.cache else None, files)
     run = _Run(adapter, BaseWeights(files), norms, options)
     jobs: list[_Job] = [*zip(adapter.modules, rows, strict=True)]
     jobs += [(module, None) for module in adapter.base_dependent]
     done = run.modules(jobs)
     run.norms.save()
     return Compared(done, run.report(done))
-
-
-def _identity(files: Sequence[Path], options: BaseOptions) -> str:
-    if not options.cache:
-        return ""
-    if options.progress is not None:
-        options.progress(0, 0, "which base this is")
-    return identity(files)
 
 
 _Job: TypeAlias = tuple[Module, ModuleAudit | None]
@@ -104,13 +94,6 @@ class _Norms(NamedTuple):
     note: str | None = None
 
 
-class _Memories(threading.local):
-    """Room for each thread's weight."""
-
-    def __init__(self) -> None:
-        self.of_thread = Memory()
-
-
 class _Run:
     """The comparison of one adapter with one base."""
 
@@ -119,7 +102,7 @@ class _Run:
         self._adapter = adapter
         self._weights = weights
         self._options = options
-        self._memory = _Memories()
+        self._memory = Memory()
         self._told: list[_Told] = []
 
     def modules(self, jobs: Sequence[_Job]) -> list[ModuleAudit]:
@@ -149,7 +132,7 @@ class _Run:
         found = self._weights.find(module.base_name or f"{module.name}.weight")
         if found is None:
             raise AdapterError(f"the base has no {module.base_name or module.name + '.weight'}")
-        w = self._weights.read(found, module.expert, self._memory.of_thread)
+        w = self._weights.read(found, module.expert, self._memory)
         with one_blas_thread() if module.dense is None else threads_for(min(w.shape)):
             return self._beside(module, row, found, w)
 

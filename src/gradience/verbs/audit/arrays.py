@@ -20,7 +20,7 @@ from gradience.io.safetensors import TensorInfo
 from gradience.rules.select import excluded_rules, without
 from gradience.rules.weights.rules import WEIGHTS_RULES
 from gradience.schema.audit import AuditReport
-from gradience.verbs.audit.adapter import audit_opened
+from gradience.verbs.audit import audit_opened
 
 Scale = float | Mapping[str, float]
 

@@ -16,12 +16,12 @@ from gradience.adapters.names import layer_index, layer_label, module_type
 from gradience.rules.weights.ranks import measured, percentile
 from gradience.schema.audit import AuditSummary, GroupSummary, LayerSummary, LedgerEntry, ModuleAudit
 from gradience.schema.scalars import real
-from gradience.spectral.batch import Spectrum, spectrum_of
-from gradience.spectral.quantities import SHARES
+from gradience.spectral.batch import SHARES, Spectrum, spectrum_of
 from gradience.spectral.update import null_factor_stable_rank, null_stable_rank
 
 if TYPE_CHECKING:
-    from gradience.spectral.dense import DenseSpectrum
+    from gradience.spectral.batch import DenseSpectrum
+
 
 _FROM_ZERO: Final = frozenset({"linear", "conv", "dora"})
 """Kinds whose lora_B starts at zero; of an embedding lora_A does, and AdaLoRA's factors are random both."""

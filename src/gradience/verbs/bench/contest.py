@@ -19,7 +19,7 @@ from gradience.adapters.pairs import LoraPair
 from gradience.base.weights import find_shards, identity
 from gradience.errors import AdapterError, GradienceError
 from gradience.io.paths import PathLike, Progress
-from gradience.io.safetensors import copied, planned
+from gradience.io.safetensors import TensorSource, Together, copied, planned
 from gradience.schema.compare import BenchMetric, BenchReport, Role
 from gradience.telemetry.redact import hide_in
 from gradience.verbs.bench.evaluators import DEFAULT_TIMEOUT, LM_EVAL, Command, Evaluator, LmEval
@@ -29,7 +29,7 @@ from gradience.verbs.bench.store import Evaluation, Store, adapter_digest, file_
 from gradience.verbs.bench.trial import CONFIDENCE
 from gradience.verbs.resize.plan import resizable_pairs
 from gradience.verbs.sides import raw_config
-from gradience.verbs.writing import PEFT_METADATA, Changes, NewAdapter, provenance_of, write_adapter
+from gradience.verbs.writing import PEFT_METADATA, Changes, NewAdapter, SourceFiles, provenance_of, write_adapter
 
 Factors: TypeAlias = tuple[Array, Array]
 
@@ -74,33 +74,21 @@ def _write(
     layouts = [pair.layout for pair in resizable_pairs(opened)]
     if change is not None:
         for layout in layouts:
-            loads = _Changed(layout, partial(layout.read, source), change)
+            loads = Together(partial(_changed, layout, source, change))
             for name in (layout.a_name, layout.b_name):
                 info = source.tensors[name]
-                new[name] = planned(name, info.dtype, info.shape, partial(loads.take, name))
+                new[name] = planned(name, info.dtype, info.shape, loads.taking(name))
     tensors = [new.get(name) or copied(source, name) for name in source.tensors]
-    record = provenance_of("bench", [files.config, *opened.weights], {"variant": what}, Changes([]))
+    record = partial(
+        provenance_of, "bench", SourceFiles([files.config, *opened.weights]), {"variant": what}, Changes([])
+    )
     config = _scaled(raw_config(files.config), alpha)
     write_adapter(out, NewAdapter(tensors, config, source.metadata or PEFT_METADATA), record)
 
 
-class _Changed:
-    """The two changed factors of a pair: made once for both, each released when it is taken."""
-
-    def __init__(
-        self, layout: LoraPair, read: Callable[[], Factors], change: Callable[[Array, Array], Factors]
-    ) -> None:
-        self._layout = layout
-        self._read = read
-        self._change = change
-        self._made: dict[str, Array] = {}
-
-    def take(self, name: str) -> Array:
-        """The factor of that name."""
-        if name not in self._made:
-            b, a = self._layout.joined(*self._change(*self._read()), self._layout.rank)
-            self._made = {self._layout.a_name: a, self._layout.b_name: b}
-        return self._made.pop(name)
+def _changed(layout: LoraPair, source: TensorSource, change: Callable[[Array, Array], Factors]) -> dict[str, Array]:
+    b, a = layout.joined(*change(*layout.read(source)), layout.rank)
+    return {layout.a_name: a, layout.b_name: b}
 
 
 def _scaled(config: dict[str, Any], factor: float) -> dict[str, Any]:

@@ -17,7 +17,7 @@ import numpy as np
 from gradience.errors import GradienceError
 from gradience.schema.compare import BenchCandidate, BenchMetric, BenchResult, BenchTask, BenchVerdict, Outcome, Role
 from gradience.schema.scalars import real
-from gradience.spectral.reduced import Floats
+from gradience.spectral.grams import Floats
 from gradience.verbs.bench.store import Evaluation
 from gradience.verbs.bench.trial import Bounds, Sample, bounds, needed, sample_of, student_bounds
 

@@ -26,7 +26,7 @@ from gradience.io.atomic import atomic_file
 from gradience.io.reading import decode_json, open_regular, read_small
 from gradience.schema.compare import BenchReport
 from gradience.schema.scalars import Real, as_float
-from gradience.spectral.reduced import Floats
+from gradience.spectral.grams import Floats
 
 REPORT_NAME: Final = "bench.json"
 _VERSION: Final = 1

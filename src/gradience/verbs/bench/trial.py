@@ -15,7 +15,7 @@ from typing import Final, NamedTuple
 
 import numpy as np
 
-from gradience.spectral.reduced import Floats
+from gradience.spectral.grams import Floats
 
 CONFIDENCE: Final = 0.95
 DRAWS: Final = 4000

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -36,7 +37,7 @@ from gradience.verbs.convert.write import (
     peft_notes,
     peft_tensors,
 )
-from gradience.verbs.writing import NewAdapter, provenance_of, refuse_place, write_adapter
+from gradience.verbs.writing import NewAdapter, SourceFiles, provenance_of, refuse_place, write_adapter
 
 _WHOLE_IN_PEFT: Final[frozenset[Role]] = frozenset({"full_module", "bias", "base_copy", "token_rows"})
 _UPDATES: Final[frozenset[Role]] = frozenset({"lora_pair", "magnitude", "scale"})
@@ -114,8 +115,8 @@ def convert_adapter(
         )
         if out is None:
             return report
-        record = provenance_of("convert", [*source.adapter.weights, source.files.config], options, report)
-        write_adapter(Path(out), new, record, force=force)
+        sources = SourceFiles([*source.adapter.weights, source.files.config])
+        write_adapter(Path(out), new, partial(provenance_of, "convert", sources, options, report), force=force)
     return msgspec.structs.replace(report, out=str(out))
 
 

@@ -12,7 +12,7 @@ import numpy.typing as npt
 from gradience.adapters.layout import LARGEST_ENTRY, Array, LoadFactors, Module, within_range
 from gradience.errors import AdapterError
 from gradience.io.spool import Spool
-from gradience.spectral.reduced import LowRank, Part, decomposed, leading_part, part_with_energy, rank_for_energy
+from gradience.spectral.update import LowRank, Part, decomposed, leading_part, part_with_energy, rank_for_energy
 
 Method: TypeAlias = Literal["copied", "factors", "truncated", "dense"]
 Floats: TypeAlias = npt.NDArray[np.float64]

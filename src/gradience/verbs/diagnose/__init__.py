@@ -47,8 +47,7 @@ from gradience.schema.diagnose import (
 )
 from gradience.schema.findings import SEVERITIES, Finding, NotRun
 from gradience.schema.reports import CheckReport, MonitorReport, SourceLocation
-from gradience.verbs.check import check_config
-from gradience.verbs.check import source_locations as config_locations
+from gradience.verbs.check import check_config, source_locations as config_locations
 from gradience.verbs.diagnose.checkpoints import Choice, choose, disk_symptoms
 from gradience.verbs.diagnose.read import Read, read_sources
 from gradience.verbs.diagnose.sources import Sources, find_sources

@@ -14,9 +14,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Final, Literal, NamedTuple
 
-from gradience.adapters.open import CONFIG_NAME, WEIGHT_NAMES
-from gradience.configs.training import STATE_NAME as _STATE
-from gradience.configs.training import TRAINING_NAMES
+from gradience.adapters.open import CHECKPOINT, CONFIG_NAME, holds_adapter
+from gradience.configs.training import STATE_NAME as _STATE, TRAINING_NAMES
 from gradience.errors import GradienceError, few
 from gradience.importers.sources import is_run, run_folders
 from gradience.io.paths import PathLike
@@ -24,7 +23,6 @@ from gradience.schema.diagnose import Source
 
 MAX_ENTRIES: Final = 10_000  # of one folder
 SHOWN: Final = 5  # names in a sentence
-CHECKPOINT: Final = re.compile(r"checkpoint-(\d{1,15})")
 
 
 class Listing(NamedTuple):
@@ -79,11 +77,6 @@ def checkpoints_in(folders: Iterable[Path]) -> list[CheckpointFolder]:
     """The checkpoints among the folders that hold an adapter, by step."""
     numbered = [(int(hit[1]), child) for child in folders if (hit := CHECKPOINT.fullmatch(child.name))]
     return [CheckpointFolder(step, child) for step, child in sorted(numbered) if holds_adapter(child)]
-
-
-def holds_adapter(folder: Path) -> bool:
-    """Whether a folder holds weights under a name that PEFT or MLX-LM gives them."""
-    return any((folder / name).is_file() for name in WEIGHT_NAMES)
 
 
 _LOG: Final = "run.jsonl"

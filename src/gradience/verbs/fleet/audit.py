@@ -14,6 +14,7 @@ from typing import Final, NamedTuple
 
 from gradience.io.paths import PathLike
 from gradience.schema.fleet import FLEET_AUDIT_SCHEMA_ID, FleetAuditReport
+from gradience.spectral.threads import cores, use_threads
 from gradience.verbs.device import prepare_jax
 from gradience.verbs.fleet.engines import Done, Engine, run_local, run_ray
 from gradience.verbs.fleet.find import Found, find_adapters
@@ -113,7 +114,6 @@ def rules_version(base: PathLike | None) -> str:
 def prepare_worker() -> None:
     """Limit a worker's libraries to one thread, on the CPU."""
     prepare_jax("cpu", serial_kernels=True)
-    from gradience.spectral.grams import use_threads  # noqa: PLC0415  # imports jax, after its environment is set
 
     use_threads(1)
 
@@ -172,11 +172,6 @@ def plan_of(found: Iterable[Job], known: dict[str, Known], rules: str) -> Plan:
             gone += [] if current else [job.path]
     removed = known.keys() - there
     return Plan(jobs, [*gone, *removed], len(there), len(removed))
-
-
-def cores() -> int:
-    """The number of cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def carry_out(

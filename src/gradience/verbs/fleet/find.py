@@ -211,7 +211,7 @@ class _Walk:
         return below, found
 
     def _peek(self, path: str) -> bool:
-        return path in self._known or holds_adapter(Path(path))
+        return path in self._known or is_adapter(Path(path))
 
 
 def _listed(folder: str) -> list[os.DirEntry[str]]:
@@ -227,7 +227,7 @@ def leads_to_folder(entry: os.DirEntry[str]) -> bool:
         return False
 
 
-def holds_adapter(path: Path) -> bool:
+def is_adapter(path: Path) -> bool:
     """Whether a safetensors file holds an adapter's tensors, or cannot be read; False for a whole model."""
     try:
         files = Files(SafetensorsFile(path), path.with_name(CONFIG_NAME))
@@ -345,6 +345,6 @@ def _peeked(system: Any, path: str) -> bool:
             copy.write(head + file.read(min(int.from_bytes(head, "little"), _MOST_HEADER)))
             copy.truncate(max(copy.tell(), system.size(path) or 0))
             copy.flush()
-            return holds_adapter(Path(copy.name))
+            return is_adapter(Path(copy.name))
     except (OSError, ValueError) as error:
         raise _unreachable(path, error) from error

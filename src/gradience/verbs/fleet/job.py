@@ -111,8 +111,9 @@ def _of_any_files(job: Job, place: Path) -> bytes:
 
 
 def _computed(job: Job, place: Path, hashes: tuple[str, str], files: AdapterFiles, adapter: Adapter) -> bytes:
-    from gradience.spectral.host import grams_and_sketch  # noqa: PLC0415  # numpy and JAX in workers only
-    from gradience.verbs.audit.adapter import audit_opened, factors_of  # noqa: PLC0415  # the same
+    from gradience.base.orientation import factors_of  # noqa: PLC0415  # numpy in workers only
+    from gradience.spectral.sketch import grams_and_sketch  # noqa: PLC0415  # numpy and JAX in workers only
+    from gradience.verbs.audit import audit_opened  # noqa: PLC0415  # the same
     from gradience.verbs.audit.against_base import BaseOptions  # noqa: PLC0415  # the same
 
     names = [module.name for module in adapter.modules]

@@ -1,8 +1,181 @@
-"""``gradience.verbs.merge``: several adapters into one, and what would get in each other's way."""
+"""The verb `merge`: adapters' files in, one adapter out, and what that cost in each module."""
 
 from __future__ import annotations
 
-from gradience.verbs.merge.adapter import merge_adapters
-from gradience.verbs.merge.check import merge_check
+import math
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
 
-__all__ = ["merge_adapters", "merge_check"]
+import msgspec
+
+from gradience.errors import AdapterError
+from gradience.io.paths import PathLike, Progress
+from gradience.io.spool import Spool, temporary_folder
+from gradience.rules.weights.ranks import Patterns
+from gradience.schema.merge import MERGE_SCHEMA_ID, MergedModule as MergedRow, MergeMethod, MergeReport
+from gradience.verbs.merge.config import Heads, heads_of, merged_config, merged_patterns, recipe_of, side_named
+from gradience.verbs.merge.methods import Recipe
+from gradience.verbs.merge.pairs import (
+    MergedModule,
+    MergedPair,
+    common_dtype,
+    merged_modules,
+    merged_pairs,
+    ranks_of,
+    refuse,
+    tensors_of,
+)
+from gradience.verbs.sides import Matching, Side, described, matched, open_sides
+from gradience.verbs.writing import STORED, Dtype, NewAdapter, SourceFiles, provenance_of, refuse_place, write_adapter
+
+_RECORDED = ("method", "weights", "density", "seed", "rank", "heads_from", "dtype")  # options, in the record
+
+
+def merge_adapters(
+    paths: Sequence[PathLike],
+    out: PathLike | None = None,
+    *,
+    method: MergeMethod = "linear",
+    weights: Sequence[float] | None = None,
+    rank: int | None = None,
+    density: float | None = None,
+    seed: int = 0,
+    heads_from: str | None = None,
+    dtype: Dtype | None = None,
+    force: bool = False,
+    progress: Progress | None = None,
+) -> MergeReport:
+    """Merge plain PEFT LoRA adapters of one base model into one, and return what that cost in each module.
+
+    dW_i = s_i B_i A_i is adapter i's update, zero where it has no such module; w_i is its weight.
+
+    Args:
+        paths: two adapters or more. They are not changed.
+        out: the folder to write; None computes the report and writes nothing.
+        method: `linear`: S = sum w_i dW_i at the rank that S has. `cat`: S with the factors side by side, rank
+            sum r_i. `svd`: the best approximation of S of the rank. `ties` (arXiv 2306.01708): the mean of w_i dW_i
+            over the adapters that agree with the sign of their sum, entry by entry, after all but the largest
+            entries were set to zero. `dare_linear`, `dare_ties` (arXiv 2311.03099): entries dropped at random and
+            the rest divided by the density, then summed, or merged as by TIES. These three are dense, one module
+            in memory at a time, and cut to the best rank.
+        weights: one per adapter; without it 1/n for sums, and 1 for the means of `ties` and `dare_ties`.
+        rank: of `svd`, `ties` and `dare_*`; without it the largest rank that an adapter has in the module.
+        density: the share of entries that is kept: 0.2 for `ties`, as in its paper; DARE has no default.
+        seed: of DARE's masks.
+        heads_from: whose heads, biases and token rows to take where they differ: A, B, ..., a name or a path.
+        dtype: of the factors; without it the adapters' own if they have one in common, else float32.
+        force: replace `out` if it is there, once the new folder is complete.
+        progress: called with (modules done, in all, the module's name).
+
+    Raises:
+        AdapterError: an adapter cannot be read, is not a plain LoRA, or does not fit the others; the message says why.
+        OutputError: `out` exists, or cannot be written.
+        ValueError: an option is out of range, or does not go with the method.
+    """
+    recipe = recipe_of(len(paths), method, weights=weights, rank=rank, density=density, seed=seed)
+    sides = open_sides(paths)
+    if out is not None:
+        refuse_place(Path(out), [side.files for side in sides], force=force)
+    refuse(sides)
+    found = matched(sides, overlapping=False)
+    if found.odd:
+        raise AdapterError(
+            f"{found.odd[0]} is of different shapes in these adapters", advice="are they of one base model?"
+        )
+    heads = heads_of(sides, None if heads_from is None else side_named(sides, heads_from))
+    pairs = merged_pairs(sides, found.rows)
+    stored = STORED[dtype] if dtype is not None else common_dtype(sides, pairs)
+    files = [path for side in sides for path in (side.files.config, *side.adapter.weights)]
+    sources = SourceFiles([] if out is None else files)
+    with temporary_folder() as folder:
+        merged = merged_modules(pairs, recipe, stored, Spool(folder), progress)
+        ranks = ranks_of(pairs, merged, recipe)
+        decided = _Decided(recipe, stored, ranks, merged_patterns(ranks), heads)
+        report = _report(sides, found, pairs, merged, decided)
+        if out is None:
+            return report
+        modules = list(dict.fromkeys(pair.path for pair in pairs if not pair.is_parameter))
+        tensors = [*heads.carried, *tensors_of(pairs, merged, ranks, stored)]
+        config = merged_config(sides, decided.patterns, heads, modules)
+        record = partial(provenance_of, "merge", sources, {name: getattr(report, name) for name in _RECORDED}, report)
+        new = NewAdapter(sorted(tensors, key=lambda tensor: tensor.name), config)
+        write_adapter(Path(out), new, record, force=force)
+    return msgspec.structs.replace(report, out=str(out))
+
+
+class _Decided(NamedTuple):
+    """What is the same for the report and the files."""
+
+    recipe: Recipe
+    stored: str
+    ranks: dict[str, int]
+    patterns: Patterns
+    heads: Heads
+
+
+def _report(
+    sides: Sequence[Side],
+    found: Matching,
+    pairs: Sequence[MergedPair],
+    merged: Sequence[Sequence[MergedModule]],
+    decided: _Decided,
+) -> MergeReport:
+    recipe, patterns, heads = decided.recipe, decided.patterns, decided.heads
+    modules = [module for some in merged for module in some]
+    losses = [module.losses for module in modules]
+    rows = [_row(m, decided.ranks[pair.path]) for pair, some in zip(pairs, merged, strict=True) for m in some]
+    return MergeReport(
+        schema=MERGE_SCHEMA_ID,
+        adapters=[described(side, None) for side in sides],
+        weights=list(recipe.weights),
+        method=recipe.method,
+        density=recipe.density,
+        seed=recipe.seed if recipe.method.startswith("dare") else None,
+        rank=recipe.rank,
+        heads_from=heads.chosen,
+        dtype=decided.stored,
+        r=patterns.r,
+        lora_alpha=float(patterns.lora_alpha),
+        rank_pattern=patterns.rank_pattern,
+        alpha_pattern=patterns.alpha_pattern,
+        relative_error=_relative(sum(x.left_out for x in losses), sum(x.target for x in losses)),
+        distance_from_sum=_relative(sum(x.from_plain for x in losses), sum(x.plain for x in losses)),
+        params=sum(pair.layout.params_per_rank * decided.ranks[pair.path] for pair in pairs),
+        largest_dense_bytes=max(module.dense_bytes for module in modules),
+        modules=rows,
+        only_in=found.partial,
+        carried=[tensor.name for tensor in heads.carried],
+        dropped=heads.dropped,
+        notes=_notes(sides),
+    )
+
+
+def _row(module: MergedModule, rank: int) -> MergedRow:
+    losses = module.losses
+    return MergedRow(
+        name=module.name,
+        kind=module.kind,
+        ranks=module.ranks,
+        rank=rank,
+        relative_error=_relative(losses.left_out, losses.target),
+        distance_from_sum=_relative(losses.from_plain, losses.plain),
+    )
+
+
+def _relative(lost: float, energy: float) -> float | None:
+    return math.sqrt(max(lost, 0.0) / energy) if energy > 0.0 else None
+
+
+def _notes(sides: Sequence[Side]) -> list[str]:
+    notes = []
+    bases = sorted({str(side.adapter.config.base_model_name_or_path) for side in sides})
+    if len(bases) > 1:
+        notes.append(f"the configs name different base models ({', '.join(bases)}): the first one's is kept")
+    tasks = {side.adapter.config.task_type for side in sides}
+    if len(tasks) > 1:
+        notes.append("the configs name different task types: the first one's is kept")
+    if any(side.adapter.config.use_rslora for side in sides):
+        notes.append("rsLoRA's scale is in the factors: the merged adapter has alpha = r and use_rslora off")
+    return notes

@@ -35,12 +35,12 @@ from gradience.schema.merge import (
 )
 from gradience.spectral.merging import Signs, pooled_signs, signs_of
 from gradience.spectral.subspace import PairGeometry
-from gradience.verbs.beside import beside
 from gradience.verbs.merge.config import heads_of, weights_of
-from gradience.verbs.merge.methods import obstacles_between, obstacles_of
+from gradience.verbs.merge.pairs import obstacles_between, obstacles_of
 from gradience.verbs.sides import (
     Matching,
     Side,
+    beside,
     config_differences,
     described,
     matched,

@@ -139,32 +139,17 @@ def report_text(story: Story, kind: ReportFormat) -> str:
     return report_markdown(story.diagnosis, story.comparison, story.bench)
 
 
-def write_fleet_page(report: FleetShowReport, out: PathLike, *, force: bool = False) -> None:
-    """Write the page about a fleet, whole or not at all.
+def write_page(report: FleetShowReport | RunsCurvesReport, out: PathLike, *, force: bool) -> None:
+    """Write the page about a fleet, or with the curves of runs, whole or not at all.
 
     Raises:
         GradienceError: matplotlib is not installed.
         OutputError: the file exists already, or cannot be written.
     """
     check_format("html")
-    from gradience.render.html.page import fleet_html  # noqa: PLC0415  # matplotlib
+    from gradience.render.html.page import curves_html, fleet_html  # noqa: PLC0415  # matplotlib
 
-    _write_page(fleet_html(hide_in(report)), Path(out), force=force)
-
-
-def write_curves_page(report: RunsCurvesReport, out: PathLike, *, force: bool = False) -> None:
-    """Write the page with the curves of runs, whole or not at all.
-
-    Raises:
-        GradienceError: matplotlib is not installed.
-        OutputError: the file exists already, or cannot be written.
-    """
-    check_format("html")
-    from gradience.render.html.page import curves_html  # noqa: PLC0415  # matplotlib
-
-    _write_page(curves_html(hide_in(report)), Path(out), force=force)
-
-
-def _write_page(text: str, out: Path, *, force: bool) -> None:
-    with atomic_file(out, force=force) as draft:
-        _write(draft, out, text)
+    shown = hide_in(report)
+    text = fleet_html(shown) if isinstance(shown, FleetShowReport) else curves_html(shown)
+    with atomic_file(Path(out), force=force) as draft:
+        _write(draft, Path(out), text)

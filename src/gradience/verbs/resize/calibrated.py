@@ -8,7 +8,8 @@ inputs: KL and flipped predictions against the adapter as it was.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+import re
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, TypeAlias
 
@@ -25,27 +26,59 @@ from gradience.io.spool import temporary_folder
 from gradience.models.inputs import Example, batches, digest_of, read_inputs
 from gradience.models.load import LoadedModel, load_model
 from gradience.schema.writing import Calibration
-from gradience.spectral.reduced import Floats, Maps
-from gradience.verbs.resize.choice import (
+from gradience.spectral.grams import Floats
+from gradience.spectral.update import Maps
+from gradience.verbs.resize.criteria import Target
+from gradience.verbs.resize.cut import Job
+from gradience.verbs.resize.pieces import (
+    Adapted,
     Candidate,
     Kept,
     Order,
+    Pieces,
+    combined,
     first_pieces,
+    gates_of,
+    measuring,
     ordered,
+    pieces_of,
     predicted_by_module,
     predicted_kl,
+    share_left_out,
     shortest,
     within,
 )
-from gradience.verbs.resize.criteria import Target
-from gradience.verbs.resize.cut import Job
-from gradience.verbs.resize.measured import Adapted, measuring
-from gradience.verbs.resize.pieces import Pieces, combined, gates_of, pieces_of, share_left_out
 from gradience.verbs.resize.plan import Loss, Plan, plan_of_jobs, resizable_pairs, sizes_of, source_of
-from gradience.verbs.resize.targets import without_modules
 
 if TYPE_CHECKING:
     from gradience.models.outputs import Divergence
+
+
+def without_modules(kept: Collection[str], of_model: Iterable[str]) -> dict[str, Any]:
+    """The fields of a LoraConfig that target exactly the modules kept.
+
+    A list of whole paths, which every engine reads, where PEFT's rule for lists (a name is, or ends with a dot and, an
+    entry; tuners_utils.py, check_target_module_exists) finds no other module by it; else one regular expression, which
+    PEFT matches against whole names and beside which it takes no layers_to_transform.
+
+    Args:
+        kept: paths of modules of the base.
+        of_model: the paths of all its modules.
+    """
+    wanted = set(kept)
+    others = [name for name in of_model if name not in wanted]
+    if not any(tail in wanted for name in others for tail in _tails(name)):
+        return {"target_modules": sorted(wanted)}
+    pattern = "|".join(re.escape(name) for name in sorted(wanted))
+    return {"target_modules": f"(?:{pattern})", "layers_to_transform": None, "layers_pattern": None}
+
+
+def _tails(name: str) -> Iterable[str]:
+    at = name.find(".")
+    while at >= 0:
+        yield name[at + 1 :]
+        at = name.find(".", at + 1)
+
 
 PiecesOf: TypeAlias = Literal["two-sided", "svd"]
 

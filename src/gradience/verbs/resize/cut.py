@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
-from threading import Lock
 from typing import Final, NamedTuple
 
 import numpy as np
@@ -17,8 +16,9 @@ from gradience.adapters.layout import Array, all_finite
 from gradience.adapters.pairs import StoredPair
 from gradience.base.weights import BaseWeights
 from gradience.errors import AdapterError
-from gradience.io.safetensors import DTYPES, PlannedTensor, TensorSource, copied, planned
-from gradience.spectral.reduced import Floats, Maps, reduced
+from gradience.io.safetensors import DTYPES, PlannedTensor, TensorSource, Together, copied, planned
+from gradience.spectral.grams import Floats
+from gradience.spectral.update import Maps, reduced
 
 _HALF: Final = ("BF16", "F16")
 _TILE: Final = 1 << 20  # elements of W in float64 at a time
@@ -36,8 +36,6 @@ class Job(NamedTuple):
     best: Sequence[Maps | None] = ()
     base: BaseWeights | None = None
     maps: Maps | None = None
-    measure: Callable[[Array, Array], Maps | None] | None = None
-    """Gives the maps to a plain module's best factors from these, as they are cut, where they are not known before."""
 
     @property
     def unchanged(self) -> bool:
@@ -104,7 +102,7 @@ def _cut(source: TensorSource, job: Job, dtype: str | None) -> Mapping[str, Plan
             "rounded to 8 bits again",
             advice="name their dtype, such as --dtype bfloat16",
         )
-    cut = _Cut(source, job, half=all(kind in _HALF for kind in kinds))
+    cut = Together(partial(_new_factors, source, job, half=all(kind in _HALF for kind in kinds)))
     shapes = layout.shapes(job.rank)
     new = {n: _cast(source, n, cut.taking(n), dtype=dtype, shape=s) for n, s in zip(names, shapes, strict=True)}
     if job.alpha is not None:
@@ -138,50 +136,30 @@ def _cast(
     return planned(name, kind, sizes, cast)
 
 
-class _Cut:
-    """A pair's new tensors: computed once for all of them, and each released when it is taken."""
+def _new_factors(source: TensorSource, job: Job, *, half: bool) -> dict[str, Array]:
+    """Return a pair's new tensors by name; float32 products do where they will be stored in 16 bits."""
+    layout = job.pair.layout
+    if job.magnitude is not None:
+        fit = refit_of(source, job)
+        return {layout.a_name: fit.a, layout.b_name: fit.b, job.magnitude: fit.magnitude}
+    bs, as_ = layout.read(source)
+    cuts = [_reduced(job, b, a, best, half=half) for b, a, best in zip(bs, as_, job.best, strict=True)]
+    b, a = layout.joined(_stack([b for b, _ in cuts]), _stack([a for _, a in cuts]), job.rank)
+    return {layout.a_name: a, layout.b_name: b}
 
-    def __init__(self, source: TensorSource, job: Job, *, half: bool) -> None:
-        self._source = source
-        self._half = half
-        self._job = job
-        self._new: dict[str, Array] = {}
-        self._lock = Lock()  # its tensors may be taken by several threads
 
-    def taking(self, name: str) -> Callable[[], Array]:
-        """Return a loader of one of them."""
-
-        def take() -> Array:
-            with self._lock:
-                if name not in self._new:
-                    self._new = self._compute()
-                return self._new.pop(name)
-
-        return take
-
-    def _compute(self) -> dict[str, Array]:
-        job, layout = self._job, self._job.pair.layout
-        if job.magnitude is not None:
-            fit = refit_of(self._source, job)
-            return {layout.a_name: fit.a, layout.b_name: fit.b, job.magnitude: fit.magnitude}
-        bs, as_ = layout.read(self._source)
-        known = job.best if job.measure is None else [job.measure(bs[0], as_[0])]
-        cuts = [self._reduced(b, a, best) for b, a, best in zip(bs, as_, known, strict=True)]
-        b, a = layout.joined(_stack([b for b, _ in cuts]), _stack([a for _, a in cuts]), job.rank)
-        return {layout.a_name: a, layout.b_name: b}
-
-    def _reduced(self, b: Array, a: Array, best: Maps | None) -> tuple[Array, Array]:
-        """Return (b', a'); of a zero update, a B of zeros and the first rows of A, the other way round if A is zero."""
-        rank, maps = self._job.rank, self._job.maps
-        if maps is not None:
-            return b.astype(np.float64) @ maps.left, maps.right @ a.astype(np.float64)
-        scale = self._job.pair.first.scale or 1.0  # at alpha 0 the product is cut all the same
-        new_b, new_a = reduced(b, a, scale, rank, maps=best, half=self._half)
-        if new_b.any():
-            return new_b, new_a
-        if a.any():
-            return np.zeros((len(b), rank)), a[:rank]
-        return b[:, :rank], np.zeros((rank, a.shape[1]))
+def _reduced(job: Job, b: Array, a: Array, best: Maps | None, *, half: bool) -> tuple[Array, Array]:
+    """Return (b', a'); of a zero update, a B of zeros and the first rows of A, the other way round if A is zero."""
+    rank, maps = job.rank, job.maps
+    if maps is not None:
+        return b.astype(np.float64) @ maps.left, maps.right @ a.astype(np.float64)
+    scale = job.pair.first.scale or 1.0  # at alpha 0 the product is cut all the same
+    new_b, new_a = reduced(b, a, scale, rank, maps=best, half=half)
+    if new_b.any():
+        return new_b, new_a
+    if a.any():
+        return np.zeros((len(b), rank)), a[:rank]
+    return b[:, :rank], np.zeros((rank, a.shape[1]))
 
 
 def _stack(arrays: Sequence[Array]) -> Array:

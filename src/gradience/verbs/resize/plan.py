@@ -1,15 +1,14 @@
 """Everything that is decided before a byte is written: which pairs, their ranks, the config, and what is lost.
 
 The factors are read once, one module at a time, for their Gram matrices: singular values, ranks and errors follow from
-these, and the new factors themselves are computed only while the file is written (`cut`). Of plain factors that get one
-rank, `at_once` does both together.
+these, and the new factors themselves are computed only while the file is written (`cut`).
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple
 
 import numpy as np
@@ -17,16 +16,17 @@ import numpy as np
 from gradience.adapters.layout import Adapter, Module
 from gradience.adapters.pairs import StoredPair, stored_pairs
 from gradience.adapters.traits import Operation, obstacles
+from gradience.base.orientation import factors_of
 from gradience.base.weights import BaseWeights
 from gradience.errors import AdapterError
 from gradience.io.safetensors import DTYPES, PlannedTensor, TensorSource, file_size
 from gradience.rules.weights.ranks import Patterns, alpha_for, patterns_of
 from gradience.schema.writing import Calibration, ResizedModule
 from gradience.spectral.batch import Spectrum, spectra_and_maps
-from gradience.spectral.reduced import Floats, Maps
+from gradience.spectral.grams import Floats
+from gradience.spectral.update import Maps
 from gradience.verbs.resize.criteria import Priced, Target, module_rank, ranks_within
 from gradience.verbs.resize.cut import Job, planned_file, refit_of
-from gradience.verbs.sides import factors_of
 
 _MEGABYTE: Final = 1_000_000
 _METADATA: Final = {"format": "pt"}
@@ -62,11 +62,11 @@ def plan_of(adapter: Adapter, target: Target, *, dtype: str | None = None, base:
         AdapterError: the adapter is of a kind that cannot be resized, not finite, or larger than the budget.
     """
     source = source_of(adapter)
-    measured = measured_pairs(resizable_pairs(adapter))
+    measured = _measured_pairs(resizable_pairs(adapter))
     sizes = sizes_of(adapter, [one.pair for one in measured], dtype)
     ranks = _ranks_of(target, measured, sizes)
     jobs = [Job(one.pair, ranks[one.pair.path], one.best, base) for one in measured]
-    losses = [losses_of(source, job, one.spectra) for job, one in zip(jobs, measured, strict=True)]
+    losses = [_losses_of(source, job, one.spectra) for job, one in zip(jobs, measured, strict=True)]
     return plan_of_jobs(source, jobs, losses, dtype=dtype)
 
 
@@ -85,19 +85,9 @@ def plan_of_jobs(
     source: TensorSource, jobs: Sequence[Job], losses: Sequence[Sequence[Loss]], *, dtype: str | None
 ) -> Plan:
     """Return the plan of pairs whose ranks are decided; `losses` are of each pair's modules."""
-    return with_losses(plan_of_files(source, jobs, dtype=dtype), jobs, losses)
-
-
-def plan_of_files(source: TensorSource, jobs: Sequence[Job], *, dtype: str | None) -> Plan:
-    """Return the same without what it costs: no rows yet."""
     tensors = planned_file(source, jobs, dtype=dtype)
-    return Plan(tensors, source.metadata or _METADATA, _new_patterns(jobs), [], None)
-
-
-def with_losses(plan: Plan, jobs: Sequence[Job], losses: Sequence[Sequence[Loss]]) -> Plan:
-    """Return the plan with what it costs."""
     error = _relative_error([loss for some in losses for loss in some])
-    return replace(plan, rows=_rows(jobs, losses), relative_error=error)
+    return Plan(tensors, source.metadata or _METADATA, _new_patterns(jobs), _rows(jobs, losses), error)
 
 
 class NewConfig(NamedTuple):
@@ -139,7 +129,7 @@ class _Measured(NamedTuple):
     best: list[Maps | None]
 
 
-def measured_pairs(pairs: Sequence[StoredPair]) -> list[_Measured]:
+def _measured_pairs(pairs: Sequence[StoredPair]) -> list[_Measured]:
     """Return the pairs with their spectra and maps.
 
     Raises:
@@ -150,21 +140,12 @@ def measured_pairs(pairs: Sequence[StoredPair]) -> list[_Measured]:
     measured = [_of_pair(pair, [next(found) for _ in pair.modules]) for pair in pairs]
     for one in measured:
         for module, spectrum in zip(one.pair.modules, one.spectra, strict=True):
-            refuse_broken(module, finite=spectrum.finite)
+            if not (spectrum.finite and math.isfinite(module.scale)):
+                raise AdapterError(
+                    f"{module.name} holds NaN or infinite numbers: it has no best update of a lower rank",
+                    advice="'gradience audit' names all such modules",
+                )
     return measured
-
-
-def refuse_broken(module: Module, *, finite: bool) -> None:
-    """Refuse a module whose update is not finite.
-
-    Raises:
-        AdapterError: its factors, as found, or its scale are not.
-    """
-    if not (finite and math.isfinite(module.scale)):
-        raise AdapterError(
-            f"{module.name} holds NaN or infinite numbers: it has no best update of a lower rank",
-            advice="'gradience audit' names all such modules",
-        )
 
 
 def _of_pair(pair: StoredPair, found: Sequence[tuple[Spectrum, Maps | None]]) -> _Measured:
@@ -252,7 +233,7 @@ class Loss(NamedTuple):
     energy: float
 
 
-def losses_of(source: TensorSource, job: Job, found: Sequence[Spectrum]) -> list[Loss]:
+def _losses_of(source: TensorSource, job: Job, found: Sequence[Spectrum]) -> list[Loss]:
     """Return what each module of a pair loses, from the spectra."""
     if job.magnitude is not None and not job.unchanged:
         fit = refit_of(source, job)

@@ -25,8 +25,9 @@ from gradience.schema.findings import by_severity
 from gradience.schema.fleet import RUNS_SCHEMA_ID, EvalRow, RunFindingRow, RunRow, StepRow
 from gradience.schema.reports import MonitorReport
 from gradience.schema.scalars import Real, as_float, number_in
+from gradience.spectral.threads import cores
 from gradience.telemetry.series import RunSeries
-from gradience.verbs.fleet.audit import Plan, Tally, carry_out, cores, known_rows, plan_of
+from gradience.verbs.fleet.audit import Plan, Tally, carry_out, known_rows, plan_of
 from gradience.verbs.fleet.engines import Done, run_local
 from gradience.verbs.fleet.find import leads_to_folder, stamp_of
 from gradience.verbs.fleet.job import Job, encoded

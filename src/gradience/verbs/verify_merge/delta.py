@@ -10,7 +10,6 @@ in the last bits. `PlainDelta.bounds` gives all that any order can give: what is
 from __future__ import annotations
 
 import math
-import threading
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from functools import cache
@@ -26,6 +25,7 @@ from gradience.base.weights import Found
 from gradience.errors import AdapterError
 from gradience.io.safetensors import DTYPES, TensorReader
 from gradience.schema.merge import MergeReplay
+from gradience.spectral.threads import scratch
 
 UNIT: Final = {"F64": 2.0**-53, "F32": 2.0**-24, "F16": 2.0**-11, "BF16": 2.0**-8}
 """Unit roundoff: the relative error of rounding a normal number to nearest (IEEE 754; bfloat16 keeps 8 bits)."""
@@ -142,29 +142,6 @@ def stored(tensors: Iterable[Found], expert: int | None, files: ExitStack) -> St
 def head(data: Matrix, rows: int) -> Matrix:
     """Return the first rows."""
     return data.head(rows) if isinstance(data, Stored) else data[:rows]
-
-
-class Scratch(threading.local):
-    """Uninitialised arrays by name. Each call with a name takes back what the last one with that name gave."""
-
-    def __init__(self) -> None:
-        self._held: dict[str, npt.NDArray[np.uint8]] = {}
-        self._last: dict[str, Array] = {}
-
-    def array(self, name: str, shape: tuple[int, ...], dtype: npt.DTypeLike) -> Array:
-        """Return an array of that shape and dtype, with any values."""
-        last = self._last.get(name)
-        if last is not None and last.shape == shape and last.dtype == dtype:
-            return last  # spans of one matrix follow each other
-        nbytes = math.prod(shape) * np.dtype(dtype).itemsize
-        held = self._held.get(name)
-        if held is None or len(held) < nbytes:
-            held = self._held[name] = np.empty(nbytes, np.uint8)
-        last = self._last[name] = held[:nbytes].view(dtype).reshape(shape)
-        return last
-
-
-scratch = Scratch()
 
 
 def narrower(dtype: str, other: str) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from itertools import islice
 from typing import Final, NamedTuple
 
@@ -13,16 +14,7 @@ import numpy as np
 from gradience.adapters.layout import Module
 from gradience.schema.merge import MergeReplay, ModuleVerdict
 from gradience.verbs.verify_merge.delta import HALVES, UNIT, Delta, narrower, rounded
-from gradience.verbs.verify_merge.measure import (
-    Case,
-    Sums,
-    distance,
-    exact,
-    excess,
-    is_weight,
-    measure,
-    mismatches,
-)
+from gradience.verbs.verify_merge.measure import Case, Sums, distance, exact, excess, is_weight, measure, mismatches
 from gradience.verbs.verify_merge.replays import Dora, is_merge, replays, with_factor
 
 FAILING: Final = {
@@ -272,7 +264,7 @@ def _likeness(sums: Sums) -> str:
 
 def _without_base_change(case: Case, module: Module, plain: Delta, sums: Sums) -> Judgement | None:
     """Return the verdict where M is W + s B A, but the true update is a function of W."""
-    other = case.with_delta(plain)
+    other = replace(case, delta=plain)
     found = _first_exact(other, replays(case.base, case.merged, scale=module.scale))
     if found is None:
         return None

@@ -16,7 +16,8 @@ import numpy as np
 
 from gradience.adapters.layout import Array
 from gradience.schema.merge import MergeReplay
-from gradience.verbs.verify_merge.delta import UNIT, Delta, Matrix, Stored, narrower, scratch, working
+from gradience.spectral.threads import scratch
+from gradience.verbs.verify_merge.delta import UNIT, Delta, Matrix, Stored, narrower, working
 from gradience.verbs.verify_merge.replays import Missed, Rows, missed_by, replayed
 
 Workers: TypeAlias = Callable[..., Iterable[Any]]
@@ -39,10 +40,6 @@ class Case:
     delta: Delta
     workers: Workers = map
     """How spans are gone through: `map`, or that of a pool of threads."""
-
-    def with_delta(self, delta: Delta) -> Case:
-        """Return the same weights with another update."""
-        return Case(self.w, self.m, self.base, self.merged, delta, self.workers)
 
     def spans(self) -> Iterator[slice]:
         """Return slices of rows that cover the matrix."""

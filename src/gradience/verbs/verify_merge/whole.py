@@ -20,7 +20,8 @@ from gradience.errors import AdapterError
 from gradience.io.safetensors import DTYPES
 from gradience.schema.merge import ModuleVerdict, OtherTensor
 from gradience.schema.scalars import real
-from gradience.verbs.verify_merge.delta import FLOATS, HALVES, UNIT, narrower, rounded, scratch, working
+from gradience.spectral.threads import scratch
+from gradience.verbs.verify_merge.delta import FLOATS, HALVES, UNIT, narrower, rounded, working
 
 _SPAN: Final = 1 << 20  # entries that are cast at a time
 _BLOCK: Final = 1 << 19  # bytes that are compared at a time: what a processor's cache holds
