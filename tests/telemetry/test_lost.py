@@ -113,3 +113,13 @@ def test_how_many_events_were_lost_is_said_once_however_often_it_is_closed(log):
         writer.close()
     said = [str(one.message) for one in caught]
     assert [f"gradience: {log}: 1 events could not be recorded" in text for text in said] == [False, True]
+
+
+def test_a_log_that_was_closed_is_free_though_a_worker_forked_since_holds_it_open(log):
+    writer = TelemetryWriter(log)
+    kept = os.dup(writer._file._fd)  # as a forked child has it: the same open file
+    try:
+        writer.close()
+        TelemetryWriter(log, siblings=False, on_error="raise").close()
+    finally:
+        os.close(kept)

@@ -410,6 +410,8 @@ def announced(tokens: int, *, share: float | None = None, length: float | None =
 
 RECORD: Sequence[At] = [
     At("DAT305", {}, lambda n: fed(rows_at_limit=n), {4: None, 5: "warning"}),
+    At("DAT305", {}, lambda n: fed(rows_at_limit=n, rows=0), {5: None}),
+    At("DAT305", {}, lambda n: fed(rows_at_limit=n, rows=None), {5: None, None: "?"}),
     At(
         "DAT321",
         {},
