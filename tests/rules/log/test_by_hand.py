@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 from log_runs import FALL, NAN, evaluation, line, run, said, with_history
 
-from gradience.rules.log import repetition
+from gradience.rules.log import learning as learning_rules, repetition
 from gradience.rules.log.held_out import _train_falls
 from gradience.rules.log.learning import Learning, _few_least, learning, not_finite
 from gradience.rules.log.repetition import _all_step_down, _held_out_drops, _learns_still, _Step, _step
@@ -343,3 +343,11 @@ def test_an_objective_without_a_reference_has_no_known_start(name):
     columns = {"rewards/margins": [9.0] * 20, name: [1.0] * 20}
     reason = said("PRF121", run([0.69] * 20, kind="preference", columns=columns))
     assert reason == "an objective without a reference: it has no known start"
+
+
+@pytest.mark.parametrize(("times", "hint"), [(2.0, True), (0.0001, True), (2.0001, False)])
+def test_a_loss_at_the_bound_of_chance_sits_there(times, hint, monkeypatch):
+    """The bound is the level itself here, above and below."""
+    monkeypatch.setattr(learning_rules, "AT_LN_K", learning_rules.AT_LN_K._replace(value=1.0))
+    facts = replace(with_history(evaluation(2, 2.0), evaluation(4, 2.0), losses=[times * LN2] * 8), num_labels=2)
+    assert ("It sits at ln 2" in said("NOL106", facts).message) is hint
