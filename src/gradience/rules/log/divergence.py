@@ -203,7 +203,7 @@ def _late(facts: RunFacts, of: _Levels) -> Observation | None:
     )
     if last > of.start:
         return _diverged(facts, of, f"{says}; above its start, and it did not recover")
-    lost = (last - lowest) / (of.first - lowest) if of.first > lowest else math.inf
+    lost = (last - lowest) / (of.first - lowest)  # the first row is no lower than the start, nor that than the end
     if len(facts.loss.values) < MANY_ROWS.value or lost <= LOST_SHARE.value:
         return None
     return _diverged(facts, of, f"{says}; {lost:.0%} of what it had learnt is lost", severity="warning")

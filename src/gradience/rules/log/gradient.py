@@ -149,7 +149,7 @@ def _vanishing(facts: RunFacts) -> Observation | None:
     run = max(low, key=len)
     step = facts.step(curve.rows[run[0] * block])
     zeros = all(values[i] == 0.0 for i in run)
-    fitted = _fitted(facts, curve.rows[run[0] * block], curve.rows[min(run[-1] * block, len(curve.rows) - 1)])
+    fitted = _fitted(facts, curve.rows[run[0] * block], curve.rows[run[-1] * block])
     what = "exactly 0" if zeros else f"under {VANISHED_RATIO.value:g} x its early level"
     return Observation(
         f"The gradient norm is {what} from step {step} on in {len(run) * block} rows"

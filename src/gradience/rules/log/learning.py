@@ -115,7 +115,7 @@ def learning(facts: RunFacts) -> Learning:
 
 def _steps_per_row(facts: RunFacts) -> float:
     steps = facts.series.steps
-    return max(1.0, (steps[-1] - steps[0]) / (len(steps) - 1)) if len(steps) > 1 else 1.0
+    return max(1.0, (steps[-1] - steps[0]) / (len(steps) - 1))
 
 
 def _few_least(rows: int, every: float, noise: float) -> float:

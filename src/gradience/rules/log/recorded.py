@@ -353,10 +353,11 @@ def _announced(facts: RunFacts) -> Iterator[Observation]:
         raise Unknown(f"{rows} rows were seen; it needs {FEW_ROWS.value:g}")
     share, length = announced.get("supervised_share"), announced.get("tokens_per_sequence")
     supervised = _count(facts, "supervised")
-    if isinstance(share, float) and supervised is not None and abs(supervised / total - share) > SHARE_APART.value:
+    shared = supervised / total if total and supervised is not None else None
+    if isinstance(share, float) and shared is not None and abs(shared - share) > SHARE_APART.value:
         yield Observation(
-            f"{supervised / total:.0%} of the batches' tokens are supervised, by the check {share:.0%}",
-            {"seen": supervised / total, "announced": share},
+            f"{shared:.0%} of the batches' tokens are supervised, by the check {share:.0%}",
+            {"seen": shared, "announced": share},
         )
     packed = (facts.data or {}).get("packed") is True
     if isinstance(length, float) and not packed and abs(total / rows - length) > LENGTH_APART.value * length:

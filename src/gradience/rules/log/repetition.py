@@ -126,7 +126,7 @@ def _step(points: Sequence[float], end: int, width: int, error: float) -> _Step:
     after = median(points[end + 1 : end + 1 + width])
     if end < 2 * width or not min(earlier, before) > 0.0 or math.isnan(after):
         return _Step(0.0, math.inf)
-    return _Step(before / earlier - after / before if before < earlier else 1.0 - after / before, error / before)
+    return _Step(min(1.0, before / earlier) - after / before, error / before)
 
 
 def _held_out_drops(facts: RunFacts, ends: Sequence[float]) -> float | None:

@@ -170,7 +170,7 @@ def moves(values: Sequence[float]) -> float:
         mann_kendall(values),
         mann_kendall([-value for value in values]),
         falls_with_logarithm(values),
-        falls_with_logarithm([1.0 / value for value in values]) if values and min(values) > 0.0 else 1.0,
+        falls_with_logarithm([1.0 / value for value in values]),
     )
     return min(1.0, 2 * 2 * min(one_sided))  # two sides, two tests
 
@@ -293,7 +293,7 @@ class Bar(NamedTuple):
         k: times the spread of the 32 rows before; from 1000 rows on it grows by a quarter with each factor of 10, for
             chance has more rows to choose from.
         floor: least spread, as a fraction of the level, or of a logarithm.
-        logarithmic: whether logarithms of the values are compared.
+        logarithmic: whether logarithms of the values, all of them positive, are compared.
     """
 
     k: float
@@ -325,8 +325,6 @@ def _excess(values: Sequence[float], place: int, bar: Bar, *, over: float = 0.0)
     """
     before, value = values[max(0, place - _SAMPLE) : place], values[place]
     if bar.logarithmic:
-        if value <= 0.0 or min(before) <= 0.0:
-            return 0.0
         before, value = [*map(math.log, before)], math.log(value)
     level = median(before[-_BEFORE:])
     least = bar.floor if bar.logarithmic else bar.floor * abs(level)

@@ -1,0 +1,581 @@
+"""Parts of the rules on logs on numbers that can be worked out on paper: levels, steps, and what few rows show."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from log_runs import FALL, NAN, line, run
+from log_runs import _skipped as skipped
+
+from gradience.rules.log import detect, repetition
+from gradience.rules.log.facts import HeldOutCurve, RunFacts
+from gradience.rules.log.held_out import _train_falls
+from gradience.rules.log.learning import Learning, _few_least, learning, not_finite
+from gradience.rules.log.numbers import _fallen, _stood_still
+from gradience.rules.log.recorded import no_weights
+from gradience.rules.log.repetition import _all_step_down, _held_out_drops, _learns_still, _Step, _step
+from gradience.rules.log.statistics import Bar, Trend, curve_of, excesses, mann_kendall
+from gradience.rules.log.story import _held_out
+from gradience.rules.rule import Unknown
+from gradience.schema import ConfigSnapshot, EvalMetrics, LoraSnapshot
+from gradience.schema.events import Eval
+from gradience.schema.reports import EvalPoint
+from gradience.telemetry.series import LogRecord
+
+SCHEMA = "gradience.vnext.telemetry/v1"
+
+
+def evaluation(step: int, loss: Any = None, split: str = "eval", **metrics: Any) -> Eval:
+    known = {name: metrics.pop(name) for name in ("accuracy", "n") if name in metrics}
+    measured = EvalMetrics(loss=loss, **known, extras=metrics)
+    return Eval(schema=SCHEMA, ts=None, run_id="r", step=step, split=split, metrics=measured)
+
+
+def with_history(*events: Eval, losses: Any = FALL, **more: Any) -> RunFacts:
+    shown = EvalPoint(split=events[-1].split, step=events[-1].step, metrics=events[-1].metrics)
+    return replace(run(losses), history=events, held_out=shown, **more)
+
+
+def said(rule: str, facts: RunFacts) -> Any:
+    """The finding of a rule, or why it was not judged."""
+    verdict = detect(facts)
+    reasons = [item.reason for item in verdict.not_run if item.id == rule]
+    return next((found for found in verdict.findings if found.id == rule), reasons[0] if reasons else None)
+
+
+# --- whether it learns -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("rows", "every", "noise", "least"),
+    [
+        # 2.326 sqrt(2) times the noise, or a fifth over the root of the steps in a row; times 1.3 under four rows
+        (2, 1.0, 0.0, 0.6),
+        (3, 1.0, 0.0, 0.4),
+        (4, 1.0, 0.0, 0.2),
+        (2, 100.0, 0.0, 2.326 * 1.3 * math.sqrt(2) * 0.02),
+        (3, 100.0, 0.0, 2.326 * 1.3 * math.sqrt(2) * 0.02),
+        (4, 100.0, 0.0, 2.326 * math.sqrt(2) * 0.02),
+        (5, 100.0, 0.0, 2.326 * math.sqrt(2) * 0.02),
+        (6, 100.0, 0.0, 0.05),
+        (6, 36.0, 0.0, 2.326 * math.sqrt(2) * 0.2 / 6 / 2),
+        (8, 100.0, 0.03, 2.326 * math.sqrt(2) * 0.03),
+        (8, 100.0, 0.1, 0.2),
+        (2, 400.0, 0.0, 0.05),
+    ],
+)
+def test_the_least_fall_that_few_rows_show(rows, every, noise, least):
+    assert _few_least(rows, every, noise) == pytest.approx(least, rel=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("losses", "shown"),
+    [
+        ([2.0, 1.1], False),  # under 0.6
+        ([2.0, 0.7], True),
+        ([2.0, 2.2, 1.1], False),  # not in order
+        ([2.0, 1.5, 1.1], True),
+        ([2.0, 2.0, 1.1], False),
+        ([2.0, 2.2, 0.99], True),  # under half
+        ([2.0, 2.2, 1.0], False),
+        ([2.0, 1.8, 1.4, 1.5, 1.1], True),  # one pair of five rows may differ: p = 5 / 120
+        ([2.0, 1.4, 1.8, 1.5, 1.1], False),  # of two pairs p is 14 / 120
+        ([4.0, 5.0, 3.0, 5.0, 4.0, 5.0, 3.0, 1.9], True),  # under half of the first, of 8 rows
+        ([4.0, 5.0, 3.0, 5.0, 4.0, 5.0, 3.0, 5.0, 1.9], False),  # of 9 the order alone decides
+        ([4.0, 5.0, 3.0, 5.0, 4.0, 5.0, 1.5, 2.1], False),
+    ],
+)
+def test_whether_few_rows_show_that_it_learns(losses, shown):
+    assert learning(run(losses, every=1)).shown is shown
+
+
+@pytest.mark.parametrize(
+    ("fall", "least", "says"),
+    [
+        (0.25, 0.25, "fell 25.0% (+/- 25% by the noise of 12 rows)"),
+        (0.3, 0.25, "fell 30.0% (+/- 25% by the noise of 12 rows)"),
+        (0.249, 0.25, "fell 24.9%; a fall under 25% could not have been told from the noise of 12 rows"),
+        (0.0, 0.25, "fell 0.0%; a fall under 25% could not have been told from the noise of 12 rows"),
+        (-0.1, 0.25, "rose 10.0%; a fall under 25% could not have been told from the noise of 12 rows"),
+    ],
+)
+def test_what_is_said_of_a_fall_that_does_not_decide(fall, least, says):
+    trend = Trend(12, 2.0, 2.0 * (1.0 - fall), fall, 0.1, 0.2, least)
+    assert Learning(shown=False, trend=trend, least=least).says == says
+
+
+def test_a_first_loss_of_nothing_is_no_start_to_fall_from():
+    assert said("NOL106", run([0.0, *[2.0] * 11])).startswith("cannot tell: fell 0.0%; a fall under ")
+
+
+LN2 = math.log(2.0)
+
+
+@pytest.mark.parametrize(
+    ("losses", "hint"),
+    [
+        ([LN2] * 8, True),
+        ([0.7 * LN2, *[LN2] * 7], True),  # the median of the first three
+        ([*[0.7 * LN2] * 3, *[LN2] * 5], False),
+        ([*[LN2] * 3, *[1.3 * LN2] * 5], False),
+        ([*[0.7 * LN2] * 3, *[LN2] * 37], True),  # of forty rows, of the first eight
+    ],
+)
+def test_a_loss_sits_at_chance_if_its_first_rows_and_its_second_half_do(losses, hint):
+    facts = replace(with_history(*(evaluation(step, 2.0) for step in (2, 4, 6)), losses=losses), num_labels=2)
+    found = said("NOL106", facts)
+    assert ("It sits at ln 2 = 0.6931: the level of knowing nothing." in found.message) is hint
+    assert found.confidence == (0.9 if hint else 0.75)
+    assert hint or found.message.endswith(").")
+
+
+def test_a_fall_of_the_first_row_alone_is_not_held_against_a_held_out_loss_that_fell():
+    losses = [3.0, *[2.0] * 18]
+    facts = with_history(*(evaluation(5 * i, x) for i, x in enumerate((2.0, 1.9, 2.0), 1)), losses=losses)
+    assert learning(facts).shown
+    assert said("NOL106", facts) is None
+
+
+def test_two_skipped_steps_running_are_finite():
+    rates = [2e-4 - 1e-6 * (row - (row > 10) - (row > 11)) for row in range(40)]
+    norms = [NAN if row in {10, 11} else 1.0 for row in range(40)]
+    losses = [*line(20, 4.0, 2.0), *[2.0] * 20]
+    assert not not_finite(run(losses, rates=rates, norms=norms, lost=[11, 12]))
+    assert not_finite(run(losses, norms=norms, lost=[11, 12]))
+    assert not not_finite(run(losses, norms=[NAN if row in {10, 12} else 1.0 for row in range(40)], lost=[11, 13]))
+
+
+def test_a_rate_that_was_not_logged_is_not_counted_as_idle_or_not():
+    low = [1e-6, NAN] * 10
+    losses = line(20, 4.0, 2.0) + [2.0] * 20
+    assert said("PLT105", run(losses, rates=[2e-4] * 20 + low)) is None
+    assert said("PLT105", run(losses, rates=[2e-4] * 20 + [2e-4, NAN] * 10)).id == "PLT105"
+
+
+# --- held-out data -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("losses", "every", "best", "end", "falls"),
+    [
+        ([2.0, 4.0, 1.5], 20, 20, 60, True),  # step 40 is not after
+        ([0.5, 2.0, 9.0, 1.5], 20, 40, 80, True),  # step 20 is not around
+        ([9.0, 9.0, 1.0, 2.0, 3.0, 9.0, 1.75, 1.75], 10, 40, 80, True),  # step 50 is around
+        ([9.0, 9.0, 1.0, 2.0, 9.0, 1.0, 2.75, 2.75], 10, 40, 80, False),  # step 60 is not
+        ([2.0] * 60, 1, 20, 60, False),
+    ],
+)
+def test_training_loss_around_the_best_evaluation_is_compared_with_that_at_the_end(losses, every, best, end, falls):
+    assert _train_falls(run(losses, every=every), best, end) is falls
+
+
+def test_overfitting_names_its_split_and_up_to_three_others():
+    def of(*splits: str) -> str:
+        events = [evaluation(s, x, split) for split in splits for s, x in ((20, 1.5), (40, 1.2), (50, 1.4), (60, 1.4))]
+        shown = EvalPoint(split=splits[0], step=60, metrics=events[3].metrics)
+        return said("OVF110", replace(run(FALL), history=events, held_out=shown)).message
+
+    one = (
+        "Overfits: a loss was best at step 40 (1.2), 16.7% higher at step 60 while training loss fell; 20 steps were "
+        "wasted."
+    )
+    assert of("a") == one
+    assert of("a", "b") == f"{one} So do b."
+    assert of("a", "b", "c", "d", "e") == f"{one} So do b, c, d."
+
+
+@pytest.mark.parametrize(
+    ("best", "last", "task"),
+    [
+        ({"accuracy": 0.7, "f1": 0.5}, {"accuracy": 0.6, "f1": 0.6}, "f1"),
+        ({"accuracy": 0.6, "f1": 0.5}, {"accuracy": 0.7, "f1": 0.4}, "accuracy"),
+        ({"f1": 0.5}, {"f1": 0.5}, None),
+        ({"bleu": 20.0}, {"bleu": 20.5}, "bleu"),
+        ({"f1": 0.5}, {}, None),
+    ],
+)
+def test_a_task_metric_that_rises_while_the_loss_does_is_named(best, last, task):
+    steps = ((20, 1.5, {}), (40, 1.2, best), (50, 1.4, {}), (60, 1.4, last))
+    found = said("OVF110", with_history(*(evaluation(s, x, **more) for s, x, more in steps)))
+    assert found.values["task_metric_rising"] == task
+    assert (f" The task metric may disagree: {task} kept rising." in found.message) is (task is not None)
+    assert found.confidence == (0.6 if task else 0.85)
+
+
+def test_the_most_evaluations_of_one_split_are_counted():
+    events = [evaluation(1, 1.0, "a"), evaluation(2, 1.0, "a"), evaluation(3, 1.0, "b")]
+    assert said("OVF110", with_history(*events)) == "2 held-out losses of one split; it needs 3"
+    assert said("OVF110", run(FALL)) == "0 held-out losses of one split; it needs 3"
+    assert said("UND126", with_history(*events[:2])) == "2 held-out losses of one split; it needs 3"
+
+
+@pytest.mark.parametrize(
+    ("steps", "since"),
+    [((10, 100, 320, 410), 100), ((10, 110, 310, 410), 310), ((10, 110, 311, 410), 110), ((0, 200, 300, 400), 300)],
+)
+def test_the_last_quarter_of_a_run_is_of_the_steps_between_its_evaluations(steps, since):
+    facts = with_history(*(evaluation(step, 2.0 - 0.1 * i) for i, step in enumerate(steps)))
+    found = said("UND126", facts)
+    assert (found.values["from_step"], found.values["to_step"]) == (since, steps[-1])
+
+
+@pytest.mark.parametrize("classes", [None, 0, 1])
+def test_of_no_two_classes_there_is_no_level_of_chance(classes):
+    config = ConfigSnapshot(lora=LoraSnapshot(task_type="SEQ_CLS"), num_labels=classes)
+    facts = with_history(evaluation(10, 0.0), config=config, num_labels=classes)
+    assert facts.objective.kind == "classification"
+    assert said("CHN112", facts) == "no held-out accuracy was recorded"
+
+
+def test_an_accuracy_without_a_loss_and_without_classes_fits_none():
+    facts = with_history(evaluation(10, None, accuracy=0.5))
+    assert said("CHN112", facts) == (
+        "the number of classes is unknown (num_labels in the run's config); loss and accuracy fit none"
+    )
+
+
+# --- divergence --------------------------------------------------------------------------------------------------
+
+
+def test_the_lowest_loss_is_that_of_the_first_row_where_a_later_level_is_as_low():
+    found = said("DIV104", run([1.0, *[4.0] * 10, *[1.0] * 5, *[9.0] * 12]))
+    assert (found.values["lowest"], found.values["lowest_step"]) == (1.0, 1)
+    found = said("DIV104", run([1.0, *[4.0] * 10, *[0.9] * 5, *[9.0] * 12]))
+    assert (found.values["lowest"], found.values["lowest_step"]) == (0.9, 12)
+
+
+# --- preferences and rewards -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("rows", "width"),
+    [(5, 1), (9, 1), (10, 2), (14, 2), (19, 3), (20, 5), (100, 5), (101, 6), (110, 6), (120, 6), (121, 7)],
+)
+def test_the_reward_of_chosen_answers_is_compared_between_as_many_rows_at_both_ends(rows, width):
+    found = said("PRF120", run([0.69] * rows, kind="preference", columns={"rewards/chosen": line(rows, 0.0, -9.0)}))
+    assert found.evidence[0].says == f"medians of {width} rows of rewards/chosen"
+
+
+def test_rows_over_ten_nats_are_counted():
+    found = said("KLD124", run(kind="rl", columns={"kl": [*[0.1] * 10, 10.0, 11.0, *[0.1] * 10]}))
+    assert found.message == "KL jumps to 11 nats a token at step 12 (1 such rows), and comes back to 0.1."
+    assert found.values == {"highest": 11.0, "step": 12, "rows": 1, "late": 0.1}
+
+
+@pytest.mark.parametrize(
+    ("accuracy", "how"),
+    [(0.4375, "not told apart"), (0.437, "told apart the wrong way round"), (0.5, "not told apart")],
+)
+def test_rewards_are_the_wrong_way_round_beyond_two_standard_errors(accuracy, how, monkeypatch):
+    monkeypatch.setattr("gradience.rules.log.preference.mean_error", lambda values: (values[0], 0.03125))
+    columns = {"rewards/accuracies": [accuracy] * 20, "rewards/margins": [0.0] * 20}
+    found = said("PRF119", run([0.69] * 20, kind="preference", columns=columns))
+    assert (found.values["how"], found.confidence) == (how, 0.6)
+
+
+# --- epochs ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("steps", "down"),
+    [
+        ([(0.0625, 0.0)], False),
+        ([(0.0626, 0.0)], True),
+        ([(0.03125, 0.015625), (0.5, 0.0)], False),  # twice the error over it is the bound
+        ([(0.03126, 0.015625), (0.5, 0.0)], True),
+        ([(0.09375, 0.03125)], "?"),  # three errors
+        ([(0.0938, 0.03125)], True),
+        ([(0.015625, 0.03125)], False),  # one and a half: the quantile, as set here
+        ([(0.0157, 0.03125)], "?"),
+        ([(0.2, 0.0)] * 3 + [(0.0, 0.0)], True),  # of four, one is spared
+        ([(0.2, 0.0)] * 2 + [(0.0, 0.0)], False),
+        ([(0.2, 0.0)] * 3 + [(0.0, math.inf)], False),  # one that is not known is not the one
+        ([(0.2, 0.0)] * 5 + [(0.0, 0.0)], True),
+        ([(0.2, 0.0)] * 2 + [(0.0, math.inf)], False),
+        ([(0.0, math.inf)] * 4, False),
+    ],
+)
+def test_a_loss_steps_down_over_the_ends_of_epochs_surely_in_the_mean_and_over_none_less(steps, down, monkeypatch):
+    monkeypatch.setattr(repetition, "EPOCH_DROP", repetition.EPOCH_DROP._replace(value=0.0625))
+    monkeypatch.setattr(repetition, "NORMAL_95", 1.5)
+    if down != "?":
+        assert _all_step_down([_Step(*step) for step in steps]) is down
+        return
+    with pytest.raises(Unknown, match=r"^a step of under \d+% at the ends of epochs could not be told from the noise$"):
+        _all_step_down([_Step(*step) for step in steps])
+
+
+@pytest.mark.parametrize(
+    ("points", "end", "drop"),
+    [
+        ([1.0, 1.0, 1.0, 1.0, 0.9, 0.75, 0.75], 4, 0.25),  # the row of the end itself is of neither
+        ([2.0, 2.0, 1.0, 1.0, 0.9, 0.375, 0.375], 4, 0.125),  # it fell by half just before
+        ([1.0, 1.0, 2.0, 2.0, 0.9, 1.5, 1.5], 4, 0.25),  # a rise before is not counted
+        ([1.0, 1.0, 1.0, 1.0, 0.9, 0.75, 0.75], 3, None),  # too early
+        ([1.0, 1.0, 1.0, 1.0, 0.9], 4, None),  # nothing after
+        ([0.0, 0.0, 1.0, 1.0, 0.9, 0.75], 4, None),
+        ([9.0, 1.0, 1.0, 1.0, 1.0, 0.9, 0.75, 0.75], 5, 0.25),
+    ],
+)
+def test_a_step_at_the_end_of_an_epoch_is_the_fall_over_it_less_the_fall_before(points, end, drop):
+    found = _step(points, end, 2, 0.5)
+    before = points[end - 1]
+    assert found == ((0.0, math.inf) if drop is None else (drop, 0.5 / before))
+
+
+@pytest.mark.parametrize(
+    ("ends", "drop"),
+    [([5], None), ([9.9], None), ([10], 0.5), ([19.9], 0.5), ([20], 0.25), ([30], None), ([10, 20], 0.375), ([], None)],
+)
+def test_held_out_loss_falls_from_the_evaluation_at_or_before_an_end_to_the_next(ends, drop):
+    facts = with_history(*(evaluation(step, x) for step, x in ((10, 1.0), (20, 0.5), (30, 0.375))))
+    assert _held_out_drops(facts, ends) == drop
+    assert _held_out_drops(run(FALL), ends) is None
+
+
+@pytest.mark.parametrize(
+    ("held_out", "why"),
+    [
+        ((1.5, 1.0), None),  # two evaluations
+        (
+            (1.5, 1.2, 1.0),
+            "eval loss is at its best at the end (1): what is learnt of seen data helps on new data",
+        ),
+        ((1.125, 1.0, 1.25), "eval loss (1.25) and training loss (1) agree"),
+        ((1.125, 1.0, 1.26), None),
+    ],
+)
+def test_steps_of_the_training_loss_are_no_memory_while_new_data_gain_or_are_known_as_well(held_out, why, monkeypatch):
+    monkeypatch.setattr(repetition, "SEEN_AS_NEW", repetition.SEEN_AS_NEW._replace(value=1.25))
+    assert _learns_still(run([1.0] * 40, held_out=held_out)) == why
+
+
+@pytest.mark.parametrize(("held_out", "speaks"), [(0.03125, False), (0.03, False), (0.032, "?")])
+def test_a_held_out_loss_that_falls_by_half_as_much_learns_there_too(held_out, speaks, monkeypatch):
+    monkeypatch.setattr(repetition, "_held_out_drops", lambda *_: held_out)
+    found = said("MEM127", run([*[1.0] * 32, *[0.9375] * 32, *[0.9375**2] * 16], epoch=2.5))
+    if speaks == "?":
+        assert found == "held-out loss falls over the same ends of epochs, by 3%: both learn there"
+    else:
+        assert found.id == "MEM127"
+
+
+# --- gradients and numbers ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("moves", "every", "still"),
+    [
+        ([1.0] * 5 + [1e-9] + [1.0] * 6, 1, True),  # of the highest rate, which is 1
+        ([1.0] * 5 + [1.1e-9] + [1.0] * 6, 1, False),
+        ([1.0] * 4 + [0.0] + [1.0] * 7, 1, True),  # the move before the row, or the one after it
+        ([1.0] * 3 + [0.0] + [1.0] * 8, 1, False),
+        ([1.0] * 6 + [0.0] + [1.0] * 5, 1, False),
+        ([100.0] * 5 + [65.0] + [100.0] * 6, 2, True),  # 70 % of a step's half
+        ([100.0] * 5 + [65.1] + [100.0] * 6, 2, False),
+        ([102.0, *[100.0] * 4, 65.0, *[100.0] * 6], 2, True),  # on a line, up to 2 %
+        ([102.1, *[100.0] * 4, 65.0, *[100.0] * 6], 2, False),
+        ([0.0] * 12, 1, False),  # nothing moves
+    ],
+)
+def test_a_rate_stood_still_where_its_move_is_that_of_a_step_less(moves, every, still):
+    assert _stood_still(moves, {4, 5}, 5, every, 1.0) is still
+
+
+def test_moves_beyond_six_rows_away_are_not_the_usual_ones():
+    assert _stood_still([50.0, *[100.0] * 10, 65.0, *[100.0] * 6, 50.0], {10, 11}, 11, 2, 1.0)
+    assert _stood_still([50.0, 50.0, 50.0, 50.0, 50.0, *[100.0] * 6, 65.0, *[100.0] * 6], {10, 11}, 11, 2, 1.0)
+    assert not _stood_still([*[100.0] * 4, 50.0, 50.0, *[100.0] * 5, 65.0, *[100.0] * 6], {10, 11}, 11, 2, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("rows", "what"),
+    [
+        ([5], "1 optimizer step (6) was"),
+        ([5, 9], "2 optimizer steps (6, 10) were"),
+        ([5, 9, 13, 17, 21], "5 optimizer steps (6, 10, 14, 18, 22) were"),
+        ([5, 9, 13, 17, 21, 25], "6 optimizer steps (6, 10, 14, 18, 22, ...) were"),
+    ],
+)
+def test_up_to_five_skipped_steps_are_named(rows, what):
+    found = said("NUM131", skipped(rows, rows))
+    assert found.message == f"{what} skipped by the gradient scaler: the learning rate stood still there."
+    assert found.values == {"rows": len(rows), "share": len(rows) / 40, "first_step": 6}
+
+
+@pytest.mark.parametrize(("rows", "confidence"), [(1, 0.7), (2, 0.95)])
+def test_a_loss_of_zero_throughout_is_surer_in_two_rows(rows, confidence):
+    found = said("NUM102", run([0.0] * rows))
+    assert (found.confidence, found.severity) == (confidence, "error")
+    assert found.message == (
+        f"The training loss is exactly 0.0 in all {rows} rows: no label counts, or it was NaN from the start."
+    )
+
+
+def test_of_several_jumps_that_the_loss_answers_the_highest_is_named():
+    norms = [{20: 100.0, 40: 300.0, 50: 200.0}.get(row, 1.0) for row in range(60)]
+    found = said("GRD107", run([2.0 + 3.0 * (row in {20, 40, 50}) for row in range(60)], norms=norms))
+    assert found.message == (
+        "The gradient norm jumps to 300 at step 41, from 1, and the loss rises with it (3 such bursts, the longest of "
+        "1 rows)."
+    )
+
+
+# --- how the log was written, and what it holds besides ----------------------------------------------------------
+
+
+def test_a_replayed_loss_that_is_not_finite_is_compared_with_nothing():
+    replaced = [(11, math.inf), (12, 1.0), (13, 1.0), (14, 0.0), (99, 1.0)]
+    facts = replace(run([1.0] * 20), record=LogRecord(resumed_from=[10], replaced=replaced))
+    found = said("RES116", facts)
+    assert found.message == "Resumed from step 10; 2 logged steps were run again."
+    assert (found.values["replayed"], found.values["difference"]) == (2, 0.0)
+
+
+def test_a_type_without_a_share_of_the_energy_is_passed_over():
+    groups = {"attn": {"n": 8, "params": 500}, "mlp": {"n": 6, "params": 500, "energy_share": 0.001}}
+    assert said("TYP214", run(FALL, audit={"by_type": groups})).values["type"] == "mlp"
+    groups["mlp"].pop("energy_share")
+    assert said("TYP214", run(FALL, audit={"by_type": groups})).startswith("the audit in the log does not say how")
+
+
+@pytest.mark.parametrize(
+    ("losses", "says"),
+    [
+        ((1.2,), "eval loss 1.2"),
+        ((1.4, 1.2), "eval loss 1.2, its best"),
+        ((1.2, 1.4), "eval loss 1.4 (best 1.2 at step 30)"),
+    ],
+)
+def test_the_best_of_several_evaluations_is_told(losses, says):
+    parts = [part.says for part in _held_out(run(FALL, held_out=losses), {})]
+    assert parts == [says]
+
+
+@pytest.mark.parametrize(
+    ("rates", "warming"),
+    [
+        ([1.0, 2.0], False),  # the middle one of two is the last
+        ([1.0, 2.0, 3.0], True),
+        ([1.0, 3.0, 3.0], False),
+        ([1.0, 2.0, 3.0, 2.9], False),
+        ([1.0], False),
+        ([], False),
+    ],
+)
+def test_a_run_is_warming_up_while_its_last_rate_is_the_highest_and_over_that_of_the_middle(rates, warming):
+    assert run([2.0] * len(rates) or [2.0], rates=rates).warming_up is warming
+
+
+@pytest.mark.parametrize(
+    ("step", "count", "losses"),
+    [(5, 2, [4.0, 5.0]), (5, 9, [1.0, 2.0, 4.0, 5.0]), (2, 1, [2.0]), (3, 1, [2.0]), (0, 3, [1.0]), (99, 1, [6.0])],
+)
+def test_the_last_losses_up_to_a_step_are_the_finite_ones(step, count, losses):
+    assert list(run([1.0, 2.0, NAN, 4.0, 5.0, 6.0]).losses_until(step, count)) == losses
+
+
+@pytest.mark.parametrize(
+    ("own", "other", "split"),
+    [(1, 2, "test"), (1, 3, "eval"), (2, 9, "test"), (0, 9, None), (1, 0, "test")],
+)
+def test_a_last_evaluation_of_another_split_does_not_hide_a_curve(own, other, split):
+    events = [evaluation(step, 1.0) for step in range(1, other + 1)]
+    events += [evaluation(step, 1.0, "test") for step in range(50, 50 + own)] or [evaluation(50, None, "test")]
+    curve = with_history(*events).held_out_curve
+    assert (curve.split if curve else None) == split
+
+
+def test_of_no_tokens_no_share_is_supervised():
+    data = {
+        "rows": 64,
+        "tokens": 0,
+        "supervised": 0,
+        "announced": {"supervised_share": 0.5, "tokens_per_sequence": 9.0},
+    }
+    found = said("DAT321", run(FALL, data=data))
+    assert found.message == "the batches have 0 tokens a row, by the check 9"
+
+
+@pytest.mark.parametrize(("rows", "speaks"), [(31, False), (32, True)])
+def test_an_end_token_is_missed_from_32_rows_on(rows, speaks):
+    data = {"rows": rows, "tokens": 100, "supervised": 50, "rows_with_end": 0, "rows_unsupervised": 0}
+    found = said("DAT307", run(FALL, data=data))
+    if speaks:
+        assert found.message == "none of 32 rows in the batches has a supervised end token of the model"
+    else:
+        assert found == "31 rows were seen; it needs 32"
+
+
+def test_an_audit_of_no_module_or_of_no_parameter_measured_nothing():
+    assert no_weights({"n_layers": 0})
+    assert no_weights({"n_layers": 3, "total_lora_params": 0})
+    assert not no_weights({"n_layers": 3, "total_lora_params": 5})
+    assert not no_weights({})
+
+
+@pytest.mark.parametrize(
+    ("rows", "held_out", "lacks"),
+    [
+        (19, (), "19 training rows with a loss and no evaluation"),
+        (19, (2.0,), "19 training rows with a loss"),
+        (20, (), "no evaluation"),
+        (20, (2.0,), None),
+    ],
+)
+def test_a_sparse_log_names_what_it_lacks(rows, held_out, lacks):
+    found = said("GAP118", run(FALL[:rows], held_out=held_out))
+    assert (found and found.message) == (lacks and f"Sparse log: {lacks}; only large effects show in it.")
+
+
+def test_of_two_stretches_without_a_rate_the_longer_is_named():
+    rates = [0.0 if 10 <= row < 14 or 30 <= row < 35 else 2e-4 for row in range(60)]
+    found = said("LRS109", run(FALL, rates=rates))
+    assert found.values == {"rows": 5, "step": 31, "throughout": False}
+    assert found.message == "The learning rate is 0 in 5 rows from step 31 on: nothing is learnt there."
+
+
+@pytest.mark.parametrize(
+    ("losses", "fallen"),
+    [
+        ([2.0, 2.0, 1.69], [2]),
+        ([2.0, 2.0, 1.71], []),
+        ([-1.0, 1.0, -2.0], []),
+        ([-2.0, -2.0, -3.0], []),
+        ([1.0], []),
+        ([9.0, 2.0, 2.0, 2.0, 2.0, 2.0, 1.6], [6]),  # five rows before, and no sixth
+        ([1.0, 1.0, 1.0, 2.0, 2.0, 2.0, 1.6], [6]),
+    ],
+)
+def test_a_loss_falls_by_more_than_15_per_cent_of_the_five_rows_before_if_these_are_positive(losses, fallen):
+    assert _fallen(losses, [len(losses) - 1]) == fallen
+
+
+@pytest.mark.parametrize(
+    ("median", "says"),
+    [(1, "rank 2 of 16 in nine modules of ten, rank 1 in half of them:"), (2, "rank 2 of 16 in nine modules of ten:")],
+)
+def test_the_rank_of_half_of_the_modules_is_told_where_it_is_lower(median, says):
+    audit = {"suggested_r_global_median": median, "suggested_r_global_90": 2, "modules": [{"r": 16}]}
+    assert says in said("CMP213", run(FALL, audit=audit)).message
+
+
+@pytest.mark.parametrize(("losses", "noise"), [([1.0, 2.0, 1.0, 2.0, 1.0], 0.6053 * 2.0), ([1.0, 2.0, 1.0, 2.0], 0.0)])
+def test_five_evaluations_show_their_own_noise(losses, noise):
+    assert HeldOutCurve("eval", [], [1, 2, 3, 4, 5], losses).noise == pytest.approx(noise)
+
+
+def test_the_order_of_forty_values_is_counted_and_of_more_approached():
+    assert mann_kendall(range(40, 0, -1)) == 1 / math.factorial(40)
+    assert mann_kendall(range(41, 0, -1)) == pytest.approx(0.0, abs=1e-15)
+
+
+@pytest.mark.parametrize(("height", "found"), [(1.8125, []), (1.82, [30])])
+def test_what_stands_out_is_more_than_six_usual_changes_over_the_level(height, found):
+    """By turns 1 and 1.125: changes of an eighth about 1.0625, and six of them are 0.75."""
+    values = [1.0 + (row % 2) / 8 for row in range(60)]
+    values[30] = height
+    assert [place for place, _ in excesses(curve_of(values), Bar(6.0, 0.0625, logarithmic=False))] == found
