@@ -7,8 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from log_runs import FALL, NAN, line, run
-from log_runs import _skipped as skipped
+from log_runs import FALL, NAN, _skipped as skipped, line, run
 
 from gradience.rules.log import detect, repetition
 from gradience.rules.log.facts import HeldOutCurve, RunFacts

@@ -15,8 +15,7 @@ from dataclasses import replace
 from typing import Any, NamedTuple
 
 import pytest
-from log_runs import FALL, FLAT, NAN, line, run, with_row
-from log_runs import _skipped as skipped
+from log_runs import FALL, FLAT, NAN, _skipped as skipped, line, run, with_row
 
 from gradience.rules.log import detect
 from gradience.rules.log.facts import RunFacts
