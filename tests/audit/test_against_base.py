@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from gradience.base import weights as base_weights
 from gradience.cli.main import main
 from gradience.errors import AdapterError
 from gradience.render.audit import audit_text
@@ -86,6 +88,32 @@ def test_a_base_saved_without_the_model_classs_prefix_is_found(write_adapter, wr
     assert audit_adapter(folder, base=short).base.compared == LAYERS
 
 
+def kept(cache, identity):
+    """The file of a base's norms."""
+    return next(file for file in cache.iterdir() if json.loads(file.read_bytes())["identity"] == identity)
+
+
+def test_the_files_of_a_base_are_hashed_once_and_again_where_one_was_written(write_adapter, write_base, monkeypatch):
+    folder, base = write_adapter(), write_base()
+    first = audit_adapter(folder, base=base)
+    hashed = []
+    real = base_weights.file_digest
+    monkeypatch.setattr(base_weights, "file_digest", lambda file: (hashed.append(file.name), real(file))[1])
+    again = audit_adapter(folder, base=base)
+    assert hashed == []
+    assert again.base.identity == first.base.identity
+    assert again.base.norms_cached == LAYERS
+    file = base / "model.safetensors"
+    held, times = bytearray(file.read_bytes()), file.stat()
+    held[-1] ^= 1  # a weight's highest byte: as many bytes as before, and the time is put back
+    file.write_bytes(held)
+    os.utime(file, ns=(times.st_atime_ns, times.st_mtime_ns))
+    changed = audit_adapter(folder, base=base)
+    assert hashed == ["model.safetensors"]
+    assert changed.base.norms_cached == 0
+    assert changed.base.identity != first.base.identity
+
+
 def test_norms_are_kept_for_the_same_base_and_refused_for_another(write_adapter, write_base, tmp_path):
     folder, base, other = write_adapter(), write_base(), write_base("other", seed=2)
     first = audit_adapter(folder, base=base)
@@ -96,7 +124,8 @@ def test_norms_are_kept_for_the_same_base_and_refused_for_another(write_adapter,
     assert changed.base.norms_cached == 0
     assert changed.base.identity != first.base.identity
     cache = tmp_path / "cache" / "gradience" / "norms"
-    shutil.copy(cache / f"{first.base.identity[:32]}.json", cache / f"{changed.base.identity[:32]}.json")
+    one, two = (kept(cache, report.base.identity) for report in (first, changed))
+    shutil.copy(one, two)
     refused = audit_adapter(folder, base=other)
     assert refused.base.norms_cached == 0
     assert "another base" in refused.base.notes[0]
@@ -106,7 +135,7 @@ def test_norms_are_kept_for_the_same_base_and_refused_for_another(write_adapter,
 def test_a_cached_norm_of_another_weight_is_computed_again(write_adapter, write_base, tmp_path):
     folder, base = write_adapter(), write_base()
     first = audit_adapter(folder, base=base)
-    cache = tmp_path / "cache" / "gradience" / "norms" / f"{first.base.identity[:32]}.json"
+    cache = kept(tmp_path / "cache" / "gradience" / "norms", first.base.identity)
     document = json.loads(cache.read_text())
     for norms in document["norms"].values():
         norms["spectral"], norms["frobenius"] = 1.0, 2.0

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
+import time
 
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from gradience.base.weights import BaseWeights, file_digest, find_shards, identity
+from gradience.base.weights import BaseWeights, file_digest, find_shards, identity, stamp
 from gradience.errors import AdapterError
 
 
@@ -77,6 +80,44 @@ def test_the_identity_follows_content_and_not_place(tmp_path):
     assert identity([one]) == identity([two])
     shard(two, **{"x.y.weight": np.full((2, 2), 2.0, np.float32)})
     assert identity([one]) != identity([two])
+
+
+def test_the_identity_is_of_names_sizes_and_content_in_order(tmp_path):
+    files = [tmp_path / name for name in ("b.safetensors", "a.safetensors")]
+    for file, content in zip(files, (b"two", b"three"), strict=True):
+        file.write_bytes(content)
+    lines = (
+        f"{name}\0{len(content)}\0sha256:{hashlib.sha256(content).hexdigest()}\n"
+        for name, content in (("b.safetensors", b"two"), ("a.safetensors", b"three"))
+    )
+    assert identity(files) == hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+@pytest.mark.parametrize("change", ["content", "time", "replaced", "longer"])
+def test_a_stamp_changes_with_whatever_is_done_to_a_file(change, tmp_path):
+    file = tmp_path / "model.safetensors"
+    file.write_bytes(b"weights")
+    before, times = stamp([file]), file.stat()
+    assert stamp([file]) == before
+    if change == "content":
+        time.sleep(0.02)  # file systems count time in steps
+        file.write_bytes(b"WEIGHTS")
+        os.utime(file, ns=(times.st_atime_ns, times.st_mtime_ns))
+    elif change == "time":
+        os.utime(file, ns=(times.st_atime_ns, times.st_mtime_ns + 1))
+    elif change == "replaced":
+        (tmp_path / "new").write_bytes(b"WEIGHTS")
+        (tmp_path / "new").replace(file)
+    else:
+        file.write_bytes(b"weights more")
+    assert stamp([file]) != before
+
+
+def test_a_stamp_tells_files_of_one_content_apart_but_not_blobs_of_one_etag(tmp_path):
+    one, two = (shard(tmp_path / d / "model.safetensors") for d in ("one", "two"))
+    assert stamp([one]) != stamp([two])
+    places = [hub_entry(tmp_path / d) / "snapshots" / "abc" / "model.safetensors" for d in ("here", "there")]
+    assert stamp(places[:1]) == stamp(places[1:])
 
 
 def test_in_the_hubs_cache_the_etag_is_the_identity_and_nothing_is_read(tmp_path):

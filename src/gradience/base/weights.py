@@ -10,8 +10,9 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -22,8 +23,9 @@ from gradience.errors import AdapterError, OutputError
 from gradience.io.atomic import atomic_file
 from gradience.io.reading import decode_json, open_regular, read_small, real_path
 from gradience.io.safetensors import Array, Memory, SafetensorsFile, TensorInfo, indexed_files
+from gradience.spectral.threads import in_threads
 
-_VERSION: Final = 1
+_VERSION: Final = 2
 _LARGEST: Final = 64 << 20  # bytes: a norm takes 100
 
 
@@ -36,22 +38,26 @@ class Norms(msgspec.Struct, frozen=True):
 
 class _Document(msgspec.Struct):
     version: int
+    stamp: str
     identity: str
     norms: dict[str, Norms]
 
 
 class NormsCache:
-    """The norms of one base by tensor name; `save` keeps what was added.
+    """The norms of one base by tensor name, and its `identity`; `save` keeps what was added.
 
-    `refused` says why an existing file was not believed: damaged, or written for another base.
+    Found again by the `stamp` of the base's files. `refused` says why an existing file was not believed: damaged, or
+    written for another base.
     """
 
-    def __init__(self, folder: Path | None, identity: str) -> None:
-        self._file = None if folder is None else folder / f"{identity[:32]}.json"
-        self.identity = identity
-        self._added = False
+    def __init__(self, folder: Path | None, files: Sequence[Path]) -> None:
+        self._stamp = "" if folder is None else stamp(files)
+        self._file = None if folder is None else folder / f"{self._stamp[:32]}.json"
         self.refused: str | None = None
-        self._norms = self._load()
+        held = self._load()
+        self._added = False
+        self._norms = {} if held is None else held.norms
+        self.identity = "" if self._file is None else identity(files) if held is None else held.identity
 
     def get(self, name: str) -> Norms | None:
         """The weight's norms, or None where they are not known."""
@@ -66,23 +72,23 @@ class NormsCache:
         """Write the cache if something was added; whole or not at all, and never a reason to fail."""
         if self._file is None or not self._added:
             return
-        document = _Document(version=_VERSION, identity=self.identity, norms=self._norms)
+        document = _Document(version=_VERSION, stamp=self._stamp, identity=self.identity, norms=self._norms)
         # A read-only home or a full disk: compute again next time.
         with suppress(OSError, OutputError), atomic_file(self._file, force=True) as draft:
             draft.write_bytes(msgspec.json.encode(document))
 
-    def _load(self) -> dict[str, Norms]:
+    def _load(self) -> _Document | None:
         if self._file is None or not self._file.is_file():
-            return {}
+            return None
         try:
             document = decode_json(read_small(self._file, most=_LARGEST, what="a norms cache"), _Document)
         except (OSError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
             self.refused = f"the norms cache {self._file} is damaged: not used"
-            return {}
-        if document.identity != self.identity or document.version != _VERSION:
+            return None
+        if document.stamp != self._stamp or document.version != _VERSION:
             self.refused = f"the norms cache {self._file} belongs to another base: not used"
-            return {}
-        return document.norms
+            return None
+        return document
 
 
 _ONE_FILE: Final = "model.safetensors"
@@ -173,25 +179,51 @@ def _hub_cache() -> Path:
 _ETAG: Final = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 
 
-def identity(files: Iterable[Path]) -> str:
+def identity(files: Sequence[Path]) -> str:
     """A hash over names, sizes and content of the files; equal if and only if the base is the same.
 
     In the hub's cache a file is a link to a blob named by its etag, which is a hash of its content (git's or
-    SHA-256): the link is enough, and nothing is read. Elsewhere the content is hashed.
+    SHA-256): the link is enough, and nothing is read. Elsewhere the content is hashed, a file on each core.
     """
+    digests = in_threads([partial(file_digest, file) for file in files])
+    named = zip(files, digests, strict=True)
+    return _hash_of(f"{file.name}\0{file.stat().st_size}\0{digest}" for file, digest in named)
+
+
+def stamp(files: Sequence[Path]) -> str:
+    """A hash by which files that did not change are known again unread: inodes, sizes and times of change.
+
+    Whatever writes into a file moves its `ctime`, which no program sets. A copy is another file.
+    """
+    return _hash_of(_etag(file) or _written(file) for file in files)
+
+
+def _written(file: Path) -> str:
+    found = file.stat()
+    fields = (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
+    return " ".join(map(str, fields))
+
+
+def _hash_of(lines: Iterable[str]) -> str:
     whole = hashlib.sha256()
-    for file in files:
-        whole.update(f"{file.name}\0{file.stat().st_size}\0{file_digest(file)}\n".encode())
+    for line in lines:
+        whole.update(f"{line}\n".encode(errors="surrogateescape"))
     return whole.hexdigest()
 
 
 def file_digest(file: Path) -> str:
     """`etag:...` of a file in the hub's cache, `sha256:...` of any other."""
-    target = real_path(file)
-    if file.is_symlink() and target.parent.name == "blobs" and _ETAG.fullmatch(target.name):
-        return f"etag:{target.name}"
+    if tag := _etag(file):
+        return tag
     with open_regular(file) as stream:
         return f"sha256:{hashlib.file_digest(stream, 'sha256').hexdigest()}"
+
+
+def _etag(file: Path) -> str:
+    """`etag:...` of a file in the hub's cache, else nothing."""
+    target = real_path(file)
+    is_blob = file.is_symlink() and target.parent.name == "blobs" and _ETAG.fullmatch(target.name)
+    return f"etag:{target.name}" if is_blob else ""
 
 
 _READABLE: Final = frozenset({"F64", "F32", "F16", "BF16"})

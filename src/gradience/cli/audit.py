@@ -67,7 +67,7 @@ class BaseOptions:
     intruder_eps:
         A vector that overlaps less than this with each singular vector of W is an intruder.
     norms_cache:
-        Keep norms of base weights, keyed by the base's identity, in the user's cache folder.
+        Keep norms of base weights in the user's cache folder until the base's files change.
     """
 
     base: opt.Base = None

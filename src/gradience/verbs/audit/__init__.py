@@ -79,7 +79,7 @@ def audit_adapter(
         intruders: with a base, count intruder dimensions (arXiv 2410.21228); slower.
         intruder_k: how many leading left singular vectors of W + dW to look at.
         intruder_eps: the overlap with every singular vector of W under which one is an intruder.
-        norms_cache: keep norms of base weights in the user's cache folder, keyed by the base's identity.
+        norms_cache: keep norms of base weights in the user's cache folder until the base's files change.
         against: a fleet, as `audit_fleet` writes it: adds `standing`, the percentiles among its healthy adapters.
         seed: of the iterative methods.
         progress: called with (modules done, modules in all, the module's name) while the base is read.

@@ -15,7 +15,7 @@ import numpy as np
 
 from gradience.adapters.layout import Adapter, Array, Module
 from gradience.base.update import Update, survival_of, update_of
-from gradience.base.weights import BaseWeights, Found, Norms, NormsCache, find_shards, identity
+from gradience.base.weights import BaseWeights, Found, Norms, NormsCache, find_shards
 from gradience.errors import AdapterError
 from gradience.io.paths import Progress, cache_folder
 from gradience.io.safetensors import Memory
@@ -62,21 +62,15 @@ def compare(adapter: Adapter, rows: Sequence[ModuleAudit], options: BaseOptions)
         AdapterError: the base cannot be read.
     """
     files = find_shards(options.path)
-    norms = NormsCache(cache_folder("norms") if options.cache else None, _identity(files, options))
+    if options.cache and options.progress is not None:
+        options.progress(0, 0, "which base this is")
+    norms = NormsCache(cache_folder("norms") if options.cache else None, files)
     run = _Run(adapter, BaseWeights(files), norms, options)
     jobs: list[_Job] = [*zip(adapter.modules, rows, strict=True)]
     jobs += [(module, None) for module in adapter.base_dependent]
     done = run.modules(jobs)
     run.norms.save()
     return Compared(done, run.report(done))
-
-
-def _identity(files: Sequence[Path], options: BaseOptions) -> str:
-    if not options.cache:
-        return ""
-    if options.progress is not None:
-        options.progress(0, 0, "which base this is")
-    return identity(files)
 
 
 _Job: TypeAlias = tuple[Module, ModuleAudit | None]
