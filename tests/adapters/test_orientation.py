@@ -86,3 +86,48 @@ def test_a_parameter_that_names_another_module_is_not_this_one_s(tmp_path):
         target_parameters=["mlp.experts.down_proj", "gate_up_proj"],
     )
     assert (module.name, module.base_name) == ("y.experts.gate_up_proj", "y.experts.gate_up_proj")
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+@pytest.mark.parametrize("kind", ["linear", "embedding", "conv"])
+def test_hira_multiplies_the_base_as_it_is_stored(kind, transposed, tmp_path):
+    """W o (B A), of a weight that the base stores (in, out) for the option and for embeddings, but no convolution."""
+    names = ("hira_embedding_A", "hira_embedding_B") if kind == "embedding" else ("hira_A", "hira_B")
+    a, b = (drawn(2, 3, 1, 2), B[:, :, None, None]) if kind == "conv" else (A, B)
+    folder = tmp_path / "a"
+    folder.mkdir()
+    tensors = {f"{PREFIX}m.{name}": x.astype(np.float32) for name, x in zip(names, (a, b), strict=True)}
+    save_file(tensors, folder / "adapter_model.safetensors")
+    config = {"peft_type": "HIRA", "r": 2, "fan_in_fan_out": transposed}
+    (folder / "adapter_config.json").write_text(json.dumps(config))
+    (module,) = open_adapter(folder)[1].base_dependent
+    update = B @ a.reshape(2, -1)
+    is_turned = kind == "embedding" or (transposed and kind == "linear")
+    update = update.T if is_turned else update
+    assert module.shape == update.shape
+    w = drawn(*update.shape)
+    np.testing.assert_allclose(module.dense(w), w * update, rtol=1e-4)
+
+
+STORED_DORA = [  # fan_in_fan_out, the tensors' names, the axis of the weight as stored that a norm is taken along
+    (False, ("lora_A.weight", "lora_B.weight"), 1),
+    (True, ("lora_A.weight", "lora_B.weight"), 0),
+    (False, ("lora_embedding_A", "lora_embedding_B"), 0),
+    (True, ("lora_embedding_A", "lora_embedding_B"), 0),
+]
+
+
+@pytest.mark.parametrize(("transposed", "names", "axis"), STORED_DORA)
+@pytest.mark.parametrize("rslora", [False, True])
+def test_doras_norm_is_of_each_output_however_the_base_stores_it(transposed, names, axis, rslora, tmp_path):
+    a, b = drawn(2, 5), B  # a square update: no shape says which axis
+    tensors = {f"q.{names[0]}": a, f"q.{names[1]}": b, "q.lora_magnitude_vector": np.abs(LAMBDA_B)}
+    module = only_module(tmp_path / "a", tensors, peft_type="LORA", fan_in_fan_out=transposed, use_rslora=rslora)
+    scale = 3 / (np.sqrt(2) if rslora else 2)
+    w = drawn(5, 5)
+    v = w + scale * ((b @ a).T if axis == 0 else b @ a)
+    factor = np.abs(LAMBDA_B) / np.linalg.norm(v, axis=axis)
+    wanted = (factor[None, :] if axis == 0 else factor[:, None]) * v - w
+    np.testing.assert_allclose(module.dense(w), wanted, atol=1e-5)
+    assert (module.kind, module.scale, module.is_unknown) == ("dora", scale, False)
+    assert module.note == "DoRA: s B A is rescaled by the magnitude"

@@ -217,3 +217,125 @@ def test_real_adapters_of_others_are_read_whole(shared_data):
         for module in adapter.modules:
             b, a = module.load()
             assert (len(b), a.shape[1]) == module.shape
+
+
+KOHYA_PAIR = {"lora_unet_a.lora_down.weight": normal(4, 12), "lora_unet_a.lora_up.weight": normal(20, 4)}
+
+
+@pytest.mark.parametrize(
+    ("alpha", "scale", "reason"),
+    [
+        (np.float16(2.0), 0.5, None),
+        (np.float32(-2.0), -0.5, None),
+        (np.array([2.0], np.float32), 0.5, None),
+        (np.array([2.0, 2.0], np.float32), None, "alpha has 2 entries, expected one"),
+        (np.array([], np.float32), None, "alpha has 0 entries, expected one"),
+        (np.float32(np.inf), None, "alpha is not finite"),
+    ],
+)
+def test_an_alpha_is_one_finite_number(alpha, scale, reason, tmp_path):
+    adapter = write(tmp_path, KOHYA_PAIR | {"lora_unet_a.alpha": np.asarray(alpha)})
+    if reason is not None:
+        assert ([*adapter.modules], [item.reason for item in adapter.skipped]) == ([], [reason])
+        return
+    (module,) = adapter.modules
+    assert (module.scale, module.alpha, module.r, module.params) == (scale, 4 * scale, 4, 4 * 32)
+    assert (module.kind, module.base_name, module.name) == ("linear", None, "lora_unet_a")
+
+
+COMPONENT = "transformer.blocks.0.to_q"
+
+
+@pytest.mark.parametrize(
+    ("config", "alpha", "scale", "config_r"),
+    [
+        (None, None, 1.0, None),
+        (None, 2.0, 0.5, None),
+        (None, 0.0, 1.0, None),
+        ({"r": 8, "lora_alpha": 8}, None, 2.0, 8),  # over the rank on disk
+        ({"r": 4, "lora_alpha": 8, "use_rslora": True}, None, 4.0, 4),
+        ({"r": 4, "lora_alpha": 8, "use_rslora": True}, 2.0, 0.5, None),  # a tensor says more than a config
+        ({"r": 4, "lora_alpha": 8, "alpha_pattern": {"to_q": 1}}, None, 0.25, 4),
+    ],
+)
+def test_the_scale_of_a_component_is_its_tensor_s_or_its_config_s_or_one(config, alpha, scale, config_r, tmp_path):
+    a, b = normal(4, 12), normal(20, 4)
+    tensors = {f"{COMPONENT}.lora_A.weight": a, f"{COMPONENT}.lora_B.weight": b}
+    if alpha is not None:
+        tensors[f"{COMPONENT}.alpha"] = np.asarray(alpha, np.float32)
+    metadata = None
+    if config is not None:
+        metadata = {"lora_adapter_metadata": json.dumps({f"transformer.{key}": x for key, x in config.items()})}
+    adapter = write(tmp_path, tensors, metadata=metadata)
+    (module,) = adapter.modules
+    assert (module.name, module.scale, module.config_r) == (COMPONENT, scale, config_r)
+    assert module.rslora is (alpha is None and bool(config and config.get("use_rslora")))
+    close(product(module), scale * b @ a)
+    assumed = "the file gives no alpha: it is taken to be the rank, as diffusers does"
+    assert adapter.notes == ([assumed] if config is None else [])
+
+
+@pytest.mark.parametrize("configured", [True, False])
+def test_dora_of_a_component_needs_the_scale_of_its_config(configured, tmp_path):
+    a, b, m, w = normal(4, 12), normal(20, 4), np.abs(normal(20)), normal(20, 12)
+    tensors = {f"{COMPONENT}.lora_{s}.weight": x for s, x in (("A", a), ("B", b))}
+    tensors[f"{COMPONENT}.lora_magnitude_vector"] = m
+    declared = json.dumps({"transformer.r": 4, "transformer.lora_alpha": 8, "transformer.use_dora": True})
+    adapter = write(tmp_path, tensors, metadata={"lora_adapter_metadata": declared} if configured else None)
+    if not configured:
+        assert [item.reason for item in adapter.skipped] == ["DoRA without a config: its scale is not known"]
+        return
+    v = w + 2.0 * b @ a
+    close(adapter.modules[0].dense(w), (m / np.linalg.norm(v, axis=1))[:, None] * v - w)
+
+
+@pytest.mark.parametrize(
+    ("shapes", "reason"),
+    [
+        (((3, 4, 12), (20, 4)), "factors of shape [3, 4, 12] and [20, 4]: expected (E, r, in) and (E, out, r)"),
+        (((3, 4, 12), (2, 20, 4)), "factors of shape [3, 4, 12] and [2, 20, 4]: expected (E, r, in) and (E, out, r)"),
+        (((3, 4, 12), (3, 20, 5)), "factors of shape [3, 4, 12] and [3, 20, 5]: expected (E, r, in) and (E, out, r)"),
+        (((12, 4, 1, 1), (4, 20, 1, 1)), "factors with more than two axes"),
+        (((12, 4), (5, 20)), "factors of shape [5, 20] and [12, 4]: ranks disagree"),
+        (((12, 4), None), "lora_b is missing beside lora_a"),
+    ],
+)
+def test_factors_of_mlx_that_do_not_fit_are_refused_with_their_shapes(shapes, reason, tmp_path):
+    names = ("lora_a", "lora_b")
+    tensors = {f"q.{name}": normal(*shape) for name, shape in zip(names, shapes, strict=True) if shape is not None}
+    adapter = write(tmp_path, tensors, MLX)
+    assert ([*adapter.modules], [item.reason for item in adapter.skipped]) == ([], [reason])
+
+
+@pytest.mark.parametrize(
+    ("scale", "rank", "config_r"), [(10.0, 4, 4), (-0.5, 8, 8), (2, "4", None), (0.0, True, None), (1.0, None, None)]
+)
+def test_what_mlx_s_config_says_of_scale_and_rank(scale, rank, config_r, tmp_path):
+    a, b = normal(12, 4), normal(4, 20)
+    config = MLX | {"lora_parameters": {"rank": rank, "scale": scale}}
+    (module,) = write(tmp_path, {"l.0.q.lora_a": a, "l.0.q.lora_b": b}, config).modules
+    assert (module.scale, module.alpha, module.r, module.config_r) == (scale, 4 * scale, 4, config_r)
+    assert (module.kind, module.shape, module.params, module.base_name) == ("linear", (20, 12), 128, "l.0.q.weight")
+    if scale:
+        close(product(module), scale * b.T @ a.T)
+
+
+@pytest.mark.parametrize(
+    ("config", "scale"),
+    [
+        ({"r": 4, "lora_alpha": 12}, 3.0),
+        ({"r": 8, "lora_alpha": 12}, 3.0),
+        ({"r": 4, "lora_alpha": 12, "use_rslora": True}, 6.0),
+        ({"r": 4, "lora_alpha": 12, "alpha_pattern": {"q_proj": 2}}, 0.5),
+    ],
+)
+def test_torchtune_is_scaled_and_rescaled_as_peft(config, scale, tmp_path):
+    a, b, m, w = normal(4, 12), normal(20, 4), np.abs(normal(20)), normal(20, 12)
+    tensors = {"l.0.q_proj.lora_a.weight": a, "l.0.q_proj.lora_b.weight": b}
+    (module,) = write(tmp_path / "plain", tensors, config).modules
+    assert (module.scale, module.kind, module.base_name) == (scale, "linear", "l.0.q_proj.weight")
+    close(product(module), scale * b @ a)
+    (dora,) = write(tmp_path / "dora", tensors | {"l.0.q_proj.magnitude": m}, config).modules
+    v = w + scale * b @ a
+    assert dora.kind == "dora"
+    close(dora.dense(w), (m / np.linalg.norm(v, axis=1))[:, None] * v - w)

@@ -7,6 +7,7 @@ import re
 import pytest
 from hypothesis import given, settings, strategies as st
 
+from gradience.adapters import patterns
 from gradience.adapters.config import AdapterConfig, ScalingRules
 from gradience.adapters.patterns import PatternTable, _most_paths, dotted_tails
 from gradience.errors import AdapterError
@@ -227,6 +228,27 @@ def test_many_wildcards_before_a_look_ahead_are_refused_on_a_name_too_long_for_t
     assert table.matching("q_proj") == []
     with pytest.raises(AdapterError, match="on the name 'a"):
         table.matching("a" * 400)
+
+
+@pytest.mark.parametrize(("over", "name", "refused"), [(0, 64, None), (-1, 64, "at once"), (0, 65, "on the name")])
+def test_a_number_of_steps_that_is_the_limit_is_taken(over, name, refused, monkeypatch):
+    """The limit is asked for a usual name of 64 characters at once, and for each name where the key is tried."""
+    key = r"a*a*(?=b)"
+    monkeypatch.setattr(patterns, "_MOST_PATHS", _most_paths(key, 64) + over)
+    if refused == "at once":
+        with pytest.raises(AdapterError) as error:
+            PatternTable([key])
+        assert str(error.value) == f"the pattern {key!r} in the adapter config could take for ever to match"
+        return
+    table = PatternTable([key])
+    if refused is None:
+        assert table.matching("a" * name) == []
+        monkeypatch.setattr(patterns, "_MOST_PATHS", 2 * _most_paths(key, 64) - 1)
+        with pytest.raises(AdapterError, match="on the name"):  # a dot is a second place to begin
+            table.matching("a" * 31 + "." + "a" * 32)
+        return
+    with pytest.raises(AdapterError, match="on the name"):
+        table.matching("a" * name)
 
 
 def test_one_key_for_each_of_ten_thousand_modules_is_found_by_hashing():

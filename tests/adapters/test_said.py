@@ -386,3 +386,83 @@ def test_of_square_experts_it_is_said_that_their_orientation_is_not_known(rank, 
     said = "a square weight: the file does not say whether the base stores it transposed"
     assert {module.note for module in found.modules} == {said if note else None}
     assert {module.kind for module in found.modules} == {"expert" if len(names) > 1 else "linear"}
+
+
+@pytest.mark.parametrize("init", ["pissa", "PiSSA_niter_4", "olora", "loftq", "corda"])
+def test_dora_on_a_base_that_its_start_changed_cannot_be_recomputed(init, tmp_path):
+    shapes = lora("q") | {"q.lora_magnitude_vector": (5,)}
+    (module,) = open_adapter(saved(tmp_path / "a", shapes, init_lora_weights=init, use_dora=True))[1].modules
+    assert module.is_unknown
+    assert (module.dense, module.factored) == (None, None)
+    assert module.note == f"DoRA on a base that {init} changed: the update cannot be recomputed"
+
+
+@pytest.mark.parametrize(
+    ("init", "shapes", "note", "known"),
+    [
+        ("pissa", lora("q"), "PiSSA took the best rank-r part out of the base", True),
+        ("olora", lora("q"), "OLoRA took a rank-r part out of the base", True),
+        ("pissa_niter_4", lora("q"), "pissa_niter_4 changed the base, by an amount that cannot be recomputed", False),
+        ("loftq", lora("q"), "loftq changed the base, by an amount that cannot be recomputed", False),
+        ("eva", lora("q"), None, True),
+        ("pissa", {"e.lora_embedding_A": (2, 3), "e.lora_embedding_B": (5, 2)}, None, True),  # linear layers alone
+        (
+            "loftq",
+            {"e.lora_embedding_A": (2, 3), "e.lora_embedding_B": (5, 2)},
+            "loftq changed the base, by an amount that cannot be recomputed",
+            False,
+        ),
+        ("pissa", {"q.lora_A.weight": (2, 3, 1, 1), "q.lora_B.weight": (5, 2, 1, 1)}, None, True),
+    ],
+)
+def test_what_a_start_took_out_of_the_base_is_known_or_not(init, shapes, note, known, tmp_path):
+    (module,) = open_adapter(saved(tmp_path / "a", shapes, init_lora_weights=init))[1].modules
+    assert (module.note, module.is_unknown) == (note, not known)
+    assert (module.factored is not None) is (known and note is not None)
+
+
+@pytest.mark.parametrize(
+    ("peft_type", "shapes", "config", "scale"),
+    [
+        ("LOHA", {f"q.hada_w{i}_{x}": (5, 4) if x == "a" else (4, 3) for i in (1, 2) for x in "ab"}, {"alpha": 6}, 1.5),
+        ("LOHA", {f"q.hada_w{i}_{x}": (5, 4) if x == "a" else (4, 3) for i in (1, 2) for x in "ab"}, {}, 2.0),  # 8 / 4
+        ("LOKR", LOKR, {"alpha": 6}, 3.0),  # both whole: over the config's rank
+        ("LOKR", LOKR, {"alpha": 6, "rank_pattern": {"q": 4}}, 1.5),
+        ("LOKR", {"q.lokr_w1": (2, 3), "q.lokr_w2_a": (5, 4), "q.lokr_w2_b": (4, 2)}, {"alpha": 6}, 1.5),
+        ("LOKR", LOKR, {"alpha": 6, "alpha_pattern": {"q": 1}}, 0.5),
+    ],
+)
+@pytest.mark.parametrize("rslora", [False, True])
+def test_the_scale_of_a_product_is_alpha_over_its_rank_and_no_root(peft_type, shapes, config, scale, rslora, tmp_path):
+    folder = saved(tmp_path / "a", shapes, peft_type=peft_type, use_rslora=rslora, **config)
+    (module,) = open_adapter(folder)[1].modules
+    assert (module.scale, module.rslora, module.config_r) == (scale, False, None)
+
+
+@pytest.mark.parametrize(("layer", "of_base"), [(0, 0), (1, 1), (2, 1), (3, 2), (4, 4), (9, 9)])
+def test_a_replicated_layer_is_one_of_the_base_s_and_beyond_the_last_its_own(layer, of_base, tmp_path):
+    folder = saved(tmp_path / "a", lora(f"model.layers.{layer}.q"), layer_replication=[[0, 2], [1, 3]])
+    (module,) = open_adapter(folder)[1].modules
+    assert module.name == f"model.layers.{layer}.q"
+    assert module.base_name == f"model.layers.{of_base}.q.weight"
+
+
+@pytest.mark.parametrize(
+    ("ranges", "said"),
+    [
+        ([[0, 100_000]], None),
+        ([[0, 100_001]], "layer_replication in the adapter config is not a list of [start, end): [(0, 100001)]"),
+        ([[2, 1]], "layer_replication in the adapter config is not a list of [start, end): [(2, 1)]"),
+        ([[-1, 1]], "layer_replication in the adapter config is not a list of [start, end): [(-1, 1)]"),
+        ([[0, 100_000], [0, 1]], "layer_replication in the adapter config makes more than 100 000 layers"),
+        ([[1, 1]], None),
+    ],
+)
+def test_layers_are_replicated_a_hundred_thousand_times_at_most(ranges, said, tmp_path):
+    folder = saved(tmp_path / "a", lora("q"), layer_replication=ranges)
+    if said is None:
+        assert len(open_adapter(folder)[1].modules) == 1
+        return
+    with pytest.raises(AdapterError) as error:
+        open_adapter(folder)
+    assert str(error.value) == said

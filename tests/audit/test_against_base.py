@@ -64,6 +64,8 @@ def test_a_zero_update_has_udr_zero_and_no_sdi(write_adapter, write_base):
     assert report.health.verdict == "untrained"
     assert {m.udr for m in report.modules} == {0.0}
     assert {m.sdi for m in report.modules} == {None}
+    assert [(m.base.survival, m.base.intruders) for m in report.modules] == [(None, None)] * LAYERS
+    assert (report.base.survival_dtype, report.base.intruder_total, report.base.relative_frobenius) == (None, None, 0.0)
 
 
 def test_another_base_is_a_finding_that_names_what_is_missing(write_adapter, write_base):

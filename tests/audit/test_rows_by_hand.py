@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import json
 import math
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 
+from gradience import AdapterError, audit_adapter, audit_arrays
 from gradience.adapters.layout import Module
 from gradience.base.update import _target, survival_of
 from gradience.base.weights import Norms
 from gradience.schema.audit import ModuleAudit
 from gradience.spectral.base import MergeSums
 from gradience.spectral.batch import DenseSpectrum, spectrum_of
-from gradience.verbs.audit import _unknown_dtypes
+from gradience.spectral.krylov import SpectralNorm
+from gradience.verbs.audit import _unknown_dtypes, against_base
 from gradience.verbs.audit.against_base import _ratios
 from gradience.verbs.audit.rows import (
     Shown,
@@ -206,3 +211,82 @@ def test_ratios_to_the_base_are_of_norms_that_are_not_zero(size, norms, found):
     assert _ratios(size, 3.0, Norms(*norms)) == {
         name: pytest.approx(value) if isinstance(value, float) else value for name, value in found.items()
     }
+
+
+def on_axes(folder: Path, **modules: tuple[float, ...]) -> Path:
+    """An adapter of rank 8 whose updates have these singular values along their axes."""
+    folder.mkdir()
+    tensors = {}
+    for name, sigma in modules.items():
+        stem = f"base_model.model.{name}.lora"
+        tensors[f"{stem}_A.weight"] = np.eye(8, 10, dtype=np.float32)
+        tensors[f"{stem}_B.weight"] = (np.eye(11, 8) * np.r_[sigma, np.zeros(8 - len(sigma))]).astype(np.float32)
+    save_file(tensors, folder / "adapter_model.safetensors")
+    config = {"peft_type": "LORA", "r": 8, "lora_alpha": 8, "target_modules": list(modules)}
+    (folder / "adapter_config.json").write_text(json.dumps(config))
+    return folder
+
+
+def test_errors_are_stated_at_the_ranks_that_follow_from_what_is_not_zero(tmp_path):
+    """k@90% of q is 6, of v 2: the median 4, the 90th percentile 5.6, so 6; zeros do not pull them down."""
+    report = audit_adapter(on_axes(tmp_path / "a", q=(1.0,) * 6, v=(1.0, 1.0), z=()))
+    q, v, z = report.modules
+    assert (q.energy_rank_90, v.energy_rank_90, z.state) == (6, 2, "zero")
+    assert list(q.relative_errors) == list(v.relative_errors) == ["1", "2", "4", "6"]
+    assert q.relative_errors["4"] == pytest.approx(math.sqrt(2 / 6))
+
+
+def test_intruders_are_counted_by_vector_and_by_module(tmp_path, monkeypatch):
+    """W = diag(3, 1) in both; q turns 4 of e_1 to e_6, out of W's own directions, and v leaves it where it is."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    folder = on_axes(tmp_path / "a", q=(4.0,), v=(4.0,))
+    tensors = load_file(folder / "adapter_model.safetensors")
+    b = tensors["base_model.model.q.lora_B.weight"]
+    b[[0, 5]] = b[[5, 0]]
+    save_file(tensors, folder / "adapter_model.safetensors")
+    (tmp_path / "base").mkdir()
+    w = np.zeros((11, 10), np.float32)
+    w[[0, 1], [0, 1]] = 3.0, 1.0
+    save_file({"q.weight": w, "v.weight": w.copy()}, tmp_path / "base" / "model.safetensors")
+    seen = []
+    report = audit_adapter(
+        folder,
+        base=tmp_path / "base",
+        intruders=True,
+        intruder_k=1,
+        intruder_eps=0.61,
+        progress=lambda *at: seen.append(at),
+    )
+    assert report.base is not None
+    assert (report.base.intruder_total, report.base.intruder_modules, report.base.compared) == (1, 1, 2)
+    assert report.base.method == "norms by Lanczos, seed 0, to 1e-5; intruders by dense SVD"
+    assert report.base.relative_frobenius == pytest.approx(math.sqrt(32 / 20))
+    q, v = (row.base.intruders for row in report.modules)
+    assert (q.count, q.k, q.counts) == (1, 1, {"0.3": 0, "0.5": 0, "0.61": 1, "0.7": 1})
+    assert (v.count, v.counts["0.7"]) == (0, 0)
+    assert [row.udr for row in report.modules] == pytest.approx([4 / 3, 4 / 3])
+    assert seen == [(0, 0, "which base this is"), (0, 2, "q"), (1, 2, "v"), (2, 2, "")]
+    assert audit_adapter(folder, base=tmp_path / "base", seed=3).base.method == "norms by Lanczos, seed 3, to 1e-5"
+
+
+@pytest.mark.parametrize(("a", "b"), [((2, 3), (5, 4)), ((3, 4), (3, 5)), ((2, 2, 3), (3, 5, 2)), ((2,), (5, 2))])
+def test_arrays_that_share_no_rank_are_named_by_both_shapes(a, b):
+    with pytest.raises(AdapterError) as error:
+        audit_arrays({"m": (np.ones(a), np.ones(b))})
+    assert str(error.value) == f"m: factors of shape {list(a)} and {list(b)} share no rank"
+
+
+@pytest.mark.parametrize("converged", [True, False])
+def test_a_norm_that_did_not_converge_is_computed_again_the_next_time(converged, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    folder = on_axes(tmp_path / "a", q=(4.0,))
+    (tmp_path / "base").mkdir()
+    save_file({"q.weight": np.eye(11, 10, dtype=np.float32)}, tmp_path / "base" / "model.safetensors")
+    found = SpectralNorm(2.0, 9, converged)
+    monkeypatch.setattr(against_base, "spectral_norm", lambda *_args, **_more: found)
+    for cached in (0, int(converged)):
+        base = audit_adapter(folder, base=tmp_path / "base").base
+        assert base is not None
+        assert base.norms_cached == cached
+    assert audit_adapter(folder, base=tmp_path / "base", norms_cache=False).base.norms_cached == 0
+    assert audit_adapter(folder, base=tmp_path / "base").modules[0].base.converged is converged

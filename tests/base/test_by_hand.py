@@ -75,6 +75,7 @@ def test_patterns_layers_and_biases_change_what_is_counted():
     assert both.lora_params == 2 * (2 * (4 + 8) + 4 + 4)
     assert covered(llama(), target_modules=["embed_tokens"], use_dora=True).lora_params == 2 * (30 + 8) + 8
     assert covered(llama(), target_modules=["q_proj"], rank_pattern={"q_proj": 0}).lora_params is None
+    assert covered(llama(), target_modules=["q_proj"], rank_pattern={"q_proj": 1}).lora_params == 2 * 16
 
 
 def test_what_is_trained_besides_is_counted_by_kind():

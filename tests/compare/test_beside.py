@@ -12,12 +12,14 @@ import pytest
 
 from gradience.adapters.layout import Module
 from gradience.errors import AdapterError
+from gradience.spectral.batch import spectrum_of
 from gradience.spectral.grams import padded
 from gradience.spectral.subspace import PairGeometry
 from gradience.verbs import sides as sides_module
 from gradience.verbs.compare import (
     SETTLED,
     _cosines,
+    _notes,
     _points,
     _root_ratio,
     _shares,
@@ -26,6 +28,7 @@ from gradience.verbs.compare import (
     are_series,
     checkpoints_of,
     cosine_of,
+    means_of,
     module_pair,
     series_of,
 )
@@ -144,7 +147,7 @@ def test_there_are_no_shares_of_an_energy_that_is_none(total):
     assert len(_shares(({"layers.0.q": 1.0}, {"layers.0.q": 2.0}))) == 1
 
 
-@pytest.mark.parametrize(("held", "count"), [([], 0), ([10], 1), ([10, 200, 30], None)])
+@pytest.mark.parametrize(("held", "count"), [([], 0), ([10], 1), ([200, 30], None), ([30, 200, 10], None)])
 def test_a_run_has_two_checkpoints_at_least(held, count, tmp_path):
     for step in held:
         (tmp_path / f"checkpoint-{step}").mkdir()
@@ -153,7 +156,7 @@ def test_a_run_has_two_checkpoints_at_least(held, count, tmp_path):
     (tmp_path / "final").mkdir()
     (tmp_path / "final" / "adapter_model.safetensors").write_text("")
     if count is None:
-        assert [path.name for path in checkpoints_of(tmp_path)] == [f"checkpoint-{step}" for step in (10, 30, 200)]
+        assert [path.name for path in checkpoints_of(tmp_path)] == [f"checkpoint-{step}" for step in sorted(held)]
         return
     with pytest.raises(AdapterError) as error:
         checkpoints_of(tmp_path)
@@ -250,3 +253,32 @@ def test_an_update_is_itself_unless_it_is_zero_or_not_finite(energy, own):
 )
 def test_checkpoints_in_one_place_are_a_series(names, is_series, tmp_path):
     assert are_series([tmp_path / name for name in names]) is is_series
+
+
+def test_means_are_over_what_is_finite_and_not_zero():
+    some = [spectrum_of(np.array(sigma)) for sigma in ([3.0, 0.0], [2.0, 2.0], [0.0, 0.0])]
+    broken = some[0]._replace(finite=False, stable_rank=9.0)
+    assert means_of([*some, broken]) == {
+        "stable_rank_mean": pytest.approx(1.5),
+        "effective_rank_mean": pytest.approx(1.5),
+        "energy_rank_90_mean": 1.5,
+    }
+    assert means_of([some[2], broken]) == {}
+
+
+@pytest.mark.parametrize(("bases", "told"), [(["m", "m"], False), (["m", "n"], True), (["m", None], True)])
+def test_other_bases_are_noted_and_so_are_modules_that_need_theirs(bases, told):
+    sides: Any = [
+        SimpleNamespace(
+            name=name,
+            adapter=SimpleNamespace(
+                notes=[f"of {name}"],
+                base_dependent=[None] * count,
+                config=SimpleNamespace(base_model_name_or_path=base),
+            ),
+        )
+        for name, base, count in zip("ab", bases, (0, 2), strict=True)
+    ]
+    said = "the configs name different base models: the same numbers then mean different things"
+    wanted = ["a: of a", "b: of b", "b: 2 modules need the base model, and are not compared"]
+    assert _notes(sides) == [*wanted, *([said] if told else [])]

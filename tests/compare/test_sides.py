@@ -88,6 +88,8 @@ def test_adapters_without_a_module_in_common_are_refused_unless_that_is_allowed(
     assert matched(sides, overlapping=False).common == {}
     three = open_sides([*(side.path for side in sides), save(tmp_path / "c", {"m.v": (6, 2, 5)})])
     assert [len([m for m in row if m]) for row in matched(three).rows.values()] == [1, 2]
+    assert matched(three).common == {}  # two of three are not all
+    assert list(matched(three[1:]).common) == ["m.v"]
 
 
 def of_config(name: str, **raw: Any) -> Side:

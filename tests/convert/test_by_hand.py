@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,8 +15,17 @@ from gradience.io.spool import Spool
 from gradience.spectral.update import decomposed
 from gradience.verbs.convert import _choice
 from gradience.verbs.convert.factored import Choice, Factored, _truncated, from_factors
-from gradience.verbs.convert.source import _peft_path, renamed
-from gradience.verbs.convert.updates import Update, _stack
+from gradience.verbs.convert.source import _kohya_paths, _peft_path, renamed
+from gradience.verbs.convert.updates import (
+    Update,
+    _gate_up,
+    _is_pair,
+    _rank_bound,
+    _scale,
+    _stack,
+    _takes_dora,
+    expert_updates,
+)
 from gradience.verbs.convert.write import mlx_notes, mlx_tensors, peft_notes
 
 
@@ -86,6 +96,16 @@ def test_factors_are_the_files_own_unless_something_is_left_out(tmp_path, choice
     whole = 2.0 * (own.load()[0].astype(float) @ own.load()[1])
     assert found.norm == pytest.approx(np.linalg.norm(whole))
     assert np.linalg.norm(found.scale * (b.astype(float) @ a) - whole) == pytest.approx(found.rest, abs=1e-5)
+
+
+def test_factors_of_as_many_columns_as_the_lesser_side_are_kept_as_they_are(tmp_path):
+    own = pair(5, 2.0)
+    found = from_factors(own, Choice(), Spool(tmp_path), scale=0.5, copy=False)
+    (b, a), (own_b, own_a) = found.load(), own.load()
+    np.testing.assert_array_equal(b, own_b)
+    np.testing.assert_array_equal(a, 4.0 * own_a)
+    more = from_factors(pair(6, 2.0), Choice(), Spool(tmp_path), scale=0.5, copy=False)
+    assert (more.rank, more.load()[0].shape) == (5, (6, 5))
 
 
 @pytest.mark.parametrize(("first", "second", "kept"), [(3, 2, 2), (2, 3, 2), (1, None, 1), (0, 0, 1)])
@@ -203,3 +223,171 @@ def test_what_is_asked_for_is_within_its_range(rank, energy, said):
     with pytest.raises(ValueError) as error:  # noqa: PT011  # the whole message follows
         _choice(rank, energy)
     assert str(error.value) == said
+
+
+@pytest.mark.parametrize("count", [1, 3, 5])
+def test_modules_that_a_base_does_not_name_are_counted_and_three_are_listed(count):
+    base: Any = SimpleNamespace(files=[SimpleNamespace(tensors=["down.0.to_q.weight", "a_b.c.weight", "a.b_c.weight"])])
+    known = module("lora_unet_down_0_to_q")
+    assert _kohya_paths([known], base) == {"lora_unet_down_0_to_q": "down.0.to_q"}
+    strangers = [module(f"lora_unet_x{n}") for n in range(count - 1)] + [
+        module("lora_unet_a_b_c")
+    ]  # which two could be
+    with pytest.raises(AdapterError) as error:
+        _kohya_paths([known, *strangers], base)
+    listed = ", ".join(one.name for one in strangers[:3])
+    assert str(error.value) == (f"{count} of {count + 1} modules are not in the base under their names ({listed})")
+    with pytest.raises(AdapterError, match="which only the base's own names undo"):
+        _kohya_paths([known], None)
+
+
+def source_of(
+    peft_type: str = "LORA", *, changes: bool = False, is_peft: bool = True, weights: str | None = None
+) -> Any:
+    return SimpleNamespace(
+        adapter=SimpleNamespace(
+            file_format=SimpleNamespace(is_peft=is_peft, embeds_by_name=False),
+            config=SimpleNamespace(init_weights=weights),
+            tensors={},
+        ),
+        traits=SimpleNamespace(peft_type=peft_type, start=SimpleNamespace(changes_base=changes), bdlora=False),
+    )
+
+
+@pytest.mark.parametrize(
+    ("source", "kind", "keys", "magnitude", "bound"),
+    [
+        (source_of(changes=True), "linear", {}, False, 2 * 3),  # the trained pair, and what the start took out
+        (source_of(), "linear", {"lora_diag": "x"}, False, 2 * 3),
+        (source_of(), "dora", {}, True, None),
+        (source_of(changes=True), "dora", {}, True, None),
+        (source_of("HIRA"), "hira", {}, False, None),
+        (source_of("MISS"), "miss", {}, False, 3),
+        (source_of("MISS", weights="bat"), "miss", {}, False, None),
+        (source_of("VERA"), "vera", {}, False, 3),
+        (source_of(), "linear", {}, False, None),
+    ],
+)
+def test_the_rank_that_an_update_cannot_exceed(source, kind, keys, magnitude, bound):
+    one = replace(module("m", **keys), kind=kind, r=3, magnitude=(lambda: np.ones(6)) if magnitude else None)
+    assert _rank_bound(source, one) == bound
+
+
+@pytest.mark.parametrize(
+    ("source", "keys", "is_pair", "scale"),
+    [
+        (source_of(), {"lora_A": "a"}, True, 2.0),
+        (source_of(), {"lora_diag": "d"}, False, 2.0),
+        (source_of("ADALORA"), {"lora_A": "a"}, False, 1.0),  # E is multiplied into A
+        (source_of(is_peft=False), {"lora_A": "a"}, True, 2.0),
+        (source_of(is_peft=False), {"lora_mid": "a"}, False, 2.0),
+        (source_of(is_peft=False), {"hada_w1_a": "a"}, False, 2.0),
+        (source_of(is_peft=False), {"lokr_w1": "a"}, False, 2.0),
+    ],
+)
+def test_the_files_own_numbers_and_scale_are_written_where_they_are_a_pair(source, keys, is_pair, scale):
+    one = replace(module("m", **keys), scale=2.0)
+    assert (_is_pair(source, one), _scale(source, one)) == (is_pair, scale)
+
+
+@pytest.mark.parametrize(
+    ("target", "is_peft", "rows", "kept"),
+    [
+        ("mlx", True, None, True),
+        ("peft", True, None, False),  # PEFT's DoRA to PEFT's plain LoRA
+        ("peft", False, None, True),
+        ("peft", False, (6, 1), True),  # kohya's norms of outputs
+        ("peft", False, (1, 5), False),  # and those of inputs
+        ("peft", False, (6, 5), False),
+        ("peft", False, (5, 1), False),
+    ],
+)
+def test_magnitudes_are_kept_where_the_target_has_them_of_each_output(target, is_peft, rows, kept):
+    source = source_of(is_peft=is_peft)
+    source.adapter.tensors = {"n": SimpleNamespace(shape=rows)}
+    keys = {} if rows is None else {"magnitude": "n"}
+    one = replace(module("m", **keys), kind="dora", shape=(6, 5))
+    assert _takes_dora(source, one, target) is kept
+
+
+@pytest.mark.parametrize("shared", [True, False])
+@pytest.mark.parametrize("halves", ["both", "gate", "up"])
+def test_gate_and_up_become_one_pair_of_both_halves(halves, shared):
+    """dW of gate above that of up; one A where both have the same, else the two below each other."""
+    rng = np.random.default_rng(3)
+    a = rng.standard_normal((2, 3, 5)).astype(np.float32)
+
+    def stack(name: str, rank: int, own_a: np.ndarray) -> Update:
+        b = rng.standard_normal((2, 6, rank)).astype(np.float32)
+        kinds = (np.dtype(np.float32), np.dtype(np.float32))
+        part = Factored(rank, 2.0, (6, 5), kinds, lambda: (b, own_a), "copied", 3.0 if name == "gate" else 4.0, 0.0)
+        return Update((f"m.{name}_proj",), "expert", "m", rank, part, parameter=f"{name}_proj", experts=2)
+
+    other = a if shared else rng.standard_normal((2, 4, 5)).astype(np.float32)
+    gate, up = stack("gate", 3, a), stack("up", other.shape[1], other)
+    found = _gate_up(gate if halves != "up" else None, up if halves != "gate" else None)
+    b_both, a_both = found.part.load()
+    rank = {"both": 3 if shared else 7, "gate": 3, "up": other.shape[1]}[halves]
+    assert (found.part.rank, found.part.shape, found.parameter) == (rank, (12, 5), "gate_up_proj")
+    assert found.part.norm == {"both": 5.0, "gate": 3.0, "up": 4.0}[halves]
+    made = b_both @ a_both
+    for half, span in ((gate, slice(0, 6)), (up, slice(6, 12))):
+        own_b, own_a = half.part.load()
+        is_there = halves in {"both", "gate" if half is gate else "up"}
+        np.testing.assert_allclose(made[:, span], own_b @ own_a if is_there else 0.0, rtol=1e-5, atol=1e-6)
+
+
+def expert(name: str, index: int, shape: tuple[int, int], r: int = 2) -> Module:
+    rng = np.random.default_rng([len(name), index])
+    b, a = (rng.standard_normal(s).astype(np.float32) for s in ((shape[0], r), (r, shape[1])))
+    return Module(f"{name}[{index}]", "expert", shape, r, 6.0, 3.0, 0, lambda: (b, a), expert=index)
+
+
+@pytest.mark.parametrize(
+    ("parameter", "shape", "names"),
+    [
+        ("gate_up_proj", (8, 5), ["m.mlp.switch_mlp.gate_proj", "m.mlp.switch_mlp.up_proj"]),
+        ("down_proj", (5, 4), ["m.mlp.switch_mlp.down_proj"]),
+    ],
+)
+def test_experts_of_peft_are_those_of_mlx_lm_a_fused_parameter_in_two(parameter, shape, names):
+    some = [expert(f"m.mlp.experts.{parameter}", e, shape) for e in range(3)]
+    found = expert_updates(some, "mlx")
+    assert [(one.target, one.experts, one.part.scale) for one in found] == [(name, 3, 3.0) for name in names]
+    rows = shape[0] // len(names)
+    for place, one in enumerate(found):
+        b, a = one.load()
+        half = slice(place * rows, (place + 1) * rows)
+        for e, own in enumerate(some):
+            own_b, own_a = own.load()
+            np.testing.assert_array_equal(b[e], own_b[half])
+            np.testing.assert_array_equal(a[e], own_a)
+        truth = [3.0 * own.load()[0][half].astype(float) @ own.load()[1] for own in some]
+        assert one.part.norm == pytest.approx(np.linalg.norm(truth), rel=1e-6)
+        assert one.shape == (rows, shape[1])
+
+
+@pytest.mark.parametrize(
+    ("path", "target"),
+    [
+        ("m.mlp.switch_mlp", "m.mlp.experts"),
+        ("m.block_sparse_moe.switch_mlp", "m.mlp.experts"),  # Mixtral's in MLX-LM and in transformers 5
+    ],
+)
+def test_experts_of_mlx_lm_are_parameters_in_the_order_of_transformers(path, target):
+    shapes = {"down_proj": (5, 4), "up_proj": (4, 5), "gate_proj": (4, 5)}
+    some = [expert(f"{path}.{name}", e, shape) for name, shape in shapes.items() for e in range(2)]
+    found = expert_updates(some, "peft")
+    assert [one.target for one in found] == [f"{target}.gate_up_proj", f"{target}.down_proj"]
+    assert found[0].names == (f"{path}.gate_proj", f"{path}.up_proj")
+    assert [one.shape for one in found] == [(8, 5), (5, 4)]
+    squares = sum(np.sum((3.0 * np.matmul(*(x.astype(float) for x in one.load()))) ** 2) for one in some[2:])
+    assert found[0].part.norm == pytest.approx(np.sqrt(squares), rel=1e-6)
+    with pytest.raises(AdapterError) as error:
+        expert_updates([expert("m.mlp.experts.down_proj", 0, (5, 4))], "peft")
+    assert str(error.value) == (
+        "m.mlp.experts.down_proj: only MLX-LM's switch_mlp has a known counterpart in transformers"
+    )
+    odd = [expert(f"{path}.gate_proj", 0, (4, 5)), expert(f"{path}.up_proj", 0, (6, 5))]
+    with pytest.raises(AdapterError, match="gate_proj and up_proj of an expert layer have different shapes"):
+        expert_updates(odd, "peft")

@@ -302,18 +302,25 @@ def test_two_values_of_a_field_are_refused(tmp_path):
 # --- refusals ----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("field", ["fan_in_fan_out", "ensure_weight_tying"])
-def test_a_field_that_must_be_the_same_is_named_with_both_values(field, tmp_path):
+@pytest.mark.parametrize(
+    ("field", "value", "none"),
+    [
+        ("fan_in_fan_out", True, False),
+        ("ensure_weight_tying", True, False),
+        ("layer_replication", [[0, 2], [1, 3]], []),
+    ],
+)
+def test_a_field_that_must_be_the_same_is_named_with_both_values(field, value, none, tmp_path):
     square = {"q": along(1.0, d_out=5)}
-    one = adapter(tmp_path / "a", square, **{field: True})
-    two = adapter(tmp_path / "b", square, **{field: False})
+    one = adapter(tmp_path / "a", square, **{field: value})
+    two = adapter(tmp_path / "b", square, **{field: none})
     with pytest.raises(AdapterError) as error:
         merge_adapters([one, two])
-    assert str(error.value) == f"cannot merge these adapters: {field} differs: a has True and b has None"
+    assert str(error.value) == f"cannot merge these adapters: {field} differs: a has {value!r} and b has None"
     assert error.value.advice == "see 'gradience merge-check'"
-    assert f"{field} differs: a has True and b has None" in merge_check(one, two).notes
-    same = adapter(tmp_path / "c", square, **{field: True})
-    merge_adapters([one, same])
+    assert f"{field} differs: a has {value!r} and b has None" in merge_check(one, two).notes
+    merge_adapters([one, adapter(tmp_path / "c", square, **{field: value})])
+    merge_adapters([two, adapter(tmp_path / "d", square)])
 
 
 def test_other_shapes_and_other_layouts_are_refused_by_name(tmp_path):

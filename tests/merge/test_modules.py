@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 from gradience.adapters.layout import Module
 from gradience.errors import AdapterError
 from gradience.io.safetensors import DTYPES
-from gradience.spectral.merging import mask_generator
+from gradience.spectral.merging import dropped, mask_generator
 from gradience.spectral.sums import is_narrow
 from gradience.verbs.merge.methods import Recipe, merged_module
 
@@ -109,3 +110,19 @@ def test_what_cannot_be_written_is_refused_in_words(fault, method, r):
     else:
         said = "m.q: the merged factors do not fit float16", "name a wider --dtype"
     assert (str(error.value), error.value.advice) == said
+
+
+def test_an_entry_at_the_density_itself_is_dropped():
+    """Random numbers are from 0 and under 1: those under the density are kept."""
+    generator: Any = SimpleNamespace(random=lambda shape, dtype: np.array([[0.0, 0.25, 0.2, 0.9]], dtype))
+    assert dropped(np.ones((1, 4), np.float32), 0.25, generator).tolist() == [[4.0, 0.0, 4.0, 0.0]]
+
+
+@pytest.mark.parametrize("method", ["linear", "svd", "cat"])
+@pytest.mark.parametrize("r", [3, 40])
+def test_what_cancels_loses_nothing_by_its_rounding(r, method):
+    """The factors of `cat` are rounded to float16, and their product is not quite zero."""
+    one = module((14, 11), r, 0, 1.0)
+    factors, losses = merged_module([one, one], Recipe(method, (1.0, -1.0)), DTYPES["F16"])
+    assert losses == (0.0, 0.0, 0.0, 0.0)
+    assert factors.b.shape[1] == (2 * r if method == "cat" else 1)

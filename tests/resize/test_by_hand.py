@@ -194,6 +194,40 @@ def test_the_best_update_is_written_at_the_scale_there_was(alpha, tmp_path):
     assert report.relative_error == (pytest.approx(math.sqrt(1.25 / 21.25)) if alpha else None)
 
 
+@pytest.mark.parametrize(
+    ("rank", "alpha"), [(1, 3.0), (2, 3.0 * math.sqrt(2)), (3, 3.0 * math.sqrt(3)), (4, 6.0), (9, 6.0)]
+)
+@pytest.mark.parametrize("at_once", [True, False])
+def test_with_rslora_alpha_goes_with_the_root_of_the_rank(rank, alpha, at_once, tmp_path):
+    """6 over sqrt(4) is a scale of 3. A module of less rank than the others has an exception, whichever way it goes."""
+    folder = adapter(
+        tmp_path / "a",
+        {"q": diagonal(4.0, 3.0, 2.0, 1.0), "v": diagonal(1.0)},
+        use_rslora=True,
+        lora_alpha=6,
+        rank_pattern={"v": 1},
+        alpha_pattern={"v": 3},
+    )
+    report = resize_adapter(folder, tmp_path / "out" if at_once else None, rank=rank)
+    kept = min(rank, 4)
+    assert (report.r, report.lora_alpha) == (kept, pytest.approx(alpha))
+    assert (report.rank_pattern, report.alpha_pattern) == (({"v": 1}, {"v": 3}) if kept > 1 else ({}, {}))
+    assert report.use_rslora
+    if at_once:
+        found = config_of(tmp_path / "out")
+        assert found["lora_alpha"] / math.sqrt(found["r"]) == pytest.approx(3.0)
+        wanted = np.diag([4.0, 3.0, 2.0, 1.0, 0.0, 0.0][:kept] + [0.0] * (6 - kept))[:, :5]
+        np.testing.assert_allclose(dense(tmp_path / "out", "q"), wanted, atol=1e-6)
+
+
+@pytest.mark.parametrize("alpha", [2.0, 0.0])
+def test_factors_that_all_but_cancel_are_cut_as_they_are_whatever_alpha(alpha, tmp_path):
+    b = np.array([[1.0, -1.0, 0.0], [0.0, 1e-7, 0.0], [0.0, 0.0, 1e-8]])
+    a = np.array([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0]])
+    resize_adapter(adapter(tmp_path / "a", {"q": (b, a)}, lora_alpha=alpha), tmp_path / "out", rank=1)
+    np.testing.assert_allclose(dense(tmp_path / "out", "q"), [[0, 0], [1e-7, 0], [0, 0]], atol=1e-15)
+
+
 def test_of_a_zero_update_the_other_factor_keeps_its_first_directions(tmp_path):
     b, a = np.ones((6, 3), np.float32), np.arange(15.0, dtype=np.float32).reshape(3, 5)
     folder = adapter(tmp_path / "a", {"q": (0 * b, a), "v": (b, 0 * a), "z": (0 * b, 0 * a)})

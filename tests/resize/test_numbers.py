@@ -109,7 +109,9 @@ def test_a_pair_of_lower_rank_than_it_is_cut_to_loses_nothing(tmp_path):
     np.testing.assert_allclose(new[b] @ new[a], tensors[b] @ tensors[a], atol=1e-4)
 
 
-@pytest.mark.parametrize(("init", "after"), [("orthogonal", True), ("mica", True), ("gaussian", "gaussian")])
+@pytest.mark.parametrize(
+    ("init", "after"), [("orthogonal", True), ("Orthogonal", True), ("mica", True), ("gaussian", "gaussian")]
+)
 def test_an_initialisation_that_peft_would_run_again_is_the_default_afterwards(tmp_path, init, after):
     folder = write(tmp_path / "a", init_lora_weights=init)
     report = resize_adapter(folder, tmp_path / "out", rank=2)

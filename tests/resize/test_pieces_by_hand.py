@@ -17,11 +17,12 @@ from gradience import AdapterError, ConfigError
 from gradience.adapters.open import open_adapter
 from gradience.schema.writing import Criterion
 from gradience.verbs.resize import calibrated
-from gradience.verbs.resize.calibrated import kept_for, without_modules
+from gradience.verbs.resize.calibrated import _maps, kept_for, without_modules
 from gradience.verbs.resize.criteria import Target
 from gradience.verbs.resize.pieces import (
     Candidate,
     Order,
+    Pieces,
     combined,
     first_pieces,
     gates_of,
@@ -260,3 +261,15 @@ def test_what_peft_would_not_load_is_not_calibrated(tmp_path):
         f"PEFT loads adapter_config.json and adapter_model.safetensors of one folder, and these are {files.config} and "
         f"{files.weights}"
     )
+
+
+@pytest.mark.parametrize("zero", ["b", "a"])
+def test_a_piece_of_which_one_half_is_zero_is_left_as_it_is(zero):
+    pieces = Pieces(np.diag([2.0, 3.0]), np.diag([0.5, 4.0]), np.array([1.0, 1.0]))
+    gram_b, gram_a = (np.diag([0.0, 4.0]) if side == zero else np.eye(2) for side in "ba")
+    found = _maps(pieces, [0, 1], gram_a, gram_b)
+    assert found.left[0, 0] == 2.0
+    assert found.right[0, 0] == 0.5
+    size_b, size_a = 3.0 * (2.0 if zero == "b" else 1.0), 4.0 * (2.0 if zero == "a" else 1.0)
+    turn = math.sqrt(size_a / size_b)  # both halves of the second are then as long
+    assert (found.left[1, 1], found.right[1, 1]) == (pytest.approx(3.0 * turn), pytest.approx(4.0 / turn))

@@ -8,7 +8,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from gradience.spectral import batch, grams, subspace, sums, threads, update
+from gradience.spectral import batch, grams, intruders, subspace, sums, threads, update
 from gradience.spectral.base import MergeSums, Updated, merge_sums
 from gradience.spectral.batch import DenseSpectrum, dense_spectrum, spectra, spectrum_of
 from gradience.spectral.grams import Factors, Grams, grams_of, grams_on_host, inner_size, narrowed
@@ -439,3 +439,39 @@ def test_what_is_the_trusted_share_itself_is_trusted(monkeypatch):
     assert gram_maps(one, one, 1) is None
     with pytest.raises(AssertionError):
         sums.core_rank(core, np.linalg.eigvalsh(core.squared), (one, one), never)
+
+
+@pytest.mark.parametrize(("sigma", "rank"), [((4.0, 1.0, 0.5), 1), ((4.0, 1.25, 1.0), 2), ((0.0, 0.0), 0), ((), 0)])
+def test_a_direction_counts_from_above_the_floor(sigma, rank, monkeypatch):
+    monkeypatch.setattr(subspace, "_FLOOR", 0.25)
+    assert subspace._rank(LowRank(np.eye(3), np.array(sigma), np.eye(3))) == rank
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e-6, -1e-6, 1e6])
+@pytest.mark.parametrize(("off", "trusted"), [(1.0, True), (0.02, True), (0.005, False)])
+def test_an_update_is_known_from_gram_matrices_unless_it_all_but_cancels_whatever_its_scale(off, trusted, scale):
+    """b = (1, -1), rows of a apart by `off`: sigma is `off` of 1 + 1 + off^2 / 2 or so, squared."""
+    a = np.array([[1.0, 0.0], [1.0, off]])
+    gram_b, gram_a = np.array([[1.0, -1.0], [-1.0, 1.0]]), a @ a.T
+    low = LowRank(np.eye(1), np.array([off * abs(scale)]), np.eye(1))
+    one = Stacked(lambda: (a, a), 2, scale)
+    share = off**2 / float(np.diagonal(gram_b) @ np.diagonal(gram_a))
+    assert (share >= 1e-4) is trusted
+    assert subspace._trusted(low, one, gram_b, gram_a) is trusted
+
+
+@pytest.mark.parametrize(
+    ("delta_dtype", "kept"), [("float32", 1.0029296875), ("bfloat16", 1.0), ("float16", 1.0029296875)]
+)
+def test_the_update_is_rounded_to_the_dtype_of_its_factors_before_it_is_added(delta_dtype, kept):
+    """1 + 3/1024 is a number of float16; of bfloat16 1 is the nearest. W is wide enough to hold either."""
+    one = np.ones((1, 1), np.float32)
+    made = Updated(0.0 * one, one, np.float32(1.0029296875 / 2) * one)
+    found = merge_sums(made, scale=2.0, target="float32", delta_dtype=delta_dtype)
+    assert (found.intended, found.realised, found.inner) == (kept**2, kept**2, kept**2)
+
+
+def test_vectors_of_what_float32_does_not_tell_from_zero_are_none():
+    columns = np.ones((2, 4))
+    found = intruders._over(columns, np.array([2.0, 1e-6, 1.9e-7, 0.0]))
+    assert found.tolist() == [[0.5, 1e6, 0.0, 0.0]] * 2

@@ -27,7 +27,7 @@ from gradience.verbs.verify_merge.replays import (
     _squares,
     is_merge,
 )
-from gradience.verbs.verify_merge.rows import Rows, find_place
+from gradience.verbs.verify_merge.rows import Rows, find_place, names_of
 from gradience.verbs.verify_merge.whole import compare_copy, same_length, token_rows
 
 U = 2.0**-24
@@ -139,6 +139,12 @@ def test_where_v_may_be_zero_any_factor_will_do_that_reaches_m():
         m = np.full((1, 1), value, np.float32)
         low, high = _allowed(case(m, m), F32, slice(0, 1), sums, factors)
         assert (low[0, 0], high[0, 0]) == ((-np.inf, np.inf) if reached else (np.inf, -np.inf))
+    for ends in ((0.0, 0.5), (-0.5, 0.0)):  # zero as an end, too
+        m = np.full((1, 1), 0.9, np.float32)
+        sums = _Bounds(np.array([ends[:1]]), np.array([ends[1:]]))
+        with np.errstate(divide="ignore"):  # as whoever asks does
+            low, high = _allowed(case(m, m), F32, slice(0, 1), sums, factors)
+        assert (low[0, 0], high[0, 0]) == (-np.inf, np.inf)
 
 
 def test_intervals_overlap_where_they_touch():
@@ -267,6 +273,10 @@ def test_of_a_padded_vocabulary_the_first_rows_are_compared():
     assert (held.shape, m.shape, note) == ((5, 2), (5, 2), "3 rows are in one of them only")
     held, m, note = same_length(np.zeros((8, 2)), np.ones((5, 2)), "lm_head.embed_tokens.weight")
     assert (len(held), len(m), note) == (5, 5, "3 rows are in one of them only")
+    with pytest.raises(AdapterError, match=r"of shape \[1\], in the adapter \[\]"):
+        same_length(np.zeros(()), np.ones(1), "embed_tokens.weight")  # a scalar has no rows
+    with pytest.raises(AdapterError, match=r"of shape \[0, 2\], in the adapter \[5, 2\]"):
+        same_length(np.zeros((5, 2)), np.ones((0, 2)), "embed_tokens.weight")
     for shape, name in (((8, 3), "embed_tokens.weight"), ((8, 2), "m.q_proj.weight")):
         with pytest.raises(AdapterError, match=r"in the adapter \[5, 2\]"):
             same_length(np.zeros((5, 2)), np.ones(shape), name)
@@ -360,3 +370,19 @@ def test_what_is_left_of_an_adapter_is_listed_but_for_what_waits_for_the_base_or
 def test_a_copy_at_the_bound_itself_is_within_rounding(off, verdict):
     held = np.ones((2, 2))
     assert compare_copy(held, None, held + off, ("F64", None, "F32")).verdict == verdict
+
+
+@pytest.mark.parametrize(
+    ("replicated", "expert", "base_name", "names"),
+    [
+        (False, None, "m.0.q.weight", ("m.0.q.weight", "m.0.q.weight")),
+        (True, None, "m.0.q.weight", ("m.0.q.weight", "m.1.q.weight")),  # the layer that it repeats, and its own
+        (True, None, "m.0.q.in_proj_weight", ("m.0.q.in_proj_weight", "m.1.q.in_proj_weight")),
+        (True, 2, "m.0.experts.w", ("m.0.experts.w", "m.0.experts.w")),
+        (False, None, None, ("m.1.q:one.weight", "m.1.q:one.weight")),
+    ],
+)
+def test_a_replicated_layer_has_a_name_in_either_model(replicated, expert, base_name, names):
+    one = SimpleNamespace(name="m.1.q:one", base_name=base_name, expert=expert)
+    adapter = SimpleNamespace(config=SimpleNamespace(layer_replication=[(0, 1)] if replicated else None))
+    assert names_of(one, adapter) == names

@@ -14,6 +14,7 @@ from safetensors.numpy import save_file
 from gradience import AdapterError, verify_merged
 from gradience.schema.merge import VerifiedModule
 from gradience.verbs.verify_merge import concluded
+from gradience.verbs.verify_merge.delta import rounded
 
 PREFIX = "base_model.model."
 RNG = np.random.default_rng(5)
@@ -364,3 +365,84 @@ def test_an_adapter_of_nothing_to_merge_is_refused(tmp_path):
         "the adapter holds nothing that a merge would add: not part of any adapter layout known here"
     )
     assert error.value.advice == "'gradience audit' says what it holds"
+
+
+# --- DoRA --------------------------------------------------------------------------------------------------------
+
+
+def dora_merge(w: np.ndarray, magnitude: np.ndarray, factor: float = 1.0) -> np.ndarray:
+    """PEFT's: each output's row of W + s B A at the length of its magnitude."""
+    v = w.astype(np.float64) + factor * SCALE * B.astype(np.float64) @ A.astype(np.float64)
+    return (magnitude[:, None] / np.linalg.norm(v, axis=1)[:, None] * v).astype(np.float32)
+
+
+@pytest.mark.parametrize(
+    ("case", "verdict", "reason", "factor"),
+    [
+        ("merged", "exact", None, None),
+        ("without the magnitude", "other", "W + s B A: DoRA's magnitude was left out", None),
+        ("twice", "scaled", f"f (W + 2 s B A), f by its norm: {TWICE}, or {TO_ROOT}", 2.0),
+        ("unscaled", "scaled", f"f (W + 0.333333 s B A), f by its norm: {AS_TRAINED}", 1 / 3),
+        ("by columns", "other", None, None),
+        ("not", "absent", None, None),
+    ],
+)
+def test_a_merge_of_dora_is_by_the_norm_of_each_output(case, verdict, reason, factor, tmp_path):
+    magnitude = np.linspace(2.0, 5.0, 8).astype(np.float32)
+    folder = adapter(tmp_path / "a", extra={f"{PREFIX}q.lora_magnitude_vector": magnitude}, use_dora=True)
+    v = W.astype(np.float64) + DW
+    merged = {
+        "merged": dora_merge(W, magnitude),
+        "without the magnitude": W + DW,
+        "twice": dora_merge(W, magnitude, 2.0),
+        "unscaled": dora_merge(W, magnitude, 1 / 3),
+        "by columns": (v / np.linalg.norm(v, axis=0) * 3.0).astype(np.float32),
+        "not": W,
+    }[case]
+    row = only(model(tmp_path / "w", q__weight=W), folder, model(tmp_path / "m", q__weight=merged))
+    assert row.verdict == verdict
+    assert (row.reason == reason) is (case != "by columns")
+    assert row.factor == (None if factor is None else pytest.approx(factor))
+    assert (row.replay is not None and row.replay.rescaled) is (case in {"merged", "twice", "unscaled"})
+
+
+@pytest.mark.parametrize("axis", [1, 0])
+def test_of_a_square_weight_norms_of_either_axis_are_a_merge(axis, tmp_path):
+    """The file does not say along which of the two they run: an embedding's run along its columns."""
+    w, a = W[:, :8].copy(), A[:, :8].copy()
+    magnitude = np.linspace(2.0, 5.0, 8).astype(np.float32)
+    extra = {f"{PREFIX}q.lora_A.weight": a, f"{PREFIX}q.lora_magnitude_vector": magnitude}
+    v = w.astype(np.float64) + SCALE * B.astype(np.float64) @ a
+    f = magnitude / np.linalg.norm(v, axis=axis)
+    merged = ((f[:, None] if axis == 1 else f) * v).astype(np.float32)
+    folder = adapter(tmp_path / "a", extra=extra, use_dora=True)
+    row = only(model(tmp_path / "w", q__weight=w), folder, model(tmp_path / "m", q__weight=merged))
+    assert (row.verdict, row.replay.rescaled) == ("exact", True)
+
+
+# --- orientation -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("turned", [True, False])
+def test_a_weight_that_is_stored_turned_takes_the_update_turned(turned, tmp_path):
+    folder = adapter(tmp_path / "a", fan_in_fan_out=turned)
+    w, m = (x.T if turned else x for x in (W, W + DW))
+    assert only(model(tmp_path / "w", q__weight=w), folder, model(tmp_path / "m", q__weight=m)).verdict == "exact"
+
+
+def test_a_square_weight_that_is_stored_turned_does_not_take_the_update_as_it_is(tmp_path):
+    w, a = W[:, :8].copy(), A[:, :8].copy()
+    dw = (np.float32(SCALE) * (B @ a)).astype(np.float32)
+    base, extra = model(tmp_path / "w", q__weight=w), {f"{PREFIX}q.lora_A.weight": a}
+    for given in (False, True):
+        folder = adapter(tmp_path / f"a{given}", extra=extra, fan_in_fan_out=given)
+        found = [only(base, folder, model(tmp_path / f"{given}{n}", q__weight=w + d)) for n, d in enumerate((dw, dw.T))]
+        assert [row.verdict for row in found] == (["other", "exact"] if given else ["exact", "other"])
+
+
+@pytest.mark.parametrize("half", ["F16", "BF16"])
+def test_a_base_that_went_through_16_bits_is_absent_and_nothing_has_changed(half, tmp_path):
+    row = only(
+        model(tmp_path / "w", q__weight=W), adapter(tmp_path / "a"), model(tmp_path / "m", q__weight=rounded(W, half))
+    )
+    assert (row.verdict, row.changed, row.reason) == ("absent", 0.0, None)

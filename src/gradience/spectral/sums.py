@@ -53,6 +53,17 @@ def gram_norm(grams: Pair, factors: Callable[[], tuple[Matrix, Matrix]]) -> floa
     return exact if exact > _NOTHING * size else 0.0
 
 
+def norm_beyond_the_sides(b: Matrix, a: Matrix, grams: Pair) -> float:
+    """Return the same of stacked factors b, a of more columns than a side has, from their `pair_grams`.
+
+    These are of the narrowed factors, the product and an identity, and hide what cancelled in it.
+    """
+    found = gram_norm(grams, lambda: (b, a))
+    size = float(np.sum(b * b, axis=0) @ np.sum(a * a, axis=1))
+    is_nothing = math.isfinite(found) and math.isfinite(size) and found <= _NOTHING * size
+    return 0.0 if is_nothing else found
+
+
 def squared_distance(one: tuple[Matrix, Matrix], two: tuple[Matrix, Matrix], *, grams: Pair | None = None) -> float:
     """Return the squared Frobenius norm of b_1 a_1 - b_2 a_2, good to 1e-15 of that of the first.
 

@@ -25,6 +25,7 @@ from gradience.spectral.sums import (
     gram_norm,
     is_narrow,
     low_rank_sum,
+    norm_beyond_the_sides,
     numerical_rank,
     pair_grams,
     squared_distance,
@@ -120,7 +121,9 @@ def merged_module(row: Row, recipe: Recipe, dtype: np.dtype[Any]) -> tuple[NewFa
         plain = stacked(parts)
     with np.errstate(over="ignore", invalid="ignore"):
         grams = pair_grams(*plain)
-        energy = gram_norm(grams, lambda: plain)
+        energy = (
+            norm_beyond_the_sides(*plain, grams) if len(grams[0]) < len(plain[1]) else gram_norm(grams, lambda: plain)
+        )
     _refuse_overflow(name, energy, parts)
     if recipe.method in DENSE:
         target = dense_target(name, row, parts, recipe)
