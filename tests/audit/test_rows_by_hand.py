@@ -317,3 +317,18 @@ def test_factors_that_a_base_makes_infinite_are_no_spectrum():
     whole = update_of(module(factored=lambda _w: (b, a)), np.ones((6, 5), np.float32))
     assert whole.sigma is not None
     assert whole.sigma[0] == pytest.approx(2.0 * math.sqrt(30))
+
+
+def test_the_weights_are_named_one_by_one_only_where_they_are_several(tmp_path):
+    folder = on_axes(tmp_path / "a", q=(4.0,), v=(2.0,))
+    whole = folder / "adapter_model.safetensors"
+    report = audit_adapter(folder)
+    assert (report.weights_path, report.weights_paths) == (str(whole), [])
+    tensors = load_file(whole)
+    whole.unlink()
+    shards = [folder / f"adapter_model-0000{n}-of-00002.safetensors" for n in (1, 2)]
+    for shard, name in zip(shards, "qv", strict=True):
+        save_file({key: x for key, x in tensors.items() if f".{name}." in key}, shard)
+    report = audit_adapter(folder)
+    assert (report.weights_path, report.weights_paths) == (str(shards[0]), [str(shard) for shard in shards])
+    assert [row.frobenius_norm for row in report.modules] == [4.0, 2.0]
