@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
+from gradience.rules.log import detect
 from gradience.rules.log.facts import RunFacts, Series, Signal
 from gradience.schema import ConfigSnapshot, EvalMetrics, OptimizerSnapshot, TrainingSnapshot
 from gradience.schema.events import Eval
@@ -59,7 +60,7 @@ def run(
     rows = len(losses) or max(map(len, (columns or {"": ()}).values()))
     losses = losses or [0.69 - 0.003 * i for i in range(rows)]
     apart = max(1, rows // max(1, len(held_out))) * every
-    history = [_evaluation(apart * (i + 1), loss, accuracy, n) for i, loss in enumerate(held_out)]
+    history = [evaluation(apart * (i + 1), loss, accuracy=accuracy, n=n) for i, loss in enumerate(held_out)]
     steps = [every * (i + 1) for i in range(rows)]
     training = TrainingSnapshot(extras={"trainer": kind} if kind else {}, **more.pop("training", {}))
     return RunFacts(
@@ -81,9 +82,24 @@ def run(
     )
 
 
-def _evaluation(step: int, loss: float, accuracy: float | None, n: int | None) -> Eval:
-    metrics = EvalMetrics(loss=loss, accuracy=accuracy, n=n)
-    return Eval(schema="gradience.vnext.telemetry/v1", ts=None, run_id="r", step=step, split="eval", metrics=metrics)
+def evaluation(step: int, loss: Any = None, split: str = "eval", **metrics: Any) -> Eval:
+    """An evaluation; what is measured beside the loss, `accuracy` and `n` is an extra."""
+    known = {name: metrics.pop(name) for name in ("accuracy", "n") if name in metrics}
+    measured = EvalMetrics(loss=loss, **known, extras=metrics)
+    return Eval(schema="gradience.vnext.telemetry/v1", ts=None, run_id="r", step=step, split=split, metrics=measured)
+
+
+def with_history(*events: Eval, losses: Sequence[float] | None = None, **more: Any) -> RunFacts:
+    """A run with these evaluations, of which the last is shown."""
+    shown = EvalPoint(split=events[-1].split, step=events[-1].step, metrics=events[-1].metrics)
+    return replace(run(losses or FALL), history=events, held_out=shown, **more)
+
+
+def said(rule: str, facts: RunFacts) -> Any:
+    """The finding of a rule, or why it was not judged."""
+    verdict = detect(facts)
+    reasons = [item.reason for item in verdict.not_run if item.id == rule]
+    return next((found for found in verdict.findings if found.id == rule), reasons[0] if reasons else None)
 
 
 def with_row(values: Sequence[float], *at: int, by: float) -> list[float]:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ from hypothesis import given, strategies as st
 
 from gradience.schema import SCHEMA_ID, ConfigSnapshot, OptimizerSnapshot, RunStart, TrainStep
 from gradience.telemetry import TelemetryWriter
-from gradience.telemetry.redact import Redaction, redact_text
+from gradience.telemetry.redact import Redaction, _key, redact_text
 from gradience.telemetry.secrets import hide_secrets
 
 
@@ -141,3 +142,11 @@ def test_a_name_of_128_characters_is_written_whole(log: Path) -> None:
     names = [name for name in json.loads(log.read_bytes().split(b"\n")[0]) if name[0] in "mn" and len(name) > 100]
     assert names[0] == "m" * 128
     assert (len(names[1]), names[1][:119], names[1][119]) == (128, "n" * 119, "~")
+
+
+def test_of_a_key_of_1024_characters_nothing_is_left_out_of_sight() -> None:
+    token = "sk-" + "aB3d" * 256
+    assert _key(token[:1024]) == "<redacted: api key>"
+    assert re.fullmatch(r"<redacted: api key>~[0-9a-f]{8}", _key(token[:1025]))
+    assert _key("k" * 128) == "k" * 128
+    assert re.fullmatch(r"k{119}~[0-9a-f]{8}", _key("k" * 129))

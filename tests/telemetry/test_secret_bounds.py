@@ -142,6 +142,9 @@ def test_below_a_secret_name_every_text_is_hidden_and_beside_it_none():
     assert hide_in(("password", "a")) == ("password", hidden)
     assert hide_in(["password", "a", "b"]) == ["password", "a", "b"]
     assert names_beside(["--token=x", "a"], "k") == ["k", "k"]
+    name = f"{'x' * 119}_password"
+    assert hide_in([name, "a"]) == [name, hidden]
+    assert hide_in([f"x{name}", "a"]) == [f"x{name}", "a"]  # of 129 characters
     assert names_in({"key": "lr", "value": 1}) == ["key", "value"]
     assert below("hub_token", "eos_token") == "hub_token"
     assert below("hub_token", "password") == "password"

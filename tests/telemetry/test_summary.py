@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from gradience.schema import SCHEMA_ID
 from gradience.telemetry import TelemetryReader, TelemetryWriter
 from gradience.telemetry.reader import RunSummary
 from gradience.telemetry.scan import LogScan
@@ -210,3 +211,14 @@ def test_more_names_of_further_values_than_a_decoder_is_made_for_cost_none_of_th
 )
 def test_the_least_and_the_greatest_of_times_in_any_order(values, ends):
     assert _ends(values) == ends
+
+
+def test_a_further_value_that_is_never_a_number_has_no_column(log: Path) -> None:
+    """In rows by the thousand and in one by itself."""
+    head = {"schema": SCHEMA_ID, "ts": 1.0, "run_id": "r", "event": "train_step"}
+    for count in (1, 5000):
+        rows = ({**head, "step": step, "loss": 1.0, "reward": None} for step in range(count))
+        log.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+        run = TelemetryReader(log).summarize(["reward"]).last
+        assert run is not None
+        assert (len(run.steps), run.columns) == (count, {})

@@ -12,6 +12,7 @@ import pytest
 
 from gradience.errors import RecorderError, SchemaError
 from gradience.schema.events import TrainStep, UnknownEvent
+from gradience.telemetry import TelemetryWriter
 from gradience.telemetry.codec import (
     KNOWN_ARRAY,
     convert,
@@ -23,7 +24,7 @@ from gradience.telemetry.codec import (
     parse,
     path_of,
 )
-from gradience.telemetry.lines import find_faults, find_unnamed
+from gradience.telemetry.lines import find_faults, find_unnamed, read_blocks
 from gradience.telemetry.rows import split_row
 from gradience.telemetry.values import described, number, number_of, plain, rates, step_of
 
@@ -341,3 +342,53 @@ def test_extras_stand_beside_the_known_keys_on_the_wire():
     assert decode(encode(UnknownEvent(event="later", ts=1.0, run_id="r", step=None, payload={"x": 1}))).payload == {
         "x": 1
     }
+
+
+def test_whole_floats_of_a_mapping_are_integers_beside_those_that_are_ones_already():
+    config = {"lora": {"rank_pattern": {"a": 4.0, "b": 2, "c": 8.0}}}
+    start = {**HEAD, "event": "run_start", "step": None, "config": config}
+    assert decode(json.dumps(start).encode()).config.lora.rank_pattern == {"a": 4, "b": 2, "c": 8}
+    config["lora"]["rank_pattern"]["c"] = 8.5
+    with pytest.raises(SchemaError, match="Expected `int`, got `float`"):
+        decode(json.dumps(start).encode())
+
+
+def test_further_values_of_one_recommendation_of_two_stand_beside_its_own_keys():
+    items = [
+        {"severity": "info", "message": "m", "action": "a"},
+        {"severity": "info", "message": "m", "action": "b", "x": 1},
+    ]
+    line = json.dumps({**HEAD, "event": "recommendation", "step": None, "recommendations": items}).encode()
+    assert [item.get("x") for item in json.loads(encode(decode(line)))["recommendations"]] == [None, 1]
+    assert "extras" not in encode(decode(line)).decode()
+
+
+def test_a_row_at_step_0_is_written(tmp_path):
+    with TelemetryWriter(tmp_path / "run.jsonl") as writer:
+        writer.train_step(0, loss=1.0, lr=1e-4, grad_norm=1.0, epoch=0.0)
+    first = json.loads((tmp_path / "run.jsonl").read_text().splitlines()[0])
+    assert (first["step"], first["seq"], first["loss"]) == (0, 0, 1.0)
+
+
+@pytest.mark.parametrize(("length", "is_read"), [(131_072 + 10, True), (196_607, True), (196_608, False)])
+def test_a_line_is_measured_up_to_the_limit(tmp_path, monkeypatch, length, is_read):
+    """Here of 128 KiB, looked at before each further 64 KiB."""
+    monkeypatch.setattr("gradience.telemetry.lines._LONGEST_LINE", 131_072)
+    log = tmp_path / "run.jsonl"
+    log.write_bytes(b"x" * length + b"\n")
+    if is_read:
+        (line,) = read_blocks(log)
+        assert (line.length, line.ended, len(line.data)) == (length, True, 65_536)
+    else:
+        with pytest.raises(RecorderError, match=r"line 1 is longer than 0 MiB, the limit for a line of any log"):
+            list(read_blocks(log))
+
+
+class Count(int):
+    """A whole number of a type of its own."""
+
+
+def test_a_whole_number_of_another_type_has_4096_bits_too():
+    assert number(Count(2**4096 - 1), "x") == 2**4096 - 1
+    assert type(number(Count(3), "x")) is int
+    assert refusal(lambda: number(Count(2**4096), "x")).startswith("`x`: expected a number, got ")

@@ -78,7 +78,7 @@ def holds_secret(key: str, value: str) -> bool:
 def kind_of(name: str) -> str:  # noqa: PLR0911  # one for each form of a name
     """The kind of value a name announces: `secret`; `token` or `key`, which may be harmless; or nothing."""
     parts = [part.lower() for part in _PARTS.split(name) if part]
-    while len(parts) > 1 and (_COUNTED.fullmatch(parts[-1]) or parts[-1] in _AFTER):
+    while parts and (_COUNTED.fullmatch(parts[-1]) or parts[-1] in _AFTER):
         parts.pop()
     if not parts:
         return ""
@@ -226,7 +226,7 @@ def _userinfo(hit: re.Match[str]) -> str:
     if ":" in host:
         is_secret = "/" not in name or not _PORT.match(name)
     elif "/" in name:  # base64 has slashes; host/path@version has them, too
-        is_secret = len(name) >= _TOKEN and "." not in host and bool(_HOST.match(after)) and bool(_OPAQUE.search(name))
+        is_secret = "." not in host and bool(_HOST.match(after)) and bool(_OPAQUE.search(name))
     else:
         is_secret = len(name) >= _TOKEN or bool(_SHORT_TOKEN.fullmatch(name))
     return f"<redacted: url password>{at}{rest}" if is_secret else found
@@ -279,7 +279,7 @@ def _end_of_value(text: str, hit: re.Match[str], opened: re.Match[str]) -> int:
     begin = opened.end()
     if opened["quote"]:
         end = text.find(opened["quote"], begin)
-        return len(text) if end < 0 else end
+        return len(text) if end == -1 else end
     if hit["sign"] == "%3D":
         return _end_of(_OF_A_CODED_QUERY, text, begin)
     of_a_query = text[max(0, hit.start() - 1) : hit.start()] in {"?", "&"}
@@ -303,8 +303,8 @@ def _end_of_header(text: str, start: int, begin: int) -> int:
     """The end of a header's value: its line's, or that of the quotes around the header."""
     end = _end_of(_LINE, text, begin)
     around = text[max(0, start - 1) : start]
-    closed = text.find(around, begin, end) if around in {"'", '"'} and around else -1
-    return end if closed < 0 else closed
+    closed = text.find(around, begin, end) if around in {"'", '"'} else -1
+    return end if closed == -1 else closed
 
 
 def _is_a_line(text: str, start: int, end: int) -> bool:

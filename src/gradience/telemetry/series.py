@@ -294,4 +294,4 @@ def _rise(steps: list[int]) -> bool:
     if len(steps) > 1 and (stride := steps[1] - steps[0]) > 0:
         even = range(steps[0], steps[0] + stride * len(steps), stride)
         return steps == list(even) or all(map(lt, steps, islice(steps, 1, None)))
-    return len(steps) == 1 and steps[0] >= 0
+    return len(steps) == 1

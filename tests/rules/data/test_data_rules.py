@@ -8,9 +8,10 @@ import msgspec
 import pytest
 
 from gradience.rules.data import DATA_RULES
+from gradience.rules.data.rows import counted
 from gradience.rules.rule import judge
 from gradience.schema.findings import Finding
-from gradience.schema.reports import DataReport
+from gradience.schema.reports import DataReport, Rows
 
 STATED = {
     "DAT300": ("warning", 0.9),
@@ -90,6 +91,8 @@ def test_a_data_set_without_a_fault_has_no_finding() -> None:
     [
         ("DAT300", {"seen": {"unreadable": 1}}, "warning", {}),
         ("DAT300", {"seen": {"unreadable": 11}}, "error", {}),
+        ("DAT300", {"seen": {"unreadable": 10}, "rows_read": 990}, "error", {}),
+        ("DAT300", {"seen": {"unreadable": 10}, "rows_read": 991}, "warning", {}),
         ("DAT301", {"seen": {"unsupervised": 1}}, "error", {}),
         ("DAT301", {"seen": {"unsupervised": 1000}}, "critical", {}),
         ("DAT302", {"template_marks_answers": False}, "error", {"template_marks_answers": False, "loss": "all"}),
@@ -207,3 +210,28 @@ def test_overlap_without_minhash_is_judged_by_exact_rows_and_listed_as_not_judge
 )
 def test_a_rule_that_lacks_its_input_says_why(rule: str, changed: Any, reason: str) -> None:
     assert reason in why(data(**changed))[rule]
+
+
+@pytest.mark.parametrize(
+    ("cut", "lost", "says"),
+    [
+        (7, 7, "7 of 1,000 rows (0.7 %: 1, ...) lose part of their answer at 512 tokens (0.0% of the supervised"),
+        (9, 7, "9 of 1,000 rows (0.9 %: 1, ...) lose part of their answer at 512 tokens (0.0% of the supervised"),
+        (5, 7, "7 of 1,000 rows (0.7 %: 2, ...) lose part of their answer at 512 tokens (0.0% of the supervised"),
+    ],
+)
+def test_answers_that_are_cut_are_counted_by_the_larger_of_both_counts(cut: int, lost: int, says: str) -> None:
+    report = data(seen={"answer_cut": cut, "answer_lost": lost})
+    gone = msgspec.structs.replace(report.seen.answer_lost, first=[2])
+    report = msgspec.structs.replace(report, seen=msgspec.structs.replace(report.seen, answer_lost=gone))
+    message = found(report)["DAT306"].message
+    assert message.startswith(says)
+    assert message.endswith(f"; {lost} of 1,000 rows ({lost / 10:.1f} %: 2, ...) lose the whole answer")
+
+
+@pytest.mark.parametrize(
+    ("count", "of", "shown"),
+    [(0, 9, "0"), (1, 3, "33"), (1, 9, "11"), (1, 11, "9.1"), (99, 1000, "9.9"), (1, 10, "10"), (1, 1000, "0.1")],
+)
+def test_a_share_of_rows_has_two_digits(count: int, of: int, shown: str) -> None:
+    assert counted(Rows(count=count), of) == f"{count} of {of:,} rows ({shown} %)"

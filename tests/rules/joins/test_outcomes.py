@@ -43,6 +43,8 @@ def outcome(losses=(), *, accuracy=None, labels=None, split="eval", findings=(),
     [
         ([2.0, 1.5], "held-out loss 2 -> 1.5"),
         ([2.0, 1.941], ""),
+        ([2.0, 1.94], "held-out loss 2 -> 1.94"),
+        ([2.0, 1.0, 1.02], "held-out loss 2 -> 1.02"),
         ([2.0, 1.939], "held-out loss 2 -> 1.939"),
         ([2.0, 1.5, 1.529], "held-out loss 2 -> 1.529"),
         ([2.0, 1.5, 1.531], ""),
@@ -50,6 +52,7 @@ def outcome(losses=(), *, accuracy=None, labels=None, split="eval", findings=(),
         ([2.0], ""),
         ([-1.0, -2.0], ""),
         ([0.0, -2.0], ""),
+        ([0.0, 0.0], ""),
     ],
 )
 def test_a_held_out_loss_is_good_that_fell_by_three_per_cent_and_is_near_its_best(losses, good):

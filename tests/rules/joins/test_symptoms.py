@@ -5,8 +5,10 @@ from __future__ import annotations
 import math
 from types import SimpleNamespace
 
+import msgspec
 import pytest
 
+from gradience.rules.joins import symptoms
 from gradience.rules.joins.symptoms import (
     Stated,
     config_symptoms,
@@ -215,3 +217,50 @@ def test_an_audit_in_the_log_is_of_another_adapter_where_all_its_counts_differ(a
     if found:
         assert seen[0].seen.values == {"differs": "2 adapted modules recorded, 1 in the file"}
         assert [item.id for item in seen] == ["other_log", "other_adapter"] * 2
+
+
+def exactly(frobenius: float) -> ModuleAudit:
+    """Of 144 entries, whose root is 12."""
+    return msgspec.structs.replace(module(), frobenius_norm=frobenius)
+
+
+@pytest.mark.parametrize(
+    ("frobenius", "fact"), [(3.0, None), (3.01, "exploded"), (1.5, None), (1.49, "tiny"), (0.0, None)]
+)
+def test_an_update_exactly_as_large_as_a_bound_is_neither_huge_nor_hardly_there(frobenius, fact, monkeypatch):
+    monkeypatch.setattr(symptoms, "EXPLODED_RMS", symptoms.EXPLODED_RMS._replace(value=0.25))
+    monkeypatch.setattr(symptoms, "TINY_RMS", symptoms.TINY_RMS._replace(value=0.125))
+    assert set(facts(report(exactly(frobenius)))) == ({fact} if fact else set())
+
+
+@pytest.mark.parametrize(
+    ("init", "ranks", "alphas", "differs"),
+    [
+        ("pissa", (16, 16), (32.0, 32.0), None),  # twice both, as PEFT converts it
+        ("pissa_niter_4", (16, 16), (32.0, 32.0), None),
+        (None, (16, 16), (16.0, 16.0), "r=8 in the config, r=16 on disk in a"),
+        ("pissa", (16, 24), (16.0, 16.0), "r=8 in the config, r=16 on disk in a"),
+        ("pissa", (8, 16), (16.0, 32.0), None),  # one was converted
+        (None, (8, 8), (32.0, 32.0), "lora_alpha=16 in the config, alpha=32 in a"),
+        ("pissa", (8, 8), (16.0, 8.0), "lora_alpha=16 in the config, alpha=8 in b"),
+        ("pissa", (8, 8), (32.0, 8.0), "lora_alpha=16 in the config, alpha=32 in a"),
+    ],
+)
+def test_a_converted_start_has_twice_the_rank_and_alpha_in_every_module_that_differs(init, ranks, alphas, differs):
+    rows = [module(name, r=r, alpha=alpha) for name, r, alpha in zip("ab", ranks, alphas, strict=True)]
+    stated = Stated("the config", LoraSnapshot(r=8, alpha=16.0, init=init))
+    found = disagreements([stated], report(*rows))
+    assert [item.seen.values["differs"] for item in found if item.source == "config"] == ([differs] if differs else [])
+
+
+def test_targets_that_hit_one_module_of_two_are_not_idle():
+    stated = Stated("the config", LoraSnapshot(target_modules=["q", "v", "k_proj"]))
+    idle = disagreements([stated], report(module("layers.0.q"), module("layers.0.v")))
+    assert [item.seen.message for item in idle] == [
+        "the config: target_modules k_proj",
+        "2 modules in the file, the first layers.0.q",
+    ]
+
+
+def test_an_update_without_an_entry_has_no_size():
+    assert facts(report(msgspec.structs.replace(module(), shape=[0, 9], frobenius_norm=0.0))) == {}

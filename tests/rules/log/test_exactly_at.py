@@ -321,7 +321,24 @@ def faded(losses: Sequence[float], first: int = 20, last: int = 60) -> RunFacts:
     return norms([1e-6 if first <= row < last else 1.0 for row in range(60)], losses)
 
 
+def tiny_rows(rows: tuple[int, int]) -> RunFacts:
+    """A long log, judged by pairs of rows: the first pair of an odd row is not low."""
+    return norms([1e-6 if rows[0] <= i < rows[1] else 1.0 for i in range(4096)], line(4096, 2.0, 1.0), rates=[])
+
+
 GRADIENTS: Sequence[At] = [
+    At("GRD108", {}, lambda x: norms([1.0] * 20 + [x] * 40), {1e-3: None, 0.99e-3: "warning"}),
+    At("GRD108", {}, lambda x: norms([*[0.0] * 4, x, x, *[1.0] * 24, *[1e-6] * 30]), {1.0: "warning", 1e-4: None}),
+    At("LRS109", {}, lambda x: run(FALL, lr=x), {0.0: None, -1.0: None, 4e-4: None, 4.1e-4: "warning", NAN: None}),
+    At("GRD107", {}, lambda x: norms([x] * 20 + [1.0] * 40), {0.0: None, 0.05: "warning"}),
+    At(
+        "GRD108",
+        {},
+        lambda n: norms([float(not 2001 <= i < 2001 + n) for i in range(4096)], line(4096, 2.0, 1.0), rates=[]),
+        {4: None, 5: "warning"},
+    ),
+    At("GRD108", {}, tiny_rows, {(2001, 2006): None, (2000, 2006): "warning"}),
+    At("NOL106", {}, lambda x: norms([1.0] * 39 + [x], FLAT[:40]), {0.0: "warning", 1.0: "warning"}),
     At("GRD107", {}, lambda n: norms(with_row([1.0] * 60, 20, *range(40, 40 + n), by=7.5)), {2: None, 3: "warning"}),
     At("GRD108", {}, lambda x: faded([2.0] * 20 + [x] * 20 + [2.0] * 20, last=40), {0.001: "info", 0.1: "warning"}),
     At("GRD108", {}, lambda x: faded([1.0] * 3 + [x] * 17 + [0.02] * 40), {9.0: "info", 1.0: "warning"}),
@@ -367,6 +384,7 @@ def at_the_end(norm: float) -> RunFacts:
 
 
 NUMBERS: Sequence[At] = [
+    At("NUM102", {}, lambda x: zeros(1e-8, before=[x] * 20), {0.05: None, 0.049: "info"}),
     At("NUM102", {}, lambda x: zeros(NAN, x), {1e-8: None, NAN: "error"}),
     At("NUM131", {}, lambda n: skipped([5, 9, 13, 17, 21], [5, 9, 13][:n]), {2: None, 3: "info"}),
     At("NUM101", {}, lambda n: skipped([5, 9, 13, 17, 21], [5, 9, 13][:n]), {2: "warning", 3: None}),

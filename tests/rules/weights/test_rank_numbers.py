@@ -147,7 +147,7 @@ def test_a_suggestion_for_each_module_has_its_costs():
     assert found.relative_error == pytest.approx(math.sqrt(9 * 0.16 / 18))
     assert found.energy_kept == pytest.approx(1 - 9 * 0.16 / 18)
     assert rank_pattern([], bytes_per_param=2.0) is None
-    assert rank_pattern([module(scaling="Infinity")], bytes_per_param=2.0) is None
+    assert rank_pattern([module("a"), module("b", scaling="Infinity")], bytes_per_param=2.0) is None
 
 
 @pytest.mark.parametrize(

@@ -261,7 +261,7 @@ def other_scale(facts: RunFacts) -> Observation | None:
     pairs = [
         (losses[-1] if dense else median(losses), held_out)
         for step, held_out in zip(curve.steps, curve.losses, strict=True)
-        if (losses := facts.losses_until(step, 3))
+        for losses in [facts.losses_until(step, 3)]
     ]
     late = pairs[-max(1, (len(pairs) + 1) // 2) :]
     apart = all(

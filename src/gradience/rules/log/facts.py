@@ -237,7 +237,7 @@ class RunFacts:
     @property
     def in_mid_run(self) -> bool:
         """Whether the log ends before the planned steps: more rows may follow."""
-        return bool(self.max_steps and self.max_steps > 0 and self.last_step and self.last_step < self.max_steps)
+        return bool(self.max_steps and self.last_step and self.last_step < self.max_steps)
 
     def step(self, row: int) -> int:
         """The step of a row of the series."""

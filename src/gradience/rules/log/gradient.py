@@ -139,7 +139,7 @@ def _vanishing(facts: RunFacts) -> Observation | None:
         return None  # PRF130 says why
     rows = int(VANISHED_ROWS.value)
     early = median([x for x in islice(curve.points, max(5, len(curve.points) // 10)) if x > 0.0])
-    bar = VANISHED_RATIO.value * early if early > 0.0 else 0.0
+    bar = VANISHED_RATIO.value * early  # NaN, which nothing is under, where no early norm is over 0
     exact = curve.lowest <= 0.0 and 0.0 in curve.values
     values, block = (curve.values, 1) if exact else (curve.points, curve.block)
     low = runs_of([i for i, norm in enumerate(values) if norm == 0.0 or norm < bar])
@@ -221,7 +221,7 @@ def _is_end(stretch: _Stretch, rows: int) -> bool:
 def _short_of_peak(facts: RunFacts) -> Observation | None:
     planned = facts.config.optimizer.lr
     peak = facts.peak_rate
-    if planned is None or not as_float(planned) > 0.0 or peak >= PEAK_SHARE.value * as_float(planned):
+    if planned is None or not peak < PEAK_SHARE.value * as_float(planned):
         return None
     if facts.status == "no_run_end" and facts.rate.values[-1] == peak:
         return None  # perhaps still running, and warming up

@@ -1,0 +1,284 @@
+"""Gradients, numbers and the record of a log by hand: which step, how many rows, and in which words."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import pytest
+from log_runs import FALL, NAN, _skipped as skipped, evaluation, run, said, with_history
+
+from gradience.rules.log.facts import HeldOutCurve
+from gradience.rules.log.gradient import _grown
+from gradience.rules.log.numbers import _fallen, _stood_still
+from gradience.rules.log.recorded import _rank, error_bound, no_weights
+from gradience.rules.log.story import _held_out
+from gradience.telemetry.series import LogRecord
+
+# --- gradients and numbers ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("moves", "every", "still"),
+    [
+        ([1.0] * 5 + [1e-9] + [1.0] * 6, 1, True),  # of the highest rate, which is 1
+        ([1.0] * 5 + [1.1e-9] + [1.0] * 6, 1, False),
+        ([1.0] * 4 + [0.0] + [1.0] * 7, 1, True),  # the move before the row, or the one after it
+        ([1.0] * 3 + [0.0] + [1.0] * 8, 1, False),
+        ([1.0] * 6 + [0.0] + [1.0] * 5, 1, False),
+        ([100.0] * 5 + [65.0] + [100.0] * 6, 2, True),  # 70 % of a step's half
+        ([100.0] * 5 + [65.1] + [100.0] * 6, 2, False),
+        ([102.0, *[100.0] * 4, 65.0, *[100.0] * 6], 2, True),  # on a line, up to 2 %
+        ([102.1, *[100.0] * 4, 65.0, *[100.0] * 6], 2, False),
+        ([0.0] * 12, 1, False),  # nothing moves
+    ],
+)
+def test_a_rate_stood_still_where_its_move_is_that_of_a_step_less(moves, every, still):
+    assert _stood_still(moves, {4, 5}, 5, every, 1.0) is still
+
+
+def test_moves_beyond_six_rows_away_are_not_the_usual_ones():
+    assert _stood_still([50.0, *[100.0] * 10, 65.0, *[100.0] * 6, 50.0], {10, 11}, 11, 2, 1.0)
+    assert _stood_still([50.0, 50.0, 50.0, 50.0, 50.0, *[100.0] * 6, 65.0, *[100.0] * 6], {10, 11}, 11, 2, 1.0)
+    assert not _stood_still([*[100.0] * 4, 50.0, 50.0, *[100.0] * 5, 65.0, *[100.0] * 6], {10, 11}, 11, 2, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("rows", "what"),
+    [
+        ([5], "1 optimizer step (6) was"),
+        ([5, 9], "2 optimizer steps (6, 10) were"),
+        ([5, 9, 13, 17, 21], "5 optimizer steps (6, 10, 14, 18, 22) were"),
+        ([5, 9, 13, 17, 21, 25], "6 optimizer steps (6, 10, 14, 18, 22, ...) were"),
+    ],
+)
+def test_up_to_five_skipped_steps_are_named(rows, what):
+    found = said("NUM131", skipped(rows, rows))
+    assert found.message == f"{what} skipped by the gradient scaler: the learning rate stood still there."
+    assert found.values == {"rows": len(rows), "share": len(rows) / 40, "first_step": 6}
+
+
+@pytest.mark.parametrize(("rows", "confidence"), [(1, 0.7), (2, 0.95)])
+def test_a_loss_of_zero_throughout_is_surer_in_two_rows(rows, confidence):
+    found = said("NUM102", run([0.0] * rows))
+    assert (found.confidence, found.severity) == (confidence, "error")
+    assert found.message == (
+        f"The training loss is exactly 0.0 in all {rows} rows: no label counts, or it was NaN from the start."
+    )
+
+
+def test_of_several_jumps_that_the_loss_answers_the_highest_is_named():
+    norms = [{20: 100.0, 40: 300.0, 50: 200.0}.get(row, 1.0) for row in range(60)]
+    found = said("GRD107", run([2.0 + 3.0 * (row in {20, 40, 50}) for row in range(60)], norms=norms))
+    assert found.message == (
+        "The gradient norm jumps to 300 at step 41, from 1, and the loss rises with it (3 such bursts, the longest of "
+        "1 rows)."
+    )
+
+
+# --- how the log was written, and what it holds besides ----------------------------------------------------------
+
+
+def test_a_replayed_loss_that_is_not_finite_is_compared_with_nothing():
+    replaced = [(11, math.inf), (12, 1.0), (13, 1.0), (14, 0.0), (99, 1.0)]
+    facts = replace(run([1.0] * 20), record=LogRecord(resumed_from=[10], replaced=replaced))
+    found = said("RES116", facts)
+    assert found.message == "Resumed from step 10; 2 logged steps were run again."
+    assert (found.values["replayed"], found.values["difference"]) == (2, 0.0)
+
+
+def test_a_type_without_a_share_of_the_energy_is_passed_over():
+    groups = {"attn": {"n": 8, "params": 500}, "mlp": {"n": 6, "params": 500, "energy_share": 0.001}}
+    assert said("TYP214", run(FALL, audit={"by_type": groups})).values["type"] == "mlp"
+    groups["mlp"].pop("energy_share")
+    assert said("TYP214", run(FALL, audit={"by_type": groups})).startswith("the audit in the log does not say how")
+
+
+@pytest.mark.parametrize(
+    ("losses", "says"),
+    [
+        ((1.2,), "eval loss 1.2"),
+        ((1.4, 1.2), "eval loss 1.2, its best"),
+        ((1.2, 1.4), "eval loss 1.4 (best 1.2 at step 30)"),
+    ],
+)
+def test_the_best_of_several_evaluations_is_told(losses, says):
+    parts = [part.says for part in _held_out(run(FALL, held_out=losses), {})]
+    assert parts == [says]
+
+
+@pytest.mark.parametrize(
+    ("rates", "warming"),
+    [
+        ([1.0, 2.0], False),  # the middle one of two is the last
+        ([1.0, 2.0, 3.0], True),
+        ([1.0, 3.0, 3.0], False),
+        ([1.0, 2.0, 3.0, 2.9], False),
+        ([1.0], False),
+        ([], False),
+    ],
+)
+def test_a_run_is_warming_up_while_its_last_rate_is_the_highest_and_over_that_of_the_middle(rates, warming):
+    assert run([2.0] * len(rates) or [2.0], rates=rates).warming_up is warming
+
+
+@pytest.mark.parametrize(
+    ("step", "count", "losses"),
+    [(5, 2, [4.0, 5.0]), (5, 9, [1.0, 2.0, 4.0, 5.0]), (2, 1, [2.0]), (3, 1, [2.0]), (0, 3, [1.0]), (99, 1, [6.0])],
+)
+def test_the_last_losses_up_to_a_step_are_the_finite_ones(step, count, losses):
+    assert list(run([1.0, 2.0, NAN, 4.0, 5.0, 6.0]).losses_until(step, count)) == losses
+
+
+@pytest.mark.parametrize(
+    ("own", "other", "split"),
+    [(1, 2, "test"), (1, 3, "eval"), (2, 9, "test"), (0, 9, None), (1, 0, "test")],
+)
+def test_a_last_evaluation_of_another_split_does_not_hide_a_curve(own, other, split):
+    events = [evaluation(step, 1.0) for step in range(1, other + 1)]
+    events += [evaluation(step, 1.0, "test") for step in range(50, 50 + own)] or [evaluation(50, None, "test")]
+    curve = with_history(*events).held_out_curve
+    assert (curve.split if curve else None) == split
+
+
+def test_of_no_tokens_no_share_is_supervised():
+    data = {
+        "rows": 64,
+        "tokens": 0,
+        "supervised": 0,
+        "announced": {"supervised_share": 0.5, "tokens_per_sequence": 9.0},
+    }
+    found = said("DAT321", run(FALL, data=data))
+    assert found.message == "the batches have 0 tokens a row, by the check 9"
+
+
+@pytest.mark.parametrize(("rows", "speaks"), [(31, False), (32, True)])
+def test_an_end_token_is_missed_from_32_rows_on(rows, speaks):
+    data = {"rows": rows, "tokens": 100, "supervised": 50, "rows_with_end": 0, "rows_unsupervised": 0}
+    found = said("DAT307", run(FALL, data=data))
+    if speaks:
+        assert found.message == "none of 32 rows in the batches has a supervised end token of the model"
+    else:
+        assert found == "31 rows were seen; it needs 32"
+
+
+def test_an_audit_of_no_module_or_of_no_parameter_measured_nothing():
+    assert no_weights({"n_layers": 0})
+    assert no_weights({"n_layers": 3, "total_lora_params": 0})
+    assert not no_weights({"n_layers": 3, "total_lora_params": 5})
+    assert not no_weights({})
+
+
+@pytest.mark.parametrize(
+    ("rows", "held_out", "lacks"),
+    [
+        (19, (), "19 training rows with a loss and no evaluation"),
+        (19, (2.0,), "19 training rows with a loss"),
+        (20, (), "no evaluation"),
+        (20, (2.0,), None),
+    ],
+)
+def test_a_sparse_log_names_what_it_lacks(rows, held_out, lacks):
+    found = said("GAP118", run(FALL[:rows], held_out=held_out))
+    assert (found and found.message) == (lacks and f"Sparse log: {lacks}; only large effects show in it.")
+
+
+def test_of_two_stretches_without_a_rate_the_longer_is_named():
+    rates = [0.0 if 10 <= row < 14 or 30 <= row < 35 else 2e-4 for row in range(60)]
+    found = said("LRS109", run(FALL, rates=rates))
+    assert found.values == {"rows": 5, "step": 31, "throughout": False}
+    assert found.message == "The learning rate is 0 in 5 rows from step 31 on: nothing is learnt there."
+
+
+@pytest.mark.parametrize(
+    ("losses", "fallen"),
+    [
+        ([2.0, 2.0, 1.69], [2]),
+        ([2.0, 2.0, 1.71], []),
+        ([-1.0, 1.0, -2.0], []),
+        ([-2.0, -2.0, -3.0], []),
+        ([1.0], []),
+        ([9.0, 2.0, 2.0, 2.0, 2.0, 2.0, 1.6], [6]),  # five rows before, and no sixth
+        ([1.0, 1.0, 1.0, 2.0, 2.0, 2.0, 1.6], [6]),
+    ],
+)
+def test_a_loss_falls_by_more_than_15_per_cent_of_the_five_rows_before_if_these_are_positive(losses, fallen):
+    assert _fallen(losses, [len(losses) - 1]) == fallen
+
+
+@pytest.mark.parametrize(
+    ("median", "says"),
+    [(1, "rank 2 of 16 in nine modules of ten, rank 1 in half of them:"), (2, "rank 2 of 16 in nine modules of ten:")],
+)
+def test_the_rank_of_half_of_the_modules_is_told_where_it_is_lower(median, says):
+    audit = {"suggested_r_global_median": median, "suggested_r_global_90": 2, "modules": [{"r": 16}]}
+    assert says in said("CMP213", run(FALL, audit=audit)).message
+
+
+@pytest.mark.parametrize(("losses", "noise"), [([1.0, 2.0, 1.0, 2.0, 1.0], 0.6053 * 2.0), ([1.0, 2.0, 1.0, 2.0], 0.0)])
+def test_five_evaluations_show_their_own_noise(losses, noise):
+    assert HeldOutCurve("eval", [], [1, 2, 3, 4, 5], losses).noise == pytest.approx(noise)
+
+
+def test_the_first_and_the_last_row_have_one_move():
+    assert _stood_still([0.0, *[1.0] * 8], {0, 1}, 1, 1, 1.0)
+    assert _stood_still([0.0, *[1.0] * 8], {0}, 0, 1, 1.0)
+    assert not _stood_still([*[1.0] * 8, 0.0], {0}, 0, 1, 1.0)
+    assert _stood_still([*[1.0] * 8, 0.0], {8}, 9, 1, 1.0)
+
+
+def test_of_two_stretches_of_vanished_norms_the_longer_is_named():
+    norms = [1e-6 if 10 <= row < 16 or 30 <= row < 37 else 1.0 for row in range(60)]
+    found = said("GRD108", run(FALL, norms=norms))
+    assert found.values == {"step": 31, "rows": 7, "early": 1.0}
+    assert found.message == (
+        "The gradient norm is under 0.001 x its early level from step 31 on in 7 rows while the learning rate is not 0."
+    )
+
+
+def test_an_evaluation_without_a_finite_loss_over_nothing_is_left_out():
+    events = [evaluation(step, loss) for step, loss in enumerate((1.0, "NaN", None, 0.0, -1.0, 0.5), 1)]
+    (curve,) = with_history(*events).curves
+    assert (curve.steps, curve.losses) == ([1, 6], [1.0, 0.5])
+
+
+@pytest.mark.parametrize(
+    ("rank", "error"),
+    [(4, 0.0), (5, 0.0), (3, 0.1), (2, math.sqrt(0.05)), (1, math.sqrt(0.1)), (0, 1.0)],
+)
+def test_the_error_of_a_cut_is_bounded_by_the_energy_that_a_rank_is_known_to_hold(rank, error):
+    """A module of rank 4 that holds 90, 95 and 99 % in 1, 2 and 3."""
+    ranks = {"energy_rank_90": 1, "energy_rank_95": 2, "energy_rank_99": 3}
+    assert error_bound([{"r": 4, "frobenius_norm": 2.0, **ranks}], rank) == pytest.approx(error)
+    assert error_bound([{"r": 4, "frobenius_norm": 2.0}], rank) == pytest.approx(math.sqrt(max(0.0, 1 - rank / 4)))
+
+
+def test_the_error_of_a_cut_is_of_the_whole_update():
+    modules = [{"r": 4, "frobenius_norm": 3.0}, {"r": 2, "frobenius_norm": 4.0}]
+    assert error_bound(modules, 2) == pytest.approx(math.sqrt(9 * 0.5 / 25))
+    assert error_bound([*modules, {"r": 0, "frobenius_norm": 1.0}], 2) is None
+    assert error_bound([*modules, {"r": 4}], 2) is None
+    assert error_bound([{"r": 4, "frobenius_norm": 0.0}], 2) is None
+
+
+@pytest.mark.parametrize(
+    ("value", "rank"), [(0, 0), (3, 3), (3.0, 3), (-1, None), (2.5, None), ("NaN", None), (None, None), ([3], None)]
+)
+def test_a_rank_is_a_whole_number_from_0(value, rank):
+    assert _rank({"r": value}, "r") == rank
+
+
+@pytest.mark.parametrize(
+    ("norms", "place"),
+    [
+        ([*[1.0] * 20, *[10.0] * 20], None),
+        ([*[1.0] * 20, *[10.1] * 20], 20),
+        ([*[1.0] * 5, *[100.0] * 5], 5),  # five points make a level
+        ([*[1.0] * 4, *[100.0] * 6], 5),
+        ([*[1.0] * 10, *[100.0] * 90], 10),  # of a hundred, ten
+        ([*[1.0] * 20, 100.0, 100.0, 1.0, 100.0, 100.0, 100.0], 23),
+        ([*[0.0] * 20, *[1.0] * 20], None),
+    ],
+)
+def test_a_norm_grows_where_three_points_running_are_over_ten_times_the_median_before(norms, place):
+    assert _grown(norms, 3) == place

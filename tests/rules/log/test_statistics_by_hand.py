@@ -1,0 +1,76 @@
+"""The statistics of few values, and of very many, on numbers that can be worked out on paper."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from gradience.rules.log.statistics import (
+    Bar,
+    bounded,
+    curve_of,
+    excesses,
+    falls_with_logarithm,
+    mann_kendall,
+    noise,
+    trend_of,
+)
+
+
+def test_the_order_of_forty_values_is_counted_and_of_more_approached():
+    assert mann_kendall(range(40, 0, -1)) == 1 / math.factorial(40)
+    assert mann_kendall(range(41, 0, -1)) == pytest.approx(0.0, abs=1e-15)
+
+
+@pytest.mark.parametrize(("height", "found"), [(1.8125, []), (1.82, [30])])
+def test_what_stands_out_is_more_than_six_usual_changes_over_the_level(height, found):
+    """By turns 1 and 1.125: changes of an eighth about 1.0625, and six of them are 0.75."""
+    values = [1.0 + (row % 2) / 8 for row in range(60)]
+    values[30] = height
+    assert [place for place, _ in excesses(curve_of(values), Bar(6.0, 0.0625, logarithmic=False))] == found
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ([], 0.0),
+        ([1.0, 3.0], 0.0),
+        ([1.0, 3.0, 2.0], 0.5),  # half of what it moved where it turns
+        ([1.0, 2.0, 3.0], 0.0),
+        ([1.0, 1.0, 2.0], 0.0),
+        ([1.0, 2.0, 1.0, 2.0], 0.5117 * 2.0),
+        ([1.0, 2.0, 3.0, 4.0], 0.0),
+        ([0.0, 1.0, 0.0, 1.0, 0.0, 1.0, 9.0], 0.5117 * (4 * 2.0 + 7.0) / 5),  # five differences: their mean
+        ([0.0, 1.0, 0.0, 1.0, 0.0, 1.0, 0.0, 9.0], 0.6053 * 2.0),  # six: their median
+    ],
+)
+def test_the_noise_of_a_few_values(values, expected):
+    assert noise(values) == pytest.approx(expected)
+
+
+def test_small_values_are_put_at_the_least_whose_square_is_one():
+    assert bounded([1e-200, 1.0]) == [1e-100, 1.0]
+    assert bounded([-1e-200, 1.0]) == [-1e-100, 1.0]
+
+
+def test_rows_that_rise_as_often_as_they_fall_have_even_odds():
+    assert mann_kendall([*range(21), *range(19, -1, -1)]) == 0.5
+
+
+def test_spikes_of_a_long_series_are_found_once_each_also_behind_a_step_down():
+    """Blocks of 64 rows: one ends at 10, the next is at 1."""
+    values = [10.0] * 64_000 + [1.0] * 67_072
+    for row in (64_060, 100_000, 120_000):
+        values[row] = 2.0
+    found = excesses(curve_of(values), Bar(6.0, 0.05, logarithmic=False))
+    assert found == [(64_060, pytest.approx(20.0)), (100_000, pytest.approx(20.0)), (120_000, pytest.approx(20.0))]
+    by_logarithm = excesses(curve_of(values), Bar(6.0, 0.05, logarithmic=True))
+    assert [row for row, _ in by_logarithm] == [64_060, 100_000, 120_000]
+
+
+def test_a_fall_along_the_logarithm_is_looked_for_from_nine_rows_on():
+    values = [4.0, 2.0, 1.5, 1.2, 1.3, 1.1, 1.15, 1.05, 1.0]
+    straight, curved = mann_kendall(values), falls_with_logarithm(values)
+    assert trend_of(values).p == 2 * min(straight, curved)
+    assert trend_of(values[:8]).p == mann_kendall(values[:8])

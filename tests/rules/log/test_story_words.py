@@ -1,0 +1,306 @@
+"""The clauses of a story, word for word: what each finding becomes, how a run ended, and what is done about it."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from log_runs import FALL, FLAT, NAN, _skipped, evaluation, line, run, said, with_history
+
+from gradience.rules.log import DETECTORS, detect
+from gradience.rules.log.facts import RunFacts
+from gradience.rules.log.recorded import _count, _real, audited_rank
+from gradience.rules.log.story import _PHRASES, _end, _held_out, _n, _phrase
+from gradience.schema import ConfigSnapshot, LoraSnapshot
+from gradience.schema.findings import Finding
+from gradience.telemetry.series import LogRecord
+
+OVERFIT = {"best_step": 43, "split": "test", "rise": 0.125, "best_loss": 1.23456}
+PHRASES: list[tuple[str, dict[str, Any], str]] = [
+    ("DAT301", {"rows": 4, "of": 4}, "no token is supervised"),
+    ("DAT301", {"rows": 3, "of": 4}, "It is so"),
+    ("NUM101", {"first": "loss at step 3", "rows": 2}, "not finite: loss at step 3, 2 training rows"),
+    ("NUM101", {"first": "eval loss at step 3", "rows": 0}, "not finite: eval loss at step 3"),
+    ("NUM102", {"no_labels": True, "first_step": 1}, "loss is 0 throughout: no label counts"),
+    ("NUM102", {"first_step": 5}, "loss is probably NaN-masked from step 5"),
+    (
+        "DIV104",
+        {"lowest": 1.23456, "lowest_step": 7, "peak_rate": 0.01},
+        "diverged: lowest loss 1.235 around step 7, at a learning rate of 0.01",
+    ),
+    ("DIV104", {"lowest": 1.25, "lowest_step": 7, "peak_rate": 0.00999}, "diverged: lowest loss 1.25 around step 7"),
+    ("DIV104", {"lowest": 1.25, "lowest_step": 7, "peak_rate": None}, "diverged: lowest loss 1.25 around step 7"),
+    (
+        "SCL129",
+        {"factor": 8.04},
+        "training loss is 8.0 times the held-out loss: summed over accumulation steps",
+    ),
+    ("SCL129", {"first": 12.6}, "loss starts at 12.6, above ln of any vocabulary"),
+    ("PRF130", {"margin": 141.23}, "preferences saturated: margin 141, nothing is left to learn"),
+    (
+        "OVF110",
+        {**OVERFIT, "checkpoint_step": 50},
+        "overfits from step 43 (test loss +12.5% since); best checkpoint 50",
+    ),
+    (
+        "OVF110",
+        {**OVERFIT, "checkpoint_step": None},
+        "overfits from step 43 (test loss +12.5% since); best test loss 1.235 there",
+    ),
+    ("NOL106", {}, "the loss does not fall"),
+    ("PLT105", {"from_step": 40}, "flat from step 40"),
+    ("REP128", {"epochs": 19.6}, "the same data 20 times, no held-out signal"),
+    ("MEM127", {}, "steps down with each epoch"),
+    ("LEK132", {}, "held-out loss is as low as training loss"),
+    ("UND126", {"split": "test"}, "test loss still falls at the end"),
+    ("DIV103", {"step": 9}, "loss spike at step 9"),
+    ("GRD107", {"step": 9}, "gradient norm jumps at step 9"),
+    ("GRD107", {"share": 0.95}, "It is so"),
+    ("GRD108", {"step": 9}, "no gradient from step 9"),
+    ("GAP111", {"ratio": 1.678}, "perplexity gap 1.68x"),
+    ("GAP111", {"ratio": "Infinity"}, "perplexity gap Infinityx"),
+    ("CHN112", {"accuracy": 0.5}, "held-out accuracy at chance"),
+    ("CHN112", {"loss": 0.69}, "held-out loss at chance"),
+    ("NUM131", {"rows": 1}, "1 step skipped by fp16 scaling"),
+    ("NUM131", {"rows": 2}, "2 steps skipped by fp16 scaling"),
+    ("PRF119", {"how": "not told apart"}, "chosen and rejected are not told apart"),
+    ("RWD122", {"best": 1.23456, "best_step": 30}, "the reward fell from 1.235 around step 30"),
+    ("RWD122", {"first": 1.0, "last": 1.0}, "It is so"),
+    ("ZVR123", {"share": 0.954}, "95% of the groups have equal rewards late on"),
+    ("KLD124", {"late": 1.2345}, "KL 1.23 nats a token from the reference"),
+    ("CLP125", {"share": 0.6, "zero_groups": 0.29}, "60% of the completions are cut off"),
+    ("CLP125", {"share": 0.6}, "60% of the completions are cut off"),
+    (
+        "CLP125",
+        {"share": 0.6, "zero_groups": 0.3},
+        "60% of the completions are cut off, 30% of the groups teach nothing",
+    ),
+    ("RES116", {}, "the steps run again after the resume had other losses"),
+    ("TRN115", {"lines": 3}, "3 lines of the log are lost"),
+    ("TRN115", {"missing": 4}, "4 lines of the log are lost"),
+    ("DUP117", {}, "rows repeat or go back"),
+    ("LRS109", {}, "It is so"),  # of no phrase its own message, up to a colon
+]
+
+
+@pytest.mark.parametrize(("rule", "values", "says"), PHRASES)
+def test_a_finding_becomes_this_clause(rule, values, says):
+    finding = Finding(id=rule, severity="warning", message="It is so: with numbers.", values=values)
+    assert _phrase(finding) == says
+
+
+def test_every_phrase_is_in_the_table():
+    assert {rule for rule, *_ in PHRASES} >= set(_PHRASES)
+
+
+@pytest.mark.parametrize(
+    ("status", "reason", "planned", "last", "says"),
+    [
+        ("ok", None, 100, 60, []),
+        ("no_run_end", None, 100, 60, ["the log stops at step 60 of 100 without run_end"]),
+        ("no_run_end", None, None, None, ["the log stops without run_end"]),
+        ("unknown", None, None, 60, ["how it ended is unknown at step 60"]),
+        ("error", "ValueError", None, 60, ["error at step 60: ValueError"]),
+        ("interrupted", None, None, 0, ["interrupted at step 0"]),
+    ],
+)
+def test_how_the_run_ended_is_told(status, reason, planned, last, says):
+    facts = run(FALL, training={"max_steps": planned} if planned else {})
+    facts = replace(facts, status=status, status_reason=reason, last_step=last)
+    assert [part.says for part in _end(facts, {})] == says
+    assert [part.finding for part in _end(facts, {"END114": None})] == ["END114"] * len(says)
+
+
+@pytest.mark.parametrize(
+    ("found", "says"),
+    [
+        ((), ["eval loss 1.2, its best", "eval accuracy 75.0%"]),
+        (("UND126",), ["eval loss 1.2", "eval accuracy 75.0%"]),
+        (("OVF110",), ["eval accuracy 75.0%"]),
+        (("CHN112",), ["eval loss 1.2, its best"]),
+    ],
+)
+def test_held_out_data_are_told_unless_a_finding_does(found, says):
+    facts = run(FALL, held_out=[1.4, 1.2], accuracy=0.75)
+    assert [part.says for part in _held_out(facts, dict.fromkeys(found))] == says
+
+
+@pytest.mark.parametrize(
+    ("found", "says"), [((), ["no held-out signal"]), (("REP128",), []), (("OVF110",), ["no held-out signal"])]
+)
+def test_nothing_held_out_is_told_once(found, says):
+    assert [part.says for part in _held_out(run(FALL), dict.fromkeys(found))] == says
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"), [(None, "-"), (1.23456, "1.235"), ("NaN", "NaN"), (math.inf, "Infinity"), (0.0, "0")]
+)
+def test_a_number_of_a_story_has_four_digits(value, shown):
+    assert _n(value) == shown
+
+
+# --- what is to be done ------------------------------------------------------------------------------------------
+
+
+def resumed(loss: float) -> RunFacts:
+    replaced = [(step, 1.0) for step in (11, 12, 13)]
+    return replace(run([loss] * 20), record=LogRecord(resumed_from=[10], replaced=replaced))
+
+
+def guarded(action: str) -> RunFacts:
+    event: Any = SimpleNamespace(step=5, metrics={"action": action, "reason": "why", "to_step": 4})
+    return replace(run(FALL), guarded=[event])
+
+
+HALF = [row for row in range(40) if row % 4 < 2]
+OWN = {rule.id: rule.action for rule in DETECTORS}
+ACTIONS = [
+    ("RES116", resumed(1.0), OWN["RES116"]),
+    ("RES116", resumed(2.0), "Check that the data order and the optimizer's state were restored with the weights."),
+    ("DUP117", replace(run(FALL), record=LogRecord(duplicates=1)), OWN["DUP117"]),
+    (
+        "DUP117",
+        with_history(evaluation(5, 1.0), evaluation(5, 1.0)),
+        "Nothing to do: a second evaluate() at the end does that; the later one counts.",
+    ),
+    ("NUM131", _skipped([5], [5]), OWN["NUM131"]),
+    (
+        "NUM131",
+        _skipped([*HALF, 2], [*HALF, 2]),
+        "Half of the steps train nothing: train in bf16, or lower the learning rate.",
+    ),
+    ("GUA150", guarded("rollback"), OWN["GUA150"]),
+    (
+        "GUA150",
+        guarded("stop"),
+        "The NaN came back whatever the guard did: look at the data and the learning rate before another run.",
+    ),
+]
+
+
+@pytest.mark.parametrize(("rule", "facts", "action"), ACTIONS, ids=[f"{case[0]}-{case[2][:20]}" for case in ACTIONS])
+def test_a_case_has_an_action_of_its_own_or_its_rule_s(rule, facts, action):
+    assert said(rule, facts).action == action
+
+
+# --- why it is not judged ----------------------------------------------------------------------------------------
+
+FED = {"rows": 64, "tokens": 100, "supervised": 50, "rows_unsupervised": 0, "rows_with_end": 0}
+RISING = [1e-4 * row for row in range(1, 41)]
+
+
+@pytest.mark.parametrize(
+    ("rule", "facts", "reason"),
+    [
+        ("PLT105", run(FLAT[:40], rates=RISING), "the learning rate had not reached its peak yet"),
+        ("PLT105", run(FALL[:7]), "no bound on the slope of 7 rows; 8 have one"),
+        ("DAT301", run(FALL, data={**FED, "supervised": None}), "the batches hold no labels of tokens"),
+        ("DAT303", run(FALL, data={**FED, "supervised": None}), "the batches hold no labels of tokens"),
+        (
+            "DAT307",
+            run(FALL, data={**FED, "rows_with_end": None}),
+            "the model's configuration names no end token",
+        ),
+        (
+            "OVF110",
+            with_history(*(evaluation(step, x) for step, x in ((1, 1.0), (2, 2.0), (3, 3.0))), losses=[NAN] * 3),
+            "no training loss was recorded: overfitting cannot be told from divergence",
+        ),
+        (
+            "OVF110",
+            with_history(*(evaluation(step, x) for step, x in ((100, 1.0), (200, 2.0), (300, 3.0)))),
+            "too few training rows around the best evaluation",
+        ),
+    ],
+)
+def test_what_cannot_be_judged_says_why(rule, facts, reason):
+    assert said(rule, facts) == reason
+
+
+def test_where_no_token_is_supervised_the_rules_on_loss_are_listed_once_and_those_on_the_record_judged():
+    verdict = detect(run([0.0] * 40, data={**FED, "supervised": 0, "rows_unsupervised": 64}))
+    listed = [item.id for item in verdict.not_run]
+    assert len(listed) == len(set(listed))
+    assert {"NUM102", "DIV104", "GRD107", "OVF110"} <= set(listed)
+    assert {"END114", "TRN115", "DUP117", "GAP118"}.isdisjoint(listed)
+
+
+@pytest.mark.parametrize(
+    ("low", "classes", "bound"), [(-1, None, "0 and more"), (-1, 3, "0 to 2"), (0, 3, None), (0, None, None)]
+)
+def test_labels_outside_the_classes_are_named_with_the_bound(low, classes, bound):
+    found = said("DAT316", run(FALL, data={**FED, "label_min": low, "label_max": 2, "num_labels": classes}))
+    expected = bound and f"labels in the batches run from {low} to 2, the model takes {bound}"
+    assert (found and found.message) == expected
+
+
+@pytest.mark.parametrize(
+    ("modules", "config", "rank"),
+    [
+        ([{"r": 16}, {}], {}, 16),
+        ([{"r": 16}, {"r": 8}], {"r": 8}, None),
+        ([], {"r": 8}, 8),
+        ([{}], {"r": 8}, 8),
+        ([], {"r": 8, "rank_pattern": {"q": 4}}, None),
+        ([], {}, None),
+    ],
+)
+def test_the_rank_of_an_audited_adapter_is_that_of_all_its_modules(modules, config, rank):
+    facts = replace(run(FALL, audit={"modules": modules}), config=ConfigSnapshot(lora=LoraSnapshot(**config)))
+    assert audited_rank(facts) == rank
+
+
+@pytest.mark.parametrize(
+    ("value", "count"), [(3, 3), (0, 0), (-1, None), (True, None), (2.0, None), ("3", None), (None, None)]
+)
+def test_a_count_of_the_batches_is_a_whole_number_from_0(value, count):
+    assert _count(run(FALL, data={"rows": value}), "rows") == count
+
+
+@pytest.mark.parametrize(("value", "number"), [(2.5, 2.5), ("NaN", None), ("Infinity", None), (None, None)])
+def test_a_number_of_an_audit_is_finite(value, number):
+    assert _real({"x": value}, "x") == number
+
+
+# --- rows that are not finite ------------------------------------------------------------------------------------
+
+
+def test_losses_that_are_not_finite_are_no_level_before_a_zero():
+    before = [*[2.0] * 12, *[0.04] * 3, *[math.inf] * 5]
+    found = said("NUM102", run([*before, 0.0, 0.0], norms=[1.0] * 20 + [NAN] * 2))
+    assert (found.severity, found.values["loss_before"]) == ("info", 0.04)
+
+
+@pytest.mark.parametrize(
+    ("early", "there", "severity"),
+    [
+        ([2.0, NAN, 2.0, NAN, NAN, 2.0], [0.001] * 6, "info"),
+        ([2.0] * 6, [0.001, NAN, NAN, NAN, 0.001, 0.001], "info"),
+        ([2.0, NAN, 2.0, NAN, NAN, 2.0], [1.0] * 6, "warning"),
+    ],
+)
+def test_losses_that_are_not_finite_do_not_decide_whether_it_is_fitted(early, there, severity):
+    losses = [*early, *line(24, 2.0, 1.0), *there, *[1.0] * 24]
+    norms = [1e-6 if 30 <= row < 36 else 1.0 for row in range(60)]
+    assert said("GRD108", run(losses, norms=norms)).severity == severity
+
+
+def test_evaluations_without_a_step_do_not_repeat_each_other():
+    events = [replace_step(evaluation(1, 1.0)), replace_step(evaluation(1, 1.0)), evaluation(2, 1.0)]
+    assert said("DUP117", with_history(*events)) is None
+
+
+def replace_step(event: Any) -> Any:
+    return type(event)(**{name: getattr(event, name) for name in event.__struct_fields__} | {"step": None})
+
+
+@pytest.mark.parametrize(
+    ("dtype", "bad", "found"), [("float16", (30, 40), False), ("float16", (30,), True), ("bfloat16", (30, 40), True)]
+)
+def test_several_single_steps_under_fp16_are_skipped_ones_and_hide_no_nan(dtype, bad, found):
+    losses = [1.0 if row in bad else 2.0 for row in range(60)]
+    norms = [math.inf if row in bad else 1.0 for row in range(60)]
+    assert (said("NUM102", run(losses, norms=norms, training={"dtype": dtype})) is not None) is found
