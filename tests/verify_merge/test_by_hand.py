@@ -404,9 +404,7 @@ def test_a_replicated_layer_has_a_name_in_either_model(replicated, expert, base_
     ],
 )
 @pytest.mark.parametrize("factor", [1.0, -1.0])
-def test_what_is_left_and_what_a_coefficient_is_off_by_may_be_the_bound(
-    left, off, precision, factor, monkeypatch
-):
+def test_what_is_left_and_what_a_coefficient_is_off_by_may_be_the_bound(left, off, precision, factor, monkeypatch):
     """Of rank 1 the bound in float32 is 9 u; a subtracted update has the same."""
     monkeypatch.setattr(judge, "excess", lambda *_: left)
     made = case(np.zeros((1, 1), np.float32), np.zeros((1, 1), np.float32))
