@@ -466,3 +466,22 @@ def test_layers_are_replicated_a_hundred_thousand_times_at_most(ranges, said, tm
     with pytest.raises(AdapterError) as error:
         open_adapter(folder)
     assert str(error.value) == said
+
+
+def test_a_weights_file_of_another_name_is_asked_for(tmp_path):
+    (tmp_path / "a").mkdir()
+    with pytest.raises(AdapterError) as error:
+        open_adapter(tmp_path / "a")
+    advice = "expected adapter_model.safetensors; give another with --weights FILE"
+    assert (str(error.value), error.value.advice) == (
+        f"no adapter weights in {tmp_path / 'a'} (it holds nothing)",
+        advice,
+    )
+    for name in ("x.safetensors", "y.safetensors"):
+        (tmp_path / "a" / name).write_text("")
+    with pytest.raises(AdapterError) as error:
+        open_adapter(tmp_path / "a")
+    assert str(error.value) == (
+        f"2 weights files, none named as PEFT does, in {tmp_path / 'a'} (x.safetensors, y.safetensors)"
+    )
+    assert error.value.advice == advice
