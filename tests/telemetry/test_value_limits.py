@@ -393,3 +393,8 @@ def test_a_whole_number_of_another_type_has_4096_bits_too():
     assert number(Count(2**4096 - 1), "x") == 2**4096 - 1
     assert type(number(Count(3), "x")) is int
     assert refusal(lambda: number(Count(2**4096), "x")).startswith("`x`: expected a number, got ")
+
+
+def test_a_set_is_in_the_order_of_its_texts():
+    assert plain(set("hgfedcba"), "x") == plain(frozenset("ahbgcfde"), "x") == list("abcdefgh")
+    assert plain({10, 9, 100}, "x") == [10, 100, 9]
