@@ -359,7 +359,7 @@ def test_further_values_of_one_recommendation_of_two_stand_beside_its_own_keys()
         {"severity": "info", "message": "m", "action": "a"},
         {"severity": "info", "message": "m", "action": "b", "x": 1},
     ]
-    line = json.dumps({**HEAD, "event": "recommendation", "step": None, "recommendations": items}).encode()
+    line = json.dumps({**HEAD, "event": "recommendation", "step": 1, "recommendations": items}).encode()
     assert [item.get("x") for item in json.loads(encode(decode(line)))["recommendations"]] == [None, 1]
     assert "extras" not in encode(decode(line)).decode()
 
