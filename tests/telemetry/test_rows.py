@@ -147,3 +147,10 @@ def test_a_logged_value_has_eight_levels_and_below_them_a_count():
         nested = [nested]
     assert described(nested) == nested
     assert described([nested]) == [[[[[[[["<2 values>"]]]]]]]]
+
+
+@pytest.mark.parametrize("word", ["eval", "val", "valid", "validation", "test", "dev", "predict"])
+@pytest.mark.parametrize("metric", ["loss", "accuracy", "acc", "ppl", "perplexity", "runtime"])
+def test_these_words_begin_what_is_measured_on_held_out_data(word, metric):
+    assert split_row({f"{word}_{metric}": 1.0, "loss": 2.0}) == ({"loss": 2.0}, {word: {metric: 1.0}}, {})
+    assert split_row({f"x{word}_{metric}": 1.0, "loss": 2.0}).evals == {}

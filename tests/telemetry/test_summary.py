@@ -222,3 +222,8 @@ def test_a_further_value_that_is_never_a_number_has_no_column(log: Path) -> None
         run = TelemetryReader(log).summarize(["reward"]).last
         assert run is not None
         assert (len(run.steps), run.columns) == (count, {})
+
+
+def test_a_run_shows_itself_without_what_it_keeps_for_the_next_line() -> None:
+    assert "_next_seq" not in repr(RunSeries("r"))
+    assert "_session" not in repr(RunSeries("r"))

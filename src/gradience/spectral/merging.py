@@ -10,7 +10,8 @@ from typing import Any, Final, NamedTuple, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from gradience.spectral.grams import Floats, Matrix
+from gradience.spectral.grams import Floats
+from gradience.spectral.sums import Part
 
 Singles: TypeAlias = npt.NDArray[np.float32]
 
@@ -68,8 +69,6 @@ def _sum(updates: Iterable[Singles]) -> Singles:
         raise ValueError("nothing to merge")
     return total
 
-
-Part: TypeAlias = tuple[Matrix, Matrix, float]
 
 _SINGLE: Final = 1e37  # entries up to it are added up in float32, whose range is 3e38
 _CHUNK: Final = 1 << 18  # entries of each update at a time: three of them stay in the cache

@@ -26,6 +26,7 @@ from gradience.schema.scalars import Json
 from gradience.spectral.grams import Floats, Grams, inner_size, narrowed, padded
 from gradience.spectral.subspace import (
     PairGeometry,
+    Places,
     Stacked,
     chance_overlap,
     chance_overlap_sd,
@@ -216,7 +217,6 @@ def raw_config(path: Path) -> dict[str, Any]:
         raise AdapterError(f"{path} is not an adapter config: {error}", advice="give the right file") from error
 
 
-Places: TypeAlias = tuple[int, int]
 Take: TypeAlias = Callable[[Places, Module, Module, PairGeometry], object]
 
 _HELD: Final = 1 << 21  # numbers of Gram matrices that wait for their spectra (16 MiB)

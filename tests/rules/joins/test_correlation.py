@@ -203,3 +203,12 @@ def test_joins_without_their_sources_are_listed_with_what_they_lack():
     assert all(item.reason for item in items)
     assert JOIN["NUM301"].missing(frozenset({"log"})) is None  # a message for the log alone
     assert JOIN["UTL313"].missing(frozenset({"log"})) == "needs weights"
+
+
+@pytest.mark.parametrize(("first", "then", "action"), [(None, "Keep it.", "Keep it."), ("Stop.", "Keep it.", "Stop.")])
+def test_the_action_of_a_cause_is_the_first_that_one_of_its_pieces_has(first, then, action):
+    found = Finding(id="OVF110", severity="warning", message="x")
+    overfit = Symptom("log", "OVF110", Observation("x", {"best_step": 7}, action=first), found, frozenset(["warning"]))
+    kept = Symptom("disk", "best_checkpoint", Observation("y", {"checkpoint": "c"}, action=then))
+    (cause,) = correlate(JOINS, [overfit, kept], frozenset()).causes
+    assert cause.action == action

@@ -7,15 +7,14 @@ from collections.abc import Callable
 from typing import Any, Final, Literal, NamedTuple, TypeAlias
 
 import numpy as np
-import numpy.typing as npt
 
 from gradience.adapters.layout import LARGEST_ENTRY, Array, LoadFactors, Module, within_range
 from gradience.errors import AdapterError
 from gradience.io.spool import Spool
+from gradience.spectral.grams import Floats
 from gradience.spectral.update import LowRank, Part, decomposed, leading_part, part_with_energy, rank_for_energy
 
 Method: TypeAlias = Literal["copied", "factors", "truncated", "dense"]
-Floats: TypeAlias = npt.NDArray[np.float64]
 
 _FULL_RANK: Final = {"dora": "DoRA", "hira": "HiRA", "miss": "MiSS (bat)"}
 _BLOCK: Final = 4096  # rows of a factor that are cast to float64 at a time

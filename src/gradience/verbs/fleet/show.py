@@ -17,11 +17,10 @@ from functools import cache
 from itertools import combinations
 from pathlib import Path
 from statistics import fmean
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import msgspec
 import numpy as np
-import numpy.typing as npt
 
 from gradience.adapters.layout import Adapter
 from gradience.adapters.open import open_adapter
@@ -43,6 +42,7 @@ from gradience.schema.fleet import (
     Similar,
     Wasteful,
 )
+from gradience.spectral.grams import Floats
 from gradience.verbs.fleet.query import existing, opened
 from gradience.verbs.fleet.rows import number_column
 
@@ -60,7 +60,6 @@ _BYTES: Final = 2  # of a number: servers hold adapters in 16 bits
 _MOST_BUCKETS: Final = 3
 MEASURES: Final = ("stable_rank", "utilization", "energy_rank_90", "udr", "relative_frobenius")
 FEW: Final = 20  # adapters under which a percentile moves by 5 or more with each; a judgement
-Floats: TypeAlias = npt.NDArray[np.float64]
 
 BANDS: Final = 12
 BITS: Final = 10  # signs of a band; 12 x 10 of the sketch's 128

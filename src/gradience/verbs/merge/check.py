@@ -10,11 +10,10 @@ import math
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import combinations
-from typing import Final, NamedTuple, TypeAlias
+from typing import Final, NamedTuple
 
 import msgspec
 import numpy as np
-import numpy.typing as npt
 
 from gradience.adapters.layout import Module
 from gradience.adapters.names import layer_index
@@ -33,8 +32,9 @@ from gradience.schema.merge import (
     MergeCheckReport,
     SignConflict,
 )
+from gradience.spectral.grams import Floats
 from gradience.spectral.merging import Signs, pooled_signs, signs_of
-from gradience.spectral.subspace import PairGeometry
+from gradience.spectral.subspace import PairGeometry, Places
 from gradience.verbs.merge.config import heads_of, weights_of
 from gradience.verbs.merge.pairs import obstacles_between, obstacles_of
 from gradience.verbs.sides import (
@@ -50,8 +50,6 @@ from gradience.verbs.sides import (
 )
 
 _SAMPLE: Final = 1 << 19  # entries of each update that are read of a module, unless all are
-Floats: TypeAlias = npt.NDArray[np.float64]
-Places: TypeAlias = tuple[int, int]
 
 
 def merge_check(

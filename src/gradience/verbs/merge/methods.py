@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Final, NamedTuple, TypeAlias
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +19,7 @@ from gradience.schema.merge import MergeMethod
 from gradience.spectral.merging import Singles, dropped, elected_mean, mask_generator, trimmed
 from gradience.spectral.sums import (
     Pair,
+    Part,
     balanced_sum,
     balancing,
     gram_norm,
@@ -75,7 +76,6 @@ def difference(target: npt.NDArray[np.float64], rounded: NewFactors) -> float:
 
 DENSE: Final = frozenset({"ties", "dare_linear", "dare_ties"})
 
-Part: TypeAlias = tuple[Array, Array, float]
 Row = Sequence[Module | None]
 
 

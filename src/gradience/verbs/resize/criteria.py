@@ -14,8 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gradience.schema.writing import Criterion
-
-Floats = npt.NDArray[np.float64]
+from gradience.spectral.grams import Floats
 
 
 class Target(NamedTuple):

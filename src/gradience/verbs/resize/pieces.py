@@ -17,18 +17,16 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
 
 import numpy as np
-import numpy.typing as npt
 
 from gradience.models.inputs import Batch, Example, batches
 from gradience.models.load import FIRST, LoadedModel
+from gradience.spectral.grams import Floats
 
 if TYPE_CHECKING:
     import torch
 
     from gradience.models.outputs import Divergence, Reference, Scored
 
-
-Floats = npt.NDArray[np.float64]
 
 FLOOR: Final = 1e-9
 """Of the largest eigenvalue: smaller ones are raised to it, so that roots can be inverted and nothing is left out."""
