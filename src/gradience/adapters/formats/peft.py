@@ -142,7 +142,7 @@ def _build(assembly: Assembly, ctx: Context, kind: str, groups: Sequence[Group])
         for group, found in zip(groups, vera_modules(ctx, list(groups)), strict=True):
             assembly.add(group, found)
         return
-    nests = parameter_nests(ctx, (group.module for group in groups)) if kind == "LORA" else {}
+    nests = parameter_nests(ctx, dict.fromkeys(group.module for group in groups)) if kind == "LORA" else {}
     nested = {module for modules in nests.values() for module in modules}
     by_module: dict[str, list[Group]] = {}
     for group in groups:
