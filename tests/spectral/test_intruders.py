@@ -7,7 +7,7 @@ import pytest
 
 from gradience.spectral import intruders
 from gradience.spectral.intruders import Overlaps, count_below, overlaps
-from gradience.spectral.krylov import Operator
+from gradience.spectral.krylov import Operator, Triplets
 
 M, N, R, K = 240, 200, 6, 6
 EPS = (0.3, 0.5, 0.7)
@@ -174,3 +174,25 @@ def test_a_vector_under_the_threshold_is_an_intruder_and_open_where_its_bound_is
     lower, upper = np.array([0.5, 0.49, 0.3, 0.2]), np.array([0.6, 0.5, 0.49, 0.2])
     found = Overlaps(lower, upper, exact=False, converged=True, left=np.eye(4))
     assert [count_below(found, eps) for eps in (0.5, 0.2, 0.51)] == [(3, 1), (0, 0), (4, 1)]
+
+
+@pytest.mark.parametrize(("decided_at", "looks"), [(3, [3]), (4, [3, 4]), (99, [3, 4, 5, 6])])
+def test_bounds_are_looked_at_until_they_decide_or_the_basis_is_full(decided_at, looks, monkeypatch):
+    """At 3 steps, then a third more each time, up to as many as leave the basis within the matrix."""
+    seen = []
+
+    def at(basis, _k, thresholds):
+        seen.append(basis.steps)
+        assert thresholds == [pytest.approx((0.5 - 1e-4) ** 2)]
+        upper = 0.25 if basis.steps < decided_at else 0.2
+        return intruders.Atoms(np.array([0.16]), np.array([upper]))
+
+    monkeypatch.setattr(intruders, "atoms", at)
+    base = Operator.of(np.random.default_rng(0).standard_normal((30, 40)).astype(np.float32))
+    one = np.eye(30, 4, dtype=np.float32)
+    top = Triplets(np.ones(1), one[:, :1], np.zeros(1), 1, converged=True, exact=False, guard=one[:, 1:])
+    found = intruders._bounded(base, top, [0.5])
+    assert seen == looks
+    assert found.lower[0] == pytest.approx(0.4 - 1e-4)
+    assert found.upper[0] == pytest.approx((0.5 if decided_at > 6 else np.sqrt(0.2)) + 1e-4)
+    assert (found.exact, found.converged) == (False, True)
