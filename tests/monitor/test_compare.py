@@ -11,7 +11,7 @@ from tempfile import TemporaryDirectory
 
 import jsonschema
 import pytest
-from hypothesis import given, strategies as st
+from hypothesis import example, given, strategies as st
 from logs import config, falling, record
 
 from gradience.cli.main import main
@@ -187,6 +187,7 @@ rows = st.lists(st.tuples(st.integers(0, 60), st.floats(0.1, 9.0)), min_size=1, 
 
 
 @given(rows)
+@example([(0, 1.0), (1, 2.0), (12, 5.0)])
 def test_the_aligned_loss_is_the_median_of_its_steps_in_whatever_order_they_were_logged(logged):
     with TemporaryDirectory() as name:
         path = Path(name) / "run.jsonl"
