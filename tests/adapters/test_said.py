@@ -466,3 +466,53 @@ def test_layers_are_replicated_a_hundred_thousand_times_at_most(ranges, said, tm
     with pytest.raises(AdapterError) as error:
         open_adapter(folder)
     assert str(error.value) == said
+
+
+def test_a_weights_file_of_another_name_is_asked_for(tmp_path):
+    (tmp_path / "a").mkdir()
+    with pytest.raises(AdapterError) as error:
+        open_adapter(tmp_path / "a")
+    advice = "expected adapter_model.safetensors; give another with --weights FILE"
+    assert (str(error.value), error.value.advice) == (
+        f"no adapter weights in {tmp_path / 'a'} (it holds nothing)",
+        advice,
+    )
+    for name in ("x.safetensors", "y.safetensors"):
+        (tmp_path / "a" / name).write_text("")
+    with pytest.raises(AdapterError) as error:
+        open_adapter(tmp_path / "a")
+    assert str(error.value) == (
+        f"2 weights files, none named as PEFT does, in {tmp_path / 'a'} (x.safetensors, y.safetensors)"
+    )
+    assert error.value.advice == advice
+
+
+def test_experts_of_rank_zero_are_shared_out_among_none(tmp_path):
+    shapes = {"x.experts.lora_A.weight": (4, 5), "x.experts.lora_B.weight": (6, 4)}
+    folder = saved(tmp_path / "a", shapes, target_parameters=["experts.w"], rank_pattern={"experts.w": 0})
+    _, found = open_adapter(folder)
+    said = "cannot be shared out among experts of rank 0, the rank that the config gives"
+    assert [item.reason for item in found.skipped] == [f"factors of shape [4, 5] and [6, 4] {said}"]
+
+
+def test_experts_of_several_adapters_are_told_apart_by_their_names(tmp_path):
+    shapes = {
+        f"x.experts.lora_{side}.{name}.weight": shape
+        for name in ("one", "two")
+        for side, shape in (("A", (4, 5)), ("B", (6, 4)))
+    }
+    _, found = open_adapter(saved(tmp_path / "a", shapes, target_parameters=["experts.w"]))
+    names = [f"x.experts.w:{name}[{e}]" for name in ("one", "two") for e in range(2)]
+    assert sorted(module.name for module in found.modules) == names
+    assert {module.adapter for module in found.modules} == {"one", "two"}
+
+
+def test_of_two_types_in_one_file_without_a_config_s_word_the_first_by_name_is_read(tmp_path):
+    halves = {f"v.hada_w{i}_{x}": (5, 2) if x == "a" else (2, 3) for i in (1, 2) for x in "ab"}
+    folder = saved(tmp_path / "a", lora("q") | halves)
+    config = json.loads((folder / "adapter_config.json").read_text())
+    del config["peft_type"]
+    (folder / "adapter_config.json").write_text(json.dumps(config))
+    _, found = open_adapter(folder)
+    assert [(module.name, module.kind) for module in found.modules] == [("v", "loha")]
+    assert [item.name for item in found.skipped] == ["q"]

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import msgspec
 import pytest
 
+from gradience.errors import RecorderError
 from gradience.schema.audit import AuditSummary, ModuleAudit
 from gradience.verbs import audit
 from gradience.verbs.audit import lora_audit_metrics
@@ -39,3 +40,15 @@ def test_a_byte_less_leaves_out_the_least_wasteful(monkeypatch, short_by, kept):
     payload = lora_audit_metrics(made)
     assert [row["name"] for row in payload["modules"]] == ["m2", "m0", "m1"][:kept]
     assert payload.get("modules_omitted") == (None if kept == 3 else 1)
+
+
+def test_a_log_without_a_run_takes_no_audit(tmp_path, monkeypatch):
+    log = tmp_path / "run.jsonl"
+    log.write_text("")
+    none = SimpleNamespace(summarize=lambda: SimpleNamespace(last=None))
+    monkeypatch.setattr("gradience.telemetry.reader.TelemetryReader", lambda _log: none)
+    with pytest.raises(RecorderError) as error:
+        audit.append_audit(log, report(0.5))
+    assert str(error.value) == f"{log} holds no run to append to"
+    assert error.value.advice == "give the run.jsonl of the run"
+    assert log.read_text() == ""

@@ -14,7 +14,7 @@ from safetensors.numpy import load_file, save_file
 
 from gradience import AdapterError, audit_adapter, audit_arrays
 from gradience.adapters.layout import Module
-from gradience.base.update import _target, survival_of
+from gradience.base.update import _target, survival_of, update_of
 from gradience.base.weights import Norms
 from gradience.schema.audit import ModuleAudit
 from gradience.spectral.base import MergeSums
@@ -290,3 +290,45 @@ def test_a_norm_that_did_not_converge_is_computed_again_the_next_time(converged,
         assert base.norms_cached == cached
     assert audit_adapter(folder, base=tmp_path / "base", norms_cache=False).base.norms_cached == 0
     assert audit_adapter(folder, base=tmp_path / "base").modules[0].base.converged is converged
+
+
+def test_an_update_that_only_the_base_tells_has_no_numbers_without_it(tmp_path):
+    folder = on_axes(tmp_path / "a", q=(4.0,), v=(2.0,))
+    tensors = load_file(folder / "adapter_model.safetensors")
+    tensors["base_model.model.v.lora_magnitude_vector"] = np.ones(11, np.float32)
+    tensors["base_model.model.w.lora_magnitude_vector"] = np.ones(11, np.float32)
+    tensors["base_model.model.w.lora_A.weight"] = np.full((8, 10), np.nan, np.float32)
+    tensors["base_model.model.w.lora_B.weight"] = np.ones((11, 8), np.float32)
+    save_file(tensors, folder / "adapter_model.safetensors")
+    q, v, w = audit_adapter(folder).modules
+    assert (q.state, v.state, w.state) == ("ok", "not_known", "non_finite")  # NaN is a fault whatever the update is
+    assert (v.spectral_norm, v.frobenius_norm, v.stable_rank) == (None, None, None)
+    how = "its update follows only with the base (--base)"
+    assert v.note == f"DoRA: s B A is rescaled by the magnitude: {how}"
+    assert (q.energy_share, v.energy_share) == (1.0, None)
+
+
+def test_factors_that_a_base_makes_infinite_are_no_spectrum():
+    b, a = np.ones((6, 2)), np.ones((2, 5))
+    one = module(factored=lambda _w: (b * np.inf, a))
+    found = update_of(one, np.ones((6, 5), np.float32))
+    assert found.sigma is not None
+    assert np.isnan(found.sigma).tolist() == [True]
+    whole = update_of(module(factored=lambda _w: (b, a)), np.ones((6, 5), np.float32))
+    assert whole.sigma is not None
+    assert whole.sigma[0] == pytest.approx(2.0 * math.sqrt(30))
+
+
+def test_the_weights_are_named_one_by_one_only_where_they_are_several(tmp_path):
+    folder = on_axes(tmp_path / "a", q=(4.0,), v=(2.0,))
+    whole = folder / "adapter_model.safetensors"
+    report = audit_adapter(folder)
+    assert (report.weights_path, report.weights_paths) == (str(whole), [])
+    tensors = load_file(whole)
+    whole.unlink()
+    shards = [folder / f"adapter_model-0000{n}-of-00002.safetensors" for n in (1, 2)]
+    for shard, name in zip(shards, "qv", strict=True):
+        save_file({key: x for key, x in tensors.items() if f".{name}." in key}, shard)
+    report = audit_adapter(folder)
+    assert (report.weights_path, report.weights_paths) == (str(shards[0]), [str(shard) for shard in shards])
+    assert [row.frobenius_norm for row in report.modules] == [4.0, 2.0]

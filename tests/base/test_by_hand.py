@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import numpy as np
 import pytest
 
-from gradience.base.coverage import Vocabulary, _memory_of, _numbers, _state, _stored_dtype, added_tokens, cover
+from gradience.base.coverage import (
+    Vocabulary,
+    _memory_of,
+    _numbers,
+    _state,
+    _stored_dtype,
+    added_tokens,
+    cover,
+    read_vocabulary,
+)
 from gradience.base.peft_emulation.architecture import Architecture
 from gradience.base.peft_emulation.layout import Site, build_layout, site_layer, sites_of
 from gradience.base.peft_emulation.targets import NotFollowedError
@@ -258,3 +268,17 @@ def test_what_is_no_weight_of_a_module_is_a_parameter_from_two_axes_on(shape, ki
     architecture = Architecture(model_type="llama", architectures=["XForCausalLM"])
     site = sites_of(architecture, {"model.scale": (shape, "F32")})["model.scale"]
     assert (site.kind, site.shape, site.entries) == (kind, shape, int(np.prod(shape)))
+
+
+def test_a_vocabulary_is_what_the_files_of_a_tokenizer_list(tmp_path):
+    assert read_vocabulary(tmp_path) is None
+    (tmp_path / "added_tokens.json").write_text('{"<a>": 7}')
+    assert read_vocabulary(tmp_path) == Vocabulary({"<a>": 7})
+    decoder = {"8": {"content": "<b>"}, "x": {"content": "<no number>"}}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"added_tokens_decoder": decoder}))
+    assert read_vocabulary(tmp_path) == Vocabulary({"<a>": 7, "<b>": 8})
+    whole = {"added_tokens": [{"id": 9, "content": "<a>"}], "model": {"vocab": {"x": 0, "y": 1}}}
+    (tmp_path / "tokenizer.json").write_text(json.dumps(whole))
+    assert read_vocabulary(tmp_path) == Vocabulary({"<a>": 9, "<b>": 8}, frozenset({"x", "y"}))
+    (tmp_path / "tokenizer.json").write_text('{"model": {"vocab": [["x", -1.0]]}}')  # a unigram model's
+    assert read_vocabulary(tmp_path) == Vocabulary({"<a>": 7, "<b>": 8})

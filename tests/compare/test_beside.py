@@ -282,3 +282,14 @@ def test_other_bases_are_noted_and_so_are_modules_that_need_theirs(bases, told):
     said = "the configs name different base models: the same numbers then mean different things"
     wanted = ["a: of a", "b: of b", "b: 2 modules need the base model, and are not compared"]
     assert _notes(sides) == [*wanted, *([said] if told else [])]
+
+
+def test_a_module_that_is_not_finite_in_one_has_no_numbers():
+    _, module = owns(whole=False)
+    none = np.zeros((0, 0))
+    nan = math.nan
+    found = PairGeometry(finite=False, norms=(nan, nan), inner=nan, distance=nan, left=none, right=none)
+    row = module_pair(module, module, found)
+    assert (row.state, row.shape, row.ranks, row.name) == ("non_finite", [4, 3], [2, 2], "m.q")
+    assert [row.frobenius_norms, row.norm_ratio, row.cosine, row.relative_change] == [None] * 4
+    assert (row.output_side, row.input_side) == (None, None)

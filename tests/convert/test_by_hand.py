@@ -13,7 +13,7 @@ from gradience.adapters.layout import Module
 from gradience.errors import AdapterError
 from gradience.io.spool import Spool
 from gradience.spectral.update import decomposed
-from gradience.verbs.convert import _choice
+from gradience.verbs.convert import _choice, _experts
 from gradience.verbs.convert.factored import Choice, Factored, _truncated, from_factors
 from gradience.verbs.convert.source import _kohya_paths, _peft_path, renamed
 from gradience.verbs.convert.updates import (
@@ -391,3 +391,13 @@ def test_experts_of_mlx_lm_are_parameters_in_the_order_of_transformers(path, tar
     odd = [expert(f"{path}.gate_proj", 0, (4, 5)), expert(f"{path}.up_proj", 0, (6, 5))]
     with pytest.raises(AdapterError, match="gate_proj and up_proj of an expert layer have different shapes"):
         expert_updates(odd, "peft")
+
+
+@pytest.mark.parametrize("choice", [Choice(rank=1), Choice(energy=0.5)])
+def test_experts_are_not_cut(choice):
+    source: Any = SimpleNamespace(experts=[expert("m.mlp.experts.down_proj", e, (5, 4)) for e in (2, 3)])
+    with pytest.raises(AdapterError) as error:
+        _experts(source, choice, "mlx", {})
+    assert str(error.value) == "m.mlp.experts.down_proj[2]: stacked experts are converted whole, not cut to a rank"
+    assert error.value.advice == "leave out --rank and --energy"
+    assert [one.target for one in _experts(source, Choice(), "mlx", {"m": "x"})] == ["x.mlp.switch_mlp.down_proj"]

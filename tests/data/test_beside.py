@@ -5,13 +5,29 @@ from __future__ import annotations
 from types import SimpleNamespace
 from typing import Any
 
+import msgspec
 import pytest
 
 from gradience.configs.data import DataPlan
 from gradience.data.shapes import Shape
+from gradience.data.tokens import Masking
 from gradience.errors import ConfigError
 from gradience.schema.config import ConfigSnapshot, TrainingSnapshot
-from gradience.verbs.check.data import _TOKENIZER, _beside, _length, _sample, _tokenizer
+from gradience.schema.findings import Coverage
+from gradience.schema.reports import CHECK_SCHEMA_ID, CheckReport, DataReport
+from gradience.verbs.check.data import (
+    _TOKENIZER,
+    _beside,
+    _derived,
+    _examples,
+    _length,
+    _limit,
+    _loss_mode,
+    _notes,
+    _per_epoch,
+    _sample,
+    _tokenizer,
+)
 
 
 def test_a_folder_has_a_tokenizer_if_it_has_one_of_its_files(tmp_path):
@@ -67,3 +83,93 @@ def test_a_sample_is_of_rows_from_one_on_unless_all_are_read():
     assert set().union(*(one or () for one in some)) == set(range(1, 10))
     with pytest.raises(ConfigError, match="got 0"):
         _sample(9, 0, 0)
+
+
+# --- what an epoch holds -----------------------------------------------------------------------------------------
+
+
+def read(**fields: Any) -> DataReport:
+    """A sample of a quarter of 1000 rows."""
+    given = {
+        "path": "d", "format": "text", "trainer": "sft", "rows": 1000, "rows_read": 250, "sequences": 250,
+        "whole_rows": 250, "loss": "all", "tokens": {"total": 6000, "kept": 5000, "supervised": 2001}, **fields,
+    }  # fmt: skip
+    return msgspec.convert(given, DataReport)
+
+
+@pytest.mark.parametrize(
+    ("tokens", "rows", "of", "expected"), [(5000, 1000, 250, 20_000), (1, 3, 2, 2), (7, 10, 10, 7), (7, 10, 0, 0)]
+)
+def test_tokens_of_an_epoch_are_those_of_the_sample_times_its_rows(tokens, rows, of, expected):
+    assert _per_epoch(read(rows=rows, rows_read=of), tokens) == expected
+
+
+@pytest.mark.parametrize(
+    ("packing", "packed", "examples"), [(False, 50, 1000), (True, 50, 200), (True, None, 1000), (True, 0, 1000)]
+)
+def test_examples_of_an_epoch_are_rows_or_packed_sequences(packing, packed, examples):
+    batching = {"batch_size": 8} | ({} if packed is None else {"packed_sequences": packed})
+    assert _examples(read(packing=packing, batching=batching)) == examples
+
+
+@pytest.mark.parametrize(
+    ("batch", "size", "trainer", "derived"),
+    [
+        (None, None, "sft", {"supervised_tokens_per_epoch": 8004}),
+        (8.0, None, "sft", {"supervised_tokens_per_epoch": 8004, "steps_per_epoch": 125}),
+        (7.0, None, "kto", {"supervised_tokens_per_epoch": 8004, "steps_per_epoch": 143}),
+        (1.0, None, "reward", {"steps_per_epoch": 1000}),
+        (0.0, 4000, "classification", {"tokens_per_parameter": 5.0}),
+        (None, 0, "dpo", {"supervised_tokens_per_epoch": 8004}),
+    ],
+)
+def test_what_follows_from_the_data_and_its_configuration(batch, size, trainer, derived):
+    covered = {"base": "m", "model_type": "llama", "layout": "x", "modules": 1, "layers": 1, "layers_total": 1}
+    base = CheckReport(
+        schema=CHECK_SCHEMA_ID,
+        config=ConfigSnapshot(),
+        derived={} if batch is None else {"effective_batch": batch},
+        coverage=None if size is None else msgspec.convert({**covered, "lora_params": size}, Coverage),
+    )
+    assert _derived(base, read(trainer=trainer)) == {"tokens_per_epoch": 20_000, **derived}
+
+
+@pytest.mark.parametrize(
+    ("form", "trainer", "asked", "mode"),
+    [
+        *(("messages", trainer, "assistant", "none") for trainer in ("reward", "classification")),
+        *(("messages", trainer, "all", "completion") for trainer in ("dpo", "kto")),
+        ("messages", "sft", None, "all"),
+        ("messages", "sft", "assistant", "assistant"),
+        ("prompt-completion", "sft", None, "completion"),
+        ("instruction", "sft", None, "completion"),
+        ("instruction", "sft", "all", "all"),
+        ("text", "sft", None, "all"),
+    ],
+)
+def test_the_loss_is_the_trainer_s_own_unless_it_was_asked_for(form, trainer, asked, mode):
+    assert _loss_mode(Shape(form, trainer), Masking(asked)) == mode
+
+
+@pytest.mark.parametrize(
+    ("given", "trainer", "program", "limit"),
+    [
+        (0, "sft", "trl", None),
+        (7, "sft", "trl", 7),
+        (None, "sft", "trl", 1024),
+        (None, "classification", "trl", None),
+        (None, "sft", "axolotl", None),
+    ],
+)
+def test_without_a_limit_trl_has_one_of_1024_tokens(given, trainer, program, limit):
+    asked = SimpleNamespace(max_length=given, masking=Masking(None, program))
+    notes = ["no length limit is given: TRL's default of 1024 tokens"] if limit == 1024 else []
+    assert _limit(asked, Shape("messages", trainer)) == (limit, notes)
+
+
+def test_notes_say_how_instructions_are_written_and_who_masks():
+    written = "an instruction is written as a user's message with its input, the output as the answer"
+    assert _notes(Shape("instruction", "sft"), Masking(None)) == [written]
+    assert _notes(Shape("messages", "sft"), Masking(None)) == []
+    (masks,) = _notes(Shape("messages", "sft"), Masking(None, "axolotl"))
+    assert masks.endswith(" masks by turn: its masks are rebuilt from the chat template, turn by turn")

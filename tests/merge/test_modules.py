@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,6 +15,7 @@ from gradience.io.safetensors import DTYPES
 from gradience.spectral.merging import dropped, mask_generator
 from gradience.spectral.sums import is_narrow
 from gradience.verbs.merge.methods import Recipe, merged_module
+from gradience.verbs.merge.pairs import MergedPair
 
 SHAPES = {"within the sides": ((80, 70), (3, 5)), "beyond the sides": ((14, 11), (40, 30))}
 METHODS = ("linear", "cat", "svd", "ties", "dare_linear", "dare_ties")
@@ -126,3 +128,26 @@ def test_what_cancels_loses_nothing_by_its_rounding(r, method):
     factors, losses = merged_module([one, one], Recipe(method, (1.0, -1.0)), DTYPES["F16"])
     assert losses == (0.0, 0.0, 0.0, 0.0)
     assert factors.b.shape[1] == (2 * r if method == "cat" else 1)
+
+
+@pytest.mark.parametrize("density", [0.5, 0.9, 0.95, 0.999])
+def test_under_a_density_of_one_every_entry_is_divided_by_it_or_dropped(density):
+    update = np.ones((40, 50), np.float32)
+    found = dropped(update, density, mask_generator(0, 0, "m"))
+    kept = mask_generator(0, 0, "m").random((40, 50), np.float32) < np.float32(density)
+    np.testing.assert_array_equal(found, np.where(kept, np.float32(1.0) / np.float32(density), 0.0))
+
+
+@pytest.mark.parametrize(
+    ("base_name", "path", "found"),
+    [
+        ("m.experts.down_proj", "m.experts.down_proj", True),
+        ("m.q.weight", "m.q", False),
+        ("m.gate.weight", "m.gate.weight", True),
+        (None, "m.q", False),
+    ],
+)
+def test_a_parameter_is_what_the_path_itself_names(base_name, path, found):
+    one = replace(module((6, 5), 2, 0, 1.0), base_name=base_name)
+    layout: Any = None
+    assert MergedPair(path, layout, ((None, one),)).is_parameter is found

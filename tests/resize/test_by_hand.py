@@ -250,6 +250,7 @@ def test_a_module_that_keeps_its_rank_keeps_its_bytes_unless_its_dtype_changes(t
             np.testing.assert_array_equal(two, one.astype(np.float16 if dtype == "float16" else np.float32))
             assert two.dtype == (np.float16 if dtype == "float16" else np.float32)
         assert report.modules[0].relative_error == 0.0
+        assert report.dtype == {None: None, "float32": "F32", "float16": "F16"}[dtype]
         rounding = "errors are those of the lower rank; rounding the factors to float16 comes on top"
         assert report.notes == ([rounding] if dtype == "float16" else [])
 

@@ -77,3 +77,29 @@ def test_targets_tell_attention_from_mlp_or_say_that_they_do_not(
 ) -> None:
     """An ambiguous name is no ground for a finding."""
     assert reaches_mlp(targets) is reached
+
+
+@pytest.mark.parametrize(
+    ("kind", "tasks"),
+    [
+        ("classification", "cola sst2 sst-2 mrpc qqp mnli qnli rte wnli stsb imdb ag_news classification"),
+        ("sft", "sft clm causal_lm lm instruct instruction chat generation"),
+        ("preference", "dpo orpo kto ipo simpo cpo preference"),
+        ("reward", "reward reward_model reward_modeling rm"),
+        ("rl", "grpo ppo rloo rl rlvr online_dpo reinforce"),
+    ],
+)
+def test_a_task_states_its_objective(kind, tasks):
+    for task in tasks.split():
+        assert objective_of(msgspec.convert({"extras": {"task": task}}, ConfigSnapshot)).kind == kind
+
+
+@pytest.mark.parametrize(
+    ("task_type", "kind"),
+    [
+        *(("CAUSAL_LM", "sft"), ("SEQ_2_SEQ_LM", "sft"), ("SEQ_CLS", "classification")),
+        *(("TOKEN_CLS", "classification"), ("QUESTION_ANS", "classification"), ("FEATURE_EXTRACTION", "unknown")),
+    ],
+)
+def test_a_task_type_of_peft_hints_at_an_objective(task_type, kind):
+    assert objective_of(msgspec.convert({"lora": {"task_type": task_type}}, ConfigSnapshot)).kind == kind

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from gradience.spectral import intruders
-from gradience.spectral.intruders import count_below, overlaps
-from gradience.spectral.krylov import Operator
+from gradience.spectral.intruders import Overlaps, count_below, overlaps
+from gradience.spectral.krylov import Operator, Triplets
 
 M, N, R, K = 240, 200, 6, 6
 EPS = (0.3, 0.5, 0.7)
@@ -147,3 +147,52 @@ def test_an_interval_of_values_and_of_their_squares_has_room_for_rounding(monkey
     wanted = [middle**2 + half**2, 2 * middle * half + rounding * (2.0 + middle)]
     np.testing.assert_allclose(asked["outer"], wanted)
     np.testing.assert_allclose(asked["inner"], wanted)
+
+
+@pytest.mark.parametrize(("limit", "exact"), [(12, True), (11, False)])
+def test_a_matrix_of_the_size_of_the_limit_is_done_exactly(limit, exact, monkeypatch):
+    monkeypatch.setattr(intruders, "EXACT_UP_TO", limit)
+    monkeypatch.setattr(intruders, "SETTLED_UP_TO", 0)
+    base = Operator.of(np.random.default_rng(0).standard_normal((40, 12)) if limit == 12 else np.ones((12, 20)))
+    found = Overlaps(np.ones(1), np.ones(1), exact=False, converged=True, left=np.ones((12, 1)))
+    monkeypatch.setattr(intruders, "_bounded", lambda *_: found)
+    assert overlaps(base, base, 2, [0.5]).exact is exact
+
+
+@pytest.mark.parametrize(("limit", "is_open", "exact"), [(12, True, True), (11, True, False), (12, False, False)])
+def test_what_the_bounds_leave_open_is_settled_up_to_its_own_limit(limit, is_open, exact, monkeypatch):
+    monkeypatch.setattr(intruders, "EXACT_UP_TO", 0)
+    monkeypatch.setattr(intruders, "SETTLED_UP_TO", limit)
+    upper = 0.5 if is_open else 0.49  # an upper bound that is the threshold is not under it
+    found = Overlaps(np.array([0.4]), np.array([upper]), exact=False, converged=True, left=np.ones((12, 1)))
+    monkeypatch.setattr(intruders, "_bounded", lambda *_: found)
+    base = Operator.of(np.random.default_rng(0).standard_normal((12, 20)))
+    assert overlaps(base, base, 1, [0.5]).exact is exact
+
+
+def test_a_vector_under_the_threshold_is_an_intruder_and_open_where_its_bound_is_not():
+    lower, upper = np.array([0.5, 0.49, 0.3, 0.2]), np.array([0.6, 0.5, 0.49, 0.2])
+    found = Overlaps(lower, upper, exact=False, converged=True, left=np.eye(4))
+    assert [count_below(found, eps) for eps in (0.5, 0.2, 0.51)] == [(3, 1), (0, 0), (4, 1)]
+
+
+@pytest.mark.parametrize(("decided_at", "looks"), [(3, [3]), (4, [3, 4]), (99, [3, 4, 5, 6])])
+def test_bounds_are_looked_at_until_they_decide_or_the_basis_is_full(decided_at, looks, monkeypatch):
+    """At 3 steps, then a third more each time, up to as many as leave the basis within the matrix."""
+    seen = []
+
+    def at(basis, _k, thresholds):
+        seen.append(basis.steps)
+        assert thresholds == [pytest.approx((0.5 - 1e-4) ** 2)]
+        upper = 0.25 if basis.steps < decided_at else 0.2
+        return intruders.Atoms(np.array([0.16]), np.array([upper]))
+
+    monkeypatch.setattr(intruders, "atoms", at)
+    base = Operator.of(np.random.default_rng(0).standard_normal((30, 40)).astype(np.float32))
+    one = np.eye(30, 4, dtype=np.float32)
+    top = Triplets(np.ones(1), one[:, :1], np.zeros(1), 1, converged=True, exact=False, guard=one[:, 1:])
+    found = intruders._bounded(base, top, [0.5])
+    assert seen == looks
+    assert found.lower[0] == pytest.approx(0.4 - 1e-4)
+    assert found.upper[0] == pytest.approx((0.5 if decided_at > 6 else np.sqrt(0.2)) + 1e-4)
+    assert (found.exact, found.converged) == (False, True)

@@ -65,3 +65,12 @@ def test_a_weight_whose_squares_leave_float32_has_its_norm(scale):
     found = spectral_norm(w)
     assert found.converged
     assert found.value == pytest.approx(np.linalg.norm(w.astype(np.float64), 2), rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("residual", "gap", "close"),
+    [(0.25, 0.0, True), (0.26, 0.0, False), (0.5, 1.0, True), (0.5, 0.99, False), (0.51, 1.0, False)],
+)
+def test_a_value_is_close_by_its_residual_or_by_its_square_over_the_gap(residual, gap, close, monkeypatch):
+    monkeypatch.setattr(krylov, "_ERROR", 0.125)  # of the value: twice as much of its square
+    assert krylov._is_close(1.0, residual, gap) is close

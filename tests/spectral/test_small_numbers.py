@@ -8,7 +8,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from gradience.spectral import batch, grams, intruders, subspace, sums, threads, update
+from gradience.spectral import batch, grams, intruders, subspace, sums, threads, tiles, update
 from gradience.spectral.base import MergeSums, Updated, merge_sums
 from gradience.spectral.batch import DenseSpectrum, dense_spectrum, spectra, spectrum_of
 from gradience.spectral.grams import Factors, Grams, grams_of, grams_on_host, inner_size, narrowed
@@ -475,3 +475,25 @@ def test_vectors_of_what_float32_does_not_tell_from_zero_are_none():
     columns = np.ones((2, 4))
     found = intruders._over(columns, np.array([2.0, 1e-6, 1.9e-7, 0.0]))
     assert found.tolist() == [[0.5, 1e6, 0.0, 0.0]] * 2
+
+
+@pytest.mark.parametrize(("least", "rank"), [(1.0, 1), (1.0 + 1e-12, 2), (0.5, 1)])
+def test_a_direction_at_the_bound_of_rounding_is_rounding(least, rank, monkeypatch):
+    monkeypatch.setattr(sums, "EXACT", 0.5)
+    one = np.array(1.0)
+    core = update.GramCore(np.eye(2), np.eye(2), np.eye(2), one, one, np.ones(2), np.array(4.0))
+    grams_of_two = (np.zeros((2, 2)), np.zeros((2, 2)))
+    assert sums.core_rank(core, np.array([least, 4.0]), grams_of_two, lambda: (np.eye(2), np.eye(2))) == rank
+
+
+def test_tiles_of_two_types_of_eight_bits_are_not_read_as_one():
+    rng = np.random.default_rng(0)
+    cases = [
+        Factors(rng.standard_normal((40, 4)).astype(kind), rng.standard_normal((4, 30)).astype(kind), 1.0)
+        for kind in (ml_dtypes.float8_e4m3fn, ml_dtypes.float8_e5m2, ml_dtypes.bfloat16, np.float16)
+    ]
+    found = dict(tiles.on_device([lambda case=case: case for case in cases], range(4)))
+    for place, case in enumerate(cases):
+        truth = grams_on_host(case)
+        np.testing.assert_allclose(found[place].gram_a, truth.gram_a, rtol=1e-12)
+        np.testing.assert_allclose(found[place].gram_b, truth.gram_b, rtol=1e-12)

@@ -102,3 +102,24 @@ def test_an_event_with_nothing_to_hide_is_itself():
     assert redact_event(secret).extras == {"password": "<redacted: secret key>", "x": 1}
     start = RunStart(**{**head, "step": None}, config=ConfigSnapshot(), meta={"path": "/home/me/x"})
     assert redact_event(start).meta == {"path": "x"}
+
+
+def test_how_many_events_were_lost_is_said_once_however_often_it_is_closed(log):
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        writer = TelemetryWriter(log)
+        writer.train_step(1, x=object())
+        writer.close()
+        writer.close()
+    said = [str(one.message) for one in caught]
+    assert [f"gradience: {log}: 1 events could not be recorded" in text for text in said] == [False, True]
+
+
+def test_a_log_that_was_closed_is_free_though_a_worker_forked_since_holds_it_open(log):
+    writer = TelemetryWriter(log)
+    kept = os.dup(writer._file._fd)  # as a forked child has it: the same open file
+    try:
+        writer.close()
+        TelemetryWriter(log, siblings=False, on_error="raise").close()
+    finally:
+        os.close(kept)

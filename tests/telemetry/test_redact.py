@@ -10,7 +10,7 @@ from hypothesis import given, strategies as st
 
 from gradience.schema import SCHEMA_ID, ConfigSnapshot, OptimizerSnapshot, RunStart, TrainStep
 from gradience.telemetry import TelemetryWriter
-from gradience.telemetry.redact import Redaction, _key, redact_text
+from gradience.telemetry.redact import Redaction, _key, redact_document, redact_text
 from gradience.telemetry.secrets import hide_secrets
 
 
@@ -150,3 +150,10 @@ def test_of_a_key_of_1024_characters_nothing_is_left_out_of_sight() -> None:
     assert re.fullmatch(r"<redacted: api key>~[0-9a-f]{8}", _key(token[:1025]))
     assert _key("k" * 128) == "k" * 128
     assert re.fullmatch(r"k{119}~[0-9a-f]{8}", _key("k" * 129))
+
+
+@pytest.mark.parametrize("name", ["run_id", "session"])
+def test_an_id_stays_whatever_it_looks_like_unless_it_holds_a_secret(name: str) -> None:
+    head = {"schema": SCHEMA_ID, "ts": None, "run_id": "r", "step": 1, "event": "train_step"}
+    for text, shown in (("/a/b", "/a/b"), ("x" * 300, "x" * 300), ("hf_" + "a" * 34, "<redacted: hub token>")):
+        assert redact_document({**head, name: text}, Redaction())[name] == shown

@@ -13,6 +13,7 @@ import pytest
 from gradience.errors import AdapterError
 from gradience.schema.audit import LeftoverReason
 from gradience.schema.merge import MergeReplay
+from gradience.verbs.verify_merge import judge
 from gradience.verbs.verify_merge.delta import PlainDelta, WholeDelta, narrower, rounded, working
 from gradience.verbs.verify_merge.judge import _bounds as bounds_of_precision, _precision
 from gradience.verbs.verify_merge.measure import Case, Sums, _largest_ratio, distance, excess, is_weight
@@ -386,3 +387,28 @@ def test_a_replicated_layer_has_a_name_in_either_model(replicated, expert, base_
     one = SimpleNamespace(name="m.1.q:one", base_name=base_name, expert=expert)
     adapter = SimpleNamespace(config=SimpleNamespace(layer_replication=[(0, 1)] if replicated else None))
     assert names_of(one, adapter) == names
+
+
+@pytest.mark.parametrize(
+    ("left", "off", "precision"),
+    [
+        (9 * U, 0.0, "F32"),
+        (9 * U + 2.0**-50, 0.0, "F16"),
+        (0.0, 9 * U, "F32"),
+        (0.0, -9 * U, "F32"),
+        (0.0, 9 * U + 2.0**-50, "F16"),
+        (3 * 2.0**-11, 3 * 2.0**-11, "F16"),
+        (3 * 2.0**-8, 0.0, "BF16"),
+        (3 * 2.0**-8 + 2.0**-50, 0.0, None),
+        (0.0, 3 * 2.0**-8 + 2.0**-50, None),
+    ],
+)
+@pytest.mark.parametrize("factor", [1.0, -1.0])
+def test_what_is_left_and_what_a_coefficient_is_off_by_may_be_the_bound(left, off, precision, factor, monkeypatch):
+    """Of rank 1 the bound in float32 is 9 u; a subtracted update has the same."""
+    monkeypatch.setattr(judge, "excess", lambda *_: left)
+    made = case(np.zeros((1, 1), np.float32), np.zeros((1, 1), np.float32))
+    sums = Sums(entries=1, ed=1.0 + off, dd=1.0, pd=1.0, spread=0.0)
+    assert _precision(made, MergeReplay(weight="F32", factor=factor), sums) == precision
+    none = sums._replace(dd=0.0)
+    assert _precision(made, F32, none) is None

@@ -446,3 +446,31 @@ def test_a_base_that_went_through_16_bits_is_absent_and_nothing_has_changed(half
         model(tmp_path / "w", q__weight=W), adapter(tmp_path / "a"), model(tmp_path / "m", q__weight=rounded(W, half))
     )
     assert (row.verdict, row.changed, row.reason) == ("absent", 0.0, None)
+
+
+@pytest.mark.parametrize(
+    ("rows", "note"),
+    [
+        ((9, 9, 9), None),
+        ((9, 12, 9), "rows of base, merged model and adapter: 9, 12, 9: the first 9 are compared"),
+        ((12, 12, 9), "rows of base, merged model and adapter: 12, 12, 9: the first 9 are compared"),
+        ((8, 9, 9), "rows of base, merged model and adapter: 8, 9, 9: the first 8 are compared"),
+    ],
+)
+def test_of_a_vocabulary_that_grew_the_rows_that_all_have_are_compared(rows, note, tmp_path):
+    in_base, in_merged, in_adapter = rows
+    a, b = RNG.standard_normal((4, in_adapter)).astype(np.float32), RNG.standard_normal((6, 4)).astype(np.float32)
+    extra = {f"{PREFIX}embed_tokens.lora_embedding_A": a, f"{PREFIX}embed_tokens.lora_embedding_B": b}
+    folder = adapter(tmp_path / "a", extra=extra)
+    w = RNG.standard_normal((12, 6)).astype(np.float32)
+    m = w.copy()
+    m[:in_adapter] += np.float32(SCALE) * (b @ a).T
+    found = verify_merged(
+        model(tmp_path / "w", q__weight=W, embed_tokens__weight=w[:in_base]),
+        folder,
+        model(tmp_path / "m", q__weight=W + DW, embed_tokens__weight=m[:in_merged]),
+    ).modules
+    assert [(row.name, row.verdict, row.reason) for row in found] == [
+        ("embed_tokens", "exact", note),
+        ("q", "exact", None),
+    ]

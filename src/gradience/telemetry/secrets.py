@@ -221,8 +221,6 @@ def _userinfo(hit: re.Match[str]) -> str:
     found, after = hit[0], hit.string[hit.end() + 1 : hit.end() + 1 + _MAX_HOST]
     host = found.partition("/")[0]
     name, at, rest = found.partition("@") if "@" in host else (found, "", "")
-    if _REDACTED.search(name):
-        return found
     if ":" in host:
         is_secret = "/" not in name or not _PORT.match(name)
     elif "/" in name:  # base64 has slashes; host/path@version has them, too

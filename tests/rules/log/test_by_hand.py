@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 from log_runs import FALL, NAN, evaluation, line, run, said, with_history
 
-from gradience.rules.log import repetition
+from gradience.rules.log import learning as learning_rules, repetition
 from gradience.rules.log.held_out import _train_falls
 from gradience.rules.log.learning import Learning, _few_least, learning, not_finite
 from gradience.rules.log.repetition import _all_step_down, _held_out_drops, _learns_still, _Step, _step
@@ -164,7 +164,11 @@ def test_overfitting_names_its_split_and_up_to_three_others():
         ({"accuracy": 0.7, "f1": 0.5}, {"accuracy": 0.6, "f1": 0.6}, "f1"),
         ({"accuracy": 0.6, "f1": 0.5}, {"accuracy": 0.7, "f1": 0.4}, "accuracy"),
         ({"f1": 0.5}, {"f1": 0.5}, None),
-        ({"bleu": 20.0}, {"bleu": 20.5}, "bleu"),
+        *(
+            ({name: 0.5}, {name: 0.6}, name)
+            for name in ("exact_match", "rewards/accuracies", "rouge1", "rougeL", "bleu")
+        ),
+        ({"mse": 0.5}, {"mse": 0.6}, None),
         ({"f1": 0.5}, {}, None),
     ],
 )
@@ -332,3 +336,18 @@ def test_a_held_out_loss_that_falls_by_half_as_much_learns_there_too(held_out, s
         assert found == "held-out loss falls over the same ends of epochs, by 3%: both learn there"
     else:
         assert found.id == "MEM127"
+
+
+@pytest.mark.parametrize("name", ["log_odds_ratio", "nll_loss", "odds_ratio_loss"])
+def test_an_objective_without_a_reference_has_no_known_start(name):
+    columns = {"rewards/margins": [9.0] * 20, name: [1.0] * 20}
+    reason = said("PRF121", run([0.69] * 20, kind="preference", columns=columns))
+    assert reason == "an objective without a reference: it has no known start"
+
+
+@pytest.mark.parametrize(("times", "hint"), [(2.0, True), (0.0001, True), (2.0001, False)])
+def test_a_loss_at_the_bound_of_chance_sits_there(times, hint, monkeypatch):
+    """The bound is the level itself here, above and below."""
+    monkeypatch.setattr(learning_rules, "AT_LN_K", learning_rules.AT_LN_K._replace(value=1.0))
+    facts = replace(with_history(evaluation(2, 2.0), evaluation(4, 2.0), losses=[times * LN2] * 8), num_labels=2)
+    assert ("It sits at ln 2" in said("NOL106", facts).message) is hint

@@ -100,6 +100,7 @@ LEARNING: Sequence[At] = [
         {0.0: "warning", 0.1: None},
     ),
     At("PLT105", {}, lambda x: run(line(20, 1.0, x) + [x] * 40), {0.02: None, 0.0201: "info"}),
+    At("PLT105", {}, lambda x: run([*line(20, 4.0, 2.0), *[2.0] * 39, x]), {2.0: "info", NAN: None, math.inf: None}),
     At("PLT105", {"learning.STILL_FALLS": 2.0**-9}, falls_then_drifts, {2.0**-9: "info", 1.01 * 2.0**-9: "?"}),
 ]
 CHANCE = {"held_out.CHANCE_MARGIN": 0.0625, "held_out.CHANCE_NEAR": 0.0625}
@@ -409,6 +410,8 @@ def announced(tokens: int, *, share: float | None = None, length: float | None =
 
 RECORD: Sequence[At] = [
     At("DAT305", {}, lambda n: fed(rows_at_limit=n), {4: None, 5: "warning"}),
+    At("DAT305", {}, lambda n: fed(rows_at_limit=n, rows=0), {5: None}),
+    At("DAT305", {}, lambda n: fed(rows_at_limit=n, rows=None), {5: None, None: "?"}),
     At(
         "DAT321",
         {},
@@ -425,6 +428,8 @@ RECORD: Sequence[At] = [
         replayed,
         {1.25: "info", 0.75: "info", 1.26: "warning", 0.74: "warning"},
     ),
+    At("NOL106", {}, lambda x: run(line(40, 2.0, 2.0 * (1.0 - x)), rates=5e-8), {0.08: None, 0.01: "warning"}),
+    At("SCL129", {}, lambda x: run([*[6.0] * 16, *[x] * 4], held_out=[2.0] * 3), {12.0: None, 6.0: "warning"}),
     At("NOL106", {"facts.moves": of(1e-3)}, lambda n: run(FLAT[:n]), {40: "?"}),
     At("NOL106", {"facts.moves": of(1.001e-3)}, lambda n: run(FLAT[:n]), {40: "warning"}),
 ]

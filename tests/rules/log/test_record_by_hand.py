@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 from log_runs import FALL, NAN, _skipped as skipped, evaluation, run, said, with_history
 
+from gradience.rules.log import detect
 from gradience.rules.log.facts import HeldOutCurve
 from gradience.rules.log.gradient import _grown
 from gradience.rules.log.numbers import _fallen, _stood_still
@@ -282,3 +283,22 @@ def test_a_rank_is_a_whole_number_from_0(value, rank):
 )
 def test_a_norm_grows_where_three_points_running_are_over_ten_times_the_median_before(norms, place):
     assert _grown(norms, 3) == place
+
+
+def test_a_burst_is_named_with_its_first_row_and_not_its_highest():
+    norms = [{40: 8.0, 41: 9.0, 42: 10.0, 50: 300.0}.get(row, 1.0) for row in range(60)]
+    found = said("GRD107", run(FALL, norms=norms))
+    assert found.message == ("The gradient norm jumps to 8 at step 41, from 1 (2 such bursts, the longest of 3 rows).")
+    assert found.values == {"step": 41, "norm": 8.0, "usual": 1.0, "bursts": 2, "longest": 3}
+
+
+def test_batches_unlike_those_announced_are_said_with_both_numbers():
+    announced = {"supervised_share": 0.58, "tokens_per_sequence": 134.0}
+    found = detect(run(FALL, data={"rows": 64, "tokens": 6400, "supervised": 3000, "announced": announced})).findings
+    assert [(item.message, item.values) for item in found if item.id == "DAT321"] == [
+        (
+            "47% of the batches' tokens are supervised, by the check 58%",
+            {"seen": 0.46875, "announced": 0.58},
+        ),
+        ("the batches have 100 tokens a row, by the check 134", {"seen": 100.0, "announced": 134.0}),
+    ]

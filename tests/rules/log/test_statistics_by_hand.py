@@ -14,6 +14,7 @@ from gradience.rules.log.statistics import (
     falls_with_logarithm,
     mann_kendall,
     noise,
+    spread,
     trend_of,
 )
 
@@ -74,3 +75,13 @@ def test_a_fall_along_the_logarithm_is_looked_for_from_nine_rows_on():
     straight, curved = mann_kendall(values), falls_with_logarithm(values)
     assert trend_of(values).p == 2 * min(straight, curved)
     assert trend_of(values[:8]).p == mann_kendall(values[:8])
+
+
+@pytest.mark.parametrize("values", [[], [1.0]])
+def test_of_one_value_or_none_there_is_no_order_and_no_spread(values):
+    assert (mann_kendall(values), spread(values)) == (1.0, 0.0)
+
+
+def test_the_spread_is_the_median_of_the_changes():
+    assert spread([1.0, 3.0, 2.0, 7.0]) == 2.0
+    assert spread([1.0, 3.0]) == 2.0

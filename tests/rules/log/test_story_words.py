@@ -16,6 +16,7 @@ from gradience.rules.log.recorded import _count, _real, audited_rank
 from gradience.rules.log.story import _PHRASES, _end, _held_out, _n, _phrase
 from gradience.schema import ConfigSnapshot, LoraSnapshot
 from gradience.schema.findings import Finding
+from gradience.schema.reports import BadLine
 from gradience.telemetry.series import LogRecord
 
 OVERFIT = {"best_step": 43, "split": "test", "rise": 0.125, "best_loss": 1.23456}
@@ -112,6 +113,7 @@ def test_how_the_run_ended_is_told(status, reason, planned, last, says):
     facts = replace(facts, status=status, status_reason=reason, last_step=last)
     assert [part.says for part in _end(facts, {})] == says
     assert [part.finding for part in _end(facts, {"END114": None})] == ["END114"] * len(says)
+    assert [part.finding for part in _end(facts, {})] == [None] * len(says)
 
 
 @pytest.mark.parametrize(
@@ -155,6 +157,10 @@ def guarded(action: str) -> RunFacts:
     return replace(run(FALL), guarded=[event])
 
 
+def damaged(*, torn: bool) -> RunFacts:
+    return run(FALL, issues=[BadLine(line=9, offset=80, reason="not JSON", torn=torn)], issues_total=1)
+
+
 HALF = [row for row in range(40) if row % 4 < 2]
 OWN = {rule.id: rule.action for rule in DETECTORS}
 ACTIONS = [
@@ -172,6 +178,8 @@ ACTIONS = [
         _skipped([*HALF, 2], [*HALF, 2]),
         "Half of the steps train nothing: train in bf16, or lower the learning rate.",
     ),
+    ("TRN115", damaged(torn=True), "Nothing to do: the next writer repairs it."),
+    ("TRN115", damaged(torn=False), OWN["TRN115"]),
     ("GUA150", guarded("rollback"), OWN["GUA150"]),
     (
         "GUA150",
@@ -199,6 +207,7 @@ RISING = [1e-4 * row for row in range(1, 41)]
         ("PLT105", run(FALL[:7]), "no bound on the slope of 7 rows; 8 have one"),
         ("DAT301", run(FALL, data={**FED, "supervised": None}), "the batches hold no labels of tokens"),
         ("DAT303", run(FALL, data={**FED, "supervised": None}), "the batches hold no labels of tokens"),
+        ("DAT316", run(FALL, data=FED), "the batches hold no labels of classes"),
         (
             "DAT307",
             run(FALL, data={**FED, "rows_with_end": None}),
@@ -304,3 +313,39 @@ def test_several_single_steps_under_fp16_are_skipped_ones_and_hide_no_nan(dtype,
     losses = [1.0 if row in bad else 2.0 for row in range(60)]
     norms = [math.inf if row in bad else 1.0 for row in range(60)]
     assert (said("NUM102", run(losses, norms=norms, training={"dtype": dtype})) is not None) is found
+
+
+@pytest.mark.parametrize(
+    ("status", "planned", "last", "says"),
+    [
+        ("no_run_end", None, 60, "The log stops at step 60 without run_end: crashed, killed, or still running."),
+        (
+            "no_run_end",
+            100,
+            60,
+            "The log stops at step 60 of 100 planned without run_end: crashed, killed, or still running.",
+        ),
+        (
+            "no_run_end",
+            100,
+            None,
+            "The log stops before the first step without run_end: crashed, killed, or still running.",
+        ),
+        ("error", None, 60, "The run ended with an error at step 60, and the log does not say why."),
+        ("aborted", 100, 60, "The run was aborted at step 60 of 100 planned, and the log does not say why."),
+        ("interrupted", None, None, "The run was interrupted before the first step, and the log does not say why."),
+    ],
+)
+def test_a_run_without_a_regular_end_says_where_it_stopped(status, planned, last, says):
+    facts = run(FALL, training={"max_steps": planned} if planned else {})
+    found = said("END114", replace(facts, status=status, last_step=last))
+    assert found.message == says
+    assert (found.severity, found.confidence) == {
+        "no_run_end": ("warning", 0.9),
+        "error": ("error", 1.0),
+    }.get(status, ("warning", 1.0))
+
+
+def test_a_run_that_diverged_has_its_highest_rate_where_it_was_logged():
+    assert said("DIV104", run([1.0] * 16 + [3.0] * 4, rates=[])).values["peak_rate"] is None
+    assert said("DIV104", run([1.0] * 16 + [3.0] * 4)).values["peak_rate"] == 2e-4

@@ -37,6 +37,8 @@ _BUILDERS: Final[dict[str, Builder]] = {
 _ALIASES: Final = {"BONE": "MISS"}
 _WITHOUT_PATTERNS: Final = frozenset({"ADALORA", "VERA", "MISS", "HIRA"})
 
+_MOST_LAYERS: Final = 100_000
+
 
 def _matches(files: Files) -> bool:
     """Whether a tensor is named as a part of an update; diffusers' names are, too, but it writes no config."""
@@ -122,9 +124,6 @@ def _context(source: TensorSource, config: AdapterConfig, groups: Sequence[Group
     )
 
 
-_MOST_LAYERS: Final = 100_000
-
-
 def _unrolled(config: AdapterConfig) -> tuple[int, ...]:
     ranges = config.layer_replication or []
     if any(not 0 <= start <= end <= _MOST_LAYERS for start, end in ranges) or len(ranges) > _MOST_LAYERS:
@@ -143,7 +142,7 @@ def _build(assembly: Assembly, ctx: Context, kind: str, groups: Sequence[Group])
         for group, found in zip(groups, vera_modules(ctx, list(groups)), strict=True):
             assembly.add(group, found)
         return
-    nests = parameter_nests(ctx, (group.module for group in groups)) if kind == "LORA" else {}
+    nests = parameter_nests(ctx, dict.fromkeys(group.module for group in groups)) if kind == "LORA" else {}
     nested = {module for modules in nests.values() for module in modules}
     by_module: dict[str, list[Group]] = {}
     for group in groups:

@@ -111,8 +111,6 @@ def _slopes(values: Sequence[float], apart: int) -> list[float]:
 def mann_kendall(values: Sequence[float]) -> float:
     """One-sided p that a series falls, if its order were chance: exact up to 40 values without ties, else normal."""
     n = len(values)
-    if n < 2:
-        return 1.0
     falls = sum(_falls(values, values[apart:]) for apart in range(1, n))
     counts: dict[float, int] = {}
     for value in values:

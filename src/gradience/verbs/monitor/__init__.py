@@ -250,7 +250,7 @@ def _with_count(point: EvalPoint) -> EvalPoint:
     """The evaluation with its number of examples, worked out where a log has only its speed."""
     metrics = point.metrics
     rate, runtime = (number_in(metrics.extras, key) for key in ("samples_per_second", "runtime"))
-    if metrics.n is not None or rate is None or runtime is None or not 0.5 <= rate * runtime < MAX_INT:  # noqa: PLR2004  # rounds to one example at least
+    if metrics.n is not None or rate is None or runtime is None or not 0.5 < rate * runtime < MAX_INT:  # noqa: PLR2004  # rounds to one example at least
         return point
     extras = {**metrics.extras, _DERIVED: _DERIVATION}
     return msgspec.structs.replace(

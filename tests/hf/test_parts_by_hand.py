@@ -1,0 +1,184 @@
+"""Parts of the recorder without a training: when it looks, what a run's end is called, and what a snapshot reads."""
+
+from __future__ import annotations
+
+import math
+from types import SimpleNamespace
+
+import pytest
+
+pytest.importorskip("torch", reason="needs the hf extra: pip install 'gradience[hf]'")
+
+from gradience.hf import lookout as looking  # needs torch
+from gradience.hf.lookout import LIVE, Lookout, live_ids
+from gradience.hf.recorder import RunRecorder, last_run_id
+from gradience.hf.snapshot import _active, _dataset_name, _quantization, _short, batch_size, dataset_size
+from gradience.schema import ConfigSnapshot
+from gradience.telemetry import TelemetryWriter
+
+
+def looks(losses, norms=None, monkeypatch=None):
+    """The rows, counted from 1, after which the rules are asked."""
+    lookout, rows = Lookout(ConfigSnapshot()), []
+    monkeypatch.setattr(lookout, "_judge", lambda: rows.append(len(lookout._run.steps)) or [])
+    for step, (loss, norm) in enumerate(zip(losses, norms or [1.0] * len(losses), strict=True), 1):
+        lookout.row(step, {"loss": loss, "grad_norm": norm})
+    return rows
+
+
+@pytest.mark.parametrize(
+    ("losses", "rows"),
+    [
+        ([2.0, 2.5, 2.5, 2.5], []),  # a quarter over the lowest, as set here
+        ([2.0, 2.6, 2.6], []),
+        ([2.0, 2.6, 2.6, 2.6], [4]),  # three rows running
+        ([2.0, 2.6, 2.6, 2.5, 2.6, 2.6], []),
+        ([2.0, 2.6, 2.6, 1.0, 1.25, 1.3, 1.3, 1.3], [8]),  # of the lowest so far
+        ([2.0, 0.0], [2]),
+        ([2.0, math.nan], [2]),
+        ([2.0, -1.0, -1.0, -1.0], []),
+    ],
+)
+def test_it_looks_after_three_rows_over_the_bar_or_one_odd_one(losses, rows, monkeypatch):
+    monkeypatch.setattr(looking, "HIGH", looking.HIGH._replace(value=1.25))
+    assert looks(losses, monkeypatch=monkeypatch) == rows
+
+
+@pytest.mark.parametrize(
+    ("norms", "rows"),
+    [
+        ([4.0, 1.0, 0.51, 9.0], []),
+        ([4.0, 1.0, 0.5, 9.0], [3]),  # an eighth of the first, as set here
+        ([4.0, math.inf], [2]),
+        ([4.0, math.nan], [2]),
+        ([4.0, None, 1.0], []),  # not logged
+        ([None, None, 4.0, 0.5], [4]),
+    ],
+)
+def test_it_looks_after_a_gradient_that_is_small_beside_the_first_or_not_finite(norms, rows, monkeypatch):
+    monkeypatch.setattr(looking, "SMALL", looking.SMALL._replace(value=0.125))
+    assert looks([1.0] * len(norms), norms, monkeypatch) == rows
+
+
+def test_between_two_looks_for_one_reason_a_twentieth_of_the_rows_passes(monkeypatch):
+    assert looks([1.0] * 39 + [math.nan] * 12, monkeypatch=monkeypatch) == [40, 43, 46, 49]
+
+
+def test_only_rules_that_speak_in_training_may_stop_it():
+    assert live_ids("num101") == {"NUM101"}
+    assert live_ids(["div104", "GRD108"]) == {"DIV104", "GRD108"}
+    assert live_ids(()) == frozenset()
+    assert LIVE == ("NUM101", "NUM102", "DIV104", "GRD108", "OVF110")
+    says = "stop_on: expected ids among NUM101, NUM102, DIV104, GRD108, OVF110, got LR001, NOL106"
+    with pytest.raises(ValueError, match=f"^{says}$"):
+        live_ids(["NOL106", "NUM101", "lr001"])
+
+
+# --- how a run ended ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("step", "planned", "stopped", "end"),
+    [
+        (10, 10, None, ("ok", None)),
+        (9, 10, None, ("ok", "stopped at step 9 of 10")),
+        (0, 10, None, ("ok", None)),
+        (9, -1, None, ("ok", None)),
+        (9, 10, "stop_on: NUM101", ("aborted", "stopped at step 9 of 10 by stop_on: NUM101")),
+        (10, 10, "stop_on: NUM101", ("aborted", "stopped at step 10 of 10 by stop_on: NUM101")),
+        (9, -1, "the guard: x", ("aborted", "stopped at step 9 by the guard: x")),
+    ],
+)
+def test_a_run_that_came_to_its_end_before_it_was_planned_says_where(step, planned, stopped, end, monkeypatch):
+    ended = []
+    monkeypatch.setattr(RunRecorder, "end", lambda _, status, reason=None: ended.append((status, reason)))
+    RunRecorder().finish(step, planned, stopped)
+    assert ended == [end]
+
+
+@pytest.mark.parametrize(
+    ("error", "text", "left"),
+    [
+        (None, False, ("aborted", "training was left before its end")),
+        (ValueError("a prompt"), False, ("error", "ValueError")),
+        (ValueError("a prompt"), True, ("error", "ValueError: a prompt")),
+        (KeyboardInterrupt(), False, ("interrupted", "KeyboardInterrupt")),
+        (SystemExit(1), False, ("error", "SystemExit")),
+    ],
+)
+def test_a_run_that_was_left_says_by_what(error, text, left, monkeypatch):
+    monkeypatch.setattr("gradience.hf.recorder._uncaught", lambda: None)
+    assert RunRecorder(allow_text=text)._how_it_was_left(error) == left
+
+
+def test_the_last_run_of_a_log_is_that_of_its_last_whole_event(tmp_path):
+    log = tmp_path / "run.jsonl"
+    assert last_run_id(log) is None
+    for name in ("a", "b"):
+        with TelemetryWriter(log, name) as writer:
+            writer.train_step(1, loss=1.0)
+    assert last_run_id(log) == "b"
+    with log.open("ab") as file:
+        file.write(b'{"schema": "gradience.vnext.tele')
+    assert last_run_id(log) == "b"
+
+
+# --- what a snapshot reads ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("used", "devices", "size"), [(16, 2, 8), (16, 1, 16), (16, 0, 16), (None, 2, 4), (0, 2, 4), (17, 2, 8)]
+)
+def test_the_batch_of_one_device_is_that_in_use(used, devices, size):
+    args = SimpleNamespace(n_gpu=devices, per_device_train_batch_size=4)
+    assert batch_size(args, SimpleNamespace(train_batch_size=used)) == size
+
+
+@pytest.mark.parametrize(
+    ("name", "shown"),
+    [
+        ("imdb", "imdb"),
+        *((kind, None) for kind in ("arrow", "audiofolder", "csv", "generator", "imagefolder", "json", "pandas")),
+        *((kind, None) for kind in ("parquet", "text", "webdataset", None, 3)),
+    ],
+)
+def test_a_data_set_of_files_has_the_name_of_their_format_only(name, shown):
+    loader = SimpleNamespace(dataset=SimpleNamespace(info=SimpleNamespace(dataset_name=name)))
+    assert _dataset_name(loader) == shown
+    assert _dataset_name(None) is None
+
+
+def test_a_stream_has_no_size():
+    assert dataset_size(SimpleNamespace(dataset=[1, 2, 3])) == 3
+    assert dataset_size(SimpleNamespace(dataset=iter([]))) is None
+    assert dataset_size(None) is None
+
+
+@pytest.mark.parametrize(
+    ("config", "found"),
+    [
+        ({"load_in_4bit": True, "quant_method": "bitsandbytes", "bnb_4bit_quant_type": "nf4"}, (4, "nf4")),
+        ({"load_in_8bit": True, "quant_method": "bitsandbytes"}, (8, None)),
+        ({"load_in_4bit": True, "load_in_8bit": True, "quant_method": "bitsandbytes"}, (4, None)),
+        ({"bits": 3, "quant_method": "bitsandbytes"}, (3, None)),
+    ],
+)
+def test_a_quantised_base_has_its_bits(config, found):
+    expected = {"method": "bitsandbytes", "bits": found[0]} | ({"type": found[1]} if found[1] else {})
+    assert _quantization(config) == _quantization(SimpleNamespace(**config)) == expected
+
+
+def test_of_over_two_hundred_modules_the_last_parts_are_named_and_of_so_many_patterns_none():
+    names = [f"layers.{n}.q" for n in range(200)]
+    assert _short(names) == sorted(names)
+    assert _short([*names, "layers.200.v"]) == ["q", "v"]
+    patterns = dict.fromkeys(names, 4)
+    assert _short(patterns) == patterns
+    assert _short({**patterns, "x": 4}) is None
+
+
+@pytest.mark.parametrize(
+    ("active", "name"), [("b", "b"), (["b"], "b"), (["c"], "a"), ([], "a"), (None, "a"), (lambda: "b", "a")]
+)
+def test_the_active_adapter_is_the_one_that_is_read(active, name):
+    assert _active(SimpleNamespace(active_adapter=active), {"a": 1, "b": 2}) == name

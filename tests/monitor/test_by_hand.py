@@ -1,0 +1,212 @@
+"""What a report takes from a run before it is judged: worked out on paper, each bound from either side."""
+
+from __future__ import annotations
+
+import math
+from array import array
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from gradience.rules.log.facts import Signal
+from gradience.schema import ConfigSnapshot, EvalMetrics, Metrics, RunEnd
+from gradience.schema.events import Eval
+from gradience.telemetry.reader import RunSummary
+from gradience.telemetry.series import Column, LogRecord, RunSeries
+from gradience.verbs.monitor import (
+    _by_step,
+    _notes,
+    _num_labels,
+    _recent,
+    _signal,
+    _train,
+    derived_notes,
+    facts_of,
+    gap_of,
+    latest_evals,
+)
+from gradience.verbs.monitor.watch import thinned
+
+HEAD: dict[str, Any] = {"schema": "gradience.vnext.telemetry/v1", "ts": None, "run_id": "r"}
+
+
+def evaluation(split: str, step: int = 10, **measured: Any) -> Eval:
+    known = {name: measured.pop(name) for name in ("loss", "ppl", "accuracy", "n") if name in measured}
+    return Eval(**HEAD, step=step, split=split, metrics=EvalMetrics(**known, extras=measured))
+
+
+def run_of(*evals: Eval, losses: Any = (), steps: Any = None, **more: Any) -> RunSeries:
+    steps = array("q", range(1, len(losses) + 1) if steps is None else steps)
+    blank = array("d", [math.nan] * len(losses))
+    return RunSeries(
+        "r", steps=steps, losses=array("d", losses), rates=blank, grad_norms=blank, evals=list(evals), **more
+    )
+
+
+# --- evaluations -------------------------------------------------------------------------------------------------
+
+
+def test_the_newest_evaluation_of_each_split_comes_train_first_then_held_out_ones():
+    splits = ("zoo", "dev", "val", "train", "arc", "valid", "validation", "eval", "test")
+    events = [evaluation(split, step, loss=float(step)) for step in (1, 2) for split in splits]
+    found = latest_evals(run_of(*events))
+    order = ["train", "test", "eval", "validation", "valid", "val", "dev", "arc", "zoo"]
+    assert [(point.split, point.step, point.metrics.loss) for point in found] == [(split, 2, 2.0) for split in order]
+
+
+@pytest.mark.parametrize(
+    ("rate", "runtime", "given", "n"),
+    [
+        (12.5, 8.0, None, 100),
+        (12.5, 8.0, 7, 7),
+        (0.5, 1.0, None, None),  # half an example is none
+        (0.51, 1.0, None, 1),
+        (1.0, 1.49, None, 1),
+        (1.0, 1.51, None, 2),
+        (2.0**52, 2.0, None, None),  # no reader keeps it
+        (2.0**51, 2.0, None, 2**52),
+        (None, 8.0, None, None),
+        (12.5, None, None, None),
+        (12.5, "NaN", None, None),
+    ],
+)
+def test_examples_of_an_evaluation_are_its_speed_times_its_time(rate, runtime, given, n):
+    (point,) = latest_evals(run_of(evaluation("eval", n=given, samples_per_second=rate, runtime=runtime)))
+    assert point.metrics.n == n
+    derived = n is not None and given is None
+    says = f"examples per evaluation, derived as runtime * samples_per_second (about): eval {n}"
+    assert derived_notes([point]) == ([says] if derived else [])
+
+
+@pytest.mark.parametrize(
+    ("config", "classes"),
+    [
+        ({"num_labels": 5, "dataset_name": "imdb"}, 5),
+        ({"extras": {"num_labels": 7}, "dataset_name": "imdb"}, 7),
+        ({"extras": {"num_labels": "7"}, "dataset_name": "imdb"}, 2),
+        *(({"dataset_name": name}, 2) for name in ("sst2", "cola", "mrpc", "qqp", "qnli", "rte", "wnli", "IMDB")),
+        ({"dataset_name": "glue/mnli"}, 3),
+        ({"dataset_name": "fancyzhx/ag-news"}, 4),
+        ({"dataset_name": "glue"}, None),
+        ({}, None),
+    ],
+)
+def test_the_number_of_classes_is_stated_or_that_of_a_known_data_set(config, classes):
+    assert _num_labels(msgspec.convert(config, ConfigSnapshot)) == classes
+
+
+# --- the gap -----------------------------------------------------------------------------------------------------
+
+
+def gap(*evals: Eval, losses: Any = (), steps: Any = None) -> Any:
+    run = run_of(*evals, losses=losses, steps=steps)
+    found = gap_of(run, latest_evals(run))
+    return found and (found.train_split, found.test_split, found.nats, found.same_step)
+
+
+def test_the_gap_is_the_held_out_loss_less_that_of_train():
+    held_out = evaluation("test", 20, loss=1.5)
+    assert gap(evaluation("train", 20, loss=1.0), held_out) == ("train", "test", 0.5, True)
+    assert gap(evaluation("train", 10, loss=1.0), held_out) == ("train", "test", 0.5, False)
+    assert gap(evaluation("train", 20, ppl=math.e), held_out) == ("train", "test", pytest.approx(0.5), True)
+    assert gap(evaluation("train", 20, loss=1.0)) is None
+    assert gap(held_out) is None
+    assert gap(evaluation("train", 20, loss=1.0), evaluation("test", 20, ppl=0.0)) is None
+    assert gap(evaluation("train", 20, loss=1.0), evaluation("test", 20, accuracy=0.5)) is None
+    ratio = gap_of(run := run_of(evaluation("train", loss=1.0), evaluation("test", loss=1.5)), latest_evals(run)).ratio
+    assert ratio == pytest.approx(math.exp(0.5))
+
+
+def test_without_an_evaluation_of_train_the_last_ten_rows_up_to_the_held_out_one_stand_for_it():
+    held_out = evaluation("eval", 12, loss=2.0)
+    losses = [9.0, 9.0, *[1.0] * 10, 5.0, 5.0]  # rows 3 to 12
+    assert gap(held_out, losses=losses) == ("train rows (mean of 10)", "eval", 1.0, True)
+    assert gap(held_out, losses=[1.0, 0.0, math.nan, 2.0]) == ("train rows (mean of 2)", "eval", 0.5, True)
+    assert gap(held_out, losses=[1.0], steps=[13]) is None
+    assert gap(held_out, losses=[1.0], steps=[12]) == ("train rows (mean of 1)", "eval", 1.0, True)
+
+
+def test_recent_rows_are_the_last_ones_with_a_loss():
+    run = run_of(losses=[1.0, math.inf, 3.0, 0.0, 5.0])
+    assert _recent(run, None) == [5.0, 3.0, 1.0]
+    assert _recent(run, 3) == [3.0, 1.0]
+    assert _recent(run, 2) == [1.0]
+    assert _recent(run, 0) == []
+
+
+# --- rows, columns and notes -------------------------------------------------------------------------------------
+
+
+def test_a_summary_of_the_rows_has_these_numbers():
+    run = run_of(losses=[3.0, math.nan, 1.0, 2.0, 1.0], steps=[10, 20, 30, 40, 50])
+    run.rates[0], run.superseded, run.last_step = 2e-4, 4, 55
+    run.first_ts, run.last_ts = 100.0, 160.5
+    found = _train(run, facts_of(RunSummary(Path()), run, ConfigSnapshot()))
+    assert msgspec.to_builtins(found) == {
+        "rows": 5, "superseded_rows": 4, "non_finite_rows": 1, "first_step": 10, "last_step": 55, "first_loss": 3.0,
+        "last_loss": 1.0, "min_loss": 1.0, "min_loss_step": 30, "max_lr": 2e-4, "duration_s": 60.5,
+    }  # fmt: skip
+    empty = run_of()
+    found = _train(empty, facts_of(RunSummary(Path()), empty, ConfigSnapshot()))
+    assert (found.rows, found.first_loss, found.min_loss, found.max_lr, found.duration_s) == (0, None, None, None, None)
+
+
+def test_a_column_is_summed_up_by_the_medians_of_its_fifths_and_its_ends():
+    found = _signal(Signal(range(10), [5.0, 1.0, *[2.0] * 6, 8.0, 4.0]))
+    assert (found.rows, found.first, found.last, found.lowest, found.highest) == (10, 3.0, 6.0, 1.0, 8.0)
+
+
+@pytest.mark.parametrize(
+    ("steps", "rising"),
+    [
+        ([1, 2, 3], [(1, 1.0), (2, 2.0), (3, 3.0)]),
+        ([1, 3, 2], [(1, 1.0), (2, 3.0), (3, 2.0)]),
+        ([1, 2, 2], [(1, 1.0), (2, 3.0)]),
+    ],
+)
+def test_a_column_is_by_rising_step_and_of_a_step_twice_the_later(steps, rising):
+    found = _by_step(Column(array("q", steps), array("d", [1.0, 2.0, 3.0])))
+    assert list(zip(found.steps, found.values, strict=True)) == rising
+
+
+def test_the_facts_of_a_run_are_those_of_its_end_its_audit_and_its_record():
+    run = run_of(losses=[1.0, 0.5], record=LogRecord(out_of_order=1), last_epoch=2.5, last_step=2)
+    facts = facts_of(RunSummary(Path()), run, ConfigSnapshot())
+    assert (facts.status, facts.status_reason, facts.series.in_order) == ("no_run_end", None, False)
+    assert (facts.utilization_mean, facts.audit, facts.data, facts.epoch, facts.last_step) == (None, None, None, 2.5, 2)
+    run.end = RunEnd(**HEAD, step=None, status="error", reason="why")
+    run.record.out_of_order = 0
+    run.latest_metrics = {
+        "lora_audit": Metrics(**HEAD, step=1, kind="lora_audit", metrics={"utilization_mean": 0.25}),
+        "data": Metrics(**HEAD, step=1, kind="data", metrics={"rows": 3}),
+    }
+    facts = facts_of(RunSummary(Path()), run, ConfigSnapshot())
+    assert (facts.status, facts.status_reason, facts.series.in_order) == ("error", "why", True)
+    assert (facts.utilization_mean, facts.data) == (0.25, {"rows": 3})
+
+
+def test_notes_name_what_is_not_shown():
+    run, summary = run_of(config=ConfigSnapshot()), RunSummary(Path())
+    summary.runs = {"r": run}
+    assert _notes(summary, run) == []
+    summary.runs = {"a": run, "r": run}
+    run.record.resumed_from, run.superseded, run.config = [5, 9], 3, None
+    summary.unknown.update({"x": 2})
+    summary.bare_tokens = 4
+    assert _notes(summary, run) == [
+        "no run_start in the log: the configuration is unknown",
+        "2 runs in this log; r is shown, --all-runs compares; also a",
+        "resumed from step 5, 9; 3 superseded rows are not shown",
+        "events of a name unknown here were kept and not used: x (2)",
+        "4 lines hold bare NaN or Infinity, which is not JSON; they were read anyway",
+    ]
+
+
+@pytest.mark.parametrize(("rows", "width"), [(512, 1), (513, 2), (1024, 2), (1025, 4), (1100, 4), (2049, 8)])
+def test_a_curve_is_thinned_by_powers_of_two(rows, width):
+    found = thinned(range(1, rows + 1), [float(row) for row in range(1, rows + 1)])
+    assert len(found) == math.ceil(rows / width)
+    assert found[0] == (width, (width + 1) / 2)
+    assert found[-1][0] == rows
