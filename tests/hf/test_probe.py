@@ -66,3 +66,15 @@ def test_more_modules_than_a_line_holds_are_counted(training, monkeypatch):
     found = probe.spectral_metrics(model)
     assert len(found["modules"]) + found["modules_omitted"] == 4
     assert found["modules_omitted"] > 0
+
+
+def test_a_live_module_has_the_numbers_of_its_adapter(training):
+    from gradience.hf.probe import live_modules
+
+    model = training.llama(r=4, lora_alpha=12, target_modules=["q_proj"])
+    found = live_modules(model)
+    assert {(m.r, m.alpha, m.scale) for m in found} == {(4, 12.0, 3.0)}
+    layer = model.base_model.model.model.layers[0].self_attn.q_proj
+    (a, b) = (layer.lora_A["default"].weight, layer.lora_B["default"].weight)
+    assert found[0].name == "model.layers.0.self_attn.q_proj"
+    assert (found[0].shape, found[0].params) == ((len(b), a.shape[1]), a.numel() + b.numel())

@@ -103,8 +103,9 @@ def test_the_first_eight_batches_and_one_in_a_hundred_are_watched(watching):
     for _ in range(7):
         model(input_ids=torch.tensor([[1, 2]]))
     assert not watch.settled
-    for _ in range(7, 301):
+    for number in range(7, 301):
         model(input_ids=torch.tensor([[1, 2]]))
+        assert watch.watched == min(number + 1, 8) + number // 100  # the hundred and first, not the hundredth
     assert watch.settled
     assert (watch.batches, watch.watched) == (301, 8 + 3)
 

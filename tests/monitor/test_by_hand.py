@@ -27,6 +27,7 @@ from gradience.verbs.monitor import (
     gap_of,
     latest_evals,
 )
+from gradience.verbs.monitor.watch import thinned
 
 HEAD: dict[str, Any] = {"schema": "gradience.vnext.telemetry/v1", "ts": None, "run_id": "r"}
 
@@ -201,3 +202,11 @@ def test_notes_name_what_is_not_shown():
         "events of a name unknown here were kept and not used: x (2)",
         "4 lines hold bare NaN or Infinity, which is not JSON; they were read anyway",
     ]
+
+
+@pytest.mark.parametrize(("rows", "width"), [(512, 1), (513, 2), (1024, 2), (1025, 4), (1100, 4), (2049, 8)])
+def test_a_curve_is_thinned_by_powers_of_two(rows, width):
+    found = thinned(range(1, rows + 1), [float(row) for row in range(1, rows + 1)])
+    assert len(found) == math.ceil(rows / width)
+    assert found[0] == (width, (width + 1) / 2)
+    assert found[-1][0] == rows

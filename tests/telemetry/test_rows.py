@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given, strategies as st
 
-from gradience.telemetry.rows import eval_columns, split_of, split_row, train_columns
+from gradience.telemetry.rows import eval_columns, plain_columns, split_of, split_row, train_columns
 from gradience.telemetry.values import described
 
 WORDS = "loss grad_norm epoch eval_loss eval_runtime eval_g0_loss eval_g0_runtime g0_runtime test_loss val_loss "
@@ -154,3 +154,24 @@ def test_a_logged_value_has_eight_levels_and_below_them_a_count():
 def test_these_words_begin_what_is_measured_on_held_out_data(word, metric):
     assert split_row({f"{word}_{metric}": 1.0, "loss": 2.0}) == ({"loss": 2.0}, {word: {metric: 1.0}}, {})
     assert split_row({f"x{word}_{metric}": 1.0, "loss": 2.0}).evals == {}
+
+
+@pytest.mark.parametrize(
+    ("row", "columns"),
+    [
+        (
+            {"loss": 1.5, "learning_rate": 2e-4, "grad_norm": 1.0, "epoch": 0.5},
+            {"loss": 1.5, "lr": 2e-4, "grad_norm": 1.0, "epoch": 0.5},
+        ),
+        ({"loss": 1.5}, {"loss": 1.5}),
+        ({"loss": 1.5, "lr": 1.0}, {"loss": 1.5, "lr": 1.0}),
+        ({"loss": 1.5, "lr": 1.0, "learning_rate": 2.0}, None),  # one of them is an extra
+        ({"loss": 1.5, "reward": 0.5}, None),
+        ({"loss": 1}, None),
+        ({"loss": 1.5, "epoch": 1}, None),
+        ({"epoch": 1.0}, None),
+        ({}, None),
+    ],
+)
+def test_a_row_of_known_columns_and_floats_alone_is_plain(row, columns):
+    assert plain_columns(row) == columns

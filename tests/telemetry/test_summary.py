@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from gradience.schema import SCHEMA_ID
+from gradience.schema import SCHEMA_ID, RecommendationItem
 from gradience.telemetry import TelemetryReader, TelemetryWriter
 from gradience.telemetry.reader import RunSummary
 from gradience.telemetry.scan import LogScan
@@ -227,3 +227,15 @@ def test_a_further_value_that_is_never_a_number_has_no_column(log: Path) -> None
 def test_a_run_shows_itself_without_what_it_keeps_for_the_next_line() -> None:
     assert "_next_seq" not in repr(RunSeries("r"))
     assert "_session" not in repr(RunSeries("r"))
+
+
+def test_alerts_and_recommendations_of_all_events_are_kept_in_their_order(log: Path) -> None:
+    with TelemetryWriter(log) as writer:
+        for n in (1, 2, 3):
+            writer.alert(severity="info", code=f"c{n}", message="m", step=n)
+            item = RecommendationItem(severity="info", action=f"a{n}", message="m")
+            writer.recommendation([item, item], step=n)
+    run = TelemetryReader(log).summarize().last
+    assert run is not None
+    assert [alert.code for alert in run.alerts] == ["c1", "c2", "c3"]
+    assert [item.action for item in run.recommendations] == ["a1", "a1", "a2", "a2", "a3", "a3"]

@@ -37,27 +37,7 @@ MOST_ELEMENTS: Final = 1 << 27
 LARGEST_ENTRY: Final = 3.4e38
 """Of an update's numbers, in size: float32's range, in which merges compute; their fourth powers are within float64."""
 
-
-def within_range(*arrays: Array) -> bool:
-    """Whether all entries are finite and at most `LARGEST_ENTRY` in size."""
-    return all(all_finite(array) and not _beyond(array) for array in arrays)
-
-
 _EXPONENTS: Final = {"float16": 0x7C00, "bfloat16": 0x7F80}  # all of whose bits are set in what is not finite
-
-
-def all_finite(array: Array) -> bool:
-    """Whether all entries are finite; of 16 bits from their patterns, an eighth of the work of looking at each."""
-    exponent = _EXPONENTS.get(array.dtype.name)
-    if exponent is None or array.dtype.byteorder == ">":
-        return bool(np.isfinite(array).all())
-    bits = array.view(np.uint16) & np.uint16(0x7FFF)
-    return not bits.size or bool(bits.max() < exponent)
-
-
-def _beyond(array: Array) -> bool:
-    return array.dtype == np.float64 and bool((np.abs(array) > LARGEST_ENTRY).any())
-
 
 LOHA_FIELDS: Final = tuple(f"hada_{part}" for part in ("w1_a", "w1_b", "w2_a", "w2_b", "t1", "t2"))
 LOKR_FIELDS: Final = tuple(f"lokr_{part}" for part in ("w1", "w1_a", "w1_b", "w2", "w2_a", "w2_b", "t2"))
@@ -73,6 +53,27 @@ _FIELDS: Final = frozenset({*_LORA_FIELDS, *LOHA_FIELDS, *LOKR_FIELDS, *_OTHER_F
 # torch.compile and FSDP leave their own wrappers in the names of a raw state dict.
 _WRAPPERS: Final = frozenset({"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"})
 _LAYER: Final = re.compile(r"((?:^|\.)(?:layers|layer|h)\.)(\d+)(?=\.)")
+
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
+
+
+def within_range(*arrays: Array) -> bool:
+    """Whether all entries are finite and at most `LARGEST_ENTRY` in size."""
+    return all(all_finite(array) and not _beyond(array) for array in arrays)
+
+
+def all_finite(array: Array) -> bool:
+    """Whether all entries are finite; of 16 bits from their patterns, an eighth of the work of looking at each."""
+    exponent = _EXPONENTS.get(array.dtype.name)
+    if exponent is None or array.dtype.byteorder == ">":
+        return bool(np.isfinite(array).all())
+    bits = array.view(np.uint16) & np.uint16(0x7FFF)
+    return not bits.size or bool(bits.max() < exponent)
+
+
+def _beyond(array: Array) -> bool:
+    return array.dtype == np.float64 and bool((np.abs(array) > LARGEST_ENTRY).any())
 
 
 class Key(NamedTuple):
@@ -360,8 +361,6 @@ def _listed(items: Iterable[object]) -> str:
     return " and ".join(map(str, items))
 
 
-_P = ParamSpec("_P")
-_T = TypeVar("_T")
 Builder: TypeAlias = Callable[[Context, Group], Found]
 
 

@@ -6,6 +6,26 @@ import re
 from functools import lru_cache
 from typing import Final
 
+# Words that decide only where nothing else in the path does: BERT's output.dense, T5's wo.
+_WEAK: Final = {"output": "mlp", "wo": "mlp", "out_proj": "attn", "q": "attn", "k": "attn", "v": "attn", "o": "attn"}
+
+_SUFFIX: Final = re.compile(r"(?::[^:]*)?(?:\[\d+\])?(?::[^:]*)?$")
+_SEP: Final = "[._]"
+_PAIRS: Final = re.compile(
+    rf"(?:^|{_SEP})(?:stages{_SEP}(\d{{1,9}}){_SEP}(?:blocks|layers)|layers{_SEP}(\d{{1,9}}){_SEP}blocks|layer(\d)){_SEP}(\d{{1,9}})(?=$|{_SEP})"
+)
+_SECTIONS: Final = re.compile(
+    rf"(?:^|{_SEP})(down_blocks|mid_block|up_blocks|single_transformer_blocks|single_blocks|decoder{_SEP}block)"
+    rf"(?:{_SEP}(\d{{1,9}}))?(?=$|{_SEP})"
+)
+_SECTION_START: Final = {"down_blocks": 0, "mid_block": 100, "up_blocks": 200}
+_SECTION_SIZE: Final = 100
+_LAYER: Final = re.compile(
+    rf"(?:^|{_SEP})(?:layers?|h|blocks?|layer_module|transformer_blocks|double_blocks|resblocks){_SEP}(\d{{1,9}})(?=$|{_SEP})",
+    re.IGNORECASE,
+)
+_KEPT: Final = 1 << 14  # names, which the adapters of a collection share: they are asked of each
+
 
 def _words(text: str) -> frozenset[str]:
     return frozenset(text.split())
@@ -27,8 +47,6 @@ _MLP: Final = _words(
 # State-space and recurrent mixers: Mamba, Mamba 2, Jamba, RWKV.
 _SSM: Final = _words("mixer mamba mamba_block ssm x_proj dt_proj time_mixer time_mix")
 _CONVOLUTION: Final = _words("conv conv1 conv2 conv3 conv_in conv_out conv1d dwconv conv_shortcut downsample")
-# Words that decide only where nothing else in the path does: BERT's output.dense, T5's wo.
-_WEAK: Final = {"output": "mlp", "wo": "mlp", "out_proj": "attn", "q": "attn", "k": "attn", "v": "attn", "o": "attn"}
 _EMBEDDINGS: Final = _words(
     "embed_tokens word_embeddings wte wpe embedding embeddings tok_embeddings embed_in shared lm_head "
     "embed_out position_embeddings token_type_embeddings embed_positions token_embedding "
@@ -43,25 +61,6 @@ _TYPES: Final[dict[str, str]] = {
 _WORDS: Final = re.compile(
     r"(?<![a-z0-9])(?:" + "|".join(sorted(map(re.escape, _TYPES), key=len, reverse=True)) + r")(?![a-z0-9])"
 )
-_SUFFIX: Final = re.compile(r"(?::[^:]*)?(?:\[\d+\])?(?::[^:]*)?$")
-
-_SEP: Final = "[._]"
-_PAIRS: Final = re.compile(
-    rf"(?:^|{_SEP})(?:stages{_SEP}(\d{{1,9}}){_SEP}(?:blocks|layers)|layers{_SEP}(\d{{1,9}}){_SEP}blocks|layer(\d)){_SEP}(\d{{1,9}})(?=$|{_SEP})"
-)
-_SECTIONS: Final = re.compile(
-    rf"(?:^|{_SEP})(down_blocks|mid_block|up_blocks|single_transformer_blocks|single_blocks|decoder{_SEP}block)"
-    rf"(?:{_SEP}(\d{{1,9}}))?(?=$|{_SEP})"
-)
-_SECTION_START: Final = {"down_blocks": 0, "mid_block": 100, "up_blocks": 200}
-_SECTION_SIZE: Final = 100
-_LAYER: Final = re.compile(
-    rf"(?:^|{_SEP})(?:layers?|h|blocks?|layer_module|transformer_blocks|double_blocks|resblocks){_SEP}(\d{{1,9}})(?=$|{_SEP})",
-    re.IGNORECASE,
-)
-
-
-_KEPT: Final = 1 << 14  # names, which the adapters of a collection share: they are asked of each
 
 
 @lru_cache(_KEPT)

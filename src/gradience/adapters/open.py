@@ -30,6 +30,18 @@ from gradience.io.safetensors import ShardedFiles, TensorSource, indexed_files
 _MOST: Final = 32  # layouts that are kept
 _MOST_HEADER: Final = 1 << 20  # bytes of the header of one: thousands of modules
 
+CONFIG_NAME: Final = "adapter_config.json"
+WEIGHT_NAMES: Final = ("adapter_model.safetensors", "adapters.safetensors", "adapter_model.bin", "adapter_model.pt")
+CHECKPOINT: Final = re.compile(r"checkpoint-(\d{1,15})")
+"""The folder of a run's step, as the Trainer names it."""
+
+INDEX_NAMES: Final = (
+    "adapter_model.safetensors.index.json",
+    "model.safetensors.index.json",
+    "adapters.safetensors.index.json",
+    "adapter_model.bin.index.json",
+)
+
 
 def open_adapter(
     path: PathLike, *, adapter_config: PathLike | None = None, weights: PathLike | None = None
@@ -50,18 +62,6 @@ def open_adapter(
 
 def _path(path: PathLike | None) -> Path | None:
     return None if path is None else Path(path)
-
-
-CONFIG_NAME: Final = "adapter_config.json"
-WEIGHT_NAMES: Final = ("adapter_model.safetensors", "adapters.safetensors", "adapter_model.bin", "adapter_model.pt")
-CHECKPOINT: Final = re.compile(r"checkpoint-(\d{1,15})")
-"""The folder of a run's step, as the Trainer names it."""
-INDEX_NAMES: Final = (
-    "adapter_model.safetensors.index.json",
-    "model.safetensors.index.json",
-    "adapters.safetensors.index.json",
-    "adapter_model.bin.index.json",
-)
 
 
 def holds_adapter(folder: Path) -> bool:

@@ -35,6 +35,12 @@ _MOST_PATHS: Final = 5e7  # a bound on steps on one name, two seconds at the ver
 _USUAL_NAME: Final = 64  # characters
 _LONGEST_TEXT: Final = 80  # of a pattern in a message
 
+_QUANTIFIER: Final = re.compile(r"(?:([*+?])|\{(\d+)?(,)?(\d+)?\})[?+]?")
+_CLASS: Final = re.compile(r"\[\^?\]?(?:[^\]\\]|\\.)*\]", re.DOTALL)
+_COMMENT: Final = re.compile(r"\(\?#[^)]*\)")
+_OPENING: Final = re.compile(r"\((?:\?(?:P<\w+>|P=\w+|\(\w+\)|<?[=!]|>|[a-zA-Z-]*:))?")
+_DEEPEST: Final = 50  # groups within groups
+
 
 def dotted_tails(path: str) -> list[str]:
     """What a dotted path ends with: itself, then what follows each of its dots.
@@ -186,13 +192,6 @@ def _power(base: float, exponent: float) -> float:
         return float(base**exponent)
     except OverflowError:
         return math.inf
-
-
-_QUANTIFIER: Final = re.compile(r"(?:([*+?])|\{(\d+)?(,)?(\d+)?\})[?+]?")
-_CLASS: Final = re.compile(r"\[\^?\]?(?:[^\]\\]|\\.)*\]", re.DOTALL)
-_COMMENT: Final = re.compile(r"\(\?#[^)]*\)")
-_OPENING: Final = re.compile(r"\((?:\?(?:P<\w+>|P=\w+|\(\w+\)|<?[=!]|>|[a-zA-Z-]*:))?")
-_DEEPEST: Final = 50  # groups within groups
 
 
 def _most_paths(key: str, length: int) -> float:

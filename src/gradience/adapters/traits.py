@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 if TYPE_CHECKING:
     from gradience.adapters.layout import Adapter, Module
 
+_KOHYAS_PAIR: Final = {"lora_A", "lora_B", "alpha"}
+
 
 class Start(NamedTuple):
     """How LoRA's factors were initialised (`init_lora_weights`), and what that did to the base model."""
@@ -250,7 +252,6 @@ _ASKED: Final[dict[Operation, tuple[Obstacle, ...]]] = {
     # What makes a merged model differ from a replayed merge through nobody's fault.
     Operation.REPLAY: (Obstacle.START_UNKNOWN, Obstacle.DORA_ON_CHANGED_BASE, Obstacle.QALORA),
 }
-_KOHYAS_PAIR: Final = {"lora_A", "lora_B", "alpha"}
 
 
 def obstacles(adapter: Adapter, operation: Operation) -> Iterator[Refusal]:

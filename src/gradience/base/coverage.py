@@ -25,6 +25,13 @@ T = TypeVar("T")
 
 _LARGEST: Final = 256 << 20  # bytes: the largest tokenizer.json seen has 35 MB
 
+_MOST_NAMES: Final = 20  # in a list of a report
+_STACK: Final = 3
+
+_BYTES: Final = {"float32": 4, "bfloat16": 2, "float16": 2}
+_SHORT: Final = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
+_AS_STORED: Final = ("modules_to_save", "bias")  # kinds that PEFT does not cast
+
 
 class _Token(msgspec.Struct):
     id: int
@@ -86,10 +93,6 @@ def _decoded(path: Path, kind: type[T]) -> T | None:
         return decode_json(read_small(path, most=_LARGEST, what="a tokenizer's file"), kind)
     except (OSError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         return None
-
-
-_MOST_NAMES: Final = 20  # in a list of a report
-_STACK: Final = 3
 
 
 def cover(config: ConfigSnapshot, layout: Layout, *, base: str) -> Coverage:
@@ -256,11 +259,6 @@ def _numbers(value: Json) -> list[int] | None:
     if isinstance(value, int):
         return [value]
     return [item for item in value if isinstance(item, int)] or None if isinstance(value, list) else None
-
-
-_BYTES: Final = {"float32": 4, "bfloat16": 2, "float16": 2}
-_SHORT: Final = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
-_AS_STORED: Final = ("modules_to_save", "bias")  # kinds that PEFT does not cast
 
 
 class _Memory(NamedTuple):

@@ -28,6 +28,20 @@ from gradience.spectral.threads import in_threads
 _VERSION: Final = 2
 _LARGEST: Final = 64 << 20  # bytes: a norm takes 100
 
+_ONE_FILE: Final = "model.safetensors"
+_INDEX: Final = "model.safetensors.index.json"
+_REPO_PARTS: Final = 2  # organisation and name
+_GIVE_REVISION: Final = "give one of the folders in snapshots/"
+_ADVICE: Final = "give a folder with model.safetensors or model.safetensors.index.json"
+
+_REVISION: Final = re.compile(rb"[0-9A-Za-z][0-9A-Za-z._-]{0,127}")  # a commit, or another plain name
+_LARGEST_REF: Final = 256  # bytes: a commit has 40
+
+_ETAG: Final = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
+
+_READABLE: Final = frozenset({"F64", "F32", "F16", "BF16"})
+"""Dtypes, by safetensors' name, in which a weight is itself and not a code for it."""
+
 
 class Norms(msgspec.Struct, frozen=True):
     """Spectral and Frobenius norm of one weight."""
@@ -91,13 +105,6 @@ class NormsCache:
         return document
 
 
-_ONE_FILE: Final = "model.safetensors"
-_INDEX: Final = "model.safetensors.index.json"
-_REPO_PARTS: Final = 2  # organisation and name
-_GIVE_REVISION: Final = "give one of the folders in snapshots/"
-_ADVICE: Final = "give a folder with model.safetensors or model.safetensors.index.json"
-
-
 def find_shards(path: Path) -> list[Path]:
     """The base's safetensors files, in order of their names.
 
@@ -144,10 +151,6 @@ def _snapshot(folder: Path) -> Path:
     )
 
 
-_REVISION: Final = re.compile(rb"[0-9A-Za-z][0-9A-Za-z._-]{0,127}")  # a commit, or another plain name
-_LARGEST_REF: Final = 256  # bytes: a commit has 40
-
-
 def _revision(main: Path) -> str:
     """The name of the folder in snapshots/ that a ref names; a plain name, so that it cannot lead elsewhere."""
     try:
@@ -174,9 +177,6 @@ def _hub_cache() -> Path:
         return Path(cache)
     home = os.environ.get("HF_HOME")
     return (Path(home) if home else Path.home() / ".cache" / "huggingface") / "hub"
-
-
-_ETAG: Final = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 
 
 def identity(files: Sequence[Path]) -> str:
@@ -224,10 +224,6 @@ def _etag(file: Path) -> str:
     target = real_path(file)
     is_blob = file.is_symlink() and target.parent.name == "blobs" and _ETAG.fullmatch(target.name)
     return f"etag:{target.name}" if is_blob else ""
-
-
-_READABLE: Final = frozenset({"F64", "F32", "F16", "BF16"})
-"""Dtypes, by safetensors' name, in which a weight is itself and not a code for it."""
 
 
 class Found(NamedTuple):

@@ -108,6 +108,8 @@ HEADINGS = {  # heading of the list of commands: those under it; what is in none
     "More": (),
 }
 
+_MAX_ERROR = 800  # characters of an error's line: a screen, whatever a file has for a name
+
 
 def build_app(*asked: str) -> App:
     """Return the command table; a command's module is imported when it runs.
@@ -268,9 +270,6 @@ def _failed(error: Exception) -> int:
     if (other := other_project()) is not None:
         _tell(f"gradience: {other}")
     return SOFTWARE
-
-
-_MAX_ERROR = 800  # characters of an error's line: a screen, whatever a file has for a name
 
 
 def _tell(text: str) -> None:

@@ -17,6 +17,9 @@ from gradience.schema.merge import MergeMethod, VerifyMergeReport
 from gradience.schema.reports import SourceLocation
 from gradience.verbs.device import prepare_jax
 
+_BLAS: Final = ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "VECLIB_MAXIMUM_THREADS")
+_MOST_THREADS: Final = 4  # more would wait for the disk
+
 
 def merge(
     *adapters: Path,
@@ -148,9 +151,6 @@ def merge_check(
         not_run=report.not_run,
     )
 
-
-_BLAS: Final = ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "VECLIB_MAXIMUM_THREADS")
-_MOST_THREADS: Final = 4  # more would wait for the disk
 
 FailOn = Literal["verdict", "changes", "never"]
 

@@ -26,6 +26,9 @@ from gradience.verbs.monitor import monitor_run
 from gradience.verbs.monitor.source import is_log
 from gradience.verbs.monitor.watch import Tail, Watch
 
+_EVERY: Final = 1.0  # seconds between two looks at the file
+_LOOK: Final = 4096  # bytes in which the first line of a log shows what it is
+
 
 def monitor(
     *logs: Path,
@@ -112,10 +115,6 @@ def _follow(log: Path, run: str | None, gap: float, resolved: opt.ResolvedOption
     if follow_log(log, quiet=resolved.format != "text"):
         return _one(log, run, gap, resolved, verbose=verbose)
     return DONE
-
-
-_EVERY: Final = 1.0  # seconds between two looks at the file
-_LOOK: Final = 4096  # bytes in which the first line of a log shows what it is
 
 
 def log_to_follow(path: Path) -> Path:

@@ -38,6 +38,20 @@ _TRIM, _MMAP = -1, -3  # M_TRIM_THRESHOLD and M_MMAP_THRESHOLD of glibc's malloc
 _KEPT: Final = 16 << 20  # bytes at the top of a thread's heap
 _OWN: Final = 16 << 20  # bytes from which an array has pages of its own, which go back at once
 
+DONE: Final = 0
+FOUND: Final = 1
+COULD_NOT_JUDGE: Final = 2
+NOT_DECIDED: Final = 3
+
+_EVERY: Final = 0.1  # seconds between two drawings
+_WIDTH: Final = 79
+
+_COLOURS: Final = {"CRITICAL": "1;31", "ERROR": "31", "WARNING": "33", "INFO": "36"}  # SGR of ECMA-48
+_TAG: Final = re.compile(r"\[(CRITICAL|ERROR|WARNING|INFO)\]")
+_TABLE: Final = re.compile(r"\S {2,}\S|[\u2500-\u28ff]")  # columns or drawings, which wrapping would tear apart
+_LEAST: Final = 40  # columns, under which wrapping helps nobody
+_HANG: Final = 2  # further columns by which the rest of a sentence is indented
+
 
 def with_flowing_help(target: str) -> Callable[..., object]:
     """Return the command `module:function` with each paragraph of its docstring on one line."""
@@ -64,12 +78,6 @@ def flowing(text: str) -> str:
 
 def _depth(line: str) -> int:
     return len(line) - len(line.lstrip())
-
-
-DONE: Final = 0
-FOUND: Final = 1
-COULD_NOT_JUDGE: Final = 2
-NOT_DECIDED: Final = 3
 
 
 def draws_blocks() -> bool:
@@ -194,10 +202,6 @@ def exit_code(findings: Iterable[Finding | FindingRef], fail_on: Severity | None
     return FOUND if any(SEVERITIES.index(f.severity) >= bar for f in findings) else DONE
 
 
-_EVERY: Final = 0.1  # seconds between two drawings
-_WIDTH: Final = 79
-
-
 def on_terminal(what: str) -> Callable[[int, int, str], None] | None:
     """Return a function that draws (done, total, name) on one line of stderr; None where nobody watches."""
     if not sys.stderr.isatty():
@@ -255,13 +259,6 @@ def print_for_programs(
         root=Path.cwd(),
     )
     emit_json(msgspec.json.format(msgspec.json.encode(writable(log))).decode())
-
-
-_COLOURS: Final = {"CRITICAL": "1;31", "ERROR": "31", "WARNING": "33", "INFO": "36"}  # SGR of ECMA-48
-_TAG: Final = re.compile(r"\[(CRITICAL|ERROR|WARNING|INFO)\]")
-_TABLE: Final = re.compile(r"\S {2,}\S|[\u2500-\u28ff]")  # columns or drawings, which wrapping would tear apart
-_LEAST: Final = 40  # columns, under which wrapping helps nobody
-_HANG: Final = 2  # further columns by which the rest of a sentence is indented
 
 
 def for_screen(text: str) -> str:

@@ -20,6 +20,8 @@ from gradience.render.writing import convert_text, mitigate_text, resize_text
 from gradience.schema.writing import Target
 from gradience.verbs.device import prepare_jax
 
+_BY_OUTPUTS = ("kl", "rank", "max_params", "max_mb")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Criterion:
@@ -123,7 +125,6 @@ class ByOutputs:
             raise AdapterError(f"{_option(given[0])} runs the model, and no base is given", advice="give --base MODEL")
 
 
-_BY_OUTPUTS = ("kl", "rank", "max_params", "max_mb")
 _NO_CRITERION = Criterion()
 _NO_INPUTS = ByOutputs()
 

@@ -49,6 +49,9 @@ _BARE_NAME = "name"  # the optimizer's, inside its section only: at the top it n
 _COMPUTED = {"alpha_over_r", "extras"}
 _ENVELOPE = {"schema", "ts", "run_id", "event", "step", "seq", "session", "meta", "resumed_from_step"}
 
+MODEL_CONFIG = "config.json"
+_HEAD = "Classification"  # in the name of every class of transformers with a classifier head
+
 
 def read_peft_dir(folder: Path) -> Layer:
     """Read the adapter config of a folder that PEFT (or MLX-LM) saved."""
@@ -119,10 +122,6 @@ def _where_else(folder: Path) -> str:
     if found:
         return f"there is one in {found[-1].parent}: give that folder"
     return "give the folder where PEFT's save_pretrained wrote"
-
-
-MODEL_CONFIG = "config.json"
-_HEAD = "Classification"  # in the name of every class of transformers with a classifier head
 
 
 def read_labels(path: Path) -> Layer:

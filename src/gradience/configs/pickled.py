@@ -33,6 +33,38 @@ _SHOWN: Final = 80  # characters of a class in an error
 _RECONSTRUCT: Final = frozenset({"copyreg _reconstructor", "copy_reg _reconstructor"})
 _GET: Final = frozenset({"builtins getattr", "__builtin__ getattr"})  # how Python 3.11.0 wrote a member of an enum
 
+_VALUES: Final = (  # opcodes that carry one
+    *("INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4", "FLOAT", "BINFLOAT"),
+    *("STRING", "BINSTRING", "SHORT_BINSTRING", "UNICODE", "SHORT_BINUNICODE", "BINUNICODE", "BINUNICODE8"),
+    *("BINBYTES", "SHORT_BINBYTES", "BINBYTES8", "BYTEARRAY8"),
+)
+
+MAX_PICKLE: Final = 1024 * 1024  # bytes; the largest seen in the wild, with a DeepSpeed config in it, has 12 kB
+MAX_VALUES: Final = 20_000  # of the mapping, those that occur twice counted twice
+_MAX_ENTRIES: Final = 1000  # of an archive
+_ARCHIVE: Final = b"PK"
+_LFS: Final = b"version https://git-lfs"
+_PICKLE: Final = re.compile(r"[^/\\.][^/\\]*/data\.pkl")  # where torch.save puts it
+_MAGIC: Final = 0x1950A86A20F9469CFC6C  # the first of the pickles in a row that torch.save wrote before version 1.6
+_BEFORE_THE_OBJECT: Final = 2  # the protocol's version, and the sizes of C's types
+_LIBRARIES: Final = (
+    r"(?:transformers|trl|accelerate|peft|sentence_transformers|setfit|optimum|llamafactory|llmtuner|swift|axolotl"
+    r"|unsloth|unsloth_compiled_cache|Unsloth\w*Trainer|__main__)(?:\.\w+)*"
+)
+_SETTINGS: Final = re.compile(
+    rf"{_LIBRARIES} \w*(?:TrainingArguments|Arguments|Config|Configuration|Plugin|State|Kwargs)|argparse Namespace"
+)
+_CHOICES: Final = re.compile(
+    rf"{_LIBRARIES} (?:IntervalStrategy|EvaluationStrategy|LoggingStrategy|SaveStrategy|HubStrategy|SchedulerType"
+    r"|OptimizerNames|ShardedDDPOption|FSDPOption|DebugOption|DistributedType|ParallelMode|PrecisionType|DynamoBackend"
+    r"|RNGType|FDivergenceType|SageMakerDistributedType|ComputeEnvironment)"
+)
+_DTYPES: Final = re.compile(r"torch (?:b?float(?:8_\w+|16|32|64)?|half|double|u?int(?:8|16|32|64)|long|bool)")
+_BUILTINS: Final = re.compile(
+    r"(?:builtins|__builtin__) (?:object|getattr|set|frozenset|list|dict|tuple|str|int|float|bool)"
+    r"|copy_?reg _reconstructor"
+)
+
 
 @dataclass(frozen=True, slots=True)
 class Name:
@@ -158,11 +190,6 @@ def _put(value: Callable[[Walk, Any], object]) -> _Action:
     return lambda walk, argument: walk.stack.append(value(walk, argument))
 
 
-_VALUES: Final = (  # opcodes that carry one
-    *("INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4", "FLOAT", "BINFLOAT"),
-    *("STRING", "BINSTRING", "SHORT_BINSTRING", "UNICODE", "SHORT_BINUNICODE", "BINUNICODE", "BINUNICODE8"),
-    *("BINBYTES", "SHORT_BINBYTES", "BINBYTES8", "BYTEARRAY8"),
-)
 _ACTIONS: Final[dict[str, _Action]] = {
     **dict.fromkeys(("PROTO", "FRAME", "STOP"), lambda *_: None),
     **dict.fromkeys(_VALUES, _put(lambda _, value: value)),
@@ -240,34 +267,6 @@ def _dotted(text: str) -> str:
     shown = printable(text).replace(" ", ".")
     clean = ascii(shown)[1:-1]
     return clean if len(clean) <= _SHOWN else f"{clean[:_SHOWN]}..."
-
-
-MAX_PICKLE: Final = 1024 * 1024  # bytes; the largest seen in the wild, with a DeepSpeed config in it, has 12 kB
-MAX_VALUES: Final = 20_000  # of the mapping, those that occur twice counted twice
-_MAX_ENTRIES: Final = 1000  # of an archive
-_ARCHIVE: Final = b"PK"
-_LFS: Final = b"version https://git-lfs"
-_PICKLE: Final = re.compile(r"[^/\\.][^/\\]*/data\.pkl")  # where torch.save puts it
-_MAGIC: Final = 0x1950A86A20F9469CFC6C  # the first of the pickles in a row that torch.save wrote before version 1.6
-_BEFORE_THE_OBJECT: Final = 2  # the protocol's version, and the sizes of C's types
-
-_LIBRARIES: Final = (
-    r"(?:transformers|trl|accelerate|peft|sentence_transformers|setfit|optimum|llamafactory|llmtuner|swift|axolotl"
-    r"|unsloth|unsloth_compiled_cache|Unsloth\w*Trainer|__main__)(?:\.\w+)*"
-)
-_SETTINGS: Final = re.compile(
-    rf"{_LIBRARIES} \w*(?:TrainingArguments|Arguments|Config|Configuration|Plugin|State|Kwargs)|argparse Namespace"
-)
-_CHOICES: Final = re.compile(
-    rf"{_LIBRARIES} (?:IntervalStrategy|EvaluationStrategy|LoggingStrategy|SaveStrategy|HubStrategy|SchedulerType"
-    r"|OptimizerNames|ShardedDDPOption|FSDPOption|DebugOption|DistributedType|ParallelMode|PrecisionType|DynamoBackend"
-    r"|RNGType|FDivergenceType|SageMakerDistributedType|ComputeEnvironment)"
-)
-_DTYPES: Final = re.compile(r"torch (?:b?float(?:8_\w+|16|32|64)?|half|double|u?int(?:8|16|32|64)|long|bool)")
-_BUILTINS: Final = re.compile(
-    r"(?:builtins|__builtin__) (?:object|getattr|set|frozenset|list|dict|tuple|str|int|float|bool)"
-    r"|copy_?reg _reconstructor"
-)
 
 
 def read_pickled(path: Path) -> dict[str, Json]:

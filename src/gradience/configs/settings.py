@@ -47,6 +47,14 @@ from gradience.schema.scalars import Json, as_float, real as on_the_wire
 
 S = TypeVar("S", bound=msgspec.Struct)
 
+_FAMILIES = ("vllm_", "unsloth_", "_")  # settings of engines, and private fields of a dataclass
+
+ALIKE: Final = 0.85  # difflib's ratio, from which a key is taken for a misspelt name
+_SHORT: Final = 4  # characters: between shorter names nearly everything is alike
+
+_LARGEST = 1 << 20  # bytes
+_MORE = {"betas": ("adam_beta1", "adam_beta2"), "dtype": ("bf16", "fp16"), "batch_size": ("per_gpu_train_batch_size",)}
+
 
 class Layer(msgspec.Struct, kw_only=True, frozen=True):
     """The part of a configuration that one source gives, and what it held besides."""
@@ -304,8 +312,6 @@ class Draft:
 
 Dialect: TypeAlias = Literal["lora", "training", "trl", "axolotl", "llama_factory", "mlx", "torchtune"]
 
-_FAMILIES = ("vllm_", "unsloth_", "_")  # settings of engines, and private fields of a dataclass
-
 
 @cache
 def _lists() -> dict[str, frozenset[str]]:
@@ -316,10 +322,6 @@ def _lists() -> dict[str, frozenset[str]]:
 def known_keys(dialect: Dialect) -> frozenset[str]:
     """The keys that a dialect has besides the settings read from it."""
     return _lists()[dialect]
-
-
-ALIKE: Final = 0.85  # difflib's ratio, from which a key is taken for a misspelt name
-_SHORT: Final = 4  # characters: between shorter names nearly everything is alike
 
 
 def nearest_known(key: str) -> str | None:
@@ -343,10 +345,6 @@ def knows_lora(key: str) -> bool:
 def knows_training(key: str) -> bool:
     """Whether transformers or TRL has a training argument of this name, or had one."""
     return key in known_keys("training") or key in known_keys("trl") or key.startswith(_FAMILIES)
-
-
-_LARGEST = 1 << 20  # bytes
-_MORE = {"betas": ("adam_beta1", "adam_beta2"), "dtype": ("bf16", "fp16"), "batch_size": ("per_gpu_train_batch_size",)}
 
 
 def keys_of(field: str) -> list[str]:

@@ -23,6 +23,13 @@ _ENUM = re.compile(r"[A-Z][A-Za-z0-9]*\.(\w+)")  # `OptimizerNames.ADAMW_TORCH`,
 _NO = {"false", "no", "off", "0"}
 _YES = {"true", "yes", "on", "1"}
 
+_SECRET = re.compile(r"(?:.*_)?(?:token|api_?key|access_?key|secret(?:_key)?|password)", re.IGNORECASE)
+_VOCABULARY = re.compile(  # tokens of a tokenizer, not of an account
+    r"(?:.*_)?(?:eos|bos|pad|unk|sep|cls|mask|start|end|stop|image|audio|video|vision|think|special|boi|eoi)_token",
+    re.IGNORECASE,
+)
+_PLACEHOLDER = re.compile(r"<[A-Z0-9_]+>")  # what TrainingArguments.to_dict() writes, set or not
+
 
 class Malformed(ValueError):  # noqa: N818  # names the state of the text
     """The text is not a usable document, or the value is not of the kind its key expects; the message has the kind."""
@@ -199,14 +206,6 @@ def profile(value: Json) -> TaskProfile:
             found: TaskProfile = choice
             return found
     raise Malformed(f"one of {', '.join(choices)}")
-
-
-_SECRET = re.compile(r"(?:.*_)?(?:token|api_?key|access_?key|secret(?:_key)?|password)", re.IGNORECASE)
-_VOCABULARY = re.compile(  # tokens of a tokenizer, not of an account
-    r"(?:.*_)?(?:eos|bos|pad|unk|sep|cls|mask|start|end|stop|image|audio|video|vision|think|special|boi|eoi)_token",
-    re.IGNORECASE,
-)
-_PLACEHOLDER = re.compile(r"<[A-Z0-9_]+>")  # what TrainingArguments.to_dict() writes, set or not
 
 
 class Fields:

@@ -18,6 +18,20 @@ from gradience.data.tokens import Sequence as TokenSequence, Tokenised
 from gradience.schema.reports import Answers, Batching, Lengths, RowFault, Rows, RowsSeen, ShownRow, TokenCounts
 from gradience.schema.scalars import Json
 
+# The lead byte of two or three bytes of UTF-8, and what follows it, as Latin-1 or cp1252 shows them.
+_BROKEN: Final = re.compile(
+    r"[\u00c2-\u00df][\u0080-\u00bf\u0152-\u0178\u02c6-\u2122]|[\u00e0-\u00ef][\u0080-\u00bf\u0152-\u0178\u02c6-\u2122]{2}"
+)
+_RARE: Final = (0x07C0, 0x0800)  # letters of N'Ko, whose bytes are those of "ß" and a sign: "5ß€" is no mojibake
+REPLACEMENT: Final = "\ufffd"
+
+_FIRST: Final = 5  # numbers of rows that are kept of each kind
+_FAULTS: Final = 20
+_TEXT: Final = 240  # characters of a row that is shown
+_BARS: Final = 48  # of the histogram
+_LABELS: Final = 50  # that the report lists
+_WHITESPACE: Final = 2  # tokens after a turn's end that are not looked at: a line break
+
 
 def batching(lengths: Sequence[int], *, per_batch: int, batch_size: int, max_length: int | None, seed: int) -> Batching:
     """Padding and packing of sequences that are cut already.
@@ -65,14 +79,6 @@ def packed_count(lengths: Sequence[int], room: int) -> int:
     return bins
 
 
-# The lead byte of two or three bytes of UTF-8, and what follows it, as Latin-1 or cp1252 shows them.
-_BROKEN: Final = re.compile(
-    r"[\u00c2-\u00df][\u0080-\u00bf\u0152-\u0178\u02c6-\u2122]|[\u00e0-\u00ef][\u0080-\u00bf\u0152-\u0178\u02c6-\u2122]{2}"
-)
-_RARE: Final = (0x07C0, 0x0800)  # letters of N'Ko, whose bytes are those of "ß" and a sign: "5ß€" is no mojibake
-REPLACEMENT: Final = "\ufffd"
-
-
 def is_mojibake(text: str) -> bool:
     """Whether a part of the text is UTF-8 that was decoded as Latin-1 or cp1252.
 
@@ -90,14 +96,6 @@ def _decodes(piece: str) -> bool:
             continue
         return ord(found) < _RARE[0] or ord(found) >= _RARE[1]
     return False
-
-
-_FIRST: Final = 5  # numbers of rows that are kept of each kind
-_FAULTS: Final = 20
-_TEXT: Final = 240  # characters of a row that is shown
-_BARS: Final = 48  # of the histogram
-_LABELS: Final = 50  # that the report lists
-_WHITESPACE: Final = 2  # tokens after a turn's end that are not looked at: a line break
 
 
 class Limits(NamedTuple):

@@ -24,6 +24,8 @@ _MOST_COLUMNS: Final = 12  # named in an error
 _ALPACA: Final = "### Instruction:\n{instruction}\n\n### Input:\n{input}\n\n### Response:\n"
 _ALPACA_NO_INPUT: Final = "### Instruction:\n{instruction}\n\n### Response:\n"
 
+_SPOKEN: Final = ("prompt", "messages", "completion", "chosen", "rejected", "text")
+
 
 class Unusable(Exception):  # noqa: N818  # a row that is not of the format, which becomes a finding
     """The row cannot be used; the text is the reason."""
@@ -306,7 +308,6 @@ def answers_of(columns: Columns) -> list[str]:
     return [text_of(columns[name]) for name in ("completion", "chosen", "rejected") if name in columns]
 
 
-_SPOKEN: Final = ("prompt", "messages", "completion", "chosen", "rejected", "text")
 _READERS: Final[dict[DataFormat, Callable[[Mapping[str, Json], Shape, bool], Columns]]] = {
     "messages": _messages,
     "sharegpt": _sharegpt,

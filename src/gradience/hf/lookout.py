@@ -31,6 +31,8 @@ _ROWS: Final = 3
 _PAUSE: Final = 20  # a twentieth of the rows so far passes between two looks for the same reason
 _GRAVE: Final = frozenset({"warning", "error", "critical"})
 
+_LEVELS: Final = {"warning": logging.WARNING, "error": logging.ERROR, "critical": logging.CRITICAL}
+
 
 def live_ids(asked: Iterable[str]) -> frozenset[str]:
     """Return the rules named for `stop_on`, in upper case.
@@ -122,9 +124,6 @@ class Lookout:
         found = [finding for finding in judge(rules, facts).findings if finding.severity in _GRAVE]
         self._said.update(finding.id for finding in found)
         return list({finding.id: finding for finding in reversed(found)}.values())
-
-
-_LEVELS: Final = {"warning": logging.WARNING, "error": logging.ERROR, "critical": logging.CRITICAL}
 
 
 class Voice:

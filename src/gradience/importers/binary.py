@@ -46,6 +46,21 @@ _NUMBERS: Final[dict[int, tuple[str, str]]] = {
     19: ("<e", ""),
 }
 
+_IDENT: Final = b":W&B"
+_START: Final = 7  # bytes of the file's header
+_BLOCK: Final = 32 * 1024
+_HEADER: Final = struct.Struct("<IHB")  # checksum, length, kind of a piece
+_FULL, _FIRST, _MIDDLE, _LAST = 1, 2, 3, 4
+_HISTORY, _CONFIG, _RUN, _EXIT = 2, 5, 17, 18  # of a Record
+_ITEM, _KEY, _NESTED, _VALUE = 1, 1, 2, 16  # of a HistoryRecord or ConfigRecord, and of their items
+_RUN_ID, _RUN_CONFIG, _RUN_NAME = 1, 4, 8
+_VARINT, _LONG, _BYTES, _SHORT = 0, 1, 2, 5  # protobuf's wire types
+_MOST_BITS: Final = 64
+_EXPORT: Final = (
+    "sync it with `wandb sync`, then export: "
+    "pandas.DataFrame(wandb.Api().run('ENTITY/PROJECT/RUN').scan_history()).to_csv('run.csv', index=False)"
+)
+
 
 class Scalar(NamedTuple):
     """One number of one tag at one step; `ts` in Unix seconds."""
@@ -150,20 +165,6 @@ def scalar_rows(scalars: Iterable[Scalar]) -> Iterator[Numbered]:
         yield place + 1, row
 
 
-_IDENT: Final = b":W&B"
-_START: Final = 7  # bytes of the file's header
-_BLOCK: Final = 32 * 1024
-_HEADER: Final = struct.Struct("<IHB")  # checksum, length, kind of a piece
-_FULL, _FIRST, _MIDDLE, _LAST = 1, 2, 3, 4
-_HISTORY, _CONFIG, _RUN, _EXIT = 2, 5, 17, 18  # of a Record
-_ITEM, _KEY, _NESTED, _VALUE = 1, 1, 2, 16  # of a HistoryRecord or ConfigRecord, and of their items
-_RUN_ID, _RUN_CONFIG, _RUN_NAME = 1, 4, 8
-_VARINT, _LONG, _BYTES, _SHORT = 0, 1, 2, 5  # protobuf's wire types
-_MOST_BITS: Final = 64
-_EXPORT: Final = (
-    "sync it with `wandb sync`, then export: "
-    "pandas.DataFrame(wandb.Api().run('ENTITY/PROJECT/RUN').scan_history()).to_csv('run.csv', index=False)"
-)
 _Field: TypeAlias = tuple[int, bytes | int]
 
 

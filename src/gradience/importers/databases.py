@@ -34,6 +34,30 @@ _STEPS_A_CALL: Final = 100_000
 _OWN: Final = "give the file as the logger wrote it"
 _EXPORT: Final = "export the run, and import the table"
 
+_RUNS: Final = (
+    "SELECT {key}, max(run_name), max(timestamp) AS newest FROM metrics GROUP BY {key} ORDER BY newest, {key}"
+)
+_ROWS: Final = "SELECT id, step, timestamp, metrics FROM metrics WHERE {key} = ? ORDER BY id"
+_CONFIG: Final = "SELECT config FROM configs WHERE {key} = ? ORDER BY id DESC LIMIT 1"
+_FILE: Final = "give the .db file of a trackio project"
+_NEEDED: Final = {"step", "timestamp", "run_name", "metrics"}
+
+META: Final = "meta.yaml"
+TABLES: Final = frozenset({"experiments", "runs", "metrics", "params"})
+_FINISHED: Final = {"3", "FINISHED"}  # RunStatus, in a file as its number
+_STOPPED: Final = {"4": "failed", "5": "was killed", "FAILED": "failed", "KILLED": "was killed"}
+_MAX_META: Final = 1 << 20  # bytes of a meta.yaml or a parameter: MLflow allows 6000 characters
+_MAX_LINE: Final = 4096  # bytes of a reading, three numbers and the name of a data set
+_MAX_FILES: Final = 5000  # metrics, or parameters
+_MILLI: Final = 1000.0
+_FIELDS: Final = 3  # time, value, step; the name and digest of a data set may follow
+_ADVICE: Final = "give a run's folder in mlruns, or MLflow's .db file"
+_ACTIVE: Final = (
+    "SELECT run_uuid, name, status FROM runs WHERE lifecycle_stage = 'active' ORDER BY start_time, run_uuid"
+)
+_METRICS: Final = "SELECT timestamp, step, key, value, is_nan FROM metrics WHERE run_uuid = ?"
+_PARAMS: Final = "SELECT key, value FROM params WHERE run_uuid = ?"
+
 
 @contextmanager
 def opened(path: Path, *, advice: str) -> Iterator[sqlite3.Connection]:
@@ -99,15 +123,6 @@ def require_stored(base: sqlite3.Connection, path: Path, *tables: str) -> None:
                 )
 
 
-_RUNS: Final = (
-    "SELECT {key}, max(run_name), max(timestamp) AS newest FROM metrics GROUP BY {key} ORDER BY newest, {key}"
-)
-_ROWS: Final = "SELECT id, step, timestamp, metrics FROM metrics WHERE {key} = ? ORDER BY id"
-_CONFIG: Final = "SELECT config FROM configs WHERE {key} = ? ORDER BY id DESC LIMIT 1"
-_FILE: Final = "give the .db file of a trackio project"
-_NEEDED: Final = {"step", "timestamp", "run_name", "metrics"}
-
-
 def read_trackio(path: Path, columns: Mapping[str, str] | None = None) -> list[SourceRun]:
     """Return the runs of the file, the one written to last at the end.
 
@@ -171,23 +186,6 @@ def _object(value: Json) -> dict[str, Json] | None:
         return parse(data)[0]
     except (SchemaError, msgspec.MsgspecError):
         return None
-
-
-META: Final = "meta.yaml"
-TABLES: Final = frozenset({"experiments", "runs", "metrics", "params"})
-_FINISHED: Final = {"3", "FINISHED"}  # RunStatus, in a file as its number
-_STOPPED: Final = {"4": "failed", "5": "was killed", "FAILED": "failed", "KILLED": "was killed"}
-_MAX_META: Final = 1 << 20  # bytes of a meta.yaml or a parameter: MLflow allows 6000 characters
-_MAX_LINE: Final = 4096  # bytes of a reading, three numbers and the name of a data set
-_MAX_FILES: Final = 5000  # metrics, or parameters
-_MILLI: Final = 1000.0
-_FIELDS: Final = 3  # time, value, step; the name and digest of a data set may follow
-_ADVICE: Final = "give a run's folder in mlruns, or MLflow's .db file"
-_ACTIVE: Final = (
-    "SELECT run_uuid, name, status FROM runs WHERE lifecycle_stage = 'active' ORDER BY start_time, run_uuid"
-)
-_METRICS: Final = "SELECT timestamp, step, key, value, is_nan FROM metrics WHERE run_uuid = ?"
-_PARAMS: Final = "SELECT key, value FROM params WHERE run_uuid = ?"
 
 
 def is_meta(path: Path, head: bytes) -> bool:

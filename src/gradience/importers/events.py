@@ -34,6 +34,10 @@ _LOST: Final = 3  # strides that a writer may skip, its rows between being lost
 _MOST: Final = 8  # writers distinguished
 _SHOWN: Final = 5  # places named in a note
 
+_COLUMNS: Final = ("loss", "grad_norm", "epoch")  # named in a note where they held no number
+
+_ROUNDING: Final = 1000  # one of so many: a last step that a partial batch does not make, or whose state was not saved
+
 
 class Segment(NamedTuple):
     """Rows between two starts of the training program."""
@@ -202,9 +206,6 @@ def _stream_of(row: LoggedRow, streams: list[_Stream], stride: int) -> _Stream |
     return min(near, key=lambda s: (abs(step - s.last - stride), s.turn), default=None)
 
 
-_COLUMNS: Final = ("loss", "grad_norm", "epoch")  # named in a note where they held no number
-
-
 @dataclass(slots=True)
 class _EventBuilder:
     """Makes the events of one run, numbered by session."""
@@ -333,9 +334,6 @@ def _end(builder: _EventBuilder, raw: SourceRun, tally: Tally) -> RunEnd:
     reached = max((step for step in (tally.last_step, raw.reached) if step is not None), default=None)
     status, reason = _status(raw, tally, reached)
     return RunEnd(**builder.head(reached, tally.ts), status=status, reason=reason)
-
-
-_ROUNDING: Final = 1000  # one of so many: a last step that a partial batch does not make, or whose state was not saved
 
 
 def _status(raw: SourceRun, tally: Tally, reached: int | None) -> tuple[Status, str]:

@@ -32,6 +32,8 @@ _BOM: Final = b"\xef\xbb\xbf"
 _LFS: Final = b"version https://git-lfs"
 _CHUNK: Final = 1 << 20
 
+_SUMMARIES: Final = re.compile(r"(all|train|eval|predict|test)_results\.json")
+
 
 def count_of(value: Json) -> int | None:
     """Return a positive whole number, such as a planned number of steps; None for anything else."""
@@ -155,9 +157,6 @@ def require_file(path: Path) -> None:
         raise RecorderError(
             f"{path} is larger than {MAX_BYTES // 1024**2} MiB", advice="split it, or export less of it"
         )
-
-
-_SUMMARIES: Final = re.compile(r"(all|train|eval|predict|test)_results\.json")
 
 
 def refuse_summary(path: Path) -> None:

@@ -24,6 +24,9 @@ from gradience.telemetry.values import number_of
 
 _LEVELS: Final[tuple[Level, ...]] = ("run", "optimizer", "lora", "training")
 
+_ROUNDED: Final = 0.0005  # the Trainer rounds rates to three decimals
+_MOST: Final = 2**20  # sequences per step; a larger quotient is not a batch size
+
 
 def add_settings(raw: SourceRun, *folders: Path) -> None:
     """Add what an adapter config and training arguments in the folders say; the first folder that has one counts."""
@@ -96,10 +99,6 @@ def _interval(value: Json) -> float | None:
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
     return float(value) if 0 < value < float("inf") else None
-
-
-_ROUNDED: Final = 0.0005  # the Trainer rounds rates to three decimals
-_MOST: Final = 2**20  # sequences per step; a larger quotient is not a batch size
 
 
 def shown_in_rows(raw: SourceRun, config: ConfigSnapshot) -> ConfigSnapshot:

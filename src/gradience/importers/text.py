@@ -34,6 +34,17 @@ _MLX_NAMES: Final = {"Train loss": "loss", "Learning Rate": "learning_rate", "Va
 _NAMED: Final = re.compile(r"([A-Za-z][A-Za-z /]*?) ([-+\d.eE]+|nan|inf)(?: ?[A-Za-z]*)?")
 _Row = dict[str, Json]
 
+_PLACE: Final = "global_step/max_steps"  # ms-swift: "12/100"
+_PROGRESS: Final = frozenset({"percentage", "remaining_time"})  # follow from the step; not copied
+_COUNTERS: Final = frozenset({"current_steps", "total_steps", "step", "global_step", _PLACE})
+_IDLE: Final = frozenset({"epoch", "elapsed_time", "total_tokens", "throughput", "memory(GiB)", "train_speed(s/it)"})
+_SHOWN: Final = 5
+_CLOSING: Final = "log_history"  # ms-swift's last line repeats all rows
+
+_SPLITS: Final = {"training": "", "validation": "val_", "test": "test_"}
+_COMBINED: Final = "combined"  # all output features: its loss is the one that is minimised
+_TRIPLE: Final = 3  # epoch, step and value, where a metric was not flattened
+
 
 def is_text_log(path: Path) -> bool:
     """Whether one of the file's first lines is a step that a known trainer printed."""
@@ -126,13 +137,6 @@ _READERS: Final[tuple[Callable[[str], _Row | None], ...]] = (_torchtune, _mlx, _
 
 Dialect: TypeAlias = Literal["llama-factory", "ms-swift"]
 
-_PLACE: Final = "global_step/max_steps"  # ms-swift: "12/100"
-_PROGRESS: Final = frozenset({"percentage", "remaining_time"})  # follow from the step; not copied
-_COUNTERS: Final = frozenset({"current_steps", "total_steps", "step", "global_step", _PLACE})
-_IDLE: Final = frozenset({"epoch", "elapsed_time", "total_tokens", "throughput", "memory(GiB)", "train_speed(s/it)"})
-_SHOWN: Final = 5
-_CLOSING: Final = "log_history"  # ms-swift's last line repeats all rows
-
 
 def dialect_of(row: dict[str, Json]) -> Dialect | None:
     """Return the program that logged a row, by its keys; None for any other.
@@ -189,11 +193,6 @@ def _counters(row: dict[str, Json]) -> tuple[int | None, int | None]:
         return step_of(step), count_of(planned)
     steps: Iterator[int] = (s for key in ("current_steps", "step") if (s := step_of(row.get(key))) is not None)
     return next(steps, None), count_of(row.get("total_steps"))
-
-
-_SPLITS: Final = {"training": "", "validation": "val_", "test": "test_"}
-_COMBINED: Final = "combined"  # all output features: its loss is the one that is minimised
-_TRIPLE: Final = 3  # epoch, step and value, where a metric was not flattened
 
 
 def is_ludwig(document: Mapping[str, Json]) -> bool:

@@ -56,6 +56,12 @@ _NOT_WEIGHTS: Final = (
     (b"<", "an HTML or XML page, not the weights", "download the file again"),
 )
 
+_PIECE: Final = 1 << 20  # bytes of a header that are decoded at a time
+_BOUNDARY: Final = re.compile(rb'\}(\s*,\s*)"')
+_NOT_STRUCTURE: Final = bytes(set(range(256)) - set(b'[]{}"'))
+_LEVELS: Final = ((b"[]", b""), (b"{}", b""), (b"{}", b""))  # of a header: shapes, entries, the whole
+_SHORT: Final = 64  # characters: no name below is over a limit of `io.reading`
+
 
 class TensorInfo(msgspec.Struct, frozen=True, gc=False):
     """One tensor as the file declares it. `dtype` is safetensors' name, such as `BF16`."""
@@ -115,13 +121,6 @@ def parsed_header(path: Path, raw: bytes, available: int) -> tuple[dict[str, Ten
         return usual
     metadata = _metadata(path, raw)
     return _checked(path, _declared(path, raw), available), metadata
-
-
-_PIECE: Final = 1 << 20  # bytes of a header that are decoded at a time
-_BOUNDARY: Final = re.compile(rb'\}(\s*,\s*)"')
-_NOT_STRUCTURE: Final = bytes(set(range(256)) - set(b'[]{}"'))
-_LEVELS: Final = ((b"[]", b""), (b"{}", b""), (b"{}", b""))  # of a header: shapes, entries, the whole
-_SHORT: Final = 64  # characters: no name below is over a limit of `io.reading`
 
 
 class _UnusualError(Exception):

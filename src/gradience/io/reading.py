@@ -34,6 +34,16 @@ _FLAGS: Final = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOCT
 _MIB: Final = 1 << 20
 _KIB: Final = 1 << 10
 
+T = TypeVar("T")
+MAX_DEPTH: Final = 64  # levels of nesting: a config has 3, a trainer_state.json 4
+MAX_NAME: Final = 1024  # characters of a tensor's or module's name: the longest on the hub have under 200
+MAX_PARTS: Final = 64  # dotted parts of one: they have under 20
+_STEPS: Final = {ord("["): 1, ord("{"): 1, ord("]"): -1, ord("}"): -1}
+_NOT_STRUCTURE: Final = bytes(set(range(256)) - set(b'[]{}"'))
+_ESCAPE: Final = re.compile(rb"\\.", re.DOTALL)
+_STRING: Final = re.compile(rb'"[^"]*"?')
+_TOO_DEEP: Final = f"nested more than {MAX_DEPTH} levels deep, the limit for JSON"
+
 
 def open_regular(path: str | os.PathLike[str]) -> io.BufferedReader:
     """The file, opened for reading bytes.
@@ -95,19 +105,6 @@ def _size(count: int) -> str:
     if count >= _MIB:
         return f"{count // _MIB} MiB"
     return f"{count // _KIB} KiB" if count >= _KIB else f"{count} bytes"
-
-
-T = TypeVar("T")
-
-MAX_DEPTH: Final = 64  # levels of nesting: a config has 3, a trainer_state.json 4
-MAX_NAME: Final = 1024  # characters of a tensor's or module's name: the longest on the hub have under 200
-MAX_PARTS: Final = 64  # dotted parts of one: they have under 20
-
-_STEPS: Final = {ord("["): 1, ord("{"): 1, ord("]"): -1, ord("}"): -1}
-_NOT_STRUCTURE: Final = bytes(set(range(256)) - set(b'[]{}"'))
-_ESCAPE: Final = re.compile(rb"\\.", re.DOTALL)
-_STRING: Final = re.compile(rb'"[^"]*"?')
-_TOO_DEEP: Final = f"nested more than {MAX_DEPTH} levels deep, the limit for JSON"
 
 
 def decode_json(data: bytes | str, kind: type[T]) -> T:

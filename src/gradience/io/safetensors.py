@@ -46,6 +46,13 @@ Array: TypeAlias = npt.NDArray[Any]
 _CACHE_LINE: Final = 64  # bytes
 _NO_INDEX: Final = "give the weights file itself"
 
+_MOST_SHARDS: Final = 10_000
+_LARGEST_INDEX: Final = 256 << 20  # bytes
+
+# Bits of the format's dtypes that no array here has: such a tensor may be copied bit for bit.
+_OTHER_BITS: Final = {"C64": 64, "F8_E8M0": 8, "F6_E2M3": 6, "F6_E3M2": 6, "F4": 4}
+_ALIGNMENT: Final = 8  # bytes, of the first tensor: the format's own
+
 
 class TensorSource(Protocol):
     """Anything that lists tensors and reads one by name."""
@@ -224,10 +231,6 @@ class ShardedFiles:
         return self._holder[name].raw(name)
 
 
-_MOST_SHARDS: Final = 10_000
-_LARGEST_INDEX: Final = 256 << 20  # bytes
-
-
 class _Index(msgspec.Struct):
     """What a sharded checkpoint's index says; other keys are ignored."""
 
@@ -259,11 +262,6 @@ def indexed_files(index: Path) -> list[Path]:
             advice="the download or copy is incomplete: get the missing files",
         )
     return files
-
-
-# Bits of the format's dtypes that no array here has: such a tensor may be copied bit for bit.
-_OTHER_BITS: Final = {"C64": 64, "F8_E8M0": 8, "F6_E2M3": 6, "F6_E3M2": 6, "F4": 4}
-_ALIGNMENT: Final = 8  # bytes, of the first tensor: the format's own
 
 
 class PlannedTensor(NamedTuple):

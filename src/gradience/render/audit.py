@@ -35,6 +35,8 @@ _NOT_ANALYSED: Final = 5  # tensors listed without --verbose
 _NAMED_LAYERS: Final = 6
 _HALF: Final = 0.5
 
+_SHARES: Final = frozenset({"utilization", "udr", "relative_frobenius"})
+
 
 class View(NamedTuple):
     """Parts of the report beyond verdict, findings, summary and suggested ranks."""
@@ -87,9 +89,6 @@ def standing_lines(report: AuditReport) -> Iterator[str]:
         yield f"  {name:<36}{value:>8}  above {item.percentile:.0f} % of them (n = {item.n})"
     yield from (f"  {clean(text)}" for text in found.notes)
     yield ""
-
-
-_SHARES: Final = frozenset({"utilization", "udr", "relative_frobenius"})
 
 
 def _not_known(modules: list[ModuleAudit]) -> Iterator[str]:

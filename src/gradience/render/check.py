@@ -43,6 +43,12 @@ _TRAINERS = {
 }
 _LABELS = 6
 
+_NAMES: Final = 10  # targets and unknown keys on one line
+_UNMATCHED: Final = 5  # targets without a module on one line
+_TEXT: Final = 60  # characters of one value
+_SOURCE: Final = 8  # columns of a source's name
+_TWO_DIGITS: Final = 10  # megabytes from which a size is shown without decimals
+
 
 def data_lines(data: DataReport, derived: Mapping[str, Real]) -> Iterator[str]:
     """The data set as understood, and the histogram of its lengths."""
@@ -116,13 +122,6 @@ def _per_epoch(derived: Mapping[str, Real]) -> Iterator[tuple[str, str]]:
         parts.append(f"{number(derived['tokens_per_parameter'], '.3g')} tokens per adapter parameter")
     if parts:
         yield "Epoch", ", ".join(parts)
-
-
-_NAMES: Final = 10  # targets and unknown keys on one line
-_UNMATCHED: Final = 5  # targets without a module on one line
-_TEXT: Final = 60  # characters of one value
-_SOURCE: Final = 8  # columns of a source's name
-_TWO_DIGITS: Final = 10  # megabytes from which a size is shown without decimals
 
 
 @as_text

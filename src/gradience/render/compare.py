@@ -39,6 +39,30 @@ _JSON_VALUE: Final = 60  # characters of a setting among adapters
 _SHOWN_IDS: Final = 2  # findings that fit a column
 _GRAVE: Final = SEVERITIES.index("warning")
 
+_LAYERS: Final = 6
+_FACTOR: Final = 10.0  # a change of more than 1000 % reads better as a factor
+_MODULES: Final = 5  # named in one line
+_OPPOSED: Final = "-"  # a cosine below 0, on the map
+
+_OVERLAP_COLUMNS: Final[Columns[tuple[Overlap, Overlap]]] = (
+    ("k", ">5", lambda sides: str(sides[0].i)),
+    ("output side", ">11", lambda sides: f"{sides[0].phi:.3f}"),
+    ("by chance", ">9", lambda sides: f"{sides[0].chance:.3f}"),
+    ("input side", ">10", lambda sides: f"{sides[1].phi:.3f}"),
+    ("by chance", ">9", lambda sides: f"{sides[1].chance:.3f}"),
+)
+
+_SERIES_COLUMNS: Final[Columns[CheckpointPoint]] = (
+    ("step", ">7", lambda point: number(point.step, "d")),
+    ("norm(dW)", ">8", lambda point: number(point.frobenius_norm, ".4g")),
+    ("cos to final", ">12", lambda point: number(point.cosine_to_final, ".4f")),
+    ("cos to prev.", ">12", lambda point: number(point.cosine_to_previous, ".4f")),
+    ("change", ">6", lambda point: percent(point.relative_change)),
+    ("eff. rank", ">9", lambda point: number(point.effective_rank_mean)),
+    ("stable", ">6", lambda point: number(point.stable_rank_mean)),
+    ("k@90%", ">5", lambda point: number(point.energy_rank_90_mean)),
+)
+
 
 @as_text
 def compare_text(report: CompareReport, *, verbose: bool = False) -> Iterator[str]:
@@ -174,12 +198,6 @@ def _findings(runs: Sequence[ComparedRun], *, verbose: bool) -> Iterator[str]:
         yield ""
 
 
-_LAYERS: Final = 6
-_FACTOR: Final = 10.0  # a change of more than 1000 % reads better as a factor
-_MODULES: Final = 5  # named in one line
-_OPPOSED: Final = "-"  # a cosine below 0, on the map
-
-
 @as_text
 def compare_adapters_text(
     report: CompareAdaptersReport, *, top: int = 5, heatmap: bool = False, unicode: bool = True, verbose: bool = False
@@ -268,15 +286,6 @@ def _pair(pair: AdapterPair, *, top: int) -> Iterator[str]:
     yield ""
 
 
-_OVERLAP_COLUMNS: Final[Columns[tuple[Overlap, Overlap]]] = (
-    ("k", ">5", lambda sides: str(sides[0].i)),
-    ("output side", ">11", lambda sides: f"{sides[0].phi:.3f}"),
-    ("by chance", ">9", lambda sides: f"{sides[0].chance:.3f}"),
-    ("input side", ">10", lambda sides: f"{sides[1].phi:.3f}"),
-    ("by chance", ">9", lambda sides: f"{sides[1].chance:.3f}"),
-)
-
-
 def _energy(pair: AdapterPair) -> str:
     moved = sorted(pair.layers, key=lambda share: -abs(share.second - share.first))[:_LAYERS]
     shares = ", ".join(
@@ -305,18 +314,6 @@ def _modules(modules: Sequence[ModulePair], top: int) -> Iterator[str]:
     order = sorted(modules, key=lambda row: (row.state == "ok", row.cosine if row.cosine is not None else 2.0))
     yield f"  Modules, the least alike first (top {min(top, len(modules))} of {len(modules)}):"
     yield from table(_MODULE_COLUMNS, order[:top], indent=4)
-
-
-_SERIES_COLUMNS: Final[Columns[CheckpointPoint]] = (
-    ("step", ">7", lambda point: number(point.step, "d")),
-    ("norm(dW)", ">8", lambda point: number(point.frobenius_norm, ".4g")),
-    ("cos to final", ">12", lambda point: number(point.cosine_to_final, ".4f")),
-    ("cos to prev.", ">12", lambda point: number(point.cosine_to_previous, ".4f")),
-    ("change", ">6", lambda point: percent(point.relative_change)),
-    ("eff. rank", ">9", lambda point: number(point.effective_rank_mean)),
-    ("stable", ">6", lambda point: number(point.stable_rank_mean)),
-    ("k@90%", ">5", lambda point: number(point.energy_rank_90_mean)),
-)
 
 
 def _series(series: CheckpointSeries) -> Iterator[str]:

@@ -21,6 +21,8 @@ _HEADINGS: Final[dict[RuleGroup, str]] = {
     "merge": "Adapters that may be merged (gradience merge-check)",
 }
 
+_SHOWN: Final = 10
+
 
 @as_text
 def rules_text(cards: Sequence[RuleCard]) -> Iterator[str]:
@@ -97,9 +99,6 @@ def _fault(bad: BadLine) -> str:
     if bad.path is None or bad.expected is None or bad.torn:
         return f"{where}: {clean(bad.reason)}"
     return f"{where}: expected {clean(bad.expected)}, got {clean(bad.got or 'nothing')}"
-
-
-_SHOWN: Final = 10
 
 
 @as_text

@@ -24,6 +24,20 @@ from gradience.schema.scalars import Json
 
 _LISTED: Final = 8
 
+_BEST: Final[Columns[BestRun]] = (
+    ("group", "<24", lambda one: clean(one.group)),
+    ("runs", ">5", lambda one: str(one.runs)),
+    ("best", ">10", lambda one: f"{one.value:.4g}"),
+    ("step", ">8", lambda one: "-" if one.step is None else str(one.step)),
+    ("last", ">10", lambda one: f"{one.last:.4g}"),
+    ("run", "", lambda one: clean(one.path)),
+)
+
+_NUMBERS = ("BIGINT", "DOUBLE", "FLOAT", "INTEGER", "HUGEINT", "DECIMAL", "UBIGINT")
+
+_PAIRS: Final = 8
+_BASES: Final = 3
+
 
 @as_text
 def runs_show_text(report: RunsShowReport) -> Iterator[str]:
@@ -55,16 +69,6 @@ def runs_best_text(report: RunsBestReport) -> str:
     title = f"{report.goal.capitalize()} {clean(report.metric)}{f' by {report.by}' if report.by else ''}"
     columns = _BEST if report.by else _BEST[1:]
     return "\n".join([title, *table(columns, report.best)])
-
-
-_BEST: Final[Columns[BestRun]] = (
-    ("group", "<24", lambda one: clean(one.group)),
-    ("runs", ">5", lambda one: str(one.runs)),
-    ("best", ">10", lambda one: f"{one.value:.4g}"),
-    ("step", ">8", lambda one: "-" if one.step is None else str(one.step)),
-    ("last", ">10", lambda one: f"{one.last:.4g}"),
-    ("run", "", lambda one: clean(one.path)),
-)
 
 
 def runs_curves_text(report: RunsCurvesReport, *, width: int = 72) -> str:
@@ -104,9 +108,6 @@ def query_text(report: QueryReport) -> str:
         ).rstrip()
 
     return "\n".join([line(names), "  ".join("-" * width for width in widths), *map(line, cells)])
-
-
-_NUMBERS = ("BIGINT", "DOUBLE", "FLOAT", "INTEGER", "HUGEINT", "DECIMAL", "UBIGINT")
 
 
 def _cell(value: Json) -> str:
@@ -190,8 +191,6 @@ def _similar(found: Similar) -> Iterator[str]:
         yield f"  {counted(found.not_compared, 'likely pair')} not compared (--most-pairs)"
 
 
-_PAIRS: Final = 8
-_BASES: Final = 3
 _WASTE: Final[Columns[Wasteful]] = (
     ("saves", ">10", lambda one: size_text(one.bytes_saved)),
     ("r", ">5", lambda one: str(one.r)),

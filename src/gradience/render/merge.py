@@ -42,6 +42,22 @@ from gradience.schema.merge import (
 _MEGABYTE: Final = 1e6
 _RELEVANT: Final = frozenset({"r", "lora_alpha", "target_modules", "use_rslora"})  # keys that change what a merge does
 
+_MERGED: Final[Columns[MergedModule]] = (
+    ("ranks", "<14", lambda row: f"{'+'.join(map(str, row.ranks))} > {row.rank}"),
+    ("rel. error", ">10", lambda row: error_cell(row.relative_error)),
+    ("module", "", lambda row: clean(row.name)),
+)
+
+_VERDICTS: Final = {  # those that need a look first
+    "other": "other",
+    "absent": "absent (M = W)",
+    "scaled": "another factor of dW",
+    "not_compared": "not compared",
+    "unresolved": "unresolved (M = W, as a merge would leave it)",
+    "within_rounding": "within rounding",
+    "exact": "exact (a merge, in some order of adding up B A)",
+}
+
 
 @as_text
 def merge_text(report: MergeReport, *, verbose: bool = False) -> Iterator[str]:
@@ -56,13 +72,6 @@ def merge_text(report: MergeReport, *, verbose: bool = False) -> Iterator[str]:
     yield from name_list("Left out", report.dropped)
     yield from (f"Note: {clean(note)}." for note in report.notes)
     yield "A small error says that the sum was kept, not that the tasks were: verify on held-out data."
-
-
-_MERGED: Final[Columns[MergedModule]] = (
-    ("ranks", "<14", lambda row: f"{'+'.join(map(str, row.ranks))} > {row.rank}"),
-    ("rel. error", ">10", lambda row: error_cell(row.relative_error)),
-    ("module", "", lambda row: clean(row.name)),
-)
 
 
 def _method(report: MergeReport) -> Iterator[str]:
@@ -164,17 +173,6 @@ def _remarks(report: MergeCheckReport) -> Iterator[str]:
     yield "Measured on 12 pairs of MiniLM-L6 adapters: no finding, while accuracy fell by up to 35.5 points."
     paths = " ".join(shlex.quote(clean(item.adapter.path)) for item in report.adapters)
     yield f"  next, on each adapter's own data: gradience bench merge {paths}"
-
-
-_VERDICTS: Final = {  # those that need a look first
-    "other": "other",
-    "absent": "absent (M = W)",
-    "scaled": "another factor of dW",
-    "not_compared": "not compared",
-    "unresolved": "unresolved (M = W, as a merge would leave it)",
-    "within_rounding": "within rounding",
-    "exact": "exact (a merge, in some order of adding up B A)",
-}
 
 
 @as_text

@@ -33,6 +33,10 @@ from gradience.schema.scalars import NonFinite, as_float, number_in
 _MODULES: Final = 3  # least used modules of the audit in the log
 _ALERTS: Final = 3  # in a frame
 
+_PROBES: Final = {"update_norm": "norm of the update", "stable_rank_mean": "stable rank, mean"}
+
+_RANKS: Final = ("energy_rank_90_p50", "energy_rank_90_p90", "suggested_r_global_median", "suggested_r_global_90")
+
 
 @as_text
 def monitor_text(report: MonitorReport, *, verbose: bool = False) -> Iterator[str]:
@@ -99,9 +103,6 @@ def _probes(report: MonitorReport) -> Iterator[str]:
         yield f"Adapter in training ({rows} probes of spectral_every):"
         yield from (f"  {line}" for line in probe_lines(report))
         yield ""
-
-
-_PROBES: Final = {"update_norm": "norm of the update", "stable_rank_mean": "stable rank, mean"}
 
 
 def probe_lines(report: MonitorReport) -> Iterator[str]:
@@ -202,9 +203,6 @@ def _recorded_audit(report: MonitorReport) -> Iterator[str]:
             name = clean(str(module.get("name", "-")))
             yield f"  least used: util={percent(number_in(module, 'utilization'))}  {name}"
     yield ""
-
-
-_RANKS: Final = ("energy_rank_90_p50", "energy_rank_90_p90", "suggested_r_global_median", "suggested_r_global_90")
 
 
 def _alerts(report: MonitorReport) -> Iterator[str]:

@@ -22,6 +22,20 @@ _BRAILLE: Final = 0x2800
 _DOTS: Final = ((0x01, 0x08), (0x02, 0x10), (0x04, 0x20), (0x40, 0x80))  # by row and column of a cell
 _LABEL: Final = 8  # columns for the numbers at the left, at least
 
+_UNICODE: Final = "▁▂▃▄▅▆▇█"
+_ASCII: Final = ".:-=+*#@"
+_ABSENT: Final = " "
+_WIDTH: Final = 100
+_ROW_NAME: Final = 24
+_TICK: Final = 10  # a mark above every tenth layer
+
+_READ: Final[dict[str, tuple[str, _Read]]] = {
+    "norm": ("Frobenius norm of dW", lambda m: float(m.frobenius_norm or 0.0)),
+    "utilization": ("utilization", lambda m: m.utilization),
+    "k90": ("energy rank k@90%", lambda m: m.energy_rank_90),
+    "udr": ("UDR", lambda m: m.udr if isinstance(m.udr, float) else None),
+}
+
 
 def curve_lines(
     points: Sequence[tuple[float, float]],
@@ -162,20 +176,8 @@ def histogram_lines(bins: Sequence[int], width: int, *, limit: int | None = None
 
 Quantity: TypeAlias = Literal["norm", "utilization", "k90", "udr"]
 
-_UNICODE: Final = "▁▂▃▄▅▆▇█"
-_ASCII: Final = ".:-=+*#@"
-_ABSENT: Final = " "
-_WIDTH: Final = 100
-_ROW_NAME: Final = 24
-_TICK: Final = 10  # a mark above every tenth layer
 
 _Read: TypeAlias = "Callable[[ModuleAudit], float | None]"
-_READ: Final[dict[str, tuple[str, _Read]]] = {
-    "norm": ("Frobenius norm of dW", lambda m: float(m.frobenius_norm or 0.0)),
-    "utilization": ("utilization", lambda m: m.utilization),
-    "k90": ("energy rank k@90%", lambda m: m.energy_rank_90),
-    "udr": ("UDR", lambda m: m.udr if isinstance(m.udr, float) else None),
-}
 Cell: TypeAlias = float | str  # a value; or 0, ! or a space for what has none
 
 

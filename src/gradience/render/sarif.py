@@ -20,6 +20,10 @@ from gradience.schema.scalars import Json, Severity
 
 _COMMANDS: Final[dict[Severity, str]] = {"info": "notice", "warning": "warning", "error": "error", "critical": "error"}
 
+_SCHEMA: Final = "https://docs.oasis-open.org/sarif/sarif/v2.1.0/errata01/os/schemas/sarif-schema-2.1.0.json"
+_HOME: Final = "https://github.com/johntnanney/gradience"
+_LEVELS: Final[dict[Severity, str]] = {"info": "note", "warning": "warning", "error": "error", "critical": "error"}
+
 
 def github_lines(findings: Sequence[Finding], *, locations: Sequence[SourceLocation | None]) -> Iterator[str]:
     """One workflow command for each finding.
@@ -54,11 +58,6 @@ def _message(text: str) -> str:
 def _parameter(text: str) -> str:
     """The text as a parameter's value: escaped as a message, and colon and comma as well, which separate parameters."""
     return _message(text).replace(":", "%3A").replace(",", "%2C")
-
-
-_SCHEMA: Final = "https://docs.oasis-open.org/sarif/sarif/v2.1.0/errata01/os/schemas/sarif-schema-2.1.0.json"
-_HOME: Final = "https://github.com/johntnanney/gradience"
-_LEVELS: Final[dict[Severity, str]] = {"info": "note", "warning": "warning", "error": "error", "critical": "error"}
 
 
 def sarif_log(

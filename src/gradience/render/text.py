@@ -22,6 +22,13 @@ T = TypeVar("T")
 P = ParamSpec("P")
 Columns: TypeAlias = Sequence[tuple[str, str, Callable[[T], str]]]  # title, format specification, and cell of an item
 
+WIDTH = 72  # of a banner
+_ESCAPES = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]|\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)?|\x1b[@-_]?")
+_UNSAFE = {"Cc", "Cf", "Cs", "Co", "Zl", "Zp"}  # controls, bidi overrides, surrogates, separators
+
+SKIPPED = "Skipped (missing input or not applicable)"
+_EXCLUDED = frozenset(item.value for item in Excluded)
+
 
 def as_text(lines: Callable[P, Iterable[str]]) -> Callable[P, str]:
     """A report whose lines are yielded one by one, as a function of its whole text."""
@@ -91,11 +98,6 @@ def counted(n: int, noun: str) -> str:
     ('1 finding', '2 findings', '2 info')
     """
     return f"{n:,} {noun}" if n == 1 or noun == "info" else f"{n:,} {noun}s"
-
-
-WIDTH = 72  # of a banner
-_ESCAPES = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]|\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)?|\x1b[@-_]?")
-_UNSAFE = {"Cc", "Cf", "Cs", "Co", "Zl", "Zp"}  # controls, bidi overrides, surrogates, separators
 
 
 def clean(text: str) -> str:
@@ -191,10 +193,6 @@ def grounds(finding: Finding) -> list[tuple[str, str]]:
         ("verify", finding.verify),
     ]
     return [(label, text) for label, text in labelled if text]
-
-
-SKIPPED = "Skipped (missing input or not applicable)"
-_EXCLUDED = frozenset(item.value for item in Excluded)
 
 
 def skipped_lines(not_run: Sequence[NotRun], *, verbose: bool) -> Iterator[str]:

@@ -50,6 +50,23 @@ _CRITERIA: Final = {
 }
 _FORMATS: Final = {"peft": "PEFT LoRA", "mlx": "MLX-LM"}
 
+_RESIZED: Final[Columns[ResizedModule]] = (
+    ("rank", ">7", lambda row: f"{row.rank_before}>{row.rank_after}"),
+    ("rel. error", ">10", lambda row: "zero" if row.relative_error is None else percent(row.relative_error)),
+    ("params", ">7", lambda row: count(row.params_after)),
+    ("module", "", lambda row: clean(row.name)),
+)
+_BY_OUTPUTS: Final[Columns[ResizedModule]] = (
+    _RESIZED[0],
+    ("predicted KL", ">12", lambda row: f"{row.kl_predicted or 0.0:.1e}"),
+    *_RESIZED[1:],
+)
+
+_MEASURED: Final = (
+    "Measured on the one adapter with intruders among those trained: lowering alpha by as much restored more of",
+    "what was forgotten (.451 against .430, .533 against .444). Compare both: gradience bench mitigate.",
+)
+
 
 def destination(out: str | None) -> str:
     """The folder or file that was written, or that it was a dry run."""
@@ -117,19 +134,6 @@ def _inputs(inputs: int, predictions: int) -> str:
     return f"{inputs} inputs" if inputs == predictions else f"{inputs} inputs ({count(predictions)} predictions)"
 
 
-_RESIZED: Final[Columns[ResizedModule]] = (
-    ("rank", ">7", lambda row: f"{row.rank_before}>{row.rank_after}"),
-    ("rel. error", ">10", lambda row: "zero" if row.relative_error is None else percent(row.relative_error)),
-    ("params", ">7", lambda row: count(row.params_after)),
-    ("module", "", lambda row: clean(row.name)),
-)
-_BY_OUTPUTS: Final[Columns[ResizedModule]] = (
-    _RESIZED[0],
-    ("predicted KL", ">12", lambda row: f"{row.kl_predicted or 0.0:.1e}"),
-    *_RESIZED[1:],
-)
-
-
 def _worst(errors: Iterable[float | None]) -> float:
     return max((error or 0.0 for error in errors), default=0.0)
 
@@ -160,12 +164,6 @@ def mitigate_text(report: MitigateReport, *, verbose: bool = False) -> Iterator[
     if affected:
         yield from _MEASURED
     yield "A hypothesis: verify on held-out data, of the task and of what the base could do before."
-
-
-_MEASURED: Final = (
-    "Measured on the one adapter with intruders among those trained: lowering alpha by as much restored more of",
-    "what was forgotten (.451 against .430, .533 against .444). Compare both: gradience bench mitigate.",
-)
 
 
 def _module(row: MitigatedModule) -> str:

@@ -29,6 +29,14 @@ from gradience.spectral.update import LowRank, Maps, core_maps, leading_part
 
 SHARES: Final = (0.90, 0.95, 0.99)
 
+_MODULES: Final = 64  # modules per call for the quantities
+_USED: Final = np.zeros((0, 0))
+
+EXACT_UP_TO: Final = 2048  # of the shorter side: a second for all singular values
+_COLUMNS: Final = 1024  # cast to float64 at a time
+_LEADING: Final = 64
+_SLACK: Final = 1e-4  # relative, on the largest value of what the leading part leaves out
+
 
 class Quantities(NamedTuple):
     """The numbers of one module; of a batch of them, each with a leading axis."""
@@ -123,10 +131,6 @@ def relative_errors(tails: Array, total: Array) -> Array:
     `tails` (r,) are the sums of the squares from the k-th on, k = 0..r-1.
     """
     return lax.pad(lax.sqrt(lax.div(tails, _spread(_or_one(total), tails))), np.zeros((), tails.dtype), ((0, 1, 0),))
-
-
-_MODULES: Final = 64  # modules per call for the quantities
-_USED: Final = np.zeros((0, 0))
 
 
 class Spectrum(NamedTuple):
@@ -262,12 +266,6 @@ def _spectrum(sigma: Matrix, numbers: Quantities, grams: Grams, alone: Matrix, *
 def _padded(values: Matrix, length: int) -> Matrix:
     """The first values, and zeros beyond them: what lies past the product's own rank is zero."""
     return np.pad(values, (0, length - len(values))) if length > len(values) else values[:length]
-
-
-EXACT_UP_TO: Final = 2048  # of the shorter side: a second for all singular values
-_COLUMNS: Final = 1024  # cast to float64 at a time
-_LEADING: Final = 64
-_SLACK: Final = 1e-4  # relative, on the largest value of what the leading part leaves out
 
 
 class DenseSpectrum(NamedTuple):

@@ -23,6 +23,11 @@ Floats: TypeAlias = npt.NDArray[np.float64]
 
 _CHEAP: Final = 64  # r x r matrices of that size cost nothing: factors up to it are left as they are
 
+_LEAST_SHARE: Final = 8  # modules that are worth a thread
+_LEAST_RANK: Final = 8
+_BLOCK: Final = 1 << 17  # numbers cast to float64 at a time: 1 MiB stays in a core's cache
+_LEAST_WIDTH: Final = 256  # columns in a block, however high it is: a product pays for its own start
+
 
 def inner_size(rank: int, d_out: int, d_in: int) -> int:
     """The inner size of `narrowed` factors: the rank, or the lesser side where that is smaller."""
@@ -42,12 +47,6 @@ def narrowed(b: Matrix, a: Matrix) -> tuple[Matrix, Matrix]:
     with np.errstate(all="ignore"):  # of entries that are not finite, which the caller finds in the product
         product = b.astype(np.float64) @ a.astype(np.float64)
     return (np.eye(d_out), product) if d_out <= d_in else (product, np.eye(d_in))
-
-
-_LEAST_SHARE: Final = 8  # modules that are worth a thread
-_LEAST_RANK: Final = 8
-_BLOCK: Final = 1 << 17  # numbers cast to float64 at a time: 1 MiB stays in a core's cache
-_LEAST_WIDTH: Final = 256  # columns in a block, however high it is: a product pays for its own start
 
 
 class Factors(NamedTuple):

@@ -36,6 +36,13 @@ _APART: Final = 1e-3  # of sigma_1: below it float32 products tell few singular 
 _INTERVALS: Final = 160  # from there to sigma_1, at first
 _SHARE: Final = 0.05  # s h^2: what the width of an interval adds to the bound of its middle
 
+EXACT_UP_TO: Final = 768  # of the smaller side: .3 s, where the bounds take .2 to 3
+SETTLED_UP_TO: Final = 2048  # the same, where the bounds leave a vector open: 5 s
+_VECTORS: Final = 640  # of a basis, at most
+_FIRST_LOOK: Final = 3  # steps
+_RESOLVED: Final = 1e-7  # of the largest singular value: what float32 weights tell from zero
+_ROUNDING: Final = 1e-4  # of an overlap: float32 vectors of unit length, and bases orthogonal to as much
+
 
 class Atoms(NamedTuple):
     """Bounds on max_i <u_i, y>^2 for each vector; `upper` is only as sharp as the given thresholds need."""
@@ -142,14 +149,6 @@ def _bound(measure: _Measure, middle: Floats, half: Floats) -> Floats:
     solved = np.linalg.solve(end, np.swapaxes(mixed, 1, 2))
     bound: Floats = (1.0 + _SHARE) * (own + sharpness[:, None] * np.einsum("pkc,pck->pk", mixed, solved))
     return bound
-
-
-EXACT_UP_TO: Final = 768  # of the smaller side: .3 s, where the bounds take .2 to 3
-SETTLED_UP_TO: Final = 2048  # the same, where the bounds leave a vector open: 5 s
-_VECTORS: Final = 640  # of a basis, at most
-_FIRST_LOOK: Final = 3  # steps
-_RESOLVED: Final = 1e-7  # of the largest singular value: what float32 weights tell from zero
-_ROUNDING: Final = 1e-4  # of an overlap: float32 vectors of unit length, and bases orthogonal to as much
 
 
 class Overlaps(NamedTuple):

@@ -32,6 +32,20 @@ _HIGHEST: Final = lax.Precision.HIGHEST
 _ALIGNMENT: Final = 64  # bytes: an array that begins at a multiple of it is used by XLA where it lies
 _DEPENDENT: Final = 1e-10  # of the largest pivot, squared: below it a block's Gram matrix does not give its basis
 
+_GUARD: Final = 6  # vectors of a block beyond those that are asked for
+_WIDTHS: Final = 8  # a block is a multiple of it: so wide is a register
+_VECTORS: Final = 768  # of each basis, at most
+EXACT_UNDER: Final = 96  # smaller matrices: dense float64 SVD
+_SMALL: Final = 768  # the same, where the iteration did not converge
+_FIRST_LOOK: Final = 3  # steps
+_ANGLE: Final = 2e-3
+
+_PART: Final = 1 << 17  # numbers of W that are widened at a time: 512 KiB stay in a core's cache
+_PAIR: Final = 2  # vectors, so that two values all but equal are told apart; thin matrix products cost more than this
+_PASSES: Final = 64
+_ERROR: Final = 2e-6  # of sigma
+_LEAST: Final = 1e-15  # its square, spread over the entries of W^T W x, is far from where float32 loses digits
+
 
 class Operator(NamedTuple):
     """The matrix W + B A: w (m, n), b (m, r), a (r, n), all float32; r may be 0."""
@@ -177,15 +191,6 @@ def _triangular(block: Matrix) -> tuple[Matrix, Floats]:
     return y.T.astype(np.float32), factor
 
 
-_GUARD: Final = 6  # vectors of a block beyond those that are asked for
-_WIDTHS: Final = 8  # a block is a multiple of it: so wide is a register
-_VECTORS: Final = 768  # of each basis, at most
-EXACT_UNDER: Final = 96  # smaller matrices: dense float64 SVD
-_SMALL: Final = 768  # the same, where the iteration did not converge
-_FIRST_LOOK: Final = 3  # steps
-_ANGLE: Final = 2e-3
-
-
 class Triplets(NamedTuple):
     """Leading singular values and left vectors, largest first.
 
@@ -274,13 +279,6 @@ def _gaps(sigma: Floats) -> Floats:
     nearest = np.minimum(np.append(np.inf, steps), np.append(steps, np.inf))
     gaps: Floats = np.maximum(nearest, np.finfo(np.float64).tiny)
     return gaps
-
-
-_PART: Final = 1 << 17  # numbers of W that are widened at a time: 512 KiB stay in a core's cache
-_PAIR: Final = 2  # vectors, so that two values all but equal are told apart; thin matrix products cost more than this
-_PASSES: Final = 64
-_ERROR: Final = 2e-6  # of sigma
-_LEAST: Final = 1e-15  # its square, spread over the entries of W^T W x, is far from where float32 loses digits
 
 
 class SpectralNorm(NamedTuple):

@@ -15,6 +15,9 @@ from gradience.spectral.sums import Part
 
 Singles: TypeAlias = npt.NDArray[np.float32]
 
+_SINGLE: Final = 1e37  # entries up to it are added up in float32, whose range is 3e38
+_CHUNK: Final = 1 << 18  # entries of each update at a time: three of them stay in the cache
+
 
 def trimmed(update: Singles, density: float) -> Singles:
     """Return the update with all but the largest |entries| set to zero: floor(density * n) of n are kept (TIES, trim).
@@ -68,10 +71,6 @@ def _sum(updates: Iterable[Singles]) -> Singles:
     if total is None:
         raise ValueError("nothing to merge")
     return total
-
-
-_SINGLE: Final = 1e37  # entries up to it are added up in float32, whose range is 3e38
-_CHUNK: Final = 1 << 18  # entries of each update at a time: three of them stay in the cache
 
 
 class Signs(NamedTuple):

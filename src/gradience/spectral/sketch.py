@@ -29,6 +29,8 @@ _SEED: Final = 20130811
 
 _HELD: Final = 1 << 12  # pairs of folded columns that are kept for one transform: 8 MiB
 
+_STACKED: Final = 1 << 17  # elements of a factor in one stack: 1 MiB as float64 stay in the cache
+
 
 class Sketch:
     """The sketch of one update, added up module by module."""
@@ -122,9 +124,6 @@ def _signs(n: int, *key: int) -> Floats:
     words = np.random.PCG64([_SEED, *key]).random_raw(-(-n // 64))
     bits = np.unpackbits(np.asarray(words, dtype="<u8").view(np.uint8))[:n]
     return np.where(bits == 1, np.float32(1.0), np.float32(-1.0))
-
-
-_STACKED: Final = 1 << 17  # elements of a factor in one stack: 1 MiB as float64 stay in the cache
 
 
 def grams_and_sketch(names: Sequence[str], loads: Sequence[Callable[[], Factors]]) -> tuple[list[Grams], list[float]]:

@@ -28,6 +28,12 @@ _BLOCK: Final = 1 << 18  # numbers cast to float64 at a time (2 MiB); measured w
 _LEAST_WIDTH: Final = 256  # columns in a block, however high it is: a product pays for its own start
 _KEPT: Final = 1 << 25  # bytes of factors held at a time, beyond the two of a pair
 
+_HELD: Final = 1 << 23  # numbers of Gram matrices held at a time (64 MiB)
+_AHEAD: Final = 2  # rows for each thread: one at work, one that waits to be taken
+# sigma_1^2 below this share of sum |b_k|^2 |a_k|^2: columns are good to 1e-8 of their length, sigma_1 no more to 1e-6.
+_TRUSTED: Final = 1e-4
+_FLOOR: Final = 1e-6  # of sigma_1: a direction below it is rounding, for factors stored in float32
+
 
 class Crossed(NamedTuple):
     """B_i^T B_j and A_i A_j^T by (i, j), i <= j: of each update that a pair names with itself, and of each pair."""
@@ -103,13 +109,6 @@ def _products(factors: Mapping[int, Matrix], wanted: Sequence[Places]) -> dict[P
     if not whole:
         return totals
     return {(i, j): totals[0, 0][spans[i], spans[j]] for i, j in wanted}
-
-
-_HELD: Final = 1 << 23  # numbers of Gram matrices held at a time (64 MiB)
-_AHEAD: Final = 2  # rows for each thread: one at work, one that waits to be taken
-# sigma_1^2 below this share of sum |b_k|^2 |a_k|^2: columns are good to 1e-8 of their length, sigma_1 no more to 1e-6.
-_TRUSTED: Final = 1e-4
-_FLOOR: Final = 1e-6  # of sigma_1: a direction below it is rounding, for factors stored in float32
 
 
 class Stacked(NamedTuple):

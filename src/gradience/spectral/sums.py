@@ -36,6 +36,10 @@ _NOTHING: Final = 1e-24  # likewise: what is left of parts that cancel is their 
 
 Pair: TypeAlias = tuple[Floats, Floats]
 
+_BLOCK: Final = 1 << 18  # numbers of the stacked factors at a time
+_BESIDE: Final = 1e-10  # of the squared norm: where less is left out, its product with E F is under a rounding of E F's
+_HALF: Final = 2  # bytes of a dtype for whose rounding float32 products do
+
 
 def gram_norm(grams: Pair, factors: Callable[[], tuple[Matrix, Matrix]]) -> float:
     """Return the squared Frobenius norm of b @ a from their `pair_grams`; 0 where it is rounding, inf out of range.
@@ -106,10 +110,6 @@ def _narrow(b: Matrix, a: Matrix) -> Pair:
 
 
 Part: TypeAlias = tuple[Matrix, Matrix, float]
-
-_BLOCK: Final = 1 << 18  # numbers of the stacked factors at a time
-_BESIDE: Final = 1e-10  # of the squared norm: where less is left out, its product with E F is under a rounding of E F's
-_HALF: Final = 2  # bytes of a dtype for whose rounding float32 products do
 
 
 def is_narrow(parts: Sequence[Part]) -> bool:

@@ -23,6 +23,20 @@ from gradience.spectral.threads import scratch
 
 _SAMPLES = 8
 
+# sigma_1^2 below this share of |A|^2 |B|^2: the Gram route may miss 1e-6 sigma_1 (tests/spectral shows it).
+TRUSTED_SHARE: Final = 1e-2
+
+_TILE: Final = 1 << 18  # elements cast to floats at a time (2 MiB as float64); measured with 2**14 to 2**20
+_FLOOR: Final = 1e-7  # of sigma_1: below it a squared singular value is rounding; left out, it costs no more than that
+
+_DENSE_UNDER: Final = 768  # rows or columns, whichever are fewer: a full SVD takes about a second
+_OVERSAMPLING: Final = 16  # columns beyond the rank
+_MOST_PASSES: Final = 40
+_SETTLED: Final = 1e-4  # of the squared norm that is left out: a pass that gains no more is the last
+_ROUNDING: Final = 1e-15  # of the squared norm of the matrix: the same where nothing is left out
+_FIRST_RANK: Final = 32
+_ROWS: Final = 1024  # subtracted at a time
+
 
 @cache
 def null_stable_rank(r: int, d_out: int, d_in: int, *, seed: int = 0) -> float:
@@ -62,10 +76,6 @@ def _bartlett(rng: np.random.Generator, r: int, d: int) -> npt.NDArray[np.float6
     freedom = np.maximum(d - np.arange(r), 0)
     diagonal = np.diag(np.sqrt(rng.chisquare(np.maximum(freedom, 1)) * (freedom > 0)))
     return np.asarray(lower + diagonal)
-
-
-# sigma_1^2 below this share of |A|^2 |B|^2: the Gram route may miss 1e-6 sigma_1 (tests/spectral shows it).
-TRUSTED_SHARE: Final = 1e-2
 
 
 class GramSpectrum(NamedTuple):
@@ -200,10 +210,6 @@ def stacked(parts: Sequence[tuple[Matrix, Matrix, float]]) -> tuple[Floats, Floa
     return b, a
 
 
-_TILE: Final = 1 << 18  # elements cast to floats at a time (2 MiB as float64); measured with 2**14 to 2**20
-_FLOOR: Final = 1e-7  # of sigma_1: below it a squared singular value is rounding; left out, it costs no more than that
-
-
 class Maps(NamedTuple):
     """b' = B @ left and a' = right @ A; left (r, k), right (k, r), in float64."""
 
@@ -313,15 +319,6 @@ def _tiles(x: Matrix, kind: type[np.float32 | np.float64]) -> Iterator[tuple[sli
         tile = scratch.like(x, "reduced", (count, r), kind)
         tile[...] = x[span]
         yield span, tile
-
-
-_DENSE_UNDER: Final = 768  # rows or columns, whichever are fewer: a full SVD takes about a second
-_OVERSAMPLING: Final = 16  # columns beyond the rank
-_MOST_PASSES: Final = 40
-_SETTLED: Final = 1e-4  # of the squared norm that is left out: a pass that gains no more is the last
-_ROUNDING: Final = 1e-15  # of the squared norm of the matrix: the same where nothing is left out
-_FIRST_RANK: Final = 32
-_ROWS: Final = 1024  # subtracted at a time
 
 
 class Part(NamedTuple):

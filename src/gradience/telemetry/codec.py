@@ -29,6 +29,28 @@ from gradience.schema.scalars import MAX_INT, SCHEMA_ID, SCHEMA_PREFIX, NonNegat
 _AT: Final = re.compile(r" - at `(?P<path>[^`]+)`$")
 _STEP: Final = re.compile(r"\.([^.\[\]]+)|\[(\d+)\]")
 
+_LISTED: Final = "[]"
+# Levels below the event itself: where their unknown keys are.
+_FLAT: Final[dict[str, tuple[tuple[str, ...], type[msgspec.Struct]]]] = {
+    "eval": (("metrics",), EvalMetrics),
+    "recommendation": (("recommendations", _LISTED), RecommendationItem),
+}
+# A config's levels nest `extras` on the wire, too; whatever stands beside it joins it.
+_NESTED: Final[tuple[tuple[tuple[str, ...], type[msgspec.Struct]], ...]] = (
+    (("config",), ConfigSnapshot),
+    (("config", "optimizer"), OptimizerSnapshot),
+    (("config", "lora"), LoraSnapshot),
+    (("config", "training"), TrainingSnapshot),
+)
+
+MAX_LINE_BYTES: Final = 64 * 1024  # of one line, its newline not counted
+T_ = TypeVar("T_")
+
+KNOWN_ARRAY: Final[msgspec.json.Decoder[list[Event]]] = msgspec.json.Decoder(list[Event])
+OBJECT_ARRAY: Final[msgspec.json.Decoder[list[JsonObject]]] = msgspec.json.Decoder(list[dict[str, Any]])
+
+_INT_NOT_FLOAT: Final = re.compile(r"^Expected `[^`]*\bint\b[^`]*`, got `float`")
+
 
 class Place(NamedTuple):
     """A value's container and its key there; `every` if the path speaks of one of the value's own values."""
@@ -68,21 +90,6 @@ def find(document: dict[str, Any], path: str) -> Place | None:
 
 
 JsonObject: TypeAlias = dict[str, Any]
-
-_LISTED: Final = "[]"
-
-# Levels below the event itself: where their unknown keys are.
-_FLAT: Final[dict[str, tuple[tuple[str, ...], type[msgspec.Struct]]]] = {
-    "eval": (("metrics",), EvalMetrics),
-    "recommendation": (("recommendations", _LISTED), RecommendationItem),
-}
-# A config's levels nest `extras` on the wire, too; whatever stands beside it joins it.
-_NESTED: Final[tuple[tuple[tuple[str, ...], type[msgspec.Struct]], ...]] = (
-    (("config",), ConfigSnapshot),
-    (("config", "optimizer"), OptimizerSnapshot),
-    (("config", "lora"), LoraSnapshot),
-    (("config", "training"), TrainingSnapshot),
-)
 
 
 def fold(document: JsonObject, name: str) -> JsonObject:
@@ -157,17 +164,9 @@ def _wire_names(cls: type[msgspec.Struct]) -> frozenset[str]:
     return frozenset(names | {"event"} if cls.__struct_config__.tag else names)
 
 
-MAX_LINE_BYTES: Final = 64 * 1024  # of one line, its newline not counted
-
-T_ = TypeVar("T_")
-
 _encoder = msgspec.json.Encoder()
 _known = msgspec.json.Decoder(Event)
-KNOWN_ARRAY: Final[msgspec.json.Decoder[list[Event]]] = msgspec.json.Decoder(list[Event])
-OBJECT_ARRAY: Final[msgspec.json.Decoder[list[JsonObject]]] = msgspec.json.Decoder(list[dict[str, Any]])
 _object = msgspec.json.Decoder(dict[str, Any])
-
-_INT_NOT_FLOAT: Final = re.compile(r"^Expected `[^`]*\bint\b[^`]*`, got `float`")
 
 
 class _Envelope(msgspec.Struct):

@@ -28,6 +28,37 @@ _CHUNK: Final = MAX_LINE_BYTES  # so that only the first line of a block can be 
 _BOM: Final = b"\xef\xbb\xbf"
 _ADVICE: Final = "give the run.jsonl that a run wrote"
 
+_LONGEST_LINE: Final = 256 << 20  # bytes: a longer line is measured no further, a sparse file has no end
+
+MOST_FAULTS: Final = 64  # of one line
+_SHOWN: Final = 80
+_EXPECTED = re.compile(r"^Expected (?P<expected>.+?)(?:, got `(?P<got>[^`]+)`)?$")
+_MISSING = re.compile(r"^Object missing required field `(?P<field>[^`]+)`")
+_A_NUMBER: Final = 'a number, "NaN", "Infinity" or "-Infinity"'
+_ENUMS: Final = {
+    "schema": SCHEMA_ID,
+    "severity": "one of " + ", ".join(get_args(Severity)),
+    "status": "one of " + ", ".join(get_args(Status)),
+    "task_profile": "one of " + ", ".join(get_args(TaskProfile)),
+}
+_STAND_INS: Final[JsonObject] = {
+    "schema": SCHEMA_ID,
+    "ts": None,
+    "step": None,
+    "run_id": "-",
+    "event": "-",
+    "config": {},
+    "metrics": {},
+    "split": "-",
+    "kind": "-",
+    "severity": "info",
+    "code": "-",
+    "message": "-",
+    "action": "-",
+    "recommendations": [],
+    "status": "unknown",
+}
+
 
 class Line(msgspec.Struct, frozen=True, gc=False):
     """One raw line without its newline; `data` is cut where the line is longer than one may be."""
@@ -93,9 +124,6 @@ def require_log(path: Path) -> None:
         raise RecorderError(f"cannot read {path}: {_why(error)}", advice=_ADVICE) from error
 
 
-_LONGEST_LINE: Final = 256 << 20  # bytes: a longer line is measured no further, a sparse file has no end
-
-
 def read_blocks(path: str | os.PathLike[str]) -> Iterator[Block | Line]:
     """Yield the log in blocks of whole lines; a line longer than one may be comes as itself.
 
@@ -145,37 +173,6 @@ def _too_long(file: BinaryIO, data: bytes, first: int, number: int, offset: int)
 
 def _why(error: OSError | ValueError) -> str:
     return (error.strerror if isinstance(error, OSError) else None) or str(error)
-
-
-MOST_FAULTS: Final = 64  # of one line
-_SHOWN: Final = 80
-
-_EXPECTED = re.compile(r"^Expected (?P<expected>.+?)(?:, got `(?P<got>[^`]+)`)?$")
-_MISSING = re.compile(r"^Object missing required field `(?P<field>[^`]+)`")
-_A_NUMBER: Final = 'a number, "NaN", "Infinity" or "-Infinity"'
-_ENUMS: Final = {
-    "schema": SCHEMA_ID,
-    "severity": "one of " + ", ".join(get_args(Severity)),
-    "status": "one of " + ", ".join(get_args(Status)),
-    "task_profile": "one of " + ", ".join(get_args(TaskProfile)),
-}
-_STAND_INS: Final[JsonObject] = {
-    "schema": SCHEMA_ID,
-    "ts": None,
-    "step": None,
-    "run_id": "-",
-    "event": "-",
-    "config": {},
-    "metrics": {},
-    "split": "-",
-    "kind": "-",
-    "severity": "info",
-    "code": "-",
-    "message": "-",
-    "action": "-",
-    "recommendations": [],
-    "status": "unknown",
-}
 
 
 class Fault(msgspec.Struct, frozen=True):

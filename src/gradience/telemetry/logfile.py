@@ -26,6 +26,9 @@ _PRIVATE_MODE: Final = 0o600
 _NO_SYNC: Final = frozenset({errno.EINVAL, errno.ENOTSUP, errno.EROFS})  # pipes and devices: nothing to sync
 _ADVICE: Final = "choose a path in a folder you can write to"
 
+_TAKEN: Final = frozenset({errno.EACCES, errno.EAGAIN, errno.EWOULDBLOCK})
+_BEYOND: Final = (1 << 31) - 1  # Windows locks bytes, and keeps others from reading them: one that no log reaches
+
 
 class LogFile:
     """An append-only log that this process alone writes. Never truncated; a torn tail is closed first.
@@ -262,9 +265,6 @@ def _try(path: Path) -> tuple[int, str] | None:
     os.close(fd)
     return None
 
-
-_TAKEN: Final = frozenset({errno.EACCES, errno.EAGAIN, errno.EWOULDBLOCK})
-_BEYOND: Final = (1 << 31) - 1  # Windows locks bytes, and keeps others from reading them: one that no log reaches
 
 if sys.platform == "win32":
     import msvcrt

@@ -23,6 +23,9 @@ from gradience.telemetry.series import RunSeries
 
 E_ = TypeVar("E_")
 
+DEFAULT_MAX_ISSUES: Final = 100
+_MOST_NAMES: Final = 1000  # unknown event names counted apart
+
 
 class TelemetryReader:
     """Reads a `run.jsonl`: iterate it for all events, in file order.
@@ -175,10 +178,6 @@ def summarize(path: Path, values: Collection[str] = ()) -> RunSummary:
     summary.lines = scan.lines
     summary.bare_tokens = scan.unnamed
     return summary
-
-
-DEFAULT_MAX_ISSUES: Final = 100
-_MOST_NAMES: Final = 1000  # unknown event names counted apart
 
 
 def validate_log(path: str | os.PathLike[str], *, max_issues: int = DEFAULT_MAX_ISSUES) -> ValidateReport:

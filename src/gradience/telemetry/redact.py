@@ -34,6 +34,23 @@ _VALUE_KEYS: Final = frozenset({
     "value", "val", "default", "values",
 })  # fmt: skip
 
+_NUMBERS: Final = frozenset({int, float, bool})
+
+DEFAULT_MAX_STR_LEN: Final = 256
+MAX_KEY_LEN: Final = 128
+_SCANNED_KEY: Final = 1024  # characters of a key that are looked at: it is cut to MAX_KEY_LEN afterwards
+_CONSTANT: Final = frozenset({"schema", "ts", "event", "step", "seq"})  # of the envelope: never text of a user
+_IDS: Final = frozenset({"run_id", "session"})
+_WHOLE_PATH: Final = re.compile(
+    r"/(?=\S|$)|~(?:[A-Za-z_][\w.-]*)?(?:/|$)|\.{1,2}/|[A-Za-z]:[/\\]|\\\\[\w.-]+\\|file://"
+)
+_HOME_IN_TEXT: Final = re.compile(
+    r"(?<![\w.:/\\-])(?:/(?:home|Users|root|mnt|scratch|gpfs|lustre|data|tmp|var|workspace|content)(?:/[\w.@+=-]+)+"
+    r"|~(?:[A-Za-z_][\w.-]*)?(?:/[\w.@+=-]+)+|[A-Za-z]:[\\/](?:[\w.@+=-]+[\\/])+[\w.@+=-]+)/?"
+)
+_TAIL_OF_WORDS: Final = re.compile(r"\s[^/\\]*$")  # a sentence that begins with a path, not a path with spaces
+_SEPARATORS: Final = re.compile(r"[/\\]+")
+
 
 def hide_in(value: Any, key: str = "") -> Any:  # noqa: PLR0911  # one for each type
     """Return a report, or a value of JSON, with the secrets in its texts hidden: a copy where there is one.
@@ -60,9 +77,6 @@ def hide_in(value: Any, key: str = "") -> Any:  # noqa: PLR0911  # one for each 
             return value
         return items if isinstance(value, list) else getattr(value, "_make", tuple)(items)
     return value
-
-
-_NUMBERS: Final = frozenset({int, float, bool})
 
 
 def _hide_in_fields(value: Any, names: Iterable[str], key: str, replace: Callable[..., Any]) -> Any:
@@ -118,24 +132,6 @@ def names_beside(items: list[Any] | tuple[Any, ...], key: str) -> list[str]:
         if kind == "secret" or (kind == "token" and isinstance(items[1], str) and is_mixed(items[1])):
             names[1] = items[0]
     return names
-
-
-DEFAULT_MAX_STR_LEN: Final = 256
-MAX_KEY_LEN: Final = 128
-_SCANNED_KEY: Final = 1024  # characters of a key that are looked at: it is cut to MAX_KEY_LEN afterwards
-
-_CONSTANT: Final = frozenset({"schema", "ts", "event", "step", "seq"})  # of the envelope: never text of a user
-_IDS: Final = frozenset({"run_id", "session"})
-
-_WHOLE_PATH: Final = re.compile(
-    r"/(?=\S|$)|~(?:[A-Za-z_][\w.-]*)?(?:/|$)|\.{1,2}/|[A-Za-z]:[/\\]|\\\\[\w.-]+\\|file://"
-)
-_HOME_IN_TEXT: Final = re.compile(
-    r"(?<![\w.:/\\-])(?:/(?:home|Users|root|mnt|scratch|gpfs|lustre|data|tmp|var|workspace|content)(?:/[\w.@+=-]+)+"
-    r"|~(?:[A-Za-z_][\w.-]*)?(?:/[\w.@+=-]+)+|[A-Za-z]:[\\/](?:[\w.@+=-]+[\\/])+[\w.@+=-]+)/?"
-)
-_TAIL_OF_WORDS: Final = re.compile(r"\s[^/\\]*$")  # a sentence that begins with a path, not a path with spaces
-_SEPARATORS: Final = re.compile(r"[/\\]+")
 
 
 class Redaction(NamedTuple):

@@ -28,6 +28,11 @@ _ADVICE: Final = "record numbers, strings, booleans, and lists or mappings of th
 
 _T = TypeVar("_T")
 
+MAX_VALUES: Final = 10_000  # of one event, in lists and mappings: more do not fit a line of 64 KiB
+MAX_ELEMENTS: Final = 4096  # of one array or tensor, which is asked for its size before its values are fetched
+_MAX_LEVELS: Final = 64
+_WHOLE_BITS: Final = 4096  # of an integer that is written whole: 1233 digits, where a float's largest has 309
+
 
 class _Limits(NamedTuple):
     """How much of a value is kept; `items` is None where everything is, or the value refused."""
@@ -37,10 +42,6 @@ class _Limits(NamedTuple):
     left: list[int] = []  # noqa: RUF012  # where everything is kept: values that may still come, counted down
 
 
-MAX_VALUES: Final = 10_000  # of one event, in lists and mappings: more do not fit a line of 64 KiB
-MAX_ELEMENTS: Final = 4096  # of one array or tensor, which is asked for its size before its values are fetched
-_MAX_LEVELS: Final = 64
-_WHOLE_BITS: Final = 4096  # of an integer that is written whole: 1233 digits, where a float's largest has 309
 _BOUNDED: Final = _Limits(7, 64)  # logged rows are flat
 
 

@@ -43,6 +43,9 @@ _SETS: Final = {"target_modules", "modules_to_save", "exclude_modules", "target_
 _ANGLES: Final = 16  # principal angles that a report lists
 _OF_NO_EFFECT: Final = {"inference_mode", "peft_version", "auto_mapping"}
 
+_HELD: Final = 1 << 21  # numbers of Gram matrices that wait for their spectra (16 MiB)
+_VOUCHED: Final = 1e-2  # of the sum of squares of the parts |b_k| |a_k|: above it the norm is good to 1e-12
+
 
 class Side(NamedTuple):
     """One of the adapters: `name` is short, and its own among them; `raw` is its config with every key."""
@@ -218,9 +221,6 @@ def raw_config(path: Path) -> dict[str, Any]:
 
 
 Take: TypeAlias = Callable[[Places, Module, Module, PairGeometry], object]
-
-_HELD: Final = 1 << 21  # numbers of Gram matrices that wait for their spectra (16 MiB)
-_VOUCHED: Final = 1e-2  # of the sum of squares of the parts |b_k| |a_k|: above it the norm is good to 1e-12
 
 
 class Own(NamedTuple):

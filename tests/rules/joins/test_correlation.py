@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, strategies as st
 
 from gradience.cli.schema import rules
-from gradience.rules.joins.correlation import Message, Needs, Symptom, correlate
+from gradience.rules.joins.correlation import Message, Needs, Symptom, _named, correlate
 from gradience.rules.joins.run import JOINS
 from gradience.rules.rule import Observation
 from gradience.schema.diagnose import SOURCES, DiagnosedSource
@@ -212,3 +212,17 @@ def test_the_action_of_a_cause_is_the_first_that_one_of_its_pieces_has(first, th
     kept = Symptom("disk", "best_checkpoint", Observation("y", {"checkpoint": "c"}, action=then))
     (cause,) = correlate(JOINS, [overfit, kept], frozenset()).causes
     assert cause.action == action
+
+
+@pytest.mark.parametrize(
+    ("needs", "named"),
+    [
+        (Needs("log", ("NOL106", "GRD108")), ["NOL106", "GRD108"]),
+        (Needs("log", ("GAP118",), frozenset({"few_rows"})), ["GAP118 (few rows)"]),
+        (Needs("log", ("GAP118",), frozenset({"no_evals", "few_rows"})), ["GAP118 (few rows or no evals)"]),
+        (Needs("log", silent=("NOL106",), says="x"), ["no NOL106"]),
+        (Needs("log", silent=("NOL106", "DIV104"), says="x"), ["neither NOL106 nor DIV104"]),
+    ],
+)
+def test_what_a_join_needs_is_named(needs, named):
+    assert list(_named(needs)) == named

@@ -28,6 +28,18 @@ _HEAD: Final = re.compile(
 )
 _MANY: Final = 8
 
+_TEXTS: Final = {
+    LeftoverReason.UNKNOWN: "not part of any adapter layout known here",
+    LeftoverReason.TRAINING_ONLY: "used in training only",
+    LeftoverReason.KIND_NOT_ANALYSED: "a tensor of a kind that is not analysed",
+}
+
+DORA_NOTE: Final = "DoRA: the update is s B A rescaled by the magnitude, and follows only with the base"
+_ROLES: Final[dict[str, Role]] = {
+    "alpha": "scale",
+    **dict.fromkeys(("magnitude", "m", "lora_magnitude_vector"), "magnitude"),  # LyCORIS, MLX-LM, PEFT
+}
+
 
 def other_role(key: str, config: AdapterConfig) -> Role:  # noqa: PLR0911  # one return a role reads best
     """The role of a tensor that `parse_key` does not place."""
@@ -73,24 +85,10 @@ def explained(roles: dict[str, Role]) -> list[Skipped]:
     return [entry for cause, keys in by_cause.items() for entry in _entries(keys, cause)]
 
 
-_TEXTS: Final = {
-    LeftoverReason.UNKNOWN: "not part of any adapter layout known here",
-    LeftoverReason.TRAINING_ONLY: "used in training only",
-    LeftoverReason.KIND_NOT_ANALYSED: "a tensor of a kind that is not analysed",
-}
-
-
 def _entries(keys: list[str], cause: LeftoverReason) -> Iterable[Skipped]:
     if len(keys) <= _MANY:
         return [Skipped(key, _TEXTS[cause], cause) for key in keys]
     return [Skipped(f"{keys[0]} and {len(keys) - 1} more", _TEXTS[cause], cause)]
-
-
-DORA_NOTE: Final = "DoRA: the update is s B A rescaled by the magnitude, and follows only with the base"
-_ROLES: Final[dict[str, Role]] = {
-    "alpha": "scale",
-    **dict.fromkeys(("magnitude", "m", "lora_magnitude_vector"), "magnitude"),  # LyCORIS, MLX-LM, PEFT
-}
 
 
 def role_of(field: str) -> Role:

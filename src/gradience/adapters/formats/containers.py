@@ -25,6 +25,23 @@ SUFFIXES: Final = frozenset({".npz", ".h5", ".hdf5"})
 _IN_MEMORY: Final = "restore it in the program that saved it, and call gradience.audit_pytree(params)"
 _ORBAX: Final = ("_CHECKPOINT_METADATA", "manifest.ocdbt", "_METADATA")
 
+_SAVE_AGAIN: Final = "save the adapter again with safe_serialization=True"
+_LFS: Final = b"version https://git-lfs"
+_NAMES: Final = {
+    "torch.float64": "F64",
+    "torch.float32": "F32",
+    "torch.float16": "F16",
+    "torch.bfloat16": "BF16",
+    "torch.int64": "I64",
+    "torch.int32": "I32",
+    "torch.int16": "I16",
+    "torch.int8": "I8",
+    "torch.float8_e4m3fn": "F8_E4M3",
+    "torch.float8_e5m2": "F8_E5M2",
+    "torch.uint8": "U8",
+    "torch.bool": "BOOL",
+}
+
 
 def orbax_advice(folder: Path) -> str | None:
     """The advice for a folder that Orbax wrote; None for any other folder.
@@ -79,24 +96,6 @@ def _h5(path: Path) -> dict[str, Array]:
             advice="call gradience.audit_pytree(model) before, or KerasHub's save_lora_weights('x.lora.h5')",
         )
     return found
-
-
-_SAVE_AGAIN: Final = "save the adapter again with safe_serialization=True"
-_LFS: Final = b"version https://git-lfs"
-_NAMES: Final = {
-    "torch.float64": "F64",
-    "torch.float32": "F32",
-    "torch.float16": "F16",
-    "torch.bfloat16": "BF16",
-    "torch.int64": "I64",
-    "torch.int32": "I32",
-    "torch.int16": "I16",
-    "torch.int8": "I8",
-    "torch.float8_e4m3fn": "F8_E4M3",
-    "torch.float8_e5m2": "F8_E5M2",
-    "torch.uint8": "U8",
-    "torch.bool": "BOOL",
-}
 
 
 class TorchFile:

@@ -37,6 +37,8 @@ _BUILDERS: Final[dict[str, Builder]] = {
 _ALIASES: Final = {"BONE": "MISS"}
 _WITHOUT_PATTERNS: Final = frozenset({"ADALORA", "VERA", "MISS", "HIRA"})
 
+_MOST_LAYERS: Final = 100_000
+
 
 def _matches(files: Files) -> bool:
     """Whether a tensor is named as a part of an update; diffusers' names are, too, but it writes no config."""
@@ -120,9 +122,6 @@ def _context(source: TensorSource, config: AdapterConfig, groups: Sequence[Group
         attention=frozenset(m for m in modules if f"{m}.base_layer.out_proj" in modules),
         layers=_unrolled(config),
     )
-
-
-_MOST_LAYERS: Final = 100_000
 
 
 def _unrolled(config: AdapterConfig) -> tuple[int, ...]:

@@ -26,6 +26,15 @@ _ADAPTABLE: Final = ("linear", "embedding", "conv", "packed")
 
 Test = Callable[[str], bool]
 
+_CONVERTING: Final = 5  # transformers' major version
+_SAVED_HEADS: Final = {  # PeftModelFor...: modules_to_save of their own
+    "SEQ_CLS": ("classifier", "score"),
+    "TOKEN_CLS": ("classifier", "score"),
+    "QUESTION_ANS": ("qa_outputs",),
+}
+
+_STACK: Final = 3
+
 
 class NotFollowedError(Exception):
     """The targets are of a kind that is not followed here; the text says which."""
@@ -87,14 +96,6 @@ def resolve(wanted: Wanted, layout: Layout) -> Hits:
         unmatched_excludes=_without_a_hit(wanted.exclude, names, layout),
         doubled=doubled,
     )
-
-
-_CONVERTING: Final = 5  # transformers' major version
-_SAVED_HEADS: Final = {  # PeftModelFor...: modules_to_save of their own
-    "SEQ_CLS": ("classifier", "score"),
-    "TOKEN_CLS": ("classifier", "score"),
-    "QUESTION_ANS": ("qa_outputs",),
-}
 
 
 def saved_names(wanted: Wanted) -> tuple[str, ...]:
@@ -235,9 +236,6 @@ def _without_a_hit(targets: Sequence[str] | str | None, hits: Iterable[str], lay
     return sorted(
         target for target in set(targets) if target not in tails and renamed.get(target.rpartition(".")[2]) is None
     )
-
-
-_STACK: Final = 3
 
 
 def lora_sizes(lora: LoraSnapshot, hits: Hits, layout: Layout) -> list[int | None]:

@@ -30,6 +30,18 @@ _CAPTION: Final = (
     "the bar spans what is plausible with 95 % for all candidates at once. A bar that ends under the tolerance holds."
 )
 
+_COLUMNS: Final[Columns[Row]] = (
+    ("Adapter", lambda row: row.candidate.name),
+    ("How it was made", lambda row: row.candidate.made),
+    ("Verdict", lambda row: outcome_cell(row.result)),
+    ("Parameters", lambda row: count(row.candidate.params)),
+    ("Share", lambda row: "-" if row.candidate.share is None else f"{row.candidate.share:.0%}"),
+    ("Score", lambda row: number(row.result.score, ".4g")),
+    ("Worse by [least, worst]", lambda row: harm_cell(row.result)),
+    ("KL", lambda row: number(row.result.kl, ".2g")),
+    ("Flips", lambda row: percent(row.result.flips)),
+)
+
 
 def bench_section(report: BenchReport | None) -> Element | None:
     """What was measured on held-out data, or None where nothing was."""
@@ -83,16 +95,3 @@ def _figure(task: BenchTask, rows: Sequence[Row]) -> Element:
     return plot_figure(
         f"Loss by size on {task.name}", plot, summary=f"Tolerance {task.margin:.3g}: {least}.", caption=_CAPTION
     )
-
-
-_COLUMNS: Final[Columns[Row]] = (
-    ("Adapter", lambda row: row.candidate.name),
-    ("How it was made", lambda row: row.candidate.made),
-    ("Verdict", lambda row: outcome_cell(row.result)),
-    ("Parameters", lambda row: count(row.candidate.params)),
-    ("Share", lambda row: "-" if row.candidate.share is None else f"{row.candidate.share:.0%}"),
-    ("Score", lambda row: number(row.result.score, ".4g")),
-    ("Worse by [least, worst]", lambda row: harm_cell(row.result)),
-    ("KL", lambda row: number(row.result.kl, ".2g")),
-    ("Flips", lambda row: percent(row.result.flips)),
-)

@@ -51,6 +51,18 @@ _ASIDE: Final = 70.0  # units beside the plot, about, for the numbers of the ver
 _MARGIN: Final = 6.0  # units around a figure
 _POINT: Final = 72  # units an inch of matplotlib's SVG; a unit is a pixel at the figure's usual size
 
+_KEPT: Final = frozenset({"g", "defs", "path", "use", "text"})
+_DROPPED: Final = frozenset({"style", "clip-path"})
+_DECIMALS: Final = re.compile(r"\d+\.\d{3,}")
+_COLOUR: Final = re.compile(r"#[0-9a-f]{6}")
+
+_CHARACTER: Final = 7.0  # units, about, of a row's name in the page's font
+_LONGEST: Final = 24  # characters of a row's name
+_ROW: Final = 22.0  # height of a row of a map
+_FOOT: Final = 40.0  # height of the numbers and the label under a map
+_BARS: Final = 160.0  # height of a histogram
+_NUMBER: Final = 24.0  # units that a layer's number needs
+
 
 class Size(NamedTuple):
     """The class and the size of a figure, in units that are pixels at its usual size."""
@@ -122,12 +134,6 @@ def _lay_out(axes: Axes, size: Size) -> None:
 def _svg(content: Sequence[Element], size: Size, label: str) -> Element:
     box = f"0 0 {size.width:g} {size.height:g}"
     return tag("svg", content, viewBox=box, class_=f"chart {size.name}", role="img", aria_label=label)
-
-
-_KEPT: Final = frozenset({"g", "defs", "path", "use", "text"})
-_DROPPED: Final = frozenset({"style", "clip-path"})
-_DECIMALS: Final = re.compile(r"\d+\.\d{3,}")
-_COLOUR: Final = re.compile(r"#[0-9a-f]{6}")
 
 
 def _elements(parent: Element) -> Iterator[Element]:
@@ -243,14 +249,6 @@ def _rows(positions: Sequence[float]) -> list[int]:
         ends[row] = at
         rows.append(row)
     return rows
-
-
-_CHARACTER: Final = 7.0  # units, about, of a row's name in the page's font
-_LONGEST: Final = 24  # characters of a row's name
-_ROW: Final = 22.0  # height of a row of a map
-_FOOT: Final = 40.0  # height of the numbers and the label under a map
-_BARS: Final = 160.0  # height of a histogram
-_NUMBER: Final = 24.0  # units that a layer's number needs
 
 
 def draw_map(grid: Grid, size: Size, label: str) -> Element:

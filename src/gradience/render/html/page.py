@@ -43,6 +43,56 @@ from gradience.schema.reports import MonitorReport
 _NOTES: Final = 50
 _TEXT: Final = 600  # characters of a note
 
+_COUNTS: Final[Columns[tuple[str, Counted]]] = (
+    ("", lambda row: row[0]),
+    ("value", lambda row: clean(row[1].value)),
+    ("adapters", lambda row: f"{row[1].adapters:,}"),
+)
+_FAULTY: Final[Columns[Faulty]] = (
+    ("adapter", lambda row: clean(row.path)),
+    ("verdict", lambda row: words(row.verdict)),
+    ("reason", lambda row: clean(row.reason)),
+)
+_WASTE: Final[Columns[Wasteful]] = (
+    ("adapter", lambda row: clean(row.path)),
+    ("r", lambda row: str(row.r)),
+    ("to", lambda row: str(row.suggested_rank)),
+    ("utilization", lambda row: f"{row.utilization_mean:.1%}"),
+    ("saves", lambda row: size_text(row.bytes_saved)),
+)
+_SERVING: Final[Columns[Serving]] = (
+    ("base", lambda row: clean(row.base_model)),
+    ("adapters", lambda row: f"{row.adapters:,}"),
+    ("max_lora_rank", lambda row: str(row.max_lora_rank or "-")),
+    ("factors", lambda row: size_text(row.used_bytes)),
+    ("padding", lambda row: size_text(row.padding_bytes)),
+    ("padding of the best split", lambda row: size_text(row.buckets[-1].padding_bytes) if row.buckets else "-"),
+)
+_SAME: Final[Columns[Alike]] = (
+    ("adapters", lambda row: ", ".join(map(clean, row.paths))),
+    ("how many", lambda row: str(len(row.paths))),
+)
+_NEAR: Final[Columns[Alike]] = (
+    ("adapters", lambda row: ", ".join(map(clean, row.paths))),
+    ("cosine", lambda row: f"{row.cosine or 0.0:.5f}"),
+)
+_OTHER: Final[Columns[OtherShape]] = (
+    ("adapter", lambda row: clean(row.path)),
+    ("declares", lambda row: clean(row.base_model)),
+    ("module", lambda row: clean(row.module)),
+    ("shape", lambda row: " x ".join(map(str, row.shape))),
+    ("usual", lambda row: " x ".join(map(str, row.usual))),
+)
+
+_CURVES: Final[Columns[Curve]] = (
+    ("run", lambda row: clean(row.name)),
+    ("rows", lambda row: f"{len(row.steps):,}"),
+    ("first", lambda row: f"{row.values[0]:.4g}"),
+    ("last", lambda row: f"{row.values[-1]:.4g}"),
+    ("lowest", lambda row: f"{min(row.values):.4g}"),
+    ("highest", lambda row: f"{max(row.values):.4g}"),
+)
+
 
 def report_html(story: Story) -> str:
     """The page. The same sources give the same bytes."""
@@ -257,48 +307,6 @@ def _counts(report: FleetShowReport) -> Element | None:
     return table(_COUNTS, rows, caption="Adapters by base, type, rank and finding", numbers=1)
 
 
-_COUNTS: Final[Columns[tuple[str, Counted]]] = (
-    ("", lambda row: row[0]),
-    ("value", lambda row: clean(row[1].value)),
-    ("adapters", lambda row: f"{row[1].adapters:,}"),
-)
-_FAULTY: Final[Columns[Faulty]] = (
-    ("adapter", lambda row: clean(row.path)),
-    ("verdict", lambda row: words(row.verdict)),
-    ("reason", lambda row: clean(row.reason)),
-)
-_WASTE: Final[Columns[Wasteful]] = (
-    ("adapter", lambda row: clean(row.path)),
-    ("r", lambda row: str(row.r)),
-    ("to", lambda row: str(row.suggested_rank)),
-    ("utilization", lambda row: f"{row.utilization_mean:.1%}"),
-    ("saves", lambda row: size_text(row.bytes_saved)),
-)
-_SERVING: Final[Columns[Serving]] = (
-    ("base", lambda row: clean(row.base_model)),
-    ("adapters", lambda row: f"{row.adapters:,}"),
-    ("max_lora_rank", lambda row: str(row.max_lora_rank or "-")),
-    ("factors", lambda row: size_text(row.used_bytes)),
-    ("padding", lambda row: size_text(row.padding_bytes)),
-    ("padding of the best split", lambda row: size_text(row.buckets[-1].padding_bytes) if row.buckets else "-"),
-)
-_SAME: Final[Columns[Alike]] = (
-    ("adapters", lambda row: ", ".join(map(clean, row.paths))),
-    ("how many", lambda row: str(len(row.paths))),
-)
-_NEAR: Final[Columns[Alike]] = (
-    ("adapters", lambda row: ", ".join(map(clean, row.paths))),
-    ("cosine", lambda row: f"{row.cosine or 0.0:.5f}"),
-)
-_OTHER: Final[Columns[OtherShape]] = (
-    ("adapter", lambda row: clean(row.path)),
-    ("declares", lambda row: clean(row.base_model)),
-    ("module", lambda row: clean(row.module)),
-    ("shape", lambda row: " x ".join(map(str, row.shape))),
-    ("usual", lambda row: " x ".join(map(str, row.usual))),
-)
-
-
 def curves_html(report: RunsCurvesReport) -> str:
     """The page with the curves of several runs over each other."""
     header = tag("header", tag("p", "Gradience runs", class_="kicker"), tag("h1", report.metric))
@@ -312,13 +320,3 @@ def curves_html(report: RunsCurvesReport) -> str:
         content.append(note(f"{len(rest)} further curves are in the table alone."))
     rows = table(_CURVES, report.curves, caption="First, last and best values", numbers=5)
     return whole_page(report.metric, header, [section("curves", "Curves", *content, rows)])
-
-
-_CURVES: Final[Columns[Curve]] = (
-    ("run", lambda row: clean(row.name)),
-    ("rows", lambda row: f"{len(row.steps):,}"),
-    ("first", lambda row: f"{row.values[0]:.4g}"),
-    ("last", lambda row: f"{row.values[-1]:.4g}"),
-    ("lowest", lambda row: f"{min(row.values):.4g}"),
-    ("highest", lambda row: f"{max(row.values):.4g}"),
-)

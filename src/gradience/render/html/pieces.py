@@ -25,6 +25,8 @@ _ROWS: Final = 100  # of a table
 _CELLS: Final = 2_000  # of a map
 _LAYERS: Final = 400
 
+_STEPS: Final = ("step", "first_step", "best_step", "from_step", "lowest_step")  # values of a finding that are its step
+
 
 def section(name: str, title: str, *content: Node) -> Element:
     """A section of the page with its heading."""
@@ -141,9 +143,6 @@ def map_figure(title: str, grid: Grid, *, legend: str, outside: int) -> Element:
     label = f"{title}: {grid.title} of {shape}, highest {grid.top:.4g}."
     drawn = [draw_map(cut, size, label) for size in (WIDE, NARROW)]
     return figure(title, drawn, ramp(cut), caption=caption, wide=True)
-
-
-_STEPS: Final = ("step", "first_step", "best_step", "from_step", "lowest_step")  # values of a finding that are its step
 
 
 class Numbered(NamedTuple):

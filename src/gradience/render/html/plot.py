@@ -22,6 +22,14 @@ Floats = npt.NDArray[np.float64]
 
 _LARGEST: Final = 1e300  # values are clipped to it: the range of two such numbers is still finite
 
+_SMOOTHED: Final = 100  # values from which a running median is drawn
+
+_SPREAD: Final = 100.0  # highest over lowest value from which an axis of positive values is logarithmic
+_LEAST: Final = 1e-290  # smaller values are drawn at 0: matplotlib treats a shorter axis as one of no length
+_TICKS: Final = 5
+
+_THOUSANDTH, _THOUSAND, _MILLION, _BILLION = 1e-3, 1e3, 1e6, 1e9
+
 
 class Envelope(NamedTuple):
     """The finite rows by bucket of steps: lowest, median and highest value; and the steps of rows that are not finite.
@@ -107,9 +115,6 @@ def _broken(own: npt.NDArray[np.int64], lost: npt.NDArray[np.int64]) -> npt.NDAr
     return np.asarray(np.diff(passed, prepend=passed[:1]) > 0)
 
 
-_SMOOTHED: Final = 100  # values from which a running median is drawn
-
-
 def running_median(values: Floats, window: int) -> Floats:
     """The median of the window around each value, of what there is of it at the ends.
 
@@ -152,11 +157,6 @@ class Plot(NamedTuple):
     log: bool | None = None  # None: by the spread of the values
     zero: bool = False  # whether a linear axis of positive values begins at 0
     span: tuple[float, float] | None = None  # of the vertical axis in a close-up; values beyond are drawn at its ends
-
-
-_SPREAD: Final = 100.0  # highest over lowest value from which an axis of positive values is logarithmic
-_LEAST: Final = 1e-290  # smaller values are drawn at 0: matplotlib treats a shorter axis as one of no length
-_TICKS: Final = 5
 
 
 class Axis(NamedTuple):
@@ -217,9 +217,6 @@ def axis_of(values: Iterable[float], *, log: bool | None = None, zero: bool = Fa
         ticks = linear_ticks(_TICKS).tick_values(low, high)
         low, high = min(low, float(ticks[0])), max(high, float(ticks[-1]))
     return Axis(low, high, log=False)
-
-
-_THOUSANDTH, _THOUSAND, _MILLION, _BILLION = 1e-3, 1e3, 1e6, 1e9
 
 
 def compact(value: float, _position: int | None = None) -> str:

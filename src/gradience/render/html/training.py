@@ -26,6 +26,8 @@ _CLOSE: Final = (0.5, 99.5)  # percentiles of the rows that a close-up shows
 _PROBES: Final = {"update_norm": "Norm of the update", "stable_rank_mean": "Stable rank, mean over modules"}
 _FAR: Final = 3.0  # range of all rows over that of the percentiles from which a close-up is drawn
 
+_MOST: Final = 200  # bars: a log may be anybody's
+
 
 def training_section(story: Story, found: Sequence[Numbered]) -> Element | None:
     """The curves of the run with its findings at their steps, or None without a log."""
@@ -193,9 +195,6 @@ def _checkpoints(report: DiagnoseReport) -> Element | None:
     )
     caption = f"Checkpoints with an adapter on disk; noise of one evaluation: {noise}"
     return table(columns, report.checkpoints, caption=caption)
-
-
-_MOST: Final = 200  # bars: a log may be anybody's
 
 
 def data_section(story: Story) -> Element | None:

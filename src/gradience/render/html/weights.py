@@ -30,6 +30,52 @@ from gradience.schema.compare import (
 
 _MAPS: Final[dict[Quantity, str]] = {"norm": "How large the update is", "utilization": "How much of the rank it uses"}
 
+_PERCENTILES: Final[Columns[Percentile]] = (
+    ("number", lambda item: words(item.measure)),
+    ("modules", lambda item: item.module_type),
+    ("r", lambda item: str(item.r)),
+    ("value", lambda item: number(item.value, ".4g")),
+    ("percentile", lambda item: f"{item.percentile:.0f}"),
+    ("n", lambda item: f"{item.n:,}"),
+)
+_TINY: Final = 1e-300  # keeps a division by the first singular value finite
+
+_MODULES: Final[Columns[ModuleAudit]] = (
+    ("Module", lambda m: m.name),
+    ("State", lambda m: words(m.state)),
+    ("r", lambda m: str(m.r)),
+    ("Stable rank", lambda m: number(m.stable_rank)),
+    ("Utilization", lambda m: percent(m.utilization)),
+    ("k at 90 %", lambda m: number(m.energy_rank_90, "d")),
+    ("Norm of dW", lambda m: number(m.frobenius_norm, ".3g")),
+    ("s", lambda m: number(m.scaling, "g")),
+)
+
+_PAIRS: Final = 3  # with maps
+_TEXT: Final = 120  # characters of a configuration's value
+_CAUTION: Final = "Two runs differ by their seed alone as well; a cosine of weights does not measure behaviour."
+
+_ADAPTERS: Final[Columns[ComparedAdapter]] = (
+    ("Adapter", lambda a: a.name),
+    ("Type", lambda a: a.peft_type or a.format),
+    ("r", lambda a: span(a.rank, " to ")),
+    ("s", lambda a: span(a.scaling, " to ")),
+    ("Modules", lambda a: f"{a.modules:,}"),
+    ("Norm of dW", lambda a: number(a.frobenius_norm, ".4g")),
+)
+_UPDATES: Final[Columns[AdapterPair]] = (
+    ("First", lambda pair: pair.first),
+    ("Second", lambda pair: pair.second),
+    ("Modules", lambda pair: f"{pair.compared:,}"),
+    ("Cosine", lambda pair: number(pair.cosine, ".3f")),
+    ("Norm ratio", lambda pair: number(pair.norm_ratio, ".3g")),
+    ("Change", lambda pair: percent(pair.relative_change)),
+    ("Energy moved", lambda pair: percent(pair.energy_moved)),
+)
+_UPDATES_CAPTION: Final = (
+    "Updates as a whole; energy moved: half the sum over layers of the change in their share of the norm squared"
+)
+
 
 def weights_section(story: Story) -> Element | None:
     """The audit of the adapter, or None without an adapter."""
@@ -74,17 +120,6 @@ def _standing(report: AuditReport) -> Element | None:
     return table(_PERCENTILES, report.standing.percentiles, caption=caption, numbers=4)
 
 
-_PERCENTILES: Final[Columns[Percentile]] = (
-    ("number", lambda item: words(item.measure)),
-    ("modules", lambda item: item.module_type),
-    ("r", lambda item: str(item.r)),
-    ("value", lambda item: number(item.value, ".4g")),
-    ("percentile", lambda item: f"{item.percentile:.0f}"),
-    ("n", lambda item: f"{item.n:,}"),
-)
-
-
-_TINY: Final = 1e-300  # keeps a division by the first singular value finite
 _Spectrum: TypeAlias = Callable[[Floats, ModuleAudit], Floats]  # a curve over k from a module's singular values
 
 
@@ -179,18 +214,6 @@ def _ranks(report: AuditReport) -> Node:
     ]
 
 
-_MODULES: Final[Columns[ModuleAudit]] = (
-    ("Module", lambda m: m.name),
-    ("State", lambda m: words(m.state)),
-    ("r", lambda m: str(m.r)),
-    ("Stable rank", lambda m: number(m.stable_rank)),
-    ("Utilization", lambda m: percent(m.utilization)),
-    ("k at 90 %", lambda m: number(m.energy_rank_90, "d")),
-    ("Norm of dW", lambda m: number(m.frobenius_norm, ".3g")),
-    ("s", lambda m: number(m.scaling, "g")),
-)
-
-
 def _modules(report: AuditReport) -> Node:
     if not report.modules:
         return None
@@ -226,9 +249,6 @@ def _bar(share: float) -> Element:
     return tag("svg", inside, viewBox="0 0 100 10", class_="bar", aria_hidden="true")
 
 
-_PAIRS: Final = 3  # with maps
-_TEXT: Final = 120  # characters of a configuration's value
-_CAUTION: Final = "Two runs differ by their seed alone as well; a cosine of weights does not measure behaviour."
 _Points: TypeAlias = Sequence[tuple[int, float]]
 
 
@@ -252,28 +272,6 @@ def comparison_section(report: CompareAdaptersReport | None) -> Element | None:
         _differences(report),
         list(map(note, _remarks(report))),
     )
-
-
-_ADAPTERS: Final[Columns[ComparedAdapter]] = (
-    ("Adapter", lambda a: a.name),
-    ("Type", lambda a: a.peft_type or a.format),
-    ("r", lambda a: span(a.rank, " to ")),
-    ("s", lambda a: span(a.scaling, " to ")),
-    ("Modules", lambda a: f"{a.modules:,}"),
-    ("Norm of dW", lambda a: number(a.frobenius_norm, ".4g")),
-)
-_UPDATES: Final[Columns[AdapterPair]] = (
-    ("First", lambda pair: pair.first),
-    ("Second", lambda pair: pair.second),
-    ("Modules", lambda pair: f"{pair.compared:,}"),
-    ("Cosine", lambda pair: number(pair.cosine, ".3f")),
-    ("Norm ratio", lambda pair: number(pair.norm_ratio, ".3g")),
-    ("Change", lambda pair: percent(pair.relative_change)),
-    ("Energy moved", lambda pair: percent(pair.energy_moved)),
-)
-_UPDATES_CAPTION: Final = (
-    "Updates as a whole; energy moved: half the sum over layers of the change in their share of the norm squared"
-)
 
 
 def _settled(series: CheckpointSeries) -> str:

@@ -46,6 +46,14 @@ from gradience.verbs.audit.rows import (
 if TYPE_CHECKING:
     from gradience.verbs.audit.against_base import BaseOptions
 
+_EVENT_BYTES: Final = 56 * 1024  # of the 64 KiB a log line may have
+_KEPT: Final = (  # SCIENCE.md, section 1; what else a module's row holds stays in the report
+    *("name", "module_type", "layer", "r", "alpha", "scaling", "params", "state"),
+    *("stable_rank", "effective_rank", "participation_ratio", "utilization"),
+    *("energy_rank_90", "energy_rank_95", "energy_rank_99", "spectral_norm", "frobenius_norm"),
+    *("udr", "sdi", "relative_frobenius"),
+)
+
 
 def audit_adapter(
     path: PathLike,
@@ -276,15 +284,6 @@ def _with_ranks(report: AuditReport, price: float, pattern: RankPattern | None) 
 def _takes_patterns(adapter: Adapter) -> bool:
     """Whether PEFT's LoraConfig describes the adapter; other formats have no rank_pattern."""
     return adapter.format == "peft" and adapter.config.peft_type in {"LORA", None}
-
-
-_EVENT_BYTES: Final = 56 * 1024  # of the 64 KiB a log line may have
-_KEPT: Final = (  # SCIENCE.md, section 1; what else a module's row holds stays in the report
-    *("name", "module_type", "layer", "r", "alpha", "scaling", "params", "state"),
-    *("stable_rank", "effective_rank", "participation_ratio", "utilization"),
-    *("energy_rank_90", "energy_rank_95", "energy_rank_99", "spectral_norm", "frobenius_norm"),
-    *("udr", "sdi", "relative_frobenius"),
-)
 
 
 def lora_audit_metrics(report: AuditReport) -> dict[str, Any]:

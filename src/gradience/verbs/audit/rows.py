@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 _FROM_ZERO: Final = frozenset({"linear", "conv", "dora"})
 """Kinds whose lora_B starts at zero; of an embedding lora_A does, and AdaLoRA's factors are random both."""
 
+_EPS: Final = float(np.finfo(np.float64).eps)
+
 
 class Shown(NamedTuple):
     """What a report states of every module: how many singular values, the error at which ranks, and of which factor."""
@@ -153,9 +155,6 @@ def knee_rank(relative_errors: npt.NDArray[np.float64]) -> int:
     above = [1.0 - error * error - k / r for k, error in enumerate(relative_errors.tolist())]
     most = max(above[1:])  # without numpy, whose calls cost more than so few numbers
     return above.index(most, 1) if most > r * _EPS else r
-
-
-_EPS: Final = float(np.finfo(np.float64).eps)
 
 
 def with_shares(modules: list[ModuleAudit]) -> list[ModuleAudit]:

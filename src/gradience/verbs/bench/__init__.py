@@ -24,6 +24,11 @@ from gradience.verbs.sides import open_sides
 
 _DEFAULTS: Final = Options()
 
+METHODS: Final[tuple[MergeMethod, ...]] = ("linear", "svd", "ties")
+_DENSITY: Final = 0.5  # of DARE, which has no default of its own: its paper's least for adapters of one base
+
+SCALES: Final = (0.0, 0.5)
+
 
 def bench_adapter(
     path: PathLike,
@@ -76,10 +81,6 @@ def bench_adapter(
             entry, more = retrained(store, contest, entry, command=retrain, ranks=ranks, options=options)
             notes += more
         return contest.report([entry], Sources("resize", [path], notes))
-
-
-METHODS: Final[tuple[MergeMethod, ...]] = ("linear", "svd", "ties")
-_DENSITY: Final = 0.5  # of DARE, which has no default of its own: its paper's least for adapters of one base
 
 
 def bench_merge(
@@ -160,9 +161,6 @@ def _merged(store: Store, name: str, paths: Sequence[PathLike], recipe: dict[str
             merge_adapters(paths, out, heads_from=heads, **recipe)
 
     return store.made(name if heads is None else f"{name}-{heads}", how, make)
-
-
-SCALES: Final = (0.0, 0.5)
 
 
 def bench_mitigate(

@@ -33,6 +33,10 @@ from gradience.verbs.writing import PEFT_METADATA, Changes, NewAdapter, SourceFi
 
 Factors: TypeAlias = tuple[Array, Array]
 
+SHUFFLED: Final = "shuffled"
+LONGEST: Final = 1024
+_SEEDS: Final = 3  # runs of a command that takes a seed
+
 
 def write_without_update(adapter: Path, out: Path) -> None:
     """Write the adapter with every lora_B zero: the base, as any program that loads an adapter can evaluate it."""
@@ -96,11 +100,6 @@ def _scaled(config: dict[str, Any], factor: float) -> dict[str, Any]:
         return config
     pattern = {key: value * factor for key, value in (config.get("alpha_pattern") or {}).items()}
     return {**config, "lora_alpha": config["lora_alpha"] * factor, "alpha_pattern": pattern}
-
-
-SHUFFLED: Final = "shuffled"
-LONGEST: Final = 1024
-_SEEDS: Final = 3  # runs of a command that takes a seed
 
 
 class Options(NamedTuple):

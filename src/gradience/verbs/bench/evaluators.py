@@ -36,6 +36,18 @@ _TAIL: Final = 2048  # bytes of what a failed command said last
 _SHOWN: Final = 200  # characters of it in an error
 _SCORES: Final = ("scores", "score")
 
+LM_EVAL: Final = "lm-eval:"
+_LARGEST_SAMPLE: Final = 16 << 20  # bytes of one line of lm-eval's samples
+_METRICS: Final = (
+    "acc",
+    "exact_match",
+    "acc_norm",
+    "f1",
+    "bleu",
+    "pass@1",
+    "em",
+)  # lm-eval's, of an example, best first
+
 
 class Printed(NamedTuple):
     """What an evaluator printed: a score, or one of each example."""
@@ -165,19 +177,6 @@ def _printed(value: Any) -> Printed | None:
 
 def _number(value: Any) -> float | None:
     return float(value) if isinstance(value, bool | int | float) else None
-
-
-LM_EVAL: Final = "lm-eval:"
-_LARGEST_SAMPLE: Final = 16 << 20  # bytes of one line of lm-eval's samples
-_METRICS: Final = (
-    "acc",
-    "exact_match",
-    "acc_norm",
-    "f1",
-    "bleu",
-    "pass@1",
-    "em",
-)  # lm-eval's, of an example, best first
 
 
 class Evaluator(Protocol):

@@ -33,6 +33,16 @@ from gradience.schema.config import ConfigSnapshot, LoraSnapshot
 from gradience.schema.findings import Coverage, Finding
 from gradience.schema.reports import CHECK_SCHEMA_ID, CheckReport, SourceFile, SourceLocation
 
+_MAX_TASK = 256  # characters
+
+_NOT_CONFIGURATION = {"base", "settings", "data", "eval data", "tokenizer"}
+_OF_CONFIGURATION = frozenset(rule.id for rule in RULES)
+_BY_LINE = frozenset({".jsonl", ".ndjson"})
+
+_OF_A_RUN = ("trainer_state.json", "run.jsonl", "adapter_model.safetensors", "model.safetensors", "trainer_log.jsonl")
+_MOST_NAMES = 5
+_MOST_ENTRIES = 2000  # of the output folder that are looked at
+
 
 def read_any(place: Path) -> Layer:
     """Read one file, or a folder that a run left: its adapter config, its arguments, and what its log shows."""
@@ -80,8 +90,6 @@ def _read_run(place: Path) -> Layer | RecorderError:
 
 
 Place = str | PathLike[str]
-
-_MAX_TASK = 256  # characters
 
 
 def check_config(
@@ -237,11 +245,6 @@ def _transformers() -> str | None:
         return None
 
 
-_NOT_CONFIGURATION = {"base", "settings", "data", "eval data", "tokenizer"}
-_OF_CONFIGURATION = frozenset(rule.id for rule in RULES)
-_BY_LINE = frozenset({".jsonl", ".ndjson"})
-
-
 def source_locations(report: CheckReport) -> list[SourceLocation | None]:
     """The source location of each finding, in their order; None where no file was read."""
     files = [source for source in report.sources if source.role not in _NOT_CONFIGURATION]
@@ -270,11 +273,6 @@ def _place(finding: Finding, files: list[SourceFile]) -> SourceLocation | None:
         if line is not None:
             return SourceLocation(source.path, line)
     return SourceLocation(files[0].path)
-
-
-_OF_A_RUN = ("trainer_state.json", "run.jsonl", "adapter_model.safetensors", "model.safetensors", "trainer_log.jsonl")
-_MOST_NAMES = 5
-_MOST_ENTRIES = 2000  # of the output folder that are looked at
 
 
 def gather_context(

@@ -37,6 +37,12 @@ _PEEK: Final = 20  # rows of which the first usable one shows the format
 
 Samples: TypeAlias = int | Literal["all"]
 
+SAMPLES: Final = 10_000  # rows of a quick look: a share of 1 % is then known to 0.1 percentage points
+RECIPE: Final = "recipe"  # in place of a path: the data set that the training recipe names
+_BATCH: Final = 8  # per_device_train_batch_size of transformers, where it is not set
+_CONFIG_IDS: Final = tuple(rule.id for rule in RULES)
+_TOKENIZER: Final = ("tokenizer.json", "tokenizer_config.json")
+
 
 class Asked(NamedTuple):
     """The options of a check, those of the caller over those of the recipe."""
@@ -188,13 +194,6 @@ def _loss_mode(shape: Shape, masking: Masking) -> LossMode:
         return "completion"
     pairs = shape.format in {"prompt-completion", "instruction"}
     return masking.loss or ("completion" if pairs else "all")
-
-
-SAMPLES: Final = 10_000  # rows of a quick look: a share of 1 % is then known to 0.1 percentage points
-RECIPE: Final = "recipe"  # in place of a path: the data set that the training recipe names
-_BATCH: Final = 8  # per_device_train_batch_size of transformers, where it is not set
-_CONFIG_IDS: Final = tuple(rule.id for rule in RULES)
-_TOKENIZER: Final = ("tokenizer.json", "tokenizer_config.json")
 
 
 def check_data(

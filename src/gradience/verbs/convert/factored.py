@@ -19,6 +19,8 @@ Method: TypeAlias = Literal["copied", "factors", "truncated", "dense"]
 _FULL_RANK: Final = {"dora": "DoRA", "hira": "HiRA", "miss": "MiSS (bat)"}
 _BLOCK: Final = 4096  # rows of a factor that are cast to float64 at a time
 
+_FLOATS: Final = (np.dtype(np.float32), np.dtype(np.float32))
+
 
 class Choice(NamedTuple):
     """How much of an update to keep: a largest rank, or a share of its energy (squared Frobenius norm), or all."""
@@ -90,9 +92,6 @@ def from_factors(module: Module, choice: Choice, spool: Spool, *, scale: float, 
     ratio = module.scale / scale if scale else 1.0
     load = _kept(spool, b, a.astype(np.float64) * ratio)
     return Factored(a.shape[0], scale, shape, _FLOATS, load, "factors", norm, 0.0)
-
-
-_FLOATS: Final = (np.dtype(np.float32), np.dtype(np.float32))
 
 
 def _kept(spool: Spool, b: Array, a: Array) -> LoadFactors:

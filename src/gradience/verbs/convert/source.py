@@ -26,12 +26,6 @@ from gradience.verbs.sides import raw_config
 
 _NAMES: Final = {dtype: name for name, dtype in DTYPES.items()}
 
-
-def dtype_name(dtype: np.dtype[Any]) -> str:
-    """Return safetensors' name of the type, such as `BF16`."""
-    return _NAMES[dtype]
-
-
 _LARGEST_PRODUCT: Final = 1 << 14  # rank of the pair that a LoHa or LoKr product is unfolded to; bounds memory
 _SHOWN: Final = 3  # names in a message
 _KOHYA: Final[dict[str, str]] = {
@@ -43,6 +37,11 @@ _KOHYA: Final[dict[str, str]] = {
     "lora_transformer_": "transformer",
     "lycoris_": "lycoris",
 }
+
+
+def dtype_name(dtype: np.dtype[Any]) -> str:
+    """Return safetensors' name of the type, such as `BF16`."""
+    return _NAMES[dtype]
 
 
 class Source(NamedTuple):

@@ -25,6 +25,30 @@ MLX_WEIGHTS: Final = "adapters.safetensors"
 MLX_METADATA: Final = {"format": "mlx"}
 _ALL_LAYERS: Final = -1  # MLX-LM's own word for it; `keys` names the modules by their whole path
 
+_KEPT: Final = (
+    "auto_mapping",
+    "base_model_name_or_path",
+    "ensure_weight_tying",
+    "exclude_modules",
+    "fan_in_fan_out",
+    "inference_mode",
+    "layer_replication",
+    "layers_pattern",
+    "layers_to_transform",
+    "lora_bias",
+    "lora_dropout",
+    "modules_to_save",
+    "peft_version",
+    "revision",
+    "target_modules",
+    "task_type",
+    "trainable_token_indices",
+)
+"""Fields of any PEFT config that mean the same in a LoraConfig."""
+
+_DROPOUTS: Final = ("vera_dropout", "hira_dropout", "miss_dropout")
+_BIASES: Final = {"all": "all", "none": "none"}  # `vera_only`, `miss_only`, ...: the adapted layers' own
+
 
 def mlx_tensors(updates: Sequence[Update]) -> list[PlannedTensor]:
     """Return the tensors of the updates.
@@ -113,31 +137,6 @@ def mlx_notes(updates: Sequence[Update]) -> list[str]:
     if folded:
         notes.append(f"MLX-LM takes one scale: in {folded} modules the ratio to {scale:g} goes into lora_b")
     return notes
-
-
-_KEPT: Final = (
-    "auto_mapping",
-    "base_model_name_or_path",
-    "ensure_weight_tying",
-    "exclude_modules",
-    "fan_in_fan_out",
-    "inference_mode",
-    "layer_replication",
-    "layers_pattern",
-    "layers_to_transform",
-    "lora_bias",
-    "lora_dropout",
-    "modules_to_save",
-    "peft_version",
-    "revision",
-    "target_modules",
-    "task_type",
-    "trainable_token_indices",
-)
-"""Fields of any PEFT config that mean the same in a LoraConfig."""
-
-_DROPOUTS: Final = ("vera_dropout", "hira_dropout", "miss_dropout")
-_BIASES: Final = {"all": "all", "none": "none"}  # `vera_only`, `miss_only`, ...: the adapted layers' own
 
 
 def peft_tensors(updates: Sequence[Update]) -> list[PlannedTensor]:

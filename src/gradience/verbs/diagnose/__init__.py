@@ -53,6 +53,14 @@ from gradience.verbs.diagnose.read import Read, read_sources
 from gradience.verbs.diagnose.sources import Sources, find_sources
 from gradience.verbs.monitor.source import log_place
 
+IDS: Final[dict[Source, tuple[str, ...]]] = {
+    "config": tuple(rule.id for rule in RULES),
+    "log": tuple(detector.id for detector in DETECTORS),
+    "weights": tuple(rule.id for rule in WEIGHTS_RULES),
+}
+
+_ALL: Final = [*dict.fromkeys(rule for ids in IDS.values() for rule in ids), *(join.id for join in JOINS)]
+
 
 def source_locations(report: DiagnoseReport) -> list[SourceLocation | None]:
     """The source location of each cause, in their order: that of its first piece that has one."""
@@ -69,13 +77,6 @@ def source_locations(report: DiagnoseReport) -> list[SourceLocation | None]:
         return of_config.get(piece.id) if piece.source == "config" else of_source.get(piece.source)
 
     return [next(filter(None, map(location, cause.pieces)), None) for cause in report.causes]
-
-
-IDS: Final[dict[Source, tuple[str, ...]]] = {
-    "config": tuple(rule.id for rule in RULES),
-    "log": tuple(detector.id for detector in DETECTORS),
-    "weights": tuple(rule.id for rule in WEIGHTS_RULES),
-}
 
 
 def unjudged(
@@ -155,9 +156,6 @@ def headline(
 def _counts(causes: Sequence[Cause]) -> list[str]:
     counts = Counter(cause.severity for cause in causes)
     return [counted(counts[severity], severity) for severity in reversed(SEVERITIES) if counts[severity]]
-
-
-_ALL: Final = [*dict.fromkeys(rule for ids in IDS.values() for rule in ids), *(join.id for join in JOINS)]
 
 
 def diagnose(

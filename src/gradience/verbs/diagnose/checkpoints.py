@@ -25,6 +25,11 @@ from gradience.verbs.monitor import held_out_split
 _SECOND: Final = 0.6053  # standard deviation over the median |second difference|: 1 / (0.6745 sqrt 6)
 _LEAST_EVALS: Final = 5  # three second differences
 
+_TRIED: Final = 3  # checkpoints whose weights are looked at for one that is finite
+_AFTER_LOWEST: Final = ("lowest", "where the loss was lowest", "lower the learning rate or lengthen warmup.")
+_AFTER_BEST: Final = ("best_reward", "where the reward was best", "lower the learning rate or raise beta.")
+_NEXT_TIME: Final = "and stop earlier; fewer epochs or more data come before less rank."
+
 
 class Noise(NamedTuple):
     """The noise of one held-out loss beside others, nats, or None; and how it was come by."""
@@ -150,12 +155,6 @@ def _equal(one: Path, other: Path) -> bool:
         return one.is_file() and other.is_file() and filecmp.cmp(one, other, shallow=False)
     except OSError:
         return False
-
-
-_TRIED: Final = 3  # checkpoints whose weights are looked at for one that is finite
-_AFTER_LOWEST: Final = ("lowest", "where the loss was lowest", "lower the learning rate or lengthen warmup.")
-_AFTER_BEST: Final = ("best_reward", "where the reward was best", "lower the learning rate or raise beta.")
-_NEXT_TIME: Final = "and stop earlier; fewer epochs or more data come before less rank."
 
 
 def disk_symptoms(sources: Sources, choice: Choice, report: MonitorReport, run: RunSeries) -> Iterator[Symptom]:

@@ -24,6 +24,11 @@ from gradience.schema.diagnose import Source
 MAX_ENTRIES: Final = 10_000  # of one folder
 SHOWN: Final = 5  # names in a sentence
 
+_LOG: Final = "run.jsonl"
+_NAMED: Final = "named"
+_WHOLE_MODEL: Final = re.compile(r"(model|pytorch_model|consolidated|optimizer|diffusion_).*")
+_PLURAL: Final[dict[Source, str]] = {"config": "configuration", "log": "log", "weights": "adapter weights"}
+
 
 class Listing(NamedTuple):
     """The names of a folder's files, its subfolders, and notes on what was left out."""
@@ -77,12 +82,6 @@ def checkpoints_in(folders: Iterable[Path]) -> list[CheckpointFolder]:
     """The checkpoints among the folders that hold an adapter, by step."""
     numbered = [(int(hit[1]), child) for child in folders if (hit := CHECKPOINT.fullmatch(child.name))]
     return [CheckpointFolder(step, child) for step, child in sorted(numbered) if holds_adapter(child)]
-
-
-_LOG: Final = "run.jsonl"
-_NAMED: Final = "named"
-_WHOLE_MODEL: Final = re.compile(r"(model|pytorch_model|consolidated|optimizer|diffusion_).*")
-_PLURAL: Final[dict[Source, str]] = {"config": "configuration", "log": "log", "weights": "adapter weights"}
 
 
 class Found(NamedTuple):

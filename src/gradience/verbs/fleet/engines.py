@@ -22,20 +22,6 @@ from gradience.errors import GradienceError
 _RAY_AHEAD: Final = 4  # tasks in flight for each that runs
 _SPAN: Final = 4  # jobs of a task: the scheduler costs a millisecond for each task
 
-
-class Named(Protocol):
-    """A job, by the path of its source."""
-
-    @property
-    def path(self) -> str:
-        """The key of its rows."""
-        ...
-
-
-JobT = TypeVar("JobT", bound=Named)
-Engine: TypeAlias = Literal["local", "ray"]
-Work: TypeAlias = Callable[[JobT], bytes]
-
 _AHEAD: Final = 3  # jobs a worker has beside the one it works on: it never waits for the parent
 _TRIES: Final = 2
 PINNED: Final = {  # of a worker's libraries: N workers do not fight for cores
@@ -49,6 +35,22 @@ PINNED: Final = {  # of a worker's libraries: N workers do not fight for cores
     "MALLOC_MMAP_THRESHOLD_": str(32 << 20),
     "MALLOC_TRIM_THRESHOLD_": str(128 << 20),
 }
+
+_PREPARED: Final[list[bool]] = []  # in a worker process: empty before its first job
+
+
+class Named(Protocol):
+    """A job, by the path of its source."""
+
+    @property
+    def path(self) -> str:
+        """The key of its rows."""
+        ...
+
+
+JobT = TypeVar("JobT", bound=Named)
+Engine: TypeAlias = Literal["local", "ray"]
+Work: TypeAlias = Callable[[JobT], bytes]
 
 
 class Done(NamedTuple, Generic[JobT]):
@@ -283,9 +285,6 @@ def _tasks(
                     start([job], 1)
         else:
             yield from (Done(job, answer) for job, answer in zip(some, answers, strict=True))
-
-
-_PREPARED: Final[list[bool]] = []  # in a worker process: empty before its first job
 
 
 def _carry_out(work: Work[JobT], prepare: Callable[[], None], jobs: list[JobT]) -> list[bytes]:

@@ -26,6 +26,13 @@ from gradience.verbs.fleet.index import Folders, Target
 
 _MOST_HEADER: Final = 100_000_000  # bytes: the format's own limit
 
+_MOST_LIST: Final = 256 << 20  # bytes: millions of paths
+_OWN_INDEX: Final = ("adapter_model", "adapters")
+_MLX_STEP: Final = re.compile(r"\d+_adapters\.safetensors")
+_SHARD: Final = "-of-"
+_ENDING: Final = ".safetensors"
+_MAY_BE: Final = re.compile(r"\.(?:safetensors|json|bin|pt)$")
+
 
 class Found(NamedTuple):
     """One adapter: the key of its row, where it is opened, the names of its files, and their stamps as one text."""
@@ -40,13 +47,6 @@ class Found(NamedTuple):
 
 
 Peek: TypeAlias = Callable[[str], bool]
-
-_MOST_LIST: Final = 256 << 20  # bytes: millions of paths
-_OWN_INDEX: Final = ("adapter_model", "adapters")
-_MLX_STEP: Final = re.compile(r"\d+_adapters\.safetensors")
-_SHARD: Final = "-of-"
-_ENDING: Final = ".safetensors"
-_MAY_BE: Final = re.compile(r"\.(?:safetensors|json|bin|pt)$")
 
 
 def targets(names: Collection[str], peek: Peek) -> Iterator[Target]:

@@ -23,6 +23,9 @@ _CHUNK: Final = 1 << 20
 _ENDING: Final = ".safetensors"
 _MOST_HELD: Final = 1 << 26  # bytes of a file that a worker holds whole
 
+SAME: Final = b""
+"""The answer for an adapter whose content is as it was."""
+
 
 class Job(msgspec.Struct, frozen=True):
     """An adapter to audit; fields as in `find.Found`."""
@@ -41,10 +44,6 @@ class Job(msgspec.Struct, frozen=True):
     def knowing(self, content_hash: str) -> Job:
         """The job of a source that has rows of that content."""
         return msgspec.structs.replace(self, known_hash=content_hash)
-
-
-SAME: Final = b""
-"""The answer for an adapter whose content is as it was."""
 
 
 def audit_job(job: Job) -> bytes:

@@ -35,6 +35,14 @@ if TYPE_CHECKING:
 
 FLEET: Final = Tables(FLEET_SCHEMA_ID, {"adapters": AdapterRow, "modules": ModuleRow, "findings": FindingRow})
 
+_KINDS: Final = {
+    "int64": "bigint",
+    "double": "double",
+    "string": "varchar",
+    "bool": "boolean",
+    "list<item: float>": "float[]",
+}
+
 
 class Named(NamedTuple):
     """A question with a name."""
@@ -156,15 +164,6 @@ def opened(store: Store) -> Iterator[DuckDBPyConnection]:
 
 def _view(paths: Iterable[str]) -> str:
     return f"select * from read_parquet({_texts(paths)})"  # noqa: S608  # our own paths, quoted
-
-
-_KINDS: Final = {
-    "int64": "bigint",
-    "double": "double",
-    "string": "varchar",
-    "bool": "boolean",
-    "list<item: float>": "float[]",
-}
 
 
 def _empty(store: Store, name: str) -> str:

@@ -22,6 +22,17 @@ if TYPE_CHECKING:
 _NUMBERS: Final = "3"
 """Raised when a number in a row changes, or the way a rule is judged."""
 
+_SCALARS: Final[dict[type[inspect.Type], str]] = {
+    inspect.StrType: "string",
+    inspect.IntType: "int64",
+    inspect.FloatType: "float64",
+    inspect.BoolType: "bool_",
+    inspect.LiteralType: "string",
+}
+
+_COPIED: Final = tuple(name for name in ModuleRow.__struct_fields__ if name in ModuleAudit.__struct_fields__)
+_MAY_BE_NON_FINITE: Final = {"alpha", "scaling", "spectral_norm", "frobenius_norm", "udr", "relative_frobenius"}
+
 
 @cache
 def version_of_rules(*groups: RuleGroup) -> str:
@@ -51,15 +62,6 @@ def arrow_schema(row: Row) -> pa.Schema:
     assert isinstance(kind, inspect.StructType)  # noqa: S101  # the argument's type
     fields = [pa.field(field.encode_name, *_arrow(pa, field.type)) for field in kind.fields]
     return pa.schema(fields)
-
-
-_SCALARS: Final[dict[type[inspect.Type], str]] = {
-    inspect.StrType: "string",
-    inspect.IntType: "int64",
-    inspect.FloatType: "float64",
-    inspect.BoolType: "bool_",
-    inspect.LiteralType: "string",
-}
 
 
 def _arrow(pa: Any, kind: inspect.Type) -> tuple[Any, bool]:
@@ -141,10 +143,6 @@ def _adapter(
 def _shape_key(modules: Sequence[ModuleAudit]) -> str:
     shapes = sorted((m.name, *m.shape) for m in modules)
     return hashlib.sha256(repr(shapes).encode("utf-8", "surrogatepass")).hexdigest()[:16] if shapes else ""
-
-
-_COPIED: Final = tuple(name for name in ModuleRow.__struct_fields__ if name in ModuleAudit.__struct_fields__)
-_MAY_BE_NON_FINITE: Final = {"alpha", "scaling", "spectral_norm", "frobenius_norm", "udr", "relative_frobenius"}
 
 
 def _module(path: str, place: int, module: ModuleAudit) -> ModuleRow:

@@ -24,6 +24,20 @@ TIES_DENSITY: Final = 0.2  # arXiv 2306.01708: the top 20 % of the entries, wher
 _LARGEST: Final = 1e6  # of a weight: no sum of updates is meant by more, and products of float32 stay in range
 _MEANS: Final = frozenset({"ties", "dare_ties"})
 
+_WHOLE: Final[frozenset[Role]] = frozenset({"full_module", "bias", "base_copy", "token_rows"})
+_FIELDS: Final = ("modules_to_save", "bias", "trainable_token_indices")
+_NONE: Final = {"bias": "none"}
+_SHOWN: Final = 4
+
+_NARROWING: Final = ("layers_to_transform", "layers_pattern", "exclude_modules")
+_INITIAL: Final[dict[str, Any]] = {  # of an initialisation that is over: PEFT would look at them again
+    "loftq_config": {},
+    "eva_config": None,
+    "corda_config": None,
+    "lora_ga_config": None,
+    "alora_invocation_tokens": None,
+}
+
 
 def weights_of(n: int, weights: Sequence[float] | None, method: MergeMethod = "linear") -> tuple[float, ...]:
     """Return a weight for each of n adapters: those given, or 1/n for a sum and 1 for a mean.
@@ -71,12 +85,6 @@ def recipe_of(
             raise ValueError(f"{method} needs a density: its paper keeps as little as 0.1 of the entries")
         density = TIES_DENSITY
     return Recipe(method, weights_of(n, weights, method), rank, density, seed)
-
-
-_WHOLE: Final[frozenset[Role]] = frozenset({"full_module", "bias", "base_copy", "token_rows"})
-_FIELDS: Final = ("modules_to_save", "bias", "trainable_token_indices")
-_NONE: Final = {"bias": "none"}
-_SHOWN: Final = 4
 
 
 class Heads(NamedTuple):
@@ -164,16 +172,6 @@ def _agreed(sides: Sequence[Side]) -> dict[str, Any]:
         else:
             fields[field] = given[0] if given else _NONE.get(field)
     return fields
-
-
-_NARROWING: Final = ("layers_to_transform", "layers_pattern", "exclude_modules")
-_INITIAL: Final[dict[str, Any]] = {  # of an initialisation that is over: PEFT would look at them again
-    "loftq_config": {},
-    "eva_config": None,
-    "corda_config": None,
-    "lora_ga_config": None,
-    "alora_invocation_tokens": None,
-}
 
 
 def merged_patterns(ranks: Mapping[str, int]) -> Patterns:

@@ -35,6 +35,8 @@ from gradience.spectral.update import leading_part, reduced, stacked
 
 _ROWS: Final = 1024  # of a dense matrix, compared at a time
 
+DENSE: Final = frozenset({"ties", "dare_linear", "dare_ties"})
+
 
 def dense_target(name: str, row: Row, parts: Sequence[Part], recipe: Recipe) -> npt.NDArray[np.float64]:
     """Return the update that TIES or DARE defines from the dense ones, in float64."""
@@ -73,8 +75,6 @@ def difference(target: npt.NDArray[np.float64], rounded: NewFactors) -> float:
         total += float(np.sum((target[span] - rounded.b[span].astype(np.float64) @ a) ** 2))
     return total
 
-
-DENSE: Final = frozenset({"ties", "dare_linear", "dare_ties"})
 
 Row = Sequence[Module | None]
 

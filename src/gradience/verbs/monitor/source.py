@@ -21,6 +21,11 @@ from gradience.telemetry.reader import RunSummary, TelemetryReader
 
 _OF_FOLDERS: Final = ("run.jsonl", "trainer_state.json")
 
+_LOG: Final = "run.jsonl"
+_MAX_ENTRIES: Final = 2000  # of a folder that are looked at
+
+_HEAD: Final = 4096  # bytes
+
 
 def log_place(file: str) -> SourceLocation | None:
     """The place of a log: itself, of a folder the log in it, or None where several files were read."""
@@ -28,10 +33,6 @@ def log_place(file: str) -> SourceLocation | None:
     if path.is_file():
         return SourceLocation(file)
     return next((SourceLocation(str(path / name)) for name in _OF_FOLDERS if (path / name).is_file()), None)
-
-
-_LOG: Final = "run.jsonl"
-_MAX_ENTRIES: Final = 2000  # of a folder that are looked at
 
 
 def runs_in(path: str | os.PathLike[str]) -> list[Path]:
@@ -98,9 +99,6 @@ def _without_ending(names: Sequence[str]) -> list[str]:
     ending = shared[next((place for place, letter in enumerate(shared) if letter in "._-"), len(shared)) :]
     shorter = [name.removesuffix(ending) for name in names]
     return shorter if all(shorter) else list(names)
-
-
-_HEAD: Final = 4096  # bytes
 
 
 class Source(NamedTuple):

@@ -53,6 +53,17 @@ from gradience.verbs.resize.plan import Loss, Plan, plan_of_jobs, resizable_pair
 if TYPE_CHECKING:
     from gradience.models.outputs import Divergence
 
+CHOSEN_BY: Final = 128  # inputs: by 96 the KL was .44 of plain SVD's on MiniLM at r = 16, by 32 it was .54
+MEASURED_ON: Final = 64  # other inputs, of which each has many predictions
+MEASURED_ROWS: Final = 256  # other inputs, of which each has one prediction
+LEAST: Final = 24  # different inputs: by 8 nothing was gained, and as many must be left to measure on
+CRITERIA: Final = ("kl", "rank", "max_params", "max_mb")
+"""The criteria that a choice by outputs knows: the others are rules on singular values."""
+
+_OF_PEFT: Final = ("adapter_model.safetensors", "adapter_model.bin")
+_ROUNDS: Final = 8  # measurements that a search takes at most, for the progress bar
+_BACKWARD: Final = 2  # forward passes that a forward and backward pass is worth, for the same
+
 
 def without_modules(kept: Collection[str], of_model: Iterable[str]) -> dict[str, Any]:
     """The fields of a LoraConfig that target exactly the modules kept.
@@ -81,17 +92,6 @@ def _tails(name: str) -> Iterable[str]:
 
 
 PiecesOf: TypeAlias = Literal["two-sided", "svd"]
-
-CHOSEN_BY: Final = 128  # inputs: by 96 the KL was .44 of plain SVD's on MiniLM at r = 16, by 32 it was .54
-MEASURED_ON: Final = 64  # other inputs, of which each has many predictions
-MEASURED_ROWS: Final = 256  # other inputs, of which each has one prediction
-LEAST: Final = 24  # different inputs: by 8 nothing was gained, and as many must be left to measure on
-CRITERIA: Final = ("kl", "rank", "max_params", "max_mb")
-"""The criteria that a choice by outputs knows: the others are rules on singular values."""
-
-_OF_PEFT: Final = ("adapter_model.safetensors", "adapter_model.bin")
-_ROUNDS: Final = 8  # measurements that a search takes at most, for the progress bar
-_BACKWARD: Final = 2  # forward passes that a forward and backward pass is worth, for the same
 
 
 class Asked(NamedTuple):

@@ -16,14 +16,6 @@ import numpy.typing as npt
 from gradience.schema.writing import Criterion
 from gradience.spectral.grams import Floats
 
-
-class Target(NamedTuple):
-    """One criterion and its number."""
-
-    criterion: Criterion
-    value: float
-
-
 _RANGES: Final[dict[Criterion, tuple[Callable[[float], bool], str]]] = {
     "rank": (lambda x: x >= 1 and x == int(x), "a whole number from 1"),
     "energy": (lambda x: 0.0 < x <= 1.0, "above 0, at most 1"),
@@ -36,6 +28,13 @@ _RANGES: Final[dict[Criterion, tuple[Callable[[float], bool], str]]] = {
     "sv_fro": (lambda x: 0.0 < x <= 1.0, "above 0, at most 1"),
     "sv_cumulative": (lambda x: 0.0 < x <= 1.0, "above 0, at most 1"),
 }
+
+
+class Target(NamedTuple):
+    """One criterion and its number."""
+
+    criterion: Criterion
+    value: float
 
 
 def target_of(given: dict[str, Any]) -> Target:

@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 FLOOR: Final = 1e-9
 """Of the largest eigenvalue: smaller ones are raised to it, so that roots can be inverted and nothing is left out."""
 
+_STEPS: Final = 100  # the shortest beginning is sought to within one in so many pieces: a measurement is a pass
+
 
 class Pieces(NamedTuple):
     """M_i = left[:, i] right[i], of sizes s, largest first; left and right are (r, r)."""
@@ -79,9 +81,6 @@ def share_left_out(m: Floats, gram_a: Floats, gram_b: Floats) -> float | None:
     energy = float(np.einsum("ij,ji->", gram_b, gram_a))
     lost = float(np.einsum("ij,ji->", rest.T @ gram_b @ rest, gram_a))
     return float(np.sqrt(max(lost, 0.0) / energy)) if energy > 0.0 else None
-
-
-_STEPS: Final = 100  # the shortest beginning is sought to within one in so many pieces: a measurement is a pass
 
 
 Kept: TypeAlias = Mapping[str, list[int]]

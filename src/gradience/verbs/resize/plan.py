@@ -33,6 +33,8 @@ _METADATA: Final = {"format": "pt"}
 _RECORD: Final = 4096  # bytes of a header that a short record of the operation may take
 _RUN_AGAIN: Final = ("orthogonal", "mica")  # initialisations that PEFT runs again on loading
 
+_CONVERT: Final = "turn it into plain LoRA first: see 'gradience convert --help'"
+
 
 @dataclass(frozen=True, slots=True)
 class Plan:
@@ -274,9 +276,6 @@ def _row(job: Job, module: Module, loss: Loss) -> ResizedModule:
 def _relative_error(losses: Sequence[Loss]) -> float | None:
     lost, energy = sum(one.lost for one in losses), sum(one.energy for one in losses)
     return min(1.0, math.sqrt(lost / energy)) if energy > 0.0 else None
-
-
-_CONVERT: Final = "turn it into plain LoRA first: see 'gradience convert --help'"
 
 
 def resizable_pairs(adapter: Adapter) -> list[StoredPair]:

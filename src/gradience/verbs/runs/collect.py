@@ -44,6 +44,9 @@ _CHECKPOINT: Final = "checkpoint-"
 RUNS: Final = Tables(RUNS_SCHEMA_ID, {"runs": RunRow, "rows": StepRow, "evals": EvalRow, "findings": RunFindingRow})
 MAX_RUNS: Final = 1000  # of one log: more are an error, as none is known to hold as many
 
+_MOST_INT: Final = 2**63 - 1  # of a column
+
+
 
 def collect_runs(
     *roots: PathLike,
@@ -250,7 +253,6 @@ def _run(job: Job, series: RunSeries, report: MonitorReport) -> RunRow:
     )
 
 
-_MOST_INT: Final = 2**63 - 1  # of a column
 
 
 def _seed(config: ConfigSnapshot) -> int | None:

@@ -33,6 +33,8 @@ UNIT: Final = {"F64": 2.0**-53, "F32": 2.0**-24, "F16": 2.0**-11, "BF16": 2.0**-
 FLOATS: Final = frozenset(UNIT)
 HALVES: Final = ("BF16", "F16")
 
+_ROUNDINGS: Final = 8  # of a dense update in float32: norms, quotients and products before the sum (heuristic)
+
 
 class _Part(NamedTuple):
     """Rows that follow each other in one tensor; `start` is the first one's offset in bytes."""
@@ -183,9 +185,6 @@ def _plain(replay: MergeReplay) -> tuple[MergeReplay, bool]:
     """Return the replay that adds dW in float32 with a factor of 1, and whether the other only rounds that dW."""
     plain = MergeReplay(weight=replay.weight)
     return plain, msgspec.structs.replace(plain, delta=replay.delta) == msgspec.structs.replace(replay, times=1)
-
-
-_ROUNDINGS: Final = 8  # of a dense update in float32: norms, quotients and products before the sum (heuristic)
 
 
 class PlainDelta:

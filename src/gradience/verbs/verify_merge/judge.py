@@ -26,6 +26,15 @@ FAILING: Final = {
 
 _SAME: Final = 0.02  # relative: the difference of two factors that are taken for one (heuristic)
 
+_FEW: Final = 36
+"""Entries: fewer that a merge would change are no evidence; 36 random signs are off by their own sum at 6 sigma."""
+
+_RESOLVED: Final = 0.9  # a merge's own coefficient, from which M's over it is the factor (heuristic)
+_NEAR: Final = 0.01  # relative, of two factors; and the least factor that is called one (heuristic)
+_SIGMAS: Final = 6.0
+_ROUNDINGS: Final = 3  # of dW in 16 bits: of each factor, and of their product
+_FULL_TRIES: Final = 3
+
 
 def usual_factors(module: Module) -> dict[float, str]:
     """Return the factors of dW that a mistake leads to, each with the mistake."""
@@ -49,15 +58,6 @@ def causes_of(module: Module, factor: float) -> str | None:
     """Return the mistakes that would explain a factor, or None."""
     near = [why for usual, why in usual_factors(module).items() if math.isclose(usual, factor, rel_tol=_SAME)]
     return "; ".join(near) or None
-
-
-_FEW: Final = 36
-"""Entries: fewer that a merge would change are no evidence; 36 random signs are off by their own sum at 6 sigma."""
-_RESOLVED: Final = 0.9  # a merge's own coefficient, from which M's over it is the factor (heuristic)
-_NEAR: Final = 0.01  # relative, of two factors; and the least factor that is called one (heuristic)
-_SIGMAS: Final = 6.0
-_ROUNDINGS: Final = 3  # of dW in 16 bits: of each factor, and of their product
-_FULL_TRIES: Final = 3
 
 
 class Judgement(NamedTuple):
