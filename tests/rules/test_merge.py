@@ -107,6 +107,7 @@ def test_every_rule_states_its_severity_and_confidence():
         ),
         (report(pair(cosine=0.0, input_side=overlap(0.9))), "MRG406", False),
         (report(adapters=[adapter("a", base="m"), adapter("b", base="n")]), "MRG407", True),
+        (report(adapters=[adapter("a", base="m"), adapter("b", base="m")]), "MRG407", False),
         (report(adapters=[adapter("a", obstacles=["it is DoRA", "and more"])]), "MRG408", True),
         (report(pair()), "MRG401", False),
     ],

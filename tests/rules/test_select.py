@@ -7,7 +7,7 @@ from hypothesis import given, strategies as st
 
 from gradience.errors import ConfigError
 from gradience.rules.registry import cards_of
-from gradience.rules.select import excluded_rules, without
+from gradience.rules.select import excluded_rules, matching, without
 from gradience.schema.findings import Finding, NotRun
 
 IDS = [card.id for card in cards_of("log")]
@@ -47,3 +47,10 @@ def test_an_entry_that_is_no_beginning_of_an_id_is_refused_with_the_ids_there_ar
     with pytest.raises(ConfigError, match="no rule is called") as caught:
         excluded_rules(IDS, ignore=[entry])
     assert "DIV103" in caught.value.advice
+
+
+def test_entries_may_have_blanks_commas_and_small_letters():
+    assert matching(["LR001", "LR002", "TGT001"], [" lr002 , tgt ", "LR002"], "select") == ["LR002", "TGT001"]
+    assert matching(["LR001", "TGT001"], ["all"], "select") == ["LR001", "TGT001"]
+    with pytest.raises(ConfigError, match="--ignore: no rule is called X, an empty text"):
+        matching(["LR001"], ["x, "], "ignore")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import warnings
 
@@ -123,3 +124,20 @@ def test_a_log_that_was_closed_is_free_though_a_worker_forked_since_holds_it_ope
         TelemetryWriter(log, siblings=False, on_error="raise").close()
     finally:
         os.close(kept)
+
+
+@pytest.mark.parametrize("fault", [errno.EINVAL, errno.ENOTSUP, errno.EROFS, errno.EIO, errno.ENOSPC])
+def test_where_there_is_nothing_to_sync_no_event_is_lost(log, monkeypatch, fault):
+    def refuse(_fd):
+        raise OSError(fault, os.strerror(fault))
+
+    writer = TelemetryWriter(log, fsync="always", on_error="raise")
+    monkeypatch.setattr("gradience.telemetry.logfile.os.fsync", refuse)
+    if fault in {errno.EIO, errno.ENOSPC}:
+        with pytest.raises(RecorderError, match=f"cannot write {log}: {os.strerror(fault)}"):
+            writer.train_step(1, loss=1.0)
+    else:
+        writer.train_step(1, loss=1.0)
+        assert writer.lost == 0
+    monkeypatch.undo()
+    writer.close()

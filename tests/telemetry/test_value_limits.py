@@ -359,7 +359,7 @@ def test_further_values_of_one_recommendation_of_two_stand_beside_its_own_keys()
         {"severity": "info", "message": "m", "action": "a"},
         {"severity": "info", "message": "m", "action": "b", "x": 1},
     ]
-    line = json.dumps({**HEAD, "event": "recommendation", "step": None, "recommendations": items}).encode()
+    line = json.dumps({**HEAD, "event": "recommendation", "step": 1, "recommendations": items}).encode()
     assert [item.get("x") for item in json.loads(encode(decode(line)))["recommendations"]] == [None, 1]
     assert "extras" not in encode(decode(line)).decode()
 
@@ -393,3 +393,8 @@ def test_a_whole_number_of_another_type_has_4096_bits_too():
     assert number(Count(2**4096 - 1), "x") == 2**4096 - 1
     assert type(number(Count(3), "x")) is int
     assert refusal(lambda: number(Count(2**4096), "x")).startswith("`x`: expected a number, got ")
+
+
+def test_a_set_is_in_the_order_of_its_texts():
+    assert plain(set("hgfedcba"), "x") == plain(frozenset("ahbgcfde"), "x") == list("abcdefgh")
+    assert plain({10, 9, 100}, "x") == [10, 100, 9]

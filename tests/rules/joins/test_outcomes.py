@@ -6,11 +6,11 @@ from types import SimpleNamespace
 
 import pytest
 
-from gradience.rules.joins.symptoms import Outcome, outcome_of
+from gradience.rules.joins.symptoms import Outcome, outcome_of, outweighed
 from gradience.schema.config import ConfigSnapshot
 from gradience.schema.events import Eval, EvalMetrics
 from gradience.schema.findings import Finding, NotRun
-from gradience.schema.reports import EvalPoint
+from gradience.schema.reports import CHECK_SCHEMA_ID, CheckReport, EvalPoint
 
 
 def outcome(losses=(), *, accuracy=None, labels=None, split="eval", findings=(), not_run=(), status="ok"):
@@ -85,3 +85,32 @@ def test_an_accuracy_is_good_half_of_the_way_from_chance_to_one(accuracy, labels
 def test_a_run_converged_that_was_judged_and_has_no_warning(more, converged):
     losses = more.pop("losses", [])
     assert outcome(losses, **more).converged is converged
+
+
+RATES = ("LR001", "LR002", "LR003", "LR004", "LR005", "ALP001", "ALP002", "SCH002", "BAT001")
+
+
+def checked() -> CheckReport:
+    findings = [Finding(id=rule, severity="warning", message=rule) for rule in RATES]
+    return CheckReport(schema=CHECK_SCHEMA_ID, config=ConfigSnapshot(), findings=findings)
+
+
+def test_a_good_outcome_outweighs_conventions_and_refutes_that_such_a_rate_diverges():
+    found = outweighed(checked(), Outcome(converged=True, good="so"))
+    severities = {item.id: item.severity for item in found.findings}
+    milder = dict.fromkeys(("LR001", "LR004", "ALP001", "ALP002", "SCH002"), "info")
+    assert severities == {**milder, "BAT001": "warning"}
+    messages = {item.id: item.message for item in found.findings}
+    assert messages["SCH002"] == "a convention that this run's outcome outweighs (so): SCH002"
+    assert messages["BAT001"] == "BAT001"
+    assert [(item.id, item.reason) for item in found.not_run] == [
+        (rule, "this run did not diverge (so)") for rule in ("LR002", "LR003", "LR005")
+    ]
+
+
+def test_an_outcome_that_is_only_not_bad_refutes_and_outweighs_nothing_else():
+    found = outweighed(checked(), Outcome(converged=True))
+    assert {item.severity for item in found.findings} == {"warning"}
+    assert {item.id for item in found.findings} == set(RATES) - {"LR002", "LR003", "LR005"}
+    assert {item.reason for item in found.not_run} == {"this run did not diverge"}
+    assert outweighed(checked(), Outcome()) == checked()

@@ -264,3 +264,15 @@ def test_targets_that_hit_one_module_of_two_are_not_idle():
 
 def test_an_update_without_an_entry_has_no_size():
     assert facts(report(msgspec.structs.replace(module(), shape=[0, 9], frobenius_norm=0.0))) == {}
+
+
+@pytest.mark.parametrize(
+    ("init", "converts"),
+    [
+        *((init, True) for init in ("pissa", "PiSSA_niter_4", "olora", "corda", "eva", "loftq", "orthogonal")),
+        *((init, False) for init in ("gaussian", "true", "mica")),
+    ],
+)
+def test_these_starts_double_the_rank_as_they_are_converted(init, converts):
+    stated = Stated("the config", LoraSnapshot(r=8, init=init))
+    assert (disagreements([stated], report(module(r=16))) == []) is converts

@@ -302,3 +302,17 @@ def test_batches_unlike_those_announced_are_said_with_both_numbers():
         ),
         ("the batches have 100 tokens a row, by the check 134", {"seen": 100.0, "announced": 134.0}),
     ]
+
+
+@pytest.mark.parametrize(
+    ("audit", "severity"),
+    [
+        ({"verdict": "oversized"}, "error"),
+        ({"verdict": "trained", "update_size": 3.1}, "warning"),
+        ({"verdict": "trained", "update_size": 3.0}, None),
+        ({}, None),
+    ],
+)
+def test_an_update_is_too_large_by_the_verdict_of_a_logged_audit_or_by_its_size(audit, severity):
+    found = said("SIZ215", run(FALL, audit=audit))
+    assert (found and found.severity) == severity

@@ -13,10 +13,10 @@ from log_runs import FALL, FLAT, NAN, _skipped, evaluation, line, run, said, wit
 from gradience.rules.log import DETECTORS, detect
 from gradience.rules.log.facts import RunFacts
 from gradience.rules.log.recorded import _count, _real, audited_rank
-from gradience.rules.log.story import _PHRASES, _end, _held_out, _n, _phrase
+from gradience.rules.log.story import _PHRASES, _end, _held_out, _n, _phrase, story_parts
 from gradience.schema import ConfigSnapshot, LoraSnapshot
 from gradience.schema.findings import Finding
-from gradience.schema.reports import BadLine
+from gradience.schema.reports import BadLine, TrainSummary
 from gradience.telemetry.series import LogRecord
 
 OVERFIT = {"best_step": 43, "split": "test", "rise": 0.125, "best_loss": 1.23456}
@@ -349,3 +349,49 @@ def test_a_run_without_a_regular_end_says_where_it_stopped(status, planned, last
 def test_a_run_that_diverged_has_its_highest_rate_where_it_was_logged():
     assert said("DIV104", run([1.0] * 16 + [3.0] * 4, rates=[])).values["peak_rate"] is None
     assert said("DIV104", run([1.0] * 16 + [3.0] * 4)).values["peak_rate"] == 2e-4
+
+
+ORDER = (  # what is broken, what the loss means, its shape, the objective, what came later, the rest, and the log
+    *("DAT301", "NUM102", "NUM101", "DIV104", "SCL129", "PRF130", "OVF110", "REP128", "CLP125", "PRF119", "RWD122"),
+    *("ZVR123", "KLD124", "MEM127", "LEK132", "UND126", "DIV103", "GRD107", "GRD108", "LRS109", "GAP111", "CHN112"),
+    *("NUM131", "TRN202", "NUM201", "RND203", "SIZ215", "GUA150", "TRN115", "DUP117", "RES116"),
+)
+
+
+def test_findings_are_told_in_this_order():
+    values = {
+        "rows": 2,
+        "of": 3,
+        "first": "x",
+        "first_step": 1,
+        "lowest": 1.0,
+        "lowest_step": 1,
+        "factor": 2.0,
+        "margin": 9.0,
+        "split": "eval",
+        "rise": 0.5,
+        "best_step": 1,
+        "checkpoint_step": 1,
+        "best": 1.0,
+        "share": 0.5,
+        "how": "x",
+        "late": 1.0,
+        "ratio": 2.0,
+        "step": 1,
+        "epochs": 3.0,
+        "from_step": 1,
+        "lines": 1,
+    }
+    findings = [Finding(id=rule, severity="warning", message=rule, values=values) for rule in reversed(ORDER)]
+    told = [part.finding for part in story_parts(run(FALL), findings, TrainSummary(rows=60)) if part.finding]
+    assert told == list(ORDER)
+
+
+@pytest.mark.parametrize(
+    "rule", ["OVF110", "PLT105", "ZVR123", "UND126", "MEM127", "LEK132", "NUM131", "GAP118", "DIV103"]
+)
+def test_of_what_is_only_info_shapes_of_the_curve_are_told(rule):
+    values = {**OVERFIT, "checkpoint_step": 1, "from_step": 1, "share": 0.5, "rows": 1}
+    finding = Finding(id=rule, severity="info", message="x", values=values)
+    told = [part.finding for part in story_parts(run(FALL), [finding], TrainSummary(rows=60)) if part.finding]
+    assert told == ([] if rule in {"GAP118", "DIV103"} else [rule])

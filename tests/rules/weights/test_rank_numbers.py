@@ -8,13 +8,16 @@ import pytest
 
 from gradience.rules.weights.health import AdapterFacts, health, modules_analysed
 from gradience.rules.weights.ranks import (
+    _steps,
     alpha_for,
     bucket,
     candidates,
     cut,
     disagreements,
     measured,
+    of_pattern,
     patterns_of,
+    priced_ranks,
     rank_pattern,
     rank_rules,
     suggest,
@@ -191,3 +194,27 @@ def test_what_fills_a_file_beside_lora_is_named_the_two_largest_first():
     (found,) = [item for item in judge_adapter(report).findings if item.id == "LED205"]
     assert found.message == "80% of this file is full module and token rows, not LoRA."
     assert found.evidence[0].says == "80 bytes are no LoRA factor"
+
+
+def test_ranks_with_a_price_lie_between_none_and_the_present_one():
+    assert priced_ranks([0, 3, 6, 8], 8) == {1, 2, 3, 4, 5, 6}  # the median is 4.5: rank 5
+    assert priced_ranks([], 4) == {1, 2}
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "steps"), [(4, 4, 0), (4, 8, 1), (4, 16, 2), (2, 6, 2), (5, 6, 1), (1, 1024, 10)]
+)
+def test_buckets_lie_so_many_steps_apart(low, high, steps):
+    assert _steps(low, high) == steps
+
+
+def test_the_cost_of_a_pattern_is_that_of_its_largest_and_its_worst_module():
+    pattern = rank_pattern(
+        [module("a", k90=2), module("b", k90=4), module("c", r=16, k90=8, relative_errors={**ERRORS, "8": 0.1})],
+        bytes_per_param=2.0,
+    )
+    cost = of_pattern(pattern)
+    assert (cost.rank, cost.relative_error_worst, cost.for_engines) == (8, 0.4, 8)
+    assert (cost.params_saved, cost.energy_kept) == (pattern.params_saved, pattern.energy_kept)
+    odd = rank_pattern([module("a", k90=2), module("b", r=12, k90=9, relative_errors={"9": 0.1})], bytes_per_param=2.0)
+    assert (of_pattern(odd).rank, of_pattern(odd).for_engines) == (9, 12)

@@ -428,3 +428,38 @@ def test_no_rule_both_finds_something_and_is_not_judged():
     for full in (everything(), empty_file):
         assert found(full, alpha=8.0, r=64).keys() & reasons(full, alpha=8.0, r=64).keys() == set()
     assert "NUM201" in found(empty_file)  # a file that holds no adapter tensor is broken
+
+
+@pytest.mark.parametrize(
+    ("size", "cosine", "dtype", "risk"),
+    [
+        (0.0, 0.95, "bfloat16", False),
+        (2.9e-3, 0.95, "bfloat16", True),
+        (3e-3, 0.95, "bfloat16", False),
+        (2.9e-4, 0.95, "float16", True),
+        (3e-4, 0.95, "float16", False),
+        (1.0, 0.9, "bfloat16", False),
+        (1.0, 0.899, "bfloat16", True),
+        (1.0, None, "bfloat16", False),
+    ],
+)
+def test_a_merge_loses_an_update_that_is_small_or_comes_out_otherwise(size, cosine, dtype, risk):
+    assert at_risk(module(relative_frobenius=size, base=compared(cosine=cosine, dtype=dtype))) is risk
+
+
+@pytest.mark.parametrize(
+    ("stored", "severity"),
+    [
+        (("BF16", "F32"), "warning"),
+        (("F32", "F16"), "warning"),
+        (("F32", "F32"), "info"),
+        (("BF16", "BF16"), "warning"),
+    ],
+)
+def test_a_merge_that_loses_is_a_warning_where_one_weight_is_stored_in_16_bits(stored, severity):
+    base = BaseReport(path="b", files=1, compared=2, relative_frobenius=0.5)
+    rows = [
+        module(name, relative_frobenius=0.1, base=compared(stored=kind))
+        for name, kind in zip("ab", stored, strict=True)
+    ]
+    assert found(report(modules=rows, base=base))["MRG210"].severity == severity
