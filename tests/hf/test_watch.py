@@ -280,3 +280,22 @@ def test_dpo_batches_hold_both_answers_and_reference_passes_are_not_counted(
     found = log(tmp_path).kind("data")[-1].metrics
     assert (found["batches"], found["rows"], found["tokens"], found["padding"]) == (2, 8, 4 * (5 + 4), 4)
     assert (found["supervised"], found["rows_unsupervised"]) == (4 * (3 + 2), 0)
+
+
+def test_one_batch_without_labels_of_tokens_hides_what_counts_them(watching):
+    model, watch = watching()
+    model(**batch())
+    assert watch.values()["supervised"] == 8
+    model(input_ids=batch()["input_ids"])
+    model(**batch())
+    found = watch.values()
+    assert [found[name] for name in ("supervised", "rows_unsupervised", "rows_with_end")] == [None] * 3
+    assert (found["rows"], found["watched"]) == (12, 3)
+
+
+def test_a_packed_batch_may_begin_amid_a_row(watching):
+    model, watch = watching()
+    ids = torch.tensor([[5, 6, 7, 8, 9]])
+    model(input_ids=ids, labels=ids, position_ids=torch.tensor([[3, 4, 0, 1, 2]]))
+    found = watch.values()
+    assert [found[name] for name in ("rows", "tokens", "longest", "packed", "unseen")] == [2, 5, 3, True, None]
