@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import csv
 import io
+from codecs import BOM_UTF8
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final, NamedTuple, TypeAlias
@@ -191,7 +192,7 @@ def _json_lines(path: Path, wanted: Collection[int] | None) -> Iterator[Found]:
     nth = 0
     with open_regular(path) as file:
         for number, line in _lines(file):
-            raw = line.removeprefix(b"\xef\xbb\xbf") if line is not None and number == 1 else line
+            raw = line.removeprefix(BOM_UTF8) if line is not None and number == 1 else line
             if raw is not None and not raw.strip():
                 continue
             nth += 1

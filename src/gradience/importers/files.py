@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from codecs import BOM_UTF8
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -28,7 +29,6 @@ _MAX_TEXT: Final = 64  # characters of a clock reading
 MAX_BYTES: Final = 512 * 1024**2  # the largest trainer_state.json seen in the wild is under 50 MB
 MAX_ROWS: Final = 1_000_000  # ten times a run that logs 100 000 steps; each takes some 300 bytes beyond its values
 MAX_LINE: Final = 32 * 1024**2  # ms-swift's closing record repeats the whole history on one line
-_BOM: Final = b"\xef\xbb\xbf"
 _LFS: Final = b"version https://git-lfs"
 _CHUNK: Final = 1 << 20
 
@@ -205,7 +205,7 @@ def whole_json(path: Path) -> Json:
         RecorderError: the file does not hold one JSON document.
     """
     require_file(path)
-    data = log_bytes(path).removeprefix(_BOM).strip()
+    data = log_bytes(path).removeprefix(BOM_UTF8).strip()
     array = data.startswith(b"[")
     try:
         document, _ = parse(b'{"rows":%b}' % data if array else data)
@@ -240,7 +240,7 @@ def json_lines(path: Path) -> Iterator[tuple[int, dict[str, Json] | str]]:
                     pass
                 yield number, f"a line of more than {MAX_LINE // 1024**2} MiB"
             elif line.strip():
-                yield number, _object(line.removeprefix(_BOM) if number == 1 else line)
+                yield number, _object(line.removeprefix(BOM_UTF8) if number == 1 else line)
 
 
 def _object(line: bytes) -> dict[str, Json] | str:

@@ -9,6 +9,7 @@ module that makes a `SourceRun` of a file.
 from __future__ import annotations
 
 import re
+from codecs import BOM_UTF8
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import islice
 from pathlib import Path
@@ -66,7 +67,7 @@ def format_of(path: Path) -> Format | Literal["gradience"] | None:
     head = _head(path)
     if b"\0" in head or is_meta(path, head):
         return _of_logger(path, head)
-    text = head.removeprefix(b"\xef\xbb\xbf").lstrip()
+    text = head.removeprefix(BOM_UTF8).lstrip()
     if text.startswith(b"{"):
         return _of_objects(path, text)
     if _is_list(path, text) or _is_csv(_header(path, text)):
@@ -152,7 +153,7 @@ def _of_keys(document: Mapping[str, Json]) -> Format | None:
 def _whole(path: Path) -> bytes:
     """Return the file's bytes; nothing of one that is too large to be a log."""
     try:
-        return read_small(path, most=MAX_BYTES, what="a log").removeprefix(b"\xef\xbb\xbf")
+        return read_small(path, most=MAX_BYTES, what="a log").removeprefix(BOM_UTF8)
     except OSError:
         return b""
 
@@ -190,7 +191,7 @@ def _header(path: Path, head: bytes) -> bytes:
         return head
     try:
         with open_regular(path) as file:
-            return file.readline(MAX_HEADER).removeprefix(b"\xef\xbb\xbf")
+            return file.readline(MAX_HEADER).removeprefix(BOM_UTF8)
     except OSError:
         return head
 

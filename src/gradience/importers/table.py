@@ -8,6 +8,7 @@ from __future__ import annotations
 import csv
 import io
 import re
+from codecs import BOM_UTF8
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import count
@@ -164,7 +165,7 @@ def read_table(path: Path, columns: Mapping[str, str] | None = None) -> SourceRu
     """
     require_file(path)
     with open_regular(path) as file:
-        head = file.read(4096).removeprefix(b"\xef\xbb\xbf").lstrip()
+        head = file.read(4096).removeprefix(BOM_UTF8).lstrip()
     if head.startswith(b"{"):
         rows: Iterable[Numbered] = json_lines(path)
     elif head.startswith(b"["):
