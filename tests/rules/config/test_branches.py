@@ -59,6 +59,15 @@ CASES: list[tuple[str, ConfigSnapshot, CheckContext | None, str]] = [
         around(lora_params=1),
         "? objective preference: the estimate is for supervised training",
     ),
+    *(
+        (
+            "RNK001",
+            config(extras={"task": task}),
+            around(lora_params=1),
+            f"? objective {kind}: the estimate is for supervised training",
+        )
+        for task, kind in [("sst2", "classification"), ("reward", "reward"), ("", "unknown")]
+    ),
     (
         "RNK001",
         config(training={"max_length": 0, "max_steps": 1}, extras={"task": "sft"}),
@@ -79,6 +88,17 @@ CASES: list[tuple[str, ConfigSnapshot, CheckContext | None, str]] = [
         around(modules=8, refused=[{"name": "mlp", "reason": "it holds no weight"}]),
         "PEFT will refuse mlp: it holds no weight",
     ),
+    (
+        "TGT002",
+        config(),
+        around(
+            modules=0,
+            layers=0,
+            unmatched_targets=["q"],
+            refused=[{"name": "mlp", "reason": "a block"}, {"name": "norm", "reason": "no weight"}],
+        ),
+        "PEFT will refuse mlp, norm: a block",
+    ),
     ("TGT002", config(), around(layers=0, layers_total=0), ""),
     ("TGT002", config(), around(modules=0, unmatched_targets=["q"]), "the targets match no module of m"),
     (
@@ -94,7 +114,27 @@ CASES: list[tuple[str, ConfigSnapshot, CheckContext | None, str]] = [
         None,
         "? task_type is unset; whether there is a new head is not known (no task, task_type or trainer says it)",
     ),
+    (
+        "TGT004",
+        config(lora={"peft_type": "LORA"}, extras={"task": "rm"}),
+        None,
+        "? task_type is unset; whether there is a new head is not known (task rm)",
+    ),
+    # an adapter of a kind that is no LoRA, whatever its name
+    ("TGT001", config(lora={"peft_type": "ADALORA"}), None, "? peft_type ADALORA is not LoRA: the rule does not apply"),
+    (
+        "NUM001",
+        config(training={"dtype": "fp16"}, lora={"extras": {"autocast_adapter_dtype": False}}),
+        None,
+        "fp16 training with autocast_adapter_dtype off keeps the adapter in fp16",
+    ),
     # the rate
+    (
+        "LR001",
+        config(optimizer={"lr": 1e-5}, extras={"task": "reward"}),
+        None,
+        "lr 1e-05 looks like a full fine-tuning rate; LoRA usually wants about 10 x that",
+    ),
     (
         "LR001",
         config(optimizer={"lr": 1e-5}, extras={"task": "sft", "format": "mlx-lm"}),
@@ -148,7 +188,19 @@ CASES: list[tuple[str, ConfigSnapshot, CheckContext | None, str]] = [
         None,
         "lr 0.0002 with init PiSSA: variants that start from the main directions of W want less",
     ),
+    (
+        "LR007",
+        config(optimizer={"lr": 2e-4}, lora={"init": "corda"}),
+        None,
+        "lr 0.0002 with init corda: variants that start from the main directions of W want less",
+    ),
     # recording
+    (
+        "REC004",
+        config(training={"save_strategy": "best", "save_steps": 500, "max_steps": 100}),
+        None,
+        "? save_strategy is 'best': checkpoints do not come per step",
+    ),
     (
         "REC001",
         config(training={"extras": {"logging_strategy": "no"}}),
@@ -165,6 +217,34 @@ CASES: list[tuple[str, ConfigSnapshot, CheckContext | None, str]] = [
         "the output folder already holds a run: checkpoint-10, run.jsonl",
     ),
     ("EPO001", config(training={"epochs": 4.0, "eval_strategy": "steps"}), None, "4 passes over the data"),
+    # epochs are those asked for, but under max_steps those that so many steps make: 10 steps of 8 rows of 16
+    (
+        "EPO001",
+        config(
+            training={
+                "epochs": 4.0,
+                "batch_size": 8,
+                "world_size": 1,
+                "extras": {"train_tokens": 90, "train_examples": 9},
+            }
+        ),
+        None,
+        "4 passes over the data",
+    ),
+    (
+        "EPO001",
+        config(
+            training={
+                "max_steps": 10,
+                "epochs": 1.0,
+                "batch_size": 8,
+                "world_size": 1,
+                "extras": {"train_tokens": 90, "train_examples": 16},
+            }
+        ),
+        None,
+        "5 passes over the data",
+    ),
     ("SCH001", config(training={"lr_scheduler": "constant"}), None, "? warmup is not given"),
     ("SCH002", config(training={"lr_scheduler": "constant", "warmup_steps": 0.9}), None, ""),
     (
@@ -180,6 +260,15 @@ CASES: list[tuple[str, ConfigSnapshot, CheckContext | None, str]] = [
         (
             "a is set in the configuration (its value was not read) | b is set in the configuration (its value "
             "was not read)"
+        ),
+    ),
+    (  # one key is there, of another the file does not say: a finding, and what was not judged
+        "SEC001",
+        config(training={"extras": {"secret_keys": ["a"], "masked_keys": ["hub_token"]}}),
+        None,
+        (
+            "a is set in the configuration (its value was not read) | ? hub_token: masked in the file, as transformers "
+            "does whether set or not"
         ),
     ),
     # engines
@@ -267,6 +356,7 @@ def test_steps_are_whole_batches_times_epochs(training: dict[str, Any], steps: i
         ("x.UP_PROJ", "mlp"),
         ("lm_head", "unknown"),
         ("mlpx.dense", "either"),
+        ("x.y.dense", "either"),
         ("foo_mlp.dense", "mlp"),
     ],
 )
