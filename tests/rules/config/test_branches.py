@@ -290,6 +290,12 @@ CASES: list[tuple[str, ConfigSnapshot, CheckContext | None, str]] = [
         CheckContext(engines=("slora",)),
         "S-LoRA leaves out targets beside q, k, v and o: q_proj, k_proj, v_proj and o_proj alone are read",
     ),
+    (
+        "SRV003",
+        config(lora={"target_modules": ["q_proj", "k_proj", "v_proj", "o_proj"]}),
+        CheckContext(engines=("slora",)),
+        "",
+    ),
     ("SRV004", config(lora={"r": 513}), CheckContext(engines=("vllm",)), "vLLM has no room for rank 513"),
     (
         "SRV004",
@@ -379,18 +385,17 @@ def test_an_engine_has_the_sizes_and_the_default_of_its_source(sizes: Any) -> No
 
 
 @pytest.mark.parametrize(
-    ("names", "kind"),
+    ("names", "shown"),
     [
-        ({"rewards/margins"}, "preference"),
-        ({"reward"}, "rl"),
-        ({"reward", "rewards/margins"}, "preference"),
-        (set(), ""),
+        ({"rewards/margins", "rewards/chosen"}, ("preference", "the log has rewards/chosen", False)),
+        ({"reward", "rewards/margins"}, ("preference", "the log has rewards/margins", False)),
+        ({"reward", "mean_reward"}, ("rl", "the log has reward", False)),
+        ({"mean_reward"}, ("reward", "the log has mean_reward", False)),
+        (set(), None),
     ],
 )
-def test_the_names_of_logged_values_show_an_objective(names: set[str], kind: str) -> None:
-    found = objective_by_names(names)
-    assert (found.kind if found else "") == kind
-    assert found is None or not found.stated
+def test_the_names_of_logged_values_show_an_objective(names: set[str], shown: tuple[str, str, bool] | None) -> None:
+    assert objective_by_names(names) == shown
 
 
 def test_a_finding_of_no_rule_on_a_configuration_is_about_no_setting() -> None:
