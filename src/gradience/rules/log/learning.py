@@ -138,7 +138,7 @@ def _held_out_fell(facts: RunFacts) -> bool:
 
 @once
 def not_finite(facts: RunFacts) -> bool:
-    """Whether losses, or gradients in rows that were not skipped, are not finite: shapes then mean little."""
+    """Whether a loss is not finite, or two successive gradient norms outside skipped steps: shapes mean little then."""
     if len(facts.loss.values) < len(facts.series.losses):
         return True
     bad = [] if skipped_rows(facts) else bad_norms(facts)
