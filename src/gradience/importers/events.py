@@ -34,9 +34,9 @@ _LOST: Final = 3  # strides between two rows of one writer at most, because rows
 _MOST: Final = 8  # writers told apart at most
 _SHOWN: Final = 5  # places named in a note
 
-_COLUMNS: Final = ("loss", "grad_norm", "epoch")  # named in a note where they held no number
+_COLUMNS: Final = ("loss", "grad_norm", "epoch")  # a note says where they hold no number
 
-_ROUNDING: Final = 1000  # one of so many: a last step that a partial batch does not make, or whose state was not saved
+_ROUNDING: Final = 1000  # one in so many planned steps may lack: a partial batch, or a state not saved
 
 
 class Segment(NamedTuple):

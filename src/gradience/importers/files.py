@@ -1,4 +1,4 @@
-"""Bytes of a source: bounded, hashed, split on the newline byte only."""
+"""The files of a source: bounded, hashed, split into lines at newline bytes only; and the rows and runs of a source."""
 
 from __future__ import annotations
 

@@ -1,6 +1,7 @@
-"""Where runs come from: a log of ours, or the logs of another program, imported in memory.
+"""Find and read runs: a gradience log, or the logs of another program imported in memory.
 
-A path may be a file, the folder of a run, or a folder of runs; `open_source` reads one run's, `runs_in` finds several.
+A path may be a file, the folder of a run, or a folder of runs. `open_source` reads one source; `runs_in` finds the runs
+of a folder.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ _HEAD: Final = 4096  # bytes
 
 
 def log_place(file: str) -> SourceLocation | None:
-    """The place of a log: itself, of a folder the log in it, or None where several files were read."""
+    """The file of a log: the file itself, or the log in the folder; None if several files were read."""
     path = Path(file)
     if path.is_file():
         return SourceLocation(file)
@@ -36,10 +37,10 @@ def log_place(file: str) -> SourceLocation | None:
 
 
 def runs_in(path: str | os.PathLike[str]) -> list[Path]:
-    """The runs of a folder of runs, by name; the path itself where it is a run, or anything else.
+    """The runs of a folder of runs, sorted; the path itself if it is one run or anything else.
 
-    A folder that one run wrote into is that run. Else each log of ours in it or up to three levels below is a
-    run, and so is each folder there that another program's run wrote into; at most 100.
+    A folder that one run wrote into is that run. Otherwise the runs are the gradience logs in the folder and up to
+    three levels below, and the folders there into which another program's run wrote. At most 100 are returned.
     """
     place = Path(path)
     if not place.is_dir() or is_log(place / _LOG):
@@ -65,7 +66,7 @@ def _logs(folder: Path, depth: int) -> Iterator[Path]:
     except OSError:
         return
     if is_log(folder / _LOG):
-        yield folder / _LOG  # what else lies beside it is the same run's
+        yield folder / _LOG  # the files beside it belong to the same run
         return
     yield from (path for path in entries if path.suffix == ".jsonl" and is_log(path))
     if depth:
@@ -75,12 +76,10 @@ def _logs(folder: Path, depth: int) -> Iterator[Path]:
 
 
 def names_of(paths: Sequence[Path]) -> list[str]:
-    """Short names of the paths, each its own: what they share in front and at the end is left out.
+    """Short unique names of the paths, without the beginning and the ending that all share.
 
-    >>> names_of([Path("runs/a/run.jsonl"), Path("runs/b/run.jsonl")])
-    ['a', 'b']
-    >>> names_of([Path("seed1-run.jsonl"), Path("seed2-run.jsonl")])
-    ['seed1', 'seed2']
+    >>> names_of([Path("runs/a/run.jsonl"), Path("runs/b/run.jsonl")]) ['a', 'b'] >>> names_of([Path("seed1-run.jsonl"),
+    Path("seed2-run.jsonl")]) ['seed1', 'seed2']
     """
     parts = [(path.parent if path.name == _LOG else path).parts or (str(path),) for path in paths]
     shared = 0
@@ -91,7 +90,7 @@ def names_of(paths: Sequence[Path]) -> list[str]:
 
 
 def _without_ending(names: Sequence[str]) -> list[str]:
-    """The names without what all end in, from a point, dash or underscore on."""
+    """The names without their common ending, which must begin with a point, dash or underscore."""
     if len(names) == 1:
         return list(names)
     same = takewhile(lambda letters: len(set(letters)) == 1, zip(*map(reversed, names), strict=False))
@@ -102,7 +101,7 @@ def _without_ending(names: Sequence[str]) -> list[str]:
 
 
 class Source(NamedTuple):
-    """A log that was read: its place, its summary, and notes on the import."""
+    """A log that was read: its path, its summary, and notes on the import."""
 
     path: Path
     summary: RunSummary
@@ -110,14 +109,14 @@ class Source(NamedTuple):
 
 
 def open_source(path: str | os.PathLike[str], run: str | None = None) -> Source:
-    """The runs of a log, of the folder that holds one, or of anything that can be imported.
+    """Read the runs of a log, of the folder that holds one, or of anything that can be imported.
 
     Args:
         path: a run.jsonl, the folder of a run, or anything that `gradience import` reads.
         run: id, or name in an import, of the run to show; the last if None.
 
     Raises:
-        RecorderError: the source is missing, empty, or holds no event of a run, or none of that name.
+        RecorderError: the source is missing, empty, or holds no event of a run, or no run of that name.
         SchemaError: the log is of another major version.
     """
     place = Path(path)
@@ -133,7 +132,7 @@ def open_source(path: str | os.PathLike[str], run: str | None = None) -> Source:
 
 
 def is_log(path: Path) -> bool:
-    """Whether a file begins as a log of ours does: then nothing else need be asked, or imported."""
+    """Whether a file begins as a gradience log does, so that it needs no import."""
     try:
         with open_regular(path) as file:
             return SCHEMA_PREFIX.encode() in file.read(_HEAD)
@@ -143,7 +142,7 @@ def is_log(path: Path) -> bool:
 
 def _read(path: Path, run: str | None) -> Source:
     if not is_log(path):
-        from gradience.importers import is_foreign  # noqa: PLC0415  # a log of ours need not pay for it
+        from gradience.importers import is_foreign  # noqa: PLC0415  # a gradience log does not need it
 
         if is_foreign(path):
             return _import(path, run)
@@ -154,7 +153,7 @@ def _read(path: Path, run: str | None) -> Source:
 
 
 def _show(summary: RunSummary, run: str) -> None:
-    """Put the run last, where the one to show stands."""
+    """Move the run to the end, because the last run is the one shown."""
     chosen = summary.runs.pop(run, None)
     if chosen is None:
         known = ", ".join(islice(summary.runs, 10)) or "none"
@@ -163,7 +162,7 @@ def _show(summary: RunSummary, run: str) -> None:
 
 
 def _import(path: Path, run: str | None) -> Source:
-    """The runs that another program left, in memory."""
+    """Import in memory the runs that another program left."""
     from gradience.importers import read_source  # noqa: PLC0415  # the same
 
     imported = read_source(path, run=run)

@@ -1,7 +1,7 @@
-"""A run while it is being written: its lines as they come, and what of the run a person looks at.
+"""Follow a run while it is being written: its lines as they come, and the numbers a person watches.
 
-`Tail` gives whole lines of a file that grows, is cut, replaced or not there yet. `Watch` makes of them the same series
-that a summary of the finished log has.
+`Tail` yields the whole lines of a file that grows, is cut, is replaced or does not exist yet. `Watch` turns them into
+the series that a summary of the finished log has.
 """
 
 from __future__ import annotations
@@ -25,18 +25,18 @@ from gradience.telemetry.reader import RunSummary
 from gradience.telemetry.series import Column, RunSeries
 
 _CHUNK: Final = 1 << 20
-_HEAD: Final = 256  # bytes by which a file is recognised
-_REWARD: Final = "reward"  # the one further value that is watched: under RL the loss shows little
+_HEAD: Final = 256  # first bytes by which a rewritten file is noticed
+_REWARD: Final = "reward"  # the only further value watched: under RL the loss shows little
 _REWARD_KEY: Final = b'"reward":'
-_MOST_POINTS: Final = 512  # of a curve
+_MOST_POINTS: Final = 512  # most points of a curve
 _MOST_EVALS: Final = 1000
 
 
 class Tail:
-    """Whole lines as they come; a line without its newline yet is held back.
+    """Yields whole lines of a file as they come; a line without its newline is held back.
 
-    The file may not exist yet, may be cut and written anew, or replaced by another: then `restarts` counts up,
-    and what follows comes from the new file's beginning.
+    The file may not exist yet. If it is cut, rewritten or replaced, `restarts` counts up and reading starts again at
+    the beginning of the new file.
     """
 
     def __init__(self, path: Path) -> None:
@@ -45,7 +45,7 @@ class Tail:
         self._file: FileIO | None = None
         self._head = b""
         self._held = b""
-        self._overlong = False  # inside a line longer than one may be: no event, skipped to its end
+        self._overlong = False  # inside a line that is too long for an event and skipped to its end
 
     def __enter__(self) -> Self:
         """The tail itself."""
@@ -63,7 +63,7 @@ class Tail:
         return self._file is not None
 
     def poll(self) -> Iterator[bytes]:
-        """The lines that were finished since the last call, without their newlines."""
+        """Yield the lines finished since the last call, without their newlines."""
         if self._file is None and not self._open():
             return
         if self._was_written_over():
@@ -76,7 +76,7 @@ class Tail:
                 yield from self._drain()
 
     def close(self) -> None:
-        """Close the file; the next poll opens what is there then."""
+        """Close the file; the next poll opens the path again."""
         if self._file is not None:
             self._file.close()
             self._file = None
@@ -89,7 +89,7 @@ class Tail:
         return True
 
     def _was_written_over(self) -> bool:
-        """Whether the open file is shorter than what was read of it, or begins otherwise."""
+        """Whether the open file is now shorter than what was read of it, or begins differently."""
         file = self._file
         if file is None:
             return False
@@ -105,7 +105,7 @@ class Tail:
         return False
 
     def _was_replaced(self) -> bool:
-        """Whether the path now names another file; one that is gone may come back."""
+        """Whether the path now names another file; False if it names none, for the file may come back."""
         if self._file is None:
             return False
         try:
@@ -135,37 +135,37 @@ class Tail:
 
 
 class Watch:
-    """The run that began last in a log that is being written, from its lines one by one."""
+    """Collects the lines of a log that is being written, and shows the run that started last."""
 
     def __init__(self) -> None:
         self.bad_lines = 0
         self._log = RunSummary(Path(), frozenset({_REWARD}))
-        self._none = RunSeries("")  # stands for the run before any began
+        self._none = RunSeries("")  # an empty run, shown until one begins
 
     @property
     def run(self) -> RunSeries:
-        """What the run logged so far."""
+        """The last run, as logged so far."""
         return self._log.last or self._none
 
     @property
     def rate(self) -> float | None:
-        """The last learning rate that was logged."""
+        """The last logged learning rate, or None."""
         return next((rate for rate in reversed(self.run.rates) if not math.isnan(rate)), None)
 
     @property
     def not_finite(self) -> int:
-        """How many rows had a loss that was not finite."""
+        """Number of rows whose loss is not finite."""
         losses = self.run.losses
         return 0 if math.isfinite(sum(losses)) else len(losses) - sum(map(math.isfinite, losses))
 
     @property
     def points(self) -> list[tuple[int, float]]:
-        """Steps and losses of the curve."""
+        """Steps and losses of the loss curve."""
         return thinned(self.run.steps, self.run.losses)
 
     @property
     def rewards(self) -> list[tuple[int, float]]:
-        """Steps and rewards of the curve that is drawn instead of the loss, under RL."""
+        """Steps and rewards of the reward curve, which under RL is drawn instead of the loss."""
         column = self.run.columns.get(_REWARD, Column())
         return thinned(column.steps, column.values)
 
@@ -182,7 +182,7 @@ class Watch:
         """Add one line and return its event; None for a bad line.
 
         Raises:
-            SchemaError: the line is of another major version: so is the whole log.
+            SchemaError: the line, and so the whole log, is of another major version.
         """
         event: Event | UnknownEvent | None
         try:
@@ -190,7 +190,7 @@ class Watch:
         except (msgspec.MsgspecError, RecursionError):
             event = _look_closely(line)
         if isinstance(event, TrainStep) and _REWARD_KEY in line:
-            event = _look_closely(line)  # with its further values
+            event = _look_closely(line)  # keeps the row's further values
         if event is None:
             self.bad_lines += 1
         elif not isinstance(event, UnknownEvent):
@@ -199,10 +199,10 @@ class Watch:
 
 
 def thinned(steps: Sequence[int], values: Sequence[float]) -> list[tuple[int, float]]:
-    """A curve of at most 512 points by rising step: each the mean of as many rows, at the last one's step.
+    """A curve of at most 512 points by rising step. Each point is the mean of equally many rows, at their last step.
 
-    The rows of a point are a power of two, so that a growing curve keeps its points until it halves them. A value that
-    is not finite is left out.
+    The number of rows per point is a power of two, so a growing curve keeps its points until their number is halved.
+    Values that are not finite are left out.
     """
     if not math.isfinite(sum(values)):
         rows = [row for row in zip(steps, values, strict=True) if math.isfinite(row[1])]
