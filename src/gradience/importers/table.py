@@ -252,7 +252,8 @@ def _kept(values: dict[str, Json], named: dict[str, Json]) -> dict[str, Json]:
 def flatten(row: Mapping[str, Json], prefix: str = "", depth: int = 1) -> dict[str, Json]:
     """Return a row with nested mappings as columns with dotted names.
 
-    >>> flatten({"step": 1, "train": {"loss": 0.5}}) {'step': 1, 'train.loss': 0.5}
+    >>> flatten({"step": 1, "train": {"loss": 0.5}})
+    {'step': 1, 'train.loss': 0.5}
     """
     flat: dict[str, Json] = {}
     for key, value in row.items():

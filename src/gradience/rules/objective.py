@@ -50,7 +50,8 @@ _TRAINERS: dict[str, Kind] = {"sft": "sft", "preference": "preference", "reward"
 def objective_of(config: ConfigSnapshot) -> Objective:
     """The objective of a run by the first of: the stated task, the trainer's config, logged names, other hints.
 
-    >>> objective_of(ConfigSnapshot(extras={"task": "glue/sst2"})).kind 'classification'
+    >>> objective_of(ConfigSnapshot(extras={"task": "glue/sst2"})).kind
+    'classification'
     """
     task = str(config.extras.get("task") or "").strip().lower()
     family, _, name = task.rpartition("/")
@@ -67,7 +68,8 @@ def objective_of(config: ConfigSnapshot) -> Objective:
 def objective_by_names(names: AbstractSet[str]) -> Objective | None:
     """The objective that the names of logged values imply, or None.
 
-    >>> objective_by_names({"loss", "odds_ratio_loss"}).kind, objective_by_names({"loss", "epoch"}) ('preference', None)
+    >>> objective_by_names({"loss", "odds_ratio_loss"}).kind, objective_by_names({"loss", "epoch"})
+    ('preference', None)
     """
     for kind, telling in _TELLING:
         found = sorted(telling & names)

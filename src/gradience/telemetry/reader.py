@@ -97,7 +97,8 @@ class TelemetryReader:
 def unnamed_note(lines: int) -> str:
     """Return a sentence about lines that hold NaN or Infinity as bare tokens.
 
-    >>> unnamed_note(1) '1 line holds a bare NaN or Infinity, which is not JSON; read anyway'
+    >>> unnamed_note(1)
+    '1 line holds a bare NaN or Infinity, which is not JSON; read anyway'
     """
     subject = "1 line holds" if lines == 1 else f"{lines} lines hold"
     return f"{subject} a bare NaN or Infinity, which is not JSON; read anyway"

@@ -103,7 +103,8 @@ def below(key: str, name: Any) -> str:
 
     Below a secret key, a harmless name does not end the secrecy.
 
-    >>> below("hub_token", "value"), below("wandb", "key"), below("config", "lr") ('hub_token', 'wandb.key', 'lr')
+    >>> below("hub_token", "value"), below("wandb", "key"), below("config", "lr")
+    ('hub_token', 'wandb.key', 'lr')
     """
     if not isinstance(name, str):
         return key
@@ -148,7 +149,10 @@ DEFAULT_REDACTION: Final = Redaction()
 def redact_text(text: str, rule: Redaction = DEFAULT_REDACTION, *, key: str = "") -> str:
     """Return the text as it may be written: secrets and long texts are described, a path becomes its last part.
 
-    >>> redact_text("hf_" + "a" * 34) '<redacted: hub token>' >>> redact_text("/mnt/models/llama") 'llama'
+    >>> redact_text("hf_" + "a" * 34)
+    '<redacted: hub token>'
+    >>> redact_text("/mnt/models/llama")
+    'llama'
     """
     if holds_secret(key, text):
         return "<redacted: secret key>"

@@ -165,7 +165,7 @@ class LogScan:
                     yield from self._part(part, again=part is not piece)
 
     def _part(self, part: Block, *, again: bool) -> Iterator[Scanned]:
-        """Yield what a block, or part of one, holds; `again` if it may be plain rows though the whole block was not."""
+        """Yield the contents of a block or a part; `again` if a part may be plain rows though its block was not."""
         found = (self._plain(part) if again else None) or self._typed(part)
         if found is not None:
             self.lines += part.count

@@ -164,8 +164,10 @@ def hide_secrets(text: str, key: str = "") -> str:
 
     Of a text over 65 KiB only the beginning is returned.
 
-    >>> hide_secrets("login with hf_" + "aB3" * 12) 'login with <redacted: hub token>' >>> hide_secrets("train.py
-    --db-pass tiger --lr 1e-4") 'train.py --db-pass <redacted: secret key> --lr 1e-4'
+    >>> hide_secrets("login with hf_" + "aB3" * 12)
+    'login with <redacted: hub token>'
+    >>> hide_secrets("train.py --db-pass tiger --lr 1e-4")
+    'train.py --db-pass <redacted: secret key> --lr 1e-4'
     """
     if len(text) <= _CACHED and len(key) <= _CACHED:
         hidden = _hide_short(text, key)  # the cache may return an equal text that is another object

@@ -57,8 +57,8 @@ def plain(value: Any, name: str) -> Json:
 def described(value: Any) -> Json:
     """Return the value as `plain` does, but shortened to 64 items per list, mapping or array, and 8 levels.
 
-    >>> described({"per_head": [1.0, float("nan")], "all": list(range(300)), "thing": object()}) {'per_head': [1.0,
-    'NaN'], 'all': '<300 values>', 'thing': '<object>'}
+    >>> described({"per_head": [1.0, float("nan")], "all": list(range(300)), "thing": object()})
+    {'per_head': [1.0, 'NaN'], 'all': '<300 values>', 'thing': '<object>'}
     """
     if (type(value) is float and isfinite(value)) or (type(value) is str and value.isascii()):  # most values
         return value
@@ -108,7 +108,8 @@ def rates(value: Any) -> Real | list[Real]:
 def number_of(value: Json) -> Real | None:
     """Return a JSON value as a number, or None. Numbers written as text count, because some trainers log them so.
 
-    >>> number_of("4.16"), number_of(float("nan")), number_of("4 apples"), number_of(True) (4.16, 'NaN', None, None)
+    >>> number_of("4.16"), number_of(float("nan")), number_of("4 apples"), number_of(True)
+    (4.16, 'NaN', None, None)
     """
     if isinstance(value, bool) or not isinstance(value, int | float | str):
         return None
@@ -123,8 +124,8 @@ def number_of(value: Json) -> Real | None:
 def step_of(value: Json) -> int | None:
     """Return a JSON value as an optimizer step or another count, a whole number from 0; None for anything else.
 
-    >>> step_of(12), step_of(12.0), step_of("12"), step_of(-1), step_of(1.5), step_of(True) (12, 12, 12, None, None,
-    None)
+    >>> step_of(12), step_of(12.0), step_of("12"), step_of(-1), step_of(1.5), step_of(True)
+    (12, 12, 12, None, None, None)
     """
     if isinstance(value, str):
         hit = _WHOLE.fullmatch(value)

@@ -24,8 +24,8 @@ def part_of(name: str) -> Part:
 
     "either" means that only the rest of the path would tell.
 
-    >>> part_of("model.layers.0.mlp.up_proj"), part_of("q_proj"), part_of("dense"), part_of("foo") ('mlp', 'attn',
-    'either', 'unknown')
+    >>> part_of("model.layers.0.mlp.up_proj"), part_of("q_proj"), part_of("dense"), part_of("foo")
+    ('mlp', 'attn', 'either', 'unknown')
     """
     if name.lower() in _EITHER:
         return "either"

@@ -261,7 +261,8 @@ def curve_of(values: Sequence[float]) -> Curve:
 def all_finite(values: Sequence[float]) -> bool:
     """Whether no value is NaN or infinite. If the sum is not finite, each value is checked, for the sum may overflow.
 
-    >>> all_finite([1.0, 2.0]), all_finite([1.0, float("nan")]), all_finite([1e308, 1e308]) (True, False, True)
+    >>> all_finite([1.0, 2.0]), all_finite([1.0, float("nan")]), all_finite([1e308, 1e308])
+    (True, False, True)
     """
     return math.isfinite(sum(values)) or all(map(math.isfinite, values))
 
@@ -356,7 +357,8 @@ _HIGHEST: Final = 700.0  # largest logarithm taken, because exp of much more ove
 def runs_of(rows: Sequence[int]) -> list[list[int]]:
     """Group rising numbers into runs of consecutive integers.
 
-    >>> runs_of([1, 2, 5, 6, 7]) [[1, 2], [5, 6, 7]]
+    >>> runs_of([1, 2, 5, 6, 7])
+    [[1, 2], [5, 6, 7]]
     """
     runs: list[list[int]] = []
     for row in rows:

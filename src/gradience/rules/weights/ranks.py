@@ -25,7 +25,8 @@ _ROUNDING: Final = 1e-9  # rounding error of an interpolated percentile must not
 def whole(k: float, cap: int) -> int:
     """The least whole rank that holds k directions, at least 1 and at most `cap`, the present rank.
 
-    >>> whole(2.5, 8), whole(6, 8), whole(9, 8) (3, 6, 8)
+    >>> whole(2.5, 8), whole(6, 8), whole(9, 8)
+    (3, 6, 8)
     """
     return max(1, min(math.ceil(k - _ROUNDING), cap))
 
@@ -33,7 +34,8 @@ def whole(k: float, cap: int) -> int:
 def bucket(k: float, cap: int) -> int:
     """The least power of two that is at least k, but at most `cap`, the present rank; never 0.
 
-    >>> bucket(2.5, 8), bucket(6, 8), bucket(6, 6) (4, 8, 6)
+    >>> bucket(2.5, 8), bucket(6, 8), bucket(6, 6)
+    (4, 8, 6)
     """
     place = bisect_left(BUCKETS, k)
     return min(BUCKETS[place], cap) if place < len(BUCKETS) else cap
@@ -42,7 +44,8 @@ def bucket(k: float, cap: int) -> int:
 def percentile(values: Sequence[float], share: float) -> float:
     """The quantile of the values at `share` (0..1), interpolated linearly.
 
-    >>> percentile([1, 2, 3, 10], 0.5) 2.5
+    >>> percentile([1, 2, 3, 10], 0.5)
+    2.5
     """
     ordered = sorted(values)
     place = share * (len(ordered) - 1)

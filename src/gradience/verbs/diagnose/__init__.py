@@ -137,8 +137,8 @@ def headline(
 ) -> str:
     """The verdict in one line, with the number of causes, the rules that ran, and the missing sources.
 
-    >>> headline("could_not_judge", [DiagnosedSource(source="log", state="absent")], [], []) 'could not judge; checked:
-    nothing; not there: log'
+    >>> headline("could_not_judge", [DiagnosedSource(source="log", state="absent")], [], [])
+    'could not judge; checked: nothing; not there: log'
     """
     ran = {item.source: f"{item.judged} of {item.total}" for item in coverage}
     read, absent, unreadable = (

@@ -124,7 +124,8 @@ def standard_error(loss: float, n: int | None, accuracy: float | None) -> float 
     A heuristic, because the losses of single examples are not logged. Their spread is taken as their mean. With an
     accuracy p it is sqrt(p / (1 - p)) times their mean if that is more, because then the wrong examples carry the loss.
 
-    >>> standard_error(0.5, 100, None) 0.05
+    >>> standard_error(0.5, 100, None)
+    0.05
     """
     if not n or not loss > 0.0:
         return None

@@ -231,7 +231,7 @@ def open_fleet(path: PathLike) -> Fleet:
     Raises:
         GradienceError: there is none, or it is of another version.
 
-    >>> open_fleet("fleet").modules.column("stable_rank") # doctest: +SKIP
+    >>> open_fleet("fleet").modules.column("stable_rank")  # doctest: +SKIP
     """
     return Fleet(existing(path))
 

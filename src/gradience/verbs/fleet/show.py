@@ -280,7 +280,8 @@ def _percentiles(
 def share_below(value: float, others: Sequence[float]) -> float:
     """The percentage of the others below a value; those equal to it count by half.
 
-    >>> share_below(2.0, [1.0, 2.0, 3.0, 4.0]) 37.5
+    >>> share_below(2.0, [1.0, 2.0, 3.0, 4.0])
+    37.5
     """
     below, equal = sum(other < value for other in others), sum(other == value for other in others)
     return 100.0 * (below + equal / 2) / len(others)

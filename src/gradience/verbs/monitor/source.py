@@ -23,9 +23,9 @@ from gradience.telemetry.reader import RunSummary, TelemetryReader
 _OF_FOLDERS: Final = ("run.jsonl", "trainer_state.json")
 
 _LOG: Final = "run.jsonl"
-_MAX_ENTRIES: Final = 2000  # of a folder that are looked at
+_MAX_ENTRIES: Final = 2000  # entries of a folder that are examined
 
-_HEAD: Final = 4096  # bytes
+_HEAD: Final = 4096  # bytes read to recognise a log
 
 
 def log_place(file: str) -> SourceLocation | None:
@@ -78,8 +78,10 @@ def _logs(folder: Path, depth: int) -> Iterator[Path]:
 def names_of(paths: Sequence[Path]) -> list[str]:
     """Short unique names of the paths, without the beginning and the ending that all share.
 
-    >>> names_of([Path("runs/a/run.jsonl"), Path("runs/b/run.jsonl")]) ['a', 'b'] >>> names_of([Path("seed1-run.jsonl"),
-    Path("seed2-run.jsonl")]) ['seed1', 'seed2']
+    >>> names_of([Path("runs/a/run.jsonl"), Path("runs/b/run.jsonl")])
+    ['a', 'b']
+    >>> names_of([Path("seed1-run.jsonl"), Path("seed2-run.jsonl")])
+    ['seed1', 'seed2']
     """
     parts = [(path.parent if path.name == _LOG else path).parts or (str(path),) for path in paths]
     shared = 0
