@@ -41,8 +41,8 @@ class GradienceCallback(TrainerCallback):  # type: ignore[misc]
         task_profile: `easy_classification`, `hard_reasoning`, `generation` or `unknown`.
         notes: a sentence for the log.
         spectral_every: audit the adapter in training every so many steps, on the CPU. Off by default.
-        data: count what the model is fed, in the first 8 micro-batches and then one in 100; False turns this off. A
-            report of `check_data` is also recorded, to be compared with the counts.
+        data: count what the model is fed, in the first 8 micro-batches and then one in 100; False turns this off. If it
+            is a report of `check_data`, what that announced is recorded too, for comparison.
         guard: EXPERIMENTAL, acts on the weights: see `gradience.hf.guard`. Off by default.
         stop_on: ids of rules, such as `("NUM101", "DIV104")`, at whose first finding the Trainer is asked to stop.
         verbose: say findings through logging; they are recorded in any case.

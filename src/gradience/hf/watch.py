@@ -92,7 +92,7 @@ class BatchWatch:
         return self._without_labels and name in {"supervised", "rows_unsupervised"}
 
     def _unseen(self) -> str | None:
-        """Why nothing was seen, or None."""
+        """The reason why no batch was counted, or None."""
         if self._failed is not None:
             return self._failed
         if not self.batches:

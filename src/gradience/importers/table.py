@@ -336,5 +336,5 @@ def cell_value(cell: str) -> Json:
         return None
     number = number_of(cell)
     if isinstance(number, float) and number.is_integer() and cell.strip().lstrip("+-").isdecimal():
-        return int(cell) if len(cell) < 18 else cell  # 18 digits may lose precision in a JSON reader
+        return int(cell) if len(cell) < 18 else cell  # a JSON reader may not keep 18 digits and more
     return cell.strip() if number is None else number

@@ -183,7 +183,7 @@ def _hide_short(text: str, key: str) -> str:
 
 
 def _hide(text: str, key: str) -> str:
-    if len(text) < 4:  # too short for a secret
+    if len(text) < 4:  # nothing so short can hold one
         return text
     if "://" in text and "@" in text:
         text = _USERINFO.sub(_userinfo, text)

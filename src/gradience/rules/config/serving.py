@@ -47,7 +47,7 @@ ENGINES: Final[dict[Engine, str]] = {
 
 
 class Source(NamedTuple):
-    """Where a row was read: a file of a repository at one commit, and the month of reading."""
+    """The place where a row was read: a file of a repository at one commit, and the month of reading."""
 
     repository: str
     commit: str
@@ -195,7 +195,7 @@ RANKS: Final[tuple[RankSizes, ...]] = (
 
 
 class AdapterFeature(NamedTuple):
-    """What an engine may not take: its name in a message, the setting that asks for it, and whether it is asked for."""
+    """A feature that an engine may not support: its name in a message, its setting, and a test for its use."""
 
     name: str
     setting: str
@@ -237,7 +237,7 @@ _VERBS: Final[dict[Effect, str]] = {"refused": "refuses", "misread": "misreads",
 
 
 def _effects(effect: Effect, facts: Facts) -> Iterator[Observation]:
-    """The features of the adapter on which an engine asked for has this effect."""
+    """Yield an observation for each feature of the adapter on which an engine named by --serve has this effect."""
     engines = _engines(facts)
     for fact in FACTS:
         feature = FEATURES[fact.feature]

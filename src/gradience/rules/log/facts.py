@@ -212,10 +212,10 @@ class RunFacts:
 
     @property
     def held_out_curve(self) -> HeldOutCurve | None:
-        """The loss curve of the held-out split to judge; None without a held-out loss.
+        """The loss curve of the held-out split to judge; None if the split that the report shows has no loss.
 
-        It is the split that the report shows. If that split has one loss only, it is the split with most evaluations: a
-        last `predict` on a test set must not hide the evaluations made during training.
+        It is the split that the report shows. If that split has only one loss and another has three or more, it is the
+        split with most: a last `predict` on a test set must not hide the evaluations made during training.
         """
         with_losses = [curve for curve in self.curves if curve.losses]
         shown = self.held_out.split if self.held_out else None

@@ -84,7 +84,7 @@ class Learning(NamedTuple):
 
     @property
     def says(self) -> str:
-        """Why it stays undecided, with the size of the effect that would have been seen."""
+        """The reason why it stays undecided, with the size of the effect that would have been seen."""
         if self.trend is None:
             return "no training loss in two rows"
         fall, rows = self.trend.fall, self.trend.rows
@@ -184,7 +184,7 @@ def _held_out_still(facts: RunFacts, curve: HeldOutCurve, trend: Trend) -> Obser
 
 
 def _bounded(facts: RunFacts, trend: Trend) -> Observation | None:
-    """The finding if the fall is surely small, by the slope over all rows and by the levels of both ends."""
+    """The finding if the fall is surely small, by the slope over all rows and by early and late medians."""
     points = facts.outline.points
     n = len(points)
     if len(facts.loss.values) < STILL_ROWS.value or trend.start <= 0.0 or facts.moved:

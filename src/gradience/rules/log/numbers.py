@@ -2,7 +2,7 @@
 
 Training in fp16 scales the loss up. If a gradient overflows, the scaler skips the optimizer step and the scheduler
 step. Such a row has a non-finite gradient norm, and its learning rate stood still, which NaN in the weights would not
-cause. NUM131 is judged first, and its rows do not count against the run.
+cause. Skipped steps are therefore looked for first, and their rows do not count against the run.
 """
 
 from __future__ import annotations

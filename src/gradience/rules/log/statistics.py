@@ -278,7 +278,7 @@ def _block(rows: int, most: int) -> int:
 
 
 def _block_medians(values: Sequence[float], block: int) -> list[float]:
-    """The median of each block; for a long block, the median of about 33 values spread evenly over it."""
+    """The median of each block; for a long block, the median of 33 to 65 values spread evenly over it."""
     stride = max(1, block // _SAMPLE)
     return [median(values[i : i + block : stride]) for i in range(0, len(values), block)]
 

@@ -68,7 +68,7 @@ def bench_adapter(
         )
     with opened_store(Path(out)) as store:
         contest = Contest(store, options, adapter, progress)
-        contest.evaluator(rows)  # what is missing is an error before any work
+        contest.evaluator(rows)  # raises before any work if something is missing
         making = Making(adapter, options.base, inputs, options.seed)
         names = candidates if candidates is not None else default_names(adapter, calibrated=inputs is not None)
         plain = [name for name in names if not name.startswith("retrain:")]
@@ -120,7 +120,7 @@ def bench_merge(
     with opened_store(Path(out)) as store:
         contest = Contest(store, options, sides[0].path, progress)
         for file in rows:
-            contest.evaluator(file)  # what is missing is an error before any work
+            contest.evaluator(file)  # raises before any work if something is missing
         recipes = {
             _name(method, some): _recipe(method, some, density, options.seed) for method in methods for some in weights
         }
@@ -197,7 +197,7 @@ def bench_mitigate(
         contest = Contest(store, options, adapter, progress)
         files = [("held-out", data, True), *([("kept", kept, False)] if kept is not None else [])]
         for _, file, _ in files:
-            contest.evaluator(None if file is None else Path(file))  # what is missing is an error before any work
+            contest.evaluator(None if file is None else Path(file))  # raises before any work if something is missing
         candidates = [one for scale in scales for one in _pair(store, adapter, options.base, scale, options.seed)]
         if not candidates:
             raise AdapterError(

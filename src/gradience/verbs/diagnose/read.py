@@ -149,7 +149,7 @@ def _read_config(
 
 
 def _unused(training: Path) -> str:
-    """Why pickled training arguments cannot be used, or "". A class of the user's own makes the pickle unreadable."""
+    """The reason why pickled training arguments cannot be used, such as a class of the user's own; "" if they can."""
     try:
         if training.suffix in PICKLED:
             read_training(training)

@@ -97,8 +97,8 @@ def find_adapters(
 ) -> Iterator[Found]:
     """Yield every adapter below the roots and at the listed places once.
 
-    Folders are walked in order of name; hidden ones are left out. Links to folders are followed last, so that an
-    adapter gets its real path if both paths are below the roots.
+    Hidden folders are left out. Links to folders are followed last, so that an adapter gets its real path if both paths
+    are below the roots.
 
     Args:
         roots: folders, weights files or fsspec URLs.
@@ -162,7 +162,7 @@ class _Walk:
         yield from (found for found in hollow if found.place not in parents)
 
     def _tree(self, root: str) -> Iterator[Found]:
-        """Yield the adapters in the folders below one, depth first and by name; links are kept for later."""
+        """Yield the adapters in the folders below one, depth first; links to folders are kept for later."""
         stack = [root]
         while stack:
             folder = stack.pop()

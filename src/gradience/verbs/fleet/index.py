@@ -30,7 +30,7 @@ Target: TypeAlias = tuple[str, tuple[str, ...]]
 
 
 class Known(NamedTuple):
-    """What a row records of its source."""
+    """The columns of a row that describe its source."""
 
     stamp: str = ""
     rules: str = ""
