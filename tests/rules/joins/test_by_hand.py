@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from gradience.rules.joins.correlation import Correlation, Message, Needs, Symptom, correlate
+from gradience.rules.joins import Correlation, Message, Needs, Symptom, correlate
 from gradience.rules.joins.run import JOINS
 from gradience.rules.rule import Observation, cite
 from gradience.schema.findings import Finding
