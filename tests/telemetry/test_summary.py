@@ -116,6 +116,30 @@ def test_resuming_supersedes_later_rows_evaluations_and_audits_of_the_same_run(l
     assert (run.superseded, run.record.resumed_from, run.end, run.record.out_of_order) == (3, [3], None, 0)
 
 
+def test_each_resume_adds_to_what_was_superseded(log: Path) -> None:
+    evaluation = {"event": "eval", "split": "test", "metrics": {"loss": 1.0}}
+    guard = {"event": "metrics", "kind": "guard", "metrics": {"action": "drop"}}
+    run = only(
+        write(
+            log,
+            start(meta={"n": 1}),
+            *(row(step, loss=step / 8, grad_norm="NaN") for step in (1, 2, 3, 4, 5)),
+            evaluation | {"step": None},
+            *(evaluation | {"step": step} for step in (2, 5)),
+            *(guard | {"step": step} for step in (3, 4)),
+            start(resumed_from_step=3, meta={"n": 2}),
+            *(row(step, loss=step / 16) for step in (4, 5)),
+            start(resumed_from_step=2, meta={"n": 3}),
+            row(3, loss=1.0),
+        )
+    )
+    assert (run.superseded, run.record.resumed_from) == ((2 + 1) + 3, [3, 2])
+    assert run.record.replaced == [(4, 0.5), (5, 0.625), (3, 0.375), (4, 0.25), (5, 0.3125)]
+    assert [event.step for event in run.evals] == [None, 2]  # one without a step is of any time
+    assert run.latest_eval("test").step == 2
+    assert (list(run.steps), run.lost_norms, run.guarded, run.meta) == ([1, 2, 3], {1, 2}, [], {"n": 3})
+
+
 def test_resuming_one_run_leaves_another_alone(log: Path) -> None:
     summary = write(log, row(5, run_id="a"), start(resumed_from_step=1))
     assert list(summary.runs["a"].steps) == [5]
@@ -162,6 +186,7 @@ def test_the_last_step_is_the_furthest_of_rows_and_evaluations_and_not_the_start
     evaluation = {"event": "eval", "split": "test", "metrics": {"loss": 1.0}, "step": 9}
     assert only(write(log, start(step=50), row(3), evaluation, row(4))).last_step == 9
     assert only(write(log, start(), *map(row, range(1, 2000)))).last_step == 1999
+    assert only(write(log, evaluation | {"step": 5000}, *map(row, range(1, 2000)))).last_step == 5000  # in blocks
     assert only(write(log, start())).last_step is None
 
 
