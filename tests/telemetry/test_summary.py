@@ -122,14 +122,14 @@ def test_each_resume_adds_to_what_was_superseded(log: Path) -> None:
     run = only(
         write(
             log,
-            start(meta={"n": 1}),
+            start(meta={"n": 1}, config={"num_labels": 4}),
             *(row(step, loss=step / 8, grad_norm="NaN") for step in (1, 2, 3, 4, 5)),
             evaluation | {"step": None},
             *(evaluation | {"step": step} for step in (2, 5)),
             *(guard | {"step": step} for step in (3, 4)),
-            start(resumed_from_step=3, meta={"n": 2}),
+            start(resumed_from_step=3, meta={"n": 2}, config={"num_labels": 5}),
             *(row(step, loss=step / 16) for step in (4, 5)),
-            start(resumed_from_step=2, meta={"n": 3}),
+            start(resumed_from_step=2, meta={"n": 3}, config={"num_labels": 6}),
             row(3, loss=1.0),
         )
     )
@@ -138,6 +138,8 @@ def test_each_resume_adds_to_what_was_superseded(log: Path) -> None:
     assert [event.step for event in run.evals] == [None, 2]  # one without a step is of any time
     assert run.latest_eval("test").step == 2
     assert (list(run.steps), run.lost_norms, run.guarded, run.meta) == ([1, 2, 3], {1, 2}, [], {"n": 3})
+    assert run.config.num_labels == 6
+    assert TelemetryReader(log).latest_config().num_labels == 6
 
 
 def test_resuming_one_run_leaves_another_alone(log: Path) -> None:
@@ -201,6 +203,10 @@ def test_the_hundredth_bad_line_is_kept_and_the_next_only_counted(log: Path) -> 
         log.write_bytes(b"bad\n" * bad)
         summary = TelemetryReader(log).summarize()
         assert (len(summary.issues), summary.issues_total) == (min(bad, 100), bad)
+        reader = TelemetryReader(log)
+        for _ in range(2):  # a second pass counts anew
+            assert list(reader) == []
+            assert (len(reader.issues), reader.issues_total) == (min(bad, 100), bad)
 
 
 def test_further_values_are_kept_if_asked_for_and_cut_by_a_resume(log: Path) -> None:
