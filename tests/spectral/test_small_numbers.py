@@ -206,7 +206,13 @@ def test_a_part_at_scale_zero_has_factors_of_zero():
 
 @pytest.mark.parametrize(
     ("shape", "rank", "iterated"),
-    [((768, 900), 2, False), ((769, 900), 2, True), ((900, 769), 176, True), ((900, 769), 177, False), ((900, 772), 177, False)],
+    [
+        ((768, 900), 2, False),
+        ((769, 900), 2, True),
+        ((900, 769), 176, True),
+        ((900, 769), 177, False),
+        ((900, 772), 177, False),
+    ],
 )
 def test_a_matrix_is_iterated_beyond_768_where_a_quarter_of_it_holds_the_rank(monkeypatch, shape, rank, iterated):
     seen = []
