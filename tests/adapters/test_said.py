@@ -456,6 +456,7 @@ def test_a_replicated_layer_is_one_of_the_base_s_and_beyond_the_last_its_own(lay
         ([[-1, 1]], "layer_replication in the adapter config is not a list of [start, end): [(-1, 1)]"),
         ([[0, 100_000], [0, 1]], "layer_replication in the adapter config makes more than 100 000 layers"),
         ([[1, 1]], None),
+        ([[1, 1]] * 100_001, None),  # of no layer each
     ],
 )
 def test_layers_are_replicated_a_hundred_thousand_times_at_most(ranges, said, tmp_path):

@@ -264,7 +264,9 @@ def _spectrum(sigma: Matrix, numbers: Quantities, grams: Grams, alone: Matrix, *
 
 def _padded(values: Matrix, length: int) -> Matrix:
     """The first values, and zeros beyond them: what lies past the product's own rank is zero."""
-    return np.pad(values, (0, length - len(values))) if length > len(values) else values[:length]
+    found = np.zeros(length)
+    found[: len(values)] = values[:length]
+    return found
 
 
 class DenseSpectrum(NamedTuple):

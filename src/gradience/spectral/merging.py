@@ -95,7 +95,7 @@ def signs_of(parts: Sequence[Part], *, most: int | None, seed: int) -> Signs:
     """
     d_out, d_in = len(parts[0][0]), parts[0][1].shape[1]
     wanted = d_out if most is None else min(d_out, max(8, most // max(1, d_in)))
-    rows = np.sort(np.random.default_rng(seed).choice(d_out, wanted, replace=False)) if wanted < d_out else None
+    rows = np.sort(np.random.default_rng(seed).choice(d_out, wanted, replace=False))
     sums = np.concatenate(list(_row_sums(parts, rows, d_in)))
     conflict, net, gross = sums.T
     left = 1.0 - len(sums) / d_out
@@ -113,12 +113,10 @@ def signs_of(parts: Sequence[Part], *, most: int | None, seed: int) -> Signs:
     )
 
 
-def _row_sums(parts: Sequence[Part], rows: npt.NDArray[np.int64] | None, d_in: int) -> Iterator[Floats]:
-    """Yield for each row: entries in conflict, sum |sum_i x_i| and sum sum_i |x_i|."""
+def _row_sums(parts: Sequence[Part], rows: npt.NDArray[np.int64], d_in: int) -> Iterator[Floats]:
+    """Yield for each of the rows: entries in conflict, sum |sum_i x_i| and sum sum_i |x_i|."""
     kind: Any = np.float32 if sum(map(_peak, parts)) < _SINGLE else np.float64
-    wide = [(b.astype(kind) * kind(scale), a.astype(kind)) for b, a, scale in parts]
-    if rows is not None:
-        wide = [(b[rows], a) for b, a in wide]
+    wide = [(b[rows].astype(kind) * kind(scale), a.astype(kind)) for b, a, scale in parts]
     step = max(1, _CHUNK // max(1, d_in))
     for start in range(0, len(wide[0][0]), step):
         first, *rest = (b[start : start + step] @ a for b, a in wide)
@@ -141,7 +139,7 @@ def _peak(part: Part) -> float:
 
 def _error(per_row: Floats, left: float) -> float:
     """Return the standard error of the mean of rows sampled without replacement; `left` is the share not sampled."""
-    if left <= 0.0 or len(per_row) < 2:  # no variance of one row
+    if left <= 0.0:  # of one row, which is then all there is, no variance can be taken
         return 0.0
     return math.sqrt(left * float(np.var(per_row, ddof=1)) / len(per_row))
 

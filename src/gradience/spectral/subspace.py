@@ -254,7 +254,7 @@ def _parts(pair: tuple[Stacked, Stacked], x: Floats, y: Floats) -> tuple[LowRank
     one, two = pair
     r = one.rank
     u, sigma, v = np.linalg.svd(x[:r, :r] @ y[:r, :r].T, full_matrices=False)
-    first = LowRank(u * (-1.0 if one.scale < 0.0 else 1.0), sigma * abs(one.scale), v)
+    first = LowRank(u * np.copysign(1.0, one.scale), sigma * abs(one.scale), v)
     return first, decomposed(x[:, r:], y[:, r:].T, two.scale)
 
 

@@ -125,7 +125,7 @@ def sum_grams(parts: Sequence[Part]) -> Pair:
     found = crossed(loads, list(combinations(range(n), 2)) or [(0, 0)])
     weights = _weights(parts)
     sides = (
-        np.block([[side[i, j] if i <= j else side[j, i].T for j in range(n)] for i in range(n)])
+        np.block([[side[i, j] if (i, j) in side else side[j, i].T for j in range(n)] for i in range(n)])
         for side in (found.b, found.a)
     )
     gram_b, gram_a = sides
@@ -176,8 +176,6 @@ def low_rank_sum(parts: Sequence[Part], grams: Pair, rank: int | None, dtype: np
     """
     gram_b, gram_a = grams
     held = len(gram_a)
-    if rank is not None and rank >= held:
-        return None
     core = gram_core(gram_a, gram_b)
     if rank is None:
         rank = core_rank(core, np.linalg.eigvalsh(core.squared), grams, lambda: stacked(parts))

@@ -185,7 +185,7 @@ class LowRank(NamedTuple):
         root = np.sqrt(self.sigma[:kept] / abs(scale)) if scale else np.zeros(kept)
         b = np.zeros((len(self.u), rank))
         a = np.zeros((rank, self.v.shape[1]))
-        b[:, :kept] = self.u[:, :kept] * (root if scale > 0.0 else -root)
+        b[:, :kept] = self.u[:, :kept] * np.copysign(root, scale)
         a[:kept] = self.v[:kept] * root[:, None]
         return b, a
 
@@ -199,8 +199,7 @@ def decomposed(b: Matrix, a: Matrix, scale: float = 1.0) -> LowRank:
     left, core_b = np.linalg.qr(b.astype(np.float64))
     right, core_a = np.linalg.qr(a.T.astype(np.float64))
     u, sigma, v = np.linalg.svd(core_b @ core_a.T, full_matrices=False)
-    sign = -1.0 if scale < 0.0 else 1.0
-    return LowRank(left @ u * sign, sigma * abs(scale), v @ right.T)
+    return LowRank(left @ u * np.copysign(1.0, scale), sigma * abs(scale), v @ right.T)
 
 
 def stacked(parts: Sequence[tuple[Matrix, Matrix, float]]) -> tuple[Floats, Floats]:
@@ -280,8 +279,6 @@ def core_maps(core: GramCore, squares: Floats, vectors: Floats, rank: int) -> Ma
     r = len(squares)
     squares, vectors = np.maximum(squares[::-1], 0.0), vectors[:, ::-1]
     left, right = np.zeros((r, rank)), np.zeros((rank, r))
-    if not (core.size_a > 0.0 and core.size_b > 0.0):
-        return Maps(left, right)
     if squares[0] < TRUSTED_SHARE * core.largest:
         return None
     kept = min(rank, int(np.count_nonzero(squares > _FLOOR**2 * squares[0])))

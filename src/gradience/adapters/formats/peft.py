@@ -126,7 +126,7 @@ def _context(source: TensorSource, config: AdapterConfig, groups: Sequence[Group
 
 def _unrolled(config: AdapterConfig) -> tuple[int, ...]:
     ranges = config.layer_replication or []
-    if any(not 0 <= start <= end <= _MOST_LAYERS for start, end in ranges) or len(ranges) > _MOST_LAYERS:
+    if any(not 0 <= start <= end <= _MOST_LAYERS for start, end in ranges):
         raise AdapterError(f"layer_replication in the adapter config is not a list of [start, end): {ranges[:4]}")
     layers: list[int] = []
     for start, end in ranges:
