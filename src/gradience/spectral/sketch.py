@@ -1,11 +1,12 @@
-"""A short vector of a whole update, whose inner products estimate those of updates: near duplicates are found by it.
+"""A sketch of a whole update: a short vector whose inner products estimate those of updates, to find near duplicates.
 
-TensorSketch (Pham and Pagh, KDD 2013) of each b_i a_i^T: both sides are folded to D numbers with random signs, and
-their circular convolution is added up. It costs one pass over the factors, and never forms the matrix.
+It is a TensorSketch (Pham and Pagh, KDD 2013) of each rank-one term b_i a_i^T. The two vectors are folded to D numbers
+each, with random signs, and the circular convolutions of the terms are summed. That costs one pass over the factors,
+and no matrix is formed.
 
-`grams_and_sketch` takes the Gram matrices in the same pass, on this thread: for a process that has one core to itself,
-and an adapter of which a module costs less than a call. Updates of one shape are computed together; each number is that
-of the update alone, whatever it is stacked with.
+`grams_and_sketch` computes the Gram matrices in the same pass, on the calling thread. It is meant for a process that
+has one core, and for adapters whose modules are so small that calls cost more than the work. So it stacks updates of
+one shape. An update's numbers do not depend on the stack it is in.
 """
 
 from __future__ import annotations
@@ -27,13 +28,13 @@ DIMENSIONS: Final = 128
 _SEED: Final = 20130811
 
 
-_HELD: Final = 1 << 12  # pairs of folded columns that are kept for one transform: 8 MiB
+_HELD: Final = 1 << 12  # pairs of folded vectors collected for one Fourier transform: 8 MiB
 
-_STACKED: Final = 1 << 17  # elements of a factor in one stack: 1 MiB as float64 stay in the cache
+_STACKED: Final = 1 << 17  # elements of a factor in one stack: 1 MiB as float64 stays in the cache
 
 
 class Sketch:
-    """The sketch of one update, added up module by module."""
+    """The sketch of one adapter's update, summed module by module."""
 
     def __init__(self) -> None:
         self._total = np.zeros(DIMENSIONS // 2 + 1, np.complex128)
@@ -42,9 +43,9 @@ class Sketch:
         self._columns = 0
 
     def add(self, name: str, b: Matrix, a: Matrix, scale: float) -> None:
-        """Add a module's update scale * b @ a, b (d_out, r), a (r, d_in), unless one of that name was added.
+        """Add a module's update scale * b @ a, b (d_out, r), a (r, d_in), unless a module of that name was added.
 
-        An update that is not finite is left out.
+        An update with entries that are not finite is left out.
         """
         with np.errstate(all="ignore"):
             left = _folded_columns(b[None]) if b.flags.c_contiguous else _folded_rows(b.T[None])
@@ -78,7 +79,7 @@ class Sketch:
         return found
 
     def _transform(self) -> None:
-        """Convolve each pair of columns, and add all up: the sum is taken before the transform back."""
+        """Add the convolutions of all collected pairs, summed in Fourier space: `numbers` transforms back once."""
         if not self._held:
             return
         left, right = (np.fft.rfft(np.concatenate(side), axis=1) for side in zip(*self._held, strict=True))
@@ -87,7 +88,7 @@ class Sketch:
         self._held, self._columns = [], 0
 
     def numbers(self) -> list[float]:
-        """The D numbers; zeros where one is beyond float32's range."""
+        """The D numbers of the sketch; all zeros if one of them is beyond float32's range."""
         self._transform()
         with np.errstate(all="ignore"):
             found = np.fft.irfft(self._total, n=DIMENSIONS).astype(np.float32)
@@ -95,7 +96,7 @@ class Sketch:
 
 
 def _folded_rows(stack: Matrix) -> Floats:
-    """Matrices (n, r, d) with columns D apart added up, each block of D under a random sign: (n, r, D)."""
+    """Fold matrices (n, r, d) to (n, r, D): columns D apart are added, each block of D columns with a random sign."""
     n, rank, length = stack.shape
     numbers, whole = stack.astype(np.float32, copy=False), length // DIMENSIONS
     signs = _signs(whole + 1, 0)
@@ -107,7 +108,7 @@ def _folded_rows(stack: Matrix) -> Floats:
 
 
 def _folded_columns(stack: Matrix) -> Floats:
-    """The same of matrices (n, d, r), summed as they lie in memory: (n, r, D)."""
+    """Fold matrices (n, d, r) to (n, r, D) as `_folded_rows` folds their transposes, in the order of their memory."""
     n, length, rank = stack.shape
     numbers, whole = stack.astype(np.float32, copy=False), length // DIMENSIONS
     signs = _signs(whole + 1, 0)
@@ -120,16 +121,16 @@ def _folded_columns(stack: Matrix) -> Floats:
 
 @lru_cache(maxsize=4096)
 def _signs(n: int, *key: int) -> Floats:
-    """Random signs, the same on every machine: numpy keeps the raw stream of a bit generator stable."""
+    """Return n random signs for a key, the same on every machine: numpy keeps a bit generator's raw stream stable."""
     words = np.random.PCG64([_SEED, *key]).random_raw(-(-n // 64))
     bits = np.unpackbits(np.asarray(words, dtype="<u8").view(np.uint8))[:n]
     return np.where(bits == 1, np.float32(1.0), np.float32(-1.0))
 
 
 def grams_and_sketch(names: Sequence[str], loads: Sequence[Callable[[], Factors]]) -> tuple[list[Grams], list[float]]:
-    """The Gram matrices of each update, in order, and the numbers of the sketch of all; each load is called once.
+    """Return the Gram matrices of each update, in order, and the sketch of all; each load is called once.
 
-    What is not finite stays so in its Gram matrices, and is left out of the sketch.
+    If an update is not finite, neither are its Gram matrices, and the sketch leaves it out.
     """
     work = _Pass(names)
     for index, load in enumerate(loads):
@@ -160,7 +161,7 @@ class _Pass:
     def _stack(self, held: list[tuple[int, Factors]]) -> None:
         b, a = (np.stack([factors[side] for _, factors in held]) for side in (0, 1))
         self.sketch.add_stack([self._names[i] for i, _ in held], b, a, [factors.scale for _, factors in held])
-        with np.errstate(all="ignore"):  # as above
+        with np.errstate(all="ignore"):  # entries that are not finite warn here; the Gram matrices show them
             wide_b, wide_a = b.astype(np.float64), a.astype(np.float64)
             grams_a = padded(wide_a @ wide_a.transpose(0, 2, 1))
             grams_b = padded(wide_b.transpose(0, 2, 1) @ wide_b)
@@ -168,7 +169,7 @@ class _Pass:
             self._found[index] = Grams(grams_a[place], grams_b[place], a.shape[1], factors.scale)
 
     def grams(self) -> list[Grams]:
-        """All of them, in the order of their indices."""
+        """The Gram matrices of all updates, in the order of their indices."""
         while self._open:
             self._stack(self._open.popitem()[1])
         return [self._found[index] for index in sorted(self._found)]
