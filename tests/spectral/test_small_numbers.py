@@ -12,8 +12,7 @@ from gradience import spectral
 from gradience.spectral import base, batch, grams, subspace, sums, tiles, update
 from gradience.spectral.base import MergeSums, Updated, merge_sums
 from gradience.spectral.batch import DenseSpectrum, dense_spectrum, spectra, spectrum_of
-from gradience.spectral.grams import Factors, Grams, grams_of, grams_on_host, inner_size, narrowed
-from gradience.spectral.sketch import DIMENSIONS, Sketch
+from gradience.spectral.grams import DIMENSIONS, Factors, Grams, Sketch, grams_of, grams_on_host, inner_size, narrowed
 from gradience.spectral.subspace import PairGeometry, Stacked, row_geometries
 from gradience.spectral.update import (
     LowRank,

@@ -18,8 +18,7 @@ from typing import Final, NamedTuple
 import msgspec
 
 from gradience.adapters.config import AdapterConfig, read_config
-from gradience.adapters.formats import format_of, open_weights
-from gradience.adapters.formats.containers import orbax_advice
+from gradience.adapters.formats import format_of, open_weights, orbax_advice
 from gradience.adapters.layout import Adapter, Files
 from gradience.errors import AdapterError
 from gradience.io import PathLike

@@ -18,7 +18,7 @@ import numpy as np
 from gradience.adapters.config import LARGEST_CONFIG
 from gradience.adapters.layout import Adapter, Module
 from gradience.adapters.open import AdapterFiles, open_adapter
-from gradience.base.orientation import factors_of
+from gradience.base.weights import factors_of
 from gradience.errors import AdapterError
 from gradience.io import PathLike, natural_key
 from gradience.io.reading import decode_json, read_small, real_path

@@ -8,10 +8,9 @@ from typing import Final
 from gradience.adapters.config import ANALYSED, AdapterConfig, ScalingRules
 from gradience.adapters.formats.assembly import DORA_NOTE, Assembly, other_role, role_of, whole_adapter
 from gradience.adapters.formats.kohya import is_diffusers
-from gradience.adapters.kinds.experts import expert_modules, parameter_nests
+from gradience.adapters.kinds.incomplete import expert_modules, hira_module, miss_module, parameter_nests, vera_modules
 from gradience.adapters.kinds.lora import adalora_module, lora_module
 from gradience.adapters.kinds.products import loha_module, lokr_module
-from gradience.adapters.kinds.unfactored import hira_module, miss_module, vera_modules
 from gradience.adapters.layout import Adapter, Builder, Context, Files, Format, Group, Module, Role, Skipped, parse_key
 from gradience.adapters.traits import start_of
 from gradience.errors import AdapterError

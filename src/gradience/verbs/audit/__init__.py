@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
-from gradience.adapters.formats.containers import SUFFIXES
+from gradience.adapters.formats import SUFFIXES
 from gradience.adapters.layout import Adapter, Module
 from gradience.adapters.open import AdapterFiles, open_adapter
-from gradience.base.orientation import factors_of
+from gradience.base.weights import factors_of
 from gradience.errors import RecorderError
 from gradience.io import PathLike, Progress
 from gradience.io.safetensors import is_known
-from gradience.rules.select import excluded_rules, without
-from gradience.rules.weights.health import health, suggests_ranks
+from gradience.rules import excluded_rules, without
+from gradience.rules.weights import health, suggests_ranks
 from gradience.rules.weights.ranks import (
     candidates,
     disagreements,

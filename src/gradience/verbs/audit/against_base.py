@@ -23,7 +23,7 @@ from gradience.base.weights import BaseWeights, Found, Norms, NormsCache, find_s
 from gradience.errors import AdapterError
 from gradience.io import Progress, cache_folder
 from gradience.io.safetensors import Memory
-from gradience.rules.weights.health import at_risk
+from gradience.rules.weights import at_risk
 from gradience.schema.audit import BaseComparison, BaseReport, Intruders, ModuleAudit, NotCompared
 from gradience.schema.scalars import real
 from gradience.spectral import each_in_threads, one_blas_thread, threads_for

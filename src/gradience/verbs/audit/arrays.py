@@ -17,7 +17,7 @@ from gradience.adapters.open import AdapterFiles
 from gradience.errors import AdapterError
 from gradience.io import PathLike
 from gradience.io.safetensors import TensorInfo
-from gradience.rules.select import excluded_rules, without
+from gradience.rules import excluded_rules, without
 from gradience.rules.weights.rules import WEIGHTS_RULES
 from gradience.schema.audit import AuditReport
 from gradience.verbs.audit import audit_opened
@@ -244,7 +244,7 @@ def audit_array_file(path: Path, *, scale: Scale = 1.0, **options: Any) -> Audit
     Raises:
         AdapterError: it cannot be read, or holds no factors.
     """
-    from gradience.adapters.formats.containers import read_archive  # noqa: PLC0415  # few have such files
+    from gradience.adapters.formats import read_archive  # noqa: PLC0415  # few have such files
 
     report = audit_pytree(read_archive(path), scale=scale, **options)
     note = f"the file does not say what multiplies A @ B; taken as {scale}" if not isinstance(scale, Mapping) else ""

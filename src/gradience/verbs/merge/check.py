@@ -19,9 +19,8 @@ from gradience.adapters import layer_index
 from gradience.adapters.layout import Module
 from gradience.errors import AdapterError
 from gradience.io import PathLike, Progress
+from gradience.rules import excluded_rules, judge, without
 from gradience.rules.merge import MERGE_RULES
-from gradience.rules.rule import judge
-from gradience.rules.select import excluded_rules, without
 from gradience.schema.compare import SideOverlap
 from gradience.schema.merge import (
     MERGE_CHECK_SCHEMA_ID,

@@ -23,8 +23,8 @@ from gradience.adapters.traits import traits_of
 from gradience.errors import AdapterError, ConfigError
 from gradience.io import PathLike, Progress
 from gradience.io.kept import temporary_folder
+from gradience.models import LoadedModel, load_model
 from gradience.models.inputs import Example, batches, digest_of, read_inputs
-from gradience.models.load import LoadedModel, load_model
 from gradience.schema.writing import Calibration
 from gradience.spectral.grams import Floats
 from gradience.spectral.update import Maps

@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
 
 import numpy as np
 
+from gradience.models import FIRST, LoadedModel
 from gradience.models.inputs import Batch, Example, batches
-from gradience.models.load import FIRST, LoadedModel
 from gradience.spectral.grams import Floats
 
 if TYPE_CHECKING:

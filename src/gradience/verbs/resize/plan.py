@@ -16,8 +16,7 @@ import numpy as np
 from gradience.adapters.layout import Adapter, Module
 from gradience.adapters.pairs import StoredPair, stored_pairs
 from gradience.adapters.traits import Operation, obstacles
-from gradience.base.orientation import factors_of
-from gradience.base.weights import BaseWeights
+from gradience.base.weights import BaseWeights, factors_of
 from gradience.errors import AdapterError
 from gradience.io.safetensors import DTYPES, PlannedTensor, TensorSource, file_size
 from gradience.rules.weights.ranks import Patterns, alpha_for, patterns_of

@@ -20,8 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gradience.adapters.layout import Array, Module
-from gradience.base.orientation import matrix_of, plain_factors
-from gradience.base.weights import Found
+from gradience.base.weights import Found, matrix_of, plain_factors
 from gradience.errors import AdapterError
 from gradience.io.safetensors import DTYPES, TensorReader
 from gradience.schema.merge import MergeReplay
