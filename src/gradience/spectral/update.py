@@ -79,7 +79,7 @@ def _bartlett(rng: np.random.Generator, r: int, d: int) -> npt.NDArray[np.float6
 
 
 class GramSpectrum(NamedTuple):
-    """Singular values, largest first, and whether the Gram route can vouch for them."""
+    """Singular values (..., r), largest first, and whether the Gram matrices give them accurately."""
 
     sigma: Floats
     trusted: npt.NDArray[np.bool_]
@@ -171,7 +171,7 @@ def _unit_peak(x: Floats) -> tuple[Floats, float]:
 
 
 class LowRank(NamedTuple):
-    """u diag(sigma) v: u (d_out, n) with orthonormal columns, sigma (n,) largest first, v (n, d_in)."""
+    """The SVD u diag(sigma) v: u (d_out, n) with orthonormal columns, sigma (n,) largest first, v (n, d_in)."""
 
     u: Floats
     sigma: Floats
