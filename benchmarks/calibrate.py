@@ -235,7 +235,7 @@ def measured(folder: Path, runs: Path, run: Run) -> Iterator[dict[str, Any]]:
     from gradience.models.inputs import Example, batches
     from gradience.models.outputs import Reference, divergence, scored, tokens_within
     from gradience.verbs.resize.calibrated import kept_for
-    from gradience.verbs.resize.criteria import Target
+    from gradience.verbs.resize.cut import Target
     from gradience.verbs.resize.pieces import scored_with
 
     found = {pieces: calibrated(folder, runs, run, pieces) for pieces in ("two-sided", "svd")}

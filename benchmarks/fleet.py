@@ -329,9 +329,9 @@ def large_ones(root: Path, options: argparse.Namespace) -> None:
     home = large(root, options.large)
     alone = """
 import os, sys, time
-from gradience.verbs.device import prepare_jax
+from gradience.verbs import prepare_jax
 prepare_jax("cpu", serial_kernels=True)
-from gradience.spectral.threads import use_threads
+from gradience.spectral import use_threads
 use_threads(1)
 from gradience.verbs.audit import audit_adapter
 audit_adapter(sys.argv[1])

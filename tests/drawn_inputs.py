@@ -24,7 +24,7 @@ from gradience.rules.weights.health import health
 from gradience.rules.weights.ranks import candidates, disagreements, rank_rules
 from gradience.rules.weights.rules import judge_adapter
 from gradience.schema.audit import AuditReport
-from gradience.schema.config import ConfigSnapshot
+from gradience.schema.events import ConfigSnapshot
 from gradience.schema.findings import Coverage
 from gradience.schema.reports import DataReport
 

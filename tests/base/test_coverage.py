@@ -14,11 +14,11 @@ from typing import Any
 import pytest
 
 from gradience.base.coverage import cover
-from gradience.base.peft_emulation.architecture import Architecture
+from gradience.base.peft_emulation import Architecture
 from gradience.base.peft_emulation.layout import Layout, build_layout, read_layout
 from gradience.base.peft_emulation.targets import NotFollowedError
 from gradience.configs.document import read_peft_dir
-from gradience.schema.config import ConfigSnapshot, LoraSnapshot
+from gradience.schema.events import ConfigSnapshot, LoraSnapshot
 from gradience.schema.findings import Coverage
 
 peft = pytest.importorskip("peft")

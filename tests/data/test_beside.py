@@ -12,7 +12,7 @@ from gradience.configs.data import DataPlan
 from gradience.data.shapes import Shape
 from gradience.data.tokens import Masking
 from gradience.errors import ConfigError
-from gradience.schema.config import ConfigSnapshot, TrainingSnapshot
+from gradience.schema.events import ConfigSnapshot, TrainingSnapshot
 from gradience.schema.findings import Coverage
 from gradience.schema.reports import CHECK_SCHEMA_ID, CheckReport, DataReport
 from gradience.verbs.check.data import (

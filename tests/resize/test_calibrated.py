@@ -22,7 +22,7 @@ from gradience.models.load import load_model
 from gradience.models.outputs import log_probs, logits_of, row_sizes
 from gradience.models.statistics import lora_layers, statistics
 from gradience.verbs.resize.calibrated import Asked, calibrate_adapter, kept_for, without_modules
-from gradience.verbs.resize.criteria import Target
+from gradience.verbs.resize.cut import Target
 from gradience.verbs.resize.pieces import (
     Candidate,
     combined,

@@ -7,7 +7,7 @@ import pytest
 
 from gradience.rules.config.adapter import reaches_mlp
 from gradience.rules.objective import objective_of
-from gradience.schema.config import ConfigSnapshot
+from gradience.schema.events import ConfigSnapshot
 
 
 @pytest.mark.parametrize(

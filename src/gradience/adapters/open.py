@@ -22,8 +22,8 @@ from gradience.adapters.formats import format_of, open_weights
 from gradience.adapters.formats.containers import orbax_advice
 from gradience.adapters.layout import Adapter, Files
 from gradience.errors import AdapterError
-from gradience.io.held import Bytes, HeldFile, header_of
-from gradience.io.paths import PathLike
+from gradience.io import PathLike
+from gradience.io.kept import Bytes, HeldFile, header_of
 from gradience.io.reading import real_path
 from gradience.io.safetensors import ShardedFiles, TensorSource, indexed_files
 

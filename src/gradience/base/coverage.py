@@ -14,11 +14,11 @@ from typing import Final, NamedTuple, TypeVar
 
 import msgspec
 
-from gradience.adapters.names import module_type
+from gradience.adapters import module_type
 from gradience.base.peft_emulation.layout import Layout, Site, site_layer
 from gradience.base.peft_emulation.targets import Hits, NotFollowedError, Wanted, lora_sizes, resolve, saved_names
 from gradience.io.reading import decode_json, read_small
-from gradience.schema.config import ConfigSnapshot, LoraSnapshot
+from gradience.schema.events import ConfigSnapshot, LoraSnapshot
 from gradience.schema.findings import Coverage, Refused
 from gradience.schema.scalars import Json
 

@@ -23,7 +23,7 @@ from gradience.errors import AdapterError, OutputError
 from gradience.io.atomic import atomic_file
 from gradience.io.reading import decode_json, open_regular, read_small, real_path
 from gradience.io.safetensors import Array, Memory, SafetensorsFile, TensorInfo, indexed_files
-from gradience.spectral.threads import in_threads
+from gradience.spectral import in_threads
 
 _VERSION: Final = 2
 _LARGEST: Final = 64 << 20  # bytes: a norm takes 100

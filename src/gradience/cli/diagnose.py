@@ -57,7 +57,7 @@ def diagnose(
 
     sources = find_sources(path, run=run, adapter=adapter, config=config)
     if sources.weights.path is not None:
-        from gradience.verbs.device import prepare_jax  # noqa: PLC0415  # only where there are weights
+        from gradience.verbs import prepare_jax  # noqa: PLC0415  # only where there are weights
 
         prepare_jax("auto")
     from gradience.verbs.diagnose import diagnose_sources  # noqa: PLC0415  # imports jax, after its environment is set
@@ -138,7 +138,7 @@ def report(
     others = compare or []
     about: dict[str, Any] = {"base": base, "task": task, "compare": others, "bench": bench, "against": against}
     if sources.weights.path is not None or others:
-        from gradience.verbs.device import prepare_jax  # noqa: PLC0415  # only where there are weights
+        from gradience.verbs import prepare_jax  # noqa: PLC0415  # only where there are weights
 
         prepare_jax("auto", serial_kernels=bool(others))
     from gradience.verbs.report.gather import build_story  # noqa: PLC0415  # may import jax, after its environment is set

@@ -84,11 +84,11 @@ GROUPS = {  # name: its line, and its commands as above
     "runs": (
         "Many runs: list every log below some folders, then compare and query them.",
         {
-            "list": ("gradience.cli.runs:list_", "List every run, one row each."),
-            "show": ("gradience.cli.runs:show", "Show what the runs are, and which logs cannot be read."),
-            "query": ("gradience.cli.runs:query", "Ask the runs in SQL."),
-            "best": ("gradience.cli.runs:best", "Find the best run by a metric, of all or of each group."),
-            "curves": ("gradience.cli.runs:curves", "Draw one metric of several runs over each other."),
+            "list": ("gradience.cli.fleet:list_runs", "List every run, one row each."),
+            "show": ("gradience.cli.fleet:show_runs", "Show what the runs are, and which logs cannot be read."),
+            "query": ("gradience.cli.fleet:query_runs", "Ask the runs in SQL."),
+            "best": ("gradience.cli.fleet:best_run", "Find the best run by a metric, of all or of each group."),
+            "curves": ("gradience.cli.fleet:draw_curves", "Draw one metric of several runs over each other."),
         },
     ),
 }

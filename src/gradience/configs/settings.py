@@ -41,7 +41,7 @@ from gradience.configs.values import (
     whole,
 )
 from gradience.io.reading import read_small
-from gradience.schema.config import ConfigSnapshot, LoraSnapshot, OptimizerSnapshot, TrainingSnapshot
+from gradience.schema.events import ConfigSnapshot, LoraSnapshot, OptimizerSnapshot, TrainingSnapshot
 from gradience.schema.reports import SourceFile
 from gradience.schema.scalars import Json, as_float, real as on_the_wire
 

@@ -15,7 +15,7 @@ from gradience.hf.lookout import Lookout, Voice, live_ids
 from gradience.hf.recorder import RunRecorder
 from gradience.hf.snapshot import batch_size, config_snapshot, dataset_size, run_meta
 from gradience.hf.watch import BatchWatch, watch_batches
-from gradience.schema.config import ConfigSnapshot
+from gradience.schema.events import ConfigSnapshot
 from gradience.schema.findings import Finding
 from gradience.schema.reports import CheckReport, announced_by
 from gradience.schema.scalars import TaskProfile

@@ -14,8 +14,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from gradience.rules.rule import Threshold
-from gradience.schema.config import ConfigSnapshot
-from gradience.schema.events import Eval, EvalMetrics
+from gradience.schema.events import ConfigSnapshot, Eval, EvalMetrics
 from gradience.schema.findings import SEVERITIES, Finding
 from gradience.schema.scalars import SCHEMA_ID, as_float
 from gradience.telemetry.logfile import logger

@@ -17,7 +17,7 @@ from weakref import WeakValueDictionary
 
 from gradience.errors import RecorderError, SchemaError
 from gradience.io.reading import open_regular
-from gradience.schema.config import ConfigSnapshot
+from gradience.schema.events import ConfigSnapshot
 from gradience.schema.findings import Finding
 from gradience.schema.scalars import Status
 from gradience.telemetry import TelemetryWriter, decode

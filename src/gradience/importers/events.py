@@ -23,8 +23,18 @@ from gradience.configs.settings import overlay, with_ratio
 from gradience.errors import few
 from gradience.importers.files import LoggedRow, SourceRun
 from gradience.importers.settings import shown_in_rows
-from gradience.schema.config import ConfigSnapshot, OptimizerSnapshot, TrainingSnapshot
-from gradience.schema.events import Eval, EvalMetrics, Event, Metrics, RunEnd, RunStart, TrainStep
+from gradience.schema.events import (
+    ConfigSnapshot,
+    Eval,
+    EvalMetrics,
+    Event,
+    Metrics,
+    OptimizerSnapshot,
+    RunEnd,
+    RunStart,
+    TrainingSnapshot,
+    TrainStep,
+)
 from gradience.schema.scalars import SCHEMA_ID, Json, Real, Status, as_float, real
 from gradience.telemetry.rows import eval_columns, split_row, train_columns
 from gradience.telemetry.values import described, number_of

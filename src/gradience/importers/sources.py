@@ -24,7 +24,7 @@ from gradience.importers.settings import add_settings
 from gradience.importers.table import MAX_COLUMNS, csv_header, find_columns, flatten, read_table
 from gradience.importers.text import dialect_of, is_ludwig, is_text_log, read_json_lines, read_ludwig, read_text
 from gradience.importers.trainer_state import add_results, find_states, join_states, read_state
-from gradience.io.paths import natural_key
+from gradience.io import natural_key
 from gradience.io.reading import open_regular, read_small
 from gradience.schema.scalars import Json
 from gradience.telemetry.codec import parse

@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gradience.errors import ConfigError
-from gradience.io.paths import PathLike
+from gradience.io import PathLike
 from gradience.io.reading import decode_json, open_regular
 from gradience.models.load import LoadedModel
 

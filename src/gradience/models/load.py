@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias, get_args
 from gradience.adapters.layout import PREFIX, Adapter
 from gradience.adapters.open import open_adapter
 from gradience.errors import AdapterError, GradienceError
-from gradience.io.paths import PathLike
+from gradience.io import PathLike
 
 if TYPE_CHECKING:
     import torch

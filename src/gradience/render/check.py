@@ -28,8 +28,8 @@ from gradience.render.text import (
     skipped_line,
     skipped_lines,
 )
-from gradience.schema.config import ConfigSnapshot, LoraSnapshot, TrainingSnapshot
 from gradience.schema.diagnose import VERDICT_LABELS, BestCheckpoint, Cause, DiagnosedSource, DiagnoseReport, Unjudged
+from gradience.schema.events import ConfigSnapshot, LoraSnapshot, TrainingSnapshot
 from gradience.schema.findings import SEVERITIES, Coverage
 from gradience.schema.reports import CheckReport, DataReport
 from gradience.schema.scalars import Real, as_float

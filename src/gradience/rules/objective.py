@@ -9,8 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Set as AbstractSet
 from typing import Literal, NamedTuple, Protocol
 
-from gradience.schema.config import ConfigSnapshot
-from gradience.schema.events import OF_PREFERENCE, OF_REWARD, OF_RL
+from gradience.schema.events import OF_PREFERENCE, OF_REWARD, OF_RL, ConfigSnapshot
 
 Kind = Literal["sft", "classification", "preference", "reward", "rl", "unknown"]
 """`reward`: a model of rewards, trained on pairs of answers (TRL's RewardTrainer)."""

@@ -22,25 +22,23 @@ if TYPE_CHECKING:
         NotAnalysed as NotAnalysed,
         SuggestedRank as SuggestedRank,
     )
-    from gradience.schema.config import (
-        ConfigSnapshot as ConfigSnapshot,
-        LoraSnapshot as LoraSnapshot,
-        OptimizerSnapshot as OptimizerSnapshot,
-        TrainingSnapshot as TrainingSnapshot,
-    )
     from gradience.schema.diagnose import DIAGNOSE_SCHEMA_ID as DIAGNOSE_SCHEMA_ID, DiagnoseReport as DiagnoseReport
     from gradience.schema.events import (
         EVENT_TYPES as EVENT_TYPES,
         Alert as Alert,
+        ConfigSnapshot as ConfigSnapshot,
         Eval as Eval,
         EvalMetrics as EvalMetrics,
         Event as Event,
         EventBase as EventBase,
+        LoraSnapshot as LoraSnapshot,
         Metrics as Metrics,
+        OptimizerSnapshot as OptimizerSnapshot,
         Recommendation as Recommendation,
         RecommendationItem as RecommendationItem,
         RunEnd as RunEnd,
         RunStart as RunStart,
+        TrainingSnapshot as TrainingSnapshot,
         TrainStep as TrainStep,
         UnknownEvent as UnknownEvent,
     )
@@ -71,7 +69,7 @@ if TYPE_CHECKING:
         real as real,
     )
 
-_HOMES: Final = ("config", "events", "findings", "reports", "audit", "diagnose", "scalars")
+_HOMES: Final = ("events", "findings", "reports", "audit", "diagnose", "scalars")
 
 
 def __getattr__(name: str) -> Any:

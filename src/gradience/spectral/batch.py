@@ -21,10 +21,9 @@ import numpy as np
 import numpy.typing as npt
 from jax import Array, lax
 
-from gradience.spectral import update
+from gradience.spectral import in_threads, update
 from gradience.spectral.grams import Floats, Grams, Loads, Matrix, grams_of
 from gradience.spectral.krylov import Operator, as_float32, leading
-from gradience.spectral.threads import in_threads
 from gradience.spectral.update import LowRank, Maps, core_maps, leading_part
 
 SHARES: Final = (0.90, 0.95, 0.99)

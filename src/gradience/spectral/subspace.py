@@ -19,8 +19,8 @@ from typing import Any, Final, NamedTuple, TypeAlias
 
 import numpy as np
 
+from gradience.spectral import each_in_threads, scratch
 from gradience.spectral.grams import Factors, Floats, Matrix, grams_of, on_cpu
-from gradience.spectral.threads import each_in_threads, scratch
 from gradience.spectral.update import LowRank, decomposed
 
 Places: TypeAlias = tuple[int, int]

@@ -18,9 +18,9 @@ from typing import Any, Final, NamedTuple, TypeAlias
 
 import numpy as np
 
+from gradience.spectral import scratch
 from gradience.spectral.grams import Floats, Matrix, inner_size, narrowed
 from gradience.spectral.subspace import crossed
-from gradience.spectral.threads import scratch
 from gradience.spectral.update import (
     TRUSTED_SHARE,
     GramCore,

@@ -18,8 +18,8 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from gradience.spectral import scratch
 from gradience.spectral.grams import Floats, Matrix, inner_size, narrowed
-from gradience.spectral.threads import scratch
 
 _SAMPLES = 8
 

@@ -12,15 +12,18 @@ import msgspec
 
 from gradience.errors import SchemaError
 from gradience.io.reading import check_depth
-from gradience.schema.config import ConfigSnapshot, LoraSnapshot, OptimizerSnapshot, TrainingSnapshot
 from gradience.schema.document import escape_controls
 from gradience.schema.events import (
     EVENT_TYPES,
+    ConfigSnapshot,
     Eval,
     EvalMetrics,
     Event,
+    LoraSnapshot,
+    OptimizerSnapshot,
     Recommendation,
     RecommendationItem,
+    TrainingSnapshot,
     TrainStep,
     UnknownEvent,
 )

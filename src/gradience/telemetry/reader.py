@@ -13,8 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, TypeVar
 
-from gradience.schema.config import ConfigSnapshot
-from gradience.schema.events import Eval, Event, EventBase, RunStart, UnknownEvent
+from gradience.schema.events import ConfigSnapshot, Eval, Event, EventBase, RunStart, UnknownEvent
 from gradience.schema.reports import VALIDATE_SCHEMA_ID, BadLine, ValidateReport
 from gradience.schema.scalars import SCHEMA_ID
 from gradience.telemetry.lines import require_log

@@ -14,9 +14,9 @@ from math import isfinite
 from operator import attrgetter, lt
 from typing import Final
 
-from gradience.schema.config import ConfigSnapshot
 from gradience.schema.events import (
     Alert,
+    ConfigSnapshot,
     Eval,
     Event,
     Metrics,

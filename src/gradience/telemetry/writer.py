@@ -19,9 +19,9 @@ from typing import Any, Concatenate, Final, Literal, ParamSpec, Self, TypeAlias
 import msgspec
 
 from gradience.errors import RecorderError
-from gradience.schema.config import ConfigSnapshot
 from gradience.schema.events import (
     Alert,
+    ConfigSnapshot,
     Eval,
     EvalMetrics,
     Event,

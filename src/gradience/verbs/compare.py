@@ -14,11 +14,11 @@ from typing import Any, Final, NamedTuple, TypeAlias
 
 import numpy as np
 
+from gradience.adapters import layer_index, module_type
 from gradience.adapters.layout import Module
-from gradience.adapters.names import layer_index, module_type
 from gradience.adapters.open import CHECKPOINT, holds_adapter
 from gradience.errors import AdapterError
-from gradience.io.paths import PathLike, Progress
+from gradience.io import PathLike, Progress
 from gradience.io.reading import real_path
 from gradience.schema.compare import (
     COMPARE_ADAPTERS_SCHEMA_ID,

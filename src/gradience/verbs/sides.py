@@ -20,7 +20,7 @@ from gradience.adapters.layout import Adapter, Module
 from gradience.adapters.open import AdapterFiles, open_adapter
 from gradience.base.orientation import factors_of
 from gradience.errors import AdapterError
-from gradience.io.paths import PathLike, natural_key
+from gradience.io import PathLike, natural_key
 from gradience.io.reading import decode_json, read_small, real_path
 from gradience.schema.compare import ComparedAdapter, ConfigDifference, OnlyIn, Overlap, SideOverlap
 from gradience.schema.scalars import Json

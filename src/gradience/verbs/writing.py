@@ -30,7 +30,7 @@ from gradience.io.reading import read_small, real_path
 from gradience.io.safetensors import PlannedTensor, write_safetensors
 from gradience.schema.merge import MergeReport
 from gradience.schema.writing import ConvertReport, ModuleChange, Provenance, ResizedModule, ResizeReport, SourceFile
-from gradience.spectral.threads import each_in_threads
+from gradience.spectral import each_in_threads
 
 WEIGHTS_NAME: Final = "adapter_model.safetensors"
 CONFIG_NAME: Final = "adapter_config.json"

@@ -13,7 +13,7 @@ from gradience.rules.config.facts import CheckContext, Facts
 from gradience.rules.config.serving import RANKS
 from gradience.rules.objective import objective_by_names
 from gradience.rules.rule import Unknown
-from gradience.schema.config import ConfigSnapshot
+from gradience.schema.events import ConfigSnapshot
 from gradience.schema.findings import Coverage, Finding
 
 

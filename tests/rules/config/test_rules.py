@@ -10,7 +10,7 @@ import pytest
 from gradience.rules.config import RULES, judge_config, settings_of
 from gradience.rules.config.facts import CheckContext
 from gradience.rules.rule import Verdict
-from gradience.schema.config import ConfigSnapshot
+from gradience.schema.events import ConfigSnapshot
 from gradience.schema.findings import Coverage
 
 SFT = {"lora": {"task_type": "CAUSAL_LM", "peft_type": "LORA"}, "extras": {"task": "sft"}}

@@ -9,7 +9,7 @@ import pytest
 
 from gradience.rules.config import RULES, judge_config, settings_of
 from gradience.rules.config.facts import CheckContext
-from gradience.schema.config import ConfigSnapshot
+from gradience.schema.events import ConfigSnapshot
 from gradience.schema.findings import Coverage, Finding
 
 STATED = {

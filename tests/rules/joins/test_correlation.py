@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, strategies as st
 
 from gradience.cli.schema import rules
-from gradience.rules.joins.correlation import Message, Needs, Symptom, _named, correlate
+from gradience.rules.joins import Message, Needs, Symptom, _named, correlate
 from gradience.rules.joins.run import JOINS
 from gradience.rules.rule import Observation
 from gradience.schema.diagnose import SOURCES, DiagnosedSource

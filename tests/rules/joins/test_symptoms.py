@@ -18,7 +18,7 @@ from gradience.rules.joins.symptoms import (
     weights_symptoms,
 )
 from gradience.schema.audit import AUDIT_SCHEMA_ID, AuditReport, AuditSummary, Health, LedgerEntry, ModuleAudit
-from gradience.schema.config import LoraSnapshot
+from gradience.schema.events import LoraSnapshot
 from gradience.schema.findings import Finding
 
 

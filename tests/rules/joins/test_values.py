@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from gradience.rules.joins.correlation import Symptom, _values
+from gradience.rules.joins import Symptom, _values
 from gradience.rules.rule import Observation
 
 

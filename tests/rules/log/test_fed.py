@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from gradience.rules.joins.correlation import Symptom, correlate
+from gradience.rules.joins import Symptom, correlate
 from gradience.rules.joins.run import JOINS
 from gradience.rules.log import DETECTORS, detect
 from gradience.rules.log.facts import RunFacts, Series

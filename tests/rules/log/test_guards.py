@@ -18,7 +18,7 @@ from gradience.rules.log.numbers import _frozen
 from gradience.rules.log.record import _guarded
 from gradience.rules.rule import Unknown
 from gradience.schema import ConfigSnapshot, EvalMetrics
-from gradience.schema.config import TrainingSnapshot
+from gradience.schema.events import TrainingSnapshot
 
 
 def trained(**training: Any) -> RunFacts:

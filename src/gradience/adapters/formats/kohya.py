@@ -17,7 +17,7 @@ import msgspec
 
 from gradience.adapters.config import AdapterConfig, ScalingRules, parse_config
 from gradience.adapters.formats.assembly import Assembly, grouped, other_role, role_of
-from gradience.adapters.kinds.dense import as_float32
+from gradience.adapters.kinds import as_float32
 from gradience.adapters.kinds.lora import Pair, lora_module, pair_of
 from gradience.adapters.kinds.products import product_module, unfolded, with_magnitude
 from gradience.adapters.layout import (

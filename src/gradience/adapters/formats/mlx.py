@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Final
 
+from gradience.adapters import kinds
 from gradience.adapters.config import LARGEST_ALPHA, AdapterConfig, ScalingRules
 from gradience.adapters.formats.assembly import Assembly, grouped, whole_adapter
-from gradience.adapters.kinds import dense
-from gradience.adapters.kinds.dense import flipped
+from gradience.adapters.kinds import flipped
 from gradience.adapters.kinds.lora import common, pair_of
 from gradience.adapters.layout import (
     Adapter,
@@ -29,7 +29,7 @@ from gradience.adapters.layout import (
     reported,
 )
 from gradience.errors import AdapterError
-from gradience.io.paths import natural_key
+from gradience.io import natural_key
 from gradience.schema.audit import LeftoverReason
 
 _STACKED: Final = 3  # axes
@@ -118,7 +118,7 @@ def _mlx_modules(ctx: Context, group: Group, scale: float, config_r: int | None)
             load=load,
             config_r=config_r,
             base_name=f"{group.module}.weight",
-            dense=dense.dora(load, scale, magnitude, axis=1) if magnitude else None,
+            dense=kinds.dora(load, scale, magnitude, axis=1) if magnitude else None,
             magnitude=magnitude,
             keys=group.keys,
         )
@@ -183,7 +183,7 @@ def _torchtune_module(ctx: Context, group: Group) -> Module:
         params=ctx.size(group),
         load=pair.load,
         base_name=f"{group.module}.weight",
-        dense=dense.dora(pair.load, s.scale, magnitude, axis=1) if magnitude else None,
+        dense=kinds.dora(pair.load, s.scale, magnitude, axis=1) if magnitude else None,
         magnitude=magnitude,
         **common(ctx, group, s),
     )

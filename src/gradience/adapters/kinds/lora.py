@@ -11,9 +11,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from gradience.adapters import kinds
 from gradience.adapters.config import Scaling
-from gradience.adapters.kinds import dense
-from gradience.adapters.kinds.dense import as_float32, flipped
+from gradience.adapters.kinds import as_float32, flipped
 from gradience.adapters.layout import (
     MOST_ELEMENTS,
     Array,
@@ -201,10 +201,10 @@ def _true_update(ctx: Context, group: Group, pair: Pair, scale: float, *, transp
         if start_of(init).changes_base:
             note = f"DoRA on a base that {init} changed: the update cannot be recomputed"
             return {"magnitude": read, "is_unknown": True, "note": note}
-        update = dense.dora(pair.load, scale, read, axis=0 if transposed else 1)
+        update = kinds.dora(pair.load, scale, read, axis=0 if transposed else 1)
         return {"magnitude": read, "dense": update, "note": "DoRA: s B A is rescaled by the magnitude"}
     if "lora_diag" in group.keys:
-        factored = dense.kasa(pair.load, scale, pair.r)
+        factored = kinds.kasa(pair.load, scale, pair.r)
         return _factored(factored, "KaSA took the r smallest singular values out of the base")
     if ctx.config.use_qalora:
         return {"note": "QALoRA: read from PEFT's forward pass, which has no merge to compare with"}
@@ -212,7 +212,7 @@ def _true_update(ctx: Context, group: Group, pair: Pair, scale: float, *, transp
 
 
 def _factored(update: FactoredUpdate, note: str) -> dict[str, Any]:
-    return {"factored": update, "dense": dense.product(update), "note": note}
+    return {"factored": update, "dense": kinds.product(update), "note": note}
 
 
 def _on_changed_base(init: object, pair: Pair, scale: float, *, linear: bool) -> dict[str, Any]:
@@ -224,8 +224,8 @@ def _on_changed_base(init: object, pair: Pair, scale: float, *, linear: bool) ->
     if not start.recomputable:
         return {"is_unknown": True, "note": f"{init} changed the base, by an amount that cannot be recomputed"}
     if start.name == "pissa":
-        return _factored(dense.pissa(pair.load, scale, pair.r), "PiSSA took the best rank-r part out of the base")
-    return _factored(dense.olora(pair.load, scale, pair.r), "OLoRA took a rank-r part out of the base")
+        return _factored(kinds.pissa(pair.load, scale, pair.r), "PiSSA took the best rank-r part out of the base")
+    return _factored(kinds.olora(pair.load, scale, pair.r), "OLoRA took a rank-r part out of the base")
 
 
 @reported

@@ -12,9 +12,9 @@ from typing import Final, NamedTuple
 
 import numpy as np
 
+from gradience.adapters import kinds
 from gradience.adapters.config import AdapterConfig, ScalingRules
-from gradience.adapters.kinds import dense
-from gradience.adapters.kinds.dense import as_float32
+from gradience.adapters.kinds import as_float32
 from gradience.adapters.kinds.lora import common
 from gradience.adapters.layout import (
     LOHA_FIELDS,
@@ -234,7 +234,7 @@ def with_magnitude(ctx: Context, group: Group, module: Module) -> Module:
         shape = list(ctx.shape(group, "magnitude"))
         raise UnsuitableError(f"dora_scale of shape {shape} has a norm that is not of a row or a column")
     read = ctx.reader(group, "magnitude")
-    update = dense.dora(module.load, module.scale, read, axis=1 if by_output else 0)
+    update = kinds.dora(module.load, module.scale, read, axis=1 if by_output else 0)
     axis = "each output, as PEFT's" if by_output else "each input, unlike PEFT's"
     note = f"dora_scale: the norm of {axis}"
     return replace(module, kind="dora", dense=update, magnitude=read, note=note)

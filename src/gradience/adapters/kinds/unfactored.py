@@ -8,8 +8,8 @@ from __future__ import annotations
 import math
 from typing import Any, Final, NoReturn
 
-from gradience.adapters.kinds import dense
-from gradience.adapters.kinds.dense import as_float32
+from gradience.adapters import kinds
+from gradience.adapters.kinds import as_float32
 from gradience.adapters.layout import (
     Array,
     Context,
@@ -93,7 +93,7 @@ def _vera(ctx: Context, group: Group, shared: Group, *, known_width: bool) -> Mo
     if known_width:
         return module
     why = "VeRA: modules of several widths share one projection, and the file does not say how wide this one is"
-    return _only_with_base(ctx, group, "vera", why, r=r, factored=dense.vera(factors), shape=(0, 0))
+    return _only_with_base(ctx, group, "vera", why, r=r, factored=kinds.vera(factors), shape=(0, 0))
 
 
 def _projections(ctx: Context, shared: Group) -> tuple[Array, Array]:
@@ -123,7 +123,7 @@ def hira_module(ctx: Context, group: Group) -> NeedsBase:
     inner = math.prod(a[1:])
     why = "HiRA multiplies the base weight, entry by entry: its update needs the base"
     shape = (inner, b[0]) if transposed else (b[0], inner)
-    return _only_with_base(ctx, group, "hira", why, r=a[0], update=dense.hira(factors), shape=shape)
+    return _only_with_base(ctx, group, "hira", why, r=a[0], update=kinds.hira(factors), shape=shape)
 
 
 @reported
@@ -143,8 +143,8 @@ def miss_module(ctx: Context, group: Group) -> NeedsBase:
     r = shape[-1] if kind == "bat" else shape[0]
     read = ctx.reader(group, "miss_block")
     if kind == "bat":
-        return _only_with_base(ctx, group, "miss", why, r=r, update=dense.bat(read), shape=(0, 0))
-    return _only_with_base(ctx, group, "miss", why, r=r, factored=dense.miss(read, kind), shape=(0, 0))
+        return _only_with_base(ctx, group, "miss", why, r=r, update=kinds.bat(read), shape=(0, 0))
+    return _only_with_base(ctx, group, "miss", why, r=r, factored=kinds.miss(read, kind), shape=(0, 0))
 
 
 def _only_with_base(
@@ -158,7 +158,7 @@ def _only_with_base(
     update: DenseUpdate | None = None,
     factored: FactoredUpdate | None = None,
 ) -> NeedsBase:
-    whole = update if factored is None else dense.product(factored)
+    whole = update if factored is None else kinds.product(factored)
 
     def refuse() -> NoReturn:
         raise AdapterError(f"{ctx.name(group)}: {why}", advice="give the base model with --base")

@@ -12,8 +12,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Final, Literal, NamedTuple, TypeAlias
 
-from gradience.adapters.names import is_embedding, layer_index
-from gradience.base.peft_emulation.architecture import CONV1D_TYPES, Architecture, read_architecture
+from gradience.adapters import is_embedding, layer_index
+from gradience.base.peft_emulation import CONV1D_TYPES, Architecture, read_architecture
 from gradience.base.weights import find_shards
 from gradience.errors import AdapterError
 from gradience.io.safetensors import SafetensorsFile

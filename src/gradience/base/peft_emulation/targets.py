@@ -14,10 +14,10 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Final, NamedTuple
 
 from gradience.adapters.patterns import PatternTable, dotted_tails
-from gradience.base.peft_emulation.architecture import DEFAULT_TARGETS, MAMBA_TYPES
+from gradience.base.peft_emulation import DEFAULT_TARGETS, MAMBA_TYPES
 from gradience.base.peft_emulation.layout import Layout, Site
 from gradience.errors import AdapterError
-from gradience.schema.config import LoraSnapshot
+from gradience.schema.events import LoraSnapshot
 
 ALL_LINEAR: Final = "all-linear"
 

@@ -8,7 +8,7 @@ from typing import Final
 from gradience.rules.config import adapter, coverage, rate, serving, training, values
 from gradience.rules.config.facts import CheckContext, Facts
 from gradience.rules.rule import Rule, Verdict, judge
-from gradience.schema.config import ConfigSnapshot
+from gradience.schema.events import ConfigSnapshot
 from gradience.schema.findings import Finding, NotRun
 
 RULES: Final[tuple[Rule[Facts], ...]] = (

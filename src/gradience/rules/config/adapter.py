@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import Literal
 
-from gradience.adapters.names import module_type
+from gradience.adapters import module_type
 from gradience.rules.config.facts import Facts, LoraRule, given
 from gradience.rules.rule import CLASSIFIER_DOCS, LWR, NEMOTRON, RECIPES, Observation, Threshold, Unknown, cite
 

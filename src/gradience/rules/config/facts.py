@@ -13,7 +13,7 @@ from typing import Final, NamedTuple, TypeVar
 
 from gradience.rules.objective import Objective, objective_of
 from gradience.rules.rule import Need, Rule, Unknown
-from gradience.schema.config import ConfigSnapshot
+from gradience.schema.events import ConfigSnapshot
 from gradience.schema.findings import Coverage, RuleGroup
 from gradience.schema.scalars import NonFinite, Real, as_float, real
 

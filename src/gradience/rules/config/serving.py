@@ -13,7 +13,7 @@ from typing import Final, Literal, NamedTuple, TypeAlias
 
 from gradience.rules.config.facts import Facts, LoraRule
 from gradience.rules.rule import Observation, Unknown, cite
-from gradience.schema.config import ConfigSnapshot
+from gradience.schema.events import ConfigSnapshot
 from gradience.schema.findings import Evidence, RuleGroup
 from gradience.schema.scalars import Json
 

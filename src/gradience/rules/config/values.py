@@ -13,7 +13,7 @@ from typing import Final, NamedTuple
 from gradience.configs.settings import ALIKE, nearest_known
 from gradience.rules.config.facts import ConfigRule, Facts, about_lora
 from gradience.rules.rule import Observation, Threshold, Unknown, cite
-from gradience.schema.config import ConfigSnapshot
+from gradience.schema.events import ConfigSnapshot
 from gradience.schema.scalars import Json, NonFinite, as_float, real
 
 Number = float | NonFinite | None

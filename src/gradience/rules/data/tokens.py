@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from gradience.errors import few
-from gradience.rules.data.rows import DataRule, counted, of_tokens, on_rows, share
+from gradience.rules.data.content import DataRule, counted, of_tokens, on_rows, share
 from gradience.rules.rule import Observation, Threshold, Unknown, cite
 from gradience.schema.reports import DataReport
 

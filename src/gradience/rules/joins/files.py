@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from gradience.rules.joins.correlation import Correlation, Message, Needs
+from gradience.rules.joins import Correlation, Message, Needs
 from gradience.rules.rule import (
     CLASSIFIER_DOCS,
     EVAL_DEFAULT,

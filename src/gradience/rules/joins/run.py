@@ -7,8 +7,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from gradience.rules.joins import files
-from gradience.rules.joins.correlation import Correlation, Message, Needs
+from gradience.rules.joins import Correlation, Message, Needs, files
 from gradience.rules.joins.symptoms import EXPLODED_RMS, FEW_LAYERS, MANY_LAYERS, TINY_RMS
 from gradience.rules.rule import (
     ALL_MASKED,

@@ -12,15 +12,14 @@ from typing import Final, NamedTuple
 
 import msgspec
 
-from gradience.adapters.names import layer_label
+from gradience.adapters import layer_label
 from gradience.errors import few
-from gradience.rules.joins.correlation import Symptom
+from gradience.rules.joins import Symptom
 from gradience.rules.log.record import FEW_ROWS
 from gradience.rules.rule import Observation, Threshold, cite
 from gradience.schema.audit import AuditReport, ModuleAudit
-from gradience.schema.config import LoraSnapshot
 from gradience.schema.diagnose import Source
-from gradience.schema.events import Eval
+from gradience.schema.events import Eval, LoraSnapshot
 from gradience.schema.findings import SEVERITIES, Finding, NotRun, by_severity
 from gradience.schema.reports import CheckReport, MonitorReport
 from gradience.schema.scalars import Json, as_float

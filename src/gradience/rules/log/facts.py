@@ -18,8 +18,7 @@ from typing import Final, NamedTuple, TypeAlias, TypeVar
 from gradience.rules.log.statistics import FEW_POINTS, Curve, Trend, curve_of, median, moves, noise, trend_of
 from gradience.rules.objective import Objective, objective_by_names, objective_of
 from gradience.rules.rule import Rule, Threshold, Unknown, cite
-from gradience.schema.config import ConfigSnapshot
-from gradience.schema.events import TELLING, Eval, Metrics
+from gradience.schema.events import TELLING, ConfigSnapshot, Eval, Metrics
 from gradience.schema.findings import Evidence, RuleGroup
 from gradience.schema.reports import BadLine, EvalPoint, GapReading
 from gradience.schema.scalars import Json, as_float

@@ -16,7 +16,7 @@ from functools import partial
 from typing import Final
 
 from gradience.rules.data import content, supervision, tokens
-from gradience.rules.data.rows import counted
+from gradience.rules.data.content import counted
 from gradience.rules.log.facts import JUDGEMENT, LogRule, RunFacts, seen
 from gradience.rules.rule import ENERGY, Observation, Rule, Threshold, Unknown, cite
 from gradience.rules.weights.health import observe_verdict, suggests_ranks

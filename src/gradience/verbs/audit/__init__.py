@@ -13,7 +13,7 @@ from gradience.adapters.layout import Adapter, Module
 from gradience.adapters.open import AdapterFiles, open_adapter
 from gradience.base.orientation import factors_of
 from gradience.errors import RecorderError
-from gradience.io.paths import PathLike, Progress
+from gradience.io import PathLike, Progress
 from gradience.io.safetensors import is_known
 from gradience.rules.select import excluded_rules, without
 from gradience.rules.weights.health import health, suggests_ranks

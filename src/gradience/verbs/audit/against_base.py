@@ -21,15 +21,15 @@ from gradience.adapters.layout import Adapter, Array, Module
 from gradience.base.update import Update, survival_of, update_of
 from gradience.base.weights import BaseWeights, Found, Norms, NormsCache, find_shards
 from gradience.errors import AdapterError
-from gradience.io.paths import Progress, cache_folder
+from gradience.io import Progress, cache_folder
 from gradience.io.safetensors import Memory
 from gradience.rules.weights.health import at_risk
 from gradience.schema.audit import BaseComparison, BaseReport, Intruders, ModuleAudit, NotCompared
 from gradience.schema.scalars import real
+from gradience.spectral import each_in_threads, one_blas_thread, threads_for
+from gradience.spectral.base import count_below, overlaps
 from gradience.spectral.batch import dense_spectrum, spectrum_of
-from gradience.spectral.intruders import count_below, overlaps
 from gradience.spectral.krylov import Operator, as_float32, spectral_norm
-from gradience.spectral.threads import each_in_threads, one_blas_thread, threads_for
 from gradience.verbs.audit.rows import Shown, broken_row, dense_row, module_row
 
 SHOWN_EPS: Final = (0.3, 0.5, 0.7)

@@ -15,7 +15,7 @@ from gradience.adapters.config import AdapterConfig
 from gradience.adapters.layout import Adapter, Array, Files, Format, Module
 from gradience.adapters.open import AdapterFiles
 from gradience.errors import AdapterError
-from gradience.io.paths import PathLike
+from gradience.io import PathLike
 from gradience.io.safetensors import TensorInfo
 from gradience.rules.select import excluded_rules, without
 from gradience.rules.weights.rules import WEIGHTS_RULES

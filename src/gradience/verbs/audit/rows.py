@@ -11,8 +11,8 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
+from gradience.adapters import layer_index, layer_label, module_type
 from gradience.adapters.layout import Adapter, Module, Role
-from gradience.adapters.names import layer_index, layer_label, module_type
 from gradience.rules.weights.ranks import measured, percentile
 from gradience.schema.audit import AuditSummary, GroupSummary, LayerSummary, LedgerEntry, ModuleAudit
 from gradience.schema.scalars import real

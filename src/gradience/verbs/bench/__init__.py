@@ -12,7 +12,7 @@ import numpy as np
 
 from gradience.adapters.open import open_adapter
 from gradience.errors import AdapterError, GradienceError
-from gradience.io.paths import PathLike, Progress
+from gradience.io import PathLike, Progress
 from gradience.schema.compare import BenchReport
 from gradience.schema.merge import MergeMethod
 from gradience.verbs.bench.candidates import FULL, Making, default_names, made, retrained

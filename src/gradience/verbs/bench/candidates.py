@@ -8,7 +8,7 @@ from typing import Any, Final, NamedTuple
 
 from gradience.adapters.open import open_adapter
 from gradience.errors import AdapterError, GradienceError
-from gradience.io.paths import PathLike
+from gradience.io import PathLike
 from gradience.verbs.audit import audit_adapter
 from gradience.verbs.bench.contest import SHUFFLED, Contest, Entrant, Entry, Options
 from gradience.verbs.bench.evaluators import run, words

@@ -18,7 +18,7 @@ from gradience.adapters.open import open_adapter
 from gradience.adapters.pairs import LoraPair
 from gradience.base.weights import find_shards, identity
 from gradience.errors import AdapterError, GradienceError
-from gradience.io.paths import PathLike, Progress
+from gradience.io import PathLike, Progress
 from gradience.io.safetensors import TensorSource, Together, copied, planned
 from gradience.schema.compare import BenchMetric, BenchReport, Role
 from gradience.telemetry.redact import hide_in

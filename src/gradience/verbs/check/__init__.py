@@ -29,7 +29,7 @@ from gradience.rules.config.facts import CheckContext, quantities
 from gradience.rules.config.serving import ENGINES
 from gradience.rules.objective import objective_of
 from gradience.rules.select import excluded_rules
-from gradience.schema.config import ConfigSnapshot, LoraSnapshot
+from gradience.schema.events import ConfigSnapshot, LoraSnapshot
 from gradience.schema.findings import Coverage, Finding
 from gradience.schema.reports import CHECK_SCHEMA_ID, CheckReport, SourceFile, SourceLocation
 

@@ -26,7 +26,7 @@ from gradience.rules.config import RULES
 from gradience.rules.data import DATA_RULES
 from gradience.rules.rule import judge
 from gradience.rules.select import excluded_rules
-from gradience.schema.config import ConfigSnapshot
+from gradience.schema.events import ConfigSnapshot
 from gradience.schema.findings import NotRun, by_severity
 from gradience.schema.reports import CHECK_SCHEMA_ID, CheckReport, DataReport, LossMode, SourceFile
 from gradience.schema.scalars import Json, Real, real

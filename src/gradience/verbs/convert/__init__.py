@@ -12,9 +12,9 @@ import msgspec
 
 from gradience.adapters.layout import Role
 from gradience.errors import AdapterError, few
-from gradience.io.paths import PathLike, Progress
+from gradience.io import PathLike, Progress
+from gradience.io.kept import Spool, temporary_folder
 from gradience.io.safetensors import PlannedTensor, copied
-from gradience.io.spool import Spool, temporary_folder
 from gradience.schema.writing import CONVERT_SCHEMA_ID, ConvertedModule, ConvertReport, Target
 from gradience.verbs.convert.factored import Choice
 from gradience.verbs.convert.source import (

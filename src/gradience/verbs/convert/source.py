@@ -20,7 +20,7 @@ from gradience.adapters.open import AdapterFiles, open_adapter
 from gradience.adapters.traits import Operation, Traits, obstacles, traits_of
 from gradience.base.weights import BaseWeights, find_shards
 from gradience.errors import AdapterError
-from gradience.io.paths import PathLike
+from gradience.io import PathLike
 from gradience.io.safetensors import DTYPES, TensorSource
 from gradience.verbs.sides import raw_config
 

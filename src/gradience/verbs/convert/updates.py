@@ -13,13 +13,13 @@ from typing import Any, Final, NamedTuple, TypeAlias
 
 import numpy as np
 
+from gradience.adapters import module_type
 from gradience.adapters.formats.mlx import is_embedding_layer
 from gradience.adapters.layout import Array, Module
-from gradience.adapters.names import module_type
 from gradience.base.weights import BaseWeights, Found
 from gradience.errors import AdapterError
-from gradience.io.paths import Progress
-from gradience.io.spool import Spool
+from gradience.io import Progress
+from gradience.io.kept import Spool
 from gradience.schema.writing import Target
 from gradience.verbs.convert.factored import Choice, Factored, from_dense, from_factors, product_norm, refuse_non_finite
 from gradience.verbs.convert.source import Source

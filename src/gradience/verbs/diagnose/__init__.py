@@ -11,10 +11,10 @@ from typing import Final
 import msgspec
 
 from gradience.base.weights import find_shards
-from gradience.io.paths import PathLike
+from gradience.io import PathLike
 from gradience.render.text import counted
 from gradience.rules.config import RULES
-from gradience.rules.joins.correlation import Correlation, Symptom, correlate
+from gradience.rules.joins import Correlation, Symptom, correlate
 from gradience.rules.joins.run import JOINS
 from gradience.rules.joins.symptoms import (
     Stated,

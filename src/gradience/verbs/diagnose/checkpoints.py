@@ -12,7 +12,7 @@ from typing import Any, Final, NamedTuple
 
 from gradience.adapters.open import WEIGHT_NAMES
 from gradience.errors import GradienceError
-from gradience.rules.joins.correlation import Symptom
+from gradience.rules.joins import Symptom
 from gradience.rules.joins.run import MID_RUN, TIED
 from gradience.rules.rule import Observation
 from gradience.schema.diagnose import BestCheckpoint, Checkpoint

@@ -11,14 +11,14 @@ import msgspec
 
 from gradience.configs.training import PICKLED, read_training
 from gradience.errors import ConfigError, GradienceError
-from gradience.io.paths import PathLike
+from gradience.io import PathLike
 from gradience.rules.config import RULES
 from gradience.rules.log import DETECTED
 from gradience.rules.select import without
 from gradience.rules.weights.rules import WEIGHTS_RULES
 from gradience.schema.audit import AuditReport
-from gradience.schema.config import ConfigSnapshot
 from gradience.schema.diagnose import DiagnosedSource, Source
+from gradience.schema.events import ConfigSnapshot
 from gradience.schema.findings import NotRun
 from gradience.schema.reports import CheckReport, MonitorReport
 from gradience.telemetry.series import RunSeries

@@ -18,7 +18,7 @@ from gradience.adapters.open import CHECKPOINT, CONFIG_NAME, holds_adapter
 from gradience.configs.training import STATE_NAME as _STATE, TRAINING_NAMES
 from gradience.errors import GradienceError, few
 from gradience.importers.sources import is_run, run_folders
-from gradience.io.paths import PathLike
+from gradience.io import PathLike
 from gradience.schema.diagnose import Source
 
 MAX_ENTRIES: Final = 10_000  # of one folder

@@ -12,10 +12,10 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from gradience.io.paths import PathLike
+from gradience.io import PathLike
 from gradience.schema.fleet import FLEET_AUDIT_SCHEMA_ID, FleetAuditReport
-from gradience.spectral.threads import cores, use_threads
-from gradience.verbs.device import prepare_jax
+from gradience.spectral import cores, use_threads
+from gradience.verbs import prepare_jax
 from gradience.verbs.fleet.engines import Done, Engine, run_local, run_ray
 from gradience.verbs.fleet.find import Found, find_adapters
 from gradience.verbs.fleet.index import Known, read_index, write_index

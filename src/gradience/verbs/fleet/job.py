@@ -13,7 +13,7 @@ import msgspec
 from gradience.adapters.layout import Adapter
 from gradience.adapters.open import CONFIG_NAME, AdapterFiles, Layouts, find_files, open_adapter
 from gradience.errors import GradienceError
-from gradience.io.held import Buffer, Bytes
+from gradience.io.kept import Buffer, Bytes
 from gradience.io.reading import open_regular
 from gradience.schema.document import writable
 from gradience.schema.fleet import AdapterRow, RunRow

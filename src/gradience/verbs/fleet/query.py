@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from gradience.errors import GradienceError
+from gradience.io import PathLike
 from gradience.io.atomic import atomic_file
-from gradience.io.paths import PathLike
 from gradience.schema.fleet import (
     FLEET_SCHEMA_ID,
     QUERY_SCHEMA_ID,

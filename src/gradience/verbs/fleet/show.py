@@ -25,7 +25,7 @@ import numpy as np
 from gradience.adapters.layout import Adapter
 from gradience.adapters.open import open_adapter
 from gradience.errors import AdapterError
-from gradience.io.paths import PathLike
+from gradience.io import PathLike
 from gradience.rules.config.serving import RANKS
 from gradience.rules.weights.ranks import measured
 from gradience.schema.audit import AuditReport, ModuleAudit, Percentile, Standing

@@ -15,10 +15,10 @@ from typing import Final, NamedTuple
 import msgspec
 import numpy as np
 
+from gradience.adapters import layer_index
 from gradience.adapters.layout import Module
-from gradience.adapters.names import layer_index
 from gradience.errors import AdapterError
-from gradience.io.paths import PathLike, Progress
+from gradience.io import PathLike, Progress
 from gradience.rules.merge import MERGE_RULES
 from gradience.rules.rule import judge
 from gradience.rules.select import excluded_rules, without

@@ -13,10 +13,10 @@ from gradience.adapters.layout import PREFIX, Array, Module, parse_key
 from gradience.adapters.pairs import LoraPair, StoredPair, padded, stored_pairs
 from gradience.adapters.traits import Operation, obstacles
 from gradience.errors import AdapterError
-from gradience.io.paths import Progress
+from gradience.io import Progress
+from gradience.io.kept import Spool
 from gradience.io.safetensors import DTYPES, PlannedTensor, planned
-from gradience.io.spool import Spool
-from gradience.spectral.threads import each_in_threads
+from gradience.spectral import each_in_threads
 from gradience.verbs.merge.methods import DENSE, Losses, Recipe, Row, merged_module
 from gradience.verbs.sides import Side
 from gradience.verbs.writing import STORED

@@ -18,8 +18,7 @@ from gradience.rules.log.facts import DEFAULT_GAP, PROBES, SIGNALS, RunFacts, Se
 from gradience.rules.log.story import line_of, story_parts
 from gradience.rules.objective import has_perplexity
 from gradience.rules.select import excluded_rules, without
-from gradience.schema.config import ConfigSnapshot
-from gradience.schema.events import EvalMetrics
+from gradience.schema.events import ConfigSnapshot, EvalMetrics
 from gradience.schema.reports import (
     MONITOR_SCHEMA_ID,
     EvalPoint,

@@ -1,30 +1,47 @@
-"""Where runs come from: a log of ours, or the logs of another program, imported in memory.
+"""Where runs come from: a log of ours, the logs of another program, imported in memory, or a log still written to.
 
 A path may be a file, the folder of a run, or a folder of runs; `open_source` reads one run's, `runs_in` finds several.
+`Tail` gives whole lines of a file that grows, is cut, replaced or not there yet. `Watch` makes of them the same series
+that a summary of the finished log has.
 """
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterator, Sequence
+from io import FileIO
 from itertools import islice, takewhile
 from pathlib import Path
-from typing import Final, NamedTuple
+from types import TracebackType
+from typing import Final, NamedTuple, Self
 
-from gradience.errors import RecorderError
+import msgspec
+
+from gradience.errors import RecorderError, SchemaError
 from gradience.importers.files import refuse_summary
-from gradience.io.reading import open_regular
+from gradience.io.reading import open_raw, open_regular
 from gradience.rules.log.facts import KEPT
+from gradience.schema.events import Event, TrainStep, UnknownEvent
 from gradience.schema.reports import SourceLocation
-from gradience.schema.scalars import SCHEMA_PREFIX
+from gradience.schema.scalars import SCHEMA_PREFIX, as_float
+from gradience.telemetry.codec import MAX_LINE_BYTES, convert, decode_known, parse
 from gradience.telemetry.reader import RunSummary, TelemetryReader
+from gradience.telemetry.series import Column, RunSeries
 
 _OF_FOLDERS: Final = ("run.jsonl", "trainer_state.json")
 
 _LOG: Final = "run.jsonl"
 _MAX_ENTRIES: Final = 2000  # of a folder that are looked at
 
-_HEAD: Final = 4096  # bytes
+_FIRST_BYTES: Final = 4096  # bytes
+
+_CHUNK: Final = 1 << 20
+_HEAD: Final = 256  # bytes by which a file is recognised
+_REWARD: Final = "reward"  # the one further value that is watched: under RL the loss shows little
+_REWARD_KEY: Final = b'"reward":'
+_MOST_POINTS: Final = 512  # of a curve
+_MOST_EVALS: Final = 1000
 
 
 def log_place(file: str) -> SourceLocation | None:
@@ -136,7 +153,7 @@ def is_log(path: Path) -> bool:
     """Whether a file begins as a log of ours does: then nothing else need be asked, or imported."""
     try:
         with open_regular(path) as file:
-            return SCHEMA_PREFIX.encode() in file.read(_HEAD)
+            return SCHEMA_PREFIX.encode() in file.read(_FIRST_BYTES)
     except (OSError, ValueError):
         return False
 
@@ -178,3 +195,196 @@ def _import(path: Path, run: str | None) -> Source:
         rows = "1 row was" if len(imported.skipped) == 1 else f"{len(imported.skipped)} rows were"
         notes.append(f"{rows} not imported; the first: {first.file} {first.line}: {first.reason}")
     return Source(path, summary, notes)
+
+
+class Tail:
+    """Whole lines as they come; a line without its newline yet is held back.
+
+    The file may not exist yet, may be cut and written anew, or replaced by another: then `restarts` counts up,
+    and what follows comes from the new file's beginning.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.restarts = 0
+        self._file: FileIO | None = None
+        self._head = b""
+        self._held = b""
+        self._overlong = False  # inside a line longer than one may be: no event, skipped to its end
+
+    def __enter__(self) -> Self:
+        """The tail itself."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Close the file."""
+        self.close()
+
+    @property
+    def found(self) -> bool:
+        """Whether there is a file."""
+        return self._file is not None
+
+    def poll(self) -> Iterator[bytes]:
+        """The lines that were finished since the last call, without their newlines."""
+        if self._file is None and not self._open():
+            return
+        if self._was_written_over():
+            self._start_over()
+        yield from self._drain()
+        if self._was_replaced():
+            self.close()
+            if self._open():
+                self._forget()
+                yield from self._drain()
+
+    def close(self) -> None:
+        """Close the file; the next poll opens what is there then."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+    def _open(self) -> bool:
+        try:
+            self._file = open_raw(self.path)
+        except OSError:
+            return False
+        return True
+
+    def _was_written_over(self) -> bool:
+        """Whether the open file is shorter than what was read of it, or begins otherwise."""
+        file = self._file
+        if file is None:
+            return False
+        place = file.tell()
+        if os.fstat(file.fileno()).st_size < place:
+            return True
+        file.seek(0)
+        head = file.read(_HEAD)
+        file.seek(place)
+        if not head.startswith(self._head):
+            return True
+        self._head = head[:place]
+        return False
+
+    def _was_replaced(self) -> bool:
+        """Whether the path now names another file; one that is gone may come back."""
+        if self._file is None:
+            return False
+        try:
+            now, mine = self.path.stat(), os.fstat(self._file.fileno())
+        except OSError:
+            return False
+        return (now.st_ino, now.st_dev) != (mine.st_ino, mine.st_dev)
+
+    def _start_over(self) -> None:
+        if self._file is not None:
+            self._file.seek(0)
+        self._forget()
+
+    def _forget(self) -> None:
+        self.restarts += 1
+        self._head, self._held, self._overlong = b"", b"", False
+
+    def _drain(self) -> Iterator[bytes]:
+        while self._file is not None and (chunk := self._file.read(_CHUNK)):
+            *lines, self._held = (self._held + chunk).split(b"\n")
+            if self._overlong and lines:
+                del lines[0]
+                self._overlong = False
+            yield from (line for line in lines if len(line) <= MAX_LINE_BYTES and line.strip())
+            if len(self._held) > MAX_LINE_BYTES:
+                self._held, self._overlong = b"", True
+
+
+class Watch:
+    """The run that began last in a log that is being written, from its lines one by one."""
+
+    def __init__(self) -> None:
+        self.bad_lines = 0
+        self._log = RunSummary(Path(), frozenset({_REWARD}))
+        self._none = RunSeries("")  # stands for the run before any began
+
+    @property
+    def run(self) -> RunSeries:
+        """What the run logged so far."""
+        return self._log.last or self._none
+
+    @property
+    def rate(self) -> float | None:
+        """The last learning rate that was logged."""
+        return next((rate for rate in reversed(self.run.rates) if not math.isnan(rate)), None)
+
+    @property
+    def not_finite(self) -> int:
+        """How many rows had a loss that was not finite."""
+        losses = self.run.losses
+        return 0 if math.isfinite(sum(losses)) else len(losses) - sum(map(math.isfinite, losses))
+
+    @property
+    def points(self) -> list[tuple[int, float]]:
+        """Steps and losses of the curve."""
+        return thinned(self.run.steps, self.run.losses)
+
+    @property
+    def rewards(self) -> list[tuple[int, float]]:
+        """Steps and rewards of the curve that is drawn instead of the loss, under RL."""
+        column = self.run.columns.get(_REWARD, Column())
+        return thinned(column.steps, column.values)
+
+    @property
+    def evals(self) -> list[tuple[str, int, float]]:
+        """Split, step and loss of the latest evaluations."""
+        return [
+            (event.split, event.step, as_float(event.metrics.loss))
+            for event in self.run.evals[-_MOST_EVALS:]
+            if event.step is not None and event.metrics.loss is not None
+        ]
+
+    def take(self, line: bytes) -> Event | UnknownEvent | None:
+        """Add one line and return its event; None for a bad line.
+
+        Raises:
+            SchemaError: the line is of another major version: so is the whole log.
+        """
+        event: Event | UnknownEvent | None
+        try:
+            event = decode_known(line)
+        except (msgspec.MsgspecError, RecursionError):
+            event = _look_closely(line)
+        if isinstance(event, TrainStep) and _REWARD_KEY in line:
+            event = _look_closely(line)  # with its further values
+        if event is None:
+            self.bad_lines += 1
+        elif not isinstance(event, UnknownEvent):
+            self._log.take(event)
+        return event
+
+
+def thinned(steps: Sequence[int], values: Sequence[float]) -> list[tuple[int, float]]:
+    """A curve of at most 512 points by rising step: each the mean of as many rows, at the last one's step.
+
+    The rows of a point are a power of two, so that a growing curve keeps its points until it halves them. A value that
+    is not finite is left out.
+    """
+    if not math.isfinite(sum(values)):
+        rows = [row for row in zip(steps, values, strict=True) if math.isfinite(row[1])]
+        steps, values = [step for step, _ in rows], [value for _, value in rows]
+    width = 1
+    while math.ceil(len(values) / width) > _MOST_POINTS:
+        width *= 2
+    parts = ((steps[i : i + width], values[i : i + width]) for i in range(0, len(values), width))
+    return sorted((part[-1], sum(held) / len(held)) for part, held in parts)
+
+
+def _look_closely(line: bytes) -> Event | UnknownEvent | None:
+    try:
+        document, _ = parse(line)
+    except SchemaError:
+        return None
+    try:
+        return convert(document)
+    except msgspec.ValidationError:
+        return None

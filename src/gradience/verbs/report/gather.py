@@ -16,7 +16,7 @@ from gradience.base.weights import find_shards
 from gradience.errors import GradienceError
 from gradience.importers import is_foreign, read_source
 from gradience.importers.files import is_folder, sha256_of
-from gradience.io.paths import PathLike
+from gradience.io import PathLike
 from gradience.io.reading import real_path
 from gradience.render.html import FileRead, Story
 from gradience.render.text import short_path

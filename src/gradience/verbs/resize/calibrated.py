@@ -21,15 +21,14 @@ from gradience.adapters.open import CONFIG_NAME, AdapterFiles
 from gradience.adapters.pairs import StoredPair
 from gradience.adapters.traits import traits_of
 from gradience.errors import AdapterError, ConfigError
-from gradience.io.paths import PathLike, Progress
-from gradience.io.spool import temporary_folder
+from gradience.io import PathLike, Progress
+from gradience.io.kept import temporary_folder
 from gradience.models.inputs import Example, batches, digest_of, read_inputs
 from gradience.models.load import LoadedModel, load_model
 from gradience.schema.writing import Calibration
 from gradience.spectral.grams import Floats
 from gradience.spectral.update import Maps
-from gradience.verbs.resize.criteria import Target
-from gradience.verbs.resize.cut import Job
+from gradience.verbs.resize.cut import Job, Target
 from gradience.verbs.resize.pieces import (
     Adapted,
     Candidate,

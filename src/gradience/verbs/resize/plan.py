@@ -25,8 +25,7 @@ from gradience.schema.writing import Calibration, ResizedModule
 from gradience.spectral.batch import Spectrum, spectra_and_maps
 from gradience.spectral.grams import Floats
 from gradience.spectral.update import Maps
-from gradience.verbs.resize.criteria import Priced, Target, module_rank, ranks_within
-from gradience.verbs.resize.cut import Job, planned_file, refit_of
+from gradience.verbs.resize.cut import Job, Priced, Target, module_rank, planned_file, ranks_within, refit_of
 
 _MEGABYTE: Final = 1_000_000
 _METADATA: Final = {"format": "pt"}

@@ -16,16 +16,15 @@ from typing import Final
 from gradience.configs.training import STATE_NAME
 from gradience.errors import GradienceError, RecorderError
 from gradience.importers.sources import is_run
-from gradience.io.paths import PathLike, cache_folder
+from gradience.io import PathLike, cache_folder
 from gradience.rules.objective import objective_of
-from gradience.schema.config import ConfigSnapshot
 from gradience.schema.document import writable
-from gradience.schema.events import Eval
+from gradience.schema.events import ConfigSnapshot, Eval
 from gradience.schema.findings import by_severity
 from gradience.schema.fleet import RUNS_SCHEMA_ID, EvalRow, RunFindingRow, RunRow, StepRow
 from gradience.schema.reports import MonitorReport
 from gradience.schema.scalars import Real, as_float, number_in
-from gradience.spectral.threads import cores
+from gradience.spectral import cores
 from gradience.telemetry.series import RunSeries
 from gradience.verbs.fleet.audit import Plan, Tally, carry_out, known_rows, plan_of
 from gradience.verbs.fleet.engines import Done, run_local
@@ -45,7 +44,6 @@ RUNS: Final = Tables(RUNS_SCHEMA_ID, {"runs": RunRow, "rows": StepRow, "evals": 
 MAX_RUNS: Final = 1000  # of one log: more are an error, as none is known to hold as many
 
 _MOST_INT: Final = 2**63 - 1  # of a column
-
 
 
 def collect_runs(
@@ -251,8 +249,6 @@ def _run(job: Job, series: RunSeries, report: MonitorReport) -> RunRow:
         started=series.first_ts,
         duration_s=train.duration_s,
     )
-
-
 
 
 def _seed(config: ConfigSnapshot) -> int | None:

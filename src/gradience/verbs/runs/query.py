@@ -7,8 +7,9 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal
+
 from gradience.errors import GradienceError, RecorderError
-from gradience.io.paths import PathLike
+from gradience.io import PathLike
 from gradience.schema.fleet import (
     RUNS_BEST_SCHEMA_ID,
     RUNS_CURVES_SCHEMA_ID,

@@ -25,7 +25,7 @@ from gradience.base.weights import Found
 from gradience.errors import AdapterError
 from gradience.io.safetensors import DTYPES, TensorReader
 from gradience.schema.merge import MergeReplay
-from gradience.spectral.threads import scratch
+from gradience.spectral import scratch
 
 UNIT: Final = {"F64": 2.0**-53, "F32": 2.0**-24, "F16": 2.0**-11, "BF16": 2.0**-8}
 """Unit roundoff: a bound on the relative error of rounding a normal number to nearest (IEEE 754; bfloat16: 8 bits)."""

@@ -16,7 +16,7 @@ import numpy as np
 
 from gradience.adapters.layout import Array
 from gradience.schema.merge import MergeReplay
-from gradience.spectral.threads import scratch
+from gradience.spectral import scratch
 from gradience.verbs.verify_merge.delta import UNIT, Delta, Matrix, Stored, narrower, working
 from gradience.verbs.verify_merge.replays import Missed, Rows, missed_by, replayed
 

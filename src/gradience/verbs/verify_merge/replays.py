@@ -21,7 +21,7 @@ import numpy.typing as npt
 
 from gradience.adapters.layout import Array
 from gradience.schema.merge import MergeReplay
-from gradience.spectral.threads import scratch
+from gradience.spectral import scratch
 from gradience.verbs.verify_merge.delta import HALVES, UNIT, PlainDelta, narrower, rounded
 
 if TYPE_CHECKING:

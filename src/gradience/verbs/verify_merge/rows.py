@@ -10,8 +10,8 @@ from typing import Final, NamedTuple
 
 import numpy as np
 
+from gradience.adapters import is_embedding
 from gradience.adapters.layout import Adapter, Module
-from gradience.adapters.names import is_embedding
 from gradience.adapters.traits import Operation, obstacles
 from gradience.base.weights import BaseWeights, Found
 from gradience.errors import AdapterError
