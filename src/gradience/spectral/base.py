@@ -121,7 +121,7 @@ def merge_sums(update: Updated, *, scale: float, target: str, delta_dtype: str) 
 
 
 def _on_device(w: Matrix) -> jax.Array:
-    """Return w for the kernels, bfloat16 as bits; not copied where it lies as XLA wants it, so it must not change."""
+    """Return w for the kernels, bfloat16 as its bits. XLA may share w's memory, so the caller must not change w."""
     put: jax.Array = jax.device_put(w.view(np.uint16) if w.dtype == _BFLOAT16 else w, may_alias=True)
     return put
 
@@ -145,14 +145,14 @@ def _sums_dense(w: jax.Array, delta: jax.Array, *, target: str) -> jax.Array:
 
 
 def _by_rows(w: jax.Array, delta: Callable[[Callable[[jax.Array], jax.Array]], jax.Array], target: str) -> jax.Array:
-    """Return the sums over each row; `delta` gives the update's rows, told how to take those rows of a matrix."""
+    """Return the sums over each row, (5, m). `delta` returns the update's rows, given a function that selects rows."""
     m, n = w.shape
     size = min(max(1, _PART // n), m)
     if size == m:
         return _sums(w, delta(lambda x: x), target)
 
     def part(i: jax.Array, sums: jax.Array) -> jax.Array:
-        first = jnp.minimum(i * size, m - size)  # the last part has rows of the one before where they do not divide m
+        first = jnp.minimum(i * size, m - size)  # the last part overlaps the one before if `size` does not divide m
         found = _sums(lax.dynamic_slice_in_dim(w, first, size), delta(partial(_rows, first, size)), target)
         return lax.dynamic_update_slice(sums, found, (0, first))
 

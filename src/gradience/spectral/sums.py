@@ -32,7 +32,7 @@ from gradience.spectral.update import (
 )
 
 EXACT: Final = 1e-6  # relative to sigma_1: below it, a direction is rounding of factors stored in float32
-_CANCELLED: Final = 1e-10  # of sum |b_k|^2 |a_k|^2: below it, the Gram route has lost half its digits
+_CANCELLED: Final = 1e-10  # of sum |b_k|^2 |a_k|^2: below it, the sum over Gram matrices has lost half its digits
 _NOTHING: Final = 1e-24  # of the same sum: below it, the parts cancel, and only their rounding is left
 
 

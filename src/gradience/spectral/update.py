@@ -23,7 +23,7 @@ from gradience.spectral.grams import Floats, Matrix, inner_size, narrowed
 
 _SAMPLES = 8
 
-# If sigma_1^2 is below this share of |A|^2 |B|^2, the Gram route may miss 1e-6 sigma_1 (tests/spectral shows it).
+# If sigma_1^2 is below this share of |A|^2 |B|^2, Gram matrices may not give 1e-6 sigma_1 (tests/spectral shows it).
 TRUSTED_SHARE: Final = 1e-2
 
 _TILE: Final = 1 << 18  # elements cast to floats at a time (2 MiB as float64); measured with 2**14 to 2**20
