@@ -1,8 +1,8 @@
-"""One run's log in the hands of a callback: opened, continued or closed as training begins, resumes and ends.
+"""One run's log for a callback: opened, continued or closed as training begins, resumes and ends.
 
-Nothing that fails here reaches the training: `with recorder:` takes note of a failure and swallows it, the run goes on,
-and its last line counts the events that were lost. A training that is left without its end (an exception, Ctrl-C, an
-exit) is closed by `close_interrupted`, with the exception that was its reason as far as one can be seen.
+No failure here reaches the training. `with recorder:` notes a failure and swallows it, the run goes on, and its last
+line counts the lost events. If a training is left before its end (an exception, Ctrl-C, an exit), `close_interrupted`
+closes the run and records the exception behind it, if one can be seen.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from gradience.schema.scalars import Status
 from gradience.telemetry import TelemetryWriter, decode
 from gradience.telemetry.logfile import notice
 
-_TAIL_BYTES: Final = 1 << 18  # four lines of the greatest length
+_TAIL_BYTES: Final = 1 << 18  # room for four lines of the greatest length
 _open: WeakValueDictionary[Path, RunRecorder] = WeakValueDictionary()
 
 
@@ -31,7 +31,7 @@ class RunRecorder:
     """One log, written for one callback.
 
     Attributes:
-        joined: another callback of the same training records it, and this one writes nothing.
+        joined: another callback records the same training, so this one writes nothing.
 
     Args:
         allow_text: write long strings and exceptions' texts in clear.
@@ -43,8 +43,8 @@ class RunRecorder:
         self.dropped = 0
         self.joined = False
         self._allow_text = allow_text
-        self._key: Path | None = None  # the log asked for, under which others of this process find the run
-        self._path: Path | None = None  # the log written: another where that one was taken
+        self._key: Path | None = None  # the log asked for; key of the run in `_open`
+        self._path: Path | None = None  # the log written; a sibling if the one asked for was taken
         self._training: object = None
         self._writer: TelemetryWriter | None = None
         self._enabled = True
@@ -52,23 +52,23 @@ class RunRecorder:
         self._earlier = 0
 
     def __enter__(self) -> Self:
-        """Begin something whose failure must not reach the training."""
+        """Begin a block whose failure must not reach the training."""
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> bool:
-        """Take note of a failure and swallow it; Ctrl-C and exits pass."""
+        """Note a failure and swallow it; let Ctrl-C and exits pass."""
         if not isinstance(error, Exception):
             return False
         self.fail(error)
         return True
 
     def records(self, training: object) -> bool:
-        """Whether the run that is open is of this training."""
+        """Whether the open run belongs to this training."""
         return self.in_run and self._training is training
 
     @property
     def began(self) -> bool:
-        """Whether a run was ever begun here, ended or not."""
+        """Whether a run was ever begun here, even if it has ended."""
         return self._path is not None
 
     def start(
@@ -81,14 +81,14 @@ class RunRecorder:
         step: int,
         restart: bool = False,
     ) -> None:
-        """Begin a run at step 0, go on with the log's last run at a later step, or begin the open run again.
+        """Begin a run at step 0, continue the log's last run at a later step, or restart the open run.
 
         Args:
             path: the log.
             config: the run's configuration.
             meta: further facts of the run.
-            training: an object of the loop that trains; of two recorders with the same log and the same object the
-                second joins the first.
+            training: an object that identifies the training loop. If another recorder has the same log and object, this
+                one joins it and writes nothing.
             step: the step at which it begins.
             restart: the open run begins again, with a smaller batch.
         """
@@ -103,7 +103,7 @@ class RunRecorder:
             self.warn("two callbacks record this training in one log: the first one writes, the second does nothing")
             return
         if other is not None:
-            other.close_interrupted()  # a loop in this process that was left, and whose Trainer still lives
+            other.close_interrupted()  # an interrupted loop of this process whose Trainer still exists
         self.run_id = (last_run_id(path) or self.run_id) if step else None
         self.dropped, self.in_run, self._enabled = 0, True, True
         self._key = self._path = path
@@ -114,26 +114,26 @@ class RunRecorder:
         self._writer.run_start(config, meta=meta, resumed_from_step=step or None)
 
     def train_step(self, step: int, known: Mapping[str, Any], extras: Mapping[str, Any]) -> None:
-        """Have a row of training written: `record`, in fewer steps while the run is open."""
+        """Write a training row, as `record` does but faster while the run is open."""
         if self._writer is not None and self._enabled and os.getpid() == self._pid:
             self._writer.train_step(step, **known, **extras)
         else:
             self.record(lambda log: log.train_step(step, **known, **extras))
 
     def alert(self, finding: Finding, step: int, *, stops: bool) -> None:
-        """Have a finding written as an alert."""
+        """Write a finding as an alert."""
         context = {**finding.values, **({"stops": True} if stops else {})}
         severity, code, message = finding.severity, finding.id, finding.message
         self.record(lambda log: log.alert(severity=severity, code=code, message=message, step=step, context=context))
 
     def record(self, write: Callable[[TelemetryWriter], None]) -> None:
-        """Have one event written; after the run's end the log is opened for it and closed again.
+        """Write one event. After the run's end the log is opened for the event and closed again.
 
         Raises:
-            RecorderError: the event cannot be written; after the end also where the log is another's by then.
+            RecorderError: the event cannot be written, or after the end another process holds the log.
         """
         if self.joined or os.getpid() != self._pid:
-            return  # a forked worker: the log is its parent's
+            return  # in a forked worker the log belongs to the parent
         if self._writer is not None and self._enabled:
             write(self._writer)
         elif not self._enabled or self._path is None:
@@ -144,7 +144,7 @@ class RunRecorder:
 
     @contextmanager
     def _reopened(self) -> Iterator[TelemetryWriter]:
-        """The log for one event, never a file of its own for it."""
+        """Open the log for one event; never write the event to a sibling file."""
         assert self._path is not None  # noqa: S101  # a run was begun
         writer = TelemetryWriter(self._path, self.run_id, allow_text=self._allow_text, siblings=False, on_error="raise")
         try:
@@ -153,7 +153,7 @@ class RunRecorder:
             writer.close()
 
     def fail(self, error: Exception) -> None:
-        """Take note of an event that could not be written; give up if the log is at fault."""
+        """Count an event that could not be written; stop recording if the log itself is at fault."""
         self.dropped += 1
         if self.dropped == 1:
             self.warn(f"an event of this run could not be recorded, training goes on: {_shown(error)}")
@@ -161,7 +161,7 @@ class RunRecorder:
             self._enabled = False
 
     def end(self, status: Status, reason: str | None = None) -> None:
-        """Close the run. Its last line, and a warning, count the events that were lost."""
+        """Close the run. Its last line and a warning count the lost events."""
         if not self.in_run or os.getpid() != self._pid:
             return
         self.in_run = False
@@ -177,7 +177,7 @@ class RunRecorder:
             self.warn(lost)
 
     def finish(self, step: int, planned: int, stopped: str | None) -> None:
-        """Close a run that came to its end at a step, or was stopped there, and by what."""
+        """Close a run that reached its end at a step, or was stopped there by `stopped`."""
         at = f"stopped at step {step}" + (f" of {planned}" if planned > 0 else "")
         if stopped:
             self.end("aborted", f"{at} by {stopped}")
@@ -185,13 +185,13 @@ class RunRecorder:
             self.end("ok", at if 0 < step < planned else None)
 
     def close_interrupted(self, error: BaseException | None = None) -> None:
-        """Close a run whose training was left without its end: by this exception, another, Ctrl-C or an exit."""
+        """Close a run whose training was left before its end by an exception, Ctrl-C or an exit."""
         if self.in_run:
             self.end(*self._how_it_was_left(error))
 
     def _last_line(self, status: Status, reason: str | None) -> None:
         if self._path is not None and (not self._enabled or self._writer is None):
-            self._close()  # a new descriptor: the disk may have room again, and a torn line gets its newline
+            self._close()  # open anew: the disk may have room again, and opening closes a torn line
             with self._reopened() as writer:
                 writer.run_end(status=status, reason=reason)
         elif self._writer is not None:
@@ -208,7 +208,7 @@ class RunRecorder:
                 self.warn(f"the log could not be closed: {_shown(error)}")
 
     def _how_it_was_left(self, error: BaseException | None) -> tuple[Status, str]:
-        """Return the status by the exception, by the one in flight, or by the one that ended the program."""
+        """Return status and reason by the given exception, the one in flight, or the last uncaught one."""
         error = error or sys.exception() or _uncaught()
         if error is None or id(error) == self._earlier:
             return "aborted", "training was left before its end"
@@ -216,12 +216,12 @@ class RunRecorder:
         return ("interrupted" if isinstance(error, KeyboardInterrupt) else "error"), reason
 
     def warn(self, message: str) -> None:
-        """Say what went wrong; training goes on, also where warnings are errors."""
+        """Warn of what went wrong. Training goes on, even if warnings are errors."""
         notice(message, stacklevel=4)
 
 
 def last_run_id(path: Path) -> str | None:
-    """Return the run_id of the last event in the log, or None; reads the tail only."""
+    """Return the run_id of the last event in the log, or None. Reads only the tail."""
     try:
         with open_regular(path) as file:
             file.seek(max(0, file.seek(0, os.SEEK_END) - _TAIL_BYTES))
@@ -232,7 +232,7 @@ def last_run_id(path: Path) -> str | None:
         try:
             return decode(line).run_id
         except SchemaError:
-            continue  # a torn line, or the end of one
+            continue  # a torn line, or one whose beginning was not read
     return None
 
 
@@ -242,7 +242,7 @@ def _uncaught() -> BaseException | None:
 
 
 def _is_the_log(error: Exception) -> bool:
-    """Whether the log was at fault (disk, permission, descriptor) and not the event: the next may not pass."""
+    """Whether the log is at fault (disk, permission, descriptor) and not the event: later events may fail too."""
     return isinstance(error, OSError) or isinstance(error.__cause__, OSError)
 
 

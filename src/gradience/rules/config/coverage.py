@@ -1,6 +1,6 @@
-"""Rules on a configuration beside its base model: what the targets reach, and whether the adapter can hold the data.
+"""Rules on a configuration beside its base model: which modules the targets reach, how much data the adapter can hold.
 
-They read the counts of `--base`, which come from the base's config.json and file headers; without them they abstain.
+They read the counts that `--base` gives, from the base's config.json and file headers. Without `--base` they abstain.
 """
 
 from __future__ import annotations

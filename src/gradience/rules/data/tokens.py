@@ -1,4 +1,4 @@
-"""Rules on lengths and special tokens: what the limit cuts, what padding costs, and what the template writes."""
+"""Rules on lengths and special tokens: what the length limit cuts, what padding costs, and what the template writes."""
 
 from __future__ import annotations
 

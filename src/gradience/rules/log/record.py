@@ -1,4 +1,4 @@
-"""END114 to GAP118 on whether the log is whole and shows small effects; GUA150 on what a guard did to the run."""
+"""END114 to GAP118: is the log whole, and can it show small effects? GUA150: what a guard did to the run."""
 
 from __future__ import annotations
 

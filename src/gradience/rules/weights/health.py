@@ -1,11 +1,11 @@
-"""Whether an adapter is in order as a whole, before any number about it; and the rules on one beside its base model.
+"""The verdict on an adapter as a whole, before any number about it, and the rules on an adapter beside its base.
 
-It is trained, untrained, broken, larger than its base, or like random numbers. The verdict is part of the audit's
-report; the rules NUM201, TRN202, RND203 and SIZ215 turn it into findings. `AdapterFacts` is what all rules on weights
-judge.
+The main verdicts: trained, untrained, broken, larger than its base, or like random numbers. The verdict is part of the
+audit's report, and NUM201, TRN202, RND203 and SIZ215 turn it into findings. `AdapterFacts` is the input of all rules on
+weights.
 
-The rules beside a base (a 16-bit merge that rounds the update away, another base, intruders) need an audit with
-`--base`; without one they are listed as not judged.
+The rules beside a base (a 16-bit merge that rounds the update away, a wrong base, intruder dimensions) need an audit
+with `--base`. Without one they are listed as not judged.
 """
 
 from __future__ import annotations
@@ -57,13 +57,13 @@ _HALF: Final = frozenset({"BF16", "F16"})  # dtypes as safetensors names them
 
 
 class AdapterFacts(NamedTuple):
-    """An audit, and what the config says: lora_alpha and r before any pattern, None for another format than PEFT's."""
+    """An audit, with lora_alpha and r of the config before any pattern; both None in other formats than PEFT's."""
 
     report: AuditReport
     alpha: float | None = None
     r: int | None = None
     modules_to_save: tuple[str, ...] = ()
-    """Modules that the config names to be saved whole: a head among them is meant."""
+    """Modules that the config wants saved whole, so that a head among them is intended."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,7 +74,7 @@ class WeightsRule(Rule[AdapterFacts]):
 
 
 def modules_analysed(facts: AdapterFacts) -> str | None:
-    """The need of a rule on modules: why there are none, or None."""
+    """Need of a rule on modules: the reason why no module was analysed, or None."""
     return None if facts.report.modules else f"no module was analysed: {facts.report.health.reason}"
 
 
@@ -89,9 +89,9 @@ def health(
 
     Args:
         modules: the analysed modules.
-        peft_type: the config's, for an adapter without an analysed module.
-        not_analysed: what no number speaks of, for an adapter without an analysed module.
-        relative_frobenius: norm of the whole update over that of the base weights, where they were compared.
+        peft_type: the config's peft_type; used if no module was analysed.
+        not_analysed: what was not analysed; used if no module was analysed.
+        relative_frobenius: norm of the whole update over that of the base weights, if they were compared.
     """
     if not modules:
         return _without_modules(peft_type, not_analysed)
@@ -162,7 +162,7 @@ def _without_modules(peft_type: str | None, not_analysed: Sequence[NotAnalysed])
 
 
 def suggests_ranks(verdict: str) -> bool:
-    """Whether an adapter of this verdict has a rank to compress it to: it carries what training put there."""
+    """Whether an adapter with this verdict may get a suggested rank: it must hold what training learnt."""
     return verdict in {"trained", "partial"}
 
 
@@ -178,7 +178,7 @@ def _of_product(module: ModuleAudit) -> float | None:
 
 
 def _of_second_factor(module: ModuleAudit) -> float | None:
-    """lora_B's stable rank over that of random numbers; 0 where it is flatter than those: orthonormal, not random."""
+    """lora_B's stable rank over that of random numbers; 0 if far flatter, since it is orthonormal then, not random."""
     own, null = module.b_stable_rank, module.b_null_stable_rank
     if own is None or not null:
         return None
@@ -189,7 +189,7 @@ THE_FILE: Final = "the weights file"  # as the source of an observation
 
 
 class _Case(NamedTuple):
-    """How a verdict on the whole adapter becomes a finding: of which rule, and what differs from its usual one."""
+    """How a verdict becomes a finding: the rule, and a severity, confidence or action other than the rule's usual."""
 
     rule: str
     severity: Severity | None = None
@@ -208,7 +208,7 @@ _OF_VERDICT: Final = {
 
 
 def observe_verdict(rule: str, verdict: str, reason: str, *, source: str = THE_FILE) -> Observation | None:
-    """What the rule of this id sees in a verdict of `health`; None where the verdict is another rule's, or good."""
+    """The observation that a rule makes of a verdict of `health`; None if the verdict is good or another rule's."""
     case = _OF_VERDICT.get(verdict)
     if case is None or case.rule != rule:
         return None
@@ -222,7 +222,7 @@ def observe_verdict(rule: str, verdict: str, reason: str, *, source: str = THE_F
 
 
 def at_risk(module: ModuleAudit) -> bool:
-    """Whether a 16-bit merge would lose a good part of this update, by its size or by what the merge adds."""
+    """Whether a 16-bit merge would lose much of this update, by the update's size or by the cosine of what is added."""
     return _loss(module) is not None
 
 

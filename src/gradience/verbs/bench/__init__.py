@@ -1,4 +1,4 @@
-"""The verbs `bench`, `bench merge` and `bench mitigate`: candidates beside an adapter on held-out data."""
+"""The verbs `bench`, `bench merge` and `bench mitigate`: compare candidates with an adapter on held-out data."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from gradience.verbs.sides import open_sides
 _DEFAULTS: Final = Options()
 
 METHODS: Final[tuple[MergeMethod, ...]] = ("linear", "svd", "ties")
-_DENSITY: Final = 0.5  # of DARE, which has no default of its own: its paper's least for adapters of one base
+_DENSITY: Final = 0.5  # DARE has no default density; this is its paper's least for adapters of one base
 
 SCALES: Final = (0.0, 0.5)
 
@@ -43,21 +43,21 @@ def bench_adapter(
 ) -> BenchReport:
     """Score an adapter, smaller versions of it and two anchors on held-out data.
 
-    Always there are `full` (the adapter), `base` (its update zero) and `shuffled` (its update permuted: the same
-    norms, no information). Folder and evaluations stay in `out`: a run that was killed goes on where it stopped.
+    Always scored are `full` (the adapter), `base` (its update zero) and `shuffled` (its update permuted: the same
+    norms, no information). Folders and evaluations stay in `out`, so a run that was killed goes on where it stopped.
 
     Args:
         path: the folder that PEFT saved. It is not changed.
         out: a folder for candidates, evaluations and the report; it may be that of an earlier run.
         data: JSONL with an example on each line: text, prompt and completion, messages, or text and label.
         candidates: `svd:RANK`, `p90`, `energy:SHARE`, `params:N`, `kl:NATS` or `adapter:FOLDER`.
-        calibrate: inputs without labels for `kl:`, others than the data.
+        calibrate: inputs without labels for `kl:`, other than the data.
         retrain: a command that trains an adapter of rank {r} with seed {seed} into the folder {out}.
         options: base, metric, tolerance, seeds and limits.
-        progress: called with (evaluations done, in all, the current one).
+        progress: called with (evaluations done, evaluations in all, the current one).
 
     Raises:
-        GradienceError: an input cannot be used, or an evaluation fails; evaluations before it are kept.
+        GradienceError: an input cannot be used, or an evaluation fails; earlier evaluations are kept.
     """
     adapter, rows = Path(path), None if data is None else Path(data)
     inputs = None if calibrate is None else Path(calibrate)
@@ -68,7 +68,7 @@ def bench_adapter(
         )
     with opened_store(Path(out)) as store:
         contest = Contest(store, options, adapter, progress)
-        contest.evaluator(rows)  # what is missing is an error before any work
+        contest.evaluator(rows)  # raises before any work if something is missing
         making = Making(adapter, options.base, inputs, options.seed)
         names = candidates if candidates is not None else default_names(adapter, calibrated=inputs is not None)
         plain = [name for name in names if not name.startswith("retrain:")]
@@ -94,23 +94,23 @@ def bench_merge(
     options: Options = _DEFAULTS,
     progress: Progress | None = None,
 ) -> BenchReport:
-    """Score merges of adapters on each adapter's own data, beside that adapter alone.
+    """Score merges of adapters on each adapter's own data, and compare them with that adapter alone.
 
-    A merge holds where it does on the data of all adapters. Where adapters have heads of their own, each data set is
-    scored with the head of its adapter.
+    A merge holds if it holds on the data of all adapters. If adapters have their own heads, each data set is scored
+    with its adapter's head.
 
     Args:
         paths: two adapters or more, of one base. They are not changed.
         out: a folder for merges, evaluations and the report; it may be that of an earlier run.
-        data: one file for each adapter, in their order; an evaluator with data of its own needs none.
-        methods: of `merge_adapters`.
+        data: one file for each adapter, in their order; an evaluator with its own data needs none.
+        methods: methods of `merge_adapters`.
         weights: each list has one number per adapter; None is the method's default.
         density: the share of entries that TIES and DARE keep; without it 0.2 and 0.5.
         options: base, metric, tolerance, seeds and limits.
-        progress: called with (evaluations done, in all, the current one).
+        progress: called with (evaluations done, evaluations in all, the current one).
 
     Raises:
-        GradienceError: the adapters cannot be merged, or an evaluation fails; evaluations before it are kept.
+        GradienceError: the adapters cannot be merged, or an evaluation fails; earlier evaluations are kept.
     """
     sides = open_sides(paths)
     if data and len(data) != len(sides):
@@ -120,7 +120,7 @@ def bench_merge(
     with opened_store(Path(out)) as store:
         contest = Contest(store, options, sides[0].path, progress)
         for file in rows:
-            contest.evaluator(file)  # what is missing is an error before any work
+            contest.evaluator(file)  # raises before any work if something is missing
         recipes = {
             _name(method, some): _recipe(method, some, density, options.seed) for method in methods for some in weights
         }
@@ -173,21 +173,22 @@ def bench_mitigate(
     options: Options = _DEFAULTS,
     progress: Progress | None = None,
 ) -> BenchReport:
-    """Score copies of an adapter with less of its intruder dimensions, each beside alpha scaled by the same change.
+    """Score copies of an adapter with reduced intruder dimensions, each next to alpha reduced by the same change.
 
-    The change is norm(dW - dW') over norm(dW), Frobenius, of all modules together: alpha x (1 - change) has it, too.
+    The change is norm(dW - dW') / norm(dW), Frobenius, over all modules together. A copy with alpha x (1 - change) has
+    the same change.
 
     Args:
         path: the folder that PEFT saved. It is not changed.
         out: a folder for candidates, evaluations and the report; it may be that of an earlier run.
-        data: held-out rows of what was trained: the verdict is on them.
-        kept: rows of what should not be forgotten: reported beside it.
-        scales: what is left of dW along each intruder.
+        data: held-out rows of the trained task, on which the verdict rests.
+        kept: rows of what should not be forgotten; they are reported but not judged.
+        scales: the share of dW that is left along each intruder.
         options: base (which is needed), metric, tolerance, seeds and limits.
-        progress: called with (evaluations done, in all, the current one).
+        progress: called with (evaluations done, evaluations in all, the current one).
 
     Raises:
-        GradienceError: there is no intruder, or an evaluation fails; evaluations before it are kept.
+        GradienceError: there is no intruder, or an evaluation fails; earlier evaluations are kept.
     """
     adapter = Path(path)
     if options.base is None:
@@ -196,7 +197,7 @@ def bench_mitigate(
         contest = Contest(store, options, adapter, progress)
         files = [("held-out", data, True), *([("kept", kept, False)] if kept is not None else [])]
         for _, file, _ in files:
-            contest.evaluator(None if file is None else Path(file))  # what is missing is an error before any work
+            contest.evaluator(None if file is None else Path(file))  # raises before any work if something is missing
         candidates = [one for scale in scales for one in _pair(store, adapter, options.base, scale, options.seed)]
         if not candidates:
             raise AdapterError(
@@ -211,7 +212,7 @@ def bench_mitigate(
 
 
 def _pair(store: Store, adapter: Path, base: PathLike, scale: float, seed: int) -> list[Entrant]:
-    """The adapter with its intruders at that scale, and with alpha scaled by the same change; none without a change."""
+    """The adapter with its intruders scaled, and with alpha scaled by the same change; [] if nothing changes."""
     source, name = adapter_digest(adapter), f"scale:{scale:g}"
 
     def make(out: Path) -> None:
@@ -233,7 +234,7 @@ def _pair(store: Store, adapter: Path, base: PathLike, scale: float, seed: int) 
 
 
 def relative_change(before: Path, after: Path) -> float:
-    """norm(dW - dW') / norm(dW) over all modules, of an adapter and a copy of which only lora_B differs."""
+    """norm(dW - dW') / norm(dW) over all modules of an adapter and a copy with the same scales."""
     removed = whole = 0.0
     others = {module.name: module for module in open_adapter(after)[1].modules}
     for module in open_adapter(before)[1].modules:

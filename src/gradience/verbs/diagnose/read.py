@@ -1,4 +1,4 @@
-"""The three sources, read by check, monitor and audit; what cannot be read is a state, and no error."""
+"""Read the three sources by check, monitor and audit. A source that cannot be read gets a state and raises no error."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ from gradience.verbs.monitor.source import open_source
 
 _OF_RUNS_TO_COME: Final = {
     "REC005": "about a run to come; this one was begun"
-}  # its output folder is in use, by itself
+}  # REC005 would find the output folder in use, by this very run
 
 
 class Log(NamedTuple):
-    """A log's last run: judged, and its series."""
+    """The last run of a log: its report and its series."""
 
     report: MonitorReport
     run: RunSeries
@@ -57,7 +57,7 @@ def read_sources(
     top_singular_values: int = 0,
     left_out: Mapping[str, str] = MappingProxyType({}),
 ) -> Read:
-    """The reports of check, monitor and audit on the sources that exist; excluded rules with their reason."""
+    """The reports of check, monitor and audit on the sources that exist; rules left out have their reasons."""
     states: dict[Source, DiagnosedSource] = {}
     log, states["log"] = _read_log(sources.log, gap_threshold, left_out)
     audit, states["weights"] = _read_weights(sources.weights, base, top_singular_values, left_out)
@@ -98,7 +98,7 @@ def _read_weights(
 ) -> tuple[AuditReport | None, DiagnosedSource]:
     if found.path is None:
         return None, _state("weights", found)
-    from gradience.verbs.audit import audit_adapter  # noqa: PLC0415  # imports jax: only where there are weights
+    from gradience.verbs.audit import audit_adapter  # noqa: PLC0415  # imports jax: only if there are weights
 
     try:
         audit = audit_adapter(found.path, base=base, top_singular_values=top)
@@ -117,7 +117,11 @@ def _read_config(
     task: str | None,
     left_out: Mapping[str, str],
 ) -> tuple[CheckReport | None, DiagnosedSource]:
-    """The check of what the log states, below the files: what was named, else arguments and adapter config."""
+    """Check the configuration.
+
+    Files win over settings stated in the log. The files are the one named, or the adapter's config and training
+    arguments.
+    """
     logged = None if logged == ConfigSnapshot() else logged
     named, training = sources.config.path, sources.training
     beside = _config_beside(sources.weights.path) if named is None else None
@@ -145,7 +149,7 @@ def _read_config(
 
 
 def _unused(training: Path) -> str:
-    """Why a pickle of training arguments cannot be used, or nothing: any class of a user's own makes it unreadable."""
+    """The reason why pickled training arguments cannot be used, such as a class of the user's own; "" if they can."""
     try:
         if training.suffix in PICKLED:
             read_training(training)
@@ -155,13 +159,13 @@ def _unused(training: Path) -> str:
 
 
 def _with_reasons(check: CheckReport, reasons: Mapping[str, str]) -> CheckReport:
-    """The check with the reasons why rules were left out."""
+    """The check report with the reasons for which rules were left out."""
     named = {rule: NotRun(id=rule, reason=reason) for rule, reason in reasons.items()}
     return msgspec.structs.replace(check, not_run=[named.get(item.id, item) for item in check.not_run])
 
 
 def _of(ids: Iterable[str], left_out: Mapping[str, str]) -> dict[str, str]:
-    """The reasons of those that one source has."""
+    """The reasons in `left_out` for these rule ids."""
     return {rule: left_out[rule] for rule in ids if rule in left_out}
 
 

@@ -1,7 +1,6 @@
-"""Where the three sources of a diagnosis are: found by name in one folder, or named one by one.
+"""Find the three sources of a diagnosis: by name in one folder, or as named one by one.
 
-A folder is looked at one level deep, symbolic links to folders are not followed, and at most 10 000 entries are
-listed. Nothing is opened here.
+A folder is searched one level deep. Symbolic links to folders are not followed, and at most 10 000 entries are listed.
 """
 
 from __future__ import annotations
@@ -21,8 +20,8 @@ from gradience.importers.sources import is_run, run_folders
 from gradience.io import PathLike
 from gradience.schema.diagnose import Source
 
-MAX_ENTRIES: Final = 10_000  # of one folder
-SHOWN: Final = 5  # names in a sentence
+MAX_ENTRIES: Final = 10_000  # most entries of one folder
+SHOWN: Final = 5  # most names in a sentence
 
 _LOG: Final = "run.jsonl"
 _NAMED: Final = "named"
@@ -31,7 +30,7 @@ _PLURAL: Final[dict[Source, str]] = {"config": "configuration", "log": "log", "w
 
 
 class Listing(NamedTuple):
-    """The names of a folder's files, its subfolders, and notes on what was left out."""
+    """The names of a folder's files, its subfolders, and notes on entries left out."""
 
     files: list[str]
     folders: list[Path]
@@ -46,9 +45,9 @@ class CheckpointFolder(NamedTuple):
 
 
 def list_folder(folder: Path) -> Listing:
-    """The folder's regular files by name and its subfolders, sorted, with notes on what is left out.
+    """The folder's regular files by name and its subfolders, sorted, with notes on entries left out.
 
-    Links to folders may lead anywhere, and a pipe would be waited for.
+    Links to folders are left out because they may lead anywhere, pipes because opening one would wait.
     """
     try:
         with os.scandir(folder) as entries:
@@ -69,7 +68,7 @@ def list_folder(folder: Path) -> Listing:
 
 
 def _kind(entry: os.DirEntry[str]) -> Literal["folder", "link", "file", "other"]:
-    """What an entry is; `link` is one to a folder."""
+    """The kind of an entry; `link` is a symbolic link to a folder."""
     try:
         if entry.is_dir():
             return "folder" if entry.is_dir(follow_symlinks=False) else "link"
@@ -79,13 +78,13 @@ def _kind(entry: os.DirEntry[str]) -> Literal["folder", "link", "file", "other"]
 
 
 def checkpoints_in(folders: Iterable[Path]) -> list[CheckpointFolder]:
-    """The checkpoints among the folders that hold an adapter, by step."""
+    """The checkpoints that hold an adapter, among the folders, sorted by step."""
     numbered = [(int(hit[1]), child) for child in folders if (hit := CHECKPOINT.fullmatch(child.name))]
     return [CheckpointFolder(step, child) for step, child in sorted(numbered) if holds_adapter(child)]
 
 
 class Found(NamedTuple):
-    """One source: its path, or why there is none."""
+    """One source: its path and how it was chosen, or the reason why there is none."""
 
     path: Path | None = None
     reason: str = ""
@@ -94,16 +93,16 @@ class Found(NamedTuple):
 
 @dataclass(frozen=True)
 class Sources:
-    """The sources of one diagnosis. `config` is what was named; a configuration is also in the log and the adapter."""
+    """The sources of one diagnosis. `config` is a named file only; log and adapter state configurations too."""
 
     path: Path
     log: Found
     weights: Found
     config: Found
     training: Path | None = None
-    """Training arguments as JSON, YAML or the Trainer's pickle, where the folder holds them."""
+    """Training arguments as JSON, YAML or the Trainer's pickle, if the folder holds them."""
     folder: Path | None = None
-    """The folder that was looked through; None where every source was named."""
+    """The folder that was searched; None if every source was named."""
     checkpoints: list[CheckpointFolder] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
@@ -115,10 +114,10 @@ def find_sources(
     adapter: PathLike | None = None,
     config: PathLike | None = None,
 ) -> Sources:
-    """The locations of log, weights and configuration. A named source wins over one found in the folder.
+    """Find log, weights and configuration. A named source wins over one found in the folder.
 
     Args:
-        path: the folder that a run left. A file is taken by its name: weights, or a log.
+        path: the folder that a run left; or a file, weights or a log by its name.
         run: the log, as `gradience monitor` takes it.
         adapter: the adapter, as `gradience audit` takes it.
         config: a configuration, as `gradience check` takes it.
@@ -180,7 +179,7 @@ def _of_folder(folder: Path, named: dict[Source, Found]) -> Sources:
 
 
 def _apart(folder: Path, log: Found, weights: Found) -> list[str]:
-    """Say where log and adapter lie in two subfolders: that they are of one run is then a guess."""
+    """A note if log and adapter are in two subfolders, because it is a guess then that they are of one run."""
     both = [found.path for found in (log, weights) if found.path is not None and found.chosen != _NAMED]
     apart = [path.name for path in both if path.is_dir() and path != folder and not CHECKPOINT.fullmatch(path.name)]
     if len(set(apart)) < 2:  # two places
@@ -198,7 +197,11 @@ def _holds_weights(folder: Path) -> bool:
 
 
 def _of_inner(folder: Path, inner: list[Path]) -> Sources:
-    """The sources of the only run in subfolders; of two and more the user is to choose."""
+    """The sources of the only run in subfolders.
+
+    Raises:
+        GradienceError: there are several runs, of which the user must choose one.
+    """
     if len(inner) > 1:
         raise GradienceError(
             f"{folder} holds no run itself, and {len(inner)} folders in it do ({_names(inner)})",
@@ -210,7 +213,7 @@ def _of_inner(folder: Path, inner: list[Path]) -> Sources:
 
 
 def _weights(folder: Path, listing: Listing, checkpoints: list[CheckpointFolder]) -> Found:
-    """The folder's own adapter, else the one in a subfolder, else that of the last checkpoint."""
+    """The folder's own adapter, else that of a subfolder, else that of the last checkpoint."""
     others = [c for c in listing.folders if not CHECKPOINT.fullmatch(c.name) and holds_adapter(c)]
     last = f"{checkpoints[-1].path.name} is the last checkpoint" if checkpoints else ""
     if holds_adapter(folder):
@@ -227,7 +230,7 @@ def _weights(folder: Path, listing: Listing, checkpoints: list[CheckpointFolder]
 
 
 def _single_file(folder: Path, files: list[str]) -> Found:
-    """The one weights file of another name, as kohya and others write it, or the reason why none counts."""
+    """The only weights file, if it has another name as kohya's have, or the reason why none counts."""
     tensors = [name for name in files if name.endswith(".safetensors")]
     alone = [name for name in tensors if not _WHOLE_MODEL.fullmatch(name)]
     if len(alone) == 1 and len(tensors) == 1:

@@ -1,1 +1,1 @@
-"""Many adapters: found, audited once each, kept in open files, shown and queried."""
+"""Find many adapters, audit each once into open files, and show and query them."""

@@ -1,7 +1,7 @@
-"""What a second call needs to see that nothing has changed, in one small file: no table is opened for it.
+"""A small index file by which a second call sees that nothing has changed, without opening a table.
 
-It holds what the rows say of their sources, and the listings of folders. Without it, or with one of other parts, the
-tables are asked and the folders listed: it decides how quick a call is, and never what it finds.
+It holds the stamps of the rows and the listings of folders. If it is missing or belongs to other parts, the tables are
+read and the folders listed. The index decides only how fast a call is, never what it finds.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ if TYPE_CHECKING:
 INDEX: Final = "index.msgpack"
 _VERSION: Final = 1
 _MOST_BYTES: Final = 1 << 30
-_SETTLED: Final = 3_000_000_000  # nanoseconds: a folder changed later than that may change again under the same time
+_SETTLED: Final = 3_000_000_000  # nanoseconds; a folder that changed more recently may change again unseen
 
 
 Target: TypeAlias = tuple[str, tuple[str, ...]]
-"""An adapter's name in its folder, empty for the folder itself, and its files."""
+"""An adapter's name in its folder, "" for the folder itself, and its files."""
 
 
 class Known(NamedTuple):
-    """What a row says of its source."""
+    """The columns of a row that describe its source."""
 
     stamp: str = ""
     rules: str = ""
@@ -39,7 +39,7 @@ class Known(NamedTuple):
 
 
 class Listing(NamedTuple):
-    """A folder that its time of change vouches for: its folders, and its adapters by name with the files of each."""
+    """A folder's subfolders and adapters, valid while the folder's modification time is `changed`."""
 
     changed: int
     """Nanoseconds."""
@@ -48,7 +48,7 @@ class Listing(NamedTuple):
 
 
 class Folders:
-    """The listings of folders as the last call met them, and those for the next."""
+    """The folder listings of the last call, and those for the next call."""
 
     def __init__(self, listings: dict[str, Listing] | None = None, *, now: Callable[[], int] = time.time_ns) -> None:
         self._before = listings or {}
@@ -57,11 +57,11 @@ class Folders:
 
     @property
     def are_as_before(self) -> bool:
-        """Whether this call met the folders that the last one did, and found all of them unchanged."""
+        """Whether this call met the same folders as the last one, all unchanged."""
         return self.listings == self._before
 
     def unchanged(self, folder: str, status: os.stat_result) -> Listing | None:
-        """The listing of a folder in which nothing was added, removed or renamed since."""
+        """The listing of a folder with the same modification time as before, kept for the next call; else None."""
         found = self._before.get(folder)
         if found is None or found.changed != status.st_mtime_ns:
             return None
@@ -69,13 +69,13 @@ class Folders:
         return found
 
     def met(self, folder: str, status: os.stat_result, folders: Sequence[str], targets: Sequence[Target]) -> None:
-        """Keep the listing of a folder, unless it changed so lately that it may again under the same time.
+        """Keep the listing of a folder, unless it changed so recently that its time may not show another change.
 
         Args:
             folder: its path.
-            status: from before it was listed.
-            folders: paths of those below it. None of its entries is a link: what one leads to changes elsewhere.
-            targets: its adapters, which its names alone decide.
+            status: its status from before it was listed.
+            folders: paths of its subfolders. No entry of it may be a link, because a link's target changes elsewhere.
+            targets: its adapters, which must follow from file names alone.
         """
         if status.st_mtime_ns < self._settled:
             self.listings[folder] = Listing(status.st_mtime_ns, folders, targets)
@@ -89,7 +89,7 @@ class _Index(msgspec.Struct, array_like=True):
 
 
 def read_index(store: Store) -> tuple[dict[str, Known] | None, Folders]:
-    """What the index says of a store's rows, None where it is missing or of other parts, and of folders."""
+    """The index of a store's rows, None if missing or of other parts, and the listings of folders."""
     try:
         raw = read_small(store.folder / INDEX, most=_MOST_BYTES, what="an index")
         found = msgspec.msgpack.decode(raw, type=_Index)
@@ -104,11 +104,11 @@ def write_index(store: Store, known: dict[str, Known], folders: Folders) -> None
     """Write the index of a store as it is now.
 
     Raises:
-        OutputError: it cannot be written.
+        OutputError: the index cannot be written.
     """
     try:
         data = msgspec.msgpack.encode(_Index(_VERSION, store.parts, known, folders.listings))
-    except UnicodeEncodeError:  # a folder whose name is not UTF-8: the next call lists it
+    except UnicodeEncodeError:  # a folder's name is not UTF-8: the next call lists all folders
         data = msgspec.msgpack.encode(_Index(_VERSION, store.parts, known, {}))
     with atomic_file(store.folder / INDEX, force=True) as partial:
         partial.write_bytes(data)

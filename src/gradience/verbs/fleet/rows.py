@@ -1,4 +1,4 @@
-"""Audit reports as rows of tables, and the Arrow schema of each table, generated from the Struct of its rows."""
+"""Turn audit reports into rows of tables. The Arrow schema of a table is generated from the Struct of its rows."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 _NUMBERS: Final = "3"
-"""Raised when a number in a row changes, or the way a rule is judged."""
+"""Version to be raised when the computation of a row's number, or of a rule, changes."""
 
 _SCALARS: Final[dict[type[inspect.Type], str]] = {
     inspect.StrType: "string",
@@ -36,7 +36,7 @@ _MAY_BE_NON_FINITE: Final = {"alpha", "scaling", "spectral_norm", "frobenius_nor
 
 @cache
 def version_of_rules(*groups: RuleGroup) -> str:
-    """What rows depend on beside their source, the rules of these groups: rows of another version are made again."""
+    """The version of the rules of these groups; rows with another version are made again."""
     from gradience.rules.registry import cards_of  # noqa: PLC0415  # all rules; a query of a store needs none
 
     stated = msgspec.json.encode(cards_of(*groups))
@@ -47,15 +47,15 @@ Row: TypeAlias = type[msgspec.Struct]
 
 
 class Result(msgspec.Struct, frozen=True, array_like=True):
-    """What a worker returns for one source: the rows of each table, in order, each row as the values of its columns."""
+    """A worker's result for one source: the rows of each table in order, each row as its columns' values."""
 
     failed: bool
-    """Whether the first table has a row without numbers."""
+    """Whether a row of the first table has an error instead of numbers."""
     tables: tuple[msgspec.Raw, ...]
 
 
 def arrow_schema(row: Row) -> pa.Schema:
-    """The Arrow schema of a table: a column for each field of the Struct, nullable where None is allowed."""
+    """The Arrow schema of a table: one column per field of the Struct, nullable if the field may be None."""
     import pyarrow as pa  # noqa: PLC0415  # extra [fleet]
 
     kind = inspect.type_info(row)
@@ -85,10 +85,10 @@ def rows_of(
     """The rows of one adapter.
 
     Args:
-        path: their key.
+        path: the key of the rows.
         report: the audit.
-        identity: version of the rules, stamp of the files, hash of the content and of the weights.
-        sketch: of the update.
+        identity: version of the rules, stamp of the files, hash of the content and hash of the weights.
+        sketch: the sketch of the update.
     """
     modules = [_module(path, place, module) for place, module in enumerate(report.modules)]
     found = [
@@ -153,11 +153,11 @@ def _module(path: str, place: int, module: ModuleAudit) -> ModuleRow:
 
 
 def number_column(value: float | NonFinite | None) -> float | None:
-    """A column's number; NaN and the infinities are null, as `state` says why."""
+    """A number for a column; NaN and infinities become null, and the column `state` says why."""
     number = None if value is None else as_float(value)
     return number if number is not None and math.isfinite(number) else None
 
 
 def finding_columns(finding: Finding) -> dict[str, Any]:
-    """What a row says of a finding, beside whose it is."""
+    """The columns of a finding, without those that name its source."""
     return {name: getattr(finding, name) for name in ("id", "severity", "message", "action", "confidence")}

@@ -1,1 +1,1 @@
-"""Many runs: their logs found, read once each, kept in open files, listed, compared and queried."""
+"""Find the logs of many runs, read each once into a store of open files, and list, compare and query them."""

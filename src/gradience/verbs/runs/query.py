@@ -1,4 +1,4 @@
-"""Questions to many runs: a list with its columns, order and condition, a summary, the best by a metric, SQL, and curves."""
+"""Query many runs: a list with columns, order and condition, a summary, the best by a metric, SQL, and curves."""
 
 from __future__ import annotations
 
@@ -68,13 +68,13 @@ RUNS_QUERIES: Final[Mapping[str, Named]] = {
         "from runs where best_eval_loss is not null group by 1, 2, 3 order by 1, 5",
     ),
 }
-MOST_CURVES: Final = 26  # as many letters as there are
+MOST_CURVES: Final = 26  # one letter for each
 
 
 def list_runs(
     store: Store, *, columns: Sequence[str] = COLUMNS, where: str | None = None, sort: str = "path"
 ) -> QueryReport:
-    """A row for each run.
+    """List the runs, one row each.
 
     Args:
         store: from `collect_runs`.
@@ -89,7 +89,7 @@ def list_runs(
 
 
 def list_sql(columns: Sequence[str], where: str | None, sort: str) -> str:
-    """The query of `list_runs`.
+    """The SQL query of `list_runs`.
 
     Raises:
         GradienceError: a column is unknown.
@@ -140,7 +140,7 @@ def _counted(base: DuckDBPyConnection, value: str, table: str) -> list[Counted]:
 
 
 def best_runs(store: Store, metric: str, *, by: str | None = None, goal: Goal | None = None) -> RunsBestReport:
-    """The best run of each group, by the best value that its log holds of a metric.
+    """The best run of each group by its best logged value of a metric.
 
     Args:
         store: from `collect_runs`.
@@ -185,7 +185,7 @@ def best_runs(store: Store, metric: str, *, by: str | None = None, goal: Goal | 
 
 
 def run_curves(*paths: PathLike, metric: str = "train/loss") -> RunsCurvesReport:
-    """One metric of each run, by rising step; a step that was logged again counts as it went the last time.
+    """One metric of each run, by rising step; for a step that was logged again, the last value.
 
     Args:
         paths: logs, folders of a run, or folders of runs; of a log with several runs the last is taken.
