@@ -153,7 +153,7 @@ class Module:
     dense: DenseUpdate | None = None
     """If the true update is not s b a: a function from the base weight as stored to the true update as a matrix."""
     factored: FactoredUpdate | None = None
-    """Beside `dense`, if the true update's rank is far below its sides (2 r for PiSSA): the same as factors (b, a)."""
+    """Beside `dense`, if the true update's rank is far below its sides (2 r for PiSSA): the true update as (b, a)."""
     is_unknown: bool = False
     """The initialisation changed the base by an unrecorded amount, so not even the base gives the true update."""
     expert: int | None = None

@@ -46,7 +46,7 @@ _STARTS: Final = {
     "olora": Start("olora", changes_base=True, recomputable=True, principal=True, convertible=True),
     "corda": Start("corda", changes_base=True, principal=True, convertible=True),  # needs its calibration data
     "lora_ga": Start("lora_ga", changes_base=True, convertible=True),  # needs the gradients of its first batches
-    "loftq": Start("loftq", changes_base=True),  # the base is its quantised self afterwards
+    "loftq": Start("loftq", changes_base=True),  # the base is quantised
     "eva": Start("eva"),
     "gaussian": Start("gaussian"),
     "mica": Start("mica"),

@@ -1,10 +1,11 @@
-"""Arrays to numbers: the JAX core. Knows no files, no configs, nothing else of ours.
+"""The numerical core, which turns arrays into numbers with JAX and numpy. It knows no files and no configs.
 
-The maths is written for one module in `batch` and `update`; `batch` vmaps and jits it, `tiles` the Gram matrices.
+The maths is written for one module in `batch` and `update`. `batch` vmaps and jits it, and `tiles` does so for Gram
+matrices.
 
-Here are the threads that this process computes with: their number, BLAS's own threads, and scratch arrays for each
-thread. BLAS is held to one thread while matrices are small, because its threads spin while they wait for each other. On
-a machine busy with other work, a 384 x 384 SVD on two threads takes ten times the processor time of one thread.
+This module manages the threads that the process computes with: their number, BLAS's own threads, and scratch arrays
+for each thread. BLAS is held to one thread while matrices are small, because its threads spin while they wait for each
+other. On a machine busy with other work, a 384 x 384 SVD on two threads takes ten times the processor time of one.
 """
 
 from __future__ import annotations

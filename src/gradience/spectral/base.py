@@ -1,18 +1,18 @@
-"""An update beside the weight that it changes: what a merge keeps of it, how large both are, and intruder dimensions.
+"""An update dW beside the weight W that it changes: the sums of a merge, the sizes of both, and intruder dimensions.
 
-Sums of a merge: products in float32 as a merge computes them, a few rows at a time. While these are in the cache they
-are widened, changed, rounded and summed. bfloat16 goes to the kernel as its bits, which are widened in registers: XLA's
-own cast of a bfloat16 takes twenty times as long. Rows are added up in float64.
+The sums of a merge follow the merge's own float32 arithmetic, a few rows at a time. While the rows are in the cache,
+they are widened, changed, rounded and summed. bfloat16 goes to the kernel as its bits, which are widened in registers,
+because XLA's own cast of bfloat16 takes twenty times as long. The sums of rows are added up in float64.
 
 Intruder dimensions are leading left singular vectors of W + dW that resemble none of W's (arXiv 2410.21228). Block
-Golub-Kahan on W + dW finds its leading left singular vectors. Block Golub-Kahan on W then starts from these vectors, so
-that they share each product and each basis. `atoms` bounds the largest overlap of every vector from both sides, so an
-intruder is proved without the full SVD of W. Small matrices, and matrices of moderate size that the bounds leave open,
-get exact overlaps from float64 eigenvectors of their Gram matrices.
+Golub-Kahan on W + dW finds the leading vectors. Block Golub-Kahan on W then starts from these vectors, so that they
+share each product and each basis. `atoms` bounds the largest overlap of every vector from both sides, so an intruder
+is proved without the full SVD of W. Small matrices, and matrices of moderate size that the bounds leave open, get exact
+overlaps from float64 eigenvectors of their Gram matrices.
 
 The squared overlaps of a starting vector y are the atoms of the spectral measure of W W^T seen from y. Let u, v be
-singular vectors of W for sigma, and t = (P^T u, Q^T v), so that |t|^2 <= 2. The recurrence is exact in all but its last
-block of rows, so these rows of ([0 C; C^T 0] - sigma) t are zero. The overlap of u with y is the entry of t that
+singular vectors of W for sigma, and t = (P^T u, Q^T v), so that |t|^2 <= 2. The recurrence is exact except in its last
+block of rows, so ([0 C; C^T 0] - sigma) t is zero in all other rows. The overlap of u with y is the entry of t that
 belongs to y. So the space of such t bounds the overlap: this is the block Christoffel function. If sigma is only known
 to lie in an interval [c - h, c + h], the same rows M of [0 C; C^T 0] - c satisfy |M t| <= h |t|, and by Cauchy-Schwarz
 
@@ -42,7 +42,7 @@ from gradience.spectral.batch import gram_of
 from gradience.spectral.grams import Floats, Matrix
 from gradience.spectral.krylov import Bidiagonal, Operator, Ritz, Triplets, leading, ritz_of
 
-_PART: Final = 1 << 17  # numbers of W that are widened at a time: 512 KiB stay in a core's cache
+_PART: Final = 1 << 17  # entries of W converted to float32 at a time: 512 KiB stay in a core's cache
 _BFLOAT16: Final = np.dtype(ml_dtypes.bfloat16)
 _BITS: Final = {"bfloat16": (8, 7), "float16": (5, 10)}
 _F16_NORMAL: Final = 2.0**-14  # below it float16 counts in steps of 2^-24
@@ -63,7 +63,7 @@ _ROUNDING: Final = 1e-4  # of an overlap: float32 vectors are of unit length, an
 
 
 class Updated(NamedTuple):
-    """W as stored, and dW: scale * left @ right, or `dense` where that is given."""
+    """W as stored, and its update dW: scale * left @ right, or `dense` if it is given."""
 
     w: Matrix
     left: Matrix
@@ -72,7 +72,7 @@ class Updated(NamedTuple):
 
 
 class MergeSums(NamedTuple):
-    """Sums over the entries of one module: intended dW, realised change, and W itself."""
+    """Sums over the entries of one module: of the intended change dW, the realised change, and W itself."""
 
     entries: int
     changed: int
@@ -83,7 +83,7 @@ class MergeSums(NamedTuple):
 
     @property
     def cosine(self) -> float | None:
-        """Cosine between realised and intended change; None where the update is zero."""
+        """The cosine between the realised and the intended change; None if the update is zero."""
         if self.intended == 0.0:
             return None
         if self.realised == 0.0:
@@ -106,10 +106,10 @@ def rounded(x: jax.Array, dtype: str) -> jax.Array:
 
 
 def merge_sums(update: Updated, *, scale: float, target: str, delta_dtype: str) -> MergeSums:
-    """The effective change of merging s * left @ right into W when the result is stored as `target`.
+    """The effective change of W when scale * left @ right is merged into it and the result is stored as `target`.
 
-    PEFT computes the product in float32, rounds it to the adapter's dtype (`delta_dtype`) and adds it to the
-    stored weight; so does this.
+    As in PEFT, the product is computed in float32, rounded to the adapter's dtype (`delta_dtype`), and added to the
+    stored weight.
     """
     w = _on_device(update.w)
     if update.dense is not None:
@@ -121,7 +121,7 @@ def merge_sums(update: Updated, *, scale: float, target: str, delta_dtype: str) 
 
 
 def _on_device(w: Matrix) -> jax.Array:
-    """Return w for the kernels, bfloat16 as bits; not copied where it lies as XLA wants it, so it must not change."""
+    """Return w for the kernels, bfloat16 as its bits. XLA may share w's memory, so the caller must not change w."""
     put: jax.Array = jax.device_put(w.view(np.uint16) if w.dtype == _BFLOAT16 else w, may_alias=True)
     return put
 
@@ -145,14 +145,14 @@ def _sums_dense(w: jax.Array, delta: jax.Array, *, target: str) -> jax.Array:
 
 
 def _by_rows(w: jax.Array, delta: Callable[[Callable[[jax.Array], jax.Array]], jax.Array], target: str) -> jax.Array:
-    """Return the sums over each row; `delta` gives the update's rows, told how to take those rows of a matrix."""
+    """Return the sums over each row, (5, m). `delta` returns the update's rows, given a function that selects rows."""
     m, n = w.shape
     size = min(max(1, _PART // n), m)
     if size == m:
         return _sums(w, delta(lambda x: x), target)
 
     def part(i: jax.Array, sums: jax.Array) -> jax.Array:
-        first = jnp.minimum(i * size, m - size)  # the last part has rows of the one before where they do not divide m
+        first = jnp.minimum(i * size, m - size)  # the last part overlaps the one before if `size` does not divide m
         found = _sums(lax.dynamic_slice_in_dim(w, first, size), delta(partial(_rows, first, size)), target)
         return lax.dynamic_update_slice(sums, found, (0, first))
 

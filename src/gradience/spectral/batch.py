@@ -32,7 +32,7 @@ _MODULES: Final = 64  # modules per call for the quantities
 _USED: Final = np.zeros((0, 0))
 
 EXACT_UP_TO: Final = 2048  # of the shorter side: a second for all singular values
-_COLUMNS: Final = 1024  # cast to float64 at a time
+_COLUMNS: Final = 1024  # columns cast to float64 at a time
 _LEADING: Final = 64  # leading singular values of a large dense matrix, at least
 _SLACK: Final = 1e-4  # relative: added to the largest singular value of the remainder, to make it an upper bound
 
@@ -98,7 +98,7 @@ def _sum(x: Array) -> Array:
 
 
 def effective_rank(ratio: Array) -> Array:
-    """exp(entropy of sigma / sum sigma), in [1, r]. Roy & Vetterli, EUSIPCO 2007."""
+    """The effective rank exp(entropy of sigma / sum sigma), in [1, r]. Roy & Vetterli, EUSIPCO 2007."""
     total = _sum(ratio)
     share = lax.div(ratio, _spread(_or_one(total), ratio))
     entropy = lax.neg(_sum(lax.mul(share, lax.log(_or_one(share)))))
@@ -106,7 +106,7 @@ def effective_rank(ratio: Array) -> Array:
 
 
 def participation_ratio(energy: Array, total: Array) -> Array:
-    """(sum sigma^2)^2 / sum sigma^4, in [1, r]."""
+    """The participation ratio (sum sigma^2)^2 / sum sigma^4, in [1, r]."""
     return lax.div(lax.mul(total, total), _or_one(_sum(lax.mul(energy, energy))))
 
 

@@ -147,7 +147,7 @@ class Bidiagonal:
         return self._core[last, last].T
 
     def step(self) -> None:
-        """Add a block to each side."""
+        """Add a block of vectors to each basis: two products with W."""
         here, last = self._block(self.steps + 1), self._block(self.steps)
         self._left[here], size = orthonormal(self._matrix.times(self._right[last]), self.left)
         self._core[here, last] = size
@@ -215,7 +215,7 @@ def leading(matrix: Operator, k: int = 1, *, tolerance: float = 2e-6, vectors: b
 
     A value has converged if its error bound min(rho, rho^2 / gap) is at most tolerance * sigma_1. Here rho is the
     residual, and gap the distance to the nearest other value. With `vectors`, the angle rho / gap must also be at most
-    2e-3, or rho at most tolerance * sigma_1, because equal singular values have no vectors of their own.
+    2e-3, or rho at most tolerance * sigma_1; the latter is for equal singular values, whose vectors are not unique.
     """
     m, n = matrix.w.shape
     k = min(k, m, n)

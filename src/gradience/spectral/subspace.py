@@ -1,9 +1,9 @@
 """Pairs of updates of one shape: inner product, distance, and the angles between their subspaces.
 
-The factors of two updates dW_i = s_i B_i A_i are stacked, B = [B_1 B_2] and A = [A_1; A_2]. With X^T X = B^T B and
-Y^T Y = A A^T, the small matrices s_i X_i Y_i^T have the singular values of the dW_i, their inner products, and the
-angles between their subspaces. So nothing d x d is formed. X and Y come from the Gram matrices, or from a QR of the
-stacked factors if those of an update almost cancel.
+The factors of two updates dW_i = s_i B_i A_i are stacked, B = [B_1 B_2] and A = [A_1; A_2]. Let X^T X = B^T B and
+Y^T Y = A A^T. Then the small matrices s_i X_i Y_i^T have the singular values of the dW_i, their inner products, and
+the angles between their subspaces. So nothing d x d is formed. X and Y come from the Gram matrices. If the terms of an
+update almost cancel, they come from a QR of the stacked factors.
 
 `crossed` computes the Gram matrices of several updates in one pass, on the calling thread. It casts the factors to
 float64 in one block: the product of the block with its own transpose holds all products, at half the work of general

@@ -32,7 +32,7 @@ from gradience.spectral.update import (
 )
 
 EXACT: Final = 1e-6  # relative to sigma_1: below it, a direction is rounding of factors stored in float32
-_CANCELLED: Final = 1e-10  # of sum |b_k|^2 |a_k|^2: below it, the Gram route has lost half its digits
+_CANCELLED: Final = 1e-10  # of sum |b_k|^2 |a_k|^2: below it, the sum over Gram matrices has lost half its digits
 _NOTHING: Final = 1e-24  # of the same sum: below it, the parts cancel, and only their rounding is left
 
 
@@ -138,8 +138,8 @@ def sum_grams(parts: Sequence[Part]) -> Pair:
 class Side(NamedTuple):
     """A new factor as it is stored, (k, d), and inner products of its rounding error E.
 
-    For U the factor before rounding and X (r, d) the stacked factor, `squared` is E E^T (k, k), `own` is U E^T (k, k),
-    and `crossed` is X E^T (r, k), if it was asked for.
+    `squared` is E E^T (k, k), and `own` is U E^T (k, k) for the factor U before rounding. `crossed` is X E^T (r, k) for
+    the stacked factor X (r, d), if it was asked for.
     """
 
     stored: Matrix
@@ -264,8 +264,8 @@ def _turned(block: Matrix, turn: Matrix, *, in_rows: bool) -> Matrix:
 
 
 def _loss(sides: tuple[Side, Side], grams: Pair) -> float:
-    """Return the squared norm of U V - (U + E) (V + F), from U^T U and V V^T, both (k, k)."""
-    (_, of_e, left, _), (_, of_f, right, _) = sides  # left is U^T E, right V F^T
+    """Return the squared Frobenius norm of U V - (U + E) (V + F); `grams` are U^T U and V V^T, both (k, k)."""
+    (_, of_e, left, _), (_, of_f, right, _) = sides  # left is U^T E, right is V F^T
     found = (
         float(np.sum(grams[0] * of_f)),
         float(np.sum(grams[1] * of_e)),

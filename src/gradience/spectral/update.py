@@ -23,7 +23,7 @@ from gradience.spectral.grams import Floats, Matrix, inner_size, narrowed
 
 _SAMPLES = 8
 
-# If sigma_1^2 is below this share of |A|^2 |B|^2, the Gram route may miss 1e-6 sigma_1 (tests/spectral shows it).
+# If sigma_1^2 is below this share of |A|^2 |B|^2, Gram matrices may not give 1e-6 sigma_1 (tests/spectral shows it).
 TRUSTED_SHARE: Final = 1e-2
 
 _TILE: Final = 1 << 18  # elements cast to floats at a time (2 MiB as float64); measured with 2**14 to 2**20
@@ -79,7 +79,7 @@ def _bartlett(rng: np.random.Generator, r: int, d: int) -> npt.NDArray[np.float6
 
 
 class GramSpectrum(NamedTuple):
-    """Singular values, largest first, and whether the Gram route can vouch for them."""
+    """Singular values (..., r), largest first, and whether the Gram matrices give them accurately."""
 
     sigma: Floats
     trusted: npt.NDArray[np.bool_]
@@ -171,7 +171,7 @@ def _unit_peak(x: Floats) -> tuple[Floats, float]:
 
 
 class LowRank(NamedTuple):
-    """u diag(sigma) v: u (d_out, n) with orthonormal columns, sigma (n,) largest first, v (n, d_in)."""
+    """The SVD u diag(sigma) v: u (d_out, n) with orthonormal columns, sigma (n,) largest first, v (n, d_in)."""
 
     u: Floats
     sigma: Floats

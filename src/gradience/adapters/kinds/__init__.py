@@ -1,9 +1,9 @@
-"""Adapter kinds: how each one's tensors become an update.
+"""Adapter kinds: builders that turn each kind's tensors into an update.
 
-Here are the updates that depend on the base weight, which several kinds share: the factors alone do not give them. Each
-function returns a function of the base weight W as stored. That returns the true update W' - W, as a matrix or as two
-factors of it. A convolution's weight is flattened to (out, in * kernel). The reference for each formula is PEFT's
-own merge.
+This module has the updates that depend on the base weight, so that the factors alone do not give them; several kinds
+share them. Each function returns a function of the base weight W as stored. That returns the true update W' - W, as a
+matrix or as two factors of it. A convolution's weight is flattened to (out, in * kernel). The reference for each
+formula is PEFT's own merge.
 """
 
 from __future__ import annotations

@@ -157,7 +157,7 @@ def _guard(wanted: Wanted) -> Test:
         if isinstance(wanted.exclude, str)
         else _ends_with(wanted.exclude)
     )
-    names = saved_names(wanted) if wanted.task_type == "SEQ_CLS" else wanted.save  # the others add theirs too late
+    names = saved_names(wanted) if wanted.task_type == "SEQ_CLS" else wanted.save  # others add theirs after matching
     saved = [re.compile(rf"(?:^|.*\.){re.escape(name)}(?:$|\.)") for name in names]
     return lambda name: excluded(name) or any(pattern.match(name) for pattern in saved)
 

@@ -221,7 +221,7 @@ def _takes_dora(source: Source, module: Module, target: Target) -> bool:
     """Whether the target can hold the module's magnitudes unchanged, because its norms run over the same axis."""
     if (source.adapter.file_format.is_peft and target == "peft") or _is_embedding(source, module):
         return False
-    if "magnitude" in module.keys:  # of kohya's files, which also know magnitudes of inputs
+    if "magnitude" in module.keys:  # kohya's files; their norms may also run over inputs
         rows, *rest = source.adapter.tensors[module.keys["magnitude"]].shape
         return rows == module.shape[0] and all(n == 1 for n in rest)
     return True

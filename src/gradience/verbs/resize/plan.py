@@ -28,7 +28,7 @@ from gradience.verbs.resize.cut import Job, Priced, Target, module_rank, planned
 
 _MEGABYTE: Final = 1_000_000
 _METADATA: Final = {"format": "pt"}
-_RECORD: Final = 4096  # bytes of a header that a short record of the operation may take
+_RECORD: Final = 4096  # bytes that a short record of the operation may take in the header
 _RUN_AGAIN: Final = ("orthogonal", "mica")  # initialisations that PEFT runs again on loading
 
 _CONVERT: Final = "turn it into plain LoRA first: see 'gradience convert --help'"

@@ -187,7 +187,7 @@ def _plain(replay: MergeReplay) -> tuple[MergeReplay, bool]:
 
 
 class PlainDelta:
-    """The update dW = scale * b @ a, of which only some rows are formed at a time."""
+    """The update dW = scale * b @ a; only some of its rows are formed at a time."""
 
     is_known: Final = True
     """Whether a merge's dW follows from the files, up to the order of sums."""

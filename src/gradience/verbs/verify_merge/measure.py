@@ -92,7 +92,7 @@ class Sums(NamedTuple):
     ed: float = 0.0
     dd: float = 0.0
     pd: float = 0.0
-    """Sum of (p - W) d."""
+    """The sum of (p - W) d."""
     spread: float = 0.0
     """Sum of (M - p)^2 d^2: the variance of the sum of (M - p) d if the signs of M - p are random."""
 
