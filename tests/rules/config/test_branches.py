@@ -7,14 +7,14 @@ from typing import Any
 import msgspec
 import pytest
 
+from gradience.rules import Unknown
 from gradience.rules.config import judge_config, settings_of
 from gradience.rules.config.adapter import part_of, reaches_mlp
 from gradience.rules.config.facts import CheckContext, Facts
 from gradience.rules.config.serving import RANKS
 from gradience.rules.objective import objective_by_names
-from gradience.rules.rule import Unknown
+from gradience.schema.document import Coverage, Finding
 from gradience.schema.events import ConfigSnapshot
-from gradience.schema.findings import Coverage, Finding
 
 
 def config(**sections: Any) -> ConfigSnapshot:

@@ -9,8 +9,8 @@ import pytest
 
 from gradience.rules.config import RULES, judge_config, settings_of
 from gradience.rules.config.facts import CheckContext
+from gradience.schema.document import Coverage, Finding
 from gradience.schema.events import ConfigSnapshot
-from gradience.schema.findings import Coverage, Finding
 
 STATED = {
     "VAL001": ("error", 1.0),

@@ -7,10 +7,10 @@ from dataclasses import replace
 
 import pytest
 
+from gradience.rules import Observation, cite
 from gradience.rules.joins import Correlation, Message, Needs, Symptom, correlate
 from gradience.rules.joins.run import JOINS
-from gradience.rules.rule import Observation, cite
-from gradience.schema.findings import Finding
+from gradience.schema.document import Finding
 
 STATED = """\
 DAT330
