@@ -10,6 +10,7 @@ import pytest
 from gradience.errors import RecorderError, SchemaError
 from gradience.telemetry import TelemetryReader
 from gradience.telemetry.codec import decode
+from gradience.telemetry.lines import Block
 from gradience.telemetry.redact import below, hide_in
 from gradience.telemetry.values import plain
 
@@ -84,3 +85,11 @@ def test_arrays_count_among_the_levels():
 def test_a_key_that_is_no_text_hides_like_its_parent():
     assert below("api_key", 1) == "api_key"
     assert hide_in({"api_key": {1: "a"}, "b": {2: "c"}}) == {"api_key": {1: "<redacted: secret key>"}, "b": {2: "c"}}
+
+
+def test_the_lines_of_a_block_have_the_places_that_they_have_in_the_file():
+    def lines(*block):
+        return [(line.number, line.offset, line.data, line.length, line.ended) for line in Block(*block).lines()]
+
+    assert lines(0, 0, b"\xef\xbb\xbfab\n\ncd\n", 3) == [(1, 0, b"ab", 5, True), (3, 7, b"cd", 2, True)]
+    assert lines(2, 9, b"\xef\xbb\xbfab\ncd", 2) == [(3, 9, b"\xef\xbb\xbfab", 5, True), (4, 15, b"cd", 2, False)]
