@@ -93,3 +93,14 @@ def test_the_lines_of_a_block_have_the_places_that_they_have_in_the_file():
 
     assert lines(0, 0, b"\xef\xbb\xbfab\n\ncd\n", 3) == [(1, 0, b"ab", 5, True), (3, 7, b"cd", 2, True)]
     assert lines(2, 9, b"\xef\xbb\xbfab\ncd", 2) == [(3, 9, b"\xef\xbb\xbfab", 5, True), (4, 15, b"cd", 2, False)]
+
+
+@pytest.mark.parametrize("end", [b"\n", b""])
+def test_the_parts_of_a_block_are_its_lines_and_no_more(end):
+    rows, others = b'{"event": "train_step"}', b'{"event": "eval"}'
+    data = b"\n".join([rows] * 9 + [others] * 3) + end
+    parts = Block(4, 100, data, 12).parts()
+    assert [(part.number, part.offset, part.count) for part in parts] == [(4, 100, 9), (13, 100 + 9 * 24, 3)]
+    assert b"".join(part.data for part in parts) == data
+    many = Block(4, 100, b"\n".join([rows, others] * 6) + end, 12)
+    assert many.parts() == [many]
