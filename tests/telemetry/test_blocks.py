@@ -11,6 +11,7 @@ from gradience.errors import RecorderError, SchemaError
 from gradience.telemetry import TelemetryReader
 from gradience.telemetry.codec import decode
 from gradience.telemetry.lines import Block
+from gradience.telemetry.reader import validate_log
 from gradience.telemetry.redact import below, hide_in
 from gradience.telemetry.values import plain
 
@@ -104,3 +105,21 @@ def test_the_parts_of_a_block_are_its_lines_and_no_more(end):
     assert b"".join(part.data for part in parts) == data
     many = Block(4, 100, b"\n".join([rows, others] * 6) + end, 12)
     assert many.parts() == [many]
+
+
+@pytest.mark.parametrize(("after", "torn"), [("a", True), ("b", False), ("c", True)])
+def test_a_broken_line_is_a_torn_tail_where_another_session_than_the_last_goes_on(tmp_path, after, torn):
+    head = {"schema": "gradience.vnext.telemetry/v1", "ts": 1.0, "run_id": "r", "event": "train_step", "loss": 1.0}
+    rows = [json.dumps({**head, "step": n, "session": s}) for n, s in enumerate(["a"] * 10 + ["b"] + [after] * 10)]
+    log = tmp_path / "run.jsonl"
+    log.write_text("\n".join([*rows[:11], '{"schema": "gra', *rows[11:]]) + "\n")
+    (issue,) = TelemetryReader(log).summarize().issues
+    assert (issue.line, issue.torn) == (12, torn)
+    assert issue.reason.startswith("torn tail of an earlier session: ") is torn
+
+
+def test_a_line_that_is_too_long_is_counted_among_the_lines(tmp_path):
+    log = tmp_path / "run.jsonl"
+    row = json.dumps({"schema": "gradience.vnext.telemetry/v1", "ts": 1, "run_id": "r", "event": "run_end", "step": 1})
+    log.write_text(f"{row}\n{'x' * (64 * 1024 + 1)}\n{row}\n")
+    assert (validate_log(log).lines, TelemetryReader(log).summarize().lines) == (3, 3)
