@@ -289,8 +289,8 @@ TWO: dict[str, Any] = {**LABELLED, "labels": {"7": 18, "0": 2}, "labels_total": 
             "DAT318",
             {"seen": {"replacement": 1, "mojibake": 10}},
             (
-                "warning: 10 of 1,000 rows (1 %: 1, ...) hold UTF-8 decoded as Latin-1 | info: 1 of 1,000 rows (0.1 %: 1) "
-                "hold U+FFFD, lost characters"
+                "warning: 10 of 1,000 rows (1 %: 1, ...) hold UTF-8 decoded as Latin-1 | info: 1 of 1,000 rows (0.1 %: "
+                "1) hold U+FFFD, lost characters"
             ),
         ),
         # what the loss is on
@@ -351,16 +351,16 @@ TWO: dict[str, Any] = {**LABELLED, "labels": {"7": 18, "0": 2}, "labels_total": 
             "DAT305",
             {"seen": {"cut": 40}, "tokens": {"total": 1000, "kept": 900, "supervised": 9}},
             (
-                "info: 40 of 1,000 rows (4 %: 1, ...) are longer than 512 tokens: 10.0% of the tokens are lost; 200 tokens "
-                "keep 95 % of the sequences whole, 300 keep 99 %"
+                "info: 40 of 1,000 rows (4 %: 1, ...) are longer than 512 tokens: 10.0% of the tokens are lost; 200 "
+                "tokens keep 95 % of the sequences whole, 300 keep 99 %"
             ),
         ),
         (
             "DAT306",
             {"seen": {"answer_cut": 60}, "tokens": {"total": 9, "kept": 9, "supervised": 3, "supervised_lost": 1}},
             (
-                "warning: 60 of 1,000 rows (6 %: 1, ...) lose part of their answer at 512 tokens (25.0% of the supervised "
-                "tokens)"
+                "warning: 60 of 1,000 rows (6 %: 1, ...) lose part of their answer at 512 tokens (25.0% of the "
+                "supervised tokens)"
             ),
         ),
         ("DAT309", {"seen": {"double_bos": 10}}, "warning: 10 of 1,000 rows (1 %: 1, ...) begin with two BOS tokens"),
@@ -400,8 +400,8 @@ def overlap(exact: int, near: int, **fields: Any) -> dict[str, Any]:
         (
             overlap(1, 3),
             (
-                "warning: evaluation rows stand in the training set: 1 of 100 rows (1 %: 1) exactly, 3 of 100 rows (3 %: "
-                "2, ...) nearly"
+                "warning: evaluation rows stand in the training set: 1 of 100 rows (1 %: 1) exactly, 3 of 100 rows (3 "
+                "%: 2, ...) nearly"
             ),
         ),
         # exact ones are found without MinHash, and in a sample; what was not looked for is said besides
