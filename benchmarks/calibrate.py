@@ -320,8 +320,8 @@ def show(lines: list[dict[str, Any]]) -> None:
 
 def cost(folder: Path, runs: Path, run: Run) -> None:
     """Print CPU time of a calibration over that of its forward and backward passes, and the memory it takes."""
+    from gradience.models import load_model
     from gradience.models.inputs import batches
-    from gradience.models.load import load_model
     from gradience.models.outputs import log_probs, logits_of, tokens_within
     from gradience.models.statistics import statistics
     from gradience.verbs.resize.calibrated import CHOSEN_BY

@@ -206,7 +206,7 @@ def grown(fleet: Path, rows: int) -> None:
 
 def similar(_: Path, options: argparse.Namespace) -> None:
     """How many near duplicates the sketch's bands miss, over pairs of random toy adapters with a set cosine."""
-    from gradience.spectral.sketch import Sketch
+    from gradience.spectral.grams import Sketch
     from gradience.verbs.fleet.show import candidate_pairs
 
     shapes = dict.fromkeys((f"attention.{name}" for name in MODULES), (WIDTH, WIDTH))

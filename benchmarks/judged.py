@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from gradience.schema.findings import Finding
+from gradience.schema.document import Finding
 from gradience.verbs.check import check_config
 from gradience.verbs.monitor import monitor_run
 

@@ -324,6 +324,13 @@ def test_the_start_that_a_name_means():
 # --- patterns that only a backtracking matcher reads ---------------------------------------------------------------
 
 
+@pytest.mark.parametrize(("length", "shown"), [(80, "(" + "a" * 79), (81, "(" + "a" * 76 + "...")])
+def test_a_pattern_is_shown_in_eighty_characters(length, shown):
+    with pytest.raises(AdapterError) as error:
+        PatternTable(["(" + "a" * (length - 1)])
+    assert str(error.value).startswith(f"the pattern {shown!r} in the adapter config is not a regular expression: ")
+
+
 def test_the_steps_of_a_matcher_are_bounded_for_the_name_at_hand():
     key = r"a*a*a*(?=b)"
     assert PatternTable([key]).matching("a" * 60) == []

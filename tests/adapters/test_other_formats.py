@@ -123,11 +123,13 @@ def test_kohya_convolutions_with_and_without_a_core_are_rebuilt(tmp_path):
         "lora_unet_b.lora_up.weight": cp_up,
         "lora_unet_b.lora_mid.weight": mid,
     }
-    plain, core = write(tmp_path, tensors).modules
+    flat = {"lora_unet_c.lora_down.weight": cp_down[:, :, 0, 0], "lora_unet_c.lora_up.weight": cp_up[:, :, 0, 0]}
+    plain, core, matrices = write(tmp_path, tensors | flat | {"lora_unet_c.lora_mid.weight": mid}).modules
     close(product(plain), up.reshape(8, 4) @ down.reshape(4, -1))
     # LyCORIS, functional/general.py, rebuild_tucker
     truth = np.einsum("ijkl,pi,jr->prkl", mid, cp_up[:, :, 0, 0], cp_down[:, :, 0, 0])
     close(product(core), truth.reshape(8, -1))
+    close(product(matrices), truth.reshape(8, -1))
 
 
 def test_lycoris_factors_with_one_missing_are_skipped(tmp_path):

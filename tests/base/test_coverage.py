@@ -18,8 +18,8 @@ from gradience.base.peft_emulation import Architecture
 from gradience.base.peft_emulation.layout import Layout, build_layout, read_layout
 from gradience.base.peft_emulation.targets import NotFollowedError
 from gradience.configs.document import read_peft_dir
+from gradience.schema.document import Coverage
 from gradience.schema.events import ConfigSnapshot, LoraSnapshot
-from gradience.schema.findings import Coverage
 
 peft = pytest.importorskip("peft")
 transformers = pytest.importorskip("transformers")

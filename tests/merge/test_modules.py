@@ -125,9 +125,9 @@ def test_an_entry_at_the_density_itself_is_dropped():
 def test_what_cancels_loses_nothing_by_its_rounding(r, method):
     """The factors of `cat` are rounded to float16, and their product is not quite zero."""
     one = module((14, 11), r, 0, 1.0)
-    factors, losses = merged_module([one, one], Recipe(method, (1.0, -1.0)), DTYPES["F16"])
+    factors, losses = merged_module([one] * 3, Recipe(method, (0.1, 0.2, -0.3)), DTYPES["F16"])
     assert losses == (0.0, 0.0, 0.0, 0.0)
-    assert factors.b.shape[1] == (2 * r if method == "cat" else 1)
+    assert factors.b.shape[1] == (3 * r if method == "cat" else 1)
 
 
 @pytest.mark.parametrize("density", [0.5, 0.9, 0.95, 0.999])

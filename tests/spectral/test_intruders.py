@@ -7,7 +7,7 @@ import pytest
 
 from gradience.spectral import base as intruders
 from gradience.spectral.base import Overlaps, count_below, overlaps
-from gradience.spectral.krylov import Operator, Triplets
+from gradience.spectral.krylov import Operator, Ritz, Triplets
 
 M, N, R, K = 240, 200, 6, 6
 EPS = (0.3, 0.5, 0.7)
@@ -170,6 +170,16 @@ def test_what_the_bounds_leave_open_is_settled_up_to_its_own_limit(limit, is_ope
     assert overlaps(base, base, 1, [0.5]).exact is exact
 
 
+def test_a_ritz_vector_counts_from_its_tolerance_on_and_beyond_what_float32_tells_apart(monkeypatch):
+    """The second is as far from the first as the bound, and so is left out, though it is more of the vector."""
+    monkeypatch.setattr(intruders, "_SETTLED", 0.25)
+    monkeypatch.setattr(intruders, "_APART", 0.5)
+    ritz = Ritz(np.array([1.0, 0.5]), np.array([[0.6, 0.8]]), np.eye(2), np.array([0.25, 0.125]))
+    monkeypatch.setattr(intruders, "ritz_of", lambda _: ritz)
+    found = intruders.atoms(None, 1, [0.3])
+    assert (found.lower.tolist(), found.upper.tolist()) == ([pytest.approx(0.36)], [1.0])
+
+
 def test_a_vector_under_the_threshold_is_an_intruder_and_open_where_its_bound_is_not():
     lower, upper = np.array([0.5, 0.49, 0.3, 0.2]), np.array([0.6, 0.5, 0.49, 0.2])
     found = Overlaps(lower, upper, exact=False, converged=True, left=np.eye(4))
@@ -196,3 +206,16 @@ def test_bounds_are_looked_at_until_they_decide_or_the_basis_is_full(decided_at,
     assert found.lower[0] == pytest.approx(0.4 - 1e-4)
     assert found.upper[0] == pytest.approx((0.5 if decided_at > 6 else np.sqrt(0.2)) + 1e-4)
     assert (found.exact, found.converged) == (False, True)
+
+
+@pytest.mark.parametrize(("lower", "upper", "looks"), [(0.25, 1.0, [3]), (0.16, 0.25, [3, 4, 5, 6])])
+def test_an_overlap_of_the_threshold_is_over_it(lower, upper, looks, monkeypatch):
+    seen = []
+    bounds = intruders.Atoms(np.array([lower]), np.array([upper]))
+    monkeypatch.setattr(intruders, "_ROUNDING", 0.0)
+    monkeypatch.setattr(intruders, "atoms", lambda basis, *_: seen.append(basis.steps) or bounds)
+    base = Operator.of(np.random.default_rng(0).standard_normal((30, 40)).astype(np.float32))
+    one = np.eye(30, 4, dtype=np.float32)
+    top = Triplets(np.ones(1), one[:, :1], np.zeros(1), 1, converged=True, exact=False, guard=one[:, 1:])
+    intruders._bounded(base, top, [0.5])
+    assert seen == looks

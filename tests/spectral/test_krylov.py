@@ -112,6 +112,7 @@ def triplets(k, *, converged):
         ((200, 120), 2, True, 8, 14),  # with six beyond those asked for
         ((200, 120), 3, True, 16, 6),
         ((97, 97), 1, False, 8, 11),
+        ((97, 97), 48, False, 48, 1),  # one step is enough to iterate
     ],
 )
 def test_a_block_is_of_eights_and_a_basis_within_the_matrix(shape, k, vectors, width, most, monkeypatch):
@@ -124,6 +125,7 @@ def test_a_block_is_of_eights_and_a_basis_within_the_matrix(shape, k, vectors, w
     monkeypatch.setattr(krylov, "_iterated", spy)
     krylov.leading(Operator.of(np.ones(shape)), k, vectors=vectors)
     assert asked == [(k, (width, most))]
+    assert krylov.leading(Operator.of(np.eye(97)), 49).exact  # no step has room
 
 
 @pytest.mark.parametrize(("size", "exact"), [(96, True), (97, False)])
@@ -138,3 +140,24 @@ def test_what_did_not_converge_is_done_exactly_up_to_the_limit(size, exact, monk
     monkeypatch.setattr(krylov, "_iterated", lambda *_args, **_more: found)
     monkeypatch.setattr(krylov, "_dense", lambda *_args: found._replace(exact=True))
     assert krylov.leading(Operator.of(np.ones((size, size + 1)))).exact is exact
+
+
+@pytest.mark.parametrize(("decided_at", "looks"), [(3, [3]), (5, [3, 4, 5]), (99, [3, 4, 5, 6, 7, 8, 10, 11])])
+def test_values_are_looked_at_after_three_steps_and_then_a_quarter_more_each_time(decided_at, looks, monkeypatch):
+    seen = []
+    ritz_of = krylov.ritz_of
+    monkeypatch.setattr(krylov, "ritz_of", lambda basis: seen.append(basis.steps) or ritz_of(basis))
+    monkeypatch.setattr(krylov, "_converged", lambda *_args, **_more: seen[-1] >= decided_at)
+    w = np.random.default_rng(0).standard_normal((97, 130))
+    found = krylov._iterated(Operator.of(w), 2, (8, 11), 1e-6, vectors=False, seed=0)
+    assert (seen, found.steps, found.converged) == (looks, looks[-1], decided_at < 99)
+    assert (found.left.shape, found.guard.shape) == ((97, 2), (97, 6))
+
+
+def test_a_value_at_the_least_that_float32_squares_hold_is_found_by_blocks_of_eight(monkeypatch):
+    w = np.random.default_rng(0).standard_normal((97, 130))
+    value, passes, _ = krylov.spectral_norm(w)
+    monkeypatch.setattr(krylov, "_LEAST", value)
+    again = krylov.spectral_norm(w)
+    assert again.value == pytest.approx(value, rel=1e-5)
+    assert again.passes != passes

@@ -236,6 +236,14 @@ def test_one_row_has_no_error_to_speak_of():
     assert (found.conflict_error, found.cancelled_error) == (0.0, 0.0)
 
 
+@pytest.mark.parametrize("most", [None, 30])
+def test_updates_of_zero_have_nothing_in_conflict(most):
+    nothing = np.zeros((20, 1)), np.zeros((1, 3)), 1.0
+    entries = 60 if most is None else 30
+    assert signs_of([nothing, nothing], most=most, seed=0) == (0.0, 0.0, 0.0, 0.0, entries, 60, 0.0)
+    assert pooled_signs([signs_of([nothing, nothing], most=most, seed=0)]) == (0.0, 0.0, 0.0, 0.0, entries, 60, 0.0)
+
+
 def test_the_effective_rank_of_nothing_is_zero_and_of_equal_values_their_number():
     assert float(effective_rank(np.zeros(4))) == 0.0
     assert float(effective_rank(np.ones(4))) == pytest.approx(4.0, rel=1e-6)

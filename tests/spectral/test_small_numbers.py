@@ -12,8 +12,7 @@ from gradience import spectral
 from gradience.spectral import base, batch, grams, subspace, sums, tiles, update
 from gradience.spectral.base import MergeSums, Updated, merge_sums
 from gradience.spectral.batch import DenseSpectrum, dense_spectrum, spectra, spectrum_of
-from gradience.spectral.grams import Factors, Grams, grams_of, grams_on_host, inner_size, narrowed
-from gradience.spectral.sketch import DIMENSIONS, Sketch
+from gradience.spectral.grams import DIMENSIONS, Factors, Grams, Sketch, grams_of, grams_on_host, inner_size, narrowed
 from gradience.spectral.subspace import PairGeometry, Stacked, row_geometries
 from gradience.spectral.update import (
     LowRank,
@@ -207,7 +206,13 @@ def test_a_part_at_scale_zero_has_factors_of_zero():
 
 @pytest.mark.parametrize(
     ("shape", "rank", "iterated"),
-    [((768, 900), 2, False), ((769, 900), 2, True), ((900, 769), 176, True), ((900, 769), 177, False)],
+    [
+        ((768, 900), 2, False),
+        ((769, 900), 2, True),
+        ((900, 769), 176, True),
+        ((900, 769), 177, False),
+        ((900, 772), 177, False),
+    ],
 )
 def test_a_matrix_is_iterated_beyond_768_where_a_quarter_of_it_holds_the_rank(monkeypatch, shape, rank, iterated):
     seen = []
@@ -324,6 +329,8 @@ def test_pairs_are_taken_as_many_at_a_time_as_their_grams_fit(monkeypatch, held,
 def test_energy_ranks_of_a_whole_spectrum_are_exact_and_of_a_leading_one_bounds():
     whole = DenseSpectrum(np.asarray([3.0, 2.0, 1.0, 1.0]), 15.0, 4)
     assert [whole.energy_rank(share) for share in (0.6, 0.61, 13 / 15, 0.9, 1.0)] == [(k, k) for k in (1, 2, 2, 3, 4)]
+    exactly = DenseSpectrum(np.ones(2), 4.0, 4, next_square=1.0, is_whole=False)
+    assert exactly.energy_rank(0.5 / (1.0 - 4 * EPS)) == (1, 2)  # 2 of 4 are wanted: one and next to it another 1
     short = DenseSpectrum(np.asarray([3.0, 2.0]), 16.0, 8, next_square=0.5, is_whole=False)
     # 3 left in 6 values: a straight line gains half a value each, and k values are at most k halves more
     assert [short.energy_rank(share) for share in (13 / 16, 14 / 16, 15 / 16, 1.0)] == [(2, 2), (2, 4), (4, 6), (6, 8)]
@@ -461,6 +468,13 @@ def test_an_update_is_known_from_gram_matrices_unless_it_all_but_cancels_whateve
     assert subspace._trusted(low, one, gram_b, gram_a) is trusted
 
 
+@pytest.mark.parametrize(("share", "trusted"), [(0.25, True), (0.2501, False)])
+def test_an_update_at_the_trusted_share_of_its_bound_is_trusted(share, trusted, monkeypatch):
+    monkeypatch.setattr(subspace, "_TRUSTED", share)
+    one, low = Stacked(lambda: (np.eye(1), np.eye(1)), 1, 0.5), LowRank(np.eye(1), np.ones(1), np.eye(1))
+    assert subspace._trusted(low, one, np.array([[4.0]]), np.array([[4.0]])) is trusted
+
+
 @pytest.mark.parametrize(
     ("delta_dtype", "kept"), [("float32", 1.0029296875), ("bfloat16", 1.0), ("float16", 1.0029296875)]
 )
@@ -485,6 +499,28 @@ def test_a_direction_at_the_bound_of_rounding_is_rounding(least, rank, monkeypat
     core = update.GramCore(np.eye(2), np.eye(2), np.eye(2), one, one, np.ones(2), np.array(4.0))
     grams_of_two = (np.zeros((2, 2)), np.zeros((2, 2)))
     assert sums.core_rank(core, np.array([least, 4.0]), grams_of_two, lambda: (np.eye(2), np.eye(2))) == rank
+
+
+def test_a_direction_at_the_floor_is_left_out_of_the_maps(monkeypatch):
+    monkeypatch.setattr(update, "_FLOOR", 0.5)
+    one = np.array(1.0)
+    core = update.GramCore(np.eye(2), np.eye(2), np.eye(2), one, one, np.ones(2), one)
+    for least, kept in ((0.25, 1), (0.26, 2)):  # squared singular values, the largest 1
+        maps = update.core_maps(core, np.array([least, 1.0]), np.eye(2), 2)
+        assert np.count_nonzero(np.abs(maps.left).sum(axis=0)) == kept
+
+
+def test_a_norm_at_the_bound_of_what_cancels_is_taken_from_the_factors_and_at_that_of_nothing_is_zero(monkeypatch):
+    one, asked = np.ones((1, 1)), []
+    for bound, nothing, norm, times in ((0.9, 0.1, 1.0, 0), (1.0, 0.9, 1.0, 1), (1.0, 1.0, 0.0, 1)):
+        asked.clear()
+        monkeypatch.setattr(sums, "_CANCELLED", bound)
+        monkeypatch.setattr(sums, "_NOTHING", nothing)
+        assert sums.gram_norm((one, one), lambda: asked.append(1) or (one, one)) == norm
+        assert len(asked) == times
+    monkeypatch.setattr(sums, "_CANCELLED", 0.5)
+    assert sums.norm_beyond_the_sides(one, one, (one, one)) == 0.0  # 1 of 1, which is nothing here
+    assert sums.norm_beyond_the_sides(0.9 * one, one, (one, one)) == 1.0
 
 
 def test_tiles_of_two_types_of_eight_bits_are_not_read_as_one():

@@ -146,12 +146,12 @@ WITHIN: dict[str, dict[str, Any]] = {
         "convert.to": "peft",
     },
     "cli.schema": {"schema.name": "telemetry", "validate.max_issues": 100},
-    "configs.data": {"DataPlan.program": "trl"},
+    "configs.document": {"DataPlan.program": "trl"},
     "configs.files": {"read_mapping.most": 5242880},
     "configs.pickled": {"_Plain.value.depth": 64},
     "configs.values": {"Fields.at": "$"},
     "data.measure": {"Limits.batch_size": 8},
-    "data.shapes": {"Shape.text_column": "text", "Shape.label_column": "label"},
+    "data": {"Shape.text_column": "text", "Shape.label_column": "label"},
     "data.tokens": {"Masking.by": "trl"},
     "errors": {"few.shown": 3},
     "importers.events": {"_Walk.last": -1, "_Walk.first": -1, "_Stream.last": -1, "Tally.summary": -1.0},
@@ -177,7 +177,7 @@ WITHIN: dict[str, dict[str, Any]] = {
         "heatmap.unicode": True,
         "grid_lines.unicode": True,
     },
-    "render.text": {
+    "render": {
         "labelled.width": 12,
         "table.indent": 2,
         "table.gap": 2,
@@ -205,7 +205,7 @@ WITHIN: dict[str, dict[str, Any]] = {
     "rules.log.statistics": {"noise.few": 6},
     "rules.log.story": {"_get.spec": ".4g"},
     "rules.merge": {"_MergeRule.groups": ("merge",)},
-    "rules.weights.health": {"WeightsRule.groups": ("weights",)},
+    "rules.weights": {"WeightsRule.groups": ("weights",)},
     "schema.audit": {
         "SuggestedRank.for_engines": 1,
         "BaseComparison.converged": True,
@@ -214,9 +214,8 @@ WITHIN: dict[str, dict[str, Any]] = {
     },
     "schema.compare": {"ModulePair.state": "ok", "BenchTask.judged": True},
     "schema.events": {"ConfigSnapshot.task_profile": "unknown"},
-    "schema.document": {"_cell.tag": "td"},
+    "schema.document": {"_cell.tag": "td", "Coverage.adapter_dtype": "float32"},
     "schema.export": {"json_schema.name": "telemetry"},
-    "schema.findings": {"Coverage.adapter_dtype": "float32"},
     "schema.fleet": {
         "AdapterRow.status": "ok",
         "ModuleRow.kind": "linear",
@@ -292,7 +291,7 @@ WITHIN: dict[str, dict[str, Any]] = {
     "verbs.monitor.compare": {"compare_runs.gap_threshold": 1.5},
     "verbs.resize": {"resize_adapter.pieces": "two-sided"},
     "verbs.resize.calibrated": {"Asked.pieces": "two-sided"},
-    "verbs.runs.query": {
+    "verbs.runs": {
         "run_curves.metric": "train/loss",
         "list_runs.columns": (
             "path",

@@ -280,7 +280,7 @@ def list_runs(
         Print CSV (RFC 4180).
     """
     from gradience.schema.fleet import RunRow  # noqa: PLC0415  # the help needs none of it
-    from gradience.verbs.runs.query import COLUMNS, list_sql  # noqa: PLC0415  # the same
+    from gradience.verbs.runs import COLUMNS, list_sql  # noqa: PLC0415  # the same
 
     every = RunRow.__struct_fields__
     names = COLUMNS if columns is None else every if columns == "all" else [n.strip() for n in columns.split(",")]
@@ -299,7 +299,7 @@ def show_runs(*roots: Path, top: PositiveInt = 10, out: Path | None = None, json
     out:
         Folder for the tables. Default: in the user's cache.
     """
-    from gradience.verbs.runs.query import show_runs as shown  # noqa: PLC0415  # the help needs none of it
+    from gradience.verbs.runs import show_runs as shown  # noqa: PLC0415  # the help needs none of it
 
     return opt.print_report(shown(_collected(roots, out), top=top), words.runs_show_text, json=json)
 
@@ -320,7 +320,7 @@ def query_runs(
     out:
         Folder for the tables. Default: in the user's cache.
     """
-    from gradience.verbs.runs.query import RUNS_QUERIES  # noqa: PLC0415  # the help needs none of it
+    from gradience.verbs.runs import RUNS_QUERIES  # noqa: PLC0415  # the help needs none of it
 
     if result.list_queries:
         return list_queries(RUNS_QUERIES)
@@ -354,7 +354,7 @@ def best_run(
     out:
         Folder for the tables. Default: in the user's cache.
     """
-    from gradience.verbs.runs.query import best_runs  # noqa: PLC0415  # the help needs none of it
+    from gradience.verbs.runs import best_runs  # noqa: PLC0415  # the help needs none of it
 
     report = best_runs(_collected(roots, out), metric, by=by, goal=goal)
     return opt.print_report(report, words.runs_best_text, json=json)
@@ -385,7 +385,7 @@ def draw_curves(
     """
     if not runs:
         raise RecorderError("no run to draw", advice="give logs, or folders of runs")
-    from gradience.verbs.runs.query import run_curves  # noqa: PLC0415  # the help needs none of it
+    from gradience.verbs.runs import run_curves  # noqa: PLC0415  # the help needs none of it
 
     report = run_curves(*runs, metric=metric)
     if html is not None:

@@ -17,8 +17,8 @@ from gradience.cli import options as opt
 from gradience.cli.output import DONE, emit
 from gradience.errors import RecorderError
 from gradience.io.reading import open_regular
+from gradience.render import clean
 from gradience.render.monitor import Glance, event_line, frame_lines, monitor_text, progress_line
-from gradience.render.text import clean
 from gradience.schema.events import ConfigSnapshot, Event, TrainStep, UnknownEvent
 from gradience.telemetry.secrets import hide_secrets
 from gradience.verbs.monitor import monitor_run

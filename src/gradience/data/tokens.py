@@ -10,9 +10,9 @@ from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from typing import Final, NamedTuple
 
+from gradience.data import Columns, Shape, Unusable, canonical
 from gradience.data.encoder import Chat, Encoded, Encoder
 from gradience.data.rows import Fault, Found
-from gradience.data.shapes import Columns, Shape, Unusable, canonical
 from gradience.errors import ConfigError
 from gradience.schema.reports import LossMode
 from gradience.schema.scalars import Json

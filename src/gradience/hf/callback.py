@@ -11,12 +11,11 @@ from typing import Any, Final, Self, get_args
 import msgspec
 from transformers import TrainerCallback
 
-from gradience.hf.lookout import Lookout, Voice, live_ids
-from gradience.hf.recorder import RunRecorder
+from gradience.hf.recorder import Lookout, RunRecorder, Voice, live_ids
 from gradience.hf.snapshot import batch_size, config_snapshot, dataset_size, run_meta
 from gradience.hf.watch import BatchWatch, watch_batches
+from gradience.schema.document import Finding
 from gradience.schema.events import ConfigSnapshot
-from gradience.schema.findings import Finding
 from gradience.schema.reports import CheckReport, announced_by
 from gradience.schema.scalars import TaskProfile
 from gradience.telemetry.rows import Values, eval_columns, plain_columns, split_row, train_columns

@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
 
-from gradience.rules.rule import Observation, Rule, Threshold, Unknown, cite
-from gradience.schema.findings import RuleGroup
+from gradience.rules import Observation, Rule, Threshold, Unknown, cite
+from gradience.schema.document import RuleGroup
 from gradience.schema.merge import CheckedPair, MergeCheckReport
 
 OPPOSED = Threshold(

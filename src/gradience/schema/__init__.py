@@ -23,6 +23,7 @@ if TYPE_CHECKING:
         SuggestedRank as SuggestedRank,
     )
     from gradience.schema.diagnose import DIAGNOSE_SCHEMA_ID as DIAGNOSE_SCHEMA_ID, DiagnoseReport as DiagnoseReport
+    from gradience.schema.document import Evidence as Evidence, Finding as Finding, NotRun as NotRun
     from gradience.schema.events import (
         EVENT_TYPES as EVENT_TYPES,
         Alert as Alert,
@@ -42,7 +43,6 @@ if TYPE_CHECKING:
         TrainStep as TrainStep,
         UnknownEvent as UnknownEvent,
     )
-    from gradience.schema.findings import Evidence as Evidence, Finding as Finding, NotRun as NotRun
     from gradience.schema.reports import (
         CHECK_SCHEMA_ID as CHECK_SCHEMA_ID,
         IMPORT_SCHEMA_ID as IMPORT_SCHEMA_ID,
@@ -69,7 +69,7 @@ if TYPE_CHECKING:
         real as real,
     )
 
-_HOMES: Final = ("events", "findings", "reports", "audit", "diagnose", "scalars")
+_HOMES: Final = ("events", "document", "reports", "audit", "diagnose", "scalars")
 
 
 def __getattr__(name: str) -> Any:

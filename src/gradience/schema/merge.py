@@ -8,8 +8,7 @@ import msgspec
 from msgspec import Meta
 
 from gradience.schema.compare import ComparedAdapter, ConfigDifference, Cosine, OnlyIn, Overlap
-from gradience.schema.document import Report
-from gradience.schema.findings import Finding, NotRun
+from gradience.schema.document import Finding, NotRun, Report
 from gradience.schema.scalars import Fraction, Json, NonNegativeInt, Real, about
 
 MERGE_SCHEMA_ID: Final = "gradience.merge/v2"

@@ -7,9 +7,8 @@ from typing import Annotated, Final, Literal, NamedTuple, TypeAlias
 import msgspec
 from msgspec import Meta
 
-from gradience.schema.document import Report
+from gradience.schema.document import Coverage, Finding, NotRun, Report
 from gradience.schema.events import Alert, ConfigSnapshot, EvalMetrics, RecommendationItem
-from gradience.schema.findings import Coverage, Finding, NotRun
 from gradience.schema.scalars import Fraction, Json, NonNegativeInt, Real, about
 
 DataFormat: TypeAlias = Literal[

@@ -1,10 +1,11 @@
-"""Arrays to numbers: the JAX core. Knows no files, no configs, nothing else of ours.
+"""The numerical core, which turns arrays into numbers with JAX and numpy. It knows no files and no configs.
 
-The maths is written for one module in `batch` and `update`; `batch` vmaps and jits it, `tiles` the Gram matrices.
+The maths is written for one module in `batch` and `update`. `batch` vmaps and jits it, and `tiles` does so for Gram
+matrices.
 
-Here are the threads of this process: how many there are, BLAS on one in each, and the room that each keeps for its
-arrays. BLAS works on one thread while matrices are small, since its threads spin while they wait for each other: on a
-machine that is busy otherwise a 384 x 384 SVD on two threads takes ten times the processor time of one on one.
+This module manages the threads that the process computes with: their number, BLAS's own threads, and scratch arrays
+for each thread. BLAS is held to one thread while matrices are small, because its threads spin while they wait for each
+other. On a machine busy with other work, a 384 x 384 SVD on two threads takes ten times the processor time of one.
 """
 
 from __future__ import annotations
@@ -34,19 +35,19 @@ _MOST_WORKERS = 8  # threads; `use_threads` lowers it
 _KEPT: Final = 1 << 21  # bytes of an array that a thread keeps under a name
 
 
-_LARGE: Final = 1024  # rows or columns, whichever are fewer: from here on threads gain more than they cost
+_LARGE: Final = 1024  # the shorter side: above it, BLAS's threads gain more than they cost
 
 
 def threads_for(size: int) -> AbstractContextManager[Any]:
-    """A context in which BLAS works on one thread, or on all where matrices have more than 1024 rows and columns.
+    """A context that holds BLAS to one thread, unless `size`, the matrices' shorter side, is above 1024.
 
-    For the process: not for use in several threads at once.
+    The limit is the whole process's, so do not use this in several threads at once.
     """
     return nullcontext() if size > _LARGE else _controller().limit(limits=1, user_api="blas")
 
 
 class _Single:
-    """How many blocks want BLAS on one thread, and what gives it the others back after the last of them."""
+    """The process's count of open `one_blas_thread` blocks, and the limit that the last of them lifts."""
 
     lock = threading.Lock()
     blocks = 0
@@ -55,9 +56,10 @@ class _Single:
 
 @contextmanager
 def one_blas_thread() -> Iterator[None]:
-    """A context in which BLAS works on one thread in each of ours; may be entered by several at once.
+    """A context that holds BLAS to one thread in each of our threads; several threads may enter it at once.
 
-    Also where XLA's threads do the large products: BLAS's would spin between its calls, and take processors from them.
+    It also serves where XLA computes the large products: between calls, spinning BLAS threads would take processors
+    from XLA's.
     """
     with _Single.lock:
         if _Single.blocks == 0:
@@ -74,13 +76,13 @@ def one_blas_thread() -> Iterator[None]:
 
 @cache
 def _controller() -> ThreadpoolController:
-    from threadpoolctl import ThreadpoolController  # noqa: PLC0415  # what keeps arrays alone does without
+    from threadpoolctl import ThreadpoolController  # noqa: PLC0415  # a program that only uses `Scratch` needs none
 
-    return ThreadpoolController()  # which finds the libraries that are loaded: numpy's among them by now
+    return ThreadpoolController()  # it finds the libraries loaded so far: numpy's BLAS is among them by now
 
 
 def use_threads(most: int) -> None:
-    """Let this process compute with at most so many threads. For one of several processes, each on its own core."""
+    """Limit this process to `most` threads, for example to one where several processes have a core each."""
     global _MOST_WORKERS  # noqa: PLW0603  # a setting of the process, as the device is
     _MOST_WORKERS = most
 
@@ -91,22 +93,23 @@ def cores() -> int:
 
 
 def most_threads() -> int:
-    """How many threads this process computes with: one for each core, as far as it may."""
+    """The number of threads that this process computes with: one for each core, up to the limit of `use_threads`."""
     return min(cores(), _MOST_WORKERS)
 
 
 def in_threads(tasks: Sequence[Callable[[], _T]]) -> list[_T]:
-    """Return what each task does, in order, as `each_in_threads` does."""
+    """Return the results of all tasks, in order, computed as by `each_in_threads`."""
     return list(each_in_threads(tasks))
 
 
 def each_in_threads(
     tasks: Sequence[Callable[[], _T]], *, ahead: int | None = None, waits: bool = True
 ) -> Generator[_T]:
-    """Yield what each task does, in order: on as many threads as there are cores, BLAS on one of them in each.
+    """Yield each task's result, in order. Tasks run on `most_threads` threads, in each of which BLAS has one thread.
 
-    The first error reaches the caller, and what was not begun is left. Of results that wait to be taken there are at
-    most `ahead` for each thread. An early end waits for what has begun, unless told not to: then it must write nothing.
+    The first error in that order is raised, and tasks that have not begun are cancelled. With `ahead`, at most that
+    many tasks for each thread are begun or wait to be taken. If the caller stops early, tasks that have begun are
+    waited for. With `waits=False` they are not, so they must not write anything.
     """
     threads = min(len(tasks), most_threads())
     with one_blas_thread():
@@ -125,9 +128,10 @@ def each_in_threads(
 
 
 class Scratch(threading.local):
-    """Uninitialised arrays by name, of each thread its own: fresh ones cost more in page faults than the work in them.
+    """Uninitialised arrays by name, separate for each thread.
 
-    Each call with a name takes back what the last one with that name gave; one that is too large to keep is fresh.
+    They are reused because the page faults of a fresh array cost more than the work done in it. A call with a name
+    reuses the memory of the last array of that name. An array too large to keep is allocated afresh.
     """
 
     def __init__(self) -> None:
@@ -135,14 +139,14 @@ class Scratch(threading.local):
         self._last: dict[str, npt.NDArray[Any]] = {}
 
     def like(self, x: npt.NDArray[Any], name: str, shape: tuple[int, int], dtype: npt.DTypeLike) -> npt.NDArray[Any]:
-        """The same, of two axes that lie in memory as those of x do."""
+        """A two-dimensional array as `array` gives it, with x's memory order: rows or columns contiguous."""
         return self.array(name, shape, dtype) if x.flags.c_contiguous else self.array(name, shape[::-1], dtype).T
 
     def array(self, name: str, shape: tuple[int, ...], dtype: npt.DTypeLike) -> npt.NDArray[Any]:
-        """An array of that shape and dtype, with any values."""
+        """An array of that shape and dtype, with arbitrary values."""
         last = self._last.get(name)
         if last is not None and last.shape == shape and last.dtype == dtype:
-            return last  # tiles of one matrix follow each other
+            return last  # the usual case: tiles of one matrix have one shape
         nbytes = math.prod(shape) * np.dtype(dtype).itemsize
         if nbytes > _KEPT:
             return np.empty(shape, dtype)

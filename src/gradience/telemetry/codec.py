@@ -31,7 +31,6 @@ from gradience.schema.scalars import MAX_INT, SCHEMA_ID, SCHEMA_PREFIX, NonNegat
 
 _AT: Final = re.compile(r" - at `(?P<path>[^`]+)`$")
 _STEP: Final = re.compile(r"\.([^.\[\]]+)|\[(\d+)\]")
-
 _LISTED: Final = "[]"
 # Levels below the event itself that may have unknown keys.
 _FLAT: Final[dict[str, tuple[tuple[str, ...], type[msgspec.Struct]]]] = {
@@ -48,7 +47,6 @@ _NESTED: Final[tuple[tuple[tuple[str, ...], type[msgspec.Struct]], ...]] = (
 
 MAX_LINE_BYTES: Final = 64 * 1024  # most bytes of one line without its newline
 T_ = TypeVar("T_")
-
 KNOWN_ARRAY: Final[msgspec.json.Decoder[list[Event]]] = msgspec.json.Decoder(list[Event])
 OBJECT_ARRAY: Final[msgspec.json.Decoder[list[JsonObject]]] = msgspec.json.Decoder(list[dict[str, Any]])
 
@@ -260,9 +258,8 @@ def decode_object(line: bytes) -> JsonObject:
 def decode_array(block: bytes, count: int, decoder: msgspec.json.Decoder[list[T_]]) -> list[T_] | None:
     """Return the items of whole lines without unknown keys; None if any line needs a closer look.
 
-    The lines are decoded as one array with each newline replaced by a comma, and the number of items must be that of
-    the lines. One error goes unseen: two events joined on one line, near a line that is broken at a comma.
-    `decode_lines` catches it.
+    The lines are decoded as one array, with a comma for each newline, and must give as many items. `decode_lines` also
+    catches two events joined on one line near a line that is broken at a comma.
     """
     try:
         if not block.isascii():

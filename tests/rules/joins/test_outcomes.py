@@ -7,8 +7,8 @@ from types import SimpleNamespace
 import pytest
 
 from gradience.rules.joins.symptoms import Outcome, outcome_of, outweighed
+from gradience.schema.document import Finding, NotRun
 from gradience.schema.events import ConfigSnapshot, Eval, EvalMetrics
-from gradience.schema.findings import Finding, NotRun
 from gradience.schema.reports import CHECK_SCHEMA_ID, CheckReport, EvalPoint
 
 

@@ -18,8 +18,8 @@ from gradience.rules.joins.symptoms import (
     weights_symptoms,
 )
 from gradience.schema.audit import AUDIT_SCHEMA_ID, AuditReport, AuditSummary, Health, LedgerEntry, ModuleAudit
+from gradience.schema.document import Finding
 from gradience.schema.events import LoraSnapshot
-from gradience.schema.findings import Finding
 
 
 def module(name="layers.0.q", *, rms=1e-3, r=8, alpha=16.0, layer=None, **fields):

@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from gradience.rules.weights.health import AdapterFacts, health, modules_analysed
+from gradience.rules.weights import AdapterFacts, health, modules_analysed
 from gradience.rules.weights.ranks import (
     _steps,
     alpha_for,

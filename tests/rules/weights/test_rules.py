@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from gradience.rules.weights.health import at_risk, health, observe_verdict
+from gradience.rules.weights import at_risk, health, observe_verdict
 from gradience.rules.weights.rules import WEIGHTS_RULES, judge_adapter, observe_utilization
 from gradience.schema.audit import (
     AUDIT_SCHEMA_ID,

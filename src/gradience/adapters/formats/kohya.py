@@ -1,8 +1,9 @@
-"""Image adapters: kohya's (sd-scripts) and diffusers' names.
+"""The formats of adapters for image models: kohya's (sd-scripts), LyCORIS's, and diffusers'.
 
-kohya, LyCORIS too: `<name>.lora_down.weight` (r, in[, k, k]), `.lora_up.weight` (out, r[, 1, 1]), a scalar `.alpha`,
-and for a CP-decomposed convolution `.lora_mid.weight` (r, r, k, k). diffusers: PEFT's lora_A and lora_B under the
-name of a pipeline's component, its config in the file's metadata; without one, alpha is the rank.
+kohya and LyCORIS store `<name>.lora_down.weight` (r, in[, k, k]), `.lora_up.weight` (out, r[, 1, 1]) and a scalar
+`.alpha`. A CP-decomposed convolution also has `.lora_mid.weight` (r, r, k, k). diffusers stores PEFT's lora_A and
+lora_B under the name of a pipeline's component, and each component's config in the file's metadata. Without a config,
+alpha is the rank.
 """
 
 from __future__ import annotations
@@ -73,12 +74,12 @@ def _is_kohya(files: Files) -> bool:
 
 
 def is_diffusers(keys: Iterable[str], metadata: Mapping[str, str]) -> bool:
-    """Whether the file is one that diffusers saved: it names components, or its metadata hold their configs."""
+    """Whether diffusers saved the file: names begin with a component, or the metadata holds components' configs."""
     return _METADATA in metadata or any(key.startswith(_COMPONENTS) for key in keys)
 
 
 def _read_kohya(files: Files) -> Adapter:
-    """The modules of a kohya adapter; a config beside it is only carried along."""
+    """Read a kohya adapter. A config beside it does not affect the modules."""
     ctx = _plain_context(files.source)
     groups, roles = grouped(files.source, _ENDINGS)
     for key, role in roles.items():
@@ -104,7 +105,7 @@ def _kohya_module(ctx: Context, group: Group) -> Module | Skipped:
 def _pair_module(ctx: Context, group: Group, alpha: float | None) -> Module:
     ctx.require(group, "lora_A", "lora_B")
     pair = _cp_pair(ctx, group) if "lora_mid" in group.keys else pair_of(ctx, group, "lora_A", "lora_B")
-    alpha = alpha or float(pair.r)  # none or 0 means the rank (sd-scripts, networks/lora.py)
+    alpha = alpha or float(pair.r)  # a missing alpha, or 0, means the rank (sd-scripts, networks/lora.py)
     return Module(
         name=group.module,
         kind="conv" if pair.axes > 2 else "linear",
@@ -120,10 +121,10 @@ def _pair_module(ctx: Context, group: Group, alpha: float | None) -> Module:
 
 
 def _alpha(ctx: Context, group: Group) -> float | None:
-    """The scalar of `.alpha`, None without one.
+    """The scalar `.alpha` of a group, None if it has none.
 
     Raises:
-        UnsuitableError: it is not one finite number.
+        UnsuitableError: alpha is not one finite number.
     """
     if "alpha" not in group.keys:
         return None
@@ -137,7 +138,7 @@ def _alpha(ctx: Context, group: Group) -> float | None:
 
 
 def _cp_pair(ctx: Context, group: Group) -> Pair:
-    """The pair of a CP-decomposed convolution: up (out, r), and mid times down (r, in k k)."""
+    """The pair of a CP-decomposed convolution: b is up (out, r), a is mid times down (r, in k k)."""
     ctx.require(group, "lora_mid")
     down, up, mid = (ctx.shape(group, name) for name in ("lora_A", "lora_B", "lora_mid"))
     flat = all(n == 1 for n in (*down[2:], *up[2:]))
@@ -152,7 +153,7 @@ def _cp_pair(ctx: Context, group: Group) -> Pair:
 
 
 def _read_diffusers(files: Files) -> Adapter:
-    """The modules of a diffusers adapter."""
+    """Read a diffusers adapter."""
     source, plain = files.source, _plain_context(files.source)
     configs = _component_configs(source)
     contexts = {name: Context(source, config, ScalingRules(config)) for name, config in configs.items()}
@@ -185,14 +186,14 @@ def _diffusers_module(ctx: Context, group: Group, *, configured: bool) -> Module
     found = lora_module(ctx, Group(group.module, keys=keys))
     if isinstance(found, Skipped) or (configured and alpha is None):
         return found
-    if found.dense is not None:  # it was made with the scale of a config that is not there
+    if found.dense is not None:  # `dense` has a default config's scale built in
         raise UnsuitableError("DoRA without a config: its scale is not known", LeftoverReason.CONFIG)
     alpha = alpha or float(found.r)
     return replace(found, alpha=alpha, scale=alpha / found.r, config_r=None, rslora=False)
 
 
 def _component_configs(source: TensorSource) -> dict[str, AdapterConfig]:
-    """The config of each component that the metadata hold: keys are `<component>.<field>`."""
+    """The config of each component in the metadata, whose keys are `<component>.<field>`; none without metadata."""
     text = source.metadata.get(_METADATA)
     if text is None:
         return {}

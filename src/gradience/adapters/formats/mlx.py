@@ -1,7 +1,7 @@
-"""MLX-LM's and torchtune's own layouts: lower-case `lora_a` and `lora_b`.
+"""The formats of MLX-LM and torchtune: lower-case `lora_a` and `lora_b`.
 
-MLX-LM (`mlx_lm/tuner/lora.py` and `dora.py`, fuse) multiplies from the right: `lora_a` is (in, r), `lora_b`
-(r, out), and its `scale` is the whole factor, not divided by the rank. torchtune stores what PEFT does.
+MLX-LM (`mlx_lm/tuner/lora.py` and `dora.py`, fuse) multiplies from the right, so `lora_a` is (in, r) and `lora_b` is
+(r, out). Its `scale` is the whole factor, not divided by the rank. torchtune's factors have PEFT's shapes.
 """
 
 from __future__ import annotations
@@ -33,25 +33,25 @@ from gradience.io import natural_key
 from gradience.schema.audit import LeftoverReason
 
 _STACKED: Final = 3  # axes
-# In MLX-LM lm_head is linear; these are the layers that become LoRAEmbedding.
+# The layers that become a LoRAEmbedding in MLX-LM, where lm_head is linear.
 _EMBEDDINGS: Final = frozenset({"embed_tokens", "wte", "word_embeddings", "tok_embeddings", "embed_in", "embedding"})
 
 
 def is_embedding_layer(module: str) -> bool:
-    """Whether MLX-LM makes a LoRAEmbedding of the module of that path, rather than a LoRALinear."""
+    """Whether MLX-LM makes the module of that path a LoRAEmbedding, not a LoRALinear."""
     return module.rpartition(".")[2] in _EMBEDDINGS
 
 
 def _ends(*endings: str) -> Callable[[Files], bool]:
-    """The test whether some tensor's name ends so."""
+    """A test whether any tensor's name has one of these endings."""
     return lambda files: any(key.endswith(endings) for key in files.source.tensors)
 
 
 def _read_mlx(files: Files) -> Adapter:
-    """The modules of an MLX-LM adapter.
+    """Read an MLX-LM adapter.
 
     Raises:
-        AdapterError: the config gives no scale, which nothing else does.
+        AdapterError: the config gives no scale; nothing else in the files does.
     """
     config = files.read_config()
     parameters = config.lora_parameters or {}
@@ -89,7 +89,7 @@ def _is_full(files: Files) -> bool:
 
 
 def _read_full(files: Files) -> Adapter:
-    """A fine-tune of whole weights: no modules."""
+    """Read a fine-tune of whole weights, as an adapter without modules."""
     why = Skipped("*", "fine_tune_type is full: whole weights, no adapter", LeftoverReason.WHOLE_WEIGHTS)
     roles = dict.fromkeys(files.source.tensors, "full_module")
     return whole_adapter(MLX_FULL, files.optional_config(), files.source, roles, why)  # type: ignore[arg-type]  # a Role
@@ -126,7 +126,7 @@ def _mlx_modules(ctx: Context, group: Group, scale: float, config_r: int | None)
 
 
 def _mlx_experts(ctx: Context, group: Group, scale: float, config_r: int | None) -> list[Module]:
-    """LoRASwitchLinear: lora_a (E, r, in), lora_b (E, out, r)."""
+    """The modules of a LoRASwitchLinear, one for each expert: lora_a is (E, r, in), lora_b is (E, out, r)."""
     a, b = ctx.shape(group, "lora_a"), ctx.shape(group, "lora_b")
     if len(b) != _STACKED or a[0] != b[0] or a[1] != b[2]:
         raise UnsuitableError(f"factors of shape {list(a)} and {list(b)}: expected (E, r, in) and (E, out, r)")
@@ -162,7 +162,7 @@ def _expert(ctx: Context, group: Group, e: int) -> LoadFactors:
 
 
 def _read_torchtune(files: Files) -> Adapter:
-    """The modules of an adapter that torchtune saved in its own names; alpha / r from the config."""
+    """Read an adapter that torchtune saved under its own names; the scale alpha / r comes from the config."""
     endings = {".lora_a.weight": "lora_a", ".lora_b.weight": "lora_b", ".magnitude": "m"}
     return _read(TORCHTUNE, files, files.read_config(), endings, _torchtune_module)
 

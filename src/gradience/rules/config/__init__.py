@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final
 
+from gradience.rules import Rule, Verdict, judge
 from gradience.rules.config import adapter, coverage, rate, serving, training, values
 from gradience.rules.config.facts import CheckContext, Facts
-from gradience.rules.rule import Rule, Verdict, judge
+from gradience.schema.document import Finding, NotRun
 from gradience.schema.events import ConfigSnapshot
-from gradience.schema.findings import Finding, NotRun
 
 RULES: Final[tuple[Rule[Facts], ...]] = (
     *values.RULES,

@@ -10,8 +10,8 @@ from collections.abc import Iterator, Sequence
 from typing import Literal
 
 from gradience.adapters import module_type
+from gradience.rules import CLASSIFIER_DOCS, LWR, NEMOTRON, RECIPES, Observation, Threshold, Unknown, cite
 from gradience.rules.config.facts import Facts, LoraRule, given
-from gradience.rules.rule import CLASSIFIER_DOCS, LWR, NEMOTRON, RECIPES, Observation, Threshold, Unknown, cite
 
 Part = Literal["attn", "mlp", "either", "unknown"]
 

@@ -11,10 +11,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final, NamedTuple, TypeVar
 
+from gradience.rules import Need, Rule, Unknown
 from gradience.rules.objective import Objective, objective_of
-from gradience.rules.rule import Need, Rule, Unknown
+from gradience.schema.document import Coverage, RuleGroup
 from gradience.schema.events import ConfigSnapshot
-from gradience.schema.findings import Coverage, RuleGroup
 from gradience.schema.scalars import NonFinite, Real, as_float, real
 
 T = TypeVar("T")

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Final, Literal, NamedTuple, TypeAlias
 
+from gradience.rules import Observation, Unknown, cite
 from gradience.rules.config.facts import Facts, LoraRule
-from gradience.rules.rule import Observation, Unknown, cite
+from gradience.schema.document import Evidence, RuleGroup
 from gradience.schema.events import ConfigSnapshot
-from gradience.schema.findings import Evidence, RuleGroup
 from gradience.schema.scalars import Json
 
 SERVE_TABLE = cite(

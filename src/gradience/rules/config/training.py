@@ -9,8 +9,7 @@ import math
 import re
 from collections.abc import Iterator
 
-from gradience.rules.config.facts import ConfigRule, Facts, LoraRule, given
-from gradience.rules.rule import (
+from gradience.rules import (
     EVAL_DEFAULT,
     INSTRUCT_GPT,
     LWR,
@@ -22,6 +21,7 @@ from gradience.rules.rule import (
     Unknown,
     cite,
 )
+from gradience.rules.config.facts import ConfigRule, Facts, LoraRule, given
 from gradience.schema.scalars import as_float
 
 

@@ -11,8 +11,8 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Final, NamedTuple
 
 from gradience.configs.settings import ALIKE, nearest_known
+from gradience.rules import Observation, Threshold, Unknown, cite
 from gradience.rules.config.facts import ConfigRule, Facts, about_lora
-from gradience.rules.rule import Observation, Threshold, Unknown, cite
 from gradience.schema.events import ConfigSnapshot
 from gradience.schema.scalars import Json, NonFinite, as_float, real
 

@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from gradience.rules.rule import Observation, Rule, Threshold, Unknown, cite
-from gradience.schema.findings import RuleGroup
+from gradience.rules import Observation, Rule, Threshold, Unknown, cite
+from gradience.schema.document import RuleGroup
 from gradience.schema.reports import DataReport, Rows
 from gradience.schema.scalars import Json, Severity
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from gradience.rules import ALL_MASKED, Observation, Threshold, Unknown, cite
 from gradience.rules.data.content import DataRule, counted, of_tokens, on_rows, share, values
-from gradience.rules.rule import ALL_MASKED, Observation, Threshold, Unknown, cite
 from gradience.schema.reports import DataReport
 from gradience.schema.scalars import Severity
 

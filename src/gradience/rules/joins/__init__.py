@@ -14,9 +14,9 @@ from typing import Any, Final, NamedTuple, TypeAlias
 
 import msgspec
 
-from gradience.rules.rule import Description, Observation, finding
+from gradience.rules import Description, Observation, finding
 from gradience.schema.diagnose import Cause, Piece, PieceSource, Source
-from gradience.schema.findings import SEVERITIES, Finding, RuleGroup
+from gradience.schema.document import SEVERITIES, Finding, RuleGroup
 from gradience.schema.scalars import Json, Severity
 
 FACTS: Final = {  # symptoms that are no finding of a rule, and how a condition names them

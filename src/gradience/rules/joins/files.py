@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from gradience.rules.joins import Correlation, Message, Needs
-from gradience.rules.rule import (
+from gradience.rules import (
     CLASSIFIER_DOCS,
     EVAL_DEFAULT,
     LOGGING_DEFAULT,
@@ -15,6 +14,7 @@ from gradience.rules.rule import (
     UTILIZATION,
     cite,
 )
+from gradience.rules.joins import Correlation, Message, Needs
 
 JOINS: Final[tuple[Correlation, ...]] = (
     Correlation(

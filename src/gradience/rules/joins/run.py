@@ -8,9 +8,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from gradience.rules.joins import Correlation, Message, Needs, files
-from gradience.rules.joins.symptoms import EXPLODED_RMS, FEW_LAYERS, MANY_LAYERS, TINY_RMS
-from gradience.rules.rule import (
+from gradience.rules import (
     ALL_MASKED,
     DIVERGENCE,
     MASKED,
@@ -23,6 +21,8 @@ from gradience.rules.rule import (
     Threshold,
     cite,
 )
+from gradience.rules.joins import Correlation, Message, Needs, files
+from gradience.rules.joins.symptoms import EXPLODED_RMS, FEW_LAYERS, MANY_LAYERS, TINY_RMS
 
 TIED = Threshold("tied", 1.0, "noise of one evaluation", "one-standard-error rule, Breiman et al., CART, 1984")
 MID_RUN = Threshold("mid_run", 0.9, "step of the weights over the last step logged", "a judgement")

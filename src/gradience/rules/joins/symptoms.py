@@ -14,13 +14,13 @@ import msgspec
 
 from gradience.adapters import layer_label
 from gradience.errors import few
+from gradience.rules import Observation, Threshold, cite
 from gradience.rules.joins import Symptom
 from gradience.rules.log.record import FEW_ROWS
-from gradience.rules.rule import Observation, Threshold, cite
 from gradience.schema.audit import AuditReport, ModuleAudit
 from gradience.schema.diagnose import Source
+from gradience.schema.document import SEVERITIES, Finding, NotRun, by_severity
 from gradience.schema.events import Eval, LoraSnapshot
-from gradience.schema.findings import SEVERITIES, Finding, NotRun, by_severity
 from gradience.schema.reports import CheckReport, MonitorReport
 from gradience.schema.scalars import Json, as_float
 

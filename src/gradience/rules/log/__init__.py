@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Final
 
+from gradience.rules import Rule, Verdict, judge
 from gradience.rules.log import (
     divergence,
     gradient,
@@ -21,8 +22,7 @@ from gradience.rules.log import (
     repetition,
 )
 from gradience.rules.log.facts import RunFacts, sorted_by_step
-from gradience.rules.rule import Rule, Verdict, judge
-from gradience.schema.findings import NotRun
+from gradience.schema.document import NotRun
 
 DETECTORS: Final[tuple[Rule[RunFacts], ...]] = (
     *numbers.RULES,

@@ -15,11 +15,11 @@ from itertools import islice
 from operator import itemgetter, le
 from typing import Final, NamedTuple, TypeAlias, TypeVar
 
+from gradience.rules import Rule, Threshold, Unknown, cite
 from gradience.rules.log.statistics import FEW_POINTS, Curve, Trend, curve_of, median, moves, noise, trend_of
 from gradience.rules.objective import Objective, objective_by_names, objective_of
-from gradience.rules.rule import Rule, Threshold, Unknown, cite
+from gradience.schema.document import Evidence, RuleGroup
 from gradience.schema.events import TELLING, ConfigSnapshot, Eval, Metrics
-from gradience.schema.findings import Evidence, RuleGroup
 from gradience.schema.reports import BadLine, EvalPoint, GapReading
 from gradience.schema.scalars import Json, as_float
 from gradience.telemetry.series import PROBED, SPECTRAL, LogRecord

@@ -6,6 +6,18 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import Final, NamedTuple
 
+from gradience.rules import (
+    INSTRUCT_GPT,
+    KARPATHY,
+    PRECHELT,
+    TINKER_STEPS,
+    TRIAL,
+    Observation,
+    Rule,
+    Threshold,
+    Unknown,
+    cite,
+)
 from gradience.rules.log.divergence import divergence, other_scale
 from gradience.rules.log.facts import (
     EVAL_NOISE,
@@ -21,18 +33,6 @@ from gradience.rules.log.facts import (
 from gradience.rules.log.learning import LEAST_EVALS
 from gradience.rules.log.statistics import median
 from gradience.rules.objective import not_under
-from gradience.rules.rule import (
-    INSTRUCT_GPT,
-    KARPATHY,
-    PRECHELT,
-    TINKER_STEPS,
-    TRIAL,
-    Observation,
-    Rule,
-    Threshold,
-    Unknown,
-    cite,
-)
 from gradience.schema.events import Eval
 from gradience.schema.reports import EvalPoint
 from gradience.schema.scalars import as_float

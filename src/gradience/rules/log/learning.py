@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import Final, NamedTuple
 
+from gradience.rules import KARPATHY, NEMOTRON, TRIAL, Observation, Rule, Threshold, Unknown, cite
 from gradience.rules.log.divergence import divergence
 from gradience.rules.log.facts import (
     EVAL_NOISE,
@@ -37,8 +38,7 @@ from gradience.rules.log.statistics import (
     thin,
 )
 from gradience.rules.objective import not_under
-from gradience.rules.rule import KARPATHY, NEMOTRON, TRIAL, Observation, Rule, Threshold, Unknown, cite
-from gradience.schema.findings import Evidence
+from gradience.schema.document import Evidence
 
 ALPHA = Threshold("alpha", 0.01, "one-sided p of the order of the rows", "1 of 100 flat logs")
 ALPHA_MOVED = Threshold("alpha_moved", 0.05, "the same, where the gradient norm has a trend", REAL_RUNS)

@@ -6,10 +6,10 @@ import math
 from collections.abc import Sequence
 from typing import Final
 
+from gradience.rules import NEMOTRON, TRIAL, Observation, Rule, Threshold, Unknown, cite
 from gradience.rules.log.facts import JUDGEMENT, REAL_RUNS, LogRule, RunFacts, Signal, column, last_part, seen
 from gradience.rules.log.statistics import mann_kendall, mean_error, median, median_error, noise
 from gradience.rules.objective import only_under
-from gradience.rules.rule import NEMOTRON, TRIAL, Observation, Rule, Threshold, Unknown, cite
 
 FEW_ROWS = Threshold("few_rows", 3, "rows that logged it", "a mean of fewer is not a level")
 MANY_ROWS = Threshold("many_rows", 20, "rows that logged it", "below it the order of the rows is tested instead")

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from typing import Final
 
 from gradience.errors import few
+from gradience.rules import LOGGING_DEFAULT, Observation, Rule, Threshold, cite
 from gradience.rules.log.facts import JUDGEMENT, LogRule, RunFacts, seen
 from gradience.rules.log.statistics import median
-from gradience.rules.rule import LOGGING_DEFAULT, Observation, Rule, Threshold, cite
 
 FEW_ROWS = Threshold("few_rows", 20, "training rows", "a judgement: small effects are lost in the noise of fewer")
 REPLAY_DIFFERENCE = Threshold(

@@ -15,11 +15,11 @@ from dataclasses import replace
 from functools import partial
 from typing import Final
 
+from gradience.rules import ENERGY, Observation, Rule, Threshold, Unknown, cite
 from gradience.rules.data import content, supervision, tokens
 from gradience.rules.data.content import counted
 from gradience.rules.log.facts import JUDGEMENT, LogRule, RunFacts, seen
-from gradience.rules.rule import ENERGY, Observation, Rule, Threshold, Unknown, cite
-from gradience.rules.weights.health import observe_verdict, suggests_ranks
+from gradience.rules.weights import observe_verdict, suggests_ranks
 from gradience.rules.weights.rules import (
     LOW_RANK,
     NON_FINITE,

@@ -12,8 +12,8 @@ from functools import partial
 from typing import Final
 
 from gradience.errors import few
-from gradience.rules.rule import UTILIZATION, Observation, Rule, Threshold, Unknown, Verdict, cite, judge
-from gradience.rules.weights.health import (
+from gradience.rules import UTILIZATION, Observation, Rule, Threshold, Unknown, Verdict, cite, judge
+from gradience.rules.weights import (
     BASE_RULES,
     LARGE_SIZE,
     NEAR_UNTRAINED,

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
 
 from gradience.adapters.open import open_adapter
 from gradience.errors import ConfigError, GradienceError
+from gradience.models import FIRST, LoadedModel, active, drop_adapter, load_adapter, load_model
 from gradience.models.inputs import Batch, Example, Inputs, batches, read_inputs
-from gradience.models.load import FIRST, LoadedModel, active, drop_adapter, load_adapter, load_model
 from gradience.schema.scalars import real
 from gradience.verbs.bench.store import Evaluation
 

@@ -11,9 +11,9 @@ from typing import NamedTuple
 
 import msgspec
 
+from gradience.configs import read_preferences
 from gradience.configs.document import CONFIG_NAME, read_document, read_peft, read_peft_dir, read_peft_object
 from gradience.configs.files import HasToDict
-from gradience.configs.preferences import read_preferences
 from gradience.configs.settings import Layer, keys_of, line_of, stack, with_ratio
 from gradience.configs.training import (
     STATE_NAME,
@@ -24,13 +24,13 @@ from gradience.configs.training import (
 )
 from gradience.errors import ConfigError, RecorderError
 from gradience.io.reading import real_path
+from gradience.rules import excluded_rules
 from gradience.rules.config import RULES, judge_config, settings_of
 from gradience.rules.config.facts import CheckContext, quantities
 from gradience.rules.config.serving import ENGINES
 from gradience.rules.objective import objective_of
-from gradience.rules.select import excluded_rules
+from gradience.schema.document import Coverage, Finding
 from gradience.schema.events import ConfigSnapshot, LoraSnapshot
-from gradience.schema.findings import Coverage, Finding
 from gradience.schema.reports import CHECK_SCHEMA_ID, CheckReport, SourceFile, SourceLocation
 
 _MAX_TASK = 256  # characters

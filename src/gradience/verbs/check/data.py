@@ -11,23 +11,21 @@ from typing import Any, Final, Literal, NamedTuple, TypeAlias
 
 import msgspec
 
-from gradience.configs.data import DataPlan, read_data_plan
-from gradience.configs.document import read_labels
+from gradience.configs.document import DataPlan, read_data_plan, read_labels
 from gradience.configs.files import HasToDict
 from gradience.configs.settings import Layer
+from gradience.data import Columns, Shape, recognise
 from gradience.data.encoder import Encoder, quiet
 from gradience.data.measure import Limits, Measure
 from gradience.data.overlap import EvalRows
 from gradience.data.rows import Fault, Source
-from gradience.data.shapes import Columns, Shape, recognise
 from gradience.data.tokens import Masking, Tokeniser
 from gradience.errors import ConfigError
+from gradience.rules import excluded_rules, judge
 from gradience.rules.config import RULES
 from gradience.rules.data import DATA_RULES
-from gradience.rules.rule import judge
-from gradience.rules.select import excluded_rules
+from gradience.schema.document import NotRun, by_severity
 from gradience.schema.events import ConfigSnapshot
-from gradience.schema.findings import NotRun, by_severity
 from gradience.schema.reports import CHECK_SCHEMA_ID, CheckReport, DataReport, LossMode, SourceFile
 from gradience.schema.scalars import Json, Real, real
 from gradience.verbs.check import ConfigSources, Place, judged

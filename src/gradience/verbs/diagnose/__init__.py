@@ -12,7 +12,8 @@ import msgspec
 
 from gradience.base.weights import find_shards
 from gradience.io import PathLike
-from gradience.render.text import counted
+from gradience.render import counted
+from gradience.rules import excluded_rules
 from gradience.rules.config import RULES
 from gradience.rules.joins import Correlation, Symptom, correlate
 from gradience.rules.joins.run import JOINS
@@ -28,7 +29,6 @@ from gradience.rules.joins.symptoms import (
 )
 from gradience.rules.log import DETECTORS
 from gradience.rules.log.facts import DEFAULT_GAP
-from gradience.rules.select import excluded_rules
 from gradience.rules.weights.rules import WEIGHTS_RULES
 from gradience.schema.audit import AuditReport
 from gradience.schema.diagnose import (
@@ -45,12 +45,11 @@ from gradience.schema.diagnose import (
     Unjudged,
     Verdict,
 )
-from gradience.schema.findings import SEVERITIES, Finding, NotRun
+from gradience.schema.document import SEVERITIES, Finding, NotRun
 from gradience.schema.reports import CheckReport, MonitorReport, SourceLocation
 from gradience.verbs.check import check_config, source_locations as config_locations
 from gradience.verbs.diagnose.checkpoints import Choice, choose, disk_symptoms
-from gradience.verbs.diagnose.read import Read, read_sources
-from gradience.verbs.diagnose.sources import Sources, find_sources
+from gradience.verbs.diagnose.sources import Read, Sources, find_sources, read_sources
 from gradience.verbs.monitor.source import log_place
 
 IDS: Final[dict[Source, tuple[str, ...]]] = {

@@ -12,9 +12,9 @@ from typing import Any, Final, NamedTuple
 
 from gradience.adapters.open import WEIGHT_NAMES
 from gradience.errors import GradienceError
+from gradience.rules import Observation
 from gradience.rules.joins import Symptom
 from gradience.rules.joins.run import MID_RUN, TIED
-from gradience.rules.rule import Observation
 from gradience.schema.diagnose import BestCheckpoint, Checkpoint
 from gradience.schema.reports import MonitorReport
 from gradience.schema.scalars import as_float

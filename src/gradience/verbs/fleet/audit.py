@@ -16,12 +16,11 @@ from gradience.io import PathLike
 from gradience.schema.fleet import FLEET_AUDIT_SCHEMA_ID, FleetAuditReport
 from gradience.spectral import cores, use_threads
 from gradience.verbs import prepare_jax
+from gradience.verbs.fleet import Known, read_index, version_of_rules, write_index
 from gradience.verbs.fleet.engines import Done, Engine, run_local, run_ray
 from gradience.verbs.fleet.find import Found, find_adapters
-from gradience.verbs.fleet.index import Known, read_index, write_index
 from gradience.verbs.fleet.job import SAME, Job, audit_job, failed, is_failure
 from gradience.verbs.fleet.query import FLEET, opened
-from gradience.verbs.fleet.rows import version_of_rules
 from gradience.verbs.fleet.store import Store, Writer
 
 BATCH: Final = 128  # most adapters of a part

@@ -22,7 +22,7 @@ from gradience.errors import AdapterError
 from gradience.io.reading import read_small
 from gradience.io.safetensors import SafetensorsFile
 from gradience.schema.document import writable
-from gradience.verbs.fleet.index import Folders, Target
+from gradience.verbs.fleet import Folders, Target
 
 _MOST_HEADER: Final = 100_000_000  # bytes: the format's own limit
 

@@ -17,7 +17,7 @@ from gradience.io.kept import Buffer, Bytes
 from gradience.io.reading import open_regular
 from gradience.schema.document import writable
 from gradience.schema.fleet import AdapterRow, RunRow
-from gradience.verbs.fleet.rows import Result, rows_of
+from gradience.verbs.fleet import Result, rows_of
 
 _CHUNK: Final = 1 << 20
 _ENDING: Final = ".safetensors"
@@ -110,8 +110,8 @@ def _of_any_files(job: Job, place: Path) -> bytes:
 
 
 def _computed(job: Job, place: Path, hashes: tuple[str, str], files: AdapterFiles, adapter: Adapter) -> bytes:
-    from gradience.base.orientation import factors_of  # noqa: PLC0415  # numpy in workers only
-    from gradience.spectral.sketch import grams_and_sketch  # noqa: PLC0415  # numpy and JAX in workers only
+    from gradience.base.weights import factors_of  # noqa: PLC0415  # numpy in workers only
+    from gradience.spectral.grams import grams_and_sketch  # noqa: PLC0415  # numpy and JAX in workers only
     from gradience.verbs.audit import audit_opened  # noqa: PLC0415  # the same
     from gradience.verbs.audit.against_base import BaseOptions  # noqa: PLC0415  # the same
 

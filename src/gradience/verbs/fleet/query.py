@@ -25,7 +25,7 @@ from gradience.schema.fleet import (
     QueryReport,
 )
 from gradience.schema.scalars import Json
-from gradience.verbs.fleet.rows import arrow_schema
+from gradience.verbs.fleet import arrow_schema
 from gradience.verbs.fleet.store import INSTALL, Store, Tables
 
 if TYPE_CHECKING:

@@ -43,8 +43,8 @@ from gradience.schema.fleet import (
     Wasteful,
 )
 from gradience.spectral.grams import Floats
+from gradience.verbs.fleet import number_column
 from gradience.verbs.fleet.query import existing, opened
-from gradience.verbs.fleet.rows import number_column
 
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection

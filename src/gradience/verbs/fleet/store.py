@@ -18,7 +18,7 @@ import msgspec
 from gradience.errors import GradienceError, OutputError
 from gradience.io.atomic import atomic_file
 from gradience.io.reading import read_small
-from gradience.verbs.fleet.rows import Result, Row, arrow_schema
+from gradience.verbs.fleet import Result, Row, arrow_schema
 
 if TYPE_CHECKING:
     import pyarrow as pa

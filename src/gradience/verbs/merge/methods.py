@@ -121,9 +121,7 @@ def merged_module(row: Row, recipe: Recipe, dtype: np.dtype[Any]) -> tuple[NewFa
         plain = stacked(parts)
     with np.errstate(over="ignore", invalid="ignore"):
         grams = pair_grams(*plain)
-        energy = (
-            norm_beyond_the_sides(*plain, grams) if len(grams[0]) < len(plain[1]) else gram_norm(grams, lambda: plain)
-        )
+        energy = norm_beyond_the_sides(*plain, grams)
     _refuse_overflow(name, energy, parts)
     if recipe.method in DENSE:
         target = dense_target(name, row, parts, recipe)

@@ -13,11 +13,11 @@ import msgspec
 
 from gradience.errors import GradienceError, RecorderError
 from gradience.importers.sources import MAX_RUNS
+from gradience.rules import excluded_rules
 from gradience.rules.log import DETECTED
 from gradience.rules.log.facts import DEFAULT_GAP, Series, sorted_by_step
 from gradience.rules.log.statistics import median
 from gradience.rules.objective import objective_of
-from gradience.rules.select import excluded_rules
 from gradience.schema.compare import (
     COMPARE_SCHEMA_ID,
     AlignedRow,
@@ -26,7 +26,7 @@ from gradience.schema.compare import (
     ConfigDifference,
     UnreadRun,
 )
-from gradience.schema.findings import FindingRef
+from gradience.schema.document import FindingRef
 from gradience.schema.reports import MonitorReport
 from gradience.schema.scalars import Json, number_in, real
 from gradience.verbs.monitor import held_out_of, held_out_split, report_of

@@ -18,14 +18,13 @@ from gradience.importers import is_foreign, read_source
 from gradience.importers.files import is_folder, sha256_of
 from gradience.io import PathLike
 from gradience.io.reading import real_path
+from gradience.render import short_path
 from gradience.render.html import FileRead, Story
-from gradience.render.text import short_path
 from gradience.rules.log.facts import DEFAULT_GAP
 from gradience.schema.compare import BenchReport, CompareAdaptersReport
 from gradience.schema.diagnose import DiagnoseReport
 from gradience.verbs.diagnose import judge_sources
-from gradience.verbs.diagnose.read import Read, read_sources
-from gradience.verbs.diagnose.sources import Sources
+from gradience.verbs.diagnose.sources import Read, Sources, read_sources
 
 _ALL_VALUES: Final = 4096  # singular values kept per module: more than any adapter's rank
 

@@ -18,19 +18,18 @@ from gradience.errors import GradienceError, RecorderError
 from gradience.importers.sources import is_run
 from gradience.io import PathLike, cache_folder
 from gradience.rules.objective import objective_of
-from gradience.schema.document import writable
+from gradience.schema.document import by_severity, writable
 from gradience.schema.events import ConfigSnapshot, Eval
-from gradience.schema.findings import by_severity
 from gradience.schema.fleet import RUNS_SCHEMA_ID, EvalRow, RunFindingRow, RunRow, StepRow
 from gradience.schema.reports import MonitorReport
 from gradience.schema.scalars import Real, as_float, number_in
 from gradience.spectral import cores
 from gradience.telemetry.series import RunSeries
+from gradience.verbs.fleet import finding_columns, number_column, version_of_rules
 from gradience.verbs.fleet.audit import Plan, Tally, carry_out, known_rows, plan_of
 from gradience.verbs.fleet.engines import Done, run_local
 from gradience.verbs.fleet.find import leads_to_folder, stamp_of
 from gradience.verbs.fleet.job import Job, encoded
-from gradience.verbs.fleet.rows import finding_columns, number_column, version_of_rules
 from gradience.verbs.fleet.store import Store, Tables
 from gradience.verbs.monitor import held_out_of, report_of
 from gradience.verbs.monitor.source import is_log, open_source
