@@ -1,4 +1,4 @@
-"""Correlations on the files of a run: whether they are of one run and whole, what was not recorded, what is wasted."""
+"""Correlations on a run's files: whether they are complete and of one run, what was not recorded, what is wasted."""
 
 from __future__ import annotations
 
