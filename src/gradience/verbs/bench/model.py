@@ -1,7 +1,7 @@
-"""The built-in evaluation: loss, accuracy and exact match of a causal model or a classifier, and how outputs differ.
+"""The built-in evaluation of a causal model or a classifier: loss, accuracy, exact match, and how outputs differ.
 
-Every example is scored in one forward pass. Exact match is that of greedy decoding without decoding: the completion is
-reproduced if and only if each of its tokens is the most probable one after those before it.
+Every example is scored in one forward pass. Exact match under greedy decoding is found without decoding: the completion
+is reproduced if and only if each of its tokens is the most probable one after the tokens before it.
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ if TYPE_CHECKING:
 
 BuiltIn: TypeAlias = Literal["loss", "accuracy", "exact-match"]
 
-_OTHER: Final = "candidate"  # PEFT's name of the adapter beside the reference
+_OTHER: Final = "candidate"  # the name in PEFT of the adapter beside the reference
 _ALL: Final = 1 << 40  # inputs
 
 
 def default_metric(adapter: Path) -> BuiltIn:
-    """Accuracy for a classifier, by the adapter's config; else loss."""
+    """Return `accuracy` if the adapter's config says that the model is a classifier, else `loss`."""
     _, opened = open_adapter(adapter)
     return "accuracy" if opened.config.task_type in {"SEQ_CLS", "TOKEN_CLS"} else "loss"
 
 
 class ModelEvaluator:
-    """Scores adapters on one file of rows, beside a reference on the same model. The model is loaded when needed."""
+    """Scores adapters on one file of rows, and compares them with a reference. The model is loaded when needed."""
 
     def __init__(self, metric: BuiltIn, *, base: str, data: Path, longest: int, of: dict[str, Any]) -> None:
         self.name: str = metric
@@ -46,20 +46,20 @@ class ModelEvaluator:
         self._held: _Held | None = None
 
     def evaluate(self, adapter: Path, reference: Path | None) -> Evaluation:
-        """The scores of an adapter, and KL and flips from the reference.
+        """The scores of an adapter, and the KL divergence and flips from the reference, if there is one.
 
         Raises:
             GradienceError: the base does not fit, the data cannot be read or have no labels, or torch is missing.
         """
         first = adapter if reference is None else reference
         if self._held is None or self._held.reference != first:
-            self._held = None  # two models need not fit
+            self._held = None  # freed first, because two models may not fit in memory
             self._held = _Held(first, self._base, self._data, self._longest)
         rows = self._held.scored(None if reference is None else adapter)
         return self._evaluation(rows, compared=reference is not None)
 
     def _evaluation(self, rows: Sequence[Scored], *, compared: bool) -> Evaluation:
-        from gradience.models.outputs import divergence  # noqa: PLC0415  # torch, which is there by now
+        from gradience.models.outputs import divergence  # noqa: PLC0415  # imports torch, which is loaded by now
 
         known = sorted((row for row in rows if row.known), key=lambda row: row.place)
         if self._metric == "exact-match":
@@ -80,23 +80,23 @@ class ModelEvaluator:
 
 
 class _Held:
-    """A model with the reference on it, and the data as its tokens."""
+    """A loaded model with the reference adapter, and the data as tokens."""
 
     def __init__(self, reference: Path, base: str, data: Path, longest: int) -> None:
         self.reference = reference
         self._loaded = load_model(base, reference)
         read = read_inputs(data, self._loaded, most=_ALL, longest=longest)
-        found = read._replace(examples=list(dict.fromkeys(read.examples)))  # equal ones tell nothing twice
+        found = read._replace(examples=list(dict.fromkeys(read.examples)))  # a repeated example adds no information
         _refuse_unlabelled(data, found, self._loaded)
         self.notes = _notes(data, found)
-        from gradience.models.outputs import Reference, tokens_within  # noqa: PLC0415  # torch, which is there by now
+        from gradience.models.outputs import Reference, tokens_within  # noqa: PLC0415  # imports torch, loaded by now
 
         self._examples: list[Example] = found.examples
         self._parts: list[Batch] = batches(found.examples, tokens=tokens_within(self._loaded), pad=self._loaded.pad)
         self._outputs: Reference = Reference(self._loaded)
 
     def scored(self, adapter: Path | None) -> list[Scored]:
-        """The scores of an adapter beside the reference; None scores the reference itself."""
+        """The scores of an adapter, compared with the reference; None scores the reference itself."""
         from gradience.models.outputs import scored  # noqa: PLC0415  # as above
 
         if adapter is None:
@@ -118,11 +118,11 @@ class _Held:
 
 
 def _refuse_unlabelled(data: Path, found: Inputs, loaded: LoadedModel) -> None:
-    """Refuse data that cannot show an effect.
+    """Refuse data on which scores would say nothing.
 
     Raises:
-        ConfigError: there are no examples, a classifier's are without label, have one that it does not know, or all the
-            same.
+        ConfigError: there are no examples, or a classifier's examples have no label, an unknown one, or all the same.
+        GradienceError: the model is a token classifier.
     """
     if not found.examples:
         raise ConfigError(f"{data} has no example with a prediction to score", advice="give held-out examples")

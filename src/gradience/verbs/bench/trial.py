@@ -1,9 +1,9 @@
-"""The statistics of a trial: is what a candidate loses, example by example, within a tolerance?
+"""The statistics of a trial: test whether a candidate's mean harm, compared with the adapter, is within a tolerance.
 
 Differences are paired: each example is scored with the adapter and with the candidate. Their mean is bounded by the
-Bayesian bootstrap of the sample with one more example of the largest harm that there can be (Gaffke's bound; Phan,
-Thomas and Learned-Miller, ICML 2021, arXiv 2106.03163). For right and wrong answers alone that is the limit of Clopper
-and Pearson: 100 answers without a flip show at most 3 % harm, where an ordinary bootstrap would say 0.
+Bayesian bootstrap of the sample plus one example of the largest possible harm (Gaffke's bound; Phan, Thomas and
+Learned-Miller, ICML 2021, arXiv 2106.03163). For answers that are only right or wrong, this is the Clopper-Pearson
+limit: 100 answers without a flip show at most 3 % harm, where an ordinary bootstrap would say 0.
 """
 
 from __future__ import annotations
@@ -20,19 +20,19 @@ from gradience.spectral.grams import Floats
 CONFIDENCE: Final = 0.95
 DRAWS: Final = 4000
 POWER: Final = 0.8
-"""The chance to show it with as many examples as are asked for, if the harm is as it looks."""
+"""The statistical power that `needed` plans for: the chance that a candidate passes if its harm is as observed."""
 REACH: Final = 2.0
-"""Without a bound on the harm, the one more example is so many times as far from the mean as the worst one seen: a
-heuristic. At 1, lognormal harms (sigma 1.5, n = 200) passed falsely in 8 % of simulated trials, at 2 in 2 %."""
-_CELLS: Final = 4_000_000  # of random weights at a time
+"""If the harm has no known bound, the added example is this many times as far from the mean as the worst one seen. This
+is a heuristic: at 1, lognormal harms (sigma 1.5, n = 200) passed falsely in 8 % of simulated trials, at 2 in 2 %."""
+_CELLS: Final = 4_000_000  # random weights that are held at a time
 _MOST: Final = 1e9  # examples; a trial that needs more is not worth naming
 
 
 class Sample(NamedTuple):
-    """Excess harm of candidates over the tolerance: `excess` (n, m) by example and candidate, positive is worse.
+    """The excess harm over the tolerance, `excess` (n, m) by example and candidate. Positive is worse.
 
-    `weight` (n,) is what an example counts for, such as its tokens; `worst` and `best` (m,) the excess of the one more
-    example at either end; `margin` the tolerance.
+    `weight` (n,) is the weight of each example, such as its number of tokens. `worst` and `best` (m,) are the excess of
+    the added example for the upper and the lower bound. `margin` is the tolerance.
     """
 
     excess: Floats
@@ -43,14 +43,14 @@ class Sample(NamedTuple):
 
     @property
     def mean(self) -> Floats:
-        """The weighted means (m,)."""
+        """The weighted mean excess of each candidate (m,)."""
         return np.asarray(self.weight @ self.excess / self.weight.sum())
 
 
 class Bounds(NamedTuple):
-    """Of each candidate's mean: `upper` holds for all candidates at once with 95 %, and so does `lower`.
+    """Bounds (m,) of the candidates' means. All `upper` bounds hold at once with 95 %, and so do all `lower` bounds.
 
-    `level` is the one-sided level that each has by itself.
+    `level` is the one-sided level of each upper bound by itself.
     """
 
     lower: Floats
@@ -59,13 +59,13 @@ class Bounds(NamedTuple):
 
 
 def sample_of(harm: Floats, weight: Floats, margin: Floats, *, largest: float | None) -> Sample:
-    """The sample of harms (n, m), by example and candidate.
+    """Build the sample from harms (n, m), by example and candidate.
 
     Args:
         harm: how much worse the candidate is on the example, in the metric's unit.
-        weight: (n,), what an example counts for.
-        margin: (n,), the tolerance on each example; its weighted mean is the tolerance.
-        largest: the largest harm, and the largest gain, that an example can have; None: by what is seen (`REACH`).
+        weight: the weight of each example (n,).
+        margin: the tolerance on each example (n,); its weighted mean is the sample's tolerance.
+        largest: the largest possible harm and gain of an example; None extrapolates from the sample (`REACH`).
     """
     excess = harm - margin[:, None]
     total = weight.sum()
@@ -78,14 +78,14 @@ def sample_of(harm: Floats, weight: Floats, margin: Floats, *, largest: float | 
 
 
 def bounds(sample: Sample, *, seed: int = 0, confidence: float = CONFIDENCE, draws: int = DRAWS) -> Bounds:
-    """Simultaneous bounds of the means, by the ranks of joint draws."""
+    """Simultaneous bounds of the means, from the ranks of joint bootstrap draws."""
     upper, level = _joint(_drawn(sample, sample.worst, seed, draws), confidence)
     lower, _ = _joint(-_drawn(sample, sample.best, seed, draws), confidence)
     return Bounds(-lower, upper, level)
 
 
 def _drawn(sample: Sample, more: Floats, seed: int, draws: int) -> Floats:
-    """Means (draws, m) of the sample with one more example, under random weights of a flat Dirichlet distribution."""
+    """Means (draws, m) of the sample plus the example `more`, with weights from a flat Dirichlet distribution."""
     weight = np.append(sample.weight, sample.weight.mean())
     values = weight[:, None] * np.vstack([sample.excess, more])
     random = np.random.default_rng(seed)
@@ -99,15 +99,15 @@ def _weights(random: np.random.Generator, draws: int, n: int) -> Iterator[Floats
 
 
 def _joint(drawn: Floats, confidence: float) -> tuple[Floats, float]:
-    """The least rank that no column exceeds in `confidence` of the draws: the values there (m,), and its level."""
+    """The values (m,) at the least rank that no column exceeds in `confidence` of the draws, and the rank's level."""
     ranks = np.argsort(np.argsort(drawn, axis=0, kind="stable"), axis=0)
     place = int(np.sort(ranks.max(axis=1))[math.ceil(confidence * len(drawn)) - 1])
     return np.sort(drawn, axis=0)[place], (place + 1) / len(drawn)
 
 
 def student_bounds(sample: Sample, *, confidence: float = CONFIDENCE) -> Bounds:
-    """Bounds of the means of a few runs with different seeds, by Student's t and Bonferroni: too few to resample."""
-    from scipy.special import stdtrit  # noqa: PLC0415  # half a second that only an evaluator with seeds pays for
+    """Bounds of the means over runs with different seeds, by Student's t and Bonferroni: too few runs to resample."""
+    from scipy.special import stdtrit  # noqa: PLC0415  # takes half a second, and only evaluators with seeds need it
 
     n, m = sample.excess.shape
     level = 1.0 - (1.0 - confidence) / m
@@ -116,18 +116,18 @@ def student_bounds(sample: Sample, *, confidence: float = CONFIDENCE) -> Bounds:
 
 
 def needed(sample: Sample, column: int, level: float) -> int | None:
-    """The number of examples with which a candidate would hold with 80 % (`POWER`), if its harm is as it looks.
+    """The number of examples with which a candidate would pass with 80 % (`POWER`), if its harm is as observed.
 
-    A gain that it seems to have is not counted on. None: with what was seen, no number would do.
+    An observed gain beyond zero harm is not counted on. The result is None if no number of examples would do.
 
     Args:
         sample: the trial so far.
-        column: the candidate's.
-        level: the one-sided level of its bound.
+        column: the candidate's column.
+        level: the one-sided level of the candidate's bound.
     """
     e, share = sample.excess[:, column], sample.weight / sample.weight.mean()
     mean = float(np.mean(share * e))
-    off = share * (e - mean)  # what an example adds to the weighted mean
+    off = share * (e - mean)  # each example's contribution to the weighted mean, centred
     shape = _Shape(max(mean, -sample.margin), [float(np.mean(off**k)) for k in (2, 3, 4)], float(sample.worst[column]))
     z = NormalDist().inv_cdf(level)
     if shape.mean >= 0.0 or shape.bound(_MOST, z) > 0.0:
@@ -140,14 +140,14 @@ def needed(sample: Sample, column: int, level: float) -> int | None:
 
 
 class _Shape(NamedTuple):
-    """Mean and central moments (second to fourth) of an excess, and that of the one more example."""
+    """Mean and central moments (second to fourth) of an excess, and the excess of the added example."""
 
     mean: float
     moments: list[float]
     worst: float
 
     def bound(self, n: float, z: float) -> float:
-        """The upper bound that 80 % of trials of n examples stay under, by the quantile expansion of Cornish-Fisher."""
+        """The value that the upper bound of 80 % of trials with n examples stays under, by Cornish-Fisher expansion."""
         s2, s3, s4 = self.moments
         shift = NormalDist().inv_cdf(POWER) * math.sqrt(s2 / max(n, 1.0))
         mean = self.mean + shift
@@ -158,7 +158,7 @@ class _Shape(NamedTuple):
         v2 = (n * (s2 + d**2) + more**2) / total
         v3 = (n * (s3 + 3 * s2 * d + d**3) + more**3) / total
         v4 = (n * (s4 + 4 * s3 * d + 6 * s2 * d**2 + d**4) + more**4) / total
-        variance = v2 / (total + 1)  # moments of a mean under weights of a flat Dirichlet distribution
+        variance = v2 / (total + 1)  # moments of a mean under weights from a flat Dirichlet distribution
         if variance <= 0.0:
             return middle
         third = 2 * v3 / ((total + 1) * (total + 2))
