@@ -1,7 +1,7 @@
-"""A configuration to one mapping of plain values: a file's, or a live object's of PEFT or transformers.
+"""Turn a configuration file, or a live object of PEFT or transformers, into one mapping of plain values.
 
-A configuration file comes from anywhere. What is refused here, in one line with its cure: folders, pipes,
-large files, binary files, deep nesting, duplicate keys, and anything whose top level is not a mapping.
+A configuration file is untrusted input. Folders, pipes, large files, binary files, deep nesting, duplicate keys, and
+anything whose top level is not a mapping are refused with a one-line message and advice.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any, Protocol, runtime_checkable
 from gradience.configs.values import Malformed, plain
 from gradience.errors import ConfigError
 from gradience.io.reading import MAX_DEPTH, check_depth, open_regular
-from gradience.schema.scalars import Json
+from gradience.schema import Json
 
 MAX_JSON_BYTES = 5 * 1024 * 1024  # the largest config seen in the wild is under 50 kB
 MAX_YAML_BYTES = 256 * 1024  # PyYAML reads about 100 kB/s: keeps the worst case within seconds
@@ -26,10 +26,10 @@ _LFS = "version https://git-lfs"
 
 
 def read_mapping(path: Path, *, most: int = MAX_JSON_BYTES) -> dict[str, Json]:
-    """Return the mapping that a JSON, YAML or JSON-lines (first line) file of at most so many bytes holds.
+    """Return the mapping in a JSON or YAML file, or in the first line of a JSON-lines file, of at most `most` bytes.
 
     Raises:
-        ConfigError: it holds none.
+        ConfigError: the file cannot be read, is larger, or holds no mapping.
     """
     text = _read_text(path, most)
     try:
@@ -100,7 +100,7 @@ def _read_text(path: Path, most: int) -> str:
 
 
 def read_bytes(path: Path, most: int) -> bytes:
-    """The bytes of a regular file, at most so many; ConfigError if it is not one, or is larger."""
+    """The bytes of a regular file; ConfigError if the path is no regular file, or the file exceeds `most` bytes."""
     if os.path.isdir(path):  # noqa: PTH112  # Path.is_dir raises on a name that is too long
         message = f"{path}: a folder, where a file was expected"
         raise ConfigError(message, advice="name a file, or use --peft-dir and --training-dir for folders")
@@ -118,7 +118,7 @@ def read_bytes(path: Path, most: int) -> bytes:
 
 @runtime_checkable
 class HasToDict(Protocol):
-    """What PEFT's configs and transformers' TrainingArguments have in common."""
+    """The method that PEFT's configs and transformers' TrainingArguments have in common."""
 
     def to_dict(self) -> dict[str, Any]:
         """Return the settings by name."""
@@ -126,7 +126,9 @@ class HasToDict(Protocol):
 
 
 def plain_mapping(config: HasToDict) -> dict[str, Json]:
-    """Return the object's settings as JSON values: sets sorted, enums by value, anything else by its type's name.
+    """Return the object's settings as JSON values.
+
+    Sets become sorted lists, enums their values, paths text, and any other object the name of its type.
 
     Raises:
         ConfigError: `to_dict` returns something other than a mapping.

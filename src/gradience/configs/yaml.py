@@ -1,7 +1,8 @@
-"""YAML as plain JSON values, and the line on which a key stands.
+"""Parse YAML into plain JSON values; errors name the line.
 
-The document is composed to nodes and converted here: aliases are counted as written out (a billion laughs stops at
-50 000 values), duplicate keys and unknown tags are refused, and only the YAML 1.1 scalars that JSON has are converted.
+PyYAML composes the document to nodes, and this module converts them. Aliases count as often as they are written out,
+so a "billion laughs" file stops at 50 000 values. Duplicate keys and unknown tags are refused. Only the YAML 1.1
+scalars that JSON has are converted.
 """
 
 from __future__ import annotations
@@ -11,9 +12,9 @@ from yaml.error import MarkedYAMLError, YAMLError
 
 from gradience.configs.values import MAX_DIGITS, Malformed
 from gradience.io.reading import MAX_DEPTH, check_depth
-from gradience.schema.scalars import Json
+from gradience.schema import Json
 
-MAX_VALUES = 50_000  # values after aliases are written out: what stops a billion laughs
+MAX_VALUES = 50_000  # values after aliases are written out, which bounds a "billion laughs" file
 
 _PREFIX = "tag:yaml.org,2002:"
 _AS_TEXT = {"str", "timestamp", "value"}
@@ -22,12 +23,12 @@ _CONVERTED = {"int", "float", "bool", "null"}
 
 
 def parse_yaml(text: str) -> Json:
-    """Return the plain value of one YAML document; raise Malformed with the line where it is not one."""
+    """Return the plain value of one YAML document; raise Malformed, with the line, if the text is not one."""
     check_depth(text)
     try:
         loader = SafeLoader(text)
         node = loader.get_single_node()
-    except MarkedYAMLError as error:  # never its text: that quotes the file, secrets and all
+    except MarkedYAMLError as error:  # its full text is not used, because it quotes the file and any secrets in it
         place = f" (line {error.problem_mark.line + 1})" if error.problem_mark else ""
         raise Malformed(f"not YAML: {error.problem}{place}") from None
     except YAMLError:
@@ -36,7 +37,7 @@ def parse_yaml(text: str) -> Json:
 
 
 class _Plain:
-    """Converts nodes, counting each value as often as it is written out."""
+    """Converts nodes to plain values, and counts each value as often as it is written out."""
 
     def __init__(self, loader: SafeLoader) -> None:
         self._loader = loader
@@ -91,7 +92,7 @@ class _Plain:
         try:
             return self._loader.construct_object(node)
         except (ValueError, OverflowError, KeyError):
-            return node.value  # for example `!!int x`: the field that reads it reports what it expected
+            return node.value  # for example `!!int x`: the setting's reader will report the kind that it expects
 
 
 def _at(node: Node, text: str) -> str:
