@@ -469,3 +469,25 @@ def test_what_is_said_of_evaluation_rows_in_the_training_set(changed: Any, says:
 )
 def test_a_finding_has_these_values(rule: str, changed: Any, values: Any) -> None:
     assert found(data(**changed))[rule].values == values
+
+
+COLUMNS = "give prompt and completion as columns: SFTTrainer masks no prompt in rows of text or messages"
+USUAL = "correct the labels, or the generation block, so that it covers answers only"
+
+
+@pytest.mark.parametrize(
+    ("rule", "changed", "action"),
+    [
+        *(
+            ("DAT304", {"format": kind, "seen": {"all_supervised": 1000}}, action)
+            for kind, action in [("text", COLUMNS), ("messages", COLUMNS), ("sharegpt", COLUMNS), ("tokenised", USUAL)]
+        ),
+        (
+            "DAT307",
+            {"seen": {"end_supervised": 1}, "turn_end": "<|eot|>"},
+            "set eos_token to <|eot|>, or add it to eos_token_id of generation_config.json",
+        ),
+    ],
+)
+def test_what_is_to_be_done_depends_on_the_rows(rule: str, changed: Any, action: str) -> None:
+    assert found(data(**changed))[rule].action == action
