@@ -346,6 +346,14 @@ TWO: dict[str, Any] = {**LABELLED, "labels": {"7": 18, "0": 2}, "labels_total": 
         ),
         ("DAT308", {"pad_is_end": True}, ""),  # rows that a trainer masks itself
         ("DAT308", {**TOKENISED, "seen": {"end_masked": 499}}, ""),
+        (
+            "DAT308",
+            {**TOKENISED, "has_labels": False, "seen": {"end_masked": 1000}},
+            (
+                "warning: pad and end token are one, and the rows have no labels: a collator that masks padding masks "
+                "the end"
+            ),
+        ),
         # what the limit cuts
         (
             "DAT305",
