@@ -384,6 +384,11 @@ TWO: dict[str, Any] = {**LABELLED, "labels": {"7": 18, "0": 2}, "labels_total": 
             "info: 75% of a batch of 8 is padding; packing makes 9 full sequences of 40",
         ),
         ("DAT320", {"batching": {"batch_size": 8, "padding_share": 0.5}}, "info: 50% of a batch of 8 is padding"),
+        (
+            "DAT320",
+            {"batching": {"batch_size": 8, "padding_share": 0.5, "packed_sequences": 0}},
+            "info: 50% of a batch of 8 is padding",
+        ),
         ("DAT320", {"batching": {"batch_size": 8}}, "? no batch could be counted"),
         ("DAT303", {"trainer": "reward"}, "? reward: the loss is computed on one output per sequence, not on tokens"),
         ("DAT301", {"rows_read": 0}, "? no row could be tokenised"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
+import msgspec
 import pytest
 from log_runs import FALL, NAN, _skipped as skipped, evaluation, run, said, with_history
 
@@ -14,6 +15,7 @@ from gradience.rules.log.gradient import _grown
 from gradience.rules.log.numbers import _fallen, _stood_still
 from gradience.rules.log.recorded import _rank, error_bound, no_weights
 from gradience.rules.log.story import _held_out
+from gradience.schema.reports import BadLine
 from gradience.telemetry.series import LogRecord
 
 # --- gradients and numbers ---------------------------------------------------------------------------------------
@@ -316,3 +318,29 @@ def test_batches_unlike_those_announced_are_said_with_both_numbers():
 def test_an_update_is_too_large_by_the_verdict_of_a_logged_audit_or_by_its_size(audit, severity):
     found = said("SIZ215", run(FALL, audit=audit))
     assert (found and found.severity) == severity
+
+
+@pytest.mark.parametrize(
+    ("torn", "total", "severity", "message"),
+    [
+        ([True], 1, "info", "The last line is torn: the writer was cut off in the middle of it."),
+        ([False], 1, "warning", "1 lines are no events (first: line 3: r0)."),
+        ([True, False], 2, "warning", "2 lines are no events (first: line 3: r0)."),
+        ([False, True], 200, "warning", "200 lines are no events (first: line 3: r0)."),
+    ],
+)
+def test_one_torn_line_is_no_fault_and_one_among_others_is(torn, total, severity, message):
+    issues = [BadLine(line=3 + n, offset=9, reason=f"r{n}", torn=each) for n, each in enumerate(torn)]
+    found = said("TRN115", run(FALL, issues=issues, issues_total=total))
+    assert (found.severity, found.message, found.values) == (severity, message, {"lines": total})
+    assert found.evidence[0].says == "line 3, byte 9: r0"
+
+
+@pytest.mark.parametrize(
+    ("sessions", "again"), [("aa", 1), ("aaa", 2), ("ab", None), ("abab", 2), ([None, None], 1)]
+)  # fmt: skip
+def test_evaluations_of_one_step_are_double_within_a_session(sessions, again):
+    events = [msgspec.structs.replace(evaluation(5, 1.0), session=session) for session in sessions]
+    found = said("DUP117", with_history(*events, evaluation(6, 1.0, "other"), evaluation(6, 1.0)))
+    assert (found and found.values["evaluations"]) == again
+    assert found is None or found.severity == "info"

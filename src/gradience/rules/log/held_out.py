@@ -79,9 +79,9 @@ def _onset(curve: HeldOutCurve) -> _Onset | None:
     losses = curve.losses
     best = min(range(len(losses)), key=losses.__getitem__)
     lowest = losses[best]
-    last = losses[max(best + 1, len(losses) - int(OVERFIT_EVALS.value)) :]
+    last = min(losses[-int(OVERFIT_EVALS.value) :])  # the lowest itself, where that is among them
     noise = curve.noise / lowest
-    if len(last) < OVERFIT_EVALS.value or min(last) / lowest - 1.0 <= max(OVERFIT_RISE.value, EVAL_NOISE.value * noise):
+    if last / lowest - 1.0 <= max(OVERFIT_RISE.value, EVAL_NOISE.value * noise):
         return None
     return _Onset(curve, best, losses[-1] / lowest - 1.0, noise)
 
