@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import msgspec
 import pytest
-from log_runs import FALL, NAN, _skipped as skipped, evaluation, run, said, with_history
+from log_runs import FALL, NAN, _skipped as skipped, evaluation, line, run, said, with_history
 
 from gradience.rules.log import detect
 from gradience.rules.log.facts import HeldOutCurve
@@ -344,3 +344,24 @@ def test_evaluations_of_one_step_are_double_within_a_session(sessions, again):
     found = said("DUP117", with_history(*events, evaluation(6, 1.0, "other"), evaluation(6, 1.0)))
     assert (found and found.values["evaluations"]) == again
     assert found is None or found.severity == "info"
+
+
+@pytest.mark.parametrize(
+    ("status", "rates", "says"),
+    [
+        ("ok", line(20, 1e-6, 4.9e-5), "The learning rate never came near its configured 0.0001: 4.9e-05 at most."),
+        ("ok", line(20, 1e-6, 5e-5), None),
+        ("no_run_end", line(20, 1e-6, 4.9e-5), None),  # perhaps still warming up
+        (
+            "no_run_end",
+            [*line(20, 1e-6, 4.9e-5), 4.8e-5],
+            "The learning rate never came near its configured 0.0001: 4.9e-05 at most.",
+        ),
+    ],
+)
+def test_a_rate_that_still_rises_may_reach_its_peak_yet(status, rates, says):
+    found = said(
+        "LRS109", replace(run([2.0 - 0.01 * n for n in range(len(rates))], rates=rates, lr=1e-4), status=status)
+    )
+    assert (found and found.message) == says
+    assert found is None or (found.confidence, found.values) == (0.8, {"peak": 4.9e-5, "configured": 1e-4})

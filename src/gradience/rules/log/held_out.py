@@ -258,7 +258,7 @@ def _chance_loss(point: EvalPoint, classes: int) -> Observation | None:
 def _of_unknown_classes(point: EvalPoint, accuracy: float) -> Observation | None:
     """Report chance level if loss and accuracy both fit equal odds among the same number of classes."""
     loss, n = as_float(point.metrics.loss if point.metrics.loss is not None else math.nan), point.metrics.n
-    classes = next(_fitting(loss, accuracy, n), None)
+    classes = min(_fitting(loss, accuracy, n), key=lambda k: abs(loss - math.log(k)), default=None)
     if classes is None:
         raise Unknown("the number of classes is unknown (num_labels in the run's config); loss and accuracy fit none")
     return Observation(
